@@ -1,6 +1,7 @@
 //! Portcullis: a TLS-terminating connection proxy for Redis and PostgreSQL that enforces trusted sources.
 
 pub mod addr;
+pub mod config;
 pub mod outcome;
 pub mod policy;
 pub mod protocol;

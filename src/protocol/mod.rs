@@ -21,12 +21,6 @@ pub enum Protocol {
     Tcp,
 }
 
-impl Protocol {
-    /// Every protocol, by its name in the configuration.
-    pub const NAMES: [(&'static str, Self); 3] =
-        [("redis", Self::Redis), ("postgres", Self::Postgres), ("tcp", Self::Tcp)];
-}
-
 impl fmt::Display for Protocol {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -35,6 +29,15 @@ impl fmt::Display for Protocol {
             Self::Tcp => "tcp",
         })
     }
+}
+
+/// The lowest TLS version a listener takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MinTlsVersion {
+    /// TLS 1.2 and 1.3.
+    Tls12,
+    /// TLS 1.3 only.
+    Tls13,
 }
 
 /// The first byte of every TLS connection: a record of type handshake (RFC 8446 §5.1).

@@ -15,10 +15,8 @@ mod trust;
 pub use certificate::{Certificate, CertificateError};
 pub use failure::handshake_failure;
 pub use pem::{PemError, certificates, private_key};
-pub use server::{
-    BuildError, MIN_VERSIONS, MinVersion, ServerCertificate, ServerTls, cipher_name, version_name,
-};
-pub use trust::{CLIENT_AUTHS, ClientAuth, ClientTrust, Identity};
+pub use server::{BuildError, ServerCertificate, ServerTls, cipher_name, version_name};
+pub use trust::{ClientTrust, Identity};
 
 use std::sync::Arc;
 

@@ -13,6 +13,7 @@ use super::certificate::{Certificate, CertificateError};
 use super::chooser::{Choice, Chooser};
 use super::provider;
 use super::trust::ClientTrust;
+use crate::protocol::MinTlsVersion;
 
 /// Everything a listener needs to speak TLS. Immutable; a change of any part makes a new one, with fresh session tickets,
 /// so that no ticket outlives the terms it was issued under.
@@ -24,24 +25,10 @@ pub struct ServerTls {
     trust: ClientTrust,
 }
 
-/// The lowest TLS version a listener takes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum MinVersion {
-    /// TLS 1.2 and 1.3.
-    Tls12,
-    /// TLS 1.3 only.
-    Tls13,
-}
-
-/// The lowest versions, by their names in the configuration.
-pub const MIN_VERSIONS: [(&str, MinVersion); 2] = [("1.2", MinVersion::Tls12), ("1.3", MinVersion::Tls13)];
-
-impl MinVersion {
-    fn versions(self) -> &'static [&'static SupportedProtocolVersion] {
-        match self {
-            Self::Tls12 => ALL_VERSIONS,
-            Self::Tls13 => TLS13_ONLY,
-        }
+fn versions(min_version: MinTlsVersion) -> &'static [&'static SupportedProtocolVersion] {
+    match min_version {
+        MinTlsVersion::Tls12 => ALL_VERSIONS,
+        MinTlsVersion::Tls13 => TLS13_ONLY,
     }
 }
 
@@ -93,7 +80,7 @@ impl ServerTls {
     pub fn new(
         certificates: &[ServerCertificate],
         trust: ClientTrust,
-        min_version: MinVersion,
+        min_version: MinTlsVersion,
         alpn: &[&[u8]],
     ) -> Result<Self, BuildError> {
         if certificates.is_empty() {
@@ -108,7 +95,7 @@ impl ServerTls {
             .collect();
         let chooser = Arc::new(Chooser::new(choices));
         let mut config = ServerConfig::builder_with_provider(provider())
-            .with_protocol_versions(min_version.versions())
+            .with_protocol_versions(versions(min_version))
             .map_err(|error| BuildError::Rustls(error.to_string()))?
             .with_client_cert_verifier(trust.verifier())
             .with_cert_resolver(Arc::clone(&chooser) as Arc<_>);

@@ -17,21 +17,7 @@ use super::failure::certificate_reason;
 use super::provider;
 use super::server::BuildError;
 use crate::outcome::{Ending, Reason};
-
-/// Whether clients must show a certificate.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ClientAuth {
-    /// They are not asked for one.
-    None,
-    /// They may show one; one that is not trusted is refused all the same.
-    Optional,
-    /// They must show one.
-    Required,
-}
-
-/// The ways to authenticate clients, by their names in the configuration.
-pub const CLIENT_AUTHS: [(&str, ClientAuth); 3] =
-    [("none", ClientAuth::None), ("optional", ClientAuth::Optional), ("required", ClientAuth::Required)];
+use crate::policy::ClientAuth;
 
 /// Which client certificates a listener accepts.
 #[derive(Clone, Debug)]
