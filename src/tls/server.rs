@@ -66,6 +66,11 @@ impl ServerCertificate {
         Ok(Self { key: Arc::new(certified), leaf })
     }
 
+    /// The certificates, leaf first.
+    pub fn chain(&self) -> &[CertificateDer<'static>] {
+        &self.key.cert
+    }
+
     /// The facts of the leaf.
     pub fn leaf(&self) -> &Certificate {
         &self.leaf
