@@ -3,6 +3,7 @@
 pub mod addr;
 pub mod audit;
 pub mod config;
+pub mod connection;
 pub mod outcome;
 pub mod policy;
 pub mod protocol;

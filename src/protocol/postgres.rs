@@ -64,6 +64,16 @@ impl Packet {
     }
 }
 
+/// The header of a CancelRequest with a body of `body` bytes.
+pub fn cancel_header(body: usize) -> [u8; HEADER_LENGTH] {
+    let length = u32::try_from(HEADER_LENGTH + body).unwrap_or(u32::MAX);
+    let mut header = [0; HEADER_LENGTH];
+    let (front, back) = header.split_at_mut(4);
+    front.copy_from_slice(&length.to_be_bytes());
+    back.copy_from_slice(&CANCEL_REQUEST.to_be_bytes());
+    header
+}
+
 /// A packet no PostgreSQL client sends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Malformed {
