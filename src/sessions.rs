@@ -129,13 +129,11 @@ mod tests {
         assert_eq!(first.shown_out().await, Reason::Shutdown);
         assert_eq!(second.shown_out().await, Reason::Shutdown);
 
-        let waiting = tokio::task::spawn({
-            let register = Arc::clone(&register);
-            async move { register.emptied().await }
-        });
-        drop(first);
-        assert_eq!(register.count(), 1);
-        drop(second);
-        waiting.await.unwrap();
+        let leave = async {
+            drop(first);
+            assert_eq!(register.count(), 1);
+            drop(second);
+        };
+        tokio::join!(register.emptied(), leave);
     }
 }

@@ -14,9 +14,9 @@ use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::{Layer as _, Registry, reload};
 
-use super::event::timestamp;
 use super::sink::Sink;
 use super::{Audit, LineFormat};
+use crate::timestamp;
 
 /// Changes the filter of a running log.
 #[derive(Clone, Debug)]
@@ -39,7 +39,10 @@ impl LogHandle {
 ///
 /// # Errors
 /// When `level` is no tracing filter.
-pub fn subscriber(audit: &Audit, level: &str) -> Result<(impl Subscriber + Send + Sync, LogHandle), ParseError> {
+pub fn subscriber(
+    audit: &Audit,
+    level: &str,
+) -> Result<(impl Subscriber + Send + Sync, LogHandle), ParseError> {
     let (filter, handle) = reload::Layer::new(EnvFilter::try_new(level)?);
     let lines = tracing_subscriber::fmt::layer()
         .event_format(Lines(audit.format))
@@ -55,22 +58,37 @@ where
     S: Subscriber + for<'a> LookupSpan<'a>,
     N: for<'a> FormatFields<'a> + 'static,
 {
-    fn format_event(&self, _: &FmtContext<'_, S, N>, mut out: Writer<'_>, event: &Event<'_>) -> fmt::Result {
+    fn format_event(
+        &self,
+        _: &FmtContext<'_, S, N>,
+        mut out: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
         let metadata = event.metadata();
-        let now = timestamp(OffsetDateTime::now_utc());
+        let now = timestamp::milliseconds(OffsetDateTime::now_utc());
         let mut fields = Fields::default();
         event.record(&mut fields);
         match self.0 {
             LineFormat::Json => {
                 write!(out, "{{\"ts\":\"{now}\",\"level\":\"{}\",", metadata.level())?;
-                write!(out, "\"target\":{},\"message\":{}", Value::from(metadata.target()), Value::from(fields.message))?;
+                write!(
+                    out,
+                    "\"target\":{},\"message\":{}",
+                    Value::from(metadata.target()),
+                    Value::from(fields.message)
+                )?;
                 for (key, value) in &fields.others {
                     write!(out, ",\"{key}\":{}", Value::from(value.as_str()))?;
                 }
                 writeln!(out, "}}")
             }
             LineFormat::Text => {
-                write!(out, "{now} {:>5} {}", metadata.level().as_str(), printable(&fields.message))?;
+                write!(
+                    out,
+                    "{now} {:>5} {}",
+                    metadata.level().as_str(),
+                    printable(&fields.message)
+                )?;
                 for (key, value) in &fields.others {
                     write!(out, " {key}={}", Value::from(value.as_str()))?;
                 }

@@ -3,9 +3,9 @@
 use std::fs::File;
 use std::io::{self, Write as _};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, TrySendError, channel, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use super::event::Event;
@@ -34,7 +34,7 @@ pub struct Destination(Output);
 enum Output {
     File { path: PathBuf, file: File },
     Nowhere,
-    StandardOutput,
+    Stdout,
 }
 
 enum Message {
@@ -53,14 +53,14 @@ impl Destination {
     }
 
     pub(super) fn standard_output() -> Self {
-        Self(Output::StandardOutput)
+        Self(Output::Stdout)
     }
 
     fn write(&mut self, line: &[u8]) -> io::Result<()> {
         match &mut self.0 {
             Output::File { file, .. } => file.write_all(line),
             Output::Nowhere => Ok(()),
-            Output::StandardOutput => {
+            Output::Stdout => {
                 let mut out = io::stdout().lock();
                 out.write_all(line)?;
                 out.flush()
@@ -72,7 +72,7 @@ impl Destination {
         match &self.0 {
             Output::File { path, .. } => path.display().to_string(),
             Output::Nowhere => String::new(),
-            Output::StandardOutput => "standard output".to_owned(),
+            Output::Stdout => "standard output".to_owned(),
         }
     }
 }
@@ -128,7 +128,10 @@ fn write_lines(messages: &Receiver<Message>, mut destination: Destination, share
             Message::Line(line) => {
                 let result = write_line(&mut destination, &line, shared);
                 if let (Err(error), false) = (&result, failing) {
-                    complain(format_args!("{} cannot be written: {error}; lines are dropped", destination.name()));
+                    complain(format_args!(
+                        "{} cannot be written: {error}; lines are dropped",
+                        destination.name()
+                    ));
                 }
                 failing = result.is_err();
             }
@@ -139,7 +142,8 @@ fn write_lines(messages: &Receiver<Message>, mut destination: Destination, share
 /// Writes a line, and before it how many are missing.
 fn write_line(destination: &mut Destination, line: &[u8], shared: &Shared) -> io::Result<()> {
     let missing = shared.dropped.swap(0, Ordering::Relaxed);
-    let before = if missing > 0 { destination.write(lost_lines(missing).as_bytes()) } else { Ok(()) };
+    let before =
+        if missing > 0 { destination.write(lost_lines(missing).as_bytes()) } else { Ok(()) };
     let result = match before {
         Ok(()) => destination.write(line),
         Err(error) => {

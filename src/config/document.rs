@@ -62,7 +62,13 @@ impl<'a> Document<'a> {
     }
 
     pub(super) fn root(&'a self, table: &'a DeTable<'a>) -> Section<'a> {
-        Section { document: self, path: String::new(), span: 0..0, table, known: RefCell::default() }
+        Section {
+            document: self,
+            path: String::new(),
+            span: 0..0,
+            table,
+            known: RefCell::default(),
+        }
     }
 
     pub(super) fn into_problems(self) -> Vec<Problem> {
@@ -89,20 +95,29 @@ impl<'a> Section<'a> {
         self.known.borrow_mut().push(key);
         let (name, value) = self.table.get_key_value(key)?;
         debug_assert_eq!(name.get_ref(), key);
-        Some(Node { document: self.document, key: self.path_of(key), span: value.span(), value: value.get_ref() })
+        Some(Node {
+            document: self.document,
+            key: self.path_of(key),
+            span: value.span(),
+            value: value.get_ref(),
+        })
     }
 
     /// The value of `key`, which must be set.
     pub(super) fn require(&self, key: &'static str, expected: &str) -> Option<Node<'a>> {
         let found = self.get(key);
         if found.is_none() {
-            self.document.note(self.span.clone(), self.path_of(key), format!("is missing; expected {expected}"));
+            self.document.note(
+                self.span.clone(),
+                self.path_of(key),
+                format!("is missing; expected {expected}"),
+            );
         }
         found
     }
 
     /// The table `key`; nothing where it is not set.
-    pub(super) fn section(&self, key: &'static str) -> Option<Section<'a>> {
+    pub(super) fn section(&self, key: &'static str) -> Option<Self> {
         self.get(key)?.section("a table")
     }
 
@@ -168,7 +183,7 @@ impl<'a> Node<'a> {
     }
 
     /// The elements of an array.
-    pub(super) fn list(&self, expected: &str) -> Option<Vec<Node<'a>>> {
+    pub(super) fn list(&self, expected: &str) -> Option<Vec<Self>> {
         let array = self.typed(self.value.as_array(), expected)?;
         let node = |(index, value): (usize, &'a toml::Spanned<DeValue<'a>>)| Node {
             document: self.document,
@@ -180,7 +195,7 @@ impl<'a> Node<'a> {
     }
 
     /// The elements of an array, or the one value that stands in its place.
-    pub(super) fn one_or_list(&self) -> Vec<Node<'a>> {
+    pub(super) fn one_or_list(&self) -> Vec<Self> {
         match self.value {
             DeValue::Array(_) => self.list("").unwrap_or_default(),
             DeValue::String(_)
@@ -224,7 +239,8 @@ impl<'a> Node<'a> {
 
     /// The value as it is written, short enough for one line.
     pub(super) fn found(&self) -> String {
-        let written = self.document.text.get(self.span.clone()).unwrap_or("").lines().next().unwrap_or("");
+        let written =
+            self.document.text.get(self.span.clone()).unwrap_or("").lines().next().unwrap_or("");
         let mut short: String = written.chars().take(MAX_SHOWN).collect();
         if short.len() < written.len() {
             short.push('…');
@@ -249,7 +265,8 @@ const MAX_SHOWN: usize = 80;
 
 fn suggestion(name: &str, known: &[&'static str]) -> String {
     let similar = |other: &&&str| strsim::damerau_levenshtein(name, other) <= 1 + name.len() / 4;
-    match known.iter().filter(similar).min_by_key(|other| strsim::damerau_levenshtein(name, other)) {
+    match known.iter().filter(similar).min_by_key(|other| strsim::damerau_levenshtein(name, other))
+    {
         Some(meant) => format!("did you mean \"{meant}\"?"),
         None => format!("expected {}", one_of(known.iter().map(|key| (*key).to_owned()))),
     }

@@ -79,13 +79,18 @@ impl Flow {
                     ready!(Pin::new(&mut *writer).poll_shutdown(cx)).map_err(Broken::Writing)?;
                     self.stage = Stage::Done;
                 }
-                Stage::Open => ready!(with_scratch(|scratch| self.poll_through(scratch, reader, writer, count, cx)))?,
+                Stage::Open => ready!(self.poll_through(reader, writer, count, cx))?,
             }
         }
     }
 
     /// Sends what is held.
-    fn poll_held<W>(&mut self, writer: &mut W, count: &mut u64, cx: &mut Context<'_>) -> Poll<io::Result<()>>
+    fn poll_held<W>(
+        &mut self,
+        writer: &mut W,
+        count: &mut u64,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<()>>
     where
         W: AsyncWrite + Unpin,
     {
@@ -103,7 +108,6 @@ impl Flow {
     /// Reads once and writes what came.
     fn poll_through<R, W>(
         &mut self,
-        scratch: &mut [u8],
         reader: &mut R,
         writer: &mut W,
         count: &mut u64,
@@ -113,46 +117,64 @@ impl Flow {
         R: AsyncRead + Unpin,
         W: AsyncWrite + Unpin,
     {
-        let mut buffer = ReadBuf::new(scratch);
-        match Pin::new(reader).poll_read(cx, &mut buffer) {
-            Poll::Pending => {
-                // Nothing more to add, so what the writer has gathered may go; if it cannot, it wakes us itself.
-                return match Pin::new(writer).poll_flush(cx) {
+        with_scratch(|scratch| {
+            let mut buffer = ReadBuf::new(scratch);
+            match Pin::new(reader).poll_read(cx, &mut buffer) {
+                Poll::Ready(Ok(())) => {
+                    self.pass_on(buffer.filled(), writer, count, cx).map_err(Broken::Writing).into()
+                }
+                Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                    // TCP ended without close_notify. What came before is whole, record by record.
+                    self.stage = Stage::Ended;
+                    Poll::Ready(Ok(()))
+                }
+                Poll::Ready(Err(error)) => Poll::Ready(Err(Broken::Reading(error))),
+                // Nothing to add, so what the writer has gathered may go; if it cannot yet, it wakes us itself.
+                Poll::Pending => match Pin::new(writer).poll_flush(cx) {
                     Poll::Ready(Err(error)) => Poll::Ready(Err(Broken::Writing(error))),
                     Poll::Ready(Ok(())) | Poll::Pending => Poll::Pending,
-                };
+                },
             }
-            Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {
-                // TCP ended without close_notify. What came before is whole, record by record.
-                self.stage = Stage::Ended;
-                return Poll::Ready(Ok(()));
-            }
-            Poll::Ready(Err(error)) => return Poll::Ready(Err(Broken::Reading(error))),
-            Poll::Ready(Ok(())) => {}
-        }
-        let mut rest = buffer.filled();
-        if rest.is_empty() {
+        })
+    }
+
+    /// Writes what was read, and holds what the writer does not take. No bytes are the reader's end.
+    fn pass_on<W>(
+        &mut self,
+        mut bytes: &[u8],
+        writer: &mut W,
+        count: &mut u64,
+        cx: &mut Context<'_>,
+    ) -> io::Result<()>
+    where
+        W: AsyncWrite + Unpin,
+    {
+        if bytes.is_empty() {
             self.stage = Stage::Ended;
         }
-        while !rest.is_empty() {
-            match poll_write(writer, rest, cx) {
-                Poll::Ready(Ok(taken)) => {
+        while !bytes.is_empty() {
+            match poll_write(writer, bytes, cx) {
+                Poll::Ready(taken) => {
+                    let taken = taken?;
                     *count += taken as u64;
-                    rest = rest.get(taken..).unwrap_or_default();
+                    bytes = bytes.get(taken..).unwrap_or_default();
                 }
-                Poll::Ready(Err(error)) => return Poll::Ready(Err(Broken::Writing(error))),
                 Poll::Pending => {
-                    self.held = rest.to_vec();
+                    self.held = bytes.to_vec();
                     break;
                 }
             }
         }
-        Poll::Ready(Ok(()))
+        Ok(())
     }
 }
 
 /// Writes at least one byte.
-fn poll_write<W: AsyncWrite + Unpin>(writer: &mut W, bytes: &[u8], cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+fn poll_write<W: AsyncWrite + Unpin>(
+    writer: &mut W,
+    bytes: &[u8],
+    cx: &mut Context<'_>,
+) -> Poll<io::Result<usize>> {
     match ready!(Pin::new(writer).poll_write(cx, bytes))? {
         0 => Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
         taken => Poll::Ready(Ok(taken)),

@@ -58,10 +58,16 @@ async fn negotiate(mut stream: TcpStream, terms: &Terms) -> Result<Greeting, Lea
                     return Ok(Greeting::Tls(Greeted { stream, needs_alpn: true }));
                 }
             }
-            Ok(Packet::GssEncryption) => return Err(violation("GSSENCRequest was sent twice").into()),
+            Ok(Packet::GssEncryption) => {
+                return Err(violation("GSSENCRequest was sent twice").into());
+            }
             Ok(Packet::Cancel { body }) => return cancel(stream, body, terms).await,
             Ok(Packet::Startup { .. }) => {
-                return Err(Leave::plain(Reason::PlaintextRefused, stream, postgres::speaks_tls_only()));
+                return Err(Leave::plain(
+                    Reason::PlaintextRefused,
+                    stream,
+                    postgres::speaks_tls_only(),
+                ));
             }
             Err(ending) => return Err(ending.into()),
         }
@@ -99,7 +105,12 @@ async fn answer(stream: &mut TcpStream, byte: u8) -> Result<(), Leave> {
     match SockRef::from(&*stream).peek(&mut early) {
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
         Ok(0) => return Err(Ending::from(Reason::ClientClosed).into()),
-        Ok(_) => return Err(violation("bytes were sent behind the request for encryption, before its answer").into()),
+        Ok(_) => {
+            return Err(violation(
+                "bytes were sent behind the request for encryption, before its answer",
+            )
+            .into());
+        }
         Err(error) => return Err(lost(error).into()),
     }
     stream.write_all(&[byte]).await.map_err(|error| lost(error).into())

@@ -37,7 +37,9 @@ pub(super) async fn hear(mut identified: Identified) -> Result<Heard, Leave> {
     // The handshake's deadline ends with TLS; the first packet gets as long again.
     let patience = identified.terms.limits.handshake_timeout;
     let ending = match timeout(patience, read_packet(&mut *identified.stream)).await {
-        Ok(Ok((Packet::Startup { .. }, first))) => return Ok(Heard::Session(Ready { identified, first })),
+        Ok(Ok((Packet::Startup { .. }, first))) => {
+            return Ok(Heard::Session(Ready { identified, first }));
+        }
         Ok(Ok((Packet::Cancel { .. }, packet))) => return Ok(Heard::Cancel(identified, packet)),
         Ok(Ok((Packet::Ssl | Packet::GssEncryption, _))) => {
             Ending::new(Reason::ProtocolViolation, "encryption was requested inside TLS")
@@ -45,9 +47,13 @@ pub(super) async fn hear(mut identified: Identified) -> Result<Heard, Leave> {
         Ok(Err(Unheard::Malformed(what))) => Ending::new(Reason::ProtocolViolation, what),
         Ok(Err(Unheard::Lost(error))) => Ending::new(
             Reason::ClientClosed,
-            format_args!("the client left after the TLS handshake, before its StartupMessage ({error}); it may not accept our certificate's name"),
+            format_args!(
+                "the client left after the TLS handshake, before its StartupMessage ({error}); it may not accept our certificate's name"
+            ),
         ),
-        Err(_) => Ending::new(Reason::HandshakeTimeout, "no StartupMessage came after the TLS handshake"),
+        Err(_) => {
+            Ending::new(Reason::HandshakeTimeout, "no StartupMessage came after the TLS handshake")
+        }
     };
     let protocol = identified.terms.protocol;
     Err(Leave::refused(ending, identified.stream, protocol, Startup::Heard))
@@ -61,7 +67,9 @@ pub(super) enum Unheard {
 }
 
 /// Reads one startup packet, header included. Its length is checked before a byte is set aside for it.
-pub(super) async fn read_packet<S: AsyncRead + Unpin>(stream: &mut S) -> Result<(Packet, Vec<u8>), Unheard> {
+pub(super) async fn read_packet<S: AsyncRead + Unpin>(
+    stream: &mut S,
+) -> Result<(Packet, Vec<u8>), Unheard> {
     let mut header = [0; HEADER_LENGTH];
     stream.read_exact(&mut header).await.map_err(Unheard::Lost)?;
     let packet = Packet::parse(header).map_err(Unheard::Malformed)?;

@@ -47,17 +47,24 @@ impl ServerCertificate {
     ///
     /// # Errors
     /// When they do not belong together or cannot be used.
-    pub fn new(chain: Vec<CertificateDer<'static>>, key: PrivateKeyDer<'static>) -> Result<Self, BuildError> {
+    pub fn new(
+        chain: Vec<CertificateDer<'static>>,
+        key: PrivateKeyDer<'static>,
+    ) -> Result<Self, BuildError> {
         let leaf_der = chain.first().ok_or(BuildError::EmptyChain)?;
         let leaf = Certificate::parse(leaf_der)?;
         for rest in chain.iter().skip(1) {
             Certificate::parse(rest)?;
         }
-        let key = provider().key_provider.load_private_key(key).map_err(|error| BuildError::Key(error.to_string()))?;
+        let key = provider()
+            .key_provider
+            .load_private_key(key)
+            .map_err(|error| BuildError::Key(error.to_string()))?;
         let certified = CertifiedKey::new(chain.clone(), Arc::clone(&key));
         if certified.keys_match().is_err() {
-            let elsewhere =
-                chain.iter().skip(1).position(|other| CertifiedKey::new(vec![other.clone()], Arc::clone(&key)).keys_match().is_ok());
+            let elsewhere = chain.iter().skip(1).position(|other| {
+                CertifiedKey::new(vec![other.clone()], Arc::clone(&key)).keys_match().is_ok()
+            });
             return Err(match elsewhere {
                 Some(index) => BuildError::LeafNotFirst { position: index + 2 },
                 None => BuildError::KeyMismatch { subject: leaf.subject },
@@ -106,7 +113,8 @@ impl ServerTls {
             .with_cert_resolver(Arc::clone(&chooser) as Arc<_>);
         config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
         config.ticketer = Ticketer::new().map_err(|error| BuildError::Rustls(error.to_string()))?;
-        let certificates = certificates.iter().map(|certificate| certificate.leaf.clone()).collect();
+        let certificates =
+            certificates.iter().map(|certificate| certificate.leaf.clone()).collect();
         Ok(Self { config: Arc::new(config), chooser, certificates, trust })
     }
 
@@ -150,13 +158,17 @@ pub enum BuildError {
     #[error("the private key cannot be used: {0}")]
     Key(String),
     /// The key belongs to another certificate.
-    #[error("the private key does not belong to the certificate {subject}; if both are being replaced, the second one is still to come")]
+    #[error(
+        "the private key does not belong to the certificate {subject}; if both are being replaced, the second one is still to come"
+    )]
     KeyMismatch {
         /// Subject of the chain's first certificate.
         subject: String,
     },
     /// The key belongs to a certificate further down the chain.
-    #[error("the private key belongs to certificate {position} of the file; the server's own certificate must come first, then its issuers")]
+    #[error(
+        "the private key belongs to certificate {position} of the file; the server's own certificate must come first, then its issuers"
+    )]
     LeafNotFirst {
         /// Its number, from 1.
         position: usize,
