@@ -17,7 +17,7 @@ confdir  = $(DESTDIR)$(SYSCONFDIR)/portcullis
 build: ## build the release binary
 	$(CARGO) build --release --locked
 
-demo: ## show Portcullis at work before a private Redis and PostgreSQL (about a minute after the build)
+demo: ## show Portcullis at work before a private Redis and PostgreSQL (seconds, after the build)
 	scripts/demo
 
 test: ## install what the tests need (Debian, Ubuntu), then run every test
