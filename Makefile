@@ -36,16 +36,13 @@ $(BINARY):
 
 install: $(BINARY) ## install program, man page, completions, systemd unit and example configuration (PREFIX, SYSCONFDIR, DESTDIR)
 	install -D -m 755 $(BINARY) $(bindir)/portcullis
-	install -d $(sharedir)/man/man1 $(sharedir)/bash-completion/completions $(sharedir)/zsh/site-functions $(sharedir)/fish/vendor_completions.d
-	$(BINARY) man > $(sharedir)/man/man1/portcullis.1
-	$(BINARY) completions bash > $(sharedir)/bash-completion/completions/portcullis
-	$(BINARY) completions zsh > $(sharedir)/zsh/site-functions/_portcullis
-	$(BINARY) completions fish > $(sharedir)/fish/vendor_completions.d/portcullis.fish
-	install -d $(libdir)/systemd/system $(libdir)/sysusers.d
-	sed 's|/usr/bin/portcullis|$(PREFIX)/bin/portcullis|; s|/etc/portcullis|$(SYSCONFDIR)/portcullis|' packaging/systemd/portcullis.service > $(libdir)/systemd/system/portcullis.service
-	install -m 644 packaging/systemd/portcullis.sysusers $(libdir)/sysusers.d/portcullis.conf
-	install -d $(confdir)
-	sed 's|"\.\./certs/|"certs/|g' config/minimal.toml > $(confdir)/portcullis.toml.example
+	$(BINARY) man | install -D -m 644 /dev/stdin $(sharedir)/man/man1/portcullis.1
+	$(BINARY) completions bash | install -D -m 644 /dev/stdin $(sharedir)/bash-completion/completions/portcullis
+	$(BINARY) completions zsh | install -D -m 644 /dev/stdin $(sharedir)/zsh/site-functions/_portcullis
+	$(BINARY) completions fish | install -D -m 644 /dev/stdin $(sharedir)/fish/vendor_completions.d/portcullis.fish
+	sed 's|/usr/bin/portcullis|$(PREFIX)/bin/portcullis|; s|/etc/portcullis|$(SYSCONFDIR)/portcullis|' packaging/systemd/portcullis.service | install -D -m 644 /dev/stdin $(libdir)/systemd/system/portcullis.service
+	install -D -m 644 packaging/systemd/portcullis.sysusers $(libdir)/sysusers.d/portcullis.conf
+	sed 's|"\.\./certs/|"certs/|g' config/minimal.toml | install -D -m 644 /dev/stdin $(confdir)/portcullis.toml.example
 	@echo "Next: cp $(SYSCONFDIR)/portcullis/portcullis.toml.example $(SYSCONFDIR)/portcullis/portcullis.toml, edit it, portcullis check"
 
 help: ## this list
