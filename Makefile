@@ -1,5 +1,8 @@
 # Portcullis. `make help` says what is here.
 
+SHELL       := bash
+.SHELLFLAGS := -euo pipefail -c
+
 CARGO      ?= cargo
 PREFIX     ?= /usr/local
 SYSCONFDIR ?= /etc
