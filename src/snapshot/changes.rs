@@ -22,9 +22,9 @@ impl Snapshot {
             certificates_out: without(&old_prints, &new_prints),
             ..Changes::default()
         };
-        for (_, added, removed) in self.source_changes_since(previous) {
-            changes.sources_added += added.len();
-            changes.sources_removed += removed.len();
+        for sources in self.source_changes_since(previous) {
+            changes.sources_added += sources.added.len();
+            changes.sources_removed += sources.removed.len();
         }
         changes
     }
@@ -40,7 +40,7 @@ impl Snapshot {
         };
         let changes = |name: &'a Arc<str>| {
             let (old, new) = (rules(previous, name), rules(self, name));
-            (&**name, rules_without(new, old), rules_without(old, new))
+            SourceChanges { listener: name, added: rules_without(new, old), removed: rules_without(old, new) }
         };
         names.into_iter().map(changes).collect()
     }
@@ -54,8 +54,16 @@ impl Snapshot {
     }
 }
 
-/// A listener's name, its new rules and its former rules.
-pub type SourceChanges<'a> = (&'a str, Vec<&'a Rule>, Vec<&'a Rule>);
+/// What is different about the rules of one listener.
+#[derive(Clone, Debug)]
+pub struct SourceChanges<'a> {
+    /// The listener's name.
+    pub listener: &'a str,
+    /// Rules that are new.
+    pub added: Vec<&'a Rule>,
+    /// Rules that are gone.
+    pub removed: Vec<&'a Rule>,
+}
 
 /// What is in `all` and not in `others`.
 fn without(all: &[String], others: &[String]) -> Vec<String> {

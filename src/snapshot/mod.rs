@@ -12,6 +12,8 @@ use std::sync::Arc;
 use rustls::pki_types::CertificateDer;
 use tokio::sync::watch;
 
+pub use changes::SourceChanges;
+
 use self::build::Builder;
 use crate::addr::ListenAddr;
 use crate::config::{Config, Files, Limits, Problems, Upstream};
