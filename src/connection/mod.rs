@@ -10,6 +10,7 @@
 //! [`Ending`], and [`Visit`] writes it to the audit exactly once, panics included.
 
 mod cancel;
+mod clock;
 mod confirm;
 mod dial;
 mod flow;
