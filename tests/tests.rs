@@ -1,1 +1,18 @@
-//! The table of contents of the tests.
+//! The table of contents of the tests: what Portcullis does, seen from outside.
+//!
+//! Every test starts the real program on ports of its own and stands alone. What they start from is in `harness`.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test that meets what it did not expect has to fail, and say where"
+)]
+
+/// The world around a test: certificates, programs, clients, upstreams.
+mod harness;
+
+/// Trusted sources: who may come in at all.
+mod admission;
+/// The bytes before TLS.
+mod preface;
