@@ -14,5 +14,9 @@ mod harness;
 
 /// Trusted sources: who may come in at all.
 mod admission;
+/// Client certificates.
+mod identity;
 /// The bytes before TLS.
 mod preface;
+/// Versions, certificates, resumption.
+mod tls;
