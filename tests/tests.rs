@@ -14,9 +14,15 @@ mod harness;
 
 /// Trusted sources: who may come in at all.
 mod admission;
+/// PostgreSQL's cancel requests.
+mod cancel;
 /// Client certificates.
 mod identity;
+/// PostgreSQL, psql, pgbench, tokio-postgres.
+mod postgres;
 /// The bytes before TLS.
 mod preface;
+/// Redis, redis-cli, redis-benchmark, the crate `redis`.
+mod redis;
 /// Versions, certificates, resumption.
 mod tls;
