@@ -24,5 +24,7 @@ mod postgres;
 mod preface;
 /// Redis, redis-cli, redis-benchmark, the crate `redis`.
 mod redis;
+/// Bytes both ways, half-close, timeouts, back-pressure.
+mod relay;
 /// Versions, certificates, resumption.
 mod tls;
