@@ -26,5 +26,9 @@ mod preface;
 mod redis;
 /// Bytes both ways, half-close, timeouts, back-pressure.
 mod relay;
+/// New configurations, certificates, sources, listeners in a running process.
+mod reload;
+/// Certificates that change under load.
+mod rotation;
 /// Versions, certificates, resumption.
 mod tls;
