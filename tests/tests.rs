@@ -12,10 +12,16 @@
 /// The world around a test: certificates, programs, clients, upstreams.
 mod harness;
 
+/// What must not hurt.
+mod abuse;
 /// Trusted sources: who may come in at all.
 mod admission;
+/// The events about connections and reloads.
+mod audit;
 /// PostgreSQL's cancel requests.
 mod cancel;
+/// SIGTERM, and what systemd is told.
+mod drain;
 /// Client certificates.
 mod identity;
 /// PostgreSQL, psql, pgbench, tokio-postgres.
