@@ -20,6 +20,10 @@ mod admission;
 mod audit;
 /// PostgreSQL's cancel requests.
 mod cancel;
+/// `check`, `explain`, `certs`, `completions`, `man`, exit codes.
+mod commands;
+/// Good and bad configurations, with approved error texts.
+mod config;
 /// SIGTERM, and what systemd is told.
 mod drain;
 /// Client certificates.
