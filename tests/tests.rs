@@ -28,6 +28,8 @@ mod config;
 mod drain;
 /// Client certificates.
 mod identity;
+/// The floors of `src/`.
+mod layers;
 /// PostgreSQL, psql, pgbench, tokio-postgres.
 mod postgres;
 /// The bytes before TLS.
