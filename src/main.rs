@@ -1,3 +1,10 @@
-//! The `portcullis` command.
+//! The `portcullis` command. Everything it does is in the library.
 
-fn main() {}
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use portcullis::cli::Cli;
+
+fn main() -> ExitCode {
+    Cli::parse().run()
+}

@@ -1,0 +1,140 @@
+//! Addresses in the terms of this program: where a client comes from, where a listener listens, where an upstream is.
+//!
+//! A [`ClientAddr`] is canonical from birth, so no other code has to remember that a dual-stack socket reports an IPv4
+//! client as `::ffff:a.b.c.d`.
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+
+/// The address a client connects from. An IPv4-mapped IPv6 address is held as the IPv4 address it stands for
+/// (RFC 4291 §2.5.5.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ClientAddr {
+    ip: IpAddr,
+    port: u16,
+}
+
+impl ClientAddr {
+    /// Takes the address the kernel reports for an accepted socket.
+    #[allow(
+        clippy::disallowed_methods,
+        reason = "the one place where a socket address becomes a client address"
+    )]
+    pub fn new(peer: SocketAddr) -> Self {
+        Self { ip: peer.ip().to_canonical(), port: peer.port() }
+    }
+
+    /// A client known only by its IP address, as `portcullis explain` asks about one.
+    pub fn from_ip(ip: IpAddr) -> Self {
+        Self { ip: ip.to_canonical(), port: 0 }
+    }
+
+    /// The canonical IP address.
+    pub fn ip(self) -> IpAddr {
+        self.ip
+    }
+
+    /// The source port.
+    pub fn port(self) -> u16 {
+        self.port
+    }
+}
+
+impl fmt::Display for ClientAddr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        SocketAddr::new(self.ip, self.port).fmt(f)
+    }
+}
+
+/// One address a listener is bound to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ListenAddr {
+    /// The address and port; port 0 lets the kernel choose.
+    pub socket: SocketAddr,
+    /// Whether an IPv6 wildcard leaves IPv4 alone. Without meaning for an IPv4 address.
+    pub ipv6_only: bool,
+}
+
+impl ListenAddr {
+    /// Whether two addresses that differ could still claim the same port of the same interface.
+    pub fn overlaps(&self, other: &Self) -> bool {
+        self.socket.port() == other.socket.port()
+            && self.socket.port() != 0
+            && (self.covers(other) || other.covers(self))
+    }
+
+    #[allow(clippy::disallowed_methods, reason = "a listening address is not a client's")]
+    fn covers(&self, other: &Self) -> bool {
+        let (mine, theirs) = (self.socket.ip(), other.socket.ip());
+        match (mine, theirs) {
+            (IpAddr::V4(_), IpAddr::V4(_)) => mine.is_unspecified() || mine == theirs,
+            (IpAddr::V6(_), IpAddr::V6(_)) => mine.is_unspecified() || mine == theirs,
+            (IpAddr::V6(_), IpAddr::V4(_)) => mine.is_unspecified() && !self.ipv6_only,
+            (IpAddr::V4(_), IpAddr::V6(_)) => false,
+        }
+    }
+}
+
+impl fmt::Display for ListenAddr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.socket.fmt(f)
+    }
+}
+
+/// Where the database is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum UpstreamAddr {
+    /// `host:port`; a name is resolved anew for every connection.
+    Tcp {
+        /// A host name or an IP address without brackets.
+        host: String,
+        /// The port.
+        port: u16,
+    },
+    /// `unix:/path`.
+    Unix(PathBuf),
+}
+
+impl fmt::Display for UpstreamAddr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp { host, port } if host.contains(':') => write!(f, "[{host}]:{port}"),
+            Self::Tcp { host, port } => write!(f, "{host}:{port}"),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_ipv4_mapped_client_is_the_ipv4_client() {
+        let mapped = ClientAddr::new("[::ffff:10.1.2.3]:5".parse().unwrap());
+        assert_eq!(mapped, ClientAddr::new("10.1.2.3:5".parse().unwrap()));
+        assert_eq!(mapped.to_string(), "10.1.2.3:5");
+    }
+
+    #[test]
+    fn a_wildcard_overlaps_what_it_covers_and_nothing_else() {
+        let at = |text: &str, ipv6_only| ListenAddr { socket: text.parse().unwrap(), ipv6_only };
+        assert!(at("0.0.0.0:1", false).overlaps(&at("127.0.0.1:1", false)));
+        assert!(at("127.0.0.1:1", false).overlaps(&at("[::]:1", false)));
+        assert!(!at("127.0.0.1:1", false).overlaps(&at("[::]:1", true)));
+        assert!(!at("127.0.0.1:1", false).overlaps(&at("127.0.0.2:1", false)));
+        assert!(!at("0.0.0.0:0", false).overlaps(&at("127.0.0.1:0", false)));
+        assert!(!at("0.0.0.0:1", false).overlaps(&at("127.0.0.1:2", false)));
+    }
+
+    #[test]
+    fn an_ipv6_upstream_is_shown_in_brackets() {
+        assert_eq!(UpstreamAddr::Tcp { host: "::1".into(), port: 6379 }.to_string(), "[::1]:6379");
+        assert_eq!(UpstreamAddr::Tcp { host: "db".into(), port: 5432 }.to_string(), "db:5432");
+        assert_eq!(
+            UpstreamAddr::Unix("/run/redis.sock".into()).to_string(),
+            "unix:/run/redis.sock"
+        );
+    }
+}

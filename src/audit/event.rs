@@ -1,0 +1,239 @@
+//! One event: a name and flat fields, as a JSON object or as text.
+
+use std::fmt::Write as _;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::Value;
+use time::OffsetDateTime;
+
+use crate::addr::ClientAddr;
+use crate::outcome::Ending;
+use crate::policy::Rule;
+use crate::timestamp;
+
+/// What is known about a connection; more as it goes on.
+#[derive(Clone, Debug)]
+pub struct Facts {
+    /// Unique within this process.
+    pub session: u64,
+    /// The listener's name.
+    pub listener: Arc<str>,
+    /// Where it comes from.
+    pub client: ClientAddr,
+    /// The rule that lets it in.
+    pub rule: Option<Arc<Rule>>,
+    /// Only observe mode lets it in.
+    pub would_deny: bool,
+    /// The host name it asked for.
+    pub sni: Option<String>,
+    /// `TLSv1.3`.
+    pub tls_version: Option<&'static str>,
+    /// IANA name.
+    pub cipher: Option<String>,
+    /// RFC 4514 text.
+    pub client_subject: Option<String>,
+    /// Lower-case hex of the leaf's SHA-256.
+    pub client_sha256: Option<String>,
+    /// The upstream's address.
+    pub upstream: Option<Arc<str>>,
+}
+
+impl Facts {
+    /// What is known when a connection has just been accepted.
+    pub fn new(session: u64, listener: Arc<str>, client: ClientAddr) -> Self {
+        Self {
+            session,
+            listener,
+            client,
+            rule: None,
+            would_deny: false,
+            sni: None,
+            tls_version: None,
+            cipher: None,
+            client_subject: None,
+            client_sha256: None,
+            upstream: None,
+        }
+    }
+}
+
+/// What a reload changed, in counts and fingerprints.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// Names of listeners that are new.
+    pub listeners_added: Vec<String>,
+    /// Names of listeners that are gone.
+    pub listeners_removed: Vec<String>,
+    /// Names of listeners with other addresses.
+    pub listeners_moved: Vec<String>,
+    /// How many rules are new.
+    pub sources_added: usize,
+    /// How many rules are gone.
+    pub sources_removed: usize,
+    /// Fingerprints of server certificates and trust anchors that are new.
+    pub certificates_in: Vec<String>,
+    /// Fingerprints of those that are gone.
+    pub certificates_out: Vec<String>,
+}
+
+impl Changes {
+    pub(super) fn event(&self, generation: u64) -> Event {
+        let list = |names: &[String]| Some(names.join(",")).filter(|names| !names.is_empty());
+        Event::new("reload.applied")
+            .with("generation", generation)
+            .with_some("listeners_added", list(&self.listeners_added))
+            .with_some("listeners_removed", list(&self.listeners_removed))
+            .with_some("listeners_moved", list(&self.listeners_moved))
+            .with("sources_added", self.sources_added)
+            .with("sources_removed", self.sources_removed)
+            .with_some("certificates_in", list(&self.certificates_in))
+            .with_some("certificates_out", list(&self.certificates_out))
+    }
+}
+
+/// How loud an event is in the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Level {
+    Info,
+    Warn,
+    Error,
+}
+
+impl Level {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Info => "INFO",
+            Self::Warn => "WARN",
+            Self::Error => "ERROR",
+        }
+    }
+}
+
+/// A name, a time and fields.
+#[derive(Clone, Debug)]
+pub(super) struct Event {
+    at: OffsetDateTime,
+    name: &'static str,
+    fields: Vec<(&'static str, Value)>,
+}
+
+impl Event {
+    pub(super) fn new(name: &'static str) -> Self {
+        Self { at: OffsetDateTime::now_utc(), name, fields: Vec::with_capacity(16) }
+    }
+
+    pub(super) fn of_connection(name: &'static str, facts: &Facts) -> Self {
+        Self::new(name)
+            .with("listener", &*facts.listener)
+            .with("source", facts.client.ip().to_string())
+            .with("source_port", facts.client.port())
+            .with_some("rule", facts.rule.as_ref().map(ToString::to_string))
+            .with_some("sni", facts.sni.as_deref())
+            .with_some("tls_version", facts.tls_version)
+            .with_some("cipher", facts.cipher.as_deref())
+            .with_some("client_subject", facts.client_subject.as_deref())
+            .with_some("client_sha256", facts.client_sha256.as_deref())
+            .with_some("upstream", facts.upstream.as_deref())
+    }
+
+    pub(super) fn of_rule(name: &'static str, listener: &str, rule: &Rule) -> Self {
+        Self::new(name)
+            .with("listener", listener)
+            .with("rule", rule.to_string())
+            .with_some("description", rule.description.as_deref())
+            .with_some("expires_at", rule.expires_at.map(timestamp::seconds))
+    }
+
+    pub(super) fn with(mut self, key: &'static str, value: impl Into<Value>) -> Self {
+        self.fields.push((key, value.into()));
+        self
+    }
+
+    pub(super) fn with_some(self, key: &'static str, value: Option<impl Into<Value>>) -> Self {
+        match value {
+            Some(value) => self.with(key, value),
+            None => self,
+        }
+    }
+
+    pub(super) fn ended(self, ending: &Ending) -> Self {
+        let detail = Some(ending.detail.as_str()).filter(|detail| !detail.is_empty());
+        self.with("reason", ending.reason.code()).with_some("detail", detail)
+    }
+
+    pub(super) fn lasted(self, duration: Duration) -> Self {
+        self.with("duration_ms", u64::try_from(duration.as_millis()).unwrap_or(u64::MAX))
+    }
+
+    /// One line of JSON; in the log it also has a level and a target.
+    pub(super) fn json(&self, log: Option<(Level, &str)>) -> String {
+        let mut line = String::with_capacity(320);
+        let _ = write!(line, "{{\"ts\":\"{}\"", timestamp::milliseconds(self.at));
+        if let Some((level, target)) = log {
+            let _ = write!(line, ",\"level\":\"{}\",\"target\":\"{target}\"", level.name());
+        }
+        let _ = write!(line, ",\"event\":\"{}\"", self.name);
+        for (key, value) in &self.fields {
+            // `Value` writes itself as JSON, control characters escaped.
+            let _ = write!(line, ",\"{key}\":{value}");
+        }
+        line.push_str("}\n");
+        line
+    }
+
+    /// One line for reading. Strings that are not plain words are quoted and escaped.
+    pub(super) fn text(&self, level: Level) -> String {
+        let mut line =
+            format!("{} {:>5} {}", timestamp::milliseconds(self.at), level.name(), self.name);
+        for (key, value) in &self.fields {
+            let _ = match value {
+                Value::String(text) if is_plain(text) => write!(line, " {key}={text}"),
+                _ => write!(line, " {key}={value}"),
+            };
+        }
+        line.push('\n');
+        line
+    }
+}
+
+fn is_plain(text: &str) -> bool {
+    !text.is_empty()
+        && text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'"' && byte != b'\\')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::outcome::Reason;
+
+    fn denied(sni: &str) -> Event {
+        let client = ClientAddr::new("[::ffff:10.1.2.3]:4711".parse().unwrap());
+        let mut facts = Facts::new(7, "cache".into(), client);
+        facts.sni = Some(sni.to_owned());
+        Event::of_connection("connection.denied", &facts)
+            .ended(&Ending::new(Reason::IoError, "a b"))
+    }
+
+    #[test]
+    fn an_event_is_one_flat_json_object_a_line() {
+        let line = denied("a\"b\nc\u{0}").json(Some((Level::Warn, "audit")));
+        assert_eq!(line.matches('\n').count(), 1, "{line}");
+        let value: Value = serde_json::from_str(&line).unwrap();
+        let object = value.as_object().unwrap();
+        assert!(object.values().all(|value| !value.is_object() && !value.is_array()));
+        assert_eq!(object["source"], "10.1.2.3");
+        assert_eq!(object["source_port"], 4711);
+        assert_eq!(object["sni"], "a\"b\nc\u{0}");
+        assert_eq!(object["reason"], "io_error");
+        assert_eq!(object["level"], "WARN");
+    }
+
+    #[test]
+    fn nothing_a_client_sends_can_end_a_text_line_or_forge_a_field() {
+        let line = denied("x reason=shutdown\nfake").text(Level::Warn);
+        assert_eq!(line.matches('\n').count(), 1, "{line}");
+        assert!(line.contains(r#"sni="x reason=shutdown\nfake""#), "{line}");
+        assert!(line.contains(" reason=io_error detail=\"a b\""), "{line}");
+    }
+}

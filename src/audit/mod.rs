@@ -1,0 +1,162 @@
+//! What the operator and the auditor read: audit events, and the log that carries them too.
+//!
+//! Every event is made here, so that its words and fields stand in one place (docs/AUDIT.md is their reference). Nothing
+//! here can fail or wait as far as its callers know: a full disk or an unread pipe costs lines, which are counted, and
+//! never traffic.
+
+mod event;
+mod log;
+mod sink;
+
+use std::fs::File;
+use std::path::PathBuf;
+use std::time::Duration;
+
+pub use event::{Changes, Facts};
+pub use log::{LogHandle, subscriber};
+pub use sink::Destination;
+
+use self::event::{Event, Level};
+use self::sink::Sink;
+use crate::outcome::{Carried, Ending, Reason};
+use crate::policy::Rule;
+
+/// How lines of the log look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LineFormat {
+    /// One JSON object.
+    Json,
+    /// For reading.
+    Text,
+}
+
+/// Writes audit events: to the log always, to the audit file where there is one. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Audit {
+    log: Sink,
+    format: LineFormat,
+    file: Sink,
+}
+
+impl Audit {
+    /// Starts the two writers: one for the log on standard output, one for the audit file.
+    pub fn start(format: LineFormat, audit_file: Option<Destination>) -> Self {
+        let log = Sink::start("log", Destination::standard_output());
+        let file = Sink::start("audit", audit_file.unwrap_or_else(Destination::nowhere));
+        Self { log, format, file }
+    }
+
+    /// Where log lines go that are not audit events.
+    fn log_sink(&self) -> Sink {
+        self.log.clone()
+    }
+
+    /// Opens the audit file anew, as log rotation needs it, or another one.
+    pub fn reopen(&self, audit_file: Option<Destination>) {
+        self.file.switch(audit_file.unwrap_or_else(Destination::nowhere));
+    }
+
+    /// Waits until all that was written so far is out, but not for long: nobody may be reading.
+    pub fn flush(&self) {
+        self.file.flush(FLUSH_PATIENCE);
+        self.log.flush(FLUSH_PATIENCE);
+    }
+
+    /// A listener is bound. Goes to the log only.
+    pub fn ready(&self, listener: &str, protocol: &str, addresses: &[String]) {
+        let event = Event::new("ready")
+            .with("listener", listener)
+            .with("protocol", protocol)
+            .with("addresses", addresses);
+        self.log_line(&event, Level::Info, "portcullis");
+    }
+
+    /// A connection was turned away before it reached the upstream.
+    pub fn denied(&self, facts: &Facts, ending: &Ending, duration: Duration) {
+        let level = if ending.reason == Reason::ClientClosed { Level::Info } else { Level::Warn };
+        self.write(
+            &Event::of_connection("connection.denied", facts).ended(ending).lasted(duration),
+            level,
+        );
+    }
+
+    /// A connection was let in and has reached its upstream.
+    pub fn opened(&self, facts: &Facts) {
+        let mut event =
+            Event::of_connection("connection.opened", facts).with("session", facts.session);
+        if facts.would_deny {
+            event = event.with("would_deny", Reason::UntrustedSource.code());
+        }
+        self.write(&event, Level::Info);
+    }
+
+    /// A connection that was opened has ended.
+    pub fn closed(&self, facts: &Facts, ending: &Ending, carried: Carried, duration: Duration) {
+        let event = Event::of_connection("connection.closed", facts)
+            .with("session", facts.session)
+            .ended(ending)
+            .with("bytes_in", carried.inbound)
+            .with("bytes_out", carried.outbound)
+            .lasted(duration);
+        self.write(&event, Level::Info);
+    }
+
+    /// A PostgreSQL CancelRequest was passed on.
+    pub fn cancel_forwarded(&self, facts: &Facts, duration: Duration) {
+        self.write(&Event::of_connection("cancel.forwarded", facts).lasted(duration), Level::Info);
+    }
+
+    /// A new policy is in force.
+    pub fn reload_applied(&self, generation: u64, changes: &Changes) {
+        self.write(&changes.event(generation), Level::Info);
+    }
+
+    /// A new policy was refused as a whole; the old one goes on.
+    pub fn reload_rejected(&self, generation: u64, error: &str) {
+        let event =
+            Event::new("reload.rejected").with("generation", generation).with("error", error);
+        self.write(&event, Level::Error);
+    }
+
+    /// A rule was added by a reload.
+    pub fn source_added(&self, listener: &str, rule: &Rule) {
+        self.write(&Event::of_rule("source.added", listener, rule), Level::Info);
+    }
+
+    /// A rule was removed by a reload.
+    pub fn source_removed(&self, listener: &str, rule: &Rule) {
+        self.write(&Event::of_rule("source.removed", listener, rule), Level::Info);
+    }
+
+    fn write(&self, event: &Event, level: Level) {
+        self.file.write(event.json(None).into_bytes());
+        self.log_line(event, level, AUDIT_TARGET);
+    }
+
+    fn log_line(&self, event: &Event, level: Level, target: &str) {
+        let line = match self.format {
+            LineFormat::Json => event.json(Some((level, target))),
+            LineFormat::Text => event.text(level),
+        };
+        self.log.write(line.into_bytes());
+    }
+}
+
+/// Opens an audit file for appending; it is created where it does not exist, readable by its owner and group.
+///
+/// # Errors
+/// Words that fit behind the file's name.
+pub fn open_audit_file(path: PathBuf) -> Result<Destination, String> {
+    use std::os::unix::fs::OpenOptionsExt as _;
+    let file: Result<File, _> = File::options().append(true).create(true).mode(0o640).open(&path);
+    match file {
+        Ok(file) => Ok(Destination::file(path, file)),
+        Err(error) => Err(format!("{} cannot be opened for writing: {error}", path.display())),
+    }
+}
+
+/// The target audit events have in the log.
+const AUDIT_TARGET: &str = "audit";
+
+/// Longer than a disk takes, shorter than an operator waits for the process to end.
+const FLUSH_PATIENCE: Duration = Duration::from_secs(1);

@@ -1,0 +1,180 @@
+//! `portcullis check`: everything a start would need, and what it would enforce.
+
+use std::fmt::Write as _;
+use std::path::Path;
+
+use serde_json::{Value, json};
+use time::OffsetDateTime;
+
+use super::{Failure, print};
+use crate::policy::{ClientAuth, Enforcement, Origin, Rule};
+use crate::protocol::MinTlsVersion;
+use crate::server;
+use crate::snapshot::{Built, Terms};
+use crate::tls::Certificate;
+
+pub(super) fn check(file: &Path, as_json: bool) -> Result<(), Failure> {
+    let (built, _) = server::load(file);
+    let built = built.map_err(Failure::Configuration)?;
+    if as_json { print(&format!("{:#}\n", in_json(&built))) } else { print(&in_words(&built)) }
+}
+
+fn in_json(built: &Built) -> Value {
+    let listeners = built.snapshot.listeners().iter().map(|terms| {
+        let certificates = terms.certificates().map(|(role, certificate)| {
+            let mut value = json!(certificate);
+            if let Value::Object(fields) = &mut value {
+                fields.insert("role".to_owned(), role.into());
+            }
+            value
+        });
+        json!({
+            "name": &*terms.name,
+            "protocol": terms.protocol.to_string(),
+            "listen": addresses(terms),
+            "upstream": &*terms.upstream_name,
+            "enforcement": enforcement(terms),
+            "min_version": min_version(terms),
+            "client_auth": client_auth(terms),
+            "sources": terms.sources.sources.rules().iter().map(|rule| source(rule)).collect::<Vec<_>>(),
+            "certificates": certificates.collect::<Vec<_>>(),
+        })
+    });
+    json!({
+        "file": built.snapshot.config.file,
+        "valid": true,
+        "listeners": listeners.collect::<Vec<_>>(),
+        "warnings": built.warnings,
+    })
+}
+
+fn source(rule: &Rule) -> Value {
+    let uuid = match &rule.origin {
+        Origin::SourcesFile { uuid } => uuid.clone(),
+        Origin::Configuration => None,
+    };
+    json!({
+        "rule": rule.to_string(),
+        "type": "ip_addr",
+        "value": rule.network.to_string(),
+        "description": rule.description,
+        "expires_at": rule.expires_at.map(|end| end.to_string()),
+        "expired": !rule.is_live(OffsetDateTime::now_utc()),
+        "configured": rule.origin == Origin::Configuration,
+        "uuid": uuid,
+    })
+}
+
+fn in_words(built: &Built) -> String {
+    let mut out = String::new();
+    let _ = writeln!(out, "{} is valid", built.snapshot.config.file.display());
+    for terms in built.snapshot.listeners() {
+        let _ = writeln!(out, "\nlistener {}", terms.name);
+        let mut line = |key: &str, value: &str| writeln!(out, "  {key:<13} {value}");
+        let _ = line("protocol", &terms.protocol.to_string());
+        let _ = line("listen", &addresses(terms).join(", "));
+        let _ = line("upstream", &terms.upstream_name);
+        let _ = line(
+            "tls",
+            &format!(
+                "{} and later, client certificates: {}",
+                min_version(terms),
+                client_auth(terms)
+            ),
+        );
+        let _ = line("enforcement", enforcement(terms));
+        sources_in_words(&mut out, terms);
+        certificates_in_words(&mut out, terms);
+    }
+    for (index, warning) in built.warnings.iter().enumerate() {
+        let _ = writeln!(out, "{}warning: {warning}", if index == 0 { "\n" } else { "" });
+    }
+    out
+}
+
+fn sources_in_words(out: &mut String, terms: &Terms) {
+    let rules = terms.sources.sources.rules();
+    let _ = writeln!(out, "  trusted sources ({})", rules.len());
+    for rule in rules.iter().take(MOST_RULES) {
+        let _ = write!(out, "    {rule}");
+        let expired = if rule.is_live(OffsetDateTime::now_utc()) { "until" } else { "EXPIRED" };
+        let _ = rule.expires_at.map_or(Ok(()), |end| write!(out, "  {expired} {end}"));
+        let _ = rule
+            .description
+            .as_ref()
+            .map_or(Ok(()), |words| write!(out, "  ({})", words.escape_debug()));
+        let from_file = matches!(rule.origin, Origin::SourcesFile { .. });
+        let _ = writeln!(out, "{}", if from_file { "  [sources_file]" } else { "" });
+    }
+    if rules.len() > MOST_RULES {
+        let _ = writeln!(out, "    and {} more; --json lists them all", rules.len() - MOST_RULES);
+    }
+}
+
+fn certificates_in_words(out: &mut String, terms: &Terms) {
+    for (role, certificate) in terms.certificates() {
+        let _ = writeln!(
+            out,
+            "  {} certificate",
+            if role == "server" { "server" } else { "client CA" }
+        );
+        let _ = write!(out, "{}", describe(certificate, "    "));
+    }
+}
+
+/// A certificate in a few lines, each behind `indent`.
+pub(super) fn describe(certificate: &Certificate, indent: &str) -> String {
+    let Certificate { subject, issuer, self_signed, ca, sans, not_before, not_after, key, sha256 } =
+        certificate;
+    let now = OffsetDateTime::now_utc();
+    let state = match certificate.is_valid_at(now) {
+        true => format!("{} days left", (*not_after - now).whole_days()),
+        false if now < *not_before => "NOT YET VALID".to_owned(),
+        false => "EXPIRED".to_owned(),
+    };
+    let mut out = String::new();
+    let mut line = |key: &str, value: &str| {
+        let _ = writeln!(out, "{indent}{key:<8} {value}");
+    };
+    line("subject", subject);
+    line("issuer", if *self_signed { "itself (self-signed)" } else { issuer });
+    if !sans.is_empty() {
+        line(
+            "names",
+            &sans.iter().map(|san| san.escape_debug().to_string()).collect::<Vec<_>>().join(", "),
+        );
+    }
+    line("key", &format!("{key}{}", if *ca { ", may issue certificates" } else { "" }));
+    line("valid", &format!("{not_before} to {not_after} ({state})"));
+    line("sha256", sha256);
+    out
+}
+
+fn addresses(terms: &Terms) -> Vec<String> {
+    terms.doors.iter().map(|door| door.address.to_string()).collect()
+}
+
+fn enforcement(terms: &Terms) -> &'static str {
+    match terms.sources.enforcement {
+        Enforcement::Enforce => "enforce",
+        Enforcement::Observe => "observe",
+    }
+}
+
+fn min_version(terms: &Terms) -> &'static str {
+    match terms.min_version() {
+        MinTlsVersion::Tls12 => "TLS 1.2",
+        MinTlsVersion::Tls13 => "TLS 1.3",
+    }
+}
+
+fn client_auth(terms: &Terms) -> &'static str {
+    match terms.client_auth() {
+        ClientAuth::None => "none",
+        ClientAuth::Optional => "optional",
+        ClientAuth::Required => "required",
+    }
+}
+
+/// More than a reader reads.
+const MOST_RULES: usize = 50;

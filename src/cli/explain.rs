@@ -1,0 +1,136 @@
+//! `portcullis explain`: the questions a connection is asked, put to one that does not exist.
+
+use std::fmt::Write as _;
+use std::net::IpAddr;
+use std::path::Path;
+use std::sync::Arc;
+
+use time::OffsetDateTime;
+
+use super::inspect::read_certificates;
+use super::{Failure, print};
+use crate::addr::ClientAddr;
+use crate::policy::{ClientAuth, Rule};
+use crate::server;
+use crate::snapshot::Terms;
+use crate::tls::Identity;
+
+pub(super) fn explain(
+    file: &Path,
+    listener: &str,
+    source: IpAddr,
+    client_cert: Option<&Path>,
+) -> Result<(), Failure> {
+    let (built, _) = server::load(file);
+    let snapshot = built.map_err(Failure::Configuration)?.snapshot;
+    let Some(terms) = snapshot.named(listener) else {
+        let names: Vec<_> = snapshot.listeners().iter().map(|terms| &*terms.name).collect();
+        return Err(Failure::Usage(format!(
+            "there is no listener \"{listener}\"; there is {}",
+            names.join(", ")
+        )));
+    };
+    let mut steps = Steps { out: String::new(), refused: None };
+    steps.source(terms, ClientAddr::from_ip(source));
+    if steps.refused.is_none() {
+        steps.identity(terms, client_cert)?;
+    }
+    steps.verdict()
+}
+
+/// The steps so far.
+struct Steps {
+    out: String,
+    refused: Option<String>,
+}
+
+impl Steps {
+    fn source(&mut self, terms: &Terms, client: ClientAddr) {
+        let ip = client.ip();
+        match terms.sources.admit(client, OffsetDateTime::now_utc()) {
+            Ok(admitted) => match admitted.rule() {
+                Some(rule) => {
+                    self.say("source", format_args!("{ip} is trusted by {}", in_words(rule)))
+                }
+                None => self.say(
+                    "source",
+                    format_args!("{ip} is not trusted, but enforcement = \"observe\" lets it in"),
+                ),
+            },
+            Err(stranger) => {
+                self.say(
+                    "source",
+                    format_args!(
+                        "{ip} is not trusted: {stranger}; it is closed before a byte is read"
+                    ),
+                );
+                self.refused = Some("untrusted_source".to_owned());
+            }
+        }
+    }
+
+    fn identity(&mut self, terms: &Terms, client_cert: Option<&Path>) -> Result<(), Failure> {
+        self.say(
+            "tls",
+            format_args!(
+                "is required; {} certificate(s) to choose from",
+                terms.tls.certificates().len()
+            ),
+        );
+        if terms.client_auth() == ClientAuth::None {
+            self.say(
+                "identity",
+                format_args!("no client certificate is asked for (client_auth = \"none\")"),
+            );
+            return Ok(());
+        }
+        let chain = client_cert.map(read_certificates).transpose()?.unwrap_or_default();
+        match terms.tls.trust().judge(&chain, OffsetDateTime::now_utc()) {
+            Ok(Identity::Anonymous) => {
+                self.say(
+                    "identity",
+                    format_args!("no certificate, and none is needed (client_auth = \"optional\")"),
+                );
+            }
+            Ok(Identity::Certified(certificate)) => {
+                let (subject, end) = (&certificate.subject, certificate.not_after);
+                self.say(
+                    "identity",
+                    format_args!("{subject} is vouched for by client_ca, valid until {end}"),
+                );
+            }
+            Err(ending) => {
+                let detail =
+                    if ending.detail.is_empty() { "none was given" } else { &ending.detail };
+                self.say("identity", format_args!("refused: {detail}"));
+                self.refused = Some(ending.reason.code().to_owned());
+            }
+        }
+        Ok(())
+    }
+
+    fn verdict(mut self) -> Result<(), Failure> {
+        match self.refused.take() {
+            None => {
+                self.say("verdict", format_args!("let in"));
+                print(&self.out)
+            }
+            Some(reason) => {
+                self.say("verdict", format_args!("refused ({reason})"));
+                print(&self.out)?;
+                Err(Failure::Refused)
+            }
+        }
+    }
+
+    fn say(&mut self, step: &str, words: std::fmt::Arguments<'_>) {
+        let _ = writeln!(self.out, "{step:<9} {words}");
+    }
+}
+
+fn in_words(rule: &Arc<Rule>) -> String {
+    match &rule.description {
+        Some(description) => format!("{rule} ({})", description.escape_debug()),
+        None => rule.to_string(),
+    }
+}

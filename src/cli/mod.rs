@@ -1,0 +1,223 @@
+//! The command line: arguments in, an exit code out.
+
+mod certs;
+mod check;
+mod explain;
+mod inspect;
+mod run;
+
+use std::io::{self, Write as _};
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
+use clap_complete::Shell;
+
+use crate::config::Problems;
+
+/// TLS-terminating proxy for Redis and PostgreSQL that enforces trusted sources.
+#[derive(Debug, Parser)]
+#[command(name = "portcullis", version, about, long_about = LONG_ABOUT, after_long_help = EXIT_CODES)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve the listeners of the configuration
+    Run(ConfigFile),
+    /// Check everything a start would need, and print what would be enforced; binds nothing
+    Check {
+        #[command(flatten)]
+        config: ConfigFile,
+        /// Print JSON instead of a table
+        #[arg(long)]
+        json: bool,
+    },
+    /// Say step by step whether a connection would be let in, and by which rule
+    Explain {
+        #[command(flatten)]
+        config: ConfigFile,
+        /// The listener it would come to
+        #[arg(long, value_name = "NAME")]
+        listener: String,
+        /// The address it would come from
+        #[arg(long, value_name = "IP")]
+        source: IpAddr,
+        /// The certificate it would present (PEM, its chain behind it)
+        #[arg(long, value_name = "FILE")]
+        client_cert: Option<PathBuf>,
+    },
+    /// Make, issue and look at certificates
+    #[command(subcommand)]
+    Certs(CertsCommand),
+    /// Print a completion script for a shell
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
+    /// Print the man page
+    Man,
+}
+
+#[derive(Debug, Subcommand)]
+enum CertsCommand {
+    /// Make a development CA, a server and a client certificate
+    Init {
+        /// Where to put ca.crt, ca.key, server.crt, server.key, client.crt, client.key
+        directory: PathBuf,
+        /// A further host name or IP address of the server; may be repeated
+        #[arg(long = "host", value_name = "NAME")]
+        hosts: Vec<String>,
+    },
+    /// Issue a client certificate
+    Issue(IssueArgs),
+    /// List every certificate of PEM files
+    Inspect {
+        /// The files
+        #[arg(required = true, value_name = "FILE")]
+        files: Vec<PathBuf>,
+    },
+}
+
+/// What `certs issue` is asked for.
+#[derive(Debug, Args)]
+pub(crate) struct IssueArgs {
+    /// The certificate of the issuing CA
+    #[arg(long, value_name = "CRT")]
+    ca: PathBuf,
+    /// Its private key
+    #[arg(long, value_name = "KEY")]
+    ca_key: PathBuf,
+    /// The common name, and the name of the files
+    #[arg(long, value_name = "CN")]
+    name: String,
+    /// A DNS name of the client; may be repeated
+    #[arg(long, value_name = "NAME")]
+    dns: Vec<String>,
+    /// A URI of the client, such as spiffe://prod/app; may be repeated
+    #[arg(long, value_name = "URI")]
+    uri: Vec<String>,
+    /// How long it is valid
+    #[arg(long, default_value_t = 90, value_parser = clap::value_parser!(u32).range(1..=3650))]
+    days: u32,
+    /// Where to put CN.crt and CN.key
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+}
+
+#[derive(Debug, Args)]
+struct ConfigFile {
+    /// The configuration
+    #[arg(short, long, value_name = "FILE", env = "PORTCULLIS_CONFIG", default_value = DEFAULT_CONFIG)]
+    config: PathBuf,
+}
+
+/// How a command ended, where it did not simply succeed.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// The configuration is invalid or missing.
+    Configuration(Problems),
+    /// Something failed while running.
+    Failed(String),
+    /// `explain` found that the connection would be refused; it has said so.
+    Refused,
+    /// The arguments do not fit.
+    Usage(String),
+}
+
+impl Cli {
+    /// Runs the command.
+    pub fn run(self) -> ExitCode {
+        let result = match self.command {
+            Command::Run(ConfigFile { config }) => run::run(&config),
+            Command::Check { config, json } => check::check(&config.config, json),
+            Command::Explain { config, listener, source, client_cert } => {
+                explain::explain(&config.config, &listener, source, client_cert.as_deref())
+            }
+            Command::Certs(CertsCommand::Init { directory, hosts }) => {
+                certs::init(&directory, &hosts)
+            }
+            Command::Certs(CertsCommand::Issue(args)) => certs::issue(&args),
+            Command::Certs(CertsCommand::Inspect { files }) => inspect::inspect(&files),
+            Command::Completions { shell } => completions(shell),
+            Command::Man => man(),
+        };
+        match result {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(failure) => failure.report(),
+        }
+    }
+}
+
+impl Failure {
+    /// Tells the operator on standard error, and the caller by the exit code.
+    fn report(self) -> ExitCode {
+        let (code, words) = match self {
+            Self::Configuration(problems) => {
+                let count = match problems.count() {
+                    1 => "1 problem".to_owned(),
+                    count => format!("{count} problems"),
+                };
+                (
+                    78,
+                    Some(format!(
+                        "{problems}\nportcullis: the configuration is not valid: {count}"
+                    )),
+                )
+            }
+            Self::Failed(words) => (1, Some(format!("portcullis: {words}"))),
+            Self::Refused => (3, None),
+            Self::Usage(words) => (2, Some(format!("portcullis: {words}"))),
+        };
+        if let Some(words) = words {
+            let _ = writeln!(io::stderr(), "{words}");
+        }
+        ExitCode::from(code)
+    }
+
+    fn file(path: &Path, why: impl std::fmt::Display) -> Self {
+        Self::Failed(format!("{}: {why}", path.display()))
+    }
+}
+
+/// Writes to standard output. A reader that has gone away, as `head` does, is no failure.
+fn print(text: &str) -> Result<(), Failure> {
+    match io::stdout().lock().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(Failure::Failed(format!("standard output cannot be written: {error}")))
+        }
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+fn completions(shell: Shell) -> Result<(), Failure> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "portcullis", &mut script);
+    print(&String::from_utf8_lossy(&script))
+}
+
+fn man() -> Result<(), Failure> {
+    let mut page = Vec::new();
+    let rendered = clap_mangen::Man::new(Cli::command()).render(&mut page);
+    rendered.map_err(|error| Failure::Failed(error.to_string()))?;
+    print(&String::from_utf8_lossy(&page))
+}
+
+const DEFAULT_CONFIG: &str = "/etc/portcullis/portcullis.toml";
+
+const LONG_ABOUT: &str = "\
+TLS-terminating connection proxy for Redis and PostgreSQL that enforces trusted sources.
+
+Nothing reaches the database unless it comes from a trusted source, over TLS, with a credential that is still good. \
+Certificates, CA bundles, sources and listeners are reloaded when their files change or at SIGHUP, all or nothing.";
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0   done
+  1   failed while running, for example because a port is in use
+  2   wrong usage, also a listener name that explain does not find
+  3   explain: the connection would be refused
+  78  the configuration is invalid or missing (EX_CONFIG)";

@@ -1,0 +1,45 @@
+//! `portcullis run`.
+
+use std::io::IsTerminal as _;
+use std::path::Path;
+
+use super::Failure;
+use crate::audit::{Audit, LineFormat, open_audit_file, subscriber};
+use crate::config::LogFormat;
+use crate::server::{self, Server};
+use crate::signals::Signals;
+
+pub(super) fn run(file: &Path) -> Result<(), Failure> {
+    let (built, fingerprint) = server::load(file);
+    let built = built.map_err(Failure::Configuration)?;
+
+    let log = &built.snapshot.config.log;
+    let audit_file =
+        log.audit_file.clone().map(open_audit_file).transpose().map_err(Failure::Failed)?;
+    let audit = Audit::start(line_format(log.format), audit_file);
+    let failed = |error: &dyn std::fmt::Display| Failure::Failed(error.to_string());
+    let (subscriber, handle) = subscriber(&audit, &log.level).map_err(|error| failed(&error))?;
+    tracing::subscriber::set_global_default(subscriber).map_err(|error| failed(&error))?;
+
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| failed(&error))?;
+    let result = runtime.block_on(async {
+        let signals = Signals::listen().map_err(|error| failed(&error))?;
+        let server = Server::start(built, fingerprint, audit.clone(), handle)
+            .map_err(|error| failed(&error))?;
+        server.run(signals).await;
+        Ok(())
+    });
+    audit.flush();
+    result
+}
+
+fn line_format(format: LogFormat) -> LineFormat {
+    match format {
+        LogFormat::Auto if std::io::stdout().is_terminal() => LineFormat::Text,
+        LogFormat::Auto | LogFormat::Json => LineFormat::Json,
+        LogFormat::Text => LineFormat::Text,
+    }
+}

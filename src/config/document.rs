@@ -1,0 +1,282 @@
+//! A TOML document in which every value knows its place, and which collects problems instead of stopping at the first.
+//!
+//! Serde would stop there, and an operator with three mistakes would need three attempts. So the tree is walked by hand:
+//! a [`Section`] notes the keys it is asked for, and at the end every other key is unknown.
+
+use std::cell::RefCell;
+use std::fmt::Display;
+use std::ops::Range;
+use std::path::Path;
+
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+use toml::de::{DeTable, DeValue};
+
+use super::problem::{Place, Problem, Problems};
+
+/// One file and what is wrong with it so far.
+#[derive(Debug)]
+pub(super) struct Document<'a> {
+    file: &'a Path,
+    text: &'a str,
+    problems: RefCell<Vec<Problem>>,
+}
+
+/// A value, with its key and place.
+#[derive(Clone, Debug)]
+pub(super) struct Node<'a> {
+    document: &'a Document<'a>,
+    key: String,
+    span: Range<usize>,
+    value: &'a DeValue<'a>,
+}
+
+/// A table that is being read.
+#[derive(Debug)]
+pub(super) struct Section<'a> {
+    document: &'a Document<'a>,
+    path: String,
+    span: Range<usize>,
+    table: &'a DeTable<'a>,
+    known: RefCell<Vec<&'static str>>,
+}
+
+impl<'a> Document<'a> {
+    pub(super) fn new(file: &'a Path, text: &'a str) -> Self {
+        Self { file, text, problems: RefCell::default() }
+    }
+
+    /// The top table.
+    ///
+    /// # Errors
+    /// Every syntax error. What could be read around them is not looked at: a tree with holes makes for errors about the
+    /// holes.
+    pub(super) fn parse(&self) -> Result<toml::Spanned<DeTable<'a>>, Problems> {
+        let (root, errors) = DeTable::parse_recoverable(self.text);
+        let problem = |error: &toml::de::Error| Problem {
+            place: self.place(error.span().map_or(0, |span| span.start)),
+            key: String::new(),
+            message: format!("not valid TOML: {}", error.message().trim()),
+        };
+        Problems::unless_any(errors.iter().map(problem).collect(), root)
+    }
+
+    pub(super) fn root(&'a self, table: &'a DeTable<'a>) -> Section<'a> {
+        Section {
+            document: self,
+            path: String::new(),
+            span: 0..0,
+            table,
+            known: RefCell::default(),
+        }
+    }
+
+    pub(super) fn into_problems(self) -> Vec<Problem> {
+        self.problems.into_inner()
+    }
+
+    fn note(&self, span: Range<usize>, key: String, message: String) {
+        let place = self.place(span.start);
+        self.problems.borrow_mut().push(Problem { place, key, message });
+    }
+
+    fn place(&self, offset: usize) -> Place {
+        let before = self.text.get(..offset).unwrap_or(self.text);
+        let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
+        let line = before.matches('\n').count() + 1;
+        let column = before.get(line_start..).unwrap_or("").chars().count() + 1;
+        Place { file: self.file.to_owned(), position: Some((line, column)) }
+    }
+}
+
+impl<'a> Section<'a> {
+    /// The value of `key`, where it is set.
+    pub(super) fn get(&self, key: &'static str) -> Option<Node<'a>> {
+        self.known.borrow_mut().push(key);
+        let (name, value) = self.table.get_key_value(key)?;
+        debug_assert_eq!(name.get_ref(), key);
+        Some(Node {
+            document: self.document,
+            key: self.path_of(key),
+            span: value.span(),
+            value: value.get_ref(),
+        })
+    }
+
+    /// The value of `key`, which must be set.
+    pub(super) fn require(&self, key: &'static str, expected: &str) -> Option<Node<'a>> {
+        let found = self.get(key);
+        if found.is_none() {
+            self.document.note(
+                self.span.clone(),
+                self.path_of(key),
+                format!("is missing; expected {expected}"),
+            );
+        }
+        found
+    }
+
+    /// The table `key`; nothing where it is not set.
+    pub(super) fn section(&self, key: &'static str) -> Option<Self> {
+        self.get(key)?.section("a table")
+    }
+
+    /// Keys of features to come: refused by name, so that none is taken for one that works.
+    pub(super) fn not_yet(&self, keys: &[&'static str]) {
+        for key in keys {
+            if let Some(node) = self.get(key) {
+                node.problem(NOT_YET);
+            }
+        }
+    }
+
+    /// Notes every key nobody asked for.
+    pub(super) fn finish(self) {
+        let known = self.known.borrow();
+        for (key, _) in self.table {
+            let name = key.get_ref().as_ref();
+            if !known.contains(&name) {
+                let message = format!("unknown key; {}", suggestion(name, &known));
+                self.document.note(key.span(), self.path_of(name), message);
+            }
+        }
+    }
+
+    /// Notes something about the table as a whole.
+    pub(super) fn problem(&self, message: impl Display) {
+        self.document.note(self.span.clone(), self.path.clone(), message.to_string());
+    }
+
+    fn path_of(&self, key: &str) -> String {
+        if self.path.is_empty() { key.to_owned() } else { format!("{}.{key}", self.path) }
+    }
+}
+
+impl<'a> Node<'a> {
+    pub(super) fn text(&self, expected: &str) -> Option<&'a str> {
+        self.typed(self.value.as_str(), expected)
+    }
+
+    pub(super) fn boolean(&self) -> Option<bool> {
+        self.typed(self.value.as_bool(), "true or false")
+    }
+
+    /// A point in time, with its offset from UTC.
+    pub(super) fn instant(&self) -> Option<OffsetDateTime> {
+        let instant = self.value.as_datetime().and_then(|datetime| {
+            // TOML lets a space stand for the T, and seconds be left out.
+            let text = datetime.to_string().replacen(' ', "T", 1);
+            OffsetDateTime::parse(&text, &Rfc3339).ok()
+        });
+        self.typed(instant, "a date and time with its offset, such as 2027-01-31T00:00:00Z")
+    }
+
+    pub(super) fn section(&self, expected: &str) -> Option<Section<'a>> {
+        let table = self.typed(self.value.as_table(), expected)?;
+        Some(Section {
+            document: self.document,
+            path: self.key.clone(),
+            span: self.span.clone(),
+            table,
+            known: RefCell::default(),
+        })
+    }
+
+    /// The elements of an array.
+    pub(super) fn list(&self, expected: &str) -> Option<Vec<Self>> {
+        let array = self.typed(self.value.as_array(), expected)?;
+        let node = |(index, value): (usize, &'a toml::Spanned<DeValue<'a>>)| Node {
+            document: self.document,
+            key: format!("{}[{index}]", self.key),
+            span: value.span(),
+            value: value.get_ref(),
+        };
+        Some(array.iter().enumerate().map(node).collect())
+    }
+
+    /// The elements of an array, or the one value that stands in its place.
+    pub(super) fn one_or_list(&self) -> Vec<Self> {
+        match self.value {
+            DeValue::Array(_) => self.list("").unwrap_or_default(),
+            DeValue::String(_)
+            | DeValue::Integer(_)
+            | DeValue::Float(_)
+            | DeValue::Boolean(_)
+            | DeValue::Datetime(_)
+            | DeValue::Table(_) => vec![self.clone()],
+        }
+    }
+
+    /// One of a few words.
+    pub(super) fn choice<T: Copy>(&self, names: &[(&str, T)]) -> Option<T> {
+        let expected = one_of(names.iter().map(|(name, _)| format!("{name:?}")));
+        let text = self.text(&expected)?;
+        let chosen = names.iter().find(|(name, _)| *name == text).map(|(_, value)| *value);
+        self.typed(chosen, &expected)
+    }
+
+    pub(super) fn is_table(&self) -> bool {
+        self.value.is_table()
+    }
+
+    /// Notes that the value is not what was expected.
+    pub(super) fn expected(&self, expected: impl Display) {
+        self.problem(format_args!("found {}, expected {expected}", self.found()));
+    }
+
+    /// Notes something about the value.
+    pub(super) fn problem(&self, message: impl Display) {
+        self.document.note(self.span.clone(), self.key.clone(), message.to_string());
+    }
+
+    pub(super) fn key(&self) -> &str {
+        &self.key
+    }
+
+    pub(super) fn place(&self) -> Place {
+        self.document.place(self.span.start)
+    }
+
+    /// The value as it is written, short enough for one line.
+    pub(super) fn found(&self) -> String {
+        let written =
+            self.document.text.get(self.span.clone()).unwrap_or("").lines().next().unwrap_or("");
+        let mut short: String = written.chars().take(MAX_SHOWN).collect();
+        if short.len() < written.len() {
+            short.push('…');
+        }
+        if self.value.is_table() && !short.starts_with('{') { "a table".to_owned() } else { short }
+    }
+
+    fn typed<T>(&self, value: Option<T>, expected: &str) -> Option<T> {
+        if value.is_none() {
+            self.expected(expected);
+        }
+        value
+    }
+}
+
+/// What a key or value of a later feature is answered.
+pub(super) const NOT_YET: &str =
+    concat!("is not available in this version (", env!("CARGO_PKG_VERSION"), "); take it out");
+
+/// Longest part of a wrong value that an error repeats.
+const MAX_SHOWN: usize = 80;
+
+fn suggestion(name: &str, known: &[&'static str]) -> String {
+    let similar = |other: &&&str| strsim::damerau_levenshtein(name, other) <= 1 + name.len() / 4;
+    match known.iter().filter(similar).min_by_key(|other| strsim::damerau_levenshtein(name, other))
+    {
+        Some(meant) => format!("did you mean \"{meant}\"?"),
+        None => format!("expected {}", one_of(known.iter().map(|key| (*key).to_owned()))),
+    }
+}
+
+fn one_of(names: impl Iterator<Item = String>) -> String {
+    let names: Vec<_> = names.collect();
+    match names.split_last() {
+        Some((last, [])) => last.clone(),
+        Some((last, rest)) => format!("{} or {last}", rest.join(", ")),
+        None => "nothing here".to_owned(),
+    }
+}

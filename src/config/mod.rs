@@ -1,0 +1,191 @@
+//! The configuration: TOML in, values that can be used as they are out, or every problem at once.
+//!
+//! It is parsed twice and then forgotten. [`document`](self) gives every value its place; the readers below turn the tree
+//! into a [`Config`] in which nothing is missing and nothing is text that still has to be understood. Certificate files
+//! are only named here; [`crate::snapshot`] opens them.
+
+mod document;
+mod files;
+mod listener;
+mod problem;
+mod process;
+mod sources;
+mod values;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+pub use files::{Files, Fingerprint};
+pub use problem::{Place, Problem, Problems};
+
+use self::listener::Listeners;
+use crate::addr::{ListenAddr, UpstreamAddr};
+use crate::policy::{ClientAuth, SourcePolicy};
+use crate::protocol::{MinTlsVersion, Protocol};
+
+/// A whole configuration.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The file it came from.
+    pub file: PathBuf,
+    /// `[log]`
+    pub log: Log,
+    /// `[reload]`
+    pub reload: Reload,
+    /// `[shutdown] drain`: how long open sessions may go on after SIGTERM.
+    pub drain: Duration,
+    /// `[[listener]]`, at least one.
+    pub listeners: Vec<Listener>,
+}
+
+/// `[log]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Log {
+    /// A tracing filter that has been parsed once already.
+    pub level: String,
+    /// What a log line looks like.
+    pub format: LogFormat,
+    /// Where audit events also go.
+    pub audit_file: Option<PathBuf>,
+}
+
+/// What a log line looks like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// Text on a terminal, JSON otherwise.
+    Auto,
+    /// One JSON object a line.
+    Json,
+    /// For reading.
+    Text,
+}
+
+/// `[reload]`
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reload {
+    /// React to change events.
+    pub watch: bool,
+    /// Compare contents this often; `None` never.
+    pub poll: Option<Duration>,
+}
+
+/// One `[[listener]]`.
+#[derive(Clone, Debug)]
+pub struct Listener {
+    /// Unique among the listeners.
+    pub name: String,
+    /// What clients speak inside TLS.
+    pub protocol: Protocol,
+    /// Where it listens; at least one address.
+    pub listen: Vec<ListenAddr>,
+    /// Whose connections it takes.
+    pub sources: SourcePolicy,
+    /// The file its further rules came from.
+    pub sources_file: Option<PathBuf>,
+    /// `[listener.tls]`
+    pub tls: Tls,
+    /// `[listener.upstream]`
+    pub upstream: Upstream,
+    /// `[listener.limits]`
+    pub limits: Limits,
+    /// `[listener.postgres] plaintext_cancel`: whether a CancelRequest may come without TLS.
+    pub plaintext_cancel: bool,
+}
+
+/// `[listener.tls]`
+#[derive(Clone, Debug)]
+pub struct Tls {
+    /// At least one.
+    pub certificates: Vec<CertificateFiles>,
+    /// The lowest version taken.
+    pub min_version: MinTlsVersion,
+    /// Whether clients must show a certificate.
+    pub client_auth: ClientAuth,
+    /// Bundles of trust anchors; empty if and only if `client_auth` is none.
+    pub client_ca: Vec<NamedFile>,
+}
+
+/// One entry of `certificates`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CertificateFiles {
+    /// The chain, leaf first.
+    pub cert: NamedFile,
+    /// The key of the leaf.
+    pub key: NamedFile,
+}
+
+/// A file and the place that names it, so that what is wrong with the file can be reported there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NamedFile {
+    /// The file.
+    pub path: PathBuf,
+    /// Where the configuration names it.
+    pub place: Place,
+    /// Under which key.
+    pub key: String,
+}
+
+impl NamedFile {
+    /// A problem with this file.
+    pub fn problem(&self, why: impl std::fmt::Display) -> Problem {
+        let message = format!("{} {why}", self.path.display());
+        Problem { place: self.place.clone(), key: self.key.clone(), message }
+    }
+}
+
+/// `[listener.upstream]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Upstream {
+    /// Where the database is.
+    pub address: UpstreamAddr,
+    /// How long each address may take, name resolution included.
+    pub connect_timeout: Duration,
+}
+
+/// `[listener.limits]`
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// From accept to the end of the TLS handshake.
+    pub handshake_timeout: Duration,
+    /// Longest silence both ways; `None` for ever.
+    pub idle_timeout: Option<Duration>,
+    /// Longest silence after one side has ended.
+    pub half_close_timeout: Duration,
+}
+
+impl Config {
+    /// Reads the configuration and the source files it names.
+    ///
+    /// # Errors
+    /// Every problem found, with its place.
+    pub fn load(file: &Path, files: &mut Files) -> Result<Self, Problems> {
+        let whole_file =
+            |message: String| Problem { place: Place::file(file), key: String::new(), message };
+        let bytes = files.read(file).map_err(whole_file)?;
+        let text = std::str::from_utf8(&bytes)
+            .map_err(|error| whole_file(format!("is not UTF-8: {error}")))?;
+
+        let document = document::Document::new(file, text);
+        let tree = document.parse()?;
+        let root = document.root(tree.get_ref());
+        let directory = directory_of(file);
+        let log = process::log(&root, directory);
+        let reload = process::reload(&root);
+        let drain = process::drain(&root);
+        let (listeners, mut elsewhere) = Listeners::new(directory, files).read(&root);
+        root.not_yet(&["admin"]);
+        root.finish();
+
+        let mut problems = document.into_problems();
+        problems.append(&mut elsewhere);
+        Problems::unless_any(
+            problems,
+            Self { file: file.to_owned(), log, reload, drain, listeners },
+        )
+    }
+}
+
+/// Relative paths are relative to the file that names them.
+fn directory_of(file: &Path) -> &Path {
+    file.parent().unwrap_or(Path::new(""))
+}

@@ -1,0 +1,174 @@
+//! Texts of the configuration that are more than text: durations, addresses, names.
+
+use std::net::{Ipv6Addr, SocketAddr};
+use std::path::Path;
+use std::time::Duration;
+
+use super::document::Node;
+use crate::addr::UpstreamAddr;
+
+impl Node<'_> {
+    /// `"10s"`, `"5m"`, `"1h30m"`, `"250ms"`.
+    pub(super) fn duration(&self) -> Option<Duration> {
+        let duration = parse_duration(self.text(DURATION)?);
+        if duration.is_none() {
+            self.expected(DURATION);
+        }
+        duration
+    }
+
+    /// A duration in which nothing is not a choice.
+    pub(super) fn positive_duration(&self) -> Option<Duration> {
+        let duration = self.duration()?;
+        if duration.is_zero() {
+            self.expected("a duration of more than 0s");
+            return None;
+        }
+        Some(duration)
+    }
+
+    /// A duration in which `"0s"` means never.
+    pub(super) fn duration_or_never(&self) -> Option<Option<Duration>> {
+        self.duration().map(|duration| Some(duration).filter(|duration| !duration.is_zero()))
+    }
+
+    /// `"0.0.0.0:6380"` or `"[::]:6380"`.
+    pub(super) fn socket_address(&self) -> Option<SocketAddr> {
+        let text = self.text(LISTEN)?;
+        let parsed = text.parse().ok();
+        if parsed.is_none() {
+            match bare_ipv6_with_port(text) {
+                Some(meant) => self.expected(format_args!("{LISTEN}; did you mean \"{meant}\"?")),
+                None => self.expected(LISTEN),
+            }
+        }
+        parsed
+    }
+
+    /// `"host:port"` or `"unix:/path"`, the path relative to `directory`.
+    pub(super) fn upstream_address(&self, directory: &Path) -> Option<UpstreamAddr> {
+        let text = self.text(UPSTREAM)?;
+        let parsed = match text.strip_prefix("unix:") {
+            Some("") => None,
+            Some(path) => Some(UpstreamAddr::Unix(directory.join(path))),
+            None => host_and_port(text),
+        };
+        if parsed.is_none() {
+            match bare_ipv6_with_port(text) {
+                Some(meant) => self.expected(format_args!("{UPSTREAM}; did you mean \"{meant}\"?")),
+                None => self.expected(UPSTREAM),
+            }
+        }
+        parsed
+    }
+}
+
+const DURATION: &str = "a duration such as \"10s\", \"5m\" or \"250ms\"";
+const LISTEN: &str = "an IP address and port such as \"0.0.0.0:6380\" or \"[::]:6380\"";
+const UPSTREAM: &str = "a host and port such as \"127.0.0.1:6379\", or \"unix:/path/to/socket\"";
+
+/// Longer than anything a proxy waits for, and short enough for every clock it is added to.
+const LONGEST: Duration = Duration::from_secs(3650 * 86_400);
+
+fn parse_duration(text: &str) -> Option<Duration> {
+    let mut rest = text;
+    let mut total = Duration::ZERO;
+    while !rest.is_empty() {
+        let digits = rest.len() - rest.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+        let (number, tail) = rest.split_at(digits);
+        let letters = tail.len() - tail.trim_start_matches(|c: char| c.is_ascii_lowercase()).len();
+        let (unit, tail) = tail.split_at(letters);
+        let milliseconds = match unit {
+            "ms" => 1,
+            "s" => 1_000,
+            "m" => 60_000,
+            "h" => 3_600_000,
+            "d" => 86_400_000,
+            _ => return None,
+        };
+        let part = number.parse::<u64>().ok()?.checked_mul(milliseconds)?;
+        total = total.checked_add(Duration::from_millis(part))?;
+        rest = tail;
+    }
+    Some(total).filter(|total| !text.is_empty() && *total <= LONGEST)
+}
+
+fn host_and_port(text: &str) -> Option<UpstreamAddr> {
+    let (host, port) = text.rsplit_once(':')?;
+    let port = port.parse::<u16>().ok().filter(|port| *port != 0)?;
+    let host = match host.strip_prefix('[') {
+        Some(bracketed) => {
+            bracketed.strip_suffix(']').filter(|inner| inner.parse::<Ipv6Addr>().is_ok())?
+        }
+        None => Some(host).filter(|host| is_host(host))?,
+    };
+    Some(UpstreamAddr::Tcp { host: host.to_owned(), port })
+}
+
+/// A host name or IPv4 address. Underscores occur in the names of containers and are let through.
+fn is_host(text: &str) -> bool {
+    let is_label = |label: &str| {
+        (1..=63).contains(&label.len())
+            && label
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
+    };
+    text.len() <= 253 && text.strip_suffix('.').unwrap_or(text).split('.').all(is_label)
+}
+
+/// For `::1:6379`, which means nothing, what was meant.
+fn bare_ipv6_with_port(text: &str) -> Option<String> {
+    let (host, port) = text.rsplit_once(':')?;
+    let _: Ipv6Addr = host.parse().ok()?;
+    let _: u16 = port.parse().ok()?;
+    Some(format!("[{host}]:{port}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_have_units() {
+        assert_eq!(parse_duration("10s"), Some(Duration::from_secs(10)));
+        assert_eq!(parse_duration("1h30m"), Some(Duration::from_secs(5_400)));
+        assert_eq!(parse_duration("250ms"), Some(Duration::from_millis(250)));
+        assert_eq!(parse_duration("0s"), Some(Duration::ZERO));
+        for text in [
+            "",
+            "10",
+            "s",
+            "10 s",
+            "-1s",
+            "1.5s",
+            "10S",
+            "5min",
+            "99999999999d",
+            "18446744073709551615d",
+        ] {
+            assert_eq!(parse_duration(text), None, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn upstreams_are_hosts_with_a_port() {
+        let tcp = |host: &str, port| Some(UpstreamAddr::Tcp { host: host.into(), port });
+        assert_eq!(host_and_port("127.0.0.1:6379"), tcp("127.0.0.1", 6379));
+        assert_eq!(host_and_port("redis_1.internal:6379"), tcp("redis_1.internal", 6379));
+        assert_eq!(host_and_port("[::1]:6379"), tcp("::1", 6379));
+        for text in [
+            "",
+            "redis",
+            "redis:",
+            "redis:0",
+            "redis:65536",
+            "::1:6379",
+            "[redis]:1",
+            "a b:1",
+            "redis://x:1",
+        ] {
+            assert_eq!(host_and_port(text), None, "{text:?}");
+        }
+        assert_eq!(bare_ipv6_with_port("::1:6379").as_deref(), Some("[::1]:6379"));
+    }
+}

@@ -1,0 +1,182 @@
+//! One direction of a session.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::scratch::with_scratch;
+
+/// Moves bytes from a reader to a writer, and the reader's end after them.
+///
+/// It borrows the thread's buffer while it runs. Bytes it cannot get rid of it holds, and it reads no more until they are
+/// gone: that is all the back-pressure there is, and an idle flow holds nothing.
+#[derive(Debug)]
+pub(super) struct Flow {
+    held: Vec<u8>,
+    /// How much of `held` is gone already.
+    sent: usize,
+    stage: Stage,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// More may come.
+    Open,
+    /// The reader has ended; its end is still to be passed on.
+    Ended,
+    /// The writer knows.
+    Done,
+}
+
+/// A flow that broke, and at which end.
+#[derive(Debug)]
+pub(super) enum Broken {
+    Reading(io::Error),
+    Writing(io::Error),
+}
+
+impl Flow {
+    /// A flow that begins with bytes read earlier.
+    pub(super) fn new(first: Vec<u8>) -> Self {
+        Self { held: first, sent: 0, stage: Stage::Open }
+    }
+
+    /// Whether the reader has ended.
+    pub(super) fn has_ended(&self) -> bool {
+        self.stage != Stage::Open
+    }
+
+    /// Whether there is nothing left to do.
+    pub(super) fn is_done(&self) -> bool {
+        self.stage == Stage::Done
+    }
+
+    /// Gives up on bytes the writer will never take.
+    pub(super) fn abandon(&mut self) {
+        self.held = Vec::new();
+        self.stage = Stage::Done;
+    }
+
+    /// Moves what can be moved now. Ready when the reader has ended and the writer knows it.
+    pub(super) fn poll<R, W>(
+        &mut self,
+        reader: &mut R,
+        writer: &mut W,
+        count: &mut u64,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), Broken>>
+    where
+        R: AsyncRead + Unpin,
+        W: AsyncWrite + Unpin,
+    {
+        loop {
+            ready!(self.poll_held(writer, count, cx)).map_err(Broken::Writing)?;
+            match self.stage {
+                Stage::Done => return Poll::Ready(Ok(())),
+                Stage::Ended => {
+                    ready!(Pin::new(&mut *writer).poll_shutdown(cx)).map_err(Broken::Writing)?;
+                    self.stage = Stage::Done;
+                }
+                Stage::Open => ready!(self.poll_through(reader, writer, count, cx))?,
+            }
+        }
+    }
+
+    /// Sends what is held.
+    fn poll_held<W>(
+        &mut self,
+        writer: &mut W,
+        count: &mut u64,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<()>>
+    where
+        W: AsyncWrite + Unpin,
+    {
+        while let Some(rest) = self.held.get(self.sent..).filter(|rest| !rest.is_empty()) {
+            let taken = ready!(poll_write(writer, rest, cx))?;
+            *count += taken as u64;
+            self.sent += taken;
+        }
+        // Given back, not kept for the next time: most sessions never need it again.
+        self.held = Vec::new();
+        self.sent = 0;
+        Poll::Ready(Ok(()))
+    }
+
+    /// Reads once and writes what came.
+    fn poll_through<R, W>(
+        &mut self,
+        reader: &mut R,
+        writer: &mut W,
+        count: &mut u64,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), Broken>>
+    where
+        R: AsyncRead + Unpin,
+        W: AsyncWrite + Unpin,
+    {
+        with_scratch(|scratch| {
+            let mut buffer = ReadBuf::new(scratch);
+            match Pin::new(reader).poll_read(cx, &mut buffer) {
+                Poll::Ready(Ok(())) => {
+                    self.pass_on(buffer.filled(), writer, count, cx).map_err(Broken::Writing).into()
+                }
+                Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                    // TCP ended without close_notify. What came before is whole, record by record.
+                    self.stage = Stage::Ended;
+                    Poll::Ready(Ok(()))
+                }
+                Poll::Ready(Err(error)) => Poll::Ready(Err(Broken::Reading(error))),
+                // Nothing to add, so what the writer has gathered may go; if it cannot yet, it wakes us itself.
+                Poll::Pending => match Pin::new(writer).poll_flush(cx) {
+                    Poll::Ready(Err(error)) => Poll::Ready(Err(Broken::Writing(error))),
+                    Poll::Ready(Ok(())) | Poll::Pending => Poll::Pending,
+                },
+            }
+        })
+    }
+
+    /// Writes what was read, and holds what the writer does not take. No bytes are the reader's end.
+    fn pass_on<W>(
+        &mut self,
+        mut bytes: &[u8],
+        writer: &mut W,
+        count: &mut u64,
+        cx: &mut Context<'_>,
+    ) -> io::Result<()>
+    where
+        W: AsyncWrite + Unpin,
+    {
+        if bytes.is_empty() {
+            self.stage = Stage::Ended;
+        }
+        while !bytes.is_empty() {
+            match poll_write(writer, bytes, cx) {
+                Poll::Ready(taken) => {
+                    let taken = taken?;
+                    *count += taken as u64;
+                    bytes = bytes.get(taken..).unwrap_or_default();
+                }
+                Poll::Pending => {
+                    self.held = bytes.to_vec();
+                    break;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Writes at least one byte.
+fn poll_write<W: AsyncWrite + Unpin>(
+    writer: &mut W,
+    bytes: &[u8],
+    cx: &mut Context<'_>,
+) -> Poll<io::Result<usize>> {
+    match ready!(Pin::new(writer).poll_write(cx, bytes))? {
+        0 => Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+        taken => Poll::Ready(Ok(taken)),
+    }
+}

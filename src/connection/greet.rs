@@ -1,0 +1,136 @@
+//! The plaintext that may come before TLS. Nothing is read past what the protocol allows to come unencrypted, so no byte
+//! that was injected there can turn up inside TLS (CVE-2021-23214 and its kin).
+
+use std::io;
+use std::mem::MaybeUninit;
+
+use socket2::SockRef;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+
+use super::part::Leave;
+use crate::outcome::{Ending, Reason};
+use crate::protocol::postgres::{self, HEADER_LENGTH, Packet};
+use crate::protocol::{Protocol, TLS_HANDSHAKE_RECORD, redis};
+use crate::snapshot::Terms;
+
+/// A client whose next byte belongs to TLS.
+#[derive(Debug)]
+pub(super) struct Greeted {
+    pub(super) stream: TcpStream,
+    /// Whether ALPN has to show that this is PostgreSQL, because no SSLRequest did.
+    pub(super) needs_alpn: bool,
+}
+
+/// How a client begins.
+#[derive(Debug)]
+pub(super) enum Greeting {
+    Tls(Greeted),
+    /// A whole CancelRequest, as it came.
+    Cancel(TcpStream, Vec<u8>),
+}
+
+pub(super) async fn greet(stream: std::net::TcpStream, terms: &Terms) -> Result<Greeting, Leave> {
+    let mut stream = TcpStream::from_std(stream).map_err(lost)?;
+    let first = first_byte(&mut stream).await?;
+    match (terms.protocol, first == TLS_HANDSHAKE_RECORD) {
+        (protocol, true) => {
+            Ok(Greeting::Tls(Greeted { stream, needs_alpn: protocol == Protocol::Postgres }))
+        }
+        (Protocol::Postgres, false) => negotiate(stream, terms).await,
+        (Protocol::Redis, false) => {
+            Err(Leave::plain(Reason::PlaintextRefused, stream, redis::SPEAKS_TLS_ONLY.to_vec()))
+        }
+        (Protocol::Tcp, false) => Err(Leave::plain(Reason::PlaintextRefused, stream, Vec::new())),
+    }
+}
+
+/// PostgreSQL's SSLRequest, GSSENCRequest and what else may come in their place.
+async fn negotiate(mut stream: TcpStream, terms: &Terms) -> Result<Greeting, Leave> {
+    let mut gss_refused = false;
+    loop {
+        match read_header(&mut stream).await {
+            Ok(Packet::Ssl) => break,
+            Ok(Packet::GssEncryption) if !gss_refused => {
+                gss_refused = true;
+                answer(&mut stream, postgres::REFUSE_GSS).await?;
+                if first_byte(&mut stream).await? == TLS_HANDSHAKE_RECORD {
+                    return Ok(Greeting::Tls(Greeted { stream, needs_alpn: true }));
+                }
+            }
+            Ok(Packet::GssEncryption) => {
+                return Err(violation("GSSENCRequest was sent twice").into());
+            }
+            Ok(Packet::Cancel { body }) => return cancel(stream, body, terms).await,
+            Ok(Packet::Startup { .. }) => {
+                return Err(Leave::plain(
+                    Reason::PlaintextRefused,
+                    stream,
+                    postgres::speaks_tls_only(),
+                ));
+            }
+            Err(ending) => return Err(ending.into()),
+        }
+    }
+    answer(&mut stream, postgres::ACCEPT_TLS).await?;
+    if first_byte(&mut stream).await? != TLS_HANDSHAKE_RECORD {
+        return Err(violation("what followed SSLRequest is not TLS").into());
+    }
+    Ok(Greeting::Tls(Greeted { stream, needs_alpn: false }))
+}
+
+async fn cancel(mut stream: TcpStream, body: usize, terms: &Terms) -> Result<Greeting, Leave> {
+    let mut packet = postgres::cancel_header(body).to_vec();
+    packet.resize(HEADER_LENGTH + body, 0);
+    let rest = packet.get_mut(HEADER_LENGTH..).unwrap_or_default();
+    stream.read_exact(rest).await.map_err(lost)?;
+    if terms.plaintext_cancel {
+        Ok(Greeting::Cancel(stream, packet))
+    } else {
+        // A canceller expects no answer, only the end of the connection.
+        let detail = "a CancelRequest without TLS, and postgres.plaintext_cancel is false";
+        Err(Leave::plain(Ending::new(Reason::PlaintextRefused, detail), stream, Vec::new()))
+    }
+}
+
+async fn read_header(stream: &mut TcpStream) -> Result<Packet, Ending> {
+    let mut header = [0; HEADER_LENGTH];
+    stream.read_exact(&mut header).await.map_err(lost)?;
+    Packet::parse(header).map_err(violation)
+}
+
+/// Answers a request by one byte, unless the client did not wait for it.
+async fn answer(stream: &mut TcpStream, byte: u8) -> Result<(), Leave> {
+    let mut early = [MaybeUninit::uninit()];
+    match SockRef::from(&*stream).peek(&mut early) {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+        Ok(0) => return Err(Ending::from(Reason::ClientClosed).into()),
+        Ok(_) => {
+            return Err(violation(
+                "bytes were sent behind the request for encryption, before its answer",
+            )
+            .into());
+        }
+        Err(error) => return Err(lost(error).into()),
+    }
+    stream.write_all(&[byte]).await.map_err(|error| lost(error).into())
+}
+
+/// The next byte, left where it is.
+async fn first_byte(stream: &mut TcpStream) -> Result<u8, Ending> {
+    let mut byte = [0];
+    match stream.peek(&mut byte).await {
+        Ok(0) => Err(Reason::ClientClosed.into()),
+        Ok(_) => Ok(byte[0]),
+        Err(error) => Err(lost(error)),
+    }
+}
+
+fn violation(what: impl std::fmt::Display) -> Ending {
+    Ending::new(Reason::ProtocolViolation, what)
+}
+
+/// A client that goes away before TLS is a port check or a load balancer's probe, and no error.
+fn lost(error: io::Error) -> Ending {
+    Ending::new(Reason::ClientClosed, error)
+}

@@ -1,0 +1,85 @@
+//! What the client says first inside TLS, as far as it decides what happens next.
+//!
+//! Only PostgreSQL has something to decide: a CancelRequest is no session, a second SSLRequest must not reach an upstream
+//! that would answer it, and a client that says nothing costs the upstream nothing. The packet is bounded and passed on
+//! to the byte, protocol version and options untouched.
+
+use std::io;
+
+use tokio::io::{AsyncRead, AsyncReadExt as _};
+use tokio::time::timeout;
+
+use super::identify::Identified;
+use super::part::{Leave, Startup};
+use crate::outcome::{Ending, Reason};
+use crate::protocol::Protocol;
+use crate::protocol::postgres::{HEADER_LENGTH, Malformed, Packet};
+
+/// A client that wants the upstream, and what it has said already.
+#[derive(Debug)]
+pub(super) struct Ready {
+    pub(super) identified: Identified,
+    pub(super) first: Vec<u8>,
+}
+
+/// What the client has come for.
+#[derive(Debug)]
+pub(super) enum Heard {
+    Session(Ready),
+    /// A whole CancelRequest, as it came.
+    Cancel(Identified, Vec<u8>),
+}
+
+pub(super) async fn hear(mut identified: Identified) -> Result<Heard, Leave> {
+    if identified.terms.protocol != Protocol::Postgres {
+        return Ok(Heard::Session(Ready { identified, first: Vec::new() }));
+    }
+    // The handshake's deadline ends with TLS; the first packet gets as long again.
+    let patience = identified.terms.limits.handshake_timeout;
+    let ending = match timeout(patience, read_packet(&mut *identified.stream)).await {
+        Ok(Ok((Packet::Startup { .. }, first))) => {
+            return Ok(Heard::Session(Ready { identified, first }));
+        }
+        Ok(Ok((Packet::Cancel { .. }, packet))) => return Ok(Heard::Cancel(identified, packet)),
+        Ok(Ok((Packet::Ssl | Packet::GssEncryption, _))) => {
+            Ending::new(Reason::ProtocolViolation, "encryption was requested inside TLS")
+        }
+        Ok(Err(Unheard::Malformed(what))) => Ending::new(Reason::ProtocolViolation, what),
+        Ok(Err(Unheard::Lost(error))) => Ending::new(
+            Reason::ClientClosed,
+            format_args!(
+                "the client left after the TLS handshake, before its StartupMessage ({error}); it may not accept our certificate's name"
+            ),
+        ),
+        Err(_) => {
+            Ending::new(Reason::HandshakeTimeout, "no StartupMessage came after the TLS handshake")
+        }
+    };
+    let protocol = identified.terms.protocol;
+    Err(Leave::refused(ending, identified.stream, protocol, Startup::Heard))
+}
+
+/// Why no packet could be read.
+#[derive(Debug)]
+pub(super) enum Unheard {
+    Lost(io::Error),
+    Malformed(Malformed),
+}
+
+/// Reads one startup packet, header included. Its length is checked before a byte is set aside for it.
+pub(super) async fn read_packet<S: AsyncRead + Unpin>(
+    stream: &mut S,
+) -> Result<(Packet, Vec<u8>), Unheard> {
+    let mut header = [0; HEADER_LENGTH];
+    stream.read_exact(&mut header).await.map_err(Unheard::Lost)?;
+    let packet = Packet::parse(header).map_err(Unheard::Malformed)?;
+    let body = match packet {
+        Packet::Cancel { body } | Packet::Startup { body } => body,
+        Packet::Ssl | Packet::GssEncryption => 0,
+    };
+    let mut bytes = header.to_vec();
+    bytes.resize(HEADER_LENGTH + body, 0);
+    let rest = bytes.get_mut(HEADER_LENGTH..).unwrap_or_default();
+    stream.read_exact(rest).await.map_err(Unheard::Lost)?;
+    Ok((packet, bytes))
+}

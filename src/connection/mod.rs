@@ -1,0 +1,138 @@
+//! One client's life, told once and in one direction:
+//!
+//! ```text
+//! admit ─► greet ─► secure ─► identify ─► hear ─► dial ─► relay ─► part
+//! source   preface  TLS       identity    first   upstream bytes   last words
+//! ```
+//!
+//! `admit` happens in the accept loop. Each later room takes the last room's value by move, so nobody holds a raw socket
+//! after `secure` or dials without an `Identified`. Whatever happens, a room's error or the relay's end, becomes one
+//! [`Ending`], and [`Visit`] writes it to the audit exactly once, panics included.
+
+mod cancel;
+mod dial;
+mod flow;
+mod greet;
+mod hear;
+mod identify;
+mod part;
+mod relay;
+mod scratch;
+mod secure;
+mod socket;
+mod visit;
+mod workers;
+
+use std::net::TcpStream;
+use std::sync::Arc;
+use std::time::Instant;
+
+use tokio::time::timeout_at;
+
+pub use socket::keep_alive;
+pub use workers::Workers;
+
+use self::cancel::CancelRequest;
+use self::greet::Greeting;
+use self::hear::Heard;
+use self::part::Leave;
+use self::relay::Relay;
+use self::visit::Visit;
+use crate::audit::Audit;
+use crate::outcome::{Ending, Reason};
+use crate::policy::Admitted;
+use crate::sessions::{Presence, Register};
+use crate::snapshot::{Current, Terms};
+
+/// A client whose source has been let in, and nothing more.
+#[derive(Debug)]
+pub struct Arrival {
+    /// Its socket, from which nothing has been read.
+    pub stream: TcpStream,
+    /// Leave to come in.
+    pub admitted: Admitted,
+    /// The listener it came to.
+    pub terms: Arc<Terms>,
+    /// Its entry in the register.
+    pub presence: Presence,
+    /// When it was accepted; deadlines count from here.
+    pub accepted_at: Instant,
+}
+
+/// What every connection needs around it. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct House {
+    /// The policy in force.
+    pub current: Current,
+    /// Who is in.
+    pub register: Arc<Register>,
+    /// Who is told.
+    pub audit: Audit,
+}
+
+/// Serves a client from arrival to end.
+async fn serve(arrival: Arrival, house: &House) {
+    let Arrival { stream, admitted, terms, presence, accepted_at } = arrival;
+    let mut visit = Visit::new(house.audit.clone(), &terms, &admitted, &presence, accepted_at);
+
+    // Boxed, because the state of a handshake is large and a session that lives for days needs none of it.
+    let entering = Box::pin(enter(stream, admitted, terms, house, &mut visit));
+    let entered = tokio::select! {
+        biased;
+        reason = presence.shown_out() => Err(Ending::from(reason).into()),
+        entered = entering => entered,
+    };
+    let leave = match entered {
+        Ok(Entered::Session(relay)) => {
+            visit.opened();
+            relay.run(&presence, visit.carried()).await
+        }
+        Ok(Entered::Cancel(request)) => match request.forward().await {
+            Ok(parting) => return visit.cancelled(parting).await,
+            Err(leave) => leave,
+        },
+        Err(leave) => leave,
+    };
+    visit.ended(leave).await;
+}
+
+/// What a client has come for.
+enum Entered {
+    /// To talk to the upstream, which has been reached.
+    Session(Relay),
+    /// To cancel a query of another session (PostgreSQL).
+    Cancel(CancelRequest),
+}
+
+/// From the first byte to the upstream.
+async fn enter(
+    stream: TcpStream,
+    admitted: Admitted,
+    terms: Arc<Terms>,
+    house: &House,
+    visit: &mut Visit,
+) -> Result<Entered, Leave> {
+    let deadline = visit.deadline(terms.limits.handshake_timeout);
+    let too_slow = |_| Leave::from(Ending::from(Reason::HandshakeTimeout));
+
+    let greeted =
+        match timeout_at(deadline, greet::greet(stream, &terms)).await.map_err(too_slow)?? {
+            Greeting::Tls(greeted) => greeted,
+            Greeting::Cancel(stream, packet) => {
+                return Ok(Entered::Cancel(CancelRequest::plaintext(stream, packet, &terms)));
+            }
+        };
+    let secured = timeout_at(deadline, secure::secure(greeted, &terms, visit.facts()))
+        .await
+        .map_err(too_slow)??;
+    let identified = identify::identify(secured, &admitted, &house.current, visit.facts())?;
+    let heard = match hear::hear(identified).await? {
+        Heard::Session(ready) => ready,
+        Heard::Cancel(identified, packet) => {
+            return Ok(Entered::Cancel(CancelRequest::over_tls(identified, packet)));
+        }
+    };
+    let dialled = dial::dial(heard).await?;
+    let welcome = identify::again(dialled, &house.current, visit.facts())?;
+    Ok(Entered::Session(Relay::new(welcome)))
+}

@@ -1,0 +1,127 @@
+//! The way out: last words in the client's protocol, and an end of the stream that does not eat them.
+//!
+//! Closing a socket that holds unread bytes makes the kernel send a reset, and a reset can overtake words that are still
+//! on their way. So after the last words the client is listened to a little longer, within bounds.
+
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_rustls::server::TlsStream;
+
+use super::hear::read_packet;
+use crate::outcome::Ending;
+use crate::protocol::{Protocol, refusal};
+
+/// A connection that ends: why, and what is still to be said.
+#[derive(Debug)]
+pub(super) struct Leave {
+    pub(super) ending: Ending,
+    pub(super) parting: Parting,
+}
+
+/// What is still to be said, and to whom.
+#[derive(Debug)]
+pub(super) enum Parting {
+    /// Nothing, and the socket is gone.
+    Gone,
+    /// In plaintext, or nothing but a TLS alert that is on its way.
+    Plain(TcpStream, Vec<u8>),
+    /// Inside TLS, with close_notify behind it.
+    Tls(Box<TlsStream<TcpStream>>, Vec<u8>),
+    /// Inside TLS, once the client has sent its PostgreSQL StartupMessage and so listens for an answer.
+    TlsAfterStartup(Box<TlsStream<TcpStream>>, Vec<u8>),
+}
+
+/// Whether a PostgreSQL client has sent its StartupMessage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Startup {
+    Awaited,
+    Heard,
+}
+
+impl From<Ending> for Leave {
+    fn from(ending: Ending) -> Self {
+        Self { ending, parting: Parting::Gone }
+    }
+}
+
+impl Leave {
+    pub(super) fn plain(ending: impl Into<Ending>, stream: TcpStream, words: Vec<u8>) -> Self {
+        Self { ending: ending.into(), parting: Parting::Plain(stream, words) }
+    }
+
+    /// Turns a client away inside TLS, in the words its protocol has for the reason.
+    pub(super) fn refused(
+        ending: Ending,
+        stream: Box<TlsStream<TcpStream>>,
+        protocol: Protocol,
+        startup: Startup,
+    ) -> Self {
+        let words = refusal(protocol, ending.reason).unwrap_or_default();
+        let parting = match (protocol, startup) {
+            (Protocol::Postgres, Startup::Awaited) => Parting::TlsAfterStartup(stream, words),
+            (Protocol::Postgres | Protocol::Redis | Protocol::Tcp, _) => {
+                Parting::Tls(stream, words)
+            }
+        };
+        Self { ending, parting }
+    }
+
+    pub(super) fn tls(
+        ending: impl Into<Ending>,
+        stream: Box<TlsStream<TcpStream>>,
+        words: Vec<u8>,
+    ) -> Self {
+        Self { ending: ending.into(), parting: Parting::Tls(stream, words) }
+    }
+}
+
+impl Parting {
+    pub(super) async fn say(self) {
+        // A client that does not listen in time has had its chance.
+        let _ = match self {
+            Self::Gone => return,
+            Self::Plain(mut stream, words) => {
+                timeout(PATIENCE, say_and_listen(&mut stream, &words)).await
+            }
+            Self::Tls(mut stream, words) => {
+                timeout(PATIENCE, say_and_listen(&mut *stream, &words)).await
+            }
+            Self::TlsAfterStartup(mut stream, words) => {
+                timeout(PATIENCE, async {
+                    // Whatever it sends instead, the answer is the same.
+                    let _ = read_packet(&mut *stream).await;
+                    say_and_listen(&mut *stream, &words).await
+                })
+                .await
+            }
+        };
+    }
+}
+
+/// Writes `words`, ends the stream (with close_notify where it is TLS), and reads what the client had sent already.
+async fn say_and_listen<S>(stream: &mut S, words: &[u8]) -> std::io::Result<()>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    stream.write_all(words).await?;
+    stream.flush().await?;
+    stream.shutdown().await?;
+    let mut heard = 0;
+    let mut bytes = [0; 512];
+    while heard < MOST_HEARD {
+        match stream.read(&mut bytes).await? {
+            0 => break,
+            count => heard += count,
+        }
+    }
+    Ok(())
+}
+
+/// Longer than a round trip around the world; a client that keeps talking past it is cut off.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// More than a client sends before it reads an answer.
+const MOST_HEARD: usize = 256 << 10;

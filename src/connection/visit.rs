@@ -1,0 +1,107 @@
+//! The account of one connection, which is audited exactly once.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::part::{Leave, Parting};
+use crate::audit::{Audit, Facts};
+use crate::outcome::{Carried, Ending, Reason};
+use crate::policy::Admitted;
+use crate::sessions::Presence;
+use crate::snapshot::Terms;
+
+/// Collects what is known of a connection and writes its events. Dropped without an ending, as by a panic, it still
+/// writes one.
+#[derive(Debug)]
+pub(super) struct Visit {
+    audit: Audit,
+    facts: Box<Facts>,
+    accepted_at: Instant,
+    stage: Stage,
+    carried: Carried,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Entering,
+    Opened,
+    Told,
+}
+
+impl Visit {
+    pub(super) fn new(
+        audit: Audit,
+        terms: &Terms,
+        admitted: &Admitted,
+        presence: &Presence,
+        accepted_at: Instant,
+    ) -> Self {
+        let mut facts = Facts::new(presence.id(), Arc::clone(&terms.name), admitted.client());
+        facts.rule = admitted.rule().cloned();
+        facts.would_deny = admitted.rule().is_none();
+        facts.upstream = Some(Arc::clone(&terms.upstream_name));
+        Self {
+            audit,
+            facts: Box::new(facts),
+            accepted_at,
+            stage: Stage::Entering,
+            carried: Carried::default(),
+        }
+    }
+
+    /// The moment when `timeout` has passed since the connection was accepted.
+    pub(super) fn deadline(&self, timeout: Duration) -> tokio::time::Instant {
+        (self.accepted_at + timeout).into()
+    }
+
+    pub(super) fn facts(&mut self) -> &mut Facts {
+        &mut self.facts
+    }
+
+    /// Where the relay counts bytes.
+    pub(super) fn carried(&mut self) -> &mut Carried {
+        &mut self.carried
+    }
+
+    /// The upstream is reached.
+    pub(super) fn opened(&mut self) {
+        self.stage = Stage::Opened;
+        self.audit.opened(&self.facts);
+    }
+
+    /// The connection ends: the auditor is told first, then the client.
+    pub(super) async fn ended(mut self, leave: Leave) {
+        self.tell(&leave.ending);
+        drop(self);
+        leave.parting.say().await;
+    }
+
+    /// The connection was a CancelRequest, and it has reached the upstream.
+    pub(super) async fn cancelled(mut self, parting: Parting) {
+        self.stage = Stage::Told;
+        self.audit.cancel_forwarded(&self.facts, self.accepted_at.elapsed());
+        drop(self);
+        parting.say().await;
+    }
+
+    fn tell(&mut self, ending: &Ending) {
+        let duration = self.accepted_at.elapsed();
+        match self.stage {
+            Stage::Entering => self.audit.denied(&self.facts, ending, duration),
+            Stage::Opened => self.audit.closed(&self.facts, ending, self.carried, duration),
+            Stage::Told => {}
+        }
+        self.stage = Stage::Told;
+    }
+}
+
+impl Drop for Visit {
+    fn drop(&mut self) {
+        if self.stage != Stage::Told {
+            self.tell(&Ending::new(
+                Reason::IoError,
+                "this connection was dropped by a failure inside portcullis",
+            ));
+        }
+    }
+}

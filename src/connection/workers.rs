@@ -1,0 +1,98 @@
+//! Worker threads, each with a runtime of its own. A connection stays on the worker it was handed to, so the data path
+//! never wakes another thread.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+use super::{Arrival, House, serve};
+
+/// The near ends of all workers. Dropping it lets the workers finish what they have and end.
+#[derive(Debug)]
+pub struct Workers {
+    workers: Vec<Worker>,
+}
+
+#[derive(Debug)]
+struct Worker {
+    arrivals: mpsc::Sender<Arrival>,
+    /// Connections handed over and not yet ended.
+    load: Arc<AtomicUsize>,
+}
+
+impl Workers {
+    /// Starts `count` workers.
+    ///
+    /// # Errors
+    /// When the system gives no thread or no event queue.
+    pub fn start(count: usize, house: &House) -> io::Result<Self> {
+        let workers = (0..count.max(1))
+            .map(|number| Worker::start(number, house.clone()))
+            .collect::<io::Result<_>>()?;
+        Ok(Self { workers })
+    }
+
+    /// Hands a connection to the worker with the fewest. The kernel's own spreading (SO_REUSEPORT) hashes addresses, which
+    /// is uneven for the few and long-lived connections databases have.
+    ///
+    /// Waits while that worker has a full queue, which slows accepting down and nothing else.
+    pub async fn hand_over(&self, arrival: Arrival) {
+        let Some(worker) =
+            self.workers.iter().min_by_key(|worker| worker.load.load(Ordering::Relaxed))
+        else {
+            return;
+        };
+        worker.load.fetch_add(1, Ordering::Relaxed);
+        if worker.arrivals.send(arrival).await.is_err() {
+            worker.load.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Worker {
+    fn start(number: usize, house: House) -> io::Result<Self> {
+        let (arrivals, queue) = mpsc::channel(QUEUE_LENGTH);
+        let load = Arc::new(AtomicUsize::new(0));
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let theirs = Arc::clone(&load);
+        std::thread::Builder::new()
+            .name(format!("portcullis-{number}"))
+            .spawn(move || runtime.block_on(work(queue, &theirs, house)))?;
+        Ok(Self { arrivals, load })
+    }
+}
+
+/// Serves connections until no more can come and the last one has ended.
+async fn work(mut queue: mpsc::Receiver<Arrival>, load: &Arc<AtomicUsize>, house: House) {
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            arrival = queue.recv() => {
+                let Some(arrival) = arrival else { break };
+                let (house, held) = (house.clone(), Load(Arc::clone(load)));
+                connections.spawn(async move {
+                    serve(arrival, &house).await;
+                    drop(held);
+                });
+            }
+            // A panic ends here; the connection's `Visit` has told the audit already.
+            Some(_) = connections.join_next() => {}
+        }
+    }
+    while connections.join_next().await.is_some() {}
+}
+
+/// One connection's part of a worker's load, given back however the connection ends.
+struct Load(Arc<AtomicUsize>);
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Connections that may wait for a busy worker. More would only hide from the clients how busy it is.
+const QUEUE_LENGTH: usize = 256;

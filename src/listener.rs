@@ -1,0 +1,296 @@
+//! Bound addresses and the loops that accept from them.
+//!
+//! The source question is put here, before a task, a timer or a byte is spent on a stranger. Which listener an address
+//! belongs to is looked up in the snapshot at every accept, so a reload never has to restart a loop it did not mean.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use time::OffsetDateTime;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tracing::{error, warn};
+
+use crate::addr::{ClientAddr, ListenAddr};
+use crate::audit::Facts;
+use crate::connection::{Arrival, House, Workers, keep_alive};
+use crate::outcome::{Ending, Reason};
+use crate::snapshot::{Door, Snapshot, Terms};
+
+/// Every bound address of the process.
+#[derive(Debug)]
+pub struct Listeners {
+    house: House,
+    workers: Arc<Workers>,
+    bound: HashMap<Door, Bound>,
+    loops: JoinSet<()>,
+}
+
+#[derive(Debug)]
+struct Bound {
+    socket: Arc<TcpListener>,
+    local: SocketAddr,
+    /// Dropped to stop the loop.
+    _running: watch::Sender<()>,
+}
+
+/// Addresses that are bound but not accepted from yet. Dropped, they are free again.
+#[derive(Debug)]
+pub struct Prepared {
+    fresh: Vec<(Door, TcpListener, SocketAddr)>,
+}
+
+/// An address that cannot be had.
+#[derive(Debug, thiserror::Error)]
+#[error("listener {listener}: {address} cannot be bound: {error}")]
+pub struct BindError {
+    listener: Arc<str>,
+    address: ListenAddr,
+    error: io::Error,
+}
+
+impl Listeners {
+    /// No addresses yet.
+    pub fn new(house: House, workers: Arc<Workers>) -> Self {
+        Self { house, workers, bound: HashMap::new(), loops: JoinSet::new() }
+    }
+
+    /// Binds every address of `snapshot` that is not bound already.
+    ///
+    /// # Errors
+    /// When one of them cannot be bound; then none is.
+    pub fn prepare(&self, snapshot: &Snapshot) -> Result<Prepared, BindError> {
+        let mut fresh = Vec::new();
+        for terms in snapshot.listeners() {
+            for door in terms.doors.iter().filter(|door| !self.bound.contains_key(door)) {
+                let leaving = self.share_port_of_leaving(door, snapshot);
+                let (socket, local) =
+                    bind(&door.address, !leaving.is_empty()).map_err(|error| BindError {
+                        listener: Arc::clone(&terms.name),
+                        address: door.address,
+                        error,
+                    })?;
+                fresh.push((door.clone(), socket, local));
+            }
+        }
+        Ok(Prepared { fresh })
+    }
+
+    /// Accepts from the prepared addresses and stops accepting from those `snapshot` has no use for. `snapshot` has to be
+    /// in force already.
+    pub fn commit(&mut self, prepared: Prepared, snapshot: &Snapshot) {
+        self.bound.retain(|door, _| snapshot.behind(door).is_some());
+        for (door, socket, local) in prepared.fresh {
+            match self.accept_from(door.clone(), socket, local) {
+                Ok(bound) => {
+                    self.bound.insert(door, bound);
+                }
+                Err(error) => error!("{local} is bound but cannot be waited on: {error}"),
+            }
+        }
+    }
+
+    /// Stops accepting; the addresses are free when it returns. Connections that the kernel had completed are served.
+    pub async fn close(&mut self) {
+        self.bound.clear();
+        while self.loops.join_next().await.is_some() {}
+    }
+
+    /// The real addresses of a listener, in the order of its configuration.
+    pub fn addresses(&self, terms: &Terms) -> Vec<SocketAddr> {
+        terms
+            .doors
+            .iter()
+            .filter_map(|door| self.bound.get(door).map(|bound| bound.local))
+            .collect()
+    }
+
+    fn accept_from(
+        &mut self,
+        door: Door,
+        socket: TcpListener,
+        local: SocketAddr,
+    ) -> io::Result<Bound> {
+        let socket = Arc::new(socket);
+        // tokio's own listener would register every accepted socket with this thread, a stranger's too, only to move it.
+        #[allow(
+            deprecated,
+            reason = "unsound only for types that let go of their descriptor; this one keeps it for life"
+        )]
+        let ready = AsyncFd::with_interest(Arc::clone(&socket), Interest::READABLE)?;
+        let (running, stopped) = watch::channel(());
+        let gate = Gate {
+            door,
+            house: self.house.clone(),
+            workers: Arc::clone(&self.workers),
+            owner: None,
+        };
+        self.loops.spawn(gate.run(ready, stopped));
+        Ok(Bound { socket, local, _running: running })
+    }
+
+    /// Lets `door` be bound beside addresses that overlap it and leave with this reload, as when a wildcard is narrowed to
+    /// one interface. Without this the old address would have to be closed first, and connections be lost.
+    fn share_port_of_leaving(&self, door: &Door, snapshot: &Snapshot) -> Vec<SharedPort> {
+        let leaving = |(other, _): &(&Door, &Bound)| {
+            other.address.overlaps(&door.address) && snapshot.behind(other).is_none()
+        };
+        self.bound.iter().filter(leaving).map(|(_, bound)| SharedPort::new(&bound.socket)).collect()
+    }
+}
+
+/// While it lives, another socket of this user may be bound to the same port.
+struct SharedPort(Arc<TcpListener>);
+
+impl SharedPort {
+    fn new(socket: &Arc<TcpListener>) -> Self {
+        // Where it fails the bind that follows fails too, and says why.
+        let _ = SockRef::from(&**socket).set_reuse_port(true);
+        Self(Arc::clone(socket))
+    }
+}
+
+impl Drop for SharedPort {
+    fn drop(&mut self) {
+        let _ = SockRef::from(&*self.0).set_reuse_port(false);
+    }
+}
+
+fn bind(address: &ListenAddr, shared: bool) -> io::Result<(TcpListener, SocketAddr)> {
+    let domain = if address.socket.is_ipv4() { Domain::IPV4 } else { Domain::IPV6 };
+    let socket = Socket::new(domain, Type::STREAM, Some(Protocol::TCP))?;
+    if address.socket.is_ipv6() {
+        // Said either way, so that net.ipv6.bindv6only does not decide.
+        socket.set_only_v6(address.ipv6_only)?;
+    }
+    // Sessions of a former process in TIME_WAIT must not keep a restart waiting.
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.set_reuse_port(shared)?;
+    socket.bind(&address.socket.into())?;
+    socket.listen(BACKLOG)?;
+    // Only for the moment: two portcullis processes must never share a port unnoticed.
+    socket.set_reuse_port(false)?;
+    let listener = TcpListener::from(socket);
+    let local = listener.local_addr()?;
+    Ok((listener, local))
+}
+
+/// The loop behind one address.
+struct Gate {
+    door: Door,
+    house: House,
+    workers: Arc<Workers>,
+    /// The listener the address belonged to last.
+    owner: Option<Arc<str>>,
+}
+
+impl Gate {
+    async fn run(mut self, socket: AsyncFd<Arc<TcpListener>>, mut stopped: watch::Receiver<()>) {
+        let mut patience = Patience::default();
+        loop {
+            let accepted = tokio::select! {
+                // Only a dropped sender ends the wait.
+                _ = stopped.changed() => break,
+                accepted = socket.async_io(Interest::READABLE, |socket| socket.accept()) => accepted,
+            };
+            match accepted {
+                Ok((stream, from)) => {
+                    patience.restored();
+                    self.let_in(stream, from).await;
+                }
+                Err(error) if is_one_clients_fault(&error) => {}
+                Err(error) => patience.lost(&error).await,
+            }
+        }
+        // These clients were told by the kernel that they are connected.
+        while let Ok((stream, from)) = socket.get_ref().accept() {
+            self.let_in(stream, from).await;
+        }
+    }
+
+    /// Puts the source question. A stranger costs this lookup and a close.
+    async fn let_in(&mut self, stream: TcpStream, from: SocketAddr) {
+        let accepted_at = Instant::now();
+        let client = ClientAddr::new(from);
+        let Some(terms) = self.terms() else { return };
+        match terms.sources.admit(client, OffsetDateTime::now_utc()) {
+            Ok(admitted) => {
+                // A client that has gone already is noticed where it is first read from.
+                let _ = stream.set_nonblocking(true).and_then(|()| keep_alive(&stream));
+                let presence = self.house.register.enter();
+                self.workers
+                    .hand_over(Arrival { stream, admitted, terms, presence, accepted_at })
+                    .await;
+            }
+            Err(stranger) => {
+                drop(stream);
+                let facts = Facts::new(0, Arc::clone(&terms.name), client);
+                let ending = Ending::new(Reason::UntrustedSource, stranger);
+                self.house.audit.denied(&facts, &ending, accepted_at.elapsed());
+            }
+        }
+    }
+
+    /// The terms of the listener that has this address now or, once it is to be closed, had it last.
+    fn terms(&mut self) -> Option<Arc<Terms>> {
+        let snapshot = self.house.current.borrow();
+        let terms = match (snapshot.behind(&self.door), &self.owner) {
+            (Some(terms), _) => terms,
+            (None, Some(owner)) => snapshot.named(owner)?,
+            (None, None) => return None,
+        };
+        let terms = Arc::clone(terms);
+        self.owner = Some(Arc::clone(&terms.name));
+        Some(terms)
+    }
+}
+
+/// Errors that `accept` passes on from a connection that is gone already; the next one may be well.
+fn is_one_clients_fault(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::Interrupted
+            | io::ErrorKind::PermissionDenied
+    )
+}
+
+/// How long to wait when the system is out of something, most often file descriptors: long enough not to spin, short
+/// enough to be there when some are free again.
+#[derive(Debug, Default)]
+struct Patience {
+    wait: Duration,
+}
+
+impl Patience {
+    async fn lost(&mut self, error: &io::Error) {
+        if self.wait.is_zero() {
+            warn!(
+                "connections cannot be accepted: {error}; trying again, and not saying so until it works"
+            );
+        }
+        self.wait = (self.wait * 2).clamp(SHORTEST_WAIT, LONGEST_WAIT);
+        tokio::time::sleep(self.wait).await;
+    }
+
+    fn restored(&mut self) {
+        if !self.wait.is_zero() {
+            warn!("connections are accepted again");
+            self.wait = Duration::ZERO;
+        }
+    }
+}
+
+const SHORTEST_WAIT: Duration = Duration::from_millis(5);
+const LONGEST_WAIT: Duration = Duration::from_secs(1);
+
+/// Connections the kernel keeps ready; it caps this at net.core.somaxconn.
+const BACKLOG: i32 = 4096;

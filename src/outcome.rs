@@ -1,0 +1,108 @@
+//! How a connection can end.
+//!
+//! Every room of a connection's life fails with an [`Ending`], and a life that goes well ends with one too, so that there
+//! is one door out and one place that writes the audit event.
+
+use std::fmt;
+
+/// Why a connection ended. The codes are public: auditors filter by them (docs/AUDIT.md).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Reason {
+    /// The client's certificate has expired.
+    ClientCertificateExpired,
+    /// The client's certificate cannot be used: malformed, not yet valid, wrong purpose, bad signature.
+    ClientCertificateInvalid,
+    /// The listener requires a client certificate and none was presented.
+    ClientCertificateMissing,
+    /// No trust anchor of the listener vouches for the client's certificate.
+    ClientCertificateUnknownCa,
+    /// The client ended the connection.
+    ClientClosed,
+    /// One side ended and the other stayed silent for too long.
+    HalfCloseTimeout,
+    /// The TLS handshake failed.
+    HandshakeFailed,
+    /// The client did not finish preface and TLS in time.
+    HandshakeTimeout,
+    /// No byte moved either way for too long.
+    IdleTimeout,
+    /// The network failed under an open connection, or this program did.
+    IoError,
+    /// The listener was taken out of the configuration.
+    ListenerRemoved,
+    /// The client spoke plaintext where TLS must begin.
+    PlaintextRefused,
+    /// The client's bytes are not of the listener's protocol.
+    ProtocolViolation,
+    /// The process was told to stop.
+    Shutdown,
+    /// No rule trusts the client's address.
+    UntrustedSource,
+    /// The upstream ended the connection.
+    UpstreamClosed,
+    /// The upstream could not be reached.
+    UpstreamUnreachable,
+}
+
+impl Reason {
+    /// The stable code that audit events carry.
+    pub const fn code(self) -> &'static str {
+        match self {
+            Self::ClientCertificateExpired => "client_certificate_expired",
+            Self::ClientCertificateInvalid => "client_certificate_invalid",
+            Self::ClientCertificateMissing => "client_certificate_missing",
+            Self::ClientCertificateUnknownCa => "client_certificate_unknown_ca",
+            Self::ClientClosed => "client_closed",
+            Self::HalfCloseTimeout => "half_close_timeout",
+            Self::HandshakeFailed => "handshake_failed",
+            Self::HandshakeTimeout => "handshake_timeout",
+            Self::IdleTimeout => "idle_timeout",
+            Self::IoError => "io_error",
+            Self::ListenerRemoved => "listener_removed",
+            Self::PlaintextRefused => "plaintext_refused",
+            Self::ProtocolViolation => "protocol_violation",
+            Self::Shutdown => "shutdown",
+            Self::UntrustedSource => "untrusted_source",
+            Self::UpstreamClosed => "upstream_closed",
+            Self::UpstreamUnreachable => "upstream_unreachable",
+        }
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.code())
+    }
+}
+
+/// The end of a connection: the code for the auditor and the words for the operator. The client is told neither; it gets
+/// a fixed message of its own protocol.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ending {
+    /// The stable code.
+    pub reason: Reason,
+    /// What happened and what to do about it, for the log. Empty where the code says it all.
+    pub detail: String,
+}
+
+impl Ending {
+    /// An ending that needs words.
+    pub fn new(reason: Reason, detail: impl fmt::Display) -> Self {
+        Self { reason, detail: detail.to_string() }
+    }
+}
+
+impl From<Reason> for Ending {
+    fn from(reason: Reason) -> Self {
+        Self { reason, detail: String::new() }
+    }
+}
+
+/// Bytes relayed so far. Kept outside the relay's future, so that a session ended by an error still tells its counts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Carried {
+    /// Bytes from the client to the upstream, as plaintext.
+    pub inbound: u64,
+    /// Bytes from the upstream to the client, as plaintext.
+    pub outbound: u64,
+}

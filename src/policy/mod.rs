@@ -1,0 +1,12 @@
+//! The source question, answered without a clock, a file or a socket: may a client at this address come in?
+//!
+//! Permission is a value. Only [`SourcePolicy::admit`] makes an [`Admitted`], and everything later in a connection's life
+//! asks for one.
+
+mod identity;
+mod rule;
+mod sources;
+
+pub use identity::ClientAuth;
+pub use rule::{Network, NetworkError, Origin, Rule};
+pub use sources::{Admitted, Enforcement, SourcePolicy, Stranger, TrustedSources};

@@ -1,0 +1,288 @@
+//! The set of trusted sources and the decision it makes.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use prefix_trie::PrefixMap;
+use time::OffsetDateTime;
+
+use super::rule::Rule;
+use crate::addr::ClientAddr;
+use crate::timestamp;
+
+/// What a listener does with a client's address.
+#[derive(Clone, Debug)]
+pub struct SourcePolicy {
+    /// Whom it trusts.
+    pub sources: TrustedSources,
+    /// What it does with the others.
+    pub enforcement: Enforcement,
+}
+
+/// What happens to a client whose address no rule trusts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Enforcement {
+    /// It is closed before a byte is read.
+    Enforce,
+    /// It is let in, and the audit says that it would have been refused.
+    Observe,
+}
+
+impl SourcePolicy {
+    /// Lets a client in, or not.
+    pub fn admit(&self, client: ClientAddr, now: OffsetDateTime) -> Result<Admitted, Stranger> {
+        match (self.sources.lookup(client.ip(), now), self.enforcement) {
+            (Ok(rule), _) => Ok(Admitted { client, rule: Some(Arc::clone(rule)) }),
+            (Err(_), Enforcement::Observe) => Ok(Admitted { client, rule: None }),
+            (Err(stranger), Enforcement::Enforce) => Err(stranger),
+        }
+    }
+}
+
+/// Leave to go on: this client's address was judged and may come in.
+#[must_use]
+#[derive(Clone, Debug)]
+pub struct Admitted {
+    client: ClientAddr,
+    rule: Option<Arc<Rule>>,
+}
+
+impl Admitted {
+    /// Whose address was judged.
+    pub fn client(&self) -> ClientAddr {
+        self.client
+    }
+
+    /// The rule that lets the client in; `None` where only `enforcement = "observe"` does.
+    pub fn rule(&self) -> Option<&Arc<Rule>> {
+        self.rule.as_ref()
+    }
+}
+
+/// No rule trusts the address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stranger {
+    /// The narrowest rule that would have trusted it, had it not expired.
+    pub expired: Option<Arc<Rule>>,
+}
+
+impl fmt::Display for Stranger {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.expired.as_deref() {
+            Some(rule @ Rule { expires_at: Some(end), .. }) => {
+                write!(f, "the rule {rule} expired at {}", timestamp::seconds(*end))
+            }
+            Some(_) | None => f.write_str("no rule trusts this address"),
+        }
+    }
+}
+
+/// Rules, found by the longest prefix that covers an address.
+///
+/// A lookup walks one binary trie per address family: its cost grows with the length of the matching prefix, not with the
+/// number of rules. No rules trust nobody.
+#[derive(Clone, Default)]
+pub struct TrustedSources {
+    rules: Vec<Arc<Rule>>,
+    v4: PrefixMap<Ipv4Net, Vec<Arc<Rule>>>,
+    v6: PrefixMap<Ipv6Net, Vec<Arc<Rule>>>,
+}
+
+impl TrustedSources {
+    /// Builds the set. Of several rules for the same network the first that has not expired counts.
+    pub fn new(rules: impl IntoIterator<Item = Rule>) -> Self {
+        let mut set = Self::default();
+        for rule in rules {
+            let rule = Arc::new(rule);
+            set.rules.push(Arc::clone(&rule));
+            match rule.network.net() {
+                IpNet::V4(net) => set.v4.entry(net).or_default().push(rule),
+                IpNet::V6(net) => set.v6.entry(net).or_default().push(rule),
+            }
+        }
+        set
+    }
+
+    /// All rules, in the order they were given, expired ones included.
+    pub fn rules(&self) -> &[Arc<Rule>] {
+        &self.rules
+    }
+
+    /// The rule with the longest prefix that covers `ip` and has not expired at `now`.
+    ///
+    /// # Errors
+    /// [`Stranger`] when there is none.
+    pub fn lookup(&self, ip: IpAddr, now: OffsetDateTime) -> Result<&Arc<Rule>, Stranger> {
+        match ip {
+            IpAddr::V4(ip) => narrowest(self.v4.cover_values(&Ipv4Net::from(ip)), now),
+            IpAddr::V6(ip) => narrowest(self.v6.cover_values(&Ipv6Net::from(ip)), now),
+        }
+    }
+}
+
+impl fmt::Debug for TrustedSources {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(&self.rules).finish()
+    }
+}
+
+/// Picks from the rules that cover an address, given from the widest network to the narrowest.
+fn narrowest<'a>(
+    covering: impl Iterator<Item = &'a Vec<Arc<Rule>>>,
+    now: OffsetDateTime,
+) -> Result<&'a Arc<Rule>, Stranger> {
+    let mut live = None;
+    let mut expired = None;
+    for same_network in covering {
+        live = same_network.iter().find(|rule| rule.is_live(now)).or(live);
+        expired = same_network.iter().find(|rule| !rule.is_live(now)).or(expired);
+    }
+    live.ok_or_else(|| Stranger { expired: expired.cloned() })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use time::Duration;
+
+    use super::super::rule::Origin;
+    use super::*;
+
+    const NOW: OffsetDateTime = OffsetDateTime::UNIX_EPOCH;
+
+    fn rule(network: &str, expires_at: Option<OffsetDateTime>) -> Rule {
+        Rule {
+            network: network.parse().unwrap(),
+            description: None,
+            expires_at,
+            origin: Origin::Configuration,
+        }
+    }
+
+    fn sources(networks: &[&str]) -> TrustedSources {
+        TrustedSources::new(networks.iter().map(|network| rule(network, None)))
+    }
+
+    fn matched(set: &TrustedSources, ip: &str) -> Option<String> {
+        let client = ClientAddr::from_ip(ip.parse().unwrap());
+        set.lookup(client.ip(), NOW).ok().map(ToString::to_string)
+    }
+
+    #[test]
+    fn no_rules_trust_nobody() {
+        assert_eq!(matched(&sources(&[]), "127.0.0.1"), None);
+        assert_eq!(matched(&sources(&[]), "::1"), None);
+    }
+
+    #[test]
+    fn the_longest_prefix_is_the_rule_that_matched() {
+        let set = sources(&["0.0.0.0/0", "10.0.0.0/8", "10.1.2.3", "10.1.0.0/16"]);
+        assert_eq!(matched(&set, "10.1.2.3").as_deref(), Some("ip_addr:10.1.2.3"));
+        assert_eq!(matched(&set, "10.1.2.4").as_deref(), Some("ip_addr:10.1.0.0/16"));
+        assert_eq!(matched(&set, "10.2.0.1").as_deref(), Some("ip_addr:10.0.0.0/8"));
+        assert_eq!(matched(&set, "11.0.0.1").as_deref(), Some("ip_addr:0.0.0.0/0"));
+    }
+
+    #[test]
+    fn the_families_are_apart_but_for_mapped_addresses() {
+        assert_eq!(matched(&sources(&["::/0"]), "10.1.2.3"), None);
+        assert_eq!(matched(&sources(&["::/0"]), "::ffff:10.1.2.3"), None);
+        assert_eq!(matched(&sources(&["0.0.0.0/0"]), "::1"), None);
+        assert_eq!(
+            matched(&sources(&["10.0.0.0/8"]), "::ffff:10.1.2.3").as_deref(),
+            Some("ip_addr:10.0.0.0/8")
+        );
+        assert_eq!(
+            matched(&sources(&["::ffff:10.1.2.3"]), "10.1.2.3").as_deref(),
+            Some("ip_addr:10.1.2.3")
+        );
+    }
+
+    #[test]
+    fn an_expired_rule_steps_aside_for_a_wider_one_or_a_later_one_of_the_same_network() {
+        let past = NOW - Duration::SECOND;
+        let set = TrustedSources::new([
+            rule("10.1.0.0/16", Some(past)),
+            rule("10.0.0.0/8", None),
+            rule("192.0.2.1", Some(past)),
+            rule("192.0.2.1", Some(NOW + Duration::SECOND)),
+            rule("198.51.100.1", Some(NOW)),
+        ]);
+        assert_eq!(matched(&set, "10.1.2.3").as_deref(), Some("ip_addr:10.0.0.0/8"));
+        assert_eq!(matched(&set, "192.0.2.1").as_deref(), Some("ip_addr:192.0.2.1"));
+        let stranger = set.lookup("198.51.100.1".parse().unwrap(), NOW).unwrap_err();
+        assert!(stranger.to_string().contains("ip_addr:198.51.100.1 expired"), "{stranger}");
+    }
+
+    #[test]
+    fn observing_admits_a_stranger_without_a_rule() {
+        let client = ClientAddr::from_ip("10.1.2.3".parse().unwrap());
+        let policy =
+            |enforcement| SourcePolicy { sources: sources(&["192.0.2.0/24"]), enforcement };
+        assert!(policy(Enforcement::Enforce).admit(client, NOW).is_err());
+        assert!(policy(Enforcement::Observe).admit(client, NOW).unwrap().rule().is_none());
+    }
+
+    /// What a lookup must answer, by the plainest means.
+    fn by_scanning<'a>(rules: &'a [Rule], ip: IpAddr) -> Option<&'a Rule> {
+        let covering =
+            rules.iter().filter(|rule| rule.network.net().contains(&ip) && rule.is_live(NOW));
+        covering.fold(None, |best: Option<&'a Rule>, rule| match best {
+            Some(best) if best.network.net().prefix_len() >= rule.network.net().prefix_len() => {
+                Some(best)
+            }
+            _ => Some(rule),
+        })
+    }
+
+    /// Networks crowded into few addresses, so that they nest and repeat.
+    fn crowded_network() -> impl Strategy<Value = String> {
+        prop_oneof![
+            (any::<[u8; 2]>(), 0_u8..=32).prop_map(|([a, b], length)| {
+                let address = u32::from_be_bytes([10, 0, a & 3, b & 15]);
+                let net = Ipv4Net::new(address.into(), length).unwrap().trunc();
+                net.to_string()
+            }),
+            (any::<[u8; 2]>(), 0_u8..=128).prop_map(|([a, b], length)| {
+                let address = 0x2001_0db8_u128 << 96 | u128::from(a & 3) << 64 | u128::from(b & 15);
+                let net = Ipv6Net::new(address.into(), length).unwrap().trunc();
+                net.to_string()
+            }),
+        ]
+    }
+
+    fn crowded_rule() -> impl Strategy<Value = Rule> {
+        (
+            crowded_network(),
+            prop_oneof![Just(None), Just(Some(NOW)), Just(Some(NOW + Duration::HOUR))],
+        )
+            .prop_map(|(network, expires_at)| rule(&network, expires_at))
+    }
+
+    fn crowded_address() -> impl Strategy<Value = IpAddr> {
+        prop_oneof![
+            any::<[u8; 2]>().prop_map(|[a, b]| IpAddr::from([10, 0, a & 3, b & 15])),
+            any::<[u8; 2]>().prop_map(|[a, b]| {
+                IpAddr::from(
+                    (0x2001_0db8_u128 << 96 | u128::from(a & 3) << 64 | u128::from(b & 15))
+                        .to_be_bytes(),
+                )
+            }),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn a_lookup_finds_what_a_scan_of_all_rules_finds(
+            rules in proptest::collection::vec(crowded_rule(), 0..40),
+            addresses in proptest::collection::vec(crowded_address(), 1..20),
+        ) {
+            let set = TrustedSources::new(rules.clone());
+            for ip in addresses {
+                prop_assert_eq!(set.lookup(ip, NOW).ok().map(|rule| &**rule), by_scanning(&rules, ip));
+            }
+        }
+    }
+}

@@ -1,0 +1,44 @@
+//! The plaintext edges of the protocols a listener can speak: what may come before TLS, and how a client is told no.
+//!
+//! Pure: bytes in, verdict out.
+
+pub mod postgres;
+pub mod redis;
+mod refusal;
+
+use std::fmt;
+
+pub use refusal::refusal;
+
+/// What a listener speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    /// PostgreSQL frontend/backend protocol 3.x.
+    Postgres,
+    /// Redis, any RESP version.
+    Redis,
+    /// Any protocol that begins with TLS.
+    Tcp,
+}
+
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Postgres => "postgres",
+            Self::Redis => "redis",
+            Self::Tcp => "tcp",
+        })
+    }
+}
+
+/// The lowest TLS version a listener takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MinTlsVersion {
+    /// TLS 1.2 and 1.3.
+    Tls12,
+    /// TLS 1.3 only.
+    Tls13,
+}
+
+/// The first byte of every TLS connection: a record of type handshake (RFC 8446 §5.1).
+pub const TLS_HANDSHAKE_RECORD: u8 = 0x16;

@@ -1,0 +1,90 @@
+//! The fixed words a client hears when it is turned away inside TLS. They leak nothing: no address, no rule, no cause.
+
+use super::{Protocol, postgres, redis};
+use crate::outcome::Reason;
+
+/// The bytes that tell a client of `protocol` why its connection ends, or `None` where the protocol has no words for it
+/// or the client is past hearing them.
+pub fn refusal(protocol: Protocol, reason: Reason) -> Option<Vec<u8>> {
+    let words = Words::of(reason)?;
+    match protocol {
+        Protocol::Postgres => Some(postgres::fatal(words.sqlstate, words.message, words.hint)),
+        Protocol::Redis if words.sqlstate == postgres::INVALID_AUTHORIZATION => {
+            Some(redis::denied(words.message))
+        }
+        Protocol::Redis => Some(redis::error(words.message)),
+        Protocol::Tcp => None,
+    }
+}
+
+struct Words {
+    sqlstate: &'static str,
+    message: &'static str,
+    hint: &'static str,
+}
+
+impl Words {
+    fn of(reason: Reason) -> Option<Self> {
+        let (sqlstate, message, hint) = match reason {
+            Reason::UntrustedSource | Reason::ListenerRemoved => (
+                postgres::INVALID_AUTHORIZATION,
+                "this connection is not allowed",
+                "Ask the operator for access.",
+            ),
+            Reason::ClientCertificateExpired
+            | Reason::ClientCertificateInvalid
+            | Reason::ClientCertificateMissing
+            | Reason::ClientCertificateUnknownCa => (
+                postgres::INVALID_AUTHORIZATION,
+                "the client certificate is not accepted",
+                "Present a current certificate that this port trusts.",
+            ),
+            Reason::UpstreamUnreachable => (
+                postgres::UNABLE_TO_CONNECT,
+                "the database behind this proxy cannot be reached",
+                "Try again later.",
+            ),
+            Reason::ProtocolViolation => (
+                postgres::PROTOCOL_VIOLATION,
+                "a StartupMessage or CancelRequest was expected here",
+                "",
+            ),
+            Reason::Shutdown => {
+                (postgres::CANNOT_CONNECT_NOW, "this proxy is shutting down", "Connect again.")
+            }
+            Reason::ClientClosed
+            | Reason::HalfCloseTimeout
+            | Reason::HandshakeFailed
+            | Reason::HandshakeTimeout
+            | Reason::IdleTimeout
+            | Reason::IoError
+            | Reason::PlaintextRefused
+            | Reason::UpstreamClosed => return None,
+        };
+        Some(Self { sqlstate, message, hint })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_protocol_hears_an_unreachable_upstream_in_its_own_words() {
+        let told = |protocol| refusal(protocol, Reason::UpstreamUnreachable);
+        assert_eq!(
+            told(Protocol::Redis).as_deref(),
+            Some(&b"-ERR the database behind this proxy cannot be reached\r\n"[..])
+        );
+        let packet = told(Protocol::Postgres).unwrap();
+        assert!(packet.windows(7).any(|window| window == b"C08001\0"), "{packet:?}");
+        assert_eq!(told(Protocol::Tcp), None);
+    }
+
+    #[test]
+    fn a_refusal_is_denied_on_redis_and_28000_on_postgres() {
+        let told = |protocol| refusal(protocol, Reason::ClientCertificateExpired).unwrap();
+        assert!(told(Protocol::Redis).starts_with(b"-DENIED "));
+        assert!(told(Protocol::Postgres).windows(7).any(|window| window == b"C28000\0"));
+    }
+}

@@ -1,0 +1,141 @@
+//! When to build a new snapshot, and building it.
+//!
+//! One task does this, so reloads never overlap and the newest files win. What triggers it, a file event, the poll or
+//! SIGHUP, only says that it is time to look; whether anything changed is decided by content.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::signal::unix::Signal;
+use tokio::task::spawn_blocking;
+use tokio::time::{sleep, timeout};
+
+use crate::config::{self, Config, Files, Fingerprint};
+use crate::snapshot::{Built, Snapshot};
+use crate::watcher::Watcher;
+
+/// Looks after the files of the configuration.
+#[derive(Debug)]
+pub struct Reloader {
+    file: PathBuf,
+    watcher: Watcher,
+    /// The files of the last attempt, by content. An attempt that failed is not repeated before they change.
+    attempted: Fingerprint,
+    settings: config::Reload,
+}
+
+/// What an attempt came to.
+#[derive(Debug)]
+pub struct Proposal {
+    /// Whether the operator asked for it by SIGHUP, rather than a file having changed.
+    pub requested: bool,
+    /// A policy to put in force, or why there is none.
+    pub outcome: Result<Box<Built>, String>,
+}
+
+/// Reads the configuration and builds the snapshot after `previous`, or the first one.
+///
+/// # Errors
+/// Every problem found. The fingerprint tells which files were looked at, either way.
+pub fn build(
+    file: &Path,
+    previous: Option<&Snapshot>,
+) -> (Result<Built, config::Problems>, Fingerprint) {
+    let mut files = Files::default();
+    let built = Config::load(file, &mut files)
+        .and_then(|config| Snapshot::build(config, &mut files, previous));
+    (built, files.fingerprint())
+}
+
+impl Reloader {
+    /// Looks after the files of the snapshot in force, whose content was `fingerprint`.
+    pub fn new(snapshot: &Snapshot, fingerprint: Fingerprint) -> Self {
+        let mut reloader = Self {
+            file: snapshot.config.file.clone(),
+            watcher: Watcher::start(),
+            attempted: fingerprint,
+            settings: snapshot.config.reload,
+        };
+        reloader.follow();
+        reloader
+    }
+
+    /// Takes over the `[reload]` settings of a snapshot that has come into force.
+    pub fn applied(&mut self, snapshot: &Snapshot) {
+        self.settings = snapshot.config.reload;
+        self.follow();
+    }
+
+    /// Waits for the next time something has changed, or SIGHUP, and builds the snapshot after `current`.
+    pub async fn next(&mut self, current: &Arc<Snapshot>, hangup: &mut Signal) -> Proposal {
+        loop {
+            let requested = self.triggered(hangup).await;
+            if !requested {
+                self.settle().await;
+                if !self.changed().await {
+                    continue;
+                }
+            }
+            let mut outcome = self.attempt(current).await;
+            if outcome.is_err() && !requested {
+                // Half of a pair of files may have been replaced: give the other half a moment before complaining.
+                let _ = timeout(SECOND_LOOK, self.watcher.changed()).await;
+                self.settle().await;
+                outcome = self.attempt(current).await;
+            }
+            self.follow();
+            return Proposal { requested, outcome };
+        }
+    }
+
+    /// Returns at SIGHUP with true, at a file event or the time to poll with false.
+    async fn triggered(&mut self, hangup: &mut Signal) -> bool {
+        let config::Reload { watch, poll } = self.settings;
+        tokio::select! {
+            _ = hangup.recv() => true,
+            () = self.watcher.changed(), if watch => false,
+            () = sleep(poll.unwrap_or_default()), if poll.is_some() => false,
+        }
+    }
+
+    /// Waits until the files have been quiet for a moment, but not for ever: something may be writing all the time.
+    async fn settle(&mut self) {
+        for _ in 0..MOST_SETTLING {
+            if timeout(QUIET, self.watcher.changed()).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Whether the content of the files is another one than at the last attempt.
+    async fn changed(&self) -> bool {
+        let attempted = self.attempted.clone();
+        spawn_blocking(move || attempted.now() != attempted).await.unwrap_or(true)
+    }
+
+    /// Builds on a thread of its own: reading and parsing must not keep connections waiting.
+    async fn attempt(&mut self, current: &Arc<Snapshot>) -> Result<Box<Built>, String> {
+        let (file, previous) = (self.file.clone(), Arc::clone(current));
+        match spawn_blocking(move || build(&file, Some(&previous))).await {
+            Ok((built, fingerprint)) => {
+                self.attempted = fingerprint;
+                built.map(Box::new).map_err(|problems| problems.to_string())
+            }
+            Err(error) => Err(format!("the configuration could not be read: {error}")),
+        }
+    }
+
+    fn follow(&mut self) {
+        if self.settings.watch {
+            self.watcher.follow(self.attempted.paths());
+        }
+    }
+}
+
+/// Long enough for the writes of one change to come together, short enough to be in force within two seconds.
+const QUIET: Duration = Duration::from_millis(100);
+const MOST_SETTLING: u32 = 8;
+
+/// How long the second file of a pair may take.
+const SECOND_LOOK: Duration = Duration::from_millis(400);

@@ -1,0 +1,119 @@
+//! What there is to say about a certificate: for `check`, `certs inspect`, the audit and the choice by SNI.
+
+use std::net::IpAddr;
+
+use rustls::pki_types::CertificateDer;
+use serde::Serialize;
+use time::OffsetDateTime;
+use x509_parser::certificate::X509Certificate;
+use x509_parser::extensions::GeneralName;
+use x509_parser::prelude::FromDer as _;
+
+use super::name::rfc4514;
+use super::sha256_hex;
+
+/// The facts of one certificate.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Certificate {
+    /// RFC 4514 text.
+    pub subject: String,
+    /// RFC 4514 text.
+    pub issuer: String,
+    /// Whether it names itself as its issuer, as a root does.
+    pub self_signed: bool,
+    /// Whether it may issue certificates (basicConstraints).
+    pub ca: bool,
+    /// Subject alternative names as `dns:…`, `ip:…`, `uri:…`, `email:…`.
+    pub sans: Vec<String>,
+    /// Valid from.
+    #[serde(with = "time::serde::rfc3339")]
+    pub not_before: OffsetDateTime,
+    /// Valid until.
+    #[serde(with = "time::serde::rfc3339")]
+    pub not_after: OffsetDateTime,
+    /// `EC`, `RSA`, `Ed25519`, … or the object identifier.
+    pub key: String,
+    /// Lower-case hex of the SHA-256 of the DER.
+    pub sha256: String,
+}
+
+/// The bytes are no X.509 certificate.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("is not an X.509 certificate: {0}")]
+pub struct CertificateError(String);
+
+impl Certificate {
+    /// Reads the facts out of a DER certificate.
+    ///
+    /// # Errors
+    /// When it is not one, or has bytes behind its end.
+    pub fn parse(der: &CertificateDer<'_>) -> Result<Self, CertificateError> {
+        let (rest, certificate) =
+            X509Certificate::from_der(der).map_err(|error| CertificateError(error.to_string()))?;
+        if !rest.is_empty() {
+            return Err(CertificateError(format!("{} bytes follow its end", rest.len())));
+        }
+        let validity = certificate.validity();
+        Ok(Self {
+            subject: rfc4514(certificate.subject()),
+            issuer: rfc4514(certificate.issuer()),
+            self_signed: certificate.subject().as_raw() == certificate.issuer().as_raw(),
+            ca: certificate.is_ca(),
+            sans: subject_alternative_names(&certificate),
+            not_before: validity.not_before.to_datetime(),
+            not_after: validity.not_after.to_datetime(),
+            key: key_kind(&certificate),
+            sha256: sha256_hex(der),
+        })
+    }
+
+    /// Host names of the certificate, lower case; a leading `*.` stands for one label.
+    pub fn dns_names(&self) -> impl Iterator<Item = String> {
+        self.sans.iter().filter_map(|san| san.strip_prefix("dns:")).map(str::to_ascii_lowercase)
+    }
+
+    /// Whether `now` lies within its validity.
+    pub fn is_valid_at(&self, now: OffsetDateTime) -> bool {
+        self.not_before <= now && now <= self.not_after
+    }
+}
+
+fn subject_alternative_names(certificate: &X509Certificate<'_>) -> Vec<String> {
+    let Ok(Some(extension)) = certificate.subject_alternative_name() else { return Vec::new() };
+    extension.value.general_names.iter().filter_map(san_text).collect()
+}
+
+fn san_text(name: &GeneralName<'_>) -> Option<String> {
+    // Only kinds that are names of hosts, services or people; each keeps its kind, so that one is never taken for another.
+    let text = match name {
+        GeneralName::DNSName(dns) => format!("dns:{dns}"),
+        GeneralName::URI(uri) => format!("uri:{uri}"),
+        GeneralName::RFC822Name(email) => format!("email:{email}"),
+        GeneralName::IPAddress(bytes) => format!("ip:{}", ip_address(bytes)?),
+        GeneralName::OtherName(..)
+        | GeneralName::X400Address(_)
+        | GeneralName::DirectoryName(_)
+        | GeneralName::EDIPartyName(_)
+        | GeneralName::RegisteredID(_)
+        | GeneralName::Invalid(..) => return None,
+    };
+    Some(text)
+}
+
+fn ip_address(bytes: &[u8]) -> Option<IpAddr> {
+    match bytes.len() {
+        4 => <[u8; 4]>::try_from(bytes).ok().map(IpAddr::from),
+        16 => <[u8; 16]>::try_from(bytes).ok().map(IpAddr::from),
+        _ => None,
+    }
+}
+
+fn key_kind(certificate: &X509Certificate<'_>) -> String {
+    let oid = certificate.public_key().algorithm.algorithm.to_id_string();
+    match oid.as_str() {
+        "1.2.840.10045.2.1" => "EC".to_owned(),
+        "1.2.840.113549.1.1.1" => "RSA".to_owned(),
+        "1.3.101.112" => "Ed25519".to_owned(),
+        _ => oid,
+    }
+}

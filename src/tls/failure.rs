@@ -1,0 +1,117 @@
+//! Handshakes that fail: the code for the auditor, and words that tell the operator whose fault it is and what to do.
+
+use std::fmt::Write as _;
+use std::io;
+
+use rustls::{AlertDescription, CertificateError, Error};
+
+use super::certificate::Certificate;
+use crate::outcome::{Ending, Reason};
+
+/// Explains a failed handshake. `shown` is the certificate the client was shown, where it came so far.
+pub fn handshake_failure(error: &io::Error, shown: Option<&Certificate>) -> Ending {
+    let tls_error = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>());
+    match tls_error {
+        Some(Error::AlertReceived(alert)) => {
+            Ending::new(Reason::HandshakeFailed, refused_by_client(*alert, shown))
+        }
+        Some(error) => Ending::new(certificate_reason(error), refused_by_us(error)),
+        None if error.kind() == io::ErrorKind::UnexpectedEof => Ending::new(
+            Reason::HandshakeFailed,
+            "the client closed the connection during the TLS handshake",
+        ),
+        None => Ending::new(Reason::HandshakeFailed, error),
+    }
+}
+
+/// The reason for what rustls has against a client or its certificate.
+pub(super) fn certificate_reason(error: &Error) -> Reason {
+    let Error::InvalidCertificate(certificate) = error else {
+        return match error {
+            Error::NoCertificatesPresented => Reason::ClientCertificateMissing,
+            _ => Reason::HandshakeFailed,
+        };
+    };
+    match certificate {
+        CertificateError::UnknownIssuer => Reason::ClientCertificateUnknownCa,
+        CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
+            Reason::ClientCertificateExpired
+        }
+        _ => Reason::ClientCertificateInvalid,
+    }
+}
+
+fn refused_by_us(error: &Error) -> String {
+    let advice = match certificate_reason(error) {
+        Reason::ClientCertificateMissing => {
+            "; client_auth = \"required\" lets nobody in without one"
+        }
+        Reason::ClientCertificateUnknownCa => {
+            "; no certificate of client_ca has issued it, directly or by way of the intermediates the client sent"
+        }
+        Reason::ClientCertificateExpired => "; the client needs a new certificate",
+        _ => "",
+    };
+    format!("{error}{advice}")
+}
+
+fn refused_by_client(alert: AlertDescription, shown: Option<&Certificate>) -> String {
+    let mut words = format!("the client ended the handshake with the TLS alert {alert:?}");
+    if !blames_certificate(alert) {
+        return words;
+    }
+    words.push_str(": it does not accept our certificate");
+    if let Some(certificate) = shown {
+        let Certificate { subject, issuer, not_after, sha256, .. } = certificate;
+        let _ = write!(
+            words,
+            " {subject} (issued by {issuer}, valid until {not_after}, sha256 {sha256})"
+        );
+    }
+    words.push_str(match alert {
+        AlertDescription::CertificateExpired => "; replace it, or set the client's clock",
+        _ => "; give the client the CA certificate that issued it (sslrootcert, --cacert), and let it connect by a name the certificate holds",
+    });
+    words
+}
+
+fn blames_certificate(alert: AlertDescription) -> bool {
+    matches!(
+        alert,
+        AlertDescription::BadCertificate
+            | AlertDescription::CertificateExpired
+            | AlertDescription::CertificateRevoked
+            | AlertDescription::CertificateUnknown
+            | AlertDescription::UnknownCA
+            | AlertDescription::UnsupportedCertificate
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_client_that_does_not_trust_us_is_explained() {
+        let error = io::Error::new(
+            io::ErrorKind::InvalidData,
+            Error::AlertReceived(AlertDescription::UnknownCA),
+        );
+        let ending = handshake_failure(&error, None);
+        assert_eq!(ending.reason, Reason::HandshakeFailed);
+        assert!(ending.detail.contains("does not accept our certificate"), "{}", ending.detail);
+    }
+
+    #[test]
+    fn each_kind_of_bad_client_certificate_has_its_reason() {
+        let reason = |error| certificate_reason(&Error::InvalidCertificate(error));
+        assert_eq!(reason(CertificateError::UnknownIssuer), Reason::ClientCertificateUnknownCa);
+        assert_eq!(reason(CertificateError::Expired), Reason::ClientCertificateExpired);
+        assert_eq!(reason(CertificateError::NotValidYet), Reason::ClientCertificateInvalid);
+        assert_eq!(reason(CertificateError::BadSignature), Reason::ClientCertificateInvalid);
+        assert_eq!(
+            certificate_reason(&Error::NoCertificatesPresented),
+            Reason::ClientCertificateMissing
+        );
+    }
+}

@@ -1,0 +1,42 @@
+//! From the bytes of certificate files to rustls values, and from rustls' verdicts to ours.
+//!
+//! Takes bytes and options, never paths or configuration types. This is the only module that builds rustls
+//! configurations, and so the only one that chooses the crypto provider: aws-lc-rs, with the hybrid X25519MLKEM768 key
+//! exchange offered first.
+
+mod certificate;
+mod chooser;
+mod failure;
+mod name;
+mod pem;
+mod server;
+mod trust;
+
+pub use certificate::{Certificate, CertificateError};
+pub use failure::handshake_failure;
+pub use pem::{PemError, certificates, private_key};
+pub use server::{BuildError, ServerCertificate, ServerTls, cipher_name, version_name};
+pub use trust::{ClientTrust, Identity};
+
+use std::sync::Arc;
+
+use rustls::crypto::CryptoProvider;
+use rustls::crypto::aws_lc_rs;
+
+/// SHA-256 of `bytes` in lower-case hex, the form every fingerprint of this program has.
+pub fn sha256_hex(bytes: &[u8]) -> String {
+    let digest = ::aws_lc_rs::digest::digest(&::aws_lc_rs::digest::SHA256, bytes);
+    digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(CryptoProvider {
+        kx_groups: vec![
+            aws_lc_rs::kx_group::X25519MLKEM768,
+            aws_lc_rs::kx_group::X25519,
+            aws_lc_rs::kx_group::SECP256R1,
+            aws_lc_rs::kx_group::SECP384R1,
+        ],
+        ..aws_lc_rs::default_provider()
+    })
+}

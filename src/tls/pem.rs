@@ -1,0 +1,133 @@
+//! PEM files: every block counts, and a file that ends in the middle of one is an error rather than a shorter list.
+
+use rustls::pki_types::pem::{self, PemObject as _, SectionKind};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+
+/// Why a PEM file cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PemError {
+    /// No bytes.
+    #[error("is empty; it may still be being written")]
+    Empty,
+    /// The key needs a passphrase.
+    #[error(
+        "holds a private key that is protected by a passphrase, which this version cannot open; decrypt it with openssl pkey"
+    )]
+    EncryptedKey,
+    /// A block is broken.
+    #[error("PEM block {block} is broken: {cause}")]
+    Malformed {
+        /// Its number, from 1.
+        block: usize,
+        /// What is wrong with it.
+        cause: String,
+    },
+    /// No certificate in it.
+    #[error("holds no certificate (no BEGIN CERTIFICATE line)")]
+    NoCertificate,
+    /// No key in it.
+    #[error("holds no private key (PKCS#8, PKCS#1 and SEC1 are read)")]
+    NoPrivateKey,
+}
+
+/// Every certificate of a PEM file, in order. Text between the blocks, CRLF and blocks of other kinds are passed over.
+///
+/// # Errors
+/// When a block is broken or cut off, or there is no certificate.
+pub fn certificates(bytes: &[u8]) -> Result<Vec<CertificateDer<'static>>, PemError> {
+    let sections = sections(bytes)?;
+    let certificates: Vec<_> = sections
+        .into_iter()
+        .filter(|(kind, _)| matches!(kind, SectionKind::Certificate))
+        .map(|(_, der)| CertificateDer::from(der))
+        .collect();
+    if certificates.is_empty() { Err(PemError::NoCertificate) } else { Ok(certificates) }
+}
+
+/// The first private key of a PEM file.
+///
+/// # Errors
+/// When a block is broken or cut off, the key is protected by a passphrase, or there is none.
+pub fn private_key(bytes: &[u8]) -> Result<PrivateKeyDer<'static>, PemError> {
+    let key =
+        sections(bytes)?.into_iter().find_map(|(kind, der)| PrivateKeyDer::from_pem(kind, der));
+    match key {
+        Some(key) => Ok(key),
+        None if is_encrypted(bytes) => Err(PemError::EncryptedKey),
+        None => Err(PemError::NoPrivateKey),
+    }
+}
+
+fn sections(bytes: &[u8]) -> Result<Vec<(SectionKind, Vec<u8>)>, PemError> {
+    if bytes.trim_ascii().is_empty() {
+        return Err(PemError::Empty);
+    }
+    let mut sections = Vec::new();
+    for section in <(SectionKind, Vec<u8>)>::pem_slice_iter(bytes) {
+        let block = sections.len() + 1;
+        sections
+            .push(section.map_err(|error| PemError::Malformed { block, cause: cause(&error) })?);
+    }
+    Ok(sections)
+}
+
+/// The error in words that show no content of the file, which may be a key.
+fn cause(error: &pem::Error) -> String {
+    match error {
+        pem::Error::MissingSectionEnd { .. } => {
+            "its END line is missing; the file may be cut off".to_owned()
+        }
+        pem::Error::IllegalSectionStart { .. } => "its BEGIN line is malformed".to_owned(),
+        pem::Error::Base64Decode(_) => "its content is not base64".to_owned(),
+        _ => "it cannot be read".to_owned(),
+    }
+}
+
+fn is_encrypted(bytes: &[u8]) -> bool {
+    [&b"-----BEGIN ENCRYPTED PRIVATE KEY-----"[..], b"Proc-Type: 4,ENCRYPTED"]
+        .iter()
+        .any(|marker| bytes.windows(marker.len()).any(|window| window == *marker))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A certificate that is none; this module does not look inside.
+    const BLOCK: &str = "-----BEGIN CERTIFICATE-----\nAAEC\n-----END CERTIFICATE-----\n";
+
+    fn count(text: &str) -> Result<usize, PemError> {
+        certificates(text.as_bytes()).map(|list| list.len())
+    }
+
+    #[test]
+    fn every_certificate_of_a_bundle_is_read() {
+        assert_eq!(count(&BLOCK.repeat(4)), Ok(4));
+        let decorated = format!(
+            "# root\r\nBag Attributes\r\n    friendlyName: x\r\n{}\r\n\r\n{BLOCK}trailing words",
+            BLOCK.replace('\n', "\r\n")
+        );
+        assert_eq!(count(&decorated), Ok(2));
+    }
+
+    #[test]
+    fn a_file_cut_off_in_a_block_is_an_error_wherever_it_was_cut() {
+        let whole = BLOCK.repeat(2);
+        let second = BLOCK.len();
+        // Behind the second BEGIN line and before its END line is complete.
+        for cut in second + 28..whole.len() - 1 {
+            assert!(count(&whole[..cut]).is_err(), "cut at {cut}: {:?}", &whole[second..cut]);
+        }
+    }
+
+    #[test]
+    fn empty_and_wrong_files_are_told_apart() {
+        assert_eq!(count(""), Err(PemError::Empty));
+        assert_eq!(count("\n \n"), Err(PemError::Empty));
+        assert_eq!(count("hello"), Err(PemError::NoCertificate));
+        assert_eq!(private_key(BLOCK.as_bytes()), Err(PemError::NoPrivateKey));
+        let encrypted =
+            "-----BEGIN ENCRYPTED PRIVATE KEY-----\nAAEC\n-----END ENCRYPTED PRIVATE KEY-----\n";
+        assert_eq!(private_key(encrypted.as_bytes()), Err(PemError::EncryptedKey));
+    }
+}

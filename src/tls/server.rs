@@ -1,0 +1,194 @@
+//! A listener's side of TLS: its certificates, its versions, its trust in clients, as one rustls configuration.
+
+use std::sync::Arc;
+
+use rustls::crypto::aws_lc_rs::Ticketer;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::ClientHello;
+use rustls::sign::CertifiedKey;
+use rustls::version::{TLS12, TLS13};
+use rustls::{ProtocolVersion, ServerConfig, SupportedCipherSuite, SupportedProtocolVersion};
+
+use super::certificate::{Certificate, CertificateError};
+use super::chooser::{Choice, Chooser};
+use super::provider;
+use super::trust::ClientTrust;
+use crate::protocol::MinTlsVersion;
+
+/// Everything a listener needs to speak TLS. Immutable; a change of any part makes a new one, with fresh session tickets,
+/// so that no ticket outlives the terms it was issued under.
+#[derive(Debug)]
+pub struct ServerTls {
+    config: Arc<ServerConfig>,
+    chooser: Arc<Chooser>,
+    certificates: Vec<Certificate>,
+    trust: ClientTrust,
+}
+
+fn versions(min_version: MinTlsVersion) -> &'static [&'static SupportedProtocolVersion] {
+    match min_version {
+        MinTlsVersion::Tls12 => ALL_VERSIONS,
+        MinTlsVersion::Tls13 => TLS13_ONLY,
+    }
+}
+
+static ALL_VERSIONS: &[&SupportedProtocolVersion] = &[&TLS13, &TLS12];
+static TLS13_ONLY: &[&SupportedProtocolVersion] = &[&TLS13];
+
+/// A certificate chain with its key, known to belong together.
+#[derive(Clone, Debug)]
+pub struct ServerCertificate {
+    key: Arc<CertifiedKey>,
+    leaf: Certificate,
+}
+
+impl ServerCertificate {
+    /// Joins a chain, leaf first, with its private key.
+    ///
+    /// # Errors
+    /// When they do not belong together or cannot be used.
+    pub fn new(
+        chain: Vec<CertificateDer<'static>>,
+        key: PrivateKeyDer<'static>,
+    ) -> Result<Self, BuildError> {
+        let leaf_der = chain.first().ok_or(BuildError::EmptyChain)?;
+        let leaf = Certificate::parse(leaf_der)?;
+        for rest in chain.iter().skip(1) {
+            Certificate::parse(rest)?;
+        }
+        let key = provider()
+            .key_provider
+            .load_private_key(key)
+            .map_err(|error| BuildError::Key(error.to_string()))?;
+        let certified = CertifiedKey::new(chain.clone(), Arc::clone(&key));
+        if certified.keys_match().is_err() {
+            let elsewhere = chain.iter().skip(1).position(|other| {
+                CertifiedKey::new(vec![other.clone()], Arc::clone(&key)).keys_match().is_ok()
+            });
+            return Err(match elsewhere {
+                Some(index) => BuildError::LeafNotFirst { position: index + 2 },
+                None => BuildError::KeyMismatch { subject: leaf.subject },
+            });
+        }
+        Ok(Self { key: Arc::new(certified), leaf })
+    }
+
+    /// The certificates, leaf first.
+    pub fn chain(&self) -> &[CertificateDer<'static>] {
+        &self.key.cert
+    }
+
+    /// The facts of the leaf.
+    pub fn leaf(&self) -> &Certificate {
+        &self.leaf
+    }
+}
+
+impl ServerTls {
+    /// Builds the configuration. `alpn` is what may be negotiated; where it is empty a client's offer is passed over.
+    ///
+    /// # Errors
+    /// When no certificate is given or rustls refuses a part.
+    pub fn new(
+        certificates: &[ServerCertificate],
+        trust: ClientTrust,
+        min_version: MinTlsVersion,
+        alpn: &[&[u8]],
+    ) -> Result<Self, BuildError> {
+        if certificates.is_empty() {
+            return Err(BuildError::EmptyChain);
+        }
+        let choices = certificates
+            .iter()
+            .map(|certificate| Choice {
+                key: Arc::clone(&certificate.key),
+                names: certificate.leaf.dns_names().collect(),
+            })
+            .collect();
+        let chooser = Arc::new(Chooser::new(choices));
+        let mut config = ServerConfig::builder_with_provider(provider())
+            .with_protocol_versions(versions(min_version))
+            .map_err(|error| BuildError::Rustls(error.to_string()))?
+            .with_client_cert_verifier(trust.verifier())
+            .with_cert_resolver(Arc::clone(&chooser) as Arc<_>);
+        config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
+        config.ticketer = Ticketer::new().map_err(|error| BuildError::Rustls(error.to_string()))?;
+        let certificates =
+            certificates.iter().map(|certificate| certificate.leaf.clone()).collect();
+        Ok(Self { config: Arc::new(config), chooser, certificates, trust })
+    }
+
+    /// What rustls is given for a connection.
+    pub fn config(&self) -> Arc<ServerConfig> {
+        Arc::clone(&self.config)
+    }
+
+    /// The certificate a client with this hello is shown.
+    pub fn certificate_for(&self, hello: &ClientHello<'_>) -> Option<&Certificate> {
+        self.certificates.get(self.chooser.choose(hello))
+    }
+
+    /// The leaves of all certificates, in the order of the configuration.
+    pub fn certificates(&self) -> &[Certificate] {
+        &self.certificates
+    }
+
+    /// Which clients are accepted.
+    pub fn trust(&self) -> &ClientTrust {
+        &self.trust
+    }
+}
+
+/// Why a listener's TLS cannot be built.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum BuildError {
+    /// A certificate of the client CA bundle cannot be a trust anchor.
+    #[error("cannot be used as a trust anchor: {0}")]
+    Anchor(rustls::Error),
+    /// Bytes that are no certificate.
+    #[error(transparent)]
+    Certificate(#[from] CertificateError),
+    /// The client trust cannot be built.
+    #[error("client trust cannot be built: {0}")]
+    ClientTrust(String),
+    /// No certificate at all.
+    #[error("there is no server certificate")]
+    EmptyChain,
+    /// The key is of a kind or size that is not supported.
+    #[error("the private key cannot be used: {0}")]
+    Key(String),
+    /// The key belongs to another certificate.
+    #[error(
+        "the private key does not belong to the certificate {subject}; if both are being replaced, the second one is still to come"
+    )]
+    KeyMismatch {
+        /// Subject of the chain's first certificate.
+        subject: String,
+    },
+    /// The key belongs to a certificate further down the chain.
+    #[error(
+        "the private key belongs to certificate {position} of the file; the server's own certificate must come first, then its issuers"
+    )]
+    LeafNotFirst {
+        /// Its number, from 1.
+        position: usize,
+    },
+    /// Anything else rustls refuses.
+    #[error("TLS cannot be set up: {0}")]
+    Rustls(String),
+}
+
+/// `TLSv1.3`, as audit events have it.
+pub fn version_name(version: ProtocolVersion) -> &'static str {
+    match version {
+        ProtocolVersion::TLSv1_2 => "TLSv1.2",
+        ProtocolVersion::TLSv1_3 => "TLSv1.3",
+        _ => "unknown",
+    }
+}
+
+/// The IANA name of a cipher suite; rustls writes those of TLS 1.3 as `TLS13_…`.
+pub fn cipher_name(suite: SupportedCipherSuite) -> String {
+    let name = suite.suite().as_str().unwrap_or("unknown");
+    name.strip_prefix("TLS13_").map_or_else(|| name.to_owned(), |rest| format!("TLS_{rest}"))
+}

@@ -1,0 +1,110 @@
+//! The identity question: does the policy in force now accept this client's certificate?
+//!
+//! rustls asks its verifier during a full handshake only; a resumed one brings back the stored chain unasked. So the
+//! question stands here by itself, to be put after every handshake.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::RootCertStore;
+use rustls::pki_types::{CertificateDer, UnixTime};
+use rustls::server::WebPkiClientVerifier;
+use rustls::server::danger::ClientCertVerifier;
+use time::OffsetDateTime;
+
+use super::certificate::Certificate;
+use super::failure::certificate_reason;
+use super::provider;
+use super::server::BuildError;
+use crate::outcome::{Ending, Reason};
+use crate::policy::ClientAuth;
+
+/// Which client certificates a listener accepts.
+#[derive(Clone, Debug)]
+pub struct ClientTrust {
+    auth: ClientAuth,
+    verifier: Option<Arc<dyn ClientCertVerifier>>,
+}
+
+/// Who a client is: judged, and accepted.
+#[must_use]
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Identity {
+    /// It showed no certificate and need not.
+    Anonymous,
+    /// It proved to hold the key of this certificate.
+    Certified(Arc<Certificate>),
+}
+
+impl ClientTrust {
+    /// Trusts what `anchors` vouch for, each of them by itself.
+    ///
+    /// # Errors
+    /// When an anchor cannot be one.
+    pub fn new(auth: ClientAuth, anchors: &[CertificateDer<'static>]) -> Result<Self, BuildError> {
+        if auth == ClientAuth::None {
+            return Ok(Self { auth, verifier: None });
+        }
+        let mut roots = RootCertStore::empty();
+        for anchor in anchors {
+            roots.add(anchor.clone()).map_err(BuildError::Anchor)?;
+        }
+        let builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider());
+        let builder =
+            if auth == ClientAuth::Optional { builder.allow_unauthenticated() } else { builder };
+        let verifier =
+            builder.build().map_err(|error| BuildError::ClientTrust(error.to_string()))?;
+        Ok(Self { auth, verifier: Some(verifier) })
+    }
+
+    /// The verifier rustls asks during a full handshake, so that a refusal can still be a TLS alert.
+    pub(super) fn verifier(&self) -> Arc<dyn ClientCertVerifier> {
+        self.verifier.clone().unwrap_or_else(WebPkiClientVerifier::no_client_auth)
+    }
+
+    /// Judges the chain a client presented, leaf first, now or in the handshake this one resumes.
+    ///
+    /// # Errors
+    /// The ending of the connection.
+    pub fn judge(
+        &self,
+        chain: &[CertificateDer<'_>],
+        now: OffsetDateTime,
+    ) -> Result<Identity, Ending> {
+        let Some(verifier) = &self.verifier else { return Ok(Identity::Anonymous) };
+        let Some((leaf, intermediates)) = chain.split_first() else {
+            return match self.auth {
+                ClientAuth::Required => Err(Reason::ClientCertificateMissing.into()),
+                ClientAuth::None | ClientAuth::Optional => Ok(Identity::Anonymous),
+            };
+        };
+        verifier.verify_client_cert(leaf, intermediates, unix_time(now)).map_err(|error| {
+            let who =
+                Certificate::parse(leaf).map_or_else(|_| "?".to_owned(), |facts| facts.subject);
+            Ending::new(
+                certificate_reason(&error),
+                format_args!("client certificate {who}: {error}"),
+            )
+        })?;
+        self.identify(chain)
+    }
+
+    /// Names the holder of a chain that this very trust has just verified in a full handshake.
+    ///
+    /// # Errors
+    /// The ending of the connection, when the certificate's names cannot be read.
+    pub fn identify(&self, chain: &[CertificateDer<'_>]) -> Result<Identity, Ending> {
+        match chain.first() {
+            None => Ok(Identity::Anonymous),
+            Some(leaf) => Certificate::parse(leaf)
+                .map(|facts| Identity::Certified(Arc::new(facts)))
+                .map_err(|error| Ending::new(Reason::ClientCertificateInvalid, error)),
+        }
+    }
+}
+
+fn unix_time(now: OffsetDateTime) -> UnixTime {
+    UnixTime::since_unix_epoch(Duration::from_secs(
+        u64::try_from(now.unix_timestamp()).unwrap_or(0),
+    ))
+}
