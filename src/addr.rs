@@ -17,10 +17,7 @@ pub struct ClientAddr {
 
 impl ClientAddr {
     /// Takes the address the kernel reports for an accepted socket.
-    #[allow(
-        clippy::disallowed_methods,
-        reason = "the one place where a socket address becomes a client address"
-    )]
+    #[allow(clippy::disallowed_methods, reason = "the one place where a socket address becomes a client address")]
     pub fn new(peer: SocketAddr) -> Self {
         Self { ip: peer.ip().to_canonical(), port: peer.port() }
     }
@@ -132,9 +129,6 @@ mod tests {
     fn an_ipv6_upstream_is_shown_in_brackets() {
         assert_eq!(UpstreamAddr::Tcp { host: "::1".into(), port: 6379 }.to_string(), "[::1]:6379");
         assert_eq!(UpstreamAddr::Tcp { host: "db".into(), port: 5432 }.to_string(), "db:5432");
-        assert_eq!(
-            UpstreamAddr::Unix("/run/redis.sock".into()).to_string(),
-            "unix:/run/redis.sock"
-        );
+        assert_eq!(UpstreamAddr::Unix("/run/redis.sock".into()).to_string(), "unix:/run/redis.sock");
     }
 }

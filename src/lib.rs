@@ -15,5 +15,6 @@ pub mod server;
 pub mod sessions;
 pub mod signals;
 pub mod snapshot;
+pub mod timestamp;
 pub mod tls;
 pub mod watcher;

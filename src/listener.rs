@@ -70,12 +70,11 @@ impl Listeners {
         for terms in snapshot.listeners() {
             for door in terms.doors.iter().filter(|door| !self.bound.contains_key(door)) {
                 let leaving = self.share_port_of_leaving(door, snapshot);
-                let (socket, local) =
-                    bind(&door.address, !leaving.is_empty()).map_err(|error| BindError {
-                        listener: Arc::clone(&terms.name),
-                        address: door.address,
-                        error,
-                    })?;
+                let (socket, local) = bind(&door.address, !leaving.is_empty()).map_err(|error| BindError {
+                    listener: Arc::clone(&terms.name),
+                    address: door.address,
+                    error,
+                })?;
                 fresh.push((door.clone(), socket, local));
             }
         }
@@ -104,19 +103,10 @@ impl Listeners {
 
     /// The real addresses of a listener, in the order of its configuration.
     pub fn addresses(&self, terms: &Terms) -> Vec<SocketAddr> {
-        terms
-            .doors
-            .iter()
-            .filter_map(|door| self.bound.get(door).map(|bound| bound.local))
-            .collect()
+        terms.doors.iter().filter_map(|door| self.bound.get(door).map(|bound| bound.local)).collect()
     }
 
-    fn accept_from(
-        &mut self,
-        door: Door,
-        socket: TcpListener,
-        local: SocketAddr,
-    ) -> io::Result<Bound> {
+    fn accept_from(&mut self, door: Door, socket: TcpListener, local: SocketAddr) -> io::Result<Bound> {
         let socket = Arc::new(socket);
         // tokio's own listener would register every accepted socket with this thread, a stranger's too, only to move it.
         #[allow(
@@ -125,12 +115,7 @@ impl Listeners {
         )]
         let ready = AsyncFd::with_interest(Arc::clone(&socket), Interest::READABLE)?;
         let (running, stopped) = watch::channel(());
-        let gate = Gate {
-            door,
-            house: self.house.clone(),
-            workers: Arc::clone(&self.workers),
-            owner: None,
-        };
+        let gate = Gate { door, house: self.house.clone(), workers: Arc::clone(&self.workers), owner: None };
         self.loops.spawn(gate.run(ready, stopped));
         Ok(Bound { socket, local, _running: running })
     }
@@ -138,9 +123,8 @@ impl Listeners {
     /// Lets `door` be bound beside addresses that overlap it and leave with this reload, as when a wildcard is narrowed to
     /// one interface. Without this the old address would have to be closed first, and connections be lost.
     fn share_port_of_leaving(&self, door: &Door, snapshot: &Snapshot) -> Vec<SharedPort> {
-        let leaving = |(other, _): &(&Door, &Bound)| {
-            other.address.overlaps(&door.address) && snapshot.behind(other).is_none()
-        };
+        let leaving =
+            |(other, _): &(&Door, &Bound)| other.address.overlaps(&door.address) && snapshot.behind(other).is_none();
         self.bound.iter().filter(leaving).map(|(_, bound)| SharedPort::new(&bound.socket)).collect()
     }
 }
@@ -225,9 +209,7 @@ impl Gate {
                 // A client that has gone already is noticed where it is first read from.
                 let _ = stream.set_nonblocking(true).and_then(|()| keep_alive(&stream));
                 let presence = self.house.register.enter();
-                self.workers
-                    .hand_over(Arrival { stream, admitted, terms, presence, accepted_at })
-                    .await;
+                self.workers.hand_over(Arrival { stream, admitted, terms, presence, accepted_at }).await;
             }
             Err(stranger) => {
                 drop(stream);
@@ -273,9 +255,7 @@ struct Patience {
 impl Patience {
     async fn lost(&mut self, error: &io::Error) {
         if self.wait.is_zero() {
-            warn!(
-                "connections cannot be accepted: {error}; trying again, and not saying so until it works"
-            );
+            warn!("connections cannot be accepted: {error}; trying again, and not saying so until it works");
         }
         self.wait = (self.wait * 2).clamp(SHORTEST_WAIT, LONGEST_WAIT);
         tokio::time::sleep(self.wait).await;

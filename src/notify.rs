@@ -21,8 +21,7 @@ fn send(state: &str) {
         Some((b'@', rest)) => SocketAddr::from_abstract_name(rest),
         Some(_) | None => SocketAddr::from_pathname(&name),
     };
-    let sent = address
-        .and_then(|address| UnixDatagram::unbound()?.send_to_addr(state.as_bytes(), &address));
+    let sent = address.and_then(|address| UnixDatagram::unbound()?.send_to_addr(state.as_bytes(), &address));
     if let Err(error) = sent {
         tracing::warn!("systemd cannot be told {state}: {error}");
     }

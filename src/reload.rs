@@ -38,13 +38,9 @@ pub struct Proposal {
 ///
 /// # Errors
 /// Every problem found. The fingerprint tells which files were looked at, either way.
-pub fn build(
-    file: &Path,
-    previous: Option<&Snapshot>,
-) -> (Result<Built, config::Problems>, Fingerprint) {
+pub fn build(file: &Path, previous: Option<&Snapshot>) -> (Result<Built, config::Problems>, Fingerprint) {
     let mut files = Files::default();
-    let built = Config::load(file, &mut files)
-        .and_then(|config| Snapshot::build(config, &mut files, previous));
+    let built = Config::load(file, &mut files).and_then(|config| Snapshot::build(config, &mut files, previous));
     (built, files.fingerprint())
 }
 

@@ -48,12 +48,7 @@ impl Server {
     ///
     /// # Errors
     /// When an address cannot be bound; then nothing is accepted anywhere.
-    pub fn start(
-        built: Built,
-        fingerprint: Fingerprint,
-        audit: Audit,
-        log: LogHandle,
-    ) -> Result<Self, StartError> {
+    pub fn start(built: Built, fingerprint: Fingerprint, audit: Audit, log: LogHandle) -> Result<Self, StartError> {
         let snapshot = Arc::new(built.snapshot);
         let reloader = Reloader::new(&snapshot, fingerprint);
         let (published, current) = watch::channel(Arc::clone(&snapshot));
@@ -94,12 +89,7 @@ impl Server {
         }
     }
 
-    fn apply(
-        &mut self,
-        built: Built,
-        current: &Arc<Snapshot>,
-        requested: bool,
-    ) -> Result<(), String> {
+    fn apply(&mut self, built: Built, current: &Arc<Snapshot>, requested: bool) -> Result<(), String> {
         let Built { snapshot, warnings } = built;
         let audit_file = self.audit_file(&snapshot, current, requested)?;
         let prepared = self.listeners.prepare(&snapshot).map_err(|error| error.to_string())?;
@@ -140,14 +130,8 @@ impl Server {
 
     fn tell_changes(&self, snapshot: &Snapshot, current: &Snapshot) {
         for (listener, added, removed) in snapshot.source_changes_since(current) {
-            added
-                .into_iter()
-                .take(MOST_SOURCES_TOLD)
-                .for_each(|rule| self.audit.source_added(listener, rule));
-            removed
-                .into_iter()
-                .take(MOST_SOURCES_TOLD)
-                .for_each(|rule| self.audit.source_removed(listener, rule));
+            added.into_iter().take(MOST_SOURCES_TOLD).for_each(|rule| self.audit.source_added(listener, rule));
+            removed.into_iter().take(MOST_SOURCES_TOLD).for_each(|rule| self.audit.source_removed(listener, rule));
         }
         self.audit.reload_applied(snapshot.generation, &snapshot.changes_since(current));
     }
@@ -157,8 +141,7 @@ impl Server {
         for terms in snapshot.listeners() {
             let known = before.and_then(|before| before.named(&terms.name));
             if known.is_none_or(|known| known.doors != terms.doors) {
-                let addresses: Vec<_> =
-                    self.listeners.addresses(terms).iter().map(ToString::to_string).collect();
+                let addresses: Vec<_> = self.listeners.addresses(terms).iter().map(ToString::to_string).collect();
                 self.audit.ready(&terms.name, &terms.protocol.to_string(), &addresses);
             }
         }
@@ -169,10 +152,7 @@ impl Server {
         notify::stopping();
         self.listeners.close().await;
         let patience = self.published.borrow().config.drain;
-        info!(
-            "stopping: {} connections are open, and have {patience:?} to end",
-            self.register.count()
-        );
+        info!("stopping: {} connections are open, and have {patience:?} to end", self.register.count());
         let drained = tokio::select! {
             drained = timeout(patience, self.register.emptied()) => drained.is_ok(),
             () = stop.next() => false,

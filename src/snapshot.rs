@@ -12,11 +12,10 @@ use tokio::sync::watch;
 
 use crate::addr::ListenAddr;
 use crate::audit::Changes;
-use crate::config::{
-    CertificateFiles, Config, Files, Limits, Listener, NamedFile, Problem, Problems, Upstream,
-};
+use crate::config::{CertificateFiles, Config, Files, Limits, Listener, NamedFile, Problem, Problems, Upstream};
 use crate::policy::{ClientAuth, Rule, SourcePolicy};
 use crate::protocol::{MinTlsVersion, Protocol, postgres};
+use crate::timestamp;
 use crate::tls::{self, Certificate, ClientTrust, ServerCertificate, ServerTls};
 
 /// Where the current snapshot is read from.
@@ -94,11 +93,7 @@ impl Snapshot {
     ///
     /// # Errors
     /// Everything that is wrong with the files it names.
-    pub fn build(
-        config: Config,
-        files: &mut Files,
-        previous: Option<&Self>,
-    ) -> Result<Built, Problems> {
+    pub fn build(config: Config, files: &mut Files, previous: Option<&Self>) -> Result<Built, Problems> {
         let mut problems = Vec::new();
         let mut warnings = Vec::new();
         let mut terms = Vec::with_capacity(config.listeners.len());
@@ -113,11 +108,7 @@ impl Snapshot {
     }
 
     fn of(generation: u64, config: Config, terms: Vec<Arc<Terms>>) -> Self {
-        let by_name = terms
-            .iter()
-            .enumerate()
-            .map(|(index, terms)| (Arc::clone(&terms.name), index))
-            .collect();
+        let by_name = terms.iter().enumerate().map(|(index, terms)| (Arc::clone(&terms.name), index)).collect();
         let doors = |(index, terms): (usize, &Arc<Terms>)| {
             terms.doors.iter().map(move |door| (door.clone(), index)).collect::<Vec<_>>()
         };
@@ -147,23 +138,14 @@ impl Snapshot {
 
     /// What is different from `previous`.
     pub fn changes_since(&self, previous: &Self) -> Changes {
-        let names = |snapshot: &Self| {
-            snapshot.terms.iter().map(|terms| terms.name.to_string()).collect::<Vec<_>>()
-        };
-        let moved = |terms: &&Arc<Terms>| {
-            previous.named(&terms.name).is_some_and(|before| before.doors != terms.doors)
-        };
+        let names = |snapshot: &Self| snapshot.terms.iter().map(|terms| terms.name.to_string()).collect::<Vec<_>>();
+        let moved = |terms: &&Arc<Terms>| previous.named(&terms.name).is_some_and(|before| before.doors != terms.doors);
         let (old, new) = (names(previous), names(self));
         let (old_prints, new_prints) = (previous.fingerprints(), self.fingerprints());
         let mut changes = Changes {
             listeners_added: without(&new, &old),
             listeners_removed: without(&old, &new),
-            listeners_moved: self
-                .terms
-                .iter()
-                .filter(moved)
-                .map(|terms| terms.name.to_string())
-                .collect(),
+            listeners_moved: self.terms.iter().filter(moved).map(|terms| terms.name.to_string()).collect(),
             certificates_in: without(&new_prints, &old_prints),
             certificates_out: without(&old_prints, &new_prints),
             ..Changes::default()
@@ -194,10 +176,7 @@ impl Snapshot {
     /// Fingerprints of all server certificates and trust anchors.
     fn fingerprints(&self) -> Vec<String> {
         let of = |terms: &Arc<Terms>| {
-            terms
-                .certificates()
-                .map(|(_, certificate)| certificate.sha256.clone())
-                .collect::<Vec<_>>()
+            terms.certificates().map(|(_, certificate)| certificate.sha256.clone()).collect::<Vec<_>>()
         };
         self.terms.iter().flat_map(of).collect()
     }
@@ -233,18 +212,10 @@ struct Builder<'a> {
 
 impl Builder<'_> {
     fn terms(&mut self, listener: &Listener, before: Option<&Terms>) -> Option<Terms> {
-        let certificates: Vec<_> = listener
-            .tls
-            .certificates
-            .iter()
-            .filter_map(|files| self.certificate(listener, files))
-            .collect();
-        let anchors: Vec<_> = listener
-            .tls
-            .client_ca
-            .iter()
-            .flat_map(|file| self.anchors(listener, file).unwrap_or_default())
-            .collect();
+        let certificates: Vec<_> =
+            listener.tls.certificates.iter().filter_map(|files| self.certificate(listener, files)).collect();
+        let anchors: Vec<_> =
+            listener.tls.client_ca.iter().flat_map(|file| self.anchors(listener, file).unwrap_or_default()).collect();
         let trust = self.trust(listener, &anchors)?;
         if certificates.len() < listener.tls.certificates.len() {
             return None;
@@ -277,28 +248,20 @@ impl Builder<'_> {
         })
     }
 
-    fn certificate(
-        &mut self,
-        listener: &Listener,
-        files: &CertificateFiles,
-    ) -> Option<ServerCertificate> {
+    fn certificate(&mut self, listener: &Listener, files: &CertificateFiles) -> Option<ServerCertificate> {
         let chain = self.parse(&files.cert, tls::certificates);
         let key = self.parse(&files.key, tls::private_key);
         if self.files.is_open_to_others(&files.key.path) {
             self.warn(
                 listener,
-                format_args!(
-                    "the key {} can be read by group or others; chmod 600 it",
-                    files.key.path.display()
-                ),
+                format_args!("the key {} can be read by group or others; chmod 600 it", files.key.path.display()),
             );
         }
         match ServerCertificate::new(chain?, key?) {
             Ok(certificate) => Some(certificate),
             Err(error) => {
                 let key_file = files.key.path.display();
-                self.problems
-                    .push(files.cert.problem(format_args!("with key {key_file}: {error}")));
+                self.problems.push(files.cert.problem(format_args!("with key {key_file}: {error}")));
                 None
             }
         }
@@ -317,8 +280,7 @@ impl Builder<'_> {
                     anchors.push((der, facts));
                 }
                 Err(error) => {
-                    self.problems
-                        .push(file.problem(format_args!("certificate {}: {error}", index + 1)));
+                    self.problems.push(file.problem(format_args!("certificate {}: {error}", index + 1)));
                     return None;
                 }
             }
@@ -356,24 +318,14 @@ impl Builder<'_> {
         match ServerTls::new(certificates, trust, listener.tls.min_version, alpn) {
             Ok(tls) => Some(tls),
             Err(error) => {
-                self.problems.extend(
-                    listener.tls.certificates.first().map(|files| files.cert.problem(error)),
-                );
+                self.problems.extend(listener.tls.certificates.first().map(|files| files.cert.problem(error)));
                 None
             }
         }
     }
 
-    fn parse<T, E: std::fmt::Display>(
-        &mut self,
-        file: &NamedFile,
-        parse: fn(&[u8]) -> Result<T, E>,
-    ) -> Option<T> {
-        let bytes = self
-            .files
-            .read(&file.path)
-            .map_err(|error| self.problems.push(file.problem(error)))
-            .ok()?;
+    fn parse<T, E: std::fmt::Display>(&mut self, file: &NamedFile, parse: fn(&[u8]) -> Result<T, E>) -> Option<T> {
+        let bytes = self.files.read(&file.path).map_err(|error| self.problems.push(file.problem(error))).ok()?;
         parse(&bytes).map_err(|error| self.problems.push(file.problem(error))).ok()
     }
 
@@ -381,7 +333,10 @@ impl Builder<'_> {
         for certificate in certificates {
             self.warn_about_dates(listener, "server certificate", certificate.leaf());
             if listener.protocol == Protocol::Postgres && certificate.leaf().key == "Ed25519" {
-                self.warn(listener, "an Ed25519 server certificate has no channel binding: clients with channel_binding=require fail");
+                self.warn(
+                    listener,
+                    "an Ed25519 server certificate has no channel binding: clients with channel_binding=require fail",
+                );
             }
         }
         if listener.sources.sources.rules().is_empty() {
@@ -389,10 +344,7 @@ impl Builder<'_> {
         }
         for rule in listener.sources.sources.rules() {
             if rule.network.net().prefix_len() == 0 {
-                self.warn(
-                    listener,
-                    format_args!("the rule {rule} trusts every address of its family"),
-                );
+                self.warn(listener, format_args!("the rule {rule} trusts every address of its family"));
             }
         }
         if listener.protocol == Protocol::Postgres
@@ -407,11 +359,11 @@ impl Builder<'_> {
         let now = OffsetDateTime::now_utc();
         let Certificate { subject, not_before, not_after, .. } = certificate;
         if now > *not_after {
-            self.warn(listener, format_args!("the {what} {subject} expired at {not_after}"));
+            self.warn(listener, format_args!("the {what} {subject} expired at {}", timestamp::seconds(*not_after)));
         } else if now < *not_before {
             self.warn(
                 listener,
-                format_args!("the {what} {subject} is not valid before {not_before}"),
+                format_args!("the {what} {subject} is not valid before {}", timestamp::seconds(*not_before)),
             );
         }
     }
@@ -439,10 +391,6 @@ fn without(all: &[String], others: &[String]) -> Vec<String> {
 }
 
 fn rules_without<'a>(all: &'a [Arc<Rule>], others: &[Arc<Rule>]) -> Vec<&'a Rule> {
-    let others: std::collections::HashSet<_> =
-        others.iter().map(|rule| (rule.network, rule.expires_at)).collect();
-    all.iter()
-        .map(|rule| &**rule)
-        .filter(|rule| !others.contains(&(rule.network, rule.expires_at)))
-        .collect()
+    let others: std::collections::HashSet<_> = others.iter().map(|rule| (rule.network, rule.expires_at)).collect();
+    all.iter().map(|rule| &**rule).filter(|rule| !others.contains(&(rule.network, rule.expires_at))).collect()
 }

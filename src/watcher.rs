@@ -24,16 +24,13 @@ impl Watcher {
     /// poll still finds every change.
     pub fn start() -> Self {
         let (sender, events) = mpsc::channel(1);
-        let watcher =
-            notify::recommended_watcher(move |event: Result<notify::Event, notify::Error>| {
-                if event.map_or(true, |event| is_change(event.kind)) {
-                    // Full means that one is waiting already.
-                    let _ = sender.try_send(());
-                }
-            });
-        let inner = watcher
-            .map_err(|error| warn!("file changes cannot be watched: {error}; they are polled for"))
-            .ok();
+        let watcher = notify::recommended_watcher(move |event: Result<notify::Event, notify::Error>| {
+            if event.map_or(true, |event| is_change(event.kind)) {
+                // Full means that one is waiting already.
+                let _ = sender.try_send(());
+            }
+        });
+        let inner = watcher.map_err(|error| warn!("file changes cannot be watched: {error}; they are polled for")).ok();
         Self { inner, followed: BTreeSet::new(), events }
     }
 
@@ -70,11 +67,7 @@ fn is_change(kind: EventKind) -> bool {
         EventKind::Access(access) => {
             matches!(access, notify::event::AccessKind::Close(notify::event::AccessMode::Write))
         }
-        EventKind::Any
-        | EventKind::Create(_)
-        | EventKind::Modify(_)
-        | EventKind::Remove(_)
-        | EventKind::Other => true,
+        EventKind::Any | EventKind::Create(_) | EventKind::Modify(_) | EventKind::Remove(_) | EventKind::Other => true,
     }
 }
 
@@ -121,10 +114,7 @@ mod tests {
 
         let steps = steps(&volume.join("tls.crt"));
         for expected in ["", "..data", "..2026_1", "..2026_1/tls.crt"] {
-            assert!(
-                steps.contains(&volume.join(expected)) || expected.is_empty(),
-                "{expected} in {steps:?}"
-            );
+            assert!(steps.contains(&volume.join(expected)) || expected.is_empty(), "{expected} in {steps:?}");
         }
         assert!(steps.contains(&volume), "{steps:?}");
     }

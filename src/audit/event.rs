@@ -184,8 +184,7 @@ impl Event {
 
     /// One line for reading. Strings that are not plain words are quoted and escaped.
     pub(super) fn text(&self, level: Level) -> String {
-        let mut line =
-            format!("{} {:>5} {}", timestamp::milliseconds(self.at), level.name(), self.name);
+        let mut line = format!("{} {:>5} {}", timestamp::milliseconds(self.at), level.name(), self.name);
         for (key, value) in &self.fields {
             let _ = match value {
                 Value::String(text) if is_plain(text) => write!(line, " {key}={text}"),
@@ -198,8 +197,7 @@ impl Event {
 }
 
 fn is_plain(text: &str) -> bool {
-    !text.is_empty()
-        && text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'"' && byte != b'\\')
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'"' && byte != b'\\')
 }
 
 #[cfg(test)]
@@ -211,8 +209,7 @@ mod tests {
         let client = ClientAddr::new("[::ffff:10.1.2.3]:4711".parse().unwrap());
         let mut facts = Facts::new(7, "cache".into(), client);
         facts.sni = Some(sni.to_owned());
-        Event::of_connection("connection.denied", &facts)
-            .ended(&Ending::new(Reason::IoError, "a b"))
+        Event::of_connection("connection.denied", &facts).ended(&Ending::new(Reason::IoError, "a b"))
     }
 
     #[test]

@@ -39,10 +39,7 @@ impl LogHandle {
 ///
 /// # Errors
 /// When `level` is no tracing filter.
-pub fn subscriber(
-    audit: &Audit,
-    level: &str,
-) -> Result<(impl Subscriber + Send + Sync, LogHandle), ParseError> {
+pub fn subscriber(audit: &Audit, level: &str) -> Result<(impl Subscriber + Send + Sync, LogHandle), ParseError> {
     let (filter, handle) = reload::Layer::new(EnvFilter::try_new(level)?);
     let lines = tracing_subscriber::fmt::layer()
         .event_format(Lines(audit.format))
@@ -58,12 +55,7 @@ where
     S: Subscriber + for<'a> LookupSpan<'a>,
     N: for<'a> FormatFields<'a> + 'static,
 {
-    fn format_event(
-        &self,
-        _: &FmtContext<'_, S, N>,
-        mut out: Writer<'_>,
-        event: &Event<'_>,
-    ) -> fmt::Result {
+    fn format_event(&self, _: &FmtContext<'_, S, N>, mut out: Writer<'_>, event: &Event<'_>) -> fmt::Result {
         let metadata = event.metadata();
         let now = timestamp::milliseconds(OffsetDateTime::now_utc());
         let mut fields = Fields::default();
@@ -83,12 +75,7 @@ where
                 writeln!(out, "}}")
             }
             LineFormat::Text => {
-                write!(
-                    out,
-                    "{now} {:>5} {}",
-                    metadata.level().as_str(),
-                    printable(&fields.message)
-                )?;
+                write!(out, "{now} {:>5} {}", metadata.level().as_str(), printable(&fields.message))?;
                 for (key, value) in &fields.others {
                     write!(out, " {key}={}", Value::from(value.as_str()))?;
                 }

@@ -64,26 +64,20 @@ impl Audit {
 
     /// A listener is bound. Goes to the log only.
     pub fn ready(&self, listener: &str, protocol: &str, addresses: &[String]) {
-        let event = Event::new("ready")
-            .with("listener", listener)
-            .with("protocol", protocol)
-            .with("addresses", addresses);
+        let event =
+            Event::new("ready").with("listener", listener).with("protocol", protocol).with("addresses", addresses);
         self.log_line(&event, Level::Info, "portcullis");
     }
 
     /// A connection was turned away before it reached the upstream.
     pub fn denied(&self, facts: &Facts, ending: &Ending, duration: Duration) {
         let level = if ending.reason == Reason::ClientClosed { Level::Info } else { Level::Warn };
-        self.write(
-            &Event::of_connection("connection.denied", facts).ended(ending).lasted(duration),
-            level,
-        );
+        self.write(&Event::of_connection("connection.denied", facts).ended(ending).lasted(duration), level);
     }
 
     /// A connection was let in and has reached its upstream.
     pub fn opened(&self, facts: &Facts) {
-        let mut event =
-            Event::of_connection("connection.opened", facts).with("session", facts.session);
+        let mut event = Event::of_connection("connection.opened", facts).with("session", facts.session);
         if facts.would_deny {
             event = event.with("would_deny", Reason::UntrustedSource.code());
         }
@@ -113,8 +107,7 @@ impl Audit {
 
     /// A new policy was refused as a whole; the old one goes on.
     pub fn reload_rejected(&self, generation: u64, error: &str) {
-        let event =
-            Event::new("reload.rejected").with("generation", generation).with("error", error);
+        let event = Event::new("reload.rejected").with("generation", generation).with("error", error);
         self.write(&event, Level::Error);
     }
 

@@ -128,10 +128,7 @@ fn write_lines(messages: &Receiver<Message>, mut destination: Destination, share
             Message::Line(line) => {
                 let result = write_line(&mut destination, &line, shared);
                 if let (Err(error), false) = (&result, failing) {
-                    complain(format_args!(
-                        "{} cannot be written: {error}; lines are dropped",
-                        destination.name()
-                    ));
+                    complain(format_args!("{} cannot be written: {error}; lines are dropped", destination.name()));
                 }
                 failing = result.is_err();
             }
@@ -142,8 +139,7 @@ fn write_lines(messages: &Receiver<Message>, mut destination: Destination, share
 /// Writes a line, and before it how many are missing.
 fn write_line(destination: &mut Destination, line: &[u8], shared: &Shared) -> io::Result<()> {
     let missing = shared.dropped.swap(0, Ordering::Relaxed);
-    let before =
-        if missing > 0 { destination.write(lost_lines(missing).as_bytes()) } else { Ok(()) };
+    let before = if missing > 0 { destination.write(lost_lines(missing).as_bytes()) } else { Ok(()) };
     let result = match before {
         Ok(()) => destination.write(line),
         Err(error) => {

@@ -7,8 +7,8 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
-    Issuer, KeyPair, KeyUsagePurpose, SanType,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, SanType,
 };
 use time::{Duration, OffsetDateTime};
 
@@ -28,10 +28,7 @@ pub(super) fn init(directory: &Path, hosts: &[String]) -> Result<(), Failure> {
     let server = signed(server_params(&names)?, &issuer)?;
     let client = signed(client_params("client", &[], &[], LEAF_DAYS)?, &issuer)?;
 
-    let mut files = vec![
-        Output::public("ca.crt", ca_pem.clone()),
-        Output::secret("ca.key", ca_key.serialize_pem()),
-    ];
+    let mut files = vec![Output::public("ca.crt", ca_pem.clone()), Output::secret("ca.key", ca_key.serialize_pem())];
     files.extend(server.files("server"));
     files.extend(client.files("client"));
     write_all(directory, &files)?;
@@ -43,30 +40,20 @@ pub(super) fn init(directory: &Path, hosts: &[String]) -> Result<(), Failure> {
 }
 
 pub(super) fn issue(args: &IssueArgs) -> Result<(), Failure> {
-    if args.name.is_empty()
-        || args.name.starts_with('.')
-        || args.name.chars().any(|c| c == '/' || c.is_control())
-    {
+    if args.name.is_empty() || args.name.starts_with('.') || args.name.chars().any(|c| c == '/' || c.is_control()) {
         return Err(Failure::Usage(format!("--name {:?} cannot be the name of a file", args.name)));
     }
     let read = |path: &Path| fs::read_to_string(path).map_err(|error| Failure::file(path, error));
-    let key = KeyPair::from_pem(&read(&args.ca_key)?).map_err(|error| {
-        Failure::file(&args.ca_key, format_args!("is not a usable private key: {error}"))
-    })?;
+    let key = KeyPair::from_pem(&read(&args.ca_key)?)
+        .map_err(|error| Failure::file(&args.ca_key, format_args!("is not a usable private key: {error}")))?;
     let ca_pem = read(&args.ca)?;
     belongs_together(&args.ca, &args.ca_key)?;
-    let issuer = Issuer::from_ca_cert_pem(&ca_pem, key).map_err(|error| {
-        Failure::file(&args.ca, format_args!("is not a usable CA certificate: {error}"))
-    })?;
+    let issuer = Issuer::from_ca_cert_pem(&ca_pem, key)
+        .map_err(|error| Failure::file(&args.ca, format_args!("is not a usable CA certificate: {error}")))?;
     let client = signed(client_params(&args.name, &args.dns, &args.uri, args.days)?, &issuer)?;
     write_all(&args.out, &client.files(&args.name))?;
     let path = |ending: &str| args.out.join(format!("{}.{ending}", args.name));
-    print(&format!(
-        "Made {} and {}, valid for {} days\n",
-        path("crt").display(),
-        path("key").display(),
-        args.days
-    ))
+    print(&format!("Made {} and {}, valid for {} days\n", path("crt").display(), path("key").display(), args.days))
 }
 
 /// A certificate signed with somebody else's key would be issued without complaint and verify nowhere.
@@ -74,20 +61,14 @@ fn belongs_together(cert: &Path, key: &Path) -> Result<(), Failure> {
     let mut files = crate::config::Files::default();
     let mut read = |path: &Path| files.read(path).map_err(|error| Failure::file(path, error));
     let (cert_bytes, key_bytes) = (read(cert)?, read(key)?);
-    let chain =
-        crate::tls::certificates(&cert_bytes).map_err(|error| Failure::file(cert, error))?;
+    let chain = crate::tls::certificates(&cert_bytes).map_err(|error| Failure::file(cert, error))?;
     let private = crate::tls::private_key(&key_bytes).map_err(|error| Failure::file(key, error))?;
     let pair = crate::tls::ServerCertificate::new(chain, private);
-    let pair = pair.map_err(|error| {
-        Failure::file(cert, format_args!("with key {}: {error}", key.display()))
-    })?;
+    let pair = pair.map_err(|error| Failure::file(cert, format_args!("with key {}: {error}", key.display())))?;
     if pair.leaf().ca {
         Ok(())
     } else {
-        Err(Failure::file(
-            cert,
-            format_args!("{} may not issue certificates (it is no CA)", pair.leaf().subject),
-        ))
+        Err(Failure::file(cert, format_args!("{} may not issue certificates (it is no CA)", pair.leaf().subject)))
     }
 }
 
@@ -99,17 +80,11 @@ struct Signed {
 
 impl Signed {
     fn files(self, name: &str) -> [Output; 2] {
-        [
-            Output::public(&format!("{name}.crt"), self.certificate),
-            Output::secret(&format!("{name}.key"), self.key),
-        ]
+        [Output::public(&format!("{name}.crt"), self.certificate), Output::secret(&format!("{name}.key"), self.key)]
     }
 }
 
-fn signed(
-    params: CertificateParams,
-    issuer: &Issuer<'_, impl rcgen::SigningKey>,
-) -> Result<Signed, Failure> {
+fn signed(params: CertificateParams, issuer: &Issuer<'_, impl rcgen::SigningKey>) -> Result<Signed, Failure> {
     let key = new_key()?;
     let certificate = params.signed_by(&key, issuer).map_err(|error| generation(&error))?;
     Ok(Signed { certificate: certificate.pem(), key: key.serialize_pem() })
@@ -133,8 +108,7 @@ fn ca_params() -> CertificateParams {
 fn server_params(names: &[String]) -> Result<CertificateParams, Failure> {
     let common_name = names.first().map_or("localhost", String::as_str);
     let mut params = named(common_name, LEAF_DAYS);
-    params.subject_alt_names =
-        names.iter().map(|name| server_name(name)).collect::<Result<_, _>>()?;
+    params.subject_alt_names = names.iter().map(|name| server_name(name)).collect::<Result<_, _>>()?;
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
     Ok(params)
 }
@@ -158,12 +132,7 @@ fn dns_name(name: &str) -> Result<SanType, Failure> {
     name.try_into().map(SanType::DnsName).map_err(|_| usage())
 }
 
-fn client_params(
-    name: &str,
-    dns: &[String],
-    uris: &[String],
-    days: u32,
-) -> Result<CertificateParams, Failure> {
+fn client_params(name: &str, dns: &[String], uris: &[String], days: u32) -> Result<CertificateParams, Failure> {
     let mut params = named(name, days);
     for host in dns {
         params.subject_alt_names.push(dns_name(host)?);
@@ -222,13 +191,10 @@ fn write_all(directory: &Path, files: &[Output]) -> Result<(), Failure> {
     }
     for file in files {
         let path = path(file);
-        let written =
-            File::options().write(true).create_new(true).mode(file.mode).open(&path).and_then(
-                |mut out| {
-                    out.write_all(file.content.as_bytes())?;
-                    out.sync_all()
-                },
-            );
+        let written = File::options().write(true).create_new(true).mode(file.mode).open(&path).and_then(|mut out| {
+            out.write_all(file.content.as_bytes())?;
+            out.sync_all()
+        });
         written.map_err(|error| Failure::file(&path, error))?;
     }
     Ok(())

@@ -11,6 +11,7 @@ use crate::policy::{ClientAuth, Enforcement, Origin, Rule};
 use crate::protocol::MinTlsVersion;
 use crate::server;
 use crate::snapshot::{Built, Terms};
+use crate::timestamp;
 use crate::tls::Certificate;
 
 pub(super) fn check(file: &Path, as_json: bool) -> Result<(), Failure> {
@@ -58,7 +59,7 @@ fn source(rule: &Rule) -> Value {
         "type": "ip_addr",
         "value": rule.network.to_string(),
         "description": rule.description,
-        "expires_at": rule.expires_at.map(|end| end.to_string()),
+        "expires_at": rule.expires_at.map(timestamp::seconds),
         "expired": !rule.is_live(OffsetDateTime::now_utc()),
         "configured": rule.origin == Origin::Configuration,
         "uuid": uuid,
@@ -74,14 +75,7 @@ fn in_words(built: &Built) -> String {
         let _ = line("protocol", &terms.protocol.to_string());
         let _ = line("listen", &addresses(terms).join(", "));
         let _ = line("upstream", &terms.upstream_name);
-        let _ = line(
-            "tls",
-            &format!(
-                "{} and later, client certificates: {}",
-                min_version(terms),
-                client_auth(terms)
-            ),
-        );
+        let _ = line("tls", &format!("{} and later, client certificates: {}", min_version(terms), client_auth(terms)));
         let _ = line("enforcement", enforcement(terms));
         sources_in_words(&mut out, terms);
         certificates_in_words(&mut out, terms);
@@ -98,11 +92,8 @@ fn sources_in_words(out: &mut String, terms: &Terms) {
     for rule in rules.iter().take(MOST_RULES) {
         let _ = write!(out, "    {rule}");
         let expired = if rule.is_live(OffsetDateTime::now_utc()) { "until" } else { "EXPIRED" };
-        let _ = rule.expires_at.map_or(Ok(()), |end| write!(out, "  {expired} {end}"));
-        let _ = rule
-            .description
-            .as_ref()
-            .map_or(Ok(()), |words| write!(out, "  ({})", words.escape_debug()));
+        let _ = rule.expires_at.map_or(Ok(()), |end| write!(out, "  {expired} {}", timestamp::seconds(end)));
+        let _ = rule.description.as_ref().map_or(Ok(()), |words| write!(out, "  ({})", words.escape_debug()));
         let from_file = matches!(rule.origin, Origin::SourcesFile { .. });
         let _ = writeln!(out, "{}", if from_file { "  [sources_file]" } else { "" });
     }
@@ -113,19 +104,14 @@ fn sources_in_words(out: &mut String, terms: &Terms) {
 
 fn certificates_in_words(out: &mut String, terms: &Terms) {
     for (role, certificate) in terms.certificates() {
-        let _ = writeln!(
-            out,
-            "  {} certificate",
-            if role == "server" { "server" } else { "client CA" }
-        );
+        let _ = writeln!(out, "  {} certificate", if role == "server" { "server" } else { "client CA" });
         let _ = write!(out, "{}", describe(certificate, "    "));
     }
 }
 
 /// A certificate in a few lines, each behind `indent`.
 pub(super) fn describe(certificate: &Certificate, indent: &str) -> String {
-    let Certificate { subject, issuer, self_signed, ca, sans, not_before, not_after, key, sha256 } =
-        certificate;
+    let Certificate { subject, issuer, self_signed, ca, sans, not_before, not_after, key, sha256 } = certificate;
     let now = OffsetDateTime::now_utc();
     let state = match certificate.is_valid_at(now) {
         true => format!("{} days left", (*not_after - now).whole_days()),
@@ -139,13 +125,10 @@ pub(super) fn describe(certificate: &Certificate, indent: &str) -> String {
     line("subject", subject);
     line("issuer", if *self_signed { "itself (self-signed)" } else { issuer });
     if !sans.is_empty() {
-        line(
-            "names",
-            &sans.iter().map(|san| san.escape_debug().to_string()).collect::<Vec<_>>().join(", "),
-        );
+        line("names", &sans.iter().map(|san| san.escape_debug().to_string()).collect::<Vec<_>>().join(", "));
     }
     line("key", &format!("{key}{}", if *ca { ", may issue certificates" } else { "" }));
-    line("valid", &format!("{not_before} to {not_after} ({state})"));
+    line("valid", &format!("{} to {} ({state})", timestamp::seconds(*not_before), timestamp::seconds(*not_after)));
     line("sha256", sha256);
     out
 }

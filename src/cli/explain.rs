@@ -13,22 +13,15 @@ use crate::addr::ClientAddr;
 use crate::policy::{ClientAuth, Rule};
 use crate::server;
 use crate::snapshot::Terms;
+use crate::timestamp;
 use crate::tls::Identity;
 
-pub(super) fn explain(
-    file: &Path,
-    listener: &str,
-    source: IpAddr,
-    client_cert: Option<&Path>,
-) -> Result<(), Failure> {
+pub(super) fn explain(file: &Path, listener: &str, source: IpAddr, client_cert: Option<&Path>) -> Result<(), Failure> {
     let (built, _) = server::load(file);
     let snapshot = built.map_err(Failure::Configuration)?.snapshot;
     let Some(terms) = snapshot.named(listener) else {
         let names: Vec<_> = snapshot.listeners().iter().map(|terms| &*terms.name).collect();
-        return Err(Failure::Usage(format!(
-            "there is no listener \"{listener}\"; there is {}",
-            names.join(", ")
-        )));
+        return Err(Failure::Usage(format!("there is no listener \"{listener}\"; there is {}", names.join(", "))));
     };
     let mut steps = Steps { out: String::new(), refused: None };
     steps.source(terms, ClientAddr::from_ip(source));
@@ -49,59 +42,35 @@ impl Steps {
         let ip = client.ip();
         match terms.sources.admit(client, OffsetDateTime::now_utc()) {
             Ok(admitted) => match admitted.rule() {
-                Some(rule) => {
-                    self.say("source", format_args!("{ip} is trusted by {}", in_words(rule)))
+                Some(rule) => self.say("source", format_args!("{ip} is trusted by {}", in_words(rule))),
+                None => {
+                    self.say("source", format_args!("{ip} is not trusted, but enforcement = \"observe\" lets it in"))
                 }
-                None => self.say(
-                    "source",
-                    format_args!("{ip} is not trusted, but enforcement = \"observe\" lets it in"),
-                ),
             },
             Err(stranger) => {
-                self.say(
-                    "source",
-                    format_args!(
-                        "{ip} is not trusted: {stranger}; it is closed before a byte is read"
-                    ),
-                );
+                self.say("source", format_args!("{ip} is not trusted: {stranger}; it is closed before a byte is read"));
                 self.refused = Some("untrusted_source".to_owned());
             }
         }
     }
 
     fn identity(&mut self, terms: &Terms, client_cert: Option<&Path>) -> Result<(), Failure> {
-        self.say(
-            "tls",
-            format_args!(
-                "is required; {} certificate(s) to choose from",
-                terms.tls.certificates().len()
-            ),
-        );
+        self.say("tls", format_args!("is required; {} certificate(s) to choose from", terms.tls.certificates().len()));
         if terms.client_auth() == ClientAuth::None {
-            self.say(
-                "identity",
-                format_args!("no client certificate is asked for (client_auth = \"none\")"),
-            );
+            self.say("identity", format_args!("no client certificate is asked for (client_auth = \"none\")"));
             return Ok(());
         }
         let chain = client_cert.map(read_certificates).transpose()?.unwrap_or_default();
         match terms.tls.trust().judge(&chain, OffsetDateTime::now_utc()) {
             Ok(Identity::Anonymous) => {
-                self.say(
-                    "identity",
-                    format_args!("no certificate, and none is needed (client_auth = \"optional\")"),
-                );
+                self.say("identity", format_args!("no certificate, and none is needed (client_auth = \"optional\")"));
             }
             Ok(Identity::Certified(certificate)) => {
-                let (subject, end) = (&certificate.subject, certificate.not_after);
-                self.say(
-                    "identity",
-                    format_args!("{subject} is vouched for by client_ca, valid until {end}"),
-                );
+                let (subject, end) = (&certificate.subject, timestamp::seconds(certificate.not_after));
+                self.say("identity", format_args!("{subject} is vouched for by client_ca, valid until {end}"));
             }
             Err(ending) => {
-                let detail =
-                    if ending.detail.is_empty() { "none was given" } else { &ending.detail };
+                let detail = if ending.detail.is_empty() { "none was given" } else { &ending.detail };
                 self.say("identity", format_args!("refused: {detail}"));
                 self.refused = Some(ending.reason.code().to_owned());
             }

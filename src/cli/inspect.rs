@@ -16,9 +16,8 @@ pub(super) fn inspect(paths: &[PathBuf]) -> Result<(), Failure> {
         let certificates = read_certificates(path)?;
         let _ = writeln!(out, "{}: {}", path.display(), count(certificates.len()));
         for (index, der) in certificates.iter().enumerate() {
-            let facts = Certificate::parse(der).map_err(|error| {
-                Failure::file(path, format_args!("certificate {}: {error}", index + 1))
-            })?;
+            let facts = Certificate::parse(der)
+                .map_err(|error| Failure::file(path, format_args!("certificate {}: {error}", index + 1)))?;
             let _ = write!(out, "  {}\n{}", index + 1, describe(&facts, "    "));
         }
     }

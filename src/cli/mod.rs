@@ -137,9 +137,7 @@ impl Cli {
             Command::Explain { config, listener, source, client_cert } => {
                 explain::explain(&config.config, &listener, source, client_cert.as_deref())
             }
-            Command::Certs(CertsCommand::Init { directory, hosts }) => {
-                certs::init(&directory, &hosts)
-            }
+            Command::Certs(CertsCommand::Init { directory, hosts }) => certs::init(&directory, &hosts),
             Command::Certs(CertsCommand::Issue(args)) => certs::issue(&args),
             Command::Certs(CertsCommand::Inspect { files }) => inspect::inspect(&files),
             Command::Completions { shell } => completions(shell),
@@ -161,12 +159,7 @@ impl Failure {
                     1 => "1 problem".to_owned(),
                     count => format!("{count} problems"),
                 };
-                (
-                    78,
-                    Some(format!(
-                        "{problems}\nportcullis: the configuration is not valid: {count}"
-                    )),
-                )
+                (78, Some(format!("{problems}\nportcullis: the configuration is not valid: {count}")))
             }
             Self::Failed(words) => (1, Some(format!("portcullis: {words}"))),
             Self::Refused => (3, None),

@@ -62,13 +62,7 @@ impl<'a> Document<'a> {
     }
 
     pub(super) fn root(&'a self, table: &'a DeTable<'a>) -> Section<'a> {
-        Section {
-            document: self,
-            path: String::new(),
-            span: 0..0,
-            table,
-            known: RefCell::default(),
-        }
+        Section { document: self, path: String::new(), span: 0..0, table, known: RefCell::default() }
     }
 
     pub(super) fn into_problems(self) -> Vec<Problem> {
@@ -95,23 +89,14 @@ impl<'a> Section<'a> {
         self.known.borrow_mut().push(key);
         let (name, value) = self.table.get_key_value(key)?;
         debug_assert_eq!(name.get_ref(), key);
-        Some(Node {
-            document: self.document,
-            key: self.path_of(key),
-            span: value.span(),
-            value: value.get_ref(),
-        })
+        Some(Node { document: self.document, key: self.path_of(key), span: value.span(), value: value.get_ref() })
     }
 
     /// The value of `key`, which must be set.
     pub(super) fn require(&self, key: &'static str, expected: &str) -> Option<Node<'a>> {
         let found = self.get(key);
         if found.is_none() {
-            self.document.note(
-                self.span.clone(),
-                self.path_of(key),
-                format!("is missing; expected {expected}"),
-            );
+            self.document.note(self.span.clone(), self.path_of(key), format!("is missing; expected {expected}"));
         }
         found
     }
@@ -239,8 +224,7 @@ impl<'a> Node<'a> {
 
     /// The value as it is written, short enough for one line.
     pub(super) fn found(&self) -> String {
-        let written =
-            self.document.text.get(self.span.clone()).unwrap_or("").lines().next().unwrap_or("");
+        let written = self.document.text.get(self.span.clone()).unwrap_or("").lines().next().unwrap_or("");
         let mut short: String = written.chars().take(MAX_SHOWN).collect();
         if short.len() < written.len() {
             short.push('…');
@@ -265,8 +249,7 @@ const MAX_SHOWN: usize = 80;
 
 fn suggestion(name: &str, known: &[&'static str]) -> String {
     let similar = |other: &&&str| strsim::damerau_levenshtein(name, other) <= 1 + name.len() / 4;
-    match known.iter().filter(similar).min_by_key(|other| strsim::damerau_levenshtein(name, other))
-    {
+    match known.iter().filter(similar).min_by_key(|other| strsim::damerau_levenshtein(name, other)) {
         Some(meant) => format!("did you mean \"{meant}\"?"),
         None => format!("expected {}", one_of(known.iter().map(|key| (*key).to_owned()))),
     }

@@ -41,9 +41,7 @@ impl Files {
 
     /// What was read, by content; failed reads are part of it, so that a missing file that appears is a change.
     pub fn fingerprint(&self) -> Fingerprint {
-        Fingerprint(
-            self.read.iter().map(|(path, content)| (path.clone(), content.digest())).collect(),
-        )
+        Fingerprint(self.read.iter().map(|(path, content)| (path.clone(), content.digest())).collect())
     }
 }
 

@@ -26,13 +26,7 @@ pub(super) struct Listeners<'a> {
 
 impl<'a> Listeners<'a> {
     pub(super) fn new(directory: &'a Path, files: &'a mut Files) -> Self {
-        Self {
-            directory,
-            files,
-            elsewhere: Vec::new(),
-            names: Vec::new(),
-            addresses: BTreeMap::new(),
-        }
+        Self { directory, files, elsewhere: Vec::new(), names: Vec::new(), addresses: BTreeMap::new() }
     }
 
     /// Every listener that could be read whole, and the problems of the other files they name.
@@ -45,17 +39,15 @@ impl<'a> Listeners<'a> {
             }
             Some(nodes)
         });
-        let listeners =
-            nodes.unwrap_or_default().iter().filter_map(|node| self.listener(node)).collect();
+        let listeners = nodes.unwrap_or_default().iter().filter_map(|node| self.listener(node)).collect();
         (listeners, self.elsewhere)
     }
 
     fn listener(&mut self, node: &Node<'_>) -> Option<Listener> {
         let section = node.section("a [[listener]] table")?;
         let name = section.require("name", NAME).and_then(|node| self.name(&node));
-        let protocol = section
-            .require("protocol", "\"redis\", \"postgres\" or \"tcp\"")
-            .and_then(|node| node.choice(&PROTOCOLS));
+        let protocol =
+            section.require("protocol", "\"redis\", \"postgres\" or \"tcp\"").and_then(|node| node.choice(&PROTOCOLS));
         let ipv6_only = section.get("ipv6_only").and_then(|node| node.boolean()).unwrap_or(false);
         let listen = section
             .require("listen", "an address such as \"0.0.0.0:6380\", or a list of them")
@@ -64,9 +56,8 @@ impl<'a> Listeners<'a> {
         let tls = section
             .require("tls", "tls.certificates = [{ cert = \"…\", key = \"…\" }]")
             .and_then(|node| self.tls(&node));
-        let upstream = section
-            .require("upstream", "\"host:port\" or \"unix:/path\"")
-            .and_then(|node| self.upstream(&node));
+        let upstream =
+            section.require("upstream", "\"host:port\" or \"unix:/path\"").and_then(|node| self.upstream(&node));
         let limits = limits(section.section("limits"));
         let plaintext_cancel = plaintext_cancel(&section, protocol);
         section.not_yet(&["revoke", "proxy_protocol"]);
@@ -92,22 +83,14 @@ impl<'a> Listeners<'a> {
             return None;
         }
         if self.names.iter().any(|taken| taken == name) {
-            node.problem(format_args!(
-                "found {}, which another listener is called already",
-                node.found()
-            ));
+            node.problem(format_args!("found {}, which another listener is called already", node.found()));
             return None;
         }
         self.names.push(name.to_owned());
         Some(name.to_owned())
     }
 
-    fn listen(
-        &mut self,
-        node: &Node<'_>,
-        ipv6_only: bool,
-        name: Option<&str>,
-    ) -> Option<Vec<ListenAddr>> {
+    fn listen(&mut self, node: &Node<'_>, ipv6_only: bool, name: Option<&str>) -> Option<Vec<ListenAddr>> {
         let nodes = node.one_or_list();
         if nodes.is_empty() {
             node.expected("at least one address");
@@ -117,10 +100,7 @@ impl<'a> Listeners<'a> {
             let address = ListenAddr { socket: node.socket_address()?, ipv6_only };
             let taken = self.addresses.iter().find(|(other, _)| address.overlaps(other));
             if let Some((other, owner)) = taken {
-                node.problem(format_args!(
-                    "found {}, but listener \"{owner}\" has {other} already",
-                    node.found()
-                ));
+                node.problem(format_args!("found {}, but listener \"{owner}\" has {other} already", node.found()));
                 return None;
             }
             self.addresses.insert(address, name.unwrap_or("?").to_owned());
@@ -131,12 +111,8 @@ impl<'a> Listeners<'a> {
 
     fn sources(&mut self, section: &Section<'_>) -> (SourcePolicy, Option<PathBuf>) {
         let enforcement = section.get("enforcement").and_then(|node| node.choice(&ENFORCEMENTS));
-        let mut rules = section
-            .get("trusted_sources")
-            .map(|node| sources::configured(&node))
-            .unwrap_or_default();
-        let named =
-            section.get("sources_file").and_then(|node| Some((node.text("a TOML file")?, node)));
+        let mut rules = section.get("trusted_sources").map(|node| sources::configured(&node)).unwrap_or_default();
+        let named = section.get("sources_file").and_then(|node| Some((node.text("a TOML file")?, node)));
         let file = named.map(|(path, node)| {
             let path = self.directory.join(path);
             match sources::from_file(&path, self.files) {
@@ -153,8 +129,7 @@ impl<'a> Listeners<'a> {
     }
 
     fn tls(&self, node: &Node<'_>) -> Option<Tls> {
-        let section =
-            node.section("a table with certificates = [{ cert = \"…\", key = \"…\" }]")?;
+        let section = node.section("a table with certificates = [{ cert = \"…\", key = \"…\" }]")?;
         let certificates = section
             .require("certificates", "[{ cert = \"server.crt\", key = \"server.key\" }]")
             .and_then(|node| self.certificates(&node));
@@ -173,13 +148,7 @@ impl<'a> Listeners<'a> {
             (None, ClientAuth::None) | (Some(_), ClientAuth::Optional | ClientAuth::Required) => {}
         }
         let client_ca = client_ca.map(|node| self.file_list(&node)).unwrap_or_default();
-        section.not_yet(&[
-            "client_crl",
-            "crl_expired",
-            "client_certificates",
-            "trusted_clients",
-            "ticket_keys",
-        ]);
+        section.not_yet(&["client_crl", "crl_expired", "client_certificates", "trusted_clients", "ticket_keys"]);
         section.finish();
         Some(Tls {
             certificates: certificates?,
@@ -200,8 +169,7 @@ impl<'a> Listeners<'a> {
             let cert = section.require("cert", "the file of the certificate chain");
             let key = section.require("key", "the file of its private key");
             section.finish();
-            certificates
-                .push(CertificateFiles { cert: self.file(&cert?)?, key: self.file(&key?)? });
+            certificates.push(CertificateFiles { cert: self.file(&cert?)?, key: self.file(&key?)? });
         }
         Some(certificates).filter(|certificates| !certificates.is_empty())
     }
@@ -220,11 +188,7 @@ impl<'a> Listeners<'a> {
             node.expected("a file");
             return None;
         }
-        Some(NamedFile {
-            path: self.directory.join(path),
-            place: node.place(),
-            key: node.key().to_owned(),
-        })
+        Some(NamedFile { path: self.directory.join(path), place: node.place(), key: node.key().to_owned() })
     }
 
     fn upstream(&self, node: &Node<'_>) -> Option<Upstream> {
@@ -234,11 +198,9 @@ impl<'a> Listeners<'a> {
             return Some(Upstream { address, connect_timeout: default });
         }
         let section = node.section("a table")?;
-        let address = section
-            .require("address", "\"host:port\" or \"unix:/path\"")
-            .and_then(|node| self.only_address(&node));
-        let connect_timeout =
-            section.get("connect_timeout").and_then(|node| node.positive_duration());
+        let address =
+            section.require("address", "\"host:port\" or \"unix:/path\"").and_then(|node| self.only_address(&node));
+        let connect_timeout = section.get("connect_timeout").and_then(|node| node.positive_duration());
         section.not_yet(&["tls", "ca", "cert", "key", "server_name", "proxy_protocol"]);
         section.finish();
         Some(Upstream { address: address?, connect_timeout: connect_timeout.unwrap_or(default) })
@@ -252,10 +214,7 @@ impl<'a> Listeners<'a> {
                 None
             }
             [_, _, ..] => {
-                node.problem(format_args!(
-                    "a list of several addresses {}",
-                    super::document::NOT_YET
-                ));
+                node.problem(format_args!("a list of several addresses {}", super::document::NOT_YET));
                 None
             }
         }
@@ -269,24 +228,16 @@ fn limits(section: Option<Section<'_>>) -> Limits {
         half_close_timeout: Duration::from_secs(300),
     };
     let Some(section) = section else { return limits };
-    if let Some(timeout) =
-        section.get("handshake_timeout").and_then(|node| node.positive_duration())
-    {
+    if let Some(timeout) = section.get("handshake_timeout").and_then(|node| node.positive_duration()) {
         limits.handshake_timeout = timeout;
     }
     if let Some(timeout) = section.get("idle_timeout").and_then(|node| node.duration_or_never()) {
         limits.idle_timeout = timeout;
     }
-    if let Some(timeout) =
-        section.get("half_close_timeout").and_then(|node| node.positive_duration())
-    {
+    if let Some(timeout) = section.get("half_close_timeout").and_then(|node| node.positive_duration()) {
         limits.half_close_timeout = timeout;
     }
-    section.not_yet(&[
-        "max_connections",
-        "max_connections_per_source",
-        "connection_rate_per_source",
-    ]);
+    section.not_yet(&["max_connections", "max_connections_per_source", "connection_rate_per_source"]);
     section.finish();
     limits
 }
@@ -308,14 +259,9 @@ const NAME: &str = "a name of 1 to 63 lower-case letters, digits and hyphens, su
 const PROTOCOLS: [(&str, Protocol); 3] =
     [("redis", Protocol::Redis), ("postgres", Protocol::Postgres), ("tcp", Protocol::Tcp)];
 
-const ENFORCEMENTS: [(&str, Enforcement); 2] =
-    [("enforce", Enforcement::Enforce), ("observe", Enforcement::Observe)];
+const ENFORCEMENTS: [(&str, Enforcement); 2] = [("enforce", Enforcement::Enforce), ("observe", Enforcement::Observe)];
 
-const MIN_VERSIONS: [(&str, MinTlsVersion); 2] =
-    [("1.2", MinTlsVersion::Tls12), ("1.3", MinTlsVersion::Tls13)];
+const MIN_VERSIONS: [(&str, MinTlsVersion); 2] = [("1.2", MinTlsVersion::Tls12), ("1.3", MinTlsVersion::Tls13)];
 
-const CLIENT_AUTHS: [(&str, ClientAuth); 3] = [
-    ("none", ClientAuth::None),
-    ("optional", ClientAuth::Optional),
-    ("required", ClientAuth::Required),
-];
+const CLIENT_AUTHS: [(&str, ClientAuth); 3] =
+    [("none", ClientAuth::None), ("optional", ClientAuth::Optional), ("required", ClientAuth::Required)];

@@ -159,11 +159,9 @@ impl Config {
     /// # Errors
     /// Every problem found, with its place.
     pub fn load(file: &Path, files: &mut Files) -> Result<Self, Problems> {
-        let whole_file =
-            |message: String| Problem { place: Place::file(file), key: String::new(), message };
+        let whole_file = |message: String| Problem { place: Place::file(file), key: String::new(), message };
         let bytes = files.read(file).map_err(whole_file)?;
-        let text = std::str::from_utf8(&bytes)
-            .map_err(|error| whole_file(format!("is not UTF-8: {error}")))?;
+        let text = std::str::from_utf8(&bytes).map_err(|error| whole_file(format!("is not UTF-8: {error}")))?;
 
         let document = document::Document::new(file, text);
         let tree = document.parse()?;
@@ -178,10 +176,7 @@ impl Config {
 
         let mut problems = document.into_problems();
         problems.append(&mut elsewhere);
-        Problems::unless_any(
-            problems,
-            Self { file: file.to_owned(), log, reload, drain, listeners },
-        )
+        Problems::unless_any(problems, Self { file: file.to_owned(), log, reload, drain, listeners })
     }
 }
 

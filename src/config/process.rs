@@ -22,10 +22,7 @@ pub(super) fn log(root: &Section<'_>, directory: &Path) -> Log {
     if let Some(format) = section.get("format").and_then(|node| node.choice(&FORMATS)) {
         log.format = format;
     }
-    log.audit_file = section
-        .get("audit_file")
-        .and_then(|node| node.text("a file"))
-        .map(|path| directory.join(path));
+    log.audit_file = section.get("audit_file").and_then(|node| node.text("a file")).map(|path| directory.join(path));
     section.finish();
     log
 }

@@ -15,11 +15,9 @@ pub(super) fn configured(list: &Node<'_>) -> Vec<Rule> {
 
 /// The rules of a `sources_file`, and what is wrong with it.
 pub(super) fn from_file(file: &Path, files: &mut Files) -> Result<Vec<Rule>, Vec<Problem>> {
-    let whole_file =
-        |message: String| vec![Problem { place: Place::file(file), key: String::new(), message }];
+    let whole_file = |message: String| vec![Problem { place: Place::file(file), key: String::new(), message }];
     let bytes = files.read(file).map_err(whole_file)?;
-    let text = std::str::from_utf8(&bytes)
-        .map_err(|error| whole_file(format!("is not UTF-8: {error}")))?;
+    let text = std::str::from_utf8(&bytes).map_err(|error| whole_file(format!("is not UTF-8: {error}")))?;
     if text.trim().is_empty() {
         // An editor or a copy truncates first and writes second; nobody may lose access in between.
         return Err(whole_file(EMPTY.to_owned()));
@@ -72,8 +70,7 @@ fn string_rule(node: &Node<'_>) -> Option<Rule> {
 fn table_rule(section: &Section<'_>, origin: Origin) -> Option<Rule> {
     let kind = section.require("type", "\"ip_addr\"");
     let value = section.require("value", "an IP address or network");
-    let description =
-        section.get("description").and_then(|node| node.text("a text")).map(str::to_owned);
+    let description = section.get("description").and_then(|node| node.text("a text")).map(str::to_owned);
     let expires_at = match section.get("expires_at") {
         // A rule whose end cannot be read must not become one without end.
         Some(node) => Some(node.instant()?),
@@ -99,13 +96,10 @@ fn table_rule(section: &Section<'_>, origin: Origin) -> Option<Rule> {
 }
 
 fn network(node: &Node<'_>, text: &str) -> Option<Network> {
-    text.parse()
-        .map_err(|error| node.problem(format_args!("found {}, which is {error}", node.found())))
-        .ok()
+    text.parse().map_err(|error| node.problem(format_args!("found {}, which is {error}", node.found()))).ok()
 }
 
-const SOURCE: &str =
-    "an IP address or network such as \"10.1.2.3\", \"10.0.0.0/8\" or \"2001:db8::/32\"";
+const SOURCE: &str = "an IP address or network such as \"10.1.2.3\", \"10.0.0.0/8\" or \"2001:db8::/32\"";
 const SOURCE_TYPE: &str = "\"ip_addr\"";
 const LATER_KINDS: [&str; 5] = ["dns", "droplet", "k8s", "tag", "app"];
 const EMPTY: &str = "is empty, which is taken for a file that is still being written; \

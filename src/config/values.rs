@@ -97,9 +97,7 @@ fn host_and_port(text: &str) -> Option<UpstreamAddr> {
     let (host, port) = text.rsplit_once(':')?;
     let port = port.parse::<u16>().ok().filter(|port| *port != 0)?;
     let host = match host.strip_prefix('[') {
-        Some(bracketed) => {
-            bracketed.strip_suffix(']').filter(|inner| inner.parse::<Ipv6Addr>().is_ok())?
-        }
+        Some(bracketed) => bracketed.strip_suffix(']').filter(|inner| inner.parse::<Ipv6Addr>().is_ok())?,
         None => Some(host).filter(|host| is_host(host))?,
     };
     Some(UpstreamAddr::Tcp { host: host.to_owned(), port })
@@ -109,9 +107,7 @@ fn host_and_port(text: &str) -> Option<UpstreamAddr> {
 fn is_host(text: &str) -> bool {
     let is_label = |label: &str| {
         (1..=63).contains(&label.len())
-            && label
-                .bytes()
-                .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
+            && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
     };
     text.len() <= 253 && text.strip_suffix('.').unwrap_or(text).split('.').all(is_label)
 }
@@ -134,18 +130,7 @@ mod tests {
         assert_eq!(parse_duration("1h30m"), Some(Duration::from_secs(5_400)));
         assert_eq!(parse_duration("250ms"), Some(Duration::from_millis(250)));
         assert_eq!(parse_duration("0s"), Some(Duration::ZERO));
-        for text in [
-            "",
-            "10",
-            "s",
-            "10 s",
-            "-1s",
-            "1.5s",
-            "10S",
-            "5min",
-            "99999999999d",
-            "18446744073709551615d",
-        ] {
+        for text in ["", "10", "s", "10 s", "-1s", "1.5s", "10S", "5min", "99999999999d", "18446744073709551615d"] {
             assert_eq!(parse_duration(text), None, "{text:?}");
         }
     }
@@ -156,17 +141,7 @@ mod tests {
         assert_eq!(host_and_port("127.0.0.1:6379"), tcp("127.0.0.1", 6379));
         assert_eq!(host_and_port("redis_1.internal:6379"), tcp("redis_1.internal", 6379));
         assert_eq!(host_and_port("[::1]:6379"), tcp("::1", 6379));
-        for text in [
-            "",
-            "redis",
-            "redis:",
-            "redis:0",
-            "redis:65536",
-            "::1:6379",
-            "[redis]:1",
-            "a b:1",
-            "redis://x:1",
-        ] {
+        for text in ["", "redis", "redis:", "redis:0", "redis:65536", "::1:6379", "[redis]:1", "a b:1", "redis://x:1"] {
             assert_eq!(host_and_port(text), None, "{text:?}");
         }
         assert_eq!(bare_ipv6_with_port("::1:6379").as_deref(), Some("[::1]:6379"));

@@ -40,10 +40,7 @@ pub(super) async fn dial(ready: Ready) -> Result<Dialled, Leave> {
 /// Connects to an upstream. A name is resolved anew each time, and each of its addresses is tried in the resolver's order.
 pub(super) async fn connect(upstream: &Upstream) -> Result<UpstreamStream, Ending> {
     let failed = |why: &dyn std::fmt::Display| {
-        Ending::new(
-            Reason::UpstreamUnreachable,
-            format_args!("upstream {}: {why}", upstream.address),
-        )
+        Ending::new(Reason::UpstreamUnreachable, format_args!("upstream {}: {why}", upstream.address))
     };
     let limit = upstream.connect_timeout;
     match &upstream.address {
@@ -100,11 +97,7 @@ impl UpstreamStream {
 }
 
 impl AsyncRead for UpstreamStream {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_read(cx, buffer),
             Self::Unix(stream) => Pin::new(stream).poll_read(cx, buffer),
@@ -113,11 +106,7 @@ impl AsyncRead for UpstreamStream {
 }
 
 impl AsyncWrite for UpstreamStream {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_write(cx, bytes),
             Self::Unix(stream) => Pin::new(stream).poll_write(cx, bytes),

@@ -85,12 +85,7 @@ impl Flow {
     }
 
     /// Sends what is held.
-    fn poll_held<W>(
-        &mut self,
-        writer: &mut W,
-        count: &mut u64,
-        cx: &mut Context<'_>,
-    ) -> Poll<io::Result<()>>
+    fn poll_held<W>(&mut self, writer: &mut W, count: &mut u64, cx: &mut Context<'_>) -> Poll<io::Result<()>>
     where
         W: AsyncWrite + Unpin,
     {
@@ -120,9 +115,7 @@ impl Flow {
         with_scratch(|scratch| {
             let mut buffer = ReadBuf::new(scratch);
             match Pin::new(reader).poll_read(cx, &mut buffer) {
-                Poll::Ready(Ok(())) => {
-                    self.pass_on(buffer.filled(), writer, count, cx).map_err(Broken::Writing).into()
-                }
+                Poll::Ready(Ok(())) => self.pass_on(buffer.filled(), writer, count, cx).map_err(Broken::Writing).into(),
                 Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {
                     // TCP ended without close_notify. What came before is whole, record by record.
                     self.stage = Stage::Ended;
@@ -139,13 +132,7 @@ impl Flow {
     }
 
     /// Writes what was read, and holds what the writer does not take. No bytes are the reader's end.
-    fn pass_on<W>(
-        &mut self,
-        mut bytes: &[u8],
-        writer: &mut W,
-        count: &mut u64,
-        cx: &mut Context<'_>,
-    ) -> io::Result<()>
+    fn pass_on<W>(&mut self, mut bytes: &[u8], writer: &mut W, count: &mut u64, cx: &mut Context<'_>) -> io::Result<()>
     where
         W: AsyncWrite + Unpin,
     {
@@ -170,11 +157,7 @@ impl Flow {
 }
 
 /// Writes at least one byte.
-fn poll_write<W: AsyncWrite + Unpin>(
-    writer: &mut W,
-    bytes: &[u8],
-    cx: &mut Context<'_>,
-) -> Poll<io::Result<usize>> {
+fn poll_write<W: AsyncWrite + Unpin>(writer: &mut W, bytes: &[u8], cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
     match ready!(Pin::new(writer).poll_write(cx, bytes))? {
         0 => Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
         taken => Poll::Ready(Ok(taken)),

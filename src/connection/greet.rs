@@ -34,9 +34,7 @@ pub(super) async fn greet(stream: std::net::TcpStream, terms: &Terms) -> Result<
     let mut stream = TcpStream::from_std(stream).map_err(lost)?;
     let first = first_byte(&mut stream).await?;
     match (terms.protocol, first == TLS_HANDSHAKE_RECORD) {
-        (protocol, true) => {
-            Ok(Greeting::Tls(Greeted { stream, needs_alpn: protocol == Protocol::Postgres }))
-        }
+        (protocol, true) => Ok(Greeting::Tls(Greeted { stream, needs_alpn: protocol == Protocol::Postgres })),
         (Protocol::Postgres, false) => negotiate(stream, terms).await,
         (Protocol::Redis, false) => {
             Err(Leave::plain(Reason::PlaintextRefused, stream, redis::SPEAKS_TLS_ONLY.to_vec()))
@@ -63,11 +61,7 @@ async fn negotiate(mut stream: TcpStream, terms: &Terms) -> Result<Greeting, Lea
             }
             Ok(Packet::Cancel { body }) => return cancel(stream, body, terms).await,
             Ok(Packet::Startup { .. }) => {
-                return Err(Leave::plain(
-                    Reason::PlaintextRefused,
-                    stream,
-                    postgres::speaks_tls_only(),
-                ));
+                return Err(Leave::plain(Reason::PlaintextRefused, stream, postgres::speaks_tls_only()));
             }
             Err(ending) => return Err(ending.into()),
         }
@@ -106,10 +100,7 @@ async fn answer(stream: &mut TcpStream, byte: u8) -> Result<(), Leave> {
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
         Ok(0) => return Err(Ending::from(Reason::ClientClosed).into()),
         Ok(_) => {
-            return Err(violation(
-                "bytes were sent behind the request for encryption, before its answer",
-            )
-            .into());
+            return Err(violation("bytes were sent behind the request for encryption, before its answer").into());
         }
         Err(error) => return Err(lost(error).into()),
     }

@@ -51,9 +51,7 @@ pub(super) async fn hear(mut identified: Identified) -> Result<Heard, Leave> {
                 "the client left after the TLS handshake, before its StartupMessage ({error}); it may not accept our certificate's name"
             ),
         ),
-        Err(_) => {
-            Ending::new(Reason::HandshakeTimeout, "no StartupMessage came after the TLS handshake")
-        }
+        Err(_) => Ending::new(Reason::HandshakeTimeout, "no StartupMessage came after the TLS handshake"),
     };
     let protocol = identified.terms.protocol;
     Err(Leave::refused(ending, identified.stream, protocol, Startup::Heard))
@@ -67,9 +65,7 @@ pub(super) enum Unheard {
 }
 
 /// Reads one startup packet, header included. Its length is checked before a byte is set aside for it.
-pub(super) async fn read_packet<S: AsyncRead + Unpin>(
-    stream: &mut S,
-) -> Result<(Packet, Vec<u8>), Unheard> {
+pub(super) async fn read_packet<S: AsyncRead + Unpin>(stream: &mut S) -> Result<(Packet, Vec<u8>), Unheard> {
     let mut header = [0; HEADER_LENGTH];
     stream.read_exact(&mut header).await.map_err(Unheard::Lost)?;
     let packet = Packet::parse(header).map_err(Unheard::Malformed)?;

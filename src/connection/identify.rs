@@ -44,11 +44,7 @@ pub(super) fn identify(
 }
 
 /// Judges a client again whose upstream has been reached, before any of its bytes goes there.
-pub(super) fn again(
-    dialled: Dialled,
-    current: &Current,
-    facts: &mut Facts,
-) -> Result<Dialled, Leave> {
+pub(super) fn again(dialled: Dialled, current: &Current, facts: &mut Facts) -> Result<Dialled, Leave> {
     let snapshot = Arc::clone(&current.borrow());
     let identified = &dialled.identified;
     if snapshot.generation == identified.generation {
@@ -57,9 +53,7 @@ pub(super) fn again(
     let client = facts.client;
     match judge(&identified.stream, client, None, &snapshot, facts) {
         Ok(_) => Ok(dialled),
-        Err((ending, protocol)) => {
-            Err(Leave::refused(ending, dialled.identified.stream, protocol, Startup::Heard))
-        }
+        Err((ending, protocol)) => Err(Leave::refused(ending, dialled.identified.stream, protocol, Startup::Heard)),
     }
 }
 
@@ -78,8 +72,7 @@ fn judge(
     let refuse = |ending| (ending, terms.protocol);
     let now = OffsetDateTime::now_utc();
     let admitted = terms.sources.admit(client, now);
-    let admitted =
-        admitted.map_err(|stranger| refuse(Ending::new(Reason::UntrustedSource, stranger)))?;
+    let admitted = admitted.map_err(|stranger| refuse(Ending::new(Reason::UntrustedSource, stranger)))?;
     facts.rule = admitted.rule().cloned();
     facts.would_deny = admitted.rule().is_none();
 

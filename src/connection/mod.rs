@@ -115,16 +115,13 @@ async fn enter(
     let deadline = visit.deadline(terms.limits.handshake_timeout);
     let too_slow = |_| Leave::from(Ending::from(Reason::HandshakeTimeout));
 
-    let greeted =
-        match timeout_at(deadline, greet::greet(stream, &terms)).await.map_err(too_slow)?? {
-            Greeting::Tls(greeted) => greeted,
-            Greeting::Cancel(stream, packet) => {
-                return Ok(Entered::Cancel(CancelRequest::plaintext(stream, packet, &terms)));
-            }
-        };
-    let secured = timeout_at(deadline, secure::secure(greeted, &terms, visit.facts()))
-        .await
-        .map_err(too_slow)??;
+    let greeted = match timeout_at(deadline, greet::greet(stream, &terms)).await.map_err(too_slow)?? {
+        Greeting::Tls(greeted) => greeted,
+        Greeting::Cancel(stream, packet) => {
+            return Ok(Entered::Cancel(CancelRequest::plaintext(stream, packet, &terms)));
+        }
+    };
+    let secured = timeout_at(deadline, secure::secure(greeted, &terms, visit.facts())).await.map_err(too_slow)??;
     let identified = identify::identify(secured, &admitted, &house.current, visit.facts())?;
     let heard = match hear::hear(identified).await? {
         Heard::Session(ready) => ready,

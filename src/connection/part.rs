@@ -62,18 +62,12 @@ impl Leave {
         let words = refusal(protocol, ending.reason).unwrap_or_default();
         let parting = match (protocol, startup) {
             (Protocol::Postgres, Startup::Awaited) => Parting::TlsAfterStartup(stream, words),
-            (Protocol::Postgres | Protocol::Redis | Protocol::Tcp, _) => {
-                Parting::Tls(stream, words)
-            }
+            (Protocol::Postgres | Protocol::Redis | Protocol::Tcp, _) => Parting::Tls(stream, words),
         };
         Self { ending, parting }
     }
 
-    pub(super) fn tls(
-        ending: impl Into<Ending>,
-        stream: Box<TlsStream<TcpStream>>,
-        words: Vec<u8>,
-    ) -> Self {
+    pub(super) fn tls(ending: impl Into<Ending>, stream: Box<TlsStream<TcpStream>>, words: Vec<u8>) -> Self {
         Self { ending: ending.into(), parting: Parting::Tls(stream, words) }
     }
 }
@@ -83,12 +77,8 @@ impl Parting {
         // A client that does not listen in time has had its chance.
         let _ = match self {
             Self::Gone => return,
-            Self::Plain(mut stream, words) => {
-                timeout(PATIENCE, say_and_listen(&mut stream, &words)).await
-            }
-            Self::Tls(mut stream, words) => {
-                timeout(PATIENCE, say_and_listen(&mut *stream, &words)).await
-            }
+            Self::Plain(mut stream, words) => timeout(PATIENCE, say_and_listen(&mut stream, &words)).await,
+            Self::Tls(mut stream, words) => timeout(PATIENCE, say_and_listen(&mut *stream, &words)).await,
             Self::TlsAfterStartup(mut stream, words) => {
                 timeout(PATIENCE, async {
                     // Whatever it sends instead, the answer is the same.

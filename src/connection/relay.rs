@@ -77,12 +77,8 @@ impl Relay {
             self.first_end.get_or_insert(Reason::UpstreamClosed);
         }
         match self.first_end {
-            Some(reason) if self.inbound.is_done() && self.outbound.is_done() => {
-                Poll::Ready(reason.into())
-            }
-            first_end => {
-                self.clock.poll(first_end.is_some(), *carried != before, cx).map(Ending::from)
-            }
+            Some(reason) if self.inbound.is_done() && self.outbound.is_done() => Poll::Ready(reason.into()),
+            first_end => self.clock.poll(first_end.is_some(), *carried != before, cx).map(Ending::from),
         }
     }
 }

@@ -26,11 +26,7 @@ pub(super) struct Secured {
     pub(super) verified: bool,
 }
 
-pub(super) async fn secure(
-    greeted: Greeted,
-    terms: &Terms,
-    facts: &mut Facts,
-) -> Result<Secured, Leave> {
+pub(super) async fn secure(greeted: Greeted, terms: &Terms, facts: &mut Facts) -> Result<Secured, Leave> {
     let Greeted { stream, needs_alpn } = greeted;
     let tls = Arc::clone(&terms.tls);
     let mut acceptor = LazyConfigAcceptor::new(Acceptor::default(), stream);
@@ -51,11 +47,7 @@ pub(super) async fn secure(
     let stream = match start.into_stream(tls.config()).into_fallible().await {
         Ok(stream) => Box::new(stream),
         Err((error, stream)) => {
-            return Err(Leave::plain(
-                handshake_failure(&error, shown.as_ref()),
-                stream,
-                Vec::new(),
-            ));
+            return Err(Leave::plain(handshake_failure(&error, shown.as_ref()), stream, Vec::new()));
         }
     };
     let (_, session) = stream.get_ref();
@@ -63,10 +55,7 @@ pub(super) async fn secure(
     facts.cipher = session.negotiated_cipher_suite().map(cipher_name);
     if needs_alpn && session.alpn_protocol() != Some(postgres::ALPN) {
         // As PostgreSQL 17 does: without SSLRequest only ALPN tells that the client means PostgreSQL.
-        let ending = Ending::new(
-            Reason::ProtocolViolation,
-            "direct TLS without the ALPN protocol \"postgresql\"",
-        );
+        let ending = Ending::new(Reason::ProtocolViolation, "direct TLS without the ALPN protocol \"postgresql\"");
         return Err(Leave::tls(ending, stream, Vec::new()));
     }
     let verified = session.handshake_kind() != Some(HandshakeKind::Resumed);

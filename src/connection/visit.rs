@@ -40,13 +40,7 @@ impl Visit {
         facts.rule = admitted.rule().cloned();
         facts.would_deny = admitted.rule().is_none();
         facts.upstream = Some(Arc::clone(&terms.upstream_name));
-        Self {
-            audit,
-            facts: Box::new(facts),
-            accepted_at,
-            stage: Stage::Entering,
-            carried: Carried::default(),
-        }
+        Self { audit, facts: Box::new(facts), accepted_at, stage: Stage::Entering, carried: Carried::default() }
     }
 
     /// The moment when `timeout` has passed since the connection was accepted.
@@ -98,10 +92,7 @@ impl Visit {
 impl Drop for Visit {
     fn drop(&mut self) {
         if self.stage != Stage::Told {
-            self.tell(&Ending::new(
-                Reason::IoError,
-                "this connection was dropped by a failure inside portcullis",
-            ));
+            self.tell(&Ending::new(Reason::IoError, "this connection was dropped by a failure inside portcullis"));
         }
     }
 }

@@ -29,9 +29,8 @@ impl Workers {
     /// # Errors
     /// When the system gives no thread or no event queue.
     pub fn start(count: usize, house: &House) -> io::Result<Self> {
-        let workers = (0..count.max(1))
-            .map(|number| Worker::start(number, house.clone()))
-            .collect::<io::Result<_>>()?;
+        let workers =
+            (0..count.max(1)).map(|number| Worker::start(number, house.clone())).collect::<io::Result<_>>()?;
         Ok(Self { workers })
     }
 
@@ -40,9 +39,7 @@ impl Workers {
     ///
     /// Waits while that worker has a full queue, which slows accepting down and nothing else.
     pub async fn hand_over(&self, arrival: Arrival) {
-        let Some(worker) =
-            self.workers.iter().min_by_key(|worker| worker.load.load(Ordering::Relaxed))
-        else {
+        let Some(worker) = self.workers.iter().min_by_key(|worker| worker.load.load(Ordering::Relaxed)) else {
             return;
         };
         worker.load.fetch_add(1, Ordering::Relaxed);

@@ -100,14 +100,10 @@ pub enum NetworkError {
         meant: IpNet,
     },
     /// An IPv4 part begins with a zero, which some programs read as octal.
-    #[error(
-        "an IPv4 address with a leading zero, which is ambiguous (some programs read it as octal)"
-    )]
+    #[error("an IPv4 address with a leading zero, which is ambiguous (some programs read it as octal)")]
     LeadingZero,
     /// An IPv4-mapped network so wide that it also holds addresses that are not IPv4.
-    #[error(
-        "an IPv4-mapped IPv6 network wider than /96; write the IPv4 network itself, such as \"10.0.0.0/8\""
-    )]
+    #[error("an IPv4-mapped IPv6 network wider than /96; write the IPv4 network itself, such as \"10.0.0.0/8\"")]
     MappedTooWide,
     /// A prefix length that is not a number, or longer than the address.
     #[error("a prefix length that is not a number from 0 to {longest}")]
@@ -119,9 +115,7 @@ pub enum NetworkError {
     #[error("not an IPv4 or IPv6 address or network")]
     Syntax,
     /// A zone, which has a meaning on one host only.
-    #[error(
-        "an address with a zone id; a source is matched by its address alone, so leave out \"%\" and what follows"
-    )]
+    #[error("an address with a zone id; a source is matched by its address alone, so leave out \"%\" and what follows")]
     Zone,
 }
 
@@ -129,9 +123,7 @@ fn parse_address(text: &str) -> Result<IpAddr, NetworkError> {
     if text.contains('%') {
         return Err(NetworkError::Zone);
     }
-    text.parse().map_err(|_| {
-        if has_leading_zero(text) { NetworkError::LeadingZero } else { NetworkError::Syntax }
-    })
+    text.parse().map_err(|_| if has_leading_zero(text) { NetworkError::LeadingZero } else { NetworkError::Syntax })
 }
 
 /// Whether `text` would be an IPv4 address but for parts such as `010`.
@@ -143,8 +135,7 @@ fn has_leading_zero(text: &str) -> bool {
 }
 
 fn parse_length(digits: &str, longest: u8) -> Result<u8, NetworkError> {
-    let plain =
-        !digits.is_empty() && digits.len() <= 3 && digits.bytes().all(|byte| byte.is_ascii_digit());
+    let plain = !digits.is_empty() && digits.len() <= 3 && digits.bytes().all(|byte| byte.is_ascii_digit());
     let padded = digits.len() > 1 && digits.starts_with('0');
     match digits.parse::<u8>() {
         Ok(length) if plain && !padded && length <= longest => Ok(length),
@@ -161,9 +152,7 @@ fn fold_mapped(ip: IpAddr, prefix: u8) -> Result<IpNet, NetworkError> {
     match mapped {
         None => IpNet::new(ip, prefix).map_err(|_| NetworkError::Syntax),
         Some(_) if prefix < MAPPED_PREFIX => Err(NetworkError::MappedTooWide),
-        Some(v4) => Ipv4Net::new(v4, prefix - MAPPED_PREFIX)
-            .map(IpNet::V4)
-            .map_err(|_| NetworkError::Syntax),
+        Some(v4) => Ipv4Net::new(v4, prefix - MAPPED_PREFIX).map(IpNet::V4).map_err(|_| NetworkError::Syntax),
     }
 }
 
@@ -180,16 +169,7 @@ mod tests {
 
     #[test]
     fn addresses_and_networks_are_read_and_shown_as_written() {
-        for text in [
-            "10.1.2.3",
-            "10.0.0.0/8",
-            "10.1.2.3/32",
-            "0.0.0.0/0",
-            "::/0",
-            "2001:db8::/32",
-            "::1",
-            "::1/128",
-        ] {
+        for text in ["10.1.2.3", "10.0.0.0/8", "10.1.2.3/32", "0.0.0.0/0", "::/0", "2001:db8::/32", "::1", "::1/128"] {
             assert_eq!(shown(text).as_deref(), Ok(text));
         }
         assert_eq!(shown("2001:DB8:0::/32").as_deref(), Ok("2001:db8::/32"));
@@ -220,8 +200,7 @@ mod tests {
         assert_eq!(shown("10.0.0.0/+8"), Err(NetworkError::PrefixLength { longest: 32 }));
         assert_eq!(shown("10.0.0.0/08"), Err(NetworkError::PrefixLength { longest: 32 }));
         assert_eq!(shown("2001:db8::/129"), Err(NetworkError::PrefixLength { longest: 128 }));
-        for text in ["", "10.0.0", "example.com", "10.0.0.0/8/8", " 10.0.0.1", "10.0.0.0-10.0.0.9"]
-        {
+        for text in ["", "10.0.0", "example.com", "10.0.0.0/8/8", " 10.0.0.1", "10.0.0.0-10.0.0.9"] {
             assert!(shown(text).is_err(), "{text:?}");
         }
     }

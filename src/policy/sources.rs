@@ -153,12 +153,7 @@ mod tests {
     const NOW: OffsetDateTime = OffsetDateTime::UNIX_EPOCH;
 
     fn rule(network: &str, expires_at: Option<OffsetDateTime>) -> Rule {
-        Rule {
-            network: network.parse().unwrap(),
-            description: None,
-            expires_at,
-            origin: Origin::Configuration,
-        }
+        Rule { network: network.parse().unwrap(), description: None, expires_at, origin: Origin::Configuration }
     }
 
     fn sources(networks: &[&str]) -> TrustedSources {
@@ -190,14 +185,8 @@ mod tests {
         assert_eq!(matched(&sources(&["::/0"]), "10.1.2.3"), None);
         assert_eq!(matched(&sources(&["::/0"]), "::ffff:10.1.2.3"), None);
         assert_eq!(matched(&sources(&["0.0.0.0/0"]), "::1"), None);
-        assert_eq!(
-            matched(&sources(&["10.0.0.0/8"]), "::ffff:10.1.2.3").as_deref(),
-            Some("ip_addr:10.0.0.0/8")
-        );
-        assert_eq!(
-            matched(&sources(&["::ffff:10.1.2.3"]), "10.1.2.3").as_deref(),
-            Some("ip_addr:10.1.2.3")
-        );
+        assert_eq!(matched(&sources(&["10.0.0.0/8"]), "::ffff:10.1.2.3").as_deref(), Some("ip_addr:10.0.0.0/8"));
+        assert_eq!(matched(&sources(&["::ffff:10.1.2.3"]), "10.1.2.3").as_deref(), Some("ip_addr:10.1.2.3"));
     }
 
     #[test]
@@ -219,20 +208,16 @@ mod tests {
     #[test]
     fn observing_admits_a_stranger_without_a_rule() {
         let client = ClientAddr::from_ip("10.1.2.3".parse().unwrap());
-        let policy =
-            |enforcement| SourcePolicy { sources: sources(&["192.0.2.0/24"]), enforcement };
+        let policy = |enforcement| SourcePolicy { sources: sources(&["192.0.2.0/24"]), enforcement };
         assert!(policy(Enforcement::Enforce).admit(client, NOW).is_err());
         assert!(policy(Enforcement::Observe).admit(client, NOW).unwrap().rule().is_none());
     }
 
     /// What a lookup must answer, by the plainest means.
     fn by_scanning<'a>(rules: &'a [Rule], ip: IpAddr) -> Option<&'a Rule> {
-        let covering =
-            rules.iter().filter(|rule| rule.network.net().contains(&ip) && rule.is_live(NOW));
+        let covering = rules.iter().filter(|rule| rule.network.net().contains(&ip) && rule.is_live(NOW));
         covering.fold(None, |best: Option<&'a Rule>, rule| match best {
-            Some(best) if best.network.net().prefix_len() >= rule.network.net().prefix_len() => {
-                Some(best)
-            }
+            Some(best) if best.network.net().prefix_len() >= rule.network.net().prefix_len() => Some(best),
             _ => Some(rule),
         })
     }
@@ -254,10 +239,7 @@ mod tests {
     }
 
     fn crowded_rule() -> impl Strategy<Value = Rule> {
-        (
-            crowded_network(),
-            prop_oneof![Just(None), Just(Some(NOW)), Just(Some(NOW + Duration::HOUR))],
-        )
+        (crowded_network(), prop_oneof![Just(None), Just(Some(NOW)), Just(Some(NOW + Duration::HOUR))])
             .prop_map(|(network, expires_at)| rule(&network, expires_at))
     }
 
@@ -265,10 +247,7 @@ mod tests {
         prop_oneof![
             any::<[u8; 2]>().prop_map(|[a, b]| IpAddr::from([10, 0, a & 3, b & 15])),
             any::<[u8; 2]>().prop_map(|[a, b]| {
-                IpAddr::from(
-                    (0x2001_0db8_u128 << 96 | u128::from(a & 3) << 64 | u128::from(b & 15))
-                        .to_be_bytes(),
-                )
+                IpAddr::from((0x2001_0db8_u128 << 96 | u128::from(a & 3) << 64 | u128::from(b & 15)).to_be_bytes())
             }),
         ]
     }

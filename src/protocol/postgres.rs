@@ -57,9 +57,7 @@ impl Packet {
             SSL_REQUEST if body == 0 => Ok(Self::Ssl),
             GSS_ENCRYPTION_REQUEST if body == 0 => Ok(Self::GssEncryption),
             CANCEL_REQUEST if CANCEL_BODY.contains(&body) => Ok(Self::Cancel { body }),
-            SSL_REQUEST | GSS_ENCRYPTION_REQUEST | CANCEL_REQUEST => {
-                Err(Malformed::Length { declared })
-            }
+            SSL_REQUEST | GSS_ENCRYPTION_REQUEST | CANCEL_REQUEST => Err(Malformed::Length { declared }),
             _ if code >> 16 == 3 => Ok(Self::Startup { body }),
             _ => Err(Malformed::Code { code }),
         }
@@ -95,12 +93,7 @@ impl fmt::Display for Malformed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Code { code } => {
-                write!(
-                    f,
-                    "startup packet of protocol {}.{}, which is not PostgreSQL 3.x",
-                    code >> 16,
-                    code & 0xffff
-                )
+                write!(f, "startup packet of protocol {}.{}, which is not PostgreSQL 3.x", code >> 16, code & 0xffff)
             }
             Self::Length { declared } => {
                 write!(f, "startup packet of impossible length {declared}")
@@ -114,9 +107,7 @@ impl fmt::Display for Malformed {
 /// Both severity fields are sent: `S` for every client, `V` (never translated) for those of 9.6 and later.
 pub fn fatal(state: &str, message: &str, hint: &str) -> Vec<u8> {
     let mut fields = Vec::with_capacity(64 + message.len() + hint.len());
-    for (kind, text) in
-        [(b'S', "FATAL"), (b'V', "FATAL"), (b'C', state), (b'M', message), (b'H', hint)]
-    {
+    for (kind, text) in [(b'S', "FATAL"), (b'V', "FATAL"), (b'C', state), (b'M', message), (b'H', hint)] {
         if !text.is_empty() {
             fields.push(kind);
             // A NUL would end the field early; no text of ours has one, and none may bring one in.
@@ -186,18 +177,10 @@ mod tests {
     #[test]
     fn a_length_its_kind_cannot_have_is_refused() {
         for length in [0, 4, 7, 10_005, 0x7fff_ffff, u32::MAX] {
-            assert_eq!(
-                Packet::parse(header(length, 196_608)),
-                Err(Malformed::Length { declared: length })
-            );
+            assert_eq!(Packet::parse(header(length, 196_608)), Err(Malformed::Length { declared: length }));
         }
-        for (length, code) in
-            [(9, 80_877_103), (12, 80_877_104), (15, 80_877_102), (269, 80_877_102)]
-        {
-            assert_eq!(
-                Packet::parse(header(length, code)),
-                Err(Malformed::Length { declared: length })
-            );
+        for (length, code) in [(9, 80_877_103), (12, 80_877_104), (15, 80_877_102), (269, 80_877_102)] {
+            assert_eq!(Packet::parse(header(length, code)), Err(Malformed::Length { declared: length }));
         }
     }
 

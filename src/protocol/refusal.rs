@@ -9,9 +9,7 @@ pub fn refusal(protocol: Protocol, reason: Reason) -> Option<Vec<u8>> {
     let words = Words::of(reason)?;
     match protocol {
         Protocol::Postgres => Some(postgres::fatal(words.sqlstate, words.message, words.hint)),
-        Protocol::Redis if words.sqlstate == postgres::INVALID_AUTHORIZATION => {
-            Some(redis::denied(words.message))
-        }
+        Protocol::Redis if words.sqlstate == postgres::INVALID_AUTHORIZATION => Some(redis::denied(words.message)),
         Protocol::Redis => Some(redis::error(words.message)),
         Protocol::Tcp => None,
     }
@@ -26,11 +24,9 @@ struct Words {
 impl Words {
     fn of(reason: Reason) -> Option<Self> {
         let (sqlstate, message, hint) = match reason {
-            Reason::UntrustedSource | Reason::ListenerRemoved => (
-                postgres::INVALID_AUTHORIZATION,
-                "this connection is not allowed",
-                "Ask the operator for access.",
-            ),
+            Reason::UntrustedSource | Reason::ListenerRemoved => {
+                (postgres::INVALID_AUTHORIZATION, "this connection is not allowed", "Ask the operator for access.")
+            }
             Reason::ClientCertificateExpired
             | Reason::ClientCertificateInvalid
             | Reason::ClientCertificateMissing
@@ -39,19 +35,13 @@ impl Words {
                 "the client certificate is not accepted",
                 "Present a current certificate that this port trusts.",
             ),
-            Reason::UpstreamUnreachable => (
-                postgres::UNABLE_TO_CONNECT,
-                "the database behind this proxy cannot be reached",
-                "Try again later.",
-            ),
-            Reason::ProtocolViolation => (
-                postgres::PROTOCOL_VIOLATION,
-                "a StartupMessage or CancelRequest was expected here",
-                "",
-            ),
-            Reason::Shutdown => {
-                (postgres::CANNOT_CONNECT_NOW, "this proxy is shutting down", "Connect again.")
+            Reason::UpstreamUnreachable => {
+                (postgres::UNABLE_TO_CONNECT, "the database behind this proxy cannot be reached", "Try again later.")
             }
+            Reason::ProtocolViolation => {
+                (postgres::PROTOCOL_VIOLATION, "a StartupMessage or CancelRequest was expected here", "")
+            }
+            Reason::Shutdown => (postgres::CANNOT_CONNECT_NOW, "this proxy is shutting down", "Connect again."),
             Reason::ClientClosed
             | Reason::HalfCloseTimeout
             | Reason::HandshakeFailed

@@ -27,14 +27,11 @@ impl Chooser {
 
     /// The index of the certificate for this client: named and verifiable, else verifiable, else the first.
     pub(super) fn choose(&self, hello: &ClientHello<'_>) -> usize {
-        let verifiable =
-            |choice: &Choice| choice.key.key.choose_scheme(hello.signature_schemes()).is_some();
+        let verifiable = |choice: &Choice| choice.key.key.choose_scheme(hello.signature_schemes()).is_some();
         let wanted = hello.server_name().map(str::to_ascii_lowercase);
         let named = |choice: &Choice| wanted.as_deref().is_some_and(|name| choice.is_for(name));
         let first = |test: &dyn Fn(&Choice) -> bool| self.choices.iter().position(test);
-        first(&|choice| named(choice) && verifiable(choice))
-            .or_else(|| first(&verifiable))
-            .unwrap_or(0)
+        first(&|choice| named(choice) && verifiable(choice)).or_else(|| first(&verifiable)).unwrap_or(0)
     }
 }
 
@@ -53,9 +50,7 @@ impl Choice {
 /// Matches as RFC 6125 §6.4.3 does: `*` is the whole leftmost label and stands for exactly one.
 fn matches(pattern: &str, host: &str) -> bool {
     match pattern.strip_prefix("*.") {
-        Some(domain) => {
-            host.split_once('.').is_some_and(|(label, rest)| !label.is_empty() && rest == domain)
-        }
+        Some(domain) => host.split_once('.').is_some_and(|(label, rest)| !label.is_empty() && rest == domain),
         None => pattern == host,
     }
 }

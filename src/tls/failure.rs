@@ -7,19 +7,17 @@ use rustls::{AlertDescription, CertificateError, Error};
 
 use super::certificate::Certificate;
 use crate::outcome::{Ending, Reason};
+use crate::timestamp;
 
 /// Explains a failed handshake. `shown` is the certificate the client was shown, where it came so far.
 pub fn handshake_failure(error: &io::Error, shown: Option<&Certificate>) -> Ending {
     let tls_error = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>());
     match tls_error {
-        Some(Error::AlertReceived(alert)) => {
-            Ending::new(Reason::HandshakeFailed, refused_by_client(*alert, shown))
-        }
+        Some(Error::AlertReceived(alert)) => Ending::new(Reason::HandshakeFailed, refused_by_client(*alert, shown)),
         Some(error) => Ending::new(certificate_reason(error), refused_by_us(error)),
-        None if error.kind() == io::ErrorKind::UnexpectedEof => Ending::new(
-            Reason::HandshakeFailed,
-            "the client closed the connection during the TLS handshake",
-        ),
+        None if error.kind() == io::ErrorKind::UnexpectedEof => {
+            Ending::new(Reason::HandshakeFailed, "the client closed the connection during the TLS handshake")
+        }
         None => Ending::new(Reason::HandshakeFailed, error),
     }
 }
@@ -34,18 +32,14 @@ pub(super) fn certificate_reason(error: &Error) -> Reason {
     };
     match certificate {
         CertificateError::UnknownIssuer => Reason::ClientCertificateUnknownCa,
-        CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
-            Reason::ClientCertificateExpired
-        }
+        CertificateError::Expired | CertificateError::ExpiredContext { .. } => Reason::ClientCertificateExpired,
         _ => Reason::ClientCertificateInvalid,
     }
 }
 
 fn refused_by_us(error: &Error) -> String {
     let advice = match certificate_reason(error) {
-        Reason::ClientCertificateMissing => {
-            "; client_auth = \"required\" lets nobody in without one"
-        }
+        Reason::ClientCertificateMissing => "; client_auth = \"required\" lets nobody in without one",
         Reason::ClientCertificateUnknownCa => {
             "; no certificate of client_ca has issued it, directly or by way of the intermediates the client sent"
         }
@@ -63,10 +57,8 @@ fn refused_by_client(alert: AlertDescription, shown: Option<&Certificate>) -> St
     words.push_str(": it does not accept our certificate");
     if let Some(certificate) = shown {
         let Certificate { subject, issuer, not_after, sha256, .. } = certificate;
-        let _ = write!(
-            words,
-            " {subject} (issued by {issuer}, valid until {not_after}, sha256 {sha256})"
-        );
+        let until = timestamp::seconds(*not_after);
+        let _ = write!(words, " {subject} (issued by {issuer}, valid until {until}, sha256 {sha256})");
     }
     words.push_str(match alert {
         AlertDescription::CertificateExpired => "; replace it, or set the client's clock",
@@ -93,10 +85,7 @@ mod tests {
 
     #[test]
     fn a_client_that_does_not_trust_us_is_explained() {
-        let error = io::Error::new(
-            io::ErrorKind::InvalidData,
-            Error::AlertReceived(AlertDescription::UnknownCA),
-        );
+        let error = io::Error::new(io::ErrorKind::InvalidData, Error::AlertReceived(AlertDescription::UnknownCA));
         let ending = handshake_failure(&error, None);
         assert_eq!(ending.reason, Reason::HandshakeFailed);
         assert!(ending.detail.contains("does not accept our certificate"), "{}", ending.detail);
@@ -109,9 +98,6 @@ mod tests {
         assert_eq!(reason(CertificateError::Expired), Reason::ClientCertificateExpired);
         assert_eq!(reason(CertificateError::NotValidYet), Reason::ClientCertificateInvalid);
         assert_eq!(reason(CertificateError::BadSignature), Reason::ClientCertificateInvalid);
-        assert_eq!(
-            certificate_reason(&Error::NoCertificatesPresented),
-            Reason::ClientCertificateMissing
-        );
+        assert_eq!(certificate_reason(&Error::NoCertificatesPresented), Reason::ClientCertificateMissing);
     }
 }

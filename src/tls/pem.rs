@@ -49,8 +49,7 @@ pub fn certificates(bytes: &[u8]) -> Result<Vec<CertificateDer<'static>>, PemErr
 /// # Errors
 /// When a block is broken or cut off, the key is protected by a passphrase, or there is none.
 pub fn private_key(bytes: &[u8]) -> Result<PrivateKeyDer<'static>, PemError> {
-    let key =
-        sections(bytes)?.into_iter().find_map(|(kind, der)| PrivateKeyDer::from_pem(kind, der));
+    let key = sections(bytes)?.into_iter().find_map(|(kind, der)| PrivateKeyDer::from_pem(kind, der));
     match key {
         Some(key) => Ok(key),
         None if is_encrypted(bytes) => Err(PemError::EncryptedKey),
@@ -65,8 +64,7 @@ fn sections(bytes: &[u8]) -> Result<Vec<(SectionKind, Vec<u8>)>, PemError> {
     let mut sections = Vec::new();
     for section in <(SectionKind, Vec<u8>)>::pem_slice_iter(bytes) {
         let block = sections.len() + 1;
-        sections
-            .push(section.map_err(|error| PemError::Malformed { block, cause: cause(&error) })?);
+        sections.push(section.map_err(|error| PemError::Malformed { block, cause: cause(&error) })?);
     }
     Ok(sections)
 }
@@ -74,9 +72,7 @@ fn sections(bytes: &[u8]) -> Result<Vec<(SectionKind, Vec<u8>)>, PemError> {
 /// The error in words that show no content of the file, which may be a key.
 fn cause(error: &pem::Error) -> String {
     match error {
-        pem::Error::MissingSectionEnd { .. } => {
-            "its END line is missing; the file may be cut off".to_owned()
-        }
+        pem::Error::MissingSectionEnd { .. } => "its END line is missing; the file may be cut off".to_owned(),
         pem::Error::IllegalSectionStart { .. } => "its BEGIN line is malformed".to_owned(),
         pem::Error::Base64Decode(_) => "its content is not base64".to_owned(),
         _ => "it cannot be read".to_owned(),
@@ -126,8 +122,7 @@ mod tests {
         assert_eq!(count("\n \n"), Err(PemError::Empty));
         assert_eq!(count("hello"), Err(PemError::NoCertificate));
         assert_eq!(private_key(BLOCK.as_bytes()), Err(PemError::NoPrivateKey));
-        let encrypted =
-            "-----BEGIN ENCRYPTED PRIVATE KEY-----\nAAEC\n-----END ENCRYPTED PRIVATE KEY-----\n";
+        let encrypted = "-----BEGIN ENCRYPTED PRIVATE KEY-----\nAAEC\n-----END ENCRYPTED PRIVATE KEY-----\n";
         assert_eq!(private_key(encrypted.as_bytes()), Err(PemError::EncryptedKey));
     }
 }

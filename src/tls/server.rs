@@ -47,24 +47,19 @@ impl ServerCertificate {
     ///
     /// # Errors
     /// When they do not belong together or cannot be used.
-    pub fn new(
-        chain: Vec<CertificateDer<'static>>,
-        key: PrivateKeyDer<'static>,
-    ) -> Result<Self, BuildError> {
+    pub fn new(chain: Vec<CertificateDer<'static>>, key: PrivateKeyDer<'static>) -> Result<Self, BuildError> {
         let leaf_der = chain.first().ok_or(BuildError::EmptyChain)?;
         let leaf = Certificate::parse(leaf_der)?;
         for rest in chain.iter().skip(1) {
             Certificate::parse(rest)?;
         }
-        let key = provider()
-            .key_provider
-            .load_private_key(key)
-            .map_err(|error| BuildError::Key(error.to_string()))?;
+        let key = provider().key_provider.load_private_key(key).map_err(|error| BuildError::Key(error.to_string()))?;
         let certified = CertifiedKey::new(chain.clone(), Arc::clone(&key));
         if certified.keys_match().is_err() {
-            let elsewhere = chain.iter().skip(1).position(|other| {
-                CertifiedKey::new(vec![other.clone()], Arc::clone(&key)).keys_match().is_ok()
-            });
+            let elsewhere = chain
+                .iter()
+                .skip(1)
+                .position(|other| CertifiedKey::new(vec![other.clone()], Arc::clone(&key)).keys_match().is_ok());
             return Err(match elsewhere {
                 Some(index) => BuildError::LeafNotFirst { position: index + 2 },
                 None => BuildError::KeyMismatch { subject: leaf.subject },
@@ -113,8 +108,7 @@ impl ServerTls {
             .with_cert_resolver(Arc::clone(&chooser) as Arc<_>);
         config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
         config.ticketer = Ticketer::new().map_err(|error| BuildError::Rustls(error.to_string()))?;
-        let certificates =
-            certificates.iter().map(|certificate| certificate.leaf.clone()).collect();
+        let certificates = certificates.iter().map(|certificate| certificate.leaf.clone()).collect();
         Ok(Self { config: Arc::new(config), chooser, certificates, trust })
     }
 

@@ -50,10 +50,8 @@ impl ClientTrust {
             roots.add(anchor.clone()).map_err(BuildError::Anchor)?;
         }
         let builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider());
-        let builder =
-            if auth == ClientAuth::Optional { builder.allow_unauthenticated() } else { builder };
-        let verifier =
-            builder.build().map_err(|error| BuildError::ClientTrust(error.to_string()))?;
+        let builder = if auth == ClientAuth::Optional { builder.allow_unauthenticated() } else { builder };
+        let verifier = builder.build().map_err(|error| BuildError::ClientTrust(error.to_string()))?;
         Ok(Self { auth, verifier: Some(verifier) })
     }
 
@@ -66,11 +64,7 @@ impl ClientTrust {
     ///
     /// # Errors
     /// The ending of the connection.
-    pub fn judge(
-        &self,
-        chain: &[CertificateDer<'_>],
-        now: OffsetDateTime,
-    ) -> Result<Identity, Ending> {
+    pub fn judge(&self, chain: &[CertificateDer<'_>], now: OffsetDateTime) -> Result<Identity, Ending> {
         let Some(verifier) = &self.verifier else { return Ok(Identity::Anonymous) };
         let Some((leaf, intermediates)) = chain.split_first() else {
             return match self.auth {
@@ -79,12 +73,8 @@ impl ClientTrust {
             };
         };
         verifier.verify_client_cert(leaf, intermediates, unix_time(now)).map_err(|error| {
-            let who =
-                Certificate::parse(leaf).map_or_else(|_| "?".to_owned(), |facts| facts.subject);
-            Ending::new(
-                certificate_reason(&error),
-                format_args!("client certificate {who}: {error}"),
-            )
+            let who = Certificate::parse(leaf).map_or_else(|_| "?".to_owned(), |facts| facts.subject);
+            Ending::new(certificate_reason(&error), format_args!("client certificate {who}: {error}"))
         })?;
         self.identify(chain)
     }
@@ -104,7 +94,5 @@ impl ClientTrust {
 }
 
 fn unix_time(now: OffsetDateTime) -> UnixTime {
-    UnixTime::since_unix_epoch(Duration::from_secs(
-        u64::try_from(now.unix_timestamp()).unwrap_or(0),
-    ))
+    UnixTime::since_unix_epoch(Duration::from_secs(u64::try_from(now.unix_timestamp()).unwrap_or(0)))
 }
