@@ -53,9 +53,7 @@ fn garbage_ends_only_the_connection_that_sends_it() {
     };
     for listener in ["redis", "postgres", "tcp"] {
         let client = portcullis.client_of(listener);
-        for beginning in
-            [&b""[..], b"\x16", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", b"\x80\x2e\x01"]
-        {
+        for beginning in [&b""[..], b"\x16", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", b"\x80\x2e\x01"] {
             for length in [1, 7, 100, 2000] {
                 let mut stream = client.dial();
                 let bytes = [beginning, &noise(length)].concat();

@@ -9,9 +9,7 @@ use crate::harness::{Listener, Portcullis, Site, Upstream, eventually, wire};
 #[test]
 fn an_untrusted_source_is_closed_before_a_byte() {
     let upstream = Upstream::silent();
-    for listener in
-        [Listener::redis(&upstream), Listener::postgres(&upstream), Listener::tcp(&upstream)]
-    {
+    for listener in [Listener::redis(&upstream), Listener::postgres(&upstream), Listener::tcp(&upstream)] {
         let portcullis = Portcullis::before(listener);
         let mut stranger = portcullis.client().from("127.0.0.2").dial();
         // It has sent nothing, and still nobody waits for it.
@@ -53,8 +51,7 @@ fn the_longest_matching_rule_is_the_one_in_the_audit() {
     let upstream = Upstream::echo();
     let sources = ["127.0.0.0/8", "127.0.0.1", "0.0.0.0/0"];
     let portcullis = Portcullis::before(Listener::redis(&upstream).trusting(&sources));
-    for (source, rule) in [("127.0.0.1", "ip_addr:127.0.0.1"), ("127.9.0.1", "ip_addr:127.0.0.0/8")]
-    {
+    for (source, rule) in [("127.0.0.1", "ip_addr:127.0.0.1"), ("127.9.0.1", "ip_addr:127.0.0.0/8")] {
         let mut client = portcullis.client().from(source).connect();
         client.ask(b"hello", b"hello");
         let opened = portcullis.opened(client.port());
@@ -83,8 +80,7 @@ fn an_ipv4_mapped_source_is_judged_as_ipv4() {
 #[test]
 fn a_rule_for_a_mapped_address_means_the_ipv4_one() {
     let upstream = Upstream::echo();
-    let portcullis =
-        Portcullis::before(Listener::redis(&upstream).trusting(&["::ffff:127.0.0.0/120"]));
+    let portcullis = Portcullis::before(Listener::redis(&upstream).trusting(&["::ffff:127.0.0.0/120"]));
     portcullis.client().connect().ask(b"hello", b"hello");
     let mut stranger = portcullis.client().from("127.0.1.1").dial();
     assert_eq!(wire::last_words(&mut stranger), b"");
@@ -158,11 +154,9 @@ fn the_sources_file_and_the_configured_rules_count_together() {
     );
     let listener = Listener::redis(&upstream).key("sources_file = \"sources.toml\"");
     let portcullis = Portcullis::start(site, listener);
-    for (source, rule) in [
-        ("127.0.0.1", "ip_addr:127.0.0.1"),
-        ("127.0.0.3", "ip_addr:127.0.0.3"),
-        ("127.0.4.9", "ip_addr:127.0.4.0/24"),
-    ] {
+    for (source, rule) in
+        [("127.0.0.1", "ip_addr:127.0.0.1"), ("127.0.0.3", "ip_addr:127.0.0.3"), ("127.0.4.9", "ip_addr:127.0.4.0/24")]
+    {
         let mut client = portcullis.client().from(source).connect();
         client.ask(b"hello", b"hello");
         assert_eq!(portcullis.opened(client.port()).text("rule"), rule);
@@ -197,9 +191,7 @@ fn a_rule_lets_in_until_the_moment_it_expires() {
     let soon = (OffsetDateTime::now_utc() + Duration::seconds(3)).format(&Rfc3339).unwrap();
     let listener = Listener::redis(&upstream).trusting(&[]).to_string().replace(
         "trusted_sources = []",
-        &format!(
-            r#"trusted_sources = [{{ type = "ip_addr", value = "127.0.0.1", expires_at = {soon} }}]"#
-        ),
+        &format!(r#"trusted_sources = [{{ type = "ip_addr", value = "127.0.0.1", expires_at = {soon} }}]"#),
     );
     let portcullis = Portcullis::start(Site::new(), listener);
     let client = portcullis.client();
@@ -214,9 +206,11 @@ fn a_rule_lets_in_until_the_moment_it_expires() {
 #[test]
 fn a_listener_serves_all_of_its_addresses() {
     let upstream = Upstream::echo();
-    let listener = Listener::redis(&upstream)
-        .on(&["127.0.0.1:0", "127.0.0.2:0", "[::1]:0"])
-        .trusting(&["127.0.0.1", "127.0.0.2", "::1"]);
+    let listener = Listener::redis(&upstream).on(&["127.0.0.1:0", "127.0.0.2:0", "[::1]:0"]).trusting(&[
+        "127.0.0.1",
+        "127.0.0.2",
+        "::1",
+    ]);
     let portcullis = Portcullis::before(listener);
     let addresses = portcullis.addresses("main");
     assert_eq!(addresses.len(), 3);

@@ -58,8 +58,7 @@ fn an_event_is_a_flat_object_with_its_fields() {
     let closed = portcullis.ending(ports[0]);
     let session = opened.0["session"].clone();
     assert!(!session.is_null() && closed.0["session"] == session, "{}", closed.0);
-    let fields =
-        ["ts", "listener", "source", "source_port", "rule", "tls_version", "cipher", "upstream"];
+    let fields = ["ts", "listener", "source", "source_port", "rule", "tls_version", "cipher", "upstream"];
     for event in [&opened, &closed] {
         for field in fields {
             assert!(event.has(field), "no {field} in {}", event.0);
@@ -78,8 +77,7 @@ fn an_event_is_a_flat_object_with_its_fields() {
     for event in portcullis.events().iter().filter(|event| event.0["target"] == "audit") {
         let object = event.0.as_object().expect("an object");
         assert!(object.values().all(|value| !value.is_object()), "{}", event.0);
-        let age =
-            OffsetDateTime::now_utc() - OffsetDateTime::parse(event.text("ts"), &Rfc3339).unwrap();
+        let age = OffsetDateTime::now_utc() - OffsetDateTime::parse(event.text("ts"), &Rfc3339).unwrap();
         assert!(age.whole_seconds().abs() < 60, "{}", event.0);
     }
 }
@@ -176,10 +174,7 @@ fn a_newline_in_a_certificate_makes_no_line_in_the_log() {
         }
         for event in &events {
             let line = event.0.as_str().map_or_else(|| event.0.to_string(), str::to_owned);
-            assert!(
-                !line.starts_with("forged") && !line.starts_with("{\"event\":\"forged"),
-                "{line}"
-            );
+            assert!(!line.starts_with("forged") && !line.starts_with("{\"event\":\"forged"), "{line}");
             assert!(!line.contains(['\x1b', '\0']), "{line:?}");
             assert_eq!(event.0.is_string(), format == "text", "{line}");
         }
@@ -193,8 +188,7 @@ fn a_newline_in_a_server_name_makes_no_line_in_the_log() {
     let client = portcullis.client().named("abcdefgh.example");
     let mut hello = Vec::new();
     client.tls().write_tls(&mut hello).unwrap();
-    let place =
-        hello.windows(8).position(|window| window == b"abcdefgh").expect("the name is there");
+    let place = hello.windows(8).position(|window| window == b"abcdefgh").expect("the name is there");
     hello[place..place + 8].copy_from_slice(b"a\n{\"\0\r\x1bx");
     let mut stream = client.dial();
     stream.write_all(&hello).unwrap();

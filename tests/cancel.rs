@@ -159,9 +159,7 @@ fn a_plaintext_cancel_passes_where_client_certificates_are_required() {
     let upstream = Upstream::silent();
     let site = Site::new();
     site.install("client", &site.ca.issue(Request::client("app")));
-    let listener = Listener::postgres(&upstream)
-        .tls("client_auth = \"required\"")
-        .tls("client_ca = \"ca.crt\"");
+    let listener = Listener::postgres(&upstream).tls("client_auth = \"required\"").tls("client_ca = \"ca.crt\"");
     let portcullis = Portcullis::start(site, listener);
     let packet = cancel(77, &[1, 2, 3, 4]);
     let mut stream = portcullis.client().dial();

@@ -61,9 +61,7 @@ fn the_configuration_is_found_through_the_environment() {
 
 #[test]
 fn check_shows_what_would_be_enforced() {
-    let site = configured(
-        Listener::redis("127.0.0.1:6379").trusting(&["10.0.0.0/8", "2001:db8::/32"]).named("cache"),
-    );
+    let site = configured(Listener::redis("127.0.0.1:6379").trusting(&["10.0.0.0/8", "2001:db8::/32"]).named("cache"));
     let leaf = site.server();
     site.install("server", &leaf);
     let said = portcullis(&site, &["check", "-c", "portcullis.toml"]).success();
@@ -89,10 +87,7 @@ fn check_can_be_read_by_a_program() {
     let report: Value = serde_json::from_str(&said).expect("JSON and nothing else");
     let listeners = report["listeners"].as_array().expect("listeners");
     assert_eq!(listeners.len(), 1);
-    assert_eq!(
-        (&listeners[0]["name"], &listeners[0]["protocol"]),
-        (&"db".into(), &"postgres".into())
-    );
+    assert_eq!((&listeners[0]["name"], &listeners[0]["protocol"]), (&"db".into(), &"postgres".into()));
     let authority = crate::harness::pki::sha256(site.ca.der());
     for word in ["127.0.0.1", "192.0.2.7", "db.test", "*.db.test", &leaf.sha256(), &authority] {
         assert!(said.contains(word), "no {word} in {said}");
@@ -124,9 +119,7 @@ fn check_warns_of_a_key_that_others_can_read() {
 #[test]
 fn check_warns_of_a_plaintext_cancel_beside_required_certificates() {
     let site = configured(
-        Listener::postgres("127.0.0.1:5432")
-            .tls("client_auth = \"required\"")
-            .tls("client_ca = \"ca.crt\""),
+        Listener::postgres("127.0.0.1:5432").tls("client_auth = \"required\"").tls("client_ca = \"ca.crt\""),
     );
     let outcome = portcullis(&site, &["check", "-c", "portcullis.toml"]);
     assert_eq!(outcome.code, Some(0));
@@ -156,16 +149,13 @@ fn explain_names_the_rule_that_lets_in() {
 
 #[test]
 fn explain_judges_a_client_certificate() {
-    let listener = Listener::redis("127.0.0.1:6379")
-        .tls("client_auth = \"required\"")
-        .tls("client_ca = \"ca.crt\"");
+    let listener = Listener::redis("127.0.0.1:6379").tls("client_auth = \"required\"").tls("client_ca = \"ca.crt\"");
     let site = configured(listener);
     site.install("good", &site.ca.issue(Request::client("app")));
     site.install("expired", &site.ca.issue(Request::client("app").valid(-20, -10)));
     site.install("stranger", &Authority::new("Another CA").issue(Request::client("app")));
     let ask = |more: &[&str]| {
-        let common =
-            ["explain", "-c", "portcullis.toml", "--listener", "main", "--source", "127.0.0.1"];
+        let common = ["explain", "-c", "portcullis.toml", "--listener", "main", "--source", "127.0.0.1"];
         portcullis(&site, &[&common[..], more].concat())
     };
     let said = ask(&["--client-cert", "good.crt"]).success();
@@ -184,35 +174,24 @@ fn explain_judges_a_client_certificate() {
 #[test]
 fn explain_does_not_know_every_listener() {
     let site = configured(Listener::redis("127.0.0.1:6379"));
-    let arguments =
-        ["explain", "-c", "portcullis.toml", "--listener", "mian", "--source", "127.0.0.1"];
+    let arguments = ["explain", "-c", "portcullis.toml", "--listener", "mian", "--source", "127.0.0.1"];
     let outcome = portcullis(&site, &arguments);
     assert_eq!(outcome.code, Some(2));
-    assert!(
-        outcome.stderr.contains("mian") && outcome.stderr.contains("main"),
-        "{}",
-        outcome.stderr
-    );
+    assert!(outcome.stderr.contains("mian") && outcome.stderr.contains("main"), "{}", outcome.stderr);
 }
 
 #[test]
 fn the_development_certificates_are_sound_and_private() {
     let site = Site::new();
-    portcullis(&site, &["certs", "init", "dev", "--host", "db.internal", "--host", "10.1.2.3"])
-        .success();
+    portcullis(&site, &["certs", "init", "dev", "--host", "db.internal", "--host", "10.1.2.3"]).success();
     for key in ["dev/ca.key", "dev/server.key", "dev/client.key"] {
         assert_eq!(mode(&site, key), 0o600, "{key}");
     }
     for (purpose, file) in [("sslserver", "dev/server.crt"), ("sslclient", "dev/client.crt")] {
-        openssl(
-            &site,
-            &["verify", "-CAfile", "dev/ca.crt", "-purpose", purpose, "-x509_strict", file],
-        );
+        openssl(&site, &["verify", "-CAfile", "dev/ca.crt", "-purpose", purpose, "-x509_strict", file]);
     }
-    let names =
-        openssl(&site, &["x509", "-in", "dev/server.crt", "-noout", "-ext", "subjectAltName"]);
-    for name in ["DNS:localhost", "IP Address:127.0.0.1", "DNS:db.internal", "IP Address:10.1.2.3"]
-    {
+    let names = openssl(&site, &["x509", "-in", "dev/server.crt", "-noout", "-ext", "subjectAltName"]);
+    for name in ["DNS:localhost", "IP Address:127.0.0.1", "DNS:db.internal", "IP Address:10.1.2.3"] {
         assert!(names.contains(name), "{names}");
     }
     for name in ["ca", "server", "client"] {
@@ -246,8 +225,7 @@ fn the_development_certificates_work() {
         .tls("client_auth = \"required\"")
         .tls("client_ca = \"dev/ca.crt\"");
     let portcullis = Portcullis::start(site, listener);
-    for (certificate, key) in [("dev/client.crt", "dev/client.key"), ("dev/app.crt", "dev/app.key")]
-    {
+    for (certificate, key) in [("dev/client.crt", "dev/client.key"), ("dev/app.crt", "dev/app.key")] {
         let options = ["-CAfile", "dev/ca.crt", "-cert", certificate, "-key", key];
         let said = run(&mut s_client(&portcullis.site, portcullis.address("main"), &options));
         assert!(said.text().contains("Verify return code: 0 (ok)"), "{}", said.text());
@@ -264,8 +242,7 @@ fn inspect_lists_every_certificate_of_every_bundle() {
     site.write("bundle.pem", format!("# roots\n{}junk\n{}", roots[0].pem(), roots[1].pem()));
     site.write("chain.pem", leaf.pem());
     let said = portcullis(&site, &["certs", "inspect", "bundle.pem", "chain.pem"]).success();
-    for name in ["CN=First CA", "CN=Second CA", "CN=Middle CA", "CN=app", "bundle.pem", "chain.pem"]
-    {
+    for name in ["CN=First CA", "CN=Second CA", "CN=Middle CA", "CN=app", "bundle.pem", "chain.pem"] {
         assert!(said.contains(name), "no {name} in {said}");
     }
     for der in [roots[0].der(), roots[1].der(), middle.der(), leaf.der()] {

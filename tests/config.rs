@@ -11,8 +11,7 @@ use crate::harness::{Authority, Site};
 fn cases(directory: &str) -> Vec<PathBuf> {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/config").join(directory);
     let entries = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path());
-    let mut files: Vec<PathBuf> =
-        entries.filter(|path| path.extension().is_some_and(|end| end == "toml")).collect();
+    let mut files: Vec<PathBuf> = entries.filter(|path| path.extension().is_some_and(|end| end == "toml")).collect();
     files.sort();
     assert!(!files.is_empty());
     files
@@ -45,10 +44,7 @@ fn portcullis(site: &Site, command: &str, case: &Path) -> Outcome {
 fn promised(case: &Path) -> Vec<String> {
     let text = fs::read_to_string(case).unwrap();
     let line = text.lines().next().and_then(|line| line.strip_prefix("# says:"));
-    line.expect("a first line with what has to be said")
-        .split(" | ")
-        .map(|word| word.trim().to_owned())
-        .collect()
+    line.expect("a first line with what has to be said").split(" | ").map(|word| word.trim().to_owned()).collect()
 }
 
 #[test]
@@ -106,8 +102,7 @@ fn a_start_refuses_what_check_refuses() {
     for case in ["several-errors-at-once", "key-of-another-certificate", "source-with-host-bits"] {
         let path = Path::new(env!("CARGO_MANIFEST_DIR"));
         let case = path.join("tests/config/invalid").join(case).with_extension("toml");
-        let (checked, started) =
-            (portcullis(&site, "check", &case), portcullis(&site, "run", &case));
+        let (checked, started) = (portcullis(&site, "check", &case), portcullis(&site, "run", &case));
         assert_eq!(started.code, Some(78), "{}", started.stderr);
         assert_eq!(started.stderr, checked.stderr);
         assert!(!started.text().contains("ready"), "{}", started.text());

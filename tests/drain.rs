@@ -37,10 +37,7 @@ fn sigterm_waits_for_a_running_session_and_refuses_new_ones() {
     inside.finish_sending();
     inside.rest().unwrap();
     assert_eq!(portcullis.process.exit_code(), Some(0));
-    assert!(matches!(
-        portcullis.ending(inside.port()).reason(),
-        "client_closed" | "upstream_closed"
-    ));
+    assert!(matches!(portcullis.ending(inside.port()).reason(), "client_closed" | "upstream_closed"));
 }
 
 #[test]

@@ -8,9 +8,7 @@ use crate::harness::{Authority, Listener, Portcullis, Request, Site, Upstream};
 
 /// A listener that asks for certificates of the CA in `clients.pem`.
 fn asking(client_auth: &str, upstream: &Upstream) -> Listener {
-    Listener::redis(upstream)
-        .tls(&format!("client_auth = \"{client_auth}\""))
-        .tls("client_ca = \"clients.pem\"")
+    Listener::redis(upstream).tls(&format!("client_auth = \"{client_auth}\"")).tls("client_ca = \"clients.pem\"")
 }
 
 /// A site whose `clients.pem` has one CA, which is returned.
@@ -62,14 +60,8 @@ fn a_bad_certificate_is_refused_for_the_right_reason() {
     for version in [&TLS12, &TLS13] {
         for (leaf, reasons) in [
             (stranger.issue(Request::client("app")), &["client_certificate_unknown_ca"][..]),
-            (
-                impostor.issue(Request::client("app")),
-                &["client_certificate_unknown_ca", "client_certificate_invalid"],
-            ),
-            (
-                clients.issue(Request::client("app").valid(-20, -10)),
-                &["client_certificate_expired"],
-            ),
+            (impostor.issue(Request::client("app")), &["client_certificate_unknown_ca", "client_certificate_invalid"]),
+            (clients.issue(Request::client("app").valid(-20, -10)), &["client_certificate_expired"]),
             (clients.issue(Request::client("app").valid(10, 20)), &["client_certificate_invalid"]),
             (clients.issue(Request::server(&["app"])), &["client_certificate_invalid"]),
         ] {
@@ -92,10 +84,7 @@ fn a_refused_client_is_told_by_an_alert() {
     for (client, expected) in [
         (client(), AlertDescription::CertificateRequired),
         (client().showing(stranger.issue(Request::client("app"))), AlertDescription::UnknownCA),
-        (
-            client().showing(clients.issue(Request::client("app").valid(-20, -10))),
-            AlertDescription::CertificateExpired,
-        ),
+        (client().showing(clients.issue(Request::client("app").valid(-20, -10))), AlertDescription::CertificateExpired),
     ] {
         let error = client.attempt().1.unwrap_err();
         assert_eq!(alert(&error), Some(expected), "{error}");
@@ -161,9 +150,8 @@ fn every_certificate_of_a_bundle_lets_its_clients_in() {
         ),
     );
     site.write("more.pem", last.pem().trim_end());
-    let listener = Listener::redis(&upstream)
-        .tls("client_auth = \"required\"")
-        .tls("client_ca = [\"clients.pem\", \"more.pem\"]");
+    let listener =
+        Listener::redis(&upstream).tls("client_auth = \"required\"").tls("client_ca = [\"clients.pem\", \"more.pem\"]");
     let portcullis = Portcullis::start(site, listener);
     let [one, other] = &twins;
     for authority in [&first, one, other, &middle, &last] {
@@ -202,10 +190,8 @@ fn a_session_of_one_listener_opens_no_other() {
     let upstream = Upstream::echo();
     let (site, clients) = site();
     site.write("others.pem", Authority::new("Others CA").pem());
-    let other = Listener::redis(&upstream)
-        .named("other")
-        .tls("client_auth = \"required\"")
-        .tls("client_ca = \"others.pem\"");
+    let other =
+        Listener::redis(&upstream).named("other").tls("client_auth = \"required\"").tls("client_ca = \"others.pem\"");
     let portcullis = Portcullis::start(site, format!("{}{other}", asking("required", &upstream)));
     for version in [&TLS12, &TLS13] {
         let leaf = clients.issue(Request::client("app"));

@@ -47,8 +47,7 @@ fn code(file: &Path) -> String {
 
 /// The modules that a text names as `crate::…` or, in a binary, as `portcullis::…`.
 fn named(code: &str) -> BTreeSet<String> {
-    let places = ["crate::", "portcullis::"]
-        .map(|root| code.match_indices(root).map(move |(at, _)| at + root.len()));
+    let places = ["crate::", "portcullis::"].map(|root| code.match_indices(root).map(move |(at, _)| at + root.len()));
     let mut names = BTreeSet::new();
     for place in places.into_iter().flatten() {
         let rest = &code[place..];

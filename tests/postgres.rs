@@ -61,9 +61,7 @@ fn psql_shows_its_client_certificate() {
     let postgres = Postgres::start();
     let site = crate::harness::Site::new();
     site.install("client", &site.ca.issue(crate::harness::Request::client("app")));
-    let listener = Listener::postgres(&postgres)
-        .tls("client_auth = \"required\"")
-        .tls("client_ca = \"ca.crt\"");
+    let listener = Listener::postgres(&postgres).tls("client_auth = \"required\"").tls("client_ca = \"ca.crt\"");
     let portcullis = Portcullis::start(site, listener);
     let refused = run(psql(&conninfo(&portcullis)).args(["-c", "select 1"]));
     assert_eq!(refused.code, Some(2), "{}", refused.stderr);
@@ -169,8 +167,7 @@ fn a_notification_reaches_who_listens() {
         let (client, mut connection) = connected.unwrap();
         let heard = async {
             loop {
-                let message =
-                    std::future::poll_fn(|context| connection.poll_message(context)).await;
+                let message = std::future::poll_fn(|context| connection.poll_message(context)).await;
                 if let AsyncMessage::Notification(notification) = message.unwrap().unwrap() {
                     return notification;
                 }

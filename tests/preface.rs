@@ -8,8 +8,7 @@ use rustls::AlertDescription;
 
 use crate::harness::client::{alert, port};
 use crate::harness::wire::{
-    GSSENC_REQUEST, PROTOCOL_3_0, SSL_REQUEST, error_response, last_words, packet, read_exactly,
-    startup,
+    GSSENC_REQUEST, PROTOCOL_3_0, SSL_REQUEST, error_response, last_words, packet, read_exactly, startup,
 };
 use crate::harness::{Client, Listener, Portcullis, Upstream};
 
@@ -85,11 +84,7 @@ fn bytes_sent_before_the_answer_to_an_ssl_request_never_reach_upstream() {
     for early in [&injected, &hello, &SSL_REQUEST.to_vec(), &b"\0".to_vec()] {
         for request in [SSL_REQUEST, GSSENC_REQUEST] {
             let (port, words) = says(&client, &[&request, early.as_slice()].concat());
-            assert!(
-                !words.starts_with(b"S") && !words.starts_with(b"N"),
-                "{}",
-                words.escape_ascii()
-            );
+            assert!(!words.starts_with(b"S") && !words.starts_with(b"N"), "{}", words.escape_ascii());
             assert_eq!(portcullis.refusal(port), "protocol_violation");
         }
     }
@@ -249,9 +244,7 @@ fn a_byte_now_and_then_does_not_move_the_handshake_deadline() {
 #[test]
 fn a_client_that_says_nothing_is_closed_at_the_handshake_deadline() {
     let upstream = Upstream::silent();
-    for listener in
-        [Listener::redis(&upstream), Listener::postgres(&upstream), Listener::tcp(&upstream)]
-    {
+    for listener in [Listener::redis(&upstream), Listener::postgres(&upstream), Listener::tcp(&upstream)] {
         let portcullis = Portcullis::before(listener.limit("handshake_timeout = \"200ms\""));
         let mut stream = portcullis.client().dial();
         assert_eq!(last_words(&mut stream), b"");
@@ -274,9 +267,7 @@ fn a_client_that_waits_after_the_s_is_closed_at_the_handshake_deadline() {
 #[test]
 fn a_client_that_connects_and_goes_costs_the_upstream_nothing() {
     let upstream = Upstream::silent();
-    for listener in
-        [Listener::redis(&upstream), Listener::postgres(&upstream), Listener::tcp(&upstream)]
-    {
+    for listener in [Listener::redis(&upstream), Listener::postgres(&upstream), Listener::tcp(&upstream)] {
         let portcullis = Portcullis::before(listener);
         let stream = portcullis.client().dial();
         let port = port(&stream);

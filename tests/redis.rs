@@ -56,9 +56,8 @@ fn a_value_of_64_mib_comes_and_goes_byte_for_byte() {
     let portcullis = Portcullis::before(Listener::redis(&redis));
     let mut connection = connect(&portcullis);
     // No two stretches are the same, so nothing can be lost, doubled or swapped unseen.
-    let value: Vec<u8> = (0..16 * 1024 * 1024_u32)
-        .flat_map(|number| number.wrapping_mul(2_654_435_761).to_le_bytes())
-        .collect();
+    let value: Vec<u8> =
+        (0..16 * 1024 * 1024_u32).flat_map(|number| number.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
     let () = connection.set("big", &value).unwrap();
     let back: Vec<u8> = connection.get("big").unwrap();
     assert_eq!(back.len(), value.len());
@@ -101,8 +100,7 @@ fn three_hundred_connections_are_served_at_once() {
     let redis = Redis::start();
     let mut portcullis = Portcullis::before(Listener::redis(&redis));
     let client = client(&portcullis);
-    let mut connections: Vec<Connection> =
-        (0..300).map(|_| client.get_connection().unwrap()).collect();
+    let mut connections: Vec<Connection> = (0..300).map(|_| client.get_connection().unwrap()).collect();
     for (number, connection) in connections.iter_mut().enumerate() {
         let () = connection.set(number, number).unwrap();
     }
@@ -170,10 +168,7 @@ fn a_blocked_client_waits_as_long_as_it_likes() {
     // Longer than every timeout of this listener.
     thread::sleep(Duration::from_secs(1));
     eventually("Redis knows that somebody waits", || {
-        run(redis.cli().args(["INFO", "clients"]))
-            .text()
-            .contains("blocked_clients:1")
-            .then_some(())
+        run(redis.cli().args(["INFO", "clients"])).text().contains("blocked_clients:1").then_some(())
     });
     run(redis.cli().args(["RPUSH", "queue", "work"])).success();
     assert_eq!(waiting.receive(4), b"*2\r\n");

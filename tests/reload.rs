@@ -9,9 +9,7 @@ use std::time::SystemTime;
 use crate::harness::client::port;
 use crate::harness::pki::sha256;
 use crate::harness::program::free_address;
-use crate::harness::{
-    Authority, Leaf, Listener, Portcullis, Request, Site, Upstream, eventually, wire,
-};
+use crate::harness::{Authority, Leaf, Listener, Portcullis, Request, Site, Upstream, eventually, wire};
 
 /// Reloads on SIGHUP only.
 const ON_SIGHUP: &str = "reload.watch = false\nreload.poll = \"0s\"\n";
@@ -26,9 +24,7 @@ fn served(portcullis: &Portcullis) -> String {
 
 /// Waits until new clients meet this certificate.
 fn wait_until_served(portcullis: &Portcullis, leaf: &Leaf) {
-    eventually("the new certificate is served", || {
-        (served(portcullis) == leaf.sha256()).then_some(())
-    });
+    eventually("the new certificate is served", || (served(portcullis) == leaf.sha256()).then_some(()));
 }
 
 #[test]
@@ -72,8 +68,7 @@ fn a_listener_on_port_zero_keeps_its_port() {
     let listener = Listener::redis(&upstream);
     let portcullis = Portcullis::start(Site::new(), format!("{ON_SIGHUP}{listener}"));
     let before = portcullis.address("main");
-    let applied =
-        portcullis.reconfigure(format!("{ON_SIGHUP}{}", listener.trusting(&["127.0.0.0/8"])));
+    let applied = portcullis.reconfigure(format!("{ON_SIGHUP}{}", listener.trusting(&["127.0.0.0/8"])));
     assert!(applied.is("reload.applied"), "{}", applied.0);
     assert_eq!(portcullis.address("main"), before);
     portcullis.client().at(before).from("127.0.0.2").connect().ask(b"hello", b"hello");
@@ -200,13 +195,9 @@ fn a_client_ca_added_to_a_bundle_is_noticed() {
     let site = Site::new();
     let (old, new) = (Authority::new("Old CA"), Authority::new("New CA"));
     site.write("clients.pem", old.pem());
-    let listener = Listener::redis(&upstream)
-        .tls("client_auth = \"required\"")
-        .tls("client_ca = \"clients.pem\"");
+    let listener = Listener::redis(&upstream).tls("client_auth = \"required\"").tls("client_ca = \"clients.pem\"");
     let portcullis = Portcullis::start(site, format!("{ON_CHANGE}{listener}"));
-    let attempt = |ca: &Authority| {
-        portcullis.client().showing(ca.issue(Request::client("app"))).attempt().1.is_ok()
-    };
+    let attempt = |ca: &Authority| portcullis.client().showing(ca.issue(Request::client("app"))).attempt().1.is_ok();
     assert!(attempt(&old) && !attempt(&new));
     let both = format!("{}{}", old.pem(), new.pem());
     portcullis.applies(|| portcullis.site.replace("clients.pem", both));
@@ -216,8 +207,7 @@ fn a_client_ca_added_to_a_bundle_is_noticed() {
 #[test]
 fn the_poll_finds_a_change_where_nothing_is_watched() {
     let upstream = Upstream::echo();
-    let config =
-        format!("reload.watch = false\nreload.poll = \"1s\"\n{}", Listener::redis(&upstream));
+    let config = format!("reload.watch = false\nreload.poll = \"1s\"\n{}", Listener::redis(&upstream));
     let portcullis = Portcullis::start(Site::new(), config);
     portcullis.address("main");
     let leaf = portcullis.site.server();

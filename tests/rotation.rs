@@ -16,9 +16,7 @@ fn rotate(portcullis: &Portcullis) {
         portcullis.site.replace("server.key", leaf.key_pem());
         let sha256 = leaf.sha256();
         // A reload says which certificates came and went.
-        portcullis.event("the rotation", |event| {
-            !event.is("reload.rejected") && event.0.to_string().contains(&sha256)
-        });
+        portcullis.event("the rotation", |event| !event.is("reload.rejected") && event.0.to_string().contains(&sha256));
     }
 }
 

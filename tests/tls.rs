@@ -78,10 +78,7 @@ fn the_hybrid_post_quantum_exchange_is_taken_by_a_client_that_offers_it() {
 fn the_server_name_chooses_the_certificate() {
     let upstream = Upstream::echo();
     let site = Site::new();
-    let (a, b) = (
-        site.ca.issue(Request::server(&["a.test"])),
-        site.ca.issue(Request::server(&["*.b.test"])),
-    );
+    let (a, b) = (site.ca.issue(Request::server(&["a.test"])), site.ca.issue(Request::server(&["*.b.test"])));
     site.install("a", &a);
     site.install("b", &b);
     let listener = Listener::redis(&upstream).certificates(&["server", "a", "b"]);
@@ -181,20 +178,17 @@ fn openssl_resumes_its_session_with_a_client_certificate_too() {
     for client_auth in ["none", "required"] {
         let site = Site::new();
         site.install("client", &site.ca.issue(Request::client("app")));
-        let mut listener =
-            Listener::redis(&upstream).tls(&format!("client_auth = \"{client_auth}\""));
+        let mut listener = Listener::redis(&upstream).tls(&format!("client_auth = \"{client_auth}\""));
         if client_auth == "required" {
             listener = listener.tls("client_ca = \"ca.crt\"");
         }
         let portcullis = Portcullis::start(site, listener);
         let address = portcullis.address("main");
         for version in ["-tls1_2", "-tls1_3"] {
-            let first =
-                [version, "-cert", "client.crt", "-key", "client.key", "-sess_out", "session"];
+            let first = [version, "-cert", "client.crt", "-key", "client.key", "-sess_out", "session"];
             let said = run(&mut s_client(&portcullis.site, address, &first)).success();
             assert!(said.contains("New, TLS"), "{said}");
-            let second =
-                [version, "-cert", "client.crt", "-key", "client.key", "-sess_in", "session"];
+            let second = [version, "-cert", "client.crt", "-key", "client.key", "-sess_in", "session"];
             let said = run(&mut s_client(&portcullis.site, address, &second)).success();
             assert!(said.contains("Reused, TLS"), "{version} {client_auth}: {said}");
             assert!(said.contains("good-bye"), "{said}");

@@ -8,10 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::pki_types::ServerName;
-use rustls::{
-    AlertDescription, ClientConfig, ClientConnection, RootCertStore, StreamOwned,
-    SupportedProtocolVersion,
-};
+use rustls::{AlertDescription, ClientConfig, ClientConnection, RootCertStore, StreamOwned, SupportedProtocolVersion};
 use socket2::{Domain, SockRef, Socket, Type};
 
 use super::{Authority, Leaf, PATIENCE, wire};
@@ -142,13 +139,13 @@ impl Client {
 
     pub(crate) fn config(&self) -> &Arc<ClientConfig> {
         self.config.get_or_init(|| {
-            let config = ClientConfig::builder_with_protocol_versions(&self.versions)
-                .with_root_certificates(self.roots.clone());
+            let config =
+                ClientConfig::builder_with_protocol_versions(&self.versions).with_root_certificates(self.roots.clone());
             let mut config = match &self.identity {
                 None => config.with_no_client_auth(),
-                Some(leaf) => config
-                    .with_client_auth_cert(leaf.path(), leaf.key_der())
-                    .expect("a test's certificate is usable"),
+                Some(leaf) => {
+                    config.with_client_auth_cert(leaf.path(), leaf.key_der()).expect("a test's certificate is usable")
+                }
             };
             config.alpn_protocols.clone_from(&self.alpn);
             Arc::new(config)

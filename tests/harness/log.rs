@@ -21,8 +21,7 @@ impl Event {
 
     /// Whether this tells how a connection from this source port ended.
     pub(crate) fn ends(&self, source_port: u16) -> bool {
-        (self.is("connection.denied") || self.is("connection.closed"))
-            && self.0["source_port"] == source_port
+        (self.is("connection.denied") || self.is("connection.closed")) && self.0["source_port"] == source_port
     }
 
     pub(crate) fn text(&self, key: &str) -> &str {

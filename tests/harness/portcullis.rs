@@ -80,12 +80,7 @@ impl Portcullis {
     }
 
     /// The same among the events after the first `seen` ones.
-    pub(crate) fn event_after(
-        &self,
-        seen: usize,
-        what: &str,
-        matches: impl Fn(&Event) -> bool,
-    ) -> Event {
+    pub(crate) fn event_after(&self, seen: usize, what: &str, matches: impl Fn(&Event) -> bool) -> Event {
         self.log.after(seen, what, matches)
     }
 
@@ -126,9 +121,7 @@ impl Portcullis {
     pub(crate) fn reload_after(&self, change: impl FnOnce()) -> Event {
         let seen = self.seen();
         change();
-        self.event_after(seen, "a reload", |event| {
-            event.is("reload.applied") || event.is("reload.rejected")
-        })
+        self.event_after(seen, "a reload", |event| event.is("reload.applied") || event.is("reload.rejected"))
     }
 
     /// The same, for a change that has to be taken.
@@ -180,20 +173,13 @@ impl Portcullis {
 }
 
 fn text_of(lines: &[Event]) -> String {
-    lines
-        .iter()
-        .map(|line| line.0.as_str().map_or(line.0.to_string(), str::to_owned) + "\n")
-        .collect()
+    lines.iter().map(|line| line.0.as_str().map_or(line.0.to_string(), str::to_owned) + "\n").collect()
 }
 
 impl Drop for Portcullis {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprintln!(
-                "--- log of portcullis\n{}--- its standard error\n{}",
-                text_of(&self.events()),
-                self.errors()
-            );
+            eprintln!("--- log of portcullis\n{}--- its standard error\n{}", text_of(&self.events()), self.errors());
         }
     }
 }

@@ -63,8 +63,7 @@ impl Running {
 
     /// Waits for the process to end by itself.
     pub(crate) fn exit_code(&mut self) -> Option<i32> {
-        eventually("the process ends", || self.0.try_wait().expect("a child can be waited for"))
-            .code()
+        eventually("the process ends", || self.0.try_wait().expect("a child can be waited for")).code()
     }
 }
 
@@ -161,11 +160,7 @@ pub(crate) fn serve(ready: &str, command: impl Fn(u16) -> Command) -> (Running, 
 }
 
 /// The same on a given port; `None` when it is taken.
-pub(crate) fn serve_on(
-    port: u16,
-    ready: &str,
-    command: impl Fn(u16) -> Command,
-) -> Option<Running> {
+pub(crate) fn serve_on(port: u16, ready: &str, command: impl Fn(u16) -> Command) -> Option<Running> {
     let (output, input) = io::pipe().expect("a pipe can be made");
     let mut command = command(port);
     command.stdin(Stdio::null());
