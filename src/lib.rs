@@ -5,6 +5,7 @@ pub mod audit;
 pub mod cli;
 pub mod config;
 pub mod connection;
+pub mod expiry;
 pub mod listener;
 pub mod notify;
 pub mod outcome;

@@ -2,17 +2,19 @@
 
 use std::io;
 use std::path::Path;
+use std::pin::pin;
 use std::sync::Arc;
 use std::thread::available_parallelism;
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::time::timeout;
+use tokio::time::{Interval, timeout};
 use tracing::{info, warn};
 
 use crate::audit::{Audit, Destination, LogHandle, open_audit_file};
 use crate::config::Fingerprint;
 use crate::connection::{House, Workers};
+use crate::expiry::{ExpiryWatch, LOOK_EVERY};
 use crate::listener::{BindError, Listeners};
 use crate::notify;
 use crate::outcome::Reason;
@@ -30,6 +32,7 @@ pub struct Server {
     listeners: Listeners,
     register: Arc<Register>,
     reloader: Reloader,
+    expiry: ExpiryWatch,
 }
 
 /// Why a server cannot start.
@@ -60,7 +63,7 @@ impl Server {
         let prepared = listeners.prepare(&snapshot)?;
         listeners.commit(prepared, &snapshot);
         warn_all(&built.warnings);
-        let server = Self { audit, log, published, listeners, register, reloader };
+        let server = Self { audit, log, published, listeners, register, reloader, expiry: ExpiryWatch::default() };
         server.announce(&snapshot, None);
         Ok(server)
     }
@@ -68,14 +71,33 @@ impl Server {
     /// Serves until told to stop, then drains.
     pub async fn run(mut self, mut signals: Signals) {
         notify::ready();
+        let mut looks = tokio::time::interval(LOOK_EVERY);
         loop {
             let current = Arc::clone(&self.published.borrow());
-            tokio::select! {
-                () = signals.stop.next() => break,
-                proposal = self.reloader.next(&current, &mut signals.reload) => self.consider(proposal, &current),
+            match self.next_proposal(&current, &mut signals, &mut looks).await {
+                Some(proposal) => self.consider(proposal, &current),
+                None => break,
             }
         }
         self.drain(&mut signals.stop).await;
+    }
+
+    /// The next policy that is proposed, or nothing when it is time to stop.
+    async fn next_proposal(
+        &mut self,
+        current: &Arc<Snapshot>,
+        signals: &mut Signals,
+        looks: &mut Interval,
+    ) -> Option<Proposal> {
+        // Kept across the looks: a reload that has begun must come to its end.
+        let mut next = pin!(self.reloader.next(current, &mut signals.reload));
+        loop {
+            tokio::select! {
+                () = signals.stop.next() => return None,
+                _ = looks.tick() => self.expiry.look(current, &self.audit),
+                proposal = &mut next => return Some(proposal),
+            }
+        }
     }
 
     /// Puts a proposed policy in force, whole, or refuses it, whole.
@@ -85,6 +107,7 @@ impl Server {
             Err(error) => Err(error),
         };
         if let Err(error) = applied {
+            let error = format!("{error}; generation {} goes on unchanged", current.generation);
             self.audit.reload_rejected(current.generation, &error);
         }
     }
@@ -92,7 +115,8 @@ impl Server {
     fn apply(&mut self, built: Built, current: &Arc<Snapshot>, requested: bool) -> Result<(), String> {
         let Built { snapshot, warnings } = built;
         let audit_file = self.audit_file(&snapshot, current, requested)?;
-        let prepared = self.listeners.prepare(&snapshot).map_err(|error| error.to_string())?;
+        let prepared = self.listeners.prepare(&snapshot);
+        let prepared = prepared.map_err(|error| format!("{}: {error}", snapshot.config.file.display()))?;
 
         // Nothing can fail from here on.
         let snapshot = Arc::new(snapshot);
@@ -109,6 +133,7 @@ impl Server {
         }
         self.reloader.applied(&snapshot);
         self.tell_changes(&snapshot, current);
+        self.expiry.look(&snapshot, &self.audit);
         warn_all(&warnings);
         self.announce(&snapshot, Some(current));
         Ok(())

@@ -92,6 +92,21 @@ impl Changes {
     }
 }
 
+/// A certificate that runs out soon, or has.
+#[derive(Clone, Copy, Debug)]
+pub struct ExpiringCertificate<'a> {
+    /// `server` or `client_ca`.
+    pub role: &'static str,
+    /// RFC 4514 text.
+    pub subject: &'a str,
+    /// Lower-case hex of the SHA-256 of the DER.
+    pub sha256: &'a str,
+    /// Its end.
+    pub not_after: OffsetDateTime,
+    /// Whole days until then; negative after it.
+    pub days_left: i64,
+}
+
 /// How loud an event is in the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Level {

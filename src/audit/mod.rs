@@ -12,7 +12,7 @@ use std::fs::File;
 use std::path::PathBuf;
 use std::time::Duration;
 
-pub use event::{Changes, Facts};
+pub use event::{Changes, ExpiringCertificate, Facts};
 pub use log::{LogHandle, subscriber};
 pub use sink::Destination;
 
@@ -20,6 +20,7 @@ use self::event::{Event, Level};
 use self::sink::Sink;
 use crate::outcome::{Carried, Ending, Reason};
 use crate::policy::Rule;
+use crate::timestamp;
 
 /// How lines of the log look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,6 +110,19 @@ impl Audit {
     pub fn reload_rejected(&self, generation: u64, error: &str) {
         let event = Event::new("reload.rejected").with("generation", generation).with("error", error);
         self.write(&event, Level::Error);
+    }
+
+    /// A certificate in use runs out soon, or has.
+    pub fn certificate_expiring(&self, listener: &str, certificate: &ExpiringCertificate<'_>) {
+        let ExpiringCertificate { role, subject, sha256, not_after, days_left } = certificate;
+        let event = Event::new("certificate.expiring")
+            .with("listener", listener)
+            .with("role", *role)
+            .with("subject", *subject)
+            .with("sha256", *sha256)
+            .with("not_after", timestamp::seconds(*not_after))
+            .with("days_left", *days_left);
+        self.write(&event, Level::Warn);
     }
 
     /// A rule was added by a reload.

@@ -3,10 +3,12 @@
 //! Permission is a value. Only [`SourcePolicy::admit`] makes an [`Admitted`], and everything later in a connection's life
 //! asks for one.
 
+mod expiry;
 mod identity;
 mod rule;
 mod sources;
 
+pub use expiry::expiry_milestone;
 pub use identity::ClientAuth;
 pub use rule::{Network, NetworkError, Origin, Rule};
 pub use sources::{Admitted, Enforcement, SourcePolicy, Stranger, TrustedSources};

@@ -9,6 +9,7 @@ mod chooser;
 mod failure;
 mod name;
 mod pem;
+mod rehearsal;
 mod server;
 mod trust;
 

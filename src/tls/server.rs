@@ -12,6 +12,7 @@ use rustls::{ProtocolVersion, ServerConfig, SupportedCipherSuite, SupportedProto
 use super::certificate::{Certificate, CertificateError};
 use super::chooser::{Choice, Chooser};
 use super::provider;
+use super::rehearsal::rehearse;
 use super::trust::ClientTrust;
 use crate::protocol::MinTlsVersion;
 
@@ -93,6 +94,12 @@ impl ServerTls {
         if certificates.is_empty() {
             return Err(BuildError::EmptyChain);
         }
+        for certificate in certificates {
+            rehearse(&certificate.key, versions(min_version)).map_err(|error| BuildError::Rehearsal {
+                subject: certificate.leaf.subject.clone(),
+                error: error.to_string(),
+            })?;
+        }
         let choices = certificates
             .iter()
             .map(|certificate| Choice {
@@ -166,6 +173,14 @@ pub enum BuildError {
     LeafNotFirst {
         /// Its number, from 1.
         position: usize,
+    },
+    /// A handshake with the certificate fails.
+    #[error("no client could shake hands with {subject}: {error}")]
+    Rehearsal {
+        /// Subject of the certificate.
+        subject: String,
+        /// What the handshake fails with.
+        error: String,
     },
     /// Anything else rustls refuses.
     #[error("TLS cannot be set up: {0}")]
