@@ -200,7 +200,9 @@ fn a_rule_lets_in_until_the_moment_it_expires() {
         let (port, connection) = client.attempt();
         connection.is_err().then_some(port)
     });
-    assert_eq!(portcullis.refusal(refused), "untrusted_source");
+    // It may have been let in a moment before, and found expired a moment after.
+    let reason = portcullis.refusal(refused);
+    assert!(matches!(reason.as_str(), "untrusted_source" | "rule_expired"), "{reason}");
 }
 
 #[test]

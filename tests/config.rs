@@ -40,7 +40,7 @@ fn portcullis(site: &Site, command: &str, case: &Path) -> Outcome {
     run(&mut portcullis)
 }
 
-/// What a case promises in its first line: `# says: this | and that`.
+/// What a case promises in its first line: `# says: this | and that | !but not this`.
 fn promised(case: &Path) -> Vec<String> {
     let text = fs::read_to_string(case).unwrap();
     let line = text.lines().next().and_then(|line| line.strip_prefix("# says:"));
@@ -67,8 +67,12 @@ fn every_invalid_configuration_is_refused_with_the_place_and_the_words() {
             failures.push(format!("{}: exit {:?}\n{}", name(&case), outcome.code, outcome.stderr));
         }
         for word in promised(&case) {
-            if !outcome.stderr.contains(&word) {
-                failures.push(format!("{}: no {word:?} in\n{}", name(&case), outcome.stderr));
+            let kept = match word.strip_prefix('!') {
+                None => outcome.stderr.contains(&word),
+                Some(unsaid) => !outcome.stderr.contains(unsaid),
+            };
+            if !kept {
+                failures.push(format!("{}: not so: {word:?} in\n{}", name(&case), outcome.stderr));
             }
         }
     }

@@ -2,7 +2,7 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
-use std::sync::mpsc;
+use std::sync::{Mutex, mpsc};
 use std::time::{Duration, Instant};
 
 use rustls::StreamOwned;
@@ -146,7 +146,13 @@ fn a_byte_either_way_keeps_a_session_from_being_idle() {
 
 #[test]
 fn a_half_closed_session_ends_when_the_other_side_stays_silent() {
-    let silent = Upstream::silent();
+    let (_release, held) = mpsc::channel::<()>();
+    let held = Mutex::new(held);
+    let silent = Upstream::new(move |mut stream| {
+        read_all(&mut stream);
+        // Ends when the test does.
+        let _ = held.lock().unwrap().recv();
+    });
     let listener = Listener::tcp(&silent).limit("half_close_timeout = \"300ms\"");
     let portcullis = Portcullis::before(listener);
     let mut client = portcullis.client().connect();
@@ -179,6 +185,24 @@ fn the_half_close_timer_starts_again_with_every_byte() {
     let mut client = portcullis.client().connect();
     client.finish_sending();
     assert_eq!(client.rest().unwrap(), b"more".repeat(10));
+    assert_ne!(portcullis.ending(client.port()).reason(), "half_close_timeout");
+}
+
+#[test]
+fn the_half_close_timer_starts_when_a_side_ends_and_not_before() {
+    let upstream = Upstream::new(|mut stream| {
+        let question = read_all(&mut stream);
+        std::thread::sleep(Duration::from_millis(300));
+        stream.write_all(&question).unwrap();
+    });
+    let listener = Listener::tcp(&upstream).limit("half_close_timeout = \"1s\"");
+    let portcullis = Portcullis::before(listener);
+    let mut client = portcullis.client().connect();
+    client.send(b"question");
+    // A session older than the timer, and silent for longer than that.
+    std::thread::sleep(Duration::from_secs(2));
+    client.finish_sending();
+    assert_eq!(client.rest().unwrap(), b"question");
     assert_ne!(portcullis.ending(client.port()).reason(), "half_close_timeout");
 }
 
@@ -234,7 +258,9 @@ fn what_came_before_an_upstream_broke_off_is_delivered() {
     let mut client = portcullis.client().connect();
     let expected = [&b"$1000000\r\n"[..], &pattern(500_000)].concat();
     assert!(client.rest().unwrap() == expected, "not everything that came was delivered");
-    let closed = portcullis.ending(client.port());
+    let port = client.port();
+    drop(client);
+    let closed = portcullis.ending(port);
     assert_eq!(closed.reason(), "upstream_closed");
     assert_eq!(closed.number("bytes_out"), 500_010);
 }

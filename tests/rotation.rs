@@ -57,6 +57,8 @@ fn twenty_rotations_cost_pgbench_nothing() {
     };
     let mut clients = [start(&[]), start(&["-C"])];
     rotate(&portcullis);
+    let events = portcullis.events();
+    assert!(!events.iter().any(|event| event.is("connection.denied")));
     for client in &mut clients {
         assert!(client.0.try_wait().unwrap().is_none(), "pgbench gave up");
         client.signal("INT");
@@ -64,6 +66,4 @@ fn twenty_rotations_cost_pgbench_nothing() {
         let said = std::io::read_to_string(client.0.stderr.take().unwrap()).unwrap();
         assert!(!said.contains("error") && !said.contains("aborted"), "{said}");
     }
-    let events = portcullis.events();
-    assert!(!events.iter().any(|event| event.is("connection.denied")));
 }
