@@ -128,6 +128,21 @@ fn the_audit_file_is_opened_anew_on_sighup() {
 }
 
 #[test]
+fn a_certificate_that_runs_out_soon_is_spoken_of() {
+    let upstream = Upstream::echo();
+    let site = Site::new();
+    let soon = site.ca.issue(Request::server(&["soon.test"]).valid(-10, 5));
+    site.install("soon", &soon);
+    let listener = Listener::redis(&upstream).certificates(&["server", "soon"]);
+    let mut portcullis = Portcullis::start(site, listener);
+    let event = portcullis.event("a warning", |event| event.is("certificate.expiring"));
+    assert!(event.0.to_string().contains(&soon.sha256()), "{}", event.0);
+    // The other one has a year.
+    let (_, events) = portcullis.stop();
+    assert_eq!(events.iter().filter(|event| event.is("certificate.expiring")).count(), 1);
+}
+
+#[test]
 fn no_payload_and_no_key_is_ever_logged() {
     let upstream = Upstream::echo();
     let config = format!("log.level = \"trace\"\n{}", Listener::redis(&upstream));

@@ -117,6 +117,14 @@ fn check_warns_of_a_key_that_others_can_read() {
 }
 
 #[test]
+fn a_start_warns_of_a_key_that_others_can_read() {
+    let site = Site::new();
+    fs::set_permissions(site.path("server.key"), fs::Permissions::from_mode(0o640)).unwrap();
+    let portcullis = Portcullis::start(site, Listener::redis("127.0.0.1:6379"));
+    portcullis.event("a warning", |event| event.0["level"] == "WARN" && event.0.to_string().contains("server.key"));
+}
+
+#[test]
 fn check_warns_of_a_plaintext_cancel_beside_required_certificates() {
     let site = configured(
         Listener::postgres("127.0.0.1:5432").tls("client_auth = \"required\"").tls("client_ca = \"ca.crt\""),

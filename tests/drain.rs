@@ -79,6 +79,24 @@ fn a_client_in_its_handshake_does_not_hold_up_the_end() {
     assert_eq!(portcullis.stop().0, Some(0));
 }
 
+#[test]
+fn every_listener_says_that_it_is_ready_and_where() {
+    let upstream = Upstream::echo();
+    let config = format!(
+        "{}{}",
+        Listener::redis(&upstream).named("cache").on(&["127.0.0.1:0", "127.0.0.2:0"]),
+        Listener::postgres(&upstream).named("db"),
+    );
+    let mut portcullis = Portcullis::start(Site::new(), config);
+    let of = |name: &str| portcullis.event("ready", |event| event.is("ready") && event.0["listener"] == name);
+    let (cache, db) = (of("cache"), of("db"));
+    assert_eq!((cache.text("protocol"), db.text("protocol")), ("redis", "postgres"));
+    assert_eq!(cache.text("level"), "INFO");
+    assert_eq!((portcullis.addresses("cache").len(), portcullis.addresses("db").len()), (2, 1));
+    let (_, events) = portcullis.stop();
+    assert_eq!(events.iter().filter(|event| event.is("ready")).count(), 2);
+}
+
 /// Waits for a message to systemd that has this line.
 fn expect(socket: &UnixDatagram, line: &str) {
     let mut buffer = [0; 1024];

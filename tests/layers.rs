@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 const FLOORS: [&[&str]; 8] = [
     &["main", "cli"],
     &["server"],
-    &["listener", "reload", "signals", "notify"],
+    &["listener", "reload", "signals", "notify", "expiry"],
     &["connection"],
     &["snapshot", "sessions"],
     &["config", "tls", "audit", "watcher"],

@@ -1,6 +1,7 @@
 //! Reload: whole or not at all, and without a client noticing.
 
 use std::fs;
+use std::io::Write;
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::symlink;
 use std::path::Path;
@@ -59,6 +60,46 @@ fn sighup_without_a_change_says_so_and_touches_nobody() {
         portcullis.applies(|| portcullis.process.signal("HUP"));
         inside.ask(b"hello", b"hello");
         portcullis.client().connect().ask(b"hello", b"hello");
+    }
+}
+
+#[test]
+fn a_handshake_begun_under_the_old_policy_is_judged_by_the_new_one() {
+    let upstream = Upstream::silent();
+    let listener = Listener::postgres(&upstream);
+    let portcullis = Portcullis::start(Site::new(), format!("{ON_SIGHUP}{listener}"));
+    let client = portcullis.client().alpn(&["postgresql"]);
+    let mut stream = client.dial();
+    stream.write_all(&wire::SSL_REQUEST).unwrap();
+    assert_eq!(wire::read_exactly(&mut stream, 1), b"S");
+    let applied = portcullis.reconfigure(format!("{ON_SIGHUP}{}", listener.trusting(&["127.0.0.2"])));
+    assert!(applied.is("reload.applied"), "{}", applied.0);
+    let port = port(&stream);
+    let words = client.secure(stream).and_then(|mut connection| {
+        connection.stream.write_all(&wire::startup(wire::PROTOCOL_3_0, &[("user", "app")]))?;
+        connection.rest()
+    });
+    // It may be told so, if it is told anything.
+    assert!(words.is_err() || words.is_ok_and(|words| words.is_empty() || words.starts_with(b"E")));
+    let reason = portcullis.refusal(port);
+    assert!(matches!(reason.as_str(), "untrusted_source" | "source_revoked"), "{reason}");
+    upstream.assert_untouched();
+}
+
+#[test]
+fn two_quick_reloads_end_with_the_newest_files() {
+    let upstream = Upstream::echo();
+    let config = |source: &str| format!("{ON_SIGHUP}{}", Listener::redis(&upstream).trusting(&[source]));
+    let portcullis = Portcullis::start(Site::new(), config("127.0.0.1"));
+    portcullis.address("main");
+    for round in 0..5 {
+        let newest = format!("127.0.2.{}", round + 1);
+        for source in ["127.0.1.1", "127.0.1.2", &newest] {
+            portcullis.site.replace("portcullis.toml", config(source));
+            portcullis.process.signal("HUP");
+        }
+        let newcomer = portcullis.client().from(&newest);
+        eventually("the newest is in force", || newcomer.attempt().1.is_ok().then_some(()));
     }
 }
 

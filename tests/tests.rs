@@ -24,6 +24,8 @@ mod cancel;
 mod commands;
 /// Good and bad configurations, with approved error texts.
 mod config;
+/// The upstream, when it is there and when it is not.
+mod dial;
 /// SIGTERM, and what systemd is told.
 mod drain;
 /// Client certificates.
