@@ -1,0 +1,19 @@
+# docker build -t portcullis .
+# docker run --rm -v "$PWD/portcullis.toml:/etc/portcullis/portcullis.toml:ro" … portcullis run
+#
+# glibc on distroless and not a static musl binary: the resolver, the allocator
+# and the C part of the cryptography are then the ones that the tests ran with.
+# The program needs libc, libm and libgcc_s, which distroless/cc has; that image
+# has no shell, no package manager and no other program.
+FROM rust:1-bookworm AS build
+WORKDIR /src
+COPY . .
+# The image brings the C compiler that aws-lc-sys wants; it needs no cmake.
+RUN cargo build --release --locked --bin portcullis
+
+FROM gcr.io/distroless/cc-debian12:nonroot
+COPY --from=build /src/target/release/portcullis /usr/bin/portcullis
+USER 65532:65532
+# With no arguments it prints its help; the configuration is looked for at
+# /etc/portcullis/portcullis.toml. SIGTERM drains, SIGHUP reloads.
+ENTRYPOINT ["/usr/bin/portcullis"]
