@@ -1,4 +1,18 @@
 //! Portcullis: a TLS-terminating connection proxy for Redis and PostgreSQL that enforces trusted sources.
+//!
+//! Nothing reaches the database unless it comes from a trusted source, over TLS, with a credential that is still good.
+//!
+//! ```text
+//! accept ─► admit ─► greet ─► secure ─► identify ─► hear ─► dial ─► relay ─► part
+//! listener  source   preface  TLS       identity    first   upstream bytes   last words
+//! ```
+//!
+//! [`connection`] tells a connection's life in that order. [`snapshot`] holds the terms in force, built whole from a
+//! [`config`] or not at all; [`policy`] and [`protocol`] decide, without a runtime, a file or a clock; [`server`] puts the
+//! parts together. Modules import downwards only; `docs/ARCHITECTURE.md` has the floors.
+//!
+//! The library exists for the `portcullis` command, its tests and its benchmarks. Its interface is the command line, the
+//! configuration and the audit events, not these modules.
 
 pub mod addr;
 pub mod audit;
@@ -18,4 +32,3 @@ pub mod signals;
 pub mod snapshot;
 pub mod timestamp;
 pub mod tls;
-pub mod watcher;

@@ -12,7 +12,7 @@ use tracing::warn;
 
 /// Watches the files it is told to follow.
 #[derive(Debug)]
-pub struct Watcher {
+pub(super) struct Watcher {
     inner: Option<RecommendedWatcher>,
     followed: BTreeSet<PathBuf>,
     /// Holds one event at most: that there was one is all there is to know.
@@ -22,7 +22,7 @@ pub struct Watcher {
 impl Watcher {
     /// Follows nothing yet. Where the system has no change events left to give, says so and stays silent for ever; the
     /// poll still finds every change.
-    pub fn start() -> Self {
+    pub(super) fn start() -> Self {
         let (sender, events) = mpsc::channel(1);
         let watcher = notify::recommended_watcher(move |event: Result<notify::Event, notify::Error>| {
             if event.map_or(true, |event| is_change(event.kind)) {
@@ -35,7 +35,7 @@ impl Watcher {
     }
 
     /// Follows `files`, and whatever stands between them and their content.
-    pub fn follow<'a>(&mut self, files: impl Iterator<Item = &'a Path>) {
+    pub(super) fn follow<'a>(&mut self, files: impl Iterator<Item = &'a Path>) {
         let Some(watcher) = &mut self.inner else { return };
         let wanted: BTreeSet<PathBuf> = files.flat_map(steps).collect();
         for path in self.followed.difference(&wanted) {
@@ -54,7 +54,7 @@ impl Watcher {
     }
 
     /// Returns when something may have changed; never, where nothing can be watched.
-    pub async fn changed(&mut self) {
+    pub(super) async fn changed(&mut self) {
         if self.events.recv().await.is_none() {
             std::future::pending::<()>().await;
         }

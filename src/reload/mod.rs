@@ -3,6 +3,8 @@
 //! One task does this, so reloads never overlap and the newest files win. What triggers it, a file event, the poll or
 //! SIGHUP, only says that it is time to look; whether anything changed is decided by content.
 
+mod watcher;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,9 +13,9 @@ use tokio::signal::unix::Signal;
 use tokio::task::spawn_blocking;
 use tokio::time::{sleep, timeout};
 
+use self::watcher::Watcher;
 use crate::config::{self, Config, Files, Fingerprint};
 use crate::snapshot::{Built, Snapshot};
-use crate::watcher::Watcher;
 
 /// Looks after the files of the configuration.
 #[derive(Debug)]
