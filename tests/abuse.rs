@@ -148,6 +148,89 @@ fn a_log_that_nobody_reads_stops_nothing() {
 }
 
 #[test]
+fn a_log_reader_that_goes_away_stops_nothing() {
+    let upstream = Upstream::echo();
+    let site = Site::new();
+    let address = free_address();
+    site.write("portcullis.toml", Listener::redis(&upstream).on(&[&address.to_string()]));
+    let mut run = executable();
+    run.args(["run", "-c"]).arg(site.path("portcullis.toml"));
+    let mut running = Running::start(run.stdout(Stdio::piped()).stderr(Stdio::piped()));
+    let client = Client::new(address, &site.ca);
+    eventually("it listens", || client.try_connect().ok());
+    drop((running.0.stdout.take(), running.0.stderr.take()));
+    for _ in 0..20 {
+        client.connect().ask(b"hello", b"hello");
+    }
+    running.signal("TERM");
+    assert_eq!(running.exit_code(), Some(0));
+}
+
+#[test]
+fn a_broken_record_ends_only_its_own_session() {
+    let upstream = Upstream::echo();
+    let portcullis = Portcullis::before(Listener::redis(&upstream));
+    let mut bystander = portcullis.client().connect();
+    let mut broken = portcullis.client().connect();
+    broken.ask(b"hello", b"hello");
+    broken.stream.sock.write_all(b"\x17\x03\x03\x00\x20this is not what the keys would say").unwrap();
+    wire::last_words(&mut broken.stream.sock);
+    let closed = portcullis.ending(broken.port());
+    assert!(closed.is("connection.closed"), "{}", closed.0);
+    assert_eq!(closed.reason(), "protocol_violation");
+    assert_eq!(closed.number("bytes_in"), 5);
+    bystander.ask(b"hello", b"hello");
+}
+
+#[test]
+fn nothing_is_left_of_connections_that_ended() {
+    let upstream = Upstream::echo();
+    let portcullis = Portcullis::before(Listener::redis(&upstream));
+    let client = portcullis.client();
+    client.connect().ask(b"hello", b"hello");
+    let before = eventually("the first one is gone", || {
+        let all = portcullis.events();
+        all.iter().any(|event| event.is("connection.closed")).then(|| portcullis.open_files())
+    });
+    let memory = portcullis.resident();
+    for _ in 0..100 {
+        client.connect().ask(b"hello", b"hello");
+        let mut abrupt = client.connect();
+        abrupt.send(b"hello");
+        abrupt.reset();
+        drop(client.dial());
+        let mut plain = client.dial();
+        plain.write_all(b"PING\r\n").unwrap();
+        wire::last_words(&mut plain);
+    }
+    eventually("every file is closed", || (portcullis.open_files() <= before).then_some(()));
+    assert!(portcullis.resident() < memory + 8 * 1024, "{memory} KiB became {}", portcullis.resident());
+}
+
+#[test]
+fn idle_sessions_cost_next_to_nothing() {
+    allow_many_files();
+    let upstream = Upstream::echo();
+    let portcullis = Portcullis::before(Listener::redis(&upstream));
+    let client = portcullis.client();
+    let exchange = || {
+        let mut session = client.connect();
+        session.ask(b"hello", b"hello");
+        session
+    };
+    let first = exchange();
+    let memory = portcullis.resident();
+    let sessions: Vec<_> = (0..200).map(|_| exchange()).collect();
+    let each = (portcullis.resident() - memory) / 200;
+    assert!(each < 64, "{each} KiB for a session that does nothing");
+    let before = portcullis.cpu_ticks();
+    thread::sleep(Duration::from_secs(1));
+    let spent = portcullis.cpu_ticks() - before;
+    assert!(spent < 10, "{spent} ticks of 10 ms in a second of doing nothing");
+    drop((first, sessions));
+}
+
+#[test]
 fn a_client_that_never_reads_its_refusal_costs_nothing_for_long() {
     let upstream = Upstream::silent();
     let listener = Listener::redis(&upstream).limit("handshake_timeout = \"500ms\"");

@@ -125,6 +125,20 @@ fn a_start_warns_of_a_key_that_others_can_read() {
 }
 
 #[test]
+fn check_warns_of_an_authority_that_has_expired() {
+    let listener =
+        Listener::redis("127.0.0.1:6379").tls("client_auth = \"required\"").tls("client_ca = \"clients.pem\"");
+    let site = configured(listener);
+    site.write("clients.pem", format!("{}{}", site.ca.pem(), Authority::expired("Old CA").pem()));
+    let outcome = portcullis(&site, &["check", "-c", "portcullis.toml"]);
+    assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
+    let said = format!("{}{}", outcome.text(), outcome.stderr);
+    let warning = said.lines().find(|line| line.to_lowercase().contains("warning"));
+    let warning = warning.unwrap_or_else(|| panic!("no warning in {said}"));
+    assert!(warning.contains("Old CA") && warning.contains("expired"), "{warning}");
+}
+
+#[test]
 fn check_warns_of_a_plaintext_cancel_beside_required_certificates() {
     let site = configured(
         Listener::postgres("127.0.0.1:5432").tls("client_auth = \"required\"").tls("client_ca = \"ca.crt\""),

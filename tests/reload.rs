@@ -231,6 +231,44 @@ fn a_kubernetes_volume_is_followed_through_several_swaps() {
 }
 
 #[test]
+fn a_configuration_from_a_kubernetes_volume_is_followed_too() {
+    let upstream = Upstream::echo();
+    let site = Site::new();
+    let volume = site.path("config");
+    let swap = |volume: &Path, number: usize, config: &str| {
+        let fresh = volume.join(format!("..2026_01_31_{number}"));
+        fs::create_dir_all(&fresh).unwrap();
+        fs::write(fresh.join("portcullis.toml"), config).unwrap();
+        symlink(fresh.file_name().unwrap(), volume.join("..data_tmp")).unwrap();
+        fs::rename(volume.join("..data_tmp"), volume.join("..data")).unwrap();
+    };
+    let config = |source: &str| format!("{ON_CHANGE}{}", Listener::redis(&upstream).trusting(&[source]));
+    swap(&volume, 0, &config("127.0.0.1"));
+    symlink("config/..data/portcullis.toml", site.path("portcullis.toml")).unwrap();
+    let portcullis = Portcullis::start(site, config("127.0.0.1"));
+    portcullis.address("main");
+    for number in 1..=3 {
+        let source = format!("127.0.3.{number}");
+        portcullis.applies(|| swap(&volume, number, &config(&source)));
+        portcullis.client().from(&source).connect().ask(b"hello", b"hello");
+    }
+}
+
+#[test]
+fn the_same_mistake_is_reported_once_however_often_it_is_looked_at() {
+    let upstream = Upstream::echo();
+    let config = format!("reload.watch = true\nreload.poll = \"200ms\"\n{}", Listener::redis(&upstream));
+    let portcullis = Portcullis::start(Site::new(), &config);
+    portcullis.address("main");
+    let rejected = portcullis.reload_after(|| portcullis.site.replace("portcullis.toml", "[[listener"));
+    assert!(rejected.is("reload.rejected"), "{}", rejected.0);
+    // Time for several polls.
+    std::thread::sleep(std::time::Duration::from_secs(1));
+    assert_eq!(portcullis.events().iter().filter(|event| event.is("reload.rejected")).count(), 1);
+    portcullis.applies(|| portcullis.site.replace("portcullis.toml", &config));
+}
+
+#[test]
 fn a_client_ca_added_to_a_bundle_is_noticed() {
     let upstream = Upstream::echo();
     let site = Site::new();

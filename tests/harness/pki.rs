@@ -25,8 +25,20 @@ struct Certificate {
 
 impl Authority {
     pub(crate) fn new(name: &str) -> Self {
+        Self::root(authority_params(name))
+    }
+
+    /// A root that ran out a while ago.
+    pub(crate) fn expired(name: &str) -> Self {
+        let mut params = authority_params(name);
+        params.not_before -= Duration::days(1000);
+        params.not_after -= Duration::days(1000);
+        Self::root(params)
+    }
+
+    fn root(params: CertificateParams) -> Self {
         let key = KeyPair::generate().expect("an ECDSA key can be made");
-        let issuer = CertifiedIssuer::self_signed(authority_params(name), key);
+        let issuer = CertifiedIssuer::self_signed(params, key);
         Self { issuer: issuer.expect("a root can sign itself"), path: Vec::new() }
     }
 
