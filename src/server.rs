@@ -21,7 +21,7 @@ use crate::outcome::Reason;
 use crate::reload::{Proposal, Reloader};
 use crate::sessions::Register;
 use crate::signals::{Signals, Stop};
-use crate::snapshot::{Built, Snapshot};
+use crate::snapshot::{Built, Snapshot, SourceChanges};
 
 /// A proxy whose addresses are bound.
 #[derive(Debug)]
@@ -154,7 +154,7 @@ impl Server {
     }
 
     fn tell_changes(&self, snapshot: &Snapshot, current: &Snapshot) {
-        for (listener, added, removed) in snapshot.source_changes_since(current) {
+        for SourceChanges { listener, added, removed } in snapshot.source_changes_since(current) {
             added.into_iter().take(MOST_SOURCES_TOLD).for_each(|rule| self.audit.source_added(listener, rule));
             removed.into_iter().take(MOST_SOURCES_TOLD).for_each(|rule| self.audit.source_removed(listener, rule));
         }

@@ -163,3 +163,69 @@ fn poll_write<W: AsyncWrite + Unpin>(writer: &mut W, bytes: &[u8], cx: &mut Cont
         taken => Poll::Ready(Ok(taken)),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use proptest::prelude::*;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex};
+
+    use super::*;
+
+    /// Sends `chunks` through a flow between two pipes of the given capacities, and returns what arrives.
+    async fn carried(chunks: &[Vec<u8>], near: usize, far: usize) -> (Vec<u8>, u64) {
+        let (mut sender, mut reader) = duplex(near);
+        let (mut writer, mut receiver) = duplex(far);
+        let send = async {
+            for chunk in chunks {
+                sender.write_all(chunk).await.unwrap();
+                tokio::task::yield_now().await;
+            }
+            sender.shutdown().await.unwrap();
+        };
+        let relay = async {
+            let (mut flow, mut count) = (Flow::new(b"first".to_vec()), 0);
+            poll_fn(|cx| flow.poll(&mut reader, &mut writer, &mut count, cx)).await.unwrap();
+            assert!(flow.is_done() && flow.held.is_empty());
+            count
+        };
+        let receive = async {
+            let mut bytes = Vec::new();
+            // Ends only if the flow passes the end on.
+            receiver.read_to_end(&mut bytes).await.unwrap();
+            bytes
+        };
+        let ((), count, bytes) = tokio::join!(send, relay, receive);
+        (bytes, count)
+    }
+
+    proptest! {
+        #[test]
+        fn every_byte_arrives_in_order_and_the_end_after_them(
+            chunks in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 1..300), 0..20),
+            near in 1_usize..200,
+            far in 1_usize..200,
+        ) {
+            let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+            let (bytes, count) = runtime.block_on(carried(&chunks, near, far));
+            let sent = [b"first".to_vec(), chunks.concat()].concat();
+            prop_assert_eq!(count, sent.len() as u64);
+            prop_assert_eq!(bytes, sent);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_writer_that_takes_nothing_stops_the_reading_and_bounds_what_is_held() {
+        let (mut sender, mut reader) = duplex(1 << 20);
+        let (mut writer, _receiver) = duplex(1);
+        sender.write_all(&vec![7; 1 << 20]).await.unwrap();
+        let (mut flow, mut count) = (Flow::new(Vec::new()), 0);
+        for _ in 0..100 {
+            let polled = poll_fn(|cx| Poll::Ready(flow.poll(&mut reader, &mut writer, &mut count, cx))).await;
+            assert!(polled.is_pending());
+        }
+        assert_eq!(count, 1);
+        assert!(flow.held.len() <= 64 << 10, "{} bytes are held", flow.held.len());
+    }
+}

@@ -4,16 +4,14 @@
 //! that would answer it, and a client that says nothing costs the upstream nothing. The packet is bounded and passed on
 //! to the byte, protocol version and options untouched.
 
-use std::io;
-
-use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio::time::timeout;
 
 use super::identify::Identified;
+use super::packet::{Unheard, read_packet};
 use super::part::{Leave, Startup};
 use crate::outcome::{Ending, Reason};
 use crate::protocol::Protocol;
-use crate::protocol::postgres::{HEADER_LENGTH, Malformed, Packet};
+use crate::protocol::postgres::Packet;
 
 /// A client that wants the upstream, and what it has said already.
 #[derive(Debug)]
@@ -55,27 +53,4 @@ pub(super) async fn hear(mut identified: Identified) -> Result<Heard, Leave> {
     };
     let protocol = identified.terms.protocol;
     Err(Leave::refused(ending, identified.stream, protocol, Startup::Heard))
-}
-
-/// Why no packet could be read.
-#[derive(Debug)]
-pub(super) enum Unheard {
-    Lost(io::Error),
-    Malformed(Malformed),
-}
-
-/// Reads one startup packet, header included. Its length is checked before a byte is set aside for it.
-pub(super) async fn read_packet<S: AsyncRead + Unpin>(stream: &mut S) -> Result<(Packet, Vec<u8>), Unheard> {
-    let mut header = [0; HEADER_LENGTH];
-    stream.read_exact(&mut header).await.map_err(Unheard::Lost)?;
-    let packet = Packet::parse(header).map_err(Unheard::Malformed)?;
-    let body = match packet {
-        Packet::Cancel { body } | Packet::Startup { body } => body,
-        Packet::Ssl | Packet::GssEncryption => 0,
-    };
-    let mut bytes = header.to_vec();
-    bytes.resize(HEADER_LENGTH + body, 0);
-    let rest = bytes.get_mut(HEADER_LENGTH..).unwrap_or_default();
-    stream.read_exact(rest).await.map_err(Unheard::Lost)?;
-    Ok((packet, bytes))
 }

@@ -1,5 +1,7 @@
-//! Who the client is, judged by the policy in force at this moment: after every handshake, and again should the policy
-//! have changed while the upstream was dialled.
+//! Who the client is, judged by the policy in force at this moment, after every handshake.
+//!
+//! rustls asks its verifier during a full handshake only; a resumed one brings back the stored chain unasked. So the
+//! question is a room of its own.
 
 use std::sync::Arc;
 
@@ -8,7 +10,6 @@ use time::OffsetDateTime;
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 
-use super::dial::Dialled;
 use super::part::{Leave, Startup};
 use super::secure::Secured;
 use crate::addr::ClientAddr;
@@ -24,7 +25,8 @@ use crate::tls::{Identity, ServerTls};
 pub(super) struct Identified {
     pub(super) stream: Box<TlsStream<TcpStream>>,
     pub(super) terms: Arc<Terms>,
-    generation: u64,
+    /// Of the policy that judged it.
+    pub(super) generation: u64,
 }
 
 /// Judges a client that has just finished its handshake.
@@ -43,23 +45,9 @@ pub(super) fn identify(
     }
 }
 
-/// Judges a client again whose upstream has been reached, before any of its bytes goes there.
-pub(super) fn again(dialled: Dialled, current: &Current, facts: &mut Facts) -> Result<Dialled, Leave> {
-    let snapshot = Arc::clone(&current.borrow());
-    let identified = &dialled.identified;
-    if snapshot.generation == identified.generation {
-        return Ok(dialled);
-    }
-    let client = facts.client;
-    match judge(&identified.stream, client, None, &snapshot, facts) {
-        Ok(_) => Ok(dialled),
-        Err((ending, protocol)) => Err(Leave::refused(ending, dialled.identified.stream, protocol, Startup::Heard)),
-    }
-}
-
 /// Puts both questions, source and identity, to the policy of `snapshot`. `already` is the TLS configuration that has
 /// verified the client's certificate in a full handshake a moment ago, if one has.
-fn judge(
+pub(super) fn judge(
     stream: &TlsStream<TcpStream>,
     client: ClientAddr,
     already: Option<&Arc<ServerTls>>,

@@ -1,8 +1,8 @@
 //! One client's life, told once and in one direction:
 //!
 //! ```text
-//! admit ─► greet ─► secure ─► identify ─► hear ─► dial ─► relay ─► part
-//! source   preface  TLS       identity    first   upstream bytes   last words
+//! admit ─► greet ─► secure ─► identify ─► hear ─► dial ─► confirm ─► relay ─► part
+//! source   preface  TLS       identity    first   upstream still so?  bytes   last words
 //! ```
 //!
 //! `admit` happens in the accept loop. Each later room takes the last room's value by move, so nobody holds a raw socket
@@ -10,11 +10,14 @@
 //! [`Ending`], and [`Visit`] writes it to the audit exactly once, panics included.
 
 mod cancel;
+mod clock;
+mod confirm;
 mod dial;
 mod flow;
 mod greet;
 mod hear;
 mod identify;
+mod packet;
 mod part;
 mod relay;
 mod scratch;
@@ -130,6 +133,6 @@ async fn enter(
         }
     };
     let dialled = dial::dial(heard).await?;
-    let welcome = identify::again(dialled, &house.current, visit.facts())?;
+    let welcome = confirm::confirm(dialled, &house.current, visit.facts())?;
     Ok(Entered::Session(Relay::new(welcome)))
 }

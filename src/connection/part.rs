@@ -10,7 +10,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::server::TlsStream;
 
-use super::hear::read_packet;
+use super::packet::read_packet;
 use crate::outcome::Ending;
 use crate::protocol::{Protocol, refusal};
 

@@ -2,18 +2,15 @@
 
 use std::future::poll_fn;
 use std::io;
-use std::pin::Pin;
 use std::task::{Context, Poll};
-use std::time::Instant;
 
 use tokio::net::TcpStream;
-use tokio::time::{Sleep, sleep_until};
 use tokio_rustls::server::TlsStream;
 
+use super::clock::Clock;
 use super::dial::{Dialled, UpstreamStream};
 use super::flow::{Broken, Flow};
 use super::part::Leave;
-use crate::config::Limits;
 use crate::outcome::{Carried, Ending, Reason};
 use crate::sessions::Presence;
 
@@ -80,44 +77,6 @@ impl Relay {
             Some(reason) if self.inbound.is_done() && self.outbound.is_done() => Poll::Ready(reason.into()),
             first_end => self.clock.poll(first_end.is_some(), *carried != before, cx).map(Ending::from),
         }
-    }
-}
-
-/// Ends a session that has been silent for too long.
-#[derive(Debug)]
-struct Clock {
-    limits: Limits,
-    last_progress: Instant,
-    /// Set only where there is a limit, and moved only when it goes off: progress must not cost a timer each time.
-    alarm: Option<Pin<Box<Sleep>>>,
-}
-
-impl Clock {
-    fn new(limits: Limits) -> Self {
-        Self { limits, last_progress: Instant::now(), alarm: None }
-    }
-
-    fn poll(&mut self, half_closed: bool, progress: bool, cx: &mut Context<'_>) -> Poll<Reason> {
-        let (limit, reason) = match (half_closed, self.limits.idle_timeout) {
-            (true, _) => (self.limits.half_close_timeout, Reason::HalfCloseTimeout),
-            (false, Some(idle)) => (idle, Reason::IdleTimeout),
-            (false, None) => return Poll::Pending,
-        };
-        if progress {
-            self.last_progress = Instant::now();
-        }
-        let due = (self.last_progress + limit).into();
-        let alarm = self.alarm.get_or_insert_with(|| Box::pin(sleep_until(due)));
-        if alarm.deadline() > due {
-            alarm.as_mut().reset(due);
-        }
-        while alarm.as_mut().poll(cx).is_ready() {
-            if alarm.deadline() >= due {
-                return Poll::Ready(reason);
-            }
-            alarm.as_mut().reset(due);
-        }
-        Poll::Pending
     }
 }
 

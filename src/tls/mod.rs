@@ -6,6 +6,7 @@
 
 mod certificate;
 mod chooser;
+mod error;
 mod failure;
 mod name;
 mod pem;
@@ -14,9 +15,10 @@ mod server;
 mod trust;
 
 pub use certificate::{Certificate, CertificateError};
+pub use error::BuildError;
 pub use failure::handshake_failure;
 pub use pem::{PemError, certificates, private_key};
-pub use server::{BuildError, ServerCertificate, ServerTls, cipher_name, version_name};
+pub use server::{ServerCertificate, ServerTls, cipher_name, version_name};
 pub use trust::{ClientTrust, Identity};
 
 use std::sync::Arc;

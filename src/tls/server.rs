@@ -9,8 +9,9 @@ use rustls::sign::CertifiedKey;
 use rustls::version::{TLS12, TLS13};
 use rustls::{ProtocolVersion, ServerConfig, SupportedCipherSuite, SupportedProtocolVersion};
 
-use super::certificate::{Certificate, CertificateError};
+use super::certificate::Certificate;
 use super::chooser::{Choice, Chooser};
+use super::error::BuildError;
 use super::provider;
 use super::rehearsal::rehearse;
 use super::trust::ClientTrust;
@@ -138,53 +139,6 @@ impl ServerTls {
     pub fn trust(&self) -> &ClientTrust {
         &self.trust
     }
-}
-
-/// Why a listener's TLS cannot be built.
-#[derive(Clone, Debug, PartialEq, thiserror::Error)]
-pub enum BuildError {
-    /// A certificate of the client CA bundle cannot be a trust anchor.
-    #[error("cannot be used as a trust anchor: {0}")]
-    Anchor(rustls::Error),
-    /// Bytes that are no certificate.
-    #[error(transparent)]
-    Certificate(#[from] CertificateError),
-    /// The client trust cannot be built.
-    #[error("client trust cannot be built: {0}")]
-    ClientTrust(String),
-    /// No certificate at all.
-    #[error("there is no server certificate")]
-    EmptyChain,
-    /// The key is of a kind or size that is not supported.
-    #[error("the private key cannot be used: {0}")]
-    Key(String),
-    /// The key belongs to another certificate.
-    #[error(
-        "the private key does not belong to the certificate {subject}; if both are being replaced, the second one is still to come"
-    )]
-    KeyMismatch {
-        /// Subject of the chain's first certificate.
-        subject: String,
-    },
-    /// The key belongs to a certificate further down the chain.
-    #[error(
-        "the private key belongs to certificate {position} of the file; the server's own certificate must come first, then its issuers"
-    )]
-    LeafNotFirst {
-        /// Its number, from 1.
-        position: usize,
-    },
-    /// A handshake with the certificate fails.
-    #[error("no client could shake hands with {subject}: {error}")]
-    Rehearsal {
-        /// Subject of the certificate.
-        subject: String,
-        /// What the handshake fails with.
-        error: String,
-    },
-    /// Anything else rustls refuses.
-    #[error("TLS cannot be set up: {0}")]
-    Rustls(String),
 }
 
 /// `TLSv1.3`, as audit events have it.

@@ -13,9 +13,9 @@ use rustls::server::danger::ClientCertVerifier;
 use time::OffsetDateTime;
 
 use super::certificate::Certificate;
+use super::error::BuildError;
 use super::failure::certificate_reason;
 use super::provider;
-use super::server::BuildError;
 use crate::outcome::{Ending, Reason};
 use crate::policy::ClientAuth;
 

@@ -1,0 +1,192 @@
+//! Building the terms of one listener: every file opened, every part tried, every problem noted.
+
+use std::sync::Arc;
+
+use rustls::pki_types::CertificateDer;
+use time::OffsetDateTime;
+
+use super::{Door, Terms, TlsInputs};
+use crate::addr::ListenAddr;
+use crate::config::{CertificateFiles, Files, Listener, NamedFile, Problem};
+use crate::policy::ClientAuth;
+use crate::protocol::{Protocol, postgres};
+use crate::timestamp;
+use crate::tls::{self, Certificate, ClientTrust, ServerCertificate, ServerTls};
+
+/// Builds one listener's terms and notes what it finds.
+pub(super) struct Builder<'a> {
+    pub(super) files: &'a mut Files,
+    pub(super) problems: &'a mut Vec<Problem>,
+    pub(super) warnings: &'a mut Vec<String>,
+}
+
+impl Builder<'_> {
+    pub(super) fn terms(&mut self, listener: &Listener, before: Option<&Terms>) -> Option<Terms> {
+        let certificates: Vec<_> =
+            listener.tls.certificates.iter().filter_map(|files| self.certificate(listener, files)).collect();
+        let anchors: Vec<_> =
+            listener.tls.client_ca.iter().flat_map(|file| self.anchors(listener, file).unwrap_or_default()).collect();
+        let trust = self.trust(listener, &anchors)?;
+        if certificates.len() < listener.tls.certificates.len() {
+            return None;
+        }
+        let inputs = TlsInputs {
+            chains: certificates.iter().map(|certificate| certificate.chain().to_vec()).collect(),
+            anchors: anchors.iter().map(|(der, _)| der.clone()).collect(),
+            client_auth: listener.tls.client_auth,
+            min_version: listener.tls.min_version,
+            protocol: listener.protocol,
+        };
+        let tls = match before {
+            Some(before) if before.tls_inputs == inputs => Arc::clone(&before.tls),
+            Some(_) | None => Arc::new(self.server_tls(listener, &certificates, trust)?),
+        };
+        self.warn_about(listener, &certificates);
+        let name: Arc<str> = listener.name.as_str().into();
+        Some(Terms {
+            doors: doors(listener, &name),
+            name,
+            protocol: listener.protocol,
+            sources: listener.sources.clone(),
+            tls,
+            anchors: anchors.into_iter().map(|(_, facts)| facts).collect(),
+            upstream: listener.upstream.clone(),
+            upstream_name: listener.upstream.address.to_string().into(),
+            limits: listener.limits,
+            plaintext_cancel: listener.plaintext_cancel,
+            tls_inputs: inputs,
+        })
+    }
+
+    fn certificate(&mut self, listener: &Listener, files: &CertificateFiles) -> Option<ServerCertificate> {
+        let chain = self.parse(&files.cert, tls::certificates);
+        let key = self.parse(&files.key, tls::private_key);
+        if self.files.is_open_to_others(&files.key.path) {
+            self.warn(
+                listener,
+                format_args!("the key {} can be read by group or others; chmod 600 it", files.key.path.display()),
+            );
+        }
+        match ServerCertificate::new(chain?, key?) {
+            Ok(certificate) => Some(certificate),
+            Err(error) => {
+                let key_file = files.key.path.display();
+                self.problems.push(files.cert.problem(format_args!("with key {key_file}: {error}")));
+                None
+            }
+        }
+    }
+
+    fn anchors(
+        &mut self,
+        listener: &Listener,
+        file: &NamedFile,
+    ) -> Option<Vec<(CertificateDer<'static>, Certificate)>> {
+        let mut anchors = Vec::new();
+        for (index, der) in self.parse(file, tls::certificates)?.into_iter().enumerate() {
+            match Certificate::parse(&der) {
+                Ok(facts) => {
+                    self.warn_about_dates(listener, "client CA certificate", &facts);
+                    anchors.push((der, facts));
+                }
+                Err(error) => {
+                    self.problems.push(file.problem(format_args!("certificate {}: {error}", index + 1)));
+                    return None;
+                }
+            }
+        }
+        Some(anchors)
+    }
+
+    fn trust(
+        &mut self,
+        listener: &Listener,
+        anchors: &[(CertificateDer<'static>, Certificate)],
+    ) -> Option<ClientTrust> {
+        let ders: Vec<_> = anchors.iter().map(|(der, _)| der.clone()).collect();
+        match (ClientTrust::new(listener.tls.client_auth, &ders), listener.tls.client_ca.first()) {
+            (Ok(trust), _) => Some(trust),
+            (Err(error), Some(file)) => {
+                self.problems.push(file.problem(error));
+                None
+            }
+            // Without a bundle there is no trust to fail.
+            (Err(_), None) => None,
+        }
+    }
+
+    fn server_tls(
+        &mut self,
+        listener: &Listener,
+        certificates: &[ServerCertificate],
+        trust: ClientTrust,
+    ) -> Option<ServerTls> {
+        let alpn: &[&[u8]] = match listener.protocol {
+            Protocol::Postgres => &[postgres::ALPN],
+            Protocol::Redis | Protocol::Tcp => &[],
+        };
+        match ServerTls::new(certificates, trust, listener.tls.min_version, alpn) {
+            Ok(tls) => Some(tls),
+            Err(error) => {
+                self.problems.extend(listener.tls.certificates.first().map(|files| files.cert.problem(error)));
+                None
+            }
+        }
+    }
+
+    fn parse<T, E: std::fmt::Display>(&mut self, file: &NamedFile, parse: fn(&[u8]) -> Result<T, E>) -> Option<T> {
+        let bytes = self.files.read(&file.path).map_err(|error| self.problems.push(file.problem(error))).ok()?;
+        parse(&bytes).map_err(|error| self.problems.push(file.problem(error))).ok()
+    }
+
+    fn warn_about(&mut self, listener: &Listener, certificates: &[ServerCertificate]) {
+        for certificate in certificates {
+            self.warn_about_dates(listener, "server certificate", certificate.leaf());
+            if listener.protocol == Protocol::Postgres && certificate.leaf().key == "Ed25519" {
+                self.warn(
+                    listener,
+                    "an Ed25519 server certificate has no channel binding: clients with channel_binding=require fail",
+                );
+            }
+        }
+        if listener.sources.sources.rules().is_empty() {
+            self.warn(listener, "no source is trusted, so nobody gets in");
+        }
+        for rule in listener.sources.sources.rules() {
+            if rule.network.net().prefix_len() == 0 {
+                self.warn(listener, format_args!("the rule {rule} trusts every address of its family"));
+            }
+        }
+        if listener.protocol == Protocol::Postgres
+            && listener.plaintext_cancel
+            && listener.tls.client_auth == ClientAuth::Required
+        {
+            self.warn(listener, "a CancelRequest needs no client certificate (libpq before 17 sends it in plaintext); postgres.plaintext_cancel = false refuses those");
+        }
+    }
+
+    fn warn_about_dates(&mut self, listener: &Listener, what: &str, certificate: &Certificate) {
+        let now = OffsetDateTime::now_utc();
+        let Certificate { subject, not_before, not_after, .. } = certificate;
+        if now > *not_after {
+            self.warn(listener, format_args!("the {what} {subject} expired at {}", timestamp::seconds(*not_after)));
+        } else if now < *not_before {
+            self.warn(
+                listener,
+                format_args!("the {what} {subject} is not valid before {}", timestamp::seconds(*not_before)),
+            );
+        }
+    }
+
+    fn warn(&mut self, listener: &Listener, words: impl std::fmt::Display) {
+        self.warnings.push(format!("listener {}: {words}", listener.name));
+    }
+}
+
+fn doors(listener: &Listener, name: &Arc<str>) -> Vec<Door> {
+    let door = |(index, address): (usize, &ListenAddr)| Door {
+        address: *address,
+        ephemeral: (address.socket.port() == 0).then(|| (Arc::clone(name), index)),
+    };
+    listener.listen.iter().enumerate().map(door).collect()
+}

@@ -1,0 +1,159 @@
+//! The terms in force: one immutable value per generation, built whole or not at all.
+//!
+//! Everything that can fail happens here, on private values, before anybody sees the result: files are read and parsed,
+//! keys matched with certificates, TLS configurations built. What `portcullis check` checks is this very code.
+
+mod build;
+mod changes;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use rustls::pki_types::CertificateDer;
+use tokio::sync::watch;
+
+pub use changes::SourceChanges;
+
+use self::build::Builder;
+use crate::addr::ListenAddr;
+use crate::config::{Config, Files, Limits, Problems, Upstream};
+use crate::policy::{ClientAuth, SourcePolicy};
+use crate::protocol::{MinTlsVersion, Protocol};
+use crate::tls::{Certificate, ServerTls};
+
+/// Where the current snapshot is read from.
+pub type Current = watch::Receiver<Arc<Snapshot>>;
+
+/// The policy of one generation.
+#[derive(Debug)]
+pub struct Snapshot {
+    /// Counts applied configurations, from 1.
+    pub generation: u64,
+    /// The configuration it was built from.
+    pub config: Arc<Config>,
+    terms: Vec<Arc<Terms>>,
+    by_name: HashMap<Arc<str>, usize>,
+    by_door: HashMap<Door, usize>,
+}
+
+/// One bound address, whoever it belongs to. With port 0 the kernel chooses, and every listener gets its own.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Door {
+    /// The address as configured.
+    pub address: ListenAddr,
+    /// Listener and position, for addresses with port 0 only.
+    ephemeral: Option<(Arc<str>, usize)>,
+}
+
+/// The terms of one listener.
+#[derive(Debug)]
+pub struct Terms {
+    /// The listener's name.
+    pub name: Arc<str>,
+    /// What clients speak inside TLS.
+    pub protocol: Protocol,
+    /// Where it listens.
+    pub doors: Vec<Door>,
+    /// Whose connections it takes.
+    pub sources: SourcePolicy,
+    /// Its side of TLS.
+    pub tls: Arc<ServerTls>,
+    /// Facts of its trust anchors, in the order of the files.
+    pub anchors: Vec<Certificate>,
+    /// Its database.
+    pub upstream: Upstream,
+    /// The upstream's address as audit events show it.
+    pub upstream_name: Arc<str>,
+    /// Its time limits.
+    pub limits: Limits,
+    /// Whether a CancelRequest may come without TLS.
+    pub plaintext_cancel: bool,
+    tls_inputs: TlsInputs,
+}
+
+/// What a [`ServerTls`] is made of. Where nothing of it changes the old one is kept, and session tickets stay good.
+/// Keys are not part of it: a key that fits an unchanged certificate is the same key.
+#[derive(Debug, PartialEq, Eq)]
+struct TlsInputs {
+    chains: Vec<Vec<CertificateDer<'static>>>,
+    anchors: Vec<CertificateDer<'static>>,
+    client_auth: ClientAuth,
+    min_version: MinTlsVersion,
+    protocol: Protocol,
+}
+
+/// A snapshot that could be built, and what about it deserves a look.
+#[derive(Debug)]
+pub struct Built {
+    /// The policy.
+    pub snapshot: Snapshot,
+    /// Nothing that stops it, in words for the operator.
+    pub warnings: Vec<String>,
+}
+
+impl Snapshot {
+    /// Builds the policy that `config` describes, following `previous`.
+    ///
+    /// # Errors
+    /// Everything that is wrong with the files it names.
+    pub fn build(config: Config, files: &mut Files, previous: Option<&Self>) -> Result<Built, Problems> {
+        let mut problems = Vec::new();
+        let mut warnings = Vec::new();
+        let mut terms = Vec::with_capacity(config.listeners.len());
+        for listener in &config.listeners {
+            let before = previous.and_then(|snapshot| snapshot.named(&listener.name));
+            let mut builder = Builder { files, problems: &mut problems, warnings: &mut warnings };
+            terms.extend(builder.terms(listener, before.map(|before| &**before)).map(Arc::new));
+        }
+        let generation = previous.map_or(1, |snapshot| snapshot.generation + 1);
+        let snapshot = Self::of(generation, config, terms);
+        Problems::unless_any(problems, Built { snapshot, warnings })
+    }
+
+    fn of(generation: u64, config: Config, terms: Vec<Arc<Terms>>) -> Self {
+        let by_name = terms.iter().enumerate().map(|(index, terms)| (Arc::clone(&terms.name), index)).collect();
+        let doors = |(index, terms): (usize, &Arc<Terms>)| {
+            terms.doors.iter().map(move |door| (door.clone(), index)).collect::<Vec<_>>()
+        };
+        let by_door = terms.iter().enumerate().flat_map(doors).collect();
+        Self { generation, config: Arc::new(config), terms, by_name, by_door }
+    }
+
+    /// The terms of every listener, in the order of the configuration.
+    pub fn listeners(&self) -> &[Arc<Terms>] {
+        &self.terms
+    }
+
+    /// The terms of the listener of this name.
+    pub fn named(&self, name: &str) -> Option<&Arc<Terms>> {
+        self.terms.get(*self.by_name.get(name)?)
+    }
+
+    /// The terms of the listener that has this address.
+    pub fn behind(&self, door: &Door) -> Option<&Arc<Terms>> {
+        self.terms.get(*self.by_door.get(door)?)
+    }
+
+    /// Every address that is to be bound.
+    pub fn doors(&self) -> impl Iterator<Item = &Door> {
+        self.terms.iter().flat_map(|terms| &terms.doors)
+    }
+}
+
+impl Terms {
+    /// Every certificate of the listener with its role, `server` or `client_ca`.
+    pub fn certificates(&self) -> impl Iterator<Item = (&'static str, &Certificate)> {
+        let server = self.tls.certificates().iter().map(|certificate| ("server", certificate));
+        server.chain(self.anchors.iter().map(|certificate| ("client_ca", certificate)))
+    }
+
+    /// Whether it asks clients for certificates.
+    pub fn client_auth(&self) -> ClientAuth {
+        self.tls_inputs.client_auth
+    }
+
+    /// The lowest TLS version it takes.
+    pub fn min_version(&self) -> MinTlsVersion {
+        self.tls_inputs.min_version
+    }
+}
