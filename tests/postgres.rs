@@ -9,7 +9,8 @@ use tokio_postgres::{AsyncMessage, Client};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use crate::harness::pki::sha256;
-use crate::harness::program::{self, command, run};
+use crate::harness::postgres::client;
+use crate::harness::program::{self, run};
 use crate::harness::wire::{PROTOCOL_3_0, error_response, startup};
 use crate::harness::{Listener, Portcullis, Postgres, Upstream};
 
@@ -24,7 +25,7 @@ pub(crate) fn conninfo(portcullis: &Portcullis) -> String {
 
 /// `psql` that prints nothing but the values.
 pub(crate) fn psql(conninfo: &str) -> Command {
-    let mut psql = command("psql");
+    let mut psql = client("psql");
     psql.args(["-X", "-A", "-t", "-q", "-v", "ON_ERROR_STOP=1", "-d", conninfo]);
     psql
 }
@@ -106,12 +107,12 @@ fn pgbench_runs_eight_clients() {
     let postgres = Postgres::start();
     let portcullis = Portcullis::before(Listener::postgres(&postgres));
     let conninfo = conninfo(&portcullis);
-    run(command("pgbench").args(["-i", "-q", "-d", &conninfo])).success();
-    let said = run(command("pgbench").args(["-n", "-c", "8", "-t", "100", "-d", &conninfo]));
+    run(client("pgbench").args(["-i", "-q", "-d", &conninfo])).success();
+    let said = run(client("pgbench").args(["-n", "-c", "8", "-t", "100", "-d", &conninfo]));
     let said = said.success();
     assert!(said.contains("number of transactions actually processed: 800/800"), "{said}");
     let fresh = ["-n", "-S", "-C", "-c", "4", "-t", "25", "-d"];
-    let said = run(command("pgbench").args(fresh).arg(&conninfo)).success();
+    let said = run(client("pgbench").args(fresh).arg(&conninfo)).success();
     assert!(said.contains("number of transactions actually processed: 100/100"), "{said}");
 }
 

@@ -2,7 +2,8 @@
 
 use std::process::Stdio;
 
-use crate::harness::program::{Running, command, run};
+use crate::harness::postgres::client;
+use crate::harness::program::{Running, run};
 use crate::harness::{Listener, Portcullis, Postgres, Redis, Site};
 use crate::postgres::conninfo;
 
@@ -48,22 +49,22 @@ fn twenty_rotations_cost_pgbench_nothing() {
     let config = format!("reload.poll = \"0s\"\n{}", Listener::postgres(&postgres));
     let portcullis = Portcullis::start(Site::new(), config);
     let conninfo = conninfo(&portcullis);
-    run(command("pgbench").args(["-i", "-q", "-d", &conninfo])).success();
+    run(client("pgbench").args(["-i", "-q", "-d", &conninfo])).success();
     // Two clients that stay connected, and two that connect anew for every transaction. Both go on until interrupted.
     let start = |options: &[&str]| {
-        let mut pgbench = command("pgbench");
+        let mut pgbench = client("pgbench");
         pgbench.args(["-n", "-S", "-c", "2", "-T", "600", "-d", &conninfo]).args(options);
         Running::start(pgbench.stdout(Stdio::null()).stderr(Stdio::piped()))
     };
-    let mut clients = [start(&[]), start(&["-C"])];
+    let mut running = [start(&[]), start(&["-C"])];
     rotate(&portcullis);
     let events = portcullis.events();
     assert!(!events.iter().any(|event| event.is("connection.denied")));
-    for client in &mut clients {
-        assert!(client.0.try_wait().unwrap().is_none(), "pgbench gave up");
-        client.signal("INT");
-        client.exit_code();
-        let said = std::io::read_to_string(client.0.stderr.take().unwrap()).unwrap();
+    for pgbench in &mut running {
+        assert!(pgbench.0.try_wait().unwrap().is_none(), "pgbench gave up");
+        pgbench.signal("INT");
+        pgbench.exit_code();
+        let said = std::io::read_to_string(pgbench.0.stderr.take().unwrap()).unwrap();
         assert!(!said.contains("error") && !said.contains("aborted"), "{said}");
     }
 }

@@ -1,5 +1,6 @@
 //! A private PostgreSQL.
 
+use std::env;
 use std::fmt::{self, Display, Formatter};
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -45,7 +46,7 @@ impl Postgres {
 
     /// `psql` over the Unix socket.
     pub(crate) fn psql(&self) -> Command {
-        let mut command = program::command("psql");
+        let mut command = client("psql");
         command.args(["-X", "-A", "-t", "-q", "-v", "ON_ERROR_STOP=1", "-d"]);
         let directory = self.directory.path().display();
         command.arg(format!("host={directory} port={} user=app dbname=postgres", self.port));
@@ -67,6 +68,18 @@ impl Drop for Postgres {
             self.process.exit_code();
         }
     }
+}
+
+/// A client program of PostgreSQL, without what its user has set up for it at home and in the environment.
+pub(crate) fn client(name: &str) -> Command {
+    let mut command = program::command(name);
+    for (variable, _) in env::vars_os() {
+        if variable.to_string_lossy().starts_with("PG") {
+            command.env_remove(variable);
+        }
+    }
+    command.env("HOME", "/nonexistent");
+    command
 }
 
 fn server(directory: &TempDir, port: u16) -> Command {

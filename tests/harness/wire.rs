@@ -53,6 +53,8 @@ pub(crate) fn last_words(stream: &mut TcpStream) -> Vec<u8> {
             Ok(0) => return bytes,
             Ok(count) => bytes.extend(&buffer[..count]),
             Err(error) if error.kind() == ErrorKind::ConnectionReset => return bytes,
+            // A process that was stopped and continued sees this where a socket has a timeout.
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
             Err(error) => panic!("not closed: {error}"),
         }
     }
