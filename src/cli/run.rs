@@ -10,19 +10,20 @@ use crate::server::{self, Server};
 use crate::signals::Signals;
 
 pub(super) fn run(file: &Path) -> Result<(), Failure> {
+    let failed = |error: &dyn std::fmt::Display| Failure::Failed(error.to_string());
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| failed(&error))?;
+    // First of all, so that a signal during a long start is heard after it and does not end the process.
+    let signals = runtime.block_on(async { Signals::listen() }).map_err(|error| failed(&error))?;
+
     let (built, fingerprint) = server::load(file);
     let built = built.map_err(Failure::Configuration)?;
-
     let log = &built.snapshot.config.log;
     let audit_file = log.audit_file.clone().map(open_audit_file).transpose().map_err(Failure::Failed)?;
     let audit = Audit::start(line_format(log.format), audit_file);
-    let failed = |error: &dyn std::fmt::Display| Failure::Failed(error.to_string());
     let (subscriber, handle) = subscriber(&audit, &log.level).map_err(|error| failed(&error))?;
     tracing::subscriber::set_global_default(subscriber).map_err(|error| failed(&error))?;
 
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| failed(&error))?;
     let result = runtime.block_on(async {
-        let signals = Signals::listen().map_err(|error| failed(&error))?;
         let server = Server::start(built, fingerprint, audit.clone(), handle).map_err(|error| failed(&error))?;
         server.run(signals).await;
         Ok(())

@@ -1,11 +1,11 @@
 //! What concerns the process as a whole: `[log]`, `[reload]`, `[shutdown]`.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tracing_subscriber::EnvFilter;
 
-use super::document::Section;
+use super::document::{Node, Section};
 use super::{Log, LogFormat, Reload};
 
 pub(super) fn log(root: &Section<'_>, directory: &Path) -> Log {
@@ -22,9 +22,21 @@ pub(super) fn log(root: &Section<'_>, directory: &Path) -> Log {
     if let Some(format) = section.get("format").and_then(|node| node.choice(&FORMATS)) {
         log.format = format;
     }
-    log.audit_file = section.get("audit_file").and_then(|node| node.text("a file")).map(|path| directory.join(path));
+    log.audit_file = section.get("audit_file").and_then(|node| audit_file(&node, directory));
     section.finish();
     log
+}
+
+fn audit_file(node: &Node<'_>, directory: &Path) -> Option<PathBuf> {
+    let path = directory.join(node.text("a file")?);
+    match path.parent() {
+        // The file itself is made when it is first written; `check` must not make it.
+        Some(parent) if !parent.as_os_str().is_empty() && !parent.is_dir() => {
+            node.problem(format_args!("found {}, but there is no directory {}", node.found(), parent.display()));
+            None
+        }
+        Some(_) | None => Some(path),
+    }
 }
 
 pub(super) fn reload(root: &Section<'_>) -> Reload {

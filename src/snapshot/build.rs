@@ -8,7 +8,7 @@ use time::OffsetDateTime;
 use super::{Door, Terms, TlsInputs};
 use crate::addr::ListenAddr;
 use crate::config::{CertificateFiles, Files, Listener, NamedFile, Problem};
-use crate::policy::ClientAuth;
+use crate::policy::{ClientAuth, Enforcement};
 use crate::protocol::{Protocol, postgres};
 use crate::timestamp;
 use crate::tls::{self, Certificate, ClientTrust, ServerCertificate, ServerTls};
@@ -149,7 +149,9 @@ impl Builder<'_> {
                 );
             }
         }
-        if listener.sources.sources.rules().is_empty() {
+        if listener.sources.enforcement == Enforcement::Observe {
+            self.warn(listener, "enforcement = \"observe\" lets untrusted sources in");
+        } else if listener.sources.sources.rules().is_empty() {
             self.warn(listener, "no source is trusted, so nobody gets in");
         }
         for rule in listener.sources.sources.rules() {
