@@ -18,6 +18,8 @@ mod abuse;
 mod admission;
 /// The events about connections and reloads.
 mod audit;
+/// New files that cannot be taken.
+mod bad_reload;
 /// PostgreSQL's cancel requests.
 mod cancel;
 /// `check`, `explain`, `certs`, `completions`, `man`, exit codes.
@@ -40,9 +42,11 @@ mod preface;
 mod redis;
 /// Bytes both ways, half-close, timeouts, back-pressure.
 mod relay;
-/// New configurations, certificates, sources, listeners in a running process.
+/// New configurations, sources and listeners in a running process.
 mod reload;
 /// Certificates that change under load.
 mod rotation;
 /// Versions, certificates, resumption.
 mod tls;
+/// Changes that nobody announces.
+mod watch;
