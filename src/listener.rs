@@ -224,7 +224,7 @@ impl Gate {
             }
             Err(stranger) => {
                 drop(stream);
-                let facts = Facts::new(0, Arc::clone(&terms.name), client);
+                let facts = Facts::new(None, Arc::clone(&terms.name), client);
                 let ending = Ending::new(Reason::UntrustedSource, stranger);
                 self.house.audit.denied(&facts, &ending, accepted_at.elapsed());
             }

@@ -78,7 +78,7 @@ impl Audit {
 
     /// A connection was let in and has reached its upstream.
     pub fn opened(&self, facts: &Facts) {
-        let mut event = Event::of_connection("connection.opened", facts).with("session", facts.session);
+        let mut event = Event::of_connection("connection.opened", facts).with_some("session", facts.session);
         if facts.would_deny {
             event = event.with("would_deny", Reason::UntrustedSource.code());
         }
@@ -88,7 +88,7 @@ impl Audit {
     /// A connection that was opened has ended.
     pub fn closed(&self, facts: &Facts, ending: &Ending, carried: Carried, duration: Duration) {
         let event = Event::of_connection("connection.closed", facts)
-            .with("session", facts.session)
+            .with_some("session", facts.session)
             .ended(ending)
             .with("bytes_in", carried.inbound)
             .with("bytes_out", carried.outbound)
@@ -136,7 +136,9 @@ impl Audit {
     }
 
     fn write(&self, event: &Event, level: Level) {
-        self.file.write(event.json(None).into_bytes());
+        if !self.file.is_idle() {
+            self.file.write(event.json(None).into_bytes());
+        }
         self.log_line(event, level, AUDIT_TARGET);
     }
 

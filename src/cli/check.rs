@@ -37,7 +37,7 @@ fn in_json(built: &Built) -> Value {
             "enforcement": enforcement(terms),
             "min_version": min_version(terms),
             "client_auth": client_auth(terms),
-            "sources": terms.sources.sources.rules().iter().map(|rule| source(rule)).collect::<Vec<_>>(),
+            "sources": terms.sources.trusted.rules().iter().map(|rule| source(rule)).collect::<Vec<_>>(),
             "certificates": certificates.collect::<Vec<_>>(),
         })
     });
@@ -87,7 +87,7 @@ fn in_words(built: &Built) -> String {
 }
 
 fn sources_in_words(out: &mut String, terms: &Terms) {
-    let rules = terms.sources.sources.rules();
+    let rules = terms.sources.trusted.rules();
     let _ = writeln!(out, "  trusted sources ({})", rules.len());
     for rule in rules.iter().take(MOST_RULES) {
         let _ = write!(out, "    {rule}");

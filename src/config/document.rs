@@ -39,6 +39,8 @@ pub(super) struct Section<'a> {
     span: Range<usize>,
     table: &'a DeTable<'a>,
     known: RefCell<Vec<&'static str>>,
+    /// Keys of features to come. Known, but not to be suggested.
+    later: RefCell<Vec<&'static str>>,
 }
 
 impl<'a> Document<'a> {
@@ -53,16 +55,19 @@ impl<'a> Document<'a> {
     /// holes.
     pub(super) fn parse(&self) -> Result<toml::Spanned<DeTable<'a>>, Problems> {
         let (root, errors) = DeTable::parse_recoverable(self.text);
-        let problem = |error: &toml::de::Error| Problem {
-            place: self.place(error.span().map_or(0, |span| span.start)),
-            key: String::new(),
-            message: format!("not valid TOML: {}", error.message().trim()),
+        let problem = |error: &toml::de::Error| {
+            let span = error.span().unwrap_or_default();
+            let place = self.place(span.start);
+            let found = self.text.get(span).filter(|found| !found.trim().is_empty() && !found.contains('\n'));
+            let found = found.map(|found| format!(" at `{found}`")).unwrap_or_default();
+            let message = format!("not valid TOML: {}{found}", error.message().trim());
+            Problem { place, key: String::new(), message }
         };
         Problems::unless_any(errors.iter().map(problem).collect(), root)
     }
 
     pub(super) fn root(&'a self, table: &'a DeTable<'a>) -> Section<'a> {
-        Section { document: self, path: String::new(), span: 0..0, table, known: RefCell::default() }
+        Section::of(self, String::new(), 0..0, table)
     }
 
     pub(super) fn into_problems(self) -> Vec<Problem> {
@@ -84,11 +89,18 @@ impl<'a> Document<'a> {
 }
 
 impl<'a> Section<'a> {
+    fn of(document: &'a Document<'a>, path: String, span: Range<usize>, table: &'a DeTable<'a>) -> Self {
+        Self { document, path, span, table, known: RefCell::default(), later: RefCell::default() }
+    }
+
     /// The value of `key`, where it is set.
     pub(super) fn get(&self, key: &'static str) -> Option<Node<'a>> {
         self.known.borrow_mut().push(key);
-        let (name, value) = self.table.get_key_value(key)?;
-        debug_assert_eq!(name.get_ref(), key);
+        self.find(key)
+    }
+
+    fn find(&self, key: &str) -> Option<Node<'a>> {
+        let value = self.table.get(key)?;
         Some(Node { document: self.document, key: self.path_of(key), span: value.span(), value: value.get_ref() })
     }
 
@@ -109,27 +121,31 @@ impl<'a> Section<'a> {
     /// Keys of features to come: refused by name, so that none is taken for one that works.
     pub(super) fn not_yet(&self, keys: &[&'static str]) {
         for key in keys {
-            if let Some(node) = self.get(key) {
+            if let Some(node) = self.find(key) {
                 node.problem(NOT_YET);
             }
+            self.later.borrow_mut().push(key);
         }
+    }
+
+    /// The same for a key whose default value says what is done anyway.
+    pub(super) fn not_yet_but(&self, key: &'static str, default: &str) {
+        if self.find(key).is_some_and(|node| node.value.as_str() != Some(default)) {
+            self.not_yet(&[key]);
+        }
+        self.later.borrow_mut().push(key);
     }
 
     /// Notes every key nobody asked for.
     pub(super) fn finish(self) {
-        let known = self.known.borrow();
+        let (known, later) = (self.known.borrow(), self.later.borrow());
         for (key, _) in self.table {
             let name = key.get_ref().as_ref();
-            if !known.contains(&name) {
+            if !known.contains(&name) && !later.contains(&name) {
                 let message = format!("unknown key; {}", suggestion(name, &known));
                 self.document.note(key.span(), self.path_of(name), message);
             }
         }
-    }
-
-    /// Notes something about the table as a whole.
-    pub(super) fn problem(&self, message: impl Display) {
-        self.document.note(self.span.clone(), self.path.clone(), message.to_string());
     }
 
     fn path_of(&self, key: &str) -> String {
@@ -158,13 +174,7 @@ impl<'a> Node<'a> {
 
     pub(super) fn section(&self, expected: &str) -> Option<Section<'a>> {
         let table = self.typed(self.value.as_table(), expected)?;
-        Some(Section {
-            document: self.document,
-            path: self.key.clone(),
-            span: self.span.clone(),
-            table,
-            known: RefCell::default(),
-        })
+        Some(Section::of(self.document, self.key.clone(), self.span.clone(), table))
     }
 
     /// The elements of an array.

@@ -24,8 +24,9 @@ impl Builder<'_> {
     pub(super) fn terms(&mut self, listener: &Listener, before: Option<&Terms>) -> Option<Terms> {
         let certificates: Vec<_> =
             listener.tls.certificates.iter().filter_map(|files| self.certificate(listener, files)).collect();
-        let anchors: Vec<_> =
-            listener.tls.client_ca.iter().flat_map(|file| self.anchors(listener, file).unwrap_or_default()).collect();
+        let bundles: Vec<_> = listener.tls.client_ca.iter().map(|file| self.anchors(listener, file)).collect();
+        // Everything is looked at before anything is given up, so that all of it is told.
+        let anchors = bundles.into_iter().collect::<Option<Vec<_>>>()?.concat();
         let trust = self.trust(listener, &anchors)?;
         if certificates.len() < listener.tls.certificates.len() {
             return None;
@@ -151,10 +152,10 @@ impl Builder<'_> {
         }
         if listener.sources.enforcement == Enforcement::Observe {
             self.warn(listener, "enforcement = \"observe\" lets untrusted sources in");
-        } else if listener.sources.sources.rules().is_empty() {
+        } else if listener.sources.trusted.rules().is_empty() {
             self.warn(listener, "no source is trusted, so nobody gets in");
         }
-        for rule in listener.sources.sources.rules() {
+        for rule in listener.sources.trusted.rules() {
             if rule.network.net().prefix_len() == 0 {
                 self.warn(listener, format_args!("the rule {rule} trusts every address of its family"));
             }

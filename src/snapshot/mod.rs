@@ -16,7 +16,7 @@ pub use changes::SourceChanges;
 
 use self::build::Builder;
 use crate::addr::ListenAddr;
-use crate::config::{Config, Files, Limits, Problems, Upstream};
+use crate::config::{Config, Files, Limits, Loaded, Problems, Upstream};
 use crate::policy::{ClientAuth, SourcePolicy};
 use crate::protocol::{MinTlsVersion, Protocol};
 use crate::tls::{Certificate, ServerTls};
@@ -92,12 +92,12 @@ pub struct Built {
 }
 
 impl Snapshot {
-    /// Builds the policy that `config` describes, following `previous`.
+    /// Builds the policy that `loaded` describes, following `previous`.
     ///
     /// # Errors
-    /// Everything that is wrong with the files it names.
-    pub fn build(config: Config, files: &mut Files, previous: Option<&Self>) -> Result<Built, Problems> {
-        let mut problems = Vec::new();
+    /// Everything that is wrong with the configuration and with the files it names.
+    pub fn build(loaded: Loaded, files: &mut Files, previous: Option<&Self>) -> Result<Built, Problems> {
+        let Loaded { config, mut problems } = loaded;
         let mut warnings = Vec::new();
         let mut terms = Vec::with_capacity(config.listeners.len());
         for listener in &config.listeners {
@@ -132,11 +132,6 @@ impl Snapshot {
     /// The terms of the listener that has this address.
     pub fn behind(&self, door: &Door) -> Option<&Arc<Terms>> {
         self.terms.get(*self.by_door.get(door)?)
-    }
-
-    /// Every address that is to be bound.
-    pub fn doors(&self) -> impl Iterator<Item = &Door> {
-        self.terms.iter().flat_map(|terms| &terms.doors)
     }
 }
 
