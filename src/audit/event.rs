@@ -8,7 +8,7 @@ use serde_json::Value;
 use time::OffsetDateTime;
 
 use crate::addr::ClientAddr;
-use crate::outcome::Ending;
+use crate::outcome::{Ending, Reason};
 use crate::policy::Rule;
 use crate::timestamp;
 
@@ -172,6 +172,11 @@ impl Event {
         }
     }
 
+    /// What would have been the reason, had observe mode not let the connection in.
+    pub(super) fn would_deny(self, facts: &Facts) -> Self {
+        self.with_some("would_deny", facts.would_deny.then_some(Reason::UntrustedSource.code()))
+    }
+
     pub(super) fn ended(self, ending: &Ending) -> Self {
         let detail = Some(ending.detail.as_str()).filter(|detail| !detail.is_empty());
         self.with("reason", ending.reason.code()).with_some("detail", detail)
@@ -218,7 +223,6 @@ fn is_plain(text: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::outcome::Reason;
 
     fn denied(sni: &str) -> Event {
         let client = ClientAddr::new("[::ffff:10.1.2.3]:4711".parse().unwrap());

@@ -3,7 +3,7 @@
 //! Serde would stop there, and an operator with three mistakes would need three attempts. So the tree is walked by hand:
 //! a [`Section`] notes the keys it is asked for, and at the end every other key is unknown.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::fmt::Display;
 use std::ops::Range;
 use std::path::Path;
@@ -19,7 +19,11 @@ use super::problem::{Place, Problem, Problems};
 pub(super) struct Document<'a> {
     file: &'a Path,
     text: &'a str,
+    /// Offsets at which lines start, so that finding a place does not mean reading the file.
+    lines: Vec<usize>,
     problems: RefCell<Vec<Problem>>,
+    /// Problems beyond those that are told.
+    untold: Cell<usize>,
 }
 
 /// A value, with its key and place.
@@ -45,7 +49,8 @@ pub(super) struct Section<'a> {
 
 impl<'a> Document<'a> {
     pub(super) fn new(file: &'a Path, text: &'a str) -> Self {
-        Self { file, text, problems: RefCell::default() }
+        let lines = std::iter::once(0).chain(text.match_indices('\n').map(|(newline, _)| newline + 1)).collect();
+        Self { file, text, lines, problems: RefCell::default(), untold: Cell::default() }
     }
 
     /// The top table.
@@ -63,7 +68,7 @@ impl<'a> Document<'a> {
             let message = format!("not valid TOML: {}{found}", error.message().trim());
             Problem { place, key: String::new(), message }
         };
-        Problems::unless_any(errors.iter().map(problem).collect(), root)
+        Problems::unless_any(errors.iter().take(MOST_TOLD).map(problem).collect(), root)
     }
 
     pub(super) fn root(&'a self, table: &'a DeTable<'a>) -> Section<'a> {
@@ -71,19 +76,28 @@ impl<'a> Document<'a> {
     }
 
     pub(super) fn into_problems(self) -> Vec<Problem> {
-        self.problems.into_inner()
+        let mut problems = self.problems.take();
+        if self.untold.get() > 0 {
+            let message = format!("and {} more problems", self.untold.get());
+            problems.push(Problem { place: self.place(self.text.len()), key: String::new(), message });
+        }
+        problems
     }
 
     fn note(&self, span: Range<usize>, key: String, message: String) {
         let place = self.place(span.start);
-        self.problems.borrow_mut().push(Problem { place, key, message });
+        let mut problems = self.problems.borrow_mut();
+        if problems.len() < MOST_TOLD {
+            problems.push(Problem { place, key, message });
+        } else {
+            self.untold.set(self.untold.get() + 1);
+        }
     }
 
     fn place(&self, offset: usize) -> Place {
-        let before = self.text.get(..offset).unwrap_or(self.text);
-        let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
-        let line = before.matches('\n').count() + 1;
-        let column = before.get(line_start..).unwrap_or("").chars().count() + 1;
+        let line = self.lines.partition_point(|start| *start <= offset);
+        let line_start = line.checked_sub(1).and_then(|index| self.lines.get(index)).copied().unwrap_or(0);
+        let column = self.text.get(line_start..offset).unwrap_or("").chars().count() + 1;
         Place { file: self.file.to_owned(), position: Some((line, column)) }
     }
 }
@@ -253,6 +267,9 @@ impl<'a> Node<'a> {
 /// What a key or value of a later feature is answered.
 pub(super) const NOT_YET: &str =
     concat!("is not available in this version (", env!("CARGO_PKG_VERSION"), "); take it out");
+
+/// Problems of one file that are told one by one. Nobody mends more at a time, and a list of rules can have many.
+const MOST_TOLD: usize = 100;
 
 /// Longest part of a wrong value that an error repeats.
 const MAX_SHOWN: usize = 80;

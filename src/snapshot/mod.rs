@@ -10,7 +10,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use rustls::pki_types::CertificateDer;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
 pub use changes::SourceChanges;
 
@@ -64,6 +64,8 @@ pub struct Terms {
     pub upstream: Upstream,
     /// The upstream's address as audit events show it.
     pub upstream_name: Arc<str>,
+    /// Bounds how many of its name lookups are under way at once.
+    pub resolving: Arc<Semaphore>,
     /// Its time limits.
     pub limits: Limits,
     /// Whether a CancelRequest may come without TLS.
