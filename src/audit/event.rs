@@ -56,6 +56,12 @@ impl Facts {
             upstream: None,
         }
     }
+
+    /// Notes whose certificate the client presents.
+    pub fn name(&mut self, subject: &str, sha256: &str) {
+        self.client_subject = Some(subject.to_owned());
+        self.client_sha256 = Some(sha256.to_owned());
+    }
 }
 
 /// What a reload changed, in counts and fingerprints.

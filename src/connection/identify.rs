@@ -15,7 +15,7 @@ use super::secure::Secured;
 use crate::audit::Facts;
 use crate::outcome::{Ending, Reason};
 use crate::snapshot::{Current, Snapshot, Terms};
-use crate::tls::{Identity, ServerTls};
+use crate::tls::{Certificate, Identity, ServerTls};
 
 /// A client that may go on to the upstream, by these terms.
 #[derive(Debug)]
@@ -49,12 +49,19 @@ pub(super) fn judge(
     let trust = terms.tls.trust();
     let now = OffsetDateTime::now_utc();
     let identity = match already {
-        Some(tls) if Arc::ptr_eq(tls, &terms.tls) => trust.identify(chain, now)?,
-        Some(_) | None => trust.judge(chain, now)?,
+        Some(tls) if Arc::ptr_eq(tls, &terms.tls) => trust.identify(chain, now),
+        Some(_) | None => trust.judge(chain, now),
     };
-    if let Identity::Certified(certificate) = identity {
-        facts.client_subject = Some(certificate.subject.clone());
-        facts.client_sha256 = Some(certificate.sha256.clone());
+    match identity {
+        Ok(Identity::Certified(certificate)) => facts.name(&certificate.subject, &certificate.sha256),
+        Ok(Identity::Anonymous) => {}
+        Err(ending) => {
+            // The audit names whom it turns away, too.
+            if let Some(Ok(certificate)) = chain.first().map(Certificate::parse) {
+                facts.name(&certificate.subject, &certificate.sha256);
+            }
+            return Err(ending);
+        }
     }
     Ok(terms)
 }

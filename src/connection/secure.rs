@@ -46,9 +46,13 @@ pub(super) async fn secure(greeted: Greeted, terms: &Terms, facts: &mut Facts) -
     facts.sni = hello.server_name().map(str::to_owned);
     let shown = tls.certificate_for(&hello).cloned();
 
-    let stream = match start.into_stream(tls.config()).into_fallible().await {
+    let attempt = tls.attempt();
+    let stream = match start.into_stream(Arc::clone(&attempt.config)).into_fallible().await {
         Ok(stream) => Box::new(stream),
         Err((error, stream)) => {
+            if let Some(certificate) = attempt.refused() {
+                facts.name(&certificate.subject, &certificate.sha256);
+            }
             return Err(Leave::plain(handshake_failure(&error, shown.as_ref()), stream, Vec::new()));
         }
     };

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use rustls::crypto::aws_lc_rs::Ticketer;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::ClientHello;
+use rustls::server::danger::ClientCertVerifier;
 use rustls::sign::CertifiedKey;
 use rustls::version::{TLS12, TLS13};
 use rustls::{ProtocolVersion, ServerConfig, SupportedCipherSuite, SupportedProtocolVersion};
@@ -15,6 +16,7 @@ use super::error::BuildError;
 use super::provider;
 use super::rehearsal::rehearse;
 use super::trust::ClientTrust;
+use super::verifier::Refused;
 use crate::protocol::MinTlsVersion;
 
 /// Everything a listener needs to speak TLS. Immutable; a change of any part makes a new one, with fresh session tickets,
@@ -22,6 +24,7 @@ use crate::protocol::MinTlsVersion;
 #[derive(Debug)]
 pub struct ServerTls {
     config: Arc<ServerConfig>,
+    min_version: MinTlsVersion,
     chooser: Arc<Chooser>,
     certificates: Vec<Certificate>,
     trust: ClientTrust,
@@ -109,20 +112,24 @@ impl ServerTls {
             })
             .collect();
         let chooser = Arc::new(Chooser::new(choices));
-        let mut config = ServerConfig::builder_with_provider(provider())
-            .with_protocol_versions(versions(min_version))
-            .map_err(|error| BuildError::Rustls(error.to_string()))?
-            .with_client_cert_verifier(trust.verifier())
-            .with_cert_resolver(Arc::clone(&chooser) as Arc<_>);
+        let mut config = assemble(trust.verifier(), &chooser, min_version)?;
         config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
         config.ticketer = Ticketer::new().map_err(|error| BuildError::Rustls(error.to_string()))?;
         let certificates = certificates.iter().map(|certificate| certificate.leaf.clone()).collect();
-        Ok(Self { config: Arc::new(config), chooser, certificates, trust })
+        Ok(Self { config: Arc::new(config), min_version, chooser, certificates, trust })
     }
 
-    /// What rustls is given for a connection.
-    pub fn config(&self) -> Arc<ServerConfig> {
-        Arc::clone(&self.config)
+    /// What one handshake needs.
+    pub fn attempt(&self) -> Attempt {
+        let unseen = || Attempt { config: Arc::clone(&self.config), refused: None };
+        // rustls forgets a certificate it refuses, and the audit wants to name it; so where certificates are asked for each
+        // handshake has a verifier of its own that remembers.
+        let Some((verifier, refused)) = self.trust.witness() else { return unseen() };
+        let Ok(mut config) = assemble(verifier, &self.chooser, self.min_version) else { return unseen() };
+        config.alpn_protocols.clone_from(&self.config.alpn_protocols);
+        config.ticketer = Arc::clone(&self.config.ticketer);
+        config.session_storage = Arc::clone(&self.config.session_storage);
+        Attempt { config: Arc::new(config), refused: Some(refused) }
     }
 
     /// The certificate a client with this hello is shown.
@@ -139,6 +146,33 @@ impl ServerTls {
     pub fn trust(&self) -> &ClientTrust {
         &self.trust
     }
+}
+
+/// One handshake's view of a [`ServerTls`].
+#[derive(Debug)]
+pub struct Attempt {
+    /// What rustls is given.
+    pub config: Arc<ServerConfig>,
+    refused: Option<Refused>,
+}
+
+impl Attempt {
+    /// The client certificate that was refused in this handshake, if one was.
+    pub fn refused(&self) -> Option<&Certificate> {
+        self.refused.as_ref()?.get()
+    }
+}
+
+fn assemble(
+    verifier: Arc<dyn ClientCertVerifier>,
+    chooser: &Arc<Chooser>,
+    min_version: MinTlsVersion,
+) -> Result<ServerConfig, BuildError> {
+    Ok(ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(versions(min_version))
+        .map_err(|error| BuildError::Rustls(error.to_string()))?
+        .with_client_cert_verifier(verifier)
+        .with_cert_resolver(Arc::clone(chooser) as Arc<_>))
 }
 
 /// `TLSv1.3`, as audit events have it.

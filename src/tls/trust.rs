@@ -16,7 +16,7 @@ use super::certificate::Certificate;
 use super::error::BuildError;
 use super::failure::{certificate_reason, refused_by_us};
 use super::provider;
-use super::verifier::ClientVerifier;
+use super::verifier::{Refused, Witness, verify};
 use crate::outcome::{Ending, Reason};
 use crate::policy::ClientAuth;
 use crate::timestamp::seconds;
@@ -54,7 +54,7 @@ impl ClientTrust {
         let builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider());
         let builder = if auth == ClientAuth::Optional { builder.allow_unauthenticated() } else { builder };
         let verifier = builder.build().map_err(|error| BuildError::ClientTrust(error.to_string()))?;
-        Ok(Self { auth, verifier: Some(Arc::new(ClientVerifier(verifier))) })
+        Ok(Self { auth, verifier: Some(verifier) })
     }
 
     /// Whether a certificate can be a trust anchor at all.
@@ -70,6 +70,14 @@ impl ClientTrust {
         self.verifier.clone().unwrap_or_else(WebPkiClientVerifier::no_client_auth)
     }
 
+    /// A verifier for one handshake and the place where it leaves the certificate it refuses. `None` where no certificate
+    /// is asked for.
+    pub(super) fn witness(&self) -> Option<(Arc<dyn ClientCertVerifier>, Refused)> {
+        let verifier = Arc::clone(self.verifier.as_ref()?);
+        let refused = Refused::default();
+        Some((Arc::new(Witness::new(verifier, Arc::clone(&refused))), refused))
+    }
+
     /// Judges the chain a client presented, leaf first, now or in the handshake this one resumes.
     ///
     /// # Errors
@@ -82,7 +90,7 @@ impl ClientTrust {
                 ClientAuth::None | ClientAuth::Optional => Ok(Identity::Anonymous),
             };
         };
-        verifier.verify_client_cert(leaf, intermediates, unix_time(now)).map_err(|error| {
+        verify(&**verifier, leaf, intermediates, unix_time(now)).map_err(|error| {
             let who = Certificate::parse(leaf).map_or_else(|_| "?".to_owned(), |facts| facts.subject);
             Ending::new(certificate_reason(&error), format_args!("client certificate {who}: {}", refused_by_us(&error)))
         })?;
