@@ -15,7 +15,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tracing::{error, warn};
+use tracing::warn;
 
 use crate::addr::{ClientAddr, ListenAddr};
 use crate::audit::Facts;
@@ -43,7 +43,15 @@ struct Bound {
 /// Addresses that are bound but not accepted from yet. Dropped, they are free again.
 #[derive(Debug)]
 pub struct Prepared {
-    fresh: Vec<(Door, TcpListener, SocketAddr)>,
+    fresh: Vec<(Door, Opening)>,
+}
+
+/// A bound socket that can be waited on.
+#[derive(Debug)]
+struct Opening {
+    socket: Arc<TcpListener>,
+    ready: AsyncFd<Arc<TcpListener>>,
+    local: SocketAddr,
 }
 
 /// An address that cannot be had.
@@ -70,12 +78,12 @@ impl Listeners {
         for terms in snapshot.listeners() {
             for door in terms.doors.iter().filter(|door| !self.bound.contains_key(door)) {
                 let leaving = self.share_port_of_leaving(door, snapshot);
-                let (socket, local) = bind(&door.address, !leaving.is_empty()).map_err(|error| BindError {
+                let opening = Opening::bind(&door.address, !leaving.is_empty()).map_err(|error| BindError {
                     listener: Arc::clone(&terms.name),
                     address: door.address,
                     error,
                 })?;
-                fresh.push((door.clone(), socket, local));
+                fresh.push((door.clone(), opening));
             }
         }
         Ok(Prepared { fresh })
@@ -85,13 +93,9 @@ impl Listeners {
     /// in force already.
     pub fn commit(&mut self, prepared: Prepared, snapshot: &Snapshot) {
         self.bound.retain(|door, _| snapshot.behind(door).is_some());
-        for (door, socket, local) in prepared.fresh {
-            match self.accept_from(door.clone(), socket, local) {
-                Ok(bound) => {
-                    self.bound.insert(door, bound);
-                }
-                Err(error) => error!("{local} is bound but cannot be waited on: {error}"),
-            }
+        for (door, opening) in prepared.fresh {
+            let bound = self.accept_from(door.clone(), opening);
+            self.bound.insert(door, bound);
         }
     }
 
@@ -106,18 +110,12 @@ impl Listeners {
         terms.doors.iter().filter_map(|door| self.bound.get(door).map(|bound| bound.local)).collect()
     }
 
-    fn accept_from(&mut self, door: Door, socket: TcpListener, local: SocketAddr) -> io::Result<Bound> {
-        let socket = Arc::new(socket);
-        // tokio's own listener would register every accepted socket with this thread, a stranger's too, only to move it.
-        #[allow(
-            deprecated,
-            reason = "unsound only for types that let go of their descriptor; this one keeps it for life"
-        )]
-        let ready = AsyncFd::with_interest(Arc::clone(&socket), Interest::READABLE)?;
+    fn accept_from(&mut self, door: Door, opening: Opening) -> Bound {
+        let Opening { socket, ready, local } = opening;
         let (running, stopped) = watch::channel(());
         let gate = Gate { door, house: self.house.clone(), workers: Arc::clone(&self.workers), owner: None };
         self.loops.spawn(gate.run(ready, stopped));
-        Ok(Bound { socket, local, _running: running })
+        Bound { socket, local, _running: running }
     }
 
     /// Lets `door` be bound beside addresses that overlap it and leave with this reload, as when a wildcard is narrowed to
@@ -146,24 +144,33 @@ impl Drop for SharedPort {
     }
 }
 
-fn bind(address: &ListenAddr, shared: bool) -> io::Result<(TcpListener, SocketAddr)> {
-    let domain = if address.socket.is_ipv4() { Domain::IPV4 } else { Domain::IPV6 };
-    let socket = Socket::new(domain, Type::STREAM, Some(Protocol::TCP))?;
-    if address.socket.is_ipv6() {
-        // Said either way, so that net.ipv6.bindv6only does not decide.
-        socket.set_only_v6(address.ipv6_only)?;
+impl Opening {
+    /// Binds an address; `shared` where a socket that is about to leave still has its port.
+    fn bind(address: &ListenAddr, shared: bool) -> io::Result<Self> {
+        let domain = if address.socket.is_ipv4() { Domain::IPV4 } else { Domain::IPV6 };
+        let socket = Socket::new(domain, Type::STREAM, Some(Protocol::TCP))?;
+        if address.socket.is_ipv6() {
+            // Said either way, so that net.ipv6.bindv6only does not decide.
+            socket.set_only_v6(address.ipv6_only)?;
+        }
+        // Sessions of a former process in TIME_WAIT must not keep a restart waiting.
+        socket.set_reuse_address(true)?;
+        socket.set_nonblocking(true)?;
+        socket.set_reuse_port(shared)?;
+        socket.bind(&address.socket.into())?;
+        socket.listen(BACKLOG)?;
+        // Only for the moment: two portcullis processes must never share a port unnoticed.
+        socket.set_reuse_port(false)?;
+        let socket = Arc::new(TcpListener::from(socket));
+        let local = socket.local_addr()?;
+        // tokio's own listener would register every accepted socket with this thread, a stranger's too, only to move it.
+        #[allow(
+            deprecated,
+            reason = "unsound only for types that let go of their descriptor; this one keeps it for life"
+        )]
+        let ready = AsyncFd::with_interest(Arc::clone(&socket), Interest::READABLE)?;
+        Ok(Self { socket, ready, local })
     }
-    // Sessions of a former process in TIME_WAIT must not keep a restart waiting.
-    socket.set_reuse_address(true)?;
-    socket.set_nonblocking(true)?;
-    socket.set_reuse_port(shared)?;
-    socket.bind(&address.socket.into())?;
-    socket.listen(BACKLOG)?;
-    // Only for the moment: two portcullis processes must never share a port unnoticed.
-    socket.set_reuse_port(false)?;
-    let listener = TcpListener::from(socket);
-    let local = listener.local_addr()?;
-    Ok((listener, local))
 }
 
 /// The loop behind one address.
@@ -193,9 +200,13 @@ impl Gate {
                 Err(error) => patience.lost(&error).await,
             }
         }
-        // These clients were told by the kernel that they are connected.
-        while let Ok((stream, from)) = socket.get_ref().accept() {
-            self.let_in(stream, from).await;
+        // These clients were told by the kernel that they are connected. No more than can have waited: others may come
+        // faster than they are served.
+        for _ in 0..BACKLOG {
+            match socket.get_ref().accept() {
+                Ok((stream, from)) => self.let_in(stream, from).await,
+                Err(_) => break,
+            }
         }
     }
 

@@ -1,7 +1,6 @@
 //! Puts the parts together, runs them, and takes them apart again in the right order.
 
 use std::io;
-use std::path::Path;
 use std::pin::pin;
 use std::sync::Arc;
 use std::thread::available_parallelism;
@@ -11,7 +10,7 @@ use tokio::sync::watch;
 use tokio::time::{Interval, timeout};
 use tracing::{info, warn};
 
-use crate::audit::{Audit, Destination, LogHandle, open_audit_file};
+use crate::audit::{Audit, LogHandle, open_audit_file};
 use crate::config::Fingerprint;
 use crate::connection::{House, Workers};
 use crate::expiry::{ExpiryWatch, LOOK_EVERY};
@@ -33,6 +32,8 @@ pub struct Server {
     register: Arc<Register>,
     reloader: Reloader,
     expiry: ExpiryWatch,
+    /// Why the last reload was refused, if it was.
+    rejected: Option<String>,
 }
 
 /// Why a server cannot start.
@@ -63,7 +64,16 @@ impl Server {
         let prepared = listeners.prepare(&snapshot)?;
         listeners.commit(prepared, &snapshot);
         warn_all(&built.warnings);
-        let server = Self { audit, log, published, listeners, register, reloader, expiry: ExpiryWatch::default() };
+        let server = Self {
+            audit,
+            log,
+            published,
+            listeners,
+            register,
+            reloader,
+            expiry: ExpiryWatch::default(),
+            rejected: None,
+        };
         server.announce(&snapshot, None);
         Ok(server)
     }
@@ -102,28 +112,41 @@ impl Server {
 
     /// Puts a proposed policy in force, whole, or refuses it, whole.
     fn consider(&mut self, proposal: Proposal, current: &Arc<Snapshot>) {
-        let applied = match proposal.outcome {
-            Ok(built) => self.apply(*built, current, proposal.requested),
-            Err(error) => Err(error),
-        };
-        if let Err(error) = applied {
-            let error = format!("{error}; generation {} goes on unchanged", current.generation);
-            self.audit.reload_rejected(current.generation, &error);
+        let Proposal { requested, outcome } = proposal;
+        if requested {
+            self.reopen_audit_file(current);
+        }
+        match outcome.and_then(|built| self.apply(*built, current)) {
+            Ok(()) => self.rejected = None,
+            Err(error) => self.reject(error, current, requested),
         }
     }
 
-    fn apply(&mut self, built: Built, current: &Arc<Snapshot>, requested: bool) -> Result<(), String> {
+    /// What log rotation needs of SIGHUP, whatever becomes of the reload.
+    fn reopen_audit_file(&self, current: &Snapshot) {
+        match current.config.log.audit_file.clone().map(open_audit_file).transpose() {
+            Ok(destination) => self.audit.reopen(destination),
+            Err(error) => warn!("the audit goes on into the old file: {error}"),
+        }
+    }
+
+    fn apply(&mut self, built: Built, current: &Arc<Snapshot>) -> Result<(), String> {
         let Built { snapshot, warnings } = built;
-        let audit_file = self.audit_file(&snapshot, current, requested)?;
-        let prepared = self.listeners.prepare(&snapshot);
-        let prepared = prepared.map_err(|error| format!("{}: {error}", snapshot.config.file.display()))?;
+        let log = &snapshot.config.log;
+        let other_audit_file = log.audit_file != current.config.log.audit_file;
+        let audit_file = log.audit_file.clone().filter(|_| other_audit_file).map(open_audit_file).transpose()?;
+        let prepared = self.listeners.prepare(&snapshot).map_err(|error| {
+            // The port may be given back without any file changing.
+            self.reloader.try_again();
+            format!("{}: {error}", snapshot.config.file.display())
+        })?;
 
         // Nothing can fail from here on.
         let snapshot = Arc::new(snapshot);
         self.published.send_replace(Arc::clone(&snapshot));
         self.listeners.commit(prepared, &snapshot);
-        if let Some(destination) = audit_file {
-            self.audit.reopen(destination);
+        if other_audit_file {
+            self.audit.reopen(audit_file);
         }
         if let Err(error) = self.log.set_level(&snapshot.config.log.level) {
             warn!("the log keeps its level: {error}");
@@ -139,18 +162,13 @@ impl Server {
         Ok(())
     }
 
-    /// The audit file, opened, where it is another one or SIGHUP asks to open it anew.
-    fn audit_file(
-        &self,
-        snapshot: &Snapshot,
-        current: &Snapshot,
-        requested: bool,
-    ) -> Result<Option<Option<Destination>>, String> {
-        let wanted = &snapshot.config.log.audit_file;
-        if !requested && *wanted == current.config.log.audit_file {
-            return Ok(None);
+    /// Audits a refusal, unless it is the same as the last one and nobody asked.
+    fn reject(&mut self, error: String, current: &Snapshot, requested: bool) {
+        if requested || self.rejected.as_ref() != Some(&error) {
+            let words = format!("{error}; generation {} goes on unchanged", current.generation);
+            self.audit.reload_rejected(current.generation, &words);
         }
-        wanted.clone().map(open_audit_file).transpose().map(Some)
+        self.rejected = Some(error);
     }
 
     fn tell_changes(&self, snapshot: &Snapshot, current: &Snapshot) {
@@ -178,24 +196,19 @@ impl Server {
         self.listeners.close().await;
         let patience = self.published.borrow().config.drain;
         info!("stopping: {} connections are open, and have {patience:?} to end", self.register.count());
-        let drained = tokio::select! {
-            drained = timeout(patience, self.register.emptied()) => drained.is_ok(),
+        let ended = tokio::select! {
+            ended = timeout(patience, self.register.emptied()) => ended.is_ok(),
             () = stop.next() => false,
         };
-        if !drained {
+        if !ended {
             self.register.end_all(Reason::Shutdown);
-            let _ = timeout(LAST_WORDS, self.register.emptied()).await;
+            tokio::select! {
+                _ = timeout(LAST_MOMENT, self.register.emptied()) => {}
+                () = stop.next() => {}
+            }
         }
         info!("stopped");
     }
-}
-
-/// Reads the configuration of a start.
-///
-/// # Errors
-/// Every problem found.
-pub fn load(file: &Path) -> (Result<Built, crate::config::Problems>, Fingerprint) {
-    crate::reload::build(file, None)
 }
 
 fn warn_all(warnings: &[String]) {
@@ -208,5 +221,5 @@ fn warn_all(warnings: &[String]) {
 /// list of 100,000 new rules from crowding everything else out of the audit's queue.
 const MOST_SOURCES_TOLD: usize = 1_000;
 
-/// How long sessions that were ended at the deadline may take over their goodbyes.
-const LAST_WORDS: Duration = Duration::from_secs(2);
+/// How long sessions that are ended may take to tell their clients: a round trip or two. A second signal ends even this.
+const LAST_MOMENT: Duration = Duration::from_millis(500);

@@ -1,1 +1,52 @@
-//! The table of contents of the tests.
+//! The table of contents of the tests: what Portcullis does, seen from outside.
+//!
+//! Every test starts the real program on ports of its own and stands alone. What they start from is in `harness`.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test that meets what it did not expect has to fail, and say where"
+)]
+
+/// The world around a test: certificates, programs, clients, upstreams.
+mod harness;
+
+/// What must not hurt.
+mod abuse;
+/// Trusted sources: who may come in at all.
+mod admission;
+/// The events about connections and reloads.
+mod audit;
+/// New files that cannot be taken.
+mod bad_reload;
+/// PostgreSQL's cancel requests.
+mod cancel;
+/// `check`, `explain`, `certs`, `completions`, `man`, exit codes.
+mod commands;
+/// Good and bad configurations, with approved error texts.
+mod config;
+/// The upstream, when it is there and when it is not.
+mod dial;
+/// SIGTERM, and what systemd is told.
+mod drain;
+/// Client certificates.
+mod identity;
+/// The floors of `src/`.
+mod layers;
+/// PostgreSQL, psql, pgbench, tokio-postgres.
+mod postgres;
+/// The bytes before TLS.
+mod preface;
+/// Redis, redis-cli, redis-benchmark, the crate `redis`.
+mod redis;
+/// Bytes both ways, half-close, timeouts, back-pressure.
+mod relay;
+/// New configurations, sources and listeners in a running process.
+mod reload;
+/// Certificates that change under load.
+mod rotation;
+/// Versions, certificates, resumption.
+mod tls;
+/// Changes that nobody announces.
+mod watch;

@@ -9,13 +9,13 @@ use time::OffsetDateTime;
 use super::{Failure, print};
 use crate::policy::{ClientAuth, Enforcement, Origin, Rule};
 use crate::protocol::MinTlsVersion;
-use crate::server;
+use crate::reload;
 use crate::snapshot::{Built, Terms};
 use crate::timestamp;
 use crate::tls::Certificate;
 
 pub(super) fn check(file: &Path, as_json: bool) -> Result<(), Failure> {
-    let (built, _) = server::load(file);
+    let (built, _) = reload::build(file, None);
     let built = built.map_err(Failure::Configuration)?;
     if as_json { print(&format!("{:#}\n", in_json(&built))) } else { print(&in_words(&built)) }
 }

@@ -11,13 +11,13 @@ use super::inspect::read_certificates;
 use super::{Failure, print};
 use crate::addr::ClientAddr;
 use crate::policy::{ClientAuth, Rule};
-use crate::server;
+use crate::reload;
 use crate::snapshot::Terms;
 use crate::timestamp;
 use crate::tls::Identity;
 
 pub(super) fn explain(file: &Path, listener: &str, source: IpAddr, client_cert: Option<&Path>) -> Result<(), Failure> {
-    let (built, _) = server::load(file);
+    let (built, _) = reload::build(file, None);
     let snapshot = built.map_err(Failure::Configuration)?.snapshot;
     let Some(terms) = snapshot.named(listener) else {
         let names: Vec<_> = snapshot.listeners().iter().map(|terms| &*terms.name).collect();

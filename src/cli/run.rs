@@ -6,7 +6,8 @@ use std::path::Path;
 use super::Failure;
 use crate::audit::{Audit, LineFormat, open_audit_file, subscriber};
 use crate::config::LogFormat;
-use crate::server::{self, Server};
+use crate::reload;
+use crate::server::Server;
 use crate::signals::Signals;
 
 pub(super) fn run(file: &Path) -> Result<(), Failure> {
@@ -15,7 +16,7 @@ pub(super) fn run(file: &Path) -> Result<(), Failure> {
     // First of all, so that a signal during a long start is heard after it and does not end the process.
     let signals = runtime.block_on(async { Signals::listen() }).map_err(|error| failed(&error))?;
 
-    let (built, fingerprint) = server::load(file);
+    let (built, fingerprint) = reload::build(file, None);
     let built = built.map_err(Failure::Configuration)?;
     let log = &built.snapshot.config.log;
     let audit_file = log.audit_file.clone().map(open_audit_file).transpose().map_err(Failure::Failed)?;

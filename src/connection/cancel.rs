@@ -3,60 +3,94 @@
 //! It is passed on verbatim and answered by nothing. The client's side is closed only after the upstream has closed, so
 //! that a canceller that waits for the end knows the request was acted upon, as it would without a proxy.
 
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
+use tokio_rustls::server::TlsStream;
 
 use super::dial::{UpstreamStream, connect};
-use super::identify::Identified;
+use super::identify::{Identified, judge, judge_source};
 use super::part::{Leave, Parting};
+use crate::audit::Facts;
 use crate::outcome::{Ending, Reason};
-use crate::snapshot::Terms;
+use crate::snapshot::{Current, Terms};
 
-/// A CancelRequest that may go to the upstream.
+/// A CancelRequest that wants to go to the upstream.
 #[derive(Debug)]
 pub(super) struct CancelRequest {
     packet: Vec<u8>,
     terms: Arc<Terms>,
-    client: Parting,
+    client: Canceller,
+}
+
+/// Whom it came from, and how.
+#[derive(Debug)]
+enum Canceller {
+    /// Without TLS, as libpq before 17 sends it.
+    Plain(TcpStream),
+    /// Inside TLS.
+    Tls(Box<TlsStream<TcpStream>>),
 }
 
 impl CancelRequest {
-    /// One that came without TLS, as libpq before 17 sends it.
     pub(super) fn plaintext(stream: TcpStream, packet: Vec<u8>, terms: &Arc<Terms>) -> Self {
-        Self { packet, terms: Arc::clone(terms), client: Parting::Plain(stream, Vec::new()) }
+        Self { packet, terms: Arc::clone(terms), client: Canceller::Plain(stream) }
     }
 
-    /// One that came inside TLS.
     pub(super) fn over_tls(identified: Identified, packet: Vec<u8>) -> Self {
         let Identified { stream, terms, .. } = identified;
-        Self { packet, terms, client: Parting::Tls(stream, Vec::new()) }
+        Self { packet, terms, client: Canceller::Tls(stream) }
     }
 
     /// Passes it on and waits for the upstream to be done with it.
-    pub(super) async fn forward(self) -> Result<Parting, Leave> {
-        let Self { packet, terms, client } = self;
-        let passed_on = async {
-            let mut upstream = connect(&terms.upstream).await?;
-            match timeout(PATIENCE, deliver(&mut upstream, &packet)).await {
-                Ok(Ok(())) => Ok(()),
-                Ok(Err(error)) => Err(Ending::new(Reason::UpstreamUnreachable, error)),
-                // It was delivered; how long the upstream takes over it is its own business.
-                Err(_) => Ok(()),
+    pub(super) async fn forward(self, current: &Current, facts: &mut Facts) -> Result<Parting, Leave> {
+        match self.pass_on(current, facts).await {
+            Ok(()) => Ok(self.client.into()),
+            Err(ending) => Err(Leave { ending, parting: self.client.into() }),
+        }
+    }
+
+    async fn pass_on(&self, current: &Current, facts: &mut Facts) -> Result<(), Ending> {
+        let mut upstream = connect(&self.terms.upstream).await?;
+        // Asked at the last moment: the packet may have taken its time, and the policy may be another one by now.
+        self.client.judge(current, facts)?;
+        let sent = timeout(PATIENCE, upstream.send(&self.packet)).await;
+        let failed = |error: io::Error| Ending::new(Reason::UpstreamUnreachable, error);
+        sent.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())).map_err(failed)?;
+        // Delivered. How the upstream ends the connection, and when, is its own business.
+        let _ = timeout(PATIENCE, ended(&mut upstream)).await;
+        Ok(())
+    }
+}
+
+impl Canceller {
+    fn judge(&self, current: &Current, facts: &mut Facts) -> Result<(), Ending> {
+        let snapshot = Arc::clone(&current.borrow());
+        match self {
+            Self::Plain(_) => {
+                let terms = judge_source(&snapshot, facts)?;
+                if terms.plaintext_cancel { Ok(()) } else { Err(Reason::PlaintextRefused.into()) }
             }
-        };
-        match passed_on.await {
-            Ok(()) => Ok(client),
-            Err(ending) => Err(Leave { ending, parting: client }),
+            Self::Tls(stream) => judge(stream, None, &snapshot, facts).map(|_| ()),
         }
     }
 }
 
-async fn deliver(upstream: &mut UpstreamStream, packet: &[u8]) -> std::io::Result<()> {
-    upstream.send(packet).await?;
+/// A canceller expects no answer, only the end of the connection.
+impl From<Canceller> for Parting {
+    fn from(client: Canceller) -> Self {
+        match client {
+            Canceller::Plain(stream) => Self::Plain(stream, Vec::new()),
+            Canceller::Tls(stream) => Self::Tls(stream, Vec::new()),
+        }
+    }
+}
+
+async fn ended(upstream: &mut UpstreamStream) -> io::Result<()> {
     let mut bytes = [0; 64];
     while upstream.read(&mut bytes).await? > 0 {}
     Ok(())

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::dial::Dialled;
-use super::identify::judge;
+use super::identify::{Identified, judge};
 use super::part::{Leave, Startup};
 use crate::audit::Facts;
 use crate::snapshot::Current;
@@ -15,9 +15,11 @@ pub(super) fn confirm(dialled: Dialled, current: &Current, facts: &mut Facts) ->
     if snapshot.generation == identified.generation {
         return Ok(dialled);
     }
-    let client = facts.client;
-    match judge(&identified.stream, client, None, &snapshot, facts) {
+    match judge(&identified.stream, None, &snapshot, facts) {
         Ok(_) => Ok(dialled),
-        Err((ending, protocol)) => Err(Leave::refused(ending, dialled.identified.stream, protocol, Startup::Heard)),
+        Err(ending) => {
+            let Identified { stream, terms, .. } = dialled.identified;
+            Err(Leave::refused(ending, stream, terms.protocol, Startup::Heard))
+        }
     }
 }

@@ -3,11 +3,10 @@
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout_at};
 
 use super::hear::Ready;
 use super::identify::Identified;
@@ -37,49 +36,42 @@ pub(super) async fn dial(ready: Ready) -> Result<Dialled, Leave> {
     }
 }
 
-/// Connects to an upstream. A name is resolved anew each time, and each of its addresses is tried in the resolver's order.
+/// Connects to an upstream. A name is resolved anew each time, and its addresses are tried in the resolver's order; all
+/// of it together takes `connect_timeout` at most, and no address may take more than its share of what is left.
 pub(super) async fn connect(upstream: &Upstream) -> Result<UpstreamStream, Ending> {
-    let failed = |why: &dyn std::fmt::Display| {
-        Ending::new(Reason::UpstreamUnreachable, format_args!("upstream {}: {why}", upstream.address))
+    let failed = |error: io::Error| {
+        Ending::new(Reason::UpstreamUnreachable, format_args!("upstream {}: {error}", upstream.address))
     };
-    let limit = upstream.connect_timeout;
+    let deadline = Instant::now() + upstream.connect_timeout;
     match &upstream.address {
-        UpstreamAddr::Unix(path) => match timeout(limit, UnixStream::connect(path)).await {
-            Ok(Ok(stream)) => Ok(UpstreamStream::Unix(stream)),
-            Ok(Err(error)) => Err(failed(&error)),
-            Err(_) => Err(failed(&TimedOut(limit))),
-        },
-        UpstreamAddr::Tcp { host, port } => {
-            let resolved = timeout(limit, tokio::net::lookup_host((host.as_str(), *port))).await;
-            let addresses = match resolved {
-                Ok(Ok(addresses)) => addresses,
-                Ok(Err(error)) => return Err(failed(&error)),
-                Err(_) => return Err(failed(&"the name was not resolved in time")),
-            };
-            let mut last = failed(&"the name has no address");
-            for address in addresses {
-                last = match timeout(limit, TcpStream::connect(address)).await {
-                    Ok(Ok(stream)) => return prepared(stream).map_err(|error| failed(&error)),
-                    Ok(Err(error)) => failed(&format_args!("{address}: {error}")),
-                    Err(_) => failed(&format_args!("{address}: {}", TimedOut(limit))),
-                };
+        UpstreamAddr::Unix(path) => {
+            within(deadline, UnixStream::connect(path)).await.map(UpstreamStream::Unix).map_err(failed)
+        }
+        UpstreamAddr::Tcp { host, port } => connect_tcp(host, *port, deadline).await.map_err(failed),
+    }
+}
+
+async fn connect_tcp(host: &str, port: u16, deadline: Instant) -> io::Result<UpstreamStream> {
+    let addresses: Vec<_> = within(deadline, tokio::net::lookup_host((host, port))).await?.collect();
+    let mut last = io::Error::other("the name has no address");
+    let mut untried = u32::try_from(addresses.len()).unwrap_or(u32::MAX);
+    for address in addresses {
+        let share = deadline.saturating_duration_since(Instant::now()) / untried.max(1);
+        untried = untried.saturating_sub(1);
+        match within(Instant::now() + share, TcpStream::connect(address)).await {
+            Ok(stream) => {
+                keep_alive(&stream)?;
+                return Ok(UpstreamStream::Tcp(stream));
             }
-            Err(last)
+            Err(error) => last = io::Error::new(error.kind(), format!("{address}: {error}")),
         }
     }
+    Err(last)
 }
 
-fn prepared(stream: TcpStream) -> io::Result<UpstreamStream> {
-    keep_alive(&stream)?;
-    Ok(UpstreamStream::Tcp(stream))
-}
-
-struct TimedOut(Duration);
-
-impl std::fmt::Display for TimedOut {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "no answer within {:?} (connect_timeout)", self.0)
-    }
+async fn within<T>(deadline: Instant, work: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+    let too_slow = || io::Error::new(io::ErrorKind::TimedOut, "no answer in time (connect_timeout)");
+    timeout_at(deadline, work).await.unwrap_or_else(|_| Err(too_slow()))
 }
 
 /// A connection to an upstream.

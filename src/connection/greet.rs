@@ -52,9 +52,6 @@ async fn negotiate(mut stream: TcpStream, terms: &Terms) -> Result<Greeting, Lea
             Ok(Packet::GssEncryption) if !gss_refused => {
                 gss_refused = true;
                 answer(&mut stream, postgres::REFUSE_GSS).await?;
-                if first_byte(&mut stream).await? == TLS_HANDSHAKE_RECORD {
-                    return Ok(Greeting::Tls(Greeted { stream, needs_alpn: true }));
-                }
             }
             Ok(Packet::GssEncryption) => {
                 return Err(violation("GSSENCRequest was sent twice").into());

@@ -12,11 +12,8 @@ use tokio_rustls::server::TlsStream;
 
 use super::part::{Leave, Startup};
 use super::secure::Secured;
-use crate::addr::ClientAddr;
 use crate::audit::Facts;
 use crate::outcome::{Ending, Reason};
-use crate::policy::Admitted;
-use crate::protocol::Protocol;
 use crate::snapshot::{Current, Snapshot, Terms};
 use crate::tls::{Identity, ServerTls};
 
@@ -30,18 +27,13 @@ pub(super) struct Identified {
 }
 
 /// Judges a client that has just finished its handshake.
-pub(super) fn identify(
-    secured: Secured,
-    admitted: &Admitted,
-    current: &Current,
-    facts: &mut Facts,
-) -> Result<Identified, Leave> {
-    let Secured { stream, tls, verified } = secured;
+pub(super) fn identify(secured: Secured, current: &Current, facts: &mut Facts) -> Result<Identified, Leave> {
+    let Secured { stream, protocol, tls, verified } = secured;
     let snapshot = Arc::clone(&current.borrow());
     let already = verified.then_some(&tls);
-    match judge(&stream, admitted.client(), already, &snapshot, facts) {
+    match judge(&stream, already, &snapshot, facts) {
         Ok(terms) => Ok(Identified { stream, terms, generation: snapshot.generation }),
-        Err((ending, protocol)) => Err(Leave::refused(ending, stream, protocol, Startup::Awaited)),
+        Err(ending) => Err(Leave::refused(ending, stream, protocol, Startup::Awaited)),
     }
 }
 
@@ -49,31 +41,33 @@ pub(super) fn identify(
 /// verified the client's certificate in a full handshake a moment ago, if one has.
 pub(super) fn judge(
     stream: &TlsStream<TcpStream>,
-    client: ClientAddr,
     already: Option<&Arc<ServerTls>>,
     snapshot: &Snapshot,
     facts: &mut Facts,
-) -> Result<Arc<Terms>, (Ending, Protocol)> {
-    let Some(terms) = snapshot.named(&facts.listener) else {
-        return Err((Reason::ListenerRemoved.into(), Protocol::Tcp));
-    };
-    let refuse = |ending| (ending, terms.protocol);
-    let now = OffsetDateTime::now_utc();
-    let admitted = terms.sources.admit(client, now);
-    let admitted = admitted.map_err(|stranger| refuse(Ending::new(Reason::UntrustedSource, stranger)))?;
-    facts.rule = admitted.rule().cloned();
-    facts.would_deny = admitted.rule().is_none();
-
+) -> Result<Arc<Terms>, Ending> {
+    let terms = judge_source(snapshot, facts)?;
     let (_, session) = stream.get_ref();
     let chain: &[CertificateDer<'_>] = session.peer_certificates().unwrap_or_default();
     let trust = terms.tls.trust();
     let identity = match already {
-        Some(tls) if Arc::ptr_eq(tls, &terms.tls) => trust.identify(chain),
-        Some(_) | None => trust.judge(chain, now),
+        Some(tls) if Arc::ptr_eq(tls, &terms.tls) => trust.identify(chain)?,
+        Some(_) | None => trust.judge(chain, OffsetDateTime::now_utc())?,
     };
-    if let Identity::Certified(certificate) = identity.map_err(refuse)? {
+    if let Identity::Certified(certificate) = identity {
         facts.client_subject = Some(certificate.subject.clone());
         facts.client_sha256 = Some(certificate.sha256.clone());
     }
+    Ok(terms)
+}
+
+/// Puts the source question to the policy of `snapshot`. What the facts said of an earlier policy's answer is gone.
+pub(super) fn judge_source(snapshot: &Snapshot, facts: &mut Facts) -> Result<Arc<Terms>, Ending> {
+    facts.rule = None;
+    let terms = snapshot.named(&facts.listener).ok_or(Reason::ListenerRemoved)?;
+    let admitted = terms.sources.admit(facts.client, OffsetDateTime::now_utc());
+    let admitted = admitted.map_err(|stranger| Ending::new(Reason::UntrustedSource, stranger))?;
+    facts.rule = admitted.rule().cloned();
+    facts.would_deny = admitted.rule().is_none();
+    facts.upstream = Some(Arc::clone(&terms.upstream_name));
     Ok(Arc::clone(terms))
 }

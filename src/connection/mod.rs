@@ -38,7 +38,7 @@ pub use workers::Workers;
 use self::cancel::CancelRequest;
 use self::greet::Greeting;
 use self::hear::Heard;
-use self::part::Leave;
+use self::part::{Leave, Parting};
 use self::relay::Relay;
 use self::visit::Visit;
 use crate::audit::Audit;
@@ -79,7 +79,7 @@ async fn serve(arrival: Arrival, house: &House) {
     let mut visit = Visit::new(house.audit.clone(), &terms, &admitted, &presence, accepted_at);
 
     // Boxed, because the state of a handshake is large and a session that lives for days needs none of it.
-    let entering = Box::pin(enter(stream, admitted, terms, house, &mut visit));
+    let entering = Box::pin(enter(stream, terms, house, &mut visit));
     let entered = tokio::select! {
         biased;
         reason = presence.shown_out() => Err(Ending::from(reason).into()),
@@ -90,10 +90,7 @@ async fn serve(arrival: Arrival, house: &House) {
             visit.opened();
             relay.run(&presence, visit.carried()).await
         }
-        Ok(Entered::Cancel(request)) => match request.forward().await {
-            Ok(parting) => return visit.cancelled(parting).await,
-            Err(leave) => leave,
-        },
+        Ok(Entered::Cancelled(parting)) => return visit.cancelled(parting).await,
         Err(leave) => leave,
     };
     visit.ended(leave).await;
@@ -103,33 +100,29 @@ async fn serve(arrival: Arrival, house: &House) {
 enum Entered {
     /// To talk to the upstream, which has been reached.
     Session(Relay),
-    /// To cancel a query of another session (PostgreSQL).
-    Cancel(CancelRequest),
+    /// To cancel a query of another session (PostgreSQL), which the upstream has been asked.
+    Cancelled(Parting),
 }
 
 /// From the first byte to the upstream.
-async fn enter(
-    stream: TcpStream,
-    admitted: Admitted,
-    terms: Arc<Terms>,
-    house: &House,
-    visit: &mut Visit,
-) -> Result<Entered, Leave> {
+async fn enter(stream: TcpStream, terms: Arc<Terms>, house: &House, visit: &mut Visit) -> Result<Entered, Leave> {
     let deadline = visit.deadline(terms.limits.handshake_timeout);
     let too_slow = |_| Leave::from(Ending::from(Reason::HandshakeTimeout));
 
     let greeted = match timeout_at(deadline, greet::greet(stream, &terms)).await.map_err(too_slow)?? {
         Greeting::Tls(greeted) => greeted,
         Greeting::Cancel(stream, packet) => {
-            return Ok(Entered::Cancel(CancelRequest::plaintext(stream, packet, &terms)));
+            let request = CancelRequest::plaintext(stream, packet, &terms);
+            return request.forward(&house.current, visit.facts()).await.map(Entered::Cancelled);
         }
     };
     let secured = timeout_at(deadline, secure::secure(greeted, &terms, visit.facts())).await.map_err(too_slow)??;
-    let identified = identify::identify(secured, &admitted, &house.current, visit.facts())?;
+    let identified = identify::identify(secured, &house.current, visit.facts())?;
     let heard = match hear::hear(identified).await? {
         Heard::Session(ready) => ready,
         Heard::Cancel(identified, packet) => {
-            return Ok(Entered::Cancel(CancelRequest::over_tls(identified, packet)));
+            let request = CancelRequest::over_tls(identified, packet);
+            return request.forward(&house.current, visit.facts()).await.map(Entered::Cancelled);
         }
     };
     let dialled = dial::dial(heard).await?;

@@ -12,7 +12,7 @@ use super::greet::Greeted;
 use super::part::Leave;
 use crate::audit::Facts;
 use crate::outcome::{Ending, Reason};
-use crate::protocol::postgres;
+use crate::protocol::{Protocol, postgres};
 use crate::snapshot::Terms;
 use crate::tls::{ServerTls, cipher_name, handshake_failure, version_name};
 
@@ -20,6 +20,8 @@ use crate::tls::{ServerTls, cipher_name, handshake_failure, version_name};
 #[derive(Debug)]
 pub(super) struct Secured {
     pub(super) stream: Box<TlsStream<TcpStream>>,
+    /// What it speaks inside TLS.
+    pub(super) protocol: Protocol,
     /// The TLS terms of the handshake.
     pub(super) tls: Arc<ServerTls>,
     /// Whether rustls has asked its verifier in this handshake; in a resumed one it has not.
@@ -59,5 +61,5 @@ pub(super) async fn secure(greeted: Greeted, terms: &Terms, facts: &mut Facts) -
         return Err(Leave::tls(ending, stream, Vec::new()));
     }
     let verified = session.handshake_kind() != Some(HandshakeKind::Resumed);
-    Ok(Secured { stream, tls, verified })
+    Ok(Secured { stream, protocol: terms.protocol, tls, verified })
 }

@@ -147,8 +147,8 @@ mod tests {
     use proptest::prelude::*;
     use time::Duration;
 
-    use super::super::rule::Origin;
     use super::*;
+    use crate::policy::Origin;
 
     const NOW: OffsetDateTime = OffsetDateTime::UNIX_EPOCH;
 

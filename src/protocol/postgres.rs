@@ -139,8 +139,6 @@ pub(super) const INVALID_AUTHORIZATION: &str = "28000";
 pub(super) const UNABLE_TO_CONNECT: &str = "08001";
 /// SQLSTATE protocol_violation.
 pub(super) const PROTOCOL_VIOLATION: &str = "08P01";
-/// SQLSTATE cannot_connect_now.
-pub(super) const CANNOT_CONNECT_NOW: &str = "57P03";
 
 const CANCEL_REQUEST: u32 = 80_877_102;
 const SSL_REQUEST: u32 = 80_877_103;

@@ -41,7 +41,6 @@ impl Words {
             Reason::ProtocolViolation => {
                 (postgres::PROTOCOL_VIOLATION, "a StartupMessage or CancelRequest was expected here", "")
             }
-            Reason::Shutdown => (postgres::CANNOT_CONNECT_NOW, "this proxy is shutting down", "Connect again."),
             Reason::ClientClosed
             | Reason::HalfCloseTimeout
             | Reason::HandshakeFailed
@@ -49,6 +48,7 @@ impl Words {
             | Reason::IdleTimeout
             | Reason::IoError
             | Reason::PlaintextRefused
+            | Reason::Shutdown
             | Reason::UpstreamClosed => return None,
         };
         Some(Self { sqlstate, message, hint })

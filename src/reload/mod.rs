@@ -25,6 +25,8 @@ pub struct Reloader {
     /// The files of the last attempt, by content. An attempt that failed is not repeated before they change.
     attempted: Fingerprint,
     settings: config::Reload,
+    /// Whether the last attempt failed for a reason outside the files, so that the poll has to try again.
+    again: bool,
 }
 
 /// What an attempt came to.
@@ -54,6 +56,7 @@ impl Reloader {
             watcher: Watcher::start(),
             attempted: fingerprint,
             settings: snapshot.config.reload,
+            again: false,
         };
         reloader.follow();
         reloader
@@ -65,13 +68,18 @@ impl Reloader {
         self.follow();
     }
 
+    /// Makes the next look an attempt, though no file may have changed: what failed lay outside them.
+    pub fn try_again(&mut self) {
+        self.again = true;
+    }
+
     /// Waits for the next time something has changed, or SIGHUP, and builds the snapshot after `current`.
     pub async fn next(&mut self, current: &Arc<Snapshot>, hangup: &mut Signal) -> Proposal {
         loop {
             let requested = self.triggered(hangup).await;
             if !requested {
                 self.settle().await;
-                if !self.changed().await {
+                if !std::mem::take(&mut self.again) && !self.changed().await {
                     continue;
                 }
             }

@@ -13,6 +13,7 @@ mod pem;
 mod rehearsal;
 mod server;
 mod trust;
+mod verifier;
 
 pub use certificate::{Certificate, CertificateError};
 pub use error::BuildError;

@@ -22,6 +22,14 @@ pub enum PemError {
         /// What is wrong with it.
         cause: String,
     },
+    /// The parser found fewer certificates than there are BEGIN lines.
+    #[error("has {written} BEGIN CERTIFICATE lines, but only {read} certificates could be read")]
+    Lost {
+        /// BEGIN lines.
+        written: usize,
+        /// Certificates read.
+        read: usize,
+    },
     /// No certificate in it.
     #[error("holds no certificate (no BEGIN CERTIFICATE line)")]
     NoCertificate,
@@ -58,15 +66,52 @@ pub fn private_key(bytes: &[u8]) -> Result<PrivateKeyDer<'static>, PemError> {
 }
 
 fn sections(bytes: &[u8]) -> Result<Vec<(SectionKind, Vec<u8>)>, PemError> {
+    let bytes = bytes.strip_prefix(BYTE_ORDER_MARK).unwrap_or(bytes);
     if bytes.trim_ascii().is_empty() {
         return Err(PemError::Empty);
     }
+    let labels = labels(bytes)?;
     let mut sections = Vec::new();
     for section in <(SectionKind, Vec<u8>)>::pem_slice_iter(bytes) {
         let block = sections.len() + 1;
         sections.push(section.map_err(|error| PemError::Malformed { block, cause: cause(&error) })?);
     }
-    Ok(sections)
+    let certificates = labels.iter().filter(|label| **label == b"CERTIFICATE").count();
+    let read = sections.iter().filter(|(kind, _)| matches!(kind, SectionKind::Certificate)).count();
+    if certificates == read { Ok(sections) } else { Err(PemError::Lost { written: certificates, read }) }
+}
+
+/// The label of every block, read more strictly than the parser does, which passes over what it does not recognise: here
+/// nothing that looks like a certificate may be passed over.
+fn labels(bytes: &[u8]) -> Result<Vec<&[u8]>, PemError> {
+    let mut labels = Vec::new();
+    for line in bytes.split(|byte| *byte == b'\n' || *byte == b'\r') {
+        let block = labels.len() + 1;
+        let malformed = |cause: &str| PemError::Malformed { block, cause: cause.to_owned() };
+        let begins = line.windows(BEGIN.len()).position(|window| window == BEGIN);
+        match begins {
+            Some(0) => {
+                let label = line.strip_prefix(BEGIN).and_then(|rest| rest.trim_ascii_end().strip_suffix(b"-----"));
+                let label = label.ok_or_else(|| malformed("its BEGIN line is malformed or cut off"))?;
+                if FOREIGN_CERTIFICATES.contains(&label) {
+                    return Err(malformed(
+                        "it is a certificate in another form than BEGIN CERTIFICATE; convert it with openssl x509",
+                    ));
+                }
+                labels.push(label);
+            }
+            Some(_) => {
+                return Err(malformed(
+                    "its BEGIN does not start a line; two files may have been joined without a line break",
+                ));
+            }
+            None if !line.is_empty() && BEGIN.starts_with(line) => {
+                return Err(malformed("its BEGIN line is cut off"));
+            }
+            None => {}
+        }
+    }
+    Ok(labels)
 }
 
 /// The error in words that show no content of the file, which may be a key.
@@ -84,6 +129,14 @@ fn is_encrypted(bytes: &[u8]) -> bool {
         .iter()
         .any(|marker| bytes.windows(marker.len()).any(|window| window == *marker))
 }
+
+const BEGIN: &[u8] = b"-----BEGIN ";
+
+/// Some editors put it in front of every text.
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+
+/// OpenSSL writes and reads these; nobody else does.
+const FOREIGN_CERTIFICATES: [&[u8]; 2] = [b"X509 CERTIFICATE", b"TRUSTED CERTIFICATE"];
 
 #[cfg(test)]
 mod tests {
@@ -107,13 +160,26 @@ mod tests {
     }
 
     #[test]
-    fn a_file_cut_off_in_a_block_is_an_error_wherever_it_was_cut() {
+    fn a_file_cut_off_anywhere_but_between_two_blocks_is_an_error() {
         let whole = BLOCK.repeat(2);
-        let second = BLOCK.len();
-        // Behind the second BEGIN line and before its END line is complete.
-        for cut in second + 28..whole.len() - 1 {
-            assert!(count(&whole[..cut]).is_err(), "cut at {cut}: {:?}", &whole[second..cut]);
+        for cut in 1..whole.len() {
+            let between =
+                [0, 1].map(|blocks| BLOCK.len() * (1 + blocks) - 1).iter().any(|end| (*end..=end + 1).contains(&cut));
+            assert_eq!(count(&whole[..cut]).is_ok(), between, "cut at {cut}: {:?}", &whole[..cut]);
         }
+    }
+
+    #[test]
+    fn no_certificate_is_passed_over() {
+        assert_eq!(count(&format!("\u{feff}{BLOCK}{BLOCK}")), Ok(2));
+        let joined = format!("{}{BLOCK}", BLOCK.trim_end());
+        assert!(matches!(count(&joined), Err(PemError::Malformed { block: 2, .. })), "{:?}", count(&joined));
+        for kind in ["X509 CERTIFICATE", "TRUSTED CERTIFICATE"] {
+            let foreign = format!("{BLOCK}{}", BLOCK.replace("CERTIFICATE", kind));
+            assert!(matches!(count(&foreign), Err(PemError::Malformed { block: 2, .. })), "{kind}");
+        }
+        let parameters = "-----BEGIN EC PARAMETERS-----\nAAEC\n-----END EC PARAMETERS-----\n";
+        assert_eq!(count(&format!("{parameters}{BLOCK}")), Ok(1));
     }
 
     #[test]

@@ -16,6 +16,7 @@ use super::certificate::Certificate;
 use super::error::BuildError;
 use super::failure::certificate_reason;
 use super::provider;
+use super::verifier::ClientVerifier;
 use crate::outcome::{Ending, Reason};
 use crate::policy::ClientAuth;
 
@@ -52,7 +53,7 @@ impl ClientTrust {
         let builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider());
         let builder = if auth == ClientAuth::Optional { builder.allow_unauthenticated() } else { builder };
         let verifier = builder.build().map_err(|error| BuildError::ClientTrust(error.to_string()))?;
-        Ok(Self { auth, verifier: Some(verifier) })
+        Ok(Self { auth, verifier: Some(Arc::new(ClientVerifier(verifier))) })
     }
 
     /// The verifier rustls asks during a full handshake, so that a refusal can still be a TLS alert.

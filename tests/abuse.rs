@@ -1,0 +1,249 @@
+//! What must not hurt: garbage, crowds, a full disk, a machine that runs out of files.
+
+use std::io::Write;
+use std::net::TcpStream;
+use std::process::Stdio;
+use std::thread;
+use std::time::Duration;
+
+use crate::harness::client::port;
+use crate::harness::portcullis::{EXECUTABLE, executable};
+use crate::harness::program::{Running, allow_many_files, command, free_address};
+use crate::harness::{Client, Listener, Portcullis, Site, Upstream, eventually, wire};
+
+#[test]
+fn running_out_of_files_neither_stops_the_listener_nor_makes_it_spin() {
+    let upstream = Upstream::echo();
+    let mut limited = command("prlimit");
+    limited.args(["--nofile=48:48", "--", EXECUTABLE]);
+    let portcullis = Portcullis::start_by(limited, Site::new(), Listener::redis(&upstream));
+    let client = portcullis.client();
+    let mut inside = client.connect();
+    inside.ask(b"hello", b"hello");
+    let crowd: Vec<TcpStream> = (0..100).map(|_| client.dial()).collect();
+    eventually("it has no file left", || (portcullis.open_files() >= 47).then_some(()));
+    // What it costs to wait: far less than the one second that a busy loop would take.
+    let before = portcullis.cpu_ticks();
+    thread::sleep(Duration::from_secs(1));
+    let spent = portcullis.cpu_ticks() - before;
+    assert!(spent < 25, "{spent} ticks of 10 ms in a second of doing nothing");
+    inside.ask(b"hello", b"hello");
+    drop(crowd);
+    client.connect().ask(b"hello", b"hello");
+}
+
+#[test]
+fn garbage_ends_only_the_connection_that_sends_it() {
+    let upstream = Upstream::silent();
+    let config = format!(
+        "{}{}{}",
+        Listener::redis(&upstream).named("redis"),
+        Listener::postgres(&upstream).named("postgres"),
+        Listener::tcp(&upstream).named("tcp"),
+    );
+    let portcullis = Portcullis::start(Site::new(), config);
+    // Numbers that look random and are the same every time.
+    let mut state = 0x2545_f491_u32;
+    let mut noise = |length: usize| -> Vec<u8> {
+        let mut byte = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            state.to_be_bytes()[0]
+        };
+        (0..length).map(|_| byte()).collect()
+    };
+    for listener in ["redis", "postgres", "tcp"] {
+        let client = portcullis.client_of(listener);
+        for beginning in [&b""[..], b"\x16", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", b"\x80\x2e\x01"] {
+            for length in [1, 7, 100, 2000] {
+                let mut stream = client.dial();
+                let bytes = [beginning, &noise(length)].concat();
+                // It may be closed before it has said everything.
+                let _ = stream.write_all(&bytes);
+                let _ = stream.shutdown(std::net::Shutdown::Write);
+                wire::last_words(&mut stream);
+                let ended = portcullis.ending(port(&stream));
+                assert!(ended.is("connection.denied"), "{}", ended.0);
+            }
+        }
+    }
+    upstream.assert_untouched();
+}
+
+#[test]
+fn a_client_hello_without_end_is_cut_off() {
+    let upstream = Upstream::silent();
+    let portcullis = Portcullis::before(Listener::redis(&upstream));
+    let client = portcullis.client();
+    client.connect();
+    let before = portcullis.resident();
+    let mut stream = client.dial();
+    // A handshake message of 16 MB, in records of 16 KiB.
+    let record = [&b"\x16\x03\x01\x40\x00"[..], &[0; 0x4000]].concat();
+    let mut first = record.clone();
+    first[5..9].copy_from_slice(b"\x01\xff\xff\xff");
+    let _ = stream.write_all(&first);
+    let sent = (1..1024).take_while(|_| stream.write_all(&record).is_ok()).count();
+    assert!(sent < 1023, "it took 16 MB of a hello");
+    assert!(portcullis.resident() < before + 16 * 1024);
+    assert_eq!(portcullis.refusal(port(&stream)), "handshake_failed");
+}
+
+#[test]
+fn five_hundred_half_open_handshakes_do_not_keep_a_good_client_out() {
+    allow_many_files();
+    let upstream = Upstream::echo();
+    let portcullis = Portcullis::before(Listener::redis(&upstream));
+    let client = portcullis.client();
+    let mut hello = Vec::new();
+    client.tls().write_tls(&mut hello).unwrap();
+    let half = &hello[..hello.len() / 2];
+    let crowd: Vec<TcpStream> = (0..500)
+        .map(|number| {
+            let mut stream = client.dial();
+            if number % 2 == 0 {
+                stream.write_all(half).unwrap();
+            }
+            stream
+        })
+        .collect();
+    for _ in 0..10 {
+        client.connect().ask(b"hello", b"hello");
+    }
+    drop(crowd);
+    client.connect().ask(b"hello", b"hello");
+}
+
+#[test]
+fn a_full_audit_disk_stops_nothing() {
+    let upstream = Upstream::echo();
+    let config = format!("log.audit_file = \"/dev/full\"\n{}", Listener::redis(&upstream));
+    let portcullis = Portcullis::start(Site::new(), config);
+    for _ in 0..50 {
+        portcullis.client().connect().ask(b"hello", b"hello");
+    }
+    // Neither does it stop the other half of the audit.
+    let (port, connection) = portcullis.client().attempt();
+    drop(connection.unwrap());
+    assert!(portcullis.ending(port).is("connection.closed"));
+}
+
+#[test]
+fn a_log_that_nobody_reads_stops_nothing() {
+    let upstream = Upstream::echo();
+    let site = Site::new();
+    let address = free_address();
+    site.write("portcullis.toml", Listener::redis(&upstream).on(&[&address.to_string()]));
+    let mut run = executable();
+    run.args(["run", "-c"]).arg(site.path("portcullis.toml"));
+    // Nobody ever reads these pipes; they hold 64 KiB each.
+    let _running = Running::start(run.stdout(Stdio::piped()).stderr(Stdio::piped()));
+    let client = Client::new(address, &site.ca);
+    let mut inside = eventually("it listens", || client.try_connect().ok());
+    for _ in 0..2000 {
+        let mut stranger = Client::new(address, &site.ca).from("127.0.0.2").dial();
+        assert_eq!(wire::last_words(&mut stranger), b"");
+    }
+    inside.ask(b"hello", b"hello");
+    client.connect().ask(b"hello", b"hello");
+}
+
+#[test]
+fn a_log_reader_that_goes_away_stops_nothing() {
+    let upstream = Upstream::echo();
+    let site = Site::new();
+    let address = free_address();
+    site.write("portcullis.toml", Listener::redis(&upstream).on(&[&address.to_string()]));
+    let mut run = executable();
+    run.args(["run", "-c"]).arg(site.path("portcullis.toml"));
+    let mut running = Running::start(run.stdout(Stdio::piped()).stderr(Stdio::piped()));
+    let client = Client::new(address, &site.ca);
+    eventually("it listens", || client.try_connect().ok());
+    drop((running.0.stdout.take(), running.0.stderr.take()));
+    for _ in 0..20 {
+        client.connect().ask(b"hello", b"hello");
+    }
+    running.signal("TERM");
+    assert_eq!(running.exit_code(), Some(0));
+}
+
+#[test]
+fn a_broken_record_ends_only_its_own_session() {
+    let upstream = Upstream::echo();
+    let portcullis = Portcullis::before(Listener::redis(&upstream));
+    let mut bystander = portcullis.client().connect();
+    let mut broken = portcullis.client().connect();
+    broken.ask(b"hello", b"hello");
+    broken.stream.sock.write_all(b"\x17\x03\x03\x00\x20this is not what the keys would say").unwrap();
+    wire::last_words(&mut broken.stream.sock);
+    let closed = portcullis.ending(broken.port());
+    assert!(closed.is("connection.closed"), "{}", closed.0);
+    assert_eq!(closed.reason(), "protocol_violation");
+    assert_eq!(closed.number("bytes_in"), 5);
+    bystander.ask(b"hello", b"hello");
+}
+
+#[test]
+fn nothing_is_left_of_connections_that_ended() {
+    let upstream = Upstream::echo();
+    let portcullis = Portcullis::before(Listener::redis(&upstream));
+    let client = portcullis.client();
+    client.connect().ask(b"hello", b"hello");
+    let before = eventually("the first one is gone", || {
+        let all = portcullis.events();
+        all.iter().any(|event| event.is("connection.closed")).then(|| portcullis.open_files())
+    });
+    let memory = portcullis.resident();
+    for _ in 0..100 {
+        client.connect().ask(b"hello", b"hello");
+        let mut abrupt = client.connect();
+        abrupt.send(b"hello");
+        abrupt.reset();
+        drop(client.dial());
+        let mut plain = client.dial();
+        plain.write_all(b"PING\r\n").unwrap();
+        wire::last_words(&mut plain);
+    }
+    eventually("every file is closed", || (portcullis.open_files() <= before).then_some(()));
+    assert!(portcullis.resident() < memory + 8 * 1024, "{memory} KiB became {}", portcullis.resident());
+}
+
+#[test]
+fn idle_sessions_cost_next_to_nothing() {
+    allow_many_files();
+    let upstream = Upstream::echo();
+    let portcullis = Portcullis::before(Listener::redis(&upstream));
+    let client = portcullis.client();
+    let exchange = || {
+        let mut session = client.connect();
+        session.ask(b"hello", b"hello");
+        session
+    };
+    let first = exchange();
+    let memory = portcullis.resident();
+    let sessions: Vec<_> = (0..200).map(|_| exchange()).collect();
+    let each = (portcullis.resident() - memory) / 200;
+    assert!(each < 64, "{each} KiB for a session that does nothing");
+    let before = portcullis.cpu_ticks();
+    thread::sleep(Duration::from_secs(1));
+    let spent = portcullis.cpu_ticks() - before;
+    assert!(spent < 10, "{spent} ticks of 10 ms in a second of doing nothing");
+    drop((first, sessions));
+}
+
+#[test]
+fn a_client_that_never_reads_its_refusal_costs_nothing_for_long() {
+    let upstream = Upstream::silent();
+    let listener = Listener::redis(&upstream).limit("handshake_timeout = \"500ms\"");
+    let portcullis = Portcullis::before(listener);
+    let mut crowd = Vec::new();
+    for _ in 0..50 {
+        let mut stream = portcullis.client().dial();
+        stream.write_all(b"PING\r\n").unwrap();
+        crowd.push(stream);
+    }
+    for stream in &crowd {
+        assert_eq!(portcullis.refusal(port(stream)), "plaintext_refused");
+    }
+    // It lets go of them even while they hold on.
+    eventually("the sockets are closed", || (portcullis.open_files() < 40).then_some(()));
+}

@@ -1,0 +1,131 @@
+//! Reloads that have to be refused, and how they heal.
+
+use std::fs;
+use std::net::TcpListener;
+
+use crate::harness::client::port;
+use crate::harness::program::free_address;
+use crate::harness::{Listener, Portcullis, Site, Upstream, wire};
+use crate::reload::{ON_SIGHUP, served};
+use crate::watch::watching;
+
+#[test]
+fn the_same_mistake_is_reported_once_however_often_it_is_looked_at() {
+    let upstream = Upstream::echo();
+    let config = format!("reload.watch = true\nreload.poll = \"200ms\"\n{}", Listener::redis(&upstream));
+    let portcullis = Portcullis::start(Site::new(), &config);
+    portcullis.address("main");
+    let rejected = portcullis.reload_after(|| portcullis.site.replace("portcullis.toml", "[[listener"));
+    assert!(rejected.is("reload.rejected"), "{}", rejected.0);
+    // Time for several polls.
+    std::thread::sleep(std::time::Duration::from_secs(1));
+    assert_eq!(portcullis.events().iter().filter(|event| event.is("reload.rejected")).count(), 1);
+    portcullis.applies(|| portcullis.site.replace("portcullis.toml", &config));
+}
+
+/// Breaks something, and expects nothing to change, the file to be named, and mending to heal.
+fn assert_survives(portcullis: &Portcullis, file: &str, breaking: impl FnOnce(), mended: &str) {
+    let before = served(portcullis);
+    let rejected = portcullis.reload_after(|| {
+        breaking();
+        portcullis.process.signal("HUP");
+    });
+    assert!(rejected.is("reload.rejected"), "{file}: {}", rejected.0);
+    assert!(rejected.text("error").contains(file), "{file} is not named: {}", rejected.0);
+    assert_eq!(served(portcullis), before);
+    portcullis.client().connect().ask(b"hello", b"hello");
+    let mut stranger = portcullis.client().from("127.0.0.9").dial();
+    assert_eq!(wire::last_words(&mut stranger), b"");
+    assert_eq!(portcullis.refusal(port(&stranger)), "untrusted_source");
+    portcullis.applies(|| {
+        portcullis.site.replace(file, mended);
+        portcullis.process.signal("HUP");
+    });
+    portcullis.client().connect().ask(b"hello", b"hello");
+}
+
+#[test]
+fn a_bad_reload_changes_nothing_and_is_healed_by_mending_the_file() {
+    let upstream = Upstream::echo();
+    let site = Site::new();
+    site.write("clients.pem", site.ca.pem());
+    site.write("sources.toml", "rule = []\n");
+    let listener = Listener::redis(&upstream)
+        .key("sources_file = \"sources.toml\"")
+        .tls("client_auth = \"optional\"")
+        .tls("client_ca = \"clients.pem\"");
+    let config = format!("{ON_SIGHUP}{listener}");
+    let portcullis = Portcullis::start(site, &config);
+    let mut inside = portcullis.client().connect();
+    inside.ask(b"hello", b"hello");
+
+    let site = &portcullis.site;
+    let read = |name: &str| fs::read_to_string(site.path(name)).unwrap();
+    let (certificate, key) = (read("server.crt"), read("server.key"));
+    let (bundle, sources) = (read("clients.pem"), read("sources.toml"));
+    let other_key = site.server().key_pem();
+    let half = |text: &str| text[..text.len() / 2].to_owned();
+    let host_bits = config.replace("[\"127.0.0.1\"]", "[\"10.1.2.3/8\"]");
+    let broken_files = [
+        ("portcullis.toml", format!("{config}\n[[listener"), &config),
+        ("portcullis.toml", host_bits, &config),
+        ("portcullis.toml", String::new(), &config),
+        ("portcullis.toml", half(&config), &config),
+        ("server.crt", String::new(), &certificate),
+        ("server.crt", half(&certificate), &certificate),
+        ("server.key", String::new(), &key),
+        ("server.key", half(&key), &key),
+        ("server.key", other_key, &key),
+        ("clients.pem", String::new(), &bundle),
+        ("clients.pem", format!("{bundle}{}", half(&bundle)), &bundle),
+        ("sources.toml", String::new(), &sources),
+        ("sources.toml", "[[rule]]\ntype = \"ip_addr\"\nvalue = \"1.2.3\"\n".into(), &sources),
+    ];
+    for (file, text, mended) in broken_files {
+        assert_survives(&portcullis, file, || site.replace(file, text), mended);
+    }
+    for (file, mended) in [("server.crt", &certificate), ("server.key", &key)] {
+        assert_survives(&portcullis, file, || fs::remove_file(site.path(file)).unwrap(), mended);
+    }
+    inside.ask(b"hello", b"hello");
+}
+
+#[test]
+fn a_port_in_use_rejects_the_whole_reload() {
+    let upstream = Upstream::echo();
+    let main = Listener::redis(&upstream);
+    let portcullis = Portcullis::start(Site::new(), format!("{ON_SIGHUP}{main}"));
+    portcullis.address("main");
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let free = free_address();
+    let config = format!(
+        "{ON_SIGHUP}{}{}{}",
+        main.clone().trusting(&["127.0.0.2"]),
+        main.clone().named("fresh").on(&[&free.to_string()]),
+        main.clone().named("taken").on(&[&address]),
+    );
+    let rejected = portcullis.reconfigure(&config);
+    assert!(rejected.is("reload.rejected"), "{}", rejected.0);
+    assert!(rejected.text("error").contains(&address), "{}", rejected.0);
+    // Neither the new sources nor the new listener that could have been bound are there.
+    portcullis.client().connect().ask(b"hello", b"hello");
+    portcullis.client().at(free).try_dial().unwrap_err();
+
+    drop(taken);
+    let applied = portcullis.reconfigure(&config);
+    assert!(applied.is("reload.applied"), "{}", applied.0);
+    portcullis.client_of("taken").connect().ask(b"hello", b"hello");
+}
+
+#[test]
+fn a_bad_reload_heals_by_itself_when_the_watched_file_is_mended() {
+    let upstream = Upstream::echo();
+    let portcullis = watching(&upstream);
+    let leaf = portcullis.site.server();
+    let rejected = portcullis.reload_after(|| portcullis.site.replace("server.crt", leaf.pem()));
+    assert!(rejected.is("reload.rejected"), "{}", rejected.0);
+    portcullis.client().connect().ask(b"hello", b"hello");
+    portcullis.applies(|| portcullis.site.replace("server.key", leaf.key_pem()));
+    assert_eq!(served(&portcullis), leaf.sha256());
+}

@@ -1,0 +1,170 @@
+//! Cancelling a running query: a connection of its own, with one packet and no answer.
+
+use std::io::Write;
+use std::process::Stdio;
+
+use tokio::runtime::Runtime;
+use tokio_postgres::error::SqlState;
+
+use crate::harness::client::port;
+use crate::harness::program::Running;
+use crate::harness::wire::{GSSENC_REQUEST, cancel, last_words, read_exactly};
+use crate::harness::{Listener, Portcullis, Postgres, Request, Site, Upstream, eventually};
+use crate::postgres::{connector, conninfo, parameters, psql};
+
+const RUNNING: &str = "select count(*) from pg_stat_activity where query like 'select pg_sleep%'";
+
+/// Waits until the server itself says that the query runs.
+fn wait_for_the_query(postgres: &Postgres) {
+    eventually("the query runs", || (postgres.direct(RUNNING) == "1").then_some(()));
+}
+
+/// The only event that a cancelling connection has.
+fn forwarded(portcullis: &Portcullis, port: u16) {
+    let event = portcullis.event("cancel.forwarded", |event| event.0["source_port"] == port);
+    assert!(event.is("cancel.forwarded"), "{}", event.0);
+}
+
+#[test]
+fn tokio_postgres_cancels_its_query_over_tls() {
+    let postgres = Postgres::start();
+    let mut portcullis = Portcullis::before(Listener::postgres(&postgres));
+    Runtime::new().unwrap().block_on(async {
+        let connected = parameters(&portcullis).connect(connector(&portcullis)).await;
+        let (client, connection) = connected.unwrap();
+        let cancel = client.cancel_token();
+        let query = async move {
+            let error = client.batch_execute("select pg_sleep(1000)").await.unwrap_err();
+            assert_eq!(error.code(), Some(&SqlState::QUERY_CANCELED));
+        };
+        let stop = async {
+            let waiting = tokio::task::spawn_blocking(move || {
+                wait_for_the_query(&postgres);
+                postgres
+            });
+            let postgres = waiting.await.unwrap();
+            cancel.cancel_query(connector(&portcullis)).await.unwrap();
+            postgres
+        };
+        let (ended, (), _postgres) = tokio::join!(connection, query, stop);
+        ended.unwrap();
+    });
+    let (_, events) = portcullis.stop();
+    let count = |name: &str| events.iter().filter(|event| event.is(name)).count();
+    assert_eq!(count("cancel.forwarded"), 1);
+    // The session itself, and nothing for the cancelling connection.
+    assert_eq!((count("connection.opened"), count("connection.closed")), (1, 1));
+    assert_eq!(count("connection.denied"), 0);
+}
+
+#[test]
+fn psql_cancels_its_query_when_interrupted() {
+    let postgres = Postgres::start();
+    let portcullis = Portcullis::before(Listener::postgres(&postgres));
+    let mut psql = psql(&conninfo(&portcullis));
+    psql.args(["-c", "select pg_sleep(1000)"]).stderr(Stdio::piped());
+    let mut psql = Running::start(&mut psql);
+    wait_for_the_query(&postgres);
+    psql.signal("INT");
+    let code = psql.exit_code();
+    let said = std::io::read_to_string(psql.0.stderr.take().unwrap()).unwrap();
+    assert!(said.contains("canceling statement due to user request"), "{code:?} {said}");
+    portcullis.event("a cancellation", |event| event.is("cancel.forwarded"));
+}
+
+#[test]
+fn a_cancel_request_is_passed_on_verbatim_and_not_answered() {
+    let short = cancel(77, &[1, 2, 3, 4]);
+    // Protocol 3.2 has longer keys, up to 256 bytes.
+    let long = cancel(77, &[9; 256]);
+    for packet in [short, long] {
+        for in_tls in [true, false] {
+            let upstream = Upstream::silent();
+            let portcullis = Portcullis::before(Listener::postgres(&upstream));
+            let client = portcullis.client().asking_first();
+            let port = if in_tls {
+                let mut connection = client.connect();
+                connection.send(&packet);
+                assert_eq!(connection.rest().unwrap(), b"");
+                connection.port()
+            } else {
+                let mut stream = client.dial();
+                stream.write_all(&packet).unwrap();
+                assert_eq!(last_words(&mut stream), b"");
+                port(&stream)
+            };
+            forwarded(&portcullis, port);
+            assert_eq!(upstream.receives(packet.len()), packet);
+            assert_eq!(upstream.connections(), 1);
+        }
+    }
+}
+
+#[test]
+fn a_plaintext_cancel_may_follow_a_declined_gssenc_request() {
+    let upstream = Upstream::silent();
+    let portcullis = Portcullis::before(Listener::postgres(&upstream));
+    let mut stream = portcullis.client().dial();
+    stream.write_all(&GSSENC_REQUEST).unwrap();
+    assert_eq!(read_exactly(&mut stream, 1), b"N");
+    let packet = cancel(77, &[1, 2, 3, 4]);
+    stream.write_all(&packet).unwrap();
+    assert_eq!(last_words(&mut stream), b"");
+    assert_eq!(upstream.receives(packet.len()), packet);
+}
+
+#[test]
+fn nothing_that_follows_a_cancel_request_is_passed_on() {
+    let upstream = Upstream::silent();
+    let portcullis = Portcullis::before(Listener::postgres(&upstream));
+    let packet = cancel(77, &[1, 2, 3, 4]);
+    let mut stream = portcullis.client().dial();
+    stream.write_all(&[packet.as_slice(), b"and more"].concat()).unwrap();
+    assert_eq!(last_words(&mut stream), b"");
+    let event = portcullis.event("an end", |event| event.0["source_port"] == port(&stream));
+    if event.is("cancel.forwarded") {
+        assert_eq!(upstream.receives(packet.len()), packet);
+    } else {
+        assert_eq!(event.reason(), "protocol_violation");
+        upstream.assert_untouched();
+    }
+}
+
+#[test]
+fn a_plaintext_cancel_is_refused_where_it_is_forbidden() {
+    let upstream = Upstream::silent();
+    let listener = Listener::postgres(&upstream).postgres_key("plaintext_cancel = false");
+    let portcullis = Portcullis::before(listener);
+    let mut stream = portcullis.client().dial();
+    stream.write_all(&cancel(77, &[1, 2, 3, 4])).unwrap();
+    last_words(&mut stream);
+    assert_eq!(portcullis.refusal(port(&stream)), "plaintext_refused");
+    upstream.assert_untouched();
+}
+
+#[test]
+fn a_stranger_cancels_nothing() {
+    let upstream = Upstream::silent();
+    let portcullis = Portcullis::before(Listener::postgres(&upstream));
+    let mut stream = portcullis.client().from("127.0.0.2").dial();
+    // The connection may be gone already.
+    let _ = stream.write_all(&cancel(77, &[1, 2, 3, 4]));
+    assert_eq!(last_words(&mut stream), b"");
+    assert_eq!(portcullis.refusal(port(&stream)), "untrusted_source");
+    upstream.assert_untouched();
+}
+
+#[test]
+fn a_plaintext_cancel_passes_where_client_certificates_are_required() {
+    let upstream = Upstream::silent();
+    let site = Site::new();
+    site.install("client", &site.ca.issue(Request::client("app")));
+    let listener = Listener::postgres(&upstream).tls("client_auth = \"required\"").tls("client_ca = \"ca.crt\"");
+    let portcullis = Portcullis::start(site, listener);
+    let packet = cancel(77, &[1, 2, 3, 4]);
+    let mut stream = portcullis.client().dial();
+    stream.write_all(&packet).unwrap();
+    assert_eq!(last_words(&mut stream), b"");
+    forwarded(&portcullis, port(&stream));
+    assert_eq!(upstream.receives(packet.len()), packet);
+}

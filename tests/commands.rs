@@ -1,0 +1,302 @@
+//! The commands beside `run`.
+
+use std::fs;
+use std::io::Write;
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt;
+use std::process::Command;
+
+use serde_json::Value;
+
+use crate::harness::openssl::{openssl, s_client};
+use crate::harness::portcullis::executable;
+use crate::harness::program::{Outcome, run};
+use crate::harness::{Authority, Listener, Portcullis, Request, Site, Upstream};
+
+/// Portcullis among the files of a site.
+fn portcullis(site: &Site, arguments: &[&str]) -> Outcome {
+    run(executable().args(arguments).current_dir(site.directory()))
+}
+
+fn mode(site: &Site, file: &str) -> u32 {
+    fs::metadata(site.path(file)).unwrap().permissions().mode() & 0o777
+}
+
+/// A site with a configuration of one listener.
+fn configured(listener: Listener) -> Site {
+    let site = Site::new();
+    site.write("portcullis.toml", listener);
+    site
+}
+
+#[test]
+fn the_version_is_the_packages() {
+    let said = run(executable().arg("--version")).success();
+    assert_eq!(said.trim(), format!("portcullis {}", env!("CARGO_PKG_VERSION")));
+}
+
+#[test]
+fn wrong_usage_exits_with_2() {
+    for arguments in [&[][..], &["frobnicate"], &["run", "--frobnicate"], &["explain"]] {
+        let outcome = run(executable().args(arguments));
+        assert_eq!(outcome.code, Some(2), "{arguments:?}: {}", outcome.stderr);
+        assert!(!outcome.stderr.is_empty());
+    }
+    let help = run(executable().arg("--help")).success();
+    for command in ["run", "check", "explain", "certs", "completions"] {
+        assert!(help.contains(command), "{help}");
+    }
+}
+
+#[test]
+fn the_configuration_is_found_through_the_environment() {
+    let site = configured(Listener::redis("127.0.0.1:6379").named("from-the-environment"));
+    let mut check = executable();
+    check.arg("check").env("PORTCULLIS_CONFIG", site.path("portcullis.toml"));
+    assert!(run(&mut check).success().contains("from-the-environment"));
+    // What the command line says is stronger.
+    let outcome = run(check.args(["-c", "/nowhere.toml"]));
+    assert_eq!(outcome.code, Some(78));
+}
+
+#[test]
+fn check_shows_what_would_be_enforced() {
+    let site = configured(Listener::redis("127.0.0.1:6379").trusting(&["10.0.0.0/8", "2001:db8::/32"]).named("cache"));
+    let leaf = site.server();
+    site.install("server", &leaf);
+    let said = portcullis(&site, &["check", "-c", "portcullis.toml"]).success();
+    for word in ["cache", "redis", "10.0.0.0/8", "2001:db8::/32", "CN=localhost", "127.0.0.1"] {
+        assert!(said.contains(word), "no {word} in {said}");
+    }
+    assert!(said.contains(&leaf.sha256()), "{said}");
+}
+
+#[test]
+fn check_can_be_read_by_a_program() {
+    let site = Site::new();
+    let leaf = site.ca.issue(Request::server(&["db.test", "*.db.test"]));
+    site.install("server", &leaf);
+    site.write("sources.toml", "[[rule]]\ntype = \"ip_addr\"\nvalue = \"192.0.2.7\"\n");
+    let listener = Listener::postgres("127.0.0.1:5432")
+        .named("db")
+        .key("sources_file = \"sources.toml\"")
+        .tls("client_auth = \"required\"")
+        .tls("client_ca = \"ca.crt\"");
+    site.write("portcullis.toml", listener);
+    let said = portcullis(&site, &["check", "--json", "-c", "portcullis.toml"]).success();
+    let report: Value = serde_json::from_str(&said).expect("JSON and nothing else");
+    let listeners = report["listeners"].as_array().expect("listeners");
+    assert_eq!(listeners.len(), 1);
+    assert_eq!((&listeners[0]["name"], &listeners[0]["protocol"]), (&"db".into(), &"postgres".into()));
+    let authority = crate::harness::pki::sha256(site.ca.der());
+    for word in ["127.0.0.1", "192.0.2.7", "db.test", "*.db.test", &leaf.sha256(), &authority] {
+        assert!(said.contains(word), "no {word} in {said}");
+    }
+}
+
+#[test]
+fn check_binds_nothing() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let site = configured(Listener::redis("127.0.0.1:6379").on(&[&address]));
+    portcullis(&site, &["check", "-c", "portcullis.toml"]).success();
+    drop(taken);
+    TcpStream::connect(address).unwrap_err();
+}
+
+#[test]
+fn check_warns_of_a_key_that_others_can_read() {
+    let site = configured(Listener::redis("127.0.0.1:6379"));
+    let quiet = portcullis(&site, &["check", "-c", "portcullis.toml"]);
+    assert!(!format!("{}{}", quiet.text(), quiet.stderr).to_lowercase().contains("warning"));
+    fs::set_permissions(site.path("server.key"), fs::Permissions::from_mode(0o644)).unwrap();
+    let outcome = portcullis(&site, &["check", "-c", "portcullis.toml"]);
+    assert_eq!(outcome.code, Some(0));
+    let said = format!("{}{}", outcome.text(), outcome.stderr).to_lowercase();
+    assert!(said.contains("warning") && said.contains("server.key"), "{said}");
+}
+
+#[test]
+fn a_start_warns_of_a_key_that_others_can_read() {
+    let site = Site::new();
+    fs::set_permissions(site.path("server.key"), fs::Permissions::from_mode(0o640)).unwrap();
+    let portcullis = Portcullis::start(site, Listener::redis("127.0.0.1:6379"));
+    portcullis.event("a warning", |event| event.0["level"] == "WARN" && event.0.to_string().contains("server.key"));
+}
+
+#[test]
+fn check_warns_of_an_authority_that_has_expired() {
+    let listener =
+        Listener::redis("127.0.0.1:6379").tls("client_auth = \"required\"").tls("client_ca = \"clients.pem\"");
+    let site = configured(listener);
+    site.write("clients.pem", format!("{}{}", site.ca.pem(), Authority::expired("Old CA").pem()));
+    let outcome = portcullis(&site, &["check", "-c", "portcullis.toml"]);
+    assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
+    let said = format!("{}{}", outcome.text(), outcome.stderr);
+    let warning = said.lines().find(|line| line.to_lowercase().contains("warning"));
+    let warning = warning.unwrap_or_else(|| panic!("no warning in {said}"));
+    assert!(warning.contains("Old CA") && warning.contains("expired"), "{warning}");
+}
+
+#[test]
+fn check_warns_of_a_plaintext_cancel_beside_required_certificates() {
+    let site = configured(
+        Listener::postgres("127.0.0.1:5432").tls("client_auth = \"required\"").tls("client_ca = \"ca.crt\""),
+    );
+    let outcome = portcullis(&site, &["check", "-c", "portcullis.toml"]);
+    assert_eq!(outcome.code, Some(0));
+    let said = format!("{}{}", outcome.text(), outcome.stderr).to_lowercase();
+    assert!(said.contains("warning") && said.contains("plaintext_cancel"), "{said}");
+}
+
+#[test]
+fn explain_names_the_rule_that_lets_in() {
+    let site = configured(Listener::redis("127.0.0.1:6379").trusting(&["10.0.0.0/8", "::/0"]));
+    let ask = |source: &str| {
+        let common = ["explain", "-c", "portcullis.toml", "--listener", "main", "--source"];
+        portcullis(&site, &[&common[..], &[source]].concat())
+    };
+    for source in ["10.1.2.3", "::ffff:10.1.2.3"] {
+        let said = ask(source).success();
+        assert!(said.contains("10.0.0.0/8"), "{said}");
+    }
+    for source in ["192.0.2.1", "::ffff:192.0.2.1"] {
+        let refused = ask(source);
+        assert_eq!(refused.code, Some(3), "{}", refused.text());
+        assert!(refused.text().contains("untrusted_source"), "{}", refused.text());
+    }
+    assert!(ask("2001:db8::1").success().contains("::/0"));
+    assert_eq!(ask("10.1.2").code, Some(2));
+}
+
+#[test]
+fn explain_judges_a_client_certificate() {
+    let listener = Listener::redis("127.0.0.1:6379").tls("client_auth = \"required\"").tls("client_ca = \"ca.crt\"");
+    let site = configured(listener);
+    site.install("good", &site.ca.issue(Request::client("app")));
+    site.install("expired", &site.ca.issue(Request::client("app").valid(-20, -10)));
+    site.install("stranger", &Authority::new("Another CA").issue(Request::client("app")));
+    let ask = |more: &[&str]| {
+        let common = ["explain", "-c", "portcullis.toml", "--listener", "main", "--source", "127.0.0.1"];
+        portcullis(&site, &[&common[..], more].concat())
+    };
+    let said = ask(&["--client-cert", "good.crt"]).success();
+    assert!(said.contains("CN=app"), "{said}");
+    for (arguments, reason) in [
+        (&["--client-cert", "expired.crt"][..], "client_certificate_expired"),
+        (&["--client-cert", "stranger.crt"], "client_certificate_unknown_ca"),
+        (&[], "client_certificate_missing"),
+    ] {
+        let refused = ask(arguments);
+        assert_eq!(refused.code, Some(3), "{arguments:?}: {}", refused.text());
+        assert!(refused.text().contains(reason), "{arguments:?}: {}", refused.text());
+    }
+}
+
+#[test]
+fn explain_does_not_know_every_listener() {
+    let site = configured(Listener::redis("127.0.0.1:6379"));
+    let arguments = ["explain", "-c", "portcullis.toml", "--listener", "mian", "--source", "127.0.0.1"];
+    let outcome = portcullis(&site, &arguments);
+    assert_eq!(outcome.code, Some(2));
+    assert!(outcome.stderr.contains("mian") && outcome.stderr.contains("main"), "{}", outcome.stderr);
+}
+
+#[test]
+fn the_development_certificates_are_sound_and_private() {
+    let site = Site::new();
+    portcullis(&site, &["certs", "init", "dev", "--host", "db.internal", "--host", "10.1.2.3"]).success();
+    for key in ["dev/ca.key", "dev/server.key", "dev/client.key"] {
+        assert_eq!(mode(&site, key), 0o600, "{key}");
+    }
+    for (purpose, file) in [("sslserver", "dev/server.crt"), ("sslclient", "dev/client.crt")] {
+        openssl(&site, &["verify", "-CAfile", "dev/ca.crt", "-purpose", purpose, "-x509_strict", file]);
+    }
+    let names = openssl(&site, &["x509", "-in", "dev/server.crt", "-noout", "-ext", "subjectAltName"]);
+    for name in ["DNS:localhost", "IP Address:127.0.0.1", "DNS:db.internal", "IP Address:10.1.2.3"] {
+        assert!(names.contains(name), "{names}");
+    }
+    for name in ["ca", "server", "client"] {
+        let (certificate, key) = (format!("dev/{name}.crt"), format!("dev/{name}.key"));
+        let certified = openssl(&site, &["x509", "-in", &certificate, "-noout", "-pubkey"]);
+        assert_eq!(certified, openssl(&site, &["pkey", "-in", &key, "-pubout"]), "{name}");
+    }
+
+    let before = fs::read(site.path("dev/ca.key")).unwrap();
+    let again = portcullis(&site, &["certs", "init", "dev"]);
+    assert_eq!(again.code, Some(1), "{}", again.stderr);
+    assert!(again.stderr.contains("exist"), "{}", again.stderr);
+    assert_eq!(fs::read(site.path("dev/ca.key")).unwrap(), before);
+}
+
+#[test]
+fn the_development_certificates_work() {
+    let site = Site::new();
+    portcullis(&site, &["certs", "init", "dev"]).success();
+    let issue = ["certs", "issue", "--ca", "dev/ca.crt", "--ca-key", "dev/ca.key", "--name", "app"];
+    let names = ["--dns", "app.internal", "--uri", "spiffe://prod/app", "--days", "7"];
+    portcullis(&site, &[&issue[..], &names, &["--out", "dev"]].concat()).success();
+    assert_eq!(mode(&site, "dev/app.key"), 0o600);
+    let names = openssl(&site, &["x509", "-in", "dev/app.crt", "-noout", "-ext", "subjectAltName"]);
+    assert!(names.contains("DNS:app.internal"), "{names}");
+    assert!(names.contains("URI:spiffe://prod/app"), "{names}");
+
+    let upstream = Upstream::new(|mut stream| stream.write_all(b"good-bye\n").unwrap());
+    let listener = Listener::redis(&upstream)
+        .certificates(&["dev/server"])
+        .tls("client_auth = \"required\"")
+        .tls("client_ca = \"dev/ca.crt\"");
+    let portcullis = Portcullis::start(site, listener);
+    for (certificate, key) in [("dev/client.crt", "dev/client.key"), ("dev/app.crt", "dev/app.key")] {
+        let options = ["-CAfile", "dev/ca.crt", "-cert", certificate, "-key", key];
+        let said = run(&mut s_client(&portcullis.site, portcullis.address("main"), &options));
+        assert!(said.text().contains("Verify return code: 0 (ok)"), "{}", said.text());
+        assert!(said.text().contains("good-bye"), "{}", said.text());
+    }
+}
+
+#[test]
+fn inspect_lists_every_certificate_of_every_bundle() {
+    let site = Site::new();
+    let roots = [Authority::new("First CA"), Authority::new("Second CA")];
+    let middle = roots[0].intermediate("Middle CA");
+    let leaf = middle.issue(Request::client("app"));
+    site.write("bundle.pem", format!("# roots\n{}junk\n{}", roots[0].pem(), roots[1].pem()));
+    site.write("chain.pem", leaf.pem());
+    let said = portcullis(&site, &["certs", "inspect", "bundle.pem", "chain.pem"]).success();
+    for name in ["CN=First CA", "CN=Second CA", "CN=Middle CA", "CN=app", "bundle.pem", "chain.pem"] {
+        assert!(said.contains(name), "no {name} in {said}");
+    }
+    for der in [roots[0].der(), roots[1].der(), middle.der(), leaf.der()] {
+        assert!(said.contains(&crate::harness::pki::sha256(der)), "{said}");
+    }
+    assert!(said.contains("self-signed"), "{said}");
+
+    let missing = portcullis(&site, &["certs", "inspect", "nowhere.pem"]);
+    assert_eq!(missing.code, Some(1));
+    assert!(missing.stderr.contains("nowhere.pem"), "{}", missing.stderr);
+}
+
+#[test]
+fn completions_and_the_manual_are_there() {
+    for shell in ["bash", "zsh", "fish"] {
+        let said = run(executable().args(["completions", shell])).success();
+        assert!(said.contains("portcullis") && said.contains("explain"), "{said}");
+    }
+    let site = Site::new();
+    site.write("completion", run(executable().args(["completions", "bash"])).success());
+    run(Command::new("bash").arg("-n").arg(site.path("completion"))).success();
+    let manual = run(executable().arg("man")).success();
+    assert!(manual.contains(".TH") && manual.contains("portcullis"), "{manual}");
+}
+
+#[test]
+fn a_port_in_use_fails_the_start() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let site = configured(Listener::redis("127.0.0.1:6379").on(&["127.0.0.1:0", &address]));
+    let outcome = portcullis(&site, &["run", "-c", "portcullis.toml"]);
+    assert_eq!(outcome.code, Some(1), "{}", outcome.stderr);
+    assert!(outcome.stderr.contains(&address), "{}", outcome.stderr);
+    assert!(!outcome.text().contains("\"ready\""), "{}", outcome.text());
+}

@@ -1,0 +1,132 @@
+//! Configurations, good and bad: what `check` says of each file in tests/config.
+
+use std::path::{Path, PathBuf};
+use std::{env, fs};
+
+use crate::harness::portcullis::executable;
+use crate::harness::program::{Outcome, run};
+use crate::harness::{Authority, Site};
+
+/// The files of a directory of tests/config, sorted.
+fn cases(directory: &str) -> Vec<PathBuf> {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/config").join(directory);
+    let entries = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path());
+    let mut files: Vec<PathBuf> = entries.filter(|path| path.extension().is_some_and(|end| end == "toml")).collect();
+    files.sort();
+    assert!(!files.is_empty());
+    files
+}
+
+fn name(path: &Path) -> &str {
+    path.file_name().unwrap().to_str().unwrap()
+}
+
+/// A directory with every file that the configurations name.
+fn site() -> Site {
+    let site = Site::new();
+    site.install("other", &site.server());
+    site.write("sources.toml", "[[rule]]\ntype = \"ip_addr\"\nvalue = \"192.0.2.1\"\n");
+    site.write("empty", "");
+    let whole = Authority::new("Cut short").pem();
+    site.write("cut.crt", &whole[..whole.len() / 2]);
+    site
+}
+
+/// Runs a command on one configuration, copied to where the files it names are.
+fn portcullis(site: &Site, command: &str, case: &Path) -> Outcome {
+    site.write(name(case), fs::read_to_string(case).unwrap());
+    let mut portcullis = executable();
+    portcullis.args([command, "-c", name(case)]).current_dir(site.directory());
+    run(&mut portcullis)
+}
+
+/// What a case promises in its first line: `# says: this | and that | !but not this`.
+fn promised(case: &Path) -> Vec<String> {
+    let text = fs::read_to_string(case).unwrap();
+    let line = text.lines().next().and_then(|line| line.strip_prefix("# says:"));
+    line.expect("a first line with what has to be said").split(" | ").map(|word| word.trim().to_owned()).collect()
+}
+
+#[test]
+fn every_valid_configuration_passes() {
+    let site = site();
+    for case in cases("valid") {
+        let outcome = portcullis(&site, "check", &case);
+        assert_eq!(outcome.code, Some(0), "{}: {}", name(&case), outcome.stderr);
+        assert!(!outcome.stdout.is_empty(), "{}", name(&case));
+    }
+}
+
+#[test]
+fn every_invalid_configuration_is_refused_with_the_place_and_the_words() {
+    let site = site();
+    let mut failures = Vec::new();
+    for case in cases("invalid") {
+        let outcome = portcullis(&site, "check", &case);
+        if outcome.code != Some(78) {
+            failures.push(format!("{}: exit {:?}\n{}", name(&case), outcome.code, outcome.stderr));
+        }
+        for word in promised(&case) {
+            let kept = match word.strip_prefix('!') {
+                None => outcome.stderr.contains(&word),
+                Some(unsaid) => !outcome.stderr.contains(unsaid),
+            };
+            if !kept {
+                failures.push(format!("{}: not so: {word:?} in\n{}", name(&case), outcome.stderr));
+            }
+        }
+    }
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
+#[test]
+fn every_error_text_is_the_one_that_was_approved() {
+    let bless = env::var_os("PORTCULLIS_BLESS").is_some();
+    let site = site();
+    let mut failures = Vec::new();
+    for case in cases("invalid") {
+        let said = portcullis(&site, "check", &case).stderr;
+        let said = said.replace(env!("CARGO_PKG_VERSION"), "VERSION");
+        let golden = case.with_extension("stderr");
+        if bless {
+            fs::write(&golden, &said).unwrap();
+        }
+        let approved = fs::read_to_string(&golden).unwrap_or_default();
+        if said != approved {
+            failures.push(format!("{}:\napproved:\n{approved}said:\n{said}", name(&case)));
+        }
+    }
+    let hint = "run with PORTCULLIS_BLESS=1 to approve, and read what you approve";
+    assert!(failures.is_empty(), "{}\n{hint}", failures.join("\n"));
+}
+
+#[test]
+fn a_start_refuses_what_check_refuses() {
+    let site = site();
+    for case in ["several-errors-at-once", "key-of-another-certificate", "source-with-host-bits"] {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let case = path.join("tests/config/invalid").join(case).with_extension("toml");
+        let (checked, started) = (portcullis(&site, "check", &case), portcullis(&site, "run", &case));
+        assert_eq!(started.code, Some(78), "{}", started.stderr);
+        assert_eq!(started.stderr, checked.stderr);
+        assert!(!started.text().contains("ready"), "{}", started.text());
+    }
+}
+
+#[test]
+fn a_missing_configuration_is_an_invalid_one() {
+    for command in ["check", "run"] {
+        let outcome = run(executable().args([command, "-c", "/nowhere/portcullis.toml"]));
+        assert_eq!(outcome.code, Some(78));
+        assert!(outcome.stderr.contains("/nowhere/portcullis.toml"), "{}", outcome.stderr);
+    }
+}
+
+#[test]
+fn a_configuration_that_is_not_text_is_refused() {
+    let site = Site::new();
+    fs::write(site.path("portcullis.toml"), b"name = \"\xff\xfe\"").unwrap();
+    let outcome = run(executable().arg("check").arg("-c").arg(site.path("portcullis.toml")));
+    assert_eq!(outcome.code, Some(78));
+    assert!(outcome.stderr.contains("UTF-8"), "{}", outcome.stderr);
+}

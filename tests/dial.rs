@@ -1,0 +1,117 @@
+//! Finding the upstream, and not finding it.
+
+use std::fs;
+use std::io::Write;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use socket2::{Domain, Socket, Type};
+
+use crate::harness::wire::{PROTOCOL_3_0, error_response, startup};
+use crate::harness::{Listener, Portcullis, Upstream, eventually};
+
+#[test]
+fn an_upstream_can_be_a_name() {
+    let upstream = Upstream::saying(b"hello");
+    // The name may have an IPv6 address too, on which nobody listens.
+    let named = upstream.to_string().replace("127.0.0.1", "localhost");
+    let portcullis = Portcullis::before(Listener::tcp(&named));
+    let mut client = portcullis.client().connect();
+    assert_eq!(client.receive(5), b"hello");
+    assert_eq!(portcullis.opened(client.port()).text("upstream"), named);
+}
+
+#[test]
+fn an_upstream_can_have_an_ipv6_address() {
+    let listener = TcpListener::bind("[::1]:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    thread::spawn(move || listener.accept().unwrap().0.write_all(b"hello").unwrap());
+    let portcullis = Portcullis::before(Listener::tcp(address));
+    assert_eq!(portcullis.client().connect().receive(5), b"hello");
+}
+
+/// Asks for the upstream, and expects to be told in Redis' words that it cannot be had.
+fn assert_unreachable(upstream: &str) {
+    let listener = Listener::redis(upstream).to_string().replace(
+        &format!("upstream = \"{upstream}\""),
+        &format!("upstream = {{ address = \"{upstream}\", connect_timeout = \"500ms\" }}"),
+    );
+    let portcullis = Portcullis::start(crate::harness::Site::new(), listener);
+    let begun = Instant::now();
+    let mut client = portcullis.client().connect();
+    client.send(b"PING\r\n");
+    let words = client.rest().unwrap();
+    assert!(words.starts_with(b"-ERR "), "{}", words.escape_ascii());
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    let denied = portcullis.ending(client.port());
+    assert_eq!(denied.reason(), "upstream_unreachable");
+    assert_eq!(denied.text("upstream"), upstream);
+}
+
+/// An upstream whose queue is full, so that a connection to it is neither taken nor refused.
+fn clogged() -> (Socket, Vec<TcpStream>, SocketAddr) {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
+    socket.bind(&any.into()).unwrap();
+    socket.listen(0).unwrap();
+    let address = socket.local_addr().unwrap().as_socket().unwrap();
+    let mut waiting = Vec::new();
+    while let Ok(stream) = TcpStream::connect_timeout(&address, Duration::from_millis(200)) {
+        waiting.push(stream);
+    }
+    (socket, waiting, address)
+}
+
+#[test]
+fn an_upstream_that_does_not_answer_is_given_up() {
+    let (_socket, _waiting, address) = clogged();
+    assert_unreachable(&address.to_string());
+}
+
+#[test]
+fn a_name_that_does_not_resolve_is_an_unreachable_upstream() {
+    assert_unreachable("nowhere.invalid:6379");
+}
+
+#[test]
+fn a_missing_socket_is_an_unreachable_upstream() {
+    assert_unreachable("unix:/nowhere/redis.sock");
+}
+
+#[test]
+fn a_postgres_client_is_answered_after_its_startup_message_and_not_before() {
+    let portcullis = Portcullis::before(Listener::postgres("unix:/nowhere/.s.PGSQL.5432"));
+    let mut client = portcullis.client().asking_first().connect();
+    let hello = startup(PROTOCOL_3_0, &[("user", "app"), ("database", "app")]);
+    let (first, rest) = hello.split_at(5);
+    client.send(first);
+    client.send(rest);
+    let fields = error_response(&client.rest().unwrap());
+    assert_eq!((fields[&'S'].as_str(), fields[&'C'].as_str()), ("FATAL", "08001"));
+    // Where the upstream is, is nobody's business.
+    assert!(!fields[&'M'].contains("nowhere"), "{fields:?}");
+}
+
+/// Whether the end of a connection that belongs to the given ports is looked after by keepalive.
+fn kept_alive(is_it: impl Fn(u16, u16) -> bool) -> Option<()> {
+    let port = |address: &str| u16::from_str_radix(address.rsplit(':').next()?, 16).ok();
+    let table = fs::read_to_string("/proc/net/tcp").unwrap();
+    table.lines().skip(1).find_map(|line| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let timer_is_keepalive = fields[5].starts_with("02:");
+        (is_it(port(fields[1])?, port(fields[2])?) && timer_is_keepalive).then_some(())
+    })
+}
+
+#[test]
+fn dead_clients_and_dead_upstreams_are_looked_for() {
+    let upstream = Upstream::echo();
+    let portcullis = Portcullis::before(Listener::tcp(&upstream));
+    let mut client = portcullis.client().connect();
+    client.ask(b"hello", b"hello");
+    let (own, theirs) = (portcullis.address("main").port(), client.port());
+    let database: SocketAddr = upstream.to_string().parse().unwrap();
+    eventually("the client's leg has keepalive", || kept_alive(|local, remote| (local, remote) == (own, theirs)));
+    eventually("the upstream's leg has keepalive", || kept_alive(|_, remote| remote == database.port()));
+}

@@ -1,0 +1,141 @@
+//! The end of the process, and its beginning, as systemd sees them.
+
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::process;
+use std::time::{Duration, Instant};
+
+use crate::harness::portcullis::executable;
+use crate::harness::{Connection, Listener, PATIENCE, Portcullis, Site, Upstream, eventually};
+
+fn draining(drain: &str, upstream: &Upstream) -> (Portcullis, Connection) {
+    let config = format!("shutdown.drain = \"{drain}\"\n{}", Listener::redis(upstream));
+    let portcullis = Portcullis::start(Site::new(), config);
+    let mut inside = portcullis.client().connect();
+    inside.ask(b"hello", b"hello");
+    (portcullis, inside)
+}
+
+/// Sends SIGTERM and waits until nobody new is let in.
+fn begin_to_drain(portcullis: &Portcullis) {
+    let client = portcullis.client();
+    portcullis.process.signal("TERM");
+    eventually("the listener is closed", || client.try_dial().is_err().then_some(()));
+}
+
+#[test]
+fn sigterm_waits_for_a_running_session_and_refuses_new_ones() {
+    let upstream = Upstream::echo();
+    let (mut portcullis, mut inside) = draining("10m", &upstream);
+    begin_to_drain(&portcullis);
+    for _ in 0..10 {
+        inside.ask(b"still here", b"still here");
+    }
+    // A reload during a drain is harmless.
+    portcullis.process.signal("HUP");
+    inside.ask(b"still here", b"still here");
+    assert!(portcullis.process.0.try_wait().unwrap().is_none(), "it did not wait");
+    inside.finish_sending();
+    inside.rest().unwrap();
+    assert_eq!(portcullis.process.exit_code(), Some(0));
+    assert!(matches!(portcullis.ending(inside.port()).reason(), "client_closed" | "upstream_closed"));
+}
+
+#[test]
+fn sigterm_without_a_session_ends_at_once() {
+    let upstream = Upstream::echo();
+    let config = format!("shutdown.drain = \"10m\"\n{}", Listener::redis(&upstream));
+    let mut portcullis = Portcullis::start(Site::new(), config);
+    portcullis.address("main");
+    assert_eq!(portcullis.stop().0, Some(0));
+}
+
+#[test]
+fn sessions_that_outlast_the_drain_are_closed() {
+    let upstream = Upstream::echo();
+    let (mut portcullis, mut inside) = draining("500ms", &upstream);
+    let (code, _) = portcullis.stop();
+    assert_eq!(code, Some(0));
+    assert_eq!(portcullis.ending(inside.port()).reason(), "shutdown");
+    // A proper end, not an RST.
+    inside.rest().unwrap();
+}
+
+#[test]
+fn a_second_sigterm_ends_everything_at_once() {
+    let upstream = Upstream::echo();
+    let (mut portcullis, inside) = draining("10m", &upstream);
+    begin_to_drain(&portcullis);
+    let begun = Instant::now();
+    let (code, _) = portcullis.stop();
+    assert_eq!(code, Some(0));
+    // The client neither reads nor goes away, and still nobody waits for it.
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    assert_eq!(portcullis.ending(inside.port()).reason(), "shutdown");
+}
+
+#[test]
+fn a_client_in_its_handshake_does_not_hold_up_the_end() {
+    let upstream = Upstream::echo();
+    let config = format!("shutdown.drain = \"500ms\"\n{}", Listener::redis(&upstream));
+    let mut portcullis = Portcullis::start(Site::new(), config);
+    let _silent = portcullis.client().dial();
+    assert_eq!(portcullis.stop().0, Some(0));
+}
+
+#[test]
+fn every_listener_says_that_it_is_ready_and_where() {
+    let upstream = Upstream::echo();
+    let config = format!(
+        "{}{}",
+        Listener::redis(&upstream).named("cache").on(&["127.0.0.1:0", "127.0.0.2:0"]),
+        Listener::postgres(&upstream).named("db"),
+    );
+    let mut portcullis = Portcullis::start(Site::new(), config);
+    let of = |name: &str| portcullis.event("ready", |event| event.is("ready") && event.0["listener"] == name);
+    let (cache, db) = (of("cache"), of("db"));
+    assert_eq!((cache.text("protocol"), db.text("protocol")), ("redis", "postgres"));
+    assert_eq!(cache.text("level"), "INFO");
+    assert_eq!((portcullis.addresses("cache").len(), portcullis.addresses("db").len()), (2, 1));
+    let (_, events) = portcullis.stop();
+    assert_eq!(events.iter().filter(|event| event.is("ready")).count(), 2);
+}
+
+/// Waits for a message to systemd that has this line.
+fn expect(socket: &UnixDatagram, line: &str) {
+    let mut buffer = [0; 1024];
+    loop {
+        let length = socket.recv(&mut buffer).expect("systemd is told in time");
+        let message = String::from_utf8_lossy(&buffer[..length]);
+        if message.lines().any(|told| told == line) {
+            return;
+        }
+    }
+}
+
+#[test]
+fn systemd_is_told_of_readiness_and_of_the_end() {
+    let upstream = Upstream::echo();
+    let site = Site::new();
+    let path = site.path("notify");
+    let in_a_file = (UnixDatagram::bind(&path).unwrap(), path.display().to_string());
+    let name = format!("portcullis-test-{}", process::id());
+    let address = SocketAddr::from_abstract_name(&name).unwrap();
+    let abstractly = (UnixDatagram::bind_addr(&address).unwrap(), format!("@{name}"));
+    for (socket, variable) in [in_a_file, abstractly] {
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut command = executable();
+        command.env("NOTIFY_SOCKET", &variable);
+        let (one, two) = (Listener::redis(&upstream).named("one"), Listener::tcp(&upstream));
+        let config = format!("{one}{two}");
+        let mut portcullis = Portcullis::start_by(command, Site::new(), config);
+        expect(&socket, "READY=1");
+        // Everything is bound when systemd hears of it.
+        for listener in ["one", "main"] {
+            portcullis.client_of(listener).connect().ask(b"hello", b"hello");
+        }
+        portcullis.process.signal("TERM");
+        expect(&socket, "STOPPING=1");
+        assert_eq!(portcullis.process.exit_code(), Some(0));
+    }
+}

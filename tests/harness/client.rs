@@ -1,0 +1,234 @@
+//! Clients: sockets that come from where the test wants, and TLS on them.
+
+use std::cell::OnceCell;
+use std::fmt;
+use std::io::{self, Read, Write};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::pki_types::ServerName;
+use rustls::{AlertDescription, ClientConfig, ClientConnection, RootCertStore, StreamOwned, SupportedProtocolVersion};
+use socket2::{Domain, SockRef, Socket, Type};
+
+use super::{Authority, Leaf, PATIENCE, wire};
+
+/// How to call on a listener. Connections made with one `Client` share their TLS sessions, so the second may resume.
+pub(crate) struct Client {
+    address: SocketAddr,
+    source: Option<IpAddr>,
+    name: String,
+    roots: RootCertStore,
+    identity: Option<Leaf>,
+    versions: Vec<&'static SupportedProtocolVersion>,
+    alpn: Vec<Vec<u8>>,
+    asks_first: bool,
+    config: OnceCell<Arc<ClientConfig>>,
+}
+
+impl Client {
+    pub(crate) fn new(address: SocketAddr, ca: &Authority) -> Self {
+        let mut roots = RootCertStore::empty();
+        roots.add(ca.der().clone()).expect("a test's authority is sound");
+        Self {
+            address,
+            source: None,
+            name: "localhost".to_owned(),
+            roots,
+            identity: None,
+            versions: rustls::ALL_VERSIONS.to_vec(),
+            alpn: vec![],
+            asks_first: false,
+            config: OnceCell::new(),
+        }
+    }
+
+    /// Comes from this address of the machine (127.0.0.0/8 has many).
+    pub(crate) fn from(self, source: &str) -> Self {
+        Self { source: Some(source.parse().expect("an address")), ..self }
+    }
+
+    pub(crate) fn at(self, address: SocketAddr) -> Self {
+        Self { address, ..self }
+    }
+
+    /// Asks for a server of this name.
+    pub(crate) fn named(self, name: &str) -> Self {
+        Self { name: name.to_owned(), ..self }
+    }
+
+    /// Presents a certificate.
+    pub(crate) fn showing(self, identity: Leaf) -> Self {
+        Self { identity: Some(identity), ..self }
+    }
+
+    pub(crate) fn speaking(self, version: &'static SupportedProtocolVersion) -> Self {
+        Self { versions: vec![version], ..self }
+    }
+
+    pub(crate) fn alpn(self, protocols: &[&str]) -> Self {
+        Self { alpn: protocols.iter().map(|name| name.as_bytes().to_vec()).collect(), ..self }
+    }
+
+    /// Sends an SSLRequest first, as PostgreSQL's clients do.
+    pub(crate) fn asking_first(self) -> Self {
+        Self { asks_first: true, ..self }
+    }
+
+    /// A bare TCP connection.
+    pub(crate) fn dial(&self) -> TcpStream {
+        self.try_dial().expect("the listener takes the connection")
+    }
+
+    pub(crate) fn try_dial(&self) -> io::Result<TcpStream> {
+        let socket = Socket::new(Domain::for_address(self.address), Type::STREAM, None)?;
+        if let Some(source) = self.source {
+            socket.bind(&SocketAddr::new(source, 0).into())?;
+        }
+        socket.connect(&self.address.into())?;
+        let stream = TcpStream::from(socket);
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_write_timeout(Some(PATIENCE))?;
+        stream.set_nodelay(true)?;
+        Ok(stream)
+    }
+
+    /// A TLS connection, with the handshake done on this side.
+    pub(crate) fn connect(&self) -> Connection {
+        self.try_connect().expect("the handshake succeeds")
+    }
+
+    pub(crate) fn try_connect(&self) -> io::Result<Connection> {
+        self.secure(self.try_dial()?)
+    }
+
+    /// TLS on a connection that is already there.
+    pub(crate) fn secure(&self, mut stream: TcpStream) -> io::Result<Connection> {
+        let port = port(&stream);
+        if self.asks_first {
+            stream.write_all(&wire::SSL_REQUEST)?;
+            assert_eq!(wire::read_exactly(&mut stream, 1), b"S");
+        }
+        let mut tls = self.tls();
+        while tls.is_handshaking() {
+            tls.complete_io(&mut stream)?;
+        }
+        Ok(Connection { stream: StreamOwned::new(tls, stream), port })
+    }
+
+    /// Tries to get in and to hear what an echoing upstream sends back. Returns the source port, and what stood in the
+    /// way: TLS 1.3 tells a client that its certificate is refused only when it reads.
+    pub(crate) fn attempt(&self) -> (u16, io::Result<Connection>) {
+        let stream = self.dial();
+        let port = port(&stream);
+        let connection = self.secure(stream).and_then(|mut connection| {
+            let mut echo = [0; 4];
+            connection.stream.write_all(b"PING")?;
+            connection.stream.read_exact(&mut echo)?;
+            if &echo == b"PING" { Ok(connection) } else { Err(io::Error::other("no echo")) }
+        });
+        (port, connection)
+    }
+
+    /// The client's half of TLS, without a socket.
+    pub(crate) fn tls(&self) -> ClientConnection {
+        let name = ServerName::try_from(self.name.clone()).expect("a server name");
+        ClientConnection::new(Arc::clone(self.config()), name).expect("a client can be made")
+    }
+
+    pub(crate) fn config(&self) -> &Arc<ClientConfig> {
+        self.config.get_or_init(|| {
+            let config =
+                ClientConfig::builder_with_protocol_versions(&self.versions).with_root_certificates(self.roots.clone());
+            let mut config = match &self.identity {
+                None => config.with_no_client_auth(),
+                Some(leaf) => {
+                    config.with_client_auth_cert(leaf.path(), leaf.key_der()).expect("a test's certificate is usable")
+                }
+            };
+            config.alpn_protocols.clone_from(&self.alpn);
+            Arc::new(config)
+        })
+    }
+}
+
+/// One TLS connection.
+pub(crate) struct Connection {
+    pub(crate) stream: StreamOwned<ClientConnection, TcpStream>,
+    port: u16,
+}
+
+impl fmt::Debug for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "connection from port {}", self.port)
+    }
+}
+
+impl Connection {
+    /// The source port, by which audit events are told apart.
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
+    pub(crate) fn tls(&self) -> &ClientConnection {
+        &self.stream.conn
+    }
+
+    pub(crate) fn send(&mut self, bytes: &[u8]) {
+        self.stream.write_all(bytes).expect("it can be sent");
+    }
+
+    pub(crate) fn receive(&mut self, count: usize) -> Vec<u8> {
+        wire::read_exactly(&mut self.stream, count)
+    }
+
+    /// Sends, and checks the answer.
+    pub(crate) fn ask(&mut self, question: &[u8], answer: &[u8]) {
+        self.send(question);
+        let received = self.receive(answer.len());
+        assert_eq!(received.escape_ascii().to_string(), answer.escape_ascii().to_string());
+    }
+
+    /// Everything up to a close_notify; an end without one is an error.
+    pub(crate) fn rest(&mut self) -> io::Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        self.stream.read_to_end(&mut bytes).map(|_| bytes)
+    }
+
+    /// Says that nothing more will be sent (close_notify), and goes on receiving.
+    pub(crate) fn finish_sending(&mut self) {
+        self.stream.conn.send_close_notify();
+        while self.stream.conn.wants_write() {
+            self.stream.conn.write_tls(&mut self.stream.sock).expect("it can be sent");
+        }
+    }
+
+    /// Ends TCP's sending direction without a close_notify.
+    pub(crate) fn hang_up(&mut self) {
+        self.stream.sock.shutdown(Shutdown::Write).expect("it was open");
+    }
+
+    /// Ends with an RST.
+    pub(crate) fn reset(self) {
+        reset(self.stream.sock);
+    }
+}
+
+/// The alert by which the server ended a connection.
+pub(crate) fn alert(error: &io::Error) -> Option<AlertDescription> {
+    if let rustls::Error::AlertReceived(alert) = error.get_ref()?.downcast_ref()? {
+        return Some(*alert);
+    }
+    None
+}
+
+/// The port that a connection comes from, by which audit events are told apart.
+pub(crate) fn port(stream: &TcpStream) -> u16 {
+    stream.local_addr().expect("it is connected").port()
+}
+
+/// Ends a TCP connection with an RST.
+pub(crate) fn reset(stream: TcpStream) {
+    let linger = SockRef::from(&stream).set_linger(Some(Duration::ZERO));
+    linger.expect("a socket can be told not to linger");
+}

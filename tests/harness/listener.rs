@@ -1,0 +1,119 @@
+//! The text of a `[[listener]]`, as short as the test that needs it.
+
+use std::fmt::{self, Display, Formatter};
+
+/// One listener named `main` on a free port of 127.0.0.1 that trusts 127.0.0.1, until told otherwise.
+#[derive(Debug, Clone)]
+pub(crate) struct Listener {
+    pub(crate) name: String,
+    protocol: &'static str,
+    listen: Vec<String>,
+    upstream: String,
+    trusted: Vec<String>,
+    certificates: Vec<String>,
+    keys: Vec<String>,
+    tls: Vec<String>,
+    limits: Vec<String>,
+    postgres: Vec<String>,
+}
+
+impl Listener {
+    pub(crate) fn redis(upstream: impl Display) -> Self {
+        Self::new("redis", &upstream)
+    }
+
+    pub(crate) fn postgres(upstream: impl Display) -> Self {
+        Self::new("postgres", &upstream)
+    }
+
+    pub(crate) fn tcp(upstream: impl Display) -> Self {
+        Self::new("tcp", &upstream)
+    }
+
+    fn new(protocol: &'static str, upstream: &dyn Display) -> Self {
+        Self {
+            name: "main".to_owned(),
+            protocol,
+            listen: vec!["127.0.0.1:0".to_owned()],
+            upstream: upstream.to_string(),
+            trusted: vec!["127.0.0.1".to_owned()],
+            certificates: vec!["server".to_owned()],
+            keys: vec![],
+            tls: vec![],
+            limits: vec![],
+            postgres: vec![],
+        }
+    }
+
+    pub(crate) fn named(self, name: &str) -> Self {
+        Self { name: name.to_owned(), ..self }
+    }
+
+    pub(crate) fn on(self, addresses: &[&str]) -> Self {
+        Self { listen: owned(addresses), ..self }
+    }
+
+    pub(crate) fn trusting(self, sources: &[&str]) -> Self {
+        Self { trusted: owned(sources), ..self }
+    }
+
+    /// The certificates in `NAME.crt` and `NAME.key`, in this order.
+    pub(crate) fn certificates(self, names: &[&str]) -> Self {
+        Self { certificates: owned(names), ..self }
+    }
+
+    /// A line of `[[listener]]`.
+    pub(crate) fn key(mut self, line: &str) -> Self {
+        self.keys.push(line.to_owned());
+        self
+    }
+
+    /// A line of `[listener.tls]`.
+    pub(crate) fn tls(mut self, line: &str) -> Self {
+        self.tls.push(line.to_owned());
+        self
+    }
+
+    /// A line of `[listener.limits]`.
+    pub(crate) fn limit(mut self, line: &str) -> Self {
+        self.limits.push(line.to_owned());
+        self
+    }
+
+    /// A line of `[listener.postgres]`.
+    pub(crate) fn postgres_key(mut self, line: &str) -> Self {
+        self.postgres.push(line.to_owned());
+        self
+    }
+}
+
+fn owned(texts: &[&str]) -> Vec<String> {
+    texts.iter().map(|&text| text.to_owned()).collect()
+}
+
+impl Display for Listener {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        writeln!(f, "\n[[listener]]")?;
+        writeln!(f, "name = {:?}\nprotocol = {:?}", self.name, self.protocol)?;
+        writeln!(f, "listen = {:?}\nupstream = {:?}", self.listen, self.upstream)?;
+        writeln!(f, "trusted_sources = {:?}", self.trusted)?;
+        lines(f, &self.keys)?;
+        writeln!(f, "[listener.tls]\ncertificates = [")?;
+        for name in &self.certificates {
+            writeln!(f, "    {{ cert = \"{name}.crt\", key = \"{name}.key\" }},")?;
+        }
+        writeln!(f, "]")?;
+        lines(f, &self.tls)?;
+        writeln!(f, "[listener.limits]")?;
+        lines(f, &self.limits)?;
+        if !self.postgres.is_empty() {
+            writeln!(f, "[listener.postgres]")?;
+            lines(f, &self.postgres)?;
+        }
+        Ok(())
+    }
+}
+
+fn lines(f: &mut Formatter<'_>, lines: &[String]) -> fmt::Result {
+    lines.iter().try_for_each(|line| writeln!(f, "{line}"))
+}

@@ -1,0 +1,43 @@
+//! What the tests stand on: a certificate authority, the program under test, the databases behind it, the clients in
+//! front of it. A test is a world in three lines: upstream up, Portcullis up, client in.
+
+pub(crate) mod client;
+pub(crate) mod listener;
+pub(crate) mod log;
+pub(crate) mod openssl;
+pub(crate) mod pki;
+pub(crate) mod portcullis;
+pub(crate) mod postgres;
+pub(crate) mod program;
+pub(crate) mod redis;
+pub(crate) mod site;
+pub(crate) mod upstream;
+pub(crate) mod wire;
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+pub(crate) use client::{Client, Connection};
+pub(crate) use listener::Listener;
+pub(crate) use log::Event;
+pub(crate) use pki::{Authority, Leaf, Request};
+pub(crate) use portcullis::Portcullis;
+pub(crate) use postgres::Postgres;
+pub(crate) use redis::Redis;
+pub(crate) use site::Site;
+pub(crate) use upstream::Upstream;
+
+/// How long anything that has to happen may take before a test gives up on it.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Looks until `look` finds something. Only for what sends no word when it changes (a file, /proc, a process's end).
+pub(crate) fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "{what}: not within {PATIENCE:?}");
+        thread::sleep(Duration::from_millis(5));
+    }
+}

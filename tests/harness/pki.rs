@@ -1,0 +1,191 @@
+//! Certificates for one test: authorities, and what they issue.
+
+use std::net::IpAddr;
+
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
+    KeyPair, KeyUsagePurpose, PKCS_RSA_SHA256, RsaKeySize, SanType,
+};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use time::{Duration, OffsetDateTime};
+
+/// A certificate authority, a root or one below a root.
+#[derive(Debug)]
+pub(crate) struct Authority {
+    issuer: CertifiedIssuer<'static, KeyPair>,
+    /// The certificates between what it issues and the root, nearest first. Empty for a root.
+    path: Vec<Certificate>,
+}
+
+#[derive(Debug, Clone)]
+struct Certificate {
+    der: CertificateDer<'static>,
+    pem: String,
+}
+
+impl Authority {
+    pub(crate) fn new(name: &str) -> Self {
+        Self::root(authority_params(name))
+    }
+
+    /// A root that ran out a while ago.
+    pub(crate) fn expired(name: &str) -> Self {
+        let mut params = authority_params(name);
+        params.not_before -= Duration::days(1000);
+        params.not_after -= Duration::days(1000);
+        Self::root(params)
+    }
+
+    fn root(params: CertificateParams) -> Self {
+        let key = KeyPair::generate().expect("an ECDSA key can be made");
+        let issuer = CertifiedIssuer::self_signed(params, key);
+        Self { issuer: issuer.expect("a root can sign itself"), path: Vec::new() }
+    }
+
+    /// An authority between this one and a leaf.
+    pub(crate) fn intermediate(&self, name: &str) -> Self {
+        let key = KeyPair::generate().expect("an ECDSA key can be made");
+        let issuer = CertifiedIssuer::signed_by(authority_params(name), key, &self.issuer);
+        let issuer = issuer.expect("an authority can sign another");
+        let own = Certificate { der: issuer.der().clone(), pem: issuer.pem() };
+        Self { path: [&[own], self.path.as_slice()].concat(), issuer }
+    }
+
+    pub(crate) fn pem(&self) -> String {
+        self.issuer.pem()
+    }
+
+    pub(crate) fn der(&self) -> &CertificateDer<'static> {
+        self.issuer.der()
+    }
+
+    pub(crate) fn issue(&self, request: Request) -> Leaf {
+        let key = request.key.generate();
+        let certificate = request.params.signed_by(&key, &self.issuer);
+        let certificate = certificate.expect("an authority can sign a leaf");
+        let own = Certificate { der: certificate.der().clone(), pem: certificate.pem() };
+        Leaf { path: [&[own], self.path.as_slice()].concat(), key }
+    }
+}
+
+fn authority_params(name: &str) -> CertificateParams {
+    let mut params = dated(name);
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    params
+}
+
+fn dated(name: &str) -> CertificateParams {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    params.distinguished_name.push(DnType::CommonName, name);
+    params.use_authority_key_identifier_extension = true;
+    let now = OffsetDateTime::now_utc();
+    (params.not_before, params.not_after) = (now - Duration::days(1), now + Duration::days(365));
+    params
+}
+
+/// What a certificate is asked for.
+#[derive(Debug)]
+pub(crate) struct Request {
+    params: CertificateParams,
+    key: Key,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Key {
+    Ecdsa,
+    Rsa,
+}
+
+impl Key {
+    fn generate(self) -> KeyPair {
+        match self {
+            Self::Ecdsa => KeyPair::generate(),
+            Self::Rsa => KeyPair::generate_rsa_for(&PKCS_RSA_SHA256, RsaKeySize::_2048),
+        }
+        .expect("a key can be made")
+    }
+}
+
+impl Request {
+    /// A server certificate for the given names and addresses; the first is its common name too.
+    pub(crate) fn server(names: &[&str]) -> Self {
+        let mut params = dated(names.first().expect("a server has a name"));
+        params.subject_alt_names = names.iter().map(|name| subject_name(name)).collect();
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        Self { params, key: Key::Ecdsa }
+    }
+
+    /// A client certificate.
+    pub(crate) fn client(name: &str) -> Self {
+        let mut params = dated(name);
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        Self { params, key: Key::Ecdsa }
+    }
+
+    pub(crate) fn organization(mut self, name: &str) -> Self {
+        self.params.distinguished_name.push(DnType::OrganizationName, name);
+        self
+    }
+
+    pub(crate) fn rsa(self) -> Self {
+        Self { key: Key::Rsa, ..self }
+    }
+
+    /// Valid from and until so many days from now; negative is in the past.
+    pub(crate) fn valid(mut self, from: i64, until: i64) -> Self {
+        let now = OffsetDateTime::now_utc();
+        self.params.not_before = now + Duration::days(from);
+        self.params.not_after = now + Duration::days(until);
+        self
+    }
+}
+
+fn subject_name(name: &str) -> SanType {
+    match name.parse::<IpAddr>() {
+        Ok(address) => SanType::IpAddress(address),
+        Err(_) => SanType::DnsName(name.try_into().expect("a test's names are ASCII")),
+    }
+}
+
+/// A certificate that is not an authority's, with its key and what leads to its root.
+#[derive(Debug)]
+pub(crate) struct Leaf {
+    path: Vec<Certificate>,
+    key: KeyPair,
+}
+
+impl Leaf {
+    /// The certificate and the intermediates, as a server's certificate file has them.
+    pub(crate) fn pem(&self) -> String {
+        self.path.iter().map(|certificate| certificate.pem.as_str()).collect()
+    }
+
+    pub(crate) fn key_pem(&self) -> String {
+        self.key.serialize_pem()
+    }
+
+    pub(crate) fn path(&self) -> Vec<CertificateDer<'static>> {
+        self.path.iter().map(|certificate| certificate.der.clone()).collect()
+    }
+
+    pub(crate) fn key_der(&self) -> PrivateKeyDer<'static> {
+        PrivateKeyDer::try_from(self.key.serialize_der()).expect("rcgen writes PKCS#8")
+    }
+
+    pub(crate) fn der(&self) -> &CertificateDer<'static> {
+        &self.path[0].der
+    }
+
+    /// Lower-case hex, as in audit events.
+    pub(crate) fn sha256(&self) -> String {
+        sha256(self.der())
+    }
+}
+
+/// The SHA-256 of some bytes in lower-case hex.
+pub(crate) fn sha256(bytes: &[u8]) -> String {
+    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes);
+    digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+}

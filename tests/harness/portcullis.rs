@@ -1,0 +1,185 @@
+//! The program under test: started, listened to, signalled, ended.
+
+use std::ffi::OsStr;
+use std::fmt::Display;
+use std::fs;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use super::log::Log;
+use super::program::{self, Running};
+use super::{Client, Event, Listener, Site};
+
+/// A running `portcullis run`.
+#[derive(Debug)]
+pub(crate) struct Portcullis {
+    pub(crate) process: Running,
+    pub(crate) site: Site,
+    log: Log,
+    errors: Log,
+}
+
+/// Where the built program is.
+pub(crate) const EXECUTABLE: &str = env!("CARGO_BIN_EXE_portcullis");
+
+/// The built program.
+pub(crate) fn executable() -> Command {
+    let mut command = program::tied(Path::new(EXECUTABLE));
+    command.env_remove("PORTCULLIS_CONFIG");
+    command
+}
+
+impl Portcullis {
+    /// One listener, in a site of its own.
+    pub(crate) fn before(listener: Listener) -> Self {
+        Self::start(Site::new(), listener)
+    }
+
+    /// A whole configuration, beside the files it names.
+    pub(crate) fn start(site: Site, config: impl Display) -> Self {
+        Self::start_by(executable(), site, config)
+    }
+
+    /// The same by a command that ends in the program's path: with a limit, with an environment.
+    pub(crate) fn start_by(mut command: Command, site: Site, config: impl Display) -> Self {
+        site.write("portcullis.toml", config);
+        command.args([OsStr::new("run"), OsStr::new("-c")]).arg(site.path("portcullis.toml"));
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut process = Running::start(&mut command);
+        let log = Log::of(process.0.stdout.take().expect("stdout is piped"));
+        let errors = Log::of(process.0.stderr.take().expect("stderr is piped"));
+        Self { process, site, log, errors }
+    }
+
+    /// A client of the listener `main`.
+    pub(crate) fn client(&self) -> Client {
+        self.client_of("main")
+    }
+
+    pub(crate) fn client_of(&self, listener: &str) -> Client {
+        Client::new(self.address(listener), &self.site.ca)
+    }
+
+    /// The first address of a listener, once it is bound.
+    pub(crate) fn address(&self, listener: &str) -> SocketAddr {
+        self.addresses(listener)[0]
+    }
+
+    pub(crate) fn addresses(&self, listener: &str) -> Vec<SocketAddr> {
+        let named = |event: &Event| event.is("ready") && event.0["listener"] == listener;
+        self.event(&format!("ready of {listener}"), named);
+        let ready = self.events().into_iter().rfind(named).expect("it was there");
+        let addresses = ready.0["addresses"].as_array().expect("a list of addresses").iter();
+        addresses.map(|text| text.as_str().expect("text").parse().expect("address")).collect()
+    }
+
+    /// The first event that matches, waited for.
+    pub(crate) fn event(&self, what: &str, matches: impl Fn(&Event) -> bool) -> Event {
+        self.log.after(0, what, matches)
+    }
+
+    /// The same among the events after the first `seen` ones.
+    pub(crate) fn event_after(&self, seen: usize, what: &str, matches: impl Fn(&Event) -> bool) -> Event {
+        self.log.after(seen, what, matches)
+    }
+
+    /// How the connection from this source port ended.
+    pub(crate) fn ending(&self, source_port: u16) -> Event {
+        self.event("the end of the connection", |event| event.ends(source_port))
+    }
+
+    /// Why it was refused; it must not have been let in.
+    pub(crate) fn refusal(&self, source_port: u16) -> String {
+        let ending = self.ending(source_port);
+        assert!(ending.is("connection.denied"), "it was let in: {}", ending.0);
+        ending.reason().to_owned()
+    }
+
+    /// How the connection from this source port was let in.
+    pub(crate) fn opened(&self, source_port: u16) -> Event {
+        self.event("the opening of the connection", |event| {
+            event.is("connection.opened") && event.0["source_port"] == source_port
+        })
+    }
+
+    pub(crate) fn events(&self) -> Vec<Event> {
+        self.log.events()
+    }
+
+    /// How many lines the log has now: what comes later is the answer to what is done next.
+    pub(crate) fn seen(&self) -> usize {
+        self.log.events().len()
+    }
+
+    /// What came on standard error so far.
+    pub(crate) fn errors(&self) -> String {
+        text_of(&self.errors.events())
+    }
+
+    /// Does something, and waits for the reload that it causes. The event is `reload.applied` or `reload.rejected`.
+    pub(crate) fn reload_after(&self, change: impl FnOnce()) -> Event {
+        let seen = self.seen();
+        change();
+        self.event_after(seen, "a reload", |event| event.is("reload.applied") || event.is("reload.rejected"))
+    }
+
+    /// The same, for a change that has to be taken.
+    pub(crate) fn applies(&self, change: impl FnOnce()) -> Event {
+        let event = self.reload_after(change);
+        assert!(event.is("reload.applied"), "{}", event.0);
+        event
+    }
+
+    /// Writes a new configuration and makes it known with SIGHUP.
+    pub(crate) fn reconfigure(&self, config: impl Display) -> Event {
+        self.reload_after(|| {
+            self.site.replace("portcullis.toml", config);
+            self.process.signal("HUP");
+        })
+    }
+
+    /// Ends the program with SIGTERM. Returns its exit code and everything it said.
+    pub(crate) fn stop(&mut self) -> (Option<i32>, Vec<Event>) {
+        self.process.signal("TERM");
+        (self.process.exit_code(), self.log.to_the_end())
+    }
+
+    /// Memory in use, in KiB.
+    pub(crate) fn resident(&self) -> u64 {
+        let status = fs::read_to_string(self.proc("status")).expect("it runs");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let number = line.and_then(|line| line.split_whitespace().next());
+        number.expect("a VmRSS line").parse().expect("a number")
+    }
+
+    /// CPU time used so far, in ticks of 10 ms.
+    pub(crate) fn cpu_ticks(&self) -> u64 {
+        let stat = fs::read_to_string(self.proc("stat")).expect("it runs");
+        // Counted after the command name, which may contain spaces: user and system time are fields 14 and 15.
+        let (_, fields) = stat.rsplit_once(") ").expect("a command name");
+        let times = fields.split(' ').skip(11).take(2);
+        times.map(|ticks| ticks.parse::<u64>().expect("a number")).sum()
+    }
+
+    /// How many files it has open.
+    pub(crate) fn open_files(&self) -> usize {
+        fs::read_dir(self.proc("fd")).expect("it runs").count()
+    }
+
+    fn proc(&self, file: &str) -> String {
+        format!("/proc/{}/{file}", self.process.0.id())
+    }
+}
+
+fn text_of(lines: &[Event]) -> String {
+    lines.iter().map(|line| line.0.as_str().map_or(line.0.to_string(), str::to_owned) + "\n").collect()
+}
+
+impl Drop for Portcullis {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("--- log of portcullis\n{}--- its standard error\n{}", text_of(&self.events()), self.errors());
+        }
+    }
+}

@@ -1,0 +1,151 @@
+//! A private PostgreSQL.
+
+use std::env;
+use std::fmt::{self, Display, Formatter};
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::{self, Command};
+use std::sync::OnceLock;
+
+use tempfile::TempDir;
+
+use super::program::{self, Running};
+
+/// Who may do what: everybody everything, but `keyed` has to know a password.
+const HBA: &str = "local all all trust\n\
+                   host all keyed 127.0.0.1/32 scram-sha-256\n\
+                   host all all 127.0.0.1/32 trust\n";
+const READY: &str = "database system is ready to accept connections";
+
+/// A server on a free port of 127.0.0.1 and on a Unix socket, with the superuser `app`.
+#[derive(Debug)]
+pub(crate) struct Postgres {
+    process: Running,
+    directory: TempDir,
+    port: u16,
+}
+
+impl Postgres {
+    pub(crate) fn start() -> Self {
+        let directory = directory();
+        program::run(Command::new("cp").arg("-a").arg(template()).arg(data(&directory))).success();
+        let (process, port) = program::serve(READY, |port| server(&directory, port));
+        Self { process, directory, port }
+    }
+
+    /// Its Unix socket.
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.directory.path().join(format!(".s.PGSQL.{}", self.port))
+    }
+
+    /// What it answers to SQL over its Unix socket, past Portcullis.
+    pub(crate) fn direct(&self, sql: &str) -> String {
+        program::run(self.psql().args(["-c", sql])).success().trim_end().to_owned()
+    }
+
+    /// `psql` over the Unix socket.
+    pub(crate) fn psql(&self) -> Command {
+        let mut command = client("psql");
+        command.args(["-X", "-A", "-t", "-q", "-v", "ON_ERROR_STOP=1", "-d"]);
+        let directory = self.directory.path().display();
+        command.arg(format!("host={directory} port={} user=app dbname=postgres", self.port));
+        command
+    }
+}
+
+impl Display for Postgres {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        write!(f, "127.0.0.1:{}", self.port)
+    }
+}
+
+impl Drop for Postgres {
+    fn drop(&mut self) {
+        // An immediate shutdown, which takes its children along and frees its shared memory.
+        if self.process.0.try_wait().is_ok_and(|ended| ended.is_none()) {
+            self.process.signal("QUIT");
+            self.process.exit_code();
+        }
+    }
+}
+
+/// A client program of PostgreSQL, without what its user has set up for it at home and in the environment.
+pub(crate) fn client(name: &str) -> Command {
+    let mut command = program::command(name);
+    for (variable, _) in env::vars_os() {
+        if variable.to_string_lossy().starts_with("PG") {
+            command.env_remove(variable);
+        }
+    }
+    command.env("HOME", "/nonexistent");
+    command
+}
+
+fn server(directory: &TempDir, port: u16) -> Command {
+    let mut command = as_servant("postgres");
+    command.arg("-D").arg(data(directory)).arg("-k").arg(directory.path());
+    command.args(["-p", &port.to_string(), "-c", "listen_addresses=127.0.0.1"]);
+    command.args(["-c", "fsync=off", "-c", "autovacuum=off", "-c", "shared_buffers=32MB"]);
+    command
+}
+
+/// A freshly initialised cluster to copy, made once for all tests and all runs.
+fn template() -> &'static Path {
+    static TEMPLATE: OnceLock<PathBuf> = OnceLock::new();
+    TEMPLATE.get_or_init(|| {
+        let version = program::run(program::command("postgres").arg("--version")).success();
+        let major: String = version.chars().filter(char::is_ascii_digit).take(2).collect();
+        let kept = Path::new(env!("CARGO_TARGET_TMPDIR"));
+        let template = kept.join(format!("postgres-{major}-of-{}", user()));
+        if !template.exists() {
+            // Made where the server's user may go, kept where the build's files are.
+            let directory = directory();
+            let mut initdb = as_servant("initdb");
+            initdb.args(["-U", "app", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync"]);
+            program::run(initdb.arg("-D").arg(data(&directory))).success();
+            fs::write(data(&directory).join("pg_hba.conf"), HBA).expect("a file can be written");
+            let mine = kept.join(format!("postgres-{}", process::id()));
+            program::run(Command::new("cp").arg("-a").arg(data(&directory)).arg(&mine)).success();
+            if fs::rename(&mine, &template).is_err() {
+                fs::remove_dir_all(&mine).expect("another run made one at the same time");
+            }
+        }
+        template
+    })
+}
+
+fn data(directory: &TempDir) -> PathBuf {
+    directory.path().join("data")
+}
+
+/// A directory that the server's user owns.
+fn directory() -> TempDir {
+    let directory = tempfile::tempdir().expect("a temporary directory can be made");
+    fs::set_permissions(directory.path(), Permissions::from_mode(0o755)).expect("it is ours");
+    own(directory.path());
+    directory
+}
+
+fn own(path: &Path) {
+    if user() == 0 {
+        program::run(Command::new("chown").arg("postgres:").arg(path)).success();
+    }
+}
+
+/// PostgreSQL refuses to run as root, so root's tests have it run as its own user.
+fn as_servant(program: &str) -> Command {
+    let path = program::find(program);
+    let mut command = program::tied(&path);
+    if user() == 0 {
+        command = Command::new("setpriv");
+        command.args(["--reuid=postgres", "--regid=postgres", "--clear-groups"]);
+        command.args(["--pdeathsig", "KILL", "--"]).arg(&path);
+    }
+    command.current_dir("/");
+    command
+}
+
+fn user() -> u32 {
+    fs::metadata("/proc/self").expect("there is a /proc").uid()
+}

@@ -1,0 +1,192 @@
+//! Other programs: found or named with the Debian package that has them, bounded in time, ended with the test.
+
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::mpsc;
+use std::{env, fs, thread};
+
+use super::log::Log;
+use super::{Event, PATIENCE, eventually};
+
+/// A command that dies with the test's thread, whatever becomes of the test.
+pub(crate) fn command(name: &str) -> Command {
+    tied(&find(name))
+}
+
+/// The same for a program whose path is known.
+pub(crate) fn tied(program: &Path) -> Command {
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "KILL", "--"]).arg(program);
+    command
+}
+
+/// Where a program is. PostgreSQL's own are preferred to Debian's wrappers in /usr/bin.
+pub(crate) fn find(name: &str) -> PathBuf {
+    let mut versions: Vec<PathBuf> = fs::read_dir("/usr/lib/postgresql")
+        .map(|entries| entries.flatten().map(|entry| entry.path().join("bin")).collect())
+        .unwrap_or_default();
+    versions.sort();
+    versions.reverse();
+    let path = env::var_os("PATH").unwrap_or_default();
+    versions
+        .into_iter()
+        .chain(env::split_paths(&path))
+        .map(|directory| directory.join(name))
+        .find(|candidate| candidate.is_file())
+        .unwrap_or_else(|| panic!("{name} is not installed: apt-get install {}", package(name)))
+}
+
+fn package(name: &str) -> &str {
+    match name {
+        "initdb" | "postgres" | "pgbench" => "postgresql",
+        "psql" => "postgresql-client",
+        "redis-cli" | "redis-benchmark" => "redis-tools",
+        other => other,
+    }
+}
+
+/// A process that is ended when the test is.
+#[derive(Debug)]
+pub(crate) struct Running(pub(crate) Child);
+
+impl Running {
+    pub(crate) fn start(command: &mut Command) -> Self {
+        Self(command.spawn().unwrap_or_else(|error| panic!("cannot start {command:?}: {error}")))
+    }
+
+    /// Sends a signal by its name (`TERM`, `HUP`, …).
+    pub(crate) fn signal(&self, name: &str) {
+        signal(self.0.id(), name);
+    }
+
+    /// Waits for the process to end by itself.
+    pub(crate) fn exit_code(&mut self) -> Option<i32> {
+        eventually("the process ends", || self.0.try_wait().expect("a child can be waited for")).code()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // An error means that it has ended already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Sends a signal with the shell's own `kill`: a test binary without unsafe code has no other.
+pub(crate) fn signal(process: u32, name: &str) {
+    let sent = Command::new("sh").args(["-c", &format!("kill -{name} {process}")]).output();
+    let sent = sent.expect("every system has sh");
+    assert!(sent.status.success(), "{}", String::from_utf8_lossy(&sent.stderr));
+}
+
+/// What a program left behind.
+#[derive(Debug)]
+pub(crate) struct Outcome {
+    pub(crate) code: Option<i32>,
+    pub(crate) stdout: Vec<u8>,
+    pub(crate) stderr: String,
+}
+
+impl Outcome {
+    pub(crate) fn text(&self) -> String {
+        String::from_utf8_lossy(&self.stdout).into_owned()
+    }
+
+    /// The standard output of a program that has to succeed.
+    pub(crate) fn success(self) -> String {
+        assert_eq!(self.code, Some(0), "stdout: {}\nstderr: {}", self.text(), self.stderr);
+        self.text()
+    }
+}
+
+impl From<Output> for Outcome {
+    fn from(output: Output) -> Self {
+        Self {
+            code: output.status.code(),
+            stdout: output.stdout,
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
+    }
+}
+
+/// Runs a command to its end, with nothing on its standard input.
+pub(crate) fn run(command: &mut Command) -> Outcome {
+    run_with_input(command, b"")
+}
+
+/// Runs a command to its end, and feeds it. The input stays open until the command has read it all.
+pub(crate) fn run_with_input(command: &mut Command, input: &[u8]) -> Outcome {
+    command.stdin(Stdio::piped());
+    if input.is_empty() {
+        command.stdin(Stdio::null());
+    }
+    let mut running = Running::start(command.stdout(Stdio::piped()).stderr(Stdio::piped()));
+    let stdout = collect(running.0.stdout.take().expect("stdout is piped"));
+    let stderr = collect(running.0.stderr.take().expect("stderr is piped"));
+    if let Some(mut stdin) = running.0.stdin.take() {
+        // A program may well end without having read everything.
+        let _ = stdin.write_all(input);
+    }
+    let what = format!("{command:?} ends");
+    let stdout = stdout.recv_timeout(PATIENCE).unwrap_or_else(|_| panic!("{what}: not in time"));
+    let stderr = stderr.recv_timeout(PATIENCE).unwrap_or_else(|_| panic!("{what}: not in time"));
+    let status = running.0.wait().expect("a child can be waited for");
+    Output { status, stdout, stderr }.into()
+}
+
+/// Reads a pipe to its end in a thread of its own, so that two pipes cannot block each other.
+fn collect(mut pipe: impl Read + Send + 'static) -> mpsc::Receiver<Vec<u8>> {
+    let (sender, receiver) = mpsc::channel();
+    thread::spawn(move || {
+        let mut bytes = Vec::new();
+        let _ = pipe.read_to_end(&mut bytes);
+        let _ = sender.send(bytes);
+    });
+    receiver
+}
+
+/// A server that cannot say which port it took: started on one that was free a moment ago, and on another when somebody
+/// else was quicker.
+pub(crate) fn serve(ready: &str, command: impl Fn(u16) -> Command) -> (Running, u16) {
+    loop {
+        let port = free_port();
+        if let Some(server) = serve_on(port, ready, &command) {
+            return (server, port);
+        }
+    }
+}
+
+/// The same on a given port; `None` when it is taken.
+pub(crate) fn serve_on(port: u16, ready: &str, command: impl Fn(u16) -> Command) -> Option<Running> {
+    let (output, input) = io::pipe().expect("a pipe can be made");
+    let mut command = command(port);
+    command.stdin(Stdio::null());
+    command.stdout(input.try_clone().expect("a pipe can be cloned")).stderr(input);
+    let server = Running::start(&mut command);
+    drop(command);
+    let says = |line: &Event, words: &str| line.0.as_str().is_some_and(|line| line.contains(words));
+    let taken = "Address already in use";
+    let line = Log::of(output).after(0, ready, |line| says(line, ready) || says(line, taken));
+    says(&line, ready).then_some(server)
+}
+
+/// A port of 127.0.0.1 on which nobody listens now.
+pub(crate) fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
+    listener.local_addr().expect("it is bound").port()
+}
+
+/// An address that nothing else here uses, for what cannot start on port 0.
+pub(crate) fn free_address() -> SocketAddr {
+    let listener = TcpListener::bind("127.77.0.1:0").expect("a port is free");
+    listener.local_addr().expect("it is bound")
+}
+
+/// Lets this process, and what it starts from now on, have several thousand files open.
+pub(crate) fn allow_many_files() {
+    let own = std::process::id().to_string();
+    run(command("prlimit").args(["--pid", &own, "--nofile=8192:"])).success();
+}

@@ -1,0 +1,116 @@
+//! Upstreams that do what a test tells them.
+
+use std::fmt::{self, Display, Formatter};
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+
+use super::{PATIENCE, eventually};
+
+/// A TCP server on a free port of 127.0.0.1, with a thread for each connection.
+#[derive(Debug)]
+pub(crate) struct Upstream {
+    address: SocketAddr,
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    connections: AtomicUsize,
+    received: Mutex<Vec<u8>>,
+    over: AtomicBool,
+}
+
+impl Upstream {
+    /// Serves every connection with `serve`.
+    pub(crate) fn new(serve: impl Fn(TcpStream) + Send + Sync + 'static) -> Self {
+        Self::sharing(move |stream, _| serve(stream))
+    }
+
+    /// Sends everything back, and ends when the client does.
+    pub(crate) fn echo() -> Self {
+        Self::new(|mut stream| {
+            let mut back = stream.try_clone().expect("a socket can be cloned");
+            // The client may go away at any time.
+            let _ = std::io::copy(&mut stream, &mut back);
+        })
+    }
+
+    /// Takes everything, says nothing, remembers what came.
+    pub(crate) fn silent() -> Self {
+        Self::sharing(|mut stream, shared| {
+            let mut buffer = [0; 4096];
+            while let Ok(count @ 1..) = stream.read(&mut buffer) {
+                let mut received = shared.received.lock().unwrap_or_else(PoisonError::into_inner);
+                received.extend(&buffer[..count]);
+            }
+        })
+    }
+
+    /// Says its piece at once, and then takes everything.
+    pub(crate) fn saying(piece: &'static [u8]) -> Self {
+        Self::new(move |mut stream| {
+            let _ = stream.write_all(piece);
+            let _ = std::io::copy(&mut stream, &mut std::io::sink());
+        })
+    }
+
+    fn sharing(serve: impl Fn(TcpStream, &Shared) + Send + Sync + 'static) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
+        let address = listener.local_addr().expect("it is bound");
+        let shared = Arc::new(Shared::default());
+        let serve = Arc::new(serve);
+        let accepting = Arc::clone(&shared);
+        thread::spawn(move || {
+            for stream in listener.incoming().map_while(Result::ok) {
+                if accepting.over.load(Ordering::SeqCst) {
+                    return;
+                }
+                accepting.connections.fetch_add(1, Ordering::SeqCst);
+                let (serve, shared) = (Arc::clone(&serve), Arc::clone(&accepting));
+                thread::spawn(move || serve(stream, &shared));
+            }
+        });
+        Self { address, shared }
+    }
+
+    pub(crate) fn connections(&self) -> usize {
+        self.shared.connections.load(Ordering::SeqCst)
+    }
+
+    /// Nobody has connected yet: a connection made now is the first one that is taken from the queue.
+    pub(crate) fn assert_untouched(&self) {
+        let _mine = TcpStream::connect(self.address).expect("the upstream is up");
+        eventually("the upstream takes a connection", || (self.connections() > 0).then_some(()));
+        assert_eq!(self.connections(), 1, "somebody reached the upstream");
+        assert!(self.received().is_empty(), "somebody said something to the upstream");
+    }
+
+    /// What came so far, from all connections together.
+    pub(crate) fn received(&self) -> Vec<u8> {
+        self.shared.received.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Waits for so many bytes.
+    pub(crate) fn receives(&self, count: usize) -> Vec<u8> {
+        eventually("the upstream receives the bytes", || {
+            Some(self.received()).filter(|received| received.len() >= count)
+        })
+    }
+}
+
+impl Display for Upstream {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        self.address.fmt(f)
+    }
+}
+
+impl Drop for Upstream {
+    fn drop(&mut self) {
+        self.shared.over.store(true, Ordering::SeqCst);
+        // Wakes the accepting thread, which then sees that it is over.
+        let _ = TcpStream::connect_timeout(&self.address, PATIENCE);
+    }
+}

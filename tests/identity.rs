@@ -1,0 +1,206 @@
+//! Client certificates: who is let in, who is not, and what the audit says of either.
+
+use rustls::version::{TLS12, TLS13};
+use rustls::{AlertDescription, HandshakeKind};
+
+use crate::harness::client::alert;
+use crate::harness::{Authority, Listener, Portcullis, Request, Site, Upstream};
+
+/// A listener that asks for certificates of the CA in `clients.pem`.
+fn asking(client_auth: &str, upstream: &Upstream) -> Listener {
+    Listener::redis(upstream).tls(&format!("client_auth = \"{client_auth}\"")).tls("client_ca = \"clients.pem\"")
+}
+
+/// A site whose `clients.pem` has one CA, which is returned.
+fn site() -> (Site, Authority) {
+    let (site, clients) = (Site::new(), Authority::new("Clients CA"));
+    site.write("clients.pem", clients.pem());
+    (site, clients)
+}
+
+#[test]
+fn a_client_with_the_right_certificate_is_let_in_and_named() {
+    let upstream = Upstream::echo();
+    let (site, clients) = site();
+    let portcullis = Portcullis::start(site, asking("required", &upstream));
+    for version in [&TLS12, &TLS13] {
+        let leaf = clients.issue(Request::client("app").organization("Acme, Inc."));
+        let sha256 = leaf.sha256();
+        let (port, connection) = portcullis.client().speaking(version).showing(leaf).attempt();
+        drop(connection.unwrap());
+        for event in [portcullis.opened(port), portcullis.ending(port)] {
+            // RFC 4514: the last part first, special characters escaped.
+            assert_eq!(event.text("client_subject"), r"O=Acme\, Inc.,CN=app");
+            assert_eq!(event.text("client_sha256"), sha256);
+        }
+    }
+}
+
+#[test]
+fn a_client_without_a_certificate_is_refused_before_the_upstream_hears_of_it() {
+    let upstream = Upstream::silent();
+    let (site, _) = site();
+    let portcullis = Portcullis::start(site, asking("required", &upstream));
+    for version in [&TLS12, &TLS13] {
+        let (port, connection) = portcullis.client().speaking(version).attempt();
+        connection.unwrap_err();
+        assert_eq!(portcullis.refusal(port), "client_certificate_missing");
+    }
+    upstream.assert_untouched();
+}
+
+#[test]
+fn a_bad_certificate_is_refused_for_the_right_reason() {
+    let upstream = Upstream::silent();
+    let (site, clients) = site();
+    let stranger = Authority::new("Another CA");
+    // The same name as the CA that is trusted, and another key.
+    let impostor = Authority::new("Clients CA");
+    let portcullis = Portcullis::start(site, asking("required", &upstream));
+    for version in [&TLS12, &TLS13] {
+        for (leaf, reasons) in [
+            (stranger.issue(Request::client("app")), &["client_certificate_unknown_ca"][..]),
+            (impostor.issue(Request::client("app")), &["client_certificate_unknown_ca", "client_certificate_invalid"]),
+            (clients.issue(Request::client("app").valid(-20, -10)), &["client_certificate_expired"]),
+            (clients.issue(Request::client("app").valid(10, 20)), &["client_certificate_invalid"]),
+            (clients.issue(Request::server(&["app"])), &["client_certificate_invalid"]),
+        ] {
+            let (port, connection) = portcullis.client().speaking(version).showing(leaf).attempt();
+            connection.unwrap_err();
+            let reason = portcullis.refusal(port);
+            assert!(reasons.contains(&reason.as_str()), "{reason} instead of {reasons:?}");
+        }
+    }
+    upstream.assert_untouched();
+}
+
+#[test]
+fn a_refused_client_is_told_by_an_alert() {
+    let upstream = Upstream::silent();
+    let (site, clients) = site();
+    let stranger = Authority::new("Another CA");
+    let portcullis = Portcullis::start(site, asking("required", &upstream));
+    let client = || portcullis.client().speaking(&TLS13);
+    for (client, expected) in [
+        (client(), AlertDescription::CertificateRequired),
+        (client().showing(stranger.issue(Request::client("app"))), AlertDescription::UnknownCA),
+        (client().showing(clients.issue(Request::client("app").valid(-20, -10))), AlertDescription::CertificateExpired),
+    ] {
+        let error = client.attempt().1.unwrap_err();
+        assert_eq!(alert(&error), Some(expected), "{error}");
+    }
+}
+
+#[test]
+fn a_certificate_of_an_intermediate_is_traced_to_its_root() {
+    let upstream = Upstream::echo();
+    let (site, clients) = site();
+    let portcullis = Portcullis::start(site, asking("required", &upstream));
+    let leaf = clients.intermediate("Team CA").issue(Request::client("app"));
+    portcullis.client().showing(leaf).attempt().1.unwrap();
+}
+
+#[test]
+fn where_certificates_are_optional_none_is_fine_and_a_bad_one_is_not() {
+    let upstream = Upstream::echo();
+    let (site, clients) = site();
+    let portcullis = Portcullis::start(site, asking("optional", &upstream));
+    let (port, connection) = portcullis.client().attempt();
+    connection.unwrap();
+    assert!(!portcullis.opened(port).has("client_subject"));
+
+    let leaf = clients.issue(Request::client("app"));
+    let (port, connection) = portcullis.client().showing(leaf).attempt();
+    connection.unwrap();
+    assert_eq!(portcullis.opened(port).text("client_subject"), "CN=app");
+
+    let leaf = Authority::new("Another CA").issue(Request::client("app"));
+    let (port, connection) = portcullis.client().showing(leaf).attempt();
+    connection.unwrap_err();
+    assert_eq!(portcullis.refusal(port), "client_certificate_unknown_ca");
+}
+
+#[test]
+fn where_no_certificate_is_asked_for_none_is_looked_at() {
+    let upstream = Upstream::echo();
+    let portcullis = Portcullis::before(Listener::redis(&upstream));
+    let leaf = Authority::new("Another CA").issue(Request::client("app"));
+    let (port, connection) = portcullis.client().showing(leaf).attempt();
+    connection.unwrap();
+    assert!(!portcullis.opened(port).has("client_subject"));
+}
+
+#[test]
+fn every_certificate_of_a_bundle_lets_its_clients_in() {
+    let upstream = Upstream::echo();
+    let (site, first) = site();
+    let twins = [Authority::new("Twin CA"), Authority::new("Twin CA")];
+    let root = Authority::new("Root CA");
+    let middle = root.intermediate("Only this one is in the bundle");
+    let last = Authority::new("Last CA");
+    site.write(
+        "clients.pem",
+        format!(
+            "# comments are fine\n{}Bag Attributes\n    localKeyID: 01 02\nsubject=CN = Twin CA\n\n{}{}\n\n{}{}",
+            first.pem().replace('\n', "\r\n"),
+            twins[0].pem(),
+            twins[1].pem(),
+            first.pem(),
+            middle.pem(),
+        ),
+    );
+    site.write("more.pem", last.pem().trim_end());
+    let listener =
+        Listener::redis(&upstream).tls("client_auth = \"required\"").tls("client_ca = [\"clients.pem\", \"more.pem\"]");
+    let portcullis = Portcullis::start(site, listener);
+    let [one, other] = &twins;
+    for authority in [&first, one, other, &middle, &last] {
+        let leaf = authority.issue(Request::client("app"));
+        portcullis.client().showing(leaf).attempt().1.unwrap();
+    }
+    let leaf = root.issue(Request::client("app"));
+    portcullis.client().showing(leaf).attempt().1.unwrap_err();
+}
+
+#[test]
+fn a_resumed_session_is_identified_again_after_a_reload() {
+    for version in [&TLS12, &TLS13] {
+        let upstream = Upstream::echo();
+        let (site, clients) = site();
+        let config = format!("reload.watch = false\n{}", asking("required", &upstream));
+        let portcullis = Portcullis::start(site, &config);
+        let leaf = clients.issue(Request::client("app"));
+        let client = portcullis.client().speaking(version).showing(leaf);
+        client.attempt().1.unwrap();
+        let resumed = client.attempt().1.unwrap();
+        assert_eq!(resumed.tls().handshake_kind(), Some(HandshakeKind::Resumed));
+
+        portcullis.applies(|| {
+            portcullis.site.replace("clients.pem", Authority::new("Another CA").pem());
+            portcullis.process.signal("HUP");
+        });
+        let (port, connection) = client.attempt();
+        connection.unwrap_err();
+        assert_eq!(portcullis.refusal(port), "client_certificate_unknown_ca", "{version:?}");
+    }
+}
+
+#[test]
+fn a_session_of_one_listener_opens_no_other() {
+    let upstream = Upstream::echo();
+    let (site, clients) = site();
+    site.write("others.pem", Authority::new("Others CA").pem());
+    let other =
+        Listener::redis(&upstream).named("other").tls("client_auth = \"required\"").tls("client_ca = \"others.pem\"");
+    let portcullis = Portcullis::start(site, format!("{}{other}", asking("required", &upstream)));
+    for version in [&TLS12, &TLS13] {
+        let leaf = clients.issue(Request::client("app"));
+        let client = portcullis.client().speaking(version).showing(leaf);
+        client.attempt().1.unwrap();
+        // The same name and the same session cache, so this client offers the session that it has.
+        let client = client.at(portcullis.address("other"));
+        let (port, connection) = client.attempt();
+        connection.unwrap_err();
+        assert_eq!(portcullis.refusal(port), "client_certificate_unknown_ca");
+    }
+}

@@ -1,0 +1,315 @@
+//! What comes before TLS, to the byte: SSLRequest, GSSENCRequest, direct TLS, plaintext, garbage.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::TcpStream;
+use std::time::Duration;
+
+use rustls::AlertDescription;
+
+use crate::harness::client::{alert, port};
+use crate::harness::wire::{
+    GSSENC_REQUEST, PROTOCOL_3_0, SSL_REQUEST, error_response, last_words, packet, read_exactly, startup,
+};
+use crate::harness::{Client, Listener, Portcullis, Upstream};
+
+/// A PostgreSQL listener before an upstream that nothing here may reach.
+fn postgres() -> (Upstream, Portcullis) {
+    let upstream = Upstream::silent();
+    let portcullis = Portcullis::before(Listener::postgres(&upstream));
+    (upstream, portcullis)
+}
+
+/// Sends bytes in one piece. Returns the source port and all that comes back.
+fn says(client: &Client, bytes: &[u8]) -> (u16, Vec<u8>) {
+    let mut stream = client.dial();
+    stream.write_all(bytes).unwrap();
+    (port(&stream), last_words(&mut stream))
+}
+
+#[test]
+fn an_ssl_request_is_answered_with_one_s() {
+    let (upstream, portcullis) = postgres();
+    let mut stream = portcullis.client().dial();
+    stream.write_all(&SSL_REQUEST).unwrap();
+    assert_eq!(read_exactly(&mut stream, 1), b"S");
+    // Nothing follows: the next byte on the wire belongs to the handshake that the client starts.
+    stream.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+    assert_eq!(stream.read(&mut [0]).unwrap_err().kind(), ErrorKind::WouldBlock);
+    let connection = portcullis.client().secure(stream).unwrap();
+    assert_eq!(connection.tls().alpn_protocol(), None);
+    upstream.assert_untouched();
+}
+
+#[test]
+fn a_gssenc_request_is_declined_and_an_ssl_request_still_welcome() {
+    let (_upstream, portcullis) = postgres();
+    let mut stream = portcullis.client().dial();
+    stream.write_all(&GSSENC_REQUEST).unwrap();
+    assert_eq!(read_exactly(&mut stream, 1), b"N");
+    portcullis.client().asking_first().secure(stream).unwrap();
+}
+
+#[test]
+fn a_second_gssenc_request_is_a_violation() {
+    let (upstream, portcullis) = postgres();
+    let mut stream = portcullis.client().dial();
+    stream.write_all(&GSSENC_REQUEST).unwrap();
+    assert_eq!(read_exactly(&mut stream, 1), b"N");
+    stream.write_all(&GSSENC_REQUEST).unwrap();
+    assert!(!last_words(&mut stream).starts_with(b"N"));
+    assert_eq!(portcullis.refusal(port(&stream)), "protocol_violation");
+    upstream.assert_untouched();
+}
+
+#[test]
+fn a_second_ssl_request_is_a_broken_handshake() {
+    let (upstream, portcullis) = postgres();
+    let mut stream = portcullis.client().dial();
+    stream.write_all(&SSL_REQUEST).unwrap();
+    assert_eq!(read_exactly(&mut stream, 1), b"S");
+    stream.write_all(&SSL_REQUEST).unwrap();
+    assert!(!last_words(&mut stream).starts_with(b"S"));
+    let reason = portcullis.refusal(port(&stream));
+    assert!(matches!(reason.as_str(), "protocol_violation" | "handshake_failed"), "{reason}");
+    upstream.assert_untouched();
+}
+
+#[test]
+fn bytes_sent_before_the_answer_to_an_ssl_request_never_reach_upstream() {
+    let (upstream, portcullis) = postgres();
+    let client = portcullis.client();
+    let injected = startup(PROTOCOL_3_0, &[("user", "mallory")]);
+    let mut hello = Vec::new();
+    client.tls().write_tls(&mut hello).unwrap();
+    for early in [&injected, &hello, &SSL_REQUEST.to_vec(), &b"\0".to_vec()] {
+        for request in [SSL_REQUEST, GSSENC_REQUEST] {
+            let (port, words) = says(&client, &[&request, early.as_slice()].concat());
+            assert!(!words.starts_with(b"S") && !words.starts_with(b"N"), "{}", words.escape_ascii());
+            assert_eq!(portcullis.refusal(port), "protocol_violation");
+        }
+    }
+    upstream.assert_untouched();
+}
+
+#[test]
+fn direct_tls_is_accepted_with_the_alpn_of_postgresql() {
+    let upstream = Upstream::echo();
+    let portcullis = Portcullis::before(Listener::postgres(&upstream));
+    let mut connection = portcullis.client().alpn(&["postgresql"]).connect();
+    assert_eq!(connection.tls().alpn_protocol(), Some(&b"postgresql"[..]));
+    let hello = startup(PROTOCOL_3_0, &[("user", "app")]);
+    connection.ask(&hello, &hello);
+}
+
+#[test]
+fn direct_tls_without_alpn_is_refused() {
+    let (upstream, portcullis) = postgres();
+    let client = portcullis.client();
+    let stream = client.dial();
+    let port = port(&stream);
+    let words = client.secure(stream).and_then(|mut connection| connection.rest());
+    assert!(words.map_or(true, |words| words.is_empty()));
+    assert_eq!(portcullis.refusal(port), "protocol_violation");
+    upstream.assert_untouched();
+}
+
+#[test]
+fn another_alpn_is_refused_with_an_alert() {
+    let (upstream, portcullis) = postgres();
+    for client in [portcullis.client(), portcullis.client().asking_first()] {
+        let client = client.alpn(&["h2"]);
+        let stream = client.dial();
+        let port = port(&stream);
+        let error = client.secure(stream).unwrap_err();
+        assert_eq!(alert(&error), Some(AlertDescription::NoApplicationProtocol), "{error}");
+        assert_eq!(portcullis.refusal(port), "handshake_failed");
+    }
+    upstream.assert_untouched();
+}
+
+#[test]
+fn alpn_after_an_ssl_request_is_confirmed() {
+    let (_upstream, portcullis) = postgres();
+    let connection = portcullis.client().asking_first().alpn(&["postgresql"]).connect();
+    assert_eq!(connection.tls().alpn_protocol(), Some(&b"postgresql"[..]));
+}
+
+#[test]
+fn a_plaintext_startup_message_is_told_about_sslmode() {
+    let (upstream, portcullis) = postgres();
+    let (port, words) = says(&portcullis.client(), &startup(PROTOCOL_3_0, &[("user", "app")]));
+    let fields = error_response(&words);
+    assert_eq!(fields[&'S'], "FATAL");
+    assert_eq!(fields[&'V'], "FATAL");
+    assert_eq!(fields[&'C'], "28000");
+    let all: String = fields.values().cloned().collect();
+    assert!(all.contains("sslmode"), "{fields:?}");
+    assert_eq!(portcullis.refusal(port), "plaintext_refused");
+    upstream.assert_untouched();
+}
+
+#[test]
+fn a_plaintext_startup_message_after_a_declined_gssenc_request_is_told_the_same() {
+    let (upstream, portcullis) = postgres();
+    let mut stream = portcullis.client().dial();
+    stream.write_all(&GSSENC_REQUEST).unwrap();
+    assert_eq!(read_exactly(&mut stream, 1), b"N");
+    stream.write_all(&startup(PROTOCOL_3_0, &[("user", "app")])).unwrap();
+    assert_eq!(error_response(&last_words(&mut stream))[&'C'], "28000");
+    assert_eq!(portcullis.refusal(port(&stream)), "plaintext_refused");
+    upstream.assert_untouched();
+}
+
+#[test]
+fn a_packet_of_an_impossible_length_is_a_violation() {
+    let (upstream, portcullis) = postgres();
+    let code = PROTOCOL_3_0.to_be_bytes();
+    for length in [0, 4, 7, 10_005, 0x7fff_ffff, 0x8000_0000, 0xffff_ffff_u32] {
+        let bytes = [length.to_be_bytes(), code].concat();
+        let (port, words) = says(&portcullis.client(), &bytes);
+        assert!(!words.starts_with(b"S"), "length {length}");
+        assert_eq!(portcullis.refusal(port), "protocol_violation", "length {length}");
+    }
+    upstream.assert_untouched();
+}
+
+#[test]
+fn a_packet_that_means_nothing_is_a_violation() {
+    let (upstream, portcullis) = postgres();
+    let garbage: [&[u8]; 5] = [
+        &packet(2 << 16, b"user\0app\0\0"),
+        &packet(0xffff_ffff, b""),
+        // An SSLRequest that is longer than one.
+        &packet(80_877_103, b"\0\0\0\0"),
+        // A CancelRequest without a key, and one with a key longer than any.
+        &packet(80_877_102, b"\0\0\0\x01"),
+        &packet(80_877_102, &[1; 4 + 257]),
+    ];
+    for bytes in garbage {
+        let (port, words) = says(&portcullis.client(), bytes);
+        assert!(!words.starts_with(b"S"), "{}", bytes.escape_ascii());
+        assert_eq!(portcullis.refusal(port), "protocol_violation", "{}", bytes.escape_ascii());
+    }
+    upstream.assert_untouched();
+}
+
+#[test]
+fn an_ssl_request_inside_tls_gets_no_s() {
+    let upstream = Upstream::saying(b"S");
+    let portcullis = Portcullis::before(Listener::postgres(&upstream));
+    let mut connection = portcullis.client().asking_first().connect();
+    connection.send(&SSL_REQUEST);
+    let words = connection.rest().unwrap_or_default();
+    assert!(!words.contains(&b'S') || words.starts_with(b"E"), "{}", words.escape_ascii());
+    assert_eq!(portcullis.refusal(connection.port()), "protocol_violation");
+}
+
+/// Sends a byte whenever nothing has come for a while. Returns how many it could send before it was closed.
+fn trickle(stream: &mut TcpStream, bytes: &[u8]) -> usize {
+    stream.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+    for (sent, byte) in bytes.iter().enumerate() {
+        if stream.write_all(&[*byte]).is_err() {
+            return sent;
+        }
+        match stream.read(&mut [0]) {
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+            ended => {
+                assert!(!matches!(ended, Ok(1..)), "it was answered");
+                return sent;
+            }
+        }
+    }
+    bytes.len()
+}
+
+#[test]
+fn a_byte_now_and_then_does_not_move_the_handshake_deadline() {
+    let upstream = Upstream::silent();
+    let short = |listener: Listener| listener.limit("handshake_timeout = \"300ms\"");
+    let postgres = Portcullis::before(short(Listener::postgres(&upstream)));
+    let redis = Portcullis::before(short(Listener::redis(&upstream)));
+    let mut hello = Vec::new();
+    redis.client().tls().write_tls(&mut hello).unwrap();
+    let padded = startup(PROTOCOL_3_0, &[("user", "a-rather-long-name")]);
+    let slow: [(&Portcullis, &[u8]); 4] =
+        [(&postgres, &SSL_REQUEST), (&postgres, &padded), (&postgres, &hello), (&redis, &hello)];
+    for (portcullis, bytes) in slow {
+        let mut stream = portcullis.client().dial();
+        assert!(trickle(&mut stream, bytes) < bytes.len(), "it could send everything");
+        assert_eq!(portcullis.refusal(port(&stream)), "handshake_timeout");
+    }
+    upstream.assert_untouched();
+}
+
+#[test]
+fn a_client_that_says_nothing_is_closed_at_the_handshake_deadline() {
+    let upstream = Upstream::silent();
+    for listener in [Listener::redis(&upstream), Listener::postgres(&upstream), Listener::tcp(&upstream)] {
+        let portcullis = Portcullis::before(listener.limit("handshake_timeout = \"200ms\""));
+        let mut stream = portcullis.client().dial();
+        assert_eq!(last_words(&mut stream), b"");
+        assert_eq!(portcullis.refusal(port(&stream)), "handshake_timeout");
+    }
+    upstream.assert_untouched();
+}
+
+#[test]
+fn a_client_that_waits_after_the_s_is_closed_at_the_handshake_deadline() {
+    let upstream = Upstream::silent();
+    let listener = Listener::postgres(&upstream).limit("handshake_timeout = \"200ms\"");
+    let portcullis = Portcullis::before(listener);
+    let (port, words) = says(&portcullis.client(), &SSL_REQUEST);
+    assert_eq!(words, b"S");
+    assert_eq!(portcullis.refusal(port), "handshake_timeout");
+    upstream.assert_untouched();
+}
+
+#[test]
+fn a_client_that_connects_and_goes_costs_the_upstream_nothing() {
+    let upstream = Upstream::silent();
+    for listener in [Listener::redis(&upstream), Listener::postgres(&upstream), Listener::tcp(&upstream)] {
+        let portcullis = Portcullis::before(listener);
+        let stream = portcullis.client().dial();
+        let port = port(&stream);
+        drop(stream);
+        assert_eq!(portcullis.refusal(port), "client_closed");
+    }
+    upstream.assert_untouched();
+}
+
+#[test]
+fn plaintext_redis_is_told_that_the_port_speaks_tls() {
+    let upstream = Upstream::silent();
+    let portcullis = Portcullis::before(Listener::redis(&upstream));
+    // More than anybody reads: the answer has to survive what is thrown away.
+    let much = [&b"SET key "[..], &[b'x'; 16 * 1024], b"\r\n"].concat();
+    for command in [&b"PING\r\n"[..], b"*1\r\n$4\r\nPING\r\n", &much] {
+        let (port, words) = says(&portcullis.client(), command);
+        let words = String::from_utf8(words).unwrap();
+        assert!(words.starts_with("-ERR this port speaks TLS only"), "{words:?}");
+        assert!(words.ends_with("\r\n") && words.lines().count() == 1, "{words:?}");
+        assert_eq!(portcullis.refusal(port), "plaintext_refused");
+    }
+    upstream.assert_untouched();
+}
+
+#[test]
+fn plaintext_on_a_tcp_listener_is_closed_without_a_word() {
+    let upstream = Upstream::silent();
+    let portcullis = Portcullis::before(Listener::tcp(&upstream));
+    let (port, words) = says(&portcullis.client(), b"GET / HTTP/1.0\r\n\r\n");
+    assert_eq!(words, b"");
+    assert_eq!(portcullis.refusal(port), "plaintext_refused");
+    upstream.assert_untouched();
+}
+
+#[test]
+fn a_record_that_only_begins_like_tls_fails_the_handshake() {
+    let upstream = Upstream::silent();
+    for listener in [Listener::redis(&upstream), Listener::postgres(&upstream)] {
+        let portcullis = Portcullis::before(listener);
+        let (port, _alert) = says(&portcullis.client(), b"\x16\x03\x01\x00\x05hello");
+        assert_eq!(portcullis.refusal(port), "handshake_failed");
+    }
+    upstream.assert_untouched();
+}

@@ -1,0 +1,288 @@
+//! Bytes both ways until both sides are done: half-close, back-pressure, timeouts, abrupt ends.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::sync::{Mutex, mpsc};
+use std::time::{Duration, Instant};
+
+use rustls::StreamOwned;
+use rustls::version::{TLS12, TLS13};
+
+use crate::harness::client::reset;
+use crate::harness::{Listener, PATIENCE, Portcullis, Upstream};
+
+const MIB: usize = 1024 * 1024;
+
+/// Bytes that differ all along.
+fn pattern(length: usize) -> Vec<u8> {
+    (0..length).map(|place| place.to_le_bytes()[place % 3] ^ 0x5a).collect()
+}
+
+fn read_all(stream: &mut TcpStream) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    stream.read_to_end(&mut bytes).unwrap();
+    bytes
+}
+
+#[test]
+fn a_client_that_ends_its_side_still_gets_the_whole_answer() {
+    let upstream = Upstream::new(|mut stream| {
+        // Answers only when the question has come to its end.
+        assert_eq!(read_all(&mut stream), b"question");
+        stream.write_all(&pattern(8 * MIB)).unwrap();
+    });
+    let portcullis = Portcullis::before(Listener::tcp(&upstream));
+    for version in [&TLS12, &TLS13] {
+        let mut client = portcullis.client().speaking(version).connect();
+        client.send(b"question");
+        client.finish_sending();
+        assert!(client.rest().unwrap() == pattern(8 * MIB), "the answer is not what was sent");
+        let closed = portcullis.ending(client.port());
+        assert!(matches!(closed.reason(), "client_closed" | "upstream_closed"), "{}", closed.0);
+        assert_eq!((closed.number("bytes_in"), closed.number("bytes_out")), (8, 8 * 1024 * 1024));
+    }
+}
+
+#[test]
+fn an_upstream_that_ends_its_side_still_hears_the_client_out() {
+    let (tell, told) = mpsc::channel();
+    let upstream = Upstream::new(move |mut stream| {
+        stream.write_all(b"that is all").unwrap();
+        stream.shutdown(Shutdown::Write).unwrap();
+        tell.send(read_all(&mut stream)).unwrap();
+    });
+    let portcullis = Portcullis::before(Listener::tcp(&upstream));
+    let mut client = portcullis.client().connect();
+    assert_eq!(client.rest().unwrap(), b"that is all");
+    client.send(&pattern(4 * MIB));
+    client.finish_sending();
+    assert!(told.recv_timeout(PATIENCE).unwrap() == pattern(4 * MIB), "not what was sent");
+    let closed = portcullis.ending(client.port());
+    assert_eq!((closed.number("bytes_in"), closed.number("bytes_out")), (4 * 1024 * 1024, 11));
+}
+
+#[test]
+fn both_directions_flow_at_once() {
+    let upstream = Upstream::echo();
+    let portcullis = Portcullis::before(Listener::tcp(&upstream));
+    let mut client = portcullis.client().connect();
+    let sent = pattern(4 * MIB);
+    let mut back = Vec::new();
+    // Neither side reads before it has written a good deal: nothing may wait for the other direction.
+    for piece in sent.chunks(64 * 1024) {
+        client.send(piece);
+        if back.len() < sent.len() / 2 {
+            back.extend(client.receive(32 * 1024));
+        }
+    }
+    client.finish_sending();
+    back.extend(client.rest().unwrap());
+    assert!(back == sent, "what came back is not what was sent");
+}
+
+#[test]
+fn a_slow_reader_costs_no_memory() {
+    const SIZE: usize = 300 * MIB;
+    let (tell, told) = mpsc::channel();
+    let upstream = Upstream::new(move |mut stream| {
+        let piece = pattern(MIB);
+        stream.set_write_timeout(Some(Duration::from_millis(500))).unwrap();
+        let mut written = 0;
+        while written < SIZE {
+            match stream.write(&piece[written % MIB..]) {
+                Ok(count) => written += count,
+                // Nobody takes anything any more: this is the moment to look at the memory.
+                Err(error) if error.kind() == ErrorKind::WouldBlock => tell.send(written).unwrap(),
+                Err(error) => panic!("{error}"),
+            }
+        }
+    });
+    let portcullis = Portcullis::before(Listener::tcp(&upstream));
+    portcullis.client().connect().finish_sending();
+    let before = portcullis.resident();
+    let mut client = portcullis.client().connect();
+    let stalled_at = told.recv_timeout(PATIENCE).unwrap();
+    assert!(stalled_at < SIZE, "everything was taken off the upstream's hands");
+    let grown = portcullis.resident().saturating_sub(before);
+    assert!(grown < 32 * 1024, "{grown} KiB more while {stalled_at} bytes wait");
+
+    let mut taken = 0;
+    let mut buffer = vec![0; 256 * 1024];
+    while let Ok(count @ 1..) = client.stream.read(&mut buffer) {
+        taken += count;
+    }
+    assert_eq!(taken, SIZE);
+    let grown = portcullis.resident().saturating_sub(before);
+    assert!(grown < 32 * 1024, "{grown} KiB more after {SIZE} bytes");
+}
+
+#[test]
+fn a_silent_session_ends_at_the_idle_timeout() {
+    let upstream = Upstream::silent();
+    let listener = Listener::tcp(&upstream).limit("idle_timeout = \"300ms\"");
+    let portcullis = Portcullis::before(listener);
+    let mut client = portcullis.client().connect();
+    client.send(b"hello");
+    let _ = client.rest();
+    let closed = portcullis.ending(client.port());
+    assert_eq!(closed.reason(), "idle_timeout");
+    assert_eq!(closed.number("bytes_in"), 5);
+    assert!(closed.number("duration_ms") >= 300, "{}", closed.0);
+}
+
+#[test]
+fn a_byte_either_way_keeps_a_session_from_being_idle() {
+    let upstream = Upstream::echo();
+    let listener = Listener::tcp(&upstream).limit("idle_timeout = \"2s\"");
+    let portcullis = Portcullis::before(listener);
+    let mut client = portcullis.client().connect();
+    let end = Instant::now() + Duration::from_secs(3);
+    while Instant::now() < end {
+        client.ask(b"still here", b"still here");
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    client.ask(b"the end", b"the end");
+}
+
+#[test]
+fn a_half_closed_session_ends_when_the_other_side_stays_silent() {
+    let (_release, held) = mpsc::channel::<()>();
+    let held = Mutex::new(held);
+    let silent = Upstream::new(move |mut stream| {
+        read_all(&mut stream);
+        // Ends when the test does.
+        let _ = held.lock().unwrap().recv();
+    });
+    let listener = Listener::tcp(&silent).limit("half_close_timeout = \"300ms\"");
+    let portcullis = Portcullis::before(listener);
+    let mut client = portcullis.client().connect();
+    client.finish_sending();
+    let _ = client.rest();
+    assert_eq!(portcullis.ending(client.port()).reason(), "half_close_timeout");
+
+    let ending = Upstream::new(|mut stream| {
+        stream.shutdown(Shutdown::Write).unwrap();
+        read_all(&mut stream);
+    });
+    let listener = Listener::tcp(&ending).limit("half_close_timeout = \"300ms\"");
+    let portcullis = Portcullis::before(listener);
+    let mut client = portcullis.client().connect();
+    assert_eq!(client.rest().unwrap(), b"");
+    assert_eq!(portcullis.ending(client.port()).reason(), "half_close_timeout");
+}
+
+#[test]
+fn the_half_close_timer_starts_again_with_every_byte() {
+    let upstream = Upstream::new(|mut stream| {
+        read_all(&mut stream);
+        for _ in 0..10 {
+            std::thread::sleep(Duration::from_millis(200));
+            stream.write_all(b"more").unwrap();
+        }
+    });
+    let listener = Listener::tcp(&upstream).limit("half_close_timeout = \"1s\"");
+    let portcullis = Portcullis::before(listener);
+    let mut client = portcullis.client().connect();
+    client.finish_sending();
+    assert_eq!(client.rest().unwrap(), b"more".repeat(10));
+    assert_ne!(portcullis.ending(client.port()).reason(), "half_close_timeout");
+}
+
+#[test]
+fn the_half_close_timer_starts_when_a_side_ends_and_not_before() {
+    let upstream = Upstream::new(|mut stream| {
+        let question = read_all(&mut stream);
+        std::thread::sleep(Duration::from_millis(300));
+        stream.write_all(&question).unwrap();
+    });
+    let listener = Listener::tcp(&upstream).limit("half_close_timeout = \"1s\"");
+    let portcullis = Portcullis::before(listener);
+    let mut client = portcullis.client().connect();
+    client.send(b"question");
+    // A session older than the timer, and silent for longer than that.
+    std::thread::sleep(Duration::from_secs(2));
+    client.finish_sending();
+    assert_eq!(client.rest().unwrap(), b"question");
+    assert_ne!(portcullis.ending(client.port()).reason(), "half_close_timeout");
+}
+
+#[test]
+fn a_client_that_just_ends_tcp_is_no_error() {
+    let upstream = Upstream::echo();
+    let portcullis = Portcullis::before(Listener::tcp(&upstream));
+    for version in [&TLS12, &TLS13] {
+        let mut client = portcullis.client().speaking(version).connect();
+        client.ask(b"hello", b"hello");
+        client.hang_up();
+        assert_eq!(portcullis.ending(client.port()).reason(), "client_closed");
+    }
+}
+
+#[test]
+fn a_connection_reset_by_either_side_leaves_the_others_alone() {
+    let upstream = Upstream::new(|mut stream| {
+        let mut word = [0; 5];
+        while stream.read_exact(&mut word).is_ok() {
+            if &word == b"reset" {
+                return reset(stream);
+            }
+            stream.write_all(&word).unwrap();
+        }
+    });
+    let portcullis = Portcullis::before(Listener::tcp(&upstream));
+    let mut bystander = portcullis.client().connect();
+    for _ in 0..20 {
+        let mut first = portcullis.client().connect();
+        first.ask(b"hello", b"hello");
+        let port = first.port();
+        first.reset();
+        let closed = portcullis.ending(port);
+        assert!(matches!(closed.reason(), "client_closed" | "io_error"), "{}", closed.0);
+
+        let mut second = portcullis.client().connect();
+        second.send(b"reset");
+        let _ = second.rest();
+        let closed = portcullis.ending(second.port());
+        assert!(matches!(closed.reason(), "upstream_closed" | "io_error"), "{}", closed.0);
+        bystander.ask(b"hello", b"hello");
+    }
+}
+
+#[test]
+fn what_came_before_an_upstream_broke_off_is_delivered() {
+    let upstream = Upstream::new(|mut stream| {
+        stream.write_all(b"$1000000\r\n").unwrap();
+        stream.write_all(&pattern(500_000)).unwrap();
+    });
+    let portcullis = Portcullis::before(Listener::redis(&upstream));
+    let mut client = portcullis.client().connect();
+    let expected = [&b"$1000000\r\n"[..], &pattern(500_000)].concat();
+    assert!(client.rest().unwrap() == expected, "not everything that came was delivered");
+    let port = client.port();
+    drop(client);
+    let closed = portcullis.ending(port);
+    assert_eq!(closed.reason(), "upstream_closed");
+    assert_eq!(closed.number("bytes_out"), 500_010);
+}
+
+#[test]
+fn bytes_sent_with_the_end_of_the_handshake_are_not_lost() {
+    let upstream = Upstream::echo();
+    let portcullis = Portcullis::before(Listener::tcp(&upstream));
+    // TLS 1.3 clients may send their Finished and their first bytes in one segment.
+    let client = portcullis.client().speaking(&TLS13);
+    let (mut stream, mut tls) = (client.dial(), client.tls());
+    tls.writer().write_all(b"eager").unwrap();
+    while tls.is_handshaking() {
+        tls.complete_io(&mut stream).unwrap();
+    }
+    let mut segment = Vec::new();
+    tls.send_close_notify();
+    while tls.wants_write() {
+        tls.write_tls(&mut segment).unwrap();
+    }
+    stream.write_all(&segment).unwrap();
+    let mut back = Vec::new();
+    StreamOwned::new(tls, stream).read_to_end(&mut back).unwrap();
+    assert_eq!(back, b"eager");
+}
