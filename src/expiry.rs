@@ -7,7 +7,7 @@ use std::time::Duration;
 use time::OffsetDateTime;
 
 use crate::audit::{Audit, ExpiringCertificate};
-use crate::policy::expiry_milestone;
+use crate::policy::{days_left, expiry_milestone};
 use crate::snapshot::Snapshot;
 
 /// Remembers what it has said already.
@@ -34,7 +34,7 @@ impl ExpiryWatch {
                         subject: &certificate.subject,
                         sha256: &certificate.sha256,
                         not_after: certificate.not_after,
-                        days_left: (certificate.not_after - now).whole_days(),
+                        days_left: days_left(certificate.not_after, now),
                     };
                     audit.certificate_expiring(&terms.name, &expiring);
                 }

@@ -207,6 +207,7 @@ impl Gate {
                 Ok((stream, from)) => self.let_in(stream, from).await,
                 Err(_) => break,
             }
+            tokio::task::yield_now().await;
         }
     }
 
@@ -214,7 +215,7 @@ impl Gate {
     async fn let_in(&mut self, stream: TcpStream, from: SocketAddr) {
         let accepted_at = Instant::now();
         let client = ClientAddr::new(from);
-        let Some(terms) = self.terms() else { return };
+        let Some(terms) = self.terms() else { return self.turn_away(client) };
         match terms.sources.admit(client, OffsetDateTime::now_utc()) {
             Ok(admitted) => {
                 // A client that has gone already is noticed where it is first read from.
@@ -224,10 +225,18 @@ impl Gate {
             }
             Err(stranger) => {
                 drop(stream);
-                let facts = Facts::new(0, Arc::clone(&terms.name), client);
+                let facts = Facts::new(None, Arc::clone(&terms.name), client);
                 let ending = Ending::new(Reason::UntrustedSource, stranger);
                 self.house.audit.denied(&facts, &ending, accepted_at.elapsed());
             }
+        }
+    }
+
+    /// The listener was removed while the client waited to be accepted.
+    fn turn_away(&self, client: ClientAddr) {
+        if let Some(owner) = &self.owner {
+            let facts = Facts::new(None, Arc::clone(owner), client);
+            self.house.audit.denied(&facts, &Reason::ListenerRemoved.into(), Duration::ZERO);
         }
     }
 
@@ -261,27 +270,27 @@ fn is_one_clients_fault(error: &io::Error) -> bool {
 #[derive(Debug, Default)]
 struct Patience {
     wait: Duration,
+    said: Option<Instant>,
 }
 
 impl Patience {
     async fn lost(&mut self, error: &io::Error) {
-        if self.wait.is_zero() {
-            warn!("connections cannot be accepted: {error}; trying again, and not saying so until it works");
+        if self.said.is_none_or(|said| said.elapsed() > SAY_EVERY) {
+            warn!("connections cannot be accepted: {error}; trying again all the time, and saying so once a minute");
+            self.said = Some(Instant::now());
         }
         self.wait = (self.wait * 2).clamp(SHORTEST_WAIT, LONGEST_WAIT);
         tokio::time::sleep(self.wait).await;
     }
 
     fn restored(&mut self) {
-        if !self.wait.is_zero() {
-            warn!("connections are accepted again");
-            self.wait = Duration::ZERO;
-        }
+        self.wait = Duration::ZERO;
     }
 }
 
 const SHORTEST_WAIT: Duration = Duration::from_millis(5);
 const LONGEST_WAIT: Duration = Duration::from_secs(1);
+const SAY_EVERY: Duration = Duration::from_secs(60);
 
 /// Connections the kernel keeps ready; it caps this at net.core.somaxconn.
 const BACKLOG: i32 = 4096;

@@ -193,7 +193,10 @@ impl Server {
     /// Accepts no more, lets sessions go on until the deadline or a second signal, and then ends them.
     async fn drain(mut self, stop: &mut Stop) {
         notify::stopping();
-        self.listeners.close().await;
+        tokio::select! {
+            () = self.listeners.close() => {}
+            () = stop.next() => {}
+        }
         let patience = self.published.borrow().config.drain;
         info!("stopping: {} connections are open, and have {patience:?} to end", self.register.count());
         let ended = tokio::select! {

@@ -8,15 +8,15 @@ use serde_json::Value;
 use time::OffsetDateTime;
 
 use crate::addr::ClientAddr;
-use crate::outcome::Ending;
+use crate::outcome::{Ending, Reason};
 use crate::policy::Rule;
 use crate::timestamp;
 
 /// What is known about a connection; more as it goes on.
 #[derive(Clone, Debug)]
 pub struct Facts {
-    /// Unique within this process.
-    pub session: u64,
+    /// Unique within this process; a stranger gets none.
+    pub session: Option<u64>,
     /// The listener's name.
     pub listener: Arc<str>,
     /// Where it comes from.
@@ -41,7 +41,7 @@ pub struct Facts {
 
 impl Facts {
     /// What is known when a connection has just been accepted.
-    pub fn new(session: u64, listener: Arc<str>, client: ClientAddr) -> Self {
+    pub fn new(session: Option<u64>, listener: Arc<str>, client: ClientAddr) -> Self {
         Self {
             session,
             listener,
@@ -172,6 +172,11 @@ impl Event {
         }
     }
 
+    /// What would have been the reason, had observe mode not let the connection in.
+    pub(super) fn would_deny(self, facts: &Facts) -> Self {
+        self.with_some("would_deny", facts.would_deny.then_some(Reason::UntrustedSource.code()))
+    }
+
     pub(super) fn ended(self, ending: &Ending) -> Self {
         let detail = Some(ending.detail.as_str()).filter(|detail| !detail.is_empty());
         self.with("reason", ending.reason.code()).with_some("detail", detail)
@@ -218,11 +223,10 @@ fn is_plain(text: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::outcome::Reason;
 
     fn denied(sni: &str) -> Event {
         let client = ClientAddr::new("[::ffff:10.1.2.3]:4711".parse().unwrap());
-        let mut facts = Facts::new(7, "cache".into(), client);
+        let mut facts = Facts::new(Some(7), "cache".into(), client);
         facts.sni = Some(sni.to_owned());
         Event::of_connection("connection.denied", &facts).ended(&Ending::new(Reason::IoError, "a b"))
     }

@@ -78,17 +78,14 @@ impl Audit {
 
     /// A connection was let in and has reached its upstream.
     pub fn opened(&self, facts: &Facts) {
-        let mut event = Event::of_connection("connection.opened", facts).with("session", facts.session);
-        if facts.would_deny {
-            event = event.with("would_deny", Reason::UntrustedSource.code());
-        }
-        self.write(&event, Level::Info);
+        let event = Event::of_connection("connection.opened", facts).with_some("session", facts.session);
+        self.write(&event.would_deny(facts), Level::Info);
     }
 
     /// A connection that was opened has ended.
     pub fn closed(&self, facts: &Facts, ending: &Ending, carried: Carried, duration: Duration) {
         let event = Event::of_connection("connection.closed", facts)
-            .with("session", facts.session)
+            .with_some("session", facts.session)
             .ended(ending)
             .with("bytes_in", carried.inbound)
             .with("bytes_out", carried.outbound)
@@ -98,7 +95,8 @@ impl Audit {
 
     /// A PostgreSQL CancelRequest was passed on.
     pub fn cancel_forwarded(&self, facts: &Facts, duration: Duration) {
-        self.write(&Event::of_connection("cancel.forwarded", facts).lasted(duration), Level::Info);
+        let event = Event::of_connection("cancel.forwarded", facts).would_deny(facts);
+        self.write(&event.lasted(duration), Level::Info);
     }
 
     /// A new policy is in force.
@@ -136,7 +134,9 @@ impl Audit {
     }
 
     fn write(&self, event: &Event, level: Level) {
-        self.file.write(event.json(None).into_bytes());
+        if !self.file.is_idle() {
+            self.file.write(event.json(None).into_bytes());
+        }
         self.log_line(event, level, AUDIT_TARGET);
     }
 
@@ -155,8 +155,9 @@ impl Audit {
 /// Words that fit behind the file's name.
 pub fn open_audit_file(path: PathBuf) -> Result<Destination, String> {
     use std::os::unix::fs::OpenOptionsExt as _;
-    let file: Result<File, _> = File::options().append(true).create(true).mode(0o640).open(&path);
-    match file {
+    // Not to wait for the reader of a FIFO; while it has none, or is slow, lines are dropped and counted.
+    let opened = File::options().append(true).create(true).mode(0o640).custom_flags(libc::O_NONBLOCK).open(&path);
+    match opened {
         Ok(file) => Ok(Destination::file(path, file)),
         Err(error) => Err(format!("{} cannot be opened for writing: {error}", path.display())),
     }

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::{self, Write as _};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, TrySendError, channel, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -22,13 +22,19 @@ pub(super) struct Sink {
 struct Shared {
     /// Lines that were lost and not yet told of.
     dropped: AtomicU64,
+    /// Whether lines would go nowhere, so that nobody need make them.
+    idle: AtomicBool,
     /// Where to write from the next line on. Beside the queue, because a full queue must not keep it out.
     next: Mutex<Option<Destination>>,
 }
 
 /// Where lines go.
 #[derive(Debug)]
-pub struct Destination(Output);
+pub struct Destination {
+    output: Output,
+    /// Whether the last line was cut off by an error, so that the next must not be glued to it.
+    torn: bool,
+}
 
 #[derive(Debug)]
 enum Output {
@@ -45,31 +51,41 @@ enum Message {
 impl Destination {
     /// A file that is open already.
     pub fn file(path: PathBuf, file: File) -> Self {
-        Self(Output::File { path, file })
+        Self::new(Output::File { path, file })
     }
 
     pub(super) fn nowhere() -> Self {
-        Self(Output::Nowhere)
+        Self::new(Output::Nowhere)
     }
 
     pub(super) fn standard_output() -> Self {
-        Self(Output::Stdout)
+        Self::new(Output::Stdout)
+    }
+
+    fn new(output: Output) -> Self {
+        Self { output, torn: false }
     }
 
     fn write(&mut self, line: &[u8]) -> io::Result<()> {
-        match &mut self.0 {
-            Output::File { file, .. } => file.write_all(line),
+        let before: &[u8] = if self.torn { b"\n" } else { b"" };
+        let result = match &mut self.output {
+            Output::File { file, .. } => file.write_all(before).and_then(|()| file.write_all(line)),
             Output::Nowhere => Ok(()),
             Output::Stdout => {
                 let mut out = io::stdout().lock();
-                out.write_all(line)?;
-                out.flush()
+                out.write_all(before).and_then(|()| out.write_all(line)).and_then(|()| out.flush())
             }
-        }
+        };
+        self.torn = result.is_err();
+        result
+    }
+
+    fn is_nowhere(&self) -> bool {
+        matches!(self.output, Output::Nowhere)
     }
 
     fn name(&self) -> String {
-        match &self.0 {
+        match &self.output {
             Output::File { path, .. } => path.display().to_string(),
             Output::Nowhere => String::new(),
             Output::Stdout => "standard output".to_owned(),
@@ -80,7 +96,7 @@ impl Destination {
 impl Sink {
     pub(super) fn start(name: &'static str, destination: Destination) -> Self {
         let (queue, messages) = sync_channel(QUEUE_LENGTH);
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(Shared { idle: AtomicBool::new(destination.is_nowhere()), ..Shared::default() });
         let theirs = Arc::clone(&shared);
         let thread = std::thread::Builder::new().name(format!("portcullis-{name}"));
         if let Err(error) = thread.spawn(move || write_lines(&messages, destination, &theirs)) {
@@ -99,7 +115,13 @@ impl Sink {
         }
     }
 
+    /// Whether lines would go nowhere.
+    pub(super) fn is_idle(&self) -> bool {
+        self.shared.idle.load(Ordering::Relaxed)
+    }
+
     pub(super) fn switch(&self, destination: Destination) {
+        self.shared.idle.store(destination.is_nowhere(), Ordering::Relaxed);
         *self.shared.next.lock().unwrap_or_else(PoisonError::into_inner) = Some(destination);
         // A nudge, so that the old file is let go of even when no line comes.
         let (done, _) = channel();
@@ -165,3 +187,62 @@ fn complain(words: std::fmt::Arguments<'_>) {
 
 /// Lines that may wait. At some 300 bytes each this bounds the memory of a hanging writer to about 5 MiB.
 const QUEUE_LENGTH: usize = 16_384;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lines(path: &std::path::Path) -> Vec<String> {
+        std::fs::read_to_string(path).unwrap().lines().map(str::to_owned).collect()
+    }
+
+    fn destination(path: &std::path::Path) -> Destination {
+        Destination::file(path.to_owned(), File::options().append(true).create(true).open(path).unwrap())
+    }
+
+    #[test]
+    fn lines_go_to_the_new_file_from_the_switch_on() {
+        let directory = tempfile::tempdir().unwrap();
+        let (old, new) = (directory.path().join("old"), directory.path().join("new"));
+        let sink = Sink::start("test", destination(&old));
+        assert!(!sink.is_idle());
+        sink.write(b"one\n".to_vec());
+        sink.flush(Duration::from_secs(10));
+        sink.switch(destination(&new));
+        sink.write(b"two\n".to_vec());
+        sink.flush(Duration::from_secs(10));
+        assert_eq!((lines(&old), lines(&new)), (vec!["one".to_owned()], vec!["two".to_owned()]));
+        sink.switch(Destination::nowhere());
+        assert!(sink.is_idle());
+    }
+
+    #[test]
+    fn what_cannot_be_written_is_counted_and_told_when_writing_works_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("audit");
+        let full = File::options().write(true).open("/dev/full").unwrap();
+        let sink = Sink::start("test", Destination::file("/dev/full".into(), full));
+        for _ in 0..3 {
+            sink.write(b"lost\n".to_vec());
+        }
+        sink.flush(Duration::from_secs(10));
+        sink.switch(destination(&path));
+        sink.write(b"found\n".to_vec());
+        sink.flush(Duration::from_secs(10));
+        let lines = lines(&path);
+        assert!(lines[0].contains("\"event\":\"events.dropped\",\"count\":3"), "{lines:?}");
+        assert_eq!(lines[1..], ["found"]);
+    }
+
+    #[test]
+    fn a_line_behind_a_torn_one_begins_a_line_of_its_own() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("audit");
+        std::fs::write(&path, "{\"half").unwrap();
+        let mut destination = destination(&path);
+        destination.torn = true;
+        destination.write(b"whole\n").unwrap();
+        destination.write(b"next\n").unwrap();
+        assert_eq!(lines(&path), ["{\"half", "whole", "next"]);
+    }
+}

@@ -2,13 +2,14 @@
 
 use std::fmt::Write as _;
 use std::path::Path;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 
 use super::{Failure, print};
-use crate::policy::{ClientAuth, Enforcement, Origin, Rule};
-use crate::protocol::MinTlsVersion;
+use crate::policy::{ClientAuth, Enforcement, Origin, Rule, days_left};
+use crate::protocol::{MinTlsVersion, Protocol};
 use crate::reload;
 use crate::snapshot::{Built, Terms};
 use crate::timestamp;
@@ -37,13 +38,24 @@ fn in_json(built: &Built) -> Value {
             "enforcement": enforcement(terms),
             "min_version": min_version(terms),
             "client_auth": client_auth(terms),
-            "sources": terms.sources.sources.rules().iter().map(|rule| source(rule)).collect::<Vec<_>>(),
+            "limits": {
+                "connect_timeout_ms": milliseconds(Some(terms.upstream.connect_timeout)),
+                "handshake_timeout_ms": milliseconds(Some(terms.limits.handshake_timeout)),
+                "idle_timeout_ms": milliseconds(terms.limits.idle_timeout),
+                "half_close_timeout_ms": milliseconds(Some(terms.limits.half_close_timeout)),
+            },
+            "plaintext_cancel": (terms.protocol == Protocol::Postgres).then_some(terms.plaintext_cancel),
+            "sources": terms.sources.trusted.rules().iter().map(|rule| source(rule)).collect::<Vec<_>>(),
             "certificates": certificates.collect::<Vec<_>>(),
         })
     });
+    let config = &built.snapshot.config;
     json!({
-        "file": built.snapshot.config.file,
+        "file": config.file,
         "valid": true,
+        "audit_file": config.log.audit_file,
+        "reload": { "watch": config.reload.watch, "poll_ms": milliseconds(config.reload.poll) },
+        "drain_ms": milliseconds(Some(config.drain)),
         "listeners": listeners.collect::<Vec<_>>(),
         "warnings": built.warnings,
     })
@@ -77,6 +89,7 @@ fn in_words(built: &Built) -> String {
         let _ = line("upstream", &terms.upstream_name);
         let _ = line("tls", &format!("{} and later, client certificates: {}", min_version(terms), client_auth(terms)));
         let _ = line("enforcement", enforcement(terms));
+        let _ = line("limits", &limits(terms));
         sources_in_words(&mut out, terms);
         certificates_in_words(&mut out, terms);
     }
@@ -87,7 +100,7 @@ fn in_words(built: &Built) -> String {
 }
 
 fn sources_in_words(out: &mut String, terms: &Terms) {
-    let rules = terms.sources.sources.rules();
+    let rules = terms.sources.trusted.rules();
     let _ = writeln!(out, "  trusted sources ({})", rules.len());
     for rule in rules.iter().take(MOST_RULES) {
         let _ = write!(out, "    {rule}");
@@ -114,7 +127,7 @@ pub(super) fn describe(certificate: &Certificate, indent: &str) -> String {
     let Certificate { subject, issuer, self_signed, ca, sans, not_before, not_after, key, sha256 } = certificate;
     let now = OffsetDateTime::now_utc();
     let state = match certificate.is_valid_at(now) {
-        true => format!("{} days left", (*not_after - now).whole_days()),
+        true => format!("{} days left", days_left(*not_after, now)),
         false if now < *not_before => "NOT YET VALID".to_owned(),
         false => "EXPIRED".to_owned(),
     };
@@ -131,6 +144,26 @@ pub(super) fn describe(certificate: &Certificate, indent: &str) -> String {
     line("valid", &format!("{} to {} ({state})", timestamp::seconds(*not_before), timestamp::seconds(*not_after)));
     line("sha256", sha256);
     out
+}
+
+fn limits(terms: &Terms) -> String {
+    let limits = &terms.limits;
+    let idle = limits.idle_timeout.map_or("none".to_owned(), |idle| format!("{idle:?}"));
+    format!(
+        "connect {:?}, handshake {:?}, idle {idle}, half-closed {:?}{}",
+        terms.upstream.connect_timeout,
+        limits.handshake_timeout,
+        limits.half_close_timeout,
+        match (terms.protocol, terms.plaintext_cancel) {
+            (Protocol::Postgres, true) => "; a CancelRequest may come in plaintext",
+            (Protocol::Postgres | Protocol::Redis | Protocol::Tcp, _) => "",
+        }
+    )
+}
+
+/// `null` where there is no limit.
+fn milliseconds(duration: Option<Duration>) -> Option<u64> {
+    duration.map(|duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX))
 }
 
 fn addresses(terms: &Terms) -> Vec<String> {

@@ -70,7 +70,8 @@ impl Steps {
                 self.say("identity", format_args!("{subject} is vouched for by client_ca, valid until {end}"));
             }
             Err(ending) => {
-                let detail = if ending.detail.is_empty() { "none was given" } else { &ending.detail };
+                let none = "client_auth = \"required\", and no certificate was given (--client-cert)";
+                let detail = if ending.detail.is_empty() { none } else { &ending.detail };
                 self.say("identity", format_args!("refused: {detail}"));
                 self.refused = Some(ending.reason.code().to_owned());
             }

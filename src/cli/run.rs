@@ -29,6 +29,8 @@ pub(super) fn run(file: &Path) -> Result<(), Failure> {
         server.run(signals).await;
         Ok(())
     });
+    // Whoever still reads a file or resolves a name is not waited for.
+    runtime.shutdown_background();
     audit.flush();
     result
 }

@@ -3,7 +3,7 @@
 //! Serde would stop there, and an operator with three mistakes would need three attempts. So the tree is walked by hand:
 //! a [`Section`] notes the keys it is asked for, and at the end every other key is unknown.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::fmt::Display;
 use std::ops::Range;
 use std::path::Path;
@@ -19,7 +19,11 @@ use super::problem::{Place, Problem, Problems};
 pub(super) struct Document<'a> {
     file: &'a Path,
     text: &'a str,
+    /// Offsets at which lines start, so that finding a place does not mean reading the file.
+    lines: Vec<usize>,
     problems: RefCell<Vec<Problem>>,
+    /// Problems beyond those that are told.
+    untold: Cell<usize>,
 }
 
 /// A value, with its key and place.
@@ -39,11 +43,14 @@ pub(super) struct Section<'a> {
     span: Range<usize>,
     table: &'a DeTable<'a>,
     known: RefCell<Vec<&'static str>>,
+    /// Keys of features to come. Known, but not to be suggested.
+    later: RefCell<Vec<&'static str>>,
 }
 
 impl<'a> Document<'a> {
     pub(super) fn new(file: &'a Path, text: &'a str) -> Self {
-        Self { file, text, problems: RefCell::default() }
+        let lines = std::iter::once(0).chain(text.match_indices('\n').map(|(newline, _)| newline + 1)).collect();
+        Self { file, text, lines, problems: RefCell::default(), untold: Cell::default() }
     }
 
     /// The top table.
@@ -53,42 +60,61 @@ impl<'a> Document<'a> {
     /// holes.
     pub(super) fn parse(&self) -> Result<toml::Spanned<DeTable<'a>>, Problems> {
         let (root, errors) = DeTable::parse_recoverable(self.text);
-        let problem = |error: &toml::de::Error| Problem {
-            place: self.place(error.span().map_or(0, |span| span.start)),
-            key: String::new(),
-            message: format!("not valid TOML: {}", error.message().trim()),
+        let problem = |error: &toml::de::Error| {
+            let span = error.span().unwrap_or_default();
+            let place = self.place(span.start);
+            let found = self.text.get(span).filter(|found| !found.trim().is_empty() && !found.contains('\n'));
+            let found = found.map(|found| format!(" at `{found}`")).unwrap_or_default();
+            let message = format!("not valid TOML: {}{found}", error.message().trim());
+            Problem { place, key: String::new(), message }
         };
-        Problems::unless_any(errors.iter().map(problem).collect(), root)
+        Problems::unless_any(errors.iter().take(MOST_TOLD).map(problem).collect(), root)
     }
 
     pub(super) fn root(&'a self, table: &'a DeTable<'a>) -> Section<'a> {
-        Section { document: self, path: String::new(), span: 0..0, table, known: RefCell::default() }
+        Section::of(self, String::new(), 0..0, table)
     }
 
     pub(super) fn into_problems(self) -> Vec<Problem> {
-        self.problems.into_inner()
+        let mut problems = self.problems.take();
+        if self.untold.get() > 0 {
+            let message = format!("and {} more problems", self.untold.get());
+            problems.push(Problem { place: self.place(self.text.len()), key: String::new(), message });
+        }
+        problems
     }
 
     fn note(&self, span: Range<usize>, key: String, message: String) {
         let place = self.place(span.start);
-        self.problems.borrow_mut().push(Problem { place, key, message });
+        let mut problems = self.problems.borrow_mut();
+        if problems.len() < MOST_TOLD {
+            problems.push(Problem { place, key, message });
+        } else {
+            self.untold.set(self.untold.get() + 1);
+        }
     }
 
     fn place(&self, offset: usize) -> Place {
-        let before = self.text.get(..offset).unwrap_or(self.text);
-        let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
-        let line = before.matches('\n').count() + 1;
-        let column = before.get(line_start..).unwrap_or("").chars().count() + 1;
+        let line = self.lines.partition_point(|start| *start <= offset);
+        let line_start = line.checked_sub(1).and_then(|index| self.lines.get(index)).copied().unwrap_or(0);
+        let column = self.text.get(line_start..offset).unwrap_or("").chars().count() + 1;
         Place { file: self.file.to_owned(), position: Some((line, column)) }
     }
 }
 
 impl<'a> Section<'a> {
+    fn of(document: &'a Document<'a>, path: String, span: Range<usize>, table: &'a DeTable<'a>) -> Self {
+        Self { document, path, span, table, known: RefCell::default(), later: RefCell::default() }
+    }
+
     /// The value of `key`, where it is set.
     pub(super) fn get(&self, key: &'static str) -> Option<Node<'a>> {
         self.known.borrow_mut().push(key);
-        let (name, value) = self.table.get_key_value(key)?;
-        debug_assert_eq!(name.get_ref(), key);
+        self.find(key)
+    }
+
+    fn find(&self, key: &str) -> Option<Node<'a>> {
+        let value = self.table.get(key)?;
         Some(Node { document: self.document, key: self.path_of(key), span: value.span(), value: value.get_ref() })
     }
 
@@ -109,27 +135,31 @@ impl<'a> Section<'a> {
     /// Keys of features to come: refused by name, so that none is taken for one that works.
     pub(super) fn not_yet(&self, keys: &[&'static str]) {
         for key in keys {
-            if let Some(node) = self.get(key) {
+            if let Some(node) = self.find(key) {
                 node.problem(NOT_YET);
             }
+            self.later.borrow_mut().push(key);
         }
+    }
+
+    /// The same for a key whose default value says what is done anyway.
+    pub(super) fn not_yet_but(&self, key: &'static str, default: &str) {
+        if self.find(key).is_some_and(|node| node.value.as_str() != Some(default)) {
+            self.not_yet(&[key]);
+        }
+        self.later.borrow_mut().push(key);
     }
 
     /// Notes every key nobody asked for.
     pub(super) fn finish(self) {
-        let known = self.known.borrow();
+        let (known, later) = (self.known.borrow(), self.later.borrow());
         for (key, _) in self.table {
             let name = key.get_ref().as_ref();
-            if !known.contains(&name) {
+            if !known.contains(&name) && !later.contains(&name) {
                 let message = format!("unknown key; {}", suggestion(name, &known));
                 self.document.note(key.span(), self.path_of(name), message);
             }
         }
-    }
-
-    /// Notes something about the table as a whole.
-    pub(super) fn problem(&self, message: impl Display) {
-        self.document.note(self.span.clone(), self.path.clone(), message.to_string());
     }
 
     fn path_of(&self, key: &str) -> String {
@@ -158,13 +188,7 @@ impl<'a> Node<'a> {
 
     pub(super) fn section(&self, expected: &str) -> Option<Section<'a>> {
         let table = self.typed(self.value.as_table(), expected)?;
-        Some(Section {
-            document: self.document,
-            path: self.key.clone(),
-            span: self.span.clone(),
-            table,
-            known: RefCell::default(),
-        })
+        Some(Section::of(self.document, self.key.clone(), self.span.clone(), table))
     }
 
     /// The elements of an array.
@@ -243,6 +267,9 @@ impl<'a> Node<'a> {
 /// What a key or value of a later feature is answered.
 pub(super) const NOT_YET: &str =
     concat!("is not available in this version (", env!("CARGO_PKG_VERSION"), "); take it out");
+
+/// Problems of one file that are told one by one. Nobody mends more at a time, and a list of rules can have many.
+const MOST_TOLD: usize = 100;
 
 /// Longest part of a wrong value that an error repeats.
 const MAX_SHOWN: usize = 80;

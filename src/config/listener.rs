@@ -1,7 +1,7 @@
 //! `[[listener]]` and the tables inside it.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use super::document::{Node, Section};
@@ -52,7 +52,7 @@ impl<'a> Listeners<'a> {
         let listen = section
             .require("listen", "an address such as \"0.0.0.0:6380\", or a list of them")
             .and_then(|node| self.listen(&node, ipv6_only, name.as_deref()));
-        let (sources, sources_file) = self.sources(&section);
+        let sources = self.sources(&section);
         let tls = section
             .require("tls", "tls.certificates = [{ cert = \"…\", key = \"…\" }]")
             .and_then(|node| self.tls(&node));
@@ -67,7 +67,6 @@ impl<'a> Listeners<'a> {
             protocol: protocol?,
             listen: listen?,
             sources,
-            sources_file,
             tls: tls?,
             upstream: upstream?,
             limits,
@@ -97,35 +96,36 @@ impl<'a> Listeners<'a> {
         }
         let mut listen = Vec::with_capacity(nodes.len());
         for node in &nodes {
-            let address = ListenAddr { socket: node.socket_address()?, ipv6_only };
+            let Some(socket) = node.socket_address() else { continue };
+            let address = ListenAddr { socket, ipv6_only };
             let taken = self.addresses.iter().find(|(other, _)| address.overlaps(other));
             if let Some((other, owner)) = taken {
                 node.problem(format_args!("found {}, but listener \"{owner}\" has {other} already", node.found()));
-                return None;
+                continue;
             }
             self.addresses.insert(address, name.unwrap_or("?").to_owned());
             listen.push(address);
         }
-        Some(listen).filter(|listen| !listen.is_empty())
+        Some(listen).filter(|listen| listen.len() == nodes.len() && !listen.is_empty())
     }
 
-    fn sources(&mut self, section: &Section<'_>) -> (SourcePolicy, Option<PathBuf>) {
+    fn sources(&mut self, section: &Section<'_>) -> SourcePolicy {
         let enforcement = section.get("enforcement").and_then(|node| node.choice(&ENFORCEMENTS));
         let mut rules = section.get("trusted_sources").map(|node| sources::configured(&node)).unwrap_or_default();
-        let named = section.get("sources_file").and_then(|node| Some((node.text("a TOML file")?, node)));
-        let file = named.map(|(path, node)| {
+        if let Some(node) = section.get("sources_file")
+            && let Some(path) = node.text("a TOML file")
+        {
             let path = self.directory.join(path);
             match sources::from_file(&path, self.files) {
                 Ok(more) => rules.extend(more),
                 Err(mut problems) => {
-                    node.problem(format_args!("{} cannot be used; see below", path.display()));
+                    node.problem(format_args!("{} cannot be used; see there", path.display()));
                     self.elsewhere.append(&mut problems);
                 }
             }
-            path
-        });
+        }
         let enforcement = enforcement.unwrap_or(Enforcement::Enforce);
-        (SourcePolicy { sources: TrustedSources::new(rules), enforcement }, file)
+        SourcePolicy { trusted: TrustedSources::new(rules), enforcement }
     }
 
     fn tls(&self, node: &Node<'_>) -> Option<Tls> {
@@ -134,18 +134,21 @@ impl<'a> Listeners<'a> {
             .require("certificates", "[{ cert = \"server.crt\", key = \"server.key\" }]")
             .and_then(|node| self.certificates(&node));
         let min_version = section.get("min_version").and_then(|node| node.choice(&MIN_VERSIONS));
-        let client_auth = section.get("client_auth").and_then(|node| node.choice(&CLIENT_AUTHS));
-        let client_auth = client_auth.unwrap_or(ClientAuth::None);
+        let auth_node = section.get("client_auth");
+        let client_auth = match &auth_node {
+            Some(node) => node.choice(&CLIENT_AUTHS),
+            None => Some(ClientAuth::None),
+        };
         let client_ca = section.get("client_ca");
-        match (&client_ca, client_auth) {
-            (Some(node), ClientAuth::None) => node.problem(
+        match (&client_ca, client_auth, &auth_node) {
+            (Some(node), Some(ClientAuth::None), _) => node.problem(
                 "is set, but client_auth = \"none\" asks no client for a certificate; \
                  set client_auth to \"required\" or \"optional\", or take client_ca out",
             ),
-            (None, ClientAuth::Optional | ClientAuth::Required) => {
-                section.problem("client_auth needs client_ca: a file with the certificates that issue the clients'");
+            (None, Some(ClientAuth::Optional | ClientAuth::Required), Some(node)) => {
+                node.problem("needs client_ca: a file with the certificates that issue the clients'");
             }
-            (None, ClientAuth::None) | (Some(_), ClientAuth::Optional | ClientAuth::Required) => {}
+            _ => {}
         }
         let client_ca = client_ca.map(|node| self.file_list(&node)).unwrap_or_default();
         section.not_yet(&["client_crl", "crl_expired", "client_certificates", "trusted_clients", "ticket_keys"]);
@@ -153,7 +156,7 @@ impl<'a> Listeners<'a> {
         Some(Tls {
             certificates: certificates?,
             min_version: min_version.unwrap_or(MinTlsVersion::Tls12),
-            client_auth,
+            client_auth: client_auth?,
             client_ca,
         })
     }
@@ -163,15 +166,17 @@ impl<'a> Listeners<'a> {
         if nodes.is_empty() {
             node.expected("at least one { cert = \"…\", key = \"…\" }");
         }
-        let mut certificates = Vec::with_capacity(nodes.len());
-        for node in nodes {
-            let section = node.section("{ cert = \"…\", key = \"…\" }")?;
-            let cert = section.require("cert", "the file of the certificate chain");
-            let key = section.require("key", "the file of its private key");
-            section.finish();
-            certificates.push(CertificateFiles { cert: self.file(&cert?)?, key: self.file(&key?)? });
-        }
-        Some(certificates).filter(|certificates| !certificates.is_empty())
+        let pairs: Vec<_> = nodes.iter().map(|node| self.certificate(node)).collect();
+        let pairs: Option<Vec<_>> = pairs.into_iter().collect();
+        pairs.filter(|pairs| !pairs.is_empty())
+    }
+
+    fn certificate(&self, node: &Node<'_>) -> Option<CertificateFiles> {
+        let section = node.section("{ cert = \"…\", key = \"…\" }")?;
+        let cert = section.require("cert", "the file of the certificate chain").and_then(|node| self.file(&node));
+        let key = section.require("key", "the file of its private key").and_then(|node| self.file(&node));
+        section.finish();
+        Some(CertificateFiles { cert: cert?, key: key? })
     }
 
     fn file_list(&self, node: &Node<'_>) -> Vec<NamedFile> {
@@ -201,7 +206,9 @@ impl<'a> Listeners<'a> {
         let address =
             section.require("address", "\"host:port\" or \"unix:/path\"").and_then(|node| self.only_address(&node));
         let connect_timeout = section.get("connect_timeout").and_then(|node| node.positive_duration());
-        section.not_yet(&["tls", "ca", "cert", "key", "server_name", "proxy_protocol"]);
+        section.not_yet_but("tls", "disable");
+        section.not_yet_but("proxy_protocol", "off");
+        section.not_yet(&["ca", "cert", "key", "server_name"]);
         section.finish();
         Some(Upstream { address: address?, connect_timeout: connect_timeout.unwrap_or(default) })
     }

@@ -80,8 +80,6 @@ pub struct Listener {
     pub listen: Vec<ListenAddr>,
     /// Whose connections it takes.
     pub sources: SourcePolicy,
-    /// The file its further rules came from.
-    pub sources_file: Option<PathBuf>,
     /// `[listener.tls]`
     pub tls: Tls,
     /// `[listener.upstream]`
@@ -153,14 +151,25 @@ pub struct Limits {
     pub half_close_timeout: Duration,
 }
 
+/// What could be read of a configuration, and what could not.
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    /// Holds every listener that could be read whole.
+    pub config: Config,
+    /// What is wrong. Not to be used while there is anything; kept apart so that the files the rest names can be looked
+    /// at too, and everything be told at once.
+    pub problems: Vec<Problem>,
+}
+
 impl Config {
     /// Reads the configuration and the source files it names.
     ///
     /// # Errors
-    /// Every problem found, with its place.
-    pub fn load(file: &Path, files: &mut Files) -> Result<Self, Problems> {
+    /// When the file cannot be read or is not TOML, so that there is nothing to go on with.
+    pub fn load(file: &Path, files: &mut Files) -> Result<Loaded, Problems> {
         let whole_file = |message: String| Problem { place: Place::file(file), key: String::new(), message };
-        let bytes = files.read(file).map_err(whole_file)?;
+        let hint = |error| whole_file(format!("{error}; name the configuration with -c FILE or in $PORTCULLIS_CONFIG"));
+        let bytes = files.read(file).map_err(hint)?;
         let text = std::str::from_utf8(&bytes).map_err(|error| whole_file(format!("is not UTF-8: {error}")))?;
 
         let document = document::Document::new(file, text);
@@ -176,7 +185,7 @@ impl Config {
 
         let mut problems = document.into_problems();
         problems.append(&mut elsewhere);
-        Problems::unless_any(problems, Self { file: file.to_owned(), log, reload, drain, listeners })
+        Ok(Loaded { config: Self { file: file.to_owned(), log, reload, drain, listeners }, problems })
     }
 }
 

@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 /// A place in a file.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Place {
     /// The file, as it was named.
     pub file: PathBuf,
@@ -58,13 +58,10 @@ impl Problems {
     ///
     /// # Errors
     /// The problems.
-    pub fn unless_any<T>(problems: Vec<Problem>, value: T) -> Result<T, Self> {
+    pub fn unless_any<T>(mut problems: Vec<Problem>, value: T) -> Result<T, Self> {
+        // In the order in which a reader of the file comes to them; those of a file as a whole first.
+        problems.sort_by(|a, b| a.place.cmp(&b.place));
         if problems.is_empty() { Ok(value) } else { Err(Self(problems)) }
-    }
-
-    /// Each problem, in the order it was found.
-    pub fn iter(&self) -> impl Iterator<Item = &Problem> {
-        self.0.iter()
     }
 
     /// How many there are.

@@ -55,7 +55,7 @@ impl CancelRequest {
     }
 
     async fn pass_on(&self, current: &Current, facts: &mut Facts) -> Result<(), Ending> {
-        let mut upstream = connect(&self.terms.upstream).await?;
+        let mut upstream = connect(&self.terms).await?;
         // Asked at the last moment: the packet may have taken its time, and the policy may be another one by now.
         self.client.judge(current, facts)?;
         let sent = timeout(PATIENCE, upstream.send(&self.packet)).await;

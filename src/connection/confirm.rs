@@ -1,4 +1,5 @@
-//! The last look before the first byte: a policy that changed while the upstream was dialled is asked again.
+//! The last look before the first byte: while the client was heard and the upstream dialled the policy may have changed,
+//! or a rule or a certificate have run out.
 
 use std::sync::Arc;
 
@@ -11,11 +12,10 @@ use crate::snapshot::Current;
 /// Judges a client again whose upstream has been reached, before any of its bytes goes there.
 pub(super) fn confirm(dialled: Dialled, current: &Current, facts: &mut Facts) -> Result<Dialled, Leave> {
     let snapshot = Arc::clone(&current.borrow());
-    let identified = &dialled.identified;
-    if snapshot.generation == identified.generation {
-        return Ok(dialled);
-    }
-    match judge(&identified.stream, None, &snapshot, facts) {
+    let Identified { stream, terms, .. } = &dialled.identified;
+    // The chain was verified by these terms; where they are still in force only the dates can have changed.
+    let already = Some(&terms.tls);
+    match judge(stream, already, &snapshot, facts) {
         Ok(_) => Ok(dialled),
         Err(ending) => {
             let Identified { stream, terms, .. } = dialled.identified;

@@ -17,13 +17,11 @@ use crate::outcome::{Ending, Reason};
 use crate::snapshot::{Current, Snapshot, Terms};
 use crate::tls::{Identity, ServerTls};
 
-/// A client that may go on to the upstream, by the terms of one generation.
+/// A client that may go on to the upstream, by these terms.
 #[derive(Debug)]
 pub(super) struct Identified {
     pub(super) stream: Box<TlsStream<TcpStream>>,
     pub(super) terms: Arc<Terms>,
-    /// Of the policy that judged it.
-    pub(super) generation: u64,
 }
 
 /// Judges a client that has just finished its handshake.
@@ -32,13 +30,13 @@ pub(super) fn identify(secured: Secured, current: &Current, facts: &mut Facts) -
     let snapshot = Arc::clone(&current.borrow());
     let already = verified.then_some(&tls);
     match judge(&stream, already, &snapshot, facts) {
-        Ok(terms) => Ok(Identified { stream, terms, generation: snapshot.generation }),
+        Ok(terms) => Ok(Identified { stream, terms }),
         Err(ending) => Err(Leave::refused(ending, stream, protocol, Startup::Awaited)),
     }
 }
 
-/// Puts both questions, source and identity, to the policy of `snapshot`. `already` is the TLS configuration that has
-/// verified the client's certificate in a full handshake a moment ago, if one has.
+/// Puts both questions, source and identity, to the policy of `snapshot`. `already` is the TLS configuration by which
+/// the client's chain was verified before, if it was.
 pub(super) fn judge(
     stream: &TlsStream<TcpStream>,
     already: Option<&Arc<ServerTls>>,
@@ -49,9 +47,10 @@ pub(super) fn judge(
     let (_, session) = stream.get_ref();
     let chain: &[CertificateDer<'_>] = session.peer_certificates().unwrap_or_default();
     let trust = terms.tls.trust();
+    let now = OffsetDateTime::now_utc();
     let identity = match already {
-        Some(tls) if Arc::ptr_eq(tls, &terms.tls) => trust.identify(chain)?,
-        Some(_) | None => trust.judge(chain, OffsetDateTime::now_utc())?,
+        Some(tls) if Arc::ptr_eq(tls, &terms.tls) => trust.identify(chain, now)?,
+        Some(_) | None => trust.judge(chain, now)?,
     };
     if let Identity::Certified(certificate) = identity {
         facts.client_subject = Some(certificate.subject.clone());

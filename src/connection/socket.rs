@@ -19,14 +19,15 @@ pub fn keep_alive(socket: &impl AsFd) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Silence after which a peer is asked whether it is still there. Below the five minutes after which cloud load balancers
+/// Silence after which the other side is asked whether it is still there. Below the five minutes after which cloud load balancers
 /// and NAT gateways commonly forget a connection.
 const IDLE: Duration = Duration::from_secs(60);
 const INTERVAL: Duration = Duration::from_secs(15);
-/// With the two above a dead peer is noticed after two minutes.
-const RETRIES: u32 = 4;
+/// Only where there is no TCP_USER_TIMEOUT, which takes the place of the count.
+const RETRIES: u32 = 16;
 
-/// Longest time sent bytes may go unacknowledged. The kernel counts a peer that is alive but does not read (zero window)
-/// here too, so this must be longer than a client may pause in the middle of a result.
+/// How long the other side may leave probes or bytes unacknowledged before it counts as dead. The kernel counts one that is
+/// alive but does not read here too, as soon as its window is full; so this is also the longest pause a client can make in
+/// the middle of a result, and should not be shorter than somebody looks at a page of it.
 #[cfg(target_os = "linux")]
-const UNACKNOWLEDGED: Duration = Duration::from_secs(900);
+const UNACKNOWLEDGED: Duration = Duration::from_secs(300);

@@ -36,7 +36,7 @@ impl Visit {
         presence: &Presence,
         accepted_at: Instant,
     ) -> Self {
-        let mut facts = Facts::new(presence.id(), Arc::clone(&terms.name), admitted.client());
+        let mut facts = Facts::new(Some(presence.id()), Arc::clone(&terms.name), admitted.client());
         facts.rule = admitted.rule().cloned();
         facts.would_deny = admitted.rule().is_none();
         facts.upstream = Some(Arc::clone(&terms.upstream_name));

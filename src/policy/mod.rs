@@ -8,7 +8,7 @@ mod identity;
 mod rule;
 mod sources;
 
-pub use expiry::expiry_milestone;
+pub use expiry::{days_left, expiry_milestone};
 pub use identity::ClientAuth;
 pub use rule::{Network, NetworkError, Origin, Rule};
 pub use sources::{Admitted, Enforcement, SourcePolicy, Stranger, TrustedSources};

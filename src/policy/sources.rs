@@ -16,7 +16,7 @@ use crate::timestamp;
 #[derive(Clone, Debug)]
 pub struct SourcePolicy {
     /// Whom it trusts.
-    pub sources: TrustedSources,
+    pub trusted: TrustedSources,
     /// What it does with the others.
     pub enforcement: Enforcement,
 }
@@ -33,7 +33,7 @@ pub enum Enforcement {
 impl SourcePolicy {
     /// Lets a client in, or not.
     pub fn admit(&self, client: ClientAddr, now: OffsetDateTime) -> Result<Admitted, Stranger> {
-        match (self.sources.lookup(client.ip(), now), self.enforcement) {
+        match (self.trusted.lookup(client.ip(), now), self.enforcement) {
             (Ok(rule), _) => Ok(Admitted { client, rule: Some(Arc::clone(rule)) }),
             (Err(_), Enforcement::Observe) => Ok(Admitted { client, rule: None }),
             (Err(stranger), Enforcement::Enforce) => Err(stranger),
@@ -208,7 +208,7 @@ mod tests {
     #[test]
     fn observing_admits_a_stranger_without_a_rule() {
         let client = ClientAddr::from_ip("10.1.2.3".parse().unwrap());
-        let policy = |enforcement| SourcePolicy { sources: sources(&["192.0.2.0/24"]), enforcement };
+        let policy = |enforcement| SourcePolicy { trusted: sources(&["192.0.2.0/24"]), enforcement };
         assert!(policy(Enforcement::Enforce).admit(client, NOW).is_err());
         assert!(policy(Enforcement::Observe).admit(client, NOW).unwrap().rule().is_none());
     }

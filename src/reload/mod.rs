@@ -44,7 +44,7 @@ pub struct Proposal {
 /// Every problem found. The fingerprint tells which files were looked at, either way.
 pub fn build(file: &Path, previous: Option<&Snapshot>) -> (Result<Built, config::Problems>, Fingerprint) {
     let mut files = Files::default();
-    let built = Config::load(file, &mut files).and_then(|config| Snapshot::build(config, &mut files, previous));
+    let built = Config::load(file, &mut files).and_then(|loaded| Snapshot::build(loaded, &mut files, previous));
     (built, files.fingerprint())
 }
 

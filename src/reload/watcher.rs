@@ -5,8 +5,9 @@
 
 use std::collections::BTreeSet;
 use std::path::{Component, Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher as _};
+use notify::{Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher as _};
 use tokio::sync::mpsc;
 use tracing::warn;
 
@@ -14,7 +15,8 @@ use tracing::warn;
 #[derive(Debug)]
 pub(super) struct Watcher {
     inner: Option<RecommendedWatcher>,
-    followed: BTreeSet<PathBuf>,
+    /// Shared with the thread that receives events.
+    steps: Arc<Mutex<BTreeSet<PathBuf>>>,
     /// Holds one event at most: that there was one is all there is to know.
     events: mpsc::Receiver<()>,
 }
@@ -24,21 +26,25 @@ impl Watcher {
     /// poll still finds every change.
     pub(super) fn start() -> Self {
         let (sender, events) = mpsc::channel(1);
-        let watcher = notify::recommended_watcher(move |event: Result<notify::Event, notify::Error>| {
-            if event.map_or(true, |event| is_change(event.kind)) {
+        let steps = Arc::new(Mutex::new(BTreeSet::new()));
+        let theirs = Arc::clone(&steps);
+        let watcher = notify::recommended_watcher(move |event: Result<Event, notify::Error>| {
+            let steps = theirs.lock().unwrap_or_else(PoisonError::into_inner);
+            if event.map_or(true, |event| concerns(&event, &steps)) {
                 // Full means that one is waiting already.
                 let _ = sender.try_send(());
             }
         });
         let inner = watcher.map_err(|error| warn!("file changes cannot be watched: {error}; they are polled for")).ok();
-        Self { inner, followed: BTreeSet::new(), events }
+        Self { inner, steps, events }
     }
 
     /// Follows `files`, and whatever stands between them and their content.
     pub(super) fn follow<'a>(&mut self, files: impl Iterator<Item = &'a Path>) {
         let Some(watcher) = &mut self.inner else { return };
         let wanted: BTreeSet<PathBuf> = files.flat_map(steps).collect();
-        for path in self.followed.difference(&wanted) {
+        let former = std::mem::replace(&mut *self.steps.lock().unwrap_or_else(PoisonError::into_inner), wanted.clone());
+        for path in former.difference(&wanted) {
             // It may be gone, and its watch with it.
             let _ = watcher.unwatch(path);
         }
@@ -50,7 +56,6 @@ impl Watcher {
                 warn!("{} cannot be watched: {error}; it is polled for changes", path.display());
             }
         }
-        self.followed = wanted;
     }
 
     /// Returns when something may have changed; never, where nothing can be watched.
@@ -59,6 +64,13 @@ impl Watcher {
             std::future::pending::<()>().await;
         }
     }
+}
+
+/// Whether an event is of a step that is followed, and not of a neighbour in the same directory: an audit file there would
+/// make every one of its lines an event.
+fn concerns(event: &Event, steps: &BTreeSet<PathBuf>) -> bool {
+    // Without paths it says that events were lost.
+    is_change(event.kind) && (event.paths.is_empty() || event.paths.iter().any(|path| steps.contains(path)))
 }
 
 fn is_change(kind: EventKind) -> bool {
@@ -77,18 +89,18 @@ fn steps(file: &Path) -> Vec<PathBuf> {
     let mut todo = vec![std::path::absolute(file).unwrap_or_else(|_| file.to_owned())];
     for _ in 0..MOST_LINKS {
         let Some(path) = todo.pop() else { break };
-        steps.extend(path.parent().map(Path::to_owned));
         let mut so_far = PathBuf::new();
         for part in path.components() {
             so_far.push(part);
             if let (Component::Normal(_), Ok(target)) = (part, so_far.read_link()) {
-                steps.extend(so_far.parent().map(Path::to_owned));
                 let rest = path.strip_prefix(&so_far).unwrap_or(Path::new(""));
                 let parent = so_far.parent().unwrap_or(Path::new("/"));
                 todo.push(parent.join(target).join(rest));
+                steps.extend([parent.to_owned(), so_far]);
                 break;
             }
         }
+        steps.extend(path.parent().map(Path::to_owned));
         steps.push(path);
     }
     steps
@@ -112,11 +124,16 @@ mod tests {
         symlink("..2026_1", volume.join("..data")).unwrap();
         symlink("..data/tls.crt", volume.join("tls.crt")).unwrap();
 
-        let steps = steps(&volume.join("tls.crt"));
-        for expected in ["", "..data", "..2026_1", "..2026_1/tls.crt"] {
-            assert!(steps.contains(&volume.join(expected)) || expected.is_empty(), "{expected} in {steps:?}");
+        let steps: BTreeSet<_> = steps(&volume.join("tls.crt")).into_iter().collect();
+        for expected in ["tls.crt", "..data", "..2026_1", "..2026_1/tls.crt"] {
+            assert!(steps.contains(&volume.join(expected)), "{expected} in {steps:?}");
         }
         assert!(steps.contains(&volume), "{steps:?}");
+
+        let event = |name: &str| Event::new(EventKind::Any).add_path(volume.join(name));
+        assert!(concerns(&event("..data"), &steps));
+        assert!(!concerns(&event("audit.jsonl"), &steps));
+        assert!(concerns(&Event::new(EventKind::Other), &steps));
     }
 
     #[test]
@@ -124,6 +141,6 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("loop");
         symlink("loop", &path).unwrap();
-        assert!(steps(&path).len() <= 3 * MOST_LINKS);
+        assert!(steps(&path).len() <= 4 * MOST_LINKS);
     }
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use rustls::pki_types::CertificateDer;
 use time::OffsetDateTime;
+use tokio::sync::Semaphore;
 
 use super::{Door, Terms, TlsInputs};
 use crate::addr::ListenAddr;
@@ -11,7 +12,7 @@ use crate::config::{CertificateFiles, Files, Listener, NamedFile, Problem};
 use crate::policy::{ClientAuth, Enforcement};
 use crate::protocol::{Protocol, postgres};
 use crate::timestamp;
-use crate::tls::{self, Certificate, ClientTrust, ServerCertificate, ServerTls};
+use crate::tls::{self, BuildError, Certificate, ClientTrust, ServerCertificate, ServerTls};
 
 /// Builds one listener's terms and notes what it finds.
 pub(super) struct Builder<'a> {
@@ -24,8 +25,9 @@ impl Builder<'_> {
     pub(super) fn terms(&mut self, listener: &Listener, before: Option<&Terms>) -> Option<Terms> {
         let certificates: Vec<_> =
             listener.tls.certificates.iter().filter_map(|files| self.certificate(listener, files)).collect();
-        let anchors: Vec<_> =
-            listener.tls.client_ca.iter().flat_map(|file| self.anchors(listener, file).unwrap_or_default()).collect();
+        let bundles: Vec<_> = listener.tls.client_ca.iter().map(|file| self.anchors(listener, file)).collect();
+        // Everything is looked at before anything is given up, so that all of it is told.
+        let anchors = bundles.into_iter().collect::<Option<Vec<_>>>()?.concat();
         let trust = self.trust(listener, &anchors)?;
         if certificates.len() < listener.tls.certificates.len() {
             return None;
@@ -51,6 +53,8 @@ impl Builder<'_> {
             tls,
             anchors: anchors.into_iter().map(|(_, facts)| facts).collect(),
             upstream: listener.upstream.clone(),
+            resolving: before
+                .map_or_else(|| Arc::new(Semaphore::new(MOST_LOOKUPS)), |before| Arc::clone(&before.resolving)),
             upstream_name: listener.upstream.address.to_string().into(),
             limits: listener.limits,
             plaintext_cancel: listener.plaintext_cancel,
@@ -84,7 +88,8 @@ impl Builder<'_> {
     ) -> Option<Vec<(CertificateDer<'static>, Certificate)>> {
         let mut anchors = Vec::new();
         for (index, der) in self.parse(file, tls::certificates)?.into_iter().enumerate() {
-            match Certificate::parse(&der) {
+            let facts = Certificate::parse(&der).map_err(BuildError::from);
+            match facts.and_then(|facts| ClientTrust::check_anchor(&der).map(|()| facts)) {
                 Ok(facts) => {
                     self.warn_about_dates(listener, "client CA certificate", &facts);
                     anchors.push((der, facts));
@@ -151,10 +156,10 @@ impl Builder<'_> {
         }
         if listener.sources.enforcement == Enforcement::Observe {
             self.warn(listener, "enforcement = \"observe\" lets untrusted sources in");
-        } else if listener.sources.sources.rules().is_empty() {
+        } else if listener.sources.trusted.rules().is_empty() {
             self.warn(listener, "no source is trusted, so nobody gets in");
         }
-        for rule in listener.sources.sources.rules() {
+        for rule in listener.sources.trusted.rules() {
             if rule.network.net().prefix_len() == 0 {
                 self.warn(listener, format_args!("the rule {rule} trusts every address of its family"));
             }
@@ -192,3 +197,7 @@ fn doors(listener: &Listener, name: &Arc<str>) -> Vec<Door> {
     };
     listener.listen.iter().enumerate().map(door).collect()
 }
+
+/// Name lookups of one listener at once. A resolver that answers in 10 ms serves 3,200 new sessions a second by these; one
+/// that hangs takes no more than this many of the 512 threads a worker has for all listeners.
+const MOST_LOOKUPS: usize = 32;

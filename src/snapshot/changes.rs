@@ -36,7 +36,7 @@ impl Snapshot {
         names.sort_unstable();
         names.dedup();
         let rules = |snapshot: &'a Self, name: &str| {
-            snapshot.named(name).map_or(&[][..], |terms| terms.sources.sources.rules())
+            snapshot.named(name).map_or(&[][..], |terms| terms.sources.trusted.rules())
         };
         let changes = |name: &'a Arc<str>| {
             let (old, new) = (rules(previous, name), rules(self, name));

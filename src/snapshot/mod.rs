@@ -10,13 +10,13 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use rustls::pki_types::CertificateDer;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
 pub use changes::SourceChanges;
 
 use self::build::Builder;
 use crate::addr::ListenAddr;
-use crate::config::{Config, Files, Limits, Problems, Upstream};
+use crate::config::{Config, Files, Limits, Loaded, Problems, Upstream};
 use crate::policy::{ClientAuth, SourcePolicy};
 use crate::protocol::{MinTlsVersion, Protocol};
 use crate::tls::{Certificate, ServerTls};
@@ -64,6 +64,8 @@ pub struct Terms {
     pub upstream: Upstream,
     /// The upstream's address as audit events show it.
     pub upstream_name: Arc<str>,
+    /// Bounds how many of its name lookups are under way at once.
+    pub resolving: Arc<Semaphore>,
     /// Its time limits.
     pub limits: Limits,
     /// Whether a CancelRequest may come without TLS.
@@ -92,12 +94,12 @@ pub struct Built {
 }
 
 impl Snapshot {
-    /// Builds the policy that `config` describes, following `previous`.
+    /// Builds the policy that `loaded` describes, following `previous`.
     ///
     /// # Errors
-    /// Everything that is wrong with the files it names.
-    pub fn build(config: Config, files: &mut Files, previous: Option<&Self>) -> Result<Built, Problems> {
-        let mut problems = Vec::new();
+    /// Everything that is wrong with the configuration and with the files it names.
+    pub fn build(loaded: Loaded, files: &mut Files, previous: Option<&Self>) -> Result<Built, Problems> {
+        let Loaded { config, mut problems } = loaded;
         let mut warnings = Vec::new();
         let mut terms = Vec::with_capacity(config.listeners.len());
         for listener in &config.listeners {
@@ -132,11 +134,6 @@ impl Snapshot {
     /// The terms of the listener that has this address.
     pub fn behind(&self, door: &Door) -> Option<&Arc<Terms>> {
         self.terms.get(*self.by_door.get(door)?)
-    }
-
-    /// Every address that is to be bound.
-    pub fn doors(&self) -> impl Iterator<Item = &Door> {
-        self.terms.iter().flat_map(|terms| &terms.doors)
     }
 }
 

@@ -37,7 +37,8 @@ pub(super) fn certificate_reason(error: &Error) -> Reason {
     }
 }
 
-fn refused_by_us(error: &Error) -> String {
+/// The error, and what to do about it.
+pub(super) fn refused_by_us(error: &Error) -> String {
     let advice = match certificate_reason(error) {
         Reason::ClientCertificateMissing => "; client_auth = \"required\" lets nobody in without one",
         Reason::ClientCertificateUnknownCa => {

@@ -14,11 +14,12 @@ use time::OffsetDateTime;
 
 use super::certificate::Certificate;
 use super::error::BuildError;
-use super::failure::certificate_reason;
+use super::failure::{certificate_reason, refused_by_us};
 use super::provider;
 use super::verifier::ClientVerifier;
 use crate::outcome::{Ending, Reason};
 use crate::policy::ClientAuth;
+use crate::timestamp::seconds;
 
 /// Which client certificates a listener accepts.
 #[derive(Clone, Debug)]
@@ -34,7 +35,7 @@ pub enum Identity {
     /// It showed no certificate and need not.
     Anonymous,
     /// It proved to hold the key of this certificate.
-    Certified(Arc<Certificate>),
+    Certified(Box<Certificate>),
 }
 
 impl ClientTrust {
@@ -56,6 +57,14 @@ impl ClientTrust {
         Ok(Self { auth, verifier: Some(Arc::new(ClientVerifier(verifier))) })
     }
 
+    /// Whether a certificate can be a trust anchor at all.
+    ///
+    /// # Errors
+    /// Why it cannot.
+    pub fn check_anchor(anchor: &CertificateDer<'static>) -> Result<(), BuildError> {
+        RootCertStore::empty().add(anchor.clone()).map_err(BuildError::Anchor)
+    }
+
     /// The verifier rustls asks during a full handshake, so that a refusal can still be a TLS alert.
     pub(super) fn verifier(&self) -> Arc<dyn ClientCertVerifier> {
         self.verifier.clone().unwrap_or_else(WebPkiClientVerifier::no_client_auth)
@@ -75,22 +84,23 @@ impl ClientTrust {
         };
         verifier.verify_client_cert(leaf, intermediates, unix_time(now)).map_err(|error| {
             let who = Certificate::parse(leaf).map_or_else(|_| "?".to_owned(), |facts| facts.subject);
-            Ending::new(certificate_reason(&error), format_args!("client certificate {who}: {error}"))
+            Ending::new(certificate_reason(&error), format_args!("client certificate {who}: {}", refused_by_us(&error)))
         })?;
-        self.identify(chain)
+        self.identify(chain, now)
     }
 
-    /// Names the holder of a chain that this very trust has just verified in a full handshake.
+    /// Names the holder of a chain that this very trust has verified before; only time can have changed the verdict.
     ///
     /// # Errors
-    /// The ending of the connection, when the certificate's names cannot be read.
-    pub fn identify(&self, chain: &[CertificateDer<'_>]) -> Result<Identity, Ending> {
-        match chain.first() {
-            None => Ok(Identity::Anonymous),
-            Some(leaf) => Certificate::parse(leaf)
-                .map(|facts| Identity::Certified(Arc::new(facts)))
-                .map_err(|error| Ending::new(Reason::ClientCertificateInvalid, error)),
+    /// The ending of the connection, when the certificate's time is over or its names cannot be read.
+    pub fn identify(&self, chain: &[CertificateDer<'_>], now: OffsetDateTime) -> Result<Identity, Ending> {
+        let Some(leaf) = chain.first() else { return Ok(Identity::Anonymous) };
+        let facts = Certificate::parse(leaf).map_err(|error| Ending::new(Reason::ClientCertificateInvalid, error))?;
+        if now > facts.not_after {
+            let words = format_args!("client certificate {} ran out at {}", facts.subject, seconds(facts.not_after));
+            return Err(Ending::new(Reason::ClientCertificateExpired, words));
         }
+        Ok(Identity::Certified(Box::new(facts)))
     }
 }
 
