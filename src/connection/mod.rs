@@ -7,7 +7,7 @@
 //!
 //! `admit` happens in the accept loop. Each later room takes the last room's value by move, so nobody holds a raw socket
 //! after `secure` or dials without an `Identified`. Whatever happens, a room's error or the relay's end, becomes one
-//! [`Ending`], and [`Visit`] writes it to the audit exactly once, panics included.
+//! [`Ending`], and `Visit` writes it to the audit exactly once, panics included.
 
 mod cancel;
 mod clock;
