@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::document::{Node, Section};
@@ -125,7 +126,7 @@ impl<'a> Listeners<'a> {
             }
         }
         let enforcement = enforcement.unwrap_or(Enforcement::Enforce);
-        SourcePolicy { trusted: TrustedSources::new(rules), enforcement }
+        SourcePolicy { trusted: Arc::new(TrustedSources::new(rules)), enforcement }
     }
 
     fn tls(&self, node: &Node<'_>) -> Option<Tls> {

@@ -15,8 +15,8 @@ use crate::timestamp;
 /// What a listener does with a client's address.
 #[derive(Clone, Debug)]
 pub struct SourcePolicy {
-    /// Whom it trusts.
-    pub trusted: TrustedSources,
+    /// Whom it trusts. Shared, because a set can be large.
+    pub trusted: Arc<TrustedSources>,
     /// What it does with the others.
     pub enforcement: Enforcement,
 }
@@ -83,7 +83,7 @@ impl fmt::Display for Stranger {
 ///
 /// A lookup walks one binary trie per address family: its cost grows with the length of the matching prefix, not with the
 /// number of rules. No rules trust nobody.
-#[derive(Clone, Default)]
+#[derive(Default)]
 pub struct TrustedSources {
     rules: Vec<Arc<Rule>>,
     v4: PrefixMap<Ipv4Net, Vec<Arc<Rule>>>,
@@ -208,7 +208,7 @@ mod tests {
     #[test]
     fn observing_admits_a_stranger_without_a_rule() {
         let client = ClientAddr::from_ip("10.1.2.3".parse().unwrap());
-        let policy = |enforcement| SourcePolicy { trusted: sources(&["192.0.2.0/24"]), enforcement };
+        let policy = |enforcement| SourcePolicy { trusted: Arc::new(sources(&["192.0.2.0/24"])), enforcement };
         assert!(policy(Enforcement::Enforce).admit(client, NOW).is_err());
         assert!(policy(Enforcement::Observe).admit(client, NOW).unwrap().rule().is_none());
     }
