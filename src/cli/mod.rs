@@ -4,6 +4,7 @@ mod certs;
 mod check;
 mod explain;
 mod inspect;
+mod man;
 mod run;
 
 use std::io::{self, Write as _};
@@ -67,6 +68,7 @@ enum CertsCommand {
     /// Make a development CA, a server and a client certificate
     Init {
         /// Where to put ca.crt, ca.key, server.crt, server.key, client.crt, client.key
+        #[arg(value_name = "DIR")]
         directory: PathBuf,
         /// A further host name or IP address of the server; may be repeated
         #[arg(long = "host", value_name = "NAME")]
@@ -111,7 +113,7 @@ pub(crate) struct IssueArgs {
 #[derive(Debug, Args)]
 struct ConfigFile {
     /// The configuration
-    #[arg(short, long, value_name = "FILE", env = "PORTCULLIS_CONFIG", default_value = DEFAULT_CONFIG)]
+    #[arg(short, long, value_name = "FILE", env = "PORTCULLIS_CONFIG", hide_env_values = true, default_value = DEFAULT_CONFIG)]
     config: PathBuf,
 }
 
@@ -141,7 +143,7 @@ impl Cli {
             Command::Certs(CertsCommand::Issue(args)) => certs::issue(&args),
             Command::Certs(CertsCommand::Inspect { files }) => inspect::inspect(&files),
             Command::Completions { shell } => completions(shell),
-            Command::Man => man(),
+            Command::Man => man::man(&Self::command()),
         };
         match result {
             Ok(()) => ExitCode::SUCCESS,
@@ -190,13 +192,6 @@ fn completions(shell: Shell) -> Result<(), Failure> {
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut Cli::command(), "portcullis", &mut script);
     print(&String::from_utf8_lossy(&script))
-}
-
-fn man() -> Result<(), Failure> {
-    let mut page = Vec::new();
-    let rendered = clap_mangen::Man::new(Cli::command()).render(&mut page);
-    rendered.map_err(|error| Failure::Failed(error.to_string()))?;
-    print(&String::from_utf8_lossy(&page))
 }
 
 const DEFAULT_CONFIG: &str = "/etc/portcullis/portcullis.toml";

@@ -1,0 +1,65 @@
+//! `portcullis man`: one page for the program and all its commands.
+
+use std::io::{self, Write as _};
+
+use clap::Command;
+use clap_mangen::Man;
+
+use super::{Failure, print};
+
+pub(super) fn man(command: &Command) -> Result<(), Failure> {
+    let mut page = Vec::new();
+    render(command, &mut page).map_err(|error| Failure::Failed(error.to_string()))?;
+    print(&String::from_utf8_lossy(&page))
+}
+
+/// clap_mangen would refer to a page of its own for every command; here they are sections of this one.
+fn render(command: &Command, page: &mut Vec<u8>) -> io::Result<()> {
+    let man = Man::new(command.clone());
+    man.render_title(page)?;
+    man.render_name_section(page)?;
+    man.render_synopsis_section(page)?;
+    man.render_description_section(page)?;
+    writeln!(page, ".SH COMMANDS")?;
+    render_commands(command, "portcullis", page)?;
+    man.render_extra_section(page)?;
+    page.write_all(FILES.as_bytes())?;
+    man.render_version_section(page)
+}
+
+fn render_commands(command: &Command, path: &str, page: &mut Vec<u8>) -> io::Result<()> {
+    for command in command.get_subcommands().filter(|command| command.get_name() != "help") {
+        let path = format!("{path} {}", command.get_name());
+        if command.has_subcommands() {
+            render_commands(command, &path, page)?;
+            continue;
+        }
+        let help = command.clone().bin_name(&path).term_width(76).render_long_help().to_string();
+        writeln!(page, ".SS {}\n.nf", escaped(&path))?;
+        for line in help.lines() {
+            writeln!(page, "{}", escaped(line))?;
+        }
+        writeln!(page, ".fi")?;
+    }
+    Ok(())
+}
+
+/// A line as roff takes it: a leading dot or quote would be a request, a hyphen may be broken at.
+fn escaped(line: &str) -> String {
+    let line = line.replace('\\', "\\e").replace('-', "\\-");
+    if line.starts_with(['.', '\'']) { format!("\\&{line}") } else { line }
+}
+
+const FILES: &str = r"
+.SH FILES
+.TP
+/etc/portcullis/portcullis.toml
+The configuration, unless \-c or $PORTCULLIS_CONFIG names another one.
+.SH SIGNALS
+.TP
+SIGHUP
+Read everything anew, and open the audit file anew.
+.TP
+SIGTERM, SIGINT
+Accept no more, let open sessions end for as long as shutdown.drain says, then end them. A second one ends them at once.
+";
