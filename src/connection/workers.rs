@@ -64,12 +64,13 @@ impl Worker {
 
 /// Serves connections until no more can come and the last one has ended.
 async fn work(mut queue: mpsc::Receiver<Arrival>, load: &Arc<AtomicUsize>, house: House) {
+    let house = Arc::new(house);
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
             arrival = queue.recv() => {
                 let Some(arrival) = arrival else { break };
-                let (house, held) = (house.clone(), Load(Arc::clone(load)));
+                let (house, held) = (Arc::clone(&house), Load(Arc::clone(load)));
                 connections.spawn(async move {
                     serve(arrival, &house).await;
                     drop(held);
