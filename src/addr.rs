@@ -4,7 +4,7 @@
 //! client as `::ffff:a.b.c.d`.
 
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
 /// The address a client connects from. An IPv4-mapped IPv6 address is held as the IPv4 address it stands for
@@ -93,6 +93,18 @@ pub enum UpstreamAddr {
     Unix(PathBuf),
 }
 
+impl UpstreamAddr {
+    /// Whether a connection to this address would come out at `listen` on the same machine, as far as the texts tell.
+    pub fn reaches(&self, listen: &ListenAddr) -> bool {
+        let Self::Tcp { host, port } = self else { return false };
+        let ip = if host == "localhost" { Ok(IpAddr::V4(Ipv4Addr::LOCALHOST)) } else { host.parse::<IpAddr>() };
+        ip.is_ok_and(|ip| {
+            let target = ListenAddr { socket: SocketAddr::new(ip, *port), ipv6_only: true };
+            target.socket == listen.socket || (ip.is_loopback() && target.overlaps(listen))
+        })
+    }
+}
+
 impl fmt::Display for UpstreamAddr {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -123,6 +135,19 @@ mod tests {
         assert!(!at("127.0.0.1:1", false).overlaps(&at("127.0.0.2:1", false)));
         assert!(!at("0.0.0.0:0", false).overlaps(&at("127.0.0.1:0", false)));
         assert!(!at("0.0.0.0:1", false).overlaps(&at("127.0.0.1:2", false)));
+    }
+
+    #[test]
+    fn an_upstream_that_is_the_listener_itself_is_noticed() {
+        let upstream = |host: &str, port| UpstreamAddr::Tcp { host: host.into(), port };
+        let listen = |text: &str| ListenAddr { socket: text.parse().unwrap(), ipv6_only: false };
+        assert!(upstream("127.0.0.1", 6380).reaches(&listen("127.0.0.1:6380")));
+        assert!(upstream("localhost", 6380).reaches(&listen("0.0.0.0:6380")));
+        assert!(upstream("::1", 6380).reaches(&listen("[::]:6380")));
+        assert!(upstream("10.1.2.3", 6380).reaches(&listen("10.1.2.3:6380")));
+        assert!(!upstream("127.0.0.1", 6379).reaches(&listen("127.0.0.1:6380")));
+        assert!(!upstream("10.9.9.9", 6380).reaches(&listen("0.0.0.0:6380")));
+        assert!(!upstream("db.internal", 6380).reaches(&listen("0.0.0.0:6380")));
     }
 
     #[test]

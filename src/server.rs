@@ -165,8 +165,7 @@ impl Server {
     /// Audits a refusal, unless it is the same as the last one and nobody asked.
     fn reject(&mut self, error: String, current: &Snapshot, requested: bool) {
         if requested || self.rejected.as_ref() != Some(&error) {
-            let words = format!("{error}; generation {} goes on unchanged", current.generation);
-            self.audit.reload_rejected(current.generation, &words);
+            self.audit.reload_rejected(current.generation, &error);
         }
         self.rejected = Some(error);
     }
@@ -198,7 +197,7 @@ impl Server {
             () = stop.next() => {}
         }
         let patience = self.published.borrow().config.drain;
-        info!("stopping: {} connections are open, and have {patience:?} to end", self.register.count());
+        info!("stopping; connections that are open have {patience:?} to end: {}", self.register.count());
         let ended = tokio::select! {
             ended = timeout(patience, self.register.emptied()) => ended.is_ok(),
             () = stop.next() => false,

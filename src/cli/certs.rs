@@ -33,7 +33,7 @@ pub(super) fn init(directory: &Path, hosts: &[String]) -> Result<(), Failure> {
     files.extend(client.files("client"));
     write_all(directory, &files)?;
     print(&format!(
-        "Made in {}:\n  ca.crt, ca.key          a development CA\n  server.crt, server.key  for {}\n  client.crt, client.key  for the client \"client\"\n",
+        "Made in {}:\n  ca.crt, ca.key          a development CA\n  server.crt, server.key  for {}\n  client.crt, client.key  for the client \"client\"\nGive ca.crt to the clients, and keep the keys away from everybody.\n",
         directory.display(),
         names.join(", ")
     ))

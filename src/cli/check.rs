@@ -7,17 +7,15 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 
-use super::{Failure, print};
+use super::{Failure, load, print};
 use crate::policy::{ClientAuth, Enforcement, Origin, Rule, days_left};
 use crate::protocol::{MinTlsVersion, Protocol};
-use crate::reload;
 use crate::snapshot::{Built, Terms};
 use crate::timestamp;
 use crate::tls::Certificate;
 
 pub(super) fn check(file: &Path, as_json: bool) -> Result<(), Failure> {
-    let (built, _) = reload::build(file, None);
-    let built = built.map_err(Failure::Configuration)?;
+    let (built, _) = load(file)?;
     if as_json { print(&format!("{:#}\n", in_json(&built))) } else { print(&in_words(&built)) }
 }
 
@@ -124,7 +122,8 @@ fn certificates_in_words(out: &mut String, terms: &Terms) {
 
 /// A certificate in a few lines, each behind `indent`.
 pub(super) fn describe(certificate: &Certificate, indent: &str) -> String {
-    let Certificate { subject, issuer, self_signed, ca, sans, not_before, not_after, key, sha256 } = certificate;
+    let Certificate { subject, issuer, version: _, self_signed, ca, sans, not_before, not_after, key, sha256 } =
+        certificate;
     let now = OffsetDateTime::now_utc();
     let state = match certificate.is_valid_at(now) {
         true => format!("{} days left", days_left(*not_after, now)),

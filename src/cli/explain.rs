@@ -8,17 +8,16 @@ use std::sync::Arc;
 use time::OffsetDateTime;
 
 use super::inspect::read_certificates;
-use super::{Failure, print};
+use super::{Failure, load, print};
 use crate::addr::ClientAddr;
 use crate::policy::{ClientAuth, Rule};
-use crate::reload;
 use crate::snapshot::Terms;
 use crate::timestamp;
 use crate::tls::Identity;
 
 pub(super) fn explain(file: &Path, listener: &str, source: IpAddr, client_cert: Option<&Path>) -> Result<(), Failure> {
-    let (built, _) = reload::build(file, None);
-    let snapshot = built.map_err(Failure::Configuration)?.snapshot;
+    let (built, _) = load(file)?;
+    let snapshot = built.snapshot;
     let Some(terms) = snapshot.named(listener) else {
         let names: Vec<_> = snapshot.listeners().iter().map(|terms| &*terms.name).collect();
         return Err(Failure::Usage(format!("there is no listener \"{listener}\"; there is {}", names.join(", "))));
@@ -55,7 +54,8 @@ impl Steps {
     }
 
     fn identity(&mut self, terms: &Terms, client_cert: Option<&Path>) -> Result<(), Failure> {
-        self.say("tls", format_args!("is required; {} certificate(s) to choose from", terms.tls.certificates().len()));
+        let certificates: Vec<_> = terms.tls.certificates().iter().map(|leaf| leaf.subject.as_str()).collect();
+        self.say("tls", format_args!("is required; the certificate is {}", certificates.join(" or ")));
         if terms.client_auth() == ClientAuth::None {
             self.say("identity", format_args!("no client certificate is asked for (client_auth = \"none\")"));
             return Ok(());

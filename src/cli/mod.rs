@@ -15,7 +15,9 @@ use std::process::ExitCode;
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use clap_complete::Shell;
 
-use crate::config::Problems;
+use crate::config::{Fingerprint, Problems};
+use crate::reload;
+use crate::snapshot::Built;
 
 /// TLS-terminating proxy for Redis and PostgreSQL that enforces trusted sources.
 #[derive(Debug, Parser)]
@@ -175,6 +177,20 @@ impl Failure {
 
     fn file(path: &Path, why: impl std::fmt::Display) -> Self {
         Self::Failed(format!("{}: {why}", path.display()))
+    }
+}
+
+/// Reads the configuration as a start would.
+fn load(file: &Path) -> Result<(Built, Fingerprint), Failure> {
+    let (built, fingerprint) = reload::build(file, None);
+    match built {
+        Ok(built) => Ok((built, fingerprint)),
+        Err(problems) => {
+            if !file.exists() {
+                let _ = writeln!(io::stderr(), "portcullis: -c FILE or $PORTCULLIS_CONFIG names the configuration");
+            }
+            Err(Failure::Configuration(problems))
+        }
     }
 }
 

@@ -3,10 +3,9 @@
 use std::io::IsTerminal as _;
 use std::path::Path;
 
-use super::Failure;
+use super::{Failure, load};
 use crate::audit::{Audit, LineFormat, open_audit_file, subscriber};
 use crate::config::LogFormat;
-use crate::reload;
 use crate::server::Server;
 use crate::signals::Signals;
 
@@ -16,8 +15,7 @@ pub(super) fn run(file: &Path) -> Result<(), Failure> {
     // First of all, so that a signal during a long start is heard after it and does not end the process.
     let signals = runtime.block_on(async { Signals::listen() }).map_err(|error| failed(&error))?;
 
-    let (built, fingerprint) = reload::build(file, None);
-    let built = built.map_err(Failure::Configuration)?;
+    let (built, fingerprint) = load(file)?;
     let log = &built.snapshot.config.log;
     let audit_file = log.audit_file.clone().map(open_audit_file).transpose().map_err(Failure::Failed)?;
     let audit = Audit::start(line_format(log.format), audit_file);

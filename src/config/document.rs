@@ -68,7 +68,7 @@ impl<'a> Document<'a> {
             let message = format!("not valid TOML: {}{found}", error.message().trim());
             Problem { place, key: String::new(), message }
         };
-        Problems::unless_any(errors.iter().take(MOST_TOLD).map(problem).collect(), root)
+        Problems::unless_any(errors.iter().take(MOST_SYNTAX_ERRORS).map(problem).collect(), root)
     }
 
     pub(super) fn root(&'a self, table: &'a DeTable<'a>) -> Section<'a> {
@@ -267,6 +267,9 @@ impl<'a> Node<'a> {
 /// What a key or value of a later feature is answered.
 pub(super) const NOT_YET: &str =
     concat!("is not available in this version (", env!("CARGO_PKG_VERSION"), "); take it out");
+
+/// Behind the first few the parser has lost its way.
+const MOST_SYNTAX_ERRORS: usize = 3;
 
 /// Problems of one file that are told one by one. Nobody mends more at a time, and a list of rules can have many.
 const MOST_TOLD: usize = 100;

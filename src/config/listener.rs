@@ -119,9 +119,13 @@ impl<'a> Listeners<'a> {
             let path = self.directory.join(path);
             match sources::from_file(&path, self.files) {
                 Ok(more) => rules.extend(more),
-                Err(mut problems) => {
-                    node.problem(format_args!("{} cannot be used; see there", path.display()));
-                    self.elsewhere.append(&mut problems);
+                Err(problems) => {
+                    for problem in problems {
+                        match problem.place.position {
+                            Some(_) => self.elsewhere.push(problem),
+                            None => node.problem(format_args!("{} {}", path.display(), problem.message)),
+                        }
+                    }
                 }
             }
         }

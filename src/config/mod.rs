@@ -168,8 +168,7 @@ impl Config {
     /// When the file cannot be read or is not TOML, so that there is nothing to go on with.
     pub fn load(file: &Path, files: &mut Files) -> Result<Loaded, Problems> {
         let whole_file = |message: String| Problem { place: Place::file(file), key: String::new(), message };
-        let hint = |error| whole_file(format!("{error}; name the configuration with -c FILE or in $PORTCULLIS_CONFIG"));
-        let bytes = files.read(file).map_err(hint)?;
+        let bytes = files.read(file).map_err(whole_file)?;
         let text = std::str::from_utf8(&bytes).map_err(|error| whole_file(format!("is not UTF-8: {error}")))?;
 
         let document = document::Document::new(file, text);

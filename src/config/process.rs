@@ -14,9 +14,10 @@ pub(super) fn log(root: &Section<'_>, directory: &Path) -> Log {
     if let Some(node) = section.get("level")
         && let Some(level) = node.text(LEVEL)
     {
-        match EnvFilter::try_new(level) {
-            Ok(_) => log.level = level.to_owned(),
-            Err(error) => node.expected(format_args!("{LEVEL}: {error}")),
+        match (EnvFilter::try_new(level), level.split(',').find(|part| is_misspelt(part.trim()))) {
+            (Ok(_), None) => log.level = level.to_owned(),
+            (Ok(_), Some(part)) => node.expected(format_args!("{LEVEL}; {part:?} is none of {}", LEVELS.join(", "))),
+            (Err(error), _) => node.expected(format_args!("{LEVEL}: {error}")),
         }
     }
     if let Some(format) = section.get("format").and_then(|node| node.choice(&FORMATS)) {
@@ -29,6 +30,10 @@ pub(super) fn log(root: &Section<'_>, directory: &Path) -> Log {
 
 fn audit_file(node: &Node<'_>, directory: &Path) -> Option<PathBuf> {
     let path = directory.join(node.text("a file")?);
+    if path.is_dir() {
+        node.problem(format_args!("found {}, which is a directory", node.found()));
+        return None;
+    }
     match path.parent() {
         // The file itself is made when it is first written; `check` must not make it.
         Some(parent) if !parent.as_os_str().is_empty() && !parent.is_dir() => {
@@ -60,6 +65,15 @@ pub(super) fn drain(root: &Section<'_>) -> Duration {
     section.finish();
     drain.unwrap_or(default)
 }
+
+/// A filter takes any bare word for the name of a part of the program, also a level with a letter missing.
+fn is_misspelt(part: &str) -> bool {
+    !part.contains(['=', '[', ':'])
+        && !part.starts_with("portcullis")
+        && !LEVELS.contains(&part.to_lowercase().as_str())
+}
+
+const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 
 const LEVEL: &str = "a tracing filter such as \"info\" or \"info,portcullis=debug\"";
 

@@ -74,6 +74,7 @@ async fn connect_unix(path: &Path) -> io::Result<UpstreamStream> {
 }
 
 async fn connect_tcp(addresses: Vec<SocketAddr>, deadline: Instant) -> io::Result<UpstreamStream> {
+    let only = addresses.len() == 1;
     let mut last = io::Error::other("the name has no address");
     let mut untried = u32::try_from(addresses.len()).unwrap_or(u32::MAX);
     for address in addresses {
@@ -84,6 +85,7 @@ async fn connect_tcp(addresses: Vec<SocketAddr>, deadline: Instant) -> io::Resul
                 keep_alive(&stream)?;
                 return Ok(UpstreamStream::Tcp(stream));
             }
+            Err(error) if only => last = error,
             Err(error) => last = io::Error::new(error.kind(), format!("{address}: {error}")),
         }
     }

@@ -92,6 +92,10 @@ impl Builder<'_> {
             match facts.and_then(|facts| ClientTrust::check_anchor(&der).map(|()| facts)) {
                 Ok(facts) => {
                     self.warn_about_dates(listener, "client CA certificate", &facts);
+                    if !facts.ca && facts.version == 3 {
+                        let subject = &facts.subject;
+                        self.warn(listener, format_args!("the client CA certificate {subject} may not issue certificates, so it vouches for nobody"));
+                    }
                     anchors.push((der, facts));
                 }
                 Err(error) => {
@@ -147,12 +151,19 @@ impl Builder<'_> {
     fn warn_about(&mut self, listener: &Listener, certificates: &[ServerCertificate]) {
         for certificate in certificates {
             self.warn_about_dates(listener, "server certificate", certificate.leaf());
+            if !certificate.leaf().sans.iter().any(|san| san.starts_with("dns:") || san.starts_with("ip:")) {
+                let subject = &certificate.leaf().subject;
+                self.warn(listener, format_args!("the server certificate {subject} names no host (subjectAltName); clients that verify names will refuse it"));
+            }
             if listener.protocol == Protocol::Postgres && certificate.leaf().key == "Ed25519" {
                 self.warn(
                     listener,
                     "an Ed25519 server certificate has no channel binding: clients with channel_binding=require fail",
                 );
             }
+        }
+        if listener.listen.iter().any(|address| listener.upstream.address.reaches(address)) {
+            self.warn(listener, format_args!("its upstream {} is the listener itself", listener.upstream.address));
         }
         if listener.sources.enforcement == Enforcement::Observe {
             self.warn(listener, "enforcement = \"observe\" lets untrusted sources in");

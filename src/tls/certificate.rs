@@ -19,6 +19,8 @@ pub struct Certificate {
     pub subject: String,
     /// RFC 4514 text.
     pub issuer: String,
+    /// 3 for every certificate of today; 1 for those openssl makes without extensions.
+    pub version: u32,
     /// Whether it names itself as its issuer, as a root does.
     pub self_signed: bool,
     /// Whether it may issue certificates (basicConstraints).
@@ -57,6 +59,7 @@ impl Certificate {
         Ok(Self {
             subject: rfc4514(certificate.subject()),
             issuer: rfc4514(certificate.issuer()),
+            version: certificate.version().0 + 1,
             self_signed: certificate.subject().as_raw() == certificate.issuer().as_raw(),
             ca: certificate.is_ca(),
             sans: subject_alternative_names(&certificate),

@@ -21,9 +21,7 @@ pub enum BuildError {
     #[error("the private key cannot be used: {0}")]
     Key(String),
     /// The key belongs to another certificate.
-    #[error(
-        "the private key does not belong to the certificate {subject}; if both are being replaced, the second one is still to come"
-    )]
+    #[error("the private key does not belong to the certificate {subject}")]
     KeyMismatch {
         /// Subject of the chain's first certificate.
         subject: String,
@@ -35,6 +33,17 @@ pub enum BuildError {
     LeafNotFirst {
         /// Its number, from 1.
         position: usize,
+    },
+    /// A certificate that today's clients and TLS libraries do not take.
+    #[error(
+        "{subject} is an X.509 version {version} certificate, and version 3 is needed; \
+         openssl x509 -req makes one with -extfile and a line subjectAltName = DNS:…"
+    )]
+    Version {
+        /// Subject of the certificate.
+        subject: String,
+        /// Its version.
+        version: u32,
     },
     /// A handshake with the certificate fails.
     #[error("no client could shake hands with {subject}: {error}")]

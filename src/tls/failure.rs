@@ -15,9 +15,10 @@ pub fn handshake_failure(error: &io::Error, shown: Option<&Certificate>) -> Endi
     match tls_error {
         Some(Error::AlertReceived(alert)) => Ending::new(Reason::HandshakeFailed, refused_by_client(*alert, shown)),
         Some(error) => Ending::new(certificate_reason(error), refused_by_us(error)),
-        None if error.kind() == io::ErrorKind::UnexpectedEof => {
-            Ending::new(Reason::HandshakeFailed, "the client closed the connection during the TLS handshake")
-        }
+        None if error.kind() == io::ErrorKind::UnexpectedEof => Ending::new(
+            Reason::HandshakeFailed,
+            "the client closed the connection during the TLS handshake; some do so when they do not trust our certificate",
+        ),
         None => Ending::new(Reason::HandshakeFailed, error),
     }
 }
@@ -39,6 +40,9 @@ pub(super) fn certificate_reason(error: &Error) -> Reason {
 
 /// The error, and what to do about it.
 pub(super) fn refused_by_us(error: &Error) -> String {
+    if matches!(error, Error::InvalidCertificate(CertificateError::Other(_))) {
+        return "the certificate is malformed, or not of X.509 version 3".to_owned();
+    }
     let advice = match certificate_reason(error) {
         Reason::ClientCertificateMissing => "; client_auth = \"required\" lets nobody in without one",
         Reason::ClientCertificateUnknownCa => {

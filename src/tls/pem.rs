@@ -6,6 +6,9 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 /// Why a PEM file cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PemError {
+    /// The binary form of what is expected.
+    #[error("looks like DER, and PEM is needed; openssl x509 or openssl pkey, with -inform DER, converts it")]
+    Der,
     /// No bytes.
     #[error("is empty; it may still be being written")]
     Empty,
@@ -57,18 +60,20 @@ pub fn certificates(bytes: &[u8]) -> Result<Vec<CertificateDer<'static>>, PemErr
 /// # Errors
 /// When a block is broken or cut off, the key is protected by a passphrase, or there is none.
 pub fn private_key(bytes: &[u8]) -> Result<PrivateKeyDer<'static>, PemError> {
-    let key = sections(bytes)?.into_iter().find_map(|(kind, der)| PrivateKeyDer::from_pem(kind, der));
-    match key {
-        Some(key) => Ok(key),
-        None if is_encrypted(bytes) => Err(PemError::EncryptedKey),
-        None => Err(PemError::NoPrivateKey),
+    if is_encrypted(bytes) {
+        return Err(PemError::EncryptedKey);
     }
+    let key = sections(bytes)?.into_iter().find_map(|(kind, der)| PrivateKeyDer::from_pem(kind, der));
+    key.ok_or(PemError::NoPrivateKey)
 }
 
 fn sections(bytes: &[u8]) -> Result<Vec<(SectionKind, Vec<u8>)>, PemError> {
     let bytes = bytes.strip_prefix(BYTE_ORDER_MARK).unwrap_or(bytes);
     if bytes.trim_ascii().is_empty() {
         return Err(PemError::Empty);
+    }
+    if bytes.starts_with(DER_SEQUENCE) {
+        return Err(PemError::Der);
     }
     let labels = labels(bytes)?;
     let mut sections = Vec::new();
@@ -129,6 +134,9 @@ fn is_encrypted(bytes: &[u8]) -> bool {
         .iter()
         .any(|marker| bytes.windows(marker.len()).any(|window| window == *marker))
 }
+
+/// A long ASN.1 sequence, with which certificates and keys in DER begin.
+const DER_SEQUENCE: &[u8] = b"\x30\x82";
 
 const BEGIN: &[u8] = b"-----BEGIN ";
 

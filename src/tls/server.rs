@@ -55,6 +55,9 @@ impl ServerCertificate {
     pub fn new(chain: Vec<CertificateDer<'static>>, key: PrivateKeyDer<'static>) -> Result<Self, BuildError> {
         let leaf_der = chain.first().ok_or(BuildError::EmptyChain)?;
         let leaf = Certificate::parse(leaf_der)?;
+        if leaf.version != 3 {
+            return Err(BuildError::Version { subject: leaf.subject, version: leaf.version });
+        }
         for rest in chain.iter().skip(1) {
             Certificate::parse(rest)?;
         }
