@@ -19,6 +19,8 @@ use super::problem::{Place, Problem, Problems};
 pub(super) struct Document<'a> {
     file: &'a Path,
     text: &'a str,
+    /// Lines of the file before the text.
+    lines_before: usize,
     /// Offsets at which lines start, so that finding a place does not mean reading the file.
     lines: Vec<usize>,
     problems: RefCell<Vec<Problem>>,
@@ -49,8 +51,13 @@ pub(super) struct Section<'a> {
 
 impl<'a> Document<'a> {
     pub(super) fn new(file: &'a Path, text: &'a str) -> Self {
+        Self::part(file, text, 0)
+    }
+
+    /// A part of a file that begins behind so many lines and is a document by itself.
+    pub(super) fn part(file: &'a Path, text: &'a str, lines_before: usize) -> Self {
         let lines = std::iter::once(0).chain(text.match_indices('\n').map(|(newline, _)| newline + 1)).collect();
-        Self { file, text, lines, problems: RefCell::default(), untold: Cell::default() }
+        Self { file, text, lines_before, lines, problems: RefCell::default(), untold: Cell::default() }
     }
 
     /// The top table.
@@ -98,7 +105,7 @@ impl<'a> Document<'a> {
         let line = self.lines.partition_point(|start| *start <= offset);
         let line_start = line.checked_sub(1).and_then(|index| self.lines.get(index)).copied().unwrap_or(0);
         let column = self.text.get(line_start..offset).unwrap_or("").chars().count() + 1;
-        Place { file: self.file.to_owned(), position: Some((line, column)) }
+        Place { file: self.file.to_owned(), position: Some((self.lines_before + line, column)) }
     }
 }
 
@@ -224,6 +231,11 @@ impl<'a> Node<'a> {
         self.typed(chosen, &expected)
     }
 
+    /// The same under another key.
+    pub(super) fn called(&self, key: String) -> Self {
+        Self { key, ..self.clone() }
+    }
+
     pub(super) fn is_table(&self) -> bool {
         self.value.is_table()
     }
@@ -272,7 +284,7 @@ pub(super) const NOT_YET: &str =
 const MOST_SYNTAX_ERRORS: usize = 3;
 
 /// Problems of one file that are told one by one. Nobody mends more at a time, and a list of rules can have many.
-const MOST_TOLD: usize = 100;
+pub(super) const MOST_TOLD: usize = 100;
 
 /// Longest part of a wrong value that an error repeats.
 const MAX_SHOWN: usize = 80;

@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use super::document::{Document, NOT_YET, Node, Section};
+use super::document::{Document, MOST_TOLD, NOT_YET, Node, Section};
 use super::files::Files;
-use super::problem::{Place, Problem};
+use super::problem::{Place, Problem, Problems};
 use crate::policy::{Network, Origin, Rule};
 
 /// The rules of `trusted_sources`.
@@ -22,14 +22,43 @@ pub(super) fn from_file(file: &Path, files: &mut Files) -> Result<Vec<Rule>, Vec
         // An editor or a copy truncates first and writes second; nobody may lose access in between.
         return Err(whole_file(EMPTY.to_owned()));
     }
-    let document = Document::new(file, text);
-    let tree = document.parse().map_err(|problems| problems.into_vec())?;
-    let root = document.root(tree.get_ref());
-    let nodes = root.get("rule").and_then(|node| node.list("[[rule]] tables")).unwrap_or_default();
-    let rules = nodes.iter().filter_map(file_rule).collect();
-    root.finish();
-    let problems = document.into_problems();
+    let (mut rules, mut problems) = (Vec::new(), Vec::new());
+    let (mut lines_before, mut rules_before) = (0, 0);
+    for piece in pieces(text) {
+        let document = Document::part(file, piece, lines_before);
+        let tree = document.parse().map_err(Problems::into_vec)?;
+        let root = document.root(tree.get_ref());
+        let nodes = root.get("rule").and_then(|node| node.list("[[rule]] tables")).unwrap_or_default();
+        let numbered =
+            nodes.iter().enumerate().map(|(index, node)| node.called(format!("rule[{}]", rules_before + index)));
+        rules.extend(numbered.filter_map(|node| file_rule(&node)));
+        root.finish();
+        rules_before += nodes.len();
+        lines_before += piece.matches('\n').count();
+        problems.append(&mut document.into_problems());
+        if problems.len() >= MOST_TOLD {
+            break;
+        }
+    }
     if problems.is_empty() { Ok(rules) } else { Err(problems) }
+}
+
+/// The text in pieces of at most [`PIECE`] rules, each a document by itself. The tree of a large file takes twenty times
+/// the memory of the file, and would take it for every reload.
+fn pieces(text: &str) -> Vec<&str> {
+    // In a text of several lines a line could look like the start of a rule.
+    if text.contains("\"\"\"") || text.contains("'''") {
+        return vec![text];
+    }
+    let starts = text.match_indices("\n[[rule]]").map(|(newline, _)| newline + 1);
+    let (mut pieces, mut rest, mut begin) = (Vec::new(), text, 0);
+    for cut in starts.skip(PIECE - 1).step_by(PIECE) {
+        let (piece, tail) = rest.split_at(cut - begin);
+        pieces.push(piece);
+        (rest, begin) = (tail, cut);
+    }
+    pieces.push(rest);
+    pieces
 }
 
 fn configured_rule(node: &Node<'_>) -> Option<Rule> {
@@ -99,8 +128,59 @@ fn network(node: &Node<'_>, text: &str) -> Option<Network> {
     text.parse().map_err(|error| node.problem(format_args!("found {}, which is {error}", node.found()))).ok()
 }
 
+/// Rules parsed at a time: about a megabyte of tree.
+const PIECE: usize = 1_000;
+
 const SOURCE: &str = "an IP address or network such as \"10.1.2.3\", \"10.0.0.0/8\" or \"2001:db8::/32\"";
 const SOURCE_TYPE: &str = "\"ip_addr\"";
 const LATER_KINDS: [&str; 5] = ["dns", "droplet", "k8s", "tag", "app"];
 const EMPTY: &str = "is empty, which is taken for a file that is still being written; \
                      write \"rule = []\" for a list without rules";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Result<Vec<Rule>, Vec<Problem>> {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("sources.toml");
+        std::fs::write(&file, text).unwrap();
+        from_file(&file, &mut Files::default())
+    }
+
+    fn rule(number: usize) -> String {
+        let (a, b) = (number / 256, number % 256);
+        format!("[[rule]]\ntype = \"ip_addr\"\nvalue = \"10.0.{a}.{b}\"\ndescription = \"rule {number}\"\n\n")
+    }
+
+    #[test]
+    fn a_file_of_many_pieces_is_read_whole_and_in_order() {
+        for count in [1, PIECE - 1, PIECE, PIECE + 1, 2 * PIECE, 2 * PIECE + 7] {
+            let text: String = std::iter::once("# rules\n".to_owned()).chain((0..count).map(rule)).collect();
+            assert_eq!(pieces(&text).concat(), text);
+            let rules = read(&text).unwrap();
+            assert_eq!(rules.len(), count);
+            for (number, rule) in rules.iter().enumerate() {
+                assert_eq!(rule.description.as_deref(), Some(format!("rule {number}").as_str()));
+            }
+        }
+    }
+
+    #[test]
+    fn a_problem_in_a_later_piece_has_its_place_in_the_file() {
+        let mut text: String = (0..2 * PIECE + 1).map(rule).collect();
+        text.push_str("[[rule]]\ntype = \"ip_addr\"\nvalue = \"10.0.0.1/8\"\n");
+        let problems = read(&text).unwrap_err();
+        let last_line = text.matches('\n').count();
+        assert_eq!(problems.len(), 1);
+        assert_eq!(problems[0].place.position, Some((last_line, 9)));
+        assert_eq!(problems[0].key, format!("rule[{}].value", 2 * PIECE + 1));
+    }
+
+    #[test]
+    fn a_line_inside_a_text_of_several_lines_is_no_rule() {
+        let text =
+            "[[rule]]\ntype = \"ip_addr\"\nvalue = \"10.0.0.1\"\ndescription = '''\n[[rule]]\n'''\n".repeat(PIECE + 1);
+        assert_eq!(read(&text).unwrap().len(), PIECE + 1);
+    }
+}
