@@ -48,3 +48,44 @@ impl ExpiryWatch {
 
 /// How often to look. Asked by the wall clock each time, so that a suspended machine catches up.
 pub const LOOK_EVERY: Duration = Duration::from_secs(600);
+
+#[cfg(test)]
+mod tests {
+    use time::Duration;
+
+    use super::*;
+    use crate::audit::{LineFormat, open_audit_file};
+    use crate::snapshot::specimen::{Site, listener};
+
+    /// How often the audit file speaks of a certificate.
+    fn mentions(site: &Site, audit: &Audit, sha256: &str) -> usize {
+        audit.flush();
+        let text = std::fs::read_to_string(site.path("audit.log")).unwrap();
+        let lines = text.lines().filter(|line| line.contains("\"event\":\"certificate.expiring\""));
+        lines.filter(|line| line.contains(sha256)).count()
+    }
+
+    #[test]
+    fn a_certificate_is_spoken_of_once_and_again_when_it_comes_back() {
+        let site = Site::new();
+        let now = OffsetDateTime::now_utc();
+        let ending = site.install("ending", now + Duration::days(5));
+        let lasting = site.install("lasting", now + Duration::days(365));
+        let (ours, theirs) = (listener("ending", 1001, ""), listener("lasting", 1002, ""));
+        let both = site.snapshot([ours, theirs.clone()].concat(), None);
+        let one = site.snapshot(theirs, None);
+
+        let file = open_audit_file(site.path("audit.log")).unwrap();
+        let audit = Audit::start(LineFormat::Json, Some(file));
+        let mut watch = ExpiryWatch::default();
+        let mut look = |snapshot: &Snapshot| {
+            watch.look(snapshot, &audit);
+            mentions(&site, &audit, &ending)
+        };
+        assert_eq!(look(&both), 1);
+        assert_eq!(look(&both), 1, "it has been spoken of");
+        assert_eq!(look(&one), 1, "it is not in use");
+        assert_eq!(look(&both), 2, "it has come back");
+        assert_eq!(mentions(&site, &audit, &lasting), 0);
+    }
+}

@@ -3,9 +3,10 @@
 use std::fs;
 use std::net::TcpListener;
 
+use crate::config::broken_rules;
 use crate::harness::client::port;
 use crate::harness::program::free_address;
-use crate::harness::{Listener, Portcullis, Site, Upstream, wire};
+use crate::harness::{Listener, Portcullis, Site, Upstream, eventually, wire};
 use crate::reload::{ON_SIGHUP, served};
 use crate::watch::watching;
 
@@ -128,4 +129,47 @@ fn a_bad_reload_heals_by_itself_when_the_watched_file_is_mended() {
     portcullis.client().connect().ask(b"hello", b"hello");
     portcullis.applies(|| portcullis.site.replace("server.key", leaf.key_pem()));
     assert_eq!(served(&portcullis), leaf.sha256());
+}
+
+#[test]
+fn a_port_that_becomes_free_is_taken_without_a_file_being_touched() {
+    let upstream = Upstream::echo();
+    let polling = "reload.watch = false\nreload.poll = \"200ms\"\n";
+    let main = Listener::redis(&upstream);
+    let portcullis = Portcullis::start(Site::new(), format!("{polling}{main}"));
+    portcullis.address("main");
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let config = format!("{polling}{main}{}", main.clone().named("taken").on(&[&address]));
+    let rejected = portcullis.reload_after(|| portcullis.site.replace("portcullis.toml", &config));
+    assert!(rejected.is("reload.rejected"), "{}", rejected.0);
+    for words in ["portcullis.toml", &address] {
+        assert!(rejected.text("error").contains(words), "no {words} in {}", rejected.0);
+    }
+
+    // It goes on trying, and does not go on complaining.
+    let (before, several) = (portcullis.bytes_read(), 4 * config.len() as u64);
+    eventually("it looks again", || (portcullis.bytes_read() > before + several).then_some(()));
+    portcullis.applies(|| drop(taken));
+    assert_eq!(portcullis.events().iter().filter(|event| event.is("reload.rejected")).count(), 1);
+    portcullis.client_of("taken").connect().ask(b"hello", b"hello");
+}
+
+#[test]
+fn a_list_of_broken_rules_is_rejected_in_few_words() {
+    let upstream = Upstream::echo();
+    let site = Site::new();
+    site.write("sources.toml", "rule = []\n");
+    let listener = Listener::redis(&upstream).key("sources_file = \"sources.toml\"");
+    let portcullis = Portcullis::start(site, format!("{ON_SIGHUP}{listener}"));
+    portcullis.address("main");
+    let rejected = portcullis.reload_after(|| {
+        portcullis.site.replace("sources.toml", broken_rules(40_000));
+        portcullis.process.signal("HUP");
+    });
+    assert!(rejected.is("reload.rejected"), "{}", rejected.0);
+    let error = rejected.text("error");
+    assert!(error.contains("sources.toml") && error.contains("and 39900 more problems"), "{error}");
+    assert!(error.len() < 64 * 1024, "{} bytes", error.len());
+    portcullis.client().connect().ask(b"hello", b"hello");
 }

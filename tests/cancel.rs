@@ -11,6 +11,7 @@ use crate::harness::program::Running;
 use crate::harness::wire::{GSSENC_REQUEST, cancel, last_words, read_exactly};
 use crate::harness::{Listener, Portcullis, Postgres, Request, Site, Upstream, eventually};
 use crate::postgres::{connector, conninfo, parameters, psql};
+use crate::reload::ON_SIGHUP;
 
 const RUNNING: &str = "select count(*) from pg_stat_activity where query like 'select pg_sleep%'";
 
@@ -79,7 +80,7 @@ fn a_cancel_request_is_passed_on_verbatim_and_not_answered() {
     let long = cancel(77, &[9; 256]);
     for packet in [short, long] {
         for in_tls in [true, false] {
-            let upstream = Upstream::silent();
+            let upstream = Upstream::brief();
             let portcullis = Portcullis::before(Listener::postgres(&upstream));
             let client = portcullis.client().asking_first();
             let port = if in_tls {
@@ -102,7 +103,7 @@ fn a_cancel_request_is_passed_on_verbatim_and_not_answered() {
 
 #[test]
 fn a_plaintext_cancel_may_follow_a_declined_gssenc_request() {
-    let upstream = Upstream::silent();
+    let upstream = Upstream::brief();
     let portcullis = Portcullis::before(Listener::postgres(&upstream));
     let mut stream = portcullis.client().dial();
     stream.write_all(&GSSENC_REQUEST).unwrap();
@@ -156,7 +157,7 @@ fn a_stranger_cancels_nothing() {
 
 #[test]
 fn a_plaintext_cancel_passes_where_client_certificates_are_required() {
-    let upstream = Upstream::silent();
+    let upstream = Upstream::brief();
     let site = Site::new();
     site.install("client", &site.ca.issue(Request::client("app")));
     let listener = Listener::postgres(&upstream).tls("client_auth = \"required\"").tls("client_ca = \"ca.crt\"");
@@ -167,4 +168,68 @@ fn a_plaintext_cancel_passes_where_client_certificates_are_required() {
     assert_eq!(last_words(&mut stream), b"");
     forwarded(&portcullis, port(&stream));
     assert_eq!(upstream.receives(packet.len()), packet);
+}
+
+#[test]
+fn a_plaintext_cancel_that_a_reload_overtakes_is_judged_by_the_new_policy() {
+    for (reason, change) in [
+        ("untrusted_source", (|listener| listener.trusting(&["127.0.0.2"])) as fn(Listener) -> Listener),
+        ("plaintext_refused", |listener| listener.postgres_key("plaintext_cancel = false")),
+    ] {
+        let upstream = Upstream::silent();
+        let listener = Listener::postgres(&upstream);
+        let portcullis = Portcullis::start(Site::new(), format!("{ON_SIGHUP}{listener}"));
+        let mut stream = portcullis.client().dial();
+        // The answer shows that the client is in.
+        stream.write_all(&GSSENC_REQUEST).unwrap();
+        assert_eq!(read_exactly(&mut stream, 1), b"N");
+        let packet = cancel(77, &[1, 2, 3, 4]);
+        let (half, rest) = packet.split_at(packet.len() / 2);
+        stream.write_all(half).unwrap();
+        let applied = portcullis.reconfigure(format!("{ON_SIGHUP}{}", change(listener)));
+        assert!(applied.is("reload.applied"), "{}", applied.0);
+        stream.write_all(rest).unwrap();
+        assert_eq!(last_words(&mut stream), b"");
+        assert_eq!(portcullis.refusal(port(&stream)), reason);
+        upstream.assert_told_nothing();
+    }
+}
+
+#[test]
+fn a_cancel_over_tls_that_a_reload_overtakes_is_judged_by_the_new_policy() {
+    let upstream = Upstream::silent();
+    let listener = Listener::postgres(&upstream);
+    let portcullis = Portcullis::start(Site::new(), format!("{ON_SIGHUP}{listener}"));
+    let mut client = portcullis.client().asking_first().connect();
+    let packet = cancel(77, &[1, 2, 3, 4]);
+    let (half, rest) = packet.split_at(packet.len() / 2);
+    client.send(half);
+    let applied = portcullis.reconfigure(format!("{ON_SIGHUP}{}", listener.trusting(&["127.0.0.2"])));
+    assert!(applied.is("reload.applied"), "{}", applied.0);
+    client.send(rest);
+    assert_eq!(client.rest().unwrap(), b"");
+    assert_eq!(portcullis.refusal(client.port()), "untrusted_source");
+    upstream.assert_told_nothing();
+}
+
+#[test]
+fn observing_says_of_a_strangers_cancel_that_it_would_not_have_passed() {
+    let upstream = Upstream::brief();
+    let listener = Listener::postgres(&upstream).key("enforcement = \"observe\"");
+    let portcullis = Portcullis::before(listener);
+    let packet = cancel(77, &[1, 2, 3, 4]);
+    for (source, would_deny) in [("127.0.0.2", Some("untrusted_source")), ("127.0.0.1", None)] {
+        let client = portcullis.client().asking_first().from(source);
+        let mut plain = client.dial();
+        plain.write_all(&packet).unwrap();
+        assert_eq!(last_words(&mut plain), b"");
+        let mut secure = client.connect();
+        secure.send(&packet);
+        assert_eq!(secure.rest().unwrap(), b"");
+        for port in [port(&plain), secure.port()] {
+            let event = portcullis.event("its only event", |event| event.0["source_port"] == port);
+            assert!(event.is("cancel.forwarded"), "{}", event.0);
+            assert_eq!(event.0["would_deny"].as_str(), would_deny, "{}", event.0);
+        }
+    }
 }

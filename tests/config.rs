@@ -1,11 +1,12 @@
 //! Configurations, good and bad: what `check` says of each file in tests/config.
 
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 use std::{env, fs};
 
 use crate::harness::portcullis::executable;
 use crate::harness::program::{Outcome, run};
-use crate::harness::{Authority, Site};
+use crate::harness::{Authority, Listener, Site};
 
 /// The files of a directory of tests/config, sorted.
 fn cases(directory: &str) -> Vec<PathBuf> {
@@ -27,8 +28,13 @@ fn site() -> Site {
     site.install("other", &site.server());
     site.write("sources.toml", "[[rule]]\ntype = \"ip_addr\"\nvalue = \"192.0.2.1\"\n");
     site.write("empty", "");
-    let whole = Authority::new("Cut short").pem();
+    let whole = Authority::new("A CA").pem();
     site.write("cut.crt", &whole[..whole.len() / 2]);
+    site.write("joined.crt", format!("{}{whole}", whole.trim_end()));
+    for kind in ["X509", "TRUSTED"] {
+        let foreign = whole.replace("CERTIFICATE", &format!("{kind} CERTIFICATE"));
+        site.write(&format!("{}.crt", kind.to_lowercase()), format!("{whole}{foreign}"));
+    }
     site
 }
 
@@ -129,4 +135,28 @@ fn a_configuration_that_is_not_text_is_refused() {
     let outcome = run(executable().arg("check").arg("-c").arg(site.path("portcullis.toml")));
     assert_eq!(outcome.code, Some(78));
     assert!(outcome.stderr.contains("UTF-8"), "{}", outcome.stderr);
+}
+
+/// A list of sources in which every rule has a mistake of its own.
+pub(crate) fn broken_rules(count: u32) -> String {
+    let rules = (0..count).map(|number| {
+        let [_, high, middle, low] = (number | 1).to_be_bytes();
+        format!("[[rule]]\ntype = \"ip_addr\"\nvalue = \"10.{high}.{middle}.{low}/8\"\n")
+    });
+    rules.collect()
+}
+
+#[test]
+fn a_list_of_broken_rules_is_answered_soon_and_in_few_words() {
+    let site = Site::new();
+    site.write("sources.toml", broken_rules(40_000));
+    let listener = Listener::redis("127.0.0.1:6379").key("sources_file = \"sources.toml\"");
+    site.write("portcullis.toml", listener);
+    let begun = Instant::now();
+    let outcome = run(executable().args(["check", "-c"]).arg(site.path("portcullis.toml")));
+    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
+    assert_eq!(outcome.code, Some(78));
+    let told = outcome.stderr.lines().filter(|line| line.contains("did you mean")).count();
+    assert_eq!(told, 100, "{}", outcome.stderr);
+    assert!(outcome.stderr.contains("and 39900 more problems"), "{}", outcome.stderr);
 }

@@ -3,13 +3,15 @@
 use std::fs;
 use std::io::Write;
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::unix::net::UnixListener;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use socket2::{Domain, Socket, Type};
+use rustls::version::TLS12;
+use socket2::{Domain, SockAddr, Socket, Type};
 
 use crate::harness::wire::{PROTOCOL_3_0, error_response, startup};
-use crate::harness::{Listener, Portcullis, Upstream, eventually};
+use crate::harness::{Connection, Listener, Portcullis, Site, Upstream, eventually};
 
 #[test]
 fn an_upstream_can_be_a_name() {
@@ -37,7 +39,7 @@ fn assert_unreachable(upstream: &str) {
         &format!("upstream = \"{upstream}\""),
         &format!("upstream = {{ address = \"{upstream}\", connect_timeout = \"500ms\" }}"),
     );
-    let portcullis = Portcullis::start(crate::harness::Site::new(), listener);
+    let portcullis = Portcullis::start(Site::new(), listener);
     let begun = Instant::now();
     let mut client = portcullis.client().connect();
     client.send(b"PING\r\n");
@@ -114,4 +116,28 @@ fn dead_clients_and_dead_upstreams_are_looked_for() {
     let database: SocketAddr = upstream.to_string().parse().unwrap();
     eventually("the client's leg has keepalive", || kept_alive(|local, remote| (local, remote) == (own, theirs)));
     eventually("the upstream's leg has keepalive", || kept_alive(|_, remote| remote == database.port()));
+}
+
+#[test]
+fn a_unix_socket_with_a_short_queue_is_asked_until_it_takes_everybody() {
+    let site = Site::new();
+    let path = site.path("database.sock");
+    let socket = Socket::new(Domain::UNIX, Type::STREAM, None).unwrap();
+    socket.bind(&SockAddr::unix(&path).unwrap()).unwrap();
+    socket.listen(1).unwrap();
+    let portcullis = Portcullis::start(site, Listener::tcp(format!("unix:{}", path.display())));
+    // In TLS 1.2 the server is done with the handshake when the client is, and dials at once.
+    let client = portcullis.client().speaking(&TLS12);
+    let crowd: Vec<Connection> = (0..20).map(|_| client.connect()).collect();
+    portcullis.event("somebody is in the queue", |event| event.is("connection.opened"));
+    let listener = UnixListener::from(socket);
+    thread::spawn(move || {
+        for mut stream in listener.incoming().map_while(Result::ok) {
+            thread::spawn(move || std::io::copy(&mut stream.try_clone().unwrap(), &mut stream));
+        }
+    });
+    for mut client in crowd {
+        client.ask(b"hello", b"hello");
+    }
+    assert!(!portcullis.events().iter().any(|event| event.is("connection.denied")));
 }

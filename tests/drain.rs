@@ -139,3 +139,33 @@ fn systemd_is_told_of_readiness_and_of_the_end() {
         assert_eq!(portcullis.process.exit_code(), Some(0));
     }
 }
+
+/// A program that has begun to start, and has a good deal to read before it can serve.
+fn starting(upstream: &Upstream) -> Portcullis {
+    let site = Site::new();
+    let rules = (0..20_000_u32).map(|number| {
+        let [_, high, middle, low] = number.to_be_bytes();
+        format!("[[rule]]\ntype = \"ip_addr\"\nvalue = \"10.{high}.{middle}.{low}\"\n")
+    });
+    let rules: String = rules.collect();
+    site.write("sources.toml", &rules);
+    let listener = Listener::redis(upstream).key("sources_file = \"sources.toml\"");
+    let portcullis = Portcullis::start(site, listener);
+    eventually("it has read the rules", || (portcullis.bytes_read() > rules.len() as u64).then_some(()));
+    portcullis
+}
+
+#[test]
+fn sighup_during_the_start_is_a_reload_after_it() {
+    let upstream = Upstream::echo();
+    let portcullis = starting(&upstream);
+    portcullis.applies(|| portcullis.process.signal("HUP"));
+    portcullis.client().connect().ask(b"hello", b"hello");
+}
+
+#[test]
+fn sigterm_during_the_start_is_an_orderly_end() {
+    let upstream = Upstream::echo();
+    let mut portcullis = starting(&upstream);
+    assert_eq!(portcullis.stop().0, Some(0));
+}

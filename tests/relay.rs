@@ -2,11 +2,16 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
-use std::sync::{Mutex, mpsc};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
 use rustls::StreamOwned;
 use rustls::version::{TLS12, TLS13};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::runtime::Runtime;
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
 
 use crate::harness::client::reset;
 use crate::harness::{Listener, PATIENCE, Portcullis, Upstream};
@@ -285,4 +290,44 @@ fn bytes_sent_with_the_end_of_the_handshake_are_not_lost() {
     let mut back = Vec::new();
     StreamOwned::new(tls, stream).read_to_end(&mut back).unwrap();
     assert_eq!(back, b"eager");
+}
+
+#[test]
+fn neither_direction_keeps_the_other_from_its_turn() {
+    const EACH: usize = 16 * MIB;
+    let upstream = Upstream::new(|mut stream| {
+        let mut taking = stream.try_clone().unwrap();
+        std::thread::spawn(move || std::io::copy(&mut taking, &mut std::io::sink()));
+        let piece = vec![7; 256 * 1024];
+        while stream.write_all(&piece).is_ok() {}
+    });
+    let portcullis = Portcullis::before(Listener::tcp(&upstream));
+    let client = portcullis.client();
+    let (sent, received) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    // Both go on at full speed until both have come far enough.
+    let enough = || sent.load(Ordering::SeqCst) >= EACH && received.load(Ordering::SeqCst) >= EACH;
+    let both_ways = async {
+        let stream = client.dial();
+        stream.set_nonblocking(true).unwrap();
+        let stream = tokio::net::TcpStream::from_std(stream).unwrap();
+        let connector = TlsConnector::from(Arc::clone(client.config()));
+        let tls = connector.connect("localhost".try_into().unwrap(), stream).await.unwrap();
+        let (mut reading, mut writing) = tokio::io::split(tls);
+        let upload = async {
+            let piece = vec![7; 64 * 1024];
+            while !enough() {
+                writing.write_all(&piece).await.unwrap();
+                sent.fetch_add(piece.len(), Ordering::SeqCst);
+            }
+        };
+        let download = async {
+            let mut piece = vec![0; 64 * 1024];
+            while !enough() {
+                received.fetch_add(reading.read(&mut piece).await.unwrap(), Ordering::SeqCst);
+            }
+        };
+        tokio::join!(upload, download);
+    };
+    let in_time = Runtime::new().unwrap().block_on(async { timeout(PATIENCE, both_ways).await });
+    assert!(in_time.is_ok(), "{sent:?} bytes were sent and {received:?} received");
 }

@@ -2,11 +2,14 @@
 
 use std::io::Write;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
+use std::time::Instant;
 
 use crate::harness::client::port;
 use crate::harness::pki::sha256;
-use crate::harness::program::free_address;
-use crate::harness::{Leaf, Listener, Portcullis, Site, Upstream, eventually, wire};
+use crate::harness::program::{free_address, free_port};
+use crate::harness::{Leaf, Listener, PATIENCE, Portcullis, Site, Upstream, eventually, wire};
 
 /// Reloads on SIGHUP only.
 pub(crate) const ON_SIGHUP: &str = "reload.watch = false\nreload.poll = \"0s\"\n";
@@ -168,4 +171,37 @@ fn two_listeners_can_swap_their_addresses() {
     assert!(applied.is("reload.applied"), "{}", applied.0);
     let meets = |address| portcullis.client_of("one").at(address).connect().receive(3);
     assert_eq!((meets(second), meets(first)), (b"one".to_vec(), b"two".to_vec()));
+}
+
+#[test]
+fn a_wildcard_is_narrowed_without_a_moment_in_which_nobody_listens() {
+    let upstream = Upstream::echo();
+    let port = free_port();
+    let here = SocketAddr::from(([127, 0, 0, 1], port));
+    let listener = |address: &str| format!("{ON_SIGHUP}{}", Listener::redis(&upstream).on(&[address]));
+    let portcullis = Portcullis::start(Site::new(), listener(&format!("0.0.0.0:{port}")));
+    portcullis.address("main");
+    let (calls, over) = (AtomicUsize::new(0), AtomicBool::new(false));
+    let deadline = Instant::now() + PATIENCE;
+    let ten_more = |when: &str| {
+        let before = calls.load(Ordering::SeqCst);
+        eventually(when, || (calls.load(Ordering::SeqCst) > before + 10).then_some(()));
+    };
+    thread::scope(|scope| {
+        let calling = scope.spawn(|| {
+            let client = portcullis.client().at(here);
+            while !over.load(Ordering::SeqCst) && Instant::now() < deadline {
+                client.connect().ask(b"PING", b"PING");
+                calls.fetch_add(1, Ordering::SeqCst);
+            }
+        });
+        ten_more("calls before");
+        let applied = portcullis.reconfigure(listener(&here.to_string()));
+        assert!(applied.is("reload.applied"), "{}", applied.0);
+        ten_more("calls after");
+        over.store(true, Ordering::SeqCst);
+        calling.join().expect("every call is taken and answered");
+    });
+    let elsewhere = portcullis.client().at(SocketAddr::from(([127, 0, 0, 2], port)));
+    eventually("the wildcard is closed", || elsewhere.try_dial().is_err().then_some(()));
 }

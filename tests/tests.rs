@@ -18,6 +18,8 @@ mod abuse;
 mod admission;
 /// The events about connections and reloads.
 mod audit;
+/// The audit file: rotated, a FIFO, beside the configuration.
+mod audit_file;
 /// New files that cannot be taken.
 mod bad_reload;
 /// PostgreSQL's cancel requests.
@@ -26,6 +28,8 @@ mod cancel;
 mod commands;
 /// Good and bad configurations, with approved error texts.
 mod config;
+/// What runs out or is taken away while a client is on its way in.
+mod confirm;
 /// The upstream, when it is there and when it is not.
 mod dial;
 /// SIGTERM, and what systemd is told.

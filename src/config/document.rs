@@ -305,3 +305,45 @@ fn one_of(names: impl Iterator<Item = String>) -> String {
         None => "nothing here".to_owned(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is wrong with a table `rule` that may have a description and a value.
+    fn problems(text: &str) -> Vec<String> {
+        let document = Document::new(Path::new("x.toml"), text);
+        let tree = document.parse().unwrap();
+        let root = document.root(tree.get_ref());
+        let rule = root.section("rule").unwrap();
+        let _ = rule.get("description").and_then(|node| node.text("a text"));
+        let _ = rule.get("value").and_then(|node| node.text("an address"));
+        rule.finish();
+        root.finish();
+        document.into_problems().iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn an_unknown_key_of_an_inline_table_has_its_place_and_a_suggestion() {
+        assert_eq!(
+            problems("\nrule = { description = \"x\", valeu = \"10.0.0.0/8\" }\n"),
+            ["x.toml:2:29: rule.valeu: unknown key; did you mean \"value\"?"]
+        );
+    }
+
+    #[test]
+    fn a_column_counts_characters_and_not_bytes() {
+        assert_eq!(
+            problems("# Zoë\nrule = { description = \"Zoë — 鍵\", value = 1 }\n"),
+            ["x.toml:2:43: rule.value: found 1, expected an address"]
+        );
+    }
+
+    #[test]
+    fn what_is_beyond_the_most_that_is_told_is_counted() {
+        let many: String = (0..MOST_TOLD + 7).map(|number| format!("key-{number} = 0\n")).collect();
+        let problems = problems(&format!("[rule]\n{many}"));
+        assert_eq!(problems.len(), MOST_TOLD + 1);
+        assert!(problems[MOST_TOLD].ends_with("and 7 more problems"), "{}", problems[MOST_TOLD]);
+    }
+}

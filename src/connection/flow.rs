@@ -173,9 +173,11 @@ fn poll_write<W: AsyncWrite + Unpin>(writer: &mut W, bytes: &[u8], cx: &mut Cont
 #[cfg(test)]
 mod tests {
     use std::future::poll_fn;
+    use std::time::Duration;
 
     use proptest::prelude::*;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex};
+    use tokio::time::timeout;
 
     use super::*;
 
@@ -219,6 +221,33 @@ mod tests {
             prop_assert_eq!(count, sent.len() as u64);
             prop_assert_eq!(bytes, sent);
         }
+    }
+
+    /// A reader that always has something, up to a point far behind any turn.
+    struct Fountain(usize);
+
+    impl AsyncRead for Fountain {
+        fn poll_read(mut self: Pin<&mut Self>, _: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+            self.0 += 1;
+            assert!(self.0 < 1000, "the others never get their turn");
+            buffer.put_slice(&[7]);
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    #[tokio::test]
+    async fn a_flow_that_could_go_on_for_ever_lets_others_have_their_turn_and_comes_back() {
+        let (mut fountain, mut sink) = (Fountain(0), tokio::io::sink());
+        let (mut flow, mut count) = (Flow::new(Vec::new()), 0);
+        let turns = 3 * u64::from(MOST_TURNS);
+        let several_turns = poll_fn(|cx| match flow.poll(&mut fountain, &mut sink, &mut count, cx) {
+            // Nobody else wakes it.
+            Poll::Pending if count < turns => Poll::Pending,
+            Poll::Pending => Poll::Ready(()),
+            Poll::Ready(result) => unreachable!("it has no end: {result:?}"),
+        });
+        timeout(Duration::from_secs(10), several_turns).await.expect("it comes back by itself");
+        assert_eq!(count, turns);
     }
 
     #[tokio::test]

@@ -78,3 +78,70 @@ fn rules_without<'a>(all: &'a [Arc<Rule>], others: &[Arc<Rule>]) -> Vec<&'a Rule
     let others: HashSet<_> = others.iter().map(|rule| (rule.network, rule.expires_at)).collect();
     all.iter().map(|rule| &**rule).filter(|rule| !others.contains(&(rule.network, rule.expires_at))).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use time::{Duration, OffsetDateTime};
+
+    use super::*;
+    use crate::snapshot::specimen::{Site, listener};
+
+    #[test]
+    fn what_came_what_went_and_what_moved_is_told_apart() {
+        let site = Site::new();
+        let year = OffsetDateTime::now_utc() + Duration::days(365);
+        let [_kept, old, gone, fresh] = ["kept", "turned", "gone", "fresh"].map(|name| site.install(name, year));
+        let before = site.snapshot(
+            [
+                listener("kept", 1001, r#""10.0.0.0/8""#),
+                listener("turned", 1002, r#""10.0.0.0/8", "192.0.2.1""#),
+                listener("gone", 1003, r#""192.0.2.2""#),
+            ]
+            .concat(),
+            None,
+        );
+        let new = site.install("turned", year);
+        let after = site.snapshot(
+            [
+                listener("kept", 1001, r#""10.0.0.0/8""#),
+                listener("turned", 1004, r#""192.0.2.1", "192.0.2.3", "192.0.2.4""#),
+                listener("fresh", 1003, r#""192.0.2.2""#),
+            ]
+            .concat(),
+            Some(&before),
+        );
+        let sorted = |mut names: Vec<String>| {
+            names.sort_unstable();
+            names
+        };
+        let expected = Changes {
+            listeners_added: vec!["fresh".to_owned()],
+            listeners_removed: vec!["gone".to_owned()],
+            listeners_moved: vec!["turned".to_owned()],
+            sources_added: 3,
+            sources_removed: 2,
+            certificates_in: sorted(vec![new, fresh]),
+            certificates_out: sorted(vec![old, gone]),
+        };
+        assert_eq!(after.changes_since(&before), expected);
+        assert_eq!((before.generation, after.generation), (1, 2));
+        assert_eq!(after.changes_since(&after), Changes::default());
+    }
+
+    #[test]
+    fn another_end_makes_another_rule_and_another_description_does_not() {
+        let site = Site::new();
+        site.install("db", OffsetDateTime::now_utc() + Duration::days(365));
+        let rule = |rest: &str| format!(r#"{{ type = "ip_addr", value = "192.0.2.1"{rest} }}"#);
+        let snapshot = |rest: &str| site.snapshot(listener("db", 1001, &rule(rest)), None);
+        let plain = snapshot("");
+        assert_eq!(snapshot(r#", description = "office""#).changes_since(&plain), Changes::default());
+        let ending = snapshot(", expires_at = 2999-01-31T00:00:00Z");
+        let changes = ending.source_changes_since(&plain);
+        let [SourceChanges { listener: "db", added, removed }] = changes.as_slice() else {
+            unreachable!("one listener: {changes:?}")
+        };
+        assert!(matches!(added.as_slice(), [rule] if rule.expires_at.is_some()), "{added:?}");
+        assert!(matches!(removed.as_slice(), [rule] if rule.expires_at.is_none()), "{removed:?}");
+    }
+}

@@ -5,6 +5,8 @@
 
 mod build;
 mod changes;
+#[cfg(test)]
+pub(crate) mod specimen;
 
 use std::collections::HashMap;
 use std::sync::Arc;

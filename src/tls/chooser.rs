@@ -57,7 +57,106 @@ fn matches(pattern: &str, host: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::matches;
+    use rcgen::{KeyPair, PKCS_RSA_SHA256, RsaKeySize};
+    use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+    use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+    use rustls::server::Acceptor;
+    use rustls::{ClientConfig, ClientConnection, DigitallySignedStruct, Error, SignatureScheme};
+    use time::{Duration, OffsetDateTime};
+
+    use super::*;
+    use crate::tls::provider;
+    use crate::tls::specimen::Authority;
+
+    const ECDSA: SignatureScheme = SignatureScheme::ECDSA_NISTP256_SHA256;
+    const RSA: SignatureScheme = SignatureScheme::RSA_PSS_SHA256;
+
+    /// A client that can verify one kind of signature. It never comes to verify any.
+    #[derive(Debug)]
+    struct Knows(SignatureScheme);
+
+    impl ServerCertVerifier for Knows {
+        fn verify_server_cert(
+            &self,
+            _: &CertificateDer<'_>,
+            _: &[CertificateDer<'_>],
+            _: &ServerName<'_>,
+            _: &[u8],
+            _: UnixTime,
+        ) -> Result<ServerCertVerified, Error> {
+            Err(Error::HandshakeNotComplete)
+        }
+
+        fn verify_tls12_signature(
+            &self,
+            _: &[u8],
+            _: &CertificateDer<'_>,
+            _: &DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, Error> {
+            Err(Error::HandshakeNotComplete)
+        }
+
+        fn verify_tls13_signature(
+            &self,
+            _: &[u8],
+            _: &CertificateDer<'_>,
+            _: &DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, Error> {
+            Err(Error::HandshakeNotComplete)
+        }
+
+        fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+            vec![self.0]
+        }
+    }
+
+    fn choice(host: &str, key: KeyPair) -> Choice {
+        let until = OffsetDateTime::now_utc() + Duration::DAY;
+        let specimen = Authority::new("CA").server(host, key, until);
+        let key = provider().key_provider.load_private_key(specimen.key_der()).unwrap();
+        Choice { key: Arc::new(CertifiedKey::new(vec![specimen.der()], key)), names: vec![host.to_owned()] }
+    }
+
+    /// What the hello of a client that asks for this name and knows this kind of signature is answered with.
+    fn chosen(chooser: &Chooser, name: &str, scheme: SignatureScheme) -> usize {
+        let config = ClientConfig::builder_with_provider(provider()).with_safe_default_protocol_versions().unwrap();
+        let config = config.dangerous().with_custom_certificate_verifier(Arc::new(Knows(scheme)));
+        let name = ServerName::try_from(name.to_owned()).unwrap();
+        let mut client = ClientConnection::new(Arc::new(config.with_no_client_auth()), name).unwrap();
+        let mut hello = Vec::new();
+        client.write_tls(&mut hello).unwrap();
+        let mut acceptor = Acceptor::default();
+        acceptor.read_tls(&mut hello.as_slice()).unwrap();
+        let accepted = acceptor.accept().unwrap().expect("a whole hello");
+        chooser.choose(&accepted.client_hello())
+    }
+
+    #[test]
+    fn a_client_is_shown_what_it_asked_for_where_it_can_verify_that() {
+        let rsa = || KeyPair::generate_rsa_for(&PKCS_RSA_SHA256, RsaKeySize::_2048).unwrap();
+        let ecdsa = || KeyPair::generate().unwrap();
+        let chooser = Chooser::new(vec![choice("a.test", ecdsa()), choice("b.test", ecdsa()), choice("c.test", rsa())]);
+        let cases = [
+            // Named and verifiable, whatever the case of the letters.
+            ("b.test", ECDSA, 1),
+            ("B.TEST", ECDSA, 1),
+            ("c.test", RSA, 2),
+            // Named, but not verifiable: then the first that is.
+            ("b.test", RSA, 2),
+            ("c.test", ECDSA, 0),
+            // Not named by any.
+            ("d.test", ECDSA, 0),
+            ("d.test", RSA, 2),
+            // An address is not asked for by SNI.
+            ("192.0.2.1", ECDSA, 0),
+            ("192.0.2.1", RSA, 2),
+            // Nothing is verifiable: the first, so that the handshake says why it fails.
+            ("c.test", SignatureScheme::ED25519, 0),
+        ];
+        for (name, scheme, expected) in cases {
+            assert_eq!(chosen(&chooser, name, scheme), expected, "{name} by {scheme:?}");
+        }
+    }
 
     #[test]
     fn a_wildcard_stands_for_exactly_one_label() {

@@ -12,6 +12,8 @@ mod name;
 mod pem;
 mod rehearsal;
 mod server;
+#[cfg(test)]
+pub(crate) mod specimen;
 mod trust;
 mod verifier;
 

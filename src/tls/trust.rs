@@ -115,3 +115,81 @@ impl ClientTrust {
 fn unix_time(now: OffsetDateTime) -> UnixTime {
     UnixTime::since_unix_epoch(Duration::from_secs(u64::try_from(now.unix_timestamp()).unwrap_or(0)))
 }
+
+#[cfg(test)]
+mod tests {
+    use time::Duration;
+
+    use super::*;
+    use crate::tls::specimen::Authority;
+
+    const NOW: OffsetDateTime = OffsetDateTime::UNIX_EPOCH.saturating_add(Duration::days(20_000));
+    const SOON: OffsetDateTime = NOW.saturating_add(Duration::HOUR);
+
+    fn chain(authority: &Authority) -> [CertificateDer<'static>; 1] {
+        [authority.client("app", NOW, SOON).der()]
+    }
+
+    fn trusting(auth: ClientAuth, authority: &Authority) -> ClientTrust {
+        ClientTrust::new(auth, &[authority.der()]).unwrap()
+    }
+
+    fn reason(judged: Result<Identity, Ending>) -> Reason {
+        judged.unwrap_err().reason
+    }
+
+    fn name(judged: Result<Identity, Ending>) -> String {
+        match judged.unwrap() {
+            Identity::Anonymous => "nobody".to_owned(),
+            Identity::Certified(certificate) => certificate.subject,
+        }
+    }
+
+    #[test]
+    fn a_certificate_that_nobody_asked_for_names_nobody() {
+        let trust = ClientTrust::new(ClientAuth::None, &[]).unwrap();
+        assert_eq!(name(trust.judge(&[], NOW)), "nobody");
+        assert_eq!(name(trust.judge(&chain(&Authority::new("Any CA")), NOW)), "nobody");
+    }
+
+    #[test]
+    fn an_optional_certificate_may_be_missing_but_not_bad() {
+        let authority = Authority::new("Clients CA");
+        let trust = trusting(ClientAuth::Optional, &authority);
+        assert_eq!(name(trust.judge(&[], NOW)), "nobody");
+        assert_eq!(name(trust.judge(&chain(&authority), NOW)), "CN=app");
+        let stranger = chain(&Authority::new("Another CA"));
+        assert_eq!(reason(trust.judge(&stranger, NOW)), Reason::ClientCertificateUnknownCa);
+    }
+
+    #[test]
+    fn a_required_certificate_may_not_be_missing() {
+        let authority = Authority::new("Clients CA");
+        let trust = trusting(ClientAuth::Required, &authority);
+        assert_eq!(reason(trust.judge(&[], NOW)), Reason::ClientCertificateMissing);
+        assert_eq!(name(trust.judge(&chain(&authority), NOW)), "CN=app");
+    }
+
+    #[test]
+    fn a_certificate_is_good_in_its_time_only() {
+        let authority = Authority::new("Clients CA");
+        let trust = trusting(ClientAuth::Required, &authority);
+        let chain = chain(&authority);
+        assert_eq!(reason(trust.judge(&chain, NOW - Duration::SECOND)), Reason::ClientCertificateInvalid);
+        assert_eq!(name(trust.judge(&chain, SOON)), "CN=app");
+        let late = SOON + Duration::SECOND;
+        assert_eq!(reason(trust.judge(&chain, late)), Reason::ClientCertificateExpired);
+        // Also where the chain was verified before.
+        assert_eq!(name(trust.identify(&chain, SOON)), "CN=app");
+        assert_eq!(reason(trust.identify(&chain, late)), Reason::ClientCertificateExpired);
+    }
+
+    #[test]
+    fn a_ca_of_the_same_name_with_another_key_is_unknown() {
+        let trust = trusting(ClientAuth::Required, &Authority::new("Clients CA"));
+        let impostor = chain(&Authority::new("Clients CA"));
+        let ending = trust.judge(&impostor, NOW).unwrap_err();
+        assert_eq!(ending.reason, Reason::ClientCertificateUnknownCa);
+        assert!(ending.detail.contains("CN=app"), "{}", ending.detail);
+    }
+}

@@ -162,6 +162,13 @@ impl Portcullis {
         times.map(|ticks| ticks.parse::<u64>().expect("a number")).sum()
     }
 
+    /// Bytes read so far, from files and pipes but not from sockets.
+    pub(crate) fn bytes_read(&self) -> u64 {
+        let io = fs::read_to_string(self.proc("io")).expect("it runs");
+        let number = io.lines().find_map(|line| line.strip_prefix("rchar: "));
+        number.expect("an rchar line").parse().expect("a number")
+    }
+
     /// How many files it has open.
     pub(crate) fn open_files(&self) -> usize {
         fs::read_dir(self.proc("fd")).expect("it runs").count()

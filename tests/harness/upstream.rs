@@ -19,6 +19,7 @@ pub(crate) struct Upstream {
 #[derive(Debug, Default)]
 struct Shared {
     connections: AtomicUsize,
+    ended: AtomicUsize,
     received: Mutex<Vec<u8>>,
     over: AtomicBool,
 }
@@ -49,6 +50,20 @@ impl Upstream {
         })
     }
 
+    /// Takes one of PostgreSQL's startup packets, remembers it, and ends, as a server does after a CancelRequest.
+    pub(crate) fn brief() -> Self {
+        Self::sharing(|mut stream, shared| {
+            let mut length = [0; 4];
+            if stream.read_exact(&mut length).is_err() {
+                return;
+            }
+            let mut packet = length.to_vec();
+            let rest = u64::from(u32::from_be_bytes(length)).saturating_sub(4);
+            let _ = stream.take(rest).read_to_end(&mut packet);
+            shared.received.lock().unwrap_or_else(PoisonError::into_inner).extend(packet);
+        })
+    }
+
     /// Says its piece at once, and then takes everything.
     pub(crate) fn saying(piece: &'static [u8]) -> Self {
         Self::new(move |mut stream| {
@@ -70,7 +85,10 @@ impl Upstream {
                 }
                 accepting.connections.fetch_add(1, Ordering::SeqCst);
                 let (serve, shared) = (Arc::clone(&serve), Arc::clone(&accepting));
-                thread::spawn(move || serve(stream, &shared));
+                thread::spawn(move || {
+                    serve(stream, &shared);
+                    shared.ended.fetch_add(1, Ordering::SeqCst);
+                });
             }
         });
         Self { address, shared }
@@ -86,6 +104,15 @@ impl Upstream {
         eventually("the upstream takes a connection", || (self.connections() > 0).then_some(()));
         assert_eq!(self.connections(), 1, "somebody reached the upstream");
         assert!(self.received().is_empty(), "somebody said something to the upstream");
+    }
+
+    /// Whoever has connected has gone again without a word. For an upstream that remembers what comes.
+    pub(crate) fn assert_told_nothing(&self) {
+        // Taken from the queue after all that came before.
+        drop(TcpStream::connect(self.address).expect("the upstream is up"));
+        let ended = || self.shared.ended.load(Ordering::SeqCst);
+        eventually("everybody has gone", || (ended() > 0 && ended() == self.connections()).then_some(()));
+        assert_eq!(self.received().escape_ascii().to_string(), "", "somebody said something to the upstream");
     }
 
     /// What came so far, from all connections together.

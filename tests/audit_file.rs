@@ -1,0 +1,88 @@
+//! The audit file: rotated, a FIFO, beside the configuration.
+
+use std::fs::{self, File};
+use std::os::unix::fs::OpenOptionsExt;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use crate::harness::client::port;
+use crate::harness::portcullis::executable;
+use crate::harness::program::run;
+use crate::harness::{Listener, Portcullis, Site, Upstream, eventually, wire};
+use crate::reload::{ON_CHANGE, ON_SIGHUP};
+
+const AUDIT_FILE: &str = "log.audit_file = \"audit.log\"\n";
+
+/// A stranger calls and is turned away, which makes a line. Returns its source port.
+fn turned_away(portcullis: &Portcullis) -> u16 {
+    let mut stranger = portcullis.client().from("127.0.0.2").dial();
+    assert_eq!(wire::last_words(&mut stranger), b"");
+    port(&stranger)
+}
+
+fn fifo(site: &Site) {
+    run(Command::new("mkfifo").arg(site.path("audit.log"))).success();
+}
+
+#[test]
+fn sighup_opens_the_audit_file_anew_even_if_the_configuration_is_broken() {
+    let upstream = Upstream::echo();
+    let config = format!("{ON_SIGHUP}{AUDIT_FILE}{}", Listener::redis(&upstream));
+    let portcullis = Portcullis::start(Site::new(), config);
+    portcullis.address("main");
+    let file = portcullis.site.path("audit.log");
+    fs::rename(&file, portcullis.site.path("audit.log.1")).unwrap();
+    let rejected = portcullis.reconfigure("[[listener");
+    assert!(rejected.is("reload.rejected"), "{}", rejected.0);
+    let port = format!("\"source_port\":{},", turned_away(&portcullis));
+    eventually("the event is in the new file", || fs::read_to_string(&file).ok()?.contains(&port).then_some(()));
+}
+
+#[test]
+fn a_fifo_without_a_reader_fails_the_start() {
+    let site = Site::new();
+    fifo(&site);
+    site.write("portcullis.toml", format!("{AUDIT_FILE}{}", Listener::redis("127.0.0.1:6379")));
+    let outcome = run(executable().args(["run", "-c"]).arg(site.path("portcullis.toml")));
+    assert_eq!(outcome.code, Some(1), "{}", outcome.stderr);
+    let words = "audit.log cannot be opened for writing";
+    assert!(outcome.stderr.contains(words), "{}", outcome.stderr);
+}
+
+#[test]
+fn a_fifo_whose_reader_leaves_stops_nothing() {
+    let upstream = Upstream::echo();
+    let site = Site::new();
+    fifo(&site);
+    let mut options = File::options();
+    let reader = options.read(true).custom_flags(libc::O_NONBLOCK).open(site.path("audit.log")).unwrap();
+    let config = format!("{ON_SIGHUP}{AUDIT_FILE}{}", Listener::redis(&upstream));
+    let mut portcullis = Portcullis::start(site, config);
+    portcullis.client().connect().ask(b"hello", b"hello");
+    drop(reader);
+    portcullis.applies(|| portcullis.process.signal("HUP"));
+    portcullis.client().connect().ask(b"hello", b"hello");
+    assert_eq!(portcullis.stop().0, Some(0));
+}
+
+#[test]
+fn an_audit_file_beside_the_configuration_makes_nobody_read_the_files_again() {
+    const SOURCES: u64 = 4 * 1024 * 1024;
+    let upstream = Upstream::echo();
+    let site = Site::new();
+    let padding = "#".repeat(usize::try_from(SOURCES).unwrap());
+    site.write("sources.toml", format!("rule = []\n{padding}\n"));
+    let listener = Listener::redis(&upstream).key("sources_file = \"sources.toml\"");
+    let portcullis = Portcullis::start(site, format!("{ON_CHANGE}{AUDIT_FILE}{listener}"));
+    portcullis.address("main");
+    let before = portcullis.bytes_read();
+    // Longer than changes are left to settle, so that files which are looked at are read at least once.
+    let end = Instant::now() + Duration::from_millis(1500);
+    let mut last = 0;
+    while Instant::now() < end {
+        last = turned_away(&portcullis);
+    }
+    portcullis.ending(last);
+    let read = portcullis.bytes_read() - before;
+    assert!(read < SOURCES, "{read} bytes were read while nothing but the audit file changed");
+}
