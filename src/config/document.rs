@@ -82,13 +82,15 @@ impl<'a> Document<'a> {
         Section::of(self, String::new(), 0..0, table)
     }
 
+    /// What is wrong with it, ready to be told.
     pub(super) fn into_problems(self) -> Vec<Problem> {
-        let mut problems = self.problems.take();
-        if self.untold.get() > 0 {
-            let message = format!("and {} more problems", self.untold.get());
-            problems.push(Problem { place: self.place(self.text.len()), key: String::new(), message });
-        }
-        problems
+        let (problems, untold) = self.into_counted();
+        told(problems, untold)
+    }
+
+    /// What is wrong with it, and how much more than that.
+    pub(super) fn into_counted(self) -> (Vec<Problem>, usize) {
+        (self.problems.take(), self.untold.get())
     }
 
     fn note(&self, span: Range<usize>, key: String, message: String) {
@@ -107,6 +109,17 @@ impl<'a> Document<'a> {
         let column = self.text.get(line_start..offset).unwrap_or("").chars().count() + 1;
         Place { file: self.file.to_owned(), position: Some((self.lines_before + line, column)) }
     }
+}
+
+/// The first of `problems`, and behind them how many there are beside, `untold` ones included.
+pub(super) fn told(mut problems: Vec<Problem>, mut untold: usize) -> Vec<Problem> {
+    untold += problems.len().saturating_sub(MOST_TOLD);
+    problems.truncate(MOST_TOLD);
+    if let (Some(last), 1..) = (problems.last(), untold) {
+        let message = format!("and {untold} more problems");
+        problems.push(Problem { place: last.place.clone(), key: String::new(), message });
+    }
+    problems
 }
 
 impl<'a> Section<'a> {
@@ -284,7 +297,7 @@ pub(super) const NOT_YET: &str =
 const MOST_SYNTAX_ERRORS: usize = 3;
 
 /// Problems of one file that are told one by one. Nobody mends more at a time, and a list of rules can have many.
-pub(super) const MOST_TOLD: usize = 100;
+const MOST_TOLD: usize = 100;
 
 /// Longest part of a wrong value that an error repeats.
 const MAX_SHOWN: usize = 80;

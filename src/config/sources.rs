@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::document::{Document, MOST_TOLD, NOT_YET, Node, Section};
+use super::document::{Document, NOT_YET, Node, Section, told};
 use super::files::Files;
 use super::problem::{Place, Problem, Problems};
 use crate::policy::{Network, Origin, Rule};
@@ -22,7 +22,7 @@ pub(super) fn from_file(file: &Path, files: &mut Files) -> Result<Vec<Rule>, Vec
         // An editor or a copy truncates first and writes second; nobody may lose access in between.
         return Err(whole_file(EMPTY.to_owned()));
     }
-    let (mut rules, mut problems) = (Vec::new(), Vec::new());
+    let (mut rules, mut problems, mut untold) = (Vec::new(), Vec::new(), 0);
     let (mut lines_before, mut rules_before) = (0, 0);
     for piece in pieces(text) {
         let document = Document::part(file, piece, lines_before);
@@ -35,12 +35,11 @@ pub(super) fn from_file(file: &Path, files: &mut Files) -> Result<Vec<Rule>, Vec
         root.finish();
         rules_before += nodes.len();
         lines_before += piece.matches('\n').count();
-        problems.append(&mut document.into_problems());
-        if problems.len() >= MOST_TOLD {
-            break;
-        }
+        let (mut more, beyond) = document.into_counted();
+        problems.append(&mut more);
+        untold += beyond;
     }
-    if problems.is_empty() { Ok(rules) } else { Err(problems) }
+    if problems.is_empty() { Ok(rules) } else { Err(told(problems, untold)) }
 }
 
 /// The text in pieces of at most [`PIECE`] rules, each a document by itself. The tree of a large file takes twenty times
