@@ -171,11 +171,12 @@ impl Server {
     }
 
     fn tell_changes(&self, snapshot: &Snapshot, current: &Snapshot) {
-        for SourceChanges { listener, added, removed } in snapshot.source_changes_since(current) {
-            added.into_iter().take(MOST_SOURCES_TOLD).for_each(|rule| self.audit.source_added(listener, rule));
-            removed.into_iter().take(MOST_SOURCES_TOLD).for_each(|rule| self.audit.source_removed(listener, rule));
+        let sources = snapshot.source_changes_since(current);
+        for SourceChanges { listener, added, removed } in &sources {
+            added.iter().take(MOST_SOURCES_TOLD).for_each(|rule| self.audit.source_added(listener, rule));
+            removed.iter().take(MOST_SOURCES_TOLD).for_each(|rule| self.audit.source_removed(listener, rule));
         }
-        self.audit.reload_applied(snapshot.generation, &snapshot.changes_since(current));
+        self.audit.reload_applied(snapshot.generation, &snapshot.changes_since(current, &sources));
     }
 
     /// Says which listeners are ready: all at the start, later those with other addresses than before.

@@ -8,25 +8,21 @@ use crate::audit::Changes;
 use crate::policy::Rule;
 
 impl Snapshot {
-    /// What is different from `previous`.
-    pub fn changes_since(&self, previous: &Self) -> Changes {
+    /// What is different from `previous`, given what is different about the rules: comparing those is the costly part.
+    pub fn changes_since(&self, previous: &Self, sources: &[SourceChanges<'_>]) -> Changes {
         let names = |snapshot: &Self| snapshot.terms.iter().map(|terms| terms.name.to_string()).collect::<Vec<_>>();
         let moved = |terms: &&Arc<Terms>| previous.named(&terms.name).is_some_and(|before| before.doors != terms.doors);
         let (old, new) = (names(previous), names(self));
         let (old_prints, new_prints) = (previous.fingerprints(), self.fingerprints());
-        let mut changes = Changes {
+        Changes {
             listeners_added: without(&new, &old),
             listeners_removed: without(&old, &new),
             listeners_moved: self.terms.iter().filter(moved).map(|terms| terms.name.to_string()).collect(),
             certificates_in: without(&new_prints, &old_prints),
             certificates_out: without(&old_prints, &new_prints),
-            ..Changes::default()
-        };
-        for sources in self.source_changes_since(previous) {
-            changes.sources_added += sources.added.len();
-            changes.sources_removed += sources.removed.len();
+            sources_added: sources.iter().map(|changes| changes.added.len()).sum(),
+            sources_removed: sources.iter().map(|changes| changes.removed.len()).sum(),
         }
-        changes
     }
 
     /// For each listener the rules that are new and those that are gone.
@@ -84,6 +80,10 @@ mod tests {
     use time::{Duration, OffsetDateTime};
 
     use super::*;
+
+    fn changes(after: &Snapshot, before: &Snapshot) -> Changes {
+        after.changes_since(before, &after.source_changes_since(before))
+    }
     use crate::snapshot::specimen::{Site, listener};
 
     #[test]
@@ -123,9 +123,9 @@ mod tests {
             certificates_in: sorted(vec![new, fresh]),
             certificates_out: sorted(vec![old, gone]),
         };
-        assert_eq!(after.changes_since(&before), expected);
+        assert_eq!(changes(&after, &before), expected);
         assert_eq!((before.generation, after.generation), (1, 2));
-        assert_eq!(after.changes_since(&after), Changes::default());
+        assert_eq!(changes(&after, &after), Changes::default());
     }
 
     #[test]
@@ -135,7 +135,7 @@ mod tests {
         let rule = |rest: &str| format!(r#"{{ type = "ip_addr", value = "192.0.2.1"{rest} }}"#);
         let snapshot = |rest: &str| site.snapshot(listener("db", 1001, &rule(rest)), None);
         let plain = snapshot("");
-        assert_eq!(snapshot(r#", description = "office""#).changes_since(&plain), Changes::default());
+        assert_eq!(changes(&snapshot(r#", description = "office""#), &plain), Changes::default());
         let ending = snapshot(", expires_at = 2999-01-31T00:00:00Z");
         let changes = ending.source_changes_since(&plain);
         let [SourceChanges { listener: "db", added, removed }] = changes.as_slice() else {
