@@ -10,11 +10,11 @@ use std::time::Duration;
 use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
-use tokio_rustls::server::TlsStream;
 
 use super::dial::{UpstreamStream, connect};
 use super::identify::{Identified, judge, judge_source};
 use super::part::{Leave, Parting};
+use super::stream::TlsStream;
 use crate::audit::Facts;
 use crate::outcome::{Ending, Reason};
 use crate::snapshot::{Current, Terms};
@@ -33,7 +33,7 @@ enum Canceller {
     /// Without TLS, as libpq before 17 sends it.
     Plain(TcpStream),
     /// Inside TLS.
-    Tls(Box<TlsStream<TcpStream>>),
+    Tls(Box<TlsStream>),
 }
 
 impl CancelRequest {

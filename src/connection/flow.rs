@@ -1,12 +1,15 @@
 //! One direction of a session.
 
 use std::io;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::task::yield_now;
 
-use super::scratch::with_scratch;
+use super::held::Held;
+use super::scratch::with_plain;
+use super::stream::poll_write;
 
 /// Moves bytes from a reader to a writer, and the reader's end after them.
 ///
@@ -14,9 +17,7 @@ use super::scratch::with_scratch;
 /// gone: that is all the back-pressure there is, and an idle flow holds nothing.
 #[derive(Debug)]
 pub(super) struct Flow {
-    held: Vec<u8>,
-    /// How much of `held` is gone already.
-    sent: usize,
+    held: Held,
     stage: Stage,
 }
 
@@ -40,7 +41,7 @@ pub(super) enum Broken {
 impl Flow {
     /// A flow that begins with bytes read earlier.
     pub(super) fn new(first: Vec<u8>) -> Self {
-        Self { held: first, sent: 0, stage: Stage::Open }
+        Self { held: first.into(), stage: Stage::Open }
     }
 
     /// Whether the reader has ended.
@@ -55,7 +56,7 @@ impl Flow {
 
     /// Gives up on bytes the writer will never take.
     pub(super) fn abandon(&mut self) {
-        self.held = Vec::new();
+        self.held = Held::default();
         self.stage = Stage::Done;
     }
 
@@ -72,35 +73,36 @@ impl Flow {
         W: AsyncWrite + Unpin,
     {
         for _ in 0..MOST_TURNS {
-            ready!(self.poll_held(writer, count, cx)).map_err(Broken::Writing)?;
             match self.stage {
                 Stage::Done => return Poll::Ready(Ok(())),
                 Stage::Ended => {
+                    ready!(self.poll_held(writer, count, cx)).map_err(Broken::Writing)?;
                     ready!(Pin::new(&mut *writer).poll_shutdown(cx)).map_err(Broken::Writing)?;
                     self.stage = Stage::Done;
                 }
-                Stage::Open => ready!(self.poll_through(reader, writer, count, cx))?,
+                Stage::Open => {
+                    ready!(self.poll_held(writer, count, cx)).map_err(Broken::Writing)?;
+                    ready!(self.poll_through(reader, writer, count, cx))?;
+                }
             }
         }
         // There may be more, but it is the turn of the other direction, and of other sessions.
-        cx.waker().wake_by_ref();
+        // A plain wake-up would come before the runtime looks at the sockets again; this one comes after.
+        let _ = pin!(yield_now()).poll(cx);
         Poll::Pending
     }
 
-    /// Sends what is held.
+    /// Sends what is held here and in the writer.
     fn poll_held<W>(&mut self, writer: &mut W, count: &mut u64, cx: &mut Context<'_>) -> Poll<io::Result<()>>
     where
         W: AsyncWrite + Unpin,
     {
-        while let Some(rest) = self.held.get(self.sent..).filter(|rest| !rest.is_empty()) {
-            let taken = ready!(poll_write(writer, rest, cx))?;
+        while !self.held.is_empty() {
+            let taken = ready!(poll_write(writer, self.held.rest(), cx))?;
             *count += taken as u64;
-            self.sent += taken;
+            self.held.advance(taken);
         }
-        // Given back, not kept for the next time: most sessions never need it again.
-        self.held = Vec::new();
-        self.sent = 0;
-        Poll::Ready(Ok(()))
+        Pin::new(writer).poll_flush(cx)
     }
 
     /// Reads once and writes what came.
@@ -115,22 +117,10 @@ impl Flow {
         R: AsyncRead + Unpin,
         W: AsyncWrite + Unpin,
     {
-        with_scratch(|scratch| {
+        with_plain(|scratch| {
             let mut buffer = ReadBuf::new(scratch);
-            match Pin::new(reader).poll_read(cx, &mut buffer) {
-                Poll::Ready(Ok(())) => self.pass_on(buffer.filled(), writer, count, cx).map_err(Broken::Writing).into(),
-                Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {
-                    // TCP ended without close_notify. What came before is whole, record by record.
-                    self.stage = Stage::Ended;
-                    Poll::Ready(Ok(()))
-                }
-                Poll::Ready(Err(error)) => Poll::Ready(Err(Broken::Reading(error))),
-                // Nothing to add, so what the writer has gathered may go; if it cannot yet, it wakes us itself.
-                Poll::Pending => match Pin::new(writer).poll_flush(cx) {
-                    Poll::Ready(Err(error)) => Poll::Ready(Err(Broken::Writing(error))),
-                    Poll::Ready(Ok(())) | Poll::Pending => Poll::Pending,
-                },
-            }
+            ready!(Pin::new(reader).poll_read(cx, &mut buffer)).map_err(Broken::Reading)?;
+            self.pass_on(buffer.filled(), writer, count, cx).map_err(Broken::Writing).into()
         })
     }
 
@@ -150,7 +140,7 @@ impl Flow {
                     bytes = bytes.get(taken..).unwrap_or_default();
                 }
                 Poll::Pending => {
-                    self.held = bytes.to_vec();
+                    self.held.replace(bytes);
                     break;
                 }
             }
@@ -161,14 +151,6 @@ impl Flow {
 
 /// Reads in a row before others get their turn: enough for a few TLS records, too few to be felt by a neighbour.
 const MOST_TURNS: u32 = 8;
-
-/// Writes at least one byte.
-fn poll_write<W: AsyncWrite + Unpin>(writer: &mut W, bytes: &[u8], cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-    match ready!(Pin::new(writer).poll_write(cx, bytes))? {
-        0 => Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-        taken => Poll::Ready(Ok(taken)),
-    }
-}
 
 #[cfg(test)]
 mod tests {
@@ -188,7 +170,7 @@ mod tests {
         let send = async {
             for chunk in chunks {
                 sender.write_all(chunk).await.unwrap();
-                tokio::task::yield_now().await;
+                yield_now().await;
             }
             sender.shutdown().await.unwrap();
         };
@@ -261,6 +243,6 @@ mod tests {
             assert!(polled.is_pending());
         }
         assert_eq!(count, 1);
-        assert!(flow.held.len() <= 64 << 10, "{} bytes are held", flow.held.len());
+        assert!(flow.held.rest().len() <= 64 << 10, "{} bytes are held", flow.held.rest().len());
     }
 }

@@ -5,13 +5,11 @@
 
 use std::sync::Arc;
 
-use rustls::pki_types::CertificateDer;
 use time::OffsetDateTime;
-use tokio::net::TcpStream;
-use tokio_rustls::server::TlsStream;
 
 use super::part::{Leave, Startup};
 use super::secure::Secured;
+use super::stream::TlsStream;
 use crate::audit::Facts;
 use crate::outcome::{Ending, Reason};
 use crate::snapshot::{Current, Snapshot, Terms};
@@ -20,7 +18,7 @@ use crate::tls::{Certificate, Identity, ServerTls};
 /// A client that may go on to the upstream, by these terms.
 #[derive(Debug)]
 pub(super) struct Identified {
-    pub(super) stream: Box<TlsStream<TcpStream>>,
+    pub(super) stream: Box<TlsStream>,
     pub(super) terms: Arc<Terms>,
 }
 
@@ -38,14 +36,13 @@ pub(super) fn identify(secured: Secured, current: &Current, facts: &mut Facts) -
 /// Puts both questions, source and identity, to the policy of `snapshot`. `already` is the TLS configuration by which
 /// the client's chain was verified before, if it was.
 pub(super) fn judge(
-    stream: &TlsStream<TcpStream>,
+    stream: &TlsStream,
     already: Option<&Arc<ServerTls>>,
     snapshot: &Snapshot,
     facts: &mut Facts,
 ) -> Result<Arc<Terms>, Ending> {
     let terms = judge_source(snapshot, facts)?;
-    let (_, session) = stream.get_ref();
-    let chain: &[CertificateDer<'_>] = session.peer_certificates().unwrap_or_default();
+    let chain = stream.records().client_chain();
     let trust = terms.tls.trust();
     let now = OffsetDateTime::now_utc();
     let identity = match already {

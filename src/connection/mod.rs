@@ -16,6 +16,7 @@ mod dial;
 mod flow;
 mod greet;
 mod hear;
+mod held;
 mod identify;
 mod packet;
 mod part;
@@ -23,6 +24,7 @@ mod relay;
 mod scratch;
 mod secure;
 mod socket;
+mod stream;
 mod visit;
 mod workers;
 

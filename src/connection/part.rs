@@ -8,9 +8,9 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
-use tokio_rustls::server::TlsStream;
 
 use super::packet::read_packet;
+use super::stream::TlsStream;
 use crate::outcome::Ending;
 use crate::protocol::{Protocol, refusal};
 
@@ -29,9 +29,9 @@ pub(super) enum Parting {
     /// In plaintext, or nothing but a TLS alert that is on its way.
     Plain(TcpStream, Vec<u8>),
     /// Inside TLS, with close_notify behind it.
-    Tls(Box<TlsStream<TcpStream>>, Vec<u8>),
+    Tls(Box<TlsStream>, Vec<u8>),
     /// Inside TLS, once the client has sent its PostgreSQL StartupMessage and so listens for an answer.
-    TlsAfterStartup(Box<TlsStream<TcpStream>>, Vec<u8>),
+    TlsAfterStartup(Box<TlsStream>, Vec<u8>),
 }
 
 /// Whether a PostgreSQL client has sent its StartupMessage.
@@ -53,12 +53,7 @@ impl Leave {
     }
 
     /// Turns a client away inside TLS, in the words its protocol has for the reason.
-    pub(super) fn refused(
-        ending: Ending,
-        stream: Box<TlsStream<TcpStream>>,
-        protocol: Protocol,
-        startup: Startup,
-    ) -> Self {
+    pub(super) fn refused(ending: Ending, stream: Box<TlsStream>, protocol: Protocol, startup: Startup) -> Self {
         let words = refusal(protocol, ending.reason).unwrap_or_default();
         let parting = match (protocol, startup) {
             (Protocol::Postgres, Startup::Awaited) => Parting::TlsAfterStartup(stream, words),
@@ -67,7 +62,7 @@ impl Leave {
         Self { ending, parting }
     }
 
-    pub(super) fn tls(ending: impl Into<Ending>, stream: Box<TlsStream<TcpStream>>, words: Vec<u8>) -> Self {
+    pub(super) fn tls(ending: impl Into<Ending>, stream: Box<TlsStream>, words: Vec<u8>) -> Self {
         Self { ending: ending.into(), parting: Parting::Tls(stream, words) }
     }
 }

@@ -4,20 +4,18 @@ use std::future::poll_fn;
 use std::io;
 use std::task::{Context, Poll};
 
-use tokio::net::TcpStream;
-use tokio_rustls::server::TlsStream;
-
 use super::clock::Clock;
 use super::dial::{Dialled, UpstreamStream};
 use super::flow::{Broken, Flow};
 use super::part::Leave;
+use super::stream::TlsStream;
 use crate::outcome::{Carried, Ending, Reason};
 use crate::sessions::Presence;
 
 /// A session: a client and its upstream.
 #[derive(Debug)]
 pub(super) struct Relay {
-    client: Box<TlsStream<TcpStream>>,
+    client: Box<TlsStream>,
     upstream: UpstreamStream,
     /// From the client to the upstream.
     inbound: Flow,

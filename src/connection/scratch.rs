@@ -1,19 +1,37 @@
-//! The buffer bytes pass through. It belongs to the worker thread and not to the session, so an idle session owns none.
+//! The buffers bytes pass through. They belong to the worker thread and not to the session, so an idle session owns none.
 
 use std::cell::RefCell;
+use std::thread::LocalKey;
 
-/// Lends the thread's buffer for the length of one call. `work` must not call this again.
-pub(super) fn with_scratch<T>(work: impl FnOnce(&mut [u8]) -> T) -> T {
-    SCRATCH.with_borrow_mut(|scratch| {
+use crate::tls::{MOST_UNOPENED, most_overhead};
+
+/// Lends the thread's buffer for plaintext, of [`READ`] bytes, for the length of one call. `work` must not call this again.
+pub(super) fn with_plain<T>(work: impl FnOnce(&mut [u8]) -> T) -> T {
+    lend(&PLAIN, READ, work)
+}
+
+/// Lends the thread's buffer for TLS records for the length of one call: room for what could not be opened yet and
+/// another [`READ`] bytes, or for as many once they are sealed. `work` must not call this again.
+pub(super) fn with_sealed<T>(work: impl FnOnce(&mut [u8]) -> T) -> T {
+    lend(&SEALED, const { larger(MOST_UNOPENED, most_overhead(READ)) + READ }, work)
+}
+
+fn lend<T>(buffer: &'static LocalKey<RefCell<Vec<u8>>>, size: usize, work: impl FnOnce(&mut [u8]) -> T) -> T {
+    buffer.with_borrow_mut(|buffer| {
         // Made on first use, so that threads that never relay have none.
-        scratch.resize(SIZE, 0);
-        work(scratch)
+        buffer.resize(size, 0);
+        work(buffer)
     })
 }
 
 thread_local! {
-    static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+    static PLAIN: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+    static SEALED: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Four TLS records: large enough that system calls cost little, small enough to stay in the cache.
-const SIZE: usize = 64 << 10;
+const fn larger(one: usize, other: usize) -> usize {
+    if one > other { one } else { other }
+}
+
+/// What is read at a time: four TLS records, large enough that system calls cost little, small enough to stay in the cache.
+pub(super) const READ: usize = 64 << 10;

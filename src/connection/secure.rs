@@ -2,14 +2,9 @@
 
 use std::sync::Arc;
 
-use rustls::HandshakeKind;
-use rustls::server::Acceptor;
-use tokio::net::TcpStream;
-use tokio_rustls::LazyConfigAcceptor;
-use tokio_rustls::server::TlsStream;
-
 use super::greet::Greeted;
 use super::part::Leave;
+use super::stream::TlsStream;
 use crate::audit::Facts;
 use crate::outcome::{Ending, Reason};
 use crate::protocol::{Protocol, postgres};
@@ -19,7 +14,7 @@ use crate::tls::{ServerTls, cipher_name, handshake_failure, version_name};
 /// A client inside TLS, whose identity has not been judged.
 #[derive(Debug)]
 pub(super) struct Secured {
-    pub(super) stream: Box<TlsStream<TcpStream>>,
+    pub(super) stream: Box<TlsStream>,
     /// What it speaks inside TLS.
     pub(super) protocol: Protocol,
     /// The TLS terms of the handshake.
@@ -29,34 +24,25 @@ pub(super) struct Secured {
 }
 
 pub(super) async fn secure(greeted: Greeted, terms: &Terms, facts: &mut Facts) -> Result<Secured, Leave> {
-    let Greeted { stream, needs_alpn } = greeted;
+    let Greeted { stream: socket, needs_alpn } = greeted;
     let tls = Arc::clone(&terms.tls);
-    let mut acceptor = LazyConfigAcceptor::new(Acceptor::default(), stream);
-    let start = match (&mut acceptor).await {
-        Ok(start) => start,
-        Err(error) => {
-            let ending = handshake_failure(&error, None);
-            return Err(match acceptor.take_io() {
-                Some(stream) => Leave::plain(ending, stream, Vec::new()),
-                None => ending.into(),
-            });
-        }
-    };
-    let hello = start.client_hello();
-    facts.sni = hello.server_name().map(str::to_owned);
-    let shown = tls.certificate_for(&hello).cloned();
-
     let attempt = tls.attempt();
-    let stream = match start.into_stream(Arc::clone(&attempt.config)).into_fallible().await {
-        Ok(stream) => Box::new(stream),
-        Err((error, stream)) => {
+    let records = attempt.records().map_err(|error| Ending::new(Reason::IoError, error))?;
+    let mut stream = Box::new(TlsStream::new(socket, records));
+    while stream.records().is_handshaking() {
+        let shaken = stream.shake_hands().await;
+        if facts.sni.is_none() {
+            facts.sni = attempt.sni().map(str::to_owned);
+        }
+        if let Err(error) = shaken {
             if let Some(certificate) = attempt.refused() {
                 facts.name(&certificate.subject, &certificate.sha256);
             }
-            return Err(Leave::plain(handshake_failure(&error, shown.as_ref()), stream, Vec::new()));
+            let ending = handshake_failure(&error, attempt.shown());
+            return Err(Leave::plain(ending, stream.into_socket(), Vec::new()));
         }
-    };
-    let (_, session) = stream.get_ref();
+    }
+    let session = stream.records().session();
     facts.tls_version = session.protocol_version().map(version_name);
     facts.cipher = session.negotiated_cipher_suite().map(cipher_name);
     if needs_alpn && session.alpn_protocol() != Some(postgres::ALPN) {
@@ -64,6 +50,6 @@ pub(super) async fn secure(greeted: Greeted, terms: &Terms, facts: &mut Facts) -
         let ending = Ending::new(Reason::ProtocolViolation, "direct TLS without the ALPN protocol \"postgresql\"");
         return Err(Leave::tls(ending, stream, Vec::new()));
     }
-    let verified = session.handshake_kind() != Some(HandshakeKind::Resumed);
+    let verified = !stream.records().is_resumed();
     Ok(Secured { stream, protocol: terms.protocol, tls, verified })
 }

@@ -1,6 +1,6 @@
 //! Which of a listener's certificates a client is shown: by the name it asks for, then by what it can verify.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
@@ -35,9 +35,35 @@ impl Chooser {
     }
 }
 
-impl ResolvesServerCert for Chooser {
+/// What one handshake came to know: the name the client asked for, and the index of the certificate it was shown.
+#[derive(Debug)]
+pub(super) struct Hello {
+    pub(super) sni: Option<String>,
+    pub(super) shown: usize,
+}
+
+/// Where the hello of one handshake is left. Empty until it has come.
+pub(super) type Heard = Arc<OnceLock<Hello>>;
+
+/// The chooser of one handshake. rustls keeps the hello to itself; this is where it lets us see it.
+#[derive(Debug)]
+pub(super) struct Listening {
+    chooser: Arc<Chooser>,
+    heard: Heard,
+}
+
+impl Listening {
+    pub(super) fn new(chooser: &Arc<Chooser>, heard: &Heard) -> Self {
+        Self { chooser: Arc::clone(chooser), heard: Arc::clone(heard) }
+    }
+}
+
+impl ResolvesServerCert for Listening {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        self.choices.get(self.choose(&hello)).map(|choice| Arc::clone(&choice.key))
+        let shown = self.chooser.choose(&hello);
+        // A client that is asked for a second hello says the same in it.
+        self.heard.get_or_init(|| Hello { sni: hello.server_name().map(str::to_owned), shown });
+        self.chooser.choices.get(shown).map(|choice| Arc::clone(&choice.key))
     }
 }
 

@@ -10,6 +10,7 @@ mod error;
 mod failure;
 mod name;
 mod pem;
+mod records;
 mod rehearsal;
 mod server;
 #[cfg(test)]
@@ -21,6 +22,7 @@ pub use certificate::{Certificate, CertificateError};
 pub use error::BuildError;
 pub use failure::handshake_failure;
 pub use pem::{PemError, certificates, private_key};
+pub use records::{MOST_UNOPENED, Records, most_overhead};
 pub use server::{ServerCertificate, ServerTls, cipher_name, version_name};
 pub use trust::{ClientTrust, Identity};
 

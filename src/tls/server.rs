@@ -4,16 +4,17 @@ use std::sync::Arc;
 
 use rustls::crypto::aws_lc_rs::Ticketer;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::server::ClientHello;
+use rustls::server::ResolvesServerCert;
 use rustls::server::danger::ClientCertVerifier;
 use rustls::sign::CertifiedKey;
 use rustls::version::{TLS12, TLS13};
-use rustls::{ProtocolVersion, ServerConfig, SupportedCipherSuite, SupportedProtocolVersion};
+use rustls::{Error, ProtocolVersion, ServerConfig, SupportedCipherSuite, SupportedProtocolVersion};
 
 use super::certificate::Certificate;
-use super::chooser::{Choice, Chooser};
+use super::chooser::{Choice, Chooser, Heard, Listening};
 use super::error::BuildError;
 use super::provider;
+use super::records::Records;
 use super::rehearsal::rehearse;
 use super::trust::ClientTrust;
 use super::verifier::Refused;
@@ -23,7 +24,8 @@ use crate::protocol::MinTlsVersion;
 /// so that no ticket outlives the terms it was issued under.
 #[derive(Debug)]
 pub struct ServerTls {
-    config: Arc<ServerConfig>,
+    /// From which each handshake's own configuration is made.
+    pattern: ServerConfig,
     min_version: MinTlsVersion,
     chooser: Arc<Chooser>,
     certificates: Vec<Certificate>,
@@ -115,29 +117,32 @@ impl ServerTls {
             })
             .collect();
         let chooser = Arc::new(Chooser::new(choices));
-        let mut config = assemble(trust.verifier(), &chooser, min_version)?;
+        let unheard = Arc::new(Listening::new(&chooser, &Heard::default()));
+        let mut config = assemble(trust.verifier(), unheard, min_version)?;
         config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
         config.ticketer = Ticketer::new().map_err(|error| BuildError::Rustls(error.to_string()))?;
         let certificates = certificates.iter().map(|certificate| certificate.leaf.clone()).collect();
-        Ok(Self { config: Arc::new(config), min_version, chooser, certificates, trust })
+        Ok(Self { pattern: config, min_version, chooser, certificates, trust })
     }
 
-    /// What one handshake needs.
-    pub fn attempt(&self) -> Attempt {
-        let unseen = || Attempt { config: Arc::clone(&self.config), refused: None };
-        // rustls forgets a certificate it refuses, and the audit wants to name it; so where certificates are asked for each
-        // handshake has a verifier of its own that remembers.
-        let Some((verifier, refused)) = self.trust.witness() else { return unseen() };
-        let Ok(mut config) = assemble(verifier, &self.chooser, self.min_version) else { return unseen() };
-        config.alpn_protocols.clone_from(&self.config.alpn_protocols);
-        config.ticketer = Arc::clone(&self.config.ticketer);
-        config.session_storage = Arc::clone(&self.config.session_storage);
-        Attempt { config: Arc::new(config), refused: Some(refused) }
-    }
-
-    /// The certificate a client with this hello is shown.
-    pub fn certificate_for(&self, hello: &ClientHello<'_>) -> Option<&Certificate> {
-        self.certificates.get(self.chooser.choose(hello))
+    /// What one handshake needs. rustls forgets what a client asked for and the certificate it refuses, and the audit wants
+    /// to name both; so each handshake has a resolver and a verifier of its own that remember.
+    pub fn attempt(self: &Arc<Self>) -> Attempt {
+        let heard = Heard::default();
+        let resolver = Arc::new(Listening::new(&self.chooser, &heard));
+        let with_witness = |(verifier, refused)| {
+            let mut config = assemble(verifier, Arc::clone(&resolver) as Arc<_>, self.min_version).ok()?;
+            config.alpn_protocols.clone_from(&self.pattern.alpn_protocols);
+            config.ticketer = Arc::clone(&self.pattern.ticketer);
+            config.session_storage = Arc::clone(&self.pattern.session_storage);
+            Some((config, Some(refused)))
+        };
+        let (config, refused) = self.trust.witness().and_then(with_witness).unwrap_or_else(|| {
+            let mut config = self.pattern.clone();
+            config.cert_resolver = Arc::clone(&resolver) as Arc<_>;
+            (config, None)
+        });
+        Attempt { config: Arc::new(config), tls: Arc::clone(self), heard, refused }
     }
 
     /// The leaves of all certificates, in the order of the configuration.
@@ -154,12 +159,31 @@ impl ServerTls {
 /// One handshake's view of a [`ServerTls`].
 #[derive(Debug)]
 pub struct Attempt {
-    /// What rustls is given.
-    pub config: Arc<ServerConfig>,
+    config: Arc<ServerConfig>,
+    tls: Arc<ServerTls>,
+    heard: Heard,
     refused: Option<Refused>,
 }
 
 impl Attempt {
+    /// The engine of this handshake.
+    ///
+    /// # Errors
+    /// When rustls cannot use the configuration.
+    pub fn records(&self) -> Result<Records, Error> {
+        Records::new(Arc::clone(&self.config))
+    }
+
+    /// The host name the client asked for, once its hello has come.
+    pub fn sni(&self) -> Option<&str> {
+        self.heard.get()?.sni.as_deref()
+    }
+
+    /// The certificate the client was shown, once its hello has come.
+    pub fn shown(&self) -> Option<&Certificate> {
+        self.tls.certificates.get(self.heard.get()?.shown)
+    }
+
     /// The client certificate that was refused in this handshake, if one was.
     pub fn refused(&self) -> Option<&Certificate> {
         self.refused.as_ref()?.get()
@@ -168,14 +192,14 @@ impl Attempt {
 
 fn assemble(
     verifier: Arc<dyn ClientCertVerifier>,
-    chooser: &Arc<Chooser>,
+    resolver: Arc<dyn ResolvesServerCert>,
     min_version: MinTlsVersion,
 ) -> Result<ServerConfig, BuildError> {
     Ok(ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(versions(min_version))
         .map_err(|error| BuildError::Rustls(error.to_string()))?
         .with_client_cert_verifier(verifier)
-        .with_cert_resolver(Arc::clone(chooser) as Arc<_>))
+        .with_cert_resolver(resolver))
 }
 
 /// `TLSv1.3`, as audit events have it.

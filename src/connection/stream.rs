@@ -1,0 +1,185 @@
+//! A client's TLS over its socket.
+//!
+//! Here the record engine and the socket's readiness meet: tokio says when the socket can be read or written, [`Records`]
+//! makes plaintext of what was read and records of what is to be written. Both pass through the thread's buffer; what the
+//! session holds is what could not be moved on.
+
+use std::future::poll_fn;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+
+use super::held::Held;
+use super::scratch::{READ, with_sealed};
+use crate::tls::Records;
+
+/// A client inside TLS.
+///
+/// Reading ends with close_notify or with TCP, whichever comes first. Shutting down sends close_notify and leaves reading
+/// as it is.
+#[derive(Debug)]
+pub(super) struct TlsStream<S = TcpStream> {
+    socket: S,
+    records: Records,
+    /// Opened, but not read yet: what came with the end of the handshake, or more than the reader had room for.
+    unread: Held,
+    /// Sealed, but not taken by the socket yet.
+    unsent: Held,
+    /// What is wrong with the records behind those that were opened last.
+    broken: Option<io::Error>,
+    closed: bool,
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> TlsStream<S> {
+    pub(super) fn new(socket: S, records: Records) -> Self {
+        let (unread, unsent) = Default::default();
+        Self { socket, records, unread, unsent, broken: None, closed: false }
+    }
+
+    /// What is known of the client's TLS.
+    pub(super) fn records(&self) -> &Records {
+        &self.records
+    }
+
+    /// The socket, whatever is still to be sent or read forgotten.
+    pub(super) fn into_socket(self) -> S {
+        self.socket
+    }
+
+    /// Takes the handshake one flight further. To be called until it is over.
+    ///
+    /// # Errors
+    /// The socket's, or rustls' inside an [`io::ErrorKind::InvalidData`]; then the client has been sent the alert.
+    pub(super) async fn shake_hands(&mut self) -> io::Result<()> {
+        let received = poll_fn(|cx| self.poll_receive(&mut ReadBuf::new(&mut []), cx)).await?;
+        poll_fn(|cx| self.poll_send(cx)).await?;
+        match (self.broken.take(), received) {
+            (Some(error), _) => Err(error),
+            (None, 0) => Err(io::ErrorKind::UnexpectedEof.into()),
+            // close_notify in the middle of it.
+            (None, _) if self.records.has_ended() && self.records.is_handshaking() => {
+                Err(io::ErrorKind::UnexpectedEof.into())
+            }
+            (None, _) => Ok(()),
+        }
+    }
+
+    /// Receives once, opens what came whole, and returns how much was received; nothing is the end of TCP. Plaintext for
+    /// which there is no room remains to be read.
+    fn poll_receive(&mut self, plain: &mut ReadBuf<'_>, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let Self { socket, records, unread, unsent, broken, .. } = self;
+        with_sealed(|scratch| {
+            let kept = records.unopened();
+            // As much as the plaintext of it has room, so that nothing has to wait for it; but not by dribbles.
+            let most = plain.remaining().saturating_sub(kept).clamp(SHORTEST_READ, READ);
+            let mut room = ReadBuf::new(scratch.get_mut(kept..kept + most).unwrap_or_default());
+            ready!(Pin::new(socket).poll_read(cx, &mut room))?;
+            let received = room.filled().len();
+            let sealed = scratch.get_mut(..kept + received).unwrap_or_default();
+            if let Err(error) = records.open(sealed, |bytes| give(bytes, plain, unread), unsent.end()) {
+                *broken = Some(io::Error::new(io::ErrorKind::InvalidData, error));
+            }
+            Poll::Ready(Ok(received))
+        })
+    }
+
+    /// Sends what is sealed.
+    fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.unsent.is_empty() {
+            let taken = ready!(poll_write(&mut self.socket, self.unsent.rest(), cx))?;
+            self.unsent.advance(taken);
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for TlsStream<S> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, plain: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let before = plain.filled().len();
+        loop {
+            if !this.unread.is_empty() {
+                let rest = this.unread.rest();
+                let count = rest.len().min(plain.remaining());
+                plain.put_slice(rest.get(..count).unwrap_or_default());
+                this.unread.advance(count);
+            }
+            if plain.filled().len() > before || plain.remaining() == 0 {
+                return Poll::Ready(Ok(()));
+            }
+            if let Some(error) = this.broken.take() {
+                return Poll::Ready(Err(error));
+            }
+            if this.records.has_ended() {
+                return Poll::Ready(Ok(()));
+            }
+            // What came may have been part of a record, or nothing that is for the reader.
+            if ready!(this.poll_receive(plain, cx))? == 0 {
+                return Poll::Ready(Ok(()));
+            }
+        }
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for TlsStream<S> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, plain: &[u8]) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        ready!(this.poll_send(cx))?;
+        let plain = plain.get(..READ).unwrap_or(plain);
+        let Self { socket, records, unsent, .. } = this;
+        with_sealed(|scratch| {
+            let sealed = records.seal(plain, scratch).map_err(io::Error::other)?;
+            let mut rest = scratch.get(..sealed).unwrap_or_default();
+            while !rest.is_empty() {
+                match poll_write(socket, rest, cx) {
+                    Poll::Ready(taken) => rest = rest.get(taken?..).unwrap_or_default(),
+                    Poll::Pending => {
+                        unsent.replace(rest);
+                        break;
+                    }
+                }
+            }
+            Poll::Ready(Ok(plain.len()))
+        })
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.get_mut().poll_send(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if !this.closed {
+            this.records.close(this.unsent.end());
+            this.closed = true;
+        }
+        ready!(this.poll_send(cx))?;
+        Pin::new(&mut this.socket).poll_shutdown(cx)
+    }
+}
+
+/// Fills the reader's room first.
+fn give(bytes: &[u8], plain: &mut ReadBuf<'_>, unread: &mut Held) {
+    let fits = if unread.is_empty() { bytes.len().min(plain.remaining()) } else { 0 };
+    let (now, later) = bytes.split_at(fits);
+    plain.put_slice(now);
+    unread.push(later);
+}
+
+/// Writes at least one byte.
+pub(super) fn poll_write<W: AsyncWrite + Unpin>(
+    writer: &mut W,
+    bytes: &[u8],
+    cx: &mut Context<'_>,
+) -> Poll<io::Result<usize>> {
+    match ready!(Pin::new(writer).poll_write(cx, bytes))? {
+        0 => Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+        taken => Poll::Ready(Ok(taken)),
+    }
+}
+
+/// Enough for every flight of an ordinary handshake.
+const SHORTEST_READ: usize = 4 << 10;

@@ -1,0 +1,242 @@
+//! The record engine: one client's TLS, without a socket and without a buffer of its own.
+//!
+//! What was received is opened where it lies, and what is to be sent is sealed into a buffer that is lent. All that is kept
+//! between two calls is a record that has not come whole. So an idle session owns no buffer, and whoever calls decides how
+//! much is moved at a time. Another engine, as one that lets the kernel do the sealing, would have to offer no more than
+//! is offered here.
+
+use std::fmt;
+use std::sync::Arc;
+
+use rustls::pki_types::CertificateDer;
+use rustls::server::{ServerConnectionData, UnbufferedServerConnection};
+use rustls::unbuffered::{ConnectionState, EncodeError, EncodeTlsData, EncryptError, UnbufferedStatus, WriteTraffic};
+use rustls::{CommonState, Error, HandshakeKind, ServerConfig};
+
+/// One client's TLS, from its first record to close_notify.
+pub struct Records {
+    connection: UnbufferedServerConnection,
+    /// What rustls has not done with. It counts on being shown these bytes at every call, even where it is only to seal.
+    unopened: Vec<u8>,
+    stage: Stage,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Open,
+    /// The client has said close_notify.
+    Ended,
+    /// The client has sent what is no TLS; the alert has been handed out, and nothing can be opened or sealed any more.
+    Broken,
+}
+
+/// The largest record there is, header included (RFC 5246 §6.2.3: 2^14 + 2048; TLS 1.3 allows less).
+const LARGEST_RECORD: usize = 5 + (1 << 14) + 2048;
+
+/// The most that is kept unopened: a handshake message of the largest size rustls accepts, spread over records, and a
+/// record that has not come whole.
+pub const MOST_UNOPENED: usize = 0xffff + 4 + LARGEST_RECORD;
+
+/// How much larger than `plain` the room for sealing it has to be: the overhead of its records, and what TLS itself may
+/// have to say first, such as the answer to a key update.
+pub const fn most_overhead(plain: usize) -> usize {
+    let records = plain.div_ceil(1 << 14);
+    records * RECORD_OVERHEAD + OWN_WORDS
+}
+
+/// Header, explicit nonce, tag and content type, rounded up for every suite rustls has.
+const RECORD_OVERHEAD: usize = 64;
+const OWN_WORDS: usize = 512;
+
+impl Records {
+    /// A client of whom nothing has been read.
+    ///
+    /// # Errors
+    /// When rustls cannot use the configuration.
+    pub fn new(config: Arc<ServerConfig>) -> Result<Self, Error> {
+        let connection = UnbufferedServerConnection::new(config)?;
+        Ok(Self { connection, unopened: Vec::new(), stage: Stage::Open })
+    }
+
+    /// How many bytes wait for more to come, [`MOST_UNOPENED`] at most.
+    pub fn unopened(&self) -> usize {
+        self.unopened.len()
+    }
+
+    /// Opens, in place, every record that is whole by now, and hands what the client said to `plain`, record by record.
+    /// `sealed` is what was received, behind room for as many bytes as are [`unopened`](Self::unopened).
+    ///
+    /// What has to be answered, such as the server's part of the handshake or an alert, is put behind `answer`.
+    ///
+    /// # Errors
+    /// What is wrong with the records. Those before have been handed out, no more can be opened, and `answer` ends with
+    /// the alert that says why.
+    pub fn open(&mut self, sealed: &mut [u8], plain: impl FnMut(&[u8]), answer: &mut Vec<u8>) -> Result<(), Error> {
+        if self.stage == Stage::Broken {
+            return Err(Error::HandshakeNotComplete);
+        }
+        if let Some(front) = sealed.get_mut(..self.unopened.len()) {
+            front.copy_from_slice(&self.unopened);
+        }
+        let opened = self.process(sealed, plain, answer).inspect_err(|_| self.stage = Stage::Broken)?;
+        self.keep(sealed.get(opened..).unwrap_or_default())
+    }
+
+    /// Has rustls process what it can, and returns how much that was.
+    fn process(
+        &mut self,
+        sealed: &mut [u8],
+        mut plain: impl FnMut(&[u8]),
+        answer: &mut Vec<u8>,
+    ) -> Result<usize, Error> {
+        let mut done = 0;
+        loop {
+            let rest = sealed.get_mut(done..).unwrap_or_default();
+            let UnbufferedStatus { mut discard, state } = self.connection.process_tls_records(rest);
+            let goes_on = match state {
+                Ok(ConnectionState::EncodeTlsData(data)) => {
+                    append(answer, data)?;
+                    true
+                }
+                Ok(ConnectionState::ReadTraffic(mut traffic)) => {
+                    while let Some(record) = traffic.next_record() {
+                        let record = record?;
+                        discard += record.discard;
+                        plain(record.payload);
+                    }
+                    true
+                }
+                Ok(ConnectionState::TransmitTlsData(data)) => {
+                    // It is the caller's from here on.
+                    data.done();
+                    true
+                }
+                Ok(ConnectionState::PeerClosed) => {
+                    self.stage = Stage::Ended;
+                    true
+                }
+                Ok(ConnectionState::WriteTraffic(_) | ConnectionState::BlockedHandshake | ConnectionState::Closed) => {
+                    false
+                }
+                // Early data is not offered, and states that a later rustls may add are not for us.
+                Ok(_) => return Err(Error::HandshakeNotComplete),
+                Err(error) => {
+                    self.last_words(sealed.get_mut(done + discard..).unwrap_or_default(), answer);
+                    return Err(error);
+                }
+            };
+            done += discard;
+            if !goes_on {
+                return Ok(done);
+            }
+        }
+    }
+
+    /// The alert that says what is wrong. rustls hands out what waits to be sent before it looks at the records again.
+    fn last_words(&mut self, rest: &mut [u8], answer: &mut Vec<u8>) {
+        while self.connection.wants_write() {
+            let Ok(ConnectionState::EncodeTlsData(data)) = self.connection.process_tls_records(rest).state else {
+                return;
+            };
+            if append(answer, data).is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Keeps what is not whole yet.
+    fn keep(&mut self, rest: &[u8]) -> Result<(), Error> {
+        if self.stage == Stage::Ended || rest.is_empty() {
+            // Given back, not kept for the next time: most sessions never need it again.
+            self.unopened = Vec::new();
+            return Ok(());
+        }
+        if rest.len() > MOST_UNOPENED {
+            self.stage = Stage::Broken;
+            return Err(Error::General("a TLS message has no end".to_owned()));
+        }
+        self.unopened.clear();
+        self.unopened.extend_from_slice(rest);
+        Ok(())
+    }
+
+    /// Seals `plain` into the front of `sealed` and returns how many bytes it takes there. `sealed` has to be larger than
+    /// `plain` by [`most_overhead`].
+    ///
+    /// # Errors
+    /// When nothing can be sealed: before the end of the handshake, after close_notify, with keys worn out, or when
+    /// `sealed` is too small.
+    pub fn seal(&mut self, plain: &[u8], sealed: &mut [u8]) -> Result<usize, Error> {
+        self.writing(|mut traffic| match traffic.encrypt(plain, sealed) {
+            Ok(taken) => Ok(taken),
+            Err(EncryptError::EncryptExhausted) => Err(Error::EncryptError),
+            Err(error @ EncryptError::InsufficientSize(_)) => Err(Error::General(error.to_string())),
+        })
+    }
+
+    /// Puts close_notify behind `answer`: nothing more will be sealed. What the client still says can be opened.
+    pub fn close(&mut self, answer: &mut Vec<u8>) {
+        let mut room = [0; OWN_WORDS];
+        // Where there is no key to say it by, or an alert has said it already, nothing is owed.
+        if let Ok(taken) = self.writing(|mut traffic| Ok(traffic.queue_close_notify(&mut room).unwrap_or_default())) {
+            answer.extend_from_slice(room.get(..taken).unwrap_or_default());
+        }
+    }
+
+    fn writing<T>(
+        &mut self,
+        work: impl FnOnce(WriteTraffic<'_, ServerConnectionData>) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        if self.stage == Stage::Broken {
+            return Err(Error::HandshakeNotComplete);
+        }
+        match self.connection.process_tls_records(&mut self.unopened).state? {
+            ConnectionState::WriteTraffic(traffic) => work(traffic),
+            _ => Err(Error::HandshakeNotComplete),
+        }
+    }
+
+    /// Whether the client has said that it will say no more.
+    pub fn has_ended(&self) -> bool {
+        self.stage == Stage::Ended
+    }
+
+    /// Whether the handshake still lasts.
+    pub fn is_handshaking(&self) -> bool {
+        self.connection.is_handshaking()
+    }
+
+    /// Whether the handshake resumed an earlier session, so that rustls did not ask its verifier.
+    pub fn is_resumed(&self) -> bool {
+        self.connection.handshake_kind() == Some(HandshakeKind::Resumed)
+    }
+
+    /// The certificates the client presented, in this handshake or the one it resumes, leaf first.
+    pub fn client_chain(&self) -> &[CertificateDer<'static>] {
+        self.connection.peer_certificates().unwrap_or_default()
+    }
+
+    /// What was negotiated.
+    pub fn session(&self) -> &CommonState {
+        &self.connection
+    }
+}
+
+impl fmt::Debug for Records {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Whatever else is in there, keys are.
+        formatter.debug_struct("Records").field("stage", &self.stage).finish_non_exhaustive()
+    }
+}
+
+/// Puts what rustls has to say behind `answer`.
+fn append(answer: &mut Vec<u8>, mut data: EncodeTlsData<'_, ServerConnectionData>) -> Result<(), Error> {
+    let end = answer.len();
+    // It tells how much room it needs by refusing none.
+    if let Err(EncodeError::InsufficientSize(size)) = data.encode(&mut []) {
+        answer.resize(end + size.required_size, 0);
+        let room = answer.get_mut(end..).unwrap_or_default();
+        data.encode(room).map_err(|error| Error::General(error.to_string()))?;
+    }
+    Ok(())
+}
