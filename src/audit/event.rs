@@ -26,15 +26,15 @@ pub struct Facts {
     /// Only observe mode lets it in.
     pub would_deny: bool,
     /// The host name it asked for.
-    pub sni: Option<String>,
+    pub sni: Option<Box<str>>,
     /// `TLSv1.3`.
     pub tls_version: Option<&'static str>,
     /// IANA name.
-    pub cipher: Option<String>,
+    pub cipher: Option<&'static str>,
     /// RFC 4514 text.
-    pub client_subject: Option<String>,
+    pub client_subject: Option<Box<str>>,
     /// Lower-case hex of the leaf's SHA-256.
-    pub client_sha256: Option<String>,
+    pub client_sha256: Option<Box<str>>,
     /// The upstream's address.
     pub upstream: Option<Arc<str>>,
 }
@@ -59,8 +59,8 @@ impl Facts {
 
     /// Notes whose certificate the client presents.
     pub fn name(&mut self, subject: &str, sha256: &str) {
-        self.client_subject = Some(subject.to_owned());
-        self.client_sha256 = Some(sha256.to_owned());
+        self.client_subject = Some(subject.into());
+        self.client_sha256 = Some(sha256.into());
     }
 }
 
@@ -152,7 +152,7 @@ impl Event {
             .with_some("rule", facts.rule.as_ref().map(ToString::to_string))
             .with_some("sni", facts.sni.as_deref())
             .with_some("tls_version", facts.tls_version)
-            .with_some("cipher", facts.cipher.as_deref())
+            .with_some("cipher", facts.cipher)
             .with_some("client_subject", facts.client_subject.as_deref())
             .with_some("client_sha256", facts.client_sha256.as_deref())
             .with_some("upstream", facts.upstream.as_deref())
@@ -233,7 +233,7 @@ mod tests {
     fn denied(sni: &str) -> Event {
         let client = ClientAddr::new("[::ffff:10.1.2.3]:4711".parse().unwrap());
         let mut facts = Facts::new(Some(7), "cache".into(), client);
-        facts.sni = Some(sni.to_owned());
+        facts.sni = Some(sni.into());
         Event::of_connection("connection.denied", &facts).ended(&Ending::new(Reason::IoError, "a b"))
     }
 

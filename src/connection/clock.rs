@@ -2,6 +2,7 @@
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use tokio::time::{Instant, Sleep, sleep_until};
 
@@ -11,7 +12,8 @@ use crate::outcome::Reason;
 /// The silence of one session, and how long it may last.
 #[derive(Debug)]
 pub(super) struct Clock {
-    limits: Limits,
+    idle_timeout: Option<Duration>,
+    half_close_timeout: Duration,
     silent_since: Instant,
     half_closed: bool,
     /// Set only where there is a limit, and moved only when it goes off: progress must not cost a timer each time.
@@ -20,14 +22,15 @@ pub(super) struct Clock {
 
 impl Clock {
     pub(super) fn new(limits: Limits) -> Self {
-        Self { limits, silent_since: Instant::now(), half_closed: false, alarm: None }
+        let Limits { idle_timeout, half_close_timeout, .. } = limits;
+        Self { idle_timeout, half_close_timeout, silent_since: Instant::now(), half_closed: false, alarm: None }
     }
 
     /// Ready when the silence has lasted too long. To be asked at every wake-up of the session: `progress` says whether a
     /// byte has moved since the last time, `half_closed` whether one side has ended.
     pub(super) fn poll(&mut self, half_closed: bool, progress: bool, cx: &mut Context<'_>) -> Poll<Reason> {
-        let (limit, reason) = match (half_closed, self.limits.idle_timeout) {
-            (true, _) => (self.limits.half_close_timeout, Reason::HalfCloseTimeout),
+        let (limit, reason) = match (half_closed, self.idle_timeout) {
+            (true, _) => (self.half_close_timeout, Reason::HalfCloseTimeout),
             (false, Some(idle)) => (idle, Reason::IdleTimeout),
             (false, None) => return Poll::Pending,
         };
@@ -53,7 +56,6 @@ impl Clock {
 #[cfg(test)]
 mod tests {
     use std::future::poll_fn;
-    use std::time::Duration;
 
     use tokio::time::{advance, timeout};
 

@@ -76,26 +76,34 @@ pub struct House {
 }
 
 /// Serves a client from arrival to end.
-async fn serve(arrival: Arrival, house: &House) {
+fn serve(arrival: Arrival, house: &Arc<House>) -> impl Future<Output = ()> + use<> {
     let Arrival { stream, admitted, terms, presence, accepted_at } = arrival;
-    let mut visit = Visit::new(house.audit.clone(), &terms, &admitted, &presence, accepted_at);
+    let visit = Visit::new(Arc::clone(house), &terms, &admitted, &presence, accepted_at);
+    live(stream, terms, presence, visit)
+}
 
-    // Boxed, because the state of a handshake is large and a session that lives for days needs none of it.
-    let entering = Box::pin(enter(stream, terms, house, &mut visit));
+async fn live(stream: TcpStream, terms: Arc<Terms>, presence: Presence, mut visit: Visit) {
+    // What is not the relay is boxed: the state of a handshake and of a farewell is large, and a session that lives for
+    // days needs none of it.
+    let Some(mut relay) = Box::pin(enter(stream, terms, &presence, &mut visit)).await else { return };
+    visit.opened();
+    let ending = relay.run(&presence, visit.carried()).await;
+    Box::pin(visit.ended(relay.leave(ending))).await;
+}
+
+/// From the first byte to the upstream. Who does not get there is seen off here.
+async fn enter(stream: TcpStream, terms: Arc<Terms>, presence: &Presence, visit: &mut Visit) -> Option<Box<Relay>> {
     let entered = tokio::select! {
         biased;
         reason = presence.shown_out() => Err(Ending::from(reason).into()),
-        entered = entering => entered,
+        entered = go_through(stream, terms, visit) => entered,
     };
-    let leave = match entered {
-        Ok(Entered::Session(relay)) => {
-            visit.opened();
-            relay.run(&presence, visit.carried()).await
-        }
-        Ok(Entered::Cancelled(parting)) => return visit.cancelled(parting).await,
-        Err(leave) => leave,
-    };
-    visit.ended(leave).await;
+    match entered {
+        Ok(Entered::Session(relay)) => return Some(Box::new(relay)),
+        Ok(Entered::Cancelled(parting)) => visit.cancelled(parting).await,
+        Err(leave) => visit.ended(leave).await,
+    }
+    None
 }
 
 /// What a client has come for.
@@ -106,8 +114,9 @@ enum Entered {
     Cancelled(Parting),
 }
 
-/// From the first byte to the upstream.
-async fn enter(stream: TcpStream, terms: Arc<Terms>, house: &House, visit: &mut Visit) -> Result<Entered, Leave> {
+/// Room after room.
+async fn go_through(stream: TcpStream, terms: Arc<Terms>, visit: &mut Visit) -> Result<Entered, Leave> {
+    let house = visit.house();
     let deadline = visit.deadline(terms.limits.handshake_timeout);
     let too_slow = |_| Leave::from(Ending::from(Reason::HandshakeTimeout));
 
@@ -130,4 +139,22 @@ async fn enter(stream: TcpStream, terms: Arc<Terms>, house: &House, visit: &mut 
     let dialled = dial::dial(heard).await?;
     let welcome = confirm::confirm(dialled, &house.current, visit.facts())?;
     Ok(Entered::Session(Relay::new(welcome)))
+}
+#[cfg(test)]
+mod tests {
+    use super::stream::TlsStream;
+    use super::*;
+
+    fn size_of_future<F>(_: impl FnOnce(TcpStream, Arc<Terms>, Presence, Visit) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    /// What a future may need at any time it reserves all the time, so one careless buffer costs every idle session.
+    #[test]
+    fn an_idle_session_reserves_little() {
+        let parts = [("task", size_of_future(live)), ("relay", size_of::<Relay>()), ("TLS", size_of::<TlsStream>())];
+        for ((part, size), most) in parts.into_iter().zip([384, 256, 1280]) {
+            assert!(size <= most, "{part}: {size} bytes");
+        }
+    }
 }

@@ -40,12 +40,16 @@ impl Relay {
     }
 
     /// Runs to the end. `carried` is right at any moment, however the session ends.
-    pub(super) async fn run(mut self, presence: &Presence, carried: &mut Carried) -> Leave {
-        let ending = tokio::select! {
+    pub(super) async fn run(&mut self, presence: &Presence, carried: &mut Carried) -> Ending {
+        tokio::select! {
             biased;
             ending = poll_fn(|cx| self.poll(carried, cx)) => ending,
             reason = presence.shown_out() => reason.into(),
-        };
+        }
+    }
+
+    /// What is still to be said to the client. The upstream is let go of.
+    pub(super) fn leave(self, ending: Ending) -> Leave {
         Leave::tls(ending, self.client, Vec::new())
     }
 

@@ -32,7 +32,7 @@ pub(super) async fn secure(greeted: Greeted, terms: &Terms, facts: &mut Facts) -
     while stream.records().is_handshaking() {
         let shaken = stream.shake_hands().await;
         if facts.sni.is_none() {
-            facts.sni = attempt.sni().map(str::to_owned);
+            facts.sni = attempt.sni().map(Into::into);
         }
         if let Err(error) = shaken {
             if let Some(certificate) = attempt.refused() {

@@ -3,8 +3,9 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::House;
 use super::part::{Leave, Parting};
-use crate::audit::{Audit, Facts};
+use crate::audit::Facts;
 use crate::outcome::{Carried, Ending, Reason};
 use crate::policy::Admitted;
 use crate::sessions::Presence;
@@ -14,7 +15,7 @@ use crate::snapshot::Terms;
 /// writes one.
 #[derive(Debug)]
 pub(super) struct Visit {
-    audit: Audit,
+    house: Arc<House>,
     facts: Box<Facts>,
     accepted_at: Instant,
     stage: Stage,
@@ -30,7 +31,7 @@ enum Stage {
 
 impl Visit {
     pub(super) fn new(
-        audit: Audit,
+        house: Arc<House>,
         terms: &Terms,
         admitted: &Admitted,
         presence: &Presence,
@@ -40,12 +41,17 @@ impl Visit {
         facts.rule = admitted.rule().cloned();
         facts.would_deny = admitted.rule().is_none();
         facts.upstream = Some(Arc::clone(&terms.upstream_name));
-        Self { audit, facts: Box::new(facts), accepted_at, stage: Stage::Entering, carried: Carried::default() }
+        Self { house, facts: Box::new(facts), accepted_at, stage: Stage::Entering, carried: Carried::default() }
     }
 
     /// The moment when `timeout` has passed since the connection was accepted.
     pub(super) fn deadline(&self, timeout: Duration) -> tokio::time::Instant {
         (self.accepted_at + timeout).into()
+    }
+
+    /// What is around the connection.
+    pub(super) fn house(&self) -> Arc<House> {
+        Arc::clone(&self.house)
     }
 
     pub(super) fn facts(&mut self) -> &mut Facts {
@@ -60,29 +66,27 @@ impl Visit {
     /// The upstream is reached.
     pub(super) fn opened(&mut self) {
         self.stage = Stage::Opened;
-        self.audit.opened(&self.facts);
+        self.house.audit.opened(&self.facts);
     }
 
     /// The connection ends: the auditor is told first, then the client.
-    pub(super) async fn ended(mut self, leave: Leave) {
+    pub(super) async fn ended(&mut self, leave: Leave) {
         self.tell(&leave.ending);
-        drop(self);
         leave.parting.say().await;
     }
 
     /// The connection was a CancelRequest, and it has reached the upstream.
-    pub(super) async fn cancelled(mut self, parting: Parting) {
+    pub(super) async fn cancelled(&mut self, parting: Parting) {
         self.stage = Stage::Told;
-        self.audit.cancel_forwarded(&self.facts, self.accepted_at.elapsed());
-        drop(self);
+        self.house.audit.cancel_forwarded(&self.facts, self.accepted_at.elapsed());
         parting.say().await;
     }
 
     fn tell(&mut self, ending: &Ending) {
         let duration = self.accepted_at.elapsed();
         match self.stage {
-            Stage::Entering => self.audit.denied(&self.facts, ending, duration),
-            Stage::Opened => self.audit.closed(&self.facts, ending, self.carried, duration),
+            Stage::Entering => self.house.audit.denied(&self.facts, ending, duration),
+            Stage::Opened => self.house.audit.closed(&self.facts, ending, self.carried, duration),
             Stage::Told => {}
         }
         self.stage = Stage::Told;

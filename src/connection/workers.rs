@@ -63,32 +63,23 @@ impl Worker {
 }
 
 /// Serves connections until no more can come and the last one has ended.
-async fn work(mut queue: mpsc::Receiver<Arrival>, load: &Arc<AtomicUsize>, house: House) {
+async fn work(mut queue: mpsc::Receiver<Arrival>, load: &AtomicUsize, house: House) {
     let house = Arc::new(house);
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
             arrival = queue.recv() => {
                 let Some(arrival) = arrival else { break };
-                let (house, held) = (Arc::clone(&house), Load(Arc::clone(load)));
-                connections.spawn(async move {
-                    serve(arrival, &house).await;
-                    drop(held);
-                });
+                connections.spawn(serve(arrival, &house));
             }
-            // A panic ends here; the connection's `Visit` has told the audit already.
-            Some(_) = connections.join_next() => {}
+            // A panic ends here too; the connection's `Visit` has told the audit already.
+            Some(_) = connections.join_next() => {
+                load.fetch_sub(1, Ordering::Relaxed);
+            }
         }
     }
-    while connections.join_next().await.is_some() {}
-}
-
-/// One connection's part of a worker's load, given back however the connection ends.
-struct Load(Arc<AtomicUsize>);
-
-impl Drop for Load {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+    while connections.join_next().await.is_some() {
+        load.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -8,7 +8,7 @@ use rustls::server::ResolvesServerCert;
 use rustls::server::danger::ClientCertVerifier;
 use rustls::sign::CertifiedKey;
 use rustls::version::{TLS12, TLS13};
-use rustls::{Error, ProtocolVersion, ServerConfig, SupportedCipherSuite, SupportedProtocolVersion};
+use rustls::{CipherSuite, Error, ProtocolVersion, ServerConfig, SupportedCipherSuite, SupportedProtocolVersion};
 
 use super::certificate::Certificate;
 use super::chooser::{Choice, Chooser, Heard, Listening};
@@ -212,7 +212,11 @@ pub fn version_name(version: ProtocolVersion) -> &'static str {
 }
 
 /// The IANA name of a cipher suite; rustls writes those of TLS 1.3 as `TLS13_…`.
-pub fn cipher_name(suite: SupportedCipherSuite) -> String {
-    let name = suite.suite().as_str().unwrap_or("unknown");
-    name.strip_prefix("TLS13_").map_or_else(|| name.to_owned(), |rest| format!("TLS_{rest}"))
+pub fn cipher_name(suite: SupportedCipherSuite) -> &'static str {
+    match suite.suite() {
+        CipherSuite::TLS13_AES_128_GCM_SHA256 => "TLS_AES_128_GCM_SHA256",
+        CipherSuite::TLS13_AES_256_GCM_SHA384 => "TLS_AES_256_GCM_SHA384",
+        CipherSuite::TLS13_CHACHA20_POLY1305_SHA256 => "TLS_CHACHA20_POLY1305_SHA256",
+        other => other.as_str().unwrap_or("unknown"),
+    }
 }
