@@ -4,6 +4,7 @@ SHELL       := bash
 .SHELLFLAGS := -euo pipefail -c
 
 CARGO      ?= cargo
+BENCH_ARGS ?=
 PREFIX     ?= /usr/local
 SYSCONFDIR ?= /etc
 DESTDIR    ?=
@@ -15,7 +16,11 @@ libdir   = $(DESTDIR)$(PREFIX)/lib
 confdir  = $(DESTDIR)$(SYSCONFDIR)/portcullis
 
 .DEFAULT_GOAL := help
-.PHONY: build demo help install lint test
+.PHONY: bench build demo help install lint test
+
+bench: ## install the peers (Debian, Ubuntu) and measure beside them; about half an hour (BENCH_ARGS="--rounds 3")
+	scripts/install-bench-peers
+	$(CARGO) bench --locked --bench peers -- $(BENCH_ARGS)
 
 build: ## build the release binary
 	$(CARGO) build --release --locked

@@ -1,0 +1,168 @@
+//! What the targets are made to do. Each module knows one kind of work; a `Work` is a kind with its parameters, a row of the
+//! report, or several.
+
+mod drive;
+mod exchange;
+mod handshake;
+mod memory;
+pub(crate) mod neighbour;
+mod pgbench;
+mod rules;
+mod storm;
+mod stranger;
+
+use std::time::Duration;
+
+use exchange::Exchanges;
+use handshake::Handshake;
+use neighbour::Neighbour;
+use pgbench::Pgbench;
+
+use crate::fault::Result;
+use crate::options::Plan;
+use crate::site::Site;
+use crate::targets::{Abilities, Door, Instance, Target};
+use crate::tls::Offer;
+
+/// Who is measured, where, and how much.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Trial<'a> {
+    pub(crate) site: &'a Site,
+    pub(crate) plan: &'a Plan,
+    pub(crate) target: &'a Target,
+    pub(crate) instance: &'a Instance,
+}
+
+/// One number.
+#[derive(Debug, Clone)]
+pub(crate) struct Figure {
+    pub(crate) name: String,
+    pub(crate) unit: &'static str,
+    pub(crate) value: f64,
+    /// Whether dividing it by another target's says something.
+    pub(crate) compared: bool,
+}
+
+impl Figure {
+    pub(crate) fn new(name: impl Into<String>, unit: &'static str, value: f64) -> Self {
+        Self { name: name.into(), unit, value, compared: true }
+    }
+
+    /// One that is told and not compared.
+    pub(crate) fn told(name: impl Into<String>, unit: &'static str, value: f64) -> Self {
+        Self { compared: false, ..Self::new(name, unit, value) }
+    }
+}
+
+/// What one sample gave.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Outcome {
+    pub(crate) figures: Vec<Figure>,
+    /// What the figures were computed from, where they are quotients.
+    pub(crate) units: u64,
+    pub(crate) cpu: Duration,
+    pub(crate) wall: Duration,
+    pub(crate) failures: u64,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Kind {
+    Exchanges(Exchanges),
+    Latency,
+    Handshake(Handshake),
+    Memory,
+    Storm,
+    Pgbench(Pgbench),
+    Stranger,
+    Rules,
+    Neighbour(Neighbour),
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Work {
+    pub(crate) name: &'static str,
+    pub(crate) title: &'static str,
+    kind: Kind,
+}
+
+const WORKS: &[Work] = &[
+    work("bulk-get-1", "GET of 1 MiB, 1 connection", Kind::Exchanges(Exchanges::bulk(false, 1))),
+    work("bulk-get-4", "GET of 1 MiB, 4 connections", Kind::Exchanges(Exchanges::bulk(false, 4))),
+    work("bulk-set-1", "SET of 1 MiB, 1 connection", Kind::Exchanges(Exchanges::bulk(true, 1))),
+    work("bulk-set-4", "SET of 1 MiB, 4 connections", Kind::Exchanges(Exchanges::bulk(true, 4))),
+    work("small-p1", "GET/SET of 50 B, 50 connections", Kind::Exchanges(Exchanges::small(1))),
+    work("small-p16", "GET/SET of 50 B, 50 connections, pipeline 16", Kind::Exchanges(Exchanges::small(16))),
+    work("latency", "PING-PONG, 1 connection", Kind::Latency),
+    work("full-ecdsa", "full handshake, ECDSA", Kind::Handshake(Handshake::full(Door::Redis))),
+    work("full-rsa", "full handshake, RSA-2048", Kind::Handshake(Handshake::full(Door::Rsa))),
+    work("full-mutual", "full handshake, client certificate", Kind::Handshake(Handshake::full(Door::Mutual))),
+    work("full-hybrid", "full handshake, ECDSA, X25519MLKEM768", Kind::Handshake(Handshake::hybrid())),
+    work("resumed", "resumed handshake", Kind::Handshake(Handshake::resumed(Door::Redis))),
+    work("resumed-mutual", "resumed handshake, client certificate", Kind::Handshake(Handshake::resumed(Door::Mutual))),
+    work("stranger", "a stranger turned away", Kind::Stranger),
+    work("pgbench", "pgbench -S", Kind::Pgbench(Pgbench { reconnect: false })),
+    work("pgbench-connect", "pgbench -S -C", Kind::Pgbench(Pgbench { reconnect: true })),
+    work("storm", "storm of connections", Kind::Storm),
+    work("neighbour-get", "beside bulk GET", Kind::Neighbour(Neighbour { set: false })),
+    work("neighbour-set", "beside bulk SET", Kind::Neighbour(Neighbour { set: true })),
+    work("rules", "the decision", Kind::Rules),
+    work("memory", "idle sessions", Kind::Memory),
+];
+
+const fn work(name: &'static str, title: &'static str, kind: Kind) -> Work {
+    Work { name, title, kind }
+}
+
+impl Work {
+    /// All, or those that are asked for.
+    pub(crate) fn chosen(asked: &[String]) -> Result<Vec<Self>> {
+        let meant = |work: &Self, name: &String| {
+            work.name == name || work.name.strip_prefix(name.as_str()).is_some_and(|rest| rest.starts_with('-'))
+        };
+        if let Some(unknown) = asked.iter().find(|name| !WORKS.iter().any(|work| meant(work, name))) {
+            return Err(format!("--works: there is no {unknown}; --list shows what there is").into());
+        }
+        let wanted = |work: &&Self| asked.is_empty() || asked.iter().any(|name| meant(work, name));
+        Ok(WORKS.iter().filter(wanted).copied().collect())
+    }
+
+    pub(crate) fn needs_postgres(self) -> bool {
+        matches!(self.kind, Kind::Pgbench(_))
+    }
+
+    /// Whether a target can do it at all.
+    pub(crate) fn suits(self, can: Abilities) -> bool {
+        let has = |door| can.doors.contains(&door);
+        match self.kind {
+            Kind::Handshake(handshake) => has(handshake.door) && (can.hybrid || !can.tls || !handshake.offer.hybrid),
+            Kind::Pgbench(_) => has(Door::Postgres),
+            Kind::Stranger => can.allowlist,
+            Kind::Rules => can.many_rules,
+            Kind::Neighbour(_) => has(Door::Redis) && has(Door::Bulk),
+            _ => has(Door::Redis),
+        }
+    }
+
+    /// How many of the rounds take part: memory hardly depends on who else is on the machine, and takes long.
+    pub(crate) fn rounds(self, rounds: u32) -> u32 {
+        if matches!(self.kind, Kind::Memory) { rounds.min(2) } else { rounds }
+    }
+
+    /// Takes one sample.
+    pub(crate) async fn sample(self, trial: Trial<'_>) -> Result<Outcome> {
+        match self.kind {
+            Kind::Exchanges(exchanges) => exchanges.sample(trial).await,
+            Kind::Latency => exchange::latency(trial).await,
+            Kind::Handshake(handshake) => handshake.sample(trial).await,
+            Kind::Memory => memory::sample(trial).await,
+            Kind::Storm => storm::sample(trial).await,
+            Kind::Pgbench(pgbench) => pgbench.sample(trial).await,
+            Kind::Stranger => stranger::sample(trial).await,
+            Kind::Rules => rules::sample(trial).await,
+            Kind::Neighbour(neighbour) => neighbour.sample(trial).await,
+        }
+    }
+}
+
+/// A client of the first Redis without anything special.
+const PLAIN_OFFER: Offer = Offer { certificate: false, hybrid: false, resume: false };
