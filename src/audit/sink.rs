@@ -1,4 +1,7 @@
 //! A line writer that never makes anybody wait: a bounded queue, a thread behind it, and a count of what did not fit.
+//!
+//! The thread lets lines gather for a moment and writes them together. Written one by one, each would cost the worker that
+//! said it a wake-up and the machine two changes of thread: in a storm of connections more than half a handshake.
 
 use std::fs::File;
 use std::io::{self, Write as _};
@@ -66,18 +69,40 @@ impl Destination {
         Self { output, torn: false }
     }
 
-    fn write(&mut self, line: &[u8]) -> io::Result<()> {
-        let before: &[u8] = if self.torn { b"\n" } else { b"" };
-        let result = match &mut self.output {
-            Output::File { file, .. } => file.write_all(before).and_then(|()| file.write_all(line)),
-            Output::Nowhere => Ok(()),
+    /// Writes whole lines.
+    ///
+    /// # Errors
+    /// The error, and how many bytes had been written before it.
+    fn write(&mut self, lines: &[u8]) -> Result<(), (io::Error, usize)> {
+        if self.torn {
+            self.write_some(b"\n").map_err(|error| (error, 0))?;
+            self.torn = false;
+        }
+        let mut written = 0;
+        while let Some(rest) = lines.get(written..).filter(|rest| !rest.is_empty()) {
+            match self.write_some(rest) {
+                Ok(count) => written += count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => {
+                    self.torn = lines.get(..written).and_then(<[u8]>::last).is_some_and(|byte| *byte != b'\n');
+                    return Err((error, written));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes at least one byte.
+    fn write_some(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = match &mut self.output {
+            Output::File { file, .. } => file.write(bytes),
+            Output::Nowhere => Ok(bytes.len()),
             Output::Stdout => {
                 let mut out = io::stdout().lock();
-                out.write_all(before).and_then(|()| out.write_all(line)).and_then(|()| out.flush())
+                out.write(bytes).and_then(|written| out.flush().map(|()| written))
             }
         };
-        self.torn = result.is_err();
-        result
+        written.and_then(|written| if written == 0 { Err(io::ErrorKind::WriteZero.into()) } else { Ok(written) })
     }
 
     fn is_nowhere(&self) -> bool {
@@ -136,43 +161,71 @@ impl Sink {
     }
 }
 
-fn write_lines(messages: &Receiver<Message>, mut destination: Destination, shared: &Shared) {
-    let mut failing = false;
-    for message in messages {
-        if let Some(next) = shared.next.lock().unwrap_or_else(PoisonError::into_inner).take() {
-            destination = next;
-            failing = false;
+fn write_lines(messages: &Receiver<Message>, destination: Destination, shared: &Shared) {
+    let mut writer = Writer { destination, shared, gathered: Vec::new(), failing: false };
+    while let Ok(first) = messages.recv() {
+        if matches!(first, Message::Line(_)) {
+            std::thread::sleep(GATHERING);
         }
-        match message {
-            Message::Flush(done) => {
-                let _ = done.send(());
-            }
-            Message::Line(line) => {
-                let result = write_line(&mut destination, &line, shared);
-                if let (Err(error), false) = (&result, failing) {
-                    complain(format_args!("{} cannot be written: {error}; lines are dropped", destination.name()));
-                }
-                failing = result.is_err();
-            }
+        writer.take(first);
+        while let Ok(next) = messages.try_recv() {
+            writer.take(next);
         }
+        writer.write_out();
     }
 }
 
-/// Writes a line, and before it how many are missing.
-fn write_line(destination: &mut Destination, line: &[u8], shared: &Shared) -> io::Result<()> {
-    let missing = shared.dropped.swap(0, Ordering::Relaxed);
-    let before = if missing > 0 { destination.write(lost_lines(missing).as_bytes()) } else { Ok(()) };
-    let result = match before {
-        Ok(()) => destination.write(line),
-        Err(error) => {
-            shared.dropped.fetch_add(missing, Ordering::Relaxed);
-            Err(error)
+/// The far end of the queue.
+struct Writer<'a> {
+    destination: Destination,
+    shared: &'a Shared,
+    /// Lines to be written together.
+    gathered: Vec<u8>,
+    /// Whether the last write failed, which is complained of once.
+    failing: bool,
+}
+
+impl Writer<'_> {
+    fn take(&mut self, message: Message) {
+        match message {
+            Message::Flush(done) => {
+                self.write_out();
+                let _ = done.send(());
+            }
+            Message::Line(line) => {
+                self.gathered.extend_from_slice(&line);
+                if self.gathered.len() >= MOST_GATHERED {
+                    self.write_out();
+                }
+            }
         }
-    };
-    if result.is_err() {
-        shared.dropped.fetch_add(1, Ordering::Relaxed);
     }
-    result
+
+    /// Writes what has gathered, and before it how many lines are missing.
+    fn write_out(&mut self) {
+        if let Some(next) = self.shared.next.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            self.destination = next;
+            self.failing = false;
+        }
+        if self.gathered.is_empty() {
+            return;
+        }
+        let missing = self.shared.dropped.swap(0, Ordering::Relaxed);
+        let before = if missing > 0 { lost_lines(missing) } else { String::new() };
+        self.gathered.splice(..0, before.bytes());
+        let result = self.destination.write(&self.gathered);
+        if let Err((error, written)) = &result {
+            let told = if *written >= before.len() { 0 } else { missing };
+            let lines = self.gathered.get(before.len().max(*written)..).unwrap_or_default();
+            let lost = lines.iter().filter(|byte| **byte == b'\n').count() as u64;
+            self.shared.dropped.fetch_add(told + lost, Ordering::Relaxed);
+            if !self.failing {
+                complain(format_args!("{} cannot be written: {error}; lines are dropped", self.destination.name()));
+            }
+        }
+        self.failing = result.is_err();
+        self.gathered.clear();
+    }
 }
 
 /// The line that stands where lines are missing.
@@ -187,6 +240,12 @@ fn complain(words: std::fmt::Arguments<'_>) {
 
 /// Lines that may wait. At some 300 bytes each this bounds the memory of a hanging writer to about 5 MiB.
 const QUEUE_LENGTH: usize = 16_384;
+
+/// How late a line may be written. Long enough for a storm of connections to cost few writes, shorter than anybody waits.
+const GATHERING: Duration = Duration::from_millis(10);
+
+/// What is written at a time, give or take a line.
+const MOST_GATHERED: usize = 64 << 10;
 
 #[cfg(test)]
 mod tests {
