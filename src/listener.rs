@@ -1,4 +1,5 @@
-//! Bound addresses and the loops that accept from them.
+//! Bound addresses and the loops that accept from them. The loops run on the workers, so that where there is one worker
+//! a connection never changes threads.
 //!
 //! The source question is put here, before a task, a timer or a byte is spent on a stranger. Which listener an address
 //! belongs to is looked up in the snapshot at every accept, so a reload never has to restart a loop it did not mean.
@@ -14,12 +15,12 @@ use time::OffsetDateTime;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
-use tokio::task::JoinSet;
+use tokio::task::{JoinSet, yield_now};
 use tracing::warn;
 
 use crate::addr::{ClientAddr, ListenAddr};
 use crate::audit::Facts;
-use crate::connection::{Arrival, House, Workers, keep_alive};
+use crate::connection::{Arrival, House, Seat, Workers, keep_alive};
 use crate::outcome::{Ending, Reason};
 use crate::snapshot::{Door, Snapshot, Terms};
 
@@ -52,6 +53,8 @@ struct Opening {
     socket: Arc<TcpListener>,
     ready: AsyncFd<Arc<TcpListener>>,
     local: SocketAddr,
+    /// Where its loop is to run.
+    seat: Seat,
 }
 
 /// An address that cannot be had.
@@ -78,7 +81,7 @@ impl Listeners {
         for terms in snapshot.listeners() {
             for door in terms.doors.iter().filter(|door| !self.bound.contains_key(door)) {
                 let leaving = self.share_port_of_leaving(door, snapshot);
-                let opening = Opening::bind(&door.address, !leaving.is_empty()).map_err(|error| BindError {
+                let opening = self.open(&door.address, !leaving.is_empty()).map_err(|error| BindError {
                     listener: Arc::clone(&terms.name),
                     address: door.address,
                     error,
@@ -110,11 +113,27 @@ impl Listeners {
         terms.doors.iter().filter_map(|door| self.bound.get(door).map(|bound| bound.local)).collect()
     }
 
+    /// Binds an address; `shared` where a socket that is about to leave still has its port.
+    fn open(&self, address: &ListenAddr, shared: bool) -> io::Result<Opening> {
+        let seat = self.workers.seat().ok_or_else(|| io::Error::other("there is no worker"))?;
+        let socket = Arc::new(bind(address, shared)?);
+        let local = socket.local_addr()?;
+        let _there = seat.runtime.enter();
+        // tokio's own listener would register every accepted socket with this thread, a stranger's too, only to move it.
+        #[allow(
+            deprecated,
+            reason = "unsound only for types that let go of their descriptor; this one keeps it for life"
+        )]
+        let ready = AsyncFd::with_interest(Arc::clone(&socket), Interest::READABLE)?;
+        Ok(Opening { socket, ready, local, seat })
+    }
+
     fn accept_from(&mut self, door: Door, opening: Opening) -> Bound {
-        let Opening { socket, ready, local } = opening;
+        let Opening { socket, ready, local, seat } = opening;
         let (running, stopped) = watch::channel(());
-        let gate = Gate { door, house: self.house.clone(), workers: Arc::clone(&self.workers), owner: None };
-        self.loops.spawn(gate.run(ready, stopped));
+        let runtime = seat.runtime.clone();
+        let gate = Gate { door, house: self.house.clone(), workers: Arc::clone(&self.workers), seat, owner: None };
+        self.loops.spawn_on(gate.run(ready, stopped), &runtime);
         Bound { socket, local, _running: running }
     }
 
@@ -144,33 +163,22 @@ impl Drop for SharedPort {
     }
 }
 
-impl Opening {
-    /// Binds an address; `shared` where a socket that is about to leave still has its port.
-    fn bind(address: &ListenAddr, shared: bool) -> io::Result<Self> {
-        let domain = if address.socket.is_ipv4() { Domain::IPV4 } else { Domain::IPV6 };
-        let socket = Socket::new(domain, Type::STREAM, Some(Protocol::TCP))?;
-        if address.socket.is_ipv6() {
-            // Said either way, so that net.ipv6.bindv6only does not decide.
-            socket.set_only_v6(address.ipv6_only)?;
-        }
-        // Sessions of a former process in TIME_WAIT must not keep a restart waiting.
-        socket.set_reuse_address(true)?;
-        socket.set_nonblocking(true)?;
-        socket.set_reuse_port(shared)?;
-        socket.bind(&address.socket.into())?;
-        socket.listen(BACKLOG)?;
-        // Only for the moment: two portcullis processes must never share a port unnoticed.
-        socket.set_reuse_port(false)?;
-        let socket = Arc::new(TcpListener::from(socket));
-        let local = socket.local_addr()?;
-        // tokio's own listener would register every accepted socket with this thread, a stranger's too, only to move it.
-        #[allow(
-            deprecated,
-            reason = "unsound only for types that let go of their descriptor; this one keeps it for life"
-        )]
-        let ready = AsyncFd::with_interest(Arc::clone(&socket), Interest::READABLE)?;
-        Ok(Self { socket, ready, local })
+fn bind(address: &ListenAddr, shared: bool) -> io::Result<TcpListener> {
+    let domain = if address.socket.is_ipv4() { Domain::IPV4 } else { Domain::IPV6 };
+    let socket = Socket::new(domain, Type::STREAM, Some(Protocol::TCP))?;
+    if address.socket.is_ipv6() {
+        // Said either way, so that net.ipv6.bindv6only does not decide.
+        socket.set_only_v6(address.ipv6_only)?;
     }
+    // Sessions of a former process in TIME_WAIT must not keep a restart waiting.
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.set_reuse_port(shared)?;
+    socket.bind(&address.socket.into())?;
+    socket.listen(BACKLOG)?;
+    // Only for the moment: two portcullis processes must never share a port unnoticed.
+    socket.set_reuse_port(false)?;
+    Ok(socket.into())
 }
 
 /// The loop behind one address.
@@ -178,6 +186,8 @@ struct Gate {
     door: Door,
     house: House,
     workers: Arc<Workers>,
+    /// The worker it runs on.
+    seat: Seat,
     /// The listener the address belonged to last.
     owner: Option<Arc<str>>,
 }
@@ -185,7 +195,11 @@ struct Gate {
 impl Gate {
     async fn run(mut self, socket: AsyncFd<Arc<TcpListener>>, mut stopped: watch::Receiver<()>) {
         let mut patience = Patience::default();
-        loop {
+        for turn in 1_usize.. {
+            if turn % AT_A_TIME == 0 {
+                // A flood of strangers is not to keep the sessions of this worker waiting.
+                yield_now().await;
+            }
             let accepted = tokio::select! {
                 // Only a dropped sender ends the wait.
                 _ = stopped.changed() => break,
@@ -207,7 +221,7 @@ impl Gate {
                 Ok((stream, from)) => self.let_in(stream, from).await,
                 Err(_) => break,
             }
-            tokio::task::yield_now().await;
+            yield_now().await;
         }
     }
 
@@ -221,7 +235,8 @@ impl Gate {
                 // A client that has gone already is noticed where it is first read from.
                 let _ = stream.set_nonblocking(true).and_then(|()| keep_alive(&stream));
                 let presence = self.house.register.enter();
-                self.workers.hand_over(Arrival { stream, admitted, terms, presence, accepted_at }).await;
+                let arrival = Arrival { stream, admitted, terms, presence, accepted_at };
+                self.workers.hand_over(arrival, &self.seat).await;
             }
             Err(stranger) => {
                 drop(stream);
@@ -291,6 +306,9 @@ impl Patience {
 const SHORTEST_WAIT: Duration = Duration::from_millis(5);
 const LONGEST_WAIT: Duration = Duration::from_secs(1);
 const SAY_EVERY: Duration = Duration::from_secs(60);
+
+/// Connections accepted before the worker's sessions have their turn.
+const AT_A_TIME: usize = 16;
 
 /// Connections the kernel keeps ready; it caps this at net.core.somaxconn.
 const BACKLOG: i32 = 4096;

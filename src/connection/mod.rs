@@ -35,7 +35,7 @@ use std::time::Instant;
 use tokio::time::timeout_at;
 
 pub use socket::keep_alive;
-pub use workers::Workers;
+pub use workers::{Seat, Workers};
 
 use self::cancel::CancelRequest;
 use self::greet::Greeting;

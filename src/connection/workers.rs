@@ -5,6 +5,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
@@ -14,11 +15,22 @@ use super::{Arrival, House, serve};
 #[derive(Debug)]
 pub struct Workers {
     workers: Vec<Worker>,
+    /// Seats given so far.
+    seated: AtomicUsize,
+}
+
+/// A place on one worker, for what has to run beside its connections.
+#[derive(Clone, Debug)]
+pub struct Seat {
+    number: usize,
+    /// The worker's runtime.
+    pub runtime: Handle,
 }
 
 #[derive(Debug)]
 struct Worker {
     arrivals: mpsc::Sender<Arrival>,
+    runtime: Handle,
     /// Connections handed over and not yet ended.
     load: Arc<AtomicUsize>,
 }
@@ -31,17 +43,24 @@ impl Workers {
     pub fn start(count: usize, house: &House) -> io::Result<Self> {
         let workers =
             (0..count.max(1)).map(|number| Worker::start(number, house.clone())).collect::<io::Result<_>>()?;
-        Ok(Self { workers })
+        Ok(Self { workers, seated: AtomicUsize::new(0) })
     }
 
-    /// Hands a connection to the worker with the fewest. The kernel's own spreading (SO_REUSEPORT) hashes addresses, which
+    /// A seat on the workers in turn.
+    pub fn seat(&self) -> Option<Seat> {
+        let number = self.seated.fetch_add(1, Ordering::Relaxed) % self.workers.len().max(1);
+        self.workers.get(number).map(|worker| Seat { number, runtime: worker.runtime.clone() })
+    }
+
+    /// Hands a connection to the worker with the fewest, and rather to the one it was accepted by, which then need not wake
+    /// another. The kernel's own spreading (SO_REUSEPORT) hashes addresses, which
     /// is uneven for the few and long-lived connections databases have.
     ///
     /// Waits while that worker has a full queue, which slows accepting down and nothing else.
-    pub async fn hand_over(&self, arrival: Arrival) {
-        let Some(worker) = self.workers.iter().min_by_key(|worker| worker.load.load(Ordering::Relaxed)) else {
-            return;
-        };
+    pub async fn hand_over(&self, arrival: Arrival, accepted_by: &Seat) {
+        let by_load =
+            |(number, worker): &(usize, &Worker)| (worker.load.load(Ordering::Relaxed), *number != accepted_by.number);
+        let Some((_, worker)) = self.workers.iter().enumerate().min_by_key(by_load) else { return };
         worker.load.fetch_add(1, Ordering::Relaxed);
         if worker.arrivals.send(arrival).await.is_err() {
             worker.load.fetch_sub(1, Ordering::Relaxed);
@@ -54,11 +73,11 @@ impl Worker {
         let (arrivals, queue) = mpsc::channel(QUEUE_LENGTH);
         let load = Arc::new(AtomicUsize::new(0));
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let theirs = Arc::clone(&load);
+        let (theirs, handle) = (Arc::clone(&load), runtime.handle().clone());
         std::thread::Builder::new()
             .name(format!("portcullis-{number}"))
             .spawn(move || runtime.block_on(work(queue, &theirs, house)))?;
-        Ok(Self { arrivals, load })
+        Ok(Self { arrivals, runtime: handle, load })
     }
 }
 
