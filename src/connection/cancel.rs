@@ -75,7 +75,7 @@ impl Canceller {
                 let terms = judge_source(&snapshot, facts)?;
                 if terms.plaintext_cancel { Ok(()) } else { Err(Reason::PlaintextRefused.into()) }
             }
-            Self::Tls(stream) => judge(stream, None, &snapshot, facts).map(|_| ()),
+            Self::Tls(stream) => judge(stream, &snapshot, facts).map(|_| ()),
         }
     }
 }

@@ -12,10 +12,7 @@ use crate::snapshot::Current;
 /// Judges a client again whose upstream has been reached, before any of its bytes goes there.
 pub(super) fn confirm(dialled: Dialled, current: &Current, facts: &mut Facts) -> Result<Dialled, Leave> {
     let snapshot = Arc::clone(&current.borrow());
-    let Identified { stream, terms, .. } = &dialled.identified;
-    // The chain was verified by these terms; where they are still in force only the dates can have changed.
-    let already = Some(&terms.tls);
-    match judge(stream, already, &snapshot, facts) {
+    match judge(&dialled.identified.stream, &snapshot, facts) {
         Ok(_) => Ok(dialled),
         Err(ending) => {
             let Identified { stream, terms, .. } = dialled.identified;

@@ -13,7 +13,7 @@ use super::stream::TlsStream;
 use crate::audit::Facts;
 use crate::outcome::{Ending, Reason};
 use crate::snapshot::{Current, Snapshot, Terms};
-use crate::tls::{Certificate, Identity, ServerTls};
+use crate::tls::{Certificate, Identity};
 
 /// A client that may go on to the upstream, by these terms.
 #[derive(Debug)]
@@ -24,32 +24,20 @@ pub(super) struct Identified {
 
 /// Judges a client that has just finished its handshake.
 pub(super) fn identify(secured: Secured, current: &Current, facts: &mut Facts) -> Result<Identified, Leave> {
-    let Secured { stream, protocol, tls, verified } = secured;
+    let Secured { stream, protocol } = secured;
     let snapshot = Arc::clone(&current.borrow());
-    let already = verified.then_some(&tls);
-    match judge(&stream, already, &snapshot, facts) {
+    match judge(&stream, &snapshot, facts) {
         Ok(terms) => Ok(Identified { stream, terms }),
         Err(ending) => Err(Leave::refused(ending, stream, protocol, Startup::Awaited)),
     }
 }
 
-/// Puts both questions, source and identity, to the policy of `snapshot`. `already` is the TLS configuration by which
-/// the client's chain was verified before, if it was.
-pub(super) fn judge(
-    stream: &TlsStream,
-    already: Option<&Arc<ServerTls>>,
-    snapshot: &Snapshot,
-    facts: &mut Facts,
-) -> Result<Arc<Terms>, Ending> {
+/// Puts both questions, source and identity, to the policy of `snapshot`. A chain that this policy has verified before
+/// costs little.
+pub(super) fn judge(stream: &TlsStream, snapshot: &Snapshot, facts: &mut Facts) -> Result<Arc<Terms>, Ending> {
     let terms = judge_source(snapshot, facts)?;
     let chain = stream.records().client_chain();
-    let trust = terms.tls.trust();
-    let now = OffsetDateTime::now_utc();
-    let identity = match already {
-        Some(tls) if Arc::ptr_eq(tls, &terms.tls) => trust.identify(chain, now),
-        Some(_) | None => trust.judge(chain, now),
-    };
-    match identity {
+    match terms.tls.trust().judge(chain, OffsetDateTime::now_utc()) {
         Ok(Identity::Certified(certificate)) => facts.name(&certificate.subject, &certificate.sha256),
         Ok(Identity::Anonymous) => {}
         Err(ending) => {

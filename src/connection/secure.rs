@@ -1,7 +1,5 @@
 //! The TLS handshake.
 
-use std::sync::Arc;
-
 use super::greet::Greeted;
 use super::part::Leave;
 use super::stream::TlsStream;
@@ -9,7 +7,7 @@ use crate::audit::Facts;
 use crate::outcome::{Ending, Reason};
 use crate::protocol::{Protocol, postgres};
 use crate::snapshot::Terms;
-use crate::tls::{ServerTls, cipher_name, handshake_failure, version_name};
+use crate::tls::{cipher_name, handshake_failure, version_name};
 
 /// A client inside TLS, whose identity has not been judged.
 #[derive(Debug)]
@@ -17,16 +15,11 @@ pub(super) struct Secured {
     pub(super) stream: Box<TlsStream>,
     /// What it speaks inside TLS.
     pub(super) protocol: Protocol,
-    /// The TLS terms of the handshake.
-    pub(super) tls: Arc<ServerTls>,
-    /// Whether rustls has asked its verifier in this handshake; in a resumed one it has not.
-    pub(super) verified: bool,
 }
 
 pub(super) async fn secure(greeted: Greeted, terms: &Terms, facts: &mut Facts) -> Result<Secured, Leave> {
     let Greeted { stream: socket, needs_alpn } = greeted;
-    let tls = Arc::clone(&terms.tls);
-    let attempt = tls.attempt();
+    let attempt = terms.tls.attempt();
     let records = attempt.records().map_err(|error| Ending::new(Reason::IoError, error))?;
     let mut stream = Box::new(TlsStream::new(socket, records));
     while stream.records().is_handshaking() {
@@ -50,6 +43,5 @@ pub(super) async fn secure(greeted: Greeted, terms: &Terms, facts: &mut Facts) -
         let ending = Ending::new(Reason::ProtocolViolation, "direct TLS without the ALPN protocol \"postgresql\"");
         return Err(Leave::tls(ending, stream, Vec::new()));
     }
-    let verified = !stream.records().is_resumed();
-    Ok(Secured { stream, protocol: terms.protocol, tls, verified })
+    Ok(Secured { stream, protocol: terms.protocol })
 }

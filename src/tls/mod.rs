@@ -16,6 +16,7 @@ mod server;
 #[cfg(test)]
 pub(crate) mod specimen;
 mod trust;
+mod verified;
 mod verifier;
 
 pub use certificate::{Certificate, CertificateError};

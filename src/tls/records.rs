@@ -11,7 +11,7 @@ use std::sync::Arc;
 use rustls::pki_types::CertificateDer;
 use rustls::server::{ServerConnectionData, UnbufferedServerConnection};
 use rustls::unbuffered::{ConnectionState, EncodeError, EncodeTlsData, EncryptError, UnbufferedStatus, WriteTraffic};
-use rustls::{CommonState, Error, HandshakeKind, ServerConfig};
+use rustls::{CommonState, Error, ServerConfig};
 
 /// One client's TLS, from its first record to close_notify.
 pub struct Records {
@@ -204,11 +204,6 @@ impl Records {
     /// Whether the handshake still lasts.
     pub fn is_handshaking(&self) -> bool {
         self.connection.is_handshaking()
-    }
-
-    /// Whether the handshake resumed an earlier session, so that rustls did not ask its verifier.
-    pub fn is_resumed(&self) -> bool {
-        self.connection.handshake_kind() == Some(HandshakeKind::Resumed)
     }
 
     /// The certificates the client presented, in this handshake or the one it resumes, leaf first.

@@ -16,16 +16,15 @@ use super::certificate::Certificate;
 use super::error::BuildError;
 use super::failure::{certificate_reason, refused_by_us};
 use super::provider;
-use super::verifier::{Refused, Witness, verify};
+use super::verifier::{ChainVerifier, Refused, Witness};
 use crate::outcome::{Ending, Reason};
 use crate::policy::ClientAuth;
-use crate::timestamp::seconds;
 
 /// Which client certificates a listener accepts.
 #[derive(Clone, Debug)]
 pub struct ClientTrust {
     auth: ClientAuth,
-    verifier: Option<Arc<dyn ClientCertVerifier>>,
+    verifier: Option<Arc<ChainVerifier>>,
 }
 
 /// Who a client is: judged, and accepted.
@@ -35,7 +34,7 @@ pub enum Identity {
     /// It showed no certificate and need not.
     Anonymous,
     /// It proved to hold the key of this certificate.
-    Certified(Box<Certificate>),
+    Certified(Arc<Certificate>),
 }
 
 impl ClientTrust {
@@ -54,7 +53,7 @@ impl ClientTrust {
         let builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider());
         let builder = if auth == ClientAuth::Optional { builder.allow_unauthenticated() } else { builder };
         let verifier = builder.build().map_err(|error| BuildError::ClientTrust(error.to_string()))?;
-        Ok(Self { auth, verifier: Some(verifier) })
+        Ok(Self { auth, verifier: Some(Arc::new(ChainVerifier::new(verifier))) })
     }
 
     /// Whether a certificate can be a trust anchor at all.
@@ -67,7 +66,8 @@ impl ClientTrust {
 
     /// The verifier rustls asks during a full handshake, so that a refusal can still be a TLS alert.
     pub(super) fn verifier(&self) -> Arc<dyn ClientCertVerifier> {
-        self.verifier.clone().unwrap_or_else(WebPkiClientVerifier::no_client_auth)
+        let ours = |verifier: &Arc<ChainVerifier>| Arc::clone(verifier.webpki());
+        self.verifier.as_ref().map_or_else(WebPkiClientVerifier::no_client_auth, ours)
     }
 
     /// A verifier for one handshake and the place where it leaves the certificate it refuses. `None` where no certificate
@@ -90,25 +90,11 @@ impl ClientTrust {
                 ClientAuth::None | ClientAuth::Optional => Ok(Identity::Anonymous),
             };
         };
-        verify(&**verifier, leaf, intermediates, unix_time(now)).map_err(|error| {
+        let certificate = verifier.verify(leaf, intermediates, unix_time(now)).map_err(|error| {
             let who = Certificate::parse(leaf).map_or_else(|_| "?".to_owned(), |facts| facts.subject);
             Ending::new(certificate_reason(&error), format_args!("client certificate {who}: {}", refused_by_us(&error)))
         })?;
-        self.identify(chain, now)
-    }
-
-    /// Names the holder of a chain that this very trust has verified before; only time can have changed the verdict.
-    ///
-    /// # Errors
-    /// The ending of the connection, when the certificate's time is over or its names cannot be read.
-    pub fn identify(&self, chain: &[CertificateDer<'_>], now: OffsetDateTime) -> Result<Identity, Ending> {
-        let Some(leaf) = chain.first() else { return Ok(Identity::Anonymous) };
-        let facts = Certificate::parse(leaf).map_err(|error| Ending::new(Reason::ClientCertificateInvalid, error))?;
-        if now > facts.not_after {
-            let words = format_args!("client certificate {} ran out at {}", facts.subject, seconds(facts.not_after));
-            return Err(Ending::new(Reason::ClientCertificateExpired, words));
-        }
-        Ok(Identity::Certified(Box::new(facts)))
+        Ok(Identity::Certified(certificate))
     }
 }
 
@@ -141,7 +127,7 @@ mod tests {
     fn name(judged: Result<Identity, Ending>) -> String {
         match judged.unwrap() {
             Identity::Anonymous => "nobody".to_owned(),
-            Identity::Certified(certificate) => certificate.subject,
+            Identity::Certified(certificate) => certificate.subject.clone(),
         }
     }
 
@@ -179,9 +165,10 @@ mod tests {
         assert_eq!(name(trust.judge(&chain, SOON)), "CN=app");
         let late = SOON + Duration::SECOND;
         assert_eq!(reason(trust.judge(&chain, late)), Reason::ClientCertificateExpired);
-        // Also where the chain was verified before.
-        assert_eq!(name(trust.identify(&chain, SOON)), "CN=app");
-        assert_eq!(reason(trust.identify(&chain, late)), Reason::ClientCertificateExpired);
+        // Once verified it is remembered, in its time and no longer.
+        assert_eq!(name(trust.judge(&chain, SOON)), "CN=app");
+        assert_eq!(reason(trust.judge(&chain, NOW - Duration::SECOND)), Reason::ClientCertificateInvalid);
+        assert_eq!(reason(trust.judge(&chain, late)), Reason::ClientCertificateExpired);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! webpki's verifier, with one verdict put right.
+//! webpki's verifier, with one verdict put right and good verdicts remembered.
 
 use std::sync::{Arc, OnceLock};
 
@@ -8,35 +8,60 @@ use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Error, SignatureScheme};
 
 use super::certificate::Certificate;
+use super::verified::Verified;
 
 /// Where a refused certificate is left for the audit.
 pub(super) type Refused = Arc<OnceLock<Certificate>>;
 
-/// Verifies a client's chain.
-///
-/// A certificate whose issuer has the name of a trust anchor but another key, as after a CA was made anew under its old
-/// name, is one of an unknown CA: that is what the client and the operator need to hear, not "bad signature".
-pub(super) fn verify(
-    verifier: &dyn ClientCertVerifier,
-    leaf: &CertificateDer<'_>,
-    intermediates: &[CertificateDer<'_>],
-    now: UnixTime,
-) -> Result<ClientCertVerified, Error> {
-    verifier.verify_client_cert(leaf, intermediates, now).map_err(|error| match error {
-        Error::InvalidCertificate(CertificateError::BadSignature) => CertificateError::UnknownIssuer.into(),
-        other => other,
-    })
+/// Verifies clients' chains against one set of trust anchors, which never changes.
+#[derive(Debug)]
+pub(super) struct ChainVerifier {
+    webpki: Arc<dyn ClientCertVerifier>,
+    verified: Verified,
+}
+
+impl ChainVerifier {
+    pub(super) fn new(webpki: Arc<dyn ClientCertVerifier>) -> Self {
+        Self { webpki, verified: Verified::default() }
+    }
+
+    /// Verifies a chain, and names the holder of its leaf.
+    ///
+    /// A certificate whose issuer has the name of a trust anchor but another key, as after a CA was made anew under its old
+    /// name, is one of an unknown CA: that is what the client and the operator need to hear, not "bad signature".
+    pub(super) fn verify(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<Arc<Certificate>, Error> {
+        if let Some(facts) = self.verified.recall(leaf, intermediates, now) {
+            return Ok(facts);
+        }
+        self.webpki.verify_client_cert(leaf, intermediates, now).map_err(|error| match error {
+            Error::InvalidCertificate(CertificateError::BadSignature) => CertificateError::UnknownIssuer.into(),
+            other => other,
+        })?;
+        let facts = Arc::new(Certificate::parse(leaf).map_err(|_| CertificateError::BadEncoding)?);
+        self.verified.remember(leaf, intermediates, &facts);
+        Ok(facts)
+    }
+
+    /// webpki's own, for what is no question of trust.
+    pub(super) fn webpki(&self) -> &Arc<dyn ClientCertVerifier> {
+        &self.webpki
+    }
 }
 
 /// The verifier of one handshake. It remembers the certificate it refuses.
 #[derive(Debug)]
 pub(super) struct Witness {
-    verifier: Arc<dyn ClientCertVerifier>,
+    verifier: Arc<ChainVerifier>,
     refused: Refused,
 }
 
 impl Witness {
-    pub(super) fn new(verifier: Arc<dyn ClientCertVerifier>, refused: Refused) -> Self {
+    pub(super) fn new(verifier: Arc<ChainVerifier>, refused: Refused) -> Self {
         Self { verifier, refused }
     }
 }
@@ -48,24 +73,28 @@ impl ClientCertVerifier for Witness {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        verify(&*self.verifier, leaf, intermediates, now).inspect_err(|_| {
-            // One that cannot be read has nothing to say.
-            if let Ok(facts) = Certificate::parse(leaf) {
-                self.refused.get_or_init(|| facts);
+        match self.verifier.verify(leaf, intermediates, now) {
+            Ok(_) => Ok(ClientCertVerified::assertion()),
+            Err(error) => {
+                // One that cannot be read has nothing to say.
+                if let Ok(facts) = Certificate::parse(leaf) {
+                    self.refused.get_or_init(|| facts);
+                }
+                Err(error)
             }
-        })
+        }
     }
 
     fn offer_client_auth(&self) -> bool {
-        self.verifier.offer_client_auth()
+        self.verifier.webpki().offer_client_auth()
     }
 
     fn client_auth_mandatory(&self) -> bool {
-        self.verifier.client_auth_mandatory()
+        self.verifier.webpki().client_auth_mandatory()
     }
 
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        self.verifier.root_hint_subjects()
+        self.verifier.webpki().root_hint_subjects()
     }
 
     fn verify_tls12_signature(
@@ -74,7 +103,7 @@ impl ClientCertVerifier for Witness {
         certificate: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.verifier.verify_tls12_signature(message, certificate, signed)
+        self.verifier.webpki().verify_tls12_signature(message, certificate, signed)
     }
 
     fn verify_tls13_signature(
@@ -83,10 +112,10 @@ impl ClientCertVerifier for Witness {
         certificate: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.verifier.verify_tls13_signature(message, certificate, signed)
+        self.verifier.webpki().verify_tls13_signature(message, certificate, signed)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.verifier.supported_verify_schemes()
+        self.verifier.webpki().supported_verify_schemes()
     }
 }
