@@ -73,6 +73,7 @@ async fn measure(options: &Options) -> Result<ExitCode> {
     let cores = Cores::choose()?;
     let files = machine::raise_file_limit()?;
     cores.settle()?;
+    process::adopt_orphans()?;
     let mut samples = Samples::create(&options.out)?;
     let postgres = works.iter().any(|work| work.needs_postgres());
     let site = Site::build(cores, files, postgres).await?;

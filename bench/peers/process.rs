@@ -6,7 +6,9 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 use std::{env, thread};
 
-use nix::sys::signal::{Signal, kill, killpg};
+use nix::sys::prctl::set_child_subreaper;
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
 
 use crate::account::Tree;
@@ -110,25 +112,30 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // Those that left the process group are found while the root still lives. An error means: gone already.
-        // One that has children is asked first, as only it can bury them.
+        // Those that left the process group are found while the root still lives. One that has children is asked first, so
+        // that it can clear up after them. An error means: gone already.
         let processes = self.tree().processes().unwrap_or_default();
-        let root = i32::try_from(self.child.id()).map(Pid::from_raw);
-        if let (Ok(root), true) = (root, processes.len() > 1) {
-            let _ = kill(root, self.farewell);
+        let Some((root, others)) = processes.split_first() else { return };
+        if !others.is_empty() {
+            let _ = kill(Pid::from_raw(*root), self.farewell);
             let patience = Instant::now() + Duration::from_secs(3);
             while self.child.try_wait().is_ok_and(|ended| ended.is_none()) && Instant::now() < patience {
                 thread::sleep(Duration::from_millis(5));
             }
         }
-        if self.child.try_wait().is_ok_and(|ended| ended.is_none()) {
-            let _ = root.map(|root| killpg(root, Signal::SIGKILL));
-            for process in processes {
-                let _ = kill(Pid::from_raw(process), Signal::SIGKILL);
-            }
-        }
+        let _ = self.child.kill();
         let _ = self.child.wait();
+        // Orphans come to this process, which has to bury them; see `adopt_orphans`.
+        for orphan in others.iter().copied().map(Pid::from_raw) {
+            let _ = kill(orphan, Signal::SIGKILL);
+            let _ = waitpid(orphan, None);
+        }
     }
+}
+
+/// Makes processes whose parent has ended children of this one, so that none escapes it.
+pub(crate) fn adopt_orphans() -> Result<()> {
+    set_child_subreaper(true).context(|| "cannot adopt orphans".to_owned())
 }
 
 /// What a program prints that tells its version: the first line that has a digit.
