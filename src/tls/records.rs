@@ -240,3 +240,6 @@ fn append(answer: &mut Vec<u8>, mut data: EncodeTlsData<'_, ServerConnectionData
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;
