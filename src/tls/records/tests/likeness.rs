@@ -141,3 +141,20 @@ fn what_comes_with_the_end_of_the_handshake_is_heard_with_a_part_of_the_next_rec
         assert_eq!(conversation.at_client.bytes, speech(0, 100));
     }
 }
+
+#[test]
+fn nothing_is_sealed_behind_close_notify() {
+    for suite in [0, 3] {
+        let mut conversation = Conversation::<Records>::new(Accent { suite, record: None, known: false }, None);
+        conversation.settle(&[usize::MAX]);
+        conversation.take(Step::ServerCloses);
+        let mut words = Vec::new();
+        assert!(conversation.server.seal(b"one word more", &mut [0; 1000]).is_err());
+        conversation.server.close(&mut words);
+        assert!(words.is_empty(), "it says close_notify again");
+        conversation.take(Step::ClientSays(100));
+        conversation.settle(&[usize::MAX]);
+        assert_eq!(conversation.at_server.bytes, speech(0, 100));
+        assert!(conversation.at_client.ended);
+    }
+}
