@@ -179,3 +179,6 @@ pub(super) fn poll_write<W: AsyncWrite + Unpin>(
 
 /// Enough for every flight of an ordinary handshake.
 const SHORTEST_READ: usize = 4 << 10;
+
+#[cfg(test)]
+mod tests;
