@@ -95,3 +95,25 @@ fn an_upstream_that_does_not_read_stops_the_client_and_misses_nothing() {
         }
     });
 }
+
+#[test]
+fn what_is_written_behind_what_the_socket_did_not_take_arrives_behind_it() {
+    run(async {
+        for suite in 0..6 {
+            let (mut client, mut ours) = pair(Accent { suite, ..ACCENT }).await;
+            let all = speech(500_000);
+            let (large, small) = all.split_at(400_000);
+            let say = async {
+                // Nobody flushes in between: each write meets what is left of the last one.
+                for piece in [large].into_iter().chain(small.chunks(9999)) {
+                    ours.write_all(piece).await.unwrap();
+                }
+                ours.shutdown().await.unwrap();
+            };
+            let mut heard = Vec::new();
+            let ((), read) = tokio::join!(say, client.read_to_end(&mut heard));
+            read.unwrap();
+            assert!(heard == all, "not what was sent");
+        }
+    });
+}
