@@ -42,6 +42,8 @@ mod layers;
 mod postgres;
 /// The bytes before TLS.
 mod preface;
+/// TLS records of every size, padding, key updates.
+mod records;
 /// Redis, redis-cli, redis-benchmark, the crate `redis`.
 mod redis;
 /// Bytes both ways, half-close, timeouts, back-pressure.

@@ -30,13 +30,12 @@ pub(super) struct TlsStream<S = TcpStream> {
     unsent: Held,
     /// What is wrong with the records behind those that were opened last.
     broken: Option<io::Error>,
-    closed: bool,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> TlsStream<S> {
     pub(super) fn new(socket: S, records: Records) -> Self {
         let (unread, unsent) = Default::default();
-        Self { socket, records, unread, unsent, broken: None, closed: false }
+        Self { socket, records, unread, unsent, broken: None }
     }
 
     /// What is known of the client's TLS.
@@ -152,10 +151,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for TlsStream<S> {
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        if !this.closed {
-            this.records.close(this.unsent.end());
-            this.closed = true;
-        }
+        this.records.close(this.unsent.end());
         ready!(this.poll_send(cx))?;
         Pin::new(&mut this.socket).poll_shutdown(cx)
     }
@@ -183,3 +179,6 @@ pub(super) fn poll_write<W: AsyncWrite + Unpin>(
 
 /// Enough for every flight of an ordinary handshake.
 const SHORTEST_READ: usize = 4 << 10;
+
+#[cfg(test)]
+mod tests;

@@ -19,6 +19,8 @@ pub struct Records {
     /// What rustls has not done with. It counts on being shown these bytes at every call, even where it is only to seal.
     unopened: Vec<u8>,
     stage: Stage,
+    /// We have said close_notify.
+    closed: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,7 +57,7 @@ impl Records {
     /// When rustls cannot use the configuration.
     pub fn new(config: Arc<ServerConfig>) -> Result<Self, Error> {
         let connection = UnbufferedServerConnection::new(config)?;
-        Ok(Self { connection, unopened: Vec::new(), stage: Stage::Open })
+        Ok(Self { connection, unopened: Vec::new(), stage: Stage::Open, closed: false })
     }
 
     /// How many bytes wait for more to come, [`MOST_UNOPENED`] at most.
@@ -167,6 +169,10 @@ impl Records {
     /// When nothing can be sealed: before the end of the handshake, after close_notify, with keys worn out, or when
     /// `sealed` is too small.
     pub fn seal(&mut self, plain: &[u8], sealed: &mut [u8]) -> Result<usize, Error> {
+        if self.closed {
+            // rustls would seal it, and no client would look at it.
+            return Err(Error::General("close_notify has been said".to_owned()));
+        }
         self.writing(|mut traffic| match traffic.encrypt(plain, sealed) {
             Ok(taken) => Ok(taken),
             Err(EncryptError::EncryptExhausted) => Err(Error::EncryptError),
@@ -174,11 +180,12 @@ impl Records {
         })
     }
 
-    /// Puts close_notify behind `answer`: nothing more will be sealed. What the client still says can be opened.
+    /// Puts close_notify behind `answer`, once: nothing more will be sealed. What the client still says can be opened.
     pub fn close(&mut self, answer: &mut Vec<u8>) {
         let mut room = [0; OWN_WORDS];
         // Where there is no key to say it by, or an alert has said it already, nothing is owed.
         if let Ok(taken) = self.writing(|mut traffic| Ok(traffic.queue_close_notify(&mut room).unwrap_or_default())) {
+            self.closed = true;
             answer.extend_from_slice(room.get(..taken).unwrap_or_default());
         }
     }
@@ -235,3 +242,6 @@ fn append(answer: &mut Vec<u8>, mut data: EncodeTlsData<'_, ServerConnectionData
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,11 +1,18 @@
-//! Certificates for unit tests.
+//! Certificates and both sides' configurations for unit tests.
+
+use std::sync::{Arc, LazyLock};
 
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
-    KeyPair, KeyUsagePurpose,
+    KeyPair, KeyUsagePurpose, PKCS_ED25519,
 };
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::WebPkiClientVerifier;
+use rustls::version::{TLS12, TLS13};
+use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig, SupportedCipherSuite};
 use time::OffsetDateTime;
+
+use super::provider;
 
 /// A CA with a key of its own, whatever its name.
 #[derive(Debug)]
@@ -72,4 +79,77 @@ fn named(mut params: CertificateParams, name: &str) -> CertificateParams {
     params.distinguished_name = DistinguishedName::new();
     params.distinguished_name.push(DnType::CommonName, name);
     params
+}
+
+/// How a client speaks TLS.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Accent {
+    /// Which of the suites we have, counted around; it says the version too.
+    pub(crate) suite: usize,
+    /// The size of the largest record, header included; rustls takes no less than 32.
+    pub(crate) record: Option<usize>,
+    /// Whether the server asks for a certificate. The client's is larger than a record.
+    pub(crate) known: bool,
+}
+
+/// What all handshakes of a test binary share. Signatures by Ed25519 are all of the same length, so two handshakes with the
+/// same accent are made of as many bytes, and can be cut at the same places.
+struct Parties {
+    roots: Arc<RootCertStore>,
+    server: Specimen,
+    client: Specimen,
+}
+
+static PARTIES: LazyLock<Parties> = LazyLock::new(|| {
+    let authority = Authority::new("Test CA");
+    let key = || KeyPair::generate_for(&PKCS_ED25519).unwrap();
+    let names: Vec<String> = (0..1000).map(|number| format!("name-{number:04}.test")).collect();
+    let mut params = named(CertificateParams::new(names).unwrap(), "client");
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+    let mut roots = RootCertStore::empty();
+    roots.add(authority.der()).unwrap();
+    Parties {
+        roots: Arc::new(roots),
+        server: authority.server("db.test", key(), params.not_after),
+        client: authority.issue(&params, key()),
+    }
+});
+
+impl Accent {
+    fn suite(self) -> SupportedCipherSuite {
+        let mut suites = provider().cipher_suites.clone();
+        suites.retain(|suite| !suite.suite().as_str().unwrap_or_default().contains("_RSA_"));
+        suites[self.suite % suites.len()]
+    }
+
+    pub(crate) fn client(self) -> ClientConnection {
+        ClientConnection::new(self.client_config(), "db.test".try_into().unwrap()).unwrap()
+    }
+
+    pub(crate) fn client_config(self) -> Arc<ClientConfig> {
+        let suite = self.suite();
+        let version = if suite.tls13().is_some() { &TLS13 } else { &TLS12 };
+        let provider = rustls::crypto::CryptoProvider { cipher_suites: vec![suite], ..(*provider()).clone() };
+        let config = ClientConfig::builder_with_provider(Arc::new(provider))
+            .with_protocol_versions(&[version])
+            .unwrap()
+            .with_root_certificates(Arc::clone(&PARTIES.roots));
+        let own = &PARTIES.client;
+        let mut config = config.with_client_auth_cert(vec![own.der()], own.key_der()).unwrap();
+        config.max_fragment_size = self.record;
+        config.enable_secret_extraction = true;
+        Arc::new(config)
+    }
+
+    pub(crate) fn server_config(self) -> Arc<ServerConfig> {
+        let config = ServerConfig::builder_with_provider(provider()).with_protocol_versions(&[&TLS13, &TLS12]).unwrap();
+        let config = if self.known {
+            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::clone(&PARTIES.roots), provider());
+            config.with_client_cert_verifier(verifier.build().unwrap())
+        } else {
+            config.with_no_client_auth()
+        };
+        let own = &PARTIES.server;
+        Arc::new(config.with_single_cert(vec![own.der()], own.key_der()).unwrap())
+    }
 }

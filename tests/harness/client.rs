@@ -22,6 +22,7 @@ pub(crate) struct Client {
     identity: Option<Leaf>,
     versions: Vec<&'static SupportedProtocolVersion>,
     alpn: Vec<Vec<u8>>,
+    records: Option<usize>,
     asks_first: bool,
     config: OnceCell<Arc<ClientConfig>>,
 }
@@ -38,6 +39,7 @@ impl Client {
             identity: None,
             versions: rustls::ALL_VERSIONS.to_vec(),
             alpn: vec![],
+            records: None,
             asks_first: false,
             config: OnceCell::new(),
         }
@@ -68,6 +70,11 @@ impl Client {
 
     pub(crate) fn alpn(self, protocols: &[&str]) -> Self {
         Self { alpn: protocols.iter().map(|name| name.as_bytes().to_vec()).collect(), ..self }
+    }
+
+    /// Sends records of this size at most, header included; rustls takes no less than 32.
+    pub(crate) fn in_records_of(self, size: usize) -> Self {
+        Self { records: Some(size), ..self }
     }
 
     /// Sends an SSLRequest first, as PostgreSQL's clients do.
@@ -147,6 +154,7 @@ impl Client {
                 }
             };
             config.alpn_protocols.clone_from(&self.alpn);
+            config.max_fragment_size = self.records;
             Arc::new(config)
         })
     }

@@ -1,17 +1,71 @@
 //! OpenSSL's own client, which knows nothing of rustls.
 
+use std::io::Write;
 use std::net::SocketAddr;
-use std::process::Command;
+use std::process::{ChildStdin, Command, Stdio};
 
-use super::{Site, program};
+use super::log::Log;
+use super::program::{self, Running};
+use super::{Event, Portcullis, Site};
 
 /// `openssl s_client` that verifies what it meets and stays until the server ends the connection.
 pub(crate) fn s_client(site: &Site, address: SocketAddr, options: &[&str]) -> Command {
+    let mut command = typed(site, address, options);
+    command.arg("-ign_eof");
+    command
+}
+
+/// The same, as if at a terminal: a line that is a single letter may be a command to it.
+fn typed(site: &Site, address: SocketAddr, options: &[&str]) -> Command {
     let mut command = program::command("openssl");
-    command.args(["s_client", "-connect", &address.to_string(), "-ign_eof"]);
+    command.args(["s_client", "-connect", &address.to_string()]);
     command.args(["-verify_return_error", "-CAfile"]).arg(site.path("ca.crt"));
     command.args(options).current_dir(site.directory());
     command
+}
+
+/// A running `openssl s_client` to which one types.
+#[derive(Debug)]
+pub(crate) struct Dialogue {
+    _running: Running,
+    keyboard: ChildStdin,
+    screen: Log,
+    errors: Log,
+}
+
+impl Dialogue {
+    pub(crate) fn with(portcullis: &Portcullis, options: &[&str]) -> Self {
+        let mut command = typed(&portcullis.site, portcullis.address("main"), options);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut running = Running::start(&mut command);
+        let keyboard = running.0.stdin.take().expect("stdin is piped");
+        let screen = Log::of(running.0.stdout.take().expect("stdout is piped"));
+        let errors = Log::of(running.0.stderr.take().expect("stderr is piped"));
+        Self { _running: running, keyboard, screen, errors }
+    }
+
+    /// Types a line, and waits for `answer` among what the server says.
+    pub(crate) fn ask(&mut self, line: &str, answer: &str) {
+        let seen = self.screen.events().len();
+        self.enter(line);
+        self.screen.after(seen, answer, |line| has(line, answer));
+    }
+
+    /// Types a command to the client itself, and waits until it says that it does so.
+    pub(crate) fn order(&mut self, letter: &str, word: &str) {
+        let seen = self.errors.events().len();
+        self.enter(letter);
+        self.errors.after(seen, word, |line| has(line, word));
+    }
+
+    fn enter(&mut self, line: &str) {
+        self.keyboard.write_all(format!("{line}\n").as_bytes()).expect("it listens");
+    }
+}
+
+/// Not at the beginning of the line: openssl may have half a line of its own on the screen.
+fn has(line: &Event, words: &str) -> bool {
+    line.0.as_str().is_some_and(|line| line.contains(words))
 }
 
 /// Runs any other `openssl` command among the files of a site.
