@@ -119,7 +119,7 @@ impl Listeners {
         let socket = Arc::new(bind(address, shared)?);
         let local = socket.local_addr()?;
         let _there = seat.runtime.enter();
-        // tokio's own listener would register every accepted socket with this thread, a stranger's too, only to move it.
+        // tokio's own listener would register every accepted socket with the worker that accepts, a stranger's too, only to move it to another.
         #[allow(
             deprecated,
             reason = "unsound only for types that let go of their descriptor; this one keeps it for life"

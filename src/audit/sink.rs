@@ -1,10 +1,12 @@
 //! A line writer that never makes anybody wait: a bounded queue, a thread behind it, and a count of what did not fit.
 //!
 //! The thread lets lines gather for a moment and writes them together. Written one by one, each would cost the worker that
-//! said it a wake-up and the machine two changes of thread: in a storm of connections more than half a handshake.
+//! said it a wake-up and the machine two changes of thread.
 
 use std::fs::File;
 use std::io::{self, Write as _};
+use std::os::fd::AsFd as _;
+use std::os::unix::fs::FileTypeExt as _;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, TrySendError, channel, sync_channel};
@@ -27,7 +29,7 @@ struct Shared {
     dropped: AtomicU64,
     /// Whether lines would go nowhere, so that nobody need make them.
     idle: AtomicBool,
-    /// Where to write from the next line on. Beside the queue, because a full queue must not keep it out.
+    /// Where to write once what waits is written. Beside the queue, because a full queue must not keep it out.
     next: Mutex<Option<Destination>>,
 }
 
@@ -41,9 +43,8 @@ pub struct Destination {
 
 #[derive(Debug)]
 enum Output {
-    File { path: PathBuf, file: File },
+    File { path: PathBuf, file: File, pipe: bool },
     Nowhere,
-    Stdout,
 }
 
 enum Message {
@@ -54,19 +55,20 @@ enum Message {
 impl Destination {
     /// A file that is open already.
     pub fn file(path: PathBuf, file: File) -> Self {
-        Self::new(Output::File { path, file })
+        let pipe = file.metadata().is_ok_and(|facts| facts.file_type().is_fifo());
+        Self { output: Output::File { path, file, pipe }, torn: false }
     }
 
     pub(super) fn nowhere() -> Self {
-        Self::new(Output::Nowhere)
+        Self { output: Output::Nowhere, torn: false }
     }
 
     pub(super) fn standard_output() -> Self {
-        Self::new(Output::Stdout)
-    }
-
-    fn new(output: Output) -> Self {
-        Self { output, torn: false }
+        // Without the buffer of the standard library, which would not tell how much it has written.
+        match io::stdout().as_fd().try_clone_to_owned() {
+            Ok(descriptor) => Self::file("standard output".into(), File::from(descriptor)),
+            Err(_) => Self::nowhere(),
+        }
     }
 
     /// Writes whole lines.
@@ -75,34 +77,32 @@ impl Destination {
     /// The error, and how many bytes had been written before it.
     fn write(&mut self, lines: &[u8]) -> Result<(), (io::Error, usize)> {
         if self.torn {
-            self.write_some(b"\n").map_err(|error| (error, 0))?;
+            self.write_all(b"\n").map_err(|(error, _)| (error, 0))?;
             self.torn = false;
         }
-        let mut written = 0;
+        self.write_all(lines).inspect_err(|(_, written)| {
+            self.torn = lines.get(..*written).and_then(<[u8]>::last).is_some_and(|byte| *byte != b'\n');
+        })
+    }
+
+    fn write_all(&mut self, lines: &[u8]) -> Result<(), (io::Error, usize)> {
+        let Output::File { file, pipe, .. } = &mut self.output else { return Ok(()) };
+        let (mut written, mut waited) = (0, 0);
         while let Some(rest) = lines.get(written..).filter(|rest| !rest.is_empty()) {
-            match self.write_some(rest) {
+            let piece = if *pipe { whole_lines(rest) } else { rest };
+            match file.write(piece) {
+                Ok(0) => return Err((io::ErrorKind::WriteZero.into(), written)),
                 Ok(count) => written += count,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => {
-                    self.torn = lines.get(..written).and_then(<[u8]>::last).is_some_and(|byte| *byte != b'\n');
-                    return Err((error, written));
+                // Its reader is behind. The queue is there for that.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock && waited < MOST_PAUSES => {
+                    waited += 1;
+                    std::thread::sleep(PAUSE);
                 }
+                Err(error) => return Err((error, written)),
             }
         }
         Ok(())
-    }
-
-    /// Writes at least one byte.
-    fn write_some(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let written = match &mut self.output {
-            Output::File { file, .. } => file.write(bytes),
-            Output::Nowhere => Ok(bytes.len()),
-            Output::Stdout => {
-                let mut out = io::stdout().lock();
-                out.write(bytes).and_then(|written| out.flush().map(|()| written))
-            }
-        };
-        written.and_then(|written| if written == 0 { Err(io::ErrorKind::WriteZero.into()) } else { Ok(written) })
     }
 
     fn is_nowhere(&self) -> bool {
@@ -113,7 +113,6 @@ impl Destination {
         match &self.output {
             Output::File { path, .. } => path.display().to_string(),
             Output::Nowhere => String::new(),
-            Output::Stdout => "standard output".to_owned(),
         }
     }
 }
@@ -201,12 +200,17 @@ impl Writer<'_> {
         }
     }
 
-    /// Writes what has gathered, and before it how many lines are missing.
+    /// Writes what has gathered, and moves on to the next destination where there is one.
     fn write_out(&mut self) {
+        self.write_gathered();
         if let Some(next) = self.shared.next.lock().unwrap_or_else(PoisonError::into_inner).take() {
             self.destination = next;
             self.failing = false;
         }
+    }
+
+    /// Writes what has gathered, and before it how many lines are missing.
+    fn write_gathered(&mut self) {
         if self.gathered.is_empty() {
             return;
         }
@@ -243,6 +247,20 @@ const QUEUE_LENGTH: usize = 16_384;
 
 /// How late a line may be written. Long enough for a storm of connections to cost few writes, shorter than anybody waits.
 const GATHERING: Duration = Duration::from_millis(10);
+
+/// As much of `lines` as a pipe takes whole or not at all (PIPE_BUF, pipe(7)), by whole lines; at least one.
+fn whole_lines(lines: &[u8]) -> &[u8] {
+    let most = lines.get(..ATOMIC).unwrap_or(lines);
+    let end = most.iter().rposition(|byte| *byte == b'\n');
+    let end = end.or_else(|| lines.iter().position(|byte| *byte == b'\n'));
+    end.and_then(|end| lines.get(..=end)).unwrap_or(lines)
+}
+
+const ATOMIC: usize = 4096;
+
+/// A reader may be behind by as long as this, all pauses together, before lines are dropped.
+const MOST_PAUSES: u32 = 50;
+const PAUSE: Duration = Duration::from_millis(2);
 
 /// What is written at a time, give or take a line.
 const MOST_GATHERED: usize = 64 << 10;
@@ -291,6 +309,29 @@ mod tests {
         let lines = lines(&path);
         assert!(lines[0].contains("\"event\":\"events.dropped\",\"count\":3"), "{lines:?}");
         assert_eq!(lines[1..], ["found"]);
+    }
+
+    #[test]
+    fn lines_that_gather_arrive_whole_and_in_order() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("audit");
+        let sink = Sink::start("test", destination(&path));
+        let expected: Vec<_> = (0..5_000).map(|number| format!("line {number} {}", "x".repeat(number % 100))).collect();
+        for line in &expected {
+            sink.write(format!("{line}\n").into_bytes());
+        }
+        sink.flush(Duration::from_secs(10));
+        assert_eq!(lines(&path), expected);
+    }
+
+    #[test]
+    fn a_pipe_is_given_whole_lines_and_no_more_than_it_takes_at_once() {
+        let text = "0123456789\n".repeat(1000).into_bytes();
+        let piece = whole_lines(&text);
+        assert_eq!((piece.len() / 11, piece.len() % 11), (ATOMIC / 11, 0));
+        let long = [b"x".repeat(5000), b"\nnext\n".to_vec()].concat();
+        assert_eq!(whole_lines(&long).len(), 5001);
+        assert_eq!(whole_lines(b"one\n"), b"one\n");
     }
 
     #[test]

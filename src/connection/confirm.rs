@@ -15,7 +15,7 @@ pub(super) fn confirm(dialled: Dialled, current: &Current, facts: &mut Facts) ->
     match judge(&dialled.identified.stream, &snapshot, facts) {
         Ok(_) => Ok(dialled),
         Err(ending) => {
-            let Identified { stream, terms, .. } = dialled.identified;
+            let Identified { stream, terms } = dialled.identified;
             Err(Leave::refused(ending, stream, terms.protocol, Startup::Heard))
         }
     }

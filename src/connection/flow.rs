@@ -9,7 +9,6 @@ use tokio::task::yield_now;
 
 use super::held::Held;
 use super::scratch::with_plain;
-use super::stream::poll_write;
 
 /// Moves bytes from a reader to a writer, and the reader's end after them.
 ///
@@ -97,11 +96,7 @@ impl Flow {
     where
         W: AsyncWrite + Unpin,
     {
-        while !self.held.is_empty() {
-            let taken = ready!(poll_write(writer, self.held.rest(), cx))?;
-            *count += taken as u64;
-            self.held.advance(taken);
-        }
+        ready!(self.held.poll_send(writer, count, cx))?;
         Pin::new(writer).poll_flush(cx)
     }
 
@@ -120,32 +115,11 @@ impl Flow {
         with_plain(|scratch| {
             let mut buffer = ReadBuf::new(scratch);
             ready!(Pin::new(reader).poll_read(cx, &mut buffer)).map_err(Broken::Reading)?;
-            self.pass_on(buffer.filled(), writer, count, cx).map_err(Broken::Writing).into()
-        })
-    }
-
-    /// Writes what was read, and holds what the writer does not take. No bytes are the reader's end.
-    fn pass_on<W>(&mut self, mut bytes: &[u8], writer: &mut W, count: &mut u64, cx: &mut Context<'_>) -> io::Result<()>
-    where
-        W: AsyncWrite + Unpin,
-    {
-        if bytes.is_empty() {
-            self.stage = Stage::Ended;
-        }
-        while !bytes.is_empty() {
-            match poll_write(writer, bytes, cx) {
-                Poll::Ready(taken) => {
-                    let taken = taken?;
-                    *count += taken as u64;
-                    bytes = bytes.get(taken..).unwrap_or_default();
-                }
-                Poll::Pending => {
-                    self.held.replace(bytes);
-                    break;
-                }
+            if buffer.filled().is_empty() {
+                self.stage = Stage::Ended;
             }
-        }
-        Ok(())
+            self.held.send_or_hold(buffer.filled(), writer, count, cx).map_err(Broken::Writing).into()
+        })
     }
 }
 

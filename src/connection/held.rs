@@ -1,5 +1,11 @@
 //! Bytes on their way that could not be moved on yet.
 
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use tokio::io::AsyncWrite;
+
 /// Bytes that wait, in order. Empty, it owns no memory: most sessions never need any.
 #[derive(Debug, Default)]
 pub(super) struct Held {
@@ -36,20 +42,53 @@ impl Held {
         &mut self.bytes
     }
 
-    /// Waits with `bytes` only.
-    pub(super) fn replace(&mut self, bytes: &[u8]) {
-        if bytes.is_empty() {
-            *self = Self::default();
-        } else {
-            self.bytes.clear();
-            self.bytes.extend_from_slice(bytes);
-            self.gone = 0;
+    /// Writes what waits, and counts it. Ready when nothing does.
+    pub(super) fn poll_send<W>(&mut self, writer: &mut W, count: &mut u64, cx: &mut Context<'_>) -> Poll<io::Result<()>>
+    where
+        W: AsyncWrite + Unpin,
+    {
+        while !self.is_empty() {
+            let taken = ready!(poll_write(writer, self.rest(), cx))?;
+            *count += taken as u64;
+            self.advance(taken);
         }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Writes `bytes`, counts what the writer takes and holds what it does not. Nothing may wait already.
+    pub(super) fn send_or_hold<W>(
+        &mut self,
+        mut bytes: &[u8],
+        writer: &mut W,
+        count: &mut u64,
+        cx: &mut Context<'_>,
+    ) -> io::Result<()>
+    where
+        W: AsyncWrite + Unpin,
+    {
+        while !bytes.is_empty() {
+            let Poll::Ready(taken) = poll_write(writer, bytes, cx) else {
+                self.push(bytes);
+                break;
+            };
+            let taken = taken?;
+            *count += taken as u64;
+            bytes = bytes.get(taken..).unwrap_or_default();
+        }
+        Ok(())
     }
 }
 
 impl From<Vec<u8>> for Held {
     fn from(bytes: Vec<u8>) -> Self {
         Self { bytes, gone: 0 }
+    }
+}
+
+/// Writes at least one byte.
+fn poll_write<W: AsyncWrite + Unpin>(writer: &mut W, bytes: &[u8], cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+    match ready!(Pin::new(writer).poll_write(cx, bytes))? {
+        0 => Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+        taken => Poll::Ready(Ok(taken)),
     }
 }

@@ -75,7 +75,8 @@ pub struct House {
     pub audit: Audit,
 }
 
-/// Serves a client from arrival to end.
+/// Serves a client from arrival to end. Not `async`, because an arrival taken apart inside the future would be reserved
+/// there for life.
 fn serve(arrival: Arrival, house: &Arc<House>) -> impl Future<Output = ()> + use<> {
     let Arrival { stream, admitted, terms, presence, accepted_at } = arrival;
     let visit = Visit::new(Arc::clone(house), &terms, &admitted, &presence, accepted_at);
@@ -85,18 +86,23 @@ fn serve(arrival: Arrival, house: &Arc<House>) -> impl Future<Output = ()> + use
 async fn live(stream: TcpStream, terms: Arc<Terms>, presence: Presence, mut visit: Visit) {
     // What is not the relay is boxed: the state of a handshake and of a farewell is large, and a session that lives for
     // days needs none of it.
-    let Some(mut relay) = Box::pin(enter(stream, terms, &presence, &mut visit)).await else { return };
+    let Some(mut relay) = Box::pin(reach_upstream(stream, terms, &presence, &mut visit)).await else { return };
     visit.opened();
     let ending = relay.run(&presence, visit.carried()).await;
     Box::pin(visit.ended(relay.leave(ending))).await;
 }
 
 /// From the first byte to the upstream. Who does not get there is seen off here.
-async fn enter(stream: TcpStream, terms: Arc<Terms>, presence: &Presence, visit: &mut Visit) -> Option<Box<Relay>> {
+async fn reach_upstream(
+    stream: TcpStream,
+    terms: Arc<Terms>,
+    presence: &Presence,
+    visit: &mut Visit,
+) -> Option<Box<Relay>> {
     let entered = tokio::select! {
         biased;
         reason = presence.shown_out() => Err(Ending::from(reason).into()),
-        entered = go_through(stream, terms, visit) => entered,
+        entered = through_the_rooms(stream, terms, visit) => entered,
     };
     match entered {
         Ok(Entered::Session(relay)) => return Some(Box::new(relay)),
@@ -115,7 +121,7 @@ enum Entered {
 }
 
 /// Room after room.
-async fn go_through(stream: TcpStream, terms: Arc<Terms>, visit: &mut Visit) -> Result<Entered, Leave> {
+async fn through_the_rooms(stream: TcpStream, terms: Arc<Terms>, visit: &mut Visit) -> Result<Entered, Leave> {
     let house = visit.house();
     let deadline = visit.deadline(terms.limits.handshake_timeout);
     let too_slow = |_| Leave::from(Ending::from(Reason::HandshakeTimeout));
@@ -140,6 +146,7 @@ async fn go_through(stream: TcpStream, terms: Arc<Terms>, visit: &mut Visit) -> 
     let welcome = confirm::confirm(dialled, &house.current, visit.facts())?;
     Ok(Entered::Session(Relay::new(welcome)))
 }
+
 #[cfg(test)]
 mod tests {
     use super::stream::TlsStream;

@@ -3,9 +3,10 @@
 //! Closing a socket that holds unread bytes makes the kernel send a reset, and a reset can overtake words that are still
 //! on their way. So after the last words the client is listened to a little longer, within bounds.
 
+use std::io;
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::io::{AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
@@ -72,13 +73,13 @@ impl Parting {
         // A client that does not listen in time has had its chance.
         let _ = match self {
             Self::Gone => return,
-            Self::Plain(mut stream, words) => timeout(PATIENCE, say_and_listen(&mut stream, &words)).await,
-            Self::Tls(mut stream, words) => timeout(PATIENCE, say_and_listen(&mut *stream, &words)).await,
+            Self::Plain(stream, words) => timeout(PATIENCE, say_and_listen(stream, &words)).await,
+            Self::Tls(stream, words) => timeout(PATIENCE, say_and_listen_inside(stream, &words)).await,
             Self::TlsAfterStartup(mut stream, words) => {
                 timeout(PATIENCE, async {
                     // Whatever it sends instead, the answer is the same.
                     let _ = read_packet(&mut *stream).await;
-                    say_and_listen(&mut *stream, &words).await
+                    say_and_listen_inside(stream, &words).await
                 })
                 .await
             }
@@ -86,18 +87,30 @@ impl Parting {
     }
 }
 
-/// Writes `words`, ends the stream (with close_notify where it is TLS), and reads what the client had sent already.
-async fn say_and_listen<S>(stream: &mut S, words: &[u8]) -> std::io::Result<()>
-where
-    S: AsyncRead + AsyncWrite + Unpin,
-{
+async fn say_and_listen(mut stream: TcpStream, words: &[u8]) -> io::Result<()> {
+    say(&mut stream, words).await?;
+    listen(stream).await
+}
+
+/// The words and close_notify go through TLS. What the client still sends is of no interest, only that it is read; so a
+/// client that has broken TLS, or the end of it, is listened to like any other.
+async fn say_and_listen_inside(mut stream: Box<TlsStream>, words: &[u8]) -> io::Result<()> {
+    say(&mut *stream, words).await?;
+    listen(stream.into_socket()).await
+}
+
+/// Writes `words` and ends the stream.
+async fn say<S: AsyncWrite + Unpin>(stream: &mut S, words: &[u8]) -> io::Result<()> {
     stream.write_all(words).await?;
-    stream.flush().await?;
-    stream.shutdown().await?;
+    stream.shutdown().await
+}
+
+/// Reads what the client had sent already.
+async fn listen(mut socket: TcpStream) -> io::Result<()> {
     let mut heard = 0;
     let mut bytes = [0; 512];
     while heard < MOST_HEARD {
-        match stream.read(&mut bytes).await? {
+        match socket.read(&mut bytes).await? {
             0 => break,
             count => heard += count,
         }

@@ -7,7 +7,7 @@ use crate::audit::Facts;
 use crate::outcome::{Ending, Reason};
 use crate::protocol::{Protocol, postgres};
 use crate::snapshot::Terms;
-use crate::tls::{cipher_name, handshake_failure, version_name};
+use crate::tls::handshake_failure;
 
 /// A client inside TLS, whose identity has not been judged.
 #[derive(Debug)]
@@ -23,7 +23,8 @@ pub(super) async fn secure(greeted: Greeted, terms: &Terms, facts: &mut Facts) -
     let records = attempt.records().map_err(|error| Ending::new(Reason::IoError, error))?;
     let mut stream = Box::new(TlsStream::new(socket, records));
     while stream.records().is_handshaking() {
-        let shaken = stream.shake_hands().await;
+        // Looked at after each flight: the deadline may drop this future, and the audit then still names the host.
+        let shaken = stream.next_flight().await;
         if facts.sni.is_none() {
             facts.sni = attempt.sni().map(Into::into);
         }
@@ -35,10 +36,9 @@ pub(super) async fn secure(greeted: Greeted, terms: &Terms, facts: &mut Facts) -
             return Err(Leave::plain(ending, stream.into_socket(), Vec::new()));
         }
     }
-    let session = stream.records().session();
-    facts.tls_version = session.protocol_version().map(version_name);
-    facts.cipher = session.negotiated_cipher_suite().map(cipher_name);
-    if needs_alpn && session.alpn_protocol() != Some(postgres::ALPN) {
+    facts.tls_version = stream.records().version();
+    facts.cipher = stream.records().cipher();
+    if needs_alpn && stream.records().alpn() != Some(postgres::ALPN) {
         // As PostgreSQL 17 does: without SSLRequest only ALPN tells that the client means PostgreSQL.
         let ending = Ending::new(Reason::ProtocolViolation, "direct TLS without the ALPN protocol \"postgresql\"");
         return Err(Leave::tls(ending, stream, Vec::new()));

@@ -52,29 +52,34 @@ impl<S: AsyncRead + AsyncWrite + Unpin> TlsStream<S> {
     ///
     /// # Errors
     /// The socket's, or rustls' inside an [`io::ErrorKind::InvalidData`]; then the client has been sent the alert.
-    pub(super) async fn shake_hands(&mut self) -> io::Result<()> {
+    pub(super) async fn next_flight(&mut self) -> io::Result<()> {
         let received = poll_fn(|cx| self.poll_receive(&mut ReadBuf::new(&mut []), cx)).await?;
-        poll_fn(|cx| self.poll_send(cx)).await?;
-        match (self.broken.take(), received) {
-            (Some(error), _) => Err(error),
-            (None, 0) => Err(io::ErrorKind::UnexpectedEof.into()),
+        let sent = poll_fn(|cx| self.poll_send(cx)).await;
+        // Why the client is refused matters more than that it did not wait to hear it.
+        if let Some(error) = self.broken.take() {
+            return Err(error);
+        }
+        sent?;
+        match received {
+            0 => Err(io::ErrorKind::UnexpectedEof.into()),
             // close_notify in the middle of it.
-            (None, _) if self.records.has_ended() && self.records.is_handshaking() => {
-                Err(io::ErrorKind::UnexpectedEof.into())
-            }
-            (None, _) => Ok(()),
+            _ if self.records.has_ended() && self.records.is_handshaking() => Err(io::ErrorKind::UnexpectedEof.into()),
+            _ => Ok(()),
         }
     }
 
     /// Receives once, opens what came whole, and returns how much was received; nothing is the end of TCP. Plaintext for
     /// which there is no room remains to be read.
     fn poll_receive(&mut self, plain: &mut ReadBuf<'_>, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        let Self { socket, records, unread, unsent, broken, .. } = self;
+        let Self { socket, records, unread, unsent, broken } = self;
         with_sealed(|scratch| {
             let kept = records.unopened();
             // As much as the plaintext of it has room, so that nothing has to wait for it; but not by dribbles.
             let most = plain.remaining().saturating_sub(kept).clamp(SHORTEST_READ, READ);
-            let mut room = ReadBuf::new(scratch.get_mut(kept..kept + most).unwrap_or_default());
+            let Some(room) = scratch.get_mut(kept..kept + most) else {
+                return Poll::Ready(Err(io::Error::other("the buffer for records is too small")));
+            };
+            let mut room = ReadBuf::new(room);
             ready!(Pin::new(socket).poll_read(cx, &mut room))?;
             let received = room.filled().len();
             let sealed = scratch.get_mut(..kept + received).unwrap_or_default();
@@ -87,11 +92,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> TlsStream<S> {
 
     /// Sends what is sealed.
     fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while !self.unsent.is_empty() {
-            let taken = ready!(poll_write(&mut self.socket, self.unsent.rest(), cx))?;
-            self.unsent.advance(taken);
-        }
-        Poll::Ready(Ok(()))
+        self.unsent.poll_send(&mut self.socket, &mut 0, cx)
     }
 }
 
@@ -128,19 +129,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for TlsStream<S> {
         let this = self.get_mut();
         ready!(this.poll_send(cx))?;
         let plain = plain.get(..READ).unwrap_or(plain);
-        let Self { socket, records, unsent, .. } = this;
+        let Self { socket, records, unsent, broken, .. } = this;
         with_sealed(|scratch| {
-            let sealed = records.seal(plain, scratch).map_err(io::Error::other)?;
-            let mut rest = scratch.get(..sealed).unwrap_or_default();
-            while !rest.is_empty() {
-                match poll_write(socket, rest, cx) {
-                    Poll::Ready(taken) => rest = rest.get(taken?..).unwrap_or_default(),
-                    Poll::Pending => {
-                        unsent.replace(rest);
-                        break;
-                    }
-                }
-            }
+            let sealed = records.seal(plain, scratch);
+            // What the client broke is the reason, whoever notices first.
+            let sealed = sealed.map_err(|error| broken.take().unwrap_or_else(|| io::Error::other(error)))?;
+            unsent.send_or_hold(scratch.get(..sealed).unwrap_or_default(), socket, &mut 0, cx)?;
             Poll::Ready(Ok(plain.len()))
         })
     }
@@ -163,18 +157,6 @@ fn give(bytes: &[u8], plain: &mut ReadBuf<'_>, unread: &mut Held) {
     let (now, later) = bytes.split_at(fits);
     plain.put_slice(now);
     unread.push(later);
-}
-
-/// Writes at least one byte.
-pub(super) fn poll_write<W: AsyncWrite + Unpin>(
-    writer: &mut W,
-    bytes: &[u8],
-    cx: &mut Context<'_>,
-) -> Poll<io::Result<usize>> {
-    match ready!(Pin::new(writer).poll_write(cx, bytes))? {
-        0 => Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-        taken => Poll::Ready(Ok(taken)),
-    }
 }
 
 /// Enough for every flight of an ordinary handshake.

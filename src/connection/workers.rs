@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 
 use super::{Arrival, House, serve};
 
-/// The near ends of all workers. Dropping it lets the workers finish what they have and end.
+/// The near ends of all workers. Once nobody holds them, no accept loop either, the workers finish what they have and end.
 #[derive(Debug)]
 pub struct Workers {
     workers: Vec<Worker>,
@@ -53,13 +53,16 @@ impl Workers {
     }
 
     /// Hands a connection to the worker with the fewest, and rather to the one it was accepted by, which then need not wake
-    /// another. The kernel's own spreading (SO_REUSEPORT) hashes addresses, which
-    /// is uneven for the few and long-lived connections databases have.
+    /// another. The kernel's own spreading (SO_REUSEPORT) hashes addresses, which is uneven for the few and long-lived
+    /// connections databases have.
     ///
     /// Waits while that worker has a full queue, which slows accepting down and nothing else.
     pub async fn hand_over(&self, arrival: Arrival, accepted_by: &Seat) {
-        let by_load =
-            |(number, worker): &(usize, &Worker)| (worker.load.load(Ordering::Relaxed), *number != accepted_by.number);
+        let by_load = |(number, worker): &(usize, &Worker)| {
+            let load = worker.load.load(Ordering::Relaxed);
+            // One whose thread has ended would seem to have the fewest.
+            (worker.arrivals.is_closed(), load, *number != accepted_by.number)
+        };
         let Some((_, worker)) = self.workers.iter().enumerate().min_by_key(by_load) else { return };
         worker.load.fetch_add(1, Ordering::Relaxed);
         if worker.arrivals.send(arrival).await.is_err() {

@@ -43,22 +43,22 @@ pub(super) struct Hello {
 }
 
 /// Where the hello of one handshake is left. Empty until it has come.
-pub(super) type Heard = Arc<OnceLock<Hello>>;
+pub(super) type Overheard = Arc<OnceLock<Hello>>;
 
 /// The chooser of one handshake. rustls keeps the hello to itself; this is where it lets us see it.
 #[derive(Debug)]
-pub(super) struct Listening {
+pub(super) struct HelloWitness {
     chooser: Arc<Chooser>,
-    heard: Heard,
+    heard: Overheard,
 }
 
-impl Listening {
-    pub(super) fn new(chooser: &Arc<Chooser>, heard: &Heard) -> Self {
+impl HelloWitness {
+    pub(super) fn new(chooser: &Arc<Chooser>, heard: &Overheard) -> Self {
         Self { chooser: Arc::clone(chooser), heard: Arc::clone(heard) }
     }
 }
 
-impl ResolvesServerCert for Listening {
+impl ResolvesServerCert for HelloWitness {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         let shown = self.chooser.choose(&hello);
         // A client that is asked for a second hello says the same in it.

@@ -24,7 +24,7 @@ pub use error::BuildError;
 pub use failure::handshake_failure;
 pub use pem::{PemError, certificates, private_key};
 pub use records::{MOST_UNOPENED, Records, most_overhead};
-pub use server::{ServerCertificate, ServerTls, cipher_name, version_name};
+pub use server::{ServerCertificate, ServerTls};
 pub use trust::{ClientTrust, Identity};
 
 use std::sync::Arc;

@@ -1,9 +1,9 @@
 //! The record engine: one client's TLS, without a socket and without a buffer of its own.
 //!
 //! What was received is opened where it lies, and what is to be sent is sealed into a buffer that is lent. All that is kept
-//! between two calls is a record that has not come whole. So an idle session owns no buffer, and whoever calls decides how
-//! much is moved at a time. Another engine, as one that lets the kernel do the sealing, would have to offer no more than
-//! is offered here.
+//! between two calls is a record, or a handshake message, that has not come whole. So an idle session owns no buffer, and
+//! whoever calls decides how much is moved at a time. Another record layer in user space would offer the same; one in the
+//! kernel has the socket, and would take the place of what is inside `TlsStream`.
 
 use std::fmt;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use std::sync::Arc;
 use rustls::pki_types::CertificateDer;
 use rustls::server::{ServerConnectionData, UnbufferedServerConnection};
 use rustls::unbuffered::{ConnectionState, EncodeError, EncodeTlsData, EncryptError, UnbufferedStatus, WriteTraffic};
-use rustls::{CommonState, Error, ServerConfig};
+use rustls::{CipherSuite, Error, ProtocolVersion, ServerConfig, SupportedCipherSuite};
 
 /// One client's TLS, from its first record to close_notify.
 pub struct Records {
@@ -75,11 +75,10 @@ impl Records {
     /// the alert that says why.
     pub fn open(&mut self, sealed: &mut [u8], plain: impl FnMut(&[u8]), answer: &mut Vec<u8>) -> Result<(), Error> {
         if self.stage == Stage::Broken {
-            return Err(Error::HandshakeNotComplete);
+            return Err(broken_before());
         }
-        if let Some(front) = sealed.get_mut(..self.unopened.len()) {
-            front.copy_from_slice(&self.unopened);
-        }
+        let front = sealed.get_mut(..self.unopened.len());
+        front.ok_or_else(|| Error::General("no room for what was kept".to_owned()))?.copy_from_slice(&self.unopened);
         let opened = self.process(sealed, plain, answer).inspect_err(|_| self.stage = Stage::Broken)?;
         self.keep(sealed.get(opened..).unwrap_or_default())
     }
@@ -123,7 +122,8 @@ impl Records {
                 // Early data is not offered, and states that a later rustls may add are not for us.
                 Ok(_) => return Err(Error::HandshakeNotComplete),
                 Err(error) => {
-                    self.last_words(sealed.get_mut(done + discard..).unwrap_or_default(), answer);
+                    // The alert that says what is wrong.
+                    self.drain(sealed.get_mut(done + discard..).unwrap_or_default(), answer);
                     return Err(error);
                 }
             };
@@ -134,8 +134,8 @@ impl Records {
         }
     }
 
-    /// The alert that says what is wrong. rustls hands out what waits to be sent before it looks at the records again.
-    fn last_words(&mut self, rest: &mut [u8], answer: &mut Vec<u8>) {
+    /// Takes what waits to be sent. rustls hands that out before it looks at the records again.
+    fn drain(&mut self, rest: &mut [u8], answer: &mut Vec<u8>) {
         while self.connection.wants_write() {
             let Ok(ConnectionState::EncodeTlsData(data)) = self.connection.process_tls_records(rest).state else {
                 return;
@@ -158,6 +158,8 @@ impl Records {
             return Err(Error::General("a TLS message has no end".to_owned()));
         }
         self.unopened.clear();
+        // Before the client is known this is what it can have us keep, so no byte more than that.
+        self.unopened.reserve_exact(rest.len());
         self.unopened.extend_from_slice(rest);
         Ok(())
     }
@@ -175,13 +177,20 @@ impl Records {
         }
         self.writing(|mut traffic| match traffic.encrypt(plain, sealed) {
             Ok(taken) => Ok(taken),
-            Err(EncryptError::EncryptExhausted) => Err(Error::EncryptError),
+            Err(EncryptError::EncryptExhausted) => {
+                let words = "the keys of this TLS 1.2 session are worn out; those of TLS 1.3 are renewed as they go";
+                Err(Error::General(words.to_owned()))
+            }
             Err(error @ EncryptError::InsufficientSize(_)) => Err(Error::General(error.to_string())),
         })
     }
 
     /// Puts close_notify behind `answer`, once: nothing more will be sealed. What the client still says can be opened.
     pub fn close(&mut self, answer: &mut Vec<u8>) {
+        // rustls may have said it already, as when the keys are worn out.
+        let mut unopened = std::mem::take(&mut self.unopened);
+        self.drain(&mut unopened, answer);
+        self.unopened = unopened;
         let mut room = [0; OWN_WORDS];
         // Where there is no key to say it by, or an alert has said it already, nothing is owed.
         if let Ok(taken) = self.writing(|mut traffic| Ok(traffic.queue_close_notify(&mut room).unwrap_or_default())) {
@@ -195,11 +204,14 @@ impl Records {
         work: impl FnOnce(WriteTraffic<'_, ServerConnectionData>) -> Result<T, Error>,
     ) -> Result<T, Error> {
         if self.stage == Stage::Broken {
-            return Err(Error::HandshakeNotComplete);
+            return Err(broken_before());
         }
-        match self.connection.process_tls_records(&mut self.unopened).state? {
-            ConnectionState::WriteTraffic(traffic) => work(traffic),
-            _ => Err(Error::HandshakeNotComplete),
+        loop {
+            match self.connection.process_tls_records(&mut self.unopened).state? {
+                ConnectionState::WriteTraffic(traffic) => return work(traffic),
+                ConnectionState::TransmitTlsData(data) => data.done(),
+                _ => return Err(Error::HandshakeNotComplete),
+            }
         }
     }
 
@@ -218,9 +230,19 @@ impl Records {
         self.connection.peer_certificates().unwrap_or_default()
     }
 
-    /// What was negotiated.
-    pub fn session(&self) -> &CommonState {
-        &self.connection
+    /// The version that was negotiated, as audit events have it: `TLSv1.3`.
+    pub fn version(&self) -> Option<&'static str> {
+        self.connection.protocol_version().map(version_name)
+    }
+
+    /// The IANA name of the cipher suite that was negotiated.
+    pub fn cipher(&self) -> Option<&'static str> {
+        self.connection.negotiated_cipher_suite().map(cipher_name)
+    }
+
+    /// The protocol that was negotiated by ALPN (RFC 7301).
+    pub fn alpn(&self) -> Option<&[u8]> {
+        self.connection.alpn_protocol()
     }
 }
 
@@ -241,6 +263,30 @@ fn append(answer: &mut Vec<u8>, mut data: EncodeTlsData<'_, ServerConnectionData
         data.encode(room).map_err(|error| Error::General(error.to_string()))?;
     }
     Ok(())
+}
+
+/// After an error nothing more can be opened or sealed.
+fn broken_before() -> Error {
+    Error::General("TLS has broken down before".to_owned())
+}
+
+/// `TLSv1.3`, as audit events have it.
+fn version_name(version: ProtocolVersion) -> &'static str {
+    match version {
+        ProtocolVersion::TLSv1_2 => "TLSv1.2",
+        ProtocolVersion::TLSv1_3 => "TLSv1.3",
+        _ => "unknown",
+    }
+}
+
+/// The IANA name of a cipher suite; rustls writes those of TLS 1.3 as `TLS13_…`.
+fn cipher_name(suite: SupportedCipherSuite) -> &'static str {
+    match suite.suite() {
+        CipherSuite::TLS13_AES_128_GCM_SHA256 => "TLS_AES_128_GCM_SHA256",
+        CipherSuite::TLS13_AES_256_GCM_SHA384 => "TLS_AES_256_GCM_SHA384",
+        CipherSuite::TLS13_CHACHA20_POLY1305_SHA256 => "TLS_CHACHA20_POLY1305_SHA256",
+        other => other.as_str().unwrap_or("unknown"),
+    }
 }
 
 #[cfg(test)]

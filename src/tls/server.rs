@@ -8,10 +8,10 @@ use rustls::server::ResolvesServerCert;
 use rustls::server::danger::ClientCertVerifier;
 use rustls::sign::CertifiedKey;
 use rustls::version::{TLS12, TLS13};
-use rustls::{CipherSuite, Error, ProtocolVersion, ServerConfig, SupportedCipherSuite, SupportedProtocolVersion};
+use rustls::{Error, ServerConfig, SupportedProtocolVersion};
 
 use super::certificate::Certificate;
-use super::chooser::{Choice, Chooser, Heard, Listening};
+use super::chooser::{Choice, Chooser, HelloWitness, Overheard};
 use super::error::BuildError;
 use super::provider;
 use super::records::Records;
@@ -117,7 +117,7 @@ impl ServerTls {
             })
             .collect();
         let chooser = Arc::new(Chooser::new(choices));
-        let unheard = Arc::new(Listening::new(&chooser, &Heard::default()));
+        let unheard = Arc::new(HelloWitness::new(&chooser, &Overheard::default()));
         let mut config = assemble(trust.verifier(), unheard, min_version)?;
         config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
         config.ticketer = Ticketer::new().map_err(|error| BuildError::Rustls(error.to_string()))?;
@@ -128,9 +128,11 @@ impl ServerTls {
     /// What one handshake needs. rustls forgets what a client asked for and the certificate it refuses, and the audit wants
     /// to name both; so each handshake has a resolver and a verifier of its own that remember.
     pub fn attempt(self: &Arc<Self>) -> Attempt {
-        let heard = Heard::default();
-        let resolver = Arc::new(Listening::new(&self.chooser, &heard));
+        let heard = Overheard::default();
+        let resolver = Arc::new(HelloWitness::new(&self.chooser, &heard));
         let with_witness = |(verifier, refused)| {
+            // rustls lets nobody exchange the verifier of a finished configuration. Whatever `new` sets besides has to be
+            // carried over here.
             let mut config = assemble(verifier, Arc::clone(&resolver) as Arc<_>, self.min_version).ok()?;
             config.alpn_protocols.clone_from(&self.pattern.alpn_protocols);
             config.ticketer = Arc::clone(&self.pattern.ticketer);
@@ -161,7 +163,7 @@ impl ServerTls {
 pub struct Attempt {
     config: Arc<ServerConfig>,
     tls: Arc<ServerTls>,
-    heard: Heard,
+    heard: Overheard,
     refused: Option<Refused>,
 }
 
@@ -200,23 +202,4 @@ fn assemble(
         .map_err(|error| BuildError::Rustls(error.to_string()))?
         .with_client_cert_verifier(verifier)
         .with_cert_resolver(resolver))
-}
-
-/// `TLSv1.3`, as audit events have it.
-pub fn version_name(version: ProtocolVersion) -> &'static str {
-    match version {
-        ProtocolVersion::TLSv1_2 => "TLSv1.2",
-        ProtocolVersion::TLSv1_3 => "TLSv1.3",
-        _ => "unknown",
-    }
-}
-
-/// The IANA name of a cipher suite; rustls writes those of TLS 1.3 as `TLS13_…`.
-pub fn cipher_name(suite: SupportedCipherSuite) -> &'static str {
-    match suite.suite() {
-        CipherSuite::TLS13_AES_128_GCM_SHA256 => "TLS_AES_128_GCM_SHA256",
-        CipherSuite::TLS13_AES_256_GCM_SHA384 => "TLS_AES_256_GCM_SHA384",
-        CipherSuite::TLS13_CHACHA20_POLY1305_SHA256 => "TLS_CHACHA20_POLY1305_SHA256",
-        other => other.as_str().unwrap_or("unknown"),
-    }
 }

@@ -16,7 +16,7 @@ use super::certificate::Certificate;
 use super::error::BuildError;
 use super::failure::{certificate_reason, refused_by_us};
 use super::provider;
-use super::verifier::{ChainVerifier, Refused, Witness};
+use super::verifier::{ChainVerifier, RefusalWitness, Refused};
 use crate::outcome::{Ending, Reason};
 use crate::policy::ClientAuth;
 
@@ -64,10 +64,13 @@ impl ClientTrust {
         RootCertStore::empty().add(anchor.clone()).map_err(BuildError::Anchor)
     }
 
-    /// The verifier rustls asks during a full handshake, so that a refusal can still be a TLS alert.
+    /// The verifier of the pattern. Where certificates are asked for, each handshake puts its own [`RefusalWitness`] in its
+    /// place.
     pub(super) fn verifier(&self) -> Arc<dyn ClientCertVerifier> {
-        let ours = |verifier: &Arc<ChainVerifier>| Arc::clone(verifier.webpki());
-        self.verifier.as_ref().map_or_else(WebPkiClientVerifier::no_client_auth, ours)
+        match &self.verifier {
+            Some(verifier) => Arc::clone(verifier.webpki()),
+            None => WebPkiClientVerifier::no_client_auth(),
+        }
     }
 
     /// A verifier for one handshake and the place where it leaves the certificate it refuses. `None` where no certificate
@@ -75,7 +78,7 @@ impl ClientTrust {
     pub(super) fn witness(&self) -> Option<(Arc<dyn ClientCertVerifier>, Refused)> {
         let verifier = Arc::clone(self.verifier.as_ref()?);
         let refused = Refused::default();
-        Some((Arc::new(Witness::new(verifier, Arc::clone(&refused))), refused))
+        Some((Arc::new(RefusalWitness::new(verifier, Arc::clone(&refused))), refused))
     }
 
     /// Judges the chain a client presented, leaf first, now or in the handshake this one resumes.
@@ -90,7 +93,7 @@ impl ClientTrust {
                 ClientAuth::None | ClientAuth::Optional => Ok(Identity::Anonymous),
             };
         };
-        let certificate = verifier.verify(leaf, intermediates, unix_time(now)).map_err(|error| {
+        let certificate = verifier.judge(leaf, intermediates, unix_time(now)).map_err(|error| {
             let who = Certificate::parse(leaf).map_or_else(|_| "?".to_owned(), |facts| facts.subject);
             Ending::new(certificate_reason(&error), format_args!("client certificate {who}: {}", refused_by_us(&error)))
         })?;

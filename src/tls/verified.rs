@@ -2,7 +2,8 @@
 //!
 //! A verdict depends on the chain, on the trust anchors and on the time. It is kept beside the anchors it was reached
 //! with, under a digest of every byte of the chain, and counts only while every certificate of the chain is in its time;
-//! outside that the question is put anew. Refusals are not remembered, so strangers cannot fill the memory.
+//! outside that the question is put anew. Refusals are not remembered, so strangers cannot fill the memory. What else a
+//! verdict may come to depend on, as a revocation list, needs a `ChainVerifier` of its own.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -87,5 +88,53 @@ fn seconds(moment: OffsetDateTime) -> u64 {
     u64::try_from(moment.unix_timestamp()).unwrap_or(0)
 }
 
-/// More clients than a database has, at about a KiB each.
+/// More clients than a database has, at about a KiB each. Past it all are forgotten, and verified anew.
 const MOST_CHAINS: usize = 1024;
+
+#[cfg(test)]
+mod tests {
+    use time::Duration;
+
+    use super::*;
+    use crate::tls::specimen::Authority;
+
+    const NOW: OffsetDateTime = OffsetDateTime::UNIX_EPOCH.saturating_add(Duration::days(20_000));
+
+    fn certificate(name: &str, lasting: Duration) -> CertificateDer<'static> {
+        Authority::new("CA").client(name, NOW, NOW + lasting).der()
+    }
+
+    fn at(moment: OffsetDateTime) -> UnixTime {
+        UnixTime::since_unix_epoch(std::time::Duration::from_secs(seconds(moment)))
+    }
+
+    #[test]
+    fn a_verdict_is_for_these_bytes_and_while_the_whole_chain_is_in_its_time() {
+        let leaf = certificate("app", Duration::DAY);
+        let between = [certificate("between", Duration::HOUR)];
+        let facts = Arc::new(Certificate::parse(&leaf).unwrap());
+        let verified = Verified::default();
+        verified.remember(&leaf, &between, &facts);
+        let known = |leaf, between, moment| verified.recall(leaf, between, at(moment)).is_some();
+        assert!(known(&leaf, &between, NOW) && known(&leaf, &between, NOW + Duration::HOUR));
+        assert!(!known(&leaf, &between, NOW - Duration::SECOND), "before its time");
+        assert!(!known(&leaf, &between, NOW + Duration::HOUR + Duration::SECOND), "after the time of one of them");
+        assert!(!known(&leaf, &[], NOW), "another chain of the same leaf");
+        assert!(!known(&between[0], std::slice::from_ref(&leaf), NOW), "the same certificates in another order");
+    }
+
+    #[test]
+    fn no_more_chains_are_remembered_than_there_is_room_for() {
+        let leaf = certificate("app", Duration::DAY);
+        let facts = Arc::new(Certificate::parse(&leaf).unwrap());
+        let verified = Verified::default();
+        for count in 0..=MOST_CHAINS {
+            // As many chains, by as many certificates behind the leaf.
+            verified.remember(&leaf, &vec![leaf.clone(); count % 40], &facts);
+            let other = CertificateDer::from(count.to_be_bytes().to_vec());
+            verified.remember(&other, &[], &facts);
+        }
+        assert!(verified.chains().len() <= MOST_CHAINS);
+        assert!(verified.recall(&CertificateDer::from(MOST_CHAINS.to_be_bytes().to_vec()), &[], at(NOW)).is_some());
+    }
+}

@@ -25,11 +25,8 @@ impl ChainVerifier {
         Self { webpki, verified: Verified::default() }
     }
 
-    /// Verifies a chain, and names the holder of its leaf.
-    ///
-    /// A certificate whose issuer has the name of a trust anchor but another key, as after a CA was made anew under its old
-    /// name, is one of an unknown CA: that is what the client and the operator need to hear, not "bad signature".
-    pub(super) fn verify(
+    /// Verifies the chain of a client that has shown to have its key, and names the holder. A good verdict is remembered.
+    pub(super) fn judge(
         &self,
         leaf: &CertificateDer<'_>,
         intermediates: &[CertificateDer<'_>],
@@ -38,13 +35,31 @@ impl ChainVerifier {
         if let Some(facts) = self.verified.recall(leaf, intermediates, now) {
             return Ok(facts);
         }
-        self.webpki.verify_client_cert(leaf, intermediates, now).map_err(|error| match error {
-            Error::InvalidCertificate(CertificateError::BadSignature) => CertificateError::UnknownIssuer.into(),
-            other => other,
-        })?;
+        self.verify(leaf, intermediates, now)?;
         let facts = Arc::new(Certificate::parse(leaf).map_err(|_| CertificateError::BadEncoding)?);
         self.verified.remember(leaf, intermediates, &facts);
         Ok(facts)
+    }
+
+    /// Verifies a chain during the handshake. Nobody has shown to have its key yet, so the verdict is not remembered:
+    /// otherwise who only knows a good certificate could fill the memory with it and ever new ones behind it.
+    ///
+    /// A certificate whose issuer has the name of a trust anchor but another key, as after a CA was made anew under its old
+    /// name, is one of an unknown CA: that is what the client and the operator need to hear, not "bad signature".
+    fn verify(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<(), Error> {
+        if self.verified.recall(leaf, intermediates, now).is_some() {
+            return Ok(());
+        }
+        let verdict = self.webpki.verify_client_cert(leaf, intermediates, now).map_err(|error| match error {
+            Error::InvalidCertificate(CertificateError::BadSignature) => CertificateError::UnknownIssuer.into(),
+            other => other,
+        });
+        verdict.map(|_| ())
     }
 
     /// webpki's own, for what is no question of trust.
@@ -55,18 +70,18 @@ impl ChainVerifier {
 
 /// The verifier of one handshake. It remembers the certificate it refuses.
 #[derive(Debug)]
-pub(super) struct Witness {
+pub(super) struct RefusalWitness {
     verifier: Arc<ChainVerifier>,
     refused: Refused,
 }
 
-impl Witness {
+impl RefusalWitness {
     pub(super) fn new(verifier: Arc<ChainVerifier>, refused: Refused) -> Self {
         Self { verifier, refused }
     }
 }
 
-impl ClientCertVerifier for Witness {
+impl ClientCertVerifier for RefusalWitness {
     fn verify_client_cert(
         &self,
         leaf: &CertificateDer<'_>,
@@ -74,7 +89,7 @@ impl ClientCertVerifier for Witness {
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
         match self.verifier.verify(leaf, intermediates, now) {
-            Ok(_) => Ok(ClientCertVerified::assertion()),
+            Ok(()) => Ok(ClientCertVerified::assertion()),
             Err(error) => {
                 // One that cannot be read has nothing to say.
                 if let Ok(facts) = Certificate::parse(leaf) {

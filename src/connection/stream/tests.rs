@@ -37,7 +37,7 @@ async fn call(accent: Accent, socket: DuplexStream) -> client::TlsStream<DuplexS
 async fn answer<S: AsyncRead + AsyncWrite + Unpin>(accent: Accent, socket: S) -> TlsStream<S> {
     let mut stream = TlsStream::new(socket, Records::new(accent.server_config()).unwrap());
     while stream.records().is_handshaking() {
-        stream.shake_hands().await.unwrap();
+        stream.next_flight().await.unwrap();
     }
     stream
 }
@@ -165,7 +165,7 @@ fn a_handshake_that_fails_says_why_to_both_sides() {
         let mut ours = TlsStream::new(socket, Records::new(ACCENT.server_config()).unwrap());
         // A record of a version that there is not.
         client.write_all(b"\x16\x09\x09\x00\x01\x01").await.unwrap();
-        assert_eq!(ours.shake_hands().await.unwrap_err().kind(), ErrorKind::InvalidData);
+        assert_eq!(ours.next_flight().await.unwrap_err().kind(), ErrorKind::InvalidData);
         let mut alert = [0; 7];
         client.read_exact(&mut alert).await.unwrap();
         assert_eq!(&alert, b"\x15\x03\x03\x00\x02\x02\x32", "a fatal alert: decode_error");
@@ -173,8 +173,34 @@ fn a_handshake_that_fails_says_why_to_both_sides() {
         let (mut client, socket) = duplex(16 << 10);
         let mut ours = TlsStream::new(socket, Records::new(ACCENT.server_config()).unwrap());
         client.write_all(b"\x16\x03\x01").await.unwrap();
-        ours.shake_hands().await.unwrap();
+        ours.next_flight().await.unwrap();
         client.shutdown().await.unwrap();
-        assert_eq!(ours.shake_hands().await.unwrap_err().kind(), ErrorKind::UnexpectedEof);
+        assert_eq!(ours.next_flight().await.unwrap_err().kind(), ErrorKind::UnexpectedEof);
+    });
+}
+
+#[test]
+fn a_client_that_is_refused_and_does_not_wait_to_hear_it_hides_nothing() {
+    run(async {
+        let (mut client, socket) = duplex(16 << 10);
+        let mut ours = TlsStream::new(socket, Records::new(ACCENT.server_config()).unwrap());
+        client.write_all(b"\x16\x09\x09\x00\x01\x01").await.unwrap();
+        // Now the alert cannot be sent any more.
+        drop(client);
+        assert_eq!(ours.next_flight().await.unwrap_err().kind(), ErrorKind::InvalidData);
+    });
+}
+
+#[test]
+fn what_a_client_broke_is_the_reason_also_where_the_other_direction_notices_first() {
+    run(async {
+        let (mut client, mut ours) = pair(ACCENT).await;
+        let mut record = [0; 64];
+        client.write_all(b"hello").await.unwrap();
+        client.flush().await.unwrap();
+        client.get_mut().0.write_all(b"\x17\x03\x03\x00\x20 no record was ever sealed like t").await.unwrap();
+        // Together they are more than is read at once.
+        assert_eq!(ours.read(&mut record).await.unwrap(), 5);
+        assert_eq!(ours.write(b"words").await.unwrap_err().kind(), ErrorKind::InvalidData);
     });
 }
