@@ -5,6 +5,7 @@ mod client;
 mod databases;
 #[path = "../decision.rs"]
 mod decision;
+mod door;
 mod fault;
 mod machine;
 mod options;

@@ -8,11 +8,11 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use tempfile::TempDir;
 
 use crate::databases::{Postgres, Redis};
+use crate::door::Door;
 use crate::fault::{Context, Result};
 use crate::machine::Cores;
 use crate::pki::Pki;
 use crate::process::Manner;
-use crate::targets::Door;
 
 // Fields are dropped in this order: the servers before the directory they write to.
 #[derive(Debug)]

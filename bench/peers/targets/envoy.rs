@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use super::{Abilities, Door, Grounds, Launch, Opening, Program, TRUSTED};
+use super::{Abilities, Grounds, Launch, Opening, Program, TRUSTED};
+use crate::door::Door;
 use crate::fault::Result;
 use crate::process::{find, says};
 

@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
-use super::{Abilities, Door, Grounds, Launch, Program};
+use super::{Abilities, Grounds, Launch, Program};
 use crate::databases::local;
+use crate::door::Door;
 use crate::fault::{Context, Result};
 
 /// For each direction of each connection.

@@ -2,7 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{Abilities, Door, Grounds, Launch, Program, TRUSTED};
+use super::{Abilities, Grounds, Launch, Program, TRUSTED};
+use crate::door::Door;
 use crate::fault::Result;
 use crate::process::{find, says};
 

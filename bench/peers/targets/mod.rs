@@ -17,41 +17,12 @@ use std::path::{Path, PathBuf};
 use crate::account::Tree;
 use crate::client::Way;
 use crate::databases::{free_port, local, ping, ready};
+use crate::door::Door;
 use crate::fault::{Context, Result};
 use crate::pki::{Pair, Pki};
 use crate::process::{Manner, Running};
 use crate::site::Site;
 use crate::tls::Offer;
-
-/// A way into a target.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Door {
-    /// With the ECDSA certificate, to the Redis that is measured with.
-    Redis,
-    /// The same with the RSA certificate.
-    Rsa,
-    /// The same, and clients must show a certificate.
-    Mutual,
-    /// To the Redis of the background load.
-    Bulk,
-    Postgres,
-}
-
-impl Door {
-    const ALL: &'static [Self] = &[Self::Redis, Self::Rsa, Self::Mutual, Self::Bulk, Self::Postgres];
-    const REDIS: &'static [Self] = &[Self::Redis, Self::Rsa, Self::Mutual, Self::Bulk];
-
-    /// Its name in configurations.
-    fn name(self) -> &'static str {
-        match self {
-            Self::Redis => "redis",
-            Self::Rsa => "rsa",
-            Self::Mutual => "mutual",
-            Self::Bulk => "bulk",
-            Self::Postgres => "postgres",
-        }
-    }
-}
 
 /// A door as one instance has it.
 #[derive(Debug, Clone, Copy)]

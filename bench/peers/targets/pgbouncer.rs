@@ -2,8 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{Abilities, Door, Grounds, Launch, Program};
+use super::{Abilities, Grounds, Launch, Program};
 use crate::databases::{DATABASE, USER, own};
+use crate::door::Door;
 use crate::fault::Result;
 use crate::process::{find, says};
 

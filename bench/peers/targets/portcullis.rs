@@ -3,8 +3,9 @@
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
-use super::{Abilities, Door, Grounds, Launch, Program, TRUSTED};
+use super::{Abilities, Grounds, Launch, Program, TRUSTED};
 use crate::decision::first_address;
+use crate::door::Door;
 use crate::fault::Result;
 use crate::process::says;
 

@@ -6,8 +6,8 @@ use super::drive::{Lane, measure};
 use super::{Figure, Outcome, PLAIN_OFFER, Trial};
 use crate::client::{Exchange, Session, Way};
 use crate::databases::{BULK, SMALL, value};
+use crate::door::Door;
 use crate::fault::Result;
-use crate::targets::Door;
 
 /// What clients read into. As large as the floor's own, so that it reads no less at a time.
 const BUFFER: usize = 64 * 1024;

@@ -5,8 +5,8 @@ use rustls::{HandshakeKind, NamedGroup};
 use super::drive::{Lane, measure};
 use super::{Outcome, Trial};
 use crate::client::{Exchange, Session, Way};
+use crate::door::Door;
 use crate::fault::Result;
-use crate::targets::Door;
 use crate::tls::Offer;
 
 /// Clients at a time: enough that the target always has one to serve.

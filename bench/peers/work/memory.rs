@@ -7,8 +7,8 @@ use tokio::time::{sleep, timeout};
 
 use super::{Figure, Outcome, PLAIN_OFFER, Trial};
 use crate::client::{Exchange, Session, Way};
+use crate::door::Door;
 use crate::fault::Result;
-use crate::targets::Door;
 
 /// Handshakes at a time.
 const LANES: usize = 32;

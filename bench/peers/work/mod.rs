@@ -18,10 +18,11 @@ use handshake::Handshake;
 use neighbour::Neighbour;
 use pgbench::Pgbench;
 
+use crate::door::Door;
 use crate::fault::Result;
 use crate::options::Plan;
 use crate::site::Site;
-use crate::targets::{Abilities, Door, Instance, Target};
+use crate::targets::{Abilities, Instance, Target};
 use crate::tls::Offer;
 
 /// Who is measured, where, and how much.

@@ -15,9 +15,9 @@ use super::exchange::{Asker, Latency, ping_pong};
 use super::{Figure, Outcome, Trial};
 use crate::client::{Exchange, Way};
 use crate::databases::{BULK, local, value};
+use crate::door::Door;
 use crate::fault::{Context, Result};
 use crate::process::{Manner, Running};
-use crate::targets::Door;
 use crate::tls::Offer;
 
 /// Connections of the crowd.

@@ -6,8 +6,8 @@ use tokio::process::Command;
 
 use super::{Figure, Outcome, Trial};
 use crate::databases;
+use crate::door::Door;
 use crate::fault::{Context, Result};
-use crate::targets::Door;
 
 /// What makes libpq's OpenSSL offer what the other clients do.
 const OPENSSL_CNF: &str = "openssl_conf = all\n[all]\nssl_conf = ssl\n[ssl]\nsystem_default = tls\n\

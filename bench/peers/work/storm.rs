@@ -7,8 +7,8 @@ use tokio::time::{sleep, timeout};
 
 use super::{Figure, Outcome, PLAIN_OFFER, Trial};
 use crate::client::{Exchange, Session, Way};
+use crate::door::Door;
 use crate::fault::Result;
-use crate::targets::Door;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 

@@ -6,8 +6,8 @@ use super::drive::{Lane, Measured, measure};
 use super::{Outcome, Trial};
 use crate::client::be_refused;
 use crate::databases::local;
+use crate::door::Door;
 use crate::fault::Result;
-use crate::targets::Door;
 
 const LANES: usize = 4;
 
