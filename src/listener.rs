@@ -50,7 +50,6 @@ pub struct Prepared {
 /// A bound socket that can be waited on.
 #[derive(Debug)]
 struct Opening {
-    socket: Arc<TcpListener>,
     ready: AsyncFd<Arc<TcpListener>>,
     local: SocketAddr,
     /// Where its loop is to run.
@@ -116,20 +115,22 @@ impl Listeners {
     /// Binds an address; `shared` where a socket that is about to leave still has its port.
     fn open(&self, address: &ListenAddr, shared: bool) -> io::Result<Opening> {
         let seat = self.workers.seat().ok_or_else(|| io::Error::other("there is no worker"))?;
-        let socket = Arc::new(bind(address, shared)?);
+        let socket = bind(address, shared)?;
         let local = socket.local_addr()?;
         let _there = seat.runtime.enter();
-        // tokio's own listener would register every accepted socket with the worker that accepts, a stranger's too, only to move it to another.
+        // tokio's own listener would register every accepted socket with the worker that accepts, a stranger's too, only to
+        // move it to another.
         #[allow(
             deprecated,
             reason = "unsound only for types that let go of their descriptor; this one keeps it for life"
         )]
-        let ready = AsyncFd::with_interest(Arc::clone(&socket), Interest::READABLE)?;
-        Ok(Opening { socket, ready, local, seat })
+        let ready = AsyncFd::with_interest(Arc::new(socket), Interest::READABLE)?;
+        Ok(Opening { ready, local, seat })
     }
 
     fn accept_from(&mut self, door: Door, opening: Opening) -> Bound {
-        let Opening { socket, ready, local, seat } = opening;
+        let Opening { ready, local, seat } = opening;
+        let socket = Arc::clone(ready.get_ref());
         let (running, stopped) = watch::channel(());
         let runtime = seat.runtime.clone();
         let gate = Gate { door, house: self.house.clone(), workers: Arc::clone(&self.workers), seat, owner: None };

@@ -72,21 +72,19 @@ impl Flow {
         W: AsyncWrite + Unpin,
     {
         for _ in 0..MOST_TURNS {
-            match self.stage {
-                Stage::Done => return Poll::Ready(Ok(())),
-                Stage::Ended => {
-                    ready!(self.poll_held(writer, count, cx)).map_err(Broken::Writing)?;
-                    ready!(Pin::new(&mut *writer).poll_shutdown(cx)).map_err(Broken::Writing)?;
-                    self.stage = Stage::Done;
-                }
-                Stage::Open => {
-                    ready!(self.poll_held(writer, count, cx)).map_err(Broken::Writing)?;
-                    ready!(self.poll_through(reader, writer, count, cx))?;
-                }
+            if self.is_done() {
+                return Poll::Ready(Ok(()));
+            }
+            ready!(self.poll_held(writer, count, cx)).map_err(Broken::Writing)?;
+            if self.has_ended() {
+                ready!(Pin::new(&mut *writer).poll_shutdown(cx)).map_err(Broken::Writing)?;
+                self.stage = Stage::Done;
+            } else {
+                ready!(self.poll_through(reader, writer, count, cx))?;
             }
         }
-        // There may be more, but it is the turn of the other direction, and of other sessions.
-        // A plain wake-up would come before the runtime looks at the sockets again; this one comes after.
+        // There may be more, but it is the turn of the other direction, and of other sessions. A plain wake-up would come
+        // before the runtime looks at the sockets again; this one comes after.
         let _ = pin!(yield_now()).poll(cx);
         Poll::Pending
     }

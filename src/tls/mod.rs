@@ -27,7 +27,7 @@ pub use records::{MOST_UNOPENED, Records, most_overhead};
 pub use server::{ServerCertificate, ServerTls};
 pub use trust::{ClientTrust, Identity};
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use rustls::crypto::CryptoProvider;
 use rustls::crypto::aws_lc_rs;
@@ -39,13 +39,17 @@ pub fn sha256_hex(bytes: &[u8]) -> String {
 }
 
 fn provider() -> Arc<CryptoProvider> {
-    Arc::new(CryptoProvider {
-        kx_groups: vec![
-            aws_lc_rs::kx_group::X25519MLKEM768,
-            aws_lc_rs::kx_group::X25519,
-            aws_lc_rs::kx_group::SECP256R1,
-            aws_lc_rs::kx_group::SECP384R1,
-        ],
-        ..aws_lc_rs::default_provider()
-    })
+    // Made once: where clients are asked for certificates each handshake wants it.
+    static PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| {
+        Arc::new(CryptoProvider {
+            kx_groups: vec![
+                aws_lc_rs::kx_group::X25519MLKEM768,
+                aws_lc_rs::kx_group::X25519,
+                aws_lc_rs::kx_group::SECP256R1,
+                aws_lc_rs::kx_group::SECP384R1,
+            ],
+            ..aws_lc_rs::default_provider()
+        })
+    });
+    Arc::clone(&PROVIDER)
 }

@@ -20,7 +20,8 @@ pub(super) struct Verified {
     chains: Mutex<HashMap<Digest, Verdict>>,
 }
 
-type Digest = [u8; 32];
+/// What a chain is known by.
+pub(super) type Digest = [u8; 32];
 
 #[derive(Debug)]
 struct Verdict {
@@ -32,39 +33,27 @@ struct Verdict {
 
 impl Verified {
     /// The holder of a chain that has been found good, if it still is.
-    pub(super) fn recall(
-        &self,
-        leaf: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        now: UnixTime,
-    ) -> Option<Arc<Certificate>> {
-        let digest = digest(leaf, intermediates);
+    pub(super) fn recall(&self, chain: &Digest, now: UnixTime) -> Option<Arc<Certificate>> {
         let chains = self.chains();
-        let verdict = chains.get(&digest)?;
+        let verdict = chains.get(chain)?;
         (verdict.from..=verdict.until).contains(&now.as_secs()).then(|| Arc::clone(&verdict.leaf))
     }
 
-    /// Notes that a chain is good.
-    pub(super) fn remember(
-        &self,
-        leaf: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        facts: &Arc<Certificate>,
-    ) {
-        let (mut from, mut until) = (facts.not_before, facts.not_after);
+    /// Notes that a chain is good: that of this leaf and what came behind it.
+    pub(super) fn remember(&self, chain: Digest, leaf: &Arc<Certificate>, intermediates: &[CertificateDer<'_>]) {
+        let (mut from, mut until) = (leaf.not_before, leaf.not_after);
         for certificate in intermediates {
             // webpki passes over one that it has no use for, even if it cannot be read.
             let Ok(certificate) = Certificate::parse(certificate) else { return };
             from = from.max(certificate.not_before);
             until = until.min(certificate.not_after);
         }
-        let verdict = Verdict { leaf: Arc::clone(facts), from: seconds(from), until: seconds(until) };
-        let digest = digest(leaf, intermediates);
+        let verdict = Verdict { leaf: Arc::clone(leaf), from: seconds(from), until: seconds(until) };
         let mut chains = self.chains();
         if chains.len() >= MOST_CHAINS {
             chains.clear();
         }
-        chains.insert(digest, verdict);
+        chains.insert(chain, verdict);
     }
 
     fn chains(&self) -> MutexGuard<'_, HashMap<Digest, Verdict>> {
@@ -73,7 +62,7 @@ impl Verified {
 }
 
 /// Of every certificate and its length, so that no two chains have the same bytes.
-fn digest(leaf: &CertificateDer<'_>, intermediates: &[CertificateDer<'_>]) -> Digest {
+pub(super) fn digest(leaf: &CertificateDer<'_>, intermediates: &[CertificateDer<'_>]) -> Digest {
     let mut context = Context::new(&SHA256);
     for certificate in [leaf].into_iter().chain(intermediates) {
         context.update(&certificate.len().to_be_bytes());
@@ -114,8 +103,8 @@ mod tests {
         let between = [certificate("between", Duration::HOUR)];
         let facts = Arc::new(Certificate::parse(&leaf).unwrap());
         let verified = Verified::default();
-        verified.remember(&leaf, &between, &facts);
-        let known = |leaf, between, moment| verified.recall(leaf, between, at(moment)).is_some();
+        verified.remember(digest(&leaf, &between), &facts, &between);
+        let known = |leaf, between, moment| verified.recall(&digest(leaf, between), at(moment)).is_some();
         assert!(known(&leaf, &between, NOW) && known(&leaf, &between, NOW + Duration::HOUR));
         assert!(!known(&leaf, &between, NOW - Duration::SECOND), "before its time");
         assert!(!known(&leaf, &between, NOW + Duration::HOUR + Duration::SECOND), "after the time of one of them");
@@ -130,11 +119,13 @@ mod tests {
         let verified = Verified::default();
         for count in 0..=MOST_CHAINS {
             // As many chains, by as many certificates behind the leaf.
-            verified.remember(&leaf, &vec![leaf.clone(); count % 40], &facts);
+            let behind = vec![leaf.clone(); count % 40];
+            verified.remember(digest(&leaf, &behind), &facts, &behind);
             let other = CertificateDer::from(count.to_be_bytes().to_vec());
-            verified.remember(&other, &[], &facts);
+            verified.remember(digest(&other, &[]), &facts, &[]);
         }
         assert!(verified.chains().len() <= MOST_CHAINS);
-        assert!(verified.recall(&CertificateDer::from(MOST_CHAINS.to_be_bytes().to_vec()), &[], at(NOW)).is_some());
+        let last = CertificateDer::from(MOST_CHAINS.to_be_bytes().to_vec());
+        assert!(verified.recall(&digest(&last, &[]), at(NOW)).is_some());
     }
 }

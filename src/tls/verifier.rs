@@ -8,7 +8,7 @@ use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Error, SignatureScheme};
 
 use super::certificate::Certificate;
-use super::verified::Verified;
+use super::verified::{Verified, digest};
 
 /// Where a refused certificate is left for the audit.
 pub(super) type Refused = Arc<OnceLock<Certificate>>;
@@ -32,29 +32,38 @@ impl ChainVerifier {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<Arc<Certificate>, Error> {
-        if let Some(facts) = self.verified.recall(leaf, intermediates, now) {
+        let chain = digest(leaf, intermediates);
+        if let Some(facts) = self.verified.recall(&chain, now) {
             return Ok(facts);
         }
-        self.verify(leaf, intermediates, now)?;
+        self.ask_webpki(leaf, intermediates, now)?;
         let facts = Arc::new(Certificate::parse(leaf).map_err(|_| CertificateError::BadEncoding)?);
-        self.verified.remember(leaf, intermediates, &facts);
+        self.verified.remember(chain, &facts, intermediates);
         Ok(facts)
     }
 
     /// Verifies a chain during the handshake. Nobody has shown to have its key yet, so the verdict is not remembered:
     /// otherwise who only knows a good certificate could fill the memory with it and ever new ones behind it.
-    ///
-    /// A certificate whose issuer has the name of a trust anchor but another key, as after a CA was made anew under its old
-    /// name, is one of an unknown CA: that is what the client and the operator need to hear, not "bad signature".
     fn verify(
         &self,
         leaf: &CertificateDer<'_>,
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<(), Error> {
-        if self.verified.recall(leaf, intermediates, now).is_some() {
-            return Ok(());
+        match self.verified.recall(&digest(leaf, intermediates), now) {
+            Some(_) => Ok(()),
+            None => self.ask_webpki(leaf, intermediates, now),
         }
+    }
+
+    /// A certificate whose issuer has the name of a trust anchor but another key, as after a CA was made anew under its old
+    /// name, is one of an unknown CA: that is what the client and the operator need to hear, not "bad signature".
+    fn ask_webpki(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<(), Error> {
         let verdict = self.webpki.verify_client_cert(leaf, intermediates, now).map_err(|error| match error {
             Error::InvalidCertificate(CertificateError::BadSignature) => CertificateError::UnknownIssuer.into(),
             other => other,
