@@ -84,56 +84,25 @@ fn matches(pattern: &str, host: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use rcgen::{KeyPair, PKCS_RSA_SHA256, RsaKeySize};
-    use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-    use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+    use rustls::crypto::WebPkiSupportedAlgorithms;
+    use rustls::pki_types::ServerName;
     use rustls::server::Acceptor;
-    use rustls::{ClientConfig, ClientConnection, DigitallySignedStruct, Error, SignatureScheme};
+    use rustls::{ClientConfig, ClientConnection, SignatureScheme};
     use time::{Duration, OffsetDateTime};
 
     use super::*;
     use crate::tls::provider;
+    use crate::tls::rehearsal::SignatureOnly;
     use crate::tls::specimen::Authority;
 
     const ECDSA: SignatureScheme = SignatureScheme::ECDSA_NISTP256_SHA256;
     const RSA: SignatureScheme = SignatureScheme::RSA_PSS_SHA256;
 
-    /// A client that can verify one kind of signature. It never comes to verify any.
-    #[derive(Debug)]
-    struct Knows(SignatureScheme);
-
-    impl ServerCertVerifier for Knows {
-        fn verify_server_cert(
-            &self,
-            _: &CertificateDer<'_>,
-            _: &[CertificateDer<'_>],
-            _: &ServerName<'_>,
-            _: &[u8],
-            _: UnixTime,
-        ) -> Result<ServerCertVerified, Error> {
-            Err(Error::HandshakeNotComplete)
-        }
-
-        fn verify_tls12_signature(
-            &self,
-            _: &[u8],
-            _: &CertificateDer<'_>,
-            _: &DigitallySignedStruct,
-        ) -> Result<HandshakeSignatureValid, Error> {
-            Err(Error::HandshakeNotComplete)
-        }
-
-        fn verify_tls13_signature(
-            &self,
-            _: &[u8],
-            _: &CertificateDer<'_>,
-            _: &DigitallySignedStruct,
-        ) -> Result<HandshakeSignatureValid, Error> {
-            Err(Error::HandshakeNotComplete)
-        }
-
-        fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-            vec![self.0]
-        }
+    /// A client that can verify one kind of signature.
+    fn knows(scheme: SignatureScheme) -> SignatureOnly {
+        let all = provider().signature_verification_algorithms;
+        let mapping: Vec<_> = all.mapping.iter().filter(|(known, _)| *known == scheme).copied().collect();
+        SignatureOnly(WebPkiSupportedAlgorithms { mapping: mapping.leak(), ..all })
     }
 
     fn choice(host: &str, key: KeyPair) -> Choice {
@@ -146,7 +115,7 @@ mod tests {
     /// What the hello of a client that asks for this name and knows this kind of signature is answered with.
     fn chosen(chooser: &Chooser, name: &str, scheme: SignatureScheme) -> usize {
         let config = ClientConfig::builder_with_provider(provider()).with_safe_default_protocol_versions().unwrap();
-        let config = config.dangerous().with_custom_certificate_verifier(Arc::new(Knows(scheme)));
+        let config = config.dangerous().with_custom_certificate_verifier(Arc::new(knows(scheme)));
         let name = ServerName::try_from(name.to_owned()).unwrap();
         let mut client = ClientConnection::new(Arc::new(config.with_no_client_auth()), name).unwrap();
         let mut hello = Vec::new();

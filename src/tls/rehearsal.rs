@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
+use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::ResolvesServerCert;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
@@ -32,7 +32,7 @@ pub(super) fn rehearse(
     let client = ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_protocol_versions(versions)?
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(SignatureOnly(provider)))
+        .with_custom_certificate_verifier(Arc::new(SignatureOnly(provider.signature_verification_algorithms)))
         .with_no_client_auth();
     let name = ServerName::try_from("rehearsal.invalid").map_err(|error| Error::General(error.to_string()))?;
     let mut client = Connection::from(ClientConnection::new(Arc::new(client), name)?);
@@ -65,7 +65,7 @@ fn deliver(from: &mut Connection, to: &mut Connection) -> Result<(), Error> {
 
 /// A client that cares for the signature only: whose certificate it is, and by whom, is not asked here.
 #[derive(Debug)]
-struct SignatureOnly(Arc<CryptoProvider>);
+pub(super) struct SignatureOnly(pub(super) WebPkiSupportedAlgorithms);
 
 impl ServerCertVerifier for SignatureOnly {
     fn verify_server_cert(
@@ -85,7 +85,7 @@ impl ServerCertVerifier for SignatureOnly {
         cert: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls12_signature(message, cert, signed, &self.0.signature_verification_algorithms)
+        verify_tls12_signature(message, cert, signed, &self.0)
     }
 
     fn verify_tls13_signature(
@@ -94,10 +94,10 @@ impl ServerCertVerifier for SignatureOnly {
         cert: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, cert, signed, &self.0.signature_verification_algorithms)
+        verify_tls13_signature(message, cert, signed, &self.0)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
+        self.0.supported_schemes()
     }
 }

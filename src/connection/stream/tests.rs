@@ -14,7 +14,7 @@ use tokio_rustls::{TlsConnector, client};
 
 use crate::connection::stream::TlsStream;
 use crate::tls::Records;
-use crate::tls::specimen::Accent;
+use crate::tls::specimen::{Accent, speech};
 
 const ACCENT: Accent = Accent { suite: 0, record: None, known: false };
 
@@ -22,11 +22,6 @@ const ACCENT: Accent = Accent { suite: 0, record: None, known: false };
 fn run<T>(work: impl Future<Output = T>) -> T {
     let runtime = Builder::new_current_thread().enable_time().build().unwrap();
     runtime.block_on(async { timeout(Duration::from_secs(10), work).await.expect("nothing hangs") })
-}
-
-/// What somebody says. Every stretch of it is different.
-fn speech(length: usize) -> Vec<u8> {
-    (0..length).map(|place| (place / 4).wrapping_mul(2_654_435_761).to_le_bytes()[place % 4]).collect()
 }
 
 async fn call(accent: Accent, socket: DuplexStream) -> client::TlsStream<DuplexStream> {
@@ -61,7 +56,7 @@ proptest! {
         lengths in prop::collection::vec(1_usize..30_000, 1..6),
         rooms in prop::collection::vec(prop_oneof![1_usize..100, 1_usize..40_000], 1..6),
     ) {
-        let all = speech(lengths.iter().sum());
+        let all = speech(0, lengths.iter().sum());
         let heard = run(async {
             let (mut client, mut ours) = pair(Accent { suite, ..ACCENT }).await;
             let say = async {

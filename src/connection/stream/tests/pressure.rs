@@ -9,9 +9,9 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite as _, AsyncWriteExt as 
 
 use crate::connection::flow::Flow;
 use crate::connection::scratch::READ;
-use crate::connection::stream::tests::{ACCENT, pair, run, speech};
+use crate::connection::stream::tests::{ACCENT, pair, run};
 use crate::tls::most_overhead;
-use crate::tls::specimen::Accent;
+use crate::tls::specimen::{Accent, speech};
 
 /// Far more than all that waits on the way together.
 const ALL: usize = 2 << 20;
@@ -36,7 +36,7 @@ fn a_client_that_does_not_read_stops_the_upstream_and_misses_nothing() {
     run(async {
         for suite in 0..6 {
             let (mut client, mut ours) = pair(Accent { suite, ..ACCENT }).await;
-            let mut spring = Spring { water: speech(ALL), taken: 0 };
+            let mut spring = Spring { water: speech(0, ALL), taken: 0 };
             let (mut flow, mut count) = (Flow::new(Vec::new()), 0);
             for _ in 0..100 {
                 let polled = poll_fn(|cx| Poll::Ready(flow.poll(&mut spring, &mut ours, &mut count, cx))).await;
@@ -52,7 +52,7 @@ fn a_client_that_does_not_read_stops_the_upstream_and_misses_nothing() {
             let (done, read) = tokio::join!(relay, client.read_to_end(&mut heard));
             done.unwrap();
             assert_eq!(read.unwrap(), ALL);
-            assert!(heard == speech(ALL), "not what was sent");
+            assert!(heard == speech(0, ALL), "not what was sent");
         }
     });
 }
@@ -64,7 +64,7 @@ fn an_upstream_that_does_not_read_stops_the_client_and_misses_nothing() {
             let (mut client, mut ours) = pair(Accent { suite, ..ACCENT }).await;
             let (mut writer, mut upstream) = duplex(1000);
             let (mut flow, mut count) = (Flow::new(Vec::new()), 0);
-            let (water, mut sent, mut still) = (speech(ALL), 0, 0);
+            let (water, mut sent, mut still) = (speech(0, ALL), 0, 0);
             // Until neither side has moved for long.
             while still < 100 {
                 still += 1;
@@ -101,7 +101,7 @@ fn what_is_written_behind_what_the_socket_did_not_take_arrives_behind_it() {
     run(async {
         for suite in 0..6 {
             let (mut client, mut ours) = pair(Accent { suite, ..ACCENT }).await;
-            let all = speech(500_000);
+            let all = speech(0, 500_000);
             let (large, small) = all.split_at(400_000);
             let say = async {
                 // Nobody flushes in between: each write meets what is left of the last one.

@@ -12,8 +12,8 @@ use tokio::task::yield_now;
 use tokio_rustls::TlsAcceptor;
 
 use crate::connection::flow::Flow;
-use crate::connection::stream::tests::{ACCENT, answer, assert_owns_nothing, call, run, speech};
-use crate::tls::specimen::Accent;
+use crate::connection::stream::tests::{ACCENT, answer, assert_owns_nothing, call, run};
+use crate::tls::specimen::{Accent, speech};
 
 /// Who ends first; the other side goes on when it has heard that end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,7 +79,7 @@ impl AsyncWrite for Narrow {
 
 /// Says it all, and then ends. Waits in the middle, if it is to wait.
 async fn say(mut to: impl AsyncWrite + Unpin, lengths: &[usize], mut wait: Option<oneshot::Receiver<()>>) {
-    let all = speech(lengths.iter().sum());
+    let all = speech(0, lengths.iter().sum());
     let mut rest = all.as_slice();
     for (turn, length) in lengths.iter().enumerate() {
         if let Some(wait) = wait.take_if(|_| turn == lengths.len() / 2) {
@@ -159,7 +159,7 @@ proptest! {
         let ours = run(play(&script, ours));
         let reference = run(play(&script, reference));
         prop_assert!(ours == reference, "another outcome: {:?} and {:?} bytes", ours.2, reference.2);
-        prop_assert!(ours.0 == speech(script.words[0].iter().sum()));
-        prop_assert!(ours.1 == speech(script.words[1].iter().sum()));
+        prop_assert!(ours.0 == speech(0, script.words[0].iter().sum()));
+        prop_assert!(ours.1 == speech(0, script.words[1].iter().sum()));
     }
 }

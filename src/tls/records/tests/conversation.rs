@@ -5,7 +5,7 @@ use std::io::{Read as _, Write as _};
 use rustls::{ClientConnection, Error, ServerConnection};
 
 use crate::tls::records::{MOST_UNOPENED, Records, most_overhead};
-use crate::tls::specimen::Accent;
+use crate::tls::specimen::{Accent, speech};
 
 /// A server's TLS: ours, or rustls' own with buffers, to which ours is compared.
 pub(super) trait Engine {
@@ -140,12 +140,6 @@ pub(super) struct Conversation<E> {
     server_closed: bool,
     /// Into how small records the client's first messages are cut.
     shreds: Option<usize>,
-}
-
-/// What either side says. Every stretch of it is different.
-pub(super) fn speech(from: usize, length: usize) -> Vec<u8> {
-    let bytes = (from..from + length).map(|place| (place / 4).wrapping_mul(2_654_435_761).to_le_bytes()[place % 4]);
-    bytes.collect()
 }
 
 impl<E: Engine> Conversation<E> {

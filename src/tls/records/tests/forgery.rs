@@ -4,9 +4,9 @@ use aws_lc_rs::aead::{AES_128_GCM, AES_256_GCM, Aad, CHACHA20_POLY1305, LessSafe
 use proptest::prelude::*;
 use rustls::ConnectionTrafficSecrets::{Aes128Gcm, Aes256Gcm, Chacha20Poly1305};
 
-use crate::tls::records::tests::conversation::{Conversation, Engine as _, speech};
+use crate::tls::records::tests::conversation::{Conversation, Engine as _};
 use crate::tls::records::{Records, most_overhead};
-use crate::tls::specimen::Accent;
+use crate::tls::specimen::{Accent, speech};
 
 const HANDSHAKE: u8 = 22;
 const DATA: u8 = 23;

@@ -4,10 +4,10 @@ use proptest::prelude::*;
 use proptest::sample::Index;
 use rustls::{AlertDescription, Error};
 
-use crate::tls::records::tests::conversation::{Conversation, Engine, Step, speech};
+use crate::tls::records::tests::conversation::{Conversation, Engine, Step};
 use crate::tls::records::tests::likeness::{accents, pieces};
 use crate::tls::records::{MOST_UNOPENED, Records};
-use crate::tls::specimen::Accent;
+use crate::tls::specimen::{Accent, speech};
 
 /// What becomes of the bytes on their way, at some place.
 #[derive(Clone, Debug)]

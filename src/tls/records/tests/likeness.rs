@@ -4,8 +4,8 @@ use proptest::prelude::*;
 use rustls::ServerConnection;
 
 use crate::tls::records::Records;
-use crate::tls::records::tests::conversation::{Conversation, Engine, Heard, Step, speech};
-use crate::tls::specimen::Accent;
+use crate::tls::records::tests::conversation::{Conversation, Engine, Heard, Step};
+use crate::tls::specimen::{Accent, speech};
 
 #[derive(Clone, Debug)]
 struct Script {
