@@ -175,6 +175,8 @@ fn bind(address: &ListenAddr, shared: bool) -> io::Result<TcpListener> {
     socket.set_reuse_address(true)?;
     socket.set_nonblocking(true)?;
     socket.set_reuse_port(shared)?;
+    // Accepted sockets inherit it: said once, and not for every client.
+    keep_alive(&socket)?;
     socket.bind(&address.socket.into())?;
     socket.listen(BACKLOG)?;
     // Only for the moment: two portcullis processes must never share a port unnoticed.
@@ -234,7 +236,7 @@ impl Gate {
         match terms.sources.admit(client, OffsetDateTime::now_utc()) {
             Ok(admitted) => {
                 // A client that has gone already is noticed where it is first read from.
-                let _ = stream.set_nonblocking(true).and_then(|()| keep_alive(&stream));
+                let _ = stream.set_nonblocking(true);
                 let presence = self.house.register.enter();
                 let arrival = Arrival { stream, admitted, terms, presence, accepted_at };
                 self.workers.hand_over(arrival, &self.seat).await;

@@ -31,3 +31,25 @@ const RETRIES: u32 = 16;
 /// the middle of a result, and should not be shorter than somebody looks at a page of it.
 #[cfg(target_os = "linux")]
 const UNACKNOWLEDGED: Duration = Duration::from_secs(300);
+
+#[cfg(test)]
+mod tests {
+    use std::net::{TcpListener, TcpStream};
+
+    use super::*;
+
+    #[test]
+    fn an_accepted_socket_is_kept_alive_as_its_listener() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        keep_alive(&listener).unwrap();
+        let _client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (accepted, _) = listener.accept().unwrap();
+        let accepted = SockRef::from(&accepted);
+        assert!(accepted.tcp_nodelay().unwrap() && accepted.keepalive().unwrap());
+        assert_eq!(accepted.tcp_keepalive_time().unwrap(), IDLE);
+        assert_eq!(accepted.tcp_keepalive_interval().unwrap(), INTERVAL);
+        assert_eq!(accepted.tcp_keepalive_retries().unwrap(), RETRIES);
+        #[cfg(target_os = "linux")]
+        assert_eq!(accepted.tcp_user_timeout().unwrap(), Some(UNACKNOWLEDGED));
+    }
+}

@@ -77,15 +77,17 @@ impl Worker {
         let load = Arc::new(AtomicUsize::new(0));
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let (theirs, handle) = (Arc::clone(&load), runtime.handle().clone());
-        std::thread::Builder::new()
-            .name(format!("portcullis-{number}"))
-            .spawn(move || runtime.block_on(work(queue, &theirs, house)))?;
+        std::thread::Builder::new().name(format!("portcullis-{number}")).spawn(move || {
+            // A task of its own: waking the future of `block_on` costs a system call, even on its own thread.
+            let work = runtime.spawn(work(queue, theirs, house));
+            runtime.block_on(work)
+        })?;
         Ok(Self { arrivals, runtime: handle, load })
     }
 }
 
 /// Serves connections until no more can come and the last one has ended.
-async fn work(mut queue: mpsc::Receiver<Arrival>, load: &AtomicUsize, house: House) {
+async fn work(mut queue: mpsc::Receiver<Arrival>, load: Arc<AtomicUsize>, house: House) {
     let house = Arc::new(house);
     let mut connections = JoinSet::new();
     loop {
