@@ -237,7 +237,7 @@ impl Gate {
             Ok(admitted) => {
                 // A client that has gone already is noticed where it is first read from.
                 let _ = stream.set_nonblocking(true);
-                let presence = self.house.register.enter();
+                let presence = self.house.register.enter(Arc::clone(&terms.name), client);
                 let arrival = Arrival { stream, admitted, terms, presence, accepted_at };
                 self.workers.hand_over(arrival, &self.seat).await;
             }

@@ -14,6 +14,8 @@ mod harness;
 
 /// What must not hurt.
 mod abuse;
+/// `status`, `reload`, `sessions`, `check --diff`: the commands that talk to the running program.
+mod admin;
 /// Trusted sources: who may come in at all.
 mod admission;
 /// The events about connections and reloads.
@@ -50,6 +52,8 @@ mod redis;
 mod relay;
 /// New configurations, sources and listeners in a running process.
 mod reload;
+/// What stops being good ends the sessions that rely on it, and no others.
+mod revocation;
 /// Certificates that change under load.
 mod rotation;
 /// Versions, certificates, resumption.

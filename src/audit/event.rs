@@ -67,6 +67,8 @@ impl Facts {
 /// What a reload changed, in counts and fingerprints.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Changes {
+    /// What is in force now; counts applied configurations, from 1.
+    pub generation: u64,
     /// Names of listeners that are new.
     pub listeners_added: Vec<String>,
     /// Names of listeners that are gone.
@@ -84,10 +86,10 @@ pub struct Changes {
 }
 
 impl Changes {
-    pub(super) fn event(&self, generation: u64) -> Event {
+    pub(super) fn event(&self) -> Event {
         let list = |names: &[String]| Some(names.join(",")).filter(|names| !names.is_empty());
         Event::new("reload.applied")
-            .with("generation", generation)
+            .with("generation", self.generation)
             .with_some("listeners_added", list(&self.listeners_added))
             .with_some("listeners_removed", list(&self.listeners_removed))
             .with_some("listeners_moved", list(&self.listeners_moved))

@@ -82,6 +82,12 @@ impl Audit {
         self.write(&event.would_deny(facts), Level::Info);
     }
 
+    /// The policy ends a session that it would not let in any more.
+    pub fn revoked(&self, facts: &Facts, ending: &Ending) {
+        let event = Event::of_connection("session.revoked", facts).with_some("session", facts.session).ended(ending);
+        self.write(&event, Level::Warn);
+    }
+
     /// A connection that was opened has ended.
     pub fn closed(&self, facts: &Facts, ending: &Ending, carried: Carried, duration: Duration) {
         let event = Event::of_connection("connection.closed", facts)
@@ -100,8 +106,14 @@ impl Audit {
     }
 
     /// A new policy is in force.
-    pub fn reload_applied(&self, generation: u64, changes: &Changes) {
-        self.write(&changes.event(generation), Level::Info);
+    pub fn reload_applied(&self, changes: &Changes) {
+        self.write(&changes.event(), Level::Info);
+    }
+
+    /// An administrator did something by way of the control channel: `action`, to `object` where there is one.
+    pub fn admin_action(&self, action: &str, object: &str) {
+        let object = Some(object).filter(|object| !object.is_empty());
+        self.write(&Event::new("admin.action").with("action", action).with_some("object", object), Level::Info);
     }
 
     /// A new policy was refused as a whole; the old one goes on.

@@ -7,16 +7,34 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 
-use super::{Failure, load, print};
-use crate::policy::{ClientAuth, Enforcement, Origin, Rule, days_left};
+use super::control::Control;
+use super::{Failure, difference, load, print, reload};
+use crate::config::Revoke;
+use crate::policy::{Origin, Rule, days_left};
 use crate::protocol::{MinTlsVersion, Protocol};
 use crate::snapshot::{Built, Terms};
 use crate::timestamp;
-use crate::tls::Certificate;
+use crate::tls::{Certificate, Crl};
 
 pub(super) fn check(file: &Path, as_json: bool) -> Result<(), Failure> {
     let (built, _) = load(file)?;
     if as_json { print(&format!("{:#}\n", in_json(&built))) } else { print(&in_words(&built)) }
+}
+
+/// The same, and then what the running program would change if `file` were its configuration.
+pub(super) fn check_against(file: &Path, socket: Option<&Path>, as_json: bool) -> Result<(), Failure> {
+    let (built, _) = load(file)?;
+    let plan = || reload::plan_of(&Control::at(socket, file)?, file);
+    if !as_json {
+        print(&in_words(&built))?;
+        let words = difference::in_words(&plan()?, OffsetDateTime::now_utc());
+        return print(&format!("\nbeside the running program, {words}"));
+    }
+    let mut report = in_json(&built);
+    if let Value::Object(fields) = &mut report {
+        fields.insert("plan".to_owned(), plan()?);
+    }
+    print(&format!("{report:#}\n"))
 }
 
 fn in_json(built: &Built) -> Value {
@@ -33,9 +51,12 @@ fn in_json(built: &Built) -> Value {
             "protocol": terms.protocol.to_string(),
             "listen": addresses(terms),
             "upstream": &*terms.upstream_name,
-            "enforcement": enforcement(terms),
+            "enforcement": terms.sources.enforcement.to_string(),
             "min_version": min_version(terms),
-            "client_auth": client_auth(terms),
+            "client_auth": terms.client_auth().to_string(),
+            "trusted_clients": patterns(terms),
+            "revocation_lists": terms.revocation_lists(),
+            "revoke": revoke(terms),
             "limits": {
                 "connect_timeout_ms": milliseconds(Some(terms.upstream.connect_timeout)),
                 "handshake_timeout_ms": milliseconds(Some(terms.limits.handshake_timeout)),
@@ -52,6 +73,7 @@ fn in_json(built: &Built) -> Value {
         "file": config.file,
         "valid": true,
         "audit_file": config.log.audit_file,
+        "admin_socket": config.admin.as_ref().map(|admin| &admin.socket),
         "reload": { "watch": config.reload.watch, "poll_ms": milliseconds(config.reload.poll) },
         "drain_ms": milliseconds(Some(config.drain)),
         "listeners": listeners.collect::<Vec<_>>(),
@@ -85,8 +107,9 @@ fn in_words(built: &Built) -> String {
         let _ = line("protocol", &terms.protocol.to_string());
         let _ = line("listen", &addresses(terms).join(", "));
         let _ = line("upstream", &terms.upstream_name);
-        let _ = line("tls", &format!("{} and later, client certificates: {}", min_version(terms), client_auth(terms)));
-        let _ = line("enforcement", enforcement(terms));
+        let _ = line("tls", &format!("{} and later, client certificates: {}", min_version(terms), terms.client_auth()));
+        let _ = line("enforcement", &terms.sources.enforcement.to_string());
+        let _ = line("revocation", revocation(terms));
         let _ = line("limits", &limits(terms));
         sources_in_words(&mut out, terms);
         certificates_in_words(&mut out, terms);
@@ -115,15 +138,28 @@ fn sources_in_words(out: &mut String, terms: &Terms) {
 
 fn certificates_in_words(out: &mut String, terms: &Terms) {
     for (role, certificate) in terms.certificates() {
-        let _ = writeln!(out, "  {} certificate", if role == "server" { "server" } else { "client CA" });
+        let what = match role {
+            "server" => "server certificate",
+            "client_ca" => "client CA certificate",
+            _ => "client certificate, trusted by itself",
+        };
+        let _ = writeln!(out, "  {what}");
         let _ = write!(out, "{}", describe(certificate, "    "));
+    }
+    for list in terms.revocation_lists() {
+        let Crl { issuer, revoked, this_update, next_update, .. } = list;
+        let [from, until] = [this_update, next_update].map(|moment| timestamp::seconds(*moment));
+        let late = if list.is_expired_at(OffsetDateTime::now_utc()) { " (EXPIRED)" } else { "" };
+        let _ = writeln!(out, "  revocation list of {issuer}: {revoked} revoked, {from} to {until}{late}");
+    }
+    if !patterns(terms).is_empty() {
+        let _ = writeln!(out, "  trusted clients: {}", patterns(terms).join(", "));
     }
 }
 
 /// A certificate in a few lines, each behind `indent`.
 pub(super) fn describe(certificate: &Certificate, indent: &str) -> String {
-    let Certificate { subject, issuer, version: _, self_signed, ca, sans, not_before, not_after, key, sha256 } =
-        certificate;
+    let Certificate { subject, issuer, self_signed, ca, sans, not_before, not_after, key, sha256, .. } = certificate;
     let now = OffsetDateTime::now_utc();
     let state = match certificate.is_valid_at(now) {
         true => format!("{} days left", days_left(*not_after, now)),
@@ -169,13 +205,6 @@ fn addresses(terms: &Terms) -> Vec<String> {
     terms.doors.iter().map(|door| door.address.to_string()).collect()
 }
 
-fn enforcement(terms: &Terms) -> &'static str {
-    match terms.sources.enforcement {
-        Enforcement::Enforce => "enforce",
-        Enforcement::Observe => "observe",
-    }
-}
-
 fn min_version(terms: &Terms) -> &'static str {
     match terms.min_version() {
         MinTlsVersion::Tls12 => "TLS 1.2",
@@ -183,11 +212,22 @@ fn min_version(terms: &Terms) -> &'static str {
     }
 }
 
-fn client_auth(terms: &Terms) -> &'static str {
-    match terms.client_auth() {
-        ClientAuth::None => "none",
-        ClientAuth::Optional => "optional",
-        ClientAuth::Required => "required",
+/// Whom of the holders of a good certificate it lets in; nothing where all.
+fn patterns(terms: &Terms) -> Vec<String> {
+    terms.tls.trust().clients().patterns().iter().map(ToString::to_string).collect()
+}
+
+const fn revoke(terms: &Terms) -> &'static str {
+    match terms.revoke {
+        Revoke::Disconnect => "disconnect",
+        Revoke::Keep => "keep",
+    }
+}
+
+const fn revocation(terms: &Terms) -> &'static str {
+    match terms.revoke {
+        Revoke::Disconnect => "ends the open sessions that are no longer let in",
+        Revoke::Keep => "OFF: sessions that are open stay, whatever becomes of what let them in",
     }
 }
 

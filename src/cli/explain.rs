@@ -13,7 +13,7 @@ use crate::addr::ClientAddr;
 use crate::policy::{ClientAuth, Rule};
 use crate::snapshot::Terms;
 use crate::timestamp;
-use crate::tls::Identity;
+use crate::tls::{Evidence, Identity, Voucher};
 
 pub(super) fn explain(file: &Path, listener: &str, source: IpAddr, client_cert: Option<&Path>) -> Result<(), Failure> {
     let (built, _) = load(file)?;
@@ -61,13 +61,18 @@ impl Steps {
             return Ok(());
         }
         let chain = client_cert.map(read_certificates).transpose()?.unwrap_or_default();
-        match terms.tls.trust().judge(&chain, OffsetDateTime::now_utc()) {
+        match terms.tls.trust().judge(Evidence::Chain(&chain), OffsetDateTime::now_utc()) {
             Ok(Identity::Anonymous) => {
                 self.say("identity", format_args!("no certificate, and none is needed (client_auth = \"optional\")"));
             }
-            Ok(Identity::Certified(certificate)) => {
-                let (subject, end) = (&certificate.subject, timestamp::seconds(certificate.not_after));
-                self.say("identity", format_args!("{subject} is vouched for by client_ca, valid until {end}"));
+            Ok(Identity::Certified(credential)) => {
+                let facts = &credential.certificate;
+                let (subject, end) = (&facts.subject, timestamp::seconds(facts.not_after));
+                let voucher = voucher(terms, &credential.voucher);
+                self.say("identity", format_args!("{subject} {voucher}, valid until {end}"));
+                if let Some(pattern) = terms.tls.trust().clients().pattern_of(facts.names()) {
+                    self.say("identity", format_args!("trusted_clients lists it as \"{pattern}\""));
+                }
             }
             Err(ending) => {
                 let none = "client_auth = \"required\", and no certificate was given (--client-cert)";
@@ -95,6 +100,18 @@ impl Steps {
 
     fn say(&mut self, step: &str, words: std::fmt::Arguments<'_>) {
         let _ = writeln!(self.out, "{step:<9} {words}");
+    }
+}
+
+/// Why the certificate is good.
+fn voucher(terms: &Terms, voucher: &Voucher) -> String {
+    match voucher {
+        Voucher::Pinned => "is one of client_certificates".to_owned(),
+        Voucher::Anchor(sha256) => {
+            let anchor = terms.anchors.iter().find(|anchor| anchor.sha256 == **sha256);
+            let name = anchor.map_or("an anchor", |anchor| &anchor.subject);
+            format!("is vouched for by {name} of client_ca")
+        }
     }
 }
 

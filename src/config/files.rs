@@ -16,6 +16,8 @@ use aws_lc_rs::digest::{SHA256, digest};
 #[derive(Debug, Default)]
 pub struct Files {
     read: BTreeMap<PathBuf, Content>,
+    /// Patterns, and the files they name.
+    matched: BTreeMap<PathBuf, Result<Vec<PathBuf>, String>>,
 }
 
 /// What one file held.
@@ -34,6 +36,19 @@ impl Files {
         self.read.entry(path.to_owned()).or_insert_with(|| Content::read(path)).bytes.clone()
     }
 
+    /// The files that `path` names, in the order of their names: itself, or all that its last part describes by `*` and `?`.
+    /// Files whose name begins with a dot are passed over, as a shell does.
+    ///
+    /// # Errors
+    /// Words that fit behind the pattern.
+    pub fn matching(&mut self, path: &Path) -> Result<Vec<PathBuf>, String> {
+        if !is_pattern(path) {
+            return Ok(vec![path.to_owned()]);
+        }
+        let matched = self.matched.entry(path.to_owned()).or_insert_with(|| list(path)).clone()?;
+        if matched.is_empty() { Err("names no file".to_owned()) } else { Ok(matched) }
+    }
+
     /// Whether group or others may read a file that was read before.
     pub fn is_open_to_others(&self, path: &Path) -> bool {
         self.read.get(path).is_some_and(|content| content.mode & 0o044 != 0)
@@ -41,29 +56,43 @@ impl Files {
 
     /// What was read, by content; failed reads are part of it, so that a missing file that appears is a change.
     pub fn fingerprint(&self) -> Fingerprint {
-        Fingerprint(self.read.iter().map(|(path, content)| (path.clone(), content.digest())).collect())
+        Fingerprint {
+            files: self.read.iter().map(|(path, content)| (path.clone(), content.digest())).collect(),
+            patterns: self.matched.clone(),
+        }
     }
 }
 
 /// The content of a set of files at one moment, as digests.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Fingerprint(BTreeMap<PathBuf, Option<[u8; 32]>>);
+pub struct Fingerprint {
+    files: BTreeMap<PathBuf, Option<[u8; 32]>>,
+    patterns: BTreeMap<PathBuf, Result<Vec<PathBuf>, String>>,
+}
 
 impl Fingerprint {
     /// The same files as they are now.
     #[must_use]
     pub fn now(&self) -> Self {
         let mut files = Files::default();
-        for path in self.0.keys() {
-            // What cannot be read is remembered as such by `files`.
+        // What cannot be read is remembered as such by `files`.
+        for path in self.files.keys() {
             let _ = files.read(path);
+        }
+        for pattern in self.patterns.keys() {
+            let _ = files.matching(pattern);
         }
         files.fingerprint()
     }
 
     /// The files it speaks of.
     pub fn paths(&self) -> impl Iterator<Item = &Path> {
-        self.0.keys().map(PathBuf::as_path)
+        self.files.keys().map(PathBuf::as_path)
+    }
+
+    /// The directories in which a file that appears or goes makes a difference.
+    pub fn directories(&self) -> impl Iterator<Item = &Path> {
+        self.patterns.keys().filter_map(|pattern| pattern.parent())
     }
 }
 
@@ -79,6 +108,52 @@ impl Content {
         let bytes = self.bytes.as_ref().ok()?;
         digest(&SHA256, bytes).as_ref().try_into().ok()
     }
+}
+
+fn is_pattern(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| name.as_encoded_bytes().iter().any(|byte| b"*?".contains(byte)))
+}
+
+fn list(pattern: &Path) -> Result<Vec<PathBuf>, String> {
+    let (Some(directory), Some(name)) = (pattern.parent(), pattern.file_name()) else { return Ok(Vec::new()) };
+    let directory = if directory.as_os_str().is_empty() { Path::new(".") } else { directory };
+    let cannot = |error: io::Error| format!("cannot be listed: {error}");
+    let mut files = Vec::new();
+    for entry in directory.read_dir().map_err(cannot)? {
+        let entry = entry.map_err(cannot)?.file_name();
+        let text = entry.as_encoded_bytes();
+        if !text.starts_with(b".") && describes(name.as_encoded_bytes(), text) {
+            files.push(directory.join(entry));
+        }
+    }
+    files.sort_unstable();
+    Ok(files)
+}
+
+/// Whether a name is one that the pattern describes: `*` stands for any text, `?` for any byte. On a mismatch the last `*`
+/// takes one byte more, which is all the going back there has to be.
+fn describes(pattern: &[u8], name: &[u8]) -> bool {
+    let (mut at, mut star) = (0, None);
+    let mut place = 0;
+    while let Some(byte) = name.get(place) {
+        match pattern.get(at) {
+            Some(b'*') => {
+                star = Some((at, place));
+                at += 1;
+            }
+            Some(wanted) if wanted == byte || *wanted == b'?' => {
+                at += 1;
+                place += 1;
+            }
+            Some(_) | None => {
+                let Some((star_at, taken)) = star else { return false };
+                star = Some((star_at, taken + 1));
+                at = star_at + 1;
+                place = taken + 1;
+            }
+        }
+    }
+    pattern.get(at..).unwrap_or_default().iter().all(|rest| *rest == b'*')
 }
 
 fn read_regular_file(path: &Path) -> io::Result<(Vec<u8>, u32)> {
@@ -127,5 +202,42 @@ mod tests {
         let mut files = Files::default();
         assert!(files.read(Path::new("/dev/zero")).unwrap_err().contains("not a regular file"));
         assert!(files.read(Path::new("/")).is_err());
+    }
+
+    #[test]
+    fn a_pattern_names_files_in_order_and_a_new_one_is_a_change() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name: &str| directory.path().join(name);
+        for name in ["b.crt", "a.crt", ".hidden.crt", "a.key"] {
+            std::fs::write(path(name), "x").unwrap();
+        }
+        let mut files = Files::default();
+        assert_eq!(files.matching(&path("plain")), Ok(vec![path("plain")]), "no pattern: itself, there or not");
+        assert_eq!(files.matching(&path("*.crt")), Ok(vec![path("a.crt"), path("b.crt")]));
+        assert_eq!(files.matching(&path("*.pem")), Err("names no file".to_owned()));
+        assert!(files.matching(&path("missing/*")).unwrap_err().contains("cannot be listed"));
+        let before = files.fingerprint();
+        assert_eq!(before.now(), before);
+        std::fs::write(path("c.crt"), "x").unwrap();
+        assert_ne!(before.now(), before);
+        assert!(before.directories().any(|path| path == directory.path()));
+    }
+
+    #[test]
+    fn a_pattern_describes_whole_names() {
+        let cases = [
+            ("*", "", true),
+            ("*.crt", "a.crt", true),
+            ("*.crt", "a.crt.old", false),
+            ("a*b*c", "aXbbYc", true),
+            ("a*b*c", "aXbbY", false),
+            ("?.crt", "ab.crt", false),
+            ("?b*", "ab", true),
+            ("ab", "ab", true),
+            ("ab", "abc", false),
+        ];
+        for (pattern, name, expected) in cases {
+            assert_eq!(describes(pattern.as_bytes(), name.as_bytes()), expected, "{pattern} and {name}");
+        }
     }
 }

@@ -8,9 +8,9 @@ use std::time::Duration;
 use super::document::{Node, Section};
 use super::files::Files;
 use super::problem::Problem;
-use super::{CertificateFiles, Limits, Listener, NamedFile, Tls, Upstream, sources};
+use super::{CertificateFiles, Limits, Listener, NamedFile, Revoke, Tls, Upstream, process, sources};
 use crate::addr::ListenAddr;
-use crate::policy::{ClientAuth, Enforcement, SourcePolicy, TrustedSources};
+use crate::policy::{ClientAuth, ClientPattern, CrlExpired, Enforcement, SourcePolicy, TrustedClients, TrustedSources};
 use crate::protocol::{MinTlsVersion, Protocol};
 
 /// Reads listeners, one after the other, and remembers what is given away already.
@@ -20,14 +20,16 @@ pub(super) struct Listeners<'a> {
     files: &'a mut Files,
     /// What is wrong in other files than the configuration itself.
     elsewhere: Vec<Problem>,
+    /// What `[reload]` says of sessions that are no longer let in.
+    revoke: Revoke,
     /// Names, and addresses with the listener that has them.
     names: Vec<String>,
     addresses: BTreeMap<ListenAddr, String>,
 }
 
 impl<'a> Listeners<'a> {
-    pub(super) fn new(directory: &'a Path, files: &'a mut Files) -> Self {
-        Self { directory, files, elsewhere: Vec::new(), names: Vec::new(), addresses: BTreeMap::new() }
+    pub(super) fn new(directory: &'a Path, files: &'a mut Files, revoke: Revoke) -> Self {
+        Self { directory, files, elsewhere: Vec::new(), revoke, names: Vec::new(), addresses: BTreeMap::new() }
     }
 
     /// Every listener that could be read whole, and the problems of the other files they name.
@@ -61,7 +63,8 @@ impl<'a> Listeners<'a> {
             section.require("upstream", "\"host:port\" or \"unix:/path\"").and_then(|node| self.upstream(&node));
         let limits = limits(section.section("limits"));
         let plaintext_cancel = plaintext_cancel(&section, protocol);
-        section.not_yet(&["revoke", "proxy_protocol"]);
+        let revoke = section.get("revoke").and_then(|node| process::revoke(&node));
+        section.not_yet(&["proxy_protocol"]);
         section.finish();
         Some(Listener {
             name: name?,
@@ -71,6 +74,7 @@ impl<'a> Listeners<'a> {
             tls: tls?,
             upstream: upstream?,
             limits,
+            revoke: revoke.unwrap_or(self.revoke),
             plaintext_cancel,
         })
     }
@@ -144,25 +148,45 @@ impl<'a> Listeners<'a> {
             Some(node) => node.choice(&CLIENT_AUTHS),
             None => Some(ClientAuth::None),
         };
-        let client_ca = section.get("client_ca");
-        match (&client_ca, client_auth, &auth_node) {
-            (Some(node), Some(ClientAuth::None), _) => node.problem(
-                "is set, but client_auth = \"none\" asks no client for a certificate; \
-                 set client_auth to \"required\" or \"optional\", or take client_ca out",
-            ),
-            (None, Some(ClientAuth::Optional | ClientAuth::Required), Some(node)) => {
-                node.problem("needs client_ca: a file with the certificates that issue the clients'");
+        let [client_ca, client_crl, client_certificates] =
+            ["client_ca", "client_crl", "client_certificates"].map(|key| section.get(key));
+        let crl_expired = section.get("crl_expired").and_then(|node| node.choice(&CRL_EXPIRED));
+        let trusted_clients = section.get("trusted_clients");
+        match (client_auth, &auth_node) {
+            (Some(ClientAuth::None), _) => {
+                let without_effect = [&client_ca, &client_crl, &client_certificates, &trusted_clients];
+                for node in without_effect.into_iter().flatten() {
+                    node.problem(NOBODY_ASKED);
+                }
+            }
+            (Some(ClientAuth::Optional | ClientAuth::Required), Some(node))
+                if client_ca.is_none() && client_certificates.is_none() =>
+            {
+                node.problem(
+                    "needs client_ca, a file with the certificates that issue the clients', \
+                     or client_certificates, files with the clients' own",
+                );
             }
             _ => {}
         }
-        let client_ca = client_ca.map(|node| self.file_list(&node)).unwrap_or_default();
-        section.not_yet(&["client_crl", "crl_expired", "client_certificates", "trusted_clients", "ticket_keys"]);
+        if let (Some(node), None) = (&client_crl, &client_ca)
+            && client_auth != Some(ClientAuth::None)
+        {
+            node.problem("is set, but without client_ca there is no CA whose certificates it could revoke");
+        }
+        let ticket_keys = section.get("ticket_keys").and_then(|node| self.file(&node));
         section.finish();
+        let files = |node: Option<Node<'_>>| node.map(|node| self.file_list(&node)).unwrap_or_default();
         Some(Tls {
             certificates: certificates?,
             min_version: min_version.unwrap_or(MinTlsVersion::Tls12),
             client_auth: client_auth?,
-            client_ca,
+            client_ca: files(client_ca),
+            client_crl: files(client_crl),
+            crl_expired: crl_expired.unwrap_or_default(),
+            client_certificates: files(client_certificates),
+            trusted_clients: trusted_clients.map(|node| patterns(&node)).unwrap_or_default(),
+            ticket_keys,
         })
     }
 
@@ -233,6 +257,16 @@ impl<'a> Listeners<'a> {
     }
 }
 
+/// The patterns of `trusted_clients`.
+fn patterns(node: &Node<'_>) -> TrustedClients {
+    let nodes = node.one_or_list();
+    let pattern = |node: &Node<'_>| -> Option<ClientPattern> {
+        let text = node.text("a name such as \"cn:app\"")?;
+        text.parse().map_err(|error| node.expected(error)).ok()
+    };
+    nodes.iter().filter_map(pattern).collect()
+}
+
 fn limits(section: Option<Section<'_>>) -> Limits {
     let mut limits = Limits {
         handshake_timeout: Duration::from_secs(10),
@@ -274,6 +308,11 @@ const PROTOCOLS: [(&str, Protocol); 3] =
 const ENFORCEMENTS: [(&str, Enforcement); 2] = [("enforce", Enforcement::Enforce), ("observe", Enforcement::Observe)];
 
 const MIN_VERSIONS: [(&str, MinTlsVersion); 2] = [("1.2", MinTlsVersion::Tls12), ("1.3", MinTlsVersion::Tls13)];
+
+const NOBODY_ASKED: &str = "is set, but client_auth = \"none\" asks no client for a certificate; \
+                            set client_auth to \"required\" or \"optional\", or take it out";
+
+const CRL_EXPIRED: [(&str, CrlExpired); 2] = [("refuse", CrlExpired::Refuse), ("allow", CrlExpired::Allow)];
 
 const CLIENT_AUTHS: [(&str, ClientAuth); 3] =
     [("none", ClientAuth::None), ("optional", ClientAuth::Optional), ("required", ClientAuth::Required)];

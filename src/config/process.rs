@@ -1,4 +1,4 @@
-//! What concerns the process as a whole: `[log]`, `[reload]`, `[shutdown]`.
+//! What concerns the process as a whole: `[log]`, `[admin]`, `[reload]`, `[shutdown]`.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -6,7 +6,8 @@ use std::time::Duration;
 use tracing_subscriber::EnvFilter;
 
 use super::document::{Node, Section};
-use super::{Log, LogFormat, Reload};
+use super::values::ADMIN_SOCKET;
+use super::{Admin, Log, LogFormat, Reload, Revoke};
 
 pub(super) fn log(root: &Section<'_>, directory: &Path) -> Log {
     let mut log = Log { level: "info".to_owned(), format: LogFormat::Auto, audit_file: None };
@@ -44,8 +45,16 @@ fn audit_file(node: &Node<'_>, directory: &Path) -> Option<PathBuf> {
     }
 }
 
+pub(super) fn admin(root: &Section<'_>, directory: &Path) -> Option<Admin> {
+    let section = root.section("admin")?;
+    let socket = section.require("listen", ADMIN_SOCKET).and_then(|node| node.admin_socket(directory));
+    section.not_yet(&["token", "metrics"]);
+    section.finish();
+    Some(Admin { socket: socket? })
+}
+
 pub(super) fn reload(root: &Section<'_>) -> Reload {
-    let mut reload = Reload { watch: true, poll: Some(Duration::from_secs(30)) };
+    let mut reload = Reload { watch: true, poll: Some(Duration::from_secs(30)), revoke: Revoke::default() };
     let Some(section) = root.section("reload") else { return reload };
     if let Some(watch) = section.get("watch").and_then(|node| node.boolean()) {
         reload.watch = watch;
@@ -53,9 +62,16 @@ pub(super) fn reload(root: &Section<'_>) -> Reload {
     if let Some(poll) = section.get("poll").and_then(|node| node.duration_or_never()) {
         reload.poll = poll;
     }
-    section.not_yet(&["revoke"]);
+    if let Some(revoke) = section.get("revoke").and_then(|node| revoke(&node)) {
+        reload.revoke = revoke;
+    }
     section.finish();
     reload
+}
+
+/// What becomes of open sessions that the policy no longer lets in.
+pub(super) fn revoke(node: &Node<'_>) -> Option<Revoke> {
+    node.choice(&[("disconnect", Revoke::Disconnect), ("keep", Revoke::Keep)])
 }
 
 pub(super) fn drain(root: &Section<'_>) -> Duration {

@@ -72,8 +72,8 @@ impl Canceller {
         let snapshot = Arc::clone(&current.borrow());
         match self {
             Self::Plain(_) => {
-                let terms = judge_source(&snapshot, facts)?;
-                if terms.plaintext_cancel { Ok(()) } else { Err(Reason::PlaintextRefused.into()) }
+                let permission = judge_source(&snapshot, facts)?;
+                if permission.terms.plaintext_cancel { Ok(()) } else { Err(Reason::PlaintextRefused.into()) }
             }
             Self::Tls(stream) => judge(stream, &snapshot, facts).map(|_| ()),
         }

@@ -1,22 +1,41 @@
 //! The last look before the first byte: while the client was heard and the upstream dialled the policy may have changed,
-//! or a rule or a certificate have run out.
+//! or a rule or a certificate have run out. Here a connection becomes a session.
 
 use std::sync::Arc;
+
+use time::OffsetDateTime;
 
 use super::dial::Dialled;
 use super::identify::{Identified, judge};
 use super::part::{Leave, Startup};
 use crate::audit::Facts;
-use crate::snapshot::Current;
+use crate::sessions::Presence;
+use crate::snapshot::{Current, Reliance};
 
-/// Judges a client again whose upstream has been reached, before any of its bytes goes there.
-pub(super) fn confirm(dialled: Dialled, current: &Current, facts: &mut Facts) -> Result<Dialled, Leave> {
-    let snapshot = Arc::clone(&current.borrow());
-    match judge(&dialled.identified.stream, &snapshot, facts) {
-        Ok(_) => Ok(dialled),
-        Err(ending) => {
-            let Identified { stream, terms } = dialled.identified;
-            Err(Leave::refused(ending, stream, terms.protocol, Startup::Heard))
+/// Judges a client again whose upstream has been reached, before any of its bytes goes there, and enters it as a session.
+pub(super) fn confirm(
+    dialled: Dialled,
+    current: &Current,
+    presence: &Presence,
+    facts: &mut Facts,
+) -> Result<Dialled, Leave> {
+    loop {
+        let snapshot = Arc::clone(&current.borrow());
+        match judge(&dialled.identified.stream, &snapshot, facts) {
+            Ok(permission) => {
+                let reliance = Reliance::on(&permission, dialled.identified.shown.clone());
+                permission.terms.usage.note(&reliance, OffsetDateTime::now_utc());
+                presence.stands(reliance);
+                // A policy that comes from here on finds the session in the register. One that came just before may have
+                // looked there too early.
+                if current.borrow().generation == snapshot.generation {
+                    return Ok(dialled);
+                }
+            }
+            Err(ending) => {
+                let Identified { stream, terms, .. } = dialled.identified;
+                return Err(Leave::refused(ending, stream, terms.protocol, Startup::Heard));
+            }
         }
     }
 }

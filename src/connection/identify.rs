@@ -11,54 +11,57 @@ use super::part::{Leave, Startup};
 use super::secure::Secured;
 use super::stream::TlsStream;
 use crate::audit::Facts;
-use crate::outcome::{Ending, Reason};
-use crate::snapshot::{Current, Snapshot, Terms};
-use crate::tls::{Certificate, Identity};
+use crate::outcome::Ending;
+use crate::snapshot::{Current, Permission, Refusal, Snapshot, Terms};
+use crate::tls::{Certificate, Evidence};
 
 /// A client that may go on to the upstream, by these terms.
 #[derive(Debug)]
 pub(super) struct Identified {
     pub(super) stream: Box<TlsStream>,
     pub(super) terms: Arc<Terms>,
+    /// The certificate it was shown.
+    pub(super) shown: Option<Arc<Certificate>>,
 }
 
 /// Judges a client that has just finished its handshake.
 pub(super) fn identify(secured: Secured, current: &Current, facts: &mut Facts) -> Result<Identified, Leave> {
-    let Secured { stream, protocol } = secured;
+    let Secured { stream, protocol, shown } = secured;
     let snapshot = Arc::clone(&current.borrow());
     match judge(&stream, &snapshot, facts) {
-        Ok(terms) => Ok(Identified { stream, terms }),
+        Ok(permission) => Ok(Identified { stream, terms: permission.terms, shown }),
         Err(ending) => Err(Leave::refused(ending, stream, protocol, Startup::Awaited)),
     }
 }
 
 /// Puts both questions, source and identity, to the policy of `snapshot`. A chain that this policy has verified before
 /// costs little.
-pub(super) fn judge(stream: &TlsStream, snapshot: &Snapshot, facts: &mut Facts) -> Result<Arc<Terms>, Ending> {
-    let terms = judge_source(snapshot, facts)?;
-    let chain = stream.records().client_chain();
-    match terms.tls.trust().judge(chain, OffsetDateTime::now_utc()) {
-        Ok(Identity::Certified(certificate)) => facts.name(&certificate.subject, &certificate.sha256),
-        Ok(Identity::Anonymous) => {}
-        Err(ending) => {
-            // The audit names whom it turns away, too.
-            if let Some(Ok(certificate)) = chain.first().map(Certificate::parse) {
-                facts.name(&certificate.subject, &certificate.sha256);
-            }
-            return Err(ending);
-        }
+pub(super) fn judge(stream: &TlsStream, snapshot: &Snapshot, facts: &mut Facts) -> Result<Permission, Ending> {
+    let evidence = Evidence::Chain(stream.records().client_chain());
+    let judged = snapshot.judge(&facts.listener, facts.client, evidence, OffsetDateTime::now_utc());
+    note(judged.as_ref(), facts);
+    if let (Err(Refusal::Identity(_)), Some(certificate)) = (&judged, evidence.leaf()) {
+        // The audit names whom it turns away, too.
+        facts.name(&certificate.subject, &certificate.sha256);
     }
-    Ok(terms)
+    judged.map_err(Refusal::at_the_door)
 }
 
-/// Puts the source question to the policy of `snapshot`. What the facts said of an earlier policy's answer is gone.
-pub(super) fn judge_source(snapshot: &Snapshot, facts: &mut Facts) -> Result<Arc<Terms>, Ending> {
+/// Puts the source question to the policy of `snapshot`.
+pub(super) fn judge_source(snapshot: &Snapshot, facts: &mut Facts) -> Result<Permission, Ending> {
+    let judged = snapshot.judge_source(&facts.listener, facts.client, OffsetDateTime::now_utc());
+    note(judged.as_ref(), facts);
+    judged.map_err(Refusal::at_the_door)
+}
+
+/// Notes an answer for the audit. What the facts said of an earlier policy's answer is gone.
+fn note(judged: Result<&Permission, &Refusal>, facts: &mut Facts) {
     facts.rule = None;
-    let terms = snapshot.named(&facts.listener).ok_or(Reason::ListenerRemoved)?;
-    let admitted = terms.sources.admit(facts.client, OffsetDateTime::now_utc());
-    let admitted = admitted.map_err(|stranger| Ending::new(Reason::UntrustedSource, stranger))?;
-    facts.rule = admitted.rule().cloned();
-    facts.would_deny = admitted.rule().is_none();
-    facts.upstream = Some(Arc::clone(&terms.upstream_name));
-    Ok(Arc::clone(terms))
+    let Ok(permission) = judged else { return };
+    facts.rule.clone_from(&permission.rule);
+    facts.would_deny = permission.rule.is_none();
+    facts.upstream = Some(Arc::clone(&permission.terms.upstream_name));
+    if let Some(credential) = &permission.credential {
+        facts.name(&credential.certificate.subject, &credential.certificate.sha256);
+    }
 }

@@ -101,8 +101,8 @@ async fn reach_upstream(
 ) -> Option<Box<Relay>> {
     let entered = tokio::select! {
         biased;
-        reason = presence.shown_out() => Err(Ending::from(reason).into()),
-        entered = through_the_rooms(stream, terms, visit) => entered,
+        ending = presence.shown_out() => Err(ending.into()),
+        entered = through_the_rooms(stream, terms, presence, visit) => entered,
     };
     match entered {
         Ok(Entered::Session(relay)) => return Some(Box::new(relay)),
@@ -121,7 +121,12 @@ enum Entered {
 }
 
 /// Room after room.
-async fn through_the_rooms(stream: TcpStream, terms: Arc<Terms>, visit: &mut Visit) -> Result<Entered, Leave> {
+async fn through_the_rooms(
+    stream: TcpStream,
+    terms: Arc<Terms>,
+    presence: &Presence,
+    visit: &mut Visit,
+) -> Result<Entered, Leave> {
     let house = visit.house();
     let deadline = visit.deadline(terms.limits.handshake_timeout);
     let too_slow = |_| Leave::from(Ending::from(Reason::HandshakeTimeout));
@@ -143,7 +148,7 @@ async fn through_the_rooms(stream: TcpStream, terms: Arc<Terms>, visit: &mut Vis
         }
     };
     let dialled = dial::dial(heard).await?;
-    let welcome = confirm::confirm(dialled, &house.current, visit.facts())?;
+    let welcome = confirm::confirm(dialled, &house.current, presence, visit.facts())?;
     Ok(Entered::Session(Relay::new(welcome)))
 }
 

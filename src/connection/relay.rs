@@ -44,7 +44,7 @@ impl Relay {
         tokio::select! {
             biased;
             ending = poll_fn(|cx| self.poll(carried, cx)) => ending,
-            reason = presence.shown_out() => reason.into(),
+            ending = presence.shown_out() => ending,
         }
     }
 

@@ -1,5 +1,7 @@
 //! The TLS handshake.
 
+use std::sync::Arc;
+
 use super::greet::Greeted;
 use super::part::Leave;
 use super::stream::TlsStream;
@@ -7,7 +9,7 @@ use crate::audit::Facts;
 use crate::outcome::{Ending, Reason};
 use crate::protocol::{Protocol, postgres};
 use crate::snapshot::Terms;
-use crate::tls::handshake_failure;
+use crate::tls::Certificate;
 
 /// A client inside TLS, whose identity has not been judged.
 #[derive(Debug)]
@@ -15,6 +17,8 @@ pub(super) struct Secured {
     pub(super) stream: Box<TlsStream>,
     /// What it speaks inside TLS.
     pub(super) protocol: Protocol,
+    /// The certificate it was shown.
+    pub(super) shown: Option<Arc<Certificate>>,
 }
 
 pub(super) async fn secure(greeted: Greeted, terms: &Terms, facts: &mut Facts) -> Result<Secured, Leave> {
@@ -32,7 +36,7 @@ pub(super) async fn secure(greeted: Greeted, terms: &Terms, facts: &mut Facts) -
             if let Some(certificate) = attempt.refused() {
                 facts.name(&certificate.subject, &certificate.sha256);
             }
-            let ending = handshake_failure(&error, attempt.shown());
+            let ending = terms.handshake_failure(&error, attempt.shown().map(|shown| &**shown), attempt.refused());
             return Err(Leave::plain(ending, stream.into_socket(), Vec::new()));
         }
     }
@@ -43,5 +47,5 @@ pub(super) async fn secure(greeted: Greeted, terms: &Terms, facts: &mut Facts) -
         let ending = Ending::new(Reason::ProtocolViolation, "direct TLS without the ALPN protocol \"postgresql\"");
         return Err(Leave::tls(ending, stream, Vec::new()));
     }
-    Ok(Secured { stream, protocol: terms.protocol })
+    Ok(Secured { stream, protocol: terms.protocol, shown: attempt.shown().cloned() })
 }

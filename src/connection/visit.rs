@@ -86,7 +86,12 @@ impl Visit {
         let duration = self.accepted_at.elapsed();
         match self.stage {
             Stage::Entering => self.house.audit.denied(&self.facts, ending, duration),
-            Stage::Opened => self.house.audit.closed(&self.facts, ending, self.carried, duration),
+            Stage::Opened => {
+                if ending.reason.is_revocation() {
+                    self.house.audit.revoked(&self.facts, ending);
+                }
+                self.house.audit.closed(&self.facts, ending, self.carried, duration);
+            }
             Stage::Told => {}
         }
         self.stage = Stage::Told;

@@ -1,5 +1,7 @@
 //! What a listener asks of a client's identity.
 
+use std::fmt;
+
 /// Whether clients must show a certificate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ClientAuth {
@@ -9,4 +11,25 @@ pub enum ClientAuth {
     Optional,
     /// They must show one.
     Required,
+}
+
+/// As the configuration has it.
+impl fmt::Display for ClientAuth {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::None => "none",
+            Self::Optional => "optional",
+            Self::Required => "required",
+        })
+    }
+}
+
+/// What a revocation list past its nextUpdate means for the certificates of its CA.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CrlExpired {
+    /// They are refused: one that was revoked since could not be told from the others.
+    #[default]
+    Refuse,
+    /// The list counts as it is.
+    Allow,
 }

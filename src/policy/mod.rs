@@ -1,14 +1,17 @@
-//! The source question, answered without a clock, a file or a socket: may a client at this address come in?
+//! The questions, answered without a clock, a file or a socket: may a client at this address come in, and one of these
+//! names?
 //!
 //! Permission is a value. Only [`SourcePolicy::admit`] makes an [`Admitted`], and everything later in a connection's life
 //! asks for one.
 
+mod clients;
 mod expiry;
 mod identity;
 mod rule;
 mod sources;
 
+pub use clients::{ClientName, ClientPattern, ClientPatternError, TrustedClients};
 pub use expiry::{days_left, expiry_milestone};
-pub use identity::ClientAuth;
+pub use identity::{ClientAuth, CrlExpired};
 pub use rule::{Network, NetworkError, Origin, Rule};
 pub use sources::{Admitted, Enforcement, SourcePolicy, Stranger, TrustedSources};

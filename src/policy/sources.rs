@@ -30,6 +30,16 @@ pub enum Enforcement {
     Observe,
 }
 
+/// As the configuration has it.
+impl fmt::Display for Enforcement {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Enforce => "enforce",
+            Self::Observe => "observe",
+        })
+    }
+}
+
 impl SourcePolicy {
     /// Lets a client in, or not.
     pub fn admit(&self, client: ClientAddr, now: OffsetDateTime) -> Result<Admitted, Stranger> {

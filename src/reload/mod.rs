@@ -10,10 +10,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::signal::unix::Signal;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::spawn_blocking;
 use tokio::time::{sleep, timeout};
 
 use self::watcher::Watcher;
+use crate::audit::Changes;
 use crate::config::{self, Config, Files, Fingerprint};
 use crate::snapshot::{Built, Snapshot};
 
@@ -27,13 +29,33 @@ pub struct Reloader {
     settings: config::Reload,
     /// Whether the last attempt failed for a reason outside the files, so that the poll has to try again.
     again: bool,
+    /// Those who ask for a reload and wait to hear what became of it.
+    askers: mpsc::Receiver<Asker>,
+}
+
+/// Where somebody waits to hear what became of a reload.
+pub type Asker = oneshot::Sender<Verdict>;
+
+/// What became of a reload: the changes that are in force now, or why there are none.
+pub type Verdict = Result<Changes, String>;
+
+/// Why to look.
+enum Trigger {
+    /// A file event, or the time to poll.
+    Change,
+    /// SIGHUP.
+    Hangup,
+    /// Somebody asked, and waits.
+    Asked(Asker),
 }
 
 /// What an attempt came to.
 #[derive(Debug)]
 pub struct Proposal {
-    /// Whether the operator asked for it by SIGHUP, rather than a file having changed.
+    /// Whether the operator asked for it, rather than a file having changed.
     pub requested: bool,
+    /// Who wants to hear what becomes of it.
+    pub asker: Option<Asker>,
     /// A policy to put in force, or why there is none.
     pub outcome: Result<Box<Built>, String>,
 }
@@ -49,14 +71,15 @@ pub fn build(file: &Path, previous: Option<&Snapshot>) -> (Result<Built, config:
 }
 
 impl Reloader {
-    /// Looks after the files of the snapshot in force, whose content was `fingerprint`.
-    pub fn new(snapshot: &Snapshot, fingerprint: Fingerprint) -> Self {
+    /// Looks after the files of the snapshot in force, whose content was `fingerprint`, and attends to those who ask.
+    pub fn new(snapshot: &Snapshot, fingerprint: Fingerprint, askers: mpsc::Receiver<Asker>) -> Self {
         let mut reloader = Self {
             file: snapshot.config.file.clone(),
             watcher: Watcher::start(),
             attempted: fingerprint,
             settings: snapshot.config.reload,
             again: false,
+            askers,
         };
         reloader.follow();
         reloader
@@ -76,7 +99,8 @@ impl Reloader {
     /// Waits for the next time something has changed, or SIGHUP, and builds the snapshot after `current`.
     pub async fn next(&mut self, current: &Arc<Snapshot>, hangup: &mut Signal) -> Proposal {
         loop {
-            let requested = self.triggered(hangup).await;
+            let trigger = self.triggered(hangup).await;
+            let requested = !matches!(trigger, Trigger::Change);
             if !requested {
                 self.settle().await;
                 if !std::mem::take(&mut self.again) && !self.changed().await {
@@ -91,17 +115,21 @@ impl Reloader {
                 outcome = self.attempt(current).await;
             }
             self.follow();
-            return Proposal { requested, outcome };
+            let asker = match trigger {
+                Trigger::Asked(asker) => Some(asker),
+                Trigger::Change | Trigger::Hangup => None,
+            };
+            return Proposal { requested, asker, outcome };
         }
     }
 
-    /// Returns at SIGHUP with true, at a file event or the time to poll with false.
-    async fn triggered(&mut self, hangup: &mut Signal) -> bool {
-        let config::Reload { watch, poll } = self.settings;
+    async fn triggered(&mut self, hangup: &mut Signal) -> Trigger {
+        let config::Reload { watch, poll, .. } = self.settings;
         tokio::select! {
-            _ = hangup.recv() => true,
-            () = self.watcher.changed(), if watch => false,
-            () = sleep(poll.unwrap_or_default()), if poll.is_some() => false,
+            _ = hangup.recv() => Trigger::Hangup,
+            Some(asker) = self.askers.recv() => Trigger::Asked(asker),
+            () = self.watcher.changed(), if watch => Trigger::Change,
+            () = sleep(poll.unwrap_or_default()), if poll.is_some() => Trigger::Change,
         }
     }
 
@@ -134,7 +162,7 @@ impl Reloader {
 
     fn follow(&mut self) {
         if self.settings.watch {
-            self.watcher.follow(self.attempted.paths());
+            self.watcher.follow(&self.attempted);
         }
     }
 }

@@ -7,18 +7,30 @@ use std::collections::BTreeSet;
 use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use notify::event::ModifyKind;
 use notify::{Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher as _};
 use tokio::sync::mpsc;
 use tracing::warn;
+
+use crate::config::Fingerprint;
 
 /// Watches the files it is told to follow.
 #[derive(Debug)]
 pub(super) struct Watcher {
     inner: Option<RecommendedWatcher>,
     /// Shared with the thread that receives events.
-    steps: Arc<Mutex<BTreeSet<PathBuf>>>,
+    steps: Arc<Mutex<Steps>>,
     /// Holds one event at most: that there was one is all there is to know.
     events: mpsc::Receiver<()>,
+}
+
+/// The paths an event of which can make a difference.
+#[derive(Clone, Debug, Default)]
+struct Steps {
+    /// Files, and whatever stands between them and their content.
+    paths: BTreeSet<PathBuf>,
+    /// Directories in which every file that comes or goes does.
+    directories: BTreeSet<PathBuf>,
 }
 
 impl Watcher {
@@ -26,7 +38,7 @@ impl Watcher {
     /// poll still finds every change.
     pub(super) fn start() -> Self {
         let (sender, events) = mpsc::channel(1);
-        let steps = Arc::new(Mutex::new(BTreeSet::new()));
+        let steps = Arc::<Mutex<Steps>>::default();
         let theirs = Arc::clone(&steps);
         let watcher = notify::recommended_watcher(move |event: Result<Event, notify::Error>| {
             let steps = theirs.lock().unwrap_or_else(PoisonError::into_inner);
@@ -39,12 +51,15 @@ impl Watcher {
         Self { inner, steps, events }
     }
 
-    /// Follows `files`, and whatever stands between them and their content.
-    pub(super) fn follow<'a>(&mut self, files: impl Iterator<Item = &'a Path>) {
+    /// Follows the files of a fingerprint, and whatever stands between them and their content.
+    pub(super) fn follow(&mut self, files: &Fingerprint) {
         let Some(watcher) = &mut self.inner else { return };
-        let wanted: BTreeSet<PathBuf> = files.flat_map(steps).collect();
-        let former = std::mem::replace(&mut *self.steps.lock().unwrap_or_else(PoisonError::into_inner), wanted.clone());
-        for path in former.difference(&wanted) {
+        let directories: BTreeSet<_> = files.directories().map(absolute).collect();
+        let wanted: BTreeSet<_> =
+            files.paths().chain(directories.iter().map(PathBuf::as_path)).flat_map(steps).collect();
+        let fresh = Steps { paths: wanted.clone(), directories };
+        let former = std::mem::replace(&mut *self.steps.lock().unwrap_or_else(PoisonError::into_inner), fresh);
+        for path in former.paths.difference(&wanted) {
             // It may be gone, and its watch with it.
             let _ = watcher.unwatch(path);
         }
@@ -68,9 +83,13 @@ impl Watcher {
 
 /// Whether an event is of a step that is followed, and not of a neighbour in the same directory: an audit file there would
 /// make every one of its lines an event.
-fn concerns(event: &Event, steps: &BTreeSet<PathBuf>) -> bool {
+fn concerns(event: &Event, steps: &Steps) -> bool {
+    let comes_or_goes =
+        !matches!(event.kind, EventKind::Access(_) | EventKind::Modify(ModifyKind::Data(_) | ModifyKind::Metadata(_)));
+    let is_listed = |path: &Path| path.parent().is_some_and(|directory| steps.directories.contains(directory));
+    let is_step = |path: &PathBuf| steps.paths.contains(path) || (comes_or_goes && is_listed(path));
     // Without paths it says that events were lost.
-    is_change(event.kind) && (event.paths.is_empty() || event.paths.iter().any(|path| steps.contains(path)))
+    is_change(event.kind) && (event.paths.is_empty() || event.paths.iter().any(is_step))
 }
 
 fn is_change(kind: EventKind) -> bool {
@@ -83,10 +102,14 @@ fn is_change(kind: EventKind) -> bool {
     }
 }
 
+fn absolute(path: &Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
+}
+
 /// The file, its directory, and the same for every symbolic link on the way to its content.
 fn steps(file: &Path) -> Vec<PathBuf> {
     let mut steps = Vec::new();
-    let mut todo = vec![std::path::absolute(file).unwrap_or_else(|_| file.to_owned())];
+    let mut todo = vec![absolute(file)];
     for _ in 0..MOST_LINKS {
         let Some(path) = todo.pop() else { break };
         let mut so_far = PathBuf::new();
@@ -131,9 +154,16 @@ mod tests {
         assert!(steps.contains(&volume), "{steps:?}");
 
         let event = |name: &str| Event::new(EventKind::Any).add_path(volume.join(name));
+        let mut steps = Steps { paths: steps, directories: BTreeSet::new() };
         assert!(concerns(&event("..data"), &steps));
         assert!(!concerns(&event("audit.jsonl"), &steps));
         assert!(concerns(&Event::new(EventKind::Other), &steps));
+
+        // Where files are named by a pattern, a new one counts, but not what is written to a neighbour.
+        steps.directories.insert(volume.clone());
+        assert!(concerns(&event("new.crt"), &steps));
+        let written = EventKind::Modify(ModifyKind::Data(notify::event::DataChange::Any));
+        assert!(!concerns(&Event::new(written).add_path(volume.join("audit.jsonl")), &steps));
     }
 
     #[test]

@@ -6,58 +6,100 @@ use rustls::pki_types::CertificateDer;
 use time::OffsetDateTime;
 use tokio::sync::Semaphore;
 
-use super::{Door, Terms, TlsInputs};
+use super::lineage::{Lineage, Moment};
+use super::{Door, Terms, TlsInputs, with_roles};
 use crate::addr::ListenAddr;
 use crate::config::{CertificateFiles, Files, Listener, NamedFile, Problem};
-use crate::policy::{ClientAuth, Enforcement};
+use crate::policy::{ClientAuth, CrlExpired, Enforcement};
 use crate::protocol::{Protocol, postgres};
 use crate::timestamp;
-use crate::tls::{self, BuildError, Certificate, ClientTrust, ServerCertificate, ServerTls};
+use crate::tls::{
+    self, BuildError, Certificate, ClientTrust, Crl, ServerCertificate, ServerTls, SharedTicketer, TicketKeys,
+    TrustParts,
+};
+
+/// Certificates with their facts.
+type Certificates = Vec<(CertificateDer<'static>, Certificate)>;
+
+/// What a listener judges client certificates by.
+#[derive(Default)]
+struct Clients {
+    anchors: Certificates,
+    pinned: Certificates,
+    lists: Vec<Crl>,
+}
+
+impl Clients {
+    fn parts(&self, listener: &Listener) -> TrustParts {
+        let ders = |certificates: &Certificates| certificates.iter().map(|(der, _)| der.clone()).collect();
+        TrustParts {
+            auth: listener.tls.client_auth,
+            anchors: ders(&self.anchors),
+            pinned: ders(&self.pinned),
+            crls: self.lists.clone(),
+            crl_expired: listener.tls.crl_expired,
+            clients: listener.tls.trusted_clients.clone(),
+        }
+    }
+}
+
+fn facts(certificates: Certificates) -> Vec<Certificate> {
+    certificates.into_iter().map(|(_, facts)| facts).collect()
+}
 
 /// Builds one listener's terms and notes what it finds.
 pub(super) struct Builder<'a> {
     pub(super) files: &'a mut Files,
     pub(super) problems: &'a mut Vec<Problem>,
     pub(super) warnings: &'a mut Vec<String>,
+    /// The generation being built.
+    pub(super) now: Moment,
 }
 
 impl Builder<'_> {
     pub(super) fn terms(&mut self, listener: &Listener, before: Option<&Terms>) -> Option<Terms> {
         let certificates: Vec<_> =
             listener.tls.certificates.iter().filter_map(|files| self.certificate(listener, files)).collect();
-        let bundles: Vec<_> = listener.tls.client_ca.iter().map(|file| self.anchors(listener, file)).collect();
         // Everything is looked at before anything is given up, so that all of it is told.
-        let anchors = bundles.into_iter().collect::<Option<Vec<_>>>()?.concat();
-        let trust = self.trust(listener, &anchors)?;
+        let clients = self.clients(listener);
+        let clients = clients?;
+        let parts = clients.parts(listener);
+        let trust = self.trust(listener, &parts, before)?;
         if certificates.len() < listener.tls.certificates.len() {
             return None;
         }
         let inputs = TlsInputs {
             chains: certificates.iter().map(|certificate| certificate.chain().to_vec()).collect(),
-            anchors: anchors.iter().map(|(der, _)| der.clone()).collect(),
-            client_auth: listener.tls.client_auth,
+            trust: parts,
+            tickets: self.tickets(listener)?,
             min_version: listener.tls.min_version,
             protocol: listener.protocol,
         };
         let tls = match before {
             Some(before) if before.tls_inputs == inputs => Arc::clone(&before.tls),
-            Some(_) | None => Arc::new(self.server_tls(listener, &certificates, trust)?),
+            Some(_) | None => Arc::new(self.server_tls(listener, &certificates, trust, &inputs)?),
         };
         self.warn_about(listener, &certificates);
         let name: Arc<str> = listener.name.as_str().into();
+        let [anchors, pinned] = [clients.anchors, clients.pinned].map(facts);
+        let lineage = Lineage::after(before, self.now, with_roles(tls.certificates(), &anchors, &pinned));
         Some(Terms {
             doors: doors(listener, &name),
             name,
             protocol: listener.protocol,
             sources: listener.sources.clone(),
             tls,
-            anchors: anchors.into_iter().map(|(_, facts)| facts).collect(),
+            anchors,
+            pinned,
             upstream: listener.upstream.clone(),
             resolving: before
                 .map_or_else(|| Arc::new(Semaphore::new(MOST_LOOKUPS)), |before| Arc::clone(&before.resolving)),
             upstream_name: listener.upstream.address.to_string().into(),
             limits: listener.limits,
+            revoke: listener.revoke,
             plaintext_cancel: listener.plaintext_cancel,
+            lineage,
+            usage: before.map_or_else(Arc::default, |before| Arc::clone(&before.usage)),
             tls_inputs: inputs,
         })
     }
@@ -81,13 +123,39 @@ impl Builder<'_> {
         }
     }
 
+    /// Everything by which client certificates are judged.
+    fn clients(&mut self, listener: &Listener) -> Option<Clients> {
+        let mut clients = Clients::default();
+        let mut whole = true;
+        for file in &listener.tls.client_ca {
+            match self.parse(file, tls::certificates).and_then(|ders| self.anchors(listener, file, ders)) {
+                Some(anchors) => clients.anchors.extend(anchors),
+                None => whole = false,
+            }
+        }
+        for file in &listener.tls.client_certificates {
+            match self.pinned(listener, file) {
+                Some(pinned) => clients.pinned.extend(pinned),
+                None => whole = false,
+            }
+        }
+        for file in &listener.tls.client_crl {
+            match self.lists(listener, file, &clients.anchors) {
+                Some(lists) => clients.lists.extend(lists),
+                None => whole = false,
+            }
+        }
+        whole.then_some(clients)
+    }
+
     fn anchors(
         &mut self,
         listener: &Listener,
         file: &NamedFile,
-    ) -> Option<Vec<(CertificateDer<'static>, Certificate)>> {
+        ders: Vec<CertificateDer<'static>>,
+    ) -> Option<Certificates> {
         let mut anchors = Vec::new();
-        for (index, der) in self.parse(file, tls::certificates)?.into_iter().enumerate() {
+        for (index, der) in ders.into_iter().enumerate() {
             let facts = Certificate::parse(&der).map_err(BuildError::from);
             match facts.and_then(|facts| ClientTrust::check_anchor(&der).map(|()| facts)) {
                 Ok(facts) => {
@@ -107,13 +175,72 @@ impl Builder<'_> {
         Some(anchors)
     }
 
-    fn trust(
-        &mut self,
-        listener: &Listener,
-        anchors: &[(CertificateDer<'static>, Certificate)],
-    ) -> Option<ClientTrust> {
-        let ders: Vec<_> = anchors.iter().map(|(der, _)| der.clone()).collect();
-        match (ClientTrust::new(listener.tls.client_auth, &ders), listener.tls.client_ca.first()) {
+    /// Client certificates that need no CA: of each file the first, behind which its chain may stand.
+    fn pinned(&mut self, listener: &Listener, pattern: &NamedFile) -> Option<Certificates> {
+        let paths =
+            self.files.matching(&pattern.path).map_err(|error| self.problems.push(pattern.problem(error))).ok()?;
+        let mut pinned = Vec::new();
+        for path in paths {
+            let file = NamedFile { path, ..pattern.clone() };
+            let der = self.parse(&file, tls::certificates)?.into_iter().next()?;
+            match Certificate::parse(&der).map_err(BuildError::from).and_then(BuildError::unless_version_3) {
+                Ok(facts) => {
+                    self.warn_about_dates(listener, "client certificate", &facts);
+                    pinned.push((der, facts));
+                }
+                Err(error) => {
+                    self.problems.push(file.problem(error));
+                    return None;
+                }
+            }
+        }
+        Some(pinned)
+    }
+
+    fn lists(&mut self, listener: &Listener, pattern: &NamedFile, anchors: &Certificates) -> Option<Vec<Crl>> {
+        let paths =
+            self.files.matching(&pattern.path).map_err(|error| self.problems.push(pattern.problem(error))).ok()?;
+        let mut all = Vec::new();
+        for path in paths {
+            let file = NamedFile { path, ..pattern.clone() };
+            for list in self.parse(&file, Crl::parse_all)? {
+                let Crl { issuer, next_update, .. } = &list;
+                let mut of_its_name = anchors.iter().filter(|(anchor, _)| list.has_issuer(anchor)).peekable();
+                if of_its_name.peek().is_none() {
+                    self.warn(listener, format_args!("{} is of {issuer}, which is not in client_ca: it counts for an intermediate of that name only", file.path.display()));
+                } else if !of_its_name.any(|(anchor, _)| list.is_signed_by(anchor)) {
+                    // Left to webpki it would refuse every certificate of that CA, one by one.
+                    self.problems.push(file.problem(format_args!(
+                        "says it is of {issuer}, but no certificate of that name in client_ca has signed it"
+                    )));
+                    return None;
+                }
+                if list.is_expired_at(OffsetDateTime::now_utc()) {
+                    let meaning = match listener.tls.crl_expired {
+                        CrlExpired::Refuse => "the certificates of its CA are refused (crl_expired = \"refuse\")",
+                        CrlExpired::Allow => "it counts all the same (crl_expired = \"allow\")",
+                    };
+                    let end = timestamp::seconds(*next_update);
+                    self.warn(
+                        listener,
+                        format_args!(
+                            "the revocation list of {issuer} in {} ran out at {end}: {meaning}",
+                            file.path.display()
+                        ),
+                    );
+                }
+                all.push(list);
+            }
+        }
+        Some(all)
+    }
+
+    fn trust(&mut self, listener: &Listener, parts: &TrustParts, before: Option<&Terms>) -> Option<ClientTrust> {
+        if let Some(before) = before.filter(|before| before.tls_inputs.trust == *parts) {
+            // What it has verified need not be verified again.
+            return Some(before.tls.trust().clone());
+        }
+        match (ClientTrust::new(parts), listener.tls.client_ca.first()) {
             (Ok(trust), _) => Some(trust),
             (Err(error), Some(file)) => {
                 self.problems.push(file.problem(error));
@@ -124,17 +251,35 @@ impl Builder<'_> {
         }
     }
 
+    /// The shared keys of session tickets; `Some(None)` where there are none.
+    fn tickets(&mut self, listener: &Listener) -> Option<Option<TicketKeys>> {
+        let Some(file) = &listener.tls.ticket_keys else { return Some(None) };
+        let keys = self.parse(file, TicketKeys::parse)?;
+        if self.files.is_open_to_others(&file.path) {
+            self.warn(
+                listener,
+                format_args!("the ticket keys {} can be read by group or others; chmod 600 it", file.path.display()),
+            );
+        }
+        Some(Some(keys))
+    }
+
     fn server_tls(
         &mut self,
         listener: &Listener,
         certificates: &[ServerCertificate],
         trust: ClientTrust,
+        inputs: &TlsInputs,
     ) -> Option<ServerTls> {
         let alpn: &[&[u8]] = match listener.protocol {
             Protocol::Postgres => &[postgres::ALPN],
             Protocol::Redis | Protocol::Tcp => &[],
         };
-        match ServerTls::new(certificates, trust, listener.tls.min_version, alpn) {
+        let binding = inputs.trust.binding(&listener.name);
+        let ticketer = inputs.tickets.as_ref().map(|keys| SharedTicketer::new(keys, &binding)).transpose();
+        let built =
+            ticketer.and_then(|ticketer| ServerTls::new(certificates, trust, listener.tls.min_version, alpn, ticketer));
+        match built {
             Ok(tls) => Some(tls),
             Err(error) => {
                 self.problems.extend(listener.tls.certificates.first().map(|files| files.cert.problem(error)));

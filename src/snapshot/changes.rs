@@ -15,6 +15,7 @@ impl Snapshot {
         let (old, new) = (names(previous), names(self));
         let (old_prints, new_prints) = (previous.fingerprints(), self.fingerprints());
         Changes {
+            generation: self.generation,
             listeners_added: without(&new, &old),
             listeners_removed: without(&old, &new),
             listeners_moved: self.terms.iter().filter(moved).map(|terms| terms.name.to_string()).collect(),
@@ -54,11 +55,23 @@ impl Snapshot {
 #[derive(Clone, Debug)]
 pub struct SourceChanges<'a> {
     /// The listener's name.
-    pub listener: &'a str,
+    listener: &'a str,
     /// Rules that are new.
-    pub added: Vec<&'a Rule>,
+    added: Vec<&'a Rule>,
     /// Rules that are gone.
-    pub removed: Vec<&'a Rule>,
+    removed: Vec<&'a Rule>,
+}
+
+impl SourceChanges<'_> {
+    /// The new rules, each with the listener.
+    pub fn added(&self) -> impl Iterator<Item = (&str, &Rule)> {
+        self.added.iter().map(|rule| (self.listener, *rule))
+    }
+
+    /// The rules that are gone, each with the listener.
+    pub fn removed(&self) -> impl Iterator<Item = (&str, &Rule)> {
+        self.removed.iter().map(|rule| (self.listener, *rule))
+    }
 }
 
 /// What is in `all` and not in `others`.
@@ -115,6 +128,7 @@ mod tests {
             names
         };
         let expected = Changes {
+            generation: 2,
             listeners_added: vec!["fresh".to_owned()],
             listeners_removed: vec!["gone".to_owned()],
             listeners_moved: vec!["turned".to_owned()],
@@ -125,7 +139,7 @@ mod tests {
         };
         assert_eq!(changes(&after, &before), expected);
         assert_eq!((before.generation, after.generation), (1, 2));
-        assert_eq!(changes(&after, &after), Changes::default());
+        assert_eq!(changes(&after, &after), Changes { generation: 2, ..Changes::default() });
     }
 
     #[test]
@@ -135,7 +149,8 @@ mod tests {
         let rule = |rest: &str| format!(r#"{{ type = "ip_addr", value = "192.0.2.1"{rest} }}"#);
         let snapshot = |rest: &str| site.snapshot(listener("db", 1001, &rule(rest)), None);
         let plain = snapshot("");
-        assert_eq!(changes(&snapshot(r#", description = "office""#), &plain), Changes::default());
+        let unchanged = Changes { generation: 1, ..Changes::default() };
+        assert_eq!(changes(&snapshot(r#", description = "office""#), &plain), unchanged);
         let ending = snapshot(", expires_at = 2999-01-31T00:00:00Z");
         let changes = ending.source_changes_since(&plain);
         let [SourceChanges { listener: "db", added, removed }] = changes.as_slice() else {

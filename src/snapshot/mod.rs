@@ -5,23 +5,30 @@
 
 mod build;
 mod changes;
+mod judge;
+mod lineage;
 #[cfg(test)]
 pub(crate) mod specimen;
+mod usage;
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use rustls::pki_types::CertificateDer;
+use time::OffsetDateTime;
 use tokio::sync::{Semaphore, watch};
 
 pub use changes::SourceChanges;
+pub use judge::{Permission, Refusal};
+pub use lineage::{Departed, Lineage, Moment};
+pub use usage::{Item, Reliance, Usage, Uses};
 
 use self::build::Builder;
 use crate::addr::ListenAddr;
-use crate::config::{Config, Files, Limits, Loaded, Problems, Upstream};
+use crate::config::{Config, Files, Limits, Loaded, Problems, Revoke, Upstream};
 use crate::policy::{ClientAuth, SourcePolicy};
 use crate::protocol::{MinTlsVersion, Protocol};
-use crate::tls::{Certificate, ServerTls};
+use crate::tls::{Certificate, Crl, ServerTls, TicketKeys, TrustParts};
 
 /// Where the current snapshot is read from.
 pub type Current = watch::Receiver<Arc<Snapshot>>;
@@ -31,6 +38,8 @@ pub type Current = watch::Receiver<Arc<Snapshot>>;
 pub struct Snapshot {
     /// Counts applied configurations, from 1.
     pub generation: u64,
+    /// When it was built.
+    pub built_at: OffsetDateTime,
     /// The configuration it was built from.
     pub config: Arc<Config>,
     terms: Vec<Arc<Terms>>,
@@ -62,6 +71,8 @@ pub struct Terms {
     pub tls: Arc<ServerTls>,
     /// Facts of its trust anchors, in the order of the files.
     pub anchors: Vec<Certificate>,
+    /// Facts of the client certificates it trusts by themselves.
+    pub pinned: Vec<Certificate>,
     /// Its database.
     pub upstream: Upstream,
     /// The upstream's address as audit events show it.
@@ -70,8 +81,14 @@ pub struct Terms {
     pub resolving: Arc<Semaphore>,
     /// Its time limits.
     pub limits: Limits,
+    /// What becomes of open sessions it no longer lets in.
+    pub revoke: Revoke,
     /// Whether a CancelRequest may come without TLS.
     pub plaintext_cancel: bool,
+    /// Since when it goes by its certificates.
+    pub lineage: Lineage,
+    /// What of it handshakes have used.
+    pub usage: Arc<Usage>,
     tls_inputs: TlsInputs,
 }
 
@@ -80,8 +97,8 @@ pub struct Terms {
 #[derive(Debug, PartialEq, Eq)]
 struct TlsInputs {
     chains: Vec<Vec<CertificateDer<'static>>>,
-    anchors: Vec<CertificateDer<'static>>,
-    client_auth: ClientAuth,
+    trust: TrustParts,
+    tickets: Option<TicketKeys>,
     min_version: MinTlsVersion,
     protocol: Protocol,
 }
@@ -104,23 +121,25 @@ impl Snapshot {
         let Loaded { config, mut problems } = loaded;
         let mut warnings = Vec::new();
         let mut terms = Vec::with_capacity(config.listeners.len());
+        let generation = previous.map_or(1, |snapshot| snapshot.generation + 1);
+        let now = Moment { generation, at: OffsetDateTime::now_utc() };
         for listener in &config.listeners {
             let before = previous.and_then(|snapshot| snapshot.named(&listener.name));
-            let mut builder = Builder { files, problems: &mut problems, warnings: &mut warnings };
+            let mut builder = Builder { files, problems: &mut problems, warnings: &mut warnings, now };
             terms.extend(builder.terms(listener, before.map(|before| &**before)).map(Arc::new));
         }
-        let generation = previous.map_or(1, |snapshot| snapshot.generation + 1);
-        let snapshot = Self::of(generation, config, terms);
+        let snapshot = Self::of(now, config, terms);
         Problems::unless_any(problems, Built { snapshot, warnings })
     }
 
-    fn of(generation: u64, config: Config, terms: Vec<Arc<Terms>>) -> Self {
+    fn of(now: Moment, config: Config, terms: Vec<Arc<Terms>>) -> Self {
         let by_name = terms.iter().enumerate().map(|(index, terms)| (Arc::clone(&terms.name), index)).collect();
         let doors = |(index, terms): (usize, &Arc<Terms>)| {
             terms.doors.iter().map(move |door| (door.clone(), index)).collect::<Vec<_>>()
         };
         let by_door = terms.iter().enumerate().flat_map(doors).collect();
-        Self { generation, config: Arc::new(config), terms, by_name, by_door }
+        let Moment { generation, at } = now;
+        Self { generation, built_at: at, config: Arc::new(config), terms, by_name, by_door }
     }
 
     /// The terms of every listener, in the order of the configuration.
@@ -133,6 +152,11 @@ impl Snapshot {
         self.terms.get(*self.by_name.get(name)?)
     }
 
+    /// What becomes of a listener's open sessions that it no longer lets in, and of those of one that is gone.
+    pub fn revoke(&self, listener: &str) -> Revoke {
+        self.named(listener).map_or(self.config.reload.revoke, |terms| terms.revoke)
+    }
+
     /// The terms of the listener that has this address.
     pub fn behind(&self, door: &Door) -> Option<&Arc<Terms>> {
         self.terms.get(*self.by_door.get(door)?)
@@ -140,19 +164,34 @@ impl Snapshot {
 }
 
 impl Terms {
-    /// Every certificate of the listener with its role, `server` or `client_ca`.
+    /// Every certificate of the listener with its role: `server`, `client_ca` or `client_certificate`.
     pub fn certificates(&self) -> impl Iterator<Item = (&'static str, &Certificate)> {
-        let server = self.tls.certificates().iter().map(|certificate| ("server", certificate));
-        server.chain(self.anchors.iter().map(|certificate| ("client_ca", certificate)))
+        with_roles(self.tls.certificates(), &self.anchors, &self.pinned)
     }
 
     /// Whether it asks clients for certificates.
     pub fn client_auth(&self) -> ClientAuth {
-        self.tls_inputs.client_auth
+        self.tls_inputs.trust.auth
+    }
+
+    /// The revocation lists it goes by.
+    pub fn revocation_lists(&self) -> &[Crl] {
+        &self.tls_inputs.trust.crls
     }
 
     /// The lowest TLS version it takes.
     pub fn min_version(&self) -> MinTlsVersion {
         self.tls_inputs.min_version
     }
+}
+
+/// Certificates with their roles.
+fn with_roles<'a>(
+    server: &'a [Arc<Certificate>],
+    anchors: &'a [Certificate],
+    pinned: &'a [Certificate],
+) -> impl Iterator<Item = (&'static str, &'a Certificate)> {
+    let server = server.iter().map(|certificate| ("server", &**certificate));
+    let anchors = anchors.iter().map(|certificate| ("client_ca", certificate));
+    server.chain(anchors).chain(pinned.iter().map(|certificate| ("client_certificate", certificate)))
 }

@@ -4,13 +4,14 @@ use std::net::IpAddr;
 
 use rustls::pki_types::CertificateDer;
 use serde::Serialize;
-use time::OffsetDateTime;
+use time::{Duration, OffsetDateTime};
 use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::FromDer as _;
 
-use super::name::rfc4514;
+use super::name::{common_name, rfc4514};
 use super::sha256_hex;
+use crate::policy::ClientName;
 
 /// The facts of one certificate.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -21,6 +22,9 @@ pub struct Certificate {
     pub issuer: String,
     /// 3 for every certificate of today; 1 for those openssl makes without extensions.
     pub version: u32,
+    /// The most specific common name of the subject, where it is plain text and the only one of its level.
+    #[serde(skip)]
+    pub common_name: Option<String>,
     /// Whether it names itself as its issuer, as a root does.
     pub self_signed: bool,
     /// Whether it may issue certificates (basicConstraints).
@@ -59,6 +63,7 @@ impl Certificate {
         Ok(Self {
             subject: rfc4514(certificate.subject()),
             issuer: rfc4514(certificate.issuer()),
+            common_name: common_name(certificate.subject()),
             version: certificate.version().0 + 1,
             self_signed: certificate.subject().as_raw() == certificate.issuer().as_raw(),
             ca: certificate.is_ca(),
@@ -75,9 +80,23 @@ impl Certificate {
         self.sans.iter().filter_map(|san| san.strip_prefix("dns:")).map(str::to_ascii_lowercase)
     }
 
+    /// The names by which `trusted_clients` may know the holder.
+    pub fn names(&self) -> impl Iterator<Item = ClientName<'_>> {
+        let common = self.common_name.as_deref().map(ClientName::Common);
+        common
+            .into_iter()
+            .chain(self.sans.iter().filter_map(|san| typed(san)))
+            .chain([ClientName::Sha256(&self.sha256)])
+    }
+
+    /// The first moment after its validity, whose last second belongs to it.
+    pub fn end(&self) -> OffsetDateTime {
+        self.not_after.saturating_add(Duration::SECOND)
+    }
+
     /// Whether `now` lies within its validity.
     pub fn is_valid_at(&self, now: OffsetDateTime) -> bool {
-        self.not_before <= now && now <= self.not_after
+        self.not_before <= now && now < self.end()
     }
 }
 
@@ -101,6 +120,16 @@ fn san_text(name: &GeneralName<'_>) -> Option<String> {
         | GeneralName::Invalid(..) => return None,
     };
     Some(text)
+}
+
+/// A subject alternative name as a name that clients can be known by.
+fn typed(san: &str) -> Option<ClientName<'_>> {
+    match san.split_once(':')? {
+        ("dns", name) => Some(ClientName::Dns(name)),
+        ("email", name) => Some(ClientName::Email(name)),
+        ("uri", name) => Some(ClientName::Uri(name)),
+        _ => None,
+    }
 }
 
 fn ip_address(bytes: &[u8]) -> Option<IpAddr> {

@@ -1,6 +1,6 @@
 //! What can be wrong with certificates, keys and trust anchors.
 
-use super::certificate::CertificateError;
+use super::certificate::{Certificate, CertificateError};
 
 /// Why a listener's TLS cannot be built.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -53,7 +53,23 @@ pub enum BuildError {
         /// What the handshake fails with.
         error: String,
     },
+    /// The provider cannot do what it always could.
+    #[error("the keys of session tickets cannot be derived")]
+    Tickets,
     /// Anything else rustls refuses.
     #[error("TLS cannot be set up: {0}")]
     Rustls(String),
+}
+
+impl BuildError {
+    /// The certificate, where it is one that TLS libraries take from a peer.
+    ///
+    /// # Errors
+    /// [`BuildError::Version`]
+    pub fn unless_version_3(certificate: Certificate) -> Result<Certificate, Self> {
+        match certificate {
+            Certificate { version: 3, .. } => Ok(certificate),
+            Certificate { version, subject, .. } => Err(Self::Version { subject, version }),
+        }
+    }
 }

@@ -9,12 +9,12 @@ use super::certificate::Certificate;
 use crate::outcome::{Ending, Reason};
 use crate::timestamp;
 
-/// Explains a failed handshake. `shown` is the certificate the client was shown, where it came so far.
-pub fn handshake_failure(error: &io::Error, shown: Option<&Certificate>) -> Ending {
-    let tls_error = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>());
-    match tls_error {
+/// Explains a failed handshake. `shown` is the certificate the client was shown, `refused` the one that it showed and that we
+/// refuse, where it came so far.
+pub fn handshake_failure(error: &io::Error, shown: Option<&Certificate>, refused: Option<&Certificate>) -> Ending {
+    match tls_error(error) {
         Some(Error::AlertReceived(alert)) => Ending::new(Reason::HandshakeFailed, refused_by_client(*alert, shown)),
-        Some(error) => Ending::new(certificate_reason(error), refused_by_us(error)),
+        Some(error) => Ending::new(certificate_reason(error), refused_by_us(error, refused)),
         None if error.kind() == io::ErrorKind::UnexpectedEof => Ending::new(
             Reason::HandshakeFailed,
             "the client closed the connection during the TLS handshake; some do so when they do not trust our certificate",
@@ -23,35 +23,71 @@ pub fn handshake_failure(error: &io::Error, shown: Option<&Certificate>) -> Endi
     }
 }
 
+/// Whether the client ended a handshake because of the certificate it was shown.
+pub fn is_refusal_of_ours(error: &io::Error) -> bool {
+    matches!(tls_error(error), Some(Error::AlertReceived(alert)) if blames_certificate(*alert))
+}
+
+fn tls_error(error: &io::Error) -> Option<&Error> {
+    error.get_ref()?.downcast_ref()
+}
+
 /// The reason for what rustls has against a client or its certificate.
 pub(super) fn certificate_reason(error: &Error) -> Reason {
     let Error::InvalidCertificate(certificate) = error else {
         return match error {
             Error::NoCertificatesPresented => Reason::ClientCertificateMissing,
+            // A list that cannot be used says nothing good about the certificate.
+            Error::InvalidCertRevocationList(_) => Reason::ClientCertificateInvalid,
             _ => Reason::HandshakeFailed,
         };
     };
     match certificate {
         CertificateError::UnknownIssuer => Reason::ClientCertificateUnknownCa,
         CertificateError::Expired | CertificateError::ExpiredContext { .. } => Reason::ClientCertificateExpired,
+        CertificateError::Revoked => Reason::ClientCertificateRevoked,
         _ => Reason::ClientCertificateInvalid,
     }
 }
 
-/// The error, and what to do about it.
-pub(super) fn refused_by_us(error: &Error) -> String {
+/// Whose certificate is refused, the error, and what to do about it.
+pub(super) fn refused_by_us(error: &Error, refused: Option<&Certificate>) -> String {
+    match refused {
+        Some(certificate) => format!("client certificate {}: {}", in_words(certificate), in_short(error)),
+        None => in_short(error),
+    }
+}
+
+/// The certificate with what an operator needs to find it.
+fn in_words(certificate: &Certificate) -> String {
+    let Certificate { subject, issuer, not_after, sha256, .. } = certificate;
+    format!("{subject} (issued by {issuer}, valid until {}, sha256 {sha256})", timestamp::seconds(*not_after))
+}
+
+fn in_short(error: &Error) -> String {
     if matches!(error, Error::InvalidCertificate(CertificateError::Other(_))) {
         return "the certificate is malformed, or not of X.509 version 3".to_owned();
     }
     let advice = match certificate_reason(error) {
         Reason::ClientCertificateMissing => "; client_auth = \"required\" lets nobody in without one",
         Reason::ClientCertificateUnknownCa => {
-            "; no certificate of client_ca has issued it, directly or by way of the intermediates the client sent"
+            "; no certificate of client_ca has issued it, directly or by way of the intermediates the client sent, and it \
+             is none of client_certificates"
         }
         Reason::ClientCertificateExpired => "; the client needs a new certificate",
+        Reason::ClientCertificateRevoked => "; a list of client_crl names it, so the client needs a new certificate",
+        _ if is_old_list(error) => {
+            "; the revocation list of its CA has run out: put a new one into client_crl, \
+             or set crl_expired = \"allow\" to go by the old one"
+        }
         _ => "",
     };
     format!("{error}{advice}")
+}
+
+fn is_old_list(error: &Error) -> bool {
+    use CertificateError::{ExpiredRevocationList, ExpiredRevocationListContext};
+    matches!(error, Error::InvalidCertificate(ExpiredRevocationList | ExpiredRevocationListContext { .. }))
 }
 
 fn refused_by_client(alert: AlertDescription, shown: Option<&Certificate>) -> String {
@@ -61,9 +97,7 @@ fn refused_by_client(alert: AlertDescription, shown: Option<&Certificate>) -> St
     }
     words.push_str(": it does not accept our certificate");
     if let Some(certificate) = shown {
-        let Certificate { subject, issuer, not_after, sha256, .. } = certificate;
-        let until = timestamp::seconds(*not_after);
-        let _ = write!(words, " {subject} (issued by {issuer}, valid until {until}, sha256 {sha256})");
+        let _ = write!(words, " {}", in_words(certificate));
     }
     words.push_str(match alert {
         AlertDescription::CertificateExpired => "; replace it, or set the client's clock",
@@ -91,7 +125,7 @@ mod tests {
     #[test]
     fn a_client_that_does_not_trust_us_is_explained() {
         let error = io::Error::new(io::ErrorKind::InvalidData, Error::AlertReceived(AlertDescription::UnknownCA));
-        let ending = handshake_failure(&error, None);
+        let ending = handshake_failure(&error, None, None);
         assert_eq!(ending.reason, Reason::HandshakeFailed);
         assert!(ending.detail.contains("does not accept our certificate"), "{}", ending.detail);
     }

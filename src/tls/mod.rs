@@ -6,6 +6,8 @@
 
 mod certificate;
 mod chooser;
+mod credential;
+mod crl;
 mod error;
 mod failure;
 mod name;
@@ -15,17 +17,21 @@ mod rehearsal;
 mod server;
 #[cfg(test)]
 pub(crate) mod specimen;
+mod tickets;
 mod trust;
 mod verified;
 mod verifier;
 
 pub use certificate::{Certificate, CertificateError};
+pub use credential::{Credential, Voucher};
+pub use crl::{Crl, CrlError, CrlFault, CrlNumber, CrlSet};
 pub use error::BuildError;
-pub use failure::handshake_failure;
+pub use failure::{handshake_failure, is_refusal_of_ours};
 pub use pem::{PemError, certificates, private_key};
 pub use records::{MOST_UNOPENED, Records, most_overhead};
-pub use server::{ServerCertificate, ServerTls};
-pub use trust::{ClientTrust, Identity};
+pub use server::{Attempt, ServerCertificate, ServerTls};
+pub use tickets::{SharedTicketer, TicketKeys, TicketKeysError};
+pub use trust::{ClientTrust, Evidence, Identity, TrustParts};
 
 use std::sync::{Arc, LazyLock};
 

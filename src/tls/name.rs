@@ -4,7 +4,7 @@
 
 use std::fmt::Write as _;
 
-use x509_parser::der_parser::asn1_rs::{Any, ToDer as _};
+use x509_parser::der_parser::asn1_rs::{Any, Tag, ToDer as _};
 use x509_parser::x509::{AttributeTypeAndValue, X509Name};
 
 /// Writes `name` as RFC 4514 §2 says.
@@ -13,6 +13,18 @@ pub(super) fn rfc4514(name: &X509Name<'_>) -> String {
         name.iter().map(|set| set.iter().map(attribute).collect::<Vec<_>>().join("+")).collect();
     sets.reverse();
     sets.join(",")
+}
+
+/// The most specific common name: the one of the last level that has any. Where a level has several, or its text is in an
+/// encoding of another age or holds control characters, it is nobody's name.
+pub(super) fn common_name(name: &X509Name<'_>) -> Option<String> {
+    let is_common_name = |attribute: &&AttributeTypeAndValue<'_>| attribute.attr_type().to_id_string() == COMMON_NAME;
+    let levels: Vec<_> = name.iter().map(|set| set.iter().filter(is_common_name).collect::<Vec<_>>()).collect();
+    let [only] = levels.iter().rfind(|names| !names.is_empty())?.as_slice() else { return None };
+    let value = only.attr_value();
+    let plain = [Tag::Utf8String, Tag::PrintableString, Tag::Ia5String].contains(&value.tag());
+    let text = only.as_str().ok().filter(|text| plain && !text.is_empty() && !text.chars().any(char::is_control))?;
+    Some(text.to_owned())
 }
 
 fn attribute(attribute: &AttributeTypeAndValue<'_>) -> String {
@@ -56,7 +68,7 @@ fn escaped(text: &str) -> String {
 
 /// The keywords of RFC 4514 §3, by object identifier.
 const KEYWORDS: [(&str, &str); 9] = [
-    ("2.5.4.3", "CN"),
+    (COMMON_NAME, "CN"),
     ("2.5.4.7", "L"),
     ("2.5.4.8", "ST"),
     ("2.5.4.10", "O"),
@@ -66,6 +78,8 @@ const KEYWORDS: [(&str, &str); 9] = [
     ("0.9.2342.19200300.100.1.25", "DC"),
     ("0.9.2342.19200300.100.1.1", "UID"),
 ];
+
+const COMMON_NAME: &str = "2.5.4.3";
 
 #[cfg(test)]
 mod tests {
@@ -79,5 +93,27 @@ mod tests {
         assert_eq!(escaped("#x"), "\\#x");
         assert_eq!(escaped("a\nb\0"), "a\\0ab\\00");
         assert_eq!(escaped("Zoë"), "Zoë");
+    }
+
+    #[test]
+    fn the_common_name_is_the_last_one_and_plain() {
+        use rcgen::DnValue::{BmpString, Utf8String};
+        let common_name = |names: &[rcgen::DnValue]| {
+            // Two types that rcgen takes for different ones, so that it keeps both.
+            let kinds = [rcgen::DnType::CustomDnType(vec![2, 5, 4, 3]), rcgen::DnType::CommonName];
+            let mut params = rcgen::CertificateParams::default();
+            params.distinguished_name = rcgen::DistinguishedName::new();
+            for (kind, name) in kinds.into_iter().zip(names) {
+                params.distinguished_name.push(kind, name.clone());
+            }
+            let certificate = params.self_signed(&rcgen::KeyPair::generate().unwrap()).unwrap();
+            crate::tls::Certificate::parse(certificate.der()).unwrap().common_name
+        };
+        let text = |text: &str| Utf8String(text.to_owned());
+        assert_eq!(common_name(&[text("app")]), Some("app".to_owned()));
+        assert_eq!(common_name(&[text("Users"), text("app")]), Some("app".to_owned()));
+        assert_eq!(common_name(&[text("app\0.evil")]), None);
+        assert_eq!(common_name(&[BmpString("app".try_into().unwrap())]), None);
+        assert_eq!(common_name(&[]), None);
     }
 }

@@ -16,6 +16,7 @@ use super::error::BuildError;
 use super::provider;
 use super::records::Records;
 use super::rehearsal::rehearse;
+use super::tickets::SharedTicketer;
 use super::trust::ClientTrust;
 use super::verifier::Refused;
 use crate::protocol::MinTlsVersion;
@@ -28,7 +29,7 @@ pub struct ServerTls {
     pattern: ServerConfig,
     min_version: MinTlsVersion,
     chooser: Arc<Chooser>,
-    certificates: Vec<Certificate>,
+    certificates: Vec<Arc<Certificate>>,
     trust: ClientTrust,
 }
 
@@ -56,10 +57,7 @@ impl ServerCertificate {
     /// When they do not belong together or cannot be used.
     pub fn new(chain: Vec<CertificateDer<'static>>, key: PrivateKeyDer<'static>) -> Result<Self, BuildError> {
         let leaf_der = chain.first().ok_or(BuildError::EmptyChain)?;
-        let leaf = Certificate::parse(leaf_der)?;
-        if leaf.version != 3 {
-            return Err(BuildError::Version { subject: leaf.subject, version: leaf.version });
-        }
+        let leaf = BuildError::unless_version_3(Certificate::parse(leaf_der)?)?;
         for rest in chain.iter().skip(1) {
             Certificate::parse(rest)?;
         }
@@ -90,7 +88,8 @@ impl ServerCertificate {
 }
 
 impl ServerTls {
-    /// Builds the configuration. `alpn` is what may be negotiated; where it is empty a client's offer is passed over.
+    /// Builds the configuration. `alpn` is what may be negotiated; where it is empty a client's offer is passed over. Without
+    /// a `ticketer` there is one with keys of its own, which nobody else ever has.
     ///
     /// # Errors
     /// When no certificate is given or rustls refuses a part.
@@ -99,6 +98,7 @@ impl ServerTls {
         trust: ClientTrust,
         min_version: MinTlsVersion,
         alpn: &[&[u8]],
+        ticketer: Option<SharedTicketer>,
     ) -> Result<Self, BuildError> {
         if certificates.is_empty() {
             return Err(BuildError::EmptyChain);
@@ -120,8 +120,11 @@ impl ServerTls {
         let unheard = Arc::new(HelloWitness::new(&chooser, &Overheard::default()));
         let mut config = assemble(trust.verifier(), unheard, min_version)?;
         config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
-        config.ticketer = Ticketer::new().map_err(|error| BuildError::Rustls(error.to_string()))?;
-        let certificates = certificates.iter().map(|certificate| certificate.leaf.clone()).collect();
+        config.ticketer = match ticketer {
+            Some(shared) => Arc::new(shared),
+            None => Ticketer::new().map_err(|error| BuildError::Rustls(error.to_string()))?,
+        };
+        let certificates = certificates.iter().map(|certificate| Arc::new(certificate.leaf.clone())).collect();
         Ok(Self { pattern: config, min_version, chooser, certificates, trust })
     }
 
@@ -148,7 +151,7 @@ impl ServerTls {
     }
 
     /// The leaves of all certificates, in the order of the configuration.
-    pub fn certificates(&self) -> &[Certificate] {
+    pub fn certificates(&self) -> &[Arc<Certificate>] {
         &self.certificates
     }
 
@@ -182,7 +185,7 @@ impl Attempt {
     }
 
     /// The certificate the client was shown, once its hello has come.
-    pub fn shown(&self) -> Option<&Certificate> {
+    pub fn shown(&self) -> Option<&Arc<Certificate>> {
         self.tls.certificates.get(self.heard.get()?.shown)
     }
 

@@ -1,30 +1,76 @@
 //! The identity question: does the policy in force now accept this client's certificate?
 //!
 //! rustls asks its verifier during a full handshake only; a resumed one brings back the stored chain unasked. So the
-//! question stands here by itself, to be put after every handshake.
+//! question stands here by itself, to be put after every handshake, and again whenever the policy or the time has changed.
 
 use std::sync::Arc;
-use std::time::Duration;
 
+use aws_lc_rs::digest::{Context, SHA256};
 use rustls::RootCertStore;
-use rustls::pki_types::{CertificateDer, UnixTime};
+use rustls::pki_types::CertificateDer;
 use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::ClientCertVerifier;
 use time::OffsetDateTime;
 
 use super::certificate::Certificate;
+use super::credential::Credential;
+use super::crl::Crl;
 use super::error::BuildError;
 use super::failure::{certificate_reason, refused_by_us};
-use super::provider;
 use super::verifier::{ChainVerifier, RefusalWitness, Refused};
 use crate::outcome::{Ending, Reason};
-use crate::policy::ClientAuth;
+use crate::policy::{ClientAuth, CrlExpired, TrustedClients};
 
 /// Which client certificates a listener accepts.
 #[derive(Clone, Debug)]
 pub struct ClientTrust {
     auth: ClientAuth,
     verifier: Option<Arc<ChainVerifier>>,
+    clients: Arc<TrustedClients>,
+}
+
+/// What a [`ClientTrust`] is made of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TrustParts {
+    /// Whether certificates are asked for. Without, nothing else counts.
+    pub auth: ClientAuth,
+    /// Whose certificates are good; each by itself.
+    pub anchors: Vec<CertificateDer<'static>>,
+    /// Certificates that are good by themselves.
+    pub pinned: Vec<CertificateDer<'static>>,
+    /// Revocation lists.
+    pub crls: Vec<Crl>,
+    /// What one past its nextUpdate means.
+    pub crl_expired: CrlExpired,
+    /// Whom of the holders to let in.
+    pub clients: TrustedClients,
+}
+
+impl TrustParts {
+    /// A digest of all of it and of the listener it is for: what session tickets under shared keys are bound to.
+    pub fn binding(&self, listener: &str) -> [u8; 32] {
+        let Self { auth, anchors, pinned, crls, crl_expired, clients } = self;
+        let words = format!("{auth} {crl_expired:?}");
+        let lists: [Vec<Vec<u8>>; 5] = [
+            vec![listener.into(), words.into()],
+            anchors.iter().map(|der| der.to_vec()).collect(),
+            pinned.iter().map(|der| der.to_vec()).collect(),
+            crls.iter().map(|list| list.der().to_vec()).collect(),
+            clients.patterns().iter().map(|pattern| pattern.to_string().into_bytes()).collect(),
+        ];
+        // With every length in front, so that no two sets of parts have the same bytes.
+        let mut context = Context::new(&SHA256);
+        for list in lists {
+            context.update(&list.len().to_be_bytes());
+            for part in list {
+                context.update(&part.len().to_be_bytes());
+                context.update(&part);
+            }
+        }
+        let mut digest = [0; 32];
+        digest.copy_from_slice(context.finish().as_ref());
+        digest
+    }
 }
 
 /// Who a client is: judged, and accepted.
@@ -34,26 +80,29 @@ pub enum Identity {
     /// It showed no certificate and need not.
     Anonymous,
     /// It proved to hold the key of this certificate.
-    Certified(Arc<Certificate>),
+    Certified(Arc<Credential>),
+}
+
+/// What a client has to show for itself.
+#[derive(Clone, Copy, Debug)]
+pub enum Evidence<'a> {
+    /// The chain of its handshake, leaf first, or of the handshake that this one resumes; empty where it showed none.
+    Chain(&'a [CertificateDer<'a>]),
+    /// What it was let in with; nothing, where it was let in without.
+    Credential(Option<&'a Arc<Credential>>),
 }
 
 impl ClientTrust {
-    /// Trusts what `anchors` vouch for, each of them by itself.
+    /// Builds the trust.
     ///
     /// # Errors
     /// When an anchor cannot be one.
-    pub fn new(auth: ClientAuth, anchors: &[CertificateDer<'static>]) -> Result<Self, BuildError> {
-        if auth == ClientAuth::None {
-            return Ok(Self { auth, verifier: None });
-        }
-        let mut roots = RootCertStore::empty();
-        for anchor in anchors {
-            roots.add(anchor.clone()).map_err(BuildError::Anchor)?;
-        }
-        let builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider());
-        let builder = if auth == ClientAuth::Optional { builder.allow_unauthenticated() } else { builder };
-        let verifier = builder.build().map_err(|error| BuildError::ClientTrust(error.to_string()))?;
-        Ok(Self { auth, verifier: Some(Arc::new(ChainVerifier::new(verifier))) })
+    pub fn new(parts: &TrustParts) -> Result<Self, BuildError> {
+        let verifier = match parts.auth {
+            ClientAuth::None => None,
+            ClientAuth::Optional | ClientAuth::Required => Some(Arc::new(ChainVerifier::new(parts)?)),
+        };
+        Ok(Self { auth: parts.auth, verifier, clients: Arc::new(parts.clients.clone()) })
     }
 
     /// Whether a certificate can be a trust anchor at all.
@@ -64,15 +113,6 @@ impl ClientTrust {
         RootCertStore::empty().add(anchor.clone()).map_err(BuildError::Anchor)
     }
 
-    /// The verifier of the pattern. Where certificates are asked for, each handshake puts its own [`RefusalWitness`] in its
-    /// place.
-    pub(super) fn verifier(&self) -> Arc<dyn ClientCertVerifier> {
-        match &self.verifier {
-            Some(verifier) => Arc::clone(verifier.webpki()),
-            None => WebPkiClientVerifier::no_client_auth(),
-        }
-    }
-
     /// A verifier for one handshake and the place where it leaves the certificate it refuses. `None` where no certificate
     /// is asked for.
     pub(super) fn witness(&self) -> Option<(Arc<dyn ClientCertVerifier>, Refused)> {
@@ -81,28 +121,62 @@ impl ClientTrust {
         Some((Arc::new(RefusalWitness::new(verifier, Arc::clone(&refused))), refused))
     }
 
-    /// Judges the chain a client presented, leaf first, now or in the handshake this one resumes.
+    /// The verifier of the pattern. Where certificates are asked for, each handshake puts its own [`RefusalWitness`] in its
+    /// place.
+    pub(super) fn verifier(&self) -> Arc<dyn ClientCertVerifier> {
+        self.witness().map_or_else(WebPkiClientVerifier::no_client_auth, |(verifier, _)| verifier)
+    }
+
+    /// Whom of the holders of a good certificate it lets in.
+    pub fn clients(&self) -> &TrustedClients {
+        &self.clients
+    }
+
+    /// Judges a client by what it has to show.
     ///
     /// # Errors
     /// The ending of the connection.
-    pub fn judge(&self, chain: &[CertificateDer<'_>], now: OffsetDateTime) -> Result<Identity, Ending> {
+    pub fn judge(&self, evidence: Evidence<'_>, now: OffsetDateTime) -> Result<Identity, Ending> {
         let Some(verifier) = &self.verifier else { return Ok(Identity::Anonymous) };
-        let Some((leaf, intermediates)) = chain.split_first() else {
-            return match self.auth {
-                ClientAuth::Required => Err(Reason::ClientCertificateMissing.into()),
-                ClientAuth::None | ClientAuth::Optional => Ok(Identity::Anonymous),
-            };
+        let judged = match evidence {
+            Evidence::Credential(Some(credential)) => verifier.judge_again(credential, now),
+            Evidence::Chain([leaf, intermediates @ ..]) => verifier.judge(leaf, intermediates, now),
+            Evidence::Credential(None) | Evidence::Chain([]) => {
+                return match self.auth {
+                    ClientAuth::Required => Err(Reason::ClientCertificateMissing.into()),
+                    ClientAuth::None | ClientAuth::Optional => Ok(Identity::Anonymous),
+                };
+            }
         };
-        let certificate = verifier.judge(leaf, intermediates, unix_time(now)).map_err(|error| {
-            let who = Certificate::parse(leaf).map_or_else(|_| "?".to_owned(), |facts| facts.subject);
-            Ending::new(certificate_reason(&error), format_args!("client certificate {who}: {}", refused_by_us(&error)))
+        let credential = judged.map_err(|error| {
+            Ending::new(certificate_reason(&error), refused_by_us(&error, evidence.leaf().as_ref()))
         })?;
-        Ok(Identity::Certified(certificate))
+        if self.clients.trust(credential.certificate.names()) {
+            Ok(Identity::Certified(credential))
+        } else {
+            Err(not_trusted(&credential.certificate))
+        }
     }
 }
 
-fn unix_time(now: OffsetDateTime) -> UnixTime {
-    UnixTime::since_unix_epoch(Duration::from_secs(u64::try_from(now.unix_timestamp()).unwrap_or(0)))
+fn not_trusted(certificate: &Certificate) -> Ending {
+    let names: Vec<_> = certificate.names().map(|name| name.to_string()).collect();
+    let Certificate { subject, .. } = certificate;
+    let detail = format_args!(
+        "client certificate {subject}: it is good, but trusted_clients lists none of its names: {}",
+        names.join(", ")
+    );
+    Ending::new(Reason::ClientNotTrusted, detail)
+}
+
+impl Evidence<'_> {
+    /// The facts of the certificate shown, where it is one.
+    pub fn leaf(self) -> Option<Certificate> {
+        match self {
+            Self::Chain(chain) => Certificate::parse(chain.first()?).ok(),
+            Self::Credential(credential) => Some(credential?.certificate.clone()),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -119,8 +193,23 @@ mod tests {
         [authority.client("app", NOW, SOON).der()]
     }
 
+    fn parts(auth: ClientAuth, authority: &Authority) -> TrustParts {
+        TrustParts {
+            auth,
+            anchors: vec![authority.der()],
+            pinned: Vec::new(),
+            crls: Vec::new(),
+            crl_expired: CrlExpired::Refuse,
+            clients: TrustedClients::default(),
+        }
+    }
+
+    fn judge(trust: &ClientTrust, chain: &[CertificateDer<'_>], now: OffsetDateTime) -> Result<Identity, Ending> {
+        trust.judge(Evidence::Chain(chain), now)
+    }
+
     fn trusting(auth: ClientAuth, authority: &Authority) -> ClientTrust {
-        ClientTrust::new(auth, &[authority.der()]).unwrap()
+        ClientTrust::new(&parts(auth, authority)).unwrap()
     }
 
     fn reason(judged: Result<Identity, Ending>) -> Reason {
@@ -130,33 +219,33 @@ mod tests {
     fn name(judged: Result<Identity, Ending>) -> String {
         match judged.unwrap() {
             Identity::Anonymous => "nobody".to_owned(),
-            Identity::Certified(certificate) => certificate.subject.clone(),
+            Identity::Certified(credential) => credential.certificate.subject.clone(),
         }
     }
 
     #[test]
     fn a_certificate_that_nobody_asked_for_names_nobody() {
-        let trust = ClientTrust::new(ClientAuth::None, &[]).unwrap();
-        assert_eq!(name(trust.judge(&[], NOW)), "nobody");
-        assert_eq!(name(trust.judge(&chain(&Authority::new("Any CA")), NOW)), "nobody");
+        let trust = trusting(ClientAuth::None, &Authority::new("Clients CA"));
+        assert_eq!(name(judge(&trust, &[], NOW)), "nobody");
+        assert_eq!(name(judge(&trust, &chain(&Authority::new("Any CA")), NOW)), "nobody");
     }
 
     #[test]
     fn an_optional_certificate_may_be_missing_but_not_bad() {
         let authority = Authority::new("Clients CA");
         let trust = trusting(ClientAuth::Optional, &authority);
-        assert_eq!(name(trust.judge(&[], NOW)), "nobody");
-        assert_eq!(name(trust.judge(&chain(&authority), NOW)), "CN=app");
+        assert_eq!(name(judge(&trust, &[], NOW)), "nobody");
+        assert_eq!(name(judge(&trust, &chain(&authority), NOW)), "CN=app");
         let stranger = chain(&Authority::new("Another CA"));
-        assert_eq!(reason(trust.judge(&stranger, NOW)), Reason::ClientCertificateUnknownCa);
+        assert_eq!(reason(judge(&trust, &stranger, NOW)), Reason::ClientCertificateUnknownCa);
     }
 
     #[test]
     fn a_required_certificate_may_not_be_missing() {
         let authority = Authority::new("Clients CA");
         let trust = trusting(ClientAuth::Required, &authority);
-        assert_eq!(reason(trust.judge(&[], NOW)), Reason::ClientCertificateMissing);
-        assert_eq!(name(trust.judge(&chain(&authority), NOW)), "CN=app");
+        assert_eq!(reason(judge(&trust, &[], NOW)), Reason::ClientCertificateMissing);
+        assert_eq!(name(judge(&trust, &chain(&authority), NOW)), "CN=app");
     }
 
     #[test]
@@ -164,21 +253,22 @@ mod tests {
         let authority = Authority::new("Clients CA");
         let trust = trusting(ClientAuth::Required, &authority);
         let chain = chain(&authority);
-        assert_eq!(reason(trust.judge(&chain, NOW - Duration::SECOND)), Reason::ClientCertificateInvalid);
-        assert_eq!(name(trust.judge(&chain, SOON)), "CN=app");
+        assert_eq!(reason(judge(&trust, &chain, NOW - Duration::SECOND)), Reason::ClientCertificateInvalid);
+        assert_eq!(name(judge(&trust, &chain, SOON)), "CN=app");
         let late = SOON + Duration::SECOND;
-        assert_eq!(reason(trust.judge(&chain, late)), Reason::ClientCertificateExpired);
+        assert_eq!(name(judge(&trust, &chain, late - Duration::NANOSECOND)), "CN=app", "the last second is its own");
+        assert_eq!(reason(judge(&trust, &chain, late)), Reason::ClientCertificateExpired);
         // Once verified it is remembered, in its time and no longer.
-        assert_eq!(name(trust.judge(&chain, SOON)), "CN=app");
-        assert_eq!(reason(trust.judge(&chain, NOW - Duration::SECOND)), Reason::ClientCertificateInvalid);
-        assert_eq!(reason(trust.judge(&chain, late)), Reason::ClientCertificateExpired);
+        assert_eq!(name(judge(&trust, &chain, SOON)), "CN=app");
+        assert_eq!(reason(judge(&trust, &chain, NOW - Duration::SECOND)), Reason::ClientCertificateInvalid);
+        assert_eq!(reason(judge(&trust, &chain, late)), Reason::ClientCertificateExpired);
     }
 
     #[test]
     fn a_ca_of_the_same_name_with_another_key_is_unknown() {
         let trust = trusting(ClientAuth::Required, &Authority::new("Clients CA"));
         let impostor = chain(&Authority::new("Clients CA"));
-        let ending = trust.judge(&impostor, NOW).unwrap_err();
+        let ending = judge(&trust, &impostor, NOW).unwrap_err();
         assert_eq!(ending.reason, Reason::ClientCertificateUnknownCa);
         assert!(ending.detail.contains("CN=app"), "{}", ending.detail);
     }

@@ -1,18 +1,18 @@
 //! Chains that have been verified, so that a client that comes again costs a digest and not its signatures.
 //!
-//! A verdict depends on the chain, on the trust anchors and on the time. It is kept beside the anchors it was reached
-//! with, under a digest of every byte of the chain, and counts only while every certificate of the chain is in its time;
-//! outside that the question is put anew. Refusals are not remembered, so strangers cannot fill the memory. What else a
-//! verdict may come to depend on, as a revocation list, needs a `ChainVerifier` of its own.
+//! A verdict depends on the chain, on the trust anchors and revocation lists, and on the time. It is kept beside the
+//! anchors and lists it was reached with, under a digest of every byte of the chain, and counts only while every
+//! certificate of the chain and every list is in its time; outside that the question is put anew. Refusals are not
+//! remembered, so strangers cannot fill the memory.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use aws_lc_rs::digest::{Context, SHA256};
-use rustls::pki_types::{CertificateDer, UnixTime};
+use rustls::pki_types::CertificateDer;
 use time::OffsetDateTime;
 
-use super::certificate::Certificate;
+use super::credential::Credential;
 
 /// The good verdicts of one set of trust anchors.
 #[derive(Debug, Default)]
@@ -25,30 +25,22 @@ pub(super) type Digest = [u8; 32];
 
 #[derive(Debug)]
 struct Verdict {
-    leaf: Arc<Certificate>,
-    /// When every certificate of the chain is in its time, in seconds since 1970, both ends included.
-    from: u64,
-    until: u64,
+    credential: Arc<Credential>,
+    /// Since when every certificate of the chain is in its time.
+    from: OffsetDateTime,
 }
 
 impl Verified {
-    /// The holder of a chain that has been found good, if it still is.
-    pub(super) fn recall(&self, chain: &Digest, now: UnixTime) -> Option<Arc<Certificate>> {
+    /// The credential of a chain that has been found good, if it still is.
+    pub(super) fn recall(&self, chain: &Digest, now: OffsetDateTime) -> Option<Arc<Credential>> {
         let chains = self.chains();
         let verdict = chains.get(chain)?;
-        (verdict.from..=verdict.until).contains(&now.as_secs()).then(|| Arc::clone(&verdict.leaf))
+        (verdict.from..verdict.credential.until).contains(&now).then(|| Arc::clone(&verdict.credential))
     }
 
-    /// Notes that a chain is good: that of this leaf and what came behind it.
-    pub(super) fn remember(&self, chain: Digest, leaf: &Arc<Certificate>, intermediates: &[CertificateDer<'_>]) {
-        let (mut from, mut until) = (leaf.not_before, leaf.not_after);
-        for certificate in intermediates {
-            // webpki passes over one that it has no use for, even if it cannot be read.
-            let Ok(certificate) = Certificate::parse(certificate) else { return };
-            from = from.max(certificate.not_before);
-            until = until.min(certificate.not_after);
-        }
-        let verdict = Verdict { leaf: Arc::clone(leaf), from: seconds(from), until: seconds(until) };
+    /// Notes that a chain is good from this moment on, as long as its credential says.
+    pub(super) fn remember(&self, chain: Digest, credential: &Arc<Credential>, from: OffsetDateTime) {
+        let verdict = Verdict { credential: Arc::clone(credential), from };
         let mut chains = self.chains();
         if chains.len() >= MOST_CHAINS {
             chains.clear();
@@ -73,10 +65,6 @@ pub(super) fn digest(leaf: &CertificateDer<'_>, intermediates: &[CertificateDer<
     digest
 }
 
-fn seconds(moment: OffsetDateTime) -> u64 {
-    u64::try_from(moment.unix_timestamp()).unwrap_or(0)
-}
-
 /// More clients than a database has, at about a KiB each. Past it all are forgotten, and verified anew.
 const MOST_CHAINS: usize = 1024;
 
@@ -86,46 +74,44 @@ mod tests {
 
     use super::*;
     use crate::tls::specimen::Authority;
+    use crate::tls::{Certificate, Voucher};
 
     const NOW: OffsetDateTime = OffsetDateTime::UNIX_EPOCH.saturating_add(Duration::days(20_000));
 
-    fn certificate(name: &str, lasting: Duration) -> CertificateDer<'static> {
-        Authority::new("CA").client(name, NOW, NOW + lasting).der()
+    fn certificate(name: &str) -> CertificateDer<'static> {
+        Authority::new("CA").client(name, NOW, NOW + Duration::DAY).der()
     }
 
-    fn at(moment: OffsetDateTime) -> UnixTime {
-        UnixTime::since_unix_epoch(std::time::Duration::from_secs(seconds(moment)))
+    fn credential(leaf: &CertificateDer<'_>) -> Arc<Credential> {
+        let certificate = Certificate::parse(leaf).unwrap();
+        let until = NOW + Duration::HOUR;
+        Arc::new(Credential { certificate, voucher: Voucher::Pinned, until, chain: Vec::new(), judge: 0 })
     }
 
     #[test]
-    fn a_verdict_is_for_these_bytes_and_while_the_whole_chain_is_in_its_time() {
-        let leaf = certificate("app", Duration::DAY);
-        let between = [certificate("between", Duration::HOUR)];
-        let facts = Arc::new(Certificate::parse(&leaf).unwrap());
+    fn a_verdict_is_for_these_bytes_and_for_its_time() {
+        let (leaf, between) = (certificate("app"), [certificate("between")]);
         let verified = Verified::default();
-        verified.remember(digest(&leaf, &between), &facts, &between);
-        let known = |leaf, between, moment| verified.recall(&digest(leaf, between), at(moment)).is_some();
-        assert!(known(&leaf, &between, NOW) && known(&leaf, &between, NOW + Duration::HOUR));
+        verified.remember(digest(&leaf, &between), &credential(&leaf), NOW);
+        let known = |leaf, between, moment| verified.recall(&digest(leaf, between), moment).is_some();
+        assert!(known(&leaf, &between, NOW) && known(&leaf, &between, NOW + Duration::HOUR - Duration::NANOSECOND));
         assert!(!known(&leaf, &between, NOW - Duration::SECOND), "before its time");
-        assert!(!known(&leaf, &between, NOW + Duration::HOUR + Duration::SECOND), "after the time of one of them");
+        assert!(!known(&leaf, &between, NOW + Duration::HOUR), "after its time");
         assert!(!known(&leaf, &[], NOW), "another chain of the same leaf");
         assert!(!known(&between[0], std::slice::from_ref(&leaf), NOW), "the same certificates in another order");
     }
 
     #[test]
     fn no_more_chains_are_remembered_than_there_is_room_for() {
-        let leaf = certificate("app", Duration::DAY);
-        let facts = Arc::new(Certificate::parse(&leaf).unwrap());
+        let leaf = certificate("app");
+        let credential = credential(&leaf);
         let verified = Verified::default();
-        for count in 0..=MOST_CHAINS {
-            // As many chains, by as many certificates behind the leaf.
-            let behind = vec![leaf.clone(); count % 40];
-            verified.remember(digest(&leaf, &behind), &facts, &behind);
+        for count in 0..=2 * MOST_CHAINS {
             let other = CertificateDer::from(count.to_be_bytes().to_vec());
-            verified.remember(digest(&other, &[]), &facts, &[]);
+            verified.remember(digest(&other, &[]), &credential, NOW);
         }
         assert!(verified.chains().len() <= MOST_CHAINS);
-        let last = CertificateDer::from(MOST_CHAINS.to_be_bytes().to_vec());
-        assert!(verified.recall(&digest(&last, &[]), at(NOW)).is_some());
+        let last = CertificateDer::from((2 * MOST_CHAINS).to_be_bytes().to_vec());
+        assert!(verified.recall(&digest(&last, &[]), NOW).is_some());
     }
 }

@@ -1,45 +1,145 @@
-//! webpki's verifier, with one verdict put right and good verdicts remembered.
+//! Which client certificates are good, and why: webpki's verdict for one trust anchor at a time, certificates that are
+//! trusted by themselves, and a memory of good verdicts.
 
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use rustls::client::danger::HandshakeSignatureValid;
-use rustls::pki_types::{CertificateDer, UnixTime};
+use rustls::crypto::{verify_tls12_signature, verify_tls13_signature};
+use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, UnixTime};
+use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Error, SignatureScheme};
+use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Error, RootCertStore, SignatureScheme};
+use time::OffsetDateTime;
 
 use super::certificate::Certificate;
-use super::verified::{Verified, digest};
+use super::credential::{Credential, Voucher};
+use super::crl::CrlSet;
+use super::error::BuildError;
+use super::provider;
+use super::trust::TrustParts;
+use super::verified::{Digest, Verified, digest};
+use crate::policy::{ClientAuth, CrlExpired};
 
 /// Where a refused certificate is left for the audit.
 pub(super) type Refused = Arc<OnceLock<Certificate>>;
 
-/// Verifies clients' chains against one set of trust anchors, which never changes.
+/// Judges clients' chains by one set of trust anchors, pinned certificates and revocation lists, which never changes.
 #[derive(Debug)]
 pub(super) struct ChainVerifier {
-    webpki: Arc<dyn ClientCertVerifier>,
+    /// Which of all that ever were in this process.
+    number: u64,
+    mandatory: bool,
+    anchors: Vec<Anchor>,
+    pinned: HashSet<Digest>,
+    has_lists: bool,
+    /// When revocation lists run out; empty where that makes no difference.
+    list_ends: Vec<OffsetDateTime>,
+    hints: Vec<DistinguishedName>,
     verified: Verified,
 }
 
+/// One trust anchor. Each has a verifier of its own: so it is known which of them vouches for a client, and of two with the
+/// same name and different keys each goes by the revocation lists it has signed itself.
+#[derive(Debug)]
+struct Anchor {
+    sha256: Arc<str>,
+    webpki: Arc<dyn ClientCertVerifier>,
+}
+
+impl Anchor {
+    fn new(der: &CertificateDer<'static>, lists: &CrlSet, expired: CrlExpired) -> Result<Self, BuildError> {
+        let mut root = RootCertStore::empty();
+        root.add(der.clone()).map_err(BuildError::Anchor)?;
+        let lists: Vec<CertificateRevocationListDer<'static>> =
+            lists.for_anchor(der).into_iter().map(|list| list.der().clone()).collect();
+        let mut builder = WebPkiClientVerifier::builder_with_provider(Arc::new(root), provider());
+        if !lists.is_empty() {
+            // A CA without a list is not checked.
+            builder = builder.with_crls(lists).allow_unknown_revocation_status();
+            if expired == CrlExpired::Refuse {
+                builder = builder.enforce_revocation_expiration();
+            }
+        }
+        let webpki = builder.build().map_err(|error| BuildError::ClientTrust(error.to_string()))?;
+        Ok(Self { sha256: super::sha256_hex(der).into(), webpki })
+    }
+}
+
 impl ChainVerifier {
-    pub(super) fn new(webpki: Arc<dyn ClientCertVerifier>) -> Self {
-        Self { webpki, verified: Verified::default() }
+    pub(super) fn new(parts: &TrustParts) -> Result<Self, BuildError> {
+        static NUMBERS: AtomicU64 = AtomicU64::new(0);
+        let lists = CrlSet::new(parts.crls.clone());
+        let anchors: Result<Vec<_>, _> =
+            parts.anchors.iter().map(|der| Anchor::new(der, &lists, parts.crl_expired)).collect();
+        let anchors = anchors?;
+        let hints = match parts.pinned.is_empty() {
+            true => anchors.iter().flat_map(|anchor| anchor.webpki.root_hint_subjects()).cloned().collect(),
+            // A client that is known by itself need not have any of our issuers, and would send nothing.
+            false => Vec::new(),
+        };
+        let list_ends = match parts.crl_expired {
+            CrlExpired::Refuse => lists.in_use(&parts.anchors).into_iter().map(|list| list.next_update).collect(),
+            CrlExpired::Allow => Vec::new(),
+        };
+        Ok(Self {
+            number: NUMBERS.fetch_add(1, Ordering::Relaxed),
+            mandatory: parts.auth == ClientAuth::Required,
+            anchors,
+            pinned: parts.pinned.iter().map(|der| digest(der, &[])).collect(),
+            has_lists: !parts.crls.is_empty(),
+            list_ends,
+            hints,
+            verified: Verified::default(),
+        })
     }
 
-    /// Verifies the chain of a client that has shown to have its key, and names the holder. A good verdict is remembered.
+    /// Judges the chain of a client that has shown to have its key. A good verdict is remembered.
     pub(super) fn judge(
         &self,
         leaf: &CertificateDer<'_>,
         intermediates: &[CertificateDer<'_>],
-        now: UnixTime,
-    ) -> Result<Arc<Certificate>, Error> {
+        now: OffsetDateTime,
+    ) -> Result<Arc<Credential>, Error> {
         let chain = digest(leaf, intermediates);
-        if let Some(facts) = self.verified.recall(&chain, now) {
-            return Ok(facts);
+        if let Some(credential) = self.verified.recall(&chain, now) {
+            return Ok(credential);
         }
-        self.ask_webpki(leaf, intermediates, now)?;
-        let facts = Arc::new(Certificate::parse(leaf).map_err(|_| CertificateError::BadEncoding)?);
-        self.verified.remember(chain, &facts, intermediates);
-        Ok(facts)
+        let voucher = self.ask(leaf, intermediates, now)?;
+        let certificate = Certificate::parse(leaf).map_err(|_| CertificateError::BadEncoding)?;
+        // webpki passes over an intermediate that it has no use for, even if it cannot be read: then it has no dates either.
+        let others: Vec<_> = intermediates.iter().filter_map(|der| Certificate::parse(der).ok()).collect();
+        let whole = || [&certificate].into_iter().chain(&others);
+        let from = whole().map(|certificate| certificate.not_before).max().unwrap_or(now);
+        // One that has ended already was not needed for the verdict, and does not end it.
+        let ends = whole().map(Certificate::end).chain(self.list_ends.iter().copied());
+        let until = ends.filter(|end| *end > now).min().unwrap_or(now);
+        let credential = Arc::new(Credential {
+            voucher,
+            until,
+            chain: [leaf].into_iter().chain(intermediates).map(|der| der.clone().into_owned()).collect(),
+            judge: self.number,
+            certificate,
+        });
+        self.verified.remember(chain, &credential, from);
+        Ok(credential)
+    }
+
+    /// Judges a credential again, which costs nothing where it was this verifier that found it good.
+    pub(super) fn judge_again(
+        &self,
+        credential: &Arc<Credential>,
+        now: OffsetDateTime,
+    ) -> Result<Arc<Credential>, Error> {
+        if credential.judge == self.number && now < credential.until {
+            return Ok(Arc::clone(credential));
+        }
+        let Some((leaf, intermediates)) = credential.chain.split_first() else {
+            return Err(Error::NoCertificatesPresented);
+        };
+        self.judge(leaf, intermediates, now)
     }
 
     /// Verifies a chain during the handshake. Nobody has shown to have its key yet, so the verdict is not remembered:
@@ -48,33 +148,72 @@ impl ChainVerifier {
         &self,
         leaf: &CertificateDer<'_>,
         intermediates: &[CertificateDer<'_>],
-        now: UnixTime,
+        now: OffsetDateTime,
     ) -> Result<(), Error> {
         match self.verified.recall(&digest(leaf, intermediates), now) {
             Some(_) => Ok(()),
-            None => self.ask_webpki(leaf, intermediates, now),
+            None => self.ask(leaf, intermediates, now).map(|_| ()),
         }
     }
 
-    /// A certificate whose issuer has the name of a trust anchor but another key, as after a CA was made anew under its old
-    /// name, is one of an unknown CA: that is what the client and the operator need to hear, not "bad signature".
-    fn ask_webpki(
+    fn ask(
         &self,
         leaf: &CertificateDer<'_>,
         intermediates: &[CertificateDer<'_>],
-        now: UnixTime,
-    ) -> Result<(), Error> {
-        let verdict = self.webpki.verify_client_cert(leaf, intermediates, now).map_err(|error| match error {
-            Error::InvalidCertificate(CertificateError::BadSignature) => CertificateError::UnknownIssuer.into(),
-            other => other,
-        });
-        verdict.map(|_| ())
+        now: OffsetDateTime,
+    ) -> Result<Voucher, Error> {
+        if !self.pinned.contains(&digest(leaf, &[])) {
+            return self.ask_anchors(leaf, intermediates, now);
+        }
+        in_its_time(leaf, now)?;
+        // Trusted by itself, but not against the word of the CA it comes from, where that is known here too.
+        if self.has_lists
+            && let Err(error @ Error::InvalidCertificate(CertificateError::Revoked)) =
+                self.ask_anchors(leaf, intermediates, now)
+        {
+            return Err(error);
+        }
+        Ok(Voucher::Pinned)
     }
 
-    /// webpki's own, for what is no question of trust.
-    pub(super) fn webpki(&self) -> &Arc<dyn ClientCertVerifier> {
-        &self.webpki
+    /// The first anchor that vouches for the chain or, where none does, what says most about why not.
+    fn ask_anchors(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: OffsetDateTime,
+    ) -> Result<Voucher, Error> {
+        let mut refusal = None;
+        for anchor in &self.anchors {
+            match anchor.webpki.verify_client_cert(leaf, intermediates, unix_time(now)) {
+                Ok(_) => return Ok(Voucher::Anchor(Arc::clone(&anchor.sha256))),
+                // Not of this anchor. With its name but another key, as after a CA was made anew under its old name, the
+                // signature is what fails; to the client and the operator that CA is unknown all the same.
+                Err(Error::InvalidCertificate(CertificateError::UnknownIssuer | CertificateError::BadSignature)) => {}
+                Err(error) => refusal = refusal.or(Some(error)),
+            }
+        }
+        if refusal.is_none() {
+            // Also where there is no anchor at all to say so.
+            in_its_time(leaf, now)?;
+        }
+        Err(refusal.unwrap_or_else(|| CertificateError::UnknownIssuer.into()))
     }
+}
+
+fn in_its_time(leaf: &CertificateDer<'_>, now: OffsetDateTime) -> Result<(), Error> {
+    let facts = Certificate::parse(leaf).map_err(|_| CertificateError::BadEncoding)?;
+    if now < facts.not_before {
+        Err(CertificateError::NotValidYet.into())
+    } else if now >= facts.end() {
+        Err(CertificateError::Expired.into())
+    } else {
+        Ok(())
+    }
+}
+
+fn unix_time(moment: OffsetDateTime) -> UnixTime {
+    UnixTime::since_unix_epoch(Duration::from_secs(u64::try_from(moment.unix_timestamp()).unwrap_or(0)))
 }
 
 /// The verifier of one handshake. It remembers the certificate it refuses.
@@ -97,6 +236,8 @@ impl ClientCertVerifier for RefusalWitness {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
+        let now = i64::try_from(now.as_secs()).ok().and_then(|now| OffsetDateTime::from_unix_timestamp(now).ok());
+        let now = now.ok_or(Error::FailedToGetCurrentTime)?;
         match self.verifier.verify(leaf, intermediates, now) {
             Ok(()) => Ok(ClientCertVerified::assertion()),
             Err(error) => {
@@ -110,15 +251,15 @@ impl ClientCertVerifier for RefusalWitness {
     }
 
     fn offer_client_auth(&self) -> bool {
-        self.verifier.webpki().offer_client_auth()
+        true
     }
 
     fn client_auth_mandatory(&self) -> bool {
-        self.verifier.webpki().client_auth_mandatory()
+        self.verifier.mandatory
     }
 
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        self.verifier.webpki().root_hint_subjects()
+        &self.verifier.hints
     }
 
     fn verify_tls12_signature(
@@ -127,7 +268,7 @@ impl ClientCertVerifier for RefusalWitness {
         certificate: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.verifier.webpki().verify_tls12_signature(message, certificate, signed)
+        verify_tls12_signature(message, certificate, signed, &provider().signature_verification_algorithms)
     }
 
     fn verify_tls13_signature(
@@ -136,10 +277,10 @@ impl ClientCertVerifier for RefusalWitness {
         certificate: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.verifier.webpki().verify_tls13_signature(message, certificate, signed)
+        verify_tls13_signature(message, certificate, signed, &provider().signature_verification_algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.verifier.webpki().supported_verify_schemes()
+        provider().signature_verification_algorithms.supported_schemes()
     }
 }

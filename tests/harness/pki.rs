@@ -124,6 +124,25 @@ impl Request {
         Self { params, key: Key::Ecdsa }
     }
 
+    /// One more name, as `dns:…`, `uri:…` or `email:…`.
+    pub(crate) fn also(mut self, name: &str) -> Self {
+        let (kind, name) = name.split_once(':').expect("a kind and a name");
+        let text = || name.try_into().expect("a test's names are ASCII");
+        self.params.subject_alt_names.push(match kind {
+            "dns" => SanType::DnsName(text()),
+            "uri" => SanType::URI(text()),
+            "email" => SanType::Rfc822Name(text()),
+            _ => panic!("{kind} is no kind of name"),
+        });
+        self
+    }
+
+    /// Runs out after so many seconds.
+    pub(crate) fn brief(mut self, seconds: i64) -> Self {
+        self.params.not_after = OffsetDateTime::now_utc() + Duration::seconds(seconds);
+        self
+    }
+
     pub(crate) fn organization(mut self, name: &str) -> Self {
         self.params.distinguished_name.push(DnType::OrganizationName, name);
         self

@@ -1,26 +1,33 @@
 //! Puts the parts together, runs them, and takes them apart again in the right order.
 
+mod desk;
+mod report;
+
 use std::io;
 use std::pin::pin;
 use std::sync::Arc;
 use std::thread::available_parallelism;
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
 use tokio::time::{Interval, timeout};
 use tracing::{info, warn};
 
-use crate::audit::{Audit, LogHandle, open_audit_file};
+use self::desk::Desk;
+use crate::admin::Admin;
+use crate::audit::{Audit, Changes, LogHandle, open_audit_file};
 use crate::config::Fingerprint;
 use crate::connection::{House, Workers};
 use crate::expiry::{ExpiryWatch, LOOK_EVERY};
 use crate::listener::{BindError, Listeners};
 use crate::notify;
 use crate::outcome::Reason;
-use crate::reload::{Proposal, Reloader};
+use crate::reload::{Proposal, Reloader, Verdict};
+use crate::revocation;
 use crate::sessions::Register;
 use crate::signals::{Signals, Stop};
-use crate::snapshot::{Built, Snapshot, SourceChanges};
+use crate::snapshot::{Built, Snapshot};
 
 /// A proxy whose addresses are bound.
 #[derive(Debug)]
@@ -32,13 +39,18 @@ pub struct Server {
     register: Arc<Register>,
     reloader: Reloader,
     expiry: ExpiryWatch,
-    /// Why the last reload was refused, if it was.
-    rejected: Option<String>,
+    /// What goes on beside the loop below, for as long as this lives.
+    _beside: JoinSet<()>,
+    admin: Admin,
+    desk: Desk,
 }
 
 /// Why a server cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
+    /// The control channel's socket cannot be had.
+    #[error("admin.listen: {0}")]
+    Admin(#[source] io::Error),
     /// An address cannot be bound.
     #[error(transparent)]
     Bind(#[from] BindError),
@@ -54,15 +66,23 @@ impl Server {
     /// When an address cannot be bound; then nothing is accepted anywhere.
     pub fn start(built: Built, fingerprint: Fingerprint, audit: Audit, log: LogHandle) -> Result<Self, StartError> {
         let snapshot = Arc::new(built.snapshot);
-        let reloader = Reloader::new(&snapshot, fingerprint);
+        let (askers, asked) = mpsc::channel(MOST_ASKERS);
+        let reloader = Reloader::new(&snapshot, fingerprint, asked);
         let (published, current) = watch::channel(Arc::clone(&snapshot));
         let register = Arc::new(Register::default());
+        let mut beside = JoinSet::new();
+        beside.spawn(revocation::run(current.clone(), Arc::clone(&register)));
         let house = House { current, register: Arc::clone(&register), audit: audit.clone() };
         let workers = Workers::start(available_parallelism().map_or(1, usize::from), &house);
         let workers = Arc::new(workers.map_err(StartError::Workers)?);
         let mut listeners = Listeners::new(house, workers);
+        let (requests, requested) = mpsc::channel(MOST_REQUESTS);
+        let mut admin = Admin::new(requests);
+        let socket = admin.prepare(snapshot.config.admin.as_ref()).map_err(StartError::Admin)?;
         let prepared = listeners.prepare(&snapshot)?;
         listeners.commit(prepared, &snapshot);
+        admin.commit(socket);
+        let desk = Desk::new(requested, askers, Arc::clone(&register), audit.clone());
         warn_all(&built.warnings);
         let server = Self {
             audit,
@@ -72,7 +92,9 @@ impl Server {
             register,
             reloader,
             expiry: ExpiryWatch::default(),
-            rejected: None,
+            _beside: beside,
+            admin,
+            desk,
         };
         server.announce(&snapshot, None);
         Ok(server)
@@ -104,6 +126,7 @@ impl Server {
         loop {
             tokio::select! {
                 () = signals.stop.next() => return None,
+                request = self.desk.next() => self.desk.answer(request, current, &self.listeners),
                 _ = looks.tick() => self.expiry.look(current, &self.audit),
                 proposal = &mut next => return Some(proposal),
             }
@@ -112,13 +135,22 @@ impl Server {
 
     /// Puts a proposed policy in force, whole, or refuses it, whole.
     fn consider(&mut self, proposal: Proposal, current: &Arc<Snapshot>) {
-        let Proposal { requested, outcome } = proposal;
+        let Proposal { requested, asker, outcome } = proposal;
         if requested {
             self.reopen_audit_file(current);
         }
-        match outcome.and_then(|built| self.apply(*built, current)) {
-            Ok(()) => self.rejected = None,
-            Err(error) => self.reject(error, current, requested),
+        let verdict = outcome.and_then(|built| self.apply(*built, current));
+        let error = verdict.as_ref().err().map(String::as_str);
+        let known = self.desk.reloaded(error);
+        if let Some(error) = error {
+            // The same again, when nobody asked, is no news.
+            if requested || !known {
+                self.audit.reload_rejected(current.generation, error);
+            }
+        }
+        if let Some(asker) = asker {
+            // It may have hung up.
+            let _ = asker.send(verdict);
         }
     }
 
@@ -130,11 +162,16 @@ impl Server {
         }
     }
 
-    fn apply(&mut self, built: Built, current: &Arc<Snapshot>) -> Result<(), String> {
+    fn apply(&mut self, built: Built, current: &Arc<Snapshot>) -> Verdict {
         let Built { snapshot, warnings } = built;
         let log = &snapshot.config.log;
         let other_audit_file = log.audit_file != current.config.log.audit_file;
         let audit_file = log.audit_file.clone().filter(|_| other_audit_file).map(open_audit_file).transpose()?;
+        let socket = self.admin.prepare(snapshot.config.admin.as_ref());
+        let socket = socket.map_err(|error| {
+            self.reloader.try_again();
+            format!("{}: admin.listen: {error}", snapshot.config.file.display())
+        })?;
         let prepared = self.listeners.prepare(&snapshot).map_err(|error| {
             // The port may be given back without any file changing.
             self.reloader.try_again();
@@ -145,6 +182,7 @@ impl Server {
         let snapshot = Arc::new(snapshot);
         self.published.send_replace(Arc::clone(&snapshot));
         self.listeners.commit(prepared, &snapshot);
+        self.admin.commit(socket);
         if other_audit_file {
             self.audit.reopen(audit_file);
         }
@@ -154,29 +192,32 @@ impl Server {
         if snapshot.config.log.format != current.config.log.format {
             warn!("log.format takes effect at the next start");
         }
+        for terms in snapshot.listeners() {
+            terms.usage.keep_only(terms);
+        }
         self.reloader.applied(&snapshot);
-        self.tell_changes(&snapshot, current);
+        let changes = self.tell_changes(&snapshot, current);
         self.expiry.look(&snapshot, &self.audit);
         warn_all(&warnings);
         self.announce(&snapshot, Some(current));
-        Ok(())
+        Ok(changes)
     }
 
-    /// Audits a refusal, unless it is the same as the last one and nobody asked.
-    fn reject(&mut self, error: String, current: &Snapshot, requested: bool) {
-        if requested || self.rejected.as_ref() != Some(&error) {
-            self.audit.reload_rejected(current.generation, &error);
-        }
-        self.rejected = Some(error);
-    }
-
-    fn tell_changes(&self, snapshot: &Snapshot, current: &Snapshot) {
+    fn tell_changes(&self, snapshot: &Snapshot, current: &Snapshot) -> Changes {
         let sources = snapshot.source_changes_since(current);
-        for SourceChanges { listener, added, removed } in &sources {
-            added.iter().take(MOST_SOURCES_TOLD).for_each(|rule| self.audit.source_added(listener, rule));
-            removed.iter().take(MOST_SOURCES_TOLD).for_each(|rule| self.audit.source_removed(listener, rule));
+        for changes in &sources {
+            changes
+                .added()
+                .take(MOST_SOURCES_TOLD)
+                .for_each(|(listener, rule)| self.audit.source_added(listener, rule));
+            changes
+                .removed()
+                .take(MOST_SOURCES_TOLD)
+                .for_each(|(listener, rule)| self.audit.source_removed(listener, rule));
         }
-        self.audit.reload_applied(snapshot.generation, &snapshot.changes_since(current, &sources));
+        let changes = snapshot.changes_since(current, &sources);
+        self.audit.reload_applied(&changes);
+        changes
     }
 
     /// Says which listeners are ready: all at the start, later those with other addresses than before.
@@ -193,6 +234,7 @@ impl Server {
     /// Accepts no more, lets sessions go on until the deadline or a second signal, and then ends them.
     async fn drain(mut self, stop: &mut Stop) {
         notify::stopping();
+        self.admin.close().await;
         tokio::select! {
             () = self.listeners.close() => {}
             () = stop.next() => {}
@@ -219,6 +261,10 @@ fn warn_all(warnings: &[String]) {
         warn!("{warning}");
     }
 }
+
+/// Requests over the control channel that may wait to be answered, and reloads that may wait to be tried.
+const MOST_REQUESTS: usize = 16;
+const MOST_ASKERS: usize = 4;
 
 /// Rules named one by one in the audit of one reload and listener; beyond that `reload.applied` has the counts. Keeps a
 /// list of 100,000 new rules from crowding everything else out of the audit's queue.

@@ -1,0 +1,177 @@
+//! Answers what is asked over the control channel.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+use time::OffsetDateTime;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::{JoinSet, spawn_blocking};
+
+use super::report;
+use crate::admin::{Answer, Ask, Request, Status};
+use crate::audit::{Audit, Changes};
+use crate::listener::Listeners;
+use crate::outcome::Reason;
+use crate::reload::{self, Asker, Verdict};
+use crate::sessions::Register;
+use crate::snapshot::{Snapshot, Terms};
+use crate::timestamp::seconds;
+
+/// Where requests come in.
+#[derive(Debug)]
+pub(super) struct Desk {
+    requests: mpsc::Receiver<Request>,
+    /// To the reloader.
+    askers: mpsc::Sender<Asker>,
+    register: Arc<Register>,
+    audit: Audit,
+    started_at: OffsetDateTime,
+    last_reload: Option<LastReload>,
+    /// Answers that take their time.
+    pending: JoinSet<()>,
+}
+
+/// What became of the last reload.
+#[derive(Debug)]
+struct LastReload {
+    at: OffsetDateTime,
+    error: Option<String>,
+}
+
+impl Desk {
+    pub(super) fn new(
+        requests: mpsc::Receiver<Request>,
+        askers: mpsc::Sender<Asker>,
+        register: Arc<Register>,
+        audit: Audit,
+    ) -> Self {
+        let started_at = OffsetDateTime::now_utc();
+        Self { requests, askers, register, audit, started_at, last_reload: None, pending: JoinSet::new() }
+    }
+
+    /// The next request. Never comes where nobody can ask.
+    pub(super) async fn next(&mut self) -> Request {
+        match self.requests.recv().await {
+            Some(request) => request,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Notes what became of a reload. Returns whether that is what became of the last one too.
+    pub(super) fn reloaded(&mut self, error: Option<&str>) -> bool {
+        let last = LastReload { at: OffsetDateTime::now_utc(), error: error.map(str::to_owned) };
+        let former = self.last_reload.replace(last);
+        former.is_some_and(|former| former.error.as_deref() == error)
+    }
+
+    /// Answers, at once or later; a caller that has hung up is not waited for.
+    pub(super) fn answer(&mut self, request: Request, current: &Arc<Snapshot>, listeners: &Listeners) {
+        while self.pending.try_join_next().is_some() {}
+        let Request { ask, answer } = request;
+        let at_once = match ask {
+            Ask::Status => Answer::done(self.status(current, listeners)),
+            Ask::Rotation => Answer::done(report::rotation(current, &self.register)),
+            Ask::Sessions => Answer::done(report::sessions(&self.register)),
+            Ask::CloseSession(id) => self.close(id),
+            Ask::Reload => return self.reload(answer),
+            Ask::Plan { file } => return self.plan(file, current, answer),
+        };
+        let _ = answer.send(at_once);
+    }
+
+    fn status(&self, current: &Snapshot, listeners: &Listeners) -> Value {
+        let last_reload = self.last_reload.as_ref().map(|LastReload { at, error }| {
+            let result = if error.is_none() { "applied" } else { "rejected" };
+            json!({ "result": result, "at": seconds(*at), "error": error })
+        });
+        let mut sessions = std::collections::HashMap::<Arc<str>, u64>::new();
+        for live in self.register.all().iter().filter(|live| live.session().is_some()) {
+            *sessions.entry(Arc::clone(live.listener())).or_default() += 1;
+        }
+        let listener = |terms: &Arc<Terms>| {
+            json!({
+                "name": &*terms.name,
+                "protocol": terms.protocol.to_string(),
+                "addresses": listeners.addresses(terms),
+                "upstream": &*terms.upstream_name,
+                "client_auth": terms.client_auth().to_string(),
+                "enforcement": terms.sources.enforcement.to_string(),
+                "trusted_sources": terms.sources.trusted.rules().len(),
+                "sessions": sessions.get(&terms.name).copied().unwrap_or(0),
+            })
+        };
+        json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "pid": std::process::id(),
+            "started_at": seconds(self.started_at),
+            "generation": current.generation,
+            "config": current.config.file,
+            "loaded_at": seconds(current.built_at),
+            "last_reload": last_reload,
+            "listeners": current.listeners().iter().map(listener).collect::<Vec<_>>(),
+        })
+    }
+
+    fn close(&self, id: u64) -> Answer {
+        match self.register.find(id).filter(|live| live.session().is_some()) {
+            Some(live) => {
+                self.audit.admin_action("sessions.close", &id.to_string());
+                live.end(Reason::ClosedByAdmin.into());
+                Answer::done(json!({ "session": id }))
+            }
+            None => Answer::error(Status::NotFound, "no_such_session", format_args!("there is no session {id}")),
+        }
+    }
+
+    fn reload(&mut self, answer: oneshot::Sender<Answer>) {
+        let (asker, verdict) = oneshot::channel();
+        if self.askers.try_send(asker).is_err() {
+            let busy = "too many reloads have been asked for already; wait for those";
+            let _ = answer.send(Answer::error(Status::Conflict, "reload_busy", busy));
+            return;
+        }
+        self.audit.admin_action("reload", "");
+        self.pending.spawn(async move {
+            if let Ok(verdict) = verdict.await {
+                let _ = answer.send(in_answer(verdict));
+            }
+        });
+    }
+
+    /// Builds on a thread of its own what a reload would build, and puts it in force nowhere.
+    fn plan(&mut self, file: Option<PathBuf>, current: &Arc<Snapshot>, answer: oneshot::Sender<Answer>) {
+        let (current, register) = (Arc::clone(current), Arc::clone(&self.register));
+        self.pending.spawn(async move {
+            let planned = spawn_blocking(move || {
+                let file = file.as_deref().unwrap_or(&current.config.file);
+                match reload::build(file, Some(&current)).0 {
+                    Ok(built) => Answer::done(report::plan(&built, &current, &register)),
+                    Err(problems) => Answer::error(Status::Unprocessable, "configuration_invalid", problems),
+                }
+            });
+            if let Ok(planned) = planned.await {
+                let _ = answer.send(planned);
+            }
+        });
+    }
+}
+
+fn in_answer(verdict: Verdict) -> Answer {
+    let changes = match verdict {
+        Ok(changes) => changes,
+        Err(error) => return Answer::error(Status::Unprocessable, "reload_rejected", error),
+    };
+    let Changes { listeners_added, listeners_removed, listeners_moved, .. } = &changes;
+    Answer::done(json!({
+        "result": "applied",
+        "generation": changes.generation,
+        "listeners_added": listeners_added,
+        "listeners_removed": listeners_removed,
+        "listeners_moved": listeners_moved,
+        "sources_added": changes.sources_added,
+        "sources_removed": changes.sources_removed,
+        "certificates_in": changes.certificates_in,
+        "certificates_out": changes.certificates_out,
+    }))
+}

@@ -1,0 +1,210 @@
+//! What the running program tells of itself: its sessions, what they rely on, what a reload would change.
+//!
+//! Functions of a snapshot and the register; docs/ADMIN.md is the reference of what they return.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+
+use crate::policy::Rule;
+use crate::revocation;
+use crate::sessions::{Live, Register, Session};
+use crate::snapshot::{Built, Item, Snapshot, SourceChanges, Terms};
+use crate::timestamp::seconds;
+use crate::tls::Certificate;
+
+/// The open sessions, the oldest first.
+pub(super) fn sessions(register: &Register) -> Value {
+    let mut live = register.all();
+    live.sort_unstable_by_key(|live| live.id());
+    let sessions: Vec<_> = live.iter().filter_map(|live| Some(session(live, &*live.session()?))).collect();
+    json!({ "sessions": sessions })
+}
+
+fn session(live: &Live, session: &Session) -> Value {
+    let certificate = session.reliance.credential.as_ref().map(|credential| &credential.certificate);
+    json!({
+        "session": live.id(),
+        "listener": &**live.listener(),
+        "source": live.client().ip(),
+        "source_port": live.client().port(),
+        "rule": session.reliance.rule.as_ref().map(ToString::to_string),
+        "client_subject": certificate.map(|certificate| &certificate.subject),
+        "client_sha256": certificate.map(|certificate| &certificate.sha256),
+        "opened_at": seconds(session.opened_at),
+    })
+}
+
+/// Who relies on what: of every listener each certificate, trust anchor and rule, since when it is in force, when a
+/// handshake last used it, and the open sessions that it let in.
+pub(super) fn rotation(snapshot: &Snapshot, register: &Register) -> Value {
+    let reliances = Reliances::of(register);
+    let items: Vec<_> = snapshot.listeners().iter().flat_map(|terms| reliances.items(terms)).collect();
+    json!({ "generation": snapshot.generation, "items": items })
+}
+
+/// How many open sessions each client has that rely on something of a listener.
+struct Reliances(HashMap<(Arc<str>, Item), BTreeMap<Client, u64>>);
+
+/// Who a client is, as far as it makes a difference for what it relies on.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Client {
+    subject: Option<String>,
+    source: IpAddr,
+}
+
+impl Reliances {
+    fn of(register: &Register) -> Self {
+        let mut all: HashMap<_, BTreeMap<_, u64>> = HashMap::new();
+        for live in register.all() {
+            let Some(session) = live.session() else { continue };
+            let credential = session.reliance.credential.as_ref();
+            let client = Client {
+                subject: credential.map(|credential| credential.certificate.subject.clone()),
+                source: live.client().ip(),
+            };
+            for item in session.reliance.items() {
+                let clients = all.entry((Arc::clone(live.listener()), item)).or_default();
+                *clients.entry(client.clone()).or_default() += 1;
+            }
+        }
+        Self(all)
+    }
+
+    fn items(&self, terms: &Terms) -> Vec<Value> {
+        let mut items: Vec<_> =
+            terms.certificates().map(|(role, certificate)| self.certificate(terms, role, certificate)).collect();
+        let rules = terms.sources.trusted.rules();
+        // Those that nobody used say little, and can be many.
+        let (used, unused): (Vec<_>, Vec<_>) = rules.iter().partition(|rule| terms.usage.of(&source(rule)).is_some());
+        let told = used.into_iter().chain(unused).take(MOST_TOLD);
+        items.extend(told.map(|rule| self.source(terms, rule)));
+        items
+    }
+
+    fn certificate(&self, terms: &Terms, role: &str, certificate: &Certificate) -> Value {
+        let since = terms.lineage.since(&certificate.sha256);
+        let kind = if role == "server" { "server_certificate" } else { role };
+        let facts = json!({
+            "listener": &*terms.name,
+            "kind": kind,
+            "name": certificate.subject,
+            "sha256": certificate.sha256,
+            "issuer": certificate.issuer,
+            "not_after": seconds(certificate.not_after),
+            "since": since.map(|since| seconds(since.at)),
+            "since_generation": since.map(|since| since.generation),
+        });
+        self.with_use(facts, terms, Item::Certificate(certificate.sha256.as_str().into()))
+    }
+
+    fn source(&self, terms: &Terms, rule: &Rule) -> Value {
+        let facts = json!({
+            "listener": &*terms.name,
+            "kind": "source",
+            "name": rule.to_string(),
+            "description": rule.description,
+            "not_after": rule.expires_at.map(seconds),
+        });
+        self.with_use(facts, terms, source(rule))
+    }
+
+    fn with_use(&self, mut facts: Value, terms: &Terms, item: Item) -> Value {
+        let uses = terms.usage.of(&item);
+        let clients = self.0.get(&(Arc::clone(&terms.name), item));
+        let mut clients: Vec<_> = clients.into_iter().flatten().collect();
+        clients.sort_by_key(|(_, sessions)| std::cmp::Reverse(**sessions));
+        let named: Vec<_> = clients
+            .iter()
+            .take(MOST_CLIENTS)
+            .map(|(client, sessions)| json!({ "subject": client.subject, "source": client.source, "sessions": sessions }))
+            .collect();
+        if let Some(object) = facts.as_object_mut() {
+            object.extend([
+                ("sessions".to_owned(), json!(clients.iter().map(|(_, sessions)| **sessions).sum::<u64>())),
+                ("first_used".to_owned(), json!(uses.map(|uses| seconds(uses.first)))),
+                ("last_used".to_owned(), json!(uses.map(|uses| seconds(uses.last)))),
+                ("clients".to_owned(), json!(named)),
+                ("more_clients".to_owned(), json!(clients.len().saturating_sub(MOST_CLIENTS))),
+            ]);
+        }
+        facts
+    }
+}
+
+fn source(rule: &Rule) -> Item {
+    Item::Source(rule.network)
+}
+
+/// What putting a snapshot in force would change, and which sessions it would end.
+pub(super) fn plan(built: &Built, current: &Snapshot, register: &Register) -> Value {
+    let Built { snapshot, warnings } = built;
+    let sources = snapshot.source_changes_since(current);
+    let changes = snapshot.changes_since(current, &sources);
+    let ended = revocation::foresee(snapshot, register);
+    let open = register.all().iter().filter(|live| live.session().is_some()).count();
+    let told = ended.iter().take(MOST_TOLD).map(|(live, ending)| {
+        let session = live.session();
+        let credential = session.as_ref().and_then(|session| session.reliance.credential.as_ref());
+        json!({
+            "session": live.id(),
+            "listener": &**live.listener(),
+            "source": live.client().ip(),
+            "source_port": live.client().port(),
+            "client_subject": credential.map(|credential| &credential.certificate.subject),
+            "reason": ending.reason.code(),
+            "detail": ending.detail,
+        })
+    });
+    json!({
+        "generation": current.generation,
+        "listeners_added": changes.listeners_added,
+        "listeners_removed": changes.listeners_removed,
+        "listeners_moved": changes.listeners_moved,
+        "sources_added": rules(sources.iter().flat_map(SourceChanges::added)),
+        "sources_added_count": changes.sources_added,
+        "sources_removed": rules(sources.iter().flat_map(SourceChanges::removed)),
+        "sources_removed_count": changes.sources_removed,
+        "certificates_in": certificates_without(snapshot, current),
+        "certificates_out": certificates_without(current, snapshot),
+        "sessions_ended": told.collect::<Vec<_>>(),
+        "sessions_ended_count": ended.len(),
+        "sessions_kept": open.saturating_sub(ended.len()),
+        "warnings": warnings,
+    })
+}
+
+/// Rules with the listener they belong to.
+fn rules<'a>(rules: impl Iterator<Item = (&'a str, &'a Rule)>) -> Vec<Value> {
+    rules.take(MOST_TOLD).map(|(listener, rule)| json!({ "listener": listener, "rule": rule.to_string() })).collect()
+}
+
+/// The certificates of one snapshot that the other does not have at the same listener in the same role.
+fn certificates_without(one: &Snapshot, other: &Snapshot) -> Vec<Value> {
+    let has = |terms: &Terms, role: &str, sha256: &str| {
+        let twin = other.named(&terms.name);
+        twin.is_some_and(|twin| twin.certificates().any(|(its, facts)| its == role && facts.sha256 == sha256))
+    };
+    let of = |terms: &Arc<Terms>| {
+        let gone = terms.certificates().filter(|(role, facts)| !has(terms, role, &facts.sha256));
+        gone.map(|(role, Certificate { subject, sha256, not_after, .. })| {
+            json!({
+                "listener": &*terms.name,
+                "role": role,
+                "subject": subject,
+                "sha256": sha256,
+                "not_after": seconds(*not_after),
+            })
+        })
+        .collect::<Vec<_>>()
+    };
+    one.listeners().iter().flat_map(of).collect()
+}
+
+/// What a list holds at most; a number beside it says how many there are.
+const MOST_TOLD: usize = 1_000;
+
+/// Clients named for one item.
+const MOST_CLIENTS: usize = 5;

@@ -1,0 +1,101 @@
+//! The two questions, source and identity, put to one snapshot: by a connection on its way in, and again for every open
+//! session when the policy or the time has changed.
+
+use std::sync::Arc;
+
+use time::OffsetDateTime;
+
+use super::{Snapshot, Terms};
+use crate::addr::ClientAddr;
+use crate::outcome::{Ending, Reason};
+use crate::policy::{Rule, Stranger};
+use crate::tls::{Credential, Evidence, Identity};
+
+/// Leave to go on: both questions were answered well, under these terms.
+#[must_use]
+#[derive(Clone, Debug)]
+pub struct Permission {
+    /// The listener's terms.
+    pub terms: Arc<Terms>,
+    /// The rule that trusts the source; none where only `enforcement = "observe"` lets it in.
+    pub rule: Option<Arc<Rule>>,
+    /// What the client identified itself with.
+    pub credential: Option<Arc<Credential>>,
+}
+
+/// Why a client may not go on.
+#[derive(Clone, Debug)]
+pub enum Refusal {
+    /// Its listener is no longer there.
+    Listener,
+    /// Its address is not trusted.
+    Source(Stranger),
+    /// What it identified itself with is not good, or not there.
+    Identity(Ending),
+}
+
+impl Snapshot {
+    /// Puts both questions.
+    ///
+    /// # Errors
+    /// The answer that is no.
+    pub fn judge(
+        &self,
+        listener: &str,
+        client: ClientAddr,
+        evidence: Evidence<'_>,
+        now: OffsetDateTime,
+    ) -> Result<Permission, Refusal> {
+        let mut permission = self.judge_source(listener, client, now)?;
+        permission.credential = match permission.terms.tls.trust().judge(evidence, now) {
+            Ok(Identity::Certified(credential)) => Some(credential),
+            Ok(Identity::Anonymous) => None,
+            Err(mut ending) => {
+                if let Some(refused) = evidence.leaf() {
+                    permission.terms.tell_departed(&refused, &mut ending);
+                }
+                return Err(Refusal::Identity(ending));
+            }
+        };
+        Ok(permission)
+    }
+
+    /// Puts the source question only.
+    ///
+    /// # Errors
+    /// The answer that is no.
+    pub fn judge_source(&self, listener: &str, client: ClientAddr, now: OffsetDateTime) -> Result<Permission, Refusal> {
+        let terms = self.named(listener).ok_or(Refusal::Listener)?;
+        let admitted = terms.sources.admit(client, now).map_err(Refusal::Source)?;
+        Ok(Permission { terms: Arc::clone(terms), rule: admitted.rule().cloned(), credential: None })
+    }
+}
+
+impl Refusal {
+    /// The ending of a connection that is on its way in.
+    pub fn at_the_door(self) -> Ending {
+        match self {
+            Self::Listener => Reason::ListenerRemoved.into(),
+            Self::Source(stranger) => Ending::new(Reason::UntrustedSource, stranger),
+            Self::Identity(ending) => ending,
+        }
+    }
+
+    /// The ending of a session that was let in before.
+    pub fn of_a_session(self) -> Ending {
+        match self {
+            Self::Listener => Reason::ListenerRemoved.into(),
+            Self::Source(stranger @ Stranger { expired: Some(_) }) => Ending::new(Reason::RuleExpired, stranger),
+            Self::Source(stranger) => Ending::new(Reason::SourceRevoked, stranger),
+            Self::Identity(ending) if ending.reason == Reason::ClientCertificateExpired => ending,
+            Self::Identity(Ending { reason, detail }) => {
+                let detail = if detail.is_empty() { no_certificate(reason) } else { detail };
+                Ending { reason: Reason::CredentialRevoked, detail }
+            }
+        }
+    }
+}
+
+fn no_certificate(reason: Reason) -> String {
+    format!("{reason}: it was let in without a client certificate, and now needs one")
+}

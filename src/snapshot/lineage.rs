@@ -1,0 +1,157 @@
+//! Since when what a listener goes by has been in force, and what went out of it: for the operator who rotates, and for the
+//! words about a client that still comes with the old.
+
+use std::collections::HashMap;
+use std::fmt::{self, Write as _};
+use std::io;
+
+use time::OffsetDateTime;
+
+use super::Terms;
+use crate::outcome::{Ending, Reason};
+use crate::timestamp;
+use crate::tls::{self, Certificate};
+
+/// The history of one listener's certificates. Immutable, like the terms it belongs to.
+#[derive(Clone, Debug, Default)]
+pub struct Lineage {
+    since: HashMap<String, Moment>,
+    departed: Vec<Departed>,
+}
+
+/// When a generation came into force.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Moment {
+    /// Counts applied configurations, from 1.
+    pub generation: u64,
+    /// The time.
+    pub at: OffsetDateTime,
+}
+
+/// A certificate that was taken out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Departed {
+    /// Its role, as in audit events.
+    pub role: &'static str,
+    /// RFC 4514 text.
+    pub subject: String,
+    /// Its fingerprint.
+    pub sha256: String,
+    /// By which generation.
+    pub by: Moment,
+}
+
+impl Lineage {
+    /// The history of a listener that now goes by these certificates, following `before`.
+    pub(super) fn after<'a>(
+        before: Option<&Terms>,
+        now: Moment,
+        certificates: impl Iterator<Item = (&'static str, &'a Certificate)>,
+    ) -> Self {
+        let former = before.map(|before| &before.lineage);
+        let known = |sha256: &str| former.and_then(|former| former.since.get(sha256)).copied();
+        let since: HashMap<_, _> = certificates
+            .map(|(_, certificate)| (certificate.sha256.clone(), known(&certificate.sha256).unwrap_or(now)))
+            .collect();
+        let gone = before.into_iter().flat_map(Terms::certificates).filter(|(_, old)| !since.contains_key(&old.sha256));
+        let gone = gone.map(|(role, old)| Departed {
+            role,
+            subject: old.subject.clone(),
+            sha256: old.sha256.clone(),
+            by: now,
+        });
+        let still_gone = former.into_iter().flat_map(|former| &former.departed);
+        let still_gone = still_gone.filter(|departed| !since.contains_key(&departed.sha256)).cloned();
+        let departed = gone.chain(still_gone).take(MOST_DEPARTED).collect();
+        Self { since, departed }
+    }
+
+    /// Since when a certificate has been in force without a break.
+    pub fn since(&self, sha256: &str) -> Option<Moment> {
+        self.since.get(sha256).copied()
+    }
+}
+
+impl Terms {
+    /// Explains a failed handshake, with what of it came by a rotation.
+    pub fn handshake_failure(
+        &self,
+        error: &io::Error,
+        shown: Option<&Certificate>,
+        refused: Option<&Certificate>,
+    ) -> Ending {
+        let mut ending = tls::handshake_failure(error, shown, refused);
+        if tls::is_refusal_of_ours(error)
+            && let Some(since) = shown.and_then(|shown| self.lineage.since(&shown.sha256))
+        {
+            let _ = write!(ending.detail, "; this certificate has been in use since {since}");
+        }
+        if let Some(refused) = refused {
+            self.tell_departed(refused, &mut ending);
+        }
+        ending
+    }
+
+    /// Adds to the refusal of a client certificate that its CA, or it itself, has been trusted until lately.
+    pub(super) fn tell_departed(&self, refused: &Certificate, ending: &mut Ending) {
+        let is_of_it = |departed: &&Departed| match departed.role {
+            "client_ca" => departed.subject == refused.issuer,
+            _ => departed.role == "client_certificate" && departed.sha256 == refused.sha256,
+        };
+        if ending.reason == Reason::ClientCertificateUnknownCa
+            && let Some(Departed { subject, by, .. }) = self.lineage.departed.iter().find(is_of_it)
+        {
+            let _ = write!(ending.detail, "; {subject} was taken out by {by}");
+        }
+    }
+}
+
+impl fmt::Display for Moment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { generation, at } = self;
+        let at = timestamp::seconds(*at);
+        match generation {
+            // The first was no reload.
+            1 => write!(f, "the start at {at}"),
+            _ => write!(f, "the reload to generation {generation} at {at}"),
+        }
+    }
+}
+
+/// What went out long ago nobody asks for.
+const MOST_DEPARTED: usize = 64;
+
+#[cfg(test)]
+mod tests {
+    use time::Duration;
+
+    use super::*;
+    use crate::snapshot::specimen::{Site, listener};
+
+    #[test]
+    fn what_stays_keeps_its_date_and_what_goes_is_remembered_until_it_comes_back() {
+        let site = Site::new();
+        let year = OffsetDateTime::now_utc() + Duration::days(365);
+        let old = site.install("db", year);
+        let config = listener("db", 1001, "");
+        let first = site.snapshot(&config, None);
+        let same = site.snapshot(&config, Some(&first));
+        let old_pair = ["crt", "key"].map(|ending| std::fs::read(site.path(&format!("db.{ending}"))).unwrap());
+        let new = site.install("db", year);
+        let turned = site.snapshot(&config, Some(&same));
+        let generation = |snapshot: &crate::snapshot::Snapshot, sha256: &str| {
+            snapshot.named("db").unwrap().lineage.since(sha256).map(|since| since.generation)
+        };
+        assert_eq!(generation(&same, &old), Some(1));
+        assert_eq!((generation(&turned, &old), generation(&turned, &new)), (None, Some(3)));
+        let departed = &turned.named("db").unwrap().lineage.departed;
+        assert!(matches!(departed.as_slice(), [only] if only.sha256 == old && only.by.generation == 3), "{departed:?}");
+
+        for (ending, bytes) in ["crt", "key"].into_iter().zip(old_pair) {
+            std::fs::write(site.path(&format!("db.{ending}")), bytes).unwrap();
+        }
+        let back = site.snapshot(&config, Some(&turned));
+        assert_eq!(generation(&back, &old), Some(4));
+        assert!(back.named("db").unwrap().lineage.departed.iter().all(|departed| departed.sha256 == new));
+    }
+}

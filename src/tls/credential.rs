@@ -1,0 +1,33 @@
+//! What a client was let in with, kept so that the question can be put again.
+
+use std::sync::Arc;
+
+use rustls::pki_types::CertificateDer;
+use time::OffsetDateTime;
+
+use super::certificate::Certificate;
+
+/// A client certificate that was found good, with what leads from it to its trust anchor. Sessions of the same client share
+/// one.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Credential {
+    /// The facts of the leaf.
+    pub certificate: Certificate,
+    /// What vouches for it.
+    pub voucher: Voucher,
+    /// From when on the question has to be put again, because a certificate or a revocation list has run out.
+    pub until: OffsetDateTime,
+    /// As the client presented it, leaf first.
+    pub(super) chain: Vec<CertificateDer<'static>>,
+    /// Which set of trust anchors judged it.
+    pub(super) judge: u64,
+}
+
+/// Why a client certificate is trusted.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Voucher {
+    /// A trust anchor of `client_ca` has issued it; its fingerprint.
+    Anchor(Arc<str>),
+    /// It is one of `client_certificates` itself.
+    Pinned,
+}

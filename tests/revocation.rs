@@ -1,0 +1,268 @@
+//! Sources and credentials that stop being good: the sessions that rely on them end, and their neighbours lose nothing.
+
+use std::time::Instant;
+
+use time::format_description::well_known::Rfc3339;
+use time::{Duration, OffsetDateTime};
+
+use crate::harness::{Authority, Connection, Leaf, Listener, Portcullis, Request, Site, Upstream};
+use crate::reload::ON_SIGHUP;
+
+/// Most that may pass between a reload that was applied, or a moment that came, and the end of the last session.
+const SOON: std::time::Duration = std::time::Duration::from_secs(1);
+
+/// A listener that wants certificates, and by what it judges them.
+fn wanting(upstream: &Upstream, lines: &[&str]) -> Listener {
+    let listener = Listener::redis(upstream).tls("client_auth = \"required\"");
+    lines.iter().fold(listener, |listener, line| listener.tls(line))
+}
+
+fn start(site: Site, listeners: &[&Listener]) -> Portcullis {
+    Portcullis::start(site, config(listeners))
+}
+
+fn config(listeners: &[&Listener]) -> String {
+    let listeners: String = listeners.iter().map(ToString::to_string).collect();
+    format!("{ON_SIGHUP}{listeners}")
+}
+
+fn session(portcullis: &Portcullis, leaf: Leaf) -> Connection {
+    portcullis.client().showing(leaf).attempt().1.unwrap()
+}
+
+/// The session is ended for this reason, and says so twice in the audit.
+fn assert_ended(portcullis: &Portcullis, mut session: Connection, reason: &str) {
+    let began = Instant::now();
+    assert_eq!(session.rest().unwrap(), b"", "close_notify and nothing else");
+    assert!(began.elapsed() < SOON, "it took {:?}", began.elapsed());
+    let port = session.port();
+    let closed = portcullis.ending(port);
+    assert!(closed.is("connection.closed"), "{}", closed.0);
+    assert_eq!(closed.reason(), reason, "{}", closed.0);
+    let events = portcullis.events();
+    let of_it = |name: &str| events.iter().position(|event| event.is(name) && event.0["source_port"] == port);
+    let revoked = of_it("session.revoked").expect("it was revoked");
+    assert!(revoked < of_it("connection.closed").expect("it was closed"));
+    assert_eq!(events[revoked].reason(), reason);
+    assert_eq!(events[revoked].0["session"], closed.0["session"]);
+}
+
+fn assert_lives(mut session: Connection) {
+    session.ask(b"still here", b"still here");
+}
+
+#[test]
+fn a_source_that_is_taken_out_loses_its_sessions_and_the_others_keep_theirs() {
+    let upstream = Upstream::echo();
+    let listener = Listener::redis(&upstream).trusting(&["127.0.0.0/24", "127.0.1.1", "127.0.2.0/24"]);
+    let portcullis = start(Site::new(), &[&listener]);
+    let from = |source: &str| portcullis.client().from(source).attempt().1.unwrap();
+    let (gone, narrowed, kept, other) = (from("127.0.2.1"), from("127.0.0.2"), from("127.0.0.1"), from("127.0.1.1"));
+    let applied = portcullis.reconfigure(config(&[&listener.trusting(&["127.0.0.1", "127.0.1.0/24"])]));
+    assert!(applied.is("reload.applied"), "{}", applied.0);
+    assert_ended(&portcullis, gone, "source_revoked");
+    assert_ended(&portcullis, narrowed, "source_revoked");
+    // A rule that was not there before lets it in now.
+    assert_lives(kept);
+    assert_lives(other);
+}
+
+#[test]
+fn a_rule_that_expires_takes_its_sessions_along_unless_another_lets_them_in() {
+    let upstream = Upstream::echo();
+    let soon = OffsetDateTime::now_utc() + Duration::seconds(3);
+    let ending = |source: &str| {
+        let end = soon.format(&Rfc3339).unwrap();
+        format!(r#"{{ type = "ip_addr", value = "{source}", expires_at = {end} }}"#)
+    };
+    let listener = Listener::redis(&upstream).to_string().replace(
+        "trusted_sources = [\"127.0.0.1\"]",
+        &format!("trusted_sources = [\"127.0.1.0/24\", {}, {}]", ending("127.0.0.0/24"), ending("127.0.1.1")),
+    );
+    let portcullis = Portcullis::start(Site::new(), format!("{ON_SIGHUP}{listener}"));
+    let from = |source: &str| portcullis.client().from(source).attempt().1.unwrap();
+    let (mut gone, kept) = (from("127.0.0.1"), from("127.0.1.1"));
+    assert_eq!(portcullis.opened(kept.port()).text("rule"), "ip_addr:127.0.1.1");
+    // It waits for nothing else.
+    assert_eq!(gone.rest().unwrap(), b"");
+    let late = OffsetDateTime::now_utc() - soon;
+    assert!(late >= Duration::ZERO && late < SOON, "it ended {late} after its rule");
+    assert_ended(&portcullis, gone, "rule_expired");
+    assert_lives(kept);
+}
+
+#[test]
+fn a_certificate_that_runs_out_takes_its_session_along() {
+    let upstream = Upstream::echo();
+    let (site, clients) = (Site::new(), Authority::new("Clients CA"));
+    site.write("clients.pem", clients.pem());
+    let portcullis = start(site, &[&wanting(&upstream, &["client_ca = \"clients.pem\""])]);
+    let kept = session(&portcullis, clients.issue(Request::client("kept")));
+    let mut gone = session(&portcullis, clients.issue(Request::client("gone").brief(2)));
+    assert_eq!(gone.rest().unwrap(), b"");
+    assert_ended(&portcullis, gone, "client_certificate_expired");
+    assert_lives(kept);
+}
+
+#[test]
+fn a_ca_that_is_taken_out_loses_its_clients_and_its_twin_keeps_its_own() {
+    let upstream = Upstream::echo();
+    let site = Site::new();
+    // The same name, and other keys: nothing but the key tells them apart.
+    let [old, new, other] = ["Clients CA", "Clients CA", "Other CA"].map(Authority::new);
+    site.write("clients.pem", format!("{}{}{}", old.pem(), new.pem(), other.pem()));
+    let portcullis = start(site, &[&wanting(&upstream, &["client_ca = \"clients.pem\""])]);
+    let of = |ca: &Authority| session(&portcullis, ca.issue(Request::client("app")));
+    let (gone, kept, too) = (of(&old), of(&new), of(&other));
+    portcullis.applies(|| {
+        portcullis.site.replace("clients.pem", format!("{}{}", new.pem(), other.pem()));
+        portcullis.process.signal("HUP");
+    });
+    assert_ended(&portcullis, gone, "credential_revoked");
+    assert_lives(kept);
+    assert_lives(too);
+    let late = portcullis.client().showing(old.issue(Request::client("late"))).attempt();
+    late.1.unwrap_err();
+    let denied = portcullis.ending(late.0);
+    assert_eq!(denied.reason(), "client_certificate_unknown_ca");
+    let detail = denied.text("detail");
+    assert!(detail.contains("CN=Clients CA was taken out by the reload to generation 2"), "{detail}");
+}
+
+#[test]
+fn a_certificate_lets_its_holder_in_without_a_ca_until_it_is_taken_out() {
+    let upstream = Upstream::echo();
+    let (site, anybody) = (Site::new(), Authority::new("Anybody's CA"));
+    std::fs::create_dir(site.path("clients")).unwrap();
+    let [old, new, later, stranger] = ["app", "app", "later", "app"].map(|name| anybody.issue(Request::client(name)));
+    site.write("clients/old.crt", old.pem());
+    site.write("clients/new.crt", new.pem());
+    let listener = wanting(&upstream, &["client_certificates = \"clients/*.crt\""]);
+    let portcullis = Portcullis::start(site, format!("reload.poll = \"0s\"\n{listener}"));
+    let (gone, kept) = (session(&portcullis, old), session(&portcullis, new));
+    let (port, refused) = portcullis.client().showing(stranger).attempt();
+    refused.unwrap_err();
+    assert_eq!(portcullis.refusal(port), "client_certificate_unknown_ca");
+    // A file that comes, and one that goes, are noticed by themselves.
+    portcullis.applies(|| portcullis.site.replace("clients/later.crt", later.pem()));
+    let late = session(&portcullis, later);
+    portcullis.applies(|| std::fs::remove_file(portcullis.site.path("clients/old.crt")).unwrap());
+    assert_ended(&portcullis, gone, "credential_revoked");
+    assert_lives(kept);
+    assert_lives(late);
+}
+
+#[test]
+fn of_the_holders_of_good_certificates_only_the_trusted_ones_get_in_and_stay() {
+    let upstream = Upstream::echo();
+    let (site, clients) = (Site::new(), Authority::new("Clients CA"));
+    site.write("clients.pem", clients.pem());
+    let trusting =
+        |names: &str| wanting(&upstream, &["client_ca = \"clients.pem\"", &format!("trusted_clients = [{names}]")]);
+    let first = trusting(r#""cn:app", "dns:*.app.internal", "uri:spiffe://prod/*", "email:app@example.com""#);
+    let portcullis = start(site, &[&first]);
+    let named = |names: &[&str]| {
+        let request = Request::client("somebody");
+        clients.issue(names.iter().fold(request, |request, name| request.also(name)))
+    };
+    let by_name = session(&portcullis, clients.issue(Request::client("app")));
+    let by_host = session(&portcullis, named(&["dns:a.app.internal"]));
+    let by_uri = session(&portcullis, named(&["dns:elsewhere", "uri:spiffe://prod/ns/app"]));
+    let by_mail = session(&portcullis, named(&["email:app@EXAMPLE.com"]));
+
+    // Names of the wrong kind, or that only look alike.
+    for stranger in [
+        named(&["dns:app"]),
+        named(&["uri:app", "dns:spiffe"]),
+        named(&["dns:app.internal"]),
+        named(&["uri:spiffe://production/app"]),
+        named(&[]),
+    ] {
+        let (port, refused) = refused_words(&portcullis, stranger);
+        assert!(refused.starts_with("-DENIED "), "{refused}");
+        let denied = portcullis.ending(port);
+        assert_eq!((denied.reason(), denied.text("client_subject")), ("client_not_trusted", "CN=somebody"));
+    }
+
+    let applied = portcullis.reconfigure(config(&[&trusting(r#""dns:*.app.internal", "uri:spiffe://prod/ns/app""#)]));
+    assert!(applied.is("reload.applied"), "{}", applied.0);
+    assert_ended(&portcullis, by_name, "credential_revoked");
+    assert_ended(&portcullis, by_mail, "credential_revoked");
+    assert_lives(by_host);
+    assert_lives(by_uri);
+}
+
+/// What somebody with a good certificate who is not wanted is told.
+fn refused_words(portcullis: &Portcullis, leaf: Leaf) -> (u16, String) {
+    let mut connection = portcullis.client().showing(leaf).connect();
+    let words = connection.rest().unwrap();
+    (connection.port(), String::from_utf8(words).unwrap())
+}
+
+#[test]
+fn who_was_let_in_without_a_certificate_needs_one_once_it_is_required() {
+    let upstream = Upstream::echo();
+    let (site, clients) = (Site::new(), Authority::new("Clients CA"));
+    site.write("clients.pem", clients.pem());
+    let asking = |auth: &str| {
+        Listener::redis(&upstream).tls(&format!("client_auth = \"{auth}\"")).tls("client_ca = \"clients.pem\"")
+    };
+    let portcullis = start(site, &[&asking("optional")]);
+    let nobody = portcullis.client().attempt().1.unwrap();
+    let somebody = session(&portcullis, clients.issue(Request::client("app")));
+    portcullis.reconfigure(config(&[&asking("required")]));
+    assert_ended(&portcullis, nobody, "credential_revoked");
+    assert_lives(somebody);
+}
+
+#[test]
+fn a_listener_that_is_removed_takes_its_sessions_along_and_one_that_moves_does_not() {
+    let upstream = Upstream::echo();
+    let listeners = ["removed", "moved", "kept"].map(|name| Listener::redis(&upstream).named(name));
+    let portcullis = start(Site::new(), &[&listeners[0], &listeners[1], &listeners[2]]);
+    let [gone, moved, kept] = ["removed", "moved", "kept"].map(|name| portcullis.client_of(name).attempt().1.unwrap());
+    let [_, second, third] = listeners;
+    portcullis.reconfigure(config(&[&second.on(&["127.0.0.1:0", "[::1]:0"]), &third]));
+    assert_ended(&portcullis, gone, "listener_removed");
+    assert_lives(moved);
+    assert_lives(kept);
+}
+
+#[test]
+fn where_sessions_are_to_be_kept_they_are() {
+    let upstream = Upstream::echo();
+    let of = |name: &str| Listener::redis(&upstream).named(name).trusting(&["127.0.0.2"]);
+    let (global, own) = (of("global"), of("own").key("revoke = \"disconnect\""));
+    let keep = |listeners: &[&Listener]| format!("reload.revoke = \"keep\"\n{}", config(listeners));
+    let portcullis = Portcullis::start(Site::new(), keep(&[&global, &own]));
+    let session = |name: &str| portcullis.client_of(name).from("127.0.0.2").attempt().1.unwrap();
+    let (kept, gone) = (session("global"), session("own"));
+    let elsewhere = ["127.0.0.3"];
+    portcullis.reconfigure(keep(&[&global.trusting(&elsewhere), &own.trusting(&elsewhere)]));
+    // The one that ends shows that both have been judged.
+    assert_ended(&portcullis, gone, "source_revoked");
+    assert_lives(kept);
+}
+
+#[test]
+fn what_is_revoked_comes_to_no_new_session_by_resumption() {
+    let upstream = Upstream::echo();
+    let (site, clients) = (Site::new(), Authority::new("Clients CA"));
+    site.write("clients.pem", clients.pem());
+    let listener = wanting(&upstream, &["client_ca = \"clients.pem\""]);
+    let portcullis = start(site, &[&listener]);
+    for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
+        let client = portcullis.client().speaking(version).showing(clients.issue(Request::client("app")));
+        let first = client.attempt().1.unwrap();
+        assert_eq!(first.tls().handshake_kind(), Some(rustls::HandshakeKind::Full));
+        let again = client.attempt().1.unwrap();
+        assert_eq!(again.tls().handshake_kind(), Some(rustls::HandshakeKind::Resumed), "in steady state it resumes");
+        portcullis.reconfigure(config(&[&listener.clone().tls("trusted_clients = \"cn:other\"")]));
+        let (port, refused) = client.attempt();
+        refused.unwrap_err();
+        assert_eq!(portcullis.refusal(port), "client_not_trusted");
+        portcullis.reconfigure(config(&[&listener]));
+        let later = client.attempt().1.unwrap();
+        assert_eq!(later.tls().handshake_kind(), Some(rustls::HandshakeKind::Full), "trust has changed meanwhile");
+    }
+}
