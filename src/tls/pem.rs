@@ -1,7 +1,7 @@
 //! PEM files: every block counts, and a file that ends in the middle of one is an error rather than a shorter list.
 
 use rustls::pki_types::pem::{self, PemObject as _, SectionKind};
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
 
 /// Why a PEM file cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -25,12 +25,14 @@ pub enum PemError {
         /// What is wrong with it.
         cause: String,
     },
-    /// The parser found fewer certificates than there are BEGIN lines.
-    #[error("has {written} BEGIN CERTIFICATE lines, but only {read} certificates could be read")]
+    /// The parser found fewer blocks of a kind than there are BEGIN lines.
+    #[error("has {written} BEGIN {label} lines, but only {read} of these blocks could be read")]
     Lost {
+        /// The kind.
+        label: &'static str,
         /// BEGIN lines.
         written: usize,
-        /// Certificates read.
+        /// Blocks read.
         read: usize,
     },
     /// No certificate in it.
@@ -39,6 +41,9 @@ pub enum PemError {
     /// No key in it.
     #[error("holds no private key (PKCS#8, PKCS#1 and SEC1 are read)")]
     NoPrivateKey,
+    /// No revocation list in it.
+    #[error("holds no certificate revocation list (no BEGIN X509 CRL line)")]
+    NoRevocationList,
 }
 
 /// Every certificate of a PEM file, in order. Text between the blocks, CRLF and blocks of other kinds are passed over.
@@ -46,13 +51,17 @@ pub enum PemError {
 /// # Errors
 /// When a block is broken or cut off, or there is no certificate.
 pub fn certificates(bytes: &[u8]) -> Result<Vec<CertificateDer<'static>>, PemError> {
-    let sections = sections(bytes)?;
-    let certificates: Vec<_> = sections
-        .into_iter()
-        .filter(|(kind, _)| matches!(kind, SectionKind::Certificate))
-        .map(|(_, der)| CertificateDer::from(der))
-        .collect();
+    let certificates: Vec<_> = blocks(bytes, SectionKind::Certificate)?.map(CertificateDer::from).collect();
     if certificates.is_empty() { Err(PemError::NoCertificate) } else { Ok(certificates) }
+}
+
+/// Every certificate revocation list of a PEM file, read as [`certificates`] reads certificates.
+///
+/// # Errors
+/// When a block is broken or cut off, or there is no list.
+pub(super) fn revocation_lists(bytes: &[u8]) -> Result<Vec<CertificateRevocationListDer<'static>>, PemError> {
+    let lists: Vec<_> = blocks(bytes, SectionKind::Crl)?.map(CertificateRevocationListDer::from).collect();
+    if lists.is_empty() { Err(PemError::NoRevocationList) } else { Ok(lists) }
 }
 
 /// The first private key of a PEM file.
@@ -65,6 +74,12 @@ pub fn private_key(bytes: &[u8]) -> Result<PrivateKeyDer<'static>, PemError> {
     }
     let key = sections(bytes)?.into_iter().find_map(|(kind, der)| PrivateKeyDer::from_pem(kind, der));
     key.ok_or(PemError::NoPrivateKey)
+}
+
+/// The contents of every block of one kind.
+fn blocks(bytes: &[u8], wanted: SectionKind) -> Result<impl Iterator<Item = Vec<u8>>, PemError> {
+    let sections = sections(bytes)?.into_iter();
+    Ok(sections.filter(move |(kind, _)| *kind == wanted).map(|(_, der)| der))
 }
 
 fn sections(bytes: &[u8]) -> Result<Vec<(SectionKind, Vec<u8>)>, PemError> {
@@ -81,13 +96,18 @@ fn sections(bytes: &[u8]) -> Result<Vec<(SectionKind, Vec<u8>)>, PemError> {
         let block = sections.len() + 1;
         sections.push(section.map_err(|error| PemError::Malformed { block, cause: cause(&error) })?);
     }
-    let certificates = labels.iter().filter(|label| **label == b"CERTIFICATE").count();
-    let read = sections.iter().filter(|(kind, _)| matches!(kind, SectionKind::Certificate)).count();
-    if certificates == read { Ok(sections) } else { Err(PemError::Lost { written: certificates, read }) }
+    for (kind, label) in COUNTED {
+        let written = labels.iter().filter(|written| **written == label.as_bytes()).count();
+        let read = sections.iter().filter(|(read, _)| *read == kind).count();
+        if written != read {
+            return Err(PemError::Lost { label, written, read });
+        }
+    }
+    Ok(sections)
 }
 
 /// The label of every block, read more strictly than the parser does, which passes over what it does not recognise: here
-/// nothing that looks like a certificate may be passed over.
+/// nothing that looks like a certificate or a revocation list may be passed over.
 fn labels(bytes: &[u8]) -> Result<Vec<&[u8]>, PemError> {
     let mut labels = Vec::new();
     for line in bytes.split(|byte| *byte == b'\n' || *byte == b'\r') {
@@ -98,10 +118,8 @@ fn labels(bytes: &[u8]) -> Result<Vec<&[u8]>, PemError> {
             Some(0) => {
                 let label = line.strip_prefix(BEGIN).and_then(|rest| rest.trim_ascii_end().strip_suffix(b"-----"));
                 let label = label.ok_or_else(|| malformed("its BEGIN line is malformed or cut off"))?;
-                if FOREIGN_CERTIFICATES.contains(&label) {
-                    return Err(malformed(
-                        "it is a certificate in another form than BEGIN CERTIFICATE; convert it with openssl x509",
-                    ));
+                if let Some((_, cause)) = FOREIGN.iter().find(|(foreign, _)| *foreign == label) {
+                    return Err(malformed(cause));
                 }
                 labels.push(label);
             }
@@ -143,8 +161,19 @@ const BEGIN: &[u8] = b"-----BEGIN ";
 /// Some editors put it in front of every text.
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
-/// OpenSSL writes and reads these; nobody else does.
-const FOREIGN_CERTIFICATES: [&[u8]; 2] = [b"X509 CERTIFICATE", b"TRUSTED CERTIFICATE"];
+/// Of which each one counts: a certificate that is missed is a client kept out, a revocation list one let in.
+const COUNTED: [(SectionKind, &str); 2] = [(SectionKind::Certificate, "CERTIFICATE"), (SectionKind::Crl, "X509 CRL")];
+
+/// Labels that the parser does not know, of what it should not pass over. OpenSSL writes and reads the first two, and nobody
+/// else does; the last is a rare spelling that hardly anybody reads.
+const FOREIGN: [(&[u8], &str); 3] = [
+    (b"X509 CERTIFICATE", FOREIGN_CERTIFICATE),
+    (b"TRUSTED CERTIFICATE", FOREIGN_CERTIFICATE),
+    (b"CRL", "it is a revocation list, and its BEGIN and END lines have to say X509 CRL"),
+];
+
+const FOREIGN_CERTIFICATE: &str =
+    "it is a certificate in another form than BEGIN CERTIFICATE; convert it with openssl x509";
 
 #[cfg(test)]
 mod tests {
@@ -155,6 +184,13 @@ mod tests {
 
     fn count(text: &str) -> Result<usize, PemError> {
         certificates(text.as_bytes()).map(|list| list.len())
+    }
+
+    /// The same for a revocation list.
+    const LIST: &str = "-----BEGIN X509 CRL-----\nAAEC\n-----END X509 CRL-----\n";
+
+    fn count_lists(text: &str) -> Result<usize, PemError> {
+        revocation_lists(text.as_bytes()).map(|list| list.len())
     }
 
     #[test]
@@ -188,6 +224,21 @@ mod tests {
         }
         let parameters = "-----BEGIN EC PARAMETERS-----\nAAEC\n-----END EC PARAMETERS-----\n";
         assert_eq!(count(&format!("{parameters}{BLOCK}")), Ok(1));
+    }
+
+    #[test]
+    fn no_revocation_list_is_passed_over() {
+        assert_eq!(count_lists(&format!("{LIST}{BLOCK}some words\n{LIST}")), Ok(2));
+        assert_eq!(count(&format!("{LIST}{BLOCK}")), Ok(1));
+        assert_eq!(count_lists(""), Err(PemError::Empty));
+        assert_eq!(count_lists(BLOCK), Err(PemError::NoRevocationList));
+        let joined = format!("{}{LIST}", LIST.trim_end());
+        let foreign = format!("{LIST}{}", LIST.replace("X509 CRL", "CRL"));
+        for text in [joined, foreign] {
+            assert!(matches!(count_lists(&text), Err(PemError::Malformed { block: 2, .. })), "{text}");
+        }
+        let begun_twice = format!("-----BEGIN X509 CRL-----\n{LIST}");
+        assert_eq!(count_lists(&begun_twice), Err(PemError::Lost { label: "X509 CRL", written: 2, read: 1 }));
     }
 
     #[test]
