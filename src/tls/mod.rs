@@ -6,6 +6,7 @@
 
 mod certificate;
 mod chooser;
+mod crl;
 mod error;
 mod failure;
 mod name;
@@ -20,6 +21,7 @@ mod verified;
 mod verifier;
 
 pub use certificate::{Certificate, CertificateError};
+pub use crl::{Crl, CrlError, CrlFault, CrlNumber, CrlSet};
 pub use error::BuildError;
 pub use failure::handshake_failure;
 pub use pem::{PemError, certificates, private_key};

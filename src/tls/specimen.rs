@@ -3,14 +3,17 @@
 use std::sync::{Arc, LazyLock};
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
-    KeyPair, KeyUsagePurpose, PKCS_ED25519,
+    BasicConstraints, CertificateParams, CertificateRevocationList, CertificateRevocationListParams, CertifiedIssuer,
+    DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, KeyIdMethod, KeyPair, KeyUsagePurpose, PKCS_ED25519,
+    RevokedCertParams, SerialNumber,
 };
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::version::{TLS12, TLS13};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig, SupportedCipherSuite};
-use time::OffsetDateTime;
+use time::{Duration, OffsetDateTime};
+use x509_parser::certificate::X509Certificate;
+use x509_parser::prelude::FromDer as _;
 
 use super::provider;
 
@@ -27,10 +30,12 @@ pub(crate) struct Specimen {
 
 impl Authority {
     pub(crate) fn new(name: &str) -> Self {
-        let mut params = named(CertificateParams::default(), name);
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
-        Self(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
+        Self(CertifiedIssuer::self_signed(authority_params(name), KeyPair::generate().unwrap()).unwrap())
+    }
+
+    /// An authority below this one.
+    pub(crate) fn intermediate(&self, name: &str) -> Self {
+        Self(CertifiedIssuer::signed_by(authority_params(name), KeyPair::generate().unwrap(), &self.0).unwrap())
     }
 
     pub(crate) fn der(&self) -> CertificateDer<'static> {
@@ -50,6 +55,11 @@ impl Authority {
         let mut params = named(CertificateParams::new([host.to_owned()]).unwrap(), host);
         params.not_after = until;
         self.issue(&params, key)
+    }
+
+    /// A revocation list, usually of [`revoking`].
+    pub(crate) fn list(&self, params: &CertificateRevocationListParams) -> CertificateRevocationList {
+        params.signed_by(&self.0).unwrap()
     }
 
     fn issue(&self, params: &CertificateParams, key: KeyPair) -> Specimen {
@@ -73,6 +83,35 @@ impl Specimen {
     pub(crate) fn key_pem(&self) -> String {
         self.key.serialize_pem()
     }
+}
+
+/// A revocation list that is good for a day.
+pub(crate) fn revoking(
+    certificates: &[CertificateDer<'static>],
+    number: u64,
+    from: OffsetDateTime,
+) -> CertificateRevocationListParams {
+    let revoked = |der: &CertificateDer<'_>| RevokedCertParams {
+        serial_number: SerialNumber::from_slice(X509Certificate::from_der(der).unwrap().1.raw_serial()),
+        revocation_time: from,
+        reason_code: None,
+        invalidity_date: None,
+    };
+    CertificateRevocationListParams {
+        this_update: from,
+        next_update: from + Duration::DAY,
+        crl_number: SerialNumber::from(number),
+        issuing_distribution_point: None,
+        revoked_certs: certificates.iter().map(revoked).collect(),
+        key_identifier_method: KeyIdMethod::Sha256,
+    }
+}
+
+fn authority_params(name: &str) -> CertificateParams {
+    let mut params = named(CertificateParams::default(), name);
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    params
 }
 
 fn named(mut params: CertificateParams, name: &str) -> CertificateParams {
