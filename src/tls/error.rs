@@ -53,6 +53,9 @@ pub enum BuildError {
         /// What the handshake fails with.
         error: String,
     },
+    /// The provider cannot do what it always could.
+    #[error("the keys of session tickets cannot be derived")]
+    Tickets,
     /// Anything else rustls refuses.
     #[error("TLS cannot be set up: {0}")]
     Rustls(String),

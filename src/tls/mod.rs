@@ -16,6 +16,7 @@ mod rehearsal;
 mod server;
 #[cfg(test)]
 pub(crate) mod specimen;
+mod tickets;
 mod trust;
 mod verified;
 mod verifier;
@@ -27,6 +28,7 @@ pub use failure::handshake_failure;
 pub use pem::{PemError, certificates, private_key};
 pub use records::{MOST_UNOPENED, Records, most_overhead};
 pub use server::{ServerCertificate, ServerTls};
+pub use tickets::{SharedTicketer, TicketKeys, TicketKeysError};
 pub use trust::{ClientTrust, Identity};
 
 use std::sync::{Arc, LazyLock};
