@@ -5,7 +5,8 @@ use std::time::Instant;
 use time::format_description::well_known::Rfc3339;
 use time::{Duration, OffsetDateTime};
 
-use crate::harness::{Authority, Connection, Leaf, Listener, Portcullis, Request, Site, Upstream};
+use crate::harness::openssl::openssl;
+use crate::harness::{Authority, Connection, Leaf, Listener, Portcullis, Redis, Request, Site, Upstream, program};
 use crate::reload::ON_SIGHUP;
 
 /// Most that may pass between a reload that was applied, or a moment that came, and the end of the last session.
@@ -150,6 +151,43 @@ fn a_certificate_lets_its_holder_in_without_a_ca_until_it_is_taken_out() {
     assert_ended(&portcullis, gone, "credential_revoked");
     assert_lives(kept);
     assert_lives(late);
+}
+
+#[test]
+fn a_file_may_hold_an_old_and_a_new_certificate_self_signed_or_with_their_chain() {
+    let redis = Redis::start();
+    let site = Site::new();
+    let upload = |name: &str| {
+        // As its users make them: openssl marks them as a CA, and both have the same name.
+        let (key, out) = (format!("{name}.key"), format!("{name}.crt"));
+        let request = ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"];
+        openssl(&site, &[&request[..], &["-subj", "/CN=app", "-keyout", &key, "-out", &out]].concat());
+        std::fs::read_to_string(site.path(&out)).unwrap()
+    };
+    let (old, new) = (upload("old"), upload("new"));
+    let (root, chained) = (Authority::new("Root"), Authority::new("Root"));
+    let middle = root.intermediate("Middle");
+    site.install("chained", &middle.issue(Request::client("chained")));
+    let chain = std::fs::read_to_string(site.path("chained.crt")).unwrap();
+    site.write("redis_user.crt", format!("{old}{new}{chain}{}", root.pem()));
+    site.install("sibling", &middle.issue(Request::client("sibling")));
+    site.install("impostor", &chained.issue(Request::client("chained")));
+    let listener =
+        Listener::redis(&redis).tls("client_auth = \"required\"").tls("client_certificates = \"redis_user.crt\"");
+    let portcullis = start(site, &[&listener]);
+    let ping = |name: &str| {
+        let port = portcullis.address("main").port().to_string();
+        let (cert, key) = (format!("{name}.crt"), format!("{name}.key"));
+        let options = ["--tls", "--cacert", "ca.crt", "-h", "localhost", "-p", &port, "--cert", &cert, "--key", &key];
+        let mut command = program::command("redis-cli");
+        program::run(command.args(options).arg("PING").current_dir(portcullis.site.directory())).text()
+    };
+    for name in ["old", "new", "chained"] {
+        assert_eq!(ping(name), "PONG\n", "{name}");
+    }
+    for name in ["sibling", "impostor"] {
+        assert!(!ping(name).contains("PONG"), "{name}");
+    }
 }
 
 #[test]

@@ -175,23 +175,24 @@ impl Builder<'_> {
         Some(anchors)
     }
 
-    /// Client certificates that need no CA: of each file the first, behind which its chain may stand.
+    /// Client certificates that need no CA: all of each file, but those that are there as the chain of another.
     fn pinned(&mut self, listener: &Listener, pattern: &NamedFile) -> Option<Certificates> {
         let paths =
             self.files.matching(&pattern.path).map_err(|error| self.problems.push(pattern.problem(error))).ok()?;
         let mut pinned = Vec::new();
         for path in paths {
             let file = NamedFile { path, ..pattern.clone() };
-            let der = self.parse(&file, tls::certificates)?.into_iter().next()?;
-            match Certificate::parse(&der).map_err(BuildError::from).and_then(BuildError::unless_version_3) {
-                Ok(facts) => {
-                    self.warn_about_dates(listener, "client certificate", &facts);
-                    pinned.push((der, facts));
-                }
-                Err(error) => {
-                    self.problems.push(file.problem(error));
-                    return None;
-                }
+            let ders = self.parse(&file, tls::certificates)?;
+            let facts: Result<Vec<_>, BuildError> = ders
+                .iter()
+                .map(|der| Certificate::parse(der).map_err(BuildError::from).and_then(BuildError::unless_version_3))
+                .collect();
+            let facts = facts.map_err(|error| self.problems.push(file.problem(error))).ok()?;
+            let has_issued =
+                |one: &Certificate| facts.iter().any(|other| !other.self_signed && other.issuer == one.subject);
+            for (der, facts) in ders.into_iter().zip(&facts).filter(|(_, facts)| !has_issued(facts)) {
+                self.warn_about_dates(listener, "client certificate", facts);
+                pinned.push((der, facts.clone()));
             }
         }
         Some(pinned)
