@@ -13,6 +13,7 @@ mod sources;
 mod values;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 pub use files::{Files, Fingerprint};
@@ -30,6 +31,8 @@ pub struct Config {
     pub file: PathBuf,
     /// `[log]`
     pub log: Log,
+    /// `[admin]`: where the commands reach the running program; `None` nowhere.
+    pub admin: Option<Admin>,
     /// `[reload]`
     pub reload: Reload,
     /// `[shutdown] drain`: how long open sessions may go on after SIGTERM.
@@ -58,6 +61,13 @@ pub enum LogFormat {
     Json,
     /// For reading.
     Text,
+}
+
+/// `[admin]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Admin {
+    /// The Unix socket it listens at.
+    pub socket: PathBuf,
 }
 
 /// `[reload]`
@@ -167,25 +177,48 @@ impl Config {
     /// # Errors
     /// When the file cannot be read or is not TOML, so that there is nothing to go on with.
     pub fn load(file: &Path, files: &mut Files) -> Result<Loaded, Problems> {
-        let whole_file = |message: String| Problem { place: Place::file(file), key: String::new(), message };
-        let bytes = files.read(file).map_err(whole_file)?;
-        let text = std::str::from_utf8(&bytes).map_err(|error| whole_file(format!("is not UTF-8: {error}")))?;
-
-        let document = document::Document::new(file, text);
+        let bytes = read(file, files)?;
+        let document = document::Document::new(file, text(file, &bytes)?);
         let tree = document.parse()?;
         let root = document.root(tree.get_ref());
         let directory = directory_of(file);
         let log = process::log(&root, directory);
+        let admin = process::admin(&root, directory);
         let reload = process::reload(&root);
         let drain = process::drain(&root);
         let (listeners, mut elsewhere) = Listeners::new(directory, files).read(&root);
-        root.not_yet(&["admin"]);
         root.finish();
 
         let mut problems = document.into_problems();
         problems.append(&mut elsewhere);
-        Ok(Loaded { config: Self { file: file.to_owned(), log, reload, drain, listeners }, problems })
+        let config = Self { file: file.to_owned(), log, admin, reload, drain, listeners };
+        Ok(Loaded { config, problems })
     }
+
+    /// Reads `[admin]` alone, whatever is wrong beside it: a configuration that is not valid is when the running program is
+    /// most asked about.
+    ///
+    /// # Errors
+    /// When the file cannot be read or is not TOML, or `[admin]` itself is wrong.
+    pub fn admin_of(file: &Path) -> Result<Option<Admin>, Problems> {
+        let bytes = read(file, &mut Files::default())?;
+        let document = document::Document::new(file, text(file, &bytes)?);
+        let tree = document.parse()?;
+        let admin = process::admin(&document.root(tree.get_ref()), directory_of(file));
+        Problems::unless_any(document.into_problems(), admin)
+    }
+}
+
+fn read(file: &Path, files: &mut Files) -> Result<Arc<[u8]>, Problem> {
+    files.read(file).map_err(|message| whole_file(file, message))
+}
+
+fn text<'a>(file: &Path, bytes: &'a [u8]) -> Result<&'a str, Problem> {
+    std::str::from_utf8(bytes).map_err(|error| whole_file(file, format!("is not UTF-8: {error}")))
+}
+
+fn whole_file(file: &Path, message: String) -> Problem {
+    Problem { place: Place::file(file), key: String::new(), message }
 }
 
 /// Relative paths are relative to the file that names them.

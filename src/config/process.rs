@@ -1,4 +1,4 @@
-//! What concerns the process as a whole: `[log]`, `[reload]`, `[shutdown]`.
+//! What concerns the process as a whole: `[log]`, `[admin]`, `[reload]`, `[shutdown]`.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -6,7 +6,8 @@ use std::time::Duration;
 use tracing_subscriber::EnvFilter;
 
 use super::document::{Node, Section};
-use super::{Log, LogFormat, Reload};
+use super::values::ADMIN_SOCKET;
+use super::{Admin, Log, LogFormat, Reload};
 
 pub(super) fn log(root: &Section<'_>, directory: &Path) -> Log {
     let mut log = Log { level: "info".to_owned(), format: LogFormat::Auto, audit_file: None };
@@ -42,6 +43,14 @@ fn audit_file(node: &Node<'_>, directory: &Path) -> Option<PathBuf> {
         }
         Some(_) | None => Some(path),
     }
+}
+
+pub(super) fn admin(root: &Section<'_>, directory: &Path) -> Option<Admin> {
+    let section = root.section("admin")?;
+    let socket = section.require("listen", ADMIN_SOCKET).and_then(|node| node.admin_socket(directory));
+    section.not_yet(&["token", "metrics"]);
+    section.finish();
+    Some(Admin { socket: socket? })
 }
 
 pub(super) fn reload(root: &Section<'_>) -> Reload {

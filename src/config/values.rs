@@ -1,10 +1,10 @@
 //! Texts of the configuration that are more than text: durations, addresses, names.
 
 use std::net::{Ipv6Addr, SocketAddr};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::document::Node;
+use super::document::{NOT_YET, Node};
 use crate::addr::UpstreamAddr;
 
 impl Node<'_> {
@@ -61,7 +61,35 @@ impl Node<'_> {
         }
         parsed
     }
+
+    /// `"unix:/path"`, the path relative to `directory`.
+    pub(super) fn admin_socket(&self, directory: &Path) -> Option<PathBuf> {
+        let text = self.text(ADMIN_SOCKET)?;
+        let path = match text.strip_prefix("unix:") {
+            Some(path) if !path.is_empty() => directory.join(path),
+            None if host_and_port(text).is_some() || text.parse::<SocketAddr>().is_ok() => {
+                self.problem(format_args!("found {}; a TCP address {NOT_YET}", self.found()));
+                return None;
+            }
+            Some(_) | None => {
+                self.expected(ADMIN_SOCKET);
+                return None;
+            }
+        };
+        let length = path.as_os_str().len();
+        if length > LONGEST_SOCKET_PATH {
+            self.problem(format_args!(
+                "found {}, a path of {length} bytes; the system takes no more than {LONGEST_SOCKET_PATH} for a socket",
+                self.found()
+            ));
+            return None;
+        }
+        Some(path)
+    }
 }
+
+/// What a socket's path may be.
+pub(super) const ADMIN_SOCKET: &str = "a Unix socket such as \"unix:/run/portcullis/admin.sock\"";
 
 const DURATION: &str = "a duration such as \"10s\", \"5m\" or \"250ms\"";
 const LISTEN: &str = "an IP address and port such as \"0.0.0.0:6380\" or \"[::]:6380\"";
@@ -69,6 +97,9 @@ const UPSTREAM: &str = "a host and port such as \"127.0.0.1:6379\", or \"unix:/p
 
 /// Longer than anything a proxy waits for, and short enough for every clock it is added to.
 const LONGEST: Duration = Duration::from_secs(3650 * 86_400);
+
+/// What `sun_path` of unix(7) holds, without the zero byte at its end.
+const LONGEST_SOCKET_PATH: usize = 107;
 
 fn parse_duration(text: &str) -> Option<Duration> {
     let mut rest = text;
