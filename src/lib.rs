@@ -9,12 +9,14 @@
 //!
 //! [`connection`] tells a connection's life in that order. [`snapshot`] holds the terms in force, built whole from a
 //! [`config`] or not at all; [`policy`] and [`protocol`] decide, without a runtime, a file or a clock; [`server`] puts the
-//! parts together. Modules import downwards only; `docs/ARCHITECTURE.md` has the floors.
+//! parts together; over [`admin`] an operator talks to them while they run. Modules import downwards only;
+//! `docs/ARCHITECTURE.md` has the floors.
 //!
 //! The library exists for the `portcullis` command, its tests and its benchmarks. Its interface is the command line, the
 //! configuration and the audit events, not these modules.
 
 pub mod addr;
+pub mod admin;
 pub mod audit;
 pub mod cli;
 pub mod config;

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 const FLOORS: [&[&str]; 8] = [
     &["main", "cli"],
     &["server"],
-    &["listener", "reload", "signals", "notify", "expiry"],
+    &["listener", "reload", "admin", "signals", "notify", "expiry"],
     &["connection"],
     &["snapshot", "sessions"],
     &["config", "tls", "audit", "watcher"],

@@ -1,0 +1,50 @@
+//! The loop behind the socket: a few callers at a time, the others wait their turn in the kernel.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::UnixListener;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::sleep;
+use tracing::warn;
+
+use super::{Request, exchange};
+
+/// Accepts until `stopped`, and returns once every caller has its answer.
+pub(super) async fn accept(
+    listener: Arc<UnixListener>,
+    mut stopped: watch::Receiver<()>,
+    requests: mpsc::Sender<Request>,
+) {
+    let mut callers = JoinSet::new();
+    let mut complained = false;
+    loop {
+        tokio::select! {
+            // Only a dropped sender ends the wait.
+            _ = stopped.changed() => break,
+            Some(_) = callers.join_next() => {}
+            accepted = listener.accept(), if callers.len() < MOST_AT_A_TIME => match accepted {
+                Ok((stream, _)) => {
+                    complained = false;
+                    callers.spawn(exchange::serve(stream, requests.clone()));
+                }
+                Err(error) => {
+                    if !complained {
+                        warn!("the admin socket cannot accept: {error}; trying again all the time, and saying so once");
+                    }
+                    complained = true;
+                    sleep(PAUSE).await;
+                }
+            },
+        }
+    }
+    drop(listener);
+    while callers.join_next().await.is_some() {}
+}
+
+/// More than there are operators, and few enough that slow ones are nobody's burden.
+pub(super) const MOST_AT_A_TIME: usize = 16;
+
+/// When the system is out of something, most often file descriptors.
+const PAUSE: Duration = Duration::from_millis(250);
