@@ -43,7 +43,7 @@ fn wrong_usage_exits_with_2() {
         assert!(!outcome.stderr.is_empty());
     }
     let help = run(executable().arg("--help")).success();
-    for command in ["run", "check", "explain", "certs", "completions"] {
+    for command in ["run", "check", "explain", "status", "reload", "sessions", "certs", "completions"] {
         assert!(help.contains(command), "{help}");
     }
 }

@@ -14,6 +14,8 @@ mod harness;
 
 /// What must not hurt.
 mod abuse;
+/// `status`, `reload`, `sessions`, `check --diff`: the commands that talk to the running program.
+mod admin;
 /// Trusted sources: who may come in at all.
 mod admission;
 /// The events about connections and reloads.

@@ -7,7 +7,8 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 
-use super::{Failure, load, print};
+use super::control::Control;
+use super::{Failure, difference, load, print, reload};
 use crate::policy::{ClientAuth, Enforcement, Origin, Rule, days_left};
 use crate::protocol::{MinTlsVersion, Protocol};
 use crate::snapshot::{Built, Terms};
@@ -17,6 +18,22 @@ use crate::tls::Certificate;
 pub(super) fn check(file: &Path, as_json: bool) -> Result<(), Failure> {
     let (built, _) = load(file)?;
     if as_json { print(&format!("{:#}\n", in_json(&built))) } else { print(&in_words(&built)) }
+}
+
+/// The same, and then what the running program would change if `file` were its configuration.
+pub(super) fn check_against(file: &Path, socket: Option<&Path>, as_json: bool) -> Result<(), Failure> {
+    let (built, _) = load(file)?;
+    let plan = || reload::plan_of(&Control::at(socket, file)?, file);
+    if !as_json {
+        print(&in_words(&built))?;
+        let words = difference::in_words(&plan()?, OffsetDateTime::now_utc());
+        return print(&format!("\nbeside the running program, {words}"));
+    }
+    let mut report = in_json(&built);
+    if let Value::Object(fields) = &mut report {
+        fields.insert("plan".to_owned(), plan()?);
+    }
+    print(&format!("{report:#}\n"))
 }
 
 fn in_json(built: &Built) -> Value {
@@ -52,6 +69,7 @@ fn in_json(built: &Built) -> Value {
         "file": config.file,
         "valid": true,
         "audit_file": config.log.audit_file,
+        "admin_socket": config.admin.as_ref().map(|admin| &admin.socket),
         "reload": { "watch": config.reload.watch, "poll_ms": milliseconds(config.reload.poll) },
         "drain_ms": milliseconds(Some(config.drain)),
         "listeners": listeners.collect::<Vec<_>>(),

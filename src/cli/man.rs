@@ -55,6 +55,9 @@ const FILES: &str = r"
 .TP
 /etc/portcullis/portcullis.toml
 The configuration, unless \-c or $PORTCULLIS_CONFIG names another one.
+.TP
+/run/portcullis/admin.sock
+Where the running program is talked to, if the configuration's [admin] says so; for its own user and root only.
 .SH SIGNALS
 .TP
 SIGHUP

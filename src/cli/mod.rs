@@ -2,10 +2,19 @@
 
 mod certs;
 mod check;
+mod control;
+mod difference;
 mod explain;
 mod inspect;
 mod man;
+mod moment;
+mod reading;
+mod reload;
+mod rotation;
 mod run;
+mod sessions;
+mod status;
+mod table;
 
 use std::io::{self, Write as _};
 use std::net::IpAddr;
@@ -16,7 +25,6 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use clap_complete::Shell;
 
 use crate::config::{Fingerprint, Problems};
-use crate::reload;
 use crate::snapshot::Built;
 
 /// TLS-terminating proxy for Redis and PostgreSQL that enforces trusted sources.
@@ -38,6 +46,12 @@ enum Command {
         /// Print JSON instead of a table
         #[arg(long)]
         json: bool,
+        /// Ask the running program, too, what would change if this were its configuration
+        #[arg(long)]
+        diff: bool,
+        /// Where the running program is asked, instead of where the configuration says
+        #[arg(long, value_name = "PATH", requires = "diff")]
+        socket: Option<PathBuf>,
     },
     /// Say step by step whether a connection would be let in, and by which rule
     Explain {
@@ -53,6 +67,31 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         client_cert: Option<PathBuf>,
     },
+    /// Tell how the running program is, what it serves, and what became of the last reload
+    Status {
+        #[command(flatten)]
+        running: Running,
+        /// Tell which certificates and sources are in use, by whom, and which could go
+        #[arg(long)]
+        rotation: bool,
+        /// Print JSON instead of a table
+        #[arg(long)]
+        json: bool,
+    },
+    /// Have the running program read everything anew, and wait for the verdict
+    Reload {
+        #[command(flatten)]
+        running: Running,
+        /// Only tell what would change, and which sessions would end
+        #[arg(long)]
+        plan: bool,
+        /// Print JSON instead of words
+        #[arg(long)]
+        json: bool,
+    },
+    /// Look at the sessions of the running program, and end them
+    #[command(subcommand)]
+    Sessions(SessionsCommand),
     /// Make, issue and look at certificates
     #[command(subcommand)]
     Certs(CertsCommand),
@@ -63,6 +102,29 @@ enum Command {
     },
     /// Print the man page
     Man,
+}
+
+#[derive(Debug, Subcommand)]
+enum SessionsCommand {
+    /// List the open sessions
+    List {
+        #[command(flatten)]
+        running: Running,
+        /// Those of this listener only
+        #[arg(value_name = "LISTENER")]
+        listener: Option<String>,
+        /// Print JSON instead of a table
+        #[arg(long)]
+        json: bool,
+    },
+    /// End sessions; their clients may come back
+    Close {
+        #[command(flatten)]
+        running: Running,
+        /// Their numbers, as `sessions list` and the audit have them
+        #[arg(required = true, value_name = "ID")]
+        ids: Vec<u64>,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -119,6 +181,16 @@ struct ConfigFile {
     config: PathBuf,
 }
 
+/// Where the running program is reached.
+#[derive(Debug, Args)]
+pub(crate) struct Running {
+    #[command(flatten)]
+    config: ConfigFile,
+    /// The program's admin socket, instead of the one that the configuration names
+    #[arg(long, value_name = "PATH")]
+    socket: Option<PathBuf>,
+}
+
 /// How a command ended, where it did not simply succeed.
 #[derive(Debug)]
 pub(crate) enum Failure {
@@ -137,10 +209,20 @@ impl Cli {
     pub fn run(self) -> ExitCode {
         let result = match self.command {
             Command::Run(ConfigFile { config }) => run::run(&config),
-            Command::Check { config, json } => check::check(&config.config, json),
+            Command::Check { config, json, diff: false, .. } => check::check(&config.config, json),
+            Command::Check { config, json, diff: true, socket } => {
+                check::check_against(&config.config, socket.as_deref(), json)
+            }
             Command::Explain { config, listener, source, client_cert } => {
                 explain::explain(&config.config, &listener, source, client_cert.as_deref())
             }
+            Command::Status { running, rotation, json } => status::status(&running, rotation, json),
+            Command::Reload { running, plan: false, json } => reload::reload(&running, json),
+            Command::Reload { running, plan: true, json } => reload::plan(&running, json),
+            Command::Sessions(SessionsCommand::List { running, listener, json }) => {
+                sessions::list(&running, listener.as_deref(), json)
+            }
+            Command::Sessions(SessionsCommand::Close { running, ids }) => sessions::close(&running, &ids),
             Command::Certs(CertsCommand::Init { directory, hosts }) => certs::init(&directory, &hosts),
             Command::Certs(CertsCommand::Issue(args)) => certs::issue(&args),
             Command::Certs(CertsCommand::Inspect { files }) => inspect::inspect(&files),
@@ -182,16 +264,21 @@ impl Failure {
 
 /// Reads the configuration as a start would.
 fn load(file: &Path) -> Result<(Built, Fingerprint), Failure> {
-    let (built, fingerprint) = reload::build(file, None);
+    let (built, fingerprint) = crate::reload::build(file, None);
     match built {
         Ok(built) => Ok((built, fingerprint)),
         Err(problems) => {
             if !file.exists() {
-                let _ = writeln!(io::stderr(), "portcullis: -c FILE or $PORTCULLIS_CONFIG names the configuration");
+                hint("-c FILE or $PORTCULLIS_CONFIG names the configuration");
             }
             Err(Failure::Configuration(problems))
         }
     }
+}
+
+/// Something that may help, before the failure itself is reported.
+fn hint(words: &str) {
+    let _ = writeln!(io::stderr(), "portcullis: {words}");
 }
 
 /// Writes to standard output. A reader that has gone away, as `head` does, is no failure.
@@ -216,12 +303,12 @@ const LONG_ABOUT: &str = "\
 TLS-terminating connection proxy for Redis and PostgreSQL that enforces trusted sources.
 
 Nothing reaches the database unless it comes from a trusted source, over TLS, with a credential that is still good. \
-Certificates, CA bundles, sources and listeners are reloaded when their files change or at SIGHUP, all or nothing.";
+Certificates, CA bundles, sources and listeners are reloaded when their files change, at SIGHUP or by `portcullis reload`, all or nothing.";
 
 const EXIT_CODES: &str = "\
 Exit codes:
   0   done
-  1   failed while running, for example because a port is in use
+  1   failed while running: a port is in use, no running program to talk to, a reload that was rejected
   2   wrong usage, also a listener name that explain does not find
   3   explain: the connection would be refused
   78  the configuration is invalid or missing (EX_CONFIG)";

@@ -1,0 +1,158 @@
+//! What a reload would change, in words: for `reload --plan` and `check --diff`.
+
+use std::fmt::Write as _;
+
+use serde_json::Value;
+use time::OffsetDateTime;
+
+use super::reading::Reading;
+use super::sessions::client;
+use super::table::Table;
+use crate::policy::days_left;
+
+/// The running program's plan.
+pub(super) fn in_words(answer: &Value, now: OffsetDateTime) -> String {
+    let plan = Reading(answer);
+    let changes = changes(plan, now);
+    let kept = plan.number("sessions_kept");
+    let mut out = String::new();
+    if changes.is_empty() {
+        let _ = writeln!(out, "nothing would change");
+    } else {
+        let _ = writeln!(out, "a reload would change:");
+        for line in changes.iter().take(MOST_TOLD) {
+            let _ = writeln!(out, "  {line}");
+        }
+        let _ = untold(changes.len()).map_or(Ok(()), |more| writeln!(out, "  {more}"));
+    }
+    let ended = plan.list("sessions_ended").count();
+    if ended == 0 {
+        let _ = writeln!(out, "no open session would end; {kept} would stay");
+    } else {
+        let _ = writeln!(out, "sessions that would end: {ended}; {kept} would stay\n{}", sessions(plan));
+    }
+    for warning in plan.texts("warnings") {
+        let _ = writeln!(out, "warning: {warning}");
+    }
+    out
+}
+
+/// One line for each thing that comes or goes.
+fn changes(plan: Reading<'_>, now: OffsetDateTime) -> Vec<String> {
+    let names = |sign: &'static str, key: &str, more: &'static str| {
+        plan.texts(key).into_iter().map(move |name| format!("{sign} listener     {name}{more}"))
+    };
+    let sources = |sign: &'static str, key: &str| {
+        let line = move |rule: Reading<'_>| {
+            format!("{sign} source       {}  {}", rule.text_or_dash("listener"), rule.text_or_dash("rule"))
+        };
+        plan.list(key).map(line)
+    };
+    let certificates = |sign: &'static str, key: &str| {
+        plan.list(key).map(move |one| format!("{sign} certificate  {}", certificate(one, now)))
+    };
+    names("+", "listeners_added", "")
+        .chain(names("-", "listeners_removed", ""))
+        .chain(names("~", "listeners_moved", ", to other addresses"))
+        .chain(certificates("+", "certificates_in"))
+        .chain(certificates("-", "certificates_out"))
+        .chain(sources("+", "sources_added"))
+        .chain(sources("-", "sources_removed"))
+        .collect()
+}
+
+fn certificate(one: Reading<'_>, now: OffsetDateTime) -> String {
+    let role = one.text_or_dash("role").replace('_', " ");
+    let print: String = one.text_or_dash("sha256").chars().take(SHORT_PRINT).collect();
+    let until = one.time("not_after").map(|end| format!(", until {} ({} days)", end.date(), days_left(end, now)));
+    let (listener, subject) = (one.text_or_dash("listener"), one.text_or_dash("subject"));
+    format!("{listener}  {role}: {subject} [{print}]{}", until.unwrap_or_default())
+}
+
+fn sessions(plan: Reading<'_>) -> String {
+    let mut table = Table::new(["SESSION", "LISTENER", "CLIENT", "CERTIFICATE", "WHY"]);
+    let ended = plan.list("sessions_ended");
+    for session in ended.clone().take(MOST_TOLD) {
+        let detail = session.text("detail").filter(|detail| !detail.is_empty());
+        let detail = detail.map(|detail| format!(": {detail}")).unwrap_or_default();
+        table.row([
+            session.number("session").to_string(),
+            session.text_or_dash("listener"),
+            client(session),
+            session.text_or_dash("client_subject"),
+            format!("{}{detail}", session.text_or_dash("reason")),
+        ]);
+    }
+    let more = untold(ended.count()).map(|more| format!("  {more}\n"));
+    table.render("  ") + &more.unwrap_or_default()
+}
+
+fn untold(count: usize) -> Option<String> {
+    let more = count.checked_sub(MOST_TOLD).filter(|more| *more > 0)?;
+    Some(format!("and {more} more; --json lists them all"))
+}
+
+/// More than a reader reads.
+const MOST_TOLD: usize = 50;
+
+/// As much of a fingerprint as tells two certificates apart.
+const SHORT_PRINT: usize = 8;
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    const NOW: OffsetDateTime = OffsetDateTime::UNIX_EPOCH;
+
+    #[test]
+    fn what_comes_what_goes_and_who_would_be_ended_is_told() {
+        let plan = json!({
+            "generation": 4, "listeners_added": ["fresh"], "listeners_removed": ["gone"], "listeners_moved": ["db"],
+            "sources_added": [{ "listener": "db", "rule": "ip_addr:10.0.0.0/8" }],
+            "sources_removed": [{ "listener": "db", "rule": "ip_addr:192.0.2.1" }],
+            "certificates_in": [
+                { "listener": "db", "role": "client_ca", "subject": "CN=New CA", "sha256": "77aa88bb99", "not_after": "1970-01-10T00:00:00Z" },
+            ],
+            "certificates_out": [],
+            "sessions_ended": [
+                {
+                    "session": 7, "listener": "db", "source": "192.0.2.1", "source_port": 4242, "client_subject": "CN=app",
+                    "reason": "source_revoked", "detail": "no rule trusts 192.0.2.1",
+                },
+            ],
+            "sessions_kept": 120, "warnings": ["db: 0.0.0.0/0 trusts everybody"],
+        });
+        let expected = "\
+a reload would change:
+  + listener     fresh
+  - listener     gone
+  ~ listener     db, to other addresses
+  + certificate  db  client ca: CN=New CA [77aa88bb], until 1970-01-10 (9 days)
+  + source       db  ip_addr:10.0.0.0/8
+  - source       db  ip_addr:192.0.2.1
+sessions that would end: 1; 120 would stay
+  SESSION  LISTENER  CLIENT          CERTIFICATE  WHY
+  7        db        192.0.2.1:4242  CN=app       source_revoked: no rule trusts 192.0.2.1
+
+warning: db: 0.0.0.0/0 trusts everybody
+";
+        assert_eq!(in_words(&plan, NOW), expected);
+    }
+
+    #[test]
+    fn where_nothing_would_change_that_is_said() {
+        let plan = json!({ "generation": 3, "sources_added": [], "sessions_kept": 2, "warnings": [] });
+        assert_eq!(in_words(&plan, NOW), "nothing would change\nno open session would end; 2 would stay\n");
+    }
+
+    #[test]
+    fn a_long_list_is_cut_and_counted() {
+        let rules: Vec<Value> =
+            (0..MOST_TOLD + 7).map(|number| json!({ "listener": "db", "rule": format!("{number}") })).collect();
+        let words = in_words(&json!({ "sources_removed": rules }), NOW);
+        assert!(words.contains("and 7 more; --json lists them all"), "{words}");
+        assert_eq!(words.lines().filter(|line| line.contains("- source")).count(), MOST_TOLD);
+    }
+}

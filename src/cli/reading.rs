@@ -1,0 +1,81 @@
+//! What the running program answered, read with tolerance: it may be older or newer than this command.
+
+use serde_json::Value;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+/// An object of an answer. What is missing, `null` or of another type is not there.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Reading<'a>(pub(super) &'a Value);
+
+impl<'a> Reading<'a> {
+    /// A text that is safe to print on one line: names come from certificates, and those from anybody.
+    pub(super) fn text(self, key: &str) -> Option<String> {
+        self.0.get(key)?.as_str().map(plain)
+    }
+
+    /// The same, or a dash.
+    pub(super) fn text_or_dash(self, key: &str) -> String {
+        self.text(key).unwrap_or_else(|| DASH.to_owned())
+    }
+
+    /// A text of several lines.
+    pub(super) fn lines(self, key: &str) -> Vec<String> {
+        let text = self.0.get(key).and_then(Value::as_str).unwrap_or("");
+        text.lines().map(plain).collect()
+    }
+
+    /// A number; 0 where there is none.
+    pub(super) fn number(self, key: &str) -> u64 {
+        self.0.get(key).and_then(Value::as_u64).unwrap_or(0)
+    }
+
+    pub(super) fn time(self, key: &str) -> Option<OffsetDateTime> {
+        OffsetDateTime::parse(self.0.get(key)?.as_str()?, &Rfc3339).ok()
+    }
+
+    pub(super) fn object(self, key: &str) -> Option<Self> {
+        self.0.get(key).filter(|value| value.is_object()).map(Self)
+    }
+
+    /// The elements of a list.
+    pub(super) fn list(self, key: &str) -> impl Iterator<Item = Self> + Clone + use<'a> {
+        self.0.get(key).and_then(Value::as_array).into_iter().flatten().map(Self)
+    }
+
+    /// The texts in a list.
+    pub(super) fn texts(self, key: &str) -> Vec<String> {
+        self.list(key).filter_map(|element| element.0.as_str()).map(plain).collect()
+    }
+}
+
+/// What stands where nothing is known.
+pub(super) const DASH: &str = "-";
+
+fn plain(text: &str) -> String {
+    text.chars().map(|sign| if sign.is_control() { char::REPLACEMENT_CHARACTER } else { sign }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_is_not_there_is_nothing() {
+        for value in [json!({}), json!({ "x": null }), json!({ "x": {} }), json!([]), Value::Null] {
+            let reading = Reading(&value);
+            assert_eq!((reading.text("x"), reading.number("x"), reading.time("x")), (None, 0, None), "{value}");
+            assert_eq!((reading.list("x").count(), reading.lines("x").len()), (0, 0), "{value}");
+            assert_eq!(reading.text_or_dash("x"), "-");
+        }
+    }
+
+    #[test]
+    fn nothing_that_is_read_can_move_the_cursor() {
+        let value = json!({ "x": "a\u{1b}[2Jb\nc" });
+        assert_eq!(Reading(&value).text("x").unwrap(), "a\u{fffd}[2Jb\u{fffd}c");
+        assert_eq!(Reading(&value).lines("x"), ["a\u{fffd}[2Jb", "c"]);
+    }
+}

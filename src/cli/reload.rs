@@ -1,0 +1,77 @@
+//! `portcullis reload`: has the running program reload, and tells what became of it.
+
+use std::fmt::Write as _;
+use std::path::Path;
+
+use hyper::Method;
+use serde_json::{Value, json};
+use time::OffsetDateTime;
+
+use super::control::Control;
+use super::reading::Reading;
+use super::{Failure, Running, difference, print};
+
+pub(super) fn reload(running: &Running, as_json: bool) -> Result<(), Failure> {
+    let reply = Control::find(running)?.ask(Method::POST, "/v1/reload", None)?;
+    if reply.status == UNPROCESSABLE {
+        let words = "the reload was rejected, and the policy before it goes on unchanged";
+        return Err(Failure::Failed(format!("{words}:\n{}", reply.message())));
+    }
+    let answer = reply.done()?;
+    print(&if as_json { format!("{answer:#}\n") } else { in_words(&answer) })
+}
+
+/// What a reload of the program's own configuration would change.
+pub(super) fn plan(running: &Running, as_json: bool) -> Result<(), Failure> {
+    let plan = ask_for_plan(&Control::find(running)?, None)?;
+    print(&if as_json { format!("{plan:#}\n") } else { difference::in_words(&plan, OffsetDateTime::now_utc()) })
+}
+
+/// What the running program would change if `file` were its configuration.
+pub(super) fn plan_of(control: &Control, file: &Path) -> Result<Value, Failure> {
+    // The program has a working directory of its own.
+    let absolute = std::path::absolute(file).map_err(|error| Failure::file(file, error))?;
+    let path = absolute.to_str().ok_or_else(|| Failure::file(file, "has a name that is not UTF-8"))?;
+    ask_for_plan(control, Some(&json!({ "file": path })))
+}
+
+fn ask_for_plan(control: &Control, body: Option<&Value>) -> Result<Value, Failure> {
+    let reply = control.ask(Method::POST, "/v1/reload?plan=true", body)?;
+    if reply.status == UNPROCESSABLE {
+        return Err(Failure::Failed(format!("the running program would reject this:\n{}", reply.message())));
+    }
+    reply.done()
+}
+
+fn in_words(answer: &Value) -> String {
+    let mut out = format!("applied: generation {} is in force\n", Reading(answer).number("generation"));
+    for (key, value) in answer.as_object().into_iter().flatten().filter(|(key, _)| *key != "generation") {
+        let told = match value {
+            Value::Number(count) if count.as_u64() != Some(0) => count.to_string(),
+            Value::Array(list) if !list.is_empty() => match Reading(answer).texts(key) {
+                names if names.is_empty() => list.len().to_string(),
+                names => names.join(", "),
+            },
+            _ => continue,
+        };
+        let _ = writeln!(out, "  {}: {told}", key.replace('_', " "));
+    }
+    out
+}
+
+const UNPROCESSABLE: u16 = 422;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_changed_is_told_and_what_did_not_is_left_out() {
+        let answer = json!({
+            "result": "applied", "generation": 4, "sources_added": 3, "sources_removed": 0, "listeners_added": ["db", "cache"],
+            "listeners_removed": [], "sessions_ended": 2,
+        });
+        let expected = "applied: generation 4 is in force\n  listeners added: db, cache\n  sessions ended: 2\n  sources added: 3\n";
+        assert_eq!(in_words(&answer), expected);
+    }
+}

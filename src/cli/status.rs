@@ -1,0 +1,132 @@
+//! `portcullis status`: how the running program is.
+
+use std::fmt::Write as _;
+
+use serde_json::Value;
+use time::OffsetDateTime;
+
+use super::control::Control;
+use super::moment::{ago, since};
+use super::reading::{DASH, Reading};
+use super::table::Table;
+use super::{Failure, Running, print, rotation};
+use crate::timestamp;
+
+pub(super) fn status(running: &Running, with_rotation: bool, as_json: bool) -> Result<(), Failure> {
+    let control = Control::find(running)?;
+    let now = OffsetDateTime::now_utc();
+    let (answer, words): (Value, fn(&Value, OffsetDateTime) -> String) = match with_rotation {
+        false => (control.get("/v1/status")?, in_words),
+        true => (control.get("/v1/rotation")?, rotation::in_words),
+    };
+    print(&if as_json { format!("{answer:#}\n") } else { words(&answer, now) })
+}
+
+fn in_words(answer: &Value, now: OffsetDateTime) -> String {
+    let status = Reading(answer);
+    let mut out = String::new();
+    let _ = writeln!(out, "Portcullis {}, process {}", status.text_or_dash("version"), status.number("pid"));
+    let mut line = |key: &str, value: &str| writeln!(out, "  {key:<14} {value}");
+    let at = |at: OffsetDateTime, words: &str| format!("{} ({words})", timestamp::seconds(at));
+    if let Some(started) = status.time("started_at") {
+        let _ = line("running since", &at(started, &since(started, now)));
+    }
+    let _ = line("configuration", &status.text_or_dash("config"));
+    let loaded = status.time("loaded_at").map(|loaded| format!(", in force since {}", at(loaded, &since(loaded, now))));
+    let _ = line("generation", &format!("{}{}", status.number("generation"), loaded.unwrap_or_default()));
+    let reload = status.object("last_reload");
+    let _ = line("last reload", &reload.map_or("none yet".to_owned(), |reload| last_reload(reload, now)));
+    for error in reload.iter().flat_map(|reload| reload.lines("error")) {
+        let _ = writeln!(out, "    {error}");
+    }
+    let _ = write!(out, "\n{}", listeners(status));
+    out
+}
+
+fn last_reload(reload: Reading<'_>, now: OffsetDateTime) -> String {
+    let when = reload.time("at").map(|at| format!(", {}", ago(at, now))).unwrap_or_default();
+    match reload.text("result").as_deref() {
+        Some("rejected") => format!("REJECTED{when}; the policy before it goes on unchanged:"),
+        result => format!("{}{when}", result.unwrap_or(DASH)),
+    }
+}
+
+fn listeners(status: Reading<'_>) -> String {
+    let heads = ["LISTENER", "PROTOCOL", "UPSTREAM", "CLIENT AUTH", "SOURCES", "SESSIONS", "ADDRESSES"];
+    let mut table = Table::new(heads);
+    for listener in status.list("listeners") {
+        let observing = listener.text("enforcement").as_deref() == Some("observe");
+        let sources = listener.number("trusted_sources");
+        table.row([
+            listener.text_or_dash("name"),
+            listener.text_or_dash("protocol"),
+            listener.text_or_dash("upstream"),
+            listener.text_or_dash("client_auth"),
+            format!("{sources}{}", if observing { ", NOT ENFORCED" } else { "" }),
+            listener.number("sessions").to_string(),
+            listener.texts("addresses").join(" "),
+        ]);
+    }
+    table.render("")
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+    use time::Duration;
+
+    use super::*;
+
+    fn answer(last_reload: &Value) -> Value {
+        json!({
+            "version": "0.1.0", "pid": 42, "started_at": "1970-01-01T00:00:00Z", "generation": 3,
+            "config": "/etc/portcullis/portcullis.toml", "loaded_at": "1970-01-01T03:00:00Z", "last_reload": last_reload,
+            "listeners": [
+                {
+                    "name": "cache", "protocol": "redis", "addresses": ["0.0.0.0:6380", "[::1]:6380"],
+                    "upstream": "127.0.0.1:6379", "client_auth": "required", "enforcement": "enforce",
+                    "trusted_sources": 2, "sessions": 12,
+                },
+                {
+                    "name": "db", "protocol": "postgres", "addresses": ["0.0.0.0:6432"], "upstream": "unix:/run/pg",
+                    "client_auth": "none", "enforcement": "observe", "trusted_sources": 0, "sessions": 0,
+                },
+            ],
+        })
+    }
+
+    #[test]
+    fn what_is_served_and_what_became_of_the_last_reload_is_on_one_screen() {
+        let now = OffsetDateTime::UNIX_EPOCH + Duration::hours(5);
+        let applied = json!({ "result": "applied", "at": "1970-01-01T04:58:00Z", "error": null });
+        let expected = "\
+Portcullis 0.1.0, process 42
+  running since  1970-01-01T00:00:00Z (5 h)
+  configuration  /etc/portcullis/portcullis.toml
+  generation     3, in force since 1970-01-01T03:00:00Z (2 h)
+  last reload    applied, 2 min ago
+
+LISTENER  PROTOCOL  UPSTREAM        CLIENT AUTH  SOURCES          SESSIONS  ADDRESSES
+cache     redis     127.0.0.1:6379  required     2                12        0.0.0.0:6380 [::1]:6380
+db        postgres  unix:/run/pg    none         0, NOT ENFORCED  0         0.0.0.0:6432
+";
+        assert_eq!(in_words(&answer(&applied), now), expected);
+    }
+
+    #[test]
+    fn every_error_of_a_rejected_reload_is_told() {
+        let now = OffsetDateTime::UNIX_EPOCH + Duration::hours(5);
+        let rejected =
+            json!({ "result": "rejected", "at": "1970-01-01T04:59:30Z", "error": "a.toml:1: one\na.toml:2: two" });
+        let words = in_words(&answer(&rejected), now);
+        let told =
+            "REJECTED, 30 s ago; the policy before it goes on unchanged:\n    a.toml:1: one\n    a.toml:2: two\n";
+        assert!(words.contains(told), "{words}");
+        assert!(in_words(&answer(&Value::Null), now).contains("last reload    none yet\n"));
+    }
+
+    #[test]
+    fn an_answer_with_nothing_in_it_is_no_disaster() {
+        assert!(in_words(&json!({}), OffsetDateTime::UNIX_EPOCH).contains("process 0"));
+    }
+}

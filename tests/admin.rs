@@ -1,0 +1,253 @@
+//! The commands that talk to the running program, before a stand-in for it that answers what it is told to.
+
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::path::Path;
+use std::sync::mpsc::{Receiver, channel};
+use std::thread::JoinHandle;
+
+use portcullis::admin::{Admin, Answer, Ask, Status};
+use serde_json::{Value, json};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::harness::portcullis::executable;
+use crate::harness::program::{Outcome, run};
+use crate::harness::{Listener, Site};
+
+/// Answers at the site's `admin.sock` until it is dropped.
+struct StandIn {
+    asked: Receiver<Ask>,
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl StandIn {
+    fn answering(site: &Site, answer: impl Fn(&Ask) -> Answer + Send + 'static) -> Self {
+        let (asking, asked) = channel();
+        let (stop, mut stopped) = oneshot::channel();
+        let (up, is_up) = channel();
+        let path = site.path("admin.sock");
+        let thread = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let (requests, mut queue) = mpsc::channel(1);
+                let _admin = Admin::start(&path, requests).unwrap();
+                up.send(()).unwrap();
+                loop {
+                    let request = tokio::select! {
+                        _ = &mut stopped => return,
+                        request = queue.recv() => request.unwrap(),
+                    };
+                    let answer = answer(&request.ask);
+                    asking.send(request.ask).unwrap();
+                    request.answer.send(answer).unwrap();
+                }
+            });
+        });
+        is_up.recv().expect("the stand-in comes up");
+        Self { asked, stop: Some(stop), thread: Some(thread) }
+    }
+
+    fn asked(&self) -> Vec<Ask> {
+        self.asked.try_iter().collect()
+    }
+}
+
+impl Drop for StandIn {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        let _ = self.thread.take().map(JoinHandle::join);
+    }
+}
+
+const ADMIN: &str = "[admin]\nlisten = \"unix:admin.sock\"\n";
+
+/// A site whose configuration names the socket `admin.sock`.
+fn site() -> Site {
+    let site = Site::new();
+    site.write("portcullis.toml", format!("{ADMIN}{}", Listener::redis("127.0.0.1:6379")));
+    site
+}
+
+/// From another directory than the configuration's, so that its relative path has to be understood.
+fn portcullis(site: &Site, arguments: &[&str]) -> Outcome {
+    let mut command = executable();
+    command.args(arguments).env("PORTCULLIS_CONFIG", site.path("portcullis.toml")).current_dir("/");
+    run(&mut command)
+}
+
+fn status() -> Value {
+    json!({ "version": "0.1.0", "pid": 42, "generation": 3, "listeners": [{ "name": "cache" }, { "name": "db" }] })
+}
+
+const COMMANDS: [&[&str]; 6] = [
+    &["status"],
+    &["status", "--rotation"],
+    &["reload"],
+    &["reload", "--plan"],
+    &["sessions", "list"],
+    &["sessions", "close", "1"],
+];
+
+#[test]
+fn without_a_running_program_every_command_says_so() {
+    let site = site();
+    drop(std::os::unix::net::UnixListener::bind(site.path("stale.sock")).unwrap());
+    for command in COMMANDS {
+        let outcome = portcullis(&site, command);
+        assert_eq!(outcome.code, Some(1), "{command:?}: {}", outcome.stderr);
+        for word in ["no running program", site.path("admin.sock").to_str().unwrap(), "[admin]", "--socket"] {
+            assert!(outcome.stderr.contains(word), "{command:?}: no {word} in {}", outcome.stderr);
+        }
+        let stale = site.path("stale.sock");
+        let outcome = portcullis(&site, &[command, &["--socket", stale.to_str().unwrap()]].concat());
+        assert_eq!(outcome.code, Some(1), "{command:?}: {}", outcome.stderr);
+        assert!(outcome.stderr.contains("has ended"), "{command:?}: {}", outcome.stderr);
+    }
+}
+
+#[test]
+fn without_an_admin_section_every_command_says_what_to_write() {
+    let site = Site::new();
+    site.write("portcullis.toml", Listener::redis("127.0.0.1:6379"));
+    for command in COMMANDS {
+        let outcome = portcullis(&site, command);
+        assert_eq!(outcome.code, Some(1), "{command:?}: {}", outcome.stderr);
+        assert!(outcome.stderr.contains("no [admin]") && outcome.stderr.contains("listen = "), "{}", outcome.stderr);
+    }
+    let outcome = portcullis(&site, &["status", "-c", "/nowhere.toml"]);
+    assert_eq!(outcome.code, Some(78), "{}", outcome.stderr);
+    assert!(outcome.stderr.contains("/nowhere.toml") && outcome.stderr.contains("--socket"), "{}", outcome.stderr);
+}
+
+#[test]
+fn a_configuration_that_is_wrong_elsewhere_still_tells_where_the_program_is() {
+    let site = site();
+    site.write("portcullis.toml", format!("{ADMIN}[[listener]]\nname = 7\n"));
+    let _running = StandIn::answering(&site, |_| Answer::done(status()));
+    assert!(portcullis(&site, &["status"]).success().contains("process 42"));
+}
+
+#[test]
+fn status_is_for_people_and_for_programs() {
+    let site = site();
+    let rotation = json!({ "generation": 3, "items": [
+        { "listener": "cache", "kind": "client_ca", "name": "CN=Old CA", "sha256": "3fa9c1d2", "sessions": 2,
+          "clients": [{ "subject": "CN=app", "source": "10.0.0.5", "sessions": 2 }] },
+    ]});
+    let theirs = rotation.clone();
+    let running = StandIn::answering(&site, move |ask| match ask {
+        Ask::Rotation => Answer::done(theirs.clone()),
+        _ => Answer::done(status()),
+    });
+    let words = portcullis(&site, &["status"]).success();
+    assert!(words.contains("Portcullis 0.1.0, process 42") && words.contains("cache"), "{words}");
+    let words = portcullis(&site, &["status", "--rotation"]).success();
+    assert!(words.contains("CN=Old CA [3fa9c1d2]") && words.contains("in use by 2 sessions"), "{words}");
+    for (command, expected) in [(&["status", "--json"][..], status()), (&["status", "--rotation", "--json"], rotation)]
+    {
+        let said = portcullis(&site, command).success();
+        assert_eq!(serde_json::from_str::<Value>(&said).expect("JSON and nothing else"), expected);
+    }
+    assert_eq!(running.asked(), [Ask::Status, Ask::Rotation, Ask::Status, Ask::Rotation]);
+}
+
+#[test]
+fn reload_tells_the_verdict() {
+    let site = site();
+    let running = StandIn::answering(&site, |_| Answer::done(json!({ "result": "applied", "generation": 4 })));
+    assert!(portcullis(&site, &["reload"]).success().contains("generation 4"));
+    assert_eq!(running.asked(), [Ask::Reload]);
+    drop(running);
+
+    let errors = "portcullis.toml:1:1: one\nportcullis.toml:2:1: two";
+    let _running = StandIn::answering(&site, move |_| Answer::error(Status::Unprocessable, "reload_rejected", errors));
+    let outcome = portcullis(&site, &["reload"]);
+    assert_eq!(outcome.code, Some(1), "{}", outcome.stderr);
+    assert!(outcome.stderr.contains("rejected") && outcome.stderr.contains(errors), "{}", outcome.stderr);
+    assert_eq!(outcome.text(), "");
+    let outcome = portcullis(&site, &["reload", "--plan"]);
+    assert_eq!(outcome.code, Some(1), "{}", outcome.stderr);
+    assert!(outcome.stderr.contains(errors), "{}", outcome.stderr);
+}
+
+#[test]
+fn a_plan_changes_nothing_and_is_told() {
+    let site = site();
+    let plan = json!({ "sources_removed": [{ "listener": "db", "rule": "ip_addr:192.0.2.1" }], "sessions_kept": 5 });
+    let theirs = plan.clone();
+    let running = StandIn::answering(&site, move |_| Answer::done(theirs.clone()));
+    let words = portcullis(&site, &["reload", "--plan"]).success();
+    assert!(words.contains("- source       db  ip_addr:192.0.2.1") && words.contains("5 would stay"), "{words}");
+    let said = portcullis(&site, &["reload", "--plan", "--json"]).success();
+    assert_eq!(serde_json::from_str::<Value>(&said).unwrap(), plan);
+    assert_eq!(running.asked(), [Ask::Plan { file: None }, Ask::Plan { file: None }]);
+}
+
+#[test]
+fn check_asks_the_running_program_about_the_file_by_its_whole_path() {
+    let site = site();
+    let running = StandIn::answering(&site, |_| Answer::done(json!({ "sessions_kept": 5 })));
+    site.write("new.toml", format!("{ADMIN}{}", Listener::redis("127.0.0.1:6379").named("fresh")));
+    let check = |arguments: &[&str]| {
+        let mut command = executable();
+        run(command.args(["check", "-c", "new.toml", "--diff"]).args(arguments).current_dir(site.directory()))
+    };
+    let words = check(&[]).success();
+    assert!(words.contains("listener fresh") && words.contains("nothing would change"), "{words}");
+    let said: Value = serde_json::from_str(&check(&["--json"]).success()).expect("JSON and nothing else");
+    assert_eq!((&said["valid"], &said["plan"]["sessions_kept"]), (&json!(true), &json!(5)));
+    let expected = Ask::Plan { file: Some(site.path("new.toml")) };
+    assert_eq!(running.asked(), [expected.clone(), expected]);
+
+    // What is wrong by itself is not asked about.
+    site.write("new.toml", format!("{ADMIN}{}", Listener::redis("127.0.0.1:6379").trusting(&["10.1.2.3/8"])));
+    assert_eq!(check(&[]).code, Some(78));
+    assert_eq!(running.asked(), []);
+    assert_eq!(portcullis(&site, &["check", "--socket", "/x"]).code, Some(2), "--socket is for --diff");
+}
+
+#[test]
+fn sessions_are_listed_and_ended() {
+    let site = site();
+    let running = StandIn::answering(&site, |ask| match ask {
+        Ask::Status => Answer::done(status()),
+        Ask::Sessions => Answer::done(json!({ "sessions": [
+            { "session": 7, "listener": "cache", "source": "10.0.0.5", "source_port": 4242 },
+            { "session": 8, "listener": "db", "source": "10.0.0.6", "source_port": 4243 },
+        ]})),
+        Ask::CloseSession(id @ 7..=8) => Answer::done(json!({ "session": id })),
+        _ => Answer::error(Status::NotFound, "session_not_found", "there is no such session"),
+    });
+    let words = portcullis(&site, &["sessions", "list"]).success();
+    assert!(words.contains("10.0.0.5:4242") && words.contains("10.0.0.6:4243"), "{words}");
+    let words = portcullis(&site, &["sessions", "list", "db"]).success();
+    assert!(!words.contains("10.0.0.5:4242") && words.contains("10.0.0.6:4243"), "{words}");
+    let unknown = portcullis(&site, &["sessions", "list", "dv?&"]);
+    assert_eq!(unknown.code, Some(2), "{}", unknown.stderr);
+    assert!(unknown.stderr.contains("cache, db"), "{}", unknown.stderr);
+
+    running.asked();
+    assert!(portcullis(&site, &["sessions", "close", "7", "8"]).success().contains("session 8 is ended"));
+    let outcome = portcullis(&site, &["sessions", "close", "9", "7"]);
+    assert_eq!(outcome.code, Some(1), "{}", outcome.stderr);
+    assert!(outcome.stderr.contains("no session 9") && outcome.text().contains("session 7 is ended"));
+    assert_eq!(running.asked(), [7, 8, 9, 7].map(Ask::CloseSession));
+    assert_eq!(portcullis(&site, &["sessions", "close", "all"]).code, Some(2));
+}
+
+#[test]
+fn what_is_not_the_program_is_not_believed() {
+    let site = site();
+    let listener = std::os::unix::net::UnixListener::bind(site.path("admin.sock")).unwrap();
+    let stranger = std::thread::spawn(move || {
+        let (stream, _) = listener.accept().unwrap();
+        let request = BufReader::new(&stream).lines().map_while(Result::ok).take_while(|line| !line.is_empty());
+        assert!(request.count() > 1, "a request line and headers");
+        (&stream).write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nhi").unwrap();
+    });
+    let outcome = portcullis(&site, &["status"]);
+    stranger.join().unwrap();
+    assert_eq!(outcome.code, Some(1));
+    assert!(outcome.stderr.contains("not Portcullis"), "{}", outcome.stderr);
+    assert!(Path::new(&site.path("admin.sock")).exists(), "a command removes nothing");
+}
