@@ -1,5 +1,6 @@
 //! The commands that talk to the running program, before a stand-in for it that answers what it is told to.
 
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::Path;
 use std::sync::mpsc::{Receiver, channel};
 use std::thread::JoinHandle;
@@ -239,8 +240,10 @@ fn what_is_not_the_program_is_not_believed() {
     let site = site();
     let listener = std::os::unix::net::UnixListener::bind(site.path("admin.sock")).unwrap();
     let stranger = std::thread::spawn(move || {
-        let (mut stream, _) = listener.accept().unwrap();
-        std::io::Write::write_all(&mut stream, b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nhi").unwrap();
+        let (stream, _) = listener.accept().unwrap();
+        let request = BufReader::new(&stream).lines().map_while(Result::ok).take_while(|line| !line.is_empty());
+        assert!(request.count() > 1, "a request line and headers");
+        (&stream).write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nhi").unwrap();
     });
     let outcome = portcullis(&site, &["status"]);
     stranger.join().unwrap();

@@ -80,9 +80,12 @@ impl Control {
             let body = Limited::new(response.into_body(), MAX_ANSWER).collect().await;
             body.map(|body| (status, body.to_bytes())).map_err(|error| error.to_string())
         };
-        // What the connection has to say about an error, the exchange says too.
-        let (_, exchanged) = tokio::join!(connection, exchanged);
-        let (status, body) = exchanged.map_err(|error| broken(&error))?;
+        let (connection, exchanged) = tokio::join!(connection, exchanged);
+        // The connection knows better why there was no answer.
+        let (status, body) = exchanged.map_err(|error| match connection {
+            Err(cause) => broken(&cause),
+            Ok(()) => broken(&error),
+        })?;
         match serde_json::from_slice(&body) {
             Ok(body) => Ok(Reply { status, body }),
             Err(_) => Err(self.failure(format_args!("what answered (status {status}) is not Portcullis"))),
