@@ -1,13 +1,16 @@
-//! The plaintext edges of the protocols a listener can speak: what may come before TLS, and how a client is told no.
+//! The plaintext edges of the protocols a listener can speak: what may come before TLS, how a client is told no, and
+//! where an upstream's messages end.
 //!
 //! Pure: bytes in, verdict out.
 
+mod boundary;
 pub mod postgres;
 pub mod redis;
 mod refusal;
 
 use std::fmt;
 
+pub use boundary::Boundary;
 pub use refusal::refusal;
 
 /// What a listener speaks.
