@@ -14,10 +14,18 @@ pub enum Reason {
     ClientCertificateInvalid,
     /// The listener requires a client certificate and none was presented.
     ClientCertificateMissing,
+    /// The certificate authority has revoked the client's certificate.
+    ClientCertificateRevoked,
     /// No trust anchor of the listener vouches for the client's certificate.
     ClientCertificateUnknownCa,
     /// The client ended the connection.
     ClientClosed,
+    /// The client's certificate is good, but names nobody whom the listener trusts.
+    ClientNotTrusted,
+    /// An operator closed the session.
+    ClosedByAdmin,
+    /// What the client came in with is not accepted any more.
+    CredentialRevoked,
     /// One side ended and the other stayed silent for too long.
     HalfCloseTimeout,
     /// The TLS handshake failed.
@@ -34,8 +42,12 @@ pub enum Reason {
     PlaintextRefused,
     /// The client's bytes are not of the listener's protocol.
     ProtocolViolation,
+    /// The rule that let the client in has expired.
+    RuleExpired,
     /// The process was told to stop.
     Shutdown,
+    /// No rule trusts the client's address any more.
+    SourceRevoked,
     /// No rule trusts the client's address.
     UntrustedSource,
     /// The upstream ended the connection.
@@ -51,8 +63,12 @@ impl Reason {
             Self::ClientCertificateExpired => "client_certificate_expired",
             Self::ClientCertificateInvalid => "client_certificate_invalid",
             Self::ClientCertificateMissing => "client_certificate_missing",
+            Self::ClientCertificateRevoked => "client_certificate_revoked",
             Self::ClientCertificateUnknownCa => "client_certificate_unknown_ca",
             Self::ClientClosed => "client_closed",
+            Self::ClientNotTrusted => "client_not_trusted",
+            Self::ClosedByAdmin => "closed_by_admin",
+            Self::CredentialRevoked => "credential_revoked",
             Self::HalfCloseTimeout => "half_close_timeout",
             Self::HandshakeFailed => "handshake_failed",
             Self::HandshakeTimeout => "handshake_timeout",
@@ -61,7 +77,9 @@ impl Reason {
             Self::ListenerRemoved => "listener_removed",
             Self::PlaintextRefused => "plaintext_refused",
             Self::ProtocolViolation => "protocol_violation",
+            Self::RuleExpired => "rule_expired",
             Self::Shutdown => "shutdown",
+            Self::SourceRevoked => "source_revoked",
             Self::UntrustedSource => "untrusted_source",
             Self::UpstreamClosed => "upstream_closed",
             Self::UpstreamUnreachable => "upstream_unreachable",

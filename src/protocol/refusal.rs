@@ -24,16 +24,23 @@ struct Words {
 impl Words {
     fn of(reason: Reason) -> Option<Self> {
         let (sqlstate, message, hint) = match reason {
-            Reason::UntrustedSource | Reason::ListenerRemoved => {
+            Reason::ListenerRemoved | Reason::RuleExpired | Reason::SourceRevoked | Reason::UntrustedSource => {
                 (postgres::INVALID_AUTHORIZATION, "this connection is not allowed", "Ask the operator for access.")
             }
             Reason::ClientCertificateExpired
             | Reason::ClientCertificateInvalid
             | Reason::ClientCertificateMissing
-            | Reason::ClientCertificateUnknownCa => (
+            | Reason::ClientCertificateRevoked
+            | Reason::ClientCertificateUnknownCa
+            | Reason::CredentialRevoked => (
                 postgres::INVALID_AUTHORIZATION,
                 "the client certificate is not accepted",
                 "Present a current certificate that this port trusts.",
+            ),
+            Reason::ClientNotTrusted => (
+                postgres::INVALID_AUTHORIZATION,
+                "this client is not allowed",
+                "Ask the operator for access, or present a certificate that has it.",
             ),
             Reason::UpstreamUnreachable => {
                 (postgres::UNABLE_TO_CONNECT, "the database behind this proxy cannot be reached", "Try again later.")
@@ -42,6 +49,7 @@ impl Words {
                 (postgres::PROTOCOL_VIOLATION, "a StartupMessage or CancelRequest was expected here", "")
             }
             Reason::ClientClosed
+            | Reason::ClosedByAdmin
             | Reason::HalfCloseTimeout
             | Reason::HandshakeFailed
             | Reason::HandshakeTimeout
@@ -73,8 +81,10 @@ mod tests {
 
     #[test]
     fn a_refusal_is_denied_on_redis_and_28000_on_postgres() {
-        let told = |protocol| refusal(protocol, Reason::ClientCertificateExpired).unwrap();
-        assert!(told(Protocol::Redis).starts_with(b"-DENIED "));
-        assert!(told(Protocol::Postgres).windows(7).any(|window| window == b"C28000\0"));
+        for reason in [Reason::ClientCertificateExpired, Reason::ClientCertificateRevoked, Reason::ClientNotTrusted] {
+            let told = |protocol| refusal(protocol, reason).unwrap();
+            assert!(told(Protocol::Redis).starts_with(b"-DENIED "), "{reason}");
+            assert!(told(Protocol::Postgres).windows(7).any(|window| window == b"C28000\0"), "{reason}");
+        }
     }
 }
