@@ -36,6 +36,8 @@ mod confirm;
 mod dial;
 /// SIGTERM, and what systemd is told.
 mod drain;
+/// The last words to sessions that have to end.
+mod goodbye;
 /// Client certificates.
 mod identity;
 /// The floors of `src/`.

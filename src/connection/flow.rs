@@ -53,6 +53,11 @@ impl Flow {
         self.stage == Stage::Done
     }
 
+    /// What has been read and not written yet.
+    pub(super) fn held(&self) -> &[u8] {
+        self.held.rest()
+    }
+
     /// Gives up on bytes the writer will never take.
     pub(super) fn abandon(&mut self) {
         self.held = Held::default();

@@ -31,6 +31,8 @@ pub(super) enum Parting {
     Plain(TcpStream, Vec<u8>),
     /// Inside TLS, with close_notify behind it.
     Tls(Box<TlsStream>, Vec<u8>),
+    /// The same to a client whose session has to be gone soon, whether it listens or not.
+    ShownOut(Box<TlsStream>, Vec<u8>),
     /// Inside TLS, once the client has sent its PostgreSQL StartupMessage and so listens for an answer.
     TlsAfterStartup(Box<TlsStream>, Vec<u8>),
 }
@@ -66,6 +68,10 @@ impl Leave {
     pub(super) fn tls(ending: impl Into<Ending>, stream: Box<TlsStream>, words: Vec<u8>) -> Self {
         Self { ending: ending.into(), parting: Parting::Tls(stream, words) }
     }
+
+    pub(super) fn shown_out(ending: Ending, stream: Box<TlsStream>, words: Vec<u8>) -> Self {
+        Self { ending, parting: Parting::ShownOut(stream, words) }
+    }
 }
 
 impl Parting {
@@ -75,6 +81,7 @@ impl Parting {
             Self::Gone => return,
             Self::Plain(stream, words) => timeout(PATIENCE, say_and_listen(stream, &words)).await,
             Self::Tls(stream, words) => timeout(PATIENCE, say_and_listen_inside(stream, &words)).await,
+            Self::ShownOut(stream, words) => timeout(LAST_MOMENT, say_and_listen_inside(stream, &words)).await,
             Self::TlsAfterStartup(mut stream, words) => {
                 timeout(PATIENCE, async {
                     // Whatever it sends instead, the answer is the same.
@@ -120,6 +127,9 @@ async fn listen(mut socket: TcpStream) -> io::Result<()> {
 
 /// Longer than a round trip around the world; a client that keeps talking past it is cut off.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// A session that is ended has to be gone within a second. Words the kernel has taken arrive after that, too.
+const LAST_MOMENT: Duration = Duration::from_millis(500);
 
 /// More than a client sends before it reads an answer.
 const MOST_HEARD: usize = 256 << 10;

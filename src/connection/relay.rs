@@ -2,7 +2,10 @@
 
 use std::future::poll_fn;
 use std::io;
-use std::task::{Context, Poll};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use tokio::io::{AsyncRead, ReadBuf};
 
 use super::clock::Clock;
 use super::dial::{Dialled, UpstreamStream};
@@ -10,6 +13,7 @@ use super::flow::{Broken, Flow};
 use super::part::Leave;
 use super::stream::TlsStream;
 use crate::outcome::{Carried, Ending, Reason};
+use crate::protocol::{Boundary, Protocol, goodbye};
 use crate::sessions::Presence;
 
 /// A session: a client and its upstream.
@@ -21,8 +25,12 @@ pub(super) struct Relay {
     inbound: Flow,
     /// From the upstream to the client.
     outbound: Flow,
+    /// Where the upstream's messages end, in the protocol that has words for a session that is shown out.
+    boundary: Option<Boundary>,
     /// Which side ended first.
     first_end: Option<Reason>,
+    /// Whether it was told to end, and did not end by itself.
+    shown_out: bool,
     clock: Clock,
 }
 
@@ -34,7 +42,9 @@ impl Relay {
             upstream,
             inbound: Flow::new(first),
             outbound: Flow::new(Vec::new()),
+            boundary: (identified.terms.protocol == Protocol::Postgres).then(Boundary::default),
             first_end: None,
+            shown_out: false,
             clock: Clock::new(identified.terms.limits),
         }
     }
@@ -43,14 +53,26 @@ impl Relay {
     pub(super) async fn run(&mut self, presence: &Presence, carried: &mut Carried) -> Ending {
         tokio::select! {
             biased;
+            // First, so that not another byte passes.
+            ending = presence.shown_out() => {
+                self.shown_out = true;
+                ending
+            }
             ending = poll_fn(|cx| self.poll(carried, cx)) => ending,
-            ending = presence.shown_out() => ending,
         }
     }
 
     /// What is still to be said to the client. The upstream is let go of.
     pub(super) fn leave(self, ending: Ending) -> Leave {
-        Leave::tls(ending, self.client, Vec::new())
+        if !self.shown_out {
+            return Leave::tls(ending, self.client, Vec::new());
+        }
+        let mut words = self.outbound.held().to_vec();
+        // Only between two messages, and not behind the upstream's end.
+        if self.boundary.is_some_and(Boundary::is_reached) && !self.outbound.has_ended() {
+            words.extend(goodbye(ending.reason));
+        }
+        Leave::shown_out(ending, self.client, words)
     }
 
     fn poll(&mut self, carried: &mut Carried, cx: &mut Context<'_>) -> Poll<Ending> {
@@ -67,7 +89,8 @@ impl Relay {
         if self.inbound.has_ended() {
             self.first_end.get_or_insert(Reason::ClientClosed);
         }
-        match self.outbound.poll(&mut self.upstream, &mut *self.client, &mut carried.outbound, cx) {
+        let mut upstream = Followed { upstream: &mut self.upstream, boundary: &mut self.boundary };
+        match self.outbound.poll(&mut upstream, &mut *self.client, &mut carried.outbound, cx) {
             Poll::Ready(Err(Broken::Reading(error))) => return Poll::Ready(upstream_lost(&error)),
             Poll::Ready(Err(Broken::Writing(error))) => return Poll::Ready(client_lost(&error)),
             Poll::Ready(Ok(())) | Poll::Pending => {}
@@ -79,6 +102,25 @@ impl Relay {
             Some(reason) if self.inbound.is_done() && self.outbound.is_done() => Poll::Ready(reason.into()),
             first_end => self.clock.poll(first_end.is_some(), *carried != before, cx).map(Ending::from),
         }
+    }
+}
+
+/// An upstream that is read, and whose messages are followed. What has been read counts as said: what of it the client has
+/// not taken yet goes before any last words.
+struct Followed<'a> {
+    upstream: &'a mut UpstreamStream,
+    boundary: &'a mut Option<Boundary>,
+}
+
+impl AsyncRead for Followed<'_> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let Self { upstream, boundary } = self.get_mut();
+        let before = buffer.filled().len();
+        ready!(Pin::new(&mut **upstream).poll_read(cx, buffer))?;
+        if let Some(boundary) = boundary {
+            boundary.follow(buffer.filled().get(before..).unwrap_or_default());
+        }
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -107,3 +149,6 @@ fn is_gone(kind: io::ErrorKind) -> bool {
             | io::ErrorKind::NotConnected
     )
 }
+
+#[cfg(test)]
+mod tests;

@@ -30,12 +30,14 @@ pub(super) struct TlsStream<S = TcpStream> {
     unsent: Held,
     /// What is wrong with the records behind those that were opened last.
     broken: Option<io::Error>,
+    /// Everything has been sent, the end of the stream included.
+    finished: bool,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> TlsStream<S> {
     pub(super) fn new(socket: S, records: Records) -> Self {
         let (unread, unsent) = Default::default();
-        Self { socket, records, unread, unsent, broken: None }
+        Self { socket, records, unread, unsent, broken: None, finished: false }
     }
 
     /// What is known of the client's TLS.
@@ -71,7 +73,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> TlsStream<S> {
     /// Receives once, opens what came whole, and returns how much was received; nothing is the end of TCP. Plaintext for
     /// which there is no room remains to be read.
     fn poll_receive(&mut self, plain: &mut ReadBuf<'_>, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        let Self { socket, records, unread, unsent, broken } = self;
+        let Self { socket, records, unread, unsent, broken, .. } = self;
         with_sealed(|scratch| {
             let kept = records.unopened();
             // As much as the plaintext of it has room, so that nothing has to wait for it; but not by dribbles.
@@ -145,9 +147,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for TlsStream<S> {
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        this.records.close(this.unsent.end());
-        ready!(this.poll_send(cx))?;
-        Pin::new(&mut this.socket).poll_shutdown(cx)
+        if !this.finished {
+            this.records.close(this.unsent.end());
+            ready!(this.poll_send(cx))?;
+            ready!(Pin::new(&mut this.socket).poll_shutdown(cx))?;
+            this.finished = true;
+        }
+        Poll::Ready(Ok(()))
     }
 }
 

@@ -1,13 +1,18 @@
-//! The plaintext edges of the protocols a listener can speak: what may come before TLS, and how a client is told no.
+//! The plaintext edges of the protocols a listener can speak: what may come before TLS, how a client is told no, and how a
+//! session is told that it is over.
 //!
 //! Pure: bytes in, verdict out.
 
+mod boundary;
+mod goodbye;
 pub mod postgres;
 pub mod redis;
 mod refusal;
 
 use std::fmt;
 
+pub use boundary::Boundary;
+pub use goodbye::goodbye;
 pub use refusal::refusal;
 
 /// What a listener speaks.

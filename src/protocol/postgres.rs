@@ -133,6 +133,8 @@ pub fn speaks_tls_only() -> Vec<u8> {
     )
 }
 
+/// SQLSTATE admin_shutdown: the session was good, and ends by decision of somebody else.
+pub(super) const ADMIN_SHUTDOWN: &str = "57P01";
 /// SQLSTATE invalid_authorization_specification: who or where the client is, is not acceptable.
 pub(super) const INVALID_AUTHORIZATION: &str = "28000";
 /// SQLSTATE sqlclient_unable_to_establish_sqlconnection.

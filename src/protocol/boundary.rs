@@ -1,0 +1,198 @@
+//! Where the messages of a PostgreSQL server end.
+//!
+//! A session that has to end may be told so between two messages and nowhere else: a client takes words in the middle of
+//! one for a part of it. So what a server says is followed from header to header, without looking at anything else.
+//! Everything it says after the StartupMessage is made of such messages: type byte, Int32 length (counting itself, big
+//! endian), body. Source: PostgreSQL documentation, "Message Formats".
+
+/// A place in the stream from a server: between two messages, or not.
+///
+/// ```
+/// # use portcullis::protocol::Boundary;
+/// let mut boundary = Boundary::default();
+/// boundary.follow(b"Z\x00\x00");
+/// assert!(!boundary.is_reached());
+/// boundary.follow(b"\x00\x05I");
+/// assert!(boundary.is_reached());
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Boundary(Place);
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Place {
+    /// The last message is whole, and the next one has not begun.
+    #[default]
+    Between,
+    /// In a header of which `seen` bytes have come, and of the length's bytes these.
+    Header { seen: u8, length: u32 },
+    /// In a message of which so many bytes are still to come.
+    Body { rest: u32 },
+    /// This is not PostgreSQL, and has no boundaries.
+    Lost,
+}
+
+impl Boundary {
+    /// Whether the last message is whole and the next one has not begun.
+    pub fn is_reached(self) -> bool {
+        self.0 == Place::Between
+    }
+
+    /// Goes on over the next bytes of the stream, wherever they were cut.
+    pub fn follow(&mut self, mut bytes: &[u8]) {
+        while let (Place::Header { .. }, Some((&byte, rest))) = (self.0, bytes.split_first()) {
+            self.0 = self.0.behind_header_byte(byte);
+            bytes = rest;
+        }
+        self.0 = match self.0 {
+            Place::Between => Place::behind_messages(bytes),
+            Place::Body { rest } => match bytes.get(rest as usize..) {
+                Some(next) => Place::behind_messages(next),
+                None => Place::in_body(rest, bytes),
+            },
+            // Nothing is left, or nothing is to be found.
+            place @ (Place::Header { .. } | Place::Lost) => place,
+        };
+    }
+}
+
+impl Place {
+    /// Where bytes lead that begin between two messages.
+    fn behind_messages(mut bytes: &[u8]) -> Self {
+        // This is gone through for every message, and they may be short.
+        while let Some((&[_, a, b, c, d], begun)) = bytes.split_first_chunk() {
+            // Too short a length becomes one that is too long, so one test does for both, and for the end of the bytes.
+            let body = u32::from_be_bytes([a, b, c, d]).wrapping_sub(LENGTH_ITSELF);
+            match begun.get(body as usize..) {
+                Some(next) => bytes = next,
+                None => return Self::in_body(body, begun),
+            }
+        }
+        bytes.iter().fold(Self::Between, |place, &byte| place.behind_header_byte(byte))
+    }
+
+    /// In a message whose body is longer than what has come of it.
+    fn in_body(body: u32, begun: &[u8]) -> Self {
+        match u32::try_from(begun.len()) {
+            Ok(come) if come <= body && body <= LONGEST_BODY => Self::Body { rest: body - come },
+            _ => Self::Lost,
+        }
+    }
+
+    /// One byte further, between two messages or in a header.
+    fn behind_header_byte(self, byte: u8) -> Self {
+        match self {
+            Self::Between => Self::Header { seen: 1, length: 0 },
+            Self::Header { seen: seen @ 0..4, length } => {
+                Self::Header { seen: seen + 1, length: length << 8 | u32::from(byte) }
+            }
+            Self::Header { length, .. } => match (length << 8 | u32::from(byte)).wrapping_sub(LENGTH_ITSELF) {
+                0 => Self::Between,
+                body => Self::in_body(body, &[]),
+            },
+            Self::Body { .. } | Self::Lost => self,
+        }
+    }
+}
+
+/// The length counts its own four bytes.
+const LENGTH_ITSELF: u32 = 4;
+
+/// An Int32 has a sign.
+const LONGEST_BODY: u32 = i32::MAX.unsigned_abs() - LENGTH_ITSELF;
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// The same question put to a whole stream at once.
+    fn ends_at_a_boundary(stream: &[u8]) -> bool {
+        let mut rest = stream.iter().copied();
+        while rest.next().is_some() {
+            let header: Vec<u8> = rest.by_ref().take(4).collect();
+            let Ok(header) = <[u8; 4]>::try_from(header) else { return false };
+            let length = i32::from_be_bytes(header);
+            if length < 4 || (4..length).any(|_| rest.next().is_none()) {
+                return false;
+            }
+        }
+        true
+    }
+
+    fn message(body: &[u8]) -> Vec<u8> {
+        let length = u32::try_from(body.len() + 4).unwrap();
+        [b"D", &length.to_be_bytes()[..], body].concat()
+    }
+
+    /// Follows a stream in pieces of these lengths, over and over, and compares every place between two of them.
+    fn assert_followed(stream: &[u8], cuts: &[usize]) -> Result<(), TestCaseError> {
+        let mut boundary = Boundary::default();
+        let mut place = 0;
+        for cut in cuts.iter().cycle() {
+            let end = stream.len().min(place + cut);
+            boundary.follow(&stream[place..end]);
+            place = end;
+            prop_assert_eq!(boundary.is_reached(), ends_at_a_boundary(&stream[..place]), "behind {} bytes", place);
+            if place == stream.len() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    proptest! {
+        #[test]
+        fn messages_may_be_cut_anywhere(
+            bodies in prop::collection::vec(prop_oneof![2 => 0_usize..4, 1 => 0_usize..300], 0..40),
+            cuts in prop::collection::vec(prop_oneof![2 => 1_usize..8, 1 => 1_usize..2000], 1..20),
+        ) {
+            let stream: Vec<u8> = bodies.iter().flat_map(|length| message(&vec![7; *length])).collect();
+            assert_followed(&stream, &cuts)?;
+        }
+
+        #[test]
+        fn any_bytes_are_followed_as_far_as_they_are_messages(
+            bytes in prop::collection::vec(prop_oneof![6 => Just(0_u8), 3 => 0_u8..20, 1 => any::<u8>()], 0..400),
+            cuts in prop::collection::vec(1_usize..30, 1..20),
+        ) {
+            assert_followed(&bytes, &cuts)?;
+        }
+    }
+
+    #[test]
+    fn what_is_not_postgresql_has_no_boundary_ever_after() {
+        for length in [0, 1, 3, 0x8000_0000, u32::MAX] {
+            let header = [b"Z", &u32::to_be_bytes(length)[..]].concat();
+            for cut in 0..=header.len() {
+                let mut boundary = Boundary::default();
+                boundary.follow(&header[..cut]);
+                boundary.follow(&header[cut..]);
+                for _ in 0..100 {
+                    boundary.follow(&message(b"I"));
+                    assert!(!boundary.is_reached(), "length {length}, cut behind {cut} bytes");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_longest_message_is_skipped_chunk_by_chunk() {
+        let chunk = vec![0; 1 << 20];
+        let mut boundary = Boundary::default();
+        boundary.follow(b"d\x7f\xff\xff\xff");
+        let mut rest = usize::try_from(i32::MAX).unwrap() - 4;
+        while rest > chunk.len() {
+            boundary.follow(&chunk);
+            assert!(!boundary.is_reached());
+            rest -= chunk.len();
+        }
+        boundary.follow(&chunk[..rest]);
+        assert!(boundary.is_reached());
+    }
+
+    #[test]
+    fn an_idle_session_has_room_for_it() {
+        assert!(size_of::<Option<Boundary>>() <= 16);
+    }
+}
