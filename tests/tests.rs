@@ -36,6 +36,8 @@ mod dial;
 mod drain;
 /// Client certificates.
 mod identity;
+/// Keys behind a passphrase, in the environment, and as credentials.
+mod keys;
 /// The floors of `src/`.
 mod layers;
 /// PostgreSQL, psql, pgbench, tokio-postgres.

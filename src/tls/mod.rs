@@ -6,6 +6,7 @@
 
 mod certificate;
 mod chooser;
+mod encrypted_key;
 mod error;
 mod failure;
 mod name;
@@ -20,9 +21,10 @@ mod verified;
 mod verifier;
 
 pub use certificate::{Certificate, CertificateError};
+pub use encrypted_key::{EncryptedKey, EncryptedKeyError, NoPassphrase, Passphrase};
 pub use error::BuildError;
 pub use failure::handshake_failure;
-pub use pem::{PemError, certificates, private_key};
+pub use pem::{PemError, StoredKey, certificates, count_private_keys, private_key, stored_key};
 pub use records::{MOST_UNOPENED, Records, most_overhead};
 pub use server::{ServerCertificate, ServerTls};
 pub use trust::{ClientTrust, Identity};
