@@ -24,6 +24,8 @@ mod audit_file;
 mod bad_reload;
 /// PostgreSQL's cancel requests.
 mod cancel;
+/// Certificates issued, renewed, bundled and shown.
+mod certs;
 /// `check`, `explain`, `certs`, `completions`, `man`, exit codes.
 mod commands;
 /// Good and bad configurations, with approved error texts.
