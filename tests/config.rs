@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use std::{env, fs};
 
+use crate::harness::openssl::openssl;
 use crate::harness::portcullis::executable;
 use crate::harness::program::{Outcome, run};
 use crate::harness::{Authority, Listener, Site};
@@ -34,6 +35,15 @@ fn site() -> Site {
     for kind in ["X509", "TRUSTED"] {
         let foreign = whole.replace("CERTIFICATE", &format!("{kind} CERTIFICATE"));
         site.write(&format!("{}.crt", kind.to_lowercase()), format!("{whole}{foreign}"));
+    }
+    site.write("right.txt", "right");
+    site.write("wrong.txt", "mistaken");
+    for (name, how) in [
+        ("encrypted.key", &["pkey", "-aes256"][..]),
+        ("scrypt.key", &["pkcs8", "-topk8", "-scrypt"]),
+        ("legacy.key", &["ec", "-aes256"]),
+    ] {
+        openssl(&site, &[how, &["-in", "server.key", "-out", name, "-passout", "file:right.txt"]].concat());
     }
     site
 }

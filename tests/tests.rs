@@ -26,6 +26,8 @@ mod audit_file;
 mod bad_reload;
 /// PostgreSQL's cancel requests.
 mod cancel;
+/// Certificates issued, renewed, bundled and shown.
+mod certs;
 /// `check`, `explain`, `certs`, `completions`, `man`, exit codes.
 mod commands;
 /// Good and bad configurations, with approved error texts.
@@ -40,6 +42,8 @@ mod drain;
 mod goodbye;
 /// Client certificates.
 mod identity;
+/// Keys behind a passphrase, in the environment, and as credentials.
+mod keys;
 /// The floors of `src/`.
 mod layers;
 /// PostgreSQL, psql, pgbench, tokio-postgres.

@@ -159,13 +159,7 @@ fn certificates_in_words(out: &mut String, terms: &Terms) {
 
 /// A certificate in a few lines, each behind `indent`.
 pub(super) fn describe(certificate: &Certificate, indent: &str) -> String {
-    let Certificate { subject, issuer, self_signed, ca, sans, not_before, not_after, key, sha256, .. } = certificate;
-    let now = OffsetDateTime::now_utc();
-    let state = match certificate.is_valid_at(now) {
-        true => format!("{} days left", days_left(*not_after, now)),
-        false if now < *not_before => "NOT YET VALID".to_owned(),
-        false => "EXPIRED".to_owned(),
-    };
+    let Certificate { subject, issuer, self_signed, ca, sans, key, sha256, .. } = certificate;
     let mut out = String::new();
     let mut line = |key: &str, value: &str| {
         let _ = writeln!(out, "{indent}{key:<8} {value}");
@@ -176,9 +170,21 @@ pub(super) fn describe(certificate: &Certificate, indent: &str) -> String {
         line("names", &sans.iter().map(|san| san.escape_debug().to_string()).collect::<Vec<_>>().join(", "));
     }
     line("key", &format!("{key}{}", if *ca { ", may issue certificates" } else { "" }));
-    line("valid", &format!("{} to {} ({state})", timestamp::seconds(*not_before), timestamp::seconds(*not_after)));
+    line("valid", &lifetime(certificate, OffsetDateTime::now_utc()));
     line("sha256", sha256);
     out
+}
+
+/// From when to when a certificate is valid, and what that means now.
+pub(super) fn lifetime(certificate: &Certificate, now: OffsetDateTime) -> String {
+    let Certificate { not_before, not_after, .. } = certificate;
+    let state = match (certificate.is_valid_at(now), days_left(*not_after, now)) {
+        (true, 1) => "1 day left".to_owned(),
+        (true, days) => format!("{days} days left"),
+        (false, _) if now < *not_before => "NOT YET VALID".to_owned(),
+        (false, _) => "EXPIRED".to_owned(),
+    };
+    format!("{} to {} ({state})", timestamp::seconds(*not_before), timestamp::seconds(*not_after))
 }
 
 fn limits(terms: &Terms) -> String {

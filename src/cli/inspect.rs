@@ -2,19 +2,26 @@
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rustls::pki_types::CertificateDer;
 
 use super::check::describe;
 use super::{Failure, print};
 use crate::config::Files;
-use crate::tls::{self, Certificate};
+use crate::tls::{self, Certificate, PemError};
 
 pub(super) fn inspect(paths: &[PathBuf]) -> Result<(), Failure> {
     let mut out = String::new();
     for path in paths {
-        let certificates = read_certificates(path)?;
-        let _ = writeln!(out, "{}: {}", path.display(), count(certificates.len()));
+        let bytes = read(path)?;
+        let keys = tls::count_private_keys(&bytes);
+        let certificates = match tls::certificates(&bytes) {
+            Err(PemError::NoCertificate) if keys > 0 => Vec::new(),
+            certificates => certificates.map_err(|error| Failure::file(path, error))?,
+        };
+        let beside = if keys > 0 { format!(", {} (not shown)", count(keys, "private key")) } else { String::new() };
+        let _ = writeln!(out, "{}: {}{beside}", path.display(), count(certificates.len(), "certificate"));
         for (index, der) in certificates.iter().enumerate() {
             let facts = Certificate::parse(der)
                 .map_err(|error| Failure::file(path, format_args!("certificate {}: {error}", index + 1)))?;
@@ -26,10 +33,13 @@ pub(super) fn inspect(paths: &[PathBuf]) -> Result<(), Failure> {
 
 /// All certificates of a PEM file.
 pub(super) fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Failure> {
-    let bytes = Files::default().read(path).map_err(|error| Failure::file(path, error))?;
-    tls::certificates(&bytes).map_err(|error| Failure::file(path, error))
+    tls::certificates(&read(path)?).map_err(|error| Failure::file(path, error))
 }
 
-fn count(certificates: usize) -> String {
-    format!("{certificates} certificate{}", if certificates == 1 { "" } else { "s" })
+fn read(path: &Path) -> Result<Arc<[u8]>, Failure> {
+    Files::default().read(path).map_err(|error| Failure::file(path, error))
+}
+
+fn count(number: usize, what: &str) -> String {
+    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
 }

@@ -1,5 +1,7 @@
 //! The command line: arguments in, an exit code out.
 
+mod authority;
+mod bundle;
 mod certs;
 mod check;
 mod control;
@@ -8,8 +10,10 @@ mod explain;
 mod inspect;
 mod man;
 mod moment;
+mod output;
 mod reading;
 mod reload;
+mod renew;
 mod rotation;
 mod run;
 mod sessions;
@@ -140,6 +144,9 @@ enum CertsCommand {
     },
     /// Issue a client certificate
     Issue(IssueArgs),
+    /// Issue the certificate of a server or client once more, with a new key
+    #[command(long_about = RENEW)]
+    Renew(RenewArgs),
     /// List every certificate of PEM files
     Inspect {
         /// The files
@@ -166,10 +173,37 @@ pub(crate) struct IssueArgs {
     /// A URI of the client, such as spiffe://prod/app; may be repeated
     #[arg(long, value_name = "URI")]
     uri: Vec<String>,
+    /// An e-mail address of the client; may be repeated
+    #[arg(long, value_name = "ADDRESS")]
+    email: Vec<String>,
     /// How long it is valid
     #[arg(long, default_value_t = 90, value_parser = clap::value_parser!(u32).range(1..=3650))]
     days: u32,
+    /// Write CN.zip too, for whoever runs the client: redis_user.crt, redis_user_private.key, and in redis_ca.pem every
+    /// certificate of the CA's file
+    #[arg(long)]
+    bundle: bool,
     /// Where to put CN.crt and CN.key
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+}
+
+/// What `certs renew` is asked for.
+#[derive(Debug, Args)]
+pub(crate) struct RenewArgs {
+    /// The certificate to renew; what stands behind it in its file is kept if it leads to the CA
+    #[arg(value_name = "CERT")]
+    certificate: PathBuf,
+    /// The certificate of the issuing CA
+    #[arg(long, value_name = "CRT")]
+    ca: PathBuf,
+    /// Its private key
+    #[arg(long, value_name = "KEY")]
+    ca_key: PathBuf,
+    /// How long it is valid; otherwise as long as the old one was
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=3650))]
+    days: Option<u32>,
+    /// Where to put NAME.crt and NAME.key, NAME being that of CERT
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
 }
@@ -225,6 +259,7 @@ impl Cli {
             Command::Sessions(SessionsCommand::Close { running, ids }) => sessions::close(&running, &ids),
             Command::Certs(CertsCommand::Init { directory, hosts }) => certs::init(&directory, &hosts),
             Command::Certs(CertsCommand::Issue(args)) => certs::issue(&args),
+            Command::Certs(CertsCommand::Renew(args)) => renew::renew(&args),
             Command::Certs(CertsCommand::Inspect { files }) => inspect::inspect(&files),
             Command::Completions { shell } => completions(shell),
             Command::Man => man::man(&Self::command()),
@@ -304,6 +339,11 @@ TLS-terminating connection proxy for Redis and PostgreSQL that enforces trusted 
 
 Nothing reaches the database unless it comes from a trusted source, over TLS, with a credential that is still good. \
 Certificates, CA bundles, sources and listeners are reloaded when their files change, at SIGHUP or by `portcullis reload`, all or nothing.";
+
+const RENEW: &str = "\
+Issue the certificate of a server or client once more: the same subject, names, key usages and kind of key, a new key and a \
+new validity. Nothing is overwritten: the new files go into another directory, and from there into the place of the old \
+ones, which a running Portcullis notices.";
 
 const EXIT_CODES: &str = "\
 Exit codes:

@@ -1,39 +1,61 @@
-//! The files a configuration names: each read once per load, and remembered by content.
+//! The files a configuration names, and the environment variables it names in their place: each read once per load, and
+//! remembered by content.
 //!
 //! Content and not modification time decides whether something changed, because a copy may keep the time and a
 //! Kubernetes volume swaps a symbolic link instead of touching the file.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::fs::File;
 use std::io::{self, Read as _};
+use std::os::unix::ffi::OsStringExt as _;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use aws_lc_rs::digest::{SHA256, digest};
 
+use super::credential;
+
+/// Where something stands that the configuration only names.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Location {
+    /// A file.
+    File(PathBuf),
+    /// An environment variable. It is what it was at the start as long as the process lives.
+    Variable(String),
+}
+
 /// Reads files for one load, and keeps the fingerprint of what it read.
 #[derive(Debug, Default)]
 pub struct Files {
-    read: BTreeMap<PathBuf, Content>,
+    read: BTreeMap<Location, Content>,
     /// Patterns, and the files they name.
     matched: BTreeMap<PathBuf, Result<Vec<PathBuf>, String>>,
 }
 
-/// What one file held.
+/// What was found in one place.
 #[derive(Clone, Debug)]
 struct Content {
     bytes: Result<Arc<[u8]>, String>,
+    /// Of a file.
     mode: u32,
 }
 
 impl Files {
-    /// The content of `path`. A second call answers from memory, so that one load sees one state of every file.
+    /// What stands at `location`. A second call answers from memory, so that one load sees one state of every file.
     ///
     /// # Errors
-    /// Words that fit behind the file's name: "cannot be read: …".
-    pub fn read(&mut self, path: &Path) -> Result<Arc<[u8]>, String> {
-        self.read.entry(path.to_owned()).or_insert_with(|| Content::read(path)).bytes.clone()
+    /// Words that fit behind the location: "cannot be read: …".
+    pub fn read(&mut self, location: impl Into<Location>) -> Result<Arc<[u8]>, String> {
+        let location = location.into();
+        if let Some(content) = self.read.get(&location) {
+            return content.bytes.clone();
+        }
+        let content = Content::read(&location);
+        let bytes = content.bytes.clone();
+        self.read.insert(location, content);
+        bytes
     }
 
     /// The files that `path` names, in the order of their names: itself, or all that its last part describes by `*` and `?`.
@@ -49,16 +71,49 @@ impl Files {
         if matched.is_empty() { Err("names no file".to_owned()) } else { Ok(matched) }
     }
 
-    /// Whether group or others may read a file that was read before.
-    pub fn is_open_to_others(&self, path: &Path) -> bool {
-        self.read.get(path).is_some_and(|content| content.mode & 0o044 != 0)
+    /// Whether more people may read a file that was read before than the one it belongs to. systemd lets a service read its
+    /// credentials by way of an access list, which the mode shows as a right of the group.
+    pub fn is_open_to_others(&self, location: impl Into<Location>) -> bool {
+        let location = location.into();
+        let others = match &location {
+            Location::File(path) if credential::holds(path) => 0o004,
+            Location::File(_) | Location::Variable(_) => 0o044,
+        };
+        self.read.get(&location).is_some_and(|content| content.mode & others != 0)
     }
 
     /// What was read, by content; failed reads are part of it, so that a missing file that appears is a change.
     pub fn fingerprint(&self) -> Fingerprint {
         Fingerprint {
-            files: self.read.iter().map(|(path, content)| (path.clone(), content.digest())).collect(),
+            read: self.read.iter().map(|(location, content)| (location.clone(), content.digest())).collect(),
             patterns: self.matched.clone(),
+        }
+    }
+}
+
+impl From<&Path> for Location {
+    fn from(path: &Path) -> Self {
+        Self::File(path.to_owned())
+    }
+}
+
+impl From<&PathBuf> for Location {
+    fn from(path: &PathBuf) -> Self {
+        Self::File(path.clone())
+    }
+}
+
+impl From<&Self> for Location {
+    fn from(location: &Self) -> Self {
+        location.clone()
+    }
+}
+
+impl fmt::Display for Location {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(path) => path.display().fmt(f),
+            Self::Variable(name) => write!(f, "the environment variable {name}"),
         }
     }
 }
@@ -66,7 +121,7 @@ impl Files {
 /// The content of a set of files at one moment, as digests.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Fingerprint {
-    files: BTreeMap<PathBuf, Option<[u8; 32]>>,
+    read: BTreeMap<Location, Option<[u8; 32]>>,
     patterns: BTreeMap<PathBuf, Result<Vec<PathBuf>, String>>,
 }
 
@@ -76,8 +131,8 @@ impl Fingerprint {
     pub fn now(&self) -> Self {
         let mut files = Files::default();
         // What cannot be read is remembered as such by `files`.
-        for path in self.files.keys() {
-            let _ = files.read(path);
+        for location in self.read.keys() {
+            let _ = files.read(location);
         }
         for pattern in self.patterns.keys() {
             let _ = files.matching(pattern);
@@ -87,7 +142,10 @@ impl Fingerprint {
 
     /// The files it speaks of.
     pub fn paths(&self) -> impl Iterator<Item = &Path> {
-        self.files.keys().map(PathBuf::as_path)
+        self.read.keys().filter_map(|location| match location {
+            Location::File(path) => Some(path.as_path()),
+            Location::Variable(_) => None,
+        })
     }
 
     /// The directories in which a file that appears or goes makes a difference.
@@ -97,10 +155,13 @@ impl Fingerprint {
 }
 
 impl Content {
-    fn read(path: &Path) -> Self {
-        match read_regular_file(path) {
-            Ok((bytes, mode)) => Self { bytes: Ok(bytes.into()), mode },
-            Err(error) => Self { bytes: Err(format!("cannot be read: {error}")), mode: 0 },
+    fn read(location: &Location) -> Self {
+        match location {
+            Location::File(path) => match read_regular_file(path) {
+                Ok((bytes, mode)) => Self { bytes: Ok(bytes.into()), mode },
+                Err(error) => Self { bytes: Err(format!("cannot be read: {error}")), mode: 0 },
+            },
+            Location::Variable(name) => Self { bytes: read_variable(name), mode: 0 },
         }
     }
 
@@ -171,6 +232,14 @@ fn read_regular_file(path: &Path) -> io::Result<(Vec<u8>, u32)> {
     Ok((bytes, metadata.mode()))
 }
 
+fn read_variable(name: &str) -> Result<Arc<[u8]>, String> {
+    match std::env::var_os(name) {
+        None => Err("is not set".to_owned()),
+        Some(text) if text.is_empty() => Err("is empty".to_owned()),
+        Some(text) => Ok(text.into_vec().into()),
+    }
+}
+
 /// Far above any real certificate bundle or list of sources (100,000 rules are about 10 MiB); bounds what a wrong path
 /// can make this program hold.
 const MAX_FILE_SIZE: u64 = 64 << 20;
@@ -239,5 +308,17 @@ mod tests {
         for (pattern, name, expected) in cases {
             assert_eq!(describes(pattern.as_bytes(), name.as_bytes()), expected, "{pattern} and {name}");
         }
+    }
+
+    #[test]
+    fn a_variable_is_read_like_a_file_and_has_no_path_to_watch() {
+        let mut files = Files::default();
+        let set = Location::Variable("CARGO_PKG_NAME".to_owned());
+        let unset = Location::Variable("PORTCULLIS_NO_SUCH_VARIABLE".to_owned());
+        assert_eq!(&*files.read(&set).unwrap(), b"portcullis");
+        assert!(files.read(&unset).unwrap_err().contains("is not set"));
+        assert!(!files.is_open_to_others(&set));
+        assert_eq!(files.fingerprint().paths().count(), 0);
+        assert_eq!(files.fingerprint().now(), files.fingerprint());
     }
 }

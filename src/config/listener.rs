@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::document::{Node, Section};
 use super::files::Files;
 use super::problem::Problem;
-use super::{CertificateFiles, Limits, Listener, NamedFile, Revoke, Tls, Upstream, process, sources};
+use super::{CertificateFiles, Limits, Listener, NamedFile, NamedPem, Revoke, Tls, Upstream, process, sources};
 use crate::addr::ListenAddr;
 use crate::policy::{ClientAuth, ClientPattern, CrlExpired, Enforcement, SourcePolicy, TrustedClients, TrustedSources};
 use crate::protocol::{MinTlsVersion, Protocol};
@@ -118,9 +118,8 @@ impl<'a> Listeners<'a> {
         let enforcement = section.get("enforcement").and_then(|node| node.choice(&ENFORCEMENTS));
         let mut rules = section.get("trusted_sources").map(|node| sources::configured(&node)).unwrap_or_default();
         if let Some(node) = section.get("sources_file")
-            && let Some(path) = node.text("a TOML file")
+            && let Some(path) = node.path(self.directory)
         {
-            let path = self.directory.join(path);
             match sources::from_file(&path, self.files) {
                 Ok(more) => rules.extend(more),
                 Err(problems) => {
@@ -202,10 +201,19 @@ impl<'a> Listeners<'a> {
 
     fn certificate(&self, node: &Node<'_>) -> Option<CertificateFiles> {
         let section = node.section("{ cert = \"…\", key = \"…\" }")?;
-        let cert = section.require("cert", "the file of the certificate chain").and_then(|node| self.file(&node));
-        let key = section.require("key", "the file of its private key").and_then(|node| self.file(&node));
+        let cert = section.require("cert", "the file of the certificate chain").and_then(|node| self.pem(&node));
+        let key = section.require("key", "the file of its private key").and_then(|node| self.pem(&node));
+        let key_passphrase_file = match section.get("key_passphrase_file") {
+            Some(node) => self.file(&node).map(Some),
+            None => Some(None),
+        };
         section.finish();
-        Some(CertificateFiles { cert: cert?, key: key? })
+        Some(CertificateFiles { cert: cert?, key: key?, key_passphrase_file: key_passphrase_file? })
+    }
+
+    fn pem(&self, node: &Node<'_>) -> Option<NamedPem> {
+        let location = node.location(self.directory)?;
+        Some(NamedPem { location, place: node.place(), key: node.key().to_owned() })
     }
 
     fn file_list(&self, node: &Node<'_>) -> Vec<NamedFile> {
@@ -217,12 +225,7 @@ impl<'a> Listeners<'a> {
     }
 
     fn file(&self, node: &Node<'_>) -> Option<NamedFile> {
-        let path = node.text("a file")?;
-        if path.is_empty() {
-            node.expected("a file");
-            return None;
-        }
-        Some(NamedFile { path: self.directory.join(path), place: node.place(), key: node.key().to_owned() })
+        Some(NamedFile { path: node.path(self.directory)?, place: node.place(), key: node.key().to_owned() })
     }
 
     fn upstream(&self, node: &Node<'_>) -> Option<Upstream> {

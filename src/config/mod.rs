@@ -4,6 +4,7 @@
 //! into a [`Config`] in which nothing is missing and nothing is text that still has to be understood. Certificate files
 //! are only named here; [`crate::snapshot`] opens them.
 
+mod credential;
 mod document;
 mod files;
 mod listener;
@@ -16,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use files::{Files, Fingerprint};
+pub use files::{Files, Fingerprint, Location};
 pub use problem::{Place, Problem, Problems};
 
 use self::listener::Listeners;
@@ -141,9 +142,29 @@ pub struct Tls {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CertificateFiles {
     /// The chain, leaf first.
-    pub cert: NamedFile,
+    pub cert: NamedPem,
     /// The key of the leaf.
-    pub key: NamedFile,
+    pub key: NamedPem,
+    /// In its first line the passphrase of the key.
+    pub key_passphrase_file: Option<NamedFile>,
+}
+
+/// A PEM text, which may stand in a file or in an environment variable, and the place that names it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NamedPem {
+    /// Where the text is.
+    pub location: Location,
+    /// Where the configuration names it.
+    pub place: Place,
+    /// Under which key.
+    pub key: String,
+}
+
+impl NamedPem {
+    /// A problem with this text.
+    pub fn problem(&self, why: impl std::fmt::Display) -> Problem {
+        Problem { place: self.place.clone(), key: self.key.clone(), message: format!("{} {why}", self.location) }
+    }
 }
 
 /// A file and the place that names it, so that what is wrong with the file can be reported there.

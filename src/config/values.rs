@@ -4,7 +4,9 @@ use std::net::{Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::credential;
 use super::document::{NOT_YET, Node};
+use super::files::Location;
 use crate::addr::UpstreamAddr;
 
 impl Node<'_> {
@@ -86,11 +88,58 @@ impl Node<'_> {
         }
         Some(path)
     }
+
+    /// A file to be read: a path, relative to `directory`, or `"credential:NAME"`.
+    pub(super) fn path(&self, directory: &Path) -> Option<PathBuf> {
+        let text = self.text(FILE)?;
+        match credential::named(text) {
+            Some(name) => self.credential(name),
+            None if text.is_empty() => {
+                self.expected(FILE);
+                None
+            }
+            None if text.starts_with(VARIABLE_PREFIX) => {
+                self.expected(format_args!("{FILE}; only cert and key can stand in an environment variable"));
+                None
+            }
+            None => Some(directory.join(text)),
+        }
+    }
+
+    /// The same, or `"env:NAME"`.
+    pub(super) fn location(&self, directory: &Path) -> Option<Location> {
+        match self.text(FILE)?.strip_prefix(VARIABLE_PREFIX) {
+            Some(name) if name.is_empty() || name.contains(['=', '\0']) => {
+                self.expected("the name of an environment variable, such as \"env:TLS_KEY\"");
+                None
+            }
+            Some(name) => Some(Location::Variable(name.to_owned())),
+            None => self.path(directory).map(Location::File),
+        }
+    }
+
+    fn credential(&self, name: &str) -> Option<PathBuf> {
+        if !credential::is_name(name) {
+            self.expected("the name of a credential, which has neither a slash nor \"..\" in it");
+            return None;
+        }
+        let directory = credential::directory();
+        if directory.is_none() {
+            self.problem(format_args!(
+                "found {}, a systemd credential, but $CREDENTIALS_DIRECTORY is not set; \
+                 systemd sets it for a service whose unit says LoadCredential={name}:/path/of/the/file",
+                self.found()
+            ));
+        }
+        directory.map(|directory| directory.join(name))
+    }
 }
 
 /// What a socket's path may be.
 pub(super) const ADMIN_SOCKET: &str = "a Unix socket such as \"unix:/run/portcullis/admin.sock\"";
 
+const FILE: &str = "a file";
+const VARIABLE_PREFIX: &str = "env:";
 const DURATION: &str = "a duration such as \"10s\", \"5m\" or \"250ms\"";
 const LISTEN: &str = "an IP address and port such as \"0.0.0.0:6380\" or \"[::]:6380\"";
 const UPSTREAM: &str = "a host and port such as \"127.0.0.1:6379\", or \"unix:/path/to/socket\"";

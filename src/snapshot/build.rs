@@ -2,20 +2,20 @@
 
 use std::sync::Arc;
 
-use rustls::pki_types::CertificateDer;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use time::OffsetDateTime;
 use tokio::sync::Semaphore;
 
 use super::lineage::{Lineage, Moment};
 use super::{Door, Terms, TlsInputs, with_roles};
 use crate::addr::ListenAddr;
-use crate::config::{CertificateFiles, Files, Listener, NamedFile, Problem};
-use crate::policy::{ClientAuth, CrlExpired, Enforcement};
+use crate::config::{CertificateFiles, Files, Listener, Location, NamedFile, NamedPem, Problem};
+use crate::policy::{ClientAuth, CrlExpired, Enforcement, days_left, expiry_milestone};
 use crate::protocol::{Protocol, postgres};
 use crate::timestamp;
 use crate::tls::{
-    self, BuildError, Certificate, ClientTrust, Crl, ServerCertificate, ServerTls, SharedTicketer, TicketKeys,
-    TrustParts,
+    self, BuildError, Certificate, ClientTrust, Crl, EncryptedKeyError, Passphrase, PemError, ServerCertificate,
+    ServerTls, SharedTicketer, StoredKey, TicketKeys, TrustParts,
 };
 
 /// Certificates with their facts.
@@ -105,21 +105,60 @@ impl Builder<'_> {
     }
 
     fn certificate(&mut self, listener: &Listener, files: &CertificateFiles) -> Option<ServerCertificate> {
-        let chain = self.parse(&files.cert, tls::certificates);
-        let key = self.parse(&files.key, tls::private_key);
-        if self.files.is_open_to_others(&files.key.path) {
-            self.warn(
-                listener,
-                format_args!("the key {} can be read by group or others; chmod 600 it", files.key.path.display()),
-            );
-        }
+        let chain = self.pem(&files.cert, tls::certificates);
+        let key = self.private_key(listener, files);
         match ServerCertificate::new(chain?, key?) {
-            Ok(certificate) => Some(certificate),
+            Ok(certificate) => {
+                for issuer in certificate.chain().iter().skip(1).filter_map(|der| Certificate::parse(der).ok()) {
+                    self.warn_about_dates(listener, "intermediate certificate", &issuer);
+                }
+                Some(certificate)
+            }
             Err(error) => {
-                let key_file = files.key.path.display();
-                self.problems.push(files.cert.problem(format_args!("with key {key_file}: {error}")));
+                let key = &files.key.location;
+                self.problems.push(files.cert.problem(format_args!("with key {key}: {error}")));
                 None
             }
+        }
+    }
+
+    fn private_key(&mut self, listener: &Listener, files: &CertificateFiles) -> Option<PrivateKeyDer<'static>> {
+        let CertificateFiles { cert: _, key, key_passphrase_file } = files;
+        let stored = self.pem(key, tls::stored_key);
+        self.warn_about_readers(listener, "key", &key.location);
+        let Some(file) = key_passphrase_file else {
+            return match stored? {
+                StoredKey::Plain(key) => Some(key),
+                StoredKey::Encrypted(_) => {
+                    self.problems.push(key.problem(PASSPHRASE_NEEDED));
+                    None
+                }
+            };
+        };
+        let passphrase = self.parse(file, Passphrase::from_file);
+        self.warn_about_readers(listener, "passphrase", &Location::from(&file.path));
+        match (stored?, passphrase?) {
+            (StoredKey::Plain(plain), _) => {
+                let words = format_args!("the key {} needs no passphrase; take key_passphrase_file out", key.location);
+                self.warn(listener, words);
+                Some(plain)
+            }
+            (StoredKey::Encrypted(encrypted), passphrase) => {
+                let problem = |error| match error {
+                    EncryptedKeyError::WrongPassphrase => {
+                        file.problem(format_args!("does not hold the passphrase of {}", key.location))
+                    }
+                    other => key.problem(other),
+                };
+                encrypted.decrypt(&passphrase).map_err(|error| self.problems.push(problem(error))).ok()
+            }
+        }
+    }
+
+    fn warn_about_readers(&mut self, listener: &Listener, what: &str, location: &Location) {
+        if self.files.is_open_to_others(location) {
+            let words = format_args!("the {what} {location} can be read by group or others; chmod 600 it");
+            self.warn(listener, words);
         }
     }
 
@@ -294,6 +333,11 @@ impl Builder<'_> {
         parse(&bytes).map_err(|error| self.problems.push(file.problem(error))).ok()
     }
 
+    fn pem<T>(&mut self, text: &NamedPem, parse: fn(&[u8]) -> Result<T, PemError>) -> Option<T> {
+        let bytes = self.files.read(&text.location).map_err(|error| self.problems.push(text.problem(error))).ok()?;
+        parse(&bytes).map_err(|error| self.problems.push(text.problem(error))).ok()
+    }
+
     fn warn_about(&mut self, listener: &Listener, certificates: &[ServerCertificate]) {
         for certificate in certificates {
             self.warn_about_dates(listener, "server certificate", certificate.leaf());
@@ -339,6 +383,10 @@ impl Builder<'_> {
                 listener,
                 format_args!("the {what} {subject} is not valid before {}", timestamp::seconds(*not_before)),
             );
+        } else if expiry_milestone(*not_after, now).is_some() {
+            let (left, end) = (days_left(*not_after, now), timestamp::seconds(*not_after));
+            let days = if left == 1 { "day" } else { "days" };
+            self.warn(listener, format_args!("the {what} {subject} expires in {left} {days}, at {end}"));
         }
     }
 
@@ -354,6 +402,9 @@ fn doors(listener: &Listener, name: &Arc<str>) -> Vec<Door> {
     };
     listener.listen.iter().enumerate().map(door).collect()
 }
+
+const PASSPHRASE_NEEDED: &str = "holds a private key that is protected by a passphrase; \
+                                 name the file whose first line is the passphrase in key_passphrase_file beside it";
 
 /// Name lookups of one listener at once. A resolver that answers in 10 ms serves 3,200 new sessions a second by these; one
 /// that hangs takes no more than this many of the 512 threads a worker has for all listeners.

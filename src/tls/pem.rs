@@ -3,6 +3,8 @@
 use rustls::pki_types::pem::{self, PemObject as _, SectionKind};
 use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
 
+use super::encrypted_key::EncryptedKey;
+
 /// Why a PEM file cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PemError {
@@ -12,10 +14,8 @@ pub enum PemError {
     /// No bytes.
     #[error("is empty; it may still be being written")]
     Empty,
-    /// The key needs a passphrase.
-    #[error(
-        "holds a private key that is protected by a passphrase, which this version cannot open; decrypt it with openssl pkey"
-    )]
+    /// The key needs a passphrase, and there is none.
+    #[error("holds a private key that is protected by a passphrase; openssl pkey -in OLD -out NEW decrypts it")]
     EncryptedKey,
     /// A block is broken.
     #[error("PEM block {block} is broken: {cause}")]
@@ -35,6 +35,12 @@ pub enum PemError {
         /// Blocks read.
         read: usize,
     },
+    /// The key is encrypted as nobody should any more: by a key made of the passphrase with one round of MD5.
+    #[error(
+        "holds a private key in OpenSSL's old encryption (Proc-Type: 4,ENCRYPTED), which is not supported; \
+         openssl pkcs8 -topk8 -v2 aes-256-cbc -in OLD -out NEW makes one that is"
+    )]
+    LegacyEncryption,
     /// No certificate in it.
     #[error("holds no certificate (no BEGIN CERTIFICATE line)")]
     NoCertificate,
@@ -64,16 +70,43 @@ pub(super) fn revocation_lists(bytes: &[u8]) -> Result<Vec<CertificateRevocation
     if lists.is_empty() { Err(PemError::NoRevocationList) } else { Ok(lists) }
 }
 
+/// A private key as it stands in a file.
+#[derive(Debug, PartialEq, Eq)]
+pub enum StoredKey {
+    /// It can be used as it is.
+    Plain(PrivateKeyDer<'static>),
+    /// It needs a passphrase first.
+    Encrypted(EncryptedKey),
+}
+
 /// The first private key of a PEM file.
+///
+/// # Errors
+/// When a block is broken or cut off, the key is encrypted in a way nobody should use, or there is none.
+pub fn stored_key(bytes: &[u8]) -> Result<StoredKey, PemError> {
+    let sections = sections(bytes)?;
+    let first = labels(bytes)?.into_iter().enumerate().find(|(_, label)| label.ends_with(PRIVATE_KEY));
+    if let Some((index, ENCRYPTED_PRIVATE_KEY)) = first {
+        return encrypted_key(bytes, index + 1).map(StoredKey::Encrypted);
+    }
+    let key = sections.into_iter().find_map(|(kind, der)| PrivateKeyDer::from_pem(kind, der));
+    key.map(StoredKey::Plain).ok_or(PemError::NoPrivateKey)
+}
+
+/// The first private key of a PEM file, where there is nobody to give a passphrase.
 ///
 /// # Errors
 /// When a block is broken or cut off, the key is protected by a passphrase, or there is none.
 pub fn private_key(bytes: &[u8]) -> Result<PrivateKeyDer<'static>, PemError> {
-    if is_encrypted(bytes) {
-        return Err(PemError::EncryptedKey);
+    match stored_key(bytes)? {
+        StoredKey::Plain(key) => Ok(key),
+        StoredKey::Encrypted(_) => Err(PemError::EncryptedKey),
     }
-    let key = sections(bytes)?.into_iter().find_map(|(kind, der)| PrivateKeyDer::from_pem(kind, der));
-    key.ok_or(PemError::NoPrivateKey)
+}
+
+/// How many private keys a PEM file has, whatever is wrong with them.
+pub fn count_private_keys(bytes: &[u8]) -> usize {
+    labels(bytes).unwrap_or_default().iter().filter(|label| label.ends_with(PRIVATE_KEY)).count()
 }
 
 /// The contents of every block of one kind.
@@ -94,7 +127,11 @@ fn sections(bytes: &[u8]) -> Result<Vec<(SectionKind, Vec<u8>)>, PemError> {
     let mut sections = Vec::new();
     for section in <(SectionKind, Vec<u8>)>::pem_slice_iter(bytes) {
         let block = sections.len() + 1;
-        sections.push(section.map_err(|error| PemError::Malformed { block, cause: cause(&error) })?);
+        sections.push(section.map_err(|error| match error {
+            // Its headers are taken for content.
+            pem::Error::Base64Decode(_) if find(bytes, LEGACY_ENCRYPTION).is_some() => PemError::LegacyEncryption,
+            error => PemError::Malformed { block, cause: cause(&error) },
+        })?);
     }
     for (kind, label) in COUNTED {
         let written = labels.iter().filter(|written| **written == label.as_bytes()).count();
@@ -147,16 +184,27 @@ fn cause(error: &pem::Error) -> String {
     }
 }
 
-fn is_encrypted(bytes: &[u8]) -> bool {
-    [&b"-----BEGIN ENCRYPTED PRIVATE KEY-----"[..], b"Proc-Type: 4,ENCRYPTED"]
-        .iter()
-        .any(|marker| bytes.windows(marker.len()).any(|window| window == *marker))
+/// The first encrypted key. `rustls::pki_types` passes over its block, since it could make nothing of it.
+fn encrypted_key(bytes: &[u8], block: usize) -> Result<EncryptedKey, PemError> {
+    let begin = [BEGIN, ENCRYPTED_PRIVATE_KEY].concat();
+    let text = find(bytes, &begin).and_then(|start| bytes.get(start..)).unwrap_or_default();
+    let key = ::pem::parse(text).map_err(|_| PemError::Malformed { block, cause: "it cannot be read".to_owned() })?;
+    Ok(EncryptedKey::new(key.into_contents()))
+}
+
+fn find(bytes: &[u8], words: &[u8]) -> Option<usize> {
+    bytes.windows(words.len()).position(|window| window == words)
 }
 
 /// A long ASN.1 sequence, with which certificates and keys in DER begin.
 const DER_SEQUENCE: &[u8] = b"\x30\x82";
 
 const BEGIN: &[u8] = b"-----BEGIN ";
+
+/// With which the label of every private key ends.
+const PRIVATE_KEY: &[u8] = b"PRIVATE KEY";
+const ENCRYPTED_PRIVATE_KEY: &[u8] = b"ENCRYPTED PRIVATE KEY";
+const LEGACY_ENCRYPTION: &[u8] = b"Proc-Type: 4,ENCRYPTED";
 
 /// Some editors put it in front of every text.
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
@@ -247,7 +295,29 @@ mod tests {
         assert_eq!(count("\n \n"), Err(PemError::Empty));
         assert_eq!(count("hello"), Err(PemError::NoCertificate));
         assert_eq!(private_key(BLOCK.as_bytes()), Err(PemError::NoPrivateKey));
-        let encrypted = "-----BEGIN ENCRYPTED PRIVATE KEY-----\nAAEC\n-----END ENCRYPTED PRIVATE KEY-----\n";
+    }
+
+    #[test]
+    fn the_first_key_of_a_file_is_the_one_that_is_meant() {
+        let block = |label: &str| format!("-----BEGIN {label}-----\nAAEC\n-----END {label}-----\n");
+        let (plain, encrypted) = (block("EC PRIVATE KEY"), block("ENCRYPTED PRIVATE KEY"));
+        let is_encrypted = |text: &str| match stored_key(text.as_bytes()) {
+            Ok(StoredKey::Encrypted(key)) => key == EncryptedKey::new(vec![0, 1, 2]),
+            Ok(StoredKey::Plain(_)) => false,
+            Err(error) => panic!("{error}"),
+        };
+        assert!(is_encrypted(&format!("{BLOCK}{encrypted}{plain}")));
+        assert!(!is_encrypted(&format!("{BLOCK}{plain}{encrypted}")));
         assert_eq!(private_key(encrypted.as_bytes()), Err(PemError::EncryptedKey));
+        assert_eq!(count_private_keys(format!("{plain}{BLOCK}{encrypted}").as_bytes()), 2);
+        for cut in 40..encrypted.len() - 5 {
+            assert!(
+                matches!(stored_key(&encrypted.as_bytes()[..cut]), Err(PemError::Malformed { .. })),
+                "cut at {cut}"
+            );
+        }
+        let legacy = "-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-128-CBC,00\n\nAAEC\n\
+                      -----END RSA PRIVATE KEY-----\n";
+        assert_eq!(stored_key(legacy.as_bytes()), Err(PemError::LegacyEncryption));
     }
 }

@@ -37,12 +37,13 @@ impl Listener {
             listen: vec!["127.0.0.1:0".to_owned()],
             upstream: upstream.to_string(),
             trusted: vec!["127.0.0.1".to_owned()],
-            certificates: vec!["server".to_owned()],
+            certificates: vec![],
             keys: vec![],
             tls: vec![],
             limits: vec![],
             postgres: vec![],
         }
+        .certificates(&["server"])
     }
 
     pub(crate) fn named(self, name: &str) -> Self {
@@ -59,7 +60,13 @@ impl Listener {
 
     /// The certificates in `NAME.crt` and `NAME.key`, in this order.
     pub(crate) fn certificates(self, names: &[&str]) -> Self {
-        Self { certificates: owned(names), ..self }
+        let table = |name: &&str| format!("cert = \"{name}.crt\", key = \"{name}.key\"");
+        Self { certificates: names.iter().map(table).collect(), ..self }
+    }
+
+    /// One certificate, by the keys of its table.
+    pub(crate) fn certificate(self, table: &str) -> Self {
+        Self { certificates: vec![table.to_owned()], ..self }
     }
 
     /// A line of `[[listener]]`.
@@ -99,8 +106,8 @@ impl Display for Listener {
         writeln!(f, "trusted_sources = {:?}", self.trusted)?;
         lines(f, &self.keys)?;
         writeln!(f, "[listener.tls]\ncertificates = [")?;
-        for name in &self.certificates {
-            writeln!(f, "    {{ cert = \"{name}.crt\", key = \"{name}.key\" }},")?;
+        for table in &self.certificates {
+            writeln!(f, "    {{ {table} }},")?;
         }
         writeln!(f, "]")?;
         lines(f, &self.tls)?;

@@ -26,7 +26,7 @@ pub(crate) const EXECUTABLE: &str = env!("CARGO_BIN_EXE_portcullis");
 /// The built program.
 pub(crate) fn executable() -> Command {
     let mut command = program::tied(Path::new(EXECUTABLE));
-    command.env_remove("PORTCULLIS_CONFIG");
+    command.env_remove("PORTCULLIS_CONFIG").env_remove("CREDENTIALS_DIRECTORY");
     command
 }
 

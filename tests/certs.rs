@@ -1,0 +1,195 @@
+//! `certs issue --bundle`, `certs renew`, `certs inspect`: judged by openssl and by another program's idea of ZIP.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+
+use crate::harness::openssl::openssl;
+use crate::harness::portcullis::executable;
+use crate::harness::program::{Outcome, command, run};
+use crate::harness::{Authority, Request, Site};
+
+/// Portcullis among the files of a site.
+fn portcullis(site: &Site, arguments: &[&str]) -> Outcome {
+    run(executable().args(arguments).current_dir(site.directory()))
+}
+
+/// A site with a development CA in `dev`.
+fn site() -> Site {
+    let site = Site::new();
+    portcullis(&site, &["certs", "init", "dev"]).success();
+    site
+}
+
+/// Renews a certificate by the CA in `dev`, into `new`.
+fn renew(site: &Site, certificate: &str, more: &[&str]) -> Outcome {
+    let arguments = ["certs", "renew", certificate, "--ca", "dev/ca.crt", "--ca-key", "dev/ca.key", "--out", "new"];
+    portcullis(site, &[&arguments[..], more].concat())
+}
+
+/// Makes a certificate with openssl by the CA in `dev`: `NAME.crt`, `NAME.key`.
+fn made_by_openssl(site: &Site, name: &str, subject: &str, extensions: &str) {
+    let (key, request, certificate) = (format!("{name}.key"), format!("{name}.csr"), format!("{name}.crt"));
+    site.write("extensions", extensions);
+    let subject = ["-subj", subject, "-utf8", "-multivalue-rdn"];
+    let request_for = ["req", "-new", "-newkey", "rsa:2048", "-nodes", "-keyout", &key, "-out", &request];
+    openssl(site, &[&request_for[..], &subject].concat());
+    let authority = ["-CA", "dev/ca.crt", "-CAkey", "dev/ca.key", "-extfile", "extensions", "-days", "20"];
+    openssl(site, &[&["x509", "-req", "-in", &request, "-out", &certificate][..], &authority].concat());
+}
+
+/// The fields of a certificate as openssl shows them.
+fn shown(site: &Site, file: &str, fields: &[&str]) -> String {
+    openssl(site, &[&["x509", "-in", file, "-noout", "-nameopt", "multiline,-esc_msb"][..], fields].concat())
+}
+
+#[test]
+fn a_bundle_holds_what_a_client_needs_and_nothing_of_the_ca_but_its_certificates() {
+    let site = site();
+    let older = Authority::new("Older CA");
+    let read = |name: &str| fs::read_to_string(site.path(name)).unwrap();
+    // Some keep the CA's key beside its certificate, and the CA that signs is not always the first.
+    site.write("ca.pem", format!("# roots\r\n{}{}{}", older.pem(), read("dev/ca.key"), read("dev/ca.crt")));
+    let issue = ["certs", "issue", "--ca", "ca.pem", "--ca-key", "dev/ca.key", "--name", "app", "--bundle"];
+    let said = portcullis(&site, &[&issue[..], &["--email", "app@example.com", "--out", "out"]].concat()).success();
+    assert!(said.contains("out/app.zip"), "{said}");
+    assert_eq!(fs::metadata(site.path("out/app.zip")).unwrap().permissions().mode() & 0o777, 0o600);
+    assert!(shown(&site, "out/app.crt", &["-ext", "subjectAltName"]).contains("email:app@example.com"));
+
+    let unzip = "import zipfile, os\n\
+                 z = zipfile.ZipFile('out/app.zip')\n\
+                 assert z.testzip() is None\n\
+                 print([(i.filename, oct(i.external_attr >> 16 & 0o777)) for i in z.infolist()])\n\
+                 z.extractall('unzipped')";
+    let listed = run(command("python3").args(["-c", unzip]).current_dir(site.directory())).success();
+    let expected = "[('redis_user.crt', '0o644'), ('redis_user_private.key', '0o600'), ('redis_ca.pem', '0o644')]";
+    assert_eq!(listed.trim(), expected);
+    assert_eq!(read("unzipped/redis_user.crt"), read("out/app.crt"));
+    assert_eq!(read("unzipped/redis_user_private.key"), read("out/app.key"));
+    assert_eq!(read("unzipped/redis_ca.pem"), older.pem().replace("\r\n", "\n") + &read("dev/ca.crt"));
+    let verify = ["verify", "-x509_strict", "-purpose", "sslclient", "-CAfile", "unzipped/redis_ca.pem"];
+    openssl(&site, &[&verify[..], &["unzipped/redis_user.crt"]].concat());
+}
+
+#[test]
+fn a_bundle_is_never_written_over() {
+    let site = site();
+    site.write("app.zip", "mine");
+    let issue = ["certs", "issue", "--ca", "dev/ca.crt", "--ca-key", "dev/ca.key", "--name", "app", "--out", "."];
+    let refused = portcullis(&site, &[&issue[..], &["--bundle"]].concat());
+    assert_eq!(refused.code, Some(1));
+    assert!(refused.stderr.contains("app.zip") && refused.stderr.contains("exists"), "{}", refused.stderr);
+    assert_eq!(fs::read_to_string(site.path("app.zip")).unwrap(), "mine");
+    assert!(!site.path("app.crt").exists() && !site.path("app.key").exists());
+}
+
+#[test]
+fn a_renewed_certificate_is_the_same_but_for_its_key_and_time() {
+    let site = site();
+    let subject = "/DC=com/DC=example/O=Zoë/OU=One/OU=Two+UID=7/CN=db.test";
+    let extensions = "subjectAltName = DNS:db.test, IP:10.1.2.3, URI:spiffe://prod/db, email:db@example.com\n\
+                      extendedKeyUsage = critical, serverAuth, 1.2.3.4\n\
+                      keyUsage = critical, digitalSignature, keyEncipherment\n\
+                      basicConstraints = CA:FALSE\n\
+                      crlDistributionPoints = URI:http://crl.test/\n";
+    made_by_openssl(&site, "db", subject, extensions);
+    let said = renew(&site, "db.crt", &["--days", "50"]).success();
+
+    openssl(&site, &["verify", "-x509_strict", "-purpose", "sslserver", "-CAfile", "dev/ca.crt", "new/db.crt"]);
+    let same = ["-subject", "-issuer", "-ext", "subjectAltName,extendedKeyUsage,keyUsage"];
+    assert_eq!(shown(&site, "new/db.crt", &same), shown(&site, "db.crt", &same));
+    for (field, changes) in [("-pubkey", true), ("-serial", true), ("-enddate", true)] {
+        assert_eq!(shown(&site, "new/db.crt", &[field]) != shown(&site, "db.crt", &[field]), changes, "{field}");
+    }
+    let certified = openssl(&site, &["x509", "-in", "new/db.crt", "-noout", "-pubkey"]);
+    assert_eq!(certified, openssl(&site, &["pkey", "-in", "new/db.key", "-pubout"]));
+    assert!(openssl(&site, &["pkey", "-in", "new/db.key", "-noout", "-text"]).contains("2048 bit"));
+    assert_eq!(fs::metadata(site.path("new/db.key")).unwrap().permissions().mode() & 0o777, 0o600);
+
+    for words in ["CN=db.test,OU=Two+UID=7,OU=One,O=Zoë,DC=example,DC=com", "20 days left", "50 days left", "2.5.29.31"]
+    {
+        assert!(said.contains(words), "no {words} in {said}");
+    }
+    for file in ["db.crt", "new/db.crt"] {
+        let sha256 = shown(&site, file, &["-fingerprint", "-sha256"]);
+        let sha256 = sha256.trim().rsplit('=').next().unwrap().replace(':', "").to_lowercase();
+        assert!(said.contains(&sha256), "no {sha256} in {said}");
+    }
+
+    let again = renew(&site, "db.crt", &[]);
+    assert_eq!(again.code, Some(1));
+    assert!(again.stderr.contains("exists already"), "{}", again.stderr);
+}
+
+#[test]
+fn a_renewed_certificate_lasts_as_long_as_the_one_before_unless_told_otherwise() {
+    let site = site();
+    site.install("app", &site.ca.issue(Request::client("app").valid(-40, -10)));
+    let said = renew(&site, "app.crt", &[]).success();
+    assert!(said.contains("EXPIRED") && said.contains("30 days left"), "{said}");
+    // It was issued by another CA, and that is no secret.
+    assert!(said.contains("CN=Portcullis development CA; the old one by CN=Test CA"), "{said}");
+    openssl(&site, &["verify", "-x509_strict", "-purpose", "sslclient", "-CAfile", "dev/ca.crt", "new/app.crt"]);
+}
+
+#[test]
+fn what_stands_behind_a_certificate_is_kept_where_it_leads_to_the_ca() {
+    let site = site();
+    let read = |name: &str| fs::read_to_string(site.path(name)).unwrap();
+    let (leaf, authority) = (read("dev/server.crt"), read("dev/ca.crt"));
+    site.write("kept.pem", format!("{leaf}{authority}"));
+    site.write("other.pem", format!("{leaf}{}", site.ca.pem()));
+    assert!(!renew(&site, "kept.pem", &[]).success().contains("not carried over"));
+    assert!(read("new/kept.crt").ends_with(&authority));
+    assert!(renew(&site, "other.pem", &[]).success().contains("not carried over"));
+    assert_eq!(read("new/other.crt").matches("BEGIN").count(), 1);
+}
+
+#[test]
+fn a_name_with_two_parts_of_one_kind_is_kept_in_the_issuer_too() {
+    let site = Site::new();
+    let request = "[req]\ndistinguished_name = name\nprompt = no\nx509_extensions = ca\n\
+                   [name]\n0.DC = com\n1.DC = example\n0.OU = One\n1.OU = Two\nCN = Odd CA\n\
+                   [ca]\nbasicConstraints = critical, CA:TRUE\nkeyUsage = keyCertSign\nsubjectKeyIdentifier = hash\n";
+    site.write("request", request);
+    let key = ["-newkey", "rsa:2048", "-nodes", "-keyout", "odd.key", "-out", "odd.crt"];
+    openssl(&site, &[&["req", "-x509", "-config", "request"][..], &key].concat());
+    let issue = ["certs", "issue", "--ca", "odd.crt", "--ca-key", "odd.key", "--name", "app", "--out", "."];
+    portcullis(&site, &issue).success();
+    openssl(&site, &["verify", "-x509_strict", "-CAfile", "odd.crt", "app.crt"]);
+}
+
+#[test]
+fn a_ca_is_not_renewed() {
+    let site = site();
+    let refused = renew(&site, "dev/ca.crt", &[]);
+    assert_eq!(refused.code, Some(1));
+    assert!(refused.stderr.contains("is a CA") && refused.stderr.contains("dev/ca.crt"), "{}", refused.stderr);
+    assert!(!site.path("new").exists());
+}
+
+#[test]
+fn nothing_is_issued_with_a_key_that_is_not_the_cas() {
+    let site = site();
+    let arguments = ["certs", "renew", "dev/client.crt", "--ca", "dev/ca.crt", "--ca-key", "dev/server.key"];
+    let refused = portcullis(&site, &[&arguments[..], &["--out", "new"]].concat());
+    assert_eq!(refused.code, Some(1));
+    assert!(refused.stderr.contains("dev/server.key"), "{}", refused.stderr);
+    let arguments = ["certs", "renew", "dev/client.crt", "--ca", "dev/server.crt", "--ca-key", "dev/server.key"];
+    let refused = portcullis(&site, &[&arguments[..], &["--out", "new"]].concat());
+    assert!(refused.stderr.contains("it is no CA"), "{}", refused.stderr);
+    assert!(!site.path("new").exists());
+}
+
+#[test]
+fn inspect_says_how_long_and_that_there_are_keys() {
+    let site = Site::new();
+    let leaf = site.ca.issue(Request::client("app").valid(-1, 12));
+    site.write("both.pem", format!("{}{}", leaf.key_pem(), leaf.pem()));
+    let said = portcullis(&site, &["certs", "inspect", "both.pem", "server.key"]).success();
+    for words in ["both.pem: 1 certificate, 1 private key", "12 days left", "server.key: 0 certificates, 1 private key"]
+    {
+        assert!(said.contains(words), "no {words} in {said}");
+    }
+    let secret = leaf.key_pem();
+    assert!(!secret.lines().skip(1).any(|line| said.contains(line)));
+}
