@@ -23,9 +23,11 @@ pub(super) fn in_words(answer: &Value, now: OffsetDateTime) -> String {
         for line in changes.iter().take(MOST_TOLD) {
             let _ = writeln!(out, "  {line}");
         }
-        let _ = untold(changes.len()).map_or(Ok(()), |more| writeln!(out, "  {more}"));
+        let unlisted = ["sources_added", "sources_removed"].map(|key| count(plan, key) - plan.list(key).count());
+        let all = changes.len() + unlisted.iter().sum::<usize>();
+        let _ = untold(all).map_or(Ok(()), |more| writeln!(out, "  {more}"));
     }
-    let ended = plan.list("sessions_ended").count();
+    let ended = count(plan, "sessions_ended");
     if ended == 0 {
         let _ = writeln!(out, "no open session would end; {kept} would stay");
     } else {
@@ -83,13 +85,19 @@ fn sessions(plan: Reading<'_>) -> String {
             format!("{}{detail}", session.text_or_dash("reason")),
         ]);
     }
-    let more = untold(ended.count()).map(|more| format!("  {more}\n"));
+    let more = untold(count(plan, "sessions_ended")).map(|more| format!("  {more}\n"));
     table.render("  ") + &more.unwrap_or_default()
+}
+
+/// How many there are of what a list names, which may be only the first of many.
+fn count(plan: Reading<'_>, list: &str) -> usize {
+    let all = usize::try_from(plan.number(&format!("{list}_count"))).unwrap_or(usize::MAX);
+    all.max(plan.list(list).count())
 }
 
 fn untold(count: usize) -> Option<String> {
     let more = count.checked_sub(MOST_TOLD).filter(|more| *more > 0)?;
-    Some(format!("and {more} more; --json lists them all"))
+    Some(format!("and {more} more; --json lists up to a thousand"))
 }
 
 /// More than a reader reads.
@@ -152,7 +160,7 @@ warning: db: 0.0.0.0/0 trusts everybody
         let rules: Vec<Value> =
             (0..MOST_TOLD + 7).map(|number| json!({ "listener": "db", "rule": format!("{number}") })).collect();
         let words = in_words(&json!({ "sources_removed": rules }), NOW);
-        assert!(words.contains("and 7 more; --json lists them all"), "{words}");
+        assert!(words.contains("and 7 more; --json lists up to a thousand"), "{words}");
         assert_eq!(words.lines().filter(|line| line.contains("- source")).count(), MOST_TOLD);
     }
 }
