@@ -12,6 +12,7 @@ mod encrypted_key;
 mod error;
 mod failure;
 mod name;
+mod parts;
 mod pem;
 mod records;
 mod rehearsal;
@@ -29,11 +30,12 @@ pub use crl::{Crl, CrlError, CrlFault, CrlNumber, CrlSet};
 pub use encrypted_key::{EncryptedKey, EncryptedKeyError, NoPassphrase, Passphrase};
 pub use error::BuildError;
 pub use failure::{handshake_failure, is_refusal_of_ours};
+pub use parts::TrustParts;
 pub use pem::{PemError, StoredKey, certificates, count_private_keys, private_key, stored_key};
 pub use records::{MOST_UNOPENED, Records, most_overhead};
 pub use server::{Attempt, ServerCertificate, ServerTls};
 pub use tickets::{SharedTicketer, TicketKeys, TicketKeysError};
-pub use trust::{ClientTrust, Evidence, Identity, TrustParts};
+pub use trust::{ClientTrust, Evidence, Identity};
 
 use std::sync::{Arc, LazyLock};
 

@@ -5,7 +5,6 @@
 
 use std::sync::Arc;
 
-use aws_lc_rs::digest::{Context, SHA256};
 use rustls::RootCertStore;
 use rustls::pki_types::CertificateDer;
 use rustls::server::WebPkiClientVerifier;
@@ -14,12 +13,12 @@ use time::OffsetDateTime;
 
 use super::certificate::Certificate;
 use super::credential::Credential;
-use super::crl::Crl;
 use super::error::BuildError;
 use super::failure::{certificate_reason, refused_by_us};
+use super::parts::TrustParts;
 use super::verifier::{ChainVerifier, RefusalWitness, Refused};
 use crate::outcome::{Ending, Reason};
-use crate::policy::{ClientAuth, CrlExpired, TrustedClients};
+use crate::policy::{ClientAuth, TrustedClients};
 
 /// Which client certificates a listener accepts.
 #[derive(Clone, Debug)]
@@ -27,50 +26,6 @@ pub struct ClientTrust {
     auth: ClientAuth,
     verifier: Option<Arc<ChainVerifier>>,
     clients: Arc<TrustedClients>,
-}
-
-/// What a [`ClientTrust`] is made of.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TrustParts {
-    /// Whether certificates are asked for. Without, nothing else counts.
-    pub auth: ClientAuth,
-    /// Whose certificates are good; each by itself.
-    pub anchors: Vec<CertificateDer<'static>>,
-    /// Certificates that are good by themselves.
-    pub pinned: Vec<CertificateDer<'static>>,
-    /// Revocation lists.
-    pub crls: Vec<Crl>,
-    /// What one past its nextUpdate means.
-    pub crl_expired: CrlExpired,
-    /// Whom of the holders to let in.
-    pub clients: TrustedClients,
-}
-
-impl TrustParts {
-    /// A digest of all of it and of the listener it is for: what session tickets under shared keys are bound to.
-    pub fn binding(&self, listener: &str) -> [u8; 32] {
-        let Self { auth, anchors, pinned, crls, crl_expired, clients } = self;
-        let words = format!("{auth} {crl_expired:?}");
-        let lists: [Vec<Vec<u8>>; 5] = [
-            vec![listener.into(), words.into()],
-            anchors.iter().map(|der| der.to_vec()).collect(),
-            pinned.iter().map(|der| der.to_vec()).collect(),
-            crls.iter().map(|list| list.der().to_vec()).collect(),
-            clients.patterns().iter().map(|pattern| pattern.to_string().into_bytes()).collect(),
-        ];
-        // With every length in front, so that no two sets of parts have the same bytes.
-        let mut context = Context::new(&SHA256);
-        for list in lists {
-            context.update(&list.len().to_be_bytes());
-            for part in list {
-                context.update(&part.len().to_be_bytes());
-                context.update(&part);
-            }
-        }
-        let mut digest = [0; 32];
-        digest.copy_from_slice(context.finish().as_ref());
-        digest
-    }
 }
 
 /// Who a client is: judged, and accepted.
@@ -184,6 +139,7 @@ mod tests {
     use time::Duration;
 
     use super::*;
+    use crate::policy::CrlExpired;
     use crate::tls::specimen::Authority;
 
     const NOW: OffsetDateTime = OffsetDateTime::UNIX_EPOCH.saturating_add(Duration::days(20_000));
