@@ -6,16 +6,18 @@ use std::time::Instant;
 use portcullis::protocol::Boundary;
 
 fn main() {
-    println!("{:>8}  {:>12}  {:>8}", "bytes", "message, ns", "GB, ms");
+    println!("{:>10}  {:>11}  {:>7}", "bytes", "message, ns", "GB, ms");
     for length in [30, 60, 200, 1_000, 1_000_000] {
-        let message_ns = median(length);
-        println!("{length:>8}  {message_ns:>12.2}  {:>8.1}", message_ns * 1e3 / f64::from(length));
+        report(&length.to_string(), &vec![length; (8 * CHUNK).div_ceil(length)]);
     }
+    // As many as there are of the shortest, of lengths in no order.
+    let mixed: Vec<usize> = (0..8 * CHUNK / 30).map(|number| 10 + number * 2_654_435_761 % 40).collect();
+    report("10 to 49", &mixed);
 }
 
-/// Nanoseconds for one message of so many bytes: the median of many rounds.
-fn median(length: u32) -> f64 {
-    let stream = stream(length);
+/// The time for one message among messages of these lengths, and for a GB of them: the median of many rounds.
+fn report(name: &str, lengths: &[usize]) {
+    let stream: Vec<u8> = lengths.iter().flat_map(|length| message(*length)).collect();
     let mut boundary = Boundary::default();
     let mut times: Vec<f64> = (0..ROUNDS)
         .map(|_| {
@@ -23,21 +25,23 @@ fn median(length: u32) -> f64 {
             for chunk in stream.chunks(CHUNK) {
                 boundary.follow(black_box(chunk));
             }
-            let nanoseconds = start.elapsed().as_secs_f64() * 1e9;
+            let seconds = start.elapsed().as_secs_f64();
             assert!(boundary.is_reached(), "the stream has whole messages only");
-            nanoseconds * f64::from(length) / stream.len() as f64
+            seconds
         })
         .collect();
     times.sort_by(f64::total_cmp);
-    times.get(times.len() / 2).copied().unwrap_or(f64::NAN)
+    let seconds = times.get(times.len() / 2).copied().unwrap_or(f64::NAN);
+    let (message_ns, gigabyte_ms) = (seconds * 1e9 / lengths.len() as f64, seconds * 1e12 / stream.len() as f64);
+    println!("{name:>10}  {message_ns:>11.2}  {gigabyte_ms:>7.1}");
 }
 
-/// Messages of one length, a few chunks of them, or one.
-fn stream(length: u32) -> Vec<u8> {
-    let header = [b"D", &(length - 1).to_be_bytes()[..]].concat();
-    let mut message = header.clone();
-    message.resize(length as usize, 0);
-    message.repeat((8 * CHUNK).div_ceil(message.len()))
+/// A message of so many bytes, header included.
+fn message(length: usize) -> Vec<u8> {
+    let header = u32::try_from(length - 1).unwrap_or(u32::MAX).to_be_bytes();
+    let mut message = [b"D", &header[..]].concat();
+    message.resize(length, 0);
+    message
 }
 
 /// What the relay reads at a time.
