@@ -32,6 +32,8 @@ mod commands;
 mod config;
 /// What runs out or is taken away while a client is on its way in.
 mod confirm;
+/// Revocation lists.
+mod crl;
 /// The upstream, when it is there and when it is not.
 mod dial;
 /// SIGTERM, and what systemd is told.
