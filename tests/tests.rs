@@ -54,6 +54,8 @@ mod redis;
 mod relay;
 /// New configurations, sources and listeners in a running process.
 mod reload;
+/// TLS sessions that are taken up again: where that works, and where it must not.
+mod resumption;
 /// What stops being good ends the sessions that rely on it, and no others.
 mod revocation;
 /// Certificates that change under load.
