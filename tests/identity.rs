@@ -8,6 +8,7 @@ use crate::harness::openssl::{openssl, s_client};
 use crate::harness::portcullis::executable;
 use crate::harness::program::run;
 use crate::harness::{Authority, Listener, Portcullis, Request, Site, Upstream};
+use crate::reload::ON_SIGHUP;
 
 /// A listener that asks for certificates of the CA in `clients.pem`.
 fn asking(client_auth: &str, upstream: &Upstream) -> Listener {
@@ -239,4 +240,59 @@ fn a_session_of_one_listener_opens_no_other() {
         connection.unwrap_err();
         assert_eq!(portcullis.refusal(port), "client_certificate_unknown_ca");
     }
+}
+
+#[test]
+fn what_was_taken_out_lately_is_named_with_the_reload_that_did_it() {
+    let upstream = Upstream::echo();
+    let (site, clients) = site();
+    let pinned = Authority::new("Anybody's CA").issue(Request::client("pinned"));
+    let leaf = clients.issue(Request::client("app"));
+    site.install("app", &leaf);
+    site.install("pinned", &pinned);
+    let whole = format!("{}{}", clients.pem(), Authority::new("Other CA").pem());
+    site.write("clients.pem", &whole);
+    let listener = asking("required", &upstream);
+    let with_pin = format!("{ON_SIGHUP}{}", listener.clone().tls("client_certificates = \"pinned.crt\""));
+    let portcullis = Portcullis::start(site, &with_pin);
+    portcullis.address("main");
+
+    let applied = portcullis.reconfigure(format!("{ON_SIGHUP}{listener}"));
+    assert_eq!(applied.number("generation"), 2);
+    let change = |bundle: &str| {
+        portcullis.applies(|| {
+            portcullis.site.replace("clients.pem", bundle);
+            portcullis.process.signal("HUP");
+        })
+    };
+    assert_eq!(change(&Authority::new("Other CA").pem()).number("generation"), 3);
+    let told = |name: &str, version: &str| {
+        let (address, seen) = (portcullis.address("main"), portcullis.seen());
+        let [certificate, key] = ["crt", "key"].map(|ending| format!("{name}.{ending}"));
+        let options = [version, "-cert", &certificate, "-key", &key];
+        let told = run(&mut s_client(&portcullis.site, address, &options)).stderr;
+        assert!(told.contains("alert unknown ca"), "{version}: {told}");
+        let denied = portcullis.event_after(seen, "a refusal", |event| event.is("connection.denied"));
+        assert_eq!(denied.reason(), "client_certificate_unknown_ca");
+        denied.text("detail").to_owned()
+    };
+    for version in ["-tls1_2", "-tls1_3"] {
+        for (name, words) in [
+            (
+                "pinned",
+                ["CN=pinned (issued by CN=Anybody's CA", "CN=pinned was taken out by the reload to generation 2"],
+            ),
+            ("app", ["CN=app (issued by CN=Clients CA", "CN=Clients CA was taken out by the reload to generation 3"]),
+        ] {
+            let detail = told(name, version);
+            for words in words {
+                assert!(detail.contains(words), "{version}: no {words} in {detail}");
+            }
+        }
+    }
+    // Once it is back there is nothing to tell.
+    change(&whole);
+    portcullis.client().showing(&leaf).attempt().1.unwrap();
+    let detail = told("pinned", "-tls1_3");
+    assert!(detail.contains("generation 2") && !detail.contains("Clients CA was taken out"), "{detail}");
 }

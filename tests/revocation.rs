@@ -1,5 +1,7 @@
 //! Sources and credentials that stop being good: the sessions that rely on them end, and their neighbours lose nothing.
 
+use std::borrow::Borrow;
+use std::thread;
 use std::time::Instant;
 
 use time::format_description::well_known::Rfc3339;
@@ -10,29 +12,29 @@ use crate::harness::{Authority, Connection, Leaf, Listener, Portcullis, Redis, R
 use crate::reload::ON_SIGHUP;
 
 /// Most that may pass between a reload that was applied, or a moment that came, and the end of the last session.
-const SOON: std::time::Duration = std::time::Duration::from_secs(1);
+pub(crate) const SOON: std::time::Duration = std::time::Duration::from_secs(1);
 
 /// A listener that wants certificates, and by what it judges them.
-fn wanting(upstream: &Upstream, lines: &[&str]) -> Listener {
+pub(crate) fn wanting(upstream: &Upstream, lines: &[&str]) -> Listener {
     let listener = Listener::redis(upstream).tls("client_auth = \"required\"");
     lines.iter().fold(listener, |listener, line| listener.tls(line))
 }
 
-fn start(site: Site, listeners: &[&Listener]) -> Portcullis {
+pub(crate) fn start(site: Site, listeners: &[&Listener]) -> Portcullis {
     Portcullis::start(site, config(listeners))
 }
 
-fn config(listeners: &[&Listener]) -> String {
+pub(crate) fn config(listeners: &[&Listener]) -> String {
     let listeners: String = listeners.iter().map(ToString::to_string).collect();
     format!("{ON_SIGHUP}{listeners}")
 }
 
-fn session(portcullis: &Portcullis, leaf: Leaf) -> Connection {
+pub(crate) fn session(portcullis: &Portcullis, leaf: impl Borrow<Leaf>) -> Connection {
     portcullis.client().showing(leaf).attempt().1.unwrap()
 }
 
 /// The session is ended for this reason, and says so twice in the audit.
-fn assert_ended(portcullis: &Portcullis, mut session: Connection, reason: &str) {
+pub(crate) fn assert_ended(portcullis: &Portcullis, mut session: Connection, reason: &str) {
     let began = Instant::now();
     assert_eq!(session.rest().unwrap(), b"", "close_notify and nothing else");
     assert!(began.elapsed() < SOON, "it took {:?}", began.elapsed());
@@ -48,8 +50,22 @@ fn assert_ended(portcullis: &Portcullis, mut session: Connection, reason: &str) 
     assert_eq!(events[revoked].0["session"], closed.0["session"]);
 }
 
-fn assert_lives(mut session: Connection) {
+pub(crate) fn assert_lives(mut session: Connection) {
     session.ask(b"still here", b"still here");
+}
+
+/// Does something while a session is busy, which must not lose a byte by it.
+pub(crate) fn while_busy<T: Send>(session: &mut Connection, act: impl FnOnce() -> T + Send) -> T {
+    let bytes: Vec<u8> = (0..=250).cycle().take(40_000).collect();
+    thread::scope(|scope| {
+        let acting = scope.spawn(act);
+        let mut rounds = 0_u32;
+        while !acting.is_finished() || rounds == 0 {
+            session.ask(&bytes, &bytes);
+            rounds += 1;
+        }
+        acting.join().unwrap()
+    })
 }
 
 #[test]

@@ -34,6 +34,8 @@ mod commands;
 mod config;
 /// What runs out or is taken away while a client is on its way in.
 mod confirm;
+/// Revocation lists.
+mod crl;
 /// The upstream, when it is there and when it is not.
 mod dial;
 /// SIGTERM, and what systemd is told.
@@ -58,6 +60,8 @@ mod redis;
 mod relay;
 /// New configurations, sources and listeners in a running process.
 mod reload;
+/// TLS sessions that are taken up again: where that works, and where it must not.
+mod resumption;
 /// What stops being good ends the sessions that rely on it, and no others.
 mod revocation;
 /// Certificates that change under load.

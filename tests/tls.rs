@@ -8,7 +8,8 @@ use rustls::{AlertDescription, HandshakeKind, NamedGroup};
 use crate::harness::client::{alert, port};
 use crate::harness::openssl::{openssl, s_client};
 use crate::harness::program::run;
-use crate::harness::{Authority, Listener, Portcullis, Request, Site, Upstream};
+use crate::harness::{Authority, Leaf, Listener, Portcullis, Request, Site, Upstream};
+use crate::reload::ON_SIGHUP;
 
 /// An upstream that says good-bye at once.
 fn brief() -> Upstream {
@@ -215,5 +216,51 @@ fn a_client_that_does_not_trust_the_certificate_is_explained_in_the_audit() {
     for word in ["does not accept our certificate", "CN=localhost", "sslrootcert", "--cacert"] {
         assert!(words.contains(word), "no {word} in {words}");
     }
+    upstream.assert_untouched();
+}
+
+#[test]
+fn openssl_that_does_not_trust_the_certificate_is_told_of_by_name_and_since_when_it_is_in_use() {
+    let upstream = Upstream::silent();
+    let site = Site::new();
+    let [first, renewed] = [site.server(), site.server()];
+    site.install("server", &first);
+    site.write("wrong.crt", Authority::new("Another CA").pem());
+    let portcullis = Portcullis::start(site, format!("{ON_SIGHUP}{}", Listener::redis(&upstream)));
+    let refusing = |version: &str| {
+        let (address, seen) = (portcullis.address("main"), portcullis.seen());
+        let options = [version, "-CAfile", "wrong.crt", "-verify_return_error"];
+        let told = run(&mut s_client(&portcullis.site, address, &options));
+        assert_ne!(told.code, Some(0), "{}", told.text());
+        let denied = portcullis.event_after(seen, "a refusal", |event| event.is("connection.denied"));
+        assert_eq!(denied.reason(), "handshake_failed");
+        denied.text("detail").to_owned()
+    };
+    let assert_told = |since: &str, sha256: &str| {
+        for version in ["-tls1_2", "-tls1_3"] {
+            let detail = refusing(version);
+            for words in
+                ["does not accept our certificate CN=localhost", "issued by CN=Test CA", "valid until 20", since]
+                    .into_iter()
+                    .chain([sha256, "sslrootcert"])
+            {
+                assert!(detail.contains(words), "{version}: no {words} in {detail}");
+            }
+        }
+    };
+    assert_told("in use since the start at 20", &first.sha256());
+    let rotate = |leaf: &Leaf| {
+        portcullis.applies(|| {
+            portcullis.site.install("server", leaf);
+            portcullis.process.signal("HUP");
+        });
+    };
+    rotate(&renewed);
+    assert_told("in use since the reload to generation 2 at 20", &renewed.sha256());
+    // A reload of something else does not make it younger, and one that brings it back does.
+    portcullis.applies(|| portcullis.process.signal("HUP"));
+    assert_told("in use since the reload to generation 2 at 20", &renewed.sha256());
+    rotate(&first);
+    assert_told("in use since the reload to generation 4 at 20", &first.sha256());
     upstream.assert_untouched();
 }

@@ -1,12 +1,14 @@
 //! Files that change under a running process, in every way in which files are replaced.
 
 use std::fs;
+use std::io::Write;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::time::SystemTime;
 
-use crate::harness::{Authority, Leaf, Listener, Portcullis, Request, Site, Upstream};
-use crate::reload::{ON_CHANGE, wait_until_served};
+use crate::harness::{Authority, Leaf, Listener, Portcullis, Request, Site, TakesBack, Upstream, eventually};
+use crate::reload::{ON_CHANGE, served, wait_until_served};
+use crate::revocation::{assert_ended, assert_lives, session, wanting, while_busy};
 
 #[test]
 fn a_changed_configuration_is_noticed() {
@@ -69,14 +71,8 @@ fn a_copy_that_keeps_the_time_of_the_old_file_is_noticed() {
     let upstream = Upstream::echo();
     let portcullis = watching(&upstream);
     let leaf = portcullis.site.server();
-    for (name, text) in [("server.key", leaf.key_pem()), ("server.crt", leaf.pem())] {
-        let old = portcullis.site.path(name);
-        let time: SystemTime = fs::metadata(&old).unwrap().modified().unwrap();
-        portcullis.site.write("copy", text);
-        let copy = fs::File::options().write(true).open(portcullis.site.path("copy")).unwrap();
-        copy.set_modified(time).unwrap();
-        fs::rename(portcullis.site.path("copy"), &old).unwrap();
-    }
+    replace_in_its_time(&portcullis.site, "server.key", &leaf.key_pem());
+    replace_in_its_time(&portcullis.site, "server.crt", &leaf.pem());
     wait_until_served(&portcullis, &leaf);
 }
 
@@ -87,19 +83,34 @@ pub(crate) fn watching(upstream: &Upstream) -> Portcullis {
     portcullis
 }
 
-/// Mounts a certificate as Kubernetes mounts a Secret: files are links into `..data`, which is a link to a directory
-/// that is new every time.
-fn mount(volume: &Path, leaf: &Leaf, number: usize) {
+/// Mounts files as Kubernetes mounts a Secret: they are links into `..data`, which is a link to a directory that is new every
+/// time. Links to new files come, and those to old ones go, after that has been swapped.
+fn mount(volume: &Path, files: &[(&str, String)], number: usize) {
     let fresh = volume.join(format!("..2026_01_31_{number}"));
     fs::create_dir_all(&fresh).unwrap();
-    fs::write(fresh.join("tls.crt"), leaf.pem()).unwrap();
-    fs::write(fresh.join("tls.key"), leaf.key_pem()).unwrap();
+    for (name, text) in files {
+        fs::write(fresh.join(name), text).unwrap();
+    }
     symlink(fresh.file_name().unwrap(), volume.join("..data_tmp")).unwrap();
     let old = fs::read_link(volume.join("..data"));
     fs::rename(volume.join("..data_tmp"), volume.join("..data")).unwrap();
+    for (name, _) in files.iter().filter(|(name, _)| !volume.join(name).is_symlink()) {
+        symlink(Path::new("..data").join(name), volume.join(name)).unwrap();
+    }
+    for entry in fs::read_dir(volume).unwrap().map(Result::unwrap) {
+        let name = entry.file_name();
+        if !name.as_encoded_bytes().starts_with(b"..") && !files.iter().any(|(file, _)| name == *file) {
+            fs::remove_file(entry.path()).unwrap();
+        }
+    }
     if let Ok(old) = old {
         fs::remove_dir_all(volume.join(old)).unwrap();
     }
+}
+
+/// A certificate with its key, as in a Secret of the kind `kubernetes.io/tls`.
+fn pair(leaf: &Leaf) -> [(&'static str, String); 2] {
+    [("tls.crt", leaf.pem()), ("tls.key", leaf.key_pem())]
 }
 
 #[test]
@@ -107,9 +118,7 @@ fn a_kubernetes_volume_is_followed_through_several_swaps() {
     let upstream = Upstream::echo();
     let site = Site::new();
     let volume = site.path("secret");
-    mount(&volume, &site.server(), 0);
-    symlink("..data/tls.crt", volume.join("tls.crt")).unwrap();
-    symlink("..data/tls.key", volume.join("tls.key")).unwrap();
+    mount(&volume, &pair(&site.server()), 0);
     let listener = Listener::redis(&upstream)
         .to_string()
         .replace("server.crt", "secret/tls.crt")
@@ -118,7 +127,7 @@ fn a_kubernetes_volume_is_followed_through_several_swaps() {
     portcullis.address("main");
     for number in 1..=4 {
         let leaf = portcullis.site.server();
-        mount(&volume, &leaf, number);
+        mount(&volume, &pair(&leaf), number);
         wait_until_served(&portcullis, &leaf);
     }
 }
@@ -172,4 +181,212 @@ fn the_poll_finds_a_change_where_nothing_is_watched() {
     portcullis.site.replace("server.key", leaf.key_pem());
     portcullis.site.replace("server.crt", leaf.pem());
     wait_until_served(&portcullis, &leaf);
+}
+
+/// How many reloads have been rejected.
+fn rejections(portcullis: &Portcullis) -> usize {
+    portcullis.events().iter().filter(|event| event.is("reload.rejected")).count()
+}
+
+#[test]
+fn everything_in_one_kubernetes_volume_is_followed_through_swaps_in_a_row() {
+    const SWAPS: usize = 5;
+    let upstream = Upstream::echo();
+    let site = Site::new();
+    let volume = site.path("secret");
+    // One CA that stays, and one more that is new every time and takes back the certificate that it has issued in the end.
+    let steady = Authority::new("Steady CA");
+    let brief: Vec<Authority> = (0..=SWAPS).map(|number| Authority::new(&format!("CA {number}"))).collect();
+    let leaves: Vec<[Leaf; 2]> = brief.iter().map(|ca| [0, 1].map(|_| ca.issue(Request::client("app")))).collect();
+    let servers: Vec<Leaf> = (0..=SWAPS).map(|_| site.server()).collect();
+    let files = |number: usize| {
+        let list = TakesBack::nothing(1).and(leaves[number][1].der());
+        let [certificate, key] = pair(&servers[number]);
+        let bundle = format!("{}{}", steady.pem(), brief[number].pem());
+        [certificate, key, ("ca.crt", bundle), ("ca.crl", brief[number].list(list).pem())]
+    };
+    mount(&volume, &files(0), 0);
+    let listener = wanting(&upstream, &["client_ca = \"secret/ca.crt\"", "client_crl = \"secret/ca.crl\""])
+        .to_string()
+        .replace("server.crt", "secret/tls.crt")
+        .replace("server.key", "secret/tls.key");
+    let portcullis = Portcullis::start(site, format!("{ON_CHANGE}{listener}"));
+    let leaf = steady.issue(Request::client("steady"));
+    let mut kept = session(&portcullis, &leaf);
+    let gone = session(&portcullis, &leaves[0][0]);
+    while_busy(&mut kept, || {
+        for number in 1..=SWAPS {
+            mount(&volume, &files(number), number);
+        }
+        eventually("the newest certificate is served", || {
+            (shown_to(&portcullis, &leaf)? == servers[SWAPS].sha256()).then_some(())
+        });
+    });
+    assert_ended(&portcullis, gone, "credential_revoked");
+    assert_lives(session(&portcullis, &leaves[SWAPS][0]));
+    for (leaf, reason) in [
+        (&leaves[SWAPS][1], "client_certificate_revoked"),
+        (&leaves[SWAPS - 1][0], "client_certificate_unknown_ca"),
+        (&leaves[0][0], "client_certificate_unknown_ca"),
+    ] {
+        let (port, attempt) = portcullis.client().showing(leaf).attempt();
+        attempt.unwrap_err();
+        assert_eq!(portcullis.refusal(port), reason);
+    }
+    assert_lives(kept);
+    assert!(rejections(&portcullis) <= 1);
+}
+
+/// The fingerprint of the certificate that a client with this one meets, once it is let in.
+fn shown_to(portcullis: &Portcullis, leaf: &Leaf) -> Option<String> {
+    let connection = portcullis.client().showing(leaf).attempt().1.ok()?;
+    Some(crate::harness::pki::sha256(&connection.tls().peer_certificates()?[0]))
+}
+
+#[test]
+fn client_certificates_come_and_go_in_a_kubernetes_volume() {
+    let upstream = Upstream::echo();
+    let (site, anybody) = (Site::new(), Authority::new("Anybody's CA"));
+    let volume = site.path("clients");
+    let [steady, first, second, third] = ["steady", "1", "2", "3"].map(|name| anybody.issue(Request::client(name)));
+    let file = |name: &'static str, leaf: &Leaf| (name, leaf.pem());
+    mount(&volume, &[file("steady.crt", &steady), file("a.crt", &first)], 0);
+    let listener = wanting(&upstream, &["client_certificates = \"clients/*.crt\""]);
+    let portcullis = Portcullis::start(site, format!("{ON_CHANGE}{listener}"));
+    let mut kept = session(&portcullis, &steady);
+    let gone = session(&portcullis, &first);
+    let is_in = |leaf: &Leaf| portcullis.client().showing(leaf).attempt().1.is_ok();
+    assert!(!is_in(&second));
+    while_busy(&mut kept, || {
+        // Another file, and then other content of the same.
+        mount(&volume, &[file("steady.crt", &steady), file("b.crt", &second)], 1);
+        eventually("the second one gets in", || is_in(&second).then_some(()));
+        assert_ended(&portcullis, gone, "credential_revoked");
+        let gone = session(&portcullis, &second);
+        mount(&volume, &[file("steady.crt", &steady), file("b.crt", &third)], 2);
+        eventually("the third one gets in", || is_in(&third).then_some(()));
+        assert_ended(&portcullis, gone, "credential_revoked");
+        // Several in a row.
+        mount(&volume, &[file("steady.crt", &steady), file("c.crt", &second)], 3);
+        mount(&volume, &[file("steady.crt", &steady), file("d.crt", &third)], 4);
+        mount(&volume, &[file("steady.crt", &steady), file("a.crt", &first), file("d.crt", &second)], 5);
+        eventually("the first one gets in again", || is_in(&first).then_some(()));
+    });
+    assert!(is_in(&second) && !is_in(&third));
+    assert_lives(kept);
+    // A link may be read between its swap and its removal, at each of the three times.
+    assert!(rejections(&portcullis) <= 3);
+}
+
+/// A listener that goes by a CA and its list, and a session that must outlive whatever becomes of their files.
+fn steady(upstream: &Upstream) -> (Portcullis, Authority, Leaf) {
+    let (site, clients) = (Site::new(), Authority::new("Clients CA"));
+    let leaf = clients.issue(Request::client("steady"));
+    site.write("clients.pem", clients.pem());
+    site.write("clients.crl", clients.list(TakesBack::nothing(1)).pem());
+    let listener = wanting(upstream, &["client_ca = \"clients.pem\"", "client_crl = \"clients.crl\""]);
+    let portcullis = Portcullis::start(site, format!("{ON_CHANGE}{listener}"));
+    portcullis.address("main");
+    (portcullis, clients, leaf)
+}
+
+#[test]
+fn a_file_that_is_written_in_two_halves_is_taken_when_it_is_whole() {
+    let upstream = Upstream::echo();
+    let (portcullis, clients, leaf) = steady(&upstream);
+    let mut kept = session(&portcullis, &leaf);
+    let other = Authority::new("Other CA");
+    let read = |name: &str| fs::read_to_string(portcullis.site.path(name)).unwrap();
+    let server = portcullis.site.ca.issue(Request::server(&["localhost", "renewed.test"]));
+    let taken = clients.issue(Request::client("taken"));
+    let of_other = other.issue(Request::client("other"));
+    let gone = session(&portcullis, &taken);
+    let renewed = format!("# renewed\n{}", read("server.key"));
+    for (file, text) in [
+        ("clients.pem", format!("{}{}", clients.pem(), other.pem())),
+        ("clients.crl", clients.list(TakesBack::nothing(2).and(taken.der())).pem()),
+        ("server.key", renewed),
+    ] {
+        // In the middle of the last block, as where it ends between two the first half is a whole file.
+        let (first, rest) = text.split_at(text.len() - 100);
+        let before = rejections(&portcullis);
+        while_busy(&mut kept, || {
+            let mut open = fs::File::create(portcullis.site.path(file)).unwrap();
+            let rejected = portcullis.reload_after(|| open.write_all(first.as_bytes()).unwrap());
+            assert!(rejected.is("reload.rejected") && rejected.text("error").contains(file), "{}", rejected.0);
+            // It is not lost, and the old terms are in force.
+            assert_lives(session(&portcullis, &leaf));
+            portcullis.applies(|| open.write_all(rest.as_bytes()).unwrap());
+        });
+        assert_eq!(rejections(&portcullis), before + 1, "{file}");
+    }
+    assert_ended(&portcullis, gone, "credential_revoked");
+    assert_lives(session(&portcullis, &of_other));
+
+    // And where the other half comes at once.
+    let before = rejections(&portcullis);
+    while_busy(&mut kept, || {
+        for (file, text) in [("server.crt", server.pem()), ("server.key", server.key_pem())] {
+            let (first, rest) = text.split_at(text.len() / 2);
+            let mut open = fs::File::create(portcullis.site.path(file)).unwrap();
+            open.write_all(first.as_bytes()).unwrap();
+            open.write_all(rest.as_bytes()).unwrap();
+        }
+        let renewed = || (shown_to(&portcullis, &leaf)? == server.sha256()).then_some(());
+        eventually("the new certificate is served", renewed);
+    });
+    assert!(rejections(&portcullis) <= before + 1);
+    assert_lives(kept);
+}
+
+#[test]
+fn lists_and_cas_that_keep_the_time_of_the_old_file_are_noticed() {
+    let upstream = Upstream::echo();
+    let (portcullis, clients, leaf) = steady(&upstream);
+    let taken = clients.issue(Request::client("taken"));
+    let (kept, gone) = (session(&portcullis, &leaf), session(&portcullis, &taken));
+    let list = clients.list(TakesBack::nothing(2).and(taken.der())).pem();
+    portcullis.applies(|| replace_in_its_time(&portcullis.site, "clients.crl", &list));
+    assert_ended(&portcullis, gone, "credential_revoked");
+    let other = Authority::new("Other CA");
+    let both = format!("{}{}", clients.pem(), other.pem());
+    portcullis.applies(|| replace_in_its_time(&portcullis.site, "clients.pem", &both));
+    let gone = session(&portcullis, other.issue(Request::client("app")));
+    portcullis.applies(|| replace_in_its_time(&portcullis.site, "clients.pem", &clients.pem()));
+    assert_ended(&portcullis, gone, "credential_revoked");
+    assert_lives(kept);
+}
+
+/// Puts a copy that has the modification time of the old file over that.
+fn replace_in_its_time(site: &Site, name: &str, text: &str) {
+    let old = site.path(name);
+    let time: SystemTime = fs::metadata(&old).unwrap().modified().unwrap();
+    site.write("copy", text);
+    let copy = fs::File::options().write(true).open(site.path("copy")).unwrap();
+    copy.set_modified(time).unwrap();
+    fs::rename(site.path("copy"), &old).unwrap();
+}
+
+#[test]
+fn a_certificate_that_comes_before_its_key_costs_one_quiet_rejection_at_most() {
+    let upstream = Upstream::echo();
+    let portcullis = watching(&upstream);
+    let mut kept = portcullis.client().connect();
+    while_busy(&mut kept, || {
+        for in_place in [false, true, false, true] {
+            let (leaf, before) = (portcullis.site.server(), rejections(&portcullis));
+            let put = |name: &str, text: String| match in_place {
+                true => portcullis.site.write(name, text),
+                false => portcullis.site.replace(name, text),
+            };
+            put("server.crt", leaf.pem());
+            // Whoever comes in between is served by the old pair, or already by the new one.
+            served(&portcullis);
+            put("server.key", leaf.key_pem());
+            wait_until_served(&portcullis, &leaf);
+            assert!(rejections(&portcullis) <= before + 1);
+        }
+    });
+    let events = portcullis.events();
+    assert!(!events.iter().any(|event| event.is("connection.denied")));
 }

@@ -1,5 +1,6 @@
 //! Clients: sockets that come from where the test wants, and TLS on them.
 
+use std::borrow::Borrow;
 use std::cell::OnceCell;
 use std::fmt;
 use std::io::{self, Read, Write};
@@ -7,7 +8,7 @@ use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustls::pki_types::ServerName;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{AlertDescription, ClientConfig, ClientConnection, RootCertStore, StreamOwned, SupportedProtocolVersion};
 use socket2::{Domain, SockRef, Socket, Type};
 
@@ -19,7 +20,7 @@ pub(crate) struct Client {
     source: Option<IpAddr>,
     name: String,
     roots: RootCertStore,
-    identity: Option<Leaf>,
+    identity: Option<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)>,
     versions: Vec<&'static SupportedProtocolVersion>,
     alpn: Vec<Vec<u8>>,
     records: Option<usize>,
@@ -54,14 +55,20 @@ impl Client {
         Self { address, ..self }
     }
 
+    /// Goes to another address from now on, with the TLS sessions that it has.
+    pub(crate) fn go_to(&mut self, address: SocketAddr) {
+        self.address = address;
+    }
+
     /// Asks for a server of this name.
     pub(crate) fn named(self, name: &str) -> Self {
         Self { name: name.to_owned(), ..self }
     }
 
     /// Presents a certificate.
-    pub(crate) fn showing(self, identity: Leaf) -> Self {
-        Self { identity: Some(identity), ..self }
+    pub(crate) fn showing(self, identity: impl Borrow<Leaf>) -> Self {
+        let leaf = identity.borrow();
+        Self { identity: Some((leaf.path(), leaf.key_der())), ..self }
     }
 
     pub(crate) fn speaking(self, version: &'static SupportedProtocolVersion) -> Self {
@@ -137,6 +144,11 @@ impl Client {
         (port, connection)
     }
 
+    /// What it speaks, in words.
+    pub(crate) fn versions(&self) -> String {
+        format!("{:?}", self.versions)
+    }
+
     /// The client's half of TLS, without a socket.
     pub(crate) fn tls(&self) -> ClientConnection {
         let name = ServerName::try_from(self.name.clone()).expect("a server name");
@@ -149,8 +161,8 @@ impl Client {
                 ClientConfig::builder_with_protocol_versions(&self.versions).with_root_certificates(self.roots.clone());
             let mut config = match &self.identity {
                 None => config.with_no_client_auth(),
-                Some(leaf) => {
-                    config.with_client_auth_cert(leaf.path(), leaf.key_der()).expect("a test's certificate is usable")
+                Some((path, key)) => {
+                    config.with_client_auth_cert(path.clone(), key.clone_key()).expect("a test's certificate is usable")
                 }
             };
             config.alpn_protocols.clone_from(&self.alpn);

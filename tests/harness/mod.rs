@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 pub(crate) use client::{Client, Connection};
 pub(crate) use listener::Listener;
 pub(crate) use log::Event;
-pub(crate) use pki::{Authority, Leaf, Request};
+pub(crate) use pki::{Authority, Leaf, Request, TakesBack};
 pub(crate) use portcullis::Portcullis;
 pub(crate) use postgres::Postgres;
 pub(crate) use redis::Redis;

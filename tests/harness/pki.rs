@@ -3,11 +3,14 @@
 use std::net::IpAddr;
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
-    KeyPair, KeyUsagePurpose, PKCS_RSA_SHA256, RsaKeySize, SanType,
+    BasicConstraints, CertificateParams, CertificateRevocationList, CertificateRevocationListParams, CertifiedIssuer,
+    DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, KeyIdMethod, KeyPair, KeyUsagePurpose, PKCS_RSA_SHA256,
+    RevokedCertParams, RsaKeySize, SanType, SerialNumber,
 };
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use time::{Duration, OffsetDateTime};
+use x509_parser::certificate::X509Certificate;
+use x509_parser::prelude::FromDer;
 
 /// A certificate authority, a root or one below a root.
 #[derive(Debug)]
@@ -65,6 +68,67 @@ impl Authority {
         let certificate = certificate.expect("an authority can sign a leaf");
         let own = Certificate { der: certificate.der().clone(), pem: certificate.pem() };
         Leaf { path: [&[own], self.path.as_slice()].concat(), key }
+    }
+
+    /// Signs what it has taken back.
+    pub(crate) fn list(&self, takes_back: TakesBack) -> List {
+        List(takes_back.0.signed_by(&self.issuer).expect("an authority can sign a list"))
+    }
+}
+
+/// What an authority takes back before its time.
+#[derive(Debug)]
+pub(crate) struct TakesBack(CertificateRevocationListParams);
+
+impl TakesBack {
+    /// Nothing yet, in the list of this number, the next of which is due tomorrow.
+    pub(crate) fn nothing(number: u64) -> Self {
+        let now = OffsetDateTime::now_utc();
+        Self(CertificateRevocationListParams {
+            this_update: now - Duration::HOUR,
+            next_update: now + Duration::DAY,
+            crl_number: SerialNumber::from(number),
+            issuing_distribution_point: None,
+            revoked_certs: Vec::new(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        })
+    }
+
+    /// This certificate too: whatever has its number.
+    pub(crate) fn and(mut self, certificate: &CertificateDer<'_>) -> Self {
+        let (_, parsed) = X509Certificate::from_der(certificate).expect("a test's certificate can be read");
+        self.0.revoked_certs.push(RevokedCertParams {
+            serial_number: SerialNumber::from_slice(parsed.raw_serial()),
+            revocation_time: self.0.this_update,
+            reason_code: None,
+            invalidity_date: None,
+        });
+        self
+    }
+
+    /// The next list is due after so many seconds; negative is in the past.
+    pub(crate) fn brief(mut self, seconds: i64) -> Self {
+        self.0.next_update = OffsetDateTime::now_utc() + Duration::seconds(seconds);
+        self
+    }
+
+    /// When the next list is due, to the second as it stands in the list.
+    pub(crate) fn ends(&self) -> OffsetDateTime {
+        self.0.next_update.replace_nanosecond(0).expect("a second has a beginning")
+    }
+}
+
+/// A signed revocation list.
+#[derive(Debug)]
+pub(crate) struct List(CertificateRevocationList);
+
+impl List {
+    pub(crate) fn pem(&self) -> String {
+        self.0.pem().expect("a list can be written")
+    }
+
+    pub(crate) fn der(&self) -> &[u8] {
+        self.0.der()
     }
 }
 

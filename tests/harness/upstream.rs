@@ -2,7 +2,7 @@
 
 use std::fmt::{self, Display, Formatter};
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -68,6 +68,15 @@ impl Upstream {
     pub(crate) fn saying(piece: &'static [u8]) -> Self {
         Self::new(move |mut stream| {
             let _ = stream.write_all(piece);
+            let _ = std::io::copy(&mut stream, &mut std::io::sink());
+        })
+    }
+
+    /// Says its piece and that it has no more to say, and then takes everything.
+    pub(crate) fn saying_and_ending(piece: &'static [u8]) -> Self {
+        Self::new(move |mut stream| {
+            let _ = stream.write_all(piece);
+            let _ = stream.shutdown(Shutdown::Write);
             let _ = std::io::copy(&mut stream, &mut std::io::sink());
         })
     }

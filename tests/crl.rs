@@ -1,0 +1,366 @@
+//! Revocation lists: what a CA has taken back gets nobody in, and keeps nobody in.
+
+use std::fs;
+use std::path::Path;
+
+use rustls::AlertDescription;
+use rustls::version::{TLS12, TLS13};
+use time::{Duration, OffsetDateTime};
+
+use crate::harness::client::alert;
+use crate::harness::openssl::s_client;
+use crate::harness::portcullis::executable;
+use crate::harness::program::{Outcome, run};
+use crate::harness::{Authority, Event, Leaf, Listener, Portcullis, Request, Site, TakesBack, Upstream};
+use crate::reload::{ON_CHANGE, ON_SIGHUP};
+use crate::revocation::{SOON, assert_ended, assert_lives, session, wanting, while_busy};
+
+/// A listener that goes by the lists in `clients.crl`.
+fn checking(upstream: &Upstream) -> Listener {
+    wanting(upstream, &["client_ca = \"clients.pem\"", "client_crl = \"clients.crl\""])
+}
+
+/// A site with one CA in `clients.pem`, which has taken back nothing, and a list in `clients.crl` that says so.
+fn site() -> (Site, Authority) {
+    let (site, clients) = (Site::new(), Authority::new("Clients CA"));
+    site.write("clients.pem", clients.pem());
+    site.write("clients.crl", clients.list(TakesBack::nothing(1)).pem());
+    (site, clients)
+}
+
+fn app(authority: &Authority) -> Leaf {
+    authority.issue(Request::client("app"))
+}
+
+/// Puts a file in place and has it read.
+fn put(portcullis: &Portcullis, file: &str, text: &str) -> Event {
+    portcullis.applies(|| {
+        portcullis.site.replace(file, text);
+        portcullis.process.signal("HUP");
+    })
+}
+
+/// What the audit says of a client that must not get in.
+fn refused(portcullis: &Portcullis, leaf: &Leaf) -> Event {
+    let (port, attempt) = portcullis.client().showing(leaf).attempt();
+    attempt.unwrap_err();
+    let denied = portcullis.ending(port);
+    assert!(denied.is("connection.denied"), "{}", denied.0);
+    denied
+}
+
+/// What `explain` says of a client with this certificate.
+fn explain(portcullis: &Portcullis, leaf: &Leaf) -> Outcome {
+    let site = &portcullis.site;
+    site.install("explained", leaf);
+    let mut command = executable();
+    command.args(["explain", "--listener", "main", "--source", "127.0.0.1"]);
+    command.arg("-c").arg(site.path("portcullis.toml"));
+    run(command.arg("--client-cert").arg(site.path("explained.crt")))
+}
+
+fn assert_explained(portcullis: &Portcullis, leaf: &Leaf, code: i32, words: &[&str]) {
+    let explained = explain(portcullis, leaf);
+    assert_eq!(explained.code, Some(code), "{}{}", explained.text(), explained.stderr);
+    for word in words {
+        assert!(explained.text().contains(word), "no {word} in {}", explained.text());
+    }
+}
+
+#[test]
+fn what_a_list_takes_back_ends_its_sessions_and_gets_nobody_in() {
+    let upstream = Upstream::echo();
+    let (site, clients) = site();
+    let (taken, other) = (app(&clients), app(&clients));
+    site.install("taken", &taken);
+    let portcullis = Portcullis::start(site, format!("{ON_SIGHUP}{}", checking(&upstream)));
+    let (gone, mut kept) = (session(&portcullis, &taken), session(&portcullis, &other));
+    let list = clients.list(TakesBack::nothing(2).and(taken.der())).pem();
+    while_busy(&mut kept, || {
+        put(&portcullis, "clients.crl", &list);
+        assert_ended(&portcullis, gone, "credential_revoked");
+    });
+    assert_lives(kept);
+
+    for version in [&TLS12, &TLS13] {
+        let (port, attempt) = portcullis.client().speaking(version).showing(&taken).attempt();
+        assert_eq!(alert(&attempt.unwrap_err()), Some(AlertDescription::CertificateRevoked), "{version:?}");
+        let denied = portcullis.ending(port);
+        assert_eq!(portcullis.refusal(port), "client_certificate_revoked");
+        assert_eq!(denied.text("client_sha256"), taken.sha256());
+        assert!(denied.text("detail").contains("client_crl"), "{}", denied.0);
+    }
+    for version in ["-tls1_2", "-tls1_3"] {
+        let (address, seen) = (portcullis.address("main"), portcullis.seen());
+        let options = [version, "-cert", "taken.crt", "-key", "taken.key"];
+        let told = run(&mut s_client(&portcullis.site, address, &options)).stderr;
+        assert!(told.contains("alert certificate revoked"), "{version}: {told}");
+        let denied = portcullis.event_after(seen, "a refusal", |event| event.is("connection.denied"));
+        assert_eq!(denied.reason(), "client_certificate_revoked");
+    }
+    assert_explained(&portcullis, &taken, 3, &["client_crl", "refused (client_certificate_revoked)"]);
+    assert_explained(&portcullis, &other, 0, &["is vouched for by CN=Clients CA"]);
+    assert_lives(session(&portcullis, &other));
+}
+
+#[test]
+fn an_intermediate_is_taken_back_with_all_that_it_has_issued() {
+    let upstream = Upstream::echo();
+    let (site, clients) = site();
+    let [lost, team] = ["Lost CA", "Team CA"].map(|name| clients.intermediate(name));
+    let portcullis = Portcullis::start(site, format!("{ON_SIGHUP}{}", checking(&upstream)));
+    let [of_lost, of_team, direct] = [&lost, &team, &clients].map(app);
+    let gone = session(&portcullis, &of_lost);
+    let (kept, too) = (session(&portcullis, &of_team), session(&portcullis, &direct));
+    put(&portcullis, "clients.crl", &clients.list(TakesBack::nothing(2).and(lost.der())).pem());
+    assert_ended(&portcullis, gone, "credential_revoked");
+    assert_eq!(refused(&portcullis, &app(&lost)).reason(), "client_certificate_revoked");
+    assert_explained(&portcullis, &of_lost, 3, &["refused (client_certificate_revoked)"]);
+    assert_lives(kept);
+    assert_lives(too);
+}
+
+#[test]
+fn a_list_of_an_intermediate_counts_for_what_that_has_issued() {
+    let upstream = Upstream::echo();
+    let (site, clients) = site();
+    let team = clients.intermediate("Team CA");
+    let portcullis = Portcullis::start(site, format!("{ON_SIGHUP}{}", checking(&upstream)));
+    let [taken, other] = [&team, &team].map(app);
+    let (gone, kept) = (session(&portcullis, &taken), session(&portcullis, &other));
+    let lists = [clients.list(TakesBack::nothing(2)), team.list(TakesBack::nothing(1).and(taken.der()))];
+    put(&portcullis, "clients.crl", &lists.map(|list| list.pem()).concat());
+    assert_ended(&portcullis, gone, "credential_revoked");
+    assert_eq!(refused(&portcullis, &taken).reason(), "client_certificate_revoked");
+    assert_lives(kept);
+    assert_lives(session(&portcullis, &other));
+}
+
+#[test]
+fn of_two_cas_with_one_name_each_goes_by_its_own_list() {
+    let upstream = Upstream::echo();
+    let site = Site::new();
+    let [one, two] = ["Clients CA", "Clients CA"].map(Authority::new);
+    let [of_one, other_of_one] = [&one, &one].map(app);
+    let [of_two, other_of_two] = [&two, &two].map(app);
+    site.write("clients.pem", format!("{}{}", one.pem(), two.pem()));
+    let listener = wanting(&upstream, &["client_ca = \"clients.pem\"", "client_crl = [\"one.crl\", \"two.crl\"]"]);
+    site.write("one.crl", one.list(TakesBack::nothing(1)).pem());
+    site.write("two.crl", two.list(TakesBack::nothing(1)).pem());
+    let portcullis = Portcullis::start(site, format!("{ON_SIGHUP}{listener}"));
+    let kept = [&other_of_one, &of_two, &other_of_two].map(|leaf| session(&portcullis, leaf));
+    let gone = session(&portcullis, &of_one);
+    // It takes back a number of its namesake too, which is no concern of that one.
+    let list = one.list(TakesBack::nothing(2).and(of_one.der()).and(of_two.der()));
+    put(&portcullis, "one.crl", &list.pem());
+    assert_ended(&portcullis, gone, "credential_revoked");
+    assert_eq!(refused(&portcullis, &of_one).reason(), "client_certificate_revoked");
+    let [first, gone, last] = kept;
+    put(&portcullis, "two.crl", &two.list(TakesBack::nothing(2).and(of_two.der())).pem());
+    assert_ended(&portcullis, gone, "credential_revoked");
+    assert_eq!(refused(&portcullis, &of_two).reason(), "client_certificate_revoked");
+    assert_lives(first);
+    assert_lives(last);
+    for leaf in [&other_of_one, &other_of_two] {
+        assert_lives(session(&portcullis, leaf));
+    }
+}
+
+#[test]
+fn a_ca_without_a_list_is_not_checked() {
+    let upstream = Upstream::echo();
+    let (site, listed) = site();
+    let unlisted = Authority::new("Other CA");
+    let taken = app(&listed);
+    site.write("clients.pem", format!("{}{}", listed.pem(), unlisted.pem()));
+    site.write("clients.crl", listed.list(TakesBack::nothing(1).and(taken.der())).pem());
+    let portcullis = Portcullis::start(site, format!("{ON_SIGHUP}{}", checking(&upstream)));
+    assert_eq!(refused(&portcullis, &taken).reason(), "client_certificate_revoked");
+    for authority in [&listed, &unlisted, &unlisted.intermediate("Team CA")] {
+        assert_lives(session(&portcullis, app(authority)));
+        assert_explained(&portcullis, &app(authority), 0, &["is vouched for by", "let in"]);
+    }
+}
+
+#[test]
+fn lists_are_read_in_pem_and_in_der_and_side_by_side() {
+    let upstream = Upstream::echo();
+    let site = Site::new();
+    let authorities = ["First CA", "Second CA", "Third CA"].map(Authority::new);
+    let taken = [app(&authorities[0]), app(&authorities[1]), app(&authorities[2])];
+    let [first, second, third] =
+        [0, 1, 2].map(|index: usize| authorities[index].list(TakesBack::nothing(1).and(taken[index].der())));
+    site.write("clients.pem", authorities.each_ref().map(Authority::pem).concat());
+    fs::create_dir(site.path("lists")).unwrap();
+    fs::write(site.path("lists/first.crl"), first.der()).unwrap();
+    site.write("lists/others.crl", format!("# of two CAs\n{}{}", second.pem().replace('\n', "\r\n"), third.pem()));
+    let listener = wanting(&upstream, &["client_ca = \"clients.pem\"", "client_crl = \"lists/*.crl\""]);
+    let portcullis = Portcullis::start(site, format!("{ON_SIGHUP}{listener}"));
+    for (authority, taken) in authorities.iter().zip(&taken) {
+        assert_eq!(refused(&portcullis, taken).reason(), "client_certificate_revoked");
+        assert_lives(session(&portcullis, app(authority)));
+    }
+}
+
+#[test]
+fn of_an_old_list_and_a_new_one_side_by_side_the_new_one_counts() {
+    let upstream = Upstream::echo();
+    let (site, clients) = (Site::new(), Authority::new("Clients CA"));
+    let [taken, later, other] = [&clients, &clients, &clients].map(app);
+    site.write("clients.pem", clients.pem());
+    fs::create_dir(site.path("lists")).unwrap();
+    let old = clients.list(TakesBack::nothing(9).and(taken.der()));
+    // Number ten comes after number nine, and its file before that of the old one.
+    let new = clients.list(TakesBack::nothing(10).and(taken.der()).and(later.der()));
+    site.write("lists/z.crl", old.pem());
+    let listener = wanting(&upstream, &["client_ca = \"clients.pem\"", "client_crl = \"lists/*.crl\""]);
+    let portcullis = Portcullis::start(site, format!("{ON_CHANGE}{listener}"));
+    let (gone, kept) = (session(&portcullis, &later), session(&portcullis, &other));
+    assert_eq!(refused(&portcullis, &taken).reason(), "client_certificate_revoked");
+    portcullis.applies(|| portcullis.site.replace("lists/a.crl", new.pem()));
+    assert_ended(&portcullis, gone, "credential_revoked");
+    let both_refused = || {
+        for leaf in [&taken, &later] {
+            assert_eq!(refused(&portcullis, leaf).reason(), "client_certificate_revoked");
+        }
+    };
+    both_refused();
+    portcullis.applies(|| fs::remove_file(portcullis.site.path("lists/z.crl")).unwrap());
+    both_refused();
+    // It does not count again for having come last.
+    portcullis.applies(|| portcullis.site.replace("lists/b.crl", old.pem()));
+    both_refused();
+    assert_lives(kept);
+}
+
+#[test]
+fn a_list_that_runs_out_refuses_its_ca_until_there_is_a_new_one() {
+    let upstream = Upstream::echo();
+    let (site, clients) = site();
+    let unlisted = Authority::new("Other CA");
+    site.write("clients.pem", format!("{}{}", clients.pem(), unlisted.pem()));
+    let brief = TakesBack::nothing(1).brief(4);
+    let end = brief.ends();
+    site.write("clients.crl", clients.list(brief).pem());
+    // The same list at a listener that goes on with it.
+    let lenient = checking(&upstream).named("lenient").tls("crl_expired = \"allow\"");
+    let portcullis = Portcullis::start(site, format!("{ON_CHANGE}{}{lenient}", checking(&upstream)));
+    let leaf = app(&clients);
+    let mut gone = session(&portcullis, &leaf);
+    let kept = session(&portcullis, app(&unlisted));
+    let allowed = || portcullis.client_of("lenient").showing(&leaf).attempt().1.unwrap();
+    let allowed_before = allowed();
+
+    assert_eq!(gone.rest().unwrap(), b"");
+    let late = OffsetDateTime::now_utc() - end;
+    assert!(late >= Duration::ZERO && late < SOON, "it ended {late} after its list");
+    let port = gone.port();
+    assert_ended(&portcullis, gone, "credential_revoked");
+    let denied = refused(&portcullis, &leaf);
+    assert_eq!(denied.reason(), "client_certificate_invalid");
+    for event in [portcullis.ending(port), denied] {
+        let detail = event.text("detail");
+        assert!(detail.contains("the revocation list of its CA has run out"), "{detail}");
+        assert!(detail.contains("crl_expired = \"allow\""), "{detail}");
+    }
+    assert_explained(&portcullis, &leaf, 3, &["has run out", "refused (client_certificate_invalid)"]);
+    assert_lives(allowed_before);
+    assert_lives(allowed());
+    assert_lives(kept);
+    assert_lives(session(&portcullis, app(&unlisted)));
+
+    portcullis.applies(|| portcullis.site.replace("clients.crl", clients.list(TakesBack::nothing(2)).pem()));
+    assert_lives(session(&portcullis, &leaf));
+    assert_explained(&portcullis, &leaf, 0, &["let in"]);
+}
+
+#[test]
+fn a_list_that_has_run_out_is_warned_of_whatever_it_means() {
+    for (meaning, words) in [("refuse", "the certificates of its CA are refused"), ("allow", "it counts all the same")]
+    {
+        let upstream = Upstream::echo();
+        let (site, clients) = site();
+        let [taken, other] = [&clients, &clients].map(app);
+        site.write("clients.crl", clients.list(TakesBack::nothing(1).and(taken.der()).brief(-60)).pem());
+        let listener = checking(&upstream).tls(&format!("crl_expired = \"{meaning}\""));
+        let portcullis = Portcullis::start(site, format!("{ON_SIGHUP}{listener}"));
+        let of_it = |event: &Event| event.0.to_string().contains(words);
+        let warning = portcullis.event("the warning", of_it).0.to_string();
+        assert!(warning.contains("WARN") && warning.contains("clients.crl"), "{warning}");
+        let checked = check(&portcullis.site.path("portcullis.toml"));
+        assert!(checked.contains(words) && checked.contains("(EXPIRED)"), "{checked}");
+        let (port, attempt) = portcullis.client().showing(&other).attempt();
+        if meaning == "allow" {
+            assert_lives(attempt.unwrap());
+            assert_eq!(refused(&portcullis, &taken).reason(), "client_certificate_revoked", "it goes on to count");
+            assert_explained(&portcullis, &taken, 3, &["refused (client_certificate_revoked)"]);
+            assert_explained(&portcullis, &other, 0, &["let in"]);
+        } else {
+            attempt.unwrap_err();
+            assert_eq!(portcullis.refusal(port), "client_certificate_invalid");
+            assert_explained(&portcullis, &other, 3, &["has run out"]);
+        }
+        // A reload says it again.
+        let seen = portcullis.seen();
+        portcullis.process.signal("HUP");
+        portcullis.event_after(seen, "the warning", of_it);
+    }
+}
+
+fn check(file: &Path) -> String {
+    run(executable().arg("check").arg("-c").arg(file)).success()
+}
+
+#[test]
+fn a_list_that_cannot_be_used_rejects_the_reload_and_heals_by_itself() {
+    let upstream = Upstream::echo();
+    let (site, clients) = site();
+    let [taken, other] = [&clients, &clients].map(app);
+    let good = clients.list(TakesBack::nothing(1).and(taken.der()));
+    site.write("clients.crl", good.pem());
+    let portcullis = Portcullis::start(site, format!("{ON_CHANGE}{}", checking(&upstream)));
+    let mut inside = session(&portcullis, &other);
+    let file = portcullis.site.path("clients.crl");
+    let forged = Authority::new("Clients CA").list(TakesBack::nothing(2).and(other.der()));
+    let half = |bytes: &[u8]| bytes[..bytes.len() / 2].to_vec();
+    let (pem, der) = (good.pem(), good.der());
+    let two = format!("{pem}{}", &pem[..pem.len() / 2]);
+    for (what, content, words) in [
+        ("a list by another key", forged.pem().into_bytes(), "no certificate of that name in client_ca has signed it"),
+        ("half a list", half(pem.as_bytes()), "clients.crl"),
+        ("one list and a half", two.into_bytes(), "clients.crl"),
+        ("half a list in DER", half(der), "revocation list 1"),
+        ("a certificate", clients.pem().into_bytes(), "clients.crl"),
+        ("nothing", Vec::new(), "clients.crl"),
+    ] {
+        let rejected = while_busy(&mut inside, || portcullis.reload_after(|| fs::write(&file, content).unwrap()));
+        assert!(rejected.is("reload.rejected"), "{what}: {}", rejected.0);
+        let error = rejected.text("error");
+        assert!(error.contains("clients.crl") && error.contains(words), "{what}: {error}");
+        // The old list goes on to count.
+        assert_eq!(refused(&portcullis, &taken).reason(), "client_certificate_revoked", "{what}");
+        assert_lives(session(&portcullis, &other));
+        portcullis.applies(|| fs::write(&file, pem.as_bytes()).unwrap());
+    }
+    let missing = portcullis.reload_after(|| fs::remove_file(&file).unwrap());
+    assert!(missing.is("reload.rejected"), "{}", missing.0);
+    assert_eq!(refused(&portcullis, &taken).reason(), "client_certificate_revoked");
+    let both = clients.list(TakesBack::nothing(2).and(taken.der()).and(other.der()));
+    portcullis.applies(|| fs::write(&file, both.der()).unwrap());
+    assert_ended(&portcullis, inside, "credential_revoked");
+}
+
+#[test]
+fn a_list_of_nobody_in_client_ca_is_warned_of() {
+    let upstream = Upstream::echo();
+    let (site, clients) = site();
+    let portcullis = Portcullis::start(site, format!("{ON_SIGHUP}{}", checking(&upstream)));
+    let inside = session(&portcullis, app(&clients));
+    let stranger = Authority::new("Stranger CA").list(TakesBack::nothing(1));
+    let seen = portcullis.seen();
+    put(&portcullis, "clients.crl", &stranger.pem());
+    portcullis.event_after(seen, "the warning", |event| {
+        event.0.to_string().contains("CN=Stranger CA, which is not in client_ca")
+    });
+    assert_lives(inside);
+}
