@@ -1,14 +1,17 @@
-//! Speaks up in time about certificates in use that are about to run out.
+//! Speaks up in time about certificates in use that are about to run out, and about revocation lists that have.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use time::OffsetDateTime;
+use tracing::warn;
 
 use crate::audit::{Audit, ExpiringCertificate};
 use crate::policy::{days_left, expiry_milestone};
-use crate::snapshot::Snapshot;
+use crate::snapshot::{Snapshot, Terms};
+use crate::timestamp;
+use crate::tls::Crl;
 
 /// Remembers what it has said already.
 #[derive(Debug, Default)]
@@ -41,9 +44,26 @@ impl ExpiryWatch {
                 told.insert(key, milestone);
             }
         }
+        for (terms, list) in lists(snapshot).filter(|(_, list)| list.is_expired_at(now)) {
+            // The day it runs out, and every day until there is a new one.
+            let day = days_left(list.next_update, now);
+            let key = (Arc::clone(&terms.name), list.sha256.clone());
+            if self.told.get(&key) != Some(&day) {
+                let (issuer, end) = (&list.issuer, timestamp::seconds(list.next_update));
+                warn!(
+                    "listener {}: the revocation list of {issuer} ran out at {end}; put a new one into client_crl",
+                    terms.name
+                );
+            }
+            told.insert(key, day);
+        }
         // What is no longer in use is forgotten, and spoken of anew should it come back.
         self.told = told;
     }
+}
+
+fn lists(snapshot: &Snapshot) -> impl Iterator<Item = (&Arc<Terms>, &Crl)> {
+    snapshot.listeners().iter().flat_map(|terms| terms.revocation_lists().iter().map(move |list| (terms, list)))
 }
 
 /// How often to look. Asked by the wall clock each time, so that a suspended machine catches up.
