@@ -36,6 +36,8 @@ mod confirm;
 mod dial;
 /// SIGTERM, and what systemd is told.
 mod drain;
+/// The drills of docs/ROTATION.md.
+mod drills;
 /// Client certificates.
 mod identity;
 /// The floors of `src/`.
