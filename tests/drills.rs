@@ -74,7 +74,10 @@ fn rehearse(title: &str) {
                 let lines: Vec<String> = printed.lines().map(spaced).collect();
                 let expected: Vec<String> = block.lines.iter().map(|line| spaced(line)).collect();
                 let expected = expected.join("\n");
-                assert!(shows(&expected, &lines), "the guide says\n{expected}\n--- but it is\n{printed}\n--- in\n{said}");
+                assert!(
+                    shows(&expected, &lines),
+                    "the guide says\n{expected}\n--- but it is\n{printed}\n--- in\n{said}"
+                );
             }
             _ => {}
         }
@@ -148,7 +151,8 @@ fn in_shell(block: &Block) -> String {
     match language.as_str() {
         "sh" => format!("echo '{MARK}'\n{text}\n"),
         "toml" | "ini" => {
-            let file = lines.first().and_then(|line| line.strip_prefix("# ")).expect("a block begins with its file's name");
+            let file =
+                lines.first().and_then(|line| line.strip_prefix("# ")).expect("a block begins with its file's name");
             format!("cat > {file} <<'END OF FILE'\n{text}\nEND OF FILE\n")
         }
         "text" => String::new(),

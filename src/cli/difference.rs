@@ -150,7 +150,10 @@ warning: db: 0.0.0.0/0 trusts everybody
         assert_eq!(in_words(&plan, NOW), "nothing would change\nno open session would end; 2 would stay\n");
         let plan = json!({ "generation": 3, "sessions_ended": [{ "session": 7 }], "sessions_kept": 2 });
         let words = in_words(&plan, NOW);
-        assert!(words.starts_with("no listener, certificate or source would come or go\nsessions that would end: 1; 2"), "{words}");
+        assert!(
+            words.starts_with("no listener, certificate or source would come or go\nsessions that would end: 1; 2"),
+            "{words}"
+        );
     }
 
     #[test]
