@@ -50,7 +50,8 @@ pub fn foresee(snapshot: &Snapshot, register: &Register) -> Vec<(Arc<Live>, Endi
     register.all().into_iter().filter_map(ending).collect()
 }
 
-fn enforce(snapshot: &Snapshot, register: &Register, connections: &[Arc<Live>], now: OffsetDateTime) {
+/// Judges these connections, ends those that fail, and notes what the others rely on now.
+pub fn enforce(snapshot: &Snapshot, register: &Register, connections: &[Arc<Live>], now: OffsetDateTime) {
     for live in connections {
         match judge(snapshot, live, now) {
             Judgement::Ends(ending) => live.end(ending),

@@ -40,6 +40,8 @@ mod crl;
 mod dial;
 /// SIGTERM, and what systemd is told.
 mod drain;
+/// The drills of docs/ROTATION.md.
+mod drills;
 /// The last words to sessions that have to end.
 mod goodbye;
 /// Client certificates.

@@ -15,9 +15,13 @@ pub(super) fn in_words(answer: &Value, now: OffsetDateTime) -> String {
     let plan = Reading(answer);
     let changes = changes(plan, now);
     let kept = plan.number("sessions_kept");
+    let ended = count(plan, "sessions_ended");
     let mut out = String::new();
-    if changes.is_empty() {
+    if changes.is_empty() && ended == 0 {
         let _ = writeln!(out, "nothing would change");
+    } else if changes.is_empty() {
+        // By a revocation list, say, or by `trusted_clients`.
+        let _ = writeln!(out, "no listener, certificate or source would come or go");
     } else {
         let _ = writeln!(out, "a reload would change:");
         for line in changes.iter().take(MOST_TOLD) {
@@ -27,7 +31,6 @@ pub(super) fn in_words(answer: &Value, now: OffsetDateTime) -> String {
         let all = changes.len() + unlisted.iter().sum::<usize>();
         let _ = untold(all).map_or(Ok(()), |more| writeln!(out, "  {more}"));
     }
-    let ended = count(plan, "sessions_ended");
     if ended == 0 {
         let _ = writeln!(out, "no open session would end; {kept} would stay");
     } else {
@@ -153,6 +156,12 @@ warning: db: 0.0.0.0/0 trusts everybody
     fn where_nothing_would_change_that_is_said() {
         let plan = json!({ "generation": 3, "sources_added": [], "sessions_kept": 2, "warnings": [] });
         assert_eq!(in_words(&plan, NOW), "nothing would change\nno open session would end; 2 would stay\n");
+        let plan = json!({ "generation": 3, "sessions_ended": [{ "session": 7 }], "sessions_kept": 2 });
+        let words = in_words(&plan, NOW);
+        assert!(
+            words.starts_with("no listener, certificate or source would come or go\nsessions that would end: 1; 2"),
+            "{words}"
+        );
     }
 
     #[test]
