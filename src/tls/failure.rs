@@ -3,9 +3,10 @@
 use std::fmt::Write as _;
 use std::io;
 
-use rustls::{AlertDescription, CertificateError, Error};
+use rustls::{AlertDescription, CertificateError, Error, OtherError};
 
 use super::certificate::Certificate;
+use super::verifier::LongChain;
 use crate::outcome::{Ending, Reason};
 use crate::timestamp;
 
@@ -65,7 +66,10 @@ fn in_words(certificate: &Certificate) -> String {
 }
 
 fn in_short(error: &Error) -> String {
-    if matches!(error, Error::InvalidCertificate(CertificateError::Other(_))) {
+    if let Error::InvalidCertificate(CertificateError::Other(OtherError(cause))) = error {
+        if let Some(long) = cause.downcast_ref::<LongChain>() {
+            return long.to_string();
+        }
         return "the certificate is malformed, or not of X.509 version 3".to_owned();
     }
     let advice = match certificate_reason(error) {
