@@ -46,7 +46,7 @@ impl Files {
             return Ok(vec![path.to_owned()]);
         }
         let matched = self.matched.entry(path.to_owned()).or_insert_with(|| list(path)).clone()?;
-        if matched.is_empty() { Err("names no file".to_owned()) } else { Ok(matched) }
+        if matched.is_empty() { Err(NO_FILE.to_owned()) } else { Ok(matched) }
     }
 
     /// Whether group or others may read a file that was read before.
@@ -171,6 +171,8 @@ fn read_regular_file(path: &Path) -> io::Result<(Vec<u8>, u32)> {
     Ok((bytes, metadata.mode()))
 }
 
+const NO_FILE: &str = "names no file that is there; put one there, or take the pattern out";
+
 /// Far above any real certificate bundle or list of sources (100,000 rules are about 10 MiB); bounds what a wrong path
 /// can make this program hold.
 const MAX_FILE_SIZE: u64 = 64 << 20;
@@ -214,7 +216,7 @@ mod tests {
         let mut files = Files::default();
         assert_eq!(files.matching(&path("plain")), Ok(vec![path("plain")]), "no pattern: itself, there or not");
         assert_eq!(files.matching(&path("*.crt")), Ok(vec![path("a.crt"), path("b.crt")]));
-        assert_eq!(files.matching(&path("*.pem")), Err("names no file".to_owned()));
+        assert_eq!(files.matching(&path("*.pem")), Err(NO_FILE.to_owned()));
         assert!(files.matching(&path("missing/*")).unwrap_err().contains("cannot be listed"));
         let before = files.fingerprint();
         assert_eq!(before.now(), before);

@@ -3,11 +3,14 @@
 use std::net::IpAddr;
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
-    KeyPair, KeyUsagePurpose, PKCS_RSA_SHA256, RsaKeySize, SanType,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, DistinguishedName, DnType,
+    ExtendedKeyUsagePurpose, IsCa, KeyIdMethod, KeyPair, KeyUsagePurpose, PKCS_RSA_SHA256, RevokedCertParams,
+    RsaKeySize, SanType, SerialNumber,
 };
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use time::{Duration, OffsetDateTime};
+use x509_parser::certificate::X509Certificate;
+use x509_parser::prelude::FromDer;
 
 /// A certificate authority, a root or one below a root.
 #[derive(Debug)]
@@ -65,6 +68,28 @@ impl Authority {
         let certificate = certificate.expect("an authority can sign a leaf");
         let own = Certificate { der: certificate.der().clone(), pem: certificate.pem() };
         Leaf { path: [&[own], self.path.as_slice()].concat(), key }
+    }
+
+    /// Its revocation list as PEM, made two days ago and good until so many days from now; negative is in the past.
+    pub(crate) fn revoking(&self, leaves: &[&Leaf], until: i64) -> String {
+        let now = OffsetDateTime::now_utc();
+        let this_update = now - Duration::days(2);
+        let revoked = |leaf: &&Leaf| RevokedCertParams {
+            serial_number: leaf.serial_number(),
+            revocation_time: this_update,
+            reason_code: None,
+            invalidity_date: None,
+        };
+        let params = CertificateRevocationListParams {
+            this_update,
+            next_update: now + Duration::days(until),
+            crl_number: SerialNumber::from(1),
+            issuing_distribution_point: None,
+            revoked_certs: leaves.iter().map(revoked).collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        let list = params.signed_by(&self.issuer).expect("an authority can sign a list");
+        list.pem().expect("a list can be written")
     }
 }
 
@@ -200,6 +225,11 @@ impl Leaf {
     /// Lower-case hex, as in audit events.
     pub(crate) fn sha256(&self) -> String {
         sha256(self.der())
+    }
+
+    fn serial_number(&self) -> SerialNumber {
+        let (_, certificate) = X509Certificate::from_der(self.der()).expect("rcgen writes certificates");
+        SerialNumber::from_slice(certificate.raw_serial())
     }
 }
 
