@@ -70,6 +70,9 @@ impl Steps {
                 let (subject, end) = (&facts.subject, timestamp::seconds(facts.not_after));
                 let voucher = voucher(terms, &credential.voucher);
                 self.say("identity", format_args!("{subject} {voucher}, valid until {end}"));
+                if let Some(lists) = revocation(terms, &credential.voucher) {
+                    self.say("identity", format_args!("{lists}"));
+                }
                 if let Some(pattern) = terms.tls.trust().clients().pattern_of(facts.names()) {
                     self.say("identity", format_args!("trusted_clients lists it as \"{pattern}\""));
                 }
@@ -113,6 +116,25 @@ fn voucher(terms: &Terms, voucher: &Voucher) -> String {
             format!("is vouched for by {name} of client_ca")
         }
     }
+}
+
+/// What the revocation lists say of a certificate that is good; nothing where there are none.
+fn revocation(terms: &Terms, voucher: &Voucher) -> Option<String> {
+    let Voucher::Anchor(sha256) = voucher else { return None };
+    let (anchor, der) = terms.anchors.iter().zip(terms.anchor_ders()).find(|(anchor, _)| anchor.sha256 == **sha256)?;
+    let lists = terms.revocation_lists();
+    if lists.is_empty() {
+        return None;
+    }
+    let newest = lists.iter().filter(|list| list.is_signed_by(der)).max_by_key(|list| list.this_update);
+    Some(match newest {
+        Some(list) => format!(
+            "it is not revoked by the list of {} that is good until {}",
+            list.issuer,
+            timestamp::seconds(list.next_update)
+        ),
+        None => format!("it is not looked up in a revocation list of {}, since client_crl has none", anchor.subject),
+    })
 }
 
 fn in_words(rule: &Arc<Rule>) -> String {
