@@ -251,6 +251,8 @@ fn explain_names_who_vouches_for_a_certificate_and_the_pattern_that_trusts_it() 
     explained(&site, "jobs.crt", 3, &names);
     let unknown = ["client_certificate_unknown_ca", "issued by CN=Nowhere CA", "none of client_certificates"];
     explained(&site, "unknown.crt", 3, &unknown);
+    site.install("namesake", &Authority::new("Test CA").issue(Request::client("app")));
+    explained(&site, "namesake.crt", 3, &["client_certificate_unknown_ca", "of that name with another key"]);
 }
 
 #[test]
@@ -268,6 +270,18 @@ fn explain_looks_into_the_revocation_lists() {
     explained(&site, "bad.crt", 3, &["client_certificate_revoked", "client_crl"]);
     site.write("ca.crl", site.ca.revoking(&[&bad], -1));
     explained(&site, "good.crt", 3, &["client_certificate_invalid", "has run out", "crl_expired"]);
+    let allowing = Listener::redis("127.0.0.1:6379")
+        .tls("client_auth = \"required\"")
+        .tls("client_ca = [\"ca.crt\", \"second.crt\"]")
+        .tls("client_crl = \"ca.crl\"")
+        .tls("crl_expired = \"allow\"");
+    site.write("portcullis.toml", allowing);
+    let other = Authority::new("Other CA");
+    site.write("second.crt", other.pem());
+    site.install("other", &other.issue(Request::client("other")));
+    explained(&site, "good.crt", 0, &["not revoked", "ran out at"]);
+    explained(&site, "bad.crt", 3, &["client_certificate_revoked"]);
+    explained(&site, "other.crt", 0, &["client_crl has none of CN=Other CA"]);
 }
 
 #[test]

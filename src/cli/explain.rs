@@ -13,7 +13,7 @@ use crate::addr::ClientAddr;
 use crate::policy::{ClientAuth, Rule};
 use crate::snapshot::Terms;
 use crate::timestamp;
-use crate::tls::{Evidence, Identity, Voucher};
+use crate::tls::{Crl, Evidence, Identity, Voucher};
 
 pub(super) fn explain(file: &Path, listener: &str, source: IpAddr, client_cert: Option<&Path>) -> Result<(), Failure> {
     let (built, _) = load(file)?;
@@ -61,7 +61,7 @@ impl Steps {
             return Ok(());
         }
         let chain = client_cert.map(read_certificates).transpose()?.unwrap_or_default();
-        match terms.tls.trust().judge(Evidence::Chain(&chain), OffsetDateTime::now_utc()) {
+        match terms.judge_identity(Evidence::Chain(&chain), OffsetDateTime::now_utc()) {
             Ok(Identity::Anonymous) => {
                 self.say("identity", format_args!("no certificate, and none is needed (client_auth = \"optional\")"));
             }
@@ -128,12 +128,12 @@ fn revocation(terms: &Terms, voucher: &Voucher) -> Option<String> {
     }
     let newest = lists.iter().filter(|list| list.is_signed_by(der)).max_by_key(|list| list.this_update);
     Some(match newest {
-        Some(list) => format!(
-            "it is not revoked by the list of {} that is good until {}",
-            list.issuer,
-            timestamp::seconds(list.next_update)
-        ),
-        None => format!("it is not looked up in a revocation list of {}, since client_crl has none", anchor.subject),
+        Some(Crl { issuer, next_update, .. }) => {
+            let end = timestamp::seconds(*next_update);
+            let until = if OffsetDateTime::now_utc() < *next_update { "good until" } else { "which ran out at" };
+            format!("it is not revoked by the list of {issuer}, {until} {end}")
+        }
+        None => format!("it is in no revocation list, for client_crl has none of {}", anchor.subject),
     })
 }
 
