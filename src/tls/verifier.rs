@@ -164,9 +164,7 @@ impl ChainVerifier {
         intermediates: &[CertificateDer<'_>],
         now: OffsetDateTime,
     ) -> Result<Voucher, Error> {
-        if intermediates.len() > MOST_INTERMEDIATES {
-            return Err(CertificateError::Other(OtherError(Arc::new(LongChain))).into());
-        }
+        let intermediates = &distinct(leaf, intermediates)?;
         if !self.pinned.contains(&digest(leaf, &[])) {
             return self.ask_anchors(leaf, intermediates, now);
         }
@@ -204,6 +202,25 @@ impl ChainVerifier {
         }
         Err(refusal.unwrap_or_else(|| CertificateError::UnknownIssuer.into()))
     }
+}
+
+/// Each of the intermediates once. Some clients send their own certificate again, and of anything that came twice there
+/// would be twice as many paths.
+fn distinct<'a>(
+    leaf: &CertificateDer<'_>,
+    intermediates: &'a [CertificateDer<'_>],
+) -> Result<Vec<CertificateDer<'a>>, Error> {
+    let mut distinct: Vec<CertificateDer<'a>> = Vec::new();
+    for der in intermediates {
+        if der == leaf || distinct.contains(der) {
+            continue;
+        }
+        if distinct.len() == MOST_INTERMEDIATES {
+            return Err(CertificateError::Other(OtherError(Arc::new(LongChain))).into());
+        }
+        distinct.push(CertificateDer::from(der.as_ref()));
+    }
+    Ok(distinct)
 }
 
 /// More certificates than a chain can need.
