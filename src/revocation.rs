@@ -74,9 +74,9 @@ enum Judgement {
 fn judge(snapshot: &Snapshot, live: &Live, now: OffsetDateTime) -> Judgement {
     let (listener, client) = (live.listener(), live.client());
     let Some(session) = live.session() else { return Judgement::Waits };
-    let Reliance { credential, shown, .. } = &session.reliance;
-    match snapshot.judge(listener, client, Evidence::Credential(credential.as_ref()), now) {
-        Ok(permission) => Judgement::Stays(Reliance::on(&permission, shown.clone())),
+    let evidence = Evidence::Credential(session.reliance.presented.as_ref());
+    match snapshot.judge(listener, client, evidence, now) {
+        Ok(permission) => Judgement::Stays(session.reliance.renewed(&permission)),
         Err(_) if snapshot.revoke(listener) == Revoke::Keep => Judgement::Waits,
         Err(refusal) => Judgement::Ends(refusal.of_a_session()),
     }

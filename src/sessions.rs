@@ -111,7 +111,8 @@ impl Register {
 
     /// Notes what an open session is let in by from now on.
     pub fn renew(&self, live: &Live, reliance: Reliance) {
-        if let Some(session) = live.session() {
+        // Most are let in by what they were let in by before, and then nobody has to wait for the register.
+        if let Some(session) = live.session().filter(|session| !session.reliance.is_as_good_as(&reliance)) {
             self.set(live, Session { reliance, ..(*session).clone() });
         }
     }

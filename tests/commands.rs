@@ -150,6 +150,31 @@ fn check_warns_of_a_plaintext_cancel_beside_required_certificates() {
 }
 
 #[test]
+fn check_warns_of_what_lets_in_or_stay_more_than_one_may_think() {
+    let listener = Listener::redis("127.0.0.1:6379")
+        .key("revoke = \"keep\"")
+        .tls("client_auth = \"optional\"")
+        .tls("client_ca = [\"ca.crt\", \"other.crt\"]")
+        .tls("client_crl = \"ca.crl\"")
+        .tls("trusted_clients = [\"cn:app\"]");
+    let site = configured(listener);
+    site.write("ca.crl", site.ca.revoking(&[], -1));
+    site.write("other.crt", Authority::new("Other CA").pem());
+    let said = portcullis(&site, &["check", "-c", "portcullis.toml"]).success();
+    let warnings: Vec<_> = said.lines().filter_map(|line| line.strip_prefix("warning: listener main: ")).collect();
+    assert_eq!(warnings.len(), 4, "{said}");
+    for words in [
+        &["trusted_clients", "without a certificate"][..],
+        &["revoke = \"keep\"", "open sessions"],
+        &["CN=Test CA", "ran out", "crl_expired = \"refuse\""],
+        &["CN=Other CA", "client_crl"],
+    ] {
+        let is_this = |warning: &&&str| words.iter().all(|word| warning.contains(word));
+        assert_eq!(warnings.iter().filter(is_this).count(), 1, "{words:?} in {said}");
+    }
+}
+
+#[test]
 fn explain_names_the_rule_that_lets_in() {
     let site = configured(Listener::redis("127.0.0.1:6379").trusting(&["10.0.0.0/8", "::/0"]));
     let ask = |source: &str| {
@@ -191,6 +216,72 @@ fn explain_judges_a_client_certificate() {
         assert_eq!(refused.code, Some(3), "{arguments:?}: {}", refused.text());
         assert!(refused.text().contains(reason), "{arguments:?}: {}", refused.text());
     }
+}
+
+/// What `explain` says of a certificate: of its exit code and its words.
+fn explained(site: &Site, certificate: &str, code: i32, words: &[&str]) {
+    let common = ["explain", "-c", "portcullis.toml", "--listener", "main", "--source", "127.0.0.1", "--client-cert"];
+    let outcome = portcullis(site, &[&common[..], &[certificate]].concat());
+    assert_eq!(outcome.code, Some(code), "{certificate}: {}{}", outcome.text(), outcome.stderr);
+    for word in words {
+        assert!(outcome.text().contains(word), "{certificate}: no {word:?} in {}", outcome.text());
+    }
+}
+
+#[test]
+fn explain_names_who_vouches_for_a_certificate_and_the_pattern_that_trusts_it() {
+    let next = Authority::new("Next CA");
+    let listener = Listener::redis("127.0.0.1:6379")
+        .tls("client_auth = \"required\"")
+        .tls("client_ca = [\"ca.crt\", \"next.crt\"]")
+        .tls("client_certificates = \"*.pin.crt\"")
+        .tls("trusted_clients = [\"cn:app\", \"dns:*.app.internal\"]");
+    let site = configured(listener);
+    site.write("next.crt", next.pem());
+    site.install("app", &site.ca.issue(Request::client("app")));
+    site.install("api", &next.issue(Request::client("x").also("dns:api.app.internal")));
+    site.install("jobs", &next.issue(Request::client("jobs").also("dns:jobs.other.internal")));
+    let alone = Authority::new("Nowhere CA");
+    site.install("known.pin", &alone.issue(Request::client("app")));
+    site.install("unknown", &alone.issue(Request::client("app")));
+    explained(&site, "app.crt", 0, &["CN=app", "CN=Test CA", "\"cn:app\""]);
+    explained(&site, "api.crt", 0, &["CN=x", "CN=Next CA", "\"dns:*.app.internal\""]);
+    explained(&site, "known.pin.crt", 0, &["CN=app", "client_certificates", "\"cn:app\""]);
+    let names = ["client_not_trusted", "CN=jobs", "trusted_clients", "cn:jobs", "dns:jobs.other.internal"];
+    explained(&site, "jobs.crt", 3, &names);
+    let unknown = ["client_certificate_unknown_ca", "issued by CN=Nowhere CA", "none of client_certificates"];
+    explained(&site, "unknown.crt", 3, &unknown);
+    site.install("namesake", &Authority::new("Test CA").issue(Request::client("app")));
+    explained(&site, "namesake.crt", 3, &["client_certificate_unknown_ca", "of that name with another key"]);
+}
+
+#[test]
+fn explain_looks_into_the_revocation_lists() {
+    let listener = Listener::redis("127.0.0.1:6379")
+        .tls("client_auth = \"required\"")
+        .tls("client_ca = \"ca.crt\"")
+        .tls("client_crl = \"ca.crl\"");
+    let site = configured(listener);
+    let (good, bad) = (site.ca.issue(Request::client("good")), site.ca.issue(Request::client("bad")));
+    site.install("good", &good);
+    site.install("bad", &bad);
+    site.write("ca.crl", site.ca.revoking(&[&bad], 1));
+    explained(&site, "good.crt", 0, &["CN=good", "not revoked"]);
+    explained(&site, "bad.crt", 3, &["client_certificate_revoked", "client_crl"]);
+    site.write("ca.crl", site.ca.revoking(&[&bad], -1));
+    explained(&site, "good.crt", 3, &["client_certificate_invalid", "has run out", "crl_expired"]);
+    let allowing = Listener::redis("127.0.0.1:6379")
+        .tls("client_auth = \"required\"")
+        .tls("client_ca = [\"ca.crt\", \"second.crt\"]")
+        .tls("client_crl = \"ca.crl\"")
+        .tls("crl_expired = \"allow\"");
+    site.write("portcullis.toml", allowing);
+    let other = Authority::new("Other CA");
+    site.write("second.crt", other.pem());
+    site.install("other", &other.issue(Request::client("other")));
+    explained(&site, "good.crt", 0, &["not revoked", "ran out at"]);
+    explained(&site, "bad.crt", 3, &["client_certificate_revoked"]);
+    explained(&site, "other.crt", 0, &["client_crl has none of CN=Other CA"]);
 }
 
 #[test]

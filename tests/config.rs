@@ -7,7 +7,7 @@ use std::{env, fs};
 use crate::harness::openssl::openssl;
 use crate::harness::portcullis::executable;
 use crate::harness::program::{Outcome, run};
-use crate::harness::{Authority, Listener, Site};
+use crate::harness::{Authority, Listener, Request, Site};
 
 /// The files of a directory of tests/config, sorted.
 fn cases(directory: &str) -> Vec<PathBuf> {
@@ -45,7 +45,29 @@ fn site() -> Site {
     ] {
         openssl(&site, &[how, &["-in", "server.key", "-out", name, "-passout", "file:right.txt"]].concat());
     }
+    clients(&site);
     site
+}
+
+/// What a listener can go by to judge client certificates, and what it cannot.
+fn clients(site: &Site) {
+    let app = site.ca.issue(Request::client("app"));
+    fs::create_dir(site.path("clients")).unwrap();
+    site.install("clients/app", &app);
+    site.install("clients/next", &site.ca.issue(Request::client("app")));
+    let options = ["req", "-new", "-subj", "/CN=old app", "-key", "clients/app.key", "-out", "v1.csr"];
+    openssl(site, &options);
+    openssl(site, &["x509", "-req", "-in", "v1.csr", "-signkey", "clients/app.key", "-out", "v1.crt"]);
+
+    let list = site.ca.revoking(&[&app], 30);
+    site.write("ca.crl", &list);
+    site.write("cut.crl", &list[..list.len() / 2]);
+    // The same name, and another key.
+    site.write("namesake.crl", Authority::new("Test CA").revoking(&[], 30));
+
+    site.write("tickets.keys", format!("# today\n{}\n{}\n", "a".repeat(64), "b".repeat(64)));
+    site.write("short.keys", format!("{}\n{}\n", "a".repeat(64), "A".repeat(43) + "="));
+    site.write("words.keys", "secret words, 48 of them\n");
 }
 
 /// Runs a command on one configuration, copied to where the files it names are.

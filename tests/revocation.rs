@@ -270,6 +270,21 @@ fn who_was_let_in_without_a_certificate_needs_one_once_it_is_required() {
 }
 
 #[test]
+fn who_has_shown_a_certificate_need_not_show_it_again_after_a_time_when_none_was_asked_for() {
+    let upstream = Upstream::echo();
+    let (site, clients) = (Site::new(), Authority::new("Clients CA"));
+    site.write("clients.pem", clients.pem());
+    let (strict, open) = (wanting(&upstream, &["client_ca = \"clients.pem\""]), Listener::redis(&upstream));
+    let portcullis = start(site, &[&strict]);
+    let somebody = session(&portcullis, clients.issue(Request::client("app")));
+    portcullis.reconfigure(config(&[&open]));
+    let nobody = portcullis.client().attempt().1.unwrap();
+    portcullis.reconfigure(config(&[&strict]));
+    assert_ended(&portcullis, nobody, "credential_revoked");
+    assert_lives(somebody);
+}
+
+#[test]
 fn a_listener_that_is_removed_takes_its_sessions_along_and_one_that_moves_does_not() {
     let upstream = Upstream::echo();
     let listeners = ["removed", "moved", "kept"].map(|name| Listener::redis(&upstream).named(name));

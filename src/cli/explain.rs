@@ -13,7 +13,7 @@ use crate::addr::ClientAddr;
 use crate::policy::{ClientAuth, Rule};
 use crate::snapshot::Terms;
 use crate::timestamp;
-use crate::tls::{Evidence, Identity, Voucher};
+use crate::tls::{Crl, Evidence, Identity, Voucher};
 
 pub(super) fn explain(file: &Path, listener: &str, source: IpAddr, client_cert: Option<&Path>) -> Result<(), Failure> {
     let (built, _) = load(file)?;
@@ -61,7 +61,7 @@ impl Steps {
             return Ok(());
         }
         let chain = client_cert.map(read_certificates).transpose()?.unwrap_or_default();
-        match terms.tls.trust().judge(Evidence::Chain(&chain), OffsetDateTime::now_utc()) {
+        match terms.judge_identity(Evidence::Chain(&chain), OffsetDateTime::now_utc()) {
             Ok(Identity::Anonymous) => {
                 self.say("identity", format_args!("no certificate, and none is needed (client_auth = \"optional\")"));
             }
@@ -70,6 +70,9 @@ impl Steps {
                 let (subject, end) = (&facts.subject, timestamp::seconds(facts.not_after));
                 let voucher = voucher(terms, &credential.voucher);
                 self.say("identity", format_args!("{subject} {voucher}, valid until {end}"));
+                if let Some(lists) = revocation(terms, &credential.voucher) {
+                    self.say("identity", format_args!("{lists}"));
+                }
                 if let Some(pattern) = terms.tls.trust().clients().pattern_of(facts.names()) {
                     self.say("identity", format_args!("trusted_clients lists it as \"{pattern}\""));
                 }
@@ -113,6 +116,25 @@ fn voucher(terms: &Terms, voucher: &Voucher) -> String {
             format!("is vouched for by {name} of client_ca")
         }
     }
+}
+
+/// What the revocation lists say of a certificate that is good; nothing where there are none.
+fn revocation(terms: &Terms, voucher: &Voucher) -> Option<String> {
+    let Voucher::Anchor(sha256) = voucher else { return None };
+    let (anchor, der) = terms.anchors.iter().zip(terms.anchor_ders()).find(|(anchor, _)| anchor.sha256 == **sha256)?;
+    let lists = terms.revocation_lists();
+    if lists.is_empty() {
+        return None;
+    }
+    let newest = lists.iter().filter(|list| list.is_signed_by(der)).max_by_key(|list| list.this_update);
+    Some(match newest {
+        Some(Crl { issuer, next_update, .. }) => {
+            let end = timestamp::seconds(*next_update);
+            let until = if OffsetDateTime::now_utc() < *next_update { "good until" } else { "which ran out at" };
+            format!("it is not revoked by the list of {issuer}, {until} {end}")
+        }
+        None => format!("it is in no revocation list, for client_crl has none of {}", anchor.subject),
+    })
 }
 
 fn in_words(rule: &Arc<Rule>) -> String {

@@ -68,7 +68,7 @@ impl Files {
             return Ok(vec![path.to_owned()]);
         }
         let matched = self.matched.entry(path.to_owned()).or_insert_with(|| list(path)).clone()?;
-        if matched.is_empty() { Err("names no file".to_owned()) } else { Ok(matched) }
+        if matched.is_empty() { Err(NO_FILE.to_owned()) } else { Ok(matched) }
     }
 
     /// Whether more people may read a file that was read before than the one it belongs to. systemd lets a service read its
@@ -240,6 +240,8 @@ fn read_variable(name: &str) -> Result<Arc<[u8]>, String> {
     }
 }
 
+const NO_FILE: &str = "names no file that is there; put one there, or take the pattern out";
+
 /// Far above any real certificate bundle or list of sources (100,000 rules are about 10 MiB); bounds what a wrong path
 /// can make this program hold.
 const MAX_FILE_SIZE: u64 = 64 << 20;
@@ -283,7 +285,7 @@ mod tests {
         let mut files = Files::default();
         assert_eq!(files.matching(&path("plain")), Ok(vec![path("plain")]), "no pattern: itself, there or not");
         assert_eq!(files.matching(&path("*.crt")), Ok(vec![path("a.crt"), path("b.crt")]));
-        assert_eq!(files.matching(&path("*.pem")), Err("names no file".to_owned()));
+        assert_eq!(files.matching(&path("*.pem")), Err(NO_FILE.to_owned()));
         assert!(files.matching(&path("missing/*")).unwrap_err().contains("cannot be listed"));
         let before = files.fingerprint();
         assert_eq!(before.now(), before);

@@ -153,8 +153,9 @@ impl<'a> Listeners<'a> {
         let trusted_clients = section.get("trusted_clients");
         match (client_auth, &auth_node) {
             (Some(ClientAuth::None), _) => {
-                let without_effect = [&client_ca, &client_crl, &client_certificates, &trusted_clients];
-                for node in without_effect.into_iter().flatten() {
+                let names_some = trusted_clients.as_ref().filter(|node| !node.one_or_list().is_empty());
+                let files = [&client_ca, &client_crl, &client_certificates].map(Option::as_ref);
+                for node in files.into_iter().chain([names_some]).flatten() {
                     node.problem(NOBODY_ASKED);
                 }
             }
@@ -171,7 +172,7 @@ impl<'a> Listeners<'a> {
         if let (Some(node), None) = (&client_crl, &client_ca)
             && client_auth != Some(ClientAuth::None)
         {
-            node.problem("is set, but without client_ca there is no CA whose certificates it could revoke");
+            node.problem("is set, but without client_ca there is no CA whose certificates it could revoke; set client_ca, or take it out");
         }
         let ticket_keys = section.get("ticket_keys").and_then(|node| self.file(&node));
         section.finish();

@@ -97,16 +97,22 @@ impl ClientPattern {
     }
 }
 
-/// A `*` in the certificate stands for many hosts, and is none of them.
+/// A `*` in the certificate stands for many hosts, and is none of them; what no host name has is not passed over either.
 fn is_one_label_above(domain: &str, name: &str) -> bool {
-    name.split_once('.')
-        .is_some_and(|(label, rest)| !label.is_empty() && !label.contains('*') && rest.eq_ignore_ascii_case(domain))
+    name.split_once('.').is_some_and(|(label, rest)| is_label(label) && rest.eq_ignore_ascii_case(domain))
+}
+
+fn is_label(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
 }
 
 /// A path that climbs, or hides that it does, is below nothing.
 fn is_below(path: &str, name: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_graphic() && !b"%\\".contains(&byte);
     name.strip_prefix(path).is_some_and(|rest| {
-        !rest.is_empty() && !rest.contains('%') && !rest.split(['/', '?', '#']).any(|step| step == "." || step == "..")
+        !rest.is_empty()
+            && rest.bytes().all(plain)
+            && !rest.split(['/', '?', '#']).any(|step| step == "." || step == "..")
     })
 }
 
@@ -187,10 +193,7 @@ fn dns(name: &str) -> Result<ClientPattern, ClientPatternError> {
         Some(domain) => (true, domain),
         None => (false, name),
     };
-    let plain = |label: &str| {
-        !label.is_empty() && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
-    };
-    if !host.split('.').all(plain) {
+    if !host.split('.').all(is_label) {
         return Err(ClientPatternError::Dns);
     }
     let host = host.to_ascii_lowercase();
@@ -258,6 +261,8 @@ mod tests {
             ("dns:*.app.internal", Dns("a.b.app.internal"), false),
             ("dns:*.app.internal", Dns("*.app.internal"), false),
             ("dns:*.app.internal", Dns(".app.internal"), false),
+            ("dns:*.app.internal", Dns("a\0.app.internal"), false),
+            ("dns:*.app.internal", Dns("a b.app.internal"), false),
             ("uri:spiffe://prod/app", Uri("spiffe://prod/app"), true),
             ("uri:spiffe://prod/app", Uri("spiffe://prod/app/"), false),
             ("uri:spiffe://prod/app", Uri("spiffe://PROD/app"), false),
@@ -268,6 +273,9 @@ mod tests {
             ("uri:spiffe://prod/*", Uri("spiffe://production/app"), false),
             ("uri:spiffe://prod/a/*", Uri("spiffe://prod/a/../b"), false),
             ("uri:spiffe://prod/a/*", Uri("spiffe://prod/a/%2e%2e/b"), false),
+            ("uri:spiffe://prod/a/*", Uri("spiffe://prod/a/..\\b"), false),
+            ("uri:spiffe://prod/a/*", Uri("spiffe://prod/a/b\0"), false),
+            ("uri:spiffe://prod/a/*", Uri("spiffe://prod/a/b\nc"), false),
             ("email:app@Example.com", Email("app@example.COM"), true),
             ("email:app@example.com", Email("App@example.com"), false),
             (&shouted, Sha256(&print), true),

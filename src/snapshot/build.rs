@@ -9,7 +9,7 @@ use tokio::sync::Semaphore;
 use super::lineage::{Lineage, Moment};
 use super::{Door, Terms, TlsInputs, with_roles};
 use crate::addr::ListenAddr;
-use crate::config::{CertificateFiles, Files, Listener, Location, NamedFile, NamedPem, Problem};
+use crate::config::{CertificateFiles, Files, Listener, Location, NamedFile, NamedPem, Problem, Revoke};
 use crate::policy::{ClientAuth, CrlExpired, Enforcement, days_left, expiry_milestone};
 use crate::protocol::{Protocol, postgres};
 use crate::timestamp;
@@ -80,6 +80,7 @@ impl Builder<'_> {
             Some(_) | None => Arc::new(self.server_tls(listener, &certificates, trust, &inputs)?),
         };
         self.warn_about(listener, &certificates);
+        self.warn_about_clients(listener, &clients);
         let name: Arc<str> = listener.name.as_str().into();
         let [anchors, pinned] = [clients.anchors, clients.pinned].map(facts);
         let lineage = Lineage::after(before, self.now, with_roles(tls.certificates(), &anchors, &pinned));
@@ -251,7 +252,8 @@ impl Builder<'_> {
                 } else if !of_its_name.any(|(anchor, _)| list.is_signed_by(anchor)) {
                     // Left to webpki it would refuse every certificate of that CA, one by one.
                     self.problems.push(file.problem(format_args!(
-                        "says it is of {issuer}, but no certificate of that name in client_ca has signed it"
+                        "says it is of {issuer}, but no certificate of that name in client_ca has signed it; \
+                         if the CA was made anew under its old name, give the list that goes with the certificate in client_ca"
                     )));
                     return None;
                 }
@@ -370,6 +372,28 @@ impl Builder<'_> {
             && listener.tls.client_auth == ClientAuth::Required
         {
             self.warn(listener, "a CancelRequest needs no client certificate (libpq before 17 sends it in plaintext); postgres.plaintext_cancel = false refuses those");
+        }
+    }
+
+    fn warn_about_clients(&mut self, listener: &Listener, clients: &Clients) {
+        if listener.tls.client_auth == ClientAuth::Optional && !listener.tls.trusted_clients.patterns().is_empty() {
+            self.warn(listener, "trusted_clients says nothing of a client without a certificate, which client_auth = \"optional\" lets in; \"required\" does not");
+        }
+        if listener.revoke == Revoke::Keep {
+            self.warn(listener, "revoke = \"keep\": open sessions go on, for days if need be, though their source or certificate is no longer let in");
+        }
+        if clients.lists.is_empty() {
+            return;
+        }
+        for (anchor, Certificate { subject, ca, .. }) in &clients.anchors {
+            if *ca && !clients.lists.iter().any(|list| list.is_signed_by(anchor)) {
+                self.warn(
+                    listener,
+                    format_args!(
+                        "no list of client_crl is of the client CA {subject}, so nothing it has revoked is refused"
+                    ),
+                );
+            }
         }
     }
 

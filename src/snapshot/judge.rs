@@ -47,15 +47,9 @@ impl Snapshot {
         now: OffsetDateTime,
     ) -> Result<Permission, Refusal> {
         let mut permission = self.judge_source(listener, client, now)?;
-        permission.credential = match permission.terms.tls.trust().judge(evidence, now) {
-            Ok(Identity::Certified(credential)) => Some(credential),
-            Ok(Identity::Anonymous) => None,
-            Err(mut ending) => {
-                if let Some(refused) = evidence.leaf() {
-                    permission.terms.tell_departed(&refused, &mut ending);
-                }
-                return Err(Refusal::Identity(ending));
-            }
+        permission.credential = match permission.terms.judge_identity(evidence, now).map_err(Refusal::Identity)? {
+            Identity::Certified(credential) => Some(credential),
+            Identity::Anonymous => None,
         };
         Ok(permission)
     }
@@ -68,6 +62,22 @@ impl Snapshot {
         let terms = self.named(listener).ok_or(Refusal::Listener)?;
         let admitted = terms.sources.admit(client, now).map_err(Refusal::Source)?;
         Ok(Permission { terms: Arc::clone(terms), rule: admitted.rule().cloned(), credential: None })
+    }
+}
+
+impl Terms {
+    /// Puts the identity question.
+    ///
+    /// # Errors
+    /// The ending of a connection that is on its way in.
+    pub fn judge_identity(&self, evidence: Evidence<'_>, now: OffsetDateTime) -> Result<Identity, Ending> {
+        let judged = self.tls.trust().judge(evidence, now);
+        judged.map_err(|mut ending| {
+            if let Some(refused) = evidence.leaf() {
+                self.tell_kin(&refused, &mut ending);
+            }
+            ending
+        })
     }
 }
 

@@ -87,20 +87,28 @@ impl Terms {
             let _ = write!(ending.detail, "; this certificate has been in use since {since}");
         }
         if let Some(refused) = refused {
-            self.tell_departed(refused, &mut ending);
+            self.tell_kin(refused, &mut ending);
         }
         ending
     }
 
-    /// Adds to the refusal of a client certificate that its CA, or it itself, has been trusted until lately.
-    pub(super) fn tell_departed(&self, refused: &Certificate, ending: &mut Ending) {
+    /// Adds to the refusal of a client certificate that its CA, or it itself, has been trusted until lately, or that another
+    /// CA of the same name is trusted.
+    pub(super) fn tell_kin(&self, refused: &Certificate, ending: &mut Ending) {
+        if ending.reason != Reason::ClientCertificateUnknownCa {
+            return;
+        }
+        if self.anchors.iter().any(|anchor| anchor.subject == refused.issuer) {
+            let _ = write!(
+                ending.detail,
+                "; client_ca has a CA of that name with another key, as when a CA was made anew under its old name"
+            );
+        }
         let is_of_it = |departed: &&Departed| match departed.role {
             "client_ca" => departed.subject == refused.issuer,
             _ => departed.role == "client_certificate" && departed.sha256 == refused.sha256,
         };
-        if ending.reason == Reason::ClientCertificateUnknownCa
-            && let Some(Departed { subject, by, .. }) = self.lineage.departed.iter().find(is_of_it)
-        {
+        if let Some(Departed { subject, by, .. }) = self.lineage.departed.iter().find(is_of_it) {
             let _ = write!(ending.detail, "; {subject} was taken out by {by}");
         }
     }

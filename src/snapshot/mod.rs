@@ -174,6 +174,11 @@ impl Terms {
         self.tls_inputs.trust.auth
     }
 
+    /// Its trust anchors as they are, in the order of [`Self::anchors`].
+    pub fn anchor_ders(&self) -> &[CertificateDer<'static>] {
+        &self.tls_inputs.trust.anchors
+    }
+
     /// The revocation lists it goes by.
     pub fn revocation_lists(&self) -> &[Crl] {
         &self.tls_inputs.trust.crls

@@ -39,8 +39,10 @@ pub struct Usage {
 pub struct Reliance {
     /// The rule that trusts its source; none where only `enforcement = "observe"` let it in.
     pub rule: Option<Arc<Rule>>,
-    /// What it identified itself with.
+    /// What it identified itself with, where that counts.
     pub credential: Option<Arc<Credential>>,
+    /// The same, also while no certificate is asked for: one may be asked for again.
+    pub presented: Option<Arc<Credential>>,
     /// The certificate it was shown.
     pub shown: Option<Arc<Certificate>>,
 }
@@ -49,7 +51,24 @@ impl Reliance {
     /// That of a client that was shown this certificate.
     pub fn on(permission: &Permission, shown: Option<Arc<Certificate>>) -> Self {
         let Permission { rule, credential, .. } = permission;
-        Self { rule: rule.clone(), credential: credential.clone(), shown }
+        Self { rule: rule.clone(), credential: credential.clone(), presented: credential.clone(), shown }
+    }
+
+    /// That of the same client, judged again.
+    #[must_use]
+    pub fn renewed(&self, permission: &Permission) -> Self {
+        let renewed = Self::on(permission, self.shown.clone());
+        Self { presented: renewed.presented.or_else(|| self.presented.clone()), ..renewed }
+    }
+
+    /// Whether it would make no difference to go on with the other.
+    pub fn is_as_good_as(&self, other: &Self) -> bool {
+        let same = |one: &Option<Arc<Credential>>, other: &Option<Arc<Credential>>| match (one, other) {
+            (Some(one), Some(other)) => Arc::ptr_eq(one, other),
+            (None, None) => true,
+            (Some(_), None) | (None, Some(_)) => false,
+        };
+        self.rule == other.rule && same(&self.credential, &other.credential) && same(&self.presented, &other.presented)
     }
 
     /// From when on the questions have to be put again, though no policy may have changed.
@@ -61,7 +80,7 @@ impl Reliance {
 
     /// Everything it relies on.
     pub fn items(&self) -> impl Iterator<Item = Item> {
-        let Self { rule, credential, shown } = self;
+        let Self { rule, credential, shown, .. } = self;
         let rule = rule.as_ref().map(|rule| Item::Source(rule.network));
         let voucher = credential.as_ref().map(|credential| match &credential.voucher {
             Voucher::Anchor(sha256) => Item::Certificate(Arc::clone(sha256)),

@@ -9,7 +9,7 @@ use super::certificate::Certificate;
 
 /// A client certificate that was found good, with what leads from it to its trust anchor. Sessions of the same client share
 /// one.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Credential {
     /// The facts of the leaf.
     pub certificate: Certificate,

@@ -3,9 +3,10 @@
 use std::fmt::Write as _;
 use std::io;
 
-use rustls::{AlertDescription, CertificateError, Error};
+use rustls::{AlertDescription, CertificateError, Error, OtherError};
 
 use super::certificate::Certificate;
+use super::verifier::LongChain;
 use crate::outcome::{Ending, Reason};
 use crate::timestamp;
 
@@ -65,24 +66,34 @@ fn in_words(certificate: &Certificate) -> String {
 }
 
 fn in_short(error: &Error) -> String {
-    if matches!(error, Error::InvalidCertificate(CertificateError::Other(_))) {
+    if let Error::InvalidCertificate(CertificateError::Other(OtherError(cause))) = error {
+        if let Some(long) = cause.downcast_ref::<LongChain>() {
+            return long.to_string();
+        }
         return "the certificate is malformed, or not of X.509 version 3".to_owned();
     }
-    let advice = match certificate_reason(error) {
-        Reason::ClientCertificateMissing => "; client_auth = \"required\" lets nobody in without one",
+    if is_old_list(error) {
+        return "the revocation list of its CA has run out: put a new one into client_crl, \
+                or set crl_expired = \"allow\" to go by the old one"
+            .to_owned();
+    }
+    let words = match certificate_reason(error) {
+        Reason::ClientCertificateMissing => {
+            "no certificate was shown; client_auth = \"required\" lets nobody in without one"
+        }
         Reason::ClientCertificateUnknownCa => {
-            "; no certificate of client_ca has issued it, directly or by way of the intermediates the client sent, and it \
+            "no certificate of client_ca has issued it, directly or by way of the intermediates the client sent, and it \
              is none of client_certificates"
         }
-        Reason::ClientCertificateExpired => "; the client needs a new certificate",
-        Reason::ClientCertificateRevoked => "; a list of client_crl names it, so the client needs a new certificate",
-        _ if is_old_list(error) => {
-            "; the revocation list of its CA has run out: put a new one into client_crl, \
-             or set crl_expired = \"allow\" to go by the old one"
+        Reason::ClientCertificateExpired => {
+            "it, or an intermediate it came by, has run out; the client needs a new certificate"
         }
-        _ => "",
+        Reason::ClientCertificateRevoked => {
+            "a list of client_crl names it, or an intermediate it came by; the client needs a new certificate"
+        }
+        _ => return error.to_string(),
     };
-    format!("{error}{advice}")
+    words.to_owned()
 }
 
 fn is_old_list(error: &Error) -> bool {

@@ -221,6 +221,22 @@ mod tests {
     }
 
     #[test]
+    fn a_client_that_sends_more_certificates_than_a_chain_can_need_is_refused() {
+        let authority = Authority::new("Clients CA");
+        let trust = trusting(ClientAuth::Required, &authority);
+        let mut chain = chain(&authority).to_vec();
+        let others = [(); 7].map(|()| Authority::new("Clients CA").der());
+        chain.extend_from_slice(&others[..6]);
+        // What comes twice, as the client's own certificate may, counts once.
+        chain.extend_from_within(..);
+        assert_eq!(name(judge(&trust, &chain, NOW)), "CN=app");
+        chain.extend_from_slice(&others[6..]);
+        let ending = judge(&trust, &chain, NOW).unwrap_err();
+        assert_eq!(ending.reason, Reason::ClientCertificateInvalid);
+        assert!(ending.detail.contains("more than 6 certificates"), "{}", ending.detail);
+    }
+
+    #[test]
     fn a_ca_of_the_same_name_with_another_key_is_unknown() {
         let trust = trusting(ClientAuth::Required, &Authority::new("Clients CA"));
         let impostor = chain(&Authority::new("Clients CA"));

@@ -40,6 +40,9 @@ impl Verified {
 
     /// Notes that a chain is good from this moment on, as long as its credential says.
     pub(super) fn remember(&self, chain: Digest, credential: &Arc<Credential>, from: OffsetDateTime) {
+        if credential.chain.iter().map(|der| der.len()).sum::<usize>() > LONGEST_CHAIN {
+            return;
+        }
         let verdict = Verdict { credential: Arc::clone(credential), from };
         let mut chains = self.chains();
         if chains.len() >= MOST_CHAINS {
@@ -67,6 +70,10 @@ pub(super) fn digest(leaf: &CertificateDer<'_>, intermediates: &[CertificateDer<
 
 /// More clients than a database has, at about a KiB each. Past it all are forgotten, and verified anew.
 const MOST_CHAINS: usize = 1024;
+
+/// In bytes. Far above any real chain, and what keeps the holder of a good certificate from filling the memory with what it
+/// sends along.
+const LONGEST_CHAIN: usize = 16 << 10;
 
 #[cfg(test)]
 mod tests {
@@ -113,5 +120,15 @@ mod tests {
         assert!(verified.chains().len() <= MOST_CHAINS);
         let last = CertificateDer::from((2 * MOST_CHAINS).to_be_bytes().to_vec());
         assert!(verified.recall(&digest(&last, &[]), NOW).is_some());
+    }
+
+    #[test]
+    fn a_chain_with_much_sent_along_is_not_remembered() {
+        let leaf = certificate("app");
+        let padding = vec![0; LONGEST_CHAIN];
+        let long = Credential { chain: vec![leaf.clone(), padding.into()], ..(*credential(&leaf)).clone() };
+        let verified = Verified::default();
+        verified.remember(digest(&leaf, &[]), &Arc::new(long), NOW);
+        assert!(verified.recall(&digest(&leaf, &[]), NOW).is_none());
     }
 }

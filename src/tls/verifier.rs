@@ -11,7 +11,9 @@ use rustls::crypto::{verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, UnixTime};
 use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Error, RootCertStore, SignatureScheme};
+use rustls::{
+    CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, RootCertStore, SignatureScheme,
+};
 use time::OffsetDateTime;
 
 use super::certificate::Certificate;
@@ -162,7 +164,8 @@ impl ChainVerifier {
         intermediates: &[CertificateDer<'_>],
         now: OffsetDateTime,
     ) -> Result<Voucher, Error> {
-        if self.pinned.is_empty() || !self.pinned.contains(&digest(leaf, &[])) {
+        let intermediates = &distinct(leaf, intermediates)?;
+        if !self.pinned.contains(&digest(leaf, &[])) {
             return self.ask_anchors(leaf, intermediates, now);
         }
         in_its_time(leaf, now)?;
@@ -200,6 +203,37 @@ impl ChainVerifier {
         Err(refusal.unwrap_or_else(|| CertificateError::UnknownIssuer.into()))
     }
 }
+
+/// Each of the intermediates once. Some clients send their own certificate again, and of anything that came twice there
+/// would be twice as many paths.
+fn distinct<'a>(
+    leaf: &CertificateDer<'_>,
+    intermediates: &'a [CertificateDer<'_>],
+) -> Result<Vec<CertificateDer<'a>>, Error> {
+    let mut distinct: Vec<CertificateDer<'a>> = Vec::new();
+    for der in intermediates {
+        if der == leaf || distinct.contains(der) {
+            continue;
+        }
+        if distinct.len() == MOST_INTERMEDIATES {
+            return Err(CertificateError::Other(OtherError(Arc::new(LongChain))).into());
+        }
+        distinct.push(CertificateDer::from(der.as_ref()));
+    }
+    Ok(distinct)
+}
+
+/// More certificates than a chain can need.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "the client sent more than {MOST_INTERMEDIATES} certificates beside its own; its certificate file may hold a whole bundle, \
+     and should hold its own certificate and the intermediates above that"
+)]
+pub(super) struct LongChain;
+
+/// As many as webpki follows. Anybody can send certificates of one name and with many keys, and of every one more there are
+/// many times as many paths to try, before the client has shown to have any key.
+const MOST_INTERMEDIATES: usize = 6;
 
 fn in_its_time(leaf: &CertificateDer<'_>, now: OffsetDateTime) -> Result<(), Error> {
     let facts = Certificate::parse(leaf).map_err(|_| CertificateError::BadEncoding)?;

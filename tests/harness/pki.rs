@@ -70,6 +70,12 @@ impl Authority {
         Leaf { path: [&[own], self.path.as_slice()].concat(), key }
     }
 
+    /// Its revocation list as PEM, good until so many days from now; negative is in the past.
+    pub(crate) fn revoking(&self, leaves: &[&Leaf], until: i64) -> String {
+        let list = leaves.iter().fold(TakesBack::nothing(1), |list, leaf| list.and(leaf.der()));
+        self.list(list.brief(until * 86_400)).pem()
+    }
+
     /// Signs what it has taken back.
     pub(crate) fn list(&self, takes_back: TakesBack) -> List {
         List(takes_back.0.signed_by(&self.issuer).expect("an authority can sign a list"))
@@ -109,6 +115,7 @@ impl TakesBack {
     /// The next list is due after so many seconds; negative is in the past.
     pub(crate) fn brief(mut self, seconds: i64) -> Self {
         self.0.next_update = OffsetDateTime::now_utc() + Duration::seconds(seconds);
+        self.0.this_update = self.0.this_update.min(self.0.next_update - Duration::HOUR);
         self
     }
 
