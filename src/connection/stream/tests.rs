@@ -3,11 +3,13 @@
 mod pressure;
 mod sessions;
 
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use proptest::prelude::*;
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, DuplexStream, duplex};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, DuplexStream, duplex, join, split};
 use tokio::runtime::Builder;
 use tokio::time::timeout;
 use tokio_rustls::{TlsConnector, client};
@@ -197,5 +199,36 @@ fn what_a_client_broke_is_the_reason_also_where_the_other_direction_notices_firs
         // Together they are more than is read at once.
         assert_eq!(ours.read(&mut record).await.unwrap(), 5);
         assert_eq!(ours.write(b"words").await.unwrap_err().kind(), ErrorKind::InvalidData);
+    });
+}
+
+/// A socket's writing side, and how often it was shut down.
+struct Ending<W>(W, u32);
+
+impl<W: AsyncWrite + Unpin> AsyncWrite for Ending<W> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.1 += 1;
+        Pin::new(&mut self.0).poll_shutdown(cx)
+    }
+}
+
+#[test]
+fn a_socket_is_shut_down_once_however_often_the_stream_is() {
+    run(async {
+        let (near, far) = duplex(16 << 10);
+        let (from, to) = split(far);
+        let (_client, mut ours) = tokio::join!(call(ACCENT, near), answer(ACCENT, join(from, Ending(to, 0))));
+        // The flow that ends does it, and so does the farewell.
+        ours.shutdown().await.unwrap();
+        ours.shutdown().await.unwrap();
+        assert_eq!(ours.into_socket().writer().1, 1);
     });
 }
