@@ -156,6 +156,9 @@ fn an_encrypted_key_rotates_with_its_passphrase() {
         fs::rename(site.path("encrypted.new"), site.path("encrypted.key")).unwrap();
         site.replace("server.crt", leaf.pem());
         wait_until_served(&portcullis, &leaf);
+        // The word of it comes a moment later.
+        let sha256 = leaf.sha256();
+        portcullis.event("the reload", |event| event.is("reload.applied") && event.0.to_string().contains(&sha256));
     }
     let before = served(&portcullis);
     let rejected = portcullis.reload_after(|| site.replace("passphrase", "hunter2"));

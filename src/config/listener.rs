@@ -176,16 +176,19 @@ impl<'a> Listeners<'a> {
         }
         let ticket_keys = section.get("ticket_keys").and_then(|node| self.file(&node));
         section.finish();
+        // All of them, before anything is given up, so that all that is wrong is told.
         let files = |node: Option<Node<'_>>| node.map(|node| self.file_list(&node)).unwrap_or_default();
+        let [client_ca, client_crl, client_certificates] = [client_ca, client_crl, client_certificates].map(files);
+        let trusted_clients = trusted_clients.map(|node| patterns(&node)).unwrap_or_default();
         Some(Tls {
             certificates: certificates?,
             min_version: min_version.unwrap_or(MinTlsVersion::Tls12),
             client_auth: client_auth?,
-            client_ca: files(client_ca),
-            client_crl: files(client_crl),
+            client_ca,
+            client_crl,
             crl_expired: crl_expired.unwrap_or_default(),
-            client_certificates: files(client_certificates),
-            trusted_clients: trusted_clients.map(|node| patterns(&node)).unwrap_or_default(),
+            client_certificates,
+            trusted_clients,
             ticket_keys,
         })
     }
