@@ -6,15 +6,6 @@
 //! endian), body. Source: PostgreSQL documentation, "Message Formats".
 
 /// A place in the stream from a server: between two messages, or not.
-///
-/// ```
-/// # use portcullis::protocol::Boundary;
-/// let mut boundary = Boundary::default();
-/// boundary.follow(b"Z\x00\x00");
-/// assert!(!boundary.is_reached());
-/// boundary.follow(b"\x00\x05I");
-/// assert!(boundary.is_reached());
-/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Boundary(Place);
 
