@@ -14,7 +14,10 @@ use portcullis::revocation;
 use portcullis::sessions::{Presence, Register};
 use portcullis::snapshot::{Reliance, Snapshot};
 use portcullis::tls::Evidence;
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, DnType, IsCa, KeyIdMethod,
+    KeyPair, KeyUsagePurpose, SerialNumber,
+};
 use rustls::pki_types::CertificateDer;
 use tempfile::TempDir;
 use time::OffsetDateTime;
@@ -29,6 +32,7 @@ fn main() -> Result<(), Failure> {
         ("one certificate, the trust has changed", 1, Change::Trust),
         ("a certificate each, the rules have changed", SESSIONS, Change::Rules),
         ("a certificate each, the trust has changed", SESSIONS, Change::Trust),
+        ("a certificate each, the revocation list has changed", SESSIONS, Change::List),
     ] {
         let mut rounds = (0..ROUNDS).map(|_| round(certificates, change)).collect::<Result<Vec<_>, _>>()?;
         rounds.sort_by(|one, other| one.judged.total_cmp(&other.judged));
@@ -45,8 +49,10 @@ fn main() -> Result<(), Failure> {
 enum Change {
     /// A rule.
     Rules,
-    /// A CA that vouches for nobody here: every chain is verified anew all the same.
+    /// A CA that vouches for nobody here.
     Trust,
+    /// A revocation list that takes back nothing of theirs: every chain is verified anew.
+    List,
 }
 
 /// Milliseconds.
@@ -68,6 +74,7 @@ fn round(certificates: usize, change: Change) -> Result<Round, Failure> {
         Change::Trust => {
             std::fs::write(site.path("clients.pem"), [site.ca.pem(), authority("Other CA")?.pem()].concat())?
         }
+        Change::List => site.write_list(2)?,
     }
     let after = site.snapshot(Some(&before))?;
 
@@ -134,7 +141,22 @@ impl Site {
         std::fs::write(site.path("clients.pem"), site.ca.pem())?;
         std::fs::write(site.path("portcullis.toml"), CONFIG)?;
         site.write_rules(RULES)?;
+        site.write_list(1)?;
         Ok(site)
+    }
+
+    /// A revocation list of this number that takes back nothing.
+    fn write_list(&self, number: u64) -> Result<(), Failure> {
+        let now = OffsetDateTime::now_utc();
+        let list = CertificateRevocationListParams {
+            this_update: now,
+            next_update: now + time::Duration::DAY,
+            crl_number: SerialNumber::from(number),
+            issuing_distribution_point: None,
+            revoked_certs: Vec::new(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        Ok(std::fs::write(self.path("clients.crl"), list.signed_by(&self.ca)?.pem()?)?)
     }
 
     fn path(&self, name: &str) -> std::path::PathBuf {
@@ -165,6 +187,7 @@ fn authority(name: &str) -> Result<CertifiedIssuer<'static, KeyPair>, Failure> {
     let mut params = CertificateParams::default();
     params.distinguished_name.push(DnType::CommonName, name);
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     Ok(CertifiedIssuer::self_signed(params, KeyPair::generate()?)?)
 }
 
@@ -184,6 +207,7 @@ sources_file = "sources.toml"
 tls.certificates = [{ cert = "server.crt", key = "server.key" }]
 tls.client_auth = "required"
 tls.client_ca = "clients.pem"
+tls.client_crl = "clients.crl"
 "#;
 
 const SESSIONS: usize = 10_000;

@@ -5,6 +5,7 @@
 //! wait for it. A connection that is still on its way in judges itself, and can then be told in its own protocol.
 
 use std::sync::Arc;
+use std::thread::{self, available_parallelism};
 use std::time::Duration;
 
 use time::OffsetDateTime;
@@ -52,12 +53,21 @@ pub fn foresee(snapshot: &Snapshot, register: &Register) -> Vec<(Arc<Live>, Endi
 
 /// Judges these connections, ends those that fail, and notes what the others rely on now.
 pub fn enforce(snapshot: &Snapshot, register: &Register, connections: &[Arc<Live>], now: OffsetDateTime) {
-    for live in connections {
-        match judge(snapshot, live, now) {
-            Judgement::Ends(ending) => live.end(ending),
-            Judgement::Stays(reliance) => register.renew(live, reliance),
-            Judgement::Waits => {}
+    // Where every certificate has to be verified anew there is work for more than one.
+    let threads = available_parallelism().map_or(1, usize::from).min(MOST_THREADS);
+    let share = connections.len().div_ceil(threads).max(SMALLEST_SHARE);
+    thread::scope(|scope| {
+        for part in connections.chunks(share) {
+            scope.spawn(move || part.iter().for_each(|live| enforce_one(snapshot, register, live, now)));
         }
+    });
+}
+
+fn enforce_one(snapshot: &Snapshot, register: &Register, live: &Live, now: OffsetDateTime) {
+    match judge(snapshot, live, now) {
+        Judgement::Ends(ending) => live.end(ending),
+        Judgement::Stays(reliance) => register.renew(live, reliance),
+        Judgement::Waits => {}
     }
 }
 
@@ -104,3 +114,9 @@ async fn something_due(register: &Register) {
 
 /// How long a jump of the wall clock may go unnoticed.
 const LONGEST_WAIT: Duration = Duration::from_millis(250);
+
+/// More would leave the sessions no processor.
+const MOST_THREADS: usize = 8;
+
+/// Fewer are not worth a thread.
+const SMALLEST_SHARE: usize = 500;

@@ -110,7 +110,7 @@ impl Steps {
 fn voucher(terms: &Terms, voucher: &Voucher) -> String {
     match voucher {
         Voucher::Pinned => "is one of client_certificates".to_owned(),
-        Voucher::Anchor(sha256) => {
+        Voucher::Anchor { sha256, .. } => {
             let anchor = terms.anchors.iter().find(|anchor| anchor.sha256 == **sha256);
             let name = anchor.map_or("an anchor", |anchor| &anchor.subject);
             format!("is vouched for by {name} of client_ca")
@@ -120,7 +120,7 @@ fn voucher(terms: &Terms, voucher: &Voucher) -> String {
 
 /// What the revocation lists say of a certificate that is good; nothing where there are none.
 fn revocation(terms: &Terms, voucher: &Voucher) -> Option<String> {
-    let Voucher::Anchor(sha256) = voucher else { return None };
+    let Voucher::Anchor { sha256, .. } = voucher else { return None };
     let (anchor, der) = terms.anchors.iter().zip(terms.anchor_ders()).find(|(anchor, _)| anchor.sha256 == **sha256)?;
     let lists = terms.revocation_lists();
     if lists.is_empty() {

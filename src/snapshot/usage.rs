@@ -83,7 +83,7 @@ impl Reliance {
         let Self { rule, credential, shown, .. } = self;
         let rule = rule.as_ref().map(|rule| Item::Source(rule.network));
         let voucher = credential.as_ref().map(|credential| match &credential.voucher {
-            Voucher::Anchor(sha256) => Item::Certificate(Arc::clone(sha256)),
+            Voucher::Anchor { sha256, .. } => Item::Certificate(Arc::clone(sha256)),
             Voucher::Pinned => Item::Certificate(credential.certificate.sha256.as_str().into()),
         });
         let shown = shown.as_ref().map(|shown| Item::Certificate(shown.sha256.as_str().into()));

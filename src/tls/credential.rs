@@ -26,8 +26,13 @@ pub struct Credential {
 /// Why a client certificate is trusted.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Voucher {
-    /// A trust anchor of `client_ca` has issued it; its fingerprint.
-    Anchor(Arc<str>),
+    /// A trust anchor of `client_ca` has issued it.
+    Anchor {
+        /// The anchor's fingerprint.
+        sha256: Arc<str>,
+        /// Of the revocation lists by which it was judged.
+        lists: [u8; 32],
+    },
     /// It is one of `client_certificates` itself.
     Pinned,
 }

@@ -58,10 +58,15 @@ impl Verified {
 
 /// Of every certificate and its length, so that no two chains have the same bytes.
 pub(super) fn digest(leaf: &CertificateDer<'_>, intermediates: &[CertificateDer<'_>]) -> Digest {
+    digest_of([leaf].into_iter().chain(intermediates).map(|certificate| &**certificate))
+}
+
+/// Of several parts and their lengths.
+pub(super) fn digest_of<'a>(parts: impl Iterator<Item = &'a [u8]>) -> Digest {
     let mut context = Context::new(&SHA256);
-    for certificate in [leaf].into_iter().chain(intermediates) {
-        context.update(&certificate.len().to_be_bytes());
-        context.update(certificate);
+    for part in parts {
+        context.update(&part.len().to_be_bytes());
+        context.update(part);
     }
     let mut digest = Digest::default();
     digest.copy_from_slice(context.finish().as_ref());

@@ -22,7 +22,7 @@ use super::crl::CrlSet;
 use super::error::BuildError;
 use super::parts::TrustParts;
 use super::provider;
-use super::verified::{Digest, Verified, digest};
+use super::verified::{Digest, Verified, digest, digest_of};
 use crate::policy::{ClientAuth, CrlExpired};
 
 /// Where a refused certificate is left for the audit.
@@ -48,6 +48,8 @@ pub(super) struct ChainVerifier {
 #[derive(Debug)]
 struct Anchor {
     sha256: Arc<str>,
+    /// Of the lists it goes by, and of how it does.
+    lists: Digest,
     webpki: Arc<dyn ClientCertVerifier>,
 }
 
@@ -57,6 +59,8 @@ impl Anchor {
         root.add(der.clone()).map_err(BuildError::Anchor)?;
         let lists: Vec<CertificateRevocationListDer<'static>> =
             lists.for_anchor(der).into_iter().map(|list| list.der().clone()).collect();
+        let how = [u8::from(expired == CrlExpired::Refuse)];
+        let digest_of_lists = digest_of(lists.iter().map(|list| &**list).chain([&how[..]]));
         let mut builder = WebPkiClientVerifier::builder_with_provider(Arc::new(root), provider());
         if !lists.is_empty() {
             // A CA without a list is not checked.
@@ -66,7 +70,7 @@ impl Anchor {
             }
         }
         let webpki = builder.build().map_err(|error| BuildError::ClientTrust(error.to_string()))?;
-        Ok(Self { sha256: super::sha256_hex(der).into(), webpki })
+        Ok(Self { sha256: super::sha256_hex(der).into(), lists: digest_of_lists, webpki })
     }
 }
 
@@ -141,7 +145,29 @@ impl ChainVerifier {
         let Some((leaf, intermediates)) = credential.chain.split_first() else {
             return Err(Error::NoCertificatesPresented);
         };
-        self.judge(leaf, intermediates, now)
+        if now >= credential.until || !self.vouches_as_before(&credential.voucher) {
+            return self.judge(leaf, intermediates, now);
+        }
+        // The same chain, the same anchor and the same lists, all in their time: the signatures are as good as they were.
+        let chain = digest(leaf, intermediates);
+        if let Some(known) = self.verified.recall(&chain, now) {
+            return Ok(known);
+        }
+        let until = self.list_ends.iter().copied().filter(|end| *end > now).fold(credential.until, Ord::min);
+        let renewed = Credential { until, judge: self.number, ..(**credential).clone() };
+        let renewed = Arc::new(renewed);
+        self.verified.remember(chain, &renewed, now);
+        Ok(renewed)
+    }
+
+    /// Whether it has the anchor that vouched, with the lists that it had.
+    fn vouches_as_before(&self, voucher: &Voucher) -> bool {
+        match voucher {
+            Voucher::Anchor { sha256, lists } => {
+                self.anchors.iter().any(|anchor| anchor.sha256 == *sha256 && anchor.lists == *lists)
+            }
+            Voucher::Pinned => false,
+        }
     }
 
     /// Verifies a chain during the handshake. Nobody has shown to have its key yet, so the verdict is not remembered:
@@ -189,7 +215,7 @@ impl ChainVerifier {
         let mut refusal = None;
         for anchor in &self.anchors {
             match anchor.webpki.verify_client_cert(leaf, intermediates, unix_time(now)) {
-                Ok(_) => return Ok(Voucher::Anchor(Arc::clone(&anchor.sha256))),
+                Ok(_) => return Ok(Voucher::Anchor { sha256: Arc::clone(&anchor.sha256), lists: anchor.lists }),
                 // Not of this anchor. With its name but another key, as after a CA was made anew under its old name, the
                 // signature is what fails; to the client and the operator that CA is unknown all the same.
                 Err(Error::InvalidCertificate(CertificateError::UnknownIssuer | CertificateError::BadSignature)) => {}
