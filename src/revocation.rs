@@ -56,10 +56,13 @@ pub fn enforce(snapshot: &Snapshot, register: &Register, connections: &[Arc<Live
     // Where every certificate has to be verified anew there is work for more than one.
     let threads = available_parallelism().map_or(1, usize::from).min(MOST_THREADS);
     let share = connections.len().div_ceil(threads).max(SMALLEST_SHARE);
+    let (own, others) = connections.split_at(share.min(connections.len()));
+    let enforce = |part: &[Arc<Live>]| part.iter().for_each(|live| enforce_one(snapshot, register, live, now));
     thread::scope(|scope| {
-        for part in connections.chunks(share) {
-            scope.spawn(move || part.iter().for_each(|live| enforce_one(snapshot, register, live, now)));
+        for part in others.chunks(share) {
+            scope.spawn(move || enforce(part));
         }
+        enforce(own);
     });
 }
 

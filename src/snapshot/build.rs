@@ -61,8 +61,7 @@ impl Builder<'_> {
         let certificates: Vec<_> =
             listener.tls.certificates.iter().filter_map(|files| self.certificate(listener, files)).collect();
         // Everything is looked at before anything is given up, so that all of it is told.
-        let clients = self.clients(listener);
-        let clients = clients?;
+        let clients = self.clients(listener)?;
         let parts = clients.parts(listener);
         let trust = self.trust(listener, &parts, before)?;
         if certificates.len() < listener.tls.certificates.len() {
@@ -217,11 +216,8 @@ impl Builder<'_> {
 
     /// Client certificates that need no CA: all of each file, but those that are there as the chain of another.
     fn pinned(&mut self, listener: &Listener, pattern: &NamedFile) -> Option<Certificates> {
-        let paths =
-            self.files.matching(&pattern.path).map_err(|error| self.problems.push(pattern.problem(error))).ok()?;
         let mut pinned = Vec::new();
-        for path in paths {
-            let file = NamedFile { path, ..pattern.clone() };
+        for file in self.matching(pattern)? {
             let ders = self.parse(&file, tls::certificates)?;
             let facts: Result<Vec<_>, BuildError> = ders
                 .iter()
@@ -239,11 +235,8 @@ impl Builder<'_> {
     }
 
     fn lists(&mut self, listener: &Listener, pattern: &NamedFile, anchors: &Certificates) -> Option<Vec<Crl>> {
-        let paths =
-            self.files.matching(&pattern.path).map_err(|error| self.problems.push(pattern.problem(error))).ok()?;
         let mut all = Vec::new();
-        for path in paths {
-            let file = NamedFile { path, ..pattern.clone() };
+        for file in self.matching(pattern)? {
             for list in self.parse(&file, Crl::parse_all)? {
                 let Crl { issuer, next_update, .. } = &list;
                 let mut of_its_name = anchors.iter().filter(|(anchor, _)| list.has_issuer(anchor)).peekable();
@@ -277,6 +270,12 @@ impl Builder<'_> {
         Some(all)
     }
 
+    /// The files that a pattern names.
+    fn matching(&mut self, pattern: &NamedFile) -> Option<Vec<NamedFile>> {
+        let paths = self.files.matching(&pattern.path).map_err(|error| self.problems.push(pattern.problem(error)));
+        Some(paths.ok()?.into_iter().map(|path| NamedFile { path, ..pattern.clone() }).collect())
+    }
+
     fn trust(&mut self, listener: &Listener, parts: &TrustParts, before: Option<&Terms>) -> Option<ClientTrust> {
         if let Some(before) = before.filter(|before| before.tls_inputs.trust == *parts) {
             // What it has verified need not be verified again.
@@ -297,12 +296,7 @@ impl Builder<'_> {
     fn tickets(&mut self, listener: &Listener) -> Option<Option<TicketKeys>> {
         let Some(file) = &listener.tls.ticket_keys else { return Some(None) };
         let keys = self.parse(file, TicketKeys::parse)?;
-        if self.files.is_open_to_others(&file.path) {
-            self.warn(
-                listener,
-                format_args!("the ticket keys {} can be read by group or others; chmod 600 it", file.path.display()),
-            );
-        }
+        self.warn_about_readers(listener, "ticket keys", &Location::from(&file.path));
         Some(Some(keys))
     }
 
