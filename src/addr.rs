@@ -7,55 +7,116 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
-/// The address a client connects from. An IPv4-mapped IPv6 address is held as the IPv4 address it stands for
-/// (RFC 4291 §2.5.5.2).
+/// Where a client connects from: the address of its socket, or a Unix socket of this machine, which tells none. An
+/// IPv4-mapped IPv6 address is held as the IPv4 address it stands for (RFC 4291 §2.5.5.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ClientAddr {
-    ip: IpAddr,
+    /// None at a Unix socket.
+    ip: Option<IpAddr>,
     port: u16,
 }
 
 impl ClientAddr {
-    /// Takes the address the kernel reports for an accepted socket.
+    /// A client that came to a Unix socket.
+    pub const UNIX: Self = Self { ip: None, port: 0 };
+
+    /// Takes the address the kernel reports for an accepted socket, or a load balancer for its client.
     #[allow(clippy::disallowed_methods, reason = "the one place where a socket address becomes a client address")]
     pub fn new(peer: SocketAddr) -> Self {
-        Self { ip: peer.ip().to_canonical(), port: peer.port() }
+        Self { ip: Some(peer.ip().to_canonical()), port: peer.port() }
     }
 
     /// A client known only by its IP address, as `portcullis explain` asks about one.
     pub fn from_ip(ip: IpAddr) -> Self {
-        Self { ip: ip.to_canonical(), port: 0 }
+        Self { ip: Some(ip.to_canonical()), port: 0 }
     }
 
-    /// The canonical IP address.
-    pub fn ip(self) -> IpAddr {
+    /// The canonical IP address; none for a client of a Unix socket.
+    pub fn ip(self) -> Option<IpAddr> {
         self.ip
     }
 
-    /// The source port.
-    pub fn port(self) -> u16 {
-        self.port
+    /// The source port; none for a client of a Unix socket.
+    pub fn port(self) -> Option<u16> {
+        self.ip.map(|_| self.port)
+    }
+
+    /// Address and port; none for a client of a Unix socket.
+    pub fn socket(self) -> Option<SocketAddr> {
+        self.ip.map(|ip| SocketAddr::new(ip, self.port))
+    }
+
+    /// The source as audit events have it: the IP address, or `unix`.
+    pub fn source(self) -> String {
+        self.ip.map_or_else(|| "unix".to_owned(), |ip| ip.to_string())
     }
 }
 
 impl fmt::Display for ClientAddr {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        SocketAddr::new(self.ip, self.port).fmt(f)
+        match self.socket() {
+            Some(socket) => socket.fmt(f),
+            None => f.write_str("unix"),
+        }
     }
 }
 
 /// One address a listener is bound to.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum ListenAddr {
+    /// A TCP port.
+    Tcp(TcpListenAddr),
+    /// The file of a Unix socket.
+    Unix(PathBuf),
+}
+
+impl ListenAddr {
+    /// Whether two addresses could claim the same port of the same interface, or the same file.
+    pub fn overlaps(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Tcp(one), Self::Tcp(other)) => one.overlaps(other),
+            (Self::Unix(one), Self::Unix(other)) => one == other,
+            (Self::Tcp(_), Self::Unix(_)) | (Self::Unix(_), Self::Tcp(_)) => false,
+        }
+    }
+
+    /// Whether only programs of this machine can connect to it.
+    #[allow(clippy::disallowed_methods, reason = "a listening address is not a client's")]
+    pub fn is_local(&self) -> bool {
+        match self {
+            Self::Tcp(address) => address.socket.ip().to_canonical().is_loopback(),
+            Self::Unix(_) => true,
+        }
+    }
+
+    /// Whether the kernel chooses the port.
+    pub fn is_ephemeral(&self) -> bool {
+        matches!(self, Self::Tcp(address) if address.socket.port() == 0)
+    }
+}
+
+/// As the configuration has it.
+impl fmt::Display for ListenAddr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(f),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+/// A TCP port that a listener is bound to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct ListenAddr {
+pub struct TcpListenAddr {
     /// The address and port; port 0 lets the kernel choose.
     pub socket: SocketAddr,
     /// Whether an IPv6 wildcard leaves IPv4 alone. Without meaning for an IPv4 address.
     pub ipv6_only: bool,
 }
 
-impl ListenAddr {
+impl TcpListenAddr {
     /// Whether two addresses that differ could still claim the same port of the same interface.
-    pub fn overlaps(&self, other: &Self) -> bool {
+    fn overlaps(&self, other: &Self) -> bool {
         self.socket.port() == other.socket.port()
             && self.socket.port() != 0
             && (self.covers(other) || other.covers(self))
@@ -73,14 +134,14 @@ impl ListenAddr {
     }
 }
 
-impl fmt::Display for ListenAddr {
+impl fmt::Display for TcpListenAddr {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.socket.fmt(f)
     }
 }
 
 /// Where the database is.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum UpstreamAddr {
     /// `host:port`; a name is resolved anew for every connection.
     Tcp {
@@ -96,13 +157,28 @@ pub enum UpstreamAddr {
 impl UpstreamAddr {
     /// Whether a connection to this address would come out at `listen` on the same machine, as far as the texts tell.
     pub fn reaches(&self, listen: &ListenAddr) -> bool {
-        let Self::Tcp { host, port } = self else { return false };
-        let ip = if host == "localhost" { Ok(IpAddr::V4(Ipv4Addr::LOCALHOST)) } else { host.parse::<IpAddr>() };
-        ip.is_ok_and(|ip| {
-            let target = ListenAddr { socket: SocketAddr::new(ip, *port), ipv6_only: true };
-            target.socket == listen.socket || (ip.is_loopback() && target.overlaps(listen))
-        })
+        match (self, listen) {
+            (Self::Tcp { host, port }, ListenAddr::Tcp(listen)) => reaches_port(host, *port, listen),
+            (Self::Unix(path), ListenAddr::Unix(listen)) => path == listen,
+            (Self::Tcp { .. }, ListenAddr::Unix(_)) | (Self::Unix(_), ListenAddr::Tcp(_)) => false,
+        }
     }
+
+    /// The host, where it has one.
+    pub fn host(&self) -> Option<&str> {
+        match self {
+            Self::Tcp { host, .. } => Some(host),
+            Self::Unix(_) => None,
+        }
+    }
+}
+
+fn reaches_port(host: &str, port: u16, listen: &TcpListenAddr) -> bool {
+    let ip = if host == "localhost" { Ok(IpAddr::V4(Ipv4Addr::LOCALHOST)) } else { host.parse::<IpAddr>() };
+    ip.is_ok_and(|ip| {
+        let target = TcpListenAddr { socket: SocketAddr::new(ip, port), ipv6_only: true };
+        target.socket == listen.socket || (ip.is_loopback() && target.overlaps(listen))
+    })
 }
 
 impl fmt::Display for UpstreamAddr {
@@ -128,7 +204,7 @@ mod tests {
 
     #[test]
     fn a_wildcard_overlaps_what_it_covers_and_nothing_else() {
-        let at = |text: &str, ipv6_only| ListenAddr { socket: text.parse().unwrap(), ipv6_only };
+        let at = |text: &str, ipv6_only| ListenAddr::Tcp(TcpListenAddr { socket: text.parse().unwrap(), ipv6_only });
         assert!(at("0.0.0.0:1", false).overlaps(&at("127.0.0.1:1", false)));
         assert!(at("127.0.0.1:1", false).overlaps(&at("[::]:1", false)));
         assert!(!at("127.0.0.1:1", false).overlaps(&at("[::]:1", true)));
@@ -140,7 +216,7 @@ mod tests {
     #[test]
     fn an_upstream_that_is_the_listener_itself_is_noticed() {
         let upstream = |host: &str, port| UpstreamAddr::Tcp { host: host.into(), port };
-        let listen = |text: &str| ListenAddr { socket: text.parse().unwrap(), ipv6_only: false };
+        let listen = |text: &str| ListenAddr::Tcp(TcpListenAddr { socket: text.parse().unwrap(), ipv6_only: false });
         assert!(upstream("127.0.0.1", 6380).reaches(&listen("127.0.0.1:6380")));
         assert!(upstream("localhost", 6380).reaches(&listen("0.0.0.0:6380")));
         assert!(upstream("::1", 6380).reaches(&listen("[::]:6380")));
@@ -155,5 +231,25 @@ mod tests {
         assert_eq!(UpstreamAddr::Tcp { host: "::1".into(), port: 6379 }.to_string(), "[::1]:6379");
         assert_eq!(UpstreamAddr::Tcp { host: "db".into(), port: 5432 }.to_string(), "db:5432");
         assert_eq!(UpstreamAddr::Unix("/run/redis.sock".into()).to_string(), "unix:/run/redis.sock");
+    }
+
+    #[test]
+    fn only_loopback_and_unix_sockets_are_local() {
+        let tcp = |text: &str| ListenAddr::Tcp(TcpListenAddr { socket: text.parse().unwrap(), ipv6_only: false });
+        for text in ["127.0.0.1:1", "127.9.9.9:1", "[::1]:1", "[::ffff:127.0.0.1]:1"] {
+            assert!(tcp(text).is_local(), "{text}");
+        }
+        for text in ["0.0.0.0:1", "[::]:1", "10.0.0.1:1", "[2001:db8::1]:1"] {
+            assert!(!tcp(text).is_local(), "{text}");
+        }
+        assert!(ListenAddr::Unix("/run/x.sock".into()).is_local());
+    }
+
+    #[test]
+    fn a_client_of_a_unix_socket_has_no_address() {
+        assert_eq!(ClientAddr::UNIX.ip(), None);
+        assert_eq!(ClientAddr::UNIX.port(), None);
+        assert_eq!(ClientAddr::UNIX.source(), "unix");
+        assert_eq!(ClientAddr::UNIX.to_string(), "unix");
     }
 }

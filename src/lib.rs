@@ -33,5 +33,6 @@ pub mod server;
 pub mod sessions;
 pub mod signals;
 pub mod snapshot;
+pub mod socket_file;
 pub mod timestamp;
 pub mod tls;

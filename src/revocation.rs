@@ -16,7 +16,6 @@ use crate::config::Revoke;
 use crate::outcome::Ending;
 use crate::sessions::{Live, Register};
 use crate::snapshot::{Current, Reliance, Snapshot};
-use crate::tls::Evidence;
 
 /// Judges for as long as policies come.
 pub async fn run(mut current: Current, register: Arc<Register>) {
@@ -87,7 +86,7 @@ enum Judgement {
 fn judge(snapshot: &Snapshot, live: &Live, now: OffsetDateTime) -> Judgement {
     let (listener, client) = (live.listener(), live.client());
     let Some(session) = live.session() else { return Judgement::Waits };
-    let evidence = Evidence::Credential(session.reliance.presented.as_ref());
+    let evidence = session.reliance.evidence();
     match snapshot.judge(listener, client, evidence, now) {
         Ok(permission) => Judgement::Stays(session.reliance.renewed(&permission)),
         Err(_) if snapshot.revoke(listener) == Revoke::Keep => Judgement::Waits,

@@ -8,7 +8,6 @@ mod answer;
 mod callers;
 mod exchange;
 mod route;
-mod socket;
 #[cfg(test)]
 mod tests;
 
@@ -23,8 +22,8 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 pub use self::answer::{Answer, Status};
-use self::socket::Place;
 use crate::config;
+use crate::socket_file::{self, Access, Place};
 
 /// What a caller wants to know, or to have done.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -112,7 +111,9 @@ impl Admin {
         if self.open.as_ref().is_some_and(|open| open.place.is(socket) && open.place.is_ours()) {
             return Ok(Prepared(Step::Stay));
         }
-        let (place, listener) = socket::listen(socket)?;
+        let in_words =
+            |error: io::Error| io::Error::new(error.kind(), format!("admin socket {}: {error}", socket.display()));
+        let (place, listener) = socket_file::listen(socket, Access::PRIVATE, BACKLOG).map_err(in_words)?;
         Ok(Prepared(Step::Open(place, UnixListener::from_std(listener)?)))
     }
 
@@ -142,6 +143,9 @@ impl Admin {
         Open { place, _running: running, _listener: listener }
     }
 }
+
+/// Callers the kernel keeps ready while the others have their answers.
+const BACKLOG: i32 = 128;
 
 /// How long callers may take to fetch their answers when the program ends.
 const LAST_MOMENT: Duration = Duration::from_millis(500);

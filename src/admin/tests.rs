@@ -135,16 +135,6 @@ async fn the_socket_is_nobody_elses_from_the_start_and_gone_at_the_end() {
     assert!(!world.path("a.sock").exists());
 }
 
-/// The mode is there before anybody can connect: the file of a socket that does not listen yet has it.
-#[test]
-fn the_file_has_its_mode_before_the_socket_listens() {
-    let directory = tempfile::tempdir().unwrap();
-    let path = directory.path().join("a.sock");
-    let socket = socket::private_socket().unwrap();
-    socket.bind(&socket2::SockAddr::unix(&path).unwrap()).unwrap();
-    assert_eq!(mode(&path), 0o600);
-}
-
 #[tokio::test]
 async fn a_socket_that_nobody_listens_at_is_replaced() {
     let world = World::new();

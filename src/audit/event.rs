@@ -9,7 +9,7 @@ use time::OffsetDateTime;
 
 use crate::addr::ClientAddr;
 use crate::outcome::{Ending, Reason};
-use crate::policy::Rule;
+use crate::policy::{Rule, Standing};
 use crate::timestamp;
 
 /// What is known about a connection; more as it goes on.
@@ -21,10 +21,8 @@ pub struct Facts {
     pub listener: Arc<str>,
     /// Where it comes from.
     pub client: ClientAddr,
-    /// The rule that lets it in.
-    pub rule: Option<Arc<Rule>>,
-    /// Only observe mode lets it in.
-    pub would_deny: bool,
+    /// What lets its address in.
+    pub standing: Option<Standing>,
     /// The host name it asked for.
     pub sni: Option<Box<str>>,
     /// `TLSv1.3`.
@@ -46,8 +44,7 @@ impl Facts {
             session,
             listener,
             client,
-            rule: None,
-            would_deny: false,
+            standing: None,
             sni: None,
             tls_version: None,
             cipher: None,
@@ -149,9 +146,9 @@ impl Event {
     pub(super) fn of_connection(name: &'static str, facts: &Facts) -> Self {
         Self::new(name)
             .with("listener", &*facts.listener)
-            .with("source", facts.client.ip().to_string())
-            .with("source_port", facts.client.port())
-            .with_some("rule", facts.rule.as_ref().map(ToString::to_string))
+            .with("source", facts.client.source())
+            .with_some("source_port", facts.client.port())
+            .with_some("rule", facts.standing.as_ref().and_then(Standing::rule).map(ToString::to_string))
             .with_some("sni", facts.sni.as_deref())
             .with_some("tls_version", facts.tls_version)
             .with_some("cipher", facts.cipher)
@@ -182,7 +179,10 @@ impl Event {
 
     /// What would have been the reason, had observe mode not let the connection in.
     pub(super) fn would_deny(self, facts: &Facts) -> Self {
-        self.with_some("would_deny", facts.would_deny.then_some(Reason::UntrustedSource.code()))
+        self.with_some(
+            "would_deny",
+            (facts.standing == Some(Standing::Observed)).then_some(Reason::UntrustedSource.code()),
+        )
     }
 
     pub(super) fn ended(self, ending: &Ending) -> Self {

@@ -10,7 +10,7 @@ use time::OffsetDateTime;
 use super::control::Control;
 use super::{Failure, difference, load, print, reload};
 use crate::config::Revoke;
-use crate::policy::{Origin, Rule, days_left};
+use crate::policy::{Origin, Rule, TrustedClients, days_left};
 use crate::protocol::{MinTlsVersion, Protocol};
 use crate::snapshot::{Built, Terms};
 use crate::timestamp;
@@ -107,7 +107,11 @@ fn in_words(built: &Built) -> String {
         let _ = line("protocol", &terms.protocol.to_string());
         let _ = line("listen", &addresses(terms).join(", "));
         let _ = line("upstream", &terms.upstream_name);
-        let _ = line("tls", &format!("{} and later, client certificates: {}", min_version(terms), terms.client_auth()));
+        let tls = match min_version(terms) {
+            Some(version) => format!("{version} and later, client certificates: {}", terms.client_auth()),
+            None => "OFF: only programs of this machine can connect".to_owned(),
+        };
+        let _ = line("tls", &tls);
         let _ = line("enforcement", &terms.sources.enforcement.to_string());
         let _ = line("revocation", revocation(terms));
         let _ = line("limits", &limits(terms));
@@ -211,16 +215,17 @@ fn addresses(terms: &Terms) -> Vec<String> {
     terms.doors.iter().map(|door| door.address.to_string()).collect()
 }
 
-fn min_version(terms: &Terms) -> &'static str {
-    match terms.min_version() {
+/// `None` where TLS is off.
+fn min_version(terms: &Terms) -> Option<&'static str> {
+    terms.min_version().map(|version| match version {
         MinTlsVersion::Tls12 => "TLS 1.2",
         MinTlsVersion::Tls13 => "TLS 1.3",
-    }
+    })
 }
 
 /// Whom of the holders of a good certificate it lets in; nothing where all.
 fn patterns(terms: &Terms) -> Vec<String> {
-    terms.tls.trust().clients().patterns().iter().map(ToString::to_string).collect()
+    terms.trusted_clients().map(TrustedClients::patterns).unwrap_or_default().iter().map(ToString::to_string).collect()
 }
 
 const fn revoke(terms: &Terms) -> &'static str {

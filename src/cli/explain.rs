@@ -10,7 +10,7 @@ use time::OffsetDateTime;
 use super::inspect::read_certificates;
 use super::{Failure, load, print};
 use crate::addr::ClientAddr;
-use crate::policy::{ClientAuth, Rule};
+use crate::policy::{ClientAuth, Rule, Standing};
 use crate::snapshot::Terms;
 use crate::timestamp;
 use crate::tls::{Crl, Evidence, Identity, Voucher};
@@ -23,7 +23,7 @@ pub(super) fn explain(file: &Path, listener: &str, source: IpAddr, client_cert: 
         return Err(Failure::Usage(format!("there is no listener \"{listener}\"; there is {}", names.join(", "))));
     };
     let mut steps = Steps { out: String::new(), refused: None };
-    steps.source(terms, ClientAddr::from_ip(source));
+    steps.source(terms, source);
     if steps.refused.is_none() {
         steps.identity(terms, client_cert)?;
     }
@@ -37,14 +37,14 @@ struct Steps {
 }
 
 impl Steps {
-    fn source(&mut self, terms: &Terms, client: ClientAddr) {
-        let ip = client.ip();
-        match terms.sources.admit(client, OffsetDateTime::now_utc()) {
-            Ok(admitted) => match admitted.rule() {
-                Some(rule) => self.say("source", format_args!("{ip} is trusted by {}", in_words(rule))),
-                None => {
-                    self.say("source", format_args!("{ip} is not trusted, but enforcement = \"observe\" lets it in"))
+    fn source(&mut self, terms: &Terms, ip: IpAddr) {
+        match terms.sources.admit(ClientAddr::from_ip(ip), OffsetDateTime::now_utc()) {
+            Ok(admitted) => match admitted.standing() {
+                Standing::Rule(rule) => self.say("source", format_args!("{ip} is trusted by {}", in_words(rule))),
+                Standing::Observed => {
+                    self.say("source", format_args!("{ip} is not trusted, but enforcement = \"observe\" lets it in"));
                 }
+                Standing::SocketFile => {}
             },
             Err(stranger) => {
                 self.say("source", format_args!("{ip} is not trusted: {stranger}; it is closed before a byte is read"));
@@ -54,7 +54,11 @@ impl Steps {
     }
 
     fn identity(&mut self, terms: &Terms, client_cert: Option<&Path>) -> Result<(), Failure> {
-        let certificates: Vec<_> = terms.tls.certificates().iter().map(|leaf| leaf.subject.as_str()).collect();
+        if terms.tls.is_none() {
+            self.say("tls", format_args!("is off, so nobody is asked for a certificate"));
+            return Ok(());
+        }
+        let certificates: Vec<_> = terms.server_certificates().iter().map(|leaf| leaf.subject.as_str()).collect();
         self.say("tls", format_args!("is required; the certificate is {}", certificates.join(" or ")));
         if terms.client_auth() == ClientAuth::None {
             self.say("identity", format_args!("no client certificate is asked for (client_auth = \"none\")"));
@@ -73,7 +77,7 @@ impl Steps {
                 if let Some(lists) = revocation(terms, &credential.voucher) {
                     self.say("identity", format_args!("{lists}"));
                 }
-                if let Some(pattern) = terms.tls.trust().clients().pattern_of(facts.names()) {
+                if let Some(pattern) = terms.trusted_clients().and_then(|clients| clients.pattern_of(facts.names())) {
                     self.say("identity", format_args!("trusted_clients lists it as \"{pattern}\""));
                 }
             }

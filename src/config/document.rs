@@ -162,14 +162,6 @@ impl<'a> Section<'a> {
         }
     }
 
-    /// The same for a key whose default value says what is done anyway.
-    pub(super) fn not_yet_but(&self, key: &'static str, default: &str) {
-        if self.find(key).is_some_and(|node| node.value.as_str() != Some(default)) {
-            self.not_yet(&[key]);
-        }
-        self.later.borrow_mut().push(key);
-    }
-
     /// Notes every key nobody asked for.
     pub(super) fn finish(self) {
         let (known, later) = (self.known.borrow(), self.later.borrow());
@@ -194,6 +186,11 @@ impl<'a> Node<'a> {
 
     pub(super) fn boolean(&self) -> Option<bool> {
         self.typed(self.value.as_bool(), "true or false")
+    }
+
+    pub(super) fn integer(&self) -> Option<i64> {
+        let integer = self.value.as_integer()?;
+        i64::from_str_radix(integer.as_str(), integer.radix()).ok()
     }
 
     /// A point in time, with its offset from UTC.

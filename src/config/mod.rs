@@ -7,12 +7,18 @@
 mod credential;
 mod document;
 mod files;
+mod limits;
+mod listen;
 mod listener;
 mod problem;
 mod process;
 mod sources;
+mod tls;
+mod upstream;
 mod values;
 
+use std::collections::BTreeMap;
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,8 +28,9 @@ pub use problem::{Place, Problem, Problems};
 
 use self::listener::Listeners;
 use crate::addr::{ListenAddr, UpstreamAddr};
-use crate::policy::{ClientAuth, CrlExpired, SourcePolicy, TrustedClients};
-use crate::protocol::{MinTlsVersion, Protocol};
+use crate::policy::{Balancers, ClientAuth, CrlExpired, Rate, SourcePolicy, TrustedClients};
+use crate::protocol::{MinTlsVersion, Negotiation, Protocol, ProxyVersion, Target, Verification};
+use crate::socket_file::Access;
 
 /// A whole configuration.
 #[derive(Clone, Debug)]
@@ -101,10 +108,16 @@ pub struct Listener {
     pub protocol: Protocol,
     /// Where it listens; at least one address.
     pub listen: Vec<ListenAddr>,
+    /// Who may open those of its addresses that are Unix sockets.
+    pub socket_files: BTreeMap<PathBuf, Access>,
     /// Whose connections it takes.
     pub sources: SourcePolicy,
-    /// `[listener.tls]`
-    pub tls: Tls,
+    /// `[listener.proxy_protocol] trusted`: whose word on where a client comes from it takes.
+    pub balancers: Balancers,
+    /// Whether the kernel turns strangers away already.
+    pub shield: Shield,
+    /// `[listener.tls]`; `None` where it is off.
+    pub tls: Option<Tls>,
     /// `[listener.upstream]`
     pub upstream: Upstream,
     /// `[listener.limits]`
@@ -189,15 +202,54 @@ impl NamedFile {
 /// `[listener.upstream]`
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Upstream {
-    /// Where the database is.
-    pub address: UpstreamAddr,
-    /// How long each address may take, name resolution included.
+    /// Where the database is: at least one address, tried in this order.
+    pub addresses: Vec<UpstreamAddr>,
+    /// How long each address may take: name resolution, TCP, SSLRequest and TLS together.
     pub connect_timeout: Duration,
+    /// `None` where it is spoken to in plaintext.
+    pub tls: Option<UpstreamTls>,
+    /// How it is told where a client comes from; `None` not at all.
+    pub announce: Option<ProxyVersion>,
+    /// Which of the addresses will do.
+    pub target: Target,
+}
+
+/// `tls` of `[listener.upstream]` and what goes with it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UpstreamTls {
+    /// How far it has to show who it is.
+    pub verification: Verification,
+    /// Bundles of trust anchors; where there are none, those of the system.
+    pub ca: Vec<NamedFile>,
+    /// The certificate shown to it.
+    pub identity: Option<CertificateFiles>,
+    /// Its name, where that is not the host of its address.
+    pub server_name: Option<String>,
+    /// How TLS begins; of PostgreSQL only.
+    pub negotiation: Negotiation,
+}
+
+/// Whether the kernel turns strangers away before they are accepted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Shield {
+    /// Never.
+    #[default]
+    Off,
+    /// While there is a flood of them.
+    Auto,
+    /// Always.
+    On,
 }
 
 /// `[listener.limits]`
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
+    /// Sessions at once.
+    pub max_connections: Option<NonZeroU32>,
+    /// Sessions at once from one source: an IPv4 address, or the /64 of an IPv6 address.
+    pub max_connections_per_source: Option<NonZeroU32>,
+    /// How often one source may connect.
+    pub connection_rate_per_source: Option<Rate>,
     /// From accept to the end of the TLS handshake.
     pub handshake_timeout: Duration,
     /// Longest silence both ways; `None` for ever.

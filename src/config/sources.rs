@@ -123,14 +123,14 @@ fn table_rule(section: &Section<'_>, origin: Origin) -> Option<Rule> {
     }
 }
 
-fn network(node: &Node<'_>, text: &str) -> Option<Network> {
+pub(super) fn network(node: &Node<'_>, text: &str) -> Option<Network> {
     text.parse().map_err(|error| node.problem(format_args!("found {}, which is {error}", node.found()))).ok()
 }
 
 /// Rules parsed at a time: about a megabyte of tree.
 const PIECE: usize = 1_000;
 
-const SOURCE: &str = "an IP address or network such as \"10.1.2.3\", \"10.0.0.0/8\" or \"2001:db8::/32\"";
+pub(super) const SOURCE: &str = "an IP address or network such as \"10.1.2.3\", \"10.0.0.0/8\" or \"2001:db8::/32\"";
 const SOURCE_TYPE: &str = "\"ip_addr\"";
 const LATER_KINDS: [&str; 5] = ["dns", "droplet", "k8s", "tag", "app"];
 const EMPTY: &str = "is empty, which is taken for a file that is still being written; \

@@ -1,13 +1,15 @@
 //! Texts of the configuration that are more than text: durations, addresses, names.
 
-use std::net::{Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::credential;
 use super::document::{NOT_YET, Node};
 use super::files::Location;
+use super::{NamedFile, NamedPem};
 use crate::addr::UpstreamAddr;
+use crate::policy::{Rate, RateError};
 
 impl Node<'_> {
     /// `"10s"`, `"5m"`, `"1h30m"`, `"250ms"`.
@@ -67,16 +69,19 @@ impl Node<'_> {
     /// `"unix:/path"`, the path relative to `directory`.
     pub(super) fn admin_socket(&self, directory: &Path) -> Option<PathBuf> {
         let text = self.text(ADMIN_SOCKET)?;
-        let path = match text.strip_prefix("unix:") {
-            Some(path) if !path.is_empty() => directory.join(path),
-            None if host_and_port(text).is_some() || text.parse::<SocketAddr>().is_ok() => {
-                self.problem(format_args!("found {}; a TCP address {NOT_YET}", self.found()));
-                return None;
-            }
-            Some(_) | None => {
-                self.expected(ADMIN_SOCKET);
-                return None;
-            }
+        if host_and_port(text).is_some() || text.parse::<SocketAddr>().is_ok() {
+            self.problem(format_args!("found {}; a TCP address {NOT_YET}", self.found()));
+            return None;
+        }
+        self.socket_path(directory, ADMIN_SOCKET)
+    }
+
+    /// The path of `"unix:/path"`, relative to `directory`.
+    pub(super) fn socket_path(&self, directory: &Path, expected: &str) -> Option<PathBuf> {
+        let path = self.text(expected)?.strip_prefix("unix:").filter(|path| !path.is_empty());
+        let Some(path) = path.map(|path| directory.join(path)) else {
+            self.expected(expected);
+            return None;
         };
         let length = path.as_os_str().len();
         if length > LONGEST_SOCKET_PATH {
@@ -118,6 +123,50 @@ impl Node<'_> {
         }
     }
 
+    /// A file, with the place that names it.
+    pub(super) fn named_file(&self, directory: &Path) -> Option<NamedFile> {
+        Some(NamedFile { path: self.path(directory)?, place: self.place(), key: self.key().to_owned() })
+    }
+
+    /// One file or several, with the places that name them.
+    pub(super) fn named_files(&self, directory: &Path) -> Vec<NamedFile> {
+        let nodes = self.one_or_list();
+        if nodes.is_empty() {
+            self.expected("at least one file");
+        }
+        nodes.iter().filter_map(|node| node.named_file(directory)).collect()
+    }
+
+    /// A PEM text, with the place that names it.
+    pub(super) fn named_pem(&self, directory: &Path) -> Option<NamedPem> {
+        let location = self.location(directory)?;
+        Some(NamedPem { location, place: self.place(), key: self.key().to_owned() })
+    }
+
+    /// A host name or an IP address.
+    pub(super) fn host_name(&self) -> Option<String> {
+        let text = self.text(HOST)?;
+        if text.parse::<IpAddr>().is_err() && !is_host(text) {
+            self.expected(HOST);
+            return None;
+        }
+        Some(text.to_owned())
+    }
+
+    /// A number that is not negative.
+    pub(super) fn count(&self) -> Option<u32> {
+        let count = self.integer().and_then(|number| u32::try_from(number).ok());
+        if count.is_none() {
+            self.expected("a whole number; 0 means no limit");
+        }
+        count
+    }
+
+    /// `"50/s"`.
+    pub(super) fn rate(&self) -> Option<Rate> {
+        self.text(&RateError.to_string())?.parse().map_err(|error| self.expected(error)).ok()
+    }
+
     fn credential(&self, name: &str) -> Option<PathBuf> {
         if !credential::is_name(name) {
             self.expected("the name of a credential, which has neither a slash nor \"..\" in it");
@@ -139,6 +188,7 @@ impl Node<'_> {
 pub(super) const ADMIN_SOCKET: &str = "a Unix socket such as \"unix:/run/portcullis/admin.sock\"";
 
 const FILE: &str = "a file";
+const HOST: &str = "a host name or an IP address";
 const VARIABLE_PREFIX: &str = "env:";
 const DURATION: &str = "a duration such as \"10s\", \"5m\" or \"250ms\"";
 const LISTEN: &str = "an IP address and port such as \"0.0.0.0:6380\" or \"[::]:6380\"";

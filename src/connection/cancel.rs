@@ -7,14 +7,15 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::io::AsyncReadExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use super::dial::{UpstreamStream, connect};
+use super::dial::connect;
 use super::identify::{Identified, judge, judge_source};
+use super::leg::{ClientLeg, Leg};
 use super::part::{Leave, Parting};
-use super::stream::TlsStream;
+use super::socket::Socket;
 use crate::audit::Facts;
 use crate::outcome::{Ending, Reason};
 use crate::snapshot::{Current, Terms};
@@ -30,20 +31,20 @@ pub(super) struct CancelRequest {
 /// Whom it came from, and how.
 #[derive(Debug)]
 enum Canceller {
-    /// Without TLS, as libpq before 17 sends it.
-    Plain(TcpStream),
-    /// Inside TLS.
-    Tls(Box<TlsStream>),
+    /// Without TLS where there should be, as libpq before 17 sends it.
+    Unasked(TcpStream),
+    /// As any other client comes.
+    Identified(ClientLeg),
 }
 
 impl CancelRequest {
-    pub(super) fn plaintext(stream: TcpStream, packet: Vec<u8>, terms: &Arc<Terms>) -> Self {
-        Self { packet, terms: Arc::clone(terms), client: Canceller::Plain(stream) }
+    pub(super) fn unasked(stream: TcpStream, packet: Vec<u8>, terms: &Arc<Terms>) -> Self {
+        Self { packet, terms: Arc::clone(terms), client: Canceller::Unasked(stream) }
     }
 
-    pub(super) fn over_tls(identified: Identified, packet: Vec<u8>) -> Self {
-        let Identified { stream, terms, .. } = identified;
-        Self { packet, terms, client: Canceller::Tls(stream) }
+    pub(super) fn of(identified: Identified, packet: Vec<u8>) -> Self {
+        let Identified { client, terms, .. } = identified;
+        Self { packet, terms, client: Canceller::Identified(client) }
     }
 
     /// Passes it on and waits for the upstream to be done with it.
@@ -58,7 +59,7 @@ impl CancelRequest {
         let mut upstream = connect(&self.terms).await?;
         // Asked at the last moment: the packet may have taken its time, and the policy may be another one by now.
         self.client.judge(current, facts)?;
-        let sent = timeout(PATIENCE, upstream.send(&self.packet)).await;
+        let sent = timeout(PATIENCE, upstream.write_all(&self.packet)).await;
         let failed = |error: io::Error| Ending::new(Reason::UpstreamUnreachable, error);
         sent.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())).map_err(failed)?;
         // Delivered. How the upstream ends the connection, and when, is its own business.
@@ -71,11 +72,11 @@ impl Canceller {
     fn judge(&self, current: &Current, facts: &mut Facts) -> Result<(), Ending> {
         let snapshot = Arc::clone(&current.borrow());
         match self {
-            Self::Plain(_) => {
+            Self::Unasked(_) => {
                 let permission = judge_source(&snapshot, facts)?;
                 if permission.terms.plaintext_cancel { Ok(()) } else { Err(Reason::PlaintextRefused.into()) }
             }
-            Self::Tls(stream) => judge(stream, &snapshot, facts).map(|_| ()),
+            Self::Identified(client) => judge(client, &snapshot, facts).map(|_| ()),
         }
     }
 }
@@ -84,13 +85,13 @@ impl Canceller {
 impl From<Canceller> for Parting {
     fn from(client: Canceller) -> Self {
         match client {
-            Canceller::Plain(stream) => Self::Plain(stream, Vec::new()),
-            Canceller::Tls(stream) => Self::Tls(stream, Vec::new()),
+            Canceller::Unasked(stream) => Self::Words(Leg::Plain(Socket::Tcp(stream)), Vec::new()),
+            Canceller::Identified(client) => Self::Words(client, Vec::new()),
         }
     }
 }
 
-async fn ended(upstream: &mut UpstreamStream) -> io::Result<()> {
+async fn ended(upstream: &mut Socket) -> io::Result<()> {
     let mut bytes = [0; 64];
     while upstream.read(&mut bytes).await? > 0 {}
     Ok(())

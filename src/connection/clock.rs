@@ -63,7 +63,7 @@ mod tests {
 
     fn clock(idle_timeout: Option<Duration>) -> Clock {
         let half_close_timeout = Duration::from_secs(300);
-        Clock::new(Limits { handshake_timeout: Duration::from_secs(10), idle_timeout, half_close_timeout })
+        Clock::new(Limits { idle_timeout, half_close_timeout, ..Limits::default() })
     }
 
     /// How long the session stays silent from here before it is ended, and why.

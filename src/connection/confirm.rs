@@ -7,6 +7,7 @@ use time::OffsetDateTime;
 
 use super::dial::Dialled;
 use super::identify::{Identified, judge};
+use super::leg::Leg;
 use super::part::{Leave, Startup};
 use crate::audit::Facts;
 use crate::sessions::Presence;
@@ -21,9 +22,12 @@ pub(super) fn confirm(
 ) -> Result<Dialled, Leave> {
     loop {
         let snapshot = Arc::clone(&current.borrow());
-        match judge(&dialled.identified.stream, &snapshot, facts) {
+        match judge(&dialled.identified.client, &snapshot, facts) {
             Ok(permission) => {
-                let reliance = Reliance::on(&permission, dialled.identified.shown.clone());
+                let reliance = match dialled.identified.client {
+                    Leg::Tls(_) => Reliance::on(&permission, dialled.identified.shown.clone()),
+                    Leg::Plain(_) => Reliance::in_plaintext(&permission),
+                };
                 permission.terms.usage.note(&reliance, OffsetDateTime::now_utc());
                 presence.stands(reliance);
                 // A policy that comes from here on finds the session in the register. One that came just before may have
@@ -33,8 +37,8 @@ pub(super) fn confirm(
                 }
             }
             Err(ending) => {
-                let Identified { stream, terms, .. } = dialled.identified;
-                return Err(Leave::refused(ending, stream, terms.protocol, Startup::Heard));
+                let Identified { client, terms, .. } = dialled.identified;
+                return Err(Leave::refused(ending, client, terms.protocol, Startup::Heard));
             }
         }
     }

@@ -3,12 +3,9 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs as _};
 use std::path::Path;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
@@ -17,7 +14,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 use super::hear::Ready;
 use super::identify::Identified;
 use super::part::{Leave, Startup};
-use super::socket::keep_alive;
+use super::socket::{Socket, keep_alive};
 use crate::addr::UpstreamAddr;
 use crate::outcome::{Ending, Reason};
 use crate::snapshot::Terms;
@@ -26,7 +23,7 @@ use crate::snapshot::Terms;
 #[derive(Debug)]
 pub(super) struct Dialled {
     pub(super) identified: Identified,
-    pub(super) upstream: UpstreamStream,
+    pub(super) upstream: Socket,
     /// What the client has said already and the upstream has not heard.
     pub(super) first: Vec<u8>,
 }
@@ -37,30 +34,38 @@ pub(super) async fn dial(ready: Ready) -> Result<Dialled, Leave> {
         Ok(upstream) => Ok(Dialled { identified, upstream, first }),
         Err(ending) => {
             let protocol = identified.terms.protocol;
-            Err(Leave::refused(ending, identified.stream, protocol, Startup::Heard))
+            Err(Leave::refused(ending, identified.client, protocol, Startup::Heard))
         }
     }
 }
 
-/// Connects to an upstream. A name is resolved anew each time, and its addresses are tried in the resolver's order; all
+/// Connects to the first of the upstream's addresses that can be reached.
+pub(super) async fn connect(terms: &Terms) -> Result<Socket, Ending> {
+    let mut failures = Vec::new();
+    for address in &terms.upstream.addresses {
+        match connect_to(address, terms).await {
+            Ok(socket) => return Ok(socket),
+            Err(error) => failures.push(format!("upstream {address}: {error}")),
+        }
+    }
+    Err(Ending::new(Reason::UpstreamUnreachable, failures.join("; ")))
+}
+
+/// Connects to one address. A name is resolved anew each time, and what it resolves to is tried in the resolver's order; all
 /// of it together takes `connect_timeout` at most, and no address may take more than its share of what is left.
-pub(super) async fn connect(terms: &Terms) -> Result<UpstreamStream, Ending> {
-    let upstream = &terms.upstream;
-    let deadline = Instant::now() + upstream.connect_timeout;
-    let connected = match &upstream.address {
+async fn connect_to(address: &UpstreamAddr, terms: &Terms) -> io::Result<Socket> {
+    let deadline = Instant::now() + terms.upstream.connect_timeout;
+    match address {
         UpstreamAddr::Unix(path) => within(deadline, connect_unix(path)).await,
-        UpstreamAddr::Tcp { host, port } => match within(deadline, resolve(host, *port, &terms.resolving)).await {
-            Ok(addresses) => connect_tcp(addresses, deadline).await,
-            Err(error) => Err(error),
-        },
-    };
-    let failed =
-        |error| Ending::new(Reason::UpstreamUnreachable, format_args!("upstream {}: {error}", upstream.address));
-    connected.map_err(failed)
+        UpstreamAddr::Tcp { host, port } => {
+            let addresses = within(deadline, resolve(host, *port, &terms.resolving)).await?;
+            connect_tcp(addresses, deadline).await
+        }
+    }
 }
 
 /// A socket whose queue is full refuses at once, other than TCP; it is asked again until it takes us.
-async fn connect_unix(path: &Path) -> io::Result<UpstreamStream> {
+async fn connect_unix(path: &Path) -> io::Result<Socket> {
     let mut pause = SHORTEST_PAUSE;
     loop {
         match UnixStream::connect(path).await {
@@ -68,12 +73,12 @@ async fn connect_unix(path: &Path) -> io::Result<UpstreamStream> {
                 sleep(pause).await;
                 pause = (pause * 2).min(LONGEST_PAUSE);
             }
-            connected => return connected.map(UpstreamStream::Unix),
+            connected => return connected.map(Socket::Unix),
         }
     }
 }
 
-async fn connect_tcp(addresses: Vec<SocketAddr>, deadline: Instant) -> io::Result<UpstreamStream> {
+async fn connect_tcp(addresses: Vec<SocketAddr>, deadline: Instant) -> io::Result<Socket> {
     let only = addresses.len() == 1;
     let mut last = io::Error::other("the name has no address");
     let mut untried = u32::try_from(addresses.len()).unwrap_or(u32::MAX);
@@ -83,7 +88,7 @@ async fn connect_tcp(addresses: Vec<SocketAddr>, deadline: Instant) -> io::Resul
         match within(Instant::now() + share, TcpStream::connect(address)).await {
             Ok(stream) => {
                 keep_alive(&stream)?;
-                return Ok(UpstreamStream::Tcp(stream));
+                return Ok(Socket::Tcp(stream));
             }
             Err(error) if only => last = error,
             Err(error) => last = io::Error::new(error.kind(), format!("{address}: {error}")),
@@ -115,49 +120,3 @@ async fn within<T>(deadline: Instant, work: impl Future<Output = io::Result<T>>)
 
 const SHORTEST_PAUSE: Duration = Duration::from_millis(2);
 const LONGEST_PAUSE: Duration = Duration::from_millis(100);
-
-/// A connection to an upstream.
-#[derive(Debug)]
-pub(super) enum UpstreamStream {
-    Tcp(TcpStream),
-    Unix(UnixStream),
-}
-
-impl UpstreamStream {
-    /// Passes a packet on to the byte.
-    pub(super) async fn send(&mut self, packet: &[u8]) -> io::Result<()> {
-        self.write_all(packet).await
-    }
-}
-
-impl AsyncRead for UpstreamStream {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Tcp(stream) => Pin::new(stream).poll_read(cx, buffer),
-            Self::Unix(stream) => Pin::new(stream).poll_read(cx, buffer),
-        }
-    }
-}
-
-impl AsyncWrite for UpstreamStream {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Tcp(stream) => Pin::new(stream).poll_write(cx, bytes),
-            Self::Unix(stream) => Pin::new(stream).poll_write(cx, bytes),
-        }
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Tcp(stream) => Pin::new(stream).poll_flush(cx),
-            Self::Unix(stream) => Pin::new(stream).poll_flush(cx),
-        }
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
-            Self::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
-        }
-    }
-}

@@ -3,16 +3,19 @@
 
 use std::io;
 use std::mem::MaybeUninit;
+use std::sync::Arc;
 
 use socket2::SockRef;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use super::part::Leave;
+use super::socket::{Accepted, Socket};
 use crate::outcome::{Ending, Reason};
 use crate::protocol::postgres::{self, HEADER_LENGTH, Packet};
 use crate::protocol::{Protocol, TLS_HANDSHAKE_RECORD, redis};
 use crate::snapshot::Terms;
+use crate::tls::ServerTls;
 
 /// A client whose next byte belongs to TLS.
 #[derive(Debug)]
@@ -25,17 +28,31 @@ pub(super) struct Greeted {
 /// How a client begins.
 #[derive(Debug)]
 pub(super) enum Greeting {
-    Tls(Greeted),
-    /// A whole CancelRequest, as it came.
+    Tls(Greeted, Arc<ServerTls>),
+    /// TLS is off here, and nothing has been read.
+    Plain(Socket),
+    /// A whole CancelRequest, as it came before TLS.
     Cancel(TcpStream, Vec<u8>),
 }
 
-pub(super) async fn greet(stream: std::net::TcpStream, terms: &Terms) -> Result<Greeting, Leave> {
-    let mut stream = TcpStream::from_std(stream).map_err(lost)?;
+pub(super) async fn greet(stream: Accepted, terms: &Terms) -> Result<Greeting, Leave> {
+    match (Socket::try_from(stream).map_err(lost)?, &terms.tls) {
+        (Socket::Tcp(stream), Some(tls)) => begin(stream, terms, tls).await,
+        (socket, None) => Ok(Greeting::Plain(socket)),
+        // A reload has turned TLS on while this one waited to be accepted.
+        (Socket::Unix(_), Some(_)) => Err(Ending::from(Reason::ListenerRemoved).into()),
+    }
+}
+
+/// What comes before TLS.
+async fn begin(mut stream: TcpStream, terms: &Terms, tls: &Arc<ServerTls>) -> Result<Greeting, Leave> {
     let first = first_byte(&mut stream).await?;
     match (terms.protocol, first == TLS_HANDSHAKE_RECORD) {
-        (protocol, true) => Ok(Greeting::Tls(Greeted { stream, needs_alpn: protocol == Protocol::Postgres })),
-        (Protocol::Postgres, false) => negotiate(stream, terms).await,
+        (protocol, true) => {
+            let needs_alpn = protocol == Protocol::Postgres;
+            Ok(Greeting::Tls(Greeted { stream, needs_alpn }, Arc::clone(tls)))
+        }
+        (Protocol::Postgres, false) => negotiate(stream, terms, tls).await,
         (Protocol::Redis, false) => {
             Err(Leave::plain(Reason::PlaintextRefused, stream, redis::SPEAKS_TLS_ONLY.to_vec()))
         }
@@ -44,14 +61,14 @@ pub(super) async fn greet(stream: std::net::TcpStream, terms: &Terms) -> Result<
 }
 
 /// PostgreSQL's SSLRequest, GSSENCRequest and what else may come in their place.
-async fn negotiate(mut stream: TcpStream, terms: &Terms) -> Result<Greeting, Leave> {
+async fn negotiate(mut stream: TcpStream, terms: &Terms, tls: &Arc<ServerTls>) -> Result<Greeting, Leave> {
     let mut gss_refused = false;
     loop {
         match read_header(&mut stream).await {
             Ok(Packet::Ssl) => break,
             Ok(Packet::GssEncryption) if !gss_refused => {
                 gss_refused = true;
-                answer(&mut stream, postgres::REFUSE_GSS).await?;
+                answer(&mut stream, postgres::REFUSE_ENCRYPTION).await?;
             }
             Ok(Packet::GssEncryption) => {
                 return Err(violation("GSSENCRequest was sent twice").into());
@@ -67,7 +84,7 @@ async fn negotiate(mut stream: TcpStream, terms: &Terms) -> Result<Greeting, Lea
     if first_byte(&mut stream).await? != TLS_HANDSHAKE_RECORD {
         return Err(violation("what followed SSLRequest is not TLS").into());
     }
-    Ok(Greeting::Tls(Greeted { stream, needs_alpn: false }))
+    Ok(Greeting::Tls(Greeted { stream, needs_alpn: false }, Arc::clone(tls)))
 }
 
 async fn cancel(mut stream: TcpStream, body: usize, terms: &Terms) -> Result<Greeting, Leave> {

@@ -7,18 +7,18 @@ use std::sync::Arc;
 
 use time::OffsetDateTime;
 
+use super::leg::ClientLeg;
 use super::part::{Leave, Startup};
 use super::secure::Secured;
-use super::stream::TlsStream;
 use crate::audit::Facts;
 use crate::outcome::Ending;
 use crate::snapshot::{Current, Permission, Refusal, Snapshot, Terms};
-use crate::tls::{Certificate, Evidence};
+use crate::tls::Certificate;
 
 /// A client that may go on to the upstream, by these terms.
 #[derive(Debug)]
 pub(super) struct Identified {
-    pub(super) stream: Box<TlsStream>,
+    pub(super) client: ClientLeg,
     pub(super) terms: Arc<Terms>,
     /// The certificate it was shown.
     pub(super) shown: Option<Arc<Certificate>>,
@@ -26,18 +26,18 @@ pub(super) struct Identified {
 
 /// Judges a client that has just finished its handshake.
 pub(super) fn identify(secured: Secured, current: &Current, facts: &mut Facts) -> Result<Identified, Leave> {
-    let Secured { stream, protocol, shown } = secured;
+    let Secured { client, protocol, shown } = secured;
     let snapshot = Arc::clone(&current.borrow());
-    match judge(&stream, &snapshot, facts) {
-        Ok(permission) => Ok(Identified { stream, terms: permission.terms, shown }),
-        Err(ending) => Err(Leave::refused(ending, stream, protocol, Startup::Awaited)),
+    match judge(&client, &snapshot, facts) {
+        Ok(permission) => Ok(Identified { client, terms: permission.terms, shown }),
+        Err(ending) => Err(Leave::refused(ending, client, protocol, Startup::Awaited)),
     }
 }
 
 /// Puts both questions, source and identity, to the policy of `snapshot`. A chain that this policy has verified before
 /// costs little.
-pub(super) fn judge(stream: &TlsStream, snapshot: &Snapshot, facts: &mut Facts) -> Result<Permission, Ending> {
-    let evidence = Evidence::Chain(stream.records().client_chain());
+pub(super) fn judge(client: &ClientLeg, snapshot: &Snapshot, facts: &mut Facts) -> Result<Permission, Ending> {
+    let evidence = client.evidence();
     let judged = snapshot.judge(&facts.listener, facts.client, evidence, OffsetDateTime::now_utc());
     note(judged.as_ref(), facts);
     if let (Err(Refusal::Identity(_)), Some(certificate)) = (&judged, evidence.leaf()) {
@@ -56,10 +56,9 @@ pub(super) fn judge_source(snapshot: &Snapshot, facts: &mut Facts) -> Result<Per
 
 /// Notes an answer for the audit. What the facts said of an earlier policy's answer is gone.
 fn note(judged: Result<&Permission, &Refusal>, facts: &mut Facts) {
-    facts.rule = None;
+    facts.standing = None;
     let Ok(permission) = judged else { return };
-    facts.rule.clone_from(&permission.rule);
-    facts.would_deny = permission.rule.is_none();
+    facts.standing = Some(permission.standing.clone());
     facts.upstream = Some(Arc::clone(&permission.terms.upstream_name));
     if let Some(credential) = &permission.credential {
         facts.name(&credential.certificate.subject, &credential.certificate.sha256);

@@ -18,6 +18,7 @@ mod greet;
 mod hear;
 mod held;
 mod identify;
+mod leg;
 mod packet;
 mod part;
 mod relay;
@@ -28,13 +29,12 @@ mod stream;
 mod visit;
 mod workers;
 
-use std::net::TcpStream;
 use std::sync::Arc;
 use std::time::Instant;
 
 use tokio::time::timeout_at;
 
-pub use socket::keep_alive;
+pub use socket::{Accepted, keep_alive};
 pub use workers::{Seat, Workers};
 
 use self::cancel::CancelRequest;
@@ -42,6 +42,7 @@ use self::greet::Greeting;
 use self::hear::Heard;
 use self::part::{Leave, Parting};
 use self::relay::Relay;
+use self::secure::Secured;
 use self::visit::Visit;
 use crate::audit::Audit;
 use crate::outcome::{Ending, Reason};
@@ -53,7 +54,7 @@ use crate::snapshot::{Current, Terms};
 #[derive(Debug)]
 pub struct Arrival {
     /// Its socket, from which nothing has been read.
-    pub stream: TcpStream,
+    pub stream: Accepted,
     /// Leave to come in.
     pub admitted: Admitted,
     /// The listener it came to.
@@ -83,7 +84,7 @@ fn serve(arrival: Arrival, house: &Arc<House>) -> impl Future<Output = ()> + use
     live(stream, terms, presence, visit)
 }
 
-async fn live(stream: TcpStream, terms: Arc<Terms>, presence: Presence, mut visit: Visit) {
+async fn live(stream: Accepted, terms: Arc<Terms>, presence: Presence, mut visit: Visit) {
     // What is not the relay is boxed: the state of a handshake and of a farewell is large, and a session that lives for
     // days needs none of it.
     let Some(mut relay) = Box::pin(reach_upstream(stream, terms, &presence, &mut visit)).await else { return };
@@ -94,7 +95,7 @@ async fn live(stream: TcpStream, terms: Arc<Terms>, presence: Presence, mut visi
 
 /// From the first byte to the upstream. Who does not get there is seen off here.
 async fn reach_upstream(
-    stream: TcpStream,
+    stream: Accepted,
     terms: Arc<Terms>,
     presence: &Presence,
     visit: &mut Visit,
@@ -122,7 +123,7 @@ enum Entered {
 
 /// Room after room.
 async fn through_the_rooms(
-    stream: TcpStream,
+    stream: Accepted,
     terms: Arc<Terms>,
     presence: &Presence,
     visit: &mut Visit,
@@ -131,19 +132,22 @@ async fn through_the_rooms(
     let deadline = visit.deadline(terms.limits.handshake_timeout);
     let too_slow = |_| Leave::from(Ending::from(Reason::HandshakeTimeout));
 
-    let greeted = match timeout_at(deadline, greet::greet(stream, &terms)).await.map_err(too_slow)?? {
-        Greeting::Tls(greeted) => greeted,
+    let secured = match timeout_at(deadline, greet::greet(stream, &terms)).await.map_err(too_slow)?? {
+        Greeting::Tls(greeted, tls) => {
+            let secured = secure::secure(greeted, &terms, &tls, visit.facts());
+            timeout_at(deadline, secured).await.map_err(too_slow)??
+        }
+        Greeting::Plain(socket) => Secured::plain(socket, &terms),
         Greeting::Cancel(stream, packet) => {
-            let request = CancelRequest::plaintext(stream, packet, &terms);
+            let request = CancelRequest::unasked(stream, packet, &terms);
             return request.forward(&house.current, visit.facts()).await.map(Entered::Cancelled);
         }
     };
-    let secured = timeout_at(deadline, secure::secure(greeted, &terms, visit.facts())).await.map_err(too_slow)??;
     let identified = identify::identify(secured, &house.current, visit.facts())?;
     let heard = match hear::hear(identified).await? {
         Heard::Session(ready) => ready,
         Heard::Cancel(identified, packet) => {
-            let request = CancelRequest::over_tls(identified, packet);
+            let request = CancelRequest::of(identified, packet);
             return request.forward(&house.current, visit.facts()).await.map(Entered::Cancelled);
         }
     };
@@ -157,7 +161,7 @@ mod tests {
     use super::stream::TlsStream;
     use super::*;
 
-    fn size_of_future<F>(_: impl FnOnce(TcpStream, Arc<Terms>, Presence, Visit) -> F) -> usize {
+    fn size_of_future<F>(_: impl FnOnce(Accepted, Arc<Terms>, Presence, Visit) -> F) -> usize {
         size_of::<F>()
     }
 

@@ -6,12 +6,13 @@
 use std::io;
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use super::leg::{ClientLeg, Leg};
 use super::packet::read_packet;
-use super::stream::TlsStream;
+use super::socket::Socket;
 use crate::outcome::Ending;
 use crate::protocol::{Protocol, refusal};
 
@@ -27,14 +28,13 @@ pub(super) struct Leave {
 pub(super) enum Parting {
     /// Nothing, and the socket is gone.
     Gone,
-    /// In plaintext, or nothing but a TLS alert that is on its way.
-    Plain(TcpStream, Vec<u8>),
-    /// Inside TLS, with close_notify behind it.
-    Tls(Box<TlsStream>, Vec<u8>),
+    /// These words; inside TLS, with close_notify behind them. A socket without TLS may be one whose handshake has failed,
+    /// and then there are none but the alert that is on its way.
+    Words(ClientLeg, Vec<u8>),
     /// The same to a client whose session has to be gone soon, whether it listens or not.
-    ShownOut(Box<TlsStream>, Vec<u8>),
-    /// Inside TLS, once the client has sent its PostgreSQL StartupMessage and so listens for an answer.
-    TlsAfterStartup(Box<TlsStream>, Vec<u8>),
+    ShownOut(ClientLeg, Vec<u8>),
+    /// The same once the client has sent its PostgreSQL StartupMessage and so listens for an answer.
+    AfterStartup(ClientLeg, Vec<u8>),
 }
 
 /// Whether a PostgreSQL client has sent its StartupMessage.
@@ -51,26 +51,28 @@ impl From<Ending> for Leave {
 }
 
 impl Leave {
-    pub(super) fn plain(ending: impl Into<Ending>, stream: TcpStream, words: Vec<u8>) -> Self {
-        Self { ending: ending.into(), parting: Parting::Plain(stream, words) }
+    /// Says these words to the client, whatever it speaks.
+    pub(super) fn with_words(ending: impl Into<Ending>, client: ClientLeg, words: Vec<u8>) -> Self {
+        Self { ending: ending.into(), parting: Parting::Words(client, words) }
     }
 
-    /// Turns a client away inside TLS, in the words its protocol has for the reason.
-    pub(super) fn refused(ending: Ending, stream: Box<TlsStream>, protocol: Protocol, startup: Startup) -> Self {
+    /// The same to a client outside TLS.
+    pub(super) fn plain(ending: impl Into<Ending>, stream: TcpStream, words: Vec<u8>) -> Self {
+        Self::with_words(ending, Leg::Plain(Socket::Tcp(stream)), words)
+    }
+
+    /// Turns a client away in the words its protocol has for the reason.
+    pub(super) fn refused(ending: Ending, client: ClientLeg, protocol: Protocol, startup: Startup) -> Self {
         let words = refusal(protocol, ending.reason).unwrap_or_default();
         let parting = match (protocol, startup) {
-            (Protocol::Postgres, Startup::Awaited) => Parting::TlsAfterStartup(stream, words),
-            (Protocol::Postgres | Protocol::Redis | Protocol::Tcp, _) => Parting::Tls(stream, words),
+            (Protocol::Postgres, Startup::Awaited) => Parting::AfterStartup(client, words),
+            (Protocol::Postgres | Protocol::Redis | Protocol::Tcp, _) => Parting::Words(client, words),
         };
         Self { ending, parting }
     }
 
-    pub(super) fn tls(ending: impl Into<Ending>, stream: Box<TlsStream>, words: Vec<u8>) -> Self {
-        Self { ending: ending.into(), parting: Parting::Tls(stream, words) }
-    }
-
-    pub(super) fn shown_out(ending: Ending, stream: Box<TlsStream>, words: Vec<u8>) -> Self {
-        Self { ending, parting: Parting::ShownOut(stream, words) }
+    pub(super) fn shown_out(ending: Ending, client: ClientLeg, words: Vec<u8>) -> Self {
+        Self { ending, parting: Parting::ShownOut(client, words) }
     }
 }
 
@@ -79,14 +81,13 @@ impl Parting {
         // A client that does not listen in time has had its chance.
         let _ = match self {
             Self::Gone => return,
-            Self::Plain(stream, words) => timeout(PATIENCE, say_and_listen(stream, &words)).await,
-            Self::Tls(stream, words) => timeout(PATIENCE, say_and_listen_inside(stream, &words)).await,
-            Self::ShownOut(stream, words) => timeout(LAST_MOMENT, say_and_listen_inside(stream, &words)).await,
-            Self::TlsAfterStartup(mut stream, words) => {
+            Self::Words(client, words) => timeout(PATIENCE, say_and_listen(client, &words)).await,
+            Self::ShownOut(client, words) => timeout(LAST_MOMENT, say_and_listen(client, &words)).await,
+            Self::AfterStartup(mut client, words) => {
                 timeout(PATIENCE, async {
                     // Whatever it sends instead, the answer is the same.
-                    let _ = read_packet(&mut *stream).await;
-                    say_and_listen_inside(stream, &words).await
+                    let _ = read_packet(&mut client).await;
+                    say_and_listen(client, &words).await
                 })
                 .await
             }
@@ -94,26 +95,16 @@ impl Parting {
     }
 }
 
-async fn say_and_listen(mut stream: TcpStream, words: &[u8]) -> io::Result<()> {
-    say(&mut stream, words).await?;
-    listen(stream).await
-}
-
-/// The words and close_notify go through TLS. What the client still sends is of no interest, only that it is read; so a
-/// client that has broken TLS, or the end of it, is listened to like any other.
-async fn say_and_listen_inside(mut stream: Box<TlsStream>, words: &[u8]) -> io::Result<()> {
-    say(&mut *stream, words).await?;
-    listen(stream.into_socket()).await
-}
-
-/// Writes `words` and ends the stream.
-async fn say<S: AsyncWrite + Unpin>(stream: &mut S, words: &[u8]) -> io::Result<()> {
-    stream.write_all(words).await?;
-    stream.shutdown().await
+/// Says the words and ends the stream. What the client still sends is of no interest, only that it is read, and not as TLS;
+/// so a client that has broken TLS, or the end of it, is listened to like any other.
+async fn say_and_listen(mut client: ClientLeg, words: &[u8]) -> io::Result<()> {
+    client.write_all(words).await?;
+    client.shutdown().await?;
+    listen(client.into_socket()).await
 }
 
 /// Reads what the client had sent already.
-async fn listen(mut socket: TcpStream) -> io::Result<()> {
+async fn listen(mut socket: Socket) -> io::Result<()> {
     let mut heard = 0;
     let mut bytes = [0; 512];
     while heard < MOST_HEARD {

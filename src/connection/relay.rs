@@ -8,10 +8,11 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, ReadBuf};
 
 use super::clock::Clock;
-use super::dial::{Dialled, UpstreamStream};
+use super::dial::Dialled;
 use super::flow::{Broken, Flow};
+use super::leg::ClientLeg;
 use super::part::Leave;
-use super::stream::TlsStream;
+use super::socket::Socket;
 use crate::outcome::{Carried, Ending, Reason};
 use crate::protocol::{Boundary, Protocol, goodbye};
 use crate::sessions::Presence;
@@ -19,8 +20,8 @@ use crate::sessions::Presence;
 /// A session: a client and its upstream.
 #[derive(Debug)]
 pub(super) struct Relay {
-    client: Box<TlsStream>,
-    upstream: UpstreamStream,
+    client: ClientLeg,
+    upstream: Socket,
     /// From the client to the upstream.
     inbound: Flow,
     /// From the upstream to the client.
@@ -38,7 +39,7 @@ impl Relay {
     pub(super) fn new(dialled: Dialled) -> Self {
         let Dialled { identified, upstream, first } = dialled;
         Self {
-            client: identified.stream,
+            client: identified.client,
             upstream,
             inbound: Flow::new(first),
             outbound: Flow::new(Vec::new()),
@@ -65,7 +66,7 @@ impl Relay {
     /// What is still to be said to the client. The upstream is let go of.
     pub(super) fn leave(self, ending: Ending) -> Leave {
         if !self.shown_out {
-            return Leave::tls(ending, self.client, Vec::new());
+            return Leave::with_words(ending, self.client, Vec::new());
         }
         let mut words = self.outbound.held().to_vec();
         // Only between two messages, and not behind the upstream's end.
@@ -77,7 +78,7 @@ impl Relay {
 
     fn poll(&mut self, carried: &mut Carried, cx: &mut Context<'_>) -> Poll<Ending> {
         let before = *carried;
-        match self.inbound.poll(&mut *self.client, &mut self.upstream, &mut carried.inbound, cx) {
+        match self.inbound.poll(&mut self.client, &mut self.upstream, &mut carried.inbound, cx) {
             Poll::Ready(Err(Broken::Reading(error))) => return Poll::Ready(client_lost(&error)),
             Poll::Ready(Err(Broken::Writing(_))) => {
                 // The upstream takes no more, but what it has still to say is the client's.
@@ -90,7 +91,7 @@ impl Relay {
             self.first_end.get_or_insert(Reason::ClientClosed);
         }
         let mut upstream = Followed { upstream: &mut self.upstream, boundary: &mut self.boundary };
-        match self.outbound.poll(&mut upstream, &mut *self.client, &mut carried.outbound, cx) {
+        match self.outbound.poll(&mut upstream, &mut self.client, &mut carried.outbound, cx) {
             Poll::Ready(Err(Broken::Reading(error))) => return Poll::Ready(upstream_lost(&error)),
             Poll::Ready(Err(Broken::Writing(error))) => return Poll::Ready(client_lost(&error)),
             Poll::Ready(Ok(())) | Poll::Pending => {}
@@ -108,7 +109,7 @@ impl Relay {
 /// An upstream that is read, and whose messages are followed. What has been read counts as said: what of it the client has
 /// not taken yet goes before any last words.
 struct Followed<'a> {
-    upstream: &'a mut UpstreamStream,
+    upstream: &'a mut Socket,
     boundary: &'a mut Option<Boundary>,
 }
 

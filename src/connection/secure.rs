@@ -3,27 +3,41 @@
 use std::sync::Arc;
 
 use super::greet::Greeted;
+use super::leg::{ClientLeg, Leg};
 use super::part::Leave;
+use super::socket::Socket;
 use super::stream::TlsStream;
 use crate::audit::Facts;
 use crate::outcome::{Ending, Reason};
 use crate::protocol::{Protocol, postgres};
 use crate::snapshot::Terms;
-use crate::tls::Certificate;
+use crate::tls::{Certificate, ServerTls};
 
-/// A client inside TLS, whose identity has not been judged.
+/// A client inside TLS, or where none is needed, whose identity has not been judged.
 #[derive(Debug)]
 pub(super) struct Secured {
-    pub(super) stream: Box<TlsStream>,
+    pub(super) client: ClientLeg,
     /// What it speaks inside TLS.
     pub(super) protocol: Protocol,
     /// The certificate it was shown.
     pub(super) shown: Option<Arc<Certificate>>,
 }
 
-pub(super) async fn secure(greeted: Greeted, terms: &Terms, facts: &mut Facts) -> Result<Secured, Leave> {
+impl Secured {
+    /// A client of a listener where TLS is off.
+    pub(super) fn plain(socket: Socket, terms: &Terms) -> Self {
+        Self { client: Leg::Plain(socket), protocol: terms.protocol, shown: None }
+    }
+}
+
+pub(super) async fn secure(
+    greeted: Greeted,
+    terms: &Terms,
+    tls: &Arc<ServerTls>,
+    facts: &mut Facts,
+) -> Result<Secured, Leave> {
     let Greeted { stream: socket, needs_alpn } = greeted;
-    let attempt = terms.tls.attempt();
+    let attempt = tls.attempt();
     let records = attempt.records().map_err(|error| Ending::new(Reason::IoError, error))?;
     let mut stream = Box::new(TlsStream::new(socket, records));
     while stream.records().is_handshaking() {
@@ -45,7 +59,7 @@ pub(super) async fn secure(greeted: Greeted, terms: &Terms, facts: &mut Facts) -
     if needs_alpn && stream.records().alpn() != Some(postgres::ALPN) {
         // As PostgreSQL 17 does: without SSLRequest only ALPN tells that the client means PostgreSQL.
         let ending = Ending::new(Reason::ProtocolViolation, "direct TLS without the ALPN protocol \"postgresql\"");
-        return Err(Leave::tls(ending, stream, Vec::new()));
+        return Err(Leave::with_words(ending, Leg::Tls(stream), Vec::new()));
     }
-    Ok(Secured { stream, protocol: terms.protocol, shown: attempt.shown().cloned() })
+    Ok(Secured { client: Leg::Tls(stream), protocol: terms.protocol, shown: attempt.shown().cloned() })
 }

@@ -38,8 +38,7 @@ impl Visit {
         accepted_at: Instant,
     ) -> Self {
         let mut facts = Facts::new(Some(presence.id()), Arc::clone(&terms.name), admitted.client());
-        facts.rule = admitted.rule().cloned();
-        facts.would_deny = admitted.rule().is_none();
+        facts.standing = Some(admitted.standing().clone());
         facts.upstream = Some(Arc::clone(&terms.upstream_name));
         Self { house, facts: Box::new(facts), accepted_at, stage: Stage::Entering, carried: Carried::default() }
     }

@@ -4,14 +4,18 @@
 //! Permission is a value. Only [`SourcePolicy::admit`] makes an [`Admitted`], and everything later in a connection's life
 //! asks for one.
 
+mod balancers;
 mod clients;
 mod expiry;
 mod identity;
+mod limits;
 mod rule;
 mod sources;
 
+pub use balancers::Balancers;
 pub use clients::{ClientName, ClientPattern, ClientPatternError, TrustedClients};
 pub use expiry::{days_left, expiry_milestone};
 pub use identity::{ClientAuth, CrlExpired};
+pub use limits::{Rate, RateError};
 pub use rule::{Network, NetworkError, Origin, Rule};
-pub use sources::{Admitted, Enforcement, SourcePolicy, Stranger, TrustedSources};
+pub use sources::{Admitted, Enforcement, SourcePolicy, Standing, Stranger, TrustedSources};

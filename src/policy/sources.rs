@@ -41,12 +41,34 @@ impl fmt::Display for Enforcement {
 }
 
 impl SourcePolicy {
-    /// Lets a client in, or not.
+    /// Lets a client in, or not. Of who comes to a Unix socket the mode and the owner of its file have decided already.
     pub fn admit(&self, client: ClientAddr, now: OffsetDateTime) -> Result<Admitted, Stranger> {
-        match (self.trusted.lookup(client.ip(), now), self.enforcement) {
-            (Ok(rule), _) => Ok(Admitted { client, rule: Some(Arc::clone(rule)) }),
-            (Err(_), Enforcement::Observe) => Ok(Admitted { client, rule: None }),
+        let Some(ip) = client.ip() else { return Ok(Admitted { client, standing: Standing::SocketFile }) };
+        match (self.trusted.lookup(ip, now), self.enforcement) {
+            (Ok(rule), _) => Ok(Admitted { client, standing: Standing::Rule(Arc::clone(rule)) }),
+            (Err(_), Enforcement::Observe) => Ok(Admitted { client, standing: Standing::Observed }),
             (Err(stranger), Enforcement::Enforce) => Err(stranger),
+        }
+    }
+}
+
+/// What lets a client's address in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// This rule trusts it.
+    Rule(Arc<Rule>),
+    /// No rule does; only `enforcement = "observe"` lets it in.
+    Observed,
+    /// It could open the file of a Unix socket.
+    SocketFile,
+}
+
+impl Standing {
+    /// The rule, where it is one.
+    pub fn rule(&self) -> Option<&Arc<Rule>> {
+        match self {
+            Self::Rule(rule) => Some(rule),
+            Self::Observed | Self::SocketFile => None,
         }
     }
 }
@@ -56,7 +78,7 @@ impl SourcePolicy {
 #[derive(Clone, Debug)]
 pub struct Admitted {
     client: ClientAddr,
-    rule: Option<Arc<Rule>>,
+    standing: Standing,
 }
 
 impl Admitted {
@@ -65,9 +87,9 @@ impl Admitted {
         self.client
     }
 
-    /// The rule that lets the client in; `None` where only `enforcement = "observe"` does.
-    pub fn rule(&self) -> Option<&Arc<Rule>> {
-        self.rule.as_ref()
+    /// What lets the client in.
+    pub fn standing(&self) -> &Standing {
+        &self.standing
     }
 }
 
@@ -172,7 +194,7 @@ mod tests {
 
     fn matched(set: &TrustedSources, ip: &str) -> Option<String> {
         let client = ClientAddr::from_ip(ip.parse().unwrap());
-        set.lookup(client.ip(), NOW).ok().map(ToString::to_string)
+        set.lookup(client.ip().unwrap(), NOW).ok().map(ToString::to_string)
     }
 
     #[test]
@@ -220,7 +242,7 @@ mod tests {
         let client = ClientAddr::from_ip("10.1.2.3".parse().unwrap());
         let policy = |enforcement| SourcePolicy { trusted: Arc::new(sources(&["192.0.2.0/24"])), enforcement };
         assert!(policy(Enforcement::Enforce).admit(client, NOW).is_err());
-        assert!(policy(Enforcement::Observe).admit(client, NOW).unwrap().rule().is_none());
+        assert_eq!(*policy(Enforcement::Observe).admit(client, NOW).unwrap().standing(), Standing::Observed);
     }
 
     /// What a lookup must answer, by the plainest means.

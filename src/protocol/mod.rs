@@ -36,6 +36,55 @@ impl fmt::Display for Protocol {
     }
 }
 
+/// How far an upstream has to show who it is, in libpq's words (PostgreSQL documentation, "SSL Support").
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verification {
+    /// TLS, with whoever answers; where a CA is given, as [`Self::VerifyCa`].
+    Require,
+    /// A certificate that the CA vouches for, of whatever name.
+    VerifyCa,
+    /// A certificate that the CA vouches for, of the upstream's name.
+    VerifyFull,
+}
+
+impl fmt::Display for Verification {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Require => "require",
+            Self::VerifyCa => "verify-ca",
+            Self::VerifyFull => "verify-full",
+        })
+    }
+}
+
+/// How TLS with a PostgreSQL server begins, in libpq's words (`sslnegotiation`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Negotiation {
+    /// Behind an SSLRequest and its answer.
+    Postgres,
+    /// At once, as PostgreSQL 17 and later take it.
+    Direct,
+}
+
+/// In which version of the PROXY protocol an upstream is told where its client comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProxyVersion {
+    /// A line of text.
+    V1,
+    /// Binary, with what is known of the client's TLS.
+    V2,
+}
+
+/// Which of several upstreams a session needs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Target {
+    /// The first that can be reached.
+    #[default]
+    Any,
+    /// The one that takes writes: PostgreSQL's primary, Redis' master.
+    Primary,
+}
+
 /// The lowest TLS version a listener takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MinTlsVersion {

@@ -14,8 +14,8 @@ pub const MAX_PACKET_LENGTH: usize = 10_004;
 /// "Go on with TLS", the answer to SSLRequest.
 pub const ACCEPT_TLS: u8 = b'S';
 
-/// "No", the answer to GSSENCRequest.
-pub const REFUSE_GSS: u8 = b'N';
+/// "No", the answer to GSSENCRequest, and to SSLRequest where TLS is off.
+pub const REFUSE_ENCRYPTION: u8 = b'N';
 
 /// The ALPN protocol of PostgreSQL 17 and later.
 pub const ALPN: &[u8] = b"postgresql";

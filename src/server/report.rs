@@ -3,7 +3,6 @@
 //! Functions of a snapshot and the register; docs/ADMIN.md is the reference of what they return.
 
 use std::collections::{BTreeMap, HashMap};
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use serde_json::{Value, json};
@@ -28,7 +27,7 @@ fn session(live: &Live, session: &Session) -> Value {
     json!({
         "session": live.id(),
         "listener": &**live.listener(),
-        "source": live.client().ip(),
+        "source": live.client().source(),
         "source_port": live.client().port(),
         "rule": session.reliance.rule.as_ref().map(ToString::to_string),
         "client_subject": certificate.map(|certificate| &certificate.subject),
@@ -52,7 +51,7 @@ struct Reliances(HashMap<(Arc<str>, Item), BTreeMap<Client, u64>>);
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Client {
     subject: Option<String>,
-    source: IpAddr,
+    source: String,
 }
 
 impl Reliances {
@@ -63,7 +62,7 @@ impl Reliances {
             let credential = session.reliance.credential.as_ref();
             let client = Client {
                 subject: credential.map(|credential| credential.certificate.subject.clone()),
-                source: live.client().ip(),
+                source: live.client().source(),
             };
             for item in session.reliance.items() {
                 let clients = all.entry((Arc::clone(live.listener()), item)).or_default();
@@ -151,7 +150,7 @@ pub(super) fn plan(built: &Built, current: &Snapshot, register: &Register) -> Va
         json!({
             "session": live.id(),
             "listener": &**live.listener(),
-            "source": live.client().ip(),
+            "source": live.client().source(),
             "source_port": live.client().port(),
             "client_subject": credential.map(|credential| &credential.certificate.subject),
             "reason": ending.reason.code(),

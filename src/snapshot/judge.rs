@@ -8,7 +8,7 @@ use time::OffsetDateTime;
 use super::{Snapshot, Terms};
 use crate::addr::ClientAddr;
 use crate::outcome::{Ending, Reason};
-use crate::policy::{Rule, Stranger};
+use crate::policy::{Standing, Stranger};
 use crate::tls::{Credential, Evidence, Identity};
 
 /// Leave to go on: both questions were answered well, under these terms.
@@ -17,8 +17,8 @@ use crate::tls::{Credential, Evidence, Identity};
 pub struct Permission {
     /// The listener's terms.
     pub terms: Arc<Terms>,
-    /// The rule that trusts the source; none where only `enforcement = "observe"` lets it in.
-    pub rule: Option<Arc<Rule>>,
+    /// What lets the source in.
+    pub standing: Standing,
     /// What the client identified itself with.
     pub credential: Option<Arc<Credential>>,
 }
@@ -61,7 +61,7 @@ impl Snapshot {
     pub fn judge_source(&self, listener: &str, client: ClientAddr, now: OffsetDateTime) -> Result<Permission, Refusal> {
         let terms = self.named(listener).ok_or(Refusal::Listener)?;
         let admitted = terms.sources.admit(client, now).map_err(Refusal::Source)?;
-        Ok(Permission { terms: Arc::clone(terms), rule: admitted.rule().cloned(), credential: None })
+        Ok(Permission { terms: Arc::clone(terms), standing: admitted.standing().clone(), credential: None })
     }
 }
 
@@ -71,7 +71,8 @@ impl Terms {
     /// # Errors
     /// The ending of a connection that is on its way in.
     pub fn judge_identity(&self, evidence: Evidence<'_>, now: OffsetDateTime) -> Result<Identity, Ending> {
-        let judged = self.tls.trust().judge(evidence, now);
+        let Some(tls) = &self.tls else { return Ok(Identity::Anonymous) };
+        let judged = tls.trust().judge(evidence, now);
         judged.map_err(|mut ending| {
             if let Some(refused) = evidence.leaf() {
                 self.tell_kin(&refused, &mut ending);

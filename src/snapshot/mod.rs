@@ -11,7 +11,8 @@ mod lineage;
 pub(crate) mod specimen;
 mod usage;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustls::pki_types::CertificateDer;
@@ -26,8 +27,9 @@ pub use usage::{Item, Reliance, Usage, Uses};
 use self::build::Builder;
 use crate::addr::ListenAddr;
 use crate::config::{Config, Files, Limits, Loaded, Problems, Revoke, Upstream};
-use crate::policy::{ClientAuth, SourcePolicy};
+use crate::policy::{Balancers, ClientAuth, SourcePolicy, TrustedClients};
 use crate::protocol::{MinTlsVersion, Protocol};
+use crate::socket_file::Access;
 use crate::tls::{Certificate, Crl, ServerTls, TicketKeys, TrustParts};
 
 /// Where the current snapshot is read from.
@@ -65,10 +67,14 @@ pub struct Terms {
     pub protocol: Protocol,
     /// Where it listens.
     pub doors: Vec<Door>,
+    /// Who may open those of them that are Unix sockets.
+    socket_files: BTreeMap<PathBuf, Access>,
     /// Whose connections it takes.
     pub sources: SourcePolicy,
-    /// Its side of TLS.
-    pub tls: Arc<ServerTls>,
+    /// Whose word on where a client comes from it takes.
+    pub balancers: Balancers,
+    /// Its side of TLS; `None` where it is off.
+    pub tls: Option<Arc<ServerTls>>,
     /// Facts of its trust anchors, in the order of the files.
     pub anchors: Vec<Certificate>,
     /// Facts of the client certificates it trusts by themselves.
@@ -89,7 +95,8 @@ pub struct Terms {
     pub lineage: Lineage,
     /// What of it handshakes have used.
     pub usage: Arc<Usage>,
-    tls_inputs: TlsInputs,
+    /// What its side of TLS is made of.
+    tls_inputs: Option<TlsInputs>,
 }
 
 /// What a [`ServerTls`] is made of. Where nothing of it changes the old one is kept, and session tickets stay good.
@@ -125,8 +132,8 @@ impl Snapshot {
         let now = Moment { generation, at: OffsetDateTime::now_utc() };
         for listener in &config.listeners {
             let before = previous.and_then(|snapshot| snapshot.named(&listener.name));
-            let mut builder = Builder { files, problems: &mut problems, warnings: &mut warnings, now };
-            terms.extend(builder.terms(listener, before.map(|before| &**before)).map(Arc::new));
+            let mut builder = Builder { listener, files, problems: &mut problems, warnings: &mut warnings, now };
+            terms.extend(builder.terms(before.map(|before| &**before)).map(Arc::new));
         }
         let snapshot = Self::of(now, config, terms);
         Problems::unless_any(problems, Built { snapshot, warnings })
@@ -166,27 +173,46 @@ impl Snapshot {
 impl Terms {
     /// Every certificate of the listener with its role: `server`, `client_ca` or `client_certificate`.
     pub fn certificates(&self) -> impl Iterator<Item = (&'static str, &Certificate)> {
-        with_roles(self.tls.certificates(), &self.anchors, &self.pinned)
+        with_roles(self.server_certificates(), &self.anchors, &self.pinned)
+    }
+
+    /// The leaves of the certificates it shows to clients.
+    pub fn server_certificates(&self) -> &[Arc<Certificate>] {
+        self.tls.as_deref().map(ServerTls::certificates).unwrap_or_default()
     }
 
     /// Whether it asks clients for certificates.
     pub fn client_auth(&self) -> ClientAuth {
-        self.tls_inputs.trust.auth
+        self.trust_parts().map_or(ClientAuth::None, |parts| parts.auth)
+    }
+
+    /// Whom of the holders of a good certificate it lets in; nothing where all.
+    pub fn trusted_clients(&self) -> Option<&TrustedClients> {
+        Some(self.tls.as_deref()?.trust().clients())
     }
 
     /// Its trust anchors as they are, in the order of [`Self::anchors`].
     pub fn anchor_ders(&self) -> &[CertificateDer<'static>] {
-        &self.tls_inputs.trust.anchors
+        self.trust_parts().map(|parts| parts.anchors.as_slice()).unwrap_or_default()
     }
 
     /// The revocation lists it goes by.
     pub fn revocation_lists(&self) -> &[Crl] {
-        &self.tls_inputs.trust.crls
+        self.trust_parts().map(|parts| parts.crls.as_slice()).unwrap_or_default()
     }
 
-    /// The lowest TLS version it takes.
-    pub fn min_version(&self) -> MinTlsVersion {
-        self.tls_inputs.min_version
+    /// The lowest TLS version it takes; `None` where TLS is off.
+    pub fn min_version(&self) -> Option<MinTlsVersion> {
+        self.tls_inputs.as_ref().map(|inputs| inputs.min_version)
+    }
+
+    /// Who may open the Unix socket at this path.
+    pub fn access(&self, path: &Path) -> Access {
+        self.socket_files.get(path).copied().unwrap_or(Access::PRIVATE)
+    }
+
+    fn trust_parts(&self) -> Option<&TrustParts> {
+        self.tls_inputs.as_ref().map(|inputs| &inputs.trust)
     }
 }
 

@@ -8,7 +8,7 @@ use time::OffsetDateTime;
 use super::Terms;
 use super::judge::Permission;
 use crate::policy::{Network, Rule};
-use crate::tls::{Certificate, Credential, Voucher};
+use crate::tls::{Certificate, Credential, Evidence, Voucher};
 
 /// Something that lets clients in, or that they are shown, and that can be taken out by itself.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -37,7 +37,7 @@ pub struct Usage {
 /// What one client was let in by. Does not keep the terms alive that it was let in under.
 #[derive(Clone, Debug, Default)]
 pub struct Reliance {
-    /// The rule that trusts its source; none where only `enforcement = "observe"` let it in.
+    /// The rule that trusts its source; none where something else let it in.
     pub rule: Option<Arc<Rule>>,
     /// What it identified itself with, where that counts.
     pub credential: Option<Arc<Credential>>,
@@ -45,20 +45,34 @@ pub struct Reliance {
     pub presented: Option<Arc<Credential>>,
     /// The certificate it was shown.
     pub shown: Option<Arc<Certificate>>,
+    /// It came without TLS.
+    pub plaintext: bool,
 }
 
 impl Reliance {
-    /// That of a client that was shown this certificate.
+    /// That of a client that was shown this certificate, or none where it came without TLS.
     pub fn on(permission: &Permission, shown: Option<Arc<Certificate>>) -> Self {
-        let Permission { rule, credential, .. } = permission;
-        Self { rule: rule.clone(), credential: credential.clone(), presented: credential.clone(), shown }
+        let Permission { standing, credential, .. } = permission;
+        let [credential, presented] = [credential.clone(), credential.clone()];
+        Self { rule: standing.rule().cloned(), credential, presented, shown, plaintext: false }
+    }
+
+    /// The same of a client that came without TLS.
+    pub fn in_plaintext(permission: &Permission) -> Self {
+        Self { plaintext: true, ..Self::on(permission, None) }
+    }
+
+    /// What there is to judge its identity by again.
+    pub fn evidence(&self) -> Evidence<'_> {
+        if self.plaintext { Evidence::Plaintext } else { Evidence::Credential(self.presented.as_ref()) }
     }
 
     /// That of the same client, judged again.
     #[must_use]
     pub fn renewed(&self, permission: &Permission) -> Self {
         let renewed = Self::on(permission, self.shown.clone());
-        Self { presented: renewed.presented.or_else(|| self.presented.clone()), ..renewed }
+        let presented = renewed.presented.or_else(|| self.presented.clone());
+        Self { presented, plaintext: self.plaintext, ..renewed }
     }
 
     /// Whether it would make no difference to go on with the other.

@@ -43,6 +43,8 @@ pub enum Identity {
 pub enum Evidence<'a> {
     /// The chain of its handshake, leaf first, or of the handshake that this one resumes; empty where it showed none.
     Chain(&'a [CertificateDer<'a>]),
+    /// It is outside TLS, and so has none.
+    Plaintext,
     /// What it was let in with; nothing, where it was let in without.
     Credential(Option<&'a Arc<Credential>>),
 }
@@ -92,11 +94,15 @@ impl ClientTrust {
     /// # Errors
     /// The ending of the connection.
     pub fn judge(&self, evidence: Evidence<'_>, now: OffsetDateTime) -> Result<Identity, Ending> {
+        if matches!(evidence, Evidence::Plaintext) {
+            let detail = "it came without TLS, which this listener demands";
+            return Err(Ending::new(Reason::PlaintextRefused, detail));
+        }
         let Some(verifier) = &self.verifier else { return Ok(Identity::Anonymous) };
         let judged = match evidence {
             Evidence::Credential(Some(credential)) => verifier.judge_again(credential, now),
             Evidence::Chain([leaf, intermediates @ ..]) => verifier.judge(leaf, intermediates, now),
-            Evidence::Credential(None) | Evidence::Chain([]) => {
+            Evidence::Credential(None) | Evidence::Chain([]) | Evidence::Plaintext => {
                 return match self.auth {
                     ClientAuth::Required => Err(Reason::ClientCertificateMissing.into()),
                     ClientAuth::None | ClientAuth::Optional => Ok(Identity::Anonymous),
@@ -129,6 +135,7 @@ impl Evidence<'_> {
     pub fn leaf(self) -> Option<Certificate> {
         match self {
             Self::Chain(chain) => Certificate::parse(chain.first()?).ok(),
+            Self::Plaintext => None,
             Self::Credential(credential) => Some(credential?.certificate.clone()),
         }
     }

@@ -9,6 +9,8 @@ use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::time::{Instant, pause, timeout};
 use tokio_rustls::{TlsConnector, client};
 
+use super::super::leg::Leg;
+use super::super::stream::TlsStream;
 use super::*;
 use crate::addr::ClientAddr;
 use crate::config::Limits;
@@ -39,10 +41,10 @@ impl Session {
         let (client, ours) = secured().await;
         let (upstream, inner) = UnixStream::pair().unwrap();
         let never = Duration::from_secs(3600);
-        let limits = Limits { handshake_timeout: never, idle_timeout: None, half_close_timeout: never };
+        let limits = Limits { handshake_timeout: never, half_close_timeout: never, ..Limits::default() };
         let relay = Relay {
             client: ours,
-            upstream: UpstreamStream::Unix(inner),
+            upstream: Socket::Unix(inner),
             inbound: Flow::new(Vec::new()),
             outbound: Flow::new(Vec::new()),
             boundary: (protocol == Protocol::Postgres).then(Boundary::default),
@@ -66,7 +68,7 @@ impl Session {
 
     /// Whether some of that has not been taken by the client's socket yet.
     async fn is_held_up(&mut self) -> bool {
-        poll_fn(|cx| Poll::Ready(Pin::new(&mut *self.relay.client).poll_flush(cx).is_pending())).await
+        poll_fn(|cx| Poll::Ready(Pin::new(&mut self.relay.client).poll_flush(cx).is_pending())).await
     }
 
     /// It is shown out. What remains are the client, the farewell to it, and the upstream.
@@ -98,7 +100,7 @@ async fn heard_by(mut client: TlsClient) -> Vec<u8> {
 }
 
 /// A client and our side of it, past the handshake.
-async fn secured() -> (TlsClient, Box<TlsStream>) {
+async fn secured() -> (TlsClient, ClientLeg) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let near = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
     let (far, _) = listener.accept().await.unwrap();
@@ -113,7 +115,7 @@ async fn secured() -> (TlsClient, Box<TlsStream>) {
     };
     let connector = TlsConnector::from(ACCENT.client_config());
     let (client, ()) = tokio::join!(connector.connect("db.test".try_into().unwrap(), near), answer);
-    (client.unwrap(), ours)
+    (client.unwrap(), Leg::Tls(ours))
 }
 
 /// A message of so many bytes, header included.

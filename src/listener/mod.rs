@@ -4,13 +4,13 @@
 //! The source question is put here, before a task, a timer or a byte is spent on a stranger. Which listener an address
 //! belongs to is looked up in the snapshot at every accept, so a reload never has to restart a loop it did not mean.
 
+mod acceptor;
+
 use std::collections::HashMap;
 use std::io;
-use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use time::OffsetDateTime;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -18,11 +18,13 @@ use tokio::sync::watch;
 use tokio::task::{JoinSet, yield_now};
 use tracing::warn;
 
+use self::acceptor::{Acceptor, BACKLOG};
 use crate::addr::{ClientAddr, ListenAddr};
 use crate::audit::Facts;
-use crate::connection::{Arrival, House, Seat, Workers, keep_alive};
+use crate::connection::{Accepted, Arrival, House, Seat, Workers};
 use crate::outcome::{Ending, Reason};
 use crate::snapshot::{Door, Snapshot, Terms};
+use crate::socket_file::Place;
 
 /// Every bound address of the process.
 #[derive(Debug)]
@@ -35,8 +37,7 @@ pub struct Listeners {
 
 #[derive(Debug)]
 struct Bound {
-    socket: Arc<TcpListener>,
-    local: SocketAddr,
+    socket: Arc<Acceptor>,
     /// Dropped to stop the loop.
     _running: watch::Sender<()>,
 }
@@ -50,8 +51,7 @@ pub struct Prepared {
 /// A bound socket that can be waited on.
 #[derive(Debug)]
 struct Opening {
-    ready: AsyncFd<Arc<TcpListener>>,
-    local: SocketAddr,
+    ready: AsyncFd<Arc<Acceptor>>,
     /// Where its loop is to run.
     seat: Seat,
 }
@@ -78,11 +78,11 @@ impl Listeners {
     pub fn prepare(&self, snapshot: &Snapshot) -> Result<Prepared, BindError> {
         let mut fresh = Vec::new();
         for terms in snapshot.listeners() {
-            for door in terms.doors.iter().filter(|door| !self.bound.contains_key(door)) {
+            for door in terms.doors.iter().filter(|door| !self.has(door)) {
                 let leaving = self.share_port_of_leaving(door, snapshot);
-                let opening = self.open(&door.address, !leaving.is_empty()).map_err(|error| BindError {
+                let opening = self.open(terms, &door.address, !leaving.is_empty()).map_err(|error| BindError {
                     listener: Arc::clone(&terms.name),
-                    address: door.address,
+                    address: door.address.clone(),
                     error,
                 })?;
                 fresh.push((door.clone(), opening));
@@ -95,6 +95,14 @@ impl Listeners {
     /// in force already.
     pub fn commit(&mut self, prepared: Prepared, snapshot: &Snapshot) {
         self.bound.retain(|door, _| snapshot.behind(door).is_some());
+        for (door, bound) in &self.bound {
+            if let (Some(terms), Some(place), ListenAddr::Unix(path)) =
+                (snapshot.behind(door), bound.socket.place(), &door.address)
+                && let Err(error) = place.open_to(terms.access(path))
+            {
+                warn!("listener {}: {} {error}", terms.name, door.address);
+            }
+        }
         for (door, opening) in prepared.fresh {
             let bound = self.accept_from(door.clone(), opening);
             self.bound.insert(door, bound);
@@ -108,15 +116,26 @@ impl Listeners {
     }
 
     /// The real addresses of a listener, in the order of its configuration.
-    pub fn addresses(&self, terms: &Terms) -> Vec<SocketAddr> {
-        terms.doors.iter().filter_map(|door| self.bound.get(door).map(|bound| bound.local)).collect()
+    pub fn addresses(&self, terms: &Terms) -> Vec<String> {
+        let address = |door: &Door| {
+            let port = self.bound.get(door)?.socket.port();
+            Some(port.map_or_else(|| door.address.to_string(), |port| port.to_string()))
+        };
+        terms.doors.iter().filter_map(address).collect()
+    }
+
+    /// Whether an address is bound, and still is where it was: the file of a Unix socket may have been tidied away.
+    fn has(&self, door: &Door) -> bool {
+        self.bound.get(door).is_some_and(|bound| bound.socket.place().is_none_or(Place::is_ours))
     }
 
     /// Binds an address; `shared` where a socket that is about to leave still has its port.
-    fn open(&self, address: &ListenAddr, shared: bool) -> io::Result<Opening> {
+    fn open(&self, terms: &Terms, address: &ListenAddr, shared: bool) -> io::Result<Opening> {
         let seat = self.workers.seat().ok_or_else(|| io::Error::other("there is no worker"))?;
-        let socket = bind(address, shared)?;
-        let local = socket.local_addr()?;
+        let socket = match address {
+            ListenAddr::Tcp(address) => Acceptor::tcp(address, shared)?,
+            ListenAddr::Unix(path) => Acceptor::unix(path, terms.access(path))?,
+        };
         let _there = seat.runtime.enter();
         // tokio's own listener would register every accepted socket with the worker that accepts, a stranger's too, only to
         // move it to another.
@@ -125,17 +144,17 @@ impl Listeners {
             reason = "unsound only for types that let go of their descriptor; this one keeps it for life"
         )]
         let ready = AsyncFd::with_interest(Arc::new(socket), Interest::READABLE)?;
-        Ok(Opening { ready, local, seat })
+        Ok(Opening { ready, seat })
     }
 
     fn accept_from(&mut self, door: Door, opening: Opening) -> Bound {
-        let Opening { ready, local, seat } = opening;
+        let Opening { ready, seat } = opening;
         let socket = Arc::clone(ready.get_ref());
         let (running, stopped) = watch::channel(());
         let runtime = seat.runtime.clone();
         let gate = Gate { door, house: self.house.clone(), workers: Arc::clone(&self.workers), seat, owner: None };
         self.loops.spawn_on(gate.run(ready, stopped), &runtime);
-        Bound { socket, local, _running: running }
+        Bound { socket, _running: running }
     }
 
     /// Lets `door` be bound beside addresses that overlap it and leave with this reload, as when a wildcard is narrowed to
@@ -148,40 +167,19 @@ impl Listeners {
 }
 
 /// While it lives, another socket of this user may be bound to the same port.
-struct SharedPort(Arc<TcpListener>);
+struct SharedPort(Arc<Acceptor>);
 
 impl SharedPort {
-    fn new(socket: &Arc<TcpListener>) -> Self {
-        // Where it fails the bind that follows fails too, and says why.
-        let _ = SockRef::from(&**socket).set_reuse_port(true);
+    fn new(socket: &Arc<Acceptor>) -> Self {
+        socket.share_port(true);
         Self(Arc::clone(socket))
     }
 }
 
 impl Drop for SharedPort {
     fn drop(&mut self) {
-        let _ = SockRef::from(&*self.0).set_reuse_port(false);
+        self.0.share_port(false);
     }
-}
-
-fn bind(address: &ListenAddr, shared: bool) -> io::Result<TcpListener> {
-    let domain = if address.socket.is_ipv4() { Domain::IPV4 } else { Domain::IPV6 };
-    let socket = Socket::new(domain, Type::STREAM, Some(Protocol::TCP))?;
-    if address.socket.is_ipv6() {
-        // Said either way, so that net.ipv6.bindv6only does not decide.
-        socket.set_only_v6(address.ipv6_only)?;
-    }
-    // Sessions of a former process in TIME_WAIT must not keep a restart waiting.
-    socket.set_reuse_address(true)?;
-    socket.set_nonblocking(true)?;
-    socket.set_reuse_port(shared)?;
-    // Accepted sockets inherit it: said once, and not for every client.
-    keep_alive(&socket)?;
-    socket.bind(&address.socket.into())?;
-    socket.listen(BACKLOG)?;
-    // Only for the moment: two portcullis processes must never share a port unnoticed.
-    socket.set_reuse_port(false)?;
-    Ok(socket.into())
 }
 
 /// The loop behind one address.
@@ -196,7 +194,7 @@ struct Gate {
 }
 
 impl Gate {
-    async fn run(mut self, socket: AsyncFd<Arc<TcpListener>>, mut stopped: watch::Receiver<()>) {
+    async fn run(mut self, socket: AsyncFd<Arc<Acceptor>>, mut stopped: watch::Receiver<()>) {
         let mut patience = Patience::default();
         for turn in 1_usize.. {
             if turn % AT_A_TIME == 0 {
@@ -209,9 +207,9 @@ impl Gate {
                 accepted = socket.async_io(Interest::READABLE, |socket| socket.accept()) => accepted,
             };
             match accepted {
-                Ok((stream, from)) => {
+                Ok((stream, client)) => {
                     patience.restored();
-                    self.let_in(stream, from).await;
+                    self.let_in(stream, client).await;
                 }
                 Err(error) if is_one_clients_fault(&error) => {}
                 Err(error) => patience.lost(&error).await,
@@ -221,7 +219,7 @@ impl Gate {
         // faster than they are served.
         for _ in 0..BACKLOG {
             match socket.get_ref().accept() {
-                Ok((stream, from)) => self.let_in(stream, from).await,
+                Ok((stream, client)) => self.let_in(stream, client).await,
                 Err(_) => break,
             }
             yield_now().await;
@@ -229,14 +227,11 @@ impl Gate {
     }
 
     /// Puts the source question. A stranger costs this lookup and a close.
-    async fn let_in(&mut self, stream: TcpStream, from: SocketAddr) {
+    async fn let_in(&mut self, stream: Accepted, client: ClientAddr) {
         let accepted_at = Instant::now();
-        let client = ClientAddr::new(from);
         let Some(terms) = self.terms() else { return self.turn_away(client) };
         match terms.sources.admit(client, OffsetDateTime::now_utc()) {
             Ok(admitted) => {
-                // A client that has gone already is noticed where it is first read from.
-                let _ = stream.set_nonblocking(true);
                 let presence = self.house.register.enter(Arc::clone(&terms.name), client);
                 let arrival = Arrival { stream, admitted, terms, presence, accepted_at };
                 self.workers.hand_over(arrival, &self.seat).await;
@@ -312,6 +307,3 @@ const SAY_EVERY: Duration = Duration::from_secs(60);
 
 /// Connections accepted before the worker's sessions have their turn.
 const AT_A_TIME: usize = 16;
-
-/// Connections the kernel keeps ready; it caps this at net.core.somaxconn.
-const BACKLOG: i32 = 4096;

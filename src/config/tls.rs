@@ -1,0 +1,107 @@
+//! `[listener.tls]`: how clients are met, and which of them.
+
+use std::path::Path;
+
+use super::document::Node;
+use super::{CertificateFiles, Tls};
+use crate::policy::{ClientAuth, ClientPattern, CrlExpired, TrustedClients};
+use crate::protocol::MinTlsVersion;
+
+pub(super) fn tls(node: &Node<'_>, directory: &Path) -> Option<Tls> {
+    let section = node.section("a table with certificates = [{ cert = \"…\", key = \"…\" }]")?;
+    let certificates = section
+        .require("certificates", "[{ cert = \"server.crt\", key = \"server.key\" }]")
+        .and_then(|node| certificates(&node, directory));
+    let min_version = section.get("min_version").and_then(|node| node.choice(&MIN_VERSIONS));
+    let auth_node = section.get("client_auth");
+    let client_auth = match &auth_node {
+        Some(node) => node.choice(&CLIENT_AUTHS),
+        None => Some(ClientAuth::None),
+    };
+    let [client_ca, client_crl, client_certificates] =
+        ["client_ca", "client_crl", "client_certificates"].map(|key| section.get(key));
+    let crl_expired = section.get("crl_expired").and_then(|node| node.choice(&CRL_EXPIRED));
+    let trusted_clients = section.get("trusted_clients");
+    match (client_auth, &auth_node) {
+        (Some(ClientAuth::None), _) => {
+            let names_some = trusted_clients.as_ref().filter(|node| !node.one_or_list().is_empty());
+            let files = [&client_ca, &client_crl, &client_certificates].map(Option::as_ref);
+            for node in files.into_iter().chain([names_some]).flatten() {
+                node.problem(NOBODY_ASKED);
+            }
+        }
+        (Some(ClientAuth::Optional | ClientAuth::Required), Some(node))
+            if client_ca.is_none() && client_certificates.is_none() =>
+        {
+            node.problem(
+                "needs client_ca, a file with the certificates that issue the clients', \
+                 or client_certificates, files with the clients' own",
+            );
+        }
+        _ => {}
+    }
+    if let (Some(node), None) = (&client_crl, &client_ca)
+        && client_auth != Some(ClientAuth::None)
+    {
+        node.problem("is set, but without client_ca there is no CA whose certificates it could revoke; set client_ca, or take it out");
+    }
+    let ticket_keys = section.get("ticket_keys").and_then(|node| node.named_file(directory));
+    section.finish();
+    // All of them, before anything is given up, so that all that is wrong is told.
+    let files = |node: Option<Node<'_>>| node.map(|node| node.named_files(directory)).unwrap_or_default();
+    let [client_ca, client_crl, client_certificates] = [client_ca, client_crl, client_certificates].map(files);
+    let trusted_clients = trusted_clients.map(|node| patterns(&node)).unwrap_or_default();
+    Some(Tls {
+        certificates: certificates?,
+        min_version: min_version.unwrap_or(MinTlsVersion::Tls12),
+        client_auth: client_auth?,
+        client_ca,
+        client_crl,
+        crl_expired: crl_expired.unwrap_or_default(),
+        client_certificates,
+        trusted_clients,
+        ticket_keys,
+    })
+}
+
+fn certificates(node: &Node<'_>, directory: &Path) -> Option<Vec<CertificateFiles>> {
+    let nodes = node.list("a list of { cert = \"…\", key = \"…\" }")?;
+    if nodes.is_empty() {
+        node.expected("at least one { cert = \"…\", key = \"…\" }");
+    }
+    let pairs: Vec<_> = nodes.iter().map(|node| certificate(node, directory)).collect();
+    let pairs: Option<Vec<_>> = pairs.into_iter().collect();
+    pairs.filter(|pairs| !pairs.is_empty())
+}
+
+fn certificate(node: &Node<'_>, directory: &Path) -> Option<CertificateFiles> {
+    let section = node.section("{ cert = \"…\", key = \"…\" }")?;
+    let cert = section.require("cert", "the file of the certificate chain").and_then(|node| node.named_pem(directory));
+    let key = section.require("key", "the file of its private key").and_then(|node| node.named_pem(directory));
+    let key_passphrase_file = match section.get("key_passphrase_file") {
+        Some(node) => node.named_file(directory).map(Some),
+        None => Some(None),
+    };
+    section.finish();
+    Some(CertificateFiles { cert: cert?, key: key?, key_passphrase_file: key_passphrase_file? })
+}
+
+/// The patterns of `trusted_clients`.
+fn patterns(node: &Node<'_>) -> TrustedClients {
+    let nodes = node.one_or_list();
+    let pattern = |node: &Node<'_>| -> Option<ClientPattern> {
+        let text = node.text("a name such as \"cn:app\"")?;
+        text.parse().map_err(|error| node.expected(error)).ok()
+    };
+    nodes.iter().filter_map(pattern).collect()
+}
+
+const MIN_VERSIONS: [(&str, MinTlsVersion); 2] = [("1.2", MinTlsVersion::Tls12), ("1.3", MinTlsVersion::Tls13)];
+
+const NOBODY_ASKED: &str = "is set, but client_auth = \"none\" asks no client for a certificate; \
+                            set client_auth to \"required\" or \"optional\", or take it out";
+
+const CRL_EXPIRED: [(&str, CrlExpired); 2] = [("refuse", CrlExpired::Refuse), ("allow", CrlExpired::Allow)];
+
+const CLIENT_AUTHS: [(&str, ClientAuth); 3] =
+    [("none", ClientAuth::None), ("optional", ClientAuth::Optional), ("required", ClientAuth::Required)];

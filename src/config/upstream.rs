@@ -1,0 +1,142 @@
+//! `[listener.upstream]`: where the database is, and how it is met.
+
+use std::path::Path;
+use std::time::Duration;
+
+use super::document::{Node, Section};
+use super::{CertificateFiles, Upstream, UpstreamTls};
+use crate::addr::UpstreamAddr;
+use crate::protocol::{Negotiation, Protocol, ProxyVersion, Target, Verification};
+
+pub(super) fn upstream(node: &Node<'_>, protocol: Option<Protocol>, directory: &Path) -> Option<Upstream> {
+    if !node.is_table() {
+        let addresses = addresses(node, directory)?;
+        let (announce, target) = Default::default();
+        return Some(Upstream { addresses, connect_timeout: CONNECT_TIMEOUT, tls: None, announce, target });
+    }
+    let section = node.section("a table")?;
+    let addresses = section.require("address", ADDRESS).and_then(|node| addresses(&node, directory));
+    let connect_timeout = section.get("connect_timeout").and_then(|node| node.positive_duration());
+    let tls = tls(&section, protocol, addresses.as_deref().unwrap_or_default(), directory);
+    let announce = section.get("proxy_protocol").map(|node| node.choice(&ANNOUNCEMENTS));
+    let target = section.get("target").map(|node| target(&node, protocol));
+    section.finish();
+    Some(Upstream {
+        addresses: addresses?,
+        connect_timeout: connect_timeout.unwrap_or(CONNECT_TIMEOUT),
+        tls: tls?,
+        announce: announce.unwrap_or(Some(None))?,
+        target: target.unwrap_or(Some(Target::Any))?,
+    })
+}
+
+fn addresses(node: &Node<'_>, directory: &Path) -> Option<Vec<UpstreamAddr>> {
+    let nodes = node.one_or_list();
+    if nodes.is_empty() {
+        node.expected("at least one address");
+    }
+    let mut addresses = Vec::with_capacity(nodes.len());
+    for node in &nodes {
+        let Some(address) = node.upstream_address(directory) else { continue };
+        if addresses.contains(&address) {
+            node.problem(format_args!("found {}, which stands in the list already", node.found()));
+            continue;
+        }
+        addresses.push(address);
+    }
+    Some(addresses).filter(|addresses| addresses.len() == nodes.len() && !nodes.is_empty())
+}
+
+/// `tls` and what goes with it. `Some(None)` where the upstream is spoken to in plaintext.
+fn tls(
+    section: &Section<'_>,
+    protocol: Option<Protocol>,
+    addresses: &[UpstreamAddr],
+    directory: &Path,
+) -> Option<Option<UpstreamTls>> {
+    let mode = section.get("tls");
+    let verification = match &mode {
+        Some(node) => node.choice(&MODES)?,
+        None => None,
+    };
+    let keys = ["ca", "cert", "key", "key_passphrase_file", "server_name", "negotiation"];
+    let nodes = keys.map(|key| section.get(key));
+    let Some(verification) = verification else {
+        for node in nodes.iter().flatten() {
+            node.problem(NO_TLS);
+        }
+        return Some(None);
+    };
+    if let (Some(mode), true) = (&mode, addresses.iter().any(|address| address.host().is_none())) {
+        mode.problem(format_args!(
+            "found {}, but there is no TLS over a Unix socket; name host:port, or leave it out",
+            mode.found()
+        ));
+    }
+    let [ca, cert, key, key_passphrase_file, server_name, negotiation] = nodes;
+    if let (Some(node), Some(other @ (Protocol::Redis | Protocol::Tcp))) = (&negotiation, protocol) {
+        node.problem(format_args!(
+            "is set, but only PostgreSQL negotiates TLS, and the listener's protocol is \"{other}\"; take it out"
+        ));
+    }
+    let ca = ca.map(|node| node.named_files(directory)).unwrap_or_default();
+    let identity = match (cert, key) {
+        (None, None) => {
+            if let Some(node) = &key_passphrase_file {
+                node.problem("is set, but there is no key that it could open");
+            }
+            Some(None)
+        }
+        (Some(cert), Some(key)) => {
+            let key_passphrase_file = key_passphrase_file.map(|node| node.named_file(directory));
+            let (cert, key) = (cert.named_pem(directory), key.named_pem(directory));
+            Some(Some(CertificateFiles {
+                cert: cert?,
+                key: key?,
+                key_passphrase_file: key_passphrase_file.map_or(Some(None), |file| file.map(Some))?,
+            }))
+        }
+        (Some(one), None) | (None, Some(one)) => {
+            one.problem("is set alone; a client certificate needs both cert and key");
+            None
+        }
+    };
+    let server_name = server_name.map(|node| node.host_name());
+    let negotiation = negotiation.map(|node| node.choice(&NEGOTIATIONS));
+    Some(Some(UpstreamTls {
+        verification,
+        ca,
+        identity: identity?,
+        server_name: server_name.map_or(Some(None), |name| name.map(Some))?,
+        negotiation: negotiation.unwrap_or(Some(Negotiation::Postgres))?,
+    }))
+}
+
+fn target(node: &Node<'_>, protocol: Option<Protocol>) -> Option<Target> {
+    match protocol {
+        Some(Protocol::Postgres) => node.choice(&[("any", Target::Any), ("primary", Target::Primary)]),
+        Some(Protocol::Redis) => node.choice(&[("any", Target::Any), ("master", Target::Primary)]),
+        Some(Protocol::Tcp) => node.choice(&[("any", Target::Any)]),
+        // What is wrong there has been told.
+        None => None,
+    }
+}
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+const ADDRESS: &str = "\"host:port\", \"unix:/path\", or a list of them";
+
+const MODES: [(&str, Option<Verification>); 4] = [
+    ("disable", None),
+    ("require", Some(Verification::Require)),
+    ("verify-ca", Some(Verification::VerifyCa)),
+    ("verify-full", Some(Verification::VerifyFull)),
+];
+
+const NEGOTIATIONS: [(&str, Negotiation); 2] = [("postgres", Negotiation::Postgres), ("direct", Negotiation::Direct)];
+
+const ANNOUNCEMENTS: [(&str, Option<ProxyVersion>); 3] =
+    [("off", None), ("v1", Some(ProxyVersion::V1)), ("v2", Some(ProxyVersion::V2))];
+
+const NO_TLS: &str = "is set, but the upstream is spoken to in plaintext (tls = \"disable\"); \
+                      set tls to \"verify-full\", \"verify-ca\" or \"require\", or take it out";

@@ -1,0 +1,71 @@
+//! One side of a session: a socket, with TLS over it or without.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::socket::Socket;
+use super::stream::TlsStream;
+use crate::tls::Evidence;
+
+/// The client's side.
+pub(super) type ClientLeg = Leg<TlsStream>;
+
+/// A way to one of the two that talk through us.
+#[derive(Debug)]
+pub(super) enum Leg<T> {
+    Plain(Socket),
+    Tls(Box<T>),
+}
+
+impl ClientLeg {
+    /// What the client has shown of itself.
+    pub(super) fn evidence(&self) -> Evidence<'_> {
+        match self {
+            Self::Plain(_) => Evidence::Plaintext,
+            Self::Tls(stream) => Evidence::Chain(stream.records().client_chain()),
+        }
+    }
+
+    /// The socket, whatever is still to be sent or read forgotten.
+    pub(super) fn into_socket(self) -> Socket {
+        match self {
+            Self::Plain(socket) => socket,
+            Self::Tls(stream) => Socket::Tcp(stream.into_socket()),
+        }
+    }
+}
+
+impl<T: AsyncRead + Unpin> AsyncRead for Leg<T> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(socket) => Pin::new(socket).poll_read(cx, buffer),
+            Self::Tls(stream) => Pin::new(&mut **stream).poll_read(cx, buffer),
+        }
+    }
+}
+
+impl<T: AsyncWrite + Unpin> AsyncWrite for Leg<T> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Plain(socket) => Pin::new(socket).poll_write(cx, bytes),
+            Self::Tls(stream) => Pin::new(&mut **stream).poll_write(cx, bytes),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(socket) => Pin::new(socket).poll_flush(cx),
+            Self::Tls(stream) => Pin::new(&mut **stream).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(socket) => Pin::new(socket).poll_shutdown(cx),
+            Self::Tls(stream) => Pin::new(&mut **stream).poll_shutdown(cx),
+        }
+    }
+}

@@ -1,0 +1,100 @@
+//! One bound address, TCP or a Unix socket, and what is accepted from it.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
+
+use crate::addr::{ClientAddr, TcpListenAddr};
+use crate::connection::{Accepted, keep_alive};
+use crate::socket_file::{self, Access, Place};
+
+/// A bound socket.
+#[derive(Debug)]
+pub(super) enum Acceptor {
+    Tcp(TcpListener),
+    /// With its file, which goes first.
+    Unix(Place, UnixListener),
+}
+
+impl Acceptor {
+    /// Binds a port; `shared` where a socket that is about to leave still has it.
+    pub(super) fn tcp(address: &TcpListenAddr, shared: bool) -> io::Result<Self> {
+        let domain = if address.socket.is_ipv4() { Domain::IPV4 } else { Domain::IPV6 };
+        let socket = Socket::new(domain, Type::STREAM, Some(Protocol::TCP))?;
+        if address.socket.is_ipv6() {
+            // Said either way, so that net.ipv6.bindv6only does not decide.
+            socket.set_only_v6(address.ipv6_only)?;
+        }
+        // Sessions of a former process in TIME_WAIT must not keep a restart waiting.
+        socket.set_reuse_address(true)?;
+        socket.set_nonblocking(true)?;
+        socket.set_reuse_port(shared)?;
+        // Accepted sockets inherit it: said once, and not for every client.
+        keep_alive(&socket)?;
+        socket.bind(&address.socket.into())?;
+        socket.listen(BACKLOG)?;
+        // Only for the moment: two portcullis processes must never share a port unnoticed.
+        socket.set_reuse_port(false)?;
+        Ok(Self::Tcp(socket.into()))
+    }
+
+    /// Makes a Unix socket.
+    pub(super) fn unix(path: &Path, access: Access) -> io::Result<Self> {
+        let (place, listener) = socket_file::listen(path, access, BACKLOG)?;
+        Ok(Self::Unix(place, listener))
+    }
+
+    /// Takes a client that waits.
+    pub(super) fn accept(&self) -> io::Result<(Accepted, ClientAddr)> {
+        match self {
+            Self::Tcp(listener) => {
+                let (stream, from) = listener.accept()?;
+                Ok((Accepted::Tcp(stream), ClientAddr::new(from)))
+            }
+            Self::Unix(_, listener) => {
+                let (stream, _) = listener.accept()?;
+                Ok((Accepted::Unix(stream), ClientAddr::UNIX))
+            }
+        }
+    }
+
+    /// The port that the kernel has chosen, with its address, or the one that was asked for.
+    pub(super) fn port(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Tcp(listener) => listener.local_addr().ok(),
+            Self::Unix(..) => None,
+        }
+    }
+
+    /// The file, where it is one.
+    pub(super) fn place(&self) -> Option<&Place> {
+        match self {
+            Self::Tcp(_) => None,
+            Self::Unix(place, _) => Some(place),
+        }
+    }
+
+    /// Lets, or no longer lets, another socket of this user be bound to the same port.
+    pub(super) fn share_port(&self, shared: bool) {
+        if let Self::Tcp(listener) = self {
+            // Where it fails the bind that follows fails too, and says why.
+            let _ = SockRef::from(listener).set_reuse_port(shared);
+        }
+    }
+}
+
+impl AsRawFd for Acceptor {
+    fn as_raw_fd(&self) -> RawFd {
+        match self {
+            Self::Tcp(listener) => listener.as_raw_fd(),
+            Self::Unix(_, listener) => listener.as_raw_fd(),
+        }
+    }
+}
+
+/// Connections the kernel keeps ready; it caps this at net.core.somaxconn.
+pub(super) const BACKLOG: i32 = 4096;

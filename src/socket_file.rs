@@ -1,0 +1,198 @@
+//! A Unix socket as a file: never open to more than it should be, never taken from a program that lives, never left
+//! behind.
+
+use std::fs::{self, File, Permissions};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _, chown};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+
+use socket2::{Domain, SockAddr, Socket, Type};
+use tracing::warn;
+
+/// A socket's file. Dropped, it is removed, unless another has come into its place. To be dropped before the socket is
+/// closed: until then the file's number is nobody else's.
+#[derive(Debug)]
+pub struct Place {
+    path: PathBuf,
+    device: u64,
+    inode: u64,
+}
+
+/// Who may connect to a Unix socket: whoever may write to its file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Access {
+    /// The permission bits.
+    pub mode: u32,
+    /// The number of the user it belongs to; the program's own where there is none.
+    pub owner: Option<u32>,
+    /// The number of its group; the program's own where there is none.
+    pub group: Option<u32>,
+}
+
+impl Access {
+    /// Nobody but the user the program runs as, and root.
+    pub const PRIVATE: Self = Self { mode: 0o600, owner: None, group: None };
+}
+
+/// Listens at `path`, in place of a socket that nobody listens at. The kernel keeps as many as `backlog` ready.
+///
+/// # Errors
+/// In words that fit behind the path.
+pub fn listen(path: &Path, access: Access, backlog: i32) -> io::Result<(Place, UnixListener)> {
+    make_room(path)?;
+    let socket = private_socket().map_err(|error| because(&error, "cannot be made"))?;
+    socket.bind(&SockAddr::unix(path)?).map_err(|error| cannot_bind(path, &error))?;
+    let place = Place::of(path)?;
+    place.open_to(access)?;
+    // Until now nobody could connect, whatever the file's mode.
+    socket.listen(backlog).map_err(|error| because(&error, "cannot be listened at"))?;
+    Ok((place, socket.into()))
+}
+
+impl Place {
+    /// The file that was just bound.
+    fn of(path: &Path) -> io::Result<Self> {
+        let file = fs::symlink_metadata(path).map_err(|error| because(&error, "cannot be looked at"))?;
+        let place = Self { path: path.to_owned(), device: file.dev(), inode: file.ino() };
+        if file.mode() & 0o077 != 0 {
+            let mode = file.mode() & 0o777;
+            let why = format!("has the mode {mode:o} on this file system, and would be open to others");
+            return Err(io::Error::other(why));
+        }
+        Ok(place)
+    }
+
+    /// Lets these connect, and nobody else.
+    ///
+    /// # Errors
+    /// In words that fit behind the path.
+    pub fn open_to(&self, access: Access) -> io::Result<()> {
+        let Access { mode, owner, group } = access;
+        if owner.is_some() || group.is_some() {
+            chown(&self.path, owner, group).map_err(|error| because(&error, "cannot be given to its owner"))?;
+        }
+        // Behind the owner: the mode never opens it to one who should not have it.
+        let permissions = Permissions::from_mode(mode);
+        fs::set_permissions(&self.path, permissions).map_err(|error| because(&error, "cannot be given its mode"))
+    }
+
+    /// Whether it is the file at `path`.
+    pub fn is(&self, path: &Path) -> bool {
+        self.path == path
+    }
+
+    /// Whether the file is still there and still the one that was bound.
+    pub fn is_ours(&self) -> bool {
+        fs::symlink_metadata(&self.path).is_ok_and(|file| (file.dev(), file.ino()) == (self.device, self.inode))
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if self.is_ours()
+            && let Err(error) = fs::remove_file(&self.path)
+        {
+            warn!("the socket {} cannot be removed: {error}", self.path.display());
+        }
+    }
+}
+
+/// A socket whose file will have the mode 0600 from its first moment: Linux gives the file the mode of the socket, less the
+/// umask. The umask itself is the whole process's, and other threads make files, too.
+fn private_socket() -> io::Result<Socket> {
+    let file = File::from(OwnedFd::from(new_socket()?));
+    file.set_permissions(Permissions::from_mode(0o600))?;
+    Ok(Socket::from(OwnedFd::from(file)))
+}
+
+/// One that waits for nobody, also when it connects.
+fn new_socket() -> io::Result<Socket> {
+    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    socket.set_nonblocking(true)?;
+    Ok(socket)
+}
+
+/// Removes what a program left that ended without tidying up, and nothing else.
+fn make_room(path: &Path) -> io::Result<()> {
+    match fs::symlink_metadata(path) {
+        Ok(file) if file.file_type().is_socket() => {}
+        Ok(_) => {
+            let why = "is there already and is no socket, so it is not touched; take it away, or choose another path";
+            return Err(io::Error::new(io::ErrorKind::AlreadyExists, why));
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(because(&error, "cannot be looked at")),
+    }
+    match new_socket()?.connect(&SockAddr::unix(path)?) {
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => remove(path),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        // A full queue is one that somebody has.
+        Err(error) if error.kind() != io::ErrorKind::WouldBlock => {
+            Err(because(&error, "is there already, and whether a program answers at it cannot be found out"))
+        }
+        Ok(()) | Err(_) => {
+            let why = "a running program answers there already; end it, or choose another path";
+            Err(io::Error::new(io::ErrorKind::AddrInUse, why))
+        }
+    }
+}
+
+fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(because(&error, "was left by a program that has ended, and cannot be removed"))
+        }
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+fn cannot_bind(path: &Path, error: &io::Error) -> io::Error {
+    let directory = path.parent().filter(|directory| !directory.as_os_str().is_empty());
+    match directory.filter(|directory| error.kind() == io::ErrorKind::NotFound && !directory.exists()) {
+        Some(directory) => {
+            let why = format!(
+                "there is no directory {}; make it, for the user this program runs as (systemd: RuntimeDirectory=)",
+                directory.display()
+            );
+            io::Error::new(error.kind(), why)
+        }
+        None => because(error, "cannot be bound"),
+    }
+}
+
+fn because(error: &io::Error, what: &str) -> io::Error {
+    io::Error::new(error.kind(), format!("{what}: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mode(path: &Path) -> u32 {
+        fs::metadata(path).unwrap().mode() & 0o777
+    }
+
+    /// The mode is there before anybody can connect: the file of a socket that does not listen yet has it.
+    #[test]
+    fn the_file_is_nobody_elses_before_the_socket_listens() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("a.sock");
+        let socket = private_socket().unwrap();
+        socket.bind(&SockAddr::unix(&path).unwrap()).unwrap();
+        assert_eq!(mode(&path), 0o600);
+    }
+
+    #[test]
+    fn the_file_is_opened_to_those_who_should_have_it_whatever_the_umask() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("a.sock");
+        let (place, _socket) = listen(&path, Access { mode: 0o666, ..Access::PRIVATE }, 1).unwrap();
+        assert_eq!(mode(&path), 0o666);
+        place.open_to(Access::PRIVATE).unwrap();
+        assert_eq!(mode(&path), 0o600);
+        drop(place);
+        assert!(!path.exists());
+    }
+}
