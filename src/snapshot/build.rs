@@ -14,7 +14,7 @@ use crate::policy::{ClientAuth, CrlExpired, Enforcement, days_left, expiry_miles
 use crate::protocol::{Protocol, postgres};
 use crate::timestamp;
 use crate::tls::{
-    self, BuildError, Certificate, ClientTrust, Crl, EncryptedKeyError, Passphrase, PemError, ServerCertificate,
+    self, BuildError, Certificate, ClientTrust, Crl, EncryptedKeyError, OwnCertificate, Passphrase, PemError,
     ServerTls, SharedTicketer, StoredKey, TicketKeys, TrustParts,
 };
 
@@ -104,10 +104,10 @@ impl Builder<'_> {
         })
     }
 
-    fn certificate(&mut self, listener: &Listener, files: &CertificateFiles) -> Option<ServerCertificate> {
+    fn certificate(&mut self, listener: &Listener, files: &CertificateFiles) -> Option<OwnCertificate> {
         let chain = self.pem(&files.cert, tls::certificates);
         let key = self.private_key(listener, files);
-        match ServerCertificate::new(chain?, key?) {
+        match OwnCertificate::new(chain?, key?) {
             Ok(certificate) => {
                 for issuer in certificate.chain().iter().skip(1).filter_map(|der| Certificate::parse(der).ok()) {
                     self.warn_about_dates(listener, "intermediate certificate", &issuer);
@@ -303,7 +303,7 @@ impl Builder<'_> {
     fn server_tls(
         &mut self,
         listener: &Listener,
-        certificates: &[ServerCertificate],
+        certificates: &[OwnCertificate],
         trust: ClientTrust,
         inputs: &TlsInputs,
     ) -> Option<ServerTls> {
@@ -334,7 +334,7 @@ impl Builder<'_> {
         parse(&bytes).map_err(|error| self.problems.push(text.problem(error))).ok()
     }
 
-    fn warn_about(&mut self, listener: &Listener, certificates: &[ServerCertificate]) {
+    fn warn_about(&mut self, listener: &Listener, certificates: &[OwnCertificate]) {
         for certificate in certificates {
             self.warn_about_dates(listener, "server certificate", certificate.leaf());
             if !certificate.leaf().sans.iter().any(|san| san.starts_with("dns:") || san.starts_with("ip:")) {
