@@ -12,7 +12,7 @@ use x509_parser::extensions::ParsedExtension;
 use super::Failure;
 use super::inspect::read_certificates;
 use crate::config::Files;
-use crate::tls::{self, Certificate, ServerCertificate};
+use crate::tls::{self, Certificate, OwnCertificate};
 
 /// A CA that can sign, because its key is there.
 pub(super) struct Authority {
@@ -39,7 +39,7 @@ impl Authority {
         let pair = KeyPair::try_from(&private).map_err(unusable)?;
         // A certificate signed with somebody else's key would be issued without complaint and verify nowhere.
         let fits =
-            |der: &&CertificateDer<'static>| ServerCertificate::new(vec![(*der).clone()], private.clone_key()).is_ok();
+            |der: &&CertificateDer<'static>| OwnCertificate::new(vec![(*der).clone()], private.clone_key()).is_ok();
         let Some(own) = bundle.iter().find(fits) else {
             return Err(Failure::file(
                 cert,

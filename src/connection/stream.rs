@@ -1,4 +1,4 @@
-//! A client's TLS over its socket.
+//! TLS over a socket: a client's, or ours towards an upstream.
 //!
 //! Here the record engine and the socket's readiness meet: tokio says when the socket can be read or written, [`Records`]
 //! makes plaintext of what was read and records of what is to be written. Both pass through the thread's buffer; what the
@@ -14,16 +14,16 @@ use tokio::net::TcpStream;
 
 use super::held::Held;
 use super::scratch::{READ, with_sealed};
-use crate::tls::Records;
+use crate::tls::{Records, Server, Side};
 
-/// A client inside TLS.
+/// A client inside TLS, or an upstream.
 ///
 /// Reading ends with close_notify or with TCP, whichever comes first. Shutting down sends close_notify and leaves reading
 /// as it is.
 #[derive(Debug)]
-pub(super) struct TlsStream<S = TcpStream> {
-    socket: S,
-    records: Records,
+pub(super) struct TlsStream<T = TcpStream, S: Side = Server> {
+    socket: T,
+    records: Records<S>,
     /// Opened, but not read yet: what came with the end of the handshake, or more than the reader had room for.
     unread: Held,
     /// Sealed, but not taken by the socket yet.
@@ -32,32 +32,44 @@ pub(super) struct TlsStream<S = TcpStream> {
     broken: Option<io::Error>,
     /// Everything has been sent, the end of the stream included.
     finished: bool,
+    /// TCP has ended before close_notify came.
+    cut: bool,
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> TlsStream<S> {
-    pub(super) fn new(socket: S, records: Records) -> Self {
+impl<T: AsyncRead + AsyncWrite + Unpin, S: Side> TlsStream<T, S> {
+    pub(super) fn new(socket: T, records: Records<S>) -> Self {
         let (unread, unsent) = Default::default();
-        Self { socket, records, unread, unsent, broken: None, finished: false }
+        Self { socket, records, unread, unsent, broken: None, finished: false, cut: false }
     }
 
-    /// What is known of the client's TLS.
-    pub(super) fn records(&self) -> &Records {
+    /// What is known of the TLS.
+    pub(super) fn records(&self) -> &Records<S> {
         &self.records
     }
 
     /// The socket, whatever is still to be sent or read forgotten.
-    pub(super) fn into_socket(self) -> S {
+    pub(super) fn into_socket(self) -> T {
         self.socket
+    }
+
+    /// Whether what was read ended with TCP alone. Without close_notify nobody can say whether it is all that was meant to
+    /// be said.
+    #[cfg_attr(not(test), allow(dead_code, reason = "asked of upstreams, as soon as one can be dialled by TLS"))]
+    pub(super) fn was_cut(&self) -> bool {
+        self.cut
     }
 
     /// Takes the handshake one flight further. To be called until it is over.
     ///
     /// # Errors
-    /// The socket's, or rustls' inside an [`io::ErrorKind::InvalidData`]; then the client has been sent the alert.
+    /// The socket's, or rustls' inside an [`io::ErrorKind::InvalidData`]; then the other side has been sent the alert.
     pub(super) async fn next_flight(&mut self) -> io::Result<()> {
+        // A client has the first word.
+        self.records.speak(self.unsent.end());
+        poll_fn(|cx| self.poll_send(cx)).await?;
         let received = poll_fn(|cx| self.poll_receive(&mut ReadBuf::new(&mut []), cx)).await?;
         let sent = poll_fn(|cx| self.poll_send(cx)).await;
-        // Why the client is refused matters more than that it did not wait to hear it.
+        // Why the other side is refused matters more than that it did not wait to hear it.
         if let Some(error) = self.broken.take() {
             return Err(error);
         }
@@ -98,7 +110,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> TlsStream<S> {
     }
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for TlsStream<S> {
+impl<T: AsyncRead + AsyncWrite + Unpin, S: Side> AsyncRead for TlsStream<T, S> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, plain: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let before = plain.filled().len();
@@ -120,13 +132,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for TlsStream<S> {
             }
             // What came may have been part of a record, or nothing that is for the reader.
             if ready!(this.poll_receive(plain, cx))? == 0 {
+                this.cut = true;
                 return Poll::Ready(Ok(()));
             }
         }
     }
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for TlsStream<S> {
+impl<T: AsyncRead + AsyncWrite + Unpin, S: Side> AsyncWrite for TlsStream<T, S> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, plain: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         ready!(this.poll_send(cx))?;
@@ -134,7 +147,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for TlsStream<S> {
         let Self { socket, records, unsent, broken, .. } = this;
         with_sealed(|scratch| {
             let sealed = records.seal(plain, scratch);
-            // What the client broke is the reason, whoever notices first.
+            // What the other side broke is the reason, whoever notices first.
             let sealed = sealed.map_err(|error| broken.take().unwrap_or_else(|| io::Error::other(error)))?;
             unsent.send_or_hold(scratch.get(..sealed).unwrap_or_default(), socket, &mut 0, cx)?;
             Poll::Ready(Ok(plain.len()))

@@ -74,7 +74,7 @@ impl Choice {
 }
 
 /// Matches as RFC 6125 §6.4.3 does: `*` is the whole leftmost label and stands for exactly one.
-fn matches(pattern: &str, host: &str) -> bool {
+pub(super) fn matches(pattern: &str, host: &str) -> bool {
     match pattern.strip_prefix("*.") {
         Some(domain) => host.split_once('.').is_some_and(|(label, rest)| !label.is_empty() && rest == domain),
         None => pattern == host,

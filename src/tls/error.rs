@@ -15,7 +15,7 @@ pub enum BuildError {
     #[error("client trust cannot be built: {0}")]
     ClientTrust(String),
     /// No certificate at all.
-    #[error("there is no server certificate")]
+    #[error("there is no certificate")]
     EmptyChain,
     /// The key is of a kind or size that is not supported.
     #[error("the private key cannot be used: {0}")]
@@ -28,7 +28,7 @@ pub enum BuildError {
     },
     /// The key belongs to a certificate further down the chain.
     #[error(
-        "the private key belongs to certificate {position} of the file; the server's own certificate must come first, then its issuers"
+        "the private key belongs to certificate {position} of the file; the one it belongs to must come first, then its issuers"
     )]
     LeafNotFirst {
         /// Its number, from 1.
@@ -52,6 +52,28 @@ pub enum BuildError {
         subject: String,
         /// What the handshake fails with.
         error: String,
+    },
+    /// What the key signs is not what its certificate verifies.
+    #[error("the private key of {subject} cannot sign: {error}")]
+    CannotSign {
+        /// Subject of the certificate.
+        subject: String,
+        /// What signing or verifying fails with.
+        error: String,
+    },
+    /// The system trusts nobody.
+    #[error("the system has no root certificates ({why}); install its package ca-certificates, or set ca")]
+    NoSystemRoots {
+        /// What is known of that.
+        why: String,
+    },
+    /// What is to be a server's name can be none.
+    #[error(
+        "{name:?} can be no server's name; set server_name to a host name, in its xn-- form where it is not ASCII, or an address"
+    )]
+    ServerName {
+        /// As it is written.
+        name: String,
     },
     /// The provider cannot do what it always could.
     #[error("the keys of session tickets cannot be derived")]

@@ -29,7 +29,7 @@ pub fn is_refusal_of_ours(error: &io::Error) -> bool {
     matches!(tls_error(error), Some(Error::AlertReceived(alert)) if blames_certificate(*alert))
 }
 
-fn tls_error(error: &io::Error) -> Option<&Error> {
+pub(super) fn tls_error(error: &io::Error) -> Option<&Error> {
     error.get_ref()?.downcast_ref()
 }
 
@@ -60,7 +60,7 @@ pub(super) fn refused_by_us(error: &Error, refused: Option<&Certificate>) -> Str
 }
 
 /// The certificate with what an operator needs to find it.
-fn in_words(certificate: &Certificate) -> String {
+pub(super) fn in_words(certificate: &Certificate) -> String {
     let Certificate { subject, issuer, not_after, sha256, .. } = certificate;
     format!("{subject} (issued by {issuer}, valid until {}, sha256 {sha256})", timestamp::seconds(*not_after))
 }

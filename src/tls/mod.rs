@@ -12,6 +12,7 @@ mod encrypted_key;
 mod error;
 mod failure;
 mod name;
+mod own;
 mod parts;
 mod pem;
 mod records;
@@ -21,6 +22,7 @@ mod server;
 pub(crate) mod specimen;
 mod tickets;
 mod trust;
+mod upstream;
 mod verified;
 mod verifier;
 
@@ -30,12 +32,14 @@ pub use crl::{Crl, CrlError, CrlFault, CrlNumber, CrlSet};
 pub use encrypted_key::{EncryptedKey, EncryptedKeyError, NoPassphrase, Passphrase};
 pub use error::BuildError;
 pub use failure::{handshake_failure, is_refusal_of_ours};
+pub use own::OwnCertificate;
 pub use parts::TrustParts;
 pub use pem::{PemError, StoredKey, certificates, count_private_keys, private_key, stored_key};
-pub use records::{MOST_UNOPENED, Records, most_overhead};
-pub use server::{Attempt, ServerCertificate, ServerTls};
+pub use records::{Client, MOST_UNOPENED, Records, Server, Side, most_overhead};
+pub use server::{Attempt, ServerTls};
 pub use tickets::{SharedTicketer, TicketKeys, TicketKeysError};
 pub use trust::{ClientTrust, Evidence, Identity};
+pub use upstream::{Alpn, Anchors, UpstreamAttempt, UpstreamParts, UpstreamTls, Verification, system_roots};
 
 use std::sync::{Arc, LazyLock};
 

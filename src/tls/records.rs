@@ -1,4 +1,5 @@
-//! The record engine: one client's TLS, without a socket and without a buffer of its own.
+//! The record engine: one connection's TLS, without a socket and without a buffer of its own. It is the server's towards
+//! clients and the client's towards upstreams.
 //!
 //! What was received is opened where it lies, and what is to be sent is sealed into a buffer that is lent. All that is kept
 //! between two calls is a record, or a handshake message, that has not come whole. So an idle session owns no buffer, and
@@ -6,16 +7,69 @@
 //! kernel has the socket, and would take the place of what is inside `TlsStream`.
 
 use std::fmt;
+use std::ops::DerefMut;
 use std::sync::Arc;
 
-use rustls::pki_types::CertificateDer;
+use rustls::client::{ClientConnectionData, UnbufferedClientConnection};
+use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::server::{ServerConnectionData, UnbufferedServerConnection};
-use rustls::unbuffered::{ConnectionState, EncodeError, EncodeTlsData, EncryptError, UnbufferedStatus, WriteTraffic};
-use rustls::{CipherSuite, Error, ProtocolVersion, ServerConfig, SupportedCipherSuite};
+use rustls::unbuffered::{
+    ConnectionState, EncodeError, EncodeTlsData, EncryptError, UnbufferedConnectionCommon, UnbufferedStatus,
+    WriteTraffic,
+};
+use rustls::{
+    CipherSuite, ClientConfig, Error, HandshakeKind, ProtocolVersion, ServerConfig, SideData, SupportedCipherSuite,
+};
 
-/// One client's TLS, from its first record to close_notify.
-pub struct Records {
-    connection: UnbufferedServerConnection,
+/// Which side of TLS we are.
+pub trait Side: fmt::Debug + Send + Sync + 'static {
+    /// What rustls keeps for this side.
+    type Data: SideData;
+    /// rustls' connection.
+    type Connection: DerefMut<Target = UnbufferedConnectionCommon<Self::Data>> + Send + Sync + Unpin;
+
+    /// rustls has this method twice, once for each side.
+    fn process<'c, 'i>(
+        connection: &'c mut Self::Connection,
+        sealed: &'i mut [u8],
+    ) -> UnbufferedStatus<'c, 'i, Self::Data>;
+}
+
+/// The side that is called: ours towards clients.
+#[derive(Debug)]
+pub enum Server {}
+
+/// The side that calls: ours towards upstreams.
+#[derive(Debug)]
+pub enum Client {}
+
+impl Side for Server {
+    type Data = ServerConnectionData;
+    type Connection = UnbufferedServerConnection;
+
+    fn process<'c, 'i>(
+        connection: &'c mut Self::Connection,
+        sealed: &'i mut [u8],
+    ) -> UnbufferedStatus<'c, 'i, Self::Data> {
+        connection.process_tls_records(sealed)
+    }
+}
+
+impl Side for Client {
+    type Data = ClientConnectionData;
+    type Connection = UnbufferedClientConnection;
+
+    fn process<'c, 'i>(
+        connection: &'c mut Self::Connection,
+        sealed: &'i mut [u8],
+    ) -> UnbufferedStatus<'c, 'i, Self::Data> {
+        connection.process_tls_records(sealed)
+    }
+}
+
+/// One connection's TLS, from its first record to close_notify.
+pub struct Records<S: Side = Server> {
+    connection: S::Connection,
     /// What rustls has not done with. It counts on being shown these bytes at every call, even where it is only to seal.
     unopened: Vec<u8>,
     stage: Stage,
@@ -26,9 +80,9 @@ pub struct Records {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
     Open,
-    /// The client has said close_notify.
+    /// The other side has said close_notify.
     Ended,
-    /// The client has sent what is no TLS; the alert has been handed out, and nothing can be opened or sealed any more.
+    /// The other side has sent what is no TLS; the alert has been handed out, and nothing can be opened or sealed any more.
     Broken,
 }
 
@@ -56,8 +110,33 @@ impl Records {
     /// # Errors
     /// When rustls cannot use the configuration.
     pub fn new(config: Arc<ServerConfig>) -> Result<Self, Error> {
-        let connection = UnbufferedServerConnection::new(config)?;
-        Ok(Self { connection, unopened: Vec::new(), stage: Stage::Open, closed: false })
+        UnbufferedServerConnection::new(config).map(Self::of)
+    }
+
+    /// The certificates the client presented, in this handshake or the one it resumes, leaf first.
+    pub fn client_chain(&self) -> &[CertificateDer<'static>] {
+        self.presented()
+    }
+}
+
+impl Records<Client> {
+    /// A server to whom nothing has been said. The first word is ours: [`speak`](Self::speak) has it.
+    ///
+    /// # Errors
+    /// When rustls cannot use the configuration.
+    pub fn connect(config: Arc<ClientConfig>, name: ServerName<'static>) -> Result<Self, Error> {
+        UnbufferedClientConnection::new(config, name).map(Self::of)
+    }
+
+    /// The certificates the server presented, in this handshake or the one it resumes, leaf first.
+    pub fn server_chain(&self) -> &[CertificateDer<'static>] {
+        self.presented()
+    }
+}
+
+impl<S: Side> Records<S> {
+    fn of(connection: S::Connection) -> Self {
+        Self { connection, unopened: Vec::new(), stage: Stage::Open, closed: false }
     }
 
     /// How many bytes wait for more to come, [`MOST_UNOPENED`] at most.
@@ -65,10 +144,10 @@ impl Records {
         self.unopened.len()
     }
 
-    /// Opens, in place, every record that is whole by now, and hands what the client said to `plain`, record by record.
+    /// Opens, in place, every record that is whole by now, and hands what the other side said to `plain`, record by record.
     /// `sealed` is what was received, behind room for as many bytes as are [`unopened`](Self::unopened).
     ///
-    /// What has to be answered, such as the server's part of the handshake or an alert, is put behind `answer`.
+    /// What has to be answered, such as our part of the handshake or an alert, is put behind `answer`.
     ///
     /// # Errors
     /// What is wrong with the records. Those before have been handed out, no more can be opened, and `answer` ends with
@@ -93,7 +172,7 @@ impl Records {
         let mut done = 0;
         loop {
             let rest = sealed.get_mut(done..).unwrap_or_default();
-            let UnbufferedStatus { mut discard, state } = self.connection.process_tls_records(rest);
+            let UnbufferedStatus { mut discard, state } = S::process(&mut self.connection, rest);
             let goes_on = match state {
                 Ok(ConnectionState::EncodeTlsData(data)) => {
                     append(answer, data)?;
@@ -137,7 +216,7 @@ impl Records {
     /// Takes what waits to be sent. rustls hands that out before it looks at the records again.
     fn drain(&mut self, rest: &mut [u8], answer: &mut Vec<u8>) {
         while self.connection.wants_write() {
-            let Ok(ConnectionState::EncodeTlsData(data)) = self.connection.process_tls_records(rest).state else {
+            let Ok(ConnectionState::EncodeTlsData(data)) = S::process(&mut self.connection, rest).state else {
                 return;
             };
             if append(answer, data).is_err() {
@@ -185,12 +264,17 @@ impl Records {
         })
     }
 
-    /// Puts close_notify behind `answer`, once: nothing more will be sealed. What the client still says can be opened.
-    pub fn close(&mut self, answer: &mut Vec<u8>) {
-        // rustls may have said it already, as when the keys are worn out.
+    /// Puts what TLS has to say unasked behind `answer`, such as a client's hello.
+    pub fn speak(&mut self, answer: &mut Vec<u8>) {
         let mut unopened = std::mem::take(&mut self.unopened);
         self.drain(&mut unopened, answer);
         self.unopened = unopened;
+    }
+
+    /// Puts close_notify behind `answer`, once: nothing more will be sealed. What the other side still says can be opened.
+    pub fn close(&mut self, answer: &mut Vec<u8>) {
+        // rustls may have said it already, as when the keys are worn out.
+        self.speak(answer);
         let mut room = [0; OWN_WORDS];
         // Where there is no key to say it by, or an alert has said it already, nothing is owed.
         if let Ok(taken) = self.writing(|mut traffic| Ok(traffic.queue_close_notify(&mut room).unwrap_or_default())) {
@@ -199,15 +283,12 @@ impl Records {
         }
     }
 
-    fn writing<T>(
-        &mut self,
-        work: impl FnOnce(WriteTraffic<'_, ServerConnectionData>) -> Result<T, Error>,
-    ) -> Result<T, Error> {
+    fn writing<T>(&mut self, work: impl FnOnce(WriteTraffic<'_, S::Data>) -> Result<T, Error>) -> Result<T, Error> {
         if self.stage == Stage::Broken {
             return Err(broken_before());
         }
         loop {
-            match self.connection.process_tls_records(&mut self.unopened).state? {
+            match S::process(&mut self.connection, &mut self.unopened).state? {
                 ConnectionState::WriteTraffic(traffic) => return work(traffic),
                 ConnectionState::TransmitTlsData(data) => data.done(),
                 _ => return Err(Error::HandshakeNotComplete),
@@ -215,7 +296,7 @@ impl Records {
         }
     }
 
-    /// Whether the client has said that it will say no more.
+    /// Whether the other side has said that it will say no more.
     pub fn has_ended(&self) -> bool {
         self.stage == Stage::Ended
     }
@@ -225,9 +306,13 @@ impl Records {
         self.connection.is_handshaking()
     }
 
-    /// The certificates the client presented, in this handshake or the one it resumes, leaf first.
-    pub fn client_chain(&self) -> &[CertificateDer<'static>] {
+    fn presented(&self) -> &[CertificateDer<'static>] {
         self.connection.peer_certificates().unwrap_or_default()
+    }
+
+    /// Whether the handshake took up an earlier session, in which nobody is asked to show a certificate.
+    pub fn is_resumed(&self) -> bool {
+        self.connection.handshake_kind() == Some(HandshakeKind::Resumed)
     }
 
     /// The version that was negotiated, as audit events have it: `TLSv1.3`.
@@ -246,7 +331,7 @@ impl Records {
     }
 }
 
-impl fmt::Debug for Records {
+impl<S: Side> fmt::Debug for Records<S> {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         // Whatever else is in there, keys are.
         formatter.debug_struct("Records").field("stage", &self.stage).finish_non_exhaustive()
@@ -254,7 +339,7 @@ impl fmt::Debug for Records {
 }
 
 /// Puts what rustls has to say behind `answer`.
-fn append(answer: &mut Vec<u8>, mut data: EncodeTlsData<'_, ServerConnectionData>) -> Result<(), Error> {
+fn append<Data>(answer: &mut Vec<u8>, mut data: EncodeTlsData<'_, Data>) -> Result<(), Error> {
     let end = answer.len();
     // It tells how much room it needs by refusing none.
     if let Err(EncodeError::InsufficientSize(size)) = data.encode(&mut []) {

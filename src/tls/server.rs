@@ -3,16 +3,15 @@
 use std::sync::Arc;
 
 use rustls::crypto::aws_lc_rs::Ticketer;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::ResolvesServerCert;
 use rustls::server::danger::ClientCertVerifier;
-use rustls::sign::CertifiedKey;
 use rustls::version::{TLS12, TLS13};
 use rustls::{Error, ServerConfig, SupportedProtocolVersion};
 
 use super::certificate::Certificate;
 use super::chooser::{Choice, Chooser, HelloWitness, Overheard};
 use super::error::BuildError;
+use super::own::OwnCertificate;
 use super::provider;
 use super::records::Records;
 use super::rehearsal::rehearse;
@@ -43,50 +42,6 @@ fn versions(min_version: MinTlsVersion) -> &'static [&'static SupportedProtocolV
 static ALL_VERSIONS: &[&SupportedProtocolVersion] = &[&TLS13, &TLS12];
 static TLS13_ONLY: &[&SupportedProtocolVersion] = &[&TLS13];
 
-/// A certificate chain with its key, known to belong together.
-#[derive(Clone, Debug)]
-pub struct ServerCertificate {
-    key: Arc<CertifiedKey>,
-    leaf: Certificate,
-}
-
-impl ServerCertificate {
-    /// Joins a chain, leaf first, with its private key.
-    ///
-    /// # Errors
-    /// When they do not belong together or cannot be used.
-    pub fn new(chain: Vec<CertificateDer<'static>>, key: PrivateKeyDer<'static>) -> Result<Self, BuildError> {
-        let leaf_der = chain.first().ok_or(BuildError::EmptyChain)?;
-        let leaf = BuildError::unless_version_3(Certificate::parse(leaf_der)?)?;
-        for rest in chain.iter().skip(1) {
-            Certificate::parse(rest)?;
-        }
-        let key = provider().key_provider.load_private_key(key).map_err(|error| BuildError::Key(error.to_string()))?;
-        let certified = CertifiedKey::new(chain.clone(), Arc::clone(&key));
-        if certified.keys_match().is_err() {
-            let elsewhere = chain
-                .iter()
-                .skip(1)
-                .position(|other| CertifiedKey::new(vec![other.clone()], Arc::clone(&key)).keys_match().is_ok());
-            return Err(match elsewhere {
-                Some(index) => BuildError::LeafNotFirst { position: index + 2 },
-                None => BuildError::KeyMismatch { subject: leaf.subject },
-            });
-        }
-        Ok(Self { key: Arc::new(certified), leaf })
-    }
-
-    /// The certificates, leaf first.
-    pub fn chain(&self) -> &[CertificateDer<'static>] {
-        &self.key.cert
-    }
-
-    /// The facts of the leaf.
-    pub fn leaf(&self) -> &Certificate {
-        &self.leaf
-    }
-}
-
 impl ServerTls {
     /// Builds the configuration. `alpn` is what may be negotiated; where it is empty a client's offer is passed over. Without
     /// a `ticketer` there is one with keys of its own, which nobody else ever has.
@@ -94,7 +49,7 @@ impl ServerTls {
     /// # Errors
     /// When no certificate is given or rustls refuses a part.
     pub fn new(
-        certificates: &[ServerCertificate],
+        certificates: &[OwnCertificate],
         trust: ClientTrust,
         min_version: MinTlsVersion,
         alpn: &[&[u8]],
@@ -104,16 +59,16 @@ impl ServerTls {
             return Err(BuildError::EmptyChain);
         }
         for certificate in certificates {
-            rehearse(&certificate.key, versions(min_version)).map_err(|error| BuildError::Rehearsal {
-                subject: certificate.leaf.subject.clone(),
+            rehearse(certificate.key(), versions(min_version)).map_err(|error| BuildError::Rehearsal {
+                subject: certificate.leaf().subject.clone(),
                 error: error.to_string(),
             })?;
         }
         let choices = certificates
             .iter()
             .map(|certificate| Choice {
-                key: Arc::clone(&certificate.key),
-                names: certificate.leaf.dns_names().collect(),
+                key: Arc::clone(certificate.key()),
+                names: certificate.leaf().dns_names().collect(),
             })
             .collect();
         let chooser = Arc::new(Chooser::new(choices));
@@ -124,7 +79,7 @@ impl ServerTls {
             Some(shared) => Arc::new(shared),
             None => Ticketer::new().map_err(|error| BuildError::Rustls(error.to_string()))?,
         };
-        let certificates = certificates.iter().map(|certificate| Arc::new(certificate.leaf.clone())).collect();
+        let certificates = certificates.iter().map(|certificate| Arc::new(certificate.leaf().clone())).collect();
         Ok(Self { pattern: config, min_version, chooser, certificates, trust })
     }
 

@@ -261,7 +261,7 @@ pub(super) struct LongChain;
 /// many times as many paths to try, before the client has shown to have any key.
 const MOST_INTERMEDIATES: usize = 6;
 
-fn in_its_time(leaf: &CertificateDer<'_>, now: OffsetDateTime) -> Result<(), Error> {
+pub(super) fn in_its_time(leaf: &CertificateDer<'_>, now: OffsetDateTime) -> Result<(), Error> {
     let facts = Certificate::parse(leaf).map_err(|_| CertificateError::BadEncoding)?;
     if now < facts.not_before {
         Err(CertificateError::NotValidYet.into())
@@ -272,8 +272,14 @@ fn in_its_time(leaf: &CertificateDer<'_>, now: OffsetDateTime) -> Result<(), Err
     }
 }
 
-fn unix_time(moment: OffsetDateTime) -> UnixTime {
+pub(super) fn unix_time(moment: OffsetDateTime) -> UnixTime {
     UnixTime::since_unix_epoch(Duration::from_secs(u64::try_from(moment.unix_timestamp()).unwrap_or(0)))
+}
+
+/// The time as rustls tells it to a verifier.
+pub(super) fn moment(now: UnixTime) -> Result<OffsetDateTime, Error> {
+    let now = i64::try_from(now.as_secs()).ok().and_then(|now| OffsetDateTime::from_unix_timestamp(now).ok());
+    now.ok_or(Error::FailedToGetCurrentTime)
 }
 
 /// The verifier of one handshake. It remembers the certificate it refuses.
@@ -296,9 +302,7 @@ impl ClientCertVerifier for RefusalWitness {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        let now = i64::try_from(now.as_secs()).ok().and_then(|now| OffsetDateTime::from_unix_timestamp(now).ok());
-        let now = now.ok_or(Error::FailedToGetCurrentTime)?;
-        match self.verifier.verify(leaf, intermediates, now) {
+        match self.verifier.verify(leaf, intermediates, moment(now)?) {
             Ok(()) => Ok(ClientCertVerified::assertion()),
             Err(error) => {
                 // One that cannot be read has nothing to say.

@@ -1,5 +1,6 @@
 //! The stream over pipes in memory, with tokio-rustls at the other end.
 
+mod calling;
 mod pressure;
 mod sessions;
 
@@ -15,8 +16,8 @@ use tokio::time::timeout;
 use tokio_rustls::{TlsConnector, client};
 
 use crate::connection::stream::TlsStream;
-use crate::tls::Records;
 use crate::tls::specimen::{Accent, speech};
+use crate::tls::{Records, Side};
 
 const ACCENT: Accent = Accent { suite: 0, record: None, known: false };
 
@@ -45,7 +46,7 @@ async fn pair(accent: Accent) -> (client::TlsStream<DuplexStream>, TlsStream<Dup
     tokio::join!(call(accent, near), answer(accent, far))
 }
 
-fn assert_owns_nothing<S>(stream: &TlsStream<S>) {
+fn assert_owns_nothing<T, S: Side>(stream: &TlsStream<T, S>) {
     assert!(stream.unread.is_empty() && stream.unsent.is_empty());
     assert_eq!(stream.records.unopened(), 0);
 }
@@ -83,6 +84,7 @@ proptest! {
                 heard
             };
             let ((), heard) = tokio::join!(say, hear);
+            assert!(!ours.was_cut(), "that was close_notify");
             assert_owns_nothing(&ours);
             heard
         });
@@ -146,6 +148,7 @@ fn the_end_of_tcp_ends_reading_and_leaves_writing_as_it_is() {
             let mut heard = Vec::new();
             ours.read_to_end(&mut heard).await.unwrap();
             assert_eq!(heard, b"before");
+            assert!(ours.was_cut());
             ours.write_all(b"after").await.unwrap();
             ours.shutdown().await.unwrap();
             let mut told = Vec::new();

@@ -12,7 +12,7 @@ use crate::protocol::{Protocol, postgres};
 use crate::snapshot::{Terms, TlsInputs};
 use crate::timestamp;
 use crate::tls::{
-    self, BuildError, Certificate, ClientTrust, Crl, EncryptedKeyError, Passphrase, ServerCertificate, ServerTls,
+    self, BuildError, Certificate, ClientTrust, Crl, EncryptedKeyError, OwnCertificate, Passphrase, ServerTls,
     SharedTicketer, StoredKey, TicketKeys, TrustParts,
 };
 
@@ -82,10 +82,10 @@ impl Builder<'_> {
         Some(Server { tls: Some(built), anchors, pinned, inputs: Some(inputs) })
     }
 
-    pub(super) fn certificate(&mut self, files: &CertificateFiles) -> Option<ServerCertificate> {
+    pub(super) fn certificate(&mut self, files: &CertificateFiles) -> Option<OwnCertificate> {
         let chain = self.pem(&files.cert, tls::certificates);
         let key = self.private_key(files);
-        match ServerCertificate::new(chain?, key?) {
+        match OwnCertificate::new(chain?, key?) {
             Ok(certificate) => {
                 for issuer in certificate.chain().iter().skip(1).filter_map(|der| Certificate::parse(der).ok()) {
                     self.warn_about_dates("intermediate certificate", &issuer);
@@ -266,7 +266,7 @@ impl Builder<'_> {
     fn server_tls(
         &mut self,
         tls: &Tls,
-        certificates: &[ServerCertificate],
+        certificates: &[OwnCertificate],
         trust: ClientTrust,
         inputs: &TlsInputs,
     ) -> Option<ServerTls> {
@@ -305,7 +305,7 @@ impl Builder<'_> {
         }
     }
 
-    fn warn_about_certificates(&mut self, certificates: &[ServerCertificate]) {
+    fn warn_about_certificates(&mut self, certificates: &[OwnCertificate]) {
         for certificate in certificates {
             self.warn_about_dates("server certificate", certificate.leaf());
             if !certificate.leaf().sans.iter().any(|san| san.starts_with("dns:") || san.starts_with("ip:")) {

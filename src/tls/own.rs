@@ -1,0 +1,68 @@
+//! Our own certificates, with their keys.
+
+use std::sync::Arc;
+
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::sign::CertifiedKey;
+
+use super::certificate::Certificate;
+use super::error::BuildError;
+use super::provider;
+
+/// A certificate chain with its key, known to belong together: what clients are shown, or an upstream that asks for it.
+#[derive(Clone, Debug)]
+pub struct OwnCertificate {
+    key: Arc<CertifiedKey>,
+    leaf: Certificate,
+}
+
+impl OwnCertificate {
+    /// Joins a chain, leaf first, with its private key.
+    ///
+    /// # Errors
+    /// When they do not belong together or cannot be used.
+    pub fn new(chain: Vec<CertificateDer<'static>>, key: PrivateKeyDer<'static>) -> Result<Self, BuildError> {
+        let leaf_der = chain.first().ok_or(BuildError::EmptyChain)?;
+        let leaf = BuildError::unless_version_3(Certificate::parse(leaf_der)?)?;
+        for rest in chain.iter().skip(1) {
+            Certificate::parse(rest)?;
+        }
+        let key = provider().key_provider.load_private_key(key).map_err(|error| BuildError::Key(error.to_string()))?;
+        let certified = CertifiedKey::new(chain.clone(), Arc::clone(&key));
+        if certified.keys_match().is_err() {
+            let elsewhere = chain
+                .iter()
+                .skip(1)
+                .position(|other| CertifiedKey::new(vec![other.clone()], Arc::clone(&key)).keys_match().is_ok());
+            return Err(match elsewhere {
+                Some(index) => BuildError::LeafNotFirst { position: index + 2 },
+                None => BuildError::KeyMismatch { subject: leaf.subject },
+            });
+        }
+        Ok(Self { key: Arc::new(certified), leaf })
+    }
+
+    /// The certificates, leaf first.
+    pub fn chain(&self) -> &[CertificateDer<'static>] {
+        &self.key.cert
+    }
+
+    /// What rustls signs with.
+    pub(super) fn key(&self) -> &Arc<CertifiedKey> {
+        &self.key
+    }
+
+    /// The facts of the leaf.
+    pub fn leaf(&self) -> &Certificate {
+        &self.leaf
+    }
+}
+
+/// The chain says it all: the key is the one that belongs to its leaf.
+impl PartialEq for OwnCertificate {
+    fn eq(&self, other: &Self) -> bool {
+        self.chain() == other.chain()
+    }
+}
+
+impl Eq for OwnCertificate {}

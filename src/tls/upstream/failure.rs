@@ -1,0 +1,178 @@
+//! What goes wrong in TLS with an upstream: which side refused what, and what to do.
+
+use std::io;
+
+use rustls::{AlertDescription, CertificateError, Error, InvalidMessage, OtherError};
+use time::OffsetDateTime;
+
+use super::verification::Refusal;
+use crate::timestamp;
+use crate::tls::certificate::Certificate;
+use crate::tls::failure::{in_words, tls_error};
+
+/// Explains what a handshake or a read failed with, where it is TLS that failed. `own` is our certificate.
+pub(super) fn explain(error: &io::Error, own: Option<&Certificate>) -> Option<String> {
+    let Some(error) = tls_error(error) else {
+        return (error.kind() == io::ErrorKind::UnexpectedEof).then(|| HUNG_UP.to_owned());
+    };
+    Some(match error {
+        Error::AlertReceived(alert) => refused_by_upstream(*alert, own),
+        Error::InvalidCertificate(CertificateError::Other(OtherError(cause))) => {
+            match cause.downcast_ref::<Refusal>() {
+                Some(refusal) => refusal.words.clone(),
+                None => error.to_string(),
+            }
+        }
+        Error::InvalidCertificate(_) => format!("the upstream's certificate cannot be used: {error}"),
+        Error::InvalidMessage(InvalidMessage::InvalidContentType) => PLAINTEXT.to_owned(),
+        error => format!("TLS with the upstream failed: {error}"),
+    })
+}
+
+const HUNG_UP: &str = "the upstream closed the connection during the TLS handshake; it may not speak TLS on this port, or it may \
+                       want another certificate than ours";
+
+const PLAINTEXT: &str = "what the upstream answers is not TLS; if it does not speak TLS on this port, give its TLS port, or set \
+                         tls = \"disable\"";
+
+/// The certificate of the upstream, what is wrong with it, and what to do.
+pub(super) fn refused_by_us(
+    error: &Error,
+    facts: &Certificate,
+    name: &str,
+    of_system: bool,
+    now: OffsetDateTime,
+) -> String {
+    use CertificateError as E;
+    let certificate = in_words(facts);
+    let cause = match error {
+        Error::InvalidCertificate(E::UnknownIssuer | E::BadSignature) => unknown_issuer(facts, of_system).to_owned(),
+        Error::InvalidCertificate(E::Expired | E::ExpiredContext { .. }) if now >= facts.end() => {
+            "it has run out; the upstream needs a new one".to_owned()
+        }
+        Error::InvalidCertificate(E::Expired | E::ExpiredContext { .. }) => {
+            "an intermediate the upstream sent with it has run out; the upstream needs a new one".to_owned()
+        }
+        Error::InvalidCertificate(E::NotValidYet | E::NotValidYetContext { .. }) => {
+            let from = timestamp::seconds(facts.not_before);
+            format!(
+                "it, or an intermediate sent with it, is not valid yet (its own time begins {from}); is the clock right?"
+            )
+        }
+        Error::InvalidCertificate(E::NotValidForName | E::NotValidForNameContext { .. }) => not_named(facts, name),
+        Error::InvalidCertificate(E::InvalidPurpose | E::InvalidPurposeContext { .. }) => {
+            "its extended key usage does not let it be a server's; the upstream needs one with serverAuth".to_owned()
+        }
+        _ if facts.version != 3 => format!(
+            "it is of X.509 version {}, which is trusted only where ca holds that very certificate; better give the \
+             upstream one of version 3",
+            facts.version
+        ),
+        _ if facts.ca => {
+            "it is a CA's certificate, which is trusted as a server's own only where ca holds that very certificate"
+                .to_owned()
+        }
+        error => error.to_string(),
+    };
+    format!("the upstream's certificate {certificate}: {cause}")
+}
+
+fn unknown_issuer(facts: &Certificate, of_system: bool) -> &'static str {
+    match (facts.self_signed, of_system) {
+        (true, true) => "nobody but itself has issued it; set ca to a file that holds it",
+        (true, false) => "nobody but itself has issued it, and it is not in ca; if it is the right one, put it there",
+        (false, true) => {
+            "none of the system's root certificates has issued it, directly or by way of the intermediates the upstream \
+             sent; set ca to the bundle of the CA that has"
+        }
+        (false, false) => {
+            "no certificate of ca has issued it, directly or by way of the intermediates the upstream sent; put the \
+             certificate of the CA that has into ca"
+        }
+    }
+}
+
+fn not_named(facts: &Certificate, name: &str) -> String {
+    let names = match (facts.sans.as_slice(), &facts.common_name) {
+        ([], None) => "it names no host at all".to_owned(),
+        ([], Some(common)) => format!("its only name is the common name {common:?}"),
+        (sans, _) => {
+            let shown: Vec<_> = sans.iter().take(MOST_NAMES).map(|name| name.escape_debug().to_string()).collect();
+            let more = if sans.len() > MOST_NAMES { ", …" } else { "" };
+            format!("its names are {}{more}", shown.join(", "))
+        }
+    };
+    format!(
+        "it is not for {name:?}; {names}. Set server_name to one of them, give the upstream a certificate for {name:?}, or let \
+         every certificate of its CA do with tls = \"verify-ca\""
+    )
+}
+
+/// Enough to see what kind of certificate it is.
+const MOST_NAMES: usize = 10;
+
+fn refused_by_upstream(alert: AlertDescription, own: Option<&Certificate>) -> String {
+    use AlertDescription as A;
+    match (alert, own) {
+        (A::CertificateRequired, None) => {
+            "the upstream asks for a client certificate; set cert and key of the upstream".to_owned()
+        }
+        (
+            A::CertificateRequired
+            | A::BadCertificate
+            | A::UnsupportedCertificate
+            | A::CertificateRevoked
+            | A::CertificateExpired
+            | A::CertificateUnknown
+            | A::UnknownCA
+            | A::AccessDenied,
+            Some(own),
+        ) => format!(
+            "the upstream refused our certificate {} with the TLS alert {alert:?}{}",
+            in_words(own),
+            hint(alert)
+        ),
+        (A::HandshakeFailure, None) => ended(
+            alert,
+            "it may ask for a client certificate, which cert and key of the upstream are for, or have no cipher suite in common \
+             with us",
+        ),
+        (A::HandshakeFailure, Some(own)) => ended(
+            alert,
+            &format!("it may not take our certificate {}, or have no cipher suite in common with us", in_words(own)),
+        ),
+        (A::ProtocolVersion, _) => ended(alert, "it speaks neither TLS 1.2 nor TLS 1.3"),
+        (A::UnrecognisedName, _) => ended(alert, "it does not know the host name it was asked for; set server_name"),
+        (A::NoApplicationProtocol, _) => ended(alert, "it does not speak the protocol that ALPN asked for"),
+        (
+            A::BadCertificate | A::UnsupportedCertificate | A::CertificateUnknown | A::UnknownCA | A::AccessDenied,
+            None,
+        ) => ended(alert, "it may ask for a client certificate, which cert and key of the upstream are for"),
+        _ => ended(alert, ""),
+    }
+}
+
+/// What is wrong with our certificate, as far as the alert says so.
+fn hint(alert: AlertDescription) -> &'static str {
+    match alert {
+        AlertDescription::CertificateExpired => {
+            ": it has run out, or not begun, by the upstream's clock; get a new one"
+        }
+        AlertDescription::CertificateRevoked => ": its CA has revoked it; get a new one",
+        AlertDescription::UnknownCA => {
+            ": the upstream does not know its CA; let it trust that CA, put the intermediates behind the certificate in cert, or \
+             get one of a CA that the upstream trusts"
+        }
+        AlertDescription::UnsupportedCertificate => {
+            ": it is not of a kind the upstream takes; its extended key usage may lack clientAuth"
+        }
+        AlertDescription::AccessDenied => ": it is good, but not one that the upstream lets in",
+        AlertDescription::CertificateRequired => ": it asks for one, and takes none that we have",
+        _ => "",
+    }
+}
+
+fn ended(alert: AlertDescription, hint: &str) -> String {
+    let words = format!("the upstream ended TLS with the alert {alert:?}");
+    if hint.is_empty() { words } else { format!("{words}: {hint}") }
+}
