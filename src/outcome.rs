@@ -24,6 +24,8 @@ pub enum Reason {
     ClientNotTrusted,
     /// An administrator ended the session.
     ClosedByAdmin,
+    /// The listener has as many sessions as it may have.
+    ConnectionLimit,
     /// The policy no longer accepts the certificate an open session was let in with.
     CredentialRevoked,
     /// One side ended and the other stayed silent for too long.
@@ -42,16 +44,26 @@ pub enum Reason {
     PlaintextRefused,
     /// The client's bytes are not of the listener's protocol.
     ProtocolViolation,
+    /// A load balancer's PROXY header cannot be made sense of.
+    ProxyHeaderInvalid,
+    /// A load balancer that has to say where its client comes from did not.
+    ProxyHeaderMissing,
+    /// The source connects more often than it may.
+    RateLimited,
     /// The rule that let an open session in has come to its end.
     RuleExpired,
     /// The process was told to stop.
     Shutdown,
+    /// The source has as many sessions as it may have.
+    SourceConnectionLimit,
     /// No rule trusts the address of an open session any more.
     SourceRevoked,
     /// No rule trusts the client's address.
     UntrustedSource,
     /// The upstream ended the connection.
     UpstreamClosed,
+    /// TLS with the upstream failed: it, or we, refused the other's certificate, or it speaks none.
+    UpstreamTlsFailed,
     /// The upstream could not be reached.
     UpstreamUnreachable,
 }
@@ -68,6 +80,7 @@ impl Reason {
             Self::ClientClosed => "client_closed",
             Self::ClientNotTrusted => "client_not_trusted",
             Self::ClosedByAdmin => "closed_by_admin",
+            Self::ConnectionLimit => "connection_limit",
             Self::CredentialRevoked => "credential_revoked",
             Self::HalfCloseTimeout => "half_close_timeout",
             Self::HandshakeFailed => "handshake_failed",
@@ -77,11 +90,16 @@ impl Reason {
             Self::ListenerRemoved => "listener_removed",
             Self::PlaintextRefused => "plaintext_refused",
             Self::ProtocolViolation => "protocol_violation",
+            Self::ProxyHeaderInvalid => "proxy_header_invalid",
+            Self::ProxyHeaderMissing => "proxy_header_missing",
+            Self::RateLimited => "rate_limited",
             Self::RuleExpired => "rule_expired",
             Self::Shutdown => "shutdown",
+            Self::SourceConnectionLimit => "source_connection_limit",
             Self::SourceRevoked => "source_revoked",
             Self::UntrustedSource => "untrusted_source",
             Self::UpstreamClosed => "upstream_closed",
+            Self::UpstreamTlsFailed => "upstream_tls_failed",
             Self::UpstreamUnreachable => "upstream_unreachable",
         }
     }

@@ -24,6 +24,9 @@ pub fn goodbye(reason: Reason) -> Vec<u8> {
             "terminating connection because the client certificate is not accepted any more",
             "Connect again with a current certificate that this port trusts.",
         ),
+        Reason::IdleTimeout => {
+            ("terminating connection because nothing was said for too long (idle_timeout)", "Connect again.")
+        }
         Reason::Shutdown => ("terminating connection because the proxy is stopping", "Connect again."),
         Reason::ClosedByAdmin => (
             "terminating connection because an operator has closed it",
@@ -34,11 +37,16 @@ pub fn goodbye(reason: Reason) -> Vec<u8> {
         | Reason::HalfCloseTimeout
         | Reason::HandshakeFailed
         | Reason::HandshakeTimeout
-        | Reason::IdleTimeout
         | Reason::IoError
         | Reason::PlaintextRefused
         | Reason::ProtocolViolation
+        | Reason::ConnectionLimit
+        | Reason::ProxyHeaderInvalid
+        | Reason::ProxyHeaderMissing
+        | Reason::RateLimited
+        | Reason::SourceConnectionLimit
         | Reason::UpstreamClosed
+        | Reason::UpstreamTlsFailed
         | Reason::UpstreamUnreachable => ("terminating connection", "Connect again."),
     };
     postgres::fatal(postgres::ADMIN_SHUTDOWN, message, hint)

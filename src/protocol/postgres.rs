@@ -137,6 +137,8 @@ pub fn speaks_tls_only() -> Vec<u8> {
 pub(super) const ADMIN_SHUTDOWN: &str = "57P01";
 /// SQLSTATE invalid_authorization_specification: who or where the client is, is not acceptable.
 pub(super) const INVALID_AUTHORIZATION: &str = "28000";
+/// SQLSTATE too_many_connections.
+pub(super) const TOO_MANY_CONNECTIONS: &str = "53300";
 /// SQLSTATE sqlclient_unable_to_establish_sqlconnection.
 pub(super) const UNABLE_TO_CONNECT: &str = "08001";
 /// SQLSTATE protocol_violation.

@@ -9,7 +9,7 @@ pub fn refusal(protocol: Protocol, reason: Reason) -> Option<Vec<u8>> {
     let words = Words::of(reason)?;
     match protocol {
         Protocol::Postgres => Some(postgres::fatal(words.sqlstate, words.message, words.hint)),
-        Protocol::Redis if words.sqlstate == postgres::INVALID_AUTHORIZATION => Some(redis::denied(words.message)),
+        Protocol::Redis if words.is_denial() => Some(redis::denied(words.message)),
         Protocol::Redis => Some(redis::error(words.message)),
         Protocol::Tcp => None,
     }
@@ -22,6 +22,11 @@ struct Words {
 }
 
 impl Words {
+    /// Whether it is the client who is refused, and not we who have failed.
+    fn is_denial(&self) -> bool {
+        [postgres::INVALID_AUTHORIZATION, postgres::TOO_MANY_CONNECTIONS].contains(&self.sqlstate)
+    }
+
     fn of(reason: Reason) -> Option<Self> {
         let (sqlstate, message, hint) = match reason {
             Reason::ListenerRemoved | Reason::RuleExpired | Reason::SourceRevoked | Reason::UntrustedSource => {
@@ -42,7 +47,20 @@ impl Words {
                 "this client is not allowed",
                 "Ask the operator for access, or present a certificate that has it.",
             ),
-            Reason::UpstreamUnreachable => {
+            Reason::ConnectionLimit => (
+                postgres::TOO_MANY_CONNECTIONS,
+                "too many connections",
+                "Close connections that are not needed, or try again later.",
+            ),
+            Reason::RateLimited => {
+                (postgres::TOO_MANY_CONNECTIONS, "too many connections in a short time", "Try again later.")
+            }
+            Reason::SourceConnectionLimit => (
+                postgres::TOO_MANY_CONNECTIONS,
+                "too many connections from this address",
+                "Close connections that are not needed, or try again later.",
+            ),
+            Reason::UpstreamTlsFailed | Reason::UpstreamUnreachable => {
                 (postgres::UNABLE_TO_CONNECT, "the database behind this proxy cannot be reached", "Try again later.")
             }
             Reason::ProtocolViolation => {
@@ -56,6 +74,8 @@ impl Words {
             | Reason::IdleTimeout
             | Reason::IoError
             | Reason::PlaintextRefused
+            | Reason::ProxyHeaderInvalid
+            | Reason::ProxyHeaderMissing
             | Reason::Shutdown
             | Reason::UpstreamClosed => return None,
         };
