@@ -145,6 +145,8 @@ fn certificates_in_words(out: &mut String, terms: &Terms) {
         let what = match role {
             "server" => "server certificate",
             "client_ca" => "client CA certificate",
+            "upstream_ca" => "upstream CA certificate",
+            "upstream_certificate" => "certificate shown to the upstream",
             _ => "client certificate, trusted by itself",
         };
         let _ = writeln!(out, "  {what}");

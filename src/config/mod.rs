@@ -162,6 +162,22 @@ pub struct CertificateFiles {
     pub key_passphrase_file: Option<NamedFile>,
 }
 
+/// A key and where it stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NamedPlace {
+    /// Where.
+    pub place: Place,
+    /// The key.
+    pub key: String,
+}
+
+impl NamedPlace {
+    /// A problem with its value.
+    pub fn problem(&self, why: impl std::fmt::Display) -> Problem {
+        Problem { place: self.place.clone(), key: self.key.clone(), message: why.to_string() }
+    }
+}
+
 /// A PEM text, which may stand in a file or in an environment variable, and the place that names it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NamedPem {
@@ -217,6 +233,8 @@ pub struct Upstream {
 /// `tls` of `[listener.upstream]` and what goes with it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UpstreamTls {
+    /// Where `tls` stands.
+    pub place: NamedPlace,
     /// How far it has to show who it is.
     pub verification: Verification,
     /// Bundles of trust anchors; where there are none, those of the system.

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::document::{Node, Section};
-use super::{CertificateFiles, Upstream, UpstreamTls};
+use super::{CertificateFiles, NamedPlace, Upstream, UpstreamTls};
 use crate::addr::UpstreamAddr;
 use crate::protocol::{Negotiation, Protocol, ProxyVersion, Target, Verification};
 
@@ -61,13 +61,13 @@ fn tls(
     };
     let keys = ["ca", "cert", "key", "key_passphrase_file", "server_name", "negotiation"];
     let nodes = keys.map(|key| section.get(key));
-    let Some(verification) = verification else {
+    let (Some(verification), Some(mode)) = (verification, mode) else {
         for node in nodes.iter().flatten() {
             node.problem(NO_TLS);
         }
         return Some(None);
     };
-    if let (Some(mode), true) = (&mode, addresses.iter().any(|address| address.host().is_none())) {
+    if addresses.iter().any(|address| address.host().is_none()) {
         mode.problem(format_args!(
             "found {}, but there is no TLS over a Unix socket; name host:port, or leave it out",
             mode.found()
@@ -104,6 +104,7 @@ fn tls(
     let server_name = server_name.map(|node| node.host_name());
     let negotiation = negotiation.map(|node| node.choice(&NEGOTIATIONS));
     Some(Some(UpstreamTls {
+        place: NamedPlace { place: mode.place(), key: mode.key().to_owned() },
         verification,
         ca,
         identity: identity?,

@@ -74,7 +74,7 @@ impl Reliances {
 
     fn items(&self, terms: &Terms) -> Vec<Value> {
         let mut items: Vec<_> =
-            terms.certificates().map(|(role, certificate)| self.certificate(terms, role, certificate)).collect();
+            terms.towards_clients().map(|(role, certificate)| self.certificate(terms, role, certificate)).collect();
         let rules = terms.sources.trusted.rules();
         // Those that nobody used say little, and can be many.
         let (used, unused): (Vec<_>, Vec<_>) = rules.iter().partition(|rule| terms.usage.of(&source(rule)).is_some());

@@ -4,9 +4,11 @@
 //! keys matched with certificates, TLS configurations built. What `portcullis check` checks is this very code.
 
 mod build;
+mod cancels;
 mod changes;
 mod judge;
 mod lineage;
+mod nodes;
 #[cfg(test)]
 pub(crate) mod specimen;
 mod usage;
@@ -19,9 +21,11 @@ use rustls::pki_types::CertificateDer;
 use time::OffsetDateTime;
 use tokio::sync::{Semaphore, watch};
 
+pub use cancels::{CancelKeys, Cancellable, Whereabouts};
 pub use changes::SourceChanges;
 pub use judge::{Permission, Refusal};
 pub use lineage::{Departed, Lineage, Moment};
+pub use nodes::{Node, Nodes};
 pub use usage::{Item, Reliance, Usage, Uses};
 
 use self::build::Builder;
@@ -30,7 +34,7 @@ use crate::config::{Config, Files, Limits, Loaded, Problems, Revoke, Upstream};
 use crate::policy::{Balancers, ClientAuth, SourcePolicy, TrustedClients};
 use crate::protocol::{MinTlsVersion, Protocol};
 use crate::socket_file::Access;
-use crate::tls::{Certificate, Crl, ServerTls, TicketKeys, TrustParts};
+use crate::tls::{Certificate, Crl, ServerTls, TicketKeys, TrustParts, UpstreamTls};
 
 /// Where the current snapshot is read from.
 pub type Current = watch::Receiver<Arc<Snapshot>>;
@@ -81,6 +85,12 @@ pub struct Terms {
     pub pinned: Vec<Certificate>,
     /// Its database.
     pub upstream: Upstream,
+    /// What is known of its addresses.
+    pub nodes: Nodes,
+    /// At which of them each session is that can be cancelled.
+    pub cancels: Arc<CancelKeys>,
+    /// TLS towards it; `None` where it is spoken to in plaintext.
+    upstream_tls: Option<build::Upstream>,
     /// The upstream's address as audit events show it.
     pub upstream_name: Arc<str>,
     /// Bounds how many of its name lookups are under way at once.
@@ -171,8 +181,24 @@ impl Snapshot {
 }
 
 impl Terms {
-    /// Every certificate of the listener with its role: `server`, `client_ca` or `client_certificate`.
+    /// TLS towards the upstream; `None` where it is spoken to in plaintext.
+    pub fn upstream_tls(&self) -> Option<&Arc<UpstreamTls>> {
+        self.upstream_tls.as_ref().map(|upstream| &upstream.tls)
+    }
+
+    /// Every certificate of the listener with its role: those of [`Self::towards_clients`], `upstream_ca` and
+    /// `upstream_certificate`.
     pub fn certificates(&self) -> impl Iterator<Item = (&'static str, &Certificate)> {
+        let upstream = self.upstream_tls().into_iter();
+        let upstream = upstream.flat_map(|tls| {
+            let anchors = tls.anchors().iter().map(|anchor| ("upstream_ca", &**anchor));
+            anchors.chain(tls.certificate().map(|certificate| ("upstream_certificate", &**certificate)))
+        });
+        self.towards_clients().chain(upstream)
+    }
+
+    /// What clients are shown and judged by, with its role: `server`, `client_ca` or `client_certificate`.
+    pub fn towards_clients(&self) -> impl Iterator<Item = (&'static str, &Certificate)> {
         with_roles(self.server_certificates(), &self.anchors, &self.pinned)
     }
 

@@ -39,7 +39,7 @@ pub use records::{Client, MOST_UNOPENED, Records, Server, Side, most_overhead};
 pub use server::{Attempt, ServerTls};
 pub use tickets::{SharedTicketer, TicketKeys, TicketKeysError};
 pub use trust::{ClientTrust, Evidence, Identity};
-pub use upstream::{Alpn, Anchors, UpstreamAttempt, UpstreamParts, UpstreamTls, Verification, system_roots};
+pub use upstream::{Alpn, Anchors, UpstreamAttempt, UpstreamParts, UpstreamTls, system_roots};
 
 use std::sync::{Arc, LazyLock};
 

@@ -9,21 +9,22 @@ use std::io;
 use std::sync::Arc;
 
 use rustls::client::{ClientSessionMemoryCache, ClientSessionStore, ResolvesClientCert, Resumption};
-use rustls::pki_types::ServerName;
+use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::sign::SingleCertAndKey;
 use rustls::version::{TLS12, TLS13};
 use rustls::{ClientConfig, Error};
 use time::OffsetDateTime;
 
-pub use self::verification::{Anchors, Verification, system_roots};
+pub use self::verification::{Anchors, system_roots};
 
 use self::failure::explain;
 use self::verification::ServerVerifier;
 use super::certificate::Certificate;
 use super::error::BuildError;
 use super::own::OwnCertificate;
-use super::provider;
+use super::{provider, sha256_hex};
 use super::records::{Client, Records};
+use crate::protocol::Verification;
 
 /// What an [`UpstreamTls`] is made of.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -120,6 +121,12 @@ impl UpstreamTls {
     /// What we are known by.
     pub fn certificate(&self) -> Option<&Arc<Certificate>> {
         self.certificate.as_ref()
+    }
+
+    /// Whether this certificate is in its bundle, byte for byte.
+    pub fn has_in_bundle(&self, der: &CertificateDer<'_>) -> bool {
+        let sha256 = sha256_hex(der);
+        self.anchors.iter().any(|anchor| anchor.sha256 == sha256)
     }
 
     /// The trust anchors of its bundle, in the order of the configuration; those of the system are not told.

@@ -1,6 +1,7 @@
 //! Building the terms of one listener: every file opened, every part tried, every problem noted.
 
 mod server;
+mod upstream;
 
 use std::sync::Arc;
 
@@ -9,8 +10,9 @@ use time::OffsetDateTime;
 use tokio::sync::Semaphore;
 
 use self::server::Server;
+pub(super) use self::upstream::Upstream;
 use super::lineage::{Lineage, Moment};
-use super::{Door, Terms, with_roles};
+use super::{Door, Nodes, Terms, with_roles};
 use crate::addr::{ListenAddr, UpstreamAddr};
 use crate::config::{Files, Listener, Location, NamedFile, NamedPem, Problem};
 use crate::policy::{ClientAuth, Enforcement, days_left, expiry_milestone};
@@ -34,7 +36,8 @@ pub(super) struct Builder<'a> {
 impl Builder<'_> {
     pub(super) fn terms(&mut self, before: Option<&Terms>) -> Option<Terms> {
         let listener = self.listener;
-        let Server { tls, anchors, pinned, inputs } = self.server(before)?;
+        let (server, upstream_tls) = (self.server(before), self.upstream(before));
+        let (Server { tls, anchors, pinned, inputs }, upstream_tls) = (server?, upstream_tls?);
         self.warn_about_listener();
         let name: Arc<str> = listener.name.as_str().into();
         let server = tls.as_deref().map(ServerTls::certificates).unwrap_or_default();
@@ -49,7 +52,10 @@ impl Builder<'_> {
             tls,
             anchors,
             pinned,
+            nodes: Nodes::after(before.map(|before| &before.nodes), &listener.upstream.addresses),
+            cancels: before.map_or_else(Arc::default, |before| Arc::clone(&before.cancels)),
             upstream: listener.upstream.clone(),
+            upstream_tls,
             resolving: before
                 .map_or_else(|| Arc::new(Semaphore::new(MOST_LOOKUPS)), |before| Arc::clone(&before.resolving)),
             upstream_name: upstream_name(&listener.upstream.addresses),

@@ -17,21 +17,10 @@ use super::signature;
 use crate::tls::certificate::Certificate;
 use crate::tls::chooser::matches;
 use crate::tls::error::BuildError;
+use crate::protocol::Verification;
 use crate::tls::provider;
 use crate::tls::verified::{Digest, digest_of};
 use crate::tls::verifier::{in_its_time, moment, unix_time};
-
-/// How much of a server's certificate is verified. That the server has the certificate's key is always.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verification {
-    /// Nothing more, which keeps out who only listens. With a CA bundle as much as [`VerifyCa`](Self::VerifyCa) does, as libpq
-    /// has it.
-    Require,
-    /// That a trust anchor has issued it.
-    VerifyCa,
-    /// That a trust anchor has issued it, and for this host.
-    VerifyFull,
-}
 
 /// Who may have issued a server's certificate.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,0 +1,114 @@
+//! A listener's TLS towards its upstream.
+
+use std::sync::Arc;
+
+use super::Builder;
+use crate::config;
+use crate::protocol::{Negotiation, Protocol, Verification, postgres};
+use crate::snapshot::Terms;
+use crate::tls::{self, Alpn, Anchors, BuildError, Certificate, UpstreamParts, UpstreamTls};
+
+/// TLS towards the upstream, and what it is made of.
+#[derive(Debug)]
+pub(in crate::snapshot) struct Upstream {
+    pub(in crate::snapshot) tls: Arc<UpstreamTls>,
+    parts: UpstreamParts,
+}
+
+impl Builder<'_> {
+    /// Builds it, or takes over what has not changed, with the sessions that can be taken up again. `Some(None)` where the
+    /// upstream is spoken to in plaintext.
+    pub(super) fn upstream(&mut self, before: Option<&Terms>) -> Option<Option<Upstream>> {
+        let Some(wanted) = &self.listener.upstream.tls else { return Some(None) };
+        let anchors = self.upstream_anchors(wanted);
+        let certificate = match &wanted.identity {
+            Some(files) => self.certificate(files).map(Some),
+            None => Some(None),
+        };
+        let parts = UpstreamParts {
+            verification: wanted.verification,
+            anchors: anchors?,
+            certificate: certificate?,
+            server_name: wanted.server_name.clone(),
+            alpn: match (self.listener.protocol, wanted.negotiation) {
+                (Protocol::Postgres, Negotiation::Postgres) => Alpn::Offered(postgres::ALPN),
+                (Protocol::Postgres, Negotiation::Direct) => Alpn::Required(postgres::ALPN),
+                (Protocol::Redis | Protocol::Tcp, _) => Alpn::None,
+            },
+        };
+        let former = before.and_then(|before| before.upstream_tls.as_ref());
+        let tls = match former.filter(|former| former.parts == parts) {
+            Some(former) => Arc::clone(&former.tls),
+            None => match UpstreamTls::new(&parts) {
+                Ok(tls) => Arc::new(tls),
+                Err(error) => {
+                    let place = wanted.ca.first().map(|file| file.problem(&error));
+                    let place = place.or_else(|| wanted.identity.as_ref().map(|files| files.cert.problem(&error)));
+                    self.problems.extend(place);
+                    return None;
+                }
+            },
+        };
+        self.warn_about_upstream(wanted, &tls);
+        Some(Some(Upstream { tls, parts }))
+    }
+
+    fn upstream_anchors(&mut self, wanted: &config::UpstreamTls) -> Option<Anchors> {
+        let mut bundle = Vec::new();
+        let mut whole = true;
+        for file in &wanted.ca {
+            match self.parse(file, tls::certificates) {
+                Some(ders) => {
+                    for (index, der) in ders.iter().enumerate() {
+                        if let Err(error) = Certificate::parse(der).map_err(BuildError::from) {
+                            self.problems.push(file.problem(format_args!("certificate {}: {error}", index + 1)));
+                            whole = false;
+                        }
+                    }
+                    bundle.extend(ders);
+                }
+                None => whole = false,
+            }
+        }
+        if !whole {
+            return None;
+        }
+        let bundle = (!wanted.ca.is_empty()).then_some(bundle);
+        match Anchors::new(bundle, wanted.verification) {
+            Ok(anchors) => Some(anchors),
+            Err(error) => {
+                self.problems.push(wanted.place.problem(error));
+                None
+            }
+        }
+    }
+
+    fn warn_about_upstream(&mut self, wanted: &config::UpstreamTls, tls: &UpstreamTls) {
+        for anchor in tls.anchors() {
+            self.warn_about_dates("upstream CA certificate", anchor);
+        }
+        if let Some(certificate) = tls.certificate() {
+            self.warn_about_dates("certificate for the upstream", certificate);
+        }
+        if wanted.verification == Verification::Require && wanted.ca.is_empty() {
+            self.warn("upstream.tls = \"require\" without ca takes anybody for the upstream; \"verify-full\" does not");
+        }
+        self.warn_about_channel_binding(tls);
+    }
+
+    /// libpq binds its password to the certificate it sees, and the server compares that with its own (RFC 5929 §4).
+    fn warn_about_channel_binding(&mut self, upstream: &UpstreamTls) {
+        let Some(server) = &self.listener.tls else { return };
+        // A bundle that holds our own certificate says that the upstream shows it, too.
+        let shows_ours = |chain: &[_]| chain.first().is_some_and(|leaf| upstream.has_in_bundle(leaf));
+        let mut leaves = server.certificates.iter().filter_map(|files| self.files.read(&files.cert.location).ok());
+        let same = leaves.any(|pem| tls::certificates(&pem).is_ok_and(|chain| shows_ours(&chain)));
+        if self.listener.protocol == Protocol::Postgres && !same {
+            self.warn(
+                "there is TLS on both sides, so SCRAM with channel binding, which libpq prefers, fails unless the upstream shows the very \
+                 certificate that this listener shows: give both the same one, or have clients set channel_binding=disable, \
+                 or reach the upstream by a Unix socket",
+            );
+        }
+    }
+}
