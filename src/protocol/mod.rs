@@ -5,6 +5,7 @@
 
 mod boundary;
 mod goodbye;
+pub mod overture;
 pub mod postgres;
 pub mod proxy;
 pub mod redis;
