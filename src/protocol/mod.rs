@@ -1,11 +1,13 @@
-//! The plaintext edges of the protocols a listener can speak: what may come before TLS, how a client is told no, and how a
-//! session is told that it is over.
+//! The plaintext edges of the protocols a listener can speak: what may come before TLS, how a client is told no, how a
+//! session is told that it is over, and what two proxies say to each other of a client.
 //!
 //! Pure: bytes in, verdict out.
 
 mod boundary;
 mod goodbye;
+pub mod overture;
 pub mod postgres;
+pub mod proxy;
 pub mod redis;
 mod refusal;
 

@@ -149,7 +149,7 @@ const SSL_REQUEST: u32 = 80_877_103;
 const GSS_ENCRYPTION_REQUEST: u32 = 80_877_104;
 
 /// Process id (4 bytes) and secret key: 4 bytes in protocol 3.0, up to 256 from 3.2 on.
-const CANCEL_BODY: std::ops::RangeInclusive<usize> = 8..=260;
+pub(super) const CANCEL_BODY: std::ops::RangeInclusive<usize> = 8..=260;
 
 #[cfg(test)]
 mod tests {

@@ -1,0 +1,31 @@
+//! The PROXY protocol, versions 1 and 2: how one proxy tells the next whom a connection is for.
+//!
+//! A load balancer in front tells us ([`read()`]), and we tell the upstream ([`Announcement`]). Source: HAProxy's
+//! specification "The PROXY protocol, versions 1 & 2". Whether a header is expected is never guessed from the bytes: it is
+//! a matter of where they come from, and decided before this is asked.
+
+mod checksum;
+mod read;
+mod write;
+
+pub use read::{Announced, Invalid, LONGEST_HEADER, Progress, read};
+pub use write::{Addresses, Announcement, Certificate, Shown, Tls, Version, own};
+
+/// What every header of version 2 begins with. No other protocol takes it for its own.
+const SIGNATURE: [u8; 12] = *b"\r\n\r\n\0\r\nQUIT\n";
+
+/// Signature, version and command, family and transport, length of the rest.
+const PREFIX: usize = 16;
+
+/// The upper half of the 13th byte.
+const VERSION_2: u8 = 0x20;
+
+/// The lower half of the 13th byte: the connection is the sender's own.
+const COMMAND_LOCAL: u8 = 0;
+/// The lower half of the 13th byte: the connection is for somebody else.
+const COMMAND_PROXY: u8 = 1;
+
+/// The upper half of the 14th byte is the family, the lower half the transport; of both, 0 says "of a kind you do not know".
+const UNSPECIFIED: u8 = 0x00;
+const TCP_OVER_IPV4: u8 = 0x11;
+const TCP_OVER_IPV6: u8 = 0x21;
