@@ -1,6 +1,7 @@
 //! One event: a name and flat fields, as a JSON object or as text.
 
 use std::fmt::Write as _;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,6 +22,8 @@ pub struct Facts {
     pub listener: Arc<str>,
     /// Where it comes from.
     pub client: ClientAddr,
+    /// Where it connected to, where a load balancer says so. For the upstream only.
+    pub destination: Option<SocketAddr>,
     /// What lets its address in.
     pub standing: Option<Standing>,
     /// The host name it asked for.
@@ -44,6 +47,7 @@ impl Facts {
             session,
             listener,
             client,
+            destination: None,
             standing: None,
             sni: None,
             tls_version: None,

@@ -29,7 +29,7 @@ pub use problem::{Place, Problem, Problems};
 use self::listener::Listeners;
 use crate::addr::{ListenAddr, UpstreamAddr};
 use crate::policy::{Balancers, ClientAuth, CrlExpired, Rate, SourcePolicy, TrustedClients};
-use crate::protocol::{MinTlsVersion, Negotiation, Protocol, ProxyVersion, Target, Verification};
+use crate::protocol::{MinTlsVersion, Negotiation, Protocol, Target, Verification, proxy};
 use crate::socket_file::Access;
 
 /// A whole configuration.
@@ -225,7 +225,7 @@ pub struct Upstream {
     /// `None` where it is spoken to in plaintext.
     pub tls: Option<UpstreamTls>,
     /// How it is told where a client comes from; `None` not at all.
-    pub announce: Option<ProxyVersion>,
+    pub announce: Option<proxy::Version>,
     /// Which of the addresses will do.
     pub target: Target,
 }

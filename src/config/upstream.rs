@@ -6,7 +6,8 @@ use std::time::Duration;
 use super::document::{Node, Section};
 use super::{CertificateFiles, NamedPlace, Upstream, UpstreamTls};
 use crate::addr::UpstreamAddr;
-use crate::protocol::{Negotiation, Protocol, ProxyVersion, Target, Verification};
+use crate::protocol::proxy::Version;
+use crate::protocol::{Negotiation, Protocol, Target, Verification};
 
 pub(super) fn upstream(node: &Node<'_>, protocol: Option<Protocol>, directory: &Path) -> Option<Upstream> {
     if !node.is_table() {
@@ -136,8 +137,8 @@ const MODES: [(&str, Option<Verification>); 4] = [
 
 const NEGOTIATIONS: [(&str, Negotiation); 2] = [("postgres", Negotiation::Postgres), ("direct", Negotiation::Direct)];
 
-const ANNOUNCEMENTS: [(&str, Option<ProxyVersion>); 3] =
-    [("off", None), ("v1", Some(ProxyVersion::V1)), ("v2", Some(ProxyVersion::V2))];
+const ANNOUNCEMENTS: [(&str, Option<Version>); 3] =
+    [("off", None), ("v1", Some(Version::V1)), ("v2", Some(Version::V2))];
 
 const NO_TLS: &str = "is set, but the upstream is spoken to in plaintext (tls = \"disable\"); \
                       set tls to \"verify-full\", \"verify-ca\" or \"require\", or take it out";

@@ -11,13 +11,14 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use super::dial::connect;
+use super::dial::{announce, dial_for_cancel};
 use super::identify::{Identified, judge, judge_source};
-use super::leg::{ClientLeg, Leg};
+use super::leg::{ClientLeg, Leg, UpstreamLeg};
 use super::part::{Leave, Parting};
 use super::socket::Socket;
 use crate::audit::Facts;
 use crate::outcome::{Ending, Reason};
+use crate::protocol::postgres::HEADER_LENGTH;
 use crate::snapshot::{Current, Terms};
 
 /// A CancelRequest that wants to go to the upstream.
@@ -56,7 +57,10 @@ impl CancelRequest {
     }
 
     async fn pass_on(&self, current: &Current, facts: &mut Facts) -> Result<(), Ending> {
-        let mut upstream = connect(&self.terms).await?;
+        let key = self.packet.get(HEADER_LENGTH..).unwrap_or_default();
+        let header = self.client.header(&self.terms, facts);
+        let (mut upstream, node) = dial_for_cancel(key, &self.terms, &header).await?;
+        facts.upstream = Some(node.address().to_string().into());
         // Asked at the last moment: the packet may have taken its time, and the policy may be another one by now.
         self.client.judge(current, facts)?;
         let sent = timeout(PATIENCE, upstream.write_all(&self.packet)).await;
@@ -69,6 +73,13 @@ impl CancelRequest {
 }
 
 impl Canceller {
+    fn header(&self, terms: &Terms, facts: &Facts) -> Vec<u8> {
+        match self {
+            Self::Unasked(stream) => announce::of_address(stream.local_addr().ok(), terms, facts),
+            Self::Identified(client) => announce::of_address(client.local_addr(), terms, facts),
+        }
+    }
+
     fn judge(&self, current: &Current, facts: &mut Facts) -> Result<(), Ending> {
         let snapshot = Arc::clone(&current.borrow());
         match self {
@@ -91,7 +102,7 @@ impl From<Canceller> for Parting {
     }
 }
 
-async fn ended(upstream: &mut Socket) -> io::Result<()> {
+async fn ended(upstream: &mut UpstreamLeg) -> io::Result<()> {
     let mut bytes = [0; 64];
     while upstream.read(&mut bytes).await? > 0 {}
     Ok(())

@@ -2,15 +2,13 @@
 //! that was injected there can turn up inside TLS (CVE-2021-23214 and its kin).
 
 use std::io;
-use std::mem::MaybeUninit;
 use std::sync::Arc;
 
-use socket2::SockRef;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use super::part::Leave;
-use super::socket::{Accepted, Socket};
+use super::socket::{Accepted, Socket, nothing_waits};
 use crate::outcome::{Ending, Reason};
 use crate::protocol::postgres::{self, HEADER_LENGTH, Packet};
 use crate::protocol::{Protocol, TLS_HANDSHAKE_RECORD, redis};
@@ -109,14 +107,8 @@ async fn read_header(stream: &mut TcpStream) -> Result<Packet, Ending> {
 
 /// Answers a request by one byte, unless the client did not wait for it.
 async fn answer(stream: &mut TcpStream, byte: u8) -> Result<(), Leave> {
-    let mut early = [MaybeUninit::uninit()];
-    match SockRef::from(&*stream).peek(&mut early) {
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-        Ok(0) => return Err(Ending::from(Reason::ClientClosed).into()),
-        Ok(_) => {
-            return Err(violation("bytes were sent behind the request for encryption, before its answer").into());
-        }
-        Err(error) => return Err(lost(error).into()),
+    if !nothing_waits(stream).map_err(lost)? {
+        return Err(violation("bytes were sent behind the request for encryption, before its answer").into());
     }
     stream.write_all(&[byte]).await.map_err(|error| lost(error).into())
 }

@@ -13,13 +13,15 @@ use super::secure::Secured;
 use crate::audit::Facts;
 use crate::outcome::Ending;
 use crate::snapshot::{Current, Permission, Refusal, Snapshot, Terms};
-use crate::tls::Certificate;
+use crate::tls::{Certificate, Credential};
 
 /// A client that may go on to the upstream, by these terms.
 #[derive(Debug)]
 pub(super) struct Identified {
     pub(super) client: ClientLeg,
     pub(super) terms: Arc<Terms>,
+    /// What it identified itself with.
+    pub(super) credential: Option<Arc<Credential>>,
     /// The certificate it was shown.
     pub(super) shown: Option<Arc<Certificate>>,
 }
@@ -29,7 +31,7 @@ pub(super) fn identify(secured: Secured, current: &Current, facts: &mut Facts) -
     let Secured { client, protocol, shown } = secured;
     let snapshot = Arc::clone(&current.borrow());
     match judge(&client, &snapshot, facts) {
-        Ok(permission) => Ok(Identified { client, terms: permission.terms, shown }),
+        Ok(Permission { terms, credential, .. }) => Ok(Identified { client, terms, credential, shown }),
         Err(ending) => Err(Leave::refused(ending, client, protocol, Startup::Awaited)),
     }
 }
@@ -59,7 +61,6 @@ fn note(judged: Result<&Permission, &Refusal>, facts: &mut Facts) {
     facts.standing = None;
     let Ok(permission) = judged else { return };
     facts.standing = Some(permission.standing.clone());
-    facts.upstream = Some(Arc::clone(&permission.terms.upstream_name));
     if let Some(credential) = &permission.credential {
         facts.name(&credential.certificate.subject, &credential.certificate.sha256);
     }

@@ -1,17 +1,23 @@
 //! One side of a session: a socket, with TLS over it or without.
 
 use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use tokio::net::TcpStream;
+
 use super::socket::Socket;
 use super::stream::TlsStream;
-use crate::tls::Evidence;
+use crate::tls::{Client, Evidence};
 
 /// The client's side.
 pub(super) type ClientLeg = Leg<TlsStream>;
+
+/// The upstream's side.
+pub(super) type UpstreamLeg = Leg<TlsStream<TcpStream, Client>>;
 
 /// A way to one of the two that talk through us.
 #[derive(Debug)]
@@ -29,11 +35,30 @@ impl ClientLeg {
         }
     }
 
+    /// Where the client connected to; none of a Unix socket.
+    pub(super) fn local_addr(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Plain(Socket::Tcp(stream)) => stream.local_addr().ok(),
+            Self::Plain(Socket::Unix(_)) => None,
+            Self::Tls(stream) => stream.socket().local_addr().ok(),
+        }
+    }
+
     /// The socket, whatever is still to be sent or read forgotten.
     pub(super) fn into_socket(self) -> Socket {
         match self {
             Self::Plain(socket) => socket,
             Self::Tls(stream) => Socket::Tcp(stream.into_socket()),
+        }
+    }
+}
+
+impl UpstreamLeg {
+    /// Whether TLS was on, and what was read ended with TCP alone.
+    pub(super) fn was_cut(&self) -> bool {
+        match self {
+            Self::Plain(_) => false,
+            Self::Tls(stream) => stream.was_cut(),
         }
     }
 }

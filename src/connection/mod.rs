@@ -1,8 +1,8 @@
 //! One client's life, told once and in one direction:
 //!
 //! ```text
-//! admit ─► greet ─► secure ─► identify ─► hear ─► dial ─► confirm ─► relay ─► part
-//! source   preface  TLS       identity    first   upstream still so?  bytes   last words
+//! admit ─► greet ─► secure ─► identify ─► hear ─► dial ─► confirm ─► settle ─► relay ─► part
+//! source   preface  TLS       identity    first   upstream still so?  writes?   bytes   last words
 //! ```
 //!
 //! `admit` happens in the accept loop. Each later room takes the last room's value by move, so nobody holds a raw socket
@@ -19,11 +19,13 @@ mod hear;
 mod held;
 mod identify;
 mod leg;
+mod opening;
 mod packet;
 mod part;
 mod relay;
 mod scratch;
 mod secure;
+mod settle;
 mod socket;
 mod stream;
 mod visit;
@@ -34,15 +36,18 @@ use std::time::Instant;
 
 use tokio::time::timeout_at;
 
+pub use dial::probe;
 pub use socket::{Accepted, keep_alive};
 pub use workers::{Seat, Workers};
 
 use self::cancel::CancelRequest;
+use self::dial::Candidates;
 use self::greet::Greeting;
 use self::hear::Heard;
 use self::part::{Leave, Parting};
 use self::relay::Relay;
 use self::secure::Secured;
+use self::settle::Settled;
 use self::visit::Visit;
 use crate::audit::Audit;
 use crate::outcome::{Ending, Reason};
@@ -151,9 +156,16 @@ async fn through_the_rooms(
             return request.forward(&house.current, visit.facts()).await.map(Entered::Cancelled);
         }
     };
-    let dialled = dial::dial(heard).await?;
-    let welcome = confirm::confirm(dialled, &house.current, presence, visit.facts())?;
-    Ok(Entered::Session(Relay::new(welcome)))
+    let mut ready = heard;
+    let mut candidates = Candidates::of(&ready.identified.terms);
+    loop {
+        let dialled = dial::dial(ready, &mut candidates, visit.facts()).await?;
+        let confirmed = confirm::confirm(dialled, &house.current, presence, visit.facts())?;
+        match settle::settle(confirmed, &mut candidates).await? {
+            Settled::Session(welcome) => return Ok(Entered::Session(Relay::new(welcome))),
+            Settled::Elsewhere(again) => ready = again,
+        }
+    }
 }
 
 #[cfg(test)]

@@ -31,7 +31,10 @@ pub(super) enum Parting {
     /// These words; inside TLS, with close_notify behind them. A socket without TLS may be one whose handshake has failed,
     /// and then there are none but the alert that is on its way.
     Words(ClientLeg, Vec<u8>),
-    /// The same to a client whose session has to be gone soon, whether it listens or not.
+    /// Nothing, not even close_notify: what the client has heard may have been cut short on the other side, and TLS is
+    /// how it can know.
+    Cut(ClientLeg),
+    /// These words to a client whose session has to be gone soon, whether it listens or not.
     ShownOut(ClientLeg, Vec<u8>),
     /// The same once the client has sent its PostgreSQL StartupMessage and so listens for an answer.
     AfterStartup(ClientLeg, Vec<u8>),
@@ -82,6 +85,7 @@ impl Parting {
         let _ = match self {
             Self::Gone => return,
             Self::Words(client, words) => timeout(PATIENCE, say_and_listen(client, &words)).await,
+            Self::Cut(client) => timeout(PATIENCE, end_and_listen(client.into_socket())).await,
             Self::ShownOut(client, words) => timeout(LAST_MOMENT, say_and_listen(client, &words)).await,
             Self::AfterStartup(mut client, words) => {
                 timeout(PATIENCE, async {
@@ -101,6 +105,11 @@ async fn say_and_listen(mut client: ClientLeg, words: &[u8]) -> io::Result<()> {
     client.write_all(words).await?;
     client.shutdown().await?;
     listen(client.into_socket()).await
+}
+
+async fn end_and_listen(mut socket: Socket) -> io::Result<()> {
+    socket.shutdown().await?;
+    listen(socket).await
 }
 
 /// Reads what the client had sent already.

@@ -3,6 +3,7 @@
 use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, ReadBuf};
@@ -10,41 +11,58 @@ use tokio::io::{AsyncRead, ReadBuf};
 use super::clock::Clock;
 use super::dial::Dialled;
 use super::flow::{Broken, Flow};
-use super::leg::ClientLeg;
-use super::part::Leave;
-use super::socket::Socket;
+use super::leg::{ClientLeg, UpstreamLeg};
+use super::opening::Opening;
+use super::part::{Leave, Parting, Startup};
+use super::settle::Welcome;
 use crate::outcome::{Carried, Ending, Reason};
 use crate::protocol::{Boundary, Protocol, goodbye};
 use crate::sessions::Presence;
+use crate::snapshot::Cancellable;
+use crate::tls::UpstreamTls;
 
 /// A session: a client and its upstream.
 #[derive(Debug)]
 pub(super) struct Relay {
     client: ClientLeg,
-    upstream: Socket,
+    upstream: UpstreamLeg,
+    /// Has the words for what goes wrong in it.
+    upstream_tls: Option<Arc<UpstreamTls>>,
+    protocol: Protocol,
     /// From the client to the upstream.
     inbound: Flow,
     /// From the upstream to the client.
     outbound: Flow,
     /// Where the upstream's messages end, in the protocol that has words for a session that is shown out.
     boundary: Option<Boundary>,
+    /// The beginning of a PostgreSQL session, as long as it lasts.
+    opening: Option<Box<Opening>>,
+    /// Lets a CancelRequest find it.
+    cancellable: Option<Box<Cancellable>>,
     /// Which side ended first.
     first_end: Option<Reason>,
+    /// Whether the upstream was lost before the client has heard anything from it.
+    is_unheard: bool,
     /// Whether it was told to end, and did not end by itself.
     shown_out: bool,
     clock: Clock,
 }
 
 impl Relay {
-    pub(super) fn new(dialled: Dialled) -> Self {
-        let Dialled { identified, upstream, first } = dialled;
+    pub(super) fn new(welcome: Welcome) -> Self {
+        let Welcome { dialled: Dialled { identified, reached, first }, opening } = welcome;
         Self {
             client: identified.client,
-            upstream,
+            upstream: reached.leg,
+            upstream_tls: identified.terms.upstream_tls().cloned(),
+            protocol: identified.terms.protocol,
+            opening: opening.map(Box::new),
+            cancellable: None,
             inbound: Flow::new(first),
             outbound: Flow::new(Vec::new()),
             boundary: (identified.terms.protocol == Protocol::Postgres).then(Boundary::default),
             first_end: None,
+            is_unheard: false,
             shown_out: false,
             clock: Clock::new(identified.terms.limits),
         }
@@ -65,8 +83,13 @@ impl Relay {
 
     /// What is still to be said to the client. The upstream is let go of.
     pub(super) fn leave(self, ending: Ending) -> Leave {
-        if !self.shown_out {
-            return Leave::with_words(ending, self.client, Vec::new());
+        match ending.reason {
+            _ if self.shown_out => {}
+            Reason::UpstreamTlsFailed if self.is_unheard => {
+                return Leave::refused(ending, self.client, self.protocol, Startup::Heard);
+            }
+            _ if self.upstream.was_cut() => return Leave { ending, parting: Parting::Cut(self.client) },
+            _ => return Leave::with_words(ending, self.client, Vec::new()),
         }
         let mut words = self.outbound.held().to_vec();
         // Only between two messages, and not behind the upstream's end.
@@ -74,6 +97,15 @@ impl Relay {
             words.extend(goodbye(ending.reason));
         }
         Leave::shown_out(ending, self.client, words)
+    }
+
+    fn upstream_lost(&self, error: &io::Error) -> Ending {
+        if let Some(words) = self.upstream_tls.as_ref().and_then(|tls| tls.explain(error)) {
+            return Ending::new(Reason::UpstreamTlsFailed, words);
+        }
+        let closed = is_gone(error.kind()) || error.kind() == io::ErrorKind::UnexpectedEof;
+        let reason = if closed { Reason::UpstreamClosed } else { Reason::IoError };
+        Ending::new(reason, format_args!("upstream: {error}"))
     }
 
     fn poll(&mut self, carried: &mut Carried, cx: &mut Context<'_>) -> Poll<Ending> {
@@ -90,9 +122,13 @@ impl Relay {
         if self.inbound.has_ended() {
             self.first_end.get_or_insert(Reason::ClientClosed);
         }
-        let mut upstream = Followed { upstream: &mut self.upstream, boundary: &mut self.boundary };
+        let Self { upstream, boundary, opening, cancellable, .. } = self;
+        let mut upstream = Followed { upstream, boundary, opening, cancellable };
         match self.outbound.poll(&mut upstream, &mut self.client, &mut carried.outbound, cx) {
-            Poll::Ready(Err(Broken::Reading(error))) => return Poll::Ready(upstream_lost(&error)),
+            Poll::Ready(Err(Broken::Reading(error))) => {
+                self.is_unheard = carried.outbound == 0;
+                return Poll::Ready(self.upstream_lost(&error));
+            }
             Poll::Ready(Err(Broken::Writing(error))) => return Poll::Ready(client_lost(&error)),
             Poll::Ready(Ok(())) | Poll::Pending => {}
         }
@@ -109,16 +145,70 @@ impl Relay {
 /// An upstream that is read, and whose messages are followed. What has been read counts as said: what of it the client has
 /// not taken yet goes before any last words.
 struct Followed<'a> {
-    upstream: &'a mut Socket,
+    upstream: &'a mut UpstreamLeg,
     boundary: &'a mut Option<Boundary>,
+    opening: &'a mut Option<Box<Opening>>,
+    cancellable: &'a mut Option<Box<Cancellable>>,
+}
+
+impl Followed<'_> {
+    /// Reads, and does not take for the end what may have been cut short.
+    fn poll_upstream(&mut self, buffer: &mut ReadBuf<'_>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        ready!(Pin::new(&mut *self.upstream).poll_read(cx, buffer))?;
+        if buffer.filled().len() == before && self.upstream.was_cut() {
+            let words = "it ended without close_notify, so what it said last may be missing";
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::UnexpectedEof, words)));
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Reads the beginning of a session.
+    fn poll_opening(&mut self, buffer: &mut ReadBuf<'_>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        while let Some(mut opening) = self.opening.take() {
+            let due = opening.due();
+            let now = due.len().min(buffer.remaining());
+            buffer.put_slice(due.drain(..now).as_slice());
+            if due.is_empty() && opening.is_over() {
+                *self.cancellable = opening.cancellable().map(Box::new);
+                if buffer.filled().len() == before {
+                    break;
+                }
+                return Poll::Ready(Ok(()));
+            }
+            if buffer.filled().len() > before {
+                *self.opening = Some(opening);
+                return Poll::Ready(Ok(()));
+            }
+            let mut bytes = [0; OPENING_READ];
+            let mut chunk = ReadBuf::new(&mut bytes);
+            let read = self.poll_upstream(&mut chunk, cx);
+            match read {
+                Poll::Ready(Ok(())) if chunk.filled().is_empty() => opening.end(),
+                Poll::Ready(Ok(())) => {
+                    opening.follow(chunk.filled());
+                }
+                Poll::Ready(Err(_)) | Poll::Pending => {
+                    *self.opening = Some(opening);
+                    return read;
+                }
+            }
+            *self.opening = Some(opening);
+        }
+        self.poll_upstream(buffer, cx)
+    }
 }
 
 impl AsyncRead for Followed<'_> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let Self { upstream, boundary } = self.get_mut();
+        let this = self.get_mut();
         let before = buffer.filled().len();
-        ready!(Pin::new(&mut **upstream).poll_read(cx, buffer))?;
-        if let Some(boundary) = boundary {
+        match this.opening {
+            None => ready!(this.poll_upstream(buffer, cx))?,
+            Some(_) => ready!(this.poll_opening(buffer, cx))?,
+        }
+        if let Some(boundary) = this.boundary {
             boundary.follow(buffer.filled().get(before..).unwrap_or_default());
         }
         Poll::Ready(Ok(()))
@@ -135,10 +225,6 @@ fn client_lost(error: &io::Error) -> Ending {
     Ending::new(reason, format_args!("client: {error}"))
 }
 
-fn upstream_lost(error: &io::Error) -> Ending {
-    let reason = if is_gone(error.kind()) { Reason::UpstreamClosed } else { Reason::IoError };
-    Ending::new(reason, format_args!("upstream: {error}"))
-}
 
 /// Whether the other side ended the connection, if not politely.
 fn is_gone(kind: io::ErrorKind) -> bool {
@@ -150,6 +236,9 @@ fn is_gone(kind: io::ErrorKind) -> bool {
             | io::ErrorKind::NotConnected
     )
 }
+
+/// The beginning of a session is short, and most of it comes at once.
+const OPENING_READ: usize = 4096;
 
 #[cfg(test)]
 mod tests;

@@ -2,6 +2,7 @@
 //! told: send small writes at once, and notice when the other side is dead.
 
 use std::io;
+use std::mem::MaybeUninit;
 use std::net::TcpStream as StdTcpStream;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream as StdUnixStream;
@@ -43,6 +44,17 @@ impl TryFrom<Accepted> for Socket {
                 UnixStream::from_std(stream).map(Self::Unix)
             }
         }
+    }
+}
+
+/// Whether no byte has come that has not been read.
+pub(super) fn nothing_waits(stream: &TcpStream) -> io::Result<bool> {
+    let mut early = [MaybeUninit::uninit()];
+    match SockRef::from(stream).peek(&mut early) {
+        Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
+        Ok(_) => Ok(false),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(true),
+        Err(error) => Err(error),
     }
 }
 

@@ -47,6 +47,11 @@ impl<T: AsyncRead + AsyncWrite + Unpin, S: Side> TlsStream<T, S> {
         &self.records
     }
 
+    /// The socket, to be looked at.
+    pub(super) fn socket(&self) -> &T {
+        &self.socket
+    }
+
     /// The socket, whatever is still to be sent or read forgotten.
     pub(super) fn into_socket(self) -> T {
         self.socket
@@ -54,7 +59,6 @@ impl<T: AsyncRead + AsyncWrite + Unpin, S: Side> TlsStream<T, S> {
 
     /// Whether what was read ended with TCP alone. Without close_notify nobody can say whether it is all that was meant to
     /// be said.
-    #[cfg_attr(not(test), allow(dead_code, reason = "asked of upstreams, as soon as one can be dialled by TLS"))]
     pub(super) fn was_cut(&self) -> bool {
         self.cut
     }

@@ -68,15 +68,6 @@ pub enum Negotiation {
     Direct,
 }
 
-/// In which version of the PROXY protocol an upstream is told where its client comes from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ProxyVersion {
-    /// A line of text.
-    V1,
-    /// Binary, with what is known of the client's TLS.
-    V2,
-}
-
 /// Which of several upstreams a session needs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Target {

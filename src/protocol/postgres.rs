@@ -11,6 +11,9 @@ pub const HEADER_LENGTH: usize = 8;
 /// Longest startup packet the server takes: 10,000 bytes and the length itself.
 pub const MAX_PACKET_LENGTH: usize = 10_004;
 
+/// SSLRequest, as a client sends it.
+pub const SSL_REQUEST_PACKET: [u8; HEADER_LENGTH] = [0, 0, 0, 8, 4, 210, 22, 47];
+
 /// "Go on with TLS", the answer to SSLRequest.
 pub const ACCEPT_TLS: u8 = b'S';
 
@@ -167,6 +170,7 @@ mod tests {
     #[test]
     fn every_known_packet_is_recognised() {
         assert_eq!(Packet::parse(header(8, 80_877_103)), Ok(Packet::Ssl));
+        assert_eq!(Packet::parse(SSL_REQUEST_PACKET), Ok(Packet::Ssl));
         assert_eq!(Packet::parse(header(8, 80_877_104)), Ok(Packet::GssEncryption));
         assert_eq!(Packet::parse(header(16, 80_877_102)), Ok(Packet::Cancel { body: 8 }));
         assert_eq!(Packet::parse(header(268, 80_877_102)), Ok(Packet::Cancel { body: 260 }));

@@ -2,7 +2,7 @@
 //! Goes on from one generation to the next.
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -70,9 +70,10 @@ impl Nodes {
         nodes
     }
 
-    /// Whether there is a choice.
-    pub fn are_several(&self) -> bool {
-        self.nodes.len() > 1
+    /// Whether two sessions can be at different places.
+    pub fn can_be_elsewhere(&self) -> bool {
+        let has_name = |node: &Arc<Node>| node.address.host().is_some_and(|host| host.parse::<IpAddr>().is_err());
+        self.nodes.len() > 1 || self.nodes.iter().any(has_name)
     }
 
     /// Those that have been ejected and may be asked again by `now`.

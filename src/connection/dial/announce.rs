@@ -1,0 +1,51 @@
+//! What the upstream is told of a client by the PROXY protocol.
+
+use std::net::SocketAddr;
+
+use crate::audit::Facts;
+use crate::connection::identify::Identified;
+use crate::connection::leg::Leg;
+use crate::protocol::proxy::{self, Addresses, Announcement, Certificate, Shown, Tls};
+use crate::snapshot::Terms;
+
+/// The header for a client that has been identified; empty where the upstream is told nothing.
+pub(in crate::connection) fn of_client(identified: &Identified, facts: &Facts) -> Vec<u8> {
+    let Identified { client, terms, credential, .. } = identified;
+    let certificate = || {
+        let common_name = credential.as_ref()?.certificate.common_name.as_deref();
+        let shown = match client {
+            Leg::Tls(stream) if stream.records().is_resumed() => Shown::Before,
+            Leg::Tls(_) | Leg::Plain(_) => Shown::Now,
+        };
+        Some(Certificate { common_name, shown })
+    };
+    let tls = facts.tls_version.zip(facts.cipher);
+    let tls = tls.map(|(version, cipher)| Tls { version, cipher, certificate: certificate() });
+    let alpn = match client {
+        Leg::Tls(stream) => stream.records().alpn(),
+        Leg::Plain(_) => None,
+    };
+    // A system call that most need not make.
+    let local = terms.upstream.announce.and_then(|_| client.local_addr());
+    header(terms, facts, local, &Announcement { alpn, tls, ..Announcement::default() })
+}
+
+/// The header for a client of which only the address is known.
+pub(in crate::connection) fn of_address(local: Option<SocketAddr>, terms: &Terms, facts: &Facts) -> Vec<u8> {
+    header(terms, facts, local, &Announcement::default())
+}
+
+/// The header for a connection of our own.
+pub(super) fn own(terms: &Terms) -> Vec<u8> {
+    terms.upstream.announce.map(|version| proxy::own(version, None)).unwrap_or_default()
+}
+
+fn header(terms: &Terms, facts: &Facts, local: Option<SocketAddr>, known: &Announcement<'_>) -> Vec<u8> {
+    let Some(version) = terms.upstream.announce else { return Vec::new() };
+    let destination = facts.destination.or(local);
+    let source = facts.client.socket().map(|_| facts.client);
+    let addresses = source.zip(destination).map(|(source, destination)| Addresses { source, destination });
+    let session = facts.session.map(|session| session.to_string());
+    let session = session.as_deref().map(str::as_bytes);
+    Announcement { addresses, session, server_name: facts.sni.as_deref(), ..*known }.header(version)
+}
