@@ -141,6 +141,13 @@ fn refused_by_upstream(alert: AlertDescription, own: Option<&Certificate>) -> St
             alert,
             &format!("it may not take our certificate {}, or have no cipher suite in common with us", in_words(own)),
         ),
+        (A::DecryptError, Some(own)) => ended(
+            alert,
+            &format!(
+                "it may not take our certificate {}; is its CA there by the same name with another key?",
+                in_words(own)
+            ),
+        ),
         (A::ProtocolVersion, _) => ended(alert, "it speaks neither TLS 1.2 nor TLS 1.3"),
         (A::UnrecognisedName, _) => ended(alert, "it does not know the host name it was asked for; set server_name"),
         (A::NoApplicationProtocol, _) => ended(alert, "it does not speak the protocol that ALPN asked for"),
