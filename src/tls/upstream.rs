@@ -17,7 +17,7 @@ use time::OffsetDateTime;
 
 pub use self::verification::{Anchors, Verification, system_roots};
 
-use self::failure::explain;
+use self::failure::{explain, explain_handshake};
 use self::verification::ServerVerifier;
 use super::certificate::Certificate;
 use super::error::BuildError;
@@ -104,8 +104,7 @@ impl UpstreamTls {
         Ok(UpstreamAttempt { tls: Arc::clone(self), name })
     }
 
-    /// Says of an error of the handshake, or of a read behind it, which side refused what, and what to do; nothing where it is
-    /// not of TLS. In TLS 1.3 an upstream refuses our certificate after the handshake is over for us, so the first read hears
+    /// Says of an error of a read which side refused what, and what to do; nothing where it is not of TLS. In TLS 1.3 an upstream refuses our certificate after the handshake is over for us, so the first read hears
     /// of it.
     pub fn explain(&self, error: &io::Error) -> Option<String> {
         explain(error, self.certificate.as_deref())
@@ -159,7 +158,7 @@ impl UpstreamAttempt {
     /// that this brings back is judged as of now.
     ///
     /// # Errors
-    /// Why the upstream is not to be talked to; [`UpstreamTls::explain`] has the words.
+    /// Why the upstream is not to be talked to; [`explain`](Self::explain) has the words.
     pub fn judge(&self, records: &Records<Client>, now: OffsetDateTime) -> io::Result<()> {
         if let Alpn::Required(protocol) = self.tls.alpn
             && records.alpn() != Some(protocol)
@@ -179,9 +178,9 @@ impl UpstreamAttempt {
         }
     }
 
-    /// As [`UpstreamTls::explain`].
-    pub fn explain(&self, error: &io::Error) -> Option<String> {
-        self.tls.explain(error)
+    /// Says of an error of this handshake, or of [`judge`](Self::judge), which side refused what, and what to do.
+    pub fn explain(&self, error: &io::Error) -> String {
+        explain_handshake(error, self.tls.certificate.as_deref())
     }
 }
 

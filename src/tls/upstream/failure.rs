@@ -10,12 +10,18 @@ use crate::timestamp;
 use crate::tls::certificate::Certificate;
 use crate::tls::failure::{in_words, tls_error};
 
+/// Explains what a handshake failed with.
+pub(super) fn explain_handshake(error: &io::Error, own: Option<&Certificate>) -> String {
+    use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
+    explain(error, own).unwrap_or_else(|| match error.kind() {
+        UnexpectedEof | ConnectionReset | ConnectionAborted | BrokenPipe => HUNG_UP.to_owned(),
+        _ => error.to_string(),
+    })
+}
+
 /// Explains what a handshake or a read failed with, where it is TLS that failed. `own` is our certificate.
 pub(super) fn explain(error: &io::Error, own: Option<&Certificate>) -> Option<String> {
-    let Some(error) = tls_error(error) else {
-        return (error.kind() == io::ErrorKind::UnexpectedEof).then(|| HUNG_UP.to_owned());
-    };
-    Some(match error {
+    Some(match tls_error(error)? {
         Error::AlertReceived(alert) => refused_by_upstream(*alert, own),
         Error::InvalidCertificate(CertificateError::Other(OtherError(cause))) => {
             match cause.downcast_ref::<Refusal>() {

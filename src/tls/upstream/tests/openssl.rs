@@ -67,8 +67,7 @@ impl Server {
     }
 
     fn words(&self, attempt: &UpstreamAttempt) -> String {
-        let error = self.page(attempt).unwrap_err();
-        attempt.explain(&error).unwrap_or_else(|| panic!("no words for {error}"))
+        attempt.explain(&self.page(attempt).unwrap_err())
     }
 }
 
