@@ -104,8 +104,8 @@ impl UpstreamTls {
         Ok(UpstreamAttempt { tls: Arc::clone(self), name })
     }
 
-    /// Says of an error of a read which side refused what, and what to do; nothing where it is not of TLS. In TLS 1.3 an upstream refuses our certificate after the handshake is over for us, so the first read hears
-    /// of it.
+    /// Says of an error of a read which side refused what, and what to do; nothing where it is not of TLS. In TLS 1.3 an
+    /// upstream refuses our certificate after the handshake is over for us, so the first read hears of it.
     pub fn explain(&self, error: &io::Error) -> Option<String> {
         explain(error, self.certificate.as_deref())
     }
@@ -178,7 +178,8 @@ impl UpstreamAttempt {
         }
     }
 
-    /// Says of an error of this handshake, or of [`judge`](Self::judge), which side refused what, and what to do.
+    /// Says of an error of this handshake, or of [`judge`](Self::judge), which side refused what, and what to do. A handshake that
+    /// was given up is a [`TimedOut`](io::ErrorKind::TimedOut).
     pub fn explain(&self, error: &io::Error) -> String {
         explain_handshake(error, self.tls.certificate.as_deref())
     }

@@ -12,9 +12,10 @@ use crate::tls::failure::{in_words, tls_error};
 
 /// Explains what a handshake failed with.
 pub(super) fn explain_handshake(error: &io::Error, own: Option<&Certificate>) -> String {
-    use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
+    use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, TimedOut, UnexpectedEof};
     explain(error, own).unwrap_or_else(|| match error.kind() {
         UnexpectedEof | ConnectionReset | ConnectionAborted | BrokenPipe => HUNG_UP.to_owned(),
+        TimedOut => SILENT.to_owned(),
         _ => error.to_string(),
     })
 }
@@ -37,6 +38,9 @@ pub(super) fn explain(error: &io::Error, own: Option<&Certificate>) -> Option<St
 
 const HUNG_UP: &str = "the upstream closed the connection during the TLS handshake; it may not speak TLS on this port, or it may \
                        want another certificate than ours";
+
+const SILENT: &str = "the upstream did not finish the TLS handshake in time; if it does not speak TLS on this port it may be \
+                      waiting for more, as redis does: give its TLS port, or set tls = \"disable\"";
 
 const PLAINTEXT: &str = "what the upstream answers is not TLS; if it does not speak TLS on this port, give its TLS port, or set \
                          tls = \"disable\"";
