@@ -62,12 +62,18 @@ impl Authority {
         params.signed_by(&self.0).unwrap()
     }
 
-    fn issue(&self, params: &CertificateParams, key: KeyPair) -> Specimen {
+    pub(crate) fn issue(&self, params: &CertificateParams, key: KeyPair) -> Specimen {
         Specimen { certificate: params.signed_by(&key, &self.0).unwrap(), key }
     }
 }
 
 impl Specimen {
+    /// A certificate that nobody but itself has issued.
+    pub(crate) fn alone(params: &CertificateParams) -> Self {
+        let key = KeyPair::generate().unwrap();
+        Self { certificate: params.self_signed(&key).unwrap(), key }
+    }
+
     pub(crate) fn der(&self) -> CertificateDer<'static> {
         self.certificate.der().clone()
     }
@@ -114,7 +120,7 @@ fn authority_params(name: &str) -> CertificateParams {
     params
 }
 
-fn named(mut params: CertificateParams, name: &str) -> CertificateParams {
+pub(crate) fn named(mut params: CertificateParams, name: &str) -> CertificateParams {
     params.distinguished_name = DistinguishedName::new();
     params.distinguished_name.push(DnType::CommonName, name);
     params

@@ -17,7 +17,7 @@ use time::OffsetDateTime;
 
 pub use self::verification::{Anchors, system_roots};
 
-use self::failure::explain;
+use self::failure::{explain, explain_handshake};
 use self::verification::ServerVerifier;
 use super::certificate::Certificate;
 use super::error::BuildError;
@@ -105,9 +105,8 @@ impl UpstreamTls {
         Ok(UpstreamAttempt { tls: Arc::clone(self), name })
     }
 
-    /// Says of an error of the handshake, or of a read behind it, which side refused what, and what to do; nothing where it is
-    /// not of TLS. In TLS 1.3 an upstream refuses our certificate after the handshake is over for us, so the first read hears
-    /// of it.
+    /// Says of an error of a read which side refused what, and what to do; nothing where it is not of TLS. In TLS 1.3 an
+    /// upstream refuses our certificate after the handshake is over for us, so the first read hears of it.
     pub fn explain(&self, error: &io::Error) -> Option<String> {
         explain(error, self.certificate.as_deref())
     }
@@ -166,7 +165,7 @@ impl UpstreamAttempt {
     /// that this brings back is judged as of now.
     ///
     /// # Errors
-    /// Why the upstream is not to be talked to; [`UpstreamTls::explain`] has the words.
+    /// Why the upstream is not to be talked to; [`explain`](Self::explain) has the words.
     pub fn judge(&self, records: &Records<Client>, now: OffsetDateTime) -> io::Result<()> {
         if let Alpn::Required(protocol) = self.tls.alpn
             && records.alpn() != Some(protocol)
@@ -186,9 +185,10 @@ impl UpstreamAttempt {
         }
     }
 
-    /// As [`UpstreamTls::explain`].
-    pub fn explain(&self, error: &io::Error) -> Option<String> {
-        self.tls.explain(error)
+    /// Says of an error of this handshake, or of [`judge`](Self::judge), which side refused what, and what to do. A handshake that
+    /// was given up is a [`TimedOut`](io::ErrorKind::TimedOut).
+    pub fn explain(&self, error: &io::Error) -> String {
+        explain_handshake(error, self.tls.certificate.as_deref())
     }
 }
 

@@ -1,5 +1,6 @@
 //! Conversations with the engine, legal ones and others.
 
+mod calling;
 mod conversation;
 mod forgery;
 mod hostile;

@@ -10,12 +10,19 @@ use crate::timestamp;
 use crate::tls::certificate::Certificate;
 use crate::tls::failure::{in_words, tls_error};
 
+/// Explains what a handshake failed with.
+pub(super) fn explain_handshake(error: &io::Error, own: Option<&Certificate>) -> String {
+    use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, TimedOut, UnexpectedEof};
+    explain(error, own).unwrap_or_else(|| match error.kind() {
+        UnexpectedEof | ConnectionReset | ConnectionAborted | BrokenPipe => HUNG_UP.to_owned(),
+        TimedOut => SILENT.to_owned(),
+        _ => error.to_string(),
+    })
+}
+
 /// Explains what a handshake or a read failed with, where it is TLS that failed. `own` is our certificate.
 pub(super) fn explain(error: &io::Error, own: Option<&Certificate>) -> Option<String> {
-    let Some(error) = tls_error(error) else {
-        return (error.kind() == io::ErrorKind::UnexpectedEof).then(|| HUNG_UP.to_owned());
-    };
-    Some(match error {
+    Some(match tls_error(error)? {
         Error::AlertReceived(alert) => refused_by_upstream(*alert, own),
         Error::InvalidCertificate(CertificateError::Other(OtherError(cause))) => {
             match cause.downcast_ref::<Refusal>() {
@@ -31,6 +38,9 @@ pub(super) fn explain(error: &io::Error, own: Option<&Certificate>) -> Option<St
 
 const HUNG_UP: &str = "the upstream closed the connection during the TLS handshake; it may not speak TLS on this port, or it may \
                        want another certificate than ours";
+
+const SILENT: &str = "the upstream did not finish the TLS handshake in time; if it does not speak TLS on this port it may be \
+                      waiting for more, as redis does: give its TLS port, or set tls = \"disable\"";
 
 const PLAINTEXT: &str = "what the upstream answers is not TLS; if it does not speak TLS on this port, give its TLS port, or set \
                          tls = \"disable\"";
@@ -140,6 +150,13 @@ fn refused_by_upstream(alert: AlertDescription, own: Option<&Certificate>) -> St
         (A::HandshakeFailure, Some(own)) => ended(
             alert,
             &format!("it may not take our certificate {}, or have no cipher suite in common with us", in_words(own)),
+        ),
+        (A::DecryptError, Some(own)) => ended(
+            alert,
+            &format!(
+                "it may not take our certificate {}; is its CA there by the same name with another key?",
+                in_words(own)
+            ),
         ),
         (A::ProtocolVersion, _) => ended(alert, "it speaks neither TLS 1.2 nor TLS 1.3"),
         (A::UnrecognisedName, _) => ended(alert, "it does not know the host name it was asked for; set server_name"),

@@ -1,6 +1,7 @@
 //! The other side: ours is the client, and tokio-rustls, or our own, answers.
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
+use tokio::net::TcpStream;
 use tokio_rustls::{TlsAcceptor, server};
 
 use crate::connection::stream::TlsStream;
@@ -119,4 +120,10 @@ fn a_server_that_hangs_up_or_speaks_something_else_ends_the_handshake() {
         far.shutdown().await.unwrap();
         assert_eq!(ours.next_flight().await.unwrap_err().kind(), std::io::ErrorKind::UnexpectedEof);
     });
+}
+
+#[test]
+fn an_upstream_costs_an_idle_session_no_more_than_a_client() {
+    let size = size_of::<TlsStream<TcpStream, Client>>();
+    assert!(size <= 1280, "{size} bytes");
 }

@@ -1,0 +1,288 @@
+//! Handshakes in memory with servers of rustls.
+
+use std::io::ErrorKind;
+
+use rcgen::KeyPair;
+use rustls::pki_types::PrivateKeyDer;
+use rustls::server::{Acceptor, WebPkiClientVerifier};
+use rustls::sign::CertifiedKey;
+use rustls::{RootCertStore, ServerConfig, ServerConnection, SupportedProtocolVersion};
+
+use super::*;
+
+static VERSIONS: [&SupportedProtocolVersion; 2] = [&TLS12, &TLS13];
+
+/// A server that shows this, whether the key belongs to it or not.
+fn server(
+    version: &'static SupportedProtocolVersion,
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+    clients: Option<&Authority>,
+) -> ServerConfig {
+    let builder = ServerConfig::builder_with_provider(provider()).with_protocol_versions(&[version]).unwrap();
+    let builder = match clients {
+        None => builder.with_no_client_auth(),
+        Some(authority) => {
+            let mut roots = RootCertStore::empty();
+            roots.add(authority.der()).unwrap();
+            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider());
+            builder.with_client_cert_verifier(verifier.build().unwrap())
+        }
+    };
+    let key = provider().key_provider.load_private_key(key).unwrap();
+    builder.with_cert_resolver(Arc::new(SingleCertAndKey::from(CertifiedKey::new(chain, key))))
+}
+
+fn good_server(
+    version: &'static SupportedProtocolVersion,
+    root: &Authority,
+    clients: Option<&Authority>,
+) -> ServerConfig {
+    let specimen = issued(root, "x", &["db.test"]);
+    server(version, vec![specimen.der()], specimen.key_der(), clients)
+}
+
+/// Both sides of a connection.
+struct Pair {
+    ours: Records<Client>,
+    server: ServerConnection,
+}
+
+impl Pair {
+    fn new(attempt: &UpstreamAttempt, server: &Arc<ServerConfig>) -> Self {
+        Self { ours: attempt.records().unwrap(), server: ServerConnection::new(Arc::clone(server)).unwrap() }
+    }
+
+    /// Carries what there is to say, until neither has anything more.
+    fn settle(&mut self) -> io::Result<()> {
+        loop {
+            let mut words = Vec::new();
+            self.ours.speak(&mut words);
+            let mut flight = Vec::new();
+            while self.server.wants_write() {
+                self.server.write_tls(&mut flight).unwrap();
+            }
+            if words.is_empty() && flight.is_empty() {
+                return Ok(());
+            }
+            let mut room = [vec![0; self.ours.unopened()], flight].concat();
+            let opened = self.ours.open(&mut room, |_| panic!("nothing was said"), &mut words);
+            let mut rest = words.as_slice();
+            while !rest.is_empty() {
+                self.server.read_tls(&mut rest).unwrap();
+                // What the server has against it, it tells us by an alert.
+                let _ = self.server.process_new_packets();
+            }
+            opened.map_err(refused)?;
+        }
+    }
+}
+
+/// A handshake and what comes right behind it, judged.
+fn shake(attempt: &UpstreamAttempt, server: &Arc<ServerConfig>) -> io::Result<Records<Client>> {
+    let mut pair = Pair::new(attempt, server);
+    pair.settle()?;
+    assert!(!pair.ours.is_handshaking());
+    attempt.judge(&pair.ours, OffsetDateTime::now_utc())?;
+    Ok(pair.ours)
+}
+
+fn words(attempt: &UpstreamAttempt, server: &Arc<ServerConfig>) -> String {
+    attempt.explain(&shake(attempt, server).unwrap_err())
+}
+
+#[test]
+fn a_server_has_to_have_the_key_of_its_certificate_in_every_mode() {
+    let root = Authority::new("CA");
+    let good = issued(&root, "x", &["db.test"]);
+    let (old, old_key) = version_1("db.test");
+    let stranger = KeyPair::generate().unwrap();
+    let key = |key: &KeyPair| PrivateKeyDer::try_from(key.serialize_der()).unwrap();
+    let bundle = Anchors::Bundle(vec![root.der(), old.clone()]);
+    let modes = [
+        (Verification::Require, Anchors::None),
+        (Verification::Require, bundle.clone()),
+        (Verification::VerifyCa, bundle.clone()),
+        (Verification::VerifyFull, bundle),
+    ];
+    for (verification, anchors) in modes {
+        let tls = tls(&UpstreamParts { anchors, ..parts(verification, &[]) });
+        let attempt = tls.attempt("db.test").unwrap();
+        for version in VERSIONS {
+            for (der, own) in [(good.der(), good.key_der()), (old.clone(), key(&old_key))] {
+                let right = Arc::new(server(version, vec![der.clone()], own, None));
+                assert!(shake(&attempt, &right).is_ok(), "{verification:?}, {version:?}");
+                let wrong = Arc::new(server(version, vec![der], key(&stranger), None));
+                // A session of the right one is not taken up by it, either.
+                assert!(shake(&attempt, &wrong).is_err(), "{verification:?}, {version:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn what_a_server_is_refused_for_is_told_in_words() {
+    let root = Authority::new("CA");
+    for version in VERSIONS {
+        let server = Arc::new(good_server(version, &root, None));
+        let tls = |verification, root: &Authority| tls(&parts(verification, &[root]));
+        let misnamed = words(&tls(Verification::VerifyFull, &root).attempt("other.test").unwrap(), &server);
+        assert!(misnamed.contains("it is not for \"other.test\"; its names are dns:db.test"), "{misnamed}");
+        let unknown = words(&tls(Verification::VerifyCa, &Authority::new("CA")).attempt("db.test").unwrap(), &server);
+        assert!(unknown.contains("CN=x (issued by CN=CA, valid until "), "{unknown}");
+        assert!(unknown.contains("no certificate of ca has issued it"), "{unknown}");
+    }
+}
+
+#[test]
+fn a_session_is_taken_up_and_judged_again() {
+    let root = Authority::new("CA");
+    for version in VERSIONS {
+        let parts = parts(Verification::VerifyFull, &[&root]);
+        let tls = tls(&parts);
+        let attempt = tls.attempt("db.test").unwrap();
+        let server = Arc::new(good_server(version, &root, None));
+        assert!(!shake(&attempt, &server).unwrap().is_resumed());
+        assert!(shake(&attempt, &server).unwrap().is_resumed());
+        // Other parts, other sessions.
+        assert!(!shake(&super::tls(&parts).attempt("db.test").unwrap(), &server).unwrap().is_resumed());
+        let late = shake(&attempt, &server).unwrap();
+        assert!(late.is_resumed());
+        let error = attempt.judge(&late, tomorrow() + Duration::DAY).unwrap_err();
+        let words = attempt.explain(&error);
+        assert!(words.contains("it has run out; the upstream needs a new one"), "{words}");
+        // From there on the server has to show what it has.
+        assert!(!shake(&attempt, &server).unwrap().is_resumed());
+    }
+}
+
+#[test]
+fn an_upstream_that_wants_a_certificate_is_shown_ours() {
+    let (root, clients) = (Authority::new("CA"), Authority::new("Clients CA"));
+    for version in VERSIONS {
+        let server = Arc::new(good_server(version, &root, Some(&clients)));
+        let with = |certificate| {
+            let tls = tls(&UpstreamParts { certificate, ..parts(Verification::VerifyCa, &[&root]) });
+            tls.attempt("db.test").unwrap()
+        };
+        assert!(shake(&with(Some(own(&clients, tomorrow()))), &server).is_ok());
+        let none = words(&with(None), &server);
+        assert!(none.contains("client certificate") && none.contains("cert and key"), "{none}");
+        let unknown = words(&with(Some(own(&Authority::new("Clients CA"), tomorrow()))), &server);
+        assert!(unknown.contains("may not take our certificate CN=app"), "{unknown}");
+        let unknown = words(&with(Some(own(&Authority::new("Nobody"), tomorrow()))), &server);
+        assert!(unknown.contains("refused our certificate CN=app (issued by CN=Nobody, valid until "), "{unknown}");
+        assert!(unknown.contains("does not know its CA"), "{unknown}");
+        let late = words(&with(Some(own(&clients, OffsetDateTime::now_utc() - Duration::HOUR))), &server);
+        assert!(late.contains("it has run out"), "{late}");
+    }
+}
+
+#[test]
+fn in_tls_1_3_the_refusal_comes_with_the_first_read() {
+    let (root, clients) = (Authority::new("CA"), Authority::new("Clients CA"));
+    let tls = tls(&parts(Verification::VerifyCa, &[&root]));
+    let attempt = tls.attempt("db.test").unwrap();
+    let mut pair = Pair::new(&attempt, &Arc::new(good_server(&TLS13, &root, Some(&clients))));
+    let (mut hello, mut answer, mut last) = (Vec::new(), Vec::new(), Vec::new());
+    pair.ours.speak(&mut hello);
+    pair.server.read_tls(&mut hello.as_slice()).unwrap();
+    pair.server.process_new_packets().unwrap();
+    while pair.server.wants_write() {
+        pair.server.write_tls(&mut answer).unwrap();
+    }
+    pair.ours.open(&mut answer, |_| {}, &mut last).unwrap();
+    assert!(!pair.ours.is_handshaking(), "done, as far as we know");
+    attempt.judge(&pair.ours, OffsetDateTime::now_utc()).unwrap();
+    pair.server.read_tls(&mut last.as_slice()).unwrap();
+    assert!(pair.server.process_new_packets().is_err());
+    let error = pair.settle().unwrap_err();
+    let words = tls.explain(&error).unwrap();
+    assert_eq!(words, "the upstream asks for a client certificate; set cert and key of the upstream");
+}
+
+#[test]
+fn alpn_is_offered_and_where_nothing_else_tells_it_is_required() {
+    let root = Authority::new("CA");
+    for version in VERSIONS {
+        let speaking = |protocol: Option<&[u8]>| {
+            let mut server = good_server(version, &root, None);
+            server.alpn_protocols = protocol.map(<[u8]>::to_vec).into_iter().collect();
+            Arc::new(server)
+        };
+        let attempt =
+            |alpn| tls(&UpstreamParts { alpn, ..parts(Verification::VerifyCa, &[&root]) }).attempt("db.test").unwrap();
+        let (postgres, none, other) = (speaking(Some(b"postgresql")), speaking(None), speaking(Some(b"h2")));
+        for alpn in [Alpn::Offered(b"postgresql"), Alpn::Required(b"postgresql")] {
+            assert_eq!(shake(&attempt(alpn), &postgres).unwrap().alpn(), Some(&b"postgresql"[..]));
+            let words = words(&attempt(alpn), &other);
+            assert!(words.contains("does not speak the protocol that ALPN asked for"), "{words}");
+        }
+        assert_eq!(shake(&attempt(Alpn::Offered(b"postgresql")), &none).unwrap().alpn(), None);
+        let words = words(&attempt(Alpn::Required(b"postgresql")), &none);
+        assert!(words.contains("did not confirm \"postgresql\" by ALPN"), "{words}");
+        assert!(shake(&attempt(Alpn::None), &postgres).is_ok());
+    }
+}
+
+/// The host name in the hello to an upstream at `host`.
+fn asked_for(server_name: Option<&str>, host: &str) -> Option<String> {
+    let server_name = server_name.map(str::to_owned);
+    let tls = tls(&UpstreamParts { server_name, ..parts(Verification::VerifyFull, &[]) });
+    let mut hello = Vec::new();
+    tls.attempt(host).unwrap().records().unwrap().speak(&mut hello);
+    let mut acceptor = Acceptor::default();
+    acceptor.read_tls(&mut hello.as_slice()).unwrap();
+    let accepted = acceptor.accept().unwrap().expect("a whole hello");
+    accepted.client_hello().server_name().map(str::to_owned)
+}
+
+#[test]
+fn a_host_is_asked_for_by_its_name_and_an_address_is_not() {
+    assert_eq!(asked_for(None, "db.test").as_deref(), Some("db.test"));
+    assert_eq!(asked_for(None, "db_1.test").as_deref(), Some("db_1.test"));
+    assert_eq!(asked_for(None, "10.0.0.1"), None);
+    assert_eq!(asked_for(None, "::1"), None);
+    assert_eq!(asked_for(Some("db.test"), "10.0.0.1").as_deref(), Some("db.test"));
+    assert_eq!(asked_for(Some("10.0.0.1"), "db.test"), None);
+    let tls = tls(&parts(Verification::VerifyFull, &[]));
+    for host in ["", "bücher.test", "/run/redis.sock", "a b"] {
+        let error = tls.attempt(host).unwrap_err().to_string();
+        assert!(error.contains("can be no server's name; set server_name"), "{error}");
+    }
+}
+
+#[test]
+fn what_is_no_tls_is_called_so() {
+    let tls = tls(&parts(Verification::VerifyFull, &[]));
+    for answer in [&b"-ERR Protocol error\r\n"[..], b"E\0\0\0\x40SFATAL", b"HTTP/1.1 400 Bad Request\r\n"] {
+        let mut records = tls.attempt("db.test").unwrap().records().unwrap();
+        let error = records.open(&mut answer.to_vec(), |_| {}, &mut Vec::new()).unwrap_err();
+        let words = tls.explain(&refused(error)).unwrap();
+        assert!(words.contains("is not TLS; if it does not speak TLS on this port"), "{words}");
+    }
+    let attempt = tls.attempt("db.test").unwrap();
+    // Redis on its plain port takes a hello for a command that has not come whole.
+    assert!(attempt.explain(&ErrorKind::TimedOut.into()).contains("did not finish the TLS handshake in time"));
+    for gone in [ErrorKind::UnexpectedEof, ErrorKind::ConnectionReset] {
+        assert!(attempt.explain(&gone.into()).contains("closed the connection during the TLS handshake"));
+        assert_eq!(tls.explain(&gone.into()), None, "that may happen to a session at any time");
+    }
+}
+
+#[test]
+fn nothing_secret_is_shown() {
+    let root = Authority::new("CA");
+    let specimen = root.client("app", OffsetDateTime::now_utc(), tomorrow());
+    let certificate = OwnCertificate::new(vec![specimen.der()], specimen.key_der()).unwrap();
+    let parts = UpstreamParts { certificate: Some(certificate), ..parts(Verification::VerifyFull, &[&root]) };
+    let tls = tls(&parts);
+    assert_eq!(tls.certificate().unwrap().subject, "CN=app");
+    assert_eq!(tls.anchors()[0].subject, "CN=CA");
+    let attempt = tls.attempt("db.test").unwrap();
+    let key = format!("{:?}", specimen.key_der().secret_der());
+    let shown = format!("{parts:?} {tls:?} {attempt:?} {:?}", attempt.records().unwrap());
+    assert!(shown.contains("CN=app"));
+    // The curve and the version in front are nobody's secret.
+    assert!(!shown.contains(&key[key.len() / 2..key.len() / 2 + 40]), "{shown}");
+}

@@ -1,0 +1,200 @@
+//! With `openssl s_server`, which redis and PostgreSQL are much like.
+
+use std::fs;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::TcpStream;
+use std::process::{Child, ChildStdout, Command, Stdio};
+use std::time::Duration as StdDuration;
+
+use rcgen::KeyPair;
+use rustls::pki_types::PrivateKeyDer;
+use tempfile::TempDir;
+
+use super::*;
+use crate::tls::most_overhead;
+
+/// A server that answers every request by a page on its TLS.
+struct Server {
+    process: Child,
+    /// Kept open, so that nothing it has to say ends it.
+    _output: BufReader<ChildStdout>,
+    address: String,
+    _files: TempDir,
+}
+
+impl Server {
+    /// With these certificates, leaf first, and this CA for its clients.
+    fn start(chain: &[&str], key: &str, clients: &Authority, options: &[&str]) -> Self {
+        let files = TempDir::new().unwrap();
+        let write = |name: &str, text: &str| fs::write(files.path().join(name), text).unwrap();
+        write("server.crt", chain[0]);
+        write("chain.crt", &chain[1..].concat());
+        write("server.key", key);
+        write("clients.crt", &pem("CERTIFICATE", &clients.der()));
+        let mut command = Command::new("openssl");
+        command
+            .args("s_server -accept 127.0.0.1:0 -www -cert server.crt -key server.key -CAfile clients.crt".split(' '));
+        if chain.len() > 1 {
+            command.args(["-cert_chain", "chain.crt"]);
+        }
+        command.args(options).current_dir(files.path());
+        let mut process = command.stdout(Stdio::piped()).stderr(Stdio::null()).stdin(Stdio::null()).spawn().unwrap();
+        let mut output = BufReader::new(process.stdout.take().unwrap());
+        let line = output.by_ref().lines().map(Result::unwrap).find(|line| line.starts_with("ACCEPT "));
+        let address = line.expect("it listens").replace("ACCEPT ", "");
+        Self { process, _output: output, address, _files: files }
+    }
+
+    /// Its page, after a whole handshake.
+    fn page(&self, attempt: &UpstreamAttempt) -> io::Result<String> {
+        let socket = TcpStream::connect(&self.address)?;
+        socket.set_read_timeout(Some(StdDuration::from_secs(20)))?;
+        let mut wire = Wire { socket, records: attempt.records().unwrap(), heard: Vec::new() };
+        let mut words = Vec::new();
+        wire.records.speak(&mut words);
+        wire.socket.write_all(&words)?;
+        while wire.records.is_handshaking() {
+            wire.receive()?;
+        }
+        attempt.judge(&wire.records, OffsetDateTime::now_utc())?;
+        let request = b"GET / HTTP/1.0\r\n\r\n";
+        let mut sealed = vec![0; request.len() + most_overhead(request.len())];
+        let taken = wire.records.seal(request, &mut sealed).unwrap();
+        // It may have refused us by now; then why is there to be read.
+        let _ = wire.socket.write_all(&sealed[..taken]);
+        while !wire.records.has_ended() && wire.receive()? > 0 {}
+        Ok(String::from_utf8_lossy(&wire.heard).into_owned())
+    }
+
+    fn words(&self, attempt: &UpstreamAttempt) -> String {
+        attempt.explain(&self.page(attempt).unwrap_err())
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+struct Wire {
+    socket: TcpStream,
+    records: Records<Client>,
+    heard: Vec<u8>,
+}
+
+impl Wire {
+    fn receive(&mut self) -> io::Result<usize> {
+        let kept = self.records.unopened();
+        let mut room = vec![0; kept + 4000];
+        let received = self.socket.read(&mut room[kept..])?;
+        if received == 0 && self.records.is_handshaking() {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        let mut answer = Vec::new();
+        let Self { records, heard, .. } = self;
+        let opened = records.open(&mut room[..kept + received], |plain| heard.extend(plain), &mut answer);
+        let _ = self.socket.write_all(&answer);
+        opened.map_err(refused)?;
+        Ok(received)
+    }
+}
+
+fn pem(label: &str, der: &[u8]) -> String {
+    ::pem::encode(&::pem::Pem::new(label, der))
+}
+
+const VERSIONS: [(&str, &str); 2] = [("-tls1_2", "TLSv1.2"), ("-tls1_3", "TLSv1.3")];
+
+#[test]
+fn a_chain_is_verified_and_the_session_taken_up_again() {
+    let (root, clients) = (Authority::new("CA"), Authority::new("Clients CA"));
+    let between = root.intermediate("Between");
+    let leaf = issued(&between, "x", &["db.test"]);
+    for (option, version) in VERSIONS {
+        let chain = [leaf.pem(), pem("CERTIFICATE", &between.der())];
+        let server = Server::start(&[&chain[0], &chain[1]], &leaf.key_pem(), &clients, &[option]);
+        let attempt = tls(&parts(Verification::VerifyFull, &[&root])).attempt("db.test").unwrap();
+        let first = server.page(&attempt).unwrap();
+        assert!(first.contains(&format!("New, {version}")), "{first}");
+        let second = server.page(&attempt).unwrap();
+        assert!(second.contains(&format!("Reused, {version}")), "{second}");
+        let other = tls(&parts(Verification::VerifyFull, &[&root])).attempt("other.test").unwrap();
+        let words = server.words(&other);
+        assert!(words.contains("it is not for \"other.test\"; its names are dns:db.test"), "{words}");
+    }
+}
+
+#[test]
+fn a_server_without_its_intermediate_or_with_an_old_certificate_is_refused() {
+    let (root, clients) = (Authority::new("CA"), Authority::new("Clients CA"));
+    let between = root.intermediate("Between");
+    let alone = issued(&between, "x", &["db.test"]);
+    let mut params = params("x", &["db.test"]);
+    params.not_after = OffsetDateTime::now_utc() - Duration::HOUR;
+    let late = root.issue(&params, KeyPair::generate().unwrap());
+    for (option, _) in VERSIONS {
+        let attempt = tls(&parts(Verification::VerifyFull, &[&root])).attempt("db.test").unwrap();
+        let words = Server::start(&[&alone.pem()], &alone.key_pem(), &clients, &[option]).words(&attempt);
+        assert!(words.contains("(issued by CN=Between, valid until"), "{words}");
+        assert!(words.contains("no certificate of ca has issued it"), "{words}");
+        let words = Server::start(&[&late.pem()], &late.key_pem(), &clients, &[option]).words(&attempt);
+        assert!(words.contains("it has run out; the upstream needs a new one"), "{words}");
+    }
+}
+
+#[test]
+fn a_server_that_verifies_its_clients_refuses_ours_in_words() {
+    let (root, clients) = (Authority::new("CA"), Authority::new("Clients CA"));
+    let leaf = issued(&root, "x", &["db.test"]);
+    for (option, _) in VERSIONS {
+        let options = [option, "-Verify", "1", "-verify_return_error"];
+        let server = Server::start(&[&leaf.pem()], &leaf.key_pem(), &clients, &options);
+        let with = |certificate| {
+            let parts = UpstreamParts { certificate, ..parts(Verification::VerifyFull, &[&root]) };
+            tls(&parts).attempt("db.test").unwrap()
+        };
+        assert!(server.page(&with(Some(own(&clients, tomorrow())))).is_ok());
+        let none = server.words(&with(None));
+        assert!(none.contains("client certificate") && none.contains("cert and key"), "{none}");
+        let unknown = server.words(&with(Some(own(&Authority::new("Nobody"), tomorrow()))));
+        assert!(unknown.contains("refused our certificate CN=app (issued by CN=Nobody"), "{unknown}");
+        assert!(unknown.contains("does not know its CA"), "{unknown}");
+        let late = server.words(&with(Some(own(&clients, OffsetDateTime::now_utc() - Duration::HOUR))));
+        assert!(late.contains("it has run out, or not begun, by the upstream's clock"), "{late}");
+    }
+}
+
+#[test]
+fn a_server_of_version_1_is_trusted_by_itself() {
+    let clients = Authority::new("Clients CA");
+    let (der, key) = version_1("db.test");
+    let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
+    for (option, version) in VERSIONS {
+        let server =
+            Server::start(&[&pem("CERTIFICATE", &der)], &pem("PRIVATE KEY", key.secret_der()), &clients, &[option]);
+        let anchors = Anchors::Bundle(vec![der.clone()]);
+        let attempt =
+            tls(&UpstreamParts { anchors, ..parts(Verification::VerifyFull, &[]) }).attempt("db.test").unwrap();
+        let page = server.page(&attempt).unwrap();
+        assert!(page.contains(version), "{page}");
+    }
+}
+
+#[test]
+fn alpn_and_versions_are_agreed_upon_or_told_of() {
+    let (root, clients) = (Authority::new("CA"), Authority::new("Clients CA"));
+    let leaf = issued(&root, "x", &["db.test"]);
+    let attempt = |alpn| {
+        let parts = UpstreamParts { alpn, ..parts(Verification::VerifyFull, &[&root]) };
+        tls(&parts).attempt("db.test").unwrap()
+    };
+    let start = |options: &[&str]| Server::start(&[&leaf.pem()], &leaf.key_pem(), &clients, options);
+    assert!(start(&["-alpn", "postgresql"]).page(&attempt(Alpn::Required(b"postgresql"))).is_ok());
+    assert!(start(&[]).page(&attempt(Alpn::Offered(b"postgresql"))).is_ok());
+    let words = start(&[]).words(&attempt(Alpn::Required(b"postgresql")));
+    assert!(words.contains("did not confirm \"postgresql\" by ALPN"), "{words}");
+    let words = start(&["-tls1_1", "-cipher", "ALL:@SECLEVEL=0"]).words(&attempt(Alpn::None));
+    assert!(words.contains("it speaks neither TLS 1.2 nor TLS 1.3"), "{words}");
+}

@@ -1,0 +1,232 @@
+//! All modes, by all that a server's certificate can be.
+
+use rcgen::{BasicConstraints, ExtendedKeyUsagePurpose, IsCa};
+use rustls::pki_types::CertificateDer;
+
+use super::*;
+use crate::tls::upstream::verification::ServerVerifier;
+
+/// What a server shows, what the bundle holds, and what comes of it.
+struct Case {
+    what: &'static str,
+    chain: Vec<CertificateDer<'static>>,
+    bundle: Vec<CertificateDer<'static>>,
+    host: &'static str,
+    /// A part of the words of the refusal, or nothing.
+    verify_ca: Option<&'static str>,
+    verify_full: Option<&'static str>,
+}
+
+const UNKNOWN: Option<&str> = Some("no certificate of ca has issued it");
+const EXPIRED: Option<&str> = Some("it has run out");
+const MISNAMED: Option<&str> = Some("it is not for \"db.test\"");
+
+fn judged(
+    verification: Verification,
+    anchors: &Anchors,
+    chain: &[CertificateDer<'_>],
+    host: &str,
+    now: OffsetDateTime,
+) -> Option<String> {
+    let verifier = ServerVerifier::new(verification, anchors).unwrap();
+    let (leaf, intermediates) = chain.split_first().unwrap();
+    let name = ServerName::try_from(host).unwrap();
+    let first = verifier.judge(leaf, intermediates, &name, now);
+    // Remembered or not, it is the same verdict.
+    assert_eq!(verifier.judge(leaf, intermediates, &name, now).is_ok(), first.is_ok());
+    let error = first.err()?;
+    Some(explain(&refused(error), None).unwrap())
+}
+
+fn check(cases: Vec<Case>) {
+    for Case { what, chain, bundle, host, verify_ca, verify_full } in cases {
+        let anchors = Anchors::Bundle(bundle);
+        let expected = [
+            (Verification::Require, &Anchors::None, None),
+            // As libpq has it.
+            (Verification::Require, &anchors, verify_ca),
+            (Verification::VerifyCa, &anchors, verify_ca),
+            (Verification::VerifyFull, &anchors, verify_full),
+        ];
+        for (verification, anchors, expected) in expected {
+            let words = judged(verification, anchors, &chain, host, OffsetDateTime::now_utc());
+            match (&words, expected) {
+                (None, None) => {}
+                (Some(words), Some(part)) => assert!(words.contains(part), "{what}, {verification:?}: {words}"),
+                _ => panic!("{what}, {verification:?}: {words:?} and not {expected:?}"),
+            }
+        }
+    }
+}
+
+#[test]
+fn a_chain_is_good_if_an_anchor_is_at_its_end() {
+    let (root, namesake, other) = (Authority::new("CA"), Authority::new("CA"), Authority::new("Other"));
+    let between = root.intermediate("Between");
+    let leaf = issued(&root, "x", &["db.test"]).der();
+    let below = issued(&between, "x", &["db.test"]).der();
+    let case = |what, chain: &[&CertificateDer<'static>], bundle: &[&Authority], expected| Case {
+        what,
+        chain: chain.iter().map(|der| (*der).clone()).collect(),
+        bundle: bundle.iter().map(|authority| authority.der()).collect(),
+        host: "db.test",
+        verify_ca: expected,
+        verify_full: expected,
+    };
+    check(vec![
+        case("the root", &[&leaf], &[&root], None),
+        case("one of several", &[&leaf], &[&other, &namesake, &root, &root], None),
+        case("another root", &[&leaf], &[&other], UNKNOWN),
+        case("its name with another key", &[&leaf], &[&namesake], UNKNOWN),
+        case("nobody", &[&leaf], &[], UNKNOWN),
+        case("an intermediate that was sent", &[&below, &between.der()], &[&root], None),
+        case(
+            "with the root behind it, and all of it twice",
+            &[&below, &between.der(), &root.der(), &between.der()],
+            &[&root],
+            None,
+        ),
+        case("an intermediate that was not sent", &[&below], &[&root], UNKNOWN),
+        case("an intermediate of the bundle", &[&below], &[&between], None),
+        case("an intermediate of the bundle, the root elsewhere", &[&below], &[&root, &between], None),
+    ]);
+}
+
+#[test]
+fn a_name_is_that_of_the_host_or_counts_for_nothing() {
+    let root = Authority::new("CA");
+    let case = |what, common, names: &[&str], host, verify_full| Case {
+        what,
+        chain: vec![issued(&root, common, names).der()],
+        bundle: vec![root.der()],
+        host,
+        verify_ca: None,
+        verify_full,
+    };
+    check(vec![
+        case("one of several", "x", &["a.test", "db.test"], "db.test", None),
+        case("in other letters", "x", &["DB.test"], "db.TEST", None),
+        case("another", "x", &["other.test"], "db.test", MISNAMED),
+        case("a wildcard", "x", &["*.corp.test"], "db.corp.test", None),
+        case("a wildcard for one label only", "x", &["*.test"], "a.db.test", Some("its names are dns:*.test")),
+        case("a wildcard for a whole top-level domain", "x", &["*.test"], "db.test", MISNAMED),
+        case("a wildcard is no address", "x", &["*.0.0.1"], "10.0.0.1", Some("it is not for \"10.0.0.1\"")),
+        case("an address", "x", &["10.0.0.1", "::1"], "10.0.0.1", None),
+        case("an address of the other family", "x", &["10.0.0.1", "::1"], "::1", None),
+        case("another address", "x", &["10.0.0.2"], "10.0.0.1", Some("ip:10.0.0.2")),
+        case("the common name, where there is no other", "db.test", &[], "db.test", None),
+        case("the common name in other letters", "Db.Test", &[], "db.test", None),
+        case("the common name as a wildcard", "*.test", &[], "db.test", None),
+        case("a wildcard for all", "*", &[], "db.test", MISNAMED),
+        case(
+            "another common name",
+            "other.test",
+            &[],
+            "db.test",
+            Some("its only name is the common name \"other.test\""),
+        ),
+        case("the common name beside other host names", "db.test", &["other.test"], "db.test", MISNAMED),
+        case("the common name beside addresses only", "db.test", &["10.0.0.1"], "db.test", None),
+        case("the common name as an address", "10.0.0.1", &[], "10.0.0.1", None),
+        case("the common name as an address beside others", "10.0.0.1", &["10.0.0.2"], "10.0.0.1", Some("ip:10.0.0.2")),
+    ]);
+}
+
+#[test]
+fn a_certificate_is_good_in_its_time_and_for_its_purpose() {
+    let root = Authority::new("CA");
+    let now = OffsetDateTime::now_utc();
+    let case = |what, change: &dyn Fn(&mut CertificateParams), refused| {
+        let mut params = params("x", &["db.test"]);
+        change(&mut params);
+        Case {
+            what,
+            chain: vec![root.issue(&params, KeyPair::generate().unwrap()).der()],
+            bundle: vec![root.der()],
+            host: "db.test",
+            verify_ca: refused,
+            verify_full: refused,
+        }
+    };
+    check(vec![
+        case("run out", &|params| params.not_after = now - Duration::HOUR, EXPIRED),
+        case("not begun", &|params| params.not_before = now + Duration::HOUR, Some("is not valid yet")),
+        case(
+            "for clients",
+            &|params| params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth],
+            Some("serverAuth"),
+        ),
+        case("for servers", &|params| params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth], None),
+        case(
+            "a CA's",
+            &|params| params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained),
+            Some("it is a CA's certificate"),
+        ),
+    ]);
+}
+
+#[test]
+fn a_certificate_in_the_bundle_is_trusted_by_itself() {
+    let now = OffsetDateTime::now_utc();
+    let alone = |change: &dyn Fn(&mut CertificateParams)| {
+        let mut params = params("x", &["db.test"]);
+        change(&mut params);
+        Specimen::alone(&params).der()
+    };
+    let case = |what, der: &CertificateDer<'static>, verify_ca, verify_full| Case {
+        what,
+        chain: vec![der.clone()],
+        bundle: vec![der.clone()],
+        host: "db.test",
+        verify_ca,
+        verify_full,
+    };
+    let plain = alone(&|_| {});
+    let other = alone(&|params| params.subject_alt_names.clear());
+    let issued = issued(&Authority::new("Unknown CA"), "x", &["db.test"]).der();
+    let stranger = Case { bundle: vec![other.clone()], ..case("alike, but not in the bundle", &plain, SELF, SELF) };
+    const SELF: Option<&str> = Some("nobody but itself has issued it, and it is not in ca");
+    check(vec![
+        case("a server's", &plain, None, None),
+        case("a CA's", &alone(&|params| params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained)), None, None),
+        case("of a CA that is not in the bundle", &issued, None, None),
+        case("run out", &alone(&|params| params.not_after = now - Duration::HOUR), EXPIRED, EXPIRED),
+        case("for another host", &other, None, MISNAMED),
+        case("of version 1", &version_1("db.test").0, None, None),
+        case("of version 1 for another host", &version_1("other.test").0, None, MISNAMED),
+        stranger,
+    ]);
+}
+
+#[test]
+fn a_verdict_ends_with_its_certificates() {
+    let root = Authority::new("CA");
+    let parts = parts(Verification::VerifyFull, &[&root]);
+    let verifier = ServerVerifier::new(parts.verification, &parts.anchors).unwrap();
+    let leaf = issued(&root, "x", &["db.test"]).der();
+    let judge = |host: &'static str, now| verifier.judge(&leaf, &[], &ServerName::try_from(host).unwrap(), now);
+    let now = OffsetDateTime::now_utc();
+    assert!(judge("db.test", now).is_ok());
+    assert!(judge("other.test", now).is_err(), "the name is part of the question");
+    assert!(judge("db.test", now + Duration::DAY * 2).is_err());
+    assert!(judge("db.test", now - Duration::DAY * 2).is_err());
+}
+
+#[test]
+fn the_roots_of_the_system_are_found_and_trusted() {
+    // Of the machine, which may have none; then there are words for it.
+    match Anchors::new(None, Verification::VerifyFull) {
+        Ok(anchors) => {
+            let leaf = issued(&Authority::new("CA"), "x", &["db.test"]).der();
+            let words =
+                judged(Verification::VerifyFull, &anchors, &[leaf], "db.test", OffsetDateTime::now_utc()).unwrap();
+            assert!(words.contains("none of the system's root certificates has issued it"), "{words}");
+        }
+        Err(error) => assert!(error.to_string().contains("ca-certificates"), "{error}"),
+    }
+    assert_eq!(Anchors::new(None, Verification::Require), Ok(Anchors::None));
+    let root = Authority::new("CA");
+    let leaf = issued(&root, "x", &["db.test"]).der();
+    let anchors = Anchors::System(vec![CertificateDer::from(b"what nobody can read".to_vec()), root.der()]);
+    assert_eq!(judged(Verification::VerifyFull, &anchors, &[leaf], "db.test", OffsetDateTime::now_utc()), None);
+}
