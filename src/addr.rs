@@ -21,9 +21,9 @@ impl ClientAddr {
     pub const UNIX: Self = Self { ip: None, port: 0 };
 
     /// Takes the address the kernel reports for an accepted socket, or a load balancer for its client.
-    #[allow(clippy::disallowed_methods, reason = "the one place where a socket address becomes a client address")]
     pub fn new(peer: SocketAddr) -> Self {
-        Self { ip: Some(peer.ip().to_canonical()), port: peer.port() }
+        let (ip, port) = canonical(peer);
+        Self { ip: Some(ip), port }
     }
 
     /// A client known only by its IP address, as `portcullis explain` asks about one.
@@ -50,6 +50,12 @@ impl ClientAddr {
     pub fn source(self) -> String {
         self.ip.map_or_else(|| "unix".to_owned(), |ip| ip.to_string())
     }
+}
+
+/// The canonical IP address and the port of a socket's address.
+#[allow(clippy::disallowed_methods, reason = "the one place where an address is taken from a socket's")]
+pub fn canonical(socket: SocketAddr) -> (IpAddr, u16) {
+    (socket.ip().to_canonical(), socket.port())
 }
 
 impl fmt::Display for ClientAddr {

@@ -8,12 +8,14 @@ use super::dial::Dialled;
 use super::leg::Leg;
 use crate::protocol::Target;
 use crate::protocol::overture::{Overture, Stage, Wants};
-use crate::snapshot::{Cancellable, CancelKeys, Terms, Whereabouts};
+use crate::snapshot::{CancelKeys, Cancellable, Terms, Whereabouts};
 
 /// Follows the beginning of a session, and has what the client is to hear of it. Gone as soon as the session has begun.
 #[derive(Debug)]
 pub(super) struct Opening {
     overture: Overture,
+    /// Whether what the upstream says goes to the client as it is, whatever is found in it.
+    listens_only: bool,
     /// What the client is to hear.
     due: Vec<u8>,
     /// TLS on both sides, by which libpq's channel binding fails.
@@ -31,7 +33,8 @@ impl Opening {
             Leg::Tls(stream) => stream.records().server_chain().first(),
             Leg::Plain(_) => None,
         };
-        let same = |leaf| dialled.identified.shown.as_ref().is_some_and(|shown| shown.sha256 == crate::tls::sha256_hex(leaf));
+        let same =
+            |leaf| dialled.identified.shown.as_ref().is_some_and(|shown| shown.sha256 == crate::tls::sha256_hex(leaf));
         let wants = Wants {
             hide_channel_binding: !client_has_tls && upstream_leaf.is_some(),
             hold_until_role: terms.upstream.target == Target::Primary,
@@ -39,6 +42,7 @@ impl Opening {
         let elsewhere = terms.nodes.can_be_elsewhere();
         Self {
             overture: Overture::new(wants),
+            listens_only: wants == Wants::default(),
             due: Vec::new(),
             two_certificates: upstream_leaf.filter(|leaf| client_has_tls && !same(leaf)).map(|_| Arc::clone(terms)),
             whereabouts: elsewhere.then(|| (Arc::clone(&terms.cancels), dialled.reached.whereabouts.clone())),
@@ -50,6 +54,17 @@ impl Opening {
     pub(super) fn follow(&mut self, chunk: &[u8]) -> Stage {
         let stage = self.overture.follow(chunk, &mut self.due);
         self.look(stage)
+    }
+
+    /// Whether what the upstream says goes to the client by itself, and is only to be [heard](Self::hear) here.
+    pub(super) fn listens_only(&self) -> bool {
+        self.listens_only
+    }
+
+    /// Goes on over what the upstream said and the client hears anyway.
+    pub(super) fn hear(&mut self, chunk: &[u8]) {
+        self.follow(chunk);
+        self.due.clear();
     }
 
     /// Lets the client have what was held back.

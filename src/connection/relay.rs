@@ -153,10 +153,10 @@ struct Followed<'a> {
 
 impl Followed<'_> {
     /// Reads, and does not take for the end what may have been cut short.
-    fn poll_upstream(&mut self, buffer: &mut ReadBuf<'_>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_uncut(upstream: &mut UpstreamLeg, buffer: &mut ReadBuf<'_>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
-        ready!(Pin::new(&mut *self.upstream).poll_read(cx, buffer))?;
-        if buffer.filled().len() == before && self.upstream.was_cut() {
+        ready!(Pin::new(&mut *upstream).poll_read(cx, buffer))?;
+        if buffer.filled().len() == before && upstream.was_cut() {
             let words = "it ended without close_notify, so what it said last may be missing";
             return Poll::Ready(Err(io::Error::new(io::ErrorKind::UnexpectedEof, words)));
         }
@@ -166,6 +166,15 @@ impl Followed<'_> {
     /// Reads the beginning of a session.
     fn poll_opening(&mut self, buffer: &mut ReadBuf<'_>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
+        if let Some(opening) = self.opening.as_mut().filter(|opening| opening.listens_only()) {
+            let read = Self::poll_uncut(self.upstream, buffer, cx);
+            opening.hear(buffer.filled().get(before..).unwrap_or_default());
+            if opening.is_over() {
+                *self.cancellable = opening.cancellable().map(Box::new);
+                *self.opening = None;
+            }
+            return read;
+        }
         while let Some(mut opening) = self.opening.take() {
             let due = opening.due();
             let now = due.len().min(buffer.remaining());
@@ -183,7 +192,7 @@ impl Followed<'_> {
             }
             let mut bytes = [0; OPENING_READ];
             let mut chunk = ReadBuf::new(&mut bytes);
-            let read = self.poll_upstream(&mut chunk, cx);
+            let read = Self::poll_uncut(self.upstream, &mut chunk, cx);
             match read {
                 Poll::Ready(Ok(())) if chunk.filled().is_empty() => opening.end(),
                 Poll::Ready(Ok(())) => {
@@ -196,7 +205,7 @@ impl Followed<'_> {
             }
             *self.opening = Some(opening);
         }
-        self.poll_upstream(buffer, cx)
+        Self::poll_uncut(self.upstream, buffer, cx)
     }
 }
 
@@ -205,7 +214,7 @@ impl AsyncRead for Followed<'_> {
         let this = self.get_mut();
         let before = buffer.filled().len();
         match this.opening {
-            None => ready!(this.poll_upstream(buffer, cx))?,
+            None => ready!(Self::poll_uncut(this.upstream, buffer, cx))?,
             Some(_) => ready!(this.poll_opening(buffer, cx))?,
         }
         if let Some(boundary) = this.boundary {
@@ -224,7 +233,6 @@ fn client_lost(error: &io::Error) -> Ending {
     };
     Ending::new(reason, format_args!("client: {error}"))
 }
-
 
 /// Whether the other side ended the connection, if not politely.
 fn is_gone(kind: io::ErrorKind) -> bool {

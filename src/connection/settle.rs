@@ -67,7 +67,10 @@ pub(super) async fn settle(dialled: Dialled, candidates: &mut Candidates) -> Res
             if !opening.asks_client() {
                 return Ok(Settled::Elsewhere(Ready { identified, first }));
             }
-            let detail = format_args!("upstream {}: {words}; when the client comes again another is tried first", node.address());
+            let detail = format_args!(
+                "upstream {}: {words}; when the client comes again another is tried first",
+                node.address()
+            );
             let ending = Ending::new(Reason::UpstreamUnreachable, detail);
             Err(Leave::refused(ending, identified.client, Protocol::Postgres, Startup::Heard))
         }
@@ -83,8 +86,13 @@ struct Audition {
 
 enum Verdict {
     /// It is the client's, for better or worse.
-    Chosen { primary: bool },
-    Unfit { words: String, standby: bool },
+    Chosen {
+        primary: bool,
+    },
+    Unfit {
+        words: String,
+        standby: bool,
+    },
     ClientLost(io::Error),
 }
 

@@ -66,9 +66,9 @@ impl fmt::Debug for CancelKeys {
 
 #[cfg(test)]
 mod tests {
-    use super::super::nodes::Nodes;
     use super::*;
     use crate::addr::UpstreamAddr;
+    use crate::snapshot::Nodes;
 
     #[test]
     fn a_session_is_found_by_its_key_as_long_as_it_lives() {

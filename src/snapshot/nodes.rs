@@ -56,7 +56,10 @@ impl Nodes {
             let (state, ejected) = (Mutex::default(), Arc::clone(&ejected));
             Arc::new(Node { address: address.clone(), state, ejected })
         };
-        Self { nodes: addresses.iter().map(|address| known(address).unwrap_or_else(|| new(address))).collect(), ejected }
+        Self {
+            nodes: addresses.iter().map(|address| known(address).unwrap_or_else(|| new(address))).collect(),
+            ejected,
+        }
     }
 
     /// In which order to try them: as they are configured, but behind the others those that take no writes, where that

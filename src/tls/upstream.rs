@@ -22,8 +22,8 @@ use self::verification::ServerVerifier;
 use super::certificate::Certificate;
 use super::error::BuildError;
 use super::own::OwnCertificate;
-use super::{provider, sha256_hex};
 use super::records::{Client, Records};
+use super::{provider, sha256_hex};
 use crate::protocol::Verification;
 
 /// What an [`UpstreamTls`] is made of.

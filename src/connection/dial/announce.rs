@@ -43,8 +43,8 @@ pub(super) fn own(terms: &Terms) -> Vec<u8> {
 fn header(terms: &Terms, facts: &Facts, local: Option<SocketAddr>, known: &Announcement<'_>) -> Vec<u8> {
     let Some(version) = terms.upstream.announce else { return Vec::new() };
     let destination = facts.destination.or(local);
-    let source = facts.client.socket().map(|_| facts.client);
-    let addresses = source.zip(destination).map(|(source, destination)| Addresses { source, destination });
+    let addresses =
+        facts.client.socket().zip(destination).map(|(source, destination)| Addresses { source, destination });
     let session = facts.session.map(|session| session.to_string());
     let session = session.as_deref().map(str::as_bytes);
     Announcement { addresses, session, server_name: facts.sni.as_deref(), ..*known }.header(version)

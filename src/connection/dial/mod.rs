@@ -92,11 +92,7 @@ impl Candidates {
 }
 
 /// Reaches an upstream for a client.
-pub(super) async fn dial(
-    ready: Ready,
-    candidates: &mut Candidates,
-    facts: &mut Facts,
-) -> Result<Dialled, Leave> {
+pub(super) async fn dial(ready: Ready, candidates: &mut Candidates, facts: &mut Facts) -> Result<Dialled, Leave> {
     let Ready { identified, first } = ready;
     let header = announce::of_client(&identified, facts);
     match candidates.reach_next(&identified.terms, &header).await {
@@ -123,9 +119,7 @@ pub(super) async fn dial_for_cancel(
         return Ok((reached.leg, reached.whereabouts.node));
     };
     let Whereabouts { node, .. } = &whereabouts;
-    let failed = |unfit: Unfit| {
-        Ending::new(unfit.reason, format_args!("upstream {}: {}", node.address(), unfit.words))
-    };
+    let failed = |unfit: Unfit| Ending::new(unfit.reason, format_args!("upstream {}: {}", node.address(), unfit.words));
     let leg = reach_again(&whereabouts, terms, header).await.map_err(failed)?;
     Ok((leg, Arc::clone(node)))
 }

@@ -18,11 +18,7 @@ use crate::snapshot::{Node, Terms};
 /// Connects to a node, by `deadline`. A name is resolved anew each time, and what it resolves to is tried in the resolver's
 /// order, but those last that did not answer lately; no address may take more than its share of what time is left. Returns
 /// also which of them it is, where it is one of TCP.
-pub(super) async fn connect(
-    node: &Node,
-    terms: &Terms,
-    deadline: Instant,
-) -> io::Result<(Socket, Option<SocketAddr>)> {
+pub(super) async fn connect(node: &Node, terms: &Terms, deadline: Instant) -> io::Result<(Socket, Option<SocketAddr>)> {
     match node.address() {
         UpstreamAddr::Unix(path) => Ok((within(deadline, connect_unix(path)).await?, None)),
         UpstreamAddr::Tcp { host, port } => {

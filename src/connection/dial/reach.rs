@@ -1,7 +1,6 @@
 //! One node: connected to, told where its client comes from, met in TLS, and asked for its role.
 
 use std::io;
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 use time::OffsetDateTime;
@@ -19,7 +18,7 @@ use crate::outcome::Reason;
 use crate::protocol::redis::{self, Answer, Role, Told, Untold};
 use crate::protocol::{Negotiation, Protocol, Target, postgres};
 use crate::snapshot::{Node, Terms, Whereabouts};
-use crate::tls::UpstreamTls;
+use crate::tls::{Client, UpstreamAttempt};
 
 /// A node that answers.
 #[derive(Debug)]
@@ -73,12 +72,9 @@ async fn prepare(
         (Some(tls), Socket::Tcp(stream), UpstreamAddr::Tcp { host, .. }) => {
             let negotiation = terms.upstream.tls.as_ref().map(|tls| tls.negotiation);
             let asks_first = (terms.protocol, negotiation) == (Protocol::Postgres, Some(Negotiation::Postgres));
-            let encrypted = within(deadline, encrypt(stream, tls, host, asks_first)).await;
-            encrypted.map(|stream| Leg::Tls(Box::new(stream))).map_err(|error| Unfit {
-                reason: Reason::UpstreamTlsFailed,
-                words: tls.explain(&error).unwrap_or_else(|| format!("TLS: {error}")),
-                answers: false,
-            })
+            let attempt = tls.attempt(host).map_err(|error| no_tls(error.to_string()))?;
+            let encrypted = within(deadline, encrypt(stream, &attempt, asks_first)).await;
+            encrypted.map(|stream| Leg::Tls(Box::new(stream))).map_err(|error| no_tls(attempt.explain(&error)))
         }
         (_, socket, _) => Ok(Leg::Plain(socket)),
     }
@@ -86,14 +82,12 @@ async fn prepare(
 
 async fn encrypt(
     mut stream: TcpStream,
-    tls: &Arc<UpstreamTls>,
-    host: &str,
+    attempt: &UpstreamAttempt,
     asks_first: bool,
-) -> io::Result<TlsStream<TcpStream, crate::tls::Client>> {
+) -> io::Result<TlsStream<TcpStream, Client>> {
     if asks_first {
         request_tls(&mut stream).await?;
     }
-    let attempt = tls.attempt(host).map_err(io::Error::other)?;
     let mut stream = TlsStream::new(stream, attempt.records().map_err(io::Error::other)?);
     while stream.records().is_handshaking() {
         stream.next_flight().await?;
@@ -165,4 +159,8 @@ impl Role {
 
 fn silent(error: io::Error) -> Unfit {
     Unfit { reason: Reason::UpstreamUnreachable, words: error.to_string(), answers: false }
+}
+
+fn no_tls(words: String) -> Unfit {
+    Unfit { reason: Reason::UpstreamTlsFailed, words, answers: false }
 }

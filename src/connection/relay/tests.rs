@@ -9,12 +9,13 @@ use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::time::{Instant, pause, timeout};
 use tokio_rustls::{TlsConnector, client};
 
-use super::super::leg::Leg;
-use super::super::stream::TlsStream;
 use super::*;
 use crate::addr::ClientAddr;
 use crate::config::Limits;
+use crate::connection::leg::Leg;
 use crate::connection::part::Parting;
+use crate::connection::socket::Socket;
+use crate::connection::stream::TlsStream;
 use crate::sessions::Register;
 use crate::tls::Records;
 use crate::tls::specimen::{Accent, speech};
@@ -44,11 +45,16 @@ impl Session {
         let limits = Limits { handshake_timeout: never, half_close_timeout: never, ..Limits::default() };
         let relay = Relay {
             client: ours,
-            upstream: Socket::Unix(inner),
+            upstream: Leg::Plain(Socket::Unix(inner)),
+            upstream_tls: None,
+            protocol,
             inbound: Flow::new(Vec::new()),
             outbound: Flow::new(Vec::new()),
             boundary: (protocol == Protocol::Postgres).then(Boundary::default),
+            opening: None,
+            cancellable: None,
             first_end: None,
+            is_unheard: false,
             shown_out: false,
             clock: Clock::new(limits),
         };

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use super::{COMMAND_LOCAL, COMMAND_PROXY, PREFIX, SIGNATURE, TCP_OVER_IPV4, TCP_OVER_IPV6, UNSPECIFIED, VERSION_2};
-use crate::addr::ClientAddr;
+use crate::addr::canonical;
 
 /// Which version an upstream is told in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,7 +33,7 @@ pub struct Announcement<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Addresses {
     /// The client.
-    pub source: ClientAddr,
+    pub source: SocketAddr,
     /// Where it connected to: the listener, or what the load balancer in front announced.
     pub destination: SocketAddr,
 }
@@ -114,9 +114,7 @@ impl Tls<'_> {
 /// own addresses, as the specification recommends, if it has any.
 pub fn own(version: Version, addresses: Option<(SocketAddr, SocketAddr)>) -> Vec<u8> {
     match version {
-        Version::V1 => {
-            line(addresses.map(|(local, upstream)| Addresses { source: ClientAddr::new(local), destination: upstream }))
-        }
+        Version::V1 => line(addresses.map(|(local, upstream)| Addresses { source: local, destination: upstream })),
         Version::V2 => with_prefix(COMMAND_LOCAL, UNSPECIFIED, &[]),
     }
 }
@@ -177,10 +175,8 @@ struct Pair {
 
 impl From<Addresses> for Pair {
     fn from(addresses: Addresses) -> Self {
-        // Canonical, like any client's.
-        let to = ClientAddr::new(addresses.destination);
-        let (source, destination) = (addresses.source.ip(), to.ip());
-        let ports = [addresses.source.port(), to.port()];
+        let [(source, from), (destination, to)] = [addresses.source, addresses.destination].map(canonical);
+        let ports = [from, to];
         if source.is_ipv4() == destination.is_ipv4() {
             return Self { source, destination, ports };
         }
@@ -256,8 +252,7 @@ mod tests {
     use crate::protocol::proxy::{Announced, Progress, read};
 
     fn between(source: &str, destination: &str) -> Option<Addresses> {
-        let source = ClientAddr::new(source.parse().unwrap());
-        Some(Addresses { source, destination: destination.parse().unwrap() })
+        Some(Addresses { source: source.parse().unwrap(), destination: destination.parse().unwrap() })
     }
 
     fn announcement(addresses: Option<Addresses>) -> Announcement<'static> {
@@ -369,7 +364,7 @@ mod tests {
             let [server_name, common_name, tls_version, cipher] = &names[..] else { unreachable!() };
             let certificate = shown.map(|shown| Certificate { common_name: Some(common_name), shown });
             let announcement = Announcement {
-                addresses: ends.map(|(from, destination)| Addresses { source: ClientAddr::new(from), destination }),
+                addresses: ends.map(|(from, destination)| Addresses { source: from, destination }),
                 alpn: alpn.as_deref(),
                 server_name: Some(server_name),
                 session: session.as_deref(),
@@ -388,10 +383,10 @@ mod tests {
             };
             prop_assert_eq!(length, header.len());
             let read = match announced {
-                Announced::Client { source, destination } => Some((ClientAddr::new(source), ClientAddr::new(destination))),
+                Announced::Client { source, destination } => Some((canonical(source), canonical(destination))),
                 Announced::Balancer => None,
             };
-            prop_assert_eq!(read, ends.map(|(from, to)| (ClientAddr::new(from), ClientAddr::new(to))));
+            prop_assert_eq!(read, ends.map(|(from, to)| (canonical(from), canonical(to))));
         }
     }
 }

@@ -14,10 +14,10 @@ use time::OffsetDateTime;
 
 use super::failure::refused_by_us;
 use super::signature;
+use crate::protocol::Verification;
 use crate::tls::certificate::Certificate;
 use crate::tls::chooser::matches;
 use crate::tls::error::BuildError;
-use crate::protocol::Verification;
 use crate::tls::provider;
 use crate::tls::verified::{Digest, digest_of};
 use crate::tls::verifier::{in_its_time, moment, unix_time};
