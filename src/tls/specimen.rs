@@ -33,6 +33,13 @@ impl Authority {
         Self(CertifiedIssuer::self_signed(authority_params(name), KeyPair::generate().unwrap()).unwrap())
     }
 
+    /// An authority with a certificate that is valid in the given time.
+    pub(crate) fn lasting(name: &str, from: OffsetDateTime, until: OffsetDateTime) -> Self {
+        let mut params = authority_params(name);
+        (params.not_before, params.not_after) = (from, until);
+        Self(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
+    }
+
     /// An authority below this one.
     pub(crate) fn intermediate(&self, name: &str) -> Self {
         Self(CertifiedIssuer::signed_by(authority_params(name), KeyPair::generate().unwrap(), &self.0).unwrap())

@@ -195,14 +195,14 @@ impl ChainVerifier {
             return self.ask_anchors(leaf, intermediates, now);
         }
         in_its_time(leaf, now)?;
-        // Trusted by itself, but not against the word of the CA it comes from, where that is known here too.
-        if self.has_lists
-            && let Err(error @ Error::InvalidCertificate(CertificateError::Revoked)) =
-                self.ask_anchors(leaf, intermediates, now)
-        {
-            return Err(error);
+        // Trusted by itself, but not against the word of the CA it comes from, where that is known here too. It is asked about
+        // the certificate alone as well: a client may send along what webpki finds worse than revoked, and says instead.
+        let ways: &[&[_]] = if self.has_lists { &[intermediates, &[]] } else { &[] };
+        let mut words = ways.iter().filter_map(|way| self.ask_anchors(leaf, way, now).err());
+        match words.find(is_revocation) {
+            Some(revoked) => Err(revoked),
+            None => Ok(Voucher::Pinned),
         }
-        Ok(Voucher::Pinned)
     }
 
     /// The first anchor that vouches for the chain or, where none does, what says most about why not.
@@ -219,7 +219,9 @@ impl ChainVerifier {
                 // Not of this anchor. With its name but another key, as after a CA was made anew under its old name, the
                 // signature is what fails; to the client and the operator that CA is unknown all the same.
                 Err(Error::InvalidCertificate(CertificateError::UnknownIssuer | CertificateError::BadSignature)) => {}
-                Err(error) => refusal = refusal.or(Some(error)),
+                // That an anchor has taken it back is certain; what else there is to say depends on what was sent along.
+                Err(error) if refusal.is_none() || is_revocation(&error) => refusal = Some(error),
+                Err(_) => {}
             }
         }
         if refusal.is_none() {
@@ -228,6 +230,10 @@ impl ChainVerifier {
         }
         Err(refusal.unwrap_or_else(|| CertificateError::UnknownIssuer.into()))
     }
+}
+
+fn is_revocation(error: &Error) -> bool {
+    matches!(error, Error::InvalidCertificate(CertificateError::Revoked))
 }
 
 /// Each of the intermediates once. Some clients send their own certificate again, and of anything that came twice there
