@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use rustls::client::danger::HandshakeSignatureValid;
 use rustls::crypto::{verify_tls12_signature, verify_tls13_signature};
-use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, UnixTime};
+use rustls::pki_types::{CertificateDer, TrustAnchor, UnixTime};
 use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{
@@ -18,10 +18,11 @@ use time::OffsetDateTime;
 
 use super::certificate::Certificate;
 use super::credential::{Credential, Voucher};
-use super::crl::CrlSet;
+use super::crl::{Crl, CrlSet};
 use super::error::BuildError;
 use super::parts::TrustParts;
 use super::provider;
+use super::standing::{Chain, Lists, Standing};
 use super::verified::{Digest, Verified, digest, digest_of};
 use crate::policy::{ClientAuth, CrlExpired};
 
@@ -48,8 +49,11 @@ pub(super) struct ChainVerifier {
 #[derive(Debug)]
 struct Anchor {
     sha256: Arc<str>,
-    /// Of the lists it goes by, and of how it does.
-    lists: Digest,
+    /// Of all that webpki knows of it, which a renewed certificate of the same key has in common with the old one.
+    authority: Digest,
+    lists: Lists,
+    /// Of the lists, and of how it goes by them.
+    digest_of_lists: Digest,
     webpki: Arc<dyn ClientCertVerifier>,
 }
 
@@ -57,21 +61,32 @@ impl Anchor {
     fn new(der: &CertificateDer<'static>, lists: &CrlSet, expired: CrlExpired) -> Result<Self, BuildError> {
         let mut root = RootCertStore::empty();
         root.add(der.clone()).map_err(BuildError::Anchor)?;
-        let lists: Vec<CertificateRevocationListDer<'static>> =
-            lists.for_anchor(der).into_iter().map(|list| list.der().clone()).collect();
+        let known = root.roots.first().cloned().ok_or(BuildError::Anchor(CertificateError::BadEncoding.into()))?;
+        let lists: Vec<Crl> = lists.for_anchor(der).into_iter().cloned().collect();
         let how = [u8::from(expired == CrlExpired::Refuse)];
-        let digest_of_lists = digest_of(lists.iter().map(|list| &**list).chain([&how[..]]));
+        let digest_of_lists = digest_of(lists.iter().map(|list| list.sha256.as_bytes()).chain([&how[..]]));
         let mut builder = WebPkiClientVerifier::builder_with_provider(Arc::new(root), provider());
         if !lists.is_empty() {
             // A CA without a list is not checked.
-            builder = builder.with_crls(lists).allow_unknown_revocation_status();
+            builder = builder.with_crls(lists.iter().map(|list| list.der().clone())).allow_unknown_revocation_status();
             if expired == CrlExpired::Refuse {
                 builder = builder.enforce_revocation_expiration();
             }
         }
         let webpki = builder.build().map_err(|error| BuildError::ClientTrust(error.to_string()))?;
-        Ok(Self { sha256: super::sha256_hex(der).into(), lists: digest_of_lists, webpki })
+        let authority = digest_of_authority(&known);
+        let lists = Lists::new(known, lists, expired);
+        Ok(Self { sha256: super::sha256_hex(der).into(), authority, lists, digest_of_lists, webpki })
     }
+
+    fn voucher(&self) -> Voucher {
+        Voucher::Anchor { sha256: Arc::clone(&self.sha256), authority: self.authority, lists: self.digest_of_lists }
+    }
+}
+
+fn digest_of_authority(anchor: &TrustAnchor<'_>) -> Digest {
+    let TrustAnchor { subject, subject_public_key_info, name_constraints } = anchor;
+    digest_of([subject, subject_public_key_info].into_iter().chain(name_constraints).map(|part| &**part))
 }
 
 impl ChainVerifier {
@@ -87,7 +102,9 @@ impl ChainVerifier {
             false => Vec::new(),
         };
         let list_ends = match parts.crl_expired {
-            CrlExpired::Refuse => lists.in_use(&parts.anchors).into_iter().map(|list| list.next_update).collect(),
+            CrlExpired::Refuse => {
+                anchors.iter().flat_map(|anchor| anchor.lists.iter()).map(|list| list.next_update).collect()
+            }
             CrlExpired::Allow => Vec::new(),
         };
         Ok(Self {
@@ -110,30 +127,14 @@ impl ChainVerifier {
         now: OffsetDateTime,
     ) -> Result<Arc<Credential>, Error> {
         let chain = digest(leaf, intermediates);
-        if let Some(credential) = self.verified.recall(&chain, now) {
-            return Ok(credential);
+        match self.verified.recall(&chain, now) {
+            Some(credential) => Ok(credential),
+            None => self.judge_anew(chain, leaf, intermediates, now),
         }
-        let voucher = self.ask(leaf, intermediates, now)?;
-        let certificate = Certificate::parse(leaf).map_err(|_| CertificateError::BadEncoding)?;
-        // webpki passes over an intermediate that it has no use for, even if it cannot be read: then it has no dates either.
-        let others: Vec<_> = intermediates.iter().filter_map(|der| Certificate::parse(der).ok()).collect();
-        let whole = || [&certificate].into_iter().chain(&others);
-        let from = whole().map(|certificate| certificate.not_before).max().unwrap_or(now);
-        // One that has ended already was not needed for the verdict, and does not end it.
-        let ends = whole().map(Certificate::end).chain(self.list_ends.iter().copied());
-        let until = ends.filter(|end| *end > now).min().unwrap_or(now);
-        let credential = Arc::new(Credential {
-            voucher,
-            until,
-            chain: [leaf].into_iter().chain(intermediates).map(|der| der.clone().into_owned()).collect(),
-            judge: self.number,
-            certificate,
-        });
-        self.verified.remember(chain, &credential, from);
-        Ok(credential)
     }
 
-    /// Judges a credential again, which costs nothing where it was this verifier that found it good.
+    /// Judges a credential again, which costs nothing where it was this verifier that found it good, and little where its
+    /// trust anchor is still there.
     pub(super) fn judge_again(
         &self,
         credential: &Arc<Credential>,
@@ -145,28 +146,81 @@ impl ChainVerifier {
         let Some((leaf, intermediates)) = credential.chain.split_first() else {
             return Err(Error::NoCertificatesPresented);
         };
-        if now >= credential.until || !self.vouches_as_before(&credential.voucher) {
-            return self.judge(leaf, intermediates, now);
-        }
-        // The same chain, the same anchor and the same lists, all in their time: the signatures are as good as they were.
         let chain = digest(leaf, intermediates);
         if let Some(known) = self.verified.recall(&chain, now) {
             return Ok(known);
         }
-        let until = self.list_ends.iter().copied().filter(|end| *end > now).fold(credential.until, Ord::min);
-        let renewed = Credential { until, judge: self.number, ..(**credential).clone() };
+        let Some(voucher) = self.ask_lists(credential, leaf, intermediates, now) else {
+            return self.judge_anew(chain, leaf, intermediates, now);
+        };
+        let until = self.until(credential.in_time.end, now);
+        let renewed = Credential { voucher: voucher?, until, judge: self.number, ..(**credential).clone() };
         let renewed = Arc::new(renewed);
-        self.verified.remember(chain, &renewed, now);
+        self.verified.remember(chain, &renewed);
         Ok(renewed)
     }
 
-    /// Whether it has the anchor that vouched, with the lists that it had.
-    fn vouches_as_before(&self, voucher: &Voucher) -> bool {
-        match voucher {
-            Voucher::Anchor { sha256, lists } => {
-                self.anchors.iter().any(|anchor| anchor.sha256 == *sha256 && anchor.lists == *lists)
+    fn judge_anew(
+        &self,
+        chain: Digest,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: OffsetDateTime,
+    ) -> Result<Arc<Credential>, Error> {
+        let voucher = self.ask(leaf, intermediates, now)?;
+        let certificate = Certificate::parse(leaf).map_err(|_| CertificateError::BadEncoding)?;
+        // webpki passes over an intermediate that it has no use for, even if it cannot be read: then it has no dates either.
+        let others: Vec<_> = intermediates.iter().filter_map(|der| Certificate::parse(der).ok()).collect();
+        let whole = || [&certificate].into_iter().chain(&others);
+        let from = whole().map(|certificate| certificate.not_before).max().unwrap_or(now);
+        // One that has ended already was not needed for the verdict, and does not end it.
+        let end = whole().map(Certificate::end).filter(|end| *end > now).min().unwrap_or(now);
+        let credential = Arc::new(Credential {
+            voucher,
+            until: self.until(end, now),
+            in_time: from..end,
+            chain: [leaf].into_iter().chain(intermediates).map(|der| der.clone().into_owned()).collect(),
+            judge: self.number,
+            certificate,
+        });
+        self.verified.remember(chain, &credential);
+        Ok(credential)
+    }
+
+    /// How long a verdict of this moment counts, if its chain is in its time until `end`.
+    fn until(&self, end: OffsetDateTime, now: OffsetDateTime) -> OffsetDateTime {
+        self.list_ends.iter().copied().filter(|end| *end > now).fold(end, Ord::min)
+    }
+
+    /// What is to be said of a credential without verifying its chain again, because the anchor that vouched for it is still
+    /// there; nothing, where that is not enough.
+    fn ask_lists(
+        &self,
+        credential: &Credential,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: OffsetDateTime,
+    ) -> Option<Result<Voucher, Error>> {
+        let Voucher::Anchor { sha256, authority, lists } = &credential.voucher else { return None };
+        let is_pinned = || self.pinned.contains(&digest(leaf, &[]));
+        if !credential.in_time.contains(&now) || !self.pinned.is_empty() && is_pinned() {
+            return None;
+        }
+        let same = self.anchors.iter().find(|anchor| anchor.sha256 == *sha256);
+        let anchor = same.or_else(|| self.anchors.iter().find(|anchor| anchor.authority == *authority))?;
+        if anchor.digest_of_lists == *lists && now < credential.until {
+            return Some(Ok(anchor.voucher()));
+        }
+        let others = distinct(leaf, intermediates).ok()?;
+        let chain = Chain::read(leaf, &others)?;
+        match anchor.lists.standing(&chain, now)? {
+            Standing::Good => Some(Ok(anchor.voucher())),
+            Standing::Revoked => {
+                let mut others = self.anchors.iter().filter(|other| other.authority != anchor.authority);
+                // To the others it may be good all the same.
+                let is_of_another = others.any(|other| other.lists.may_have_issued_of(&chain));
+                (!is_of_another).then(|| Err(CertificateError::Revoked.into()))
             }
-            Voucher::Pinned => false,
         }
     }
 
@@ -215,7 +269,7 @@ impl ChainVerifier {
         let mut refusal = None;
         for anchor in &self.anchors {
             match anchor.webpki.verify_client_cert(leaf, intermediates, unix_time(now)) {
-                Ok(_) => return Ok(Voucher::Anchor { sha256: Arc::clone(&anchor.sha256), lists: anchor.lists }),
+                Ok(_) => return Ok(anchor.voucher()),
                 // Not of this anchor. With its name but another key, as after a CA was made anew under its old name, the
                 // signature is what fails; to the client and the operator that CA is unknown all the same.
                 Err(Error::InvalidCertificate(CertificateError::UnknownIssuer | CertificateError::BadSignature)) => {}
