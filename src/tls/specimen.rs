@@ -45,6 +45,22 @@ impl Authority {
         Self(CertifiedIssuer::signed_by(authority_params(name), KeyPair::generate().unwrap(), &self.0).unwrap())
     }
 
+    /// An authority below this one, with a key for these uses; for any, where none is named.
+    pub(crate) fn intermediate_for(&self, name: &str, usages: &[KeyUsagePurpose]) -> Self {
+        let mut params = authority_params(name);
+        params.key_usages = usages.to_vec();
+        Self(CertifiedIssuer::signed_by(params, KeyPair::generate().unwrap(), &self.0).unwrap())
+    }
+
+    /// Another certificate of the same key, by itself or by another authority.
+    pub(crate) fn certified_again(&self, params: CertificateParams, by: Option<&Self>) -> Self {
+        let key = KeyPair::try_from(self.0.key().serialize_der()).unwrap();
+        Self(match by {
+            Some(by) => CertifiedIssuer::signed_by(params, key, &by.0).unwrap(),
+            None => CertifiedIssuer::self_signed(params, key).unwrap(),
+        })
+    }
+
     pub(crate) fn der(&self) -> CertificateDer<'static> {
         self.0.der().clone()
     }
@@ -114,7 +130,8 @@ pub(crate) fn revoking(
     }
 }
 
-fn authority_params(name: &str) -> CertificateParams {
+/// What the certificate of an authority is made of.
+pub(crate) fn authority_params(name: &str) -> CertificateParams {
     let mut params = named(CertificateParams::default(), name);
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
