@@ -476,7 +476,9 @@ mod tests {
     use std::path::Path;
     use std::process::Command;
 
-    use rcgen::{CertificateRevocationListParams, CrlDistributionPoint, CrlIssuingDistributionPoint, CrlScope};
+    use rcgen::{
+        CertificateRevocationListParams, CrlDistributionPoint, CrlIssuingDistributionPoint, CrlScope, SerialNumber,
+    };
     use rustls::CertificateError;
     use rustls::Error::InvalidCertificate;
     use rustls::pki_types::UnixTime;
@@ -616,6 +618,32 @@ mod tests {
         assert_eq!(given(&ours), [true, false, true]);
         assert_eq!(given(&impostor), [false, true, true]);
         assert_eq!(given(&Authority::new("A third CA")).iter().filter(|given| **given).count(), 2);
+    }
+
+    #[test]
+    fn a_list_takes_back_the_numbers_that_are_on_it_and_no_others() {
+        let authority = Authority::new("Clients CA");
+        let numbered = |serials: &[&[u8]]| {
+            let mut params = revoking(&vec![client(&authority); serials.len()], 1, NOW);
+            for (entry, serial) in params.revoked_certs.iter_mut().zip(serials) {
+                entry.serial_number = SerialNumber::from_slice(serial);
+            }
+            list(&authority, &params)
+        };
+        let some = numbered(&[&[9], &[1, 2, 3], &[0x7f; 21], &[4]]);
+        for (serial, expected) in [
+            (&[9][..], Some(true)),
+            (&[1, 2, 3], Some(true)),
+            (&[0x7f; 21], Some(true)),
+            (&[1, 2], Some(false)),
+            (&[0, 9], Some(false)),
+            (&[0x7f; 20], Some(false)),
+            (&[0x7f; 22], None),
+        ] {
+            assert_eq!(some.takes_back(serial), expected, "{serial:?}");
+        }
+        assert_eq!(numbered(&[]).takes_back(&[9]), Some(false));
+        assert_eq!(numbered(&[&[9], &[0x7f; 22]]).takes_back(&[9]), None, "one is longer than any may be");
     }
 
     #[test]
