@@ -4,8 +4,10 @@
 use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Waker};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -16,25 +18,33 @@ use portcullis::snapshot::{Reliance, Snapshot};
 use portcullis::tls::Evidence;
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, DnType, IsCa, KeyIdMethod,
-    KeyPair, KeyUsagePurpose, SerialNumber,
+    KeyPair, KeyUsagePurpose, RevokedCertParams, SerialNumber,
 };
 use rustls::pki_types::CertificateDer;
 use tempfile::TempDir;
 use time::OffsetDateTime;
+use x509_parser::certificate::X509Certificate;
+use x509_parser::prelude::FromDer as _;
 
 type Failure = Box<dyn std::error::Error>;
 
 fn main() -> Result<(), Failure> {
     println!("{SESSIONS} sessions, {RULES} rules; median of {ROUNDS} rounds, and the worst");
     println!("{:<58}  {:>14}  {:>22}", "", "judged, ms", "longest wait, ms");
-    for (what, certificates, change) in [
-        ("one certificate, the rules have changed", 1, Change::Rules),
-        ("one certificate, the trust has changed", 1, Change::Trust),
-        ("a certificate each, the rules have changed", SESSIONS, Change::Rules),
-        ("a certificate each, the trust has changed", SESSIONS, Change::Trust),
-        ("a certificate each, the revocation list has changed", SESSIONS, Change::List),
+    for (what, certificates, issuer, change) in [
+        ("one certificate, the rules have changed", 1, By::Root, Change::Rules),
+        ("one certificate, the trust has changed", 1, By::Root, Change::Trust),
+        ("a certificate each, the rules have changed", SESSIONS, By::Root, Change::Rules),
+        ("a certificate each, the trust has changed", SESSIONS, By::Root, Change::Trust),
+        ("a certificate each, the CA's certificate is renewed", SESSIONS, By::Root, Change::Renewal),
+        ("a certificate each, the CA's list has changed", SESSIONS, By::Root, Change::List(By::Root)),
+        ("  and takes all of them back", SESSIONS, By::Root, Change::Revocation(By::Root)),
+        ("  by an intermediate, the root's list has changed", SESSIONS, By::Between, Change::List(By::Root)),
+        ("  by an intermediate, and its list has changed", SESSIONS, By::Between, Change::List(By::Between)),
+        ("  and takes all of them back", SESSIONS, By::Between, Change::Revocation(By::Between)),
+        ("  by an intermediate, which the root's list takes back", SESSIONS, By::Between, Change::Revocation(By::Root)),
     ] {
-        let mut rounds = (0..ROUNDS).map(|_| round(certificates, change)).collect::<Result<Vec<_>, _>>()?;
+        let mut rounds = (0..ROUNDS).map(|_| round(certificates, issuer, change)).collect::<Result<Vec<_>, _>>()?;
         rounds.sort_by(|one, other| one.judged.total_cmp(&other.judged));
         let worst = |of: fn(&Round) -> f64| rounds.iter().map(of).fold(0.0, f64::max);
         let median = rounds.get(ROUNDS / 2).map_or(f64::NAN, |round| round.judged);
@@ -44,6 +54,15 @@ fn main() -> Result<(), Failure> {
     Ok(())
 }
 
+/// An authority.
+#[derive(Debug, Clone, Copy)]
+enum By {
+    /// The trust anchor.
+    Root,
+    /// One below it.
+    Between,
+}
+
 /// What a reload has changed.
 #[derive(Debug, Clone, Copy)]
 enum Change {
@@ -51,8 +70,12 @@ enum Change {
     Rules,
     /// A CA that vouches for nobody here.
     Trust,
-    /// A revocation list that takes back nothing of theirs: every chain is verified anew.
-    List,
+    /// The CA's certificate, in whose place there is another of the same key.
+    Renewal,
+    /// A revocation list that takes back nothing of theirs.
+    List(By),
+    /// A revocation list that takes back everything its authority has issued.
+    Revocation(By),
 }
 
 /// Milliseconds.
@@ -63,18 +86,30 @@ struct Round {
     idle: f64,
 }
 
-fn round(certificates: usize, change: Change) -> Result<Round, Failure> {
+fn round(certificates: usize, issuer: By, change: Change) -> Result<Round, Failure> {
     let site = Site::new()?;
+    let lists_of = if let Change::List(by) | Change::Revocation(by) = change { by } else { By::Root };
+    site.write_list(lists_of, 1, &[])?;
     let before = site.snapshot(None)?;
     let register = Arc::new(Register::default());
-    let chains = (0..certificates).map(|_| site.client()).collect::<Result<Vec<_>, _>>()?;
-    let _present = enter(&before, &register, &chains)?;
+    let chains = (0..certificates).map(|_| site.client(issuer)).collect::<Result<Vec<_>, _>>()?;
+    let present = enter(&before, &register, &chains)?;
     match change {
         Change::Rules => site.write_rules(RULES + 1)?,
         Change::Trust => {
-            std::fs::write(site.path("clients.pem"), [site.ca.pem(), authority("Other CA")?.pem()].concat())?
+            let other = authority_params("Other CA").self_signed(&KeyPair::generate()?)?;
+            std::fs::write(site.path("clients.pem"), [site.root.pem(), other.pem()].concat())?
         }
-        Change::List => site.write_list(2)?,
+        Change::Renewal => {
+            let renewed = authority_params("Clients CA").self_signed(site.root.key())?;
+            std::fs::write(site.path("clients.pem"), renewed.pem())?
+        }
+        Change::List(by) => site.write_list(by, 2, &[])?,
+        Change::Revocation(by) => {
+            let of_intermediate = site.between.der().clone();
+            let issued = chains.iter().filter_map(|chain| chain.first()).chain([&of_intermediate]);
+            site.write_list(by, 2, &issued.collect::<Vec<_>>())?
+        }
     }
     let after = site.snapshot(Some(&before))?;
 
@@ -83,19 +118,25 @@ fn round(certificates: usize, change: Change) -> Result<Round, Failure> {
     let began = Instant::now();
     let (busy, ()) = waits(&register, || revocation::enforce(&after, &register, &register.all(), now));
     let judged = began.elapsed().as_secs_f64() * 1e3;
-    Ok(Round { judged, busy, idle })
+    let ended = present.iter().filter(|presence| has_to_end(presence)).count();
+    let expected = if matches!(change, Change::Revocation(_)) { SESSIONS } else { 0 };
+    if ended == expected { Ok(Round { judged, busy, idle }) } else { Err(format!("{change:?}: {ended} ended").into()) }
+}
+
+fn has_to_end(presence: &Presence) -> bool {
+    pin!(presence.shown_out()).poll(&mut Context::from_waker(Waker::noop())).is_ready()
 }
 
 /// Opens the sessions, which share the certificates that there are.
 fn enter(
     snapshot: &Snapshot,
     register: &Arc<Register>,
-    chains: &[CertificateDer<'static>],
+    chains: &[Vec<CertificateDer<'static>>],
 ) -> Result<Vec<Presence>, Failure> {
     let now = OffsetDateTime::now_utc();
-    let session = |(number, chain): (usize, &CertificateDer<'static>)| {
+    let session = |(number, chain): (usize, &Vec<CertificateDer<'static>>)| {
         let client = ClientAddr::from_ip(address(number % RULES));
-        let evidence = Evidence::Chain(std::slice::from_ref(chain));
+        let evidence = Evidence::Chain(chain);
         let permission = snapshot.judge("db", client, evidence, now).map_err(|refusal| format!("{refusal:?}"))?;
         let presence = register.enter("db".into(), client);
         presence.stands(Reliance::on(&permission, None));
@@ -128,35 +169,49 @@ fn waits<T>(register: &Arc<Register>, work: impl FnOnce() -> T) -> (f64, T) {
 /// A directory with what a configuration needs.
 struct Site {
     directory: TempDir,
-    ca: CertifiedIssuer<'static, KeyPair>,
+    root: CertifiedIssuer<'static, KeyPair>,
+    between: CertifiedIssuer<'static, KeyPair>,
 }
 
 impl Site {
     fn new() -> Result<Self, Failure> {
-        let site = Self { directory: tempfile::tempdir()?, ca: authority("Clients CA")? };
+        let root = CertifiedIssuer::self_signed(authority_params("Clients CA"), KeyPair::generate()?)?;
+        let between = CertifiedIssuer::signed_by(authority_params("Team CA"), KeyPair::generate()?, &root)?;
+        let site = Self { directory: tempfile::tempdir()?, root, between };
         let key = KeyPair::generate()?;
-        let server = CertificateParams::new(["localhost".to_owned()])?.signed_by(&key, &site.ca)?;
+        let server = CertificateParams::new(["localhost".to_owned()])?.signed_by(&key, &site.root)?;
         std::fs::write(site.path("server.crt"), server.pem())?;
         std::fs::write(site.path("server.key"), key.serialize_pem())?;
-        std::fs::write(site.path("clients.pem"), site.ca.pem())?;
+        std::fs::write(site.path("clients.pem"), site.root.pem())?;
         std::fs::write(site.path("portcullis.toml"), CONFIG)?;
         site.write_rules(RULES)?;
-        site.write_list(1)?;
         Ok(site)
     }
 
-    /// A revocation list of this number that takes back nothing.
-    fn write_list(&self, number: u64) -> Result<(), Failure> {
+    /// A revocation list of this number.
+    fn write_list(&self, by: By, number: u64, revoked: &[&CertificateDer<'static>]) -> Result<(), Failure> {
         let now = OffsetDateTime::now_utc();
+        let revoked = revoked.iter().map(|der| {
+            let (_, certificate) = X509Certificate::from_der(der)?;
+            let serial_number = SerialNumber::from_slice(certificate.raw_serial());
+            Ok(RevokedCertParams { serial_number, revocation_time: now, reason_code: None, invalidity_date: None })
+        });
         let list = CertificateRevocationListParams {
             this_update: now,
             next_update: now + time::Duration::DAY,
             crl_number: SerialNumber::from(number),
             issuing_distribution_point: None,
-            revoked_certs: Vec::new(),
+            revoked_certs: revoked.collect::<Result<_, Failure>>()?,
             key_identifier_method: KeyIdMethod::Sha256,
         };
-        Ok(std::fs::write(self.path("clients.crl"), list.signed_by(&self.ca)?.pem()?)?)
+        Ok(std::fs::write(self.path("clients.crl"), list.signed_by(self.authority(by))?.pem()?)?)
+    }
+
+    fn authority(&self, by: By) -> &CertifiedIssuer<'static, KeyPair> {
+        match by {
+            By::Root => &self.root,
+            By::Between => &self.between,
+        }
     }
 
     fn path(&self, name: &str) -> std::path::PathBuf {
@@ -164,9 +219,14 @@ impl Site {
         directory.join(name)
     }
 
-    fn client(&self) -> Result<CertificateDer<'static>, Failure> {
+    /// The chain of a new client, leaf first.
+    fn client(&self, issuer: By) -> Result<Vec<CertificateDer<'static>>, Failure> {
         let params = CertificateParams::new(Vec::new())?;
-        Ok(params.signed_by(&KeyPair::generate()?, &self.ca)?.der().clone())
+        let leaf = params.signed_by(&KeyPair::generate()?, self.authority(issuer))?.der().clone();
+        Ok(match issuer {
+            By::Root => vec![leaf],
+            By::Between => vec![leaf, self.between.der().clone()],
+        })
     }
 
     fn write_rules(&self, count: usize) -> Result<(), Failure> {
@@ -183,12 +243,12 @@ impl Site {
     }
 }
 
-fn authority(name: &str) -> Result<CertifiedIssuer<'static, KeyPair>, Failure> {
+fn authority_params(name: &str) -> CertificateParams {
     let mut params = CertificateParams::default();
     params.distinguished_name.push(DnType::CommonName, name);
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    Ok(CertifiedIssuer::self_signed(params, KeyPair::generate()?)?)
+    params
 }
 
 /// One address for each number below some millions.

@@ -1,5 +1,6 @@
 //! What a client was let in with, kept so that the question can be put again.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use rustls::pki_types::CertificateDer;
@@ -17,6 +18,8 @@ pub struct Credential {
     pub voucher: Voucher,
     /// From when on the question has to be put again, because a certificate or a revocation list has run out.
     pub until: OffsetDateTime,
+    /// While all certificates of the chain are in their time.
+    pub(super) in_time: Range<OffsetDateTime>,
     /// As the client presented it, leaf first.
     pub(super) chain: Vec<CertificateDer<'static>>,
     /// Which set of trust anchors judged it.
@@ -30,6 +33,8 @@ pub enum Voucher {
     Anchor {
         /// The anchor's fingerprint.
         sha256: Arc<str>,
+        /// Of its name, its key and its name constraints, which it keeps when its certificate is renewed.
+        authority: [u8; 32],
         /// Of the revocation lists by which it was judged.
         lists: [u8; 32],
     },

@@ -6,9 +6,9 @@
 //! each is shown to it while it can still be said which file is wrong, and how.
 
 use std::cmp::Reverse;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, Der, TrustAnchor};
 use rustls::server::{VerifierBuilderError, WebPkiClientVerifier};
@@ -16,16 +16,18 @@ use rustls::{CertRevocationListError, RootCertStore};
 use serde::{Serialize, Serializer};
 use time::OffsetDateTime;
 use x509_parser::certificate::X509Certificate;
-use x509_parser::der_parser::asn1_rs::Any;
 use x509_parser::der_parser::num_bigint::BigUint;
 use x509_parser::extensions::{DistributionPointName, ParsedExtension, X509Extension};
-use x509_parser::oid_registry::OID_X509_EXT_ISSUER_DISTRIBUTION_POINT;
+use x509_parser::oid_registry::{OID_X509_EXT_ISSUER_DISTRIBUTION_POINT, OID_X509_EXT_KEY_USAGE};
 use x509_parser::prelude::FromDer as _;
 use x509_parser::revocation_list::CertificateRevocationList;
 use x509_parser::x509::X509Version;
 
+use super::der::{INTEGER, SEQUENCE, TAGGED_0, element, element_of};
 use super::name::rfc4514;
 use super::pem::{self, PemError};
+use super::serials::{Serial, Serials};
+use super::verified::{Digest, digest};
 use super::{provider, sha256_hex};
 
 /// One revocation list, of a kind that rustls can use.
@@ -52,7 +54,35 @@ pub struct Crl {
     #[serde(skip)]
     scope: Option<Vec<u8>>,
     #[serde(skip)]
+    content: Arc<Content>,
+}
+
+/// The list itself, which may be long and which all clones share, and what has been found out about it.
+#[derive(Debug)]
+struct Content {
     der: CertificateRevocationListDer<'static>,
+    /// Read when the first of them is asked for; nothing, where they cannot be.
+    serials: OnceLock<Option<Serials>>,
+    signers: Mutex<HashMap<Digest, Signer>>,
+}
+
+impl PartialEq for Content {
+    fn eq(&self, other: &Self) -> bool {
+        self.der == other.der
+    }
+}
+
+impl Eq for Content {}
+
+/// What a certificate is to a list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Signer {
+    /// Of another CA.
+    Stranger,
+    /// The list is signed with its key, though it is not for signing lists.
+    Unentitled,
+    /// The list is signed with its key.
+    Entitled,
 }
 
 /// Up to twenty bytes, so no machine number.
@@ -167,13 +197,13 @@ impl Crl {
             sha256: sha256_hex(&der),
             issuer_raw: list.issuer().as_raw().to_vec(),
             scope: scope(&list).map(|extension| extension.value.to_vec()),
-            der: der.clone(),
+            content: Arc::new(Content { der: der.clone(), serials: OnceLock::new(), signers: Mutex::default() }),
         })
     }
 
     /// The list as rustls takes it.
     pub fn der(&self) -> &CertificateRevocationListDer<'static> {
-        &self.der
+        &self.content.der
     }
 
     /// Whether it says it is a list of the CA that this is a certificate of. Two CAs may have the same name; which of them
@@ -185,14 +215,59 @@ impl Crl {
 
     /// Whether it is a list of the CA that this is a certificate of.
     pub fn is_signed_by(&self, anchor: &CertificateDer<'_>) -> bool {
-        self.has_issuer(anchor) && self.verifies_under_key_of(anchor).unwrap_or(false)
+        self.signer(anchor) != Signer::Stranger
+    }
+
+    /// Whether it is a list of the CA that this is a certificate of, which may sign lists; of a trust anchor nobody asks that.
+    pub(super) fn is_issued_by(&self, intermediate: &CertificateDer<'_>) -> bool {
+        self.signer(intermediate) == Signer::Entitled
+    }
+
+    /// Whether it is of an issuer of this name, as it is encoded, without tag and length.
+    pub(super) fn is_of(&self, name: &[u8]) -> bool {
+        element(&self.issuer_raw).is_some_and(|(issuer, _)| issuer == name)
+    }
+
+    /// Whether it is about all certificates of its issuer.
+    pub(super) fn is_whole(&self) -> bool {
+        self.scope.is_none()
+    }
+
+    /// Whether it takes back the certificate with this serial number, as it is encoded; nothing, where that is for webpki to
+    /// say.
+    pub(super) fn takes_back(&self, serial: &[u8]) -> Option<bool> {
+        let serials = self.content.serials.get_or_init(|| serials(&self.content.der, self.revoked)).as_ref()?;
+        Some(serials.contain(Serial::new(serial)?))
+    }
+
+    /// What a certificate is to it. That is verified once: a list may be long, and is asked for by every snapshot and, where
+    /// it is an intermediate's, for each client of that.
+    fn signer(&self, certificate: &CertificateDer<'_>) -> Signer {
+        let known_as = digest(certificate, &[]);
+        if let Some(signer) = self.content.signers().get(&known_as) {
+            return *signer;
+        }
+        if !self.has_issuer(certificate) {
+            return Signer::Stranger;
+        }
+        let signer = match self.verifies_under_key_of(certificate) {
+            Some(true) if may_sign_lists(certificate) => Signer::Entitled,
+            Some(true) => Signer::Unentitled,
+            Some(false) | None => Signer::Stranger,
+        };
+        let mut signers = self.content.signers();
+        if signers.len() >= MOST_SIGNERS {
+            signers.clear();
+        }
+        signers.insert(known_as, signer);
+        signer
     }
 
     fn verifies_under_key_of(&self, anchor: &CertificateDer<'_>) -> Option<bool> {
         let (_, certificate) = X509Certificate::from_der(anchor).ok()?;
         let (key_info, _) = element(certificate.public_key().raw)?;
         let (key_kind, key) = algorithm_and_bits(key_info)?;
-        let Signed { message, algorithm, signature } = Signed::read(&self.der)?;
+        let Signed { message, algorithm, signature } = Signed::read(self.der())?;
         let verifies = provider().signature_verification_algorithms.all.iter().any(|known| {
             known.signature_alg_id().as_ref() == algorithm
                 && known.public_key_alg_id().as_ref() == key_kind
@@ -205,6 +280,49 @@ impl Crl {
     pub fn is_expired_at(&self, now: OffsetDateTime) -> bool {
         self.next_update <= now
     }
+}
+
+impl Content {
+    fn signers(&self) -> MutexGuard<'_, HashMap<Digest, Signer>> {
+        self.signers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// More certificates of one name than a CA has. Past it all are forgotten, and verified anew.
+const MOST_SIGNERS: usize = 1024;
+
+/// By its keyUsage; without one a certificate is for everything.
+fn may_sign_lists(certificate: &CertificateDer<'_>) -> bool {
+    let Ok((_, certificate)) = X509Certificate::from_der(certificate) else { return false };
+    match certificate.get_extension_unique(&OID_X509_EXT_KEY_USAGE) {
+        Ok(None) => true,
+        Ok(Some(usage)) => matches!(usage.parsed_extension(), ParsedExtension::KeyUsage(usage) if usage.crl_sign()),
+        Err(_) => false,
+    }
+}
+
+/// The serial numbers of a list, of which there should be so many.
+fn serials(der: &[u8], count: usize) -> Option<Serials> {
+    let (list, _) = element(Signed::read(der)?.message)?;
+    let (_version, rest) = element_of(INTEGER, list)?;
+    let (_algorithm, rest) = element_of(SEQUENCE, rest)?;
+    let (_issuer, rest) = element_of(SEQUENCE, rest)?;
+    let (_this_update, rest) = element(rest)?;
+    let (_next_update, rest) = element(rest)?;
+    let mut entries = match *rest.first()? {
+        SEQUENCE => element(rest)?.0,
+        // It takes back nothing.
+        TAGGED_0 => &[],
+        _ => return None,
+    };
+    let mut serials = Vec::with_capacity(count);
+    while !entries.is_empty() {
+        let (entry, rest) = element_of(SEQUENCE, entries)?;
+        let (serial, _) = element_of(INTEGER, entry)?;
+        serials.push(Serial::new(serial)?);
+        entries = rest;
+    }
+    (serials.len() == count).then(|| Serials::new(serials))
 }
 
 /// Checks that the list is of the version that rustls knows, and complete.
@@ -307,14 +425,6 @@ fn algorithm_and_bits(der: &[u8]) -> Option<(&[u8], &[u8])> {
     }
 }
 
-/// The contents of the first element, and what follows it.
-fn element(der: &[u8]) -> Option<(&[u8], &[u8])> {
-    let (rest, element) = Any::from_der(der).ok()?;
-    Some((element.data, rest))
-}
-
-const SEQUENCE: u8 = 0x30;
-
 /// The first byte of the length of anything that has more than 127 bytes.
 const LONG: u8 = 0x80;
 
@@ -338,29 +448,6 @@ impl CrlSet {
     /// Of several by the same issuer there is the newest only, so that a new list may be put beside the old one.
     pub fn for_anchor(&self, anchor: &CertificateDer<'_>) -> Vec<&Crl> {
         newest(self.0.iter().filter(|list| !list.has_issuer(anchor) || list.is_signed_by(anchor)))
-    }
-
-    /// The lists that count under any of these anchors, each of them once.
-    pub fn in_use(&self, anchors: &[CertificateDer<'_>]) -> Vec<&Crl> {
-        let mut lists: Vec<&Crl> = Vec::new();
-        for list in anchors.iter().flat_map(|anchor| self.for_anchor(anchor)) {
-            if !lists.iter().any(|other| other.sha256 == list.sha256) {
-                lists.push(list);
-            }
-        }
-        lists
-    }
-
-    /// When the first of the lists in use runs out.
-    pub fn next_update(&self, anchors: &[CertificateDer<'_>]) -> Option<OffsetDateTime> {
-        self.in_use(anchors).into_iter().map(|list| list.next_update).min()
-    }
-
-    /// Those of the lists in use that have run out.
-    pub fn expired_at(&self, anchors: &[CertificateDer<'_>], now: OffsetDateTime) -> Vec<&Crl> {
-        let mut lists = self.in_use(anchors);
-        lists.retain(|list| list.is_expired_at(now));
-        lists
     }
 }
 
@@ -389,7 +476,9 @@ mod tests {
     use std::path::Path;
     use std::process::Command;
 
-    use rcgen::{CertificateRevocationListParams, CrlDistributionPoint, CrlIssuingDistributionPoint, CrlScope};
+    use rcgen::{
+        CertificateRevocationListParams, CrlDistributionPoint, CrlIssuingDistributionPoint, CrlScope, SerialNumber,
+    };
     use rustls::CertificateError;
     use rustls::Error::InvalidCertificate;
     use rustls::pki_types::UnixTime;
@@ -532,6 +621,32 @@ mod tests {
     }
 
     #[test]
+    fn a_list_takes_back_the_numbers_that_are_on_it_and_no_others() {
+        let authority = Authority::new("Clients CA");
+        let numbered = |serials: &[&[u8]]| {
+            let mut params = revoking(&vec![client(&authority); serials.len()], 1, NOW);
+            for (entry, serial) in params.revoked_certs.iter_mut().zip(serials) {
+                entry.serial_number = SerialNumber::from_slice(serial);
+            }
+            list(&authority, &params)
+        };
+        let some = numbered(&[&[9], &[1, 2, 3], &[0x7f; 21], &[4]]);
+        for (serial, expected) in [
+            (&[9][..], Some(true)),
+            (&[1, 2, 3], Some(true)),
+            (&[0x7f; 21], Some(true)),
+            (&[1, 2], Some(false)),
+            (&[0, 9], Some(false)),
+            (&[0x7f; 20], Some(false)),
+            (&[0x7f; 22], None),
+        ] {
+            assert_eq!(some.takes_back(serial), expected, "{serial:?}");
+        }
+        assert_eq!(numbered(&[]).takes_back(&[9]), Some(false));
+        assert_eq!(numbered(&[&[9], &[0x7f; 22]]).takes_back(&[9]), None, "one is longer than any may be");
+    }
+
+    #[test]
     fn the_newest_list_of_a_ca_counts() {
         let authority = Authority::new("Clients CA");
         let revoked = [client(&authority)];
@@ -598,22 +713,6 @@ mod tests {
         let set = CrlSet::new(vec![users.clone(), authorities.clone()]);
         assert_eq!(set.for_anchor(&authority.der()), [&authorities, &users], "the newest first");
         assert_eq!(verdict(&authority, &set, &revoked), Err(CertificateError::Revoked));
-    }
-
-    #[test]
-    fn the_lists_in_use_say_when_the_first_of_them_runs_out() {
-        let [one, other] = ["One CA", "Another CA"].map(Authority::new);
-        let anchors = [one.der(), other.der()];
-        let old = list(&one, &revoking(&[], 1, NOW - Duration::DAY));
-        let new = list(&one, &revoking(&[], 2, NOW));
-        let first = list(&other, &revoking(&[], 1, NOW - Duration::HOUR));
-        let set = CrlSet::new(vec![old, new.clone(), first.clone()]);
-        assert_eq!(set.in_use(&anchors), [&new, &first]);
-        let ends = first.next_update;
-        assert_eq!(set.next_update(&anchors), Some(ends));
-        assert!(set.expired_at(&anchors, ends - Duration::SECOND).is_empty());
-        assert_eq!(set.expired_at(&anchors, ends), [&first]);
-        assert_eq!(CrlSet::default().next_update(&anchors), None);
     }
 
     #[test]

@@ -33,9 +33,32 @@ impl Authority {
         Self(CertifiedIssuer::self_signed(authority_params(name), KeyPair::generate().unwrap()).unwrap())
     }
 
+    /// An authority with a certificate that is valid in the given time.
+    pub(crate) fn lasting(name: &str, from: OffsetDateTime, until: OffsetDateTime) -> Self {
+        let mut params = authority_params(name);
+        (params.not_before, params.not_after) = (from, until);
+        Self(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
+    }
+
     /// An authority below this one.
     pub(crate) fn intermediate(&self, name: &str) -> Self {
         Self(CertifiedIssuer::signed_by(authority_params(name), KeyPair::generate().unwrap(), &self.0).unwrap())
+    }
+
+    /// An authority below this one, with a key for these uses; for any, where none is named.
+    pub(crate) fn intermediate_for(&self, name: &str, usages: &[KeyUsagePurpose]) -> Self {
+        let mut params = authority_params(name);
+        params.key_usages = usages.to_vec();
+        Self(CertifiedIssuer::signed_by(params, KeyPair::generate().unwrap(), &self.0).unwrap())
+    }
+
+    /// Another certificate of the same key, by itself or by another authority.
+    pub(crate) fn certified_again(&self, params: CertificateParams, by: Option<&Self>) -> Self {
+        let key = KeyPair::try_from(self.0.key().serialize_der()).unwrap();
+        Self(match by {
+            Some(by) => CertifiedIssuer::signed_by(params, key, &by.0).unwrap(),
+            None => CertifiedIssuer::self_signed(params, key).unwrap(),
+        })
     }
 
     pub(crate) fn der(&self) -> CertificateDer<'static> {
@@ -113,7 +136,8 @@ pub(crate) fn revoking(
     }
 }
 
-fn authority_params(name: &str) -> CertificateParams {
+/// What the certificate of an authority is made of.
+pub(crate) fn authority_params(name: &str) -> CertificateParams {
     let mut params = named(CertificateParams::default(), name);
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];

@@ -147,7 +147,8 @@ mod tests {
 
     use super::*;
     use crate::policy::CrlExpired;
-    use crate::tls::specimen::Authority;
+    use crate::tls::Crl;
+    use crate::tls::specimen::{Authority, revoking};
 
     const NOW: OffsetDateTime = OffsetDateTime::UNIX_EPOCH.saturating_add(Duration::days(20_000));
     const SOON: OffsetDateTime = NOW.saturating_add(Duration::HOUR);
@@ -241,6 +242,26 @@ mod tests {
         let ending = judge(&trust, &chain, NOW).unwrap_err();
         assert_eq!(ending.reason, Reason::ClientCertificateInvalid);
         assert!(ending.detail.contains("more than 6 certificates"), "{}", ending.detail);
+    }
+
+    #[test]
+    fn what_is_sent_along_does_not_hide_that_a_certificate_is_taken_back() {
+        let [authority, other] = ["Clients CA", "Another CA"].map(Authority::new);
+        let chain = chain(&authority);
+        let lists = Crl::parse_all(authority.list(&revoking(&chain, 1, NOW)).der()).unwrap();
+        // Of the CA's name and past its time, which webpki finds worse than revoked; and no certificate at all.
+        let ended = Authority::lasting("Clients CA", NOW - Duration::DAY, NOW - Duration::HOUR).der();
+        let junk = CertificateDer::from(b"junk".to_vec());
+        for (pinned, along) in [(&chain[..0], &[&junk][..]), (&chain, &[&junk, &ended])] {
+            let (anchors, pinned) = (vec![other.der(), authority.der()], pinned.to_vec());
+            let parts = TrustParts { anchors, pinned, crls: lists.clone(), ..parts(ClientAuth::Required, &authority) };
+            let trust = ClientTrust::new(&parts).unwrap();
+            assert_eq!(reason(judge(&trust, &chain, NOW)), Reason::ClientCertificateRevoked);
+            for along in along {
+                let chain = [chain[0].clone(), (*along).clone()];
+                assert_eq!(reason(judge(&trust, &chain, NOW)), Reason::ClientCertificateRevoked, "{along:?}");
+            }
+        }
     }
 
     #[test]

@@ -17,41 +17,33 @@ use super::credential::Credential;
 /// The good verdicts of one set of trust anchors.
 #[derive(Debug, Default)]
 pub(super) struct Verified {
-    chains: Mutex<HashMap<Digest, Verdict>>,
+    chains: Mutex<HashMap<Digest, Arc<Credential>>>,
 }
 
 /// What a chain is known by.
 pub(super) type Digest = [u8; 32];
 
-#[derive(Debug)]
-struct Verdict {
-    credential: Arc<Credential>,
-    /// Since when every certificate of the chain is in its time.
-    from: OffsetDateTime,
-}
-
 impl Verified {
     /// The credential of a chain that has been found good, if it still is.
     pub(super) fn recall(&self, chain: &Digest, now: OffsetDateTime) -> Option<Arc<Credential>> {
         let chains = self.chains();
-        let verdict = chains.get(chain)?;
-        (verdict.from..verdict.credential.until).contains(&now).then(|| Arc::clone(&verdict.credential))
+        let credential = chains.get(chain)?;
+        (credential.in_time.start..credential.until).contains(&now).then(|| Arc::clone(credential))
     }
 
-    /// Notes that a chain is good from this moment on, as long as its credential says.
-    pub(super) fn remember(&self, chain: Digest, credential: &Arc<Credential>, from: OffsetDateTime) {
+    /// Notes that a chain is good, as long as its credential says.
+    pub(super) fn remember(&self, chain: Digest, credential: &Arc<Credential>) {
         if credential.chain.iter().map(|der| der.len()).sum::<usize>() > LONGEST_CHAIN {
             return;
         }
-        let verdict = Verdict { credential: Arc::clone(credential), from };
         let mut chains = self.chains();
         if chains.len() >= MOST_CHAINS {
             chains.clear();
         }
-        chains.insert(chain, verdict);
+        chains.insert(chain, Arc::clone(credential));
     }
 
-    fn chains(&self) -> MutexGuard<'_, HashMap<Digest, Verdict>> {
+    fn chains(&self) -> MutexGuard<'_, HashMap<Digest, Arc<Credential>>> {
         self.chains.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -97,14 +89,15 @@ mod tests {
     fn credential(leaf: &CertificateDer<'_>) -> Arc<Credential> {
         let certificate = Certificate::parse(leaf).unwrap();
         let until = NOW + Duration::HOUR;
-        Arc::new(Credential { certificate, voucher: Voucher::Pinned, until, chain: Vec::new(), judge: 0 })
+        let in_time = NOW..NOW + Duration::DAY;
+        Arc::new(Credential { certificate, voucher: Voucher::Pinned, until, in_time, chain: Vec::new(), judge: 0 })
     }
 
     #[test]
     fn a_verdict_is_for_these_bytes_and_for_its_time() {
         let (leaf, between) = (certificate("app"), [certificate("between")]);
         let verified = Verified::default();
-        verified.remember(digest(&leaf, &between), &credential(&leaf), NOW);
+        verified.remember(digest(&leaf, &between), &credential(&leaf));
         let known = |leaf, between, moment| verified.recall(&digest(leaf, between), moment).is_some();
         assert!(known(&leaf, &between, NOW) && known(&leaf, &between, NOW + Duration::HOUR - Duration::NANOSECOND));
         assert!(!known(&leaf, &between, NOW - Duration::SECOND), "before its time");
@@ -120,7 +113,7 @@ mod tests {
         let verified = Verified::default();
         for count in 0..=2 * MOST_CHAINS {
             let other = CertificateDer::from(count.to_be_bytes().to_vec());
-            verified.remember(digest(&other, &[]), &credential, NOW);
+            verified.remember(digest(&other, &[]), &credential);
         }
         assert!(verified.chains().len() <= MOST_CHAINS);
         let last = CertificateDer::from((2 * MOST_CHAINS).to_be_bytes().to_vec());
@@ -133,7 +126,7 @@ mod tests {
         let padding = vec![0; LONGEST_CHAIN];
         let long = Credential { chain: vec![leaf.clone(), padding.into()], ..(*credential(&leaf)).clone() };
         let verified = Verified::default();
-        verified.remember(digest(&leaf, &[]), &Arc::new(long), NOW);
+        verified.remember(digest(&leaf, &[]), &Arc::new(long));
         assert!(verified.recall(&digest(&leaf, &[]), NOW).is_none());
     }
 }

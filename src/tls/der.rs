@@ -1,0 +1,20 @@
+//! DER one element at a time, for what has to be read byte for byte as webpki reads it, or is too long to be taken apart whole.
+
+use x509_parser::der_parser::asn1_rs::Any;
+use x509_parser::prelude::FromDer as _;
+
+pub(super) const INTEGER: u8 = 0x02;
+pub(super) const SEQUENCE: u8 = 0x30;
+/// What is only there when it is not the usual: the version of a certificate, the extensions of a revocation list.
+pub(super) const TAGGED_0: u8 = 0xa0;
+
+/// The contents of the first element, and what follows it.
+pub(super) fn element(der: &[u8]) -> Option<(&[u8], &[u8])> {
+    let (rest, element) = Any::from_der(der).ok()?;
+    Some((element.data, rest))
+}
+
+/// The same, where the first element is of this kind.
+pub(super) fn element_of(kind: u8, der: &[u8]) -> Option<(&[u8], &[u8])> {
+    if der.first() == Some(&kind) { element(der) } else { None }
+}
