@@ -88,8 +88,8 @@ fn source(rule: &Rule) -> Value {
     };
     json!({
         "rule": rule.to_string(),
-        "type": "ip_addr",
-        "value": rule.network.to_string(),
+        "type": rule.source.kind(),
+        "value": rule.source.value(),
         "description": rule.description,
         "expires_at": rule.expires_at.map(timestamp::seconds),
         "expired": !rule.is_live(OffsetDateTime::now_utc()),

@@ -6,12 +6,14 @@
 
 mod clients;
 mod expiry;
+mod host;
 mod identity;
 mod rule;
 mod sources;
 
 pub use clients::{ClientName, ClientPattern, ClientPatternError, TrustedClients};
 pub use expiry::{days_left, expiry_milestone};
+pub use host::{AddressBook, Addresses, Host, HostName, HostNameError, LeftOut, NoAddress};
 pub use identity::{ClientAuth, CrlExpired};
-pub use rule::{Network, NetworkError, Origin, Rule};
+pub use rule::{Network, NetworkError, Origin, Rule, Source};
 pub use sources::{Admitted, Enforcement, SourcePolicy, Stranger, TrustedSources};

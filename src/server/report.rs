@@ -135,7 +135,7 @@ impl Reliances {
 }
 
 fn source(rule: &Rule) -> Item {
-    Item::Source(rule.network)
+    Item::Source(rule.source.clone())
 }
 
 /// What putting a snapshot in force would change, and which sessions it would end.

@@ -10,7 +10,7 @@ use super::lineage::{Lineage, Moment};
 use super::{Door, Terms, TlsInputs, with_roles};
 use crate::addr::ListenAddr;
 use crate::config::{CertificateFiles, Files, Listener, Location, NamedFile, NamedPem, Problem, Revoke};
-use crate::policy::{ClientAuth, CrlExpired, Enforcement, days_left, expiry_milestone};
+use crate::policy::{ClientAuth, CrlExpired, Enforcement, Source, days_left, expiry_milestone};
 use crate::protocol::{Protocol, postgres};
 use crate::timestamp;
 use crate::tls::{
@@ -357,7 +357,7 @@ impl Builder<'_> {
             self.warn(listener, "no source is trusted, so nobody gets in");
         }
         for rule in listener.sources.trusted.rules() {
-            if rule.network.net().prefix_len() == 0 {
+            if matches!(&rule.source, Source::Network(network) if network.net().prefix_len() == 0) {
                 self.warn(listener, format_args!("the rule {rule} trusts every address of its family"));
             }
         }

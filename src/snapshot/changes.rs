@@ -84,8 +84,8 @@ fn without(all: &[String], others: &[String]) -> Vec<String> {
 }
 
 fn rules_without<'a>(all: &'a [Arc<Rule>], others: &[Arc<Rule>]) -> Vec<&'a Rule> {
-    let others: HashSet<_> = others.iter().map(|rule| (rule.network, rule.expires_at)).collect();
-    all.iter().map(|rule| &**rule).filter(|rule| !others.contains(&(rule.network, rule.expires_at))).collect()
+    let others: HashSet<_> = others.iter().map(|rule| (&rule.source, rule.expires_at)).collect();
+    all.iter().map(|rule| &**rule).filter(|rule| !others.contains(&(&rule.source, rule.expires_at))).collect()
 }
 
 #[cfg(test)]
