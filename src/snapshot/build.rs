@@ -10,7 +10,9 @@ use super::lineage::{Lineage, Moment};
 use super::{Door, Terms, TlsInputs, with_roles};
 use crate::addr::ListenAddr;
 use crate::config::{CertificateFiles, Files, Listener, Location, NamedFile, NamedPem, Problem, Revoke};
-use crate::policy::{ClientAuth, CrlExpired, Enforcement, Source, days_left, expiry_milestone};
+use crate::policy::{
+    AddressBook, ClientAuth, CrlExpired, Enforcement, Source, SourcePolicy, days_left, expiry_milestone,
+};
 use crate::protocol::{Protocol, postgres};
 use crate::timestamp;
 use crate::tls::{
@@ -52,6 +54,8 @@ pub(super) struct Builder<'a> {
     pub(super) files: &'a mut Files,
     pub(super) problems: &'a mut Vec<Problem>,
     pub(super) warnings: &'a mut Vec<String>,
+    /// The addresses of the hosts that rules trust.
+    pub(super) book: &'a AddressBook,
     /// The generation being built.
     pub(super) now: Moment,
 }
@@ -75,7 +79,7 @@ impl Builder<'_> {
             protocol: listener.protocol,
         };
         let tls = match before {
-            Some(before) if before.tls_inputs == inputs => Arc::clone(&before.tls),
+            Some(before) if *before.tls_inputs == inputs => Arc::clone(&before.tls),
             Some(_) | None => Arc::new(self.server_tls(listener, &certificates, trust, &inputs)?),
         };
         self.warn_about(listener, &certificates);
@@ -87,7 +91,7 @@ impl Builder<'_> {
             doors: doors(listener, &name),
             name,
             protocol: listener.protocol,
-            sources: listener.sources.clone(),
+            sources: self.sources(listener),
             tls,
             anchors,
             pinned,
@@ -100,8 +104,16 @@ impl Builder<'_> {
             plaintext_cancel: listener.plaintext_cancel,
             lineage,
             usage: before.map_or_else(Arc::default, |before| Arc::clone(&before.usage)),
-            tls_inputs: inputs,
+            tls_inputs: Arc::new(inputs),
         })
+    }
+
+    fn sources(&self, listener: &Listener) -> SourcePolicy {
+        let sources = listener.sources.clone();
+        match sources.trusted.with_addresses(self.book) {
+            Some(trusted) => SourcePolicy { trusted: Arc::new(trusted), ..sources },
+            None => sources,
+        }
     }
 
     fn certificate(&mut self, listener: &Listener, files: &CertificateFiles) -> Option<ServerCertificate> {

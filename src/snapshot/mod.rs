@@ -18,7 +18,7 @@ use rustls::pki_types::CertificateDer;
 use time::OffsetDateTime;
 use tokio::sync::{Semaphore, watch};
 
-pub use changes::SourceChanges;
+pub use changes::{AddressChange, SourceChanges};
 pub use judge::{Permission, Refusal};
 pub use lineage::{Departed, Lineage, Moment};
 pub use usage::{Item, Reliance, Usage, Uses};
@@ -26,7 +26,7 @@ pub use usage::{Item, Reliance, Usage, Uses};
 use self::build::Builder;
 use crate::addr::ListenAddr;
 use crate::config::{Config, Files, Limits, Loaded, Problems, Revoke, Upstream};
-use crate::policy::{ClientAuth, SourcePolicy};
+use crate::policy::{AddressBook, ClientAuth, Host, SourcePolicy};
 use crate::protocol::{MinTlsVersion, Protocol};
 use crate::tls::{Certificate, Crl, ServerTls, TicketKeys, TrustParts};
 
@@ -36,7 +36,7 @@ pub type Current = watch::Receiver<Arc<Snapshot>>;
 /// The policy of one generation.
 #[derive(Debug)]
 pub struct Snapshot {
-    /// Counts applied configurations, from 1.
+    /// Counts policies that were put in force, from 1.
     pub generation: u64,
     /// When it was built.
     pub built_at: OffsetDateTime,
@@ -57,7 +57,7 @@ pub struct Door {
 }
 
 /// The terms of one listener.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Terms {
     /// The listener's name.
     pub name: Arc<str>,
@@ -89,7 +89,7 @@ pub struct Terms {
     pub lineage: Lineage,
     /// What of it handshakes have used.
     pub usage: Arc<Usage>,
-    tls_inputs: TlsInputs,
+    tls_inputs: Arc<TlsInputs>,
 }
 
 /// What a [`ServerTls`] is made of. Where nothing of it changes the old one is kept, and session tickets stay good.
@@ -113,11 +113,16 @@ pub struct Built {
 }
 
 impl Snapshot {
-    /// Builds the policy that `loaded` describes, following `previous`.
+    /// Builds the policy that `loaded` describes, following `previous`, with what `book` knows of the hosts it trusts.
     ///
     /// # Errors
     /// Everything that is wrong with the configuration and with the files it names.
-    pub fn build(loaded: Loaded, files: &mut Files, previous: Option<&Self>) -> Result<Built, Problems> {
+    pub fn build(
+        loaded: Loaded,
+        files: &mut Files,
+        previous: Option<&Self>,
+        book: &AddressBook,
+    ) -> Result<Built, Problems> {
         let Loaded { config, mut problems } = loaded;
         let mut warnings = Vec::new();
         let mut terms = Vec::with_capacity(config.listeners.len());
@@ -125,11 +130,34 @@ impl Snapshot {
         let now = Moment { generation, at: OffsetDateTime::now_utc() };
         for listener in &config.listeners {
             let before = previous.and_then(|snapshot| snapshot.named(&listener.name));
-            let mut builder = Builder { files, problems: &mut problems, warnings: &mut warnings, now };
+            let mut builder = Builder { files, problems: &mut problems, warnings: &mut warnings, book, now };
             terms.extend(builder.terms(listener, before.map(|before| &**before)).map(Arc::new));
         }
         let snapshot = Self::of(now, config, terms);
         Problems::unless_any(problems, Built { snapshot, warnings })
+    }
+
+    /// The policy after this one, of the same configuration, with what `book` knows of the hosts; `None` where that is
+    /// what this one knows.
+    pub fn with_addresses(&self, book: &AddressBook) -> Option<Self> {
+        let mut moved = false;
+        let terms = self.terms.iter().map(|terms| match terms.sources.trusted.with_addresses(book) {
+            Some(trusted) => {
+                moved = true;
+                let sources = SourcePolicy { trusted: Arc::new(trusted), ..terms.sources.clone() };
+                Arc::new(Terms { sources, ..Terms::clone(terms) })
+            }
+            None => Arc::clone(terms),
+        });
+        let terms = terms.collect();
+        let (by_name, by_door) = (self.by_name.clone(), self.by_door.clone());
+        let (generation, config) = (self.generation + 1, Arc::clone(&self.config));
+        moved.then(|| Self { generation, built_at: OffsetDateTime::now_utc(), config, terms, by_name, by_door })
+    }
+
+    /// The hosts that rules trust; one that several rules name comes as often.
+    pub fn hosts(&self) -> impl Iterator<Item = &Host> {
+        self.terms.iter().flat_map(|terms| terms.sources.trusted.hosts())
     }
 
     fn of(now: Moment, config: Config, terms: Vec<Arc<Terms>>) -> Self {
