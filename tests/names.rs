@@ -218,6 +218,27 @@ fn a_reload_takes_a_name_for_the_network_it_stands_in_for_without_a_gap() {
 }
 
 #[test]
+fn names_that_move_all_the_time_do_not_hold_back_the_poll() {
+    let upstream = Upstream::echo();
+    let config = config(&upstream, &[RULE]).replace("reload.poll = \"0s\"", "reload.poll = \"2s\"");
+    let Some(portcullis) = start(site(&["127.0.0.1"]), &config) else { return };
+    portcullis.address("main");
+    portcullis.site.replace("portcullis.toml", format!("log.level = \"warn\"\n{config}"));
+    let mut ips = vec!["127.0.0.1".to_owned()];
+    for last in 10..20 {
+        let (ip, seen) = (format!("127.0.0.{last}"), portcullis.seen());
+        ips.push(ip.clone());
+        let ips: Vec<_> = ips.iter().map(String::as_str).collect();
+        name(&portcullis.site, &[("app.test", &ips)]);
+        told(&portcullis, seen, "source.added", &ip);
+        if portcullis.events().iter().any(|event| event.is("reload.applied")) {
+            return;
+        }
+    }
+    panic!("the poll did not come");
+}
+
+#[test]
 fn check_and_explain_resolve_and_say_by_which_name() {
     let upstream = Upstream::echo();
     let site = site(&["127.0.0.5", "2001:db8::1"]);

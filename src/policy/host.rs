@@ -272,5 +272,16 @@ mod tests {
             prop_assert!(one.0.all().is_sorted() && one.0.all().len() <= MOST_ADDRESSES);
             prop_assert!(one.0.cover(&one.0));
         }
+
+        #[test]
+        fn two_answers_together_have_what_either_has(one: Vec<u8>, other: Vec<u8>) {
+            let addresses = |numbers: &[u8]| {
+                let ips = numbers.iter().map(|number| IpAddr::from([10, 0, 0, *number])).chain([IpAddr::from([10, 1, 0, 0])]);
+                Addresses::of(ips).unwrap().0
+            };
+            let both = addresses(&one).and(&addresses(&other));
+            prop_assert!(both.cover(&addresses(&one)) && both.cover(&addresses(&other)));
+            prop_assert_eq!(both, addresses(&[one, other].concat()));
+        }
     }
 }

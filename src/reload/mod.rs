@@ -14,7 +14,7 @@ use std::time::Duration;
 use tokio::signal::unix::Signal;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::spawn_blocking;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep_until, timeout};
 
 use self::watcher::Watcher;
 use crate::audit::Changes;
@@ -31,6 +31,8 @@ pub struct Reloader {
     /// The files of the last attempt, by content. An attempt that failed is not repeated before they change.
     attempted: Fingerprint,
     settings: config::Reload,
+    /// When it last looked; the next poll counts from here, however often names move in between.
+    looked: Instant,
     /// Whether the last attempt failed for a reason outside the files, so that the poll has to try again.
     again: bool,
     /// Those who ask for a reload and wait to hear what became of it.
@@ -121,6 +123,7 @@ impl Reloader {
             watcher: Watcher::start(),
             attempted: fingerprint,
             settings: snapshot.config.reload,
+            looked: Instant::now(),
             again: false,
             askers,
             names,
@@ -150,6 +153,7 @@ impl Reloader {
                     None => continue,
                 }
             }
+            self.looked = Instant::now();
             let requested = !matches!(trigger, Trigger::Change);
             if !requested {
                 self.settle().await;
@@ -180,7 +184,7 @@ impl Reloader {
             Some(asker) = self.askers.recv() => Trigger::Asked(asker),
             () = self.names.moved() => Trigger::Moved,
             () = self.watcher.changed(), if watch => Trigger::Change,
-            () = sleep(poll.unwrap_or_default()), if poll.is_some() => Trigger::Change,
+            () = sleep_until(self.looked + poll.unwrap_or_default()), if poll.is_some() => Trigger::Change,
         }
     }
 

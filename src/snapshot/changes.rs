@@ -199,7 +199,9 @@ mod tests {
     fn new_addresses_make_a_new_generation_that_keeps_all_else() {
         let site = Site::new();
         let year = OffsetDateTime::now_utc() + Duration::days(365);
-        ["named", "plain"].map(|name| site.install(name, year));
+        for name in ["named", "plain"] {
+            site.install(name, year);
+        }
         let (named, plain) =
             (listener("named", 1001, r#""dns:app.internal""#), listener("plain", 1002, r#""10.0.0.1""#));
         let before = site.snapshot([named, plain].concat(), None);
