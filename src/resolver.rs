@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::{info, warn};
 
 use crate::names::{Answer, Kept, Names, News, ask};
-use crate::policy::{AddressBook, HostName};
+use crate::policy::{AddressBook, Addresses, HostName};
 use crate::snapshot::{Current, Snapshot};
 
 /// Looks after the names of the snapshot in force until there is none any more.
@@ -107,7 +107,9 @@ impl Resolver {
                 plan.due = None;
                 let (name, names, places) = (name.clone(), Arc::clone(&self.names), Arc::clone(&self.places));
                 self.lookups.spawn(async move {
-                    let answer = look(&name, &names, &places).await;
+                    let known = names.standing(&name).and_then(|standing| standing.good);
+                    let asking = || ask_once(name.clone(), Arc::clone(&places));
+                    let answer = look(known.map(|(known, _)| known), asking).await;
                     (name, answer)
                 });
             }
@@ -163,23 +165,21 @@ fn refreshes(snapshot: &Snapshot) -> BTreeMap<HostName, Duration> {
 
 /// Asks for a name. An answer that takes an address away has to be given twice: of a name with addresses of both families
 /// the system's resolver answers with one, where the question for the other one fails.
-async fn look(name: &HostName, names: &Names, places: &Arc<Semaphore>) -> Answer {
-    let (first, left_out) = ask_once(name, places).await?;
-    let known = names.standing(name).and_then(|standing| standing.good);
-    if known.is_none_or(|(known, _)| first.cover(&known)) {
+async fn look<F: Future<Output = Answer>>(known: Option<Addresses>, ask: impl Fn() -> F) -> Answer {
+    let (first, left_out) = ask().await?;
+    if known.is_none_or(|known| first.cover(&known)) {
         return Ok((first, left_out));
     }
     sleep(BEFORE_THE_SECOND).await;
-    let (second, left_out) = ask_once(name, places).await?;
+    let (second, left_out) = ask().await?;
     Ok((first.and(&second), left_out))
 }
 
 /// The thread stays taken until the system's resolver gives up, also when nobody waits for it any more.
-async fn ask_once(name: &HostName, places: &Arc<Semaphore>) -> Answer {
-    let place = Arc::clone(places).acquire_owned().await.map_err(|error| error.to_string())?;
-    let asked = name.clone();
+async fn ask_once(name: HostName, places: Arc<Semaphore>) -> Answer {
+    let place = places.acquire_owned().await.map_err(|error| error.to_string())?;
     let answer = spawn_blocking(move || {
-        let answer = ask(&asked);
+        let answer = ask(&name);
         drop(place);
         answer
     });
@@ -221,9 +221,37 @@ const LAST_RETRY: Duration = Duration::from_secs(60);
 
 #[cfg(test)]
 mod tests {
+    use std::cell::RefCell;
+    use std::future::ready;
+    use std::net::IpAddr;
+
     use proptest::prelude::*;
 
     use super::*;
+
+    fn answer(last: &[u8]) -> Answer {
+        let ips = last.iter().map(|last| IpAddr::from([10, 0, 0, *last]));
+        Addresses::of(ips).map_err(|error| error.to_string())
+    }
+
+    /// What comes of a look at a name that was 10.0.0.1 and 10.0.0.2, where these are the answers; and how many are left.
+    async fn looked(answers: &[&[u8]]) -> (Result<String, String>, usize) {
+        let left = RefCell::new(answers.iter());
+        let (known, _) = answer(&[1, 2]).unwrap();
+        let found = look(Some(known), || ready(answer(left.borrow_mut().next().unwrap()))).await;
+        (found.map(|(found, _)| found.to_string()), left.into_inner().len())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_address_is_gone_when_two_answers_do_not_have_it() {
+        let found = |text: &str| Ok(text.to_owned());
+        assert_eq!(looked(&[&[1, 2, 3], &[]]).await, (found("10.0.0.1, 10.0.0.2, 10.0.0.3"), 1));
+        assert_eq!(looked(&[&[1], &[1]]).await, (found("10.0.0.1"), 0));
+        assert_eq!(looked(&[&[1], &[2, 1]]).await, (found("10.0.0.1, 10.0.0.2"), 0));
+        assert_eq!(looked(&[&[3], &[4]]).await, (found("10.0.0.3, 10.0.0.4"), 0));
+        assert!(looked(&[&[1], &[]]).await.0.is_err(), "the last good answer stays whole");
+        assert!(matches!(looked(&[&[], &[1]]).await, (Err(_), 1)));
+    }
 
     #[test]
     fn what_fails_is_tried_again_soon_and_then_more_seldom() {

@@ -67,7 +67,7 @@ mod tests {
 
     #[test]
     fn every_name_that_is_asked_for_has_an_answer() {
-        // The system's own name is in every /etc/hosts, or known to nss-myhostname.
+        // In every /etc/hosts, or known to nss-myhostname.
         let names: Vec<HostName> = ["localhost"].iter().map(|name| name.parse().unwrap()).collect();
         let found = ask_all(&names);
         assert!(found.keys().eq(&names));
