@@ -17,5 +17,7 @@ FROM gcr.io/distroless/cc-debian12:nonroot
 COPY --from=build /src/target/release/portcullis /usr/bin/portcullis
 USER 65532:65532
 # With no arguments it prints its help; the configuration is looked for at
-# /etc/portcullis/portcullis.toml. SIGTERM drains, SIGHUP reloads.
+# /etc/portcullis/portcullis.toml. SIGTERM drains, SIGHUP reloads. Where
+# sources are host names (dns), give it a volume at /var/lib/portcullis that
+# 65532 may write: their last good answers then outlive the container.
 ENTRYPOINT ["/usr/bin/portcullis"]

@@ -4,7 +4,7 @@ use std::hint::black_box;
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Instant;
 
-use portcullis::policy::{Origin, Rule, TrustedSources};
+use portcullis::policy::{Origin, Rule, Source, TrustedSources};
 use time::OffsetDateTime;
 
 /// The medians for one number of rules.
@@ -35,7 +35,7 @@ fn rule(number: u32) -> Rule {
     let address = u32::from(first_address(number)) & (u32::MAX << (32 - length));
     let network = format!("{}/{length}", Ipv4Addr::from(address));
     Rule {
-        network: network.parse().unwrap_or_else(|error| unreachable!("{network}: {error}")),
+        source: Source::Network(network.parse().unwrap_or_else(|error| unreachable!("{network}: {error}"))),
         description: None,
         expires_at: None,
         origin: Origin::Configuration,

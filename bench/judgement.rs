@@ -12,6 +12,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use portcullis::addr::ClientAddr;
+use portcullis::names::Names;
 use portcullis::revocation;
 use portcullis::sessions::{Presence, Register};
 use portcullis::snapshot::{Reliance, Snapshot};
@@ -238,7 +239,7 @@ impl Site {
     }
 
     fn snapshot(&self, previous: Option<&Snapshot>) -> Result<Snapshot, Failure> {
-        let (built, _) = portcullis::reload::build(&self.path("portcullis.toml"), previous);
+        let (built, _) = portcullis::reload::build(&self.path("portcullis.toml"), previous, &Names::default());
         Ok(built.map_err(|problems| problems.to_string())?.snapshot)
     }
 }

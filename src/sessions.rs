@@ -235,15 +235,15 @@ mod tests {
     use time::Duration;
 
     use super::*;
-    use crate::policy::{Origin, Rule};
+    use crate::policy::{Origin, Rule, Source};
 
     fn enter(register: &Arc<Register>) -> Presence {
         register.enter("db".into(), ClientAddr::from_ip(IpAddr::V4(Ipv4Addr::LOCALHOST)))
     }
 
     fn until(end: OffsetDateTime) -> Reliance {
-        let network = "127.0.0.1".parse().unwrap();
-        let rule = Rule { network, description: None, expires_at: Some(end), origin: Origin::Configuration };
+        let source = Source::Network("127.0.0.1".parse().unwrap());
+        let rule = Rule { source, description: None, expires_at: Some(end), origin: Origin::Configuration };
         Reliance { rule: Some(Arc::new(rule)), ..Reliance::default() }
     }
 

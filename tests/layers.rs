@@ -8,11 +8,11 @@ use std::path::{Path, PathBuf};
 const FLOORS: [&[&str]; 10] = [
     &["main", "cli"],
     &["server"],
-    &["listener", "reload", "admin", "signals", "notify", "expiry", "revocation"],
+    &["listener", "reload", "admin", "signals", "notify", "expiry", "resolver", "revocation"],
     &["connection"],
     &["sessions"],
     &["snapshot"],
-    &["config", "tls", "audit"],
+    &["config", "names", "tls", "audit"],
     &["socket_file"],
     // Both are pure: decisions, and the values that they are about.
     &["policy", "protocol"],

@@ -50,6 +50,8 @@ mod identity;
 mod keys;
 /// The floors of `src/`.
 mod layers;
+/// Sources that are host names.
+mod names;
 /// PostgreSQL, psql, pgbench, tokio-postgres.
 mod postgres;
 /// The bytes before TLS.

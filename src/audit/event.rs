@@ -1,7 +1,7 @@
 //! One event: a name and flat fields, as a JSON object or as text.
 
 use std::fmt::Write as _;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use time::OffsetDateTime;
 
 use crate::addr::ClientAddr;
 use crate::outcome::{Ending, Reason};
-use crate::policy::{Rule, Standing};
+use crate::policy::{HostName, Rule, Standing};
 use crate::timestamp;
 
 /// What is known about a connection; more as it goes on.
@@ -167,6 +167,14 @@ impl Event {
             .with("rule", rule.to_string())
             .with_some("description", rule.description.as_deref())
             .with_some("expires_at", rule.expires_at.map(timestamp::seconds))
+    }
+
+    pub(super) fn of_addresses(name: &'static str, listener: &str, host: &HostName, addresses: &[IpAddr]) -> Self {
+        let addresses: Vec<_> = addresses.iter().map(ToString::to_string).collect();
+        Self::new(name)
+            .with("listener", listener)
+            .with("rule", format!("dns:{host}"))
+            .with("addresses", addresses.join(","))
     }
 
     pub(super) fn with(mut self, key: &'static str, value: impl Into<Value>) -> Self {

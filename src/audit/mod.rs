@@ -9,6 +9,7 @@ mod log;
 mod sink;
 
 use std::fs::File;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -19,7 +20,7 @@ pub use sink::Destination;
 use self::event::{Event, Level};
 use self::sink::Sink;
 use crate::outcome::{Carried, Ending, Reason};
-use crate::policy::Rule;
+use crate::policy::{HostName, Rule};
 use crate::timestamp;
 
 /// How lines of the log look.
@@ -143,6 +144,16 @@ impl Audit {
     /// A rule was removed by a reload.
     pub fn source_removed(&self, listener: &str, rule: &Rule) {
         self.write(&Event::of_rule("source.removed", listener, rule), Level::Info);
+    }
+
+    /// A host that a rule trusts has these addresses, too.
+    pub fn addresses_added(&self, listener: &str, name: &HostName, addresses: &[IpAddr]) {
+        self.write(&Event::of_addresses("source.added", listener, name, addresses), Level::Info);
+    }
+
+    /// A host that a rule trusts, or did, has these addresses no longer.
+    pub fn addresses_removed(&self, listener: &str, name: &HostName, addresses: &[IpAddr]) {
+        self.write(&Event::of_addresses("source.removed", listener, name, addresses), Level::Info);
     }
 
     fn write(&self, event: &Event, level: Level) {

@@ -10,6 +10,7 @@ use time::OffsetDateTime;
 use super::control::Control;
 use super::{Failure, difference, load, print, reload};
 use crate::config::Revoke;
+use crate::names::Names;
 use crate::policy::{Origin, Rule, TrustedClients, days_left};
 use crate::protocol::{MinTlsVersion, Protocol};
 use crate::snapshot::{Built, Terms};
@@ -17,13 +18,13 @@ use crate::timestamp;
 use crate::tls::{Certificate, Crl};
 
 pub(super) fn check(file: &Path, as_json: bool) -> Result<(), Failure> {
-    let (built, _) = load(file)?;
+    let (built, _) = load(file, &Names::default())?;
     if as_json { print(&format!("{:#}\n", in_json(&built))) } else { print(&in_words(&built)) }
 }
 
 /// The same, and then what the running program would change if `file` were its configuration.
 pub(super) fn check_against(file: &Path, socket: Option<&Path>, as_json: bool) -> Result<(), Failure> {
-    let (built, _) = load(file)?;
+    let (built, _) = load(file, &Names::default())?;
     let plan = || reload::plan_of(&Control::at(socket, file)?, file);
     if !as_json {
         print(&in_words(&built))?;
@@ -64,7 +65,7 @@ fn in_json(built: &Built) -> Value {
                 "half_close_timeout_ms": milliseconds(Some(terms.limits.half_close_timeout)),
             },
             "plaintext_cancel": (terms.protocol == Protocol::Postgres).then_some(terms.plaintext_cancel),
-            "sources": terms.sources.trusted.rules().iter().map(|rule| source(rule)).collect::<Vec<_>>(),
+            "sources": terms.sources.trusted.rules().iter().map(|rule| source(terms, rule)).collect::<Vec<_>>(),
             "certificates": certificates.collect::<Vec<_>>(),
         })
     });
@@ -73,6 +74,7 @@ fn in_json(built: &Built) -> Value {
         "file": config.file,
         "valid": true,
         "audit_file": config.log.audit_file,
+        "state_directory": config.state_directory,
         "admin_socket": config.admin.as_ref().map(|admin| &admin.socket),
         "reload": { "watch": config.reload.watch, "poll_ms": milliseconds(config.reload.poll) },
         "drain_ms": milliseconds(Some(config.drain)),
@@ -81,15 +83,18 @@ fn in_json(built: &Built) -> Value {
     })
 }
 
-fn source(rule: &Rule) -> Value {
+fn source(terms: &Terms, rule: &Rule) -> Value {
     let uuid = match &rule.origin {
         Origin::SourcesFile { uuid } => uuid.clone(),
         Origin::Configuration => None,
     };
+    let host = rule.source.host();
     json!({
         "rule": rule.to_string(),
-        "type": "ip_addr",
-        "value": rule.network.to_string(),
+        "type": rule.source.kind(),
+        "value": rule.source.value(),
+        "addresses": host.map(|host| terms.sources.trusted.addresses_of(&host.name)),
+        "refresh_ms": host.and_then(|host| milliseconds(Some(host.refresh))),
         "description": rule.description,
         "expires_at": rule.expires_at.map(timestamp::seconds),
         "expired": !rule.is_live(OffsetDateTime::now_utc()),
@@ -128,7 +133,7 @@ fn sources_in_words(out: &mut String, terms: &Terms) {
     let rules = terms.sources.trusted.rules();
     let _ = writeln!(out, "  trusted sources ({})", rules.len());
     for rule in rules.iter().take(MOST_RULES) {
-        let _ = write!(out, "    {rule}");
+        let _ = write!(out, "    {rule}{}", is_now(terms, rule));
         let expired = if rule.is_live(OffsetDateTime::now_utc()) { "until" } else { "EXPIRED" };
         let _ = rule.expires_at.map_or(Ok(()), |end| write!(out, "  {expired} {}", timestamp::seconds(end)));
         let _ = rule.description.as_ref().map_or(Ok(()), |words| write!(out, "  ({})", words.escape_debug()));
@@ -137,6 +142,18 @@ fn sources_in_words(out: &mut String, terms: &Terms) {
     }
     if rules.len() > MOST_RULES {
         let _ = writeln!(out, "    and {} more; --json lists them all", rules.len() - MOST_RULES);
+    }
+}
+
+/// The addresses of a host, for behind its name.
+pub(super) fn is_now(terms: &Terms, rule: &Rule) -> String {
+    let Some(host) = rule.source.host() else { return String::new() };
+    let addresses: Vec<_> = terms.sources.trusted.addresses_of(&host.name).iter().map(ToString::to_string).collect();
+    let more = addresses.len().saturating_sub(MOST_ADDRESSES);
+    match addresses.get(..MOST_ADDRESSES.min(addresses.len())) {
+        None | Some([]) => ", NO ADDRESS".to_owned(),
+        Some(first) if more == 0 => format!(", now {}", first.join(" ")),
+        Some(first) => format!(", now {} and {more} more", first.join(" ")),
     }
 }
 
@@ -246,3 +263,4 @@ const fn revocation(terms: &Terms) -> &'static str {
 
 /// More than a reader reads.
 const MOST_RULES: usize = 50;
+const MOST_ADDRESSES: usize = 8;

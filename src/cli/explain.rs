@@ -3,20 +3,21 @@
 use std::fmt::Write as _;
 use std::net::IpAddr;
 use std::path::Path;
-use std::sync::Arc;
 
 use time::OffsetDateTime;
 
+use super::check::is_now;
 use super::inspect::read_certificates;
 use super::{Failure, load, print};
 use crate::addr::ClientAddr;
+use crate::names::Names;
 use crate::policy::{ClientAuth, Rule, Standing};
 use crate::snapshot::Terms;
 use crate::timestamp;
 use crate::tls::{Crl, Evidence, Identity, Voucher};
 
 pub(super) fn explain(file: &Path, listener: &str, source: IpAddr, client_cert: Option<&Path>) -> Result<(), Failure> {
-    let (built, _) = load(file)?;
+    let (built, _) = load(file, &Names::default())?;
     let snapshot = built.snapshot;
     let Some(terms) = snapshot.named(listener) else {
         let names: Vec<_> = snapshot.listeners().iter().map(|terms| &*terms.name).collect();
@@ -40,7 +41,9 @@ impl Steps {
     fn source(&mut self, terms: &Terms, ip: IpAddr) {
         match terms.sources.admit(ClientAddr::from_ip(ip), OffsetDateTime::now_utc()) {
             Ok(admitted) => match admitted.standing() {
-                Standing::Rule(rule) => self.say("source", format_args!("{ip} is trusted by {}", in_words(rule))),
+                Standing::Rule(rule) => {
+                    self.say("source", format_args!("{ip} is trusted by {}", in_words(terms, rule)))
+                }
                 Standing::Observed => {
                     self.say("source", format_args!("{ip} is not trusted, but enforcement = \"observe\" lets it in"));
                 }
@@ -49,6 +52,9 @@ impl Steps {
             Err(stranger) => {
                 self.say("source", format_args!("{ip} is not trusted: {stranger}; it is closed before a byte is read"));
                 self.refused = Some("untrusted_source".to_owned());
+                for rule in terms.sources.trusted.rules().iter().filter(|rule| rule.source.host().is_some()) {
+                    self.say("source", format_args!("it is none of {}", in_words(terms, rule)));
+                }
             }
         }
     }
@@ -141,9 +147,10 @@ fn revocation(terms: &Terms, voucher: &Voucher) -> Option<String> {
     })
 }
 
-fn in_words(rule: &Arc<Rule>) -> String {
+fn in_words(terms: &Terms, rule: &Rule) -> String {
+    let now = is_now(terms, rule);
     match &rule.description {
-        Some(description) => format!("{rule} ({})", description.escape_debug()),
-        None => rule.to_string(),
+        Some(description) => format!("{rule} ({}){now}", description.escape_debug()),
+        None => format!("{rule}{now}"),
     }
 }

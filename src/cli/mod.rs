@@ -29,6 +29,7 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use clap_complete::Shell;
 
 use crate::config::{Fingerprint, Problems};
+use crate::names::Names;
 use crate::snapshot::Built;
 
 /// TLS-terminating proxy for Redis and PostgreSQL that enforces trusted sources.
@@ -298,8 +299,8 @@ impl Failure {
 }
 
 /// Reads the configuration as a start would.
-fn load(file: &Path) -> Result<(Built, Fingerprint), Failure> {
-    let (built, fingerprint) = crate::reload::build(file, None);
+fn load(file: &Path, names: &Names) -> Result<(Built, Fingerprint), Failure> {
+    let (built, fingerprint) = crate::reload::build(file, None, names);
     match built {
         Ok(built) => Ok((built, fingerprint)),
         Err(problems) => {

@@ -2,10 +2,12 @@
 
 use std::io::IsTerminal as _;
 use std::path::Path;
+use std::sync::Arc;
 
 use super::{Failure, load};
 use crate::audit::{Audit, LineFormat, open_audit_file, subscriber};
 use crate::config::LogFormat;
+use crate::names::Names;
 use crate::server::Server;
 use crate::signals::Signals;
 
@@ -15,7 +17,8 @@ pub(super) fn run(file: &Path) -> Result<(), Failure> {
     // First of all, so that a signal during a long start is heard after it and does not end the process.
     let signals = runtime.block_on(async { Signals::listen() }).map_err(|error| failed(&error))?;
 
-    let (built, fingerprint) = load(file)?;
+    let names = Arc::new(Names::default());
+    let (built, fingerprint) = load(file, &names)?;
     let log = &built.snapshot.config.log;
     let audit_file = log.audit_file.clone().map(open_audit_file).transpose().map_err(Failure::Failed)?;
     let audit = Audit::start(line_format(log.format), audit_file);
@@ -23,7 +26,8 @@ pub(super) fn run(file: &Path) -> Result<(), Failure> {
     tracing::subscriber::set_global_default(subscriber).map_err(|error| failed(&error))?;
 
     let result = runtime.block_on(async {
-        let server = Server::start(built, fingerprint, audit.clone(), handle).map_err(|error| failed(&error))?;
+        let server = Server::start(built, fingerprint, names, audit.clone(), handle);
+        let server = server.map_err(|error| failed(&error))?;
         server.run(signals).await;
         Ok(())
     });

@@ -39,7 +39,7 @@ fn in_words(answer: &Value, now: OffsetDateTime) -> String {
     for error in reload.iter().flat_map(|reload| reload.lines("error")) {
         let _ = writeln!(out, "    {error}");
     }
-    let _ = write!(out, "\n{}", listeners(status));
+    let _ = write!(out, "\n{}{}", listeners(status), names(status, now));
     out
 }
 
@@ -68,6 +68,28 @@ fn listeners(status: Reading<'_>) -> String {
         ]);
     }
     table.render("")
+}
+
+/// The host names among the sources; nothing where there are none.
+fn names(status: Reading<'_>, now: OffsetDateTime) -> String {
+    let mut table = Table::new(["LISTENER", "SOURCE", "RESOLVED", "ADDRESSES"]);
+    let mut some = false;
+    for listener in status.list("listeners") {
+        for name in listener.list("names") {
+            some = true;
+            let resolved = name.time("resolved_at").map_or("never".to_owned(), |at| ago(at, now));
+            let stale = name.text("error").map(|error| format!("STALE, {error}: "));
+            let addresses = name.texts("addresses");
+            let addresses = if addresses.is_empty() { "none, so nobody".to_owned() } else { addresses.join(" ") };
+            table.row([
+                listener.text_or_dash("name"),
+                name.text_or_dash("rule"),
+                resolved,
+                format!("{}{addresses}", stale.unwrap_or_default()),
+            ]);
+        }
+    }
+    if some { format!("\n{}", table.render("")) } else { String::new() }
 }
 
 #[cfg(test)]
@@ -111,6 +133,29 @@ cache     redis     127.0.0.1:6379  required     2                12        0.0.
 db        postgres  unix:/run/pg    none         0, NOT ENFORCED  0         0.0.0.0:6432
 ";
         assert_eq!(in_words(&answer(&applied), now), expected);
+    }
+
+    #[test]
+    fn host_names_are_told_with_their_addresses_and_how_old_those_are() {
+        let now = OffsetDateTime::UNIX_EPOCH + Duration::hours(5);
+        let good = json!({
+            "rule": "dns:app.internal", "addresses": ["10.0.0.1", "2001:db8::1"], "resolved_at": "1970-01-01T04:59:50Z",
+            "stale": false, "error": null,
+        });
+        let stale = json!({
+            "rule": "dns:jobs", "addresses": ["10.0.0.9"], "resolved_at": "1970-01-01T02:00:00Z", "stale": true,
+            "error": "Name or service not known",
+        });
+        let never =
+            json!({ "rule": "dns:new", "addresses": [], "resolved_at": null, "stale": true, "error": "no answer" });
+        let words = in_words(&json!({ "listeners": [{ "name": "db", "names": [good, stale, never] }] }), now);
+        let expected = "
+LISTENER  SOURCE            RESOLVED  ADDRESSES
+db        dns:app.internal  10 s ago  10.0.0.1 2001:db8::1
+db        dns:jobs          3 h ago   STALE, Name or service not known: 10.0.0.9
+db        dns:new           never     STALE, no answer: none, so nobody
+";
+        assert!(words.ends_with(expected), "{words}");
     }
 
     #[test]

@@ -12,7 +12,7 @@ use super::problem::Problem;
 use super::upstream::upstream;
 use super::{Listener, Revoke, Shield, Tls, process, sources, tls};
 use crate::addr::ListenAddr;
-use crate::policy::{Balancers, Enforcement, SourcePolicy, TrustedSources};
+use crate::policy::{Balancers, Enforcement, NetworkError, SourcePolicy, TrustedSources};
 use crate::protocol::Protocol;
 
 /// Reads listeners, one after the other, and remembers what is given away already.
@@ -187,7 +187,13 @@ fn balancers(section: &Section<'_>) -> Balancers {
     let trusted = section.require("trusted", "the networks of the load balancers that speak the PROXY protocol");
     let nodes = trusted.map(|node| node.one_or_list()).unwrap_or_default();
     section.finish();
-    nodes.iter().filter_map(|node| sources::network(node, node.text(sources::SOURCE)?)).collect()
+    let network = |node: &Node<'_>| {
+        let parsed = node.text(sources::SOURCE)?.parse();
+        parsed
+            .map_err(|error: NetworkError| node.problem(format_args!("found {}, which is {error}", node.found())))
+            .ok()
+    };
+    nodes.iter().filter_map(network).collect()
 }
 
 fn plaintext_cancel(section: &Section<'_>, protocol: Option<Protocol>) -> bool {

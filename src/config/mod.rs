@@ -39,6 +39,8 @@ pub struct Config {
     pub file: PathBuf,
     /// `[log]`
     pub log: Log,
+    /// `[state] directory`: where the program keeps what it has to know after a restart. It need not be there.
+    pub state_directory: PathBuf,
     /// `[admin]`: where the commands reach the running program; `None` nowhere.
     pub admin: Option<Admin>,
     /// `[reload]`
@@ -298,6 +300,7 @@ impl Config {
         let root = document.root(tree.get_ref());
         let directory = directory_of(file);
         let log = process::log(&root, directory);
+        let state_directory = process::state(&root, directory);
         let admin = process::admin(&root, directory);
         let reload = process::reload(&root);
         let drain = process::drain(&root);
@@ -306,7 +309,7 @@ impl Config {
 
         let mut problems = document.into_problems();
         problems.append(&mut elsewhere);
-        let config = Self { file: file.to_owned(), log, admin, reload, drain, listeners };
+        let config = Self { file: file.to_owned(), log, state_directory, admin, reload, drain, listeners };
         Ok(Loaded { config, problems })
     }
 

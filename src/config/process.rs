@@ -1,4 +1,4 @@
-//! What concerns the process as a whole: `[log]`, `[admin]`, `[reload]`, `[shutdown]`.
+//! What concerns the process as a whole: `[log]`, `[state]`, `[admin]`, `[reload]`, `[shutdown]`.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -45,6 +45,26 @@ fn audit_file(node: &Node<'_>, directory: &Path) -> Option<PathBuf> {
     }
 }
 
+/// `[state] directory`, or what systemd's StateDirectory= says, or the usual place.
+pub(super) fn state(root: &Section<'_>, directory: &Path) -> PathBuf {
+    let section = root.section("state");
+    let configured = section.as_ref().and_then(|section| section.get("directory"));
+    let configured = configured.and_then(|node| {
+        let path = node.text(STATE_DIRECTORY)?;
+        if path.is_empty() {
+            node.expected(STATE_DIRECTORY);
+        }
+        Some(directory.join(path))
+    });
+    if let Some(section) = section {
+        section.finish();
+    }
+    // systemd separates several by colons.
+    let given = || std::env::var("STATE_DIRECTORY").ok()?.split(':').next().map(PathBuf::from);
+    let given = || given().filter(|path| path.is_absolute());
+    configured.or_else(given).unwrap_or_else(|| PathBuf::from(DEFAULT_STATE_DIRECTORY))
+}
+
 pub(super) fn admin(root: &Section<'_>, directory: &Path) -> Option<Admin> {
     let section = root.section("admin")?;
     let socket = section.require("listen", ADMIN_SOCKET).and_then(|node| node.admin_socket(directory));
@@ -88,6 +108,9 @@ fn is_misspelt(part: &str) -> bool {
         && !part.starts_with("portcullis")
         && !LEVELS.contains(&part.to_lowercase().as_str())
 }
+
+const STATE_DIRECTORY: &str = "a directory such as \"/var/lib/portcullis\"";
+const DEFAULT_STATE_DIRECTORY: &str = "/var/lib/portcullis";
 
 const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 

@@ -1,11 +1,12 @@
 //! Trusted sources as they are written: in the listener's own table, and in its `sources_file`.
 
 use std::path::Path;
+use std::time::Duration;
 
 use super::document::{Document, NOT_YET, Node, Section, told};
 use super::files::Files;
 use super::problem::{Place, Problem, Problems};
-use crate::policy::{Network, Origin, Rule};
+use crate::policy::{Host, HostName, Network, NetworkError, Origin, Rule, Source};
 
 /// The rules of `trusted_sources`.
 pub(super) fn configured(list: &Node<'_>) -> Vec<Rule> {
@@ -80,24 +81,25 @@ fn file_rule(node: &Node<'_>) -> Option<Rule> {
     rule
 }
 
-/// `"10.0.0.0/8"` or `"ip_addr:10.0.0.0/8"`.
+/// `"10.0.0.0/8"`, `"ip_addr:10.0.0.0/8"` or `"dns:db.internal"`.
 fn string_rule(node: &Node<'_>) -> Option<Rule> {
     let text = node.text(SOURCE)?;
-    let value = match text.split_once(':') {
-        Some(("ip_addr", value)) => value,
+    let source = match text.split_once(':') {
+        Some(("ip_addr", value)) => network(node, value)?,
+        Some(("dns", value)) => Source::Host(Host { name: host_name(node, value)?, refresh: REFRESH }),
         Some((kind, _)) if LATER_KINDS.contains(&kind) => {
             node.problem(format_args!("a source of type \"{kind}\" {NOT_YET}"));
             return None;
         }
-        _ => text,
+        _ => network(node, text)?,
     };
-    let network = network(node, value)?;
-    Some(Rule { network, description: None, expires_at: None, origin: Origin::Configuration })
+    Some(Rule { source, description: None, expires_at: None, origin: Origin::Configuration })
 }
 
 fn table_rule(section: &Section<'_>, origin: Origin) -> Option<Rule> {
-    let kind = section.require("type", "\"ip_addr\"");
-    let value = section.require("value", "an IP address or network");
+    let kind = section.require("type", SOURCE_TYPE);
+    let value = section.require("value", "an IP address or network, or a host name");
+    let refresh = section.get("refresh");
     let description = section.get("description").and_then(|node| node.text("a text")).map(str::to_owned);
     let expires_at = match section.get("expires_at") {
         // A rule whose end cannot be read must not become one without end.
@@ -105,34 +107,70 @@ fn table_rule(section: &Section<'_>, origin: Origin) -> Option<Rule> {
         None => None,
     };
     let kind = kind?;
-    match kind.text(SOURCE_TYPE)? {
+    let source = match kind.text(SOURCE_TYPE)? {
         "ip_addr" => {
+            if let Some(node) = refresh {
+                node.problem("is set, but an address is looked up nowhere; take it out");
+                return None;
+            }
             let value = value?;
-            let network = network(&value, value.text(SOURCE)?)?;
-            Some(Rule { network, description, expires_at, origin })
+            network(&value, value.text(SOURCE)?)?
+        }
+        "dns" => {
+            // Both, before anything is given up, so that all that is wrong is told.
+            let refresh = refresh.map_or(Some(REFRESH), |node| refresh_time(&node));
+            let value = value?;
+            let name = host_name(&value, value.text(HOST_NAME)?);
+            Source::Host(Host { name: name?, refresh: refresh? })
         }
         later if LATER_KINDS.contains(&later) => {
-            section.not_yet(&["refresh"]);
             kind.problem(format_args!("a source of type \"{later}\" {NOT_YET}"));
-            None
+            return None;
         }
         _ => {
             kind.expected(SOURCE_TYPE);
-            None
+            return None;
         }
-    }
+    };
+    Some(Rule { source, description, expires_at, origin })
 }
 
-pub(super) fn network(node: &Node<'_>, text: &str) -> Option<Network> {
+fn network(node: &Node<'_>, text: &str) -> Option<Source> {
+    let problem = |error: NetworkError| {
+        let hint = match text.parse::<HostName>() {
+            Ok(name) if error == NetworkError::Syntax => format!("; a host name is written \"dns:{name}\""),
+            Ok(_) | Err(_) => String::new(),
+        };
+        node.problem(format_args!("found {}, which is {error}{hint}", node.found()));
+    };
+    text.parse::<Network>().map(Source::Network).map_err(problem).ok()
+}
+
+fn host_name(node: &Node<'_>, text: &str) -> Option<HostName> {
     text.parse().map_err(|error| node.problem(format_args!("found {}, which is {error}", node.found()))).ok()
+}
+
+fn refresh_time(node: &Node<'_>) -> Option<Duration> {
+    let refresh = node.duration()?;
+    if refresh < SHORTEST_REFRESH {
+        node.expected("a duration of at least 1s");
+        return None;
+    }
+    Some(refresh)
 }
 
 /// Rules parsed at a time: about a megabyte of tree.
 const PIECE: usize = 1_000;
 
 pub(super) const SOURCE: &str = "an IP address or network such as \"10.1.2.3\", \"10.0.0.0/8\" or \"2001:db8::/32\"";
-const SOURCE_TYPE: &str = "\"ip_addr\"";
-const LATER_KINDS: [&str; 5] = ["dns", "droplet", "k8s", "tag", "app"];
+const HOST_NAME: &str = "a host name such as \"db.internal\"";
+const SOURCE_TYPE: &str = "\"ip_addr\" or \"dns\"";
+const LATER_KINDS: [&str; 4] = ["droplet", "k8s", "tag", "app"];
+
+/// How often a host is looked up, unless its rule says otherwise.
+const REFRESH: Duration = Duration::from_secs(30);
+const SHORTEST_REFRESH: Duration = Duration::from_secs(1);
+
 const EMPTY: &str = "is empty, which is taken for a file that is still being written; \
                      write \"rule = []\" for a list without rules";
 

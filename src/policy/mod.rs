@@ -7,6 +7,7 @@
 mod balancers;
 mod clients;
 mod expiry;
+mod host;
 mod identity;
 mod limits;
 mod rule;
@@ -15,7 +16,8 @@ mod sources;
 pub use balancers::Balancers;
 pub use clients::{ClientName, ClientPattern, ClientPatternError, TrustedClients};
 pub use expiry::{days_left, expiry_milestone};
+pub use host::{AddressBook, Addresses, Host, HostName, HostNameError, LeftOut, NoAddress};
 pub use identity::{ClientAuth, CrlExpired};
 pub use limits::{Rate, RateError};
-pub use rule::{Network, NetworkError, Origin, Rule};
+pub use rule::{Network, NetworkError, Origin, Rule, Source};
 pub use sources::{Admitted, Enforcement, SourcePolicy, Standing, Stranger, TrustedSources};

@@ -1,4 +1,4 @@
-//! One rule of the trusted sources, and the network it names.
+//! One rule of the trusted sources, and the network or host it names.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -7,11 +7,13 @@ use std::str::FromStr;
 use ipnet::{IpNet, Ipv4Net};
 use time::OffsetDateTime;
 
-/// A rule that trusts a network.
+use super::host::Host;
+
+/// A rule that trusts a network or a host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rule {
     /// Whom it trusts.
-    pub network: Network,
+    pub source: Source,
     /// What the operator calls it.
     pub description: Option<String>,
     /// When it ends by itself.
@@ -30,7 +32,52 @@ impl Rule {
 /// The form every log and listing uses: `ip_addr:10.0.0.0/8`.
 impl fmt::Display for Rule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "ip_addr:{}", self.network)
+        self.source.fmt(f)
+    }
+}
+
+/// Whom a rule trusts.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Source {
+    /// Every address of a network.
+    Network(Network),
+    /// Every address that the name of a host leads to.
+    Host(Host),
+}
+
+impl Source {
+    /// The word it is written with.
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Self::Network(_) => "ip_addr",
+            Self::Host(_) => "dns",
+        }
+    }
+
+    /// What stands behind that word.
+    pub fn value(&self) -> String {
+        match self {
+            Self::Network(network) => network.to_string(),
+            Self::Host(host) => host.name.to_string(),
+        }
+    }
+
+    /// The host, where it is one.
+    pub const fn host(&self) -> Option<&Host> {
+        match self {
+            Self::Host(host) => Some(host),
+            Self::Network(_) => None,
+        }
+    }
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kind = self.kind();
+        match self {
+            Self::Network(network) => write!(f, "{kind}:{network}"),
+            Self::Host(host) => write!(f, "{kind}:{}", host.name),
+        }
     }
 }
 

@@ -8,7 +8,8 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use prefix_trie::PrefixMap;
 use time::OffsetDateTime;
 
-use super::rule::Rule;
+use super::host::{AddressBook, Host, HostName};
+use super::rule::{Rule, Source};
 use crate::addr::ClientAddr;
 use crate::timestamp;
 
@@ -111,30 +112,63 @@ impl fmt::Display for Stranger {
     }
 }
 
-/// Rules, found by the longest prefix that covers an address.
+/// Rules, found by the longest prefix that covers an address. A host is there with each of its addresses.
 ///
 /// A lookup walks one binary trie per address family: its cost grows with the length of the matching prefix, not with the
 /// number of rules. No rules trust nobody.
 #[derive(Default)]
 pub struct TrustedSources {
     rules: Vec<Arc<Rule>>,
+    /// What is known of the hosts among them.
+    book: AddressBook,
     v4: PrefixMap<Ipv4Net, Vec<Arc<Rule>>>,
     v6: PrefixMap<Ipv6Net, Vec<Arc<Rule>>>,
 }
 
 impl TrustedSources {
-    /// Builds the set. Of several rules for the same network the first that has not expired counts.
+    /// Builds the set, in which hosts have no addresses yet. Of several rules for the same network or address the first that
+    /// has not expired counts.
     pub fn new(rules: impl IntoIterator<Item = Rule>) -> Self {
-        let mut set = Self::default();
-        for rule in rules {
-            let rule = Arc::new(rule);
-            set.rules.push(Arc::clone(&rule));
-            match rule.network.net() {
-                IpNet::V4(net) => set.v4.entry(net).or_default().push(rule),
-                IpNet::V6(net) => set.v6.entry(net).or_default().push(rule),
+        Self::of(rules.into_iter().map(Arc::new).collect(), AddressBook::new())
+    }
+
+    /// The same rules with what `book` knows of their hosts; `None` where that is what this set knows already.
+    #[must_use]
+    pub fn with_addresses(&self, book: &AddressBook) -> Option<Self> {
+        let names = self.hosts().map(|host| &host.name);
+        let own: AddressBook = names.filter_map(|name| Some((name.clone(), book.get(name)?.clone()))).collect();
+        (own != self.book).then(|| Self::of(self.rules.clone(), own))
+    }
+
+    fn of(rules: Vec<Arc<Rule>>, book: AddressBook) -> Self {
+        let mut set = Self { rules: Vec::new(), book, ..Self::default() };
+        for rule in &rules {
+            match &rule.source {
+                Source::Network(network) => set.enter(network.net(), rule),
+                Source::Host(host) => {
+                    let addresses = set.addresses_of(&host.name).to_vec();
+                    addresses.into_iter().for_each(|ip| set.enter(ip.into(), rule));
+                }
             }
         }
-        set
+        Self { rules, ..set }
+    }
+
+    fn enter(&mut self, net: IpNet, rule: &Arc<Rule>) {
+        match net {
+            IpNet::V4(net) => self.v4.entry(net).or_default().push(Arc::clone(rule)),
+            IpNet::V6(net) => self.v6.entry(net).or_default().push(Arc::clone(rule)),
+        }
+    }
+
+    /// The hosts among the rules; one that several rules name comes as often.
+    pub fn hosts(&self) -> impl Iterator<Item = &Host> {
+        self.rules.iter().filter_map(|rule| rule.source.host())
+    }
+
+    /// The addresses by which a host is known here.
+    pub fn addresses_of(&self, name: &HostName) -> &[IpAddr] {
+        self.book.get(name).map_or(&[], |addresses| addresses.all())
     }
 
     /// All rules, in the order they were given, expired ones included.
@@ -180,12 +214,24 @@ mod tests {
     use time::Duration;
 
     use super::*;
-    use crate::policy::Origin;
+    use crate::policy::{Addresses, Origin};
 
     const NOW: OffsetDateTime = OffsetDateTime::UNIX_EPOCH;
 
     fn rule(network: &str, expires_at: Option<OffsetDateTime>) -> Rule {
-        Rule { network: network.parse().unwrap(), description: None, expires_at, origin: Origin::Configuration }
+        let source = Source::Network(network.parse().unwrap());
+        Rule { source, description: None, expires_at, origin: Origin::Configuration }
+    }
+
+    fn host(name: &str, expires_at: Option<OffsetDateTime>) -> Rule {
+        let host = Host { name: name.parse().unwrap(), refresh: std::time::Duration::from_secs(30) };
+        Rule { source: Source::Host(host), description: None, expires_at, origin: Origin::Configuration }
+    }
+
+    fn book(entries: &[(&str, &[IpAddr])]) -> AddressBook {
+        let entry =
+            |(name, ips): &(&str, &[IpAddr])| Some((name.parse().unwrap(), Addresses::of(ips.iter().copied()).ok()?.0));
+        entries.iter().filter_map(entry).collect()
     }
 
     fn sources(networks: &[&str]) -> TrustedSources {
@@ -245,13 +291,53 @@ mod tests {
         assert_eq!(*policy(Enforcement::Observe).admit(client, NOW).unwrap().standing(), Standing::Observed);
     }
 
+    #[test]
+    fn a_host_is_trusted_at_its_addresses_and_nowhere_else() {
+        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+        let set = TrustedSources::new([rule("10.0.0.0/8", None), host("app.internal", None), host("gone", None)]);
+        assert_eq!(matched(&set, "192.0.2.1"), None, "nothing is known of it yet");
+        let known =
+            book(&[("app.internal", &[ip("192.0.2.1"), ip("10.1.2.3"), ip("2001:db8::1")]), ("else", &[ip("::1")])]);
+        let set = set.with_addresses(&known).unwrap();
+        for address in ["192.0.2.1", "::ffff:192.0.2.1", "10.1.2.3", "2001:db8::1"] {
+            assert_eq!(matched(&set, address).as_deref(), Some("dns:app.internal"), "{address}");
+        }
+        assert_eq!(matched(&set, "10.1.2.4").as_deref(), Some("ip_addr:10.0.0.0/8"));
+        for address in ["192.0.2.2", "2001:db8::2", "::1"] {
+            assert_eq!(matched(&set, address), None, "{address}");
+        }
+        assert!(set.with_addresses(&known).is_none(), "nothing new");
+        let fewer = set.with_addresses(&book(&[("app.internal", &[ip("192.0.2.9")])])).unwrap();
+        assert_eq!(matched(&fewer, "192.0.2.1"), None);
+        assert_eq!(matched(&fewer, "10.1.2.3").as_deref(), Some("ip_addr:10.0.0.0/8"));
+        assert_eq!(fewer.rules().len(), 3);
+    }
+
+    #[test]
+    fn a_host_whose_rule_has_expired_is_a_stranger_that_is_told_so() {
+        let ip: IpAddr = "192.0.2.1".parse().unwrap();
+        let set = TrustedSources::new([host("app.internal", Some(NOW))]);
+        let set = set.with_addresses(&book(&[("app.internal", &[ip])])).unwrap();
+        let stranger = set.lookup(ip, NOW).unwrap_err();
+        assert!(stranger.to_string().contains("dns:app.internal expired"), "{stranger}");
+        assert!(set.lookup(ip, NOW - Duration::SECOND).is_ok());
+    }
+
     /// What a lookup must answer, by the plainest means.
-    fn by_scanning<'a>(rules: &'a [Rule], ip: IpAddr) -> Option<&'a Rule> {
-        let covering = rules.iter().filter(|rule| rule.network.net().contains(&ip) && rule.is_live(NOW));
-        covering.fold(None, |best: Option<&'a Rule>, rule| match best {
-            Some(best) if best.network.net().prefix_len() >= rule.network.net().prefix_len() => Some(best),
+    fn by_scanning<'a>(rules: &'a [Rule], book: &AddressBook, ip: IpAddr) -> Option<&'a Rule> {
+        let prefix = |rule: &Rule| match &rule.source {
+            Source::Network(network) => network.net().contains(&ip).then(|| network.net().prefix_len()),
+            Source::Host(host) => {
+                let longest = if ip.is_ipv4() { 32 } else { 128 };
+                book.get(&host.name).is_some_and(|known| known.all().contains(&ip)).then_some(longest)
+            }
+        };
+        let covering = rules.iter().filter(|rule| rule.is_live(NOW)).filter_map(|rule| Some((prefix(rule)?, rule)));
+        let narrower = |best: Option<(u8, &'a Rule)>, rule: (u8, &'a Rule)| match best {
+            Some(best) if best.0 >= rule.0 => Some(best),
             _ => Some(rule),
-        })
+        };
+        covering.fold(None, narrower).map(|(_, rule)| rule)
     }
 
     /// Networks crowded into few addresses, so that they nest and repeat.
@@ -271,8 +357,12 @@ mod tests {
     }
 
     fn crowded_rule() -> impl Strategy<Value = Rule> {
-        (crowded_network(), prop_oneof![Just(None), Just(Some(NOW)), Just(Some(NOW + Duration::HOUR))])
-            .prop_map(|(network, expires_at)| rule(&network, expires_at))
+        let source = prop_oneof![
+            crowded_network().prop_map(|network| rule(&network, None)),
+            "[a-d]".prop_map(|name| host(&name, None)),
+        ];
+        (source, prop_oneof![Just(None), Just(Some(NOW)), Just(Some(NOW + Duration::HOUR))])
+            .prop_map(|(rule, expires_at)| Rule { expires_at, ..rule })
     }
 
     fn crowded_address() -> impl Strategy<Value = IpAddr> {
@@ -288,11 +378,15 @@ mod tests {
         #[test]
         fn a_lookup_finds_what_a_scan_of_all_rules_finds(
             rules in proptest::collection::vec(crowded_rule(), 0..40),
+            known in proptest::collection::vec(proptest::collection::vec(crowded_address(), 0..6), 4),
             addresses in proptest::collection::vec(crowded_address(), 1..20),
         ) {
-            let set = TrustedSources::new(rules.clone());
+            let entries: Vec<_> = ["a", "b", "c", "d"].into_iter().zip(known.iter().map(Vec::as_slice)).collect();
+            let book = book(&entries);
+            let bare = TrustedSources::new(rules.clone());
+            let set = bare.with_addresses(&book).unwrap_or(bare);
             for ip in addresses {
-                prop_assert_eq!(set.lookup(ip, NOW).ok().map(|rule| &**rule), by_scanning(&rules, ip));
+                prop_assert_eq!(set.lookup(ip, NOW).ok().map(|rule| &**rule), by_scanning(&rules, &book, ip));
             }
         }
     }

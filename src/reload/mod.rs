@@ -1,10 +1,12 @@
 //! When to build a new snapshot, and building it.
 //!
 //! One task does this, so reloads never overlap and the newest files win. What triggers it, a file event, the poll or
-//! SIGHUP, only says that it is time to look; whether anything changed is decided by content.
+//! SIGHUP, only says that it is time to look; whether anything changed is decided by content. New addresses of host names
+//! come by this way, too, so that they and a reload never overtake each other.
 
 mod watcher;
 
+use std::collections::{BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,11 +14,13 @@ use std::time::Duration;
 use tokio::signal::unix::Signal;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::spawn_blocking;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep_until, timeout};
 
 use self::watcher::Watcher;
 use crate::audit::Changes;
-use crate::config::{self, Config, Files, Fingerprint};
+use crate::config::{self, Config, Files, Fingerprint, Loaded};
+use crate::names::{Found, Kept, Names};
+use crate::policy::HostName;
 use crate::snapshot::{Built, Snapshot};
 
 /// Looks after the files of the configuration.
@@ -27,10 +31,14 @@ pub struct Reloader {
     /// The files of the last attempt, by content. An attempt that failed is not repeated before they change.
     attempted: Fingerprint,
     settings: config::Reload,
+    /// When it last looked; the next poll counts from here, however often names move in between.
+    looked: Instant,
     /// Whether the last attempt failed for a reason outside the files, so that the poll has to try again.
     again: bool,
     /// Those who ask for a reload and wait to hear what became of it.
     askers: mpsc::Receiver<Asker>,
+    /// What is known of the host names that rules trust.
+    names: Arc<Names>,
 }
 
 /// Where somebody waits to hear what became of a reload.
@@ -47,11 +55,22 @@ enum Trigger {
     Hangup,
     /// Somebody asked, and waits.
     Asked(Asker),
+    /// A host name has other addresses.
+    Moved,
 }
 
-/// What an attempt came to.
+/// A policy that may be put in force.
 #[derive(Debug)]
-pub struct Proposal {
+pub enum Proposal {
+    /// What the files say.
+    Reload(Attempt),
+    /// What the files have said before, with what is known of its host names now.
+    Refresh(Box<Snapshot>),
+}
+
+/// What an attempt to reload came to.
+#[derive(Debug)]
+pub struct Attempt {
     /// Whether the operator asked for it, rather than a file having changed.
     pub requested: bool,
     /// Who wants to hear what becomes of it.
@@ -60,26 +79,54 @@ pub struct Proposal {
     pub outcome: Result<Box<Built>, String>,
 }
 
-/// Reads the configuration and builds the snapshot after `previous`, or the first one.
+/// Reads the configuration, asks for host names that nobody looks after yet, and builds the snapshot after `previous`, or
+/// the first one.
 ///
 /// # Errors
 /// Every problem found. The fingerprint tells which files were looked at, either way.
-pub fn build(file: &Path, previous: Option<&Snapshot>) -> (Result<Built, config::Problems>, Fingerprint) {
+pub fn build(
+    file: &Path,
+    previous: Option<&Snapshot>,
+    names: &Names,
+) -> (Result<Built, config::Problems>, Fingerprint) {
     let mut files = Files::default();
-    let built = Config::load(file, &mut files).and_then(|loaded| Snapshot::build(loaded, &mut files, previous));
+    let built = Config::load(file, &mut files).and_then(|loaded| {
+        let Found { book, warnings } = find(&loaded, previous, names);
+        let mut built = Snapshot::build(loaded, &mut files, previous, &book)?;
+        built.warnings.extend(warnings);
+        Ok(built)
+    });
     (built, files.fingerprint())
+}
+
+fn find(loaded: &Loaded, previous: Option<&Snapshot>, names: &Names) -> Found {
+    let Loaded { config, problems } = loaded;
+    // What cannot come into force need not wait for a resolver.
+    let listeners = if problems.is_empty() { config.listeners.as_slice() } else { &[] };
+    let hosts = listeners.iter().flat_map(|listener| listener.sources.trusted.hosts());
+    let wanted: BTreeSet<HostName> = hosts.map(|host| host.name.clone()).collect();
+    let looked_after: HashSet<&HostName> =
+        previous.into_iter().flat_map(Snapshot::hosts).map(|host| &host.name).collect();
+    names.find(&wanted, &looked_after, &Kept::new(&config.state_directory, &config.file))
 }
 
 impl Reloader {
     /// Looks after the files of the snapshot in force, whose content was `fingerprint`, and attends to those who ask.
-    pub fn new(snapshot: &Snapshot, fingerprint: Fingerprint, askers: mpsc::Receiver<Asker>) -> Self {
+    pub fn new(
+        snapshot: &Snapshot,
+        fingerprint: Fingerprint,
+        askers: mpsc::Receiver<Asker>,
+        names: Arc<Names>,
+    ) -> Self {
         let mut reloader = Self {
             file: snapshot.config.file.clone(),
             watcher: Watcher::start(),
             attempted: fingerprint,
             settings: snapshot.config.reload,
+            looked: Instant::now(),
             again: false,
             askers,
+            names,
         };
         reloader.follow();
         reloader
@@ -100,6 +147,13 @@ impl Reloader {
     pub async fn next(&mut self, current: &Arc<Snapshot>, hangup: &mut Signal) -> Proposal {
         loop {
             let trigger = self.triggered(hangup).await;
+            if let Trigger::Moved = trigger {
+                match self.refreshed(current).await {
+                    Some(snapshot) => return Proposal::Refresh(snapshot),
+                    None => continue,
+                }
+            }
+            self.looked = Instant::now();
             let requested = !matches!(trigger, Trigger::Change);
             if !requested {
                 self.settle().await;
@@ -117,9 +171,9 @@ impl Reloader {
             self.follow();
             let asker = match trigger {
                 Trigger::Asked(asker) => Some(asker),
-                Trigger::Change | Trigger::Hangup => None,
+                Trigger::Change | Trigger::Hangup | Trigger::Moved => None,
             };
-            return Proposal { requested, asker, outcome };
+            return Proposal::Reload(Attempt { requested, asker, outcome });
         }
     }
 
@@ -128,8 +182,9 @@ impl Reloader {
         tokio::select! {
             _ = hangup.recv() => Trigger::Hangup,
             Some(asker) = self.askers.recv() => Trigger::Asked(asker),
+            () = self.names.moved() => Trigger::Moved,
             () = self.watcher.changed(), if watch => Trigger::Change,
-            () = sleep(poll.unwrap_or_default()), if poll.is_some() => Trigger::Change,
+            () = sleep_until(self.looked + poll.unwrap_or_default()), if poll.is_some() => Trigger::Change,
         }
     }
 
@@ -150,14 +205,24 @@ impl Reloader {
 
     /// Builds on a thread of its own: reading and parsing must not keep connections waiting.
     async fn attempt(&mut self, current: &Arc<Snapshot>) -> Result<Box<Built>, String> {
-        let (file, previous) = (self.file.clone(), Arc::clone(current));
-        match spawn_blocking(move || build(&file, Some(&previous))).await {
+        let (file, previous, names) = (self.file.clone(), Arc::clone(current), Arc::clone(&self.names));
+        match spawn_blocking(move || build(&file, Some(&previous), &names)).await {
             Ok((built, fingerprint)) => {
                 self.attempted = fingerprint;
                 built.map(Box::new).map_err(|problems| problems.to_string())
             }
             Err(error) => Err(format!("the configuration could not be read: {error}")),
         }
+    }
+
+    /// The policy in force with the addresses that are known now, where those are others. A long list takes its time.
+    async fn refreshed(&self, current: &Arc<Snapshot>) -> Option<Box<Snapshot>> {
+        let (current, names) = (Arc::clone(current), Arc::clone(&self.names));
+        let built = spawn_blocking(move || {
+            let book = names.book(current.hosts().map(|host| &host.name));
+            current.with_addresses(&book).map(Box::new)
+        });
+        built.await.ok().flatten()
     }
 
     fn follow(&mut self) {

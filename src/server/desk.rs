@@ -12,6 +12,7 @@ use super::report;
 use crate::admin::{Answer, Ask, Request, Status};
 use crate::audit::{Audit, Changes};
 use crate::listener::Listeners;
+use crate::names::Names;
 use crate::outcome::Reason;
 use crate::reload::{self, Asker, Verdict};
 use crate::sessions::Register;
@@ -25,6 +26,7 @@ pub(super) struct Desk {
     /// To the reloader.
     askers: mpsc::Sender<Asker>,
     register: Arc<Register>,
+    names: Arc<Names>,
     audit: Audit,
     started_at: OffsetDateTime,
     last_reload: Option<LastReload>,
@@ -44,10 +46,11 @@ impl Desk {
         requests: mpsc::Receiver<Request>,
         askers: mpsc::Sender<Asker>,
         register: Arc<Register>,
+        names: Arc<Names>,
         audit: Audit,
     ) -> Self {
         let started_at = OffsetDateTime::now_utc();
-        Self { requests, askers, register, audit, started_at, last_reload: None, pending: JoinSet::new() }
+        Self { requests, askers, register, names, audit, started_at, last_reload: None, pending: JoinSet::new() }
     }
 
     /// The next request. Never comes where nobody can ask.
@@ -98,6 +101,7 @@ impl Desk {
                 "client_auth": terms.client_auth().to_string(),
                 "enforcement": terms.sources.enforcement.to_string(),
                 "trusted_sources": terms.sources.trusted.rules().len(),
+                "names": report::names(terms, &self.names),
                 "sessions": sessions.get(&terms.name).copied().unwrap_or(0),
             })
         };
@@ -141,11 +145,11 @@ impl Desk {
 
     /// Builds on a thread of its own what a reload would build, and puts it in force nowhere.
     fn plan(&mut self, file: Option<PathBuf>, current: &Arc<Snapshot>, answer: oneshot::Sender<Answer>) {
-        let (current, register) = (Arc::clone(current), Arc::clone(&self.register));
+        let (current, register, names) = (Arc::clone(current), Arc::clone(&self.register), Arc::clone(&self.names));
         self.pending.spawn(async move {
             let planned = spawn_blocking(move || {
                 let file = file.as_deref().unwrap_or(&current.config.file);
-                match reload::build(file, Some(&current)).0 {
+                match reload::build(file, Some(&current), &names).0 {
                     Ok(built) => Answer::done(report::plan(&built, &current, &register)),
                     Err(problems) => Answer::error(Status::Unprocessable, "configuration_invalid", problems),
                 }

@@ -21,13 +21,14 @@ use crate::config::Fingerprint;
 use crate::connection::{House, Workers};
 use crate::expiry::{ExpiryWatch, LOOK_EVERY};
 use crate::listener::{BindError, Listeners};
+use crate::names::Names;
 use crate::notify;
 use crate::outcome::Reason;
-use crate::reload::{Proposal, Reloader, Verdict};
-use crate::revocation;
+use crate::reload::{Attempt, Proposal, Reloader, Verdict};
 use crate::sessions::Register;
 use crate::signals::{Signals, Stop};
-use crate::snapshot::{Built, Snapshot};
+use crate::snapshot::{AddressChange, Built, Snapshot};
+use crate::{resolver, revocation};
 
 /// A proxy whose addresses are bound.
 #[derive(Debug)]
@@ -37,6 +38,7 @@ pub struct Server {
     published: watch::Sender<Arc<Snapshot>>,
     listeners: Listeners,
     register: Arc<Register>,
+    names: Arc<Names>,
     reloader: Reloader,
     expiry: ExpiryWatch,
     /// What goes on beside the loop below, for as long as this lives.
@@ -64,14 +66,21 @@ impl Server {
     ///
     /// # Errors
     /// When an address cannot be bound; then nothing is accepted anywhere.
-    pub fn start(built: Built, fingerprint: Fingerprint, audit: Audit, log: LogHandle) -> Result<Self, StartError> {
+    pub fn start(
+        built: Built,
+        fingerprint: Fingerprint,
+        names: Arc<Names>,
+        audit: Audit,
+        log: LogHandle,
+    ) -> Result<Self, StartError> {
         let snapshot = Arc::new(built.snapshot);
         let (askers, asked) = mpsc::channel(MOST_ASKERS);
-        let reloader = Reloader::new(&snapshot, fingerprint, asked);
+        let reloader = Reloader::new(&snapshot, fingerprint, asked, Arc::clone(&names));
         let (published, current) = watch::channel(Arc::clone(&snapshot));
         let register = Arc::new(Register::default());
         let mut beside = JoinSet::new();
         beside.spawn(revocation::run(current.clone(), Arc::clone(&register)));
+        beside.spawn(resolver::run(current.clone(), Arc::clone(&names)));
         let house = House { current, register: Arc::clone(&register), audit: audit.clone() };
         let workers = Workers::start(available_parallelism().map_or(1, usize::from), &house);
         let workers = Arc::new(workers.map_err(StartError::Workers)?);
@@ -82,7 +91,7 @@ impl Server {
         let prepared = listeners.prepare(&snapshot)?;
         listeners.commit(prepared, &snapshot);
         admin.commit(socket);
-        let desk = Desk::new(requested, askers, Arc::clone(&register), audit.clone());
+        let desk = Desk::new(requested, askers, Arc::clone(&register), Arc::clone(&names), audit.clone());
         warn_all(&built.warnings);
         let server = Self {
             audit,
@@ -90,6 +99,7 @@ impl Server {
             published,
             listeners,
             register,
+            names,
             reloader,
             expiry: ExpiryWatch::default(),
             _beside: beside,
@@ -107,7 +117,8 @@ impl Server {
         loop {
             let current = Arc::clone(&self.published.borrow());
             match self.next_proposal(&current, &mut signals, &mut looks).await {
-                Some(proposal) => self.consider(proposal, &current),
+                Some(Proposal::Reload(attempt)) => self.consider(attempt, &current),
+                Some(Proposal::Refresh(snapshot)) => self.refresh(*snapshot, &current),
                 None => break,
             }
         }
@@ -134,8 +145,8 @@ impl Server {
     }
 
     /// Puts a proposed policy in force, whole, or refuses it, whole.
-    fn consider(&mut self, proposal: Proposal, current: &Arc<Snapshot>) {
-        let Proposal { requested, asker, outcome } = proposal;
+    fn consider(&mut self, attempt: Attempt, current: &Arc<Snapshot>) {
+        let Attempt { requested, asker, outcome } = attempt;
         if requested {
             self.reopen_audit_file(current);
         }
@@ -152,6 +163,13 @@ impl Server {
             // It may have hung up.
             let _ = asker.send(verdict);
         }
+    }
+
+    /// Puts a policy in force that differs by the addresses of its hosts only.
+    fn refresh(&self, snapshot: Snapshot, current: &Snapshot) {
+        let snapshot = Arc::new(snapshot);
+        self.published.send_replace(Arc::clone(&snapshot));
+        self.tell_addresses(&snapshot, current);
     }
 
     /// What log rotation needs of SIGHUP, whatever becomes of the reload.
@@ -195,6 +213,7 @@ impl Server {
         for terms in snapshot.listeners() {
             terms.usage.keep_only(terms);
         }
+        self.names.keep_only(&snapshot.hosts().map(|host| host.name.clone()).collect());
         self.reloader.applied(&snapshot);
         let changes = self.tell_changes(&snapshot, current);
         self.expiry.look(&snapshot, &self.audit);
@@ -215,9 +234,21 @@ impl Server {
                 .take(MOST_SOURCES_TOLD)
                 .for_each(|(listener, rule)| self.audit.source_removed(listener, rule));
         }
+        self.tell_addresses(snapshot, current);
         let changes = snapshot.changes_since(current, &sources);
         self.audit.reload_applied(&changes);
         changes
+    }
+
+    fn tell_addresses(&self, snapshot: &Snapshot, current: &Snapshot) {
+        for AddressChange { listener, name, added, removed } in snapshot.address_changes_since(current) {
+            if !added.is_empty() {
+                self.audit.addresses_added(listener, name, &added);
+            }
+            if !removed.is_empty() {
+                self.audit.addresses_removed(listener, name, &removed);
+            }
+        }
     }
 
     /// Says which listeners are ready: all at the start, later those with other addresses than before.

@@ -2,11 +2,12 @@
 //!
 //! Functions of a snapshot and the register; docs/ADMIN.md is the reference of what they return.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use serde_json::{Value, json};
 
+use crate::names::Names;
 use crate::policy::Rule;
 use crate::revocation;
 use crate::sessions::{Live, Register, Session};
@@ -34,6 +35,23 @@ fn session(live: &Live, session: &Session) -> Value {
         "client_sha256": certificate.map(|certificate| &certificate.sha256),
         "opened_at": seconds(session.opened_at),
     })
+}
+
+/// The hosts that a listener trusts: by which addresses, and how old that knowledge is.
+pub(super) fn names(terms: &Terms, names: &Names) -> Vec<Value> {
+    let trusted = &terms.sources.trusted;
+    let hosts: BTreeSet<_> = trusted.hosts().map(|host| &host.name).collect();
+    let told = hosts.into_iter().take(MOST_TOLD).map(|name| {
+        let standing = names.standing(name).unwrap_or_default();
+        json!({
+            "rule": format!("dns:{name}"),
+            "addresses": trusted.addresses_of(name),
+            "resolved_at": standing.good.map(|(_, at)| seconds(at)),
+            "stale": standing.failure.is_some(),
+            "error": standing.failure,
+        })
+    });
+    told.collect()
 }
 
 /// Who relies on what: of every listener each certificate, trust anchor and rule, since when it is in force, when a
@@ -134,7 +152,7 @@ impl Reliances {
 }
 
 fn source(rule: &Rule) -> Item {
-    Item::Source(rule.network)
+    Item::Source(rule.source.clone())
 }
 
 /// What putting a snapshot in force would change, and which sessions it would end.

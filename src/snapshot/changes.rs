@@ -1,11 +1,12 @@
 //! What is different between two snapshots.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::{Snapshot, Terms};
 use crate::audit::Changes;
-use crate::policy::Rule;
+use crate::policy::{HostName, Rule};
 
 impl Snapshot {
     /// What is different from `previous`, given what is different about the rules: comparing those is the costly part.
@@ -42,6 +43,26 @@ impl Snapshot {
         names.into_iter().map(changes).collect()
     }
 
+    /// For each listener the hosts that have other addresses. One that no rule trusts, or did, has none.
+    pub fn address_changes_since<'a>(&'a self, previous: &'a Self) -> Vec<AddressChange<'a>> {
+        let hosts = |snapshot: &'a Self| {
+            let of = |terms: &'a Arc<Terms>| terms.sources.trusted.hosts().map(move |host| (&*terms.name, &host.name));
+            snapshot.terms.iter().flat_map(of)
+        };
+        let known = |snapshot: &'a Self, listener: &str, name: &HostName| {
+            snapshot.named(listener).map_or(&[][..], |terms| terms.sources.trusted.addresses_of(name))
+        };
+        let all: BTreeSet<_> = hosts(previous).chain(hosts(self)).collect();
+        let change = |(listener, name): (&'a str, &'a HostName)| {
+            let (old, new) = (known(previous, listener, name), known(self, listener, name));
+            let without = |all: &[IpAddr], others: &[IpAddr]| {
+                all.iter().copied().filter(|ip| others.binary_search(ip).is_err()).collect::<Vec<_>>()
+            };
+            AddressChange { listener, name, added: without(new, old), removed: without(old, new) }
+        };
+        all.into_iter().map(change).filter(|change| !change.added.is_empty() || !change.removed.is_empty()).collect()
+    }
+
     /// Fingerprints of all server certificates and trust anchors.
     fn fingerprints(&self) -> Vec<String> {
         let of = |terms: &Arc<Terms>| {
@@ -49,6 +70,19 @@ impl Snapshot {
         };
         self.terms.iter().flat_map(of).collect()
     }
+}
+
+/// What is different about the addresses of a host that a listener trusts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AddressChange<'a> {
+    /// The listener's name.
+    pub listener: &'a str,
+    /// The host.
+    pub name: &'a HostName,
+    /// Addresses that are trusted now.
+    pub added: Vec<IpAddr>,
+    /// Addresses that no longer are, by this name.
+    pub removed: Vec<IpAddr>,
 }
 
 /// What is different about the rules of one listener.
@@ -84,8 +118,8 @@ fn without(all: &[String], others: &[String]) -> Vec<String> {
 }
 
 fn rules_without<'a>(all: &'a [Arc<Rule>], others: &[Arc<Rule>]) -> Vec<&'a Rule> {
-    let others: HashSet<_> = others.iter().map(|rule| (rule.network, rule.expires_at)).collect();
-    all.iter().map(|rule| &**rule).filter(|rule| !others.contains(&(rule.network, rule.expires_at))).collect()
+    let others: HashSet<_> = others.iter().map(|rule| (&rule.source, rule.expires_at)).collect();
+    all.iter().map(|rule| &**rule).filter(|rule| !others.contains(&(&rule.source, rule.expires_at))).collect()
 }
 
 #[cfg(test)]
@@ -97,6 +131,7 @@ mod tests {
     fn changes(after: &Snapshot, before: &Snapshot) -> Changes {
         after.changes_since(before, &after.source_changes_since(before))
     }
+    use crate::policy::{AddressBook, Addresses};
     use crate::snapshot::specimen::{Site, listener};
 
     #[test]
@@ -158,5 +193,39 @@ mod tests {
         };
         assert!(matches!(added.as_slice(), [rule] if rule.expires_at.is_some()), "{added:?}");
         assert!(matches!(removed.as_slice(), [rule] if rule.expires_at.is_none()), "{removed:?}");
+    }
+
+    #[test]
+    fn new_addresses_make_a_new_generation_that_keeps_all_else() {
+        let site = Site::new();
+        let year = OffsetDateTime::now_utc() + Duration::days(365);
+        for name in ["named", "plain"] {
+            site.install(name, year);
+        }
+        let (named, plain) =
+            (listener("named", 1001, r#""dns:app.internal""#), listener("plain", 1002, r#""10.0.0.1""#));
+        let before = site.snapshot([named, plain].concat(), None);
+        let name: HostName = "app.internal".parse().unwrap();
+        let book = |last: &[u8]| {
+            let ips = last.iter().map(|last| IpAddr::from([192, 0, 2, *last]));
+            AddressBook::from([(name.clone(), Addresses::of(ips).unwrap().0)])
+        };
+        assert!(before.with_addresses(&AddressBook::new()).is_none());
+        let one = before.with_addresses(&book(&[1, 2])).unwrap();
+        assert!(one.with_addresses(&book(&[1, 2])).is_none());
+        let two = one.with_addresses(&book(&[2, 3])).unwrap();
+        assert_eq!((one.generation, two.generation), (2, 3));
+        let ip = |last| IpAddr::from([192, 0, 2, last]);
+        let change = AddressChange { listener: "named", name: &name, added: vec![ip(3)], removed: vec![ip(1)] };
+        assert_eq!(two.address_changes_since(&one), [change]);
+        assert_eq!(before.address_changes_since(&one)[0].removed, [ip(1), ip(2)]);
+        assert_eq!(changes(&two, &before), Changes { generation: 3, ..Changes::default() });
+        let terms = |snapshot: &Snapshot, name: &str| Arc::clone(snapshot.named(name).unwrap());
+        assert!(Arc::ptr_eq(&terms(&before, "plain"), &terms(&two, "plain")));
+        let (old, new) = (terms(&before, "named"), terms(&two, "named"));
+        assert!(
+            old.tls.iter().zip(&new.tls).all(|(old, new)| Arc::ptr_eq(old, new)) && Arc::ptr_eq(&old.usage, &new.usage)
+        );
+        assert_eq!(two.address_changes_since(&two), []);
     }
 }

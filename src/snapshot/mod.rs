@@ -22,7 +22,7 @@ use time::OffsetDateTime;
 use tokio::sync::{Semaphore, watch};
 
 pub use cancels::{CancelKeys, Cancellable, Whereabouts};
-pub use changes::SourceChanges;
+pub use changes::{AddressChange, SourceChanges};
 pub use judge::{Permission, Refusal};
 pub use lineage::{Departed, Lineage, Moment};
 pub use nodes::{Node, Nodes};
@@ -31,7 +31,7 @@ pub use usage::{Item, Reliance, Usage, Uses};
 use self::build::Builder;
 use crate::addr::ListenAddr;
 use crate::config::{Config, Files, Limits, Loaded, Problems, Revoke, Upstream};
-use crate::policy::{Balancers, ClientAuth, SourcePolicy, TrustedClients};
+use crate::policy::{AddressBook, Balancers, ClientAuth, Host, SourcePolicy, TrustedClients};
 use crate::protocol::{MinTlsVersion, Protocol};
 use crate::socket_file::Access;
 use crate::tls::{Certificate, Crl, ServerTls, TicketKeys, TrustParts, UpstreamTls};
@@ -42,7 +42,7 @@ pub type Current = watch::Receiver<Arc<Snapshot>>;
 /// The policy of one generation.
 #[derive(Debug)]
 pub struct Snapshot {
-    /// Counts applied configurations, from 1.
+    /// Counts policies that were put in force, from 1.
     pub generation: u64,
     /// When it was built.
     pub built_at: OffsetDateTime,
@@ -63,7 +63,7 @@ pub struct Door {
 }
 
 /// The terms of one listener.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Terms {
     /// The listener's name.
     pub name: Arc<str>,
@@ -86,7 +86,7 @@ pub struct Terms {
     /// Its database.
     pub upstream: Upstream,
     /// What is known of its addresses.
-    pub nodes: Nodes,
+    pub nodes: Arc<Nodes>,
     /// At which of them each session is that can be cancelled.
     pub cancels: Arc<CancelKeys>,
     /// TLS towards it; `None` where it is spoken to in plaintext.
@@ -106,7 +106,7 @@ pub struct Terms {
     /// What of it handshakes have used.
     pub usage: Arc<Usage>,
     /// What its side of TLS is made of.
-    tls_inputs: Option<TlsInputs>,
+    tls_inputs: Option<Arc<TlsInputs>>,
 }
 
 /// What a [`ServerTls`] is made of. Where nothing of it changes the old one is kept, and session tickets stay good.
@@ -130,11 +130,16 @@ pub struct Built {
 }
 
 impl Snapshot {
-    /// Builds the policy that `loaded` describes, following `previous`.
+    /// Builds the policy that `loaded` describes, following `previous`, with what `book` knows of the hosts it trusts.
     ///
     /// # Errors
     /// Everything that is wrong with the configuration and with the files it names.
-    pub fn build(loaded: Loaded, files: &mut Files, previous: Option<&Self>) -> Result<Built, Problems> {
+    pub fn build(
+        loaded: Loaded,
+        files: &mut Files,
+        previous: Option<&Self>,
+        book: &AddressBook,
+    ) -> Result<Built, Problems> {
         let Loaded { config, mut problems } = loaded;
         let mut warnings = Vec::new();
         let mut terms = Vec::with_capacity(config.listeners.len());
@@ -142,11 +147,34 @@ impl Snapshot {
         let now = Moment { generation, at: OffsetDateTime::now_utc() };
         for listener in &config.listeners {
             let before = previous.and_then(|snapshot| snapshot.named(&listener.name));
-            let mut builder = Builder { listener, files, problems: &mut problems, warnings: &mut warnings, now };
+            let mut builder = Builder { listener, files, problems: &mut problems, warnings: &mut warnings, book, now };
             terms.extend(builder.terms(before.map(|before| &**before)).map(Arc::new));
         }
         let snapshot = Self::of(now, config, terms);
         Problems::unless_any(problems, Built { snapshot, warnings })
+    }
+
+    /// The policy after this one, of the same configuration, with what `book` knows of the hosts; `None` where that is
+    /// what this one knows.
+    pub fn with_addresses(&self, book: &AddressBook) -> Option<Self> {
+        let mut moved = false;
+        let terms = self.terms.iter().map(|terms| match terms.sources.trusted.with_addresses(book) {
+            Some(trusted) => {
+                moved = true;
+                let sources = SourcePolicy { trusted: Arc::new(trusted), ..terms.sources.clone() };
+                Arc::new(Terms { sources, ..Terms::clone(terms) })
+            }
+            None => Arc::clone(terms),
+        });
+        let terms = terms.collect();
+        let (by_name, by_door) = (self.by_name.clone(), self.by_door.clone());
+        let (generation, config) = (self.generation + 1, Arc::clone(&self.config));
+        moved.then(|| Self { generation, built_at: OffsetDateTime::now_utc(), config, terms, by_name, by_door })
+    }
+
+    /// The hosts that rules trust; one that several rules name comes as often.
+    pub fn hosts(&self) -> impl Iterator<Item = &Host> {
+        self.terms.iter().flat_map(|terms| terms.sources.trusted.hosts())
     }
 
     fn of(now: Moment, config: Config, terms: Vec<Arc<Terms>>) -> Self {

@@ -9,6 +9,7 @@ use time::OffsetDateTime;
 
 use super::Snapshot;
 use crate::config::{Config, Files};
+use crate::policy::AddressBook;
 use crate::tls::sha256_hex;
 use crate::tls::specimen::Authority;
 
@@ -41,7 +42,7 @@ impl Site {
         std::fs::write(&file, config.to_string()).unwrap();
         let mut files = Files::default();
         let loaded = Config::load(&file, &mut files).unwrap();
-        Snapshot::build(loaded, &mut files, previous).unwrap().snapshot
+        Snapshot::build(loaded, &mut files, previous, &AddressBook::new()).unwrap().snapshot
     }
 }
 

@@ -7,7 +7,7 @@ use time::OffsetDateTime;
 
 use super::Terms;
 use super::judge::Permission;
-use crate::policy::{Network, Rule};
+use crate::policy::{self, Rule};
 use crate::tls::{Certificate, Credential, Evidence, Voucher};
 
 /// Something that lets clients in, or that they are shown, and that can be taken out by itself.
@@ -15,8 +15,8 @@ use crate::tls::{Certificate, Credential, Evidence, Voucher};
 pub enum Item {
     /// A server certificate, trust anchor or pinned client certificate, by its fingerprint.
     Certificate(Arc<str>),
-    /// A rule for this network.
-    Source(Network),
+    /// A rule for this network or host.
+    Source(policy::Source),
 }
 
 /// When the first and the last handshake was that used something.
@@ -95,7 +95,7 @@ impl Reliance {
     /// Everything it relies on.
     pub fn items(&self) -> impl Iterator<Item = Item> {
         let Self { rule, credential, shown, .. } = self;
-        let rule = rule.as_ref().map(|rule| Item::Source(rule.network));
+        let rule = rule.as_ref().map(|rule| Item::Source(rule.source.clone()));
         let voucher = credential.as_ref().map(|credential| match &credential.voucher {
             Voucher::Anchor { sha256, .. } => Item::Certificate(Arc::clone(sha256)),
             Voucher::Pinned => Item::Certificate(credential.certificate.sha256.as_str().into()),
@@ -122,10 +122,10 @@ impl Usage {
     /// Forgets what these terms no longer know.
     pub fn keep_only(&self, terms: &Terms) {
         let certificates: HashSet<&str> = terms.certificates().map(|(_, facts)| facts.sha256.as_str()).collect();
-        let sources: HashSet<_> = terms.sources.trusted.rules().iter().map(|rule| rule.network).collect();
+        let sources: HashSet<_> = terms.sources.trusted.rules().iter().map(|rule| &rule.source).collect();
         self.items().retain(|item, _| match item {
             Item::Certificate(sha256) => certificates.contains(&**sha256),
-            Item::Source(network) => sources.contains(network),
+            Item::Source(source) => sources.contains(source),
         });
     }
 

@@ -15,7 +15,7 @@ use super::lineage::{Lineage, Moment};
 use super::{Door, Nodes, Terms, with_roles};
 use crate::addr::{ListenAddr, UpstreamAddr};
 use crate::config::{Files, Listener, Location, NamedFile, NamedPem, Problem};
-use crate::policy::{ClientAuth, Enforcement, days_left, expiry_milestone};
+use crate::policy::{AddressBook, ClientAuth, Enforcement, Source, SourcePolicy, days_left, expiry_milestone};
 use crate::protocol::Protocol;
 use crate::timestamp;
 use crate::tls::{Certificate, PemError, ServerTls};
@@ -29,6 +29,8 @@ pub(super) struct Builder<'a> {
     pub(super) files: &'a mut Files,
     pub(super) problems: &'a mut Vec<Problem>,
     pub(super) warnings: &'a mut Vec<String>,
+    /// The addresses of the hosts that rules trust.
+    pub(super) book: &'a AddressBook,
     /// The generation being built.
     pub(super) now: Moment,
 }
@@ -47,12 +49,12 @@ impl Builder<'_> {
             socket_files: listener.socket_files.clone(),
             name,
             protocol: listener.protocol,
-            sources: listener.sources.clone(),
+            sources: self.sources(),
             balancers: listener.balancers.clone(),
             tls,
             anchors,
             pinned,
-            nodes: Nodes::after(before.map(|before| &before.nodes), &listener.upstream.addresses),
+            nodes: Arc::new(Nodes::after(before.map(|before| &*before.nodes), &listener.upstream.addresses)),
             cancels: before.map_or_else(Arc::default, |before| Arc::clone(&before.cancels)),
             upstream: listener.upstream.clone(),
             upstream_tls,
@@ -64,8 +66,16 @@ impl Builder<'_> {
             plaintext_cancel: listener.plaintext_cancel,
             lineage,
             usage: before.map_or_else(Arc::default, |before| Arc::clone(&before.usage)),
-            tls_inputs: inputs,
+            tls_inputs: inputs.map(Arc::new),
         })
+    }
+
+    fn sources(&self) -> SourcePolicy {
+        let sources = self.listener.sources.clone();
+        match sources.trusted.with_addresses(self.book) {
+            Some(trusted) => SourcePolicy { trusted: Arc::new(trusted), ..sources },
+            None => sources,
+        }
     }
 
     fn warn_about_readers(&mut self, what: &str, location: &Location) {
@@ -106,7 +116,7 @@ impl Builder<'_> {
             self.warn("no source is trusted, so nobody gets in");
         }
         for rule in listener.sources.trusted.rules() {
-            if rule.network.net().prefix_len() == 0 {
+            if matches!(&rule.source, Source::Network(network) if network.net().prefix_len() == 0) {
                 self.warn(format_args!("the rule {rule} trusts every address of its family"));
             }
         }

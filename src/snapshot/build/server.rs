@@ -71,7 +71,7 @@ impl Builder<'_> {
             min_version: tls.min_version,
             protocol: self.listener.protocol,
         };
-        let same = before.filter(|before| before.tls_inputs.as_ref() == Some(&inputs));
+        let same = before.filter(|before| before.tls_inputs.as_deref() == Some(&inputs));
         let built = match same.and_then(|before| before.tls.as_ref()) {
             Some(tls) => Arc::clone(tls),
             None => Arc::new(self.server_tls(tls, &certificates, trust, &inputs)?),

@@ -9,7 +9,7 @@ use crate::snapshot::Terms;
 use crate::tls::{self, Alpn, Anchors, BuildError, Certificate, UpstreamParts, UpstreamTls};
 
 /// TLS towards the upstream, and what it is made of.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(in crate::snapshot) struct Upstream {
     pub(in crate::snapshot) tls: Arc<UpstreamTls>,
     parts: UpstreamParts,

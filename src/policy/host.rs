@@ -1,0 +1,285 @@
+//! Host names as trusted sources: their names, and the addresses that an answer may give them.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::hash::{Hash, Hasher};
+use std::net::IpAddr;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// A host that a rule trusts. The same host is the same source, however often it is looked up.
+#[derive(Clone, Debug)]
+pub struct Host {
+    /// Its name.
+    pub name: HostName,
+    /// How often its addresses are asked for.
+    pub refresh: Duration,
+}
+
+impl PartialEq for Host {
+    fn eq(&self, other: &Self) -> bool {
+        self.name == other.name
+    }
+}
+
+impl Eq for Host {}
+
+impl Hash for Host {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.name.hash(state);
+    }
+}
+
+/// A host name in lower case, without a dot at its end, that no resolver takes for an address.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct HostName(Arc<str>);
+
+impl HostName {
+    /// The name as a text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for HostName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl FromStr for HostName {
+    type Err = HostNameError;
+
+    fn from_str(text: &str) -> Result<Self, HostNameError> {
+        if is_address(text) {
+            return Err(HostNameError::Address);
+        }
+        if text.contains('*') {
+            return Err(HostNameError::Wildcard);
+        }
+        let name = text.strip_suffix('.').unwrap_or(text);
+        if name.len() > LONGEST_NAME || !name.split('.').all(is_label) {
+            return Err(HostNameError::Syntax);
+        }
+        Ok(Self(name.to_ascii_lowercase().into()))
+    }
+}
+
+/// Why a text is no host name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum HostNameError {
+    /// An address, or what a resolver takes for one.
+    #[error("an address and no host name; write type \"ip_addr\", or \"ip_addr:…\"")]
+    Address,
+    /// A port, a scheme, a space, an empty or overlong part, …
+    #[error("no host name; write it without scheme, port and path, such as \"db.internal\"")]
+    Syntax,
+    /// A `*`, which cannot be looked up.
+    #[error("a pattern; only one host name can be looked up, such as \"db.internal\"")]
+    Wildcard,
+}
+
+/// Addresses and networks, and numbers: `getaddrinfo` reads `10.1`, `0x7f.1` and `2130706433` as IPv4 addresses.
+fn is_address(text: &str) -> bool {
+    let (address, _) = text.split_once('/').unwrap_or((text, ""));
+    let last = text.strip_suffix('.').unwrap_or(text).rsplit('.').next().unwrap_or_default();
+    let hexadecimal = last.strip_prefix("0x").or_else(|| last.strip_prefix("0X"));
+    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    address.parse::<IpAddr>().is_ok()
+        || is_number(last)
+        || hexadecimal.is_some_and(|digits| digits.bytes().all(|byte| byte.is_ascii_hexdigit()))
+}
+
+/// Underscores occur in the names of containers and are let through.
+fn is_label(label: &str) -> bool {
+    (1..=63).contains(&label.len())
+        && !label.starts_with('-')
+        && !label.ends_with('-')
+        && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
+}
+
+/// The addresses of one host: at least one, in order, each once, mapped ones as IPv4, and not too many.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Addresses(Arc<[IpAddr]>);
+
+impl Addresses {
+    /// What may be trusted of an answer, and what was left out of it.
+    ///
+    /// # Errors
+    /// When nothing may.
+    pub fn of(answer: impl IntoIterator<Item = IpAddr>) -> Result<(Self, Option<LeftOut>), NoAddress> {
+        let mut all: Vec<_> = answer.into_iter().map(|ip| ip.to_canonical()).collect();
+        all.sort_unstable();
+        all.dedup();
+        let some = !all.is_empty();
+        all.retain(|ip| !ip.is_unspecified());
+        if all.is_empty() {
+            return Err(if some { NoAddress::Unspecified } else { NoAddress::None });
+        }
+        let count = all.len();
+        all.truncate(MOST_ADDRESSES);
+        Ok((Self(all.into()), (count > MOST_ADDRESSES).then_some(LeftOut { count })))
+    }
+
+    /// The addresses, in order.
+    pub fn all(&self) -> &[IpAddr] {
+        &self.0
+    }
+
+    /// Whether all of the other ones are among them.
+    pub fn cover(&self, other: &Self) -> bool {
+        other.0.iter().all(|ip| self.0.binary_search(ip).is_ok())
+    }
+
+    /// These and the other ones, within the bound.
+    #[must_use]
+    pub fn and(&self, other: &Self) -> Self {
+        let all = self.0.iter().chain(other.0.iter()).copied();
+        Self::of(all).map_or_else(|_| self.clone(), |(all, _)| all)
+    }
+}
+
+/// `10.0.0.1, 10.0.0.2`
+impl fmt::Display for Addresses {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, ip) in self.0.iter().enumerate() {
+            write!(f, "{}{ip}", if index == 0 { "" } else { ", " })?;
+        }
+        Ok(())
+    }
+}
+
+/// An answer had more addresses than are taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("it has {count} addresses, of which the first {MOST_ADDRESSES} in order are trusted; name the network instead")]
+pub struct LeftOut {
+    count: usize,
+}
+
+/// An answer had no address that a client can have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NoAddress {
+    /// None at all.
+    #[error("the name has no address")]
+    None,
+    /// What filtering resolvers answer for names that they block.
+    #[error("the answer is 0.0.0.0 or ::, which is nobody's address")]
+    Unspecified,
+}
+
+/// The addresses known of each host. One that is not in it lets nobody in.
+pub type AddressBook = BTreeMap<HostName, Addresses>;
+
+/// Of RFC 1035, written out and without the last dot.
+const LONGEST_NAME: usize = 253;
+
+/// Addresses taken of one name. More are no host but a network, or somebody else's answer.
+const MOST_ADDRESSES: usize = 256;
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn names_are_lower_case_and_have_no_dot_at_the_end() {
+        for (text, shown) in [
+            ("DB.Internal.", "db.internal"),
+            ("localhost", "localhost"),
+            ("redis_1.prod-eu.internal", "redis_1.prod-eu.internal"),
+            ("4.db", "4.db"),
+            ("1e100.net", "1e100.net"),
+            ("x.0xyz", "x.0xyz"),
+        ] {
+            assert_eq!(text.parse::<HostName>().map(|name| name.to_string()), Ok(shown.to_owned()));
+        }
+    }
+
+    #[test]
+    fn what_is_not_a_host_name_is_refused_for_its_own_reason() {
+        use HostNameError::{Address, Syntax, Wildcard};
+        let long = format!("{}.x", "a.".repeat(126));
+        for (text, error) in [
+            ("10.1.2.3", Address),
+            ("10.1.2.3.", Address),
+            ("10.0.0.0/8", Address),
+            ("::1", Address),
+            ("2001:db8::/32", Address),
+            ("10.1", Address),
+            ("2130706433", Address),
+            ("0x7f.1", Address),
+            ("0x7f000001", Address),
+            ("evil.0x1", Address),
+            ("*.internal", Wildcard),
+            ("", Syntax),
+            (".", Syntax),
+            ("a..b", Syntax),
+            ("db:6379", Syntax),
+            ("https://db", Syntax),
+            ("db/8", Syntax),
+            ("db internal", Syntax),
+            ("-db", Syntax),
+            ("db-.internal", Syntax),
+            ("däb.internal", Syntax),
+            ("db\0", Syntax),
+            (&"a".repeat(64), Syntax),
+            (&long, Syntax),
+        ] {
+            assert_eq!(text.parse::<HostName>(), Err(error), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn an_answer_is_bounded_and_nobodys_address_is_left_out() {
+        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+        let (addresses, left_out) =
+            Addresses::of(["10.0.0.2", "::", "::ffff:10.0.0.1", "10.0.0.2", "0.0.0.0"].map(ip)).unwrap();
+        assert_eq!((addresses.to_string().as_str(), left_out), ("10.0.0.1, 10.0.0.2", None));
+        assert_eq!(Addresses::of([]), Err(NoAddress::None));
+        assert_eq!(Addresses::of(["0.0.0.0", "::", "::ffff:0.0.0.0"].map(ip)), Err(NoAddress::Unspecified));
+        let many = (0..300_u32).map(|number| IpAddr::V4((0x0a00_0000 + number).into()));
+        let (addresses, left_out) = Addresses::of(many).unwrap();
+        assert_eq!((addresses.all().len(), left_out), (256, Some(LeftOut { count: 300 })));
+    }
+
+    proptest! {
+        #[test]
+        fn a_name_that_is_taken_is_read_back_and_never_an_address(text in "[a-zA-Z0-9._:/*x-]{1,12}") {
+            if let Ok(name) = text.parse::<HostName>() {
+                prop_assert_eq!(name.as_str().parse::<HostName>(), Ok(name.clone()));
+                // What std, and before it inet_aton, takes for an address ends in a number.
+                prop_assert!(text.parse::<IpAddr>().is_err());
+                let last = name.as_str().rsplit('.').next().unwrap_or_default();
+                prop_assert!(last.bytes().any(|byte| !byte.is_ascii_digit()));
+            }
+        }
+
+        #[test]
+        fn the_order_and_the_repeats_of_an_answer_make_no_difference(
+            mut answer in proptest::collection::vec(any::<u16>(), 1..400),
+        ) {
+            let ips = |numbers: &[u16]| -> Vec<IpAddr> {
+                numbers.iter().map(|number| IpAddr::V4((0x0a00_0000 + u32::from(*number)).into())).collect()
+            };
+            let one = Addresses::of(ips(&answer)).unwrap();
+            answer.reverse();
+            let doubled = [answer.clone(), answer].concat();
+            prop_assert_eq!(&one, &Addresses::of(ips(&doubled)).unwrap());
+            prop_assert!(one.0.all().is_sorted() && one.0.all().len() <= MOST_ADDRESSES);
+            prop_assert!(one.0.cover(&one.0));
+        }
+
+        #[test]
+        fn two_answers_together_have_what_either_has(one: Vec<u8>, other: Vec<u8>) {
+            let addresses = |numbers: &[u8]| {
+                let ips = numbers.iter().map(|number| IpAddr::from([10, 0, 0, *number])).chain([IpAddr::from([10, 1, 0, 0])]);
+                Addresses::of(ips).unwrap().0
+            };
+            let both = addresses(&one).and(&addresses(&other));
+            prop_assert!(both.cover(&addresses(&one)) && both.cover(&addresses(&other)));
+            prop_assert_eq!(both, addresses(&[one, other].concat()));
+        }
+    }
+}

@@ -1,0 +1,267 @@
+//! Sources that are host names: looked up again and again, by the system's own resolver.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+
+use serde_json::Value;
+
+use crate::harness::hosts::{executable, name, start};
+use crate::harness::program::run;
+use crate::harness::{Connection, Event, Listener, Portcullis, Site, Upstream, eventually};
+
+/// Keeps its state and its control channel in the site, and looks at its files when it is told to.
+const PREFACE: &str = "state.directory = \"state\"\nadmin.listen = \"unix:admin.sock\"\n\
+                       reload.watch = false\nreload.poll = \"0s\"\n";
+
+const RULE: &str = "{ type = \"dns\", value = \"app.test\", refresh = \"1s\" }";
+
+fn config(upstream: &Upstream, rules: &[&str]) -> String {
+    let listener = Listener::redis(upstream).trusting(&[]).to_string();
+    format!(
+        "{PREFACE}{}",
+        listener.replace("trusted_sources = []", &format!("trusted_sources = [{}]", rules.join(", ")))
+    )
+}
+
+fn site(ips: &[&str]) -> Site {
+    let site = Site::new();
+    name(&site, &[("app.test", ips)]);
+    site
+}
+
+fn is_let_in(portcullis: &Portcullis, source: &str) -> bool {
+    portcullis.client().from(source).attempt().1.is_ok()
+}
+
+fn let_in(portcullis: &Portcullis, source: &str) -> Connection {
+    portcullis.client().from(source).attempt().1.unwrap()
+}
+
+/// The event that tells of addresses of the name.
+fn told(portcullis: &Portcullis, seen: usize, event: &str, addresses: &str) -> Event {
+    let words = format!("{event} with {addresses}");
+    portcullis.event_after(seen, &words, |line| line.is(event) && line.0["addresses"] == addresses)
+}
+
+/// What `status` has of the first name.
+fn status(portcullis: &Portcullis) -> Value {
+    let mut command = crate::harness::portcullis::executable();
+    let answer = run(command.args(["status", "--json", "--socket"]).arg(portcullis.site.path("admin.sock"))).success();
+    let answer: Value = serde_json::from_str(&answer).unwrap();
+    answer["listeners"][0]["names"][0].clone()
+}
+
+fn warned(portcullis: &Portcullis, seen: usize, words: &str) -> Event {
+    let says = |line: &Event| line.0["message"].as_str().is_some_and(|message| message.contains(words));
+    portcullis.event_after(seen, words, says)
+}
+
+#[test]
+fn a_client_comes_in_by_the_name_of_its_host() {
+    let upstream = Upstream::echo();
+    let Some(portcullis) = start(site(&["127.0.0.5", "::1"]), config(&upstream, &[RULE])) else { return };
+    let inside = let_in(&portcullis, "127.0.0.5");
+    let opened = portcullis.opened(inside.port());
+    assert_eq!(opened.text("rule"), "dns:app.test");
+    assert!(!is_let_in(&portcullis, "127.0.0.1"), "the name leads elsewhere");
+    let status = status(&portcullis);
+    assert_eq!(status["addresses"], serde_json::json!(["127.0.0.5", "::1"]), "{status}");
+    assert_eq!((&status["stale"], &status["rule"]), (&false.into(), &"dns:app.test".into()), "{status}");
+}
+
+#[test]
+fn an_address_that_comes_is_let_in_and_one_that_goes_ends_its_sessions_and_no_others() {
+    let upstream = Upstream::echo();
+    let Some(portcullis) = start(site(&["127.0.0.5"]), config(&upstream, &[RULE])) else { return };
+    let mut stays = let_in(&portcullis, "127.0.0.5");
+    assert!(!is_let_in(&portcullis, "127.0.0.6"));
+    let seen = portcullis.seen();
+    name(&portcullis.site, &[("app.test", &["127.0.0.5", "127.0.0.6"])]);
+    let added = told(&portcullis, seen, "source.added", "127.0.0.6");
+    assert_eq!((added.text("rule"), added.text("listener")), ("dns:app.test", "main"));
+    let leaves = let_in(&portcullis, "127.0.0.6");
+    let seen = portcullis.seen();
+    name(&portcullis.site, &[("app.test", &["127.0.0.5"])]);
+    told(&portcullis, seen, "source.removed", "127.0.0.6");
+    let ending = portcullis.ending(leaves.port());
+    assert_eq!((ending.reason(), ending.text("rule")), ("source_revoked", "dns:app.test"));
+    assert!(!is_let_in(&portcullis, "127.0.0.6"));
+    stays.ask(b"still here", b"still here");
+    let of_reloads = portcullis.events().into_iter().filter(|event| event.is("reload.applied")).count();
+    assert_eq!(of_reloads, 0, "new addresses are no reload");
+}
+
+#[test]
+fn another_address_costs_no_client_its_session_ticket() {
+    let upstream = Upstream::echo();
+    let Some(portcullis) = start(site(&["127.0.0.5"]), config(&upstream, &[RULE])) else { return };
+    let client = portcullis.client().from("127.0.0.5");
+    drop(client.attempt().1.unwrap());
+    let seen = portcullis.seen();
+    name(&portcullis.site, &[("app.test", &["127.0.0.5", "127.0.0.6"])]);
+    told(&portcullis, seen, "source.added", "127.0.0.6");
+    let again = client.attempt().1.unwrap();
+    assert_eq!(again.tls().handshake_kind(), Some(rustls::HandshakeKind::Resumed));
+}
+
+#[test]
+fn a_name_that_cannot_be_resolved_keeps_its_last_addresses_also_over_a_restart() {
+    let upstream = Upstream::echo();
+    let Some(mut portcullis) = start(site(&["127.0.0.5"]), config(&upstream, &[RULE])) else { return };
+    let mut inside = let_in(&portcullis, "127.0.0.5");
+    let seen = portcullis.seen();
+    name(&portcullis.site, &[]);
+    warned(&portcullis, seen, "its last good answer, of 20");
+    // Several looks later nothing more has been said, and nothing was taken away.
+    eventually("it is stale", || (status(&portcullis)["stale"] == true).then_some(()));
+    inside.ask(b"still here", b"still here");
+    assert!(is_let_in(&portcullis, "127.0.0.5"));
+    let status = status(&portcullis);
+    assert_eq!(status["addresses"], serde_json::json!(["127.0.0.5"]), "{status}");
+    assert!(!status["error"].is_null(), "{status}");
+    drop(inside);
+    let (_, events) = portcullis.stop();
+    let warnings = events.iter().filter(|event| event.0.to_string().contains("cannot be resolved")).count();
+    assert_eq!(warnings, 1, "once for each change and not for each try");
+
+    let config = fs::read_to_string(portcullis.site.path("portcullis.toml")).unwrap();
+    let site = std::mem::replace(&mut portcullis.site, Site::new());
+    let again = start(site, config).unwrap();
+    assert!(is_let_in(&again, "127.0.0.5"), "what is kept counts");
+    warned(&again, 0, "its last good answer, of 20");
+    let seen = again.seen();
+    name(&again.site, &[("app.test", &["127.0.0.7"])]);
+    told(&again, seen, "source.removed", "127.0.0.5");
+    assert!(is_let_in(&again, "127.0.0.7"));
+    warned(&again, seen, "can be resolved again");
+}
+
+#[test]
+fn a_name_that_never_was_resolved_lets_nobody_in_and_the_start_goes_on() {
+    let upstream = Upstream::echo();
+    let Some(portcullis) = start(site(&[]), config(&upstream, &[RULE, "\"127.0.0.1\""])) else { return };
+    assert!(is_let_in(&portcullis, "127.0.0.1"));
+    assert!(!is_let_in(&portcullis, "127.0.0.5"));
+    warned(&portcullis, 0, "until it can, it lets nobody in");
+    let seen = portcullis.seen();
+    name(&portcullis.site, &[("app.test", &["127.0.0.5"])]);
+    told(&portcullis, seen, "source.added", "127.0.0.5");
+    assert!(is_let_in(&portcullis, "127.0.0.5"));
+}
+
+#[test]
+fn a_state_file_that_is_broken_is_passed_over() {
+    let upstream = Upstream::echo();
+    let config = config(&upstream, &[RULE]);
+    let Some(mut portcullis) = start(site(&["127.0.0.5"]), &config) else { return };
+    portcullis.address("main");
+    let directory = portcullis.site.path("state");
+    let file = eventually("the answers are kept", || {
+        let mut entries = fs::read_dir(&directory).ok()?.flatten().map(|entry| entry.path());
+        entries.find(|path| path.extension().is_some_and(|end| end == "json"))
+    });
+    assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+    portcullis.stop();
+    fs::write(&file, "{\"names\":{\"app.test\":{\"addresses\":[\"0.0.0.0/0\"]}}}").unwrap();
+    let site = std::mem::replace(&mut portcullis.site, Site::new());
+    name(&site, &[]);
+    let again = start(site, config).unwrap();
+    assert!(!is_let_in(&again, "127.0.0.5"));
+    warned(&again, 0, "are not used: an entry of it is damaged");
+}
+
+#[test]
+fn where_nothing_can_be_kept_that_is_said_and_the_rest_works() {
+    let upstream = Upstream::echo();
+    let site = site(&["127.0.0.5"]);
+    site.write("state", "no directory");
+    let Some(portcullis) = start(site, config(&upstream, &[RULE])) else { return };
+    assert!(is_let_in(&portcullis, "127.0.0.5"));
+    warned(&portcullis, 0, "Set [state] directory");
+}
+
+#[test]
+fn a_rule_for_a_name_ends_like_any_other() {
+    let upstream = Upstream::echo();
+    let end = time::OffsetDateTime::now_utc() + time::Duration::seconds(4);
+    let end = end.format(&time::format_description::well_known::Rfc3339).unwrap();
+    let rule = format!("{{ type = \"dns\", value = \"app.test\", expires_at = {end} }}");
+    let Some(portcullis) = start(site(&["127.0.0.5"]), config(&upstream, &[&rule])) else { return };
+    let inside = let_in(&portcullis, "127.0.0.5");
+    let ending = portcullis.ending(inside.port());
+    assert_eq!(ending.reason(), "rule_expired");
+    assert!(ending.text("detail").contains("dns:app.test expired"), "{}", ending.0);
+    assert!(!is_let_in(&portcullis, "127.0.0.5"));
+}
+
+#[test]
+fn a_reload_takes_a_name_for_the_network_it_stands_in_for_without_a_gap() {
+    let upstream = Upstream::echo();
+    let site = site(&["127.0.0.5"]);
+    let Some(portcullis) = start(site, config(&upstream, &["\"127.0.0.5\""])) else { return };
+    let mut inside = let_in(&portcullis, "127.0.0.5");
+    let seen = portcullis.seen();
+    let applied = portcullis.reconfigure(config(&upstream, &[RULE]));
+    assert!(applied.is("reload.applied"), "{}", applied.0);
+    assert_eq!((applied.number("sources_added"), applied.number("sources_removed")), (1, 1));
+    told(&portcullis, seen, "source.added", "127.0.0.5");
+    inside.ask(b"still here", b"still here");
+    let seen = portcullis.seen();
+    name(&portcullis.site, &[("app.test", &["127.0.0.5", "127.0.0.6"])]);
+    told(&portcullis, seen, "source.added", "127.0.0.6");
+    let seen = portcullis.seen();
+    let applied = portcullis.reconfigure(config(&upstream, &["\"127.0.0.6\""]));
+    assert!(applied.is("reload.applied"), "{}", applied.0);
+    told(&portcullis, seen, "source.removed", "127.0.0.5,127.0.0.6");
+    assert_eq!(portcullis.ending(inside.port()).reason(), "source_revoked");
+    assert!(is_let_in(&portcullis, "127.0.0.6"));
+}
+
+#[test]
+fn names_that_move_all_the_time_do_not_hold_back_the_poll() {
+    let upstream = Upstream::echo();
+    let config = config(&upstream, &[RULE]).replace("reload.poll = \"0s\"", "reload.poll = \"2s\"");
+    let Some(portcullis) = start(site(&["127.0.0.1"]), &config) else { return };
+    portcullis.address("main");
+    portcullis.site.replace("portcullis.toml", format!("log.level = \"warn\"\n{config}"));
+    let mut ips = vec!["127.0.0.1".to_owned()];
+    for last in 10..20 {
+        let (ip, seen) = (format!("127.0.0.{last}"), portcullis.seen());
+        ips.push(ip.clone());
+        let ips: Vec<_> = ips.iter().map(String::as_str).collect();
+        name(&portcullis.site, &[("app.test", &ips)]);
+        told(&portcullis, seen, "source.added", &ip);
+        if portcullis.events().iter().any(|event| event.is("reload.applied")) {
+            return;
+        }
+    }
+    panic!("the poll did not come");
+}
+
+#[test]
+fn check_and_explain_resolve_and_say_by_which_name() {
+    let upstream = Upstream::echo();
+    let site = site(&["127.0.0.5", "2001:db8::1"]);
+    site.write("portcullis.toml", config(&upstream, &[RULE, "\"dns:gone.test\""]));
+    let ask = |arguments: &[&str]| {
+        let mut command = executable(&site)?;
+        Some(run(command.args(arguments).arg("-c").arg(site.path("portcullis.toml"))))
+    };
+    let Some(outcome) = ask(&["check"]) else { return };
+    let words = outcome.success();
+    for said in
+        ["dns:app.test, now 127.0.0.5 2001:db8::1", "dns:gone.test, NO ADDRESS", "warning: dns:gone.test cannot be"]
+    {
+        assert!(words.contains(said), "{said} in {words}");
+    }
+    let report: Value = serde_json::from_str(&ask(&["check", "--json"]).unwrap().success()).unwrap();
+    let source = &report["listeners"][0]["sources"][0];
+    assert_eq!(source["addresses"], serde_json::json!(["127.0.0.5", "2001:db8::1"]), "{source}");
+    assert_eq!((&source["type"], &source["refresh_ms"]), (&"dns".into(), &1000.into()), "{source}");
+    let explained = ask(&["explain", "--listener", "main", "--source", "2001:db8::1"]).unwrap().success();
+    assert!(explained.contains("2001:db8::1 is trusted by dns:app.test, now 127.0.0.5 2001:db8::1"), "{explained}");
+    let refused = ask(&["explain", "--listener", "main", "--source", "127.0.0.6"]).unwrap();
+    assert_eq!(refused.code, Some(3));
+    assert!(refused.text().contains("none of dns:app.test, now 127.0.0.5"), "{}", refused.text());
+    assert!(!site.path("state").exists(), "what only looks leaves nothing behind");
+}
