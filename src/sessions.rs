@@ -37,7 +37,10 @@ struct Present {
 pub struct Live {
     id: u64,
     listener: Arc<str>,
-    client: ClientAddr,
+    /// Whose socket it is.
+    from: ClientAddr,
+    /// Whom that speaks for, where it is a load balancer's.
+    client: OnceLock<ClientAddr>,
     session: Mutex<Option<Arc<Session>>>,
     exit: Exit,
 }
@@ -67,11 +70,18 @@ struct Exit {
 
 impl Register {
     /// Enters a connection.
-    pub fn enter(self: &Arc<Self>, listener: Arc<str>, client: ClientAddr) -> Presence {
+    pub fn enter(self: &Arc<Self>, listener: Arc<str>, from: ClientAddr) -> Presence {
         let mut present = self.present();
         present.next_id += 1;
         let id = present.next_id;
-        let live = Arc::new(Live { id, listener, client, session: Mutex::default(), exit: Exit::default() });
+        let live = Arc::new(Live {
+            id,
+            listener,
+            from,
+            client: OnceLock::new(),
+            session: Mutex::default(),
+            exit: Exit::default(),
+        });
         present.connections.insert(id, Arc::clone(&live));
         Presence { live, register: Arc::clone(self) }
     }
@@ -172,7 +182,7 @@ impl Live {
 
     /// Where it comes from.
     pub fn client(&self) -> ClientAddr {
-        self.client
+        self.client.get().copied().unwrap_or(self.from)
     }
 
     /// What it is as a session; nothing while it is on its way in.
@@ -195,6 +205,11 @@ impl Presence {
     /// The connection's number, unique within this process.
     pub fn id(&self) -> u64 {
         self.live.id
+    }
+
+    /// The socket is a load balancer's, and this is the client it speaks for.
+    pub fn is_for(&self, client: ClientAddr) {
+        let _ = self.live.client.set(client);
     }
 
     /// It is a session now, let in by this. From here on it is judged again when the policy or the time has changed; so

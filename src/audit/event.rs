@@ -22,6 +22,8 @@ pub struct Facts {
     pub listener: Arc<str>,
     /// Where it comes from.
     pub client: ClientAddr,
+    /// The load balancer that speaks for it.
+    pub balancer: Option<ClientAddr>,
     /// Where it connected to, where a load balancer says so. For the upstream only.
     pub destination: Option<SocketAddr>,
     /// What lets its address in.
@@ -47,6 +49,7 @@ impl Facts {
             session,
             listener,
             client,
+            balancer: None,
             destination: None,
             standing: None,
             sni: None,
@@ -152,6 +155,8 @@ impl Event {
             .with("listener", &*facts.listener)
             .with("source", facts.client.source())
             .with_some("source_port", facts.client.port())
+            .with_some("balancer", facts.balancer.map(ClientAddr::source))
+            .with_some("balancer_port", facts.balancer.and_then(ClientAddr::port))
             .with_some("rule", facts.standing.as_ref().and_then(Standing::rule).map(ToString::to_string))
             .with_some("sni", facts.sni.as_deref())
             .with_some("tls_version", facts.tls_version)

@@ -8,7 +8,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use super::part::Leave;
-use super::socket::{Accepted, Socket, nothing_waits};
+use super::socket::{Socket, nothing_waits};
 use crate::outcome::{Ending, Reason};
 use crate::protocol::postgres::{self, HEADER_LENGTH, Packet};
 use crate::protocol::{Protocol, TLS_HANDSHAKE_RECORD, redis};
@@ -33,8 +33,8 @@ pub(super) enum Greeting {
     Cancel(TcpStream, Vec<u8>),
 }
 
-pub(super) async fn greet(stream: Accepted, terms: &Terms) -> Result<Greeting, Leave> {
-    match (Socket::try_from(stream).map_err(lost)?, &terms.tls) {
+pub(super) async fn greet(socket: Socket, terms: &Terms) -> Result<Greeting, Leave> {
+    match (socket, &terms.tls) {
         (Socket::Tcp(stream), Some(tls)) => begin(stream, terms, tls).await,
         (socket, None) => Ok(Greeting::Plain(socket)),
         // A reload has turned TLS on while this one waited to be accepted.

@@ -9,6 +9,7 @@
 //! after `secure` or dials without an `Identified`. Whatever happens, a room's error or the relay's end, becomes one
 //! [`Ending`], and `Visit` writes it to the audit exactly once, panics included.
 
+mod announced;
 mod cancel;
 mod clock;
 mod confirm;
@@ -40,6 +41,7 @@ pub use dial::probe;
 pub use socket::{Accepted, keep_alive};
 pub use workers::{Seat, Workers};
 
+use self::announced::Introduced;
 use self::cancel::CancelRequest;
 use self::dial::Candidates;
 use self::greet::Greeting;
@@ -49,19 +51,47 @@ use self::relay::Relay;
 use self::secure::Secured;
 use self::settle::Settled;
 use self::visit::Visit;
+use crate::addr::ClientAddr;
 use crate::audit::Audit;
 use crate::outcome::{Ending, Reason};
-use crate::policy::Admitted;
+use crate::policy::{Admitted, Standing};
 use crate::sessions::{Presence, Register};
 use crate::snapshot::{Current, Terms};
 
-/// A client whose source has been let in, and nothing more.
+/// By what a connection comes in.
+#[derive(Debug)]
+pub enum Entrance {
+    /// Its source has been let in.
+    Admitted(Admitted),
+    /// It is a load balancer's, which has to say first where its client comes from.
+    Balancer(ClientAddr),
+}
+
+impl Entrance {
+    /// Whose socket it is.
+    fn client(&self) -> ClientAddr {
+        match self {
+            Self::Admitted(admitted) => admitted.client(),
+            Self::Balancer(balancer) => *balancer,
+        }
+    }
+
+    /// What lets it in, where that is known.
+    fn standing(&self) -> Option<&Standing> {
+        match self {
+            Self::Admitted(admitted) => Some(admitted.standing()),
+            Self::Balancer(_) => None,
+        }
+    }
+}
+
+/// A client whose source has been let in or is still to be asked for, and nothing more.
 #[derive(Debug)]
 pub struct Arrival {
     /// Its socket, from which nothing has been read.
     pub stream: Accepted,
-    /// Leave to come in.
-    pub admitted: Admitted,
+    /// By what it comes in.
+    pub entrance: Entrance,
     /// The listener it came to.
     pub terms: Arc<Terms>,
     /// Its entry in the register.
@@ -84,31 +114,34 @@ pub struct House {
 /// Serves a client from arrival to end. Not `async`, because an arrival taken apart inside the future would be reserved
 /// there for life.
 fn serve(arrival: Arrival, house: &Arc<House>) -> impl Future<Output = ()> + use<> {
-    let Arrival { stream, admitted, terms, presence, accepted_at } = arrival;
-    let visit = Visit::new(Arc::clone(house), &terms, &admitted, &presence, accepted_at);
-    live(stream, terms, presence, visit)
+    let Arrival { stream, entrance, terms, presence, accepted_at } = arrival;
+    let visit = Visit::new(Arc::clone(house), &terms, &entrance, &presence, accepted_at);
+    let newcomer = Newcomer { stream, terms, is_balancer: matches!(entrance, Entrance::Balancer(_)) };
+    live(newcomer, presence, visit)
 }
 
-async fn live(stream: Accepted, terms: Arc<Terms>, presence: Presence, mut visit: Visit) {
+/// Somebody of whom nothing has been read.
+struct Newcomer {
+    stream: Accepted,
+    terms: Arc<Terms>,
+    is_balancer: bool,
+}
+
+async fn live(newcomer: Newcomer, presence: Presence, mut visit: Visit) {
     // What is not the relay is boxed: the state of a handshake and of a farewell is large, and a session that lives for
     // days needs none of it.
-    let Some(mut relay) = Box::pin(reach_upstream(stream, terms, &presence, &mut visit)).await else { return };
+    let Some(mut relay) = Box::pin(reach_upstream(newcomer, &presence, &mut visit)).await else { return };
     visit.opened();
     let ending = relay.run(&presence, visit.carried()).await;
     Box::pin(visit.ended(relay.leave(ending))).await;
 }
 
 /// From the first byte to the upstream. Who does not get there is seen off here.
-async fn reach_upstream(
-    stream: Accepted,
-    terms: Arc<Terms>,
-    presence: &Presence,
-    visit: &mut Visit,
-) -> Option<Box<Relay>> {
+async fn reach_upstream(newcomer: Newcomer, presence: &Presence, visit: &mut Visit) -> Option<Box<Relay>> {
     let entered = tokio::select! {
         biased;
         ending = presence.shown_out() => Err(ending.into()),
-        entered = through_the_rooms(stream, terms, presence, visit) => entered,
+        entered = through_the_rooms(newcomer, presence, visit) => entered,
     };
     match entered {
         Ok(Entered::Session(relay)) => return Some(Box::new(relay)),
@@ -127,17 +160,19 @@ enum Entered {
 }
 
 /// Room after room.
-async fn through_the_rooms(
-    stream: Accepted,
-    terms: Arc<Terms>,
-    presence: &Presence,
-    visit: &mut Visit,
-) -> Result<Entered, Leave> {
+async fn through_the_rooms(newcomer: Newcomer, presence: &Presence, visit: &mut Visit) -> Result<Entered, Leave> {
+    let Newcomer { stream, terms, is_balancer } = newcomer;
     let house = visit.house();
     let deadline = visit.deadline(terms.limits.handshake_timeout);
     let too_slow = |_| Leave::from(Ending::from(Reason::HandshakeTimeout));
 
-    let secured = match timeout_at(deadline, greet::greet(stream, &terms)).await.map_err(too_slow)?? {
+    let Introduced { socket, terms } = if is_balancer {
+        let heard = timeout_at(deadline, announced::hear(stream)).await.map_err(too_slow)??;
+        announced::introduce(heard, &house.current, presence, visit.facts())?
+    } else {
+        Introduced::directly(stream, terms)?
+    };
+    let secured = match timeout_at(deadline, greet::greet(socket, &terms)).await.map_err(too_slow)?? {
         Greeting::Tls(greeted, tls) => {
             let secured = secure::secure(greeted, &terms, &tls, visit.facts());
             timeout_at(deadline, secured).await.map_err(too_slow)??
@@ -173,7 +208,7 @@ mod tests {
     use super::stream::TlsStream;
     use super::*;
 
-    fn size_of_future<F>(_: impl FnOnce(Accepted, Arc<Terms>, Presence, Visit) -> F) -> usize {
+    fn size_of_future<F>(_: impl FnOnce(Newcomer, Presence, Visit) -> F) -> usize {
         size_of::<F>()
     }
 

@@ -3,11 +3,10 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::House;
 use super::part::{Leave, Parting};
+use super::{Entrance, House};
 use crate::audit::Facts;
 use crate::outcome::{Carried, Ending, Reason};
-use crate::policy::Admitted;
 use crate::sessions::Presence;
 use crate::snapshot::Terms;
 
@@ -33,12 +32,12 @@ impl Visit {
     pub(super) fn new(
         house: Arc<House>,
         terms: &Terms,
-        admitted: &Admitted,
+        entrance: &Entrance,
         presence: &Presence,
         accepted_at: Instant,
     ) -> Self {
-        let mut facts = Facts::new(Some(presence.id()), Arc::clone(&terms.name), admitted.client());
-        facts.standing = Some(admitted.standing().clone());
+        let mut facts = Facts::new(Some(presence.id()), Arc::clone(&terms.name), entrance.client());
+        facts.standing = entrance.standing().cloned();
         facts.upstream = Some(Arc::clone(&terms.upstream_name));
         Self { house, facts: Box::new(facts), accepted_at, stage: Stage::Entering, carried: Carried::default() }
     }

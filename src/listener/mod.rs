@@ -21,7 +21,7 @@ use tracing::warn;
 use self::acceptor::{Acceptor, BACKLOG};
 use crate::addr::{ClientAddr, ListenAddr};
 use crate::audit::Facts;
-use crate::connection::{Accepted, Arrival, House, Seat, Workers};
+use crate::connection::{Accepted, Arrival, Entrance, House, Seat, Workers};
 use crate::outcome::{Ending, Reason};
 use crate::snapshot::{Door, Snapshot, Terms};
 use crate::socket_file::Place;
@@ -230,10 +230,15 @@ impl Gate {
     async fn let_in(&mut self, stream: Accepted, client: ClientAddr) {
         let accepted_at = Instant::now();
         let Some(terms) = self.terms() else { return self.turn_away(client) };
-        match terms.sources.admit(client, OffsetDateTime::now_utc()) {
-            Ok(admitted) => {
+        let entrance = match client.ip() {
+            // Whom it speaks for is asked, and whether that one is trusted, where there is time to listen.
+            Some(ip) if terms.balancers.include(ip) => Ok(Entrance::Balancer(client)),
+            Some(_) | None => terms.sources.admit(client, OffsetDateTime::now_utc()).map(Entrance::Admitted),
+        };
+        match entrance {
+            Ok(entrance) => {
                 let presence = self.house.register.enter(Arc::clone(&terms.name), client);
-                let arrival = Arrival { stream, admitted, terms, presence, accepted_at };
+                let arrival = Arrival { stream, entrance, terms, presence, accepted_at };
                 self.workers.hand_over(arrival, &self.seat).await;
             }
             Err(stranger) => {
