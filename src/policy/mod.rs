@@ -4,7 +4,9 @@
 //! Permission is a value. Only [`SourcePolicy::admit`] makes an [`Admitted`], and everything later in a connection's life
 //! asks for one.
 
+mod accounts;
 mod balancers;
+mod bucket;
 mod clients;
 mod expiry;
 mod identity;
@@ -12,7 +14,9 @@ mod limits;
 mod rule;
 mod sources;
 
+pub use accounts::{Account, Accounts};
 pub use balancers::Balancers;
+pub use bucket::{Allowance, Bucket};
 pub use clients::{ClientName, ClientPattern, ClientPatternError, TrustedClients};
 pub use expiry::{days_left, expiry_milestone};
 pub use identity::{ClientAuth, CrlExpired};
