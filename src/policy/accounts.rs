@@ -157,7 +157,8 @@ mod tests {
     #[test]
     fn no_memory_is_taken_for_sources_that_never_come() {
         let accounts = Accounts::<Count>::default();
-        let taken = |accounts: &Accounts<Count>| accounts.shards.iter().filter(|shard| !lock(shard).entries.is_empty()).count();
+        let taken =
+            |accounts: &Accounts<Count>| accounts.shards.iter().filter(|shard| !lock(shard).entries.is_empty()).count();
         assert_eq!(taken(&accounts), 0);
         add(&accounts, source(1));
         assert_eq!(taken(&accounts), 1);

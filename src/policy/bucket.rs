@@ -29,6 +29,11 @@ pub struct Bucket {
 }
 
 impl Bucket {
+    /// When it will be full again, in nanoseconds.
+    pub fn full_at(self) -> u64 {
+        self.full_at
+    }
+
     /// Takes one, if one is left.
     pub fn take(&mut self, allowance: Allowance, now: Duration) -> bool {
         let now = nanoseconds(now);
