@@ -1,8 +1,8 @@
 //! One client's life, told once and in one direction:
 //!
 //! ```text
-//! admit ─► greet ─► secure ─► identify ─► hear ─► dial ─► confirm ─► relay ─► part
-//! source   preface  TLS       identity    first   upstream still so?  bytes   last words
+//! admit ─► greet ─► secure ─► identify ─► hear ─► count ─► dial ─► confirm ─► relay ─► part
+//! source   preface  TLS       identity    first   room?    upstream still so?  bytes   last words
 //! ```
 //!
 //! `admit` happens in the accept loop. Each later room takes the last room's value by move, so nobody holds a raw socket
@@ -12,6 +12,7 @@
 mod cancel;
 mod clock;
 mod confirm;
+mod count;
 mod dial;
 mod flow;
 mod greet;
@@ -40,7 +41,7 @@ pub use workers::{Seat, Workers};
 use self::cancel::CancelRequest;
 use self::greet::Greeting;
 use self::hear::Heard;
-use self::part::{Leave, Parting};
+use self::part::{Leave, Parting, Startup};
 use self::relay::Relay;
 use self::secure::Secured;
 use self::visit::Visit;
@@ -48,7 +49,7 @@ use crate::audit::Audit;
 use crate::outcome::{Ending, Reason};
 use crate::policy::Admitted;
 use crate::sessions::{Presence, Register};
-use crate::snapshot::{Current, Terms};
+use crate::snapshot::{Current, Pace, Terms};
 
 /// A client whose source has been let in, and nothing more.
 #[derive(Debug)]
@@ -57,6 +58,8 @@ pub struct Arrival {
     pub stream: Accepted,
     /// Leave to come in.
     pub admitted: Admitted,
+    /// Whether its source has come slowly enough.
+    pub pace: Pace,
     /// The listener it came to.
     pub terms: Arc<Terms>,
     /// Its entry in the register.
@@ -79,15 +82,15 @@ pub struct House {
 /// Serves a client from arrival to end. Not `async`, because an arrival taken apart inside the future would be reserved
 /// there for life.
 fn serve(arrival: Arrival, house: &Arc<House>) -> impl Future<Output = ()> + use<> {
-    let Arrival { stream, admitted, terms, presence, accepted_at } = arrival;
+    let Arrival { stream, admitted, pace, terms, presence, accepted_at } = arrival;
     let visit = Visit::new(Arc::clone(house), &terms, &admitted, &presence, accepted_at);
-    live(stream, terms, presence, visit)
+    live(stream, pace, terms, presence, visit)
 }
 
-async fn live(stream: Accepted, terms: Arc<Terms>, presence: Presence, mut visit: Visit) {
+async fn live(stream: Accepted, pace: Pace, terms: Arc<Terms>, presence: Presence, mut visit: Visit) {
     // What is not the relay is boxed: the state of a handshake and of a farewell is large, and a session that lives for
     // days needs none of it.
-    let Some(mut relay) = Box::pin(reach_upstream(stream, terms, &presence, &mut visit)).await else { return };
+    let Some(mut relay) = Box::pin(reach_upstream(stream, pace, terms, &presence, &mut visit)).await else { return };
     visit.opened();
     let ending = relay.run(&presence, visit.carried()).await;
     Box::pin(visit.ended(relay.leave(ending))).await;
@@ -96,6 +99,7 @@ async fn live(stream: Accepted, terms: Arc<Terms>, presence: Presence, mut visit
 /// From the first byte to the upstream. Who does not get there is seen off here.
 async fn reach_upstream(
     stream: Accepted,
+    pace: Pace,
     terms: Arc<Terms>,
     presence: &Presence,
     visit: &mut Visit,
@@ -103,7 +107,7 @@ async fn reach_upstream(
     let entered = tokio::select! {
         biased;
         ending = presence.shown_out() => Err(ending.into()),
-        entered = through_the_rooms(stream, terms, presence, visit) => entered,
+        entered = through_the_rooms(stream, pace, terms, presence, visit) => entered,
     };
     match entered {
         Ok(Entered::Session(relay)) => return Some(Box::new(relay)),
@@ -124,6 +128,7 @@ enum Entered {
 /// Room after room.
 async fn through_the_rooms(
     stream: Accepted,
+    pace: Pace,
     terms: Arc<Terms>,
     presence: &Presence,
     visit: &mut Visit,
@@ -139,10 +144,17 @@ async fn through_the_rooms(
         }
         Greeting::Plain(socket) => Secured::plain(socket, &terms),
         Greeting::Cancel(stream, packet) => {
+            if let Pace::Refused(too_fast) = pace {
+                // A canceller expects no answer, only the end of the connection.
+                return Err(Leave::plain(too_fast, stream, Vec::new()));
+            }
             let request = CancelRequest::unasked(stream, packet, &terms);
             return request.forward(&house.current, visit.facts()).await.map(Entered::Cancelled);
         }
     };
+    if let Pace::Refused(too_fast) = pace {
+        return Err(Leave::refused(too_fast.into(), secured.client, secured.protocol, Startup::Awaited));
+    }
     let identified = identify::identify(secured, &house.current, visit.facts())?;
     let heard = match hear::hear(identified).await? {
         Heard::Session(ready) => ready,
@@ -151,9 +163,10 @@ async fn through_the_rooms(
             return request.forward(&house.current, visit.facts()).await.map(Entered::Cancelled);
         }
     };
+    let (counted, heard) = count::count(heard, visit.facts().client)?;
     let dialled = dial::dial(heard).await?;
     let welcome = confirm::confirm(dialled, &house.current, presence, visit.facts())?;
-    Ok(Entered::Session(Relay::new(welcome)))
+    Ok(Entered::Session(Relay::new(welcome, counted)))
 }
 
 #[cfg(test)]
@@ -161,7 +174,7 @@ mod tests {
     use super::stream::TlsStream;
     use super::*;
 
-    fn size_of_future<F>(_: impl FnOnce(Accepted, Arc<Terms>, Presence, Visit) -> F) -> usize {
+    fn size_of_future<F>(_: impl FnOnce(Accepted, Pace, Arc<Terms>, Presence, Visit) -> F) -> usize {
         size_of::<F>()
     }
 
@@ -169,7 +182,7 @@ mod tests {
     #[test]
     fn an_idle_session_reserves_little() {
         let parts = [("task", size_of_future(live)), ("relay", size_of::<Relay>()), ("TLS", size_of::<TlsStream>())];
-        for ((part, size), most) in parts.into_iter().zip([384, 256, 1280]) {
+        for ((part, size), most) in parts.into_iter().zip([384, 280, 1280]) {
             assert!(size <= most, "{part}: {size} bytes");
         }
     }

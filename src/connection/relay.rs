@@ -16,6 +16,7 @@ use super::socket::Socket;
 use crate::outcome::{Carried, Ending, Reason};
 use crate::protocol::{Boundary, Protocol, goodbye};
 use crate::sessions::Presence;
+use crate::snapshot::Counted;
 
 /// A session: a client and its upstream.
 #[derive(Debug)]
@@ -30,13 +31,15 @@ pub(super) struct Relay {
     boundary: Option<Boundary>,
     /// Which side ended first.
     first_end: Option<Reason>,
-    /// Whether it was told to end, and did not end by itself.
+    /// Whether it was told to end, by somebody or by its clock, and did not end by itself.
     shown_out: bool,
     clock: Clock,
+    /// Its place among the sessions of its listener and its source.
+    _counted: Counted,
 }
 
 impl Relay {
-    pub(super) fn new(dialled: Dialled) -> Self {
+    pub(super) fn new(dialled: Dialled, counted: Counted) -> Self {
         let Dialled { identified, upstream, first } = dialled;
         Self {
             client: identified.client,
@@ -47,6 +50,7 @@ impl Relay {
             first_end: None,
             shown_out: false,
             clock: Clock::new(identified.terms.limits),
+            _counted: counted,
         }
     }
 
@@ -101,7 +105,12 @@ impl Relay {
         }
         match self.first_end {
             Some(reason) if self.inbound.is_done() && self.outbound.is_done() => Poll::Ready(reason.into()),
-            first_end => self.clock.poll(first_end.is_some(), *carried != before, cx).map(Ending::from),
+            first_end => {
+                let ended = self.clock.poll(first_end.is_some(), *carried != before, cx);
+                // Nobody has left, so that whoever is still there has to be told.
+                self.shown_out |= ended == Poll::Ready(Reason::IdleTimeout);
+                ended.map(Ending::from)
+            }
         }
     }
 }

@@ -84,7 +84,7 @@ impl Visit {
     fn tell(&mut self, ending: &Ending) {
         let duration = self.accepted_at.elapsed();
         match self.stage {
-            Stage::Entering => self.house.audit.denied(&self.facts, ending, duration),
+            Stage::Entering => self.house.audit.denied(&self.facts, ending.reason, &ending.detail, duration),
             Stage::Opened => {
                 if ending.reason.is_revocation() {
                     self.house.audit.revoked(&self.facts, ending);

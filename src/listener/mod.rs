@@ -22,7 +22,7 @@ use self::acceptor::{Acceptor, BACKLOG};
 use crate::addr::{ClientAddr, ListenAddr};
 use crate::audit::Facts;
 use crate::connection::{Accepted, Arrival, House, Seat, Workers};
-use crate::outcome::{Ending, Reason};
+use crate::outcome::Reason;
 use crate::snapshot::{Door, Snapshot, Terms};
 use crate::socket_file::Place;
 
@@ -226,21 +226,28 @@ impl Gate {
         }
     }
 
-    /// Puts the source question. A stranger costs this lookup and a close.
+    /// Puts the source question. A stranger costs this lookup and a close, and so does who comes far too often.
     async fn let_in(&mut self, stream: Accepted, client: ClientAddr) {
         let accepted_at = Instant::now();
         let Some(terms) = self.terms() else { return self.turn_away(client) };
-        match terms.sources.admit(client, OffsetDateTime::now_utc()) {
-            Ok(admitted) => {
-                let presence = self.house.register.enter(Arc::clone(&terms.name), client);
-                let arrival = Arrival { stream, admitted, terms, presence, accepted_at };
-                self.workers.hand_over(arrival, &self.seat).await;
-            }
+        let mut facts = Facts::new(None, Arc::clone(&terms.name), client);
+        let admitted = match terms.sources.admit(client, OffsetDateTime::now_utc()) {
+            Ok(admitted) => admitted,
             Err(stranger) => {
                 drop(stream);
-                let facts = Facts::new(None, Arc::clone(&terms.name), client);
-                let ending = Ending::new(Reason::UntrustedSource, stranger);
-                self.house.audit.denied(&facts, &ending, accepted_at.elapsed());
+                return self.house.audit.denied(&facts, Reason::UntrustedSource, stranger, accepted_at.elapsed());
+            }
+        };
+        match terms.pace(client, accepted_at) {
+            Ok(pace) => {
+                let presence = self.house.register.enter(Arc::clone(&terms.name), client);
+                let arrival = Arrival { stream, admitted, pace, terms, presence, accepted_at };
+                self.workers.hand_over(arrival, &self.seat).await;
+            }
+            Err(too_fast) => {
+                drop(stream);
+                facts.standing = Some(admitted.standing().clone());
+                self.house.audit.denied(&facts, Reason::RateLimited, too_fast, accepted_at.elapsed());
             }
         }
     }
@@ -249,7 +256,7 @@ impl Gate {
     fn turn_away(&self, client: ClientAddr) {
         if let Some(owner) = &self.owner {
             let facts = Facts::new(None, Arc::clone(owner), client);
-            self.house.audit.denied(&facts, &Reason::ListenerRemoved.into(), Duration::ZERO);
+            self.house.audit.denied(&facts, Reason::ListenerRemoved, "", Duration::ZERO);
         }
     }
 

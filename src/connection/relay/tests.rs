@@ -51,6 +51,7 @@ impl Session {
             first_end: None,
             shown_out: false,
             clock: Clock::new(limits),
+            _counted: Counted::alone(),
         };
         Self { client, relay, upstream }
     }
