@@ -9,12 +9,12 @@ use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::time::{Instant, pause, timeout};
 use tokio_rustls::{TlsConnector, client};
 
-use super::super::leg::Leg;
-use super::super::stream::TlsStream;
 use super::*;
 use crate::addr::ClientAddr;
 use crate::config::Limits;
+use crate::connection::leg::Leg;
 use crate::connection::part::Parting;
+use crate::connection::stream::TlsStream;
 use crate::sessions::Register;
 use crate::tls::Records;
 use crate::tls::specimen::{Accent, speech};
