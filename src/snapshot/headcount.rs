@@ -41,8 +41,10 @@ pub enum Full {
 impl fmt::Display for Full {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Listener(most) => write!(f, "the listener has {most} sessions (max_connections)"),
-            Self::Source(most) => write!(f, "its source has {most} sessions (max_connections_per_source)"),
+            Self::Listener(most) => write!(f, "the listener may have no more than {most} at once (max_connections)"),
+            Self::Source(most) => {
+                write!(f, "its source may have no more than {most} at once (max_connections_per_source)")
+            }
         }
     }
 }
