@@ -4,7 +4,7 @@
 //! client as `::ffff:a.b.c.d`.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 
 /// Where a client connects from: the address of its socket, or a Unix socket of this machine, which tells none. An
@@ -50,6 +50,17 @@ impl ClientAddr {
     pub fn source(self) -> String {
         self.ip.map_or_else(|| "unix".to_owned(), |ip| ip.to_string())
     }
+
+    /// Whom it counts for where something is counted by source; nobody for a client of a Unix socket.
+    pub fn source_key(self) -> Option<SourceKey> {
+        self.ip.map(|ip| match ip {
+            IpAddr::V4(ip) => SourceKey::V4(ip),
+            IpAddr::V6(ip) => {
+                let [a, b, c, d, ..] = ip.segments();
+                SourceKey::V6([a, b, c, d])
+            }
+        })
+    }
 }
 
 /// The canonical IP address and the port of a socket's address.
@@ -63,6 +74,26 @@ impl fmt::Display for ClientAddr {
         match self.socket() {
             Some(socket) => socket.fmt(f),
             None => f.write_str("unix"),
+        }
+    }
+}
+
+/// What counts as one source: an IPv4 address, or the /64 of an IPv6 address, in which one host can take any address it
+/// likes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum SourceKey {
+    /// One address.
+    V4(Ipv4Addr),
+    /// The first four groups of an address.
+    V6([u16; 4]),
+}
+
+/// The address, or the network.
+impl fmt::Display for SourceKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::V4(ip) => ip.fmt(f),
+            Self::V6([a, b, c, d]) => write!(f, "{}/64", Ipv6Addr::new(*a, *b, *c, *d, 0, 0, 0, 0)),
         }
     }
 }
@@ -249,6 +280,19 @@ mod tests {
             assert!(!tcp(text).is_local(), "{text}");
         }
         assert!(ListenAddr::Unix("/run/x.sock".into()).is_local());
+    }
+
+    #[test]
+    fn all_of_a_64_is_one_source_and_each_ipv4_address_is_another() {
+        let key = |text: &str| ClientAddr::from_ip(text.parse().unwrap()).source_key().unwrap();
+        assert_eq!(key("2001:db8:1:2::1"), key("2001:db8:1:2:ffff:ffff:ffff:ffff"));
+        assert_ne!(key("2001:db8:1:2::1"), key("2001:db8:1:3::1"));
+        assert_ne!(key("10.0.0.1"), key("10.0.0.2"));
+        assert_eq!(key("10.0.0.1"), key("::ffff:10.0.0.1"));
+        assert_ne!(key("0.0.0.1"), key("::1"));
+        assert_eq!(key("2001:db8:1:2:3::").to_string(), "2001:db8:1:2::/64");
+        assert_eq!(key("::ffff:10.0.0.1").to_string(), "10.0.0.1");
+        assert_eq!(ClientAddr::UNIX.source_key(), None);
     }
 
     #[test]

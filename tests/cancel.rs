@@ -16,7 +16,7 @@ use crate::reload::ON_SIGHUP;
 const RUNNING: &str = "select count(*) from pg_stat_activity where query like 'select pg_sleep%'";
 
 /// Waits until the server itself says that the query runs.
-fn wait_for_the_query(postgres: &Postgres) {
+pub(crate) fn wait_for_the_query(postgres: &Postgres) {
     eventually("the query runs", || (postgres.direct(RUNNING) == "1").then_some(()));
 }
 

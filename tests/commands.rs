@@ -61,11 +61,20 @@ fn the_configuration_is_found_through_the_environment() {
 
 #[test]
 fn check_shows_what_would_be_enforced() {
-    let site = configured(Listener::redis("127.0.0.1:6379").trusting(&["10.0.0.0/8", "2001:db8::/32"]).named("cache"));
+    let listener = Listener::redis("127.0.0.1:6379").trusting(&["10.0.0.0/8", "2001:db8::/32"]).named("cache");
+    let site = configured(listener.limit("max_connections = 100").limit("connection_rate_per_source = \"50/s\""));
     let leaf = site.server();
     site.install("server", &leaf);
     let said = portcullis(&site, &["check", "-c", "portcullis.toml"]).success();
-    for word in ["cache", "redis", "10.0.0.0/8", "2001:db8::/32", "CN=localhost", "127.0.0.1"] {
+    for word in [
+        "cache",
+        "redis",
+        "10.0.0.0/8",
+        "2001:db8::/32",
+        "CN=localhost",
+        "127.0.0.1",
+        "100; from one source any number, 50/s",
+    ] {
         assert!(said.contains(word), "no {word} in {said}");
     }
     assert!(said.contains(&leaf.sha256()), "{said}");
@@ -80,6 +89,8 @@ fn check_can_be_read_by_a_program() {
     let listener = Listener::postgres("127.0.0.1:5432")
         .named("db")
         .key("sources_file = \"sources.toml\"")
+        .limit("max_connections = 100")
+        .limit("connection_rate_per_source = \"50/s\"")
         .tls("client_auth = \"required\"")
         .tls("client_ca = \"ca.crt\"");
     site.write("portcullis.toml", listener);
@@ -87,6 +98,9 @@ fn check_can_be_read_by_a_program() {
     let report: Value = serde_json::from_str(&said).expect("JSON and nothing else");
     let listeners = report["listeners"].as_array().expect("listeners");
     assert_eq!(listeners.len(), 1);
+    let limits = &listeners[0]["limits"];
+    assert_eq!((&limits["max_connections"], &limits["max_connections_per_source"]), (&100.into(), &Value::Null));
+    assert_eq!(limits["connection_rate_per_source"], "50/s");
     assert_eq!((&listeners[0]["name"], &listeners[0]["protocol"]), (&"db".into(), &"postgres".into()));
     let authority = crate::harness::pki::sha256(site.ca.der());
     for word in ["127.0.0.1", "192.0.2.7", "db.test", "*.db.test", &leaf.sha256(), &authority] {

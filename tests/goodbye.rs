@@ -188,3 +188,38 @@ fn a_redis_client_hears_close_notify_and_nothing_else() {
         assert_eq!(portcullis.ending(session.port()).reason(), "shutdown");
     }
 }
+
+#[test]
+fn tokio_postgres_and_psql_hear_that_they_were_idle_for_too_long() {
+    let words = "terminating connection because nothing was said for too long (idle_timeout)";
+    let postgres = Postgres::start();
+    let portcullis = Portcullis::before(Listener::postgres(&postgres).limit("idle_timeout = \"1s\""));
+    Runtime::new().unwrap().block_on(async {
+        let (client, connection) = parameters(&portcullis).connect(connector(&portcullis)).await.unwrap();
+        let (ended, used) = tokio::join!(connection, client.batch_execute("select 1"));
+        used.unwrap();
+        let error = ended.unwrap_err();
+        assert_eq!(error.code(), Some(&SqlState::ADMIN_SHUTDOWN), "{error}");
+        assert_eq!(error.as_db_error().unwrap().message(), words);
+    });
+    let mut psql = Dialogue::with(&portcullis);
+    psql.enter("select 'the answer is ' || 6 * 7;");
+    let says = |words: &'static str| move |line: &crate::harness::Event| line.0.to_string().contains(words);
+    psql.screen.after(0, "the answer", says("the answer is 42"));
+    let closed = |event: &crate::harness::Event| event.is("connection.closed");
+    let seen = portcullis.events().iter().position(closed).unwrap() + 1;
+    assert_eq!(portcullis.event_after(seen, "the end of psql's session", closed).reason(), "idle_timeout");
+    psql.enter("select 1;");
+    psql.errors.after(0, "the goodbye", says(words));
+    assert_eq!(psql.running.exit_code(), Some(2));
+}
+
+#[test]
+fn an_idle_redis_client_hears_close_notify_and_nothing_else() {
+    let redis = Redis::start();
+    let portcullis = Portcullis::before(Listener::redis(&redis).limit("idle_timeout = \"300ms\""));
+    let mut idle = portcullis.client().connect();
+    idle.ask(b"PING\r\n", b"+PONG\r\n");
+    assert_eq!(idle.rest().unwrap(), b"");
+    assert_eq!(portcullis.ending(idle.port()).reason(), "idle_timeout");
+}

@@ -11,7 +11,7 @@ use crate::harness::program::{command, run};
 use crate::harness::{Listener, Portcullis, Redis, eventually};
 
 /// `redis-cli` that goes through Portcullis and verifies it.
-fn cli(portcullis: &Portcullis) -> Command {
+pub(crate) fn cli(portcullis: &Portcullis) -> Command {
     let mut cli = command("redis-cli");
     let port = portcullis.address("main").port().to_string();
     cli.args(["-h", "127.0.0.1", "-p", &port, "--tls", "--cacert"]);

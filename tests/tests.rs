@@ -42,6 +42,8 @@ mod dial;
 mod drain;
 /// The drills of docs/ROTATION.md.
 mod drills;
+/// What the audit says of very many who are turned away.
+mod floods;
 /// The last words to sessions that have to end.
 mod goodbye;
 /// Client certificates.
@@ -50,6 +52,8 @@ mod identity;
 mod keys;
 /// The floors of `src/`.
 mod layers;
+/// How many sessions at once, and how fast they may come.
+mod limits;
 /// Sources that are host names.
 mod names;
 /// PostgreSQL, psql, pgbench, tokio-postgres.

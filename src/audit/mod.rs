@@ -5,12 +5,15 @@
 //! never traffic.
 
 mod event;
+mod floods;
 mod log;
 mod sink;
 
+use std::fmt::Display;
 use std::fs::File;
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 pub use event::{Changes, ExpiringCertificate, Facts};
@@ -18,6 +21,7 @@ pub use log::{LogHandle, subscriber};
 pub use sink::Destination;
 
 use self::event::{Event, Level};
+use self::floods::Floods;
 use self::sink::Sink;
 use crate::outcome::{Carried, Ending, Reason};
 use crate::policy::{HostName, Rule};
@@ -38,6 +42,7 @@ pub struct Audit {
     log: Sink,
     format: LineFormat,
     file: Sink,
+    floods: Arc<Floods>,
 }
 
 impl Audit {
@@ -45,7 +50,7 @@ impl Audit {
     pub fn start(format: LineFormat, audit_file: Option<Destination>) -> Self {
         let log = Sink::start("log", Destination::standard_output());
         let file = Sink::start("audit", audit_file.unwrap_or_else(Destination::nowhere));
-        Self { log, format, file }
+        Self { log, format, file, floods: Arc::new(Floods::new()) }
     }
 
     /// Where log lines go that are not audit events.
@@ -60,6 +65,7 @@ impl Audit {
 
     /// Waits until all that was written so far is out, but not for long: nobody may be reading.
     pub fn flush(&self) {
+        self.sum_up(true);
         self.file.flush(FLUSH_PATIENCE);
         self.log.flush(FLUSH_PATIENCE);
     }
@@ -71,10 +77,28 @@ impl Audit {
         self.log_line(&event, Level::Info, "portcullis");
     }
 
-    /// A connection was turned away before it reached the upstream.
-    pub fn denied(&self, facts: &Facts, ending: &Ending, duration: Duration) {
-        let level = if ending.reason == Reason::ClientClosed { Level::Info } else { Level::Warn };
-        self.write(&Event::of_connection("connection.denied", facts).ended(ending).lasted(duration), level);
+    /// A connection was turned away before it reached the upstream. In a flood nothing is made of it, not even the words.
+    pub fn denied(&self, facts: &Facts, reason: Reason, detail: impl Display, duration: Duration) {
+        if self.floods.let_through(facts, reason) {
+            let level = if reason == Reason::ClientClosed { Level::Info } else { Level::Warn };
+            let ending = Ending::new(reason, detail);
+            self.write(&Event::of_connection("connection.denied", facts).ended(&ending).lasted(duration), level);
+        }
+    }
+
+    /// Says of floods of refused connections what was not told of them, for as long as this is let run.
+    pub async fn sum_up_floods(self) {
+        let mut turns = tokio::time::interval(SUM_UP_EVERY);
+        loop {
+            turns.tick().await;
+            self.sum_up(false);
+        }
+    }
+
+    fn sum_up(&self, at_once: bool) {
+        for event in self.floods.reports(at_once) {
+            self.write(&event, Level::Warn);
+        }
     }
 
     /// A connection was let in and has reached its upstream.
@@ -188,6 +212,9 @@ pub fn open_audit_file(path: PathBuf) -> Result<Destination, String> {
 
 /// The target audit events have in the log.
 const AUDIT_TARGET: &str = "audit";
+
+/// How often it is looked for floods that are over.
+const SUM_UP_EVERY: Duration = Duration::from_secs(1);
 
 /// Longer than a disk takes, shorter than an operator waits for the process to end.
 const FLUSH_PATIENCE: Duration = Duration::from_secs(1);

@@ -1,6 +1,7 @@
 //! `portcullis check`: everything a start would need, and what it would enforce.
 
 use std::fmt::Write as _;
+use std::num::NonZeroU32;
 use std::path::Path;
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ use time::OffsetDateTime;
 
 use super::control::Control;
 use super::{Failure, difference, load, print, reload};
-use crate::config::Revoke;
+use crate::config::{Limits, Revoke};
 use crate::names::Names;
 use crate::policy::{Origin, Rule, TrustedClients, days_left};
 use crate::protocol::{MinTlsVersion, Protocol};
@@ -59,6 +60,9 @@ fn in_json(built: &Built) -> Value {
             "revocation_lists": terms.revocation_lists(),
             "revoke": revoke(terms),
             "limits": {
+                "max_connections": terms.limits.max_connections,
+                "max_connections_per_source": terms.limits.max_connections_per_source,
+                "connection_rate_per_source": terms.limits.connection_rate_per_source.map(|rate| rate.to_string()),
                 "connect_timeout_ms": milliseconds(Some(terms.upstream.connect_timeout)),
                 "handshake_timeout_ms": milliseconds(Some(terms.limits.handshake_timeout)),
                 "idle_timeout_ms": milliseconds(terms.limits.idle_timeout),
@@ -119,6 +123,7 @@ fn in_words(built: &Built) -> String {
         let _ = line("tls", &tls);
         let _ = line("enforcement", &terms.sources.enforcement.to_string());
         let _ = line("revocation", revocation(terms));
+        let _ = line("connections", &connections(terms));
         let _ = line("limits", &limits(terms));
         sources_in_words(&mut out, terms);
         certificates_in_words(&mut out, terms);
@@ -208,6 +213,14 @@ pub(super) fn lifetime(certificate: &Certificate, now: OffsetDateTime) -> String
         (false, _) => "EXPIRED".to_owned(),
     };
     format!("{} to {} ({state})", timestamp::seconds(*not_before), timestamp::seconds(*not_after))
+}
+
+/// How many sessions there may be, and how fast they may come.
+fn connections(terms: &Terms) -> String {
+    let Limits { max_connections, max_connections_per_source, connection_rate_per_source, .. } = &terms.limits;
+    let number = |most: &Option<NonZeroU32>| most.map_or("any number".to_owned(), |most| most.to_string());
+    let rate = connection_rate_per_source.map_or("at any rate".to_owned(), |rate| rate.to_string());
+    format!("{}; from one source {}, {rate}", number(max_connections), number(max_connections_per_source))
 }
 
 fn limits(terms: &Terms) -> String {

@@ -4,6 +4,7 @@
 //! It is taken from the balancers of the configuration, and from nobody else. Only behind it is the source question put.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;
@@ -15,20 +16,22 @@ use crate::audit::Facts;
 use crate::outcome::{Ending, Reason};
 use crate::protocol::proxy::{self, Announced, Progress};
 use crate::sessions::Presence;
-use crate::snapshot::{Current, Terms};
+use crate::snapshot::{Current, Pace, Terms};
 
 /// A client that has been let in by its own address.
 #[derive(Debug)]
 pub(super) struct Introduced {
     pub(super) socket: Socket,
     pub(super) terms: Arc<Terms>,
+    /// Whether its source comes slowly enough.
+    pub(super) pace: Pace,
 }
 
 impl Introduced {
     /// A client that came by itself, and was let in when it was accepted.
-    pub(super) fn directly(stream: Accepted, terms: Arc<Terms>) -> Result<Self, Ending> {
+    pub(super) fn directly(stream: Accepted, terms: Arc<Terms>, pace: Pace) -> Result<Self, Ending> {
         let socket = Socket::try_from(stream).map_err(|error| Ending::new(Reason::ClientClosed, error))?;
-        Ok(Self { socket, terms })
+        Ok(Self { socket, terms, pace })
     }
 }
 
@@ -59,8 +62,9 @@ pub(super) fn introduce(
         presence.is_for(facts.client);
     }
     let snapshot = Arc::clone(&current.borrow());
-    let permission = judge_source(&snapshot, facts)?;
-    Ok(Introduced { socket, terms: permission.terms })
+    let terms = judge_source(&snapshot, facts)?.terms;
+    let pace = terms.pace(facts.client, Instant::now())?;
+    Ok(Introduced { socket, terms, pace })
 }
 
 async fn read(stream: &mut TcpStream) -> Result<Announced, Ending> {

@@ -4,16 +4,14 @@
 //! that would answer it, and a client that says nothing costs the upstream nothing. The packet is bounded and passed on
 //! to the byte, protocol version and options untouched.
 
-use tokio::io::AsyncWriteExt as _;
 use tokio::time::timeout;
 
 use super::identify::Identified;
-use super::leg::{ClientLeg, Leg};
-use super::packet::{Unheard, read_packet};
+use super::packet::{Unheard, first_packet};
 use super::part::{Leave, Startup};
 use crate::outcome::{Ending, Reason};
 use crate::protocol::Protocol;
-use crate::protocol::postgres::{self, Packet};
+use crate::protocol::postgres::Packet;
 
 /// A client that wants the upstream, and what it has said already.
 #[derive(Debug)]
@@ -55,22 +53,4 @@ pub(super) async fn hear(mut identified: Identified) -> Result<Heard, Leave> {
     };
     let protocol = identified.terms.protocol;
     Err(Leave::refused(ending, identified.client, protocol, Startup::Heard))
-}
-
-/// The first packet that counts. Where TLS is off a client is told so for each kind of encryption it asks for, once; libpq
-/// then goes on without, unless its sslmode forbids.
-async fn first_packet(client: &mut ClientLeg) -> Result<(Packet, Vec<u8>), Unheard> {
-    let (mut tls_refused, mut gss_refused) = (false, false);
-    loop {
-        let (packet, bytes) = read_packet(client).await?;
-        let refused = match (&packet, &*client) {
-            (Packet::Ssl, Leg::Plain(_)) => &mut tls_refused,
-            (Packet::GssEncryption, Leg::Plain(_)) => &mut gss_refused,
-            _ => return Ok((packet, bytes)),
-        };
-        if std::mem::replace(refused, true) {
-            return Ok((packet, bytes));
-        }
-        client.write_all(&[postgres::REFUSE_ENCRYPTION]).await.map_err(Unheard::Lost)?;
-    }
 }

@@ -1,8 +1,8 @@
 //! One client's life, told once and in one direction:
 //!
 //! ```text
-//! admit ─► greet ─► secure ─► identify ─► hear ─► dial ─► confirm ─► settle ─► relay ─► part
-//! source   preface  TLS       identity    first   upstream still so?  writes?   bytes   last words
+//! admit ─► greet ─► secure ─► identify ─► hear ─► count ─► dial ─► confirm ─► settle ─► relay ─► part
+//! source   preface  TLS       identity    first   room?    upstream still so?  writes?   bytes   last words
 //! ```
 //!
 //! `admit` happens in the accept loop. Each later room takes the last room's value by move, so nobody holds a raw socket
@@ -13,6 +13,7 @@ mod announced;
 mod cancel;
 mod clock;
 mod confirm;
+mod count;
 mod dial;
 mod flow;
 mod greet;
@@ -46,7 +47,7 @@ use self::cancel::CancelRequest;
 use self::dial::Candidates;
 use self::greet::Greeting;
 use self::hear::Heard;
-use self::part::{Leave, Parting};
+use self::part::{Leave, Parting, Startup};
 use self::relay::Relay;
 use self::secure::Secured;
 use self::settle::Settled;
@@ -56,22 +57,22 @@ use crate::audit::Audit;
 use crate::outcome::{Ending, Reason};
 use crate::policy::{Admitted, Standing};
 use crate::sessions::{Presence, Register};
-use crate::snapshot::{Current, Terms};
+use crate::snapshot::{Current, Pace, Terms};
 
 /// By what a connection comes in.
 #[derive(Debug)]
 pub enum Entrance {
-    /// Its source has been let in.
-    Admitted(Admitted),
+    /// Its source has been let in, and comes as fast as this.
+    Admitted(Admitted, Pace),
     /// It is a load balancer's, which has to say first where its client comes from.
     Balancer(ClientAddr),
 }
 
 impl Entrance {
     /// Whose socket it is.
-    fn client(&self) -> ClientAddr {
+    pub fn from(&self) -> ClientAddr {
         match self {
-            Self::Admitted(admitted) => admitted.client(),
+            Self::Admitted(admitted, _) => admitted.client(),
             Self::Balancer(balancer) => *balancer,
         }
     }
@@ -79,7 +80,7 @@ impl Entrance {
     /// What lets it in, where that is known.
     fn standing(&self) -> Option<&Standing> {
         match self {
-            Self::Admitted(admitted) => Some(admitted.standing()),
+            Self::Admitted(admitted, _) => Some(admitted.standing()),
             Self::Balancer(_) => None,
         }
     }
@@ -116,7 +117,11 @@ pub struct House {
 fn serve(arrival: Arrival, house: &Arc<House>) -> impl Future<Output = ()> + use<> {
     let Arrival { stream, entrance, terms, presence, accepted_at } = arrival;
     let visit = Visit::new(Arc::clone(house), &terms, &entrance, &presence, accepted_at);
-    let newcomer = Newcomer { stream, terms, is_balancer: matches!(entrance, Entrance::Balancer(_)) };
+    let pace = match entrance {
+        Entrance::Admitted(_, pace) => Some(pace),
+        Entrance::Balancer(_) => None,
+    };
+    let newcomer = Newcomer { stream, terms, pace };
     live(newcomer, presence, visit)
 }
 
@@ -124,7 +129,8 @@ fn serve(arrival: Arrival, house: &Arc<House>) -> impl Future<Output = ()> + use
 struct Newcomer {
     stream: Accepted,
     terms: Arc<Terms>,
-    is_balancer: bool,
+    /// Not known of a load balancer's client.
+    pace: Option<Pace>,
 }
 
 async fn live(newcomer: Newcomer, presence: Presence, mut visit: Visit) {
@@ -161,16 +167,17 @@ enum Entered {
 
 /// Room after room.
 async fn through_the_rooms(newcomer: Newcomer, presence: &Presence, visit: &mut Visit) -> Result<Entered, Leave> {
-    let Newcomer { stream, terms, is_balancer } = newcomer;
+    let Newcomer { stream, terms, pace } = newcomer;
     let house = visit.house();
     let deadline = visit.deadline(terms.limits.handshake_timeout);
     let too_slow = |_| Leave::from(Ending::from(Reason::HandshakeTimeout));
 
-    let Introduced { socket, terms } = if is_balancer {
-        let heard = timeout_at(deadline, announced::hear(stream)).await.map_err(too_slow)??;
-        announced::introduce(heard, &house.current, presence, visit.facts())?
-    } else {
-        Introduced::directly(stream, terms)?
+    let Introduced { socket, terms, pace } = match pace {
+        Some(pace) => Introduced::directly(stream, terms, pace)?,
+        None => {
+            let heard = timeout_at(deadline, announced::hear(stream)).await.map_err(too_slow)??;
+            announced::introduce(heard, &house.current, presence, visit.facts())?
+        }
     };
     let secured = match timeout_at(deadline, greet::greet(socket, &terms)).await.map_err(too_slow)?? {
         Greeting::Tls(greeted, tls) => {
@@ -179,10 +186,17 @@ async fn through_the_rooms(newcomer: Newcomer, presence: &Presence, visit: &mut 
         }
         Greeting::Plain(socket) => Secured::plain(socket, &terms),
         Greeting::Cancel(stream, packet) => {
+            if let Pace::Refused(too_fast) = pace {
+                // A canceller expects no answer, only the end of the connection.
+                return Err(Leave::plain(too_fast, stream, Vec::new()));
+            }
             let request = CancelRequest::unasked(stream, packet, &terms);
             return request.forward(&house.current, visit.facts()).await.map(Entered::Cancelled);
         }
     };
+    if let Pace::Refused(too_fast) = pace {
+        return Err(Leave::refused(too_fast.into(), secured.client, secured.protocol, Startup::Awaited));
+    }
     let identified = identify::identify(secured, &house.current, visit.facts())?;
     let heard = match hear::hear(identified).await? {
         Heard::Session(ready) => ready,
@@ -191,13 +205,13 @@ async fn through_the_rooms(newcomer: Newcomer, presence: &Presence, visit: &mut 
             return request.forward(&house.current, visit.facts()).await.map(Entered::Cancelled);
         }
     };
-    let mut ready = heard;
+    let (counted, mut ready) = count::count(heard, visit.facts().client)?;
     let mut candidates = Candidates::of(&ready.identified.terms);
     loop {
         let dialled = dial::dial(ready, &mut candidates, visit.facts()).await?;
         let confirmed = confirm::confirm(dialled, &house.current, presence, visit.facts())?;
         match settle::settle(confirmed, &mut candidates).await? {
-            Settled::Session(welcome) => return Ok(Entered::Session(Relay::new(welcome))),
+            Settled::Session(welcome) => return Ok(Entered::Session(Relay::new(welcome, counted))),
             Settled::Elsewhere(again) => ready = again,
         }
     }
@@ -216,7 +230,7 @@ mod tests {
     #[test]
     fn an_idle_session_reserves_little() {
         let parts = [("task", size_of_future(live)), ("relay", size_of::<Relay>()), ("TLS", size_of::<TlsStream>())];
-        for ((part, size), most) in parts.into_iter().zip([384, 288, 1280]) {
+        for ((part, size), most) in parts.into_iter().zip([384, 312, 1280]) {
             assert!(size <= most, "{part}: {size} bytes");
         }
     }

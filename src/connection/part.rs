@@ -11,7 +11,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::leg::{ClientLeg, Leg};
-use super::packet::read_packet;
+use super::packet::first_packet;
 use super::socket::Socket;
 use crate::outcome::Ending;
 use crate::protocol::{Protocol, refusal};
@@ -90,7 +90,7 @@ impl Parting {
             Self::AfterStartup(mut client, words) => {
                 timeout(PATIENCE, async {
                     // Whatever it sends instead, the answer is the same.
-                    let _ = read_packet(&mut client).await;
+                    let _ = first_packet(&mut client).await;
                     say_and_listen(client, &words).await
                 })
                 .await

@@ -18,7 +18,7 @@ use super::settle::Welcome;
 use crate::outcome::{Carried, Ending, Reason};
 use crate::protocol::{Boundary, Protocol, goodbye};
 use crate::sessions::Presence;
-use crate::snapshot::Cancellable;
+use crate::snapshot::{Cancellable, Counted};
 use crate::tls::UpstreamTls;
 
 /// A session: a client and its upstream.
@@ -43,13 +43,15 @@ pub(super) struct Relay {
     first_end: Option<Reason>,
     /// Whether the upstream was lost before the client has heard anything from it.
     is_unheard: bool,
-    /// Whether it was told to end, and did not end by itself.
+    /// Whether it was told to end, by somebody or by its clock, and did not end by itself.
     shown_out: bool,
     clock: Clock,
+    /// Its place among the sessions of its listener and its source.
+    _counted: Counted,
 }
 
 impl Relay {
-    pub(super) fn new(welcome: Welcome) -> Self {
+    pub(super) fn new(welcome: Welcome, counted: Counted) -> Self {
         let Welcome { dialled: Dialled { identified, reached, first }, opening } = welcome;
         Self {
             client: identified.client,
@@ -65,6 +67,7 @@ impl Relay {
             is_unheard: false,
             shown_out: false,
             clock: Clock::new(identified.terms.limits),
+            _counted: counted,
         }
     }
 
@@ -137,7 +140,12 @@ impl Relay {
         }
         match self.first_end {
             Some(reason) if self.inbound.is_done() && self.outbound.is_done() => Poll::Ready(reason.into()),
-            first_end => self.clock.poll(first_end.is_some(), *carried != before, cx).map(Ending::from),
+            first_end => {
+                let ended = self.clock.poll(first_end.is_some(), *carried != before, cx);
+                // Nobody has left, so that whoever is still there has to be told.
+                self.shown_out |= ended == Poll::Ready(Reason::IdleTimeout);
+                ended.map(Ending::from)
+            }
         }
     }
 }

@@ -36,7 +36,7 @@ impl Visit {
         presence: &Presence,
         accepted_at: Instant,
     ) -> Self {
-        let mut facts = Facts::new(Some(presence.id()), Arc::clone(&terms.name), entrance.client());
+        let mut facts = Facts::new(Some(presence.id()), Arc::clone(&terms.name), entrance.from());
         facts.standing = entrance.standing().cloned();
         facts.upstream = Some(Arc::clone(&terms.upstream_name));
         Self { house, facts: Box::new(facts), accepted_at, stage: Stage::Entering, carried: Carried::default() }
@@ -83,7 +83,7 @@ impl Visit {
     fn tell(&mut self, ending: &Ending) {
         let duration = self.accepted_at.elapsed();
         match self.stage {
-            Stage::Entering => self.house.audit.denied(&self.facts, ending, duration),
+            Stage::Entering => self.house.audit.denied(&self.facts, ending.reason, &ending.detail, duration),
             Stage::Opened => {
                 if ending.reason.is_revocation() {
                     self.house.audit.revoked(&self.facts, ending);

@@ -22,7 +22,7 @@ use self::acceptor::{Acceptor, BACKLOG};
 use crate::addr::{ClientAddr, ListenAddr};
 use crate::audit::Facts;
 use crate::connection::{Accepted, Arrival, Entrance, House, Seat, Workers};
-use crate::outcome::{Ending, Reason};
+use crate::outcome::Reason;
 use crate::snapshot::{Door, Snapshot, Terms};
 use crate::socket_file::Place;
 
@@ -226,35 +226,43 @@ impl Gate {
         }
     }
 
-    /// Puts the source question. A stranger costs this lookup and a close.
+    /// Puts the source question. A stranger costs this lookup and a close, and so does who comes far too often.
     async fn let_in(&mut self, stream: Accepted, client: ClientAddr) {
         let accepted_at = Instant::now();
         let Some(terms) = self.terms() else { return self.turn_away(client) };
-        let entrance = match client.ip() {
+        if client.ip().is_some_and(|ip| terms.balancers.include(ip)) {
             // Whom it speaks for is asked, and whether that one is trusted, where there is time to listen.
-            Some(ip) if terms.balancers.include(ip) => Ok(Entrance::Balancer(client)),
-            Some(_) | None => terms.sources.admit(client, OffsetDateTime::now_utc()).map(Entrance::Admitted),
-        };
-        match entrance {
-            Ok(entrance) => {
-                let presence = self.house.register.enter(Arc::clone(&terms.name), client);
-                let arrival = Arrival { stream, entrance, terms, presence, accepted_at };
-                self.workers.hand_over(arrival, &self.seat).await;
-            }
+            return self.hand_over(stream, Entrance::Balancer(client), terms, accepted_at).await;
+        }
+        let mut facts = Facts::new(None, Arc::clone(&terms.name), client);
+        let admitted = match terms.sources.admit(client, OffsetDateTime::now_utc()) {
+            Ok(admitted) => admitted,
             Err(stranger) => {
                 drop(stream);
-                let facts = Facts::new(None, Arc::clone(&terms.name), client);
-                let ending = Ending::new(Reason::UntrustedSource, stranger);
-                self.house.audit.denied(&facts, &ending, accepted_at.elapsed());
+                return self.house.audit.denied(&facts, Reason::UntrustedSource, stranger, accepted_at.elapsed());
+            }
+        };
+        match terms.pace(client, accepted_at) {
+            Ok(pace) => self.hand_over(stream, Entrance::Admitted(admitted, pace), terms, accepted_at).await,
+            Err(too_fast) => {
+                drop(stream);
+                facts.standing = Some(admitted.standing().clone());
+                self.house.audit.denied(&facts, Reason::RateLimited, too_fast, accepted_at.elapsed());
             }
         }
+    }
+
+    async fn hand_over(&self, stream: Accepted, entrance: Entrance, terms: Arc<Terms>, accepted_at: Instant) {
+        let presence = self.house.register.enter(Arc::clone(&terms.name), entrance.from());
+        let arrival = Arrival { stream, entrance, terms, presence, accepted_at };
+        self.workers.hand_over(arrival, &self.seat).await;
     }
 
     /// The listener was removed while the client waited to be accepted.
     fn turn_away(&self, client: ClientAddr) {
         if let Some(owner) = &self.owner {
             let facts = Facts::new(None, Arc::clone(owner), client);
-            self.house.audit.denied(&facts, &Reason::ListenerRemoved.into(), Duration::ZERO);
+            self.house.audit.denied(&facts, Reason::ListenerRemoved, "", Duration::ZERO);
         }
     }
 

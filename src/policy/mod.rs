@@ -4,7 +4,9 @@
 //! Permission is a value. Only [`SourcePolicy::admit`] makes an [`Admitted`], and everything later in a connection's life
 //! asks for one.
 
+mod accounts;
 mod balancers;
+mod bucket;
 mod clients;
 mod expiry;
 mod host;
@@ -13,7 +15,9 @@ mod limits;
 mod rule;
 mod sources;
 
+pub use accounts::{Account, Accounts};
 pub use balancers::Balancers;
+pub use bucket::{Allowance, Bucket};
 pub use clients::{ClientName, ClientPattern, ClientPatternError, TrustedClients};
 pub use expiry::{days_left, expiry_milestone};
 pub use host::{AddressBook, Addresses, Host, HostName, HostNameError, LeftOut, NoAddress};

@@ -81,6 +81,7 @@ impl Server {
         let mut beside = JoinSet::new();
         beside.spawn(revocation::run(current.clone(), Arc::clone(&register)));
         beside.spawn(resolver::run(current.clone(), Arc::clone(&names)));
+        beside.spawn(audit.clone().sum_up_floods());
         let house = House { current, register: Arc::clone(&register), audit: audit.clone() };
         let workers = Workers::start(available_parallelism().map_or(1, usize::from), &house);
         let workers = Arc::new(workers.map_err(StartError::Workers)?);

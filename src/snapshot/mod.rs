@@ -6,9 +6,11 @@
 mod build;
 mod cancels;
 mod changes;
+mod headcount;
 mod judge;
 mod lineage;
 mod nodes;
+mod pace;
 #[cfg(test)]
 pub(crate) mod specimen;
 mod usage;
@@ -16,6 +18,7 @@ mod usage;
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Instant;
 
 use rustls::pki_types::CertificateDer;
 use time::OffsetDateTime;
@@ -23,13 +26,17 @@ use tokio::sync::{Semaphore, watch};
 
 pub use cancels::{CancelKeys, Cancellable, Whereabouts};
 pub use changes::{AddressChange, SourceChanges};
+pub use headcount::{Counted, Full};
 pub use judge::{Permission, Refusal};
 pub use lineage::{Departed, Lineage, Moment};
 pub use nodes::{Node, Nodes};
+pub use pace::{Pace, TooFast};
 pub use usage::{Item, Reliance, Usage, Uses};
 
 use self::build::Builder;
-use crate::addr::ListenAddr;
+use self::headcount::Headcount;
+use self::pace::Pacer;
+use crate::addr::{ClientAddr, ListenAddr};
 use crate::config::{Config, Files, Limits, Loaded, Problems, Revoke, Upstream};
 use crate::policy::{AddressBook, Balancers, ClientAuth, Host, SourcePolicy, TrustedClients};
 use crate::protocol::{MinTlsVersion, Protocol};
@@ -95,8 +102,12 @@ pub struct Terms {
     pub upstream_name: Arc<str>,
     /// Bounds how many of its name lookups are under way at once.
     pub resolving: Arc<Semaphore>,
-    /// Its time limits.
+    /// How many it takes, how fast and for how long.
     pub limits: Limits,
+    /// Its sessions.
+    headcount: Arc<Headcount>,
+    /// Keeps the pace of its sources, where there is a rate.
+    pacer: Option<Arc<Pacer>>,
     /// What becomes of open sessions it no longer lets in.
     pub revoke: Revoke,
     /// Whether a CancelRequest may come without TLS.
@@ -258,6 +269,22 @@ impl Terms {
     /// The lowest TLS version it takes; `None` where TLS is off.
     pub fn min_version(&self) -> Option<MinTlsVersion> {
         self.tls_inputs.as_ref().map(|inputs| inputs.min_version)
+    }
+
+    /// Counts a connection whose source was let in, and says whether that source comes slowly enough.
+    ///
+    /// # Errors
+    /// When it is not even to be told that it does not.
+    pub fn pace(&self, client: ClientAddr, now: Instant) -> Result<Pace, TooFast> {
+        self.pacer.as_ref().map_or(Ok(Pace::Free), |pacer| pacer.ask(client, now))
+    }
+
+    /// Counts a session for as long as the value lives.
+    ///
+    /// # Errors
+    /// When there is no room for it.
+    pub fn count(&self, client: ClientAddr) -> Result<Counted, Full> {
+        self.headcount.count(client, &self.limits)
     }
 
     /// Who may open the Unix socket at this path.

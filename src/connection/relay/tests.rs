@@ -57,6 +57,7 @@ impl Session {
             is_unheard: false,
             shown_out: false,
             clock: Clock::new(limits),
+            _counted: Counted::alone(),
         };
         Self { client, relay, upstream }
     }

@@ -12,10 +12,11 @@ use tokio::sync::Semaphore;
 use self::server::Server;
 pub(super) use self::upstream::Upstream;
 use super::lineage::{Lineage, Moment};
+use super::pace::Pacer;
 use super::{Door, Nodes, Terms, with_roles};
 use crate::addr::{ListenAddr, UpstreamAddr};
 use crate::config::{Files, Listener, Location, NamedFile, NamedPem, Problem};
-use crate::policy::{AddressBook, ClientAuth, Enforcement, Source, SourcePolicy, days_left, expiry_milestone};
+use crate::policy::{AddressBook, ClientAuth, Enforcement, Rate, Source, SourcePolicy, days_left, expiry_milestone};
 use crate::protocol::Protocol;
 use crate::timestamp;
 use crate::tls::{Certificate, PemError, ServerTls};
@@ -62,6 +63,8 @@ impl Builder<'_> {
                 .map_or_else(|| Arc::new(Semaphore::new(MOST_LOOKUPS)), |before| Arc::clone(&before.resolving)),
             upstream_name: upstream_name(&listener.upstream.addresses),
             limits: listener.limits,
+            headcount: before.map_or_else(Arc::default, |before| Arc::clone(&before.headcount)),
+            pacer: pacer(listener.limits.connection_rate_per_source, before),
             revoke: listener.revoke,
             plaintext_cancel: listener.plaintext_cancel,
             lineage,
@@ -153,6 +156,13 @@ fn doors(listener: &Listener, name: &Arc<str>) -> Vec<Door> {
         ephemeral: address.is_ephemeral().then(|| (Arc::clone(name), index)),
     };
     listener.listen.iter().enumerate().map(door).collect()
+}
+
+/// The one that was there, with all that it knows, unless the rate is another one.
+fn pacer(rate: Option<Rate>, before: Option<&Terms>) -> Option<Arc<Pacer>> {
+    let rate = rate?;
+    let former = before.and_then(|before| before.pacer.clone()).filter(|former| former.rate() == rate);
+    Some(former.unwrap_or_else(|| Arc::new(Pacer::new(rate))))
 }
 
 /// The addresses as audit events show them.

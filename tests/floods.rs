@@ -1,0 +1,98 @@
+//! What the audit says of a flood: enough to see it, and never so much that it fills the disk.
+
+use std::collections::HashMap;
+
+use crate::harness::wire::last_words;
+use crate::harness::{Client, Event, Listener, Portcullis, Upstream, eventually};
+
+/// So many strangers, one after the other.
+fn flood(client: &Client, count: u64) {
+    for _ in 0..count {
+        assert_eq!(last_words(&mut client.dial()), b"");
+    }
+}
+
+/// How many denials are told of each source, and how many are told to have been suppressed.
+fn told(events: &[Event]) -> HashMap<String, (u64, u64)> {
+    let mut told: HashMap<_, (u64, u64)> = HashMap::new();
+    for event in events {
+        let source = || event.text("source").to_owned();
+        if event.is("connection.denied") {
+            told.entry(source()).or_default().0 += 1;
+        } else if event.is("denials.suppressed") {
+            let suppressed = event.number("suppressed");
+            assert_eq!(event.text("listener"), "main");
+            assert_eq!(event.reason(), "untrusted_source");
+            assert!(event.text("detail").starts_with(&format!("{suppressed} more suppressed")), "{}", event.0);
+            told.entry(source()).or_default().1 += suppressed;
+        }
+    }
+    told
+}
+
+#[test]
+fn of_three_thousand_strangers_a_hundred_are_told_and_the_rest_is_summed_up() {
+    let upstream = Upstream::silent();
+    let portcullis = Portcullis::before(Listener::redis(&upstream));
+    let begun = std::time::Instant::now();
+    flood(&portcullis.client().from("127.0.0.2"), 3_000);
+    flood(&portcullis.client().from("127.0.0.3"), 50);
+    let seconds = begun.elapsed().as_secs() + 1;
+    // Without another word from anybody.
+    let told = eventually("the flood is summed up", || {
+        let told = told(&portcullis.events());
+        let of_flood = told.get("127.0.0.2")?;
+        (of_flood.0 + of_flood.1 == 3_000).then_some(told)
+    });
+    let (lines, _) = told["127.0.0.2"];
+    assert!((100..=100 + seconds).contains(&lines), "{lines} lines in {seconds} s");
+    assert_eq!(told["127.0.0.3"], (50, 0));
+    let sums = portcullis.events().iter().filter(|event| event.is("denials.suppressed")).count();
+    assert!(sums as u64 <= 2 + seconds / 2, "{sums} in {seconds} s");
+    upstream.assert_untouched();
+}
+
+#[test]
+fn a_flood_that_the_end_of_the_program_interrupts_is_summed_up_too() {
+    let upstream = Upstream::silent();
+    let mut portcullis = Portcullis::before(Listener::redis(&upstream));
+    flood(&portcullis.client().from("127.0.0.2"), 300);
+    let (code, events) = portcullis.stop();
+    assert_eq!(code, Some(0));
+    let (lines, suppressed) = told(&events)["127.0.0.2"];
+    assert_eq!(lines + suppressed, 300);
+    assert!(suppressed > 100, "{lines} lines");
+}
+
+#[test]
+fn the_audit_file_is_spared_like_the_log() {
+    let upstream = Upstream::silent();
+    let site = crate::harness::Site::new();
+    let config = format!("log.audit_file = \"audit.jsonl\"\n{}", Listener::redis(&upstream));
+    let mut portcullis = Portcullis::start(site, config);
+    flood(&portcullis.client().from("127.0.0.2"), 500);
+    portcullis.stop();
+    let text = std::fs::read_to_string(portcullis.site.path("audit.jsonl")).unwrap();
+    let events: Vec<_> = text.lines().map(|line| Event(serde_json::from_str(line).unwrap())).collect();
+    let (lines, suppressed) = told(&events)["127.0.0.2"];
+    assert_eq!(lines + suppressed, 500);
+    assert!(lines < 200, "{lines} lines");
+}
+
+#[test]
+fn nothing_is_suppressed_of_those_who_are_let_in() {
+    let upstream = Upstream::echo();
+    let portcullis = Portcullis::before(Listener::redis(&upstream).key("enforcement = \"observe\""));
+    let client = portcullis.client().from("127.0.0.2");
+    for _ in 0..150 {
+        client.connect().ask(b"hello", b"hello");
+    }
+    eventually("all are told", || {
+        let events = portcullis.events();
+        let opened = events.iter().filter(|event| event.0["would_deny"] == "untrusted_source").count();
+        let closed = events.iter().filter(|event| event.is("connection.closed")).count();
+        ((opened, closed) == (150, 150)).then_some(())
+    });
+    let of_denials = |event: &Event| event.is("connection.denied") || event.is("denials.suppressed");
+    assert!(!portcullis.events().iter().any(of_denials));
+}
