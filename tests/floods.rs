@@ -31,7 +31,7 @@ fn told(events: &[Event]) -> HashMap<String, (u64, u64)> {
 }
 
 #[test]
-fn of_three_thousand_strangers_a_hundred_are_told_and_the_rest_is_summed_up() {
+fn of_three_thousand_strangers_some_are_told_and_the_rest_is_summed_up() {
     let upstream = Upstream::silent();
     let portcullis = Portcullis::before(Listener::redis(&upstream));
     let begun = std::time::Instant::now();
@@ -45,7 +45,7 @@ fn of_three_thousand_strangers_a_hundred_are_told_and_the_rest_is_summed_up() {
         (of_flood.0 + of_flood.1 == 3_000).then_some(told)
     });
     let (lines, _) = told["127.0.0.2"];
-    assert!((100..=100 + seconds).contains(&lines), "{lines} lines in {seconds} s");
+    assert!((500..=500 + seconds).contains(&lines), "{lines} lines in {seconds} s");
     assert_eq!(told["127.0.0.3"], (50, 0));
     let sums = portcullis.events().iter().filter(|event| event.is("denials.suppressed")).count();
     assert!(sums as u64 <= 2 + seconds / 2, "{sums} in {seconds} s");
@@ -56,11 +56,11 @@ fn of_three_thousand_strangers_a_hundred_are_told_and_the_rest_is_summed_up() {
 fn a_flood_that_the_end_of_the_program_interrupts_is_summed_up_too() {
     let upstream = Upstream::silent();
     let mut portcullis = Portcullis::before(Listener::redis(&upstream));
-    flood(&portcullis.client().from("127.0.0.2"), 300);
+    flood(&portcullis.client().from("127.0.0.2"), 900);
     let (code, events) = portcullis.stop();
     assert_eq!(code, Some(0));
     let (lines, suppressed) = told(&events)["127.0.0.2"];
-    assert_eq!(lines + suppressed, 300);
+    assert_eq!(lines + suppressed, 900);
     assert!(suppressed > 100, "{lines} lines");
 }
 
@@ -70,13 +70,13 @@ fn the_audit_file_is_spared_like_the_log() {
     let site = crate::harness::Site::new();
     let config = format!("log.audit_file = \"audit.jsonl\"\n{}", Listener::redis(&upstream));
     let mut portcullis = Portcullis::start(site, config);
-    flood(&portcullis.client().from("127.0.0.2"), 500);
+    flood(&portcullis.client().from("127.0.0.2"), 1_500);
     portcullis.stop();
     let text = std::fs::read_to_string(portcullis.site.path("audit.jsonl")).unwrap();
     let events: Vec<_> = text.lines().map(|line| Event(serde_json::from_str(line).unwrap())).collect();
     let (lines, suppressed) = told(&events)["127.0.0.2"];
-    assert_eq!(lines + suppressed, 500);
-    assert!(lines < 200, "{lines} lines");
+    assert_eq!(lines + suppressed, 1_500);
+    assert!(lines < 600, "{lines} lines");
 }
 
 #[test]
