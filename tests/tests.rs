@@ -72,5 +72,7 @@ mod revocation;
 mod rotation;
 /// Versions, certificates, resumption.
 mod tls;
+/// TLS towards the upstream.
+mod upstream_tls;
 /// Changes that nobody announces.
 mod watch;
