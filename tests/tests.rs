@@ -52,6 +52,8 @@ mod keys;
 mod layers;
 /// Sources that are host names.
 mod names;
+/// Listeners without TLS: loopback and Unix sockets.
+mod plaintext;
 /// PostgreSQL, psql, pgbench, tokio-postgres.
 mod postgres;
 /// The bytes before TLS.
