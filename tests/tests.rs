@@ -28,6 +28,8 @@ mod bad_reload;
 mod cancel;
 /// Certificates issued, renewed, bundled and shown.
 mod certs;
+/// SCRAM channel binding.
+mod channel_binding;
 /// `check`, `explain`, `certs`, `completions`, `man`, exit codes.
 mod commands;
 /// Good and bad configurations, with approved error texts.

@@ -60,16 +60,27 @@ impl Postgres {
     /// Shows another certificate from now on, and knows clients by these CAs.
     pub(crate) fn turn_to(&self, own: &Leaf, clients: &str) {
         install(&self.directory, own, clients);
-        let before = self.direct("select pg_conf_load_time()");
-        self.process.signal("HUP");
-        eventually("the server reads its files", || {
-            (self.direct("select pg_conf_load_time()") != before).then_some(())
-        });
+        self.reread();
     }
 
     /// Its Unix socket.
     pub(crate) fn socket(&self) -> PathBuf {
         self.directory.path().join(format!(".s.PGSQL.{}", self.port))
+    }
+
+    /// Asks this role for its password at the Unix socket, too.
+    pub(crate) fn ask_for_passwords_at_its_socket(&self, role: &str) {
+        keep(&self.directory, "pg_hba.conf", &format!("local all {role} scram-sha-256\n{HBA}"));
+        self.reread();
+    }
+
+    /// Has it read its files anew, and waits until it has.
+    fn reread(&self) {
+        let before = self.direct("select pg_conf_load_time()");
+        self.process.signal("HUP");
+        eventually("the server reads its files", || {
+            (self.direct("select pg_conf_load_time()") != before).then_some(())
+        });
     }
 
     /// What it answers to SQL over its Unix socket, past Portcullis.
