@@ -756,3 +756,67 @@ fn files_that_are_broken_change_nothing_and_heal_when_mended() {
         survives("client.key", &how(&next.key_pem()), &|| site.install("client", &next));
     }
 }
+
+#[test]
+fn an_upstream_may_change_its_keys_in_the_middle() {
+    let site = Site::new();
+    let own = site.server();
+    let upstream = Upstream::tls(showing(&own), |mut tls| {
+        let mut bytes = [0; 4];
+        while tls.read_exact(&mut bytes).is_ok() {
+            tls.write_all(&bytes).unwrap();
+            tls.conn.refresh_traffic_keys().unwrap();
+        }
+    });
+    let portcullis = Portcullis::start(site, Listener::tcp(&upstream).upstream_tls("verify-full", "ca.crt"));
+    let mut client = portcullis.client().connect();
+    for turn in 0..100 {
+        let word = format!("{turn:04}");
+        client.ask(word.as_bytes(), word.as_bytes());
+    }
+}
+
+#[test]
+fn a_slow_reader_of_an_upstream_with_tls_costs_little_memory() {
+    const SIZE: usize = 1 << 30;
+    /// In KiB. One reading of 64 KiB, sealed for the client; what came of the next record; the rest is for the allocator.
+    const MOST: u64 = 384;
+    let site = Site::new();
+    let own = site.server();
+    let (tell, told) = mpsc::channel();
+    let upstream = Upstream::tls(showing(&own), move |mut tls| {
+        read_exactly(&mut tls, 1);
+        tls.sock.set_write_timeout(Some(Duration::from_millis(500))).unwrap();
+        let piece = vec![7; 1 << 16];
+        for written in (0..SIZE).step_by(piece.len()) {
+            tls.conn.writer().write_all(&piece).unwrap();
+            while tls.conn.wants_write() {
+                match tls.conn.write_tls(&mut tls.sock) {
+                    Ok(_) => {}
+                    // Nobody takes anything any more: this is the moment to look at the memory.
+                    Err(error) if error.kind() == ErrorKind::WouldBlock => tell.send(written).unwrap(),
+                    // The client has seen enough.
+                    Err(_) => return,
+                }
+            }
+        }
+    });
+    let portcullis = Portcullis::start(site, Listener::tcp(&upstream).upstream_tls("verify-full", "ca.crt"));
+    // Another has had some of it before, so that all the code and the worker's buffers are there.
+    let mut earlier = portcullis.client().connect();
+    earlier.send(b"?");
+    earlier.receive(8 << 20);
+    let port = earlier.port();
+    earlier.reset();
+    portcullis.ending(port);
+    let before = portcullis.own_memory();
+    let mut client = portcullis.client().connect();
+    client.send(b"?");
+    let stalled_at = told.recv_timeout(PATIENCE).unwrap();
+    assert!(stalled_at < SIZE / 8, "{stalled_at} bytes were taken off the upstream's hands");
+    let grown = portcullis.own_memory().saturating_sub(before);
+    assert!(grown <= MOST, "{grown} KiB more while {stalled_at} bytes wait");
+    assert!(client.receive(64 << 20).iter().all(|byte| *byte == 7));
+    let grown = portcullis.own_memory().saturating_sub(before);
+    assert!(grown <= MOST, "{grown} KiB more");
+}
