@@ -441,3 +441,35 @@ fn an_application_that_knows_no_tls_reaches_databases_that_want_it() {
     let wrong = run(psql(&format!("{file} user=keyed")).env("PGPASSWORD", "open barley").args(["-c", "select 1"]));
     assert!(wrong.stderr.contains("password authentication failed"), "{}", wrong.stderr);
 }
+
+/// The example for it, with other places in it.
+#[test]
+fn the_example_of_a_sidecar_serves_as_it_stands() {
+    let site = Site::new();
+    site.install("client", &site.ca.issue(Request::client("certified")));
+    let redis = Redis::with_tls(&site, &site.server(), &[]);
+    let postgres = Postgres::with_tls(&site, &site.server());
+    let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("config/client-sidecar.toml");
+    let directory = site.directory().display().to_string();
+    let places = [
+        ("cache.example:6380", redis.to_string()),
+        ("db.example:5432", postgres.to_string()),
+        ("127.0.0.1:6379", "127.0.0.1:0".to_owned()),
+        ("unix:/run/portcullis", format!("unix:{directory}")),
+        ("../certs/", String::new()),
+    ];
+    let config = places.iter().fold(fs::read_to_string(example).unwrap(), |config, (place, ours)| {
+        assert!(config.contains(place), "{place}");
+        config.replace(place, ours)
+    });
+    let portcullis = Portcullis::start(site, config);
+    portcullis.event("ready", |event| event.is("ready") && event.0["listener"] == "db");
+    let checked = run(executable().args(["check", "-c"]).arg(portcullis.site.path("portcullis.toml"))).success();
+    assert!(checked.contains("by TLS (verify-full)") && !checked.contains("warning"), "{checked}");
+    let socket = portcullis.site.path("cache.sock");
+    assert_eq!(mode(&socket), 0o660);
+    assert_eq!(run(command("redis-cli").arg("-s").arg(&socket).arg("PING")).success(), "PONG\n");
+    let conninfo = format!("host={directory} user=app dbname=postgres");
+    let sql = "select ssl, client_dn from pg_stat_ssl where pid = pg_backend_pid()";
+    assert_eq!(run(psql(&conninfo).args(["-c", sql])).success(), "t|/CN=certified\n");
+}
