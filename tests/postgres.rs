@@ -118,10 +118,15 @@ fn pgbench_runs_eight_clients() {
 
 #[test]
 fn a_copy_of_100_mb_goes_both_ways_byte_for_byte() {
-    const ROWS: &str = "select i, repeat(md5(i::text), 32) from generate_series(1, 100000) i";
     let postgres = Postgres::start();
     let portcullis = Portcullis::before(Listener::postgres(&postgres));
-    let conninfo = conninfo(&portcullis);
+    copy_both_ways(&portcullis, &postgres);
+}
+
+/// Copies 100 MB out of the server and into it again, and compares with what the server has.
+pub(crate) fn copy_both_ways(portcullis: &Portcullis, postgres: &Postgres) {
+    const ROWS: &str = "select i, repeat(md5(i::text), 32) from generate_series(1, 100000) i";
+    let conninfo = conninfo(portcullis);
     let out = portcullis.site.path("out");
 
     let mut copy = psql(&conninfo);

@@ -28,6 +28,8 @@ mod bad_reload;
 mod cancel;
 /// Certificates issued, renewed, bundled and shown.
 mod certs;
+/// SCRAM channel binding.
+mod channel_binding;
 /// `check`, `explain`, `certs`, `completions`, `man`, exit codes.
 mod commands;
 /// Good and bad configurations, with approved error texts.
@@ -56,6 +58,8 @@ mod layers;
 mod limits;
 /// Sources that are host names.
 mod names;
+/// Listeners without TLS: loopback and Unix sockets.
+mod plaintext;
 /// PostgreSQL, psql, pgbench, tokio-postgres.
 mod postgres;
 /// The bytes before TLS.
@@ -76,5 +80,7 @@ mod revocation;
 mod rotation;
 /// Versions, certificates, resumption.
 mod tls;
+/// TLS towards the upstream.
+mod upstream_tls;
 /// Changes that nobody announces.
 mod watch;

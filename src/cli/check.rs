@@ -10,11 +10,13 @@ use time::OffsetDateTime;
 
 use super::control::Control;
 use super::{Failure, difference, load, print, reload};
-use crate::config::{Limits, Revoke};
+use crate::addr::ListenAddr;
+use crate::config::{Limits, Revoke, UpstreamTls};
 use crate::names::Names;
 use crate::policy::{Origin, Rule, TrustedClients, days_left};
-use crate::protocol::{MinTlsVersion, Protocol};
-use crate::snapshot::{Built, Terms};
+use crate::protocol::{MinTlsVersion, Negotiation, Protocol};
+use crate::snapshot::{Built, Door, Terms};
+use crate::socket_file::Access;
 use crate::timestamp;
 use crate::tls::{Certificate, Crl};
 
@@ -52,7 +54,9 @@ fn in_json(built: &Built) -> Value {
             "name": &*terms.name,
             "protocol": terms.protocol.to_string(),
             "listen": addresses(terms),
+            "socket_files": terms.socket_files().map(|(path, access)| socket_file(path, access)).collect::<Vec<_>>(),
             "upstream": &*terms.upstream_name,
+            "upstream_tls": terms.upstream.tls.as_ref().map(upstream_tls),
             "enforcement": terms.sources.enforcement.to_string(),
             "min_version": min_version(terms),
             "client_auth": terms.client_auth().to_string(),
@@ -87,6 +91,20 @@ fn in_json(built: &Built) -> Value {
     })
 }
 
+fn socket_file(path: &Path, access: Access) -> Value {
+    let Access { mode, owner, group } = access;
+    json!({ "path": path, "mode": format!("{mode:04o}"), "owner": owner, "group": group })
+}
+
+fn upstream_tls(tls: &UpstreamTls) -> Value {
+    json!({
+        "verification": tls.verification.to_string(),
+        "roots": if tls.ca.is_empty() { "system" } else { "ca" },
+        "server_name": tls.server_name,
+        "direct": tls.negotiation == Negotiation::Direct,
+    })
+}
+
 fn source(terms: &Terms, rule: &Rule) -> Value {
     let uuid = match &rule.origin {
         Origin::SourcesFile { uuid } => uuid.clone(),
@@ -114,8 +132,8 @@ fn in_words(built: &Built) -> String {
         let _ = writeln!(out, "\nlistener {}", terms.name);
         let mut line = |key: &str, value: &str| writeln!(out, "  {key:<13} {value}");
         let _ = line("protocol", &terms.protocol.to_string());
-        let _ = line("listen", &addresses(terms).join(", "));
-        let _ = line("upstream", &terms.upstream_name);
+        let _ = line("listen", &doors(terms).join(", "));
+        let _ = line("upstream", &upstream(terms));
         let tls = match min_version(terms) {
             Some(version) => format!("{version} and later, client certificates: {}", terms.client_auth()),
             None => "OFF: only programs of this machine can connect".to_owned(),
@@ -132,6 +150,27 @@ fn in_words(built: &Built) -> String {
         let _ = writeln!(out, "{}warning: {warning}", if index == 0 { "\n" } else { "" });
     }
     out
+}
+
+/// The addresses, of a file with who may write to it.
+fn doors(terms: &Terms) -> Vec<String> {
+    let door = |door: &Door| match &door.address {
+        ListenAddr::Tcp(address) => address.to_string(),
+        ListenAddr::Unix(path) => {
+            let Access { mode, owner, group } = terms.access(path);
+            let number = |what: &str, id: Option<u32>| id.map(|id| format!(", {what} {id}")).unwrap_or_default();
+            format!("{} (mode {mode:04o}{}{})", door.address, number("owner", owner), number("group", group))
+        }
+    };
+    terms.doors.iter().map(door).collect()
+}
+
+/// Where the upstream is, and how it is met.
+fn upstream(terms: &Terms) -> String {
+    let Some(tls) = &terms.upstream.tls else { return terms.upstream_name.to_string() };
+    let name = tls.server_name.as_ref().map(|name| format!(", as {name}")).unwrap_or_default();
+    let direct = if tls.negotiation == Negotiation::Direct { ", direct" } else { "" };
+    format!("{}, by TLS ({}{name}{direct})", terms.upstream_name, tls.verification)
 }
 
 fn sources_in_words(out: &mut String, terms: &Terms) {

@@ -1,7 +1,6 @@
 //! `portcullis explain`: the questions a connection is asked, put to one that does not exist.
 
 use std::fmt::Write as _;
-use std::net::IpAddr;
 use std::path::Path;
 
 use time::OffsetDateTime;
@@ -9,20 +8,33 @@ use time::OffsetDateTime;
 use super::check::is_now;
 use super::inspect::read_certificates;
 use super::{Failure, load, print};
-use crate::addr::ClientAddr;
+use crate::addr::{ClientAddr, ListenAddr};
 use crate::names::Names;
 use crate::policy::{ClientAuth, Rule, Standing};
 use crate::snapshot::Terms;
+use crate::socket_file::Access;
 use crate::timestamp;
 use crate::tls::{Crl, Evidence, Identity, Voucher};
 
-pub(super) fn explain(file: &Path, listener: &str, source: IpAddr, client_cert: Option<&Path>) -> Result<(), Failure> {
+pub(super) fn explain(
+    file: &Path,
+    listener: &str,
+    source: ClientAddr,
+    client_cert: Option<&Path>,
+) -> Result<(), Failure> {
     let (built, _) = load(file, &Names::default())?;
     let snapshot = built.snapshot;
     let Some(terms) = snapshot.named(listener) else {
         let names: Vec<_> = snapshot.listeners().iter().map(|terms| &*terms.name).collect();
         return Err(Failure::Usage(format!("there is no listener \"{listener}\"; there is {}", names.join(", "))));
     };
+    let has_port = terms.doors.iter().any(|door| matches!(door.address, ListenAddr::Tcp(_)));
+    let possible = if source.ip().is_some() { has_port } else { terms.socket_files().next().is_some() };
+    if !possible {
+        let hint =
+            if has_port { "it has no Unix socket; give an address" } else { "it has no port; ask with --source unix" };
+        return Err(Failure::Usage(format!("nobody comes to listener \"{listener}\" that way: {hint}")));
+    }
     let mut steps = Steps { out: String::new(), refused: None };
     steps.source(terms, source);
     if steps.refused.is_none() {
@@ -38,8 +50,9 @@ struct Steps {
 }
 
 impl Steps {
-    fn source(&mut self, terms: &Terms, ip: IpAddr) {
-        match terms.sources.admit(ClientAddr::from_ip(ip), OffsetDateTime::now_utc()) {
+    fn source(&mut self, terms: &Terms, client: ClientAddr) {
+        let ip = client.source();
+        match terms.sources.admit(client, OffsetDateTime::now_utc()) {
             Ok(admitted) => match admitted.standing() {
                 Standing::Rule(rule) => {
                     self.say("source", format_args!("{ip} is trusted by {}", in_words(terms, rule)))
@@ -47,7 +60,15 @@ impl Steps {
                 Standing::Observed => {
                     self.say("source", format_args!("{ip} is not trusted, but enforcement = \"observe\" lets it in"));
                 }
-                Standing::SocketFile => {}
+                Standing::SocketFile => {
+                    for (path, Access { mode, .. }) in terms.socket_files() {
+                        let path = path.display();
+                        self.say(
+                            "source",
+                            format_args!("whoever may write to the file {path} (mode {mode:04o}) is let in"),
+                        );
+                    }
+                }
             },
             Err(stranger) => {
                 self.say("source", format_args!("{ip} is not trusted: {stranger}; it is closed before a byte is read"));

@@ -21,13 +21,14 @@ mod status;
 mod table;
 
 use std::io::{self, Write as _};
-use std::net::IpAddr;
+use std::net::AddrParseError;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use clap_complete::Shell;
 
+use crate::addr::ClientAddr;
 use crate::config::{Fingerprint, Problems};
 use crate::names::Names;
 use crate::snapshot::Built;
@@ -65,9 +66,9 @@ enum Command {
         /// The listener it would come to
         #[arg(long, value_name = "NAME")]
         listener: String,
-        /// The address it would come from
-        #[arg(long, value_name = "IP")]
-        source: IpAddr,
+        /// The address it would come from, or "unix" for a program that opens the listener's Unix socket
+        #[arg(long, value_name = "IP", value_parser = source)]
+        source: ClientAddr,
         /// The certificate it would present (PEM, its chain behind it)
         #[arg(long, value_name = "FILE")]
         client_cert: Option<PathBuf>,
@@ -269,6 +270,13 @@ impl Cli {
             Ok(()) => ExitCode::SUCCESS,
             Err(failure) => failure.report(),
         }
+    }
+}
+
+fn source(text: &str) -> Result<ClientAddr, AddrParseError> {
+    match text {
+        "unix" => Ok(ClientAddr::UNIX),
+        _ => text.parse().map(ClientAddr::from_ip),
     }
 }
 

@@ -54,7 +54,7 @@ impl ClientLeg {
 }
 
 impl UpstreamLeg {
-    /// Whether TLS was on, and what was read ended with TCP alone.
+    /// Whether TLS was on, and what was read did not end with close_notify.
     pub(super) fn was_cut(&self) -> bool {
         match self {
             Self::Plain(_) => false,

@@ -32,7 +32,7 @@ pub(super) struct TlsStream<T = TcpStream, S: Side = Server> {
     broken: Option<io::Error>,
     /// Everything has been sent, the end of the stream included.
     finished: bool,
-    /// TCP has ended before close_notify came.
+    /// Reading has ended, or failed, before close_notify came.
     cut: bool,
 }
 
@@ -57,8 +57,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin, S: Side> TlsStream<T, S> {
         self.socket
     }
 
-    /// Whether what was read ended with TCP alone. Without close_notify nobody can say whether it is all that was meant to
-    /// be said.
+    /// Whether what was read ended with TCP alone, by a reset, or in what is no TLS. Without close_notify nobody can say
+    /// whether it is all that was meant to be said.
     pub(super) fn was_cut(&self) -> bool {
         self.cut
     }
@@ -129,15 +129,19 @@ impl<T: AsyncRead + AsyncWrite + Unpin, S: Side> AsyncRead for TlsStream<T, S> {
                 return Poll::Ready(Ok(()));
             }
             if let Some(error) = this.broken.take() {
+                this.cut = true;
                 return Poll::Ready(Err(error));
             }
             if this.records.has_ended() {
                 return Poll::Ready(Ok(()));
             }
             // What came may have been part of a record, or nothing that is for the reader.
-            if ready!(this.poll_receive(plain, cx))? == 0 {
-                this.cut = true;
-                return Poll::Ready(Ok(()));
+            match ready!(this.poll_receive(plain, cx)) {
+                Ok(1..) => {}
+                ended => {
+                    this.cut = true;
+                    return Poll::Ready(ended.map(drop));
+                }
             }
         }
     }

@@ -292,6 +292,11 @@ impl Terms {
         self.socket_files.get(path).copied().unwrap_or(Access::PRIVATE)
     }
 
+    /// The files of its Unix sockets, and who may open them.
+    pub fn socket_files(&self) -> impl Iterator<Item = (&Path, Access)> {
+        self.socket_files.iter().map(|(path, access)| (path.as_path(), *access))
+    }
+
     fn trust_parts(&self) -> Option<&TrustParts> {
         self.tls_inputs.as_ref().map(|inputs| &inputs.trust)
     }

@@ -215,6 +215,19 @@ impl Connection {
         self.stream.read_to_end(&mut bytes).map(|_| bytes)
     }
 
+    /// Up to this mark, or the end if that comes before.
+    pub(crate) fn rest_until(&mut self, mark: &[u8]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        while !bytes.ends_with(mark) {
+            let mut byte = [0];
+            if self.stream.read(&mut byte).expect("it ends well") == 0 {
+                break;
+            }
+            bytes.extend(byte);
+        }
+        bytes
+    }
+
     /// Says that nothing more will be sent (close_notify), and goes on receiving.
     pub(crate) fn finish_sending(&mut self) {
         self.stream.conn.send_close_notify();

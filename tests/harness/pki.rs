@@ -268,6 +268,13 @@ impl Leaf {
         &self.path[0].der
     }
 
+    /// What nobody else has issued.
+    pub(crate) fn by_itself(request: Request) -> Self {
+        let key = request.key.generate();
+        let certificate = request.params.self_signed(&key).expect("a leaf can sign itself");
+        Self { path: vec![Certificate { der: certificate.der().clone(), pem: certificate.pem() }], key }
+    }
+
     /// Lower-case hex, as in audit events.
     pub(crate) fn sha256(&self) -> String {
         sha256(self.der())

@@ -61,7 +61,7 @@ impl Portcullis {
         Client::new(self.address(listener), &self.site.ca)
     }
 
-    /// The first address of a listener, once it is bound.
+    /// The first port of a listener, once it is bound.
     pub(crate) fn address(&self, listener: &str) -> SocketAddr {
         self.addresses(listener)[0]
     }
@@ -71,7 +71,8 @@ impl Portcullis {
         self.event(&format!("ready of {listener}"), named);
         let ready = self.events().into_iter().rfind(named).expect("it was there");
         let addresses = ready.0["addresses"].as_array().expect("a list of addresses").iter();
-        addresses.map(|text| text.as_str().expect("text").parse().expect("address")).collect()
+        let ports = addresses.map(|text| text.as_str().expect("text")).filter(|text| !text.starts_with("unix:"));
+        ports.map(|text| text.parse().expect("address")).collect()
     }
 
     /// The first event that matches, waited for.

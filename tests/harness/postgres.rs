@@ -11,6 +11,7 @@ use std::sync::OnceLock;
 use tempfile::TempDir;
 
 use super::program::{self, Running};
+use super::{Leaf, Site, eventually};
 
 /// Who may do what: everybody everything, but `keyed` has to know a password.
 const HBA: &str = "local all all trust\n\
@@ -26,6 +27,12 @@ pub(crate) struct Postgres {
     port: u16,
 }
 
+/// The same where nobody comes without TLS: `certified` needs a certificate of that name, `keyed` a password.
+const HBA_TLS: &str = "local all all trust\n\
+                       hostssl all keyed 127.0.0.1/32 scram-sha-256\n\
+                       hostssl all certified 127.0.0.1/32 trust clientcert=verify-full\n\
+                       hostssl all all 127.0.0.1/32 trust\n";
+
 impl Postgres {
     pub(crate) fn start() -> Self {
         let directory = directory();
@@ -34,9 +41,46 @@ impl Postgres {
         Self { process, directory, port }
     }
 
+    /// One that has TLS, shows `own`, and knows clients by the site's CA.
+    pub(crate) fn with_tls(site: &Site, own: &Leaf) -> Self {
+        let directory = directory();
+        program::run(Command::new("cp").arg("-a").arg(template()).arg(data(&directory))).success();
+        install(&directory, own, &site.ca.pem());
+        keep(&directory, "pg_hba.conf", HBA_TLS);
+        let settings = ["ssl=on", "ssl_ca_file=root.crt"];
+        let secured = |port| {
+            let mut server = server(&directory, port);
+            server.args(settings.iter().flat_map(|setting| ["-c", setting]));
+            server
+        };
+        let (process, port) = program::serve(READY, secured);
+        Self { process, directory, port }
+    }
+
+    /// Shows another certificate from now on, and knows clients by these CAs.
+    pub(crate) fn turn_to(&self, own: &Leaf, clients: &str) {
+        install(&self.directory, own, clients);
+        self.reread();
+    }
+
     /// Its Unix socket.
     pub(crate) fn socket(&self) -> PathBuf {
         self.directory.path().join(format!(".s.PGSQL.{}", self.port))
+    }
+
+    /// Asks this role for its password at the Unix socket, too.
+    pub(crate) fn ask_for_passwords_at_its_socket(&self, role: &str) {
+        keep(&self.directory, "pg_hba.conf", &format!("local all {role} scram-sha-256\n{HBA}"));
+        self.reread();
+    }
+
+    /// Has it read its files anew, and waits until it has.
+    fn reread(&self) {
+        let before = self.direct("select pg_conf_load_time()");
+        self.process.signal("HUP");
+        eventually("the server reads its files", || {
+            (self.direct("select pg_conf_load_time()") != before).then_some(())
+        });
     }
 
     /// What it answers to SQL over its Unix socket, past Portcullis.
@@ -113,6 +157,22 @@ fn template() -> &'static Path {
         }
         template
     })
+}
+
+/// Lays a certificate, its key, and the CAs of clients where the server looks for them.
+fn install(directory: &TempDir, own: &Leaf, clients: &str) {
+    keep(directory, "server.crt", &own.pem());
+    keep(directory, "server.key", &own.key_pem());
+    keep(directory, "root.crt", clients);
+}
+
+/// Writes a file that nobody but the server can read.
+fn keep(directory: &TempDir, name: &str, text: &str) {
+    let (path, beside) = (data(directory).join(name), data(directory).join("beside"));
+    fs::write(&beside, text).expect("a file can be written");
+    fs::set_permissions(&beside, Permissions::from_mode(0o600)).expect("it is ours");
+    own(&beside);
+    fs::rename(&beside, path).expect("a file can be renamed");
 }
 
 fn data(directory: &TempDir) -> PathBuf {

@@ -1,12 +1,14 @@
 //! A private Redis.
 
 use std::fmt::{self, Display, Formatter};
+use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 
 use tempfile::TempDir;
 
 use super::program::{self, Running};
+use super::{Leaf, Site};
 
 const READY: &str = "Ready to accept connections";
 
@@ -16,13 +18,42 @@ pub(crate) struct Redis {
     process: Option<Running>,
     directory: TempDir,
     port: u16,
+    /// How it is met at its port.
+    options: Vec<String>,
 }
 
 impl Redis {
     pub(crate) fn start() -> Self {
+        Self::start_with(tempfile::tempdir().expect("a temporary directory can be made"), &["--port"])
+    }
+
+    /// One that speaks nothing but TLS at its port, shows `own`, knows clients by the site's CA, and has these options
+    /// besides.
+    pub(crate) fn with_tls(site: &Site, own: &Leaf, options: &[&str]) -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory can be made");
-        let (process, port) = program::serve(READY, |port| server(&directory, port));
-        Self { process: Some(process), directory, port }
+        let files = [("server.crt", own.pem()), ("server.key", own.key_pem()), ("ca.crt", site.ca.pem())];
+        for (name, text) in files {
+            fs::write(directory.path().join(name), text).expect("a file of the test can be written");
+        }
+        let files = ["--tls-cert-file", "server.crt", "--tls-key-file", "server.key", "--tls-ca-cert-file", "ca.crt"];
+        Self::start_with(directory, &[&["--port", "0"], &files[..], options, &["--tls-port"]].concat())
+    }
+
+    fn start_with(directory: TempDir, options: &[&str]) -> Self {
+        let options: Vec<String> = options.iter().map(|&option| option.to_owned()).collect();
+        let (process, port) = program::serve(READY, |port| server(&directory, port, &options));
+        Self { process: Some(process), directory, port, options }
+    }
+
+    /// Shows another certificate from now on, and knows clients by these CAs.
+    pub(crate) fn turn_to(&self, own: &Leaf, clients: &str) {
+        for (name, text) in [("next.crt", own.pem()), ("next.key", own.key_pem()), ("next-ca.crt", clients.to_owned())]
+        {
+            fs::write(self.directory.path().join(name), text).expect("a file of the test can be written");
+        }
+        let settings = ["tls-cert-file", "next.crt", "tls-key-file", "next.key", "tls-ca-cert-file", "next-ca.crt"];
+        let said = program::run(self.cli().args(["CONFIG", "SET"]).args(settings)).success();
+        assert_eq!(said, "OK\n");
     }
 
     /// Its Unix socket.
@@ -37,7 +68,7 @@ impl Redis {
 
     /// Starts it again, empty, where it was.
     pub(crate) fn start_again(&mut self) {
-        let again = program::serve_on(self.port, READY, |port| server(&self.directory, port));
+        let again = program::serve_on(self.port, READY, |port| server(&self.directory, port, &self.options));
         self.process = Some(again.expect("nobody else took the port"));
     }
 
@@ -49,9 +80,11 @@ impl Redis {
     }
 }
 
-fn server(directory: &TempDir, port: u16) -> Command {
+/// The last of `options` is the one that the port is for.
+fn server(directory: &TempDir, port: u16, options: &[String]) -> Command {
     let mut command = program::command("redis-server");
-    command.args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", ""]);
+    command.current_dir(directory.path()).args(options).arg(port.to_string());
+    command.args(["--bind", "127.0.0.1", "--save", ""]);
     command.args(["--unixsocket", "redis.sock", "--dir"]).arg(directory.path());
     command
 }

@@ -7,7 +7,18 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
-use super::{PATIENCE, eventually};
+use rustls::{ServerConfig, ServerConnection, StreamOwned};
+
+use super::{Leaf, PATIENCE, eventually};
+
+/// A connection inside TLS.
+pub(crate) type Secured = StreamOwned<ServerConnection, TcpStream>;
+
+/// TLS that shows this certificate and asks for none.
+pub(crate) fn showing(own: &Leaf) -> ServerConfig {
+    let config = ServerConfig::builder().with_no_client_auth();
+    config.with_single_cert(own.path(), own.key_der()).expect("a test's certificate is usable")
+}
 
 /// A TCP server on a free port of 127.0.0.1, with a thread for each connection.
 #[derive(Debug)]
@@ -78,6 +89,21 @@ impl Upstream {
             let _ = stream.write_all(piece);
             let _ = stream.shutdown(Shutdown::Write);
             let _ = std::io::copy(&mut stream, &mut std::io::sink());
+        })
+    }
+
+    /// Serves every connection with `serve`, in TLS.
+    pub(crate) fn tls(config: ServerConfig, serve: impl Fn(Secured) + Send + Sync + 'static) -> Self {
+        let config = Arc::new(config);
+        Self::new(move |mut stream| {
+            let mut tls = ServerConnection::new(Arc::clone(&config)).expect("a server can be made");
+            while tls.is_handshaking() {
+                // Who refuses us is of interest to the test at the other end.
+                if tls.complete_io(&mut stream).is_err() {
+                    return;
+                }
+            }
+            serve(StreamOwned::new(tls, stream));
         })
     }
 

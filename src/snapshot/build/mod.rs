@@ -118,6 +118,10 @@ impl Builder<'_> {
         {
             self.warn("no source is trusted, so nobody gets in");
         }
+        for (path, access) in listener.socket_files.iter().filter(|(_, access)| access.mode & 0o002 != 0) {
+            let (path, mode) = (path.display(), access.mode);
+            self.warn(format_args!("every user of this machine can connect to unix:{path} (mode {mode:04o})"));
+        }
         for rule in listener.sources.trusted.rules() {
             if matches!(&rule.source, Source::Network(network) if network.net().prefix_len() == 0) {
                 self.warn(format_args!("the rule {rule} trusts every address of its family"));

@@ -1,0 +1,183 @@
+//! SCRAM channel binding: libpq binds its password to the certificate it is shown, and the server compares that with its
+//! own. Real libpq, real PostgreSQL, in every place of TLS.
+
+use crate::harness::portcullis::executable;
+use crate::harness::program::run;
+use crate::harness::{Authority, Leaf, Listener, Portcullis, Postgres, Request, Site};
+use crate::postgres::{conninfo, psql};
+
+/// The words of `check`, and of the log when it happens.
+const WARNING: &str = "SCRAM with channel binding, which libpq prefers, fails unless";
+const EXPLANATION: &str = "a client failed at SCRAM channel binding";
+
+/// A role that has to know its password.
+fn keyed(postgres: &Postgres) {
+    postgres.direct("create role keyed login password 'open sesame'");
+}
+
+/// Signs in with this `channel_binding`, and returns what psql says on standard error where it fails.
+fn sign_in(conninfo: &str, binding: &str) -> Result<(), String> {
+    let mut psql = psql(&format!("{conninfo} channel_binding={binding}"));
+    let outcome = run(psql.env("PGPASSWORD", "open sesame").args(["-c", "select current_user"]));
+    if outcome.code == Some(0) { Ok(assert_eq!(outcome.text(), "keyed\n")) } else { Err(outcome.stderr) }
+}
+
+fn as_keyed(portcullis: &Portcullis) -> String {
+    conninfo(portcullis).replace("user=app", "user=keyed")
+}
+
+/// Whether `check` warns of the configuration of a running program.
+fn warns(portcullis: &Portcullis) -> bool {
+    let checked = run(executable().args(["check", "-c"]).arg(portcullis.site.path("portcullis.toml")));
+    checked.success().contains(WARNING)
+}
+
+fn explains(portcullis: &Portcullis) -> bool {
+    portcullis.events().iter().any(|event| event.0["message"].as_str().is_some_and(|text| text.contains(EXPLANATION)))
+}
+
+/// The way to a server that offers no binding: the password is safe in TLS, and the certificate is not asked about.
+fn works_but_for_require(portcullis: &Portcullis) {
+    for binding in ["prefer", "disable"] {
+        assert_eq!(sign_in(&as_keyed(portcullis), binding), Ok(()), "{binding}");
+    }
+    let refused = sign_in(&as_keyed(portcullis), "require").unwrap_err();
+    assert!(refused.contains("channel binding is required, but server did not offer"), "{refused}");
+    assert!(!warns(portcullis) && !explains(portcullis));
+}
+
+#[test]
+fn with_a_plaintext_upstream_everything_works_but_require() {
+    let postgres = Postgres::start();
+    keyed(&postgres);
+    works_but_for_require(&Portcullis::before(Listener::postgres(&postgres)));
+}
+
+/// The server asks nobody at its Unix socket for a password unless it is told to.
+#[test]
+fn with_a_unix_socket_everything_works_but_require() {
+    let postgres = Postgres::start();
+    keyed(&postgres);
+    postgres.ask_for_passwords_at_its_socket("keyed");
+    works_but_for_require(&Portcullis::before(Listener::postgres(format!("unix:{}", postgres.socket().display()))));
+}
+
+/// A listener before a server that both show this certificate.
+fn twins(own: impl Fn(&Site) -> Leaf, ca: impl Fn(&Site) -> String) -> (Portcullis, Postgres) {
+    let site = Site::new();
+    let leaf = own(&site);
+    site.install("server", &leaf);
+    site.write("upstream.crt", ca(&site));
+    let postgres = Postgres::with_tls(&site, &leaf);
+    keyed(&postgres);
+    let listener = Listener::postgres(&postgres).upstream_tls("verify-full", "upstream.crt");
+    (Portcullis::start(site, listener), postgres)
+}
+
+#[test]
+fn with_the_same_certificate_on_both_sides_everything_works() {
+    let from_ca = |site: &Site| site.server();
+    let rsa = |site: &Site| site.ca.issue(Request::server(&["localhost", "127.0.0.1"]).rsa());
+    let (portcullis, _postgres) = twins(from_ca, |site| site.ca.pem());
+    let (other, _other) = twins(rsa, |site| site.ca.pem());
+    for portcullis in [&portcullis, &other] {
+        for binding in ["prefer", "require", "disable"] {
+            assert_eq!(sign_in(&as_keyed(portcullis), binding), Ok(()), "{binding}");
+        }
+        // It is not known beforehand what an upstream shows.
+        assert!(warns(portcullis) && !explains(portcullis));
+    }
+}
+
+#[test]
+fn a_bundle_that_holds_our_own_certificate_says_that_it_is_the_same() {
+    let (portcullis, _postgres) = twins(
+        |site| site.server(),
+        |site| {
+            let own = std::fs::read_to_string(site.path("server.crt")).unwrap();
+            format!("{}{own}", Authority::new("Another").pem())
+        },
+    );
+    for binding in ["prefer", "require", "disable"] {
+        assert_eq!(sign_in(&as_keyed(&portcullis), binding), Ok(()), "{binding}");
+    }
+    assert!(!warns(&portcullis) && !explains(&portcullis));
+}
+
+#[test]
+fn with_two_certificates_libpqs_default_fails_and_the_log_says_why() {
+    let site = Site::new();
+    let postgres = Postgres::with_tls(&site, &site.server());
+    keyed(&postgres);
+    let listener = Listener::postgres(&postgres).upstream_tls("verify-full", "ca.crt");
+    let mut portcullis = Portcullis::start(site, listener);
+    assert!(warns(&portcullis));
+    assert_eq!(sign_in(&as_keyed(&portcullis), "disable"), Ok(()));
+    assert!(!explains(&portcullis));
+    for binding in ["prefer", "require"] {
+        let refused = sign_in(&as_keyed(&portcullis), binding).unwrap_err();
+        assert!(refused.contains("SCRAM channel binding check failed"), "{refused}");
+    }
+    let warning =
+        portcullis.event("why", |event| event.0["message"].as_str().is_some_and(|text| text.contains(EXPLANATION)));
+    assert_eq!(warning.0["level"], "WARN");
+    for way_out in ["give both the same certificate", "channel_binding=disable", "Unix socket"] {
+        assert!(warning.text("message").contains(way_out), "{}", warning.0);
+    }
+    // A password that is wrong is another matter.
+    let mut psql = psql(&format!("{} channel_binding=disable", as_keyed(&portcullis)));
+    let refused = run(psql.env("PGPASSWORD", "open barley").args(["-c", "select 1"]));
+    assert!(refused.stderr.contains("password authentication failed"), "{}", refused.stderr);
+    let (_, events) = portcullis.stop();
+    let explained =
+        events.iter().filter(|event| event.0["message"].as_str().is_some_and(|text| text.contains(EXPLANATION)));
+    assert_eq!(explained.count(), 2);
+}
+
+/// Application, sidecar, gateway, database. The sidecar takes the binding out of the offer, wherever it comes from.
+#[test]
+fn two_in_a_row_work_from_an_application_without_tls() {
+    let site = Site::new();
+    let secured = Postgres::with_tls(&site, &site.server());
+    let plain = Postgres::start();
+    for postgres in [&secured, &plain] {
+        keyed(postgres);
+    }
+    let far = Listener::postgres(&secured).named("far").upstream_tls("verify-full", "ca.crt");
+    let near = Listener::postgres(&plain).named("near");
+    let ca = site.ca.pem();
+    let gateway = Portcullis::start(site, format!("{far}{near}"));
+    for name in ["far", "near"] {
+        let site = Site::new();
+        site.write("gateway.crt", &ca);
+        let listener =
+            Listener::postgres(gateway.address(name)).upstream_tls("verify-full", "gateway.crt").without_tls();
+        let sidecar = Portcullis::start(site, listener);
+        let port = sidecar.address("main").port();
+        let conninfo = format!("host=127.0.0.1 port={port} user=keyed dbname=postgres");
+        for binding in ["prefer", "disable"] {
+            assert_eq!(sign_in(&conninfo, binding), Ok(()), "{name}: {binding}");
+        }
+        assert!(!warns(&sidecar) && !explains(&sidecar));
+    }
+    assert!(!explains(&gateway));
+}
+
+/// An application with TLS of its own before a sidecar with another certificate: there are three, and the first fails.
+#[test]
+fn what_is_hidden_from_a_client_without_tls_is_not_from_one_that_has_it() {
+    let site = Site::new();
+    let postgres = Postgres::with_tls(&site, &site.server());
+    keyed(&postgres);
+    let bare = Listener::postgres(&postgres).named("bare").upstream_tls("verify-full", "ca.crt").without_tls();
+    let secured = Listener::postgres(&postgres).upstream_tls("verify-full", "ca.crt");
+    let portcullis = Portcullis::start(site, format!("{bare}{secured}"));
+    let port = portcullis.address("bare").port();
+    let conninfo = format!("host=127.0.0.1 port={port} user=keyed dbname=postgres");
+    assert_eq!(sign_in(&conninfo, "prefer"), Ok(()));
+    let refused = sign_in(&as_keyed(&portcullis), "prefer").unwrap_err();
+    assert!(refused.contains("SCRAM channel binding check failed"), "{refused}");
+    let checked = run(executable().args(["check", "-c"]).arg(portcullis.site.path("portcullis.toml"))).success();
+    assert!(checked.contains("warning: listener main: there is TLS on both sides"), "{checked}");
+    assert!(!checked.contains("warning: listener bare"), "{checked}");
+}

@@ -1,0 +1,822 @@
+//! TLS towards the upstream: real Redis, PostgreSQL and OpenSSL servers behind, and some that misbehave.
+
+use std::fmt::Write as _;
+use std::io::{ErrorKind, Read, Write};
+use std::net::Shutdown;
+use std::process::Stdio;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use rustls::version::{TLS12, TLS13};
+use rustls::{HandshakeKind, ServerConfig};
+
+use crate::harness::openssl::openssl;
+use crate::harness::portcullis::executable;
+use crate::harness::postgres::client;
+use crate::harness::program::{Running, command, run, serve};
+use crate::harness::upstream::{Secured, showing};
+use crate::harness::wire::{PROTOCOL_3_0, SSL_REQUEST, error_response, read_exactly, startup};
+use crate::harness::{
+    Authority, Leaf, Listener, PATIENCE, Portcullis, Postgres, Redis, Request, Site, Upstream, eventually,
+};
+use crate::postgres::{conninfo, psql};
+use crate::reload::{ON_CHANGE, ON_SIGHUP};
+
+const ANYBODY: &[&str] = &["--tls-auth-clients", "no"];
+
+/// Asks Redis behind a listener for a PONG, and returns why there is none.
+fn ping(portcullis: &Portcullis, listener: &str) -> Result<(), String> {
+    let mut client = portcullis.client_of(listener).connect();
+    client.send(b"PING\r\n");
+    let said = client.rest_until(b"\r\n");
+    if said == b"+PONG\r\n" {
+        return Ok(());
+    }
+    assert!(said.starts_with(b"-ERR the database behind this proxy"), "{}", said.escape_ascii());
+    let ending = portcullis.ending(client.port());
+    assert_eq!(ending.reason(), "upstream_tls_failed", "{}", ending.0);
+    Err(ending.text("detail").to_owned())
+}
+
+/// Why there is no PONG, which has to be told in these words.
+fn assert_refused(portcullis: &Portcullis, listener: &str, words: &str) {
+    match ping(portcullis, listener) {
+        Ok(()) => panic!("{listener}: the upstream was taken"),
+        Err(detail) => assert!(detail.contains(words), "{listener}: {detail}"),
+    }
+}
+
+/// Listeners by name, each before one of several servers.
+struct Table(String);
+
+impl Table {
+    fn new() -> Self {
+        Self(String::new())
+    }
+
+    fn add(&mut self, name: &str, upstream: &Redis, keys: &[&str]) {
+        let listener = Listener::redis(upstream).named(name);
+        write!(self.0, "{}", keys.iter().fold(listener, |listener, key| listener.upstream(key))).unwrap();
+    }
+}
+
+#[test]
+fn each_mode_takes_the_servers_that_libpq_would_take() {
+    let site = Site::new();
+    let foreign = Authority::new("Foreign CA");
+    site.write("foreign.crt", foreign.pem());
+    let alone = Leaf::by_itself(Request::server(&["localhost", "127.0.0.1"]));
+    site.write("alone.crt", alone.pem());
+    let redis = |leaf: &Leaf| Redis::with_tls(&site, leaf, ANYBODY);
+    let right = redis(&site.server());
+    let elsewhere = redis(&site.ca.issue(Request::server(&["db.elsewhere"])));
+    let expired = redis(&site.ca.issue(Request::server(&["127.0.0.1"]).valid(-9, -1)));
+    let alone = redis(&alone);
+
+    let (require, verify_ca, verify_full) = ("tls = \"require\"", "tls = \"verify-ca\"", "tls = \"verify-full\"");
+    let (ours, foreign, its_own) = ("ca = \"ca.crt\"", "ca = \"foreign.crt\"", "ca = \"alone.crt\"");
+    let named = "server_name = \"db.elsewhere\"";
+    let (unknown, late) = ("no certificate of ca has issued it", "it has run out");
+    let cases: &[(&Redis, &[&str], Option<&str>)] = &[
+        // Encrypted, and no question asked.
+        (&right, &[require], None),
+        (&elsewhere, &[require], None),
+        (&expired, &[require], None),
+        (&alone, &[require], None),
+        // With a bundle it is verify-ca, as with libpq.
+        (&right, &[require, ours], None),
+        (&elsewhere, &[require, ours], None),
+        (&right, &[require, foreign], Some(unknown)),
+        (&expired, &[require, ours], Some(late)),
+        (&right, &[verify_ca, ours], None),
+        (&elsewhere, &[verify_ca, ours], None),
+        (&right, &[verify_ca, foreign], Some(unknown)),
+        (&expired, &[verify_ca, ours], Some(late)),
+        (&alone, &[verify_ca, ours], Some("nobody but itself has issued it, and it is not in ca")),
+        (&alone, &[verify_ca, its_own], None),
+        (&right, &[verify_full, ours], None),
+        (&elsewhere, &[verify_full, ours], Some("it is not for \"127.0.0.1\"; its names are dns:db.elsewhere")),
+        (&elsewhere, &[verify_full, ours, named], None),
+        (&right, &[verify_full, ours, named], Some("it is not for \"db.elsewhere\"")),
+        (&right, &[verify_full, foreign], Some(unknown)),
+        (&expired, &[verify_full, ours], Some(late)),
+        (&alone, &[verify_full, its_own], None),
+    ];
+    let mut table = Table::new();
+    for (number, (server, keys, _)) in cases.iter().enumerate() {
+        table.add(&format!("l{number}"), server, keys);
+    }
+    let portcullis = Portcullis::start(site, table.0);
+    for (number, (_, keys, refused)) in cases.iter().enumerate() {
+        let (pinged, name) = (ping(&portcullis, &format!("l{number}")), format!("{number}: {keys:?}"));
+        match (pinged, refused) {
+            (Ok(()), None) => {}
+            (Err(detail), Some(words)) => assert!(detail.contains(words), "{name}: {detail}"),
+            (pinged, _) => panic!("{name}: {pinged:?}"),
+        }
+    }
+    // Where TLS is off a server that has nothing else says no word of ours.
+    assert!(!portcullis.events().iter().any(|event| event.is("connection.opened") && event.0["upstream"].is_null()));
+}
+
+/// The form of such a bundle as it is handed out: roots that are no longer used, an intermediate, the root of today, with
+/// comments, as text from another system, and one of them twice.
+#[test]
+fn every_certificate_of_a_bundle_counts() {
+    let site = Site::new();
+    let [old, older, today] = ["Old root 1", "Old root 2", "Root of today"].map(Authority::new);
+    let public = Authority::new("A public root");
+    let between = public.intermediate("Between");
+    let mut bundle = String::from("# Deprecated\r\n\r\n");
+    for authority in [&old, &older, &between, &today, &old] {
+        write!(bundle, "subject=some\r\nBag Attributes: <none>\r\n{}\r\n", authority.pem().replace('\n', "\r\n"))
+            .unwrap();
+    }
+    site.write("redis_ca.pem", bundle);
+    let stranger = Authority::new("Stranger");
+    let servers: Vec<Redis> = [&old, &older, &between, &today, &stranger, &public]
+        .map(|authority| Redis::with_tls(&site, &authority.issue(Request::server(&["127.0.0.1"])), ANYBODY))
+        .into();
+    let mut table = Table::new();
+    for (number, server) in servers.iter().enumerate() {
+        table.add(&format!("l{number}"), server, &["tls = \"verify-full\"", "ca = \"redis_ca.pem\""]);
+    }
+    let portcullis = Portcullis::start(site, table.0);
+    for number in 0..4 {
+        assert_eq!(ping(&portcullis, &format!("l{number}")), Ok(()), "{number}");
+    }
+    for number in [4, 5] {
+        assert_refused(&portcullis, &format!("l{number}"), "no certificate of ca has issued it");
+    }
+}
+
+#[test]
+fn without_a_bundle_the_roots_of_the_system_count() {
+    let site = Site::new();
+    let redis = Redis::with_tls(&site, &site.server(), ANYBODY);
+    let listener = Listener::redis(&redis).upstream("tls = \"verify-full\"");
+    let mut command = executable();
+    command.env("SSL_CERT_FILE", site.path("ca.crt")).env_remove("SSL_CERT_DIR");
+    let portcullis = Portcullis::start_by(command, site, &listener);
+    assert_eq!(ping(&portcullis, "main"), Ok(()));
+
+    let site = Site::new();
+    let mut command = executable();
+    command.env("SSL_CERT_FILE", site.path("ca.crt")).env_remove("SSL_CERT_DIR");
+    let portcullis = Portcullis::start_by(command, site, &listener);
+    assert_refused(&portcullis, "main", "none of the system's root certificates has issued it");
+
+    let site = Site::new();
+    site.write("portcullis.toml", &listener);
+    site.write("none.crt", "");
+    let mut check = executable();
+    check.env("SSL_CERT_FILE", site.path("none.crt")).env_remove("SSL_CERT_DIR");
+    let refused = run(check.args(["check", "-c"]).arg(site.path("portcullis.toml")));
+    assert_eq!(refused.code, Some(78), "{}", refused.stderr);
+    assert!(
+        refused.stderr.contains("listener[0].upstream.tls") && refused.stderr.contains("root"),
+        "{}",
+        refused.stderr
+    );
+}
+
+/// Installs the client certificates of these tests.
+fn install_clients(site: &Site) {
+    site.install("client", &site.ca.issue(Request::client("certified")));
+    site.install("other", &site.ca.issue(Request::client("other")));
+    site.install("expired", &site.ca.issue(Request::client("certified").valid(-9, -1)));
+    site.install("foreign", &Authority::new("Foreign CA").issue(Request::client("certified")));
+    site.write("passphrase", "open sesame\n");
+    let options = ["pkcs8", "-topk8", "-in", "client.key", "-out", "locked.key", "-passout", "file:passphrase"];
+    openssl(site, &options);
+}
+
+#[test]
+fn redis_asks_for_our_certificate_and_says_what_it_thinks_of_it() {
+    let site = Site::new();
+    install_clients(&site);
+    let shown = |name: &str| [format!("cert = \"{name}.crt\""), format!("key = \"{name}.key\"")];
+    let locked = ["cert = \"client.crt\"", "key = \"locked.key\"", "key_passphrase_file = \"passphrase\""];
+    let mut table = Table::new();
+    let mut servers = Vec::new();
+    for version in ["TLSv1.2", "TLSv1.3"] {
+        let redis = Redis::with_tls(&site, &site.server(), &["--tls-protocols", version]);
+        let version = version.replace("TLSv1.", "v");
+        let mut add = |name: &str, keys: &[&str]| {
+            let keys = [&["tls = \"verify-full\"", "ca = \"ca.crt\""], keys].concat();
+            table.add(&format!("{name}-{version}"), &redis, &keys);
+        };
+        for name in ["client", "expired", "foreign"] {
+            add(name, &shown(name).each_ref().map(String::as_str));
+        }
+        add("none", &[]);
+        add("locked", &locked);
+        servers.push(redis);
+    }
+    let portcullis = Portcullis::start(site, table.0);
+    for version in ["v2", "v3"] {
+        assert_eq!(ping(&portcullis, &format!("client-{version}")), Ok(()));
+        assert_eq!(ping(&portcullis, &format!("locked-{version}")), Ok(()));
+        let refused = "the upstream refused our certificate CN=certified";
+        assert_refused(&portcullis, &format!("expired-{version}"), refused);
+        assert_refused(&portcullis, &format!("expired-{version}"), "it has run out");
+        assert_refused(&portcullis, &format!("foreign-{version}"), refused);
+        assert_refused(&portcullis, &format!("foreign-{version}"), "does not know its CA");
+    }
+    // TLS 1.2 has no alert of its own for a certificate that is missing.
+    assert_refused(&portcullis, "none-v2", "may ask for a client certificate");
+    assert_refused(&portcullis, "none-v3", "the upstream asks for a client certificate; set cert and key");
+}
+
+/// Asks PostgreSQL, and says how that went.
+fn select(portcullis: &Portcullis, user: &str) -> Result<(), String> {
+    let conninfo = conninfo(portcullis).replace("user=app", &format!("user={user}"));
+    let outcome =
+        run(psql(&conninfo)
+            .args(["-c", "select ssl, version is not null from pg_stat_ssl where pid = pg_backend_pid()"]));
+    match outcome.code {
+        Some(0) => Ok(assert_eq!(outcome.text(), "t|t\n")),
+        _ => Err(outcome.stderr),
+    }
+}
+
+#[test]
+fn postgres_asks_for_our_certificate_and_knows_us_by_it() {
+    let site = Site::new();
+    install_clients(&site);
+    let postgres = Postgres::with_tls(&site, &site.server());
+    postgres.direct("create role certified login");
+    let base = Listener::postgres(&postgres).upstream_tls("verify-full", "ca.crt");
+    let with = |name: &str| {
+        base.clone().upstream(&format!("cert = \"{name}.crt\"")).upstream(&format!("key = \"{name}.key\""))
+    };
+    let portcullis = Portcullis::start(site, format!("{ON_SIGHUP}{}", with("client")));
+    assert_eq!(select(&portcullis, "certified"), Ok(()));
+    assert_eq!(select(&portcullis, "app"), Ok(()));
+    let refused = |listener: &Listener, words: &str| {
+        let applied = portcullis.reconfigure(format!("{ON_SIGHUP}{listener}"));
+        assert!(applied.is("reload.applied"), "{}", applied.0);
+        let stderr = select(&portcullis, "certified").unwrap_err();
+        assert!(stderr.contains(words), "{stderr}");
+    };
+    // What PostgreSQL says inside TLS is its own affair.
+    refused(&base, "connection requires a valid client certificate");
+    refused(&with("other"), "authentication failed for user \"certified\"");
+    // What it says by a TLS alert is told natively.
+    for name in ["expired", "foreign"] {
+        let seen = portcullis.seen();
+        refused(&with(name), "FATAL:  the database behind this proxy");
+        let ending = portcullis.event_after(seen, "the end", |event| event.0["reason"] == "upstream_tls_failed");
+        let words = "the upstream refused our certificate CN=certified";
+        assert!(ending.text("detail").contains(words), "{}", ending.0);
+        let mut client = portcullis.client().asking_first().connect();
+        client.send(&startup(PROTOCOL_3_0, &[("user", "app"), ("database", "postgres")]));
+        let fields = error_response(&client.rest().unwrap());
+        assert_eq!((fields[&'S'].as_str(), fields[&'C'].as_str()), ("FATAL", "08001"));
+        assert_eq!(portcullis.ending(client.port()).reason(), "upstream_tls_failed");
+    }
+}
+
+#[test]
+fn an_upstream_without_tls_is_told_of_and_never_spoken_to_in_clear() {
+    let site = Site::new();
+    let (postgres, redis) = (Postgres::start(), Redis::start());
+    let listener =
+        |listener: Listener| listener.upstream_tls("verify-full", "ca.crt").upstream("connect_timeout = \"500ms\"");
+    let config =
+        format!("{}{}", listener(Listener::postgres(&postgres).named("db")), listener(Listener::redis(&redis)));
+    let portcullis = Portcullis::start(site, config);
+
+    let begun = Instant::now();
+    assert_refused(&portcullis, "main", "the upstream did not finish the TLS handshake in time");
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+
+    let mut client = portcullis.client_of("db").asking_first().connect();
+    client.send(&startup(PROTOCOL_3_0, &[("user", "app"), ("database", "postgres")]));
+    let fields = error_response(&client.rest().unwrap());
+    assert_eq!((fields[&'S'].as_str(), fields[&'C'].as_str()), ("FATAL", "08001"));
+    let denied = portcullis.ending(client.port());
+    assert_eq!(denied.reason(), "upstream_tls_failed");
+    assert!(denied.text("detail").contains("it answered SSLRequest with N"), "{}", denied.0);
+}
+
+/// What comes behind the S was not said in TLS, and may be an attacker's (CVE-2021-23222).
+#[test]
+fn what_does_not_answer_sslrequest_with_one_byte_is_refused() {
+    let cases: [(&[u8], &str); 4] = [
+        (b"SE\0\0\0\x10SFATAL\0Cno\0\0", "bytes came in the clear behind its answer"),
+        (b"E\0\0\0\x10SFATAL\0Cno\0\0", "what answers SSLRequest is no PostgreSQL server"),
+        (b"+PONG\r\n", "what answers SSLRequest is no PostgreSQL server"),
+        (b"", "the upstream closed the connection during the TLS handshake"),
+    ];
+    for (answer, words) in cases {
+        let (tell, told) = mpsc::channel();
+        let upstream = Upstream::new(move |mut stream| {
+            let asked = read_exactly(&mut stream, SSL_REQUEST.len());
+            stream.write_all(answer).unwrap();
+            if answer.is_empty() {
+                return;
+            }
+            let mut rest = Vec::new();
+            let _ = stream.read_to_end(&mut rest);
+            tell.send([asked, rest].concat()).unwrap();
+        });
+        let portcullis = Portcullis::before(Listener::postgres(&upstream).upstream("tls = \"require\""));
+        let mut client = portcullis.client().asking_first().connect();
+        client.send(&startup(PROTOCOL_3_0, &[("user", "app")]));
+        let fields = error_response(&client.rest().unwrap());
+        assert_eq!(fields[&'C'], "08001");
+        let denied = portcullis.ending(client.port());
+        assert_eq!(denied.reason(), "upstream_tls_failed");
+        assert!(denied.text("detail").contains(words), "{}", denied.0);
+        if !answer.is_empty() {
+            assert_eq!(told.recv_timeout(PATIENCE).unwrap(), SSL_REQUEST, "it was told more than SSLRequest");
+        }
+    }
+}
+
+/// `openssl s_server` among the files of a site, and its address.
+fn s_server(site: &Site, options: &[&str]) -> (Running, String) {
+    let (server, port) = serve("ACCEPT", |port| {
+        let mut command = command("openssl");
+        command.current_dir(site.directory()).args(["s_server", "-accept", &port.to_string()]);
+        command.args(["-cert", "server.crt", "-key", "server.key"]).args(options);
+        command
+    });
+    (server, format!("127.0.0.1:{port}"))
+}
+
+/// PostgreSQL has direct TLS from version 17 on; what it answers in TLS is what OpenSSL answers for it.
+#[test]
+fn direct_negotiation_needs_a_server_that_confirms_postgresql() {
+    let site = Site::new();
+    // It gives every line back from its end to its beginning.
+    let (_modern, modern) = s_server(&site, &["-rev", "-alpn", "postgresql"]);
+    let (_mute, mute) = s_server(&site, &["-rev"]);
+    let (_other, other) = s_server(&site, &["-rev", "-alpn", "http/1.1"]);
+    let listener = |name: &str, address: &str| {
+        let listener = Listener::postgres(address).named(name).upstream_tls("verify-full", "ca.crt");
+        listener.upstream("negotiation = \"direct\"").to_string()
+    };
+    let config = [("modern", &modern), ("mute", &mute), ("other", &other)].map(|(name, at)| listener(name, at));
+    let portcullis = Portcullis::start(site, config.concat());
+    let hello = startup(PROTOCOL_3_0, &[("user", "app\n")]);
+
+    let mut client = portcullis.client_of("modern").asking_first().connect();
+    client.send(&hello);
+    let line: Vec<u8> = hello.iter().take_while(|byte| **byte != b'\n').copied().collect();
+    let back: Vec<u8> = line.into_iter().rev().chain(*b"\n").collect();
+    assert_eq!(client.receive(back.len()).escape_ascii().to_string(), back.escape_ascii().to_string());
+
+    for (name, words) in [
+        ("mute", "did not confirm \"postgresql\" by ALPN"),
+        ("other", "does not speak the protocol that ALPN asked for"),
+    ] {
+        let mut client = portcullis.client_of(name).asking_first().connect();
+        client.send(&hello);
+        assert_eq!(error_response(&client.rest().unwrap())[&'C'], "08001");
+        let denied = portcullis.ending(client.port());
+        assert_eq!(denied.reason(), "upstream_tls_failed");
+        assert!(denied.text("detail").contains(words), "{name}: {}", denied.0);
+    }
+}
+
+/// What the page of `openssl s_server -www` says of the connection it comes by.
+fn page(portcullis: &Portcullis, listener: &str) -> String {
+    let mut client = portcullis.client_of(listener).connect();
+    client.send(b"GET / HTTP/1.0\r\n\r\n");
+    String::from_utf8(client.rest().unwrap()).unwrap()
+}
+
+#[test]
+fn sessions_are_taken_up_again_in_either_version() {
+    let site = Site::new();
+    let mut config = String::new();
+    let mut servers = Vec::new();
+    for (name, option) in [("v2", "-tls1_2"), ("v3", "-tls1_3")] {
+        let (server, address) = s_server(&site, &["-www", option]);
+        servers.push(server);
+        write!(config, "{}", Listener::tcp(address).named(name).upstream_tls("verify-full", "ca.crt")).unwrap();
+    }
+    let portcullis = Portcullis::start(site, config);
+    for (name, version) in [("v2", "TLSv1.2"), ("v3", "TLSv1.3")] {
+        let first = page(&portcullis, name);
+        assert!(first.contains(&format!("New, {version}")), "{first}");
+        for _ in 0..3 {
+            let again = page(&portcullis, name);
+            assert!(again.contains(&format!("Reused, {version}")), "{again}");
+        }
+    }
+    // A change of the trust begins anew; a change of something else does not.
+    let config = std::fs::read_to_string(portcullis.site.path("portcullis.toml")).unwrap();
+    assert!(portcullis.reconfigure(format!("{config}idle_timeout = \"1h\"\n")).is("reload.applied"));
+    assert!(page(&portcullis, "v3").contains("Reused, TLSv1.3"));
+    let seen = portcullis.site.ca.pem();
+    portcullis.applies(|| {
+        portcullis.site.replace("ca.crt", format!("{seen}{}", Authority::new("Another").pem()));
+        portcullis.process.signal("HUP");
+    });
+    assert!(page(&portcullis, "v3").contains("New, TLSv1.3"));
+}
+
+/// A server that echoes, and notes how each handshake went.
+fn noting(config: ServerConfig) -> (Upstream, Arc<Mutex<Vec<HandshakeKind>>>) {
+    let kinds = Arc::new(Mutex::new(Vec::new()));
+    let noted = Arc::clone(&kinds);
+    let upstream = Upstream::tls(config, move |mut tls: Secured| {
+        noted.lock().unwrap().push(tls.conn.handshake_kind().unwrap());
+        let mut bytes = [0; 4];
+        while tls.read_exact(&mut bytes).is_ok() {
+            tls.write_all(&bytes).unwrap();
+        }
+    });
+    (upstream, kinds)
+}
+
+#[test]
+fn a_session_that_is_taken_up_does_not_outlive_the_certificate_it_began_with() {
+    let site = Site::new();
+    let leaf = site.ca.issue(Request::server(&["127.0.0.1"]).brief(4));
+    let (upstream, kinds) = noting(showing(&leaf));
+    let portcullis = Portcullis::start(site, Listener::tcp(&upstream).upstream_tls("verify-full", "ca.crt"));
+    let refused = eventually("the certificate runs out", || {
+        let (port, connected) = portcullis.client().attempt();
+        connected.is_err().then(|| portcullis.ending(port))
+    });
+    assert_eq!(refused.reason(), "upstream_tls_failed");
+    assert!(refused.text("detail").contains("it has run out"), "{}", refused.0);
+    let kinds = kinds.lock().unwrap().clone();
+    assert_eq!(kinds[0], HandshakeKind::Full);
+    assert!(kinds.len() > 2 && kinds[1..].iter().all(|kind| *kind == HandshakeKind::Resumed), "{kinds:?}");
+}
+
+#[test]
+fn what_an_upstream_said_is_delivered_and_that_it_was_cut_is_told() {
+    let site = Site::new();
+    let own = site.server();
+    let said = vec![b'x'; 3 << 20];
+    let sent = said.clone();
+    let upstream = Upstream::tls(showing(&own), move |mut tls| {
+        let mut mode = [0];
+        tls.read_exact(&mut mode).unwrap();
+        tls.write_all(&sent).unwrap();
+        if mode == *b"p" {
+            tls.conn.send_close_notify();
+            tls.conn.write_tls(&mut tls.sock).unwrap();
+        }
+        tls.sock.shutdown(Shutdown::Write).unwrap();
+        let _ = std::io::copy(&mut tls.sock, &mut std::io::sink());
+    });
+    let portcullis = Portcullis::start(site, Listener::tcp(&upstream).upstream_tls("verify-full", "ca.crt"));
+    for version in [&TLS12, &TLS13] {
+        let mut polite = portcullis.client().speaking(version).connect();
+        polite.send(b"p");
+        assert_eq!(polite.rest().unwrap().len(), said.len());
+
+        let mut client = portcullis.client().speaking(version).connect();
+        client.send(b"c");
+        let mut heard = Vec::new();
+        let error = client.stream.read_to_end(&mut heard).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::UnexpectedEof, "its TLS ended as if all had been said");
+        assert_eq!(heard.len(), said.len());
+        let closed = portcullis.ending(client.port());
+        assert_eq!(closed.reason(), "upstream_closed");
+        assert!(closed.text("detail").contains("without close_notify"), "{}", closed.0);
+        assert_eq!(closed.number("bytes_out"), said.len() as u64);
+    }
+}
+
+#[test]
+fn an_upstream_that_is_reset_or_garbled_is_not_taken_for_one_that_has_ended() {
+    let site = Site::new();
+    let own = site.server();
+    let upstream = Upstream::tls(showing(&own), |mut tls| {
+        let mut mode = [0];
+        tls.read_exact(&mut mode).unwrap();
+        tls.write_all(b"some of it").unwrap();
+        let mut more = [0];
+        // The client has what came so far.
+        tls.read_exact(&mut more).unwrap();
+        match &mode {
+            b"r" => crate::harness::client::reset(tls.sock),
+            _ => {
+                tls.sock.write_all(b"\x17\x03\x03\x00\x1fnot a record of this connection").unwrap();
+                let _ = std::io::copy(&mut tls.sock, &mut std::io::sink());
+            }
+        }
+    });
+    let portcullis = Portcullis::start(site, Listener::tcp(&upstream).upstream_tls("verify-full", "ca.crt"));
+    for (mode, reason) in [(b"r", "upstream_closed"), (b"g", "upstream_tls_failed")] {
+        let mut client = portcullis.client().connect();
+        client.send(mode);
+        assert_eq!(client.receive(10), b"some of it");
+        client.send(b"!");
+        let error = client.rest().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::UnexpectedEof, "its TLS ended as if all had been said");
+        assert_eq!(portcullis.ending(client.port()).reason(), reason);
+    }
+}
+
+#[test]
+fn the_end_of_one_direction_goes_through_both_sides_of_tls() {
+    let site = Site::new();
+    let own = site.server();
+    let upstream = Upstream::tls(showing(&own), |mut tls| {
+        let mut question = Vec::new();
+        // Only close_notify ends it well.
+        tls.read_to_end(&mut question).unwrap();
+        let answer = vec![b'a'; question.len() + 1];
+        tls.write_all(&answer).unwrap();
+        tls.conn.send_close_notify();
+        while tls.conn.wants_write() {
+            tls.conn.write_tls(&mut tls.sock).unwrap();
+        }
+    });
+    let (tell, told) = mpsc::channel();
+    let brief = Upstream::tls(showing(&own), move |mut tls| {
+        tls.write_all(b"that is all").unwrap();
+        tls.conn.send_close_notify();
+        while tls.conn.wants_write() {
+            tls.conn.write_tls(&mut tls.sock).unwrap();
+        }
+        let mut rest = Vec::new();
+        tls.read_to_end(&mut rest).unwrap();
+        tell.send(rest.len()).unwrap();
+    });
+    let [asks, brief] = [("main", &upstream), ("brief", &brief)]
+        .map(|(name, upstream)| Listener::tcp(upstream).named(name).upstream_tls("verify-full", "ca.crt").to_string());
+    let portcullis = Portcullis::start(site, asks + &brief);
+    for version in [&TLS12, &TLS13] {
+        for size in [1, 2 << 20] {
+            let mut client = portcullis.client().speaking(version).connect();
+            client.send(&vec![b'q'; size]);
+            client.finish_sending();
+            assert_eq!(client.rest().unwrap().len(), size + 1);
+        }
+        let mut client = portcullis.client_of("brief").speaking(version).connect();
+        assert_eq!(client.rest().unwrap(), b"that is all");
+        // rustls writes nothing any more once TLS 1.2 has ended on one side.
+        if version.version == TLS13.version {
+            client.send(&vec![b'q'; 2 << 20]);
+            client.finish_sending();
+            assert_eq!(told.recv_timeout(PATIENCE).unwrap(), 2 << 20);
+        } else {
+            drop(client);
+            assert_eq!(told.recv_timeout(PATIENCE).unwrap(), 0);
+        }
+    }
+}
+
+#[test]
+fn large_values_and_copies_go_through_both_sides_of_tls() {
+    let site = Site::new();
+    let redis = Redis::with_tls(&site, &site.server(), ANYBODY);
+    let postgres = Postgres::with_tls(&site, &site.server());
+    let secured = |listener: Listener| listener.upstream_tls("verify-full", "ca.crt").to_string();
+    let config = secured(Listener::redis(&redis).named("cache")) + &secured(Listener::postgres(&postgres));
+    let portcullis = Portcullis::start(site, config);
+
+    let value: Vec<u8> =
+        (0..16 << 20_u32).flat_map(|number: u32| number.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
+    let mut client = portcullis.client_of("cache").connect();
+    client.send(format!("*3\r\n$3\r\nSET\r\n$3\r\nbig\r\n${}\r\n", value.len()).as_bytes());
+    client.send(&value);
+    client.ask(b"\r\n", b"+OK\r\n");
+    client.ask(b"GET big\r\n", format!("${}\r\n", value.len()).as_bytes());
+    assert!(client.receive(value.len()) == value, "what came back is not what was set");
+
+    crate::postgres::copy_both_ways(&portcullis, &postgres);
+}
+
+#[test]
+fn pgbench_and_redis_benchmark_run_through_both_sides_of_tls() {
+    let site = Site::new();
+    let redis = Redis::with_tls(&site, &site.server(), ANYBODY);
+    let postgres = Postgres::with_tls(&site, &site.server());
+    let secured = |listener: Listener| listener.upstream_tls("verify-full", "ca.crt").to_string();
+    let config = secured(Listener::redis(&redis).named("cache")) + &secured(Listener::postgres(&postgres));
+    let portcullis = Portcullis::start(site, config);
+    let conninfo = conninfo(&portcullis);
+    run(client("pgbench").args(["-i", "-q", &conninfo])).success();
+    let said = run(client("pgbench").args(["-n", "-S", "-c", "4", "-t", "500", &conninfo])).success();
+    assert!(said.contains("number of transactions actually processed: 2000/2000"), "{said}");
+    let port = portcullis.address("cache").port().to_string();
+    let mut benchmark = command("redis-benchmark");
+    benchmark.args(["-p", &port, "--tls", "--cacert"]).arg(portcullis.site.path("ca.crt"));
+    let said = run(benchmark.args(["-c", "50", "-n", "20000", "-P", "16", "-t", "set,get", "--csv"])).success();
+    assert!(said.contains("\"GET\""), "{said}");
+}
+
+/// Clients that come and go all the time, until they are told that it is enough. None may notice anything.
+struct Crowd {
+    enough: Arc<AtomicBool>,
+    members: Vec<JoinHandle<usize>>,
+}
+
+impl Crowd {
+    /// Each pings through `main` by a connection of its own each time, and one more does so by one connection all along.
+    fn before(portcullis: &Portcullis) -> Self {
+        let enough = Arc::new(AtomicBool::new(false));
+        let member = |stays: bool| {
+            let (client, enough) = (portcullis.client(), Arc::clone(&enough));
+            thread::spawn(move || {
+                let (mut served, mut connection) = (0, client.connect());
+                while !enough.load(Ordering::SeqCst) {
+                    connection.ask(b"PING\r\n", b"+PONG\r\n");
+                    served += 1;
+                    if !stays {
+                        connection = client.connect();
+                    }
+                }
+                served
+            })
+        };
+        let members = [false, false, true].map(member).into();
+        Self { enough, members }
+    }
+
+    /// Sends them home, none of whom may have been turned away.
+    fn leave(self) {
+        self.enough.store(true, Ordering::SeqCst);
+        for member in self.members {
+            assert!(member.join().expect("nobody was turned away") > 10);
+        }
+    }
+}
+
+/// The certificate of the upstream, and those of its CA, change by way of a bundle that has both; ours likewise.
+#[test]
+fn both_certificates_of_redis_rotate_and_no_client_notices() {
+    let site = Site::new();
+    let (next, clients) = (Authority::new("Next CA"), Authority::new("Next CA of clients"));
+    site.install("client", &site.ca.issue(Request::client("certified")));
+    let old = site.ca.pem();
+    site.write("redis_ca.pem", &old);
+    let redis = Redis::with_tls(&site, &site.server(), &[]);
+    let listener = Listener::redis(&redis).upstream_tls("verify-full", "redis_ca.pem");
+    let listener = listener.upstream("cert = \"client.crt\"").upstream("key = \"client.key\"");
+    let portcullis = Portcullis::start(site, format!("{ON_SIGHUP}{listener}"));
+    let reload = |change: &dyn Fn()| {
+        let applied = portcullis.applies(|| {
+            change();
+            portcullis.process.signal("HUP");
+        });
+        // Behind the swap a handful of new connections have been made by the new policy.
+        for _ in 0..5 {
+            assert_eq!(ping(&portcullis, "main"), Ok(()));
+        }
+        applied
+    };
+    let crowd = Crowd::before(&portcullis);
+    let both = old.clone() + &next.pem();
+    reload(&|| portcullis.site.replace("redis_ca.pem", &both));
+    let server = next.issue(Request::server(&["127.0.0.1"]));
+    redis.turn_to(&server, &(old + &clients.pem()));
+    reload(&|| portcullis.site.replace("redis_ca.pem", next.pem()));
+    let client = clients.issue(Request::client("certified"));
+    let applied = reload(&|| portcullis.site.install("client", &client));
+    assert!(applied.text("certificates_in").contains(&client.sha256()), "{}", applied.0);
+    redis.turn_to(&server, &clients.pem());
+    for _ in 0..5 {
+        assert_eq!(ping(&portcullis, "main"), Ok(()));
+    }
+    crowd.leave();
+    assert!(!portcullis.events().iter().any(|event| event.is("connection.denied")));
+}
+
+#[test]
+fn our_certificate_for_postgres_rotates_under_pgbench() {
+    let site = Site::new();
+    site.install("client", &site.ca.issue(Request::client("certified")));
+    let own = site.server();
+    let postgres = Postgres::with_tls(&site, &own);
+    postgres.direct("create role certified login superuser");
+    let clients = Authority::new("Next CA of clients");
+    let both = site.ca.pem() + &clients.pem();
+    let listener = Listener::postgres(&postgres).upstream_tls("verify-full", "ca.crt");
+    let listener = listener.upstream("cert = \"client.crt\"").upstream("key = \"client.key\"");
+    let portcullis = Portcullis::start(site, format!("{ON_CHANGE}{listener}"));
+    let conninfo = conninfo(&portcullis).replace("user=app", "user=certified");
+    run(client("pgbench").args(["-i", "-q", &conninfo])).success();
+    let mut load = |fresh: &[&str]| {
+        let mut pgbench = client("pgbench");
+        pgbench.args(["-n", "-S", "-c", "2", "-T", "6", &conninfo]).args(fresh);
+        Running::start(pgbench.stdout(Stdio::null()).stderr(Stdio::piped()))
+    };
+    let mut loads = [load(&["-C"]), load(&[])];
+    postgres.turn_to(&own, &both);
+    for turn in 0..4 {
+        let next = clients.issue(Request::client("certified"));
+        let applied = portcullis.applies(|| {
+            portcullis.site.replace("client.crt", next.pem());
+            portcullis.site.replace("client.key", next.key_pem());
+        });
+        assert!(applied.text("certificates_in").contains(&next.sha256()), "{turn}: {}", applied.0);
+    }
+    postgres.turn_to(&own, &clients.pem());
+    for load in &mut loads {
+        let code = load.exit_code();
+        let mut said = String::new();
+        load.0.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+        assert_eq!(code, Some(0), "{said}");
+    }
+    assert!(!portcullis.events().iter().any(|event| event.is("connection.denied") || event.is("reload.rejected")));
+}
+
+#[test]
+fn files_that_are_broken_change_nothing_and_heal_when_mended() {
+    let site = Site::new();
+    site.install("client", &site.ca.issue(Request::client("certified")));
+    let redis = Redis::with_tls(&site, &site.server(), &[]);
+    let listener = Listener::redis(&redis).upstream_tls("verify-full", "ca.crt");
+    let listener = listener.upstream("cert = \"client.crt\"").upstream("key = \"client.key\"");
+    let portcullis = Portcullis::start(site, format!("{ON_CHANGE}{listener}"));
+    assert_eq!(ping(&portcullis, "main"), Ok(()));
+    let site = &portcullis.site;
+    let bundle = site.ca.pem();
+    let half = |text: &str| text[..text.len() / 2].to_owned();
+    let survives = |file: &str, broken: &str, mend: &dyn Fn()| {
+        let rejected = portcullis.reload_after(|| site.replace(file, broken));
+        assert!(rejected.is("reload.rejected"), "{}", rejected.0);
+        assert!(rejected.text("error").contains(file), "{}", rejected.0);
+        assert_eq!(ping(&portcullis, "main"), Ok(()));
+        // Mended is what fits together, if it is not what was there before.
+        portcullis.applies(mend);
+        assert_eq!(ping(&portcullis, "main"), Ok(()));
+    };
+    for (number, broken) in [half(&bundle), String::new(), "no certificate".to_owned()].iter().enumerate() {
+        let more = bundle.clone() + &Authority::new(&format!("Another {number}")).pem();
+        survives("ca.crt", broken, &|| site.replace("ca.crt", &more));
+    }
+    for how in [str::to_owned as fn(&str) -> String, |key| key[..key.len() / 2].to_owned()] {
+        let next = site.ca.issue(Request::client("certified"));
+        // The key that is there before its certificate is that of another one.
+        survives("client.key", &how(&next.key_pem()), &|| site.install("client", &next));
+    }
+}
+
+#[test]
+fn an_upstream_may_change_its_keys_in_the_middle() {
+    let site = Site::new();
+    let own = site.server();
+    let upstream = Upstream::tls(showing(&own), |mut tls| {
+        let mut bytes = [0; 4];
+        while tls.read_exact(&mut bytes).is_ok() {
+            tls.write_all(&bytes).unwrap();
+            tls.conn.refresh_traffic_keys().unwrap();
+        }
+    });
+    let portcullis = Portcullis::start(site, Listener::tcp(&upstream).upstream_tls("verify-full", "ca.crt"));
+    let mut client = portcullis.client().connect();
+    for turn in 0..100 {
+        let word = format!("{turn:04}");
+        client.ask(word.as_bytes(), word.as_bytes());
+    }
+}
+
+#[test]
+fn a_slow_reader_of_an_upstream_with_tls_costs_little_memory() {
+    const SIZE: usize = 1 << 30;
+    /// In KiB. One reading of 64 KiB, sealed for the client; what came of the next record; the rest is for the allocator.
+    const MOST: u64 = 384;
+    let site = Site::new();
+    let own = site.server();
+    let (tell, told) = mpsc::channel();
+    let upstream = Upstream::tls(showing(&own), move |mut tls| {
+        read_exactly(&mut tls, 1);
+        tls.sock.set_write_timeout(Some(Duration::from_millis(500))).unwrap();
+        let piece = vec![7; 1 << 16];
+        for written in (0..SIZE).step_by(piece.len()) {
+            tls.conn.writer().write_all(&piece).unwrap();
+            while tls.conn.wants_write() {
+                match tls.conn.write_tls(&mut tls.sock) {
+                    Ok(_) => {}
+                    // Nobody takes anything any more: this is the moment to look at the memory.
+                    Err(error) if error.kind() == ErrorKind::WouldBlock => tell.send(written).unwrap(),
+                    // The client has seen enough.
+                    Err(_) => return,
+                }
+            }
+        }
+    });
+    let portcullis = Portcullis::start(site, Listener::tcp(&upstream).upstream_tls("verify-full", "ca.crt"));
+    // Another has had some of it before, so that all the code and the worker's buffers are there.
+    let mut earlier = portcullis.client().connect();
+    earlier.send(b"?");
+    earlier.receive(8 << 20);
+    let port = earlier.port();
+    earlier.reset();
+    portcullis.ending(port);
+    let before = portcullis.own_memory();
+    let mut client = portcullis.client().connect();
+    client.send(b"?");
+    let stalled_at = told.recv_timeout(PATIENCE).unwrap();
+    assert!(stalled_at < SIZE / 8, "{stalled_at} bytes were taken off the upstream's hands");
+    let grown = portcullis.own_memory().saturating_sub(before);
+    assert!(grown <= MOST, "{grown} KiB more while {stalled_at} bytes wait");
+    assert!(client.receive(64 << 20).iter().all(|byte| *byte == 7));
+    let grown = portcullis.own_memory().saturating_sub(before);
+    assert!(grown <= MOST, "{grown} KiB more");
+}
