@@ -24,6 +24,7 @@ pub(super) fn explain(file: &Path, listener: &str, source: IpAddr, client_cert: 
         return Err(Failure::Usage(format!("there is no listener \"{listener}\"; there is {}", names.join(", "))));
     };
     let mut steps = Steps { out: String::new(), refused: None };
+    steps.balancer(terms, source);
     steps.source(terms, source);
     if steps.refused.is_none() {
         steps.identity(terms, client_cert)?;
@@ -38,6 +39,18 @@ struct Steps {
 }
 
 impl Steps {
+    /// Of a load balancer's address the other steps tell only half.
+    fn balancer(&mut self, terms: &Terms, ip: IpAddr) {
+        // An address as `from_ip` has it.
+        let Some(network) = ClientAddr::from_ip(ip).ip().and_then(|ip| terms.balancers.around(ip)) else { return };
+        self.say("balancer", format_args!("{ip} is a load balancer of proxy_protocol.trusted ({network})"));
+        self.say(
+            "balancer",
+            format_args!("it has to send a PROXY header first, and the client announced there is judged"),
+        );
+        self.say("balancer", format_args!("a connection of its own (LOCAL, UNKNOWN) is judged as follows"));
+    }
+
     fn source(&mut self, terms: &Terms, ip: IpAddr) {
         match terms.sources.admit(ClientAddr::from_ip(ip), OffsetDateTime::now_utc()) {
             Ok(admitted) => match admitted.standing() {
