@@ -9,6 +9,8 @@ pub(crate) struct Listener {
     protocol: &'static str,
     listen: Vec<String>,
     upstream: String,
+    upstream_keys: Vec<String>,
+    balancers: Vec<String>,
     trusted: Vec<String>,
     certificates: Vec<String>,
     keys: Vec<String>,
@@ -36,6 +38,8 @@ impl Listener {
             protocol,
             listen: vec!["127.0.0.1:0".to_owned()],
             upstream: upstream.to_string(),
+            upstream_keys: vec![],
+            balancers: vec![],
             trusted: vec!["127.0.0.1".to_owned()],
             certificates: vec![],
             keys: vec![],
@@ -67,6 +71,22 @@ impl Listener {
     /// One certificate, by the keys of its table.
     pub(crate) fn certificate(self, table: &str) -> Self {
         Self { certificates: vec![table.to_owned()], ..self }
+    }
+
+    /// No TLS, as the sidecar of a client has it.
+    pub(crate) fn without_tls(self) -> Self {
+        Self { certificates: vec![], ..self }
+    }
+
+    /// A line of `[listener.upstream]`.
+    pub(crate) fn upstream(mut self, line: &str) -> Self {
+        self.upstream_keys.push(line.to_owned());
+        self
+    }
+
+    /// Load balancers that have to speak the PROXY protocol.
+    pub(crate) fn behind(self, balancers: &[&str]) -> Self {
+        Self { balancers: owned(balancers), ..self }
     }
 
     /// A line of `[[listener]]`.
@@ -102,15 +122,29 @@ impl Display for Listener {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         writeln!(f, "\n[[listener]]")?;
         writeln!(f, "name = {:?}\nprotocol = {:?}", self.name, self.protocol)?;
-        writeln!(f, "listen = {:?}\nupstream = {:?}", self.listen, self.upstream)?;
-        writeln!(f, "trusted_sources = {:?}", self.trusted)?;
-        lines(f, &self.keys)?;
-        writeln!(f, "[listener.tls]\ncertificates = [")?;
-        for table in &self.certificates {
-            writeln!(f, "    {{ {table} }},")?;
+        writeln!(f, "listen = {:?}\ntrusted_sources = {:?}", self.listen, self.trusted)?;
+        if self.upstream_keys.is_empty() {
+            writeln!(f, "upstream = {:?}", self.upstream)?;
         }
-        writeln!(f, "]")?;
-        lines(f, &self.tls)?;
+        if self.certificates.is_empty() {
+            writeln!(f, "tls = \"off\"")?;
+        }
+        lines(f, &self.keys)?;
+        if !self.certificates.is_empty() {
+            writeln!(f, "[listener.tls]\ncertificates = [")?;
+            for table in &self.certificates {
+                writeln!(f, "    {{ {table} }},")?;
+            }
+            writeln!(f, "]")?;
+            lines(f, &self.tls)?;
+        }
+        if !self.upstream_keys.is_empty() {
+            writeln!(f, "[listener.upstream]\naddress = {:?}", self.upstream)?;
+            lines(f, &self.upstream_keys)?;
+        }
+        if !self.balancers.is_empty() {
+            writeln!(f, "[listener.proxy_protocol]\ntrusted = {:?}", self.balancers)?;
+        }
         writeln!(f, "[listener.limits]")?;
         lines(f, &self.limits)?;
         if !self.postgres.is_empty() {
