@@ -86,7 +86,7 @@ fn version_2_tells_what_is_known_of_a_client_and_its_tls() {
     let identity = site.ca.issue(Request::client("app-ü"));
     let portcullis = Portcullis::start(site, announcing(knowing(Listener::postgres(&upstream)), "v2"));
     let hello = startup(PROTOCOL_3_0, &[("user", "app")]);
-    for (version, name, suite) in [(&TLS13, "TLSv1.3", "TLS13_AES_256_GCM_SHA384"), (&TLS12, "TLSv1.2", "ECDHE")] {
+    for (version, name) in [(&TLS13, "TLSv1.3"), (&TLS12, "TLSv1.2")] {
         let client = portcullis.client().alpn(&["postgresql"]).showing(&identity).speaking(version);
         let mut connection = client.connect();
         connection.ask(&hello, &hello);
@@ -101,7 +101,7 @@ fn version_2_tells_what_is_known_of_a_client_and_its_tls() {
         assert_eq!((bits, verdict), (0b111, 0), "TLS, with a certificate that is good");
         assert_eq!(tls.text(TLS_VERSION).as_deref(), Some(name));
         assert_eq!(tls.text(COMMON_NAME).as_deref(), Some("app-ü"));
-        assert_eq!(tls.text(CIPHER).as_deref(), Some(opened.text("cipher")), "{suite}");
+        assert_eq!(tls.text(CIPHER).as_deref(), Some(opened.text("cipher")));
         assert_eq!(tls.vectors.len(), 3);
         assert_eq!(told.vectors.len(), 4);
     }

@@ -10,7 +10,7 @@ use tokio_postgres::config::SslMode;
 
 use crate::harness::client::port;
 use crate::harness::portcullis::executable;
-use crate::harness::program::{command, run};
+use crate::harness::program::{Outcome, command, run};
 use crate::harness::proxy::{v1, v2, v2_between, vector};
 use crate::harness::wire::{PROTOCOL_3_0, SSL_REQUEST, cancel, last_words, read_exactly, startup};
 use crate::harness::{
@@ -671,4 +671,54 @@ fn hostile_headers_neither_hurt_nor_reach_the_upstream() {
     client.dial();
     announced(&client, &v1("10.1.2.3:7001", "192.0.2.1:1")).send(b"hello");
     portcullis.opened(7001);
+}
+
+fn asked(site: &Site, arguments: &[&str]) -> Outcome {
+    run(executable().args(arguments).args(["-c", "portcullis.toml"]).current_dir(site.directory()))
+}
+
+#[test]
+fn explain_tells_that_a_balancer_is_not_judged_by_rules() {
+    let site = Site::new();
+    let listener = Listener::redis("127.0.0.1:6379").trusting(&["10.0.0.0/16"]);
+    site.write("portcullis.toml", listener.behind(&["10.0.0.5", "192.0.2.0/28"]));
+    let explain = |source| asked(&site, &["explain", "--listener", "main", "--source", source]);
+    for source in ["10.0.0.5", "::ffff:10.0.0.5"] {
+        let of_both = explain(source);
+        assert!(of_both.text().contains("load balancer of proxy_protocol.trusted (10.0.0.5)"), "{}", of_both.text());
+        assert!(of_both.success().contains("trusted by ip_addr:10.0.0.0/16"));
+    }
+    let balancer = explain("192.0.2.3");
+    assert_eq!(balancer.code, Some(3));
+    let words = balancer.text();
+    assert!(words.contains("(192.0.2.0/28)") && words.contains("has to send a PROXY header first"), "{words}");
+    assert!(words.contains("of its own (LOCAL, UNKNOWN)") && words.contains("is not trusted"), "{words}");
+    assert!(!explain("10.0.0.6").success().contains("balancer"));
+}
+
+#[test]
+fn check_shows_balancers_and_what_is_announced_and_warns_of_clients_among_them() {
+    let site = Site::new();
+    let check = |trusting: &[&str], behind: &[&str]| {
+        let listener = Listener::redis("127.0.0.1:6379").trusting(trusting).behind(behind);
+        site.write("portcullis.toml", listener.upstream("proxy_protocol = \"v2\""));
+        (asked(&site, &["check"]).success(), asked(&site, &["check", "--json"]).success())
+    };
+    let (words, json) = check(&["10.0.0.0/16"], &["10.0.0.5", "192.0.2.0/28", "2001:db8::/64"]);
+    assert!(words.contains("by the PROXY protocol v2"), "{words}");
+    assert!(words.contains("have to announce their clients (3)"), "{words}");
+    assert!(
+        words.contains("10.0.0.5  connections of its own, such as health checks, are let in by ip_addr:10.0.0.0/16")
+    );
+    assert!(words.contains("192.0.2.0/28  of its own no connection is let in"), "{words}");
+    assert!(!words.contains("warning"), "{words}");
+    let report: Value = serde_json::from_str(&json).unwrap();
+    let told = &report["listeners"][0]["proxy_protocol"];
+    assert_eq!(told["trusted"], serde_json::json!(["10.0.0.5", "192.0.2.0/28", "2001:db8::/64"]));
+    assert_eq!(told["upstream"], "v2");
+
+    let (wide, _) = check(&["192.0.2.0/24"], &["10.0.0.0/15", "2001:db8::/47", "10.0.0.0/16"]);
+    assert_eq!(wide.matches("can pass for any client").count(), 2, "{wide}");
+    let (among, _) = check(&["10.0.0.0/24", "10.0.1.7"], &["10.0.0.0/16"]);
+    assert!(among.contains("the rule ip_addr:10.0.0.0/24 is within 10.0.0.0/16 of proxy_protocol.trusted"), "{among}");
 }

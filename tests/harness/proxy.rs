@@ -1,4 +1,5 @@
 //! PROXY headers, made and taken apart by the specification and by nothing of ours.
+#![allow(clippy::disallowed_methods, reason = "a header has the address that it has, folded or not")]
 
 use std::collections::BTreeMap;
 use std::io::Read;
