@@ -80,6 +80,13 @@ impl Provenance {
     }
 }
 
+/// Who comes by itself.
+impl From<ClientAddr> for Provenance {
+    fn from(client: ClientAddr) -> Self {
+        Self { client, balancer: None }
+    }
+}
+
 /// The canonical IP address and the port of a socket's address.
 #[allow(clippy::disallowed_methods, reason = "the one place where an address is taken from a socket's")]
 pub fn canonical(socket: SocketAddr) -> (IpAddr, u16) {
