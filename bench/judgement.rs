@@ -138,7 +138,8 @@ fn enter(
     let session = |(number, chain): (usize, &Vec<CertificateDer<'static>>)| {
         let client = ClientAddr::from_ip(address(number % RULES));
         let evidence = Evidence::Chain(chain);
-        let permission = snapshot.judge("db", client, evidence, now).map_err(|refusal| format!("{refusal:?}"))?;
+        let permission =
+            snapshot.judge("db", client.into(), evidence, now).map_err(|refusal| format!("{refusal:?}"))?;
         let presence = register.enter("db".into(), client);
         presence.stands(Reliance::on(&permission, None));
         Ok(presence)

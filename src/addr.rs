@@ -63,6 +63,30 @@ impl ClientAddr {
     }
 }
 
+/// Where a connection comes from, and by whose word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Provenance {
+    /// The client.
+    pub client: ClientAddr,
+    /// The load balancer whose socket it is, where it is one's.
+    pub balancer: Option<ClientAddr>,
+}
+
+impl Provenance {
+    /// The load balancer, where it speaks for somebody else: that a connection of its own comes from it is no matter of
+    /// its word.
+    pub fn spokesman(self) -> Option<ClientAddr> {
+        self.balancer.filter(|balancer| *balancer != self.client)
+    }
+}
+
+/// Who comes by itself.
+impl From<ClientAddr> for Provenance {
+    fn from(client: ClientAddr) -> Self {
+        Self { client, balancer: None }
+    }
+}
+
 /// The canonical IP address and the port of a socket's address.
 #[allow(clippy::disallowed_methods, reason = "the one place where an address is taken from a socket's")]
 pub fn canonical(socket: SocketAddr) -> (IpAddr, u16) {

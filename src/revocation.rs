@@ -84,10 +84,10 @@ enum Judgement {
 }
 
 fn judge(snapshot: &Snapshot, live: &Live, now: OffsetDateTime) -> Judgement {
-    let (listener, client) = (live.listener(), live.client());
+    let listener = live.listener();
     let Some(session) = live.session() else { return Judgement::Waits };
     let evidence = session.reliance.evidence();
-    match snapshot.judge(listener, client, evidence, now) {
+    match snapshot.judge(listener, live.provenance(), evidence, now) {
         Ok(permission) => Judgement::Stays(session.reliance.renewed(&permission)),
         Err(_) if snapshot.revoke(listener) == Revoke::Keep => Judgement::Waits,
         Err(refusal) => Judgement::Ends(refusal.of_a_session()),

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use time::OffsetDateTime;
 use tokio::sync::Notify;
 
-use crate::addr::ClientAddr;
+use crate::addr::{ClientAddr, Provenance};
 use crate::outcome::{Ending, Reason};
 use crate::snapshot::Reliance;
 
@@ -185,6 +185,11 @@ impl Live {
         self.client.get().copied().unwrap_or(self.from)
     }
 
+    /// Where it comes from, and by whose word.
+    pub fn provenance(&self) -> Provenance {
+        Provenance { client: self.client(), balancer: self.client.get().map(|_| self.from) }
+    }
+
     /// What it is as a session; nothing while it is on its way in.
     pub fn session(&self) -> Option<Arc<Session>> {
         self.current().clone()
@@ -207,7 +212,7 @@ impl Presence {
         self.live.id
     }
 
-    /// The socket is a load balancer's, and this is the client it speaks for.
+    /// The socket is a load balancer's, and this is the client it speaks for, if only itself.
     pub fn is_for(&self, client: ClientAddr) {
         let _ = self.live.client.set(client);
     }

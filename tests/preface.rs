@@ -205,7 +205,7 @@ fn an_ssl_request_inside_tls_gets_no_s() {
 }
 
 /// Sends a byte whenever nothing has come for a while. Returns how many it could send before it was closed.
-fn trickle(stream: &mut TcpStream, bytes: &[u8]) -> usize {
+pub(crate) fn trickle(stream: &mut TcpStream, bytes: &[u8]) -> usize {
     stream.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
     for (sent, byte) in bytes.iter().enumerate() {
         if stream.write_all(&[*byte]).is_err() {

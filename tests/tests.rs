@@ -18,12 +18,16 @@ mod abuse;
 mod admin;
 /// Trusted sources: who may come in at all.
 mod admission;
+/// What an upstream is told of a client by the PROXY protocol.
+mod announce;
 /// The events about connections and reloads.
 mod audit;
 /// The audit file: rotated, a FIFO, beside the configuration.
 mod audit_file;
 /// New files that cannot be taken.
 mod bad_reload;
+/// The word of load balancers on where their clients come from.
+mod balancers;
 /// PostgreSQL's cancel requests.
 mod cancel;
 /// Certificates issued, renewed, bundled and shown.

@@ -700,7 +700,7 @@ fn our_certificate_for_postgres_rotates_under_pgbench() {
     let portcullis = Portcullis::start(site, format!("{ON_CHANGE}{listener}"));
     let conninfo = conninfo(&portcullis).replace("user=app", "user=certified");
     run(client("pgbench").args(["-i", "-q", &conninfo])).success();
-    let mut load = |fresh: &[&str]| {
+    let load = |fresh: &[&str]| {
         let mut pgbench = client("pgbench");
         pgbench.args(["-n", "-S", "-c", "2", "-T", "6", &conninfo]).args(fresh);
         Running::start(pgbench.stdout(Stdio::null()).stderr(Stdio::piped()))

@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde_json::Value;
 use time::OffsetDateTime;
 
-use crate::addr::ClientAddr;
+use crate::addr::{ClientAddr, Provenance};
 use crate::outcome::{Ending, Reason};
 use crate::policy::{HostName, Rule, Standing};
 use crate::timestamp;
@@ -22,7 +22,7 @@ pub struct Facts {
     pub listener: Arc<str>,
     /// Where it comes from.
     pub client: ClientAddr,
-    /// The load balancer that speaks for it.
+    /// The load balancer whose socket it is, where it is one's.
     pub balancer: Option<ClientAddr>,
     /// Where it connected to, where a load balancer says so. For the upstream only.
     pub destination: Option<SocketAddr>,
@@ -59,6 +59,11 @@ impl Facts {
             client_sha256: None,
             upstream: None,
         }
+    }
+
+    /// Where it comes from, and by whose word.
+    pub fn provenance(&self) -> Provenance {
+        Provenance { client: self.client, balancer: self.balancer }
     }
 
     /// Notes whose certificate the client presents.

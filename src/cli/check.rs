@@ -13,7 +13,7 @@ use super::{Failure, difference, load, print, reload};
 use crate::addr::ListenAddr;
 use crate::config::{Limits, Revoke, UpstreamTls};
 use crate::names::Names;
-use crate::policy::{Origin, Rule, TrustedClients, days_left};
+use crate::policy::{Network, Origin, Rule, TrustedClients, days_left};
 use crate::protocol::{MinTlsVersion, Negotiation, Protocol};
 use crate::snapshot::{Built, Door, Terms};
 use crate::socket_file::Access;
@@ -74,6 +74,10 @@ fn in_json(built: &Built) -> Value {
             },
             "plaintext_cancel": (terms.protocol == Protocol::Postgres).then_some(terms.plaintext_cancel),
             "sources": terms.sources.trusted.rules().iter().map(|rule| source(terms, rule)).collect::<Vec<_>>(),
+            "proxy_protocol": {
+                "trusted": terms.balancers.networks().iter().map(ToString::to_string).collect::<Vec<_>>(),
+                "upstream": terms.upstream.announce.map(|version| version.to_string()),
+            },
             "certificates": certificates.collect::<Vec<_>>(),
         })
     });
@@ -134,6 +138,9 @@ fn in_words(built: &Built) -> String {
         let _ = line("protocol", &terms.protocol.to_string());
         let _ = line("listen", &doors(terms).join(", "));
         let _ = line("upstream", &upstream(terms));
+        if let Some(version) = terms.upstream.announce {
+            let _ = line("announces", &format!("each client to the upstream, by the PROXY protocol {version}"));
+        }
         let tls = match min_version(terms) {
             Some(version) => format!("{version} and later, client certificates: {}", terms.client_auth()),
             None => "OFF: only programs of this machine can connect".to_owned(),
@@ -143,6 +150,7 @@ fn in_words(built: &Built) -> String {
         let _ = line("revocation", revocation(terms));
         let _ = line("connections", &connections(terms));
         let _ = line("limits", &limits(terms));
+        balancers_in_words(&mut out, terms);
         sources_in_words(&mut out, terms);
         certificates_in_words(&mut out, terms);
     }
@@ -186,6 +194,23 @@ fn sources_in_words(out: &mut String, terms: &Terms) {
     }
     if rules.len() > MOST_RULES {
         let _ = writeln!(out, "    and {} more; --json lists them all", rules.len() - MOST_RULES);
+    }
+}
+
+fn balancers_in_words(out: &mut String, terms: &Terms) {
+    let networks = terms.balancers.networks();
+    if networks.is_empty() {
+        return;
+    }
+    let _ = writeln!(out, "  load balancers, which have to announce their clients ({})", networks.len());
+    for network in networks {
+        let covers = |source: &Network| source.net().contains(&network.net());
+        let mut live = terms.sources.trusted.rules().iter().filter(|rule| rule.is_live(OffsetDateTime::now_utc()));
+        let rule = live.find(|rule| rule.source.network().is_some_and(covers));
+        let own = rule.map_or("of its own no connection is let in".to_owned(), |rule| {
+            format!("connections of its own, such as health checks, are let in by {rule}")
+        });
+        let _ = writeln!(out, "    {network}  {own}");
     }
 }
 

@@ -36,6 +36,7 @@ pub(super) fn explain(
         return Err(Failure::Usage(format!("nobody comes to listener \"{listener}\" that way: {hint}")));
     }
     let mut steps = Steps { out: String::new(), refused: None };
+    steps.balancer(terms, source);
     steps.source(terms, source);
     if steps.refused.is_none() {
         steps.identity(terms, client_cert)?;
@@ -50,6 +51,18 @@ struct Steps {
 }
 
 impl Steps {
+    /// Of a load balancer's address the other steps tell only half.
+    fn balancer(&mut self, terms: &Terms, client: ClientAddr) {
+        let Some(network) = client.ip().and_then(|ip| terms.balancers.around(ip)) else { return };
+        let ip = client.source();
+        self.say("balancer", format_args!("{ip} is a load balancer of proxy_protocol.trusted ({network})"));
+        self.say(
+            "balancer",
+            format_args!("it has to send a PROXY header first, and the client announced there is judged"),
+        );
+        self.say("balancer", format_args!("a connection of its own (LOCAL, UNKNOWN) is judged as follows"));
+    }
+
     fn source(&mut self, terms: &Terms, client: ClientAddr) {
         let ip = client.source();
         match terms.sources.admit(client, OffsetDateTime::now_utc()) {

@@ -62,14 +62,15 @@ fn in_words(answer: &Value, now: OffsetDateTime) -> String {
     if count == 0 { "no open sessions\n".to_owned() } else { table.render("") }
 }
 
-/// `10.0.0.5:4242`.
+/// `10.0.0.5:4242`, and behind a load balancer `10.0.0.5:4242 via 10.9.0.1`.
 pub(super) fn client(session: Reading<'_>) -> String {
     let (source, port) = (session.text_or_dash("source"), session.number("source_port"));
-    match (source.contains(':'), port) {
+    let client = match (source.contains(':'), port) {
         (_, 0) => source,
         (true, port) => format!("[{source}]:{port}"),
         (false, port) => format!("{source}:{port}"),
-    }
+    };
+    session.text("balancer").map_or(client.clone(), |balancer| format!("{client} via {balancer}"))
 }
 
 /// A misspelt name has no sessions, which is not what was asked.
@@ -97,12 +98,13 @@ mod tests {
                 "session": 7, "listener": "cache", "source": "10.0.0.5", "source_port": 4242, "rule": "ip_addr:10.0.0.0/8",
                 "client_subject": "CN=app", "client_sha256": "3fa9", "opened_at": "1970-01-01T02:00:00Z",
             },
-            { "session": 8, "listener": "db", "source": "2001:db8::1", "source_port": 9, "client_subject": null },
+            { "session": 8, "listener": "db", "source": "2001:db8::1", "source_port": 9, "client_subject": null,
+              "balancer": "10.9.0.1", "balancer_port": 5 },
         ]});
         let expected = "\
-SESSION  LISTENER  CLIENT           OPEN FOR  LET IN BY           CERTIFICATE
-7        cache     10.0.0.5:4242    3 h       ip_addr:10.0.0.0/8  CN=app
-8        db        [2001:db8::1]:9  -         -                   -
+SESSION  LISTENER  CLIENT                        OPEN FOR  LET IN BY           CERTIFICATE
+7        cache     10.0.0.5:4242                 3 h       ip_addr:10.0.0.0/8  CN=app
+8        db        [2001:db8::1]:9 via 10.9.0.1  -         -                   -
 ";
         assert_eq!(in_words(&answer, now), expected);
         assert_eq!(in_words(&json!({ "sessions": [] }), now), "no open sessions\n");

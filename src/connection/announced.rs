@@ -55,16 +55,25 @@ pub(super) fn introduce(
     facts: &mut Facts,
 ) -> Result<Introduced, Ending> {
     let (socket, announced) = heard;
-    facts.balancer = Some(facts.client);
     if let Announced::Client { source, destination } = announced {
         facts.client = ClientAddr::new(source);
         facts.destination = Some(destination);
-        presence.is_for(facts.client);
     }
+    presence.is_for(facts.client);
     let snapshot = Arc::clone(&current.borrow());
-    let terms = judge_source(&snapshot, facts)?.terms;
+    let judged = judge_source(&snapshot, facts);
+    let terms = judged.map_err(|ending| in_context(ending, facts))?.terms;
     let pace = terms.pace(facts.client, Instant::now())?;
     Ok(Introduced { socket, terms, pace })
+}
+
+/// Who reads the audit should not take a health check for a stranger.
+fn in_context(ending: Ending, facts: &Facts) -> Ending {
+    if ending.reason != Reason::UntrustedSource || facts.provenance().spokesman().is_some() {
+        return ending;
+    }
+    let why = "this is a connection of the load balancer's own, such as a health check";
+    Ending::new(ending.reason, format_args!("{}; {why}", ending.detail))
 }
 
 async fn read(stream: &mut TcpStream) -> Result<Announced, Ending> {

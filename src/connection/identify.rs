@@ -40,7 +40,7 @@ pub(super) fn identify(secured: Secured, current: &Current, facts: &mut Facts) -
 /// costs little.
 pub(super) fn judge(client: &ClientLeg, snapshot: &Snapshot, facts: &mut Facts) -> Result<Permission, Ending> {
     let evidence = client.evidence();
-    let judged = snapshot.judge(&facts.listener, facts.client, evidence, OffsetDateTime::now_utc());
+    let judged = snapshot.judge(&facts.listener, facts.provenance(), evidence, OffsetDateTime::now_utc());
     note(judged.as_ref(), facts);
     if let (Err(Refusal::Identity(_)), Some(certificate)) = (&judged, evidence.leaf()) {
         // The audit names whom it turns away, too.
@@ -51,7 +51,7 @@ pub(super) fn judge(client: &ClientLeg, snapshot: &Snapshot, facts: &mut Facts) 
 
 /// Puts the source question to the policy of `snapshot`.
 pub(super) fn judge_source(snapshot: &Snapshot, facts: &mut Facts) -> Result<Permission, Ending> {
-    let judged = snapshot.judge_source(&facts.listener, facts.client, OffsetDateTime::now_utc());
+    let judged = snapshot.judge_source(&facts.listener, facts.provenance(), OffsetDateTime::now_utc());
     note(judged.as_ref(), facts);
     judged.map_err(Refusal::at_the_door)
 }

@@ -77,6 +77,14 @@ impl Entrance {
         }
     }
 
+    /// The load balancer whose socket it is, where it is one's.
+    fn balancer(&self) -> Option<ClientAddr> {
+        match self {
+            Self::Admitted(..) => None,
+            Self::Balancer(balancer) => Some(*balancer),
+        }
+    }
+
     /// What lets it in, where that is known.
     fn standing(&self) -> Option<&Standing> {
         match self {

@@ -230,7 +230,7 @@ impl Gate {
     async fn let_in(&mut self, stream: Accepted, client: ClientAddr) {
         let accepted_at = Instant::now();
         let Some(terms) = self.terms() else { return self.turn_away(client) };
-        if client.ip().is_some_and(|ip| terms.balancers.include(ip)) {
+        if terms.balancers.speak_from(client) {
             // Whom it speaks for is asked, and whether that one is trusted, where there is time to listen.
             return self.hand_over(stream, Entrance::Balancer(client), terms, accepted_at).await;
         }

@@ -3,15 +3,22 @@
 use std::net::IpAddr;
 
 use super::rule::Network;
+use crate::addr::ClientAddr;
 
 /// The networks of the load balancers that speak for their clients by the PROXY protocol.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Balancers(Vec<Network>);
 
 impl Balancers {
-    /// Whether a connection from this address comes from one of them, and so has to begin with a PROXY header.
-    pub fn include(&self, ip: IpAddr) -> bool {
-        self.0.iter().any(|network| network.net().contains(&ip))
+    /// Whether a connection from there comes from one of them, and so has to begin with a PROXY header. Who comes to a Unix
+    /// socket has no address, and is none.
+    pub fn speak_from(&self, from: ClientAddr) -> bool {
+        from.ip().is_some_and(|ip| self.around(ip).is_some())
+    }
+
+    /// The network of theirs that an address is in.
+    pub fn around(&self, ip: IpAddr) -> Option<&Network> {
+        self.0.iter().find(|network| network.net().contains(&ip))
     }
 
     /// Whether there are none.
@@ -39,9 +46,10 @@ mod tests {
     fn only_the_networks_named_are_balancers() {
         let balancers: Balancers =
             ["10.0.0.1", "192.0.2.0/24", "2001:db8::/32"].map(|text| text.parse().unwrap()).into_iter().collect();
-        let includes = |ip: &str| balancers.include(ip.parse().unwrap());
+        let includes = |ip: &str| balancers.speak_from(ClientAddr::from_ip(ip.parse().unwrap()));
         assert!(includes("10.0.0.1") && includes("192.0.2.200") && includes("2001:db8::9"));
         assert!(!includes("10.0.0.2") && !includes("192.0.3.1") && !includes("2001:db9::1"));
-        assert!(!Balancers::default().include("10.0.0.1".parse().unwrap()));
+        assert!(includes("::ffff:10.0.0.1") && !balancers.speak_from(ClientAddr::UNIX));
+        assert!(Balancers::default().around("10.0.0.1".parse().unwrap()).is_none());
     }
 }

@@ -69,6 +69,14 @@ impl Source {
             Self::Network(_) => None,
         }
     }
+
+    /// The network, where it is one.
+    pub const fn network(&self) -> Option<&Network> {
+        match self {
+            Self::Network(network) => Some(network),
+            Self::Host(_) => None,
+        }
+    }
 }
 
 impl fmt::Display for Source {
@@ -105,6 +113,11 @@ impl Network {
     /// The network as a prefix.
     pub fn net(self) -> IpNet {
         self.net
+    }
+
+    /// Whether it is a single address.
+    pub fn is_one_host(self) -> bool {
+        self.net.prefix_len() == self.net.max_prefix_len()
     }
 }
 

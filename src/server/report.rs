@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
+use crate::addr::ClientAddr;
 use crate::names::Names;
 use crate::policy::Rule;
 use crate::revocation;
@@ -30,6 +31,8 @@ fn session(live: &Live, session: &Session) -> Value {
         "listener": &**live.listener(),
         "source": live.client().source(),
         "source_port": live.client().port(),
+        "balancer": live.provenance().balancer.map(ClientAddr::source),
+        "balancer_port": live.provenance().balancer.and_then(ClientAddr::port),
         "rule": session.reliance.rule.as_ref().map(ToString::to_string),
         "client_subject": certificate.map(|certificate| &certificate.subject),
         "client_sha256": certificate.map(|certificate| &certificate.sha256),

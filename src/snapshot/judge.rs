@@ -6,7 +6,7 @@ use std::sync::Arc;
 use time::OffsetDateTime;
 
 use super::{Snapshot, Terms};
-use crate::addr::ClientAddr;
+use crate::addr::{ClientAddr, Provenance};
 use crate::outcome::{Ending, Reason};
 use crate::policy::{Standing, Stranger};
 use crate::tls::{Credential, Evidence, Identity};
@@ -28,6 +28,8 @@ pub struct Permission {
 pub enum Refusal {
     /// Its listener is no longer there.
     Listener,
+    /// The load balancer that speaks for it is one no more.
+    Balancer(ClientAddr),
     /// Its address is not trusted.
     Source(Stranger),
     /// What it identified itself with is not good, or not there.
@@ -42,11 +44,11 @@ impl Snapshot {
     pub fn judge(
         &self,
         listener: &str,
-        client: ClientAddr,
+        from: Provenance,
         evidence: Evidence<'_>,
         now: OffsetDateTime,
     ) -> Result<Permission, Refusal> {
-        let mut permission = self.judge_source(listener, client, now)?;
+        let mut permission = self.judge_source(listener, from, now)?;
         permission.credential = match permission.terms.judge_identity(evidence, now).map_err(Refusal::Identity)? {
             Identity::Certified(credential) => Some(credential),
             Identity::Anonymous => None,
@@ -54,13 +56,16 @@ impl Snapshot {
         Ok(permission)
     }
 
-    /// Puts the source question only.
+    /// Puts the source question only, and whether the word is still taken by which the client comes from there.
     ///
     /// # Errors
     /// The answer that is no.
-    pub fn judge_source(&self, listener: &str, client: ClientAddr, now: OffsetDateTime) -> Result<Permission, Refusal> {
+    pub fn judge_source(&self, listener: &str, from: Provenance, now: OffsetDateTime) -> Result<Permission, Refusal> {
         let terms = self.named(listener).ok_or(Refusal::Listener)?;
-        let admitted = terms.sources.admit(client, now).map_err(Refusal::Source)?;
+        if let Some(balancer) = from.spokesman().filter(|balancer| !terms.balancers.speak_from(*balancer)) {
+            return Err(Refusal::Balancer(balancer));
+        }
+        let admitted = terms.sources.admit(from.client, now).map_err(Refusal::Source)?;
         Ok(Permission { terms: Arc::clone(terms), standing: admitted.standing().clone(), credential: None })
     }
 }
@@ -87,6 +92,7 @@ impl Refusal {
     pub fn at_the_door(self) -> Ending {
         match self {
             Self::Listener => Reason::ListenerRemoved.into(),
+            Self::Balancer(balancer) => Ending::new(Reason::UntrustedSource, no_word(balancer)),
             Self::Source(stranger) => Ending::new(Reason::UntrustedSource, stranger),
             Self::Identity(ending) => ending,
         }
@@ -96,6 +102,7 @@ impl Refusal {
     pub fn of_a_session(self) -> Ending {
         match self {
             Self::Listener => Reason::ListenerRemoved.into(),
+            Self::Balancer(balancer) => Ending::new(Reason::SourceRevoked, no_word(balancer)),
             Self::Source(stranger @ Stranger { expired: Some(_) }) => Ending::new(Reason::RuleExpired, stranger),
             Self::Source(stranger) => Ending::new(Reason::SourceRevoked, stranger),
             Self::Identity(ending) if ending.reason == Reason::ClientCertificateExpired => ending,
@@ -105,6 +112,13 @@ impl Refusal {
             }
         }
     }
+}
+
+fn no_word(balancer: ClientAddr) -> String {
+    format!(
+        "it came by the word of {}, which is no load balancer of proxy_protocol.trusted any more",
+        balancer.source()
+    )
 }
 
 fn no_certificate(reason: Reason) -> String {

@@ -10,6 +10,7 @@ pub(crate) struct Listener {
     listen: Vec<String>,
     upstream: String,
     upstream_keys: Vec<String>,
+    balancers: Vec<String>,
     trusted: Vec<String>,
     certificates: Vec<String>,
     keys: Vec<String>,
@@ -38,6 +39,7 @@ impl Listener {
             listen: vec!["127.0.0.1:0".to_owned()],
             upstream: upstream.to_string(),
             upstream_keys: vec![],
+            balancers: vec![],
             trusted: vec!["127.0.0.1".to_owned()],
             certificates: vec![],
             keys: vec![],
@@ -85,6 +87,11 @@ impl Listener {
     /// TLS towards the upstream, verified by these files.
     pub(crate) fn upstream_tls(self, verification: &str, ca: &str) -> Self {
         self.upstream(&format!("tls = {verification:?}")).upstream(&format!("ca = {ca:?}"))
+    }
+
+    /// Load balancers that have to speak the PROXY protocol.
+    pub(crate) fn behind(self, balancers: &[&str]) -> Self {
+        Self { balancers: owned(balancers), ..self }
     }
 
     /// A line of `[[listener]]`.
@@ -139,6 +146,9 @@ impl Display for Listener {
         if !self.upstream_keys.is_empty() {
             writeln!(f, "[listener.upstream]\naddress = {:?}", self.upstream)?;
             lines(f, &self.upstream_keys)?;
+        }
+        if !self.balancers.is_empty() {
+            writeln!(f, "[listener.proxy_protocol]\ntrusted = {:?}", self.balancers)?;
         }
         writeln!(f, "[listener.limits]")?;
         lines(f, &self.limits)?;

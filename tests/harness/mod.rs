@@ -2,14 +2,17 @@
 //! front of it. A test is a world in three lines: upstream up, Portcullis up, client in.
 
 pub(crate) mod client;
+pub(crate) mod haproxy;
 pub(crate) mod hosts;
 pub(crate) mod listener;
 pub(crate) mod log;
+pub(crate) mod nginx;
 pub(crate) mod openssl;
 pub(crate) mod pki;
 pub(crate) mod portcullis;
 pub(crate) mod postgres;
 pub(crate) mod program;
+pub(crate) mod proxy;
 pub(crate) mod redis;
 pub(crate) mod site;
 pub(crate) mod upstream;
@@ -19,6 +22,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 pub(crate) use client::{Client, Connection};
+pub(crate) use haproxy::Haproxy;
 pub(crate) use listener::Listener;
 pub(crate) use log::Event;
 pub(crate) use pki::{Authority, Leaf, Request, TakesBack};

@@ -33,6 +33,7 @@ pub(crate) fn find(name: &str) -> PathBuf {
     versions
         .into_iter()
         .chain(env::split_paths(&path))
+        .chain([PathBuf::from("/usr/sbin")])
         .map(|directory| directory.join(name))
         .find(|candidate| candidate.is_file())
         .unwrap_or_else(|| panic!("{name} is not installed: apt-get install {}", package(name)))
@@ -43,6 +44,7 @@ fn package(name: &str) -> &str {
         "initdb" | "postgres" | "pgbench" => "postgresql",
         "psql" => "postgresql-client",
         "redis-cli" | "redis-benchmark" => "redis-tools",
+        "nginx" => "nginx-light libnginx-mod-stream",
         other => other,
     }
 }

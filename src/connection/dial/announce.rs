@@ -37,7 +37,7 @@ pub(in crate::connection) fn of_address(local: Option<SocketAddr>, terms: &Terms
 
 /// The header for a connection of our own.
 pub(super) fn own(terms: &Terms) -> Vec<u8> {
-    terms.upstream.announce.map(|version| proxy::own(version, None)).unwrap_or_default()
+    terms.upstream.announce.map(proxy::own).unwrap_or_default()
 }
 
 fn header(terms: &Terms, facts: &Facts, local: Option<SocketAddr>, known: &Announcement<'_>) -> Vec<u8> {

@@ -1,5 +1,6 @@
 //! What we tell an upstream of a connection before its first byte.
 
+use std::fmt;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use super::{COMMAND_LOCAL, COMMAND_PROXY, PREFIX, SIGNATURE, TCP_OVER_IPV4, TCP_OVER_IPV6, UNSPECIFIED, VERSION_2};
@@ -12,6 +13,15 @@ pub enum Version {
     V1,
     /// A block of bytes, in which the client's TLS and its name have room too.
     V2,
+}
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::V1 => "v1",
+            Self::V2 => "v2",
+        })
+    }
 }
 
 /// A client, as the upstream is to know it.
@@ -108,13 +118,11 @@ impl Tls<'_> {
     }
 }
 
-/// The header for a connection of our own, such as a health check, from `local` to `upstream`.
-///
-/// Version 2 has a word for that. Version 1 has only UNKNOWN, which some servers refuse; so it announces the connection's
-/// own addresses, as the specification recommends, if it has any.
-pub fn own(version: Version, addresses: Option<(SocketAddr, SocketAddr)>) -> Vec<u8> {
+/// The header for a connection of our own, which asks whether the upstream is there. Version 2 has a word for that, LOCAL;
+/// in version 1 it is UNKNOWN, by which the receiver takes the connection's own addresses too.
+pub fn own(version: Version) -> Vec<u8> {
     match version {
-        Version::V1 => line(addresses.map(|(local, upstream)| Addresses { source: local, destination: upstream })),
+        Version::V1 => line(None),
         Version::V2 => with_prefix(COMMAND_LOCAL, UNSPECIFIED, &[]),
     }
 }
@@ -314,10 +322,9 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_of_our_own_is_local_or_has_its_own_addresses() {
-        assert_eq!(own(Version::V2, None), b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0");
-        let addresses = Some(("10.0.0.1:5".parse().unwrap(), "10.0.0.2:6379".parse().unwrap()));
-        assert_eq!(text(own(Version::V1, addresses)), "PROXY TCP4 10.0.0.1 10.0.0.2 5 6379\r\n");
+    fn a_connection_of_our_own_is_local_or_unknown() {
+        assert_eq!(own(Version::V2), b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0");
+        assert_eq!(text(own(Version::V1)), "PROXY UNKNOWN\r\n");
     }
 
     #[test]

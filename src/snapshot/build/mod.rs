@@ -1,5 +1,6 @@
 //! Building the terms of one listener: every file opened, every part tried, every problem noted.
 
+mod balancers;
 mod server;
 mod upstream;
 
@@ -42,6 +43,7 @@ impl Builder<'_> {
         let (server, upstream_tls) = (self.server(before), self.upstream(before));
         let (Server { tls, anchors, pinned, inputs }, upstream_tls) = (server?, upstream_tls?);
         self.warn_about_listener();
+        self.warn_about_balancers();
         let name: Arc<str> = listener.name.as_str().into();
         let server = tls.as_deref().map(ServerTls::certificates).unwrap_or_default();
         let lineage = Lineage::after(before, self.now, with_roles(server, &anchors, &pinned));

@@ -1,0 +1,724 @@
+//! Load balancers in front: a PROXY header has to come from them, counts from nobody else, and says whose source is judged.
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, SocketAddr};
+use std::process::Command;
+
+use serde_json::Value;
+use tokio::runtime::Runtime;
+use tokio_postgres::config::SslMode;
+
+use crate::harness::client::port;
+use crate::harness::portcullis::executable;
+use crate::harness::program::{Outcome, command, run};
+use crate::harness::proxy::{v1, v2, v2_between, vector};
+use crate::harness::wire::{PROTOCOL_3_0, SSL_REQUEST, cancel, last_words, read_exactly, startup};
+use crate::harness::{
+    Client, Connection, Event, Haproxy, Listener, Portcullis, Postgres, Redis, Site, Upstream, eventually,
+};
+use crate::postgres::{connector, conninfo, psql};
+use crate::preface::trickle;
+use crate::reload::ON_SIGHUP;
+
+/// Where the load balancers of these tests connect from. No rule trusts it.
+const BALANCER: &str = "127.0.0.9";
+
+/// HAProxy's ways to announce a client.
+const WAYS: [&str; 4] = [
+    "send-proxy",
+    "send-proxy-v2",
+    "send-proxy-v2-ssl-cn",
+    "send-proxy-v2-ssl-cn proxy-v2-options crc32c,ssl,cert-cn,ssl-cipher,authority,unique-id",
+];
+
+/// HAProxy that announces in this way, from where load balancers are.
+fn haproxy(portcullis: &Portcullis, way: &str) -> Haproxy {
+    Haproxy::before(portcullis, &format!("source {BALANCER} {way}"))
+}
+
+/// Somebody at a load balancer's address who can send what it likes.
+fn balancer(portcullis: &Portcullis) -> Client {
+    portcullis.client().from(BALANCER)
+}
+
+/// Sends a header, and in the same segment the beginning of TLS.
+fn announced(client: &Client, header: &[u8]) -> Connection {
+    let mut stream = client.dial();
+    stream.write_all(header).unwrap();
+    client.secure(stream).unwrap()
+}
+
+/// A session for this client by the word of a load balancer.
+fn session(portcullis: &Portcullis, from: &str) -> Connection {
+    let mut connection = announced(&balancer(portcullis), &v1(from, "192.0.2.1:6380"));
+    connection.ask(b"hello", b"hello");
+    connection
+}
+
+/// The end of a connection that came from this port of its load balancer.
+fn ending(portcullis: &Portcullis, balancer_port: u16) -> Event {
+    portcullis.event("the end of the connection", |event| {
+        (event.is("connection.denied") || event.is("connection.closed")) && event.0["balancer_port"] == balancer_port
+    })
+}
+
+/// Why bytes from a load balancer are refused. Nothing may be answered.
+fn refusal(portcullis: &Portcullis, bytes: &[u8]) -> Event {
+    let mut stream = balancer(portcullis).dial();
+    stream.write_all(bytes).unwrap();
+    assert_eq!(last_words(&mut stream), b"", "{}", bytes.escape_ascii());
+    let denied = ending(portcullis, port(&stream));
+    assert!(denied.is("connection.denied"), "{}", denied.0);
+    denied
+}
+
+fn cli(portcullis: &Portcullis, address: SocketAddr) -> Command {
+    let mut cli = command("redis-cli");
+    cli.args(["-h", "127.0.0.1", "-p", &address.port().to_string(), "--tls", "--cacert"]);
+    cli.arg(portcullis.site.path("ca.crt"));
+    cli
+}
+
+#[test]
+fn redis_cli_gets_through_haproxy_however_it_announces_its_clients() {
+    let redis = Redis::start();
+    let portcullis = Portcullis::before(Listener::redis(&redis).behind(&[BALANCER]));
+    for way in WAYS {
+        let haproxy = haproxy(&portcullis, way);
+        let seen = portcullis.seen();
+        assert_eq!(run(cli(&portcullis, haproxy.address()).arg("PING")).success(), "PONG\n", "{way}");
+        let opened = portcullis.event_after(seen, "an opening", |event| event.is("connection.opened"));
+        assert_eq!((opened.text("source"), opened.text("balancer")), ("127.0.0.1", BALANCER), "{way}");
+        assert_eq!(opened.text("rule"), "ip_addr:127.0.0.1");
+    }
+}
+
+#[test]
+fn psql_and_tokio_postgres_get_through_haproxy() {
+    let postgres = Postgres::start();
+    let portcullis = Portcullis::before(Listener::postgres(&postgres).behind(&[BALANCER]));
+    for way in WAYS {
+        let haproxy = haproxy(&portcullis, way);
+        let port = |address: SocketAddr| format!("port={}", address.port());
+        let conninfo = conninfo(&portcullis).replace(&port(portcullis.address("main")), &port(haproxy.address()));
+        assert_eq!(run(psql(&conninfo).args(["-c", "select 6 * 7"])).success(), "42\n", "{way}");
+        let mut parameters = tokio_postgres::Config::new();
+        parameters.host("localhost").hostaddr([127, 0, 0, 1].into()).port(haproxy.address().port());
+        parameters.user("app").dbname("postgres").ssl_mode(SslMode::Require);
+        Runtime::new().unwrap().block_on(async {
+            let (client, connection) = parameters.connect(connector(&portcullis)).await.unwrap();
+            let asked = async {
+                client.batch_execute("select 1").await.unwrap();
+                drop(client);
+            };
+            let (ended, ()) = tokio::join!(connection, asked);
+            ended.unwrap();
+        });
+        let told = portcullis.events().into_iter().rfind(|event| event.is("connection.opened")).unwrap();
+        assert_eq!((told.text("source"), told.text("balancer")), ("127.0.0.1", BALANCER), "{way}");
+    }
+}
+
+#[test]
+fn the_announced_address_is_judged_and_audited_and_the_balancers_is_not() {
+    let upstream = Upstream::echo();
+    let listener = Listener::redis(&upstream).trusting(&["127.0.0.2"]).behind(&[BALANCER]);
+    let portcullis = Portcullis::before(listener);
+    for way in WAYS {
+        let haproxy = haproxy(&portcullis, way);
+        let trusted = haproxy.client(&portcullis).from("127.0.0.2");
+        let mut connection = trusted.connect();
+        connection.ask(b"hello", b"hello");
+        let opened = portcullis.opened(connection.port());
+        let client_port = connection.port();
+        drop(connection);
+        for event in [opened, portcullis.ending(client_port)] {
+            assert_eq!((event.text("source"), event.text("balancer")), ("127.0.0.2", BALANCER), "{way}");
+            assert_ne!(event.number("balancer_port"), u64::from(client_port));
+            assert_eq!(event.text("rule"), "ip_addr:127.0.0.2");
+        }
+        let mut stranger = haproxy.client(&portcullis).from("127.0.0.3").dial();
+        assert_eq!(last_words(&mut stranger), b"");
+        let denied = portcullis.ending(port(&stranger));
+        assert_eq!((denied.reason(), denied.text("source")), ("untrusted_source", "127.0.0.3"), "{way}");
+        assert_eq!(denied.text("balancer"), BALANCER);
+        assert_eq!(denied.text("detail"), "no rule trusts this address");
+    }
+    assert_eq!(upstream.connections(), WAYS.len());
+}
+
+#[test]
+fn clients_of_ipv6_and_of_ipv4_at_a_socket_for_both_are_who_they_are() {
+    let upstream = Upstream::echo();
+    let listener = Listener::redis(&upstream).on(&["[::]:0"]).trusting(&["127.0.0.2", "::1"]);
+    // Its own address comes to this socket as ::ffff:127.0.0.9.
+    let portcullis = Portcullis::before(listener.behind(&[BALANCER]));
+    let main = portcullis.address("main").port();
+    for way in WAYS {
+        let server = format!("server main 127.0.0.1:{main} source {BALANCER} {way}");
+        let (six, both) = (Haproxy::on("[::1]:0", "", &server), Haproxy::on("[::]:0", "", &server));
+        let at = |ip: &str, haproxy: &Haproxy| {
+            portcullis.client().at(SocketAddr::new(ip.parse().unwrap(), haproxy.address().port()))
+        };
+        let clients = [
+            (at("::1", &six), "::1"),
+            (at("::1", &both), "::1"),
+            (at("127.0.0.1", &both).from("127.0.0.2"), "127.0.0.2"),
+        ];
+        for (client, source) in clients {
+            let mut connection = client.connect();
+            connection.ask(b"hello", b"hello");
+            let opened = portcullis.opened(connection.port());
+            assert_eq!((opened.text("source"), opened.text("balancer")), (source, BALANCER), "{way}");
+        }
+        let mut stranger = at("127.0.0.1", &both).from("127.0.0.3").dial();
+        assert_eq!(last_words(&mut stranger), b"");
+        assert_eq!(portcullis.ending(port(&stranger)).text("source"), "127.0.0.3");
+    }
+}
+
+#[test]
+fn a_mapped_address_is_the_ipv4_one_however_it_is_written() {
+    let upstream = Upstream::echo();
+    let portcullis = Portcullis::before(Listener::redis(&upstream).trusting(&["10.1.2.0/24"]).behind(&[BALANCER]));
+    let to = "[::ffff:192.0.2.1]:6380";
+    let headers = [
+        b"PROXY TCP6 ::ffff:10.1.2.3 ::ffff:192.0.2.1 7001 6380\r\n".to_vec(),
+        b"PROXY TCP6 ::ffff:a01:203 2001:db8::1 7001 6380\r\n".to_vec(),
+        b"PROXY TCP6 0:0:0:0:0:FFFF:0A01:0203 ::1 7001 6380\r\n".to_vec(),
+        v2_between("[::ffff:10.1.2.3]:7001", to, b""),
+    ];
+    for header in headers {
+        let seen = portcullis.seen();
+        let mut connection = announced(&balancer(&portcullis), &header);
+        connection.ask(b"hello", b"hello");
+        let opened = portcullis.event_after(seen, "an opening", |event| event.is("connection.opened"));
+        assert_eq!((opened.text("source"), opened.number("source_port")), ("10.1.2.3", 7001));
+    }
+}
+
+#[test]
+fn a_header_and_the_beginning_of_tls_may_come_in_one_segment_or_byte_by_byte() {
+    let upstream = Upstream::echo();
+    let portcullis = Portcullis::before(Listener::redis(&upstream).trusting(&["10.1.2.3"]).behind(&[BALANCER]));
+    let crowded = vector(0xea, &[0x16; 4096 - 12 - 3]);
+    let headers = [
+        v1("10.1.2.3:7001", "192.0.2.1:6380"),
+        v2_between("10.1.2.3:7001", "192.0.2.1:6380", b""),
+        v2_between("10.1.2.3:7001", "192.0.2.1:6380", &vector(0x05, b"\x16\x03\x01")),
+        v2_between("10.1.2.3:7001", "192.0.2.1:6380", &crowded),
+    ];
+    for header in headers {
+        // What it says first is what has been read too far, if anything was.
+        let client = balancer(&portcullis);
+        let mut hello = client.tls();
+        let mut together = header.clone();
+        hello.write_tls(&mut together).unwrap();
+        let mut stream = client.dial();
+        stream.write_all(&together).unwrap();
+        while hello.is_handshaking() {
+            hello.complete_io(&mut stream).unwrap();
+        }
+        let mut tls = rustls::StreamOwned::new(hello, stream);
+        tls.write_all(b"hello").unwrap();
+        let mut answer = [0; 5];
+        tls.read_exact(&mut answer).unwrap();
+        assert_eq!(&answer, b"hello");
+
+        let mut stream = client.dial();
+        for byte in header.chunks(if header.len() > 1000 { 999 } else { 1 }) {
+            stream.write_all(byte).unwrap();
+        }
+        client.secure(stream).unwrap().ask(b"hello", b"hello");
+    }
+}
+
+#[test]
+fn a_postgres_client_may_follow_its_header_at_once_as_it_may_without_one() {
+    let upstream = Upstream::echo();
+    let portcullis = Portcullis::before(Listener::postgres(&upstream).trusting(&["10.1.2.3"]).behind(&[BALANCER]));
+    let client = balancer(&portcullis);
+    let mut stream = client.dial();
+    stream.write_all(&[v1("10.1.2.3:7001", "192.0.2.1:5432"), SSL_REQUEST.to_vec()].concat()).unwrap();
+    assert_eq!(read_exactly(&mut stream, 1), b"S");
+    let mut connection = client.secure(stream).unwrap();
+    let hello = startup(PROTOCOL_3_0, &[("user", "app")]);
+    connection.ask(&hello, &hello);
+    // And no more than it may: what comes behind SSLRequest in clear is an injection behind a balancer, too.
+    let header = v1("10.1.2.3:7002", "192.0.2.1:5432");
+    let mut stream = client.dial();
+    stream.write_all(&[&header[..], &SSL_REQUEST, b"\x16\x03\x01"].concat()).unwrap();
+    assert!(!last_words(&mut stream).starts_with(b"S"));
+    assert_eq!(portcullis.ending(7002).reason(), "protocol_violation");
+}
+
+#[test]
+fn a_balancer_that_begins_with_something_else_is_missing_its_header() {
+    let upstream = Upstream::silent();
+    for listener in [Listener::redis(&upstream), Listener::postgres(&upstream), Listener::tcp(&upstream)] {
+        // Also where a rule trusts its own address.
+        let portcullis = Portcullis::before(listener.trusting(&["127.0.0.0/8"]).behind(&[BALANCER]));
+        let mut hello = Vec::new();
+        portcullis.client().tls().write_tls(&mut hello).unwrap();
+        let startup = startup(PROTOCOL_3_0, &[("user", "app")]);
+        for bytes in [&hello[..], &SSL_REQUEST, &startup, b"PING\r\n", b"*1\r\n$4\r\nPING\r\n", b"\0", b"proxy TCP4 "] {
+            let denied = refusal(&portcullis, bytes);
+            assert_eq!(denied.reason(), "proxy_header_missing", "{}", bytes.escape_ascii());
+            assert_eq!((denied.text("source"), denied.text("balancer")), (BALANCER, BALANCER));
+            assert!(!denied.has("rule"), "nobody was judged: {}", denied.0);
+        }
+    }
+    upstream.assert_untouched();
+}
+
+#[test]
+fn a_broken_header_is_invalid_and_said_to_be_so() {
+    let upstream = Upstream::silent();
+    let portcullis = Portcullis::before(Listener::redis(&upstream).trusting(&["0.0.0.0/0"]).behind(&[BALANCER]));
+    let ends = ("10.1.2.3:7001", "192.0.2.1:6380");
+    let broken: [(Vec<u8>, &str); 12] = [
+        (b"PROXY TCP4 10.1.2.3 192.0.2.1 7001\r\n".to_vec(), "not a valid line"),
+        (b"PROXY TCP4 010.1.2.3 192.0.2.1 7001 6380\r\n".to_vec(), "not a valid line"),
+        (b"PROXY TCP4 10.1.2.3 192.0.2.1 7001 6380\n".to_vec(), "CR LF"),
+        (format!("PROXY UNKNOWN {}\r\n", "f".repeat(92)).into_bytes(), "107"),
+        (b"PROXY HTTP/1.1\r\n".to_vec(), "not a valid line"),
+        (v2(0x11, 0x11, &[0; 12]), "version or command"),
+        (v2(0x22, 0x11, &[0; 12]), "version or command"),
+        (v2(0x21, 0x12, &[0; 12]), "stream"),
+        (v2(0x21, 0x11, &[0; 11]), "too few"),
+        (v2(0x21, 0x11, &[0; 4097]), "more than 4096"),
+        (v2_between(ends.0, ends.1, b"\x04\0\x09short"), "TLV"),
+        (v2_between(ends.0, ends.1, &vector(0x03, b"\0\0\0\0")), "checksum"),
+    ];
+    for (bytes, why) in broken {
+        let denied = refusal(&portcullis, &bytes);
+        assert_eq!(denied.reason(), "proxy_header_invalid", "{}", bytes.escape_ascii());
+        assert!(denied.text("detail").contains(why), "{}: {}", bytes.escape_ascii(), denied.0);
+        assert_eq!(denied.text("source"), BALANCER);
+    }
+    // One that ends in the middle.
+    let mut stream = balancer(&portcullis).dial();
+    stream.write_all(b"PROXY TCP4 10.1.2").unwrap();
+    stream.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(last_words(&mut stream), b"");
+    assert_eq!(ending(&portcullis, port(&stream)).reason(), "proxy_header_invalid");
+    upstream.assert_untouched();
+}
+
+#[test]
+fn a_header_that_takes_its_time_is_cut_off_by_the_handshake_deadline() {
+    let upstream = Upstream::silent();
+    let listener = Listener::redis(&upstream).trusting(&["0.0.0.0/0"]).behind(&[BALANCER]);
+    let portcullis = Portcullis::before(listener.limit("handshake_timeout = \"300ms\""));
+    let headers = [v1("10.1.2.3:7001", "192.0.2.1:6380"), v2_between("10.1.2.3:7001", "192.0.2.1:6380", &[0; 40])];
+    for header in headers {
+        let mut stream = balancer(&portcullis).dial();
+        assert!(trickle(&mut stream, &header) < header.len(), "it could send everything");
+        assert_eq!(ending(&portcullis, port(&stream)).reason(), "handshake_timeout");
+        // The time for it and for TLS is one.
+        let mut stream = balancer(&portcullis).dial();
+        stream.write_all(&v1("10.1.2.3:7009", "192.0.2.1:6380")).unwrap();
+        assert_eq!(last_words(&mut stream), b"");
+        let denied = ending(&portcullis, port(&stream));
+        assert_eq!((denied.reason(), denied.text("source")), ("handshake_timeout", "10.1.2.3"));
+    }
+    let mut silent = balancer(&portcullis).dial();
+    assert_eq!(last_words(&mut silent), b"");
+    assert_eq!(ending(&portcullis, port(&silent)).reason(), "handshake_timeout");
+    upstream.assert_untouched();
+}
+
+#[test]
+fn nobody_else_is_believed() {
+    let upstream = Upstream::silent();
+    let headers = [
+        v1("10.1.2.3:7001", "192.0.2.1:6380"),
+        v2_between("10.1.2.3:7001", "192.0.2.1:6380", b""),
+        v2(0x20, 0, b""),
+        b"PROXY UNKNOWN\r\n".to_vec(),
+    ];
+    for behind in [&[BALANCER][..], &[]] {
+        for (listener, reason) in [
+            (Listener::redis(&upstream), "plaintext_refused"),
+            (Listener::tcp(&upstream), "plaintext_refused"),
+            (Listener::postgres(&upstream), "protocol_violation"),
+        ] {
+            let listener = listener.trusting(&["127.0.0.1", "10.1.2.3"]).behind(behind);
+            let portcullis = Portcullis::before(listener.limit("handshake_timeout = \"2s\""));
+            for header in &headers {
+                let mut hello = header.clone();
+                portcullis.client().tls().write_tls(&mut hello).unwrap();
+                let mut stream = portcullis.client().dial();
+                stream.write_all(&hello).unwrap();
+                let words = last_words(&mut stream);
+                assert!(!words.starts_with(b"\x16"), "it was let in: {}", words.escape_ascii());
+                let denied = portcullis.ending(port(&stream));
+                assert_eq!((denied.reason(), denied.text("source")), (reason, "127.0.0.1"));
+                assert!(!denied.has("balancer"), "{}", denied.0);
+            }
+            // A stranger is one, whatever it says.
+            let mut stranger = portcullis.client().from("127.0.0.3").dial();
+            let _ = stranger.write_all(&v1("127.0.0.1:7001", "192.0.2.1:6380"));
+            assert_eq!(last_words(&mut stranger), b"");
+            let denied = portcullis.ending(port(&stranger));
+            assert_eq!((denied.reason(), denied.text("source")), ("untrusted_source", "127.0.0.3"));
+        }
+    }
+    upstream.assert_untouched();
+}
+
+#[test]
+fn a_client_cannot_speak_for_another_by_a_second_header() {
+    let upstream = Upstream::silent();
+    for (listener, reason) in
+        [(Listener::redis(&upstream), "plaintext_refused"), (Listener::postgres(&upstream), "protocol_violation")]
+    {
+        let listener = listener.trusting(&["10.0.0.0/8"]).behind(&[BALANCER, "10.1.2.3"]);
+        let portcullis = Portcullis::before(listener);
+        // What the balancer announces is a client, even where that has a balancer's address.
+        let header = [v1("10.1.2.3:7001", "192.0.2.1:1"), v1("10.6.6.6:7002", "192.0.2.1:1")].concat();
+        let mut stream = balancer(&portcullis).dial();
+        stream.write_all(&header).unwrap();
+        last_words(&mut stream);
+        let denied = ending(&portcullis, port(&stream));
+        assert_eq!((denied.reason(), denied.text("source")), (reason, "10.1.2.3"));
+    }
+    upstream.assert_untouched();
+}
+
+#[test]
+fn a_balancers_own_connection_is_judged_by_its_own_address() {
+    let upstream = Upstream::echo();
+    let own =
+        [b"PROXY UNKNOWN\r\n".to_vec(), b"PROXY UNKNOWN 10.1.2.3 x\r\n".to_vec(), v2(0x20, 0, b""), v2(0x21, 0, b"")];
+    let listener = |trusting| Listener::redis(&upstream).trusting(&[trusting]).behind(&[BALANCER]);
+    let portcullis = Portcullis::before(listener("10.1.2.3"));
+    for header in &own {
+        let denied = refusal(&portcullis, header);
+        assert_eq!((denied.reason(), denied.text("source")), ("untrusted_source", BALANCER));
+        assert!(denied.text("detail").contains("own, such as a health check"), "{}", denied.0);
+    }
+    let portcullis = Portcullis::before(listener(BALANCER));
+    for header in &own {
+        let mut connection = announced(&balancer(&portcullis), header);
+        connection.ask(b"hello", b"hello");
+        let opened = portcullis.opened(connection.port());
+        assert_eq!((opened.text("source"), opened.text("balancer")), (BALANCER, BALANCER));
+        assert_eq!(opened.number("balancer_port"), u64::from(connection.port()));
+    }
+}
+
+#[test]
+fn health_checks_find_it_well_and_disturb_nobody() {
+    let upstream = Upstream::echo();
+    let start = || Portcullis::before(Listener::redis(&upstream).behind(&[BALANCER]));
+    // Checks are announced as clients are: by the balancer's own addresses in version 1, and LOCAL in version 2.
+    for check in ["send-proxy", "send-proxy-v2"] {
+        let portcullis = start();
+        let haproxy = checking(&portcullis, check);
+        let checks = || {
+            let denied = |event: &Event| event.is("connection.denied");
+            Some(portcullis.events().into_iter().filter(denied).collect::<Vec<_>>()).filter(|checks| checks.len() >= 3)
+        };
+        for denied in eventually("three health checks", checks) {
+            assert_eq!((denied.reason(), denied.text("source")), ("untrusted_source", BALANCER), "{check}");
+            assert_eq!(denied.0["source_port"], denied.0["balancer_port"]);
+            assert!(denied.text("detail").contains("own, such as a health check"), "{check}: {}", denied.0);
+        }
+        haproxy.client(&portcullis).connect().ask(b"hello", b"hello");
+    }
+    // With an address of their own they announce nothing. HAProxy leaves before the kernel has a connection for anybody.
+    let portcullis = start();
+    let address = portcullis.address("main");
+    let haproxy = checking(&portcullis, &format!("send-proxy-v2 addr 127.0.0.1 port {}", address.port()));
+    haproxy.client(&portcullis).connect().ask(b"hello", b"hello");
+    portcullis.event("an opening", |event| event.is("connection.opened"));
+    assert!(!portcullis.events().iter().any(|event| event.is("connection.denied")));
+    assert_eq!(upstream.connections(), 3, "a health check reached the upstream");
+    // Others connect and close.
+    let probe = balancer(&portcullis).dial();
+    let balancer_port = port(&probe);
+    drop(probe);
+    let denied = ending(&portcullis, balancer_port);
+    assert_eq!((denied.reason(), denied.text("balancer")), ("client_closed", BALANCER));
+}
+
+/// HAProxy that has found the listener well.
+fn checking(portcullis: &Portcullis, options: &str) -> Haproxy {
+    let server = format!("server main {} source {BALANCER} check inter 20ms {options}", portcullis.address("main"));
+    let haproxy = Haproxy::on("127.0.0.1:0", "", &format!("option log-health-checks\n    {server}"));
+    haproxy.line("main/main succeeded");
+    haproxy
+}
+
+#[test]
+fn sessions_end_with_the_rule_for_the_announced_address_and_with_the_balancer() {
+    let upstream = Upstream::echo();
+    let config = |trusting: &[&str], behind: &[&str]| {
+        format!("{ON_SIGHUP}{}", Listener::redis(&upstream).trusting(trusting).behind(behind))
+    };
+    let portcullis = Portcullis::start(Site::new(), config(&["10.1.0.0/16", "10.2.0.0/16"], &[BALANCER]));
+    let mut kept = session(&portcullis, "10.1.0.1:7001");
+    let gone = session(&portcullis, "10.2.0.1:7002");
+    assert!(portcullis.reconfigure(config(&["10.1.0.0/16"], &[BALANCER])).is("reload.applied"));
+    let closed = portcullis.ending(7002);
+    assert_eq!((closed.reason(), closed.text("source")), ("source_revoked", "10.2.0.1"));
+    kept.ask(b"still here", b"still here");
+    drop(gone);
+    // Another way to write the same balancers.
+    assert!(portcullis.reconfigure(config(&["10.1.0.0/16"], &["127.0.0.8/31"])).is("reload.applied"));
+    kept.ask(b"still here", b"still here");
+    // Its word was all that this session was let in by.
+    assert!(portcullis.reconfigure(config(&["10.1.0.0/16"], &["127.0.0.8"])).is("reload.applied"));
+    let revoked =
+        portcullis.event("a revocation", |event| event.is("session.revoked") && event.0["source_port"] == 7001);
+    assert_eq!((revoked.reason(), revoked.text("balancer")), ("source_revoked", BALANCER));
+    assert!(revoked.text("detail").contains("no load balancer of proxy_protocol.trusted any more"), "{}", revoked.0);
+    assert!(portcullis.ending(7001).is("connection.closed"));
+}
+
+#[test]
+fn who_loses_its_balancer_on_the_way_in_does_not_get_in() {
+    let upstream = Upstream::silent();
+    let config = |behind: &str| {
+        format!("{ON_SIGHUP}{}", Listener::redis(&upstream).trusting(&["10.1.0.0/16"]).behind(&[behind]))
+    };
+    let portcullis = Portcullis::start(Site::new(), config(BALANCER));
+    let client = balancer(&portcullis);
+    let mut waiting = client.dial();
+    waiting.write_all(&v1("10.1.0.1:7001", "192.0.2.1:1")).unwrap();
+    let mut silent = client.dial();
+    // Both have been accepted when the next one has got in.
+    drop(announced(&client, &v1("10.1.0.1:7002", "192.0.2.1:1")));
+    portcullis.ending(7002);
+    assert!(portcullis.reconfigure(config("127.0.0.8")).is("reload.applied"));
+    let mut words = client.secure(waiting).unwrap();
+    assert!(words.rest().unwrap().starts_with(b"-DENIED"));
+    assert_eq!(portcullis.refusal(7001), "untrusted_source");
+    silent.write_all(&v1("10.1.0.1:7003", "192.0.2.1:1")).unwrap();
+    assert_eq!(last_words(&mut silent), b"");
+    assert_eq!(portcullis.refusal(7003), "untrusted_source");
+}
+
+#[test]
+fn limits_count_by_the_announced_address() {
+    let upstream = Upstream::echo();
+    let listener = Listener::redis(&upstream).trusting(&["10.0.0.0/8"]).behind(&[BALANCER]);
+    let listener = listener.limit("max_connections_per_source = 1").limit("connection_rate_per_source = \"3/h\"");
+    let portcullis = Portcullis::before(listener);
+    let refused = |from: &str| {
+        let mut connection = announced(&balancer(&portcullis), &v1(from, "192.0.2.1:1"));
+        connection.rest().unwrap();
+        let port = from.rsplit_once(':').unwrap().1.parse().unwrap();
+        portcullis.refusal(port)
+    };
+    let inside: Vec<_> =
+        (1..=20_u16).map(|host| session(&portcullis, &format!("10.0.0.{host}:{}", 7000 + host))).collect();
+    assert_eq!(refused("10.0.0.1:8001"), "source_connection_limit");
+    assert_eq!(refused("10.0.0.1:8002"), "source_connection_limit");
+    assert_eq!(refused("10.0.0.1:8003"), "rate_limited");
+    assert_eq!(refused("10.0.0.2:8004"), "source_connection_limit");
+    drop(inside);
+}
+
+#[test]
+fn observe_mode_asks_for_the_announced_address() {
+    let upstream = Upstream::echo();
+    let listener = Listener::redis(&upstream).trusting(&["10.1.2.3"]).behind(&[BALANCER]);
+    let portcullis = Portcullis::before(listener.key("enforcement = \"observe\""));
+    let _sessions = [session(&portcullis, "10.1.2.3:7001"), session(&portcullis, "10.1.2.4:7002")];
+    assert!(!portcullis.opened(7001).has("would_deny"));
+    let opened = portcullis.opened(7002);
+    assert_eq!((opened.text("would_deny"), opened.text("balancer")), ("untrusted_source", BALANCER));
+    // Who has to announce and does not is no matter of trust.
+    assert_eq!(refusal(&portcullis, b"PING\r\n").reason(), "proxy_header_missing");
+}
+
+#[test]
+fn sessions_list_shows_clients_and_their_balancer() {
+    let upstream = Upstream::echo();
+    let listener = Listener::redis(&upstream).trusting(&["10.1.2.3", "127.0.0.1"]).behind(&[BALANCER]);
+    let portcullis = Portcullis::start(Site::new(), format!("admin.listen = \"unix:admin.sock\"\n{listener}"));
+    let behind = session(&portcullis, "10.1.2.3:7001");
+    let mut direct = portcullis.client().connect();
+    direct.ask(b"hello", b"hello");
+    let list = |options: &[&str]| {
+        let mut command = executable();
+        command.args(["sessions", "list", "-c"]).arg(portcullis.site.path("portcullis.toml")).args(options);
+        run(&mut command).success()
+    };
+    let all: Value = serde_json::from_str(&list(&["--json"])).unwrap();
+    assert_eq!((&all["sessions"][0]["source"], &all["sessions"][0]["source_port"]), (&"10.1.2.3".into(), &7001.into()));
+    assert_eq!(all["sessions"][0]["balancer"], BALANCER);
+    assert_eq!(all["sessions"][0]["balancer_port"], behind.port());
+    assert_eq!((&all["sessions"][1]["source"], &all["sessions"][1]["balancer"]), (&"127.0.0.1".into(), &Value::Null));
+    let words = list(&[]);
+    assert!(words.contains(&format!("10.1.2.3:7001 via {BALANCER}")), "{words}");
+}
+
+#[test]
+fn a_listener_without_tls_takes_announced_clients_and_hands_on_what_follows() {
+    let redis = Redis::start();
+    let portcullis = Portcullis::before(Listener::redis(&redis).without_tls().behind(&[BALANCER]));
+    for way in WAYS {
+        let haproxy = haproxy(&portcullis, way);
+        let mut cli = command("redis-cli");
+        cli.args(["-h", "127.0.0.1", "-p", &haproxy.address().port().to_string(), "PING"]);
+        assert_eq!(run(&mut cli).success(), "PONG\n", "{way}");
+    }
+    let mut stream = balancer(&portcullis).dial();
+    stream.write_all(&[&v1("127.0.0.1:7001", "192.0.2.1:1")[..], b"PING\r\n"].concat()).unwrap();
+    assert_eq!(read_exactly(&mut stream, 7), b"+PONG\r\n");
+    drop(stream);
+    let closed = portcullis.ending(7001);
+    assert_eq!(closed.number("bytes_in"), 6, "the header is not the client's: {}", closed.0);
+    assert_eq!(refusal(&portcullis, b"PING\r\n").reason(), "proxy_header_missing");
+}
+
+#[test]
+fn a_query_is_cancelled_through_a_load_balancer() {
+    let upstream = Upstream::brief();
+    let portcullis = Portcullis::before(Listener::postgres(&upstream).trusting(&["10.1.2.3"]).behind(&[BALANCER]));
+    let packet = cancel(77, &[1, 2, 3, 4]);
+    let mut stream = balancer(&portcullis).dial();
+    stream.write_all(&[v1("10.1.2.3:7001", "192.0.2.1:1"), packet.clone()].concat()).unwrap();
+    assert_eq!(last_words(&mut stream), b"");
+    let forwarded = portcullis.event("a cancellation", |event| event.is("cancel.forwarded"));
+    assert_eq!((forwarded.text("source"), forwarded.text("balancer")), ("10.1.2.3", BALANCER));
+    assert_eq!(upstream.received(), packet);
+    stream = balancer(&portcullis).dial();
+    stream.write_all(&[v1("10.6.6.6:7002", "192.0.2.1:1"), packet].concat()).unwrap();
+    assert_eq!(last_words(&mut stream), b"");
+    assert_eq!(portcullis.refusal(7002), "untrusted_source");
+    assert_eq!(upstream.connections(), 1);
+}
+
+/// The same bytes at every run.
+fn noise(seed: u32, count: usize) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(2_654_435_761).wrapping_add(1);
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 17;
+        state ^= state << 5;
+        state.to_le_bytes()[1]
+    };
+    (0..count).map(|_| next()).collect()
+}
+
+#[test]
+fn hostile_headers_neither_hurt_nor_reach_the_upstream() {
+    let upstream = Upstream::silent();
+    let listener = Listener::redis(&upstream).trusting(&["0.0.0.0/0", "::/0"]).behind(&[BALANCER]);
+    let portcullis = Portcullis::before(listener.limit("handshake_timeout = \"500ms\""));
+    let client = balancer(&portcullis);
+    drop(announced(&client, &v2(0x20, 0, b"")));
+    portcullis.event("the end of the first", |event| event.is("connection.closed"));
+    let files = portcullis.open_files();
+    let good = [
+        v1("10.1.2.3:7001", "192.0.2.1:1"),
+        v1("[2001:db8::1]:7001", "[::1]:1"),
+        v2_between("10.1.2.3:7001", "192.0.2.1:1", &vector(0x20, &[7; 60])),
+        v2_between("[2001:db8::1]:7001", "[::1]:1", &vector(0x04, b"")),
+        v2(0x21, 0x31, &[0; 216]),
+    ];
+    let mut ports = Vec::new();
+    for seed in 0..400_u32 {
+        let random = noise(seed, 64);
+        let mut bytes = good[usize::from(random[0]) % good.len()].clone();
+        for change in random[1..].chunks(3).take(1 + usize::from(random[60] % 4)) {
+            let place = (usize::from(change[0]) << 2 | usize::from(change[1] & 3)) % bytes.len();
+            match change[1] >> 6 {
+                0 => bytes[place] = change[2],
+                1 => bytes[place] ^= 1 << (change[2] & 7),
+                2 => bytes.truncate(place),
+                _ => drop(bytes.splice(place..place, noise(u32::from(change[2]), 300))),
+            }
+            if bytes.is_empty() {
+                break;
+            }
+        }
+        let mut stream = client.dial();
+        // Cut off while it still speaks.
+        let _ = stream.write_all(&bytes);
+        let _ = stream.write_all(&noise(seed, 40));
+        let _ = stream.shutdown(Shutdown::Write);
+        ports.push(port(&stream));
+        drop(stream);
+    }
+    // Many are only counted.
+    let told = |event: &Event| match event.is("denials.suppressed") {
+        true => event.number("suppressed"),
+        false => u64::from(event.is("connection.denied")),
+    };
+    eventually("all are refused", || {
+        let told: u64 = portcullis.events().iter().map(told).sum();
+        (told >= 400).then_some(())
+    });
+    for denied in portcullis.events().iter().filter(|event| event.is("connection.denied")) {
+        let known = [
+            "proxy_header_invalid",
+            "proxy_header_missing",
+            "plaintext_refused",
+            "client_closed",
+            "handshake_failed",
+            "handshake_timeout",
+            "protocol_violation",
+        ];
+        assert!(known.contains(&denied.reason()), "{}", denied.0);
+    }
+    eventually("all sockets are closed", || (portcullis.open_files() <= files).then_some(()));
+    assert_eq!(portcullis.errors(), "");
+    assert_eq!(upstream.connections(), 1, "somebody reached the upstream");
+    announced(&client, &v1("10.1.2.3:7777", "192.0.2.1:1")).send(b"hello");
+    portcullis.opened(7777);
+}
+
+fn asked(site: &Site, arguments: &[&str]) -> Outcome {
+    run(executable().args(arguments).args(["-c", "portcullis.toml"]).current_dir(site.directory()))
+}
+
+#[test]
+fn explain_tells_that_a_balancer_is_not_judged_by_rules() {
+    let site = Site::new();
+    let listener = Listener::redis("127.0.0.1:6379").trusting(&["10.0.0.0/16"]);
+    site.write("portcullis.toml", listener.behind(&["10.0.0.5", "192.0.2.0/28"]));
+    let explain = |source| asked(&site, &["explain", "--listener", "main", "--source", source]);
+    for source in ["10.0.0.5", "::ffff:10.0.0.5"] {
+        let of_both = explain(source);
+        assert!(of_both.text().contains("load balancer of proxy_protocol.trusted (10.0.0.5)"), "{}", of_both.text());
+        assert!(of_both.success().contains("trusted by ip_addr:10.0.0.0/16"));
+    }
+    let balancer = explain("192.0.2.3");
+    assert_eq!(balancer.code, Some(3));
+    let words = balancer.text();
+    assert!(words.contains("(192.0.2.0/28)") && words.contains("has to send a PROXY header first"), "{words}");
+    assert!(words.contains("of its own (LOCAL, UNKNOWN)") && words.contains("is not trusted"), "{words}");
+    assert!(!explain("10.0.0.6").success().contains("balancer"));
+}
+
+#[test]
+fn check_shows_balancers_and_what_is_announced_and_warns_of_clients_among_them() {
+    let site = Site::new();
+    let check = |trusting: &[&str], behind: &[&str]| {
+        let listener = Listener::redis("127.0.0.1:6379").trusting(trusting).behind(behind);
+        site.write("portcullis.toml", listener.upstream("proxy_protocol = \"v2\""));
+        (asked(&site, &["check"]).success(), asked(&site, &["check", "--json"]).success())
+    };
+    let (words, json) = check(&["10.0.0.0/16"], &["10.0.0.5", "192.0.2.0/28", "2001:db8::/64"]);
+    assert!(words.contains("by the PROXY protocol v2"), "{words}");
+    assert!(words.contains("have to announce their clients (3)"), "{words}");
+    assert!(
+        words.contains("10.0.0.5  connections of its own, such as health checks, are let in by ip_addr:10.0.0.0/16")
+    );
+    assert!(words.contains("192.0.2.0/28  of its own no connection is let in"), "{words}");
+    assert!(!words.contains("warning"), "{words}");
+    let report: Value = serde_json::from_str(&json).unwrap();
+    let told = &report["listeners"][0]["proxy_protocol"];
+    assert_eq!(told["trusted"], serde_json::json!(["10.0.0.5", "192.0.2.0/28", "2001:db8::/64"]));
+    assert_eq!(told["upstream"], "v2");
+
+    let (wide, _) = check(&["192.0.2.0/24"], &["10.0.0.0/15", "2001:db8::/47", "10.0.0.0/16"]);
+    assert_eq!(wide.matches("can pass for any client").count(), 2, "{wide}");
+    let (among, _) = check(&["10.0.0.0/24", "10.0.1.7"], &["10.0.0.0/16"]);
+    assert!(among.contains("the rule ip_addr:10.0.0.0/24 is within 10.0.0.0/16 of proxy_protocol.trusted"), "{among}");
+}
