@@ -10,7 +10,7 @@ use serde_json::Value;
 use socket2::{Domain, Socket, Type};
 
 use crate::harness::client::port;
-use crate::harness::portcullis::executable;
+use crate::harness::portcullis::{EXECUTABLE, executable};
 use crate::harness::program::{allow_many_files, command, run};
 use crate::harness::{Listener, Portcullis, Site, Upstream, wire};
 
@@ -288,9 +288,50 @@ fn too_many_sources_leave_the_port_open_and_fewer_close_it_again() {
     assert!(is_silent(address, "127.0.0.9") && is_answered(address, "127.0.0.1"));
 }
 
-/// Makes a network of two machines, tells where the far one is, and becomes the program on the near one.
-const TWO_MACHINES: &str = "set -e; ip link set lo up
-setpriv --pdeathsig KILL -- unshare --net sleep 600 & far=$!
+/// A program in a network of its own, and who calls there.
+struct Machine {
+    portcullis: Portcullis,
+    /// The process in whose network clients are.
+    clients: String,
+}
+
+impl Machine {
+    /// Starts the program where `script` has made the network; that ends by writing into the file `clients` of the site who is
+    /// where clients are. The kernel, or whoever runs the tests, may forbid namespaces; then there is none.
+    fn start(script: &str, config: &str) -> Option<Self> {
+        let mut possible = command("unshare");
+        possible.args(["--user", "--map-root-user", "--net", "ip", "link", "add", "a0", "type", "veth"]);
+        let possible = run(&mut possible);
+        if possible.code != Some(0) {
+            eprintln!("skipped: no network namespace may be made here: {}", possible.stderr);
+            return None;
+        }
+        let site = Site::new();
+        let mut inside = command("unshare");
+        let script = format!("set -e; ip link set lo up; {script}; exec setpriv --pdeathsig KILL -- \"$@\"");
+        inside.args(["--user", "--map-root-user", "--net", "sh", "-c", &script]).arg(site.directory()).arg(EXECUTABLE);
+        let portcullis = Portcullis::start_by(inside, site, config);
+        portcullis.address("main");
+        let clients = std::fs::read_to_string(portcullis.site.path("clients")).unwrap().trim().to_owned();
+        Some(Self { portcullis, clients })
+    }
+
+    /// Whether nobody answers within these seconds, and whether there was TLS.
+    fn call(&self, target: &str, source: &str, seconds: &str) -> (bool, bool) {
+        let mut client = command("nsenter");
+        client.args(["--target", &self.clients, "--user", "--net", "--preserve-credentials"]);
+        client.args(["timeout", seconds, "openssl", "s_client", "-brief", "-connect", target, "-bind", source]);
+        let outcome = run(client.arg("-CAfile").arg(self.portcullis.site.path("ca.crt")));
+        (outcome.code == Some(124), outcome.stderr.contains("Protocol version: TLSv1.3"))
+    }
+
+    fn dropped(&self) -> Option<u64> {
+        status(&self.portcullis)["dropped"].as_u64()
+    }
+}
+
+/// Makes a network of two machines: clients are on the far one.
+const TWO_MACHINES: &str = "setpriv --pdeathsig KILL -- unshare --net sleep 600 & far=$!
 while [ \"$(readlink /proc/$far/ns/net)\" = \"$(readlink /proc/$$/ns/net)\" ] || [ \"$(cat /proc/$far/comm)\" != sleep ]; do
     sleep 0.01
 done
@@ -299,42 +340,52 @@ ip addr add 10.9.0.1/24 dev near; ip addr add fd09::1/64 dev near nodad; ip link
 nsenter --target $far --net sh -ec 'for last in 2 3; do
     ip addr add 10.9.0.$last/24 dev far; ip addr add fd09::$last/64 dev far nodad
 done; ip link set far up'
-echo $far > \"$0/far\"; exec setpriv --pdeathsig KILL -- \"$@\"";
+echo $far > \"$0/clients\"";
 
 #[test]
 fn over_a_wire_it_is_the_same_for_both_families() {
-    let possible =
-        run(command("unshare").args(["--user", "--map-root-user", "--net", "ip", "link", "add", "a0", "type", "veth"]));
-    if possible.code != Some(0) {
-        eprintln!("skipped: no network namespace may be made here: {}", possible.stderr);
-        return;
-    }
     let upstream = Upstream::silent();
     for listen in [&["[::]:6380"][..], &["0.0.0.0:6380", "[fd09::1]:6380"]] {
-        let site = Site::new();
-        let mut inside = command("unshare");
-        inside.args(["--user", "--map-root-user", "--net", "sh", "-c", TWO_MACHINES]).arg(site.directory());
-        inside.arg(crate::harness::portcullis::EXECUTABLE);
         let listener = shielded(&upstream, &["10.9.0.2", "fd09::2"]).on(listen);
-        let portcullis = Portcullis::start_by(inside, site, config(&[&listener]));
-        portcullis.event("shield.on", |event| event.is("shield.on"));
-        let far = std::fs::read_to_string(portcullis.site.path("far")).unwrap();
-        let calls = |target: &str, source: &str, seconds: &str| {
-            let mut client = command("nsenter");
-            client.args(["--target", far.trim(), "--user", "--net", "--preserve-credentials"]);
-            client.args(["timeout", seconds, "openssl", "s_client", "-brief", "-connect", target, "-bind", source]);
-            client.arg("-CAfile").arg(portcullis.site.path("ca.crt"));
-            let outcome = run(&mut client);
-            (outcome.code == Some(124), outcome.stderr.contains("Protocol version: TLSv1.3"))
-        };
+        let Some(machine) = Machine::start(TWO_MACHINES, &config(&[&listener])) else { return };
+        machine.portcullis.event("shield.on", |event| event.is("shield.on"));
         for (target, trusted, stranger) in
             [("10.9.0.1:6380", "10.9.0.2:0", "10.9.0.3:0"), ("[fd09::1]:6380", "[fd09::2]:0", "[fd09::3]:0")]
         {
-            let dropped = status(&portcullis)["dropped"].as_u64().unwrap();
-            assert_eq!(calls(target, trusted, "30"), (false, true), "{target}");
-            assert_eq!(status(&portcullis)["dropped"], dropped, "not one packet of it");
-            assert_eq!(calls(target, stranger, "0.5"), (true, false), "{target}");
-            assert!(status(&portcullis)["dropped"].as_u64() > Some(dropped));
+            let dropped = machine.dropped();
+            assert!(dropped.is_some());
+            assert_eq!(machine.call(target, trusted, "30"), (false, true), "{target}");
+            assert_eq!(machine.dropped(), dropped, "not one packet of it");
+            assert_eq!(machine.call(target, stranger, "0.5"), (true, false), "{target}");
+            assert!(machine.dropped() > dropped);
         }
     }
+}
+
+/// The kernel gives programs this little room. Clients are here.
+const LITTLE_ROOM: &str = "echo 6000 > /proc/sys/net/core/optmem_max; echo $$ > \"$0/clients\"";
+
+#[test]
+fn a_kernel_that_refuses_the_filter_leaves_the_port_open_and_that_is_said() {
+    let upstream = Upstream::silent();
+    let (few, target) = (["127.0.0.1"], "127.0.0.1:6380");
+    let many: Vec<_> = (0..300).map(|number| format!("10.{}.{}.0/25", number / 200, number % 200)).collect();
+    let many: Vec<_> = many.iter().map(String::as_str).chain(few).collect();
+    let with = |sources: &[&str]| config(&[&shielded(&upstream, sources).on(&[target])]);
+    let Some(machine) = Machine::start(LITTLE_ROOM, &with(&few)) else { return };
+    let Machine { portcullis, .. } = &machine;
+    assert_eq!(machine.call(target, "127.0.0.9:0", "0.5"), (true, false));
+    let seen = portcullis.seen();
+    assert!(portcullis.reconfigure(with(&many)).is("reload.applied"));
+    let off = portcullis.event_after(seen, "shield.off", |event| event.is("shield.off"));
+    assert!(off.text("detail").contains("net.core.optmem_max allows no more"), "{}", off.0);
+    let warned = |message: &str| message.contains("its shield cannot be up: the kernel refuses the packet filter of");
+    portcullis.event_after(seen, "a warning", |event| event.0["message"].as_str().is_some_and(warned));
+    assert_eq!(machine.call(target, "127.0.0.9:0", "30"), (false, false), "it is closed, and not left alone");
+    assert_eq!(machine.call(target, "127.0.0.1:0", "30"), (false, true));
+    let seen = portcullis.seen();
+    assert!(portcullis.reconfigure(with(&few)).is("reload.applied"));
+    portcullis.event_after(seen, "shield.on", |event| event.is("shield.on"));
+    assert_eq!(machine.call(target, "127.0.0.9:0", "0.5"), (true, false));
+    assert_eq!(machine.call(target, "127.0.0.1:0", "30"), (false, true));
 }
