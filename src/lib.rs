@@ -33,6 +33,7 @@ pub mod resolver;
 pub mod revocation;
 pub mod server;
 pub mod sessions;
+pub mod shield;
 pub mod signals;
 pub mod snapshot;
 pub mod socket_file;

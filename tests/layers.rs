@@ -9,7 +9,7 @@ const FLOORS: [&[&str]; 10] = [
     &["main", "cli"],
     &["server"],
     &["listener", "reload", "admin", "signals", "notify", "expiry", "resolver", "revocation"],
-    &["connection"],
+    &["connection", "shield"],
     &["sessions"],
     &["snapshot"],
     &["config", "names", "tls", "audit"],

@@ -82,6 +82,8 @@ mod resumption;
 mod revocation;
 /// Certificates that change under load.
 mod rotation;
+/// The kernel keeps strangers out.
+mod shield;
 /// Versions, certificates, resumption.
 mod tls;
 /// TLS towards the upstream.

@@ -147,6 +147,18 @@ impl Audit {
         self.write(&event, Level::Error);
     }
 
+    /// The kernel keeps strangers from a listener from now on, by so many rules; `flood` where that is because of one.
+    pub fn shield_on(&self, listener: &str, why: &str, rules: usize, flood: bool) {
+        let event = Event::new("shield.on").with("listener", listener).with("detail", why).with("rules", rules);
+        self.write(&event, if flood { Level::Warn } else { Level::Info });
+    }
+
+    /// It no longer does. `dropped` is how many of their packets it has dropped, where it tells.
+    pub fn shield_off(&self, listener: &str, why: &str, dropped: Option<u64>) {
+        let event = Event::new("shield.off").with("listener", listener).with("detail", why);
+        self.write(&event.with_some("dropped", dropped), Level::Info);
+    }
+
     /// A certificate in use runs out soon, or has.
     pub fn certificate_expiring(&self, listener: &str, certificate: &ExpiringCertificate<'_>) {
         let ExpiringCertificate { role, subject, sha256, not_after, days_left } = certificate;

@@ -11,7 +11,7 @@ use time::OffsetDateTime;
 use super::control::Control;
 use super::{Failure, difference, load, print, reload};
 use crate::addr::ListenAddr;
-use crate::config::{Limits, Revoke, UpstreamTls};
+use crate::config::{Limits, Revoke, Shield, UpstreamTls};
 use crate::names::Names;
 use crate::policy::{Network, Origin, Rule, TrustedClients, days_left};
 use crate::protocol::{MinTlsVersion, Negotiation, Protocol};
@@ -58,6 +58,7 @@ fn in_json(built: &Built) -> Value {
             "upstream": &*terms.upstream_name,
             "upstream_tls": terms.upstream.tls.as_ref().map(upstream_tls),
             "enforcement": terms.sources.enforcement.to_string(),
+            "shield": terms.shield.to_string(),
             "min_version": min_version(terms),
             "client_auth": terms.client_auth().to_string(),
             "trusted_clients": patterns(terms),
@@ -147,6 +148,9 @@ fn in_words(built: &Built) -> String {
         };
         let _ = line("tls", &tls);
         let _ = line("enforcement", &terms.sources.enforcement.to_string());
+        if terms.shield != Shield::Off {
+            let _ = line("shield", shield(terms));
+        }
         let _ = line("revocation", revocation(terms));
         let _ = line("connections", &connections(terms));
         let _ = line("limits", &limits(terms));
@@ -322,6 +326,15 @@ fn min_version(terms: &Terms) -> Option<&'static str> {
 /// Whom of the holders of a good certificate it lets in; nothing where all.
 fn patterns(terms: &Terms) -> Vec<String> {
     terms.trusted_clients().map(TrustedClients::patterns).unwrap_or_default().iter().map(ToString::to_string).collect()
+}
+
+/// Whether it can be is told by a warning.
+const fn shield(terms: &Terms) -> &'static str {
+    match terms.shield {
+        Shield::Off => "off",
+        Shield::Auto => "auto: during a flood the kernel drops what strangers send",
+        Shield::On => "on: the kernel drops what strangers send",
+    }
 }
 
 const fn revoke(terms: &Terms) -> &'static str {

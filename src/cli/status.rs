@@ -39,7 +39,7 @@ fn in_words(answer: &Value, now: OffsetDateTime) -> String {
     for error in reload.iter().flat_map(|reload| reload.lines("error")) {
         let _ = writeln!(out, "    {error}");
     }
-    let _ = write!(out, "\n{}{}", listeners(status), names(status, now));
+    let _ = write!(out, "\n{}{}{}", listeners(status), names(status, now), shields(status, now));
     out
 }
 
@@ -88,6 +88,30 @@ fn names(status: Reading<'_>, now: OffsetDateTime) -> String {
                 format!("{}{addresses}", stale.unwrap_or_default()),
             ]);
         }
+    }
+    if some { format!("\n{}", table.render("")) } else { String::new() }
+}
+
+/// Where the kernel turns strangers away, or might; nothing where it never does.
+fn shields(status: Reading<'_>, now: OffsetDateTime) -> String {
+    let mut table = Table::new(["LISTENER", "SHIELD", "DROPPED", "STATE"]);
+    let mut some = false;
+    for listener in status.list("listeners") {
+        let Some(shield) = listener.object("shield") else { continue };
+        let wanted = shield.text_or_dash("wanted");
+        if wanted == "off" {
+            continue;
+        }
+        some = true;
+        let state = match (shield.time("up_since"), shield.text("obstacle")) {
+            (Some(up), None) => format!("up for {}", since(up, now)),
+            (Some(up), Some(why)) => format!("up for {}, but not everywhere: {why}", since(up, now)),
+            (None, Some(why)) => format!("IMPOSSIBLE: {why}"),
+            (None, None) => "down".to_owned(),
+        };
+        let dropped = shield.0.get("dropped").and_then(Value::as_u64);
+        let dropped = dropped.map_or_else(|| DASH.to_owned(), |dropped| dropped.to_string());
+        table.row([listener.text_or_dash("name"), wanted, dropped, state]);
     }
     if some { format!("\n{}", table.render("")) } else { String::new() }
 }
@@ -154,6 +178,27 @@ LISTENER  SOURCE            RESOLVED  ADDRESSES
 db        dns:app.internal  10 s ago  10.0.0.1 2001:db8::1
 db        dns:jobs          3 h ago   STALE, Name or service not known: 10.0.0.9
 db        dns:new           never     STALE, no answer: none, so nobody
+";
+        assert!(words.ends_with(expected), "{words}");
+    }
+
+    #[test]
+    fn a_shield_is_told_where_there_may_be_one() {
+        let now = OffsetDateTime::UNIX_EPOCH + Duration::hours(5);
+        let words = in_words(
+            &json!({ "listeners": [
+                { "name": "a", "shield": { "wanted": "on", "up_since": "1970-01-01T04:58:00Z", "dropped": 7 } },
+                { "name": "b", "shield": { "wanted": "auto", "up_since": null, "dropped": 0, "obstacle": null } },
+                { "name": "c", "shield": { "wanted": "on", "dropped": null, "obstacle": "too many" } },
+                { "name": "d", "shield": { "wanted": "off", "dropped": 0 } },
+            ] }),
+            now,
+        );
+        let expected = "
+LISTENER  SHIELD  DROPPED  STATE
+a         on      7        up for 2 min
+b         auto    0        down
+c         on      -        IMPOSSIBLE: too many
 ";
         assert!(words.ends_with(expected), "{words}");
     }

@@ -261,6 +261,17 @@ pub enum Shield {
     On,
 }
 
+/// As the configuration has it.
+impl std::fmt::Display for Shield {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Off => "off",
+            Self::Auto => "auto",
+            Self::On => "on",
+        })
+    }
+}
+
 /// `[listener.limits]`
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {

@@ -1,28 +1,38 @@
 //! One bound address, TCP or a Unix socket, and what is accepted from it.
 
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
+use std::sync::Arc;
 
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use tokio::sync::Notify;
 
 use crate::addr::{ClientAddr, TcpListenAddr};
 use crate::connection::{Accepted, keep_alive};
+use crate::policy::PacketFilter;
+use crate::shield::Port;
 use crate::socket_file::{self, Access, Place};
 
 /// A bound socket.
 #[derive(Debug)]
 pub(super) enum Acceptor {
-    Tcp(TcpListener),
+    Tcp(Arc<Port>),
     /// With its file, which goes first.
     Unix(Place, UnixListener),
 }
 
 impl Acceptor {
-    /// Binds a port; `shared` where a socket that is about to leave still has it.
-    pub(super) fn tcp(address: &TcpListenAddr, shared: bool) -> io::Result<Self> {
+    /// Binds a port; `shared` where a socket that is about to leave still has it. It is behind `filter` from the first client
+    /// on, and rings `alarm` for strangers.
+    pub(super) fn tcp(
+        address: &TcpListenAddr,
+        shared: bool,
+        filter: Option<&PacketFilter>,
+        alarm: &Arc<Notify>,
+    ) -> io::Result<Self> {
         let domain = if address.socket.is_ipv4() { Domain::IPV4 } else { Domain::IPV6 };
         let socket = Socket::new(domain, Type::STREAM, Some(Protocol::TCP))?;
         if address.socket.is_ipv6() {
@@ -36,10 +46,10 @@ impl Acceptor {
         // Accepted sockets inherit it: said once, and not for every client.
         keep_alive(&socket)?;
         socket.bind(&address.socket.into())?;
-        socket.listen(BACKLOG)?;
+        let port = Port::listen(socket, BACKLOG, filter, alarm)?;
         // Only for the moment: two portcullis processes must never share a port unnoticed.
-        socket.set_reuse_port(false)?;
-        Ok(Self::Tcp(socket.into()))
+        SockRef::from(port.socket()).set_reuse_port(false)?;
+        Ok(Self::Tcp(Arc::new(port)))
     }
 
     /// Makes a Unix socket.
@@ -51,8 +61,8 @@ impl Acceptor {
     /// Takes a client that waits.
     pub(super) fn accept(&self) -> io::Result<(Accepted, ClientAddr)> {
         match self {
-            Self::Tcp(listener) => {
-                let (stream, from) = listener.accept()?;
+            Self::Tcp(port) => {
+                let (stream, from) = port.accept()?;
                 Ok((Accepted::Tcp(stream), ClientAddr::new(from)))
             }
             Self::Unix(_, listener) => {
@@ -65,7 +75,15 @@ impl Acceptor {
     /// The port that the kernel has chosen, with its address, or the one that was asked for.
     pub(super) fn port(&self) -> Option<SocketAddr> {
         match self {
-            Self::Tcp(listener) => listener.local_addr().ok(),
+            Self::Tcp(port) => port.socket().local_addr().ok(),
+            Self::Unix(..) => None,
+        }
+    }
+
+    /// What the shields look after.
+    pub(super) fn guarded(&self) -> Option<&Arc<Port>> {
+        match self {
+            Self::Tcp(port) => Some(port),
             Self::Unix(..) => None,
         }
     }
@@ -80,9 +98,9 @@ impl Acceptor {
 
     /// Lets, or no longer lets, another socket of this user be bound to the same port.
     pub(super) fn share_port(&self, shared: bool) {
-        if let Self::Tcp(listener) = self {
+        if let Self::Tcp(port) = self {
             // Where it fails the bind that follows fails too, and says why.
-            let _ = SockRef::from(listener).set_reuse_port(shared);
+            let _ = SockRef::from(port.socket()).set_reuse_port(shared);
         }
     }
 }
@@ -90,7 +108,7 @@ impl Acceptor {
 impl AsRawFd for Acceptor {
     fn as_raw_fd(&self) -> RawFd {
         match self {
-            Self::Tcp(listener) => listener.as_raw_fd(),
+            Self::Tcp(port) => port.as_raw_fd(),
             Self::Unix(_, listener) => listener.as_raw_fd(),
         }
     }

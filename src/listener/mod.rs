@@ -23,6 +23,7 @@ use crate::addr::{ClientAddr, ListenAddr};
 use crate::audit::Facts;
 use crate::connection::{Accepted, Arrival, Entrance, House, Seat, Workers};
 use crate::outcome::Reason;
+use crate::shield::{Port, Shields, Standing};
 use crate::snapshot::{Door, Snapshot, Terms};
 use crate::socket_file::Place;
 
@@ -32,6 +33,7 @@ pub struct Listeners {
     house: House,
     workers: Arc<Workers>,
     bound: HashMap<Door, Bound>,
+    shields: Shields,
     loops: JoinSet<()>,
 }
 
@@ -68,7 +70,8 @@ pub struct BindError {
 impl Listeners {
     /// No addresses yet.
     pub fn new(house: House, workers: Arc<Workers>) -> Self {
-        Self { house, workers, bound: HashMap::new(), loops: JoinSet::new() }
+        let shields = Shields::new(house.audit.clone());
+        Self { house, workers, bound: HashMap::new(), shields, loops: JoinSet::new() }
     }
 
     /// Binds every address of `snapshot` that is not bound already.
@@ -91,6 +94,33 @@ impl Listeners {
         Ok(Prepared { fresh })
     }
 
+    /// Lets nobody be kept out by a shield whom `next` will let in. To be called when `next` is about to come into force, in
+    /// place of `current`.
+    pub fn expect(&mut self, next: &Snapshot, current: &Snapshot) {
+        self.shields.widen(next, current);
+    }
+
+    /// Keeps out whom `snapshot` does not trust, where the kernel does that. It has to be in force already.
+    pub fn follow(&mut self, snapshot: &Snapshot) {
+        let port = |door: &Door| self.bound.get(door)?.socket.guarded().cloned();
+        self.shields.follow(snapshot, port);
+    }
+
+    /// Returns when the shields want a look.
+    pub async fn look_due(&self) {
+        self.shields.due().await;
+    }
+
+    /// Raises and lowers shields by how many strangers come.
+    pub fn look(&mut self, snapshot: &Snapshot) {
+        self.shields.look(snapshot);
+    }
+
+    /// How the shield of a listener is.
+    pub fn shield(&self, terms: &Terms) -> Standing {
+        self.shields.standing(terms)
+    }
+
     /// Accepts from the prepared addresses and stops accepting from those `snapshot` has no use for. `snapshot` has to be
     /// in force already.
     pub fn commit(&mut self, prepared: Prepared, snapshot: &Snapshot) {
@@ -107,10 +137,12 @@ impl Listeners {
             let bound = self.accept_from(door.clone(), opening);
             self.bound.insert(door, bound);
         }
+        self.follow(snapshot);
     }
 
     /// Stops accepting; the addresses are free when it returns. Connections that the kernel had completed are served.
     pub async fn close(&mut self) {
+        self.shields.close("the program stops");
         self.bound.clear();
         while self.loops.join_next().await.is_some() {}
     }
@@ -133,7 +165,9 @@ impl Listeners {
     fn open(&self, terms: &Terms, address: &ListenAddr, shared: bool) -> io::Result<Opening> {
         let seat = self.workers.seat().ok_or_else(|| io::Error::other("there is no worker"))?;
         let socket = match address {
-            ListenAddr::Tcp(address) => Acceptor::tcp(address, shared)?,
+            ListenAddr::Tcp(address) => {
+                Acceptor::tcp(address, shared, self.shields.filter_for(terms).as_ref(), self.shields.alarm())?
+            }
             ListenAddr::Unix(path) => Acceptor::unix(path, terms.access(path))?,
         };
         let _there = seat.runtime.enter();
@@ -152,7 +186,8 @@ impl Listeners {
         let socket = Arc::clone(ready.get_ref());
         let (running, stopped) = watch::channel(());
         let runtime = seat.runtime.clone();
-        let gate = Gate { door, house: self.house.clone(), workers: Arc::clone(&self.workers), seat, owner: None };
+        let (house, workers) = (self.house.clone(), Arc::clone(&self.workers));
+        let gate = Gate { door, port: socket.guarded().cloned(), house, workers, seat, owner: None };
         self.loops.spawn_on(gate.run(ready, stopped), &runtime);
         Bound { socket, _running: running }
     }
@@ -185,6 +220,8 @@ impl Drop for SharedPort {
 /// The loop behind one address.
 struct Gate {
     door: Door,
+    /// Where strangers are counted.
+    port: Option<Arc<Port>>,
     house: House,
     workers: Arc<Workers>,
     /// The worker it runs on.
@@ -239,6 +276,7 @@ impl Gate {
             Ok(admitted) => admitted,
             Err(stranger) => {
                 drop(stream);
+                self.port.iter().for_each(|port| port.turned_away());
                 return self.house.audit.denied(&facts, Reason::UntrustedSource, stranger, accepted_at.elapsed());
             }
         };

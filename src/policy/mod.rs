@@ -12,6 +12,7 @@ mod expiry;
 mod host;
 mod identity;
 mod limits;
+mod packet_filter;
 mod rule;
 mod sources;
 
@@ -23,5 +24,6 @@ pub use expiry::{days_left, expiry_milestone};
 pub use host::{AddressBook, Addresses, Host, HostName, HostNameError, LeftOut, NoAddress};
 pub use identity::{ClientAuth, CrlExpired};
 pub use limits::{Rate, RateError};
+pub use packet_filter::{Instruction, PacketFilter, TooLong};
 pub use rule::{Network, NetworkError, Origin, Rule, Source};
 pub use sources::{Admitted, Enforcement, SourcePolicy, Standing, Stranger, TrustedSources};

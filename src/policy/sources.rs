@@ -186,6 +186,18 @@ impl TrustedSources {
             IpAddr::V6(ip) => narrowest(self.v6.cover_values(&Ipv6Net::from(ip)), now),
         }
     }
+
+    /// The networks and addresses from which a lookup at `now` finds a rule, in no order.
+    pub fn live_networks(&self, now: OffsetDateTime) -> impl Iterator<Item = IpNet> {
+        let is_live = move |rules: &[Arc<Rule>]| rules.iter().any(|rule| rule.is_live(now));
+        let v4 = self.v4.iter().filter(move |(_, rules)| is_live(rules)).map(|(net, _)| IpNet::V4(net));
+        v4.chain(self.v6.iter().filter(move |(_, rules)| is_live(rules)).map(|(net, _)| IpNet::V6(net)))
+    }
+
+    /// When the next of the rules that stand at `now` ends.
+    pub fn next_end(&self, now: OffsetDateTime) -> Option<OffsetDateTime> {
+        self.rules.iter().filter_map(|rule| rule.expires_at).filter(|end| *end > now).min()
+    }
 }
 
 impl fmt::Debug for TrustedSources {

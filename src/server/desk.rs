@@ -101,6 +101,7 @@ impl Desk {
                 "client_auth": terms.client_auth().to_string(),
                 "enforcement": terms.sources.enforcement.to_string(),
                 "trusted_sources": terms.sources.trusted.rules().len(),
+                "shield": report::shield(&listeners.shield(terms)),
                 "names": report::names(terms, &self.names),
                 "sessions": sessions.get(&terms.name).copied().unwrap_or(0),
             })

@@ -139,6 +139,7 @@ impl Server {
             tokio::select! {
                 () = signals.stop.next() => return None,
                 request = self.desk.next() => self.desk.answer(request, current, &self.listeners),
+                () = self.listeners.look_due() => self.listeners.look(current),
                 _ = looks.tick() => self.expiry.look(current, &self.audit),
                 proposal = &mut next => return Some(proposal),
             }
@@ -167,9 +168,11 @@ impl Server {
     }
 
     /// Puts a policy in force that differs by the addresses of its hosts only.
-    fn refresh(&self, snapshot: Snapshot, current: &Snapshot) {
+    fn refresh(&mut self, snapshot: Snapshot, current: &Snapshot) {
         let snapshot = Arc::new(snapshot);
+        self.listeners.expect(&snapshot, current);
         self.published.send_replace(Arc::clone(&snapshot));
+        self.listeners.follow(&snapshot);
         self.tell_addresses(&snapshot, current);
     }
 
@@ -199,6 +202,7 @@ impl Server {
 
         // Nothing can fail from here on.
         let snapshot = Arc::new(snapshot);
+        self.listeners.expect(&snapshot, current);
         self.published.send_replace(Arc::clone(&snapshot));
         self.listeners.commit(prepared, &snapshot);
         self.admin.commit(socket);

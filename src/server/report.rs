@@ -12,6 +12,7 @@ use crate::names::Names;
 use crate::policy::Rule;
 use crate::revocation;
 use crate::sessions::{Live, Register, Session};
+use crate::shield::Standing;
 use crate::snapshot::{Built, Item, Snapshot, SourceChanges, Terms};
 use crate::timestamp::seconds;
 use crate::tls::Certificate;
@@ -55,6 +56,16 @@ pub(super) fn names(terms: &Terms, names: &Names) -> Vec<Value> {
         })
     });
     told.collect()
+}
+
+/// How the shield of a listener is.
+pub(super) fn shield(standing: &Standing) -> Value {
+    json!({
+        "wanted": standing.wanted.to_string(),
+        "up_since": standing.up_since.map(seconds),
+        "dropped": standing.dropped,
+        "obstacle": standing.obstacle,
+    })
 }
 
 /// Who relies on what: of every listener each certificate, trust anchor and rule, since when it is in force, when a

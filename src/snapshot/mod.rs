@@ -11,6 +11,7 @@ mod judge;
 mod lineage;
 mod nodes;
 mod pace;
+mod shielding;
 #[cfg(test)]
 pub(crate) mod specimen;
 mod usage;
@@ -31,13 +32,14 @@ pub use judge::{Permission, Refusal};
 pub use lineage::{Departed, Lineage, Moment};
 pub use nodes::{Node, Nodes};
 pub use pace::{Pace, TooFast};
+pub use shielding::NoShield;
 pub use usage::{Item, Reliance, Usage, Uses};
 
 use self::build::Builder;
 use self::headcount::Headcount;
 use self::pace::Pacer;
 use crate::addr::{ClientAddr, ListenAddr};
-use crate::config::{Config, Files, Limits, Loaded, Problems, Revoke, Upstream};
+use crate::config::{Config, Files, Limits, Loaded, Problems, Revoke, Shield, Upstream};
 use crate::policy::{AddressBook, Balancers, ClientAuth, Host, SourcePolicy, TrustedClients};
 use crate::protocol::{MinTlsVersion, Protocol};
 use crate::socket_file::Access;
@@ -84,6 +86,8 @@ pub struct Terms {
     pub sources: SourcePolicy,
     /// Whose word on where a client comes from it takes.
     pub balancers: Balancers,
+    /// Whether the kernel turns strangers away already, where it can.
+    pub shield: Shield,
     /// Its side of TLS; `None` where it is off.
     pub tls: Option<Arc<ServerTls>>,
     /// Facts of its trust anchors, in the order of the files.

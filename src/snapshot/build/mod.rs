@@ -16,7 +16,7 @@ use super::lineage::{Lineage, Moment};
 use super::pace::Pacer;
 use super::{Door, Nodes, Terms, with_roles};
 use crate::addr::{ListenAddr, UpstreamAddr};
-use crate::config::{Files, Listener, Location, NamedFile, NamedPem, Problem};
+use crate::config::{Files, Listener, Location, NamedFile, NamedPem, Problem, Shield};
 use crate::policy::{AddressBook, ClientAuth, Enforcement, Rate, Source, SourcePolicy, days_left, expiry_milestone};
 use crate::protocol::Protocol;
 use crate::timestamp;
@@ -47,13 +47,14 @@ impl Builder<'_> {
         let name: Arc<str> = listener.name.as_str().into();
         let server = tls.as_deref().map(ServerTls::certificates).unwrap_or_default();
         let lineage = Lineage::after(before, self.now, with_roles(server, &anchors, &pinned));
-        Some(Terms {
+        let terms = Terms {
             doors: doors(listener, &name),
             socket_files: listener.socket_files.clone(),
             name,
             protocol: listener.protocol,
             sources: self.sources(),
             balancers: listener.balancers.clone(),
+            shield: listener.shield,
             tls,
             anchors,
             pinned,
@@ -72,7 +73,9 @@ impl Builder<'_> {
             lineage,
             usage: before.map_or_else(Arc::default, |before| Arc::clone(&before.usage)),
             tls_inputs: inputs.map(Arc::new),
-        })
+        };
+        self.warn_about_shield(&terms);
+        Some(terms)
     }
 
     fn sources(&self) -> SourcePolicy {
@@ -134,6 +137,14 @@ impl Builder<'_> {
             && listener.tls.as_ref().is_some_and(|tls| tls.client_auth == ClientAuth::Required)
         {
             self.warn("a CancelRequest needs no client certificate (libpq before 17 sends it in plaintext); postgres.plaintext_cancel = false refuses those");
+        }
+    }
+
+    fn warn_about_shield(&mut self, terms: &Terms) {
+        if terms.shield != Shield::Off
+            && let Err(obstacle) = terms.packet_filter(None, self.now.at)
+        {
+            self.warn(format_args!("shield = \"{}\" does nothing: {obstacle}", terms.shield));
         }
     }
 
