@@ -19,7 +19,7 @@ fn keyed(postgres: &Postgres) {
 fn sign_in(conninfo: &str, binding: &str) -> Result<(), String> {
     let mut psql = psql(&format!("{conninfo} channel_binding={binding}"));
     let outcome = run(psql.env("PGPASSWORD", "open sesame").args(["-c", "select current_user"]));
-    if outcome.code == Some(0) { Ok(assert_eq!(outcome.text(), "keyed\n")) } else { Err(outcome.stderr) }
+    if outcome.text() == "keyed\n" { Ok(()) } else { Err(outcome.stderr) }
 }
 
 fn as_keyed(portcullis: &Portcullis) -> String {
@@ -180,4 +180,19 @@ fn what_is_hidden_from_a_client_without_tls_is_not_from_one_that_has_it() {
     let checked = run(executable().args(["check", "-c"]).arg(portcullis.site.path("portcullis.toml"))).success();
     assert!(checked.contains("warning: listener main: there is TLS on both sides"), "{checked}");
     assert!(!checked.contains("warning: listener bare"), "{checked}");
+}
+
+/// Its signature names no hash, and there is nothing that could be bound to.
+#[test]
+fn nothing_can_be_bound_to_a_certificate_signed_by_ed25519() {
+    let own = |_: &Site| Leaf::by_itself(Request::server(&["localhost", "127.0.0.1"]).ed25519());
+    let (portcullis, _postgres) = twins(own, |site| std::fs::read_to_string(site.path("server.crt")).unwrap());
+    let conninfo = as_keyed(&portcullis).replace("ca.crt", "server.crt");
+    assert_eq!(sign_in(&conninfo, "disable"), Ok(()));
+    for binding in ["prefer", "require"] {
+        let refused = sign_in(&conninfo, binding).unwrap_err();
+        assert!(refused.contains("could not find digest"), "{refused}");
+    }
+    let checked = run(executable().args(["check", "-c"]).arg(portcullis.site.path("portcullis.toml"))).success();
+    assert!(checked.contains("CN=localhost is signed by Ed25519"), "{checked}");
 }

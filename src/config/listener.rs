@@ -22,6 +22,8 @@ pub(super) struct Listeners<'a> {
     files: &'a mut Files,
     /// What is wrong in other files than the configuration itself.
     elsewhere: Vec<Problem>,
+    /// The socket of `[admin]`.
+    admin: Option<&'a Path>,
     /// What `[reload]` says of sessions that are no longer let in.
     revoke: Revoke,
     /// Names, and addresses with the listener that has them.
@@ -30,8 +32,8 @@ pub(super) struct Listeners<'a> {
 }
 
 impl<'a> Listeners<'a> {
-    pub(super) fn new(directory: &'a Path, files: &'a mut Files, revoke: Revoke) -> Self {
-        Self { directory, files, elsewhere: Vec::new(), revoke, names: Vec::new(), addresses: BTreeMap::new() }
+    pub(super) fn new(directory: &'a Path, files: &'a mut Files, admin: Option<&'a Path>, revoke: Revoke) -> Self {
+        Self { directory, files, elsewhere: Vec::new(), admin, revoke, names: Vec::new(), addresses: BTreeMap::new() }
     }
 
     /// Every listener that could be read whole, and the problems of the other files they name.
@@ -120,6 +122,10 @@ impl<'a> Listeners<'a> {
             let taken = self.addresses.iter().find(|(other, _)| address.overlaps(other));
             if let Some((other, owner)) = taken {
                 node.problem(format_args!("found {}, but listener \"{owner}\" has {other} already", node.found()));
+                continue;
+            }
+            if matches!(address, ListenAddr::Unix(path) if self.admin == Some(path)) {
+                node.problem(format_args!("found {}, but [admin] has it already", node.found()));
                 continue;
             }
             self.addresses.insert(address.clone(), name.unwrap_or("?").to_owned());

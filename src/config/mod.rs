@@ -315,7 +315,8 @@ impl Config {
         let admin = process::admin(&root, directory);
         let reload = process::reload(&root);
         let drain = process::drain(&root);
-        let (listeners, mut elsewhere) = Listeners::new(directory, files, reload.revoke).read(&root);
+        let admin_socket = admin.as_ref().map(|admin| admin.socket.as_path());
+        let (listeners, mut elsewhere) = Listeners::new(directory, files, admin_socket, reload.revoke).read(&root);
         root.finish();
 
         let mut problems = document.into_problems();

@@ -7,6 +7,8 @@ use serde::Serialize;
 use time::{Duration, OffsetDateTime};
 use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::GeneralName;
+use x509_parser::oid_registry::Oid;
+use x509_parser::oid_registry::asn1_rs::oid;
 use x509_parser::prelude::FromDer as _;
 
 use super::name::{common_name, rfc4514};
@@ -73,6 +75,14 @@ impl Certificate {
             key: key_kind(&certificate),
             sha256: sha256_hex(der),
         })
+    }
+
+    /// Whether SCRAM can bind a password to a certificate: to its digest by the hash that its signature names (RFC 5929
+    /// §4.1), and Ed25519 and Ed448 name none.
+    pub fn can_be_bound_to(der: &CertificateDer<'_>) -> bool {
+        const WITHOUT_HASH: [Oid<'static>; 2] = [oid!(1.3.101.112), oid!(1.3.101.113)];
+        X509Certificate::from_der(der)
+            .is_ok_and(|(_, certificate)| !WITHOUT_HASH.contains(&certificate.signature_algorithm.algorithm))
     }
 
     /// Host names of the certificate, lower case; a leading `*.` stands for one label.

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationList, CertificateRevocationListParams, CertifiedIssuer,
-    DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, KeyIdMethod, KeyPair, KeyUsagePurpose, PKCS_RSA_SHA256,
+    DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, KeyIdMethod, KeyPair, KeyUsagePurpose, PKCS_ED25519, PKCS_RSA_SHA256,
     RevokedCertParams, RsaKeySize, SanType, SerialNumber,
 };
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -167,12 +167,19 @@ pub(crate) struct Request {
 enum Key {
     Ecdsa,
     Rsa,
+    Ed25519,
 }
 
 impl Key {
     fn generate(self) -> KeyPair {
         match self {
             Self::Ecdsa => KeyPair::generate(),
+            Self::Ed25519 => KeyPair::generate_for(&PKCS_ED25519).and_then(|key| {
+                // Without the public key behind it, which OpenSSL does not read.
+                let seed = key.serialize_der()[16..48].to_vec();
+                let head = *b"\x30\x2e\x02\x01\0\x30\x05\x06\x03\x2b\x65\x70\x04\x22\x04\x20";
+                KeyPair::try_from([&head[..], &seed].concat())
+            }),
             Self::Rsa => KeyPair::generate_rsa_for(&PKCS_RSA_SHA256, RsaKeySize::_2048),
         }
         .expect("a key can be made")
@@ -217,6 +224,10 @@ impl Request {
     pub(crate) fn organization(mut self, name: &str) -> Self {
         self.params.distinguished_name.push(DnType::OrganizationName, name);
         self
+    }
+
+    pub(crate) fn ed25519(self) -> Self {
+        Self { key: Key::Ed25519, ..self }
     }
 
     pub(crate) fn rsa(self) -> Self {

@@ -98,12 +98,22 @@ impl Builder<'_> {
 
     /// libpq binds its password to the certificate it sees, and the server compares that with its own (RFC 5929 §4).
     fn warn_about_channel_binding(&mut self, upstream: &UpstreamTls) {
-        let Some(server) = &self.listener.tls else { return };
+        let Some(server) = self.listener.tls.as_ref().filter(|_| self.listener.protocol == Protocol::Postgres) else {
+            return;
+        };
+        let chains = server.certificates.iter().filter_map(|files| self.files.read(&files.cert.location).ok());
+        let chains: Vec<_> = chains.filter_map(|pem| tls::certificates(&pem).ok()).collect();
         // A bundle that holds our own certificate says that the upstream shows it, too.
-        let shows_ours = |chain: &[_]| chain.first().is_some_and(|leaf| upstream.has_in_bundle(leaf));
-        let mut leaves = server.certificates.iter().filter_map(|files| self.files.read(&files.cert.location).ok());
-        let same = leaves.any(|pem| tls::certificates(&pem).is_ok_and(|chain| shows_ours(&chain)));
-        if self.listener.protocol == Protocol::Postgres && !same {
+        let same: Vec<_> =
+            chains.iter().filter_map(|chain| chain.first()).filter(|leaf| upstream.has_in_bundle(leaf)).collect();
+        for leaf in same.iter().filter(|leaf| !Certificate::can_be_bound_to(leaf)) {
+            let Ok(Certificate { subject, .. }) = Certificate::parse(leaf) else { continue };
+            self.warn(format_args!(
+                "the certificate {subject} is signed by Ed25519 or Ed448, to which SCRAM can bind no password, so libpq fails \
+                 unless it has channel_binding=disable; take one signed by ECDSA or RSA"
+            ));
+        }
+        if same.is_empty() {
             self.warn(
                 "there is TLS on both sides, so SCRAM with channel binding, which libpq prefers, fails unless the upstream shows the very \
                  certificate that this listener shows: give both the same one, or have clients set channel_binding=disable, \
