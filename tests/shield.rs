@@ -35,9 +35,16 @@ fn shielded(upstream: &Upstream, sources: &[&str]) -> Listener {
     Listener::redis(upstream).trusting(sources).key("shield = \"on\"")
 }
 
+/// Where to dial from `source`, to reach all addresses or this one.
+#[allow(clippy::disallowed_methods, reason = "a listening address is not a client's")]
+fn target(address: SocketAddr, source: &str) -> SocketAddr {
+    let ip = if address.ip().is_unspecified() { source.parse().unwrap() } else { address.ip() };
+    SocketAddr::new(ip, address.port())
+}
+
 fn dial(address: SocketAddr, source: &str, patience: Duration) -> io::Result<TcpStream> {
+    let target = target(address, source);
     let source: IpAddr = source.parse().unwrap();
-    let target = SocketAddr::new(if address.ip().is_unspecified() { source } else { address.ip() }, address.port());
     let socket = Socket::new(Domain::for_address(target), Type::STREAM, None)?;
     socket.bind(&SocketAddr::new(source, 0).into())?;
     socket.connect_timeout(&target.into(), patience)?;
@@ -86,11 +93,7 @@ fn a_stranger_hears_nothing_and_who_is_trusted_comes_in() {
         let address = portcullis.address("main");
         let on = portcullis.event("shield.on", |event| event.is("shield.on"));
         assert_eq!((on.text("listener"), on.number("rules")), ("main", 1));
-        let target = SocketAddr::new(
-            if address.ip().is_unspecified() { trusted.parse().unwrap() } else { address.ip() },
-            address.port(),
-        );
-        let mut inside = portcullis.client().at(target).from(trusted).connect();
+        let mut inside = portcullis.client().at(target(address, trusted)).from(trusted).connect();
         inside.ask(b"hello", b"hello");
         if let Some(stranger) = stranger {
             assert!(is_silent(address, stranger), "{listen}: {stranger}");

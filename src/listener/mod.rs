@@ -96,7 +96,7 @@ impl Listeners {
 
     /// Lets nobody be kept out by a shield whom `next` will let in. To be called when `next` is about to come into force, in
     /// place of `current`.
-    pub fn expect(&mut self, next: &Snapshot, current: &Snapshot) {
+    pub fn widen(&mut self, next: &Snapshot, current: &Snapshot) {
         self.shields.widen(next, current);
     }
 
@@ -166,7 +166,9 @@ impl Listeners {
         let seat = self.workers.seat().ok_or_else(|| io::Error::other("there is no worker"))?;
         let socket = match address {
             ListenAddr::Tcp(address) => {
-                Acceptor::tcp(address, shared, self.shields.filter_for(terms).as_ref(), self.shields.alarm())?
+                let before = self.house.current.borrow().named(&terms.name).cloned();
+                let filter = self.shields.filter_for(terms, before.as_deref());
+                Acceptor::tcp(address, shared, filter.as_ref(), self.shields.alarm())?
             }
             ListenAddr::Unix(path) => Acceptor::unix(path, terms.access(path))?,
         };

@@ -170,7 +170,7 @@ impl Server {
     /// Puts a policy in force that differs by the addresses of its hosts only.
     fn refresh(&mut self, snapshot: Snapshot, current: &Snapshot) {
         let snapshot = Arc::new(snapshot);
-        self.listeners.expect(&snapshot, current);
+        self.listeners.widen(&snapshot, current);
         self.published.send_replace(Arc::clone(&snapshot));
         self.listeners.follow(&snapshot);
         self.tell_addresses(&snapshot, current);
@@ -202,7 +202,7 @@ impl Server {
 
         // Nothing can fail from here on.
         let snapshot = Arc::new(snapshot);
-        self.listeners.expect(&snapshot, current);
+        self.listeners.widen(&snapshot, current);
         self.published.send_replace(Arc::clone(&snapshot));
         self.listeners.commit(prepared, &snapshot);
         self.admin.commit(socket);

@@ -68,11 +68,13 @@ impl Shields {
         &self.alarm
     }
 
-    /// The filter that a new port of this listener has to have from the first client on.
-    pub fn filter_for(&self, terms: &Terms) -> Option<PacketFilter> {
+    /// The filter that a new port of this listener has to have from the first client on. It lets through whom the terms
+    /// `before` trust, too: until these are in force a client may come to the new port that belongs to the old one.
+    pub fn filter_for(&self, terms: &Terms, before: Option<&Terms>) -> Option<PacketFilter> {
         let up = self.guards.get(&terms.name).is_some_and(Guard::is_up);
         let wanted = terms.shield == Shield::On || (terms.shield == Shield::Auto && up);
-        wanted.then(|| terms.packet_filter(None, OffsetDateTime::now_utc()).ok()).flatten()
+        let others = before.map(|before| &*before.sources.trusted);
+        wanted.then(|| terms.packet_filter(others, OffsetDateTime::now_utc()).ok()).flatten()
     }
 
     /// Lets through whom `next` trusts, besides those whom `current` does. To be called before `next` comes into force.
