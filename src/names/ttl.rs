@@ -23,18 +23,28 @@ pub struct TimesToLive(Mutex<State>);
 struct State {
     /// As they were at the last time. What others did not answer says nothing of new ones.
     settings: Option<Settings>,
-    pauses: Pauses,
+    memory: Memory,
 }
 
-/// Who need not be asked for now.
+/// What was told, and who need not be asked for now.
 #[derive(Debug, Default)]
-struct Pauses {
+struct Memory {
+    names: BTreeMap<HostName, Past>,
     /// Questions in a row, whatever for, that no server has answered.
     silences: u32,
     /// Until when the servers are taken to be silent to everybody.
     silent_until: Option<Instant>,
-    /// Names without an answer, how often in a row, and until when they are left alone.
-    untold: BTreeMap<HostName, (u32, Instant)>,
+}
+
+/// What is known of one name.
+#[derive(Debug)]
+struct Past {
+    /// What was told the last time.
+    last: Option<Duration>,
+    /// How often in a row nothing was.
+    misses: u32,
+    /// Until when it is left alone.
+    until: Instant,
 }
 
 /// What came of asking for a name.
@@ -58,30 +68,26 @@ impl TimesToLive {
         {
             let mut state = self.state();
             if state.settings.as_ref() != Some(&settings) {
-                *state = State { settings: Some(settings.clone()), pauses: Pauses::default() };
+                *state = State { settings: Some(settings.clone()), memory: Memory::default() };
             }
-            if !state.pauses.may_ask(name, Instant::now()) {
+            if !state.memory.may_ask(name, Instant::now()) {
                 return None;
             }
         }
         let told = ask(&settings, name);
-        self.state().pauses.note(name, told, Instant::now());
-        match told {
-            Told::For(time) => Some(time),
-            Told::Nothing | Told::Silence => None,
-        }
+        self.state().memory.note(name, told, Instant::now())
     }
 
     /// Lets a name be asked for at once: it could be resolved again, so whatever kept its server silent may be over.
     pub fn hope_for(&self, name: &HostName) {
-        let pauses = &mut self.state().pauses;
-        pauses.untold.remove(name);
-        pauses.silent_until = None;
+        let memory = &mut self.state().memory;
+        memory.names.remove(name);
+        memory.silent_until = None;
     }
 
     /// Forgets the names that are none of these.
     pub fn keep_only(&self, names: &BTreeSet<&HostName>) {
-        self.state().pauses.untold.retain(|name, _| names.contains(name));
+        self.state().memory.names.retain(|name, _| names.contains(name));
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -89,37 +95,38 @@ impl TimesToLive {
     }
 }
 
-impl Pauses {
+impl Memory {
     fn may_ask(&self, name: &HostName, now: Instant) -> bool {
         let over = |until: Instant| until <= now;
-        self.silent_until.is_none_or(over) && self.untold.get(name).is_none_or(|(_, until)| over(*until))
+        self.silent_until.is_none_or(over) && self.names.get(name).is_none_or(|past| over(past.until))
     }
 
-    fn note(&mut self, name: &HostName, told: Told, now: Instant) {
-        match told {
-            Told::For(_) => _ = self.untold.remove(name),
-            Told::Nothing | Told::Silence => {
-                let (times, until) = self.untold.entry(name.clone()).or_insert((0, now));
-                *until = now + pause(*times);
-                *times = times.saturating_add(1);
-            }
-        }
+    /// Returns what to go by. A datagram may be lost, so the time that was told before counts once more.
+    fn note(&mut self, name: &HostName, told: Told, now: Instant) -> Option<Duration> {
         match told {
             Told::For(_) | Told::Nothing => (self.silences, self.silent_until) = (0, None),
             // Of those who asked at the same time one counts.
             Told::Silence if self.silent_until.is_some_and(|until| until > now) => {}
             Told::Silence => {
                 self.silences = self.silences.saturating_add(1);
-                if let Some(times) = self.silences.checked_sub(ENOUGH) {
-                    self.silent_until = Some(now + pause(times));
-                }
+                self.silent_until = pause(self.silences, ENOUGH).map(|pause| now + pause);
             }
         }
+        let past = self.names.entry(name.clone()).or_insert(Past { last: None, misses: 0, until: now });
+        if let Told::For(time) = told {
+            *past = Past { last: Some(time), misses: 0, until: now };
+            return Some(time);
+        }
+        past.misses = past.misses.saturating_add(1);
+        past.until = now + pause(past.misses, 2).unwrap_or_default();
+        past.last.take()
     }
 }
 
-fn pause(times: u32) -> Duration {
-    FIRST_PAUSE.saturating_mul(1 << times.min(16)).min(LONGEST_PAUSE)
+/// From so many times `on` there is a pause, twice as long at every time.
+fn pause(times: u32, on: u32) -> Option<Duration> {
+    let doublings = times.checked_sub(on)?.min(16);
+    Some(FIRST_PAUSE.saturating_mul(1 << doublings).min(LONGEST_PAUSE))
 }
 
 /// Asks for a name as the system's resolver would.
@@ -243,50 +250,60 @@ mod tests {
 
     #[test]
     fn a_name_of_which_nothing_is_told_is_asked_for_more_and_more_seldom() {
-        let (mut pauses, mut now) = (Pauses::default(), Instant::now());
-        for pause in [1, 2, 4, 8, 16, 32, 60, 60] {
-            assert!(pauses.may_ask(&name(1), now));
-            pauses.note(&name(1), Told::Nothing, now);
+        let (mut memory, mut now) = (Memory::default(), Instant::now());
+        for pause in [0, 1, 2, 4, 8, 16, 32, 60, 60] {
+            assert!(memory.may_ask(&name(1), now));
+            assert_eq!(memory.note(&name(1), Told::Nothing, now), None);
             now += minutes(pause);
-            assert!(!pauses.may_ask(&name(1), now - Duration::from_secs(1)), "{pause}");
-            assert!(pauses.may_ask(&name(2), now), "others are not concerned");
+            assert!(pause == 0 || !memory.may_ask(&name(1), now - Duration::from_secs(1)), "{pause}");
+            assert!(memory.may_ask(&name(2), now), "others are not concerned");
         }
-        pauses.note(&name(1), Told::For(Duration::ZERO), now);
-        pauses.note(&name(1), Told::Nothing, now);
-        assert!(pauses.may_ask(&name(1), now + minutes(1)), "it begins anew");
+        let _ = memory.note(&name(1), Told::For(Duration::ZERO), now);
+        let _ = memory.note(&name(1), Told::Nothing, now);
+        assert!(memory.may_ask(&name(1), now), "it begins anew");
+    }
+
+    #[test]
+    fn one_lost_datagram_changes_nothing() {
+        let (mut memory, now) = (Memory::default(), Instant::now());
+        let time = Some(Duration::from_secs(5));
+        for told in [Told::Silence, Told::Nothing] {
+            assert_eq!(memory.note(&name(1), Told::For(Duration::from_secs(5)), now), time);
+            assert_eq!(memory.note(&name(1), told, now), time);
+            assert!(memory.may_ask(&name(1), now));
+            assert_eq!(memory.note(&name(1), told, now), None, "but a second one does");
+        }
     }
 
     #[test]
     fn servers_that_are_silent_to_all_are_left_alone_by_all() {
-        let (mut pauses, now) = (Pauses::default(), Instant::now());
-        for number in 1..ENOUGH {
-            pauses.note(&name(number), Told::Silence, now);
-            assert!(pauses.may_ask(&name(99), now), "{number} may be a matter of those names");
-        }
-        for number in ENOUGH..2 * ENOUGH {
-            pauses.note(&name(number), Told::Silence, now);
-            assert!(!pauses.may_ask(&name(99), now));
+        let (mut memory, now) = (Memory::default(), Instant::now());
+        for number in 1..2 * ENOUGH {
+            let _ = memory.note(&name(number), Told::Silence, now);
+            assert_eq!(memory.may_ask(&name(99), now), number < ENOUGH, "{number}: it may be a matter of those names");
         }
         let later = now + minutes(1);
-        assert!(pauses.may_ask(&name(99), later), "all at once are one");
-        pauses.note(&name(99), Told::Silence, later);
-        assert!(!pauses.may_ask(&name(98), later + minutes(1)));
-        assert!(pauses.may_ask(&name(98), later + minutes(2)));
-        pauses.note(&name(98), Told::Nothing, later);
-        assert!(pauses.may_ask(&name(97), later), "one answer is enough");
+        assert!(memory.may_ask(&name(99), later), "all at once are one");
+        let _ = memory.note(&name(99), Told::Silence, later);
+        assert!(!memory.may_ask(&name(98), later + minutes(1)));
+        assert!(memory.may_ask(&name(98), later + minutes(2)));
+        let _ = memory.note(&name(98), Told::Nothing, later);
+        assert!(memory.may_ask(&name(97), later), "one answer is enough");
     }
 
     #[test]
     fn hope_is_for_one_name_and_its_server() {
         let (lives, now) = (TimesToLive::default(), Instant::now());
-        for number in 0..=ENOUGH {
-            lives.state().pauses.note(&name(number), Told::Silence, now);
+        for _ in 0..2 {
+            for number in 0..=ENOUGH {
+                let _ = lives.state().memory.note(&name(number), Told::Silence, now);
+            }
         }
         lives.hope_for(&name(1));
-        assert!(lives.state().pauses.may_ask(&name(1), now));
-        assert!(!lives.state().pauses.may_ask(&name(2), now));
+        assert!(lives.state().memory.may_ask(&name(1), now));
+        assert!(!lives.state().memory.may_ask(&name(2), now));
         lives.keep_only(&BTreeSet::new());
-        assert!(lives.state().pauses.may_ask(&name(2), now));
+        assert!(lives.state().memory.may_ask(&name(2), now));
     }
 
     #[test]
