@@ -265,6 +265,7 @@ fn who_does_not_answer_is_not_asked_all_the_time() {
             let (upstream, site) = (Upstream::echo(), site(""));
             // The name is in /etc/hosts and nowhere else.
             name(&site, &[("app.test", &["127.0.0.5"])]);
+            site.write("resolv.conf", "nameserver 127.0.0.1\n");
             let dns = OddServer::start(way);
             let Some(portcullis) = start(site, config(&upstream, "app.test", "1s")) else { return };
             assert!(is_let_in(&portcullis, "127.0.0.5"));

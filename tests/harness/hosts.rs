@@ -15,6 +15,8 @@ pub(crate) fn name(site: &Site, entries: &[(&str, &[&str])]) {
     // In place: the program sees the file itself, and not its name.
     site.write(FILE, entries.iter().map(line).collect::<String>());
     site.write("nsswitch.conf", "hosts: files\n");
+    // Nobody is there: what a test does is no concern of the machine's servers.
+    site.write("resolv.conf", "nameserver 127.99.99.99\n");
 }
 
 /// Has names looked up at the server that is on 127.0.0.1 where the program runs, and nowhere else.
