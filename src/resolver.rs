@@ -104,8 +104,11 @@ impl Resolver {
             let plan = match self.plans.remove(&name) {
                 Some(plan) if plan.refresh == refresh => plan,
                 Some(Plan { due, failures, .. }) => {
-                    let soonest = |due: Instant| due.min(now + pause(refresh, failures, random()));
-                    Plan { refresh, due: due.map(soonest), failures }
+                    let due = due.map(|due| due.min(now + pause(refresh, failures, random())));
+                    if let Some(due) = due {
+                        self.names.plan(&name, OffsetDateTime::now_utc() + due.saturating_duration_since(now));
+                    }
+                    Plan { refresh, due, failures }
                 }
                 None => {
                     let failing = self.names.standing(&name).is_none_or(|standing| standing.failure.is_some());
