@@ -1,9 +1,12 @@
 //! Looks after the host names that rules trust, for as long as the program runs: each is asked for again and again, and what
 //! is known of it is kept on disk.
 //!
+//! The next look is due when the answer may be another one, by the time to live of its records, and after the refresh time
+//! of the name at the latest.
+//!
 //! What comes of a look is noted in [`Names`]; the one task that publishes policies hears of it there.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{BuildHasher as _, RandomState};
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +17,7 @@ use tokio::task::{JoinSet, spawn_blocking};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::{info, warn};
 
-use crate::names::{Answer, Kept, Names, News, ask};
+use crate::names::{Answer, Kept, Names, News, TimesToLive, ask};
 use crate::policy::{AddressBook, Addresses, HostName};
 use crate::snapshot::{Current, Snapshot};
 
@@ -24,6 +27,7 @@ pub async fn run(current: Current, names: Arc<Names>) {
     let mut resolver = Resolver {
         current,
         names,
+        lives: Arc::default(),
         places,
         plans: BTreeMap::new(),
         lookups: JoinSet::new(),
@@ -39,16 +43,25 @@ pub async fn run(current: Current, names: Arc<Names>) {
 struct Resolver {
     current: Current,
     names: Arc<Names>,
+    lives: Arc<TimesToLive>,
     /// Bounds how many threads hang in the system's resolver.
     places: Arc<Semaphore>,
     plans: BTreeMap<HostName, Plan>,
-    lookups: JoinSet<(HostName, Answer)>,
+    lookups: JoinSet<Look>,
     /// What was given to be written last, and where.
     kept: Option<(Kept, AddressBook)>,
     /// At most one write at a time: a disk may hang, and the names must be looked after all the same.
     writing: JoinSet<Result<(), String>>,
     /// Whether the last write failed, so that this is said once.
     unwritable: bool,
+}
+
+/// A look at a name, over.
+struct Look {
+    name: HostName,
+    answer: Answer,
+    /// Until when the answer is good, where that is known.
+    good_until: Option<Instant>,
 }
 
 /// When a name is asked for next.
@@ -70,7 +83,7 @@ impl Resolver {
                 Err(_) => return false,
             },
             Some(done) = self.lookups.join_next() => match done {
-                Ok((name, answer)) => self.note(&name, answer),
+                Ok(look) => self.note(look),
                 // Nothing in there can panic; if something did, the name would be asked for again all the same.
                 Err(_) => self.plans.values_mut().for_each(|plan| plan.due = plan.due.or(Some(Instant::now() + plan.refresh))),
             },
@@ -81,23 +94,32 @@ impl Resolver {
         true
     }
 
-    /// Takes over the names of the snapshot that has come into force. New ones have just been asked for.
+    /// Takes over the names of the snapshot that has come into force. New ones have just been asked for, but nobody knows
+    /// yet for how long the answer is good; so those that have one are looked at once more.
     fn plan(&mut self) {
         let snapshot = Arc::clone(&self.current.borrow_and_update());
+        let now = Instant::now();
         let mut plans = BTreeMap::new();
         for (name, refresh) in refreshes(&snapshot) {
-            let failing = self.names.standing(&name).is_none_or(|standing| standing.failure.is_some());
             let plan = match self.plans.remove(&name) {
                 Some(plan) if plan.refresh == refresh => plan,
-                Some(Plan { due: None, failures, .. }) => Plan { refresh, due: None, failures },
-                Some(_) | None => {
-                    let failures = u32::from(failing);
-                    Plan { refresh, due: Some(Instant::now() + pause(refresh, failures, random())), failures }
+                Some(Plan { due, failures, .. }) => {
+                    let due = due.map(|due| due.min(now + pause(refresh, failures, random())));
+                    if let Some(due) = due {
+                        self.names.plan(&name, OffsetDateTime::now_utc() + due.saturating_duration_since(now));
+                    }
+                    Plan { refresh, due, failures }
+                }
+                None => {
+                    let failing = self.names.standing(&name).is_none_or(|standing| standing.failure.is_some());
+                    let wait = if failing { pause(refresh, 1, random()) } else { Duration::ZERO };
+                    Plan { refresh, due: Some(now + wait), failures: failing.into() }
                 }
             };
             plans.insert(name, plan);
         }
         self.plans = plans;
+        self.lives.keep_only(&self.plans.keys().collect::<BTreeSet<_>>());
     }
 
     fn ask_those_due(&mut self) {
@@ -106,26 +128,43 @@ impl Resolver {
             if plan.due.is_some_and(|due| due <= now) {
                 plan.due = None;
                 let (name, names, places) = (name.clone(), Arc::clone(&self.names), Arc::clone(&self.places));
+                // Of a name that fails no time to live is of use: it is tried again soon.
+                let lives = (plan.failures == 0).then(|| Arc::clone(&self.lives));
                 self.lookups.spawn(async move {
+                    let good_until = match lives {
+                        Some(lives) => good_until(name.clone(), lives, &places).await,
+                        None => None,
+                    };
                     let known = names.standing(&name).and_then(|standing| standing.good);
                     let asking = || ask_once(name.clone(), Arc::clone(&places));
                     let answer = look(known.map(|(known, _)| known), asking).await;
-                    (name, answer)
+                    Look { name, answer, good_until }
                 });
             }
         }
     }
 
-    fn note(&mut self, name: &HostName, answer: Answer) {
+    fn note(&mut self, Look { name, answer, good_until }: Look) {
         // It may have been taken out meanwhile.
-        let Some(plan) = self.plans.get_mut(name) else { return };
-        plan.failures = if answer.is_ok() { 0 } else { plan.failures.saturating_add(1) };
-        plan.due = Some(Instant::now() + pause(plan.refresh, plan.failures, random()));
-        match self.names.note(name, answer, OffsetDateTime::now_utc()) {
+        let Some(plan) = self.plans.get_mut(&name) else { return };
+        let failures = if answer.is_ok() { 0 } else { plan.failures.saturating_add(1) };
+        let wait = if failures == 0 && plan.failures > 0 {
+            // Nobody has asked yet for how long that is good.
+            self.lives.hope_for(&name);
+            SHORTEST
+        } else {
+            let good_for = good_until.map(|until| until.saturating_duration_since(Instant::now()));
+            wait(pause(plan.refresh, failures, random()), good_for.filter(|_| failures == 0))
+        };
+        plan.failures = failures;
+        plan.due = Some(Instant::now() + wait);
+        let now = OffsetDateTime::now_utc();
+        match self.names.note(&name, answer, now) {
             Some(News::Bad(words)) => warn!("{words}"),
             Some(News::Good(words)) => info!("{words}"),
             None => {}
         }
+        self.names.plan(&name, now + wait);
     }
 
     /// Has written what is known, where that is something else than before.
@@ -175,6 +214,18 @@ async fn look<F: Future<Output = Answer>>(known: Option<Addresses>, ask: impl Fn
     Ok((first.and(&second), left_out))
 }
 
+/// Until when what the system's resolver will answer from now on is good, where that can be learnt.
+async fn good_until(name: HostName, lives: Arc<TimesToLive>, places: &Arc<Semaphore>) -> Option<Instant> {
+    let place = Arc::clone(places).acquire_owned().await.ok()?;
+    let asked = Instant::now();
+    let time = spawn_blocking(move || {
+        let time = lives.of(&name);
+        drop(place);
+        time
+    });
+    Some(asked + time.await.ok()??)
+}
+
 /// The thread stays taken until the system's resolver gives up, also when nobody waits for it any more.
 async fn ask_once(name: HostName, places: Arc<Semaphore>) -> Answer {
     let place = places.acquire_owned().await.map_err(|error| error.to_string())?;
@@ -187,6 +238,11 @@ async fn ask_once(name: HostName, places: Arc<Semaphore>) -> Answer {
         Ok(answer) => answer.map_err(|error| error.to_string())?,
         Err(_) => Err(format!("no answer within {PATIENCE:?}")),
     }
+}
+
+/// How long to wait where an answer is good for a known time: no longer than the pause, and a second at least.
+fn wait(pause: Duration, good_for: Option<Duration>) -> Duration {
+    good_for.map_or(pause, |time| time.max(SHORTEST).min(pause))
 }
 
 /// How long to wait before a name is asked for again: its refresh time, a little less by chance, so that names do not stay
@@ -215,6 +271,9 @@ const MOST_LOOKUPS: usize = 8;
 const PATIENCE: Duration = Duration::from_secs(10);
 
 const BEFORE_THE_SECOND: Duration = Duration::from_secs(1);
+
+/// The least time between two looks at a name, whatever its records say.
+const SHORTEST: Duration = Duration::from_secs(1);
 
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 const LAST_RETRY: Duration = Duration::from_secs(60);
@@ -259,6 +318,22 @@ mod tests {
         assert_eq!([0, 1, 2, 3, 5, 6, 7, 99].map(|failures| seconds(30, failures)), [30, 1, 2, 4, 16, 30, 30, 30]);
         assert_eq!([0, 1, 7, 99, u32::MAX].map(|failures| seconds(3600, failures)), [3600, 1, 60, 60, 60]);
         assert_eq!([0, 1, 9].map(|failures| seconds(1, failures)), [1, 1, 1]);
+    }
+
+    #[test]
+    fn the_time_to_live_shortens_the_wait_and_never_makes_it_longer() {
+        let milliseconds = Duration::from_millis;
+        for (good_for, expected) in [
+            (None, 30_000),
+            (Some(0), 1_000),
+            (Some(999), 1_000),
+            (Some(5_000), 5_000),
+            (Some(31_000), 30_000),
+            (Some(u64::MAX), 30_000),
+        ] {
+            assert_eq!(wait(milliseconds(30_000), good_for.map(milliseconds)), milliseconds(expected), "{good_for:?}");
+        }
+        assert_eq!(wait(milliseconds(900), Some(Duration::ZERO)), milliseconds(900));
     }
 
     proptest! {

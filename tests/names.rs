@@ -218,6 +218,23 @@ fn a_reload_takes_a_name_for_the_network_it_stands_in_for_without_a_gap() {
 }
 
 #[test]
+fn of_very_many_names_that_come_at_once_a_thousand_are_told() {
+    let upstream = Upstream::echo();
+    let (names, ips): (Vec<_>, Vec<_>) =
+        (0..1_001).map(|number| (format!("n{number}.test"), format!("10.0.{}.{}", number / 250, number % 250))).unzip();
+    let site = Site::new();
+    let ips: Vec<_> = ips.iter().map(|ip| [ip.as_str()]).collect();
+    name(&site, &names.iter().zip(&ips).map(|(name, ip)| (name.as_str(), &ip[..])).collect::<Vec<_>>());
+    let Some(portcullis) = start(site, config(&upstream, &[])) else { return };
+    portcullis.address("main");
+    let rules: Vec<_> = names.iter().map(|name| format!("\"dns:{name}\"")).collect();
+    let applied = portcullis.reconfigure(config(&upstream, &rules.iter().map(String::as_str).collect::<Vec<_>>()));
+    assert_eq!(applied.number("sources_added"), 1_001, "{}", applied.0);
+    let told = portcullis.events().into_iter().filter(|event| event.is("source.added") && event.has("addresses"));
+    assert_eq!(told.count(), 1_000);
+}
+
+#[test]
 fn names_that_move_all_the_time_do_not_hold_back_the_poll() {
     let upstream = Upstream::echo();
     let config = config(&upstream, &[RULE]).replace("reload.poll = \"0s\"", "reload.poll = \"2s\"");

@@ -44,6 +44,8 @@ mod confirm;
 mod crl;
 /// The upstream, when it is there and when it is not.
 mod dial;
+/// Host names and the DNS: its servers, its records, its failures.
+mod dns;
 /// SIGTERM, and what systemd is told.
 mod drain;
 /// The drills of docs/ROTATION.md.

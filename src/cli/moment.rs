@@ -7,6 +7,11 @@ pub(super) fn ago(then: OffsetDateTime, now: OffsetDateTime) -> String {
     if now - then < Duration::SECOND { "just now".to_owned() } else { format!("{} ago", since(then, now)) }
 }
 
+/// `in 2 min`.
+pub(super) fn ahead(then: OffsetDateTime, now: OffsetDateTime) -> String {
+    if then - now < Duration::SECOND { "now".to_owned() } else { format!("in {}", since(now, then)) }
+}
+
 /// How long it has been: `45 s`, `2 min`, `3 h`, `9 d`. A clock that runs behind the other program's is no matter.
 pub(super) fn since(then: OffsetDateTime, now: OffsetDateTime) -> String {
     let seconds = (now - then).whole_seconds().max(0);
@@ -43,6 +48,9 @@ mod tests {
         ];
         for (seconds, words) in cases {
             assert_eq!(ago(now - Duration::seconds(seconds), now), words, "{seconds}");
+        }
+        for (seconds, words) in [(-5, "now"), (0, "now"), (1, "in 1 s"), (120, "in 2 min")] {
+            assert_eq!(ahead(now + Duration::seconds(seconds), now), words, "{seconds}");
         }
     }
 }

@@ -6,7 +6,7 @@ use serde_json::Value;
 use time::OffsetDateTime;
 
 use super::control::Control;
-use super::moment::{ago, since};
+use super::moment::{ago, ahead, since};
 use super::reading::{DASH, Reading};
 use super::table::Table;
 use super::{Failure, Running, print, rotation};
@@ -72,7 +72,7 @@ fn listeners(status: Reading<'_>) -> String {
 
 /// The host names among the sources; nothing where there are none.
 fn names(status: Reading<'_>, now: OffsetDateTime) -> String {
-    let mut table = Table::new(["LISTENER", "SOURCE", "RESOLVED", "ADDRESSES"]);
+    let mut table = Table::new(["LISTENER", "SOURCE", "RESOLVED", "NEXT LOOK", "ADDRESSES"]);
     let mut some = false;
     for listener in status.list("listeners") {
         for name in listener.list("names") {
@@ -85,6 +85,7 @@ fn names(status: Reading<'_>, now: OffsetDateTime) -> String {
                 listener.text_or_dash("name"),
                 name.text_or_dash("rule"),
                 resolved,
+                name.time("next_look_at").map_or(DASH.to_owned(), |at| ahead(at, now)),
                 format!("{}{addresses}", stale.unwrap_or_default()),
             ]);
         }
@@ -164,20 +165,20 @@ db        postgres  unix:/run/pg    none         0, NOT ENFORCED  0         0.0.
         let now = OffsetDateTime::UNIX_EPOCH + Duration::hours(5);
         let good = json!({
             "rule": "dns:app.internal", "addresses": ["10.0.0.1", "2001:db8::1"], "resolved_at": "1970-01-01T04:59:50Z",
-            "stale": false, "error": null,
+            "stale": false, "error": null, "next_look_at": "1970-01-01T05:00:05Z",
         });
         let stale = json!({
             "rule": "dns:jobs", "addresses": ["10.0.0.9"], "resolved_at": "1970-01-01T02:00:00Z", "stale": true,
-            "error": "Name or service not known",
+            "error": "Name or service not known", "next_look_at": "1970-01-01T04:59:59Z",
         });
         let never =
             json!({ "rule": "dns:new", "addresses": [], "resolved_at": null, "stale": true, "error": "no answer" });
         let words = in_words(&json!({ "listeners": [{ "name": "db", "names": [good, stale, never] }] }), now);
         let expected = "
-LISTENER  SOURCE            RESOLVED  ADDRESSES
-db        dns:app.internal  10 s ago  10.0.0.1 2001:db8::1
-db        dns:jobs          3 h ago   STALE, Name or service not known: 10.0.0.9
-db        dns:new           never     STALE, no answer: none, so nobody
+LISTENER  SOURCE            RESOLVED  NEXT LOOK  ADDRESSES
+db        dns:app.internal  10 s ago  in 5 s     10.0.0.1 2001:db8::1
+db        dns:jobs          3 h ago   now        STALE, Name or service not known: 10.0.0.9
+db        dns:new           never     -          STALE, no answer: none, so nobody
 ";
         assert!(words.ends_with(expected), "{words}");
     }

@@ -5,6 +5,8 @@
 
 mod kept;
 mod lookup;
+mod servers;
+mod ttl;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -14,6 +16,7 @@ use tokio::sync::Notify;
 
 pub use self::kept::Kept;
 pub use self::lookup::{Answer, ask};
+pub use self::ttl::TimesToLive;
 use crate::policy::{AddressBook, Addresses, HostName, LeftOut};
 use crate::timestamp;
 
@@ -33,6 +36,8 @@ pub struct Standing {
     left_out: Option<LeftOut>,
     /// Why the last look has brought no answer.
     pub failure: Option<String>,
+    /// When the next look is due, if that was planned already.
+    pub next_look: Option<OffsetDateTime>,
 }
 
 /// What a look has changed.
@@ -112,6 +117,13 @@ impl Names {
         news
     }
 
+    /// Notes when the next look at a name is due.
+    pub fn plan(&self, name: &HostName, next_look: OffsetDateTime) {
+        if let Some(standing) = self.standings().get_mut(name) {
+            standing.next_look = Some(next_look);
+        }
+    }
+
     /// Returns when the addresses of a name are others than at the last time.
     pub async fn moved(&self) {
         self.moved.notified().await;
@@ -130,7 +142,9 @@ impl Names {
 impl Standing {
     fn after(before: Option<&Self>, answer: Answer, now: OffsetDateTime) -> Self {
         match answer {
-            Ok((addresses, left_out)) => Self { good: Some((addresses, now)), left_out, failure: None },
+            Ok((addresses, left_out)) => {
+                Self { good: Some((addresses, now)), left_out, failure: None, next_look: None }
+            }
             Err(failure) => Self { failure: Some(failure), ..before.cloned().unwrap_or_default() },
         }
     }

@@ -1,9 +1,10 @@
 //! The plaintext edges of the protocols a listener can speak: what may come before TLS, how a client is told no, how a
-//! session is told that it is over, and what two proxies say to each other of a client.
+//! session is told that it is over, what two proxies say to each other of a client, and what a DNS server says of a name.
 //!
 //! Pure: bytes in, verdict out.
 
 mod boundary;
+pub mod dns;
 mod goodbye;
 pub mod overture;
 pub mod postgres;

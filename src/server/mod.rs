@@ -246,12 +246,15 @@ impl Server {
     }
 
     fn tell_addresses(&self, snapshot: &Snapshot, current: &Snapshot) {
-        for AddressChange { listener, name, added, removed } in snapshot.address_changes_since(current) {
-            if !added.is_empty() {
-                self.audit.addresses_added(listener, name, &added);
+        let changes = snapshot.address_changes_since(current);
+        for of_listener in changes.chunk_by(|one, next| one.listener == next.listener) {
+            let added = of_listener.iter().filter(|change| !change.added.is_empty());
+            for AddressChange { listener, name, added, .. } in added.take(MOST_SOURCES_TOLD) {
+                self.audit.addresses_added(listener, name, added);
             }
-            if !removed.is_empty() {
-                self.audit.addresses_removed(listener, name, &removed);
+            let removed = of_listener.iter().filter(|change| !change.removed.is_empty());
+            for AddressChange { listener, name, removed, .. } in removed.take(MOST_SOURCES_TOLD) {
+                self.audit.addresses_removed(listener, name, removed);
             }
         }
     }

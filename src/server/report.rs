@@ -53,6 +53,7 @@ pub(super) fn names(terms: &Terms, names: &Names) -> Vec<Value> {
             "resolved_at": standing.good.map(|(_, at)| seconds(at)),
             "stale": standing.failure.is_some(),
             "error": standing.failure,
+            "next_look_at": standing.next_look.map(seconds),
         })
     });
     told.collect()

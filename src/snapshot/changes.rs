@@ -43,7 +43,7 @@ impl Snapshot {
         names.into_iter().map(changes).collect()
     }
 
-    /// For each listener the hosts that have other addresses. One that no rule trusts, or did, has none.
+    /// For each listener, one after the other, the hosts that have other addresses. One that no rule trusts, or did, has none.
     pub fn address_changes_since<'a>(&'a self, previous: &'a Self) -> Vec<AddressChange<'a>> {
         let hosts = |snapshot: &'a Self| {
             let of = |terms: &'a Arc<Terms>| terms.sources.trusted.hosts().map(move |host| (&*terms.name, &host.name));

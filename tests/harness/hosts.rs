@@ -1,4 +1,4 @@
-//! Names that a test gives and takes: an `/etc/hosts` that only the programs of the test see.
+//! Names that a test gives and takes: an `/etc/hosts`, or a `/etc/resolv.conf`, that only the programs of the test see.
 
 use std::fmt::Display;
 use std::process::Command;
@@ -15,6 +15,16 @@ pub(crate) fn name(site: &Site, entries: &[(&str, &[&str])]) {
     // In place: the program sees the file itself, and not its name.
     site.write(FILE, entries.iter().map(line).collect::<String>());
     site.write("nsswitch.conf", "hosts: files\n");
+    // Nobody is there: what a test does is no concern of the machine's servers.
+    site.write("resolv.conf", "nameserver 127.99.99.99\n");
+}
+
+/// Has names looked up at the server that is on 127.0.0.1 where the program runs, and nowhere else.
+pub(crate) fn ask_the_dns(site: &Site, options: &str) {
+    site.write(FILE, "");
+    site.write("nsswitch.conf", "hosts: dns\n");
+    // Shorter than the system's resolver has it by itself, so that a server that does not answer is known for it soon.
+    site.write("resolv.conf", format!("nameserver 127.0.0.1\noptions timeout:1 attempts:1\n{options}\n"));
 }
 
 /// The built program, in a namespace of its own in which only the names of this site exist. The kernel, or whoever runs
@@ -39,7 +49,8 @@ pub(crate) fn start(site: Site, config: impl Display) -> Option<Portcullis> {
 
 /// A command whose program is the next argument.
 fn inside(site: &Site) -> Command {
-    let script = "mount --bind \"$0/hosts\" /etc/hosts && mount --bind \"$0/nsswitch.conf\" /etc/nsswitch.conf && \
+    let script = "set -e; for file in hosts nsswitch.conf resolv.conf; do \
+                  [ ! -f \"$0/$file\" ] || mount --bind \"$0/$file\" \"/etc/$file\"; done; \
                   exec setpriv --pdeathsig KILL -- \"$@\"";
     let mut command = command("unshare");
     // As its own root, the way an unprivileged user may have mounts.

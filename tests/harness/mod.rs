@@ -2,6 +2,7 @@
 //! front of it. A test is a world in three lines: upstream up, Portcullis up, client in.
 
 pub(crate) mod client;
+pub(crate) mod dns;
 pub(crate) mod haproxy;
 pub(crate) mod hosts;
 pub(crate) mod listener;

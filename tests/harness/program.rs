@@ -43,6 +43,8 @@ fn package(name: &str) -> &str {
     match name {
         "initdb" | "postgres" | "pgbench" => "postgresql",
         "psql" => "postgresql-client",
+        "dnsmasq" => "dnsmasq-base",
+        "ip" => "iproute2",
         "redis-cli" | "redis-benchmark" => "redis-tools",
         "nginx" => "nginx-light libnginx-mod-stream",
         other => other,

@@ -1,0 +1,295 @@
+//! Sources that are host names, before real DNS servers: how long their records live, and how they fail.
+
+use serde_json::{Value, json};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use crate::harness::dns::{Dnsmasq, OddServer, Way, alone};
+use crate::harness::hosts::{ask_the_dns, name, start};
+use crate::harness::program::run;
+use crate::harness::{Event, Listener, Portcullis, Site, Upstream, eventually};
+
+fn config(upstream: &Upstream, value: &str, refresh: &str) -> String {
+    let preface = "state.directory = \"state\"\nadmin.listen = \"unix:admin.sock\"\nreload.watch = false\n\
+                   reload.poll = \"0s\"\n";
+    let rule = format!("[{{ type = \"dns\", value = \"{value}\", refresh = \"{refresh}\" }}]");
+    let listener = Listener::redis(upstream).trusting(&[]).to_string();
+    format!("{preface}{}", listener.replace("trusted_sources = []", &format!("trusted_sources = {rule}")))
+}
+
+fn site(options: &str) -> Site {
+    let site = Site::new();
+    ask_the_dns(&site, options);
+    site
+}
+
+fn is_let_in(portcullis: &Portcullis, source: &str) -> bool {
+    portcullis.client().from(source).attempt().1.is_ok()
+}
+
+/// What `status` has of the name, once there is somebody to answer.
+fn status(portcullis: &Portcullis) -> Value {
+    let socket = portcullis.site.path("admin.sock");
+    let answer = eventually("an answer of status", || {
+        let mut command = crate::harness::portcullis::executable();
+        Some(run(command.args(["status", "--json", "--socket"]).arg(&socket))).filter(|outcome| outcome.code == Some(0))
+    });
+    let answer: Value = serde_json::from_str(&answer.text()).unwrap();
+    answer["listeners"][0]["names"][0].clone()
+}
+
+/// What `status` has as soon as it is like that.
+fn status_when(portcullis: &Portcullis, what: &str, like_that: impl Fn(&Value) -> bool) -> Value {
+    eventually(what, || Some(status(portcullis)).filter(&like_that))
+}
+
+/// Seconds from the last look to the next.
+fn wait(status: &Value) -> Option<f64> {
+    let time = |key: &str| OffsetDateTime::parse(status[key].as_str()?, &Rfc3339).ok();
+    Some((time("next_look_at")? - time("resolved_at")?).as_seconds_f64())
+}
+
+fn told(portcullis: &Portcullis, seen: usize, event: &str, addresses: &str) -> Event {
+    let words = format!("{event} with {addresses}");
+    portcullis.event_after(seen, &words, |line| line.is(event) && line.0["addresses"] == addresses)
+}
+
+fn warned(portcullis: &Portcullis, seen: usize, words: &str) -> Event {
+    let says = |line: &Event| line.0["message"].as_str().is_some_and(|message| message.contains(words));
+    portcullis.event_after(seen, words, says)
+}
+
+/// Where dnsmasq says of these records that they live for a second, an hour's refresh is no matter.
+fn follows(value: &str, resolver_options: &str, options: &[&str], record: &str) {
+    alone(|| {
+        let (upstream, site) = (Upstream::echo(), site(resolver_options));
+        let dns = Dnsmasq::start(&site, options, &[(record, &["127.0.0.5"])]);
+        let Some(portcullis) = start(site, config(&upstream, value, "1h")) else { return };
+        let (_, inside) = portcullis.client().from("127.0.0.5").attempt();
+        let (mut inside, seen) = (inside.unwrap(), portcullis.seen());
+        dns.have(&portcullis.site, &[(record, &["127.0.0.5", "127.0.0.6"])]);
+        told(&portcullis, seen, "source.added", "127.0.0.6");
+        assert!(is_let_in(&portcullis, "127.0.0.6"));
+        inside.ask(b"still here", b"still here");
+        let seen = portcullis.seen();
+        dns.have(&portcullis.site, &[(record, &["127.0.0.6"])]);
+        told(&portcullis, seen, "source.removed", "127.0.0.5");
+        assert_eq!(portcullis.ending(inside.port()).reason(), "source_revoked");
+        assert!(!is_let_in(&portcullis, "127.0.0.5"));
+        assert!(is_let_in(&portcullis, "127.0.0.6"));
+    });
+}
+
+#[test]
+fn records_that_live_for_a_second_are_followed() {
+    follows("app.test", "", &["local-ttl=1"], "app.test");
+}
+
+#[test]
+fn an_alias_that_lives_for_a_second_is_followed_to_an_address_that_lives_for_a_day() {
+    follows("app.test", "", &["local-ttl=86400", "cname=app.test,host.test,1"], "host.test");
+}
+
+#[test]
+fn a_name_that_a_search_domain_has_is_followed_there() {
+    follows("app", "search none.test test", &["local-ttl=1"], "app.test");
+}
+
+#[test]
+fn records_that_live_longer_than_the_refresh_time_change_nothing() {
+    alone(|| {
+        let (upstream, site) = (Upstream::echo(), site(""));
+        let dns = Dnsmasq::start(&site, &["local-ttl=86400"], &[("app.test", &["127.0.0.5"])]);
+        let Some(portcullis) = start(site, config(&upstream, "app.test", "2s")) else { return };
+        let planned = status_when(&portcullis, "the next look is planned", |status| wait(status).is_some());
+        assert!((1.0..=3.0).contains(&wait(&planned).unwrap()), "{planned}");
+        let seen = portcullis.seen();
+        dns.have(&portcullis.site, &[("app.test", &["127.0.0.5", "127.0.0.6"])]);
+        told(&portcullis, seen, "source.added", "127.0.0.6");
+    });
+}
+
+#[test]
+fn the_next_look_is_told_by_the_time_to_live() {
+    alone(|| {
+        let (upstream, site) = (Upstream::echo(), site(""));
+        let _dns = OddServer::start(Way::Well(&["127.0.0.5"], 600));
+        let Some(portcullis) = start(site, config(&upstream, "app.test", "1h")) else { return };
+        let planned = status_when(&portcullis, "the next look is planned", |status| wait(status).is_some());
+        assert!((590.0..=601.0).contains(&wait(&planned).unwrap()), "{planned}");
+    });
+}
+
+#[test]
+fn addresses_of_either_family_are_taken() {
+    alone(|| {
+        let (upstream, site) = (Upstream::echo(), site(""));
+        let dns = Dnsmasq::start(&site, &["local-ttl=1"], &[("app.test", &["127.0.0.5"])]);
+        let Some(portcullis) = start(site, config(&upstream, "app.test", "1h")) else { return };
+        let has = |addresses: &[&str]| {
+            dns.have(&portcullis.site, &[("app.test", addresses)]);
+            let status = status_when(&portcullis, "the addresses", |status| status["addresses"] == json!(addresses));
+            assert_eq!(status["stale"], false, "{status}");
+        };
+        has(&["127.0.0.5"]);
+        has(&["127.0.0.5", "::1"]);
+        has(&["::1"]);
+        assert!(!is_let_in(&portcullis, "127.0.0.5"));
+        has(&["127.0.0.5"]);
+        assert!(is_let_in(&portcullis, "127.0.0.5"));
+    });
+}
+
+/// Whatever the server answers instead, the last good answer stays, is told to be stale, and is replaced by the next.
+fn keeps(way: Way) {
+    alone(|| {
+        let (upstream, site) = (Upstream::echo(), site(""));
+        let dns = OddServer::start(Way::Well(&["127.0.0.5"], 1));
+        let Some(portcullis) = start(site, config(&upstream, "app.test", "1h")) else { return };
+        let mut inside = portcullis.client().from("127.0.0.5").attempt().1.unwrap();
+        let seen = portcullis.seen();
+        dns.answer(way);
+        let status = status_when(&portcullis, "it is stale", |status| status["stale"] == true);
+        assert_eq!(status["addresses"], json!(["127.0.0.5"]), "{way:?}: {status}");
+        assert!(status["error"].is_string() && status["resolved_at"].is_string(), "{way:?}: {status}");
+        warned(&portcullis, seen, "goes on to count: 127.0.0.5");
+        // And after one more look that fails, which is the first one that is tried again.
+        let questions = dns.questions();
+        eventually("it is tried again", || (dns.questions() > questions + 1).then_some(()));
+        inside.ask(b"still here", b"still here");
+        assert!(is_let_in(&portcullis, "127.0.0.5"), "{way:?}");
+        let seen = portcullis.seen();
+        dns.answer(Way::Well(&["127.0.0.7"], 1));
+        told(&portcullis, seen, "source.removed", "127.0.0.5");
+        warned(&portcullis, seen, "can be resolved again");
+        assert!(is_let_in(&portcullis, "127.0.0.7"));
+        // Though nobody told how long the last answers were good, it is asked for anew.
+        let seen = portcullis.seen();
+        dns.answer(Way::Well(&["127.0.0.7", "127.0.0.8"], 1));
+        told(&portcullis, seen, "source.added", "127.0.0.8");
+    });
+}
+
+#[test]
+fn a_name_that_does_not_exist_any_more_keeps_its_addresses() {
+    keeps(Way::Code(3));
+}
+
+#[test]
+fn a_name_whose_server_fails_keeps_its_addresses() {
+    keeps(Way::Code(2));
+}
+
+#[test]
+fn a_name_that_a_server_refuses_keeps_its_addresses() {
+    keeps(Way::Code(5));
+}
+
+#[test]
+fn a_name_with_an_empty_answer_keeps_its_addresses() {
+    keeps(Way::Code(0));
+}
+
+#[test]
+fn a_name_whose_server_is_silent_keeps_its_addresses() {
+    keeps(Way::Silent);
+}
+
+#[test]
+fn a_name_whose_answer_is_cut_keeps_its_addresses() {
+    keeps(Way::Truncated);
+}
+
+#[test]
+fn a_name_whose_answer_is_garbled_keeps_its_addresses() {
+    keeps(Way::Garbled);
+}
+
+#[test]
+fn where_one_family_cannot_be_asked_for_the_other_one_tells_how_long_it_lives() {
+    alone(|| {
+        let (upstream, site) = (Upstream::echo(), site(""));
+        let dns = OddServer::start(Way::Half(&["127.0.0.5"], 1));
+        let Some(portcullis) = start(site, config(&upstream, "app.test", "1h")) else { return };
+        assert!(is_let_in(&portcullis, "127.0.0.5"));
+        let seen = portcullis.seen();
+        dns.answer(Way::Half(&["127.0.0.5", "127.0.0.6"], 1));
+        told(&portcullis, seen, "source.added", "127.0.0.6");
+    });
+}
+
+#[test]
+fn an_answer_too_long_for_a_datagram_counts_and_is_looked_up_again_by_the_refresh_time() {
+    alone(|| {
+        let (upstream, site) = (Upstream::echo(), site(""));
+        let ips: Vec<_> = (1..=120).map(|last| format!("127.0.1.{last}")).collect();
+        let ips: Vec<_> = ips.iter().map(String::as_str).collect();
+        let _dns = Dnsmasq::start(&site, &["local-ttl=1"], &[("app.test", &ips)]);
+        let Some(portcullis) = start(site, config(&upstream, "app.test", "1h")) else { return };
+        assert!(is_let_in(&portcullis, "127.0.1.120"));
+        let planned = status_when(&portcullis, "the next look is planned", |status| wait(status).is_some());
+        assert!(wait(&planned).unwrap() > 3_000.0, "{planned}");
+    });
+}
+
+#[test]
+fn what_is_kept_counts_where_the_server_is_gone_at_the_start() {
+    alone(|| {
+        let (upstream, site) = (Upstream::echo(), site(""));
+        let dns = Dnsmasq::start(&site, &["local-ttl=1"], &[("app.test", &["127.0.0.5"])]);
+        let config = config(&upstream, "app.test", "1h");
+        let Some(mut portcullis) = start(site, &config) else { return };
+        assert!(is_let_in(&portcullis, "127.0.0.5"));
+        drop(dns);
+        let old = status_when(&portcullis, "it is stale", |status| status["stale"] == true);
+        portcullis.stop();
+        let site = std::mem::replace(&mut portcullis.site, Site::new());
+        let again = start(site, &config).unwrap();
+        assert!(is_let_in(&again, "127.0.0.5"));
+        warned(&again, 0, "goes on to count: 127.0.0.5");
+        let new = status(&again);
+        assert_eq!(new["stale"], true, "{new}");
+        let age = |status: &Value| OffsetDateTime::parse(status["resolved_at"].as_str().unwrap(), &Rfc3339).unwrap();
+        assert!(age(&new) <= age(&old), "it is as old as it is: {new} {old}");
+        let seen = again.seen();
+        let _dns = Dnsmasq::start(&again.site, &["local-ttl=1"], &[("app.test", &["127.0.0.6"])]);
+        told(&again, seen, "source.removed", "127.0.0.5");
+        assert!(is_let_in(&again, "127.0.0.6"));
+    });
+}
+
+#[test]
+fn who_does_not_answer_is_not_asked_all_the_time() {
+    for way in [Way::Silent, Way::Code(3)] {
+        alone(|| {
+            let (upstream, site) = (Upstream::echo(), site(""));
+            // The name is in /etc/hosts and nowhere else.
+            name(&site, &[("app.test", &["127.0.0.5"])]);
+            site.write("resolv.conf", "nameserver 127.0.0.1\n");
+            let dns = OddServer::start(way);
+            let Some(portcullis) = start(site, config(&upstream, "app.test", "1s")) else { return };
+            assert!(is_let_in(&portcullis, "127.0.0.5"));
+            for looks in 0..5 {
+                let now = status(&portcullis)["resolved_at"].clone();
+                status_when(&portcullis, &format!("look {looks}"), |status| status["resolved_at"] != now);
+            }
+            // Of two families each, and then no more.
+            assert_eq!(dns.questions(), 4, "{way:?}");
+        });
+    }
+}
+
+#[test]
+fn other_servers_are_asked_when_the_machine_has_others() {
+    alone(|| {
+        let (upstream, site) = (Upstream::echo(), site(""));
+        let dns = OddServer::start(Way::Well(&["127.0.0.5"], 1));
+        // The first one is not there, and is passed over.
+        site.write("resolv.conf", "nameserver 127.0.0.9\nnameserver 127.0.0.1\noptions timeout:1 attempts:1\n");
+        let Some(portcullis) = start(site, config(&upstream, "app.test", "1h")) else { return };
+        assert!(is_let_in(&portcullis, "127.0.0.5"));
+        let seen = portcullis.seen();
+        dns.answer(Way::Well(&["127.0.0.5", "127.0.0.6"], 1));
+        told(&portcullis, seen, "source.added", "127.0.0.6");
+    });
+}
