@@ -28,6 +28,7 @@ pub mod notify;
 pub mod outcome;
 pub mod policy;
 pub mod protocol;
+pub mod readmission;
 pub mod reload;
 pub mod resolver;
 pub mod revocation;
