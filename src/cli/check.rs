@@ -12,7 +12,7 @@ use super::{Failure, difference, load, print, reload};
 use crate::config::Revoke;
 use crate::names::Names;
 use crate::policy::{Origin, Rule, TrustedClients, days_left};
-use crate::protocol::{MinTlsVersion, Protocol};
+use crate::protocol::{MinTlsVersion, Protocol, Target};
 use crate::snapshot::{Built, Terms};
 use crate::timestamp;
 use crate::tls::{Certificate, Crl};
@@ -52,6 +52,8 @@ fn in_json(built: &Built) -> Value {
             "protocol": terms.protocol.to_string(),
             "listen": addresses(terms),
             "upstream": &*terms.upstream_name,
+            "upstreams": upstreams(terms),
+            "target": terms.upstream.target.word(terms.protocol),
             "enforcement": terms.sources.enforcement.to_string(),
             "min_version": min_version(terms),
             "client_auth": terms.client_auth().to_string(),
@@ -111,7 +113,10 @@ fn in_words(built: &Built) -> String {
         let mut line = |key: &str, value: &str| writeln!(out, "  {key:<13} {value}");
         let _ = line("protocol", &terms.protocol.to_string());
         let _ = line("listen", &addresses(terms).join(", "));
-        let _ = line("upstream", &terms.upstream_name);
+        let _ = line("upstream", &upstreams(terms).join(", "));
+        if terms.upstream.target == Target::Primary {
+            let _ = line("target", &format!("{}: others are gone past", terms.upstream.target.word(terms.protocol)));
+        }
         let tls = match min_version(terms) {
             Some(version) => format!("{version} and later, client certificates: {}", terms.client_auth()),
             None => "OFF: only programs of this machine can connect".to_owned(),
@@ -232,6 +237,11 @@ fn milliseconds(duration: Option<Duration>) -> Option<u64> {
 
 fn addresses(terms: &Terms) -> Vec<String> {
     terms.doors.iter().map(|door| door.address.to_string()).collect()
+}
+
+/// In the order in which they are tried.
+fn upstreams(terms: &Terms) -> Vec<String> {
+    terms.upstream.addresses.iter().map(ToString::to_string).collect()
 }
 
 /// `None` where TLS is off.
