@@ -197,7 +197,7 @@ fn not_now(words: &str) -> Unfit {
     Unfit { reason: Reason::UpstreamUnreachable, words: words.to_owned(), answers: true }
 }
 
-const HANGS: &str = "it took the connection and did not answer the client in time (connect_timeout)";
+const HANGS: &str = "it took the connection, and then there was no answer in time (connect_timeout)";
 
 /// What a client may say behind its StartupMessage before it has been asked: it is kept, to be said to another server again.
 const MOST_REPEATED: usize = 32 << 10;

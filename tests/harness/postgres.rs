@@ -17,6 +17,7 @@ const HBA: &str = "local all all trust\n\
                    host all keyed 127.0.0.1/32 scram-sha-256\n\
                    host all all 127.0.0.1/32 trust\n";
 const READY: &str = "database system is ready to accept connections";
+const READ_ONLY: &str = "database system is ready to accept read-only connections";
 
 /// A server on a free port of 127.0.0.1 and on a Unix socket, with the superuser `app`.
 #[derive(Debug)]
@@ -32,6 +33,52 @@ impl Postgres {
         program::run(Command::new("cp").arg("-a").arg(template()).arg(data(&directory))).success();
         let (process, port) = program::serve(READY, |port| server(&directory, port));
         Self { process, directory, port }
+    }
+
+    /// A server that others may follow, and that knows a password of `keyed`.
+    pub(crate) fn primary() -> Self {
+        let directory = directory();
+        program::run(Command::new("cp").arg("-a").arg(template()).arg(data(&directory))).success();
+        let hba = data(&directory).join("pg_hba.conf");
+        fs::write(hba, format!("local replication all trust\n{HBA}")).expect("a file can be written");
+        let (process, port) = program::serve(READY, |port| server(&directory, port));
+        let primary = Self { process, directory, port };
+        primary.direct("create role keyed login password 'open sesame'");
+        primary
+    }
+
+    /// A standby that follows another server.
+    pub(crate) fn following(primary: &Self) -> Self {
+        let directory = directory();
+        let source = format!("host={} port={} user=app", primary.directory.path().display(), primary.port);
+        let mut copy = as_servant("pg_basebackup");
+        copy.args(["--no-sync", "-R", "-X", "stream", "-c", "fast", "-d", &source, "-D"]).arg(data(&directory));
+        program::run(&mut copy).success();
+        let (process, port) = program::serve(READ_ONLY, |port| server(&directory, port));
+        let standby = Self { process, directory, port };
+        assert_eq!(standby.direct("select pg_is_in_recovery()"), "t");
+        standby
+    }
+
+    /// Makes a standby the primary.
+    pub(crate) fn promote(&self) {
+        assert_eq!(self.direct("select pg_promote()"), "t");
+    }
+
+    /// Tells it to end: `TERM` when the last session has, `INT` now, `QUIT` at once. `STOP` and `CONT`.
+    pub(crate) fn signal(&self, name: &str) {
+        self.process.signal(name);
+    }
+
+    /// Waits for it to end.
+    pub(crate) fn ends(&mut self) {
+        self.process.exit_code();
+    }
+
+    /// Starts it again where it was.
+    pub(crate) fn start_again(&mut self) {
+        let again = program::serve_on(self.port, READY, |port| server(&self.directory, port));
+        self.process = again.expect("nobody else took the port");
     }
 
     /// Its Unix socket.

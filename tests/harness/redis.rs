@@ -25,6 +25,26 @@ impl Redis {
         Self { process: Some(process), directory, port }
     }
 
+    /// With more of its options.
+    pub(crate) fn with(options: &[&str]) -> Self {
+        let directory = tempfile::tempdir().expect("a temporary directory can be made");
+        let (process, port) = program::serve(READY, |port| {
+            let mut command = server(&directory, port);
+            command.args(options);
+            command
+        });
+        Self { process: Some(process), directory, port }
+    }
+
+    /// Sends a signal by its name (`STOP`, `CONT`).
+    pub(crate) fn signal(&self, name: &str) {
+        self.process.as_ref().expect("it runs").signal(name);
+    }
+
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
     /// Its Unix socket.
     pub(crate) fn socket(&self) -> PathBuf {
         self.directory.path().join("redis.sock")

@@ -75,9 +75,13 @@ pub(super) async fn probe(place: &Whereabouts, terms: &Terms, header: &[u8], dea
 
 async fn is_postgres(socket: &mut Socket) -> io::Result<()> {
     socket.write_all(&postgres::SSL_REQUEST_PACKET).await?;
-    match socket.read_u8().await? {
-        postgres::ACCEPT_TLS | postgres::REFUSE_ENCRYPTION => Ok(()),
-        _ => Err(io::Error::other("what answers is no PostgreSQL server")),
+    match socket.read_u8().await {
+        Ok(postgres::ACCEPT_TLS | postgres::REFUSE_ENCRYPTION) => Ok(()),
+        Ok(_) => Err(io::Error::other("what answers is no PostgreSQL server")),
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+            Err(io::Error::other("it closed the connection without a word"))
+        }
+        Err(error) => Err(error),
     }
 }
 
