@@ -165,24 +165,26 @@ fn what_is_known_of_an_upstream_outlives_a_reload_and_it_is_still_asked_again() 
     assert_eq!(session(&portcullis), first.to_string());
 }
 
+/// A Redis that speaks nothing but TLS, at these addresses of the machine.
+fn redis_with_tls(site: &Site, name: &str, ips: &[&str]) -> (program::Running, u16) {
+    let other = Authority::new("Upstream CA");
+    site.write("upstream.crt", other.pem());
+    site.install("redis", &other.issue(Request::server(&[name])));
+    let file = |name: &str| site.path(name).display().to_string();
+    program::serve("Ready to accept connections", |port| {
+        let mut server = command("redis-server");
+        server.args(["--port", "0", "--tls-port", &port.to_string(), "--save", "", "--bind"]).args(ips);
+        server.args(["--tls-cert-file", &file("redis.crt"), "--tls-key-file", &file("redis.key")]);
+        server.args(["--tls-ca-cert-file", &file("upstream.crt"), "--tls-auth-clients", "no"]);
+        server
+    })
+}
+
 #[test]
 fn one_that_fails_in_tls_is_gone_past_and_is_not_back_because_it_takes_connections() {
     let deaf = Upstream::new(drop);
     let site = Site::new();
-    let other = Authority::new("Upstream CA");
-    site.write("upstream.crt", other.pem());
-    site.install("redis", &other.issue(Request::server(&["127.0.0.1"])));
-    let path = |name: &str| site.path(name).display().to_string();
-    let port = free_port();
-    let mut server = command("redis-server");
-    server.args(["--port", "0", "--tls-port", &port.to_string(), "--bind", "127.0.0.1", "--save", ""]);
-    server.args(["--tls-cert-file", &path("redis.crt"), "--tls-key-file", &path("redis.key")]);
-    server.args(["--tls-ca-cert-file", &path("upstream.crt"), "--tls-auth-clients", "no"]);
-    let _redis = program::serve_on(port, "Ready to accept connections", |_| {
-        let mut command = Command::new(server.get_program());
-        command.args(server.get_args());
-        command
-    });
+    let (_redis, port) = redis_with_tls(&site, "127.0.0.1", &["127.0.0.1"]);
     let good = format!("127.0.0.1:{port}");
     let keys = format!("{}, tls = \"verify-full\", ca = \"upstream.crt\"", addresses(&[&deaf, &good]));
     let portcullis = Portcullis::start(site, redis(&keys));
@@ -194,6 +196,26 @@ fn one_that_fails_in_tls_is_gone_past_and_is_not_back_because_it_takes_connectio
     let before = deaf.connections();
     assert_eq!(session(&portcullis), good);
     assert!(deaf.connections() <= before + 1, "only to be asked again");
+}
+
+#[test]
+fn in_tls_it_is_the_configured_name_that_is_verified_wherever_it_leads() {
+    let site = Site::new();
+    let (_redis, port) = redis_with_tls(&site, "db.test", &["127.0.0.53", "::1"]);
+    let deaf = TcpListener::bind(("127.0.0.52", port)).unwrap();
+    thread::spawn(move || deaf.incoming().for_each(drop));
+    hosts::name(&site, &[("db.test", &["127.0.0.52", "127.0.0.53"]), ("alias.test", &["127.0.0.53"])]);
+    let keys = |name: &str| format!("address = \"{name}:{port}\", tls = \"verify-full\", ca = \"upstream.crt\"");
+    let Some(portcullis) = hosts::start(site, redis(&keys("db.test"))) else { return };
+    assert_eq!(session(&portcullis), format!("db.test:{port}"));
+    // Each address behind the name is one that TLS can fail at.
+    said(&portcullis, 0, &format!("upstream db.test:{port} (127.0.0.52:{port}) is tried last from now on"));
+    hosts::name(&portcullis.site, &[("db.test", &["::1"]), ("alias.test", &["127.0.0.53"])]);
+    assert_eq!(session(&portcullis), format!("db.test:{port}"));
+    assert!(portcullis.reconfigure(redis(&keys("alias.test"))).is("reload.applied"));
+    let mut client = portcullis.client().connect();
+    assert!(client.rest().unwrap().starts_with(b"-ERR "));
+    assert_eq!(portcullis.refusal(client.port()), "upstream_tls_failed");
 }
 
 #[test]

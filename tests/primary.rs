@@ -12,7 +12,7 @@ use tokio::runtime::Runtime;
 use crate::harness::postgres::client;
 use crate::harness::program::{free_port, run};
 use crate::harness::wire::{PROTOCOL_3_0, error_response, startup};
-use crate::harness::{Event, Listener, Portcullis, Postgres, Site, Upstream, eventually};
+use crate::harness::{Authority, Event, Listener, Portcullis, Postgres, Request, Site, Upstream, eventually};
 use crate::nodes::{addresses, config, said, upstreams};
 use crate::postgres::{connector, conninfo, parameters, psql};
 
@@ -320,4 +320,61 @@ fn while_nobody_is_ready_a_client_is_told_so_in_the_words_for_that() {
     client.send(&startup(PROTOCOL_3_0, &[("user", "app")]));
     assert_eq!(error_response(&client.rest().unwrap())[&'C'], "57P03");
     assert_eq!(portcullis.refusal(client.port()), "upstream_unreachable");
+}
+
+#[test]
+fn over_tls_with_certificates_the_primary_is_found_and_a_refused_certificate_is_said_in_words() {
+    let (leader, site) = (Postgres::primary(), Site::new());
+    let (databases, strangers) = (Authority::new("Databases"), Authority::new("Strangers"));
+    leader.demand_certificates(&databases.issue(Request::server(&["127.0.0.1"])), &databases);
+    let standby = Postgres::following(&leader);
+    site.write("databases.crt", databases.pem());
+    site.install("app", &databases.issue(Request::client("app")));
+    site.install("stranger", &strangers.issue(Request::client("app")));
+    let keys = |name: &str| {
+        let tls = format!("tls = \"verify-full\", ca = \"databases.crt\", cert = \"{name}.crt\", key = \"{name}.key\"");
+        config(&Listener::postgres("UPSTREAM"), &format!("{}, {tls}", target(&[&standby, &leader])))
+    };
+    let portcullis = Portcullis::start(site, keys("app"));
+    let conninfo = format!("{} channel_binding=disable", conninfo(&portcullis));
+    assert_eq!(primary_by(psql(&conninfo)), port(&leader));
+    let mut keyed = psql(&conninfo.replace("user=app", "user=keyed"));
+    keyed.env("PGPASSWORD", "open sesame");
+    assert_eq!(primary_by(keyed), port(&leader));
+
+    assert!(portcullis.reconfigure(keys("stranger")).is("reload.applied"));
+    let refused = run(psql(&conninfo).args(ASK));
+    assert!(refused.stderr.contains("FATAL"), "{}", refused.stderr);
+    let denied = portcullis.event("a refusal", |event| event.is("connection.denied"));
+    assert_eq!(denied.reason(), "upstream_tls_failed");
+    for server in [&leader, &standby] {
+        let words = format!("upstream {server}: the upstream refused our certificate");
+        assert!(denied.text("detail").contains(&words), "{}", denied.0);
+    }
+}
+
+#[test]
+fn a_client_without_tls_is_switched_unseen_too_and_keeps_its_password() {
+    let (leader, site) = (Postgres::primary(), Site::new());
+    let databases = Authority::new("Databases");
+    leader.demand_certificates(&databases.issue(Request::server(&["127.0.0.1"])), &databases);
+    let standby = Postgres::following(&leader);
+    site.write("databases.crt", databases.pem());
+    site.install("app", &databases.issue(Request::client("app")));
+    let tls = "tls = \"verify-full\", ca = \"databases.crt\", cert = \"app.crt\", key = \"app.key\"";
+    let config = format!(
+        "admin.listen = \"unix:admin.sock\"\n[[listener]]\nname = \"main\"\nprotocol = \"postgres\"\n\
+         listen = \"127.0.0.1:0\"\ntrusted_sources = [\"127.0.0.1\"]\ntls = \"off\"\nupstream = {{ {}, {tls} }}\n",
+        target(&[&standby, &leader])
+    );
+    let portcullis = Portcullis::start(site, config);
+    let plain = |user: &str| {
+        let own = portcullis.address("main").port();
+        let mut psql = psql(&format!("host=127.0.0.1 port={own} user={user} dbname=postgres sslmode=disable"));
+        psql.env("PGPASSWORD", "open sesame");
+        psql
+    };
+    assert_eq!(primary_by(plain("app")), port(&leader));
+    // SCRAM-SHA-256-PLUS, which the server offers in TLS, is not for this client.
+    assert_eq!(primary_by(plain("keyed")), port(&leader));
 }

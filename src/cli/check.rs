@@ -113,7 +113,7 @@ fn in_words(built: &Built) -> String {
         let mut line = |key: &str, value: &str| writeln!(out, "  {key:<13} {value}");
         let _ = line("protocol", &terms.protocol.to_string());
         let _ = line("listen", &addresses(terms).join(", "));
-        let _ = line("upstream", &upstreams(terms).join(", "));
+        let _ = line("upstream", &terms.upstream_name);
         if terms.upstream.target == Target::Primary {
             let _ = line("target", &format!("{}: others are gone past", terms.upstream.target.word(terms.protocol)));
         }

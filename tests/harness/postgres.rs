@@ -11,6 +11,7 @@ use std::sync::OnceLock;
 use tempfile::TempDir;
 
 use super::program::{self, Running};
+use super::{Authority, Leaf, eventually};
 
 /// Who may do what: everybody everything, but `keyed` has to know a password.
 const HBA: &str = "local all all trust\n\
@@ -58,6 +59,32 @@ impl Postgres {
         let standby = Self { process, directory, port };
         assert_eq!(standby.direct("select pg_is_in_recovery()"), "t");
         standby
+    }
+
+    /// Takes no TCP connection without TLS from now on, nor one without a certificate of this CA.
+    pub(crate) fn demand_certificates(&self, own_certificate: &Leaf, clients: &Authority) {
+        let files = [
+            ("server.crt", own_certificate.pem()),
+            ("server.key", own_certificate.key_pem()),
+            ("clients.crt", clients.pem()),
+            (
+                "pg_hba.conf",
+                "local all all trust\nlocal replication all trust\n\
+                 hostssl all keyed 127.0.0.1/32 scram-sha-256 clientcert=verify-ca\n\
+                 hostssl all all 127.0.0.1/32 trust clientcert=verify-ca\n"
+                    .to_owned(),
+            ),
+        ];
+        for (name, text) in files {
+            let path = data(&self.directory).join(name);
+            fs::write(&path, text).expect("a file can be written");
+            fs::set_permissions(&path, Permissions::from_mode(0o600)).expect("it is ours");
+            own(&path);
+        }
+        self.direct("alter system set ssl_ca_file = 'clients.crt'");
+        self.direct("alter system set ssl = on");
+        self.direct("select pg_reload_conf()");
+        eventually("the server has TLS", || (self.direct("show ssl") == "on").then_some(()));
     }
 
     /// Makes a standby the primary.
