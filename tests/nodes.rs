@@ -231,6 +231,19 @@ fn while_all_answer_nothing_is_asked() {
 }
 
 #[test]
+fn the_dead_are_asked_without_haste_and_keep_nobody_from_stopping() {
+    let redis_server = Redis::start();
+    let closing = Upstream::new(drop);
+    let nobody = format!("127.0.0.1:{}", free_port());
+    let mut portcullis = Portcullis::start(Site::new(), master(&[&nobody, &closing, &redis_server]));
+    session(&portcullis);
+    let before = portcullis.cpu_ticks();
+    eventually("it is asked again", || (closing.connections() >= 3).then_some(()));
+    assert!(portcullis.cpu_ticks() - before < 20, "it is busy with something");
+    assert_eq!(portcullis.stop().0, Some(0));
+}
+
+#[test]
 fn new_connections_go_on_while_upstreams_are_killed_and_started_again() {
     let mut servers = [Redis::start(), Redis::start(), Redis::start()];
     let all = addresses(&[&servers[0], &servers[1], &servers[2]]);
@@ -368,6 +381,26 @@ fn a_redis_that_does_not_tell_its_role_is_taken_and_that_is_said_once() {
         assert_eq!(portcullis.opened(client.port()).text("upstream"), first.to_string());
     }
     assert_eq!(times_said(&portcullis, "does not say whether it is a master (NoAuth); taken for one"), 1);
+}
+
+#[test]
+fn a_redis_whose_default_user_may_say_its_role_and_nothing_else_is_asked() {
+    let (first, second) = (Redis::start(), Redis::start());
+    for server in [&first, &second] {
+        let rules = ["ACL", "SETUSER", "app", "on", ">secret", "~*", "+@all"];
+        assert_eq!(cli(server, &rules), "OK");
+    }
+    follow(&first, &second);
+    for server in [&first, &second] {
+        // As docs/CONFIGURATION.md has it.
+        let rules = ["ACL", "SETUSER", "default", "on", "nopass", "-@all", "+role", "+auth", "+hello"];
+        assert_eq!(cli(server, &rules), "OK");
+    }
+    let portcullis = Portcullis::start(Site::new(), master(&[&first, &second]));
+    let mut client = portcullis.client().connect();
+    client.ask(b"AUTH app secret\r\nSET key value\r\n", b"+OK\r\n+OK\r\n");
+    assert_eq!(portcullis.opened(client.port()).text("upstream"), second.to_string());
+    assert_eq!(times_said(&portcullis, "does not say"), 0);
 }
 
 #[test]

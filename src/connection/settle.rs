@@ -9,6 +9,7 @@
 //! from then on the place is tried behind the others.
 
 use std::io;
+use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::time::{Instant, timeout_at};
@@ -55,7 +56,7 @@ pub(super) async fn settle(dialled: Dialled, candidates: &mut Candidates) -> Res
         return Ok(Settled::Session(Welcome { dialled, opening: Some(opening) }));
     }
     let mut audition = Audition { dialled, opening };
-    let verdict = audition.hold().await;
+    let verdict = audition.hold(candidates.patience()).await;
     let Audition { dialled, opening } = audition;
     let Dialled { identified, reached, first } = dialled;
     let (place, terms) = (&reached.place, &identified.terms);
@@ -101,8 +102,8 @@ enum Verdict {
 }
 
 impl Audition {
-    async fn hold(&mut self) -> Verdict {
-        let deadline = Instant::now() + self.dialled.identified.terms.upstream.connect_timeout;
+    async fn hold(&mut self, patience: Duration) -> Verdict {
+        let deadline = Instant::now() + patience;
         let Dialled { reached, first, .. } = &mut self.dialled;
         if let Err(error) = send(&mut reached.leg, first).await {
             return self.lost(&error);

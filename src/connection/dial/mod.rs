@@ -40,6 +40,8 @@ pub(super) struct Candidates {
     places: std::vec::IntoIter<Whereabouts>,
     /// How long all its places together may still take.
     left: Duration,
+    /// How long each of them may take to deal with the client.
+    patience: Duration,
     several: bool,
     failures: Vec<String>,
     reason: Reason,
@@ -56,6 +58,7 @@ impl Candidates {
             nodes: nodes.into_iter(),
             places: Vec::new().into_iter(),
             left: Duration::ZERO,
+            patience: Duration::ZERO,
             failures: Vec::new(),
             reason: Reason::UpstreamUnreachable,
             is_soon: false,
@@ -67,6 +70,11 @@ impl Candidates {
         self.several
     }
 
+    /// How long the one that was reached may take to deal with the client.
+    pub(super) fn patience(&self) -> Duration {
+        self.patience
+    }
+
     /// Reaches the next of them that will do.
     ///
     /// # Errors
@@ -75,8 +83,7 @@ impl Candidates {
         while let Some(place) = self.next(terms).await {
             let begun = Instant::now();
             // No place may take more than its share of what time its node has.
-            let share = self.left / u32::try_from(self.places.len() + 1).unwrap_or(u32::MAX);
-            let reached = reach(&place, terms, header, begun + share).await;
+            let reached = reach(&place, terms, header, begun + share(self.left, self.places.len() + 1)).await;
             self.left = self.left.saturating_sub(begun.elapsed());
             match reached {
                 Ok(leg) => return Ok(Reached { leg, place }),
@@ -96,6 +103,7 @@ impl Candidates {
             match resolve(&node, terms, begun + terms.upstream.connect_timeout, wants_writes(terms)).await {
                 Ok(places) => {
                     self.left = terms.upstream.connect_timeout.saturating_sub(begun.elapsed());
+                    self.patience = share(terms.upstream.connect_timeout, places.len());
                     self.several |= places.len() > 1;
                     self.places = places.into_iter();
                     let name = node.itself();
@@ -130,6 +138,10 @@ impl Candidates {
             }
         }
     }
+}
+
+fn share(time: Duration, places: usize) -> Duration {
+    time / u32::try_from(places).unwrap_or(u32::MAX).max(1)
 }
 
 /// Whether only a place will do that takes writes.
