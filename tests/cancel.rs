@@ -1,5 +1,6 @@
 //! Cancelling a running query: a connection of its own, with one packet and no answer.
 
+use std::fmt::Display;
 use std::io::Write;
 use std::process::Stdio;
 
@@ -8,8 +9,9 @@ use tokio_postgres::error::SqlState;
 
 use crate::harness::client::port;
 use crate::harness::program::Running;
-use crate::harness::wire::{GSSENC_REQUEST, cancel, last_words, read_exactly};
-use crate::harness::{Listener, Portcullis, Postgres, Request, Site, Upstream, eventually};
+use crate::harness::wire::{GSSENC_REQUEST, PROTOCOL_3_0, cancel, last_words, read_exactly, startup};
+use crate::harness::{Connection, Listener, Portcullis, Postgres, Request, Site, Upstream, eventually};
+use crate::nodes::{addresses, config};
 use crate::postgres::{connector, conninfo, parameters, psql};
 use crate::reload::ON_SIGHUP;
 
@@ -232,4 +234,97 @@ fn observing_says_of_a_strangers_cancel_that_it_would_not_have_passed() {
             assert_eq!(event.0["would_deny"].as_str(), would_deny, "{}", event.0);
         }
     }
+}
+
+/// A `psql` that sleeps until it is cancelled, at the server that the listener prefers now.
+fn sleeper(portcullis: &Portcullis, postgres: &Postgres) -> Running {
+    let mut psql = psql(&conninfo(portcullis));
+    psql.args(["-c", "select pg_sleep(1000)"]).stderr(Stdio::piped());
+    let psql = Running::start(&mut psql);
+    wait_for_the_query(postgres);
+    psql
+}
+
+fn assert_cancelled(mut psql: Running) {
+    psql.exit_code();
+    let said = std::io::read_to_string(psql.0.stderr.take().unwrap()).unwrap();
+    assert!(said.contains("canceling statement due to user request"), "{said}");
+}
+
+#[test]
+fn a_cancel_request_goes_to_the_server_of_its_session_whichever_is_preferred_now() {
+    let (one, other) = (Postgres::start(), Postgres::start());
+    let prefer = |servers: &[&dyn Display]| config(&Listener::postgres("UPSTREAM"), &addresses(servers));
+    let portcullis = Portcullis::start(Site::new(), prefer(&[&one]));
+    let at_one = sleeper(&portcullis, &one);
+    assert!(portcullis.reconfigure(prefer(&[&other, &one])).is("reload.applied"));
+    let at_other = sleeper(&portcullis, &other);
+    let cancelled_at = |seen: usize| {
+        let event = portcullis.event_after(seen, "a cancellation", |event| event.is("cancel.forwarded"));
+        event.text("upstream").to_owned()
+    };
+
+    let seen = portcullis.seen();
+    at_one.signal("INT");
+    assert_cancelled(at_one);
+    assert_eq!(cancelled_at(seen), one.to_string());
+    assert_eq!(other.direct(RUNNING), "1", "the other one sleeps on");
+
+    // A server that new sessions do not know any more.
+    assert!(portcullis.reconfigure(prefer(&[&one])).is("reload.applied"));
+    let seen = portcullis.seen();
+    at_other.signal("INT");
+    assert_cancelled(at_other);
+    assert_eq!(cancelled_at(seen), other.to_string());
+}
+
+#[test]
+fn over_tls_and_in_clear_a_key_leads_to_its_session_and_once_that_is_gone_to_the_first_server() {
+    let (one, other) = (Postgres::start(), Postgres::start());
+    let prefer = |servers: &[&dyn Display]| config(&Listener::postgres("UPSTREAM"), &addresses(servers));
+    let portcullis = Portcullis::start(Site::new(), prefer(&[&one, &other]));
+    let server = |port: u16| {
+        let event = portcullis
+            .event("cancel.forwarded", |event| event.is("cancel.forwarded") && event.0["source_port"] == port);
+        event.text("upstream").to_owned()
+    };
+    let (session, key) = session(&portcullis);
+    assert!(portcullis.reconfigure(prefer(&[&other, &one])).is("reload.applied"));
+    let in_tls = || {
+        let mut canceller = portcullis.client().asking_first().connect();
+        canceller.send(&key);
+        assert_eq!(canceller.rest().unwrap(), b"");
+        canceller.port()
+    };
+    let in_clear = || {
+        let mut canceller = portcullis.client().dial();
+        canceller.write_all(&key).unwrap();
+        assert_eq!(last_words(&mut canceller), b"");
+        port(&canceller)
+    };
+    assert_eq!((server(in_tls()), server(in_clear())), (one.to_string(), one.to_string()));
+    let gone = session.port();
+    drop(session);
+    portcullis.ending(gone);
+    assert_eq!((server(in_tls()), server(in_clear())), (other.to_string(), other.to_string()));
+}
+
+/// A session, and the request that cancels its queries.
+fn session(portcullis: &Portcullis) -> (Connection, Vec<u8>) {
+    let mut session = portcullis.client().asking_first().connect();
+    session.send(&startup(PROTOCOL_3_0, &[("user", "app"), ("database", "postgres")]));
+    let mut key = None;
+    loop {
+        let header = session.receive(5);
+        let length = u32::from_be_bytes(header[1..].try_into().unwrap());
+        let body = session.receive(usize::try_from(length).unwrap() - 4);
+        match header[0] {
+            b'K' => key = Some(body),
+            b'Z' => break,
+            _ => {}
+        }
+    }
+    let key = key.unwrap();
+    let process = u32::from_be_bytes(key[..4].try_into().unwrap());
+    (session, cancel(process, &key[4..]))
 }

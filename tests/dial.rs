@@ -52,7 +52,7 @@ fn assert_unreachable(upstream: &str) {
 }
 
 /// An upstream whose queue is full, so that a connection to it is neither taken nor refused.
-fn clogged() -> (Socket, Vec<TcpStream>, SocketAddr) {
+pub(crate) fn clogged() -> (Socket, Vec<TcpStream>, SocketAddr) {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
     let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
     socket.bind(&any.into()).unwrap();

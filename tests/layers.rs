@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 const FLOORS: [&[&str]; 10] = [
     &["main", "cli"],
     &["server"],
-    &["listener", "reload", "admin", "signals", "notify", "expiry", "resolver", "revocation"],
+    &["listener", "reload", "admin", "signals", "notify", "expiry", "readmission", "resolver", "revocation"],
     &["connection", "shield"],
     &["sessions"],
     &["snapshot"],

@@ -64,12 +64,16 @@ mod layers;
 mod limits;
 /// Sources that are host names.
 mod names;
+/// Several upstreams: which is tried when, and who is let back in.
+mod nodes;
 /// Listeners without TLS: loopback and Unix sockets.
 mod plaintext;
 /// PostgreSQL, psql, pgbench, tokio-postgres.
 mod postgres;
 /// The bytes before TLS.
 mod preface;
+/// PostgreSQL with a primary and its standby, as they change places.
+mod primary;
 /// TLS records of every size, padding, key updates.
 mod records;
 /// Redis, redis-cli, redis-benchmark, the crate `redis`.

@@ -14,7 +14,7 @@ use crate::addr::ListenAddr;
 use crate::config::{Limits, Revoke, Shield, UpstreamTls};
 use crate::names::Names;
 use crate::policy::{Network, Origin, Rule, TrustedClients, days_left};
-use crate::protocol::{MinTlsVersion, Negotiation, Protocol};
+use crate::protocol::{MinTlsVersion, Negotiation, Protocol, Target};
 use crate::snapshot::{Built, Door, Terms};
 use crate::socket_file::Access;
 use crate::timestamp;
@@ -57,6 +57,8 @@ fn in_json(built: &Built) -> Value {
             "socket_files": terms.socket_files().map(|(path, access)| socket_file(path, access)).collect::<Vec<_>>(),
             "upstream": &*terms.upstream_name,
             "upstream_tls": terms.upstream.tls.as_ref().map(upstream_tls),
+            "upstreams": upstreams(terms),
+            "target": terms.upstream.target.word(terms.protocol),
             "enforcement": terms.sources.enforcement.to_string(),
             "shield": terms.shield.to_string(),
             "min_version": min_version(terms),
@@ -141,6 +143,9 @@ fn in_words(built: &Built) -> String {
         let _ = line("upstream", &upstream(terms));
         if let Some(version) = terms.upstream.announce {
             let _ = line("announces", &format!("each client to the upstream, by the PROXY protocol {version}"));
+        }
+        if terms.upstream.target == Target::Primary {
+            let _ = line("target", &format!("{}: others are gone past", terms.upstream.target.word(terms.protocol)));
         }
         let tls = match min_version(terms) {
             Some(version) => format!("{version} and later, client certificates: {}", terms.client_auth()),
@@ -313,6 +318,11 @@ fn milliseconds(duration: Option<Duration>) -> Option<u64> {
 
 fn addresses(terms: &Terms) -> Vec<String> {
     terms.doors.iter().map(|door| door.address.to_string()).collect()
+}
+
+/// In the order in which they are tried.
+fn upstreams(terms: &Terms) -> Vec<String> {
+    terms.upstream.addresses.iter().map(ToString::to_string).collect()
 }
 
 /// `None` where TLS is off.

@@ -30,6 +30,10 @@ impl<'a> Reading<'a> {
         self.0.get(key).and_then(Value::as_u64).unwrap_or(0)
     }
 
+    pub(super) fn flag(self, key: &str) -> Option<bool> {
+        self.0.get(key)?.as_bool()
+    }
+
     pub(super) fn time(self, key: &str) -> Option<OffsetDateTime> {
         OffsetDateTime::parse(self.0.get(key)?.as_str()?, &Rfc3339).ok()
     }

@@ -39,7 +39,8 @@ fn in_words(answer: &Value, now: OffsetDateTime) -> String {
     for error in reload.iter().flat_map(|reload| reload.lines("error")) {
         let _ = writeln!(out, "    {error}");
     }
-    let _ = write!(out, "\n{}{}{}", listeners(status), names(status, now), shields(status, now));
+    let (upstreams, names) = (upstreams(status, now), names(status, now));
+    let _ = write!(out, "\n{}{upstreams}{names}{}", listeners(status), shields(status, now));
     out
 }
 
@@ -68,6 +69,40 @@ fn listeners(status: Reading<'_>) -> String {
         ]);
     }
     table.render("")
+}
+
+/// The upstreams of which there are several, or that do not answer; nothing where all is plain.
+fn upstreams(status: Reading<'_>, now: OffsetDateTime) -> String {
+    let mut table = Table::new(["LISTENER", "UPSTREAM", "AT", "STATE"]);
+    let mut some = false;
+    for listener in status.list("listeners") {
+        let upstreams: Vec<_> = listener.list("upstreams").collect();
+        let is_plain = upstreams.len() == 1 && upstreams.iter().all(|upstream| upstream.text("error").is_none());
+        for upstream in upstreams.into_iter().filter(|_| !is_plain) {
+            some = true;
+            table.row([
+                listener.text_or_dash("name"),
+                upstream.text_or_dash("address"),
+                upstream.text_or_dash("socket"),
+                state(upstream, now),
+            ]);
+        }
+    }
+    if some { format!("\n{}", table.render("")) } else { String::new() }
+}
+
+fn state(upstream: Reading<'_>, now: OffsetDateTime) -> String {
+    if let Some(error) = upstream.text("error") {
+        let long = upstream.time("since").map(|at| format!(" for {}", since(at, now))).unwrap_or_default();
+        return format!("NOT ANSWERING{long}: {error}");
+    }
+    match (upstream.flag("answers"), upstream.flag("writes")) {
+        (None, _) => "not tried yet",
+        (Some(_), Some(true)) => "answers, takes writes",
+        (Some(_), Some(false)) => "answers, takes no writes",
+        (Some(_), None) => "answers",
+    }
+    .to_owned()
 }
 
 /// The host names among the sources; nothing where there are none.
@@ -200,6 +235,34 @@ LISTENER  SHIELD  DROPPED  STATE
 a         on      7        up for 2 min
 b         auto    0        down
 c         on      -        IMPOSSIBLE: too many
+";
+        assert!(words.ends_with(expected), "{words}");
+    }
+
+    #[test]
+    fn upstreams_are_told_where_there_are_several_or_one_does_not_answer() {
+        let now = OffsetDateTime::UNIX_EPOCH + Duration::hours(5);
+        let one = json!({ "address": "10.0.0.1:6379", "socket": "10.0.0.1:6379", "answers": true, "writes": null });
+        let dead = json!({
+            "address": "db:5432", "socket": "10.0.0.2:5432", "answers": false, "since": "1970-01-01T04:58:00Z",
+            "error": "Connection refused", "writes": true,
+        });
+        let standby = json!({ "address": "db:5432", "socket": "10.0.0.3:5432", "answers": true, "writes": false });
+        let primary = json!({ "address": "db2:5432", "socket": "10.0.0.4:5432", "answers": true, "writes": true });
+        let untried = json!({ "address": "unix:/run/db", "answers": null });
+        let words = in_words(
+            &json!({ "listeners": [
+                { "name": "cache", "upstreams": [one] },
+                { "name": "db", "upstreams": [dead, standby, primary, untried] },
+            ] }),
+            now,
+        );
+        let expected = "
+LISTENER  UPSTREAM      AT             STATE
+db        db:5432       10.0.0.2:5432  NOT ANSWERING for 2 min: Connection refused
+db        db:5432       10.0.0.3:5432  answers, takes no writes
+db        db2:5432      10.0.0.4:5432  answers, takes writes
+db        unix:/run/db  -              not tried yet
 ";
         assert!(words.ends_with(expected), "{words}");
     }

@@ -6,27 +6,27 @@ use tracing::warn;
 
 use super::dial::Dialled;
 use super::leg::Leg;
-use crate::protocol::Target;
-use crate::protocol::overture::{Overture, Stage, Wants};
+use crate::protocol::overture::{Hold, Overture, Stage, Wants};
 use crate::snapshot::{CancelKeys, Cancellable, Terms, Whereabouts};
 
 /// Follows the beginning of a session, and has what the client is to hear of it. Gone as soon as the session has begun.
 #[derive(Debug)]
 pub(super) struct Opening {
     overture: Overture,
+    hold: Hold,
     /// Whether what the upstream says goes to the client as it is, whatever is found in it.
     listens_only: bool,
     /// What the client is to hear.
     due: Vec<u8>,
     /// TLS on both sides, by which libpq's channel binding fails.
     two_certificates: Option<Arc<Terms>>,
-    /// Where the session is, if it can be at several places.
+    /// Where the session is, until its key is known.
     whereabouts: Option<(Arc<CancelKeys>, Whereabouts)>,
     over: bool,
 }
 
 impl Opening {
-    pub(super) fn of(dialled: &Dialled) -> Self {
+    pub(super) fn of(dialled: &Dialled, hold: Hold) -> Self {
         let terms = &dialled.identified.terms;
         let client_has_tls = matches!(dialled.identified.client, Leg::Tls(_));
         let upstream_leaf = match &dialled.reached.leg {
@@ -35,17 +35,14 @@ impl Opening {
         };
         let same =
             |leaf| dialled.identified.shown.as_ref().is_some_and(|shown| shown.sha256 == crate::tls::sha256_hex(leaf));
-        let wants = Wants {
-            hide_channel_binding: !client_has_tls && upstream_leaf.is_some(),
-            hold_until_role: terms.upstream.target == Target::Primary,
-        };
-        let elsewhere = terms.nodes.can_be_elsewhere();
+        let wants = Wants { hide_channel_binding: !client_has_tls && upstream_leaf.is_some(), hold };
         Self {
             overture: Overture::new(wants),
+            hold,
             listens_only: wants == Wants::default(),
             due: Vec::new(),
             two_certificates: upstream_leaf.filter(|leaf| client_has_tls && !same(leaf)).map(|_| Arc::clone(terms)),
-            whereabouts: elsewhere.then(|| (Arc::clone(&terms.cancels), dialled.reached.whereabouts.clone())),
+            whereabouts: Some((Arc::clone(&terms.cancels), dialled.reached.place.clone())),
             over: false,
         }
     }
@@ -85,7 +82,17 @@ impl Opening {
         self.over
     }
 
-    /// What the client is to hear by now.
+    /// How long the client is shown nothing.
+    pub(super) fn hold(&self) -> Hold {
+        self.hold
+    }
+
+    /// Whether the client is to hear something by now.
+    pub(super) fn has_due(&self) -> bool {
+        !self.due.is_empty()
+    }
+
+    /// What that is.
     pub(super) fn take_due(&mut self) -> Vec<u8> {
         std::mem::take(&mut self.due)
     }

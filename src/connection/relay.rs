@@ -58,7 +58,7 @@ impl Relay {
             upstream: reached.leg,
             upstream_tls: identified.terms.upstream_tls().cloned(),
             protocol: identified.terms.protocol,
-            opening: opening.map(Box::new),
+            opening,
             cancellable: None,
             inbound: Flow::new(first),
             outbound: Flow::new(Vec::new()),

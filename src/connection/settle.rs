@@ -1,31 +1,34 @@
-//! Whether the PostgreSQL server that was reached takes writes, where that is wanted.
+//! Whether the PostgreSQL server that was reached will do, where there are several or one is wanted that takes writes.
 //!
-//! A server says so only behind authentication, which is between it and the client. So the client's StartupMessage goes to
-//! one node after the other, and the client hears nothing, until one says that it is a primary. A node that asks the client
-//! for a password cannot be exchanged any more without the client noticing: if that one is a standby, the client is told to
-//! come again, and from then on the node is tried behind the others.
+//! The client's StartupMessage goes to one place after the other, and the client hears nothing, until one begins to deal with
+//! it and does not say that it is only starting or stopping. One that hangs or closes is gone past, too.
+//!
+//! Which role it has a server says only behind authentication, which is between it and the client. So where one is wanted that
+//! takes writes, the client hears nothing until a server says that it is a primary; but one that asks the client for a password
+//! cannot be exchanged any more without the client noticing. If that one is a standby, the client is told to come again, and
+//! from then on the place is tried behind the others.
 
 use std::io;
+use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::time::{Instant, timeout_at};
-use tracing::warn;
 
-use super::dial::{Candidates, Dialled};
+use super::dial::{Candidates, Dialled, Unfit, note_answer, note_role, refused_late, silent};
 use super::hear::Ready;
 use super::identify::Identified;
 use super::opening::Opening;
-use super::part::{Leave, Startup};
+use super::part::Leave;
 use crate::outcome::{Ending, Reason};
-use crate::protocol::overture::{QUESTION, Role, Stage};
-use crate::protocol::{Protocol, Target};
+use crate::protocol::overture::{Hold, QUESTION, Role, Stage};
+use crate::protocol::{Protocol, Target, postgres};
 
 /// A client and an upstream that will do.
 #[derive(Debug)]
 pub(super) struct Welcome {
     pub(super) dialled: Dialled,
     /// The beginning of a PostgreSQL session, as far as it has come.
-    pub(super) opening: Option<Opening>,
+    pub(super) opening: Option<Box<Opening>>,
 }
 
 /// What has come of a node.
@@ -37,79 +40,79 @@ pub(super) enum Settled {
 }
 
 pub(super) async fn settle(dialled: Dialled, candidates: &mut Candidates) -> Result<Settled, Leave> {
-    let terms = &dialled.identified.terms;
+    let Dialled { identified, reached, .. } = &dialled;
+    let terms = &identified.terms;
     if terms.protocol != Protocol::Postgres {
+        note_answer(&reached.place, terms);
         return Ok(Settled::Session(Welcome { dialled, opening: None }));
     }
-    let opening = Opening::of(&dialled);
-    if terms.upstream.target == Target::Any {
+    let hold = match terms.upstream.target {
+        Target::Primary => Hold::Role,
+        Target::Any if candidates.are_several() => Hold::Refusal,
+        Target::Any => Hold::Nothing,
+    };
+    let opening = Box::new(Opening::of(&dialled, hold));
+    if hold == Hold::Nothing {
         return Ok(Settled::Session(Welcome { dialled, opening: Some(opening) }));
     }
     let mut audition = Audition { dialled, opening };
-    let verdict = audition.hold().await;
+    let verdict = audition.hold(candidates.patience()).await;
     let Audition { dialled, opening } = audition;
     let Dialled { identified, reached, first } = dialled;
-    let node = &reached.whereabouts.node;
+    let (place, terms) = (&reached.place, &identified.terms);
     match verdict {
-        Verdict::Chosen { primary } => {
-            if primary {
-                node.takes_writes(true);
+        Verdict::Chosen(role) => {
+            note_answer(place, terms);
+            if role == Some(Role::Primary) {
+                note_role(place, terms, true);
             }
             // It has had the first packet.
             let dialled = Dialled { identified, reached, first: Vec::new() };
             Ok(Settled::Session(Welcome { dialled, opening: Some(opening) }))
         }
-        Verdict::Unfit { words, standby } => {
-            if standby && node.takes_writes(false) {
-                warn!("listener {}: upstream {} is a standby", identified.terms.name, node.address());
+        Verdict::Unfit(unfit, role) => {
+            if role == Some(Role::Standby) {
+                note_role(place, terms, false);
             }
-            candidates.reject(node, &words);
             if !opening.asks_client() {
+                candidates.reject(place, terms, unfit);
                 return Ok(Settled::Elsewhere(Ready { identified, first }));
             }
-            let detail = format_args!(
-                "upstream {}: {words}; when the client comes again another is tried first",
-                node.address()
-            );
-            let ending = Ending::new(Reason::UpstreamUnreachable, detail);
-            Err(Leave::refused(ending, identified.client, Protocol::Postgres, Startup::Heard))
+            let next =
+                if role == Some(Role::Standby) { "; when the client comes again another is tried first" } else { "" };
+            let detail = format_args!("upstream {place}: {}{next}", unfit.words);
+            let ending = Ending::new(unfit.reason, detail);
+            Err(Leave::with_words(ending, identified.client, postgres::come_again()))
         }
         Verdict::ClientLost(error) => Err(Ending::new(Reason::ClientClosed, error).into()),
     }
 }
 
-/// A node that is asked for its role.
+/// A server that has to show what it is.
 struct Audition {
     dialled: Dialled,
-    opening: Opening,
+    opening: Box<Opening>,
 }
 
 enum Verdict {
     /// It is the client's, for better or worse.
-    Chosen {
-        primary: bool,
-    },
-    Unfit {
-        words: String,
-        standby: bool,
-    },
+    Chosen(Option<Role>),
+    Unfit(Unfit, Option<Role>),
     ClientLost(io::Error),
 }
 
 impl Audition {
-    async fn hold(&mut self) -> Verdict {
-        let deadline = Instant::now() + self.dialled.identified.terms.upstream.connect_timeout;
+    async fn hold(&mut self, patience: Duration) -> Verdict {
+        let deadline = Instant::now() + patience;
         let Dialled { reached, first, .. } = &mut self.dialled;
         if let Err(error) = send(&mut reached.leg, first).await {
-            return unfit(error);
+            return self.lost(&error);
         }
         loop {
             let verdict = match self.opening.asks_client() {
                 // The client takes its time, and the server gives it one.
                 true => self.go_on().await,
-                false => timeout_at(deadline, self.go_on()).await.unwrap_or_else(|_| {
-                    Some(unfit("it did not say in time whether it takes writes (connect_timeout)"))
-                }),
+                false => timeout_at(deadline, self.go_on()).await.unwrap_or_else(|_| Some(mute(HANGS))),
             };
             if let Some(verdict) = verdict {
                 return verdict;
@@ -124,9 +127,9 @@ impl Audition {
         let (mut theirs, mut ours) = ([0; 4096], [0; 4096]);
         let stage = tokio::select! {
             heard = reached.leg.read(&mut theirs) => match heard {
-                Ok(0) => return Some(unfit("it closed the connection")),
+                Ok(0) => return Some(mute("it closed the connection without a word")),
                 Ok(count) => self.opening.follow(theirs.get(..count).unwrap_or_default()),
-                Err(error) => return Some(unfit(error)),
+                Err(error) => return Some(self.lost(&error)),
             },
             said = client.read(&mut ours), if !repeatable || first.len() < MOST_REPEATED => {
                 let bytes = match said {
@@ -137,26 +140,46 @@ impl Audition {
                 if repeatable {
                     first.extend_from_slice(bytes);
                 }
-                return send(&mut reached.leg, bytes).await.err().map(unfit);
+                let sent = send(&mut reached.leg, bytes).await;
+                return sent.err().map(|error| self.lost(&error));
             }
         };
+        match stage {
+            // It deals with the client. What that is to hear of it by now is left to the relay.
+            Stage::Ongoing if self.opening.hold() == Hold::Refusal && self.opening.has_due() => {
+                return Some(Verdict::Chosen(None));
+            }
+            Stage::Role(Role::Standby) => {
+                let words = "it is a standby, and target is \"primary\"";
+                return Some(Verdict::Unfit(not_now(words), Some(Role::Standby)));
+            }
+            Stage::Refused if self.opening.is_not_ready() => {
+                return Some(Verdict::Unfit(not_now("it is not ready for connections (57P03)"), None));
+            }
+            Stage::Lost if repeatable => return Some(mute("what answers is no PostgreSQL server")),
+            Stage::Spoilt => return Some(mute("it did not say whether it is a primary")),
+            // What a refusal says is for the client; and one that does not tell its role may be what is wanted.
+            Stage::Role(role @ (Role::Primary | Role::Unknown)) => {
+                self.opening.release();
+                return Some(Verdict::Chosen(Some(role)));
+            }
+            Stage::Refused | Stage::Done | Stage::Lost => {
+                self.opening.release();
+                return Some(Verdict::Chosen(None));
+            }
+            Stage::Ongoing | Stage::Ask => {}
+        }
         if let Err(error) = send(client, &self.opening.take_due()).await {
             return Some(Verdict::ClientLost(error));
         }
-        match stage {
-            Stage::Ongoing => None,
-            Stage::Role(Role::Standby) => {
-                Some(Verdict::Unfit { words: "it is a standby, and target is \"primary\"".to_owned(), standby: true })
-            }
-            Stage::Ask => send(&mut reached.leg, QUESTION).await.err().map(unfit),
-            Stage::Refused if self.opening.is_not_ready() => Some(unfit("it is not ready for connections (57P03)")),
-            Stage::Spoilt => Some(unfit("it did not say whether it is a primary")),
-            // What a refusal says is for the client; and one that does not tell its role may be what is wanted.
-            Stage::Role(Role::Primary | Role::Unknown) | Stage::Refused | Stage::Done | Stage::Lost => {
-                self.opening.release();
-                Some(Verdict::Chosen { primary: stage == Stage::Role(Role::Primary) })
-            }
+        if stage == Stage::Ask {
+            return send(&mut reached.leg, QUESTION).await.err().map(|error| self.lost(&error));
         }
+        None
+    }
+
+    fn lost(&self, error: &io::Error) -> Verdict {
+        Verdict::Unfit(refused_late(error, &self.dialled.identified.terms), None)
     }
 }
 
@@ -165,9 +188,17 @@ async fn send<W: AsyncWrite + Unpin>(writer: &mut W, bytes: &[u8]) -> io::Result
     writer.flush().await
 }
 
-fn unfit(words: impl std::fmt::Display) -> Verdict {
-    Verdict::Unfit { words: words.to_string(), standby: false }
+/// It does not answer as a server should.
+fn mute(words: &str) -> Verdict {
+    Verdict::Unfit(silent(io::Error::other(words)), None)
 }
 
-/// What a client may say behind its StartupMessage before it has been asked: it is kept, to be said to another node again.
+/// It answers, but is not what is wanted, or not yet.
+fn not_now(words: &str) -> Unfit {
+    Unfit { reason: Reason::UpstreamUnreachable, words: words.to_owned(), answers: true }
+}
+
+const HANGS: &str = "it took the connection, and then there was no answer in time (connect_timeout)";
+
+/// What a client may say behind its StartupMessage before it has been asked: it is kept, to be said to another server again.
 const MOST_REPEATED: usize = 32 << 10;

@@ -79,6 +79,17 @@ pub enum Target {
     Primary,
 }
 
+impl Target {
+    /// As the configuration of a listener of this protocol has it.
+    pub const fn word(self, protocol: Protocol) -> &'static str {
+        match (self, protocol) {
+            (Self::Any, _) => "any",
+            (Self::Primary, Protocol::Redis) => "master",
+            (Self::Primary, Protocol::Postgres | Protocol::Tcp) => "primary",
+        }
+    }
+}
+
 /// The lowest TLS version a listener takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MinTlsVersion {

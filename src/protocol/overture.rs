@@ -14,8 +14,8 @@ mod message;
 use std::mem;
 
 use message::{
-    BACKEND_KEY_DATA, DATA_ROW, ERROR_RESPONSE, First, Message, NOTICE_RESPONSE, NOTIFICATION_RESPONSE,
-    PARAMETER_STATUS, READY_FOR_QUERY,
+    BACKEND_KEY_DATA, DATA_ROW, ERROR_RESPONSE, First, Message, NEGOTIATE_PROTOCOL_VERSION, NOTICE_RESPONSE,
+    NOTIFICATION_RESPONSE, PARAMETER_STATUS, READY_FOR_QUERY,
 };
 
 use super::postgres::CANCEL_BODY;
@@ -26,9 +26,20 @@ pub struct Wants {
     /// Take channel binding out of the server's offer. For a client without TLS, whose upstream has TLS: the server offers
     /// what the client cannot do.
     pub hide_channel_binding: bool,
-    /// Show the client nothing it need not answer, until it is known which role the server has; so that it can have another
-    /// server instead.
-    pub hold_until_role: bool,
+    /// Show the client nothing it need not answer, so that it can have another server instead.
+    pub hold: Hold,
+}
+
+/// How long the client is shown nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Hold {
+    /// Not at all.
+    #[default]
+    Nothing,
+    /// Until the server has begun to deal with it, and does not refuse at once.
+    Refusal,
+    /// Until it is known which role the server has.
+    Role,
 }
 
 /// How far a session has begun.
@@ -42,7 +53,7 @@ pub enum Stage {
     /// [`QUESTION`], with its answer coming here like all else; or it may be released. Said once.
     Ask,
     /// The server refuses ([`Overture::refusal`]). Its words are held, like all that the client has not been shown. Only
-    /// said where the role is wanted; otherwise they just pass.
+    /// said where something is held; otherwise they just pass.
     Refused,
     /// The session has begun. From here on bytes just pass, and need not come here.
     Done,
@@ -115,7 +126,7 @@ pub struct Overture {
 #[derive(Clone, Copy, Debug)]
 enum Place {
     /// Before ReadyForQuery.
-    Beginning { hold: bool },
+    Beginning { hold: Hold },
     /// Behind a held ReadyForQuery, in the answer to our question.
     Answer { role: Role },
     /// At a word that the caller has to decide about.
@@ -137,7 +148,7 @@ impl Overture {
     pub fn new(wants: Wants) -> Self {
         Self {
             hide_channel_binding: wants.hide_channel_binding,
-            place: Place::Beginning { hold: wants.hold_until_role },
+            place: Place::Beginning { hold: wants.hold },
             pending: Vec::new(),
             held: Vec::new(),
             asks_client: false,
@@ -169,7 +180,7 @@ impl Overture {
             Place::Over(stage) => Next::Over(stage),
         };
         match next {
-            Next::Beginning => self.place = Place::Beginning { hold: false },
+            Next::Beginning => self.place = Place::Beginning { hold: Hold::Nothing },
             Next::Over(stage) => self.place = Place::Over(stage),
             Next::Nowhere => return Stage::Spoilt,
         }
@@ -249,13 +260,20 @@ impl Overture {
     }
 
     /// Takes one message of the beginning, and says whether that stops it without a place to stop at.
-    fn hear(&mut self, message: Message<'_>, hold: bool, out: &mut Vec<u8>) -> Stage {
+    fn hear(&mut self, message: Message<'_>, mut hold: Hold, out: &mut Vec<u8>) -> Stage {
+        if hold == Hold::Refusal
+            && ![ERROR_RESPONSE, NEGOTIATE_PROTOCOL_VERSION, NOTICE_RESPONSE].contains(&message.kind)
+        {
+            hold = Hold::Nothing;
+            self.place = Place::Beginning { hold };
+            out.append(&mut self.held);
+        }
         let shown = self.offer_without_channel_binding(&message);
         let shown = shown.as_deref().unwrap_or(message.whole);
-        if hold {
-            self.held.extend_from_slice(shown)
-        } else {
+        if hold == Hold::Nothing {
             out.extend_from_slice(shown)
+        } else {
+            self.held.extend_from_slice(shown)
         }
         match message.kind {
             BACKEND_KEY_DATA if CANCEL_BODY.contains(&message.body.len()) => {
@@ -263,14 +281,14 @@ impl Overture {
             }
             ERROR_RESPONSE => {
                 self.refusal = Refusal::of(&message);
-                self.stop_if(hold, Stage::Refused);
+                self.stop_unless_shown(hold, Stage::Refused);
             }
             PARAMETER_STATUS => match message.parameter(b"in_hot_standby") {
-                Some(b"on") => self.stop_if(hold, Stage::Role(Role::Standby)),
-                Some(b"off") => self.stop_if(hold, Stage::Role(Role::Primary)),
+                Some(b"on") => self.stop_unless_shown(hold, Stage::Role(Role::Standby)),
+                Some(b"off") => self.stop_unless_shown(hold, Stage::Role(Role::Primary)),
                 _ => {}
             },
-            READY_FOR_QUERY if hold => {
+            READY_FOR_QUERY if hold == Hold::Role => {
                 self.place = Place::Answer { role: Role::Unknown };
                 return Stage::Ask;
             }
@@ -284,8 +302,8 @@ impl Overture {
         Stage::Ongoing
     }
 
-    fn stop_if(&mut self, hold: bool, at: Stage) {
-        if hold {
+    fn stop_unless_shown(&mut self, hold: Hold, at: Stage) {
+        if hold != Hold::Nothing {
             self.place = Place::Stopped { at, next: Next::Beginning };
         }
     }
@@ -320,7 +338,7 @@ impl Overture {
 
     fn lose(&mut self) {
         self.place = match self.place {
-            Place::Beginning { hold: false } => Place::Over(Stage::Lost),
+            Place::Beginning { hold: Hold::Nothing } => Place::Over(Stage::Lost),
             Place::Answer { .. } => Place::Stopped { at: Stage::Spoilt, next: Next::Nowhere },
             _ => Place::Stopped { at: Stage::Lost, next: Next::Over(Stage::Lost) },
         };
@@ -381,9 +399,9 @@ mod tests {
     const ANSWER: &[u8] = b"T\0\0\0*\0\x01pg_is_in_recovery\0\0\0\0\0\0\0\0\0\0\x10\0\x01\xff\xff\xff\xff\0\0\
         D\0\0\0\x0b\0\x01\0\0\0\x01fC\0\0\0\x0dSELECT 1\0Z\0\0\0\x05I";
 
-    const PLAIN: Wants = Wants { hide_channel_binding: false, hold_until_role: false };
-    const HIDE: Wants = Wants { hide_channel_binding: true, hold_until_role: false };
-    const HOLD: Wants = Wants { hide_channel_binding: false, hold_until_role: true };
+    const PLAIN: Wants = Wants { hide_channel_binding: false, hold: Hold::Nothing };
+    const HIDE: Wants = Wants { hide_channel_binding: true, hold: Hold::Nothing };
+    const HOLD: Wants = Wants { hide_channel_binding: false, hold: Hold::Role };
 
     /// Everything there is to be known of one way through.
     #[derive(Debug, PartialEq)]
@@ -444,6 +462,30 @@ mod tests {
             assert_eq!(told.cancel_key.as_deref(), Some(&b"\0\0A~*\xa8\xe00"[..]));
             assert_eq!((told.asks_client, told.offers_channel_binding, told.refusal), (case > 1, case == 5, None));
         }
+    }
+
+    #[test]
+    fn a_server_that_may_refuse_is_held_until_it_deals_with_the_client() {
+        const FIRST: Wants = Wants { hide_channel_binding: false, hold: Hold::Refusal };
+        let fatal = message(ERROR_RESPONSE, b"SFATAL\0C57P03\0Mthe database system is starting up\0\0");
+        for before in [&b""[..], NEGOTIATE] {
+            let mut overture = Overture::new(FIRST);
+            let mut out = Vec::new();
+            assert_eq!(overture.follow(&[before, &fatal].concat(), &mut out), Stage::Refused);
+            assert!(out.is_empty() && overture.refusal().is_some_and(|refusal| refusal.is_not_ready()));
+            for begun in [OK, MD5, SASL] {
+                let mut overture = Overture::new(FIRST);
+                assert_eq!(overture.follow(before, &mut out), Stage::Ongoing);
+                assert!(out.is_empty());
+                assert_eq!(overture.follow(begun, &mut out), Stage::Ongoing);
+                assert_eq!(out, [before, begun].concat());
+                out.clear();
+                // From here on it is between the two.
+                assert_eq!(overture.follow(&fatal, &mut out), Stage::Ongoing);
+                assert_eq!(mem::take(&mut out), fatal);
+            }
+        }
+        assert_eq!(told(FIRST, [&session(STANDBY)[..]]).stages, [Stage::Done]);
     }
 
     #[test]
@@ -641,10 +683,10 @@ mod tests {
             messages in prop::collection::vec(any_message(), 0..20),
             cuts in prop::collection::vec(prop_oneof![1_usize..8, 1_usize..400], 1..10),
             hide_channel_binding in any::<bool>(),
-            hold_until_role in any::<bool>(),
+            hold in prop::sample::select(vec![Hold::Nothing, Hold::Refusal, Hold::Role]),
         ) {
             let stream = messages.concat();
-            let wants = Wants { hide_channel_binding, hold_until_role };
+            let wants = Wants { hide_channel_binding, hold };
             let whole = told(wants, [&stream[..]]);
             prop_assert_eq!(&told(wants, cut(&stream, &cuts)), &whole);
             if !whole.stages.contains(&Stage::Ask) && !hide_channel_binding {

@@ -136,10 +136,18 @@ pub fn speaks_tls_only() -> Vec<u8> {
     )
 }
 
+/// What a client is told for whom there is no server that takes writes, or none that is ready. Its library may try again: libpq
+/// goes on to its next host.
+pub fn come_again() -> Vec<u8> {
+    fatal(CANNOT_CONNECT_NOW, "no server behind this proxy can take this connection now", "Connect again.")
+}
+
 /// SQLSTATE admin_shutdown: the session was good, and ends by decision of somebody else.
 pub(super) const ADMIN_SHUTDOWN: &str = "57P01";
 /// SQLSTATE invalid_authorization_specification: who or where the client is, is not acceptable.
 pub(super) const INVALID_AUTHORIZATION: &str = "28000";
+/// SQLSTATE cannot_connect_now.
+const CANNOT_CONNECT_NOW: &str = "57P03";
 /// SQLSTATE too_many_connections.
 pub(super) const TOO_MANY_CONNECTIONS: &str = "53300";
 /// SQLSTATE sqlclient_unable_to_establish_sqlconnection.

@@ -98,6 +98,7 @@ impl Desk {
                 "protocol": terms.protocol.to_string(),
                 "addresses": listeners.addresses(terms),
                 "upstream": &*terms.upstream_name,
+                "upstreams": report::upstreams(terms),
                 "client_auth": terms.client_auth().to_string(),
                 "enforcement": terms.sources.enforcement.to_string(),
                 "trusted_sources": terms.sources.trusted.rules().len(),

@@ -28,7 +28,7 @@ use crate::reload::{Attempt, Proposal, Reloader, Verdict};
 use crate::sessions::Register;
 use crate::signals::{Signals, Stop};
 use crate::snapshot::{AddressChange, Built, Snapshot};
-use crate::{resolver, revocation};
+use crate::{readmission, resolver, revocation};
 
 /// A proxy whose addresses are bound.
 #[derive(Debug)]
@@ -82,6 +82,7 @@ impl Server {
         beside.spawn(revocation::run(current.clone(), Arc::clone(&register)));
         beside.spawn(resolver::run(current.clone(), Arc::clone(&names)));
         beside.spawn(audit.clone().sum_up_floods());
+        beside.spawn(readmission::run(current.clone()));
         let house = House { current, register: Arc::clone(&register), audit: audit.clone() };
         let workers = Workers::start(available_parallelism().map_or(1, usize::from), &house);
         let workers = Arc::new(workers.map_err(StartError::Workers)?);

@@ -13,7 +13,7 @@ use crate::policy::Rule;
 use crate::revocation;
 use crate::sessions::{Live, Register, Session};
 use crate::shield::Standing;
-use crate::snapshot::{Built, Item, Snapshot, SourceChanges, Terms};
+use crate::snapshot::{Built, Condition, Item, Node, Snapshot, SourceChanges, Terms};
 use crate::timestamp::seconds;
 use crate::tls::Certificate;
 
@@ -39,6 +39,28 @@ fn session(live: &Live, session: &Session) -> Value {
         "client_sha256": certificate.map(|certificate| &certificate.sha256),
         "opened_at": seconds(session.opened_at),
     })
+}
+
+/// The upstream's addresses and where each leads, and what sessions have found out about that.
+pub(super) fn upstreams(terms: &Terms) -> Vec<Value> {
+    let told = |node: &Arc<Node>| {
+        let address = node.address().to_string();
+        let place = |condition: Condition| {
+            let since = condition.silent.as_ref().map(|(since, _)| seconds(*since));
+            json!({
+                "address": address,
+                "socket": condition.socket,
+                "answers": condition.silent.is_none(),
+                "since": since,
+                "error": condition.silent.map(|(_, words)| words),
+                "writes": condition.writes,
+            })
+        };
+        let untried = || vec![json!({ "address": address, "answers": null })];
+        let known: Vec<_> = node.conditions().into_iter().map(place).collect();
+        if known.is_empty() { untried() } else { known }
+    };
+    terms.nodes.iter().flat_map(told).take(MOST_TOLD).collect()
 }
 
 /// The hosts that a listener trusts: by which addresses, and how old that knowledge is.

@@ -2,19 +2,9 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::nodes::Node;
-
-/// Where a session is.
-#[derive(Clone, Debug)]
-pub struct Whereabouts {
-    /// At which of the upstream's addresses.
-    pub node: Arc<Node>,
-    /// Which of those that its name resolved to; none of a Unix socket.
-    pub socket: Option<SocketAddr>,
-}
+use super::Whereabouts;
 
 /// The open sessions of one listener. Goes on from one generation to the next.
 #[derive(Default)]
@@ -74,8 +64,7 @@ mod tests {
     fn a_session_is_found_by_its_key_as_long_as_it_lives() {
         let keys = Arc::new(CancelKeys::default());
         let nodes = Nodes::after(None, &[UpstreamAddr::Unix("/run/db".into())]);
-        let node = Arc::clone(&nodes.in_order(false)[0]);
-        let session = keys.note(b"12345678", Whereabouts { node, socket: None });
+        let session = keys.note(b"12345678", nodes.in_order(false)[0].itself());
         assert_eq!(keys.find(b"12345678").unwrap().node.address(), &UpstreamAddr::Unix("/run/db".into()));
         assert!(keys.find(b"12345679").is_none());
         assert!(!format!("{keys:?}").contains("1234"));

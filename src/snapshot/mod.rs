@@ -25,12 +25,12 @@ use rustls::pki_types::CertificateDer;
 use time::OffsetDateTime;
 use tokio::sync::{Semaphore, watch};
 
-pub use cancels::{CancelKeys, Cancellable, Whereabouts};
+pub use cancels::{CancelKeys, Cancellable};
 pub use changes::{AddressChange, SourceChanges};
 pub use headcount::{Counted, Full};
 pub use judge::{Permission, Refusal};
 pub use lineage::{Departed, Lineage, Moment};
-pub use nodes::{Node, Nodes};
+pub use nodes::{Condition, Node, Nodes, Whereabouts};
 pub use pace::{Pace, TooFast};
 pub use shielding::NoShield;
 pub use usage::{Item, Reliance, Usage, Uses};

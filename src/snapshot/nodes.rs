@@ -1,11 +1,16 @@
 //! The upstream's addresses, and what sessions have found out about each: whether it answers, and whether it takes writes.
 //! Goes on from one generation to the next.
+//!
+//! A node is an address of the configuration. Where that is a name there may be several places behind it, one for each
+//! address that it resolves to, and all that can be found out is found out of a place: one may be dead and the next one a
+//! replica. The name itself can only fail to resolve.
 
-use std::collections::HashMap;
-use std::net::{IpAddr, SocketAddr};
+use std::fmt;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use time::OffsetDateTime;
 use tokio::sync::Notify;
 
 use crate::addr::UpstreamAddr;
@@ -18,7 +23,7 @@ pub struct Nodes {
     ejected: Arc<Notify>,
 }
 
-/// One address of an upstream.
+/// One address of an upstream, as configured.
 #[derive(Debug)]
 pub struct Node {
     address: UpstreamAddr,
@@ -26,22 +31,73 @@ pub struct Node {
     ejected: Arc<Notify>,
 }
 
-#[derive(Debug, Default)]
-struct State {
-    /// Since it did not answer.
-    ejection: Option<Ejection>,
-    /// It answers, but takes no writes.
-    replica: bool,
-    /// Of what its name resolves to, those that did not answer lately.
-    silent: HashMap<SocketAddr, Instant>,
+/// A place where sessions are, or can be.
+#[derive(Clone, Debug)]
+pub struct Whereabouts {
+    /// Which of the upstream's addresses led there.
+    pub node: Arc<Node>,
+    /// Which of those that it resolved to. None of a Unix socket, nor of a name that does not resolve.
+    pub socket: Option<SocketAddr>,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug, Default)]
+struct State {
+    /// Whether it could be resolved.
+    name: Health,
+    /// What it resolved to last, in the resolver's order.
+    places: Vec<Place>,
+}
+
+#[derive(Debug)]
+struct Place {
+    socket: Option<SocketAddr>,
+    health: Health,
+    role: Option<Role>,
+}
+
+/// What a place has shown to be when it was asked last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Role {
+    Primary,
+    /// It takes no writes, as it said then. Of several such the next primary is more likely one that has not said so lately.
+    Replica(Instant),
+    /// It does not say.
+    Untold,
+}
+
+#[derive(Debug, Default)]
+struct Health {
+    ejection: Option<Ejection>,
+    recovery: Option<Recovery>,
+}
+
+/// That something does not answer.
+#[derive(Debug)]
 struct Ejection {
+    since: OffsetDateTime,
+    words: String,
     /// How often it has failed in a row.
     failures: u32,
-    /// When it may be asked again whether it is back.
-    due: Instant,
+    /// When it may be asked again whether it is back; nothing while it is being asked.
+    due: Option<Instant>,
+}
+
+/// That something answers again. If it does not for long it is left alone longer.
+#[derive(Clone, Copy, Debug)]
+struct Recovery {
+    at: Instant,
+    failures: u32,
+}
+
+/// What is known of one place, or of a name that leads to none, for the operator.
+#[derive(Clone, Debug)]
+pub struct Condition {
+    /// Where it is.
+    pub socket: Option<SocketAddr>,
+    /// Since when it does not answer, and in which words.
+    pub silent: Option<(OffsetDateTime, String)>,
+    /// Whether it takes writes, where that has been asked.
+    pub writes: Option<bool>,
 }
 
 impl Nodes {
@@ -66,28 +122,23 @@ impl Nodes {
     /// counts, and last of all those that did not answer.
     pub fn in_order(&self, writes: bool) -> Vec<Arc<Node>> {
         let mut nodes = self.nodes.clone();
-        nodes.sort_by_cached_key(|node| {
-            let state = node.state();
-            (state.ejection.is_some(), writes && state.replica)
-        });
+        nodes.sort_by_cached_key(|node| node.state().rank(writes));
         nodes
     }
 
-    /// Whether two sessions can be at different places.
-    pub fn can_be_elsewhere(&self) -> bool {
-        let has_name = |node: &Arc<Node>| node.address.host().is_some_and(|host| host.parse::<IpAddr>().is_err());
-        self.nodes.len() > 1 || self.nodes.iter().any(has_name)
+    /// Those that have been ejected and are to be asked again by `now`: of a name that does not resolve, that. Each is named
+    /// once, until it has answered or not.
+    pub fn take_due(&self, now: Instant) -> Vec<Whereabouts> {
+        let due = |node: &Arc<Node>| {
+            let sockets = node.state().take_due(now);
+            sockets.into_iter().map(|socket| node.at(socket)).collect::<Vec<_>>()
+        };
+        self.nodes.iter().flat_map(due).collect()
     }
 
-    /// Those that have been ejected and may be asked again by `now`.
-    pub fn due(&self, now: Instant) -> Vec<Arc<Node>> {
-        let is_due = |node: &&Arc<Node>| node.state().ejection.is_some_and(|ejection| ejection.due <= now);
-        self.nodes.iter().filter(is_due).cloned().collect()
-    }
-
-    /// When the next of them may be asked.
+    /// When the next of them is to be asked.
     pub fn next_due(&self) -> Option<Instant> {
-        self.nodes.iter().filter_map(|node| Some(node.state().ejection?.due)).min()
+        self.nodes.iter().filter_map(|node| node.state().next_due()).min()
     }
 
     /// Returns when one is ejected.
@@ -107,51 +158,39 @@ impl Node {
         &self.address
     }
 
-    /// It answers. Returns whether that is news.
-    pub fn answers(&self) -> bool {
-        self.state().ejection.take().is_some()
-    }
-
-    /// It does not answer. Until it does again the others are tried first. Returns whether that is news.
-    pub fn is_silent(&self, now: Instant) -> bool {
+    /// Notes what it resolves to: addresses, or one Unix socket. Returns the places in the order in which to try them.
+    pub fn resolved(self: &Arc<Self>, sockets: &[Option<SocketAddr>], writes: bool) -> Vec<Whereabouts> {
         let mut state = self.state();
-        let failures = state.ejection.map_or(0, |ejection| ejection.failures).saturating_add(1);
-        let news = state.ejection.is_none();
-        let wait = FIRST_WAIT.saturating_mul(1 << failures.min(MOST_DOUBLINGS)) / 2;
-        state.ejection = Some(Ejection { failures, due: now + wait.min(LONGEST_WAIT) });
-        drop(state);
-        self.ejected.notify_one();
-        news
-    }
-
-    /// Whether it has been ejected.
-    pub fn is_ejected(&self) -> bool {
-        self.state().ejection.is_some()
-    }
-
-    /// Notes whether it takes writes. Returns whether that is news.
-    pub fn takes_writes(&self, writes: bool) -> bool {
-        std::mem::replace(&mut self.state().replica, !writes) == writes
-    }
-
-    /// Whether it answers, but is known to take no writes.
-    pub fn is_replica(&self) -> bool {
-        self.state().replica
-    }
-
-    /// Puts those behind the others that did not answer lately.
-    pub fn sort(&self, addresses: &mut [SocketAddr], now: Instant) {
-        let mut state = self.state();
-        state.silent.retain(|_, since| now.saturating_duration_since(*since) < SILENT_FOR);
-        addresses.sort_by_key(|address| state.silent.contains_key(address));
-    }
-
-    /// One of the addresses that its name resolves to did not answer.
-    pub fn address_is_silent(&self, address: SocketAddr, now: Instant) {
-        let mut state = self.state();
-        if state.silent.len() < MOST_SILENT {
-            state.silent.insert(address, now);
+        if !state.places.iter().map(|place| place.socket).eq(sockets.iter().copied()) {
+            let mut former = std::mem::take(&mut state.places);
+            let mut known = |socket| {
+                let index = former.iter().position(|place| place.socket == socket);
+                index.map_or_else(|| Place::new(socket), |index| former.swap_remove(index))
+            };
+            state.places = sockets.iter().map(|socket| known(*socket)).collect();
         }
+        let mut places: Vec<_> = state.places.iter().map(|place| (place.rank(writes), place.socket)).collect();
+        drop(state);
+        places.sort_by_key(|(rank, _)| *rank);
+        places.into_iter().map(|(_, socket)| self.at(socket)).collect()
+    }
+
+    /// What is known of the places behind it; nothing where nobody has asked yet.
+    pub fn conditions(&self) -> Vec<Condition> {
+        let state = self.state();
+        match &state.name.ejection {
+            Some(ejection) => vec![Condition { socket: None, silent: Some(ejection.told()), writes: None }],
+            None => state.places.iter().map(Place::condition).collect(),
+        }
+    }
+
+    /// The name itself, where it is one, or its only place.
+    pub fn itself(self: &Arc<Self>) -> Whereabouts {
+        self.at(None)
+    }
+
+    fn at(self: &Arc<Self>, socket: Option<SocketAddr>) -> Whereabouts {
+        Whereabouts { node: Arc::clone(self), socket }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -159,16 +198,186 @@ impl Node {
     }
 }
 
+impl Whereabouts {
+    /// Whether it is a name, which only leads somewhere.
+    pub fn is_name(&self) -> bool {
+        self.socket.is_none() && self.node.address.host().is_some()
+    }
+
+    /// Whether its node still leads here.
+    pub fn is_known(&self) -> bool {
+        self.node.state().find(self.socket).is_some()
+    }
+
+    /// It answers. Returns whether that is news.
+    pub fn answers(&self) -> bool {
+        self.health(|health| health.answers(Instant::now())).unwrap_or(false)
+    }
+
+    /// It does not answer to a client. Until it does again the others are tried first. Returns whether that is news.
+    pub fn is_silent(&self, words: &str) -> bool {
+        let news = self.health(|health| health.eject(words, Instant::now())).unwrap_or(false);
+        if news {
+            self.node.ejected.notify_one();
+        }
+        news
+    }
+
+    /// It has been asked again, and still does not answer.
+    pub fn is_silent_still(&self, words: &str) {
+        self.health(|health| health.fail_again(words, Instant::now()));
+    }
+
+    /// Notes whether it takes writes. Returns whether that is news.
+    pub fn takes_writes(&self, writes: bool) -> bool {
+        let former = self.turn_out(if writes { Role::Primary } else { Role::Replica(Instant::now()) });
+        former.is_some_and(|former| matches!(former, Some(Role::Replica(_))) == writes)
+    }
+
+    /// It does not say whether it takes writes. Returns whether that is news.
+    pub fn is_untold(&self) -> bool {
+        self.turn_out(Role::Untold).is_some_and(|former| former != Some(Role::Untold))
+    }
+
+    /// What it was before; nothing if it is no more.
+    fn turn_out(&self, role: Role) -> Option<Option<Role>> {
+        let mut state = self.node.state();
+        let place = state.places.iter_mut().find(|place| place.socket == self.socket)?;
+        Some(place.role.replace(role))
+    }
+
+    fn health<T>(&self, change: impl FnOnce(&mut Health) -> T) -> Option<T> {
+        self.node.state().find(self.socket).map(change)
+    }
+}
+
+/// As configured, and behind a name where it led to.
+impl fmt::Display for Whereabouts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let address = self.node.address.to_string();
+        match self.socket {
+            Some(socket) if socket.to_string() != address => write!(f, "{address} ({socket})"),
+            _ => f.write_str(&address),
+        }
+    }
+}
+
+/// The lower, the sooner it is tried.
+type Rank = (bool, Option<Instant>);
+
+impl State {
+    /// What is known of a place, or of the name; nothing of a place that is no more.
+    fn find(&mut self, socket: Option<SocketAddr>) -> Option<&mut Health> {
+        let place = self.places.iter_mut().find(|place| place.socket == socket);
+        match place {
+            Some(place) => Some(&mut place.health),
+            None if socket.is_none() => Some(&mut self.name),
+            None => None,
+        }
+    }
+
+    /// That of its best place.
+    fn rank(&self, writes: bool) -> Rank {
+        if self.name.ejection.is_some() {
+            return (true, None);
+        }
+        self.places.iter().map(|place| place.rank(writes)).min().unwrap_or_default()
+    }
+
+    fn next_due(&self) -> Option<Instant> {
+        let places = self.places.iter().map(|place| &place.health);
+        places.chain([&self.name]).filter_map(|health| health.ejection.as_ref()?.due).min()
+    }
+
+    fn take_due(&mut self, now: Instant) -> Vec<Option<SocketAddr>> {
+        let places = self.places.iter_mut().map(|place| (place.socket, &mut place.health));
+        let take = |(socket, health): (_, &mut Health)| {
+            let ejection = health.ejection.as_mut()?;
+            ejection.due.take_if(|due| *due <= now).map(|_| socket)
+        };
+        places.chain([(None, &mut self.name)]).filter_map(take).collect()
+    }
+}
+
+impl Place {
+    fn new(socket: Option<SocketAddr>) -> Self {
+        Self { socket, health: Health::default(), role: None }
+    }
+
+    fn rank(&self, writes: bool) -> Rank {
+        let replica = match self.role {
+            Some(Role::Replica(since)) if writes => Some(since),
+            _ => None,
+        };
+        (self.health.ejection.is_some(), replica)
+    }
+
+    fn condition(&self) -> Condition {
+        Condition {
+            socket: self.socket,
+            silent: self.health.ejection.as_ref().map(Ejection::told),
+            writes: match self.role {
+                Some(Role::Primary) => Some(true),
+                Some(Role::Replica(_)) => Some(false),
+                Some(Role::Untold) | None => None,
+            },
+        }
+    }
+}
+
+impl Health {
+    fn answers(&mut self, now: Instant) -> bool {
+        let former = self.ejection.take();
+        if let Some(Ejection { failures, .. }) = &former {
+            self.recovery = Some(Recovery { at: now, failures: *failures });
+        }
+        former.is_some()
+    }
+
+    fn eject(&mut self, words: &str, now: Instant) -> bool {
+        if let Some(ejection) = &mut self.ejection {
+            // When it is asked again is not for those to say who find it dead.
+            words.clone_into(&mut ejection.words);
+            return false;
+        }
+        let relapse = self.recovery.filter(|recovery| now.saturating_duration_since(recovery.at) < RELAPSE);
+        let failures = relapse.map_or(0, |recovery| recovery.failures).saturating_add(1);
+        self.ejection = Some(Ejection {
+            since: OffsetDateTime::now_utc(),
+            words: words.to_owned(),
+            failures,
+            due: Some(now + pause(failures)),
+        });
+        true
+    }
+
+    fn fail_again(&mut self, words: &str, now: Instant) {
+        if let Some(ejection) = &mut self.ejection {
+            ejection.failures = ejection.failures.saturating_add(1);
+            ejection.due = Some(now + pause(ejection.failures));
+            words.clone_into(&mut ejection.words);
+        }
+    }
+}
+
+impl Ejection {
+    fn told(&self) -> (OffsetDateTime, String) {
+        (self.since, self.words.clone())
+    }
+}
+
+/// How long one is left alone that has failed so often in a row.
+fn pause(failures: u32) -> Duration {
+    FIRST_PAUSE.saturating_mul(1 << failures.saturating_sub(1).min(MOST_DOUBLINGS)).min(LONGEST_PAUSE)
+}
+
 /// How long one that has failed for the first time is left alone; twice as long after each further failure.
-const FIRST_WAIT: Duration = Duration::from_secs(1);
-const LONGEST_WAIT: Duration = Duration::from_secs(15);
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(15);
 const MOST_DOUBLINGS: u32 = 8;
 
-/// How long an address that did not answer is tried behind the others of its name.
-const SILENT_FOR: Duration = Duration::from_secs(30);
-
-/// More addresses than a name has.
-const MOST_SILENT: usize = 64;
+/// One that does not answer again so soon after it did has not come back.
+const RELAPSE: Duration = Duration::from_secs(60);
 
 #[cfg(test)]
 mod tests {
@@ -186,72 +395,131 @@ mod tests {
         nodes.iter().map(port).collect()
     }
 
+    fn socket(last: u8) -> Option<SocketAddr> {
+        Some(SocketAddr::from(([10, 0, 0, last], 1)))
+    }
+
+    /// Nodes on these ports, each with one place.
+    fn nodes(ports: impl IntoIterator<Item = u16>) -> (Nodes, Vec<Whereabouts>) {
+        let addresses: Vec<_> = ports.into_iter().map(address).collect();
+        let nodes = Nodes::after(None, &addresses);
+        let places = nodes.iter().flat_map(|node| node.resolved(&[socket(1)], false)).collect();
+        (nodes, places)
+    }
+
     #[test]
     fn one_that_does_not_answer_is_tried_last_until_it_does() {
-        let nodes = Nodes::after(None, &[address(1), address(2), address(3)]);
+        let (nodes, places) = nodes([1, 2, 3]);
         assert_eq!(ports(&nodes.in_order(false)), [1, 2, 3]);
-        let now = Instant::now();
-        let first = Arc::clone(&nodes.in_order(false)[0]);
-        assert!(first.is_silent(now), "news");
-        assert!(!first.is_silent(now), "no news");
+        assert!(places[0].is_silent("refused"), "news");
+        assert!(!places[0].is_silent("refused"), "no news");
         assert_eq!(ports(&nodes.in_order(false)), [2, 3, 1]);
-        assert!(nodes.due(now).is_empty());
-        assert_eq!(ports(&nodes.due(now + LONGEST_WAIT)), [1]);
-        assert!(first.answers() && !first.answers());
+        assert!(places[0].answers() && !places[0].answers());
         assert_eq!(ports(&nodes.in_order(false)), [1, 2, 3]);
         assert_eq!(nodes.next_due(), None);
     }
 
     #[test]
+    fn it_is_asked_again_by_one_at_a_time_and_no_client_puts_that_off() {
+        let (nodes, places) = nodes([1, 2]);
+        places[0].is_silent("refused");
+        let due = nodes.next_due().unwrap();
+        places[0].is_silent("refused");
+        assert_eq!(nodes.next_due(), Some(due));
+        assert!(nodes.take_due(due - Duration::from_millis(1)).is_empty());
+        assert_eq!(nodes.take_due(due).len(), 1);
+        assert!(nodes.take_due(due + LONGEST_PAUSE).is_empty(), "it is being asked");
+        assert_eq!(nodes.next_due(), None);
+        places[0].is_silent_still("refused");
+        assert!(nodes.next_due().is_some_and(|next| next > due));
+    }
+
+    #[test]
     fn one_that_takes_no_writes_is_behind_the_others_where_that_counts() {
-        let nodes = Nodes::after(None, &[address(1), address(2), address(3)]);
-        let all = nodes.in_order(true);
-        assert!(all[0].takes_writes(false), "news");
-        assert!(!all[0].takes_writes(false) && !all[1].takes_writes(true), "no news");
-        all[1].is_silent(Instant::now());
+        let (nodes, places) = nodes([1, 2, 3]);
+        assert!(places[0].takes_writes(false), "news");
+        assert!(!places[0].takes_writes(false) && !places[1].takes_writes(true), "no news");
+        assert!(places[2].is_untold() && !places[2].is_untold());
+        places[1].is_silent("refused");
         assert_eq!(ports(&nodes.in_order(true)), [3, 1, 2]);
         assert_eq!(ports(&nodes.in_order(false)), [1, 3, 2]);
-        assert!(all[0].takes_writes(true));
+        assert!(places[0].takes_writes(true));
         assert_eq!(ports(&nodes.in_order(true)), [1, 3, 2]);
     }
 
     #[test]
-    fn it_is_left_alone_longer_each_time_but_never_for_long() {
-        let nodes = Nodes::after(None, &[address(1)]);
-        let node = &nodes.nodes[0];
-        let now = Instant::now();
-        let mut last = Duration::ZERO;
-        for _ in 0..100 {
-            node.is_silent(now);
-            let wait = nodes.next_due().unwrap() - now;
-            assert!(wait >= last && wait <= LONGEST_WAIT && wait >= FIRST_WAIT, "{wait:?}");
-            last = wait;
+    fn of_several_that_take_no_writes_the_one_that_said_so_last_is_tried_last() {
+        let (nodes, places) = nodes([1, 2, 3]);
+        for next in [1, 2, 0, 1, 2] {
+            let first = ports(&nodes.in_order(true))[0];
+            let place = places.iter().find(|place| ports(&[Arc::clone(&place.node)]) == [first]).unwrap();
+            place.takes_writes(false);
+            assert_eq!(ports(&nodes.in_order(true))[0], [1, 2, 3][next], "none is asked twice before another");
         }
-        assert_eq!(last, LONGEST_WAIT);
+    }
+
+    #[test]
+    fn it_is_left_alone_longer_each_time_but_never_for_long() {
+        let mut last = Duration::ZERO;
+        for failures in 1..100 {
+            assert!(pause(failures) >= last && pause(failures) <= LONGEST_PAUSE, "{failures}");
+            last = pause(failures);
+        }
+        assert_eq!((pause(1), last), (FIRST_PAUSE, LONGEST_PAUSE));
+    }
+
+    #[test]
+    fn one_that_answers_and_fails_in_turns_is_left_alone_longer_each_time() {
+        let now = Instant::now();
+        let mut health = Health::default();
+        let mut waits = vec![];
+        for _ in 0..5 {
+            assert!(health.eject("refused", now));
+            waits.push(health.ejection.as_ref().unwrap().due.unwrap() - now);
+            assert!(health.answers(now));
+        }
+        assert_eq!(waits, [1, 2, 4, 8, 15].map(Duration::from_secs));
+        let later = now + RELAPSE;
+        health.eject("refused", later);
+        assert_eq!(health.ejection.unwrap().due, Some(later + FIRST_PAUSE));
     }
 
     #[test]
     fn what_is_known_outlives_a_reload() {
-        let before = Nodes::after(None, &[address(1), address(2)]);
-        before.nodes[0].is_silent(Instant::now());
-        let after = Nodes::after(Some(&before), &[address(3), address(1)]);
-        assert_eq!(ports(&after.in_order(false)), [3, 1]);
-        assert!(after.nodes[1].is_ejected());
+        let (before, places) = nodes([1, 2]);
+        places[0].is_silent("refused");
+        let after = Nodes::after(Some(&before), &[address(3), address(1), address(4)]);
+        assert_eq!(ports(&after.in_order(false)), [3, 4, 1]);
     }
 
     #[test]
-    fn a_silent_address_of_a_name_is_tried_behind_the_others_for_a_while() {
-        let nodes = Nodes::after(None, &[address(1)]);
+    fn the_places_behind_a_name_are_told_apart_as_long_as_it_leads_to_them() {
+        let (nodes, _) = nodes([1, 2]);
         let node = &nodes.nodes[0];
-        let [one, other]: [SocketAddr; 2] = ["10.0.0.1:1", "10.0.0.2:1"].map(|text| text.parse().unwrap());
-        let now = Instant::now();
-        node.address_is_silent(one, now);
-        let order = |at| {
-            let mut addresses = [one, other];
-            node.sort(&mut addresses, at);
-            addresses
-        };
-        assert_eq!(order(now), [other, one]);
-        assert_eq!(order(now + SILENT_FOR), [one, other]);
+        let sockets = |places: Vec<Whereabouts>| places.iter().map(|place| place.socket).collect::<Vec<_>>();
+        let [one, two, three] = [1, 2, 3].map(socket);
+        let places = node.resolved(&[one, two], false);
+        places[0].is_silent("refused");
+        assert_eq!(sockets(node.resolved(&[one, two], false)), [two, one]);
+        assert_eq!(ports(&nodes.in_order(false)), [1, 2], "one place is left");
+        places[1].is_silent("refused");
+        assert_eq!(ports(&nodes.in_order(false)), [2, 1]);
+        assert_eq!(sockets(node.resolved(&[one, three], false)), [three, one]);
+        assert_eq!(ports(&nodes.in_order(false)), [1, 2]);
+        assert!(!places[1].is_known() && !places[1].is_silent("refused") && !places[1].answers());
+        assert_eq!(places[0].to_string(), "db.test:1 (10.0.0.1:1)");
+    }
+
+    #[test]
+    fn a_name_that_does_not_resolve_is_tried_last_until_it_does() {
+        let nodes = Nodes::after(None, &[address(1), address(2)]);
+        let name = nodes.nodes[0].itself();
+        assert!(name.is_name() && name.is_silent("no such name"));
+        assert_eq!(ports(&nodes.in_order(false)), [2, 1]);
+        assert!(nodes.take_due(nodes.next_due().unwrap())[0].is_name());
+        assert_eq!(nodes.nodes[0].conditions()[0].silent.as_ref().unwrap().1, "no such name");
+        nodes.nodes[0].resolved(&[socket(1)], false);
+        assert!(name.answers());
+        assert_eq!(ports(&nodes.in_order(false)), [1, 2]);
     }
 }

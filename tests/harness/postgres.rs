@@ -11,13 +11,14 @@ use std::sync::OnceLock;
 use tempfile::TempDir;
 
 use super::program::{self, Running};
-use super::{Leaf, Site, eventually};
+use super::{Authority, Leaf, Site, eventually};
 
 /// Who may do what: everybody everything, but `keyed` has to know a password.
 const HBA: &str = "local all all trust\n\
                    host all keyed 127.0.0.1/32 scram-sha-256\n\
                    host all all 127.0.0.1/32 trust\n";
 const READY: &str = "database system is ready to accept connections";
+const READ_ONLY: &str = "database system is ready to accept read-only connections";
 
 /// A server on a free port of 127.0.0.1 and on a Unix socket, with the superuser `app`.
 #[derive(Debug)]
@@ -61,6 +62,78 @@ impl Postgres {
     pub(crate) fn turn_to(&self, own: &Leaf, clients: &str) {
         install(&self.directory, own, clients);
         self.reread();
+    }
+
+    /// A server that others may follow, and that knows a password of `keyed`.
+    pub(crate) fn primary() -> Self {
+        let directory = directory();
+        program::run(Command::new("cp").arg("-a").arg(template()).arg(data(&directory))).success();
+        let hba = data(&directory).join("pg_hba.conf");
+        fs::write(hba, format!("local replication all trust\n{HBA}")).expect("a file can be written");
+        let (process, port) = program::serve(READY, |port| server(&directory, port));
+        let primary = Self { process, directory, port };
+        primary.direct("create role keyed login password 'open sesame'");
+        primary
+    }
+
+    /// A standby that follows another server.
+    pub(crate) fn following(primary: &Self) -> Self {
+        let directory = directory();
+        let source = format!("host={} port={} user=app", primary.directory.path().display(), primary.port);
+        let mut copy = as_servant("pg_basebackup");
+        copy.args(["--no-sync", "-R", "-X", "stream", "-c", "fast", "-d", &source, "-D"]).arg(data(&directory));
+        program::run(&mut copy).success();
+        let (process, port) = program::serve(READ_ONLY, |port| server(&directory, port));
+        let standby = Self { process, directory, port };
+        assert_eq!(standby.direct("select pg_is_in_recovery()"), "t");
+        standby
+    }
+
+    /// Takes no TCP connection without TLS from now on, nor one without a certificate of this CA.
+    pub(crate) fn demand_certificates(&self, own_certificate: &Leaf, clients: &Authority) {
+        let files = [
+            ("server.crt", own_certificate.pem()),
+            ("server.key", own_certificate.key_pem()),
+            ("clients.crt", clients.pem()),
+            (
+                "pg_hba.conf",
+                "local all all trust\nlocal replication all trust\n\
+                 hostssl all keyed 127.0.0.1/32 scram-sha-256 clientcert=verify-ca\n\
+                 hostssl all all 127.0.0.1/32 trust clientcert=verify-ca\n"
+                    .to_owned(),
+            ),
+        ];
+        for (name, text) in files {
+            let path = data(&self.directory).join(name);
+            fs::write(&path, text).expect("a file can be written");
+            fs::set_permissions(&path, Permissions::from_mode(0o600)).expect("it is ours");
+            own(&path);
+        }
+        self.direct("alter system set ssl_ca_file = 'clients.crt'");
+        self.direct("alter system set ssl = on");
+        self.direct("select pg_reload_conf()");
+        eventually("the server has TLS", || (self.direct("show ssl") == "on").then_some(()));
+    }
+
+    /// Makes a standby the primary.
+    pub(crate) fn promote(&self) {
+        assert_eq!(self.direct("select pg_promote()"), "t");
+    }
+
+    /// Tells it to end: `TERM` when the last session has, `INT` now, `QUIT` at once. `STOP` and `CONT`.
+    pub(crate) fn signal(&self, name: &str) {
+        self.process.signal(name);
+    }
+
+    /// Waits for it to end.
+    pub(crate) fn ends(&mut self) {
+        self.process.exit_code();
+    }
+
+    /// Starts it again where it was.
+    pub(crate) fn start_again(&mut self) {
+        let again = program::serve_on(self.port, READY, |port| server(&self.directory, port));
+        self.process = again.expect("nobody else took the port");
     }
 
     /// Its Unix socket.

@@ -42,7 +42,7 @@ pub(crate) fn find(name: &str) -> PathBuf {
 fn package(name: &str) -> &str {
     match name {
         "initdb" | "postgres" | "pgbench" => "postgresql",
-        "psql" => "postgresql-client",
+        "psql" | "pg_basebackup" => "postgresql-client",
         "dnsmasq" => "dnsmasq-base",
         "ip" => "iproute2",
         "redis-cli" | "redis-benchmark" => "redis-tools",

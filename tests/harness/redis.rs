@@ -56,6 +56,21 @@ impl Redis {
         assert_eq!(said, "OK\n");
     }
 
+    /// With more of its options.
+    pub(crate) fn with(options: &[&str]) -> Self {
+        let directory = tempfile::tempdir().expect("a temporary directory can be made");
+        Self::start_with(directory, &[options, &["--port"]].concat())
+    }
+
+    /// Sends a signal by its name (`STOP`, `CONT`).
+    pub(crate) fn signal(&self, name: &str) {
+        self.process.as_ref().expect("it runs").signal(name);
+    }
+
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
     /// Its Unix socket.
     pub(crate) fn socket(&self) -> PathBuf {
         self.directory.path().join("redis.sock")

@@ -1,7 +1,6 @@
 //! One node: connected to, told where its client comes from, met in TLS, and asked for its role.
 
 use std::io;
-use std::sync::Arc;
 
 use time::OffsetDateTime;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -9,7 +8,7 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 use tracing::warn;
 
-use super::network::{connect, connect_exactly, within};
+use super::network::{connect, within};
 use crate::addr::UpstreamAddr;
 use crate::connection::leg::{Leg, UpstreamLeg};
 use crate::connection::socket::{Socket, nothing_waits};
@@ -24,39 +23,66 @@ use crate::tls::{Client, UpstreamAttempt};
 #[derive(Debug)]
 pub(in crate::connection) struct Reached {
     pub(in crate::connection) leg: UpstreamLeg,
-    pub(in crate::connection) whereabouts: Whereabouts,
+    pub(in crate::connection) place: Whereabouts,
 }
 
 /// A node that will not do.
 #[derive(Debug)]
-pub(super) struct Unfit {
+pub(in crate::connection) struct Unfit {
     /// For the auditor, should no other do either.
-    pub(super) reason: Reason,
+    pub(in crate::connection) reason: Reason,
     /// For the operator.
-    pub(super) words: String,
-    /// Whether it answers, and only has not the role that is wanted.
-    pub(super) answers: bool,
+    pub(in crate::connection) words: String,
+    /// Whether it answers, and only has not the role that is wanted, or is not ready.
+    pub(in crate::connection) answers: bool,
 }
 
-/// Reaches a node, with the header before all else where there is one.
-pub(super) async fn reach(node: &Arc<Node>, terms: &Terms, header: &[u8]) -> Result<Reached, Unfit> {
-    let deadline = Instant::now() + terms.upstream.connect_timeout;
-    let (socket, address) = connect(node, terms, deadline).await.map_err(silent)?;
-    let mut leg = prepare(socket, node, terms, header, deadline).await?;
+/// Reaches a place by `deadline`, with the header before all else where there is one.
+pub(super) async fn reach(
+    place: &Whereabouts,
+    terms: &Terms,
+    header: &[u8],
+    deadline: Instant,
+) -> Result<UpstreamLeg, Unfit> {
+    let mut leg = reach_anyhow(place, terms, header, deadline).await?;
     if (terms.protocol, terms.upstream.target) == (Protocol::Redis, Target::Primary) {
-        within(deadline, ask_role(&mut leg)).await.map_err(silent)?.judge(node, terms)?;
+        let role = within(deadline, ask_role(&mut leg)).await;
+        role.map_err(|error| refused_late(&error, terms))?.judge(place, terms)?;
     }
-    Ok(Reached { leg, whereabouts: Whereabouts { node: Arc::clone(node), socket: address } })
+    Ok(leg)
 }
 
-/// Reaches a node where a session is, and nowhere else.
-pub(super) async fn reach_again(whereabouts: &Whereabouts, terms: &Terms, header: &[u8]) -> Result<UpstreamLeg, Unfit> {
-    let deadline = Instant::now() + terms.upstream.connect_timeout;
-    let socket = match whereabouts.socket {
-        Some(address) => connect_exactly(address, deadline).await,
-        None => connect(&whereabouts.node, terms, deadline).await.map(|(socket, _)| socket),
-    };
-    prepare(socket.map_err(silent)?, &whereabouts.node, terms, header, deadline).await
+/// Reaches a place, whatever its role.
+pub(super) async fn reach_anyhow(
+    place: &Whereabouts,
+    terms: &Terms,
+    header: &[u8],
+    deadline: Instant,
+) -> Result<UpstreamLeg, Unfit> {
+    let socket = connect(place, deadline).await.map_err(silent)?;
+    prepare(socket, &place.node, terms, header, deadline).await
+}
+
+/// Reaches a place as far as is needed to know whether it is back. That a connection is taken says little of PostgreSQL: the
+/// kernel takes it for a server that hangs, too. Every PostgreSQL server answers an SSLRequest, and nothing in its log tells of it.
+pub(super) async fn probe(place: &Whereabouts, terms: &Terms, header: &[u8], deadline: Instant) -> Result<(), Unfit> {
+    let mut leg = reach(place, terms, header, deadline).await?;
+    match (terms.protocol, &mut leg) {
+        (Protocol::Postgres, Leg::Plain(socket)) => within(deadline, is_postgres(socket)).await.map_err(silent),
+        _ => Ok(()),
+    }
+}
+
+async fn is_postgres(socket: &mut Socket) -> io::Result<()> {
+    socket.write_all(&postgres::SSL_REQUEST_PACKET).await?;
+    match socket.read_u8().await {
+        Ok(postgres::ACCEPT_TLS | postgres::REFUSE_ENCRYPTION) => Ok(()),
+        Ok(_) => Err(io::Error::other("what answers is no PostgreSQL server")),
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+            Err(io::Error::other("it closed the connection without a word"))
+        }
+        Err(error) => Err(error),
+    }
 }
 
 /// Says what has to be said before the client's first byte.
@@ -130,34 +156,45 @@ async fn ask_role(leg: &mut UpstreamLeg) -> io::Result<Role> {
 
 impl Role {
     /// Whether a server of this role takes writes. One that does not say is taken, for it may.
-    fn judge(self, node: &Node, terms: &Terms) -> Result<(), Unfit> {
-        let not_master = |words: &str| {
-            node.takes_writes(false);
-            Err(Unfit { reason: Reason::UpstreamUnreachable, words: words.to_owned(), answers: true })
-        };
-        match self {
+    fn judge(self, place: &Whereabouts, terms: &Terms) -> Result<(), Unfit> {
+        let words = match self {
             Self::Master => {
-                node.takes_writes(true);
-                Ok(())
+                note_role(place, terms, true);
+                return Ok(());
             }
-            Self::Replica => not_master("it is a replica, and target is \"master\""),
-            Self::Sentinel => not_master("it is a sentinel, and target is \"master\""),
-            Self::Untold(Untold::Loading) => not_master("it is still loading its data"),
             Self::Untold(untold @ (Untold::NoAuth | Untold::NoPerm | Untold::Other)) => {
-                if node.takes_writes(true) {
+                if place.is_untold() {
+                    let name = &terms.name;
                     warn!(
-                        "listener {}: upstream {} does not say whether it is a master ({untold:?}); taken for one",
-                        terms.name,
-                        node.address()
+                        "listener {name}: upstream {place} does not say whether it is a master ({untold:?}); taken for one"
                     );
                 }
-                Ok(())
+                return Ok(());
             }
-        }
+            Self::Replica => "it is a replica, and target is \"master\"",
+            Self::Sentinel => "it is a sentinel, and target is \"master\"",
+            Self::Untold(Untold::Loading) => "it is still loading its data",
+        };
+        note_role(place, terms, false);
+        Err(Unfit { reason: Reason::UpstreamUnreachable, words: words.to_owned(), answers: true })
     }
 }
 
-fn silent(error: io::Error) -> Unfit {
+/// Notes whether a place takes writes, and says so where that is news.
+pub(in crate::connection) fn note_role(place: &Whereabouts, terms: &Terms, writes: bool) {
+    if place.takes_writes(writes) {
+        let what = if writes { "takes writes now" } else { "takes no writes; it is tried behind the others" };
+        warn!("listener {}: upstream {place} {what}", terms.name);
+    }
+}
+
+/// In TLS 1.3 an upstream refuses our certificate when the handshake is over for us.
+pub(in crate::connection) fn refused_late(error: &io::Error, terms: &Terms) -> Unfit {
+    let words = terms.upstream_tls().and_then(|tls| tls.explain(error));
+    words.map_or_else(|| silent(io::Error::new(error.kind(), error.to_string())), no_tls)
+}
+
+pub(in crate::connection) fn silent(error: io::Error) -> Unfit {
     Unfit { reason: Reason::UpstreamUnreachable, words: error.to_string(), answers: false }
 }
 

@@ -62,6 +62,7 @@ pub(super) const AUTHENTICATION: u8 = b'R';
 pub(super) const BACKEND_KEY_DATA: u8 = b'K';
 pub(super) const DATA_ROW: u8 = b'D';
 pub(super) const ERROR_RESPONSE: u8 = b'E';
+pub(super) const NEGOTIATE_PROTOCOL_VERSION: u8 = b'v';
 pub(super) const NOTICE_RESPONSE: u8 = b'N';
 pub(super) const NOTIFICATION_RESPONSE: u8 = b'A';
 pub(super) const PARAMETER_STATUS: u8 = b'S';

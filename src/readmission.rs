@@ -1,0 +1,64 @@
+//! Lets upstream nodes back in that were ejected: each is asked again and again whether it answers, until it does or nobody
+//! wants it any more.
+//!
+//! There is nothing to do here as long as all of them answer. How long one is left alone between two questions is up to
+//! [`Nodes`](crate::snapshot::Nodes), which also sees to it that each is asked by one at a time.
+
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::task::Poll;
+
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until};
+
+use crate::connection::probe;
+use crate::snapshot::{Current, Snapshot};
+
+/// Looks after the nodes of the snapshot in force until there is none any more.
+pub async fn run(mut current: Current) {
+    let places = Arc::new(Semaphore::new(MOST_PROBES));
+    let mut probes = JoinSet::new();
+    loop {
+        let snapshot = Arc::clone(&current.borrow_and_update());
+        probe_those_due(&snapshot, &places, &mut probes);
+        let due = snapshot.listeners().iter().filter_map(|terms| terms.nodes.next_due()).min();
+        tokio::select! {
+            changed = current.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+            }
+            () = one_is_ejected(&snapshot) => {}
+            // It knows by now when it is to be asked again.
+            Some(_) = probes.join_next() => {}
+            () = sleep_until(due.unwrap_or_else(std::time::Instant::now).into()), if due.is_some() => {}
+        }
+    }
+}
+
+fn probe_those_due(snapshot: &Snapshot, places: &Arc<Semaphore>, probes: &mut JoinSet<()>) {
+    let now = Instant::now().into_std();
+    for terms in snapshot.listeners() {
+        for place in terms.nodes.take_due(now) {
+            let (terms, places) = (Arc::clone(terms), Arc::clone(places));
+            probes.spawn(async move {
+                let _permit = places.acquire().await;
+                probe(&place, &terms).await;
+            });
+        }
+    }
+}
+
+/// Returns when a node of any listener is ejected.
+async fn one_is_ejected(snapshot: &Snapshot) {
+    let mut ejections: Vec<_> = snapshot.listeners().iter().map(|terms| Box::pin(terms.nodes.ejected())).collect();
+    poll_fn(move |cx| {
+        let is_one = ejections.iter_mut().any(|ejection| ejection.as_mut().poll(cx).is_ready());
+        if is_one { Poll::Ready(()) } else { Poll::Pending }
+    })
+    .await;
+}
+
+/// How many are asked at once: a network that is gone takes all nodes of all listeners along.
+const MOST_PROBES: usize = 16;

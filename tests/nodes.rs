@@ -1,0 +1,528 @@
+//! Several upstreams: which is tried when, who is left out, and who is let back in.
+
+use std::net::{SocketAddr, TcpListener};
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::dial::clogged;
+use crate::harness::hosts;
+use crate::harness::program::{self, command, free_port, run};
+use crate::harness::{Authority, Client, Event, Listener, Portcullis, Redis, Request, Site, Upstream, eventually};
+
+/// Its upstream is a table of these keys, and it can be asked for its status.
+pub(crate) fn config(listener: &Listener, keys: &str) -> String {
+    let listener = listener.to_string().replace("upstream = \"UPSTREAM\"", &format!("upstream = {{ {keys} }}"));
+    format!("admin.listen = \"unix:admin.sock\"\nreload.watch = false\nreload.poll = \"0s\"\n{listener}")
+}
+
+pub(crate) fn addresses(all: &[&dyn std::fmt::Display]) -> String {
+    let all: Vec<_> = all.iter().map(|address| format!("\"{address}\"")).collect();
+    format!("address = [{}]", all.join(", "))
+}
+
+pub(crate) fn redis(keys: &str) -> String {
+    config(&Listener::redis("UPSTREAM"), keys)
+}
+
+/// What `status` has of the upstreams of the first listener.
+pub(crate) fn upstreams(portcullis: &Portcullis) -> Vec<Value> {
+    let mut command = crate::harness::portcullis::executable();
+    let answer = run(command.args(["status", "--json", "--socket"]).arg(portcullis.site.path("admin.sock"))).success();
+    let answer: Value = serde_json::from_str(&answer).unwrap();
+    answer["listeners"][0]["upstreams"].as_array().unwrap().clone()
+}
+
+pub(crate) fn said(portcullis: &Portcullis, seen: usize, words: &str) -> Event {
+    let says = |line: &Event| line.0["message"].as_str().is_some_and(|message| message.contains(words));
+    portcullis.event_after(seen, words, says)
+}
+
+/// How often that has been said.
+fn times_said(portcullis: &Portcullis, words: &str) -> usize {
+    let says = |line: &&Event| line.0["message"].as_str().is_some_and(|message| message.contains(words));
+    portcullis.events().iter().filter(says).count()
+}
+
+/// Nobody was told that there is no upstream. Who hangs up in the handshake is denied, too.
+fn assert_nobody_was_sent_away(portcullis: &Portcullis) {
+    let away = |event: &&Event| event.is("connection.denied") && event.reason().starts_with("upstream");
+    assert_eq!(portcullis.events().iter().find(away), None);
+}
+
+/// One session that is answered. Returns at which upstream it was.
+fn session(portcullis: &Portcullis) -> String {
+    let mut client = portcullis.client().connect();
+    client.ask(b"PING\r\n", b"+PONG\r\n");
+    portcullis.opened(client.port()).text("upstream").to_owned()
+}
+
+/// One that answers every line with `+PONG`.
+fn ponging(listener: TcpListener) {
+    thread::spawn(move || {
+        for mut stream in listener.incoming().map_while(Result::ok) {
+            thread::spawn(move || {
+                let mut bytes = [0; 64];
+                while let Ok(1..) = std::io::Read::read(&mut stream, &mut bytes) {
+                    std::io::Write::write_all(&mut stream, b"+PONG\r\n").unwrap();
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn the_first_that_answers_is_taken_and_the_first_of_all_as_soon_as_it_is_back() {
+    let (mut first, second) = (Redis::start(), Redis::start());
+    let nobody = format!("127.0.0.1:{}", free_port());
+    let all = addresses(&[&nobody, &first, &second]);
+    let portcullis = Portcullis::start(Site::new(), redis(&all));
+    portcullis.address("main");
+    assert!(upstreams(&portcullis).iter().all(|upstream| upstream["answers"].is_null()));
+    assert_eq!(session(&portcullis), first.to_string());
+    said(&portcullis, 0, &format!("upstream {nobody} is tried last from now on: Connection refused"));
+
+    first.kill();
+    assert_eq!(session(&portcullis), second.to_string());
+    said(&portcullis, 0, &format!("upstream {first} is tried last from now on"));
+    let known = upstreams(&portcullis);
+    let answers: Vec<_> = known.iter().map(|upstream| upstream["answers"].clone()).collect();
+    assert_eq!(answers, [false, false, true]);
+    assert!(known[1]["error"].as_str().unwrap().contains("refused") && known[1]["since"].is_string(), "{}", known[1]);
+
+    let seen = portcullis.seen();
+    first.start_again();
+    said(&portcullis, seen, &format!("upstream {first} answers again"));
+    assert_eq!(session(&portcullis), first.to_string());
+    assert_eq!(times_said(&portcullis, &format!("{nobody} is tried last")), 1, "it is said once");
+}
+
+#[test]
+fn a_black_hole_is_waited_for_by_one_client_and_then_by_none() {
+    let (_socket, _waiting, hole) = clogged();
+    let redis_server = Redis::start();
+    let keys = format!("{}, connect_timeout = \"3s\"", addresses(&[&hole, &redis_server]));
+    let portcullis = Portcullis::start(Site::new(), redis(&keys));
+    let timed = || {
+        let begun = Instant::now();
+        assert_eq!(session(&portcullis), redis_server.to_string());
+        begun.elapsed()
+    };
+    let first = timed();
+    assert!(first >= Duration::from_secs(3), "{first:?}");
+    for _ in 0..20 {
+        let next = timed();
+        assert!(next < Duration::from_secs(2), "{next:?}");
+    }
+}
+
+#[test]
+fn when_all_are_dead_each_is_named() {
+    let [one, two] = [free_port(), free_port()].map(|port| format!("127.0.0.1:{port}"));
+    let all = addresses(&[&one, &two, &"unix:/nowhere/redis.sock", &"nowhere.invalid:1"]);
+    let portcullis = Portcullis::start(Site::new(), redis(&all));
+    for _ in 0..2 {
+        let mut client = portcullis.client().connect();
+        assert!(client.rest().unwrap().starts_with(b"-ERR "));
+        let denied = portcullis.ending(client.port());
+        assert_eq!(denied.reason(), "upstream_unreachable");
+        for name in [&one, &two, "unix:/nowhere/redis.sock", "nowhere.invalid:1"] {
+            assert_eq!(denied.text("detail").matches(&format!("upstream {name}: ")).count(), 1, "{}", denied.0);
+        }
+        assert_eq!(denied.text("upstream"), format!("{one},{two},unix:/nowhere/redis.sock,nowhere.invalid:1"));
+    }
+}
+
+#[test]
+fn one_upstream_alone_is_never_left_out() {
+    let mut only = Redis::start();
+    let portcullis = Portcullis::start(Site::new(), redis(&addresses(&[&only])));
+    session(&portcullis);
+    only.kill();
+    let mut client = portcullis.client().connect();
+    assert!(client.rest().unwrap().starts_with(b"-ERR "));
+    portcullis.ending(client.port());
+    only.start_again();
+    assert_eq!(session(&portcullis), only.to_string());
+    assert_eq!(times_said(&portcullis, "tried last") + times_said(&portcullis, "answers again"), 0);
+}
+
+#[test]
+fn what_is_known_of_an_upstream_outlives_a_reload_and_it_is_still_asked_again() {
+    let (mut first, second) = (Redis::start(), Redis::start());
+    first.kill();
+    let keys = addresses(&[&first, &second]);
+    let portcullis = Portcullis::start(Site::new(), redis(&keys));
+    assert_eq!(session(&portcullis), second.to_string());
+    let config = redis(&format!("{keys}, connect_timeout = \"4s\""));
+    assert!(portcullis.reconfigure(config).is("reload.applied"));
+    assert_eq!(upstreams(&portcullis)[0]["answers"], false);
+    first.start_again();
+    said(&portcullis, 0, &format!("upstream {first} answers again"));
+    assert_eq!(session(&portcullis), first.to_string());
+}
+
+/// A Redis that speaks nothing but TLS, at these addresses of the machine.
+fn redis_with_tls(site: &Site, name: &str, ips: &[&str]) -> (program::Running, u16) {
+    let other = Authority::new("Upstream CA");
+    site.write("upstream.crt", other.pem());
+    site.install("redis", &other.issue(Request::server(&[name])));
+    let file = |name: &str| site.path(name).display().to_string();
+    program::serve("Ready to accept connections", |port| {
+        let mut server = command("redis-server");
+        server.args(["--port", "0", "--tls-port", &port.to_string(), "--save", "", "--bind"]).args(ips);
+        server.args(["--tls-cert-file", &file("redis.crt"), "--tls-key-file", &file("redis.key")]);
+        server.args(["--tls-ca-cert-file", &file("upstream.crt"), "--tls-auth-clients", "no"]);
+        server
+    })
+}
+
+#[test]
+fn one_that_fails_in_tls_is_gone_past_and_is_not_back_because_it_takes_connections() {
+    let deaf = Upstream::new(drop);
+    let site = Site::new();
+    let (_redis, port) = redis_with_tls(&site, "127.0.0.1", &["127.0.0.1"]);
+    let good = format!("127.0.0.1:{port}");
+    let keys = format!("{}, tls = \"verify-full\", ca = \"upstream.crt\"", addresses(&[&deaf, &good]));
+    let portcullis = Portcullis::start(site, redis(&keys));
+    assert_eq!(session(&portcullis), good);
+    // It is asked again, which takes more than one connection.
+    eventually("it is asked again", || (deaf.connections() > 2).then_some(()));
+    assert_eq!(upstreams(&portcullis)[0]["answers"], false);
+    assert_eq!(times_said(&portcullis, "answers again"), 0);
+    let before = deaf.connections();
+    assert_eq!(session(&portcullis), good);
+    assert!(deaf.connections() <= before + 1, "only to be asked again");
+}
+
+#[test]
+fn in_tls_it_is_the_configured_name_that_is_verified_wherever_it_leads() {
+    let site = Site::new();
+    let (_redis, port) = redis_with_tls(&site, "db.test", &["127.0.0.53", "::1"]);
+    let deaf = TcpListener::bind(("127.0.0.52", port)).unwrap();
+    thread::spawn(move || deaf.incoming().for_each(drop));
+    hosts::name(&site, &[("db.test", &["127.0.0.52", "127.0.0.53"]), ("alias.test", &["127.0.0.53"])]);
+    let keys = |name: &str| format!("address = \"{name}:{port}\", tls = \"verify-full\", ca = \"upstream.crt\"");
+    let Some(portcullis) = hosts::start(site, redis(&keys("db.test"))) else { return };
+    assert_eq!(session(&portcullis), format!("db.test:{port}"));
+    // Each address behind the name is one that TLS can fail at.
+    said(&portcullis, 0, &format!("upstream db.test:{port} (127.0.0.52:{port}) is tried last from now on"));
+    hosts::name(&portcullis.site, &[("db.test", &["::1"]), ("alias.test", &["127.0.0.53"])]);
+    assert_eq!(session(&portcullis), format!("db.test:{port}"));
+    assert!(portcullis.reconfigure(redis(&keys("alias.test"))).is("reload.applied"));
+    let mut client = portcullis.client().connect();
+    assert!(client.rest().unwrap().starts_with(b"-ERR "));
+    assert_eq!(portcullis.refusal(client.port()), "upstream_tls_failed");
+}
+
+#[test]
+fn while_all_answer_nothing_is_asked() {
+    let (one, other) = (Upstream::echo(), Upstream::echo());
+    let portcullis = Portcullis::start(Site::new(), redis(&addresses(&[&one, &other])));
+    portcullis.client().connect().ask(b"x", b"x");
+    let before = portcullis.cpu_ticks();
+    // Longer than the longest pause but one.
+    thread::sleep(Duration::from_secs(3));
+    assert!(portcullis.cpu_ticks() - before < 20, "it is busy with something");
+    assert_eq!((one.connections(), other.connections()), (1, 0));
+}
+
+#[test]
+fn the_dead_are_asked_without_haste_and_keep_nobody_from_stopping() {
+    let redis_server = Redis::start();
+    let closing = Upstream::new(drop);
+    let nobody = format!("127.0.0.1:{}", free_port());
+    let mut portcullis = Portcullis::start(Site::new(), master(&[&nobody, &closing, &redis_server]));
+    session(&portcullis);
+    let before = portcullis.cpu_ticks();
+    eventually("it is asked again", || (closing.connections() >= 3).then_some(()));
+    assert!(portcullis.cpu_ticks() - before < 20, "it is busy with something");
+    assert_eq!(portcullis.stop().0, Some(0));
+}
+
+#[test]
+fn new_connections_go_on_while_upstreams_are_killed_and_started_again() {
+    let mut servers = [Redis::start(), Redis::start(), Redis::start()];
+    let all = addresses(&[&servers[0], &servers[1], &servers[2]]);
+    let portcullis = Portcullis::start(Site::new(), redis(&all));
+    portcullis.address("main");
+    let over = AtomicBool::new(false);
+    let killed: Vec<String> = thread::scope(|scope| {
+        let load = |_| {
+            scope.spawn(|| {
+                let mut failed = vec![];
+                while !over.load(Ordering::SeqCst) {
+                    let mut client = portcullis.client().connect();
+                    let (port, mut answer) = (client.port(), [0; 7]);
+                    let asked = std::io::Write::write_all(&mut client.stream, b"PING\r\n");
+                    let answered = asked.and_then(|()| std::io::Read::read_exact(&mut client.stream, &mut answer));
+                    if answered.is_err() || &answer != b"+PONG\r\n" {
+                        failed.push(port);
+                    }
+                }
+                failed
+            })
+        };
+        let loads: Vec<_> = (0..4).map(load).collect();
+        let mut killed = vec![];
+        for index in [0, 1] {
+            let (seen, name) = (portcullis.seen(), servers[index].to_string());
+            servers[index].kill();
+            killed.push(name.clone());
+            said(&portcullis, seen, &format!("upstream {name} is tried last"));
+        }
+        for index in [0, 1] {
+            let (seen, name) = (portcullis.seen(), servers[index].to_string());
+            servers[index].start_again();
+            said(&portcullis, seen, &format!("upstream {name} answers again"));
+        }
+        over.store(true, Ordering::SeqCst);
+        for port in loads.into_iter().flat_map(|load| load.join().unwrap()) {
+            // Only who was already at one that was killed may notice.
+            let opened = portcullis.opened(port);
+            assert!(killed.contains(&opened.text("upstream").to_owned()), "{}", opened.0);
+        }
+        killed
+    });
+    assert_eq!(session(&portcullis), killed[0]);
+    assert_nobody_was_sent_away(&portcullis);
+}
+
+#[test]
+fn redis_benchmark_meets_no_error_while_the_first_comes_back() {
+    let (mut first, second) = (Redis::start(), Redis::start());
+    let portcullis = Portcullis::start(Site::new(), redis(&addresses(&[&first, &second])));
+    session(&portcullis);
+    first.kill();
+    let port = portcullis.address("main").port().to_string();
+    let mut benchmark = command("redis-benchmark");
+    benchmark.args(["-p", &port, "--tls", "--cacert"]).arg(portcullis.site.path("ca.crt"));
+    // -k 0: a connection for each request.
+    benchmark.args(["-k", "0", "-c", "4", "-n", "1500", "-t", "ping_inline", "-q"]);
+    let load = thread::spawn(move || run(&mut benchmark));
+    said(&portcullis, 0, &format!("upstream {first} is tried last"));
+    first.start_again();
+    said(&portcullis, 0, &format!("upstream {first} answers again"));
+    let said = load.join().unwrap();
+    assert!(!format!("{}{}", said.text(), said.stderr).to_lowercase().contains("error"), "{}", said.text());
+    said.success();
+    assert_eq!(session(&portcullis), first.to_string());
+    assert_nobody_was_sent_away(&portcullis);
+}
+
+fn master(servers: &[&dyn std::fmt::Display]) -> String {
+    redis(&format!("{}, target = \"master\"", addresses(servers)))
+}
+
+fn cli(redis: &Redis, words: &[&str]) -> String {
+    run(redis.cli().args(words)).success().trim_end().to_owned()
+}
+
+fn follow(replica: &Redis, master: &Redis) {
+    assert_eq!(cli(replica, &["REPLICAOF", "127.0.0.1", &master.port().to_string()]), "OK");
+}
+
+#[test]
+fn a_redis_that_is_the_master_is_found_wherever_it_stands() {
+    let (replica, leader) = (Redis::start(), Redis::start());
+    follow(&replica, &leader);
+    let portcullis = Portcullis::start(Site::new(), master(&[&replica, &leader]));
+    assert_eq!(session(&portcullis), leader.to_string());
+    said(&portcullis, 0, &format!("upstream {replica} takes no writes"));
+    let writes: Vec<_> = upstreams(&portcullis).iter().map(|upstream| upstream["writes"].clone()).collect();
+    assert_eq!(writes, [false, true]);
+    assert_eq!(session(&portcullis), leader.to_string());
+
+    // They change places.
+    assert_eq!(cli(&replica, &["REPLICAOF", "NO", "ONE"]), "OK");
+    follow(&leader, &replica);
+    assert_eq!(session(&portcullis), replica.to_string());
+    said(&portcullis, 0, &format!("upstream {replica} takes writes now"));
+    assert_eq!(session(&portcullis), replica.to_string());
+
+    // Nobody takes writes.
+    follow(&replica, &leader);
+    let mut client = portcullis.client().connect();
+    assert!(client.rest().unwrap().starts_with(b"-ERR "));
+    let denied = portcullis.ending(client.port());
+    assert_eq!(denied.text("detail").matches("it is a replica").count(), 2, "{}", denied.0);
+    // They answer, so nobody is left out.
+    assert!(upstreams(&portcullis).iter().all(|upstream| upstream["answers"] == true));
+    assert_eq!(cli(&leader, &["REPLICAOF", "NO", "ONE"]), "OK");
+    assert_eq!(session(&portcullis), leader.to_string());
+}
+
+#[test]
+fn a_redis_that_was_stopped_is_gone_past_where_it_is_asked_for_its_role() {
+    let (first, second) = (Redis::start(), Redis::start());
+    let keys = format!("{}, target = \"master\", connect_timeout = \"500ms\"", addresses(&[&first, &second]));
+    let portcullis = Portcullis::start(Site::new(), redis(&keys));
+    assert_eq!(session(&portcullis), first.to_string());
+    // The kernel goes on to take its connections.
+    first.signal("STOP");
+    assert_eq!(session(&portcullis), second.to_string());
+    assert_eq!(upstreams(&portcullis)[0]["answers"], false);
+    let seen = portcullis.seen();
+    first.signal("CONT");
+    said(&portcullis, seen, &format!("upstream {first} answers again"));
+    assert_eq!(session(&portcullis), first.to_string());
+}
+
+#[test]
+fn a_redis_that_does_not_tell_its_role_is_taken_and_that_is_said_once() {
+    let (first, second) = (Redis::with(&["--requirepass", "secret"]), Redis::start());
+    let portcullis = Portcullis::start(Site::new(), master(&[&first, &second]));
+    for _ in 0..3 {
+        let mut client = portcullis.client().connect();
+        client.ask(b"AUTH secret\r\nPING\r\n", b"+OK\r\n+PONG\r\n");
+        assert_eq!(portcullis.opened(client.port()).text("upstream"), first.to_string());
+    }
+    assert_eq!(times_said(&portcullis, "does not say whether it is a master (NoAuth); taken for one"), 1);
+}
+
+#[test]
+fn a_redis_whose_default_user_may_say_its_role_and_nothing_else_is_asked() {
+    let (first, second) = (Redis::start(), Redis::start());
+    for server in [&first, &second] {
+        let rules = ["ACL", "SETUSER", "app", "on", ">secret", "~*", "+@all"];
+        assert_eq!(cli(server, &rules), "OK");
+    }
+    follow(&first, &second);
+    for server in [&first, &second] {
+        // As docs/CONFIGURATION.md has it.
+        let rules = ["ACL", "SETUSER", "default", "on", "nopass", "-@all", "+role", "+auth", "+hello"];
+        assert_eq!(cli(server, &rules), "OK");
+    }
+    let portcullis = Portcullis::start(Site::new(), master(&[&first, &second]));
+    let mut client = portcullis.client().connect();
+    client.ask(b"AUTH app secret\r\nSET key value\r\n", b"+OK\r\n+OK\r\n");
+    assert_eq!(portcullis.opened(client.port()).text("upstream"), second.to_string());
+    assert_eq!(times_said(&portcullis, "does not say"), 0);
+}
+
+#[test]
+fn a_sentinel_and_a_server_that_loads_are_no_masters() {
+    let site = Site::new();
+    site.write("sentinel.conf", "");
+    let port = free_port();
+    let mut sentinel = command("redis-server");
+    sentinel.arg(site.path("sentinel.conf")).args(["--sentinel", "--port", &port.to_string(), "--bind", "127.0.0.1"]);
+    let _sentinel = program::Running::start(&mut sentinel);
+    eventually("the sentinel is up", || std::net::TcpStream::connect(("127.0.0.1", port)).ok());
+    let loading = Upstream::saying(b"-LOADING Redis is loading the dataset in memory\r\n");
+    let leader = Redis::start();
+    let sentinel = format!("127.0.0.1:{port}");
+    let portcullis = Portcullis::start(Site::new(), master(&[&sentinel, &loading, &leader]));
+    assert_eq!(session(&portcullis), leader.to_string());
+    assert!(upstreams(&portcullis).iter().all(|upstream| upstream["answers"] == true), "{:?}", upstreams(&portcullis));
+}
+
+/// A server on the same port of several addresses of this machine.
+fn at(ips: &[&str]) -> (u16, Vec<TcpListener>) {
+    loop {
+        let first = TcpListener::bind((ips[0], 0)).unwrap();
+        let port = first.local_addr().unwrap().port();
+        let rest: Result<Vec<_>, _> = ips[1..].iter().map(|ip| TcpListener::bind((*ip, port))).collect();
+        if let Ok(rest) = rest {
+            return (port, [vec![first], rest].into_iter().flatten().collect());
+        }
+    }
+}
+
+/// Where the upstream's socket is that a new session has.
+fn socket_of(portcullis: &Portcullis) -> Vec<String> {
+    let known = upstreams(portcullis);
+    known.iter().filter(|one| one["answers"] == true).map(|one| one["socket"].as_str().unwrap().to_owned()).collect()
+}
+
+#[test]
+fn every_address_of_a_name_is_tried_and_a_new_one_is_followed() {
+    const NAME: &str = "db.test";
+    let (port, mut listeners) = at(&["127.0.0.31", "::1"]);
+    let (six, four) = (listeners.pop().unwrap(), listeners.pop().unwrap());
+    ponging(four);
+    ponging(six);
+    let site = Site::new();
+    // Nobody listens at the first. (The system's resolver sorts by common prefixes; these have the same.)
+    hosts::name(&site, &[(NAME, &["127.0.0.30", "127.0.0.31"])]);
+    let name = format!("{NAME}:{port}");
+    let Some(portcullis) = hosts::start(site, redis(&addresses(&[&name]))) else { return };
+    assert_eq!(session(&portcullis), name);
+    said(&portcullis, 0, &format!("upstream {name} (127.0.0.30:{port}) is tried last from now on"));
+    assert_eq!(socket_of(&portcullis), [format!("127.0.0.31:{port}")]);
+
+    // A failover: the name leads elsewhere, and open sessions stay where they are.
+    let mut open = portcullis.client().connect();
+    open.ask(b"PING\r\n", b"+PONG\r\n");
+    hosts::name(&portcullis.site, &[(NAME, &["::1"])]);
+    assert_eq!(session(&portcullis), name);
+    assert_eq!(socket_of(&portcullis), [format!("[::1]:{port}")]);
+    open.ask(b"PING\r\n", b"+PONG\r\n");
+
+    // And the one that was dead comes back to life.
+    hosts::name(&portcullis.site, &[(NAME, &["127.0.0.29", "127.0.0.31"])]);
+    assert_eq!(session(&portcullis), name);
+    said(&portcullis, 0, &format!("(127.0.0.29:{port}) is tried last from now on"));
+    ponging(TcpListener::bind(("127.0.0.29", port)).unwrap());
+    said(&portcullis, 0, &format!("(127.0.0.29:{port}) answers again"));
+    assert_eq!(socket_of(&portcullis).len(), 2);
+}
+
+#[test]
+fn behind_one_name_the_master_is_found_among_its_replicas_and_the_dead() {
+    let (port, listeners) = at(&["127.0.0.41", "127.0.0.42", "127.0.0.43"]);
+    drop(listeners);
+    let server = |ip: &str, options: &[&str]| {
+        let mut server = command("redis-server");
+        server.args(["--port", &port.to_string(), "--bind", ip, "--save", ""]).args(options);
+        program::serve_on(port, "Ready to accept connections", |_| {
+            let mut command = Command::new(server.get_program());
+            command.args(server.get_args());
+            command
+        })
+    };
+    let leader = server("127.0.0.43", &[]);
+    let replica = server("127.0.0.42", &["--replicaof", "127.0.0.43", &port.to_string()]);
+    assert!(leader.is_some() && replica.is_some(), "the port was free a moment ago");
+    let site = Site::new();
+    hosts::name(&site, &[("db.test", &["127.0.0.41", "127.0.0.42", "127.0.0.43"])]);
+    let name = format!("db.test:{port}");
+    let Some(portcullis) = hosts::start(site, master(&[&name])) else { return };
+    for _ in 0..3 {
+        let mut client = portcullis.client().connect();
+        client.ask(b"SET key value\r\n", b"+OK\r\n");
+    }
+    let known = upstreams(&portcullis);
+    let known: Vec<_> = known.iter().map(|one| (one["answers"].clone(), one["writes"].clone())).collect();
+    assert_eq!(known, [(false.into(), Value::Null), (true.into(), false.into()), (true.into(), true.into())]);
+}
+
+#[test]
+fn a_name_that_does_not_resolve_is_gone_past_until_it_does() {
+    let site = Site::new();
+    hosts::name(&site, &[("other.test", &["127.0.0.1"])]);
+    let (first, second) = (Redis::start(), Redis::start());
+    let name = format!("db.test:{}", first.port());
+    let Some(portcullis) = hosts::start(site, redis(&addresses(&[&name, &second]))) else { return };
+    assert_eq!(session(&portcullis), second.to_string());
+    assert_eq!(upstreams(&portcullis)[0]["answers"], false);
+    hosts::name(&portcullis.site, &[("db.test", &["127.0.0.1"])]);
+    said(&portcullis, 0, &format!("upstream {name} answers again"));
+    assert_eq!(session(&portcullis), name);
+}
+
+#[test]
+fn clients_of_several_sources_are_served_by_the_same_order() {
+    let (mut first, second) = (Redis::start(), Redis::start());
+    let portcullis = Portcullis::start(Site::new(), redis(&addresses(&[&first, &second])));
+    let address: SocketAddr = portcullis.address("main");
+    first.kill();
+    let mut clients: Vec<_> = (0..10).map(|_| Client::new(address, &portcullis.site.ca).connect()).collect();
+    for client in &mut clients {
+        client.ask(b"PING\r\n", b"+PONG\r\n");
+    }
+    assert_eq!(times_said(&portcullis, "is tried last from now on"), 1);
+}

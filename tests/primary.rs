@@ -1,0 +1,380 @@
+//! PostgreSQL with a primary and its standby, as they change places; and servers that are none.
+
+use std::fmt::Display;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use tokio::runtime::Runtime;
+
+use crate::harness::postgres::client;
+use crate::harness::program::{free_port, run};
+use crate::harness::wire::{PROTOCOL_3_0, error_response, startup};
+use crate::harness::{Authority, Event, Listener, Portcullis, Postgres, Request, Site, Upstream, eventually};
+use crate::nodes::{addresses, config, said, upstreams};
+use crate::postgres::{connector, conninfo, parameters, psql};
+
+const ASK: [&str; 2] = ["-c", "select pg_is_in_recovery(), inet_server_port()"];
+
+fn before(keys: &str) -> Portcullis {
+    Portcullis::start(Site::new(), config(&Listener::postgres("UPSTREAM"), keys))
+}
+
+/// Sessions go to the one of these that takes writes.
+fn target(servers: &[&dyn Display]) -> String {
+    format!("{}, target = \"primary\"", addresses(servers))
+}
+
+fn port(server: &dyn Display) -> String {
+    server.to_string().rsplit(':').next().unwrap().to_owned()
+}
+
+/// What a session is told of the server that it is at.
+fn primary_by(mut psql: Command) -> String {
+    let said = run(psql.args(ASK)).success();
+    let (standby, port) = said.trim_end().split_once('|').expect("two values");
+    assert_eq!(standby, "f", "it is a standby");
+    port.to_owned()
+}
+
+fn keyed(portcullis: &Portcullis) -> Command {
+    let mut psql = psql(&conninfo(portcullis).replace("user=app", "user=keyed"));
+    psql.env("PGPASSWORD", "open sesame");
+    psql
+}
+
+#[test]
+fn who_needs_no_password_is_at_the_primary_wherever_that_stands_and_notices_nothing() {
+    let leader = Postgres::primary();
+    let standby = Postgres::following(&leader);
+    let portcullis = before(&target(&[&standby, &leader]));
+    let conninfo = conninfo(&portcullis);
+    assert_eq!(primary_by(psql(&conninfo)), port(&leader));
+    let opened = portcullis.event("an opening", |event| event.is("connection.opened"));
+    assert_eq!(opened.text("upstream"), leader.to_string());
+    said(&portcullis, 0, &format!("upstream {standby} takes no writes"));
+    let writes: Vec<_> = upstreams(&portcullis).iter().map(|upstream| upstream["writes"].clone()).collect();
+    assert_eq!(writes, [false, true]);
+
+    run(client("pgbench").args(["-i", "-q", "-d", &conninfo])).success();
+    let said = run(client("pgbench").args(["-n", "-C", "-c", "4", "-t", "20", "-d", &conninfo])).success();
+    assert!(said.contains("number of transactions actually processed: 80/80"), "{said}");
+    Runtime::new().unwrap().block_on(async {
+        let (client, connection) = parameters(&portcullis).connect(connector(&portcullis)).await.unwrap();
+        let query = async move {
+            let row = client.query_one("select pg_is_in_recovery()", &[]).await.unwrap();
+            assert!(!row.get::<_, bool>(0));
+        };
+        let (ended, ()) = tokio::join!(connection, query);
+        ended.unwrap();
+    });
+    let events = portcullis.events();
+    assert!(!events.iter().any(|event| event.is("connection.denied")));
+    // One event for each session, though two servers were asked.
+    let opened = |event: &&Event| event.is("connection.opened");
+    assert!(events.iter().filter(opened).all(|event| event.text("upstream") == leader.to_string()));
+}
+
+#[test]
+fn who_has_a_password_is_told_to_come_again_once_and_then_is_at_the_primary() {
+    let leader = Postgres::primary();
+    let standby = Postgres::following(&leader);
+    let portcullis = before(&target(&[&standby, &leader]));
+    let first = run(keyed(&portcullis).args(ASK));
+    assert!(
+        first.stderr.contains("FATAL:  no server behind this proxy can take this connection now"),
+        "{}",
+        first.stderr
+    );
+    let denied = portcullis.event("a refusal", |event| event.is("connection.denied"));
+    assert!(denied.text("detail").contains("another is tried first"), "{}", denied.0);
+    for _ in 0..3 {
+        assert_eq!(primary_by(keyed(&portcullis)), port(&leader));
+    }
+    // libpq itself goes on to its next host, which may be the same one again.
+    let portcullis = before(&target(&[&standby, &leader]));
+    let (own, info) = (portcullis.address("main").port(), conninfo(&portcullis));
+    let twice = info
+        .replace("user=app", "user=keyed")
+        .replace("host=localhost hostaddr=127.0.0.1", "host=localhost,localhost hostaddr=127.0.0.1,127.0.0.1");
+    let twice = twice.replace(&format!("port={own}"), &format!("port={own},{own}"));
+    let mut psql = psql(&twice);
+    psql.env("PGPASSWORD", "open sesame");
+    assert_eq!(primary_by(psql), port(&leader));
+}
+
+#[test]
+fn when_they_change_places_who_has_a_password_finds_the_new_primary() {
+    let mut leader = Postgres::primary();
+    let mut standby = Postgres::following(&leader);
+    let portcullis = before(&target(&[&leader, &standby]));
+    assert_eq!(primary_by(keyed(&portcullis)), port(&leader));
+    for _ in 0..2 {
+        standby.promote();
+        leader.signal("INT");
+        leader.ends();
+        leader = Postgres::following(&standby);
+        std::mem::swap(&mut leader, &mut standby);
+        let config = config(&Listener::postgres("UPSTREAM"), &target(&[&standby, &leader]));
+        assert!(portcullis.reconfigure(config).is("reload.applied"));
+        // Whatever is known of them: each error makes the next attempt a better one.
+        eventually("the new primary is found", || {
+            (run(keyed(&portcullis).args(ASK)).text() == format!("f|{}\n", port(&leader))).then_some(())
+        });
+        assert_eq!(primary_by(keyed(&portcullis)), port(&leader));
+    }
+}
+
+#[test]
+fn two_that_were_both_standbys_are_asked_in_turns() {
+    // Servers that ask for a password before they say what they are.
+    let standby = || Upstream::new(|stream| asks_and_is(stream, "on"));
+    let (one, other) = (standby(), standby());
+    let primary = Upstream::new(|stream| asks_and_is(stream, "off"));
+    let portcullis = before(&target(&[&one, &other, &primary]));
+    let attempt = || {
+        let mut client = portcullis.client().asking_first().connect();
+        client.send(&startup(PROTOCOL_3_0, &[("user", "app")]));
+        assert_eq!(client.receive(CLEARTEXT.len()), CLEARTEXT);
+        client.send(b"p\0\0\0\x08abc\0");
+        let mut kind = [0];
+        client.stream.read_exact(&mut kind).unwrap();
+        kind[0]
+    };
+    assert_eq!((attempt(), attempt(), attempt()), (b'E', b'E', b'R'));
+    assert_eq!(attempt(), b'R');
+    assert_eq!((one.connections(), other.connections(), primary.connections()), (1, 1, 2));
+}
+
+const CLEARTEXT: &[u8] = b"R\0\0\0\x08\0\0\0\x03";
+
+/// A server that asks for a password and then says whether it is in hot standby.
+fn asks_and_is(mut stream: TcpStream, standby: &str) {
+    let mut bytes = [0; 512];
+    let _ = stream.read(&mut bytes);
+    let _ = stream.write_all(CLEARTEXT);
+    let _ = stream.read(&mut bytes);
+    let status = [b"in_hot_standby\0", standby.as_bytes(), b"\0"].concat();
+    let length = u32::try_from(status.len() + 4).unwrap().to_be_bytes();
+    let _ = stream.write_all(&[b"R\0\0\0\x08\0\0\0\0S", &length[..], &status].concat());
+    let _ = std::io::copy(&mut stream, &mut std::io::sink());
+}
+
+#[test]
+fn a_switch_over_under_load_costs_no_client_an_error() {
+    let mut leader = Postgres::primary();
+    let standby = Postgres::following(&leader);
+    let portcullis = before(&target(&[&leader, &standby]));
+    let conninfo = conninfo(&portcullis);
+    run(client("pgbench").args(["-i", "-q", "-d", &conninfo])).success();
+    let mut pgbench = client("pgbench");
+    pgbench.args(["-n", "-S", "-C", "-c", "4", "-T", "6", "-d", &conninfo]);
+    let load = thread::spawn(move || run(&mut pgbench));
+    portcullis.event("the load", |event| event.is("connection.opened"));
+    eventually("the standby has it all", || {
+        let has = run(standby.psql().args(["-c", "select count(*) from pgbench_accounts"]));
+        (has.text() == "100000\n").then_some(())
+    });
+    standby.promote();
+    // It lets its sessions end, and tells those that come that it is shutting down (57P03).
+    let seen = portcullis.seen();
+    leader.signal("TERM");
+    portcullis.event_after(seen, "a session at the new primary", |event| {
+        event.is("connection.opened") && event.text("upstream") == standby.to_string()
+    });
+    leader.ends();
+    let result = load.join().unwrap();
+    assert!(!result.stderr.contains("FATAL") && !result.stderr.contains("error"), "{}", result.stderr);
+    assert!(result.success().contains("number of failed transactions: 0"), "some failed");
+    assert!(!portcullis.events().iter().any(|event| event.is("connection.denied")));
+}
+
+#[test]
+fn a_primary_that_is_killed_is_gone_past_and_taken_again_when_it_is_back() {
+    let mut leader = Postgres::primary();
+    let standby = Postgres::following(&leader);
+    let portcullis = before(&target(&[&leader, &standby]));
+    let conninfo = conninfo(&portcullis);
+    assert_eq!(primary_by(psql(&conninfo)), port(&leader));
+    leader.signal("QUIT");
+    leader.ends();
+    // Nobody takes writes: it is only the standby that answers.
+    let refused = run(psql(&conninfo).args(ASK));
+    assert!(refused.stderr.contains("no server behind this proxy can take this connection now"), "{}", refused.stderr);
+    let denied = portcullis.event("a refusal", |event| event.is("connection.denied"));
+    let detail = denied.text("detail");
+    assert!(detail.contains(&format!("upstream {leader}: Connection refused")), "{detail}");
+    assert!(detail.contains(&format!("upstream {standby}: it is a standby, and target is \"primary\"")), "{detail}");
+    assert_eq!(denied.text("upstream"), format!("{leader},{standby}"));
+    let seen = portcullis.seen();
+    leader.start_again();
+    said(&portcullis, seen, &format!("upstream {leader} answers again"));
+    assert_eq!(primary_by(psql(&conninfo)), port(&leader));
+}
+
+#[test]
+fn a_server_that_does_not_deal_with_the_client_is_gone_past_whatever_is_wanted() {
+    let real = Postgres::start();
+    let starting: &[u8] = b"E\0\0\0\x3bSFATAL\0VFATAL\0C57P03\0Mthe database system is starting\0\0";
+    let nobody = format!("127.0.0.1:{}", free_port());
+    for target in ["any", "primary"] {
+        let hanging = Upstream::silent();
+        let closing = Upstream::new(|mut stream| drop(stream.read(&mut [0; 512])));
+        let garbage = Upstream::saying(b"HTTP/1.1 400 Bad Request\r\n\r\n");
+        let starting = Upstream::new(|mut stream| {
+            let _ = stream.read(&mut [0; 512]);
+            let _ = stream.write_all(starting);
+        });
+        let all = addresses(&[&nobody, &closing, &garbage, &hanging, &starting, &real]);
+        let portcullis = before(&format!("{all}, target = \"{target}\", connect_timeout = \"2s\""));
+        let conninfo = conninfo(&portcullis);
+        assert_eq!(primary_by(psql(&conninfo)), port(&real));
+        let begun = Instant::now();
+        assert_eq!(primary_by(psql(&conninfo)), port(&real));
+        assert!(begun.elapsed() < Duration::from_secs(2), "it waited again");
+        for (server, words) in [
+            (&nobody, "Connection refused"),
+            (&closing.to_string(), "it closed the connection without a word"),
+            (&garbage.to_string(), "no PostgreSQL server"),
+            (&hanging.to_string(), "no answer in time"),
+        ] {
+            let known = upstreams(&portcullis);
+            let known = known.iter().find(|upstream| upstream["address"] == server.as_str()).unwrap();
+            assert_eq!(known["answers"], false, "{server} {target}");
+            assert!(known["error"].as_str().is_some_and(|error| error.contains(words)), "{known}");
+        }
+        // It answers, if only that it is not ready.
+        assert_eq!(upstreams(&portcullis)[4]["answers"], true);
+        // Nobody is let back in for taking connections.
+        let asked = closing.connections();
+        eventually("it is asked again", || (closing.connections() > asked).then_some(()));
+        assert_eq!(upstreams(&portcullis)[1]["answers"], false);
+    }
+}
+
+#[test]
+fn a_server_that_was_stopped_is_gone_past_and_taken_again_when_it_goes_on() {
+    let (first, second) = (Postgres::start(), Postgres::start());
+    let portcullis = before(&format!("{}, connect_timeout = \"2s\"", addresses(&[&first, &second])));
+    let conninfo = conninfo(&portcullis);
+    assert_eq!(primary_by(psql(&conninfo)), port(&first));
+    first.signal("STOP");
+    assert_eq!(primary_by(psql(&conninfo)), port(&second));
+    let seen = portcullis.seen();
+    eventually("it has been asked, and hangs", || {
+        upstreams(&portcullis)[0]["error"]
+            .as_str()
+            .is_some_and(|error| error.contains("no answer in time"))
+            .then_some(())
+    });
+    first.signal("CONT");
+    said(&portcullis, seen, &format!("upstream {first} answers again"));
+    assert_eq!(primary_by(psql(&conninfo)), port(&first));
+}
+
+#[test]
+fn what_a_client_says_behind_its_startup_message_goes_to_the_one_that_is_chosen() {
+    let leader = Postgres::primary();
+    let standby = Postgres::following(&leader);
+    let portcullis = before(&target(&[&standby, &leader]));
+    let query = b"select inet_server_port()::text\0";
+    let query = [b"Q", &u32::try_from(query.len() + 4).unwrap().to_be_bytes()[..], query].concat();
+    let terminate = b"X\0\0\0\x04";
+    let mut client = portcullis.client().asking_first().connect();
+    let hello = startup(PROTOCOL_3_0, &[("user", "app"), ("database", "postgres")]);
+    client.send(&[&hello[..], &query, terminate].concat());
+    let all = client.rest().unwrap();
+    let row = [&b"D\0\0\0"[..], &[10 + u8::try_from(port(&leader).len()).unwrap()]].concat();
+    let at = all.windows(row.len()).position(|window| window == row).expect("a row of that length");
+    assert!(all[at..].windows(port(&leader).len()).any(|window| window == port(&leader).as_bytes()));
+    assert_eq!(all.windows(row.len()).filter(|window| *window == row).count(), 1, "it was asked once");
+}
+
+#[test]
+fn a_refusal_that_is_meant_for_the_client_reaches_it() {
+    let leader = Postgres::primary();
+    let standby = Postgres::following(&leader);
+    for keys in [target(&[&leader, &standby]), addresses(&[&leader, &standby])] {
+        let portcullis = before(&keys);
+        let nobody = conninfo(&portcullis).replace("user=app", "user=nobody");
+        let refused = run(psql(&nobody).args(ASK));
+        assert!(refused.stderr.contains("role \"nobody\" does not exist"), "{}", refused.stderr);
+        let wrong = run(keyed(&portcullis).env("PGPASSWORD", "open barley").args(ASK));
+        assert!(wrong.stderr.contains("password authentication failed"), "{}", wrong.stderr);
+        assert!(upstreams(&portcullis).iter().all(|upstream| upstream["answers"] != false));
+    }
+}
+
+#[test]
+fn while_nobody_is_ready_a_client_is_told_so_in_the_words_for_that() {
+    let starting: &[u8] = b"E\0\0\0\x3bSFATAL\0VFATAL\0C57P03\0Mthe database system is starting\0\0";
+    let starting = Upstream::new(move |mut stream| {
+        let _ = stream.read(&mut [0; 512]);
+        let _ = stream.write_all(starting);
+    });
+    let nobody = format!("127.0.0.1:{}", free_port());
+    let portcullis = before(&addresses(&[&starting, &nobody]));
+    let mut client = portcullis.client().asking_first().connect();
+    client.send(&startup(PROTOCOL_3_0, &[("user", "app")]));
+    assert_eq!(error_response(&client.rest().unwrap())[&'C'], "57P03");
+    assert_eq!(portcullis.refusal(client.port()), "upstream_unreachable");
+}
+
+#[test]
+fn over_tls_with_certificates_the_primary_is_found_and_a_refused_certificate_is_said_in_words() {
+    let (leader, site) = (Postgres::primary(), Site::new());
+    let (databases, strangers) = (Authority::new("Databases"), Authority::new("Strangers"));
+    leader.demand_certificates(&databases.issue(Request::server(&["127.0.0.1"])), &databases);
+    let standby = Postgres::following(&leader);
+    site.write("databases.crt", databases.pem());
+    site.install("app", &databases.issue(Request::client("app")));
+    site.install("stranger", &strangers.issue(Request::client("app")));
+    let keys = |name: &str| {
+        let tls = format!("tls = \"verify-full\", ca = \"databases.crt\", cert = \"{name}.crt\", key = \"{name}.key\"");
+        config(&Listener::postgres("UPSTREAM"), &format!("{}, {tls}", target(&[&standby, &leader])))
+    };
+    let portcullis = Portcullis::start(site, keys("app"));
+    let conninfo = format!("{} channel_binding=disable", conninfo(&portcullis));
+    assert_eq!(primary_by(psql(&conninfo)), port(&leader));
+    let mut keyed = psql(&conninfo.replace("user=app", "user=keyed"));
+    keyed.env("PGPASSWORD", "open sesame");
+    assert_eq!(primary_by(keyed), port(&leader));
+
+    assert!(portcullis.reconfigure(keys("stranger")).is("reload.applied"));
+    let refused = run(psql(&conninfo).args(ASK));
+    assert!(refused.stderr.contains("FATAL"), "{}", refused.stderr);
+    let denied = portcullis.event("a refusal", |event| event.is("connection.denied"));
+    assert_eq!(denied.reason(), "upstream_tls_failed");
+    for server in [&leader, &standby] {
+        let words = format!("upstream {server}: the upstream refused our certificate");
+        assert!(denied.text("detail").contains(&words), "{}", denied.0);
+    }
+}
+
+#[test]
+fn a_client_without_tls_is_switched_unseen_too_and_keeps_its_password() {
+    let (leader, site) = (Postgres::primary(), Site::new());
+    let databases = Authority::new("Databases");
+    leader.demand_certificates(&databases.issue(Request::server(&["127.0.0.1"])), &databases);
+    let standby = Postgres::following(&leader);
+    site.write("databases.crt", databases.pem());
+    site.install("app", &databases.issue(Request::client("app")));
+    let tls = "tls = \"verify-full\", ca = \"databases.crt\", cert = \"app.crt\", key = \"app.key\"";
+    let config = format!(
+        "admin.listen = \"unix:admin.sock\"\n[[listener]]\nname = \"main\"\nprotocol = \"postgres\"\n\
+         listen = \"127.0.0.1:0\"\ntrusted_sources = [\"127.0.0.1\"]\ntls = \"off\"\nupstream = {{ {}, {tls} }}\n",
+        target(&[&standby, &leader])
+    );
+    let portcullis = Portcullis::start(site, config);
+    let plain = |user: &str| {
+        let own = portcullis.address("main").port();
+        let mut psql = psql(&format!("host=127.0.0.1 port={own} user={user} dbname=postgres sslmode=disable"));
+        psql.env("PGPASSWORD", "open sesame");
+        psql
+    };
+    assert_eq!(primary_by(plain("app")), port(&leader));
+    // SCRAM-SHA-256-PLUS, which the server offers in TLS, is not for this client.
+    assert_eq!(primary_by(plain("keyed")), port(&leader));
+}
