@@ -8,7 +8,7 @@ use std::time::Duration;
 use socket2::SockRef;
 use tokio::io::{AsyncReadExt as _, AsyncWrite as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
-use tokio::time::{Instant, pause, timeout};
+use tokio::time::{Instant, advance, pause, timeout};
 use tokio_rustls::{TlsConnector, client};
 
 use super::*;
@@ -305,4 +305,28 @@ async fn a_client_that_heard_a_part_of_the_answer_until_the_half_close_ran_out_i
     let (reason, (words, error)) = timeout(PATIENCE, async { tokio::join!(session, talk) }).await.unwrap();
     assert_eq!((words.as_slice(), error), (&b"half an ans"[..], io::ErrorKind::UnexpectedEof));
     assert_eq!(reason, Reason::HalfCloseTimeout);
+}
+
+#[tokio::test]
+async fn nothing_ends_a_session_that_is_silent_for_days_and_then_each_side_is_heard() {
+    let Session { mut client, relay: mut between, mut upstream } = Session::of(Protocol::Redis).await;
+    pause();
+    let presence = enter(&Arc::new(Register::default()));
+    let mut carried = Carried::default();
+    let wait = async {
+        for day in 0..30_u8 {
+            advance(Duration::from_secs(86_400)).await;
+            upstream.write_all(&[day]).await.unwrap();
+            assert_eq!(client.read_u8().await.unwrap(), day);
+            client.write_all(&[day]).await.unwrap();
+            client.flush().await.unwrap();
+            assert_eq!(upstream.read_u8().await.unwrap(), day);
+        }
+    };
+    tokio::select! {
+        ending = between.run(&presence, &mut carried) => panic!("it ended: {ending:?}"),
+        () = wait => {}
+    }
+    assert_eq!((carried.inbound, carried.outbound), (30, 30));
+    assert!(between.outbound.held().is_empty() && between.inbound.held().is_empty());
 }
