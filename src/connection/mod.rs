@@ -150,7 +150,7 @@ async fn reach_upstream(newcomer: Newcomer, presence: &Presence, visit: &mut Vis
         entered = through_the_rooms(newcomer, presence, visit) => entered,
     };
     match entered {
-        Ok(Entered::Session(relay)) => return Some(Box::new(relay)),
+        Ok(Entered::Session(relay)) => return Some(relay),
         Ok(Entered::Cancelled(parting)) => visit.cancelled(parting).await,
         Err(leave) => visit.ended(leave).await,
     }
@@ -160,7 +160,7 @@ async fn reach_upstream(newcomer: Newcomer, presence: &Presence, visit: &mut Vis
 /// What a client has come for.
 enum Entered {
     /// To talk to the upstream, which has been reached.
-    Session(Relay),
+    Session(Box<Relay>),
     /// To cancel a query of another session (PostgreSQL), which the upstream has been asked.
     Cancelled(Parting),
 }
@@ -211,7 +211,7 @@ async fn through_the_rooms(newcomer: Newcomer, presence: &Presence, visit: &mut 
         let dialled = dial::dial(ready, &mut candidates, visit.facts()).await?;
         let confirmed = confirm::confirm(dialled, &house.current, presence, visit.facts())?;
         match settle::settle(confirmed, &mut candidates).await? {
-            Settled::Session(welcome) => return Ok(Entered::Session(Relay::new(welcome, counted))),
+            Settled::Session(welcome) => return Ok(Entered::Session(Box::new(Relay::new(*welcome, counted)))),
             Settled::Elsewhere(again) => ready = again,
         }
     }

@@ -31,7 +31,7 @@ pub(super) struct Welcome {
 /// What has come of a node.
 #[derive(Debug)]
 pub(super) enum Settled {
-    Session(Welcome),
+    Session(Box<Welcome>),
     /// It will not do, and the client has not noticed.
     Elsewhere(Ready),
 }
@@ -39,11 +39,11 @@ pub(super) enum Settled {
 pub(super) async fn settle(dialled: Dialled, candidates: &mut Candidates) -> Result<Settled, Leave> {
     let terms = &dialled.identified.terms;
     if terms.protocol != Protocol::Postgres {
-        return Ok(Settled::Session(Welcome { dialled, opening: None }));
+        return Ok(Settled::Session(Box::new(Welcome { dialled, opening: None })));
     }
     let opening = Opening::of(&dialled);
     if terms.upstream.target == Target::Any {
-        return Ok(Settled::Session(Welcome { dialled, opening: Some(opening) }));
+        return Ok(Settled::Session(Box::new(Welcome { dialled, opening: Some(opening) })));
     }
     let mut audition = Audition { dialled, opening };
     let verdict = audition.hold().await;
@@ -57,7 +57,7 @@ pub(super) async fn settle(dialled: Dialled, candidates: &mut Candidates) -> Res
             }
             // It has had the first packet.
             let dialled = Dialled { identified, reached, first: Vec::new() };
-            Ok(Settled::Session(Welcome { dialled, opening: Some(opening) }))
+            Ok(Settled::Session(Box::new(Welcome { dialled, opening: Some(opening) })))
         }
         Verdict::Unfit { words, standby } => {
             if standby && node.takes_writes(false) {
