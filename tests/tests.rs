@@ -60,6 +60,8 @@ mod identity;
 mod keys;
 /// The floors of `src/`.
 mod layers;
+/// Sessions over legs with TLS and without.
+mod legs;
 /// How many sessions at once, and how fast they may come.
 mod limits;
 /// Sources that are host names.

@@ -14,16 +14,23 @@ use crate::outcome::Reason;
 pub(super) struct Clock {
     idle_timeout: Option<Duration>,
     half_close_timeout: Duration,
-    silent_since: Instant,
+    /// Nothing as long as there is no limit, which is all their life for most sessions.
+    silence: Option<Box<Silence>>,
+}
+
+/// A silence that has a limit.
+#[derive(Debug)]
+struct Silence {
+    since: Instant,
     half_closed: bool,
-    /// Set only where there is a limit, and moved only when it goes off: progress must not cost a timer each time.
-    alarm: Option<Pin<Box<Sleep>>>,
+    /// Moved only when it goes off: progress must not cost a timer each time.
+    alarm: Pin<Box<Sleep>>,
 }
 
 impl Clock {
     pub(super) fn new(limits: Limits) -> Self {
         let Limits { idle_timeout, half_close_timeout, .. } = limits;
-        Self { idle_timeout, half_close_timeout, silent_since: Instant::now(), half_closed: false, alarm: None }
+        Self { idle_timeout, half_close_timeout, silence: None }
     }
 
     /// Ready when the silence has lasted too long. To be asked at every wake-up of the session: `progress` says whether a
@@ -34,20 +41,32 @@ impl Clock {
             (false, Some(idle)) => (idle, Reason::IdleTimeout),
             (false, None) => return Poll::Pending,
         };
-        if progress || half_closed != self.half_closed {
-            self.silent_since = Instant::now();
-            self.half_closed = half_closed;
+        let silence = self.silence.get_or_insert_with(|| Box::new(Silence::new(half_closed, limit)));
+        if progress || half_closed != silence.half_closed {
+            (silence.since, silence.half_closed) = (Instant::now(), half_closed);
         }
-        let due = self.silent_since + limit;
-        let alarm = self.alarm.get_or_insert_with(|| Box::pin(sleep_until(due)));
-        if alarm.deadline() > due {
-            alarm.as_mut().reset(due);
+        silence.poll(limit, cx).map(|()| reason)
+    }
+}
+
+impl Silence {
+    /// One that begins now.
+    fn new(half_closed: bool, limit: Duration) -> Self {
+        let since = Instant::now();
+        Self { since, half_closed, alarm: Box::pin(sleep_until(since + limit)) }
+    }
+
+    /// Ready when it has lasted so long.
+    fn poll(&mut self, limit: Duration, cx: &mut Context<'_>) -> Poll<()> {
+        let due = self.since + limit;
+        if self.alarm.deadline() > due {
+            self.alarm.as_mut().reset(due);
         }
-        while alarm.as_mut().poll(cx).is_ready() {
-            if alarm.deadline() >= due {
-                return Poll::Ready(reason);
+        while self.alarm.as_mut().poll(cx).is_ready() {
+            if self.alarm.deadline() >= due {
+                return Poll::Ready(());
             }
-            alarm.as_mut().reset(due);
+            self.alarm.as_mut().reset(due);
         }
         Poll::Pending
     }
@@ -100,6 +119,7 @@ mod tests {
         for idle in [None, Some(Duration::from_secs(60)), Some(Duration::from_secs(7_200))] {
             let mut clock = clock(idle);
             progress(&mut clock).await;
+            assert_eq!(clock.silence.is_some(), idle.is_some(), "what has no limit is not measured");
             advance(Duration::from_secs(30)).await;
             assert_eq!(silence(&mut clock, true).await, expected, "idle_timeout {idle:?}");
         }

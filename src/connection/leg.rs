@@ -6,7 +6,6 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-
 use tokio::net::TcpStream;
 
 use super::socket::Socket;
@@ -49,16 +48,6 @@ impl ClientLeg {
         match self {
             Self::Plain(socket) => socket,
             Self::Tls(stream) => Socket::Tcp(stream.into_socket()),
-        }
-    }
-}
-
-impl UpstreamLeg {
-    /// Whether TLS was on, and what was read did not end with close_notify.
-    pub(super) fn was_cut(&self) -> bool {
-        match self {
-            Self::Plain(_) => false,
-            Self::Tls(stream) => stream.was_cut(),
         }
     }
 }

@@ -31,9 +31,9 @@ pub(super) enum Parting {
     /// These words; inside TLS, with close_notify behind them. A socket without TLS may be one whose handshake has failed,
     /// and then there are none but the alert that is on its way.
     Words(ClientLeg, Vec<u8>),
-    /// Nothing, not even close_notify: what the client has heard may have been cut short on the other side, and TLS is
-    /// how it can know.
-    Cut(ClientLeg),
+    /// These words, and no close_notify behind them: what the client has heard may have been cut short on the other side,
+    /// and TLS is how it can know.
+    Cut(ClientLeg, Vec<u8>),
     /// These words to a client whose session has to be gone soon, whether it listens or not.
     ShownOut(ClientLeg, Vec<u8>),
     /// The same once the client has sent its PostgreSQL StartupMessage and so listens for an answer.
@@ -85,7 +85,7 @@ impl Parting {
         let _ = match self {
             Self::Gone => return,
             Self::Words(client, words) => timeout(PATIENCE, say_and_listen(client, &words)).await,
-            Self::Cut(client) => timeout(PATIENCE, end_and_listen(client.into_socket())).await,
+            Self::Cut(client, words) => timeout(PATIENCE, cut_and_listen(client, &words)).await,
             Self::ShownOut(client, words) => timeout(LAST_MOMENT, say_and_listen(client, &words)).await,
             Self::AfterStartup(mut client, words) => {
                 timeout(PATIENCE, async {
@@ -107,7 +107,12 @@ async fn say_and_listen(mut client: ClientLeg, words: &[u8]) -> io::Result<()> {
     listen(client.into_socket()).await
 }
 
-async fn end_and_listen(mut socket: Socket) -> io::Result<()> {
+/// Says the words, and ends TCP alone.
+async fn cut_and_listen(mut client: ClientLeg, words: &[u8]) -> io::Result<()> {
+    // Who has broken TLS can be told nothing but that, by the alert that is on its way.
+    let _ = client.write_all(words).await;
+    client.flush().await?;
+    let mut socket = client.into_socket();
     socket.shutdown().await?;
     listen(socket).await
 }

@@ -11,7 +11,7 @@ use tokio::io::{AsyncRead, ReadBuf};
 use super::clock::Clock;
 use super::dial::Dialled;
 use super::flow::{Broken, Flow};
-use super::leg::{ClientLeg, UpstreamLeg};
+use super::leg::{ClientLeg, Leg, UpstreamLeg};
 use super::opening::Opening;
 use super::part::{Leave, Parting, Startup};
 use super::settle::Welcome;
@@ -43,6 +43,8 @@ pub(super) struct Relay {
     first_end: Option<Reason>,
     /// Whether the upstream was lost before the client has heard anything from it.
     is_unheard: bool,
+    /// By what the connection to the upstream broke while something was said to it.
+    broken_by: Option<io::Error>,
     /// Whether it was told to end, by somebody or by its clock, and did not end by itself.
     shown_out: bool,
     clock: Clock,
@@ -65,6 +67,7 @@ impl Relay {
             boundary: (identified.terms.protocol == Protocol::Postgres).then(Boundary::default),
             first_end: None,
             is_unheard: false,
+            broken_by: None,
             shown_out: false,
             clock: Clock::new(identified.terms.limits),
             _counted: counted,
@@ -86,38 +89,59 @@ impl Relay {
 
     /// What is still to be said to the client. The upstream is let go of.
     pub(super) fn leave(self, ending: Ending) -> Leave {
-        match ending.reason {
-            _ if self.shown_out => {}
-            Reason::UpstreamTlsFailed if self.is_unheard => {
-                return Leave::refused(ending, self.client, self.protocol, Startup::Heard);
-            }
-            _ if self.upstream.was_cut() => return Leave { ending, parting: Parting::Cut(self.client) },
-            _ => return Leave::with_words(ending, self.client, Vec::new()),
-        }
         let mut words = self.outbound.held().to_vec();
-        // Only between two messages, and not behind the upstream's end.
-        if self.boundary.is_some_and(Boundary::is_reached) && !self.outbound.has_ended() {
-            words.extend(goodbye(ending.reason));
+        if self.shown_out {
+            // Only between two messages, and not behind the upstream's end.
+            if self.boundary.is_some_and(Boundary::is_reached) && !self.outbound.has_ended() {
+                words.extend(goodbye(ending.reason));
+            }
+            return Leave::shown_out(ending, self.client, words);
         }
-        Leave::shown_out(ending, self.client, words)
+        if ending.reason == Reason::UpstreamTlsFailed && self.is_unheard {
+            return Leave::refused(ending, self.client, self.protocol, Startup::Heard);
+        }
+        if self.outbound.has_ended() {
+            return Leave::with_words(ending, self.client, words);
+        }
+        // The upstream may have had more to say, and close_notify would say that it had not.
+        Leave { ending, parting: Parting::Cut(self.client, words) }
     }
 
     fn upstream_lost(&self, error: &io::Error) -> Ending {
         if let Some(words) = self.upstream_tls.as_ref().and_then(|tls| tls.explain(error)) {
             return Ending::new(Reason::UpstreamTlsFailed, words);
         }
-        let closed = is_gone(error.kind()) || error.kind() == io::ErrorKind::UnexpectedEof;
-        let reason = if closed { Reason::UpstreamClosed } else { Reason::IoError };
+        let reason = match error.kind() {
+            kind if is_gone(kind) || kind == io::ErrorKind::UnexpectedEof => self.ended_by(Reason::UpstreamClosed),
+            _ => Reason::IoError,
+        };
         Ending::new(reason, format_args!("upstream: {error}"))
+    }
+
+    fn client_lost(&self, error: &io::Error) -> Ending {
+        let reason = match error.kind() {
+            kind if is_gone(kind) => self.ended_by(Reason::ClientClosed),
+            // rustls could not make sense of a record.
+            io::ErrorKind::InvalidData => Reason::ProtocolViolation,
+            _ => Reason::IoError,
+        };
+        Ending::new(reason, format_args!("client: {error}"))
+    }
+
+    /// Which side ended the session, now that this one has gone: not who did so because the other had ended.
+    fn ended_by(&self, now: Reason) -> Reason {
+        self.first_end.unwrap_or(now)
     }
 
     fn poll(&mut self, carried: &mut Carried, cx: &mut Context<'_>) -> Poll<Ending> {
         let before = *carried;
         match self.inbound.poll(&mut self.client, &mut self.upstream, &mut carried.inbound, cx) {
-            Poll::Ready(Err(Broken::Reading(error))) => return Poll::Ready(client_lost(&error)),
-            Poll::Ready(Err(Broken::Writing(_))) => {
+            Poll::Ready(Err(Broken::Reading(error))) => return Poll::Ready(self.client_lost(&error)),
+            Poll::Ready(Err(Broken::Writing(error))) => {
                 // The upstream takes no more, but what it has still to say is the client's.
                 self.inbound.abandon();
+                // A pipe is broken only behind the upstream's own end.
+                self.broken_by = Some(error).filter(|error| error.kind() != io::ErrorKind::BrokenPipe);
                 self.first_end.get_or_insert(Reason::UpstreamClosed);
             }
             Poll::Ready(Ok(())) | Poll::Pending => {}
@@ -125,14 +149,14 @@ impl Relay {
         if self.inbound.has_ended() {
             self.first_end.get_or_insert(Reason::ClientClosed);
         }
-        let Self { upstream, boundary, opening, cancellable, .. } = self;
-        let mut upstream = Followed { upstream, boundary, opening, cancellable };
+        let Self { upstream, broken_by, boundary, opening, cancellable, .. } = self;
+        let mut upstream = Followed { upstream, broken_by, boundary, opening, cancellable };
         match self.outbound.poll(&mut upstream, &mut self.client, &mut carried.outbound, cx) {
             Poll::Ready(Err(Broken::Reading(error))) => {
                 self.is_unheard = carried.outbound == 0;
                 return Poll::Ready(self.upstream_lost(&error));
             }
-            Poll::Ready(Err(Broken::Writing(error))) => return Poll::Ready(client_lost(&error)),
+            Poll::Ready(Err(Broken::Writing(error))) => return Poll::Ready(self.client_lost(&error)),
             Poll::Ready(Ok(())) | Poll::Pending => {}
         }
         if self.outbound.has_ended() {
@@ -154,6 +178,7 @@ impl Relay {
 /// not taken yet goes before any last words.
 struct Followed<'a> {
     upstream: &'a mut UpstreamLeg,
+    broken_by: &'a mut Option<io::Error>,
     boundary: &'a mut Option<Boundary>,
     opening: &'a mut Option<Box<Opening>>,
     cancellable: &'a mut Option<Box<Cancellable>>,
@@ -161,25 +186,33 @@ struct Followed<'a> {
 
 impl Followed<'_> {
     /// Reads, and does not take for the end what may have been cut short.
-    fn poll_uncut(upstream: &mut UpstreamLeg, buffer: &mut ReadBuf<'_>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_uncut(&mut self, buffer: &mut ReadBuf<'_>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
-        ready!(Pin::new(&mut *upstream).poll_read(cx, buffer))?;
-        if buffer.filled().len() == before && upstream.was_cut() {
-            let words = "it ended without close_notify, so what it said last may be missing";
-            return Poll::Ready(Err(io::Error::new(io::ErrorKind::UnexpectedEof, words)));
+        ready!(Pin::new(&mut *self.upstream).poll_read(cx, buffer))?;
+        if buffer.filled().len() > before {
+            return Poll::Ready(Ok(()));
         }
-        Poll::Ready(Ok(()))
+        match self.upstream {
+            Leg::Tls(stream) if stream.was_cut() => {
+                let words = "it ended without close_notify, so what it said last may be missing";
+                Poll::Ready(Err(io::Error::new(io::ErrorKind::UnexpectedEof, words)))
+            }
+            // What the kernel has told the writer it does not tell the reader, who is shown an end.
+            Leg::Plain(_) => Poll::Ready(self.broken_by.take().map_or(Ok(()), Err)),
+            Leg::Tls(_) => Poll::Ready(Ok(())),
+        }
     }
 
     /// Reads the beginning of a session.
     fn poll_opening(&mut self, buffer: &mut ReadBuf<'_>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
-        if let Some(opening) = self.opening.as_mut().filter(|opening| opening.listens_only()) {
-            let read = Self::poll_uncut(self.upstream, buffer, cx);
+        if let Some(mut opening) = self.opening.take_if(|opening| opening.listens_only()) {
+            let read = self.poll_uncut(buffer, cx);
             opening.hear(buffer.filled().get(before..).unwrap_or_default());
             if opening.is_over() {
                 *self.cancellable = opening.cancellable().map(Box::new);
-                *self.opening = None;
+            } else {
+                *self.opening = Some(opening);
             }
             return read;
         }
@@ -200,7 +233,7 @@ impl Followed<'_> {
             }
             let mut bytes = [0; OPENING_READ];
             let mut chunk = ReadBuf::new(&mut bytes);
-            let read = Self::poll_uncut(self.upstream, &mut chunk, cx);
+            let read = self.poll_uncut(&mut chunk, cx);
             match read {
                 Poll::Ready(Ok(())) if chunk.filled().is_empty() => opening.end(),
                 Poll::Ready(Ok(())) => {
@@ -213,7 +246,7 @@ impl Followed<'_> {
             }
             *self.opening = Some(opening);
         }
-        Self::poll_uncut(self.upstream, buffer, cx)
+        self.poll_uncut(buffer, cx)
     }
 }
 
@@ -222,7 +255,7 @@ impl AsyncRead for Followed<'_> {
         let this = self.get_mut();
         let before = buffer.filled().len();
         match this.opening {
-            None => ready!(Self::poll_uncut(this.upstream, buffer, cx))?,
+            None => ready!(this.poll_uncut(buffer, cx))?,
             Some(_) => ready!(this.poll_opening(buffer, cx))?,
         }
         if let Some(boundary) = this.boundary {
@@ -230,16 +263,6 @@ impl AsyncRead for Followed<'_> {
         }
         Poll::Ready(Ok(()))
     }
-}
-
-fn client_lost(error: &io::Error) -> Ending {
-    let reason = match error.kind() {
-        kind if is_gone(kind) => Reason::ClientClosed,
-        // rustls could not make sense of a record.
-        io::ErrorKind::InvalidData => Reason::ProtocolViolation,
-        _ => Reason::IoError,
-    };
-    Ending::new(reason, format_args!("client: {error}"))
 }
 
 /// Whether the other side ended the connection, if not politely.

@@ -34,7 +34,7 @@ pub(super) struct Welcome {
 /// What has come of a node.
 #[derive(Debug)]
 pub(super) enum Settled {
-    Session(Welcome),
+    Session(Box<Welcome>),
     /// It will not do, and the client has not noticed.
     Elsewhere(Ready),
 }
@@ -44,7 +44,7 @@ pub(super) async fn settle(dialled: Dialled, candidates: &mut Candidates) -> Res
     let terms = &identified.terms;
     if terms.protocol != Protocol::Postgres {
         note_answer(&reached.place, terms);
-        return Ok(Settled::Session(Welcome { dialled, opening: None }));
+        return Ok(Settled::Session(Box::new(Welcome { dialled, opening: None })));
     }
     let hold = match terms.upstream.target {
         Target::Primary => Hold::Role,
@@ -53,7 +53,7 @@ pub(super) async fn settle(dialled: Dialled, candidates: &mut Candidates) -> Res
     };
     let opening = Box::new(Opening::of(&dialled, hold));
     if hold == Hold::Nothing {
-        return Ok(Settled::Session(Welcome { dialled, opening: Some(opening) }));
+        return Ok(Settled::Session(Box::new(Welcome { dialled, opening: Some(opening) })));
     }
     let mut audition = Audition { dialled, opening };
     let verdict = audition.hold(candidates.patience()).await;
@@ -68,7 +68,7 @@ pub(super) async fn settle(dialled: Dialled, candidates: &mut Candidates) -> Res
             }
             // It has had the first packet.
             let dialled = Dialled { identified, reached, first: Vec::new() };
-            Ok(Settled::Session(Welcome { dialled, opening: Some(opening) }))
+            Ok(Settled::Session(Box::new(Welcome { dialled, opening: Some(opening) })))
         }
         Verdict::Unfit(unfit, role) => {
             if role == Some(Role::Standby) {

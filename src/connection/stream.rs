@@ -155,8 +155,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin, S: Side> AsyncWrite for TlsStream<T, S> 
         let Self { socket, records, unsent, broken, .. } = this;
         with_sealed(|scratch| {
             let sealed = records.seal(plain, scratch);
-            // What the other side broke is the reason, whoever notices first.
-            let sealed = sealed.map_err(|error| broken.take().unwrap_or_else(|| io::Error::other(error)))?;
+            // What the other side broke is the reason, whoever notices first; and the reader shall be told too.
+            let sealed = sealed.map_err(|error| broken.as_ref().map_or_else(|| io::Error::other(error), repeat))?;
             unsent.send_or_hold(scratch.get(..sealed).unwrap_or_default(), socket, &mut 0, cx)?;
             Poll::Ready(Ok(plain.len()))
         })
@@ -176,6 +176,11 @@ impl<T: AsyncRead + AsyncWrite + Unpin, S: Side> AsyncWrite for TlsStream<T, S> 
         }
         Poll::Ready(Ok(()))
     }
+}
+
+/// The same error again, in words.
+fn repeat(error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), error.to_string())
 }
 
 /// Fills the reader's room first.

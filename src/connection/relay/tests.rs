@@ -1,12 +1,14 @@
 //! Whole sessions over sockets whose buffers are small: how they end, above all where they are told to.
 
+mod teardown;
+
 use std::sync::Arc;
 use std::time::Duration;
 
 use socket2::SockRef;
 use tokio::io::{AsyncReadExt as _, AsyncWrite as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
-use tokio::time::{Instant, pause, timeout};
+use tokio::time::{Instant, advance, pause, timeout};
 use tokio_rustls::{TlsConnector, client};
 
 use super::*;
@@ -28,6 +30,29 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// More than the client's socket takes, and no more than is read at once.
 const MUCH: usize = 60 << 10;
 
+/// Far more than any test takes: what waits for it shall fail.
+const LONG: Duration = Duration::from_secs(3600);
+
+fn relay(protocol: Protocol, client: ClientLeg, upstream: UpstreamLeg, half_close_timeout: Duration) -> Relay {
+    Relay {
+        client,
+        upstream,
+        upstream_tls: None,
+        protocol,
+        inbound: Flow::new(Vec::new()),
+        outbound: Flow::new(Vec::new()),
+        boundary: (protocol == Protocol::Postgres).then(Boundary::default),
+        opening: None,
+        cancellable: None,
+        first_end: None,
+        is_unheard: false,
+        broken_by: None,
+        shown_out: false,
+        clock: Clock::new(Limits { half_close_timeout, ..Limits::default() }),
+        _counted: Counted::alone(),
+    }
+}
+
 /// Both ends of a session, and what is between them.
 struct Session {
     client: TlsClient,
@@ -41,24 +66,7 @@ impl Session {
     async fn of(protocol: Protocol) -> Self {
         let (client, ours) = secured().await;
         let (upstream, inner) = UnixStream::pair().unwrap();
-        let never = Duration::from_secs(3600);
-        let limits = Limits { handshake_timeout: never, half_close_timeout: never, ..Limits::default() };
-        let relay = Relay {
-            client: ours,
-            upstream: Leg::Plain(Socket::Unix(inner)),
-            upstream_tls: None,
-            protocol,
-            inbound: Flow::new(Vec::new()),
-            outbound: Flow::new(Vec::new()),
-            boundary: (protocol == Protocol::Postgres).then(Boundary::default),
-            opening: None,
-            cancellable: None,
-            first_end: None,
-            is_unheard: false,
-            shown_out: false,
-            clock: Clock::new(limits),
-            _counted: Counted::alone(),
-        };
+        let relay = relay(protocol, ours, Leg::Plain(Socket::Unix(inner)), LONG);
         Self { client, relay, upstream }
     }
 
@@ -106,11 +114,15 @@ async fn heard_by(mut client: TlsClient) -> Vec<u8> {
     words
 }
 
-/// A client and our side of it, past the handshake.
-async fn secured() -> (TlsClient, ClientLeg) {
+async fn tcp_pair() -> (TcpStream, TcpStream) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let near = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-    let (far, _) = listener.accept().await.unwrap();
+    (near, listener.accept().await.unwrap().0)
+}
+
+/// A client and our side of it, past the handshake.
+async fn secured() -> (TlsClient, ClientLeg) {
+    let (near, far) = tcp_pair().await;
     // The kernel takes this for "as small as you have it".
     SockRef::from(&near).set_recv_buffer_size(1).unwrap();
     SockRef::from(&far).set_send_buffer_size(1).unwrap();
@@ -198,4 +210,123 @@ async fn a_client_that_reads_nothing_is_gone_within_a_second_and_its_upstream_at
     let begun = Instant::now();
     parting.say().await;
     assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
+}
+
+/// What a client hears of an upstream that ended like this, and whether close_notify was behind it.
+async fn heard_of(end: impl AsyncFnOnce(TcpStream)) -> (Vec<u8>, io::Result<usize>, Ending) {
+    let (mut client, ours) = secured().await;
+    let (near, far) = tcp_pair().await;
+    let mut relay = relay(Protocol::Redis, ours, Leg::Plain(Socket::Tcp(near)), LONG);
+    let presence = enter(&Arc::new(Register::default()));
+    let session = async {
+        let ending = relay.run(&presence, &mut Carried::default()).await;
+        relay.leave(ending.clone()).parting.say().await;
+        ending
+    };
+    let talk = async {
+        // Something is on its way to the upstream all the time.
+        client.write_all(&[7; 4]).await.unwrap();
+        end(far).await;
+        let mut words = Vec::new();
+        let _ = client.write_all(&[7; 4]).await;
+        let read = client.read_to_end(&mut words).await;
+        drop(client);
+        (words, read)
+    };
+    let (ending, (words, read)) = timeout(PATIENCE, async { tokio::join!(session, talk) }).await.unwrap();
+    (words, read, ending)
+}
+
+#[tokio::test]
+async fn what_an_upstream_said_before_it_reset_is_heard_and_no_close_notify() {
+    let (words, read, ending) = heard_of(async |mut upstream| {
+        upstream.write_all(b"half an ans").await.unwrap();
+        upstream.read_exact(&mut [0; 4]).await.unwrap();
+        SockRef::from(&upstream).set_linger(Some(Duration::ZERO)).unwrap();
+    })
+    .await;
+    assert_eq!(words, b"half an ans");
+    assert_eq!(read.unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+    assert_eq!(ending.reason, Reason::UpstreamClosed);
+    assert!(ending.detail.contains("reset"), "{}", ending.detail);
+}
+
+#[tokio::test]
+async fn an_upstream_that_ended_and_takes_no_more_has_ended() {
+    let (words, read, ending) = heard_of(async |mut upstream| {
+        upstream.write_all(b"+OK\r\n").await.unwrap();
+        upstream.shutdown().await.unwrap();
+        upstream.read_exact(&mut [0; 4]).await.unwrap();
+    })
+    .await;
+    assert_eq!((words.as_slice(), read.unwrap()), (&b"+OK\r\n"[..], 5));
+    assert_eq!(ending.reason, Reason::UpstreamClosed);
+}
+
+#[tokio::test]
+async fn a_reset_that_the_writer_hears_of_first_is_no_end() {
+    let (mut client, ours) = secured().await;
+    let (near, mut far) = tcp_pair().await;
+    let mut relay = relay(Protocol::Redis, ours, Leg::Plain(Socket::Tcp(near)), LONG);
+    far.write_all(b"half an ans").await.unwrap();
+    SockRef::from(&far).set_linger(Some(Duration::ZERO)).unwrap();
+    drop(far);
+    client.write_all(b"PING\r\n").await.unwrap();
+    client.flush().await.unwrap();
+    // The inbound flow is polled first, and takes the kernel's error with it.
+    let presence = enter(&Arc::new(Register::default()));
+    let mut carried = Carried::default();
+    let ending = timeout(PATIENCE, relay.run(&presence, &mut carried)).await.unwrap();
+    assert_eq!((ending.reason, carried.outbound), (Reason::UpstreamClosed, 11));
+    let parting = relay.leave(ending).parting;
+    assert!(matches!(parting, Parting::Cut(..)), "{parting:?}");
+}
+
+#[tokio::test]
+async fn a_client_that_heard_a_part_of_the_answer_until_the_half_close_ran_out_is_not_told_that_it_was_all() {
+    let (mut client, ours) = secured().await;
+    let (near, mut far) = tcp_pair().await;
+    let mut relay = relay(Protocol::Redis, ours, Leg::Plain(Socket::Tcp(near)), Duration::from_millis(50));
+    let presence = enter(&Arc::new(Register::default()));
+    let session = async {
+        let ending = relay.run(&presence, &mut Carried::default()).await;
+        let reason = ending.reason;
+        relay.leave(ending).parting.say().await;
+        reason
+    };
+    let talk = async {
+        client.shutdown().await.unwrap();
+        far.write_all(b"half an ans").await.unwrap();
+        let mut words = Vec::new();
+        let read = client.read_to_end(&mut words).await;
+        drop(client);
+        (words, read.unwrap_err().kind())
+    };
+    let (reason, (words, error)) = timeout(PATIENCE, async { tokio::join!(session, talk) }).await.unwrap();
+    assert_eq!((words.as_slice(), error), (&b"half an ans"[..], io::ErrorKind::UnexpectedEof));
+    assert_eq!(reason, Reason::HalfCloseTimeout);
+}
+
+#[tokio::test]
+async fn nothing_ends_a_session_that_is_silent_for_days_and_then_each_side_is_heard() {
+    let Session { mut client, relay: mut between, mut upstream } = Session::of(Protocol::Redis).await;
+    pause();
+    let presence = enter(&Arc::new(Register::default()));
+    let mut carried = Carried::default();
+    let wait = async {
+        for day in 0..30_u8 {
+            advance(Duration::from_secs(86_400)).await;
+            upstream.write_all(&[day]).await.unwrap();
+            assert_eq!(client.read_u8().await.unwrap(), day);
+            client.write_all(&[day]).await.unwrap();
+            client.flush().await.unwrap();
+            assert_eq!(upstream.read_u8().await.unwrap(), day);
+        }
+    };
+    tokio::select! {
+        ending = between.run(&presence, &mut carried) => panic!("it ended: {ending:?}"),
+        () = wait => {}
+    }
+    assert_eq!((carried.inbound, carried.outbound), (30, 30));
+    assert!(between.outbound.held().is_empty() && between.inbound.held().is_empty());
 }

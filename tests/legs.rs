@@ -1,0 +1,453 @@
+//! Sessions over every combination of legs, with TLS and without: how they end, what arrives, what they cost.
+
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustls::{ClientConnection, ServerConfig, ServerConnection, StreamOwned};
+
+use crate::harness::client::reset;
+use crate::harness::{Event, PATIENCE, Portcullis, Redis, Site, eventually, program, wire};
+
+const MIB: usize = 1 << 20;
+
+/// Bytes that differ all along.
+fn pattern(length: usize) -> Vec<u8> {
+    (0..length).map(|place| place.to_le_bytes()[place % 3] ^ 0x5a).collect()
+}
+
+/// The listeners, one for each kind of client.
+const CLIENTS: [&str; 3] = ["secured", "plain", "socket"];
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Tcp,
+    Unix,
+    Tls,
+}
+
+const UPSTREAMS: [Kind; 3] = [Kind::Tcp, Kind::Unix, Kind::Tls];
+
+/// An end of a session, outside Portcullis.
+enum Wire {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+    Client(Box<StreamOwned<ClientConnection, TcpStream>>),
+    Server(Box<StreamOwned<ServerConnection, TcpStream>>),
+}
+
+impl Wire {
+    /// Has no more to say, and goes on listening.
+    fn finish(&mut self) {
+        match self {
+            Self::Tcp(stream) => stream.shutdown(Shutdown::Write).unwrap(),
+            Self::Unix(stream) => stream.shutdown(Shutdown::Write).unwrap(),
+            Self::Client(stream) => {
+                stream.conn.send_close_notify();
+                stream.flush().unwrap();
+            }
+            Self::Server(stream) => {
+                stream.conn.send_close_notify();
+                stream.flush().unwrap();
+                stream.sock.shutdown(Shutdown::Write).unwrap();
+            }
+        }
+    }
+
+    /// Ends with an RST, where there is such a thing.
+    fn reset(self) {
+        match self {
+            Self::Unix(_) => {}
+            Self::Tcp(stream) => reset(stream),
+            Self::Client(stream) => reset(stream.sock),
+            Self::Server(stream) => reset(stream.sock),
+        }
+    }
+
+    fn read_all(&mut self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        self.read_to_end(&mut bytes).unwrap();
+        bytes
+    }
+}
+
+impl Read for Wire {
+    fn read(&mut self, room: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Tcp(stream) => stream.read(room),
+            Self::Unix(stream) => stream.read(room),
+            Self::Client(stream) => stream.read(room),
+            Self::Server(stream) => stream.read(room),
+        }
+    }
+}
+
+impl Write for Wire {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Tcp(stream) => stream.write(bytes),
+            Self::Unix(stream) => stream.write(bytes),
+            Self::Client(stream) => stream.write(bytes),
+            Self::Server(stream) => stream.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Self::Tcp(stream) => stream.flush(),
+            Self::Unix(stream) => stream.flush(),
+            Self::Client(stream) => stream.flush(),
+            Self::Server(stream) => stream.flush(),
+        }
+    }
+}
+
+/// An upstream of this kind in a site, with a thread for each connection. Returns its lines of `[listener.upstream]`.
+fn upstream(site: &Site, kind: Kind, serve: impl Fn(Wire) + Send + Sync + 'static) -> String {
+    let serve = Arc::new(serve);
+    if kind == Kind::Unix {
+        let path = site.path("upstream.sock");
+        let listener = UnixListener::bind(&path).unwrap();
+        thread::spawn(move || {
+            for stream in listener.incoming().map_while(Result::ok) {
+                let serve = Arc::clone(&serve);
+                thread::spawn(move || serve(Wire::Unix(stream)));
+            }
+        });
+        return format!("address = \"unix:{}\"", path.display());
+    }
+    let own = site.server();
+    let config = ServerConfig::builder().with_no_client_auth().with_single_cert(own.path(), own.key_der()).unwrap();
+    let config = Arc::new(config);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = format!("address = \"{}\"", listener.local_addr().unwrap());
+    thread::spawn(move || {
+        for stream in listener.incoming().map_while(Result::ok) {
+            let (serve, config) = (Arc::clone(&serve), Arc::clone(&config));
+            thread::spawn(move || match kind {
+                Kind::Tls => {
+                    let mut stream = StreamOwned::new(ServerConnection::new(config).unwrap(), stream);
+                    // The client may be gone already.
+                    if stream.conn.complete_io(&mut stream.sock).is_ok() {
+                        serve(Wire::Server(Box::new(stream)));
+                    }
+                }
+                Kind::Tcp | Kind::Unix => serve(Wire::Tcp(stream)),
+            });
+        }
+    });
+    match kind {
+        Kind::Tls => format!("{address}\ntls = \"verify-full\"\nca = \"ca.crt\""),
+        Kind::Tcp | Kind::Unix => address,
+    }
+}
+
+/// A listener for each kind of client, before this upstream.
+fn listeners(protocol: &str, upstream: &str, limits: &str) -> String {
+    let secured = "tls.certificates = [{ cert = \"server.crt\", key = \"server.key\" }]";
+    let ways = [("127.0.0.1:0", secured), ("127.0.0.1:0", "tls = \"off\""), ("unix:portcullis.sock", "tls = \"off\"")];
+    let listener = |(name, (listen, tls)): (&str, (&str, &str))| {
+        let trusted = if listen.starts_with("unix") { "" } else { "trusted_sources = [\"127.0.0.1\"]" };
+        format!(
+            "[[listener]]\nname = \"{name}\"\nprotocol = \"{protocol}\"\nlisten = \"{listen}\"\n{trusted}\n{tls}\n\
+             [listener.upstream]\n{upstream}\n[listener.limits]\n{limits}\n"
+        )
+    };
+    CLIENTS.into_iter().zip(ways).map(listener).collect()
+}
+
+fn before(kind: Kind, limits: &str, serve: impl Fn(Wire) + Send + Sync + 'static) -> Portcullis {
+    let site = Site::new();
+    let upstream = upstream(&site, kind, serve);
+    let portcullis = Portcullis::start(site, listeners("tcp", &upstream, limits));
+    portcullis.event("ready", |event| event.is("ready") && event.0["listener"] == "socket");
+    portcullis
+}
+
+fn client(portcullis: &Portcullis, name: &str) -> Wire {
+    match name {
+        "socket" => {
+            let stream = UnixStream::connect(portcullis.site.path("portcullis.sock")).unwrap();
+            stream.set_read_timeout(Some(PATIENCE)).unwrap();
+            stream.set_write_timeout(Some(PATIENCE)).unwrap();
+            Wire::Unix(stream)
+        }
+        "plain" => Wire::Tcp(portcullis.client_of(name).dial()),
+        _ => Wire::Client(Box::new(portcullis.client_of(name).connect().stream)),
+    }
+}
+
+/// How the only session since then ended.
+fn closed(portcullis: &Portcullis, seen: usize) -> Event {
+    portcullis.event_after(seen, "the end of the session", |event| event.is("connection.closed"))
+}
+
+/// Does something for every combination of legs.
+fn for_all(
+    limits: &str,
+    serve: impl Fn(Wire) + Send + Sync + Clone + 'static,
+    test: impl Fn(&Portcullis, Kind, &str) + Sync,
+) {
+    thread::scope(|scope| {
+        for kind in UPSTREAMS {
+            let (serve, test) = (serve.clone(), &test);
+            scope.spawn(move || {
+                let portcullis = before(kind, limits, serve);
+                for name in CLIENTS {
+                    eprintln!("{name} client, {kind:?} upstream");
+                    test(&portcullis, kind, name);
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn a_client_that_ends_its_side_gets_the_whole_answer_over_any_legs() {
+    let answer = Arc::new(pattern(64 * MIB));
+    let said = Arc::clone(&answer);
+    let serve = move |mut stream: Wire| {
+        let question = stream.read_all();
+        let size: usize = String::from_utf8(question).unwrap().parse().unwrap();
+        stream.write_all(&said[..size]).unwrap();
+        stream.finish();
+    };
+    for_all("", serve, |portcullis, kind, name| {
+        let size = if (kind, name) == (Kind::Tls, "secured") { 64 * MIB } else { 4 * MIB };
+        let seen = portcullis.seen();
+        let mut client = client(portcullis, name);
+        let question = size.to_string();
+        client.write_all(question.as_bytes()).unwrap();
+        client.finish();
+        assert!(client.read_all() == answer[..size], "not the answer");
+        drop(client);
+        let closed = closed(portcullis, seen);
+        assert_eq!(closed.reason(), "client_closed");
+        assert_eq!((closed.number("bytes_in"), closed.number("bytes_out")), (question.len() as u64, size as u64));
+    });
+}
+
+#[test]
+fn an_upstream_that_ends_its_side_hears_the_client_out_over_any_legs() {
+    let serve = |mut stream: Wire| {
+        stream.write_all(b"go on").unwrap();
+        stream.finish();
+        // What is wrong here shows in the count.
+        stream.read_all();
+    };
+    for_all("", serve, |portcullis, _, name| {
+        let seen = portcullis.seen();
+        let mut client = client(portcullis, name);
+        assert_eq!(client.read_all(), b"go on");
+        client.write_all(&pattern(2 * MIB)).unwrap();
+        client.finish();
+        let closed = closed(portcullis, seen);
+        assert_eq!(closed.reason(), "upstream_closed");
+        assert_eq!((closed.number("bytes_in"), closed.number("bytes_out")), (2 * MIB as u64, 5));
+    });
+}
+
+#[test]
+fn a_half_closed_session_ends_in_silence_and_not_before_over_any_legs() {
+    let serve = |mut stream: Wire| {
+        stream.read_all();
+        // Longer in all than the silence may last.
+        for _ in 0..6 {
+            thread::sleep(Duration::from_millis(200));
+            stream.write_all(b"more").unwrap();
+        }
+        // Says no more, and stays for longer than anybody waits.
+        thread::sleep(PATIENCE);
+    };
+    for_all("half_close_timeout = \"600ms\"", serve, |portcullis, _, name| {
+        let seen = portcullis.seen();
+        let begun = Instant::now();
+        let mut client = client(portcullis, name);
+        client.finish();
+        let mut heard = vec![0; 24];
+        client.read_exact(&mut heard).unwrap();
+        assert_eq!(heard, b"more".repeat(6));
+        let closed = closed(portcullis, seen);
+        assert_eq!(closed.reason(), "half_close_timeout");
+        assert!(begun.elapsed() >= Duration::from_millis(1800), "{:?}", begun.elapsed());
+    });
+}
+
+#[test]
+fn what_an_upstream_said_before_it_was_cut_off_arrives_and_tls_says_that_it_was_cut() {
+    let serve = |mut stream: Wire| {
+        wire::read_exactly(&mut stream, 1);
+        stream.write_all(&pattern(3 * MIB)).unwrap();
+        // No close_notify.
+    };
+    let portcullis = before(Kind::Tls, "", serve);
+    for name in CLIENTS {
+        let seen = portcullis.seen();
+        let mut client = client(&portcullis, name);
+        client.write_all(b"?").unwrap();
+        let mut heard = Vec::new();
+        let end = client.read_to_end(&mut heard);
+        assert!(heard == pattern(3 * MIB), "{name}: {} bytes", heard.len());
+        match name {
+            "secured" => assert_eq!(end.unwrap_err().kind(), ErrorKind::UnexpectedEof),
+            _ => drop(end.unwrap()),
+        }
+        drop(client);
+        let closed = closed(&portcullis, seen);
+        assert_eq!((closed.reason(), closed.number("bytes_out")), ("upstream_closed", 3 * MIB as u64));
+        assert!(closed.text("detail").contains("close_notify"), "{}", closed.0);
+    }
+}
+
+#[test]
+fn whoever_goes_however_nothing_of_a_session_is_left() {
+    // The upstream does as it is told.
+    let serve = |mut stream: Wire| {
+        let mut word = [0];
+        while stream.read_exact(&mut word).is_ok() {
+            match &word {
+                b"r" => return stream.reset(),
+                b"c" => return,
+                b"f" => stream.finish(),
+                b"m" => drop(stream.write_all(&pattern(100_000))),
+                _ => drop(stream.write_all(&word)),
+            }
+        }
+    };
+    for_all("", serve, |portcullis, kind, name| {
+        let mut warm = client(portcullis, name);
+        warm.write_all(b"e").unwrap();
+        wire::read_exactly(&mut warm, 1);
+        portcullis.event("it is in", |event| event.is("connection.opened") && event.0["listener"] == name);
+        let (files, seen) = (portcullis.open_files(), portcullis.seen());
+        let orders: [&[u8]; 8] = [b"e", b"r", b"c", b"f", b"mr", b"mc", b"mfr", b"mfc"];
+        for orders in orders {
+            for way in 0..4 {
+                let mut client = client(portcullis, name);
+                let _ = client.write_all(orders);
+                match way {
+                    0 => client.reset(),
+                    1 => drop(client),
+                    2 => {
+                        client.finish();
+                        client.reset();
+                    }
+                    _ => {
+                        client.finish();
+                        let _ = client.read_to_end(&mut Vec::new());
+                    }
+                }
+            }
+        }
+        let of = |what: &str| portcullis.events()[seen..].iter().filter(|event| event.is(what)).count();
+        eventually("every session ends", || (of("connection.closed") + of("connection.denied") == 32).then_some(()));
+        eventually("its files are closed", || (portcullis.open_files() <= files).then_some(()));
+        for event in portcullis.events()[seen..].iter().filter(|event| event.is("connection.closed")) {
+            assert!(matches!(event.reason(), "client_closed" | "upstream_closed"), "{name} {kind:?}: {}", event.0);
+        }
+        assert_eq!(of("connection.opened"), of("connection.closed"));
+        warm.write_all(b"e").unwrap();
+        wire::read_exactly(&mut warm, 1);
+    });
+}
+
+#[test]
+fn a_slow_reader_costs_little_memory_over_any_legs() {
+    /// In KiB. One reading of 64 KiB, held or sealed; the rest is for the allocator and the log.
+    const MOST: u64 = 384;
+    let serve = |mut stream: Wire| {
+        wire::read_exactly(&mut stream, 1);
+        let piece = pattern(MIB);
+        while stream.write_all(&piece).is_ok() {}
+    };
+    for_all("", serve, |portcullis, kind, name| {
+        // Another has had such an answer before, so that all the code and the worker's buffers are there.
+        let mut earlier = client(portcullis, name);
+        earlier.write_all(b"?").unwrap();
+        wire::read_exactly(&mut earlier, 8 * MIB);
+        let seen = portcullis.seen();
+        earlier.reset();
+        closed(portcullis, seen);
+        let before = portcullis.own_memory();
+        let mut client = client(portcullis, name);
+        client.write_all(b"?").unwrap();
+        wire::read_exactly(&mut client, 1);
+        // Nothing moves any more when it has used no time for a while.
+        let mut last = portcullis.cpu_ticks();
+        eventually("everybody waits", || {
+            thread::sleep(Duration::from_millis(100));
+            let now = portcullis.cpu_ticks();
+            (std::mem::replace(&mut last, now) == now).then_some(())
+        });
+        let grown = portcullis.own_memory().saturating_sub(before);
+        assert!(grown <= MOST, "{name} client, {kind:?} upstream: {grown} KiB more");
+    });
+}
+
+/// A Redis that speaks TLS only.
+fn redis_in_tls(site: &Site) -> (program::Running, u16) {
+    program::serve("Ready to accept connections", |port| {
+        let mut command = program::command("redis-server");
+        command.args(["--port", "0", "--tls-port", &port.to_string(), "--bind", "127.0.0.1", "--save", ""]);
+        command.args(["--tls-cert-file", "server.crt", "--tls-key-file", "server.key", "--tls-ca-cert-file", "ca.crt"]);
+        command.args(["--tls-auth-clients", "no", "--dir"]).arg(site.directory()).current_dir(site.directory());
+        command
+    })
+}
+
+#[test]
+fn those_who_wait_for_redis_in_tls_stay_over_reloads() {
+    let site = Site::new();
+    let (_redis, port) = redis_in_tls(&site);
+    let upstream = format!("address = \"127.0.0.1:{port}\"\ntls = \"verify-full\"\nca = \"ca.crt\"");
+    let portcullis = Portcullis::start(site, listeners("redis", &upstream, ""));
+    portcullis.event("ready", |event| event.is("ready") && event.0["listener"] == "socket");
+    for name in CLIENTS {
+        let ask = |question: &[u8], answer: &[u8]| {
+            let mut client = client(&portcullis, name);
+            client.write_all(question).unwrap();
+            assert_eq!(
+                wire::read_exactly(&mut client, answer.len()).escape_ascii().to_string(),
+                answer.escape_ascii().to_string()
+            );
+            client
+        };
+        let mut blocked = ask(b"PING\r\nBLPOP queue 0\r\n", b"+PONG\r\n");
+        let mut subscribed = ask(b"SUBSCRIBE news\r\n", b"*3\r\n$9\r\nsubscribe\r\n$4\r\nnews\r\n:1\r\n");
+        let mut monitoring = ask(b"MONITOR\r\n", b"+OK\r\n");
+        for round in 0..2 {
+            let level = if round == 0 { "debug" } else { "info" };
+            let config = format!("[log]\nlevel = \"{level}\"\n{}", listeners("redis", &upstream, ""));
+            assert!(portcullis.reconfigure(config).is("reload.applied"));
+        }
+        drop(ask(b"PUBLISH news hello\r\n", b":1\r\n"));
+        let message = b"*3\r\n$7\r\nmessage\r\n$4\r\nnews\r\n$5\r\nhello\r\n";
+        assert_eq!(wire::read_exactly(&mut subscribed, message.len()), message);
+        drop(ask(b"RPUSH queue job\r\n", b":1\r\n"));
+        let popped = b"*2\r\n$5\r\nqueue\r\n$3\r\njob\r\n";
+        assert_eq!(wire::read_exactly(&mut blocked, popped.len()), popped);
+        let seen = String::from_utf8(wire::read_exactly(&mut monitoring, 20)).unwrap();
+        assert!(seen.starts_with('+'), "{seen}");
+    }
+    assert!(!portcullis.events().iter().any(|event| event.is("session.revoked")));
+}
+
+#[test]
+fn a_pipeline_and_then_the_end_is_answered_to_the_last_word() {
+    let redis = Redis::start();
+    for upstream in [format!("address = \"{redis}\""), format!("address = \"unix:{}\"", redis.socket().display())] {
+        let portcullis = Portcullis::start(Site::new(), listeners("redis", &upstream, ""));
+        portcullis.event("ready", |event| event.is("ready") && event.0["listener"] == "socket");
+        for name in CLIENTS {
+            let mut client = client(&portcullis, name);
+            client.write_all(&b"PING\r\n".repeat(100)).unwrap();
+            client.write_all(b"QUIT\r\n").unwrap();
+            client.finish();
+            let answers = client.read_all();
+            assert_eq!(answers, [b"+PONG\r\n".repeat(100), b"+OK\r\n".to_vec()].concat(), "{name}");
+        }
+    }
+}
