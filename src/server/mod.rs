@@ -275,15 +275,16 @@ impl Server {
     async fn drain(mut self, stop: &mut Stop) {
         notify::stopping();
         self.admin.close().await;
-        tokio::select! {
-            () = self.listeners.close() => {}
-            () = stop.next() => {}
-        }
+        let patient = tokio::select! {
+            () = self.listeners.close() => true,
+            () = stop.next() => false,
+        };
         let patience = self.published.borrow().config.drain;
         info!("stopping; connections that are open have {patience:?} to end: {}", self.register.count());
         let ended = tokio::select! {
-            ended = timeout(patience, self.register.emptied()) => ended.is_ok(),
-            () = stop.next() => false,
+            ended = timeout(patience, self.register.emptied()), if patient => ended.is_ok(),
+            () = stop.next(), if patient => false,
+            else => false,
         };
         if !ended {
             self.register.end_all(Reason::Shutdown);
