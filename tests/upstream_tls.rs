@@ -19,7 +19,7 @@ use crate::harness::program::{Running, command, run, serve};
 use crate::harness::upstream::{Secured, showing};
 use crate::harness::wire::{PROTOCOL_3_0, SSL_REQUEST, error_response, read_exactly, startup};
 use crate::harness::{
-    Authority, Leaf, Listener, PATIENCE, Portcullis, Postgres, Redis, Request, Site, Upstream, eventually,
+    Authority, Event, Leaf, Listener, PATIENCE, Portcullis, Postgres, Redis, Request, Site, Upstream, eventually,
 };
 use crate::postgres::{conninfo, psql};
 use crate::reload::{ON_CHANGE, ON_SIGHUP};
@@ -35,7 +35,9 @@ fn ping(portcullis: &Portcullis, listener: &str) -> Result<(), String> {
         return Ok(());
     }
     assert!(said.starts_with(b"-ERR the database behind this proxy"), "{}", said.escape_ascii());
-    let ending = portcullis.ending(client.port());
+    // Two listeners may see the same port of a client, one after the other.
+    let ends = |event: &Event| event.ends(client.port()) && event.text("listener") == listener;
+    let ending = portcullis.event("the end of the connection", ends);
     assert_eq!(ending.reason(), "upstream_tls_failed", "{}", ending.0);
     Err(ending.text("detail").to_owned())
 }
