@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use tokio::runtime::Runtime;
 
 use crate::harness::postgres::client;
-use crate::harness::program::{free_port, run};
+use crate::harness::program::{Running, free_port, run};
 use crate::harness::wire::{PROTOCOL_3_0, error_response, startup};
 use crate::harness::{Authority, Event, Listener, Portcullis, Postgres, Request, Site, Upstream, eventually};
 use crate::nodes::{addresses, config, said, upstreams};
@@ -189,6 +189,49 @@ fn a_switch_over_under_load_costs_no_client_an_error() {
     assert!(!result.stderr.contains("FATAL") && !result.stderr.contains("error"), "{}", result.stderr);
     assert!(result.success().contains("number of failed transactions: 0"), "some failed");
     assert!(!portcullis.events().iter().any(|event| event.is("connection.denied")));
+}
+
+/// pgbench with a connection for each transaction.
+fn load(portcullis: &Portcullis, seconds: &str) -> Command {
+    let script = portcullis.site.path("load.sql");
+    std::fs::write(&script, "select pg_sleep(0.002);\n").unwrap();
+    let mut pgbench = client("pgbench");
+    pgbench.args(["-n", "-C", "-c", "4", "-T", seconds, "-d", &conninfo(portcullis), "-f"]).arg(script);
+    pgbench
+}
+
+#[test]
+fn a_server_that_is_killed_and_started_again_under_load_is_noticed_by_who_was_there_and_nobody_else() {
+    let (mut first, second) = (Postgres::start(), Postgres::start());
+    let portcullis = before(&addresses(&[&first, &second]));
+    let at = |server: &dyn Display| {
+        let server = server.to_string();
+        move |event: &Event| event.is("connection.opened") && event.text("upstream") == server
+    };
+    let mut pgbench = load(&portcullis, "4");
+    let meanwhile = thread::spawn(move || run(&mut pgbench));
+    portcullis.event("the load", at(&first));
+    let seen = portcullis.seen();
+    first.signal("QUIT");
+    first.ends();
+    // One whose session was there has lost it; who comes again is at the other.
+    let _ = meanwhile.join().unwrap();
+    let said = run(&mut load(&portcullis, "1"));
+    assert!(!said.stderr.contains("error"), "{}", said.stderr);
+    portcullis.event_after(seen, "a session at the second", at(&second));
+
+    let mut pgbench = load(&portcullis, "600");
+    let mut running = Running::start(&mut pgbench);
+    let seen = portcullis.seen();
+    first.start_again();
+    portcullis.event_after(seen, "a session at the first", at(&first));
+    // Before the load is interrupted: then it hangs up on whom it is about to meet.
+    let events = portcullis.events();
+    running.signal("INT");
+    running.exit_code();
+    assert!(!events.iter().any(|event| event.is("connection.denied")));
+    let lost = |event: &&Event| event.is("connection.closed") && event.reason() == "upstream_closed";
+    assert_eq!(events.iter().skip(seen).filter(lost).count(), 0, "a session was lost after the first came back");
 }
 
 #[test]
