@@ -230,7 +230,8 @@ fn a_server_that_is_killed_and_started_again_under_load_is_noticed_by_who_was_th
     running.signal("INT");
     running.exit_code();
     assert!(!events.iter().any(|event| event.is("connection.denied")));
-    let lost = |event: &&Event| event.is("connection.closed") && event.reason() == "upstream_closed";
+    // A server may hear the client's goodbye and end first; then there is nothing more to tell.
+    let lost = |event: &&Event| event.is("connection.closed") && event.0["detail"].is_string();
     assert_eq!(events.iter().skip(seen).filter(lost).count(), 0, "a session was lost after the first came back");
 }
 
