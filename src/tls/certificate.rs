@@ -105,6 +105,12 @@ impl Certificate {
         self.ca || (self.version != 3 && self.self_signed)
     }
 
+    /// Whether it is a CA's that may not issue for every name, or nobody can tell.
+    pub fn is_constrained(der: &CertificateDer<'_>) -> bool {
+        X509Certificate::from_der(der)
+            .map_or(true, |(_, certificate)| !matches!(certificate.name_constraints(), Ok(None)))
+    }
+
     /// The first moment after its validity, whose last second belongs to it.
     pub fn end(&self) -> OffsetDateTime {
         self.not_after.saturating_add(Duration::SECOND)
