@@ -3,8 +3,8 @@
 
 use std::fs::{self, File, Permissions};
 use std::io;
-use std::os::fd::OwnedFd;
-use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _, chown};
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _, chown};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
@@ -56,6 +56,9 @@ impl Place {
     fn of(path: &Path) -> io::Result<Self> {
         let file = fs::symlink_metadata(path).map_err(|error| because(&error, "cannot be looked at"))?;
         let place = Self { path: path.to_owned(), device: file.dev(), inode: file.ino() };
+        if !file.file_type().is_socket() {
+            return Err(taken());
+        }
         if file.mode() & 0o077 != 0 {
             let mode = file.mode() & 0o777;
             let why = format!("has the mode {mode:o} on this file system, and would be open to others");
@@ -70,12 +73,23 @@ impl Place {
     /// In words that fit behind the path.
     pub fn open_to(&self, access: Access) -> io::Result<()> {
         let Access { mode, owner, group } = access;
+        let file = self.hold()?;
+        let itself = format!("/proc/self/fd/{}", file.as_raw_fd());
         if owner.is_some() || group.is_some() {
-            chown(&self.path, owner, group).map_err(|error| because(&error, "cannot be given to its owner"))?;
+            chown(&itself, owner, group).map_err(|error| because(&error, "cannot be given to its owner"))?;
         }
         // Behind the owner: the mode never opens it to one who should not have it.
         let permissions = Permissions::from_mode(mode);
-        fs::set_permissions(&self.path, permissions).map_err(|error| because(&error, "cannot be given its mode"))
+        fs::set_permissions(&itself, permissions).map_err(|error| because(&error, "cannot be given its mode"))
+    }
+
+    /// The file itself, whatever comes into its place. Its directory may be somebody else's, who could put a link there
+    /// and so have any file that we may change.
+    fn hold(&self) -> io::Result<File> {
+        let file = File::options().read(true).custom_flags(libc::O_PATH | libc::O_NOFOLLOW).open(&self.path);
+        let file = file.map_err(|error| because(&error, "cannot be looked at"))?;
+        let facts = file.metadata().map_err(|error| because(&error, "cannot be looked at"))?;
+        if (facts.dev(), facts.ino()) == (self.device, self.inode) { Ok(file) } else { Err(taken()) }
     }
 
     /// Whether it is the file at `path`.
@@ -162,6 +176,10 @@ fn cannot_bind(path: &Path, error: &io::Error) -> io::Error {
     }
 }
 
+fn taken() -> io::Error {
+    io::Error::other("has been replaced by another file")
+}
+
 fn because(error: &io::Error, what: &str) -> io::Error {
     io::Error::new(error.kind(), format!("{what}: {error}"))
 }
@@ -194,5 +212,21 @@ mod tests {
         assert_eq!(mode(&path), 0o600);
         drop(place);
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn what_has_come_into_its_place_keeps_its_mode() {
+        let directory = tempfile::tempdir().unwrap();
+        let (path, secret) = (directory.path().join("a.sock"), directory.path().join("key.pem"));
+        fs::write(&secret, "secret").unwrap();
+        fs::set_permissions(&secret, Permissions::from_mode(0o600)).unwrap();
+        let (place, _socket) = listen(&path, Access::PRIVATE, 1).unwrap();
+        fs::remove_file(&path).unwrap();
+        std::os::unix::fs::symlink(&secret, &path).unwrap();
+        let error = place.open_to(Access { mode: 0o666, ..Access::PRIVATE }).unwrap_err();
+        assert_eq!(error.to_string(), "has been replaced by another file");
+        assert_eq!(mode(&secret), 0o600);
+        drop(place);
+        assert!(secret.exists() && path.is_symlink());
     }
 }

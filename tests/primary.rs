@@ -148,6 +148,21 @@ fn two_that_were_both_standbys_are_asked_in_turns() {
     assert_eq!((one.connections(), other.connections(), primary.connections()), (1, 1, 2));
 }
 
+#[test]
+fn who_gives_no_password_is_not_waited_for_any_longer_than_a_session_may_be_silent() {
+    let primary = Upstream::new(|stream| asks_and_is(stream, "off"));
+    let listener = Listener::postgres("UPSTREAM").limit("idle_timeout = \"300ms\"");
+    let portcullis = Portcullis::start(Site::new(), config(&listener, &target(&[&primary])));
+    let mut client = portcullis.client().asking_first().connect();
+    client.send(&startup(PROTOCOL_3_0, &[("user", "app")]));
+    assert_eq!(client.receive(CLEARTEXT.len()), CLEARTEXT);
+    let mut rest = Vec::new();
+    client.stream.read_to_end(&mut rest).unwrap();
+    assert!(String::from_utf8_lossy(&rest).contains("C57P01"), "{rest:?}");
+    let denied = portcullis.event("the end", |event| event.is("connection.denied"));
+    assert_eq!(denied.reason(), "idle_timeout");
+}
+
 const CLEARTEXT: &[u8] = b"R\0\0\0\x08\0\0\0\x03";
 
 /// A server that asks for a password and then says whether it is in hot standby.

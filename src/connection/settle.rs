@@ -12,7 +12,7 @@ use std::io;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::dial::{Candidates, Dialled, Unfit, note_answer, note_role, refused_late, silent};
 use super::hear::Ready;
@@ -21,7 +21,7 @@ use super::opening::Opening;
 use super::part::Leave;
 use crate::outcome::{Ending, Reason};
 use crate::protocol::overture::{Hold, QUESTION, Role, Stage};
-use crate::protocol::{Protocol, Target, postgres};
+use crate::protocol::{Protocol, Target, goodbye, postgres};
 
 /// A client and an upstream that will do.
 #[derive(Debug)]
@@ -85,6 +85,9 @@ pub(super) async fn settle(dialled: Dialled, candidates: &mut Candidates) -> Res
             Err(Leave::with_words(ending, identified.client, postgres::come_again()))
         }
         Verdict::ClientLost(error) => Err(Ending::new(Reason::ClientClosed, error).into()),
+        Verdict::Silence => {
+            Err(Leave::with_words(Reason::IdleTimeout, identified.client, goodbye(Reason::IdleTimeout)))
+        }
     }
 }
 
@@ -99,6 +102,8 @@ enum Verdict {
     Chosen(Option<Role>),
     Unfit(Unfit, Option<Role>),
     ClientLost(io::Error),
+    /// The client was asked for something, and nothing was said for as long as a session may be silent.
+    Silence,
 }
 
 impl Audition {
@@ -111,7 +116,10 @@ impl Audition {
         loop {
             let verdict = match self.opening.asks_client() {
                 // The client takes its time, and the server gives it one.
-                true => self.go_on().await,
+                true => match self.dialled.identified.terms.limits.idle_timeout {
+                    Some(limit) => timeout(limit, self.go_on()).await.unwrap_or(Some(Verdict::Silence)),
+                    None => self.go_on().await,
+                },
                 false => timeout_at(deadline, self.go_on()).await.unwrap_or_else(|_| Some(mute(HANGS))),
             };
             if let Some(verdict) = verdict {

@@ -99,6 +99,18 @@ impl Certificate {
             .chain([ClientName::Sha256(&self.sha256)])
     }
 
+    /// Whether it can be the anchor of others. Of an anchor webpki asks nothing but its name and key, so that the holder of any
+    /// certificate that is one could issue more. Before version 3 there was no word for it, and roots say nothing.
+    pub fn may_issue(&self) -> bool {
+        self.ca || (self.version != 3 && self.self_signed)
+    }
+
+    /// Whether it is a CA's that may not issue for every name, or nobody can tell.
+    pub fn is_constrained(der: &CertificateDer<'_>) -> bool {
+        X509Certificate::from_der(der)
+            .map_or(true, |(_, certificate)| !matches!(certificate.name_constraints(), Ok(None)))
+    }
+
     /// The first moment after its validity, whose last second belongs to it.
     pub fn end(&self) -> OffsetDateTime {
         self.not_after.saturating_add(Duration::SECOND)

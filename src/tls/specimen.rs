@@ -40,6 +40,11 @@ impl Authority {
         Self(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
     }
 
+    /// One with this certificate, whether that lets it be one or not.
+    pub(crate) fn alone(params: &CertificateParams) -> Self {
+        Self(CertifiedIssuer::self_signed(params.clone(), KeyPair::generate().unwrap()).unwrap())
+    }
+
     /// An authority below this one.
     pub(crate) fn intermediate(&self, name: &str) -> Self {
         Self(CertifiedIssuer::signed_by(authority_params(name), KeyPair::generate().unwrap(), &self.0).unwrap())

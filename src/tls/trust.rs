@@ -143,12 +143,13 @@ impl Evidence<'_> {
 
 #[cfg(test)]
 mod tests {
+    use rcgen::{CertificateParams, IsCa};
     use time::Duration;
 
     use super::*;
     use crate::policy::CrlExpired;
     use crate::tls::Crl;
-    use crate::tls::specimen::{Authority, revoking};
+    use crate::tls::specimen::{Authority, named, revoking};
 
     const NOW: OffsetDateTime = OffsetDateTime::UNIX_EPOCH.saturating_add(Duration::days(20_000));
     const SOON: OffsetDateTime = NOW.saturating_add(Duration::HOUR);
@@ -261,6 +262,18 @@ mod tests {
                 let chain = [chain[0].clone(), (*along).clone()];
                 assert_eq!(reason(judge(&trust, &chain, NOW)), Reason::ClientCertificateRevoked, "{along:?}");
             }
+        }
+    }
+
+    /// Who has the key of one client must not make more of them.
+    #[test]
+    fn a_clients_own_certificate_among_the_anchors_vouches_for_nobody() {
+        for is_ca in [IsCa::NoCa, IsCa::ExplicitNoCa] {
+            let mut params = named(CertificateParams::default(), "app");
+            params.is_ca = is_ca;
+            let client = Authority::alone(&params);
+            let trust = trusting(ClientAuth::Required, &client);
+            assert_eq!(reason(judge(&trust, &chain(&client), NOW)), Reason::ClientCertificateUnknownCa);
         }
     }
 

@@ -93,9 +93,12 @@ impl ChainVerifier {
     pub(super) fn new(parts: &TrustParts) -> Result<Self, BuildError> {
         static NUMBERS: AtomicU64 = AtomicU64::new(0);
         let lists = CrlSet::new(parts.crls.clone());
-        let anchors: Result<Vec<_>, _> =
-            parts.anchors.iter().map(|der| Anchor::new(der, &lists, parts.crl_expired)).collect();
-        let anchors = anchors?;
+        let mut anchors = Vec::new();
+        for der in &parts.anchors {
+            if Certificate::parse(der)?.may_issue() {
+                anchors.push(Anchor::new(der, &lists, parts.crl_expired)?);
+            }
+        }
         let hints = match parts.pinned.is_empty() {
             true => anchors.iter().flat_map(|anchor| anchor.webpki.root_hint_subjects()).cloned().collect(),
             // A client that is known by itself need not have any of our issuers, and would send nothing.

@@ -165,7 +165,7 @@ impl Builder<'_> {
             match facts.and_then(|facts| ClientTrust::check_anchor(&der).map(|()| facts)) {
                 Ok(facts) => {
                     self.warn_about_dates("client CA certificate", &facts);
-                    if !facts.ca && facts.version == 3 {
+                    if !facts.may_issue() {
                         let subject = &facts.subject;
                         self.warn(format_args!(
                             "the client CA certificate {subject} may not issue certificates, so it vouches for nobody"

@@ -105,6 +105,9 @@ fn unknown_issuer(facts: &Certificate, of_system: bool) -> &'static str {
 fn not_named(facts: &Certificate, name: &str) -> String {
     let names = match (facts.sans.as_slice(), &facts.common_name) {
         ([], None) => "it names no host at all".to_owned(),
+        ([], Some(common)) if common.eq_ignore_ascii_case(name) => format!(
+            "its only name is the common name {common:?}, which counts for nothing below a CA with name constraints"
+        ),
         ([], Some(common)) => format!("its only name is the common name {common:?}"),
         (sans, _) => {
             let shown: Vec<_> = sans.iter().take(MOST_NAMES).map(|name| name.escape_debug().to_string()).collect();

@@ -75,6 +75,8 @@ pub(super) struct ServerVerifier {
 #[derive(Debug)]
 struct Trust {
     roots: RootCertStore,
+    /// Those of them that may issue for every name.
+    free: RootCertStore,
     /// Trusted by themselves; servers often have a certificate that nobody else has issued.
     pinned: HashSet<CertificateDer<'static>>,
     of_system: bool,
@@ -88,7 +90,10 @@ impl Trust {
             Anchors::None => {}
             Anchors::Bundle(bundle) => {
                 for der in bundle {
-                    roots.add(der.clone()).map_err(BuildError::Anchor)?;
+                    // A server's own vouches for that server, and for no other.
+                    if Certificate::parse(der)?.may_issue() {
+                        roots.add(der.clone()).map_err(BuildError::Anchor)?;
+                    }
                 }
                 pinned.extend(bundle.iter().cloned());
             }
@@ -97,7 +102,13 @@ impl Trust {
                 roots.add_parsable_certificates(certificates.iter().cloned());
             }
         }
-        Ok(Self { roots, pinned, of_system: matches!(anchors, Anchors::System(_)) })
+        let free = roots.roots.iter().filter(|root| root.name_constraints.is_none()).cloned().collect();
+        Ok(Self {
+            roots,
+            free: RootCertStore { roots: free },
+            pinned,
+            of_system: matches!(anchors, Anchors::System(_)),
+        })
     }
 }
 
@@ -127,7 +138,8 @@ impl ServerVerifier {
         }
         let facts = Certificate::parse(leaf).map_err(|_| CertificateError::BadEncoding)?;
         let judged = trust.vouch(leaf, intermediates, now);
-        let judged = judged.and_then(|()| if self.by_name { is_named(leaf, &facts, name) } else { Ok(()) });
+        let free = || trust.vouches_freely(leaf, intermediates, now);
+        let judged = judged.and_then(|()| if self.by_name { is_named(leaf, &facts, name, free) } else { Ok(()) });
         if let Err(error) = judged {
             let words = refused_by_us(&error, &facts, &name_text, trust.of_system, now);
             return Err(CertificateError::Other(OtherError(Arc::new(Refusal { words, error }))).into());
@@ -169,19 +181,45 @@ impl Trust {
         if self.pinned.contains(leaf) {
             return in_its_time(leaf, now);
         }
-        verify_server_cert_signed_by_trust_anchor(
-            &ParsedCertificate::try_from(leaf)?,
-            &self.roots,
-            intermediates,
-            unix_time(now),
-            provider().signature_verification_algorithms.all,
-        )
+        leads_to(&self.roots, leaf, intermediates, now)
+    }
+
+    /// Whether it does without a CA that may issue for some names only. webpki holds subject alternative names to that, and
+    /// not the common name.
+    fn vouches_freely(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: OffsetDateTime,
+    ) -> bool {
+        let free: Vec<_> = intermediates.iter().filter(|der| !Certificate::is_constrained(der)).cloned().collect();
+        self.pinned.contains(leaf) || leads_to(&self.free, leaf, &free, now).is_ok()
     }
 }
 
+fn leads_to(
+    roots: &RootCertStore,
+    leaf: &CertificateDer<'_>,
+    intermediates: &[CertificateDer<'_>],
+    now: OffsetDateTime,
+) -> Result<(), Error> {
+    verify_server_cert_signed_by_trust_anchor(
+        &ParsedCertificate::try_from(leaf)?,
+        roots,
+        intermediates,
+        unix_time(now),
+        provider().signature_verification_algorithms.all,
+    )
+}
+
 /// Whether the certificate is for this host. As libpq has it, the common name counts where no subject alternative name is of
-/// the kind that is asked for.
-fn is_named(leaf: &CertificateDer<'_>, facts: &Certificate, name: &ServerName<'_>) -> Result<(), Error> {
+/// the kind that is asked for; but only where its CAs are `free` to issue for any name.
+fn is_named(
+    leaf: &CertificateDer<'_>,
+    facts: &Certificate,
+    name: &ServerName<'_>,
+    free: impl FnOnce() -> bool,
+) -> Result<(), Error> {
     // One without extensions has no such names, and webpki does not read it.
     let by_san = match facts.version {
         3 => verify_server_name(&ParsedCertificate::try_from(leaf)?, name),
@@ -196,7 +234,7 @@ fn is_named(leaf: &CertificateDer<'_>, facts: &Certificate, name: &ServerName<'_
     let kind = if matches!(name, ServerName::IpAddress(_)) { "ip:" } else { "dns:" };
     let has_kind = facts.sans.iter().any(|san| san.starts_with(kind));
     match &facts.common_name {
-        Some(common) if !has_kind && is_called(common, name) => Ok(()),
+        Some(common) if !has_kind && is_called(common, name) && free() => Ok(()),
         _ => by_san,
     }
 }

@@ -1,9 +1,10 @@
 //! All modes, by all that a server's certificate can be.
 
-use rcgen::{BasicConstraints, ExtendedKeyUsagePurpose, IsCa};
+use rcgen::{BasicConstraints, ExtendedKeyUsagePurpose, GeneralSubtree, IsCa, NameConstraints};
 use rustls::pki_types::CertificateDer;
 
 use super::*;
+use crate::tls::specimen::authority_params;
 use crate::tls::upstream::verification::ServerVerifier;
 
 /// What a server shows, what the bundle holds, and what comes of it.
@@ -195,6 +196,61 @@ fn a_certificate_in_the_bundle_is_trusted_by_itself() {
         case("of version 1", &version_1("db.test").0, None, None),
         case("of version 1 for another host", &version_1("other.test").0, None, MISNAMED),
         stranger,
+    ]);
+}
+
+/// Who has the key of one server must not be every other server.
+#[test]
+fn a_servers_own_certificate_in_the_bundle_vouches_for_no_other() {
+    let issuer = |ca: IsCa| {
+        let mut params = params("one.test", &["one.test"]);
+        params.is_ca = ca;
+        Authority::alone(&params)
+    };
+    let case = |what, issuer: &Authority, expected| Case {
+        what,
+        chain: vec![issued(issuer, "x", &["db.test"]).der()],
+        bundle: vec![issuer.der()],
+        host: "db.test",
+        verify_ca: expected,
+        verify_full: expected,
+    };
+    check(vec![
+        case("a server's", &issuer(IsCa::NoCa), UNKNOWN),
+        case("a server's that says so", &issuer(IsCa::ExplicitNoCa), UNKNOWN),
+        case("a CA's", &issuer(IsCa::Ca(BasicConstraints::Unconstrained)), None),
+    ]);
+}
+
+/// webpki holds only subject alternative names to them.
+#[test]
+fn a_common_name_does_not_get_around_the_constraints_of_a_ca() {
+    let constrained = |name: &str| {
+        let mut params = authority_params(name);
+        let permitted_subtrees = vec![GeneralSubtree::DnsName("team.test".to_owned())];
+        params.name_constraints = Some(NameConstraints { permitted_subtrees, excluded_subtrees: Vec::new() });
+        params
+    };
+    let (root, alone) = (Authority::new("CA"), Authority::alone(&constrained("Team root")));
+    let team = root.intermediate("Team CA").certified_again(constrained("Team CA"), Some(&root));
+    let free = team.certified_again(authority_params("Team CA"), Some(&root));
+    let case = |what, common, names: &[&str], below: &[&Authority], bundle: &Authority, verify_full| Case {
+        what,
+        chain: [issued(below.first().unwrap_or(&bundle), common, names).der()]
+            .into_iter()
+            .chain(below.iter().map(|authority| authority.der()))
+            .collect(),
+        bundle: vec![bundle.der()],
+        host: "db.test",
+        verify_ca: None,
+        verify_full,
+    };
+    let refused = Some("counts for nothing below a CA with name constraints");
+    check(vec![
+        case("below a constrained CA", "db.test", &[], &[&team], &root, refused),
+        case("below a constrained anchor", "DB.test", &[], &[], &alone, refused),
+        case("another name of its own", "db.test", &["a.team.test"], &[&team], &root, MISNAMED),
+        case("by a way around the constrained CA", "db.test", &[], &[&team, &free], &root, None),
     ]);
 }
 
