@@ -12,7 +12,7 @@ use rustls::server::ParsedCertificate;
 use rustls::{CertificateError, DigitallySignedStruct, Error, OtherError, RootCertStore, SignatureScheme};
 use time::OffsetDateTime;
 
-use super::failure::refused_by_us;
+use super::failure::Refusal;
 use super::signature;
 use crate::protocol::Verification;
 use crate::tls::certificate::Certificate;
@@ -99,6 +99,25 @@ impl Trust {
         }
         Ok(Self { roots, pinned, of_system: matches!(anchors, Anchors::System(_)) })
     }
+
+    /// Whether the chain leads to an anchor, or the certificate is trusted by itself.
+    fn vouch(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: OffsetDateTime,
+    ) -> Result<(), Error> {
+        if self.pinned.contains(leaf) {
+            return in_its_time(leaf, now);
+        }
+        verify_server_cert_signed_by_trust_anchor(
+            &ParsedCertificate::try_from(leaf)?,
+            &self.roots,
+            intermediates,
+            unix_time(now),
+            provider().signature_verification_algorithms.all,
+        )
+    }
 }
 
 impl ServerVerifier {
@@ -129,8 +148,8 @@ impl ServerVerifier {
         let judged = trust.vouch(leaf, intermediates, now);
         let judged = judged.and_then(|()| if self.by_name { is_named(leaf, &facts, name) } else { Ok(()) });
         if let Err(error) = judged {
-            let words = refused_by_us(&error, &facts, &name_text, trust.of_system, now);
-            return Err(CertificateError::Other(OtherError(Arc::new(Refusal { words, error }))).into());
+            let refusal = Refusal::of(error, &facts, &name_text, trust.of_system, now);
+            return Err(CertificateError::Other(OtherError(Arc::new(refusal))).into());
         }
         self.remember(digest, &facts, intermediates, now);
         Ok(())
@@ -157,27 +176,6 @@ impl ServerVerifier {
 
 /// More servers than one listener has. Past it all are forgotten, and judged anew.
 const MOST_CHAINS: usize = 64;
-
-impl Trust {
-    /// Whether the chain leads to an anchor, or the certificate is trusted by itself.
-    fn vouch(
-        &self,
-        leaf: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        now: OffsetDateTime,
-    ) -> Result<(), Error> {
-        if self.pinned.contains(leaf) {
-            return in_its_time(leaf, now);
-        }
-        verify_server_cert_signed_by_trust_anchor(
-            &ParsedCertificate::try_from(leaf)?,
-            &self.roots,
-            intermediates,
-            unix_time(now),
-            provider().signature_verification_algorithms.all,
-        )
-    }
-}
 
 /// Whether the certificate is for this host. As libpq has it, the common name counts where no subject alternative name is of
 /// the kind that is asked for.
@@ -210,16 +208,6 @@ fn is_called(common: &str, name: &ServerName<'_>) -> bool {
         ServerName::IpAddress(address) => common.parse() == Ok(IpAddr::from(*address)),
         _ => false,
     }
-}
-
-/// Why a server is refused, in words, because what they are made of is known here only.
-#[derive(Clone, Debug, thiserror::Error)]
-#[error("{words}")]
-pub(super) struct Refusal {
-    pub(super) words: String,
-    /// What webpki says.
-    #[source]
-    pub(super) error: Error,
 }
 
 impl ServerCertVerifier for ServerVerifier {
