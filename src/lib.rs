@@ -3,8 +3,8 @@
 //! Nothing reaches the database unless it comes from a trusted source, over TLS, with a credential that is still good.
 //!
 //! ```text
-//! accept ─► admit ─► greet ─► secure ─► identify ─► hear ─► dial ─► confirm ─► settle ─► relay ─► part
-//! listener  source   preface  TLS       identity    first   upstream still so?  writes?   bytes   last words
+//! accept ─► admit ─► greet ─► secure ─► identify ─► hear ─► count ─► dial ─► confirm ─► settle ─► relay ─► part
+//! listener  source   preface  TLS       identity    first   room?    upstream still so?  writes?   bytes   last words
 //! ```
 //!
 //! [`connection`] tells a connection's life in that order. [`snapshot`] holds the terms in force, built whole from a

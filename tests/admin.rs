@@ -9,7 +9,7 @@ use portcullis::admin::{Admin, Answer, Ask, Status};
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::harness::portcullis::executable;
+use crate::harness::portcullis::{ADMIN, executable};
 use crate::harness::program::{Outcome, run};
 use crate::harness::{Listener, Site};
 
@@ -58,8 +58,6 @@ impl Drop for StandIn {
         let _ = self.thread.take().map(JoinHandle::join);
     }
 }
-
-const ADMIN: &str = "[admin]\nlisten = \"unix:admin.sock\"\n";
 
 /// A site whose configuration names the socket `admin.sock`.
 fn site() -> Site {

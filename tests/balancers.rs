@@ -9,7 +9,7 @@ use tokio::runtime::Runtime;
 use tokio_postgres::config::SslMode;
 
 use crate::harness::client::port;
-use crate::harness::portcullis::executable;
+use crate::harness::portcullis::{ADMIN, executable};
 use crate::harness::program::{Outcome, command, run};
 use crate::harness::proxy::{v1, v2, v2_between, vector};
 use crate::harness::wire::{PROTOCOL_3_0, SSL_REQUEST, cancel, last_words, read_exactly, startup};
@@ -538,7 +538,7 @@ fn observe_mode_asks_for_the_announced_address() {
 fn sessions_list_shows_clients_and_their_balancer() {
     let upstream = Upstream::echo();
     let listener = Listener::redis(&upstream).trusting(&["10.1.2.3", "127.0.0.1"]).behind(&[BALANCER]);
-    let portcullis = Portcullis::start(Site::new(), format!("admin.listen = \"unix:admin.sock\"\n{listener}"));
+    let portcullis = Portcullis::start(Site::new(), format!("{ADMIN}{listener}"));
     let behind = session(&portcullis, "10.1.2.3:7001");
     let mut direct = portcullis.client().connect();
     direct.ask(b"hello", b"hello");

@@ -6,15 +6,18 @@ use time::format_description::well_known::Rfc3339;
 
 use crate::harness::dns::{Dnsmasq, OddServer, Way, alone};
 use crate::harness::hosts::{ask_the_dns, name, start};
-use crate::harness::program::run;
+use crate::harness::portcullis::ADMIN;
 use crate::harness::{Event, Listener, Portcullis, Site, Upstream, eventually};
+use crate::names::{STATE, is_let_in};
+use crate::reload::ON_SIGHUP;
 
 fn config(upstream: &Upstream, value: &str, refresh: &str) -> String {
-    let preface = "state.directory = \"state\"\nadmin.listen = \"unix:admin.sock\"\nreload.watch = false\n\
-                   reload.poll = \"0s\"\n";
     let rule = format!("[{{ type = \"dns\", value = \"{value}\", refresh = \"{refresh}\" }}]");
     let listener = Listener::redis(upstream).trusting(&[]).to_string();
-    format!("{preface}{}", listener.replace("trusted_sources = []", &format!("trusted_sources = {rule}")))
+    format!(
+        "{STATE}{ADMIN}{ON_SIGHUP}{}",
+        listener.replace("trusted_sources = []", &format!("trusted_sources = {rule}"))
+    )
 }
 
 fn site(options: &str) -> Site {
@@ -23,19 +26,9 @@ fn site(options: &str) -> Site {
     site
 }
 
-fn is_let_in(portcullis: &Portcullis, source: &str) -> bool {
-    portcullis.client().from(source).attempt().1.is_ok()
-}
-
-/// What `status` has of the name, once there is somebody to answer.
+/// What `status` has of the name.
 fn status(portcullis: &Portcullis) -> Value {
-    let socket = portcullis.site.path("admin.sock");
-    let answer = eventually("an answer of status", || {
-        let mut command = crate::harness::portcullis::executable();
-        Some(run(command.args(["status", "--json", "--socket"]).arg(&socket))).filter(|outcome| outcome.code == Some(0))
-    });
-    let answer: Value = serde_json::from_str(&answer.text()).unwrap();
-    answer["listeners"][0]["names"][0].clone()
+    portcullis.status()["names"][0].clone()
 }
 
 /// What `status` has as soon as it is like that.

@@ -7,10 +7,12 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustls::{ClientConnection, ServerConfig, ServerConnection, StreamOwned};
+use rustls::{ClientConnection, ServerConnection, StreamOwned};
 
 use crate::harness::client::reset;
-use crate::harness::{Event, PATIENCE, Portcullis, Redis, Site, eventually, program, wire};
+use crate::harness::redis::ANYBODY;
+use crate::harness::upstream::showing;
+use crate::harness::{Event, PATIENCE, Portcullis, Redis, Site, eventually, wire};
 
 const MIB: usize = 1 << 20;
 
@@ -41,18 +43,18 @@ enum Wire {
 
 impl Wire {
     /// Has no more to say, and goes on listening.
-    fn finish(&mut self) {
+    fn finish(&mut self) -> io::Result<()> {
         match self {
-            Self::Tcp(stream) => stream.shutdown(Shutdown::Write).unwrap(),
-            Self::Unix(stream) => stream.shutdown(Shutdown::Write).unwrap(),
+            Self::Tcp(stream) => stream.shutdown(Shutdown::Write),
+            Self::Unix(stream) => stream.shutdown(Shutdown::Write),
             Self::Client(stream) => {
                 stream.conn.send_close_notify();
-                stream.flush().unwrap();
+                stream.flush()
             }
             Self::Server(stream) => {
                 stream.conn.send_close_notify();
-                stream.flush().unwrap();
-                stream.sock.shutdown(Shutdown::Write).unwrap();
+                stream.flush()?;
+                stream.sock.shutdown(Shutdown::Write)
             }
         }
     }
@@ -119,9 +121,7 @@ fn upstream(site: &Site, kind: Kind, serve: impl Fn(Wire) + Send + Sync + 'stati
         });
         return format!("address = \"unix:{}\"", path.display());
     }
-    let own = site.server();
-    let config = ServerConfig::builder().with_no_client_auth().with_single_cert(own.path(), own.key_der()).unwrap();
-    let config = Arc::new(config);
+    let config = Arc::new(showing(&site.server()));
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = format!("address = \"{}\"", listener.local_addr().unwrap());
     thread::spawn(move || {
@@ -213,7 +213,7 @@ fn a_client_that_ends_its_side_gets_the_whole_answer_over_any_legs() {
         let question = stream.read_all();
         let size: usize = String::from_utf8(question).unwrap().parse().unwrap();
         stream.write_all(&said[..size]).unwrap();
-        stream.finish();
+        stream.finish().unwrap();
     };
     for_all("", serve, |portcullis, kind, name| {
         let size = if (kind, name) == (Kind::Tls, "secured") { 64 * MIB } else { 4 * MIB };
@@ -221,7 +221,7 @@ fn a_client_that_ends_its_side_gets_the_whole_answer_over_any_legs() {
         let mut client = client(portcullis, name);
         let question = size.to_string();
         client.write_all(question.as_bytes()).unwrap();
-        client.finish();
+        client.finish().unwrap();
         assert!(client.read_all() == answer[..size], "not the answer");
         drop(client);
         let closed = closed(portcullis, seen);
@@ -234,7 +234,7 @@ fn a_client_that_ends_its_side_gets_the_whole_answer_over_any_legs() {
 fn an_upstream_that_ends_its_side_hears_the_client_out_over_any_legs() {
     let serve = |mut stream: Wire| {
         stream.write_all(b"go on").unwrap();
-        stream.finish();
+        stream.finish().unwrap();
         // What is wrong here shows in the count.
         stream.read_all();
     };
@@ -243,7 +243,7 @@ fn an_upstream_that_ends_its_side_hears_the_client_out_over_any_legs() {
         let mut client = client(portcullis, name);
         assert_eq!(client.read_all(), b"go on");
         client.write_all(&pattern(2 * MIB)).unwrap();
-        client.finish();
+        client.finish().unwrap();
         let closed = closed(portcullis, seen);
         assert_eq!(closed.reason(), "upstream_closed");
         assert_eq!((closed.number("bytes_in"), closed.number("bytes_out")), (2 * MIB as u64, 5));
@@ -266,7 +266,7 @@ fn a_half_closed_session_ends_in_silence_and_not_before_over_any_legs() {
         let seen = portcullis.seen();
         let begun = Instant::now();
         let mut client = client(portcullis, name);
-        client.finish();
+        client.finish().unwrap();
         let mut heard = vec![0; 24];
         client.read_exact(&mut heard).unwrap();
         assert_eq!(heard, b"more".repeat(6));
@@ -304,14 +304,14 @@ fn what_an_upstream_said_before_it_was_cut_off_arrives_and_tls_says_that_it_was_
 
 #[test]
 fn whoever_goes_however_nothing_of_a_session_is_left() {
-    // The upstream does as it is told.
+    // The upstream does as it is told. Either of them may find that the other one has gone already.
     let serve = |mut stream: Wire| {
         let mut word = [0];
         while stream.read_exact(&mut word).is_ok() {
             match &word {
                 b"r" => return stream.reset(),
                 b"c" => return,
-                b"f" => stream.finish(),
+                b"f" => drop(stream.finish()),
                 b"m" => drop(stream.write_all(&pattern(100_000))),
                 _ => drop(stream.write_all(&word)),
             }
@@ -332,11 +332,11 @@ fn whoever_goes_however_nothing_of_a_session_is_left() {
                     0 => client.reset(),
                     1 => drop(client),
                     2 => {
-                        client.finish();
+                        let _ = client.finish();
                         client.reset();
                     }
                     _ => {
-                        client.finish();
+                        let _ = client.finish();
                         let _ = client.read_to_end(&mut Vec::new());
                     }
                 }
@@ -389,22 +389,11 @@ fn a_slow_reader_costs_little_memory_over_any_legs() {
     });
 }
 
-/// A Redis that speaks TLS only.
-fn redis_in_tls(site: &Site) -> (program::Running, u16) {
-    program::serve("Ready to accept connections", |port| {
-        let mut command = program::command("redis-server");
-        command.args(["--port", "0", "--tls-port", &port.to_string(), "--bind", "127.0.0.1", "--save", ""]);
-        command.args(["--tls-cert-file", "server.crt", "--tls-key-file", "server.key", "--tls-ca-cert-file", "ca.crt"]);
-        command.args(["--tls-auth-clients", "no", "--dir"]).arg(site.directory()).current_dir(site.directory());
-        command
-    })
-}
-
 #[test]
 fn those_who_wait_for_redis_in_tls_stay_over_reloads() {
     let site = Site::new();
-    let (_redis, port) = redis_in_tls(&site);
-    let upstream = format!("address = \"127.0.0.1:{port}\"\ntls = \"verify-full\"\nca = \"ca.crt\"");
+    let redis = Redis::with_tls(&site, &site.server(), ANYBODY);
+    let upstream = format!("address = \"{redis}\"\ntls = \"verify-full\"\nca = \"ca.crt\"");
     let portcullis = Portcullis::start(site, listeners("redis", &upstream, ""));
     portcullis.event("ready", |event| event.is("ready") && event.0["listener"] == "socket");
     for name in CLIENTS {
@@ -447,7 +436,7 @@ fn a_pipeline_and_then_the_end_is_answered_to_the_last_word() {
             let mut client = client(&portcullis, name);
             client.write_all(&b"PING\r\n".repeat(100)).unwrap();
             client.write_all(b"QUIT\r\n").unwrap();
-            client.finish();
+            client.finish().unwrap();
             let answers = client.read_all();
             assert_eq!(answers, [b"+PONG\r\n".repeat(100), b"+OK\r\n".to_vec()].concat(), "{name}");
         }

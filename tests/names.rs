@@ -6,19 +6,20 @@ use std::os::unix::fs::PermissionsExt;
 use serde_json::Value;
 
 use crate::harness::hosts::{executable, name, start};
+use crate::harness::portcullis::ADMIN;
 use crate::harness::program::run;
 use crate::harness::{Connection, Event, Listener, Portcullis, Site, Upstream, eventually};
+use crate::reload::ON_SIGHUP;
 
-/// Keeps its state and its control channel in the site, and looks at its files when it is told to.
-const PREFACE: &str = "state.directory = \"state\"\nadmin.listen = \"unix:admin.sock\"\n\
-                       reload.watch = false\nreload.poll = \"0s\"\n";
+/// Keeps its state in the site.
+pub(crate) const STATE: &str = "state.directory = \"state\"\n";
 
 const RULE: &str = "{ type = \"dns\", value = \"app.test\", refresh = \"1s\" }";
 
 fn config(upstream: &Upstream, rules: &[&str]) -> String {
     let listener = Listener::redis(upstream).trusting(&[]).to_string();
     format!(
-        "{PREFACE}{}",
+        "{STATE}{ADMIN}{ON_SIGHUP}{}",
         listener.replace("trusted_sources = []", &format!("trusted_sources = [{}]", rules.join(", ")))
     )
 }
@@ -29,7 +30,7 @@ fn site(ips: &[&str]) -> Site {
     site
 }
 
-fn is_let_in(portcullis: &Portcullis, source: &str) -> bool {
+pub(crate) fn is_let_in(portcullis: &Portcullis, source: &str) -> bool {
     portcullis.client().from(source).attempt().1.is_ok()
 }
 
@@ -45,10 +46,7 @@ fn told(portcullis: &Portcullis, seen: usize, event: &str, addresses: &str) -> E
 
 /// What `status` has of the first name.
 fn status(portcullis: &Portcullis) -> Value {
-    let mut command = crate::harness::portcullis::executable();
-    let answer = run(command.args(["status", "--json", "--socket"]).arg(portcullis.site.path("admin.sock"))).success();
-    let answer: Value = serde_json::from_str(&answer).unwrap();
-    answer["listeners"][0]["names"][0].clone()
+    portcullis.status()["names"][0].clone()
 }
 
 fn warned(portcullis: &Portcullis, seen: usize, words: &str) -> Event {

@@ -10,13 +10,16 @@ use serde_json::Value;
 
 use crate::dial::clogged;
 use crate::harness::hosts;
+use crate::harness::portcullis::ADMIN;
 use crate::harness::program::{self, command, free_port, run};
+use crate::harness::redis::ANYBODY;
 use crate::harness::{Authority, Client, Event, Listener, Portcullis, Redis, Request, Site, Upstream, eventually};
+use crate::reload::ON_SIGHUP;
 
 /// Its upstream is a table of these keys, and it can be asked for its status.
 pub(crate) fn config(listener: &Listener, keys: &str) -> String {
     let listener = listener.to_string().replace("upstream = \"UPSTREAM\"", &format!("upstream = {{ {keys} }}"));
-    format!("admin.listen = \"unix:admin.sock\"\nreload.watch = false\nreload.poll = \"0s\"\n{listener}")
+    format!("{ADMIN}{ON_SIGHUP}{listener}")
 }
 
 pub(crate) fn addresses(all: &[&dyn std::fmt::Display]) -> String {
@@ -30,10 +33,7 @@ pub(crate) fn redis(keys: &str) -> String {
 
 /// What `status` has of the upstreams of the first listener.
 pub(crate) fn upstreams(portcullis: &Portcullis) -> Vec<Value> {
-    let mut command = crate::harness::portcullis::executable();
-    let answer = run(command.args(["status", "--json", "--socket"]).arg(portcullis.site.path("admin.sock"))).success();
-    let answer: Value = serde_json::from_str(&answer).unwrap();
-    answer["listeners"][0]["upstreams"].as_array().unwrap().clone()
+    portcullis.status()["upstreams"].as_array().unwrap().clone()
 }
 
 pub(crate) fn said(portcullis: &Portcullis, seen: usize, words: &str) -> Event {
@@ -103,12 +103,12 @@ fn the_first_that_answers_is_taken_and_the_first_of_all_as_soon_as_it_is_back() 
 #[test]
 fn a_black_hole_is_waited_for_by_one_client_and_then_by_none() {
     let (_socket, _waiting, hole) = clogged();
-    let redis_server = Redis::start();
-    let keys = format!("{}, connect_timeout = \"3s\"", addresses(&[&hole, &redis_server]));
+    let server = Redis::start();
+    let keys = format!("{}, connect_timeout = \"3s\"", addresses(&[&hole, &server]));
     let portcullis = Portcullis::start(Site::new(), redis(&keys));
     let timed = || {
         let begun = Instant::now();
-        assert_eq!(session(&portcullis), redis_server.to_string());
+        assert_eq!(session(&portcullis), server.to_string());
         begun.elapsed()
     };
     let first = timed();
@@ -166,26 +166,18 @@ fn what_is_known_of_an_upstream_outlives_a_reload_and_it_is_still_asked_again() 
 }
 
 /// A Redis that speaks nothing but TLS, at these addresses of the machine.
-fn redis_with_tls(site: &Site, name: &str, ips: &[&str]) -> (program::Running, u16) {
+fn redis_with_tls(site: &Site, name: &str, ips: &[&str]) -> Redis {
     let other = Authority::new("Upstream CA");
     site.write("upstream.crt", other.pem());
-    site.install("redis", &other.issue(Request::server(&[name])));
-    let file = |name: &str| site.path(name).display().to_string();
-    program::serve("Ready to accept connections", |port| {
-        let mut server = command("redis-server");
-        server.args(["--port", "0", "--tls-port", &port.to_string(), "--save", "", "--bind"]).args(ips);
-        server.args(["--tls-cert-file", &file("redis.crt"), "--tls-key-file", &file("redis.key")]);
-        server.args(["--tls-ca-cert-file", &file("upstream.crt"), "--tls-auth-clients", "no"]);
-        server
-    })
+    Redis::with_tls(site, &other.issue(Request::server(&[name])), &[ANYBODY, &["--bind"], ips].concat())
 }
 
 #[test]
 fn one_that_fails_in_tls_is_gone_past_and_is_not_back_because_it_takes_connections() {
     let deaf = Upstream::new(drop);
     let site = Site::new();
-    let (_redis, port) = redis_with_tls(&site, "127.0.0.1", &["127.0.0.1"]);
-    let good = format!("127.0.0.1:{port}");
+    let server = redis_with_tls(&site, "127.0.0.1", &["127.0.0.1"]);
+    let good = server.to_string();
     let keys = format!("{}, tls = \"verify-full\", ca = \"upstream.crt\"", addresses(&[&deaf, &good]));
     let portcullis = Portcullis::start(site, redis(&keys));
     assert_eq!(session(&portcullis), good);
@@ -201,7 +193,8 @@ fn one_that_fails_in_tls_is_gone_past_and_is_not_back_because_it_takes_connectio
 #[test]
 fn in_tls_it_is_the_configured_name_that_is_verified_wherever_it_leads() {
     let site = Site::new();
-    let (_redis, port) = redis_with_tls(&site, "db.test", &["127.0.0.53", "::1"]);
+    let server = redis_with_tls(&site, "db.test", &["127.0.0.53", "::1"]);
+    let port = server.port();
     let deaf = TcpListener::bind(("127.0.0.52", port)).unwrap();
     thread::spawn(move || deaf.incoming().for_each(drop));
     hosts::name(&site, &[("db.test", &["127.0.0.52", "127.0.0.53"]), ("alias.test", &["127.0.0.53"])]);
@@ -232,10 +225,10 @@ fn while_all_answer_nothing_is_asked() {
 
 #[test]
 fn the_dead_are_asked_without_haste_and_keep_nobody_from_stopping() {
-    let redis_server = Redis::start();
+    let server = Redis::start();
     let closing = Upstream::new(drop);
     let nobody = format!("127.0.0.1:{}", free_port());
-    let mut portcullis = Portcullis::start(Site::new(), master(&[&nobody, &closing, &redis_server]));
+    let mut portcullis = Portcullis::start(Site::new(), master(&[&nobody, &closing, &server]));
     session(&portcullis);
     let before = portcullis.cpu_ticks();
     eventually("it is asked again", || (closing.connections() >= 3).then_some(()));

@@ -421,11 +421,8 @@ fn a_client_without_tls_is_switched_unseen_too_and_keeps_its_password() {
     site.write("databases.crt", databases.pem());
     site.install("app", &databases.issue(Request::client("app")));
     let tls = "tls = \"verify-full\", ca = \"databases.crt\", cert = \"app.crt\", key = \"app.key\"";
-    let config = format!(
-        "admin.listen = \"unix:admin.sock\"\n[[listener]]\nname = \"main\"\nprotocol = \"postgres\"\n\
-         listen = \"127.0.0.1:0\"\ntrusted_sources = [\"127.0.0.1\"]\ntls = \"off\"\nupstream = {{ {}, {tls} }}\n",
-        target(&[&standby, &leader])
-    );
+    let listener = Listener::postgres("UPSTREAM").without_tls();
+    let config = config(&listener, &format!("{}, {tls}", target(&[&standby, &leader])));
     let portcullis = Portcullis::start(site, config);
     let plain = |user: &str| {
         let own = portcullis.address("main").port();

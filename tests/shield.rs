@@ -10,12 +10,10 @@ use serde_json::Value;
 use socket2::{Domain, Socket, Type};
 
 use crate::harness::client::port;
-use crate::harness::portcullis::{EXECUTABLE, executable};
+use crate::harness::portcullis::{ADMIN, EXECUTABLE, executable};
 use crate::harness::program::{allow_many_files, command, run};
 use crate::harness::{Listener, Portcullis, Site, Upstream, wire};
-
-/// Keeps its control channel in the site, and looks at its files when it is told to.
-const PREFACE: &str = "admin.listen = \"unix:admin.sock\"\nreload.watch = false\nreload.poll = \"0s\"\n";
+use crate::reload::ON_SIGHUP;
 
 /// Shorter than the second after which a SYN is sent again: who comes in within this was never kept out.
 const ONE_SYN: Duration = Duration::from_millis(900);
@@ -28,7 +26,7 @@ fn start(listeners: &[&Listener]) -> Portcullis {
 }
 
 fn config(listeners: &[&Listener]) -> String {
-    listeners.iter().fold(PREFACE.to_owned(), |all, listener| format!("{all}{listener}"))
+    listeners.iter().fold([ADMIN, ON_SIGHUP].concat(), |all, listener| format!("{all}{listener}"))
 }
 
 fn shielded(upstream: &Upstream, sources: &[&str]) -> Listener {
@@ -68,10 +66,7 @@ fn is_silent(address: SocketAddr, source: &str) -> bool {
 
 /// What `status` has of the shield of the first listener.
 fn status(portcullis: &Portcullis) -> Value {
-    let mut command = executable();
-    let answer = run(command.args(["status", "--json", "--socket"]).arg(portcullis.site.path("admin.sock"))).success();
-    let answer: Value = serde_json::from_str(&answer).unwrap();
-    answer["listeners"][0]["shield"].clone()
+    portcullis.status()["shield"].clone()
 }
 
 fn denials(portcullis: &Portcullis) -> usize {

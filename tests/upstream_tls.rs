@@ -16,6 +16,7 @@ use crate::harness::openssl::openssl;
 use crate::harness::portcullis::executable;
 use crate::harness::postgres::client;
 use crate::harness::program::{Running, command, run, serve};
+use crate::harness::redis::ANYBODY;
 use crate::harness::upstream::{Secured, showing};
 use crate::harness::wire::{PROTOCOL_3_0, SSL_REQUEST, error_response, read_exactly, startup};
 use crate::harness::{
@@ -23,8 +24,6 @@ use crate::harness::{
 };
 use crate::postgres::{conninfo, psql};
 use crate::reload::{ON_CHANGE, ON_SIGHUP};
-
-const ANYBODY: &[&str] = &["--tls-auth-clients", "no"];
 
 /// Asks Redis behind a listener for a PONG, and returns why there is none.
 fn ping(portcullis: &Portcullis, listener: &str) -> Result<(), String> {

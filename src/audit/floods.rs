@@ -265,7 +265,7 @@ mod tests {
     proptest! {
         #[test]
         fn told_and_suppressed_are_all_there_were(
-            crowd in prop::collection::vec((0_u32..20, 0_u64..900, 0_u64..4), 0..100),
+            crowd in prop::collection::vec((0_u32..8, 0_u64..900, 0_u64..4), 0..30),
         ) {
             let floods = Floods::new();
             let (mut now, mut lines, mut count) = (0, 0, 0);

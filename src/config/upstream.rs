@@ -81,7 +81,27 @@ fn tls(
         ));
     }
     let ca = ca.map(|node| node.named_files(directory)).unwrap_or_default();
-    let identity = match (cert, key) {
+    let identity = identity(cert, key, key_passphrase_file, directory);
+    let server_name = server_name.map(|node| node.host_name());
+    let negotiation = negotiation.map(|node| node.choice(&NEGOTIATIONS));
+    Some(Some(UpstreamTls {
+        place: NamedPlace { place: mode.place(), key: mode.key().to_owned() },
+        verification,
+        ca,
+        identity: identity?,
+        server_name: server_name.map_or(Some(None), |name| name.map(Some))?,
+        negotiation: negotiation.unwrap_or(Some(Negotiation::Postgres))?,
+    }))
+}
+
+/// What we are known by. `Some(None)` where we are not.
+fn identity(
+    cert: Option<Node<'_>>,
+    key: Option<Node<'_>>,
+    key_passphrase_file: Option<Node<'_>>,
+    directory: &Path,
+) -> Option<Option<CertificateFiles>> {
+    match (cert, key) {
         (None, None) => {
             if let Some(node) = &key_passphrase_file {
                 node.problem("is set, but there is no key that it could open");
@@ -101,17 +121,7 @@ fn tls(
             one.problem("is set alone; a client certificate needs both cert and key");
             None
         }
-    };
-    let server_name = server_name.map(|node| node.host_name());
-    let negotiation = negotiation.map(|node| node.choice(&NEGOTIATIONS));
-    Some(Some(UpstreamTls {
-        place: NamedPlace { place: mode.place(), key: mode.key().to_owned() },
-        verification,
-        ca,
-        identity: identity?,
-        server_name: server_name.map_or(Some(None), |name| name.map(Some))?,
-        negotiation: negotiation.unwrap_or(Some(Negotiation::Postgres))?,
-    }))
+    }
 }
 
 fn target(node: &Node<'_>, protocol: Option<Protocol>) -> Option<Target> {

@@ -5,14 +5,17 @@
 //! address that it resolves to, and all that can be found out is found out of a place: one may be dead and the next one a
 //! replica. The name itself can only fail to resolve.
 
+mod health;
+
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use time::OffsetDateTime;
 use tokio::sync::Notify;
 
+use self::health::Health;
 use crate::addr::UpstreamAddr;
 
 /// All addresses of one upstream, in the order of the configuration.
@@ -63,30 +66,6 @@ enum Role {
     Replica(Instant),
     /// It does not say.
     Untold,
-}
-
-#[derive(Debug, Default)]
-struct Health {
-    ejection: Option<Ejection>,
-    recovery: Option<Recovery>,
-}
-
-/// That something does not answer.
-#[derive(Debug)]
-struct Ejection {
-    since: OffsetDateTime,
-    words: String,
-    /// How often it has failed in a row.
-    failures: u32,
-    /// When it may be asked again whether it is back; nothing while it is being asked.
-    due: Option<Instant>,
-}
-
-/// That something answers again. If it does not for long it is left alone longer.
-#[derive(Clone, Copy, Debug)]
-struct Recovery {
-    at: Instant,
-    failures: u32,
 }
 
 /// What is known of one place, or of a name that leads to none, for the operator.
@@ -178,8 +157,8 @@ impl Node {
     /// What is known of the places behind it; nothing where nobody has asked yet.
     pub fn conditions(&self) -> Vec<Condition> {
         let state = self.state();
-        match &state.name.ejection {
-            Some(ejection) => vec![Condition { socket: None, silent: Some(ejection.told()), writes: None }],
+        match state.name.silent() {
+            silent @ Some(_) => vec![Condition { socket: None, silent, writes: None }],
             None => state.places.iter().map(Place::condition).collect(),
         }
     }
@@ -278,7 +257,7 @@ impl State {
 
     /// That of its best place.
     fn rank(&self, writes: bool) -> Rank {
-        if self.name.ejection.is_some() {
+        if self.name.is_ejected() {
             return (true, None);
         }
         self.places.iter().map(|place| place.rank(writes)).min().unwrap_or_default()
@@ -286,15 +265,12 @@ impl State {
 
     fn next_due(&self) -> Option<Instant> {
         let places = self.places.iter().map(|place| &place.health);
-        places.chain([&self.name]).filter_map(|health| health.ejection.as_ref()?.due).min()
+        places.chain([&self.name]).filter_map(Health::due).min()
     }
 
     fn take_due(&mut self, now: Instant) -> Vec<Option<SocketAddr>> {
         let places = self.places.iter_mut().map(|place| (place.socket, &mut place.health));
-        let take = |(socket, health): (_, &mut Health)| {
-            let ejection = health.ejection.as_mut()?;
-            ejection.due.take_if(|due| *due <= now).map(|_| socket)
-        };
+        let take = |(socket, health): (_, &mut Health)| health.take_due(now).then_some(socket);
         places.chain([(None, &mut self.name)]).filter_map(take).collect()
     }
 }
@@ -309,13 +285,13 @@ impl Place {
             Some(Role::Replica(since)) if writes => Some(since),
             _ => None,
         };
-        (self.health.ejection.is_some(), replica)
+        (self.health.is_ejected(), replica)
     }
 
     fn condition(&self) -> Condition {
         Condition {
             socket: self.socket,
-            silent: self.health.ejection.as_ref().map(Ejection::told),
+            silent: self.health.silent(),
             writes: match self.role {
                 Some(Role::Primary) => Some(true),
                 Some(Role::Replica(_)) => Some(false),
@@ -325,62 +301,10 @@ impl Place {
     }
 }
 
-impl Health {
-    fn answers(&mut self, now: Instant) -> bool {
-        let former = self.ejection.take();
-        if let Some(Ejection { failures, .. }) = &former {
-            self.recovery = Some(Recovery { at: now, failures: *failures });
-        }
-        former.is_some()
-    }
-
-    fn eject(&mut self, words: &str, now: Instant) -> bool {
-        if let Some(ejection) = &mut self.ejection {
-            // When it is asked again is not for those to say who find it dead.
-            words.clone_into(&mut ejection.words);
-            return false;
-        }
-        let relapse = self.recovery.filter(|recovery| now.saturating_duration_since(recovery.at) < RELAPSE);
-        let failures = relapse.map_or(0, |recovery| recovery.failures).saturating_add(1);
-        self.ejection = Some(Ejection {
-            since: OffsetDateTime::now_utc(),
-            words: words.to_owned(),
-            failures,
-            due: Some(now + pause(failures)),
-        });
-        true
-    }
-
-    fn fail_again(&mut self, words: &str, now: Instant) {
-        if let Some(ejection) = &mut self.ejection {
-            ejection.failures = ejection.failures.saturating_add(1);
-            ejection.due = Some(now + pause(ejection.failures));
-            words.clone_into(&mut ejection.words);
-        }
-    }
-}
-
-impl Ejection {
-    fn told(&self) -> (OffsetDateTime, String) {
-        (self.since, self.words.clone())
-    }
-}
-
-/// How long one is left alone that has failed so often in a row.
-fn pause(failures: u32) -> Duration {
-    FIRST_PAUSE.saturating_mul(1 << failures.saturating_sub(1).min(MOST_DOUBLINGS)).min(LONGEST_PAUSE)
-}
-
-/// How long one that has failed for the first time is left alone; twice as long after each further failure.
-const FIRST_PAUSE: Duration = Duration::from_secs(1);
-const LONGEST_PAUSE: Duration = Duration::from_secs(15);
-const MOST_DOUBLINGS: u32 = 8;
-
-/// One that does not answer again so soon after it did has not come back.
-const RELAPSE: Duration = Duration::from_secs(60);
-
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     fn address(port: u16) -> UpstreamAddr {
@@ -428,7 +352,7 @@ mod tests {
         assert_eq!(nodes.next_due(), Some(due));
         assert!(nodes.take_due(due - Duration::from_millis(1)).is_empty());
         assert_eq!(nodes.take_due(due).len(), 1);
-        assert!(nodes.take_due(due + LONGEST_PAUSE).is_empty(), "it is being asked");
+        assert!(nodes.take_due(due + Duration::from_secs(3600)).is_empty(), "it is being asked");
         assert_eq!(nodes.next_due(), None);
         places[0].is_silent_still("refused");
         assert!(nodes.next_due().is_some_and(|next| next > due));
@@ -456,32 +380,6 @@ mod tests {
             place.takes_writes(false);
             assert_eq!(ports(&nodes.in_order(true))[0], [1, 2, 3][next], "none is asked twice before another");
         }
-    }
-
-    #[test]
-    fn it_is_left_alone_longer_each_time_but_never_for_long() {
-        let mut last = Duration::ZERO;
-        for failures in 1..100 {
-            assert!(pause(failures) >= last && pause(failures) <= LONGEST_PAUSE, "{failures}");
-            last = pause(failures);
-        }
-        assert_eq!((pause(1), last), (FIRST_PAUSE, LONGEST_PAUSE));
-    }
-
-    #[test]
-    fn one_that_answers_and_fails_in_turns_is_left_alone_longer_each_time() {
-        let now = Instant::now();
-        let mut health = Health::default();
-        let mut waits = vec![];
-        for _ in 0..5 {
-            assert!(health.eject("refused", now));
-            waits.push(health.ejection.as_ref().unwrap().due.unwrap() - now);
-            assert!(health.answers(now));
-        }
-        assert_eq!(waits, [1, 2, 4, 8, 15].map(Duration::from_secs));
-        let later = now + RELAPSE;
-        health.eject("refused", later);
-        assert_eq!(health.ejection.unwrap().due, Some(later + FIRST_PAUSE));
     }
 
     #[test]

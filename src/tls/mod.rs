@@ -28,6 +28,7 @@ mod trust;
 mod upstream;
 mod verified;
 mod verifier;
+mod witness;
 
 pub use certificate::{Certificate, CertificateError};
 pub use credential::{Credential, Voucher};

@@ -17,7 +17,7 @@ use super::records::Records;
 use super::rehearsal::rehearse;
 use super::tickets::SharedTicketer;
 use super::trust::ClientTrust;
-use super::verifier::Refused;
+use super::witness::Refused;
 use crate::protocol::MinTlsVersion;
 
 /// Everything a listener needs to speak TLS. Immutable; a change of any part makes a new one, with fresh session tickets,

@@ -16,7 +16,8 @@ use super::credential::Credential;
 use super::error::BuildError;
 use super::failure::{certificate_reason, refused_by_us};
 use super::parts::TrustParts;
-use super::verifier::{ChainVerifier, RefusalWitness, Refused};
+use super::verifier::ChainVerifier;
+use super::witness::{RefusalWitness, Refused};
 use crate::outcome::{Ending, Reason};
 use crate::policy::{ClientAuth, TrustedClients};
 

@@ -2,18 +2,14 @@
 //! trusted by themselves, and a memory of good verdicts.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use rustls::client::danger::HandshakeSignatureValid;
-use rustls::crypto::{verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, TrustAnchor, UnixTime};
 use rustls::server::WebPkiClientVerifier;
-use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::{
-    CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, RootCertStore, SignatureScheme,
-};
+use rustls::server::danger::ClientCertVerifier;
+use rustls::{CertificateError, DistinguishedName, Error, OtherError, RootCertStore};
 use time::OffsetDateTime;
 
 use super::certificate::Certificate;
@@ -26,21 +22,20 @@ use super::standing::{Chain, Lists, Standing};
 use super::verified::{Digest, Verified, digest, digest_of};
 use crate::policy::{ClientAuth, CrlExpired};
 
-/// Where a refused certificate is left for the audit.
-pub(super) type Refused = Arc<OnceLock<Certificate>>;
-
 /// Judges clients' chains by one set of trust anchors, pinned certificates and revocation lists, which never changes.
 #[derive(Debug)]
 pub(super) struct ChainVerifier {
     /// Which of all that ever were in this process.
     number: u64,
-    mandatory: bool,
+    /// Whether clients must show a certificate.
+    pub(super) mandatory: bool,
     anchors: Vec<Anchor>,
     pinned: HashSet<Digest>,
     has_lists: bool,
     /// When revocation lists run out; empty where that makes no difference.
     list_ends: Vec<OffsetDateTime>,
-    hints: Vec<DistinguishedName>,
+    /// The names of the CAs that clients are told of.
+    pub(super) hints: Vec<DistinguishedName>,
     verified: Verified,
 }
 
@@ -229,7 +224,7 @@ impl ChainVerifier {
 
     /// Verifies a chain during the handshake. Nobody has shown to have its key yet, so the verdict is not remembered:
     /// otherwise who only knows a good certificate could fill the memory with it and ever new ones behind it.
-    fn verify(
+    pub(super) fn verify(
         &self,
         leaf: &CertificateDer<'_>,
         intermediates: &[CertificateDer<'_>],
@@ -343,73 +338,6 @@ pub(super) fn unix_time(moment: OffsetDateTime) -> UnixTime {
 pub(super) fn moment(now: UnixTime) -> Result<OffsetDateTime, Error> {
     let now = i64::try_from(now.as_secs()).ok().and_then(|now| OffsetDateTime::from_unix_timestamp(now).ok());
     now.ok_or(Error::FailedToGetCurrentTime)
-}
-
-/// The verifier of one handshake. It remembers the certificate it refuses.
-#[derive(Debug)]
-pub(super) struct RefusalWitness {
-    verifier: Arc<ChainVerifier>,
-    refused: Refused,
-}
-
-impl RefusalWitness {
-    pub(super) fn new(verifier: Arc<ChainVerifier>, refused: Refused) -> Self {
-        Self { verifier, refused }
-    }
-}
-
-impl ClientCertVerifier for RefusalWitness {
-    fn verify_client_cert(
-        &self,
-        leaf: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        now: UnixTime,
-    ) -> Result<ClientCertVerified, Error> {
-        match self.verifier.verify(leaf, intermediates, moment(now)?) {
-            Ok(()) => Ok(ClientCertVerified::assertion()),
-            Err(error) => {
-                // One that cannot be read has nothing to say.
-                if let Ok(facts) = Certificate::parse(leaf) {
-                    self.refused.get_or_init(|| facts);
-                }
-                Err(error)
-            }
-        }
-    }
-
-    fn offer_client_auth(&self) -> bool {
-        true
-    }
-
-    fn client_auth_mandatory(&self) -> bool {
-        self.verifier.mandatory
-    }
-
-    fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        &self.verifier.hints
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls12_signature(message, certificate, signed, &provider().signature_verification_algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, certificate, signed, &provider().signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        provider().signature_verification_algorithms.supported_schemes()
-    }
 }
 
 #[cfg(test)]

@@ -7,9 +7,11 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use serde_json::Value;
+
 use super::log::Log;
 use super::program::{self, Running};
-use super::{Client, Event, Listener, Site};
+use super::{Client, Event, Listener, Site, eventually};
 
 /// A running `portcullis run`.
 #[derive(Debug)]
@@ -22,6 +24,9 @@ pub(crate) struct Portcullis {
 
 /// Where the built program is.
 pub(crate) const EXECUTABLE: &str = env!("CARGO_BIN_EXE_portcullis");
+
+/// Has the control channel at `admin.sock` in the site, where [`Portcullis::status`] asks.
+pub(crate) const ADMIN: &str = "admin.listen = \"unix:admin.sock\"\n";
 
 /// The built program.
 pub(crate) fn executable() -> Command {
@@ -146,17 +151,28 @@ impl Portcullis {
         (self.process.exit_code(), self.log.to_the_end())
     }
 
+    /// What `status` has of the first listener, once there is somebody to answer.
+    pub(crate) fn status(&self) -> Value {
+        let answer = eventually("an answer of status", || {
+            let mut command = executable();
+            command.args(["status", "--json", "--socket"]).arg(self.site.path("admin.sock"));
+            Some(program::run(&mut command)).filter(|outcome| outcome.code == Some(0))
+        });
+        let answer: Value = serde_json::from_str(&answer.text()).expect("JSON");
+        answer["listeners"][0].clone()
+    }
+
     /// Memory in use, in KiB.
     pub(crate) fn resident(&self) -> u64 {
-        self.status("VmRSS:")
+        self.kib("VmRSS:")
     }
 
     /// Memory of its own in use, in KiB: without the pages of the program's file, which are read in as it gets to new code.
     pub(crate) fn own_memory(&self) -> u64 {
-        self.status("RssAnon:")
+        self.kib("RssAnon:")
     }
 
-    fn status(&self, field: &str) -> u64 {
+    fn kib(&self, field: &str) -> u64 {
         let status = fs::read_to_string(self.proc("status")).expect("it runs");
         let line = status.lines().find_map(|line| line.strip_prefix(field));
         let number = line.and_then(|line| line.split_whitespace().next());

@@ -17,6 +17,16 @@ use super::{Authority, Leaf, Site, eventually};
 const HBA: &str = "local all all trust\n\
                    host all keyed 127.0.0.1/32 scram-sha-256\n\
                    host all all 127.0.0.1/32 trust\n";
+/// The same where nobody comes without TLS: `certified` needs a certificate of that name, `keyed` a password.
+const HBA_TLS: &str = "local all all trust\n\
+                       hostssl all keyed 127.0.0.1/32 scram-sha-256\n\
+                       hostssl all certified 127.0.0.1/32 trust clientcert=verify-full\n\
+                       hostssl all all 127.0.0.1/32 trust\n";
+/// The same where nobody comes without a certificate either, but those who follow it.
+const HBA_CERTIFIED: &str = "local all all trust\n\
+                             local replication all trust\n\
+                             hostssl all keyed 127.0.0.1/32 scram-sha-256 clientcert=verify-ca\n\
+                             hostssl all all 127.0.0.1/32 trust clientcert=verify-ca\n";
 const READY: &str = "database system is ready to accept connections";
 const READ_ONLY: &str = "database system is ready to accept read-only connections";
 
@@ -28,33 +38,26 @@ pub(crate) struct Postgres {
     port: u16,
 }
 
-/// The same where nobody comes without TLS: `certified` needs a certificate of that name, `keyed` a password.
-const HBA_TLS: &str = "local all all trust\n\
-                       hostssl all keyed 127.0.0.1/32 scram-sha-256\n\
-                       hostssl all certified 127.0.0.1/32 trust clientcert=verify-full\n\
-                       hostssl all all 127.0.0.1/32 trust\n";
-
 impl Postgres {
     pub(crate) fn start() -> Self {
-        let directory = directory();
-        program::run(Command::new("cp").arg("-a").arg(template()).arg(data(&directory))).success();
-        let (process, port) = program::serve(READY, |port| server(&directory, port));
-        Self { process, directory, port }
+        Self::serve(copied(), &[])
     }
 
     /// One that has TLS, shows `own`, and knows clients by the site's CA.
     pub(crate) fn with_tls(site: &Site, own: &Leaf) -> Self {
-        let directory = directory();
-        program::run(Command::new("cp").arg("-a").arg(template()).arg(data(&directory))).success();
+        let directory = copied();
         install(&directory, own, &site.ca.pem());
         keep(&directory, "pg_hba.conf", HBA_TLS);
-        let settings = ["ssl=on", "ssl_ca_file=root.crt"];
-        let secured = |port| {
+        Self::serve(directory, &["-c", "ssl=on", "-c", "ssl_ca_file=root.crt"])
+    }
+
+    fn serve(directory: TempDir, options: &[&str]) -> Self {
+        let with_options = |port| {
             let mut server = server(&directory, port);
-            server.args(settings.iter().flat_map(|setting| ["-c", setting]));
+            server.args(options);
             server
         };
-        let (process, port) = program::serve(READY, secured);
+        let (process, port) = program::serve(READY, with_options);
         Self { process, directory, port }
     }
 
@@ -66,12 +69,9 @@ impl Postgres {
 
     /// A server that others may follow, and that knows a password of `keyed`.
     pub(crate) fn primary() -> Self {
-        let directory = directory();
-        program::run(Command::new("cp").arg("-a").arg(template()).arg(data(&directory))).success();
-        let hba = data(&directory).join("pg_hba.conf");
-        fs::write(hba, format!("local replication all trust\n{HBA}")).expect("a file can be written");
-        let (process, port) = program::serve(READY, |port| server(&directory, port));
-        let primary = Self { process, directory, port };
+        let directory = copied();
+        keep(&directory, "pg_hba.conf", &format!("local replication all trust\n{HBA}"));
+        let primary = Self::serve(directory, &[]);
         primary.direct("create role keyed login password 'open sesame'");
         primary
     }
@@ -89,27 +89,11 @@ impl Postgres {
         standby
     }
 
-    /// Takes no TCP connection without TLS from now on, nor one without a certificate of this CA.
-    pub(crate) fn demand_certificates(&self, own_certificate: &Leaf, clients: &Authority) {
-        let files = [
-            ("server.crt", own_certificate.pem()),
-            ("server.key", own_certificate.key_pem()),
-            ("clients.crt", clients.pem()),
-            (
-                "pg_hba.conf",
-                "local all all trust\nlocal replication all trust\n\
-                 hostssl all keyed 127.0.0.1/32 scram-sha-256 clientcert=verify-ca\n\
-                 hostssl all all 127.0.0.1/32 trust clientcert=verify-ca\n"
-                    .to_owned(),
-            ),
-        ];
-        for (name, text) in files {
-            let path = data(&self.directory).join(name);
-            fs::write(&path, text).expect("a file can be written");
-            fs::set_permissions(&path, Permissions::from_mode(0o600)).expect("it is ours");
-            own(&path);
-        }
-        self.direct("alter system set ssl_ca_file = 'clients.crt'");
+    /// Shows this certificate, and takes no TCP connection without TLS from now on, nor one without a certificate of this CA.
+    pub(crate) fn demand_certificates(&self, own: &Leaf, clients: &Authority) {
+        install(&self.directory, own, &clients.pem());
+        keep(&self.directory, "pg_hba.conf", HBA_CERTIFIED);
+        self.direct("alter system set ssl_ca_file = 'root.crt'");
         self.direct("alter system set ssl = on");
         self.direct("select pg_reload_conf()");
         eventually("the server has TLS", || (self.direct("show ssl") == "on").then_some(()));
@@ -205,6 +189,13 @@ fn server(directory: &TempDir, port: u16) -> Command {
     command.args(["-p", &port.to_string(), "-c", "listen_addresses=127.0.0.1"]);
     command.args(["-c", "fsync=off", "-c", "autovacuum=off", "-c", "shared_buffers=32MB"]);
     command
+}
+
+/// A directory with a cluster of its own.
+fn copied() -> TempDir {
+    let directory = directory();
+    program::run(Command::new("cp").arg("-a").arg(template()).arg(data(&directory))).success();
+    directory
 }
 
 /// A freshly initialised cluster to copy, made once for all tests and all runs.

@@ -12,6 +12,9 @@ use super::{Leaf, Site};
 
 const READY: &str = "Ready to accept connections";
 
+/// The option of one with TLS that asks its clients for no certificate.
+pub(crate) const ANYBODY: &[&str] = &["--tls-auth-clients", "no"];
+
 /// A `redis-server` on a free port of 127.0.0.1 and on a Unix socket, with nothing written to disk.
 #[derive(Debug)]
 pub(crate) struct Redis {
@@ -31,11 +34,9 @@ impl Redis {
     /// besides.
     pub(crate) fn with_tls(site: &Site, own: &Leaf, options: &[&str]) -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory can be made");
-        let files = [("server.crt", own.pem()), ("server.key", own.key_pem()), ("ca.crt", site.ca.pem())];
-        for (name, text) in files {
-            fs::write(directory.path().join(name), text).expect("a file of the test can be written");
-        }
-        let files = ["--tls-cert-file", "server.crt", "--tls-key-file", "server.key", "--tls-ca-cert-file", "ca.crt"];
+        install(&directory, "first", own, &site.ca.pem());
+        let files =
+            ["--tls-cert-file", "first.crt", "--tls-key-file", "first.key", "--tls-ca-cert-file", "first-ca.crt"];
         Self::start_with(directory, &[&["--port", "0"], &files[..], options, &["--tls-port"]].concat())
     }
 
@@ -47,10 +48,7 @@ impl Redis {
 
     /// Shows another certificate from now on, and knows clients by these CAs.
     pub(crate) fn turn_to(&self, own: &Leaf, clients: &str) {
-        for (name, text) in [("next.crt", own.pem()), ("next.key", own.key_pem()), ("next-ca.crt", clients.to_owned())]
-        {
-            fs::write(self.directory.path().join(name), text).expect("a file of the test can be written");
-        }
+        install(&self.directory, "next", own, clients);
         let settings = ["tls-cert-file", "next.crt", "tls-key-file", "next.key", "tls-ca-cert-file", "next-ca.crt"];
         let said = program::run(self.cli().args(["CONFIG", "SET"]).args(settings)).success();
         assert_eq!(said, "OK\n");
@@ -95,12 +93,21 @@ impl Redis {
     }
 }
 
-/// The last of `options` is the one that the port is for.
+/// Lays a certificate, its key, and the CAs of clients beside the server.
+fn install(directory: &TempDir, name: &str, own: &Leaf, clients: &str) {
+    let files = [(".crt", own.pem()), (".key", own.key_pem()), ("-ca.crt", clients.to_owned())];
+    for (ending, text) in files {
+        let path = directory.path().join(format!("{name}{ending}"));
+        fs::write(path, text).expect("a file of the test can be written");
+    }
+}
+
+/// Of an option that stands twice the last one counts. The last of all is the one that the port is for.
 fn server(directory: &TempDir, port: u16, options: &[String]) -> Command {
     let mut command = program::command("redis-server");
-    command.current_dir(directory.path()).args(options).arg(port.to_string());
-    command.args(["--bind", "127.0.0.1", "--save", ""]);
+    command.current_dir(directory.path()).args(["--bind", "127.0.0.1", "--save", ""]);
     command.args(["--unixsocket", "redis.sock", "--dir"]).arg(directory.path());
+    command.args(options).arg(port.to_string());
     command
 }
 

@@ -5,7 +5,6 @@ use std::io;
 use rustls::{AlertDescription, CertificateError, Error, InvalidMessage, OtherError};
 use time::OffsetDateTime;
 
-use super::verification::Refusal;
 use crate::timestamp;
 use crate::tls::certificate::Certificate;
 use crate::tls::failure::{in_words, tls_error};
@@ -45,14 +44,25 @@ const SILENT: &str = "the upstream did not finish the TLS handshake in time; if 
 const PLAINTEXT: &str = "what the upstream answers is not TLS; if it does not speak TLS on this port, give its TLS port, or set \
                          tls = \"disable\"";
 
+/// Why a server is refused, in words, because what they are made of is known only while it is judged.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{words}")]
+pub(super) struct Refusal {
+    words: String,
+    /// What webpki says.
+    #[source]
+    error: Error,
+}
+
+impl Refusal {
+    /// Of a server with this certificate that is called `name`, by anchors that are the system's or a bundle's.
+    pub(super) fn of(error: Error, facts: &Certificate, name: &str, of_system: bool, now: OffsetDateTime) -> Self {
+        Self { words: refused_by_us(&error, facts, name, of_system, now), error }
+    }
+}
+
 /// The certificate of the upstream, what is wrong with it, and what to do.
-pub(super) fn refused_by_us(
-    error: &Error,
-    facts: &Certificate,
-    name: &str,
-    of_system: bool,
-    now: OffsetDateTime,
-) -> String {
+fn refused_by_us(error: &Error, facts: &Certificate, name: &str, of_system: bool, now: OffsetDateTime) -> String {
     use CertificateError as E;
     let certificate = in_words(facts);
     let cause = match error {

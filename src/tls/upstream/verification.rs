@@ -12,7 +12,7 @@ use rustls::server::ParsedCertificate;
 use rustls::{CertificateError, DigitallySignedStruct, Error, OtherError, RootCertStore, SignatureScheme};
 use time::OffsetDateTime;
 
-use super::failure::refused_by_us;
+use super::failure::Refusal;
 use super::signature;
 use crate::protocol::Verification;
 use crate::tls::certificate::Certificate;
@@ -110,67 +110,7 @@ impl Trust {
             of_system: matches!(anchors, Anchors::System(_)),
         })
     }
-}
 
-impl ServerVerifier {
-    pub(super) fn new(verification: Verification, anchors: &Anchors) -> Result<Self, BuildError> {
-        let trust = match (verification, anchors) {
-            (Verification::Require, Anchors::None) => None,
-            _ => Some(Trust::new(anchors)?),
-        };
-        Ok(Self { trust, by_name: verification == Verification::VerifyFull, good: Mutex::default() })
-    }
-
-    /// Judges a chain. A good verdict is remembered for the time in which all of its certificates are valid.
-    pub(super) fn judge(
-        &self,
-        leaf: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        name: &ServerName<'_>,
-        now: OffsetDateTime,
-    ) -> Result<(), Error> {
-        let Some(trust) = &self.trust else { return Ok(()) };
-        let name_text = name.to_str();
-        let parts = [name_text.as_bytes(), leaf].into_iter().chain(intermediates.iter().map(|der| &**der));
-        let digest = digest_of(parts);
-        if self.remembers(&digest, now) {
-            return Ok(());
-        }
-        let facts = Certificate::parse(leaf).map_err(|_| CertificateError::BadEncoding)?;
-        let judged = trust.vouch(leaf, intermediates, now);
-        let free = || trust.vouches_freely(leaf, intermediates, now);
-        let judged = judged.and_then(|()| if self.by_name { is_named(leaf, &facts, name, free) } else { Ok(()) });
-        if let Err(error) = judged {
-            let words = refused_by_us(&error, &facts, &name_text, trust.of_system, now);
-            return Err(CertificateError::Other(OtherError(Arc::new(Refusal { words, error }))).into());
-        }
-        self.remember(digest, &facts, intermediates, now);
-        Ok(())
-    }
-
-    fn remembers(&self, digest: &Digest, now: OffsetDateTime) -> bool {
-        let good = self.good.lock().unwrap_or_else(PoisonError::into_inner);
-        good.get(digest).is_some_and(|valid| valid.contains(&now))
-    }
-
-    fn remember(&self, digest: Digest, leaf: &Certificate, intermediates: &[CertificateDer<'_>], now: OffsetDateTime) {
-        let others: Vec<_> = intermediates.iter().filter_map(|der| Certificate::parse(der).ok()).collect();
-        let whole = || [leaf].into_iter().chain(&others);
-        // One that is not in its time was not needed for the verdict, and does not bound it.
-        let from = whole().map(|facts| facts.not_before).filter(|from| *from <= now).max().unwrap_or(now);
-        let until = whole().map(Certificate::end).filter(|end| *end > now).min().unwrap_or(now);
-        let mut good = self.good.lock().unwrap_or_else(PoisonError::into_inner);
-        if good.len() >= MOST_CHAINS {
-            good.clear();
-        }
-        good.insert(digest, from..until);
-    }
-}
-
-/// More servers than one listener has. Past it all are forgotten, and judged anew.
-const MOST_CHAINS: usize = 64;
-
-impl Trust {
     /// Whether the chain leads to an anchor, or the certificate is trusted by itself.
     fn vouch(
         &self,
@@ -212,6 +152,64 @@ fn leads_to(
     )
 }
 
+impl ServerVerifier {
+    pub(super) fn new(verification: Verification, anchors: &Anchors) -> Result<Self, BuildError> {
+        let trust = match (verification, anchors) {
+            (Verification::Require, Anchors::None) => None,
+            _ => Some(Trust::new(anchors)?),
+        };
+        Ok(Self { trust, by_name: verification == Verification::VerifyFull, good: Mutex::default() })
+    }
+
+    /// Judges a chain. A good verdict is remembered for the time in which all of its certificates are valid.
+    pub(super) fn judge(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        name: &ServerName<'_>,
+        now: OffsetDateTime,
+    ) -> Result<(), Error> {
+        let Some(trust) = &self.trust else { return Ok(()) };
+        let name_text = name.to_str();
+        let parts = [name_text.as_bytes(), leaf].into_iter().chain(intermediates.iter().map(|der| &**der));
+        let digest = digest_of(parts);
+        if self.remembers(&digest, now) {
+            return Ok(());
+        }
+        let facts = Certificate::parse(leaf).map_err(|_| CertificateError::BadEncoding)?;
+        let judged = trust.vouch(leaf, intermediates, now);
+        let free = || trust.vouches_freely(leaf, intermediates, now);
+        let judged = judged.and_then(|()| if self.by_name { is_named(leaf, &facts, name, free) } else { Ok(()) });
+        if let Err(error) = judged {
+            let refusal = Refusal::of(error, &facts, &name_text, trust.of_system, now);
+            return Err(CertificateError::Other(OtherError(Arc::new(refusal))).into());
+        }
+        self.remember(digest, &facts, intermediates, now);
+        Ok(())
+    }
+
+    fn remembers(&self, digest: &Digest, now: OffsetDateTime) -> bool {
+        let good = self.good.lock().unwrap_or_else(PoisonError::into_inner);
+        good.get(digest).is_some_and(|valid| valid.contains(&now))
+    }
+
+    fn remember(&self, digest: Digest, leaf: &Certificate, intermediates: &[CertificateDer<'_>], now: OffsetDateTime) {
+        let others: Vec<_> = intermediates.iter().filter_map(|der| Certificate::parse(der).ok()).collect();
+        let whole = || [leaf].into_iter().chain(&others);
+        // One that is not in its time was not needed for the verdict, and does not bound it.
+        let from = whole().map(|facts| facts.not_before).filter(|from| *from <= now).max().unwrap_or(now);
+        let until = whole().map(Certificate::end).filter(|end| *end > now).min().unwrap_or(now);
+        let mut good = self.good.lock().unwrap_or_else(PoisonError::into_inner);
+        if good.len() >= MOST_CHAINS {
+            good.clear();
+        }
+        good.insert(digest, from..until);
+    }
+}
+
+/// More servers than one listener has. Past it all are forgotten, and judged anew.
+const MOST_CHAINS: usize = 64;
+
 /// Whether the certificate is for this host. As libpq has it, the common name counts where no subject alternative name is of
 /// the kind that is asked for; but only where its CAs are `free` to issue for any name.
 fn is_named(
@@ -248,16 +246,6 @@ fn is_called(common: &str, name: &ServerName<'_>) -> bool {
         ServerName::IpAddress(address) => common.parse() == Ok(IpAddr::from(*address)),
         _ => false,
     }
-}
-
-/// Why a server is refused, in words, because what they are made of is known here only.
-#[derive(Clone, Debug, thiserror::Error)]
-#[error("{words}")]
-pub(super) struct Refusal {
-    pub(super) words: String,
-    /// What webpki says.
-    #[source]
-    pub(super) error: Error,
 }
 
 impl ServerCertVerifier for ServerVerifier {
