@@ -380,3 +380,29 @@ fn neither_direction_keeps_the_other_from_its_turn() {
     let in_time = Runtime::new().unwrap().block_on(async { timeout(PATIENCE, both_ways).await });
     assert!(in_time.is_ok(), "{sent:?} bytes were sent and {received:?} received");
 }
+
+#[test]
+fn of_an_upstream_that_hangs_up_without_a_word_the_audit_says_what_it_may_want() {
+    let upstream = Upstream::new(|mut stream| {
+        let (mut heard, mut byte) = (Vec::new(), [0]);
+        while !heard.ends_with(b"PING") {
+            stream.read_exact(&mut byte).unwrap();
+            heard.push(byte[0]);
+        }
+    });
+    let listeners = [
+        (Listener::tcp(&upstream), "set tls of the upstream"),
+        (Listener::tcp(&upstream).upstream("proxy_protocol = \"v1\""), "PROXY header"),
+    ];
+    for (listener, words) in listeners {
+        let portcullis = Portcullis::before(listener);
+        let mut client = portcullis.client().connect();
+        client.send(b"PING");
+        assert_eq!(client.rest().unwrap(), b"");
+        let port = client.port();
+        drop(client);
+        let closed = portcullis.ending(port);
+        assert_eq!(closed.reason(), "upstream_closed");
+        assert!(closed.text("detail").contains(words), "{}", closed.0);
+    }
+}

@@ -192,6 +192,10 @@ fn upstream(terms: &Terms) -> String {
 
 fn sources_in_words(out: &mut String, terms: &Terms) {
     let rules = terms.sources.trusted.rules();
+    if terms.doors.iter().all(|door| matches!(door.address, ListenAddr::Unix(_))) && rules.is_empty() {
+        let _ = writeln!(out, "  trusted sources (none needed): whoever may write to the socket");
+        return;
+    }
     let _ = writeln!(out, "  trusted sources ({})", rules.len());
     for rule in rules.iter().take(MOST_RULES) {
         let _ = write!(out, "    {rule}{}", is_now(terms, rule));

@@ -9,6 +9,7 @@ use super::check::is_now;
 use super::inspect::read_certificates;
 use super::{Failure, load, print};
 use crate::addr::{ClientAddr, ListenAddr};
+use crate::config::Shield;
 use crate::names::Names;
 use crate::policy::{ClientAuth, Rule, Standing};
 use crate::snapshot::Terms;
@@ -85,6 +86,14 @@ impl Steps {
             },
             Err(stranger) => {
                 self.say("source", format_args!("{ip} is not trusted: {stranger}; it is closed before a byte is read"));
+                if terms.shield != Shield::Off {
+                    self.say(
+                        "shield",
+                        format_args!(
+                            "while it is up (portcullis status) the kernel answers nothing, and the audit has no line"
+                        ),
+                    );
+                }
                 self.refused = Some("untrusted_source".to_owned());
                 for rule in terms.sources.trusted.rules().iter().filter(|rule| rule.source.host().is_some()) {
                     self.say("source", format_args!("it is none of {}", in_words(terms, rule)));

@@ -113,7 +113,8 @@ fn names(status: Reading<'_>, now: OffsetDateTime) -> String {
         for name in listener.list("names") {
             some = true;
             let resolved = name.time("resolved_at").map_or("never".to_owned(), |at| ago(at, now));
-            let stale = name.text("error").map(|error| format!("STALE, {error}: "));
+            let word = if name.time("resolved_at").is_some() { "STALE" } else { "NOT RESOLVED" };
+            let stale = name.text("error").map(|error| format!("{word}, {error}: "));
             let addresses = name.texts("addresses");
             let addresses = if addresses.is_empty() { "none, so nobody".to_owned() } else { addresses.join(" ") };
             table.row([
@@ -213,7 +214,7 @@ db        postgres  unix:/run/pg    none         0, NOT ENFORCED  0         0.0.
 LISTENER  SOURCE            RESOLVED  NEXT LOOK  ADDRESSES
 db        dns:app.internal  10 s ago  in 5 s     10.0.0.1 2001:db8::1
 db        dns:jobs          3 h ago   now        STALE, Name or service not known: 10.0.0.9
-db        dns:new           never     -          STALE, no answer: none, so nobody
+db        dns:new           never     -          NOT RESOLVED, no answer: none, so nobody
 ";
         assert!(words.ends_with(expected), "{words}");
     }

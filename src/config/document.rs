@@ -47,6 +47,8 @@ pub(super) struct Section<'a> {
     known: RefCell<Vec<&'static str>>,
     /// Keys of features to come. Known, but not to be suggested.
     later: RefCell<Vec<&'static str>>,
+    /// Keys of other tables that people write here, with what to do about it.
+    elsewhere: RefCell<Vec<(&'static str, &'static str)>>,
 }
 
 impl<'a> Document<'a> {
@@ -124,7 +126,15 @@ pub(super) fn told(mut problems: Vec<Problem>, mut untold: usize) -> Vec<Problem
 
 impl<'a> Section<'a> {
     fn of(document: &'a Document<'a>, path: String, span: Range<usize>, table: &'a DeTable<'a>) -> Self {
-        Self { document, path, span, table, known: RefCell::default(), later: RefCell::default() }
+        Self {
+            document,
+            path,
+            span,
+            table,
+            known: RefCell::default(),
+            later: RefCell::default(),
+            elsewhere: RefCell::default(),
+        }
     }
 
     /// The value of `key`, where it is set.
@@ -162,13 +172,22 @@ impl<'a> Section<'a> {
         }
     }
 
+    /// Keys of other tables that people write here: whoever does is told where they belong.
+    pub(super) fn elsewhere(&self, hint: &'static str, keys: &[&'static str]) {
+        self.elsewhere.borrow_mut().extend(keys.iter().map(|key| (*key, hint)));
+    }
+
     /// Notes every key nobody asked for.
     pub(super) fn finish(self) {
         let (known, later) = (self.known.borrow(), self.later.borrow());
         for (key, _) in self.table {
             let name = key.get_ref().as_ref();
             if !known.contains(&name) && !later.contains(&name) {
-                let message = format!("unknown key; {}", suggestion(name, &known));
+                let elsewhere = self.elsewhere.borrow();
+                let message = match elsewhere.iter().find(|(key, _)| *key == name) {
+                    Some((_, hint)) => format!("does not belong here; {hint}"),
+                    None => format!("unknown key; {}", suggestion(name, &known)),
+                };
                 self.document.note(key.span(), self.path_of(name), message);
             }
         }

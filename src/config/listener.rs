@@ -60,7 +60,7 @@ impl<'a> Listeners<'a> {
             .require("listen", "an address such as \"0.0.0.0:6380\", or a list of them")
             .and_then(|node| self.listen(&node, ipv6_only, name.as_deref()));
         let sources = self.sources(&section);
-        let tls_node = section.require("tls", "tls.certificates = [{ cert = \"…\", key = \"…\" }]");
+        let tls_node = section.require("tls", TLS_MISSING);
         let tls = tls_node.as_ref().and_then(|node| self.tls(node));
         if let (Some(node), Some(tls), Some(listen)) = (&tls_node, &tls, &listen) {
             check_exposure(node, tls.is_some(), listen);
@@ -73,6 +73,9 @@ impl<'a> Listeners<'a> {
         let shield = section.get("shield").and_then(|node| node.choice(&SHIELDS));
         let plaintext_cancel = plaintext_cancel(&section, protocol);
         let revoke = section.get("revoke").and_then(|node| process::revoke(&node));
+        section.elsewhere("write it in [listener.tls]", &OF_TLS);
+        section.elsewhere("write it in [listener.limits]", &OF_LIMITS);
+        section.elsewhere("write it in [listener.upstream]", &OF_UPSTREAM);
         section.finish();
         let listen = listen?;
         let access = |listen: &Listen| match (&listen.address, listen.access) {
@@ -163,6 +166,10 @@ impl<'a> Listeners<'a> {
         }
         match node.text(TLS)? {
             "off" => Some(None),
+            "disable" | "require" | "verify-ca" | "verify-full" => {
+                node.expected(format_args!("{TLS}; TLS to the upstream is tls in [listener.upstream]"));
+                None
+            }
             _ => {
                 node.expected(TLS);
                 None
@@ -189,14 +196,23 @@ fn check_exposure(node: &Node<'_>, has_tls: bool, listen: &[Listen]) {
 
 /// `[listener.proxy_protocol]`
 fn balancers(section: &Section<'_>) -> Balancers {
-    let Some(section) = section.section("proxy_protocol") else { return Balancers::default() };
+    let section = section.get("proxy_protocol").and_then(|node| node.section(BALANCERS));
+    let Some(section) = section else { return Balancers::default() };
     let trusted = section.require("trusted", "the networks of the load balancers that speak the PROXY protocol");
-    let nodes = trusted.map(|node| node.one_or_list()).unwrap_or_default();
+    let nodes = trusted.as_ref().map(Node::one_or_list).unwrap_or_default();
+    if let Some(node) = trusted.filter(|_| nodes.is_empty()) {
+        node.expected("at least one load balancer; where there is none, take [listener.proxy_protocol] out");
+    }
     section.finish();
     let network = |node: &Node<'_>| {
         let parsed = node.text(sources::SOURCE)?.parse();
         parsed
-            .map_err(|error: NetworkError| node.problem(format_args!("found {}, which is {error}", node.found())))
+            .map_err(|error: NetworkError| {
+                node.problem(format_args!(
+                    "found {}, which is {error}; name each load balancer by its address",
+                    node.found()
+                ))
+            })
             .ok()
     };
     nodes.iter().filter_map(network).collect()
@@ -214,12 +230,30 @@ fn plaintext_cancel(section: &Section<'_>, protocol: Option<Protocol>) -> bool {
     allowed.unwrap_or(true)
 }
 
+/// Keys of the tables inside a listener, as far as their names say which one is meant.
+const OF_TLS: [&str; 6] =
+    ["certificates", "client_auth", "client_ca", "client_certificates", "client_crl", "trusted_clients"];
+const OF_LIMITS: [&str; 5] = [
+    "max_connections",
+    "max_connections_per_source",
+    "connection_rate_per_source",
+    "handshake_timeout",
+    "idle_timeout",
+];
+const OF_UPSTREAM: [&str; 4] = ["connect_timeout", "target", "server_name", "negotiation"];
+
 const NAME: &str = "a name of 1 to 63 lower-case letters, digits and hyphens, such as \"cache\"";
 
 const PROTOCOLS: [(&str, Protocol); 3] =
     [("redis", Protocol::Redis), ("postgres", Protocol::Postgres), ("tcp", Protocol::Tcp)];
 
 const TLS: &str = "a table with certificates = [{ cert = \"…\", key = \"…\" }], or \"off\"";
+
+const TLS_MISSING: &str =
+    "tls.certificates = [{ cert = \"…\", key = \"…\" }], or tls = \"off\" for programs of this machine";
+
+const BALANCERS: &str = "a table with trusted = [\"10.9.0.5\"], the load balancers that announce clients to us; to announce them to the \
+                         upstream set proxy_protocol in [listener.upstream]";
 
 const SHIELDS: [(&str, Shield); 3] = [("off", Shield::Off), ("auto", Shield::Auto), ("on", Shield::On)];
 

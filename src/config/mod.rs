@@ -317,6 +317,14 @@ impl Config {
         let drain = process::drain(&root);
         let admin_socket = admin.as_ref().map(|admin| admin.socket.as_path());
         let (listeners, mut elsewhere) = Listeners::new(directory, files, admin_socket, reload.revoke).read(&root);
+        root.elsewhere("write [listener.upstream], below its [[listener]]", &["upstream"]);
+        root.elsewhere("write [listener.tls], below its [[listener]]", &["tls"]);
+        root.elsewhere("write [listener.limits], below its [[listener]]", &["limits"]);
+        root.elsewhere("write [listener.proxy_protocol], below its [[listener]]", &["proxy_protocol"]);
+        root.elsewhere(
+            "write it below a [[listener]]",
+            &["name", "protocol", "listen", "trusted_sources", "sources_file", "shield"],
+        );
         root.finish();
 
         let mut problems = document.into_problems();

@@ -11,7 +11,7 @@ use super::part::Leave;
 use super::socket::{Socket, nothing_waits};
 use crate::outcome::{Ending, Reason};
 use crate::protocol::postgres::{self, HEADER_LENGTH, Packet};
-use crate::protocol::{Protocol, TLS_HANDSHAKE_RECORD, redis};
+use crate::protocol::{Protocol, TLS_HANDSHAKE_RECORD, proxy, redis};
 use crate::snapshot::Terms;
 use crate::tls::ServerTls;
 
@@ -50,12 +50,29 @@ async fn begin(mut stream: TcpStream, terms: &Terms, tls: &Arc<ServerTls>) -> Re
             let needs_alpn = protocol == Protocol::Postgres;
             Ok(Greeting::Tls(Greeted { stream, needs_alpn }, Arc::clone(tls)))
         }
+        (Protocol::Postgres, false) if is_announced(&stream).await => Err(violation(ANNOUNCED).into()),
         (Protocol::Postgres, false) => negotiate(stream, terms, tls).await,
         (Protocol::Redis, false) => {
-            Err(Leave::plain(Reason::PlaintextRefused, stream, redis::SPEAKS_TLS_ONLY.to_vec()))
+            Err(Leave::plain(plaintext(&stream).await, stream, redis::SPEAKS_TLS_ONLY.to_vec()))
         }
-        (Protocol::Tcp, false) => Err(Leave::plain(Reason::PlaintextRefused, stream, Vec::new())),
+        (Protocol::Tcp, false) => Err(Leave::plain(plaintext(&stream).await, stream, Vec::new())),
     }
+}
+
+async fn plaintext(stream: &TcpStream) -> Ending {
+    if is_announced(stream).await {
+        Ending::new(Reason::PlaintextRefused, ANNOUNCED)
+    } else {
+        Reason::PlaintextRefused.into()
+    }
+}
+
+/// Whether somebody who is no load balancer of ours begins with a PROXY header. What has come so far is looked at, and
+/// nothing waited for: it decides no more than the words for the refusal.
+async fn is_announced(stream: &TcpStream) -> bool {
+    let mut begun = [0; 12];
+    let seen = stream.peek(&mut begun).await.unwrap_or_default();
+    proxy::looks_like_header(begun.get(..seen).unwrap_or_default())
 }
 
 /// PostgreSQL's SSLRequest, GSSENCRequest and what else may come in their place.
@@ -122,6 +139,10 @@ async fn first_byte(stream: &mut TcpStream) -> Result<u8, Ending> {
         Err(error) => Err(lost(error)),
     }
 }
+
+/// The mistake behind most of these: the load balancer was told to send the header, and the listener not to expect it.
+const ANNOUNCED: &str = "it began with a PROXY header, which is taken from load balancers in proxy_protocol.trusted only; put its \
+                         address there, or have it send none";
 
 fn violation(what: impl std::fmt::Display) -> Ending {
     Ending::new(Reason::ProtocolViolation, what)

@@ -28,6 +28,8 @@ pub(super) struct Relay {
     upstream: UpstreamLeg,
     /// Has the words for what goes wrong in it.
     upstream_tls: Option<Arc<UpstreamTls>>,
+    /// Whether the upstream was told of the client by a PROXY header.
+    announces: bool,
     protocol: Protocol,
     /// From the client to the upstream.
     inbound: Flow,
@@ -59,6 +61,7 @@ impl Relay {
             client: identified.client,
             upstream: reached.leg,
             upstream_tls: identified.terms.upstream_tls().cloned(),
+            announces: identified.terms.upstream.announce.is_some(),
             protocol: identified.terms.protocol,
             opening,
             cancellable: None,
@@ -83,7 +86,26 @@ impl Relay {
                 self.shown_out = true;
                 ending
             }
-            ending = poll_fn(|cx| self.poll(carried, cx)) => ending,
+            ending = poll_fn(|cx| self.poll(carried, cx)) => match self.misgiving(&ending, *carried) {
+                Some(words) => Ending::new(ending.reason, words),
+                None => ending,
+            },
+        }
+    }
+
+    /// What to say of an upstream that was spoken to and hung up without a word: most likely it was not spoken to as it expects.
+    fn misgiving(&self, ending: &Ending, carried: Carried) -> Option<&'static str> {
+        let is_speechless = ending.reason == Reason::UpstreamClosed && carried.inbound > 0 && carried.outbound == 0;
+        match (&self.upstream_tls, self.announces) {
+            _ if !is_speechless => None,
+            (_, true) => Some(
+                "upstream: it hung up without a word; the PROXY header that begins the connection (proxy_protocol of the \
+                 upstream) is nothing that redis or PostgreSQL itself understands",
+            ),
+            (None, false) => {
+                Some("upstream: it hung up without a word; if it wants TLS on this port, set tls of the upstream")
+            }
+            (Some(_), false) => None,
         }
     }
 
@@ -115,6 +137,10 @@ impl Relay {
             kind if is_gone(kind) || kind == io::ErrorKind::UnexpectedEof => self.ended_by(Reason::UpstreamClosed),
             _ => Reason::IoError,
         };
+        if error.kind() == io::ErrorKind::UnexpectedEof && reason == Reason::ClientClosed {
+            // As redis ends every session that its client ends: nothing to be alarmed at.
+            return Ending::new(reason, "upstream: it ended without close_notify after the client had ended");
+        }
         Ending::new(reason, format_args!("upstream: {error}"))
     }
 

@@ -38,6 +38,7 @@ fn relay(protocol: Protocol, client: ClientLeg, upstream: UpstreamLeg, half_clos
         client,
         upstream,
         upstream_tls: None,
+        announces: false,
         protocol,
         inbound: Flow::new(Vec::new()),
         outbound: Flow::new(Vec::new()),

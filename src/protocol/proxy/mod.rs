@@ -2,7 +2,8 @@
 //!
 //! A load balancer in front tells us ([`read()`]), and we tell the upstream ([`Announcement`]). Source: HAProxy's
 //! specification "The PROXY protocol, versions 1 & 2". Whether a header is expected is never guessed from the bytes: it is
-//! a matter of where they come from, and decided before this is asked.
+//! a matter of where they come from, and decided before this is asked. Only to say what is wrong may one ask whether bytes
+//! [look like one](`looks_like_header`).
 
 mod checksum;
 mod read;
@@ -13,6 +14,14 @@ pub use write::{Addresses, Announcement, Certificate, Shown, Tls, Version, own};
 
 /// What every header of version 2 begins with. No other protocol takes it for its own.
 const SIGNATURE: [u8; 12] = *b"\r\n\r\n\0\r\nQUIT\n";
+
+/// What every header of version 1 begins with.
+const NAME: &[u8] = b"PROXY ";
+
+/// Whether these are the first bytes of a header, from somebody of whom none was expected.
+pub fn looks_like_header(bytes: &[u8]) -> bool {
+    bytes.starts_with(&SIGNATURE) || bytes.starts_with(NAME)
+}
 
 /// Signature, version and command, family and transport, length of the rest.
 const PREFIX: usize = 16;

@@ -116,8 +116,8 @@ impl Builder<'_> {
         if same.is_empty() {
             self.warn(
                 "there is TLS on both sides, so SCRAM with channel binding, which libpq prefers, fails unless the upstream shows the very \
-                 certificate that this listener shows: give both the same one, or have clients set channel_binding=disable, \
-                 or reach the upstream by a Unix socket",
+                 certificate that this listener shows: give both the same one and put it into the upstream's ca, too, or have clients set \
+                 channel_binding=disable, or reach the upstream by a Unix socket",
             );
         }
     }
