@@ -198,11 +198,8 @@ fn check_exposure(node: &Node<'_>, has_tls: bool, listen: &[Listen]) {
 fn balancers(section: &Section<'_>) -> Balancers {
     let section = section.get("proxy_protocol").and_then(|node| node.section(BALANCERS));
     let Some(section) = section else { return Balancers::default() };
-    let trusted = section.require("trusted", "the networks of the load balancers that speak the PROXY protocol");
-    let nodes = trusted.as_ref().map(Node::one_or_list).unwrap_or_default();
-    if let Some(node) = trusted.filter(|_| nodes.is_empty()) {
-        node.expected("at least one load balancer; where there is none, take [listener.proxy_protocol] out");
-    }
+    // None is the default, and may be said aloud.
+    let nodes = section.get("trusted").as_ref().map(Node::one_or_list).unwrap_or_default();
     section.finish();
     let network = |node: &Node<'_>| {
         let parsed = node.text(sources::SOURCE)?.parse();
