@@ -55,9 +55,12 @@ fn assert_nobody_was_sent_away(portcullis: &Portcullis) {
 
 /// One session that is answered. Returns at which upstream it was.
 fn session(portcullis: &Portcullis) -> String {
+    // An earlier client may have had the same port.
+    let seen = portcullis.seen();
     let mut client = portcullis.client().connect();
     client.ask(b"PING\r\n", b"+PONG\r\n");
-    portcullis.opened(client.port()).text("upstream").to_owned()
+    let opens = |event: &Event| event.is("connection.opened") && event.0["source_port"] == client.port();
+    portcullis.event_after(seen, "the opening of the connection", opens).text("upstream").to_owned()
 }
 
 /// One that answers every line with `+PONG`.
