@@ -570,14 +570,19 @@ fn the_end_of_one_direction_goes_through_both_sides_of_tls() {
     }
 }
 
-#[test]
-fn large_values_and_copies_go_through_both_sides_of_tls() {
+/// Redis as "cache" and PostgreSQL, with TLS on both sides.
+fn secured_twice() -> (Redis, Postgres, Portcullis) {
     let site = Site::new();
     let redis = Redis::with_tls(&site, &site.server(), ANYBODY);
     let postgres = Postgres::with_tls(&site, &site.server());
     let secured = |listener: Listener| listener.upstream_tls("verify-full", "ca.crt").to_string();
     let config = secured(Listener::redis(&redis).named("cache")) + &secured(Listener::postgres(&postgres));
-    let portcullis = Portcullis::start(site, config);
+    (redis, postgres, Portcullis::start(site, config))
+}
+
+#[test]
+fn large_values_and_copies_go_through_both_sides_of_tls() {
+    let (_redis, postgres, portcullis) = secured_twice();
 
     let value: Vec<u8> =
         (0..16 << 20_u32).flat_map(|number: u32| number.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
@@ -593,12 +598,7 @@ fn large_values_and_copies_go_through_both_sides_of_tls() {
 
 #[test]
 fn pgbench_and_redis_benchmark_run_through_both_sides_of_tls() {
-    let site = Site::new();
-    let redis = Redis::with_tls(&site, &site.server(), ANYBODY);
-    let postgres = Postgres::with_tls(&site, &site.server());
-    let secured = |listener: Listener| listener.upstream_tls("verify-full", "ca.crt").to_string();
-    let config = secured(Listener::redis(&redis).named("cache")) + &secured(Listener::postgres(&postgres));
-    let portcullis = Portcullis::start(site, config);
+    let (_redis, _postgres, portcullis) = secured_twice();
     let conninfo = conninfo(&portcullis);
     run(client("pgbench").args(["-i", "-q", &conninfo])).success();
     let said = run(client("pgbench").args(["-n", "-S", "-c", "4", "-t", "500", &conninfo])).success();

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use time::OffsetDateTime;
 
 use super::dial::Dialled;
-use super::identify::{Identified, judge};
+use super::identify::judge;
 use super::leg::Leg;
-use super::part::{Leave, Startup};
+use super::part::Leave;
 use crate::audit::Facts;
 use crate::sessions::Presence;
 use crate::snapshot::{Current, Reliance};
@@ -36,10 +36,7 @@ pub(super) fn confirm(
                     return Ok(dialled);
                 }
             }
-            Err(ending) => {
-                let Identified { client, terms, .. } = dialled.identified;
-                return Err(Leave::refused(ending, client, terms.protocol, Startup::Heard));
-            }
+            Err(ending) => return Err(dialled.identified.refused(ending)),
         }
     }
 }

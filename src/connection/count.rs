@@ -1,18 +1,14 @@
 //! Whether there is room for one more session. Asked of who wants one, and before the upstream is: a CancelRequest is none.
 
 use super::hear::Ready;
-use super::part::{Leave, Startup};
+use super::part::Leave;
 use crate::addr::ClientAddr;
 use crate::snapshot::Counted;
 
 /// Counts a session in, for as long as the value beside it lives.
 pub(super) fn count(ready: Ready, client: ClientAddr) -> Result<(Counted, Ready), Leave> {
-    let terms = &ready.identified.terms;
-    match terms.count(client) {
+    match ready.identified.terms.count(client) {
         Ok(counted) => Ok((counted, ready)),
-        Err(full) => {
-            let protocol = terms.protocol;
-            Err(Leave::refused(full.into(), ready.identified.client, protocol, Startup::Heard))
-        }
+        Err(full) => Err(ready.identified.refused(full.into())),
     }
 }

@@ -8,7 +8,7 @@ use tokio::time::timeout;
 
 use super::identify::Identified;
 use super::packet::{Unheard, first_packet};
-use super::part::{Leave, Startup};
+use super::part::Leave;
 use crate::outcome::{Ending, Reason};
 use crate::protocol::Protocol;
 use crate::protocol::postgres::Packet;
@@ -51,6 +51,5 @@ pub(super) async fn hear(mut identified: Identified) -> Result<Heard, Leave> {
         ),
         Err(_) => Ending::new(Reason::HandshakeTimeout, "no StartupMessage came after the TLS handshake"),
     };
-    let protocol = identified.terms.protocol;
-    Err(Leave::refused(ending, identified.client, protocol, Startup::Heard))
+    Err(identified.refused(ending))
 }

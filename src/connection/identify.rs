@@ -26,6 +26,13 @@ pub(super) struct Identified {
     pub(super) shown: Option<Arc<Certificate>>,
 }
 
+impl Identified {
+    /// Turns away a client that has said what it wants.
+    pub(super) fn refused(self, ending: Ending) -> Leave {
+        Leave::refused(ending, self.client, self.terms.protocol, Startup::Heard)
+    }
+}
+
 /// Judges a client that has just finished its handshake.
 pub(super) fn identify(secured: Secured, current: &Current, facts: &mut Facts) -> Result<Identified, Leave> {
     let Secured { client, protocol, shown } = secured;

@@ -40,7 +40,10 @@ pub(super) struct Builder<'a> {
 impl Builder<'_> {
     pub(super) fn terms(&mut self, before: Option<&Terms>) -> Option<Terms> {
         let listener = self.listener;
-        let (server, upstream_tls) = (self.server(before), self.upstream(before));
+        let server = self.server(before);
+        let inputs = server.as_ref().and_then(|server| server.inputs.as_ref());
+        let shown = inputs.map(|inputs| inputs.chains.as_slice()).unwrap_or_default();
+        let upstream_tls = self.upstream(before, shown);
         let (Server { tls, anchors, pinned, inputs }, upstream_tls) = (server?, upstream_tls?);
         self.warn_about_listener();
         self.warn_about_balancers();

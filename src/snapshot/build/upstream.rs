@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use rustls::pki_types::CertificateDer;
+
 use super::Builder;
 use crate::config;
 use crate::protocol::{Negotiation, Protocol, Verification, postgres};
@@ -18,7 +20,12 @@ pub(in crate::snapshot) struct Upstream {
 impl Builder<'_> {
     /// Builds it, or takes over what has not changed, with the sessions that can be taken up again. `Some(None)` where the
     /// upstream is spoken to in plaintext.
-    pub(super) fn upstream(&mut self, before: Option<&Terms>) -> Option<Option<Upstream>> {
+    /// `shown` are the chains that clients of the listener are shown; none where its own TLS is off.
+    pub(super) fn upstream(
+        &mut self,
+        before: Option<&Terms>,
+        shown: &[Vec<CertificateDer<'static>>],
+    ) -> Option<Option<Upstream>> {
         let Some(wanted) = &self.listener.upstream.tls else { return Some(None) };
         let anchors = self.upstream_anchors(wanted);
         let certificate = match &wanted.identity {
@@ -49,7 +56,7 @@ impl Builder<'_> {
                 }
             },
         };
-        self.warn_about_upstream(wanted, &tls);
+        self.warn_about_upstream(wanted, &tls, shown);
         Some(Some(Upstream { tls, parts }))
     }
 
@@ -83,7 +90,12 @@ impl Builder<'_> {
         }
     }
 
-    fn warn_about_upstream(&mut self, wanted: &config::UpstreamTls, tls: &UpstreamTls) {
+    fn warn_about_upstream(
+        &mut self,
+        wanted: &config::UpstreamTls,
+        tls: &UpstreamTls,
+        shown: &[Vec<CertificateDer<'static>>],
+    ) {
         for anchor in tls.anchors() {
             self.warn_about_dates("upstream CA certificate", anchor);
         }
@@ -93,19 +105,17 @@ impl Builder<'_> {
         if wanted.verification == Verification::Require && wanted.ca.is_empty() {
             self.warn("upstream.tls = \"require\" without ca takes anybody for the upstream; \"verify-full\" does not");
         }
-        self.warn_about_channel_binding(tls);
+        self.warn_about_channel_binding(tls, shown);
     }
 
     /// libpq binds its password to the certificate it sees, and the server compares that with its own (RFC 5929 §4).
-    fn warn_about_channel_binding(&mut self, upstream: &UpstreamTls) {
-        let Some(server) = self.listener.tls.as_ref().filter(|_| self.listener.protocol == Protocol::Postgres) else {
+    fn warn_about_channel_binding(&mut self, upstream: &UpstreamTls, shown: &[Vec<CertificateDer<'static>>]) {
+        if shown.is_empty() || self.listener.protocol != Protocol::Postgres {
             return;
-        };
-        let chains = server.certificates.iter().filter_map(|files| self.files.read(&files.cert.location).ok());
-        let chains: Vec<_> = chains.filter_map(|pem| tls::certificates(&pem).ok()).collect();
+        }
         // A bundle that holds our own certificate says that the upstream shows it, too.
         let same: Vec<_> =
-            chains.iter().filter_map(|chain| chain.first()).filter(|leaf| upstream.has_in_bundle(leaf)).collect();
+            shown.iter().filter_map(|chain| chain.first()).filter(|leaf| upstream.has_in_bundle(leaf)).collect();
         for leaf in same.iter().filter(|leaf| !Certificate::can_be_bound_to(leaf)) {
             let Ok(Certificate { subject, .. }) = Certificate::parse(leaf) else { continue };
             self.warn(format_args!(
