@@ -10,7 +10,7 @@ use time::OffsetDateTime;
 use super::Terms;
 use crate::outcome::{Ending, Reason};
 use crate::timestamp;
-use crate::tls::{self, Certificate};
+use crate::tls::{self, Certificate, RefusedClient};
 
 /// The history of one listener's certificates. Immutable, like the terms it belongs to.
 #[derive(Clone, Debug, Default)]
@@ -78,7 +78,7 @@ impl Terms {
         &self,
         error: &io::Error,
         shown: Option<&Certificate>,
-        refused: Option<&Certificate>,
+        refused: Option<&RefusedClient>,
     ) -> Ending {
         let mut ending = tls::handshake_failure(error, shown, refused);
         if tls::is_refusal_of_ours(error)
@@ -87,7 +87,7 @@ impl Terms {
             let _ = write!(ending.detail, "; this certificate has been in use since {since}");
         }
         if let Some(refused) = refused {
-            self.tell_kin(refused, &mut ending);
+            self.tell_kin(&refused.certificate, &mut ending);
         }
         ending
     }

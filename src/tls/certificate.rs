@@ -50,6 +50,12 @@ pub struct Certificate {
 #[error("is not an X.509 certificate: {0}")]
 pub struct CertificateError(String);
 
+impl CertificateError {
+    pub(super) fn unreadable() -> Self {
+        Self("it cannot be read".to_owned())
+    }
+}
+
 impl Certificate {
     /// Reads the facts out of a DER certificate.
     ///
@@ -103,12 +109,6 @@ impl Certificate {
     /// certificate that is one could issue more. Before version 3 there was no word for it, and roots say nothing.
     pub fn may_issue(&self) -> bool {
         self.ca || (self.version != 3 && self.self_signed)
-    }
-
-    /// Whether it is a CA's that may not issue for every name, or nobody can tell.
-    pub fn is_constrained(der: &CertificateDer<'_>) -> bool {
-        X509Certificate::from_der(der)
-            .map_or(true, |(_, certificate)| !matches!(certificate.name_constraints(), Ok(None)))
     }
 
     /// The first moment after its validity, whose last second belongs to it.

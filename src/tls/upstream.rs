@@ -24,6 +24,7 @@ use super::error::BuildError;
 use super::own::OwnCertificate;
 use super::records::{Client, Records};
 use super::{provider, sha256_hex};
+use crate::policy::AnchorValidity;
 use crate::protocol::Verification;
 
 /// What an [`UpstreamTls`] is made of.
@@ -33,6 +34,8 @@ pub struct UpstreamParts {
     pub verification: Verification,
     /// By whom.
     pub anchors: Anchors,
+    /// What the dates of the anchors mean.
+    pub anchor_validity: AnchorValidity,
     /// What we are known by, where the upstream asks.
     pub certificate: Option<OwnCertificate>,
     /// The host to ask for and to verify, in place of the one that is dialled.
@@ -70,7 +73,7 @@ impl UpstreamTls {
     /// # Errors
     /// When an anchor cannot be one, our key cannot sign, or the server name is none.
     pub fn new(parts: &UpstreamParts) -> Result<Self, BuildError> {
-        let verifier = Arc::new(ServerVerifier::new(parts.verification, &parts.anchors)?);
+        let verifier = Arc::new(ServerVerifier::new(parts.verification, &parts.anchors, parts.anchor_validity)?);
         let anchors: Result<Vec<_>, _> = match &parts.anchors {
             Anchors::Bundle(bundle) => bundle.iter().map(|der| Certificate::parse(der).map(Arc::new)).collect(),
             Anchors::None | Anchors::System(_) => Ok(Vec::new()),

@@ -9,26 +9,56 @@ use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{DigitallySignedStruct, DistinguishedName, Error, SignatureScheme};
 
 use super::certificate::Certificate;
-use super::provider;
-use super::verifier::{ChainVerifier, moment};
+use super::chain_error::ChainError;
+use super::credential::Credential;
+use super::verifier::ChainVerifier;
+use super::{moment, provider};
 
-/// Where a refused certificate is left for the audit.
-pub(super) type Refused = Arc<OnceLock<Certificate>>;
-
-/// The verifier of one handshake. It remembers the certificate it refuses.
-#[derive(Debug)]
-pub(super) struct RefusalWitness {
-    verifier: Arc<ChainVerifier>,
-    refused: Refused,
+/// What a handshake's verifier found out about the client's certificate, for the audit and for what comes after the
+/// handshake.
+#[derive(Debug, Default)]
+pub(super) struct Findings {
+    verified: OnceLock<(Arc<ChainVerifier>, Arc<Credential>)>,
+    refused: OnceLock<RefusedClient>,
 }
 
-impl RefusalWitness {
-    pub(super) fn new(verifier: Arc<ChainVerifier>, refused: Refused) -> Self {
-        Self { verifier, refused }
+/// A client certificate that was refused, and why.
+#[derive(Clone, Debug)]
+pub struct RefusedClient {
+    /// Its facts.
+    pub certificate: Certificate,
+    /// What is wrong with it.
+    pub error: ChainError,
+}
+
+impl Findings {
+    pub(super) fn refused(&self) -> Option<&RefusedClient> {
+        self.refused.get()
+    }
+
+    /// Remembers the verdict for the client's next handshake, and for the questions after this one. To be called once the
+    /// handshake is over, and the client has proved to have the key.
+    pub(super) fn remember(&self) {
+        if let Some((verifier, credential)) = self.verified.get() {
+            verifier.remember(credential);
+        }
     }
 }
 
-impl ClientCertVerifier for RefusalWitness {
+/// The verifier of one handshake. It records what it finds.
+#[derive(Debug)]
+pub(super) struct RecordingVerifier {
+    verifier: Arc<ChainVerifier>,
+    findings: Arc<Findings>,
+}
+
+impl RecordingVerifier {
+    pub(super) fn new(verifier: Arc<ChainVerifier>, findings: Arc<Findings>) -> Self {
+        Self { verifier, findings }
+    }
+}
+
+impl ClientCertVerifier for RecordingVerifier {
     fn verify_client_cert(
         &self,
         leaf: &CertificateDer<'_>,
@@ -36,13 +66,16 @@ impl ClientCertVerifier for RefusalWitness {
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
         match self.verifier.verify(leaf, intermediates, moment(now)?) {
-            Ok(()) => Ok(ClientCertVerified::assertion()),
+            Ok(credential) => {
+                self.findings.verified.get_or_init(|| (Arc::clone(&self.verifier), credential));
+                Ok(ClientCertVerified::assertion())
+            }
             Err(error) => {
                 // One that cannot be read has nothing to say.
-                if let Ok(facts) = Certificate::parse(leaf) {
-                    self.refused.get_or_init(|| facts);
+                if let Ok(certificate) = Certificate::parse(leaf) {
+                    self.findings.refused.get_or_init(|| RefusedClient { certificate, error: error.clone() });
                 }
-                Err(error)
+                Err(error.into())
             }
         }
     }

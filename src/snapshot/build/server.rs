@@ -33,6 +33,7 @@ impl Clients {
             pinned: ders(&self.pinned),
             crls: self.lists.clone(),
             crl_expired: tls.crl_expired,
+            anchor_validity: tls.anchor_validity,
             clients: tls.trusted_clients.clone(),
         }
     }

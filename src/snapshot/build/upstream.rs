@@ -35,6 +35,7 @@ impl Builder<'_> {
         let parts = UpstreamParts {
             verification: wanted.verification,
             anchors: anchors?,
+            anchor_validity: wanted.anchor_validity,
             certificate: certificate?,
             server_name: wanted.server_name.clone(),
             alpn: match (self.listener.protocol, wanted.negotiation) {

@@ -7,6 +7,7 @@ use time::OffsetDateTime;
 
 use crate::timestamp;
 use crate::tls::certificate::Certificate;
+use crate::tls::chain_error::ChainError;
 use crate::tls::failure::{in_words, tls_error};
 
 /// Explains what a handshake failed with.
@@ -44,45 +45,57 @@ const SILENT: &str = "the upstream did not finish the TLS handshake in time; if 
 const PLAINTEXT: &str = "what the upstream answers is not TLS; if it does not speak TLS on this port, give its TLS port, or set \
                          tls = \"disable\"";
 
+/// What is wrong with a server's certificate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum ServerFault {
+    /// Nothing that is trusted vouches for it.
+    Chain(ChainError),
+    /// It is another server's.
+    Name,
+}
+
 /// Why a server is refused, in words, because what they are made of is known only while it is judged.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{words}")]
 pub(super) struct Refusal {
     words: String,
-    /// What webpki says.
-    #[source]
-    error: Error,
 }
 
 impl Refusal {
     /// Of a server with this certificate that is called `name`, by anchors that are the system's or a bundle's.
-    pub(super) fn of(error: Error, facts: &Certificate, name: &str, of_system: bool, now: OffsetDateTime) -> Self {
-        Self { words: refused_by_us(&error, facts, name, of_system, now), error }
+    pub(super) fn of(fault: ServerFault, facts: &Certificate, name: &str, of_system: bool, now: OffsetDateTime) -> Self {
+        let cause = match fault {
+            ServerFault::Chain(error) => chain_refused(&error, facts, of_system, now),
+            ServerFault::Name => not_named(facts, name),
+        };
+        Self { words: format!("the upstream's certificate {}: {cause}", in_words(facts)) }
     }
 }
 
-/// The certificate of the upstream, what is wrong with it, and what to do.
-fn refused_by_us(error: &Error, facts: &Certificate, name: &str, of_system: bool, now: OffsetDateTime) -> String {
-    use CertificateError as E;
-    let certificate = in_words(facts);
-    let cause = match error {
-        Error::InvalidCertificate(E::UnknownIssuer | E::BadSignature) => unknown_issuer(facts, of_system).to_owned(),
-        Error::InvalidCertificate(E::Expired | E::ExpiredContext { .. }) if now >= facts.end() => {
-            "it has run out; the upstream needs a new one".to_owned()
-        }
-        Error::InvalidCertificate(E::Expired | E::ExpiredContext { .. }) => {
+/// What is wrong with the chain of the upstream, and what to do.
+fn chain_refused(error: &ChainError, facts: &Certificate, of_system: bool, now: OffsetDateTime) -> String {
+    use webpki::Error as E;
+    match error {
+        ChainError::UnknownIssuer => unknown_issuer(facts, of_system).to_owned(),
+        ChainError::Expired if now >= facts.end() => "it has run out; the upstream needs a new one".to_owned(),
+        ChainError::Expired => {
             "an intermediate the upstream sent with it has run out; the upstream needs a new one".to_owned()
         }
-        Error::InvalidCertificate(E::NotValidYet | E::NotValidYetContext { .. }) => {
+        ChainError::NotYetValid => {
             let from = timestamp::seconds(facts.not_before);
             format!(
                 "it, or an intermediate sent with it, is not valid yet (its own time begins {from}); is the clock right?"
             )
         }
-        Error::InvalidCertificate(E::NotValidForName | E::NotValidForNameContext { .. }) => not_named(facts, name),
-        Error::InvalidCertificate(E::InvalidPurpose | E::InvalidPurposeContext { .. }) => {
+        ChainError::Webpki(E::RequiredEkuNotFoundContext(_)) => {
             "its extended key usage does not let it be a server's; the upstream needs one with serverAuth".to_owned()
         }
+        ChainError::AnchorExpired { .. }
+        | ChainError::AnchorNotYetValid { .. }
+        | ChainError::Ca { .. }
+        | ChainError::PathLength { .. }
+        | ChainError::TooManyCertificates
+        | ChainError::TooManyChecks => error.to_string(),
         _ if facts.version != 3 => format!(
             "it is of X.509 version {}, which is trusted only where ca holds that very certificate; better give the \
              upstream one of version 3",
@@ -93,8 +106,7 @@ fn refused_by_us(error: &Error, facts: &Certificate, name: &str, of_system: bool
                 .to_owned()
         }
         error => error.to_string(),
-    };
-    format!("the upstream's certificate {certificate}: {cause}")
+    }
 }
 
 fn unknown_issuer(facts: &Certificate, of_system: bool) -> &'static str {

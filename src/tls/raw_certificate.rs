@@ -1,0 +1,60 @@
+//! A certificate as path building reads it: names, key, serial number and signature, byte for byte as they are encoded.
+//!
+//! Anybody can send certificates, so nothing that costs more than reading a few lengths happens here. Extensions are read
+//! once a trust anchor vouches for the certificate ([`CaProperties`](super::ca_properties::CaProperties)).
+
+use rustls::pki_types::CertificateDer;
+
+use super::der::{INTEGER, SEQUENCE, TAGGED_0, element_of};
+use super::signed::{Signed, Verification};
+
+/// The fields of a certificate (RFC 5280 §4.1) without tags and lengths.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct RawCertificate<'der> {
+    pub(super) der: &'der [u8],
+    pub(super) serial: &'der [u8],
+    pub(super) issuer: &'der [u8],
+    pub(super) subject: &'der [u8],
+    /// The contents of its `SubjectPublicKeyInfo`.
+    pub(super) public_key_info: &'der [u8],
+    signed: Signed<'der>,
+}
+
+impl<'der> RawCertificate<'der> {
+    pub(super) fn read(der: &'der [u8]) -> Option<Self> {
+        let signed = Signed::read(der)?;
+        let (fields, _) = element_of(SEQUENCE, signed.message)?;
+        // Certificates of version 1 do not state it.
+        let fields = element_of(TAGGED_0, fields).map_or(fields, |(_version, rest)| rest);
+        let (serial, rest) = element_of(INTEGER, fields)?;
+        let (_algorithm, rest) = element_of(SEQUENCE, rest)?;
+        let (issuer, rest) = element_of(SEQUENCE, rest)?;
+        let (_validity, rest) = element_of(SEQUENCE, rest)?;
+        let (subject, rest) = element_of(SEQUENCE, rest)?;
+        let (public_key_info, _) = element_of(SEQUENCE, rest)?;
+        Some(Self { der, serial, issuer, subject, public_key_info, signed })
+    }
+
+    /// Verifies its signature with the key of an issuer.
+    pub(super) fn verify_signature(&self, issuer_key_info: &[u8]) -> Verification {
+        self.signed.verify(issuer_key_info)
+    }
+
+    /// Whether `message` and `signature` are the ones of this certificate.
+    pub(super) fn is_signed_as(&self, message: &[u8], signature: &[u8]) -> bool {
+        self.signed.is(message, signature)
+    }
+
+    /// Whether both are certificates of the same name and key, whoever has issued them.
+    pub(super) fn is_same_entity(&self, subject: &[u8], public_key_info: &[u8]) -> bool {
+        self.subject == subject && self.public_key_info == public_key_info
+    }
+
+    pub(super) fn is_self_issued(&self) -> bool {
+        self.subject == self.issuer
+    }
+
+    pub(super) fn to_der(self) -> CertificateDer<'der> {
+        CertificateDer::from(self.der)
+    }
+}
