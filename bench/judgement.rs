@@ -117,7 +117,7 @@ fn round(certificates: usize, issuer: By, change: Change) -> Result<Round, Failu
     let now = OffsetDateTime::now_utc();
     let (idle, ()) = waits(&register, || thread::sleep(Duration::from_millis(300)));
     let began = Instant::now();
-    let (busy, ()) = waits(&register, || revocation::enforce(&after, &register, &register.all(), now));
+    let (busy, ()) = waits(&register, || revocation::enforce(&after, &register, &register.all(), now, &|| false));
     let judged = began.elapsed().as_secs_f64() * 1e3;
     let ended = present.iter().filter(|presence| has_to_end(presence)).count();
     let expected = if matches!(change, Change::Revocation(_)) { SESSIONS } else { 0 };

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use serde_json::{Value, json};
+use time::OffsetDateTime;
 
 use crate::addr::ClientAddr;
 use crate::names::Names;
@@ -140,6 +141,8 @@ impl Reliances {
 
     fn certificate(&self, terms: &Terms, role: &str, certificate: &Certificate) -> Value {
         let since = terms.lineage.since(&certificate.sha256);
+        let is_anchor = role == "client_ca";
+        let fault = if is_anchor { terms.anchor_error(&certificate.sha256, OffsetDateTime::now_utc()) } else { None };
         let kind = if role == "server" { "server_certificate" } else { role };
         let facts = json!({
             "listener": &*terms.name,
@@ -150,6 +153,7 @@ impl Reliances {
             "not_after": seconds(certificate.not_after),
             "since": since.map(|since| seconds(since.at)),
             "since_generation": since.map(|since| since.generation),
+            "fault": fault.map(|fault| fault.to_string()),
         });
         self.with_use(facts, terms, Item::Certificate(certificate.sha256.as_str().into()))
     }

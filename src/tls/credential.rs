@@ -56,6 +56,11 @@ impl Credential {
         self.certificate.names().filter(counts)
     }
 
+    /// How many certificates came with it.
+    pub fn sent(&self) -> usize {
+        self.chain.len()
+    }
+
     /// Whether its common name is left out of account.
     pub fn ignores_common_name(&self) -> bool {
         self.constrains_names && self.certificate.common_name.is_some()

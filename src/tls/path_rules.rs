@@ -49,11 +49,8 @@ pub(super) fn check_sent(path: &Path<'_>, purpose: Purpose, now: OffsetDateTime)
     Ok(sent)
 }
 
-/// While the anchor may vouch for anything.
-///
-/// # Errors
-/// When it may not, now or ever.
-pub(super) fn anchor_validity(
+/// While the anchor may vouch for anything. Also says whether it may at all.
+fn anchor_validity(
     anchor: &Anchor,
     anchors: &AnchorSet,
     now: OffsetDateTime,
@@ -74,11 +71,43 @@ pub(super) fn anchor_validity(
 
 const ALWAYS: Range<OffsetDateTime> = PrimitiveDateTime::MIN.assume_utc()..PrimitiveDateTime::MAX.assume_utc();
 
-/// Applies what the anchor, and what stands above it, require of everything below.
+/// What an anchor allows below it.
+pub(super) struct AnchorAllows<T> {
+    /// While it may vouch for anything.
+    pub(super) validity: Range<OffsetDateTime>,
+    /// Whether it, or something above it, limits the names below.
+    pub(super) constrains_names: bool,
+    /// What the further question was answered with.
+    pub(super) answer: T,
+}
+
+/// Applies what the anchor of a path requires, and what one of the ways up from it in the bundle does, about which a further
+/// question is asked.
 ///
 /// # Errors
-/// The rule that is broken.
-pub(super) fn check_ancestry(
+/// The rule that is broken whichever way is taken.
+pub(super) fn check_anchor<T>(
+    path: &Path<'_>,
+    anchors: &AnchorSet,
+    now: OffsetDateTime,
+    ask: &dyn Fn(&Ancestry) -> Result<T, ChainError>,
+) -> Result<AnchorAllows<T>, ChainError> {
+    let anchor = path.anchor;
+    let validity = anchor_validity(anchor, anchors, now)?;
+    let mut refusal = None;
+    for ancestry in &anchor.ancestries {
+        match check_ancestry(path, ancestry, anchors.purpose, now).and_then(|()| ask(ancestry)) {
+            Ok(answer) => {
+                return Ok(AnchorAllows { validity, constrains_names: anchor.constrains_names(ancestry), answer });
+            }
+            Err(error) => refusal = refusal.or(Some(error)),
+        }
+    }
+    Err(refusal.unwrap_or(ChainError::UnknownIssuer))
+}
+
+/// Applies what the anchor, and what stands above it, require of everything below.
+fn check_ancestry(
     path: &Path<'_>,
     ancestry: &Ancestry,
     purpose: Purpose,

@@ -20,6 +20,7 @@ pub use self::verification::{Anchors, system_roots};
 use self::failure::{explain, explain_handshake};
 use self::verification::ServerVerifier;
 use super::certificate::Certificate;
+use super::chain_error::ChainError;
 use super::error::BuildError;
 use super::own::OwnCertificate;
 use super::records::{Client, Records};
@@ -129,6 +130,12 @@ impl UpstreamTls {
     pub fn has_in_bundle(&self, der: &CertificateDer<'_>) -> bool {
         let sha256 = sha256_hex(der);
         self.anchors.iter().any(|anchor| anchor.sha256 == sha256)
+    }
+
+    /// Why each of [`anchors`](Self::anchors) vouches for nobody at this time; nothing where it does, or where it is a server's
+    /// own certificate.
+    pub fn anchor_errors(&self, now: OffsetDateTime) -> Vec<Option<ChainError>> {
+        self.anchors.iter().map(|anchor| self.verifier.anchor_error(&anchor.sha256, now)).collect()
     }
 
     /// The trust anchors of its bundle, in the order of the configuration; those of the system are not told.

@@ -20,7 +20,7 @@ use super::credential::{Credential, Voucher};
 use super::error::BuildError;
 use super::parts::TrustParts;
 use super::path::{Path, Search, Visit, is_unambiguous, relevant};
-use super::path_rules::{self, Sent, overlap};
+use super::path_rules::{self, AnchorAllows, Sent, overlap};
 use super::raw_certificate::RawCertificate;
 use super::revocation::RevocationLists;
 use super::verified::{Digest, Verified, digest_of, digest_of_chain};
@@ -268,7 +268,7 @@ impl ChainVerifier {
     /// anchor requires, and what the lists say.
     fn vouch(&self, path: &Path<'_>, sent: Sent, now: OffsetDateTime) -> Result<Vouched, ChainError> {
         let lists_end = self.lists.check_sent(path, self.anchors.purpose, now)?;
-        let AnchorAllows { validity, constrains_names, lists_end: above_end } = self.check_anchor(path, now)?;
+        let AnchorAllows { validity, constrains_names, answer: above_end } = self.check_anchor(path, now)?;
         let mut good = overlap(sent.validity.clone(), &validity);
         // A list that ends behind now no longer counted for the answer.
         let ends = [lists_end, above_end].into_iter().flatten().filter(|end| *end > now);
@@ -280,31 +280,15 @@ impl ChainVerifier {
         Ok(Vouched { voucher, path: positions.collect(), sent, good, constrains_names })
     }
 
-    /// What the anchor of a path allows by itself, and by one of the ways up from it in the bundle.
-    fn check_anchor(&self, path: &Path<'_>, now: OffsetDateTime) -> Result<AnchorAllows, ChainError> {
-        let anchor = path.anchor;
-        let validity = path_rules::anchor_validity(anchor, &self.anchors, now)?;
-        let mut refusal = None;
-        for ancestry in &anchor.ancestries {
-            let allowed = path_rules::check_ancestry(path, ancestry, self.anchors.purpose, now);
-            match allowed.and_then(|()| self.lists.check_ancestors(anchor, ancestry, &self.anchors, now)) {
-                Ok(lists_end) => {
-                    let constrains_names = anchor.constrains_names(ancestry);
-                    return Ok(AnchorAllows { validity, constrains_names, lists_end });
-                }
-                Err(error) => refusal = refusal.or(Some(error)),
-            }
-        }
-        Err(refusal.unwrap_or(ChainError::UnknownIssuer))
+    /// What the anchor of a path allows, when the lists revoke neither it nor what stands above it.
+    fn check_anchor(
+        &self,
+        path: &Path<'_>,
+        now: OffsetDateTime,
+    ) -> Result<AnchorAllows<Option<OffsetDateTime>>, ChainError> {
+        let ask = |ancestry: &_| self.lists.check_ancestors(path.anchor, ancestry, &self.anchors, now);
+        path_rules::check_anchor(path, &self.anchors, now, &ask)
     }
-}
-
-/// What an anchor allows below it.
-struct AnchorAllows {
-    validity: Range<OffsetDateTime>,
-    constrains_names: bool,
-    /// When a revocation list ends that says nothing against it.
-    lists_end: Option<OffsetDateTime>,
 }
 
 fn owned(chain: &[CertificateDer<'_>]) -> Vec<CertificateDer<'static>> {

@@ -79,6 +79,7 @@ impl Builder<'_> {
         };
         self.warn_about_certificates(&certificates);
         self.warn_about_clients(tls, &clients);
+        self.warn_about_anchors(&clients.anchors, built.trust());
         let [anchors, pinned] = [clients.anchors, clients.pinned].map(facts);
         Some(Server { tls: Some(built), anchors, pinned, inputs: Some(inputs) })
     }
@@ -165,7 +166,6 @@ impl Builder<'_> {
             let facts = Certificate::parse(&der).map_err(BuildError::from);
             match facts.and_then(|facts| ClientTrust::check_anchor(&der).map(|()| facts)) {
                 Ok(facts) => {
-                    self.warn_about_dates("client CA certificate", &facts);
                     if !facts.may_issue() {
                         let subject = &facts.subject;
                         self.warn(format_args!(
@@ -230,6 +230,13 @@ impl Builder<'_> {
                     let end = timestamp::seconds(*next_update);
                     self.warn(format_args!(
                         "the revocation list of {issuer} in {} ran out at {end}: {meaning}",
+                        file.path.display()
+                    ));
+                }
+                if list.is_scoped() {
+                    self.warn(format_args!(
+                        "the revocation list of {issuer} in {} covers a part of its certificates only (issuing distribution \
+                         point); certificates that no list covers are refused",
                         file.path.display()
                     ));
                 }
@@ -302,6 +309,17 @@ impl Builder<'_> {
                 self.warn(format_args!(
                     "no list of client_crl is of the client CA {subject}, so nothing it has revoked is refused"
                 ));
+            }
+        }
+    }
+
+    fn warn_about_anchors(&mut self, anchors: &Certificates, trust: &ClientTrust) {
+        for (der, facts) in anchors {
+            match trust.anchor_error(der, self.now.at) {
+                Some(error) => {
+                    self.warn(format_args!("the client CA certificate {} vouches for nobody: {error}", facts.subject));
+                }
+                None => self.warn_about_dates("client CA certificate", facts),
             }
         }
     }

@@ -97,8 +97,13 @@ impl Builder<'_> {
         tls: &UpstreamTls,
         shown: &[Vec<CertificateDer<'static>>],
     ) {
-        for anchor in tls.anchors() {
-            self.warn_about_dates("upstream CA certificate", anchor);
+        for (anchor, error) in tls.anchors().iter().zip(tls.anchor_errors(self.now.at)) {
+            match error {
+                Some(error) => {
+                    self.warn(format_args!("the upstream CA certificate {} vouches for nobody: {error}", anchor.subject));
+                }
+                None => self.warn_about_dates("upstream CA certificate", anchor),
+            }
         }
         if let Some(certificate) = tls.certificate() {
             self.warn_about_dates("certificate for the upstream", certificate);

@@ -153,18 +153,11 @@ impl Trust {
 
     fn check(&self, path: &Path<'_>, now: OffsetDateTime) -> Result<Trusted, ChainError> {
         let Sent { validity, constrains_names } = path_rules::check_sent(path, self.anchors.purpose, now)?;
-        let anchor_validity = path_rules::anchor_validity(path.anchor, &self.anchors, now)?;
-        let mut refusal = None;
-        for ancestry in &path.anchor.ancestries {
-            match path_rules::check_ancestry(path, ancestry, self.anchors.purpose, now) {
-                Ok(()) => {
-                    let constrains_names = constrains_names || path.anchor.constrains_names(ancestry);
-                    return Ok(Trusted { validity: overlap(validity, &anchor_validity), constrains_names });
-                }
-                Err(error) => refusal = refusal.or(Some(error)),
-            }
-        }
-        Err(refusal.unwrap_or(ChainError::UnknownIssuer))
+        let allowed = path_rules::check_anchor(path, &self.anchors, now, &|_| Ok(()))?;
+        Ok(Trusted {
+            validity: overlap(validity, &allowed.validity),
+            constrains_names: constrains_names || allowed.constrains_names,
+        })
     }
 }
 
@@ -214,6 +207,14 @@ impl ServerVerifier {
                 Err(CertificateError::Other(OtherError(Arc::new(refusal))).into())
             }
         }
+    }
+
+    /// Why a trust anchor vouches for nobody at this time; nothing where it does, or is none.
+    pub(super) fn anchor_error(&self, sha256: &str, now: OffsetDateTime) -> Option<ChainError> {
+        let anchors = &self.trust.as_ref()?.anchors;
+        let anchor = anchors.iter().find(|anchor| *anchor.sha256 == *sha256)?;
+        let path = Path { certificates: Vec::new(), positions: Vec::new(), anchor };
+        path_rules::check_anchor(&path, anchors, now, &|_| Ok(())).err()
     }
 
     fn remembers(&self, digest: &Digest, now: OffsetDateTime) -> bool {
