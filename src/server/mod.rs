@@ -1,5 +1,6 @@
 //! Puts the parts together, runs them, and takes them apart again in the right order.
 
+mod counts;
 mod desk;
 mod report;
 
