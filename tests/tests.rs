@@ -90,6 +90,8 @@ mod resumption;
 mod revocation;
 /// Certificates that change under load.
 mod rotation;
+/// What is shown of sessions, in each state and of those that were refused.
+mod sessions;
 /// The kernel keeps strangers out.
 mod shield;
 /// Versions, certificates, resumption.

@@ -64,11 +64,22 @@ fn listeners(status: Reading<'_>) -> String {
             listener.text_or_dash("upstream"),
             listener.text_or_dash("client_auth"),
             format!("{sources}{}", if observing { ", NOT ENFORCED" } else { "" }),
-            listener.number("sessions").to_string(),
+            sessions(listener),
             listener.texts("addresses").join(" "),
         ]);
     }
-    table.render("")
+    let mut words = table.render("");
+    for removed in status.list("removed_listeners") {
+        let (name, sessions) = (removed.text_or_dash("name"), sessions(removed));
+        let _ = writeln!(words, "sessions of the removed listener {name}: {sessions}");
+    }
+    words
+}
+
+/// `12`, or `12, 1 closing`.
+fn sessions(listener: Reading<'_>) -> String {
+    let (sessions, closing) = (listener.number("sessions"), listener.number("sessions_closing"));
+    if closing == 0 { sessions.to_string() } else { format!("{sessions}, {closing} closing") }
 }
 
 /// The upstreams of which there are several, or that do not answer; nothing where all is plain.
@@ -194,6 +205,19 @@ cache     redis     127.0.0.1:6379  required     2                12        0.0.
 db        postgres  unix:/run/pg    none         0, NOT ENFORCED  0         0.0.0.0:6432
 ";
         assert_eq!(in_words(&answer(&applied), now), expected);
+    }
+
+    #[test]
+    fn sessions_that_are_closing_and_those_of_removed_listeners_are_counted_apart() {
+        let words = in_words(
+            &json!({
+                "listeners": [{ "name": "db", "sessions": 2, "sessions_closing": 1 }],
+                "removed_listeners": [{ "name": "old", "sessions": 3, "sessions_closing": 0 }],
+            }),
+            OffsetDateTime::UNIX_EPOCH,
+        );
+        assert!(words.contains("  2, 1 closing"), "{words}");
+        assert!(words.ends_with("\nsessions of the removed listener old: 3\n"), "{words}");
     }
 
     #[test]

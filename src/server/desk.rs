@@ -8,6 +8,7 @@ use time::OffsetDateTime;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinSet, spawn_blocking};
 
+use super::counts::{Count, Counts};
 use super::report;
 use crate::admin::{Answer, Ask, Request, Status};
 use crate::audit::{Audit, Changes};
@@ -88,11 +89,9 @@ impl Desk {
             let result = if error.is_none() { "applied" } else { "rejected" };
             json!({ "result": result, "at": seconds(*at), "error": error })
         });
-        let mut sessions = std::collections::HashMap::<Arc<str>, u64>::new();
-        for live in self.register.all().iter().filter(|live| live.session().is_some()) {
-            *sessions.entry(Arc::clone(live.listener())).or_default() += 1;
-        }
+        let counts = Counts::of(&self.register);
         let listener = |terms: &Arc<Terms>| {
+            let Count { relaying, closing } = counts.at(&terms.name);
             json!({
                 "name": &*terms.name,
                 "protocol": terms.protocol.to_string(),
@@ -104,7 +103,8 @@ impl Desk {
                 "trusted_sources": terms.sources.trusted.rules().len(),
                 "shield": report::shield(&listeners.shield(terms)),
                 "names": report::names(terms, &self.names),
-                "sessions": sessions.get(&terms.name).copied().unwrap_or(0),
+                "sessions": relaying,
+                "sessions_closing": closing,
             })
         };
         json!({
@@ -116,18 +116,21 @@ impl Desk {
             "loaded_at": seconds(current.built_at),
             "last_reload": last_reload,
             "listeners": current.listeners().iter().map(listener).collect::<Vec<_>>(),
+            "removed_listeners": counts.of_removed_listeners(current),
         })
     }
 
     fn close(&self, id: u64) -> Answer {
-        match self.register.find(id).filter(|live| live.session().is_some()) {
-            Some(live) => {
-                self.audit.admin_action("sessions.close", &id.to_string());
-                live.end(Reason::ClosedByAdmin.into());
-                Answer::done(json!({ "session": id }))
-            }
-            None => Answer::error(Status::NotFound, "no_such_session", format_args!("there is no session {id}")),
+        let found = self.register.find(id);
+        let Some((live, state)) = found.and_then(|live| live.state().map(|state| (live, state))) else {
+            return Answer::error(Status::NotFound, "no_such_session", format_args!("there is no session {id}"));
+        };
+        // One that is closing is gone in a moment without anybody's doing.
+        if state.is_relaying() {
+            self.audit.admin_action("sessions.close", &id.to_string());
+            live.end(Reason::ClosedByAdmin.into());
         }
+        Answer::done(json!({ "session": id, "was": state.code() }))
     }
 
     fn reload(&mut self, answer: oneshot::Sender<Answer>) {

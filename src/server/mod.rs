@@ -1,5 +1,6 @@
 //! Puts the parts together, runs them, and takes them apart again in the right order.
 
+mod counts;
 mod desk;
 mod report;
 
@@ -280,13 +281,16 @@ impl Server {
             () = stop.next() => false,
         };
         let patience = self.published.borrow().config.drain;
-        info!("stopping; connections that are open have {patience:?} to end: {}", self.register.count());
+        let (sessions, connections) = (self.register.relaying(), self.register.count());
+        info!(sessions, connections, drain = ?patience, "draining");
         let ended = tokio::select! {
             ended = timeout(patience, self.register.emptied()), if patient => ended.is_ok(),
             () = stop.next(), if patient => false,
             else => false,
         };
         if !ended {
+            let (sessions, connections) = (self.register.relaying(), self.register.count());
+            info!(sessions, connections, "closing open sessions");
             self.register.end_all(Reason::Shutdown);
             tokio::select! {
                 _ = timeout(LAST_MOMENT, self.register.emptied()) => {}

@@ -2,7 +2,7 @@
 //!
 //! Functions of a snapshot and the register; docs/ADMIN.md is the reference of what they return.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use serde_json::{Value, json};
@@ -10,23 +10,25 @@ use time::OffsetDateTime;
 
 use crate::addr::ClientAddr;
 use crate::names::Names;
+use crate::outcome::Ending;
 use crate::policy::Rule;
 use crate::revocation;
-use crate::sessions::{Live, Register, Session};
+use crate::sessions::{Listed, Live, Register};
 use crate::shield::Standing;
 use crate::snapshot::{Built, Condition, Item, Node, Snapshot, SourceChanges, Terms};
 use crate::timestamp::seconds;
 use crate::tls::Certificate;
 
-/// The open sessions, the oldest first.
+/// The sessions, the oldest first: those that are open, and those that are ending.
 pub(super) fn sessions(register: &Register) -> Value {
     let mut live = register.all();
     live.sort_unstable_by_key(|live| live.id());
-    let sessions: Vec<_> = live.iter().filter_map(|live| Some(session(live, &*live.session()?))).collect();
+    let sessions: Vec<_> = live.iter().filter_map(|live| Some(session(live, &live.listed()?))).collect();
     json!({ "sessions": sessions })
 }
 
-fn session(live: &Live, session: &Session) -> Value {
+fn session(live: &Live, listed: &Listed) -> Value {
+    let Listed { state, opened_at, session } = listed;
     let certificate = session.reliance.credential.as_ref().map(|credential| &credential.certificate);
     json!({
         "session": live.id(),
@@ -35,10 +37,12 @@ fn session(live: &Live, session: &Session) -> Value {
         "source_port": live.client().port(),
         "balancer": live.provenance().balancer.map(ClientAddr::source),
         "balancer_port": live.provenance().balancer.and_then(ClientAddr::port),
+        "state": state.code(),
+        "half_closed_by": state.half_closed_by(),
         "rule": session.reliance.rule.as_ref().map(ToString::to_string),
         "client_subject": certificate.map(|certificate| &certificate.subject),
         "client_sha256": certificate.map(|certificate| &certificate.sha256),
-        "opened_at": seconds(session.opened_at),
+        "opened_at": seconds(*opened_at),
     })
 }
 
@@ -114,7 +118,8 @@ impl Reliances {
     fn of(register: &Register) -> Self {
         let mut all: HashMap<_, BTreeMap<_, u64>> = HashMap::new();
         for live in register.all() {
-            let Some(session) = live.session() else { continue };
+            // A closing session carries nothing any more: whatever is removed, it loses nothing.
+            let Some(Listed { session, .. }) = relaying(&live) else { continue };
             let credential = session.reliance.credential.as_ref();
             let client = Client {
                 subject: credential.map(|credential| credential.certificate.subject.clone()),
@@ -201,16 +206,22 @@ pub(super) fn plan(built: &Built, current: &Snapshot, register: &Register) -> Va
     let Built { snapshot, warnings } = built;
     let sources = snapshot.source_changes_since(current);
     let changes = snapshot.changes_since(current, &sources);
-    let ended = revocation::foresee(snapshot, register);
-    let open = register.all().iter().filter(|live| live.session().is_some()).count();
-    let told = ended.iter().take(MOST_TOLD).map(|(live, ending)| {
-        let session = live.session();
-        let credential = session.as_ref().and_then(|session| session.reliance.credential.as_ref());
+    let foreseen = revocation::foresee(snapshot, register);
+    // Who is on its way to its upstream would be refused, but is no session.
+    let listed = |(live, ending): (Arc<Live>, Ending)| Some((relaying(&live)?, live, ending));
+    let ended: Vec<_> = foreseen.into_iter().filter_map(listed).collect();
+    let numbers: HashSet<u64> = ended.iter().map(|(_, live, _)| live.id()).collect();
+    let stays = |live: &&Arc<Live>| relaying(live).is_some() && !numbers.contains(&live.id());
+    let kept = register.all().iter().filter(stays).count();
+    let told = ended.iter().take(MOST_TOLD).map(|(listed, live, ending)| {
+        let credential = listed.session.reliance.credential.as_ref();
         json!({
             "session": live.id(),
             "listener": &**live.listener(),
             "source": live.client().source(),
             "source_port": live.client().port(),
+            "balancer": live.provenance().balancer.map(ClientAddr::source),
+            "balancer_port": live.provenance().balancer.and_then(ClientAddr::port),
             "client_subject": credential.map(|credential| &credential.certificate.subject),
             "reason": ending.reason.code(),
             "detail": ending.detail,
@@ -229,9 +240,14 @@ pub(super) fn plan(built: &Built, current: &Snapshot, register: &Register) -> Va
         "certificates_out": certificates_without(current, snapshot),
         "sessions_ended": told.collect::<Vec<_>>(),
         "sessions_ended_count": ended.len(),
-        "sessions_kept": open.saturating_sub(ended.len()),
+        "sessions_kept": kept,
         "warnings": warnings,
     })
+}
+
+/// The session that a connection is, unless it is closing.
+fn relaying(live: &Live) -> Option<Listed> {
+    live.listed().filter(|listed| listed.state.is_relaying())
 }
 
 /// Rules with the listener they belong to.
@@ -266,3 +282,6 @@ const MOST_TOLD: usize = 1_000;
 
 /// Clients named for one item.
 const MOST_CLIENTS: usize = 5;
+
+#[cfg(test)]
+mod tests;
