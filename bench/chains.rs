@@ -87,7 +87,7 @@ fn lists() -> Result<(), Failure> {
     let now = OffsetDateTime::now_utc();
     for authority in &authorities {
         let chain = [client(authority, &PKCS_ECDSA_P256_SHA256)?];
-        trust.judge(Evidence::Chain(&chain), now).map_err(|ending| format!("{ending:?}"))?;
+        let _identity = trust.judge(Evidence::Chain(&chain), now).map_err(|ending| format!("{ending:?}"))?;
     }
     let took = began.elapsed();
     println!(

@@ -14,6 +14,8 @@ mod harness;
 
 /// What must not hurt.
 mod abuse;
+/// What a CA in a bundle has to be.
+mod anchors;
 /// `status`, `reload`, `sessions`, `check --diff`: the commands that talk to the running program.
 mod admin;
 /// Trusted sources: who may come in at all.

@@ -17,7 +17,6 @@ use super::certificate::{Certificate, CertificateError};
 use super::error::BuildError;
 use super::raw_certificate::RawCertificate;
 use super::sha256_hex;
-use super::signed::Verification;
 use super::verified::{Digest, digest_of};
 use crate::policy::AnchorValidity;
 
@@ -231,12 +230,12 @@ fn issuers_of(index: usize, anchors: &[Anchor]) -> Vec<usize> {
         raw.issuer == other.trust.subject.as_ref()
             && !raw.is_same_entity(&other.trust.subject, &other.trust.subject_public_key_info)
     };
-    if raw.is_self_issued() && raw.verify_signature(raw.public_key_info) == Verification::Valid {
+    if raw.is_self_issued() && raw.is_signed_with(raw.public_key_info) {
         return Vec::new();
     }
     let candidates = anchors.iter().enumerate().filter(|(_, other)| is_issuer(other));
     candidates
-        .filter(|(_, other)| raw.verify_signature(&other.trust.subject_public_key_info) == Verification::Valid)
+        .filter(|(_, other)| raw.is_signed_with(&other.trust.subject_public_key_info))
         .map(|(index, _)| index)
         .collect()
 }

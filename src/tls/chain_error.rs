@@ -95,12 +95,13 @@ impl From<ChainError> for Error {
             ChainError::Revoked => CertificateError::Revoked,
             ChainError::RevocationListExpired => CertificateError::ExpiredRevocationList,
             ChainError::RevocationUnknown { .. } => CertificateError::UnknownRevocationStatus,
-            ChainError::UnknownIssuer | ChainError::Ca { .. } => CertificateError::UnknownIssuer,
+            ChainError::UnknownIssuer | ChainError::TooManyChecks | ChainError::Ca { .. } => {
+                CertificateError::UnknownIssuer
+            }
             ChainError::Webpki(E::RequiredEkuNotFoundContext(_)) => CertificateError::InvalidPurpose,
             ChainError::Webpki(_)
             | ChainError::PathLength { .. }
-            | ChainError::TooManyCertificates
-            | ChainError::TooManyChecks => CertificateError::Other(OtherError(Arc::new(error))),
+            | ChainError::TooManyCertificates => CertificateError::Other(OtherError(Arc::new(error))),
         };
         told.into()
     }

@@ -24,7 +24,7 @@ use super::name::rfc4514;
 use super::pem::{self, PemError};
 use super::raw_certificate::RawCertificate;
 use super::serials::Serials;
-use super::signed::{Signed, Verification};
+use super::signed::Signed;
 use super::verified::{Digest, digest_of};
 use super::{provider, sha256_hex};
 
@@ -238,7 +238,7 @@ impl Crl {
             return *is_signer;
         }
         let signed = Signed::read(self.der());
-        let is_signer = signed.is_some_and(|signed| signed.verify(key_info) == Verification::Valid);
+        let is_signer = signed.is_some_and(|signed| signed.verify(key_info));
         let mut signers = self.content.signers();
         if signers.len() >= MAX_SIGNERS {
             signers.clear();

@@ -45,7 +45,7 @@ pub(super) fn tls_error(error: &io::Error) -> Option<&Error> {
 /// The code for what is wrong with a client's certificate.
 pub(super) fn reason_of(error: &ChainError) -> Reason {
     match error {
-        ChainError::UnknownIssuer => Reason::ClientCertificateUnknownCa,
+        ChainError::UnknownIssuer | ChainError::TooManyChecks => Reason::ClientCertificateUnknownCa,
         ChainError::Expired | ChainError::AnchorExpired { .. } => Reason::ClientCertificateExpired,
         ChainError::Revoked => Reason::ClientCertificateRevoked,
         ChainError::AnchorNotYetValid { .. }
@@ -56,7 +56,6 @@ pub(super) fn reason_of(error: &ChainError) -> Reason {
         | ChainError::RevocationListExpired
         | ChainError::RevocationUnknown { .. }
         | ChainError::TooManyCertificates
-        | ChainError::TooManyChecks
         | ChainError::Webpki(_) => Reason::ClientCertificateInvalid,
     }
 }

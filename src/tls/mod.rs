@@ -27,6 +27,7 @@ mod rehearsal;
 mod revocation;
 mod serials;
 mod server;
+mod signature_memo;
 mod signed;
 #[cfg(test)]
 pub(crate) mod specimen;

@@ -11,7 +11,7 @@ use rustls::pki_types::CertificateDer;
 use super::anchors::{Anchor, AnchorSet};
 use super::chain_error::ChainError;
 use super::raw_certificate::RawCertificate;
-use super::signed::Verification;
+use super::signature_memo::SignatureMemo;
 
 /// Certificates that a peer may send beside its own. Far more than a chain needs.
 pub(super) const MAX_SENT: usize = 6;
@@ -34,6 +34,8 @@ pub(super) struct Search<'s> {
     /// Whether the peer's certificate can be reached downwards from each, by the names.
     leads_to_leaf: Vec<bool>,
     checked: Vec<Checked<'s>>,
+    /// Where more is known of signatures; only for peers that have proved who they are.
+    memo: Option<&'s SignatureMemo>,
     failed: usize,
     offered: usize,
 }
@@ -106,7 +108,29 @@ impl<'s> Search<'s> {
             return Err(ChainError::Malformed);
         }
         let leads_to_leaf = leading_to_leaf(&certificates);
-        Ok(Self { anchors, certificates, leads_to_leaf, checked: Vec::new(), failed: 0, offered: 0 })
+        Ok(Self { anchors, certificates, leads_to_leaf, checked: Vec::new(), memo: None, failed: 0, offered: 0 })
+    }
+
+    /// The same for a peer that was accepted before, by the path at these positions of its chain, the signatures of which are
+    /// good.
+    ///
+    /// # Errors
+    /// When the peer's own certificate cannot be read.
+    pub(super) fn again(
+        anchors: &'s AnchorSet,
+        chain: &'s [CertificateDer<'_>],
+        path: &[u8],
+        memo: &'s SignatureMemo,
+    ) -> Result<Self, ChainError> {
+        let mut search = Self::new(anchors, chain)?;
+        let positions = || path.iter().map(|position| usize::from(*position));
+        for (certificate, issuer) in positions().zip(positions().skip(1)) {
+            let key_info = search.certificates.get(issuer).map(|issuer| issuer.public_key_info);
+            let known = key_info.map(|key_info| Checked { certificate, key_info, is_valid: true });
+            search.checked.extend(known);
+        }
+        search.memo = Some(memo);
+        Ok(search)
     }
 
     /// Offers every path to `visit`, the shorter ones below each anchor first, until that stops the search.
@@ -184,17 +208,22 @@ impl<'s> Search<'s> {
         if let Some(known) = known {
             return Ok(known.is_valid);
         }
-        let Some(raw) = self.certificates.get(certificate) else { return Ok(false) };
+        let (Some(leaf), Some(raw)) = (self.certificates.get(LEAF), self.certificates.get(certificate)) else {
+            return Ok(false);
+        };
         if self.failed == MAX_FAILED_CHECKS {
             return Err(ChainError::TooManyChecks);
         }
-        let is_valid = match raw.verify_signature(key_info) {
-            Verification::Valid => true,
-            Verification::Invalid => {
-                self.failed += 1;
-                false
+        let is_valid = match self.memo {
+            _ if !raw.may_be_signed_with(key_info) => false,
+            Some(memo) => memo
+                .is_signed(leaf.der, raw.der, key_info, || raw.is_signed_with(key_info))
+                .ok_or(ChainError::TooManyChecks)?,
+            None => {
+                let is_valid = raw.is_signed_with(key_info);
+                self.failed += usize::from(!is_valid);
+                is_valid
             }
-            Verification::Mismatch => false,
         };
         self.checked.push(Checked { certificate, key_info, is_valid });
         Ok(is_valid)

@@ -6,7 +6,7 @@
 use rustls::pki_types::CertificateDer;
 
 use super::der::{INTEGER, SEQUENCE, TAGGED_0, element_of};
-use super::signed::{Signed, Verification};
+use super::signed::Signed;
 
 /// The fields of a certificate (RFC 5280 §4.1) without tags and lengths.
 #[derive(Clone, Copy, Debug)]
@@ -35,9 +35,14 @@ impl<'der> RawCertificate<'der> {
         Some(Self { der, serial, issuer, subject, public_key_info, signed })
     }
 
-    /// Verifies its signature with the key of an issuer.
-    pub(super) fn verify_signature(&self, issuer_key_info: &[u8]) -> Verification {
-        self.signed.verify(issuer_key_info)
+    /// Whether a key is of the kind that its signature needs. Costs no cryptography.
+    pub(super) fn may_be_signed_with(&self, key_info: &[u8]) -> bool {
+        self.signed.fits(key_info)
+    }
+
+    /// Verifies its signature with a key.
+    pub(super) fn is_signed_with(&self, key_info: &[u8]) -> bool {
+        self.signed.verify(key_info)
     }
 
     /// Whether `message` and `signature` are the ones of this certificate.

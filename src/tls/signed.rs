@@ -1,6 +1,8 @@
 //! Signatures on certificates and revocation lists (RFC 5280 §4.1 and §5.1): both are a sequence of what is signed, the
 //! algorithm, and the signature.
 
+use rustls::pki_types::SignatureVerificationAlgorithm;
+
 use super::der::element;
 use super::provider;
 
@@ -14,15 +16,6 @@ pub(super) struct Signed<'der> {
     signature: &'der [u8],
 }
 
-/// The outcome of verifying a signature.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Verification {
-    Valid,
-    Invalid,
-    /// The key cannot have made a signature of this algorithm, or the algorithm is not supported. Costs no cryptography.
-    Mismatch,
-}
-
 impl<'der> Signed<'der> {
     /// Reads the outer sequence only: a revocation list may be very long.
     pub(super) fn read(der: &'der [u8]) -> Option<Self> {
@@ -33,25 +26,24 @@ impl<'der> Signed<'der> {
         Some(Self { message, algorithm, signature })
     }
 
-    /// Verifies the signature with a public key, given as the contents of a `SubjectPublicKeyInfo`.
-    pub(super) fn verify(&self, public_key_info: &[u8]) -> Verification {
-        let Some((key_algorithm, key)) = algorithm_and_bits(public_key_info) else { return Verification::Mismatch };
-        let mut fitting = provider()
-            .signature_verification_algorithms
-            .all
-            .iter()
-            .filter(|known| {
-                known.signature_alg_id().as_ref() == self.algorithm
-                    && known.public_key_alg_id().as_ref() == key_algorithm
-            })
-            .peekable();
-        if fitting.peek().is_none() {
-            return Verification::Mismatch;
-        }
-        match fitting.any(|known| known.verify_signature(key, self.message, self.signature).is_ok()) {
-            true => Verification::Valid,
-            false => Verification::Invalid,
-        }
+    /// Whether a key, the contents of a `SubjectPublicKeyInfo`, is of the kind that the signature needs, and supported.
+    pub(super) fn fits(&self, key_info: &[u8]) -> bool {
+        self.algorithms(key_info).next().is_some()
+    }
+
+    /// Verifies the signature with a key, the contents of a `SubjectPublicKeyInfo`.
+    pub(super) fn verify(&self, key_info: &[u8]) -> bool {
+        let Some(key) = key_bits(key_info) else { return false };
+        self.algorithms(key_info).any(|known| known.verify_signature(key, self.message, self.signature).is_ok())
+    }
+
+    fn algorithms(&self, key_info: &[u8]) -> impl Iterator<Item = &'static dyn SignatureVerificationAlgorithm> {
+        let key_algorithm = algorithm_and_bits(key_info).map(|(algorithm, _)| algorithm);
+        let known = provider().signature_verification_algorithms.all.iter().copied();
+        known.filter(move |known| {
+            known.signature_alg_id().as_ref() == self.algorithm
+                && Some(known.public_key_alg_id().as_ref()) == key_algorithm
+        })
     }
 
     /// Whether this is the signature that `verify_signature` of a provider is asked about.

@@ -23,6 +23,7 @@ use super::path::{Path, Search, Visit, is_unambiguous, relevant};
 use super::path_rules::{self, AnchorAllows, Sent, overlap};
 use super::raw_certificate::RawCertificate;
 use super::revocation::RevocationLists;
+use super::signature_memo::SignatureMemo;
 use super::verified::{Digest, Verified, digest_of, digest_of_chain};
 use crate::policy::ClientAuth;
 
@@ -39,6 +40,7 @@ pub(super) struct ChainVerifier {
     /// The names of the CAs that clients are told of.
     pub(super) hints: Vec<DistinguishedName>,
     verified: Verified,
+    memo: SignatureMemo,
 }
 
 /// What an anchor vouches for, and how long.
@@ -70,6 +72,7 @@ impl ChainVerifier {
             lists: RevocationLists::new(&parts.crls, parts.crl_expired),
             hints,
             verified: Verified::default(),
+            memo: SignatureMemo::default(),
         })
     }
 
@@ -105,8 +108,10 @@ impl ChainVerifier {
         if let Some(judged) = self.recheck(credential, now) {
             return judged;
         }
-        let Some((leaf, sent)) = credential.chain.split_first() else { return Err(ChainError::Malformed) };
-        self.judge(leaf, sent, now)
+        let search = || Search::again(&self.anchors, &credential.chain, &credential.path, &self.memo);
+        let judged = self.verify_chain(&credential.chain, &search, now)?;
+        self.remember(&judged);
+        Ok(judged)
     }
 
     /// Judges a credential again by the path it was found good by, without any signature. Nothing, where that cannot tell:
@@ -173,11 +178,21 @@ impl ChainVerifier {
         if let Some(known) = self.verified.recall(&digest_of_chain(&chain), now) {
             return Ok(known);
         }
+        self.verify_chain(&chain, &|| Search::new(&self.anchors, &chain), now)
+    }
+
+    fn verify_chain<'s>(
+        &'s self,
+        chain: &'s [CertificateDer<'_>],
+        search: &dyn Fn() -> Result<Search<'s>, ChainError>,
+        now: OffsetDateTime,
+    ) -> Result<Arc<Credential>, ChainError> {
+        let leaf = chain.first().ok_or(ChainError::Malformed)?;
         let facts = || Certificate::parse(leaf).map_err(|_| ChainError::Malformed);
         if self.pins(leaf) {
-            return self.verify_pinned(facts()?, &chain, now);
+            return self.verify_pinned(facts()?, chain, search, now);
         }
-        let vouched = self.find_voucher(&chain, now)?;
+        let vouched = self.find_voucher(leaf, search()?, now)?;
         Ok(Arc::new(Credential {
             voucher: vouched.voucher,
             from: vouched.good.start,
@@ -185,7 +200,7 @@ impl ChainVerifier {
             constrains_names: vouched.constrains_names,
             validity: vouched.sent.validity,
             path: vouched.path,
-            chain: owned(&chain),
+            chain: owned(chain),
             judge: self.number,
             certificate: facts()?,
         }))
@@ -196,10 +211,11 @@ impl ChainVerifier {
     }
 
     /// A pinned certificate is trusted by itself, but not against the word of the CA it comes from, where that is known too.
-    fn verify_pinned(
-        &self,
+    fn verify_pinned<'s>(
+        &'s self,
         certificate: Certificate,
-        chain: &[CertificateDer<'_>],
+        chain: &'s [CertificateDer<'_>],
+        search: &dyn Fn() -> Result<Search<'s>, ChainError>,
         now: OffsetDateTime,
     ) -> Result<Arc<Credential>, ChainError> {
         let validity = certificate.not_before..certificate.end();
@@ -207,7 +223,7 @@ impl ChainVerifier {
         if !self.lists.is_empty() {
             let mut judged: Vec<Result<_, ChainError>> = Vec::new();
             // That the search was given up says nothing against the certificate.
-            let _ = Search::new(&self.anchors, chain)?.run(&mut |path| {
+            let _ = search()?.run(&mut |path| {
                 judged.push(self.lists.check_sent(path, self.anchors.purpose, now));
                 Visit::Continue
             });
@@ -231,10 +247,15 @@ impl ChainVerifier {
 
     /// The first anchor that vouches for the chain, one that limits no names before one that does. Where none vouches, what
     /// says most about why not.
-    fn find_voucher(&self, chain: &[CertificateDer<'_>], now: OffsetDateTime) -> Result<Vouched, ChainError> {
+    fn find_voucher(
+        &self,
+        leaf: &CertificateDer<'_>,
+        mut search: Search<'_>,
+        now: OffsetDateTime,
+    ) -> Result<Vouched, ChainError> {
         let mut found: Option<Vouched> = None;
         let mut refusal: Option<ChainError> = None;
-        let searched = Search::new(&self.anchors, chain)?.run(&mut |path| {
+        let searched = search.run(&mut |path| {
             let sent = path_rules::check_sent(path, self.anchors.purpose, now);
             match sent.and_then(|sent| self.vouch(path, sent, now)) {
                 Ok(vouched) => {
@@ -257,7 +278,6 @@ impl ChainVerifier {
             return Err(refusal);
         }
         // Also where there is no anchor at all to say so.
-        let leaf = chain.first().ok_or(ChainError::Malformed)?;
         let facts = Certificate::parse(leaf).map_err(|_| ChainError::Malformed)?;
         in_time(&(facts.not_before..facts.end()), now)?;
         searched?;

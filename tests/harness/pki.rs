@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationList, CertificateRevocationListParams, CertifiedIssuer,
-    DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, KeyIdMethod, KeyPair, KeyUsagePurpose, PKCS_ED25519,
+    CrlDistributionPoint, CrlIssuingDistributionPoint, CrlScope, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, KeyIdMethod, KeyPair, KeyUsagePurpose, PKCS_ED25519,
     PKCS_RSA_SHA256, RevokedCertParams, RsaKeySize, SanType, SerialNumber,
 };
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -36,6 +36,13 @@ impl Authority {
         let mut params = authority_params(name);
         params.not_before -= Duration::days(1000);
         params.not_after -= Duration::days(1000);
+        Self::root(params)
+    }
+
+    /// A root that is valid until so many seconds from now.
+    pub(crate) fn brief(name: &str, seconds: i64) -> Self {
+        let mut params = authority_params(name);
+        params.not_after = OffsetDateTime::now_utc() + Duration::seconds(seconds);
         Self::root(params)
     }
 
@@ -109,6 +116,14 @@ impl TakesBack {
             reason_code: None,
             invalidity_date: None,
         });
+        self
+    }
+
+    /// About the certificates of CAs only, whatever it names.
+    pub(crate) fn about_authorities(mut self) -> Self {
+        let distribution_point = CrlDistributionPoint { uris: vec!["http://ca.test/list".to_owned()] };
+        let scope = Some(CrlScope::CaCertsOnly);
+        self.0.issuing_distribution_point = Some(CrlIssuingDistributionPoint { distribution_point, scope });
         self
     }
 
@@ -261,6 +276,13 @@ impl Leaf {
     /// The certificate and the intermediates, as a server's certificate file has them.
     pub(crate) fn pem(&self) -> String {
         self.path.iter().map(|certificate| certificate.pem.as_str()).collect()
+    }
+
+    /// With these certificates behind its own.
+    pub(crate) fn followed_by(mut self, authorities: &[Authority]) -> Self {
+        let others = authorities.iter().map(|one| Certificate { der: one.der().clone(), pem: one.pem() });
+        self.path.extend(others);
+        self
     }
 
     pub(crate) fn key_pem(&self) -> String {
