@@ -6,7 +6,12 @@ use rustls::pki_types::CertificateDer;
 use time::{Duration, OffsetDateTime};
 use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::{DistributionPointName, GeneralName, ParsedExtension};
-use x509_parser::oid_registry::{OID_X509_EXT_CRL_DISTRIBUTION_POINTS, OID_X509_EXT_KEY_USAGE, Oid};
+use x509_parser::oid_registry::{
+    OID_X509_EXT_BASIC_CONSTRAINTS, OID_X509_EXT_CERTIFICATE_POLICIES, OID_X509_EXT_CRL_DISTRIBUTION_POINTS,
+    OID_X509_EXT_EXTENDED_KEY_USAGE, OID_X509_EXT_INHIBIT_ANY_POLICY, OID_X509_EXT_ISSUER_ALT_NAME,
+    OID_X509_EXT_KEY_USAGE, OID_X509_EXT_NAME_CONSTRAINTS, OID_X509_EXT_POLICY_CONSTRAINTS,
+    OID_X509_EXT_POLICY_MAPPINGS, OID_X509_EXT_SUBJECT_ALT_NAME, Oid,
+};
 use x509_parser::prelude::FromDer as _;
 
 use super::name::rfc4514;
@@ -100,11 +105,46 @@ impl KeyUsage {
     }
 }
 
+impl Purpose {
+    /// The extended key usage, as RFC 5280 §4.2.1.12 names it.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::ClientAuth => "clientAuth",
+            Self::ServerAuth => "serverAuth",
+        }
+    }
+}
+
+/// The first critical extension of a certificate that chains cannot be verified with: its subject, and the extension.
+pub(super) fn unsupported_extension(der: &CertificateDer<'_>) -> Option<(String, String)> {
+    let (_, certificate) = X509Certificate::from_der(der).ok()?;
+    let is_supported = |oid: &Oid<'_>| SUPPORTED_EXTENSIONS.iter().any(|supported| supported == oid);
+    let extension = certificate.extensions().iter().find(|one| one.critical && !is_supported(&one.oid))?;
+    let known = NAMED_EXTENSIONS.iter().find(|(oid, _)| *oid == extension.oid);
+    let name = known.map_or_else(|| extension.oid.to_id_string(), |(_, name)| (*name).to_owned());
+    Some((rfc4514(certificate.subject()), name))
+}
+
+/// Those that webpki evaluates.
+static SUPPORTED_EXTENSIONS: [Oid<'static>; 6] = [
+    OID_X509_EXT_KEY_USAGE,
+    OID_X509_EXT_SUBJECT_ALT_NAME,
+    OID_X509_EXT_BASIC_CONSTRAINTS,
+    OID_X509_EXT_NAME_CONSTRAINTS,
+    OID_X509_EXT_CRL_DISTRIBUTION_POINTS,
+    OID_X509_EXT_EXTENDED_KEY_USAGE,
+];
+
+/// Those that are critical in practice, by the names of RFC 5280.
+static NAMED_EXTENSIONS: [(Oid<'static>, &str); 5] = [
+    (OID_X509_EXT_CERTIFICATE_POLICIES, "certificatePolicies"),
+    (OID_X509_EXT_POLICY_MAPPINGS, "policyMappings"),
+    (OID_X509_EXT_POLICY_CONSTRAINTS, "policyConstraints"),
+    (OID_X509_EXT_INHIBIT_ANY_POLICY, "inhibitAnyPolicy"),
+    (OID_X509_EXT_ISSUER_ALT_NAME, "issuerAltName"),
+];
+
 fn lacking_purpose(certificate: &X509Certificate<'_>, purpose: Purpose) -> Option<CaFault> {
-    let name = match purpose {
-        Purpose::ClientAuth => "clientAuth",
-        Purpose::ServerAuth => "serverAuth",
-    };
     let allowed = match certificate.extended_key_usage() {
         Ok(None) => true,
         Ok(Some(usage)) => {
@@ -116,7 +156,7 @@ fn lacking_purpose(certificate: &X509Certificate<'_>, purpose: Purpose) -> Optio
         }
         Err(_) => false,
     };
-    (!allowed).then_some(CaFault::ExtendedKeyUsage(name))
+    (!allowed).then_some(CaFault::ExtendedKeyUsage(purpose.name()))
 }
 
 /// The key identifiers (RFC 5280 §4.2.1.1 and §4.2.1.2) of a certificate and of its issuer, where it states them. They are

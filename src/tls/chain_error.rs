@@ -58,8 +58,28 @@ pub enum ChainError {
     TooManyChecks,
     /// No trust anchor has issued it, directly or by way of what the peer sent.
     UnknownIssuer,
-    /// Anything else that webpki finds.
-    Webpki(webpki::Error),
+    /// A name in the certificate is outside the name constraints of a CA on the path.
+    NameConstraints,
+    /// The certificate is a CA's, and no peer's own.
+    PeerIsCa,
+    /// Its extended key usage lacks what it is used for.
+    Purpose {
+        /// `clientAuth` or `serverAuth`.
+        lacks: &'static str,
+    },
+    /// A critical extension is not supported, so the chain cannot be verified.
+    CriticalExtension {
+        /// The certificate that has it, as RFC 4514 text.
+        subject: String,
+        /// Its name, or its object identifier.
+        extension: String,
+    },
+    /// A certificate of the path is signed by an algorithm that is not supported.
+    SignatureAlgorithm,
+    /// A certificate of the path is not of X.509 version 3.
+    Version,
+    /// It cannot be verified, for a reason that has no other words.
+    Unverifiable,
 }
 
 impl ChainError {
@@ -73,13 +93,26 @@ impl From<webpki::Error> for ChainError {
     fn from(error: webpki::Error) -> Self {
         use webpki::Error as E;
         match error {
-            E::BadDer | E::BadDerTime | E::TrailingData(_) => Self::Malformed,
+            E::BadDer | E::BadDerTime | E::TrailingData(_) | E::ExtensionValueInvalid | E::MalformedExtensions => {
+                Self::Malformed
+            }
+            E::CaUsedAsEndEntity => Self::PeerIsCa,
             E::CertExpired { .. } | E::InvalidCertValidity => Self::Expired,
             E::CertNotValidYet { .. } => Self::NotYetValid,
             E::CertRevoked => Self::Revoked,
+            E::NameConstraintViolation
+            | E::InvalidNetworkMaskConstraint
+            | E::MalformedNameConstraint
+            | E::MaximumNameConstraintComparisonsExceeded
+            | E::UnsupportedNameType => Self::NameConstraints,
+            E::PathLenConstraintViolated | E::MaximumPathDepthExceeded => Self::PathLength { anchor: String::new() },
             // To the peer and the operator a CA of the same name with another key is an unknown CA all the same.
             E::UnknownIssuer | E::InvalidSignatureForPublicKey => Self::UnknownIssuer,
-            other => Self::Webpki(other),
+            E::UnsupportedCertVersion => Self::Version,
+            E::UnsupportedSignatureAlgorithmContext(_)
+            | E::UnsupportedSignatureAlgorithmForPublicKeyContext(_)
+            | E::SignatureAlgorithmMismatch => Self::SignatureAlgorithm,
+            _ => Self::Unverifiable,
         }
     }
 }
@@ -87,19 +120,22 @@ impl From<webpki::Error> for ChainError {
 /// What rustls tells the peer as a TLS alert.
 impl From<ChainError> for Error {
     fn from(error: ChainError) -> Self {
-        use webpki::Error as E;
         let told = match &error {
             ChainError::Expired | ChainError::AnchorExpired { .. } => CertificateError::Expired,
             ChainError::NotYetValid | ChainError::AnchorNotYetValid { .. } => CertificateError::NotValidYet,
-            ChainError::Malformed => CertificateError::BadEncoding,
+            ChainError::Malformed | ChainError::Version => CertificateError::BadEncoding,
+            ChainError::CriticalExtension { .. } => CertificateError::UnhandledCriticalExtension,
             ChainError::Revoked => CertificateError::Revoked,
             ChainError::RevocationListExpired => CertificateError::ExpiredRevocationList,
             ChainError::RevocationUnknown { .. } => CertificateError::UnknownRevocationStatus,
             ChainError::UnknownIssuer | ChainError::TooManyChecks | ChainError::Ca { .. } => {
                 CertificateError::UnknownIssuer
             }
-            ChainError::Webpki(E::RequiredEkuNotFoundContext(_)) => CertificateError::InvalidPurpose,
-            ChainError::Webpki(_)
+            ChainError::Purpose { .. } => CertificateError::InvalidPurpose,
+            ChainError::NameConstraints
+            | ChainError::PeerIsCa
+            | ChainError::SignatureAlgorithm
+            | ChainError::Unverifiable
             | ChainError::PathLength { .. }
             | ChainError::TooManyCertificates => CertificateError::Other(OtherError(Arc::new(error))),
         };
@@ -127,7 +163,24 @@ impl std::fmt::Display for ChainError {
                 write!(f, "the CA certificate {subject} must not issue it: {fault}; use a certificate of another CA")
             }
             Self::Expired => f.write_str("the certificate, or an intermediate, has expired"),
-            Self::Malformed => f.write_str("the certificate is malformed, or not of X.509 version 3"),
+            Self::CriticalExtension { subject, extension } => write!(
+                f,
+                "{subject} has the critical extension {extension}, which is not supported, so its chain cannot be verified; \
+                 use a certificate in which it is not critical, or pin the certificate itself"
+            ),
+            Self::Malformed => f.write_str("the certificate, or one it was sent with, is malformed"),
+            Self::NameConstraints => f.write_str(
+                "a name in it is outside the name constraints of its CA, or of a kind for which they cannot be checked (email \
+                 address, URI, directory name)",
+            ),
+            Self::PeerIsCa => f.write_str("it is a CA certificate (basicConstraints CA:TRUE), and a CA vouches for others only"),
+            Self::Purpose { lacks } => write!(f, "its extended key usage lacks {lacks}"),
+            Self::SignatureAlgorithm => f.write_str(
+                "it, or an intermediate, is signed by an algorithm that is not supported; supported are RSA or ECDSA with \
+                 SHA-256 or stronger, and Ed25519",
+            ),
+            Self::Version => f.write_str("it, or an intermediate, is an X.509 certificate of version 1, and version 3 is needed"),
+            Self::Unverifiable => f.write_str("it cannot be verified"),
             Self::NotYetValid => f.write_str("the certificate, or an intermediate, is not valid yet"),
             Self::PathLength { anchor } => write!(
                 f,
@@ -152,7 +205,6 @@ impl std::fmt::Display for ChainError {
                  same name, and the certificate does not say which of them issued it (authorityKeyIdentifier)"
             ),
             Self::UnknownIssuer => f.write_str("no trusted CA has issued it"),
-            Self::Webpki(error) => write!(f, "{error}"),
         }
     }
 }

@@ -7,6 +7,7 @@ use rustls::{AlertDescription, Error};
 
 use super::certificate::Certificate;
 use super::chain_error::ChainError;
+use super::peer_error::{Peer, alert_name, describe};
 use super::witness::RefusedClient;
 use crate::outcome::{Ending, Reason};
 use crate::timestamp;
@@ -23,8 +24,12 @@ pub fn handshake_failure(error: &io::Error, shown: Option<&Certificate>, refused
             Reason::ClientCertificateMissing,
             "no certificate was shown; client_auth = \"required\" lets nobody in without one",
         ),
-        Some(error @ Error::InvalidCertificate(_)) => Ending::new(Reason::ClientCertificateInvalid, error),
-        Some(error) => Ending::new(Reason::HandshakeFailed, error),
+        // The verifier tells of every other fault of a certificate.
+        Some(Error::InvalidCertificate(_)) => Ending::new(
+            Reason::ClientCertificateInvalid,
+            "the client did not prove that it has the private key of its certificate",
+        ),
+        Some(error) => Ending::new(Reason::HandshakeFailed, describe(error, Peer::Client)),
         None if error.kind() == io::ErrorKind::UnexpectedEof => Ending::new(
             Reason::HandshakeFailed,
             "the client closed the connection during the TLS handshake; some do so when they do not trust our certificate",
@@ -52,11 +57,17 @@ pub(super) fn reason_of(error: &ChainError) -> Reason {
         | ChainError::Ca { .. }
         | ChainError::Malformed
         | ChainError::NotYetValid
+        | ChainError::CriticalExtension { .. }
+        | ChainError::NameConstraints
         | ChainError::PathLength { .. }
+        | ChainError::PeerIsCa
+        | ChainError::Purpose { .. }
         | ChainError::RevocationListExpired
         | ChainError::RevocationUnknown { .. }
+        | ChainError::SignatureAlgorithm
         | ChainError::TooManyCertificates
-        | ChainError::Webpki(_) => Reason::ClientCertificateInvalid,
+        | ChainError::Unverifiable
+        | ChainError::Version => Reason::ClientCertificateInvalid,
     }
 }
 
@@ -84,6 +95,11 @@ fn in_short(error: &ChainError) -> String {
             "no certificate of client_ca has issued it, directly or by way of the intermediates the client sent, and it \
              is none of client_certificates"
         }
+        ChainError::PeerIsCa => {
+            "it is a CA certificate (basicConstraints CA:TRUE); pin it in client_certificates, or issue the client a \
+             certificate from it"
+        }
+        ChainError::Purpose { .. } => return format!("{error}; issue the client a certificate for client authentication"),
         ChainError::Expired => "it, or an intermediate it came by, has run out; the client needs a new certificate",
         ChainError::Revoked => {
             "a list of client_crl names it, or an intermediate it came by; the client needs a new certificate"
@@ -94,7 +110,7 @@ fn in_short(error: &ChainError) -> String {
 }
 
 fn refused_by_client(alert: AlertDescription, shown: Option<&Certificate>) -> String {
-    let mut words = format!("the client ended the handshake with the TLS alert {alert:?}");
+    let mut words = format!("the client ended the handshake with the TLS alert {}", alert_name(alert));
     if !blames_certificate(alert) {
         return words;
     }

@@ -20,6 +20,7 @@ mod own;
 mod parts;
 mod path;
 mod path_rules;
+mod peer_error;
 mod pem;
 mod raw_certificate;
 mod records;
@@ -27,6 +28,7 @@ mod rehearsal;
 mod revocation;
 mod serials;
 mod server;
+mod signature;
 mod signature_memo;
 mod signed;
 #[cfg(test)]

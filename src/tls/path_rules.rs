@@ -12,7 +12,7 @@ use time::{OffsetDateTime, PrimitiveDateTime};
 use webpki::{EndEntityCert, KeyUsage};
 
 use super::anchors::{Anchor, AnchorSet, Ancestry};
-use super::ca_properties::{CaProperties, Purpose};
+use super::ca_properties::{CaProperties, Purpose, unsupported_extension};
 use super::certificate::Certificate;
 use super::chain_error::ChainError;
 use super::path::Path;
@@ -135,7 +135,8 @@ fn with_webpki(
 ) -> Result<(), ChainError> {
     let ders: Vec<CertificateDer<'_>> = path.certificates.iter().map(|certificate| certificate.to_der()).collect();
     let Some((leaf, intermediates)) = ders.split_first() else { return Err(ChainError::Malformed) };
-    let leaf = EndEntityCert::try_from(leaf)?;
+    let explain = |error: webpki::Error| explain(error, path, purpose);
+    let leaf = EndEntityCert::try_from(leaf).map_err(explain)?;
     let verified: Vec<VerifiedSignatures<'_>> = provider()
         .signature_verification_algorithms
         .all
@@ -148,8 +149,29 @@ fn with_webpki(
         Purpose::ServerAuth => KeyUsage::server_auth(),
     };
     let anchor = std::slice::from_ref(anchor);
-    leaf.verify_for_usage(&algorithms, anchor, intermediates, unix_time(now), usage, None, None)?;
-    Ok(())
+    leaf.verify_for_usage(&algorithms, anchor, intermediates, unix_time(now), usage, None, None)
+        .map(|_| ())
+        .map_err(explain)
+}
+
+/// What webpki found, with what it leaves out.
+fn explain(error: webpki::Error, path: &Path<'_>, purpose: Purpose) -> ChainError {
+    use webpki::Error as E;
+    match error {
+        E::UnsupportedCriticalExtension => {
+            let ders = path.certificates.iter().map(|certificate| certificate.to_der());
+            let found = ders.into_iter().find_map(|der| unsupported_extension(&der));
+            found.map_or(ChainError::Unverifiable, |(subject, extension)| ChainError::CriticalExtension {
+                subject,
+                extension,
+            })
+        }
+        E::RequiredEkuNotFoundContext(_) | E::EmptyEkuExtension => ChainError::Purpose { lacks: purpose.name() },
+        E::PathLenConstraintViolated | E::MaximumPathDepthExceeded => {
+            ChainError::PathLength { anchor: path.anchor.properties.subject.clone() }
+        }
+        other => other.into(),
+    }
 }
 
 /// One of the provider's algorithms, that knows the signatures of a path to be good.

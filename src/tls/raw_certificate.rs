@@ -45,6 +45,11 @@ impl<'der> RawCertificate<'der> {
         self.signed.verify(key_info)
     }
 
+    /// Whether it is a certificate of this key, a whole `SubjectPublicKeyInfo`.
+    pub(super) fn has_public_key(&self, key_info: &[u8]) -> bool {
+        element_of(SEQUENCE, key_info).is_some_and(|(contents, _)| contents == self.public_key_info)
+    }
+
     /// Whether `message` and `signature` are the ones of this certificate.
     pub(super) fn is_signed_as(&self, message: &[u8], signature: &[u8]) -> bool {
         self.signed.is(message, signature)

@@ -58,8 +58,10 @@ impl ServerTls {
         if certificates.is_empty() {
             return Err(BuildError::EmptyChain);
         }
+        let verifier = trust.verifier();
+        let hints = verifier.offer_client_auth().then(|| verifier.root_hint_subjects());
         for certificate in certificates {
-            rehearse(certificate.key(), versions(min_version)).map_err(|error| BuildError::Rehearsal {
+            rehearse(certificate.key(), versions(min_version), hints).map_err(|error| BuildError::Rehearsal {
                 subject: certificate.leaf().subject.clone(),
                 error: error.to_string(),
             })?;
@@ -73,7 +75,7 @@ impl ServerTls {
             .collect();
         let chooser = Arc::new(Chooser::new(choices));
         let unheard = Arc::new(HelloWitness::new(&chooser, &Overheard::default()));
-        let mut config = assemble(trust.verifier(), unheard, min_version)?;
+        let mut config = assemble(Arc::clone(&verifier), unheard, min_version)?;
         config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
         config.ticketer = match ticketer {
             Some(shared) => Arc::new(shared),

@@ -1,7 +1,6 @@
 //! A listener's TLS towards its upstream: whom it takes for the upstream, and by what certificate it is known there.
 
 mod failure;
-mod signature;
 mod verification;
 
 use std::fmt;
@@ -24,7 +23,7 @@ use super::chain_error::ChainError;
 use super::error::BuildError;
 use super::own::OwnCertificate;
 use super::records::{Client, Records};
-use super::{provider, sha256_hex};
+use super::{provider, sha256_hex, signature};
 use crate::policy::AnchorValidity;
 use crate::protocol::Verification;
 

@@ -60,7 +60,7 @@ impl ChainVerifier {
         static NUMBERS: AtomicU64 = AtomicU64::new(0);
         let anchors = AnchorSet::new(&parts.anchors, Purpose::ClientAuth, parts.anchor_validity)?;
         let hints = match parts.pinned.is_empty() {
-            true => anchors.iter().map(|anchor| DistinguishedName::in_sequence(&anchor.trust.subject)).collect(),
+            true => hints(&anchors),
             // A client that is known by itself need not have any of our issuers, and would send nothing.
             false => Vec::new(),
         };
@@ -310,6 +310,19 @@ impl ChainVerifier {
         path_rules::check_anchor(path, &self.anchors, now, &ask)
     }
 }
+
+/// The names of the CAs, each once, for the clients to choose a certificate by. None where they are too many: the list is a hint,
+/// a message of TLS can hold 64 KiB of it, and Java clients take half of that.
+fn hints(anchors: &AnchorSet) -> Vec<DistinguishedName> {
+    let mut seen = HashSet::new();
+    let subjects = anchors.iter().map(|anchor| anchor.trust.subject.as_ref()).filter(|subject| seen.insert(*subject));
+    let hints: Vec<_> = subjects.map(DistinguishedName::in_sequence).collect();
+    let length: usize = hints.iter().map(|hint| hint.as_ref().len() + 2).sum();
+    if length > MAX_HINTS { Vec::new() } else { hints }
+}
+
+/// Bytes of names that clients are sent.
+const MAX_HINTS: usize = 16 << 10;
 
 fn owned(chain: &[CertificateDer<'_>]) -> Vec<CertificateDer<'static>> {
     chain.iter().map(|der| der.clone().into_owned()).collect()

@@ -3,7 +3,6 @@
 use std::sync::{Arc, OnceLock};
 
 use rustls::client::danger::HandshakeSignatureValid;
-use rustls::crypto::{verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{DigitallySignedStruct, DistinguishedName, Error, SignatureScheme};
@@ -12,7 +11,7 @@ use super::certificate::Certificate;
 use super::chain_error::ChainError;
 use super::credential::Credential;
 use super::verifier::ChainVerifier;
-use super::{moment, provider};
+use super::{moment, provider, signature};
 
 /// What a handshake's verifier found out about the client's certificate, for the audit and for what comes after the
 /// handshake.
@@ -98,7 +97,7 @@ impl ClientCertVerifier for RecordingVerifier {
         certificate: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls12_signature(message, certificate, signed, &provider().signature_verification_algorithms)
+        signature::verify_tls12(message, certificate, signed)
     }
 
     fn verify_tls13_signature(
@@ -107,7 +106,7 @@ impl ClientCertVerifier for RecordingVerifier {
         certificate: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, certificate, signed, &provider().signature_verification_algorithms)
+        signature::verify_tls13(message, certificate, signed)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {

@@ -9,6 +9,7 @@ use crate::timestamp;
 use crate::tls::certificate::Certificate;
 use crate::tls::chain_error::ChainError;
 use crate::tls::failure::{in_words, tls_error};
+use crate::tls::peer_error::{Peer, alert_name, describe};
 
 /// Explains what a handshake failed with.
 pub(super) fn explain_handshake(error: &io::Error, own: Option<&Certificate>) -> String {
@@ -27,14 +28,16 @@ pub(super) fn explain(error: &io::Error, own: Option<&Certificate>) -> Option<St
         Error::InvalidCertificate(CertificateError::Other(OtherError(cause))) => {
             match cause.downcast_ref::<Refusal>() {
                 Some(refusal) => refusal.words.clone(),
-                None => error.to_string(),
+                None => UNPROVED.to_owned(),
             }
         }
-        Error::InvalidCertificate(_) => format!("the upstream's certificate cannot be used: {error}"),
+        Error::InvalidCertificate(_) => UNPROVED.to_owned(),
         Error::InvalidMessage(InvalidMessage::InvalidContentType) => PLAINTEXT.to_owned(),
-        error => format!("TLS with the upstream failed: {error}"),
+        error => describe(error, Peer::Upstream),
     })
 }
+
+const UNPROVED: &str = "the upstream did not prove that it has the private key of its certificate";
 
 const HUNG_UP: &str = "the upstream closed the connection during the TLS handshake; it may not speak TLS on this port, or it may \
                        want another certificate than ours";
@@ -74,7 +77,6 @@ impl Refusal {
 
 /// What is wrong with the chain of the upstream, and what to do.
 fn chain_refused(error: &ChainError, facts: &Certificate, of_system: bool, now: OffsetDateTime) -> String {
-    use webpki::Error as E;
     match error {
         ChainError::UnknownIssuer => unknown_issuer(facts, of_system).to_owned(),
         ChainError::Expired if now >= facts.end() => "it has run out; the upstream needs a new one".to_owned(),
@@ -87,7 +89,7 @@ fn chain_refused(error: &ChainError, facts: &Certificate, of_system: bool, now: 
                 "it, or an intermediate sent with it, is not valid yet (its own time begins {from}); is the clock right?"
             )
         }
-        ChainError::Webpki(E::RequiredEkuNotFoundContext(_)) => {
+        ChainError::Purpose { .. } => {
             "its extended key usage does not let it be a server's; the upstream needs one with serverAuth".to_owned()
         }
         ChainError::AnchorExpired { .. }
@@ -96,6 +98,9 @@ fn chain_refused(error: &ChainError, facts: &Certificate, of_system: bool, now: 
         | ChainError::PathLength { .. }
         | ChainError::TooManyCertificates
         | ChainError::TooManyChecks => error.to_string(),
+        ChainError::CriticalExtension { .. } => {
+            format!("{error}: put that very certificate into ca")
+        }
         _ if facts.version != 3 => format!(
             "it is of X.509 version {}, which is trusted only where ca holds that very certificate; better give the \
              upstream one of version 3",
@@ -163,8 +168,9 @@ fn refused_by_upstream(alert: AlertDescription, own: Option<&Certificate>) -> St
             | A::AccessDenied,
             Some(own),
         ) => format!(
-            "the upstream refused our certificate {} with the TLS alert {alert:?}{}",
+            "the upstream refused our certificate {} with the TLS alert {}{}",
             in_words(own),
+            alert_name(alert),
             hint(alert)
         ),
         (A::HandshakeFailure, None) => ended(
@@ -215,6 +221,6 @@ fn hint(alert: AlertDescription) -> &'static str {
 }
 
 fn ended(alert: AlertDescription, hint: &str) -> String {
-    let words = format!("the upstream ended TLS with the alert {alert:?}");
+    let words = format!("the upstream ended TLS with the alert {}", alert_name(alert));
     if hint.is_empty() { words } else { format!("{words}: {hint}") }
 }

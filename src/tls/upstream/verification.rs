@@ -12,7 +12,6 @@ use time::OffsetDateTime;
 use webpki::EndEntityCert;
 
 use super::failure::{Refusal, ServerFault};
-use super::signature;
 use crate::policy::AnchorValidity;
 use crate::protocol::Verification;
 use crate::tls::anchors::AnchorSet;
@@ -25,7 +24,7 @@ use crate::tls::path::{Path, Search, Visit, relevant};
 use crate::tls::path_rules::{self, Sent, overlap};
 use crate::tls::verified::{Digest, digest_of};
 use crate::tls::verifier::in_time;
-use crate::tls::{moment, provider};
+use crate::tls::{moment, provider, signature};
 
 /// Who may have issued a server's certificate.
 #[derive(Clone, Debug, PartialEq, Eq)]
