@@ -27,6 +27,7 @@ pub mod names;
 pub mod notify;
 pub mod outcome;
 pub mod policy;
+pub mod printable;
 pub mod protocol;
 pub mod readmission;
 pub mod reload;
