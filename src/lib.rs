@@ -18,6 +18,7 @@
 pub mod addr;
 pub mod admin;
 pub mod audit;
+pub mod audit_file;
 pub mod cli;
 pub mod config;
 pub mod connection;

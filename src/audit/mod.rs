@@ -10,7 +10,6 @@ mod log;
 mod sink;
 
 use std::fmt::Display;
-use std::fs::File;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -23,6 +22,7 @@ pub use sink::Destination;
 use self::event::{Event, Level};
 use self::floods::Floods;
 use self::sink::Sink;
+use crate::audit_file;
 use crate::outcome::{Carried, Ending, Reason};
 use crate::policy::{HostName, Rule};
 use crate::timestamp;
@@ -208,17 +208,14 @@ impl Audit {
     }
 }
 
-/// Opens an audit file for appending; it is created where it does not exist, readable by its owner and group.
+/// Opens an audit file for appending. While it is a FIFO whose reader is slow, lines are dropped and counted.
 ///
 /// # Errors
-/// Words that fit behind the file's name.
+/// The file's name, and why.
 pub fn open_audit_file(path: PathBuf) -> Result<Destination, String> {
-    use std::os::unix::fs::OpenOptionsExt as _;
-    // Not to wait for the reader of a FIFO; while it has none, or is slow, lines are dropped and counted.
-    let opened = File::options().append(true).create(true).mode(0o640).custom_flags(libc::O_NONBLOCK).open(&path);
-    match opened {
+    match audit_file::open(&path) {
         Ok(file) => Ok(Destination::file(path, file)),
-        Err(error) => Err(format!("{} cannot be opened for writing: {error}", path.display())),
+        Err(why) => Err(format!("{} {why}", path.display())),
     }
 }
 

@@ -11,7 +11,8 @@ use time::OffsetDateTime;
 use super::control::Control;
 use super::{Failure, difference, load, print, reload};
 use crate::addr::ListenAddr;
-use crate::config::{Limits, Revoke, Shield, UpstreamTls};
+use crate::audit_file;
+use crate::config::{Limits, Place, Problem, Revoke, Shield, UpstreamTls};
 use crate::names::Names;
 use crate::policy::{Network, Origin, Rule, TrustedClients, days_left};
 use crate::protocol::{MinTlsVersion, Negotiation, Protocol, Target};
@@ -21,13 +22,13 @@ use crate::timestamp;
 use crate::tls::{Certificate, Crl};
 
 pub(super) fn check(file: &Path, as_json: bool) -> Result<(), Failure> {
-    let (built, _) = load(file, &Names::default())?;
+    let built = load_whole(file)?;
     if as_json { print(&format!("{:#}\n", in_json(&built))) } else { print(&in_words(&built)) }
 }
 
 /// The same, and then what the running program would change if `file` were its configuration.
 pub(super) fn check_against(file: &Path, socket: Option<&Path>, as_json: bool) -> Result<(), Failure> {
-    let (built, _) = load(file, &Names::default())?;
+    let built = load_whole(file)?;
     let plan = || reload::plan_of(&Control::at(socket, file)?, file);
     if !as_json {
         print(&in_words(&built))?;
@@ -39,6 +40,19 @@ pub(super) fn check_against(file: &Path, socket: Option<&Path>, as_json: bool) -
         fields.insert("plan".to_owned(), plan()?);
     }
     print(&format!("{report:#}\n"))
+}
+
+/// Loads the configuration as a start would, and checks the path of the audit file.
+fn load_whole(file: &Path) -> Result<Built, Failure> {
+    let (built, _) = load(file, &Names::default())?;
+    if let Some(path) = &built.snapshot.config.log.audit_file {
+        audit_file::check(path).map_err(|why| {
+            let message = format!("{} {why}", path.display());
+            let (place, key) = (Place::file(file), "log.audit_file".to_owned());
+            Failure::Configuration(Problem { place, key, message }.into())
+        })?;
+    }
+    Ok(built)
 }
 
 fn in_json(built: &Built) -> Value {
