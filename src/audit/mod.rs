@@ -6,6 +6,7 @@
 
 mod event;
 mod floods;
+mod line;
 mod log;
 mod sink;
 
@@ -82,7 +83,9 @@ impl Audit {
         if self.floods.let_through(facts, reason) {
             let level = if reason == Reason::ClientClosed { Level::Info } else { Level::Warn };
             let ending = Ending::new(reason, detail);
-            self.write(&Event::of_connection("connection.denied", facts).ended(&ending).lasted(duration), level);
+            let written =
+                self.write(&Event::of_connection("connection.denied", facts).ended(&ending).lasted(duration), level);
+            self.floods.wrote(facts, written);
         }
     }
 
@@ -143,7 +146,7 @@ impl Audit {
 
     /// A new policy was refused as a whole; the old one goes on.
     pub fn reload_rejected(&self, generation: u64, error: &str) {
-        let event = Event::new("reload.rejected").with("generation", generation).with("error", error);
+        let event = Event::new("reload.rejected").with("generation", generation).with_long("error", error);
         self.write(&event, Level::Error);
     }
 
@@ -192,19 +195,25 @@ impl Audit {
         self.write(&Event::of_addresses("source.removed", listener, name, addresses), Level::Info);
     }
 
-    fn write(&self, event: &Event, level: Level) {
+    /// Returns the size of the line in bytes; of two lines, that of the longer one.
+    fn write(&self, event: &Event, level: Level) -> usize {
+        let mut filed = 0;
         if !self.file.is_idle() {
-            self.file.write(event.json(None).into_bytes());
+            let line = event.json(None);
+            filed = line.len();
+            self.file.write(line.into_bytes());
         }
-        self.log_line(event, level, AUDIT_TARGET);
+        self.log_line(event, level, AUDIT_TARGET).max(filed)
     }
 
-    fn log_line(&self, event: &Event, level: Level, target: &str) {
+    fn log_line(&self, event: &Event, level: Level, target: &str) -> usize {
         let line = match self.format {
             LineFormat::Json => event.json(Some((level, target))),
             LineFormat::Text => event.text(level),
         };
+        let length = line.len();
         self.log.write(line.into_bytes());
+        length
     }
 }
 
