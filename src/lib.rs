@@ -18,6 +18,7 @@
 pub mod addr;
 pub mod admin;
 pub mod audit;
+pub mod audit_file;
 pub mod cli;
 pub mod config;
 pub mod connection;
@@ -27,6 +28,7 @@ pub mod names;
 pub mod notify;
 pub mod outcome;
 pub mod policy;
+pub mod printable;
 pub mod protocol;
 pub mod readmission;
 pub mod reload;

@@ -98,6 +98,8 @@ mod sessions;
 mod shield;
 /// Versions, certificates, resumption.
 mod tls;
+/// Names and texts that others choose.
+mod untrusted_text;
 /// TLS towards the upstream.
 mod upstream_tls;
 /// Changes that nobody announces.

@@ -1,5 +1,5 @@
 //! Keeps a flood of refused connections from filling the disk: of those of one source so many are told, of the others only
-//! how many they were.
+//! how many they were. A line counts once for each KiB begun, because a client can make lines long.
 //!
 //! What is suppressed is counted under its source and told of by `denials.suppressed`, when the flood is over or has lasted for
 //! a while. Where there are more sources than can be told apart, or named, the rest is told of as one.
@@ -90,6 +90,11 @@ impl Floods {
         self.let_through_at(self.since.elapsed(), facts, reason)
     }
 
+    /// Counts the size of a line that was let through.
+    pub(super) fn wrote(&self, facts: &Facts, bytes: usize) {
+        self.wrote_at(self.since.elapsed(), facts, bytes);
+    }
+
     /// What is to be said of the others by now; of all of them, if `at_once`.
     pub(super) fn reports(&self, at_once: bool) -> Vec<Event> {
         let now = self.since.elapsed();
@@ -98,15 +103,27 @@ impl Floods {
 
     fn let_through_at(&self, now: Duration, facts: &Facts, reason: Reason) -> bool {
         let (told, forgotten) = self.sources.of(facts.client.source_key(), |quota| quota.take(facts, reason, now));
-        let forgotten = forgotten.and_then(|quota| quota.flood).map_or(0, |flood| flood.suppressed);
-        if !told && forgotten == 0 {
+        if !told && forgotten.is_none() {
             return false;
         }
         let mut together = self.together();
-        together.suppressed += forgotten;
+        together.remember(forgotten);
         let too_many = told && !together.denials.take(OF_ALL, now);
         together.suppressed += u64::from(too_many);
         told && !too_many
+    }
+
+    fn wrote_at(&self, now: Duration, facts: &Facts, bytes: usize) {
+        // `let_through` has counted one already.
+        let more = u32::try_from(bytes.saturating_sub(1) / COUNTS_AS_ONE).unwrap_or(u32::MAX);
+        if more == 0 {
+            return;
+        }
+        let overdraw = |quota: &mut Quota| quota.bucket.overdraw(OF_A_SOURCE, more, now);
+        let ((), forgotten) = self.sources.of(facts.client.source_key(), overdraw);
+        let mut together = self.together();
+        together.remember(forgotten);
+        together.denials.overdraw(OF_ALL, more, now);
     }
 
     fn reports_at(&self, now: Duration, due_by: Duration) -> Vec<Event> {
@@ -133,6 +150,13 @@ impl Floods {
     }
 }
 
+impl Together {
+    /// Adds the suppressed denials of a source whose account was replaced.
+    fn remember(&mut self, forgotten: Option<Quota>) {
+        self.suppressed += forgotten.and_then(|quota| quota.flood).map_or(0, |flood| flood.suppressed);
+    }
+}
+
 impl Flood {
     fn event(&self, source: Option<SourceKey>) -> Event {
         let Self { suppressed, listener, reason, .. } = self;
@@ -150,10 +174,13 @@ fn of_many(suppressed: u64) -> Event {
     Event::new("denials.suppressed").with("suppressed", suppressed).with("detail", detail)
 }
 
+/// Bytes of a line that count as one denial. Lines without long names are shorter.
+const COUNTS_AS_ONE: usize = 1 << 10;
+
 /// Denials of one source that are told one by one: enough to see who it is and what it wants.
 const OF_A_SOURCE: Allowance = Allowance { burst: 500, interval: Duration::from_secs(1) };
 
-/// Denials of all sources together: 100 a second are some 2 GB of lines a day.
+/// Denials of all sources together: 100 a second are some 2 GB of lines a day, and at the very most 8.
 const OF_ALL: Allowance = Allowance { burst: 10_000, interval: Duration::from_millis(10) };
 
 /// Sources named by `denials.suppressed`.
@@ -213,6 +240,30 @@ mod tests {
         assert_eq!(over[0]["reason"], "untrusted_source");
         assert!(over[0]["detail"].as_str().unwrap().starts_with("2549 more suppressed"));
         assert_eq!(reports(&floods, seconds(30)), [0; 0]);
+    }
+
+    #[test]
+    fn long_lines_count_once_for_each_kib_begun() {
+        let tell = |floods: &Floods, facts: &Facts, bytes, count: u64, at| {
+            let lines = (0..count).filter(|_| {
+                let told = floods.let_through_at(at, facts, Reason::HandshakeFailed);
+                if told {
+                    floods.wrote_at(at, facts, bytes);
+                }
+                told
+            });
+            lines.count()
+        };
+        for (bytes, most) in [(1, 500), (1_024, 500), (1_025, 250), (3_000, 167), (16 << 10, 32)] {
+            let floods = Floods::new();
+            assert_eq!(tell(&floods, &v4(1), bytes, 1_000, seconds(0)), most, "{bytes}");
+            let all = reports(&floods, seconds(3));
+            assert_eq!(most as u64 + sum(&all), 1_000, "{bytes}");
+        }
+        // Of all sources together as well: 10,000 KiB.
+        let floods = Floods::new();
+        let lines: usize = (0..100).map(|number| tell(&floods, &v4(number), 16 << 10, 1_000, seconds(0))).sum();
+        assert_eq!(lines, 625);
     }
 
     #[test]

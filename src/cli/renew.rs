@@ -116,7 +116,7 @@ fn told(old: &Certificate, new: &CertificateDer<'_>, authority: &Authority) -> R
         let lifetime = lifetime(certificate, OffsetDateTime::now_utc());
         let _ = writeln!(said, "  {which} valid  {lifetime}\n  {which} sha256 {}", certificate.sha256);
     }
-    if old.issuer != new.issuer {
+    if old.issuer_digest != new.issuer_digest {
         let _ = writeln!(said, "  issued by {}; the old one by {}", new.issuer, old.issuer);
     }
     if new.not_after > issuer.not_after {

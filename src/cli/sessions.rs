@@ -8,7 +8,7 @@ use super::control::Control;
 use super::moment::since;
 use super::reading::{DASH, Reading};
 use super::table::Table;
-use super::{Failure, Running, print};
+use super::{Failure, Running, print, print_json};
 
 pub(super) fn list(running: &Running, listener: Option<&str>, as_json: bool) -> Result<(), Failure> {
     let control = Control::find(running)?;
@@ -17,7 +17,7 @@ pub(super) fn list(running: &Running, listener: Option<&str>, as_json: bool) -> 
     }
     let target = listener.map(|listener| format!("/v1/sessions?listener={listener}"));
     let sessions = control.get(target.as_deref().unwrap_or("/v1/sessions"))?;
-    print(&if as_json { format!("{sessions:#}\n") } else { in_words(&sessions, OffsetDateTime::now_utc()) })
+    if as_json { print_json(&sessions) } else { print(&in_words(&sessions, OffsetDateTime::now_utc())) }
 }
 
 pub(super) fn close(running: &Running, ids: &[u64]) -> Result<(), Failure> {

@@ -9,7 +9,7 @@ use super::control::Control;
 use super::moment::{ago, ahead, since};
 use super::reading::{DASH, Reading};
 use super::table::Table;
-use super::{Failure, Running, print, rotation};
+use super::{Failure, Running, print, print_json, rotation};
 use crate::timestamp;
 
 pub(super) fn status(running: &Running, with_rotation: bool, as_json: bool) -> Result<(), Failure> {
@@ -19,7 +19,7 @@ pub(super) fn status(running: &Running, with_rotation: bool, as_json: bool) -> R
         false => (control.get("/v1/status")?, in_words),
         true => (control.get("/v1/rotation")?, rotation::in_words),
     };
-    print(&if as_json { format!("{answer:#}\n") } else { words(&answer, now) })
+    if as_json { print_json(&answer) } else { print(&words(&answer, now)) }
 }
 
 fn in_words(answer: &Value, now: OffsetDateTime) -> String {

@@ -15,6 +15,7 @@ use crate::audit::{Audit, Changes};
 use crate::listener::Listeners;
 use crate::names::Names;
 use crate::outcome::Reason;
+use crate::printable;
 use crate::reload::{self, Asker, Verdict};
 use crate::sessions::Register;
 use crate::snapshot::{Snapshot, Terms};
@@ -87,7 +88,7 @@ impl Desk {
     fn status(&self, current: &Snapshot, listeners: &Listeners) -> Value {
         let last_reload = self.last_reload.as_ref().map(|LastReload { at, error }| {
             let result = if error.is_none() { "applied" } else { "rejected" };
-            json!({ "result": result, "at": seconds(*at), "error": error })
+            json!({ "result": result, "at": seconds(*at), "error": error.as_deref().map(printable::lines) })
         });
         let counts = Counts::of(&self.register);
         let listener = |terms: &Arc<Terms>| {

@@ -12,12 +12,13 @@ use crate::addr::ClientAddr;
 use crate::names::Names;
 use crate::outcome::Ending;
 use crate::policy::Rule;
+use crate::printable;
 use crate::revocation;
 use crate::sessions::{Listed, Live, Register};
 use crate::shield::Standing;
 use crate::snapshot::{Built, Condition, Item, Node, Snapshot, SourceChanges, Terms};
 use crate::timestamp::seconds;
-use crate::tls::Certificate;
+use crate::tls::{Certificate, NameDigest};
 
 /// The sessions, the oldest first: those that are open, and those that are ending.
 pub(super) fn sessions(register: &Register) -> Value {
@@ -57,7 +58,7 @@ pub(super) fn upstreams(terms: &Terms) -> Vec<Value> {
                 "socket": condition.socket,
                 "answers": condition.silent.is_none(),
                 "since": since,
-                "error": condition.silent.map(|(_, words)| words),
+                "error": condition.silent.map(|(_, words)| printable::fitted(words)),
                 "writes": condition.writes,
             })
         };
@@ -79,7 +80,7 @@ pub(super) fn names(terms: &Terms, names: &Names) -> Vec<Value> {
             "addresses": trusted.addresses_of(name),
             "resolved_at": standing.good.map(|(_, at)| seconds(at)),
             "stale": standing.failure.is_some(),
-            "error": standing.failure,
+            "error": standing.failure.as_ref().map(printable::field),
             "next_look_at": standing.next_look.map(seconds),
         })
     });
@@ -111,6 +112,8 @@ struct Reliances(HashMap<(Arc<str>, Item), BTreeMap<Client, u64>>);
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Client {
     subject: Option<String>,
+    /// The digest of the whole subject, because the text may be cut.
+    digest: Option<NameDigest>,
     source: String,
 }
 
@@ -121,8 +124,10 @@ impl Reliances {
             // A closing session carries nothing any more: whatever is removed, it loses nothing.
             let Some(Listed { session, .. }) = relaying(&live) else { continue };
             let credential = session.reliance.credential.as_ref();
+            let certificate = credential.map(|credential| &credential.certificate);
             let client = Client {
-                subject: credential.map(|credential| credential.certificate.subject.clone()),
+                subject: certificate.map(|certificate| certificate.subject.clone()),
+                digest: certificate.map(|certificate| certificate.subject_digest),
                 source: live.client().source(),
             };
             for item in session.reliance.items() {
@@ -168,7 +173,7 @@ impl Reliances {
             "listener": &*terms.name,
             "kind": "source",
             "name": rule.to_string(),
-            "description": rule.description,
+            "description": rule.description.as_ref().map(printable::field),
             "not_after": rule.expires_at.map(seconds),
         });
         self.with_use(facts, terms, source(rule))
@@ -241,7 +246,7 @@ pub(super) fn plan(built: &Built, current: &Snapshot, register: &Register) -> Va
         "sessions_ended": told.collect::<Vec<_>>(),
         "sessions_ended_count": ended.len(),
         "sessions_kept": kept,
-        "warnings": warnings,
+        "warnings": warnings.iter().map(|warning| printable::lines(warning)).collect::<Vec<_>>(),
     })
 }
 

@@ -2,36 +2,46 @@
 
 use std::net::IpAddr;
 
+use aws_lc_rs::digest::{SHA256, digest};
 use rustls::pki_types::CertificateDer;
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use time::{Duration, OffsetDateTime};
 use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::GeneralName;
 use x509_parser::oid_registry::Oid;
 use x509_parser::oid_registry::asn1_rs::oid;
 use x509_parser::prelude::FromDer as _;
+use x509_parser::x509::X509Name;
 
 use super::name::{common_name, rfc4514};
 use super::sha256_hex;
 use crate::policy::ClientName;
+use crate::printable;
 
 /// The facts of one certificate.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Certificate {
-    /// RFC 4514 text.
+    /// RFC 4514 text, escaped and cut. Comparisons use the digest.
     pub subject: String,
-    /// RFC 4514 text.
+    /// RFC 4514 text, escaped and cut.
     pub issuer: String,
+    /// The digest of the whole subject.
+    #[serde(skip)]
+    pub subject_digest: NameDigest,
+    /// The digest of the whole name of the issuer.
+    #[serde(skip)]
+    pub issuer_digest: NameDigest,
     /// 3 for every certificate of today; 1 for those openssl makes without extensions.
     pub version: u32,
-    /// The most specific common name of the subject, where it is plain text and the only one of its level.
+    /// The whole of the most specific common name of the subject, where it is plain text and the only one of its level.
     #[serde(skip)]
     pub common_name: Option<String>,
     /// Whether it names itself as its issuer, as a root does.
     pub self_signed: bool,
     /// Whether it may issue certificates (basicConstraints).
     pub ca: bool,
-    /// Subject alternative names as `dns:…`, `ip:…`, `uri:…`, `email:…`.
+    /// Subject alternative names as `dns:…`, `ip:…`, `uri:…`, `email:…`. They are whole here, and escaped and cut in JSON.
+    #[serde(serialize_with = "as_fields")]
     pub sans: Vec<String>,
     /// Valid from.
     #[serde(with = "time::serde::rfc3339")]
@@ -44,6 +54,10 @@ pub struct Certificate {
     /// Lower-case hex of the SHA-256 of the DER.
     pub sha256: String,
 }
+
+/// The SHA-256 of an encoded distinguished name. Names are compared by it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct NameDigest([u8; 32]);
 
 /// The bytes are no X.509 certificate.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -71,6 +85,8 @@ impl Certificate {
         Ok(Self {
             subject: rfc4514(certificate.subject()),
             issuer: rfc4514(certificate.issuer()),
+            subject_digest: NameDigest::of(certificate.subject()),
+            issuer_digest: NameDigest::of(certificate.issuer()),
             common_name: common_name(certificate.subject()),
             version: certificate.version().0 + 1,
             self_signed: certificate.subject().as_raw() == certificate.issuer().as_raw(),
@@ -122,6 +138,18 @@ impl Certificate {
     }
 }
 
+impl NameDigest {
+    fn of(name: &X509Name<'_>) -> Self {
+        let digest = digest(&SHA256, name.as_raw());
+        Self(digest.as_ref().try_into().unwrap_or_default())
+    }
+}
+
+/// Writes names as fields.
+fn as_fields<S: Serializer>(names: &[String], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(names.iter().map(printable::field))
+}
+
 fn subject_alternative_names(certificate: &X509Certificate<'_>) -> Vec<String> {
     let Ok(Some(extension)) = certificate.subject_alternative_name() else { return Vec::new() };
     extension.value.general_names.iter().filter_map(san_text).collect()
@@ -168,6 +196,10 @@ fn key_kind(certificate: &X509Certificate<'_>) -> String {
         "1.2.840.10045.2.1" => "EC".to_owned(),
         "1.2.840.113549.1.1.1" => "RSA".to_owned(),
         "1.3.101.112" => "Ed25519".to_owned(),
-        _ => oid,
+        // The certificate's holder chooses it.
+        _ => printable::quoted(oid),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -10,6 +10,7 @@ use super::chain_error::ChainError;
 use super::peer_error::{Peer, alert_name, describe};
 use super::witness::RefusedClient;
 use crate::outcome::{Ending, Reason};
+use crate::printable::quoted;
 use crate::timestamp;
 
 /// Explains a failed handshake. `shown` is the certificate the client was shown, `refused` the one that it showed and that we
@@ -79,9 +80,10 @@ pub(super) fn refused_by_us(error: &ChainError, refused: Option<&Certificate>) -
     }
 }
 
-/// The certificate with what an operator needs to find it.
+/// The certificate with what an operator needs to find it. Its names are cut to leave room for the reason.
 pub(super) fn in_words(certificate: &Certificate) -> String {
     let Certificate { subject, issuer, not_after, sha256, .. } = certificate;
+    let [subject, issuer] = [subject, issuer].map(quoted);
     format!("{subject} (issued by {issuer}, valid until {}, sha256 {sha256})", timestamp::seconds(*not_after))
 }
 

@@ -40,7 +40,7 @@ mod verified;
 mod verifier;
 mod witness;
 
-pub use certificate::{Certificate, CertificateError};
+pub use certificate::{Certificate, CertificateError, NameDigest};
 pub use ca_properties::CaFault;
 pub use chain_error::ChainError;
 pub use credential::{Credential, Voucher};

@@ -193,8 +193,9 @@ impl Builder<'_> {
                 .map(|der| Certificate::parse(der).map_err(BuildError::from).and_then(BuildError::unless_version_3))
                 .collect();
             let facts = facts.map_err(|error| self.problems.push(file.problem(error))).ok()?;
-            let has_issued =
-                |one: &Certificate| facts.iter().any(|other| !other.self_signed && other.issuer == one.subject);
+            let has_issued = |one: &Certificate| {
+                facts.iter().any(|other| !other.self_signed && other.issuer_digest == one.subject_digest)
+            };
             for (der, facts) in ders.into_iter().zip(&facts).filter(|(_, facts)| !has_issued(facts)) {
                 self.warn_about_dates("client certificate", facts);
                 pinned.push((der, facts.clone()));

@@ -5,6 +5,7 @@ use std::io;
 use rustls::{AlertDescription, CertificateError, Error, InvalidMessage, OtherError};
 use time::OffsetDateTime;
 
+use crate::printable::{self, quoted};
 use crate::timestamp;
 use crate::tls::certificate::Certificate;
 use crate::tls::chain_error::ChainError;
@@ -21,9 +22,10 @@ pub(super) fn explain_handshake(error: &io::Error, own: Option<&Certificate>) ->
     })
 }
 
-/// Explains what a handshake or a read failed with, where it is TLS that failed. `own` is our certificate.
+/// Explains what a handshake or a read failed with, where it is TLS that failed. `own` is our certificate. The
+/// text is escaped and cut, because it contains names that the upstream chose.
 pub(super) fn explain(error: &io::Error, own: Option<&Certificate>) -> Option<String> {
-    Some(match tls_error(error)? {
+    Some(printable::field(match tls_error(error)? {
         Error::AlertReceived(alert) => refused_by_upstream(*alert, own),
         Error::InvalidCertificate(CertificateError::Other(OtherError(cause))) => {
             match cause.downcast_ref::<Refusal>() {
@@ -34,7 +36,7 @@ pub(super) fn explain(error: &io::Error, own: Option<&Certificate>) -> Option<St
         Error::InvalidCertificate(_) => UNPROVED.to_owned(),
         Error::InvalidMessage(InvalidMessage::InvalidContentType) => PLAINTEXT.to_owned(),
         error => describe(error, Peer::Upstream),
-    })
+    }))
 }
 
 const UNPROVED: &str = "the upstream did not prove that it has the private key of its certificate";
@@ -133,13 +135,14 @@ fn not_named(facts: &Certificate, name: &str) -> String {
     let names = match (facts.sans.as_slice(), &facts.common_name) {
         ([], None) => "it names no host at all".to_owned(),
         ([], Some(common)) if common.eq_ignore_ascii_case(name) => format!(
-            "its only name is the common name {common:?}, which counts for nothing below a CA with name constraints"
+            "its only name is the common name \"{}\", which counts for nothing below a CA with name constraints",
+            quoted(common)
         ),
-        ([], Some(common)) => format!("its only name is the common name {common:?}"),
+        ([], Some(common)) => format!("its only name is the common name \"{}\"", quoted(common)),
         (sans, _) => {
-            let shown: Vec<_> = sans.iter().take(MOST_NAMES).map(|name| name.escape_debug().to_string()).collect();
             let more = if sans.len() > MOST_NAMES { ", …" } else { "" };
-            format!("its names are {}{more}", shown.join(", "))
+            let names: Vec<_> = sans.iter().take(MOST_NAMES).map(quoted).collect();
+            format!("its names are {}{more}", quoted(names.join(", ")))
         }
     };
     format!(
