@@ -20,6 +20,7 @@ use tracing::{info, warn};
 use crate::names::{Answer, Kept, Names, News, TimesToLive, ask};
 use crate::policy::{AddressBook, Addresses, HostName};
 use crate::snapshot::{Current, Snapshot};
+use crate::timestamp;
 
 /// Looks after the names of the snapshot in force until there is none any more.
 pub async fn run(current: Current, names: Arc<Names>) {
@@ -106,7 +107,8 @@ impl Resolver {
                 Some(Plan { due, failures, .. }) => {
                     let due = due.map(|due| due.min(now + pause(refresh, failures, random())));
                     if let Some(due) = due {
-                        self.names.plan(&name, OffsetDateTime::now_utc() + due.saturating_duration_since(now));
+                        let wait = due.saturating_duration_since(now);
+                        self.names.plan(&name, timestamp::after(OffsetDateTime::now_utc(), wait));
                     }
                     Plan { refresh, due, failures }
                 }
@@ -164,7 +166,7 @@ impl Resolver {
             Some(News::Good(words)) => info!("{words}"),
             None => {}
         }
-        self.names.plan(&name, now + wait);
+        self.names.plan(&name, timestamp::after(now, wait));
     }
 
     /// Has written what is known, where that is something else than before.
@@ -256,7 +258,7 @@ fn pause(refresh: Duration, failures: u32, random: u64) -> Duration {
         }
     };
     let tenth = u32::try_from(random % 1_000).unwrap_or_default();
-    whole - whole / 10_000 * tenth
+    whole.saturating_sub(whole / 10_000 * tenth)
 }
 
 /// The standard library's hash maps need chance, too, and this is theirs.

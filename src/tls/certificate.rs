@@ -10,10 +10,12 @@ use x509_parser::extensions::GeneralName;
 use x509_parser::oid_registry::Oid;
 use x509_parser::oid_registry::asn1_rs::oid;
 use x509_parser::prelude::FromDer as _;
+use x509_parser::time::ASN1Time;
 
 use super::name::{common_name, rfc4514};
 use super::sha256_hex;
 use crate::policy::ClientName;
+use crate::timestamp;
 
 /// The facts of one certificate.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -70,8 +72,8 @@ impl Certificate {
             self_signed: certificate.subject().as_raw() == certificate.issuer().as_raw(),
             ca: certificate.is_ca(),
             sans: subject_alternative_names(&certificate),
-            not_before: validity.not_before.to_datetime(),
-            not_after: validity.not_after.to_datetime(),
+            not_before: moment(validity.not_before),
+            not_after: moment(validity.not_after),
             key: key_kind(&certificate),
             sha256: sha256_hex(der),
         })
@@ -122,6 +124,11 @@ impl Certificate {
     }
 }
 
+/// DER allows UTC only, and the parser other offsets too.
+pub(super) fn moment(time: ASN1Time) -> OffsetDateTime {
+    timestamp::utc(time.to_datetime())
+}
+
 fn subject_alternative_names(certificate: &X509Certificate<'_>) -> Vec<String> {
     let Ok(Some(extension)) = certificate.subject_alternative_name() else { return Vec::new() };
     extension.value.general_names.iter().filter_map(san_text).collect()
@@ -169,5 +176,51 @@ fn key_kind(certificate: &X509Certificate<'_>) -> String {
         "1.2.840.113549.1.1.1" => "RSA".to_owned(),
         "1.3.101.112" => "Ed25519".to_owned(),
         _ => oid,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tls::specimen::Authority;
+
+    const UTC_TIME: u8 = 0x17;
+    const GENERALIZED_TIME: u8 = 0x18;
+
+    fn read(kind: u8, text: &str) -> Option<String> {
+        let der = [&[kind, u8::try_from(text.len()).unwrap()], text.as_bytes()].concat();
+        let time = ASN1Time::from_der(&der).ok()?.1;
+        Some(timestamp::seconds(moment(time)))
+    }
+
+    #[test]
+    fn date_of_a_certificate_is_read_in_utc() {
+        for (kind, text, expected) in [
+            (UTC_TIME, "270131000000Z", "2027-01-31T00:00:00Z"),
+            (UTC_TIME, "491231235959-0500", "2050-01-01T04:59:59Z"),
+            (UTC_TIME, "500101000000+2359", "1949-12-31T00:01:00Z"),
+            (GENERALIZED_TIME, "99991231235959Z", "9999-12-31T23:59:59Z"),
+            (GENERALIZED_TIME, "00000101000000Z", "0000-01-01T00:00:00Z"),
+        ] {
+            assert_eq!(read(kind, text).as_deref(), Some(expected), "{text}");
+        }
+        for text in ["99991231235959-0500", "99999931235959Z", "Z", ""] {
+            assert_eq!(read(GENERALIZED_TIME, text), None, "{text}");
+        }
+        let end = timestamp::parse("9999-12-31T23:59:59Z").unwrap();
+        let beyond = end.replace_offset(time::UtcOffset::from_hms(-5, 0, 0).unwrap());
+        assert!(moment(ASN1Time::new(beyond)) >= end, "should a later parser let it pass");
+    }
+
+    #[test]
+    fn certificate_without_a_well_defined_end_is_valid_for_ever() {
+        // RFC 5280 §4.1.2.5
+        let end = timestamp::parse("9999-12-31T23:59:59Z").unwrap();
+        let leaf = Authority::new("CA").client("app", OffsetDateTime::UNIX_EPOCH, end);
+        let facts = Certificate::parse(&leaf.der()).unwrap();
+        assert_eq!(facts.not_after, end);
+        assert!(facts.end() > end);
+        assert!(facts.is_valid_at(OffsetDateTime::now_utc()) && facts.is_valid_at(end));
+        assert!(serde_json::to_string(&facts).unwrap().contains("9999-12-31T23:59:59Z"));
     }
 }
