@@ -66,6 +66,9 @@ fn lists(snapshot: &Snapshot) -> impl Iterator<Item = (&Arc<Terms>, &Crl)> {
     snapshot.listeners().iter().flat_map(|terms| terms.revocation_lists().iter().map(move |list| (terms, list)))
 }
 
+/// What its faults are noted under.
+pub const PART: &str = "certificate expiry";
+
 /// How often to look. Asked by the wall clock each time, so that a suspended machine catches up.
 pub const LOOK_EVERY: Duration = Duration::from_secs(600);
 

@@ -24,6 +24,7 @@ pub mod cli;
 pub mod config;
 pub mod connection;
 pub mod expiry;
+pub mod fault;
 pub mod listener;
 pub mod names;
 pub mod notify;

@@ -13,7 +13,7 @@ const FLOORS: [&[&str]; 10] = [
     &["sessions"],
     &["snapshot"],
     &["config", "names", "tls", "audit"],
-    &["socket_file"],
+    &["socket_file", "fault"],
     // Both are pure: decisions, and the values that they are about.
     &["policy", "protocol"],
     &["addr", "outcome", "timestamp"],

@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use super::event::Event;
+use crate::fault;
 
 /// The near end of a writer thread. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -162,15 +163,8 @@ impl Sink {
 
 fn write_lines(messages: &Receiver<Message>, destination: Destination, shared: &Shared) {
     let mut writer = Writer { destination, shared, gathered: Vec::new(), failing: false };
-    while let Ok(first) = messages.recv() {
-        if matches!(first, Message::Line(_)) {
-            std::thread::sleep(GATHERING);
-        }
-        writer.take(first);
-        while let Ok(next) = messages.try_recv() {
-            writer.take(next);
-        }
-        writer.write_out();
+    while fault::contain(PART, || writer.run(messages)).is_err() {
+        writer.lose_gathered();
     }
 }
 
@@ -185,6 +179,26 @@ struct Writer<'a> {
 }
 
 impl Writer<'_> {
+    /// Writes until nobody can say anything any more.
+    fn run(&mut self, messages: &Receiver<Message>) {
+        while let Ok(first) = messages.recv() {
+            if matches!(first, Message::Line(_)) {
+                std::thread::sleep(GATHERING);
+            }
+            self.take(first);
+            while let Ok(next) = messages.try_recv() {
+                self.take(next);
+            }
+            self.write_out();
+        }
+    }
+
+    /// Gives up what has gathered, and counts it.
+    fn lose_gathered(&mut self) {
+        self.shared.dropped.fetch_add(lines_in(&self.gathered), Ordering::Relaxed);
+        self.gathered.clear();
+    }
+
     fn take(&mut self, message: Message) {
         match message {
             Message::Flush(done) => {
@@ -221,8 +235,7 @@ impl Writer<'_> {
         if let Err((error, written)) = &result {
             let told = if *written >= before.len() { 0 } else { missing };
             let lines = self.gathered.get(before.len().max(*written)..).unwrap_or_default();
-            let lost = lines.iter().filter(|byte| **byte == b'\n').count() as u64;
-            self.shared.dropped.fetch_add(told + lost, Ordering::Relaxed);
+            self.shared.dropped.fetch_add(told + lines_in(lines), Ordering::Relaxed);
             if !self.failing {
                 complain(format_args!("{} cannot be written: {error}; lines are dropped", self.destination.name()));
             }
@@ -230,6 +243,10 @@ impl Writer<'_> {
         self.failing = result.is_err();
         self.gathered.clear();
     }
+}
+
+fn lines_in(bytes: &[u8]) -> u64 {
+    bytes.iter().filter(|byte| **byte == b'\n').count() as u64
 }
 
 /// The line that stands where lines are missing.
@@ -241,6 +258,9 @@ fn lost_lines(count: u64) -> String {
 fn complain(words: std::fmt::Arguments<'_>) {
     let _ = writeln!(io::stderr(), "portcullis: {words}");
 }
+
+/// What the faults of writers are noted under.
+const PART: &str = "log writer";
 
 /// Lines that may wait. At some 300 bytes each this bounds the memory of a hanging writer to about 5 MiB.
 const QUEUE_LENGTH: usize = 16_384;
@@ -268,6 +288,7 @@ const MOST_GATHERED: usize = 64 << 10;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fault::injection::inject;
 
     fn lines(path: &std::path::Path) -> Vec<String> {
         std::fs::read_to_string(path).unwrap().lines().map(str::to_owned).collect()
@@ -309,6 +330,20 @@ mod tests {
         let lines = lines(&path);
         assert!(lines[0].contains("\"event\":\"events.dropped\",\"count\":3"), "{lines:?}");
         assert_eq!(lines[1..], ["found"]);
+    }
+
+    #[test]
+    fn writer_that_panics_goes_on_with_the_next_line() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("audit");
+        let (queue, messages) = sync_channel(QUEUE_LENGTH);
+        for line in ["one\n", "two\n"] {
+            queue.send(Message::Line(line.into())).unwrap();
+        }
+        drop(queue);
+        inject(PART);
+        write_lines(&messages, destination(&path), &Shared::default());
+        assert_eq!(lines(&path), ["one", "two"]);
     }
 
     #[test]
