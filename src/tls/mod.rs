@@ -14,6 +14,7 @@ mod error;
 mod failure;
 mod name;
 mod own;
+mod own_tickets;
 mod parts;
 mod pem;
 mod records;
