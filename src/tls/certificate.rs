@@ -181,8 +181,13 @@ fn key_kind(certificate: &X509Certificate<'_>) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::LazyLock;
+
+    use proptest::prelude::*;
+    use rcgen::{BasicConstraints, CertificateParams, DnType, GeneralSubtree, IsCa, NameConstraints};
+
     use super::*;
-    use crate::tls::specimen::Authority;
+    use crate::tls::specimen::{Authority, Specimen};
 
     const UTC_TIME: u8 = 0x17;
     const GENERALIZED_TIME: u8 = 0x18;
@@ -222,5 +227,36 @@ mod tests {
         assert!(facts.end() > end);
         assert!(facts.is_valid_at(OffsetDateTime::now_utc()) && facts.is_valid_at(end));
         assert!(serde_json::to_string(&facts).unwrap().contains("9999-12-31T23:59:59Z"));
+    }
+    proptest! {
+        #[test]
+        fn certificate_with_other_bytes_is_read_or_refused(
+            changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
+            cut in any::<prop::sample::Index>(),
+        ) {
+            static WHOLE: LazyLock<Vec<u8>> = LazyLock::new(|| {
+                let mut params = CertificateParams::new(["app.test".to_owned(), "10.0.0.1".to_owned()]).unwrap();
+                params.distinguished_name.push(DnType::OrganizationName, "Example");
+                params.distinguished_name.push(DnType::CustomDnType(vec![2, 5, 4, 99]), "odd");
+                params.name_constraints = Some(NameConstraints {
+                    permitted_subtrees: vec![GeneralSubtree::DnsName("test".to_owned())],
+                    excluded_subtrees: Vec::new(),
+                });
+                params.is_ca = IsCa::Ca(BasicConstraints::Constrained(1));
+                Specimen::alone(&params).der().to_vec()
+            });
+            let mut der = WHOLE.clone();
+            for (place, byte) in changes {
+                *place.get_mut(&mut der) = byte;
+            }
+            for der in [&der[..], &der[..cut.index(der.len())]] {
+                let der = CertificateDer::from(der);
+                if let Ok(facts) = Certificate::parse(&der) {
+                    prop_assert!(serde_json::to_string(&facts).is_ok());
+                    prop_assert!(facts.end() >= facts.not_after && facts.names().count() > 0);
+                }
+                let _ = (Certificate::is_constrained(&der), Certificate::can_be_bound_to(&der));
+            }
+        }
     }
 }
