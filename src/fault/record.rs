@@ -62,7 +62,7 @@ pub(super) fn note(part: &'static str, message: &str, location: Option<String>) 
         let Fault { location, message, count, .. } = &fault;
         let location = location.as_deref().unwrap_or("unknown");
         // The log itself may be what has failed.
-        let _ = panic::catch_unwind(AssertUnwindSafe(|| error!(part, location, message, count, "internal fault")));
+        let _ = panic::catch_unwind(AssertUnwindSafe(|| error!(part, location, error = message, count, "internal fault")));
     }
     fault
 }
