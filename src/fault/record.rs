@@ -62,7 +62,8 @@ pub(super) fn note(part: &'static str, message: &str, location: Option<String>) 
         let Fault { location, message, count, .. } = &fault;
         let location = location.as_deref().unwrap_or("unknown");
         // The log itself may be what has failed.
-        let _ = panic::catch_unwind(AssertUnwindSafe(|| error!(part, location, error = message, count, "internal fault")));
+        let _ =
+            panic::catch_unwind(AssertUnwindSafe(|| error!(part, location, error = message, count, "internal fault")));
     }
     fault
 }
@@ -102,10 +103,11 @@ fn add(entries: &mut Vec<Entry>, mut fault: Fault, now: Instant) -> (Fault, bool
     (fault, is_due)
 }
 
-/// The beginning of a text: a panic may quote what it failed on.
+/// The beginning of a text, on one line: a panic may quote what it failed on.
 fn shortened(text: &str) -> String {
-    let mut short: String = text.chars().take(MAX_MESSAGE).collect();
-    if short.len() < text.len() {
+    let mut escaped = text.escape_debug();
+    let mut short: String = escaped.by_ref().take(MAX_MESSAGE).collect();
+    if escaped.next().is_some() {
         short.push('…');
     }
     short
@@ -156,8 +158,9 @@ mod tests {
     }
 
     #[test]
-    fn long_message_is_shortened() {
+    fn message_is_shortened_and_escaped() {
         assert_eq!(shortened("short"), "short");
+        assert_eq!(shortened("a\n\u{202e}b"), "a\\n\\u{202e}b");
         assert_eq!(shortened(&"é".repeat(5_000)).chars().count(), MAX_MESSAGE + 1);
     }
 }
