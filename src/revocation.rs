@@ -12,11 +12,11 @@ use std::thread::{self, available_parallelism};
 use std::time::Duration;
 
 use time::OffsetDateTime;
-use tokio::task::spawn_blocking;
 use tokio::time::sleep;
 
 use crate::config::Revoke;
-use crate::outcome::Ending;
+use crate::fault;
+use crate::outcome::{Ending, Reason};
 use crate::sessions::{Live, Register, Session};
 use crate::snapshot::{Current, Permission, Refusal, Reliance, Snapshot};
 
@@ -32,8 +32,8 @@ pub async fn run(mut current: Current, register: Arc<Register>) {
         };
         let snapshot = Arc::clone(&current.borrow_and_update());
         let (register, newer) = (Arc::clone(&register), current.clone());
-        // Nothing in there can panic; if something did, the next policy would be judged by all the same.
-        let _ = spawn_blocking(move || {
+        // A fault has been noted; the next policy is judged by all the same.
+        let _ = fault::contained_blocking(PART, move || {
             let now = OffsetDateTime::now_utc();
             let connections = if everybody { register.all() } else { register.take_due(now) };
             enforce(&snapshot, &register, &connections, now, &|| newer.has_changed().unwrap_or(true));
@@ -64,20 +64,31 @@ pub fn enforce(
 ) {
     let expensive = Mutex::new(Vec::new());
     in_parallel(connections, &|live| {
-        if let Some(judgement) = recheck(snapshot, live, now) {
-            apply(judgement, register, live);
-        } else {
-            expensive.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(live));
+        match fault::contain(PART, || recheck(snapshot, live, now)) {
+            Ok(Some(judgement)) => apply(judgement, register, live),
+            Ok(None) => expensive.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(live)),
+            Err(_) => live.end(unjudged()),
         }
         true
     });
     let mut expensive = expensive.into_inner().unwrap_or_else(PoisonError::into_inner);
     expensive.sort_by_key(|live| certificates(live));
     in_parallel(&expensive, &|live| {
-        apply(judge(snapshot, live, now), register, live);
+        match fault::contain(PART, || judge(snapshot, live, now)) {
+            Ok(judgement) => apply(judgement, register, live),
+            Err(_) => live.end(unjudged()),
+        }
         !is_superseded()
     });
 }
+
+/// What nobody can judge any more does not go on.
+fn unjudged() -> Ending {
+    Ending::new(Reason::CredentialRevoked, "an internal fault kept it from being judged; `portcullis status` has more")
+}
+
+/// What faults are noted under.
+const PART: &str = "revocation";
 
 /// Does `work` for each connection, in their order, on as many threads as that is worth. Stops where `work` says so.
 fn in_parallel(connections: &[Arc<Live>], work: &(dyn Fn(&Arc<Live>) -> bool + Sync)) {

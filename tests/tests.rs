@@ -36,6 +36,8 @@ mod cancel;
 mod certs;
 /// SCRAM channel binding.
 mod channel_binding;
+/// Dates at the far ends of time, and a wall clock that is set.
+mod clock;
 /// `check`, `explain`, `certs`, `completions`, `man`, exit codes.
 mod commands;
 /// Good and bad configurations, with approved error texts.

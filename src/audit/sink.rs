@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use super::event::Event;
+use crate::fault;
 
 /// The near end of a writer thread. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -167,15 +168,8 @@ impl Sink {
 
 fn write_lines(messages: &Receiver<Message>, destination: Destination, shared: &Shared) {
     let mut writer = Writer { destination, shared, gathered: Vec::new(), failing: false };
-    while let Ok(first) = messages.recv() {
-        if matches!(first, Message::Line(_)) {
-            std::thread::sleep(GATHERING);
-        }
-        writer.take(first);
-        while let Ok(next) = messages.try_recv() {
-            writer.take(next);
-        }
-        writer.write_out();
+    while fault::contain(PART, || writer.run(messages)).is_err() {
+        writer.lose_gathered();
     }
 }
 
@@ -190,6 +184,26 @@ struct Writer<'a> {
 }
 
 impl Writer<'_> {
+    /// Writes until nobody can say anything any more.
+    fn run(&mut self, messages: &Receiver<Message>) {
+        while let Ok(first) = messages.recv() {
+            if matches!(first, Message::Line(_)) {
+                std::thread::sleep(GATHERING);
+            }
+            self.take(first);
+            while let Ok(next) = messages.try_recv() {
+                self.take(next);
+            }
+            self.write_out();
+        }
+    }
+
+    /// Gives up what has gathered, and counts it.
+    fn lose_gathered(&mut self) {
+        self.shared.dropped.fetch_add(lines_in(&self.gathered), Ordering::Relaxed);
+        self.gathered.clear();
+    }
+
     fn take(&mut self, message: Message) {
         match message {
             Message::Flush(done) => {
@@ -227,8 +241,7 @@ impl Writer<'_> {
         if let Err((error, written)) = &result {
             let told = if *written >= before.len() { 0 } else { missing };
             let lines = self.gathered.get(before.len().max(*written)..).unwrap_or_default();
-            let lost = lines.iter().filter(|byte| **byte == b'\n').count() as u64;
-            self.shared.dropped.fetch_add(told + lost, Ordering::Relaxed);
+            self.shared.dropped.fetch_add(told + lines_in(lines), Ordering::Relaxed);
             if !self.failing {
                 complain(format_args!("{} cannot be written: {error}; lines are dropped", self.destination.name()));
             }
@@ -237,6 +250,10 @@ impl Writer<'_> {
         self.gathered.clear();
         self.gathered.shrink_to(MOST_GATHERED);
     }
+}
+
+fn lines_in(bytes: &[u8]) -> u64 {
+    bytes.iter().filter(|byte| **byte == b'\n').count() as u64
 }
 
 /// The line that stands where lines are missing.
@@ -248,6 +265,9 @@ fn lost_lines(count: u64) -> String {
 fn complain(words: std::fmt::Arguments<'_>) {
     let _ = writeln!(io::stderr(), "portcullis: {words}");
 }
+
+/// What the faults of writers are noted under.
+const PART: &str = "log writer";
 
 /// Lines that may wait.
 const QUEUE_LENGTH: usize = 16_384;

@@ -2,7 +2,8 @@
 
 use serde_json::Value;
 use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
+
+use crate::timestamp;
 
 use crate::printable;
 
@@ -37,7 +38,7 @@ impl<'a> Reading<'a> {
     }
 
     pub(super) fn time(self, key: &str) -> Option<OffsetDateTime> {
-        OffsetDateTime::parse(self.0.get(key)?.as_str()?, &Rfc3339).ok()
+        timestamp::parse(self.0.get(key)?.as_str()?)
     }
 
     pub(super) fn object(self, key: &str) -> Option<Self> {

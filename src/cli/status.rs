@@ -40,8 +40,25 @@ fn in_words(answer: &Value, now: OffsetDateTime) -> String {
         let _ = writeln!(out, "    {error}");
     }
     let (upstreams, names) = (upstreams(status, now), names(status, now));
-    let _ = write!(out, "\n{}{upstreams}{names}{}", listeners(status), shields(status, now));
+    let _ = write!(out, "{}\n{}{upstreams}{names}{}", faults(status, now), listeners(status), shields(status, now));
     out
+}
+
+/// Internal faults, which each need somebody to report them; nothing where there were none.
+fn faults(status: Reading<'_>, now: OffsetDateTime) -> String {
+    let mut table = Table::new(["INTERNAL FAULT IN", "LAST", "COUNT", "CODE", "MESSAGE"]);
+    let mut some = false;
+    for fault in status.list("faults") {
+        some = true;
+        table.row([
+            fault.text_or_dash("part"),
+            fault.time("at").map_or(DASH.to_owned(), |at| ago(at, now)),
+            fault.number("count").to_string(),
+            fault.text_or_dash("location"),
+            fault.text_or_dash("message"),
+        ]);
+    }
+    if some { format!("\n{}", table.render("")) } else { String::new() }
 }
 
 fn last_reload(reload: Reading<'_>, now: OffsetDateTime) -> String {
@@ -218,6 +235,22 @@ db        postgres  unix:/run/pg    none         0, NOT ENFORCED  0         0.0.
         );
         assert!(words.contains("  2, 1 closing"), "{words}");
         assert!(words.ends_with("\nsessions of the removed listener old: 3\n"), "{words}");
+    }
+
+    #[test]
+    fn internal_faults_are_listed_with_their_place_and_count() {
+        let now = OffsetDateTime::UNIX_EPOCH + Duration::hours(5);
+        let fault = json!({
+            "at": "1970-01-01T04:58:00Z", "part": "reload", "location": "src/timestamp.rs:7:17",
+            "message": "local datetime out of valid range", "count": 3,
+        });
+        let words = in_words(&json!({ "faults": [fault] }), now);
+        let expected = "
+INTERNAL FAULT IN  LAST       COUNT  CODE                   MESSAGE
+reload             2 min ago  3      src/timestamp.rs:7:17  local datetime out of valid range
+";
+        assert!(words.contains(expected), "{words}");
+        assert!(!in_words(&json!({ "faults": [] }), now).contains("FAULT"));
     }
 
     #[test]

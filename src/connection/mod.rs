@@ -228,6 +228,9 @@ async fn through_the_rooms(newcomer: Newcomer, presence: &Presence, visit: &mut 
     }
 }
 
+/// What the faults of connections are noted under.
+const PART: &str = "connection";
+
 #[cfg(test)]
 mod tests {
     use super::stream::TlsStream;

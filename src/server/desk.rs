@@ -6,12 +6,13 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::{JoinSet, spawn_blocking};
+use tokio::task::JoinSet;
 
 use super::counts::{Count, Counts};
 use super::report;
 use crate::admin::{Answer, Ask, Request, Status};
 use crate::audit::{Audit, Changes};
+use crate::fault::{self, Fault};
 use crate::listener::Listeners;
 use crate::names::Names;
 use crate::outcome::Reason;
@@ -116,6 +117,7 @@ impl Desk {
             "config": current.config.file,
             "loaded_at": seconds(current.built_at),
             "last_reload": last_reload,
+            "faults": fault::recent().iter().map(told).collect::<Vec<_>>(),
             "listeners": current.listeners().iter().map(listener).collect::<Vec<_>>(),
             "removed_listeners": counts.of_removed_listeners(current),
         })
@@ -153,18 +155,25 @@ impl Desk {
     fn plan(&mut self, file: Option<PathBuf>, current: &Arc<Snapshot>, answer: oneshot::Sender<Answer>) {
         let (current, register, names) = (Arc::clone(current), Arc::clone(&self.register), Arc::clone(&self.names));
         self.pending.spawn(async move {
-            let planned = spawn_blocking(move || {
+            let planned = fault::contained_blocking(PART, move || {
                 let file = file.as_deref().unwrap_or(&current.config.file);
                 match reload::build(file, Some(&current), &names).0 {
                     Ok(built) => Answer::done(report::plan(&built, &current, &register)),
                     Err(problems) => Answer::error(Status::Unprocessable, "configuration_invalid", problems),
                 }
             });
-            if let Ok(planned) = planned.await {
-                let _ = answer.send(planned);
-            }
+            let failed = |fault| Answer::error(Status::Failed, "internal_fault", fault);
+            let _ = answer.send(planned.await.unwrap_or_else(failed));
         });
     }
+}
+
+/// What its faults are noted under.
+pub(super) const PART: &str = "answers to commands";
+
+fn told(fault: &Fault) -> Value {
+    let Fault { at, part, location, message, count } = fault;
+    json!({ "at": seconds(*at), "part": part, "location": location, "message": message, "count": count })
 }
 
 fn in_answer(verdict: Verdict) -> Answer {

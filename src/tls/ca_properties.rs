@@ -14,6 +14,7 @@ use x509_parser::oid_registry::{
 };
 use x509_parser::prelude::FromDer as _;
 
+use super::certificate::moment;
 use super::name::rfc4514;
 
 /// What a chain is verified for.
@@ -73,10 +74,10 @@ impl CaProperties {
             lacking_purpose(&certificate, purpose)
         };
         let validity = certificate.validity();
-        let end = validity.not_after.to_datetime().saturating_add(Duration::SECOND);
+        let end = moment(validity.not_after).saturating_add(Duration::SECOND);
         Some(Self {
             subject: rfc4514(certificate.subject()),
-            validity: validity.not_before.to_datetime()..end,
+            validity: moment(validity.not_before)..end,
             fault,
             path_length: path_length.map(|length| usize::try_from(length).unwrap_or(usize::MAX)),
             may_sign_lists: key_usage.may_sign_lists,

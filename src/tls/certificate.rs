@@ -12,11 +12,13 @@ use x509_parser::oid_registry::Oid;
 use x509_parser::oid_registry::asn1_rs::oid;
 use x509_parser::prelude::FromDer as _;
 use x509_parser::x509::X509Name;
+use x509_parser::time::ASN1Time;
 
 use super::name::{common_name, rfc4514};
 use super::sha256_hex;
 use crate::policy::ClientName;
 use crate::printable;
+use crate::timestamp;
 
 /// The facts of one certificate.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -92,8 +94,8 @@ impl Certificate {
             self_signed: certificate.subject().as_raw() == certificate.issuer().as_raw(),
             ca: certificate.is_ca(),
             sans: subject_alternative_names(&certificate),
-            not_before: validity.not_before.to_datetime(),
-            not_after: validity.not_after.to_datetime(),
+            not_before: moment(validity.not_before),
+            not_after: moment(validity.not_after),
             key: key_kind(&certificate),
             sha256: sha256_hex(der),
         })
@@ -148,6 +150,11 @@ impl NameDigest {
 /// Writes names as fields.
 fn as_fields<S: Serializer>(names: &[String], serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_seq(names.iter().map(printable::field))
+}
+
+/// DER allows UTC only, and the parser other offsets too.
+pub(super) fn moment(time: ASN1Time) -> OffsetDateTime {
+    timestamp::utc(time.to_datetime())
 }
 
 fn subject_alternative_names(certificate: &X509Certificate<'_>) -> Vec<String> {

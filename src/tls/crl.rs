@@ -19,6 +19,7 @@ use x509_parser::revocation_list::CertificateRevocationList;
 use x509_parser::x509::X509Version;
 
 use super::ca_properties::full_names;
+use super::certificate::moment;
 use super::der::{SEQUENCE, element};
 use super::name::rfc4514;
 use super::pem::{self, PemError};
@@ -197,7 +198,7 @@ impl Crl {
         let serials = serials(&der)?;
         Ok(Self {
             issuer: rfc4514(list.issuer()),
-            this_update: list.last_update().to_datetime(),
+            this_update: moment(list.last_update()),
             next_update,
             number: list.crl_number().cloned().map(CrlNumber),
             revoked: serials.len(),
@@ -292,7 +293,7 @@ fn next_update(list: &CertificateRevocationList<'_>) -> Result<OffsetDateTime, C
     if list.extensions().is_empty() {
         return Err(CrlFault::NoExtensions);
     }
-    Ok(list.next_update().ok_or(CrlFault::NoNextUpdate)?.to_datetime())
+    list.next_update().map(moment).ok_or(CrlFault::NoNextUpdate)
 }
 
 /// rustls would find out at the first client that shows a certificate of this CA.

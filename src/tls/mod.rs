@@ -17,6 +17,7 @@ mod error;
 mod failure;
 mod name;
 mod own;
+mod own_tickets;
 mod parts;
 mod path;
 mod path_rules;

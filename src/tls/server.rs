@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use rustls::crypto::aws_lc_rs::Ticketer;
 use rustls::server::ResolvesServerCert;
 use rustls::server::danger::ClientCertVerifier;
 use rustls::version::{TLS12, TLS13};
@@ -12,6 +11,7 @@ use super::certificate::Certificate;
 use super::chooser::{Choice, Chooser, HelloWitness, Overheard};
 use super::error::BuildError;
 use super::own::OwnCertificate;
+use super::own_tickets::OwnTicketer;
 use super::provider;
 use super::records::Records;
 use super::rehearsal::rehearse;
@@ -79,7 +79,7 @@ impl ServerTls {
         config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
         config.ticketer = match ticketer {
             Some(shared) => Arc::new(shared),
-            None => Ticketer::new().map_err(|error| BuildError::Rustls(error.to_string()))?,
+            None => Arc::new(OwnTicketer::new().map_err(|error| BuildError::Rustls(error.to_string()))?),
         };
         let certificates = certificates.iter().map(|certificate| Arc::new(certificate.leaf().clone())).collect();
         Ok(Self { pattern: config, min_version, chooser, certificates, trust })

@@ -1,4 +1,5 @@
 use super::*;
+use crate::fault::injection::inject;
 
 fn lines(path: &std::path::Path) -> Vec<String> {
     std::fs::read_to_string(path).unwrap().lines().map(str::to_owned).collect()
@@ -105,4 +106,18 @@ fn queue_of_a_writer_that_hangs_is_bounded_in_bytes() {
     let whole = text.lines().filter(|line| line.len() == 9_999).count();
     assert_eq!(whole as u64 + dropped, LINES as u64);
     assert_eq!(shared.waiting.load(Ordering::Relaxed), 0);
+}
+
+#[test]
+fn writer_that_panics_goes_on_with_the_next_line() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("audit");
+    let (queue, messages) = sync_channel(QUEUE_LENGTH);
+    for line in ["one\n", "two\n"] {
+        queue.send(Message::Line(line.as_bytes().into())).unwrap();
+    }
+    drop(queue);
+    inject(PART);
+    write_lines(&messages, destination(&path), &Shared::default());
+    assert_eq!(lines(&path), ["one", "two"]);
 }

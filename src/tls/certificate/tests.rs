@@ -1,3 +1,5 @@
+mod dates;
+
 use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair, SanType};
 
 use super::*;
