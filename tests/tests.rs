@@ -14,14 +14,12 @@ mod harness;
 
 /// What must not hurt.
 mod abuse;
-/// What a CA in a bundle has to be.
-mod anchors;
-/// Certificates and hellos of unusual kinds.
-mod chains;
 /// `status`, `reload`, `sessions`, `check --diff`: the commands that talk to the running program.
 mod admin;
 /// Trusted sources: who may come in at all.
 mod admission;
+/// What a CA in a bundle has to be.
+mod anchors;
 /// What an upstream is told of a client by the PROXY protocol.
 mod announce;
 /// The events about connections and reloads.
@@ -36,6 +34,8 @@ mod balancers;
 mod cancel;
 /// Certificates issued, renewed, bundled and shown.
 mod certs;
+/// Certificates and hellos of unusual kinds.
+mod chains;
 /// SCRAM channel binding.
 mod channel_binding;
 /// Dates at the far ends of time, and a wall clock that is set.

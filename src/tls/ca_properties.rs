@@ -50,8 +50,6 @@ pub(super) struct CaProperties {
     pub(super) fault: Option<CaFault>,
     /// How many further CAs may follow below it; any number where it is not stated.
     pub(super) path_length: Option<usize>,
-    /// Whether its key usage allows to sign revocation lists.
-    pub(super) may_sign_lists: bool,
     /// Whether it limits the names that may be issued, or nobody can tell.
     pub(super) constrains_names: bool,
 }
@@ -80,10 +78,14 @@ impl CaProperties {
             validity: moment(validity.not_before)..end,
             fault,
             path_length: path_length.map(|length| usize::try_from(length).unwrap_or(usize::MAX)),
-            may_sign_lists: key_usage.may_sign_lists,
             constrains_names: !matches!(certificate.name_constraints(), Ok(None)),
         })
     }
+}
+
+/// Whether the key usage of a certificate allows it to sign revocation lists.
+pub(super) fn may_sign_lists(der: &CertificateDer<'_>) -> bool {
+    X509Certificate::from_der(der).is_ok_and(|(_, certificate)| KeyUsage::of(&certificate).may_sign_lists)
 }
 
 /// The key usage extension; a certificate without it may do everything.

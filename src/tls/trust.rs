@@ -13,8 +13,8 @@ use webpki::anchor_from_trusted_cert;
 
 use super::ca_properties::{DIRECTORY_NAMES, unchecked_constraints};
 use super::certificate::Certificate;
-use super::credential::Credential;
 use super::chain_error::ChainError;
+use super::credential::Credential;
 use super::error::BuildError;
 use super::failure::{reason_of, refused_by_us};
 use super::parts::TrustParts;

@@ -4,9 +4,9 @@ use std::net::IpAddr;
 
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationList, CertificateRevocationListParams, CertifiedIssuer,
-    CrlDistributionPoint, CrlIssuingDistributionPoint, CrlScope, CustomExtension, DistinguishedName, DnType, ExtendedKeyUsagePurpose, GeneralSubtree, IsCa, KeyIdMethod, KeyPair, KeyUsagePurpose,
-    NameConstraints, PKCS_ED25519,
-    PKCS_RSA_SHA256, RevokedCertParams, RsaKeySize, SanType, SerialNumber,
+    CrlDistributionPoint, CrlIssuingDistributionPoint, CrlScope, CustomExtension, DistinguishedName, DnType,
+    ExtendedKeyUsagePurpose, GeneralSubtree, IsCa, KeyIdMethod, KeyPair, KeyUsagePurpose, NameConstraints,
+    PKCS_ED25519, PKCS_RSA_SHA256, RevokedCertParams, RsaKeySize, SanType, SerialNumber,
 };
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use time::{Duration, OffsetDateTime};
@@ -250,7 +250,8 @@ impl Request {
     /// With the critical extension certificatePolicies, which many libraries do not support.
     pub(crate) fn with_critical_policies(mut self) -> Self {
         // One policy, 1.2.3.4.
-        let mut extension = CustomExtension::from_oid_content(&[2, 5, 29, 32], b"\x30\x07\x30\x05\x06\x03\x2a\x03\x04".to_vec());
+        let mut extension =
+            CustomExtension::from_oid_content(&[2, 5, 29, 32], b"\x30\x07\x30\x05\x06\x03\x2a\x03\x04".to_vec());
         extension.set_criticality(true);
         self.params.custom_extensions.push(extension);
         self
