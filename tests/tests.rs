@@ -16,6 +16,8 @@ mod harness;
 mod abuse;
 /// What a CA in a bundle has to be.
 mod anchors;
+/// Certificates and hellos of unusual kinds.
+mod chains;
 /// `status`, `reload`, `sessions`, `check --diff`: the commands that talk to the running program.
 mod admin;
 /// Trusted sources: who may come in at all.

@@ -160,6 +160,30 @@ fn lacking_purpose(certificate: &X509Certificate<'_>, purpose: Purpose) -> Optio
     (!allowed).then_some(CaFault::ExtendedKeyUsage(purpose.name()))
 }
 
+/// The kinds of names that a CA limits (RFC 5280 §4.2.1.10) and that cannot be checked, so that certificates with such a name are
+/// refused. Every certificate has a directory name, its subject.
+pub(super) fn unchecked_constraints(der: &CertificateDer<'_>) -> Vec<&'static str> {
+    let Ok((_, certificate)) = X509Certificate::from_der(der) else { return Vec::new() };
+    let Ok(Some(constraints)) = certificate.name_constraints() else { return Vec::new() };
+    let subtrees = [&constraints.value.permitted_subtrees, &constraints.value.excluded_subtrees];
+    let bases = subtrees.into_iter().flatten().flatten().map(|subtree| &subtree.base);
+    let mut kinds: Vec<_> = bases
+        .filter_map(|base| match base {
+            GeneralName::DNSName(_) | GeneralName::IPAddress(_) => None,
+            GeneralName::DirectoryName(_) => Some(DIRECTORY_NAMES),
+            GeneralName::RFC822Name(_) => Some("email addresses"),
+            GeneralName::URI(_) => Some("URIs"),
+            _ => Some("names of another kind"),
+        })
+        .collect();
+    kinds.sort_unstable();
+    kinds.dedup();
+    kinds
+}
+
+/// How [`unchecked_constraints`] calls the kind of name that every certificate has.
+pub(super) const DIRECTORY_NAMES: &str = "directory names";
+
 /// The key identifiers (RFC 5280 §4.2.1.1 and §4.2.1.2) of a certificate and of its issuer, where it states them. They are
 /// hints: whoever made the certificate chose them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
