@@ -54,6 +54,8 @@ mod drills;
 mod floods;
 /// The last words to sessions that have to end.
 mod goodbye;
+/// How many connections may be in their handshake.
+mod handshakes;
 /// Client certificates.
 mod identity;
 /// Keys behind a passphrase, in the environment, and as credentials.
