@@ -30,6 +30,8 @@ mod bad_reload;
 mod balancers;
 /// PostgreSQL's cancel requests.
 mod cancel;
+/// How many cancel requests reach the database.
+mod cancel_limits;
 /// Certificates issued, renewed, bundled and shown.
 mod certs;
 /// SCRAM channel binding.

@@ -1,8 +1,8 @@
-//! Keeps a flood of refused connections from filling the disk: of those of one source so many are told, of the others only
-//! how many they were.
+//! Keeps a flood of refused connections, or of CancelRequests, from filling the disk: of those of one source so many are told,
+//! of the others only how many they were.
 //!
-//! What is suppressed is counted under its source and told of by `denials.suppressed`, when the flood is over or has lasted for
-//! a while. Where there are more sources than can be told apart, or named, the rest is told of as one.
+//! What is suppressed is counted under its source and told of by `denials.suppressed` or `cancels.suppressed`, when the flood
+//! is over or has lasted for a while. Where there are more sources than can be told apart, or named, the rest is told of as one.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -12,9 +12,19 @@ use crate::addr::SourceKey;
 use crate::outcome::Reason;
 use crate::policy::{Account, Accounts, Allowance, Bucket};
 
+/// Events of one kind, and how many of them are told.
+#[derive(Debug)]
+pub(super) struct Kind {
+    /// The event that sums up the rest.
+    summary: &'static str,
+    of_a_source: Allowance,
+    of_all: Allowance,
+}
+
 /// What was told and what was not.
 #[derive(Debug)]
 pub(super) struct Floods {
+    kind: &'static Kind,
     /// The moment its time is counted from.
     since: Instant,
     sources: Accounts<Quota>,
@@ -36,13 +46,13 @@ struct Flood {
     last: Duration,
     /// Of the last.
     listener: Arc<str>,
-    reason: Reason,
+    reason: Option<Reason>,
 }
 
 /// All sources together.
 #[derive(Debug, Default)]
 struct Together {
-    denials: Bucket,
+    told: Bucket,
     reports: Bucket,
     /// What was not told, of whomever.
     suppressed: u64,
@@ -57,8 +67,8 @@ impl Account for Quota {
 }
 
 impl Quota {
-    fn take(&mut self, facts: &Facts, reason: Reason, now: Duration) -> bool {
-        if self.bucket.take(OF_A_SOURCE, now) {
+    fn take(&mut self, allowance: Allowance, facts: &Facts, reason: Option<Reason>, now: Duration) -> bool {
+        if self.bucket.take(allowance, now) {
             return true;
         }
         let fresh =
@@ -81,12 +91,12 @@ impl Quota {
 }
 
 impl Floods {
-    pub(super) fn new() -> Self {
-        Self { since: Instant::now(), sources: Accounts::default(), together: Mutex::default() }
+    pub(super) fn new(kind: &'static Kind) -> Self {
+        Self { kind, since: Instant::now(), sources: Accounts::default(), together: Mutex::default() }
     }
 
-    /// Whether a refused connection is to be told by itself. If not, it has been counted.
-    pub(super) fn let_through(&self, facts: &Facts, reason: Reason) -> bool {
+    /// Whether a connection is to be told by itself. If not, it has been counted.
+    pub(super) fn let_through(&self, facts: &Facts, reason: Option<Reason>) -> bool {
         self.let_through_at(self.since.elapsed(), facts, reason)
     }
 
@@ -96,15 +106,16 @@ impl Floods {
         self.reports_at(now, if at_once { now + AT_LATEST } else { now })
     }
 
-    fn let_through_at(&self, now: Duration, facts: &Facts, reason: Reason) -> bool {
-        let (told, forgotten) = self.sources.of(facts.client.source_key(), |quota| quota.take(facts, reason, now));
+    fn let_through_at(&self, now: Duration, facts: &Facts, reason: Option<Reason>) -> bool {
+        let take = |quota: &mut Quota| quota.take(self.kind.of_a_source, facts, reason, now);
+        let (told, forgotten) = self.sources.of(facts.client.source_key(), take);
         let forgotten = forgotten.and_then(|quota| quota.flood).map_or(0, |flood| flood.suppressed);
         if !told && forgotten == 0 {
             return false;
         }
         let mut together = self.together();
         together.suppressed += forgotten;
-        let too_many = told && !together.denials.take(OF_ALL, now);
+        let too_many = told && !together.told.take(self.kind.of_all, now);
         together.suppressed += u64::from(too_many);
         told && !too_many
     }
@@ -115,7 +126,7 @@ impl Floods {
             let Some(flood) = quota.take_due(due_by) else { return };
             let mut together = self.together();
             if together.reports.take(NAMED, now) {
-                events.push(flood.event(source));
+                events.push(flood.event(self.kind.summary, source));
             } else {
                 together.suppressed += flood.suppressed;
             }
@@ -123,7 +134,7 @@ impl Floods {
         let mut together = self.together();
         if together.suppressed > 0 && due_by >= together.said + AT_LATEST {
             together.said = now;
-            events.push(of_many(std::mem::take(&mut together.suppressed)));
+            events.push(of_many(self.kind.summary, std::mem::take(&mut together.suppressed)));
         }
         events
     }
@@ -134,29 +145,39 @@ impl Floods {
 }
 
 impl Flood {
-    fn event(&self, source: Option<SourceKey>) -> Event {
+    fn event(&self, summary: &'static str, source: Option<SourceKey>) -> Event {
         let Self { suppressed, listener, reason, .. } = self;
-        Event::new("denials.suppressed")
+        let of_the_last = if reason.is_some() { "the listener and the reason are" } else { "the listener is" };
+        Event::new(summary)
             .with("listener", &**listener)
             .with("source", source.map_or_else(|| "unix".to_owned(), |source| source.to_string()))
-            .with("reason", reason.code())
+            .with_some("reason", reason.map(Reason::code))
             .with("suppressed", *suppressed)
-            .with("detail", format!("{suppressed} more suppressed; the listener and the reason are those of the last"))
+            .with("detail", format!("{suppressed} more suppressed; {of_the_last} of the last one"))
     }
 }
 
-fn of_many(suppressed: u64) -> Event {
+fn of_many(summary: &'static str, suppressed: u64) -> Event {
     let detail = format!("{suppressed} more suppressed, of more sources than can be named");
-    Event::new("denials.suppressed").with("suppressed", suppressed).with("detail", detail)
+    Event::new(summary).with("suppressed", suppressed).with("detail", detail)
 }
 
-/// Denials of one source that are told one by one: enough to see who it is and what it wants.
-const OF_A_SOURCE: Allowance = Allowance { burst: 500, interval: Duration::from_secs(1) };
+/// Refused connections. Of one source enough are told to see who it is and what it wants; of all, 100 a second are some 2 GB of
+/// lines a day.
+pub(super) static DENIALS: Kind = Kind {
+    summary: "denials.suppressed",
+    of_a_source: Allowance { burst: 500, interval: Duration::from_secs(1) },
+    of_all: Allowance { burst: 10_000, interval: Duration::from_millis(10) },
+};
 
-/// Denials of all sources together: 100 a second are some 2 GB of lines a day.
-const OF_ALL: Allowance = Allowance { burst: 10_000, interval: Duration::from_millis(10) };
+/// CancelRequests that were passed on. All those of a pool that cancels a hundred queries are told.
+pub(super) static CANCELS: Kind = Kind {
+    summary: "cancels.suppressed",
+    of_a_source: Allowance { burst: 100, interval: Duration::from_secs(1) },
+    of_all: Allowance { burst: 1_000, interval: Duration::from_millis(100) },
+};
 
-/// Sources named by `denials.suppressed`.
+/// Sources named by the summaries.
 const NAMED: Allowance = Allowance { burst: 1_000, interval: Duration::from_millis(100) };
 
 /// A flood that has paused for so long is over, and one that has not is told of after so long.
@@ -186,7 +207,7 @@ mod tests {
     }
 
     fn told(floods: &Floods, facts: &Facts, count: u64, at: Duration) -> u64 {
-        (0..count).map(|_| u64::from(floods.let_through_at(at, facts, Reason::UntrustedSource))).sum()
+        (0..count).map(|_| u64::from(floods.let_through_at(at, facts, Some(Reason::UntrustedSource)))).sum()
     }
 
     fn reports(floods: &Floods, at: Duration) -> Vec<Value> {
@@ -199,7 +220,7 @@ mod tests {
 
     #[test]
     fn of_one_source_some_are_told_and_then_one_a_second_and_the_rest_is_summed_up() {
-        let floods = Floods::new();
+        let floods = Floods::new(&DENIALS);
         let stranger = v4(1);
         assert_eq!(told(&floods, &stranger, 3_000, seconds(0)), 500);
         assert_eq!(told(&floods, &stranger, 50, seconds(1)), 1);
@@ -217,7 +238,7 @@ mod tests {
 
     #[test]
     fn a_flood_without_end_is_told_of_every_ten_seconds() {
-        let floods = Floods::new();
+        let floods = Floods::new(&DENIALS);
         let stranger = facts(ClientAddr::from_ip(Ipv6Addr::LOCALHOST.into()));
         let mut lines = 0;
         let mut all = Vec::new();
@@ -234,7 +255,7 @@ mod tests {
 
     #[test]
     fn all_sources_together_are_told_of_within_bounds_and_nothing_is_lost() {
-        let floods = Floods::new();
+        let floods = Floods::new(&DENIALS);
         let mut lines = 0;
         let mut all = Vec::new();
         // More sources than there are accounts, in a second.
@@ -257,9 +278,19 @@ mod tests {
 
     #[test]
     fn clients_of_unix_sockets_are_one_source() {
-        let floods = Floods::new();
+        let floods = Floods::new(&DENIALS);
         assert_eq!(told(&floods, &facts(ClientAddr::UNIX), 650, seconds(0)), 500);
         assert_eq!(reports(&floods, seconds(5))[0]["source"], "unix");
+    }
+
+    #[test]
+    fn cancels_are_summed_up_in_an_event_of_their_own_without_a_reason() {
+        let floods = Floods::new(&CANCELS);
+        let lines = (0..150).filter(|_| floods.let_through_at(seconds(0), &v4(1), None)).count();
+        assert_eq!(lines, 100);
+        let over = reports(&floods, seconds(3));
+        assert_eq!((&over[0]["event"], &over[0]["suppressed"]), (&"cancels.suppressed".into(), &50.into()));
+        assert_eq!(over[0].get("reason"), None);
     }
 
     proptest! {
@@ -267,7 +298,7 @@ mod tests {
         fn told_and_suppressed_are_all_there_were(
             crowd in prop::collection::vec((0_u32..8, 0_u64..900, 0_u64..4), 0..30),
         ) {
-            let floods = Floods::new();
+            let floods = Floods::new(&DENIALS);
             let (mut now, mut lines, mut count) = (0, 0, 0);
             let mut all = Vec::new();
             for (number, many, pause) in crowd {

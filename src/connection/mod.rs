@@ -224,8 +224,7 @@ async fn through_the_rooms(
                 return Err(Leave::plain(too_fast, stream, Vec::new()));
             }
             let request = CancelRequest::unasked(stream, packet, &terms);
-            finish(handshake)?;
-            return request.forward(&house.current, visit.facts()).await.map(Entered::Cancelled);
+            return request.forward(handshake, &house.current, visit.facts()).await.map(Entered::Cancelled);
         }
     };
     if let Pace::Refused(too_fast) = pace {
@@ -237,7 +236,7 @@ async fn through_the_rooms(
         Heard::Session(ready) => ready,
         Heard::Cancel(identified, packet) => {
             let request = CancelRequest::of(identified, packet);
-            return request.forward(&house.current, visit.facts()).await.map(Entered::Cancelled);
+            return request.forward(handshake, &house.current, visit.facts()).await.map(Entered::Cancelled);
         }
     };
     let (counted, mut ready) = count::count(heard, visit.facts().client)?;

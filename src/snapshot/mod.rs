@@ -27,7 +27,7 @@ use rustls::pki_types::CertificateDer;
 use time::OffsetDateTime;
 use tokio::sync::{Semaphore, watch};
 
-pub use cancels::{CancelKeys, Cancellable};
+pub use cancels::{BegunCancel, CancelKeys, Cancellable, TooManyCancels};
 pub use changes::{AddressChange, SourceChanges};
 pub use handshakes::{Begun, Handshake, NoPlace};
 pub use headcount::{Counted, Full};
