@@ -46,7 +46,7 @@ use self::announced::Introduced;
 use self::cancel::CancelRequest;
 use self::dial::Candidates;
 use self::greet::Greeting;
-use self::hear::Heard;
+use self::hear::{Heard, Ready};
 use self::part::{Leave, Parting, Startup};
 use self::relay::Relay;
 use self::secure::Secured;
@@ -224,7 +224,8 @@ async fn through_the_rooms(
                 return Err(Leave::plain(too_fast, stream, Vec::new()));
             }
             let request = CancelRequest::unasked(stream, packet, &terms);
-            return request.forward(handshake, &house.current, visit.facts()).await.map(Entered::Cancelled);
+            let forwarded = Box::pin(request.forward(handshake, &house.current, visit.facts()));
+            return forwarded.await.map(Entered::Cancelled);
         }
     };
     if let Pace::Refused(too_fast) = pace {
@@ -236,10 +237,18 @@ async fn through_the_rooms(
         Heard::Session(ready) => ready,
         Heard::Cancel(identified, packet) => {
             let request = CancelRequest::of(identified, packet);
-            return request.forward(handshake, &house.current, visit.facts()).await.map(Entered::Cancelled);
+            let forwarded = Box::pin(request.forward(handshake, &house.current, visit.facts()));
+            return forwarded.await.map(Entered::Cancelled);
         }
     };
-    let (counted, mut ready) = count::count(heard, visit.facts().client)?;
+    Box::pin(open(heard, presence, visit)).await
+}
+
+/// From a client that wants a session to its session. To be boxed: dialling needs several times what a client needs that is
+/// not identified, and of those there may be many.
+async fn open(ready: Ready, presence: &Presence, visit: &mut Visit) -> Result<Entered, Leave> {
+    let house = visit.house();
+    let (counted, mut ready) = count::count(ready, visit.facts().client)?;
     let mut candidates = Candidates::of(&ready.identified.terms);
     loop {
         let dialled = dial::dial(ready, &mut candidates, visit.facts()).await?;
@@ -258,6 +267,19 @@ mod tests {
 
     fn size_of_future<F>(_: impl FnOnce(Box<(Newcomer, Handshake)>, Presence, Visit) -> F) -> usize {
         size_of::<F>()
+    }
+
+    fn size_of_handshake<F>(
+        _: impl FnOnce(Box<(Newcomer, Handshake)>, &'static Presence, &'static mut Visit) -> F,
+    ) -> usize {
+        size_of::<F>()
+    }
+
+    /// There may be `max_handshakes` of them, and none of their clients needs a credential for it.
+    #[test]
+    fn unidentified_client_reserves_little() {
+        let size = size_of_handshake(reach_upstream);
+        assert!(size <= 2000, "{size} bytes");
     }
 
     /// What a future may need at any time it reserves all the time, so one careless buffer costs every idle session.
