@@ -9,7 +9,7 @@ use crate::harness::client::port;
 use crate::harness::portcullis::{ADMIN, EXECUTABLE, executable};
 use crate::harness::program::{command, run};
 use crate::harness::proxy::v1;
-use crate::harness::wire::{cancel, last_words, read_exactly};
+use crate::harness::wire::{PROTOCOL_3_0, cancel, last_words, read_exactly, startup};
 use crate::harness::{Client, Listener, Portcullis, Request, Site, Upstream, eventually};
 use crate::reload::ON_SIGHUP;
 
@@ -77,6 +77,24 @@ fn identified_clients_hold_no_place() {
         sessions.push(session);
     }
     assert_eq!(handshakes(&portcullis), (0, 1));
+}
+
+#[test]
+fn postgres_client_without_a_certificate_holds_its_place_until_its_startup_message() {
+    let upstream = Upstream::silent();
+    let site = Site::new();
+    let app = site.ca.issue(Request::client("app"));
+    let listener = Listener::postgres(&upstream).limit("max_handshakes = 5");
+    let listener = listener.tls("client_auth = \"optional\"").tls("client_ca = \"ca.crt\"");
+    let portcullis = Portcullis::start(site, format!("{ADMIN}{listener}"));
+    let anonymous = portcullis.client().asking_first();
+    let mut silent = [anonymous.connect(), anonymous.connect()];
+    let _known = portcullis.client().asking_first().showing(&app).connect();
+    has(&portcullis, 2);
+    let packet = startup(PROTOCOL_3_0, &[("user", "app")]);
+    silent[0].send(&packet);
+    assert_eq!(upstream.receives(packet.len()), packet);
+    assert_eq!(handshakes(&portcullis).0, 1);
 }
 
 #[test]

@@ -152,7 +152,7 @@ async fn reach_upstream(
     visit: &mut Visit,
 ) -> Option<Box<Relay>> {
     let (newcomer, handshake) = *newcomer;
-    // Still there at the end of this function where the client was not identified: it counts until its connection is closed.
+    // A client that is not identified keeps its place until this function returns and its connection is closed.
     let mut handshake = Some(handshake);
     let entered = tokio::select! {
         biased;
@@ -232,7 +232,10 @@ async fn through_the_rooms(
         return Err(Leave::refused(too_fast.into(), secured.client, secured.protocol, Startup::Awaited));
     }
     let identified = identify::identify(secured, &house.current, visit.facts())?;
-    finish(handshake)?;
+    // A PostgreSQL client without a certificate says in its first packet who it is.
+    if identified.credential.is_some() {
+        finish(handshake)?;
+    }
     let heard = match hear::hear(identified).await? {
         Heard::Session(ready) => ready,
         Heard::Cancel(identified, packet) => {
@@ -241,11 +244,12 @@ async fn through_the_rooms(
             return forwarded.await.map(Entered::Cancelled);
         }
     };
+    finish(handshake)?;
     Box::pin(open(heard, presence, visit)).await
 }
 
-/// From a client that wants a session to its session. To be boxed: dialling needs several times what a client needs that is
-/// not identified, and of those there may be many.
+/// From a client that wants a session to its session. To be boxed: the state for dialling is eight times that of a handshake,
+/// and there may be many handshakes.
 async fn open(ready: Ready, presence: &Presence, visit: &mut Visit) -> Result<Entered, Leave> {
     let house = visit.house();
     let (counted, mut ready) = count::count(ready, visit.facts().client)?;
@@ -275,7 +279,7 @@ mod tests {
         size_of::<F>()
     }
 
-    /// There may be `max_handshakes` of them, and none of their clients needs a credential for it.
+    /// There may be `max_handshakes` of them, and their clients need no credential.
     #[test]
     fn unidentified_client_reserves_little() {
         let size = size_of_handshake(reach_upstream);
