@@ -82,7 +82,7 @@ pub(crate) struct Plan {
     pub(crate) warm_up: Duration,
     /// Numbers of idle sessions.
     pub(crate) idle: Vec<usize>,
-    /// Clients that stop in their handshake.
+    /// Number of clients that stop in their handshake.
     pub(crate) unidentified: usize,
     /// Connections at once.
     pub(crate) storm: usize,

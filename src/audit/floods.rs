@@ -1,8 +1,9 @@
-//! Keeps a flood of refused connections, or of CancelRequests, from filling the disk: of those of one source so many are told,
-//! of the others only how many they were.
+//! Keeps a flood of refused connections, or of CancelRequests, from filling the disk: of those of one source so many are
+//! told, of the others only how many they were.
 //!
-//! What is suppressed is counted under its source and told of by `denials.suppressed` or `cancels.suppressed`, when the flood
-//! is over or has lasted for a while. Where there are more sources than can be told apart, or named, the rest is told of as one.
+//! What is suppressed is counted under its source and told of by `denials.suppressed` or `cancels.suppressed`, when the
+//! flood is over or has lasted for a while. Where there are more sources than can be told apart, or named, the rest is told
+//! of as one.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -162,15 +163,15 @@ fn of_many(summary: &'static str, suppressed: u64) -> Event {
     Event::new(summary).with("suppressed", suppressed).with("detail", detail)
 }
 
-/// Refused connections. Of one source enough are told to see who it is and what it wants; of all, 100 a second are some 2 GB of
-/// lines a day.
+/// Refused connections. Of one source enough are told to see who it is and what it wants; of all, 100 a second are some
+/// 2 GB of lines a day.
 pub(super) static DENIALS: Kind = Kind {
     summary: "denials.suppressed",
     of_a_source: Allowance { burst: 500, interval: Duration::from_secs(1) },
     of_all: Allowance { burst: 10_000, interval: Duration::from_millis(10) },
 };
 
-/// CancelRequests that were passed on. All those of a pool that cancels a hundred queries are told.
+/// CancelRequests that were passed on. A pool that cancels a hundred queries has a line for each.
 pub(super) static CANCELS: Kind = Kind {
     summary: "cancels.suppressed",
     of_a_source: Allowance { burst: 100, interval: Duration::from_secs(1) },

@@ -1,9 +1,8 @@
-//! CancelRequests of one PostgreSQL listener: which node each session is at, by the key that a request names it by, and how
-//! many requests may pass.
+//! CancelRequests of one PostgreSQL listener: at which node the session of a key is, and how many requests may pass.
 //!
-//! A request with the key of an open session comes from somebody who has its secret, and is limited with that session
-//! alone. So the sessions of a client can always be cancelled, all at once too, whoever floods the listener. Requests that name no open
-//! session are limited for each source and for the listener: the session may be at another replica, so they have to pass.
+//! A request with the key of an open session comes from somebody who knows its secret. It is limited with that session
+//! alone, so a client can cancel all its sessions at once while others flood the listener. Requests that name no open
+//! session are limited for each source and for the listener. They may pass because the session may be at another replica.
 
 mod limits;
 
@@ -30,7 +29,7 @@ pub struct CancelKeys {
 #[derive(Default)]
 struct Sessions {
     by_key: HashMap<Box<[u8]>, Whereabouts>,
-    /// The open sessions that were cancelled before.
+    /// The open sessions for which there was a request before.
     cancelled: HashMap<Box<[u8]>, Cancelled>,
 }
 
@@ -38,7 +37,7 @@ struct Sessions {
 #[derive(Default)]
 struct Cancelled {
     rate: Bucket,
-    /// Held by each request that is under way, and here.
+    /// Its references are this one and one for each request under way.
     under_way: Arc<()>,
 }
 
@@ -52,7 +51,7 @@ pub struct Cancellable {
 #[must_use]
 #[derive(Debug)]
 pub struct BegunCancel {
-    /// Where the session is; nothing where the request names no open one.
+    /// Where the session is. `None` where the request names no open session.
     pub place: Option<Whereabouts>,
     _counted: Counted,
 }
@@ -70,10 +69,10 @@ impl CancelKeys {
         Cancellable { keys: Arc::clone(self), key: key.into() }
     }
 
-    /// Lets a CancelRequest with this key pass.
+    /// Admits a CancelRequest with this key.
     ///
     /// # Errors
-    /// When there are too many of them.
+    /// When it is above a limit.
     pub fn begin(&self, key: &[u8], client: ClientAddr, now: Instant) -> Result<BegunCancel, TooManyCancels> {
         let now = now.saturating_duration_since(self.since);
         let mut sessions = self.sessions();
@@ -196,7 +195,7 @@ mod tests {
         let numbers = || (0..500_u32).map(u32::to_be_bytes);
         let _sessions: Vec<_> = numbers().map(|key| keys.note(&key, place())).collect();
         let (flood, _) = crowd(&keys, b"unknown", keys.since);
-        // A pool that cancels all that it runs, from the very source of the flood.
+        // A pool that cancels all its queries, from the source of the flood.
         let pool: Vec<_> = numbers().map(|key| keys.begin(&key, client(), keys.since).unwrap()).collect();
         assert!(pool.iter().all(|begun| begun.place.is_some()));
         drop(flood);

@@ -1,8 +1,8 @@
 //! How many connections of a listener may be in their handshake at once (`max_handshakes`).
 //!
-//! A connection counts from when it is accepted until its client is identified or it is closed. At the limit a new one is
-//! refused, unless its source has fewer than another source: then the oldest handshake of the source that has the most is
-//! closed in its favour. So one source can use every place while nobody else needs one, and cannot keep others out.
+//! A connection counts from accept until its client is identified or it is closed. At the limit a new connection is
+//! refused, unless its source has fewer than another source. Then it displaces the oldest handshake of the source that has
+//! the most. So one source can use every place while no other source needs one, and cannot keep other sources out.
 
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;
@@ -21,8 +21,8 @@ pub(super) struct Handshakes {
 #[derive(Debug, Default)]
 struct Open {
     count: u32,
-    /// By source, the numbers of its connections. Numbers rise, so the least is the oldest. Clients of Unix sockets share
-    /// one entry.
+    /// The numbers of each source's connections. Numbers rise, so the least is the oldest. Clients of Unix sockets share one
+    /// entry.
     sources: HashMap<Option<SourceKey>, BTreeSet<u64>>,
 }
 
@@ -116,10 +116,10 @@ impl Open {
         removed
     }
 
-    /// Takes a place from the source that has the most, where that leaves it with no fewer than `source` has then.
+    /// Takes a place from the source that has the most, unless that would leave it with fewer than `source` has then.
     fn displace_for(&mut self, source: Option<SourceKey>) -> Option<u64> {
         if self.sources.len() >= usize::try_from(self.count).unwrap_or(usize::MAX) {
-            // Everybody has one. A flood from many sources must not cost a search for each of its connections.
+            // Each has one. A flood from many sources must not cost a search for each of its connections.
             return None;
         }
         let own = self.sources.get(&source).map_or(0, BTreeSet::len);
@@ -133,7 +133,7 @@ impl Open {
 }
 
 impl Handshake {
-    /// The connection is a load balancer's, which has announced this client: it counts for that one's source from here on.
+    /// A load balancer has announced this client: the connection counts for the client's source from here on.
     pub fn is_for(&mut self, client: ClientAddr) {
         let source = client.source_key();
         let mut open = self.handshakes.open();
@@ -160,18 +160,18 @@ impl Drop for Handshake {
     }
 }
 
-/// The limit where the configuration has none, with so many files that the process may have open.
+/// The limit where the configuration has none. `open_files` is how many files the process may have open.
 ///
-/// 4,096 handshakes that stall as expensively as they can hold some 200 MiB (docs/THREAT-MODEL.md has the figures for each). Each is an open
-/// file, too, and a quarter of those is left to handshakes, so that there are some for sessions, which take two, for reloads and for the
-/// control channel.
+/// 4,096 is more than clients need that all reconnect at once. Clients that only connect can make the process hold 12 MiB
+/// then, and 290 MiB in the most expensive case (docs/PERFORMANCE.md has the figures for each). A handshake is an open file,
+/// too. A quarter of the open files leaves enough for sessions, which need two, for reloads and for the control channel.
 pub(super) fn built_in_limit(open_files: Option<u64>) -> NonZeroU32 {
     let quarter = open_files.and_then(|files| u32::try_from(files / 4).ok()).unwrap_or(u32::MAX);
     NonZeroU32::new(quarter.clamp(LEAST_BUILT_IN, MOST_BUILT_IN)).unwrap_or(NonZeroU32::MIN)
 }
 
 const MOST_BUILT_IN: u32 = 4096;
-/// Where even these are too many, accepting pauses until files are closed.
+/// Where the process may not have as many files open, accepting pauses until some are closed.
 const LEAST_BUILT_IN: u32 = 64;
 
 #[cfg(test)]

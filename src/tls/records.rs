@@ -93,12 +93,12 @@ enum Stage {
 /// The largest record there is, header included (RFC 5246 §6.2.3: 2^14 + 2048; TLS 1.3 allows less).
 const LARGEST_RECORD: usize = 5 + (1 << 14) + 2048;
 
-/// The most that is kept unopened of an upstream, and of anybody: a handshake message of the largest size rustls accepts,
+/// The most that is kept unopened of an upstream, and at all: a handshake message of the largest size rustls accepts,
 /// spread over records, and a record that has not come whole.
 pub const MOST_UNOPENED: usize = 0xffff + 4 + LARGEST_RECORD;
 
-/// The most that is kept unopened of a client, who may be anybody. Its largest message is its chain of certificates: seven with RSA-4096
-/// keys are 14 KiB. A hello is smaller, a session ticket with such a chain in it included.
+/// The most that is kept unopened of a client. Its largest message is its chain of certificates: seven with RSA-4096 keys
+/// are below 16 KiB. So is a hello with a session ticket, which has such a chain in it.
 pub const MAX_UNOPENED_OF_CLIENT: usize = 32 << 10;
 
 /// How much larger than `plain` the room for sealing it has to be: the overhead of its records, and what TLS itself may

@@ -1,4 +1,4 @@
-//! What clients make a target hold that stop in the middle of their handshake: all that one needs who has no credential.
+//! Memory that a target holds for clients that stop in the middle of their handshake. They need no credential for it.
 
 use std::io;
 use std::time::Duration;
@@ -21,9 +21,9 @@ const RECORD: usize = 16 << 10;
 #[derive(Debug, Clone, Copy)]
 struct Stop {
     name: &'static str,
-    /// Bytes of a handshake message that is said to have 64 KiB.
+    /// Bytes sent of a handshake message whose header says 64 KiB.
     message: usize,
-    /// A whole hello of this size before that, whose answer is read. TLS 1.2, in which all is in clear.
+    /// Size of a complete hello that is sent first, and whose answer is read. TLS 1.2, where all of it is in clear.
     hello: Option<usize>,
 }
 
@@ -39,7 +39,7 @@ const STOPS: [Stop; 6] = [
 pub(super) async fn sample(trial: Trial<'_>) -> Result<Outcome> {
     let mut outcome = Outcome::default();
     for stop in STOPS {
-        // One that has served nobody yet: what others left behind would be taken for free.
+        // A new process: memory that earlier clients have freed would not be counted.
         let instance = trial.target.start(trial.site, 1).await?;
         let address = local(instance.port(Door::Mutual)?);
         let before = instance.tree().pss()?;
@@ -67,7 +67,7 @@ pub(super) async fn sample(trial: Trial<'_>) -> Result<Outcome> {
 }
 
 impl Stop {
-    /// Sends all up to here; nothing where the target ends the connection first.
+    /// Sends everything up to here. `None` where the target closes the connection first.
     async fn reach(self, mut stream: TcpStream) -> Result<Option<TcpStream>> {
         stream.set_nodelay(true)?;
         let reached = async {
@@ -78,7 +78,7 @@ impl Stop {
             if self.message > 0 {
                 let kind = if self.hello.is_some() { 11 } else { 1 };
                 let message = [&[kind, 0, 0xff, 0xff], vec![0; self.message].as_slice()].concat();
-                // Its last record has not come whole.
+                // Without its last byte, so that the last record is incomplete.
                 let sent = records(0, &message);
                 stream.write_all(sent.get(..sent.len() - 1).unwrap_or_default()).await?;
             }

@@ -1,6 +1,6 @@
 //! How many CancelRequests may pass. docs/CONFIGURATION.md has the numbers.
 //!
-//! Each costs the database a connection, which its own limits do not count, and a process for a moment.
+//! Each costs the database a connection and a short-lived process, which its own `max_connections` does not count.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -19,17 +19,17 @@ pub(super) struct Limit {
     pub(super) rate: Allowance,
 }
 
-/// For one open session: more than a client needs that sets a short timeout for each of its statements.
+/// For one open session. A client with a short timeout for each statement needs less.
 pub(super) const OF_SESSION: Limit =
     Limit { at_once: 4, rate: Allowance { burst: 20, interval: Duration::from_millis(100) } };
 
-/// For one source, of requests that name no open session. A pool may cancel a hundred queries at once that other
-/// replicas have.
+/// For one source, of requests that name no open session. A pool may cancel a hundred queries at once whose sessions are
+/// at another replica.
 pub(super) const OF_SOURCE: Limit =
     Limit { at_once: 128, rate: Allowance { burst: 128, interval: Duration::from_millis(100) } };
 
-/// For all sources together, of requests that name no open session. PostgreSQL needs a millisecond or two for each, so this is a
-/// fifth of a core there at most.
+/// For all sources together, of requests that name no open session. PostgreSQL needs a millisecond or two for each, so the
+/// rate is at most a fifth of a core there.
 pub(super) const OF_LISTENER: Limit =
     Limit { at_once: 256, rate: Allowance { burst: 512, interval: Duration::from_millis(10) } };
 
@@ -128,7 +128,7 @@ pub(super) struct UnnamedPlace {
 }
 
 impl Unnamed {
-    /// Counts one more. What a source asks for above its own limits takes nothing from the others.
+    /// Counts one more. A source above its own limits uses up nothing of the listener's.
     pub(super) fn take(
         self: &Arc<Self>,
         source: Option<SourceKey>,
