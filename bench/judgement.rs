@@ -38,6 +38,7 @@ fn main() -> Result<(), Failure> {
         ("a certificate each, the rules have changed", SESSIONS, By::Root, Change::Rules),
         ("a certificate each, the trust has changed", SESSIONS, By::Root, Change::Trust),
         ("a certificate each, the CA's certificate is renewed", SESSIONS, By::Root, Change::Renewal),
+        ("a certificate each, the CA is made anew under its old name", SESSIONS, By::Root, Change::NewKey),
         ("a certificate each, the CA's list has changed", SESSIONS, By::Root, Change::List(By::Root)),
         ("  and takes all of them back", SESSIONS, By::Root, Change::Revocation(By::Root)),
         ("  by an intermediate, the root's list has changed", SESSIONS, By::Between, Change::List(By::Root)),
@@ -73,6 +74,8 @@ enum Change {
     Trust,
     /// The CA's certificate, in whose place there is another of the same key.
     Renewal,
+    /// The CA, in whose place there is another of the same name with a new key.
+    NewKey,
     /// A revocation list that takes back nothing of theirs.
     List(By),
     /// A revocation list that takes back everything its authority has issued.
@@ -105,6 +108,11 @@ fn round(certificates: usize, issuer: By, change: Change) -> Result<Round, Failu
             let renewed = authority_params("Clients CA").self_signed(site.root.key())?;
             std::fs::write(site.path("clients.pem"), renewed.pem())?
         }
+        Change::NewKey => {
+            let other = CertifiedIssuer::self_signed(authority_params("Clients CA"), KeyPair::generate()?)?;
+            std::fs::write(site.path("clients.pem"), other.pem())?;
+            site.write_list_of(&other, 1, &[])?
+        }
         Change::List(by) => site.write_list(by, 2, &[])?,
         Change::Revocation(by) => {
             let of_intermediate = site.between.der().clone();
@@ -117,10 +125,10 @@ fn round(certificates: usize, issuer: By, change: Change) -> Result<Round, Failu
     let now = OffsetDateTime::now_utc();
     let (idle, ()) = waits(&register, || thread::sleep(Duration::from_millis(300)));
     let began = Instant::now();
-    let (busy, ()) = waits(&register, || revocation::enforce(&after, &register, &register.all(), now));
+    let (busy, ()) = waits(&register, || revocation::enforce(&after, &register, &register.all(), now, &|| false));
     let judged = began.elapsed().as_secs_f64() * 1e3;
     let ended = present.iter().filter(|presence| has_to_end(presence)).count();
-    let expected = if matches!(change, Change::Revocation(_)) { SESSIONS } else { 0 };
+    let expected = if matches!(change, Change::Revocation(_) | Change::NewKey) { SESSIONS } else { 0 };
     if ended == expected { Ok(Round { judged, busy, idle }) } else { Err(format!("{change:?}: {ended} ended").into()) }
 }
 
@@ -192,6 +200,15 @@ impl Site {
 
     /// A revocation list of this number.
     fn write_list(&self, by: By, number: u64, revoked: &[&CertificateDer<'static>]) -> Result<(), Failure> {
+        self.write_list_of(self.authority(by), number, revoked)
+    }
+
+    fn write_list_of(
+        &self,
+        issuer: &CertifiedIssuer<'static, KeyPair>,
+        number: u64,
+        revoked: &[&CertificateDer<'static>],
+    ) -> Result<(), Failure> {
         let now = OffsetDateTime::now_utc();
         let revoked = revoked.iter().map(|der| {
             let (_, certificate) = X509Certificate::from_der(der)?;
@@ -206,7 +223,7 @@ impl Site {
             revoked_certs: revoked.collect::<Result<_, Failure>>()?,
             key_identifier_method: KeyIdMethod::Sha256,
         };
-        Ok(std::fs::write(self.path("clients.crl"), list.signed_by(self.authority(by))?.pem()?)?)
+        Ok(std::fs::write(self.path("clients.crl"), list.signed_by(issuer)?.pem()?)?)
     }
 
     fn authority(&self, by: By) -> &CertifiedIssuer<'static, KeyPair> {

@@ -22,7 +22,10 @@ pub struct ExpiryWatch {
 impl ExpiryWatch {
     /// Audits every certificate of `snapshot` that has passed a milestone since it was last spoken of.
     pub fn look(&mut self, snapshot: &Snapshot, audit: &Audit) {
-        let now = OffsetDateTime::now_utc();
+        self.look_at(OffsetDateTime::now_utc(), snapshot, audit);
+    }
+
+    fn look_at(&mut self, now: OffsetDateTime, snapshot: &Snapshot, audit: &Audit) {
         let mut told = HashMap::new();
         for terms in snapshot.listeners() {
             for (role, certificate) in terms.certificates() {
@@ -66,6 +69,9 @@ fn lists(snapshot: &Snapshot) -> impl Iterator<Item = (&Arc<Terms>, &Crl)> {
     snapshot.listeners().iter().flat_map(|terms| terms.revocation_lists().iter().map(move |list| (terms, list)))
 }
 
+/// What its faults are noted under.
+pub const PART: &str = "certificate expiry";
+
 /// How often to look. Asked by the wall clock each time, so that a suspended machine catches up.
 pub const LOOK_EVERY: Duration = Duration::from_secs(600);
 
@@ -107,5 +113,25 @@ mod tests {
         assert_eq!(look(&one), 1, "it is not in use");
         assert_eq!(look(&both), 2, "it has come back");
         assert_eq!(mentions(&site, &audit, &lasting), 0);
+    }
+
+    #[test]
+    fn certificate_under_a_clock_that_is_set_is_told_once_for_each_milestone_that_it_is_set_to() {
+        let site = Site::new();
+        let now = OffsetDateTime::now_utc();
+        let ending = site.install("ending", now + Duration::days(100));
+        let snapshot = site.snapshot(listener("ending", 1001, ""), None);
+        let file = open_audit_file(site.path("audit.log")).unwrap();
+        let audit = Audit::start(LineFormat::Json, Some(file));
+        let mut watch = ExpiryWatch::default();
+        // Days that the clock is set to, and how often the certificate has been spoken of then.
+        for (days, expected) in
+            [(0, 0), (95, 1), (95, 1), (0, 1), (-20_000, 1), (95, 2), (96, 2), (2_000_000, 3), (95, 4)]
+        {
+            let set = now.saturating_add(Duration::days(days));
+            watch.look_at(set, &snapshot, &audit);
+            watch.look_at(set, &snapshot, &audit);
+            assert_eq!(mentions(&site, &audit, &ending), expected, "set to day {days}");
+        }
     }
 }

@@ -15,18 +15,23 @@
 //! The library exists for the `portcullis` command, its tests and its benchmarks. Its interface is the command line, the
 //! configuration and the audit events, not these modules.
 
+#![cfg_attr(not(test), warn(clippy::arithmetic_side_effects))]
+
 pub mod addr;
 pub mod admin;
 pub mod audit;
+pub mod audit_file;
 pub mod cli;
 pub mod config;
 pub mod connection;
 pub mod expiry;
+pub mod fault;
 pub mod listener;
 pub mod names;
 pub mod notify;
 pub mod outcome;
 pub mod policy;
+pub mod printable;
 pub mod protocol;
 pub mod readmission;
 pub mod reload;

@@ -5,6 +5,8 @@
 
 use std::fmt;
 
+use crate::printable;
+
 /// Why a connection ended. The codes are public: auditors filter by them (docs/AUDIT.md).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Reason {
@@ -132,14 +134,20 @@ impl fmt::Display for Reason {
 pub struct Ending {
     /// The stable code.
     pub reason: Reason,
-    /// What happened and what to do about it, for the log. Empty where the code says it all.
+    /// What happened and what to do about it, for the log. Empty where the code says it all. Escaped and cut, because it may
+    /// contain names and error texts of clients and upstreams.
     pub detail: String,
 }
 
 impl Ending {
     /// An ending that needs words.
     pub fn new(reason: Reason, detail: impl fmt::Display) -> Self {
-        Self { reason, detail: detail.to_string() }
+        Self { reason, detail: printable::field(detail) }
+    }
+
+    /// Adds words to the detail.
+    pub fn add(&mut self, words: impl fmt::Display) {
+        self.detail = printable::field(format_args!("{}{words}", self.detail));
     }
 }
 

@@ -13,6 +13,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
 use crate::connection::probe;
+use crate::fault;
 use crate::snapshot::{Current, Snapshot};
 
 /// Looks after the nodes of the snapshot in force until there is none any more.
@@ -44,7 +45,10 @@ fn probe_those_due(snapshot: &Snapshot, places: &Arc<Semaphore>, probes: &mut Jo
             let (terms, places) = (Arc::clone(terms), Arc::clone(places));
             probes.spawn(async move {
                 let _permit = places.acquire().await;
-                probe(&place, &terms).await;
+                if let Err(fault) = fault::contained(PART, probe(&place, &terms)).await {
+                    // Only who was told to ask can say when to ask again.
+                    place.is_silent_still(&fault.to_string());
+                }
             });
         }
     }
@@ -59,6 +63,9 @@ async fn one_is_ejected(snapshot: &Snapshot) {
     })
     .await;
 }
+
+/// What its faults are noted under.
+pub const PART: &str = "upstream health checks";
 
 /// How many are asked at once: a network that is gone takes all nodes of all listeners along.
 const MOST_PROBES: usize = 16;

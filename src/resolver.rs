@@ -13,13 +13,15 @@ use std::time::Duration;
 
 use time::OffsetDateTime;
 use tokio::sync::Semaphore;
-use tokio::task::{JoinSet, spawn_blocking};
+use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::{info, warn};
 
+use crate::fault;
 use crate::names::{Answer, Kept, Names, News, TimesToLive, ask};
 use crate::policy::{AddressBook, Addresses, HostName};
 use crate::snapshot::{Current, Snapshot};
+use crate::timestamp;
 
 /// Looks after the names of the snapshot in force until there is none any more.
 pub async fn run(current: Current, names: Arc<Names>) {
@@ -84,10 +86,13 @@ impl Resolver {
             },
             Some(done) = self.lookups.join_next() => match done {
                 Ok(look) => self.note(look),
-                // Nothing in there can panic; if something did, the name would be asked for again all the same.
-                Err(_) => self.plans.values_mut().for_each(|plan| plan.due = plan.due.or(Some(Instant::now() + plan.refresh))),
+                // Nobody knows which name it was, so all that are being asked for are asked for again.
+                Err(error) => {
+                    fault::note_task(PART, error);
+                    self.plans.values_mut().for_each(|plan| plan.due = plan.due.or(Some(Instant::now() + plan.refresh)));
+                }
             },
-            Some(done) = self.writing.join_next() => self.written(done.unwrap_or_else(|error| Err(error.to_string()))),
+            Some(done) = self.writing.join_next() => self.written(done.unwrap_or(Ok(()))),
             () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => self.ask_those_due(),
         }
         self.keep();
@@ -106,7 +111,8 @@ impl Resolver {
                 Some(Plan { due, failures, .. }) => {
                     let due = due.map(|due| due.min(now + pause(refresh, failures, random())));
                     if let Some(due) = due {
-                        self.names.plan(&name, OffsetDateTime::now_utc() + due.saturating_duration_since(now));
+                        let wait = due.saturating_duration_since(now);
+                        self.names.plan(&name, timestamp::after(OffsetDateTime::now_utc(), wait));
                     }
                     Plan { refresh, due, failures }
                 }
@@ -164,7 +170,7 @@ impl Resolver {
             Some(News::Good(words)) => info!("{words}"),
             None => {}
         }
-        self.names.plan(&name, now + wait);
+        self.names.plan(&name, timestamp::after(now, wait));
     }
 
     /// Has written what is known, where that is something else than before.
@@ -178,7 +184,9 @@ impl Resolver {
         }
         let (kept, names, list) =
             (known.0.clone(), Arc::clone(&self.names), Vec::from_iter(self.plans.keys().cloned()));
-        self.writing.spawn_blocking(move || kept.write(&names, &list));
+        self.writing.spawn_blocking(move || {
+            fault::contain(PART, || kept.write(&names, &list)).unwrap_or_else(|fault| Err(fault.to_string()))
+        });
         self.kept = Some(known);
     }
 
@@ -218,10 +226,9 @@ async fn look<F: Future<Output = Answer>>(known: Option<Addresses>, ask: impl Fn
 async fn good_until(name: HostName, lives: Arc<TimesToLive>, places: &Arc<Semaphore>) -> Option<Instant> {
     let place = Arc::clone(places).acquire_owned().await.ok()?;
     let asked = Instant::now();
-    let time = spawn_blocking(move || {
-        let time = lives.of(&name);
-        drop(place);
-        time
+    let time = fault::contained_blocking(PART, move || {
+        let _place = place;
+        lives.of(&name)
     });
     Some(asked + time.await.ok()??)
 }
@@ -229,13 +236,12 @@ async fn good_until(name: HostName, lives: Arc<TimesToLive>, places: &Arc<Semaph
 /// The thread stays taken until the system's resolver gives up, also when nobody waits for it any more.
 async fn ask_once(name: HostName, places: Arc<Semaphore>) -> Answer {
     let place = places.acquire_owned().await.map_err(|error| error.to_string())?;
-    let answer = spawn_blocking(move || {
-        let answer = ask(&name);
-        drop(place);
-        answer
+    let answer = fault::contained_blocking(PART, move || {
+        let _place = place;
+        ask(&name)
     });
     match timeout(PATIENCE, answer).await {
-        Ok(answer) => answer.map_err(|error| error.to_string())?,
+        Ok(answer) => answer.unwrap_or_else(|fault| Err(fault.to_string())),
         Err(_) => Err(format!("no answer within {PATIENCE:?}")),
     }
 }
@@ -256,13 +262,16 @@ fn pause(refresh: Duration, failures: u32, random: u64) -> Duration {
         }
     };
     let tenth = u32::try_from(random % 1_000).unwrap_or_default();
-    whole - whole / 10_000 * tenth
+    whole.saturating_sub(whole / 10_000 * tenth)
 }
 
 /// The standard library's hash maps need chance, too, and this is theirs.
 fn random() -> u64 {
     RandomState::new().hash_one(())
 }
+
+/// What its faults are noted under.
+pub const PART: &str = "resolver";
 
 /// Lookups under way at once, one thread each.
 const MOST_LOOKUPS: usize = 8;

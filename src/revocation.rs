@@ -1,21 +1,24 @@
 //! Ends the sessions that the policy in force would not let in any more, and no others.
 //!
 //! Every session is judged again when a new policy has come into force, and each by itself when what it was let in by runs
-//! out: a rule, a certificate, a revocation list. The judging happens on a thread of its own, so that no session has to
-//! wait for it. A connection that is still on its way in judges itself, and can then be told in its own protocol.
+//! out: a rule, a certificate, a revocation list. The judging happens on threads of its own, so that no session has to wait
+//! for it. Sessions that can be judged without a signature come first, so that no client can delay the end of another one's
+//! session by what it has sent. A newer policy ends the pass of an older one. A connection that is still on its way in judges
+//! itself, and can then be told in its own protocol.
 
-use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, available_parallelism};
 use std::time::Duration;
 
 use time::OffsetDateTime;
-use tokio::task::spawn_blocking;
 use tokio::time::sleep;
 
 use crate::config::Revoke;
-use crate::outcome::Ending;
-use crate::sessions::{Live, Register};
-use crate::snapshot::{Current, Reliance, Snapshot};
+use crate::fault;
+use crate::outcome::{Ending, Reason};
+use crate::sessions::{Live, Register, Session};
+use crate::snapshot::{Current, Permission, Refusal, Reliance, Snapshot};
 
 /// Judges for as long as policies come.
 pub async fn run(mut current: Current, register: Arc<Register>) {
@@ -28,12 +31,12 @@ pub async fn run(mut current: Current, register: Arc<Register>) {
             () = something_due(&register) => false,
         };
         let snapshot = Arc::clone(&current.borrow_and_update());
-        let register = Arc::clone(&register);
-        // Nothing in there can panic; if something did, the next policy would be judged by all the same.
-        let _ = spawn_blocking(move || {
+        let (register, newer) = (Arc::clone(&register), current.clone());
+        // A fault has been noted; the next policy is judged by all the same.
+        let _ = fault::contained_blocking(PART, move || {
             let now = OffsetDateTime::now_utc();
             let connections = if everybody { register.all() } else { register.take_due(now) };
-            enforce(&snapshot, &register, &connections, now);
+            enforce(&snapshot, &register, &connections, now, &|| newer.has_changed().unwrap_or(true));
         })
         .await;
     }
@@ -50,27 +53,60 @@ pub fn foresee(snapshot: &Snapshot, register: &Register) -> Vec<(Arc<Live>, Endi
     register.all().into_iter().filter_map(ending).collect()
 }
 
-/// Judges these connections, ends those that fail, and notes what the others rely on now.
-pub fn enforce(snapshot: &Snapshot, register: &Register, connections: &[Arc<Live>], now: OffsetDateTime) {
-    // Where every certificate has to be verified anew there is work for more than one.
-    let threads = available_parallelism().map_or(1, usize::from).min(MOST_THREADS);
-    let share = connections.len().div_ceil(threads).max(SMALLEST_SHARE);
-    let (own, others) = connections.split_at(share.min(connections.len()));
-    let enforce = |part: &[Arc<Live>]| part.iter().for_each(|live| enforce_one(snapshot, register, live, now));
-    thread::scope(|scope| {
-        for part in others.chunks(share) {
-            scope.spawn(move || enforce(part));
+/// Judges these connections, ends those that fail, and notes what the others rely on now. Stops early where
+/// `is_superseded` says that another policy has come into force, which begins anew.
+pub fn enforce(
+    snapshot: &Snapshot,
+    register: &Register,
+    connections: &[Arc<Live>],
+    now: OffsetDateTime,
+    is_superseded: &(dyn Fn() -> bool + Sync),
+) {
+    let expensive = Mutex::new(Vec::new());
+    in_parallel(connections, &|live| {
+        match fault::contain(PART, || recheck(snapshot, live, now)) {
+            Ok(Some(judgement)) => apply(judgement, register, live),
+            Ok(None) => expensive.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(live)),
+            Err(_) => live.end(unjudged()),
         }
-        enforce(own);
+        true
+    });
+    let mut expensive = expensive.into_inner().unwrap_or_else(PoisonError::into_inner);
+    expensive.sort_by_key(|live| certificates(live));
+    in_parallel(&expensive, &|live| {
+        match fault::contain(PART, || judge(snapshot, live, now)) {
+            Ok(judgement) => apply(judgement, register, live),
+            Err(_) => live.end(unjudged()),
+        }
+        !is_superseded()
     });
 }
 
-fn enforce_one(snapshot: &Snapshot, register: &Register, live: &Live, now: OffsetDateTime) {
-    match judge(snapshot, live, now) {
-        Judgement::Ends(ending) => live.end(ending),
-        Judgement::Stays(reliance) => register.renew(live, reliance),
-        Judgement::Waits => {}
-    }
+/// What nobody can judge any more does not go on.
+fn unjudged() -> Ending {
+    Ending::new(Reason::CredentialRevoked, "an internal fault kept it from being judged; `portcullis status` has more")
+}
+
+/// What faults are noted under.
+const PART: &str = "revocation";
+
+/// Does `work` for each connection, in their order, on as many threads as that is worth. Stops where `work` says so.
+fn in_parallel(connections: &[Arc<Live>], work: &(dyn Fn(&Arc<Live>) -> bool + Sync)) {
+    let next = AtomicUsize::new(0);
+    let run = || {
+        while let Some(live) = connections.get(next.fetch_add(1, Ordering::Relaxed)) {
+            if !work(live) {
+                next.store(connections.len(), Ordering::Relaxed);
+            }
+        }
+    };
+    let threads = available_parallelism().map_or(1, usize::from).min(MOST_THREADS);
+    thread::scope(|scope| {
+        for _ in 1..threads.min(connections.len().div_ceil(SMALLEST_SHARE)) {
+            scope.spawn(run);
+        }
+        run();
+    });
 }
 
 /// What becomes of a connection.
@@ -83,15 +119,40 @@ enum Judgement {
     Waits,
 }
 
+fn apply(judgement: Judgement, register: &Register, live: &Live) {
+    match judgement {
+        Judgement::Ends(ending) => live.end(ending),
+        Judgement::Stays(reliance) => register.renew(live, reliance),
+        Judgement::Waits => {}
+    }
+}
+
 fn judge(snapshot: &Snapshot, live: &Live, now: OffsetDateTime) -> Judgement {
-    let listener = live.listener();
     let Some(session) = live.session() else { return Judgement::Waits };
-    let evidence = session.reliance.evidence();
-    match snapshot.judge(listener, live.provenance(), evidence, now) {
+    let judged = snapshot.judge(live.listener(), live.provenance(), session.reliance.evidence(), now);
+    judgement(judged, snapshot, live, &session)
+}
+
+/// The same, where it costs no signature.
+fn recheck(snapshot: &Snapshot, live: &Live, now: OffsetDateTime) -> Option<Judgement> {
+    let Some(session) = live.session() else { return Some(Judgement::Waits) };
+    let judged = snapshot.recheck(live.listener(), live.provenance(), session.reliance.evidence(), now)?;
+    Some(judgement(judged, snapshot, live, &session))
+}
+
+fn judgement(judged: Result<Permission, Refusal>, snapshot: &Snapshot, live: &Live, session: &Session) -> Judgement {
+    match judged {
         Ok(permission) => Judgement::Stays(session.reliance.renewed(&permission)),
-        Err(_) if snapshot.revoke(listener) == Revoke::Keep => Judgement::Waits,
+        Err(_) if snapshot.revoke(live.listener()) == Revoke::Keep => Judgement::Waits,
         Err(refusal) => Judgement::Ends(refusal.of_a_session()),
     }
+}
+
+/// How many certificates a session's client has sent: a measure of what it costs to verify them anew.
+fn certificates(live: &Live) -> usize {
+    let session = live.session();
+    let presented = session.as_ref().and_then(|session| session.reliance.presented.as_ref());
+    presented.map_or(0, |credential| credential.sent())
 }
 
 /// Returns when a session is due by the wall clock, which may jump or stand still while the machine sleeps.

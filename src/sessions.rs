@@ -4,12 +4,16 @@
 //! here; the connection hears it at its next wake-up, wherever in its life it is. So that an open session can be judged
 //! again without asking it, what it was let in by stands here too.
 
+mod state;
+
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use time::OffsetDateTime;
 use tokio::sync::Notify;
 
+use self::state::Progress;
+pub use self::state::{EndedBy, Listed, State};
 use crate::addr::{ClientAddr, Provenance};
 use crate::outcome::{Ending, Reason};
 use crate::snapshot::Reliance;
@@ -42,14 +46,13 @@ pub struct Live {
     /// Whom that speaks for, where it is a load balancer's.
     client: OnceLock<ClientAddr>,
     session: Mutex<Option<Arc<Session>>>,
+    progress: Progress,
     exit: Exit,
 }
 
-/// A connection that has reached its upstream.
+/// A connection whose client was confirmed. It is listed as a session once its bytes are relayed.
 #[derive(Clone, Debug)]
 pub struct Session {
-    /// Since when.
-    pub opened_at: OffsetDateTime,
     /// What it was let in by.
     pub reliance: Reliance,
 }
@@ -80,6 +83,7 @@ impl Register {
             from,
             client: OnceLock::new(),
             session: Mutex::default(),
+            progress: Progress::default(),
             exit: Exit::default(),
         });
         present.connections.insert(id, Arc::clone(&live));
@@ -122,8 +126,8 @@ impl Register {
     /// Notes what an open session is let in by from now on.
     pub fn renew(&self, live: &Live, reliance: Reliance) {
         // Most are let in by what they were let in by before, and then nobody has to wait for the register.
-        if let Some(session) = live.session().filter(|session| !session.reliance.is_as_good_as(&reliance)) {
-            self.set(live, Session { reliance, ..(*session).clone() });
+        if live.session().is_some_and(|session| !session.reliance.is_as_good_as(&reliance)) {
+            self.set(live, Session { reliance });
         }
     }
 
@@ -190,9 +194,9 @@ impl Live {
         Provenance { client: self.client(), balancer: self.client.get().map(|_| self.from) }
     }
 
-    /// What it is as a session; nothing while it is on its way in.
+    /// What the policy has to judge it by; nothing while it is on its way in, nor once it only sees its client off.
     pub fn session(&self) -> Option<Arc<Session>> {
-        self.current().clone()
+        if self.state() == Some(State::Closing) { None } else { self.current().clone() }
     }
 
     /// Asks it to end. The first ending counts.
@@ -217,10 +221,10 @@ impl Presence {
         let _ = self.live.client.set(client);
     }
 
-    /// It is a session now, let in by this. From here on it is judged again when the policy or the time has changed; so
+    /// It may be a session, let in by this. From here on it is judged again when the policy or the time has changed; so
     /// whoever calls this has to look at the policy once more behind it.
     pub fn stands(&self, reliance: Reliance) {
-        self.register.set(&self.live, Session { opened_at: OffsetDateTime::now_utc(), reliance });
+        self.register.set(&self.live, Session { reliance });
     }
 
     /// Returns when the connection has to end, with the ending.
@@ -239,7 +243,8 @@ impl Drop for Presence {
     fn drop(&mut self) {
         let mut present = self.register.present();
         present.connections.remove(&self.live.id);
-        if let Some(until) = self.live.session().and_then(|session| session.reliance.until()) {
+        let until = self.live.current().as_ref().and_then(|session| session.reliance.until());
+        if let Some(until) = until {
             present.due.remove(&(until, self.live.id));
         }
         if present.connections.is_empty() {
@@ -306,5 +311,12 @@ mod tests {
         assert_eq!(register.next_due(), Some(now + Duration::DAY));
         drop(soon);
         assert_eq!(register.next_due(), None, "who has left is not waited for");
+
+        let closing = enter(&register);
+        closing.stands(until(now + Duration::DAY));
+        closing.mark_open();
+        closing.mark_closing();
+        drop(closing);
+        assert_eq!(register.next_due(), None, "nor who was closing when it left");
     }
 }

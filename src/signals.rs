@@ -33,6 +33,15 @@ impl Signals {
     }
 }
 
+#[cfg(test)]
+impl Signals {
+    /// Signals that nobody sends, so that a test stays as easy to interrupt as it was.
+    pub(crate) fn unsent() -> io::Result<Self> {
+        let unsent = || signal(SignalKind::user_defined2());
+        Ok(Self { reload: unsent()?, stop: Stop { terminate: unsent()?, interrupt: unsent()? } })
+    }
+}
+
 impl Stop {
     /// Returns at the next one.
     pub async fn next(&mut self) {

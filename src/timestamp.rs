@@ -1,16 +1,39 @@
-//! Points in time as text: RFC 3339, always in UTC.
+//! Moments in UTC, and their text (RFC 3339).
+//!
+//! A moment that comes from a file, a certificate or an answer enters the program through [`utc`] or [`parse`]. From then
+//! on it is in UTC and in a year that RFC 3339 can write, so nothing that is done with it later can fail.
 
-use time::{OffsetDateTime, UtcOffset};
+use time::format_description::well_known::Rfc3339;
+use time::{Duration, OffsetDateTime, UtcOffset};
+
+/// The same moment in UTC. An offset can lead out of the years 0000 to 9999; such a moment becomes the first or the last one
+/// within them, which no clock reaches: `9999-12-31T23:59:59-05:00` still never comes, and the year 0 has always passed.
+#[allow(clippy::disallowed_methods, reason = "the one place where an offset is taken off")]
+pub fn utc(at: OffsetDateTime) -> OffsetDateTime {
+    let beyond = if at.year() > 0 { LAST } else { FIRST };
+    at.checked_to_offset(UtcOffset::UTC).map_or(beyond, |at| at.clamp(FIRST, LAST))
+}
+
+/// Reads an RFC 3339 text with whatever offset.
+#[allow(clippy::disallowed_methods, reason = "the one place where a text is read")]
+pub fn parse(text: &str) -> Option<OffsetDateTime> {
+    OffsetDateTime::parse(text, &Rfc3339).ok().map(utc)
+}
+
+/// The moment after so much time.
+pub fn after(now: OffsetDateTime, wait: std::time::Duration) -> OffsetDateTime {
+    utc(now.saturating_add(wait.try_into().unwrap_or(Duration::MAX)))
+}
 
 /// `2027-01-31T00:00:00Z`, for words that people read.
 pub fn seconds(at: OffsetDateTime) -> String {
-    let at = at.to_offset(UtcOffset::UTC);
+    let at = utc(at);
     format!("{}T{:02}:{:02}:{:02}Z", date(at), at.hour(), at.minute(), at.second())
 }
 
 /// `2027-01-31T00:00:00.000Z`, for lines of the log.
 pub fn milliseconds(at: OffsetDateTime) -> String {
-    let at = at.to_offset(UtcOffset::UTC);
+    let at = utc(at);
     format!("{}T{:02}:{:02}:{:02}.{:03}Z", date(at), at.hour(), at.minute(), at.second(), at.millisecond())
 }
 
@@ -18,14 +41,74 @@ fn date(at: OffsetDateTime) -> String {
     format!("{:04}-{:02}-{:02}", at.year(), u8::from(at.month()), at.day())
 }
 
+/// `0000-01-01T00:00:00Z`
+const FIRST: OffsetDateTime = OffsetDateTime::UNIX_EPOCH.saturating_sub(Duration::seconds(62_167_219_200));
+
+/// `9999-12-31T23:59:59.999999999Z`: time goes no further here.
+const LAST: OffsetDateTime = OffsetDateTime::UNIX_EPOCH.saturating_add(Duration::MAX);
+
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
+    fn shown(text: &str) -> Option<String> {
+        parse(text).map(seconds)
+    }
+
     #[test]
-    fn times_are_shown_in_utc() {
-        let at = OffsetDateTime::UNIX_EPOCH.to_offset(UtcOffset::from_hms(2, 0, 0).unwrap());
-        assert_eq!(seconds(at), "1970-01-01T00:00:00Z");
-        assert_eq!(milliseconds(at), "1970-01-01T00:00:00.000Z");
+    fn moment_with_offset_is_shown_in_utc() {
+        let at = OffsetDateTime::UNIX_EPOCH.replace_offset(UtcOffset::from_hms(-2, 0, 0).unwrap());
+        assert_eq!(seconds(at), "1970-01-01T02:00:00Z");
+        assert_eq!(milliseconds(at), "1970-01-01T02:00:00.000Z");
+        assert_eq!(shown("2027-01-31T01:00:00+02:00").as_deref(), Some("2027-01-30T23:00:00Z"));
+        assert_eq!(shown("2027-01-31 01:00"), None);
+    }
+
+    #[test]
+    fn moment_beyond_the_years_of_rfc_3339_is_the_nearest_within() {
+        for (text, expected) in [
+            ("9999-12-31T23:59:59-05:00", "9999-12-31T23:59:59Z"),
+            ("9999-12-31T00:00:00-23:59", "9999-12-31T23:59:00Z"),
+            ("9999-12-31T23:59:60Z", "9999-12-31T23:59:59Z"),
+            ("9999-12-31T23:59:60-00:01", "-"),
+            ("0000-01-01T00:00:00+00:01", "0000-01-01T00:00:00Z"),
+            ("0000-01-01T23:59:00+23:59", "0000-01-01T00:00:00Z"),
+        ] {
+            assert_eq!(shown(text).unwrap_or("-".to_owned()), expected, "{text}");
+        }
+        assert!(parse("9999-12-31T23:59:59-05:00") >= parse("9999-12-31T23:59:59.999999999Z"), "it comes no earlier");
+        for year in [-9999, -1] {
+            let early = OffsetDateTime::UNIX_EPOCH.replace_year(year).unwrap();
+            assert_eq!(seconds(early), "0000-01-01T00:00:00Z");
+        }
+    }
+
+    #[test]
+    fn moment_after_any_wait_exists() {
+        let wait = std::time::Duration::from_secs;
+        assert_eq!(seconds(after(OffsetDateTime::UNIX_EPOCH, wait(86_400))), "1970-01-02T00:00:00Z");
+        for now in [FIRST, LAST] {
+            assert_eq!(after(now, wait(u64::MAX)), LAST);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn moment_that_was_read_is_in_utc_and_can_be_written_and_read_again(
+            year in prop_oneof![Just(0), Just(1), Just(9998), Just(9999), 0..=9999],
+            (month, day) in (0..=13, 0..=32),
+            (hour, minute, second) in (0..=24, 0..=60, 0..=60),
+            (sign, hours, minutes) in (prop_oneof![Just('+'), Just('-')], 0..=24, 0..=60),
+        ) {
+            let date = format!("{year:04}-{month:02}-{day:02}");
+            let text = format!("{date}T{hour:02}:{minute:02}:{second:02}{sign}{hours:02}:{minutes:02}");
+            if let Some(at) = parse(&text) {
+                prop_assert_eq!(at.offset(), UtcOffset::UTC);
+                prop_assert_eq!(shown(&seconds(at)), Some(seconds(at)));
+                prop_assert!(at.format(&Rfc3339).is_ok(), "JSON of certificates is written so");
+            }
+        }
     }
 }

@@ -213,7 +213,8 @@ fn sessions_are_listed_and_ended() {
             { "session": 7, "listener": "cache", "source": "10.0.0.5", "source_port": 4242 },
             { "session": 8, "listener": "db", "source": "10.0.0.6", "source_port": 4243 },
         ]})),
-        Ask::CloseSession(id @ 7..=8) => Answer::done(json!({ "session": id })),
+        Ask::CloseSession(id @ 7..=8) => Answer::done(json!({ "session": id, "was": "open" })),
+        Ask::CloseSession(id @ 6) => Answer::done(json!({ "session": id, "was": "closing" })),
         _ => Answer::error(Status::NotFound, "session_not_found", "there is no such session"),
     });
     let words = portcullis(&site, &["sessions", "list"]).success();
@@ -230,6 +231,7 @@ fn sessions_are_listed_and_ended() {
     assert_eq!(outcome.code, Some(1), "{}", outcome.stderr);
     assert!(outcome.stderr.contains("no session 9") && outcome.text().contains("session 7 is ended"));
     assert_eq!(running.asked(), [7, 8, 9, 7].map(Ask::CloseSession));
+    assert_eq!(portcullis(&site, &["sessions", "close", "6"]).success(), "session 6 was closing already\n");
     assert_eq!(portcullis(&site, &["sessions", "close", "all"]).code, Some(2));
 }
 

@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io::Write;
 
+use portcullis::timestamp;
 use serde_json::Value;
 use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
 
 use crate::harness::client::port;
 use crate::harness::program::free_address;
@@ -77,7 +77,7 @@ fn an_event_is_a_flat_object_with_its_fields() {
     for event in portcullis.events().iter().filter(|event| event.0["target"] == "audit") {
         let object = event.0.as_object().expect("an object");
         assert!(object.values().all(|value| !value.is_object()), "{}", event.0);
-        let age = OffsetDateTime::now_utc() - OffsetDateTime::parse(event.text("ts"), &Rfc3339).unwrap();
+        let age = OffsetDateTime::now_utc() - timestamp::parse(event.text("ts")).unwrap();
         assert!(age.whole_seconds().abs() < 60, "{}", event.0);
     }
 }

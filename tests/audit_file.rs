@@ -1,14 +1,14 @@
 //! The audit file: rotated, a FIFO, beside the configuration.
 
-use std::fs::{self, File};
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs::{self, File, Permissions};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, symlink};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use crate::harness::client::port;
 use crate::harness::portcullis::executable;
 use crate::harness::program::run;
-use crate::harness::{Listener, Portcullis, Site, Upstream, eventually, wire};
+use crate::harness::{Event, Listener, Portcullis, Site, Upstream, eventually, wire};
 use crate::reload::{ON_CHANGE, ON_SIGHUP};
 
 const AUDIT_FILE: &str = "log.audit_file = \"audit.log\"\n";
@@ -88,4 +88,50 @@ fn an_audit_file_beside_the_configuration_makes_nobody_read_the_files_again() {
     portcullis.ending(last);
     let read = portcullis.bytes_read() - before;
     assert!(read < SOURCES, "{read} bytes were read while nothing but the audit file changed");
+}
+
+#[test]
+fn audit_file_that_others_could_have_linked_fails_start_and_check() {
+    let site = Site::new();
+    let shared = site.path("shared");
+    fs::create_dir(&shared).unwrap();
+    fs::set_permissions(&shared, Permissions::from_mode(0o777)).unwrap();
+    symlink(site.path("target"), shared.join("audit.log")).unwrap();
+    site.write(
+        "portcullis.toml",
+        format!("log.audit_file = \"shared/audit.log\"\n{}", Listener::redis("127.0.0.1:6379")),
+    );
+    for (command, code) in [("run", 1), ("check", 78)] {
+        let outcome = run(executable().args([command, "-c"]).arg(site.path("portcullis.toml")));
+        assert_eq!(outcome.code, Some(code), "{command}: {}", outcome.stderr);
+        for words in ["audit.log is a symbolic link in", "(mode 0777)", "set log.audit_file to the file itself"] {
+            assert!(outcome.stderr.contains(words), "{command}: no {words} in {}", outcome.stderr);
+        }
+    }
+    assert!(!site.path("target").exists());
+    // Where nobody else may write the same link is an ordinary one.
+    fs::set_permissions(&shared, Permissions::from_mode(0o755)).unwrap();
+    run(executable().args(["check", "-c"]).arg(site.path("portcullis.toml"))).success();
+}
+
+#[test]
+fn audit_file_that_is_linked_elsewhere_before_sighup_stays_the_old_one() {
+    let upstream = Upstream::echo();
+    let site = Site::new();
+    let (shared, target) = (site.path("shared"), site.path("target"));
+    fs::create_dir(&shared).unwrap();
+    fs::set_permissions(&shared, Permissions::from_mode(0o777)).unwrap();
+    let config = format!("{ON_SIGHUP}log.audit_file = \"shared/audit.log\"\n{}", Listener::redis(&upstream));
+    let portcullis = Portcullis::start(site, config);
+    portcullis.address("main");
+    let (file, rotated) = (shared.join("audit.log"), shared.join("audit.log.1"));
+    fs::rename(&file, &rotated).unwrap();
+    symlink(&target, &file).unwrap();
+    portcullis.process.signal("HUP");
+    let warned = |event: &Event| event.0["message"].as_str().is_some_and(|words| words.contains("is a symbolic link"));
+    let warning = portcullis.event("a warning", warned);
+    assert!(warning.text("message").starts_with("the audit goes on into the old file: "), "{}", warning.0);
+    let port = format!("\"source_port\":{},", turned_away(&portcullis));
+    eventually("the event is in the old file", || fs::read_to_string(&rotated).ok()?.contains(&port).then_some(()));
+    assert!(!target.exists());
 }

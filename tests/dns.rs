@@ -1,8 +1,7 @@
 //! Sources that are host names, before real DNS servers: how long their records live, and how they fail.
 
+use portcullis::timestamp;
 use serde_json::{Value, json};
-use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
 
 use crate::harness::dns::{Dnsmasq, OddServer, Way, alone};
 use crate::harness::hosts::{ask_the_dns, name, start};
@@ -38,7 +37,7 @@ fn status_when(portcullis: &Portcullis, what: &str, like_that: impl Fn(&Value) -
 
 /// Seconds from the last look to the next.
 fn wait(status: &Value) -> Option<f64> {
-    let time = |key: &str| OffsetDateTime::parse(status[key].as_str()?, &Rfc3339).ok();
+    let time = |key: &str| timestamp::parse(status[key].as_str()?);
     Some((time("next_look_at")? - time("resolved_at")?).as_seconds_f64())
 }
 
@@ -242,7 +241,7 @@ fn what_is_kept_counts_where_the_server_is_gone_at_the_start() {
         warned(&again, 0, "goes on to count: 127.0.0.5");
         let new = status(&again);
         assert_eq!(new["stale"], true, "{new}");
-        let age = |status: &Value| OffsetDateTime::parse(status["resolved_at"].as_str().unwrap(), &Rfc3339).unwrap();
+        let age = |status: &Value| timestamp::parse(status["resolved_at"].as_str().unwrap()).unwrap();
         assert!(age(&new) <= age(&old), "it is as old as it is: {new} {old}");
         let seen = again.seen();
         let _dns = Dnsmasq::start(&again.site, &["local-ttl=1"], &[("app.test", &["127.0.0.6"])]);

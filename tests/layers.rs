@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// From the roof down. `lib` only lists what there is.
-const FLOORS: [&[&str]; 10] = [
+const FLOORS: [&[&str]; 11] = [
     &["main", "cli"],
     &["server"],
     &["listener", "reload", "admin", "signals", "notify", "expiry", "readmission", "resolver", "revocation"],
@@ -13,13 +13,14 @@ const FLOORS: [&[&str]; 10] = [
     &["sessions"],
     &["snapshot"],
     &["config", "names", "tls", "audit"],
-    &["socket_file"],
-    // Both are pure: decisions, and the values that they are about.
+    &["audit_file", "socket_file", "fault"],
+    // These three are pure: decisions, the values that they are about, and how text is shown.
     &["policy", "protocol"],
     &["addr", "outcome", "timestamp"],
+    &["printable"],
 ];
 
-/// What the two lowest floors must not know of: the time, the disk, the network, the log.
+/// What the three lowest floors must not know of: the time, the disk, the network, the log.
 const NOT_PURE: [&str; 7] =
     ["tokio", "tracing", "std::fs", "std::net::Tcp", "Instant::now", "SystemTime::now", "now_utc"];
 
@@ -125,7 +126,7 @@ fn no_import_climbs_by_way_of_its_parents() {
 #[test]
 fn decisions_know_of_no_clock_disk_or_network() {
     for file in files(&source()) {
-        if floor(&module(&file)).is_none_or(|floor| floor > 1) {
+        if floor(&module(&file)).is_none_or(|floor| floor > 2) {
             continue;
         }
         let code = code(&file);

@@ -18,12 +18,12 @@ use crate::postgres::{connector, conninfo, parameters, psql};
 
 const ASK: [&str; 2] = ["-c", "select pg_is_in_recovery(), inet_server_port()"];
 
-fn before(keys: &str) -> Portcullis {
+pub(crate) fn before(keys: &str) -> Portcullis {
     Portcullis::start(Site::new(), config(&Listener::postgres("UPSTREAM"), keys))
 }
 
 /// Sessions go to the one of these that takes writes.
-fn target(servers: &[&dyn Display]) -> String {
+pub(crate) fn target(servers: &[&dyn Display]) -> String {
     format!("{}, target = \"primary\"", addresses(servers))
 }
 
@@ -163,10 +163,10 @@ fn who_gives_no_password_is_not_waited_for_any_longer_than_a_session_may_be_sile
     assert_eq!(denied.reason(), "idle_timeout");
 }
 
-const CLEARTEXT: &[u8] = b"R\0\0\0\x08\0\0\0\x03";
+pub(crate) const CLEARTEXT: &[u8] = b"R\0\0\0\x08\0\0\0\x03";
 
 /// A server that asks for a password and then says whether it is in hot standby.
-fn asks_and_is(mut stream: TcpStream, standby: &str) {
+pub(crate) fn asks_and_is(mut stream: TcpStream, standby: &str) {
     let mut bytes = [0; 512];
     let _ = stream.read(&mut bytes);
     let _ = stream.write_all(CLEARTEXT);

@@ -18,6 +18,8 @@ mod abuse;
 mod admin;
 /// Trusted sources: who may come in at all.
 mod admission;
+/// What a CA in a bundle has to be.
+mod anchors;
 /// What an upstream is told of a client by the PROXY protocol.
 mod announce;
 /// The events about connections and reloads.
@@ -34,8 +36,12 @@ mod cancel;
 mod cancel_limits;
 /// Certificates issued, renewed, bundled and shown.
 mod certs;
+/// Certificates and hellos of unusual kinds.
+mod chains;
 /// SCRAM channel binding.
 mod channel_binding;
+/// Dates at the far ends of time, and a wall clock that is set.
+mod clock;
 /// `check`, `explain`, `certs`, `completions`, `man`, exit codes.
 mod commands;
 /// Good and bad configurations, with approved error texts.
@@ -94,10 +100,14 @@ mod resumption;
 mod revocation;
 /// Certificates that change under load.
 mod rotation;
+/// What is shown of sessions, in each state and of those that were refused.
+mod sessions;
 /// The kernel keeps strangers out.
 mod shield;
 /// Versions, certificates, resumption.
 mod tls;
+/// Names and texts that others choose.
+mod untrusted_text;
 /// TLS towards the upstream.
 mod upstream_tls;
 /// Changes that nobody announces.

@@ -4,6 +4,8 @@ use std::fmt::Display;
 
 use serde_json::{Value, json};
 
+use crate::printable;
+
 /// How it went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Status {
@@ -61,6 +63,6 @@ impl Answer {
 
     /// Why not: a stable `id` for programs, a message for people.
     pub fn error(status: Status, id: &str, message: impl Display) -> Self {
-        Self { status, body: json!({ "id": id, "message": message.to_string() }) }
+        Self { status, body: json!({ "id": id, "message": printable::lines(&message.to_string()) }) }
     }
 }

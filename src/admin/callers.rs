@@ -9,7 +9,8 @@ use tokio::task::JoinSet;
 use tokio::time::sleep;
 use tracing::warn;
 
-use super::{Request, exchange};
+use super::{PART, Request, exchange};
+use crate::fault;
 
 /// Accepts until `stopped`, and returns once every caller has its answer.
 pub(super) async fn accept(
@@ -27,7 +28,7 @@ pub(super) async fn accept(
             accepted = listener.accept(), if callers.len() < MOST_AT_A_TIME => match accepted {
                 Ok((stream, _)) => {
                     complained = false;
-                    callers.spawn(exchange::serve(stream, requests.clone()));
+                    callers.spawn(fault::contained(PART, exchange::serve(stream, requests.clone())));
                 }
                 Err(error) => {
                     if !complained {

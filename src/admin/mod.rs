@@ -23,6 +23,7 @@ use tokio::time::timeout;
 
 pub use self::answer::{Answer, Status};
 use crate::config;
+use crate::fault::{self, Fault};
 use crate::socket_file::{self, Access, Place};
 
 /// What a caller wants to know, or to have done.
@@ -60,7 +61,7 @@ pub struct Admin {
     requests: mpsc::Sender<Request>,
     open: Option<Open>,
     /// The loops behind this socket and former ones, which end once their last caller has its answer.
-    loops: JoinSet<()>,
+    loops: JoinSet<Result<(), Fault>>,
 }
 
 /// A socket that is accepted from.
@@ -139,10 +140,14 @@ impl Admin {
     fn accept_from(&mut self, place: Place, listener: UnixListener) -> Open {
         let listener = Arc::new(listener);
         let (running, stopped) = watch::channel(());
-        self.loops.spawn(callers::accept(Arc::clone(&listener), stopped, self.requests.clone()));
+        let accept = callers::accept(Arc::clone(&listener), stopped, self.requests.clone());
+        self.loops.spawn(fault::contained(PART, accept));
         Open { place, _running: running, _listener: listener }
     }
 }
+
+/// What its faults are noted under.
+pub const PART: &str = "control channel";
 
 /// Callers the kernel keeps ready while the others have their answers.
 const BACKLOG: i32 = 128;

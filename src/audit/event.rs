@@ -8,9 +8,11 @@ use std::time::Duration;
 use serde_json::Value;
 use time::OffsetDateTime;
 
+use super::line::Line;
 use crate::addr::{ClientAddr, Provenance};
 use crate::outcome::{Ending, Reason};
 use crate::policy::{HostName, Rule, Standing};
+use crate::printable;
 use crate::timestamp;
 
 /// What is known about a connection; more as it goes on.
@@ -96,16 +98,15 @@ pub struct Changes {
 
 impl Changes {
     pub(super) fn event(&self) -> Event {
-        let list = |names: &[String]| Some(names.join(",")).filter(|names| !names.is_empty());
         Event::new("reload.applied")
             .with("generation", self.generation)
-            .with_some("listeners_added", list(&self.listeners_added))
-            .with_some("listeners_removed", list(&self.listeners_removed))
-            .with_some("listeners_moved", list(&self.listeners_moved))
+            .with_list("listeners_added", &self.listeners_added)
+            .with_list("listeners_removed", &self.listeners_removed)
+            .with_list("listeners_moved", &self.listeners_moved)
             .with("sources_added", self.sources_added)
             .with("sources_removed", self.sources_removed)
-            .with_some("certificates_in", list(&self.certificates_in))
-            .with_some("certificates_out", list(&self.certificates_out))
+            .with_list("certificates_in", &self.certificates_in)
+            .with_list("certificates_out", &self.certificates_out)
     }
 }
 
@@ -168,7 +169,7 @@ impl Event {
             .with_some("cipher", facts.cipher)
             .with_some("client_subject", facts.client_subject.as_deref())
             .with_some("client_sha256", facts.client_sha256.as_deref())
-            .with_some("upstream", facts.upstream.as_deref())
+            .with_upstream(facts.upstream.as_deref())
     }
 
     pub(super) fn of_rule(name: &'static str, listener: &str, rule: &Rule) -> Self {
@@ -184,11 +185,33 @@ impl Event {
         Self::new(name)
             .with("listener", listener)
             .with("rule", format!("dns:{host}"))
-            .with("addresses", addresses.join(","))
+            .with_list("addresses", &addresses)
     }
 
-    pub(super) fn with(mut self, key: &'static str, value: impl Into<Value>) -> Self {
-        self.fields.push((key, value.into()));
+    /// Adds a field. Text is always escaped and cut.
+    pub(super) fn with(self, key: &'static str, value: impl Into<Value>) -> Self {
+        self.with_whole(key, as_fields(value.into()))
+    }
+
+    /// Adds a text that only an operator can make long, such as the errors of a configuration. It is escaped, and cut only
+    /// where the line would be too long.
+    pub(super) fn with_long(self, key: &'static str, text: &str) -> Self {
+        self.with_whole(key, printable::lines(text).into())
+    }
+
+    fn with_upstream(self, upstream: Option<&str>) -> Self {
+        match upstream {
+            Some(upstream) => self.with_long("upstream", upstream),
+            None => self,
+        }
+    }
+
+    fn with_list(self, key: &'static str, items: &[String]) -> Self {
+        if items.is_empty() { self } else { self.with_long(key, &items.join(",")) }
+    }
+
+    fn with_whole(mut self, key: &'static str, value: Value) -> Self {
+        self.fields.push((key, value));
         self
     }
 
@@ -218,36 +241,37 @@ impl Event {
 
     /// One line of JSON; in the log it also has a level and a target.
     pub(super) fn json(&self, log: Option<(Level, &str)>) -> String {
-        let mut line = String::with_capacity(320);
+        let mut line = Line::new();
         let _ = write!(line, "{{\"ts\":\"{}\"", timestamp::milliseconds(self.at));
         if let Some((level, target)) = log {
             let _ = write!(line, ",\"level\":\"{}\",\"target\":\"{target}\"", level.name());
         }
         let _ = write!(line, ",\"event\":\"{}\"", self.name);
         for (key, value) in &self.fields {
-            // `Value` writes itself as JSON, control characters escaped.
-            let _ = write!(line, ",\"{key}\":{value}");
+            line.json_field(key, value);
         }
-        line.push_str("}\n");
-        line
+        let _ = write!(line, "}}");
+        line.end()
     }
 
     /// One line for reading. Strings that are not plain words are quoted and escaped.
     pub(super) fn text(&self, level: Level) -> String {
-        let mut line = format!("{} {:>5} {}", timestamp::milliseconds(self.at), level.name(), self.name);
+        let mut line = Line::new();
+        let _ = write!(line, "{} {:>5} {}", timestamp::milliseconds(self.at), level.name(), self.name);
         for (key, value) in &self.fields {
-            let _ = match value {
-                Value::String(text) if is_plain(text) => write!(line, " {key}={text}"),
-                _ => write!(line, " {key}={value}"),
-            };
+            line.text_field(key, value);
         }
-        line.push('\n');
-        line
+        line.end()
     }
 }
 
-fn is_plain(text: &str) -> bool {
-    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'"' && byte != b'\\')
+/// Escapes and cuts every text in a value.
+fn as_fields(value: Value) -> Value {
+    match value {
+        Value::String(text) => printable::fitted(text).into(),
+        Value::Array(items) => items.into_iter().map(as_fields).collect(),
+        other @ (Value::Null | Value::Bool(_) | Value::Number(_) | Value::Object(_)) => other,
+    }
 }
 
 #[cfg(test)]
@@ -270,7 +294,7 @@ mod tests {
         assert!(object.values().all(|value| !value.is_object() && !value.is_array()));
         assert_eq!(object["source"], "10.1.2.3");
         assert_eq!(object["source_port"], 4711);
-        assert_eq!(object["sni"], "a\"b\nc\u{0}");
+        assert_eq!(object["sni"], "a\"b\\nc\\u{0}");
         assert_eq!(object["reason"], "io_error");
         assert_eq!(object["level"], "WARN");
     }
@@ -279,7 +303,7 @@ mod tests {
     fn nothing_a_client_sends_can_end_a_text_line_or_forge_a_field() {
         let line = denied("x reason=shutdown\nfake").text(Level::Warn);
         assert_eq!(line.matches('\n').count(), 1, "{line}");
-        assert!(line.contains(r#"sni="x reason=shutdown\nfake""#), "{line}");
+        assert!(line.contains(r#"sni="x reason=shutdown\\nfake""#), "{line}");
         assert!(line.contains(" reason=io_error detail=\"a b\""), "{line}");
     }
 }

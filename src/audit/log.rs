@@ -3,7 +3,6 @@
 use std::fmt::{self, Write as _};
 use std::io;
 
-use serde_json::Value;
 use time::OffsetDateTime;
 use tracing::field::{Field, Visit};
 use tracing::{Event, Subscriber};
@@ -14,8 +13,10 @@ use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::{Layer as _, Registry, reload};
 
+use super::line::{Line, MAX_LINE};
 use super::sink::Sink;
 use super::{Audit, LineFormat};
+use crate::printable;
 use crate::timestamp;
 
 /// Changes the filter of a running log.
@@ -60,36 +61,30 @@ where
         let now = timestamp::milliseconds(OffsetDateTime::now_utc());
         let mut fields = Fields::default();
         event.record(&mut fields);
+        let mut line = Line::new();
         match self.0 {
             LineFormat::Json => {
-                write!(out, "{{\"ts\":\"{now}\",\"level\":\"{}\",", metadata.level())?;
-                write!(
-                    out,
-                    "\"target\":{},\"message\":{}",
-                    Value::from(metadata.target()),
-                    Value::from(fields.message)
-                )?;
-                for (key, value) in &fields.others {
-                    write!(out, ",\"{key}\":{}", Value::from(value.as_str()))?;
+                write!(line, "{{\"ts\":\"{now}\",\"level\":\"{}\"", metadata.level())?;
+                line.json_field("target", &metadata.target().into());
+                line.json_field("message", &fields.message.into());
+                for (key, value) in fields.others {
+                    line.json_field(key, &value.into());
                 }
-                writeln!(out, "}}")
+                write!(line, "}}")?;
             }
             LineFormat::Text => {
-                write!(out, "{now} {:>5} {}", metadata.level().as_str(), printable(&fields.message))?;
-                for (key, value) in &fields.others {
-                    write!(out, " {key}={}", Value::from(value.as_str()))?;
+                write!(line, "{now} {:>5} ", metadata.level().as_str())?;
+                line.message(&fields.message);
+                for (key, value) in fields.others {
+                    line.text_field(key, &value.into());
                 }
-                writeln!(out)
             }
         }
+        out.write_str(&line.end())
     }
 }
 
-/// A message on one line, whatever is in it.
-fn printable(text: &str) -> String {
-    text.chars().map(|character| if character.is_control() { ' ' } else { character }).collect()
-}
-
+/// The escaped text of a tracing event. The message may take a whole line.
 #[derive(Default)]
 struct Fields {
     message: String,
@@ -98,22 +93,20 @@ struct Fields {
 
 impl Visit for Fields {
     fn record_str(&mut self, field: &Field, value: &str) {
-        self.record(field, value.to_owned());
+        self.record(field, &value);
     }
 
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-        let mut text = String::new();
-        let _ = write!(text, "{value:?}");
-        self.record(field, text);
+        self.record(field, &format_args!("{value:?}"));
     }
 }
 
 impl Fields {
-    fn record(&mut self, field: &Field, value: String) {
+    fn record(&mut self, field: &Field, value: &dyn fmt::Display) {
         if field.name() == "message" {
-            self.message = value;
+            self.message = printable::cut(value, MAX_LINE);
         } else {
-            self.others.push((field.name(), value));
+            self.others.push((field.name(), printable::field(value)));
         }
     }
 }

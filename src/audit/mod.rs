@@ -6,11 +6,11 @@
 
 mod event;
 mod floods;
+mod line;
 mod log;
 mod sink;
 
 use std::fmt::Display;
-use std::fs::File;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -23,6 +23,7 @@ pub use sink::Destination;
 use self::event::{Event, Level};
 use self::floods::Floods;
 use self::sink::Sink;
+use crate::audit_file;
 use crate::outcome::{Carried, Ending, Reason};
 use crate::policy::{HostName, Rule};
 use crate::timestamp;
@@ -84,7 +85,9 @@ impl Audit {
         if self.denials.let_through(facts, Some(reason)) {
             let level = if reason == Reason::ClientClosed { Level::Info } else { Level::Warn };
             let ending = Ending::new(reason, detail);
-            self.write(&Event::of_connection("connection.denied", facts).ended(&ending).lasted(duration), level);
+            let written =
+                self.write(&Event::of_connection("connection.denied", facts).ended(&ending).lasted(duration), level);
+            self.denials.wrote(facts, written);
         }
     }
 
@@ -130,7 +133,8 @@ impl Audit {
     pub fn cancel_forwarded(&self, facts: &Facts, duration: Duration) {
         if self.cancels.let_through(facts, None) {
             let event = Event::of_connection("cancel.forwarded", facts).would_deny(facts);
-            self.write(&event.lasted(duration), Level::Info);
+            let written = self.write(&event.lasted(duration), Level::Info);
+            self.cancels.wrote(facts, written);
         }
     }
 
@@ -147,7 +151,7 @@ impl Audit {
 
     /// A new policy was refused as a whole; the old one goes on.
     pub fn reload_rejected(&self, generation: u64, error: &str) {
-        let event = Event::new("reload.rejected").with("generation", generation).with("error", error);
+        let event = Event::new("reload.rejected").with("generation", generation).with_long("error", error);
         self.write(&event, Level::Error);
     }
 
@@ -196,33 +200,36 @@ impl Audit {
         self.write(&Event::of_addresses("source.removed", listener, name, addresses), Level::Info);
     }
 
-    fn write(&self, event: &Event, level: Level) {
+    /// Returns the size of the line in bytes; of two lines, that of the longer one.
+    fn write(&self, event: &Event, level: Level) -> usize {
+        let mut filed = 0;
         if !self.file.is_idle() {
-            self.file.write(event.json(None).into_bytes());
+            let line = event.json(None);
+            filed = line.len();
+            self.file.write(line.into_bytes());
         }
-        self.log_line(event, level, AUDIT_TARGET);
+        self.log_line(event, level, AUDIT_TARGET).max(filed)
     }
 
-    fn log_line(&self, event: &Event, level: Level, target: &str) {
+    fn log_line(&self, event: &Event, level: Level, target: &str) -> usize {
         let line = match self.format {
             LineFormat::Json => event.json(Some((level, target))),
             LineFormat::Text => event.text(level),
         };
+        let length = line.len();
         self.log.write(line.into_bytes());
+        length
     }
 }
 
-/// Opens an audit file for appending; it is created where it does not exist, readable by its owner and group.
+/// Opens an audit file for appending. While it is a FIFO whose reader is slow, lines are dropped and counted.
 ///
 /// # Errors
-/// Words that fit behind the file's name.
+/// The file's name, and why.
 pub fn open_audit_file(path: PathBuf) -> Result<Destination, String> {
-    use std::os::unix::fs::OpenOptionsExt as _;
-    // Not to wait for the reader of a FIFO; while it has none, or is slow, lines are dropped and counted.
-    let opened = File::options().append(true).create(true).mode(0o640).custom_flags(libc::O_NONBLOCK).open(&path);
-    match opened {
+    match audit_file::open(&path) {
         Ok(file) => Ok(Destination::file(path, file)),
-        Err(error) => Err(format!("{} cannot be opened for writing: {error}", path.display())),
+        Err(why) => Err(format!("{} {why}", path.display())),
     }
 }
 

@@ -1,4 +1,5 @@
-//! A line writer that never makes anybody wait: a bounded queue, a thread behind it, and a count of what did not fit.
+//! A line writer that never makes anybody wait: a queue that is bounded in lines and in bytes, a thread behind it, and a count of
+//! what did not fit.
 //!
 //! The thread lets lines gather for a moment and writes them together. Written one by one, each would cost the worker that
 //! said it a wake-up and the machine two changes of thread.
@@ -8,12 +9,13 @@ use std::io::{self, Write as _};
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::FileTypeExt as _;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, Sender, SyncSender, TrySendError, channel, sync_channel};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use super::event::Event;
+use crate::fault;
 
 /// The near end of a writer thread. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -25,6 +27,8 @@ pub(super) struct Sink {
 /// What both ends of the queue see.
 #[derive(Debug, Default)]
 struct Shared {
+    /// Bytes of the lines that wait.
+    waiting: AtomicUsize,
     /// Lines that were lost and not yet told of.
     dropped: AtomicU64,
     /// Whether lines would go nowhere, so that nobody need make them.
@@ -49,7 +53,7 @@ enum Output {
 
 enum Message {
     Flush(Sender<()>),
-    Line(Vec<u8>),
+    Line(Box<[u8]>),
 }
 
 impl Destination {
@@ -131,11 +135,13 @@ impl Sink {
     }
 
     pub(super) fn write(&self, line: Vec<u8>) {
-        match self.queue.try_send(Message::Line(line)) {
-            Ok(()) => {}
-            Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {
-                self.shared.dropped.fetch_add(1, Ordering::Relaxed);
-            }
+        // Without spare capacity, so that the queue's bytes are the memory that it uses.
+        let line = line.into_boxed_slice();
+        let length = line.len();
+        let before = self.shared.waiting.fetch_add(length, Ordering::Relaxed);
+        if before.saturating_add(length) > QUEUE_BYTES || self.queue.try_send(Message::Line(line)).is_err() {
+            self.shared.waiting.fetch_sub(length, Ordering::Relaxed);
+            self.shared.dropped.fetch_add(1, Ordering::Relaxed);
         }
     }
 
@@ -162,15 +168,8 @@ impl Sink {
 
 fn write_lines(messages: &Receiver<Message>, destination: Destination, shared: &Shared) {
     let mut writer = Writer { destination, shared, gathered: Vec::new(), failing: false };
-    while let Ok(first) = messages.recv() {
-        if matches!(first, Message::Line(_)) {
-            std::thread::sleep(GATHERING);
-        }
-        writer.take(first);
-        while let Ok(next) = messages.try_recv() {
-            writer.take(next);
-        }
-        writer.write_out();
+    while fault::contain(PART, || writer.run(messages)).is_err() {
+        writer.lose_gathered();
     }
 }
 
@@ -185,6 +184,26 @@ struct Writer<'a> {
 }
 
 impl Writer<'_> {
+    /// Writes until nobody can say anything any more.
+    fn run(&mut self, messages: &Receiver<Message>) {
+        while let Ok(first) = messages.recv() {
+            if matches!(first, Message::Line(_)) {
+                std::thread::sleep(GATHERING);
+            }
+            self.take(first);
+            while let Ok(next) = messages.try_recv() {
+                self.take(next);
+            }
+            self.write_out();
+        }
+    }
+
+    /// Gives up what has gathered, and counts it.
+    fn lose_gathered(&mut self) {
+        self.shared.dropped.fetch_add(lines_in(&self.gathered), Ordering::Relaxed);
+        self.gathered.clear();
+    }
+
     fn take(&mut self, message: Message) {
         match message {
             Message::Flush(done) => {
@@ -192,6 +211,7 @@ impl Writer<'_> {
                 let _ = done.send(());
             }
             Message::Line(line) => {
+                self.shared.waiting.fetch_sub(line.len(), Ordering::Relaxed);
                 self.gathered.extend_from_slice(&line);
                 if self.gathered.len() >= MOST_GATHERED {
                     self.write_out();
@@ -221,15 +241,19 @@ impl Writer<'_> {
         if let Err((error, written)) = &result {
             let told = if *written >= before.len() { 0 } else { missing };
             let lines = self.gathered.get(before.len().max(*written)..).unwrap_or_default();
-            let lost = lines.iter().filter(|byte| **byte == b'\n').count() as u64;
-            self.shared.dropped.fetch_add(told + lost, Ordering::Relaxed);
+            self.shared.dropped.fetch_add(told + lines_in(lines), Ordering::Relaxed);
             if !self.failing {
                 complain(format_args!("{} cannot be written: {error}; lines are dropped", self.destination.name()));
             }
         }
         self.failing = result.is_err();
         self.gathered.clear();
+        self.gathered.shrink_to(MOST_GATHERED);
     }
+}
+
+fn lines_in(bytes: &[u8]) -> u64 {
+    bytes.iter().filter(|byte| **byte == b'\n').count() as u64
 }
 
 /// The line that stands where lines are missing.
@@ -242,8 +266,14 @@ fn complain(words: std::fmt::Arguments<'_>) {
     let _ = writeln!(io::stderr(), "portcullis: {words}");
 }
 
-/// Lines that may wait. At some 300 bytes each this bounds the memory of a hanging writer to about 5 MiB.
+/// What the faults of writers are noted under.
+const PART: &str = "log writer";
+
+/// Lines that may wait.
 const QUEUE_LENGTH: usize = 16_384;
+
+/// Bytes that may wait, which bounds the memory of a writer that hangs. A line has about 300 to 700 bytes.
+const QUEUE_BYTES: usize = 8 << 20;
 
 /// How late a line may be written. Long enough for a storm of connections to cost few writes, shorter than anybody waits.
 const GATHERING: Duration = Duration::from_millis(10);
@@ -266,83 +296,4 @@ const PAUSE: Duration = Duration::from_millis(2);
 const MOST_GATHERED: usize = 64 << 10;
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn lines(path: &std::path::Path) -> Vec<String> {
-        std::fs::read_to_string(path).unwrap().lines().map(str::to_owned).collect()
-    }
-
-    fn destination(path: &std::path::Path) -> Destination {
-        Destination::file(path.to_owned(), File::options().append(true).create(true).open(path).unwrap())
-    }
-
-    #[test]
-    fn lines_go_to_the_new_file_from_the_switch_on() {
-        let directory = tempfile::tempdir().unwrap();
-        let (old, new) = (directory.path().join("old"), directory.path().join("new"));
-        let sink = Sink::start("test", destination(&old));
-        assert!(!sink.is_idle());
-        sink.write(b"one\n".to_vec());
-        sink.flush(Duration::from_secs(10));
-        sink.switch(destination(&new));
-        sink.write(b"two\n".to_vec());
-        sink.flush(Duration::from_secs(10));
-        assert_eq!((lines(&old), lines(&new)), (vec!["one".to_owned()], vec!["two".to_owned()]));
-        sink.switch(Destination::nowhere());
-        assert!(sink.is_idle());
-    }
-
-    #[test]
-    fn what_cannot_be_written_is_counted_and_told_when_writing_works_again() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("audit");
-        let full = File::options().write(true).open("/dev/full").unwrap();
-        let sink = Sink::start("test", Destination::file("/dev/full".into(), full));
-        for _ in 0..3 {
-            sink.write(b"lost\n".to_vec());
-        }
-        sink.flush(Duration::from_secs(10));
-        sink.switch(destination(&path));
-        sink.write(b"found\n".to_vec());
-        sink.flush(Duration::from_secs(10));
-        let lines = lines(&path);
-        assert!(lines[0].contains("\"event\":\"events.dropped\",\"count\":3"), "{lines:?}");
-        assert_eq!(lines[1..], ["found"]);
-    }
-
-    #[test]
-    fn lines_that_gather_arrive_whole_and_in_order() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("audit");
-        let sink = Sink::start("test", destination(&path));
-        let expected: Vec<_> = (0..5_000).map(|number| format!("line {number} {}", "x".repeat(number % 100))).collect();
-        for line in &expected {
-            sink.write(format!("{line}\n").into_bytes());
-        }
-        sink.flush(Duration::from_secs(10));
-        assert_eq!(lines(&path), expected);
-    }
-
-    #[test]
-    fn a_pipe_is_given_whole_lines_and_no_more_than_it_takes_at_once() {
-        let text = "0123456789\n".repeat(1000).into_bytes();
-        let piece = whole_lines(&text);
-        assert_eq!((piece.len() / 11, piece.len() % 11), (ATOMIC / 11, 0));
-        let long = [b"x".repeat(5000), b"\nnext\n".to_vec()].concat();
-        assert_eq!(whole_lines(&long).len(), 5001);
-        assert_eq!(whole_lines(b"one\n"), b"one\n");
-    }
-
-    #[test]
-    fn a_line_behind_a_torn_one_begins_a_line_of_its_own() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("audit");
-        std::fs::write(&path, "{\"half").unwrap();
-        let mut destination = destination(&path);
-        destination.torn = true;
-        destination.write(b"whole\n").unwrap();
-        destination.write(b"next\n").unwrap();
-        assert_eq!(lines(&path), ["{\"half", "whole", "next"]);
-    }
-}
+mod tests;

@@ -126,8 +126,8 @@ fn named(common_name: &str, days: u32) -> CertificateParams {
 pub(super) fn dated(days: i64) -> CertificateParams {
     let mut params = CertificateParams::default();
     let now = OffsetDateTime::now_utc();
-    params.not_before = now - Duration::minutes(5);
-    params.not_after = now + Duration::days(days);
+    params.not_before = now.saturating_sub(Duration::minutes(5));
+    params.not_after = now.saturating_add(Duration::days(days));
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.use_authority_key_identifier_extension = true;
     params

@@ -9,11 +9,13 @@ use serde_json::{Value, json};
 use time::OffsetDateTime;
 
 use super::control::Control;
-use super::{Failure, difference, load, print, reload};
+use super::{Failure, difference, load, print, print_json, reload};
 use crate::addr::ListenAddr;
-use crate::config::{Limits, Revoke, Shield, UpstreamTls};
+use crate::audit_file;
+use crate::config::{Limits, Place, Problem, Revoke, Shield, UpstreamTls};
 use crate::names::Names;
 use crate::policy::{Network, Origin, Rule, TrustedClients, days_left};
+use crate::printable;
 use crate::protocol::{MinTlsVersion, Negotiation, Protocol, Target};
 use crate::snapshot::{Built, Door, Terms};
 use crate::socket_file::Access;
@@ -21,13 +23,13 @@ use crate::timestamp;
 use crate::tls::{Certificate, Crl};
 
 pub(super) fn check(file: &Path, as_json: bool) -> Result<(), Failure> {
-    let (built, _) = load(file, &Names::default())?;
-    if as_json { print(&format!("{:#}\n", in_json(&built))) } else { print(&in_words(&built)) }
+    let built = load_whole(file)?;
+    if as_json { print_json(&in_json(&built)) } else { print(&in_words(&built)) }
 }
 
 /// The same, and then what the running program would change if `file` were its configuration.
 pub(super) fn check_against(file: &Path, socket: Option<&Path>, as_json: bool) -> Result<(), Failure> {
-    let (built, _) = load(file, &Names::default())?;
+    let built = load_whole(file)?;
     let plan = || reload::plan_of(&Control::at(socket, file)?, file);
     if !as_json {
         print(&in_words(&built))?;
@@ -38,7 +40,20 @@ pub(super) fn check_against(file: &Path, socket: Option<&Path>, as_json: bool) -
     if let Value::Object(fields) = &mut report {
         fields.insert("plan".to_owned(), plan()?);
     }
-    print(&format!("{report:#}\n"))
+    print_json(&report)
+}
+
+/// Loads the configuration as a start would, and checks the path of the audit file.
+fn load_whole(file: &Path) -> Result<Built, Failure> {
+    let (built, _) = load(file, &Names::default())?;
+    if let Some(path) = &built.snapshot.config.log.audit_file {
+        audit_file::check(path).map_err(|why| {
+            let message = format!("{} {why}", path.display());
+            let (place, key) = (Place::file(file), "log.audit_file".to_owned());
+            Failure::Configuration(Problem { place, key, message }.into())
+        })?;
+    }
+    Ok(built)
 }
 
 fn in_json(built: &Built) -> Value {
@@ -125,7 +140,7 @@ fn source(terms: &Terms, rule: &Rule) -> Value {
         "value": rule.source.value(),
         "addresses": host.map(|host| terms.sources.trusted.addresses_of(&host.name)),
         "refresh_ms": host.and_then(|host| milliseconds(Some(host.refresh))),
-        "description": rule.description,
+        "description": rule.description.as_ref().map(printable::field),
         "expires_at": rule.expires_at.map(timestamp::seconds),
         "expired": !rule.is_live(OffsetDateTime::now_utc()),
         "configured": rule.origin == Origin::Configuration,
@@ -203,7 +218,7 @@ fn sources_in_words(out: &mut String, terms: &Terms) {
         let _ = write!(out, "    {rule}{}", is_now(terms, rule));
         let expired = if rule.is_live(OffsetDateTime::now_utc()) { "until" } else { "EXPIRED" };
         let _ = rule.expires_at.map_or(Ok(()), |end| write!(out, "  {expired} {}", timestamp::seconds(end)));
-        let _ = rule.description.as_ref().map_or(Ok(()), |words| write!(out, "  ({})", words.escape_debug()));
+        let _ = rule.description.as_ref().map_or(Ok(()), |words| write!(out, "  ({})", printable::field(words)));
         let from_file = matches!(rule.origin, Origin::SourcesFile { .. });
         let _ = writeln!(out, "{}", if from_file { "  [sources_file]" } else { "" });
     }
@@ -274,7 +289,7 @@ pub(super) fn describe(certificate: &Certificate, indent: &str) -> String {
     line("subject", subject);
     line("issuer", if *self_signed { "itself (self-signed)" } else { issuer });
     if !sans.is_empty() {
-        line("names", &sans.iter().map(|san| san.escape_debug().to_string()).collect::<Vec<_>>().join(", "));
+        line("names", &sans.iter().map(printable::field).collect::<Vec<_>>().join(", "));
     }
     line("key", &format!("{key}{}", if *ca { ", may issue certificates" } else { "" }));
     line("valid", &lifetime(certificate, OffsetDateTime::now_utc()));

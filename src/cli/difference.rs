@@ -28,7 +28,7 @@ pub(super) fn in_words(answer: &Value, now: OffsetDateTime) -> String {
             let _ = writeln!(out, "  {line}");
         }
         let unlisted = ["sources_added", "sources_removed"].map(|key| count(plan, key) - plan.list(key).count());
-        let all = changes.len() + unlisted.iter().sum::<usize>();
+        let all = unlisted.into_iter().fold(changes.len(), usize::saturating_add);
         let _ = untold(all).map_or(Ok(()), |more| writeln!(out, "  {more}"));
     }
     if ended == 0 {

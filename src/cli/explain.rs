@@ -12,6 +12,7 @@ use crate::addr::{ClientAddr, ListenAddr};
 use crate::config::Shield;
 use crate::names::Names;
 use crate::policy::{ClientAuth, Rule, Standing};
+use crate::printable;
 use crate::snapshot::Terms;
 use crate::socket_file::Access;
 use crate::timestamp;
@@ -193,7 +194,7 @@ fn revocation(terms: &Terms, voucher: &Voucher) -> Option<String> {
 fn in_words(terms: &Terms, rule: &Rule) -> String {
     let now = is_now(terms, rule);
     match &rule.description {
-        Some(description) => format!("{rule} ({}){now}", description.escape_debug()),
+        Some(description) => format!("{rule} ({}){now}", printable::field(description)),
         None => format!("{rule}{now}"),
     }
 }

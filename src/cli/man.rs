@@ -5,12 +5,12 @@ use std::io::{self, Write as _};
 use clap::Command;
 use clap_mangen::Man;
 
-use super::{Failure, print};
+use super::{Failure, print_raw};
 
 pub(super) fn man(command: &Command) -> Result<(), Failure> {
     let mut page = Vec::new();
     render(command, &mut page).map_err(|error| Failure::Failed(error.to_string()))?;
-    print(&String::from_utf8_lossy(&page))
+    print_raw(&String::from_utf8_lossy(&page))
 }
 
 /// clap_mangen would refer to a page of its own for every command; here they are sections of this one.

@@ -27,10 +27,12 @@ use std::process::ExitCode;
 
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use clap_complete::Shell;
+use serde_json::Value;
 
 use crate::addr::ClientAddr;
 use crate::config::{Fingerprint, Problems};
 use crate::names::Names;
+use crate::printable;
 use crate::snapshot::Built;
 
 /// TLS-terminating proxy for Redis and PostgreSQL that enforces trusted sources.
@@ -296,7 +298,7 @@ impl Failure {
             Self::Usage(words) => (2, Some(format!("portcullis: {words}"))),
         };
         if let Some(words) = words {
-            let _ = writeln!(io::stderr(), "{words}");
+            let _ = writeln!(io::stderr(), "{}", printable::lines(&words));
         }
         ExitCode::from(code)
     }
@@ -322,11 +324,31 @@ fn load(file: &Path, names: &Names) -> Result<(Built, Fingerprint), Failure> {
 
 /// Something that may help, before the failure itself is reported.
 fn hint(words: &str) {
-    let _ = writeln!(io::stderr(), "portcullis: {words}");
+    let _ = writeln!(io::stderr(), "portcullis: {}", printable::lines(words));
 }
 
 /// Writes to standard output. A reader that has gone away, as `head` does, is no failure.
-fn print(text: &str) -> Result<(), Failure> {
+/// Prints text. Everything in it is escaped but line feeds.
+fn print(words: &str) -> Result<(), Failure> {
+    print_raw(&printable::lines(words))
+}
+
+/// Prints JSON whose texts are escaped as [`print`] does, so that `jq -r` shows the same.
+fn print_json(value: &Value) -> Result<(), Failure> {
+    print_raw(&format!("{:#}\n", shown(value)))
+}
+
+fn shown(value: &Value) -> Value {
+    match value {
+        Value::String(text) => printable::lines(text).into(),
+        Value::Array(items) => items.iter().map(shown).collect(),
+        Value::Object(fields) => fields.iter().map(|(key, value)| (key.clone(), shown(value))).collect(),
+        Value::Null | Value::Bool(_) | Value::Number(_) => value.clone(),
+    }
+}
+
+/// Prints what the program has generated itself: a completion script, a man page.
+fn print_raw(text: &str) -> Result<(), Failure> {
     match io::stdout().lock().write_all(text.as_bytes()) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
             Err(Failure::Failed(format!("standard output cannot be written: {error}")))
@@ -338,7 +360,7 @@ fn print(text: &str) -> Result<(), Failure> {
 fn completions(shell: Shell) -> Result<(), Failure> {
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut Cli::command(), "portcullis", &mut script);
-    print(&String::from_utf8_lossy(&script))
+    print_raw(&String::from_utf8_lossy(&script))
 }
 
 const DEFAULT_CONFIG: &str = "/etc/portcullis/portcullis.toml";

@@ -2,7 +2,10 @@
 
 use serde_json::Value;
 use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
+
+use crate::timestamp;
+
+use crate::printable;
 
 /// An object of an answer. What is missing, `null` or of another type is not there.
 #[derive(Clone, Copy, Debug)]
@@ -11,7 +14,7 @@ pub(super) struct Reading<'a>(pub(super) &'a Value);
 impl<'a> Reading<'a> {
     /// A text that is safe to print on one line: names come from certificates, and those from anybody.
     pub(super) fn text(self, key: &str) -> Option<String> {
-        self.0.get(key)?.as_str().map(plain)
+        self.0.get(key)?.as_str().map(printable::field)
     }
 
     /// The same, or a dash.
@@ -22,7 +25,7 @@ impl<'a> Reading<'a> {
     /// A text of several lines.
     pub(super) fn lines(self, key: &str) -> Vec<String> {
         let text = self.0.get(key).and_then(Value::as_str).unwrap_or("");
-        text.lines().map(plain).collect()
+        text.lines().map(escaped).collect()
     }
 
     /// A number; 0 where there is none.
@@ -35,7 +38,7 @@ impl<'a> Reading<'a> {
     }
 
     pub(super) fn time(self, key: &str) -> Option<OffsetDateTime> {
-        OffsetDateTime::parse(self.0.get(key)?.as_str()?, &Rfc3339).ok()
+        timestamp::parse(self.0.get(key)?.as_str()?)
     }
 
     pub(super) fn object(self, key: &str) -> Option<Self> {
@@ -49,15 +52,15 @@ impl<'a> Reading<'a> {
 
     /// The texts in a list.
     pub(super) fn texts(self, key: &str) -> Vec<String> {
-        self.list(key).filter_map(|element| element.0.as_str()).map(plain).collect()
+        self.list(key).filter_map(|element| element.0.as_str()).map(escaped).collect()
     }
 }
 
 /// What stands where nothing is known.
 pub(super) const DASH: &str = "-";
 
-fn plain(text: &str) -> String {
-    text.chars().map(|sign| if sign.is_control() { char::REPLACEMENT_CHARACTER } else { sign }).collect()
+fn escaped(text: &str) -> String {
+    printable::cut(text, usize::MAX)
 }
 
 #[cfg(test)]
@@ -78,8 +81,8 @@ mod tests {
 
     #[test]
     fn nothing_that_is_read_can_move_the_cursor() {
-        let value = json!({ "x": "a\u{1b}[2Jb\nc" });
-        assert_eq!(Reading(&value).text("x").unwrap(), "a\u{fffd}[2Jb\u{fffd}c");
-        assert_eq!(Reading(&value).lines("x"), ["a\u{fffd}[2Jb", "c"]);
+        let value = json!({ "x": "a\u{1b}[2Jb\u{202e}\nc" });
+        assert_eq!(Reading(&value).text("x").unwrap(), "a\\u{1b}[2Jb\\u{202e}\\nc");
+        assert_eq!(Reading(&value).lines("x"), ["a\\u{1b}[2Jb\\u{202e}", "c"]);
     }
 }

@@ -9,7 +9,7 @@ use time::OffsetDateTime;
 
 use super::control::Control;
 use super::reading::Reading;
-use super::{Failure, Running, difference, print};
+use super::{Failure, Running, difference, print, print_json};
 
 pub(super) fn reload(running: &Running, as_json: bool) -> Result<(), Failure> {
     let reply = Control::find(running)?.ask(Method::POST, "/v1/reload", None)?;
@@ -18,13 +18,13 @@ pub(super) fn reload(running: &Running, as_json: bool) -> Result<(), Failure> {
         return Err(Failure::Failed(format!("{words}:\n{}", reply.message())));
     }
     let answer = reply.done()?;
-    print(&if as_json { format!("{answer:#}\n") } else { in_words(&answer) })
+    if as_json { print_json(&answer) } else { print(&in_words(&answer)) }
 }
 
 /// What a reload of the program's own configuration would change.
 pub(super) fn plan(running: &Running, as_json: bool) -> Result<(), Failure> {
     let plan = ask_for_plan(&Control::find(running)?, None)?;
-    print(&if as_json { format!("{plan:#}\n") } else { difference::in_words(&plan, OffsetDateTime::now_utc()) })
+    if as_json { print_json(&plan) } else { print(&difference::in_words(&plan, OffsetDateTime::now_utc())) }
 }
 
 /// What the running program would change if `file` were its configuration.

@@ -105,7 +105,7 @@ fn key_like(old: &X509Certificate<'_>) -> Result<KeyPair, Failure> {
 /// As long as the old one was valid, in whole days.
 fn days_of(old: &Certificate) -> i64 {
     let lasted = old.not_after - old.not_before;
-    (lasted + Duration::hours(12)).whole_days().clamp(1, 3650)
+    lasted.saturating_add(Duration::hours(12)).whole_days().clamp(1, 3650)
 }
 
 fn told(old: &Certificate, new: &CertificateDer<'_>, authority: &Authority) -> Result<String, Failure> {
@@ -116,7 +116,7 @@ fn told(old: &Certificate, new: &CertificateDer<'_>, authority: &Authority) -> R
         let lifetime = lifetime(certificate, OffsetDateTime::now_utc());
         let _ = writeln!(said, "  {which} valid  {lifetime}\n  {which} sha256 {}", certificate.sha256);
     }
-    if old.issuer != new.issuer {
+    if old.issuer_digest != new.issuer_digest {
         let _ = writeln!(said, "  issued by {}; the old one by {}", new.issuer, old.issuer);
     }
     if new.not_after > issuer.not_after {

@@ -84,6 +84,9 @@ fn last_used(item: Reading<'_>, now: OffsetDateTime) -> String {
 
 /// The answer to the operator's question.
 fn verdict(item: Reading<'_>, now: OffsetDateTime) -> String {
+    if let (0, Some(fault)) = (item.number("sessions"), item.text("fault")) {
+        return format!("vouches for nobody: {fault}");
+    }
     match (item.number("sessions"), item.time("last_used")) {
         (1, _) => format!("in use by 1 session{}", users(item)),
         (count @ 2.., _) => format!("in use by {count} sessions{}", users(item)),

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use super::{Failure, load};
 use crate::audit::{Audit, LineFormat, open_audit_file, subscriber};
 use crate::config::LogFormat;
+use crate::fault;
 use crate::names::Names;
 use crate::server::Server;
 use crate::signals::Signals;
@@ -25,12 +26,15 @@ pub(super) fn run(file: &Path) -> Result<(), Failure> {
     let (subscriber, handle) = subscriber(&audit, &log.level).map_err(|error| failed(&error))?;
     tracing::subscriber::set_global_default(subscriber).map_err(|error| failed(&error))?;
 
-    let result = runtime.block_on(async {
+    fault::install_hook();
+
+    let serve = async {
         let server = Server::start(built, fingerprint, names, audit.clone(), handle);
         let server = server.map_err(|error| failed(&error))?;
         server.run(signals).await;
         Ok(())
-    });
+    };
+    let result = fault::contain("main thread", || runtime.block_on(serve)).unwrap_or_else(|fault| Err(failed(&fault)));
     // Whoever still reads a file or resolves a name is not waited for.
     runtime.shutdown_background();
     audit.flush();

@@ -9,7 +9,7 @@ use super::control::Control;
 use super::moment::{ago, ahead, since};
 use super::reading::{DASH, Reading};
 use super::table::Table;
-use super::{Failure, Running, print, rotation};
+use super::{Failure, Running, print, print_json, rotation};
 use crate::timestamp;
 
 pub(super) fn status(running: &Running, with_rotation: bool, as_json: bool) -> Result<(), Failure> {
@@ -19,7 +19,7 @@ pub(super) fn status(running: &Running, with_rotation: bool, as_json: bool) -> R
         false => (control.get("/v1/status")?, in_words),
         true => (control.get("/v1/rotation")?, rotation::in_words),
     };
-    print(&if as_json { format!("{answer:#}\n") } else { words(&answer, now) })
+    if as_json { print_json(&answer) } else { print(&words(&answer, now)) }
 }
 
 fn in_words(answer: &Value, now: OffsetDateTime) -> String {
@@ -40,8 +40,25 @@ fn in_words(answer: &Value, now: OffsetDateTime) -> String {
         let _ = writeln!(out, "    {error}");
     }
     let (upstreams, names) = (upstreams(status, now), names(status, now));
-    let _ = write!(out, "\n{}{upstreams}{names}{}", listeners(status), shields(status, now));
+    let _ = write!(out, "{}\n{}{upstreams}{names}{}", faults(status, now), listeners(status), shields(status, now));
     out
+}
+
+/// Internal faults, which each need somebody to report them; nothing where there were none.
+fn faults(status: Reading<'_>, now: OffsetDateTime) -> String {
+    let mut table = Table::new(["INTERNAL FAULT IN", "LAST", "COUNT", "CODE", "MESSAGE"]);
+    let mut some = false;
+    for fault in status.list("faults") {
+        some = true;
+        table.row([
+            fault.text_or_dash("part"),
+            fault.time("at").map_or(DASH.to_owned(), |at| ago(at, now)),
+            fault.number("count").to_string(),
+            fault.text_or_dash("location"),
+            fault.text_or_dash("message"),
+        ]);
+    }
+    if some { format!("\n{}", table.render("")) } else { String::new() }
 }
 
 fn last_reload(reload: Reading<'_>, now: OffsetDateTime) -> String {
@@ -64,11 +81,22 @@ fn listeners(status: Reading<'_>) -> String {
             listener.text_or_dash("upstream"),
             listener.text_or_dash("client_auth"),
             format!("{sources}{}", if observing { ", NOT ENFORCED" } else { "" }),
-            listener.number("sessions").to_string(),
+            sessions(listener),
             listener.texts("addresses").join(" "),
         ]);
     }
-    table.render("")
+    let mut words = table.render("");
+    for removed in status.list("removed_listeners") {
+        let (name, sessions) = (removed.text_or_dash("name"), sessions(removed));
+        let _ = writeln!(words, "sessions of the removed listener {name}: {sessions}");
+    }
+    words
+}
+
+/// `12`, or `12, 1 closing`.
+fn sessions(listener: Reading<'_>) -> String {
+    let (sessions, closing) = (listener.number("sessions"), listener.number("sessions_closing"));
+    if closing == 0 { sessions.to_string() } else { format!("{sessions}, {closing} closing") }
 }
 
 /// The upstreams of which there are several, or that do not answer; nothing where all is plain.
@@ -194,6 +222,35 @@ cache     redis     127.0.0.1:6379  required     2                12        0.0.
 db        postgres  unix:/run/pg    none         0, NOT ENFORCED  0         0.0.0.0:6432
 ";
         assert_eq!(in_words(&answer(&applied), now), expected);
+    }
+
+    #[test]
+    fn sessions_that_are_closing_and_those_of_removed_listeners_are_counted_apart() {
+        let words = in_words(
+            &json!({
+                "listeners": [{ "name": "db", "sessions": 2, "sessions_closing": 1 }],
+                "removed_listeners": [{ "name": "old", "sessions": 3, "sessions_closing": 0 }],
+            }),
+            OffsetDateTime::UNIX_EPOCH,
+        );
+        assert!(words.contains("  2, 1 closing"), "{words}");
+        assert!(words.ends_with("\nsessions of the removed listener old: 3\n"), "{words}");
+    }
+
+    #[test]
+    fn internal_faults_are_listed_with_their_place_and_count() {
+        let now = OffsetDateTime::UNIX_EPOCH + Duration::hours(5);
+        let fault = json!({
+            "at": "1970-01-01T04:58:00Z", "part": "reload", "location": "src/timestamp.rs:7:17",
+            "message": "local datetime out of valid range", "count": 3,
+        });
+        let words = in_words(&json!({ "faults": [fault] }), now);
+        let expected = "
+INTERNAL FAULT IN  LAST       COUNT  CODE                   MESSAGE
+reload             2 min ago  3      src/timestamp.rs:7:17  local datetime out of valid range
+";
+        assert!(words.contains(expected), "{words}");
+        assert!(!in_words(&json!({ "faults": [] }), now).contains("FAULT"));
     }
 
     #[test]

@@ -2,6 +2,8 @@
 
 use std::fmt::Write as _;
 
+use crate::printable;
+
 /// A table whose last column takes the room that the others leave, in as many lines as it needs.
 #[derive(Debug)]
 pub(super) struct Table<const N: usize> {
@@ -49,12 +51,19 @@ impl<const N: usize> Table<N> {
     }
 }
 
-/// A text of `width` characters at most, and a mark where it was longer.
+/// A text of `width` characters at most, and a mark where it was longer. It is not cut within an escape sequence.
 pub(super) fn clipped(text: &str, width: usize) -> String {
     if text.chars().count() <= width {
         return text.to_owned();
     }
-    text.chars().take(width.saturating_sub(1)).chain(['…']).collect()
+    let mut room = width.saturating_sub("…".chars().count());
+    let fits = |piece: &&str| {
+        let count = piece.chars().count();
+        let fits = count <= room;
+        room = room.saturating_sub(count);
+        fits
+    };
+    printable::pieces(text).take_while(fits).chain(["…"]).collect()
 }
 
 /// The text in lines that fit, broken between words; one line at least.
@@ -85,6 +94,14 @@ const LEAST_ROOM: usize = 24;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn clipped_text_ends_behind_a_whole_escape_sequence() {
+        assert_eq!(clipped("abcdef", 6), "abcdef");
+        assert_eq!(clipped("abcdefg", 6), "abcde…");
+        assert_eq!(clipped("CN=a\\e2\\80\\aeb", 12), "CN=a…");
+        assert_eq!(clipped("CN=a\\u{202e}bcd", 14), "CN=a\\u{202e}b…");
+    }
 
     #[test]
     fn the_last_column_is_wrapped_below_itself() {

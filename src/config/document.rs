@@ -9,10 +9,10 @@ use std::ops::Range;
 use std::path::Path;
 
 use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
 use toml::de::{DeTable, DeValue};
 
 use super::problem::{Place, Problem, Problems};
+use crate::timestamp;
 
 /// One file and what is wrong with it so far.
 #[derive(Debug)]
@@ -212,12 +212,12 @@ impl<'a> Node<'a> {
         i64::from_str_radix(integer.as_str(), integer.radix()).ok()
     }
 
-    /// A point in time, with its offset from UTC.
+    /// A point in time. It has to be written with its offset from UTC.
     pub(super) fn instant(&self) -> Option<OffsetDateTime> {
         let instant = self.value.as_datetime().and_then(|datetime| {
             // TOML lets a space stand for the T, and seconds be left out.
             let text = datetime.to_string().replacen(' ', "T", 1);
-            OffsetDateTime::parse(&text, &Rfc3339).ok()
+            timestamp::parse(&text)
         });
         self.typed(instant, "a date and time with its offset, such as 2027-01-31T00:00:00Z")
     }

@@ -28,7 +28,7 @@ pub use problem::{Place, Problem, Problems};
 
 use self::listener::Listeners;
 use crate::addr::{ListenAddr, UpstreamAddr};
-use crate::policy::{Balancers, ClientAuth, CrlExpired, Rate, SourcePolicy, TrustedClients};
+use crate::policy::{AnchorValidity, Balancers, ClientAuth, CrlExpired, Rate, SourcePolicy, TrustedClients};
 use crate::protocol::{MinTlsVersion, Negotiation, Protocol, Target, Verification, proxy};
 use crate::socket_file::Access;
 
@@ -145,6 +145,8 @@ pub struct Tls {
     pub client_crl: Vec<NamedFile>,
     /// What a revocation list past its nextUpdate means.
     pub crl_expired: CrlExpired,
+    /// What the dates of the certificates in `client_ca` mean.
+    pub anchor_validity: AnchorValidity,
     /// Client certificates that need no CA. Where `client_auth` is not none, there is one of these or a trust anchor.
     pub client_certificates: Vec<NamedFile>,
     /// Whom of the holders of a good certificate to let in.
@@ -241,6 +243,8 @@ pub struct UpstreamTls {
     pub verification: Verification,
     /// Bundles of trust anchors; where there are none, those of the system.
     pub ca: Vec<NamedFile>,
+    /// What the dates of the trust anchors mean.
+    pub anchor_validity: AnchorValidity,
     /// The certificate shown to it.
     pub identity: Option<CertificateFiles>,
     /// Its name, where that is not the host of its address.

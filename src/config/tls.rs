@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::document::Node;
 use super::{CertificateFiles, Tls};
-use crate::policy::{ClientAuth, ClientPattern, CrlExpired, TrustedClients};
+use crate::policy::{AnchorValidity, ClientAuth, ClientPattern, CrlExpired, TrustedClients};
 use crate::protocol::MinTlsVersion;
 
 pub(super) fn tls(node: &Node<'_>, directory: &Path) -> Option<Tls> {
@@ -21,6 +21,7 @@ pub(super) fn tls(node: &Node<'_>, directory: &Path) -> Option<Tls> {
     let [client_ca, client_crl, client_certificates] =
         ["client_ca", "client_crl", "client_certificates"].map(|key| section.get(key));
     let crl_expired = section.get("crl_expired").and_then(|node| node.choice(&CRL_EXPIRED));
+    let anchor_validity = section.get("anchor_validity").and_then(|node| anchor_validity(&node));
     let trusted_clients = section.get("trusted_clients");
     match (client_auth, &auth_node) {
         (Some(ClientAuth::None), _) => {
@@ -58,6 +59,7 @@ pub(super) fn tls(node: &Node<'_>, directory: &Path) -> Option<Tls> {
         client_ca,
         client_crl,
         crl_expired: crl_expired.unwrap_or_default(),
+        anchor_validity: anchor_validity.unwrap_or_default(),
         client_certificates,
         trusted_clients,
         ticket_keys,
@@ -94,6 +96,11 @@ fn patterns(node: &Node<'_>) -> TrustedClients {
         text.parse().map_err(|error| node.expected(error)).ok()
     };
     nodes.iter().filter_map(pattern).collect()
+}
+
+/// What the dates of trust anchors mean, towards clients and towards the upstream.
+pub(super) fn anchor_validity(node: &Node<'_>) -> Option<AnchorValidity> {
+    node.choice(&[("enforce", AnchorValidity::Enforce), ("ignore", AnchorValidity::Ignore)])
 }
 
 const MIN_VERSIONS: [(&str, MinTlsVersion); 2] = [("1.2", MinTlsVersion::Tls12), ("1.3", MinTlsVersion::Tls13)];

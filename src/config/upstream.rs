@@ -4,6 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::document::{Node, Section};
+use super::tls::anchor_validity;
 use super::{CertificateFiles, NamedPlace, Upstream, UpstreamTls};
 use crate::addr::UpstreamAddr;
 use crate::protocol::proxy::Version;
@@ -60,7 +61,7 @@ fn tls(
         Some(node) => node.choice(&MODES)?,
         None => None,
     };
-    let keys = ["ca", "cert", "key", "key_passphrase_file", "server_name", "negotiation"];
+    let keys = ["ca", "anchor_validity", "cert", "key", "key_passphrase_file", "server_name", "negotiation"];
     let nodes = keys.map(|key| section.get(key));
     let (Some(verification), Some(mode)) = (verification, mode) else {
         for node in nodes.iter().flatten() {
@@ -74,7 +75,7 @@ fn tls(
             mode.found()
         ));
     }
-    let [ca, cert, key, key_passphrase_file, server_name, negotiation] = nodes;
+    let [ca, validity, cert, key, key_passphrase_file, server_name, negotiation] = nodes;
     if let (Some(node), Some(other @ (Protocol::Redis | Protocol::Tcp))) = (&negotiation, protocol) {
         node.problem(format_args!(
             "is set, but only PostgreSQL negotiates TLS, and the listener's protocol is \"{other}\"; take it out"
@@ -88,6 +89,7 @@ fn tls(
         place: NamedPlace { place: mode.place(), key: mode.key().to_owned() },
         verification,
         ca,
+        anchor_validity: validity.and_then(|node| anchor_validity(&node)).unwrap_or_default(),
         identity: identity?,
         server_name: server_name.map_or(Some(None), |name| name.map(Some))?,
         negotiation: negotiation.unwrap_or(Some(Negotiation::Postgres))?,

@@ -14,11 +14,12 @@ use crate::policy::{Rate, RateError};
 impl Node<'_> {
     /// `"10s"`, `"5m"`, `"1h30m"`, `"250ms"`.
     pub(super) fn duration(&self) -> Option<Duration> {
-        let duration = parse_duration(self.text(DURATION)?);
-        if duration.is_none() {
-            self.expected(DURATION);
+        match parse_duration(self.text(DURATION)?) {
+            None => self.expected(DURATION),
+            Some(duration) if duration > LONGEST => self.expected(LONGEST_DURATION),
+            Some(duration) => return Some(duration),
         }
-        duration
+        None
     }
 
     /// A duration in which nothing is not a choice.
@@ -191,6 +192,7 @@ const FILE: &str = "a file";
 const HOST: &str = "a host name or an IP address";
 const VARIABLE_PREFIX: &str = "env:";
 const DURATION: &str = "a duration such as \"10s\", \"5m\" or \"250ms\"";
+const LONGEST_DURATION: &str = "a duration of at most \"3650d\"";
 const LISTEN: &str = "an IP address and port such as \"0.0.0.0:6380\" or \"[::]:6380\"";
 const UPSTREAM: &str = "a host and port such as \"127.0.0.1:6379\", or \"unix:/path/to/socket\"";
 
@@ -200,6 +202,7 @@ const LONGEST: Duration = Duration::from_secs(3650 * 86_400);
 /// What `sun_path` of unix(7) holds, without the zero byte at its end.
 const LONGEST_SOCKET_PATH: usize = 107;
 
+/// Of one that is too long to be counted, the longest there is.
 fn parse_duration(text: &str) -> Option<Duration> {
     let mut rest = text;
     let mut total = Duration::ZERO;
@@ -216,11 +219,14 @@ fn parse_duration(text: &str) -> Option<Duration> {
             "d" => 86_400_000,
             _ => return None,
         };
-        let part = number.parse::<u64>().ok()?.checked_mul(milliseconds)?;
-        total = total.checked_add(Duration::from_millis(part))?;
+        if number.is_empty() {
+            return None;
+        }
+        let part = number.parse().unwrap_or(u64::MAX).saturating_mul(milliseconds);
+        total = total.saturating_add(Duration::from_millis(part));
         rest = tail;
     }
-    Some(total).filter(|total| !text.is_empty() && *total <= LONGEST)
+    Some(total).filter(|_| !text.is_empty())
 }
 
 fn host_and_port(text: &str) -> Option<UpstreamAddr> {
@@ -260,8 +266,12 @@ mod tests {
         assert_eq!(parse_duration("1h30m"), Some(Duration::from_secs(5_400)));
         assert_eq!(parse_duration("250ms"), Some(Duration::from_millis(250)));
         assert_eq!(parse_duration("0s"), Some(Duration::ZERO));
-        for text in ["", "10", "s", "10 s", "-1s", "1.5s", "10S", "5min", "99999999999d", "18446744073709551615d"] {
+        for text in ["", "10", "s", "10 s", "-1s", "1.5s", "10S", "5min", "h1", "1h1"] {
             assert_eq!(parse_duration(text), None, "{text:?}");
+        }
+        assert!(parse_duration("3650d").is_some_and(|duration| duration <= LONGEST));
+        for text in ["3650d1ms", "9999999999999h", "18446744073709551615d", "99999999999999999999999s1ms"] {
+            assert!(parse_duration(text).is_some_and(|duration| duration > LONGEST), "{text:?}");
         }
     }
 

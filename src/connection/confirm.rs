@@ -7,11 +7,10 @@ use time::OffsetDateTime;
 
 use super::dial::Dialled;
 use super::identify::judge;
-use super::leg::Leg;
 use super::part::Leave;
 use crate::audit::Facts;
 use crate::sessions::Presence;
-use crate::snapshot::{Current, Reliance};
+use crate::snapshot::Current;
 
 /// Judges a client again whose upstream has been reached, before any of its bytes goes there, and enters it as a session.
 pub(super) fn confirm(
@@ -24,10 +23,7 @@ pub(super) fn confirm(
         let snapshot = Arc::clone(&current.borrow());
         match judge(&dialled.identified.client, &snapshot, facts) {
             Ok(permission) => {
-                let reliance = match dialled.identified.client {
-                    Leg::Tls(_) => Reliance::on(&permission, dialled.identified.shown.clone()),
-                    Leg::Plain(_) => Reliance::in_plaintext(&permission),
-                };
+                let reliance = dialled.identified.reliance(&permission);
                 permission.terms.usage.note(&reliance, OffsetDateTime::now_utc());
                 presence.stands(reliance);
                 // A policy that comes from here on finds the session in the register. One that came just before may have

@@ -7,12 +7,12 @@ use std::sync::Arc;
 
 use time::OffsetDateTime;
 
-use super::leg::ClientLeg;
+use super::leg::{ClientLeg, Leg};
 use super::part::{Leave, Startup};
 use super::secure::Secured;
 use crate::audit::Facts;
 use crate::outcome::Ending;
-use crate::snapshot::{Current, Permission, Refusal, Snapshot, Terms};
+use crate::snapshot::{Current, Permission, Refusal, Reliance, Snapshot, Terms};
 use crate::tls::{Certificate, Credential};
 
 /// A client that may go on to the upstream, by these terms.
@@ -27,6 +27,14 @@ pub(super) struct Identified {
 }
 
 impl Identified {
+    /// What it relies on by this permission.
+    pub(super) fn reliance(&self, permission: &Permission) -> Reliance {
+        match self.client {
+            Leg::Tls(_) => Reliance::on(permission, self.shown.clone()),
+            Leg::Plain(_) => Reliance::in_plaintext(permission),
+        }
+    }
+
     /// Turns away a client that has said what it wants.
     pub(super) fn refused(self, ending: Ending) -> Leave {
         Leave::refused(ending, self.client, self.terms.protocol, Startup::Heard)
@@ -38,7 +46,13 @@ pub(super) fn identify(secured: Secured, current: &Current, facts: &mut Facts) -
     let Secured { client, protocol, shown } = secured;
     let snapshot = Arc::clone(&current.borrow());
     match judge(&client, &snapshot, facts) {
-        Ok(Permission { terms, credential, .. }) => Ok(Identified { client, terms, credential, shown }),
+        Ok(permission) => {
+            let Permission { terms, credential, .. } = permission.clone();
+            let identified = Identified { client, terms, credential, shown };
+            // Also where there is no room for it, or no upstream: it will come again.
+            permission.terms.usage.note(&identified.reliance(&permission), OffsetDateTime::now_utc());
+            Ok(identified)
+        }
         Err(ending) => Err(Leave::refused(ending, client, protocol, Startup::Awaited)),
     }
 }

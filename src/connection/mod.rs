@@ -140,8 +140,11 @@ async fn live(newcomer: Box<(Newcomer, Handshake)>, presence: Presence, mut visi
     // What is not the relay is boxed: the state of a handshake and of a farewell is large, and a session that lives for
     // days needs none of it.
     let Some(mut relay) = Box::pin(reach_upstream(newcomer, &presence, &mut visit)).await else { return };
+    // Noted before the audit is written, so that the list never lags behind it.
+    presence.mark_open();
     visit.opened();
     let ending = relay.run(&presence, visit.carried()).await;
+    presence.mark_closing();
     Box::pin(visit.ended(relay.leave(ending))).await;
 }
 
@@ -263,6 +266,9 @@ async fn open(ready: Ready, presence: &Presence, visit: &mut Visit) -> Result<En
         }
     }
 }
+
+/// What the faults of connections are noted under.
+const PART: &str = "connection";
 
 #[cfg(test)]
 mod tests {

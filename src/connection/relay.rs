@@ -2,7 +2,7 @@
 
 use std::future::poll_fn;
 use std::io;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
@@ -17,7 +17,7 @@ use super::part::{Leave, Parting, Startup};
 use super::settle::Welcome;
 use crate::outcome::{Carried, Ending, Reason};
 use crate::protocol::{Boundary, Protocol, goodbye};
-use crate::sessions::Presence;
+use crate::sessions::{EndedBy, Presence};
 use crate::snapshot::{Cancellable, Counted};
 use crate::tls::UpstreamTls;
 
@@ -79,18 +79,25 @@ impl Relay {
 
     /// Runs to the end. `carried` is right at any moment, however the session ends.
     pub(super) async fn run(&mut self, presence: &Presence, carried: &mut Carried) -> Ending {
-        tokio::select! {
-            biased;
+        let mut shown_out = pin!(presence.shown_out());
+        // Not `select!`, which keeps state of its own for as long as the session lives.
+        poll_fn(|cx| {
             // First, so that not another byte passes.
-            ending = presence.shown_out() => {
+            if let Poll::Ready(ending) = shown_out.as_mut().poll(cx) {
                 self.shown_out = true;
-                ending
+                return Poll::Ready(ending);
             }
-            ending = poll_fn(|cx| self.poll(carried, cx)) => match self.misgiving(&ending, *carried) {
+            let was_whole = self.first_end.is_none();
+            let ended = self.poll(carried, cx);
+            if let Some(first) = self.first_end.filter(|_| was_whole) {
+                presence.mark_half_closed(EndedBy::of(first));
+            }
+            ended.map(|ending| match self.misgiving(&ending, *carried) {
                 Some(words) => Ending::new(ending.reason, words),
                 None => ending,
-            },
-        }
+            })
+        })
+        .await
     }
 
     /// What to say of an upstream that was spoken to and hung up without a word: most likely it was not spoken to as it expects.

@@ -47,13 +47,14 @@ pub(super) async fn secure(
             facts.sni = attempt.sni().map(Into::into);
         }
         if let Err(error) = shaken {
-            if let Some(certificate) = attempt.refused() {
-                facts.name(&certificate.subject, &certificate.sha256);
+            if let Some(refused) = attempt.refused() {
+                facts.name(&refused.certificate.subject, &refused.certificate.sha256);
             }
             let ending = terms.handshake_failure(&error, attempt.shown().map(|shown| &**shown), attempt.refused());
             return Err(Leave::plain(ending, stream.into_socket(), Vec::new()));
         }
     }
+    attempt.remember_client();
     facts.tls_version = stream.records().version();
     facts.cipher = stream.records().cipher();
     if needs_alpn && stream.records().alpn() != Some(postgres::ALPN) {

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use super::part::{Leave, Parting};
 use super::{Entrance, House};
 use crate::audit::Facts;
+use crate::fault;
 use crate::outcome::{Carried, Ending, Reason};
 use crate::sessions::Presence;
 use crate::snapshot::Terms;
@@ -81,7 +82,8 @@ impl Visit {
 
     fn tell(&mut self, ending: &Ending) {
         let duration = self.accepted_at.elapsed();
-        match self.stage {
+        // Once, even where telling fails.
+        match std::mem::replace(&mut self.stage, Stage::Told) {
             Stage::Entering => self.house.audit.denied(&self.facts, ending.reason, &ending.detail, duration),
             Stage::Opened => {
                 if ending.reason.is_revocation() {
@@ -91,14 +93,15 @@ impl Visit {
             }
             Stage::Told => {}
         }
-        self.stage = Stage::Told;
     }
 }
 
 impl Drop for Visit {
     fn drop(&mut self) {
         if self.stage != Stage::Told {
-            self.tell(&Ending::new(Reason::IoError, "this connection was dropped by a failure inside portcullis"));
+            let ending = Ending::new(Reason::IoError, "this connection was dropped by a failure inside portcullis");
+            // A second panic while the first unwinds would end the process.
+            let _ = fault::contain(super::PART, || self.tell(&ending));
         }
     }
 }

@@ -7,9 +7,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 
-use super::{Arrival, House, serve};
+use super::{Arrival, House, PART, serve};
+use crate::fault;
 
 /// The near ends of all workers. Once nobody holds them, no accept loop either, the workers finish what they have and end.
 #[derive(Debug)]
@@ -80,7 +81,10 @@ impl Worker {
         std::thread::Builder::new().name(format!("portcullis-{number}")).spawn(move || {
             // A task of its own: waking the future of `block_on` costs a system call, even on its own thread.
             let work = runtime.spawn(work(queue, theirs, house));
-            runtime.block_on(work)
+            let worked = fault::contain(PART, || runtime.block_on(work));
+            if let Ok(Err(error)) = worked {
+                fault::note_task(PART, error);
+            }
         })?;
         Ok(Self { arrivals, runtime: handle, load })
     }
@@ -90,22 +94,112 @@ impl Worker {
 async fn work(mut queue: mpsc::Receiver<Arrival>, load: Arc<AtomicUsize>, house: House) {
     let house = Arc::new(house);
     let mut connections = JoinSet::new();
+    let gone = |ended: Result<(), JoinError>| {
+        load.fetch_sub(1, Ordering::Relaxed);
+        if let Err(error) = ended {
+            // A panic; the connection's `Visit` has told the audit already.
+            fault::note_task(PART, error);
+        }
+    };
     loop {
         tokio::select! {
             arrival = queue.recv() => {
                 let Some(arrival) = arrival else { break };
-                connections.spawn(serve(arrival, &house));
+                match fault::contain(PART, || serve(arrival, &house)) {
+                    Ok(connection) => drop(connections.spawn(connection)),
+                    Err(_) => gone(Ok(())),
+                }
             }
-            // A panic ends here too; the connection's `Visit` has told the audit already.
-            Some(_) = connections.join_next() => {
-                load.fetch_sub(1, Ordering::Relaxed);
-            }
+            Some(ended) = connections.join_next() => gone(ended),
         }
     }
-    while connections.join_next().await.is_some() {
-        load.fetch_sub(1, Ordering::Relaxed);
+    while let Some(ended) = connections.join_next().await {
+        gone(ended);
     }
 }
 
 /// Connections that may wait for a busy worker. More would only hide from the clients how busy it is.
 const QUEUE_LENGTH: usize = 256;
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read as _;
+    use std::os::unix::net::UnixStream;
+    use std::time::{Duration, Instant};
+
+    use time::OffsetDateTime;
+    use tokio::sync::watch;
+
+    use super::*;
+    use crate::addr::ClientAddr;
+    use crate::audit::{Audit, LineFormat, open_audit_file};
+    use crate::connection::visit::Visit;
+    use crate::connection::{Accepted, Entrance};
+    use crate::fault::injection::inject;
+    use crate::sessions::Register;
+    use crate::snapshot::Pace;
+    use crate::snapshot::specimen::{Site, listener};
+
+    /// A house with one listener, whose audit is a file.
+    fn house() -> (Site, House) {
+        let site = Site::new();
+        site.install("main", OffsetDateTime::now_utc() + time::Duration::days(365));
+        let snapshot = site.snapshot(listener("main", 1, ""), None);
+        let audit = Audit::start(LineFormat::Json, Some(open_audit_file(site.path("audit.log")).unwrap()));
+        (site, House { current: watch::channel(Arc::new(snapshot)).1, register: Arc::default(), audit })
+    }
+
+    fn arrival(house: &House) -> (UnixStream, Arrival) {
+        let (client, stream) = UnixStream::pair().unwrap();
+        client.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+        stream.set_nonblocking(true).unwrap();
+        let terms = Arc::clone(house.current.borrow().named("main").unwrap());
+        let admitted = terms.sources.admit(ClientAddr::UNIX, OffsetDateTime::now_utc()).unwrap();
+        let entrance = Entrance::Admitted(admitted, Pace::Free);
+        let presence = Register::enter(&house.register, Arc::clone(&terms.name), ClientAddr::UNIX);
+        let handshake = terms.begin_handshake(ClientAddr::UNIX, presence.id()).unwrap().handshake;
+        let stream = Accepted::Unix(stream);
+        (client, Arrival { stream, entrance, terms, presence, handshake, accepted_at: Instant::now() })
+    }
+
+    /// The reasons of all denials in the audit.
+    fn denials(site: &Site, house: &House) -> Vec<String> {
+        house.audit.flush();
+        let text = std::fs::read_to_string(site.path("audit.log")).unwrap();
+        let events = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+        let denials = events.filter(|event| event["event"] == "connection.denied");
+        denials.map(|event| event["reason"].as_str().unwrap().to_owned()).collect()
+    }
+
+    #[tokio::test]
+    async fn fault_in_one_connection_leaves_the_next_one_served() {
+        let (site, house) = house();
+        let (arrivals, queue) = mpsc::channel(QUEUE_LENGTH);
+        let load = Arc::new(AtomicUsize::new(2));
+        let (mut first, arrival_of_first) = arrival(&house);
+        let (second, arrival_of_second) = arrival(&house);
+        drop(second.shutdown(std::net::Shutdown::Write));
+        arrivals.try_send(arrival_of_first).unwrap();
+        arrivals.try_send(arrival_of_second).unwrap();
+        drop(arrivals);
+        inject(PART);
+        work(queue, Arc::clone(&load), house.clone()).await;
+        assert_eq!(first.read(&mut [0]).unwrap(), 0, "it is closed");
+        assert_eq!(load.load(Ordering::Relaxed), 0);
+        assert_eq!(house.register.count(), 0);
+        let denials = denials(&site, &house);
+        assert!(denials.len() == 1 && denials[0] != "io_error", "the second is judged and not dropped: {denials:?}");
+    }
+
+    #[test]
+    fn connection_that_panics_is_audited_once() {
+        let (site, house) = house();
+        let (_client, Arrival { entrance, terms, presence, accepted_at, .. }) = arrival(&house);
+        let fault = fault::contain(PART, || {
+            let _visit = Visit::new(Arc::new(house.clone()), &terms, &entrance, &presence, accepted_at);
+            panic!("on the way in")
+        });
+        fault.unwrap_err();
+        assert_eq!(denials(&site, &house), ["io_error"]);
+    }
+}

@@ -22,6 +22,7 @@ use self::acceptor::{Acceptor, BACKLOG};
 use crate::addr::{ClientAddr, ListenAddr};
 use crate::audit::Facts;
 use crate::connection::{Accepted, Arrival, Entrance, House, Seat, Workers};
+use crate::fault::{self, Fault};
 use crate::outcome::Reason;
 use crate::shield::{Port, Shields, Standing};
 use crate::snapshot::{Begun, Door, NoPlace, Snapshot, Terms};
@@ -34,7 +35,7 @@ pub struct Listeners {
     workers: Arc<Workers>,
     bound: HashMap<Door, Bound>,
     shields: Shields,
-    loops: JoinSet<()>,
+    loops: JoinSet<Result<(), Fault>>,
 }
 
 #[derive(Debug)]
@@ -97,13 +98,14 @@ impl Listeners {
     /// Lets nobody be kept out by a shield whom `next` will let in. To be called when `next` is about to come into force, in
     /// place of `current`.
     pub fn widen(&mut self, next: &Snapshot, current: &Snapshot) {
-        self.shields.widen(next, current);
+        self.with_shields(|shields, _| shields.widen(next, current));
     }
 
     /// Keeps out whom `snapshot` does not trust, where the kernel does that. It has to be in force already.
     pub fn follow(&mut self, snapshot: &Snapshot) {
-        let port = |door: &Door| self.bound.get(door)?.socket.guarded().cloned();
-        self.shields.follow(snapshot, port);
+        self.with_shields(|shields, bound| {
+            shields.follow(snapshot, |door| bound.get(door)?.socket.guarded().cloned());
+        });
     }
 
     /// Returns when the shields want a look.
@@ -113,7 +115,7 @@ impl Listeners {
 
     /// Raises and lowers shields by how many strangers come.
     pub fn look(&mut self, snapshot: &Snapshot) {
-        self.shields.look(snapshot);
+        self.with_shields(|shields, _| shields.look(snapshot));
     }
 
     /// How the shield of a listener is.
@@ -161,6 +163,16 @@ impl Listeners {
         self.bound.get(door).is_some_and(|bound| bound.socket.place().is_none_or(Place::is_ours))
     }
 
+    /// Works on the shields. Where that panics nobody knows what is before which port, and a filter that is out of date could
+    /// keep out who is trusted; so all ports are opened. Whoever comes is judged as ever.
+    fn with_shields(&mut self, work: impl FnOnce(&mut Shields, &HashMap<Door, Bound>)) {
+        let Self { shields, bound, .. } = self;
+        if fault::contain("shield", || work(shields, bound)).is_err() {
+            shields.abandon();
+            bound.values().filter_map(|bound| bound.socket.guarded()).for_each(|port| port.open());
+        }
+    }
+
     /// Binds an address; `shared` where a socket that is about to leave still has its port.
     fn open(&self, terms: &Terms, address: &ListenAddr, shared: bool) -> io::Result<Opening> {
         let seat = self.workers.seat().ok_or_else(|| io::Error::other("there is no worker"))?;
@@ -190,7 +202,7 @@ impl Listeners {
         let runtime = seat.runtime.clone();
         let (house, workers) = (self.house.clone(), Arc::clone(&self.workers));
         let gate = Gate { door, port: socket.guarded().cloned(), house, workers, seat, owner: None };
-        self.loops.spawn_on(gate.run(ready, stopped), &runtime);
+        self.loops.spawn_on(fault::contained(PART, gate.run(ready, stopped)), &runtime);
         Bound { socket, _running: running }
     }
 
@@ -248,7 +260,7 @@ impl Gate {
             match accepted {
                 Ok((stream, client)) => {
                     patience.restored();
-                    self.let_in(stream, client).await;
+                    self.take(stream, client).await;
                 }
                 Err(error) if is_one_clients_fault(&error) => {}
                 Err(error) => patience.lost(&error).await,
@@ -258,11 +270,16 @@ impl Gate {
         // faster than they are served.
         for _ in 0..BACKLOG {
             match socket.get_ref().accept() {
-                Ok((stream, client)) => self.let_in(stream, client).await,
+                Ok((stream, client)) => self.take(stream, client).await,
                 Err(_) => break,
             }
             yield_now().await;
         }
+    }
+
+    /// Takes one client. A fault costs that one, and not the address.
+    async fn take(&mut self, stream: Accepted, client: ClientAddr) {
+        let _ = fault::contained(PART, self.let_in(stream, client)).await;
     }
 
     /// Puts the source question. A stranger costs this lookup and a close, and so does who comes far too often.
@@ -367,6 +384,9 @@ impl Patience {
         self.wait = Duration::ZERO;
     }
 }
+
+/// What the faults of accept loops are noted under.
+const PART: &str = "accept loop";
 
 const SHORTEST_WAIT: Duration = Duration::from_millis(5);
 const LONGEST_WAIT: Duration = Duration::from_secs(1);

@@ -10,7 +10,6 @@ use std::path::{Path, PathBuf};
 use aws_lc_rs::digest::{SHA256, digest};
 use serde_json::{Value, json};
 use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
 
 use super::Names;
 use crate::policy::{Addresses, HostName};
@@ -116,7 +115,7 @@ fn parse(bytes: &[u8]) -> Result<Answers, &'static str> {
 }
 
 fn entry_of(name: &str, entry: &Value) -> Option<(HostName, (Addresses, OffsetDateTime))> {
-    let at = OffsetDateTime::parse(entry.get("resolved_at")?.as_str()?, &Rfc3339).ok()?;
+    let at = timestamp::parse(entry.get("resolved_at")?.as_str()?)?;
     let ips = entry.get("addresses")?.as_array()?.iter().map(|ip| ip.as_str()?.parse::<IpAddr>().ok());
     let (addresses, _) = Addresses::of(ips.collect::<Option<Vec<_>>>()?).ok()?;
     Some((name.parse().ok()?, (addresses, at)))

@@ -8,6 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::addr::canonical;
+use crate::fault;
 use crate::policy::{Addresses, HostName, LeftOut};
 
 /// What a look has brought: addresses and what was left out of them, or why there are none.
@@ -35,7 +36,7 @@ pub(super) fn ask_all(names: &[HostName]) -> BTreeMap<HostName, Answer> {
         let (sender, waiting) = (sender.clone(), Arc::clone(&waiting));
         let work = move || {
             while let Some(name) = waiting.lock().unwrap_or_else(PoisonError::into_inner).pop() {
-                let answer = ask(&name);
+                let answer = fault::contain("resolver", || ask(&name)).unwrap_or_else(|fault| Err(fault.to_string()));
                 if sender.send((name, answer)).is_err() {
                     return;
                 }

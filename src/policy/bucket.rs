@@ -45,6 +45,12 @@ impl Bucket {
         }
         taken
     }
+
+    /// Takes `more`, even if fewer are left. The bucket then gives nothing until the debt is paid.
+    pub fn overdraw(&mut self, allowance: Allowance, more: u32, now: Duration) {
+        let used = nanoseconds(allowance.interval).saturating_mul(more.into());
+        self.full_at = self.full_at.max(nanoseconds(now)).saturating_add(used);
+    }
 }
 
 fn nanoseconds(duration: Duration) -> u64 {
@@ -119,6 +125,19 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn overdrawn_bucket_gives_nothing_until_the_debt_is_paid() {
+        let allowance = Allowance { burst: 3, interval: Duration::from_secs(1) };
+        let mut bucket = Bucket::default();
+        let at = Duration::from_secs;
+        assert!(bucket.take(allowance, at(0)));
+        bucket.overdraw(allowance, 5, at(0));
+        let taken = [0, 3, 4, 4].map(|seconds| bucket.take(allowance, at(seconds)));
+        assert_eq!(taken, [false, false, true, false]);
+        bucket.overdraw(allowance, u32::MAX, at(u64::MAX));
+        assert!(!bucket.take(allowance, at(5)));
     }
 
     #[test]

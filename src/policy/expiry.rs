@@ -52,4 +52,11 @@ mod tests {
             assert_eq!(after(days_left), milestone, "{days_left} days left");
         }
     }
+
+    #[test]
+    fn days_left_between_the_ends_of_time_are_counted() {
+        let [first, last] = [Duration::MIN, Duration::MAX].map(|far| OffsetDateTime::UNIX_EPOCH.saturating_add(far));
+        assert_eq!(expiry_milestone(last, first), None);
+        assert!(expiry_milestone(first, last).is_some_and(|days| days < -7_000_000));
+    }
 }

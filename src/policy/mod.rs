@@ -22,7 +22,7 @@ pub use bucket::{Allowance, Bucket};
 pub use clients::{ClientName, ClientPattern, ClientPatternError, TrustedClients};
 pub use expiry::{days_left, expiry_milestone};
 pub use host::{AddressBook, Addresses, Host, HostName, HostNameError, LeftOut, NoAddress};
-pub use identity::{ClientAuth, CrlExpired};
+pub use identity::{AnchorValidity, ClientAuth, CrlExpired};
 pub use limits::{Rate, RateError};
 pub use packet_filter::{Instruction, PacketFilter, TooLong};
 pub use rule::{Network, NetworkError, Origin, Rule, Source};

@@ -13,12 +13,12 @@ use std::time::Duration;
 
 use tokio::signal::unix::Signal;
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use self::watcher::Watcher;
 use crate::audit::Changes;
 use crate::config::{self, Config, Files, Fingerprint, Loaded};
+use crate::fault;
 use crate::names::{Found, Kept, Names};
 use crate::policy::HostName;
 use crate::snapshot::{Built, Snapshot};
@@ -200,25 +200,25 @@ impl Reloader {
     /// Whether the content of the files is another one than at the last attempt.
     async fn changed(&self) -> bool {
         let attempted = self.attempted.clone();
-        spawn_blocking(move || attempted.now() != attempted).await.unwrap_or(true)
+        fault::contained_blocking(PART, move || attempted.now() != attempted).await.unwrap_or(true)
     }
 
     /// Builds on a thread of its own: reading and parsing must not keep connections waiting.
     async fn attempt(&mut self, current: &Arc<Snapshot>) -> Result<Box<Built>, String> {
         let (file, previous, names) = (self.file.clone(), Arc::clone(current), Arc::clone(&self.names));
-        match spawn_blocking(move || build(&file, Some(&previous), &names)).await {
+        match fault::contained_blocking(PART, move || build(&file, Some(&previous), &names)).await {
             Ok((built, fingerprint)) => {
                 self.attempted = fingerprint;
                 built.map(Box::new).map_err(|problems| problems.to_string())
             }
-            Err(error) => Err(format!("the configuration could not be read: {error}")),
+            Err(fault) => Err(fault.to_string()),
         }
     }
 
     /// The policy in force with the addresses that are known now, where those are others. A long list takes its time.
     async fn refreshed(&self, current: &Arc<Snapshot>) -> Option<Box<Snapshot>> {
         let (current, names) = (Arc::clone(current), Arc::clone(&self.names));
-        let built = spawn_blocking(move || {
+        let built = fault::contained_blocking(PART, move || {
             let book = names.book(current.hosts().map(|host| &host.name));
             current.with_addresses(&book).map(Box::new)
         });
@@ -231,6 +231,9 @@ impl Reloader {
         }
     }
 }
+
+/// What its faults are noted under.
+pub const PART: &str = "reload";
 
 /// Long enough for the writes of one change to come together, short enough to be in force within two seconds.
 const QUIET: Duration = Duration::from_millis(100);

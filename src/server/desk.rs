@@ -6,14 +6,17 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::{JoinSet, spawn_blocking};
+use tokio::task::JoinSet;
 
+use super::counts::{Count, Counts};
 use super::report;
 use crate::admin::{Answer, Ask, Request, Status};
 use crate::audit::{Audit, Changes};
+use crate::fault::{self, Fault};
 use crate::listener::Listeners;
 use crate::names::Names;
 use crate::outcome::Reason;
+use crate::printable;
 use crate::reload::{self, Asker, Verdict};
 use crate::sessions::Register;
 use crate::snapshot::{Snapshot, Terms};
@@ -86,13 +89,11 @@ impl Desk {
     fn status(&self, current: &Snapshot, listeners: &Listeners) -> Value {
         let last_reload = self.last_reload.as_ref().map(|LastReload { at, error }| {
             let result = if error.is_none() { "applied" } else { "rejected" };
-            json!({ "result": result, "at": seconds(*at), "error": error })
+            json!({ "result": result, "at": seconds(*at), "error": error.as_deref().map(printable::lines) })
         });
-        let mut sessions = std::collections::HashMap::<Arc<str>, u64>::new();
-        for live in self.register.all().iter().filter(|live| live.session().is_some()) {
-            *sessions.entry(Arc::clone(live.listener())).or_default() += 1;
-        }
+        let counts = Counts::of(&self.register);
         let listener = |terms: &Arc<Terms>| {
+            let Count { relaying, closing } = counts.at(&terms.name);
             json!({
                 "name": &*terms.name,
                 "protocol": terms.protocol.to_string(),
@@ -106,7 +107,8 @@ impl Desk {
                 "names": report::names(terms, &self.names),
                 "handshakes": terms.open_handshakes(),
                 "max_handshakes": terms.max_handshakes,
-                "sessions": sessions.get(&terms.name).copied().unwrap_or(0),
+                "sessions": relaying,
+                "sessions_closing": closing,
             })
         };
         json!({
@@ -117,19 +119,23 @@ impl Desk {
             "config": current.config.file,
             "loaded_at": seconds(current.built_at),
             "last_reload": last_reload,
+            "faults": fault::recent().iter().map(told).collect::<Vec<_>>(),
             "listeners": current.listeners().iter().map(listener).collect::<Vec<_>>(),
+            "removed_listeners": counts.of_removed_listeners(current),
         })
     }
 
     fn close(&self, id: u64) -> Answer {
-        match self.register.find(id).filter(|live| live.session().is_some()) {
-            Some(live) => {
-                self.audit.admin_action("sessions.close", &id.to_string());
-                live.end(Reason::ClosedByAdmin.into());
-                Answer::done(json!({ "session": id }))
-            }
-            None => Answer::error(Status::NotFound, "no_such_session", format_args!("there is no session {id}")),
+        let found = self.register.find(id);
+        let Some((live, state)) = found.and_then(|live| live.state().map(|state| (live, state))) else {
+            return Answer::error(Status::NotFound, "no_such_session", format_args!("there is no session {id}"));
+        };
+        // One that is closing is gone in a moment without anybody's doing.
+        if state.is_relaying() {
+            self.audit.admin_action("sessions.close", &id.to_string());
+            live.end(Reason::ClosedByAdmin.into());
         }
+        Answer::done(json!({ "session": id, "was": state.code() }))
     }
 
     fn reload(&mut self, answer: oneshot::Sender<Answer>) {
@@ -151,18 +157,25 @@ impl Desk {
     fn plan(&mut self, file: Option<PathBuf>, current: &Arc<Snapshot>, answer: oneshot::Sender<Answer>) {
         let (current, register, names) = (Arc::clone(current), Arc::clone(&self.register), Arc::clone(&self.names));
         self.pending.spawn(async move {
-            let planned = spawn_blocking(move || {
+            let planned = fault::contained_blocking(PART, move || {
                 let file = file.as_deref().unwrap_or(&current.config.file);
                 match reload::build(file, Some(&current), &names).0 {
                     Ok(built) => Answer::done(report::plan(&built, &current, &register)),
                     Err(problems) => Answer::error(Status::Unprocessable, "configuration_invalid", problems),
                 }
             });
-            if let Ok(planned) = planned.await {
-                let _ = answer.send(planned);
-            }
+            let failed = |fault| Answer::error(Status::Failed, "internal_fault", fault);
+            let _ = answer.send(planned.await.unwrap_or_else(failed));
         });
     }
+}
+
+/// What its faults are noted under.
+pub(super) const PART: &str = "answers to commands";
+
+fn told(fault: &Fault) -> Value {
+    let Fault { at, part, location, message, count } = fault;
+    json!({ "at": seconds(*at), "part": part, "location": location, "message": message, "count": count })
 }
 
 fn in_answer(verdict: Verdict) -> Answer {

@@ -2,30 +2,34 @@
 //!
 //! Functions of a snapshot and the register; docs/ADMIN.md is the reference of what they return.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use serde_json::{Value, json};
+use time::OffsetDateTime;
 
 use crate::addr::ClientAddr;
 use crate::names::Names;
+use crate::outcome::Ending;
 use crate::policy::Rule;
+use crate::printable;
 use crate::revocation;
-use crate::sessions::{Live, Register, Session};
+use crate::sessions::{Listed, Live, Register};
 use crate::shield::Standing;
 use crate::snapshot::{Built, Condition, Item, Node, Snapshot, SourceChanges, Terms};
 use crate::timestamp::seconds;
-use crate::tls::Certificate;
+use crate::tls::{Certificate, NameDigest};
 
-/// The open sessions, the oldest first.
+/// The sessions, the oldest first: those that are open, and those that are ending.
 pub(super) fn sessions(register: &Register) -> Value {
     let mut live = register.all();
     live.sort_unstable_by_key(|live| live.id());
-    let sessions: Vec<_> = live.iter().filter_map(|live| Some(session(live, &*live.session()?))).collect();
+    let sessions: Vec<_> = live.iter().filter_map(|live| Some(session(live, &live.listed()?))).collect();
     json!({ "sessions": sessions })
 }
 
-fn session(live: &Live, session: &Session) -> Value {
+fn session(live: &Live, listed: &Listed) -> Value {
+    let Listed { state, opened_at, session } = listed;
     let certificate = session.reliance.credential.as_ref().map(|credential| &credential.certificate);
     json!({
         "session": live.id(),
@@ -34,10 +38,12 @@ fn session(live: &Live, session: &Session) -> Value {
         "source_port": live.client().port(),
         "balancer": live.provenance().balancer.map(ClientAddr::source),
         "balancer_port": live.provenance().balancer.and_then(ClientAddr::port),
+        "state": state.code(),
+        "half_closed_by": state.half_closed_by(),
         "rule": session.reliance.rule.as_ref().map(ToString::to_string),
         "client_subject": certificate.map(|certificate| &certificate.subject),
         "client_sha256": certificate.map(|certificate| &certificate.sha256),
-        "opened_at": seconds(session.opened_at),
+        "opened_at": seconds(*opened_at),
     })
 }
 
@@ -52,7 +58,7 @@ pub(super) fn upstreams(terms: &Terms) -> Vec<Value> {
                 "socket": condition.socket,
                 "answers": condition.silent.is_none(),
                 "since": since,
-                "error": condition.silent.map(|(_, words)| words),
+                "error": condition.silent.map(|(_, words)| printable::fitted(words)),
                 "writes": condition.writes,
             })
         };
@@ -74,7 +80,7 @@ pub(super) fn names(terms: &Terms, names: &Names) -> Vec<Value> {
             "addresses": trusted.addresses_of(name),
             "resolved_at": standing.good.map(|(_, at)| seconds(at)),
             "stale": standing.failure.is_some(),
-            "error": standing.failure,
+            "error": standing.failure.as_ref().map(printable::field),
             "next_look_at": standing.next_look.map(seconds),
         })
     });
@@ -106,6 +112,8 @@ struct Reliances(HashMap<(Arc<str>, Item), BTreeMap<Client, u64>>);
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Client {
     subject: Option<String>,
+    /// The digest of the whole subject, because the text may be cut.
+    digest: Option<NameDigest>,
     source: String,
 }
 
@@ -113,10 +121,13 @@ impl Reliances {
     fn of(register: &Register) -> Self {
         let mut all: HashMap<_, BTreeMap<_, u64>> = HashMap::new();
         for live in register.all() {
-            let Some(session) = live.session() else { continue };
+            // A closing session carries nothing any more: whatever is removed, it loses nothing.
+            let Some(Listed { session, .. }) = relaying(&live) else { continue };
             let credential = session.reliance.credential.as_ref();
+            let certificate = credential.map(|credential| &credential.certificate);
             let client = Client {
-                subject: credential.map(|credential| credential.certificate.subject.clone()),
+                subject: certificate.map(|certificate| certificate.subject.clone()),
+                digest: certificate.map(|certificate| certificate.subject_digest),
                 source: live.client().source(),
             };
             for item in session.reliance.items() {
@@ -140,6 +151,8 @@ impl Reliances {
 
     fn certificate(&self, terms: &Terms, role: &str, certificate: &Certificate) -> Value {
         let since = terms.lineage.since(&certificate.sha256);
+        let is_anchor = role == "client_ca";
+        let fault = if is_anchor { terms.anchor_error(&certificate.sha256, OffsetDateTime::now_utc()) } else { None };
         let kind = if role == "server" { "server_certificate" } else { role };
         let facts = json!({
             "listener": &*terms.name,
@@ -150,6 +163,7 @@ impl Reliances {
             "not_after": seconds(certificate.not_after),
             "since": since.map(|since| seconds(since.at)),
             "since_generation": since.map(|since| since.generation),
+            "fault": fault.map(|fault| fault.to_string()),
         });
         self.with_use(facts, terms, Item::Certificate(certificate.sha256.as_str().into()))
     }
@@ -159,7 +173,7 @@ impl Reliances {
             "listener": &*terms.name,
             "kind": "source",
             "name": rule.to_string(),
-            "description": rule.description,
+            "description": rule.description.as_ref().map(printable::field),
             "not_after": rule.expires_at.map(seconds),
         });
         self.with_use(facts, terms, source(rule))
@@ -197,16 +211,22 @@ pub(super) fn plan(built: &Built, current: &Snapshot, register: &Register) -> Va
     let Built { snapshot, warnings } = built;
     let sources = snapshot.source_changes_since(current);
     let changes = snapshot.changes_since(current, &sources);
-    let ended = revocation::foresee(snapshot, register);
-    let open = register.all().iter().filter(|live| live.session().is_some()).count();
-    let told = ended.iter().take(MOST_TOLD).map(|(live, ending)| {
-        let session = live.session();
-        let credential = session.as_ref().and_then(|session| session.reliance.credential.as_ref());
+    let foreseen = revocation::foresee(snapshot, register);
+    // Who is on its way to its upstream would be refused, but is no session.
+    let listed = |(live, ending): (Arc<Live>, Ending)| Some((relaying(&live)?, live, ending));
+    let ended: Vec<_> = foreseen.into_iter().filter_map(listed).collect();
+    let numbers: HashSet<u64> = ended.iter().map(|(_, live, _)| live.id()).collect();
+    let stays = |live: &&Arc<Live>| relaying(live).is_some() && !numbers.contains(&live.id());
+    let kept = register.all().iter().filter(stays).count();
+    let told = ended.iter().take(MOST_TOLD).map(|(listed, live, ending)| {
+        let credential = listed.session.reliance.credential.as_ref();
         json!({
             "session": live.id(),
             "listener": &**live.listener(),
             "source": live.client().source(),
             "source_port": live.client().port(),
+            "balancer": live.provenance().balancer.map(ClientAddr::source),
+            "balancer_port": live.provenance().balancer.and_then(ClientAddr::port),
             "client_subject": credential.map(|credential| &credential.certificate.subject),
             "reason": ending.reason.code(),
             "detail": ending.detail,
@@ -225,9 +245,14 @@ pub(super) fn plan(built: &Built, current: &Snapshot, register: &Register) -> Va
         "certificates_out": certificates_without(current, snapshot),
         "sessions_ended": told.collect::<Vec<_>>(),
         "sessions_ended_count": ended.len(),
-        "sessions_kept": open.saturating_sub(ended.len()),
-        "warnings": warnings,
+        "sessions_kept": kept,
+        "warnings": warnings.iter().map(|warning| printable::lines(warning)).collect::<Vec<_>>(),
     })
+}
+
+/// The session that a connection is, unless it is closing.
+fn relaying(live: &Live) -> Option<Listed> {
+    live.listed().filter(|listed| listed.state.is_relaying())
 }
 
 /// Rules with the listener they belong to.
@@ -262,3 +287,6 @@ const MOST_TOLD: usize = 1_000;
 
 /// Clients named for one item.
 const MOST_CLIENTS: usize = 5;
+
+#[cfg(test)]
+mod tests;

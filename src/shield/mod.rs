@@ -159,6 +159,12 @@ impl Shields {
         self.plan();
     }
 
+    /// Forgets all shields and ports, whatever is before those. The next [`follow`](Self::follow) begins anew.
+    pub fn abandon(&mut self) {
+        self.guards.clear();
+        self.plan();
+    }
+
     /// How the shield of a listener is.
     pub fn standing(&self, terms: &Terms) -> Standing {
         self.guards

@@ -73,7 +73,7 @@ impl Port {
     }
 
     /// Takes the filter away. Where there is none, nothing happens.
-    pub(super) fn open(&self) {
+    pub fn open(&self) {
         if self.was_filtered.load(Ordering::SeqCst) {
             let _ = SockRef::from(&self.listener).detach_filter();
         }

@@ -48,12 +48,26 @@ impl Snapshot {
         evidence: Evidence<'_>,
         now: OffsetDateTime,
     ) -> Result<Permission, Refusal> {
-        let mut permission = self.judge_source(listener, from, now)?;
-        permission.credential = match permission.terms.judge_identity(evidence, now).map_err(Refusal::Identity)? {
-            Identity::Certified(credential) => Some(credential),
-            Identity::Anonymous => None,
-        };
-        Ok(permission)
+        let permission = self.judge_source(listener, from, now)?;
+        let judged = permission.terms.judge_identity(evidence, now);
+        permission.of(judged)
+    }
+
+    /// Puts both questions, where the answer costs no signature. Nothing, where it might.
+    pub fn recheck(
+        &self,
+        listener: &str,
+        from: Provenance,
+        evidence: Evidence<'_>,
+        now: OffsetDateTime,
+    ) -> Option<Result<Permission, Refusal>> {
+        match self.judge_source(listener, from, now) {
+            Ok(permission) => {
+                let judged = permission.terms.recheck_identity(evidence, now)?;
+                Some(permission.of(judged))
+            }
+            Err(refusal) => Some(Err(refusal)),
+        }
     }
 
     /// Puts the source question only, and whether the word is still taken by which the client comes from there.
@@ -77,13 +91,33 @@ impl Terms {
     /// The ending of a connection that is on its way in.
     pub fn judge_identity(&self, evidence: Evidence<'_>, now: OffsetDateTime) -> Result<Identity, Ending> {
         let Some(tls) = &self.tls else { return Ok(Identity::Anonymous) };
-        let judged = tls.trust().judge(evidence, now);
+        self.explained(tls.trust().judge(evidence, now), evidence)
+    }
+
+    fn recheck_identity(&self, evidence: Evidence<'_>, now: OffsetDateTime) -> Option<Result<Identity, Ending>> {
+        let Some(tls) = &self.tls else { return Some(Ok(Identity::Anonymous)) };
+        Some(self.explained(tls.trust().recheck(evidence, now)?, evidence))
+    }
+
+    /// Adds to a refusal what a rotation has to do with it.
+    fn explained(&self, judged: Result<Identity, Ending>, evidence: Evidence<'_>) -> Result<Identity, Ending> {
         judged.map_err(|mut ending| {
             if let Some(refused) = evidence.leaf() {
                 self.tell_kin(&refused, &mut ending);
             }
             ending
         })
+    }
+}
+
+impl Permission {
+    /// Adds the answer to the identity question.
+    fn of(mut self, judged: Result<Identity, Ending>) -> Result<Self, Refusal> {
+        self.credential = match judged.map_err(Refusal::Identity)? {
+            Identity::Certified(credential) => Some(credential),
+            Identity::Anonymous => None,
+        };
+        Ok(self)
     }
 }
 

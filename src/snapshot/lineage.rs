@@ -2,15 +2,16 @@
 //! words about a client that still comes with the old.
 
 use std::collections::HashMap;
-use std::fmt::{self, Write as _};
+use std::fmt;
 use std::io;
 
 use time::OffsetDateTime;
 
 use super::Terms;
 use crate::outcome::{Ending, Reason};
+use crate::printable;
 use crate::timestamp;
-use crate::tls::{self, Certificate};
+use crate::tls::{self, Certificate, NameDigest, RefusedClient};
 
 /// The history of one listener's certificates. Immutable, like the terms it belongs to.
 #[derive(Clone, Debug, Default)]
@@ -33,8 +34,10 @@ pub struct Moment {
 pub struct Departed {
     /// Its role, as in audit events.
     pub role: &'static str,
-    /// RFC 4514 text.
+    /// RFC 4514 text, escaped and cut.
     pub subject: String,
+    /// The digest of its whole subject.
+    pub subject_digest: NameDigest,
     /// Its fingerprint.
     pub sha256: String,
     /// By which generation.
@@ -57,6 +60,7 @@ impl Lineage {
         let gone = gone.map(|(role, old)| Departed {
             role,
             subject: old.subject.clone(),
+            subject_digest: old.subject_digest,
             sha256: old.sha256.clone(),
             by: now,
         });
@@ -78,16 +82,16 @@ impl Terms {
         &self,
         error: &io::Error,
         shown: Option<&Certificate>,
-        refused: Option<&Certificate>,
+        refused: Option<&RefusedClient>,
     ) -> Ending {
         let mut ending = tls::handshake_failure(error, shown, refused);
         if tls::is_refusal_of_ours(error)
             && let Some(since) = shown.and_then(|shown| self.lineage.since(&shown.sha256))
         {
-            let _ = write!(ending.detail, "; this certificate has been in use since {since}");
+            ending.add(format_args!("; this certificate has been in use since {since}"));
         }
         if let Some(refused) = refused {
-            self.tell_kin(refused, &mut ending);
+            self.tell_kin(&refused.certificate, &mut ending);
         }
         ending
     }
@@ -98,18 +102,17 @@ impl Terms {
         if ending.reason != Reason::ClientCertificateUnknownCa {
             return;
         }
-        if self.anchors.iter().any(|anchor| anchor.subject == refused.issuer) {
-            let _ = write!(
-                ending.detail,
-                "; client_ca has a CA of that name with another key, as when a CA was made anew under its old name"
+        if self.anchors.iter().any(|anchor| anchor.subject_digest == refused.issuer_digest) {
+            ending.add(
+                "; client_ca has a CA of that name with another key, as when a CA was made anew under its old name",
             );
         }
         let is_of_it = |departed: &&Departed| match departed.role {
-            "client_ca" => departed.subject == refused.issuer,
+            "client_ca" => departed.subject_digest == refused.issuer_digest,
             _ => departed.role == "client_certificate" && departed.sha256 == refused.sha256,
         };
         if let Some(Departed { subject, by, .. }) = self.lineage.departed.iter().find(is_of_it) {
-            let _ = write!(ending.detail, "; {subject} was taken out by {by}");
+            ending.add(format_args!("; {} was taken out by {by}", printable::quoted(subject)));
         }
     }
 }

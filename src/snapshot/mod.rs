@@ -47,7 +47,7 @@ use crate::config::{Config, Files, Limits, Loaded, Problems, Revoke, Shield, Ups
 use crate::policy::{AddressBook, Balancers, ClientAuth, Host, SourcePolicy, TrustedClients};
 use crate::protocol::{MinTlsVersion, Protocol};
 use crate::socket_file::Access;
-use crate::tls::{Certificate, Crl, ServerTls, TicketKeys, TrustParts, UpstreamTls};
+use crate::tls::{Certificate, ChainError, Crl, ServerTls, TicketKeys, TrustParts, UpstreamTls};
 
 /// Where the current snapshot is read from.
 pub type Current = watch::Receiver<Arc<Snapshot>>;
@@ -271,6 +271,12 @@ impl Terms {
     /// Its trust anchors as they are, in the order of [`Self::anchors`].
     pub fn anchor_ders(&self) -> &[CertificateDer<'static>] {
         self.trust_parts().map(|parts| parts.anchors.as_slice()).unwrap_or_default()
+    }
+
+    /// Why one of its trust anchors vouches for nobody at this time; nothing where it does.
+    pub fn anchor_error(&self, sha256: &str, now: OffsetDateTime) -> Option<ChainError> {
+        let index = self.anchors.iter().position(|anchor| anchor.sha256 == sha256)?;
+        self.tls.as_ref()?.trust().anchor_error(self.anchor_ders().get(index)?, now)
     }
 
     /// The revocation lists it goes by.

@@ -2,36 +2,48 @@
 
 use std::net::IpAddr;
 
+use aws_lc_rs::digest::{SHA256, digest};
 use rustls::pki_types::CertificateDer;
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use time::{Duration, OffsetDateTime};
 use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::GeneralName;
 use x509_parser::oid_registry::Oid;
 use x509_parser::oid_registry::asn1_rs::oid;
 use x509_parser::prelude::FromDer as _;
+use x509_parser::time::ASN1Time;
+use x509_parser::x509::X509Name;
 
 use super::name::{common_name, rfc4514};
 use super::sha256_hex;
 use crate::policy::ClientName;
+use crate::printable;
+use crate::timestamp;
 
 /// The facts of one certificate.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Certificate {
-    /// RFC 4514 text.
+    /// RFC 4514 text, escaped and cut. Comparisons use the digest.
     pub subject: String,
-    /// RFC 4514 text.
+    /// RFC 4514 text, escaped and cut.
     pub issuer: String,
+    /// The digest of the whole subject.
+    #[serde(skip)]
+    pub subject_digest: NameDigest,
+    /// The digest of the whole name of the issuer.
+    #[serde(skip)]
+    pub issuer_digest: NameDigest,
     /// 3 for every certificate of today; 1 for those openssl makes without extensions.
     pub version: u32,
-    /// The most specific common name of the subject, where it is plain text and the only one of its level.
+    /// The whole of the most specific common name of the subject, where it is plain text and the only one of its level.
     #[serde(skip)]
     pub common_name: Option<String>,
     /// Whether it names itself as its issuer, as a root does.
     pub self_signed: bool,
     /// Whether it may issue certificates (basicConstraints).
     pub ca: bool,
-    /// Subject alternative names as `dns:…`, `ip:…`, `uri:…`, `email:…`.
+    /// Subject alternative names as `dns:…`, `ip:…`, `uri:…`, `email:…`. They are whole here, and escaped and cut in JSON.
+    #[serde(serialize_with = "as_fields")]
     pub sans: Vec<String>,
     /// Valid from.
     #[serde(with = "time::serde::rfc3339")]
@@ -45,10 +57,20 @@ pub struct Certificate {
     pub sha256: String,
 }
 
+/// The SHA-256 of an encoded distinguished name. Names are compared by it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct NameDigest([u8; 32]);
+
 /// The bytes are no X.509 certificate.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("is not an X.509 certificate: {0}")]
 pub struct CertificateError(String);
+
+impl CertificateError {
+    pub(super) fn unreadable() -> Self {
+        Self("it cannot be read".to_owned())
+    }
+}
 
 impl Certificate {
     /// Reads the facts out of a DER certificate.
@@ -65,13 +87,15 @@ impl Certificate {
         Ok(Self {
             subject: rfc4514(certificate.subject()),
             issuer: rfc4514(certificate.issuer()),
+            subject_digest: NameDigest::of(certificate.subject()),
+            issuer_digest: NameDigest::of(certificate.issuer()),
             common_name: common_name(certificate.subject()),
             version: certificate.version().0 + 1,
             self_signed: certificate.subject().as_raw() == certificate.issuer().as_raw(),
             ca: certificate.is_ca(),
             sans: subject_alternative_names(&certificate),
-            not_before: validity.not_before.to_datetime(),
-            not_after: validity.not_after.to_datetime(),
+            not_before: moment(validity.not_before),
+            not_after: moment(validity.not_after),
             key: key_kind(&certificate),
             sha256: sha256_hex(der),
         })
@@ -105,12 +129,6 @@ impl Certificate {
         self.ca || (self.version != 3 && self.self_signed)
     }
 
-    /// Whether it is a CA's that may not issue for every name, or nobody can tell.
-    pub fn is_constrained(der: &CertificateDer<'_>) -> bool {
-        X509Certificate::from_der(der)
-            .map_or(true, |(_, certificate)| !matches!(certificate.name_constraints(), Ok(None)))
-    }
-
     /// The first moment after its validity, whose last second belongs to it.
     pub fn end(&self) -> OffsetDateTime {
         self.not_after.saturating_add(Duration::SECOND)
@@ -120,6 +138,24 @@ impl Certificate {
     pub fn is_valid_at(&self, now: OffsetDateTime) -> bool {
         self.not_before <= now && now < self.end()
     }
+}
+
+impl NameDigest {
+    fn of(name: &X509Name<'_>) -> Self {
+        let digest = digest(&SHA256, name.as_raw());
+        Self(digest.as_ref().try_into().unwrap_or_default())
+    }
+}
+
+/// Writes names as fields.
+fn as_fields<S: Serializer>(names: &[String], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(names.iter().map(printable::field))
+}
+
+/// DER allows UTC only, and the parser other offsets too.
+#[allow(clippy::disallowed_methods, reason = "the one place where such a date is read")]
+pub(super) fn moment(time: ASN1Time) -> OffsetDateTime {
+    timestamp::utc(time.to_datetime())
 }
 
 fn subject_alternative_names(certificate: &X509Certificate<'_>) -> Vec<String> {
@@ -168,6 +204,10 @@ fn key_kind(certificate: &X509Certificate<'_>) -> String {
         "1.2.840.10045.2.1" => "EC".to_owned(),
         "1.2.840.113549.1.1.1" => "RSA".to_owned(),
         "1.3.101.112" => "Ed25519".to_owned(),
-        _ => oid,
+        // The certificate's holder chooses it.
+        _ => printable::quoted(oid),
     }
 }
+
+#[cfg(test)]
+mod tests;

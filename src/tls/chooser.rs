@@ -28,7 +28,8 @@ impl Chooser {
     /// The index of the certificate for this client: named and verifiable, else verifiable, else the first.
     pub(super) fn choose(&self, hello: &ClientHello<'_>) -> usize {
         let verifiable = |choice: &Choice| choice.key.key.choose_scheme(hello.signature_schemes()).is_some();
-        let wanted = hello.server_name().map(str::to_ascii_lowercase);
+        // A trailing dot marks a name as complete, and is no part of it (RFC 6066 §3 forbids it; clients send it all the same).
+        let wanted = hello.server_name().map(|name| name.trim_end_matches('.').to_ascii_lowercase());
         let named = |choice: &Choice| wanted.as_deref().is_some_and(|name| choice.is_for(name));
         let first = |test: &dyn Fn(&Choice) -> bool| self.choices.iter().position(test);
         first(&|choice| named(choice) && verifiable(choice)).or_else(|| first(&verifiable)).unwrap_or(0)

@@ -7,6 +7,7 @@ use rustls::pki_types::CertificateDer;
 use time::OffsetDateTime;
 
 use super::certificate::Certificate;
+use crate::policy::ClientName;
 
 /// A client certificate that was found good, with what leads from it to its trust anchor. Sessions of the same client share
 /// one.
@@ -18,10 +19,17 @@ pub struct Credential {
     pub voucher: Voucher,
     /// From when on the question has to be put again, because a certificate or a revocation list has run out.
     pub until: OffsetDateTime,
-    /// While all certificates of the chain are in their time.
-    pub(super) in_time: Range<OffsetDateTime>,
-    /// As the client presented it, leaf first.
+    /// Whether a CA on its path limits the names below it. webpki holds subject alternative names to that, and not the common
+    /// name.
+    pub(super) constrains_names: bool,
+    /// While all certificates of the path are valid, those of the client alone.
+    pub(super) validity: Range<OffsetDateTime>,
+    /// From when on all of them are, the anchor included.
+    pub(super) from: OffsetDateTime,
+    /// What the client presented, leaf first, without what can be of no use.
     pub(super) chain: Vec<CertificateDer<'static>>,
+    /// The positions in the chain of the path that was verified, leaf first. Empty for a pinned certificate.
+    pub(super) path: Box<[u8]>,
     /// Which set of trust anchors judged it.
     pub(super) judge: u64,
 }
@@ -35,9 +43,26 @@ pub enum Voucher {
         sha256: Arc<str>,
         /// Of its name, its key and its name constraints, which it keeps when its certificate is renewed.
         authority: [u8; 32],
-        /// Of the revocation lists by which it was judged.
-        lists: [u8; 32],
     },
     /// It is one of `client_certificates` itself.
     Pinned,
+}
+
+impl Credential {
+    /// The names by which `trusted_clients` may know the holder. A common name counts only where every CA on the path may issue
+    /// for any name.
+    pub fn names(&self) -> impl Iterator<Item = ClientName<'_>> {
+        let counts = |name: &ClientName<'_>| !(self.constrains_names && matches!(name, ClientName::Common(_)));
+        self.certificate.names().filter(counts)
+    }
+
+    /// How many certificates came with it.
+    pub fn sent(&self) -> usize {
+        self.chain.len()
+    }
+
+    /// Whether its common name is left out of account.
+    pub fn ignores_common_name(&self) -> bool {
+        self.constrains_names && self.certificate.common_name.is_some()
+    }
 }

@@ -7,7 +7,7 @@ use super::certificate::{Certificate, CertificateError};
 pub enum BuildError {
     /// A certificate of the client CA bundle cannot be a trust anchor.
     #[error("cannot be used as a trust anchor: {0}")]
-    Anchor(rustls::Error),
+    Anchor(String),
     /// Bytes that are no certificate.
     #[error(transparent)]
     Certificate(#[from] CertificateError),

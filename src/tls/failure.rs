@@ -3,19 +3,34 @@
 use std::fmt::Write as _;
 use std::io;
 
-use rustls::{AlertDescription, CertificateError, Error, OtherError};
+use rustls::{AlertDescription, Error};
 
 use super::certificate::Certificate;
-use super::verifier::LongChain;
+use super::chain_error::ChainError;
+use super::peer_error::{Peer, alert_name, describe};
+use super::witness::RefusedClient;
 use crate::outcome::{Ending, Reason};
+use crate::printable::quoted;
 use crate::timestamp;
 
 /// Explains a failed handshake. `shown` is the certificate the client was shown, `refused` the one that it showed and that we
 /// refuse, where it came so far.
-pub fn handshake_failure(error: &io::Error, shown: Option<&Certificate>, refused: Option<&Certificate>) -> Ending {
+pub fn handshake_failure(error: &io::Error, shown: Option<&Certificate>, refused: Option<&RefusedClient>) -> Ending {
+    if let Some(RefusedClient { certificate, error }) = refused {
+        return Ending::new(reason_of(error), refused_by_us(error, Some(certificate)));
+    }
     match tls_error(error) {
         Some(Error::AlertReceived(alert)) => Ending::new(Reason::HandshakeFailed, refused_by_client(*alert, shown)),
-        Some(error) => Ending::new(certificate_reason(error), refused_by_us(error, refused)),
+        Some(Error::NoCertificatesPresented) => Ending::new(
+            Reason::ClientCertificateMissing,
+            "no certificate was shown; client_auth = \"required\" lets nobody in without one",
+        ),
+        // The verifier tells of every other fault of a certificate.
+        Some(Error::InvalidCertificate(_)) => Ending::new(
+            Reason::ClientCertificateInvalid,
+            "the client did not prove that it has the private key of its certificate",
+        ),
+        Some(error) => Ending::new(Reason::HandshakeFailed, describe(error, Peer::Client)),
         None if error.kind() == io::ErrorKind::UnexpectedEof => Ending::new(
             Reason::HandshakeFailed,
             "the client closed the connection during the TLS handshake; some do so when they do not trust our certificate",
@@ -33,76 +48,73 @@ pub(super) fn tls_error(error: &io::Error) -> Option<&Error> {
     error.get_ref()?.downcast_ref()
 }
 
-/// The reason for what rustls has against a client or its certificate.
-pub(super) fn certificate_reason(error: &Error) -> Reason {
-    let Error::InvalidCertificate(certificate) = error else {
-        return match error {
-            Error::NoCertificatesPresented => Reason::ClientCertificateMissing,
-            // A list that cannot be used says nothing good about the certificate.
-            Error::InvalidCertRevocationList(_) => Reason::ClientCertificateInvalid,
-            _ => Reason::HandshakeFailed,
-        };
-    };
-    match certificate {
-        CertificateError::UnknownIssuer => Reason::ClientCertificateUnknownCa,
-        CertificateError::Expired | CertificateError::ExpiredContext { .. } => Reason::ClientCertificateExpired,
-        CertificateError::Revoked => Reason::ClientCertificateRevoked,
-        _ => Reason::ClientCertificateInvalid,
+/// The code for what is wrong with a client's certificate.
+pub(super) fn reason_of(error: &ChainError) -> Reason {
+    match error {
+        ChainError::UnknownIssuer | ChainError::TooManyChecks => Reason::ClientCertificateUnknownCa,
+        ChainError::Expired | ChainError::AnchorExpired { .. } => Reason::ClientCertificateExpired,
+        ChainError::Revoked => Reason::ClientCertificateRevoked,
+        ChainError::AnchorNotYetValid { .. }
+        | ChainError::Ca { .. }
+        | ChainError::Malformed
+        | ChainError::NotYetValid
+        | ChainError::CriticalExtension { .. }
+        | ChainError::NameConstraints
+        | ChainError::PathLength { .. }
+        | ChainError::PeerIsCa
+        | ChainError::Purpose { .. }
+        | ChainError::RevocationListExpired
+        | ChainError::RevocationUnknown { .. }
+        | ChainError::SignatureAlgorithm
+        | ChainError::TooManyCertificates
+        | ChainError::Unverifiable
+        | ChainError::Version => Reason::ClientCertificateInvalid,
     }
 }
 
 /// Whose certificate is refused, the error, and what to do about it.
-pub(super) fn refused_by_us(error: &Error, refused: Option<&Certificate>) -> String {
+pub(super) fn refused_by_us(error: &ChainError, refused: Option<&Certificate>) -> String {
     match refused {
         Some(certificate) => format!("client certificate {}: {}", in_words(certificate), in_short(error)),
         None => in_short(error),
     }
 }
 
-/// The certificate with what an operator needs to find it.
+/// The certificate with what an operator needs to find it. Its names are cut to leave room for the reason.
 pub(super) fn in_words(certificate: &Certificate) -> String {
     let Certificate { subject, issuer, not_after, sha256, .. } = certificate;
+    let [subject, issuer] = [subject, issuer].map(quoted);
     format!("{subject} (issued by {issuer}, valid until {}, sha256 {sha256})", timestamp::seconds(*not_after))
 }
 
-fn in_short(error: &Error) -> String {
-    if let Error::InvalidCertificate(CertificateError::Other(OtherError(cause))) = error {
-        if let Some(long) = cause.downcast_ref::<LongChain>() {
-            return long.to_string();
+fn in_short(error: &ChainError) -> String {
+    let words = match error {
+        ChainError::RevocationListExpired => {
+            "the revocation list of its CA has run out: put a new one into client_crl, \
+             or set crl_expired = \"allow\" to go by the old one"
         }
-        return "the certificate is malformed, or not of X.509 version 3".to_owned();
-    }
-    if is_old_list(error) {
-        return "the revocation list of its CA has run out: put a new one into client_crl, \
-                or set crl_expired = \"allow\" to go by the old one"
-            .to_owned();
-    }
-    let words = match certificate_reason(error) {
-        Reason::ClientCertificateMissing => {
-            "no certificate was shown; client_auth = \"required\" lets nobody in without one"
-        }
-        Reason::ClientCertificateUnknownCa => {
+        ChainError::UnknownIssuer => {
             "no certificate of client_ca has issued it, directly or by way of the intermediates the client sent, and it \
              is none of client_certificates"
         }
-        Reason::ClientCertificateExpired => {
-            "it, or an intermediate it came by, has run out; the client needs a new certificate"
+        ChainError::PeerIsCa => {
+            "it is a CA certificate (basicConstraints CA:TRUE); pin it in client_certificates, or issue the client a \
+             certificate from it"
         }
-        Reason::ClientCertificateRevoked => {
+        ChainError::Purpose { .. } => {
+            return format!("{error}; issue the client a certificate for client authentication");
+        }
+        ChainError::Expired => "it, or an intermediate it came by, has run out; the client needs a new certificate",
+        ChainError::Revoked => {
             "a list of client_crl names it, or an intermediate it came by; the client needs a new certificate"
         }
-        _ => return error.to_string(),
+        other => return other.to_string(),
     };
     words.to_owned()
 }
 
-fn is_old_list(error: &Error) -> bool {
-    use CertificateError::{ExpiredRevocationList, ExpiredRevocationListContext};
-    matches!(error, Error::InvalidCertificate(ExpiredRevocationList | ExpiredRevocationListContext { .. }))
-}
-
 fn refused_by_client(alert: AlertDescription, shown: Option<&Certificate>) -> String {
-    let mut words = format!("the client ended the handshake with the TLS alert {alert:?}");
+    let mut words = format!("the client ended the handshake with the TLS alert {}", alert_name(alert));
     if !blames_certificate(alert) {
         return words;
     }
@@ -132,6 +144,7 @@ fn blames_certificate(alert: AlertDescription) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tls::specimen::Authority;
 
     #[test]
     fn a_client_that_does_not_trust_us_is_explained() {
@@ -142,12 +155,12 @@ mod tests {
     }
 
     #[test]
-    fn each_kind_of_bad_client_certificate_has_its_reason() {
-        let reason = |error| certificate_reason(&Error::InvalidCertificate(error));
-        assert_eq!(reason(CertificateError::UnknownIssuer), Reason::ClientCertificateUnknownCa);
-        assert_eq!(reason(CertificateError::Expired), Reason::ClientCertificateExpired);
-        assert_eq!(reason(CertificateError::NotValidYet), Reason::ClientCertificateInvalid);
-        assert_eq!(reason(CertificateError::BadSignature), Reason::ClientCertificateInvalid);
-        assert_eq!(certificate_reason(&Error::NoCertificatesPresented), Reason::ClientCertificateMissing);
+    fn certificate_that_was_refused_is_explained_instead_of_the_alert() {
+        let certificate = Certificate::parse(&Authority::new("Clients CA").der()).unwrap();
+        let refused = RefusedClient { certificate, error: ChainError::Revoked };
+        let error = io::Error::new(io::ErrorKind::InvalidData, Error::AlertReceived(AlertDescription::UnknownCA));
+        let ending = handshake_failure(&error, None, Some(&refused));
+        assert_eq!(ending.reason, Reason::ClientCertificateRevoked);
+        assert!(ending.detail.contains("CN=Clients CA"), "{}", ending.detail);
     }
 }

@@ -4,7 +4,10 @@
 //! configurations, and so the only one that chooses the crypto provider: aws-lc-rs, with the hybrid X25519MLKEM768 key
 //! exchange offered first.
 
+mod anchors;
+mod ca_properties;
 mod certificate;
+mod chain_error;
 mod chooser;
 mod credential;
 mod crl;
@@ -14,15 +17,23 @@ mod error;
 mod failure;
 mod name;
 mod own;
+mod own_tickets;
 mod parts;
+mod path;
+mod path_rules;
+mod peer_error;
 mod pem;
+mod raw_certificate;
 mod records;
 mod rehearsal;
+mod revocation;
 mod serials;
 mod server;
+mod signature;
+mod signature_memo;
+mod signed;
 #[cfg(test)]
 pub(crate) mod specimen;
-mod standing;
 mod tickets;
 mod trust;
 mod upstream;
@@ -30,9 +41,11 @@ mod verified;
 mod verifier;
 mod witness;
 
-pub use certificate::{Certificate, CertificateError};
+pub use ca_properties::CaFault;
+pub use certificate::{Certificate, CertificateError, NameDigest};
+pub use chain_error::ChainError;
 pub use credential::{Credential, Voucher};
-pub use crl::{Crl, CrlError, CrlFault, CrlNumber, CrlSet};
+pub use crl::{Crl, CrlError, CrlFault, CrlNumber};
 pub use encrypted_key::{EncryptedKey, EncryptedKeyError, NoPassphrase, Passphrase};
 pub use error::BuildError;
 pub use failure::{handshake_failure, is_refusal_of_ours};
@@ -44,11 +57,16 @@ pub use server::{Attempt, ServerTls};
 pub use tickets::{SharedTicketer, TicketKeys, TicketKeysError};
 pub use trust::{ClientTrust, Evidence, Identity};
 pub use upstream::{Alpn, Anchors, UpstreamAttempt, UpstreamParts, UpstreamTls, system_roots};
+pub use witness::RefusedClient;
 
 use std::sync::{Arc, LazyLock};
+use std::time::Duration;
 
+use rustls::Error;
 use rustls::crypto::CryptoProvider;
 use rustls::crypto::aws_lc_rs;
+use rustls::pki_types::UnixTime;
+use time::OffsetDateTime;
 
 /// SHA-256 of `bytes` in lower-case hex, the form every fingerprint of this program has.
 pub fn sha256_hex(bytes: &[u8]) -> String {
@@ -70,4 +88,15 @@ fn provider() -> Arc<CryptoProvider> {
         })
     });
     Arc::clone(&PROVIDER)
+}
+
+/// The time as rustls and webpki take it.
+fn unix_time(moment: OffsetDateTime) -> UnixTime {
+    UnixTime::since_unix_epoch(Duration::from_secs(u64::try_from(moment.unix_timestamp()).unwrap_or(0)))
+}
+
+/// The time as rustls tells it to a verifier.
+fn moment(now: UnixTime) -> Result<OffsetDateTime, Error> {
+    let now = i64::try_from(now.as_secs()).ok().and_then(|now| OffsetDateTime::from_unix_timestamp(now).ok());
+    now.ok_or(Error::FailedToGetCurrentTime)
 }

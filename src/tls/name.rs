@@ -2,17 +2,31 @@
 //!
 //! A name comes from a certificate that anybody may have written, so whatever could end a field or a line is escaped.
 
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 
 use x509_parser::der_parser::asn1_rs::{Any, Tag, ToDer as _};
 use x509_parser::x509::{AttributeTypeAndValue, X509Name};
 
-/// Writes `name` as RFC 4514 §2 says.
+use crate::printable::{BoundedText, MAX_FIELD, is_combining, is_hidden};
+
+/// Writes `name` as RFC 4514 §2 says, cut to the size of a field.
 pub(super) fn rfc4514(name: &X509Name<'_>) -> String {
-    let mut sets: Vec<String> =
-        name.iter().map(|set| set.iter().map(attribute).collect::<Vec<_>>().join("+")).collect();
-    sets.reverse();
-    sets.join(",")
+    let mut out = BoundedText::new(MAX_FIELD);
+    // The error says that the text is full, which `finish` handles.
+    let _ = write_name(&mut out, name);
+    out.finish()
+}
+
+fn write_name(out: &mut BoundedText, name: &X509Name<'_>) -> fmt::Result {
+    let sets: Vec<_> = name.iter().collect();
+    for (index, set) in sets.into_iter().rev().enumerate() {
+        out.push(if index == 0 { "" } else { "," })?;
+        for (index, attribute) in set.iter().enumerate() {
+            out.push(if index == 0 { "" } else { "+" })?;
+            write_attribute(out, attribute)?;
+        }
+    }
+    Ok(())
 }
 
 /// The most specific common name: the one of the last level that has any. Where a level has several, or its text is in an
@@ -27,43 +41,47 @@ pub(super) fn common_name(name: &X509Name<'_>) -> Option<String> {
     Some(text.to_owned())
 }
 
-fn attribute(attribute: &AttributeTypeAndValue<'_>) -> String {
+fn write_attribute(out: &mut BoundedText, attribute: &AttributeTypeAndValue<'_>) -> fmt::Result {
     let oid = attribute.attr_type().to_id_string();
     let keyword = KEYWORDS.iter().find(|(known, _)| *known == oid).map(|(_, keyword)| *keyword);
+    write!(out, "{}=", keyword.unwrap_or(&oid))?;
     // A type without a keyword, or a value that is no text, is written as the hex of its encoding (§2.4).
     match (keyword, attribute.as_str()) {
-        (Some(keyword), Ok(text)) => format!("{keyword}={}", escaped(text)),
-        (Some(keyword), Err(_)) => format!("{keyword}={}", encoding(attribute.attr_value())),
-        (None, _) => format!("{oid}={}", encoding(attribute.attr_value())),
+        (Some(_), Ok(text)) => write_escaped(out, text),
+        (Some(_), Err(_)) | (None, _) => write_encoding(out, attribute.attr_value()),
     }
 }
 
-fn encoding(value: &Any<'_>) -> String {
+fn write_encoding(out: &mut BoundedText, value: &Any<'_>) -> fmt::Result {
+    out.push("#")?;
     let der = value.to_der_vec().unwrap_or_default();
-    der.iter().fold(String::from("#"), |mut hex, byte| {
-        let _ = write!(hex, "{byte:02x}");
+    der.iter().try_for_each(|byte| out.push(&format!("{byte:02x}")))
+}
+
+/// Escapes as §2.4 says: special characters by a backslash, characters that do not show by the hex of their UTF-8.
+fn write_escaped(out: &mut BoundedText, text: &str) -> fmt::Result {
+    let mut characters = text.chars().peekable();
+    let mut is_first = true;
+    while let Some(character) = characters.next() {
+        let is_last = characters.peek().is_none();
+        match character {
+            '"' | '+' | ',' | ';' | '<' | '>' | '\\' => out.push(&format!("\\{character}"))?,
+            '#' | ' ' if is_first => out.push(&format!("\\{character}"))?,
+            ' ' if is_last => out.push("\\ ")?,
+            _ if is_hidden(character) || (is_first && is_combining(character)) => out.push(&in_hex(character))?,
+            _ => out.write_char(character)?,
+        }
+        is_first = false;
+    }
+    Ok(())
+}
+
+fn in_hex(character: char) -> String {
+    let mut utf8 = [0; 4];
+    character.encode_utf8(&mut utf8).bytes().fold(String::new(), |mut hex, byte| {
+        let _ = write!(hex, "\\{byte:02x}");
         hex
     })
-}
-
-fn escaped(text: &str) -> String {
-    let last = text.chars().count().saturating_sub(1);
-    let mut out = String::with_capacity(text.len());
-    for (index, character) in text.chars().enumerate() {
-        match character {
-            '"' | '+' | ',' | ';' | '<' | '>' | '\\' => out.extend(['\\', character]),
-            '#' | ' ' if index == 0 => out.extend(['\\', character]),
-            ' ' if index == last => out.push_str("\\ "),
-            _ if character.is_control() => {
-                let mut utf8 = [0; 4];
-                for byte in character.encode_utf8(&mut utf8).bytes() {
-                    let _ = write!(out, "\\{byte:02x}");
-                }
-            }
-            _ => out.push(character),
-        }
-    }
-    out
 }
 
 /// The keywords of RFC 4514 §3, by object identifier.
@@ -86,13 +104,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_could_end_a_field_or_a_line_is_escaped() {
+    fn what_could_end_a_field_or_a_line_or_does_not_show_is_escaped() {
+        let escaped = |text: &str| {
+            let mut out = BoundedText::new(MAX_FIELD);
+            write_escaped(&mut out, text).unwrap();
+            out.finish()
+        };
         assert_eq!(escaped("app"), "app");
         assert_eq!(escaped("a,b+c"), "a\\,b\\+c");
         assert_eq!(escaped(" #x "), "\\ #x\\ ");
         assert_eq!(escaped("#x"), "\\#x");
         assert_eq!(escaped("a\nb\0"), "a\\0ab\\00");
         assert_eq!(escaped("Zoë"), "Zoë");
+        assert_eq!(escaped(" "), "\\ ");
+        assert_eq!(escaped("a\u{202e}b\u{a0}"), "a\\e2\\80\\aeb\\c2\\a0");
+        assert_eq!(escaped("\u{301}e\u{301}"), "\\cc\\81e\u{301}");
     }
 
     #[test]

@@ -8,6 +8,7 @@ use rustls::sign::CertifiedKey;
 use super::certificate::Certificate;
 use super::error::BuildError;
 use super::provider;
+use super::raw_certificate::RawCertificate;
 
 /// A certificate chain with its key, known to belong together: what clients are shown, or an upstream that asks for it.
 #[derive(Clone, Debug)]
@@ -28,18 +29,17 @@ impl OwnCertificate {
             Certificate::parse(rest)?;
         }
         let key = provider().key_provider.load_private_key(key).map_err(|error| BuildError::Key(error.to_string()))?;
-        let certified = CertifiedKey::new(chain.clone(), Arc::clone(&key));
-        if certified.keys_match().is_err() {
-            let elsewhere = chain
-                .iter()
-                .skip(1)
-                .position(|other| CertifiedKey::new(vec![other.clone()], Arc::clone(&key)).keys_match().is_ok());
-            return Err(match elsewhere {
+        // Compared byte for byte: whether the certificate can be verified is another question.
+        let public_key = key.public_key().ok_or_else(|| BuildError::Key("it has no public key".to_owned()))?;
+        let belongs =
+            |der: &CertificateDer<'_>| RawCertificate::read(der).is_some_and(|raw| raw.has_public_key(&public_key));
+        if !belongs(leaf_der) {
+            return Err(match chain.iter().skip(1).position(belongs) {
                 Some(index) => BuildError::LeafNotFirst { position: index + 2 },
                 None => BuildError::KeyMismatch { subject: leaf.subject },
             });
         }
-        Ok(Self { key: Arc::new(certified), leaf })
+        Ok(Self { key: Arc::new(CertifiedKey::new(chain, key)), leaf })
     }
 
     /// The certificates, leaf first.

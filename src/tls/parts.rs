@@ -4,7 +4,7 @@ use aws_lc_rs::digest::{Context, SHA256};
 use rustls::pki_types::CertificateDer;
 
 use super::crl::Crl;
-use crate::policy::{ClientAuth, CrlExpired, TrustedClients};
+use crate::policy::{AnchorValidity, ClientAuth, CrlExpired, TrustedClients};
 
 /// By what client certificates are judged.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,6 +19,8 @@ pub struct TrustParts {
     pub crls: Vec<Crl>,
     /// What one past its nextUpdate means.
     pub crl_expired: CrlExpired,
+    /// What the dates of the anchors mean.
+    pub anchor_validity: AnchorValidity,
     /// Whom of the holders to let in.
     pub clients: TrustedClients,
 }
@@ -26,8 +28,8 @@ pub struct TrustParts {
 impl TrustParts {
     /// A digest of all of it and of the listener it is for: what session tickets under shared keys are bound to.
     pub fn binding(&self, listener: &str) -> [u8; 32] {
-        let Self { auth, anchors, pinned, crls, crl_expired, clients } = self;
-        let words = format!("{auth} {crl_expired:?}");
+        let Self { auth, anchors, pinned, crls, crl_expired, anchor_validity, clients } = self;
+        let words = format!("{auth} {crl_expired:?} {anchor_validity:?}");
         let lists: [Vec<Vec<u8>>; 5] = [
             vec![listener.into(), words.into()],
             anchors.iter().map(|der| der.to_vec()).collect(),

@@ -4,33 +4,48 @@
 use std::sync::Arc;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature};
+use rustls::crypto::WebPkiSupportedAlgorithms;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::server::ResolvesServerCert;
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::server::{ResolvesServerCert, WebPkiClientVerifier};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{
-    ClientConfig, ClientConnection, Connection, DigitallySignedStruct, Error, ServerConfig, ServerConnection,
-    SignatureScheme, SupportedProtocolVersion,
+    CertificateError, ClientConfig, ClientConnection, Connection, DigitallySignedStruct, DistinguishedName, Error,
+    ServerConfig, ServerConnection, SignatureScheme, SupportedProtocolVersion,
 };
 
-use super::provider;
+use super::{provider, signature};
 
-/// Runs a whole handshake in memory in which the server shows `certificate`.
+/// Runs a whole handshake in memory by each TLS version, in which the server shows `certificate` and asks for one of the CAs in
+/// `hints`, as it does clients where it asks them for any.
 ///
 /// # Errors
 /// What the handshake fails with.
 pub(super) fn rehearse(
     certificate: &Arc<CertifiedKey>,
     versions: &[&'static SupportedProtocolVersion],
+    hints: Option<&[DistinguishedName]>,
+) -> Result<(), Error> {
+    versions.iter().try_for_each(|version| rehearse_version(certificate, version, hints))
+}
+
+fn rehearse_version(
+    certificate: &Arc<CertifiedKey>,
+    version: &'static SupportedProtocolVersion,
+    hints: Option<&[DistinguishedName]>,
 ) -> Result<(), Error> {
     let provider = provider();
     let resolver: Arc<dyn ResolvesServerCert> = Arc::new(SingleCertAndKey::from(Arc::clone(certificate)));
+    let clients: Arc<dyn ClientCertVerifier> = match hints {
+        Some(hints) => Arc::new(Nobody(hints.to_vec())),
+        None => WebPkiClientVerifier::no_client_auth(),
+    };
     let server = ServerConfig::builder_with_provider(Arc::clone(&provider))
-        .with_protocol_versions(versions)?
-        .with_no_client_auth()
+        .with_protocol_versions(&[version])?
+        .with_client_cert_verifier(clients)
         .with_cert_resolver(resolver);
     let client = ClientConfig::builder_with_provider(Arc::clone(&provider))
-        .with_protocol_versions(versions)?
+        .with_protocol_versions(&[version])?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(SignatureOnly(provider.signature_verification_algorithms)))
         .with_no_client_auth();
@@ -85,7 +100,7 @@ impl ServerCertVerifier for SignatureOnly {
         cert: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls12_signature(message, cert, signed, &self.0)
+        signature::verify_tls12(message, cert, signed)
     }
 
     fn verify_tls13_signature(
@@ -94,10 +109,55 @@ impl ServerCertVerifier for SignatureOnly {
         cert: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, cert, signed, &self.0)
+        signature::verify_tls13(message, cert, signed)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.0.supported_schemes()
+    }
+}
+
+/// Asks clients for a certificate, and takes none.
+#[derive(Debug)]
+struct Nobody(Vec<DistinguishedName>);
+
+impl ClientCertVerifier for Nobody {
+    fn client_auth_mandatory(&self) -> bool {
+        false
+    }
+
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &self.0
+    }
+
+    fn verify_client_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: UnixTime,
+    ) -> Result<ClientCertVerified, Error> {
+        Err(CertificateError::UnknownIssuer.into())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        signature::verify_tls12(message, cert, signed)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        signature::verify_tls13(message, cert, signed)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        provider().signature_verification_algorithms.supported_schemes()
     }
 }

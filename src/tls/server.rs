@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use rustls::crypto::aws_lc_rs::Ticketer;
 use rustls::server::ResolvesServerCert;
 use rustls::server::danger::ClientCertVerifier;
 use rustls::version::{TLS12, TLS13};
@@ -12,12 +11,13 @@ use super::certificate::Certificate;
 use super::chooser::{Choice, Chooser, HelloWitness, Overheard};
 use super::error::BuildError;
 use super::own::OwnCertificate;
+use super::own_tickets::OwnTicketer;
 use super::provider;
 use super::records::Records;
 use super::rehearsal::rehearse;
 use super::tickets::SharedTicketer;
 use super::trust::ClientTrust;
-use super::witness::Refused;
+use super::witness::{Findings, RefusedClient};
 use crate::protocol::MinTlsVersion;
 
 /// Everything a listener needs to speak TLS. Immutable; a change of any part makes a new one, with fresh session tickets,
@@ -58,8 +58,10 @@ impl ServerTls {
         if certificates.is_empty() {
             return Err(BuildError::EmptyChain);
         }
+        let verifier = trust.verifier();
+        let hints = verifier.offer_client_auth().then(|| verifier.root_hint_subjects());
         for certificate in certificates {
-            rehearse(certificate.key(), versions(min_version)).map_err(|error| BuildError::Rehearsal {
+            rehearse(certificate.key(), versions(min_version), hints).map_err(|error| BuildError::Rehearsal {
                 subject: certificate.leaf().subject.clone(),
                 error: error.to_string(),
             })?;
@@ -73,11 +75,11 @@ impl ServerTls {
             .collect();
         let chooser = Arc::new(Chooser::new(choices));
         let unheard = Arc::new(HelloWitness::new(&chooser, &Overheard::default()));
-        let mut config = assemble(trust.verifier(), unheard, min_version)?;
+        let mut config = assemble(Arc::clone(&verifier), unheard, min_version)?;
         config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
         config.ticketer = match ticketer {
             Some(shared) => Arc::new(shared),
-            None => Ticketer::new().map_err(|error| BuildError::Rustls(error.to_string()))?,
+            None => Arc::new(OwnTicketer::new().map_err(|error| BuildError::Rustls(error.to_string()))?),
         };
         let certificates = certificates.iter().map(|certificate| Arc::new(certificate.leaf().clone())).collect();
         Ok(Self { pattern: config, min_version, chooser, certificates, trust })
@@ -88,21 +90,21 @@ impl ServerTls {
     pub fn attempt(self: &Arc<Self>) -> Attempt {
         let heard = Overheard::default();
         let resolver = Arc::new(HelloWitness::new(&self.chooser, &heard));
-        let with_witness = |(verifier, refused)| {
+        let recording = |(verifier, findings)| {
             // rustls lets nobody exchange the verifier of a finished configuration. Whatever `new` sets besides has to be
             // carried over here.
             let mut config = assemble(verifier, Arc::clone(&resolver) as Arc<_>, self.min_version).ok()?;
             config.alpn_protocols.clone_from(&self.pattern.alpn_protocols);
             config.ticketer = Arc::clone(&self.pattern.ticketer);
             config.session_storage = Arc::clone(&self.pattern.session_storage);
-            Some((config, Some(refused)))
+            Some((config, Some(findings)))
         };
-        let (config, refused) = self.trust.witness().and_then(with_witness).unwrap_or_else(|| {
+        let (config, findings) = self.trust.recording_verifier().and_then(recording).unwrap_or_else(|| {
             let mut config = self.pattern.clone();
             config.cert_resolver = Arc::clone(&resolver) as Arc<_>;
             (config, None)
         });
-        Attempt { config: Arc::new(config), tls: Arc::clone(self), heard, refused }
+        Attempt { config: Arc::new(config), tls: Arc::clone(self), heard, findings }
     }
 
     /// The leaves of all certificates, in the order of the configuration.
@@ -122,7 +124,7 @@ pub struct Attempt {
     config: Arc<ServerConfig>,
     tls: Arc<ServerTls>,
     heard: Overheard,
-    refused: Option<Refused>,
+    findings: Option<Arc<Findings>>,
 }
 
 impl Attempt {
@@ -145,8 +147,16 @@ impl Attempt {
     }
 
     /// The client certificate that was refused in this handshake, if one was.
-    pub fn refused(&self) -> Option<&Certificate> {
-        self.refused.as_ref()?.get()
+    pub fn refused(&self) -> Option<&RefusedClient> {
+        self.findings.as_ref()?.refused()
+    }
+
+    /// To be called once the handshake is over, and the client has proved to have its key: what was found out about its
+    /// certificate need not be found out again.
+    pub fn remember_client(&self) {
+        if let Some(findings) = &self.findings {
+            findings.remember();
+        }
     }
 }
 

@@ -5,19 +5,21 @@
 
 use std::sync::Arc;
 
-use rustls::RootCertStore;
 use rustls::pki_types::CertificateDer;
 use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::ClientCertVerifier;
 use time::OffsetDateTime;
+use webpki::anchor_from_trusted_cert;
 
+use super::ca_properties::{DIRECTORY_NAMES, unchecked_constraints};
 use super::certificate::Certificate;
+use super::chain_error::ChainError;
 use super::credential::Credential;
 use super::error::BuildError;
-use super::failure::{certificate_reason, refused_by_us};
+use super::failure::{reason_of, refused_by_us};
 use super::parts::TrustParts;
 use super::verifier::ChainVerifier;
-use super::witness::{RefusalWitness, Refused};
+use super::witness::{Findings, RecordingVerifier};
 use crate::outcome::{Ending, Reason};
 use crate::policy::{ClientAuth, TrustedClients};
 
@@ -68,21 +70,37 @@ impl ClientTrust {
     /// # Errors
     /// Why it cannot.
     pub fn check_anchor(anchor: &CertificateDer<'static>) -> Result<(), BuildError> {
-        RootCertStore::empty().add(anchor.clone()).map_err(BuildError::Anchor)
+        anchor_from_trusted_cert(anchor).map(|_| ()).map_err(|error| BuildError::Anchor(error.to_string()))
     }
 
-    /// A verifier for one handshake and the place where it leaves the certificate it refuses. `None` where no certificate
-    /// is asked for.
-    pub(super) fn witness(&self) -> Option<(Arc<dyn ClientCertVerifier>, Refused)> {
+    /// What of its name constraints cannot be checked, and what follows from that; nothing where all of it can.
+    pub fn unchecked_constraints(anchor: &CertificateDer<'_>) -> Option<String> {
+        let kinds = unchecked_constraints(anchor);
+        let consequence = match kinds.contains(&DIRECTORY_NAMES) {
+            true => "it vouches for nobody",
+            false => "client certificates with such names are refused",
+        };
+        (!kinds.is_empty()).then(|| {
+            format!("limits {} (name constraints), which cannot be checked: {consequence}", kinds.join(" and "))
+        })
+    }
+
+    /// Why a trust anchor vouches for nobody at this time; nothing where it does, or is none.
+    pub fn anchor_error(&self, anchor: &CertificateDer<'_>, now: OffsetDateTime) -> Option<ChainError> {
+        self.verifier.as_ref()?.anchor_error(anchor, now)
+    }
+
+    /// A verifier for one handshake and what it finds out. `None` where no certificate is asked for.
+    pub(super) fn recording_verifier(&self) -> Option<(Arc<dyn ClientCertVerifier>, Arc<Findings>)> {
         let verifier = Arc::clone(self.verifier.as_ref()?);
-        let refused = Refused::default();
-        Some((Arc::new(RefusalWitness::new(verifier, Arc::clone(&refused))), refused))
+        let findings = Arc::<Findings>::default();
+        Some((Arc::new(RecordingVerifier::new(verifier, Arc::clone(&findings))), findings))
     }
 
-    /// The verifier of the pattern. Where certificates are asked for, each handshake puts its own [`RefusalWitness`] in its
+    /// The verifier of the pattern. Where certificates are asked for, each handshake puts its own [`RecordingVerifier`] in its
     /// place.
     pub(super) fn verifier(&self) -> Arc<dyn ClientCertVerifier> {
-        self.witness().map_or_else(WebPkiClientVerifier::no_client_auth, |(verifier, _)| verifier)
+        self.recording_verifier().map_or_else(WebPkiClientVerifier::no_client_auth, |(verifier, _)| verifier)
     }
 
     /// Whom of the holders of a good certificate it lets in.
@@ -110,22 +128,44 @@ impl ClientTrust {
                 };
             }
         };
-        let credential = judged.map_err(|error| {
-            Ending::new(certificate_reason(&error), refused_by_us(&error, evidence.leaf().as_ref()))
-        })?;
-        if self.clients.trust(credential.certificate.names()) {
+        self.identify(judged, evidence)
+    }
+
+    /// Judges a client as [`judge`](Self::judge) does, where that costs no signature. Nothing, where it might.
+    pub fn recheck(&self, evidence: Evidence<'_>, now: OffsetDateTime) -> Option<Result<Identity, Ending>> {
+        match (&self.verifier, evidence) {
+            (Some(verifier), Evidence::Credential(Some(credential))) => {
+                Some(self.identify(verifier.recheck(credential, now)?, evidence))
+            }
+            (Some(_), Evidence::Chain([_, ..])) => None,
+            _ => Some(self.judge(evidence, now)),
+        }
+    }
+
+    fn identify(
+        &self,
+        judged: Result<Arc<Credential>, ChainError>,
+        evidence: Evidence<'_>,
+    ) -> Result<Identity, Ending> {
+        let credential =
+            judged.map_err(|error| Ending::new(reason_of(&error), refused_by_us(&error, evidence.leaf().as_ref())))?;
+        if self.clients.trust(credential.names()) {
             Ok(Identity::Certified(credential))
         } else {
-            Err(not_trusted(&credential.certificate))
+            Err(not_trusted(&credential))
         }
     }
 }
 
-fn not_trusted(certificate: &Certificate) -> Ending {
-    let names: Vec<_> = certificate.names().map(|name| name.to_string()).collect();
-    let Certificate { subject, .. } = certificate;
+fn not_trusted(credential: &Credential) -> Ending {
+    let names: Vec<_> = credential.names().map(|name| name.to_string()).collect();
+    let Certificate { subject, .. } = &credential.certificate;
+    let common_name = match credential.ignores_common_name() {
+        true => "; its common name does not count, because a CA above it has name constraints",
+        false => "",
+    };
     let detail = format_args!(
-        "client certificate {subject}: it is good, but trusted_clients lists none of its names: {}",
+        "client certificate {subject}: it is good, but trusted_clients lists none of its names: {}{common_name}",
         names.join(", ")
     );
     Ending::new(Reason::ClientNotTrusted, detail)
@@ -148,7 +188,7 @@ mod tests {
     use time::Duration;
 
     use super::*;
-    use crate::policy::CrlExpired;
+    use crate::policy::{AnchorValidity, CrlExpired};
     use crate::tls::Crl;
     use crate::tls::specimen::{Authority, named, revoking};
 
@@ -166,6 +206,7 @@ mod tests {
             pinned: Vec::new(),
             crls: Vec::new(),
             crl_expired: CrlExpired::Refuse,
+            anchor_validity: AnchorValidity::Enforce,
             clients: TrustedClients::default(),
         }
     }

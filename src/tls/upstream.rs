@@ -1,7 +1,6 @@
 //! A listener's TLS towards its upstream: whom it takes for the upstream, and by what certificate it is known there.
 
 mod failure;
-mod signature;
 mod verification;
 
 use std::fmt;
@@ -20,10 +19,12 @@ pub use self::verification::{Anchors, system_roots};
 use self::failure::{explain, explain_handshake};
 use self::verification::ServerVerifier;
 use super::certificate::Certificate;
+use super::chain_error::ChainError;
 use super::error::BuildError;
 use super::own::OwnCertificate;
 use super::records::{Client, Records};
-use super::{provider, sha256_hex};
+use super::{provider, sha256_hex, signature};
+use crate::policy::AnchorValidity;
 use crate::protocol::Verification;
 
 /// What an [`UpstreamTls`] is made of.
@@ -33,6 +34,8 @@ pub struct UpstreamParts {
     pub verification: Verification,
     /// By whom.
     pub anchors: Anchors,
+    /// What the dates of the anchors mean.
+    pub anchor_validity: AnchorValidity,
     /// What we are known by, where the upstream asks.
     pub certificate: Option<OwnCertificate>,
     /// The host to ask for and to verify, in place of the one that is dialled.
@@ -70,7 +73,7 @@ impl UpstreamTls {
     /// # Errors
     /// When an anchor cannot be one, our key cannot sign, or the server name is none.
     pub fn new(parts: &UpstreamParts) -> Result<Self, BuildError> {
-        let verifier = Arc::new(ServerVerifier::new(parts.verification, &parts.anchors)?);
+        let verifier = Arc::new(ServerVerifier::new(parts.verification, &parts.anchors, parts.anchor_validity)?);
         let anchors: Result<Vec<_>, _> = match &parts.anchors {
             Anchors::Bundle(bundle) => bundle.iter().map(|der| Certificate::parse(der).map(Arc::new)).collect(),
             Anchors::None | Anchors::System(_) => Ok(Vec::new()),
@@ -126,6 +129,12 @@ impl UpstreamTls {
     pub fn has_in_bundle(&self, der: &CertificateDer<'_>) -> bool {
         let sha256 = sha256_hex(der);
         self.anchors.iter().any(|anchor| anchor.sha256 == sha256)
+    }
+
+    /// Why each of [`anchors`](Self::anchors) vouches for nobody at this time; nothing where it does, or where it is a server's
+    /// own certificate.
+    pub fn anchor_errors(&self, now: OffsetDateTime) -> Vec<Option<ChainError>> {
+        self.anchors.iter().map(|anchor| self.verifier.anchor_error(&anchor.sha256, now)).collect()
     }
 
     /// The trust anchors of its bundle, in the order of the configuration; those of the system are not told.

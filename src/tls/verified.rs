@@ -28,7 +28,7 @@ impl Verified {
     pub(super) fn recall(&self, chain: &Digest, now: OffsetDateTime) -> Option<Arc<Credential>> {
         let chains = self.chains();
         let credential = chains.get(chain)?;
-        (credential.in_time.start..credential.until).contains(&now).then(|| Arc::clone(credential))
+        (credential.from..credential.until).contains(&now).then(|| Arc::clone(credential))
     }
 
     /// Notes that a chain is good, as long as its credential says.
@@ -48,9 +48,9 @@ impl Verified {
     }
 }
 
-/// Of every certificate and its length, so that no two chains have the same bytes.
-pub(super) fn digest(leaf: &CertificateDer<'_>, intermediates: &[CertificateDer<'_>]) -> Digest {
-    digest_of([leaf].into_iter().chain(intermediates).map(|certificate| &**certificate))
+/// Of every certificate of a chain.
+pub(super) fn digest_of_chain(chain: &[CertificateDer<'_>]) -> Digest {
+    digest_of(chain.iter().map(|certificate| &**certificate))
 }
 
 /// Of several parts and their lengths.
@@ -88,22 +88,31 @@ mod tests {
 
     fn credential(leaf: &CertificateDer<'_>) -> Arc<Credential> {
         let certificate = Certificate::parse(leaf).unwrap();
-        let until = NOW + Duration::HOUR;
-        let in_time = NOW..NOW + Duration::DAY;
-        Arc::new(Credential { certificate, voucher: Voucher::Pinned, until, in_time, chain: Vec::new(), judge: 0 })
+        Arc::new(Credential {
+            certificate,
+            voucher: Voucher::Pinned,
+            until: NOW + Duration::HOUR,
+            constrains_names: false,
+            validity: NOW..NOW + Duration::DAY,
+            from: NOW,
+            chain: Vec::new(),
+            path: Box::default(),
+            judge: 0,
+        })
     }
 
     #[test]
     fn a_verdict_is_for_these_bytes_and_for_its_time() {
-        let (leaf, between) = (certificate("app"), [certificate("between")]);
+        let chain = [certificate("app"), certificate("between")];
+        let turned = [chain[1].clone(), chain[0].clone()];
         let verified = Verified::default();
-        verified.remember(digest(&leaf, &between), &credential(&leaf));
-        let known = |leaf, between, moment| verified.recall(&digest(leaf, between), moment).is_some();
-        assert!(known(&leaf, &between, NOW) && known(&leaf, &between, NOW + Duration::HOUR - Duration::NANOSECOND));
-        assert!(!known(&leaf, &between, NOW - Duration::SECOND), "before its time");
-        assert!(!known(&leaf, &between, NOW + Duration::HOUR), "after its time");
-        assert!(!known(&leaf, &[], NOW), "another chain of the same leaf");
-        assert!(!known(&between[0], std::slice::from_ref(&leaf), NOW), "the same certificates in another order");
+        verified.remember(digest_of_chain(&chain), &credential(&chain[0]));
+        let known = |chain, moment| verified.recall(&digest_of_chain(chain), moment).is_some();
+        assert!(known(&chain, NOW) && known(&chain, NOW + Duration::HOUR - Duration::NANOSECOND));
+        assert!(!known(&chain, NOW - Duration::SECOND), "before its time");
+        assert!(!known(&chain, NOW + Duration::HOUR), "after its time");
+        assert!(!known(&chain[..1], NOW), "another chain of the same leaf");
+        assert!(!known(&turned, NOW), "the same certificates in another order");
     }
 
     #[test]
@@ -113,11 +122,11 @@ mod tests {
         let verified = Verified::default();
         for count in 0..=2 * MOST_CHAINS {
             let other = CertificateDer::from(count.to_be_bytes().to_vec());
-            verified.remember(digest(&other, &[]), &credential);
+            verified.remember(digest_of_chain(&[other]), &credential);
         }
         assert!(verified.chains().len() <= MOST_CHAINS);
         let last = CertificateDer::from((2 * MOST_CHAINS).to_be_bytes().to_vec());
-        assert!(verified.recall(&digest(&last, &[]), NOW).is_some());
+        assert!(verified.recall(&digest_of_chain(&[last]), NOW).is_some());
     }
 
     #[test]
@@ -126,7 +135,7 @@ mod tests {
         let padding = vec![0; LONGEST_CHAIN];
         let long = Credential { chain: vec![leaf.clone(), padding.into()], ..(*credential(&leaf)).clone() };
         let verified = Verified::default();
-        verified.remember(digest(&leaf, &[]), &Arc::new(long));
-        assert!(verified.recall(&digest(&leaf, &[]), NOW).is_none());
+        verified.remember(digest_of_chain(std::slice::from_ref(&leaf)), &Arc::new(long));
+        assert!(verified.recall(&digest_of_chain(std::slice::from_ref(&leaf)), NOW).is_none());
     }
 }

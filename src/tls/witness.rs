@@ -3,32 +3,61 @@
 use std::sync::{Arc, OnceLock};
 
 use rustls::client::danger::HandshakeSignatureValid;
-use rustls::crypto::{verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{DigitallySignedStruct, DistinguishedName, Error, SignatureScheme};
 
 use super::certificate::Certificate;
-use super::provider;
-use super::verifier::{ChainVerifier, moment};
+use super::chain_error::ChainError;
+use super::credential::Credential;
+use super::verifier::ChainVerifier;
+use super::{moment, provider, signature};
 
-/// Where a refused certificate is left for the audit.
-pub(super) type Refused = Arc<OnceLock<Certificate>>;
-
-/// The verifier of one handshake. It remembers the certificate it refuses.
-#[derive(Debug)]
-pub(super) struct RefusalWitness {
-    verifier: Arc<ChainVerifier>,
-    refused: Refused,
+/// What a handshake's verifier found out about the client's certificate, for the audit and for what comes after the
+/// handshake.
+#[derive(Debug, Default)]
+pub(super) struct Findings {
+    verified: OnceLock<(Arc<ChainVerifier>, Arc<Credential>)>,
+    refused: OnceLock<RefusedClient>,
 }
 
-impl RefusalWitness {
-    pub(super) fn new(verifier: Arc<ChainVerifier>, refused: Refused) -> Self {
-        Self { verifier, refused }
+/// A client certificate that was refused, and why.
+#[derive(Clone, Debug)]
+pub struct RefusedClient {
+    /// Its facts.
+    pub certificate: Certificate,
+    /// What is wrong with it.
+    pub error: ChainError,
+}
+
+impl Findings {
+    pub(super) fn refused(&self) -> Option<&RefusedClient> {
+        self.refused.get()
+    }
+
+    /// Remembers the verdict for the client's next handshake, and for the questions after this one. To be called once the
+    /// handshake is over, and the client has proved to have the key.
+    pub(super) fn remember(&self) {
+        if let Some((verifier, credential)) = self.verified.get() {
+            verifier.remember(credential);
+        }
     }
 }
 
-impl ClientCertVerifier for RefusalWitness {
+/// The verifier of one handshake. It records what it finds.
+#[derive(Debug)]
+pub(super) struct RecordingVerifier {
+    verifier: Arc<ChainVerifier>,
+    findings: Arc<Findings>,
+}
+
+impl RecordingVerifier {
+    pub(super) fn new(verifier: Arc<ChainVerifier>, findings: Arc<Findings>) -> Self {
+        Self { verifier, findings }
+    }
+}
+
+impl ClientCertVerifier for RecordingVerifier {
     fn verify_client_cert(
         &self,
         leaf: &CertificateDer<'_>,
@@ -36,13 +65,16 @@ impl ClientCertVerifier for RefusalWitness {
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
         match self.verifier.verify(leaf, intermediates, moment(now)?) {
-            Ok(()) => Ok(ClientCertVerified::assertion()),
+            Ok(credential) => {
+                self.findings.verified.get_or_init(|| (Arc::clone(&self.verifier), credential));
+                Ok(ClientCertVerified::assertion())
+            }
             Err(error) => {
                 // One that cannot be read has nothing to say.
-                if let Ok(facts) = Certificate::parse(leaf) {
-                    self.refused.get_or_init(|| facts);
+                if let Ok(certificate) = Certificate::parse(leaf) {
+                    self.findings.refused.get_or_init(|| RefusedClient { certificate, error: error.clone() });
                 }
-                Err(error)
+                Err(error.into())
             }
         }
     }
@@ -65,7 +97,7 @@ impl ClientCertVerifier for RefusalWitness {
         certificate: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls12_signature(message, certificate, signed, &provider().signature_verification_algorithms)
+        signature::verify_tls12(message, certificate, signed)
     }
 
     fn verify_tls13_signature(
@@ -74,7 +106,7 @@ impl ClientCertVerifier for RefusalWitness {
         certificate: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, certificate, signed, &provider().signature_verification_algorithms)
+        signature::verify_tls13(message, certificate, signed)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {

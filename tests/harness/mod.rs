@@ -2,6 +2,7 @@
 //! front of it. A test is a world in three lines: upstream up, Portcullis up, client in.
 
 pub(crate) mod client;
+pub(crate) mod clock;
 pub(crate) mod dns;
 pub(crate) mod haproxy;
 pub(crate) mod hosts;
@@ -23,6 +24,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 pub(crate) use client::{Client, Connection};
+pub(crate) use clock::Clocked;
 pub(crate) use haproxy::Haproxy;
 pub(crate) use listener::Listener;
 pub(crate) use log::Event;

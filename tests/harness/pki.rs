@@ -4,8 +4,9 @@ use std::net::IpAddr;
 
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationList, CertificateRevocationListParams, CertifiedIssuer,
-    DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, KeyIdMethod, KeyPair, KeyUsagePurpose, PKCS_ED25519,
-    PKCS_RSA_SHA256, RevokedCertParams, RsaKeySize, SanType, SerialNumber,
+    CrlDistributionPoint, CrlIssuingDistributionPoint, CrlScope, CustomExtension, DistinguishedName, DnType,
+    ExtendedKeyUsagePurpose, GeneralSubtree, IsCa, KeyIdMethod, KeyPair, KeyUsagePurpose, NameConstraints,
+    PKCS_ED25519, PKCS_RSA_SHA256, RevokedCertParams, RsaKeySize, SanType, SerialNumber,
 };
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use time::{Duration, OffsetDateTime};
@@ -36,6 +37,29 @@ impl Authority {
         let mut params = authority_params(name);
         params.not_before -= Duration::days(1000);
         params.not_after -= Duration::days(1000);
+        Self::root(params)
+    }
+
+    /// A root that is valid until so many seconds from now.
+    pub(crate) fn brief(name: &str, seconds: i64) -> Self {
+        let mut params = authority_params(name);
+        params.not_after = OffsetDateTime::now_utc() + Duration::seconds(seconds);
+        Self::root(params)
+    }
+
+    /// What issues certificates below an authority, though its own certificate is no CA's.
+    pub(crate) fn below_a_leaf(issuer: &Self, name: &str) -> Self {
+        let key = KeyPair::generate().expect("an ECDSA key can be made");
+        let below = CertifiedIssuer::signed_by(dated(name), key, &issuer.issuer).expect("an authority can sign a leaf");
+        let own = Certificate { der: below.der().clone(), pem: below.pem() };
+        Self { path: vec![own], issuer: below }
+    }
+
+    /// A root that may issue for one directory name only.
+    pub(crate) fn limited_to_a_directory(name: &str) -> Self {
+        let mut params = authority_params(name);
+        let permitted_subtrees = vec![GeneralSubtree::DirectoryName(DistinguishedName::new())];
+        params.name_constraints = Some(NameConstraints { permitted_subtrees, excluded_subtrees: Vec::new() });
         Self::root(params)
     }
 
@@ -123,6 +147,14 @@ impl TakesBack {
             reason_code: None,
             invalidity_date: None,
         });
+        self
+    }
+
+    /// About the certificates of CAs only, whatever it names.
+    pub(crate) fn about_authorities(mut self) -> Self {
+        let distribution_point = CrlDistributionPoint { uris: vec!["http://ca.test/list".to_owned()] };
+        let scope = Some(CrlScope::CaCertsOnly);
+        self.0.issuing_distribution_point = Some(CrlIssuingDistributionPoint { distribution_point, scope });
         self
     }
 
@@ -231,6 +263,22 @@ impl Request {
         self
     }
 
+    /// With the critical extension certificatePolicies, which many libraries do not support.
+    pub(crate) fn with_critical_policies(mut self) -> Self {
+        // One policy, 1.2.3.4.
+        let mut extension =
+            CustomExtension::from_oid_content(&[2, 5, 29, 32], b"\x30\x07\x30\x05\x06\x03\x2a\x03\x04".to_vec());
+        extension.set_criticality(true);
+        self.params.custom_extensions.push(extension);
+        self
+    }
+
+    /// That of a CA, as `openssl req -x509` makes it.
+    pub(crate) fn authority(mut self) -> Self {
+        self.params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        self
+    }
+
     /// Runs out after so many seconds.
     pub(crate) fn brief(mut self, seconds: i64) -> Self {
         self.params.not_after = OffsetDateTime::now_utc() + Duration::seconds(seconds);
@@ -281,6 +329,13 @@ impl Leaf {
     /// The certificate and the intermediates, as a server's certificate file has them.
     pub(crate) fn pem(&self) -> String {
         self.path.iter().map(|certificate| certificate.pem.as_str()).collect()
+    }
+
+    /// With these certificates behind its own.
+    pub(crate) fn followed_by(mut self, authorities: &[Authority]) -> Self {
+        let others = authorities.iter().map(|one| Certificate { der: one.der().clone(), pem: one.pem() });
+        self.path.extend(others);
+        self
     }
 
     pub(crate) fn key_pem(&self) -> String {

@@ -3,7 +3,9 @@
 use std::ffi::OsStr;
 use std::fmt::Display;
 use std::fs;
+use std::io::Write as _;
 use std::net::SocketAddr;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -11,7 +13,7 @@ use serde_json::Value;
 
 use super::log::Log;
 use super::program::{self, Running};
-use super::{Client, Event, Listener, Site, eventually};
+use super::{Client, Event, Listener, PATIENCE, Site, eventually};
 
 /// A running `portcullis run`.
 #[derive(Debug)]
@@ -160,6 +162,29 @@ impl Portcullis {
         });
         let answer: Value = serde_json::from_str(&answer.text()).expect("JSON");
         answer["listeners"][0].clone()
+    }
+
+    /// What `sessions list` has, once there is somebody to answer.
+    pub(crate) fn sessions(&self) -> Vec<Value> {
+        let answer = eventually("an answer of sessions list", || {
+            let mut command = executable();
+            command.args(["sessions", "list", "--json", "--socket"]).arg(self.site.path("admin.sock"));
+            Some(program::run(&mut command)).filter(|outcome| outcome.code == Some(0))
+        });
+        let answer: Value = serde_json::from_str(&answer.text()).expect("JSON");
+        answer["sessions"].as_array().expect("a list").clone()
+    }
+
+    /// Asks at the admin socket without a command in between, which takes longer. Returns the status and the answer.
+    pub(crate) fn ask(&self, method: &str, target: &str) -> (u16, Value) {
+        let mut stream = UnixStream::connect(self.site.path("admin.sock")).expect("somebody answers");
+        stream.set_read_timeout(Some(PATIENCE)).expect("a socket takes a timeout");
+        let request = format!("{method} {target} HTTP/1.1\r\nhost: portcullis\r\nconnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).expect("it can be asked");
+        let answer = std::io::read_to_string(stream).expect("it answers");
+        let (head, body) = answer.split_once("\r\n\r\n").expect("a head and a body");
+        let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
+        (status.expect("a status"), serde_json::from_str(body).expect("JSON"))
     }
 
     /// Memory in use, in KiB.

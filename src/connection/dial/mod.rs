@@ -20,6 +20,7 @@ use super::leg::{ClientLeg, UpstreamLeg};
 use super::part::{Leave, Startup};
 use crate::audit::Facts;
 use crate::outcome::{Ending, Reason};
+use crate::printable;
 use crate::protocol::{Protocol, Target, postgres};
 use crate::snapshot::{Node, Terms, Whereabouts};
 
@@ -90,7 +91,7 @@ impl Candidates {
                 Err(unfit) => self.reject(&place, terms, unfit),
             }
         }
-        Err(Ending::new(self.reason, self.failures.join("; ")))
+        Err(Ending::new(self.reason, printable::list(&self.failures)))
     }
 
     async fn next(&mut self, terms: &Terms) -> Option<Whereabouts> {

@@ -8,11 +8,11 @@ use std::time::Duration;
 
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::Semaphore;
-use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::addr::UpstreamAddr;
 use crate::connection::socket::{Socket, keep_alive};
+use crate::fault;
 use crate::snapshot::{Node, Terms, Whereabouts};
 
 /// The places that a node leads to, by `deadline`, those last that did not answer lately or, where `writes` count, take none.
@@ -65,10 +65,9 @@ async fn look_up(host: &str, port: u16, resolving: &Arc<Semaphore>) -> io::Resul
     }
     let permit = Arc::clone(resolving).acquire_owned().await.map_err(io::Error::other)?;
     let name = (host.to_owned(), port);
-    let resolved = spawn_blocking(move || {
-        let addresses = name.to_socket_addrs().map(|addresses| addresses.take(MOST_PLACES).map(Some).collect());
-        drop(permit);
-        addresses
+    let resolved = fault::contained_blocking("upstream resolver", move || {
+        let _permit = permit;
+        name.to_socket_addrs().map(|addresses| addresses.take(MOST_PLACES).map(Some).collect())
     });
     let addresses: Vec<_> = resolved.await.map_err(io::Error::other)??;
     if addresses.is_empty() { Err(io::Error::other("the name has no address")) } else { Ok(addresses) }

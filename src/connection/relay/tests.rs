@@ -18,7 +18,7 @@ use crate::connection::leg::Leg;
 use crate::connection::part::Parting;
 use crate::connection::socket::Socket;
 use crate::connection::stream::TlsStream;
-use crate::sessions::Register;
+use crate::sessions::{Register, State};
 use crate::tls::Records;
 use crate::tls::specimen::{Accent, speech};
 
@@ -306,6 +306,45 @@ async fn a_client_that_heard_a_part_of_the_answer_until_the_half_close_ran_out_i
     let (reason, (words, error)) = timeout(PATIENCE, async { tokio::join!(session, talk) }).await.unwrap();
     assert_eq!((words.as_slice(), error), (&b"half an ans"[..], io::ErrorKind::UnexpectedEof));
     assert_eq!(reason, Reason::HalfCloseTimeout);
+}
+
+/// The state of a session once one side has ended, and whether the other is still heard.
+async fn state_behind_the_end_of(side: EndedBy) -> Option<State> {
+    let Session { mut client, relay: mut between, mut upstream } = Session::of(Protocol::Redis).await;
+    let register = Arc::new(Register::default());
+    let presence = enter(&register);
+    presence.mark_open();
+    let mut carried = Carried::default();
+    let talk = async {
+        let mut byte = [0];
+        match side {
+            EndedBy::Client => {
+                client.shutdown().await.unwrap();
+                assert_eq!(upstream.read(&mut byte).await.unwrap(), 0);
+                upstream.write_all(&[7]).await.unwrap();
+                assert_eq!(client.read_u8().await.unwrap(), 7);
+            }
+            EndedBy::Upstream => {
+                upstream.shutdown().await.unwrap();
+                assert_eq!(client.read(&mut byte).await.unwrap(), 0);
+                client.write_all(&[7]).await.unwrap();
+                client.flush().await.unwrap();
+                assert_eq!(upstream.read_u8().await.unwrap(), 7);
+            }
+        }
+    };
+    tokio::select! {
+        ending = between.run(&presence, &mut carried) => panic!("it ended: {ending:?}"),
+        told = timeout(PATIENCE, talk) => told.unwrap(),
+    }
+    register.find(presence.id()).unwrap().state()
+}
+
+#[tokio::test]
+async fn side_that_ended_is_noted_while_the_other_goes_on() {
+    for side in [EndedBy::Client, EndedBy::Upstream] {
+        assert_eq!(state_behind_the_end_of(side).await, Some(State::HalfClosed(side)));
+    }
 }
 
 #[tokio::test]

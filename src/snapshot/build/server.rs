@@ -33,6 +33,7 @@ impl Clients {
             pinned: ders(&self.pinned),
             crls: self.lists.clone(),
             crl_expired: tls.crl_expired,
+            anchor_validity: tls.anchor_validity,
             clients: tls.trusted_clients.clone(),
         }
     }
@@ -78,6 +79,7 @@ impl Builder<'_> {
         };
         self.warn_about_certificates(&certificates);
         self.warn_about_clients(tls, &clients);
+        self.warn_about_anchors(&clients.anchors, built.trust());
         let [anchors, pinned] = [clients.anchors, clients.pinned].map(facts);
         Some(Server { tls: Some(built), anchors, pinned, inputs: Some(inputs) })
     }
@@ -164,7 +166,6 @@ impl Builder<'_> {
             let facts = Certificate::parse(&der).map_err(BuildError::from);
             match facts.and_then(|facts| ClientTrust::check_anchor(&der).map(|()| facts)) {
                 Ok(facts) => {
-                    self.warn_about_dates("client CA certificate", &facts);
                     if !facts.may_issue() {
                         let subject = &facts.subject;
                         self.warn(format_args!(
@@ -192,8 +193,9 @@ impl Builder<'_> {
                 .map(|der| Certificate::parse(der).map_err(BuildError::from).and_then(BuildError::unless_version_3))
                 .collect();
             let facts = facts.map_err(|error| self.problems.push(file.problem(error))).ok()?;
-            let has_issued =
-                |one: &Certificate| facts.iter().any(|other| !other.self_signed && other.issuer == one.subject);
+            let has_issued = |one: &Certificate| {
+                facts.iter().any(|other| !other.self_signed && other.issuer_digest == one.subject_digest)
+            };
             for (der, facts) in ders.into_iter().zip(&facts).filter(|(_, facts)| !has_issued(facts)) {
                 self.warn_about_dates("client certificate", facts);
                 pinned.push((der, facts.clone()));
@@ -229,6 +231,13 @@ impl Builder<'_> {
                     let end = timestamp::seconds(*next_update);
                     self.warn(format_args!(
                         "the revocation list of {issuer} in {} ran out at {end}: {meaning}",
+                        file.path.display()
+                    ));
+                }
+                if list.is_scoped() {
+                    self.warn(format_args!(
+                        "the revocation list of {issuer} in {} covers a part of its certificates only (issuing distribution \
+                         point); certificates that no list covers are refused",
                         file.path.display()
                     ));
                 }
@@ -301,6 +310,20 @@ impl Builder<'_> {
                 self.warn(format_args!(
                     "no list of client_crl is of the client CA {subject}, so nothing it has revoked is refused"
                 ));
+            }
+        }
+    }
+
+    fn warn_about_anchors(&mut self, anchors: &Certificates, trust: &ClientTrust) {
+        for (der, facts) in anchors {
+            match trust.anchor_error(der, self.now.at) {
+                Some(error) => {
+                    self.warn(format_args!("the client CA certificate {} vouches for nobody: {error}", facts.subject));
+                }
+                None => self.warn_about_dates("client CA certificate", facts),
+            }
+            if let Some(words) = ClientTrust::unchecked_constraints(der) {
+                self.warn(format_args!("the client CA certificate {} {words}", facts.subject));
             }
         }
     }

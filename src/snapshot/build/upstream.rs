@@ -35,6 +35,7 @@ impl Builder<'_> {
         let parts = UpstreamParts {
             verification: wanted.verification,
             anchors: anchors?,
+            anchor_validity: wanted.anchor_validity,
             certificate: certificate?,
             server_name: wanted.server_name.clone(),
             alpn: match (self.listener.protocol, wanted.negotiation) {
@@ -96,8 +97,16 @@ impl Builder<'_> {
         tls: &UpstreamTls,
         shown: &[Vec<CertificateDer<'static>>],
     ) {
-        for anchor in tls.anchors() {
-            self.warn_about_dates("upstream CA certificate", anchor);
+        for (anchor, error) in tls.anchors().iter().zip(tls.anchor_errors(self.now.at)) {
+            match error {
+                Some(error) => {
+                    self.warn(format_args!(
+                        "the upstream CA certificate {} vouches for nobody: {error}",
+                        anchor.subject
+                    ));
+                }
+                None => self.warn_about_dates("upstream CA certificate", anchor),
+            }
         }
         if let Some(certificate) = tls.certificate() {
             self.warn_about_dates("certificate for the upstream", certificate);

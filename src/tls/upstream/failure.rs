@@ -5,9 +5,12 @@ use std::io;
 use rustls::{AlertDescription, CertificateError, Error, InvalidMessage, OtherError};
 use time::OffsetDateTime;
 
+use crate::printable::{self, quoted};
 use crate::timestamp;
 use crate::tls::certificate::Certificate;
+use crate::tls::chain_error::ChainError;
 use crate::tls::failure::{in_words, tls_error};
+use crate::tls::peer_error::{Peer, alert_name, describe};
 
 /// Explains what a handshake failed with.
 pub(super) fn explain_handshake(error: &io::Error, own: Option<&Certificate>) -> String {
@@ -19,21 +22,24 @@ pub(super) fn explain_handshake(error: &io::Error, own: Option<&Certificate>) ->
     })
 }
 
-/// Explains what a handshake or a read failed with, where it is TLS that failed. `own` is our certificate.
+/// Explains what a handshake or a read failed with, where it is TLS that failed. `own` is our certificate. The
+/// text is escaped and cut, because it contains names that the upstream chose.
 pub(super) fn explain(error: &io::Error, own: Option<&Certificate>) -> Option<String> {
-    Some(match tls_error(error)? {
+    Some(printable::field(match tls_error(error)? {
         Error::AlertReceived(alert) => refused_by_upstream(*alert, own),
         Error::InvalidCertificate(CertificateError::Other(OtherError(cause))) => {
             match cause.downcast_ref::<Refusal>() {
                 Some(refusal) => refusal.words.clone(),
-                None => error.to_string(),
+                None => UNPROVED.to_owned(),
             }
         }
-        Error::InvalidCertificate(_) => format!("the upstream's certificate cannot be used: {error}"),
+        Error::InvalidCertificate(_) => UNPROVED.to_owned(),
         Error::InvalidMessage(InvalidMessage::InvalidContentType) => PLAINTEXT.to_owned(),
-        error => format!("TLS with the upstream failed: {error}"),
-    })
+        error => describe(error, Peer::Upstream),
+    }))
 }
+
+const UNPROVED: &str = "the upstream did not prove that it has the private key of its certificate";
 
 const HUNG_UP: &str = "the upstream closed the connection during the TLS handshake; it may not speak TLS on this port, or it may \
                        want another certificate than ours";
@@ -44,44 +50,64 @@ const SILENT: &str = "the upstream did not finish the TLS handshake in time; if 
 const PLAINTEXT: &str = "what the upstream answers is not TLS; if it does not speak TLS on this port, give its TLS port, or set \
                          tls = \"disable\"";
 
+/// What is wrong with a server's certificate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum ServerFault {
+    /// Nothing that is trusted vouches for it.
+    Chain(ChainError),
+    /// It is another server's.
+    Name,
+}
+
 /// Why a server is refused, in words, because what they are made of is known only while it is judged.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{words}")]
 pub(super) struct Refusal {
     words: String,
-    /// What webpki says.
-    #[source]
-    error: Error,
 }
 
 impl Refusal {
     /// Of a server with this certificate that is called `name`, by anchors that are the system's or a bundle's.
-    pub(super) fn of(error: Error, facts: &Certificate, name: &str, of_system: bool, now: OffsetDateTime) -> Self {
-        Self { words: refused_by_us(&error, facts, name, of_system, now), error }
+    pub(super) fn of(
+        fault: ServerFault,
+        facts: &Certificate,
+        name: &str,
+        of_system: bool,
+        now: OffsetDateTime,
+    ) -> Self {
+        let cause = match fault {
+            ServerFault::Chain(error) => chain_refused(&error, facts, of_system, now),
+            ServerFault::Name => not_named(facts, name),
+        };
+        Self { words: format!("the upstream's certificate {}: {cause}", in_words(facts)) }
     }
 }
 
-/// The certificate of the upstream, what is wrong with it, and what to do.
-fn refused_by_us(error: &Error, facts: &Certificate, name: &str, of_system: bool, now: OffsetDateTime) -> String {
-    use CertificateError as E;
-    let certificate = in_words(facts);
-    let cause = match error {
-        Error::InvalidCertificate(E::UnknownIssuer | E::BadSignature) => unknown_issuer(facts, of_system).to_owned(),
-        Error::InvalidCertificate(E::Expired | E::ExpiredContext { .. }) if now >= facts.end() => {
-            "it has run out; the upstream needs a new one".to_owned()
-        }
-        Error::InvalidCertificate(E::Expired | E::ExpiredContext { .. }) => {
+/// What is wrong with the chain of the upstream, and what to do.
+fn chain_refused(error: &ChainError, facts: &Certificate, of_system: bool, now: OffsetDateTime) -> String {
+    match error {
+        ChainError::UnknownIssuer => unknown_issuer(facts, of_system).to_owned(),
+        ChainError::Expired if now >= facts.end() => "it has run out; the upstream needs a new one".to_owned(),
+        ChainError::Expired => {
             "an intermediate the upstream sent with it has run out; the upstream needs a new one".to_owned()
         }
-        Error::InvalidCertificate(E::NotValidYet | E::NotValidYetContext { .. }) => {
+        ChainError::NotYetValid => {
             let from = timestamp::seconds(facts.not_before);
             format!(
                 "it, or an intermediate sent with it, is not valid yet (its own time begins {from}); is the clock right?"
             )
         }
-        Error::InvalidCertificate(E::NotValidForName | E::NotValidForNameContext { .. }) => not_named(facts, name),
-        Error::InvalidCertificate(E::InvalidPurpose | E::InvalidPurposeContext { .. }) => {
+        ChainError::Purpose { .. } => {
             "its extended key usage does not let it be a server's; the upstream needs one with serverAuth".to_owned()
+        }
+        ChainError::AnchorExpired { .. }
+        | ChainError::AnchorNotYetValid { .. }
+        | ChainError::Ca { .. }
+        | ChainError::PathLength { .. }
+        | ChainError::TooManyCertificates
+        | ChainError::TooManyChecks => error.to_string(),
+        ChainError::CriticalExtension { .. } => {
+            format!("{error}: put that very certificate into ca")
         }
         _ if facts.version != 3 => format!(
             "it is of X.509 version {}, which is trusted only where ca holds that very certificate; better give the \
@@ -93,8 +119,7 @@ fn refused_by_us(error: &Error, facts: &Certificate, name: &str, of_system: bool
                 .to_owned()
         }
         error => error.to_string(),
-    };
-    format!("the upstream's certificate {certificate}: {cause}")
+    }
 }
 
 fn unknown_issuer(facts: &Certificate, of_system: bool) -> &'static str {
@@ -116,13 +141,14 @@ fn not_named(facts: &Certificate, name: &str) -> String {
     let names = match (facts.sans.as_slice(), &facts.common_name) {
         ([], None) => "it names no host at all".to_owned(),
         ([], Some(common)) if common.eq_ignore_ascii_case(name) => format!(
-            "its only name is the common name {common:?}, which counts for nothing below a CA with name constraints"
+            "its only name is the common name \"{}\", which counts for nothing below a CA with name constraints",
+            quoted(common)
         ),
-        ([], Some(common)) => format!("its only name is the common name {common:?}"),
+        ([], Some(common)) => format!("its only name is the common name \"{}\"", quoted(common)),
         (sans, _) => {
-            let shown: Vec<_> = sans.iter().take(MOST_NAMES).map(|name| name.escape_debug().to_string()).collect();
             let more = if sans.len() > MOST_NAMES { ", …" } else { "" };
-            format!("its names are {}{more}", shown.join(", "))
+            let names: Vec<_> = sans.iter().take(MOST_NAMES).map(quoted).collect();
+            format!("its names are {}{more}", quoted(names.join(", ")))
         }
     };
     format!(
@@ -151,8 +177,9 @@ fn refused_by_upstream(alert: AlertDescription, own: Option<&Certificate>) -> St
             | A::AccessDenied,
             Some(own),
         ) => format!(
-            "the upstream refused our certificate {} with the TLS alert {alert:?}{}",
+            "the upstream refused our certificate {} with the TLS alert {}{}",
             in_words(own),
+            alert_name(alert),
             hint(alert)
         ),
         (A::HandshakeFailure, None) => ended(
@@ -203,6 +230,6 @@ fn hint(alert: AlertDescription) -> &'static str {
 }
 
 fn ended(alert: AlertDescription, hint: &str) -> String {
-    let words = format!("the upstream ended TLS with the alert {alert:?}");
+    let words = format!("the upstream ended TLS with the alert {}", alert_name(alert));
     if hint.is_empty() { words } else { format!("{words}: {hint}") }
 }

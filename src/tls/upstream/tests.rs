@@ -39,6 +39,7 @@ fn parts(verification: Verification, bundle: &[&Authority]) -> UpstreamParts {
     UpstreamParts {
         verification,
         anchors: Anchors::Bundle(bundle.iter().map(|authority| authority.der()).collect()),
+        anchor_validity: AnchorValidity::Enforce,
         certificate: None,
         server_name: None,
         alpn: Alpn::None,

@@ -6,21 +6,25 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::client::{verify_server_cert_signed_by_trust_anchor, verify_server_name};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::server::ParsedCertificate;
-use rustls::{CertificateError, DigitallySignedStruct, Error, OtherError, RootCertStore, SignatureScheme};
+use rustls::{CertificateError, DigitallySignedStruct, Error, OtherError, SignatureScheme};
 use time::OffsetDateTime;
+use webpki::EndEntityCert;
 
-use super::failure::Refusal;
-use super::signature;
+use super::failure::{Refusal, ServerFault};
+use crate::policy::AnchorValidity;
 use crate::protocol::Verification;
+use crate::tls::anchors::AnchorSet;
+use crate::tls::ca_properties::Purpose;
 use crate::tls::certificate::Certificate;
+use crate::tls::chain_error::ChainError;
 use crate::tls::chooser::matches;
 use crate::tls::error::BuildError;
-use crate::tls::provider;
+use crate::tls::path::{Path, Search, Visit, relevant};
+use crate::tls::path_rules::{self, Sent, overlap};
 use crate::tls::verified::{Digest, digest_of};
-use crate::tls::verifier::{in_its_time, moment, unix_time};
+use crate::tls::verifier::in_time;
+use crate::tls::{moment, provider, signature};
 
 /// Who may have issued a server's certificate.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -74,89 +78,97 @@ pub(super) struct ServerVerifier {
 
 #[derive(Debug)]
 struct Trust {
-    roots: RootCertStore,
-    /// Those of them that may issue for every name.
-    free: RootCertStore,
+    anchors: AnchorSet,
     /// Trusted by themselves; servers often have a certificate that nobody else has issued.
     pinned: HashSet<CertificateDer<'static>>,
     of_system: bool,
 }
 
-impl Trust {
-    fn new(anchors: &Anchors) -> Result<Self, BuildError> {
-        let mut roots = RootCertStore::empty();
-        let mut pinned = HashSet::new();
-        match anchors {
-            Anchors::None => {}
-            Anchors::Bundle(bundle) => {
-                for der in bundle {
-                    // A server's own vouches for that server, and for no other.
-                    if Certificate::parse(der)?.may_issue() {
-                        roots.add(der.clone()).map_err(BuildError::Anchor)?;
-                    }
-                }
-                pinned.extend(bundle.iter().cloned());
-            }
-            // What the system has and nobody can read is not the operator's to mend.
-            Anchors::System(certificates) => {
-                roots.add_parsable_certificates(certificates.iter().cloned());
-            }
-        }
-        let free = roots.roots.iter().filter(|root| root.name_constraints.is_none()).cloned().collect();
-        Ok(Self {
-            roots,
-            free: RootCertStore { roots: free },
-            pinned,
-            of_system: matches!(anchors, Anchors::System(_)),
-        })
-    }
-
-    /// Whether the chain leads to an anchor, or the certificate is trusted by itself.
-    fn vouch(
-        &self,
-        leaf: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        now: OffsetDateTime,
-    ) -> Result<(), Error> {
-        if self.pinned.contains(leaf) {
-            return in_its_time(leaf, now);
-        }
-        leads_to(&self.roots, leaf, intermediates, now)
-    }
-
-    /// Whether it does without a CA that may issue for some names only. webpki holds subject alternative names to that, and
-    /// not the common name.
-    fn vouches_freely(
-        &self,
-        leaf: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        now: OffsetDateTime,
-    ) -> bool {
-        let free: Vec<_> = intermediates.iter().filter(|der| !Certificate::is_constrained(der)).cloned().collect();
-        self.pinned.contains(leaf) || leads_to(&self.free, leaf, &free, now).is_ok()
-    }
+/// What a chain that is trusted comes to.
+struct Trusted {
+    /// While its path is valid.
+    validity: Range<OffsetDateTime>,
+    /// Whether a CA on the path limits the names below it. webpki holds subject alternative names to that, and not the common
+    /// name.
+    constrains_names: bool,
 }
 
-fn leads_to(
-    roots: &RootCertStore,
-    leaf: &CertificateDer<'_>,
-    intermediates: &[CertificateDer<'_>],
-    now: OffsetDateTime,
-) -> Result<(), Error> {
-    verify_server_cert_signed_by_trust_anchor(
-        &ParsedCertificate::try_from(leaf)?,
-        roots,
-        intermediates,
-        unix_time(now),
-        provider().signature_verification_algorithms.all,
-    )
+impl Trust {
+    fn new(anchors: &Anchors, validity: AnchorValidity) -> Result<Self, BuildError> {
+        let (set, pinned) = match anchors {
+            Anchors::None => (AnchorSet::new(&[], Purpose::ServerAuth, validity)?, HashSet::new()),
+            // A server's own certificate vouches for that server, and for no other.
+            Anchors::Bundle(bundle) => {
+                (AnchorSet::new(bundle, Purpose::ServerAuth, validity)?, bundle.iter().cloned().collect())
+            }
+            // What the system has and nobody can read is not the operator's to mend.
+            Anchors::System(roots) => (AnchorSet::of_system(roots, Purpose::ServerAuth, validity), HashSet::new()),
+        };
+        Ok(Self { anchors: set, pinned, of_system: matches!(anchors, Anchors::System(_)) })
+    }
+
+    /// Whether the certificate is trusted by itself, or a path leads to an anchor; one that limits no names before one that
+    /// does.
+    fn verify(
+        &self,
+        leaf: &CertificateDer<'_>,
+        facts: &Certificate,
+        sent: &[CertificateDer<'_>],
+        now: OffsetDateTime,
+    ) -> Result<Trusted, ChainError> {
+        let own = facts.not_before..facts.end();
+        if self.pinned.contains(leaf) {
+            in_time(&own, now)?;
+            return Ok(Trusted { validity: own, constrains_names: false });
+        }
+        let mut chain = vec![CertificateDer::from(leaf.as_ref())];
+        chain.extend(relevant(leaf, sent)?);
+        let mut found: Option<Trusted> = None;
+        let mut refusal: Option<ChainError> = None;
+        let searched = Search::new(&self.anchors, &chain)?.run(&mut |path| match self.check(path, now) {
+            Ok(trusted) if !trusted.constrains_names => {
+                found = Some(trusted);
+                Visit::Stop
+            }
+            Ok(trusted) => {
+                found.get_or_insert(trusted);
+                Visit::Continue
+            }
+            Err(error) => {
+                refusal.get_or_insert(error);
+                Visit::Continue
+            }
+        });
+        match (found, refusal) {
+            (Some(found), _) => Ok(found),
+            (None, Some(refusal)) => Err(refusal),
+            (None, None) => {
+                in_time(&own, now)?;
+                searched?;
+                Err(ChainError::UnknownIssuer)
+            }
+        }
+    }
+
+    fn check(&self, path: &Path<'_>, now: OffsetDateTime) -> Result<Trusted, ChainError> {
+        let Sent { validity, constrains_names } = path_rules::check_sent(path, self.anchors.purpose, now)?;
+        let allowed = path_rules::check_anchor(path, &self.anchors, now, &|_| Ok(()))?;
+        Ok(Trusted {
+            validity: overlap(validity, &allowed.validity),
+            constrains_names: constrains_names || allowed.constrains_names,
+        })
+    }
 }
 
 impl ServerVerifier {
-    pub(super) fn new(verification: Verification, anchors: &Anchors) -> Result<Self, BuildError> {
+    pub(super) fn new(
+        verification: Verification,
+        anchors: &Anchors,
+        validity: AnchorValidity,
+    ) -> Result<Self, BuildError> {
         let trust = match (verification, anchors) {
             (Verification::Require, Anchors::None) => None,
-            _ => Some(Trust::new(anchors)?),
+            _ => Some(Trust::new(anchors, validity)?),
         };
         Ok(Self { trust, by_name: verification == Verification::VerifyFull, good: Mutex::default() })
     }
@@ -177,15 +189,31 @@ impl ServerVerifier {
             return Ok(());
         }
         let facts = Certificate::parse(leaf).map_err(|_| CertificateError::BadEncoding)?;
-        let judged = trust.vouch(leaf, intermediates, now);
-        let free = || trust.vouches_freely(leaf, intermediates, now);
-        let judged = judged.and_then(|()| if self.by_name { is_named(leaf, &facts, name, free) } else { Ok(()) });
-        if let Err(error) = judged {
-            let refusal = Refusal::of(error, &facts, &name_text, trust.of_system, now);
-            return Err(CertificateError::Other(OtherError(Arc::new(refusal))).into());
+        let trusted = trust.verify(leaf, &facts, intermediates, now);
+        let judged = trusted.map_err(ServerFault::Chain).and_then(|trusted| {
+            if self.by_name {
+                is_named(leaf, &facts, name, !trusted.constrains_names)?;
+            }
+            Ok(trusted.validity)
+        });
+        match judged {
+            Ok(validity) => {
+                self.remember(digest, validity);
+                Ok(())
+            }
+            Err(fault) => {
+                let refusal = Refusal::of(fault, &facts, &name_text, trust.of_system, now);
+                Err(CertificateError::Other(OtherError(Arc::new(refusal))).into())
+            }
         }
-        self.remember(digest, &facts, intermediates, now);
-        Ok(())
+    }
+
+    /// Why a trust anchor vouches for nobody at this time; nothing where it does, or is none.
+    pub(super) fn anchor_error(&self, sha256: &str, now: OffsetDateTime) -> Option<ChainError> {
+        let anchors = &self.trust.as_ref()?.anchors;
+        let anchor = anchors.iter().find(|anchor| *anchor.sha256 == *sha256)?;
+        let path = Path { certificates: Vec::new(), positions: Vec::new(), anchor };
+        path_rules::check_anchor(&path, anchors, now, &|_| Ok(())).err()
     }
 
     fn remembers(&self, digest: &Digest, now: OffsetDateTime) -> bool {
@@ -193,17 +221,12 @@ impl ServerVerifier {
         good.get(digest).is_some_and(|valid| valid.contains(&now))
     }
 
-    fn remember(&self, digest: Digest, leaf: &Certificate, intermediates: &[CertificateDer<'_>], now: OffsetDateTime) {
-        let others: Vec<_> = intermediates.iter().filter_map(|der| Certificate::parse(der).ok()).collect();
-        let whole = || [leaf].into_iter().chain(&others);
-        // One that is not in its time was not needed for the verdict, and does not bound it.
-        let from = whole().map(|facts| facts.not_before).filter(|from| *from <= now).max().unwrap_or(now);
-        let until = whole().map(Certificate::end).filter(|end| *end > now).min().unwrap_or(now);
+    fn remember(&self, digest: Digest, validity: Range<OffsetDateTime>) {
         let mut good = self.good.lock().unwrap_or_else(PoisonError::into_inner);
         if good.len() >= MOST_CHAINS {
             good.clear();
         }
-        good.insert(digest, from..until);
+        good.insert(digest, validity);
     }
 }
 
@@ -211,29 +234,31 @@ impl ServerVerifier {
 const MOST_CHAINS: usize = 64;
 
 /// Whether the certificate is for this host. As libpq has it, the common name counts where no subject alternative name is of
-/// the kind that is asked for; but only where its CAs are `free` to issue for any name.
+/// the kind that is asked for; but only where its CAs may issue for any name.
 fn is_named(
     leaf: &CertificateDer<'_>,
     facts: &Certificate,
     name: &ServerName<'_>,
-    free: impl FnOnce() -> bool,
-) -> Result<(), Error> {
+    common_name_counts: bool,
+) -> Result<(), ServerFault> {
     // One without extensions has no such names, and webpki does not read it.
     let by_san = match facts.version {
-        3 => verify_server_name(&ParsedCertificate::try_from(leaf)?, name),
-        _ => Err(CertificateError::NotValidForName.into()),
+        3 => EndEntityCert::try_from(leaf).and_then(|leaf| leaf.verify_is_valid_for_subject_name(name)),
+        _ => return by_common_name(facts, name, common_name_counts),
     };
-    let Err(Error::InvalidCertificate(
-        CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
-    )) = by_san
-    else {
-        return by_san;
-    };
+    match by_san {
+        Ok(()) => Ok(()),
+        Err(webpki::Error::CertNotValidForName(_)) => by_common_name(facts, name, common_name_counts),
+        Err(error) => Err(ServerFault::Chain(error.into())),
+    }
+}
+
+fn by_common_name(facts: &Certificate, name: &ServerName<'_>, counts: bool) -> Result<(), ServerFault> {
     let kind = if matches!(name, ServerName::IpAddress(_)) { "ip:" } else { "dns:" };
     let has_kind = facts.sans.iter().any(|san| san.starts_with(kind));
     match &facts.common_name {
-        Some(common) if !has_kind && is_called(common, name) && free() => Ok(()),
-        _ => by_san,
+        Some(common) if !has_kind && counts && is_called(common, name) => Ok(()),
+        _ => Err(ServerFault::Name),
     }
 }
 

@@ -29,7 +29,7 @@ fn judged(
     host: &str,
     now: OffsetDateTime,
 ) -> Option<String> {
-    let verifier = ServerVerifier::new(verification, anchors).unwrap();
+    let verifier = ServerVerifier::new(verification, anchors, AnchorValidity::Enforce).unwrap();
     let (leaf, intermediates) = chain.split_first().unwrap();
     let name = ServerName::try_from(host).unwrap();
     let first = verifier.judge(leaf, intermediates, &name, now);
@@ -258,7 +258,7 @@ fn a_common_name_does_not_get_around_the_constraints_of_a_ca() {
 fn a_verdict_ends_with_its_certificates() {
     let root = Authority::new("CA");
     let parts = parts(Verification::VerifyFull, &[&root]);
-    let verifier = ServerVerifier::new(parts.verification, &parts.anchors).unwrap();
+    let verifier = ServerVerifier::new(parts.verification, &parts.anchors, AnchorValidity::Enforce).unwrap();
     let leaf = issued(&root, "x", &["db.test"]).der();
     let judge = |host: &'static str, now| verifier.judge(&leaf, &[], &ServerName::try_from(host).unwrap(), now);
     let now = OffsetDateTime::now_utc();

@@ -1,5 +1,6 @@
-//! Signatures of handshakes by certificates that webpki does not read, such as those of version 1. A server that is
-//! trusted by itself, or whose certificate nobody verifies, may have one; that it has the key is asked of it all the same.
+//! Signatures of handshakes by certificates that webpki does not read: those of version 1, and those with a critical extension
+//! that it does not know. A peer that is pinned, or whose certificate nobody verifies, may have one. It has to prove that it
+//! has the key all the same.
 
 use rustls::client::danger::HandshakeSignatureValid;
 use rustls::crypto::{verify_tls12_signature, verify_tls13_signature, verify_tls13_signature_with_raw_key};
@@ -10,7 +11,7 @@ use rustls::{CertificateError, DigitallySignedStruct, Error, PeerMisbehaved, Sig
 use x509_parser::asn1_rs::{Any, FromDer as _};
 use x509_parser::certificate::X509Certificate;
 
-use crate::tls::provider;
+use super::provider;
 
 pub(super) fn verify_tls12(
     message: &[u8],

@@ -1,0 +1,124 @@
+//! Writes one line of the log or the audit file, of at most [`MAX_LINE`] bytes.
+
+use std::fmt::{self, Write as _};
+
+use serde_json::Value;
+
+use crate::printable;
+
+/// Maximum size of a line in bytes, with its line feed. Text that a client or an upstream chooses is cut long before. This limit
+/// is for long lists, such as fingerprints or the errors of a configuration.
+pub(super) const MAX_LINE: usize = 64 << 10;
+
+/// Room kept for the fields after a long one: names, numbers and marks.
+const RESERVE: usize = 2 << 10;
+
+/// A line that is being written. Its texts are escaped already.
+#[derive(Debug)]
+pub(super) struct Line(String);
+
+impl Line {
+    pub(super) fn new() -> Self {
+        Self(String::with_capacity(320))
+    }
+
+    /// Adds a field in JSON after others.
+    pub(super) fn json_field(&mut self, key: &str, value: &Value) {
+        let _ = write!(self.0, ",\"{key}\":");
+        self.value(value);
+    }
+
+    /// Adds a field of the text format. A text that is not a plain word is quoted.
+    pub(super) fn text_field(&mut self, key: &str, value: &Value) {
+        let _ = write!(self.0, " {key}=");
+        match value {
+            Value::String(text) if is_word(text) && text.len() <= self.room() => self.0.push_str(text),
+            _ => self.value(value),
+        }
+    }
+
+    /// Adds a message of the text format, without quotes.
+    pub(super) fn message(&mut self, text: &str) {
+        let text = printable::cut(text, self.room());
+        self.0.push_str(&text);
+    }
+
+    /// Ends the line.
+    pub(super) fn end(mut self) -> String {
+        self.0.push('\n');
+        self.0
+    }
+
+    fn value(&mut self, value: &Value) {
+        let room = self.room();
+        // `Value` writes itself as JSON.
+        let _ = match value {
+            Value::String(text) if printable::size_in_json(text) > room => {
+                write!(self.0, "{}", Value::from(printable::cut_lines(text, room)))
+            }
+            Value::Array(items) if value.to_string().len() > room => write!(self.0, "{}", beginning(items, room)),
+            _ => write!(self.0, "{value}"),
+        };
+    }
+
+    /// Bytes that the next value may take.
+    fn room(&self) -> usize {
+        MAX_LINE.saturating_sub(self.0.len() + RESERVE)
+    }
+}
+
+impl fmt::Write for Line {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        self.0.write_str(text)
+    }
+}
+
+/// The first items, as many as fit, and the mark.
+fn beginning(items: &[Value], room: usize) -> Value {
+    let mut size = printable::MARK.len() + "[\"\"]".len();
+    let fits = |item: &&Value| {
+        size += item.to_string().len() + ",".len();
+        size <= room
+    };
+    items.iter().take_while(fits).cloned().chain([Value::from(printable::MARK)]).collect()
+}
+
+fn is_word(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'"' && byte != b'\\')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_fields_are_cut_and_the_line_stays_json() {
+        for long in
+            [Value::from("x".repeat(200_000)), Value::from("\\\"\n".repeat(80_000)), vec!["y".repeat(900); 200].into()]
+        {
+            let mut line = Line::new();
+            let _ = write!(line, "{{\"event\":\"x\"");
+            // More fields than any event has.
+            for key in ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"] {
+                line.json_field(key, &long);
+                line.json_field("number", &u64::MAX.into());
+            }
+            let _ = write!(line, "}}");
+            let line = line.end();
+            assert!(line.len() <= MAX_LINE, "{}", line.len());
+            assert!(line.len() > MAX_LINE - 2 * RESERVE, "{}", line.len());
+            let value: Value = serde_json::from_str(&line).unwrap();
+            assert!(["one", "ten"].iter().all(|key| value[key].to_string().contains(printable::MARK)));
+            assert_eq!(value["number"], u64::MAX);
+        }
+    }
+
+    #[test]
+    fn a_long_message_is_cut() {
+        let mut line = Line::new();
+        line.message(&"word ".repeat(40_000));
+        line.text_field("key", &Value::from("x".repeat(200_000)));
+        let line = line.end();
+        assert!(line.len() <= MAX_LINE && line.contains(printable::MARK), "{}", line.len());
+    }
+}

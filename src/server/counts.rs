@@ -1,0 +1,81 @@
+//! How many sessions there are, by listener.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+
+use crate::sessions::Register;
+use crate::snapshot::Snapshot;
+
+/// How many sessions each listener has.
+#[derive(Debug)]
+pub(super) struct Counts(BTreeMap<Arc<str>, Count>);
+
+/// The sessions of one listener.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Count {
+    /// Those whose bytes may still pass.
+    pub(super) relaying: u64,
+    pub(super) closing: u64,
+}
+
+impl Counts {
+    pub(super) fn of(register: &Register) -> Self {
+        let mut all = BTreeMap::<_, Count>::new();
+        for live in register.all() {
+            let Some(state) = live.state() else { continue };
+            let count = all.entry(Arc::clone(live.listener())).or_default();
+            *if state.is_relaying() { &mut count.relaying } else { &mut count.closing } += 1;
+        }
+        Self(all)
+    }
+
+    /// Those of one listener.
+    pub(super) fn at(&self, listener: &str) -> Count {
+        self.0.get(listener).copied().unwrap_or_default()
+    }
+
+    /// Those of listeners that were removed from the configuration: `revoke = "keep"` leaves them open.
+    pub(super) fn of_removed_listeners(&self, snapshot: &Snapshot) -> Vec<Value> {
+        let gone = self.0.iter().filter(|(listener, _)| snapshot.named(listener).is_none());
+        gone.map(|(listener, Count { relaying, closing })| {
+            json!({ "name": &**listener, "sessions": relaying, "sessions_closing": closing })
+        })
+        .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use time::{Duration, OffsetDateTime};
+
+    use super::*;
+    use crate::addr::ClientAddr;
+    use crate::snapshot::Reliance;
+    use crate::snapshot::specimen::{Site, listener};
+
+    #[test]
+    fn sessions_are_counted_by_listener_and_state() {
+        let register = Arc::new(Register::default());
+        let enter = |listener: &str| {
+            let presence = register.enter(listener.into(), ClientAddr::UNIX);
+            presence.stands(Reliance::default());
+            presence
+        };
+        let (_arriving, open, closing, elsewhere) = (enter("db"), enter("db"), enter("db"), enter("old"));
+        for session in [&open, &closing, &elsewhere] {
+            session.mark_open();
+        }
+        closing.mark_closing();
+        let counts = Counts::of(&register);
+        assert_eq!(counts.at("db"), Count { relaying: 1, closing: 1 });
+        assert_eq!(counts.at("cache"), Count::default());
+
+        let site = Site::new();
+        site.install("db", OffsetDateTime::now_utc() + Duration::days(365));
+        let snapshot = site.snapshot(listener("db", 1001, ""), None);
+        let removed = json!({ "name": "old", "sessions": 1, "sessions_closing": 0 });
+        assert_eq!(counts.of_removed_listeners(&snapshot), [removed]);
+    }
+}

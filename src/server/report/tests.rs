@@ -1,0 +1,94 @@
+//! What is shown of sessions at each point of their lives.
+
+use time::{Duration, OffsetDateTime};
+
+use super::*;
+use crate::outcome::Reason;
+use crate::sessions::{EndedBy, Presence};
+use crate::snapshot::Reliance;
+use crate::snapshot::specimen::{Site, listener};
+
+/// A listener `db` that trusts 127.0.0.1 and nobody else.
+fn policy(site: &Site, sources: &str) -> Snapshot {
+    site.install("db", OffsetDateTime::now_utc() + Duration::days(365));
+    site.snapshot(listener("db", 1001, sources), None)
+}
+
+fn enter(register: &Arc<Register>, snapshot: &Snapshot) -> Presence {
+    let terms = snapshot.named("db").unwrap();
+    let rule = terms.sources.trusted.rules().first().cloned();
+    let presence = register.enter("db".into(), ClientAddr::new(([127, 0, 0, 1], 4242).into()));
+    presence.stands(Reliance { rule, ..Reliance::default() });
+    presence
+}
+
+/// One connection that is on its way to its upstream, and a session in each state.
+fn everyone(register: &Arc<Register>, snapshot: &Snapshot) -> [Presence; 5] {
+    let everyone = [(); 5].map(|()| enter(register, snapshot));
+    let [_arriving, open, half_closed, closing, told] = &everyone;
+    for session in [open, half_closed, closing, told] {
+        session.mark_open();
+    }
+    half_closed.mark_half_closed(EndedBy::Upstream);
+    closing.mark_closing();
+    register.find(told.id()).unwrap().end(Reason::ClosedByAdmin.into());
+    everyone
+}
+
+#[test]
+fn list_has_every_session_with_its_state_and_nobody_who_is_on_the_way() {
+    let (site, register) = (Site::new(), Arc::new(Register::default()));
+    let snapshot = policy(&site, "\"127.0.0.1\"");
+    let everyone = everyone(&register, &snapshot);
+    let answer = sessions(&register);
+    let fields = |session: &Value| {
+        (session["session"].as_u64().unwrap(), session["state"].clone(), session["half_closed_by"].clone())
+    };
+    let listed: Vec<_> = answer["sessions"].as_array().unwrap().iter().map(fields).collect();
+    let [_, open, half_closed, closing, told] = everyone.each_ref().map(Presence::id);
+    let expected = [
+        (open, json!("open"), Value::Null),
+        (half_closed, json!("half_closed"), json!("upstream")),
+        (closing, json!("closing"), Value::Null),
+        (told, json!("closing"), Value::Null),
+    ];
+    assert_eq!(listed, expected);
+}
+
+#[test]
+fn rotation_counts_sessions_that_may_still_carry_bytes() {
+    let (site, register) = (Site::new(), Arc::new(Register::default()));
+    let snapshot = policy(&site, "\"127.0.0.1\"");
+    let [_arriving, open, half_closed, ..] = everyone(&register, &snapshot);
+    let users = || {
+        let answer = rotation(&snapshot, &register);
+        let items = answer["items"].as_array().unwrap().iter();
+        let item = items.clone().find(|item| item["kind"] == "source").unwrap();
+        (item["sessions"].clone(), item["clients"].as_array().unwrap().len())
+    };
+    assert_eq!(users(), (json!(2), 1));
+    open.mark_closing();
+    assert_eq!(users(), (json!(1), 1));
+    half_closed.mark_closing();
+    assert_eq!(users(), (json!(0), 0), "nothing open depends on it");
+}
+
+#[test]
+fn plan_ends_and_keeps_sessions_that_may_still_carry_bytes() {
+    let (site, register) = (Site::new(), Arc::new(Register::default()));
+    let current = policy(&site, "\"127.0.0.1\"");
+    let [arriving, open, half_closed, ..] = everyone(&register, &current);
+    let counts = |snapshot: Snapshot| {
+        let plan = plan(&Built { snapshot, warnings: Vec::new() }, &current, &register);
+        let ids = plan["sessions_ended"].as_array().unwrap().iter().map(|session| session["session"].as_u64().unwrap());
+        let mut ids: Vec<_> = ids.collect();
+        ids.sort_unstable();
+        assert_eq!(plan["sessions_ended_count"], ids.len());
+        (ids, plan["sessions_kept"].as_u64().unwrap())
+    };
+    assert_eq!(counts(policy(&site, "\"127.0.0.1\"")), (vec![], 2));
+    assert_eq!(counts(policy(&site, "\"127.0.0.2\"")), (vec![open.id(), half_closed.id()], 0));
+    // Who is on the way is judged all the same.
+    assert_eq!(revocation::foresee(&policy(&site, "\"127.0.0.2\""), &register).len(), 3);
+    drop(arriving);
+}

@@ -1,0 +1,212 @@
+//! What a path of good signatures has to keep to besides (RFC 5280 §6.1): dates, CA properties, path length, names, purpose.
+//!
+//! webpki applies the rules to the certificates that were sent. What it does not know is added here: of an anchor it sees
+//! name, key and name constraints only, and of key usage nothing at all.
+
+use std::ops::Range;
+
+use rustls::pki_types::{
+    AlgorithmIdentifier, CertificateDer, InvalidSignature, SignatureVerificationAlgorithm, TrustAnchor,
+};
+use time::{OffsetDateTime, PrimitiveDateTime};
+use webpki::{EndEntityCert, KeyUsage};
+
+use super::anchors::{Ancestry, Anchor, AnchorSet};
+use super::ca_properties::{CaProperties, Purpose, unsupported_extension};
+use super::chain_error::ChainError;
+use super::path::Path;
+use super::signed::key_bits;
+use super::{provider, unix_time};
+
+/// What is known of the sent certificates of a path that keep to the rules.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Sent {
+    /// While all of them are valid.
+    pub(super) validity: Range<OffsetDateTime>,
+    /// Whether one of them limits the names below it.
+    pub(super) constrains_names: bool,
+}
+
+/// Applies the rules to the certificates that were sent.
+///
+/// # Errors
+/// The rule that is broken.
+pub(super) fn check_sent(path: &Path<'_>, purpose: Purpose, now: OffsetDateTime) -> Result<Sent, ChainError> {
+    let Some((leaf, intermediates)) = path.certificates.split_first() else { return Err(ChainError::Malformed) };
+    let mut sent = Sent { validity: leaf.validity().ok_or(ChainError::Malformed)?, constrains_names: false };
+    for intermediate in intermediates {
+        let der = intermediate.to_der();
+        let properties = CaProperties::read(&der, purpose).ok_or(ChainError::Malformed)?;
+        if let Some(fault) = properties.fault {
+            return Err(ChainError::Ca { subject: properties.subject, fault });
+        }
+        sent.constrains_names |= properties.constrains_names;
+        sent.validity = overlap(sent.validity, &properties.validity);
+    }
+    with_webpki(path, &path.anchor.trust, purpose, now)?;
+    Ok(sent)
+}
+
+/// While the anchor may vouch for anything. Also says whether it may at all.
+fn anchor_validity(
+    anchor: &Anchor,
+    anchors: &AnchorSet,
+    now: OffsetDateTime,
+) -> Result<Range<OffsetDateTime>, ChainError> {
+    let CaProperties { subject, fault, .. } = &anchor.properties;
+    if let Some(fault) = *fault {
+        return Err(ChainError::Ca { subject: subject.clone(), fault });
+    }
+    let Some(validity) = anchors.validity_of(anchor) else { return Ok(ALWAYS) };
+    if now >= validity.end {
+        return Err(ChainError::AnchorExpired { subject: subject.clone(), at: validity.end });
+    }
+    if now < validity.start {
+        return Err(ChainError::AnchorNotYetValid { subject: subject.clone(), from: validity.start });
+    }
+    Ok(validity)
+}
+
+const ALWAYS: Range<OffsetDateTime> = PrimitiveDateTime::MIN.assume_utc()..PrimitiveDateTime::MAX.assume_utc();
+
+/// What an anchor allows below it.
+pub(super) struct AnchorAllows<T> {
+    /// While it may vouch for anything.
+    pub(super) validity: Range<OffsetDateTime>,
+    /// Whether it, or something above it, limits the names below.
+    pub(super) constrains_names: bool,
+    /// What the further question was answered with.
+    pub(super) answer: T,
+}
+
+/// Applies what the anchor of a path requires, and what one of the ways up from it in the bundle does, about which a further
+/// question is asked.
+///
+/// # Errors
+/// The rule that is broken whichever way is taken.
+pub(super) fn check_anchor<T>(
+    path: &Path<'_>,
+    anchors: &AnchorSet,
+    now: OffsetDateTime,
+    ask: &dyn Fn(&Ancestry) -> Result<T, ChainError>,
+) -> Result<AnchorAllows<T>, ChainError> {
+    let anchor = path.anchor;
+    let validity = anchor_validity(anchor, anchors, now)?;
+    let mut refusal = None;
+    for ancestry in &anchor.ancestries {
+        match check_ancestry(path, ancestry, anchors.purpose, now).and_then(|()| ask(ancestry)) {
+            Ok(answer) => {
+                return Ok(AnchorAllows { validity, constrains_names: anchor.constrains_names(ancestry), answer });
+            }
+            Err(error) => refusal = refusal.or(Some(error)),
+        }
+    }
+    Err(refusal.unwrap_or(ChainError::UnknownIssuer))
+}
+
+/// Applies what the anchor, and what stands above it, require of everything below.
+fn check_ancestry(
+    path: &Path<'_>,
+    ancestry: &Ancestry,
+    purpose: Purpose,
+    now: OffsetDateTime,
+) -> Result<(), ChainError> {
+    if let Some((subject, fault)) = &ancestry.fault {
+        return Err(ChainError::Ca { subject: subject.clone(), fault: *fault });
+    }
+    let counted = path.certificates.iter().skip(1).filter(|intermediate| !intermediate.is_self_issued()).count();
+    if !ancestry.path_length.allows(counted) {
+        return Err(ChainError::PathLength { anchor: path.anchor.properties.subject.clone() });
+    }
+    if path.certificates.is_empty() {
+        return Ok(());
+    }
+    ancestry.constrained.iter().try_for_each(|anchor| with_webpki(path, anchor, purpose, now))
+}
+
+/// Has webpki verify the path. Its signatures have been verified, so that costs no cryptography again.
+fn with_webpki(
+    path: &Path<'_>,
+    anchor: &TrustAnchor<'static>,
+    purpose: Purpose,
+    now: OffsetDateTime,
+) -> Result<(), ChainError> {
+    let ders: Vec<CertificateDer<'_>> = path.certificates.iter().map(|certificate| certificate.to_der()).collect();
+    let Some((leaf, intermediates)) = ders.split_first() else { return Err(ChainError::Malformed) };
+    let explain = |error: webpki::Error| explain(error, path, purpose);
+    let leaf = EndEntityCert::try_from(leaf).map_err(explain)?;
+    let verified: Vec<VerifiedSignatures<'_>> = provider()
+        .signature_verification_algorithms
+        .all
+        .iter()
+        .map(|algorithm| VerifiedSignatures { algorithm: *algorithm, path })
+        .collect();
+    let algorithms: Vec<&dyn SignatureVerificationAlgorithm> = verified.iter().map(|one| one as _).collect();
+    let usage = match purpose {
+        Purpose::ClientAuth => KeyUsage::client_auth(),
+        Purpose::ServerAuth => KeyUsage::server_auth(),
+    };
+    let anchor = std::slice::from_ref(anchor);
+    leaf.verify_for_usage(&algorithms, anchor, intermediates, unix_time(now), usage, None, None)
+        .map(|_| ())
+        .map_err(explain)
+}
+
+/// What webpki found, with what it leaves out.
+fn explain(error: webpki::Error, path: &Path<'_>, purpose: Purpose) -> ChainError {
+    use webpki::Error as E;
+    match error {
+        E::UnsupportedCriticalExtension => {
+            let ders = path.certificates.iter().map(|certificate| certificate.to_der());
+            let found = ders.into_iter().find_map(|der| unsupported_extension(&der));
+            found.map_or(ChainError::Unverifiable, |(subject, extension)| ChainError::CriticalExtension {
+                subject,
+                extension,
+            })
+        }
+        E::RequiredEkuNotFoundContext(_) | E::EmptyEkuExtension => ChainError::Purpose { lacks: purpose.name() },
+        E::PathLenConstraintViolated | E::MaximumPathDepthExceeded => {
+            ChainError::PathLength { anchor: path.anchor.properties.subject.clone() }
+        }
+        other => other.into(),
+    }
+}
+
+/// One of the provider's algorithms, that knows the signatures of a path to be good.
+#[derive(Debug)]
+struct VerifiedSignatures<'p> {
+    algorithm: &'static dyn SignatureVerificationAlgorithm,
+    path: &'p Path<'p>,
+}
+
+impl SignatureVerificationAlgorithm for VerifiedSignatures<'_> {
+    fn verify_signature(&self, public_key: &[u8], message: &[u8], signature: &[u8]) -> Result<(), InvalidSignature> {
+        let mut keys = self.path.issuer_keys();
+        let is_known = self.path.certificates.iter().any(|certificate| {
+            let key = keys.next().and_then(key_bits);
+            key == Some(public_key) && certificate.is_signed_as(message, signature)
+        });
+        if is_known { Ok(()) } else { self.algorithm.verify_signature(public_key, message, signature) }
+    }
+
+    fn public_key_alg_id(&self) -> AlgorithmIdentifier {
+        self.algorithm.public_key_alg_id()
+    }
+
+    fn signature_alg_id(&self) -> AlgorithmIdentifier {
+        self.algorithm.signature_alg_id()
+    }
+}
+
+impl Path<'_> {
+    /// The keys, as the contents of a `SubjectPublicKeyInfo`, that have signed its certificates, in their order.
+    pub(super) fn issuer_keys(&self) -> impl Iterator<Item = &[u8]> {
+        let issuers = self.certificates.iter().skip(1).map(|issuer| issuer.public_key_info);
+        issuers.chain([self.anchor.trust.subject_public_key_info.as_ref()])
+    }
+}
+
+/// While both are valid.
+pub(super) fn overlap(one: Range<OffsetDateTime>, other: &Range<OffsetDateTime>) -> Range<OffsetDateTime> {
+    one.start.max(other.start)..one.end.min(other.end)
+}

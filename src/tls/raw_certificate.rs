@@ -1,0 +1,84 @@
+//! A certificate as path building reads it: names, key, serial number and signature, byte for byte as they are encoded.
+//!
+//! Anybody can send certificates, so nothing that costs more than reading a few lengths happens here. Extensions are read
+//! once a trust anchor vouches for the certificate ([`CaProperties`](super::ca_properties::CaProperties)).
+
+use std::ops::Range;
+
+use rustls::pki_types::CertificateDer;
+use time::{Duration, OffsetDateTime};
+use x509_parser::prelude::FromDer as _;
+use x509_parser::time::ASN1Time;
+
+use super::certificate::moment;
+use super::der::{INTEGER, SEQUENCE, TAGGED_0, element_of};
+use super::signed::Signed;
+
+/// The fields of a certificate (RFC 5280 §4.1) without tags and lengths.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct RawCertificate<'der> {
+    pub(super) der: &'der [u8],
+    pub(super) serial: &'der [u8],
+    pub(super) issuer: &'der [u8],
+    validity: &'der [u8],
+    pub(super) subject: &'der [u8],
+    /// The contents of its `SubjectPublicKeyInfo`.
+    pub(super) public_key_info: &'der [u8],
+    signed: Signed<'der>,
+}
+
+impl<'der> RawCertificate<'der> {
+    pub(super) fn read(der: &'der [u8]) -> Option<Self> {
+        let signed = Signed::read(der)?;
+        let (fields, _) = element_of(SEQUENCE, signed.message)?;
+        // Certificates of version 1 do not state it.
+        let fields = element_of(TAGGED_0, fields).map_or(fields, |(_version, rest)| rest);
+        let (serial, rest) = element_of(INTEGER, fields)?;
+        let (_algorithm, rest) = element_of(SEQUENCE, rest)?;
+        let (issuer, rest) = element_of(SEQUENCE, rest)?;
+        let (validity, rest) = element_of(SEQUENCE, rest)?;
+        let (subject, rest) = element_of(SEQUENCE, rest)?;
+        let (public_key_info, _) = element_of(SEQUENCE, rest)?;
+        Some(Self { der, serial, issuer, validity, subject, public_key_info, signed })
+    }
+
+    /// From its notBefore to behind its notAfter, whose last second belongs to it. Nothing, where these cannot be read.
+    pub(super) fn validity(&self) -> Option<Range<OffsetDateTime>> {
+        let (rest, not_before) = ASN1Time::from_der(self.validity).ok()?;
+        let (_, not_after) = ASN1Time::from_der(rest).ok()?;
+        Some(moment(not_before)..moment(not_after).saturating_add(Duration::SECOND))
+    }
+
+    /// Whether a key is of the kind that its signature needs. Costs no cryptography.
+    pub(super) fn may_be_signed_with(&self, key_info: &[u8]) -> bool {
+        self.signed.fits(key_info)
+    }
+
+    /// Verifies its signature with a key.
+    pub(super) fn is_signed_with(&self, key_info: &[u8]) -> bool {
+        self.signed.verify(key_info)
+    }
+
+    /// Whether it is a certificate of this key, a whole `SubjectPublicKeyInfo`.
+    pub(super) fn has_public_key(&self, key_info: &[u8]) -> bool {
+        element_of(SEQUENCE, key_info).is_some_and(|(contents, _)| contents == self.public_key_info)
+    }
+
+    /// Whether `message` and `signature` are the ones of this certificate.
+    pub(super) fn is_signed_as(&self, message: &[u8], signature: &[u8]) -> bool {
+        self.signed.is(message, signature)
+    }
+
+    /// Whether both are certificates of the same name and key, whoever has issued them.
+    pub(super) fn is_same_entity(&self, subject: &[u8], public_key_info: &[u8]) -> bool {
+        self.subject == subject && self.public_key_info == public_key_info
+    }
+
+    pub(super) fn is_self_issued(&self) -> bool {
+        self.subject == self.issuer
+    }
+
+    pub(super) fn to_der(self) -> CertificateDer<'der> {
+        CertificateDer::from(self.der)
+    }
+}

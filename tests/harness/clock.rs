@@ -1,0 +1,68 @@
+//! A wall clock of the program's own that a test sets while it runs, by libfaketime. Timeouts go by the monotonic clock,
+//! which stays as it is.
+
+use std::fmt::Display;
+use std::fs;
+use std::ops::Deref;
+use std::path::PathBuf;
+
+use time::Duration;
+
+use super::portcullis::executable;
+use super::{Portcullis, Site};
+
+/// A running program with a clock of its own.
+#[derive(Debug)]
+pub(crate) struct Clocked(Portcullis);
+
+impl Clocked {
+    /// Starts with the right time.
+    pub(crate) fn start(site: Site, config: impl Display) -> Self {
+        let file = site.path(FILE);
+        site.write(FILE, "+0\n");
+        let mut command = executable();
+        command
+            .env("LD_PRELOAD", library())
+            .env("FAKETIME_TIMESTAMP_FILE", file)
+            .env("FAKETIME_NO_CACHE", "1")
+            .env("FAKETIME_DONT_FAKE_MONOTONIC", "1")
+            .env("NO_FAKE_STAT", "1");
+        Self(Portcullis::start_by(command, site, config))
+    }
+
+    /// Sets its clock to so much after the right time, or before.
+    pub(crate) fn set(&self, offset: Duration) {
+        self.site.replace(FILE, format!("{:+}\n", offset.whole_seconds()));
+    }
+
+    pub(crate) fn stop(&mut self) -> Option<i32> {
+        self.0.stop().0
+    }
+}
+
+impl Deref for Clocked {
+    type Target = Portcullis;
+
+    fn deref(&self) -> &Portcullis {
+        &self.0
+    }
+}
+
+impl Drop for Clocked {
+    fn drop(&mut self) {
+        // The library leaves these where its process is killed.
+        let process = self.process.0.id();
+        for file in ["faketime_shm_", "sem.faketime_sem_"] {
+            let _ = fs::remove_file(format!("/dev/shm/{file}{process}"));
+        }
+    }
+}
+
+/// What the clock says, in the site.
+const FILE: &str = "clock";
+
+fn library() -> PathBuf {
+    let architectures = fs::read_dir("/usr/lib").expect("there is a /usr/lib").flatten();
+    let mut libraries = architectures.map(|entry| entry.path().join("faketime/libfaketimeMT.so.1"));
+    libraries.find(|library| library.is_file()).expect("libfaketime is installed: apt-get install faketime")
+}

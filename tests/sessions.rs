@@ -1,0 +1,285 @@
+//! What is shown of sessions: while they are open, as they end, and of connections that never became one.
+
+use std::io::{Read, Write};
+use std::sync::Mutex;
+use std::sync::mpsc::channel;
+use std::time::Instant;
+
+use serde_json::{Value, json};
+
+use crate::harness::portcullis::{ADMIN, executable};
+use crate::harness::program::{free_address, run};
+use crate::harness::wire::{PROTOCOL_3_0, error_response, startup};
+use crate::harness::{Connection, Listener, Portcullis, Postgres, Redis, Site, Upstream, eventually};
+use crate::primary::{CLEARTEXT, asks_and_is, before, target};
+use crate::reload::ON_SIGHUP;
+use crate::revocation::SOON;
+
+fn start(listener: &Listener) -> Portcullis {
+    Portcullis::start(Site::new(), format!("{ADMIN}{ON_SIGHUP}{listener}"))
+}
+
+/// A session of redis in which the server has ended, and the client has heard that and stays.
+fn left_by_redis(portcullis: &Portcullis) -> Connection {
+    let mut client = portcullis.client().connect();
+    client.send(b"QUIT\r\n");
+    assert_eq!(client.rest().unwrap(), b"+OK\r\n");
+    client
+}
+
+/// A PostgreSQL client that has said who it is.
+fn introduced(portcullis: &Portcullis, user: &str) -> Connection {
+    let mut client = portcullis.client().asking_first().connect();
+    client.send(&startup(PROTOCOL_3_0, &[("user", user), ("database", "postgres")]));
+    client
+}
+
+/// The only session, once it is in this state.
+fn only(portcullis: &Portcullis, state: &str, half_closed_by: &Value) -> Value {
+    eventually(state, || {
+        let sessions = portcullis.sessions();
+        assert!(sessions.len() < 2, "{sessions:?}");
+        sessions.into_iter().find(|one| one["state"] == state && one["half_closed_by"] == *half_closed_by)
+    })
+}
+
+/// How many sessions rely on the first trusted source.
+fn users(rotation: &Value) -> u64 {
+    let mut items = rotation["items"].as_array().unwrap().iter();
+    items.find(|item| item["kind"] == "source").unwrap()["sessions"].as_u64().unwrap()
+}
+
+fn words(portcullis: &Portcullis, arguments: &[&str]) -> String {
+    run(executable().args(arguments).arg("--socket").arg(portcullis.site.path("admin.sock"))).success()
+}
+
+/// The policy ends the session of this client within a second.
+fn assert_revoked(portcullis: &Portcullis, client: &Connection, act: impl FnOnce()) {
+    act();
+    let began = Instant::now();
+    let closed = portcullis.ending(client.port());
+    assert!(began.elapsed() < SOON, "it took {:?}", began.elapsed());
+    assert_eq!((closed.text("event"), closed.reason()), ("connection.closed", "source_revoked"), "{}", closed.0);
+    eventually("it is not listed any more", || portcullis.sessions().is_empty().then_some(()));
+}
+
+#[test]
+fn session_whose_upstream_has_ended_is_half_closed_until_it_is_revoked() {
+    let redis = Redis::start();
+    let listener = Listener::redis(&redis);
+    let portcullis = start(&listener);
+    let mut busy = portcullis.client().connect();
+    busy.ask(b"PING\r\n", b"+PONG\r\n");
+    let open = only(&portcullis, "open", &Value::Null);
+    busy.send(b"QUIT\r\n");
+    assert_eq!(busy.rest().unwrap(), b"+OK\r\n");
+    let half_closed = only(&portcullis, "half_closed", &json!("upstream"));
+    assert_eq!((&half_closed["session"], &half_closed["opened_at"]), (&open["session"], &open["opened_at"]));
+    assert!(words(&portcullis, &["sessions", "list"]).contains(" half-closed by upstream "));
+    // It would lose something with its source: the client may still send.
+    let status = portcullis.status();
+    assert_eq!((&status["sessions"], &status["sessions_closing"]), (&json!(1), &json!(0)));
+    assert_eq!(users(&portcullis.ask("GET", "/v1/rotation").1), 1);
+    assert_revoked(&portcullis, &busy, || {
+        let elsewhere = listener.clone().trusting(&["127.0.0.2"]);
+        portcullis.reconfigure(format!("{ADMIN}{ON_SIGHUP}{elsewhere}"));
+    });
+}
+
+#[test]
+fn session_whose_client_has_ended_is_half_closed_until_it_is_revoked() {
+    let (finish, finished) = channel::<()>();
+    let finished = Mutex::new(finished);
+    let upstream = Upstream::new(move |mut stream| {
+        let _ = stream.read_to_end(&mut Vec::new());
+        let _ = stream.write_all(b"still here");
+        let _ = finished.lock().unwrap().recv();
+    });
+    let listener = Listener::tcp(&upstream);
+    let portcullis = start(&listener);
+    let mut client = portcullis.client().connect();
+    client.finish_sending();
+    assert_eq!(client.receive(10), b"still here");
+    let half_closed = only(&portcullis, "half_closed", &json!("client"));
+    assert!(words(&portcullis, &["sessions", "list"]).contains(" half-closed by client "));
+    assert_eq!(users(&portcullis.ask("GET", "/v1/rotation").1), 1);
+    let plan = portcullis.site.path("next.toml");
+    portcullis.site.write("next.toml", format!("{ADMIN}{}", listener.clone().trusting(&["127.0.0.2"])));
+    let plan = run(executable().args(["check", "--diff", "--json", "-c"]).arg(plan)).success();
+    let plan: Value = serde_json::from_str(&plan).unwrap();
+    assert_eq!(plan["plan"]["sessions_ended"][0]["session"], half_closed["session"]);
+    assert_revoked(&portcullis, &client, || {
+        let elsewhere = listener.clone().trusting(&["127.0.0.2"]);
+        portcullis.reconfigure(format!("{ADMIN}{ON_SIGHUP}{elsewhere}"));
+    });
+    drop(finish);
+}
+
+#[test]
+fn half_closed_session_is_closed_by_its_number() {
+    let redis = Redis::start();
+    let portcullis = start(&Listener::redis(&redis));
+    let client = left_by_redis(&portcullis);
+    let session = only(&portcullis, "half_closed", &json!("upstream"))["session"].to_string();
+    assert!(words(&portcullis, &["sessions", "close", &session]).contains("is ended"));
+    assert_eq!(portcullis.ending(client.port()).reason(), "closed_by_admin");
+}
+
+/// What the admin socket answers while a session only sees its client off.
+struct WhileClosing {
+    id: u64,
+    listed: Value,
+    status: Value,
+    rotation: Value,
+    closed: (u16, Value),
+}
+
+/// Leaves a client alone that does not go although its session is over, and asks about it as long as it is there.
+fn while_closing(portcullis: &Portcullis) -> Option<WhileClosing> {
+    let mut client = left_by_redis(portcullis);
+    // What it says to a server that has gone breaks the other direction, too.
+    let closed = eventually("the end of the session", || {
+        client.send(b"PING\r\n");
+        portcullis.events().into_iter().find(|event| event.ends(client.port()))
+    });
+    let id = closed.number("session");
+    let find = || {
+        let (_, answer) = portcullis.ask("GET", "/v1/sessions");
+        answer["sessions"].as_array().unwrap().iter().find(|one| one["session"] == id).cloned()
+    };
+    let listed = find()?;
+    let status = portcullis.ask("GET", "/v1/status").1["listeners"][0].clone();
+    let rotation = portcullis.ask("GET", "/v1/rotation").1;
+    let closed = portcullis.ask("DELETE", &format!("/v1/sessions/{id}"));
+    // Its place is free for the next one.
+    portcullis.client().connect().ask(b"PING\r\n", b"+PONG\r\n");
+    // All of that was asked while it was there, however slow this machine is.
+    find().map(|_| WhileClosing { id, listed, status, rotation, closed })
+}
+
+#[test]
+fn session_that_sees_off_a_client_who_stays_is_closing_and_in_nobodys_way() {
+    let redis = Redis::start();
+    let portcullis = start(&Listener::redis(&redis).limit("max_connections = 1"));
+    portcullis.status();
+    let seen = eventually("a session that is closing", || while_closing(&portcullis));
+    assert_eq!((&seen.listed["state"], &seen.listed["half_closed_by"]), (&json!("closing"), &Value::Null));
+    assert_eq!((&seen.status["sessions"], &seen.status["sessions_closing"]), (&json!(0), &json!(1)));
+    assert_eq!(users(&seen.rotation), 0, "nothing open depends on it: {}", seen.rotation);
+    assert_eq!(seen.closed, (200, json!({ "session": seen.id, "was": "closing" })));
+    assert!(!portcullis.events().iter().any(|event| event.is("admin.action")), "nothing was done");
+}
+
+#[test]
+fn client_that_no_standby_serves_is_never_listed() {
+    let leader = Postgres::primary();
+    let standby = Postgres::following(&leader);
+    let portcullis = before(&target(&[&standby]));
+    let mut client = introduced(&portcullis, "app");
+    // It has been told, and stays.
+    assert_eq!(error_response(&client.rest().unwrap())[&'C'], "57P03");
+    assert_eq!(portcullis.sessions(), [] as [Value; 0]);
+    assert_eq!(portcullis.status()["sessions"], 0);
+    assert_eq!(portcullis.refusal(client.port()), "upstream_unreachable");
+}
+
+#[test]
+fn client_that_is_asked_for_a_password_is_listed_when_the_server_has_taken_it() {
+    for (standby, is_taken) in [("on", false), ("off", true)] {
+        let upstream = Upstream::new(|stream| asks_and_is(stream, standby));
+        let portcullis = before(&target(&[&upstream]));
+        let mut client = introduced(&portcullis, "app");
+        assert_eq!(client.receive(CLEARTEXT.len()), CLEARTEXT);
+        assert_eq!(portcullis.sessions(), [] as [Value; 0], "it has not got in yet");
+        client.send(b"p\0\0\0\x08abc\0");
+        assert_eq!(client.receive(1), if is_taken { b"R" } else { b"E" });
+        if is_taken {
+            only(&portcullis, "open", &Value::Null);
+        } else {
+            assert_eq!(portcullis.sessions(), [] as [Value; 0]);
+        }
+    }
+}
+
+/// The answer of a client that has no idea of the password.
+fn wrong_password() -> Vec<u8> {
+    let answer = [&b"SCRAM-SHA-256\0"[..], &7_u32.to_be_bytes(), b"garbage"].concat();
+    let length = u32::try_from(answer.len() + 4).unwrap();
+    [&b"p"[..], &length.to_be_bytes(), &answer].concat()
+}
+
+/// The next message of a server: its type and what is in it.
+fn message(client: &mut Connection) -> (u8, Vec<u8>) {
+    let head = client.receive(5);
+    let length = u32::from_be_bytes(head[1..].try_into().unwrap());
+    (head[0], client.receive(usize::try_from(length).unwrap() - 4))
+}
+
+const TRUSTED: &[u8] = &[0, 0, 0, 0];
+const SASL: &[u8] = &[0, 0, 0, 10];
+
+#[test]
+fn client_that_the_server_itself_refuses_is_half_closed_until_it_goes() {
+    let leader = Postgres::primary();
+    let alone = format!("address = \"{leader}\"");
+    for (keys, user) in [(&alone, "nobody"), (&alone, "keyed"), (&target(&[&leader]), "keyed")] {
+        let portcullis = before(keys);
+        let mut client = introduced(&portcullis, user);
+        loop {
+            let (kind, body) = message(&mut client);
+            match (kind, &body[..4]) {
+                (b'E', _) => break,
+                (b'R', SASL) => client.send(&wrong_password()),
+                (b'R', TRUSTED) => {}
+                _ => panic!("{user} is told {:?}", char::from(kind)),
+            }
+        }
+        client.rest().unwrap();
+        // The server was reached, and has spoken to the client itself.
+        let session = only(&portcullis, "half_closed", &json!("upstream"));
+        assert_eq!(portcullis.opened(client.port()).number("session"), session["session"].as_u64().unwrap());
+        drop(client);
+        eventually("it is not listed any more", || portcullis.sessions().is_empty().then_some(()));
+    }
+}
+
+#[test]
+fn connection_that_is_refused_is_never_listed() {
+    let upstream = Upstream::echo();
+    let (full, away) = (Listener::redis(&upstream).limit("max_connections = 1"), Listener::redis(free_address()));
+    let portcullis = start(&full);
+    let mut inside = portcullis.client().connect();
+    inside.ask(b"hello", b"hello");
+    let mut refused = portcullis.client().connect();
+    assert!(refused.rest().unwrap().starts_with(b"-DENIED"));
+    let inside = portcullis.opened(inside.port()).number("session");
+    assert_eq!(only(&portcullis, "open", &Value::Null)["session"], inside);
+
+    let portcullis = start(&away);
+    let mut refused = portcullis.client().connect();
+    assert!(refused.rest().unwrap().starts_with(b"-ERR"));
+    assert_eq!(portcullis.sessions(), [] as [Value; 0]);
+    assert_eq!(portcullis.refusal(refused.port()), "upstream_unreachable");
+    // And yet somebody has used the rule, and will come again.
+    let item = &portcullis.ask("GET", "/v1/rotation").1["items"][1];
+    assert_eq!((&item["kind"], &item["sessions"]), (&json!("source"), &json!(0)));
+    assert!(item["last_used"].is_string(), "{item}");
+}
+
+#[test]
+fn sessions_of_a_removed_listener_are_shown_until_they_end() {
+    let upstream = Upstream::echo();
+    let [gone, kept] = ["gone", "kept"].map(|name| Listener::redis(&upstream).named(name));
+    let keep = format!("{ADMIN}{ON_SIGHUP}reload.revoke = \"keep\"\n");
+    let portcullis = Portcullis::start(Site::new(), format!("{keep}{gone}{kept}"));
+    let mut client = portcullis.client_of("gone").connect();
+    client.ask(b"hello", b"hello");
+    assert!(portcullis.reconfigure(format!("{keep}{kept}")).is("reload.applied"));
+    let removed = || portcullis.ask("GET", "/v1/status").1["removed_listeners"].clone();
+    assert_eq!(removed(), json!([{ "name": "gone", "sessions": 1, "sessions_closing": 0 }]));
+    assert!(words(&portcullis, &["status"]).contains("removed listener gone: 1"));
+    assert!(words(&portcullis, &["sessions", "list", "gone"]).contains(" open "));
+    client.ask(b"still here", b"still here");
+    drop(client);
+    eventually("nothing is left of it", || (removed() == json!([])).then_some(()));
+}
