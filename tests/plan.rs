@@ -82,6 +82,7 @@ trusted = ["192.0.2.0/24"]
 [listener.limits]
 max_connections = 1000
 max_connections_per_source = 50
+max_handshakes = 2000
 connection_rate_per_source = "20/s"
 handshake_timeout = "10s"
 idle_timeout = "1m"
@@ -219,6 +220,7 @@ const CHANGES: &[Change] = &[
         "max_connections_per_source = 51",
         "!limits.max_connections_per_source",
     ),
+    ("listener.limits.max_handshakes", "max_handshakes = 2000", "max_handshakes = 3000", "!limits.max_handshakes"),
     ("listener.limits.connection_rate_per_source", "\"20/s\"", "\"21/s\"", "!limits.connection_rate_per_source"),
     ("listener.limits.connection_rate_per_source", "\"20/s\"", "\"20/m\"", "limits.connection_rate_per_source"),
     ("listener.limits.handshake_timeout", "\"10s\"", "\"1m\"", "!limits.handshake_timeout"),

@@ -32,6 +32,8 @@ mod bad_reload;
 mod balancers;
 /// PostgreSQL's cancel requests.
 mod cancel;
+/// How many cancel requests reach the database.
+mod cancel_limits;
 /// Certificates issued, renewed, bundled and shown.
 mod certs;
 /// Certificates and hellos of unusual kinds.
@@ -62,6 +64,8 @@ mod explain;
 mod floods;
 /// The last words to sessions that have to end.
 mod goodbye;
+/// How many connections may be in their handshake.
+mod handshakes;
 /// Client certificates.
 mod identity;
 /// Keys behind a passphrase, in the environment, and as credentials.

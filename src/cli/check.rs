@@ -84,6 +84,7 @@ fn in_json(built: &Built) -> Value {
             "limits": {
                 "max_connections": terms.limits.max_connections,
                 "max_connections_per_source": terms.limits.max_connections_per_source,
+                "max_handshakes": terms.max_handshakes,
                 "connection_rate_per_source": terms.limits.connection_rate_per_source.map(|rate| rate.to_string()),
                 "connect_timeout_ms": milliseconds(Some(terms.upstream.connect_timeout)),
                 "handshake_timeout_ms": milliseconds(Some(terms.limits.handshake_timeout)),
@@ -173,6 +174,7 @@ fn in_words(built: &Built) -> String {
         }
         let _ = line("revocation", revocation(terms));
         let _ = line("connections", &connections(terms));
+        let _ = line("handshakes", &handshakes(terms));
         let _ = line("limits", &limits(terms));
         balancers_in_words(&mut out, terms);
         sources_in_words(&mut out, terms);
@@ -301,6 +303,12 @@ fn connections(terms: &Terms) -> String {
     let number = |most: &Option<NonZeroU32>| most.map_or("any number".to_owned(), |most| most.to_string());
     let rate = connection_rate_per_source.map_or("at any rate".to_owned(), |rate| rate.to_string());
     format!("{}; from one source {}, {rate}", number(max_connections), number(max_connections_per_source))
+}
+
+/// How many connections may be in their handshake.
+fn handshakes(terms: &Terms) -> String {
+    let built_in = if terms.limits.max_handshakes.is_none() { " (built-in limit)" } else { "" };
+    format!("{} at once{built_in}", terms.max_handshakes)
 }
 
 fn limits(terms: &Terms) -> String {

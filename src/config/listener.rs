@@ -231,9 +231,10 @@ fn plaintext_cancel(section: &Section<'_>, protocol: Option<Protocol>) -> bool {
 /// Keys of the tables inside a listener, as far as their names say which one is meant.
 const OF_TLS: [&str; 6] =
     ["certificates", "client_auth", "client_ca", "client_certificates", "client_crl", "trusted_clients"];
-const OF_LIMITS: [&str; 5] = [
+const OF_LIMITS: [&str; 6] = [
     "max_connections",
     "max_connections_per_source",
+    "max_handshakes",
     "connection_rate_per_source",
     "handshake_timeout",
     "idle_timeout",

@@ -285,6 +285,8 @@ pub struct Limits {
     pub max_connections: Option<NonZeroU32>,
     /// Sessions at once from one source: an IPv4 address, or the /64 of an IPv6 address.
     pub max_connections_per_source: Option<NonZeroU32>,
+    /// Connections at once whose clients are not identified yet; `None` for the built-in limit.
+    pub max_handshakes: Option<NonZeroU32>,
     /// How often one source may connect.
     pub connection_rate_per_source: Option<Rate>,
     /// From accept to the end of the TLS handshake.

@@ -111,6 +111,8 @@ impl Desk {
                 "trusted_sources": terms.sources.trusted.rules().len(),
                 "shield": report::shield(&listeners.shield(terms)),
                 "names": report::names(terms, &self.names),
+                "handshakes": terms.open_handshakes(),
+                "max_handshakes": terms.max_handshakes,
                 "sessions": relaying,
                 "sessions_closing": closing,
             })

@@ -69,9 +69,23 @@ impl Authority {
         Self { issuer: issuer.expect("a root can sign itself"), path: Vec::new() }
     }
 
+    /// A root with an RSA-4096 key.
+    pub(crate) fn rsa_4096(name: &str) -> Self {
+        let issuer = CertifiedIssuer::self_signed(authority_params(name), Key::Rsa4096.generate());
+        Self { issuer: issuer.expect("a root can sign itself"), path: Vec::new() }
+    }
+
+    /// An authority with an RSA-4096 key between this one and a leaf.
+    pub(crate) fn rsa_4096_intermediate(&self, name: &str) -> Self {
+        self.between(name, Key::Rsa4096.generate())
+    }
+
     /// An authority between this one and a leaf.
     pub(crate) fn intermediate(&self, name: &str) -> Self {
-        let key = KeyPair::generate().expect("an ECDSA key can be made");
+        self.between(name, Key::Ecdsa.generate())
+    }
+
+    fn between(&self, name: &str, key: KeyPair) -> Self {
         let issuer = CertifiedIssuer::signed_by(authority_params(name), key, &self.issuer);
         let issuer = issuer.expect("an authority can sign another");
         let own = Certificate { der: issuer.der().clone(), pem: issuer.pem() };
@@ -199,6 +213,7 @@ pub(crate) struct Request {
 enum Key {
     Ecdsa,
     Rsa,
+    Rsa4096,
     Ed25519,
 }
 
@@ -213,6 +228,7 @@ impl Key {
                 KeyPair::try_from([&head[..], &seed].concat())
             }),
             Self::Rsa => KeyPair::generate_rsa_for(&PKCS_RSA_SHA256, RsaKeySize::_2048),
+            Self::Rsa4096 => KeyPair::generate_rsa_for(&PKCS_RSA_SHA256, RsaKeySize::_4096),
         }
         .expect("a key can be made")
     }
@@ -280,6 +296,10 @@ impl Request {
 
     pub(crate) fn rsa(self) -> Self {
         Self { key: Key::Rsa, ..self }
+    }
+
+    pub(crate) fn rsa_4096(self) -> Self {
+        Self { key: Key::Rsa4096, ..self }
     }
 
     /// Valid from and until so many days from now; negative is in the past.

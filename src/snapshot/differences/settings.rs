@@ -69,7 +69,7 @@ pub(super) fn of_listener(listener: &Listener, terms: &Terms) -> Vec<Setting> {
     ];
     all.extend(tls.iter().flat_map(|tls| of_tls(tls, terms)));
     all.extend(of_upstream(upstream, *protocol));
-    all.extend(of_limits(limits));
+    all.extend(of_limits(limits, terms));
     if *protocol == Protocol::Postgres {
         all.push(graded("postgres.plaintext_cancel", plaintext_cancel, u64::from(*plaintext_cancel)));
     }
@@ -175,10 +175,11 @@ fn of_upstream(upstream: &Upstream, protocol: Protocol) -> Vec<Setting> {
     all
 }
 
-fn of_limits(limits: &Limits) -> [Setting; 6] {
+fn of_limits(limits: &Limits, terms: &Terms) -> [Setting; 7] {
     let Limits {
         max_connections,
         max_connections_per_source,
+        max_handshakes,
         connection_rate_per_source,
         handshake_timeout,
         idle_timeout,
@@ -196,10 +197,13 @@ fn of_limits(limits: &Limits) -> [Setting; 6] {
         None => Exposure::Degrees(vec![u64::MAX, u64::MAX]),
     };
     let rate_word = connection_rate_per_source.as_ref().map(ToString::to_string);
+    let built_in = if max_handshakes.is_none() { " (built-in limit)" } else { "" };
+    let handshakes = format!("{}{built_in}", terms.max_handshakes);
     let idle = idle_timeout.map_or(u64::MAX, milliseconds);
     [
         number("limits.max_connections", max_connections),
         number("limits.max_connections_per_source", max_connections_per_source),
+        graded("limits.max_handshakes", handshakes, terms.max_handshakes.get().into()),
         optional("limits.connection_rate_per_source", rate_word).exposing(rate(connection_rate_per_source)),
         graded("limits.handshake_timeout", duration(*handshake_timeout), milliseconds(*handshake_timeout)),
         graded("limits.idle_timeout", duration(idle_timeout.unwrap_or_default()), idle),
