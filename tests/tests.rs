@@ -14,12 +14,12 @@ mod harness;
 
 /// What must not hurt.
 mod abuse;
-/// What a CA in a bundle has to be.
-mod anchors;
 /// `status`, `reload`, `sessions`, `check --diff`: the commands that talk to the running program.
 mod admin;
 /// Trusted sources: who may come in at all.
 mod admission;
+/// What a CA in a bundle has to be.
+mod anchors;
 /// What an upstream is told of a client by the PROXY protocol.
 mod announce;
 /// The events about connections and reloads.
@@ -46,6 +46,8 @@ mod config;
 mod confirm;
 /// Revocation lists.
 mod crl;
+/// File descriptors, and the reserve of them.
+mod descriptors;
 /// The upstream, when it is there and when it is not.
 mod dial;
 /// Host names and the DNS: its servers, its records, its failures.
@@ -102,6 +104,8 @@ mod shield;
 mod tls;
 /// Names and texts that others choose.
 mod untrusted_text;
+/// What `status` knows of the upstream, and how it finds out.
+mod upstream_health;
 /// TLS towards the upstream.
 mod upstream_tls;
 /// Changes that nobody announces.
