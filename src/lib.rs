@@ -24,6 +24,7 @@ pub mod audit_file;
 pub mod cli;
 pub mod config;
 pub mod connection;
+pub mod descriptors;
 pub mod expiry;
 pub mod fault;
 pub mod listener;

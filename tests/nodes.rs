@@ -150,7 +150,7 @@ fn one_upstream_alone_is_never_left_out() {
     portcullis.ending(client.port());
     only.start_again();
     assert_eq!(session(&portcullis), only.to_string());
-    assert_eq!(times_said(&portcullis, "tried last") + times_said(&portcullis, "answers again"), 0);
+    assert_eq!(times_said(&portcullis, "tried last"), 0);
 }
 
 #[test]

@@ -50,6 +50,8 @@ mod config;
 mod confirm;
 /// Revocation lists.
 mod crl;
+/// File descriptors, and the reserve of them.
+mod descriptors;
 /// The upstream, when it is there and when it is not.
 mod dial;
 /// Host names and the DNS: its servers, its records, its failures.
@@ -112,6 +114,8 @@ mod shield;
 mod tls;
 /// Names and texts that others choose.
 mod untrusted_text;
+/// What `status` knows of the upstream, and how it finds out.
+mod upstream_health;
 /// TLS towards the upstream.
 mod upstream_tls;
 /// Changes that nobody announces.

@@ -54,6 +54,7 @@ use self::settle::Settled;
 use self::visit::Visit;
 use crate::addr::ClientAddr;
 use crate::audit::{Audit, Facts};
+use crate::descriptors::{Descriptors, Share};
 use crate::outcome::{Ending, Reason};
 use crate::policy::Admitted;
 use crate::sessions::{Presence, Register};
@@ -102,6 +103,8 @@ pub struct Arrival {
     pub handshake: Handshake,
     /// When it was accepted; deadlines count from here.
     pub accepted_at: Instant,
+    /// The descriptors it may use.
+    pub share: Share,
 }
 
 /// What every connection needs around it. Cheap to clone.
@@ -113,12 +116,14 @@ pub struct House {
     pub register: Arc<Register>,
     /// Who is told.
     pub audit: Audit,
+    /// How many connections there is room for.
+    pub descriptors: Descriptors,
 }
 
 /// Serves a client from arrival to end. Not `async`, because an arrival taken apart inside the future would be reserved
 /// there for life.
 fn serve(arrival: Arrival, house: &Arc<House>) -> impl Future<Output = ()> + use<> {
-    let Arrival { stream, entrance, terms, presence, handshake, accepted_at } = arrival;
+    let Arrival { stream, entrance, terms, presence, handshake, accepted_at, share: _ } = arrival;
     let visit = Visit::new(Arc::clone(house), &terms, &entrance, &presence, accepted_at);
     let pace = match entrance {
         Entrance::Admitted(_, pace) => Some(pace),

@@ -23,6 +23,7 @@ use crate::admin::Admin;
 use crate::audit::{Audit, LogHandle, open_audit_file};
 use crate::config::Fingerprint;
 use crate::connection::{House, Workers};
+use crate::descriptors::Descriptors;
 use crate::expiry::{self, ExpiryWatch, LOOK_EVERY};
 use crate::fault::{self, RESTART_PAUSE};
 use crate::listener::{BindError, Listeners};
@@ -93,7 +94,8 @@ impl Server {
         beside.spawn(fault::restarted("audit", move || floods.clone().sum_up_floods()));
         let policy = current.clone();
         beside.spawn(fault::restarted(readmission::PART, move || readmission::run(policy.clone())));
-        let house = House { current, register: Arc::clone(&register), audit: audit.clone() };
+        let descriptors = Descriptors::default();
+        let house = House { current, register: Arc::clone(&register), audit: audit.clone(), descriptors };
         let workers = Workers::start(available_parallelism().map_or(1, usize::from), &house);
         let workers = Arc::new(workers.map_err(StartError::Workers)?);
         let mut listeners = Listeners::new(house, workers);

@@ -119,13 +119,9 @@ impl Candidates {
 
     /// One of them will not do.
     pub(super) fn reject(&mut self, place: &Whereabouts, terms: &Terms, unfit: Unfit) {
-        let Unfit { reason, words, answers } = unfit;
-        if answers {
-            self.is_soon = true;
-            note_answer(place, terms);
-        } else if self.several && place.is_silent(&words) {
-            warn!("listener {}: upstream {place} is tried last from now on: {words}", terms.name);
-        }
+        note_unfit(place, terms, &unfit, self.several);
+        let Unfit { reason, words, answers, .. } = unfit;
+        self.is_soon |= answers;
         self.failures.push(format!("upstream {place}: {words}"));
         self.reason = reason;
     }
@@ -153,8 +149,30 @@ fn wants_writes(terms: &Terms) -> bool {
 /// Notes that a place has answered as it should, and says so where that is news.
 pub(super) fn note_answer(place: &Whereabouts, terms: &Terms) {
     if place.answers() {
-        warn!("listener {}: upstream {place} answers again", terms.name);
+        log_answer(place, terms);
     }
+}
+
+/// Notes why a place will not do, and says so where that is news; `several` where there are others to try.
+pub(super) fn note_unfit(place: &Whereabouts, terms: &Terms, unfit: &Unfit, several: bool) {
+    let Unfit { words, answers, is_local, .. } = unfit;
+    if *is_local {
+        place.is_not_dialled(words);
+    } else if *answers {
+        if place.is_unsuitable(words) {
+            log_answer(place, terms);
+        }
+    } else if place.is_silent(words) {
+        if several {
+            warn!("listener {}: upstream {place} is tried last from now on: {words}", terms.name);
+        } else {
+            warn!(listener = %terms.name, upstream = %place, error = %words, "upstream unhealthy");
+        }
+    }
+}
+
+fn log_answer(place: &Whereabouts, terms: &Terms) {
+    warn!("listener {}: upstream {place} answers again", terms.name);
 }
 
 /// Reaches an upstream for a client.
@@ -186,26 +204,48 @@ pub(super) async fn dial_for_cancel(
         return Ok((reached.leg, reached.place.node));
     };
     let deadline = Instant::now() + terms.upstream.connect_timeout;
-    let failed = |unfit: Unfit| Ending::new(unfit.reason, format_args!("upstream {place}: {}", unfit.words));
+    // That a connection is taken is too little to know that a server answers.
+    let failed = |unfit: Unfit| {
+        note_unfit(place, terms, &unfit, terms.nodes.are_several());
+        Ending::new(unfit.reason, format_args!("upstream {place}: {}", unfit.words))
+    };
     let leg = reach_anyhow(place, terms, header, deadline).await.map_err(failed)?;
     Ok((leg, Arc::clone(&place.node)))
 }
 
-/// Finds out whether a place that did not answer does so again, or a name that did not resolve.
+/// Finds out whether a place that did not answer does so again, or a name that did not resolve. Where the name leads to other
+/// places by now, whether those answer that nobody has dialled yet.
 pub async fn probe(place: &Whereabouts, terms: &Terms) {
-    match ask(place, terms).await {
-        // It is there, if not what everybody wants.
-        Ok(()) | Err(Unfit { answers: true, .. }) => note_answer(place, terms),
-        Err(Unfit { words, .. }) => place.is_silent_still(&words),
+    let deadline = Instant::now() + terms.upstream.connect_timeout;
+    let places = match resolve(&place.node, terms, deadline, false).await {
+        Ok(places) => places,
+        Err(error) => return note_still_unfit(place, terms, &silent(error)),
+    };
+    let header = announce::own(terms);
+    if !place.is_name() && place.is_known() {
+        return match reach::probe(place, terms, &header, deadline).await {
+            Ok(()) => note_answer(place, terms),
+            Err(unfit) => note_still_unfit(place, terms, &unfit),
+        };
+    }
+    if place.is_name() {
+        note_answer(place, terms);
+    }
+    for unknown in places.iter().filter(|place| place.is_unknown()) {
+        let deadline = Instant::now() + share(terms.upstream.connect_timeout, places.len());
+        match reach::probe(unknown, terms, &header, deadline).await {
+            Ok(()) => note_answer(unknown, terms),
+            Err(unfit) => note_unfit(unknown, terms, &unfit, terms.nodes.are_several()),
+        }
     }
 }
 
-async fn ask(place: &Whereabouts, terms: &Terms) -> Result<(), Unfit> {
-    let deadline = Instant::now() + terms.upstream.connect_timeout;
-    resolve(&place.node, terms, deadline, false).await.map_err(silent)?;
-    // What a name leads to now may be somewhere else, and that nobody has found silent.
-    if place.is_name() || !place.is_known() {
-        return Ok(());
+/// Notes why a place that was asked again will not do.
+fn note_still_unfit(place: &Whereabouts, terms: &Terms, unfit: &Unfit) {
+    match unfit {
+        // It is there, if not what everybody wants.
+        Unfit { answers: true, .. } => note_unfit(place, terms, unfit, true),
+        Unfit { words, is_local: true, .. } => place.is_not_dialled_again(words),
+        Unfit { words, .. } => place.is_silent_still(words),
     }
-    reach::probe(place, terms, &announce::own(terms), deadline).await
 }

@@ -13,6 +13,7 @@ use crate::addr::UpstreamAddr;
 use crate::connection::leg::{Leg, UpstreamLeg};
 use crate::connection::socket::{Socket, nothing_waits};
 use crate::connection::stream::TlsStream;
+use crate::descriptors::is_local_shortage;
 use crate::outcome::Reason;
 use crate::protocol::redis::{self, Answer, Role, Told, Untold};
 use crate::protocol::{Negotiation, Protocol, Target, postgres};
@@ -35,6 +36,8 @@ pub(in crate::connection) struct Unfit {
     pub(in crate::connection) words: String,
     /// Whether it answers, and only has not the role that is wanted, or is not ready.
     pub(in crate::connection) answers: bool,
+    /// Whether this machine could not dial it for want of something of its own, which says nothing of the node.
+    pub(in crate::connection) is_local: bool,
 }
 
 /// Reaches a place by `deadline`, with the header before all else where there is one.
@@ -100,7 +103,10 @@ async fn prepare(
             let asks_first = (terms.protocol, negotiation) == (Protocol::Postgres, Some(Negotiation::Postgres));
             let attempt = tls.attempt(host).map_err(|error| no_tls(error.to_string()))?;
             let encrypted = within(deadline, encrypt(stream, &attempt, asks_first)).await;
-            encrypted.map(|stream| Leg::Tls(Box::new(stream))).map_err(|error| no_tls(attempt.explain(&error)))
+            encrypted.map(|stream| Leg::Tls(Box::new(stream))).map_err(|error| match is_local_shortage(&error) {
+                true => silent(error),
+                false => no_tls(attempt.explain(&error)),
+            })
         }
         (_, socket, _) => Ok(Leg::Plain(socket)),
     }
@@ -176,7 +182,7 @@ impl Role {
             Self::Untold(Untold::Loading) => "it is still loading its data",
         };
         note_role(place, terms, false);
-        Err(Unfit { reason: Reason::UpstreamUnreachable, words: words.to_owned(), answers: true })
+        Err(Unfit { reason: Reason::UpstreamUnreachable, words: words.to_owned(), answers: true, is_local: false })
     }
 }
 
@@ -195,9 +201,14 @@ pub(in crate::connection) fn refused_late(error: &io::Error, terms: &Terms) -> U
 }
 
 pub(in crate::connection) fn silent(error: io::Error) -> Unfit {
-    Unfit { reason: Reason::UpstreamUnreachable, words: error.to_string(), answers: false }
+    let is_local = is_local_shortage(&error);
+    let words = match is_local {
+        true => format!("the proxy is out of local resources: {error}"),
+        false => error.to_string(),
+    };
+    Unfit { reason: Reason::UpstreamUnreachable, words, answers: false, is_local }
 }
 
 fn no_tls(words: String) -> Unfit {
-    Unfit { reason: Reason::UpstreamTlsFailed, words, answers: false }
+    Unfit { reason: Reason::UpstreamTlsFailed, words, answers: false, is_local: false }
 }
