@@ -58,6 +58,8 @@ mod dns;
 mod drain;
 /// The drills of docs/ROTATION.md.
 mod drills;
+/// `explain`, answered by the running program and by the file.
+mod explain;
 /// What the audit says of very many who are turned away.
 mod floods;
 /// The last words to sessions that have to end.
@@ -80,6 +82,8 @@ mod names;
 mod nodes;
 /// Listeners without TLS: loopback and Unix sockets.
 mod plaintext;
+/// What a plan announces and a reload records: every key, old value and new value.
+mod plan;
 /// PostgreSQL, psql, pgbench, tokio-postgres.
 mod postgres;
 /// The bytes before TLS.

@@ -4,6 +4,7 @@
 //! here can fail or wait as far as its callers know: a full disk or an unread pipe costs lines, which are counted, and
 //! never traffic.
 
+mod changes;
 mod event;
 mod floods;
 mod line;
@@ -16,7 +17,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use event::{Changes, ExpiringCertificate, Facts};
+pub use changes::{Changes, Difference, MAX_DIFFERENCES, NO_VALUE, WEAKENS};
+pub use event::{ExpiringCertificate, Facts};
 pub use log::{LogHandle, subscriber};
 pub use sink::Destination;
 
@@ -138,9 +140,12 @@ impl Audit {
         }
     }
 
-    /// A new policy is in force.
+    /// A new policy is in force. Each difference that weakens protection is an event of its own.
     pub fn reload_applied(&self, changes: &Changes) {
         self.write(&changes.event(), Level::Info);
+        for difference in changes.weakened().take(MAX_DIFFERENCES) {
+            self.write(&difference.event(), Level::Warn);
+        }
     }
 
     /// An administrator did something by way of the control channel: `action`, to `object` where there is one.

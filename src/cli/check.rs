@@ -215,7 +215,7 @@ fn sources_in_words(out: &mut String, terms: &Terms) {
     }
     let _ = writeln!(out, "  trusted sources ({})", rules.len());
     for rule in rules.iter().take(MOST_RULES) {
-        let _ = write!(out, "    {rule}{}", is_now(terms, rule));
+        let _ = write!(out, "    {rule}{}", terms.addresses_in_words(rule));
         let expired = if rule.is_live(OffsetDateTime::now_utc()) { "until" } else { "EXPIRED" };
         let _ = rule.expires_at.map_or(Ok(()), |end| write!(out, "  {expired} {}", timestamp::seconds(end)));
         let _ = rule.description.as_ref().map_or(Ok(()), |words| write!(out, "  ({})", printable::field(words)));
@@ -241,18 +241,6 @@ fn balancers_in_words(out: &mut String, terms: &Terms) {
             format!("connections of its own, such as health checks, are let in by {rule}")
         });
         let _ = writeln!(out, "    {network}  {own}");
-    }
-}
-
-/// The addresses of a host, for behind its name.
-pub(super) fn is_now(terms: &Terms, rule: &Rule) -> String {
-    let Some(host) = rule.source.host() else { return String::new() };
-    let addresses: Vec<_> = terms.sources.trusted.addresses_of(&host.name).iter().map(ToString::to_string).collect();
-    let more = addresses.len().saturating_sub(MOST_ADDRESSES);
-    match addresses.get(..MOST_ADDRESSES.min(addresses.len())) {
-        None | Some([]) => ", NO ADDRESS".to_owned(),
-        Some(first) if more == 0 => format!(", now {}", first.join(" ")),
-        Some(first) => format!(", now {} and {more} more", first.join(" ")),
     }
 }
 
@@ -390,4 +378,3 @@ const fn revocation(terms: &Terms) -> &'static str {
 
 /// More than a reader reads.
 const MOST_RULES: usize = 50;
-const MOST_ADDRESSES: usize = 8;

@@ -6,6 +6,8 @@
 mod build;
 mod cancels;
 mod changes;
+mod differences;
+mod explanation;
 mod handshakes;
 mod headcount;
 mod judge;
@@ -29,6 +31,7 @@ use tokio::sync::{Semaphore, watch};
 
 pub use cancels::{BegunCancel, CancelKeys, Cancellable, TooManyCancels};
 pub use changes::{AddressChange, SourceChanges};
+pub use explanation::{Explanation, Unexplained};
 pub use handshakes::{Begun, Handshake, NoPlace};
 pub use headcount::{Counted, Full};
 pub use judge::{Permission, Refusal};
@@ -208,6 +211,16 @@ impl Snapshot {
         let by_door = terms.iter().enumerate().flat_map(doors).collect();
         let Moment { generation, at } = now;
         Self { generation, built_at: at, config: Arc::new(config), terms, by_name, by_door }
+    }
+
+    /// The same policy for a plan: what it takes out is not gone yet.
+    #[must_use]
+    pub fn planned(self) -> Self {
+        let planned = |terms: &Arc<Terms>| {
+            let lineage = terms.lineage.clone().planned(self.generation);
+            Arc::new(Terms { lineage, ..Terms::clone(terms) })
+        };
+        Self { terms: self.terms.iter().map(planned).collect(), ..self }
     }
 
     /// The terms of every listener, in the order of the configuration.
