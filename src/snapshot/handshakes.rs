@@ -163,7 +163,7 @@ impl Drop for Handshake {
 /// The limit where the configuration has none. `open_files` is how many files the process may have open.
 ///
 /// 4,096 is more than clients need that all reconnect at once. Clients that only connect can make the process hold 12 MiB
-/// then, and 290 MiB in the most expensive case (docs/PERFORMANCE.md has the figures for each). A handshake is an open file,
+/// then, and 339 MiB in the most expensive case (docs/PERFORMANCE.md has the figures for each). A handshake is an open file,
 /// too. A quarter of the open files leaves enough for sessions, which need two, for reloads and for the control channel.
 pub(super) fn built_in_limit(open_files: Option<u64>) -> NonZeroU32 {
     let quarter = open_files.and_then(|files| u32::try_from(files / 4).ok()).unwrap_or(u32::MAX);
