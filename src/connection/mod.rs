@@ -219,7 +219,7 @@ async fn through_the_rooms(newcomer: Newcomer, presence: &Presence, visit: &mut 
     let (counted, mut ready) = count::count(heard, visit.facts().client)?;
     let mut candidates = Candidates::of(&ready.identified.terms);
     loop {
-        let dialled = dial::dial(ready, &mut candidates, visit.facts()).await?;
+        let dialled = dial::dial(ready, &mut candidates, &house.current, presence, visit.facts()).await?;
         let confirmed = confirm::confirm(dialled, &house.current, presence, visit.facts())?;
         match settle::settle(confirmed, &mut candidates).await? {
             Settled::Session(welcome) => return Ok(Entered::Session(Box::new(Relay::new(*welcome, counted)))),

@@ -30,7 +30,7 @@ pub use changes::{AddressChange, SourceChanges};
 pub use headcount::{Counted, Full};
 pub use judge::{Permission, Refusal};
 pub use lineage::{Departed, Lineage, Moment};
-pub use nodes::{Condition, Node, Nodes, Whereabouts};
+pub use nodes::{Condition, Node, Nodes, Outage, Whereabouts};
 pub use pace::{Pace, TooFast};
 pub use shielding::NoShield;
 pub use usage::{Item, Reliance, Usage, Uses};

@@ -35,6 +35,8 @@ pub(in crate::connection) struct Unfit {
     pub(in crate::connection) words: String,
     /// Whether it answers, and only has not the role that is wanted, or is not ready.
     pub(in crate::connection) answers: bool,
+    /// Whether it refuses connections: then it may restart, and accept the next one.
+    pub(in crate::connection) refuses: bool,
 }
 
 /// Reaches a place by `deadline`, with the header before all else where there is one.
@@ -176,7 +178,7 @@ impl Role {
             Self::Untold(Untold::Loading) => "it is still loading its data",
         };
         note_role(place, terms, false);
-        Err(Unfit { reason: Reason::UpstreamUnreachable, words: words.to_owned(), answers: true })
+        Err(Unfit { reason: Reason::UpstreamUnreachable, words: words.to_owned(), answers: true, refuses: false })
     }
 }
 
@@ -195,9 +197,30 @@ pub(in crate::connection) fn refused_late(error: &io::Error, terms: &Terms) -> U
 }
 
 pub(in crate::connection) fn silent(error: io::Error) -> Unfit {
-    Unfit { reason: Reason::UpstreamUnreachable, words: error.to_string(), answers: false }
+    let refuses = is_refusal(error.kind());
+    Unfit { reason: Reason::UpstreamUnreachable, words: error.to_string(), answers: false, refuses }
+}
+
+/// A name that does not resolve counts as a refusal, other than a resolver that does not answer.
+pub(super) fn unresolved(error: io::Error) -> Unfit {
+    let refuses = error.kind() != io::ErrorKind::TimedOut;
+    Unfit { refuses, ..silent(error) }
+}
+
+/// Whether a connection is refused at once, and not merely left without an answer.
+fn is_refusal(kind: io::ErrorKind) -> bool {
+    matches!(
+        kind,
+        io::ErrorKind::ConnectionRefused
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::HostUnreachable
+            | io::ErrorKind::NetworkUnreachable
+            // The file of a Unix socket is gone while its server is.
+            | io::ErrorKind::NotFound
+    )
 }
 
 fn no_tls(words: String) -> Unfit {
-    Unfit { reason: Reason::UpstreamTlsFailed, words, answers: false }
+    Unfit { reason: Reason::UpstreamTlsFailed, words, answers: false, refuses: false }
 }
