@@ -21,7 +21,6 @@ use crate::connection::identify::judge;
 use crate::connection::part::Leave;
 use crate::outcome::{Ending, Reason};
 use crate::protocol::Protocol;
-use crate::sessions::Presence;
 use crate::snapshot::{Current, Outage};
 
 /// How a client has been held so far.
@@ -58,6 +57,11 @@ impl Hold {
         self.until.is_none()
     }
 
+    /// Leaves it to another client to dial for all.
+    pub(super) fn release(&mut self) {
+        self.turn.dialler = None;
+    }
+
     /// Waits until the upstream is to be dialled again, under the terms in force then.
     ///
     /// # Errors
@@ -66,7 +70,6 @@ impl Hold {
         &mut self,
         mut ready: Ready,
         current: &Current,
-        presence: &Presence,
         facts: &mut Facts,
     ) -> Result<(Held, Ready), Leave> {
         let Self { until, turn, is_half_closed } = self;
@@ -77,8 +80,6 @@ impl Hold {
             let snapshot = Arc::clone(&current.borrow_and_update());
             match judge(&ready.identified.client, &snapshot, facts) {
                 Ok(permission) => {
-                    // From here on it ends like a session when what admits it ends.
-                    presence.stands(ready.identified.reliance(&permission));
                     let (former, next) = (&mut ready.identified.terms, permission.terms);
                     if former.protocol == next.protocol && mem::replace(former, next).upstream != former.upstream {
                         // So does every other client that waits.
@@ -96,6 +97,8 @@ impl Hold {
                 },
                 ending = listen(&mut ready, is_half_closed) => return Err(ending.into()),
                 () = sleep_until(until) => return Ok((Held::GiveUp, ready)),
+                // What admits it may have expired.
+                () = sleep(MAX_UNJUDGED) => {}
                 () = turn.come(nodes.outage()) => return Ok((Held::DialAgain, ready)),
             }
         }
@@ -148,6 +151,9 @@ fn random() -> f32 {
 const FIRST_PAUSE: Duration = Duration::from_millis(25);
 const LONGEST_PAUSE: Duration = Duration::from_millis(250);
 const MAX_DOUBLINGS: u32 = 8;
+
+/// How long it is held before it is judged again, whatever changes. Longer than a pause, or its turn would never come.
+const MAX_UNJUDGED: Duration = Duration::from_secs(1);
 
 /// In which those that have waited dial.
 const SPREAD: Duration = Duration::from_millis(100);

@@ -25,7 +25,6 @@ use crate::audit::Facts;
 use crate::outcome::{Ending, Reason};
 use crate::printable;
 use crate::protocol::{Protocol, Target, postgres};
-use crate::sessions::Presence;
 use crate::snapshot::{Current, Node, Terms, Whereabouts};
 
 /// A client and its upstream, between which nothing has passed yet.
@@ -189,7 +188,6 @@ pub(super) async fn dial(
     mut ready: Ready,
     candidates: &mut Candidates,
     current: &Current,
-    presence: &Presence,
     facts: &mut Facts,
 ) -> Result<Dialled, Leave> {
     loop {
@@ -200,7 +198,8 @@ pub(super) async fn dial(
                 let header = announce::of_client(&ready.identified, facts);
                 match candidates.reach_next(terms, &header).await {
                     Ok(reached) => {
-                        terms.nodes.outage().end();
+                        // Whether it will do is not known yet; the next one may try meanwhile.
+                        candidates.hold.release();
                         facts.upstream = Some(reached.place.node.address().to_string().into());
                         let Ready { identified, first } = ready;
                         return Ok(Dialled { identified, reached, first });
@@ -213,7 +212,7 @@ pub(super) async fn dial(
                 }
             }
         };
-        let (held, again) = candidates.hold.wait(ready, current, presence, facts).await?;
+        let (held, again) = candidates.hold.wait(ready, current, facts).await?;
         ready = again;
         match held {
             Held::DialAgain => candidates.start_over(&ready.identified.terms),

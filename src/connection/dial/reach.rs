@@ -61,7 +61,7 @@ pub(super) async fn reach_anyhow(
     header: &[u8],
     deadline: Instant,
 ) -> Result<UpstreamLeg, Unfit> {
-    let socket = connect(place, deadline).await.map_err(silent)?;
+    let socket = connect(place, terms, deadline).await.map_err(silent)?;
     prepare(socket, &place.node, terms, header, deadline).await
 }
 
@@ -214,6 +214,7 @@ fn is_refusal(kind: io::ErrorKind) -> bool {
         io::ErrorKind::ConnectionRefused
             | io::ErrorKind::ConnectionReset
             | io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::BrokenPipe
             | io::ErrorKind::HostUnreachable
             | io::ErrorKind::NetworkUnreachable
             // The file of a Unix socket is gone while its server is.
