@@ -13,7 +13,7 @@ use socket2::{Domain, SockRef, Socket, Type};
 use crate::harness::client::port;
 use crate::harness::dns::alone;
 use crate::harness::program::{command, run};
-use crate::harness::{Listener, PATIENCE, Portcullis, Site, Upstream};
+use crate::harness::{Listener, PATIENCE, Portcullis, Site, Upstream, eventually};
 
 const TIMEOUT: Duration = Duration::from_secs(2);
 const LIMIT: &str = "dead_peer_timeout = \"2s\"";
@@ -194,9 +194,10 @@ fn upstream_that_stops_acknowledging_is_ended() {
             client.join().unwrap();
         }
         assert!(cut.elapsed() >= TIMEOUT, "{:?}", cut.elapsed());
-        let events = portcullis.events();
-        let closed: Vec<_> = events.iter().filter(|event| event.is("connection.closed")).collect();
-        assert_eq!(closed.len(), 3, "{closed:?}");
+        let closed = eventually("all have ended", || {
+            let closed = portcullis.events().into_iter().filter(|event| event.is("connection.closed"));
+            Some(closed.collect::<Vec<_>>()).filter(|closed| closed.len() == 3)
+        });
         assert!(closed.iter().all(|event| event.reason() == "io_error"), "{closed:?}");
         let words = "upstream: it has acknowledged nothing for 2s (dead_peer_timeout)";
         assert_eq!(closed.iter().filter(|event| event.text("detail") == words).count(), 2, "{closed:?}");

@@ -251,7 +251,7 @@ fn connection_that_is_refused_is_never_listed() {
     let mut inside = portcullis.client().connect();
     inside.ask(b"hello", b"hello");
     let mut refused = portcullis.client().connect();
-    assert!(refused.rest().unwrap().starts_with(b"-DENIED"));
+    assert!(refused.rest().unwrap().starts_with(b"-ERR max number"));
     let inside = portcullis.opened(inside.port()).number("session");
     assert_eq!(only(&portcullis, "open", &Value::Null)["session"], inside);
 
