@@ -44,5 +44,6 @@ pub mod shield;
 pub mod signals;
 pub mod snapshot;
 pub mod socket_file;
+pub mod tcp_diag;
 pub mod timestamp;
 pub mod tls;

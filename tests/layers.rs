@@ -13,7 +13,7 @@ const FLOORS: [&[&str]; 11] = [
     &["sessions"],
     &["snapshot"],
     &["config", "names", "tls", "audit"],
-    &["audit_file", "socket_file", "fault", "descriptors"],
+    &["audit_file", "socket_file", "tcp_diag", "fault", "descriptors"],
     // These three are pure: decisions, the values that they are about, and how text is shown.
     &["policy", "protocol"],
     &["addr", "outcome", "timestamp"],

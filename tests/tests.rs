@@ -50,10 +50,14 @@ mod config;
 mod confirm;
 /// Revocation lists.
 mod crl;
+/// Peers that stop acknowledging, and peers that only do not read.
+mod dead_peers;
 /// File descriptors, and the reserve of them.
 mod descriptors;
 /// The upstream, when it is there and when it is not.
 mod dial;
+/// An upstream that refuses connections for a while.
+mod dial_retry;
 /// Host names and the DNS: its servers, its records, its failures.
 mod dns;
 /// SIGTERM, and what systemd is told.

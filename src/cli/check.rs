@@ -87,9 +87,11 @@ fn in_json(built: &Built) -> Value {
                 "max_handshakes": terms.max_handshakes,
                 "connection_rate_per_source": terms.limits.connection_rate_per_source.map(|rate| rate.to_string()),
                 "connect_timeout_ms": milliseconds(Some(terms.upstream.connect_timeout)),
+                "dial_retry_ms": milliseconds(Some(terms.upstream.dial_retry)),
                 "handshake_timeout_ms": milliseconds(Some(terms.limits.handshake_timeout)),
                 "idle_timeout_ms": milliseconds(terms.limits.idle_timeout),
                 "half_close_timeout_ms": milliseconds(Some(terms.limits.half_close_timeout)),
+                "dead_peer_timeout_ms": milliseconds(Some(terms.limits.dead_peer_timeout)),
             },
             "plaintext_cancel": (terms.protocol == Protocol::Postgres).then_some(terms.plaintext_cancel),
             "sources": terms.sources.trusted.rules().iter().map(|rule| source(terms, rule)).collect::<Vec<_>>(),
@@ -315,10 +317,12 @@ fn limits(terms: &Terms) -> String {
     let limits = &terms.limits;
     let idle = limits.idle_timeout.map_or("none".to_owned(), |idle| format!("{idle:?}"));
     format!(
-        "connect {:?}, handshake {:?}, idle {idle}, half-closed {:?}{}",
+        "connect {:?}, dial retry {:?}, handshake {:?}, idle {idle}, half-closed {:?}, dead peer {:?}{}",
         terms.upstream.connect_timeout,
+        terms.upstream.dial_retry,
         limits.handshake_timeout,
         limits.half_close_timeout,
+        limits.dead_peer_timeout,
         match (terms.protocol, terms.plaintext_cancel) {
             (Protocol::Postgres, true) => "; a CancelRequest may come in plaintext",
             (Protocol::Postgres | Protocol::Redis | Protocol::Tcp, _) => "",

@@ -231,15 +231,17 @@ fn plaintext_cancel(section: &Section<'_>, protocol: Option<Protocol>) -> bool {
 /// Keys of the tables inside a listener, as far as their names say which one is meant.
 const OF_TLS: [&str; 6] =
     ["certificates", "client_auth", "client_ca", "client_certificates", "client_crl", "trusted_clients"];
-const OF_LIMITS: [&str; 6] = [
+const OF_LIMITS: [&str; 8] = [
     "max_connections",
     "max_connections_per_source",
     "max_handshakes",
     "connection_rate_per_source",
     "handshake_timeout",
     "idle_timeout",
+    "half_close_timeout",
+    "dead_peer_timeout",
 ];
-const OF_UPSTREAM: [&str; 4] = ["connect_timeout", "target", "server_name", "negotiation"];
+const OF_UPSTREAM: [&str; 5] = ["connect_timeout", "dial_retry", "target", "server_name", "negotiation"];
 
 const NAME: &str = "a name of 1 to 63 lower-case letters, digits and hyphens, such as \"cache\"";
 

@@ -228,6 +228,8 @@ pub struct Upstream {
     pub addresses: Vec<UpstreamAddr>,
     /// How long each address may take: name resolution, TCP, SSLRequest and TLS together.
     pub connect_timeout: Duration,
+    /// How long a client is held, and the upstream dialled again, while it refuses connections. Zero: not at all.
+    pub dial_retry: Duration,
     /// `None` where it is spoken to in plaintext.
     pub tls: Option<UpstreamTls>,
     /// How it is told where a client comes from; `None` not at all.
@@ -295,6 +297,9 @@ pub struct Limits {
     pub idle_timeout: Option<Duration>,
     /// Longest silence after one side has ended.
     pub half_close_timeout: Duration,
+    /// How long a peer may leave sent data, or keepalive probes, unacknowledged. One that acknowledges and does not read
+    /// is never ended by it.
+    pub dead_peer_timeout: Duration,
 }
 
 /// What could be read of a configuration, and what could not.

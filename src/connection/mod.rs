@@ -14,6 +14,7 @@ mod cancel;
 mod clock;
 mod confirm;
 mod count;
+mod dead_peer;
 mod dial;
 mod flow;
 mod greet;
@@ -29,6 +30,7 @@ mod scratch;
 mod secure;
 mod settle;
 mod socket;
+mod span;
 mod stream;
 mod visit;
 mod workers;
@@ -263,10 +265,13 @@ async fn open(ready: Ready, presence: &Presence, visit: &mut Visit) -> Result<En
     let (counted, mut ready) = count::count(ready, visit.facts().client)?;
     let mut candidates = Candidates::of(&ready.identified.terms);
     loop {
-        let dialled = dial::dial(ready, &mut candidates, visit.facts()).await?;
+        let dialled = dial::dial(ready, &mut candidates, &house.current, visit.facts()).await?;
         let confirmed = confirm::confirm(dialled, &house.current, presence, visit.facts())?;
         match settle::settle(confirmed, &mut candidates).await? {
-            Settled::Session(welcome) => return Ok(Entered::Session(Box::new(Relay::new(*welcome, counted)))),
+            Settled::Session(welcome) => {
+                welcome.dialled.identified.terms.nodes.outage().end();
+                return Ok(Entered::Session(Box::new(Relay::new(*welcome, counted))));
+            }
             Settled::Elsewhere(again) => ready = again,
         }
     }

@@ -207,7 +207,8 @@ fn mute(words: &str) -> Verdict {
 
 /// It answers, but is not what is wanted, or not yet.
 fn not_now(words: &str) -> Unfit {
-    Unfit { reason: Reason::UpstreamUnreachable, words: words.to_owned(), answers: true, is_local: false }
+    let reason = Reason::UpstreamUnreachable;
+    Unfit { reason, words: words.to_owned(), answers: true, is_local: false, refuses: false }
 }
 
 const HANGS: &str = "it took the connection, and then there was no answer in time (connect_timeout)";

@@ -142,6 +142,13 @@ impl Listeners {
                 warn!("listener {}: {} {error}", terms.name, door.address);
             }
         }
+        for (door, bound) in &self.bound {
+            if let Some(terms) = snapshot.behind(door)
+                && let Err(error) = bound.socket.keep_alive(terms.limits.dead_peer_timeout)
+            {
+                warn!("listener {}: {} keeps its former dead_peer_timeout: {error}", terms.name, door.address);
+            }
+        }
         for (door, opening) in prepared.fresh {
             let bound = self.accept_from(door.clone(), opening);
             self.bound.insert(door, bound);
@@ -187,7 +194,8 @@ impl Listeners {
             ListenAddr::Tcp(address) => {
                 let before = self.house.current.borrow().named(&terms.name).cloned();
                 let filter = self.shields.filter_for(terms, before.as_deref());
-                Acceptor::tcp(address, shared, filter.as_ref(), self.shields.alarm())?
+                let dead_peer_timeout = terms.limits.dead_peer_timeout;
+                Acceptor::tcp(address, shared, filter.as_ref(), self.shields.alarm(), dead_peer_timeout)?
             }
             ListenAddr::Unix(path) => Acceptor::unix(path, terms.access(path))?,
         };

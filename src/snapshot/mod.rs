@@ -36,7 +36,7 @@ pub use handshakes::{Begun, Handshake, NoPlace};
 pub use headcount::{Counted, Full};
 pub use judge::{Permission, Refusal};
 pub use lineage::{Departed, Lineage, Moment};
-pub use nodes::{Condition, Dial, DialOutcome, Node, Nodes, UpstreamHealth, Whereabouts};
+pub use nodes::{Condition, Dial, DialOutcome, Node, Nodes, Outage, UpstreamHealth, Whereabouts};
 pub use pace::{Pace, TooFast};
 pub use shielding::NoShield;
 pub use usage::{Item, Reliance, Usage, Uses};

@@ -6,6 +6,7 @@
 //! replica. The name itself can only fail to resolve.
 
 mod health;
+mod outage;
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -17,6 +18,7 @@ use tokio::sync::Notify;
 
 use self::health::Health;
 pub use self::health::{Dial, DialOutcome, UpstreamHealth};
+pub use self::outage::Outage;
 use crate::addr::UpstreamAddr;
 
 /// All addresses of one upstream, in the order of the configuration.
@@ -25,6 +27,8 @@ pub struct Nodes {
     nodes: Vec<Arc<Node>>,
     /// Told when one is ejected.
     ejected: Arc<Notify>,
+    /// What the clients share that wait for it.
+    outage: Arc<Outage>,
 }
 
 /// One address of an upstream, as configured.
@@ -99,7 +103,16 @@ impl Nodes {
         Self {
             nodes: addresses.iter().map(|address| known(address).unwrap_or_else(|| new(address))).collect(),
             ejected,
+            outage: before
+                .filter(|before| before.nodes.iter().map(|node| &node.address).eq(addresses))
+                .map(|before| Arc::clone(&before.outage))
+                .unwrap_or_default(),
         }
+    }
+
+    /// What the clients share that wait because all of them refuse connections.
+    pub fn outage(&self) -> &Outage {
+        &self.outage
     }
 
     /// In which order to try them: as they are configured, but behind the others those that take no writes, where that

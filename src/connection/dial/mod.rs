@@ -1,9 +1,11 @@
 //! The upstream. Only a client that has been identified and has said what it wants can cost it a connection.
 
 pub(super) mod announce;
+mod hold;
 mod network;
 mod reach;
 
+use std::mem;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,17 +14,18 @@ use tracing::warn;
 
 pub(super) use self::reach::{Reached, Unfit, note_role, refused_late, silent};
 
+use self::hold::{Held, Hold};
 use self::network::resolve;
-use self::reach::{reach, reach_anyhow};
+use self::reach::{reach, reach_anyhow, unresolved};
 use super::hear::Ready;
 use super::identify::Identified;
-use super::leg::{ClientLeg, UpstreamLeg};
+use super::leg::UpstreamLeg;
 use super::part::{Leave, Startup};
 use crate::audit::Facts;
 use crate::outcome::{Ending, Reason};
 use crate::printable;
 use crate::protocol::{Protocol, Target, postgres};
-use crate::snapshot::{Node, Terms, Whereabouts};
+use crate::snapshot::{Current, Node, Terms, Whereabouts};
 
 /// A client and its upstream, between which nothing has passed yet.
 #[derive(Debug)]
@@ -48,6 +51,9 @@ pub(super) struct Candidates {
     reason: Reason,
     /// Whether one answers and is only not what is wanted, or not yet.
     is_soon: bool,
+    /// Whether one refuses connections, as while it restarts.
+    is_refused: bool,
+    hold: Hold,
 }
 
 impl Candidates {
@@ -63,7 +69,22 @@ impl Candidates {
             failures: Vec::new(),
             reason: Reason::UpstreamUnreachable,
             is_soon: false,
+            is_refused: false,
+            hold: Hold::default(),
         }
+    }
+
+    /// All of them once more.
+    fn start_over(&mut self, terms: &Terms) {
+        *self = Self { hold: mem::take(&mut self.hold), ..Self::of(terms) };
+    }
+
+    /// What all of them refuse connections with, where another client has found that out a moment ago.
+    fn known_refusal(&mut self, terms: &Terms) -> Option<Ending> {
+        let outage = terms.nodes.outage();
+        let known = outage.known(Instant::now().into_std()).filter(|_| self.hold.is_new() && is_retried(terms))?;
+        self.is_refused = true;
+        Some(known)
     }
 
     /// Whether there is more than one to choose from, as far as is known by now.
@@ -112,7 +133,7 @@ impl Candidates {
                         note_answer(&name, terms);
                     }
                 }
-                Err(error) => self.reject(&node.itself(), terms, silent(error)),
+                Err(error) => self.reject(&node.itself(), terms, unresolved(error)),
             }
         }
     }
@@ -120,14 +141,19 @@ impl Candidates {
     /// One of them will not do.
     pub(super) fn reject(&mut self, place: &Whereabouts, terms: &Terms, unfit: Unfit) {
         note_unfit(place, terms, &unfit, self.several);
-        let Unfit { reason, words, answers, .. } = unfit;
+        let Unfit { reason, words, answers, refuses, .. } = unfit;
+        self.is_refused |= refuses;
         self.is_soon |= answers;
         self.failures.push(format!("upstream {place}: {words}"));
         self.reason = reason;
     }
 
     /// Turns a client away for whom there is none left.
-    fn turn_away(&self, ending: Ending, client: ClientLeg, protocol: Protocol) -> Leave {
+    fn turn_away(&self, ending: Ending, ready: Ready, facts: &mut Facts) -> Leave {
+        let Identified { client, terms, .. } = ready.identified;
+        // Each of them has been tried.
+        facts.upstream = Some(Arc::clone(&terms.upstream_name));
+        let protocol = terms.protocol;
         match (protocol, self.is_soon) {
             (Protocol::Postgres, true) => Leave::with_words(ending, client, postgres::come_again()),
             (Protocol::Postgres | Protocol::Redis | Protocol::Tcp, _) => {
@@ -175,21 +201,51 @@ fn log_answer(place: &Whereabouts, terms: &Terms) {
     warn!("listener {}: upstream {place} answers again", terms.name);
 }
 
-/// Reaches an upstream for a client.
-pub(super) async fn dial(ready: Ready, candidates: &mut Candidates, facts: &mut Facts) -> Result<Dialled, Leave> {
-    let Ready { identified, first } = ready;
-    let header = announce::of_client(&identified, facts);
-    match candidates.reach_next(&identified.terms, &header).await {
-        Ok(reached) => {
-            facts.upstream = Some(reached.place.node.address().to_string().into());
-            Ok(Dialled { identified, reached, first })
-        }
-        Err(ending) => {
-            // Each of them has been tried.
-            facts.upstream = Some(Arc::clone(&identified.terms.upstream_name));
-            Err(candidates.turn_away(ending, identified.client, identified.terms.protocol))
+/// Reaches an upstream for a client, which is held while all refuse connections, for `dial_retry`.
+pub(super) async fn dial(
+    mut ready: Ready,
+    candidates: &mut Candidates,
+    current: &Current,
+    facts: &mut Facts,
+) -> Result<Dialled, Leave> {
+    loop {
+        let terms = &ready.identified.terms;
+        let mut ending = match candidates.known_refusal(terms) {
+            Some(ending) => ending,
+            None => {
+                let header = announce::of_client(&ready.identified, facts);
+                match candidates.reach_next(terms, &header).await {
+                    Ok(reached) => {
+                        // Whether it will do is not known yet; the next one may try meanwhile.
+                        candidates.hold.release();
+                        facts.upstream = Some(reached.place.node.address().to_string().into());
+                        let Ready { identified, first } = ready;
+                        return Ok(Dialled { identified, reached, first });
+                    }
+                    Err(ending) if candidates.is_refused && is_retried(terms) => {
+                        terms.nodes.outage().note(&ending, Instant::now().into_std());
+                        ending
+                    }
+                    Err(ending) => return Err(candidates.turn_away(ending, ready, facts)),
+                }
+            }
+        };
+        let (held, again) = candidates.hold.wait(ready, current, facts).await?;
+        ready = again;
+        match held {
+            Held::DialAgain => candidates.start_over(&ready.identified.terms),
+            Held::GiveUp => {
+                let retry = ready.identified.terms.upstream.dial_retry;
+                ending.add(format_args!("; it was dialled again for {retry:?} (dial_retry)"));
+                return Err(candidates.turn_away(ending, ready, facts));
+            }
         }
     }
+}
+
+/// Whether a client is held while the upstream refuses connections.
+fn is_retried(terms: &Terms) -> bool {
+    !terms.upstream.dial_retry.is_zero()
 }
 
 /// Reaches the upstream for a CancelRequest: the place where its session is or, where that is not known, the first that

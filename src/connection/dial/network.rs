@@ -32,11 +32,11 @@ pub(super) async fn resolve(
 }
 
 /// Connects to a place, and to no other.
-pub(super) async fn connect(place: &Whereabouts, deadline: Instant) -> io::Result<Socket> {
+pub(super) async fn connect(place: &Whereabouts, terms: &Terms, deadline: Instant) -> io::Result<Socket> {
     match (place.socket, place.node.address()) {
         (Some(address), _) => {
             let stream = within(deadline, TcpStream::connect(address)).await?;
-            keep_alive(&stream)?;
+            keep_alive(&stream, terms.limits.dead_peer_timeout)?;
             Ok(Socket::Tcp(stream))
         }
         (None, UpstreamAddr::Unix(path)) => within(deadline, connect_unix(path)).await,

@@ -38,6 +38,8 @@ pub(in crate::connection) struct Unfit {
     pub(in crate::connection) answers: bool,
     /// Whether this machine could not dial it for want of something of its own, which says nothing of the node.
     pub(in crate::connection) is_local: bool,
+    /// Whether it refuses connections: then it may restart, and accept the next one.
+    pub(in crate::connection) refuses: bool,
 }
 
 /// Reaches a place by `deadline`, with the header before all else where there is one.
@@ -62,7 +64,7 @@ pub(super) async fn reach_anyhow(
     header: &[u8],
     deadline: Instant,
 ) -> Result<UpstreamLeg, Unfit> {
-    let socket = connect(place, deadline).await.map_err(silent)?;
+    let socket = connect(place, terms, deadline).await.map_err(silent)?;
     prepare(socket, &place.node, terms, header, deadline).await
 }
 
@@ -182,7 +184,7 @@ impl Role {
             Self::Untold(Untold::Loading) => "it is still loading its data",
         };
         note_role(place, terms, false);
-        Err(Unfit { reason: Reason::UpstreamUnreachable, words: words.to_owned(), answers: true, is_local: false })
+        Err(Unfit { reason: Reason::UpstreamUnreachable, words: words.to_owned(), answers: true, is_local: false, refuses: false })
     }
 }
 
@@ -206,9 +208,32 @@ pub(in crate::connection) fn silent(error: io::Error) -> Unfit {
         true => format!("the proxy is out of local resources: {error}"),
         false => error.to_string(),
     };
-    Unfit { reason: Reason::UpstreamUnreachable, words, answers: false, is_local }
+    let refuses = !is_local && is_refusal(error.kind());
+    Unfit { reason: Reason::UpstreamUnreachable, words, answers: false, is_local, refuses }
+}
+
+/// A name that does not resolve counts as a refusal, other than a resolver that does not answer.
+pub(super) fn unresolved(error: io::Error) -> Unfit {
+    let is_silence = error.kind() == io::ErrorKind::TimedOut;
+    let unfit = silent(error);
+    Unfit { refuses: !is_silence && !unfit.is_local, ..unfit }
+}
+
+/// Whether a connection is refused at once, and not merely left without an answer.
+fn is_refusal(kind: io::ErrorKind) -> bool {
+    matches!(
+        kind,
+        io::ErrorKind::ConnectionRefused
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::BrokenPipe
+            | io::ErrorKind::HostUnreachable
+            | io::ErrorKind::NetworkUnreachable
+            // The file of a Unix socket is gone while its server is.
+            | io::ErrorKind::NotFound
+    )
 }
 
 fn no_tls(words: String) -> Unfit {
-    Unfit { reason: Reason::UpstreamTlsFailed, words, answers: false, is_local: false }
+    Unfit { reason: Reason::UpstreamTlsFailed, words, answers: false, is_local: false, refuses: false }
 }
