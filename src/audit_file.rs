@@ -24,10 +24,9 @@ pub fn open(path: &Path) -> Result<File, String> {
     let target = resolve(path)?;
     // O_NONBLOCK: a FIFO without a reader must not block. O_NOFOLLOW: a link that was placed since is refused.
     let flags = if target.is_descriptor { libc::O_NONBLOCK } else { libc::O_NONBLOCK | libc::O_NOFOLLOW };
-    let target_path = target.path.clone();
-    let file = File::options().append(true).create(true).mode(0o640).custom_flags(flags).open(target.path);
+    let file = File::options().append(true).create(true).mode(0o640).custom_flags(flags).open(&target.path);
     file.map_err(|error| {
-        let fix = fix(&target_path).filter(|_| error.kind() == io::ErrorKind::PermissionDenied);
+        let fix = fix(&target.path).filter(|_| error.kind() == io::ErrorKind::PermissionDenied);
         let fix = fix.map(|fix| format!("; run: {fix}")).unwrap_or_default();
         format!("{}{fix}", permissions::cannot("cannot be opened for writing", &error))
     })
@@ -39,6 +38,10 @@ pub fn open(path: &Path) -> Result<File, String> {
 /// Words that fit behind the path.
 pub fn check(path: &Path) -> Result<(), String> {
     let Target { path, is_descriptor } = resolve(path)?;
+    let existing = if path.exists() { Some(path.as_path()) } else { path.parent() };
+    if let Some(why) = existing.and_then(permissions::read_only).filter(|_| !is_descriptor) {
+        return Err(cannot_be_opened(&why));
+    }
     match fix(&path).filter(|_| !is_descriptor) {
         Some(fix) => {
             let denied = io::ErrorKind::PermissionDenied.into();

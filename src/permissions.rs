@@ -8,6 +8,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
 
+use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags};
 use nix::unistd::{AccessFlags, Group, User, faccessat, getegid, geteuid};
 
@@ -70,6 +71,13 @@ pub fn fix_for_writing(file: &Path) -> Option<String> {
     Some(format!("chown {}: {}", user(), quoted(file)))
 }
 
+/// Why nothing can be written at `path`, a file or directory that exists, whoever the user is.
+pub fn read_only(path: &Path) -> Option<&'static str> {
+    let is_read_only = matches!(faccessat(AT_FDCWD, path, AccessFlags::W_OK, AtFlags::AT_EACCESS), Err(Errno::EROFS));
+    is_read_only
+        .then_some("its file system is read-only; mount it writable (systemd: ReadWritePaths=), or choose another path")
+}
+
 /// Whether the kernel denies this address to the user because its port is privileged.
 pub fn is_privileged(address: SocketAddr) -> bool {
     let port = address.port();
@@ -98,8 +106,7 @@ fn fix_for_reaching(path: &Path) -> Option<String> {
 
 /// Whether a file is accessible; one that is not there is nobody's to deny.
 fn is_allowed(path: &Path, access: AccessFlags) -> bool {
-    use nix::errno::Errno;
-    !matches!(faccessat(AT_FDCWD, path, access, AtFlags::AT_EACCESS), Err(Errno::EACCES | Errno::EPERM | Errno::EROFS))
+    !matches!(faccessat(AT_FDCWD, path, access, AtFlags::AT_EACCESS), Err(Errno::EACCES | Errno::EPERM))
 }
 
 /// A path as a shell takes it.
@@ -159,10 +166,10 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("x");
         fs::write(&file, "x").unwrap();
-        fs::set_permissions(&file, fs::Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o0)).unwrap();
         assert!(fix_for_reading(&file, true).unwrap().ends_with(&format!("chmod 600 {}", file.display())));
         assert!(fix_for_reading(&file, false).unwrap().contains("chmod g+r"));
-        fs::set_permissions(directory.path(), fs::Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o0)).unwrap();
         let fix = fix_for_reading(&file, true).unwrap();
         fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o700)).unwrap();
         assert!(fix.ends_with(&format!("chmod g+x {}", directory.path().display())), "{fix}");

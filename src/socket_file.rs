@@ -68,6 +68,9 @@ pub fn check(path: &Path, access: Access) -> Result<(), String> {
     if !directory.is_dir() {
         return Err(format!("cannot be bound: {}", no_directory(directory)));
     }
+    if let Some(why) = permissions::read_only(directory) {
+        return Err(format!("cannot be bound: {why}"));
+    }
     if fs::symlink_metadata(path).is_ok_and(|file| !file.file_type().is_socket()) {
         return Err(NO_SOCKET.to_owned());
     }

@@ -8,6 +8,7 @@ use tracing_subscriber::EnvFilter;
 use super::document::{Node, Section};
 use super::values::ADMIN_SOCKET;
 use super::{Admin, Log, LogFormat, Reload, Revoke, shown};
+use crate::permissions;
 
 pub(super) fn log(root: &Section<'_>, directory: &Path) -> Log {
     let mut log = Log { level: "info".to_owned(), format: LogFormat::Auto, audit_file: None };
@@ -39,7 +40,12 @@ fn audit_file(node: &Node<'_>, directory: &Path) -> Option<PathBuf> {
     }
     match path.parent() {
         // The file itself is made when it is first written; `check` must not make it.
-        Some(parent) if !parent.as_os_str().is_empty() && !parent.is_dir() => {
+        // Where permissions hide it, whoever opens the file says so.
+        Some(parent)
+            if !parent.as_os_str().is_empty()
+                && !parent.is_dir()
+                && permissions::fix_for_creating(parent).is_none() =>
+        {
             let parent = shown::file(node.key(), parent);
             node.problem(format_args!("found {}, but there is no directory {parent}", node.found()));
             None

@@ -77,7 +77,8 @@ pub(super) fn location(key: &str, location: &Location) -> String {
 
 /// Whether a text is the name of an environment variable as everybody writes them, and no secret behind `env:` by mistake.
 fn is_variable(name: &str) -> bool {
-    name.len() <= MAX_SHOWN && name.bytes().all(|byte| byte.is_ascii_uppercase() || byte.is_ascii_digit() || byte == b'_')
+    name.len() <= MAX_SHOWN
+        && name.bytes().all(|byte| byte.is_ascii_uppercase() || byte.is_ascii_digit() || byte == b'_')
 }
 
 /// The same for a file.
