@@ -31,6 +31,7 @@ pub mod listener;
 pub mod names;
 pub mod notify;
 pub mod outcome;
+pub mod permissions;
 pub mod policy;
 pub mod printable;
 pub mod protocol;

@@ -94,6 +94,8 @@ mod plan;
 mod postgres;
 /// The bytes before TLS.
 mod preface;
+/// What `check` finds before a start or a client would.
+mod preflight;
 /// PostgreSQL with a primary and its standby, as they change places.
 mod primary;
 /// TLS records of every size, padding, key updates.
@@ -110,6 +112,8 @@ mod resumption;
 mod revocation;
 /// Certificates that change under load.
 mod rotation;
+/// The systemd unit: installed, started, reloaded.
+mod service;
 /// What is shown of sessions, in each state and of those that were refused.
 mod sessions;
 /// The kernel keeps strangers out.

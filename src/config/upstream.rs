@@ -66,12 +66,16 @@ fn tls(
     directory: &Path,
 ) -> Option<Option<UpstreamTls>> {
     let mode = section.get("tls");
-    let verification = match &mode {
-        Some(node) => node.choice(&MODES)?,
-        None => None,
-    };
+    let verification = mode.as_ref().map_or(Some(None), |node| node.choice(&MODES));
     let keys = ["ca", "anchor_validity", "cert", "key", "key_passphrase_file", "server_name", "negotiation"];
     let nodes = keys.map(|key| section.get(key));
+    let Some(verification) = verification else {
+        // So that what is wrong with these is told, too.
+        let [ca, _, cert, key, key_passphrase_file, ..] = nodes;
+        let _ = ca.map(|node| node.named_files(directory));
+        let _ = identity(cert, key, key_passphrase_file, directory);
+        return None;
+    };
     let (Some(verification), Some(mode)) = (verification, mode) else {
         for node in nodes.iter().flatten() {
             node.problem(NO_TLS);

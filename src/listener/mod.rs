@@ -25,6 +25,7 @@ use crate::connection::{Accepted, Arrival, Entrance, House, Seat, Workers};
 use crate::descriptors::{self, Descriptors, Share};
 use crate::fault::{self, Fault};
 use crate::outcome::Reason;
+use crate::permissions;
 use crate::shield::{Port, Shields, Standing};
 use crate::snapshot::{Begun, Door, NoPlace, Snapshot, Terms};
 use crate::socket_file::Place;
@@ -62,11 +63,24 @@ struct Opening {
 
 /// An address that cannot be had.
 #[derive(Debug, thiserror::Error)]
-#[error("listener {listener}: {address} cannot be bound: {error}")]
+#[error("listener {listener}: {address} {}", cannot_be_bound(.address, .error))]
 pub struct BindError {
     listener: Arc<str>,
     address: ListenAddr,
     error: io::Error,
+}
+
+/// In words that fit behind the address.
+fn cannot_be_bound(address: &ListenAddr, error: &io::Error) -> String {
+    let words = permissions::cannot("cannot be bound", error);
+    match address {
+        ListenAddr::Tcp(address) if error.kind() == io::ErrorKind::PermissionDenied => {
+            format!("{words}; {}", permissions::fix_for_privileged_port(address.socket))
+        }
+        // Those of a Unix socket say what was denied, and what grants it.
+        ListenAddr::Unix(_) => format!("cannot be bound: {error}"),
+        ListenAddr::Tcp(_) => words,
+    }
 }
 
 impl Listeners {

@@ -73,6 +73,18 @@ impl Desk {
         former.is_some_and(|former| former.error.as_deref() == error)
     }
 
+    /// What became of the last reload, where it was rejected: when, and the first thing that is wrong.
+    pub(super) fn rejection(&self) -> Option<String> {
+        let LastReload { at, error } = self.last_reload.as_ref()?;
+        let error = error.as_ref()?;
+        let first = error.lines().next().unwrap_or("");
+        let more = match error.lines().count() {
+            0 | 1 => String::new(),
+            count => format!(" (and {} more)", count.saturating_sub(1)),
+        };
+        Some(format!("reload rejected at {}: {}{more}", seconds(*at), printable::cut(first, MAX_REJECTION)))
+    }
+
     /// Answers, at once or later; a caller that has hung up is not waited for.
     pub(super) fn answer(&mut self, request: Request, current: &Arc<Snapshot>, listeners: &Listeners) {
         while self.pending.try_join_next().is_some() {}
@@ -234,3 +246,6 @@ fn in_answer(verdict: Verdict) -> Answer {
         "weakened_count": changes.weakened().count(),
     }))
 }
+
+/// Longest part of an error in the status line for systemd, in bytes.
+const MAX_REJECTION: usize = 320;

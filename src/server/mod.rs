@@ -126,7 +126,7 @@ impl Server {
 
     /// Serves until told to stop, then drains.
     pub async fn run(mut self, mut signals: Signals) {
-        notify::ready();
+        self.tell_systemd();
         let mut looks = tokio::time::interval(LOOK_EVERY);
         loop {
             match fault::contained("server loop", self.turn(&mut signals, &mut looks)).await {
@@ -135,6 +135,7 @@ impl Server {
                 Err(_) => {
                     // A reload may have been under way.
                     self.reloader.try_again();
+                    self.tell_systemd();
                     tokio::select! {
                         () = signals.stop.next() => break,
                         () = sleep(RESTART_PAUSE) => {}
@@ -193,10 +194,24 @@ impl Server {
                 self.audit.reload_rejected(current.generation, error);
             }
         }
+        // Before whoever asked goes on: systemd must not see the end of ExecReload= and an older verdict.
+        self.tell_systemd();
         if let Some(asker) = asker {
             // It may have hung up.
             let _ = asker.send(verdict);
         }
+    }
+
+    /// Tells systemd that the program serves, and what became of the last reload.
+    fn tell_systemd(&self) {
+        let current = self.published.borrow();
+        let listeners = match current.listeners().len() {
+            1 => "1 listener".to_owned(),
+            count => format!("{count} listeners"),
+        };
+        let serving = format!("serving {listeners}, generation {}", current.generation);
+        let rejected = self.desk.rejection().map(|words| format!("; {words}")).unwrap_or_default();
+        notify::ready(&format!("{serving}{rejected}"));
     }
 
     /// What log rotation needs of SIGHUP, whatever becomes of the reload.
@@ -209,13 +224,14 @@ impl Server {
 
     /// Accepts no more, lets sessions go on until the deadline or a second signal, and then ends them.
     async fn drain(mut self, stop: &mut Stop) {
-        notify::stopping();
+        let sessions = self.register.relaying();
+        let patience = self.published.borrow().config.drain;
+        notify::stopping(&format!("draining: {sessions} open sessions, waiting for at most {patience:?}"));
         self.admin.close().await;
         let patient = tokio::select! {
             () = self.listeners.close() => true,
             () = stop.next() => false,
         };
-        let patience = self.published.borrow().config.drain;
         let (sessions, connections) = (self.register.relaying(), self.register.count());
         info!(sessions, connections, drain = ?patience, "draining");
         let ended = tokio::select! {

@@ -184,7 +184,13 @@ impl Role {
             Self::Untold(Untold::Loading) => "it is still loading its data",
         };
         note_role(place, terms, false);
-        Err(Unfit { reason: Reason::UpstreamUnreachable, words: words.to_owned(), answers: true, is_local: false, refuses: false })
+        Err(Unfit {
+            reason: Reason::UpstreamUnreachable,
+            words: words.to_owned(),
+            answers: true,
+            is_local: false,
+            refuses: false,
+        })
     }
 }
 

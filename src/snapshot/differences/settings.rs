@@ -19,7 +19,7 @@ use crate::timestamp;
 
 /// The settings of the process.
 pub(super) fn of_process(config: &Config) -> Vec<Setting> {
-    let Config { file: _, log, state_directory, admin, reload, drain, listeners: _ } = config;
+    let Config { file: _, log, state_directory, admin, reload, drain, listeners: _, places: _ } = config;
     let Log { level, format, audit_file } = log;
     let Reload { watch, poll, revoke } = reload;
     let admin = admin.as_ref().map(|Admin { socket }| format!("unix:{}", path(socket)));
