@@ -37,9 +37,7 @@ impl Visit {
         presence: &Presence,
         accepted_at: Instant,
     ) -> Self {
-        let mut facts = Facts::new(Some(presence.id()), Arc::clone(&terms.name), entrance.from());
-        facts.balancer = entrance.balancer();
-        facts.standing = entrance.standing().cloned();
+        let mut facts = entrance.facts(Some(presence.id()), &terms.name);
         facts.upstream = Some(Arc::clone(&terms.upstream_name));
         Self { house, facts: Box::new(facts), accepted_at, stage: Stage::Entering, carried: Carried::default() }
     }

@@ -163,8 +163,10 @@ mod tests {
         let admitted = terms.sources.admit(ClientAddr::UNIX, OffsetDateTime::now_utc()).unwrap();
         let entrance = Entrance::Admitted(admitted, Pace::Free);
         let presence = Register::enter(&house.register, Arc::clone(&terms.name), ClientAddr::UNIX);
-        let (accepted_at, share) = (Instant::now(), house.descriptors.try_take().unwrap());
-        (client, Arrival { stream: Accepted::Unix(stream), entrance, terms, presence, accepted_at, share })
+        let handshake = terms.begin_handshake(ClientAddr::UNIX, presence.id()).unwrap().handshake;
+        let (stream, accepted_at) = (Accepted::Unix(stream), Instant::now());
+        let share = house.descriptors.try_take().unwrap();
+        (client, Arrival { stream, entrance, terms, presence, handshake, accepted_at, share })
     }
 
     /// The reasons of all denials in the audit.

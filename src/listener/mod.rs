@@ -26,7 +26,7 @@ use crate::descriptors::{self, Descriptors, Share};
 use crate::fault::{self, Fault};
 use crate::outcome::Reason;
 use crate::shield::{Port, Shields, Standing};
-use crate::snapshot::{Door, Snapshot, Terms};
+use crate::snapshot::{Begun, Door, NoPlace, Snapshot, Terms};
 use crate::socket_file::Place;
 
 /// Every bound address of the process.
@@ -325,10 +325,24 @@ impl Gate {
         }
     }
 
+    /// Hands a connection to a worker, if there is a place for its handshake.
     async fn hand_over(&self, incoming: Incoming, entrance: Entrance, terms: Arc<Terms>) {
         let Incoming { stream, share, accepted_at } = incoming;
         let presence = self.house.register.enter(Arc::clone(&terms.name), entrance.from());
-        let arrival = Arrival { stream, entrance, terms, presence, accepted_at, share };
+        let handshake = match terms.begin_handshake(entrance.from(), presence.id()) {
+            Ok(Begun { handshake, displaced }) => {
+                if let Some(displaced) = displaced.and_then(|displaced| self.house.register.find(displaced)) {
+                    displaced.end(NoPlace::Displaced.into());
+                }
+                handshake
+            }
+            Err(full) => {
+                drop((stream, share, presence));
+                let facts = entrance.facts(None, &terms.name);
+                return self.house.audit.denied(&facts, Reason::HandshakeLimit, full, accepted_at.elapsed());
+            }
+        };
+        let arrival = Arrival { stream, entrance, terms, presence, handshake, accepted_at, share };
         self.workers.hand_over(arrival, &self.seat).await;
     }
 

@@ -152,7 +152,8 @@ impl AnchorSet {
     /// certificate authority that was made anew under its old name is there twice.
     pub(super) fn candidates(&self, certificate: &RawCertificate<'_>) -> Vec<usize> {
         let mut candidates = self.named(certificate.issuer).to_vec();
-        if candidates.len() > 1 {
+        // Anybody may have sent it, so one that is long to read is not read for a hint.
+        if candidates.len() > 1 && certificate.der.len() <= MAX_READ_FOR_A_HINT {
             let issuer = KeyIds::read(certificate.der).issuer;
             candidates.sort_by_key(|index| {
                 let key_id = self.get(*index).and_then(|anchor| anchor.key_id.as_ref());
@@ -211,10 +212,8 @@ fn connect(anchors: &mut [Anchor]) {
             ways
         })
         .collect();
-    let ancestries: Vec<Vec<Ancestry>> = ways
-        .iter()
-        .map(|ways| ways.iter().filter_map(|way| ancestry(way, anchors)).collect::<Vec<_>>())
-        .collect();
+    let ancestries: Vec<Vec<Ancestry>> =
+        ways.iter().map(|ways| ways.iter().filter_map(|way| ancestry(way, anchors)).collect::<Vec<_>>()).collect();
     for (anchor, ancestries) in anchors.iter_mut().zip(ancestries) {
         if !ancestries.is_empty() {
             anchor.ancestries = ancestries;
@@ -288,6 +287,9 @@ fn unconstrained(anchor: &TrustAnchor<'static>) -> TrustAnchor<'static> {
         name_constraints: None,
     }
 }
+
+/// Bytes. Longer than certificates are.
+const MAX_READ_FOR_A_HINT: usize = 4 << 10;
 
 /// Certificates of a bundle above one another.
 const MAX_ANCESTORS: usize = 8;

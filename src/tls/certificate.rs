@@ -11,8 +11,8 @@ use x509_parser::extensions::GeneralName;
 use x509_parser::oid_registry::Oid;
 use x509_parser::oid_registry::asn1_rs::oid;
 use x509_parser::prelude::FromDer as _;
-use x509_parser::x509::X509Name;
 use x509_parser::time::ASN1Time;
+use x509_parser::x509::X509Name;
 
 use super::name::{common_name, rfc4514};
 use super::sha256_hex;
@@ -153,6 +153,7 @@ fn as_fields<S: Serializer>(names: &[String], serializer: S) -> Result<S::Ok, S:
 }
 
 /// DER allows UTC only, and the parser other offsets too.
+#[allow(clippy::disallowed_methods, reason = "the one place where such a date is read")]
 pub(super) fn moment(time: ASN1Time) -> OffsetDateTime {
     timestamp::utc(time.to_datetime())
 }
