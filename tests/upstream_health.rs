@@ -162,11 +162,15 @@ fn shortage_of_descriptors_does_not_make_an_upstream_unhealthy() {
         let before = upstreams(&portcullis);
         assert_eq!((&before[0]["health"], &before[0]["last_dial"]["result"]), (&"healthy".into(), &"connected".into()));
 
+        let connections = |count: u64| {
+            let has = || portcullis.ask("GET", "/v1/status").1["descriptors"]["connections"] == count;
+            eventually("so many connections", || has().then_some(()));
+        };
+        connections(0);
         // Accepted, and not dialled for yet; then no descriptor is left.
         let early = client.dial();
+        connections(1);
         let number = portcullis.process.0.id().to_string();
-        let accepted = || (portcullis.ask("GET", "/v1/status").1["descriptors"]["connections"] == 1).then_some(());
-        eventually("it is accepted", accepted);
         let limit = |limit: &str| {
             run(program::command("prlimit").args(["--pid", &number, &format!("--nofile={limit}:")])).success()
         };

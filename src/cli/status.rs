@@ -34,13 +34,13 @@ fn in_words(answer: &Value, now: OffsetDateTime) -> String {
     let _ = line("configuration", &status.text_or_dash("config"));
     let loaded = status.time("loaded_at").map(|loaded| format!(", in force since {}", at(loaded, &since(loaded, now))));
     let _ = line("generation", &format!("{}{}", status.number("generation"), loaded.unwrap_or_default()));
+    if let Some(connections) = descriptors(status, now) {
+        let _ = line("connections", &connections);
+    }
     let reload = status.object("last_reload");
     let _ = line("last reload", &reload.map_or("none yet".to_owned(), |reload| last_reload(reload, now)));
     for error in reload.iter().flat_map(|reload| reload.lines("error")) {
         let _ = writeln!(out, "    {error}");
-    }
-    if let Some(connections) = descriptors(status, now) {
-        let _ = writeln!(out, "  {:<14} {connections}", "connections");
     }
     let (upstreams, names) = (upstreams(status, now), names(status, now));
     let _ = write!(out, "{}\n{}{upstreams}{names}{}", faults(status, now), listeners(status), shields(status, now));
