@@ -188,9 +188,10 @@ fn pacer(rate: Option<Rate>, before: Option<&Terms>) -> Option<Arc<Pacer>> {
     Some(former.unwrap_or_else(|| Arc::new(Pacer::new(rate))))
 }
 
-/// How many files the process may have open; `None` where the system does not say.
+/// How many files the running program may have open; `None` where the system does not say. It raises its soft limit to the
+/// hard one, and `check` must print the same number.
 fn limit_of_open_files() -> Option<u64> {
-    getrlimit(Resource::RLIMIT_NOFILE).ok().map(|(soft, _)| soft)
+    getrlimit(Resource::RLIMIT_NOFILE).ok().map(|(_, hard)| hard)
 }
 
 /// The addresses as audit events show them.
