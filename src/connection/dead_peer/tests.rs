@@ -13,9 +13,9 @@ fn seconds(seconds: f64) -> Duration {
 
 /// Looks at a peer every few seconds and says when it was found dead.
 fn judged(peer: &mut Peer, start: Instant, looks: impl IntoIterator<Item = (f64, Sent)>) -> Option<f64> {
-    looks.into_iter().find_map(|(at, sent)| {
-        (peer.judge(sent, start + seconds(at), TIMEOUT) == Verdict::Dead).then_some(at)
-    })
+    looks
+        .into_iter()
+        .find_map(|(at, sent)| (peer.judge(sent, start + seconds(at), TIMEOUT) == Verdict::Dead).then_some(at))
 }
 
 /// Four in the time that a peer has.
@@ -27,7 +27,8 @@ fn steps() -> impl Iterator<Item = (u32, f64)> {
 fn probed(answers: impl Fn(f64) -> bool) -> impl Iterator<Item = (f64, Sent)> {
     steps().map(move |(_, at)| {
         let probes: Vec<f64> = (0..).map(|n| f64::from(n) * 60.0).take_while(|probe| *probe <= at).collect();
-        let answered: Vec<f64> = probes.iter().copied().filter(|probe| answers(*probe) && probe + 0.001 <= at).collect();
+        let answered: Vec<f64> =
+            probes.iter().copied().filter(|probe| answers(*probe) && probe + 0.001 <= at).collect();
         let heard = answered.last().copied().unwrap_or_default();
         let unanswered = probes.iter().filter(|probe| **probe > heard).count();
         let sent = Sent {
@@ -72,7 +73,15 @@ async fn peer_that_acknowledges_no_data_is_dead_in_time_after_the_first_that_was
     let looks = steps().map(|(_, at)| {
         let again = (0..20).map(|n| 0.2 * f64::from((1_u32 << n) - 1)).take_while(|again| *again <= at);
         let again = again.reduce(f64::max).unwrap();
-        (at, Sent { unacknowledged: 1, sent_ago: seconds(at - again), heard_ago: seconds(at + 3600.0), ..Sent::default() })
+        (
+            at,
+            Sent {
+                unacknowledged: 1,
+                sent_ago: seconds(at - again),
+                heard_ago: seconds(at + 3600.0),
+                ..Sent::default()
+            },
+        )
     });
     let dead = judged(&mut Peer::default(), Instant::now(), looks).unwrap();
     assert!((10.0..=12.5).contains(&dead), "{dead}");
