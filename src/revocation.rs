@@ -140,12 +140,7 @@ fn recheck(snapshot: &Snapshot, live: &Live, now: OffsetDateTime) -> Option<Judg
     Some(judgement(judged, snapshot, live, &session))
 }
 
-fn judgement(
-    judged: Result<Permission, Refusal>,
-    snapshot: &Snapshot,
-    live: &Live,
-    session: &Session,
-) -> Judgement {
+fn judgement(judged: Result<Permission, Refusal>, snapshot: &Snapshot, live: &Live, session: &Session) -> Judgement {
     match judged {
         Ok(permission) => Judgement::Stays(session.reliance.renewed(&permission)),
         Err(_) if snapshot.revoke(live.listener()) == Revoke::Keep => Judgement::Waits,

@@ -14,12 +14,12 @@ mod harness;
 
 /// What must not hurt.
 mod abuse;
-/// What a CA in a bundle has to be.
-mod anchors;
 /// `status`, `reload`, `sessions`, `check --diff`: the commands that talk to the running program.
 mod admin;
 /// Trusted sources: who may come in at all.
 mod admission;
+/// What a CA in a bundle has to be.
+mod anchors;
 /// What an upstream is told of a client by the PROXY protocol.
 mod announce;
 /// The events about connections and reloads.

@@ -38,6 +38,8 @@ pub struct Facts {
     pub cipher: Option<&'static str>,
     /// RFC 4514 text.
     pub client_subject: Option<Box<str>>,
+    /// RFC 4514 text of its issuer. Not kept while the session lasts.
+    pub client_issuer: Option<Box<str>>,
     /// Lower-case hex of the leaf's SHA-256.
     pub client_sha256: Option<Box<str>>,
     /// The upstream's address.
@@ -58,6 +60,7 @@ impl Facts {
             tls_version: None,
             cipher: None,
             client_subject: None,
+            client_issuer: None,
             client_sha256: None,
             upstream: None,
         }
@@ -69,8 +72,9 @@ impl Facts {
     }
 
     /// Notes whose certificate the client presents.
-    pub fn name(&mut self, subject: &str, sha256: &str) {
+    pub fn name(&mut self, subject: &str, issuer: &str, sha256: &str) {
         self.client_subject = Some(subject.into());
+        self.client_issuer = Some(issuer.into());
         self.client_sha256 = Some(sha256.into());
     }
 }
@@ -168,6 +172,7 @@ impl Event {
             .with_some("tls_version", facts.tls_version)
             .with_some("cipher", facts.cipher)
             .with_some("client_subject", facts.client_subject.as_deref())
+            .with_some("client_issuer", facts.client_issuer.as_deref())
             .with_some("client_sha256", facts.client_sha256.as_deref())
             .with_upstream(facts.upstream.as_deref())
     }

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use time::OffsetDateTime;
 
 use super::control::Control;
+use super::moment::{NEAR, since};
 use super::{Failure, difference, load, print, print_json, reload};
 use crate::addr::ListenAddr;
 use crate::audit_file;
@@ -299,7 +300,7 @@ pub(super) fn describe(certificate: &Certificate, indent: &str) -> String {
 pub(super) fn lifetime(certificate: &Certificate, now: OffsetDateTime) -> String {
     let Certificate { not_before, not_after, .. } = certificate;
     let state = match (certificate.is_valid_at(now), days_left(*not_after, now)) {
-        (true, 1) => "1 day left".to_owned(),
+        (true, _) if *not_after - now < NEAR => format!("{} left", since(now, *not_after)),
         (true, days) => format!("{days} days left"),
         (false, _) if now < *not_before => "NOT YET VALID".to_owned(),
         (false, _) => "EXPIRED".to_owned(),

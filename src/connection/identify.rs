@@ -50,7 +50,7 @@ pub(super) fn identify(secured: Secured, current: &Current, facts: &mut Facts) -
             let Permission { terms, credential, .. } = permission.clone();
             let identified = Identified { client, terms, credential, shown };
             // Also where there is no room for it, or no upstream: it will come again.
-            permission.terms.usage.note(&identified.reliance(&permission), OffsetDateTime::now_utc());
+            permission.terms.usage.note(&identified.reliance(&permission), facts.client, OffsetDateTime::now_utc());
             Ok(identified)
         }
         Err(ending) => Err(Leave::refused(ending, client, protocol, Startup::Awaited)),
@@ -65,7 +65,7 @@ pub(super) fn judge(client: &ClientLeg, snapshot: &Snapshot, facts: &mut Facts) 
     note(judged.as_ref(), facts);
     if let (Err(Refusal::Identity(_)), Some(certificate)) = (&judged, evidence.leaf()) {
         // The audit names whom it turns away, too.
-        facts.name(&certificate.subject, &certificate.sha256);
+        facts.name(&certificate.subject, &certificate.issuer, &certificate.sha256);
     }
     judged.map_err(Refusal::at_the_door)
 }
@@ -83,6 +83,7 @@ fn note(judged: Result<&Permission, &Refusal>, facts: &mut Facts) {
     let Ok(permission) = judged else { return };
     facts.standing = Some(permission.standing.clone());
     if let Some(credential) = &permission.credential {
-        facts.name(&credential.certificate.subject, &credential.certificate.sha256);
+        let Certificate { subject, issuer, sha256, .. } = &credential.certificate;
+        facts.name(subject, issuer, sha256);
     }
 }

@@ -149,6 +149,8 @@ async fn live(newcomer: Newcomer, presence: Presence, mut visit: Visit) {
     presence.mark_open();
     visit.opened();
     let ending = relay.run(&presence, visit.carried()).await;
+    // Noted before it leaves the list, so that what it relied on never shows as unused.
+    visit.note_last_use(&presence);
     presence.mark_closing();
     Box::pin(visit.ended(relay.leave(ending))).await;
 }

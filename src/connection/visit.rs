@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use time::OffsetDateTime;
+
 use super::part::{Leave, Parting};
 use super::{Entrance, House};
 use crate::audit::Facts;
@@ -67,6 +69,16 @@ impl Visit {
     pub(super) fn opened(&mut self) {
         self.stage = Stage::Opened;
         self.house.audit.opened(&self.facts);
+        // The other events do without it, and a session may last for days.
+        self.facts.client_issuer = None;
+    }
+
+    /// Nothing is relayed any more: until now the client used what it was admitted by.
+    pub(super) fn note_last_use(&self, presence: &Presence) {
+        let snapshot = self.house.current.borrow().clone();
+        if let (Some(terms), Some(session)) = (snapshot.named(&self.facts.listener), presence.session()) {
+            terms.usage.note_end(&session.reliance, self.facts.client, OffsetDateTime::now_utc());
+        }
     }
 
     /// The connection ends: the auditor is told first, then the client.

@@ -33,7 +33,7 @@ pub use lineage::{Departed, Lineage, Moment};
 pub use nodes::{Condition, Node, Nodes, Whereabouts};
 pub use pace::{Pace, TooFast};
 pub use shielding::NoShield;
-pub use usage::{Item, Reliance, Usage, Uses};
+pub use usage::{Item, Reliance, Usage, User, Uses};
 
 use self::build::Builder;
 use self::headcount::Headcount;

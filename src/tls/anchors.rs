@@ -211,10 +211,8 @@ fn connect(anchors: &mut [Anchor]) {
             ways
         })
         .collect();
-    let ancestries: Vec<Vec<Ancestry>> = ways
-        .iter()
-        .map(|ways| ways.iter().filter_map(|way| ancestry(way, anchors)).collect::<Vec<_>>())
-        .collect();
+    let ancestries: Vec<Vec<Ancestry>> =
+        ways.iter().map(|ways| ways.iter().filter_map(|way| ancestry(way, anchors)).collect::<Vec<_>>()).collect();
     for (anchor, ancestries) in anchors.iter_mut().zip(ancestries) {
         if !ancestries.is_empty() {
             anchor.ancestries = ancestries;

@@ -11,8 +11,8 @@ use x509_parser::extensions::GeneralName;
 use x509_parser::oid_registry::Oid;
 use x509_parser::oid_registry::asn1_rs::oid;
 use x509_parser::prelude::FromDer as _;
-use x509_parser::x509::X509Name;
 use x509_parser::time::ASN1Time;
+use x509_parser::x509::X509Name;
 
 use super::name::{common_name, rfc4514};
 use super::sha256_hex;

@@ -101,7 +101,9 @@ fn in_short(error: &ChainError) -> String {
             "it is a CA certificate (basicConstraints CA:TRUE); pin it in client_certificates, or issue the client a \
              certificate from it"
         }
-        ChainError::Purpose { .. } => return format!("{error}; issue the client a certificate for client authentication"),
+        ChainError::Purpose { .. } => {
+            return format!("{error}; issue the client a certificate for client authentication");
+        }
         ChainError::Expired => "it, or an intermediate it came by, has run out; the client needs a new certificate",
         ChainError::Revoked => {
             "a list of client_crl names it, or an intermediate it came by; the client needs a new certificate"

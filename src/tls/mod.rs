@@ -41,8 +41,8 @@ mod verified;
 mod verifier;
 mod witness;
 
-pub use certificate::{Certificate, CertificateError, NameDigest};
 pub use ca_properties::CaFault;
+pub use certificate::{Certificate, CertificateError, NameDigest};
 pub use chain_error::ChainError;
 pub use credential::{Credential, Voucher};
 pub use crl::{Crl, CrlError, CrlFault, CrlNumber};
@@ -56,8 +56,8 @@ pub use records::{Client, MOST_UNOPENED, Records, Server, Side, most_overhead};
 pub use server::{Attempt, ServerTls};
 pub use tickets::{SharedTicketer, TicketKeys, TicketKeysError};
 pub use trust::{ClientTrust, Evidence, Identity};
-pub use witness::RefusedClient;
 pub use upstream::{Alpn, Anchors, UpstreamAttempt, UpstreamParts, UpstreamTls, system_roots};
+pub use witness::RefusedClient;
 
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;

@@ -31,9 +31,8 @@ impl OwnCertificate {
         let key = provider().key_provider.load_private_key(key).map_err(|error| BuildError::Key(error.to_string()))?;
         // Compared byte for byte: whether the certificate can be verified is another question.
         let public_key = key.public_key().ok_or_else(|| BuildError::Key("it has no public key".to_owned()))?;
-        let belongs = |der: &CertificateDer<'_>| {
-            RawCertificate::read(der).is_some_and(|raw| raw.has_public_key(&public_key))
-        };
+        let belongs =
+            |der: &CertificateDer<'_>| RawCertificate::read(der).is_some_and(|raw| raw.has_public_key(&public_key));
         if !belongs(leaf_der) {
             return Err(match chain.iter().skip(1).position(belongs) {
                 Some(index) => BuildError::LeafNotFirst { position: index + 2 },

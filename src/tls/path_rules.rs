@@ -11,7 +11,7 @@ use rustls::pki_types::{
 use time::{OffsetDateTime, PrimitiveDateTime};
 use webpki::{EndEntityCert, KeyUsage};
 
-use super::anchors::{Anchor, AnchorSet, Ancestry};
+use super::anchors::{Ancestry, Anchor, AnchorSet};
 use super::ca_properties::{CaProperties, Purpose, unsupported_extension};
 use super::certificate::Certificate;
 use super::chain_error::ChainError;

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use time::OffsetDateTime;
 
-use super::anchors::{Anchor, AnchorSet, Ancestry};
+use super::anchors::{Ancestry, Anchor, AnchorSet};
 use super::ca_properties::{CaProperties, DistributionPoints, Purpose};
 use super::certificate::Certificate;
 use super::chain_error::ChainError;
@@ -135,7 +135,8 @@ impl RevocationLists {
                 Status::Revoked => return Err(ChainError::Revoked),
                 Status::ListExpired => doubt = doubt.or(Some(ChainError::RevocationListExpired)),
                 Status::Unknown => {
-                    let subject = Certificate::parse(&certificate.to_der()).map_or_else(|_| String::new(), |one| one.subject);
+                    let subject =
+                        Certificate::parse(&certificate.to_der()).map_or_else(|_| String::new(), |one| one.subject);
                     doubt = doubt.or(Some(ChainError::RevocationUnknown { subject }));
                 }
             }

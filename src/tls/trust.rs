@@ -12,8 +12,8 @@ use time::OffsetDateTime;
 use webpki::anchor_from_trusted_cert;
 
 use super::certificate::Certificate;
-use super::credential::Credential;
 use super::chain_error::ChainError;
+use super::credential::Credential;
 use super::error::BuildError;
 use super::failure::{reason_of, refused_by_us};
 use super::parts::TrustParts;

@@ -49,13 +49,14 @@ impl Builder<'_> {
         self.warn_about_balancers();
         let name: Arc<str> = listener.name.as_str().into();
         let server = tls.as_deref().map(ServerTls::certificates).unwrap_or_default();
-        let lineage = Lineage::after(before, self.now, with_roles(server, &anchors, &pinned));
+        let sources = self.sources();
+        let lineage = Lineage::after(before, self.now, with_roles(server, &anchors, &pinned), &sources.trusted);
         let terms = Terms {
             doors: doors(listener, &name),
             socket_files: listener.socket_files.clone(),
             name,
             protocol: listener.protocol,
-            sources: self.sources(),
+            sources,
             balancers: listener.balancers.clone(),
             shield: listener.shield,
             tls,

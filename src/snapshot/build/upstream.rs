@@ -100,7 +100,10 @@ impl Builder<'_> {
         for (anchor, error) in tls.anchors().iter().zip(tls.anchor_errors(self.now.at)) {
             match error {
                 Some(error) => {
-                    self.warn(format_args!("the upstream CA certificate {} vouches for nobody: {error}", anchor.subject));
+                    self.warn(format_args!(
+                        "the upstream CA certificate {} vouches for nobody: {error}",
+                        anchor.subject
+                    ));
                 }
                 None => self.warn_about_dates("upstream CA certificate", anchor),
             }

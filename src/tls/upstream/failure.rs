@@ -68,7 +68,13 @@ pub(super) struct Refusal {
 
 impl Refusal {
     /// Of a server with this certificate that is called `name`, by anchors that are the system's or a bundle's.
-    pub(super) fn of(fault: ServerFault, facts: &Certificate, name: &str, of_system: bool, now: OffsetDateTime) -> Self {
+    pub(super) fn of(
+        fault: ServerFault,
+        facts: &Certificate,
+        name: &str,
+        of_system: bool,
+        now: OffsetDateTime,
+    ) -> Self {
         let cause = match fault {
             ServerFault::Chain(error) => chain_refused(&error, facts, of_system, now),
             ServerFault::Name => not_named(facts, name),

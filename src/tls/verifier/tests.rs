@@ -5,7 +5,9 @@ mod bounds;
 mod cost;
 mod lists;
 
-use rcgen::{CrlDistributionPoint, CrlIssuingDistributionPoint, CrlScope, GeneralSubtree, KeyUsagePurpose, NameConstraints};
+use rcgen::{
+    CrlDistributionPoint, CrlIssuingDistributionPoint, CrlScope, GeneralSubtree, KeyUsagePurpose, NameConstraints,
+};
 use time::Duration as Span;
 
 use super::*;
@@ -174,7 +176,8 @@ impl World {
             self.root.certified_again(params, None).der()
         };
         let (namesake, other, team) = (self.namesake.der(), self.other.der(), self.team.der());
-        let with = |what, anchors: &[&CertificateDer<'static>]| (what, anchors.iter().map(|der| (*der).clone()).collect());
+        let with =
+            |what, anchors: &[&CertificateDer<'static>]| (what, anchors.iter().map(|der| (*der).clone()).collect());
         vec![
             with("the same", &[&root]),
             with("another too", &[&other, &root]),

@@ -61,7 +61,8 @@ fn webpki_verdict(
         let mut roots = RootCertStore::empty();
         roots.add(anchor.clone()).unwrap();
         let mut builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider());
-        let mut own: Vec<_> = lists.iter().filter(|list| !list.has_issuer(anchor) || list.is_signed_by(anchor)).collect();
+        let mut own: Vec<_> =
+            lists.iter().filter(|list| !list.has_issuer(anchor) || list.is_signed_by(anchor)).collect();
         // It takes the first list of a name.
         own.sort_by_key(|list| std::cmp::Reverse(list.number.clone()));
         if !own.is_empty() {
@@ -111,8 +112,8 @@ fn verdict_is_that_of_webpki_where_the_rules_are_the_same() {
 fn verdict_taken_over_ends_with_the_lists_that_count_now() {
     let world = World::new();
     let (root, chain) = ([world.root.der()], [client(&world.root)]);
-    let lists =
-        [(1, -Span::HOUR), (2, Span::ZERO)].map(|(number, later)| read(&world.root, &revoking(&[], number, NOW + later)));
+    let lists = [(1, -Span::HOUR), (2, Span::ZERO)]
+        .map(|(number, later)| read(&world.root, &revoking(&[], number, NOW + later)));
     let [old, new] = lists.each_ref().map(|list| list.next_update);
     let before = verifier(&root, &lists[..1], CrlExpired::Refuse);
     let credential = judged(&before, &chain).unwrap();

@@ -98,7 +98,9 @@ fn sessions_of_one_client_share_the_failures_of_a_pass() {
     let leaf = client(&root);
     let before = verifier(&[root.der()], &[], CrlExpired::Refuse);
     let sessions: Vec<_> = (0..10)
-        .map(|_| judged(&before, &[leaf.clone(), Authority::new("Root CA").der(), Authority::new("Root CA").der()]).unwrap())
+        .map(|_| {
+            judged(&before, &[leaf.clone(), Authority::new("Root CA").der(), Authority::new("Root CA").der()]).unwrap()
+        })
         .collect();
     let after = verifier(&[renewed.der()], &[], CrlExpired::Refuse);
     for session in &sessions {
@@ -119,9 +121,8 @@ fn session_follows_its_path_to_an_anchor_further_down_or_up_for_one_signature() 
     let sessions: Vec<_> = (0..5).map(|_| judged(&before, &chain(client(&world.deep))).unwrap()).collect();
     let down = verifier(&[team.clone()], &[], CrlExpired::Refuse);
     let by_other = world.team.certified_again(authority_params("Team CA"), Some(&world.other)).der();
-    let crossed: Vec<_> = (0..5)
-        .map(|_| judged(&before, &[client(&world.team), team.clone(), by_other.clone()]).unwrap())
-        .collect();
+    let crossed: Vec<_> =
+        (0..5).map(|_| judged(&before, &[client(&world.team), team.clone(), by_other.clone()]).unwrap()).collect();
     let up = verifier(&[world.other.der()], &[], CrlExpired::Refuse);
     for (verifier, sessions, expected) in [(&down, &sessions, 0), (&up, &crossed, 1)] {
         for session in sessions {
