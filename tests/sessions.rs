@@ -308,6 +308,25 @@ fn rule_that_was_added_is_not_called_as_old_as_the_program() {
     assert!(words.contains("not used since it was added"), "{words}");
 }
 
+#[test]
+fn reload_of_unchanged_files_says_since_when_they_are_in_force() {
+    let upstream = Upstream::echo();
+    let listener = Listener::redis(&upstream);
+    let portcullis = start(&listener);
+    portcullis.address("main");
+    let reload = || words(&portcullis, &["reload"]);
+    assert!(reload().starts_with("already in force since "), "nothing has changed since the start");
+    let added = listener.clone().trusting(&["127.0.0.1", "192.0.2.1"]);
+    portcullis.site.replace("portcullis.toml", format!("{ADMIN}{ON_SIGHUP}{added}"));
+    assert!(reload().starts_with("applied: generation 3 is in force\n  sources added: 1"));
+    assert!(reload().starts_with("already in force since "));
+    // One that was rejected is not in force.
+    portcullis.site.replace("portcullis.toml", "nonsense");
+    assert_eq!(run(executable().args(["reload", "--socket"]).arg(portcullis.site.path("admin.sock"))).code, Some(1));
+    portcullis.site.replace("portcullis.toml", format!("{ADMIN}{ON_SIGHUP}{added}"));
+    assert!(reload().starts_with("applied: generation 5 is in force"));
+}
+
 /// What a table says in cells of several lines, in one line.
 fn joined(table: &str) -> String {
     table.split_whitespace().collect::<Vec<_>>().join(" ")

@@ -4,6 +4,7 @@
 //! here can fail or wait as far as its callers know: a full disk or an unread pipe costs lines, which are counted, and
 //! never traffic.
 
+mod checks;
 mod event;
 mod floods;
 mod line;
@@ -20,6 +21,7 @@ pub use event::{Changes, ExpiringCertificate, Facts};
 pub use log::{LogHandle, subscriber};
 pub use sink::Destination;
 
+use self::checks::HealthChecks;
 use self::event::{Event, Level};
 use self::floods::Floods;
 use self::sink::Sink;
@@ -44,6 +46,7 @@ pub struct Audit {
     format: LineFormat,
     file: Sink,
     floods: Arc<Floods>,
+    checks: Arc<HealthChecks>,
 }
 
 impl Audit {
@@ -51,7 +54,7 @@ impl Audit {
     pub fn start(format: LineFormat, audit_file: Option<Destination>) -> Self {
         let log = Sink::start("log", Destination::standard_output());
         let file = Sink::start("audit", audit_file.unwrap_or_else(Destination::nowhere));
-        Self { log, format, file, floods: Arc::new(Floods::new()) }
+        Self { log, format, file, floods: Arc::new(Floods::new()), checks: Arc::default() }
     }
 
     /// Where log lines go that are not audit events.
@@ -80,6 +83,14 @@ impl Audit {
 
     /// A connection was turned away before it reached the upstream. In a flood nothing is made of it, not even the words.
     pub fn denied(&self, facts: &Facts, reason: Reason, detail: impl Display, duration: Duration) {
+        if facts.is_health_check(reason) {
+            if self.checks.is_first(facts, reason) {
+                let ending = Ending::new(reason, checks::FIRST);
+                let event = Event::of_connection("connection.denied", facts).ended(&ending).lasted(duration);
+                self.write(&event, Level::Info);
+            }
+            return;
+        }
         if self.floods.let_through(facts, reason) {
             let level = if reason == Reason::ClientClosed { Level::Info } else { Level::Warn };
             let ending = Ending::new(reason, detail);
@@ -101,6 +112,9 @@ impl Audit {
     fn sum_up(&self, at_once: bool) {
         for event in self.floods.reports(at_once) {
             self.write(&event, Level::Warn);
+        }
+        for event in self.checks.reports(at_once) {
+            self.write(&event, Level::Info);
         }
     }
 

@@ -95,6 +95,7 @@ fn in_json(built: &Built) -> Value {
             "sources": terms.sources.trusted.rules().iter().map(|rule| source(terms, rule)).collect::<Vec<_>>(),
             "proxy_protocol": {
                 "trusted": terms.balancers.networks().iter().map(ToString::to_string).collect::<Vec<_>>(),
+                "health_checks": terms.balancers.health_checkers().iter().map(ToString::to_string).collect::<Vec<_>>(),
                 "upstream": terms.upstream.announce.map(|version| version.to_string()),
             },
             "certificates": certificates.collect::<Vec<_>>(),

@@ -335,11 +335,23 @@ fn load(file: &Path, names: &Names) -> Result<(Built, Fingerprint), Failure> {
         Ok(built) => Ok((built, fingerprint)),
         Err(problems) => {
             if !file.exists() {
-                hint("-c FILE or $PORTCULLIS_CONFIG names the configuration");
+                hint(&no_configuration(file));
             }
             Err(Failure::Configuration(problems))
         }
     }
+}
+
+/// What to do where there is no configuration.
+fn no_configuration(file: &Path) -> String {
+    let example = format!("{}.example", file.display());
+    let example = if Path::new(&example).exists() { &example } else { EXAMPLE };
+    format!(
+        "there is no configuration file {}; write one (cp {example} {}, and edit it), or name another with -c FILE or \
+         $PORTCULLIS_CONFIG",
+        file.display(),
+        file.display()
+    )
 }
 
 /// Something that may help, before the failure itself is reported.
@@ -384,6 +396,9 @@ fn completions(shell: Shell) -> Result<(), Failure> {
 }
 
 const DEFAULT_CONFIG: &str = "/etc/portcullis/portcullis.toml";
+
+/// What `make install` puts beside it.
+const EXAMPLE: &str = "/etc/portcullis/portcullis.toml.example";
 
 const LONG_ABOUT: &str = "\
 TLS-terminating connection proxy for Redis and PostgreSQL that enforces trusted sources.

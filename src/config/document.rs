@@ -266,6 +266,10 @@ impl<'a> Node<'a> {
         Self { key, ..self.clone() }
     }
 
+    pub(super) fn is_boolean(&self) -> bool {
+        self.value.is_bool()
+    }
+
     pub(super) fn is_table(&self) -> bool {
         self.value.is_table()
     }

@@ -63,6 +63,11 @@ pub(super) fn judge(client: &ClientLeg, snapshot: &Snapshot, facts: &mut Facts) 
     let evidence = client.evidence();
     let judged = snapshot.judge(&facts.listener, facts.provenance(), evidence, OffsetDateTime::now_utc());
     note(judged.as_ref(), facts);
+    if let Err(Refusal::Identity(_)) = &judged {
+        // The source is trusted, and the audit says by which rule.
+        let source = snapshot.judge_source(&facts.listener, facts.provenance(), OffsetDateTime::now_utc());
+        facts.standing = source.ok().map(|permission| permission.standing);
+    }
     if let (Err(Refusal::Identity(_)), Some(certificate)) = (&judged, evidence.leaf()) {
         // The audit names whom it turns away, too.
         facts.name(&certificate.subject, &certificate.issuer, &certificate.sha256);

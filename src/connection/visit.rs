@@ -41,6 +41,7 @@ impl Visit {
     ) -> Self {
         let mut facts = Facts::new(Some(presence.id()), Arc::clone(&terms.name), entrance.from());
         facts.balancer = entrance.balancer();
+        facts.from_checker = terms.balancers.check_from(entrance.from());
         facts.standing = entrance.standing().cloned();
         facts.upstream = Some(Arc::clone(&terms.upstream_name));
         Self { house, facts: Box::new(facts), accepted_at, stage: Stage::Entering, carried: Carried::default() }

@@ -291,6 +291,7 @@ impl Gate {
             return self.hand_over(stream, Entrance::Balancer(client), terms, accepted_at).await;
         }
         let mut facts = Facts::new(None, Arc::clone(&terms.name), client);
+        facts.from_checker = terms.balancers.check_from(client);
         let admitted = match terms.sources.admit(client, OffsetDateTime::now_utc()) {
             Ok(admitted) => admitted,
             Err(stranger) => {
