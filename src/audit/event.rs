@@ -40,8 +40,6 @@ pub struct Facts {
     pub cipher: Option<&'static str>,
     /// RFC 4514 text.
     pub client_subject: Option<Box<str>>,
-    /// RFC 4514 text of its issuer. Not kept while the session lasts.
-    pub client_issuer: Option<Box<str>>,
     /// Lower-case hex of the leaf's SHA-256.
     pub client_sha256: Option<Box<str>>,
     /// The upstream's address.
@@ -63,7 +61,6 @@ impl Facts {
             tls_version: None,
             cipher: None,
             client_subject: None,
-            client_issuer: None,
             client_sha256: None,
             upstream: None,
         }
@@ -86,9 +83,8 @@ impl Facts {
     }
 
     /// Notes whose certificate the client presents.
-    pub fn name(&mut self, subject: &str, issuer: &str, sha256: &str) {
+    pub fn name(&mut self, subject: &str, sha256: &str) {
         self.client_subject = Some(subject.into());
-        self.client_issuer = Some(issuer.into());
         self.client_sha256 = Some(sha256.into());
     }
 }
@@ -186,7 +182,6 @@ impl Event {
             .with_some("tls_version", facts.tls_version)
             .with_some("cipher", facts.cipher)
             .with_some("client_subject", facts.client_subject.as_deref())
-            .with_some("client_issuer", facts.client_issuer.as_deref())
             .with_some("client_sha256", facts.client_sha256.as_deref())
             .with_upstream(facts.upstream.as_deref())
     }

@@ -118,9 +118,11 @@ impl Audit {
         }
     }
 
-    /// A connection was let in and has reached its upstream.
-    pub fn opened(&self, facts: &Facts) {
-        let event = Event::of_connection("connection.opened", facts).with_some("session", facts.session);
+    /// A connection was let in and has reached its upstream. `issuer` is that of its client certificate.
+    pub fn opened(&self, facts: &Facts, issuer: Option<&str>) {
+        let event = Event::of_connection("connection.opened", facts)
+            .with_some("client_issuer", issuer)
+            .with_some("session", facts.session);
         self.write(&event.would_deny(facts), Level::Info);
     }
 

@@ -70,7 +70,7 @@ pub(super) fn judge(client: &ClientLeg, snapshot: &Snapshot, facts: &mut Facts) 
     }
     if let (Err(Refusal::Identity(_)), Some(certificate)) = (&judged, evidence.leaf()) {
         // The audit names whom it turns away, too.
-        facts.name(&certificate.subject, &certificate.issuer, &certificate.sha256);
+        facts.name(&certificate.subject, &certificate.sha256);
     }
     judged.map_err(Refusal::at_the_door)
 }
@@ -88,7 +88,6 @@ fn note(judged: Result<&Permission, &Refusal>, facts: &mut Facts) {
     let Ok(permission) = judged else { return };
     facts.standing = Some(permission.standing.clone());
     if let Some(credential) = &permission.credential {
-        let Certificate { subject, issuer, sha256, .. } = &credential.certificate;
-        facts.name(subject, issuer, sha256);
+        facts.name(&credential.certificate.subject, &credential.certificate.sha256);
     }
 }

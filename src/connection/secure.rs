@@ -48,8 +48,7 @@ pub(super) async fn secure(
         }
         if let Err(error) = shaken {
             if let Some(refused) = attempt.refused() {
-                let Certificate { subject, issuer, sha256, .. } = &refused.certificate;
-                facts.name(subject, issuer, sha256);
+                facts.name(&refused.certificate.subject, &refused.certificate.sha256);
             }
             let ending = terms.handshake_failure(&error, attempt.shown().map(|shown| &**shown), attempt.refused());
             return Err(Leave::plain(ending, stream.into_socket(), Vec::new()));

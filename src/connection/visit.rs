@@ -67,11 +67,12 @@ impl Visit {
     }
 
     /// The upstream is reached.
-    pub(super) fn opened(&mut self) {
+    pub(super) fn opened(&mut self, presence: &Presence) {
         self.stage = Stage::Opened;
-        self.house.audit.opened(&self.facts);
-        // The other events do without it, and a session may last for days.
-        self.facts.client_issuer = None;
+        let session = presence.session();
+        let credential = session.as_ref().and_then(|session| session.reliance.credential.as_ref());
+        let issuer = credential.map(|credential| credential.certificate.issuer.as_str());
+        self.house.audit.opened(&self.facts, issuer);
     }
 
     /// Nothing is relayed any more: until now the client used what it was admitted by.
