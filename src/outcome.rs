@@ -34,6 +34,8 @@ pub enum Reason {
     HalfCloseTimeout,
     /// The TLS handshake failed.
     HandshakeFailed,
+    /// The listener has as many connections in their handshake as it may have.
+    HandshakeLimit,
     /// The client did not finish preface and TLS in time.
     HandshakeTimeout,
     /// No byte moved either way for too long.
@@ -86,6 +88,7 @@ impl Reason {
             Self::CredentialRevoked => "credential_revoked",
             Self::HalfCloseTimeout => "half_close_timeout",
             Self::HandshakeFailed => "handshake_failed",
+            Self::HandshakeLimit => "handshake_limit",
             Self::HandshakeTimeout => "handshake_timeout",
             Self::IdleTimeout => "idle_timeout",
             Self::IoError => "io_error",

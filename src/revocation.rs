@@ -46,9 +46,11 @@ pub async fn run(mut current: Current, register: Arc<Register>) {
 pub fn foresee(snapshot: &Snapshot, register: &Register) -> Vec<(Arc<Live>, Ending)> {
     let now = OffsetDateTime::now_utc();
     let ending = |live: Arc<Live>| {
-        live.session()?;
-        let Judgement::Ends(ending) = judge(snapshot, &live, now) else { return None };
-        Some((live, ending))
+        let session = live.session()?;
+        let judged = snapshot.judge(live.listener(), live.provenance(), session.reliance.evidence(), now);
+        let is_kept = snapshot.revoke(live.listener()) == Revoke::Keep;
+        let refusal = judged.err().filter(|_| !is_kept)?;
+        Some((live, refusal.of_a_plan()))
     };
     register.all().into_iter().filter_map(ending).collect()
 }

@@ -310,7 +310,7 @@ fn over_tls_and_in_clear_a_key_leads_to_its_session_and_once_that_is_gone_to_the
 }
 
 /// A session, and the request that cancels its queries.
-fn session(portcullis: &Portcullis) -> (Connection, Vec<u8>) {
+pub(crate) fn session(portcullis: &Portcullis) -> (Connection, Vec<u8>) {
     let mut session = portcullis.client().asking_first().connect();
     session.send(&startup(PROTOCOL_3_0, &[("user", "app"), ("database", "postgres")]));
     let mut key = None;

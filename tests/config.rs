@@ -25,7 +25,7 @@ fn name(path: &Path) -> &str {
 }
 
 /// A directory with every file that the configurations name.
-fn site() -> Site {
+pub(crate) fn site() -> Site {
     let site = Site::new();
     site.install("other", &site.server());
     site.write("sources.toml", "[[rule]]\ntype = \"ip_addr\"\nvalue = \"192.0.2.1\"\n");

@@ -8,7 +8,7 @@ use rustls::{ClientConnection, StreamOwned};
 use crate::harness::openssl::Dialogue;
 use crate::harness::pki::sha256;
 use crate::harness::program::run;
-use crate::harness::{Connection, Listener, Portcullis, Redis, Request, Site, Upstream};
+use crate::harness::{Authority, Connection, Listener, Portcullis, Redis, Request, Site, Upstream};
 
 /// A Redis that has a value of so many bytes under `big`, and what its answer to `GET big` is.
 fn redis_with_big(length: usize) -> (Redis, Vec<u8>) {
@@ -79,6 +79,48 @@ fn openssl_shows_a_certificate_in_parts() {
         let mut client = Dialogue::with(&portcullis, &[&[version, "-max_send_frag", "512"], &shown[..]].concat());
         client.ask("PING", "+PONG");
     }
+}
+
+#[test]
+fn longest_chain_of_rsa_4096_certificates_is_accepted_in_whatever_records() {
+    let redis = Redis::start();
+    let site = Site::new();
+    let root = Authority::rsa_4096("root");
+    let mut middle = root.rsa_4096_intermediate("0");
+    for number in 1..6 {
+        middle = middle.rsa_4096_intermediate(&number.to_string());
+    }
+    let leaf = middle.issue(Request::client("app").rsa_4096());
+    let size: usize = leaf.path().iter().map(|certificate| certificate.len()).sum();
+    assert!(size > 8 << 10, "{size} bytes");
+    site.write("root.crt", root.pem());
+    site.install("client", &leaf);
+    let listener = Listener::redis(&redis).tls("client_auth = \"required\"").tls("client_ca = \"root.crt\"");
+    let portcullis = Portcullis::start(site, listener);
+    for version in ["-tls1_2", "-tls1_3"] {
+        for fragment in ["512", "16384"] {
+            let shown = ["-cert", "client.crt", "-key", "client.key", "-cert_chain", "client.crt"];
+            let options = [&[version, "-max_send_frag", fragment], &shown[..]].concat();
+            Dialogue::with(&portcullis, &options).ask("PING", "+PONG");
+        }
+    }
+}
+
+#[test]
+fn chain_of_more_than_32_kib_is_refused_before_it_is_whole() {
+    let upstream = Upstream::silent();
+    let site = Site::new();
+    let leaf = site.ca.issue(Request::client("app").organization(&"x".repeat(50_000)));
+    let listener = Listener::redis(&upstream).tls("client_auth = \"required\"").tls("client_ca = \"ca.crt\"");
+    let portcullis = Portcullis::start(site, listener);
+    for version in [&TLS12, &TLS13] {
+        let (port, refused) = portcullis.client().showing(&leaf).speaking(version).attempt();
+        assert!(refused.is_err());
+        let denied = portcullis.ending(port);
+        assert_eq!(denied.reason(), "handshake_failed");
+        assert!(denied.text("detail").contains("larger than 32 KiB"), "{}", denied.0);
+    }
+    upstream.assert_untouched();
 }
 
 #[test]

@@ -32,8 +32,12 @@ mod bad_reload;
 mod balancers;
 /// PostgreSQL's cancel requests.
 mod cancel;
+/// How many cancel requests reach the database.
+mod cancel_limits;
 /// Certificates issued, renewed, bundled and shown.
 mod certs;
+/// Certificates and hellos of unusual kinds.
+mod chains;
 /// SCRAM channel binding.
 mod channel_binding;
 /// Dates at the far ends of time, and a wall clock that is set.
@@ -54,10 +58,14 @@ mod dns;
 mod drain;
 /// The drills of docs/ROTATION.md.
 mod drills;
+/// `explain`, answered by the running program and by the file.
+mod explain;
 /// What the audit says of very many who are turned away.
 mod floods;
 /// The last words to sessions that have to end.
 mod goodbye;
+/// How many connections may be in their handshake.
+mod handshakes;
 /// Client certificates.
 mod identity;
 /// Keys behind a passphrase, in the environment, and as credentials.
@@ -74,6 +82,8 @@ mod names;
 mod nodes;
 /// Listeners without TLS: loopback and Unix sockets.
 mod plaintext;
+/// What a plan announces and a reload records: every key, old value and new value.
+mod plan;
 /// PostgreSQL, psql, pgbench, tokio-postgres.
 mod postgres;
 /// The bytes before TLS.

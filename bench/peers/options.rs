@@ -82,6 +82,8 @@ pub(crate) struct Plan {
     pub(crate) warm_up: Duration,
     /// Numbers of idle sessions.
     pub(crate) idle: Vec<usize>,
+    /// Number of clients that stop in their handshake.
+    pub(crate) unidentified: usize,
     /// Connections at once.
     pub(crate) storm: usize,
     /// Lengths of allowlists.
@@ -101,6 +103,7 @@ impl Options {
                 sample,
                 warm_up: sample / 5,
                 idle: vec![20, 40],
+                unidentified: 20,
                 storm: 40,
                 rules: vec![10, 1_000],
                 lookups: 100,
@@ -116,6 +119,7 @@ impl Options {
             sample,
             warm_up: sample / 5,
             idle: vec![1_000, 5_000, 9_500],
+            unidentified: 1_000,
             storm: 1_000,
             rules: vec![10, 1_000, 100_000],
             lookups: 100_000,

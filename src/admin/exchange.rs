@@ -8,7 +8,7 @@ use hyper::body::{Bytes, Incoming};
 use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper::{Method, Response, StatusCode};
+use hyper::{Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot};
@@ -40,7 +40,7 @@ async fn answer(
         Err(answer) => Err(answer),
     };
     let allowed = match &wanted {
-        Err(Answer { status: Status::MethodNotAllowed, .. }) => route::method_of(head.uri.path()),
+        Err(Answer { status: Status::MethodNotAllowed, .. }) => route::allowed(head.uri.path()),
         Ok(_) | Err(_) => None,
     };
     let answer = match wanted {
@@ -94,11 +94,11 @@ fn only(listener: &str, mut answer: Answer) -> Answer {
     answer
 }
 
-fn response(answer: &Answer, allowed: Option<Method>) -> Response<Full<Bytes>> {
+fn response(answer: &Answer, allowed: Option<String>) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::from(format!("{}\n", answer.body)));
     *response.status_mut() = StatusCode::from_u16(answer.status.code()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    if let Some(allowed) = allowed.and_then(|method| HeaderValue::from_str(method.as_str()).ok()) {
+    if let Some(allowed) = allowed.and_then(|methods| HeaderValue::from_str(&methods).ok()) {
         response.headers_mut().insert(ALLOW, allowed);
     }
     response

@@ -8,6 +8,8 @@ mod answer;
 mod callers;
 mod draining;
 mod exchange;
+mod parameters;
+mod question;
 mod route;
 #[cfg(test)]
 mod tests;
@@ -17,12 +19,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustls::pki_types::CertificateDer;
 use tokio::net::UnixListener;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 pub use self::answer::{Answer, Status};
+use crate::addr::ClientAddr;
 use crate::config;
 use crate::fault::{self, Fault};
 use crate::socket_file::{self, Access, Place};
@@ -44,6 +48,15 @@ pub enum Ask {
     Plan {
         /// Of this configuration, an absolute path, instead of the program's own.
         file: Option<PathBuf>,
+    },
+    /// What would become of a connection.
+    Explain {
+        /// The listener it comes to.
+        listener: String,
+        /// Where it comes from.
+        source: ClientAddr,
+        /// The certificates it presents, leaf first.
+        chain: Vec<CertificateDer<'static>>,
     },
 }
 

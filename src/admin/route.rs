@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use hyper::{Method, Uri};
 use serde_json::{Map, Value, json};
 
-use super::{Answer, Ask, Status};
+use super::{Answer, Ask, Status, parameters, question};
 
 /// A request that was understood.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,7 +19,7 @@ pub(super) enum Wanted {
 }
 
 /// What there is.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Resource {
     Paths,
     Status,
@@ -27,6 +27,7 @@ enum Resource {
     Sessions,
     Session(u64),
     Reload,
+    Explain,
 }
 
 /// Understands a request.
@@ -43,16 +44,20 @@ pub(super) fn route(method: &Method, target: &Uri, body: &[u8]) -> Result<Wanted
     let resource = Resource::find(path).ok_or_else(|| {
         Answer::error(Status::NotFound, "path_not_found", format_args!("there is no {path}; GET / lists what there is"))
     })?;
-    if *method != resource.method() {
-        let message = format_args!("{path} takes {}, not {method}", resource.method());
+    if !resource.methods().contains(method) {
+        let message = format_args!("{path} takes {}, not {method}", listed(resource.methods(), " or "));
         return Err(Answer::error(Status::MethodNotAllowed, "method_not_allowed", message));
     }
-    resource.wanted(target.query().unwrap_or(""), body)
+    resource.wanted(method, target.query().unwrap_or(""), body)
 }
 
-/// With which method a path is asked for.
-pub(super) fn method_of(path: &str) -> Option<Method> {
-    Resource::find(path).map(Resource::method)
+/// With which methods a path is asked for, as the header `Allow` has them.
+pub(super) fn allowed(path: &str) -> Option<String> {
+    Resource::find(path).map(|resource| listed(resource.methods(), ", "))
+}
+
+fn listed(methods: &[Method], separator: &str) -> String {
+    methods.iter().map(Method::as_str).collect::<Vec<_>>().join(separator)
 }
 
 /// The answer to `GET /`.
@@ -69,27 +74,31 @@ impl Resource {
             "/v1/rotation" => Some(Self::Rotation),
             "/v1/sessions" => Some(Self::Sessions),
             "/v1/reload" => Some(Self::Reload),
+            "/v1/explain" => Some(Self::Explain),
             _ => path.strip_prefix("/v1/sessions/").and_then(|id| id.parse().ok()).map(Self::Session),
         }
     }
 
-    fn method(self) -> Method {
+    const fn methods(self) -> &'static [Method] {
         match self {
-            Self::Paths | Self::Status | Self::Rotation | Self::Sessions => Method::GET,
-            Self::Session(_) => Method::DELETE,
-            Self::Reload => Method::POST,
+            Self::Paths | Self::Status | Self::Rotation | Self::Sessions => &[Method::GET],
+            Self::Session(_) => &[Method::DELETE],
+            Self::Reload => &[Method::POST],
+            Self::Explain => &[Method::GET, Method::POST],
         }
     }
 
-    fn wanted(self, query: &str, body: &[u8]) -> Result<Wanted, Answer> {
-        let known = match self {
-            Self::Sessions => Some("listener"),
-            Self::Reload => Some("plan"),
-            Self::Paths | Self::Status | Self::Rotation | Self::Session(_) => None,
+    fn wanted(self, method: &Method, query: &str, body: &[u8]) -> Result<Wanted, Answer> {
+        let known: &[&str] = match self {
+            Self::Sessions => &["listener"],
+            Self::Reload => &["plan"],
+            Self::Paths | Self::Status | Self::Rotation | Self::Session(_) => &[],
+            Self::Explain => return question::read(method, query, body).map(Wanted::Ask),
         };
-        let parameter = only_parameter(query, known)?;
+        let parameter = parameters::parse(query, known)?.into_values().next();
+        let parameter = parameter.as_deref();
         match self {
-            Self::Paths => Ok(Wanted::Paths),
+            Self::Paths | Self::Explain => Ok(Wanted::Paths),
             Self::Status => Ok(Wanted::Ask(Ask::Status)),
             Self::Rotation => Ok(Wanted::Ask(Ask::Rotation)),
             Self::Sessions => {
@@ -130,27 +139,11 @@ fn file_of(body: &[u8]) -> Result<Option<PathBuf>, Answer> {
     }
 }
 
-/// The value of the one parameter there may be. Values are plain words, so nothing in them is unescaped.
-fn only_parameter<'a>(query: &'a str, known: Option<&str>) -> Result<Option<&'a str>, Answer> {
-    let mut value = None;
-    for part in query.split('&').filter(|part| !part.is_empty()) {
-        let (name, given) = part.split_once('=').unwrap_or((part, ""));
-        if Some(name) != known {
-            let may = known.map_or_else(|| "there is none here".to_owned(), |known| format!("there is {known:?}"));
-            return Err(invalid(&format!("{name:?} is no parameter; {may}")));
-        }
-        if value.replace(given).is_some() {
-            return Err(invalid(&format!("{name:?} is given twice")));
-        }
-    }
-    Ok(value)
-}
-
-fn invalid(message: &str) -> Answer {
+pub(super) fn invalid(message: &str) -> Answer {
     Answer::error(Status::Unprocessable, "request_invalid", message)
 }
 
-const PATHS: [(&str, &str, &str); 8] = [
+const PATHS: [(&str, &str, &str); 10] = [
     ("GET", "/", "this list"),
     ("GET", "/v1/status", "how the program is, what it serves, and what became of the last reload"),
     ("GET", "/v1/rotation", "which certificates and sources are in use, and by whom"),
@@ -163,6 +156,8 @@ const PATHS: [(&str, &str, &str); 8] = [
         "/v1/reload?plan=true",
         "says what that would change; {\"file\": \"/path\"} asks about another configuration",
     ),
+    ("GET", "/v1/explain?listener=NAME&source=IP", "says step by step whether a connection would be admitted"),
+    ("POST", "/v1/explain", "the same for {\"listener\", \"source\", \"client_certificate\"}, the last in PEM"),
 ];
 
 /// Longer than any that means something.
@@ -229,7 +224,7 @@ mod tests {
         for (method, path, _) in PATHS {
             let path = path.replace("{id}", "1").replace("NAME", "db");
             let (path, _) = path.split_once('?').unwrap_or((&path, ""));
-            assert_eq!(method_of(path).unwrap().as_str(), method, "{path}");
+            assert!(allowed(path).unwrap().split(", ").any(|allowed| allowed == method), "{path}");
         }
     }
 }

@@ -89,41 +89,6 @@ impl Facts {
     }
 }
 
-/// What a reload changed, in counts and fingerprints.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Changes {
-    /// What is in force now; counts applied configurations, from 1.
-    pub generation: u64,
-    /// Names of listeners that are new.
-    pub listeners_added: Vec<String>,
-    /// Names of listeners that are gone.
-    pub listeners_removed: Vec<String>,
-    /// Names of listeners with other addresses.
-    pub listeners_moved: Vec<String>,
-    /// How many rules are new.
-    pub sources_added: usize,
-    /// How many rules are gone.
-    pub sources_removed: usize,
-    /// Fingerprints of server certificates and trust anchors that are new.
-    pub certificates_in: Vec<String>,
-    /// Fingerprints of those that are gone.
-    pub certificates_out: Vec<String>,
-}
-
-impl Changes {
-    pub(super) fn event(&self) -> Event {
-        Event::new("reload.applied")
-            .with("generation", self.generation)
-            .with_list("listeners_added", &self.listeners_added)
-            .with_list("listeners_removed", &self.listeners_removed)
-            .with_list("listeners_moved", &self.listeners_moved)
-            .with("sources_added", self.sources_added)
-            .with("sources_removed", self.sources_removed)
-            .with_list("certificates_in", &self.certificates_in)
-            .with_list("certificates_out", &self.certificates_out)
-    }
-}
-
 /// A certificate that runs out soon, or has.
 #[derive(Clone, Copy, Debug)]
 pub struct ExpiringCertificate<'a> {
@@ -220,7 +185,7 @@ impl Event {
         }
     }
 
-    fn with_list(self, key: &'static str, items: &[String]) -> Self {
+    pub(super) fn with_list(self, key: &'static str, items: &[String]) -> Self {
         if items.is_empty() { self } else { self.with_long(key, &items.join(",")) }
     }
 

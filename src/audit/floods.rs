@@ -1,8 +1,10 @@
-//! Keeps a flood of refused connections from filling the disk: of those of one source so many are told, of the others only
-//! how many they were. A line counts once for each KiB begun, because a client can make lines long.
+//! Keeps a flood of refused connections, or of CancelRequests, from filling the disk: of those of one source so many are
+//! told, of the others only how many they were. A line counts once for each KiB begun, because a client can make lines
+//! long.
 //!
-//! What is suppressed is counted under its source and told of by `denials.suppressed`, when the flood is over or has lasted for
-//! a while. Where there are more sources than can be told apart, or named, the rest is told of as one.
+//! What is suppressed is counted under its source and told of by `denials.suppressed` or `cancels.suppressed`, when the
+//! flood is over or has lasted for a while. Where there are more sources than can be told apart, or named, the rest is told
+//! of as one.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -12,9 +14,19 @@ use crate::addr::SourceKey;
 use crate::outcome::Reason;
 use crate::policy::{Account, Accounts, Allowance, Bucket};
 
+/// Events of one kind, and how many of them are told.
+#[derive(Debug)]
+pub(super) struct Kind {
+    /// The event that sums up the rest.
+    summary: &'static str,
+    of_a_source: Allowance,
+    of_all: Allowance,
+}
+
 /// What was told and what was not.
 #[derive(Debug)]
 pub(super) struct Floods {
+    kind: &'static Kind,
     /// The moment its time is counted from.
     since: Instant,
     sources: Accounts<Quota>,
@@ -36,13 +48,13 @@ struct Flood {
     last: Duration,
     /// Of the last.
     listener: Arc<str>,
-    reason: Reason,
+    reason: Option<Reason>,
 }
 
 /// All sources together.
 #[derive(Debug, Default)]
 struct Together {
-    denials: Bucket,
+    told: Bucket,
     reports: Bucket,
     /// What was not told, of whomever.
     suppressed: u64,
@@ -57,8 +69,8 @@ impl Account for Quota {
 }
 
 impl Quota {
-    fn take(&mut self, facts: &Facts, reason: Reason, now: Duration) -> bool {
-        if self.bucket.take(OF_A_SOURCE, now) {
+    fn take(&mut self, allowance: Allowance, facts: &Facts, reason: Option<Reason>, now: Duration) -> bool {
+        if self.bucket.take(allowance, now) {
             return true;
         }
         let fresh =
@@ -81,12 +93,12 @@ impl Quota {
 }
 
 impl Floods {
-    pub(super) fn new() -> Self {
-        Self { since: Instant::now(), sources: Accounts::default(), together: Mutex::default() }
+    pub(super) fn new(kind: &'static Kind) -> Self {
+        Self { kind, since: Instant::now(), sources: Accounts::default(), together: Mutex::default() }
     }
 
-    /// Whether a refused connection is to be told by itself. If not, it has been counted.
-    pub(super) fn let_through(&self, facts: &Facts, reason: Reason) -> bool {
+    /// Whether a connection is to be told by itself. If not, it has been counted.
+    pub(super) fn let_through(&self, facts: &Facts, reason: Option<Reason>) -> bool {
         self.let_through_at(self.since.elapsed(), facts, reason)
     }
 
@@ -101,14 +113,15 @@ impl Floods {
         self.reports_at(now, if at_once { now + AT_LATEST } else { now })
     }
 
-    fn let_through_at(&self, now: Duration, facts: &Facts, reason: Reason) -> bool {
-        let (told, forgotten) = self.sources.of(facts.client.source_key(), |quota| quota.take(facts, reason, now));
+    fn let_through_at(&self, now: Duration, facts: &Facts, reason: Option<Reason>) -> bool {
+        let take = |quota: &mut Quota| quota.take(self.kind.of_a_source, facts, reason, now);
+        let (told, forgotten) = self.sources.of(facts.client.source_key(), take);
         if !told && forgotten.is_none() {
             return false;
         }
         let mut together = self.together();
         together.remember(forgotten);
-        let too_many = told && !together.denials.take(OF_ALL, now);
+        let too_many = told && !together.told.take(self.kind.of_all, now);
         together.suppressed += u64::from(too_many);
         told && !too_many
     }
@@ -119,11 +132,11 @@ impl Floods {
         if more == 0 {
             return;
         }
-        let overdraw = |quota: &mut Quota| quota.bucket.overdraw(OF_A_SOURCE, more, now);
+        let overdraw = |quota: &mut Quota| quota.bucket.overdraw(self.kind.of_a_source, more, now);
         let ((), forgotten) = self.sources.of(facts.client.source_key(), overdraw);
         let mut together = self.together();
         together.remember(forgotten);
-        together.denials.overdraw(OF_ALL, more, now);
+        together.told.overdraw(self.kind.of_all, more, now);
     }
 
     fn reports_at(&self, now: Duration, due_by: Duration) -> Vec<Event> {
@@ -132,7 +145,7 @@ impl Floods {
             let Some(flood) = quota.take_due(due_by) else { return };
             let mut together = self.together();
             if together.reports.take(NAMED, now) {
-                events.push(flood.event(source));
+                events.push(flood.event(self.kind.summary, source));
             } else {
                 together.suppressed += flood.suppressed;
             }
@@ -140,7 +153,7 @@ impl Floods {
         let mut together = self.together();
         if together.suppressed > 0 && due_by >= together.said + AT_LATEST {
             together.said = now;
-            events.push(of_many(std::mem::take(&mut together.suppressed)));
+            events.push(of_many(self.kind.summary, std::mem::take(&mut together.suppressed)));
         }
         events
     }
@@ -158,32 +171,42 @@ impl Together {
 }
 
 impl Flood {
-    fn event(&self, source: Option<SourceKey>) -> Event {
+    fn event(&self, summary: &'static str, source: Option<SourceKey>) -> Event {
         let Self { suppressed, listener, reason, .. } = self;
-        Event::new("denials.suppressed")
+        let of_the_last = if reason.is_some() { "the listener and the reason are" } else { "the listener is" };
+        Event::new(summary)
             .with("listener", &**listener)
             .with("source", source.map_or_else(|| "unix".to_owned(), |source| source.to_string()))
-            .with("reason", reason.code())
+            .with_some("reason", reason.map(Reason::code))
             .with("suppressed", *suppressed)
-            .with("detail", format!("{suppressed} more suppressed; the listener and the reason are those of the last"))
+            .with("detail", format!("{suppressed} more suppressed; {of_the_last} of the last one"))
     }
 }
 
-fn of_many(suppressed: u64) -> Event {
+fn of_many(summary: &'static str, suppressed: u64) -> Event {
     let detail = format!("{suppressed} more suppressed, of more sources than can be named");
-    Event::new("denials.suppressed").with("suppressed", suppressed).with("detail", detail)
+    Event::new(summary).with("suppressed", suppressed).with("detail", detail)
 }
 
-/// Bytes of a line that count as one denial. Lines without long names are shorter.
+/// Bytes of a line that count as one event. Lines without long names are shorter.
 const COUNTS_AS_ONE: usize = 1 << 10;
 
-/// Denials of one source that are told one by one: enough to see who it is and what it wants.
-const OF_A_SOURCE: Allowance = Allowance { burst: 500, interval: Duration::from_secs(1) };
+/// Refused connections. Of one source enough are told to see who it is and what it wants; of all, 100 a second are some
+/// 2 GB of lines a day, and at the very most 8.
+pub(super) static DENIALS: Kind = Kind {
+    summary: "denials.suppressed",
+    of_a_source: Allowance { burst: 500, interval: Duration::from_secs(1) },
+    of_all: Allowance { burst: 10_000, interval: Duration::from_millis(10) },
+};
 
-/// Denials of all sources together: 100 a second are some 2 GB of lines a day, and at the very most 8.
-const OF_ALL: Allowance = Allowance { burst: 10_000, interval: Duration::from_millis(10) };
+/// CancelRequests that were passed on. A pool that cancels a hundred queries has a line for each.
+pub(super) static CANCELS: Kind = Kind {
+    summary: "cancels.suppressed",
+    of_a_source: Allowance { burst: 100, interval: Duration::from_secs(1) },
+    of_all: Allowance { burst: 1_000, interval: Duration::from_millis(100) },
+};
 
-/// Sources named by `denials.suppressed`.
+/// Sources named by the summaries.
 const NAMED: Allowance = Allowance { burst: 1_000, interval: Duration::from_millis(100) };
 
 /// A flood that has paused for so long is over, and one that has not is told of after so long.
@@ -191,144 +214,4 @@ const OVER_AFTER: Duration = Duration::from_secs(2);
 const AT_LATEST: Duration = Duration::from_secs(10);
 
 #[cfg(test)]
-mod tests {
-    use std::net::{Ipv4Addr, Ipv6Addr};
-
-    use proptest::prelude::*;
-    use serde_json::Value;
-
-    use super::*;
-    use crate::addr::ClientAddr;
-
-    fn facts(client: ClientAddr) -> Facts {
-        Facts::new(None, "main".into(), client)
-    }
-
-    fn v4(number: u32) -> Facts {
-        facts(ClientAddr::from_ip(Ipv4Addr::from(number).into()))
-    }
-
-    fn seconds(seconds: u64) -> Duration {
-        Duration::from_secs(seconds)
-    }
-
-    fn told(floods: &Floods, facts: &Facts, count: u64, at: Duration) -> u64 {
-        (0..count).map(|_| u64::from(floods.let_through_at(at, facts, Reason::UntrustedSource))).sum()
-    }
-
-    fn reports(floods: &Floods, at: Duration) -> Vec<Value> {
-        floods.reports_at(at, at).iter().map(|event| serde_json::from_str(&event.json(None)).unwrap()).collect()
-    }
-
-    fn sum(reports: &[Value]) -> u64 {
-        reports.iter().map(|report| report["suppressed"].as_u64().unwrap()).sum()
-    }
-
-    #[test]
-    fn of_one_source_some_are_told_and_then_one_a_second_and_the_rest_is_summed_up() {
-        let floods = Floods::new();
-        let stranger = v4(1);
-        assert_eq!(told(&floods, &stranger, 3_000, seconds(0)), 500);
-        assert_eq!(told(&floods, &stranger, 50, seconds(1)), 1);
-        assert_eq!(told(&floods, &v4(2), 50, seconds(1)), 50, "of another one all are told");
-        assert_eq!(reports(&floods, seconds(2)), [0; 0], "it goes on");
-        let over = reports(&floods, seconds(3));
-        assert_eq!(sum(&over), 2_549);
-        assert_eq!(over[0]["event"], "denials.suppressed");
-        assert_eq!(over[0]["source"], "0.0.0.1");
-        assert_eq!(over[0]["listener"], "main");
-        assert_eq!(over[0]["reason"], "untrusted_source");
-        assert!(over[0]["detail"].as_str().unwrap().starts_with("2549 more suppressed"));
-        assert_eq!(reports(&floods, seconds(30)), [0; 0]);
-    }
-
-    #[test]
-    fn long_lines_count_once_for_each_kib_begun() {
-        let tell = |floods: &Floods, facts: &Facts, bytes, count: u64, at| {
-            let lines = (0..count).filter(|_| {
-                let told = floods.let_through_at(at, facts, Reason::HandshakeFailed);
-                if told {
-                    floods.wrote_at(at, facts, bytes);
-                }
-                told
-            });
-            lines.count()
-        };
-        for (bytes, most) in [(1, 500), (1_024, 500), (1_025, 250), (3_000, 167), (16 << 10, 32)] {
-            let floods = Floods::new();
-            assert_eq!(tell(&floods, &v4(1), bytes, 1_000, seconds(0)), most, "{bytes}");
-            let all = reports(&floods, seconds(3));
-            assert_eq!(most as u64 + sum(&all), 1_000, "{bytes}");
-        }
-        // Of all sources together as well: 10,000 KiB.
-        let floods = Floods::new();
-        let lines: usize = (0..100).map(|number| tell(&floods, &v4(number), 16 << 10, 1_000, seconds(0))).sum();
-        assert_eq!(lines, 625);
-    }
-
-    #[test]
-    fn a_flood_without_end_is_told_of_every_ten_seconds() {
-        let floods = Floods::new();
-        let stranger = facts(ClientAddr::from_ip(Ipv6Addr::LOCALHOST.into()));
-        let mut lines = 0;
-        let mut all = Vec::new();
-        for second in 0..60 {
-            lines += told(&floods, &stranger, 1_000, seconds(second));
-            all.extend(reports(&floods, seconds(second)));
-        }
-        assert_eq!(lines, 500 + 59);
-        assert_eq!(all.len(), 5, "{all:?}");
-        assert_eq!(all[0]["source"], "::/64");
-        all.extend(reports(&floods, seconds(100)));
-        assert_eq!(lines + sum(&all), 60_000);
-    }
-
-    #[test]
-    fn all_sources_together_are_told_of_within_bounds_and_nothing_is_lost() {
-        let floods = Floods::new();
-        let mut lines = 0;
-        let mut all = Vec::new();
-        // More sources than there are accounts, in a second.
-        for number in 0..40_000 {
-            lines += told(&floods, &v4(number), 1, seconds(1));
-        }
-        assert_eq!(lines, 10_000);
-        // And then each of many more than it may.
-        for number in 0..5_000 {
-            lines += told(&floods, &v4(number), 600, seconds(2));
-        }
-        assert_eq!(lines, 10_100);
-        for second in 3..30 {
-            all.extend(reports(&floods, seconds(second)));
-        }
-        assert!(all.len() <= 1_300, "{}", all.len());
-        assert!(all.iter().any(|report| report.get("source").is_none()));
-        assert_eq!(lines + sum(&all), 40_000 + 3_000_000);
-    }
-
-    #[test]
-    fn clients_of_unix_sockets_are_one_source() {
-        let floods = Floods::new();
-        assert_eq!(told(&floods, &facts(ClientAddr::UNIX), 650, seconds(0)), 500);
-        assert_eq!(reports(&floods, seconds(5))[0]["source"], "unix");
-    }
-
-    proptest! {
-        #[test]
-        fn told_and_suppressed_are_all_there_were(
-            crowd in prop::collection::vec((0_u32..8, 0_u64..900, 0_u64..4), 0..30),
-        ) {
-            let floods = Floods::new();
-            let (mut now, mut lines, mut count) = (0, 0, 0);
-            let mut all = Vec::new();
-            for (number, many, pause) in crowd {
-                now += pause;
-                lines += told(&floods, &v4(number), many, seconds(now));
-                count += many;
-                all.extend(reports(&floods, seconds(now)));
-            }
-            all.extend(reports(&floods, seconds(now + 10)));
-            prop_assert_eq!(lines + sum(&all), count);
-        }
-    }
-}
+mod tests;

@@ -4,6 +4,7 @@
 //! here can fail or wait as far as its callers know: a full disk or an unread pipe costs lines, which are counted, and
 //! never traffic.
 
+mod changes;
 mod checks;
 mod event;
 mod floods;
@@ -17,7 +18,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use event::{Changes, ExpiringCertificate, Facts};
+pub use changes::{Changes, Difference, MAX_DIFFERENCES, NO_VALUE, WEAKENS};
+pub use event::{ExpiringCertificate, Facts};
 pub use log::{LogHandle, subscriber};
 pub use sink::Destination;
 
@@ -45,7 +47,8 @@ pub struct Audit {
     log: Sink,
     format: LineFormat,
     file: Sink,
-    floods: Arc<Floods>,
+    denials: Arc<Floods>,
+    cancels: Arc<Floods>,
     checks: Arc<HealthChecks>,
 }
 
@@ -54,7 +57,8 @@ impl Audit {
     pub fn start(format: LineFormat, audit_file: Option<Destination>) -> Self {
         let log = Sink::start("log", Destination::standard_output());
         let file = Sink::start("audit", audit_file.unwrap_or_else(Destination::nowhere));
-        Self { log, format, file, floods: Arc::new(Floods::new()), checks: Arc::default() }
+        let [denials, cancels] = [&floods::DENIALS, &floods::CANCELS].map(|kind| Arc::new(Floods::new(kind)));
+        Self { log, format, file, denials, cancels, checks: Arc::default() }
     }
 
     /// Where log lines go that are not audit events.
@@ -91,16 +95,16 @@ impl Audit {
             }
             return;
         }
-        if self.floods.let_through(facts, reason) {
+        if self.denials.let_through(facts, Some(reason)) {
             let level = if reason == Reason::ClientClosed { Level::Info } else { Level::Warn };
             let ending = Ending::new(reason, detail);
             let written =
                 self.write(&Event::of_connection("connection.denied", facts).ended(&ending).lasted(duration), level);
-            self.floods.wrote(facts, written);
+            self.denials.wrote(facts, written);
         }
     }
 
-    /// Says of floods of refused connections what was not told of them, for as long as this is let run.
+    /// Says of floods what was not told of them, for as long as this is let run.
     pub async fn sum_up_floods(self) {
         let mut turns = tokio::time::interval(SUM_UP_EVERY);
         loop {
@@ -110,7 +114,7 @@ impl Audit {
     }
 
     fn sum_up(&self, at_once: bool) {
-        for event in self.floods.reports(at_once) {
+        for event in [&self.denials, &self.cancels].into_iter().flat_map(|floods| floods.reports(at_once)) {
             self.write(&event, Level::Warn);
         }
         for event in self.checks.reports(at_once) {
@@ -143,15 +147,21 @@ impl Audit {
         self.write(&event, Level::Info);
     }
 
-    /// A PostgreSQL CancelRequest was passed on.
+    /// A PostgreSQL CancelRequest was passed on. In a flood nothing is made of it.
     pub fn cancel_forwarded(&self, facts: &Facts, duration: Duration) {
-        let event = Event::of_connection("cancel.forwarded", facts).would_deny(facts);
-        self.write(&event.lasted(duration), Level::Info);
+        if self.cancels.let_through(facts, None) {
+            let event = Event::of_connection("cancel.forwarded", facts).would_deny(facts);
+            let written = self.write(&event.lasted(duration), Level::Info);
+            self.cancels.wrote(facts, written);
+        }
     }
 
-    /// A new policy is in force.
+    /// A new policy is in force. Each difference that weakens protection is an event of its own.
     pub fn reload_applied(&self, changes: &Changes) {
         self.write(&changes.event(), Level::Info);
+        for difference in changes.weakened().take(MAX_DIFFERENCES) {
+            self.write(&difference.event(), Level::Warn);
+        }
     }
 
     /// An administrator did something by way of the control channel: `action`, to `object` where there is one.

@@ -85,6 +85,7 @@ fn in_json(built: &Built) -> Value {
             "limits": {
                 "max_connections": terms.limits.max_connections,
                 "max_connections_per_source": terms.limits.max_connections_per_source,
+                "max_handshakes": terms.max_handshakes,
                 "connection_rate_per_source": terms.limits.connection_rate_per_source.map(|rate| rate.to_string()),
                 "connect_timeout_ms": milliseconds(Some(terms.upstream.connect_timeout)),
                 "handshake_timeout_ms": milliseconds(Some(terms.limits.handshake_timeout)),
@@ -175,6 +176,7 @@ fn in_words(built: &Built) -> String {
         }
         let _ = line("revocation", revocation(terms));
         let _ = line("connections", &connections(terms));
+        let _ = line("handshakes", &handshakes(terms));
         let _ = line("limits", &limits(terms));
         balancers_in_words(&mut out, terms);
         sources_in_words(&mut out, terms);
@@ -215,7 +217,7 @@ fn sources_in_words(out: &mut String, terms: &Terms) {
     }
     let _ = writeln!(out, "  trusted sources ({})", rules.len());
     for rule in rules.iter().take(MOST_RULES) {
-        let _ = write!(out, "    {rule}{}", is_now(terms, rule));
+        let _ = write!(out, "    {rule}{}", terms.addresses_in_words(rule));
         let expired = if rule.is_live(OffsetDateTime::now_utc()) { "until" } else { "EXPIRED" };
         let _ = rule.expires_at.map_or(Ok(()), |end| write!(out, "  {expired} {}", timestamp::seconds(end)));
         let _ = rule.description.as_ref().map_or(Ok(()), |words| write!(out, "  ({})", printable::field(words)));
@@ -241,18 +243,6 @@ fn balancers_in_words(out: &mut String, terms: &Terms) {
             format!("connections of its own, such as health checks, are let in by {rule}")
         });
         let _ = writeln!(out, "    {network}  {own}");
-    }
-}
-
-/// The addresses of a host, for behind its name.
-pub(super) fn is_now(terms: &Terms, rule: &Rule) -> String {
-    let Some(host) = rule.source.host() else { return String::new() };
-    let addresses: Vec<_> = terms.sources.trusted.addresses_of(&host.name).iter().map(ToString::to_string).collect();
-    let more = addresses.len().saturating_sub(MOST_ADDRESSES);
-    match addresses.get(..MOST_ADDRESSES.min(addresses.len())) {
-        None | Some([]) => ", NO ADDRESS".to_owned(),
-        Some(first) if more == 0 => format!(", now {}", first.join(" ")),
-        Some(first) => format!(", now {} and {more} more", first.join(" ")),
     }
 }
 
@@ -315,6 +305,12 @@ fn connections(terms: &Terms) -> String {
     let number = |most: &Option<NonZeroU32>| most.map_or("any number".to_owned(), |most| most.to_string());
     let rate = connection_rate_per_source.map_or("at any rate".to_owned(), |rate| rate.to_string());
     format!("{}; from one source {}, {rate}", number(max_connections), number(max_connections_per_source))
+}
+
+/// How many connections may be in their handshake.
+fn handshakes(terms: &Terms) -> String {
+    let built_in = if terms.limits.max_handshakes.is_none() { " (built-in limit)" } else { "" };
+    format!("{} at once{built_in}", terms.max_handshakes)
 }
 
 fn limits(terms: &Terms) -> String {
@@ -384,4 +380,3 @@ const fn revocation(terms: &Terms) -> &'static str {
 
 /// More than a reader reads.
 const MOST_RULES: usize = 50;
-const MOST_ADDRESSES: usize = 8;

@@ -8,11 +8,13 @@ use time::OffsetDateTime;
 use super::reading::Reading;
 use super::sessions::client;
 use super::table::Table;
+use crate::audit::{NO_VALUE, WEAKENS};
 use crate::policy::days_left;
 
 /// The running program's plan.
 pub(super) fn in_words(answer: &Value, now: OffsetDateTime) -> String {
     let plan = Reading(answer);
+    let weakened = weakened(plan);
     let changes = changes(plan, now);
     let kept = plan.number("sessions_kept");
     let ended = count(plan, "sessions_ended");
@@ -20,16 +22,20 @@ pub(super) fn in_words(answer: &Value, now: OffsetDateTime) -> String {
     if changes.is_empty() && ended == 0 {
         let _ = writeln!(out, "nothing would change");
     } else if changes.is_empty() {
-        // By a revocation list, say, or by `trusted_clients`.
-        let _ = writeln!(out, "no listener, certificate or source would come or go");
+        // By the time that has passed, say.
+        let _ = writeln!(out, "no setting, listener, certificate or source would change");
     } else {
         let _ = writeln!(out, "a reload would change:");
         for line in changes.iter().take(MOST_TOLD) {
             let _ = writeln!(out, "  {line}");
         }
-        let unlisted = ["sources_added", "sources_removed"].map(|key| count(plan, key) - plan.list(key).count());
+        let lists = ["differences", "sources_added", "sources_removed"];
+        let unlisted = lists.map(|key| count(plan, key) - plan.list(key).count());
         let all = unlisted.into_iter().fold(changes.len(), usize::saturating_add);
         let _ = untold(all).map_or(Ok(()), |more| writeln!(out, "  {more}"));
+    }
+    if weakened > 0 {
+        let _ = writeln!(out, "settings that would weaken protection: {weakened}, marked !");
     }
     if ended == 0 {
         let _ = writeln!(out, "no open session would end; {kept} would stay");
@@ -56,7 +62,14 @@ fn changes(plan: Reading<'_>, now: OffsetDateTime) -> Vec<String> {
     let certificates = |sign: &'static str, key: &str| {
         plan.list(key).map(move |one| format!("{sign} certificate  {}", certificate(one, now)))
     };
-    names("+", "listeners_added", "")
+    // What weakens protection comes first, so that no long list can hide it.
+    let (weaker, others): (Vec<_>, Vec<_>) =
+        plan.list("differences").partition(|one| one.flag("weakens") == Some(true));
+    weaker
+        .into_iter()
+        .chain(others)
+        .map(setting)
+        .chain(names("+", "listeners_added", ""))
         .chain(names("-", "listeners_removed", ""))
         .chain(names("~", "listeners_moved", ", to other addresses"))
         .chain(certificates("+", "certificates_in"))
@@ -64,6 +77,21 @@ fn changes(plan: Reading<'_>, now: OffsetDateTime) -> Vec<String> {
         .chain(sources("+", "sources_added"))
         .chain(sources("-", "sources_removed"))
         .collect()
+}
+
+/// A key with both values: `! setting      cache  tls.client_auth: required -> optional (weakens protection)`.
+pub(super) fn setting(one: Reading<'_>) -> String {
+    let weakens = one.flag("weakens") == Some(true);
+    let listener = one.text("listener").map(|listener| format!("{listener}  ")).unwrap_or_default();
+    let [old, new] = ["old", "new"].map(|key| one.text(key).unwrap_or_else(|| NO_VALUE.to_owned()));
+    let (sign, mark) = if weakens { ("!", WEAKENS) } else { ("~", "") };
+    format!("{sign} setting      {listener}{}: {old} -> {new}{mark}", one.text_or_dash("key"))
+}
+
+/// How many settings would weaken protection, those beyond the list included.
+fn weakened(plan: Reading<'_>) -> usize {
+    let listed = plan.list("differences").filter(|one| one.flag("weakens") == Some(true)).count();
+    usize::try_from(plan.number("weakened_count")).unwrap_or(usize::MAX).max(listed)
 }
 
 fn certificate(one: Reading<'_>, now: OffsetDateTime) -> String {
@@ -127,6 +155,10 @@ mod tests {
                 { "listener": "db", "role": "client_ca", "subject": "CN=New CA", "sha256": "77aa88bb99", "not_after": "1970-01-10T00:00:00Z" },
             ],
             "certificates_out": [],
+            "differences": [
+                { "listener": null, "key": "shutdown.drain", "old": "30s", "new": "5s", "weakens": false },
+                { "listener": "db", "key": "tls.client_auth", "old": "required", "new": "optional", "weakens": true },
+            ],
             "sessions_ended": [
                 {
                     "session": 7, "listener": "db", "source": "192.0.2.1", "source_port": 4242, "client_subject": "CN=app",
@@ -137,12 +169,15 @@ mod tests {
         });
         let expected = "\
 a reload would change:
+  ! setting      db  tls.client_auth: required -> optional (weakens protection)
+  ~ setting      shutdown.drain: 30s -> 5s
   + listener     fresh
   - listener     gone
   ~ listener     db, to other addresses
   + certificate  db  client ca: CN=New CA [77aa88bb], until 1970-01-10 (9 days)
   + source       db  ip_addr:10.0.0.0/8
   - source       db  ip_addr:192.0.2.1
+settings that would weaken protection: 1, marked !
 sessions that would end: 1; 120 would stay
   SESSION  LISTENER  CLIENT          CERTIFICATE  WHY
   7        db        192.0.2.1:4242  CN=app       source_revoked: no rule trusts 192.0.2.1
@@ -159,7 +194,8 @@ warning: db: 0.0.0.0/0 trusts everybody
         let plan = json!({ "generation": 3, "sessions_ended": [{ "session": 7 }], "sessions_kept": 2 });
         let words = in_words(&plan, NOW);
         assert!(
-            words.starts_with("no listener, certificate or source would come or go\nsessions that would end: 1; 2"),
+            words
+                .starts_with("no setting, listener, certificate or source would change\nsessions that would end: 1; 2"),
             "{words}"
         );
     }

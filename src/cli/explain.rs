@@ -1,200 +1,164 @@
-//! `portcullis explain`: the questions a connection is asked, put to one that does not exist.
+//! `portcullis explain`: what would become of a connection, by the policy of the running program where there is one.
 
 use std::fmt::Write as _;
-use std::path::Path;
+use std::fs;
+use std::path::{Path, PathBuf};
 
+use clap::Args;
+use hyper::Method;
+use rustls::pki_types::CertificateDer;
+use serde_json::{Value, json};
 use time::OffsetDateTime;
 
-use super::check::is_now;
+use super::control::{Control, Reply};
 use super::inspect::read_certificates;
-use super::{Failure, load, print};
-use crate::addr::{ClientAddr, ListenAddr};
-use crate::config::Shield;
+use super::reading::Reading;
+use super::{ConfigFile, Failure, hint, load, print, print_json, source};
+use crate::addr::ClientAddr;
+use crate::config::Config;
 use crate::names::Names;
-use crate::policy::{ClientAuth, Rule, Standing};
-use crate::printable;
-use crate::snapshot::Terms;
-use crate::socket_file::Access;
-use crate::timestamp;
-use crate::tls::{Crl, Evidence, Identity, Voucher};
+use crate::snapshot::Unexplained;
 
-pub(super) fn explain(
-    file: &Path,
-    listener: &str,
+/// What `explain` is asked.
+#[derive(Debug, Args)]
+pub(crate) struct ExplainArgs {
+    #[command(flatten)]
+    config: ConfigFile,
+    /// The listener it would come to
+    #[arg(long, value_name = "NAME")]
+    listener: String,
+    /// The address it would come from, or "unix" for a program that opens the listener's Unix socket
+    #[arg(long, value_name = "IP", value_parser = source)]
     source: ClientAddr,
-    client_cert: Option<&Path>,
-) -> Result<(), Failure> {
-    let (built, _) = load(file, &Names::default())?;
-    let snapshot = built.snapshot;
-    let Some(terms) = snapshot.named(listener) else {
-        let names: Vec<_> = snapshot.listeners().iter().map(|terms| &*terms.name).collect();
-        return Err(Failure::Usage(format!("there is no listener \"{listener}\"; there is {}", names.join(", "))));
+    /// The certificate it would present (PEM, its chain behind it)
+    #[arg(long, value_name = "FILE")]
+    client_cert: Option<PathBuf>,
+    /// Ask the program at this admin socket, instead of the one that the configuration names
+    #[arg(long, value_name = "PATH")]
+    socket: Option<PathBuf>,
+    /// Print JSON instead of words
+    #[arg(long)]
+    json: bool,
+}
+
+/// Whose policy an answer is about.
+enum Answered {
+    /// The running program's.
+    Running(Value),
+    /// Nobody has answered, for this reason: the configuration file has to.
+    Nobody(String),
+}
+
+pub(super) fn explain(args: &ExplainArgs) -> Result<(), Failure> {
+    let chain = args.client_cert.as_deref().map(read_certificates).transpose()?.unwrap_or_default();
+    let (answer, policy) = match ask(args, &chain)? {
+        Answered::Running(mut answer) => {
+            let generation = Reading(&answer).number("generation");
+            set(&mut answer, "policy", "running".into());
+            (answer, format!("of the running program (generation {generation})"))
+        }
+        Answered::Nobody(why) => {
+            let mut answer = by_file(args, &chain)?;
+            set(&mut answer, "policy", "file".into());
+            set(&mut answer, "policy_detail", why.as_str().into());
+            (answer, format!("of {}, not of a running program: {why}", args.config.config.display()))
+        }
     };
-    let has_port = terms.doors.iter().any(|door| matches!(door.address, ListenAddr::Tcp(_)));
-    let possible = if source.ip().is_some() { has_port } else { terms.socket_files().next().is_some() };
-    if !possible {
-        let hint =
-            if has_port { "it has no Unix socket; give an address" } else { "it has no port; ask with --source unix" };
-        return Err(Failure::Usage(format!("nobody comes to listener \"{listener}\" that way: {hint}")));
+    if args.json {
+        print_json(&answer)?
+    } else {
+        print(&in_words(&answer, &policy))?
     }
-    let mut steps = Steps { out: String::new(), refused: None };
-    steps.balancer(terms, source);
-    steps.source(terms, source);
-    if steps.refused.is_none() {
-        steps.identity(terms, client_cert)?;
-    }
-    steps.verdict()
+    if Reading(&answer).text("verdict").as_deref() == Some("admitted") { Ok(()) } else { Err(Failure::Refused) }
 }
 
-/// The steps so far.
-struct Steps {
-    out: String,
-    refused: Option<String>,
+/// Asks the running program. With `--socket` it is the one that is meant, and has to answer.
+fn ask(args: &ExplainArgs, chain: &[CertificateDer<'_>]) -> Result<Answered, Failure> {
+    if let Some(socket) = &args.socket {
+        let reply = question(args, socket, chain)?;
+        return understood(reply).map(Answered::Running);
+    }
+    let file = &args.config.config;
+    let socket = match Config::admin_of(file) {
+        Ok(Some(admin)) => admin.socket,
+        Ok(None) => return Ok(Answered::Nobody("it has no [admin], by which one could be asked".to_owned())),
+        Err(_) => {
+            hint("--socket PATH asks the running program, whatever is wrong with the file");
+            return Ok(Answered::Nobody("its [admin] cannot be read".to_owned()));
+        }
+    };
+    let reply = match question(args, &socket, chain) {
+        Ok(reply) => reply,
+        Err(Failure::Failed(why)) => return Ok(Answered::Nobody(first_sentence(&why).to_owned())),
+        Err(other) => return Err(other),
+    };
+    let Some(config) = Reading(&reply.body).text("config") else {
+        let why = "the one that answers is of a version that cannot explain";
+        return Ok(Answered::Nobody(why.to_owned()));
+    };
+    if !is_same_file(file, Path::new(&config)) {
+        let why = format!("the one that answers has another configuration, {config}; --socket asks it all the same");
+        return Ok(Answered::Nobody(why));
+    }
+    understood(reply).map(Answered::Running)
 }
 
-impl Steps {
-    /// Of a load balancer's address the other steps tell only half.
-    fn balancer(&mut self, terms: &Terms, client: ClientAddr) {
-        let Some(network) = client.ip().and_then(|ip| terms.balancers.around(ip)) else { return };
-        let ip = client.source();
-        self.say("balancer", format_args!("{ip} is a load balancer of proxy_protocol.trusted ({network})"));
-        self.say(
-            "balancer",
-            format_args!("it has to send a PROXY header first, and the client announced there is judged"),
-        );
-        self.say("balancer", format_args!("a connection of its own (LOCAL, UNKNOWN) is judged as follows"));
-    }
+fn question(args: &ExplainArgs, socket: &Path, chain: &[CertificateDer<'_>]) -> Result<Reply, Failure> {
+    // Only what is public of the file goes over the socket: it may hold a private key, too.
+    let blocks: Vec<_> = chain.iter().map(|der| pem::Pem::new("CERTIFICATE", der.as_ref())).collect();
+    let body = json!({
+        "listener": args.listener,
+        "source": args.source.source(),
+        "client_certificate": (!blocks.is_empty()).then(|| pem::encode_many(&blocks)),
+    });
+    Control::at(Some(socket), &args.config.config)?.ask(Method::POST, "/v1/explain", Some(&body))
+}
 
-    fn source(&mut self, terms: &Terms, client: ClientAddr) {
-        let ip = client.source();
-        match terms.sources.admit(client, OffsetDateTime::now_utc()) {
-            Ok(admitted) => match admitted.standing() {
-                Standing::Rule(rule) => {
-                    self.say("source", format_args!("{ip} is trusted by {}", in_words(terms, rule)))
-                }
-                Standing::Observed => {
-                    self.say("source", format_args!("{ip} is not trusted, but enforcement = \"observe\" lets it in"));
-                }
-                Standing::SocketFile => {
-                    for (path, Access { mode, .. }) in terms.socket_files() {
-                        let path = path.display();
-                        self.say(
-                            "source",
-                            format_args!("whoever may write to the file {path} (mode {mode:04o}) is let in"),
-                        );
-                    }
-                }
-            },
-            Err(stranger) => {
-                self.say("source", format_args!("{ip} is not trusted: {stranger}; it is closed before a byte is read"));
-                if terms.shield != Shield::Off {
-                    self.say(
-                        "shield",
-                        format_args!(
-                            "while it is up (portcullis status) the kernel answers nothing, and the audit has no line"
-                        ),
-                    );
-                }
-                self.refused = Some("untrusted_source".to_owned());
-                for rule in terms.sources.trusted.rules().iter().filter(|rule| rule.source.host().is_some()) {
-                    self.say("source", format_args!("it is none of {}", in_words(terms, rule)));
-                }
-            }
-        }
-    }
-
-    fn identity(&mut self, terms: &Terms, client_cert: Option<&Path>) -> Result<(), Failure> {
-        if terms.tls.is_none() {
-            self.say("tls", format_args!("is off, so nobody is asked for a certificate"));
-            return Ok(());
-        }
-        let certificates: Vec<_> = terms.server_certificates().iter().map(|leaf| leaf.subject.as_str()).collect();
-        self.say("tls", format_args!("is required; the certificate is {}", certificates.join(" or ")));
-        if terms.client_auth() == ClientAuth::None {
-            self.say("identity", format_args!("no client certificate is asked for (client_auth = \"none\")"));
-            return Ok(());
-        }
-        let chain = client_cert.map(read_certificates).transpose()?.unwrap_or_default();
-        match terms.judge_identity(Evidence::Chain(&chain), OffsetDateTime::now_utc()) {
-            Ok(Identity::Anonymous) => {
-                self.say("identity", format_args!("no certificate, and none is needed (client_auth = \"optional\")"));
-            }
-            Ok(Identity::Certified(credential)) => {
-                let facts = &credential.certificate;
-                let (subject, end) = (&facts.subject, timestamp::seconds(facts.not_after));
-                let voucher = voucher(terms, &credential.voucher);
-                self.say("identity", format_args!("{subject} {voucher}, valid until {end}"));
-                if let Some(lists) = revocation(terms, &credential.voucher) {
-                    self.say("identity", format_args!("{lists}"));
-                }
-                if let Some(pattern) = terms.trusted_clients().and_then(|clients| clients.pattern_of(facts.names())) {
-                    self.say("identity", format_args!("trusted_clients lists it as \"{pattern}\""));
-                }
-            }
-            Err(ending) => {
-                let none = "client_auth = \"required\", and no certificate was given (--client-cert)";
-                let detail = if ending.detail.is_empty() { none } else { &ending.detail };
-                self.say("identity", format_args!("refused: {detail}"));
-                self.refused = Some(ending.reason.code().to_owned());
-            }
-        }
-        Ok(())
-    }
-
-    fn verdict(mut self) -> Result<(), Failure> {
-        match self.refused.take() {
-            None => {
-                self.say("verdict", format_args!("let in"));
-                print(&self.out)
-            }
-            Some(reason) => {
-                self.say("verdict", format_args!("refused ({reason})"));
-                print(&self.out)?;
-                Err(Failure::Refused)
-            }
-        }
-    }
-
-    fn say(&mut self, step: &str, words: std::fmt::Arguments<'_>) {
-        let _ = writeln!(self.out, "{step:<9} {words}");
+fn understood(reply: Reply) -> Result<Value, Failure> {
+    match Reading(&reply.body).text("id").as_deref() {
+        Some("not_found" | "unprocessable_entity") => Err(Failure::Usage(reply.message())),
+        _ => reply.done(),
     }
 }
 
-/// Why the certificate is good.
-fn voucher(terms: &Terms, voucher: &Voucher) -> String {
-    match voucher {
-        Voucher::Pinned => "is one of client_certificates".to_owned(),
-        Voucher::Anchor { sha256, .. } => {
-            let anchor = terms.anchors.iter().find(|anchor| anchor.sha256 == **sha256);
-            let name = anchor.map_or("an anchor", |anchor| &anchor.subject);
-            format!("is vouched for by {name} of client_ca")
-        }
+/// The answer of the configuration file.
+fn by_file(args: &ExplainArgs, chain: &[CertificateDer<'_>]) -> Result<Value, Failure> {
+    let file = &args.config.config;
+    let (built, _) = load(file, &Names::default())?;
+    let explained = built.snapshot.explain(&args.listener, args.source, chain, OffsetDateTime::now_utc());
+    let mut answer = explained.map_err(|error: Unexplained| Failure::Usage(error.to_string()))?.in_json();
+    set(&mut answer, "config", json!(file));
+    Ok(answer)
+}
+
+fn in_words(answer: &Value, policy: &str) -> String {
+    let mut out = String::new();
+    let mut line = |step: &str, words: &str| {
+        let _ = writeln!(out, "{step:<9} {words}");
+    };
+    line("policy", policy);
+    for step in Reading(answer).list("steps") {
+        line(&step.text_or_dash("step"), &step.lines("text").join(" "));
+    }
+    match Reading(answer).text("reason") {
+        None => line("verdict", "let in"),
+        Some(reason) => line("verdict", &format!("refused ({reason})")),
+    }
+    out
+}
+
+fn set(answer: &mut Value, key: &str, value: Value) {
+    if let Some(fields) = answer.as_object_mut() {
+        fields.insert(key.to_owned(), value);
     }
 }
 
-/// What the revocation lists say of a certificate that is good; nothing where there are none.
-fn revocation(terms: &Terms, voucher: &Voucher) -> Option<String> {
-    let Voucher::Anchor { sha256, .. } = voucher else { return None };
-    let (anchor, der) = terms.anchors.iter().zip(terms.anchor_ders()).find(|(anchor, _)| anchor.sha256 == **sha256)?;
-    let lists = terms.revocation_lists();
-    if lists.is_empty() {
-        return None;
-    }
-    let newest = lists.iter().filter(|list| list.is_signed_by(der)).max_by_key(|list| list.this_update);
-    Some(match newest {
-        Some(Crl { issuer, next_update, .. }) => {
-            let end = timestamp::seconds(*next_update);
-            let until = if OffsetDateTime::now_utc() < *next_update { "good until" } else { "which ran out at" };
-            format!("it is not revoked by the list of {issuer}, {until} {end}")
-        }
-        None => format!("it is in no revocation list, for client_crl has none of {}", anchor.subject),
-    })
+fn is_same_file(one: &Path, other: &Path) -> bool {
+    let found = |path: &Path| fs::canonicalize(path).or_else(|_| std::path::absolute(path)).ok();
+    found(one).is_some_and(|one| found(other) == Some(one))
 }
 
-fn in_words(terms: &Terms, rule: &Rule) -> String {
-    let now = is_now(terms, rule);
-    match &rule.description {
-        Some(description) => format!("{rule} ({}){now}", printable::field(description)),
-        None => format!("{rule}{now}"),
-    }
+/// The reason without the advice behind it.
+fn first_sentence(text: &str) -> &str {
+    text.split_once(". ").map_or(text, |(first, _)| first)
 }

@@ -31,6 +31,7 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use clap_complete::Shell;
 use serde_json::Value;
 
+use self::explain::ExplainArgs;
 use crate::addr::ClientAddr;
 use crate::config::{Fingerprint, Problems};
 use crate::names::Names;
@@ -63,20 +64,8 @@ enum Command {
         #[arg(long, value_name = "PATH", requires = "diff")]
         socket: Option<PathBuf>,
     },
-    /// Say step by step whether a connection would be let in, and by which rule
-    Explain {
-        #[command(flatten)]
-        config: ConfigFile,
-        /// The listener it would come to
-        #[arg(long, value_name = "NAME")]
-        listener: String,
-        /// The address it would come from, or "unix" for a program that opens the listener's Unix socket
-        #[arg(long, value_name = "IP", value_parser = source)]
-        source: ClientAddr,
-        /// The certificate it would present (PEM, its chain behind it)
-        #[arg(long, value_name = "FILE")]
-        client_cert: Option<PathBuf>,
-    },
+    /// Say step by step whether a connection would be admitted, and by which rule; asks the running program where there is one
+    Explain(ExplainArgs),
     /// Tell how the running program is, what it serves, and what became of the last reload
     Status {
         #[command(flatten)]
@@ -271,9 +260,7 @@ impl Cli {
             Command::Check { config, json, diff: true, socket } => {
                 check::check_against(&config.config, socket.as_deref(), json)
             }
-            Command::Explain { config, listener, source, client_cert } => {
-                explain::explain(&config.config, &listener, source, client_cert.as_deref())
-            }
+            Command::Explain(args) => explain::explain(&args),
             Command::Status { running, rotation, json } => status::status(&running, rotation, json),
             Command::Reload { running, plan: false, json } => reload::reload(&running, json),
             Command::Reload { running, plan: true, json } => reload::plan(&running, json),

@@ -56,8 +56,8 @@ fn in_words(answer: &Value, now: OffsetDateTime) -> String {
         ),
         None => format!("applied: generation {generation} is in force\n"),
     };
-    let is_change = |key: &str| !["generation", "in_force_since"].contains(&key);
-    for (key, value) in answer.as_object().into_iter().flatten().filter(|(key, _)| is_change(key)) {
+    let counts = ["generation", "in_force_since", "differences", "differences_count", "weakened_count"];
+    for (key, value) in answer.as_object().into_iter().flatten().filter(|(key, _)| !counts.contains(&key.as_str())) {
         let told = match value {
             Value::Number(count) if count.as_u64() != Some(0) => count.to_string(),
             Value::Array(list) if !list.is_empty() => match Reading(answer).texts(key) {
@@ -68,10 +68,20 @@ fn in_words(answer: &Value, now: OffsetDateTime) -> String {
         };
         let _ = writeln!(out, "  {}: {told}", key.replace('_', " "));
     }
+    for difference in Reading(answer).list("differences").take(MAX_TOLD) {
+        let _ = writeln!(out, "  {}", difference::setting(difference));
+    }
+    let count = usize::try_from(Reading(answer).number("differences_count")).unwrap_or(usize::MAX);
+    if count > MAX_TOLD {
+        let _ = writeln!(out, "  and {} more; --json lists up to a thousand", count - MAX_TOLD);
+    }
     out
 }
 
 const UNPROCESSABLE: u16 = 422;
+
+/// More than a reader reads.
+const MAX_TOLD: usize = 50;
 
 #[cfg(test)]
 mod tests {
@@ -82,8 +92,11 @@ mod tests {
         let answer = json!({
             "result": "applied", "generation": 4, "sources_added": 3, "sources_removed": 0, "listeners_added": ["db", "cache"],
             "listeners_removed": [], "sessions_ended": 2,
+            "differences": [{ "listener": "db", "key": "tls", "old": "on", "new": "off", "weakens": true }],
+            "differences_count": 1, "weakened_count": 1,
         });
-        let expected = "applied: generation 4 is in force\n  listeners added: db, cache\n  sessions ended: 2\n  sources added: 3\n";
+        let expected = "applied: generation 4 is in force\n  listeners added: db, cache\n  sessions ended: 2\n  sources added: 3\n  \
+                        ! setting      db  tls: on -> off (weakens protection)\n";
         assert_eq!(in_words(&answer, OffsetDateTime::UNIX_EPOCH), expected);
     }
 

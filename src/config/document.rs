@@ -68,6 +68,12 @@ impl<'a> Document<'a> {
     /// Every syntax error. What could be read around them is not looked at: a tree with holes makes for errors about the
     /// holes.
     pub(super) fn parse(&self) -> Result<toml::Spanned<DeTable<'a>>, Problems> {
+        let (root, errors) = self.parse_around_errors();
+        errors.map_or(Ok(root), Err)
+    }
+
+    /// What could be read of the top table, and every syntax error if there are any.
+    pub(super) fn parse_around_errors(&self) -> (toml::Spanned<DeTable<'a>>, Option<Problems>) {
         let (root, errors) = DeTable::parse_recoverable(self.text);
         let problem = |error: &toml::de::Error| {
             let span = error.span().unwrap_or_default();
@@ -77,7 +83,8 @@ impl<'a> Document<'a> {
             let message = format!("not valid TOML: {}{found}", error.message().trim());
             Problem { place, key: String::new(), message }
         };
-        Problems::unless_any(errors.iter().take(MOST_SYNTAX_ERRORS).map(problem).collect(), root)
+        let problems = errors.iter().take(MOST_SYNTAX_ERRORS).map(problem).collect();
+        (root, Problems::unless_any(problems, ()).err())
     }
 
     pub(super) fn root(&'a self, table: &'a DeTable<'a>) -> Section<'a> {

@@ -1,7 +1,7 @@
 //! `[[listener]]` and the tables inside it.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::document::{Node, Section};
@@ -59,7 +59,7 @@ impl<'a> Listeners<'a> {
         let listen = section
             .require("listen", "an address such as \"0.0.0.0:6380\", or a list of them")
             .and_then(|node| self.listen(&node, ipv6_only, name.as_deref()));
-        let sources = self.sources(&section);
+        let (sources, sources_file) = self.sources(&section);
         let tls_node = section.require("tls", TLS_MISSING);
         let tls = tls_node.as_ref().and_then(|node| self.tls(node));
         if let (Some(node), Some(tls), Some(listen)) = (&tls_node, &tls, &listen) {
@@ -88,6 +88,7 @@ impl<'a> Listeners<'a> {
             socket_files: listen.iter().filter_map(access).collect(),
             listen: listen.into_iter().map(|listen| listen.address).collect(),
             sources,
+            sources_file,
             balancers,
             shield: shield.unwrap_or_default(),
             tls: tls?,
@@ -137,13 +138,12 @@ impl<'a> Listeners<'a> {
         Some(all).filter(|all| all.len() == nodes.len() && !all.is_empty())
     }
 
-    fn sources(&mut self, section: &Section<'_>) -> SourcePolicy {
+    fn sources(&mut self, section: &Section<'_>) -> (SourcePolicy, Option<PathBuf>) {
         let enforcement = section.get("enforcement").and_then(|node| node.choice(&ENFORCEMENTS));
         let mut rules = section.get("trusted_sources").map(|node| sources::configured(&node)).unwrap_or_default();
-        if let Some(node) = section.get("sources_file")
-            && let Some(path) = node.path(self.directory)
-        {
-            match sources::from_file(&path, self.files) {
+        let file = section.get("sources_file").and_then(|node| Some((node.path(self.directory)?, node)));
+        if let Some((path, node)) = &file {
+            match sources::from_file(path, self.files) {
                 Ok(more) => rules.extend(more),
                 Err(problems) => {
                     for problem in problems {
@@ -156,7 +156,8 @@ impl<'a> Listeners<'a> {
             }
         }
         let enforcement = enforcement.unwrap_or(Enforcement::Enforce);
-        SourcePolicy { trusted: Arc::new(TrustedSources::new(rules)), enforcement }
+        let policy = SourcePolicy { trusted: Arc::new(TrustedSources::new(rules)), enforcement };
+        (policy, file.map(|(path, _)| path))
     }
 
     /// `Some(None)` where it is off.
@@ -236,9 +237,10 @@ fn plaintext_cancel(section: &Section<'_>, protocol: Option<Protocol>) -> bool {
 /// Keys of the tables inside a listener, as far as their names say which one is meant.
 const OF_TLS: [&str; 6] =
     ["certificates", "client_auth", "client_ca", "client_certificates", "client_crl", "trusted_clients"];
-const OF_LIMITS: [&str; 5] = [
+const OF_LIMITS: [&str; 6] = [
     "max_connections",
     "max_connections_per_source",
+    "max_handshakes",
     "connection_rate_per_source",
     "handshake_timeout",
     "idle_timeout",

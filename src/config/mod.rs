@@ -114,6 +114,8 @@ pub struct Listener {
     pub socket_files: BTreeMap<PathBuf, Access>,
     /// Whose connections it takes.
     pub sources: SourcePolicy,
+    /// Where further rules are read from.
+    pub sources_file: Option<PathBuf>,
     /// `[listener.proxy_protocol] trusted`: whose word on where a client comes from it takes.
     pub balancers: Balancers,
     /// Whether the kernel turns strangers away already.
@@ -283,6 +285,8 @@ pub struct Limits {
     pub max_connections: Option<NonZeroU32>,
     /// Sessions at once from one source: an IPv4 address, or the /64 of an IPv6 address.
     pub max_connections_per_source: Option<NonZeroU32>,
+    /// Connections at once whose clients are not identified yet; `None` for the built-in limit.
+    pub max_handshakes: Option<NonZeroU32>,
     /// How often one source may connect.
     pub connection_rate_per_source: Option<Rate>,
     /// From accept to the end of the TLS handshake.
@@ -341,13 +345,17 @@ impl Config {
     /// most asked about.
     ///
     /// # Errors
-    /// When the file cannot be read or is not TOML, or `[admin]` itself is wrong.
+    /// When the file cannot be read, `[admin]` itself is wrong, or the file is not TOML and no `[admin]` is found in it.
     pub fn admin_of(file: &Path) -> Result<Option<Admin>, Problems> {
         let bytes = read(file, &mut Files::default())?;
         let document = document::Document::new(file, text(file, &bytes)?);
-        let tree = document.parse()?;
+        let (tree, errors) = document.parse_around_errors();
         let admin = process::admin(&document.root(tree.get_ref()), directory_of(file));
-        Problems::unless_any(document.into_problems(), admin)
+        match (admin, errors) {
+            (None, Some(errors)) => Err(errors),
+            (admin, Some(_)) => Ok(admin),
+            (admin, None) => Problems::unless_any(document.into_problems(), admin),
+        }
     }
 }
 

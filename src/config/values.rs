@@ -154,13 +154,13 @@ impl Node<'_> {
         Some(text.to_owned())
     }
 
-    /// A number that is not negative.
-    pub(super) fn count(&self) -> Option<u32> {
-        let count = self.integer().and_then(|number| u32::try_from(number).ok());
-        if count.is_none() {
-            self.expected("a whole number; 0 means no limit");
+    /// A limit; `zero` says what 0 means.
+    pub(super) fn limit(&self, zero: &str) -> Option<u32> {
+        let limit = self.integer().and_then(|number| u32::try_from(number).ok());
+        if limit.is_none() {
+            self.expected(format_args!("a whole number; 0 means {zero}"));
         }
-        count
+        limit
     }
 
     /// `"50/s"`.

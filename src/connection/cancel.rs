@@ -3,15 +3,17 @@
 //! It is passed on verbatim and answered by nothing. The client's side is closed only after the upstream has closed, so
 //! that a canceller that waits for the end knows the request was acted upon, as it would without a proxy.
 
+use std::fmt::Display;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout_at};
 
 use super::dial::{announce, dial_for_cancel};
+use super::finish;
 use super::identify::{Identified, judge, judge_source};
 use super::leg::{ClientLeg, Leg, UpstreamLeg};
 use super::part::{Leave, Parting};
@@ -19,7 +21,7 @@ use super::socket::Socket;
 use crate::audit::Facts;
 use crate::outcome::{Ending, Reason};
 use crate::protocol::postgres::HEADER_LENGTH;
-use crate::snapshot::{Current, Terms};
+use crate::snapshot::{Current, Handshake, Terms};
 
 /// A CancelRequest that wants to go to the upstream.
 #[derive(Debug)]
@@ -48,26 +50,40 @@ impl CancelRequest {
         Self { packet, terms, client: Canceller::Identified(client) }
     }
 
-    /// Passes it on and waits for the upstream to be done with it.
-    pub(super) async fn forward(self, current: &Current, facts: &mut Facts) -> Result<Parting, Leave> {
-        match self.pass_on(current, facts).await {
+    /// Passes it on and waits for the upstream to be done with it, if there are not too many of them.
+    pub(super) async fn forward(
+        self,
+        handshake: &mut Option<Handshake>,
+        current: &Current,
+        facts: &mut Facts,
+    ) -> Result<Parting, Leave> {
+        match self.pass_on(handshake, current, facts).await {
             Ok(()) => Ok(self.client.into()),
             Err(ending) => Err(Leave { ending, parting: self.client.into() }),
         }
     }
 
-    async fn pass_on(&self, current: &Current, facts: &mut Facts) -> Result<(), Ending> {
+    async fn pass_on(
+        &self,
+        handshake: &mut Option<Handshake>,
+        current: &Current,
+        facts: &mut Facts,
+    ) -> Result<(), Ending> {
         let key = self.packet.get(HEADER_LENGTH..).unwrap_or_default();
+        // Dropped behind the upstream's connection: what is counted is what the upstream bears.
+        let begun = self.terms.cancels.begin(key, facts.client, std::time::Instant::now())?;
+        finish(handshake)?;
+        let deadline = Instant::now() + PATIENCE;
         let header = self.client.header(&self.terms, facts);
-        let (mut upstream, node) = dial_for_cancel(key, &self.terms, &header).await?;
+        let dialled = timeout_at(deadline, dial_for_cancel(begun.place.as_ref(), &self.terms, &header)).await;
+        let (mut upstream, node) = dialled.map_err(|_| unreachable(&"it was not reached in time"))??;
         facts.upstream = Some(node.address().to_string().into());
         // Asked at the last moment: the packet may have taken its time, and the policy may be another one by now.
         self.client.judge(current, facts)?;
-        let sent = timeout(PATIENCE, upstream.write_all(&self.packet)).await;
-        let failed = |error: io::Error| Ending::new(Reason::UpstreamUnreachable, error);
-        sent.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())).map_err(failed)?;
+        let sent = timeout_at(deadline, upstream.write_all(&self.packet)).await;
+        sent.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())).map_err(|error| unreachable(&error))?;
         // Delivered. How the upstream ends the connection, and when, is its own business.
-        let _ = timeout(PATIENCE, ended(&mut upstream)).await;
+        let _ = timeout_at(deadline, ended(&mut upstream)).await;
         Ok(())
     }
 }
@@ -108,5 +124,9 @@ async fn ended(upstream: &mut UpstreamLeg) -> io::Result<()> {
     Ok(())
 }
 
-/// A server acts on a CancelRequest as soon as it has read it.
+fn unreachable(error: &dyn Display) -> Ending {
+    Ending::new(Reason::UpstreamUnreachable, error)
+}
+
+/// From dialling to the end of the upstream's connection. A server acts on a CancelRequest as soon as it has read it.
 const PATIENCE: Duration = Duration::from_secs(10);

@@ -46,18 +46,18 @@ use self::announced::Introduced;
 use self::cancel::CancelRequest;
 use self::dial::Candidates;
 use self::greet::Greeting;
-use self::hear::Heard;
+use self::hear::{Heard, Ready};
 use self::part::{Leave, Parting, Startup};
 use self::relay::Relay;
 use self::secure::Secured;
 use self::settle::Settled;
 use self::visit::Visit;
 use crate::addr::ClientAddr;
-use crate::audit::Audit;
+use crate::audit::{Audit, Facts};
 use crate::outcome::{Ending, Reason};
-use crate::policy::{Admitted, Standing};
+use crate::policy::Admitted;
 use crate::sessions::{Presence, Register};
-use crate::snapshot::{Current, Pace, Terms};
+use crate::snapshot::{Current, Handshake, Pace, Terms};
 
 /// By what a connection comes in.
 #[derive(Debug)]
@@ -77,19 +77,12 @@ impl Entrance {
         }
     }
 
-    /// The load balancer whose socket it is, where it is one's.
-    fn balancer(&self) -> Option<ClientAddr> {
+    /// What is known of the connection that comes in by it.
+    pub fn facts(&self, session: Option<u64>, listener: &Arc<str>) -> Facts {
+        let facts = Facts::new(session, Arc::clone(listener), self.from());
         match self {
-            Self::Admitted(..) => None,
-            Self::Balancer(balancer) => Some(*balancer),
-        }
-    }
-
-    /// What lets it in, where that is known.
-    fn standing(&self) -> Option<&Standing> {
-        match self {
-            Self::Admitted(admitted, _) => Some(admitted.standing()),
-            Self::Balancer(_) => None,
+            Self::Admitted(admitted, _) => Facts { standing: Some(admitted.standing().clone()), ..facts },
+            Self::Balancer(balancer) => Facts { balancer: Some(*balancer), ..facts },
         }
     }
 }
@@ -105,6 +98,8 @@ pub struct Arrival {
     pub terms: Arc<Terms>,
     /// Its entry in the register.
     pub presence: Presence,
+    /// Its place among the handshakes.
+    pub handshake: Handshake,
     /// When it was accepted; deadlines count from here.
     pub accepted_at: Instant,
 }
@@ -123,13 +118,13 @@ pub struct House {
 /// Serves a client from arrival to end. Not `async`, because an arrival taken apart inside the future would be reserved
 /// there for life.
 fn serve(arrival: Arrival, house: &Arc<House>) -> impl Future<Output = ()> + use<> {
-    let Arrival { stream, entrance, terms, presence, accepted_at } = arrival;
+    let Arrival { stream, entrance, terms, presence, handshake, accepted_at } = arrival;
     let visit = Visit::new(Arc::clone(house), &terms, &entrance, &presence, accepted_at);
     let pace = match entrance {
         Entrance::Admitted(_, pace) => Some(pace),
         Entrance::Balancer(_) => None,
     };
-    let newcomer = Newcomer { stream, terms, pace };
+    let newcomer = Box::new((Newcomer { stream, terms, pace }, handshake));
     live(newcomer, presence, visit)
 }
 
@@ -141,7 +136,7 @@ struct Newcomer {
     pace: Option<Pace>,
 }
 
-async fn live(newcomer: Newcomer, presence: Presence, mut visit: Visit) {
+async fn live(newcomer: Box<(Newcomer, Handshake)>, presence: Presence, mut visit: Visit) {
     // What is not the relay is boxed: the state of a handshake and of a farewell is large, and a session that lives for
     // days needs none of it.
     let Some(mut relay) = Box::pin(reach_upstream(newcomer, &presence, &mut visit)).await else { return };
@@ -156,18 +151,41 @@ async fn live(newcomer: Newcomer, presence: Presence, mut visit: Visit) {
 }
 
 /// From the first byte to the upstream. Who does not get there is seen off here.
-async fn reach_upstream(newcomer: Newcomer, presence: &Presence, visit: &mut Visit) -> Option<Box<Relay>> {
+async fn reach_upstream(
+    newcomer: Box<(Newcomer, Handshake)>,
+    presence: &Presence,
+    visit: &mut Visit,
+) -> Option<Box<Relay>> {
+    let (newcomer, handshake) = *newcomer;
+    // A client that is not identified keeps its place until this function returns and its connection is closed.
+    let mut handshake = Some(handshake);
     let entered = tokio::select! {
         biased;
         ending = presence.shown_out() => Err(ending.into()),
-        entered = through_the_rooms(newcomer, presence, visit) => entered,
+        entered = through_the_rooms(newcomer, &mut handshake, presence, visit) => entered,
     };
     match entered {
         Ok(Entered::Session(relay)) => return Some(relay),
         Ok(Entered::Cancelled(parting)) => visit.cancelled(parting).await,
-        Err(leave) => visit.ended(leave).await,
+        Err(leave) => tokio::select! {
+            biased;
+            () = visit.ended(leave) => {}
+            () = displaced(presence) => {}
+        },
     }
     None
+}
+
+/// Returns when the connection has lost its place among the handshakes.
+async fn displaced(presence: &Presence) {
+    if presence.shown_out().await.reason != Reason::HandshakeLimit {
+        std::future::pending().await
+    }
+}
+
+/// Gives back the place among the handshakes.
+fn finish(handshake: &mut Option<Handshake>) -> Result<(), Ending> {
+    handshake.take().map_or(Ok(()), Handshake::finish).map_err(Ending::from)
 }
 
 /// What a client has come for.
@@ -179,7 +197,12 @@ enum Entered {
 }
 
 /// Room after room.
-async fn through_the_rooms(newcomer: Newcomer, presence: &Presence, visit: &mut Visit) -> Result<Entered, Leave> {
+async fn through_the_rooms(
+    newcomer: Newcomer,
+    handshake: &mut Option<Handshake>,
+    presence: &Presence,
+    visit: &mut Visit,
+) -> Result<Entered, Leave> {
     let Newcomer { stream, terms, pace } = newcomer;
     let house = visit.house();
     let deadline = visit.deadline(terms.limits.handshake_timeout);
@@ -189,7 +212,9 @@ async fn through_the_rooms(newcomer: Newcomer, presence: &Presence, visit: &mut 
         Some(pace) => Introduced::directly(stream, terms, pace)?,
         None => {
             let heard = timeout_at(deadline, announced::hear(stream)).await.map_err(too_slow)??;
-            announced::introduce(heard, &house.current, presence, visit.facts())?
+            let introduced = announced::introduce(heard, &house.current, presence, visit.facts())?;
+            handshake.iter_mut().for_each(|handshake| handshake.is_for(visit.facts().client));
+            introduced
         }
     };
     let secured = match timeout_at(deadline, greet::greet(socket, &terms)).await.map_err(too_slow)?? {
@@ -204,21 +229,35 @@ async fn through_the_rooms(newcomer: Newcomer, presence: &Presence, visit: &mut 
                 return Err(Leave::plain(too_fast, stream, Vec::new()));
             }
             let request = CancelRequest::unasked(stream, packet, &terms);
-            return request.forward(&house.current, visit.facts()).await.map(Entered::Cancelled);
+            let forwarded = Box::pin(request.forward(handshake, &house.current, visit.facts()));
+            return forwarded.await.map(Entered::Cancelled);
         }
     };
     if let Pace::Refused(too_fast) = pace {
         return Err(Leave::refused(too_fast.into(), secured.client, secured.protocol, Startup::Awaited));
     }
     let identified = identify::identify(secured, &house.current, visit.facts())?;
+    // A PostgreSQL client without a certificate says in its first packet who it is.
+    if identified.credential.is_some() {
+        finish(handshake)?;
+    }
     let heard = match hear::hear(identified).await? {
         Heard::Session(ready) => ready,
         Heard::Cancel(identified, packet) => {
             let request = CancelRequest::of(identified, packet);
-            return request.forward(&house.current, visit.facts()).await.map(Entered::Cancelled);
+            let forwarded = Box::pin(request.forward(handshake, &house.current, visit.facts()));
+            return forwarded.await.map(Entered::Cancelled);
         }
     };
-    let (counted, mut ready) = count::count(heard, visit.facts().client)?;
+    finish(handshake)?;
+    Box::pin(open(heard, presence, visit)).await
+}
+
+/// From a client that wants a session to its session. To be boxed: the state for dialling is eight times that of a handshake,
+/// and there may be many handshakes.
+async fn open(ready: Ready, presence: &Presence, visit: &mut Visit) -> Result<Entered, Leave> {
+    let house = visit.house();
+    let (counted, mut ready) = count::count(ready, visit.facts().client)?;
     let mut candidates = Candidates::of(&ready.identified.terms);
     loop {
         let dialled = dial::dial(ready, &mut candidates, visit.facts()).await?;
@@ -238,8 +277,21 @@ mod tests {
     use super::stream::TlsStream;
     use super::*;
 
-    fn size_of_future<F>(_: impl FnOnce(Newcomer, Presence, Visit) -> F) -> usize {
+    fn size_of_future<F>(_: impl FnOnce(Box<(Newcomer, Handshake)>, Presence, Visit) -> F) -> usize {
         size_of::<F>()
+    }
+
+    fn size_of_handshake<F>(
+        _: impl FnOnce(Box<(Newcomer, Handshake)>, &'static Presence, &'static mut Visit) -> F,
+    ) -> usize {
+        size_of::<F>()
+    }
+
+    /// There may be `max_handshakes` of them, and their clients need no credential.
+    #[test]
+    fn unidentified_client_reserves_little() {
+        let size = size_of_handshake(reach_upstream);
+        assert!(size <= 2000, "{size} bytes");
     }
 
     /// What a future may need at any time it reserves all the time, so one careless buffer costs every idle session.

@@ -39,10 +39,8 @@ impl Visit {
         presence: &Presence,
         accepted_at: Instant,
     ) -> Self {
-        let mut facts = Facts::new(Some(presence.id()), Arc::clone(&terms.name), entrance.from());
-        facts.balancer = entrance.balancer();
+        let mut facts = entrance.facts(Some(presence.id()), &terms.name);
         facts.from_checker = terms.balancers.check_from(entrance.from());
-        facts.standing = entrance.standing().cloned();
         facts.upstream = Some(Arc::clone(&terms.upstream_name));
         Self { house, facts: Box::new(facts), accepted_at, stage: Stage::Entering, carried: Carried::default() }
     }

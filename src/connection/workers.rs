@@ -157,7 +157,9 @@ mod tests {
         let admitted = terms.sources.admit(ClientAddr::UNIX, OffsetDateTime::now_utc()).unwrap();
         let entrance = Entrance::Admitted(admitted, Pace::Free);
         let presence = Register::enter(&house.register, Arc::clone(&terms.name), ClientAddr::UNIX);
-        (client, Arrival { stream: Accepted::Unix(stream), entrance, terms, presence, accepted_at: Instant::now() })
+        let handshake = terms.begin_handshake(ClientAddr::UNIX, presence.id()).unwrap().handshake;
+        let stream = Accepted::Unix(stream);
+        (client, Arrival { stream, entrance, terms, presence, handshake, accepted_at: Instant::now() })
     }
 
     /// The reasons of all denials in the audit.

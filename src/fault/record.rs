@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 use time::OffsetDateTime;
 use tracing::error;
 
+use crate::printable;
+
 /// A panic that was contained.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fault {
@@ -53,8 +55,9 @@ pub(super) fn note(part: &'static str, message: &str, location: Option<String>) 
     let fault = Fault {
         at: OffsetDateTime::now_utc(),
         part,
-        location: location.map(|location| shortened(&location)),
-        message: shortened(message),
+        location: location.map(printable::field),
+        // A panic may quote what it failed on.
+        message: printable::field(message),
         count: 1,
     };
     let (fault, is_due) = add(&mut entries(), fault, Instant::now());
@@ -103,21 +106,8 @@ fn add(entries: &mut Vec<Entry>, mut fault: Fault, now: Instant) -> (Fault, bool
     (fault, is_due)
 }
 
-/// The beginning of a text, on one line: a panic may quote what it failed on.
-fn shortened(text: &str) -> String {
-    let mut escaped = text.escape_debug();
-    let mut short: String = escaped.by_ref().take(MAX_MESSAGE).collect();
-    if escaped.next().is_some() {
-        short.push('…');
-    }
-    short
-}
-
 /// Different faults that are kept.
 const MAX_FAULTS: usize = 32;
-
-/// Characters of a message that are kept.
-const MAX_MESSAGE: usize = 200;
 
 const LOG_EVERY: Duration = Duration::from_secs(60);
 
@@ -155,12 +145,5 @@ mod tests {
         assert_eq!(entries.len(), MAX_FAULTS);
         let last = entries.last().unwrap();
         assert_eq!((last.fault.message.as_str(), last.fault.count), ("often", 3 * MAX_FAULTS as u64));
-    }
-
-    #[test]
-    fn message_is_shortened_and_escaped() {
-        assert_eq!(shortened("short"), "short");
-        assert_eq!(shortened("a\n\u{202e}b"), "a\\n\\u{202e}b");
-        assert_eq!(shortened(&"é".repeat(5_000)).chars().count(), MAX_MESSAGE + 1);
     }
 }

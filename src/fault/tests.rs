@@ -4,6 +4,7 @@ use std::sync::{Mutex, PoisonError};
 use tokio::task::JoinSet;
 
 use super::*;
+use crate::printable;
 
 /// What is kept of a part that no other test has.
 fn kept(part: &str) -> Vec<(String, u64)> {
@@ -26,6 +27,9 @@ fn work_that_panics_is_a_fault_and_other_work_goes_on() {
     }
     assert_eq!(kept("test of work"), [(message.to_owned(), 2)]);
     assert_eq!(contain("test of work", || broken(0)), Ok(1));
+    let quoting =
+        contain("test of quotations", || panic!("{}\u{202e}{}", "a\n", "b".repeat(5_000))).unwrap_err().message;
+    assert!(quoting.len() <= printable::MAX_FIELD && quoting.starts_with("a\\n\\u{202e}b"), "{quoting}");
     assert_eq!(contain("test of payloads", || panic::panic_any(7)).unwrap_err().message, "no message");
 }
 

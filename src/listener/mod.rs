@@ -25,7 +25,7 @@ use crate::connection::{Accepted, Arrival, Entrance, House, Seat, Workers};
 use crate::fault::{self, Fault};
 use crate::outcome::Reason;
 use crate::shield::{Port, Shields, Standing};
-use crate::snapshot::{Door, Snapshot, Terms};
+use crate::snapshot::{Begun, Door, NoPlace, Snapshot, Terms};
 use crate::socket_file::Place;
 
 /// Every bound address of the process.
@@ -310,9 +310,23 @@ impl Gate {
         }
     }
 
+    /// Hands a connection to a worker, if there is a place for its handshake.
     async fn hand_over(&self, stream: Accepted, entrance: Entrance, terms: Arc<Terms>, accepted_at: Instant) {
         let presence = self.house.register.enter(Arc::clone(&terms.name), entrance.from());
-        let arrival = Arrival { stream, entrance, terms, presence, accepted_at };
+        let handshake = match terms.begin_handshake(entrance.from(), presence.id()) {
+            Ok(Begun { handshake, displaced }) => {
+                if let Some(displaced) = displaced.and_then(|displaced| self.house.register.find(displaced)) {
+                    displaced.end(NoPlace::Displaced.into());
+                }
+                handshake
+            }
+            Err(full) => {
+                drop((stream, presence));
+                let facts = entrance.facts(None, &terms.name);
+                return self.house.audit.denied(&facts, Reason::HandshakeLimit, full, accepted_at.elapsed());
+            }
+        };
+        let arrival = Arrival { stream, entrance, terms, presence, handshake, accepted_at };
         self.workers.hand_over(arrival, &self.seat).await;
     }
 

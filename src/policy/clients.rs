@@ -82,6 +82,16 @@ pub enum ClientPattern {
 }
 
 impl ClientPattern {
+    /// Whether every client that matches `other` matches this pattern too.
+    pub fn includes(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::DnsBelow(domain), Self::Dns(name)) => is_one_label_above(domain, name),
+            (Self::UriBelow(path), Self::Uri(name)) => is_below(path, name),
+            (Self::UriBelow(path), Self::UriBelow(below)) => below.starts_with(path),
+            _ => self == other,
+        }
+    }
+
     fn matches(&self, name: ClientName<'_>) -> bool {
         match (self, name) {
             (Self::Common(pattern), ClientName::Common(name)) | (Self::Uri(pattern), ClientName::Uri(name)) => {

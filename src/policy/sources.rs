@@ -194,11 +194,31 @@ impl TrustedSources {
         v4.chain(self.v6.iter().filter(move |(_, rules)| is_live(rules)).map(|(net, _)| IpNet::V6(net)))
     }
 
+    /// Whether a rule that has not expired at `now` trusts every address of a network.
+    pub fn covers(&self, network: IpNet, now: OffsetDateTime) -> bool {
+        let is_live = |rules: &Vec<Arc<Rule>>| rules.iter().any(|rule| rule.is_live(now));
+        match network {
+            IpNet::V4(net) => self.v4.cover_values(&net).any(is_live),
+            IpNet::V6(net) => self.v6.cover_values(&net).any(is_live),
+        }
+    }
+
+    /// The networks and addresses of rules that lie within `network`, whether the rules have expired or not.
+    pub fn within(&self, network: IpNet) -> Vec<IpNet> {
+        match network {
+            IpNet::V4(net) => self.v4.children(&net).map(|(net, _)| IpNet::V4(net)).take(MAX_WITHIN).collect(),
+            IpNet::V6(net) => self.v6.children(&net).map(|(net, _)| IpNet::V6(net)).take(MAX_WITHIN).collect(),
+        }
+    }
+
     /// When the next of the rules that stand at `now` ends.
     pub fn next_end(&self, now: OffsetDateTime) -> Option<OffsetDateTime> {
         self.rules.iter().filter_map(|rule| rule.expires_at).filter(|end| *end > now).min()
     }
 }
+
+/// Maximum number of networks that [`TrustedSources::within`] returns.
+const MAX_WITHIN: usize = 8;
 
 impl fmt::Debug for TrustedSources {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

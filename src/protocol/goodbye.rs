@@ -36,6 +36,7 @@ pub fn goodbye(reason: Reason) -> Vec<u8> {
         Reason::ClientClosed
         | Reason::HalfCloseTimeout
         | Reason::HandshakeFailed
+        | Reason::HandshakeLimit
         | Reason::HandshakeTimeout
         | Reason::IoError
         | Reason::PlaintextRefused

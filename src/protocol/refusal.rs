@@ -70,6 +70,7 @@ impl Words {
             | Reason::ClosedByAdmin
             | Reason::HalfCloseTimeout
             | Reason::HandshakeFailed
+            | Reason::HandshakeLimit
             | Reason::HandshakeTimeout
             | Reason::IdleTimeout
             | Reason::IoError

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustls::pki_types::CertificateDer;
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 use tokio::sync::{mpsc, oneshot};
@@ -11,6 +12,7 @@ use tokio::task::JoinSet;
 
 use super::counts::{Count, Counts};
 use super::report;
+use crate::addr::ClientAddr;
 use crate::admin::{Answer, Ask, Request, Status};
 use crate::audit::{Audit, Changes};
 use crate::fault::{self, Fault};
@@ -20,7 +22,7 @@ use crate::outcome::Reason;
 use crate::printable;
 use crate::reload::{self, Asker, Told};
 use crate::sessions::Register;
-use crate::snapshot::{Snapshot, Terms};
+use crate::snapshot::{Built, Snapshot, Terms, Unexplained};
 use crate::timestamp::seconds;
 
 /// Where requests come in.
@@ -127,6 +129,10 @@ impl Desk {
             Ask::CloseSession(id) => self.close(id),
             Ask::Reload => return self.reload(answer),
             Ask::Plan { file } => return self.plan(file, current, answer),
+            Ask::Explain { listener, source, chain } => {
+                let current = Arc::clone(current);
+                return self.answer_later(answer, move || explain(&current, &listener, source, &chain));
+            }
         };
         let _ = answer.send(self.with_draining(at_once));
     }
@@ -158,6 +164,8 @@ impl Desk {
                 "trusted_sources": terms.sources.trusted.rules().len(),
                 "shield": report::shield(&listeners.shield(terms)),
                 "names": report::names(terms, &self.names),
+                "handshakes": terms.open_handshakes(),
+                "max_handshakes": terms.max_handshakes,
                 "sessions": relaying,
                 "sessions_closing": closing,
             })
@@ -207,18 +215,45 @@ impl Desk {
     /// Builds on a thread of its own what a reload would build, and puts it in force nowhere.
     fn plan(&mut self, file: Option<PathBuf>, current: &Arc<Snapshot>, answer: oneshot::Sender<Answer>) {
         let (current, register, names) = (Arc::clone(current), Arc::clone(&self.register), Arc::clone(&self.names));
-        self.pending.spawn(async move {
-            let planned = fault::contained_blocking(PART, move || {
-                let file = file.as_deref().unwrap_or(&current.config.file);
-                match reload::build(file, Some(&current), &names).0 {
-                    Ok(built) => Answer::done(report::plan(&built, &current, &register)),
-                    Err(problems) => Answer::error(Status::Unprocessable, "configuration_invalid", problems),
+        self.answer_later(answer, move || {
+            let file = file.as_deref().unwrap_or(&current.config.file);
+            match reload::build(file, Some(&current), &names).0 {
+                Ok(Built { snapshot, warnings }) => {
+                    let built = Built { snapshot: snapshot.planned(), warnings };
+                    Answer::done(report::plan(&built, &current, &register))
                 }
-            });
-            let failed = |fault| Answer::error(Status::Failed, "internal_fault", fault);
-            let _ = answer.send(planned.await.unwrap_or_else(failed));
+                Err(problems) => Answer::error(Status::Unprocessable, "configuration_invalid", problems),
+            }
         });
     }
+
+    /// Works out an answer on a thread of its own.
+    fn answer_later(&mut self, answer: oneshot::Sender<Answer>, work: impl FnOnce() -> Answer + Send + 'static) {
+        self.pending.spawn(async move {
+            let failed = |fault| Answer::error(Status::Failed, "internal_fault", fault);
+            let _ = answer.send(fault::contained_blocking(PART, work).await.unwrap_or_else(failed));
+        });
+    }
+}
+
+/// What the policy in force would do with a connection. The configuration is named in every answer: the caller may mean
+/// another one.
+fn explain(current: &Snapshot, listener: &str, source: ClientAddr, chain: &[CertificateDer<'_>]) -> Answer {
+    let explained = current.explain(listener, source, chain, OffsetDateTime::now_utc());
+    let mut answer = match explained {
+        Ok(explanation) => Answer::done(explanation.in_json()),
+        Err(error @ Unexplained::UnknownListener { .. }) => Answer::error(Status::NotFound, "not_found", error),
+        Err(error @ Unexplained::Impossible { .. }) => {
+            Answer::error(Status::Unprocessable, "unprocessable_entity", error)
+        }
+    };
+    if let Some(fields) = answer.body.as_object_mut() {
+        // A relative path would be relative to a directory that the caller may not know.
+        let config = std::path::absolute(&current.config.file).unwrap_or_else(|_| current.config.file.clone());
+        fields.insert("config".to_owned(), json!(config));
+        fields.insert("generation".to_owned(), current.generation.into());
+    }
+    answer
 }
 
 const DRAINING: &str = "draining: the program is stopping and takes no new policy; start it again when it has ended";
@@ -249,5 +284,8 @@ fn in_answer(told: Told) -> Answer {
         "certificates_in": changes.certificates_in,
         "certificates_out": changes.certificates_out,
         "in_force_since": in_force_since.map(seconds),
+        "differences": report::differences(&changes.differences),
+        "differences_count": changes.differences.len(),
+        "weakened_count": changes.weakened().count(),
     }))
 }

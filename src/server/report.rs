@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use time::OffsetDateTime;
 
 use crate::addr::ClientAddr;
+use crate::audit::{Difference, MAX_DIFFERENCES};
 use crate::names::Names;
 use crate::outcome::Ending;
 use crate::policy::Rule;
@@ -252,11 +253,19 @@ pub(super) fn plan(built: &Built, current: &Snapshot, register: &Register) -> Va
         "sources_removed_count": changes.sources_removed,
         "certificates_in": certificates_without(snapshot, current),
         "certificates_out": certificates_without(current, snapshot),
+        "differences": differences(&changes.differences),
+        "differences_count": changes.differences.len(),
+        "weakened_count": changes.weakened().count(),
         "sessions_ended": told.collect::<Vec<_>>(),
         "sessions_ended_count": ended.len(),
         "sessions_kept": kept,
         "warnings": warnings.iter().map(|warning| printable::lines(warning)).collect::<Vec<_>>(),
     })
+}
+
+/// The first of the settings that differ.
+pub(super) fn differences(differences: &[Difference]) -> Value {
+    json!(differences.iter().take(MAX_DIFFERENCES).collect::<Vec<_>>())
 }
 
 /// The session that a connection is, unless it is closing.

@@ -4,6 +4,8 @@ use std::collections::{BTreeSet, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use time::OffsetDateTime;
+
 use super::{Snapshot, Terms};
 use crate::audit::Changes;
 use crate::policy::{HostName, Rule};
@@ -24,6 +26,7 @@ impl Snapshot {
             certificates_out: without(&old_prints, &new_prints),
             sources_added: sources.iter().map(|changes| changes.added.len()).sum(),
             sources_removed: sources.iter().map(|changes| changes.removed.len()).sum(),
+            differences: self.differences_since(previous, OffsetDateTime::now_utc()),
         }
     }
 
@@ -124,13 +127,14 @@ fn rules_without<'a>(all: &'a [Arc<Rule>], others: &[Arc<Rule>]) -> Vec<&'a Rule
 
 #[cfg(test)]
 mod tests {
-    use time::{Duration, OffsetDateTime};
+    use time::Duration;
 
     use super::*;
 
     fn changes(after: &Snapshot, before: &Snapshot) -> Changes {
         after.changes_since(before, &after.source_changes_since(before))
     }
+    use crate::audit::Difference;
     use crate::policy::{AddressBook, Addresses};
     use crate::snapshot::specimen::{Site, listener};
 
@@ -153,7 +157,7 @@ mod tests {
             [
                 listener("kept", 1001, r#""10.0.0.0/8""#),
                 listener("turned", 1004, r#""192.0.2.1", "192.0.2.3", "192.0.2.4""#),
-                listener("fresh", 1003, r#""192.0.2.2""#),
+                listener("fresh", 1005, r#""192.0.2.2""#),
             ]
             .concat(),
             Some(&before),
@@ -171,6 +175,12 @@ mod tests {
             sources_removed: 2,
             certificates_in: sorted(vec![new, fresh]),
             certificates_out: sorted(vec![old, gone]),
+            differences: vec![Difference::new(
+                Some("turned"),
+                "listen",
+                Some("127.0.0.1:1002".to_owned()),
+                Some("127.0.0.1:1004".to_owned()),
+            )],
         };
         assert_eq!(changes(&after, &before), expected);
         assert_eq!((before.generation, after.generation), (1, 2));
@@ -185,7 +195,8 @@ mod tests {
         let snapshot = |rest: &str| site.snapshot(listener("db", 1001, &rule(rest)), None);
         let plain = snapshot("");
         let unchanged = Changes { generation: 1, ..Changes::default() };
-        assert_eq!(changes(&snapshot(r#", description = "office""#), &plain), unchanged);
+        let described = changes(&snapshot(r#", description = "office""#), &plain);
+        assert_eq!(Changes { differences: Vec::new(), ..described }, unchanged);
         let ending = snapshot(", expires_at = 2999-01-31T00:00:00Z");
         let changes = ending.source_changes_since(&plain);
         let [SourceChanges { listener: "db", added, removed }] = changes.as_slice() else {

@@ -134,27 +134,57 @@ impl Refusal {
 
     /// The ending of a session that was let in before.
     pub fn of_a_session(self) -> Ending {
+        self.ending(&PRESENT)
+    }
+
+    /// The ending that a session would have, were the policy in force.
+    pub fn of_a_plan(self) -> Ending {
+        self.ending(&FUTURE)
+    }
+
+    fn ending(self, words: &Words) -> Ending {
         match self {
             Self::Listener => Reason::ListenerRemoved.into(),
-            Self::Balancer(balancer) => Ending::new(Reason::SourceRevoked, no_word(balancer)),
+            Self::Balancer(balancer) => {
+                let balancer = balancer.source();
+                let detail = format_args!("it came by the word of {balancer}, which {}", words.no_balancer);
+                Ending::new(Reason::SourceRevoked, detail)
+            }
             Self::Source(stranger @ Stranger { expired: Some(_) }) => Ending::new(Reason::RuleExpired, stranger),
-            Self::Source(stranger) => Ending::new(Reason::SourceRevoked, stranger),
+            Self::Source(Stranger { expired: None }) => Ending::new(Reason::SourceRevoked, words.no_rule),
             Self::Identity(ending) if ending.reason == Reason::ClientCertificateExpired => ending,
             Self::Identity(Ending { reason, detail }) => {
-                let detail = if detail.is_empty() { no_certificate(reason) } else { detail };
+                let none = || format!("{reason}: it was let in without a client certificate, and {}", words.needs_one);
+                let detail = if detail.is_empty() { none() } else { detail };
                 Ending { reason: Reason::CredentialRevoked, detail }
             }
         }
     }
 }
 
+/// Parts of the reasons why a session ends.
+struct Words {
+    no_rule: &'static str,
+    no_balancer: &'static str,
+    needs_one: &'static str,
+}
+
+const PRESENT: Words = Words {
+    no_rule: "no rule trusts this address",
+    no_balancer: "is no load balancer of proxy_protocol.trusted any more",
+    needs_one: "now needs one",
+};
+
+/// For a policy that is not in force yet.
+const FUTURE: Words = Words {
+    no_rule: "no rule would trust this address",
+    no_balancer: "would be no load balancer of proxy_protocol.trusted any more",
+    needs_one: "would need one",
+};
+
 fn no_word(balancer: ClientAddr) -> String {
     format!(
         "it came by the word of {}, which is no load balancer of proxy_protocol.trusted any more",
         balancer.source()
     )
-}
-
-fn no_certificate(reason: Reason) -> String {
-    format!("{reason}: it was let in without a client certificate, and now needs one")
 }

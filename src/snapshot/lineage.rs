@@ -46,8 +46,8 @@ pub struct Departed {
     pub subject_digest: NameDigest,
     /// Its fingerprint.
     pub sha256: String,
-    /// By which generation.
-    pub by: Moment,
+    /// By which generation; `None` where that is only planned.
+    pub by: Option<Moment>,
 }
 
 impl Lineage {
@@ -69,13 +69,21 @@ impl Lineage {
             subject: old.subject.clone(),
             subject_digest: old.subject_digest,
             sha256: old.sha256.clone(),
-            by: now,
+            by: Some(now),
         });
         let still_gone = former.into_iter().flat_map(|former| &former.departed);
         let still_gone = still_gone.filter(|departed| !since.contains_key(&departed.sha256)).cloned();
         let departed = gone.chain(still_gone).take(MOST_DEPARTED).collect();
         let begun = former.and_then(|former| former.begun).or(Some(now));
         Self { since, departed, begun, rules: before.map_or_else(Arc::default, |before| rules(before, now, sources)) }
+    }
+
+    /// The same history for a generation that may never come into force.
+    pub(super) fn planned(mut self, generation: u64) -> Self {
+        for departed in &mut self.departed {
+            departed.by = departed.by.filter(|by| by.generation != generation);
+        }
+        self
     }
 
     /// Since when a certificate has been in force without a break.
@@ -134,7 +142,11 @@ impl Terms {
             _ => departed.role == "client_certificate" && departed.sha256 == refused.sha256,
         };
         if let Some(Departed { subject, by, .. }) = self.lineage.departed.iter().find(is_of_it) {
-            ending.add(format_args!("; {} was taken out by {by}", printable::quoted(subject)));
+            let subject = printable::quoted(subject);
+            match by {
+                Some(by) => ending.add(format_args!("; {subject} was taken out by {by}")),
+                None => ending.add(format_args!("; {subject} would be removed by this reload")),
+            }
         }
     }
 }
@@ -178,7 +190,10 @@ mod tests {
         assert_eq!(generation(&same, &old), Some(1));
         assert_eq!((generation(&turned, &old), generation(&turned, &new)), (None, Some(3)));
         let departed = &turned.named("db").unwrap().lineage.departed;
-        assert!(matches!(departed.as_slice(), [only] if only.sha256 == old && only.by.generation == 3), "{departed:?}");
+        assert!(
+            matches!(departed.as_slice(), [only] if only.sha256 == old && only.by.is_some_and(|by| by.generation == 3)),
+            "{departed:?}"
+        );
 
         for (ending, bytes) in ["crt", "key"].into_iter().zip(old_pair) {
             std::fs::write(site.path(&format!("db.{ending}")), bytes).unwrap();

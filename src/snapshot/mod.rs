@@ -6,6 +6,9 @@
 mod build;
 mod cancels;
 mod changes;
+mod differences;
+mod explanation;
+mod handshakes;
 mod headcount;
 mod judge;
 mod lineage;
@@ -17,6 +20,7 @@ pub(crate) mod specimen;
 mod usage;
 
 use std::collections::{BTreeMap, HashMap};
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
@@ -25,8 +29,10 @@ use rustls::pki_types::CertificateDer;
 use time::OffsetDateTime;
 use tokio::sync::{Semaphore, watch};
 
-pub use cancels::{CancelKeys, Cancellable};
+pub use cancels::{BegunCancel, CancelKeys, Cancellable, TooManyCancels};
 pub use changes::{AddressChange, SourceChanges};
+pub use explanation::{Explanation, Unexplained};
+pub use handshakes::{Begun, Handshake, NoPlace};
 pub use headcount::{Counted, Full};
 pub use judge::{Permission, Refusal};
 pub use lineage::{Departed, Lineage, Moment};
@@ -36,6 +42,7 @@ pub use shielding::NoShield;
 pub use usage::{Item, Reliance, Usage, User, Uses};
 
 use self::build::Builder;
+use self::handshakes::Handshakes;
 use self::headcount::Headcount;
 use self::pace::Pacer;
 use crate::addr::{ClientAddr, ListenAddr};
@@ -110,6 +117,10 @@ pub struct Terms {
     pub limits: Limits,
     /// Its sessions.
     headcount: Arc<Headcount>,
+    /// Its connections whose clients are not identified yet.
+    handshakes: Arc<Handshakes>,
+    /// How many of those there may be at once.
+    pub max_handshakes: NonZeroU32,
     /// Keeps the pace of its sources, where there is a rate.
     pacer: Option<Arc<Pacer>>,
     /// What becomes of open sessions it no longer lets in.
@@ -200,6 +211,16 @@ impl Snapshot {
         let by_door = terms.iter().enumerate().flat_map(doors).collect();
         let Moment { generation, at } = now;
         Self { generation, built_at: at, config: Arc::new(config), terms, by_name, by_door }
+    }
+
+    /// The same policy for a plan: what it takes out is not gone yet.
+    #[must_use]
+    pub fn planned(self) -> Self {
+        let planned = |terms: &Arc<Terms>| {
+            let lineage = terms.lineage.clone().planned(self.generation);
+            Arc::new(Terms { lineage, ..Terms::clone(terms) })
+        };
+        Self { terms: self.terms.iter().map(planned).collect(), ..self }
     }
 
     /// The terms of every listener, in the order of the configuration.
@@ -295,6 +316,19 @@ impl Terms {
     /// When there is no room for it.
     pub fn count(&self, client: ClientAddr) -> Result<Counted, Full> {
         self.headcount.count(client, &self.limits)
+    }
+
+    /// Takes a place among the handshakes for the connection of this number.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn begin_handshake(&self, client: ClientAddr, connection: u64) -> Result<Begun, NoPlace> {
+        self.handshakes.begin(client, connection, self.max_handshakes)
+    }
+
+    /// How many connections are in their handshake now.
+    pub fn open_handshakes(&self) -> u32 {
+        self.handshakes.count()
     }
 
     /// Who may open the Unix socket at this path.

@@ -152,7 +152,8 @@ impl AnchorSet {
     /// certificate authority that was made anew under its old name is there twice.
     pub(super) fn candidates(&self, certificate: &RawCertificate<'_>) -> Vec<usize> {
         let mut candidates = self.named(certificate.issuer).to_vec();
-        if candidates.len() > 1 {
+        // Anybody may have sent it, so one that is long to read is not read for a hint.
+        if candidates.len() > 1 && certificate.der.len() <= MAX_READ_FOR_A_HINT {
             let issuer = KeyIds::read(certificate.der).issuer;
             candidates.sort_by_key(|index| {
                 let key_id = self.get(*index).and_then(|anchor| anchor.key_id.as_ref());
@@ -286,6 +287,9 @@ fn unconstrained(anchor: &TrustAnchor<'static>) -> TrustAnchor<'static> {
         name_constraints: None,
     }
 }
+
+/// Bytes. Longer than certificates are.
+const MAX_READ_FOR_A_HINT: usize = 4 << 10;
 
 /// Certificates of a bundle above one another.
 const MAX_ANCESTORS: usize = 8;

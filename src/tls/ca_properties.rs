@@ -50,8 +50,6 @@ pub(super) struct CaProperties {
     pub(super) fault: Option<CaFault>,
     /// How many further CAs may follow below it; any number where it is not stated.
     pub(super) path_length: Option<usize>,
-    /// Whether its key usage allows to sign revocation lists.
-    pub(super) may_sign_lists: bool,
     /// Whether it limits the names that may be issued, or nobody can tell.
     pub(super) constrains_names: bool,
 }
@@ -80,10 +78,14 @@ impl CaProperties {
             validity: moment(validity.not_before)..end,
             fault,
             path_length: path_length.map(|length| usize::try_from(length).unwrap_or(usize::MAX)),
-            may_sign_lists: key_usage.may_sign_lists,
             constrains_names: !matches!(certificate.name_constraints(), Ok(None)),
         })
     }
+}
+
+/// Whether the key usage of a certificate allows it to sign revocation lists.
+pub(super) fn may_sign_lists(der: &CertificateDer<'_>) -> bool {
+    X509Certificate::from_der(der).is_ok_and(|(_, certificate)| KeyUsage::of(&certificate).may_sign_lists)
 }
 
 /// The key usage extension; a certificate without it may do everything.
@@ -159,6 +161,30 @@ fn lacking_purpose(certificate: &X509Certificate<'_>, purpose: Purpose) -> Optio
     };
     (!allowed).then_some(CaFault::ExtendedKeyUsage(purpose.name()))
 }
+
+/// The kinds of names that a CA limits (RFC 5280 §4.2.1.10) and that cannot be checked, so that certificates with such a name are
+/// refused. Every certificate has a directory name, its subject.
+pub(super) fn unchecked_constraints(der: &CertificateDer<'_>) -> Vec<&'static str> {
+    let Ok((_, certificate)) = X509Certificate::from_der(der) else { return Vec::new() };
+    let Ok(Some(constraints)) = certificate.name_constraints() else { return Vec::new() };
+    let subtrees = [&constraints.value.permitted_subtrees, &constraints.value.excluded_subtrees];
+    let bases = subtrees.into_iter().flatten().flatten().map(|subtree| &subtree.base);
+    let mut kinds: Vec<_> = bases
+        .filter_map(|base| match base {
+            GeneralName::DNSName(_) | GeneralName::IPAddress(_) => None,
+            GeneralName::DirectoryName(_) => Some(DIRECTORY_NAMES),
+            GeneralName::RFC822Name(_) => Some("email addresses"),
+            GeneralName::URI(_) => Some("URIs"),
+            _ => Some("names of another kind"),
+        })
+        .collect();
+    kinds.sort_unstable();
+    kinds.dedup();
+    kinds
+}
+
+/// How [`unchecked_constraints`] calls the kind of name that every certificate has.
+pub(super) const DIRECTORY_NAMES: &str = "directory names";
 
 /// The key identifiers (RFC 5280 §4.2.1.1 and §4.2.1.2) of a certificate and of its issuer, where it states them. They are
 /// hints: whoever made the certificate chose them.

@@ -153,6 +153,7 @@ fn as_fields<S: Serializer>(names: &[String], serializer: S) -> Result<S::Ok, S:
 }
 
 /// DER allows UTC only, and the parser other offsets too.
+#[allow(clippy::disallowed_methods, reason = "the one place where such a date is read")]
 pub(super) fn moment(time: ASN1Time) -> OffsetDateTime {
     timestamp::utc(time.to_datetime())
 }

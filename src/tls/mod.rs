@@ -52,7 +52,7 @@ pub use failure::{handshake_failure, is_refusal_of_ours};
 pub use own::OwnCertificate;
 pub use parts::TrustParts;
 pub use pem::{PemError, StoredKey, certificates, count_private_keys, private_key, stored_key};
-pub use records::{Client, MOST_UNOPENED, Records, Server, Side, most_overhead};
+pub use records::{Client, MAX_UNOPENED_OF_CLIENT, MOST_UNOPENED, Records, Server, Side, most_overhead};
 pub use server::{Attempt, ServerTls};
 pub use tickets::{SharedTicketer, TicketKeys, TicketKeysError};
 pub use trust::{ClientTrust, Evidence, Identity};

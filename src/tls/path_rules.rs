@@ -13,10 +13,8 @@ use webpki::{EndEntityCert, KeyUsage};
 
 use super::anchors::{Ancestry, Anchor, AnchorSet};
 use super::ca_properties::{CaProperties, Purpose, unsupported_extension};
-use super::certificate::Certificate;
 use super::chain_error::ChainError;
 use super::path::Path;
-use super::raw_certificate::RawCertificate;
 use super::signed::key_bits;
 use super::{provider, unix_time};
 
@@ -35,7 +33,7 @@ pub(super) struct Sent {
 /// The rule that is broken.
 pub(super) fn check_sent(path: &Path<'_>, purpose: Purpose, now: OffsetDateTime) -> Result<Sent, ChainError> {
     let Some((leaf, intermediates)) = path.certificates.split_first() else { return Err(ChainError::Malformed) };
-    let mut sent = Sent { validity: leaf_validity(leaf)?, constrains_names: false };
+    let mut sent = Sent { validity: leaf.validity().ok_or(ChainError::Malformed)?, constrains_names: false };
     for intermediate in intermediates {
         let der = intermediate.to_der();
         let properties = CaProperties::read(&der, purpose).ok_or(ChainError::Malformed)?;
@@ -206,11 +204,6 @@ impl Path<'_> {
         let issuers = self.certificates.iter().skip(1).map(|issuer| issuer.public_key_info);
         issuers.chain([self.anchor.trust.subject_public_key_info.as_ref()])
     }
-}
-
-fn leaf_validity(leaf: &RawCertificate<'_>) -> Result<Range<OffsetDateTime>, ChainError> {
-    let facts = Certificate::parse(&leaf.to_der()).map_err(|_| ChainError::Malformed)?;
-    Ok(facts.not_before..facts.end())
 }
 
 /// While both are valid.

@@ -3,8 +3,14 @@
 //! Anybody can send certificates, so nothing that costs more than reading a few lengths happens here. Extensions are read
 //! once a trust anchor vouches for the certificate ([`CaProperties`](super::ca_properties::CaProperties)).
 
-use rustls::pki_types::CertificateDer;
+use std::ops::Range;
 
+use rustls::pki_types::CertificateDer;
+use time::{Duration, OffsetDateTime};
+use x509_parser::prelude::FromDer as _;
+use x509_parser::time::ASN1Time;
+
+use super::certificate::moment;
 use super::der::{INTEGER, SEQUENCE, TAGGED_0, element_of};
 use super::signed::Signed;
 
@@ -14,6 +20,7 @@ pub(super) struct RawCertificate<'der> {
     pub(super) der: &'der [u8],
     pub(super) serial: &'der [u8],
     pub(super) issuer: &'der [u8],
+    validity: &'der [u8],
     pub(super) subject: &'der [u8],
     /// The contents of its `SubjectPublicKeyInfo`.
     pub(super) public_key_info: &'der [u8],
@@ -29,10 +36,17 @@ impl<'der> RawCertificate<'der> {
         let (serial, rest) = element_of(INTEGER, fields)?;
         let (_algorithm, rest) = element_of(SEQUENCE, rest)?;
         let (issuer, rest) = element_of(SEQUENCE, rest)?;
-        let (_validity, rest) = element_of(SEQUENCE, rest)?;
+        let (validity, rest) = element_of(SEQUENCE, rest)?;
         let (subject, rest) = element_of(SEQUENCE, rest)?;
         let (public_key_info, _) = element_of(SEQUENCE, rest)?;
-        Some(Self { der, serial, issuer, subject, public_key_info, signed })
+        Some(Self { der, serial, issuer, validity, subject, public_key_info, signed })
+    }
+
+    /// From its notBefore to behind its notAfter, whose last second belongs to it. Nothing, where these cannot be read.
+    pub(super) fn validity(&self) -> Option<Range<OffsetDateTime>> {
+        let (rest, not_before) = ASN1Time::from_der(self.validity).ok()?;
+        let (_, not_after) = ASN1Time::from_der(rest).ok()?;
+        Some(moment(not_before)..moment(not_after).saturating_add(Duration::SECOND))
     }
 
     /// Whether a key is of the kind that its signature needs. Costs no cryptography.

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, HashMap};
 use time::OffsetDateTime;
 
 use super::anchors::{Ancestry, Anchor, AnchorSet};
-use super::ca_properties::{CaProperties, DistributionPoints, Purpose};
+use super::ca_properties::{DistributionPoints, may_sign_lists};
 use super::certificate::Certificate;
 use super::chain_error::ChainError;
 use super::crl::{Crl, Scope};
@@ -42,12 +42,10 @@ impl Issuer<'_> {
     }
 
     /// By its key usage; of a trust anchor that is not asked.
-    fn may_sign_lists(&self, purpose: Purpose) -> bool {
+    fn may_sign_lists(&self) -> bool {
         match self {
             Self::Anchor(_) => true,
-            Self::Sent(certificate) => {
-                CaProperties::read(&certificate.to_der(), purpose).is_some_and(|properties| properties.may_sign_lists)
-            }
+            Self::Sent(certificate) => may_sign_lists(&certificate.to_der()),
         }
     }
 }
@@ -93,13 +91,12 @@ impl RevocationLists {
     pub(super) fn check_sent(
         &self,
         path: &Path<'_>,
-        purpose: Purpose,
         now: OffsetDateTime,
     ) -> Result<Option<OffsetDateTime>, ChainError> {
         let issuers = path.certificates.iter().skip(1).map(Issuer::Sent).chain([Issuer::Anchor(path.anchor)]);
         let roles = [Role::Leaf].into_iter().chain(std::iter::repeat(Role::Ca));
         let links = path.certificates.iter().zip(issuers).zip(roles);
-        self.check(links.map(|((certificate, issuer), role)| (*certificate, role, issuer)), purpose, now)
+        self.check(links.map(|((certificate, issuer), role)| (*certificate, role, issuer)), now)
     }
 
     /// Asks about an anchor and what stands above it.
@@ -118,19 +115,18 @@ impl RevocationLists {
         let links = issued.zip(above.iter().copied()).filter_map(|(issued, issuer)| {
             Some((RawCertificate::read(&issued.der)?, Role::Ca, Issuer::Anchor(issuer)))
         });
-        self.check(links, anchors.purpose, now)
+        self.check(links, now)
     }
 
     fn check<'a>(
         &self,
         links: impl Iterator<Item = (RawCertificate<'a>, Role, Issuer<'a>)>,
-        purpose: Purpose,
         now: OffsetDateTime,
     ) -> Result<Option<OffsetDateTime>, ChainError> {
         let mut first_end: Option<OffsetDateTime> = None;
         let mut doubt = None;
         for (certificate, role, issuer) in links {
-            match self.status(&certificate, role, issuer, purpose, now) {
+            match self.status(&certificate, role, issuer, now) {
                 Status::Good(end) => first_end = [first_end, end].into_iter().flatten().min(),
                 Status::Revoked => return Err(ChainError::Revoked),
                 Status::ListExpired => doubt = doubt.or(Some(ChainError::RevocationListExpired)),
@@ -144,14 +140,7 @@ impl RevocationLists {
         doubt.map_or(Ok(first_end), Err)
     }
 
-    fn status(
-        &self,
-        certificate: &RawCertificate<'_>,
-        role: Role,
-        issuer: Issuer<'_>,
-        purpose: Purpose,
-        now: OffsetDateTime,
-    ) -> Status {
+    fn status(&self, certificate: &RawCertificate<'_>, role: Role, issuer: Issuer<'_>, now: OffsetDateTime) -> Status {
         let Some(of_its_name) = self.by_issuer.get(certificate.issuer) else { return Status::Good(None) };
         let own = newest(of_its_name.iter().filter(|list| list.is_signed_with(issuer.key_info())));
         if own.is_empty() && matches!(issuer, Issuer::Anchor(_)) {
@@ -169,7 +158,7 @@ impl RevocationLists {
         if asked.iter().any(is_named) {
             return Status::Revoked;
         }
-        if covering.is_empty() || !issuer.may_sign_lists(purpose) {
+        if covering.is_empty() || !issuer.may_sign_lists() {
             return Status::Unknown;
         }
         if self.expired == CrlExpired::Allow {

@@ -11,6 +11,7 @@ use rustls::server::danger::ClientCertVerifier;
 use time::OffsetDateTime;
 use webpki::anchor_from_trusted_cert;
 
+use super::ca_properties::{DIRECTORY_NAMES, unchecked_constraints};
 use super::certificate::Certificate;
 use super::chain_error::ChainError;
 use super::credential::Credential;
@@ -70,6 +71,18 @@ impl ClientTrust {
     /// Why it cannot.
     pub fn check_anchor(anchor: &CertificateDer<'static>) -> Result<(), BuildError> {
         anchor_from_trusted_cert(anchor).map(|_| ()).map_err(|error| BuildError::Anchor(error.to_string()))
+    }
+
+    /// What of its name constraints cannot be checked, and what follows from that; nothing where all of it can.
+    pub fn unchecked_constraints(anchor: &CertificateDer<'_>) -> Option<String> {
+        let kinds = unchecked_constraints(anchor);
+        let consequence = match kinds.contains(&DIRECTORY_NAMES) {
+            true => "it vouches for nobody",
+            false => "client certificates with such names are refused",
+        };
+        (!kinds.is_empty()).then(|| {
+            format!("limits {} (name constraints), which cannot be checked: {consequence}", kinds.join(" and "))
+        })
     }
 
     /// Why a trust anchor vouches for nobody at this time; nothing where it does, or is none.

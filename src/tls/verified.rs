@@ -135,7 +135,7 @@ mod tests {
         let padding = vec![0; LONGEST_CHAIN];
         let long = Credential { chain: vec![leaf.clone(), padding.into()], ..(*credential(&leaf)).clone() };
         let verified = Verified::default();
-        verified.remember(digest_of_chain(&[leaf.clone()]), &Arc::new(long));
-        assert!(verified.recall(&digest_of_chain(&[leaf.clone()]), NOW).is_none());
+        verified.remember(digest_of_chain(std::slice::from_ref(&leaf)), &Arc::new(long));
+        assert!(verified.recall(&digest_of_chain(std::slice::from_ref(&leaf)), NOW).is_none());
     }
 }

@@ -224,7 +224,7 @@ impl ChainVerifier {
             let mut judged: Vec<Result<_, ChainError>> = Vec::new();
             // That the search was given up says nothing against the certificate.
             let _ = search()?.run(&mut |path| {
-                judged.push(self.lists.check_sent(path, self.anchors.purpose, now));
+                judged.push(self.lists.check_sent(path, now));
                 Visit::Continue
             });
             let is_revoked = judged.iter().any(|judged| judged.as_ref().is_err_and(ChainError::is_revocation));
@@ -278,8 +278,8 @@ impl ChainVerifier {
             return Err(refusal);
         }
         // Also where there is no anchor at all to say so.
-        let facts = Certificate::parse(leaf).map_err(|_| ChainError::Malformed)?;
-        in_time(&(facts.not_before..facts.end()), now)?;
+        let validity = RawCertificate::read(leaf).and_then(|leaf| leaf.validity());
+        in_time(&validity.ok_or(ChainError::Malformed)?, now)?;
         searched?;
         Err(ChainError::UnknownIssuer)
     }
@@ -287,7 +287,7 @@ impl ChainVerifier {
     /// Applies everything that may have changed since the certificates of a path were found to keep to the rules: what its
     /// anchor requires, and what the lists say.
     fn vouch(&self, path: &Path<'_>, sent: Sent, now: OffsetDateTime) -> Result<Vouched, ChainError> {
-        let lists_end = self.lists.check_sent(path, self.anchors.purpose, now)?;
+        let lists_end = self.lists.check_sent(path, now)?;
         let AnchorAllows { validity, constrains_names, answer: above_end } = self.check_anchor(path, now)?;
         let mut good = overlap(sent.validity.clone(), &validity);
         // A list that ends behind now no longer counted for the answer.

@@ -4,9 +4,9 @@ use std::net::IpAddr;
 
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationList, CertificateRevocationListParams, CertifiedIssuer,
-    CrlDistributionPoint, CrlIssuingDistributionPoint, CrlScope, DistinguishedName, DnType, ExtendedKeyUsagePurpose,
-    IsCa, KeyIdMethod, KeyPair, KeyUsagePurpose, PKCS_ED25519, PKCS_RSA_SHA256, RevokedCertParams, RsaKeySize, SanType,
-    SerialNumber,
+    CrlDistributionPoint, CrlIssuingDistributionPoint, CrlScope, CustomExtension, DistinguishedName, DnType,
+    ExtendedKeyUsagePurpose, GeneralSubtree, IsCa, KeyIdMethod, KeyPair, KeyUsagePurpose, NameConstraints,
+    PKCS_ED25519, PKCS_RSA_SHA256, RevokedCertParams, RsaKeySize, SanType, SerialNumber,
 };
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use time::{Duration, OffsetDateTime};
@@ -47,15 +47,45 @@ impl Authority {
         Self::root(params)
     }
 
+    /// What issues certificates below an authority, though its own certificate is no CA's.
+    pub(crate) fn below_a_leaf(issuer: &Self, name: &str) -> Self {
+        let key = KeyPair::generate().expect("an ECDSA key can be made");
+        let below = CertifiedIssuer::signed_by(dated(name), key, &issuer.issuer).expect("an authority can sign a leaf");
+        let own = Certificate { der: below.der().clone(), pem: below.pem() };
+        Self { path: vec![own], issuer: below }
+    }
+
+    /// A root that may issue for one directory name only.
+    pub(crate) fn limited_to_a_directory(name: &str) -> Self {
+        let mut params = authority_params(name);
+        let permitted_subtrees = vec![GeneralSubtree::DirectoryName(DistinguishedName::new())];
+        params.name_constraints = Some(NameConstraints { permitted_subtrees, excluded_subtrees: Vec::new() });
+        Self::root(params)
+    }
+
     fn root(params: CertificateParams) -> Self {
         let key = KeyPair::generate().expect("an ECDSA key can be made");
         let issuer = CertifiedIssuer::self_signed(params, key);
         Self { issuer: issuer.expect("a root can sign itself"), path: Vec::new() }
     }
 
+    /// A root with an RSA-4096 key.
+    pub(crate) fn rsa_4096(name: &str) -> Self {
+        let issuer = CertifiedIssuer::self_signed(authority_params(name), Key::Rsa4096.generate());
+        Self { issuer: issuer.expect("a root can sign itself"), path: Vec::new() }
+    }
+
+    /// An authority with an RSA-4096 key between this one and a leaf.
+    pub(crate) fn rsa_4096_intermediate(&self, name: &str) -> Self {
+        self.between(name, Key::Rsa4096.generate())
+    }
+
     /// An authority between this one and a leaf.
     pub(crate) fn intermediate(&self, name: &str) -> Self {
-        let key = KeyPair::generate().expect("an ECDSA key can be made");
+        self.between(name, Key::Ecdsa.generate())
+    }
+
+    fn between(&self, name: &str, key: KeyPair) -> Self {
         let issuer = CertifiedIssuer::signed_by(authority_params(name), key, &self.issuer);
         let issuer = issuer.expect("an authority can sign another");
         let own = Certificate { der: issuer.der().clone(), pem: issuer.pem() };
@@ -183,6 +213,7 @@ pub(crate) struct Request {
 enum Key {
     Ecdsa,
     Rsa,
+    Rsa4096,
     Ed25519,
 }
 
@@ -197,6 +228,7 @@ impl Key {
                 KeyPair::try_from([&head[..], &seed].concat())
             }),
             Self::Rsa => KeyPair::generate_rsa_for(&PKCS_RSA_SHA256, RsaKeySize::_2048),
+            Self::Rsa4096 => KeyPair::generate_rsa_for(&PKCS_RSA_SHA256, RsaKeySize::_4096),
         }
         .expect("a key can be made")
     }
@@ -231,6 +263,22 @@ impl Request {
         self
     }
 
+    /// With the critical extension certificatePolicies, which many libraries do not support.
+    pub(crate) fn with_critical_policies(mut self) -> Self {
+        // One policy, 1.2.3.4.
+        let mut extension =
+            CustomExtension::from_oid_content(&[2, 5, 29, 32], b"\x30\x07\x30\x05\x06\x03\x2a\x03\x04".to_vec());
+        extension.set_criticality(true);
+        self.params.custom_extensions.push(extension);
+        self
+    }
+
+    /// That of a CA, as `openssl req -x509` makes it.
+    pub(crate) fn authority(mut self) -> Self {
+        self.params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        self
+    }
+
     /// Runs out after so many seconds.
     pub(crate) fn brief(mut self, seconds: i64) -> Self {
         self.params.not_after = OffsetDateTime::now_utc() + Duration::seconds(seconds);
@@ -248,6 +296,10 @@ impl Request {
 
     pub(crate) fn rsa(self) -> Self {
         Self { key: Key::Rsa, ..self }
+    }
+
+    pub(crate) fn rsa_4096(self) -> Self {
+        Self { key: Key::Rsa4096, ..self }
     }
 
     /// Valid from and until so many days from now; negative is in the past.

@@ -177,9 +177,15 @@ impl Portcullis {
 
     /// Asks at the admin socket without a command in between, which takes longer. Returns the status and the answer.
     pub(crate) fn ask(&self, method: &str, target: &str) -> (u16, Value) {
+        self.ask_with(method, target, "")
+    }
+
+    /// The same with a body.
+    pub(crate) fn ask_with(&self, method: &str, target: &str, body: &str) -> (u16, Value) {
         let mut stream = UnixStream::connect(self.site.path("admin.sock")).expect("somebody answers");
         stream.set_read_timeout(Some(PATIENCE)).expect("a socket takes a timeout");
-        let request = format!("{method} {target} HTTP/1.1\r\nhost: portcullis\r\nconnection: close\r\n\r\n");
+        let head = format!("host: portcullis\r\nconnection: close\r\ncontent-length: {}", body.len());
+        let request = format!("{method} {target} HTTP/1.1\r\n{head}\r\n\r\n{body}");
         stream.write_all(request.as_bytes()).expect("it can be asked");
         let answer = std::io::read_to_string(stream).expect("it answers");
         let (head, body) = answer.split_once("\r\n\r\n").expect("a head and a body");

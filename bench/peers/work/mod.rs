@@ -10,6 +10,7 @@ mod pgbench;
 mod rules;
 mod storm;
 mod stranger;
+mod unidentified;
 
 use std::time::Duration;
 
@@ -72,6 +73,7 @@ enum Kind {
     Latency,
     Handshake(Handshake),
     Memory,
+    Unidentified,
     Storm,
     Pgbench(Pgbench),
     Stranger,
@@ -108,6 +110,7 @@ const WORKS: &[Work] = &[
     work("neighbour-set", "beside bulk SET", Kind::Neighbour(Neighbour { set: true })),
     work("rules", "the decision", Kind::Rules),
     work("memory", "idle sessions", Kind::Memory),
+    work("unidentified", "clients that stop in their handshake", Kind::Unidentified),
 ];
 
 const fn work(name: &'static str, title: &'static str, kind: Kind) -> Work {
@@ -139,6 +142,7 @@ impl Work {
             Kind::Pgbench(_) => has(Door::Postgres),
             Kind::Stranger => can.allowlist,
             Kind::Rules => can.many_rules,
+            Kind::Unidentified => can.tls && has(Door::Mutual),
             Kind::Neighbour(_) => has(Door::Redis) && has(Door::Bulk),
             _ => has(Door::Redis),
         }
@@ -146,7 +150,7 @@ impl Work {
 
     /// How many of the rounds take part: memory hardly depends on who else is on the machine, and takes long.
     pub(crate) fn rounds(self, rounds: u32) -> u32 {
-        if matches!(self.kind, Kind::Memory) { rounds.min(2) } else { rounds }
+        if matches!(self.kind, Kind::Memory | Kind::Unidentified) { rounds.min(2) } else { rounds }
     }
 
     /// Takes one sample.
@@ -156,6 +160,7 @@ impl Work {
             Kind::Latency => exchange::latency(trial).await,
             Kind::Handshake(handshake) => handshake.sample(trial).await,
             Kind::Memory => memory::sample(trial).await,
+            Kind::Unidentified => unidentified::sample(trial).await,
             Kind::Storm => storm::sample(trial).await,
             Kind::Pgbench(pgbench) => pgbench.sample(trial).await,
             Kind::Stranger => stranger::sample(trial).await,

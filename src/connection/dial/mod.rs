@@ -174,21 +174,21 @@ pub(super) async fn dial(ready: Ready, candidates: &mut Candidates, facts: &mut 
     }
 }
 
-/// Reaches the upstream for a CancelRequest: the place where the session of this key is or, where that is not known, the
-/// first that will do.
+/// Reaches the upstream for a CancelRequest: the place where its session is or, where that is not known, the first that
+/// will do.
 pub(super) async fn dial_for_cancel(
-    key: &[u8],
+    place: Option<&Whereabouts>,
     terms: &Terms,
     header: &[u8],
 ) -> Result<(UpstreamLeg, Arc<Node>), Ending> {
-    let Some(place) = terms.cancels.find(key) else {
+    let Some(place) = place else {
         let reached = Candidates::of(terms).reach_next(terms, header).await?;
         return Ok((reached.leg, reached.place.node));
     };
     let deadline = Instant::now() + terms.upstream.connect_timeout;
     let failed = |unfit: Unfit| Ending::new(unfit.reason, format_args!("upstream {place}: {}", unfit.words));
-    let leg = reach_anyhow(&place, terms, header, deadline).await.map_err(failed)?;
-    Ok((leg, place.node))
+    let leg = reach_anyhow(place, terms, header, deadline).await.map_err(failed)?;
+    Ok((leg, Arc::clone(&place.node)))
 }
 
 /// Finds out whether a place that did not answer does so again, or a name that did not resolve.

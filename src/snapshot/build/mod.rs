@@ -6,12 +6,14 @@ mod upstream;
 
 use std::sync::Arc;
 
+use nix::sys::resource::{Resource, getrlimit};
 use rustls::pki_types::CertificateDer;
 use time::OffsetDateTime;
 use tokio::sync::Semaphore;
 
 use self::server::Server;
 pub(super) use self::upstream::Upstream;
+use super::handshakes::built_in_limit;
 use super::lineage::{Lineage, Moment};
 use super::pace::Pacer;
 use super::{Door, Nodes, Terms, with_roles};
@@ -70,6 +72,8 @@ impl Builder<'_> {
                 .map_or_else(|| Arc::new(Semaphore::new(MOST_LOOKUPS)), |before| Arc::clone(&before.resolving)),
             upstream_name: upstream_name(&listener.upstream.addresses),
             limits: listener.limits,
+            handshakes: before.map_or_else(Arc::default, |before| Arc::clone(&before.handshakes)),
+            max_handshakes: listener.limits.max_handshakes.unwrap_or_else(|| built_in_limit(limit_of_open_files())),
             headcount: before.map_or_else(Arc::default, |before| Arc::clone(&before.headcount)),
             pacer: pacer(listener.limits.connection_rate_per_source, before),
             revoke: listener.revoke,
@@ -192,6 +196,11 @@ fn pacer(rate: Option<Rate>, before: Option<&Terms>) -> Option<Arc<Pacer>> {
     let rate = rate?;
     let former = before.and_then(|before| before.pacer.clone()).filter(|former| former.rate() == rate);
     Some(former.unwrap_or_else(|| Arc::new(Pacer::new(rate))))
+}
+
+/// How many files the process may have open; `None` where the system does not say.
+fn limit_of_open_files() -> Option<u64> {
+    getrlimit(Resource::RLIMIT_NOFILE).ok().map(|(soft, _)| soft)
 }
 
 /// The addresses as audit events show them.

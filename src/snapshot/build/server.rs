@@ -322,6 +322,9 @@ impl Builder<'_> {
                 }
                 None => self.warn_about_dates("client CA certificate", facts),
             }
+            if let Some(words) = ClientTrust::unchecked_constraints(der) {
+                self.warn(format_args!("the client CA certificate {} {words}", facts.subject));
+            }
         }
     }
 

@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 use proptest::prelude::*;
 use rcgen::{BasicConstraints, CertificateParams, DnType, GeneralSubtree, IsCa, NameConstraints};
 
-use super::super::*;
+use crate::tls::certificate::*;
 use crate::tls::specimen::{Authority, Specimen};
 
 const UTC_TIME: u8 = 0x17;

@@ -70,6 +70,8 @@ fn anchor_that_its_issuer_in_the_bundle_has_revoked_vouches_for_nobody() {
     assert_eq!(again.anchor_error(&world.team.der(), NOW), Some(ChainError::Revoked));
 }
 
+type Change = fn(&mut CertificateParams);
+
 /// A CA certificate below another one, with these changes.
 fn below(authority: &Authority, name: &str, change: impl FnOnce(&mut CertificateParams)) -> Authority {
     let mut params = authority_params(name);
@@ -93,7 +95,7 @@ fn ca_that_may_not_issue_vouches_for_nobody_wherever_it_stands() {
     let no_cert_sign = |params: &mut CertificateParams| params.key_usages = vec![KeyUsagePurpose::CrlSign];
     let for_servers =
         |params: &mut CertificateParams| params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
-    let faults: [(fn(&mut CertificateParams), CaFault); 2] =
+    let faults: [(Change, CaFault); 2] =
         [(no_cert_sign, CaFault::KeyUsage), (for_servers, CaFault::ExtendedKeyUsage("clientAuth"))];
     for (change, fault) in faults {
         let error = |name: &str| Some(ChainError::Ca { subject: format!("CN={name}"), fault });

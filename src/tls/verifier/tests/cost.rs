@@ -117,9 +117,9 @@ fn session_follows_its_path_to_an_anchor_further_down_or_up_for_one_signature() 
     let world = World::new();
     let [root, team, deep] = [&world.root, &world.team, &world.deep].map(Authority::der);
     let chain = |leaf| [leaf, deep.clone(), team.clone()];
-    let before = verifier(&[root.clone()], &[], CrlExpired::Refuse);
+    let before = verifier(std::slice::from_ref(&root), &[], CrlExpired::Refuse);
     let sessions: Vec<_> = (0..5).map(|_| judged(&before, &chain(client(&world.deep))).unwrap()).collect();
-    let down = verifier(&[team.clone()], &[], CrlExpired::Refuse);
+    let down = verifier(std::slice::from_ref(&team), &[], CrlExpired::Refuse);
     let by_other = world.team.certified_again(authority_params("Team CA"), Some(&world.other)).der();
     let crossed: Vec<_> =
         (0..5).map(|_| judged(&before, &[client(&world.team), team.clone(), by_other.clone()]).unwrap()).collect();

@@ -1,0 +1,149 @@
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use proptest::prelude::*;
+use serde_json::Value;
+
+use super::*;
+use crate::addr::ClientAddr;
+
+fn facts(client: ClientAddr) -> Facts {
+    Facts::new(None, "main".into(), client)
+}
+
+fn v4(number: u32) -> Facts {
+    facts(ClientAddr::from_ip(Ipv4Addr::from(number).into()))
+}
+
+fn seconds(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+fn told(floods: &Floods, facts: &Facts, count: u64, at: Duration) -> u64 {
+    (0..count).map(|_| u64::from(floods.let_through_at(at, facts, Some(Reason::UntrustedSource)))).sum()
+}
+
+fn reports(floods: &Floods, at: Duration) -> Vec<Value> {
+    floods.reports_at(at, at).iter().map(|event| serde_json::from_str(&event.json(None)).unwrap()).collect()
+}
+
+fn sum(reports: &[Value]) -> u64 {
+    reports.iter().map(|report| report["suppressed"].as_u64().unwrap()).sum()
+}
+
+#[test]
+fn of_one_source_some_are_told_and_then_one_a_second_and_the_rest_is_summed_up() {
+    let floods = Floods::new(&DENIALS);
+    let stranger = v4(1);
+    assert_eq!(told(&floods, &stranger, 3_000, seconds(0)), 500);
+    assert_eq!(told(&floods, &stranger, 50, seconds(1)), 1);
+    assert_eq!(told(&floods, &v4(2), 50, seconds(1)), 50, "of another one all are told");
+    assert_eq!(reports(&floods, seconds(2)), [0; 0], "it goes on");
+    let over = reports(&floods, seconds(3));
+    assert_eq!(sum(&over), 2_549);
+    assert_eq!(over[0]["event"], "denials.suppressed");
+    assert_eq!(over[0]["source"], "0.0.0.1");
+    assert_eq!(over[0]["listener"], "main");
+    assert_eq!(over[0]["reason"], "untrusted_source");
+    assert!(over[0]["detail"].as_str().unwrap().starts_with("2549 more suppressed"));
+    assert_eq!(reports(&floods, seconds(30)), [0; 0]);
+}
+
+#[test]
+fn long_lines_count_once_for_each_kib_begun() {
+    let tell = |floods: &Floods, facts: &Facts, bytes, count: u64, at| {
+        let lines = (0..count).filter(|_| {
+            let told = floods.let_through_at(at, facts, Some(Reason::HandshakeFailed));
+            if told {
+                floods.wrote_at(at, facts, bytes);
+            }
+            told
+        });
+        lines.count()
+    };
+    for (bytes, most) in [(1, 500), (1_024, 500), (1_025, 250), (3_000, 167), (16 << 10, 32)] {
+        let floods = Floods::new(&DENIALS);
+        assert_eq!(tell(&floods, &v4(1), bytes, 1_000, seconds(0)), most, "{bytes}");
+        let all = reports(&floods, seconds(3));
+        assert_eq!(most as u64 + sum(&all), 1_000, "{bytes}");
+    }
+    // Of all sources together as well: 10,000 KiB.
+    let floods = Floods::new(&DENIALS);
+    let lines: usize = (0..100).map(|number| tell(&floods, &v4(number), 16 << 10, 1_000, seconds(0))).sum();
+    assert_eq!(lines, 625);
+}
+
+#[test]
+fn a_flood_without_end_is_told_of_every_ten_seconds() {
+    let floods = Floods::new(&DENIALS);
+    let stranger = facts(ClientAddr::from_ip(Ipv6Addr::LOCALHOST.into()));
+    let mut lines = 0;
+    let mut all = Vec::new();
+    for second in 0..60 {
+        lines += told(&floods, &stranger, 1_000, seconds(second));
+        all.extend(reports(&floods, seconds(second)));
+    }
+    assert_eq!(lines, 500 + 59);
+    assert_eq!(all.len(), 5, "{all:?}");
+    assert_eq!(all[0]["source"], "::/64");
+    all.extend(reports(&floods, seconds(100)));
+    assert_eq!(lines + sum(&all), 60_000);
+}
+
+#[test]
+fn all_sources_together_are_told_of_within_bounds_and_nothing_is_lost() {
+    let floods = Floods::new(&DENIALS);
+    let mut lines = 0;
+    let mut all = Vec::new();
+    // More sources than there are accounts, in a second.
+    for number in 0..40_000 {
+        lines += told(&floods, &v4(number), 1, seconds(1));
+    }
+    assert_eq!(lines, 10_000);
+    // And then each of many more than it may.
+    for number in 0..5_000 {
+        lines += told(&floods, &v4(number), 600, seconds(2));
+    }
+    assert_eq!(lines, 10_100);
+    for second in 3..30 {
+        all.extend(reports(&floods, seconds(second)));
+    }
+    assert!(all.len() <= 1_300, "{}", all.len());
+    assert!(all.iter().any(|report| report.get("source").is_none()));
+    assert_eq!(lines + sum(&all), 40_000 + 3_000_000);
+}
+
+#[test]
+fn clients_of_unix_sockets_are_one_source() {
+    let floods = Floods::new(&DENIALS);
+    assert_eq!(told(&floods, &facts(ClientAddr::UNIX), 650, seconds(0)), 500);
+    assert_eq!(reports(&floods, seconds(5))[0]["source"], "unix");
+}
+
+#[test]
+fn cancels_are_summed_up_in_an_event_of_their_own_without_a_reason() {
+    let floods = Floods::new(&CANCELS);
+    let lines = (0..150).filter(|_| floods.let_through_at(seconds(0), &v4(1), None)).count();
+    assert_eq!(lines, 100);
+    let over = reports(&floods, seconds(3));
+    assert_eq!((&over[0]["event"], &over[0]["suppressed"]), (&"cancels.suppressed".into(), &50.into()));
+    assert_eq!(over[0].get("reason"), None);
+}
+
+proptest! {
+    #[test]
+    fn told_and_suppressed_are_all_there_were(
+        crowd in prop::collection::vec((0_u32..8, 0_u64..900, 0_u64..4), 0..30),
+    ) {
+        let floods = Floods::new(&DENIALS);
+        let (mut now, mut lines, mut count) = (0, 0, 0);
+        let mut all = Vec::new();
+        for (number, many, pause) in crowd {
+            now += pause;
+            lines += told(&floods, &v4(number), many, seconds(now));
+            count += many;
+            all.extend(reports(&floods, seconds(now)));
+        }
+        all.extend(reports(&floods, seconds(now + 10)));
+        prop_assert_eq!(lines + sum(&all), count);
+    }
+}

@@ -1,0 +1,215 @@
+//! How many cancel requests reach the database.
+
+use std::io::{Read, Write, copy};
+use std::net::{Shutdown, TcpStream};
+use std::process::Stdio;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::Instant;
+
+use crate::cancel::{session, wait_for_the_query};
+use crate::harness::client::port;
+use crate::harness::portcullis::ADMIN;
+use crate::harness::program::Running;
+use crate::harness::wire::{cancel, last_words};
+use crate::harness::{Client, Event, Listener, Portcullis, Postgres, Request, Site, Upstream, eventually};
+use crate::postgres::{conninfo, psql};
+
+/// What one source may send at once that names no open session, and what it may send in each second after that.
+const OF_A_SOURCE: u64 = 128;
+const EACH_SECOND: u64 = 10;
+
+/// Sends a cancel request for a session that is not there, and waits for the end.
+fn cancel_nothing(client: &Client) -> u16 {
+    let mut stream = client.dial();
+    // It may be closed already.
+    let _ = stream.write_all(&cancel(77, &[1, 2, 3, 4]));
+    assert_eq!(last_words(&mut stream), b"");
+    port(&stream)
+}
+
+fn is_limited(portcullis: &Portcullis) -> bool {
+    portcullis.events().iter().any(|event| event.is("connection.denied") && event.reason() == "rate_limited")
+}
+
+/// How many cancel requests the audit tells of: one by one, and summed up.
+fn audited(portcullis: &Portcullis, source: &str) -> (u64, u64) {
+    let events = portcullis.events();
+    let of_source = |event: &&Event| event.0["source"] == source;
+    let told = events.iter().filter(of_source).filter(|event| event.is("cancel.forwarded")).count();
+    let summaries = events.iter().filter(of_source).filter(|event| event.is("cancels.suppressed"));
+    (told as u64, summaries.map(|event| event.number("suppressed")).sum())
+}
+
+/// A way to a server that counts the cancel requests which take it.
+fn counting(postgres: &Postgres) -> (Upstream, Arc<AtomicU64>) {
+    let cancels = Arc::new(AtomicU64::new(0));
+    let (counted, address) = (Arc::clone(&cancels), postgres.to_string());
+    let upstream = Upstream::new(move |mut near| {
+        let mut first = [0; 8];
+        if near.read_exact(&mut first).is_err() {
+            return;
+        }
+        if first[4..] == cancel(0, &[])[4..8] {
+            counted.fetch_add(1, Ordering::SeqCst);
+        }
+        let mut far = TcpStream::connect(&address).expect("the server is up");
+        far.write_all(&first).expect("it can be sent");
+        let (mut back, mut answers) = (near.try_clone().expect("a socket"), far.try_clone().expect("a socket"));
+        let answering = thread::spawn(move || {
+            let _ = copy(&mut answers, &mut back);
+            let _ = back.shutdown(Shutdown::Both);
+        });
+        let _ = copy(&mut near, &mut far);
+        let _ = far.shutdown(Shutdown::Write);
+        let _ = answering.join();
+    });
+    (upstream, cancels)
+}
+
+#[test]
+fn flood_of_plaintext_cancels_is_limited_and_another_source_still_cancels() {
+    let postgres = Postgres::start();
+    let (upstream, cancels) = counting(&postgres);
+    let site = Site::new();
+    site.install("client", &site.ca.issue(Request::client("app")));
+    let listener = Listener::postgres(&upstream).trusting(&["127.0.0.0/8"]);
+    let listener = listener.tls("client_auth = \"required\"").tls("client_ca = \"ca.crt\"");
+    let portcullis = Portcullis::start(site, listener.limit("max_connections_per_source = 2"));
+    let path = |name| portcullis.site.path(name).display().to_string();
+    let with = format!("{} sslcert={} sslkey={}", conninfo(&portcullis), path("client.crt"), path("client.key"));
+    let mut psql = psql(&with);
+    psql.args(["-c", "select pg_sleep(1000)"]).stderr(Stdio::piped());
+    let mut psql = Running::start(&mut psql);
+    wait_for_the_query(&postgres);
+
+    let begun = Instant::now();
+    thread::scope(|scope| {
+        for _ in 0..4 {
+            let client = portcullis.client().from("127.0.0.2");
+            scope.spawn(move || {
+                for _ in 0..1_250 {
+                    cancel_nothing(&client);
+                }
+            });
+        }
+        eventually("the flood is limited", || is_limited(&portcullis).then_some(()));
+        psql.signal("INT");
+        psql.exit_code();
+    });
+    let seconds = begun.elapsed().as_secs() + 1;
+
+    let said = std::io::read_to_string(psql.0.stderr.take().unwrap()).unwrap();
+    assert!(said.contains("canceling statement due to user request"), "{said}");
+    let flooded = cancels.load(Ordering::SeqCst) - 1;
+    assert!((OF_A_SOURCE..=OF_A_SOURCE + EACH_SECOND * seconds).contains(&flooded), "{flooded} in {seconds} s");
+    // Every one of them is told or summed up.
+    let (told, _) = eventually("the flood is summed up", || {
+        let (told, suppressed) = audited(&portcullis, "127.0.0.2");
+        (told + suppressed == flooded).then_some((told, suppressed))
+    });
+    assert!((100..=100 + seconds).contains(&told), "{told} lines in {seconds} s");
+    assert_eq!(audited(&portcullis, "127.0.0.1"), (1, 0));
+    let denied = portcullis.event("a refusal", |event| event.is("connection.denied"));
+    assert_eq!((denied.text("source"), denied.reason()), ("127.0.0.2", "rate_limited"));
+    assert!(denied.text("detail").contains("CancelRequests from its source"), "{}", denied.0);
+}
+
+#[test]
+fn cancels_over_tls_are_limited_like_those_in_clear() {
+    let upstream = Upstream::brief();
+    let portcullis = Portcullis::before(Listener::postgres(&upstream));
+    let client = portcullis.client().asking_first();
+    let begun = Instant::now();
+    for number in 0..OF_A_SOURCE {
+        if number % 2 == 0 {
+            cancel_nothing(&client);
+        } else {
+            let mut connection = client.connect();
+            connection.send(&cancel(77, &[1, 2, 3, 4]));
+            assert_eq!(connection.rest().unwrap(), b"");
+        }
+    }
+    eventually("one is refused", || {
+        let mut connection = client.connect();
+        connection.send(&cancel(77, &[1, 2, 3, 4]));
+        assert_eq!(connection.rest().unwrap(), b"");
+        is_limited(&portcullis).then_some(())
+    });
+    let seconds = begun.elapsed().as_secs() + 1;
+    let reached = upstream.connections() as u64;
+    assert!((OF_A_SOURCE..=OF_A_SOURCE + EACH_SECOND * seconds).contains(&reached), "{reached} in {seconds} s");
+}
+
+#[test]
+fn pool_cancels_all_its_queries_at_once_in_the_middle_of_a_flood_from_its_own_source() {
+    let postgres = Postgres::start();
+    let portcullis = Portcullis::before(Listener::postgres(&postgres));
+    let flood = portcullis.client();
+    eventually("the source has sent what it may", || {
+        cancel_nothing(&flood);
+        is_limited(&portcullis).then_some(())
+    });
+    let mut pool: Vec<_> = (0..40).map(|_| session(&portcullis)).collect();
+    for (session, _) in &mut pool {
+        let query = b"select pg_sleep(1000)\0";
+        let length = u32::try_from(4 + query.len()).unwrap().to_be_bytes();
+        session.send(&[b"Q", &length[..], query].concat());
+    }
+    let running = || postgres.direct("select count(*) from pg_stat_activity where query like 'select pg_sleep%'");
+    eventually("all queries run", || (running() == "40").then_some(()));
+    thread::scope(|scope| {
+        for (_, key) in &pool {
+            scope.spawn(|| {
+                let mut stream = portcullis.client().dial();
+                stream.write_all(key).unwrap();
+                assert_eq!(last_words(&mut stream), b"");
+            });
+        }
+    });
+    for (session, _) in &mut pool {
+        let answer = session.rest_until(b"Z\0\0\0\x05I");
+        let text = answer.escape_ascii().to_string();
+        // SQLSTATE query_canceled
+        assert!(text.contains("C57014"), "{text}");
+    }
+}
+
+#[test]
+fn cancels_that_the_database_does_not_answer_are_limited_at_once() {
+    let upstream = Upstream::silent();
+    let listener = Listener::postgres(&upstream).trusting(&["127.0.0.0/8"]);
+    let portcullis = Portcullis::start(Site::new(), format!("{ADMIN}{listener}"));
+    let send = |client: &Client| {
+        let mut stream = client.dial();
+        stream.write_all(&cancel(77, &[1, 2, 3, 4])).unwrap();
+        stream
+    };
+    let client = portcullis.client();
+    let under_way: Vec<_> = (0..OF_A_SOURCE).map(|_| send(&client)).collect();
+    eventually("all are under way", || (upstream.connections() as u64 == OF_A_SOURCE).then_some(()));
+    // They are no handshakes any more.
+    assert_eq!(portcullis.status()["handshakes"], 0);
+    let port = cancel_nothing(&client);
+    assert_eq!(portcullis.refusal(port), "source_connection_limit");
+    let _other = send(&portcullis.client().from("127.0.0.2"));
+    eventually("that one passes", || (upstream.connections() as u64 == OF_A_SOURCE + 1).then_some(()));
+    // Portcullis ends them after ten seconds.
+    for mut stream in under_way {
+        assert_eq!(last_words(&mut stream), b"");
+    }
+    let _again = send(&client);
+    eventually("one passes again", || (upstream.connections() as u64 == OF_A_SOURCE + 2).then_some(()));
+}
+
+#[test]
+fn cancel_for_a_database_that_hangs_is_given_up() {
+    let upstream = Upstream::silent();
+    let listener = Listener::postgres(&upstream).upstream("tls = \"require\"").upstream("connect_timeout = \"1h\"");
+    let portcullis = Portcullis::before(listener);
+    let begun = Instant::now();
+    let port = cancel_nothing(&portcullis.client());
+    assert_eq!(portcullis.refusal(port), "upstream_unreachable");
+    assert!(begun.elapsed().as_secs() >= 9, "it was not waited for");
+}

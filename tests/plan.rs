@@ -1,0 +1,459 @@
+//! Plans and the audit of reloads: every key of the configuration, with its old and its new value.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::Path;
+
+use serde_json::{Value, json};
+use toml::de::{DeTable, DeValue};
+
+use crate::config::site;
+use crate::harness::portcullis::{ADMIN, executable};
+use crate::harness::program::run;
+use crate::harness::{Authority, Listener, Portcullis, Request, Site, Upstream};
+
+/// One change: a key of the reference, what of [`BASE`] is replaced by what, and the key that has to be listed, with a `!`
+/// in front where the change weakens protection.
+type Change = (&'static str, &'static str, &'static str, &'static str);
+
+const BASE: &str = r#"
+[admin]
+listen = "unix:admin.sock"
+
+[log]
+level = "info"
+format = "json"
+audit_file = "audit.log"
+
+[state]
+directory = "state"
+
+[reload]
+watch = false
+poll = "1h"
+revoke = "disconnect"
+
+[shutdown]
+drain = "30s"
+
+[[listener]]
+name = "main"
+protocol = "postgres"
+listen = ["[::1]:0"]
+ipv6_only = false
+revoke = "disconnect" # of main
+shield = "auto"
+enforcement = "enforce"
+sources_file = "sources.toml"
+trusted_sources = [
+    "10.1.0.0/16",
+    { type = "ip_addr", value = "203.0.113.7", description = "office", expires_at = 2999-01-31T00:00:00Z },
+    { type = "dns", value = "localhost", refresh = "30s" },
+]
+
+[listener.tls]
+certificates = [{ cert = "server.crt", key = "server.key" }]
+min_version = "1.3"
+client_auth = "required"
+client_ca = ["ca.crt"]
+client_crl = ["ca.crl"]
+crl_expired = "refuse"
+anchor_validity = "enforce" # of client_ca
+client_certificates = ["clients/a*.crt"]
+trusted_clients = ["cn:app", "uri:spiffe://prod/*"]
+ticket_keys = "tickets.keys"
+
+[listener.upstream]
+address = "db.internal:5432"
+connect_timeout = "5s"
+target = "any"
+tls = "verify-full"
+ca = ["ca.crt", "other.crt"]
+anchor_validity = "enforce" # of ca
+cert = "clients/app.crt"
+key = "clients/app.key"
+server_name = "db.internal"
+negotiation = "postgres"
+proxy_protocol = "off"
+
+[listener.proxy_protocol]
+trusted = ["192.0.2.0/24"]
+health_checks = ["198.51.100.0/28"]
+
+[listener.limits]
+max_connections = 1000
+max_connections_per_source = 50
+max_handshakes = 2000
+connection_rate_per_source = "20/s"
+handshake_timeout = "10s"
+idle_timeout = "1m"
+half_close_timeout = "5m"
+
+[listener.postgres]
+plaintext_cancel = false
+
+[[listener]]
+name = "local"
+protocol = "redis"
+listen = { address = "unix:local.sock", mode = "0600" }
+tls = "off"
+upstream = "127.0.0.1:6379"
+
+[[listener]]
+name = "loopback"
+protocol = "tcp"
+listen = "127.0.0.1:0"
+tls = { certificates = [{ cert = "other.crt", key = "other.key" }] }
+upstream = "127.0.0.1:7000"
+"#;
+
+const CHANGES: &[Change] = &[
+    ("admin.listen", "unix:admin.sock", "unix:other.sock", "admin.listen"),
+    ("log.level", "level = \"info\"", "level = \"debug\"", "log.level"),
+    ("log.format", "format = \"json\"", "format = \"text\"", "log.format"),
+    ("log.audit_file", "audit.log", "other.log", "log.audit_file"),
+    ("state.directory", "directory = \"state\"", "directory = \"other\"", "state.directory"),
+    ("reload.watch", "watch = false", "watch = true", "reload.watch"),
+    ("reload.poll", "poll = \"1h\"", "poll = \"2h\"", "reload.poll"),
+    ("reload.revoke", "\"1h\"\nrevoke = \"disconnect\"", "\"1h\"\nrevoke = \"keep\"", "!reload.revoke"),
+    ("shutdown.drain", "drain = \"30s\"", "drain = \"5s\"", "shutdown.drain"),
+    ("listener.name", "name = \"main\"", "name = \"renamed\"", "listeners_added"),
+    ("listener.protocol", "protocol = \"redis\"", "protocol = \"tcp\"", "protocol"),
+    ("listener.listen", "[\"[::1]:0\"]", "[\"[::1]:1\"]", "listen"),
+    ("listener.listen", "[\"[::1]:0\"]", "[\"[::1]:0\", \"[::]:1\"]", "!listen"),
+    ("listener.listen.address", "unix:local.sock", "unix:moved.sock", "listen"),
+    ("listener.listen.mode", "mode = \"0600\"", "mode = \"0666\"", "!listen"),
+    ("listener.listen.mode", "mode = \"0600\"", "mode = \"0400\"", "listen"),
+    ("listener.listen.owner", "mode = \"0600\"", "owner = \"0\"", "listen"),
+    ("listener.listen.group", "mode = \"0600\"", "group = \"0\"", "listen"),
+    ("listener.ipv6_only", "ipv6_only = false", "ipv6_only = true", "ipv6_only"),
+    ("listener.revoke", "\"disconnect\" # of main", "\"keep\"", "!revoke"),
+    ("listener.shield", "shield = \"auto\"", "shield = \"off\"", "!shield"),
+    ("listener.shield", "shield = \"auto\"", "shield = \"on\"", "shield"),
+    ("listener.enforcement", "enforcement = \"enforce\"", "enforcement = \"observe\"", "!enforcement"),
+    ("listener.sources_file", "\"sources.toml\"", "\"more.toml\"", "sources_file"),
+    ("listener.trusted_sources", "\"10.1.0.0/16\"", "\"10.1.0.0/16\", \"192.0.2.9\"", "sources_added"),
+    ("listener.trusted_sources", "\"10.1.0.0/16\"", "\"10.0.0.0/8\"", "!trusted_sources"),
+    ("listener.trusted_sources", "\"10.1.0.0/16\",", "", "sources_removed"),
+    (
+        "listener.trusted_sources.type",
+        "\"dns\", value = \"localhost\", refresh = \"30s\"",
+        "\"ip_addr\", value = \"192.0.2.33\"",
+        "sources_added",
+    ),
+    ("listener.trusted_sources.value", "203.0.113.7", "203.0.113.8", "sources_added"),
+    ("listener.trusted_sources.description", "\"office\"", "\"the office\"", "trusted_sources"),
+    ("listener.trusted_sources.expires_at", "2999", "2998", "sources_added"),
+    ("listener.trusted_sources.refresh", "refresh = \"30s\"", "refresh = \"31s\"", "trusted_sources"),
+    (
+        "listener.tls",
+        "tls = { certificates = [{ cert = \"other.crt\", key = \"other.key\" }] }",
+        "tls = \"off\"",
+        "!tls",
+    ),
+    (
+        "listener.tls.certificates",
+        "key = \"server.key\" }]",
+        "key = \"server.key\" }, { cert = \"other.crt\", key = \"other.key\" }]",
+        "tls.certificates",
+    ),
+    ("listener.tls.certificates.cert", "\"server.crt\"", "\"copy.crt\"", "tls.certificates"),
+    ("listener.tls.certificates.key", "\"server.key\"", "\"copy.key\"", "tls.certificates"),
+    (
+        "listener.tls.certificates.key_passphrase_file",
+        "key = \"server.key\"",
+        "key = \"encrypted.key\", key_passphrase_file = \"right.txt\"",
+        "tls.certificates",
+    ),
+    ("listener.tls.min_version", "min_version = \"1.3\"", "min_version = \"1.2\"", "!tls.min_version"),
+    ("listener.tls.client_auth", "client_auth = \"required\"", "client_auth = \"optional\"", "!tls.client_auth"),
+    ("listener.tls.client_ca", "client_ca = [\"ca.crt\"]", "client_ca = [\"ca.crt\", \"second.crt\"]", "tls.client_ca"),
+    ("listener.tls.client_crl", "client_crl = [\"ca.crl\"]", "", "!tls.client_crl"),
+    ("listener.tls.crl_expired", "crl_expired = \"refuse\"", "crl_expired = \"allow\"", "!tls.crl_expired"),
+    ("listener.tls.anchor_validity", "\"enforce\" # of client_ca", "\"ignore\"", "!tls.anchor_validity"),
+    ("listener.tls.client_certificates", "clients/a*.crt", "clients/*.crt", "tls.client_certificates"),
+    ("listener.tls.trusted_clients", "[\"cn:app\", \"uri:spiffe://prod/*\"]", "[]", "!tls.trusted_clients"),
+    ("listener.tls.trusted_clients", "\"cn:app\", ", "\"cn:app\", \"cn:jobs\", ", "!tls.trusted_clients"),
+    ("listener.tls.trusted_clients", "\"cn:app\", ", "", "tls.trusted_clients"),
+    ("listener.tls.ticket_keys", "ticket_keys = \"tickets.keys\"", "", "tls.ticket_keys"),
+    ("listener.upstream", "upstream = \"127.0.0.1:6379\"", "upstream = \"127.0.0.1:6380\"", "upstream.address"),
+    ("listener.upstream", "upstream = \"127.0.0.1:6379\"", "upstream = \"10.0.0.1:6379\"", "!upstream.address"),
+    ("listener.upstream.address", "db.internal:5432", "db-2.internal:5432", "upstream.address"),
+    (
+        "listener.upstream.connect_timeout",
+        "connect_timeout = \"5s\"",
+        "connect_timeout = \"6s\"",
+        "upstream.connect_timeout",
+    ),
+    ("listener.upstream.target", "target = \"any\"", "target = \"primary\"", "upstream.target"),
+    ("listener.upstream.tls", "tls = \"verify-full\"", "tls = \"verify-ca\"", "!upstream.tls"),
+    ("listener.upstream.ca", "ca = [\"ca.crt\", \"other.crt\"]", "", "!upstream.ca"),
+    ("listener.upstream.ca", "\"ca.crt\", \"other.crt\"", "\"ca.crt\"", "upstream.ca"),
+    ("listener.upstream.anchor_validity", "\"enforce\" # of ca\n", "\"ignore\"\n", "!upstream.anchor_validity"),
+    ("listener.upstream.cert", "cert = \"clients/app.crt\"", "cert = \"clients/copy.crt\"", "upstream.cert"),
+    ("listener.upstream.key", "key = \"clients/app.key\"", "key = \"clients/copy.key\"", "upstream.key"),
+    (
+        "listener.upstream.key_passphrase_file",
+        "cert = \"clients/app.crt\"\nkey = \"clients/app.key\"",
+        "cert = \"server.crt\"\nkey = \"encrypted.key\"\nkey_passphrase_file = \"right.txt\"",
+        "upstream.key_passphrase_file",
+    ),
+    (
+        "listener.upstream.server_name",
+        "server_name = \"db.internal\"",
+        "server_name = \"other.internal\"",
+        "upstream.server_name",
+    ),
+    ("listener.upstream.negotiation", "negotiation = \"postgres\"", "negotiation = \"direct\"", "upstream.negotiation"),
+    (
+        "listener.upstream.proxy_protocol",
+        "proxy_protocol = \"off\"",
+        "proxy_protocol = \"v2\"",
+        "upstream.proxy_protocol",
+    ),
+    ("listener.proxy_protocol.trusted", "192.0.2.0/24", "192.0.0.0/16", "!proxy_protocol.trusted"),
+    ("listener.proxy_protocol.trusted", "192.0.2.0/24", "192.0.2.1", "proxy_protocol.trusted"),
+    (
+        "listener.proxy_protocol.health_checks",
+        "health_checks = [\"198.51.100.0/28\"]",
+        "health_checks = true",
+        "proxy_protocol.health_checks",
+    ),
+    ("listener.limits.max_connections", "max_connections = 1000", "", "!limits.max_connections"),
+    ("listener.limits.max_connections", "max_connections = 1000", "max_connections = 10", "limits.max_connections"),
+    (
+        "listener.limits.max_connections_per_source",
+        "max_connections_per_source = 50",
+        "max_connections_per_source = 51",
+        "!limits.max_connections_per_source",
+    ),
+    ("listener.limits.max_handshakes", "max_handshakes = 2000", "max_handshakes = 3000", "!limits.max_handshakes"),
+    ("listener.limits.connection_rate_per_source", "\"20/s\"", "\"21/s\"", "!limits.connection_rate_per_source"),
+    ("listener.limits.connection_rate_per_source", "\"20/s\"", "\"20/m\"", "limits.connection_rate_per_source"),
+    ("listener.limits.handshake_timeout", "\"10s\"", "\"1m\"", "!limits.handshake_timeout"),
+    ("listener.limits.idle_timeout", "idle_timeout = \"1m\"", "idle_timeout = \"0s\"", "!limits.idle_timeout"),
+    ("listener.limits.half_close_timeout", "\"5m\"", "\"4m\"", "limits.half_close_timeout"),
+    (
+        "listener.postgres.plaintext_cancel",
+        "plaintext_cancel = false",
+        "plaintext_cancel = true",
+        "!postgres.plaintext_cancel",
+    ),
+];
+
+/// Every key that a reference names, those in comments too.
+fn keys_of(reference: &str) -> BTreeSet<String> {
+    let is_key = |line: &str| {
+        line.split_once(" = ").is_some_and(|(key, _)| key.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_'))
+    };
+    let uncommented = reference.lines().map(|line| match line.strip_prefix("# ") {
+        Some(commented) if is_key(commented) => commented,
+        _ => line,
+    });
+    let text: String = uncommented.map(|line| format!("{line}\n")).collect();
+    let tree = DeTable::parse(&text).expect("a reference is TOML");
+    let mut keys = BTreeSet::new();
+    collect(tree.get_ref(), "", &mut keys);
+    keys
+}
+
+fn collect(table: &DeTable<'_>, path: &str, keys: &mut BTreeSet<String>) {
+    for (key, value) in table {
+        let path = if path.is_empty() { key.get_ref().to_string() } else { format!("{path}.{}", key.get_ref()) };
+        descend(value.get_ref(), &path, keys);
+    }
+}
+
+fn descend(value: &DeValue<'_>, path: &str, keys: &mut BTreeSet<String>) {
+    match value {
+        DeValue::Table(table) => collect(table, path, keys),
+        DeValue::Array(list) if list.iter().any(|element| element.get_ref().is_table()) => {
+            for element in list.iter() {
+                descend(element.get_ref(), path, keys);
+            }
+        }
+        _ => {
+            keys.insert(path.to_owned());
+        }
+    }
+}
+
+#[test]
+fn every_key_of_the_reference_has_a_change() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let known: BTreeSet<&str> = CHANGES.iter().map(|(key, ..)| *key).collect();
+    for reference in ["config/everything.toml", "tests/config/valid/everything.toml", "tests/config/valid/admin.toml"] {
+        let keys = keys_of(&fs::read_to_string(root.join(reference)).unwrap());
+        assert!(keys.len() > 5, "{reference}: {keys:?}");
+        let missing: Vec<_> = keys.iter().filter(|key| !known.contains(key.as_str())).collect();
+        assert!(missing.is_empty(), "{reference} has keys that no plan is tested for: {missing:?}");
+    }
+}
+
+/// The base, before a running program.
+fn running() -> Portcullis {
+    let site = site();
+    site.write("more.toml", "[[rule]]\ntype = \"ip_addr\"\nvalue = \"192.0.2.1\"\n");
+    site.write("second.crt", Authority::new("Second CA").pem());
+    for (from, to) in [("server", "copy"), ("clients/app", "clients/copy")] {
+        for ending in ["crt", "key"] {
+            site.write(&format!("{to}.{ending}"), fs::read_to_string(site.path(&format!("{from}.{ending}"))).unwrap());
+        }
+    }
+    let portcullis = Portcullis::start(site, BASE);
+    portcullis.addresses("main");
+    portcullis
+}
+
+fn plan(portcullis: &Portcullis, config: &str) -> Value {
+    portcullis.site.write("next.toml", config);
+    let body = json!({ "file": portcullis.site.path("next.toml") }).to_string();
+    let (status, plan) = portcullis.ask_with("POST", "/v1/reload?plan=true", &body);
+    assert_eq!(status, 200, "{plan}\n{config}");
+    plan
+}
+
+#[test]
+fn every_changed_key_is_listed_with_both_values() {
+    let portcullis = running();
+    let unchanged = plan(&portcullis, BASE);
+    assert_eq!((&unchanged["differences"], &unchanged["differences_count"]), (&json!([]), &json!(0)));
+    let mut failures = Vec::new();
+    for (key, from, to, expected) in CHANGES {
+        assert_eq!(BASE.matches(from).count(), 1, "{from}");
+        let plan = plan(&portcullis, &BASE.replace(from, to));
+        let (weakens, listed) = expected.strip_prefix('!').map_or((false, *expected), |listed| (true, listed));
+        let differences = plan["differences"].as_array().unwrap();
+        let found = match plan[listed].as_array() {
+            Some(list) => !list.is_empty(),
+            None => differences.iter().any(|one| one["key"] == listed && one["old"] != one["new"]),
+        };
+        let is_marked = differences.iter().any(|one| one["weakens"] == true);
+        if !found || is_marked != weakens {
+            failures.push(format!("{key}: {from} -> {to}: {}", plan["differences"]));
+        }
+    }
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
+/// A listener with what the running one of [`weaker`] has given up.
+fn stronger() -> Listener {
+    Listener::redis("127.0.0.1:1")
+        .tls("client_auth = \"required\"")
+        .tls("client_ca = \"ca.crt\"")
+        .tls("trusted_clients = [\"cn:app\"]")
+}
+
+fn weaker() -> Listener {
+    Listener::redis("127.0.0.1:2")
+        .key("enforcement = \"observe\"")
+        .tls("client_auth = \"optional\"")
+        .tls("client_ca = \"ca.crt\"")
+}
+
+const QUIET: &str = "reload = { watch = false, poll = \"0s\" }\n";
+
+fn configured(listener: Listener) -> String {
+    format!("{ADMIN}{QUIET}{listener}")
+}
+
+#[test]
+fn plan_is_told_in_words_and_marks_what_weakens() {
+    let portcullis = Portcullis::start(Site::new(), configured(stronger()));
+    portcullis.address("main");
+    portcullis.site.write("next.toml", configured(weaker()));
+    let ask = |arguments: &[&str]| {
+        let mut command = executable();
+        run(command.args(arguments).current_dir(portcullis.site.directory())).success()
+    };
+    let expected = [
+        "! setting      main  enforcement: enforce -> observe (weakens protection)",
+        "! setting      main  tls.client_auth: required -> optional (weakens protection)",
+        "! setting      main  tls.trusted_clients: cn:app -> none (weakens protection)",
+        "~ setting      main  upstream.address: 127.0.0.1:1 -> 127.0.0.1:2",
+        "settings that would weaken protection: 3, marked !",
+    ];
+    let diff = ask(&["check", "-c", "next.toml", "--diff"]);
+    portcullis.site.write("portcullis.toml", configured(weaker()));
+    let planned = ask(&["reload", "-c", "portcullis.toml", "--plan"]);
+    for said in [&diff, &planned] {
+        for line in expected {
+            assert!(said.lines().any(|said| said.trim() == line), "no {line:?} in\n{said}");
+        }
+    }
+    let applied = ask(&["reload", "-c", "portcullis.toml"]);
+    assert!(expected[..4].iter().all(|line| applied.contains(line)), "{applied}");
+    assert!(ask(&["reload", "-c", "portcullis.toml", "--plan"]).contains("nothing would change"));
+}
+
+#[test]
+fn applied_reload_records_the_differences_of_its_plan() {
+    let portcullis = Portcullis::start(Site::new(), configured(stronger()));
+    portcullis.address("main");
+    let planned = plan(&portcullis, &configured(weaker()));
+    let seen = portcullis.seen();
+    let applied = portcullis.reconfigure(configured(weaker()));
+    let lines: Vec<String> = applied.0["differences"].as_str().unwrap().lines().map(str::to_owned).collect();
+    let keys =
+        |lines: &[String]| lines.iter().map(|line| line.split(' ').nth(1).unwrap().to_owned()).collect::<Vec<_>>();
+    let of_plan = planned["differences"].as_array().unwrap().iter();
+    let of_plan: Vec<_> = of_plan.map(|one| format!("{}:", one["key"].as_str().unwrap())).collect();
+    assert_eq!(keys(&lines), of_plan);
+    assert!(lines.contains(&"main enforcement: enforce -> observe (weakens protection)".to_owned()), "{lines:?}");
+    assert_eq!((&applied.0["differences_count"], &applied.0["weakened_count"]), (&json!(4), &json!(3)));
+
+    portcullis.event_after(seen, "the last event", |event| event.0["key"] == "tls.trusted_clients");
+    let weakened: BTreeMap<_, _> = portcullis
+        .events()
+        .into_iter()
+        .filter(|event| event.is("policy.weakened"))
+        .map(|event| (event.0["key"].as_str().unwrap().to_owned(), event.0))
+        .collect();
+    assert!(weakened.keys().eq(["enforcement", "tls.client_auth", "tls.trusted_clients"]), "{weakened:?}");
+    let auth = &weakened["tls.client_auth"];
+    assert_eq!(
+        (&auth["listener"], &auth["old"], &auth["new"]),
+        (&json!("main"), &json!("required"), &json!("optional"))
+    );
+    assert_eq!(weakened["tls.trusted_clients"]["new"], Value::Null);
+}
+
+#[test]
+fn plan_speaks_of_what_would_be_removed() {
+    let (site, upstream) = (Site::new(), Upstream::echo());
+    let old = Authority::new("Old CA");
+    site.write("old.crt", old.pem());
+    let with = |rest: &str, sources: &[&str]| {
+        let listener = Listener::redis(&upstream).trusting(sources).tls("client_auth = \"required\"");
+        configured(listener.tls(&format!("client_ca = [\"ca.crt\"{rest}]")))
+    };
+    let portcullis = Portcullis::start(site, with(", \"old.crt\"", &["127.0.0.1"]));
+    let mut session = portcullis.client().showing(old.issue(Request::client("app"))).connect();
+    session.ask(b"hello", b"hello");
+    let detail = |config: &str| {
+        let planned = plan(&portcullis, config);
+        planned["sessions_ended"][0]["detail"].as_str().unwrap_or_else(|| panic!("{planned}")).to_owned()
+    };
+    let why = detail(&with("", &["127.0.0.1"]));
+    assert!(why.contains("CN=Old CA would be removed by this reload") && !why.contains("taken out"), "{why}");
+    assert_eq!(detail(&with(", \"old.crt\"", &["127.0.0.2"])), "no rule would trust this address");
+    session.ask(b"still", b"still");
+}
+
+#[test]
+fn no_secret_is_in_a_plan_or_the_audit() {
+    let site = site();
+    let ticket_keys = fs::read_to_string(site.path("tickets.keys")).unwrap();
+    let listener = Listener::redis("127.0.0.1:1").tls("ticket_keys = \"tickets.keys\"");
+    let portcullis = Portcullis::start(site, configured(listener.clone()));
+    portcullis.address("main");
+    portcullis.site.write("tickets.keys", format!("{}\n", "c".repeat(64)));
+    let planned = plan(&portcullis, &configured(listener.clone()));
+    let [difference] = planned["differences"].as_array().unwrap().as_slice() else { panic!("{planned}") };
+    assert_eq!(difference["key"], "tls.ticket_keys");
+    assert!(difference["new"].as_str().unwrap().ends_with("tickets.keys (other keys)"), "{difference}");
+    let applied = portcullis.reconfigure(configured(listener));
+    for secret in ticket_keys.lines().filter(|line| line.len() == 64).chain([&*"c".repeat(64)]) {
+        assert!(!planned.to_string().contains(secret) && !applied.0.to_string().contains(secret));
+    }
+}
