@@ -16,7 +16,7 @@ libdir   = $(DESTDIR)$(PREFIX)/lib
 confdir  = $(DESTDIR)$(SYSCONFDIR)/portcullis
 
 .DEFAULT_GOAL := help
-.PHONY: bench build demo help install lint test uninstall
+.PHONY: bench build conformance demo help install lint test uninstall
 
 bench: ## install the peers (Debian, Ubuntu) and measure beside them; about half an hour (BENCH_ARGS="--rounds 3")
 	scripts/install-bench-peers
@@ -24,6 +24,9 @@ bench: ## install the peers (Debian, Ubuntu) and measure beside them; about half
 
 build: ## build the release binary
 	$(CARGO) build --release --locked
+
+conformance: $(BINARY) ## run the test suites of PostgreSQL, Redis and asyncpg directly and through Portcullis (Debian; long)
+	PORTCULLIS=$(BINARY) scripts/conformance
 
 demo: ## show Portcullis at work before a private Redis and PostgreSQL (seconds, after the build)
 	scripts/demo
@@ -63,4 +66,4 @@ uninstall: ## remove what install has put there; configuration, keys and logs st
 	@echo "$(SYSCONFDIR)/portcullis, /var/lib/portcullis, /var/log/portcullis and the user portcullis are left; remove them by hand"
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

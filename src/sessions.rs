@@ -227,6 +227,11 @@ impl Presence {
         self.register.set(&self.live, Session { reliance });
     }
 
+    /// What it was last let in by, if anything.
+    pub fn session(&self) -> Option<Arc<Session>> {
+        self.live.current().clone()
+    }
+
     /// Returns when the connection has to end, with the ending.
     pub async fn shown_out(&self) -> Ending {
         loop {

@@ -115,6 +115,15 @@ fn without_an_admin_section_every_command_says_what_to_write() {
     let outcome = portcullis(&site, &["status", "-c", "/nowhere.toml"]);
     assert_eq!(outcome.code, Some(78), "{}", outcome.stderr);
     assert!(outcome.stderr.contains("/nowhere.toml") && outcome.stderr.contains("--socket"), "{}", outcome.stderr);
+    for command in
+        [&["check", "-c", "/nowhere.toml"][..], &["run", "-c", "/nowhere.toml"], &["status", "-c", "/nowhere.toml"]]
+    {
+        let outcome = portcullis(&site, command);
+        assert_eq!(outcome.code, Some(78), "{}", outcome.stderr);
+        for words in ["there is no configuration file /nowhere.toml", "portcullis.toml.example", "$PORTCULLIS_CONFIG"] {
+            assert!(outcome.stderr.contains(words), "no {words} in {}", outcome.stderr);
+        }
+    }
 }
 
 #[test]

@@ -444,6 +444,39 @@ fn health_checks_find_it_well_and_disturb_nobody() {
     assert_eq!((denied.reason(), denied.text("balancer")), ("client_closed", BALANCER));
 }
 
+#[test]
+fn health_check_after_the_first_is_only_counted() {
+    let upstream = Upstream::echo();
+    // One kind is rejected when it is accepted, one is rejected by its header, and one says nothing.
+    for (checks, from) in [("true", BALANCER), ("[\"127.0.0.0/28\"]", BALANCER), ("[\"127.0.0.7\"]", "127.0.0.7")] {
+        let listener = Listener::redis(&upstream).trusting(&["10.1.2.3"]);
+        let behind = format!("proxy_protocol = {{ trusted = [\"{BALANCER}\"], health_checks = {checks} }}");
+        let mut portcullis = Portcullis::before(listener.key(&behind));
+        let checker = portcullis.client().from(from);
+        for header in [b"".to_vec(), b"PROXY UNKNOWN\r\n".to_vec(), v2(0x20, 0, b""), b"".to_vec()] {
+            let mut stream = checker.dial();
+            let _ = stream.write_all(&header);
+            let _ = stream.shutdown(Shutdown::Write);
+            last_words(&mut stream);
+        }
+        // What speaks for a client, or sends something else, is none.
+        let mut stranger = balancer(&portcullis).dial();
+        stranger.write_all(&v1("10.6.6.6:7001", "192.0.2.1:6380")).unwrap();
+        last_words(&mut stranger);
+        assert_eq!(ending(&portcullis, port(&stranger)).text("source"), "10.6.6.6");
+        assert_eq!(refusal(&portcullis, b"*1\r\n$4\r\nPING\r\n").reason(), "proxy_header_missing");
+        portcullis.stop();
+        let events = portcullis.events();
+        let logged: Vec<_> = events.iter().filter(|event| event.is("connection.denied")).collect();
+        assert_eq!(logged.len(), 3, "{logged:?}");
+        let first = logged.iter().find(|event| event.text("source") == from).unwrap();
+        assert_eq!((first.text("level"), first.has("detail")), ("INFO", true), "{}", first.0);
+        let rest = events.iter().find(|event| event.is("denials.suppressed")).unwrap();
+        assert_eq!((rest.number("suppressed"), rest.text("level")), (3, "INFO"), "{}", rest.0);
+    }
+    upstream.assert_untouched();
+}
+
 /// HAProxy that has found the listener well.
 fn checking(portcullis: &Portcullis, options: &str) -> Haproxy {
     let server = format!("server main {} source {BALANCER} check inter 20ms {options}", portcullis.address("main"));

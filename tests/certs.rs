@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use crate::harness::openssl::openssl;
 use crate::harness::portcullis::executable;
 use crate::harness::program::{Outcome, command, run};
-use crate::harness::{Authority, Request, Site};
+use crate::harness::{Authority, Listener, Request, Site};
 
 /// Portcullis among the files of a site.
 fn portcullis(site: &Site, arguments: &[&str]) -> Outcome {
@@ -68,6 +68,86 @@ fn a_bundle_holds_what_a_client_needs_and_nothing_of_the_ca_but_its_certificates
     assert_eq!(read("unzipped/redis_ca.pem"), older.pem().replace("\r\n", "\n") + &read("dev/ca.crt"));
     let verify = ["verify", "-x509_strict", "-purpose", "sslclient", "-CAfile", "unzipped/redis_ca.pem"];
     openssl(&site, &[&verify[..], &["unzipped/redis_user.crt"]].concat());
+}
+
+/// The files in `out/app.zip`, which end up in `unzipped`.
+fn unzipped(site: &Site) -> String {
+    let unzip = "import zipfile\nz = zipfile.ZipFile('out/app.zip')\nz.extractall('unzipped')\nprint(*z.namelist())";
+    run(command("python3").args(["-c", unzip]).current_dir(site.directory())).success()
+}
+
+/// Issues a bundle for the client `app` by the CA in `dev`.
+fn issue_bundle(site: &Site, more: &[&str]) -> Outcome {
+    let issue = ["certs", "issue", "--ca", "dev/ca.crt", "--ca-key", "dev/ca.key", "--name", "app", "--bundle"];
+    portcullis(site, &[&issue[..], &["--out", "out"], more].concat())
+}
+
+#[test]
+fn bundle_has_the_ca_of_the_server_and_names_of_the_protocol() {
+    let site = site();
+    let said = issue_bundle(&site, &["--server-ca", "ca.crt", "--protocol", "postgres"]).success();
+    assert!(!said.contains("--server-ca"), "{said}");
+    assert_eq!(unzipped(&site).trim(), "postgres_user.crt postgres_user_private.key postgres_ca.pem");
+    openssl(&site, &["verify", "-purpose", "sslserver", "-CAfile", "unzipped/postgres_ca.pem", "server.crt"]);
+}
+
+#[test]
+fn bundle_without_a_server_ca_says_which_ca_it_has() {
+    let site = site();
+    assert!(issue_bundle(&site, &[]).success().contains("--server-ca FILE, or --listener NAME"));
+}
+
+#[test]
+fn bundle_for_a_listener_has_the_ca_of_its_chain() {
+    let site = site();
+    let (leaf, ca) = (site.server(), site.ca.pem());
+    site.write("chain.crt", format!("{}{ca}", leaf.pem()));
+    site.write("chain.key", leaf.key_pem());
+    let certificate = "cert = \"chain.crt\", key = \"nowhere.key\"";
+    let listener = Listener::postgres("127.0.0.1:5432").named("db").certificate(certificate);
+    site.write("portcullis.toml", listener);
+    issue_bundle(&site, &["--listener", "db", "-c", "portcullis.toml"]).success();
+    assert_eq!(unzipped(&site).trim(), "postgres_user.crt postgres_user_private.key postgres_ca.pem");
+    openssl(&site, &["verify", "-purpose", "sslserver", "-CAfile", "unzipped/postgres_ca.pem", "chain.crt"]);
+}
+
+#[test]
+fn bundle_for_a_listener_whose_chain_lacks_its_ca_needs_that_ca() {
+    let site = site();
+    let by = |cert: &str| {
+        let certificate = format!("cert = \"{cert}\", key = \"any.key\"");
+        site.write("portcullis.toml", Listener::redis("127.0.0.1:6379").named("cache").certificate(&certificate));
+        issue_bundle(&site, &["--listener", "cache", "-c", "portcullis.toml"])
+    };
+    // Issued by the CA that also issues the client's.
+    by("dev/server.crt").success();
+    assert_eq!(unzipped(&site).trim(), "redis_user.crt redis_user_private.key redis_ca.pem");
+    openssl(&site, &["verify", "-purpose", "sslserver", "-CAfile", "unzipped/redis_ca.pem", "dev/server.crt"]);
+    fs::remove_dir_all(site.path("out")).unwrap();
+    let refused = by("server.crt");
+    assert_eq!(refused.code, Some(1));
+    assert!(refused.stderr.contains("server.crt") && refused.stderr.contains("--server-ca"), "{}", refused.stderr);
+    assert!(!site.path("out").exists());
+    let refused = issue_bundle(&site, &["--listener", "other", "-c", "portcullis.toml"]);
+    assert_eq!(refused.code, Some(2), "{}", refused.stderr);
+}
+
+#[test]
+fn server_certificate_is_for_its_names_and_verifies_with_the_root_alone() {
+    let site = site();
+    made_by_openssl(&site, "between", "/CN=Between", "basicConstraints = critical, CA:TRUE\nkeyUsage = keyCertSign\n");
+    let issue = ["certs", "issue", "--server", "--ca", "between.crt", "--ca-key", "between.key", "--out", "out"];
+    let names = ["--name", "db.test", "--dns", "*.db.test", "--ip", "10.1.2.3", "--days", "30"];
+    portcullis(&site, &[&issue[..], &names].concat()).success();
+    let shown = shown(&site, "out/db.test.crt", &["-ext", "subjectAltName,extendedKeyUsage"]);
+    for words in ["DNS:db.test, DNS:*.db.test, IP Address:10.1.2.3", "TLS Web Server Authentication"] {
+        assert!(shown.contains(words), "no {words} in {shown}");
+    }
+    assert!(!shown.contains("Client"), "{shown}");
+    let verify = ["verify", "-x509_strict", "-purpose", "sslserver", "-CAfile", "dev/ca.crt"];
+    openssl(&site, &[&verify[..], &["-untrusted", "out/db.test.crt", "out/db.test.crt"]].concat());
+    let refused = portcullis(&site, &[&issue[..], &["--name", "no host"]].concat());
+    assert_eq!(refused.code, Some(2), "{}", refused.stderr);
 }
 
 #[test]

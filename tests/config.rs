@@ -1,5 +1,6 @@
 //! Configurations, good and bad: what `check` says of each file in tests/config.
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use std::{env, fs};
@@ -188,4 +189,52 @@ fn a_list_of_broken_rules_is_answered_soon_and_in_few_words() {
     let told = outcome.stderr.lines().filter(|line| line.contains("did you mean")).count();
     assert_eq!(told, 100, "{}", outcome.stderr);
     assert!(outcome.stderr.contains("and 39900 more problems"), "{}", outcome.stderr);
+}
+
+/// A directory as Kubernetes mounts a Secret: links to links to files that belong to root.
+fn secret(site: &Site, mode: u32) {
+    fs::create_dir_all(site.path("tls/..2026")).unwrap();
+    std::os::unix::fs::symlink("..2026", site.path("tls/..data")).unwrap();
+    for name in ["tls.crt", "tls.key"] {
+        let file = site.path(&format!("tls/..2026/{name}"));
+        fs::copy(site.path(&name.replace("tls", "server")), &file).unwrap();
+        fs::set_permissions(&file, fs::Permissions::from_mode(mode)).unwrap();
+        std::os::unix::fs::symlink(format!("..data/{name}"), site.path(&format!("tls/{name}"))).unwrap();
+    }
+}
+
+#[test]
+fn key_in_a_secret_volume_is_warned_of_only_where_everybody_in_the_pod_can_read_it() {
+    for (mode, warned) in [(0o400, false), (0o440, false), (0o644, true)] {
+        let site = Site::new();
+        secret(&site, mode);
+        let listener = Listener::redis("127.0.0.1:6379").certificate("cert = \"tls/tls.crt\", key = \"tls/tls.key\"");
+        site.write("portcullis.toml", listener);
+        let words = run(executable().args(["check", "-c", "portcullis.toml"]).current_dir(site.directory())).success();
+        assert_eq!(words.contains("defaultMode: 0400"), warned, "{mode:o}: {words}");
+        assert!(!words.contains("chmod"), "{mode:o}: {words}");
+    }
+}
+
+#[test]
+fn kubernetes_example_has_a_configuration_without_warnings() {
+    let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging/kubernetes/redis-sidecar.yaml");
+    let manifest = fs::read_to_string(manifest).unwrap();
+    let (_, config) = manifest.split_once("portcullis.toml: |\n").unwrap();
+    let lines = config.lines().take_while(|line| *line != "---");
+    let config: String = lines.map(|line| format!("{}\n", line.strip_prefix("    ").unwrap_or(line))).collect();
+    let site = Site::new();
+    secret(&site, 0o440);
+    fs::create_dir(site.path("clients")).unwrap();
+    site.write("clients/ca.crt", site.ca.pem());
+    let here = |path: &str| format!("\"{}/", site.path(path).display());
+    let run_directory = site.directory().display().to_string();
+    let config = config.replace("\"/tls/", &here("tls")).replace("\"/clients/", &here("clients"));
+    site.write("portcullis.toml", config.replace("/run/portcullis", &run_directory));
+    let words = run(executable().args(["check", "-c", "portcullis.toml"]).current_dir(site.directory())).success();
+    assert!(!words.contains("warning"), "{words}");
+    assert!(
+        words.contains("client certificates: required") && manifest.contains("mountPath: /run/portcullis"),
+        "{words}"
+    );
 }

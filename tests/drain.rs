@@ -5,7 +5,8 @@ use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::process;
 use std::time::{Duration, Instant};
 
-use crate::harness::portcullis::executable;
+use crate::harness::portcullis::{ADMIN, executable};
+use crate::harness::program::run;
 use crate::harness::{Connection, Listener, PATIENCE, Portcullis, Site, Upstream, eventually};
 
 fn draining(drain: &str, upstream: &Upstream) -> (Portcullis, Connection) {
@@ -72,6 +73,37 @@ fn a_second_sigterm_ends_everything_at_once() {
     // The client neither reads nor goes away, and still nobody waits for it.
     assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
     assert_eq!(portcullis.ending(inside.port()).reason(), "shutdown");
+}
+
+#[test]
+fn commands_say_that_the_program_is_draining_and_another_one_can_start() {
+    let upstream = Upstream::echo();
+    let site = Site::new();
+    let socket = site.path("admin.sock");
+    let (drain, listener) = ("shutdown.drain = \"10m\"\n", Listener::redis(&upstream));
+    let mut portcullis = Portcullis::start(site, format!("{drain}{ADMIN}{listener}"));
+    let mut inside = portcullis.client().connect();
+    inside.ask(b"hello", b"hello");
+    begin_to_drain(&portcullis);
+    let ask = |arguments: &[&str]| run(executable().args(arguments).arg("--socket").arg(&socket));
+    assert!(ask(&["status"]).success().contains("DRAINING since"));
+    let sessions = ask(&["sessions", "list"]);
+    assert!(sessions.stderr.contains("draining: "), "{}", sessions.stderr);
+    assert!(sessions.success().contains(" open "));
+    for command in [&["reload"][..], &["reload", "--plan"]] {
+        let refused = ask(command);
+        assert_eq!(refused.code, Some(1), "{}", refused.stderr);
+        assert!(refused.stderr.contains("draining: "), "{}", refused.stderr);
+    }
+    // Its ports are free for another one, and so is its socket.
+    let admin = format!("[admin]\nlisten = \"unix:{}\"\n", socket.display());
+    let next = Portcullis::start(Site::new(), format!("{admin}{listener}"));
+    next.address("main");
+    assert!(!ask(&["status"]).success().contains("DRAINING"));
+    inside.finish_sending();
+    inside.rest().unwrap();
+    assert_eq!(portcullis.process.exit_code(), Some(0));
+    assert!(ask(&["status"]).success().contains(&format!("process {}", next.process.0.id())));
 }
 
 #[test]

@@ -23,7 +23,7 @@ macro_rules! drills {
     ($($test:ident: $title:literal,)*) => {
         $(#[test]
         fn $test() {
-            rehearse($title);
+            rehearse($title, None);
         })*
 
         const TITLES: &[&str] = &[$($title),*];
@@ -57,12 +57,22 @@ struct Block {
     lines: Vec<String>,
 }
 
+#[test]
+fn drills_work_before_a_redis_that_has_a_password() {
+    for title in ["a client's certificate, by a CA", "the ticket keys", "a reload that is rejected"] {
+        rehearse(title, Some("a long password"));
+    }
+}
+
 /// Does what a drill says, and sees what it shows.
-fn rehearse(title: &str) {
-    let redis = Redis::start();
+fn rehearse(title: &str, password: Option<&str>) {
+    let redis = match password {
+        Some(password) => Redis::with(&["--requirepass", password]),
+        None => Redis::start(),
+    };
     let guide = guide().replace("127.0.0.1:6379", &redis.to_string()).replace("6380", &free_port().to_string());
     let blocks = blocks(&guide, title);
-    let said = run(&blocks);
+    let said = run(&blocks, password);
     let mut parts = said.split(MARK).skip(1);
     let mut printed = "";
     let mut shown = 0;
@@ -108,7 +118,7 @@ fn blocks(guide: &str, title: &str) -> Vec<Block> {
 }
 
 /// Runs the commands. Returns what they print, with a mark before each block's.
-fn run(blocks: &[Block]) -> String {
+fn run(blocks: &[Block], password: Option<&str>) -> String {
     let site = tempfile::tempdir().unwrap();
     let script: String = blocks.iter().map(in_shell).collect();
     fs::write(site.path().join("drill.sh"), script).unwrap();
@@ -123,18 +133,30 @@ fn run(blocks: &[Block]) -> String {
     shell.args(["--pdeathsig", "TERM", "--"]).arg(find("timeout"));
     shell.args(["-k", "1", "25", "sh", "-e", "drill.sh"]).current_dir(site.path());
     shell.env_remove("PORTCULLIS_CONFIG").env("PATH", format!("{}:{path}", programs.path().display()));
+    shell.env_remove("REDISCLI_AUTH").envs(password.map(|password| ("REDISCLI_AUTH", password)));
     shell.stdin(Stdio::null()).stdout(file.try_clone().unwrap()).stderr(file);
     let mut shell = Group(Running::start(&mut shell));
     let code = shell.0.exit_code();
+    let left = shell.left();
     drop(shell);
     let said = String::from_utf8_lossy(&fs::read(&output).unwrap()).into_owned();
     let log = fs::read_to_string(site.path().join("portcullis.log")).unwrap_or_default();
     assert_eq!(code, Some(0), "the drill failed:\n{said}\n--- log\n{log}");
+    assert_eq!(left, "", "the drill leaves programs running:\n{said}");
     said
 }
 
 /// A shell and all that it has started.
 struct Group(Running);
+
+impl Group {
+    /// Which programs of it still run.
+    fn left(&self) -> String {
+        let mut list = Command::new("pgrep");
+        list.args(["--runstates", "D,R,S,T", "--list-full", "--pgroup", &self.0.0.id().to_string()]);
+        String::from_utf8_lossy(&list.output().unwrap().stdout).into_owned()
+    }
+}
 
 impl Drop for Group {
     fn drop(&mut self) {

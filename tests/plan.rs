@@ -79,6 +79,7 @@ proxy_protocol = "off"
 
 [listener.proxy_protocol]
 trusted = ["192.0.2.0/24"]
+health_checks = ["198.51.100.0/28"]
 
 [listener.limits]
 max_connections = 1000
@@ -215,6 +216,12 @@ const CHANGES: &[Change] = &[
     ),
     ("listener.proxy_protocol.trusted", "192.0.2.0/24", "192.0.0.0/16", "!proxy_protocol.trusted"),
     ("listener.proxy_protocol.trusted", "192.0.2.0/24", "192.0.2.1", "proxy_protocol.trusted"),
+    (
+        "listener.proxy_protocol.health_checks",
+        "health_checks = [\"198.51.100.0/28\"]",
+        "health_checks = true",
+        "proxy_protocol.health_checks",
+    ),
     ("listener.limits.max_connections", "max_connections = 1000", "", "!limits.max_connections"),
     ("listener.limits.max_connections", "max_connections = 1000", "max_connections = 10", "limits.max_connections"),
     (

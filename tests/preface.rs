@@ -145,6 +145,7 @@ fn a_plaintext_startup_message_is_told_about_sslmode() {
     let all: String = fields.values().cloned().collect();
     assert!(all.contains("sslmode"), "{fields:?}");
     assert_eq!(portcullis.refusal(port), "plaintext_refused");
+    assert!(portcullis.ending(port).text("detail").contains("sslmode=require"));
     upstream.assert_untouched();
 }
 
@@ -289,6 +290,7 @@ fn plaintext_redis_is_told_that_the_port_speaks_tls() {
         assert!(words.starts_with("-ERR this port speaks TLS only"), "{words:?}");
         assert!(words.ends_with("\r\n") && words.lines().count() == 1, "{words:?}");
         assert_eq!(portcullis.refusal(port), "plaintext_refused");
+        assert!(portcullis.ending(port).text("detail").contains("rediss://"));
     }
     upstream.assert_untouched();
 }
@@ -300,6 +302,7 @@ fn plaintext_on_a_tcp_listener_is_closed_without_a_word() {
     let (port, words) = says(&portcullis.client(), b"GET / HTTP/1.0\r\n\r\n");
     assert_eq!(words, b"");
     assert_eq!(portcullis.refusal(port), "plaintext_refused");
+    assert!(portcullis.ending(port).text("detail").contains("without TLS"));
     upstream.assert_untouched();
 }
 

@@ -236,6 +236,7 @@ fn of_the_holders_of_good_certificates_only_the_trusted_ones_get_in_and_stay() {
         assert!(refused.starts_with("-DENIED "), "{refused}");
         let denied = portcullis.ending(port);
         assert_eq!((denied.reason(), denied.text("client_subject")), ("client_not_trusted", "CN=somebody"));
+        assert_eq!(denied.text("rule"), "ip_addr:127.0.0.1", "{}", denied.0);
     }
 
     let applied = portcullis.reconfigure(config(&[&trusting(r#""dns:*.app.internal", "uri:spiffe://prod/ns/app""#)]));

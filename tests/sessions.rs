@@ -10,7 +10,9 @@ use serde_json::{Value, json};
 use crate::harness::portcullis::{ADMIN, executable};
 use crate::harness::program::{free_address, run};
 use crate::harness::wire::{PROTOCOL_3_0, error_response, startup};
-use crate::harness::{Connection, Listener, Portcullis, Postgres, Redis, Site, Upstream, eventually};
+use crate::harness::{
+    Authority, Connection, Listener, Portcullis, Postgres, Redis, Request, Site, Upstream, eventually,
+};
 use crate::primary::{CLEARTEXT, asks_and_is, before, target};
 use crate::reload::ON_SIGHUP;
 use crate::revocation::SOON;
@@ -264,6 +266,70 @@ fn connection_that_is_refused_is_never_listed() {
     let item = &portcullis.ask("GET", "/v1/rotation").1["items"][1];
     assert_eq!((&item["kind"], &item["sessions"]), (&json!("source"), &json!(0)));
     assert!(item["last_used"].is_string(), "{item}");
+}
+
+#[test]
+fn last_users_are_shown_of_what_no_open_session_relies_on() {
+    let upstream = Upstream::echo();
+    let site = Site::new();
+    let old = Authority::new("Old CA");
+    site.write("old-ca.crt", old.pem());
+    let job = old.issue(Request::client("job"));
+    let listener = Listener::redis(&upstream).tls("client_auth = \"required\"").tls("client_ca = \"old-ca.crt\"");
+    let portcullis = Portcullis::start(site, format!("{ADMIN}{ON_SIGHUP}{listener}"));
+    let mut client = portcullis.client().showing(job).connect();
+    client.ask(b"hello", b"hello");
+    let port = client.port();
+    drop(client);
+    assert_eq!(portcullis.opened(port).text("client_issuer"), "CN=Old CA");
+    eventually("the session has ended", || portcullis.sessions().is_empty().then_some(()));
+
+    let rotation = portcullis.ask("GET", "/v1/rotation").1;
+    for item in rotation["items"].as_array().unwrap() {
+        assert_eq!(item["sessions"], 0, "{item}");
+        let [user] = item["last_users"].as_array().unwrap().as_slice() else { panic!("{item}") };
+        assert_eq!((&user["subject"], &user["source"]), (&json!("CN=job"), &json!("127.0.0.1")), "{item}");
+        assert_eq!(user["last_used"], item["last_used"], "{item}");
+    }
+    let words = joined(&words(&portcullis, &["status", "--rotation"]));
+    assert!(words.contains("no open session; last used") && words.contains("last users: CN=job from"), "{words}");
+    assert!(!words.contains("unused for"), "{words}");
+}
+
+#[test]
+fn rule_that_was_added_is_not_called_as_old_as_the_program() {
+    let upstream = Upstream::echo();
+    let listener = Listener::redis(&upstream);
+    let portcullis = start(&listener);
+    portcullis.address("main");
+    let added = listener.clone().trusting(&["127.0.0.1", "192.0.2.1"]);
+    assert!(portcullis.reconfigure(format!("{ADMIN}{ON_SIGHUP}{added}")).is("reload.applied"));
+    let words = joined(&words(&portcullis, &["status", "--rotation"]));
+    assert!(words.contains("not used since it was added"), "{words}");
+}
+
+#[test]
+fn reload_of_unchanged_files_says_since_when_they_are_in_force() {
+    let upstream = Upstream::echo();
+    let listener = Listener::redis(&upstream);
+    let portcullis = start(&listener);
+    portcullis.address("main");
+    let reload = || words(&portcullis, &["reload"]);
+    assert!(reload().starts_with("already in force since "), "nothing has changed since the start");
+    let added = listener.clone().trusting(&["127.0.0.1", "192.0.2.1"]);
+    portcullis.site.replace("portcullis.toml", format!("{ADMIN}{ON_SIGHUP}{added}"));
+    assert!(reload().starts_with("applied: generation 3 is in force\n  sources added: 1"));
+    assert!(reload().starts_with("already in force since "));
+    // One that was rejected is not in force.
+    portcullis.site.replace("portcullis.toml", "nonsense");
+    assert_eq!(run(executable().args(["reload", "--socket"]).arg(portcullis.site.path("admin.sock"))).code, Some(1));
+    portcullis.site.replace("portcullis.toml", format!("{ADMIN}{ON_SIGHUP}{added}"));
+    assert!(reload().starts_with("applied: generation 5 is in force"));
+}
+
+/// What a table says in cells of several lines, in one line.
+fn joined(table: &str) -> String {
+    table.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 #[test]

@@ -6,6 +6,7 @@
 
 mod answer;
 mod callers;
+mod draining;
 mod exchange;
 mod parameters;
 mod question;
@@ -127,7 +128,16 @@ impl Admin {
         }
         let in_words =
             |error: io::Error| io::Error::new(error.kind(), format!("admin socket {}: {error}", socket.display()));
-        let (place, listener) = socket_file::listen(socket, Access::PRIVATE, BACKLOG).map_err(in_words)?;
+        let listen = || socket_file::listen(socket, Access::PRIVATE, BACKLOG);
+        let listening = listen().or_else(|error| {
+            // A program that is stopping gives way: it accepts no clients any more, and keeps the socket only to say so.
+            if error.kind() != io::ErrorKind::AddrInUse || !draining::is_draining(socket) {
+                return Err(error);
+            }
+            std::fs::remove_file(socket)?;
+            listen()
+        });
+        let (place, listener) = listening.map_err(in_words)?;
         Ok(Prepared(Step::Open(place, UnixListener::from_std(listener)?)))
     }
 

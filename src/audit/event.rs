@@ -28,6 +28,8 @@ pub struct Facts {
     pub balancer: Option<ClientAddr>,
     /// Where it connected to, where a load balancer says so. For the upstream only.
     pub destination: Option<SocketAddr>,
+    /// Whether its socket's address is one that health checks come from.
+    pub from_checker: bool,
     /// What lets its address in.
     pub standing: Option<Standing>,
     /// The host name it asked for.
@@ -53,6 +55,7 @@ impl Facts {
             client,
             balancer: None,
             destination: None,
+            from_checker: false,
             standing: None,
             sni: None,
             tls_version: None,
@@ -66,6 +69,17 @@ impl Facts {
     /// Where it comes from, and by whose word.
     pub fn provenance(&self) -> Provenance {
         Provenance { client: self.client, balancer: self.balancer }
+    }
+
+    /// Whether a connection that ended for this reason was a health check: nothing came, and on nobody's behalf.
+    pub(super) fn is_health_check(&self, reason: Reason) -> bool {
+        let without_a_byte = match reason {
+            // A peer that was rejected is not waited for.
+            Reason::UntrustedSource => true,
+            Reason::ClientClosed => self.tls_version.is_none() && self.sni.is_none(),
+            _ => false,
+        };
+        self.from_checker && without_a_byte && self.provenance().spokesman().is_none()
     }
 
     /// Notes whose certificate the client presents.

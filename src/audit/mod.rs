@@ -5,6 +5,7 @@
 //! never traffic.
 
 mod changes;
+mod checks;
 mod event;
 mod floods;
 mod line;
@@ -22,6 +23,7 @@ pub use event::{ExpiringCertificate, Facts};
 pub use log::{LogHandle, subscriber};
 pub use sink::Destination;
 
+use self::checks::HealthChecks;
 use self::event::{Event, Level};
 use self::floods::Floods;
 use self::sink::Sink;
@@ -47,6 +49,7 @@ pub struct Audit {
     file: Sink,
     denials: Arc<Floods>,
     cancels: Arc<Floods>,
+    checks: Arc<HealthChecks>,
 }
 
 impl Audit {
@@ -55,7 +58,7 @@ impl Audit {
         let log = Sink::start("log", Destination::standard_output());
         let file = Sink::start("audit", audit_file.unwrap_or_else(Destination::nowhere));
         let [denials, cancels] = [&floods::DENIALS, &floods::CANCELS].map(|kind| Arc::new(Floods::new(kind)));
-        Self { log, format, file, denials, cancels }
+        Self { log, format, file, denials, cancels, checks: Arc::default() }
     }
 
     /// Where log lines go that are not audit events.
@@ -84,6 +87,14 @@ impl Audit {
 
     /// A connection was turned away before it reached the upstream. In a flood nothing is made of it, not even the words.
     pub fn denied(&self, facts: &Facts, reason: Reason, detail: impl Display, duration: Duration) {
+        if facts.is_health_check(reason) {
+            if self.checks.is_first(facts, reason) {
+                let ending = Ending::new(reason, checks::FIRST);
+                let event = Event::of_connection("connection.denied", facts).ended(&ending).lasted(duration);
+                self.write(&event, Level::Info);
+            }
+            return;
+        }
         if self.denials.let_through(facts, Some(reason)) {
             let level = if reason == Reason::ClientClosed { Level::Info } else { Level::Warn };
             let ending = Ending::new(reason, detail);
@@ -106,11 +117,16 @@ impl Audit {
         for event in [&self.denials, &self.cancels].into_iter().flat_map(|floods| floods.reports(at_once)) {
             self.write(&event, Level::Warn);
         }
+        for event in self.checks.reports(at_once) {
+            self.write(&event, Level::Info);
+        }
     }
 
-    /// A connection was let in and has reached its upstream.
-    pub fn opened(&self, facts: &Facts) {
-        let event = Event::of_connection("connection.opened", facts).with_some("session", facts.session);
+    /// A connection was let in and has reached its upstream. `issuer` is that of its client certificate.
+    pub fn opened(&self, facts: &Facts, issuer: Option<&str>) {
+        let event = Event::of_connection("connection.opened", facts)
+            .with_some("client_issuer", issuer)
+            .with_some("session", facts.session);
         self.write(&event.would_deny(facts), Level::Info);
     }
 

@@ -86,6 +86,24 @@ impl Authority {
         self.bundle.iter().map(certificate_pem).collect()
     }
 
+    /// What a server has to send behind a certificate of this CA: the CA's own certificate where it is an intermediate, and
+    /// the intermediates of its file that lead further up.
+    pub(super) fn intermediates_pem(&self) -> String {
+        let parsed: Vec<_> = self.bundle.iter().filter_map(|der| Some((der, Certificate::parse(der).ok()?))).collect();
+        let mut chain = String::new();
+        let (mut der, mut facts) = (&self.certificate, &self.facts);
+        for _ in 0..=parsed.len() {
+            if facts.self_signed {
+                break;
+            }
+            chain.push_str(&certificate_pem(der));
+            let above = parsed.iter().find(|(_, above)| above.subject_digest == facts.issuer_digest);
+            let Some((next, next_facts)) = above else { break };
+            (der, facts) = (next, next_facts);
+        }
+        chain
+    }
+
     /// Issues a certificate for `key`. With a `subject`, the DER of a name, it is for that name, and not for the one of `params`.
     pub(super) fn sign(
         &self,

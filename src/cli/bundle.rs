@@ -7,19 +7,20 @@ use rawzip::{CompressionMethod, DataDescriptorOutput, ZipArchiveWriter, crc32};
 use time::OffsetDateTime;
 
 use super::Failure;
-use super::authority::{Authority, Signed};
+use super::authority::Signed;
 
-/// The ZIP file of a client: its certificate, its key, and every certificate of the CA's file.
-pub(super) fn bundle(client: &Signed, authority: &Authority) -> Result<Vec<u8>, Failure> {
+/// The ZIP file of a client: its certificate, its key, and what it verifies the server with. The names begin with
+/// `protocol`.
+pub(super) fn bundle(client: &Signed, protocol: &str, server_ca: String) -> Result<Vec<u8>, Failure> {
     let entries = [
-        ("redis_user.crt", 0o644, client.pem()),
-        ("redis_user_private.key", 0o600, client.key_pem()),
-        ("redis_ca.pem", 0o644, authority.bundle_pem()),
+        (format!("{protocol}_user.crt"), 0o644, client.pem()),
+        (format!("{protocol}_user_private.key"), 0o600, client.key_pem()),
+        (format!("{protocol}_ca.pem"), 0o644, server_ca),
     ];
     zip(&entries).map_err(|error| Failure::Failed(format!("the ZIP file cannot be made: {error}")))
 }
 
-fn zip(entries: &[(&str, u32, String)]) -> Result<Vec<u8>, rawzip::Error> {
+fn zip(entries: &[(String, u32, String)]) -> Result<Vec<u8>, rawzip::Error> {
     let mut archive = ZipArchiveWriter::new(Vec::new());
     let now = UtcDateTime::from_unix(OffsetDateTime::now_utc().unix_timestamp());
     for (name, mode, content) in entries {

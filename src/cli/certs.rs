@@ -1,5 +1,5 @@
-//! `portcullis certs init` and `certs issue`: certificates for development, and client certificates from a CA of one's
-//! own. Keys are ECDSA P-256; they are written with mode 0600, and nothing is ever overwritten.
+//! `portcullis certs init` and `certs issue`: certificates for development, and certificates from a CA of one's own.
+//! Keys are ECDSA P-256; they are written with mode 0600, and nothing is ever overwritten.
 
 use std::path::Path;
 
@@ -12,6 +12,7 @@ use time::{Duration, OffsetDateTime};
 use super::authority::{Authority, Signed, generation};
 use super::bundle::bundle;
 use super::output::{Output, listed, write_all};
+use super::server_ca::ServerCa;
 use super::{Failure, IssueArgs, print};
 
 pub(super) fn init(directory: &Path, hosts: &[String]) -> Result<(), Failure> {
@@ -40,15 +41,29 @@ pub(super) fn issue(args: &IssueArgs) -> Result<(), Failure> {
         return Err(Failure::Usage(format!("--name {:?} cannot be the name of a file", args.name)));
     }
     let authority = Authority::read(&args.ca, &args.ca_key)?;
-    let mut params = client_params(&args.name, args.days);
-    params.subject_alt_names = client_names(args)?;
-    let client = authority.sign(&params, new_key()?, None)?;
-    let mut made = Vec::from(files(&client, &args.name));
+    let mut params =
+        if args.server { server_params(&server_names(args))? } else { client_params(&args.name, args.days) };
+    params.not_after = dated(args.days.into()).not_after;
+    params.subject_alt_names.extend(further_names(args)?);
+    let signed = authority.sign(&params, new_key()?, None)?;
+    let chain = if args.server { authority.intermediates_pem() } else { String::new() };
+    let mut made = vec![
+        Output::public(&format!("{}.crt", args.name), signed.pem() + &chain),
+        Output::secret(&format!("{}.key", args.name), signed.key_pem()),
+    ];
+    let mut hint = "";
     if args.bundle {
-        made.push(Output::secret(&format!("{}.zip", args.name), bundle(&client, &authority)?));
+        let (protocol, server_ca) = match ServerCa::find(args)? {
+            Some(ServerCa { protocol, pem }) => (protocol, pem),
+            None => {
+                hint = SAME_CA;
+                (args.protocol.as_deref().unwrap_or("redis").to_owned(), authority.bundle_pem())
+            }
+        };
+        made.push(Output::secret(&format!("{}.zip", args.name), bundle(&signed, &protocol, server_ca)?));
     }
     let paths = write_all(&args.out, &made)?;
-    print(&format!("Made {}, valid for {} days\n", listed(&paths), args.days))
+    print(&format!("Made {}, valid for {} days\n{hint}", listed(&paths), args.days))
 }
 
 /// The certificate and the key of `name`.
@@ -100,8 +115,20 @@ fn client_params(name: &str, days: u32) -> CertificateParams {
     params
 }
 
-fn client_names(args: &IssueArgs) -> Result<Vec<SanType>, Failure> {
-    let dns = args.dns.iter().map(|name| dns_name(name));
+/// The host names and addresses of a server, its own first.
+fn server_names(args: &IssueArgs) -> Vec<String> {
+    let mut names = vec![args.name.clone()];
+    for name in args.dns.iter().cloned().chain(args.ip.iter().map(ToString::to_string)) {
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    names
+}
+
+/// The names beside those of a server.
+fn further_names(args: &IssueArgs) -> Result<Vec<SanType>, Failure> {
+    let dns = args.dns.iter().filter(|_| !args.server).map(|name| dns_name(name));
     let uri = args.uri.iter().map(|uri| {
         let bad = || Failure::Usage(format!("{uri:?} is not a URI such as spiffe://prod/app"));
         if uri.contains(':') { uri.as_str().try_into().map(SanType::URI).map_err(|_| bad()) } else { Err(bad()) }
@@ -132,6 +159,9 @@ pub(super) fn dated(days: i64) -> CertificateParams {
     params.use_authority_key_identifier_extension = true;
     params
 }
+
+const SAME_CA: &str = "The bundle's CA is the one that issued the client certificate. Where another one issued the server's, \
+                       name it: --server-ca FILE, or --listener NAME -c FILE\n";
 
 const CA_DAYS: u32 = 3650;
 const LEAF_DAYS: u32 = 365;

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use time::OffsetDateTime;
 
 use super::control::Control;
+use super::moment::{NEAR, since};
 use super::{Failure, difference, load, preflight, print, print_json, reachability, reload};
 use crate::addr::ListenAddr;
 use crate::config::{Limits, Problems, Revoke, Shield, UpstreamTls};
@@ -120,6 +121,7 @@ fn in_json(built: &Built) -> Value {
             "sources": terms.sources.trusted.rules().iter().map(|rule| source(terms, rule)).collect::<Vec<_>>(),
             "proxy_protocol": {
                 "trusted": terms.balancers.networks().iter().map(ToString::to_string).collect::<Vec<_>>(),
+                "health_checks": terms.balancers.health_checkers().iter().map(ToString::to_string).collect::<Vec<_>>(),
                 "upstream": terms.upstream.announce.map(|version| version.to_string()),
             },
             "certificates": certificates.collect::<Vec<_>>(),
@@ -315,7 +317,7 @@ pub(super) fn describe(certificate: &Certificate, indent: &str) -> String {
 pub(super) fn lifetime(certificate: &Certificate, now: OffsetDateTime) -> String {
     let Certificate { not_before, not_after, .. } = certificate;
     let state = match (certificate.is_valid_at(now), days_left(*not_after, now)) {
-        (true, 1) => "1 day left".to_owned(),
+        (true, _) if *not_after - now < NEAR => format!("{} left", since(now, *not_after)),
         (true, days) => format!("{days} days left"),
         (false, _) if now < *not_before => "NOT YET VALID".to_owned(),
         (false, _) => "EXPIRED".to_owned(),

@@ -15,6 +15,7 @@ use tokio::net::UnixStream;
 use tokio::runtime::Runtime;
 use tokio::time::timeout;
 
+use super::reading::Reading;
 use super::{Failure, Running};
 use crate::config::Config;
 
@@ -58,9 +59,14 @@ impl Control {
     pub(super) fn ask(&self, method: Method, target: &str, body: Option<&Value>) -> Result<Reply, Failure> {
         let body = body.map(ToString::to_string).unwrap_or_default();
         let answered = async { timeout(PATIENCE, self.exchange(method, target, body)).await };
-        self.runtime.block_on(answered).unwrap_or_else(|_| {
+        let reply = self.runtime.block_on(answered).unwrap_or_else(|_| {
             Err(self.failure(format_args!("the program has not answered within {PATIENCE:?}; its log may say why")))
-        })
+        })?;
+        if let Some(draining) = reply.body.get("draining") {
+            let until = Reading(draining).text_or_dash("until");
+            super::hint(&format!("draining: the program is stopping, and ends the sessions that are left at {until}"));
+        }
+        Ok(reply)
     }
 
     async fn exchange(&self, method: Method, target: &str, body: String) -> Result<Reply, Failure> {
@@ -129,7 +135,7 @@ impl Reply {
 
     /// The words of an error.
     pub(super) fn message(&self) -> String {
-        let message = super::reading::Reading(&self.body).lines("message");
+        let message = Reading(&self.body).lines("message");
         if message.is_empty() {
             format!("the program answered with status {}", self.status)
         } else {
@@ -149,6 +155,9 @@ fn socket_of(config: &Path) -> Result<PathBuf, Failure> {
              and reload with SIGHUP; or name the socket of another program with --socket",
         )),
         Err(problems) => {
+            if !config.exists() {
+                super::hint(&super::no_configuration(config));
+            }
             super::hint("--socket PATH names the running program's socket without a configuration");
             Err(Failure::Configuration(problems))
         }

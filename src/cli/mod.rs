@@ -18,15 +18,17 @@ mod reload;
 mod renew;
 mod rotation;
 mod run;
+mod server_ca;
 mod sessions;
 mod status;
 mod table;
 
 use std::io::{self, Write as _};
-use std::net::AddrParseError;
+use std::net::{AddrParseError, IpAddr};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use clap::builder::PossibleValuesParser;
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use clap_complete::Shell;
 use serde_json::Value;
@@ -144,8 +146,8 @@ enum CertsCommand {
         #[arg(long = "host", value_name = "NAME")]
         hosts: Vec<String>,
     },
-    /// Issue a client certificate
-    Issue(IssueArgs),
+    /// Issue a client or server certificate
+    Issue(Box<IssueArgs>),
     /// Issue the certificate of a server or client once more, with a new key
     #[command(long_about = RENEW)]
     Renew(RenewArgs),
@@ -169,10 +171,16 @@ pub(crate) struct IssueArgs {
     /// The common name, and the name of the files
     #[arg(long, value_name = "CN")]
     name: String,
-    /// A DNS name of the client; may be repeated
+    /// Issue a server certificate; --name is a host name or IP address, and is among the names of the certificate
+    #[arg(long, conflicts_with_all = ["email", "bundle"])]
+    server: bool,
+    /// A DNS name of the client or server; may be repeated
     #[arg(long, value_name = "NAME")]
     dns: Vec<String>,
-    /// A URI of the client, such as spiffe://prod/app; may be repeated
+    /// An IP address of the server; may be repeated
+    #[arg(long, value_name = "IP", requires = "server")]
+    ip: Vec<IpAddr>,
+    /// A URI of the client or server, such as spiffe://prod/app; may be repeated
     #[arg(long, value_name = "URI")]
     uri: Vec<String>,
     /// An e-mail address of the client; may be repeated
@@ -181,10 +189,22 @@ pub(crate) struct IssueArgs {
     /// How long it is valid
     #[arg(long, default_value_t = 90, value_parser = clap::value_parser!(u32).range(1..=3650))]
     days: u32,
-    /// Write CN.zip too, for whoever runs the client: redis_user.crt, redis_user_private.key, and in redis_ca.pem every
-    /// certificate of the CA's file
+    /// Write CN.zip too, for whoever runs the client: redis_user.crt, redis_user_private.key and redis_ca.pem, or
+    /// postgres_… for PostgreSQL. The CA in it is that of --server-ca or of --listener, and otherwise the issuing CA
     #[arg(long)]
     bundle: bool,
+    /// What the client verifies the server with, for the bundle: every certificate of this file
+    #[arg(long, value_name = "FILE", requires = "bundle", conflicts_with = "listener")]
+    server_ca: Option<PathBuf>,
+    /// The listener that the client connects to: the bundle has the CA of its certificate, and names for its protocol
+    #[arg(long, value_name = "NAME", requires = "bundle")]
+    listener: Option<String>,
+    /// The protocol that the files of the bundle are named after; default: redis, or that of --listener
+    #[arg(long, value_name = "PROTOCOL", requires = "bundle", conflicts_with = "listener",
+          value_parser = PossibleValuesParser::new(["redis", "postgres"]))]
+    protocol: Option<String>,
+    #[command(flatten)]
+    config: ConfigFile,
     /// Where to put CN.crt and CN.key
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
@@ -315,11 +335,23 @@ fn load(file: &Path, names: &Names) -> Result<(Built, Fingerprint), Failure> {
         Ok(built) => Ok((built, fingerprint)),
         Err(problems) => {
             if !file.exists() {
-                hint("-c FILE or $PORTCULLIS_CONFIG names the configuration");
+                hint(&no_configuration(file));
             }
             Err(Failure::Configuration(problems))
         }
     }
+}
+
+/// What to do where there is no configuration.
+fn no_configuration(file: &Path) -> String {
+    let example = format!("{}.example", file.display());
+    let example = if Path::new(&example).exists() { &example } else { EXAMPLE };
+    format!(
+        "there is no configuration file {}; write one (cp {example} {}, and edit it), or name another with -c FILE or \
+         $PORTCULLIS_CONFIG",
+        file.display(),
+        file.display()
+    )
 }
 
 /// Something that may help, before the failure itself is reported.
@@ -364,6 +396,9 @@ fn completions(shell: Shell) -> Result<(), Failure> {
 }
 
 const DEFAULT_CONFIG: &str = "/etc/portcullis/portcullis.toml";
+
+/// What `make install` puts beside it.
+const EXAMPLE: &str = "/etc/portcullis/portcullis.toml.example";
 
 const LONG_ABOUT: &str = "\
 TLS-terminating connection proxy for Redis and PostgreSQL that enforces trusted sources.

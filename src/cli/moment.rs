@@ -2,6 +2,8 @@
 
 use time::{Duration, OffsetDateTime};
 
+use crate::timestamp;
+
 /// `2 min ago`.
 pub(super) fn ago(then: OffsetDateTime, now: OffsetDateTime) -> String {
     if now - then < Duration::SECOND { "just now".to_owned() } else { format!("{} ago", since(then, now)) }
@@ -22,6 +24,15 @@ pub(super) fn since(then: OffsetDateTime, now: OffsetDateTime) -> String {
         _ => format!("{} d", seconds / DAY),
     }
 }
+
+/// `2026-11-30 14:05Z`: a moment that is near.
+pub(super) fn minute(moment: OffsetDateTime) -> String {
+    let utc = timestamp::utc(moment);
+    format!("{} {:02}:{:02}Z", utc.date(), utc.hour(), utc.minute())
+}
+
+/// Below it a time that is left is worth knowing to the minute.
+pub(super) const NEAR: Duration = Duration::days(2);
 
 const MINUTE: i64 = 60;
 const HOUR: i64 = 60 * MINUTE;

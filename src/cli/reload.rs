@@ -8,8 +8,10 @@ use serde_json::{Value, json};
 use time::OffsetDateTime;
 
 use super::control::Control;
+use super::moment::ago;
 use super::reading::Reading;
 use super::{Failure, Running, difference, print, print_json};
+use crate::timestamp;
 
 pub(super) fn reload(running: &Running, as_json: bool) -> Result<(), Failure> {
     let reply = Control::find(running)?.ask(Method::POST, "/v1/reload", None)?;
@@ -18,7 +20,7 @@ pub(super) fn reload(running: &Running, as_json: bool) -> Result<(), Failure> {
         return Err(Failure::Failed(format!("{words}:\n{}", reply.message())));
     }
     let answer = reply.done()?;
-    if as_json { print_json(&answer) } else { print(&in_words(&answer)) }
+    if as_json { print_json(&answer) } else { print(&in_words(&answer, OffsetDateTime::now_utc())) }
 }
 
 /// What a reload of the program's own configuration would change.
@@ -43,9 +45,18 @@ fn ask_for_plan(control: &Control, body: Option<&Value>) -> Result<Value, Failur
     reply.done()
 }
 
-fn in_words(answer: &Value) -> String {
-    let mut out = format!("applied: generation {} is in force\n", Reading(answer).number("generation"));
-    let counts = ["generation", "differences", "differences_count", "weakened_count"];
+fn in_words(answer: &Value, now: OffsetDateTime) -> String {
+    let generation = Reading(answer).number("generation");
+    let mut out = match Reading(answer).time("in_force_since") {
+        // The watcher was faster, or nothing has changed.
+        Some(since) => format!(
+            "already in force since {} ({}): the files have not changed since then; generation {generation} is in force\n",
+            timestamp::seconds(since),
+            ago(since, now)
+        ),
+        None => format!("applied: generation {generation} is in force\n"),
+    };
+    let counts = ["generation", "in_force_since", "differences", "differences_count", "weakened_count"];
     for (key, value) in answer.as_object().into_iter().flatten().filter(|(key, _)| !counts.contains(&key.as_str())) {
         let told = match value {
             Value::Number(count) if count.as_u64() != Some(0) => count.to_string(),
@@ -86,6 +97,15 @@ mod tests {
         });
         let expected = "applied: generation 4 is in force\n  listeners added: db, cache\n  sessions ended: 2\n  sources added: 3\n  \
                         ! setting      db  tls: on -> off (weakens protection)\n";
-        assert_eq!(in_words(&answer), expected);
+        assert_eq!(in_words(&answer, OffsetDateTime::UNIX_EPOCH), expected);
+    }
+
+    #[test]
+    fn reload_that_the_watcher_has_done_before_says_since_when() {
+        let now = OffsetDateTime::UNIX_EPOCH + time::Duration::seconds(5);
+        let answer = json!({ "result": "applied", "generation": 4, "in_force_since": "1970-01-01T00:00:03Z" });
+        let expected = "already in force since 1970-01-01T00:00:03Z (2 s ago): the files have not changed since then; \
+                        generation 4 is in force\n";
+        assert_eq!(in_words(&answer, now), expected);
     }
 }

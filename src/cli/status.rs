@@ -37,6 +37,13 @@ fn in_words(answer: &Value, now: OffsetDateTime) -> String {
     if let Some(connections) = descriptors(status, now) {
         let _ = line("connections", &connections);
     }
+    if let Some(draining) = status.object("draining") {
+        let time = |key: &str| draining.time(key).map_or(DASH.to_owned(), timestamp::seconds);
+        let _ = line(
+            "state",
+            &format!("DRAINING since {}; the sessions left are ended at {}", time("since"), time("until")),
+        );
+    }
     let reload = status.object("last_reload");
     let _ = line("last reload", &reload.map_or("none yet".to_owned(), |reload| last_reload(reload, now)));
     for error in reload.iter().flat_map(|reload| reload.lines("error")) {
@@ -376,6 +383,11 @@ db        db3:1          10.0.0.5:1     1 s ago    healthy; last dial failed: no
             "REJECTED, 30 s ago; the policy before it goes on unchanged:\n    a.toml:1: one\n    a.toml:2: two\n";
         assert!(words.contains(told), "{words}");
         assert!(in_words(&answer(&Value::Null), now).contains("last reload    none yet\n"));
+        let mut draining = answer(&Value::Null);
+        draining["draining"] = json!({ "since": "1970-01-01T04:59:30Z", "until": "1970-01-01T05:00:00Z" });
+        let told =
+            "state          DRAINING since 1970-01-01T04:59:30Z; the sessions left are ended at 1970-01-01T05:00:00Z";
+        assert!(in_words(&draining, now).contains(told), "{}", in_words(&draining, now));
     }
 
     #[test]

@@ -239,9 +239,10 @@ impl<'a> Node<'a> {
         i64::from_str_radix(integer.as_str(), integer.radix()).ok()
     }
 
-    /// A point in time. It has to be written with its offset from UTC.
+    /// A point in time, in quotes or without. It has to be written with its offset from UTC.
     pub(super) fn instant(&self) -> Option<OffsetDateTime> {
-        let instant = self.value.as_datetime().and_then(|datetime| {
+        let quoted = || self.value.as_str()?.parse().ok();
+        let instant = self.value.as_datetime().copied().or_else(quoted).and_then(|datetime| {
             // TOML lets a space stand for the T, and seconds be left out.
             let text = datetime.to_string().replacen(' ', "T", 1);
             timestamp::parse(&text)
@@ -290,6 +291,10 @@ impl<'a> Node<'a> {
     /// The same under another key.
     pub(super) fn called(&self, key: String) -> Self {
         Self { key, ..self.clone() }
+    }
+
+    pub(super) fn is_boolean(&self) -> bool {
+        self.value.is_bool()
     }
 
     pub(super) fn is_table(&self) -> bool {

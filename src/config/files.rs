@@ -35,6 +35,11 @@ pub struct Files {
     matched: BTreeMap<PathBuf, Result<Vec<PathBuf>, String>>,
 }
 
+/// Whether Kubernetes keeps a file: the files of a Secret or ConfigMap are links to `..data` beside them.
+pub fn is_in_volume(file: &Path) -> bool {
+    file.parent().is_some_and(|directory| directory.join("..data").is_symlink())
+}
+
 /// What was found in one place.
 #[derive(Clone, Debug)]
 struct Content {
@@ -73,11 +78,12 @@ impl Files {
     }
 
     /// Whether more people may read a file that was read before than the one it belongs to. systemd lets a service read its
-    /// credentials by way of an access list, which the mode shows as a right of the group.
+    /// credentials by way of an access list, which the mode shows as a right of the group; and Kubernetes gives the files of a
+    /// volume to a group of the pod alone (`fsGroup`), because they belong to root.
     pub fn is_open_to_others(&self, location: impl Into<Location>) -> bool {
         let location = location.into();
         let others = match &location {
-            Location::File(path) if credential::holds(path) => 0o004,
+            Location::File(path) if credential::holds(path) || is_in_volume(path) => 0o004,
             Location::File(_) | Location::Variable(_) => 0o044,
         };
         self.read.get(&location).is_some_and(|content| content.mode & others != 0)

@@ -12,7 +12,7 @@ use super::problem::Problem;
 use super::upstream::upstream;
 use super::{Listener, NamedFile, NamedPlace, Revoke, Shield, Tls, process, sources, tls};
 use crate::addr::ListenAddr;
-use crate::policy::{Balancers, Enforcement, NetworkError, SourcePolicy, TrustedSources};
+use crate::policy::{Balancers, Enforcement, Network, NetworkError, SourcePolicy, TrustedSources};
 use crate::protocol::Protocol;
 
 /// Reads listeners, one after the other, and remembers what is given away already.
@@ -216,19 +216,25 @@ fn balancers(section: &Section<'_>) -> Balancers {
     let Some(section) = section else { return Balancers::default() };
     // None is the default, and may be said aloud.
     let nodes = section.get("trusted").as_ref().map(Node::one_or_list).unwrap_or_default();
+    let checks = section.get("health_checks");
     section.finish();
-    let network = |node: &Node<'_>| {
-        let parsed = node.text(sources::SOURCE)?.parse();
-        parsed
-            .map_err(|error: NetworkError| {
-                node.problem(format_args!(
-                    "found {}, which is {error}; name each load balancer by its address",
-                    node.found()
-                ))
-            })
-            .ok()
+    let balancers: Balancers = nodes.iter().filter_map(|node| network(node, "load balancer")).collect();
+    let Some(checks) = checks else { return balancers };
+    let checkers = if checks.is_boolean() {
+        // From the load balancers themselves, or not at all.
+        if checks.boolean() == Some(true) { balancers.networks().to_vec() } else { Vec::new() }
+    } else {
+        checks.one_or_list().iter().filter_map(|node| network(node, "health checker")).collect()
     };
-    nodes.iter().filter_map(network).collect()
+    balancers.with_health_checkers(checkers)
+}
+
+fn network(node: &Node<'_>, whose: &str) -> Option<Network> {
+    let parsed = node.text(sources::SOURCE)?.parse();
+    let wrong = |error: NetworkError| {
+        node.problem(format_args!("found {}, which is {error}; name each {whose} by its address", node.found()));
+    };
+    parsed.map_err(wrong).ok()
 }
 
 fn plaintext_cancel(section: &Section<'_>, protocol: Option<Protocol>) -> bool {

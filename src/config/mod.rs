@@ -24,7 +24,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use files::{Files, Fingerprint, Location};
+pub use files::{Files, Fingerprint, Location, is_in_volume};
 pub use problem::{Place, Problem, Problems};
 
 use self::listener::Listeners;

@@ -24,7 +24,7 @@ pub(super) fn confirm(
         match judge(&dialled.identified.client, &snapshot, facts) {
             Ok(permission) => {
                 let reliance = dialled.identified.reliance(&permission);
-                permission.terms.usage.note(&reliance, OffsetDateTime::now_utc());
+                permission.terms.usage.note(&reliance, facts.client, OffsetDateTime::now_utc());
                 presence.stands(reliance);
                 // A policy that comes from here on finds the session in the register. One that came just before may have
                 // looked there too early.

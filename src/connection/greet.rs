@@ -53,17 +53,18 @@ async fn begin(mut stream: TcpStream, terms: &Terms, tls: &Arc<ServerTls>) -> Re
         (Protocol::Postgres, false) if is_announced(&stream).await => Err(violation(ANNOUNCED).into()),
         (Protocol::Postgres, false) => negotiate(stream, terms, tls).await,
         (Protocol::Redis, false) => {
-            Err(Leave::plain(plaintext(&stream).await, stream, redis::SPEAKS_TLS_ONLY.to_vec()))
+            let ending = plaintext(&stream, "connect with TLS (redis-cli --tls, or a rediss:// URL)").await;
+            Err(Leave::plain(ending, stream, redis::SPEAKS_TLS_ONLY.to_vec()))
         }
-        (Protocol::Tcp, false) => Err(Leave::plain(plaintext(&stream).await, stream, Vec::new())),
+        (Protocol::Tcp, false) => Err(Leave::plain(plaintext(&stream, "connect with TLS").await, stream, Vec::new())),
     }
 }
 
-async fn plaintext(stream: &TcpStream) -> Ending {
+async fn plaintext(stream: &TcpStream, what_to_do: &str) -> Ending {
     if is_announced(stream).await {
         Ending::new(Reason::PlaintextRefused, ANNOUNCED)
     } else {
-        Reason::PlaintextRefused.into()
+        Ending::new(Reason::PlaintextRefused, format_args!("it began without TLS; {what_to_do}"))
     }
 }
 
@@ -90,7 +91,10 @@ async fn negotiate(mut stream: TcpStream, terms: &Terms, tls: &Arc<ServerTls>) -
             }
             Ok(Packet::Cancel { body }) => return cancel(stream, body, terms).await,
             Ok(Packet::Startup { .. }) => {
-                return Err(Leave::plain(Reason::PlaintextRefused, stream, postgres::speaks_tls_only()));
+                let detail =
+                    "a StartupMessage without SSLRequest; connect with sslmode=require, verify-ca or verify-full";
+                let ending = Ending::new(Reason::PlaintextRefused, detail);
+                return Err(Leave::plain(ending, stream, postgres::speaks_tls_only()));
             }
             Err(ending) => return Err(ending.into()),
         }

@@ -50,7 +50,7 @@ pub(super) fn identify(secured: Secured, current: &Current, facts: &mut Facts) -
             let Permission { terms, credential, .. } = permission.clone();
             let identified = Identified { client, terms, credential, shown };
             // Also where there is no room for it, or no upstream: it will come again.
-            permission.terms.usage.note(&identified.reliance(&permission), OffsetDateTime::now_utc());
+            permission.terms.usage.note(&identified.reliance(&permission), facts.client, OffsetDateTime::now_utc());
             Ok(identified)
         }
         Err(ending) => Err(Leave::refused(ending, client, protocol, Startup::Awaited)),
@@ -63,6 +63,11 @@ pub(super) fn judge(client: &ClientLeg, snapshot: &Snapshot, facts: &mut Facts) 
     let evidence = client.evidence();
     let judged = snapshot.judge(&facts.listener, facts.provenance(), evidence, OffsetDateTime::now_utc());
     note(judged.as_ref(), facts);
+    if let Err(Refusal::Identity(_)) = &judged {
+        // The source is trusted, and the audit says by which rule.
+        let source = snapshot.judge_source(&facts.listener, facts.provenance(), OffsetDateTime::now_utc());
+        facts.standing = source.ok().map(|permission| permission.standing);
+    }
     if let (Err(Refusal::Identity(_)), Some(certificate)) = (&judged, evidence.leaf()) {
         // The audit names whom it turns away, too.
         facts.name(&certificate.subject, &certificate.sha256);

@@ -149,8 +149,10 @@ async fn live(newcomer: Box<(Newcomer, Handshake)>, presence: Presence, mut visi
     let Some(mut relay) = Box::pin(reach_upstream(newcomer, &presence, &mut visit)).await else { return };
     // Noted before the audit is written, so that the list never lags behind it.
     presence.mark_open();
-    visit.opened();
+    visit.opened(&presence);
     let ending = relay.run(&presence, visit.carried()).await;
+    // Noted before it leaves the list, so that what it relied on never shows as unused.
+    visit.note_last_use(&presence);
     presence.mark_closing();
     Box::pin(visit.ended(relay.leave(ending))).await;
 }

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use time::OffsetDateTime;
+
 use super::part::{Leave, Parting};
 use super::{Entrance, House};
 use crate::audit::Facts;
@@ -38,6 +40,7 @@ impl Visit {
         accepted_at: Instant,
     ) -> Self {
         let mut facts = entrance.facts(Some(presence.id()), &terms.name);
+        facts.from_checker = terms.balancers.check_from(entrance.from());
         facts.upstream = Some(Arc::clone(&terms.upstream_name));
         Self { house, facts: Box::new(facts), accepted_at, stage: Stage::Entering, carried: Carried::default() }
     }
@@ -62,9 +65,20 @@ impl Visit {
     }
 
     /// The upstream is reached.
-    pub(super) fn opened(&mut self) {
+    pub(super) fn opened(&mut self, presence: &Presence) {
         self.stage = Stage::Opened;
-        self.house.audit.opened(&self.facts);
+        let session = presence.session();
+        let credential = session.as_ref().and_then(|session| session.reliance.credential.as_ref());
+        let issuer = credential.map(|credential| credential.certificate.issuer.as_str());
+        self.house.audit.opened(&self.facts, issuer);
+    }
+
+    /// Nothing is relayed any more: until now the client used what it was admitted by.
+    pub(super) fn note_last_use(&self, presence: &Presence) {
+        let snapshot = self.house.current.borrow().clone();
+        if let (Some(terms), Some(session)) = (snapshot.named(&self.facts.listener), presence.session()) {
+            terms.usage.note_end(&session.reliance, self.facts.client, OffsetDateTime::now_utc());
+        }
     }
 
     /// The connection ends: the auditor is told first, then the client.

@@ -329,6 +329,7 @@ impl Gate {
             return self.hand_over(incoming, Entrance::Balancer(client), terms).await;
         }
         let mut facts = Facts::new(None, Arc::clone(&terms.name), client);
+        facts.from_checker = terms.balancers.check_from(client);
         let admitted = match terms.sources.admit(client, OffsetDateTime::now_utc()) {
             Ok(admitted) => admitted,
             Err(stranger) => {

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use time::OffsetDateTime;
 use tokio::signal::unix::Signal;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until, timeout};
@@ -45,7 +46,16 @@ pub struct Reloader {
 }
 
 /// Where somebody waits to hear what became of a reload.
-pub type Asker = oneshot::Sender<Verdict>;
+pub type Asker = oneshot::Sender<Told>;
+
+/// What somebody is told who asked for a reload.
+#[derive(Debug)]
+pub struct Told {
+    /// What became of it.
+    pub verdict: Verdict,
+    /// Since when what the files say has been in force, where that was before.
+    pub in_force_since: Option<OffsetDateTime>,
+}
 
 /// What became of a reload: the changes that are in force now, or why there are none.
 pub type Verdict = Result<Changes, String>;
@@ -78,6 +88,8 @@ pub struct Attempt {
     pub requested: bool,
     /// Who wants to hear what becomes of it.
     pub asker: Option<Asker>,
+    /// Whether the files are the same as at the attempt before.
+    pub same_files: bool,
     /// A policy to put in force, or why there is none.
     pub outcome: Result<Box<Built>, String>,
 }
@@ -165,6 +177,7 @@ impl Reloader {
                 }
             }
             notify::reloading();
+            let before = self.attempted.clone();
             let mut outcome = self.attempt(current).await;
             if outcome.is_err() && !requested {
                 // Half of a pair of files may have been replaced: give the other half a moment before complaining.
@@ -177,7 +190,8 @@ impl Reloader {
                 Trigger::Asked(asker) => Some(asker),
                 Trigger::Change | Trigger::Hangup | Trigger::Moved => None,
             };
-            return Proposal::Reload(Attempt { requested, asker, outcome });
+            let same_files = self.attempted == before;
+            return Proposal::Reload(Attempt { requested, asker, same_files, outcome });
         }
     }
 

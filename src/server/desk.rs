@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustls::pki_types::CertificateDer;
 use serde_json::{Value, json};
@@ -19,7 +20,7 @@ use crate::listener::Listeners;
 use crate::names::Names;
 use crate::outcome::Reason;
 use crate::printable;
-use crate::reload::{self, Asker, Verdict};
+use crate::reload::{self, Asker, Told};
 use crate::sessions::Register;
 use crate::snapshot::{Built, Snapshot, Terms, Unexplained};
 use crate::timestamp::seconds;
@@ -35,8 +36,19 @@ pub(super) struct Desk {
     audit: Audit,
     started_at: OffsetDateTime,
     last_reload: Option<LastReload>,
+    /// Since when what the files say has been in force.
+    files_since: OffsetDateTime,
+    draining: Option<Draining>,
     /// Answers that take their time.
     pending: JoinSet<()>,
+}
+
+/// The program is stopping.
+#[derive(Clone, Copy, Debug)]
+struct Draining {
+    since: OffsetDateTime,
+    /// When the sessions are ended that are left.
+    until: OffsetDateTime,
 }
 
 /// What became of the last reload.
@@ -55,7 +67,36 @@ impl Desk {
         audit: Audit,
     ) -> Self {
         let started_at = OffsetDateTime::now_utc();
-        Self { requests, askers, register, names, audit, started_at, last_reload: None, pending: JoinSet::new() }
+        Self {
+            requests,
+            askers,
+            register,
+            names,
+            audit,
+            started_at,
+            last_reload: None,
+            files_since: started_at,
+            draining: None,
+            pending: JoinSet::new(),
+        }
+    }
+
+    /// The program stops: it takes no new policy, and ends the sessions that are left after `patience`.
+    pub(super) fn drain(&mut self, patience: Duration) {
+        let since = OffsetDateTime::now_utc();
+        let patience = time::Duration::try_from(patience).unwrap_or(time::Duration::MAX);
+        self.draining = Some(Draining { since, until: since.saturating_add(patience) });
+    }
+
+    /// Notes that a policy was put in force, or refused. Returns since when what the files say has been in force, where they
+    /// are the `same` as before.
+    pub(super) fn in_force_since(&mut self, same: bool) -> Option<OffsetDateTime> {
+        let was_applied = self.last_reload.as_ref().is_none_or(|last| last.error.is_none());
+        if same && was_applied {
+            return Some(self.files_since);
+        }
+        self.files_since = OffsetDateTime::now_utc();
+        None
     }
 
     /// The next request. Never comes where nobody can ask.
@@ -89,6 +130,10 @@ impl Desk {
     pub(super) fn answer(&mut self, request: Request, current: &Arc<Snapshot>, listeners: &Listeners) {
         while self.pending.try_join_next().is_some() {}
         let Request { ask, answer } = request;
+        if self.draining.is_some() && matches!(ask, Ask::Reload | Ask::Plan { .. }) {
+            let _ = answer.send(Answer::error(Status::Conflict, "draining", DRAINING));
+            return;
+        }
         let at_once = match ask {
             Ask::Status => Answer::done(self.status(current, listeners)),
             Ask::Rotation => Answer::done(report::rotation(current, &self.register)),
@@ -101,7 +146,15 @@ impl Desk {
                 return self.answer_later(answer, move || explain(&current, &listener, source, &chain));
             }
         };
-        let _ = answer.send(at_once);
+        let _ = answer.send(self.with_draining(at_once));
+    }
+
+    /// Whoever asks a program that is stopping is told so.
+    fn with_draining(&self, mut answer: Answer) -> Answer {
+        if let (Some(Draining { since, until }), Some(object)) = (self.draining, answer.body.as_object_mut()) {
+            object.insert("draining".to_owned(), json!({ "since": seconds(since), "until": seconds(until) }));
+        }
+        answer
     }
 
     fn status(&self, current: &Snapshot, listeners: &Listeners) -> Value {
@@ -159,7 +212,7 @@ impl Desk {
     }
 
     fn reload(&mut self, answer: oneshot::Sender<Answer>) {
-        let (asker, verdict) = oneshot::channel();
+        let (asker, told) = oneshot::channel();
         if self.askers.try_send(asker).is_err() {
             let busy = "too many reloads have been asked for already; wait for those";
             let _ = answer.send(Answer::error(Status::Conflict, "reload_busy", busy));
@@ -167,8 +220,8 @@ impl Desk {
         }
         self.audit.admin_action("reload", "");
         self.pending.spawn(async move {
-            if let Ok(verdict) = verdict.await {
-                let _ = answer.send(in_answer(verdict));
+            if let Ok(told) = told.await {
+                let _ = answer.send(in_answer(told));
             }
         });
     }
@@ -217,6 +270,8 @@ fn explain(current: &Snapshot, listener: &str, source: ClientAddr, chain: &[Cert
     answer
 }
 
+const DRAINING: &str = "draining: the program is stopping and takes no new policy; start it again when it has ended";
+
 /// What its faults are noted under.
 pub(super) const PART: &str = "answers to commands";
 
@@ -225,7 +280,8 @@ fn told(fault: &Fault) -> Value {
     json!({ "at": seconds(*at), "part": part, "location": location, "message": message, "count": count })
 }
 
-fn in_answer(verdict: Verdict) -> Answer {
+fn in_answer(told: Told) -> Answer {
+    let Told { verdict, in_force_since } = told;
     let changes = match verdict {
         Ok(changes) => changes,
         Err(error) => return Answer::error(Status::Unprocessable, "reload_rejected", error),
@@ -241,6 +297,7 @@ fn in_answer(verdict: Verdict) -> Answer {
         "sources_removed": changes.sources_removed,
         "certificates_in": changes.certificates_in,
         "certificates_out": changes.certificates_out,
+        "in_force_since": in_force_since.map(seconds),
         "differences": report::differences(&changes.differences),
         "differences_count": changes.differences.len(),
         "weakened_count": changes.weakened().count(),

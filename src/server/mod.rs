@@ -30,7 +30,7 @@ use crate::listener::{BindError, Listeners};
 use crate::names::Names;
 use crate::notify;
 use crate::outcome::Reason;
-use crate::reload::{Attempt, Proposal, Reloader};
+use crate::reload::{Attempt, Proposal, Reloader, Told};
 use crate::sessions::Register;
 use crate::signals::{Signals, Stop};
 use crate::snapshot::{Built, Snapshot};
@@ -181,11 +181,12 @@ impl Server {
 
     /// Puts a proposed policy in force, whole, or refuses it, whole.
     fn consider(&mut self, attempt: Attempt, current: &Arc<Snapshot>) {
-        let Attempt { requested, asker, outcome } = attempt;
+        let Attempt { requested, asker, same_files, outcome } = attempt;
         if requested {
             self.reopen_audit_file(current);
         }
         let verdict = outcome.and_then(|built| self.apply(*built, current));
+        let in_force_since = self.desk.in_force_since(same_files && verdict.is_ok());
         let error = verdict.as_ref().err().map(String::as_str);
         let known = self.desk.reloaded(error);
         if let Some(error) = error {
@@ -198,7 +199,7 @@ impl Server {
         self.tell_systemd();
         if let Some(asker) = asker {
             // It may have hung up.
-            let _ = asker.send(verdict);
+            let _ = asker.send(Told { verdict, in_force_since });
         }
     }
 
@@ -225,18 +226,21 @@ impl Server {
     /// Accepts no more, lets sessions go on until the deadline or a second signal, and then ends them.
     async fn drain(mut self, stop: &mut Stop) {
         let sessions = self.register.relaying();
-        let patience = self.published.borrow().config.drain;
+        let current = Arc::clone(&self.published.borrow());
+        let patience = current.config.drain;
         notify::stopping(&format!("draining: {sessions} open sessions, waiting for at most {patience:?}"));
-        self.admin.close().await;
+        self.desk.drain(patience);
         let patient = tokio::select! {
             () = self.listeners.close() => true,
             () = stop.next() => false,
         };
         let (sessions, connections) = (self.register.relaying(), self.register.count());
         info!(sessions, connections, drain = ?patience, "draining");
+        let register = Arc::clone(&self.register);
         let ended = tokio::select! {
-            ended = timeout(patience, self.register.emptied()), if patient => ended.is_ok(),
+            ended = timeout(patience, register.emptied()), if patient => ended.is_ok(),
             () = stop.next(), if patient => false,
+            () = self.answer_while_draining(&current), if patient => false,
             else => false,
         };
         if !ended {
@@ -244,11 +248,26 @@ impl Server {
             info!(sessions, connections, "closing open sessions");
             self.register.end_all(Reason::Shutdown);
             tokio::select! {
-                _ = timeout(LAST_MOMENT, self.register.emptied()) => {}
+                _ = timeout(LAST_MOMENT, register.emptied()) => {}
                 () = stop.next() => {}
             }
         }
+        // Who still waits is told at once that there will be no answer.
+        drop(self.desk);
+        // To the end, so that whoever asks learns what the program does.
+        tokio::select! {
+            () = self.admin.close() => {}
+            () = stop.next() => {}
+        }
         info!("stopped");
+    }
+
+    /// Answers the commands, for as long as this is let run.
+    async fn answer_while_draining(&mut self, current: &Arc<Snapshot>) {
+        loop {
+            let request = self.desk.next().await;
+            attempt(desk::PART, || self.desk.answer(request, current, &self.listeners));
+        }
     }
 }
 

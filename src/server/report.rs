@@ -19,7 +19,7 @@ use crate::protocol::Target;
 use crate::revocation;
 use crate::sessions::{Listed, Live, Register};
 use crate::shield::Standing;
-use crate::snapshot::{Built, Condition, Dial, Item, Node, Snapshot, SourceChanges, Terms, UpstreamHealth};
+use crate::snapshot::{Built, Condition, Dial, Item, Node, Snapshot, SourceChanges, Terms, UpstreamHealth, User};
 use crate::timestamp::seconds;
 use crate::tls::{Certificate, NameDigest};
 
@@ -179,7 +179,7 @@ impl Reliances {
             terms.towards_clients().map(|(role, certificate)| self.certificate(terms, role, certificate)).collect();
         let rules = terms.sources.trusted.rules();
         // Those that nobody used say little, and can be many.
-        let (used, unused): (Vec<_>, Vec<_>) = rules.iter().partition(|rule| terms.usage.of(&source(rule)).is_some());
+        let (used, unused): (Vec<_>, Vec<_>) = rules.iter().partition(|rule| terms.usage.knows(&source(rule)));
         let told = used.into_iter().chain(unused).take(MOST_TOLD);
         items.extend(told.map(|rule| self.source(terms, rule)));
         items
@@ -205,12 +205,15 @@ impl Reliances {
     }
 
     fn source(&self, terms: &Terms, rule: &Rule) -> Value {
+        let since = terms.lineage.rule_since(&rule.source);
         let facts = json!({
             "listener": &*terms.name,
             "kind": "source",
             "name": rule.to_string(),
             "description": rule.description.as_ref().map(printable::field),
             "not_after": rule.expires_at.map(seconds),
+            "since": since.map(|since| seconds(since.at)),
+            "since_generation": since.map(|since| since.generation),
         });
         self.with_use(facts, terms, source(rule))
     }
@@ -225,17 +228,23 @@ impl Reliances {
             .take(MOST_CLIENTS)
             .map(|(client, sessions)| json!({ "subject": client.subject, "source": client.source, "sessions": sessions }))
             .collect();
+        let last_users: Vec<_> = uses.iter().flat_map(|uses| &uses.users).map(last_user).collect();
         if let Some(object) = facts.as_object_mut() {
             object.extend([
                 ("sessions".to_owned(), json!(clients.iter().map(|(_, sessions)| **sessions).sum::<u64>())),
-                ("first_used".to_owned(), json!(uses.map(|uses| seconds(uses.first)))),
-                ("last_used".to_owned(), json!(uses.map(|uses| seconds(uses.last)))),
+                ("first_used".to_owned(), json!(uses.as_ref().map(|uses| seconds(uses.first)))),
+                ("last_used".to_owned(), json!(uses.as_ref().map(|uses| seconds(uses.last)))),
+                ("last_users".to_owned(), json!(last_users)),
                 ("clients".to_owned(), json!(named)),
                 ("more_clients".to_owned(), json!(clients.len().saturating_sub(MOST_CLIENTS))),
             ]);
         }
         facts
     }
+}
+
+fn last_user(user: &User) -> Value {
+    json!({ "subject": user.subject, "source": user.source(), "last_used": seconds(user.last) })
 }
 
 fn source(rule: &Rule) -> Item {

@@ -53,9 +53,9 @@ impl World {
         let current = Arc::clone(&server.published.borrow());
         let (built, _) = self.build(Some(&current), &server.names);
         let (asker, mut verdict) = oneshot::channel();
-        let attempt = Attempt { requested: true, asker: Some(asker), outcome: Ok(Box::new(built)) };
+        let attempt = Attempt { requested: true, asker: Some(asker), same_files: false, outcome: Ok(Box::new(built)) };
         server.consider(attempt, &current);
-        verdict.try_recv().unwrap()
+        verdict.try_recv().unwrap().verdict
     }
 
     /// Asks the running program, once it answers.

@@ -1,23 +1,29 @@
 //! Since when what a listener goes by has been in force, and what went out of it: for the operator who rotates, and for the
 //! words about a client that still comes with the old.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::io;
+use std::sync::Arc;
 
 use time::OffsetDateTime;
 
 use super::Terms;
 use crate::outcome::{Ending, Reason};
+use crate::policy::{Source, TrustedSources};
 use crate::printable;
 use crate::timestamp;
 use crate::tls::{self, Certificate, NameDigest, RefusedClient};
 
-/// The history of one listener's certificates. Immutable, like the terms it belongs to.
+/// The history of one listener's certificates and rules. Immutable, like the terms it belongs to.
 #[derive(Clone, Debug, Default)]
 pub struct Lineage {
     since: HashMap<String, Moment>,
     departed: Vec<Departed>,
+    /// When the listener itself was added.
+    begun: Option<Moment>,
+    /// The rules that were added later. Shared, because there can be many.
+    rules: Arc<HashMap<Source, Moment>>,
 }
 
 /// When a generation came into force.
@@ -50,6 +56,7 @@ impl Lineage {
         before: Option<&Terms>,
         now: Moment,
         certificates: impl Iterator<Item = (&'static str, &'a Certificate)>,
+        sources: &TrustedSources,
     ) -> Self {
         let former = before.map(|before| &before.lineage);
         let known = |sha256: &str| former.and_then(|former| former.since.get(sha256)).copied();
@@ -67,7 +74,8 @@ impl Lineage {
         let still_gone = former.into_iter().flat_map(|former| &former.departed);
         let still_gone = still_gone.filter(|departed| !since.contains_key(&departed.sha256)).cloned();
         let departed = gone.chain(still_gone).take(MOST_DEPARTED).collect();
-        Self { since, departed }
+        let begun = former.and_then(|former| former.begun).or(Some(now));
+        Self { since, departed, begun, rules: before.map_or_else(Arc::default, |before| rules(before, now, sources)) }
     }
 
     /// The same history for a generation that may never come into force.
@@ -82,6 +90,20 @@ impl Lineage {
     pub fn since(&self, sha256: &str) -> Option<Moment> {
         self.since.get(sha256).copied()
     }
+
+    /// Since when a rule of the listener has been in force without a break.
+    pub fn rule_since(&self, source: &Source) -> Option<Moment> {
+        self.rules.get(source).copied().or(self.begun)
+    }
+}
+
+/// The rules that are younger than the listener, following `before`.
+fn rules(before: &Terms, now: Moment, sources: &TrustedSources) -> Arc<HashMap<Source, Moment>> {
+    let known: HashSet<&Source> = before.sources.trusted.rules().iter().map(|rule| &rule.source).collect();
+    let former = &before.lineage.rules;
+    let since = |source: &Source| if known.contains(source) { former.get(source).copied() } else { Some(now) };
+    let younger = sources.rules().iter().filter_map(|rule| Some((rule.source.clone(), since(&rule.source)?)));
+    Arc::new(younger.collect())
 }
 
 impl Terms {
@@ -179,5 +201,23 @@ mod tests {
         let back = site.snapshot(&config, Some(&turned));
         assert_eq!(generation(&back, &old), Some(4));
         assert!(back.named("db").unwrap().lineage.departed.iter().all(|departed| departed.sha256 == new));
+    }
+
+    #[test]
+    fn rule_is_as_old_as_the_reload_that_added_it() {
+        let site = Site::new();
+        site.install("db", OffsetDateTime::now_utc() + Duration::days(365));
+        let of = |sources: &str| listener("db", 1001, sources);
+        let first = site.snapshot(of(r#""10.0.0.1", "10.0.0.2""#), None);
+        let added = site.snapshot(of(r#""10.0.0.1", "10.0.0.2", "10.0.0.3""#), Some(&first));
+        let removed = site.snapshot(of(r#""10.0.0.1", "10.0.0.3""#), Some(&added));
+        let back = site.snapshot(of(r#""10.0.0.1", "10.0.0.2", "10.0.0.3""#), Some(&removed));
+        let terms = back.named("db").unwrap();
+        let since = |rule: &crate::policy::Rule| terms.lineage.rule_since(&rule.source).map(|since| since.generation);
+        let mut generations: Vec<_> =
+            terms.sources.trusted.rules().iter().map(|rule| (rule.to_string(), since(rule).unwrap())).collect();
+        generations.sort();
+        let expected = [("ip_addr:10.0.0.1", 1), ("ip_addr:10.0.0.2", 4), ("ip_addr:10.0.0.3", 2)];
+        assert_eq!(generations, expected.map(|(rule, generation)| (rule.to_owned(), generation)));
     }
 }

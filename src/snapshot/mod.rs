@@ -39,7 +39,7 @@ pub use lineage::{Departed, Lineage, Moment};
 pub use nodes::{Condition, Dial, DialOutcome, Node, Nodes, Outage, UpstreamHealth, Whereabouts};
 pub use pace::{Pace, TooFast};
 pub use shielding::NoShield;
-pub use usage::{Item, Reliance, Usage, Uses};
+pub use usage::{Item, Reliance, Usage, User, Uses};
 
 use self::build::Builder;
 use self::handshakes::Handshakes;

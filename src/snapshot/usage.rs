@@ -1,5 +1,6 @@
 //! When what a listener goes by was last used by a handshake: the evidence that the old one of two can go.
 
+use std::cmp::Reverse;
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -7,8 +8,9 @@ use time::OffsetDateTime;
 
 use super::Terms;
 use super::judge::Permission;
+use crate::addr::ClientAddr;
 use crate::policy::{self, Rule};
-use crate::tls::{Certificate, Credential, Evidence, Voucher};
+use crate::tls::{Certificate, Credential, Evidence, NameDigest, Voucher};
 
 /// Something that lets clients in, or that they are shown, and that can be taken out by itself.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -19,19 +21,41 @@ pub enum Item {
     Source(policy::Source),
 }
 
-/// When the first and the last handshake was that used something.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// When something was first and last used, and by whom.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Uses {
-    /// The first since the program started.
+    /// The first handshake since the program started.
     pub first: OffsetDateTime,
-    /// The last.
+    /// The last handshake, or the end of a session.
+    pub last: OffsetDateTime,
+    /// The last different users, the latest first; at most [`MAX_USERS_PER_ITEM`].
+    pub users: Vec<User>,
+}
+
+/// Somebody who used something.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct User {
+    /// RFC 4514 text of the subject, escaped and cut; none without a certificate.
+    pub subject: Option<Box<str>>,
+    /// The digest of the whole subject.
+    digest: Option<NameDigest>,
+    /// The source. Its port plays no part.
+    source: ClientAddr,
+    /// When it last used it.
     pub last: OffsetDateTime,
 }
 
 /// What the handshakes of one listener used. Goes on from one generation to the next.
 #[derive(Debug, Default)]
 pub struct Usage {
-    items: Mutex<HashMap<Item, Uses>>,
+    records: Mutex<Records>,
+}
+
+#[derive(Debug, Default)]
+struct Records {
+    items: HashMap<Item, Uses>,
+    /// How many users of rules are kept in all.
+    users_of_rules: usize,
 }
 
 /// What one client was let in by. Does not keep the terms alive that it was let in under.
@@ -105,31 +129,110 @@ impl Reliance {
     }
 }
 
-impl Usage {
-    /// Notes a handshake.
-    pub fn note(&self, reliance: &Reliance, now: OffsetDateTime) {
-        let mut items = self.items();
-        for item in reliance.items() {
-            items.entry(item).and_modify(|uses| uses.last = now).or_insert(Uses { first: now, last: now });
+impl User {
+    fn new(reliance: &Reliance, client: ClientAddr, now: OffsetDateTime) -> Self {
+        let certificate = reliance.credential.as_ref().map(|credential| &credential.certificate);
+        Self {
+            subject: certificate.map(|certificate| certificate.subject.as_str().into()),
+            digest: certificate.map(|certificate| certificate.subject_digest),
+            source: client,
+            last: now,
         }
     }
 
-    /// When something was used, if it was.
+    /// The source, as audit events have it.
+    pub fn source(&self) -> String {
+        self.source.source()
+    }
+
+    fn is(&self, other: &Self) -> bool {
+        self.digest == other.digest && self.source.ip() == other.source.ip()
+    }
+}
+
+impl Uses {
+    /// Notes a use. Returns whether there is one user more than before.
+    fn note(&mut self, user: &User, may_grow: bool) -> bool {
+        self.last = self.last.max(user.last);
+        if let Some(known) = self.users.iter_mut().find(|known| known.is(user)) {
+            known.last = known.last.max(user.last);
+            return false;
+        }
+        if may_grow && self.users.len() < MAX_USERS_PER_ITEM {
+            self.users.push(user.clone());
+            return true;
+        }
+        if let Some(oldest) = self.users.iter_mut().min_by_key(|known| known.last) {
+            oldest.clone_from(user);
+        }
+        false
+    }
+}
+
+impl Records {
+    /// Notes a use of something that was used before.
+    fn note(&mut self, item: &Item, user: &User) {
+        let is_rule = matches!(item, Item::Source(_));
+        let may_grow = !is_rule || self.users_of_rules < MAX_USERS_OF_RULES;
+        let grown = self.items.get_mut(item).is_some_and(|uses| uses.note(user, may_grow));
+        self.users_of_rules += usize::from(is_rule && grown);
+    }
+}
+
+impl Usage {
+    /// Notes a handshake of this client.
+    pub fn note(&self, reliance: &Reliance, client: ClientAddr, now: OffsetDateTime) {
+        let user = User::new(reliance, client, now);
+        let mut records = self.records();
+        for item in reliance.items() {
+            records.items.entry(item.clone()).or_insert_with(|| Uses { first: now, last: now, users: Vec::new() });
+            records.note(&item, &user);
+        }
+    }
+
+    /// Notes that a session of this client ends: until now it used what it relied on. What has been removed meanwhile
+    /// stays forgotten.
+    pub fn note_end(&self, reliance: &Reliance, client: ClientAddr, now: OffsetDateTime) {
+        let user = User::new(reliance, client, now);
+        let mut records = self.records();
+        reliance.items().for_each(|item| records.note(&item, &user));
+    }
+
+    /// When something was used and by whom, if it was.
     pub fn of(&self, item: &Item) -> Option<Uses> {
-        self.items().get(item).copied()
+        let mut uses = self.records().items.get(item).cloned()?;
+        uses.users.sort_by_key(|user| Reverse(user.last));
+        Some(uses)
+    }
+
+    /// Whether something was used.
+    pub fn knows(&self, item: &Item) -> bool {
+        self.records().items.contains_key(item)
     }
 
     /// Forgets what these terms no longer know.
     pub fn keep_only(&self, terms: &Terms) {
         let certificates: HashSet<&str> = terms.certificates().map(|(_, facts)| facts.sha256.as_str()).collect();
         let sources: HashSet<_> = terms.sources.trusted.rules().iter().map(|rule| &rule.source).collect();
-        self.items().retain(|item, _| match item {
+        let mut records = self.records();
+        records.items.retain(|item, _| match item {
             Item::Certificate(sha256) => certificates.contains(&**sha256),
             Item::Source(source) => sources.contains(source),
         });
+        let rules = records.items.iter().filter(|(item, _)| matches!(item, Item::Source(_)));
+        records.users_of_rules = rules.map(|(_, uses)| uses.users.len()).sum();
     }
 
-    fn items(&self) -> MutexGuard<'_, HashMap<Item, Uses>> {
-        self.items.lock().unwrap_or_else(PoisonError::into_inner)
+    fn records(&self) -> MutexGuard<'_, Records> {
+        self.records.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+/// Users kept for one certificate, CA or rule.
+const MAX_USERS_PER_ITEM: usize = 8;
+
+/// Users kept for all rules of a listener together: rules can be 100,000. Beyond that the times alone are kept.
+const MAX_USERS_OF_RULES: usize = 16_384;
+
+#[cfg(test)]
+mod tests;

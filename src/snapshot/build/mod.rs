@@ -20,7 +20,7 @@ use super::lineage::{Lineage, Moment};
 use super::pace::Pacer;
 use super::{Door, Nodes, Terms, with_roles};
 use crate::addr::{ListenAddr, UpstreamAddr};
-use crate::config::{Files, Listener, Location, NamedFile, NamedPem, Problem, Shield};
+use crate::config::{Files, Listener, Location, NamedFile, NamedPem, Problem, Shield, is_in_volume};
 use crate::policy::{AddressBook, ClientAuth, Enforcement, Rate, SourcePolicy, days_left, expiry_milestone};
 use crate::protocol::Protocol;
 use crate::timestamp;
@@ -53,13 +53,14 @@ impl Builder<'_> {
         self.warn_about_balancers();
         let name: Arc<str> = listener.name.as_str().into();
         let server = tls.as_deref().map(ServerTls::certificates).unwrap_or_default();
-        let lineage = Lineage::after(before, self.now, with_roles(server, &anchors, &pinned));
+        let sources = self.sources();
+        let lineage = Lineage::after(before, self.now, with_roles(server, &anchors, &pinned), &sources.trusted);
         let terms = Terms {
             doors: doors(listener, &name),
             socket_files: listener.socket_files.clone(),
             name,
             protocol: listener.protocol,
-            sources: self.sources(),
+            sources,
             balancers: listener.balancers.clone(),
             shield: listener.shield,
             tls,
@@ -97,8 +98,16 @@ impl Builder<'_> {
 
     fn warn_about_readers(&mut self, what: &str, location: &Location) {
         if self.files.is_open_to_others(location) {
-            let words = format_args!("the {what} {location} can be read by group or others; chmod 600 it");
-            self.warn(words);
+            // Nobody can change a mode there.
+            let in_volume = matches!(location, Location::File(path) if is_in_volume(path));
+            if in_volume {
+                self.warn(format_args!(
+                    "the {what} {location} can be read by everybody in the pod; set defaultMode: 0400 at the volume of the \
+                     Secret (0440 with fsGroup)"
+                ));
+            } else {
+                self.warn(format_args!("the {what} {location} can be read by group or others; chmod 600 it"));
+            }
         }
     }
 

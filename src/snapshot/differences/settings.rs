@@ -53,7 +53,7 @@ pub(super) fn of_listener(listener: &Listener, terms: &Terms) -> Vec<Setting> {
         revoke,
         plaintext_cancel,
     } = listener;
-    let believed = balancers.networks().iter();
+    let (believed, checkers) = (balancers.networks().iter(), balancers.health_checkers().iter());
     let mut all = vec![
         plain("name", name),
         plain("protocol", protocol),
@@ -65,6 +65,7 @@ pub(super) fn of_listener(listener: &Listener, terms: &Terms) -> Vec<Setting> {
         graded("revoke", revoke_word(*revoke), u64::from(*revoke == Revoke::Keep)),
         list("proxy_protocol.trusted", believed.clone().map(ToString::to_string).collect())
             .exposing(Exposure::Networks(believed.map(|network| network.net()).collect())),
+        list("proxy_protocol.health_checks", checkers.map(ToString::to_string).collect()),
         graded("tls", if tls.is_some() { "on" } else { "off" }, u64::from(tls.is_none())),
     ];
     all.extend(tls.iter().flat_map(|tls| of_tls(tls, terms)));
