@@ -88,10 +88,20 @@ pub(super) fn file(key: &str, file: &Path) -> String {
     }
     let text = file.to_string_lossy();
     match screened(&text) {
-        Screened::Plain if !is_secret(key) => cut(&text, MAX_PATH),
+        Screened::Plain if !is_secret(key) || is_file_name(&text) => cut(&text, MAX_PATH),
         _ => "the file that it names".to_owned(),
     }
 }
+
+/// Whether a text is certainly the name of a file, so that an operator can be told which one is missing: it ends as the names of
+/// key files do, and has no character that those do not have. A passphrase or a key that was written there by mistake does not.
+fn is_file_name(text: &str) -> bool {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/._-".contains(&byte);
+    let extension = Path::new(text).extension().and_then(|extension| extension.to_str());
+    text.bytes().all(is_plain) && extension.is_some_and(|extension| KEY_FILES.contains(&extension))
+}
+
+const KEY_FILES: [&str; 7] = ["crt", "key", "keys", "pass", "passphrase", "pem", "txt"];
 
 /// Whether a text is the content of a PEM file rather than the name of one.
 pub(super) fn is_pem(text: &str) -> bool {
@@ -233,6 +243,10 @@ mod tests {
         std::fs::write(&there, "").unwrap();
         assert_eq!(file("listener[0].tls.certificates[0].key", &there), there.display().to_string());
         assert_eq!(file("x.key_passphrase_file", Path::new("/etc/hunter2")), "the file that it names");
+        assert_eq!(file("x.key", Path::new("/etc/server.key")), "/etc/server.key");
+        for secret in ["/etc/hunter 2.key", "/etc/hunter2.", "/etc/hunter2.x", "/etc/.key", "/etc/hünter2.key"] {
+            assert_eq!(file("x.key", Path::new(secret)), "the file that it names", "{secret}");
+        }
         assert_eq!(file("x.client_ca", Path::new("/etc/hunter2")), "/etc/hunter2");
         assert_eq!(file("x.cert", Path::new("/etc/-----BEGIN CERTIFICATE-----")), "the file that it names");
         let variable = |name: &str| Location::Variable(name.to_owned());
