@@ -736,10 +736,7 @@ fn check_shows_balancers_and_what_is_announced_and_warns_of_clients_among_them()
     let check = |trusting: &[&str], behind: &[&str]| {
         let listener = Listener::redis("127.0.0.1:6379").trusting(trusting).behind(behind);
         site.write("portcullis.toml", listener.upstream("proxy_protocol = \"v2\""));
-        (
-            asked(&site, &["check", "--offline"]).success(),
-            asked(&site, &["check", "--offline", "--json"]).success(),
-        )
+        (asked(&site, &["check", "--offline"]).success(), asked(&site, &["check", "--offline", "--json"]).success())
     };
     let (words, json) = check(&["10.0.0.0/16"], &["10.0.0.5", "192.0.2.0/28", "2001:db8::/64"]);
     assert!(words.contains("by the PROXY protocol v2"), "{words}");
