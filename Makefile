@@ -16,7 +16,7 @@ libdir   = $(DESTDIR)$(PREFIX)/lib
 confdir  = $(DESTDIR)$(SYSCONFDIR)/portcullis
 
 .DEFAULT_GOAL := help
-.PHONY: bench build conformance demo help install lint test
+.PHONY: bench build conformance demo help install lint test uninstall
 
 bench: ## install the peers (Debian, Ubuntu) and measure beside them; about half an hour (BENCH_ARGS="--rounds 3")
 	scripts/install-bench-peers
@@ -53,8 +53,17 @@ install: $(BINARY) ## install program, man page, completions, systemd unit and e
 	$(BINARY) completions fish | install -D -m 644 /dev/stdin $(sharedir)/fish/vendor_completions.d/portcullis.fish
 	sed 's|/usr/bin/portcullis|$(PREFIX)/bin/portcullis|; s|/etc/portcullis|$(SYSCONFDIR)/portcullis|' packaging/systemd/portcullis.service | install -D -m 644 /dev/stdin $(libdir)/systemd/system/portcullis.service
 	install -D -m 644 packaging/systemd/portcullis.sysusers $(libdir)/sysusers.d/portcullis.conf
-	sed 's|"\.\./certs/|"certs/|g' config/minimal.toml | install -D -m 644 /dev/stdin $(confdir)/portcullis.toml.example
-	@echo "Next: cp $(SYSCONFDIR)/portcullis/portcullis.toml.example $(SYSCONFDIR)/portcullis/portcullis.toml, edit it, portcullis check"
+	install -D -m 644 packaging/systemd/portcullis.tmpfiles $(libdir)/tmpfiles.d/portcullis.conf
+	sed 's|"\.\./certs/|"certs/|g; s|/etc/portcullis|$(SYSCONFDIR)/portcullis|' config/systemd.toml | install -D -m 644 /dev/stdin $(confdir)/portcullis.toml.example
+	@echo "Next: README.md, \"Under systemd\", has the steps from $(SYSCONFDIR)/portcullis/portcullis.toml.example to a running service"
+
+uninstall: ## remove what install has put there; configuration, keys and logs stay (PREFIX, SYSCONFDIR, DESTDIR)
+	rm -f $(bindir)/portcullis $(sharedir)/man/man1/portcullis.1
+	rm -f $(sharedir)/bash-completion/completions/portcullis $(sharedir)/zsh/site-functions/_portcullis
+	rm -f $(sharedir)/fish/vendor_completions.d/portcullis.fish
+	rm -f $(libdir)/systemd/system/portcullis.service $(libdir)/sysusers.d/portcullis.conf $(libdir)/tmpfiles.d/portcullis.conf
+	rm -f $(confdir)/portcullis.toml.example
+	@echo "$(SYSCONFDIR)/portcullis, /var/lib/portcullis, /var/log/portcullis and the user portcullis are left; remove them by hand"
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

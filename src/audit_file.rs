@@ -8,10 +8,13 @@
 use std::collections::VecDeque;
 use std::ffi::OsString;
 use std::fs::{self, File, Metadata};
+use std::io;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Component, Path, PathBuf};
 
 use nix::unistd::geteuid;
+
+use crate::permissions;
 
 /// Opens `path` for appending. A file that does not exist is created with mode 0640.
 ///
@@ -21,16 +24,39 @@ pub fn open(path: &Path) -> Result<File, String> {
     let target = resolve(path)?;
     // O_NONBLOCK: a FIFO without a reader must not block. O_NOFOLLOW: a link that was placed since is refused.
     let flags = if target.is_descriptor { libc::O_NONBLOCK } else { libc::O_NONBLOCK | libc::O_NOFOLLOW };
-    let file = File::options().append(true).create(true).mode(0o640).custom_flags(flags).open(target.path);
-    file.map_err(|error| cannot_be_opened(&error))
+    let file = File::options().append(true).create(true).mode(0o640).custom_flags(flags).open(&target.path);
+    file.map_err(|error| {
+        let fix = fix(&target.path).filter(|_| error.kind() == io::ErrorKind::PermissionDenied);
+        let fix = fix.map(|fix| format!("; run: {fix}")).unwrap_or_default();
+        format!("{}{fix}", permissions::cannot("cannot be opened for writing", &error))
+    })
 }
 
-/// Checks whether the links in `path` may be followed. It opens and creates nothing.
+/// Checks whether the links in `path` may be followed and the file may be written. It opens and creates nothing.
 ///
 /// # Errors
 /// Words that fit behind the path.
 pub fn check(path: &Path) -> Result<(), String> {
-    resolve(path).map(drop)
+    let Target { path, is_descriptor } = resolve(path)?;
+    let existing = if path.exists() { Some(path.as_path()) } else { path.parent() };
+    if let Some(why) = existing.and_then(permissions::read_only).filter(|_| !is_descriptor) {
+        return Err(cannot_be_opened(&why));
+    }
+    match fix(&path).filter(|_| !is_descriptor) {
+        Some(fix) => {
+            let denied = io::ErrorKind::PermissionDenied.into();
+            Err(format!("{}; run: {fix}", permissions::cannot("cannot be opened for writing", &denied)))
+        }
+        None => Ok(()),
+    }
+}
+
+/// The command that lets this user write to the file, or create it, where something denies it.
+fn fix(path: &Path) -> Option<String> {
+    match path.parent() {
+        Some(directory) if !path.exists() => permissions::fix_for_creating(directory),
+        Some(_) | None => permissions::fix_for_writing(path),
+    }
 }
 
 /// The path of the file with all links resolved.
@@ -218,7 +244,7 @@ mod tests {
         symlink("folder/../folder/target", &second).unwrap();
         check(&first).unwrap();
         assert!(!target.exists(), "a check makes nothing");
-        std::io::Write::write_all(&mut open(&first).unwrap(), b"line\n").unwrap();
+        io::Write::write_all(&mut open(&first).unwrap(), b"line\n").unwrap();
         assert_eq!(fs::read(&target).unwrap(), b"line\n");
         assert_eq!(fs::metadata(&target).unwrap().mode() & 0o137, 0, "created for owner and group");
     }

@@ -5,14 +5,31 @@ use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 
-/// All listeners are bound.
-pub fn ready() {
-    send("READY=1");
+use nix::time::{ClockId, clock_gettime};
+
+use crate::printable;
+
+/// All listeners are bound, or a reload has come to its end. `status` is for people, in `systemctl status`.
+pub fn ready(status: &str) {
+    send(&format!("READY=1\n{}", status_line(status)));
+}
+
+/// A reload begins. [`ready`] has to follow, whatever becomes of it.
+pub fn reloading() {
+    // Without the time systemd could take it for one of an earlier reload.
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map(std::time::Duration::from);
+    let now = now.map(|now| format!("\nMONOTONIC_USEC={}", now.as_micros())).unwrap_or_default();
+    send(&format!("RELOADING=1{now}"));
 }
 
 /// The process is draining its sessions.
-pub fn stopping() {
-    send("STOPPING=1");
+pub fn stopping(status: &str) {
+    send(&format!("STOPPING=1\n{}", status_line(status)));
+}
+
+/// A line break would begin another assignment.
+fn status_line(status: &str) -> String {
+    format!("STATUS={}", printable::field(status.replace('\n', " ")))
 }
 
 fn send(state: &str) {
@@ -23,6 +40,19 @@ fn send(state: &str) {
     };
     let sent = address.and_then(|address| UnixDatagram::unbound()?.send_to_addr(state.as_bytes(), &address));
     if let Err(error) = sent {
-        tracing::warn!("systemd cannot be told {state}: {error}");
+        let state = state.lines().next().unwrap_or(state);
+        tracing::warn!(state, %error, "systemd cannot be notified");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn status_is_one_bounded_line() {
+        let line = status_line(&format!("rejected: a\nREADY=1\r{}", "x".repeat(10_000)));
+        assert!(line.starts_with("STATUS=rejected: a READY=1") && !line.contains(['\n', '\r']), "{line}");
+        assert!(line.len() < 600, "{}", line.len());
     }
 }

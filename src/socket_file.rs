@@ -8,8 +8,11 @@ use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _,
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
+use nix::unistd::{getegid, geteuid, getgroups};
 use socket2::{Domain, SockAddr, Socket, Type};
 use tracing::warn;
+
+use crate::permissions;
 
 /// A socket's file. Dropped, it is removed, unless another has come into its place. To be dropped before the socket is
 /// closed: until then the file's number is nobody else's.
@@ -49,6 +52,45 @@ pub fn listen(path: &Path, access: Access, backlog: i32) -> io::Result<(Place, U
     // Until now nobody could connect, whatever the file's mode.
     socket.listen(backlog).map_err(|error| because(&error, "cannot be listened at"))?;
     Ok((place, socket.into()))
+}
+
+/// Whether [`listen`] could listen at `path`, as far as that can be told without doing so: a program that answers there
+/// already is not asked.
+///
+/// # Errors
+/// In words that fit behind the path.
+pub fn check(path: &Path, access: Access) -> Result<(), String> {
+    let directory = path.parent().filter(|directory| !directory.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if let Some(fix) = permissions::fix_for_creating(directory) {
+        let denied = permissions::cannot("cannot be bound", &io::ErrorKind::PermissionDenied.into());
+        return Err(format!("{denied}; run: {fix}"));
+    }
+    if !directory.is_dir() {
+        return Err(format!("cannot be bound: {}", no_directory(directory)));
+    }
+    if let Some(why) = permissions::read_only(directory) {
+        return Err(format!("cannot be bound: {why}"));
+    }
+    if fs::symlink_metadata(path).is_ok_and(|file| !file.file_type().is_socket()) {
+        return Err(NO_SOCKET.to_owned());
+    }
+    let (user, root) = (geteuid().as_raw(), geteuid().is_root());
+    let groups = getgroups().unwrap_or_default();
+    let is_own = |group: u32| getegid().as_raw() == group || groups.iter().any(|own| own.as_raw() == group);
+    match access {
+        _ if root => Ok(()),
+        Access { owner: Some(owner), .. } if owner != user => Err(format!(
+            "cannot be given to user {owner} as user {}: only root can do that; leave owner out, or run as that user",
+            permissions::user()
+        )),
+        Access { group: Some(group), .. } if !is_own(group) => {
+            let name = permissions::user();
+            Err(format!(
+                "cannot be given to group {group} as user {name}, who is not in it; run: usermod -aG {group} {name}"
+            ))
+        }
+        Access { .. } => Ok(()),
+    }
 }
 
 impl Place {
@@ -132,10 +174,7 @@ fn new_socket() -> io::Result<Socket> {
 fn make_room(path: &Path) -> io::Result<()> {
     match fs::symlink_metadata(path) {
         Ok(file) if file.file_type().is_socket() => {}
-        Ok(_) => {
-            let why = "is there already and is no socket, so it is not touched; take it away, or choose another path";
-            return Err(io::Error::new(io::ErrorKind::AlreadyExists, why));
-        }
+        Ok(_) => return Err(io::Error::new(io::ErrorKind::AlreadyExists, NO_SOCKET)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(because(&error, "cannot be looked at")),
     }
@@ -165,23 +204,31 @@ fn remove(path: &Path) -> io::Result<()> {
 fn cannot_bind(path: &Path, error: &io::Error) -> io::Error {
     let directory = path.parent().filter(|directory| !directory.as_os_str().is_empty());
     match directory.filter(|directory| error.kind() == io::ErrorKind::NotFound && !directory.exists()) {
-        Some(directory) => {
-            let why = format!(
-                "there is no directory {}; make it, for the user this program runs as (systemd: RuntimeDirectory=)",
-                directory.display()
-            );
-            io::Error::new(error.kind(), why)
+        Some(directory) => io::Error::new(error.kind(), no_directory(directory)),
+        None => {
+            let fix = permissions::fix_for_creating(directory.unwrap_or(Path::new(".")));
+            let fix = fix.filter(|_| error.kind() == io::ErrorKind::PermissionDenied);
+            let fix = fix.map(|fix| format!("; run: {fix}")).unwrap_or_default();
+            io::Error::new(error.kind(), format!("{}{fix}", permissions::cannot("cannot be bound", error)))
         }
-        None => because(error, "cannot be bound"),
     }
 }
+
+fn no_directory(directory: &Path) -> String {
+    format!(
+        "there is no directory {}; make it, for the user this program runs as (systemd: RuntimeDirectory=)",
+        directory.display()
+    )
+}
+
+const NO_SOCKET: &str = "is there already and is no socket, so it is not touched; take it away, or choose another path";
 
 fn taken() -> io::Error {
     io::Error::other("has been replaced by another file")
 }
 
 fn because(error: &io::Error, what: &str) -> io::Error {
-    io::Error::new(error.kind(), format!("{what}: {error}"))
+    io::Error::new(error.kind(), permissions::cannot(what, error))
 }
 
 #[cfg(test)]

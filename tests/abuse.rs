@@ -6,22 +6,24 @@ use std::process::Stdio;
 use std::thread;
 use std::time::Duration;
 
+use crate::descriptors::tight;
 use crate::harness::client::port;
 use crate::harness::portcullis::{EXECUTABLE, executable};
 use crate::harness::program::{Running, allow_many_files, command, free_address};
-use crate::harness::{Client, Listener, Portcullis, Site, Upstream, eventually, wire};
+use crate::harness::{Client, Event, Listener, Portcullis, Site, Upstream, eventually, wire};
 
 #[test]
 fn running_out_of_files_neither_stops_the_listener_nor_makes_it_spin() {
     let upstream = Upstream::echo();
     let mut limited = command("prlimit");
-    limited.args(["--nofile=48:48", "--", EXECUTABLE]);
+    limited.arg(format!("--nofile={}", tight(7))).args(["--", EXECUTABLE]);
     let portcullis = Portcullis::start_by(limited, Site::new(), Listener::redis(&upstream));
     let client = portcullis.client();
     let mut inside = client.connect();
     inside.ask(b"hello", b"hello");
     let crowd: Vec<TcpStream> = (0..100).map(|_| client.dial()).collect();
-    eventually("it has no file left", || (portcullis.open_files() >= 47).then_some(()));
+    let paused = |event: &Event| event.0["message"].as_str().is_some_and(|it| it.starts_with("accepting paused"));
+    portcullis.event("it has no file left for clients", paused);
     // What it costs to wait: far less than the one second that a busy loop would take.
     let before = portcullis.cpu_ticks();
     thread::sleep(Duration::from_secs(1));

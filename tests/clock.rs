@@ -79,11 +79,12 @@ fn expiry_beyond_the_year_9999_in_check_is_shown_in_utc() {
 fn longest_durations_in_use_serve_sessions() {
     const LONGEST: &str = "3650d";
     let upstream = Upstream::echo();
-    let limits = ["handshake_timeout", "idle_timeout", "half_close_timeout"];
+    let limits = ["handshake_timeout", "idle_timeout", "half_close_timeout", "dead_peer_timeout"];
     let listener = limits
         .iter()
         .fold(Listener::redis(&upstream), |listener, key| listener.limit(&format!("{key} = \"{LONGEST}\"")))
-        .upstream(&format!("connect_timeout = \"{LONGEST}\""));
+        .upstream(&format!("connect_timeout = \"{LONGEST}\""))
+        .upstream(&format!("dial_retry = \"{LONGEST}\""));
     let whole = format!("reload.poll = \"{LONGEST}\"\nshutdown.drain = \"{LONGEST}\"\n");
     let mut portcullis = Portcullis::start(Site::new(), format!("{whole}{listener}"));
     assert_lives(portcullis.client().connect());

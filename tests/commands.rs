@@ -65,7 +65,7 @@ fn check_shows_what_would_be_enforced() {
     let site = configured(listener.limit("max_connections = 100").limit("connection_rate_per_source = \"50/s\""));
     let leaf = site.server();
     site.install("server", &leaf);
-    let said = portcullis(&site, &["check", "-c", "portcullis.toml"]).success();
+    let said = portcullis(&site, &["check", "--offline", "-c", "portcullis.toml"]).success();
     for word in [
         "cache",
         "redis",
@@ -113,7 +113,7 @@ fn check_binds_nothing() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
     let site = configured(Listener::redis("127.0.0.1:6379").on(&[&address]));
-    portcullis(&site, &["check", "-c", "portcullis.toml"]).success();
+    portcullis(&site, &["check", "--offline", "-c", "portcullis.toml"]).success();
     drop(taken);
     TcpStream::connect(address).unwrap_err();
 }
@@ -121,10 +121,10 @@ fn check_binds_nothing() {
 #[test]
 fn check_warns_of_a_key_that_others_can_read() {
     let site = configured(Listener::redis("127.0.0.1:6379"));
-    let quiet = portcullis(&site, &["check", "-c", "portcullis.toml"]);
+    let quiet = portcullis(&site, &["check", "--offline", "-c", "portcullis.toml"]);
     assert!(!format!("{}{}", quiet.text(), quiet.stderr).to_lowercase().contains("warning"));
     fs::set_permissions(site.path("server.key"), fs::Permissions::from_mode(0o644)).unwrap();
-    let outcome = portcullis(&site, &["check", "-c", "portcullis.toml"]);
+    let outcome = portcullis(&site, &["check", "--offline", "-c", "portcullis.toml"]);
     assert_eq!(outcome.code, Some(0));
     let said = format!("{}{}", outcome.text(), outcome.stderr).to_lowercase();
     assert!(said.contains("warning") && said.contains("server.key"), "{said}");
@@ -144,7 +144,7 @@ fn check_warns_of_an_authority_that_has_expired() {
         Listener::redis("127.0.0.1:6379").tls("client_auth = \"required\"").tls("client_ca = \"clients.pem\"");
     let site = configured(listener);
     site.write("clients.pem", format!("{}{}", site.ca.pem(), Authority::expired("Old CA").pem()));
-    let outcome = portcullis(&site, &["check", "-c", "portcullis.toml"]);
+    let outcome = portcullis(&site, &["check", "--offline", "-c", "portcullis.toml"]);
     assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
     let said = format!("{}{}", outcome.text(), outcome.stderr);
     let warning = said.lines().find(|line| line.to_lowercase().contains("warning"));
@@ -157,7 +157,7 @@ fn check_warns_of_a_plaintext_cancel_beside_required_certificates() {
     let site = configured(
         Listener::postgres("127.0.0.1:5432").tls("client_auth = \"required\"").tls("client_ca = \"ca.crt\""),
     );
-    let outcome = portcullis(&site, &["check", "-c", "portcullis.toml"]);
+    let outcome = portcullis(&site, &["check", "--offline", "-c", "portcullis.toml"]);
     assert_eq!(outcome.code, Some(0));
     let said = format!("{}{}", outcome.text(), outcome.stderr).to_lowercase();
     assert!(said.contains("warning") && said.contains("plaintext_cancel"), "{said}");
@@ -174,7 +174,7 @@ fn check_warns_of_what_lets_in_or_stay_more_than_one_may_think() {
     let site = configured(listener);
     site.write("ca.crl", site.ca.revoking(&[], -1));
     site.write("other.crt", Authority::new("Other CA").pem());
-    let said = portcullis(&site, &["check", "-c", "portcullis.toml"]).success();
+    let said = portcullis(&site, &["check", "--offline", "-c", "portcullis.toml"]).success();
     let warnings: Vec<_> = said.lines().filter_map(|line| line.strip_prefix("warning: listener main: ")).collect();
     assert_eq!(warnings.len(), 4, "{said}");
     for words in [

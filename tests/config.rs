@@ -73,9 +73,15 @@ fn clients(site: &Site) {
 
 /// Runs a command on one configuration, copied to where the files it names are.
 fn portcullis(site: &Site, command: &str, case: &Path) -> Outcome {
-    site.write(name(case), fs::read_to_string(case).unwrap());
+    // The examples name directories that systemd makes.
+    let text = fs::read_to_string(case).unwrap().replace("unix:/run/portcullis/", "unix:");
+    site.write(name(case), text);
     let mut portcullis = executable();
     portcullis.args([command, "-c", name(case)]).current_dir(site.directory());
+    if command == "check" {
+        // Their upstreams and addresses are nobody's.
+        portcullis.arg("--offline");
+    }
     run(&mut portcullis)
 }
 

@@ -242,25 +242,35 @@ fn cancel_request_counts_as_a_handshake_until_it_is_passed_on() {
 }
 
 #[test]
+fn running_program_has_the_built_in_limit_that_check_prints() {
+    let upstream = Upstream::echo();
+    let mut limited = command("prlimit");
+    // The program raises the first of these to the second.
+    limited.args(["--nofile=512:1024", "--", EXECUTABLE]);
+    let portcullis = Portcullis::start_by(limited, Site::new(), format!("{ADMIN}{}", Listener::redis(&upstream)));
+    assert_eq!(handshakes(&portcullis), (0, 256));
+}
+
+#[test]
 fn check_prints_the_limit_in_force() {
     let site = Site::new();
-    let check = |listener: Listener, files: &str| {
+    let check = |listener: Listener, files: u32| {
         site.write("portcullis.toml", listener);
         let checked = |options: &[&str]| {
             let mut check = command("prlimit");
-            check.args([&format!("--nofile={files}"), "--", EXECUTABLE, "check", "-c"]);
+            check.args([&format!("--nofile={files}:{files}"), "--", EXECUTABLE, "check", "-c"]);
             run(check.arg(site.path("portcullis.toml")).args(options)).success()
         };
         let report: Value = serde_json::from_str(&checked(&["--json"])).unwrap();
         (checked(&[]), report["listeners"][0]["limits"]["max_handshakes"].clone())
     };
     let listener = || Listener::redis("127.0.0.1:6379");
-    let (words, number) = check(listener(), "20000:");
-    assert!(words.contains("handshakes    4096 at once (built-in limit)\n"), "{words}");
-    assert_eq!(number, 4096);
-    assert_eq!(check(listener(), "1024:").1, 256);
-    assert_eq!(check(listener().limit("max_handshakes = 0"), "1024:").1, 256);
-    let (words, number) = check(listener().limit("max_handshakes = 5000"), "1024:");
+    // A quarter of the open files.
+    let (words, number) = check(listener(), 2048);
+    assert!(words.contains("handshakes    512 at once (built-in limit)\n"), "{words}");
+    assert_eq!(number, 512);
+    assert_eq!(check(listener().limit("max_handshakes = 0"), 1024).1, 256);
+    let (words, number) = check(listener().limit("max_handshakes = 5000"), 1024);
     assert!(words.contains("handshakes    5000 at once\n"), "{words}");
     assert_eq!(number, 5000);
     site.write("portcullis.toml", listener().limit("max_handshakes = -1"));

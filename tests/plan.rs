@@ -66,6 +66,7 @@ ticket_keys = "tickets.keys"
 [listener.upstream]
 address = "db.internal:5432"
 connect_timeout = "5s"
+dial_retry = "3s"
 target = "any"
 tls = "verify-full"
 ca = ["ca.crt", "other.crt"]
@@ -88,6 +89,7 @@ connection_rate_per_source = "20/s"
 handshake_timeout = "10s"
 idle_timeout = "1m"
 half_close_timeout = "5m"
+dead_peer_timeout = "6m"
 
 [listener.postgres]
 plaintext_cancel = false
@@ -185,6 +187,7 @@ const CHANGES: &[Change] = &[
         "connect_timeout = \"6s\"",
         "upstream.connect_timeout",
     ),
+    ("listener.upstream.dial_retry", "dial_retry = \"3s\"", "dial_retry = \"0s\"", "upstream.dial_retry"),
     ("listener.upstream.target", "target = \"any\"", "target = \"primary\"", "upstream.target"),
     ("listener.upstream.tls", "tls = \"verify-full\"", "tls = \"verify-ca\"", "!upstream.tls"),
     ("listener.upstream.ca", "ca = [\"ca.crt\", \"other.crt\"]", "", "!upstream.ca"),
@@ -233,6 +236,7 @@ const CHANGES: &[Change] = &[
     ("listener.limits.handshake_timeout", "\"10s\"", "\"1m\"", "!limits.handshake_timeout"),
     ("listener.limits.idle_timeout", "idle_timeout = \"1m\"", "idle_timeout = \"0s\"", "!limits.idle_timeout"),
     ("listener.limits.half_close_timeout", "\"5m\"", "\"4m\"", "limits.half_close_timeout"),
+    ("listener.limits.dead_peer_timeout", "\"6m\"", "\"7m\"", "!limits.dead_peer_timeout"),
     (
         "listener.postgres.plaintext_cancel",
         "plaintext_cancel = false",

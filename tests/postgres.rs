@@ -202,7 +202,7 @@ fn psql_shows_that_the_upstream_cannot_be_reached() {
     let mut connection = portcullis.client().asking_first().connect();
     connection.send(&startup(PROTOCOL_3_0, &[("user", "app")]));
     let fields = error_response(&connection.rest().unwrap());
-    assert_eq!((fields[&'S'].as_str(), fields[&'C'].as_str()), ("FATAL", "08001"));
+    assert_eq!((fields[&'S'].as_str(), fields[&'C'].as_str()), ("FATAL", "57P03"));
     assert_eq!(portcullis.refusal(connection.port()), "upstream_unreachable");
 }
 

@@ -50,8 +50,14 @@ mod config;
 mod confirm;
 /// Revocation lists.
 mod crl;
+/// Peers that stop acknowledging, and peers that only do not read.
+mod dead_peers;
+/// File descriptors, and the reserve of them.
+mod descriptors;
 /// The upstream, when it is there and when it is not.
 mod dial;
+/// An upstream that refuses connections for a while.
+mod dial_retry;
 /// Host names and the DNS: its servers, its records, its failures.
 mod dns;
 /// SIGTERM, and what systemd is told.
@@ -88,6 +94,8 @@ mod plan;
 mod postgres;
 /// The bytes before TLS.
 mod preface;
+/// What `check` finds before a start or a client would.
+mod preflight;
 /// PostgreSQL with a primary and its standby, as they change places.
 mod primary;
 /// TLS records of every size, padding, key updates.
@@ -104,6 +112,8 @@ mod resumption;
 mod revocation;
 /// Certificates that change under load.
 mod rotation;
+/// The systemd unit: installed, started, reloaded.
+mod service;
 /// What is shown of sessions, in each state and of those that were refused.
 mod sessions;
 /// The kernel keeps strangers out.
@@ -112,6 +122,8 @@ mod shield;
 mod tls;
 /// Names and texts that others choose.
 mod untrusted_text;
+/// What `status` knows of the upstream, and how it finds out.
+mod upstream_health;
 /// TLS towards the upstream.
 mod upstream_tls;
 /// Changes that nobody announces.

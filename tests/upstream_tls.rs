@@ -33,7 +33,7 @@ fn ping(portcullis: &Portcullis, listener: &str) -> Result<(), String> {
     if said == b"+PONG\r\n" {
         return Ok(());
     }
-    assert!(said.starts_with(b"-ERR the database behind this proxy"), "{}", said.escape_ascii());
+    assert!(said.starts_with(b"-LOADING the database behind this proxy"), "{}", said.escape_ascii());
     // Two listeners may see the same port of a client, one after the other.
     let ends = |event: &Event| event.ends(client.port()) && event.text("listener") == listener;
     let ending = portcullis.event("the end of the connection", ends);
@@ -275,7 +275,7 @@ fn postgres_asks_for_our_certificate_and_knows_us_by_it() {
         let mut client = portcullis.client().asking_first().connect();
         client.send(&startup(PROTOCOL_3_0, &[("user", "app"), ("database", "postgres")]));
         let fields = error_response(&client.rest().unwrap());
-        assert_eq!((fields[&'S'].as_str(), fields[&'C'].as_str()), ("FATAL", "08001"));
+        assert_eq!((fields[&'S'].as_str(), fields[&'C'].as_str()), ("FATAL", "57P03"));
         assert_eq!(portcullis.ending(client.port()).reason(), "upstream_tls_failed");
     }
 }
@@ -297,7 +297,7 @@ fn an_upstream_without_tls_is_told_of_and_never_spoken_to_in_clear() {
     let mut client = portcullis.client_of("db").asking_first().connect();
     client.send(&startup(PROTOCOL_3_0, &[("user", "app"), ("database", "postgres")]));
     let fields = error_response(&client.rest().unwrap());
-    assert_eq!((fields[&'S'].as_str(), fields[&'C'].as_str()), ("FATAL", "08001"));
+    assert_eq!((fields[&'S'].as_str(), fields[&'C'].as_str()), ("FATAL", "57P03"));
     let denied = portcullis.ending(client.port());
     assert_eq!(denied.reason(), "upstream_tls_failed");
     assert!(denied.text("detail").contains("it answered SSLRequest with N"), "{}", denied.0);
@@ -328,7 +328,7 @@ fn what_does_not_answer_sslrequest_with_one_byte_is_refused() {
         let mut client = portcullis.client().asking_first().connect();
         client.send(&startup(PROTOCOL_3_0, &[("user", "app")]));
         let fields = error_response(&client.rest().unwrap());
-        assert_eq!(fields[&'C'], "08001");
+        assert_eq!(fields[&'C'], "57P03");
         let denied = portcullis.ending(client.port());
         assert_eq!(denied.reason(), "upstream_tls_failed");
         assert!(denied.text("detail").contains(words), "{}", denied.0);
@@ -377,7 +377,7 @@ fn direct_negotiation_needs_a_server_that_confirms_postgresql() {
     ] {
         let mut client = portcullis.client_of(name).asking_first().connect();
         client.send(&hello);
-        assert_eq!(error_response(&client.rest().unwrap())[&'C'], "08001");
+        assert_eq!(error_response(&client.rest().unwrap())[&'C'], "57P03");
         let denied = portcullis.ending(client.port());
         assert_eq!(denied.reason(), "upstream_tls_failed");
         assert!(denied.text("detail").contains(words), "{name}: {}", denied.0);

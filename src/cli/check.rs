@@ -10,10 +10,9 @@ use time::OffsetDateTime;
 
 use super::control::Control;
 use super::moment::{NEAR, since};
-use super::{Failure, difference, load, print, print_json, reload};
+use super::{Failure, difference, load, preflight, print, print_json, reachability, reload};
 use crate::addr::ListenAddr;
-use crate::audit_file;
-use crate::config::{Limits, Place, Problem, Revoke, Shield, UpstreamTls};
+use crate::config::{Limits, Problems, Revoke, Shield, UpstreamTls};
 use crate::names::Names;
 use crate::policy::{Network, Origin, Rule, TrustedClients, days_left};
 use crate::printable;
@@ -23,36 +22,60 @@ use crate::socket_file::Access;
 use crate::timestamp;
 use crate::tls::{Certificate, Crl};
 
-pub(super) fn check(file: &Path, as_json: bool) -> Result<(), Failure> {
-    let built = load_whole(file)?;
-    if as_json { print_json(&in_json(&built)) } else { print(&in_words(&built)) }
+/// How `check` goes about it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Manner {
+    pub(super) as_json: bool,
+    /// A warning is a failure.
+    pub(super) strict: bool,
+    /// Nothing that touches the network.
+    pub(super) offline: bool,
+}
+
+pub(super) fn check(file: &Path, manner: Manner) -> Result<(), Failure> {
+    let built = load_whole(file, manner.offline)?;
+    if manner.as_json {
+        print_json(&in_json(&built))?
+    } else {
+        print(&in_words(&built, manner.offline))?
+    }
+    verdict(&built, manner.strict)
 }
 
 /// The same, and then what the running program would change if `file` were its configuration.
-pub(super) fn check_against(file: &Path, socket: Option<&Path>, as_json: bool) -> Result<(), Failure> {
-    let built = load_whole(file)?;
+pub(super) fn check_against(file: &Path, socket: Option<&Path>, manner: Manner) -> Result<(), Failure> {
+    let built = load_whole(file, manner.offline)?;
     let plan = || reload::plan_of(&Control::at(socket, file)?, file);
-    if !as_json {
-        print(&in_words(&built))?;
+    if manner.as_json {
+        let mut report = in_json(&built);
+        if let Value::Object(fields) = &mut report {
+            fields.insert("plan".to_owned(), plan()?);
+        }
+        print_json(&report)?;
+    } else {
+        print(&in_words(&built, manner.offline))?;
         let words = difference::in_words(&plan()?, OffsetDateTime::now_utc());
-        return print(&format!("\nbeside the running program, {words}"));
+        print(&format!("\nbeside the running program, {words}"))?;
     }
-    let mut report = in_json(&built);
-    if let Value::Object(fields) = &mut report {
-        fields.insert("plan".to_owned(), plan()?);
-    }
-    print_json(&report)
+    verdict(&built, manner.strict)
 }
 
-/// Loads the configuration as a start would, and checks the path of the audit file.
-fn load_whole(file: &Path) -> Result<Built, Failure> {
-    let (built, _) = load(file, &Names::default())?;
-    if let Some(path) = &built.snapshot.config.log.audit_file {
-        audit_file::check(path).map_err(|why| {
-            let message = format!("{} {why}", path.display());
-            let (place, key) = (Place::file(file), "log.audit_file".to_owned());
-            Failure::Configuration(Problem { place, key, message }.into())
-        })?;
+fn verdict(built: &Built, strict: bool) -> Result<(), Failure> {
+    match built.warnings.len() {
+        1 if strict => Err(Failure::Failed("1 warning, which --strict takes for a failure".to_owned())),
+        count @ 2.. if strict => Err(Failure::Failed(format!("{count} warnings, which --strict takes for a failure"))),
+        _ => Ok(()),
+    }
+}
+
+/// Loads the configuration as a start would, and looks at what else a start needs.
+fn load_whole(file: &Path, offline: bool) -> Result<Built, Failure> {
+    let names = if offline { Names::offline() } else { Names::default() };
+    let (mut built, _) = load(file, &names)?;
+    let problems = preflight::problems(&built.snapshot.config, offline);
+    Problems::unless_any(problems, ()).map_err(Failure::Configuration)?;
+    if !offline {
+        built.warnings.extend(reachability::warnings(&built.snapshot.config.listeners));
     }
     Ok(built)
 }
@@ -88,9 +111,11 @@ fn in_json(built: &Built) -> Value {
                 "max_handshakes": terms.max_handshakes,
                 "connection_rate_per_source": terms.limits.connection_rate_per_source.map(|rate| rate.to_string()),
                 "connect_timeout_ms": milliseconds(Some(terms.upstream.connect_timeout)),
+                "dial_retry_ms": milliseconds(Some(terms.upstream.dial_retry)),
                 "handshake_timeout_ms": milliseconds(Some(terms.limits.handshake_timeout)),
                 "idle_timeout_ms": milliseconds(terms.limits.idle_timeout),
                 "half_close_timeout_ms": milliseconds(Some(terms.limits.half_close_timeout)),
+                "dead_peer_timeout_ms": milliseconds(Some(terms.limits.dead_peer_timeout)),
             },
             "plaintext_cancel": (terms.protocol == Protocol::Postgres).then_some(terms.plaintext_cancel),
             "sources": terms.sources.trusted.rules().iter().map(|rule| source(terms, rule)).collect::<Vec<_>>(),
@@ -150,7 +175,7 @@ fn source(terms: &Terms, rule: &Rule) -> Value {
     })
 }
 
-fn in_words(built: &Built) -> String {
+fn in_words(built: &Built, offline: bool) -> String {
     let mut out = String::new();
     let _ = writeln!(out, "{} is valid", built.snapshot.config.file.display());
     for terms in built.snapshot.listeners() {
@@ -179,7 +204,7 @@ fn in_words(built: &Built) -> String {
         let _ = line("handshakes", &handshakes(terms));
         let _ = line("limits", &limits(terms));
         balancers_in_words(&mut out, terms);
-        sources_in_words(&mut out, terms);
+        sources_in_words(&mut out, terms, offline);
         certificates_in_words(&mut out, terms);
     }
     for (index, warning) in built.warnings.iter().enumerate() {
@@ -209,7 +234,7 @@ fn upstream(terms: &Terms) -> String {
     format!("{}, by TLS ({}{name}{direct})", terms.upstream_name, tls.verification)
 }
 
-fn sources_in_words(out: &mut String, terms: &Terms) {
+fn sources_in_words(out: &mut String, terms: &Terms, offline: bool) {
     let rules = terms.sources.trusted.rules();
     if terms.doors.iter().all(|door| matches!(door.address, ListenAddr::Unix(_))) && rules.is_empty() {
         let _ = writeln!(out, "  trusted sources (none needed): whoever may write to the socket");
@@ -217,7 +242,8 @@ fn sources_in_words(out: &mut String, terms: &Terms) {
     }
     let _ = writeln!(out, "  trusted sources ({})", rules.len());
     for rule in rules.iter().take(MOST_RULES) {
-        let _ = write!(out, "    {rule}{}", terms.addresses_in_words(rule));
+        let addresses = if offline { String::new() } else { terms.addresses_in_words(rule) };
+        let _ = write!(out, "    {rule}{addresses}");
         let expired = if rule.is_live(OffsetDateTime::now_utc()) { "until" } else { "EXPIRED" };
         let _ = rule.expires_at.map_or(Ok(()), |end| write!(out, "  {expired} {}", timestamp::seconds(end)));
         let _ = rule.description.as_ref().map_or(Ok(()), |words| write!(out, "  ({})", printable::field(words)));
@@ -317,10 +343,12 @@ fn limits(terms: &Terms) -> String {
     let limits = &terms.limits;
     let idle = limits.idle_timeout.map_or("none".to_owned(), |idle| format!("{idle:?}"));
     format!(
-        "connect {:?}, handshake {:?}, idle {idle}, half-closed {:?}{}",
+        "connect {:?}, dial retry {:?}, handshake {:?}, idle {idle}, half-closed {:?}, dead peer {:?}{}",
         terms.upstream.connect_timeout,
+        terms.upstream.dial_retry,
         limits.handshake_timeout,
         limits.half_close_timeout,
+        limits.dead_peer_timeout,
         match (terms.protocol, terms.plaintext_cancel) {
             (Protocol::Postgres, true) => "; a CancelRequest may come in plaintext",
             (Protocol::Postgres | Protocol::Redis | Protocol::Tcp, _) => "",

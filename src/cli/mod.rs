@@ -11,6 +11,8 @@ mod inspect;
 mod man;
 mod moment;
 mod output;
+mod preflight;
+mod reachability;
 mod reading;
 mod reload;
 mod renew;
@@ -57,6 +59,13 @@ enum Command {
         /// Print JSON instead of a table
         #[arg(long)]
         json: bool,
+        /// Exit with 1 where there is a warning
+        #[arg(long)]
+        strict: bool,
+        /// Leave out what touches the network: resolve no name, connect to no upstream, and do not ask whether addresses and
+        /// ports of listeners can be had on this machine
+        #[arg(long)]
+        offline: bool,
         /// Ask the running program, too, what would change if this were its configuration
         #[arg(long)]
         diff: bool,
@@ -256,9 +265,13 @@ impl Cli {
     pub fn run(self) -> ExitCode {
         let result = match self.command {
             Command::Run(ConfigFile { config }) => run::run(&config),
-            Command::Check { config, json, diff: false, .. } => check::check(&config.config, json),
-            Command::Check { config, json, diff: true, socket } => {
-                check::check_against(&config.config, socket.as_deref(), json)
+            Command::Check { config, json, strict, offline, diff, socket } => {
+                let manner = check::Manner { as_json: json, strict, offline };
+                if diff {
+                    check::check_against(&config.config, socket.as_deref(), manner)
+                } else {
+                    check::check(&config.config, manner)
+                }
             }
             Command::Explain(args) => explain::explain(&args),
             Command::Status { running, rotation, json } => status::status(&running, rotation, json),
@@ -401,7 +414,7 @@ ones, which a running Portcullis notices.";
 const EXIT_CODES: &str = "\
 Exit codes:
   0   done
-  1   failed while running: a port is in use, no running program to talk to, a reload that was rejected
+  1   failed while running: a port is in use, no running program to talk to, a reload that was rejected, a warning of check --strict
   2   wrong usage, also a listener name that explain does not find
   3   explain: the connection would be refused
   78  the configuration is invalid or missing (EX_CONFIG)";

@@ -4,16 +4,20 @@ use std::io::IsTerminal as _;
 use std::path::Path;
 use std::sync::Arc;
 
+use tracing::warn;
+
 use super::{Failure, load};
 use crate::audit::{Audit, LineFormat, open_audit_file, subscriber};
 use crate::config::LogFormat;
-use crate::fault;
 use crate::names::Names;
 use crate::server::Server;
 use crate::signals::Signals;
+use crate::{descriptors, fault};
 
 pub(super) fn run(file: &Path) -> Result<(), Failure> {
     let failed = |error: &dyn std::fmt::Display| Failure::Failed(error.to_string());
+    // Before anything that needs descriptors. Where it fails the budget is made for the limit that there is.
+    let raised = descriptors::raise_limit();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| failed(&error))?;
     // First of all, so that a signal during a long start is heard after it and does not end the process.
     let signals = runtime.block_on(async { Signals::listen() }).map_err(|error| failed(&error))?;
@@ -27,6 +31,9 @@ pub(super) fn run(file: &Path) -> Result<(), Failure> {
     tracing::subscriber::set_global_default(subscriber).map_err(|error| failed(&error))?;
 
     fault::install_hook();
+    if let Err(error) = raised {
+        warn!(%error, "limit of open files stays as it is");
+    }
 
     let serve = async {
         let server = Server::start(built, fingerprint, names, audit.clone(), handle);

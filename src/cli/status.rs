@@ -41,6 +41,9 @@ fn in_words(answer: &Value, now: OffsetDateTime) -> String {
             &format!("DRAINING since {}; the sessions left are ended at {}", time("since"), time("until")),
         );
     }
+    if let Some(connections) = descriptors(status, now) {
+        let _ = line("connections", &connections);
+    }
     let reload = status.object("last_reload");
     let _ = line("last reload", &reload.map_or("none yet".to_owned(), |reload| last_reload(reload, now)));
     for error in reload.iter().flat_map(|reload| reload.lines("error")) {
@@ -49,6 +52,15 @@ fn in_words(answer: &Value, now: OffsetDateTime) -> String {
     let (upstreams, names) = (upstreams(status, now), names(status, now));
     let _ = write!(out, "{}\n{}{upstreams}{names}{}", faults(status, now), listeners(status), shields(status, now));
     out
+}
+
+/// How many connections the limit of open files leaves room for; nothing of a program that does not say.
+fn descriptors(status: Reading<'_>, now: OffsetDateTime) -> Option<String> {
+    let descriptors = status.object("descriptors")?;
+    let [connections, max, limit] = ["connections", "max_connections", "limit"].map(|key| descriptors.number(key));
+    let paused = descriptors.time("paused_since");
+    let paused = paused.map(|at| format!("; ACCEPTING PAUSED for {}", since(at, now))).unwrap_or_default();
+    Some(format!("{connections} of at most {max} (limit of open files: {limit}){paused}"))
 }
 
 /// Internal faults, which each need somebody to report them; nothing where there were none.
@@ -106,19 +118,21 @@ fn sessions(listener: Reading<'_>) -> String {
     if closing == 0 { sessions.to_string() } else { format!("{sessions}, {closing} closing") }
 }
 
-/// The upstreams of which there are several, or that do not answer; nothing where all is plain.
+/// The upstreams: whether each answers, and what the last dial brought.
 fn upstreams(status: Reading<'_>, now: OffsetDateTime) -> String {
-    let mut table = Table::new(["LISTENER", "UPSTREAM", "AT", "STATE"]);
+    let mut table = Table::new(["LISTENER", "UPSTREAM", "AT", "LAST DIAL", "STATE"]);
     let mut some = false;
     for listener in status.list("listeners") {
-        let upstreams: Vec<_> = listener.list("upstreams").collect();
-        let is_plain = upstreams.len() == 1 && upstreams.iter().all(|upstream| upstream.text("error").is_none());
-        for upstream in upstreams.into_iter().filter(|_| !is_plain) {
+        for upstream in listener.list("upstreams") {
             some = true;
             table.row([
                 listener.text_or_dash("name"),
                 upstream.text_or_dash("address"),
                 upstream.text_or_dash("socket"),
+                upstream
+                    .object("last_dial")
+                    .and_then(|dial| dial.time("at"))
+                    .map_or(DASH.to_owned(), |at| ago(at, now)),
                 state(upstream, now),
             ]);
         }
@@ -129,15 +143,21 @@ fn upstreams(status: Reading<'_>, now: OffsetDateTime) -> String {
 fn state(upstream: Reading<'_>, now: OffsetDateTime) -> String {
     if let Some(error) = upstream.text("error") {
         let long = upstream.time("since").map(|at| format!(" for {}", since(at, now))).unwrap_or_default();
-        return format!("NOT ANSWERING{long}: {error}");
+        return format!("UNHEALTHY{long}: {error}");
     }
-    match (upstream.flag("answers"), upstream.flag("writes")) {
-        (None, _) => "not tried yet",
-        (Some(_), Some(true)) => "answers, takes writes",
-        (Some(_), Some(false)) => "answers, takes no writes",
-        (Some(_), None) => "answers",
+    let state = match (upstream.flag("answers"), upstream.flag("writes")) {
+        (None, _) => "unknown, not dialled yet",
+        (Some(_), Some(true)) => "healthy, takes writes",
+        (Some(_), Some(false)) => "healthy, takes no writes",
+        (Some(_), None) => "healthy",
+    };
+    let dial = upstream.object("last_dial");
+    let shortage = dial.filter(|dial| dial.text("result").as_deref() == Some("local_shortage"));
+    match shortage.and_then(|dial| dial.text("error")) {
+        Some(error) if upstream.flag("answers").is_none() => format!("unknown, not dialled yet: {error}"),
+        Some(error) => format!("{state}; last dial failed: {error}"),
+        None => state.to_owned(),
     }
-    .to_owned()
 }
 
 /// The host names among the sources; nothing where there are none.
@@ -305,31 +325,52 @@ c         on      -        IMPOSSIBLE: too many
     }
 
     #[test]
-    fn upstreams_are_told_where_there_are_several_or_one_does_not_answer() {
+    fn upstreams_are_listed_with_their_health_and_last_dial() {
         let now = OffsetDateTime::UNIX_EPOCH + Duration::hours(5);
-        let one = json!({ "address": "10.0.0.1:6379", "socket": "10.0.0.1:6379", "answers": true, "writes": null });
+        let dialled = |at: &str, result: &str, error: Value| json!({ "at": at, "result": result, "error": error });
+        let connected = dialled("1970-01-01T04:59:57Z", "connected", Value::Null);
+        let one =
+            json!({ "address": "10.0.0.1:6379", "socket": "10.0.0.1:6379", "answers": true, "last_dial": connected });
         let dead = json!({
             "address": "db:5432", "socket": "10.0.0.2:5432", "answers": false, "since": "1970-01-01T04:58:00Z",
-            "error": "Connection refused", "writes": true,
+            "error": "Connection refused", "last_dial": dialled("1970-01-01T04:59:50Z", "failed", "refused".into()),
         });
         let standby = json!({ "address": "db:5432", "socket": "10.0.0.3:5432", "answers": true, "writes": false });
         let primary = json!({ "address": "db2:5432", "socket": "10.0.0.4:5432", "answers": true, "writes": true });
         let untried = json!({ "address": "unix:/run/db", "answers": null });
+        let shortage = dialled("1970-01-01T04:59:59Z", "local_shortage", "no file".into());
+        let short = json!({ "address": "db3:1", "socket": "10.0.0.5:1", "answers": true, "last_dial": shortage });
         let words = in_words(
             &json!({ "listeners": [
                 { "name": "cache", "upstreams": [one] },
-                { "name": "db", "upstreams": [dead, standby, primary, untried] },
+                { "name": "db", "upstreams": [dead, standby, primary, untried, short] },
             ] }),
             now,
         );
         let expected = "
-LISTENER  UPSTREAM      AT             STATE
-db        db:5432       10.0.0.2:5432  NOT ANSWERING for 2 min: Connection refused
-db        db:5432       10.0.0.3:5432  answers, takes no writes
-db        db2:5432      10.0.0.4:5432  answers, takes writes
-db        unix:/run/db  -              not tried yet
+LISTENER  UPSTREAM       AT             LAST DIAL  STATE
+cache     10.0.0.1:6379  10.0.0.1:6379  3 s ago    healthy
+db        db:5432        10.0.0.2:5432  10 s ago   UNHEALTHY for 2 min: Connection refused
+db        db:5432        10.0.0.3:5432  -          healthy, takes no writes
+db        db2:5432       10.0.0.4:5432  -          healthy, takes writes
+db        unix:/run/db   -              -          unknown, not dialled yet
+db        db3:1          10.0.0.5:1     1 s ago    healthy; last dial failed: no file
 ";
         assert!(words.ends_with(expected), "{words}");
+    }
+
+    #[test]
+    fn connections_are_shown_with_their_maximum_and_a_pause() {
+        let now = OffsetDateTime::UNIX_EPOCH + Duration::hours(5);
+        let descriptors = |paused: Value| {
+            let standing = json!({ "limit": 64, "connections": 11, "max_connections": 11, "paused_since": paused });
+            json!({ "descriptors": standing })
+        };
+        let words = in_words(&descriptors("1970-01-01T04:58:00Z".into()), now);
+        let line = "\n  connections    11 of at most 11 (limit of open files: 64)";
+        assert!(words.contains(&format!("{line}; ACCEPTING PAUSED for 2 min\n")), "{words}");
+        assert!(in_words(&descriptors(Value::Null), now).contains(&format!("{line}\n")));
+        assert!(!in_words(&json!({}), now).contains("connections"));
     }
 
     #[test]

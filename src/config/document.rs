@@ -11,7 +11,9 @@ use std::path::Path;
 use time::OffsetDateTime;
 use toml::de::{DeTable, DeValue};
 
+use super::files::Location;
 use super::problem::{Place, Problem, Problems};
+use super::{NamedPem, NamedPlace, shown};
 use crate::timestamp;
 
 /// One file and what is wrong with it so far.
@@ -26,6 +28,8 @@ pub(super) struct Document<'a> {
     problems: RefCell<Vec<Problem>>,
     /// Problems beyond those that are told.
     untold: Cell<usize>,
+    /// What other files it names.
+    named: RefCell<Vec<NamedPem>>,
 }
 
 /// A value, with its key and place.
@@ -59,7 +63,8 @@ impl<'a> Document<'a> {
     /// A part of a file that begins behind so many lines and is a document by itself.
     pub(super) fn part(file: &'a Path, text: &'a str, lines_before: usize) -> Self {
         let lines = std::iter::once(0).chain(text.match_indices('\n').map(|(newline, _)| newline + 1)).collect();
-        Self { file, text, lines_before, lines, problems: RefCell::default(), untold: Cell::default() }
+        let (problems, untold, named) = Default::default();
+        Self { file, text, lines_before, lines, problems, untold, named }
     }
 
     /// The top table.
@@ -78,8 +83,10 @@ impl<'a> Document<'a> {
         let problem = |error: &toml::de::Error| {
             let span = error.span().unwrap_or_default();
             let place = self.place(span.start);
-            let found = self.text.get(span).filter(|found| !found.trim().is_empty() && !found.contains('\n'));
-            let found = found.map(|found| format!(" at `{found}`")).unwrap_or_default();
+            // Whether the text there is a key, a value or a part of one is not known, so it may be a secret.
+            let is_key = error.message().trim() == "duplicate key";
+            let found = self.text.get(span).map(str::trim).filter(|found| is_key || is_punctuation(found));
+            let found = found.map(|found| format!(" at `{}`", shown::key_name(found))).unwrap_or_default();
             let message = format!("not valid TOML: {}{found}", error.message().trim());
             Problem { place, key: String::new(), message }
         };
@@ -89,6 +96,11 @@ impl<'a> Document<'a> {
 
     pub(super) fn root(&'a self, table: &'a DeTable<'a>) -> Section<'a> {
         Section::of(self, String::new(), 0..0, table)
+    }
+
+    /// The files and environment variables that it names, with the places that do.
+    pub(super) fn take_named(&self) -> Vec<NamedPem> {
+        self.named.take()
     }
 
     /// What is wrong with it, ready to be told.
@@ -169,6 +181,13 @@ impl<'a> Section<'a> {
         self.get(key)?.section("a table")
     }
 
+    /// Where `key` of a table below this one stands, if it does.
+    pub(super) fn place_of(&self, table: &str, key: &str) -> Option<NamedPlace> {
+        let table = self.find(table)?;
+        let value = table.value.as_table()?.get(key)?;
+        Some(NamedPlace { place: self.document.place(value.span().start), key: format!("{}.{key}", table.key) })
+    }
+
     /// Keys of features to come: refused by name, so that none is taken for one that works.
     pub(super) fn not_yet(&self, keys: &[&'static str]) {
         for key in keys {
@@ -201,7 +220,8 @@ impl<'a> Section<'a> {
     }
 
     fn path_of(&self, key: &str) -> String {
-        if self.path.is_empty() { key.to_owned() } else { format!("{}.{key}", self.path) }
+        let key = shown::key_name(key);
+        if self.path.is_empty() { key } else { format!("{}.{key}", self.path) }
     }
 }
 
@@ -299,14 +319,27 @@ impl<'a> Node<'a> {
         self.document.place(self.span.start)
     }
 
-    /// The value as it is written, short enough for one line.
+    /// The value, as far as an error may repeat it.
     pub(super) fn found(&self) -> String {
-        let written = self.document.text.get(self.span.clone()).unwrap_or("").lines().next().unwrap_or("");
-        let mut short: String = written.chars().take(MAX_SHOWN).collect();
-        if short.len() < written.len() {
-            short.push('…');
-        }
-        if self.value.is_table() && !short.starts_with('{') { "a table".to_owned() } else { short }
+        let written = self.document.text.get(self.span.clone()).unwrap_or("");
+        let (kind, shown) = match self.value {
+            DeValue::String(text) => ("a string", shown::string(written, text)),
+            DeValue::Array(elements) if elements.is_empty() => ("a list", "[]".to_owned()),
+            // What is inside may be a secret.
+            DeValue::Array(_) => return "a list".to_owned(),
+            DeValue::Table(_) => return "a table".to_owned(),
+            DeValue::Integer(_) => ("a number", shown::bounded(written)),
+            DeValue::Float(_) => ("a number", shown::bounded(written)),
+            DeValue::Boolean(_) => ("a truth value", shown::bounded(written)),
+            DeValue::Datetime(_) => ("a date", shown::bounded(written)),
+        };
+        if shown::is_secret(&self.key) { format!("{kind} that is not shown") } else { shown }
+    }
+
+    /// Notes a file or an environment variable that the value names.
+    pub(super) fn names(&self, location: &Location) {
+        let named = NamedPem { location: location.clone(), place: self.place(), key: self.key.clone() };
+        self.document.named.borrow_mut().push(named);
     }
 
     fn typed<T>(&self, value: Option<T>, expected: &str) -> Option<T> {
@@ -327,8 +360,9 @@ const MOST_SYNTAX_ERRORS: usize = 3;
 /// Problems of one file that are told one by one. Nobody mends more at a time, and a list of rules can have many.
 const MOST_TOLD: usize = 100;
 
-/// Longest part of a wrong value that an error repeats.
-const MAX_SHOWN: usize = 80;
+fn is_punctuation(text: &str) -> bool {
+    (1..=3).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_punctuation())
+}
 
 fn suggestion(name: &str, known: &[&'static str]) -> String {
     let similar = |other: &&&str| strsim::damerau_levenshtein(name, other) <= 1 + name.len() / 4;

@@ -16,6 +16,7 @@ use std::sync::Arc;
 use aws_lc_rs::digest::{SHA256, digest};
 
 use super::credential;
+use crate::permissions;
 
 /// Where something stands that the configuration only names.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -165,7 +166,7 @@ impl Content {
         match location {
             Location::File(path) => match read_regular_file(path) {
                 Ok((bytes, mode)) => Self { bytes: Ok(bytes.into()), mode },
-                Err(error) => Self { bytes: Err(format!("cannot be read: {error}")), mode: 0 },
+                Err(error) => Self { bytes: Err(permissions::cannot("cannot be read", &error)), mode: 0 },
             },
             Location::Variable(name) => Self { bytes: read_variable(name), mode: 0 },
         }
@@ -184,7 +185,7 @@ fn is_pattern(path: &Path) -> bool {
 fn list(pattern: &Path) -> Result<Vec<PathBuf>, String> {
     let (Some(directory), Some(name)) = (pattern.parent(), pattern.file_name()) else { return Ok(Vec::new()) };
     let directory = if directory.as_os_str().is_empty() { Path::new(".") } else { directory };
-    let cannot = |error: io::Error| format!("cannot be listed: {error}");
+    let cannot = |error: io::Error| permissions::cannot("cannot be listed", &error);
     let mut files = Vec::new();
     for entry in directory.read_dir().map_err(cannot)? {
         let entry = entry.map_err(cannot)?.file_name();
@@ -242,7 +243,17 @@ fn read_variable(name: &str) -> Result<Arc<[u8]>, String> {
     match std::env::var_os(name) {
         None => Err("is not set".to_owned()),
         Some(text) if text.is_empty() => Err("is empty".to_owned()),
-        Some(text) => Ok(text.into_vec().into()),
+        Some(text) => Ok(with_line_breaks(text.into_vec()).into()),
+    }
+}
+
+/// A PEM text whose line breaks are written as `\n`, as env files and the panels of hosting providers have it, with real ones.
+/// No PEM text has a backslash of its own.
+fn with_line_breaks(text: Vec<u8>) -> Vec<u8> {
+    match String::from_utf8(text) {
+        Ok(text) if text.contains("-----BEGIN ") => text.replace("\\r\\n", "\n").replace("\\n", "\n").into_bytes(),
+        Ok(text) => text.into_bytes(),
+        Err(error) => error.into_bytes(),
     }
 }
 
@@ -316,6 +327,16 @@ mod tests {
         for (pattern, name, expected) in cases {
             assert_eq!(describes(pattern.as_bytes(), name.as_bytes()), expected, "{pattern} and {name}");
         }
+    }
+
+    #[test]
+    fn written_line_breaks_of_pem_become_real_ones() {
+        let pem = "-----BEGIN X-----\nAAEC\n-----END X-----\n";
+        for written in [pem.to_owned(), pem.replace('\n', "\\n"), pem.replace('\n', "\\r\\n")] {
+            assert_eq!(with_line_breaks(written.into_bytes()), pem.as_bytes());
+        }
+        // A passphrase may have a backslash in it.
+        assert_eq!(with_line_breaks(b"a\\nb".to_vec()), b"a\\nb");
     }
 
     #[test]

@@ -16,6 +16,7 @@ impl Default for Limits {
             handshake_timeout: Duration::from_secs(10),
             idle_timeout: None,
             half_close_timeout: Duration::from_secs(300),
+            dead_peer_timeout: Duration::from_secs(300),
         }
     }
 }
@@ -37,6 +38,9 @@ pub(super) fn limits(section: Option<Section<'_>>) -> Limits {
     }
     if let Some(timeout) = section.get("half_close_timeout").and_then(|node| node.positive_duration()) {
         limits.half_close_timeout = timeout;
+    }
+    if let Some(timeout) = section.get("dead_peer_timeout").and_then(|node| node.positive_duration()) {
+        limits.dead_peer_timeout = timeout;
     }
     section.finish();
     limits

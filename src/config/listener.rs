@@ -10,7 +10,7 @@ use super::limits::limits;
 use super::listen::{Listen, listen};
 use super::problem::Problem;
 use super::upstream::upstream;
-use super::{Listener, Revoke, Shield, Tls, process, sources, tls};
+use super::{Listener, NamedFile, NamedPlace, Revoke, Shield, Tls, process, sources, tls};
 use crate::addr::ListenAddr;
 use crate::policy::{Balancers, Enforcement, Network, NetworkError, SourcePolicy, TrustedSources};
 use crate::protocol::Protocol;
@@ -29,15 +29,23 @@ pub(super) struct Listeners<'a> {
     /// Names, and addresses with the listener that has them.
     names: Vec<String>,
     addresses: BTreeMap<ListenAddr, String>,
+    /// Where each address stands.
+    places: BTreeMap<String, NamedPlace>,
 }
 
 impl<'a> Listeners<'a> {
     pub(super) fn new(directory: &'a Path, files: &'a mut Files, admin: Option<&'a Path>, revoke: Revoke) -> Self {
-        Self { directory, files, elsewhere: Vec::new(), admin, revoke, names: Vec::new(), addresses: BTreeMap::new() }
+        let (names, addresses, places) = Default::default();
+        Self { directory, files, elsewhere: Vec::new(), admin, revoke, names, addresses, places }
     }
 
     /// Every listener that could be read whole, and the problems of the other files they name.
-    pub(super) fn read(mut self, root: &Section<'_>) -> (Vec<Listener>, Vec<Problem>) {
+    /// Where each address stands goes into `places`.
+    pub(super) fn read(
+        mut self,
+        root: &Section<'_>,
+        places: &mut BTreeMap<String, NamedPlace>,
+    ) -> (Vec<Listener>, Vec<Problem>) {
         let nodes = root.require("listener", "at least one [[listener]]");
         let nodes = nodes.and_then(|node| {
             let nodes = node.list("a list of tables: write [[listener]], in double brackets")?;
@@ -47,6 +55,7 @@ impl<'a> Listeners<'a> {
             Some(nodes)
         });
         let listeners = nodes.unwrap_or_default().iter().filter_map(|node| self.listener(node)).collect();
+        places.append(&mut self.places);
         (listeners, self.elsewhere)
     }
 
@@ -132,6 +141,8 @@ impl<'a> Listeners<'a> {
                 node.problem(format_args!("found {}, but [admin] has it already", node.found()));
                 continue;
             }
+            let place = NamedPlace { place: node.place(), key: node.key().to_owned() };
+            self.places.insert(address.to_string(), place);
             self.addresses.insert(address.clone(), name.unwrap_or("?").to_owned());
             all.push(one);
         }
@@ -149,7 +160,11 @@ impl<'a> Listeners<'a> {
                     for problem in problems {
                         match problem.place.position {
                             Some(_) => self.elsewhere.push(problem),
-                            None => node.problem(format_args!("{} {}", path.display(), problem.message)),
+                            None => {
+                                let named =
+                                    NamedFile { path: path.clone(), place: node.place(), key: node.key().to_owned() };
+                                node.problem(named.unreadable(&problem.message).message);
+                            }
                         }
                     }
                 }
@@ -237,15 +252,17 @@ fn plaintext_cancel(section: &Section<'_>, protocol: Option<Protocol>) -> bool {
 /// Keys of the tables inside a listener, as far as their names say which one is meant.
 const OF_TLS: [&str; 6] =
     ["certificates", "client_auth", "client_ca", "client_certificates", "client_crl", "trusted_clients"];
-const OF_LIMITS: [&str; 6] = [
+const OF_LIMITS: [&str; 8] = [
     "max_connections",
     "max_connections_per_source",
     "max_handshakes",
     "connection_rate_per_source",
     "handshake_timeout",
     "idle_timeout",
+    "half_close_timeout",
+    "dead_peer_timeout",
 ];
-const OF_UPSTREAM: [&str; 4] = ["connect_timeout", "target", "server_name", "negotiation"];
+const OF_UPSTREAM: [&str; 5] = ["connect_timeout", "dial_retry", "target", "server_name", "negotiation"];
 
 const NAME: &str = "a name of 1 to 63 lower-case letters, digits and hyphens, such as \"cache\"";
 

@@ -12,6 +12,7 @@ mod listen;
 mod listener;
 mod problem;
 mod process;
+mod shown;
 mod sources;
 mod tls;
 mod upstream;
@@ -28,6 +29,7 @@ pub use problem::{Place, Problem, Problems};
 
 use self::listener::Listeners;
 use crate::addr::{ListenAddr, UpstreamAddr};
+use crate::permissions;
 use crate::policy::{AnchorValidity, Balancers, ClientAuth, CrlExpired, Rate, SourcePolicy, TrustedClients};
 use crate::protocol::{MinTlsVersion, Negotiation, Protocol, Target, Verification, proxy};
 use crate::socket_file::Access;
@@ -49,6 +51,8 @@ pub struct Config {
     pub drain: Duration,
     /// `[[listener]]`, at least one.
     pub listeners: Vec<Listener>,
+    /// Where settings of this machine stand in the file: `admin.listen`, `log.audit_file`, and each address by its text.
+    pub(crate) places: BTreeMap<String, NamedPlace>,
 }
 
 /// `[log]`
@@ -198,7 +202,28 @@ pub struct NamedPem {
 impl NamedPem {
     /// A problem with this text.
     pub fn problem(&self, why: impl std::fmt::Display) -> Problem {
-        Problem { place: self.place.clone(), key: self.key.clone(), message: format!("{} {why}", self.location) }
+        let message = format!("{} {why}", shown::location(&self.key, &self.location));
+        Problem { place: self.place.clone(), key: self.key.clone(), message }
+    }
+
+    /// What is wrong with it, or with those of the files that its pattern describes that cannot be read.
+    fn unreadable_files(&self, files: &mut Files) -> Vec<Problem> {
+        let locations = match &self.location {
+            Location::File(path) => files.matching(path).map(|paths| paths.into_iter().map(Location::File).collect()),
+            Location::Variable(_) => Ok(vec![self.location.clone()]),
+        };
+        let locations = match locations {
+            Ok(locations) => locations,
+            Err(why) => return vec![self.problem(why)],
+        };
+        let one = |location| Self { location, ..self.clone() };
+        let unreadable = |one: Self| files.read(&one.location).err().map(|why| one.unreadable(&why));
+        locations.into_iter().map(one).filter_map(unreadable).collect()
+    }
+
+    /// The problem that the text cannot be read, with the command that lets this user read it where one does.
+    pub fn unreadable(&self, why: &str) -> Problem {
+        self.problem(with_fix(why, &self.key, &self.location))
     }
 }
 
@@ -216,9 +241,21 @@ pub struct NamedFile {
 impl NamedFile {
     /// A problem with this file.
     pub fn problem(&self, why: impl std::fmt::Display) -> Problem {
-        let message = format!("{} {why}", self.path.display());
+        let message = format!("{} {why}", shown::file(&self.key, &self.path));
         Problem { place: self.place.clone(), key: self.key.clone(), message }
     }
+
+    /// The problem that the file cannot be read, with the command that lets this user read it where one does.
+    pub fn unreadable(&self, why: &str) -> Problem {
+        self.problem(with_fix(why, &self.key, &Location::from(&self.path)))
+    }
+}
+
+/// An error about reading what `key` names, with what mends it.
+fn with_fix(why: &str, key: &str, location: &Location) -> String {
+    let Location::File(path) = location else { return why.to_owned() };
+    let fix = permissions::fix_for_reading(path, shown::is_secret(key));
+    fix.map_or_else(|| why.to_owned(), |fix| format!("{why}; run: {fix}"))
 }
 
 /// `[listener.upstream]`
@@ -228,6 +265,8 @@ pub struct Upstream {
     pub addresses: Vec<UpstreamAddr>,
     /// How long each address may take: name resolution, TCP, SSLRequest and TLS together.
     pub connect_timeout: Duration,
+    /// How long a client is held, and the upstream dialled again, while it refuses connections. Zero: not at all.
+    pub dial_retry: Duration,
     /// `None` where it is spoken to in plaintext.
     pub tls: Option<UpstreamTls>,
     /// How it is told where a client comes from; `None` not at all.
@@ -295,6 +334,9 @@ pub struct Limits {
     pub idle_timeout: Option<Duration>,
     /// Longest silence after one side has ended.
     pub half_close_timeout: Duration,
+    /// How long a peer may leave sent data, or keepalive probes, unacknowledged. One that acknowledges and does not read
+    /// is never ended by it.
+    pub dead_peer_timeout: Duration,
 }
 
 /// What could be read of a configuration, and what could not.
@@ -305,6 +347,15 @@ pub struct Loaded {
     /// What is wrong. Not to be used while there is anything; kept apart so that the files the rest names can be looked
     /// at too, and everything be told at once.
     pub problems: Vec<Problem>,
+    /// Every file and environment variable that the configuration names, also where a listener could not be read whole.
+    pub named: Vec<NamedPem>,
+}
+
+impl Loaded {
+    /// What is wrong with those that are missing or cannot be read.
+    pub fn unreadable(&self, files: &mut Files) -> Vec<Problem> {
+        self.named.iter().flat_map(|named| named.unreadable_files(files)).collect()
+    }
 }
 
 impl Config {
@@ -323,8 +374,12 @@ impl Config {
         let admin = process::admin(&root, directory);
         let reload = process::reload(&root);
         let drain = process::drain(&root);
+        let own = [("admin", "listen", "admin.listen"), ("log", "audit_file", "log.audit_file")];
+        let own = own.into_iter().filter_map(|(table, key, name)| Some((name.to_owned(), root.place_of(table, key)?)));
+        let mut places: BTreeMap<_, _> = own.collect();
         let admin_socket = admin.as_ref().map(|admin| admin.socket.as_path());
-        let (listeners, mut elsewhere) = Listeners::new(directory, files, admin_socket, reload.revoke).read(&root);
+        let readers = Listeners::new(directory, files, admin_socket, reload.revoke);
+        let (listeners, mut elsewhere) = readers.read(&root, &mut places);
         root.elsewhere("write [listener.upstream], below its [[listener]]", &["upstream"]);
         root.elsewhere("write [listener.tls], below its [[listener]]", &["tls"]);
         root.elsewhere("write [listener.limits], below its [[listener]]", &["limits"]);
@@ -335,10 +390,19 @@ impl Config {
         );
         root.finish();
 
+        let named = document.take_named();
         let mut problems = document.into_problems();
         problems.append(&mut elsewhere);
-        let config = Self { file: file.to_owned(), log, state_directory, admin, reload, drain, listeners };
-        Ok(Loaded { config, problems })
+        let config = Self { file: file.to_owned(), log, state_directory, admin, reload, drain, listeners, places };
+        Ok(Loaded { config, problems, named })
+    }
+
+    /// A problem with `admin.listen`, `log.audit_file` or an address of a listener.
+    pub fn problem_at(&self, setting: &str, why: impl std::fmt::Display) -> Problem {
+        match self.places.get(setting) {
+            Some(place) => place.problem(why),
+            None => Problem { place: Place::file(&self.file), key: setting.to_owned(), message: why.to_string() },
+        }
     }
 
     /// Reads `[admin]` alone, whatever is wrong beside it: a configuration that is not valid is when the running program is
@@ -360,7 +424,7 @@ impl Config {
 }
 
 fn read(file: &Path, files: &mut Files) -> Result<Arc<[u8]>, Problem> {
-    files.read(file).map_err(|message| whole_file(file, message))
+    files.read(file).map_err(|message| whole_file(file, with_fix(&message, "", &Location::from(file))))
 }
 
 fn text<'a>(file: &Path, bytes: &'a [u8]) -> Result<&'a str, Problem> {

@@ -7,7 +7,8 @@ use tracing_subscriber::EnvFilter;
 
 use super::document::{Node, Section};
 use super::values::ADMIN_SOCKET;
-use super::{Admin, Log, LogFormat, Reload, Revoke};
+use super::{Admin, Log, LogFormat, Reload, Revoke, shown};
+use crate::permissions;
 
 pub(super) fn log(root: &Section<'_>, directory: &Path) -> Log {
     let mut log = Log { level: "info".to_owned(), format: LogFormat::Auto, audit_file: None };
@@ -17,6 +18,8 @@ pub(super) fn log(root: &Section<'_>, directory: &Path) -> Log {
     {
         match (EnvFilter::try_new(level), level.split(',').find(|part| is_misspelt(part.trim()))) {
             (Ok(_), None) => log.level = level.to_owned(),
+            (Ok(_), Some(_)) if shown::is_cut(level) => node.expected(LEVEL),
+            (Err(_), _) if shown::is_cut(level) => node.expected(LEVEL),
             (Ok(_), Some(part)) => node.expected(format_args!("{LEVEL}; {part:?} is none of {}", LEVELS.join(", "))),
             (Err(error), _) => node.expected(format_args!("{LEVEL}: {error}")),
         }
@@ -37,8 +40,14 @@ fn audit_file(node: &Node<'_>, directory: &Path) -> Option<PathBuf> {
     }
     match path.parent() {
         // The file itself is made when it is first written; `check` must not make it.
-        Some(parent) if !parent.as_os_str().is_empty() && !parent.is_dir() => {
-            node.problem(format_args!("found {}, but there is no directory {}", node.found(), parent.display()));
+        // Where permissions hide it, whoever opens the file says so.
+        Some(parent)
+            if !parent.as_os_str().is_empty()
+                && !parent.is_dir()
+                && permissions::fix_for_creating(parent).is_none() =>
+        {
+            let parent = shown::file(node.key(), parent);
+            node.problem(format_args!("found {}, but there is no directory {parent}", node.found()));
             None
         }
         Some(_) | None => Some(path),

@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::document::{Document, NOT_YET, Node, Section, told};
 use super::files::Files;
 use super::problem::{Place, Problem, Problems};
+use super::shown;
 use crate::policy::{Host, HostName, Network, NetworkError, Origin, Rule, Source};
 
 /// The rules of `trusted_sources`.
@@ -138,7 +139,9 @@ fn table_rule(section: &Section<'_>, origin: Origin) -> Option<Rule> {
 fn network(node: &Node<'_>, text: &str) -> Option<Source> {
     let problem = |error: NetworkError| {
         let hint = match text.parse::<HostName>() {
-            Ok(name) if error == NetworkError::Syntax => format!("; a host name is written \"dns:{name}\""),
+            Ok(name) if error == NetworkError::Syntax && !shown::is_cut(text) => {
+                format!("; a host name is written \"dns:{name}\"")
+            }
             Ok(_) | Err(_) => String::new(),
         };
         node.problem(format_args!("found {}, which is {error}{hint}", node.found()));

@@ -14,11 +14,19 @@ pub(super) fn upstream(node: &Node<'_>, protocol: Option<Protocol>, directory: &
     if !node.is_table() {
         let addresses = addresses(node, directory)?;
         let (announce, target) = Default::default();
-        return Some(Upstream { addresses, connect_timeout: CONNECT_TIMEOUT, tls: None, announce, target });
+        return Some(Upstream {
+            addresses,
+            connect_timeout: CONNECT_TIMEOUT,
+            dial_retry: DIAL_RETRY,
+            tls: None,
+            announce,
+            target,
+        });
     }
     let section = node.section("a table")?;
     let addresses = section.require("address", ADDRESS).and_then(|node| addresses(&node, directory));
     let connect_timeout = section.get("connect_timeout").and_then(|node| node.positive_duration());
+    let dial_retry = section.get("dial_retry").and_then(|node| node.duration_or_never());
     let tls = tls(&section, protocol, addresses.as_deref().unwrap_or_default(), directory);
     let announce = section.get("proxy_protocol").map(|node| node.choice(&ANNOUNCEMENTS));
     let target = section.get("target").map(|node| target(&node, protocol));
@@ -26,6 +34,7 @@ pub(super) fn upstream(node: &Node<'_>, protocol: Option<Protocol>, directory: &
     Some(Upstream {
         addresses: addresses?,
         connect_timeout: connect_timeout.unwrap_or(CONNECT_TIMEOUT),
+        dial_retry: dial_retry.map_or(DIAL_RETRY, Option::unwrap_or_default),
         tls: tls?,
         announce: announce.unwrap_or(Some(None))?,
         target: target.unwrap_or(Some(Target::Any))?,
@@ -57,12 +66,16 @@ fn tls(
     directory: &Path,
 ) -> Option<Option<UpstreamTls>> {
     let mode = section.get("tls");
-    let verification = match &mode {
-        Some(node) => node.choice(&MODES)?,
-        None => None,
-    };
+    let verification = mode.as_ref().map_or(Some(None), |node| node.choice(&MODES));
     let keys = ["ca", "anchor_validity", "cert", "key", "key_passphrase_file", "server_name", "negotiation"];
     let nodes = keys.map(|key| section.get(key));
+    let Some(verification) = verification else {
+        // So that what is wrong with these is told, too.
+        let [ca, _, cert, key, key_passphrase_file, ..] = nodes;
+        let _ = ca.map(|node| node.named_files(directory));
+        let _ = identity(cert, key, key_passphrase_file, directory);
+        return None;
+    };
     let (Some(verification), Some(mode)) = (verification, mode) else {
         for node in nodes.iter().flatten() {
             node.problem(NO_TLS);
@@ -137,6 +150,9 @@ fn target(node: &Node<'_>, protocol: Option<Protocol>) -> Option<Target> {
 }
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Covers the restart of a database, and ends before `pg_isready` gives up (3 s).
+const DIAL_RETRY: Duration = Duration::from_secs(2);
 
 const ADDRESS: &str = "\"host:port\", \"unix:/path\", or a list of them";
 

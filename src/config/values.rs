@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::credential;
 use super::document::{NOT_YET, Node};
 use super::files::Location;
-use super::{NamedFile, NamedPem};
+use super::{NamedFile, NamedPem, shown};
 use crate::addr::UpstreamAddr;
 use crate::policy::{Rate, RateError};
 
@@ -98,6 +98,10 @@ impl Node<'_> {
     /// A file to be read: a path, relative to `directory`, or `"credential:NAME"`.
     pub(super) fn path(&self, directory: &Path) -> Option<PathBuf> {
         let text = self.text(FILE)?;
+        if shown::is_pem(text) {
+            self.problem(IS_PEM);
+            return None;
+        }
         match credential::named(text) {
             Some(name) => self.credential(name),
             None if text.is_empty() => {
@@ -115,7 +119,7 @@ impl Node<'_> {
     /// The same, or `"env:NAME"`.
     pub(super) fn location(&self, directory: &Path) -> Option<Location> {
         match self.text(FILE)?.strip_prefix(VARIABLE_PREFIX) {
-            Some(name) if name.is_empty() || name.contains(['=', '\0']) => {
+            Some(name) if name.is_empty() || name.contains(['=', '\0', '\n']) => {
                 self.expected("the name of an environment variable, such as \"env:TLS_KEY\"");
                 None
             }
@@ -126,7 +130,9 @@ impl Node<'_> {
 
     /// A file, with the place that names it.
     pub(super) fn named_file(&self, directory: &Path) -> Option<NamedFile> {
-        Some(NamedFile { path: self.path(directory)?, place: self.place(), key: self.key().to_owned() })
+        let path = self.path(directory)?;
+        self.names(&Location::from(&path));
+        Some(NamedFile { path, place: self.place(), key: self.key().to_owned() })
     }
 
     /// One file or several, with the places that name them.
@@ -141,6 +147,7 @@ impl Node<'_> {
     /// A PEM text, with the place that names it.
     pub(super) fn named_pem(&self, directory: &Path) -> Option<NamedPem> {
         let location = self.location(directory)?;
+        self.names(&location);
         Some(NamedPem { location, place: self.place(), key: self.key().to_owned() })
     }
 
@@ -175,10 +182,11 @@ impl Node<'_> {
         }
         let directory = credential::directory();
         if directory.is_none() {
+            // Behind the prefix it is the name of a secret, and not one.
+            let name = shown::key_name(name);
             self.problem(format_args!(
-                "found {}, a systemd credential, but $CREDENTIALS_DIRECTORY is not set; \
-                 systemd sets it for a service whose unit says LoadCredential={name}:/path/of/the/file",
-                self.found()
+                "found \"credential:{name}\", a systemd credential, but $CREDENTIALS_DIRECTORY is not set; \
+                 systemd sets it for a service whose unit says LoadCredential={name}:/path/of/the/file"
             ));
         }
         directory.map(|directory| directory.join(name))
@@ -189,6 +197,8 @@ impl Node<'_> {
 pub(super) const ADMIN_SOCKET: &str = "a Unix socket such as \"unix:/run/portcullis/admin.sock\"";
 
 const FILE: &str = "a file";
+const IS_PEM: &str =
+    "holds a PEM text (not shown); write it to a file, or for cert and key to an environment variable, and name that";
 const HOST: &str = "a host name or an IP address";
 const VARIABLE_PREFIX: &str = "env:";
 const DURATION: &str = "a duration such as \"10s\", \"5m\" or \"250ms\"";

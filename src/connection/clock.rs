@@ -6,14 +6,15 @@ use std::time::Duration;
 
 use tokio::time::{Instant, Sleep, sleep_until};
 
+use super::span::Span;
 use crate::config::Limits;
 use crate::outcome::Reason;
 
 /// The silence of one session, and how long it may last.
 #[derive(Debug)]
 pub(super) struct Clock {
-    idle_timeout: Option<Duration>,
-    half_close_timeout: Duration,
+    idle_timeout: Option<Span>,
+    half_close_timeout: Span,
     /// Nothing as long as there is no limit, which is all their life for most sessions.
     silence: Option<Box<Silence>>,
 }
@@ -30,15 +31,16 @@ struct Silence {
 impl Clock {
     pub(super) fn new(limits: Limits) -> Self {
         let Limits { idle_timeout, half_close_timeout, .. } = limits;
-        Self { idle_timeout, half_close_timeout, silence: None }
+        let idle_timeout = idle_timeout.map(Span::from);
+        Self { idle_timeout, half_close_timeout: half_close_timeout.into(), silence: None }
     }
 
     /// Ready when the silence has lasted too long. To be asked at every wake-up of the session: `progress` says whether a
     /// byte has moved since the last time, `half_closed` whether one side has ended.
     pub(super) fn poll(&mut self, half_closed: bool, progress: bool, cx: &mut Context<'_>) -> Poll<Reason> {
         let (limit, reason) = match (half_closed, self.idle_timeout) {
-            (true, _) => (self.half_close_timeout, Reason::HalfCloseTimeout),
-            (false, Some(idle)) => (idle, Reason::IdleTimeout),
+            (true, _) => (self.half_close_timeout.duration(), Reason::HalfCloseTimeout),
+            (false, Some(idle)) => (idle.duration(), Reason::IdleTimeout),
             (false, None) => return Poll::Pending,
         };
         let silence = self.silence.get_or_insert_with(|| Box::new(Silence::new(half_closed, limit)));

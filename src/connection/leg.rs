@@ -10,7 +10,7 @@ use tokio::net::TcpStream;
 
 use super::socket::Socket;
 use super::stream::TlsStream;
-use crate::tls::{Client, Evidence};
+use crate::tls::{Client, Evidence, Side};
 
 /// The client's side.
 pub(super) type ClientLeg = Leg<TlsStream>;
@@ -36,11 +36,7 @@ impl ClientLeg {
 
     /// Where the client connected to; none of a Unix socket.
     pub(super) fn local_addr(&self) -> Option<SocketAddr> {
-        match self {
-            Self::Plain(Socket::Tcp(stream)) => stream.local_addr().ok(),
-            Self::Plain(Socket::Unix(_)) => None,
-            Self::Tls(stream) => stream.socket().local_addr().ok(),
-        }
+        self.tcp()?.local_addr().ok()
     }
 
     /// The socket, whatever is still to be sent or read forgotten.
@@ -48,6 +44,17 @@ impl ClientLeg {
         match self {
             Self::Plain(socket) => socket,
             Self::Tls(stream) => Socket::Tcp(stream.into_socket()),
+        }
+    }
+}
+
+impl<S: Side> Leg<TlsStream<TcpStream, S>> {
+    /// Its socket, where it is TCP's.
+    pub(super) fn tcp(&self) -> Option<&TcpStream> {
+        match self {
+            Self::Plain(Socket::Tcp(stream)) => Some(stream),
+            Self::Plain(Socket::Unix(_)) => None,
+            Self::Tls(stream) => Some(stream.socket()),
         }
     }
 }

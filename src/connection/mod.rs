@@ -14,6 +14,7 @@ mod cancel;
 mod clock;
 mod confirm;
 mod count;
+mod dead_peer;
 mod dial;
 mod flow;
 mod greet;
@@ -29,6 +30,7 @@ mod scratch;
 mod secure;
 mod settle;
 mod socket;
+mod span;
 mod stream;
 mod visit;
 mod workers;
@@ -54,6 +56,7 @@ use self::settle::Settled;
 use self::visit::Visit;
 use crate::addr::ClientAddr;
 use crate::audit::{Audit, Facts};
+use crate::descriptors::{Descriptors, Share};
 use crate::outcome::{Ending, Reason};
 use crate::policy::Admitted;
 use crate::sessions::{Presence, Register};
@@ -102,6 +105,8 @@ pub struct Arrival {
     pub handshake: Handshake,
     /// When it was accepted; deadlines count from here.
     pub accepted_at: Instant,
+    /// The descriptors it may use.
+    pub share: Share,
 }
 
 /// What every connection needs around it. Cheap to clone.
@@ -113,12 +118,14 @@ pub struct House {
     pub register: Arc<Register>,
     /// Who is told.
     pub audit: Audit,
+    /// How many connections there is room for.
+    pub descriptors: Descriptors,
 }
 
 /// Serves a client from arrival to end. Not `async`, because an arrival taken apart inside the future would be reserved
 /// there for life.
 fn serve(arrival: Arrival, house: &Arc<House>) -> impl Future<Output = ()> + use<> {
-    let Arrival { stream, entrance, terms, presence, handshake, accepted_at } = arrival;
+    let Arrival { stream, entrance, terms, presence, handshake, accepted_at, share: _ } = arrival;
     let visit = Visit::new(Arc::clone(house), &terms, &entrance, &presence, accepted_at);
     let pace = match entrance {
         Entrance::Admitted(_, pace) => Some(pace),
@@ -260,10 +267,13 @@ async fn open(ready: Ready, presence: &Presence, visit: &mut Visit) -> Result<En
     let (counted, mut ready) = count::count(ready, visit.facts().client)?;
     let mut candidates = Candidates::of(&ready.identified.terms);
     loop {
-        let dialled = dial::dial(ready, &mut candidates, visit.facts()).await?;
+        let dialled = dial::dial(ready, &mut candidates, &house.current, visit.facts()).await?;
         let confirmed = confirm::confirm(dialled, &house.current, presence, visit.facts())?;
         match settle::settle(confirmed, &mut candidates).await? {
-            Settled::Session(welcome) => return Ok(Entered::Session(Box::new(Relay::new(*welcome, counted)))),
+            Settled::Session(welcome) => {
+                welcome.dialled.identified.terms.nodes.outage().end();
+                return Ok(Entered::Session(Box::new(Relay::new(*welcome, counted))));
+            }
             Settled::Elsewhere(again) => ready = again,
         }
     }

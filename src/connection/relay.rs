@@ -9,6 +9,7 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, ReadBuf};
 
 use super::clock::Clock;
+use super::dead_peer::{DeadPeers, Sent, Side};
 use super::dial::Dialled;
 use super::flow::{Broken, Flow};
 use super::leg::{ClientLeg, Leg, UpstreamLeg};
@@ -50,6 +51,7 @@ pub(super) struct Relay {
     /// Whether it was told to end, by somebody or by its clock, and did not end by itself.
     shown_out: bool,
     clock: Clock,
+    dead_peers: DeadPeers,
     /// Its place among the sessions of its listener and its source.
     _counted: Counted,
 }
@@ -73,6 +75,7 @@ impl Relay {
             broken_by: None,
             shown_out: false,
             clock: Clock::new(identified.terms.limits),
+            dead_peers: DeadPeers::new(identified.terms.limits.dead_peer_timeout),
             _counted: counted,
         }
     }
@@ -198,12 +201,27 @@ impl Relay {
         match self.first_end {
             Some(reason) if self.inbound.is_done() && self.outbound.is_done() => Poll::Ready(reason.into()),
             first_end => {
-                let ended = self.clock.poll(first_end.is_some(), *carried != before, cx);
+                let has_carried = *carried != before;
+                if let Poll::Ready(side) = self.poll_dead_peers(has_carried, cx) {
+                    return Poll::Ready(Ending::new(Reason::IoError, self.dead_peers.words(side)));
+                }
+                let ended = self.clock.poll(first_end.is_some(), has_carried, cx);
                 // Nobody has left, so that whoever is still there has to be told.
                 self.shown_out |= ended == Poll::Ready(Reason::IdleTimeout);
                 ended.map(Ending::from)
             }
         }
+    }
+}
+
+impl Relay {
+    fn poll_dead_peers(&mut self, has_carried: bool, cx: &mut Context<'_>) -> Poll<Side> {
+        let Self { client, upstream, dead_peers, .. } = self;
+        let sent = |side| match side {
+            Side::Client => client.tcp().and_then(Sent::over),
+            Side::Upstream => upstream.tcp().and_then(Sent::over),
+        };
+        dead_peers.poll(has_carried, sent, cx)
     }
 }
 

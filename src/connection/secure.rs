@@ -40,11 +40,19 @@ pub(super) async fn secure(
     let attempt = tls.attempt();
     let records = attempt.records().map_err(|error| Ending::new(Reason::IoError, error))?;
     let mut stream = Box::new(TlsStream::new(socket, records));
+    let mut received = 0;
     while stream.records().is_handshaking() {
         // Looked at after each flight: the deadline may drop this future, and the audit then still names the host.
         let shaken = stream.next_flight().await;
         if facts.sni.is_none() {
             facts.sni = attempt.sni().map(Into::into);
+        }
+        received += shaken.as_ref().map_or(0, |count| *count);
+        if stream.records().is_handshaking() && received > MAX_RECEIVED {
+            let detail =
+                format!("the client sent more than {} KiB before the TLS handshake was over", MAX_RECEIVED >> 10);
+            let ending = Ending::new(Reason::HandshakeFailed, detail);
+            return Err(Leave::plain(ending, stream.into_socket(), Vec::new()));
         }
         if let Err(error) = shaken {
             if let Some(refused) = attempt.refused() {
@@ -64,3 +72,9 @@ pub(super) async fn secure(
     }
     Ok(Secured { client: Leg::Tls(stream), protocol: terms.protocol, shown: attempt.shown().cloned() })
 }
+
+/// The most that a client may send before its handshake is over, and so the most that is kept of it: rustls keeps the
+/// messages of TLS 1.2 for the signature at the end. There is room for one message of the largest size that rustls takes,
+/// 64 KiB, and for an ordinary rest. Seven certificates with RSA-4096 keys are below 16 KiB, and so is a session ticket with
+/// such a chain in it.
+const MAX_RECEIVED: usize = 72 << 10;

@@ -14,7 +14,7 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::dial::{Candidates, Dialled, Unfit, note_answer, note_role, refused_late, silent};
+use super::dial::{Candidates, Dialled, Unfit, note_answer, note_role, note_unfit, refused_late, silent};
 use super::hear::Ready;
 use super::identify::Identified;
 use super::opening::Opening;
@@ -53,6 +53,7 @@ pub(super) async fn settle(dialled: Dialled, candidates: &mut Candidates) -> Res
     };
     let opening = Box::new(Opening::of(&dialled, hold));
     if hold == Hold::Nothing {
+        note_answer(&dialled.reached.place, &dialled.identified.terms);
         return Ok(Settled::Session(Box::new(Welcome { dialled, opening: Some(opening) })));
     }
     let mut audition = Audition { dialled, opening };
@@ -77,6 +78,9 @@ pub(super) async fn settle(dialled: Dialled, candidates: &mut Candidates) -> Res
             if !opening.asks_client() {
                 candidates.reject(place, terms, unfit);
                 return Ok(Settled::Elsewhere(Ready { identified, first }));
+            }
+            if unfit.answers {
+                note_unfit(place, terms, &unfit, candidates.are_several());
             }
             let next =
                 if role == Some(Role::Standby) { "; when the client comes again another is tried first" } else { "" };
@@ -203,7 +207,8 @@ fn mute(words: &str) -> Verdict {
 
 /// It answers, but is not what is wanted, or not yet.
 fn not_now(words: &str) -> Unfit {
-    Unfit { reason: Reason::UpstreamUnreachable, words: words.to_owned(), answers: true }
+    let reason = Reason::UpstreamUnreachable;
+    Unfit { reason, words: words.to_owned(), answers: true, is_local: false, refuses: false }
 }
 
 const HANGS: &str = "it took the connection, and then there was no answer in time (connect_timeout)";

@@ -90,32 +90,49 @@ impl AsyncWrite for Socket {
     }
 }
 
-/// Sets TCP_NODELAY, keepalive and TCP_USER_TIMEOUT.
+/// Sets TCP_NODELAY and keepalive, by which a peer that is silent is found dead after `dead_peer_timeout`. The kernel sends no
+/// probes while data waits for an acknowledgement; that is for `dead_peer` to notice.
 ///
 /// # Errors
 /// The kernel's, for example when the other side is gone already.
-pub fn keep_alive(socket: &impl AsFd) -> io::Result<()> {
+pub fn keep_alive(socket: &impl AsFd, dead_peer_timeout: Duration) -> io::Result<()> {
     let socket = SockRef::from(socket);
     socket.set_tcp_nodelay(true)?;
-    let probes = TcpKeepalive::new().with_time(IDLE).with_interval(INTERVAL).with_retries(RETRIES);
-    socket.set_tcp_keepalive(&probes)?;
-    #[cfg(target_os = "linux")]
-    socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED))?;
-    Ok(())
+    let Probes { idle, interval, count } = Probes::within(dead_peer_timeout);
+    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(idle).with_interval(interval).with_retries(count))
 }
 
-/// Silence after which the other side is asked whether it is still there. Below the five minutes after which cloud load balancers
-/// and NAT gateways commonly forget a connection.
-const IDLE: Duration = Duration::from_secs(60);
-const INTERVAL: Duration = Duration::from_secs(15);
-/// Only where there is no TCP_USER_TIMEOUT, which takes the place of the count.
-const RETRIES: u32 = 16;
+/// When a silent peer is asked whether it is still there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Probes {
+    /// The silence before the first probe.
+    idle: Duration,
+    /// Between two probes without an answer.
+    interval: Duration,
+    /// How many without an answer end the connection.
+    count: u32,
+}
 
-/// How long the other side may leave probes or bytes unacknowledged before it counts as dead. The kernel counts one that is
-/// alive but does not read here too, as soon as its window is full; so this is also the longest pause a client can make in
-/// the middle of a result, and should not be shorter than somebody looks at a page of it.
-#[cfg(target_os = "linux")]
-const UNACKNOWLEDGED: Duration = Duration::from_secs(300);
+impl Probes {
+    /// Those that take about this long. The kernel counts in seconds.
+    fn within(timeout: Duration) -> Self {
+        let whole = timeout.as_secs().max(1);
+        let idle = (whole / 5).clamp(1, MAX_IDLE);
+        let rest = whole.saturating_sub(idle);
+        let interval = (whole / 20).clamp(1, MAX_STRIDE).max(rest.div_ceil(MAX_COUNT)).min(MAX_INTERVAL);
+        let count = rest.div_ceil(interval).clamp(1, MAX_COUNT);
+        let [idle, interval] = [idle, interval].map(Duration::from_secs);
+        Self { idle, interval, count: u32::try_from(count).unwrap_or(1) }
+    }
+}
+
+/// In seconds. Below the five minutes after which cloud load balancers and NAT gateways commonly forget a connection.
+const MAX_IDLE: u64 = 60;
+/// In seconds, where the kernel allows for enough of them.
+const MAX_STRIDE: u64 = 15;
+/// `MAX_TCP_KEEPINTVL`, in seconds, and `MAX_TCP_KEEPCNT` (linux/tcp.h).
+const MAX_INTERVAL: u64 = 32_767;
+const MAX_COUNT: u64 = 127;
 
 #[cfg(test)]
 mod tests {
@@ -124,17 +141,33 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_accepted_socket_is_kept_alive_as_its_listener() {
+    fn accepted_socket_is_kept_alive_as_its_listener() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        keep_alive(&listener).unwrap();
+        keep_alive(&listener, Duration::from_secs(300)).unwrap();
         let _client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (accepted, _) = listener.accept().unwrap();
         let accepted = SockRef::from(&accepted);
         assert!(accepted.tcp_nodelay().unwrap() && accepted.keepalive().unwrap());
-        assert_eq!(accepted.tcp_keepalive_time().unwrap(), IDLE);
-        assert_eq!(accepted.tcp_keepalive_interval().unwrap(), INTERVAL);
-        assert_eq!(accepted.tcp_keepalive_retries().unwrap(), RETRIES);
+        assert_eq!(accepted.tcp_keepalive_time().unwrap(), Duration::from_secs(60));
+        assert_eq!(accepted.tcp_keepalive_interval().unwrap(), Duration::from_secs(15));
+        assert_eq!(accepted.tcp_keepalive_retries().unwrap(), 16);
         #[cfg(target_os = "linux")]
-        assert_eq!(accepted.tcp_user_timeout().unwrap(), Some(UNACKNOWLEDGED));
+        assert_eq!(accepted.tcp_user_timeout().unwrap().unwrap_or_default(), Duration::ZERO);
+    }
+
+    #[test]
+    fn probes_take_as_long_as_a_dead_peer_has_and_suit_the_kernel() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        for seconds in [1, 2, 7, 10, 59, 300, 3_600, 86_400, 3650 * 86_400] {
+            let Probes { idle, interval, count } = Probes::within(Duration::from_secs(seconds));
+            let taken = (idle + interval * count).as_secs();
+            if seconds < 1_000_000 {
+                let most = seconds + interval.as_secs().max(1);
+                assert!((seconds..=most).contains(&taken), "{seconds} s: {idle:?}, {count} of {interval:?}");
+            }
+            assert!(idle.as_secs() <= MAX_IDLE);
+            keep_alive(&listener, Duration::from_secs(seconds)).unwrap();
+        }
+        keep_alive(&listener, Duration::from_millis(50)).unwrap();
     }
 }

@@ -63,11 +63,11 @@ impl<T: AsyncRead + AsyncWrite + Unpin, S: Side> TlsStream<T, S> {
         self.cut
     }
 
-    /// Takes the handshake one flight further. To be called until it is over.
+    /// Takes the handshake one flight further, and returns how many bytes were received. To be called until it is over.
     ///
     /// # Errors
     /// The socket's, or rustls' inside an [`io::ErrorKind::InvalidData`]; then the other side has been sent the alert.
-    pub(super) async fn next_flight(&mut self) -> io::Result<()> {
+    pub(super) async fn next_flight(&mut self) -> io::Result<usize> {
         // A client has the first word.
         self.records.speak(self.unsent.end());
         poll_fn(|cx| self.poll_send(cx)).await?;
@@ -82,7 +82,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin, S: Side> TlsStream<T, S> {
             0 => Err(io::ErrorKind::UnexpectedEof.into()),
             // close_notify in the middle of it.
             _ if self.records.has_ended() && self.records.is_handshaking() => Err(io::ErrorKind::UnexpectedEof.into()),
-            _ => Ok(()),
+            count => Ok(count),
         }
     }
 

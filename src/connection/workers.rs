@@ -96,6 +96,7 @@ async fn work(mut queue: mpsc::Receiver<Arrival>, load: Arc<AtomicUsize>, house:
     let mut connections = JoinSet::new();
     let gone = |ended: Result<(), JoinError>| {
         load.fetch_sub(1, Ordering::Relaxed);
+        house.descriptors.give_back();
         if let Err(error) = ended {
             // A panic; the connection's `Visit` has told the audit already.
             fault::note_task(PART, error);
@@ -104,7 +105,9 @@ async fn work(mut queue: mpsc::Receiver<Arrival>, load: Arc<AtomicUsize>, house:
     loop {
         tokio::select! {
             arrival = queue.recv() => {
-                let Some(arrival) = arrival else { break };
+                let Some(mut arrival) = arrival else { break };
+                // Given back when the connection is gone, sockets and all.
+                arrival.share.keep();
                 match fault::contain(PART, || serve(arrival, &house)) {
                     Ok(connection) => drop(connections.spawn(connection)),
                     Err(_) => gone(Ok(())),
@@ -135,6 +138,7 @@ mod tests {
     use crate::audit::{Audit, LineFormat, open_audit_file};
     use crate::connection::visit::Visit;
     use crate::connection::{Accepted, Entrance};
+    use crate::descriptors::Descriptors;
     use crate::fault::injection::inject;
     use crate::sessions::Register;
     use crate::snapshot::Pace;
@@ -146,7 +150,9 @@ mod tests {
         site.install("main", OffsetDateTime::now_utc() + time::Duration::days(365));
         let snapshot = site.snapshot(listener("main", 1, ""), None);
         let audit = Audit::start(LineFormat::Json, Some(open_audit_file(site.path("audit.log")).unwrap()));
-        (site, House { current: watch::channel(Arc::new(snapshot)).1, register: Arc::default(), audit })
+        let descriptors = Descriptors::default();
+        descriptors.follow(0);
+        (site, House { current: watch::channel(Arc::new(snapshot)).1, register: Arc::default(), audit, descriptors })
     }
 
     fn arrival(house: &House) -> (UnixStream, Arrival) {
@@ -158,8 +164,9 @@ mod tests {
         let entrance = Entrance::Admitted(admitted, Pace::Free);
         let presence = Register::enter(&house.register, Arc::clone(&terms.name), ClientAddr::UNIX);
         let handshake = terms.begin_handshake(ClientAddr::UNIX, presence.id()).unwrap().handshake;
-        let stream = Accepted::Unix(stream);
-        (client, Arrival { stream, entrance, terms, presence, handshake, accepted_at: Instant::now() })
+        let (stream, accepted_at) = (Accepted::Unix(stream), Instant::now());
+        let share = house.descriptors.try_take().unwrap();
+        (client, Arrival { stream, entrance, terms, presence, handshake, accepted_at, share })
     }
 
     /// The reasons of all denials in the audit.
@@ -186,7 +193,7 @@ mod tests {
         work(queue, Arc::clone(&load), house.clone()).await;
         assert_eq!(first.read(&mut [0]).unwrap(), 0, "it is closed");
         assert_eq!(load.load(Ordering::Relaxed), 0);
-        assert_eq!(house.register.count(), 0);
+        assert_eq!((house.register.count(), house.descriptors.standing().connections), (0, 0));
         let denials = denials(&site, &house);
         assert!(denials.len() == 1 && denials[0] != "io_error", "the second is judged and not dropped: {denials:?}");
     }

@@ -6,6 +6,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::sync::Notify;
@@ -32,6 +33,7 @@ impl Acceptor {
         shared: bool,
         filter: Option<&PacketFilter>,
         alarm: &Arc<Notify>,
+        dead_peer_timeout: Duration,
     ) -> io::Result<Self> {
         let domain = if address.socket.is_ipv4() { Domain::IPV4 } else { Domain::IPV6 };
         let socket = Socket::new(domain, Type::STREAM, Some(Protocol::TCP))?;
@@ -44,7 +46,7 @@ impl Acceptor {
         socket.set_nonblocking(true)?;
         socket.set_reuse_port(shared)?;
         // Accepted sockets inherit it: said once, and not for every client.
-        keep_alive(&socket)?;
+        keep_alive(&socket, dead_peer_timeout)?;
         socket.bind(&address.socket.into())?;
         let port = Port::listen(socket, BACKLOG, filter, alarm)?;
         // Only for the moment: two portcullis processes must never share a port unnoticed.
@@ -93,6 +95,14 @@ impl Acceptor {
         match self {
             Self::Tcp(_) => None,
             Self::Unix(place, _) => Some(place),
+        }
+    }
+
+    /// Has clients accepted from now on looked after by keepalive for this long.
+    pub(super) fn keep_alive(&self, dead_peer_timeout: Duration) -> io::Result<()> {
+        match self {
+            Self::Tcp(port) => keep_alive(port.socket(), dead_peer_timeout),
+            Self::Unix(..) => Ok(()),
         }
     }
 

@@ -22,8 +22,10 @@ use self::acceptor::{Acceptor, BACKLOG};
 use crate::addr::{ClientAddr, ListenAddr};
 use crate::audit::Facts;
 use crate::connection::{Accepted, Arrival, Entrance, House, Seat, Workers};
+use crate::descriptors::{self, Descriptors, Share};
 use crate::fault::{self, Fault};
 use crate::outcome::Reason;
+use crate::permissions;
 use crate::shield::{Port, Shields, Standing};
 use crate::snapshot::{Begun, Door, NoPlace, Snapshot, Terms};
 use crate::socket_file::Place;
@@ -61,11 +63,24 @@ struct Opening {
 
 /// An address that cannot be had.
 #[derive(Debug, thiserror::Error)]
-#[error("listener {listener}: {address} cannot be bound: {error}")]
+#[error("listener {listener}: {address} {}", cannot_be_bound(.address, .error))]
 pub struct BindError {
     listener: Arc<str>,
     address: ListenAddr,
     error: io::Error,
+}
+
+/// In words that fit behind the address.
+fn cannot_be_bound(address: &ListenAddr, error: &io::Error) -> String {
+    let words = permissions::cannot("cannot be bound", error);
+    match address {
+        ListenAddr::Tcp(address) if error.kind() == io::ErrorKind::PermissionDenied => {
+            format!("{words}; {}", permissions::fix_for_privileged_port(address.socket))
+        }
+        // Those of a Unix socket say what was denied, and what grants it.
+        ListenAddr::Unix(_) => format!("cannot be bound: {error}"),
+        ListenAddr::Tcp(_) => words,
+    }
 }
 
 impl Listeners {
@@ -118,6 +133,11 @@ impl Listeners {
         self.with_shields(|shields, _| shields.look(snapshot));
     }
 
+    /// How many connections there is room for.
+    pub fn descriptors(&self) -> descriptors::Standing {
+        self.house.descriptors.standing()
+    }
+
     /// How the shield of a listener is.
     pub fn shield(&self, terms: &Terms) -> Standing {
         self.shields.standing(terms)
@@ -127,12 +147,20 @@ impl Listeners {
     /// in force already.
     pub fn commit(&mut self, prepared: Prepared, snapshot: &Snapshot) {
         self.bound.retain(|door, _| snapshot.behind(door).is_some());
+        self.house.descriptors.follow(self.bound.len().saturating_add(prepared.fresh.len()));
         for (door, bound) in &self.bound {
             if let (Some(terms), Some(place), ListenAddr::Unix(path)) =
                 (snapshot.behind(door), bound.socket.place(), &door.address)
                 && let Err(error) = place.open_to(terms.access(path))
             {
                 warn!("listener {}: {} {error}", terms.name, door.address);
+            }
+        }
+        for (door, bound) in &self.bound {
+            if let Some(terms) = snapshot.behind(door)
+                && let Err(error) = bound.socket.keep_alive(terms.limits.dead_peer_timeout)
+            {
+                warn!("listener {}: {} keeps its former dead_peer_timeout: {error}", terms.name, door.address);
             }
         }
         for (door, opening) in prepared.fresh {
@@ -180,7 +208,8 @@ impl Listeners {
             ListenAddr::Tcp(address) => {
                 let before = self.house.current.borrow().named(&terms.name).cloned();
                 let filter = self.shields.filter_for(terms, before.as_deref());
-                Acceptor::tcp(address, shared, filter.as_ref(), self.shields.alarm())?
+                let dead_peer_timeout = terms.limits.dead_peer_timeout;
+                Acceptor::tcp(address, shared, filter.as_ref(), self.shields.alarm(), dead_peer_timeout)?
             }
             ListenAddr::Unix(path) => Acceptor::unix(path, terms.access(path))?,
         };
@@ -231,6 +260,13 @@ impl Drop for SharedPort {
     }
 }
 
+/// A client that was accepted a moment ago.
+struct Incoming {
+    stream: Accepted,
+    share: Share,
+    accepted_at: Instant,
+}
+
 /// The loop behind one address.
 struct Gate {
     door: Door,
@@ -255,22 +291,23 @@ impl Gate {
             let accepted = tokio::select! {
                 // Only a dropped sender ends the wait.
                 _ = stopped.changed() => break,
-                accepted = socket.async_io(Interest::READABLE, |socket| socket.accept()) => accepted,
+                accepted = accept(&socket, &self.house.descriptors) => accepted,
             };
             match accepted {
-                Ok((stream, client)) => {
+                Ok((stream, client, share)) => {
                     patience.restored();
-                    self.take(stream, client).await;
+                    self.take(stream, client, share).await;
                 }
                 Err(error) if is_one_clients_fault(&error) => {}
                 Err(error) => patience.lost(&error).await,
             }
         }
         // These clients were told by the kernel that they are connected. No more than can have waited: others may come
-        // faster than they are served.
+        // faster than they are served. Nor more than there are descriptors for: the address has to become free.
         for _ in 0..BACKLOG {
+            let Some(share) = self.house.descriptors.try_take() else { break };
             match socket.get_ref().accept() {
-                Ok((stream, client)) => self.take(stream, client).await,
+                Ok((stream, client)) => self.take(stream, client, share).await,
                 Err(_) => break,
             }
             yield_now().await;
@@ -278,32 +315,33 @@ impl Gate {
     }
 
     /// Takes one client. A fault costs that one, and not the address.
-    async fn take(&mut self, stream: Accepted, client: ClientAddr) {
-        let _ = fault::contained(PART, self.let_in(stream, client)).await;
+    async fn take(&mut self, stream: Accepted, client: ClientAddr, share: Share) {
+        let incoming = Incoming { stream, share, accepted_at: Instant::now() };
+        let _ = fault::contained(PART, self.let_in(incoming, client)).await;
     }
 
     /// Puts the source question. A stranger costs this lookup and a close, and so does who comes far too often.
-    async fn let_in(&mut self, stream: Accepted, client: ClientAddr) {
-        let accepted_at = Instant::now();
+    async fn let_in(&mut self, incoming: Incoming, client: ClientAddr) {
+        let accepted_at = incoming.accepted_at;
         let Some(terms) = self.terms() else { return self.turn_away(client) };
         if terms.balancers.speak_from(client) {
             // Whom it speaks for is asked, and whether that one is trusted, where there is time to listen.
-            return self.hand_over(stream, Entrance::Balancer(client), terms, accepted_at).await;
+            return self.hand_over(incoming, Entrance::Balancer(client), terms).await;
         }
         let mut facts = Facts::new(None, Arc::clone(&terms.name), client);
         facts.from_checker = terms.balancers.check_from(client);
         let admitted = match terms.sources.admit(client, OffsetDateTime::now_utc()) {
             Ok(admitted) => admitted,
             Err(stranger) => {
-                drop(stream);
+                drop(incoming);
                 self.port.iter().for_each(|port| port.turned_away());
                 return self.house.audit.denied(&facts, Reason::UntrustedSource, stranger, accepted_at.elapsed());
             }
         };
         match terms.pace(client, accepted_at) {
-            Ok(pace) => self.hand_over(stream, Entrance::Admitted(admitted, pace), terms, accepted_at).await,
+            Ok(pace) => self.hand_over(incoming, Entrance::Admitted(admitted, pace), terms).await,
             Err(too_fast) => {
-                drop(stream);
+                drop(incoming);
                 facts.standing = Some(admitted.standing().clone());
                 self.house.audit.denied(&facts, Reason::RateLimited, too_fast, accepted_at.elapsed());
             }
@@ -311,7 +349,8 @@ impl Gate {
     }
 
     /// Hands a connection to a worker, if there is a place for its handshake.
-    async fn hand_over(&self, stream: Accepted, entrance: Entrance, terms: Arc<Terms>, accepted_at: Instant) {
+    async fn hand_over(&self, incoming: Incoming, entrance: Entrance, terms: Arc<Terms>) {
+        let Incoming { stream, share, accepted_at } = incoming;
         let presence = self.house.register.enter(Arc::clone(&terms.name), entrance.from());
         let handshake = match terms.begin_handshake(entrance.from(), presence.id()) {
             Ok(Begun { handshake, displaced }) => {
@@ -321,12 +360,12 @@ impl Gate {
                 handshake
             }
             Err(full) => {
-                drop((stream, presence));
+                drop((stream, share, presence));
                 let facts = entrance.facts(None, &terms.name);
                 return self.house.audit.denied(&facts, Reason::HandshakeLimit, full, accepted_at.elapsed());
             }
         };
-        let arrival = Arrival { stream, entrance, terms, presence, handshake, accepted_at };
+        let arrival = Arrival { stream, entrance, terms, presence, handshake, accepted_at, share };
         self.workers.hand_over(arrival, &self.seat).await;
     }
 
@@ -349,6 +388,22 @@ impl Gate {
         let terms = Arc::clone(terms);
         self.owner = Some(Arc::clone(&terms.name));
         Some(terms)
+    }
+}
+
+/// Takes the next client, once there are descriptors for it. They are taken only when a client waits, so that a loop without
+/// clients keeps none from the others.
+async fn accept(
+    socket: &AsyncFd<Arc<Acceptor>>,
+    descriptors: &Descriptors,
+) -> io::Result<(Accepted, ClientAddr, Share)> {
+    loop {
+        let mut ready = socket.readable().await?;
+        let share = descriptors.take().await;
+        // Nothing where the client has gone meanwhile.
+        if let Ok(accepted) = ready.try_io(|socket| socket.get_ref().accept()) {
+            return accepted.map(|(stream, client)| (stream, client, share));
+        }
     }
 }
 

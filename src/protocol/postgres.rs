@@ -146,12 +146,10 @@ pub fn come_again() -> Vec<u8> {
 pub(super) const ADMIN_SHUTDOWN: &str = "57P01";
 /// SQLSTATE invalid_authorization_specification: who or where the client is, is not acceptable.
 pub(super) const INVALID_AUTHORIZATION: &str = "28000";
-/// SQLSTATE cannot_connect_now.
-const CANNOT_CONNECT_NOW: &str = "57P03";
+/// SQLSTATE cannot_connect_now: libpq and asyncpg try their next host, and pg_isready says that connections are rejected.
+pub(super) const CANNOT_CONNECT_NOW: &str = "57P03";
 /// SQLSTATE too_many_connections.
 pub(super) const TOO_MANY_CONNECTIONS: &str = "53300";
-/// SQLSTATE sqlclient_unable_to_establish_sqlconnection.
-pub(super) const UNABLE_TO_CONNECT: &str = "08001";
 /// SQLSTATE protocol_violation.
 pub(super) const PROTOCOL_VIOLATION: &str = "08P01";
 

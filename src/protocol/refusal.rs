@@ -9,8 +9,12 @@ pub fn refusal(protocol: Protocol, reason: Reason) -> Option<Vec<u8>> {
     let words = Words::of(reason)?;
     match protocol {
         Protocol::Postgres => Some(postgres::fatal(words.sqlstate, words.message, words.hint)),
-        Protocol::Redis if words.is_denial() => Some(redis::denied(words.message)),
-        Protocol::Redis => Some(redis::error(words.message)),
+        Protocol::Redis => Some(match words.sqlstate {
+            postgres::INVALID_AUTHORIZATION => redis::denied(words.message),
+            postgres::TOO_MANY_CONNECTIONS => redis::TOO_MANY_CLIENTS.to_vec(),
+            postgres::CANNOT_CONNECT_NOW => redis::loading(words.message),
+            _ => redis::error(words.message),
+        }),
         Protocol::Tcp => None,
     }
 }
@@ -22,11 +26,6 @@ struct Words {
 }
 
 impl Words {
-    /// Whether it is the client who is refused, and not we who have failed.
-    fn is_denial(&self) -> bool {
-        [postgres::INVALID_AUTHORIZATION, postgres::TOO_MANY_CONNECTIONS].contains(&self.sqlstate)
-    }
-
     fn of(reason: Reason) -> Option<Self> {
         let (sqlstate, message, hint) = match reason {
             Reason::ListenerRemoved | Reason::RuleExpired | Reason::SourceRevoked | Reason::UntrustedSource => {
@@ -61,7 +60,7 @@ impl Words {
                 "Close connections that are not needed, or try again later.",
             ),
             Reason::UpstreamTlsFailed | Reason::UpstreamUnreachable => {
-                (postgres::UNABLE_TO_CONNECT, "the database behind this proxy cannot be reached", "Try again later.")
+                (postgres::CANNOT_CONNECT_NOW, "the database behind this proxy cannot be reached", "Try again later.")
             }
             Reason::ProtocolViolation => {
                 (postgres::PROTOCOL_VIOLATION, "a StartupMessage or CancelRequest was expected here", "")
@@ -93,11 +92,22 @@ mod tests {
         let told = |protocol| refusal(protocol, Reason::UpstreamUnreachable);
         assert_eq!(
             told(Protocol::Redis).as_deref(),
-            Some(&b"-ERR the database behind this proxy cannot be reached\r\n"[..])
+            Some(&b"-LOADING the database behind this proxy cannot be reached\r\n"[..])
         );
         let packet = told(Protocol::Postgres).unwrap();
-        assert!(packet.windows(7).any(|window| window == b"C08001\0"), "{packet:?}");
+        assert!(packet.windows(7).any(|window| window == b"C57P03\0"), "{packet:?}");
         assert_eq!(told(Protocol::Tcp), None);
+    }
+
+    /// redis-py and others compare the whole line.
+    #[test]
+    fn limit_is_answered_with_the_line_of_redis_itself() {
+        for reason in [Reason::ConnectionLimit, Reason::SourceConnectionLimit, Reason::RateLimited] {
+            let told = refusal(Protocol::Redis, reason).unwrap();
+            assert_eq!(told, b"-ERR max number of clients reached\r\n", "{reason}");
+            let told = refusal(Protocol::Postgres, reason).unwrap();
+            assert!(told.windows(7).any(|window| window == b"C53300\0"), "{reason}");
+        }
     }
 
     #[test]

@@ -4,6 +4,8 @@
 //! SIGHUP, only says that it is time to look; whether anything changed is decided by content. New addresses of host names
 //! come by this way, too, so that they and a reload never overtake each other.
 
+#[cfg(test)]
+mod secrets;
 mod watcher;
 
 use std::collections::{BTreeSet, HashSet};
@@ -21,6 +23,7 @@ use crate::audit::Changes;
 use crate::config::{self, Config, Files, Fingerprint, Loaded};
 use crate::fault;
 use crate::names::{Found, Kept, Names};
+use crate::notify;
 use crate::policy::HostName;
 use crate::snapshot::{Built, Snapshot};
 
@@ -112,7 +115,7 @@ pub fn build(
 }
 
 fn find(loaded: &Loaded, previous: Option<&Snapshot>, names: &Names) -> Found {
-    let Loaded { config, problems } = loaded;
+    let Loaded { config, problems, .. } = loaded;
     // What cannot come into force need not wait for a resolver.
     let listeners = if problems.is_empty() { config.listeners.as_slice() } else { &[] };
     let hosts = listeners.iter().flat_map(|listener| listener.sources.trusted.hosts());
@@ -174,6 +177,7 @@ impl Reloader {
                 }
             }
             let before = self.attempted.clone();
+            notify::reloading();
             let mut outcome = self.attempt(current).await;
             if outcome.is_err() && !requested {
                 // Half of a pair of files may have been replaced: give the other half a moment before complaining.

@@ -114,6 +114,18 @@ impl Desk {
         former.is_some_and(|former| former.error.as_deref() == error)
     }
 
+    /// What became of the last reload, where it was rejected: when, and the first thing that is wrong.
+    pub(super) fn rejection(&self) -> Option<String> {
+        let LastReload { at, error } = self.last_reload.as_ref()?;
+        let error = error.as_ref()?;
+        let first = error.lines().next().unwrap_or("");
+        let more = match error.lines().count() {
+            0 | 1 => String::new(),
+            count => format!(" (and {} more)", count.saturating_sub(1)),
+        };
+        Some(format!("reload rejected at {}: {}{more}", seconds(*at), printable::cut(first, MAX_REJECTION)))
+    }
+
     /// Answers, at once or later; a caller that has hung up is not waited for.
     pub(super) fn answer(&mut self, request: Request, current: &Arc<Snapshot>, listeners: &Listeners) {
         while self.pending.try_join_next().is_some() {}
@@ -158,6 +170,7 @@ impl Desk {
                 "protocol": terms.protocol.to_string(),
                 "addresses": listeners.addresses(terms),
                 "upstream": &*terms.upstream_name,
+                "upstream_health": report::upstream_health(terms),
                 "upstreams": report::upstreams(terms),
                 "client_auth": terms.client_auth().to_string(),
                 "enforcement": terms.sources.enforcement.to_string(),
@@ -178,6 +191,7 @@ impl Desk {
             "config": current.config.file,
             "loaded_at": seconds(current.built_at),
             "last_reload": last_reload,
+            "descriptors": report::descriptors(&listeners.descriptors()),
             "faults": fault::recent().iter().map(told).collect::<Vec<_>>(),
             "listeners": current.listeners().iter().map(listener).collect::<Vec<_>>(),
             "removed_listeners": counts.of_removed_listeners(current),
@@ -289,3 +303,6 @@ fn in_answer(told: Told) -> Answer {
         "weakened_count": changes.weakened().count(),
     }))
 }
+
+/// Longest part of an error in the status line for systemd, in bytes.
+const MAX_REJECTION: usize = 320;

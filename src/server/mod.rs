@@ -23,6 +23,7 @@ use crate::admin::Admin;
 use crate::audit::{Audit, LogHandle, open_audit_file};
 use crate::config::Fingerprint;
 use crate::connection::{House, Workers};
+use crate::descriptors::Descriptors;
 use crate::expiry::{self, ExpiryWatch, LOOK_EVERY};
 use crate::fault::{self, RESTART_PAUSE};
 use crate::listener::{BindError, Listeners};
@@ -93,7 +94,8 @@ impl Server {
         beside.spawn(fault::restarted("audit", move || floods.clone().sum_up_floods()));
         let policy = current.clone();
         beside.spawn(fault::restarted(readmission::PART, move || readmission::run(policy.clone())));
-        let house = House { current, register: Arc::clone(&register), audit: audit.clone() };
+        let descriptors = Descriptors::default();
+        let house = House { current, register: Arc::clone(&register), audit: audit.clone(), descriptors };
         let workers = Workers::start(available_parallelism().map_or(1, usize::from), &house);
         let workers = Arc::new(workers.map_err(StartError::Workers)?);
         let mut listeners = Listeners::new(house, workers);
@@ -124,7 +126,7 @@ impl Server {
 
     /// Serves until told to stop, then drains.
     pub async fn run(mut self, mut signals: Signals) {
-        notify::ready();
+        self.tell_systemd();
         let mut looks = tokio::time::interval(LOOK_EVERY);
         loop {
             match fault::contained("server loop", self.turn(&mut signals, &mut looks)).await {
@@ -133,6 +135,7 @@ impl Server {
                 Err(_) => {
                     // A reload may have been under way.
                     self.reloader.try_again();
+                    self.tell_systemd();
                     tokio::select! {
                         () = signals.stop.next() => break,
                         () = sleep(RESTART_PAUSE) => {}
@@ -192,10 +195,24 @@ impl Server {
                 self.audit.reload_rejected(current.generation, error);
             }
         }
+        // Before whoever asked goes on: systemd must not see the end of ExecReload= and an older verdict.
+        self.tell_systemd();
         if let Some(asker) = asker {
             // It may have hung up.
             let _ = asker.send(Told { verdict, in_force_since });
         }
+    }
+
+    /// Tells systemd that the program serves, and what became of the last reload.
+    fn tell_systemd(&self) {
+        let current = self.published.borrow();
+        let listeners = match current.listeners().len() {
+            1 => "1 listener".to_owned(),
+            count => format!("{count} listeners"),
+        };
+        let serving = format!("serving {listeners}, generation {}", current.generation);
+        let rejected = self.desk.rejection().map(|words| format!("; {words}")).unwrap_or_default();
+        notify::ready(&format!("{serving}{rejected}"));
     }
 
     /// What log rotation needs of SIGHUP, whatever becomes of the reload.
@@ -208,9 +225,10 @@ impl Server {
 
     /// Accepts no more, lets sessions go on until the deadline or a second signal, and then ends them.
     async fn drain(mut self, stop: &mut Stop) {
-        notify::stopping();
+        let sessions = self.register.relaying();
         let current = Arc::clone(&self.published.borrow());
         let patience = current.config.drain;
+        notify::stopping(&format!("draining: {sessions} open sessions, waiting for at most {patience:?}"));
         self.desk.drain(patience);
         let patient = tokio::select! {
             () = self.listeners.close() => true,

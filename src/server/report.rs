@@ -10,14 +10,16 @@ use time::OffsetDateTime;
 
 use crate::addr::ClientAddr;
 use crate::audit::{Difference, MAX_DIFFERENCES};
+use crate::descriptors;
 use crate::names::Names;
 use crate::outcome::Ending;
 use crate::policy::Rule;
 use crate::printable;
+use crate::protocol::Target;
 use crate::revocation;
 use crate::sessions::{Listed, Live, Register};
 use crate::shield::Standing;
-use crate::snapshot::{Built, Condition, Item, Node, Snapshot, SourceChanges, Terms, User};
+use crate::snapshot::{Built, Condition, Dial, Item, Node, Snapshot, SourceChanges, Terms, UpstreamHealth, User};
 use crate::timestamp::seconds;
 use crate::tls::{Certificate, NameDigest};
 
@@ -57,17 +59,37 @@ pub(super) fn upstreams(terms: &Terms) -> Vec<Value> {
             json!({
                 "address": address,
                 "socket": condition.socket,
-                "answers": condition.silent.is_none(),
+                "answers": answers(condition.health),
+                "health": condition.health.code(),
                 "since": since,
                 "error": condition.silent.map(|(_, words)| printable::fitted(words)),
+                "last_dial": condition.last_dial.as_ref().map(dial),
                 "writes": condition.writes,
             })
         };
-        let untried = || vec![json!({ "address": address, "answers": null })];
+        let untried = || vec![json!({ "address": address, "answers": null, "health": UpstreamHealth::Unknown.code() })];
         let known: Vec<_> = node.conditions().into_iter().map(place).collect();
         if known.is_empty() { untried() } else { known }
     };
     terms.nodes.iter().flat_map(told).take(MOST_TOLD).collect()
+}
+
+fn answers(health: UpstreamHealth) -> Option<bool> {
+    match health {
+        UpstreamHealth::Unknown => None,
+        UpstreamHealth::Healthy => Some(true),
+        UpstreamHealth::Unhealthy => Some(false),
+    }
+}
+
+fn dial(Dial { at, outcome }: &Dial) -> Value {
+    let error = outcome.error().map(|words| printable::fitted(words.to_owned()));
+    json!({ "at": seconds(*at), "result": outcome.code(), "error": error })
+}
+
+/// Whether a client that comes now finds an upstream, as far as is known.
+pub(super) fn upstream_health(terms: &Terms) -> &'static str {
+    terms.nodes.health(terms.upstream.target == Target::Primary).code()
 }
 
 /// The hosts that a listener trusts: by which addresses, and how old that knowledge is.
@@ -86,6 +108,19 @@ pub(super) fn names(terms: &Terms, names: &Names) -> Vec<Value> {
         })
     });
     told.collect()
+}
+
+/// How many connections the limit of open files leaves room for.
+pub(super) fn descriptors(standing: &descriptors::Standing) -> Value {
+    json!({
+        "limit": standing.limit,
+        "reserved": standing.reserved,
+        "connections": standing.connections,
+        "max_connections": standing.max_connections,
+        "accepting": standing.paused_since.is_none(),
+        "paused_since": standing.paused_since.map(seconds),
+        "last_paused_at": standing.last_paused_at.map(seconds),
+    })
 }
 
 /// How the shield of a listener is.

@@ -163,8 +163,8 @@ impl Drop for Handshake {
 /// The limit where the configuration has none. `open_files` is how many files the process may have open.
 ///
 /// 4,096 is more than clients need that all reconnect at once. Clients that only connect can make the process hold 12 MiB
-/// then, and 290 MiB in the most expensive case (docs/PERFORMANCE.md has the figures for each). A handshake is an open file,
-/// too. A quarter of the open files leaves enough for sessions, which need two, for reloads and for the control channel.
+/// then, and 339 MiB in the most expensive case (docs/PERFORMANCE.md has the figures for each). Each is an open file, too,
+/// and has a second one reserved for its upstream. A quarter of the open files leaves half of them for sessions.
 pub(super) fn built_in_limit(open_files: Option<u64>) -> NonZeroU32 {
     let quarter = open_files.and_then(|files| u32::try_from(files / 4).ok()).unwrap_or(u32::MAX);
     NonZeroU32::new(quarter.clamp(LEAST_BUILT_IN, MOST_BUILT_IN)).unwrap_or(NonZeroU32::MIN)

@@ -36,7 +36,7 @@ pub use handshakes::{Begun, Handshake, NoPlace};
 pub use headcount::{Counted, Full};
 pub use judge::{Permission, Refusal};
 pub use lineage::{Departed, Lineage, Moment};
-pub use nodes::{Condition, Node, Nodes, Whereabouts};
+pub use nodes::{Condition, Dial, DialOutcome, Node, Nodes, Outage, UpstreamHealth, Whereabouts};
 pub use pace::{Pace, TooFast};
 pub use shielding::NoShield;
 pub use usage::{Item, Reliance, Usage, User, Uses};
@@ -46,7 +46,7 @@ use self::handshakes::Handshakes;
 use self::headcount::Headcount;
 use self::pace::Pacer;
 use crate::addr::{ClientAddr, ListenAddr};
-use crate::config::{Config, Files, Limits, Loaded, Problems, Revoke, Shield, Upstream};
+use crate::config::{Config, Files, Limits, Loaded, Problem, Problems, Revoke, Shield, Upstream};
 use crate::policy::{AddressBook, Balancers, ClientAuth, Host, SourcePolicy, TrustedClients};
 use crate::protocol::{MinTlsVersion, Protocol};
 use crate::socket_file::Access;
@@ -166,7 +166,8 @@ impl Snapshot {
         previous: Option<&Self>,
         book: &AddressBook,
     ) -> Result<Built, Problems> {
-        let Loaded { config, mut problems } = loaded;
+        let missing = if loaded.problems.is_empty() { Vec::new() } else { loaded.unreadable(files) };
+        let Loaded { config, mut problems, .. } = loaded;
         let mut warnings = Vec::new();
         let mut terms = Vec::with_capacity(config.listeners.len());
         let generation = previous.map_or(1, |snapshot| snapshot.generation + 1);
@@ -176,6 +177,11 @@ impl Snapshot {
             let mut builder = Builder { listener, files, problems: &mut problems, warnings: &mut warnings, book, now };
             terms.extend(builder.terms(before.map(|before| &**before)).map(Arc::new));
         }
+        // Those of listeners that were built have been told.
+        let is_news =
+            |problem: &Problem| problems.iter().all(|told| (&told.place, &told.key) != (&problem.place, &problem.key));
+        let missing: Vec<_> = missing.into_iter().filter(is_news).collect();
+        problems.extend(missing);
         let snapshot = Self::of(now, config, terms);
         Problems::unless_any(problems, Built { snapshot, warnings })
     }

@@ -6,6 +6,7 @@
 //! replica. The name itself can only fail to resolve.
 
 mod health;
+mod outage;
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -16,6 +17,8 @@ use time::OffsetDateTime;
 use tokio::sync::Notify;
 
 use self::health::Health;
+pub use self::health::{Dial, DialOutcome, UpstreamHealth};
+pub use self::outage::Outage;
 use crate::addr::UpstreamAddr;
 
 /// All addresses of one upstream, in the order of the configuration.
@@ -24,6 +27,8 @@ pub struct Nodes {
     nodes: Vec<Arc<Node>>,
     /// Told when one is ejected.
     ejected: Arc<Notify>,
+    /// What the clients share that wait for it.
+    outage: Arc<Outage>,
 }
 
 /// One address of an upstream, as configured.
@@ -75,6 +80,10 @@ pub struct Condition {
     pub socket: Option<SocketAddr>,
     /// Since when it does not answer, and in which words.
     pub silent: Option<(OffsetDateTime, String)>,
+    /// Whether it answers.
+    pub health: UpstreamHealth,
+    /// The last attempt to reach it.
+    pub last_dial: Option<Dial>,
     /// Whether it takes writes, where that has been asked.
     pub writes: Option<bool>,
 }
@@ -94,7 +103,16 @@ impl Nodes {
         Self {
             nodes: addresses.iter().map(|address| known(address).unwrap_or_else(|| new(address))).collect(),
             ejected,
+            outage: before
+                .filter(|before| before.nodes.iter().map(|node| &node.address).eq(addresses))
+                .map(|before| Arc::clone(&before.outage))
+                .unwrap_or_default(),
         }
+    }
+
+    /// What the clients share that wait because all of them refuse connections.
+    pub fn outage(&self) -> &Outage {
+        &self.outage
     }
 
     /// In which order to try them: as they are configured, but behind the others those that take no writes, where that
@@ -103,6 +121,18 @@ impl Nodes {
         let mut nodes = self.nodes.clone();
         nodes.sort_by_cached_key(|node| node.state().rank(writes));
         nodes
+    }
+
+    /// Whether at least one place answers, and takes writes where they count; unknown as long as none is known to and not
+    /// all have been dialled.
+    pub fn health(&self, writes: bool) -> UpstreamHealth {
+        let all: Vec<_> = self.nodes.iter().flat_map(|node| node.state().healths(writes)).collect();
+        let is = |health: UpstreamHealth| all.contains(&health);
+        match (is(UpstreamHealth::Healthy), is(UpstreamHealth::Unknown)) {
+            (true, _) => UpstreamHealth::Healthy,
+            (false, true) => UpstreamHealth::Unknown,
+            (false, false) => UpstreamHealth::Unhealthy,
+        }
     }
 
     /// Those that have been ejected and are to be asked again by `now`: of a name that does not resolve, that. Each is named
@@ -123,6 +153,11 @@ impl Nodes {
     /// Returns when one is ejected.
     pub async fn ejected(&self) {
         self.ejected.notified().await;
+    }
+
+    /// Whether there is more than one place to choose from.
+    pub fn are_several(&self) -> bool {
+        self.nodes.len() > 1 || self.nodes.iter().any(|node| node.state().places.len() > 1)
     }
 
     /// All of them, in the order of the configuration.
@@ -157,10 +192,10 @@ impl Node {
     /// What is known of the places behind it; nothing where nobody has asked yet.
     pub fn conditions(&self) -> Vec<Condition> {
         let state = self.state();
-        match state.name.silent() {
-            silent @ Some(_) => vec![Condition { socket: None, silent, writes: None }],
-            None => state.places.iter().map(Place::condition).collect(),
+        if state.name.is_ejected() || (state.places.is_empty() && state.name.last_dial().is_some()) {
+            return vec![condition(None, &state.name, None)];
         }
+        state.places.iter().map(Place::condition).collect()
     }
 
     /// The name itself, where it is one, or its only place.
@@ -190,7 +225,27 @@ impl Whereabouts {
 
     /// It answers. Returns whether that is news.
     pub fn answers(&self) -> bool {
-        self.health(|health| health.answers(Instant::now())).unwrap_or(false)
+        self.health(|health| health.answers(None, Instant::now())).unwrap_or(false)
+    }
+
+    /// It answers, and for this reason cannot be taken. Returns whether it is news that it answers.
+    pub fn is_unsuitable(&self, words: &str) -> bool {
+        self.health(|health| health.answers(Some(words), Instant::now())).unwrap_or(false)
+    }
+
+    /// It could not be dialled for want of something on this machine.
+    pub fn is_not_dialled(&self, words: &str) {
+        self.health(|health| health.not_dialled(words));
+    }
+
+    /// The same when it was to be asked again.
+    pub fn is_not_dialled_again(&self, words: &str) {
+        self.health(|health| health.not_dialled_again(words, Instant::now()));
+    }
+
+    /// Whether nobody has dialled it yet.
+    pub fn is_unknown(&self) -> bool {
+        self.health(|health| health.state() == UpstreamHealth::Unknown).unwrap_or(false)
     }
 
     /// It does not answer to a client. Until it does again the others are tried first. Returns whether that is news.
@@ -255,6 +310,18 @@ impl State {
         }
     }
 
+    /// Of each place, or of the name where it leads to none.
+    fn healths(&self, writes: bool) -> Vec<UpstreamHealth> {
+        if self.name.is_ejected() || self.places.is_empty() {
+            return vec![if self.name.is_ejected() { UpstreamHealth::Unhealthy } else { UpstreamHealth::Unknown }];
+        }
+        let usable = |place: &Place| match place.role {
+            Some(Role::Replica(_)) if writes => UpstreamHealth::Unhealthy,
+            _ => place.health.state(),
+        };
+        self.places.iter().map(usable).collect()
+    }
+
     /// That of its best place.
     fn rank(&self, writes: bool) -> Rank {
         if self.name.is_ejected() {
@@ -289,16 +356,18 @@ impl Place {
     }
 
     fn condition(&self) -> Condition {
-        Condition {
-            socket: self.socket,
-            silent: self.health.silent(),
-            writes: match self.role {
-                Some(Role::Primary) => Some(true),
-                Some(Role::Replica(_)) => Some(false),
-                Some(Role::Untold) | None => None,
-            },
-        }
+        let writes = match self.role {
+            Some(Role::Primary) => Some(true),
+            Some(Role::Replica(_)) => Some(false),
+            Some(Role::Untold) | None => None,
+        };
+        condition(self.socket, &self.health, writes)
     }
+}
+
+fn condition(socket: Option<SocketAddr>, health: &Health, writes: Option<bool>) -> Condition {
+    let (state, last_dial) = (health.state(), health.last_dial().cloned());
+    Condition { socket, silent: health.silent(), health: state, last_dial, writes }
 }
 
 #[cfg(test)]
@@ -380,6 +449,24 @@ mod tests {
             place.takes_writes(false);
             assert_eq!(ports(&nodes.in_order(true))[0], [1, 2, 3][next], "none is asked twice before another");
         }
+    }
+
+    #[test]
+    fn health_is_that_of_the_best_place_that_will_do() {
+        let (nodes, places) = nodes([1, 2]);
+        let both = || (nodes.health(false), nodes.health(true));
+        assert_eq!(both(), (UpstreamHealth::Unknown, UpstreamHealth::Unknown));
+        places[0].is_silent("refused");
+        assert_eq!(nodes.health(false), UpstreamHealth::Unknown, "the other has not been dialled");
+        places[1].answers();
+        places[1].takes_writes(false);
+        assert_eq!(both(), (UpstreamHealth::Healthy, UpstreamHealth::Unhealthy));
+        places[1].takes_writes(true);
+        assert_eq!(nodes.health(true), UpstreamHealth::Healthy);
+        places[1].is_silent("refused");
+        assert_eq!(both(), (UpstreamHealth::Unhealthy, UpstreamHealth::Unhealthy));
+        places[0].is_not_dialled("no file");
+        assert_eq!(nodes.health(false), UpstreamHealth::Unhealthy);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! What can be wrong with certificates, keys and trust anchors.
 
 use super::certificate::{Certificate, CertificateError};
+use super::key_kind::{KeyKind, USABLE_KEYS};
 
 /// Why a listener's TLS cannot be built.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -20,6 +21,9 @@ pub enum BuildError {
     /// The key is of a kind or size that is not supported.
     #[error("the private key cannot be used: {0}")]
     Key(String),
+    /// The key is of a kind or size that neither signs nor verifies here.
+    #[error("the private key cannot be used: it is {0}; take {USABLE_KEYS}")]
+    KeyKind(KeyKind),
     /// The key belongs to another certificate.
     #[error("the private key does not belong to the certificate {subject}")]
     KeyMismatch {

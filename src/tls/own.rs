@@ -7,6 +7,7 @@ use rustls::sign::CertifiedKey;
 
 use super::certificate::Certificate;
 use super::error::BuildError;
+use super::key_kind::KeyKind;
 use super::provider;
 use super::raw_certificate::RawCertificate;
 
@@ -28,7 +29,11 @@ impl OwnCertificate {
         for rest in chain.iter().skip(1) {
             Certificate::parse(rest)?;
         }
-        let key = provider().key_provider.load_private_key(key).map_err(|error| BuildError::Key(error.to_string()))?;
+        let kind = KeyKind::of_private(&key);
+        let key = provider().key_provider.load_private_key(key).map_err(|error| match kind {
+            Some(kind) if !kind.is_supported() => BuildError::KeyKind(kind),
+            Some(_) | None => BuildError::Key(error.to_string()),
+        })?;
         // Compared byte for byte: whether the certificate can be verified is another question.
         let public_key = key.public_key().ok_or_else(|| BuildError::Key("it has no public key".to_owned()))?;
         let belongs =

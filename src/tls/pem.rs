@@ -47,6 +47,9 @@ pub enum PemError {
     /// No key in it.
     #[error("holds no private key (PKCS#8, PKCS#1 and SEC1 are read)")]
     NoPrivateKey,
+    /// A key of a kind or in a form that is not read.
+    #[error("holds {0}")]
+    ForeignKey(&'static str),
     /// No revocation list in it.
     #[error("holds no certificate revocation list (no BEGIN X509 CRL line)")]
     NoRevocationList,
@@ -90,7 +93,11 @@ pub fn stored_key(bytes: &[u8]) -> Result<StoredKey, PemError> {
         return encrypted_key(bytes, index + 1).map(StoredKey::Encrypted);
     }
     let key = sections.into_iter().find_map(|(kind, der)| PrivateKeyDer::from_pem(kind, der));
-    key.map(StoredKey::Plain).ok_or(PemError::NoPrivateKey)
+    key.map(StoredKey::Plain).ok_or_else(|| {
+        let labels = labels(bytes).unwrap_or_default();
+        let foreign = FOREIGN_KEYS.iter().find(|(label, _)| labels.contains(label));
+        foreign.map_or(PemError::NoPrivateKey, |(_, words)| PemError::ForeignKey(words))
+    })
 }
 
 /// The first private key of a PEM file, where there is nobody to give a passphrase.
@@ -218,6 +225,18 @@ const FOREIGN: [(&[u8], &str); 3] = [
     (b"X509 CERTIFICATE", FOREIGN_CERTIFICATE),
     (b"TRUSTED CERTIFICATE", FOREIGN_CERTIFICATE),
     (b"CRL", "it is a revocation list, and its BEGIN and END lines have to say X509 CRL"),
+];
+
+/// Labels of keys that the parser does not know.
+const FOREIGN_KEYS: [(&[u8], &str); 2] = [
+    (
+        b"DSA PRIVATE KEY",
+        "a DSA key, which cannot be used; take RSA of 2048 to 8192 bits, EC on P-256, P-384 or P-521, or Ed25519",
+    ),
+    (
+        b"OPENSSH PRIVATE KEY",
+        "a key in the form of OpenSSH, which is not read; ssh-keygen -p -m PKCS8 -f COPY converts a copy of it",
+    ),
 ];
 
 const FOREIGN_CERTIFICATE: &str =

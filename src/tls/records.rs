@@ -27,8 +27,6 @@ pub trait Side: fmt::Debug + Send + Sync + 'static {
     type Data: SideData;
     /// rustls' connection.
     type Connection: DerefMut<Target = UnbufferedConnectionCommon<Self::Data>> + Send + Sync + Unpin;
-    /// The most that is kept of what the other side sends until it is whole.
-    const MAX_UNOPENED: usize;
 
     /// rustls has this method twice, once for each side.
     fn process<'c, 'i>(
@@ -48,7 +46,6 @@ pub enum Client {}
 impl Side for Server {
     type Data = ServerConnectionData;
     type Connection = UnbufferedServerConnection;
-    const MAX_UNOPENED: usize = MAX_UNOPENED_OF_CLIENT;
 
     fn process<'c, 'i>(
         connection: &'c mut Self::Connection,
@@ -61,7 +58,6 @@ impl Side for Server {
 impl Side for Client {
     type Data = ClientConnectionData;
     type Connection = UnbufferedClientConnection;
-    const MAX_UNOPENED: usize = MOST_UNOPENED;
 
     fn process<'c, 'i>(
         connection: &'c mut Self::Connection,
@@ -93,13 +89,9 @@ enum Stage {
 /// The largest record there is, header included (RFC 5246 §6.2.3: 2^14 + 2048; TLS 1.3 allows less).
 const LARGEST_RECORD: usize = 5 + (1 << 14) + 2048;
 
-/// The most that is kept unopened of an upstream, and at all: a handshake message of the largest size rustls accepts,
-/// spread over records, and a record that has not come whole.
+/// The most that is kept unopened: a handshake message of the largest size rustls accepts, spread over records, and a
+/// record that has not come whole.
 pub const MOST_UNOPENED: usize = 0xffff + 4 + LARGEST_RECORD;
-
-/// The most that is kept unopened of a client. Its largest message is its chain of certificates: seven with RSA-4096 keys
-/// are below 16 KiB. So is a hello with a session ticket, which has such a chain in it.
-pub const MAX_UNOPENED_OF_CLIENT: usize = 32 << 10;
 
 /// How much larger than `plain` the room for sealing it has to be: the overhead of its records, and what TLS itself may
 /// have to say first, such as the answer to a key update.
@@ -147,7 +139,7 @@ impl<S: Side> Records<S> {
         Self { connection, unopened: Vec::new(), stage: Stage::Open, closed: false }
     }
 
-    /// How many bytes wait for more to come, [`Side::MAX_UNOPENED`] at most.
+    /// How many bytes wait for more to come, [`MOST_UNOPENED`] at most.
     pub fn unopened(&self) -> usize {
         self.unopened.len()
     }
@@ -240,11 +232,9 @@ impl<S: Side> Records<S> {
             self.unopened = Vec::new();
             return Ok(());
         }
-        if rest.len() > S::MAX_UNOPENED {
+        if rest.len() > MOST_UNOPENED {
             self.stage = Stage::Broken;
-            let words =
-                format!("a TLS handshake message is larger than {} KiB, or does not end", S::MAX_UNOPENED >> 10);
-            return Err(Error::General(words));
+            return Err(Error::General("a TLS message has no end".to_owned()));
         }
         self.unopened.clear();
         // Before the client is known this is what it can have us keep, so no byte more than that.

@@ -12,6 +12,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::addr::UpstreamAddr;
 use crate::connection::socket::{Socket, keep_alive};
+use crate::descriptors::shortage;
 use crate::fault;
 use crate::snapshot::{Node, Terms, Whereabouts};
 
@@ -31,11 +32,11 @@ pub(super) async fn resolve(
 }
 
 /// Connects to a place, and to no other.
-pub(super) async fn connect(place: &Whereabouts, deadline: Instant) -> io::Result<Socket> {
+pub(super) async fn connect(place: &Whereabouts, terms: &Terms, deadline: Instant) -> io::Result<Socket> {
     match (place.socket, place.node.address()) {
         (Some(address), _) => {
             let stream = within(deadline, TcpStream::connect(address)).await?;
-            keep_alive(&stream)?;
+            keep_alive(&stream, terms.limits.dead_peer_timeout)?;
             Ok(Socket::Tcp(stream))
         }
         (None, UpstreamAddr::Unix(path)) => within(deadline, connect_unix(path)).await,
@@ -67,7 +68,8 @@ async fn look_up(host: &str, port: u16, resolving: &Arc<Semaphore>) -> io::Resul
     let name = (host.to_owned(), port);
     let resolved = fault::contained_blocking("upstream resolver", move || {
         let _permit = permit;
-        name.to_socket_addrs().map(|addresses| addresses.take(MOST_PLACES).map(Some).collect())
+        let addresses = name.to_socket_addrs().map_err(|error| shortage().unwrap_or(error))?;
+        Ok::<_, io::Error>(addresses.take(MOST_PLACES).map(Some).collect())
     });
     let addresses: Vec<_> = resolved.await.map_err(io::Error::other)??;
     if addresses.is_empty() { Err(io::Error::other("the name has no address")) } else { Ok(addresses) }

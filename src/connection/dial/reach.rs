@@ -13,6 +13,7 @@ use crate::addr::UpstreamAddr;
 use crate::connection::leg::{Leg, UpstreamLeg};
 use crate::connection::socket::{Socket, nothing_waits};
 use crate::connection::stream::TlsStream;
+use crate::descriptors::is_local_shortage;
 use crate::outcome::Reason;
 use crate::protocol::redis::{self, Answer, Role, Told, Untold};
 use crate::protocol::{Negotiation, Protocol, Target, postgres};
@@ -35,6 +36,10 @@ pub(in crate::connection) struct Unfit {
     pub(in crate::connection) words: String,
     /// Whether it answers, and only has not the role that is wanted, or is not ready.
     pub(in crate::connection) answers: bool,
+    /// Whether this machine could not dial it for want of something of its own, which says nothing of the node.
+    pub(in crate::connection) is_local: bool,
+    /// Whether it refuses connections: then it may restart, and accept the next one.
+    pub(in crate::connection) refuses: bool,
 }
 
 /// Reaches a place by `deadline`, with the header before all else where there is one.
@@ -59,7 +64,7 @@ pub(super) async fn reach_anyhow(
     header: &[u8],
     deadline: Instant,
 ) -> Result<UpstreamLeg, Unfit> {
-    let socket = connect(place, deadline).await.map_err(silent)?;
+    let socket = connect(place, terms, deadline).await.map_err(silent)?;
     prepare(socket, &place.node, terms, header, deadline).await
 }
 
@@ -100,7 +105,10 @@ async fn prepare(
             let asks_first = (terms.protocol, negotiation) == (Protocol::Postgres, Some(Negotiation::Postgres));
             let attempt = tls.attempt(host).map_err(|error| no_tls(error.to_string()))?;
             let encrypted = within(deadline, encrypt(stream, &attempt, asks_first)).await;
-            encrypted.map(|stream| Leg::Tls(Box::new(stream))).map_err(|error| no_tls(attempt.explain(&error)))
+            encrypted.map(|stream| Leg::Tls(Box::new(stream))).map_err(|error| match is_local_shortage(&error) {
+                true => silent(error),
+                false => no_tls(attempt.explain(&error)),
+            })
         }
         (_, socket, _) => Ok(Leg::Plain(socket)),
     }
@@ -176,7 +184,13 @@ impl Role {
             Self::Untold(Untold::Loading) => "it is still loading its data",
         };
         note_role(place, terms, false);
-        Err(Unfit { reason: Reason::UpstreamUnreachable, words: words.to_owned(), answers: true })
+        Err(Unfit {
+            reason: Reason::UpstreamUnreachable,
+            words: words.to_owned(),
+            answers: true,
+            is_local: false,
+            refuses: false,
+        })
     }
 }
 
@@ -195,9 +209,37 @@ pub(in crate::connection) fn refused_late(error: &io::Error, terms: &Terms) -> U
 }
 
 pub(in crate::connection) fn silent(error: io::Error) -> Unfit {
-    Unfit { reason: Reason::UpstreamUnreachable, words: error.to_string(), answers: false }
+    let is_local = is_local_shortage(&error);
+    let words = match is_local {
+        true => format!("the proxy is out of local resources: {error}"),
+        false => error.to_string(),
+    };
+    let refuses = !is_local && is_refusal(error.kind());
+    Unfit { reason: Reason::UpstreamUnreachable, words, answers: false, is_local, refuses }
+}
+
+/// A name that does not resolve counts as a refusal, other than a resolver that does not answer.
+pub(super) fn unresolved(error: io::Error) -> Unfit {
+    let is_silence = error.kind() == io::ErrorKind::TimedOut;
+    let unfit = silent(error);
+    Unfit { refuses: !is_silence && !unfit.is_local, ..unfit }
+}
+
+/// Whether a connection is refused at once, and not merely left without an answer.
+fn is_refusal(kind: io::ErrorKind) -> bool {
+    matches!(
+        kind,
+        io::ErrorKind::ConnectionRefused
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::BrokenPipe
+            | io::ErrorKind::HostUnreachable
+            | io::ErrorKind::NetworkUnreachable
+            // The file of a Unix socket is gone while its server is.
+            | io::ErrorKind::NotFound
+    )
 }
 
 fn no_tls(words: String) -> Unfit {
-    Unfit { reason: Reason::UpstreamTlsFailed, words, answers: false }
+    Unfit { reason: Reason::UpstreamTlsFailed, words, answers: false, is_local: false, refuses: false }
 }

@@ -50,6 +50,7 @@ fn relay(protocol: Protocol, client: ClientLeg, upstream: UpstreamLeg, half_clos
         broken_by: None,
         shown_out: false,
         clock: Clock::new(Limits { half_close_timeout, ..Limits::default() }),
+        dead_peers: DeadPeers::new(LONG),
         _counted: Counted::alone(),
     }
 }

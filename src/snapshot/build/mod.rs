@@ -1,7 +1,9 @@
 //! Building the terms of one listener: every file opened, every part tried, every problem noted.
 
 mod balancers;
+mod chains;
 mod server;
+mod sources;
 mod upstream;
 
 use std::sync::Arc;
@@ -19,7 +21,7 @@ use super::pace::Pacer;
 use super::{Door, Nodes, Terms, with_roles};
 use crate::addr::{ListenAddr, UpstreamAddr};
 use crate::config::{Files, Listener, Location, NamedFile, NamedPem, Problem, Shield, is_in_volume};
-use crate::policy::{AddressBook, ClientAuth, Enforcement, Rate, Source, SourcePolicy, days_left, expiry_milestone};
+use crate::policy::{AddressBook, ClientAuth, Enforcement, Rate, SourcePolicy, days_left, expiry_milestone};
 use crate::protocol::Protocol;
 use crate::timestamp;
 use crate::tls::{Certificate, PemError, ServerTls};
@@ -116,12 +118,13 @@ impl Builder<'_> {
     }
 
     fn parse<T, E: std::fmt::Display>(&mut self, file: &NamedFile, parse: fn(&[u8]) -> Result<T, E>) -> Option<T> {
-        let bytes = self.files.read(&file.path).map_err(|error| self.problems.push(file.problem(error))).ok()?;
+        let bytes = self.files.read(&file.path).map_err(|error| self.problems.push(file.unreadable(&error))).ok()?;
         parse(&bytes).map_err(|error| self.problems.push(file.problem(error))).ok()
     }
 
     fn pem<T>(&mut self, text: &NamedPem, parse: fn(&[u8]) -> Result<T, PemError>) -> Option<T> {
-        let bytes = self.files.read(&text.location).map_err(|error| self.problems.push(text.problem(error))).ok()?;
+        let bytes =
+            self.files.read(&text.location).map_err(|error| self.problems.push(text.unreadable(&error))).ok()?;
         parse(&bytes).map_err(|error| self.problems.push(text.problem(error))).ok()
     }
 
@@ -143,11 +146,7 @@ impl Builder<'_> {
             let (path, mode) = (path.display(), access.mode);
             self.warn(format_args!("every user of this machine can connect to unix:{path} (mode {mode:04o})"));
         }
-        for rule in listener.sources.trusted.rules() {
-            if matches!(&rule.source, Source::Network(network) if network.net().prefix_len() == 0) {
-                self.warn(format_args!("the rule {rule} trusts every address of its family"));
-            }
-        }
+        self.warn_about_sources();
         if listener.protocol == Protocol::Postgres
             && listener.plaintext_cancel
             && listener.tls.as_ref().is_some_and(|tls| tls.client_auth == ClientAuth::Required)
@@ -198,9 +197,10 @@ fn pacer(rate: Option<Rate>, before: Option<&Terms>) -> Option<Arc<Pacer>> {
     Some(former.unwrap_or_else(|| Arc::new(Pacer::new(rate))))
 }
 
-/// How many files the process may have open; `None` where the system does not say.
+/// How many files the running program may have open; `None` where the system does not say. It raises its soft limit to the
+/// hard one, and `check` must print the same number.
 fn limit_of_open_files() -> Option<u64> {
-    getrlimit(Resource::RLIMIT_NOFILE).ok().map(|(soft, _)| soft)
+    getrlimit(Resource::RLIMIT_NOFILE).ok().map(|(_, hard)| hard)
 }
 
 /// The addresses as audit events show them.

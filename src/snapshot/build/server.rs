@@ -13,7 +13,7 @@ use crate::snapshot::{Terms, TlsInputs};
 use crate::timestamp;
 use crate::tls::{
     self, BuildError, Certificate, ClientTrust, Crl, EncryptedKeyError, OwnCertificate, Passphrase, ServerTls,
-    SharedTicketer, StoredKey, TicketKeys, TrustParts,
+    SharedTicketer, ShownTo, StoredKey, TicketKeys, TrustParts,
 };
 
 /// What a listener judges client certificates by.
@@ -57,7 +57,8 @@ impl Builder<'_> {
     /// Builds it, or takes over what has not changed.
     pub(super) fn server(&mut self, before: Option<&Terms>) -> Option<Server> {
         let Some(tls) = &self.listener.tls else { return Some(Server::default()) };
-        let certificates: Vec<_> = tls.certificates.iter().filter_map(|files| self.certificate(files)).collect();
+        let certificates: Vec<_> =
+            tls.certificates.iter().filter_map(|files| self.certificate(files, ShownTo::Clients)).collect();
         // Everything is looked at before anything is given up, so that all of it is told.
         let clients = self.clients(tls)?;
         let parts = clients.parts(tls);
@@ -84,7 +85,7 @@ impl Builder<'_> {
         Some(Server { tls: Some(built), anchors, pinned, inputs: Some(inputs) })
     }
 
-    pub(super) fn certificate(&mut self, files: &CertificateFiles) -> Option<OwnCertificate> {
+    pub(super) fn certificate(&mut self, files: &CertificateFiles, shown_to: ShownTo) -> Option<OwnCertificate> {
         let chain = self.pem(&files.cert, tls::certificates);
         let key = self.private_key(files);
         match OwnCertificate::new(chain?, key?) {
@@ -92,6 +93,7 @@ impl Builder<'_> {
                 for issuer in certificate.chain().iter().skip(1).filter_map(|der| Certificate::parse(der).ok()) {
                     self.warn_about_dates("intermediate certificate", &issuer);
                 }
+                self.warn_about_chain(&files.cert, &certificate, shown_to);
                 Some(certificate)
             }
             Err(error) => {
@@ -172,6 +174,7 @@ impl Builder<'_> {
                             "the client CA certificate {subject} may not issue certificates, so it vouches for nobody"
                         ));
                     }
+                    self.warn_about_key("client CA certificate", &der, &facts);
                     anchors.push((der, facts));
                 }
                 Err(error) => {
@@ -198,6 +201,7 @@ impl Builder<'_> {
             };
             for (der, facts) in ders.into_iter().zip(&facts).filter(|(_, facts)| !has_issued(facts)) {
                 self.warn_about_dates("client certificate", facts);
+                self.warn_about_key("client certificate", &der, facts);
                 pinned.push((der, facts.clone()));
             }
         }

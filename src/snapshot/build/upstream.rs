@@ -8,7 +8,7 @@ use super::Builder;
 use crate::config;
 use crate::protocol::{Negotiation, Protocol, Verification, postgres};
 use crate::snapshot::Terms;
-use crate::tls::{self, Alpn, Anchors, BuildError, Certificate, UpstreamParts, UpstreamTls};
+use crate::tls::{self, Alpn, Anchors, BuildError, Certificate, ShownTo, UpstreamParts, UpstreamTls};
 
 /// TLS towards the upstream, and what it is made of.
 #[derive(Clone, Debug)]
@@ -29,7 +29,7 @@ impl Builder<'_> {
         let Some(wanted) = &self.listener.upstream.tls else { return Some(None) };
         let anchors = self.upstream_anchors(wanted);
         let certificate = match &wanted.identity {
-            Some(files) => self.certificate(files).map(Some),
+            Some(files) => self.certificate(files, ShownTo::Upstream).map(Some),
             None => Some(None),
         };
         let parts = UpstreamParts {
@@ -68,9 +68,12 @@ impl Builder<'_> {
             match self.parse(file, tls::certificates) {
                 Some(ders) => {
                     for (index, der) in ders.iter().enumerate() {
-                        if let Err(error) = Certificate::parse(der).map_err(BuildError::from) {
-                            self.problems.push(file.problem(format_args!("certificate {}: {error}", index + 1)));
-                            whole = false;
+                        match Certificate::parse(der).map_err(BuildError::from) {
+                            Ok(facts) => self.warn_about_key("upstream CA certificate", der, &facts),
+                            Err(error) => {
+                                self.problems.push(file.problem(format_args!("certificate {}: {error}", index + 1)));
+                                whole = false;
+                            }
                         }
                     }
                     bundle.extend(ders);

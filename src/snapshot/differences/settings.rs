@@ -19,7 +19,7 @@ use crate::timestamp;
 
 /// The settings of the process.
 pub(super) fn of_process(config: &Config) -> Vec<Setting> {
-    let Config { file: _, log, state_directory, admin, reload, drain, listeners: _ } = config;
+    let Config { file: _, log, state_directory, admin, reload, drain, listeners: _, places: _ } = config;
     let Log { level, format, audit_file } = log;
     let Reload { watch, poll, revoke } = reload;
     let admin = admin.as_ref().map(|Admin { socket }| format!("unix:{}", path(socket)));
@@ -120,7 +120,7 @@ fn of_tls(tls: &Tls, terms: &Terms) -> Vec<Setting> {
 }
 
 fn of_upstream(upstream: &Upstream, protocol: Protocol) -> Vec<Setting> {
-    let Upstream { addresses, connect_timeout, tls, announce, target } = upstream;
+    let Upstream { addresses, connect_timeout, dial_retry, tls, announce, target } = upstream;
     let is_remote = addresses.iter().any(|address| address.host().is_some());
     let mode = tls.as_ref().map_or_else(|| "disable".to_owned(), |tls| tls.verification.to_string());
     let unverified = match tls {
@@ -138,6 +138,7 @@ fn of_upstream(upstream: &Upstream, protocol: Protocol) -> Vec<Setting> {
         list("upstream.address", addresses.iter().map(ToString::to_string).collect())
             .exposing(Exposure::degree(in_clear)),
         plain("upstream.connect_timeout", duration(*connect_timeout)),
+        plain("upstream.dial_retry", duration(*dial_retry)),
         plain("upstream.target", target.word(protocol)),
         plain("upstream.proxy_protocol", announced),
         graded("upstream.tls", mode, unverified),
@@ -176,7 +177,7 @@ fn of_upstream(upstream: &Upstream, protocol: Protocol) -> Vec<Setting> {
     all
 }
 
-fn of_limits(limits: &Limits, terms: &Terms) -> [Setting; 7] {
+fn of_limits(limits: &Limits, terms: &Terms) -> [Setting; 8] {
     let Limits {
         max_connections,
         max_connections_per_source,
@@ -185,6 +186,7 @@ fn of_limits(limits: &Limits, terms: &Terms) -> [Setting; 7] {
         handshake_timeout,
         idle_timeout,
         half_close_timeout,
+        dead_peer_timeout,
     } = limits;
     let number = |key, most: &Option<NonZeroU32>| {
         let degree = most.map_or(u64::MAX, |most| most.get().into());
@@ -209,6 +211,7 @@ fn of_limits(limits: &Limits, terms: &Terms) -> [Setting; 7] {
         graded("limits.handshake_timeout", duration(*handshake_timeout), milliseconds(*handshake_timeout)),
         graded("limits.idle_timeout", duration(idle_timeout.unwrap_or_default()), idle),
         graded("limits.half_close_timeout", duration(*half_close_timeout), milliseconds(*half_close_timeout)),
+        graded("limits.dead_peer_timeout", duration(*dead_peer_timeout), milliseconds(*dead_peer_timeout)),
     ]
 }
 

@@ -1,5 +1,6 @@
-//! Whether a place, or a name, answers; and when one that does not is asked again.
+//! Whether a place, or a name, answers; what its last dial brought; and when one that does not answer is asked again.
 
+use std::hash::{BuildHasher as _, RandomState};
 use std::time::{Duration, Instant};
 
 use time::OffsetDateTime;
@@ -9,6 +10,42 @@ use time::OffsetDateTime;
 pub(super) struct Health {
     ejection: Option<Ejection>,
     recovery: Option<Recovery>,
+    /// Whether it answered when it was dialled last, or before.
+    has_answered: bool,
+    last_dial: Option<Dial>,
+}
+
+/// Whether an upstream answers, as far as dials have shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UpstreamHealth {
+    /// It has not been dialled yet.
+    Unknown,
+    /// It answered the last dial that reached it.
+    Healthy,
+    /// It did not.
+    Unhealthy,
+}
+
+/// One attempt to reach an upstream, by a client or a health check.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Dial {
+    /// When it ended.
+    pub at: OffsetDateTime,
+    /// What came of it.
+    pub outcome: DialOutcome,
+}
+
+/// What came of an attempt to reach an upstream. The text says why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DialOutcome {
+    /// It answered.
+    Connected,
+    /// It answered, and has not the role that is wanted, or is not ready.
+    Unsuitable(String),
+    /// It did not answer.
+    Failed(String),
+    /// This machine had no descriptor, memory or local port for the attempt, which tells nothing of the upstream.
+    LocalShortage(String),
 }
 
 /// That something does not answer.
@@ -30,8 +67,10 @@ struct Recovery {
 }
 
 impl Health {
-    /// Returns whether that is news.
-    pub(super) fn answers(&mut self, now: Instant) -> bool {
+    /// It answered; where it is not what was wanted, `unsuitable` says why. Returns whether that is news.
+    pub(super) fn answers(&mut self, unsuitable: Option<&str>, now: Instant) -> bool {
+        self.has_answered = true;
+        self.note(unsuitable.map_or(DialOutcome::Connected, |words| DialOutcome::Unsuitable(words.to_owned())));
         let former = self.ejection.take();
         if let Some(Ejection { failures, .. }) = &former {
             self.recovery = Some(Recovery { at: now, failures: *failures });
@@ -41,6 +80,7 @@ impl Health {
 
     /// A client found that it does not answer. Returns whether that is news.
     pub(super) fn eject(&mut self, words: &str, now: Instant) -> bool {
+        self.note(DialOutcome::Failed(words.to_owned()));
         if let Some(ejection) = &mut self.ejection {
             // When it is asked again is not for those to say who find it dead.
             words.clone_into(&mut ejection.words);
@@ -52,17 +92,47 @@ impl Health {
             since: OffsetDateTime::now_utc(),
             words: words.to_owned(),
             failures,
-            due: Some(now + pause(failures)),
+            due: Some(now + wait(failures)),
         });
         true
     }
 
     /// It was asked again, and still does not answer.
     pub(super) fn fail_again(&mut self, words: &str, now: Instant) {
+        self.note(DialOutcome::Failed(words.to_owned()));
         if let Some(ejection) = &mut self.ejection {
             ejection.failures = ejection.failures.saturating_add(1);
-            ejection.due = Some(now + pause(ejection.failures));
+            ejection.due = Some(now + wait(ejection.failures));
             words.clone_into(&mut ejection.words);
+        }
+    }
+
+    /// It could not be dialled for want of something on this machine. Whether it answers is as unknown as before.
+    pub(super) fn not_dialled(&mut self, words: &str) {
+        self.note(DialOutcome::LocalShortage(words.to_owned()));
+    }
+
+    /// A health check could not dial it for want of something on this machine.
+    pub(super) fn not_dialled_again(&mut self, words: &str, now: Instant) {
+        self.not_dialled(words);
+        if let Some(ejection) = &mut self.ejection {
+            ejection.due = Some(now + wait(ejection.failures));
+        }
+    }
+
+    fn note(&mut self, outcome: DialOutcome) {
+        self.last_dial = Some(Dial { at: OffsetDateTime::now_utc(), outcome });
+    }
+
+    pub(super) fn last_dial(&self) -> Option<&Dial> {
+        self.last_dial.as_ref()
+    }
+
+    pub(super) fn state(&self) -> UpstreamHealth {
+        match (&self.ejection, self.has_answered) {
+            (Some(_), _) => UpstreamHealth::Unhealthy,
+            (None, true) => UpstreamHealth::Healthy,
+            (None, false) => UpstreamHealth::Unknown,
         }
     }
 
@@ -86,7 +156,45 @@ impl Health {
     }
 }
 
-/// How long one is left alone that has failed so often in a row.
+impl UpstreamHealth {
+    /// As `status` has it.
+    pub fn code(self) -> &'static str {
+        match self {
+            Self::Unknown => "unknown",
+            Self::Healthy => "healthy",
+            Self::Unhealthy => "unhealthy",
+        }
+    }
+}
+
+impl DialOutcome {
+    /// As `status` has it.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Connected => "connected",
+            Self::Unsuitable(_) => "unsuitable",
+            Self::Failed(_) => "failed",
+            Self::LocalShortage(_) => "local_shortage",
+        }
+    }
+
+    /// Why it was not taken.
+    pub fn error(&self) -> Option<&str> {
+        match self {
+            Self::Connected => None,
+            Self::Unsuitable(words) | Self::Failed(words) | Self::LocalShortage(words) => Some(words),
+        }
+    }
+}
+
+/// The same less up to a quarter, so that many proxies do not come to an upstream that is back all at once.
+fn wait(failures: u32) -> Duration {
+    let whole = pause(failures);
+    let random = u32::try_from(RandomState::new().hash_one(()) % 256).unwrap_or_default();
+    whole.saturating_sub(whole / 1024 * random)
+}
+
+/// How long one is left alone that has failed so often in a row, at most.
 fn pause(failures: u32) -> Duration {
     FIRST_PAUSE.saturating_mul(1 << failures.saturating_sub(1).min(MOST_DOUBLINGS)).min(LONGEST_PAUSE)
 }
@@ -121,11 +229,52 @@ mod tests {
         for _ in 0..5 {
             assert!(health.eject("refused", now));
             waits.push(health.ejection.as_ref().unwrap().due.unwrap() - now);
-            assert!(health.answers(now));
+            assert!(health.answers(None, now));
         }
-        assert_eq!(waits, [1, 2, 4, 8, 15].map(Duration::from_secs));
+        for (wait, longest) in waits.into_iter().zip([1, 2, 4, 8, 15].map(Duration::from_secs)) {
+            assert!(wait <= longest && wait >= longest * 3 / 4, "{wait:?} of {longest:?}");
+        }
         let later = now + RELAPSE;
         health.eject("refused", later);
-        assert_eq!(health.ejection.unwrap().due, Some(later + FIRST_PAUSE));
+        assert!(health.ejection.unwrap().due.unwrap() <= later + FIRST_PAUSE);
+    }
+
+    #[test]
+    fn waits_of_several_that_fail_together_differ() {
+        let waits: std::collections::HashSet<_> = (0..50).map(|_| wait(8)).collect();
+        assert!(waits.len() > 10, "{waits:?}");
+    }
+
+    #[test]
+    fn last_dial_is_kept_with_its_outcome() {
+        let now = Instant::now();
+        let mut health = Health::default();
+        let outcome = |health: &Health| health.last_dial().map(|dial| dial.outcome.clone());
+        assert_eq!((health.state(), outcome(&health)), (UpstreamHealth::Unknown, None));
+        health.answers(None, now);
+        assert_eq!((health.state(), outcome(&health)), (UpstreamHealth::Healthy, Some(DialOutcome::Connected)));
+        health.eject("refused", now);
+        let refused = Some(DialOutcome::Failed("refused".to_owned()));
+        assert_eq!((health.state(), outcome(&health)), (UpstreamHealth::Unhealthy, refused));
+        health.answers(Some("a replica"), now);
+        let unsuitable = Some(DialOutcome::Unsuitable("a replica".to_owned()));
+        assert_eq!((health.state(), outcome(&health)), (UpstreamHealth::Healthy, unsuitable));
+    }
+
+    #[test]
+    fn local_shortage_leaves_the_health_as_it_was() {
+        let now = Instant::now();
+        let mut health = Health::default();
+        health.not_dialled("EMFILE");
+        assert_eq!(health.state(), UpstreamHealth::Unknown);
+        health.answers(None, now);
+        health.not_dialled("EMFILE");
+        assert_eq!(health.state(), UpstreamHealth::Healthy);
+        assert_eq!(health.last_dial().unwrap().outcome, DialOutcome::LocalShortage("EMFILE".to_owned()));
+        health.eject("refused", now);
+        assert!(health.take_due(now + FIRST_PAUSE) && health.due().is_none());
+        health.not_dialled_again("EMFILE", now);
+        assert!(health.due().is_some(), "it is asked again");
+        assert_eq!(health.silent().unwrap().1, "refused");
     }
 }

@@ -4,7 +4,7 @@ use std::io::{Read as _, Write as _};
 
 use rustls::{ClientConnection, Error, ServerConnection};
 
-use crate::tls::records::{MAX_UNOPENED_OF_CLIENT, Records, most_overhead};
+use crate::tls::records::{MOST_UNOPENED, Records, most_overhead};
 use crate::tls::specimen::{Accent, speech};
 
 /// A server's TLS: ours, or rustls' own with buffers, to which ours is compared.
@@ -26,7 +26,7 @@ impl Engine for Records {
         // The room in front has been used for something else.
         let mut room = [&vec![0xee; self.unopened()], sealed].concat();
         let opened = self.open(&mut room, |record| plain.extend(record), answer);
-        assert!(self.unopened() <= MAX_UNOPENED_OF_CLIENT);
+        assert!(self.unopened() <= MOST_UNOPENED);
         if opened.is_err() || self.is_handshaking() {
             // Too late or too early, in the middle of whatever came; and it does no harm.
             assert!(self.seal(b"words", &mut [0; most_overhead(5) + 5]).is_err());

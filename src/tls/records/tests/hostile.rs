@@ -6,7 +6,7 @@ use rustls::{AlertDescription, Error};
 
 use crate::tls::records::tests::conversation::{Conversation, Engine, Step};
 use crate::tls::records::tests::likeness::{accents, pieces};
-use crate::tls::records::{MAX_UNOPENED_OF_CLIENT, Records};
+use crate::tls::records::{MOST_UNOPENED, Records};
 use crate::tls::specimen::{Accent, speech};
 
 /// What becomes of the bytes on their way, at some place.
@@ -127,7 +127,7 @@ fn a_record_broken_after_the_handshake_costs_nothing_of_what_came_before_it() {
 
 #[test]
 fn a_message_that_is_never_whole_is_given_up() {
-    // A hello of the largest size that rustls accepts, a byte in each record: its bytes are six times as many.
+    // A hello of the largest size that rustls accepts, a byte in each record: 64 KiB of it are six times as many bytes.
     let mut server = <Records as Engine>::new(Accent { suite: 0, record: None, known: false });
     let mut taken = 0;
     let mut hello = [&b"\x01\x00\xff\xff"[..], &[0; 0xffff]].concat().into_iter();
@@ -140,5 +140,5 @@ fn a_message_that_is_never_whole_is_given_up() {
         }
     };
     assert!(matches!(refused, Error::General(_)), "{refused:?}");
-    assert!(taken <= MAX_UNOPENED_OF_CLIENT && taken + 600 > MAX_UNOPENED_OF_CLIENT, "{taken}");
+    assert!(taken <= MOST_UNOPENED && taken + 600 > MOST_UNOPENED, "{taken}");
 }

@@ -1,0 +1,99 @@
+use std::task::Poll;
+
+use tokio::task::{JoinSet, yield_now};
+use tokio::time::timeout;
+
+use super::*;
+
+fn budget(max_connections: usize) -> Descriptors {
+    let descriptors = Descriptors::default();
+    descriptors.0.max_connections.store(max_connections, Ordering::SeqCst);
+    descriptors
+}
+
+#[test]
+fn reserve_stays_within_its_bounds() {
+    assert_eq!([16, 64, 256, 512, 1 << 20].map(reserve), [16, 16, 64, 128, 128]);
+}
+
+#[test]
+fn max_connections_leaves_the_reserve_and_what_is_open() {
+    for (limit, open, expected) in [(64, 24, 12), (64, 25, 11), (1024, 30, 433), (1 << 20, 30, 524_209), (48, 60, 1)] {
+        let max = max_connections(limit, open);
+        assert_eq!(max, expected, "{limit} {open}");
+        assert!(max == 1 || max * PER_CONNECTION + open + reserve(limit) <= limit);
+    }
+}
+
+#[test]
+fn share_is_refused_at_the_maximum_and_given_back_when_dropped() {
+    let descriptors = budget(2);
+    let (one, mut two) = (descriptors.try_take().unwrap(), descriptors.try_take().unwrap());
+    assert!(descriptors.try_take().is_none());
+    drop(one);
+    two.keep();
+    drop(two);
+    assert_eq!(descriptors.standing().connections, 1);
+    descriptors.give_back();
+    assert_eq!(descriptors.standing().connections, 0);
+}
+
+#[test]
+fn follow_counts_what_is_open_once_and_listening_sockets_each_time() {
+    let descriptors = Descriptors::default();
+    assert!(descriptors.try_take().is_none(), "nothing is accepted before");
+    descriptors.follow(0);
+    let before = descriptors.standing();
+    assert_eq!(before.limit, limit());
+    descriptors.follow(20);
+    assert_eq!(descriptors.standing().max_connections, before.max_connections - 10);
+}
+
+#[tokio::test]
+async fn loops_that_wait_all_go_on_when_descriptors_are_given_back() {
+    let descriptors = budget(3);
+    let shares: Vec<_> = (0..3).map(|_| descriptors.try_take().unwrap()).collect();
+    let mut waiting = JoinSet::new();
+    for _ in 0..3 {
+        let descriptors = descriptors.clone();
+        waiting.spawn(async move { descriptors.take().await });
+    }
+    while descriptors.pause().waiting < 3 {
+        yield_now().await;
+    }
+    assert!(descriptors.standing().paused_since.is_some());
+    drop(shares);
+    while let Some(share) = timeout(Duration::from_secs(30), waiting.join_next()).await.expect("it goes on") {
+        drop(share.unwrap());
+    }
+    let standing = descriptors.standing();
+    assert_eq!((standing.connections, standing.paused_since), (0, None));
+    assert!(standing.last_paused_at.is_some());
+}
+
+#[tokio::test]
+async fn descriptors_offered_to_a_loop_that_stopped_go_to_the_next() {
+    let descriptors = budget(1);
+    let share = descriptors.try_take();
+    let mut first = Box::pin(descriptors.take());
+    let mut second = Box::pin(descriptors.take());
+    std::future::poll_fn(|cx| {
+        assert!(first.as_mut().poll(cx).is_pending() && second.as_mut().poll(cx).is_pending());
+        Poll::Ready(())
+    })
+    .await;
+    drop(share);
+    drop(first);
+    timeout(Duration::from_secs(30), second).await.expect("it was woken");
+}
+
+#[test]
+fn shortage_of_this_machine_is_told_from_a_refusal() {
+    for code in [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM, libc::EADDRNOTAVAIL] {
+        assert!(is_local_shortage(&io::Error::from_raw_os_error(code)), "{code}");
+    }
+    for code in [libc::ECONNREFUSED, libc::ETIMEDOUT, libc::ENETUNREACH, libc::EHOSTUNREACH, libc::ECONNRESET] {
+        assert!(!is_local_shortage(&io::Error::from_raw_os_error(code)), "{code}");
+    }
+    assert!(shortage().is_none());
+}

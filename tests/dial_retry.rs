@@ -1,0 +1,175 @@
+//! While an upstream refuses connections its clients are held, for `dial_retry`, and what they are told then makes them try
+//! again.
+
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::harness::postgres::client;
+use crate::harness::program::{Running, free_address, run, tied};
+use crate::harness::{Event, Listener, Portcullis, Postgres, Redis, Site, Upstream, eventually};
+use crate::postgres::{conninfo, psql};
+use crate::reload::ON_SIGHUP;
+
+/// Longer than any test here takes.
+const LONG: &str = "dial_retry = \"10m\"";
+
+/// As a database is away that is restarted.
+const OUTAGE: Duration = Duration::from_millis(1500);
+
+#[test]
+fn client_of_an_upstream_that_restarts_waits_and_notices_nothing_else() {
+    let mut redis = Redis::start();
+    let portcullis = Portcullis::before(Listener::redis(&redis));
+    redis.kill();
+    // One that has asked already, one that has not, and one that asks and says that it asks no more.
+    let mut asking = portcullis.client().connect();
+    asking.send(b"PING\r\n");
+    let mut silent = portcullis.client().connect();
+    let mut ending = portcullis.client().connect();
+    ending.send(b"PING\r\n");
+    ending.finish_sending();
+    thread::sleep(OUTAGE);
+    redis.start_again();
+    asking.ask(b"PING\r\n", b"+PONG\r\n+PONG\r\n");
+    silent.ask(b"PING\r\n", b"+PONG\r\n");
+    assert_eq!(ending.rest().unwrap(), b"+PONG\r\n");
+    assert!(!portcullis.events().iter().any(|event| event.is("connection.denied")));
+}
+
+#[test]
+fn postgres_client_of_an_upstream_that_restarts_waits_and_is_served() {
+    let mut postgres = Postgres::start();
+    let portcullis = Portcullis::before(Listener::postgres(&postgres).upstream(LONG));
+    postgres.signal("INT");
+    postgres.ends();
+    let mut psql = psql(&conninfo(&portcullis));
+    let psql = Running::start(psql.args(["-c", "select 6 * 7"]).stdout(Stdio::piped()));
+    thread::sleep(OUTAGE);
+    postgres.start_again();
+    let mut psql = psql;
+    assert_eq!(psql.exit_code(), Some(0));
+}
+
+#[test]
+fn pg_isready_says_no_and_libpq_tries_its_next_host_while_the_upstream_refuses() {
+    let postgres = Postgres::start();
+    let away = Portcullis::before(Listener::postgres(free_address()));
+    let there = Portcullis::before(Listener::postgres(&postgres));
+    let is_ready = |portcullis: &Portcullis| {
+        let port = portcullis.address("main").port().to_string();
+        run(client("pg_isready").args(["-h", "127.0.0.1", "-p", &port])).code
+    };
+    assert_eq!((is_ready(&away), is_ready(&there)), (Some(1), Some(0)));
+
+    let [first, second] = [&away, &there].map(|portcullis| portcullis.address("main").port());
+    let both = format!("host=127.0.0.1,127.0.0.1 port={first},{second} user=app dbname=postgres sslmode=require");
+    assert_eq!(run(psql(&both).args(["-c", "select 6 * 7"])).success(), "42\n");
+    assert_eq!(away.event("a denial", |event| event.is("connection.denied")).reason(), "upstream_unreachable");
+}
+
+#[test]
+fn client_that_leaves_is_not_held_any_longer() {
+    for listener in [Listener::redis(free_address()), Listener::tcp(free_address())] {
+        let portcullis = Portcullis::before(listener.upstream(LONG).limit("max_connections = 1"));
+        let mut first = portcullis.client().connect();
+        let mut second = portcullis.client().connect();
+        second.rest().unwrap();
+        assert_eq!(portcullis.refusal(second.port()), "connection_limit", "who is held counts");
+        first.hang_up();
+        assert_eq!(portcullis.refusal(first.port()), "client_closed");
+    }
+}
+
+#[test]
+fn client_that_is_held_follows_the_policy() {
+    let upstream = Upstream::echo();
+    let config = |upstream: &dyn std::fmt::Display, source: &str| {
+        let listener = Listener::redis(upstream).trusting(&[source]).upstream(LONG);
+        format!("{ON_SIGHUP}{listener}")
+    };
+    let away = free_address();
+    let portcullis = Portcullis::start(Site::new(), config(&away, "127.0.0.0/8"));
+    let mut client = portcullis.client().connect();
+    client.send(b"hello");
+    assert!(portcullis.reconfigure(config(&upstream, "127.0.0.0/8")).is("reload.applied"));
+    assert_eq!(client.receive(5), b"hello", "the upstream has moved");
+
+    assert!(portcullis.reconfigure(config(&away, "127.0.0.0/8")).is("reload.applied"));
+    let mut client = portcullis.client().connect();
+    let mut other = portcullis.client().connect();
+    assert!(portcullis.reconfigure(config(&away, "10.0.0.0/8")).is("reload.applied"));
+    for client in [&mut client, &mut other] {
+        assert_eq!(client.rest().unwrap(), b"-DENIED this connection is not allowed\r\n");
+        assert_eq!(portcullis.refusal(client.port()), "untrusted_source");
+    }
+}
+
+#[test]
+fn of_all_clients_that_are_held_one_dials() {
+    // It takes connections and ends them, which counts as a refusal where it is asked for its role.
+    let upstream = Upstream::new(crate::harness::client::reset);
+    let listener = Listener::redis(&upstream).upstream("target = \"master\"");
+    let portcullis = Portcullis::before(listener);
+    let client = portcullis.client();
+    let begun = Instant::now();
+    let crowd: Vec<_> = (0..40).map(|_| client.connect()).collect();
+    for mut connection in crowd {
+        let words = connection.rest().unwrap();
+        assert_eq!(words, b"-LOADING the database behind this proxy cannot be reached\r\n");
+        let denied = portcullis.ending(connection.port());
+        assert_eq!(denied.reason(), "upstream_unreachable");
+        assert!(denied.text("detail").ends_with("it was dialled again for 2s (dial_retry)"), "{}", denied.0);
+    }
+    // By itself each would have dialled about ten times.
+    let seconds = usize::try_from(begun.elapsed().as_secs()).unwrap() + 1;
+    assert!(upstream.connections() < 40 + 20 * seconds, "{}", upstream.connections());
+}
+
+#[test]
+fn without_dial_retry_a_client_is_told_at_once() {
+    let portcullis = Portcullis::before(Listener::redis(free_address()).upstream("dial_retry = \"0s\""));
+    let mut client = portcullis.client().connect();
+    assert!(client.rest().unwrap().starts_with(b"-LOADING "));
+    let denied = portcullis.ending(client.port());
+    assert!(denied.number("duration_ms") < 1900 && !denied.text("detail").contains("dial_retry"), "{}", denied.0);
+}
+
+/// Debian's python3-redis, which scripts/install-test-tools installs.
+fn python(script: &str, portcullis: &Portcullis) -> Command {
+    let mut python = tied("/usr/bin/python3".as_ref());
+    python.args(["-c", script, &portcullis.address("main").port().to_string()]);
+    python.arg(portcullis.site.path("ca.crt"));
+    python
+}
+
+const REDIS_PY: &str = "
+import redis, sys
+from redis.backoff import ConstantBackoff
+from redis.retry import Retry
+client = redis.Redis(port=int(sys.argv[1]), ssl=True, ssl_ca_certs=sys.argv[2], ssl_check_hostname=False,
+                     retry=Retry(ConstantBackoff(0.1), 100), retry_on_error=[redis.ConnectionError])
+print(client.set('number', 42))
+while True:
+    number = client.get('number')
+    if number is None:
+        break
+print('restarted')
+";
+
+/// Longer than a client is held, so that it is told, too.
+#[test]
+fn redis_py_survives_an_outage_as_it_does_without_a_proxy() {
+    let mut redis = Redis::start();
+    let portcullis = Portcullis::before(Listener::redis(&redis).upstream("dial_retry = \"500ms\""));
+    let mut python = python(REDIS_PY, &portcullis);
+    let mut python = Running::start(python.stderr(Stdio::piped()));
+    portcullis.event("a session", |event: &Event| event.is("connection.opened"));
+    redis.kill();
+    let denials = || portcullis.events().iter().filter(|event| event.is("connection.denied")).count();
+    eventually("it is told twice", || (denials() >= 2).then_some(()));
+    redis.start_again();
+    let code = python.exit_code();
+    let said = std::io::read_to_string(python.0.stderr.take().unwrap()).unwrap();
+    assert_eq!(code, Some(0), "{said}");
+}
