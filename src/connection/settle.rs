@@ -48,7 +48,8 @@ pub(super) async fn settle(dialled: Dialled, candidates: &mut Candidates) -> Res
     }
     let hold = match terms.upstream.target {
         Target::Primary => Hold::Role,
-        Target::Any if candidates.are_several() => Hold::Refusal,
+        // A server that restarts takes connections before it is ready.
+        Target::Any if candidates.are_several() || candidates.has_waited() => Hold::Refusal,
         Target::Any => Hold::Nothing,
     };
     let opening = Box::new(Opening::of(&dialled, hold));
@@ -56,9 +57,9 @@ pub(super) async fn settle(dialled: Dialled, candidates: &mut Candidates) -> Res
         note_answer(&dialled.reached.place, &dialled.identified.terms);
         return Ok(Settled::Session(Box::new(Welcome { dialled, opening: Some(opening) })));
     }
-    let mut audition = Audition { dialled, opening };
+    let mut audition = Audition { dialled, opening, has_waited: candidates.has_waited() };
     let verdict = audition.hold(candidates.patience()).await;
-    let Audition { dialled, opening } = audition;
+    let Audition { dialled, opening, .. } = audition;
     let Dialled { identified, reached, first } = dialled;
     let (place, terms) = (&reached.place, &identified.terms);
     match verdict {
@@ -99,6 +100,8 @@ pub(super) async fn settle(dialled: Dialled, candidates: &mut Candidates) -> Res
 struct Audition {
     dialled: Dialled,
     opening: Box<Opening>,
+    /// The client has been held already while the upstream refused connections, and is held on while it starts.
+    has_waited: bool,
 }
 
 enum Verdict {
@@ -166,7 +169,8 @@ impl Audition {
                 return Some(Verdict::Unfit(not_now(words), Some(Role::Standby)));
             }
             Stage::Refused if self.opening.is_not_ready() => {
-                return Some(Verdict::Unfit(not_now("it is not ready for connections (57P03)"), None));
+                let unfit = Unfit { refuses: self.has_waited, ..not_now("it is not ready for connections (57P03)") };
+                return Some(Verdict::Unfit(unfit, None));
             }
             Stage::Lost if repeatable => return Some(mute("what answers is no PostgreSQL server")),
             Stage::Spoilt => return Some(mute("it did not say whether it is a primary")),

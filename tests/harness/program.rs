@@ -4,6 +4,7 @@ use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc;
 use std::{env, fs, thread};
 
@@ -177,16 +178,26 @@ pub(crate) fn serve_on(port: u16, ready: &str, command: impl Fn(u16) -> Command)
     says(&line, ready).then_some(server)
 }
 
-/// A port of 127.0.0.1 on which nobody listens now.
+/// A port of 127.0.0.1 on which nobody listens, and which is given to nobody else.
 pub(crate) fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
-    listener.local_addr().expect("it is bound").port()
+    free("127.0.0.1").port()
 }
 
 /// An address that nothing else here uses, for what cannot start on port 0.
 pub(crate) fn free_address() -> SocketAddr {
-    let listener = TcpListener::bind("127.77.0.1:0").expect("a port is free");
-    listener.local_addr().expect("it is bound")
+    free("127.77.0.1")
+}
+
+/// Ports that the kernel gives to nobody by itself (net.ipv4.ip_local_port_range): neither to whoever binds port 0, nor to a
+/// client, which could otherwise connect to itself. Each is given once by this process; others begin elsewhere.
+fn free(host: &str) -> SocketAddr {
+    const FIRST: u32 = 12_000;
+    const COUNT: u32 = 20_000;
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let begin = std::process::id().wrapping_mul(7919);
+    let next = || FIRST + begin.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % COUNT;
+    let free = || TcpListener::bind((host, u16::try_from(next()).expect("it is a port"))).ok()?.local_addr().ok();
+    (0..COUNT).find_map(|_| free()).expect("a port is free")
 }
 
 /// Lets this process, and what it starts from now on, have several thousand files open.

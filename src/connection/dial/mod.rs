@@ -92,6 +92,11 @@ impl Candidates {
         self.several
     }
 
+    /// Whether the client has been held while the upstream refused connections.
+    pub(super) fn has_waited(&self) -> bool {
+        !self.hold.is_new()
+    }
+
     /// How long the one that was reached may take to deal with the client.
     pub(super) fn patience(&self) -> Duration {
         self.patience
