@@ -20,7 +20,7 @@ const OUTAGE: Duration = Duration::from_millis(1500);
 #[test]
 fn client_of_an_upstream_that_restarts_waits_and_notices_nothing_else() {
     let mut redis = Redis::start();
-    let portcullis = Portcullis::before(Listener::redis(&redis));
+    let portcullis = Portcullis::before(Listener::redis(&redis).upstream(LONG));
     redis.kill();
     // One that has asked already, one that has not, and one that asks and says that it asks no more.
     let mut asking = portcullis.client().connect();

@@ -121,7 +121,7 @@ fn slow_handshakes_of_one_source_keep_no_other_source_out() {
 #[test]
 fn source_gets_a_place_again_once_its_slow_handshakes_have_timed_out() {
     let upstream = Upstream::echo();
-    let listener = Listener::redis(&upstream).limit("handshake_timeout = \"500ms\"");
+    let listener = Listener::redis(&upstream).limit("handshake_timeout = \"2s\"");
     let portcullis = limited(listener, 2);
     let client = portcullis.client();
     let crowd = stalled(&client, 2);

@@ -154,7 +154,7 @@ fn state(upstream: Reading<'_>, now: OffsetDateTime) -> String {
     let dial = upstream.object("last_dial");
     let shortage = dial.filter(|dial| dial.text("result").as_deref() == Some("local_shortage"));
     match shortage.and_then(|dial| dial.text("error")) {
-        Some(error) if upstream.flag("answers").is_none() => format!("unknown, not dialled yet: {error}"),
+        Some(error) if upstream.flag("answers").is_none() => format!("unknown; last dial failed: {error}"),
         Some(error) => format!("{state}; last dial failed: {error}"),
         None => state.to_owned(),
     }

@@ -18,6 +18,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use tracing::warn;
 
 use super::span::Span;
+use crate::descriptors::is_local_shortage;
 use crate::tcp_diag::{self, Attribute, number};
 
 /// One of the two peers of a session.
@@ -56,6 +57,16 @@ struct Unanswered {
     since: Instant,
     /// How many segments had come by then; one more is an answer.
     segments: u32,
+}
+
+/// What there is to learn of a connection from the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Known {
+    Sent(Sent),
+    /// It is a Unix socket or gone, or the kernel does not tell: its own limits are all there is.
+    Nothing,
+    /// The question could not be put for want of something on this machine, such as a descriptor.
+    NotNow,
 }
 
 /// What the kernel knows of a connection, of `struct tcp_info` (linux/tcp.h).
@@ -100,11 +111,11 @@ impl DeadPeers {
     }
 
     /// Ready when a peer is dead. To be asked at every wake-up of the session: `has_carried` says whether a byte has moved
-    /// since the last time, and `sent` what the kernel knows of a peer; nothing of a Unix socket.
+    /// since the last time, and `sent` what the kernel knows of a peer.
     pub(super) fn poll(
         &mut self,
         has_carried: bool,
-        mut sent: impl FnMut(Side) -> Option<Sent>,
+        mut sent: impl FnMut(Side) -> Known,
         cx: &mut Context<'_>,
     ) -> Poll<Side> {
         let timeout = self.timeout.duration();
@@ -125,7 +136,12 @@ impl DeadPeers {
             let mut next = now + interval;
             let mut is_settled = !watch.has_carried;
             for (side, peer) in [(Side::Client, &mut watch.client), (Side::Upstream, &mut watch.upstream)] {
-                match sent(side).map_or(Verdict::Settled, |sent| peer.judge(sent, now, timeout)) {
+                let verdict = match sent(side) {
+                    Known::Sent(sent) => peer.judge(sent, now, timeout),
+                    Known::Nothing => Verdict::Settled,
+                    Known::NotNow => Verdict::Owes(None),
+                };
+                match verdict {
                     Verdict::Settled => {}
                     Verdict::Owes(due) => {
                         is_settled = false;
@@ -171,17 +187,20 @@ impl Peer {
 }
 
 impl Sent {
-    /// What the kernel knows of a connection. Nothing where that is unknown: then the kernel's own limits are all there is.
-    pub(super) fn over(stream: &TcpStream) -> Option<Self> {
+    /// What the kernel knows of a connection.
+    pub(super) fn over(stream: &TcpStream) -> Known {
         match read(stream) {
-            Ok(sent) => Some(sent),
+            Ok(sent) => Known::Sent(sent),
             // It is gone, and its reader is told.
-            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotConnected) => None,
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotConnected) => {
+                Known::Nothing
+            }
+            Err(error) if is_local_shortage(&error) || error.kind() == io::ErrorKind::WouldBlock => Known::NotNow,
             Err(error) => {
                 NOT_TO_BE_HAD.call_once(|| {
                     warn!(%error, "TCP_INFO cannot be read; dead_peer_timeout is left to the kernel's own limits");
                 });
-                None
+                Known::Nothing
             }
         }
     }

@@ -9,7 +9,7 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, ReadBuf};
 
 use super::clock::Clock;
-use super::dead_peer::{DeadPeers, Sent, Side};
+use super::dead_peer::{DeadPeers, Known, Sent, Side};
 use super::dial::Dialled;
 use super::flow::{Broken, Flow};
 use super::leg::{ClientLeg, Leg, UpstreamLeg};
@@ -218,8 +218,8 @@ impl Relay {
     fn poll_dead_peers(&mut self, has_carried: bool, cx: &mut Context<'_>) -> Poll<Side> {
         let Self { client, upstream, dead_peers, .. } = self;
         let sent = |side| match side {
-            Side::Client => client.tcp().and_then(Sent::over),
-            Side::Upstream => upstream.tcp().and_then(Sent::over),
+            Side::Client => client.tcp().map_or(Known::Nothing, Sent::over),
+            Side::Upstream => upstream.tcp().map_or(Known::Nothing, Sent::over),
         };
         dead_peers.poll(has_carried, sent, cx)
     }

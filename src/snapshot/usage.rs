@@ -28,7 +28,7 @@ pub struct Uses {
     pub first: OffsetDateTime,
     /// The last handshake, or the end of a session.
     pub last: OffsetDateTime,
-    /// The last different users, the latest first; at most [`MAX_USERS_PER_ITEM`].
+    /// The last different users, the latest first; at most eight.
     pub users: Vec<User>,
 }
 

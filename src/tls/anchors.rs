@@ -39,7 +39,8 @@ pub(super) struct Anchor {
     pub(super) trust: TrustAnchor<'static>,
     pub(super) properties: CaProperties,
     key_id: Option<Vec<u8>>,
-    /// What stands above it in the bundle: one for each way to a certificate that has no issuer there. Never empty.
+    /// What stands above it in the bundle: one for each way to a certificate that has no issuer there. None where every way is
+    /// longer than is followed; then it vouches for nobody.
     pub(super) ancestries: Vec<Ancestry>,
 }
 
@@ -215,9 +216,7 @@ fn connect(anchors: &mut [Anchor]) {
     let ancestries: Vec<Vec<Ancestry>> =
         ways.iter().map(|ways| ways.iter().filter_map(|way| ancestry(way, anchors)).collect::<Vec<_>>()).collect();
     for (anchor, ancestries) in anchors.iter_mut().zip(ancestries) {
-        if !ancestries.is_empty() {
-            anchor.ancestries = ancestries;
-        }
+        anchor.ancestries = ancestries;
     }
 }
 
@@ -243,10 +242,14 @@ fn issuers_of(index: usize, anchors: &[Anchor]) -> Vec<usize> {
 fn climb(index: usize, issuers: &[Vec<usize>], way: &mut Vec<usize>, ways: &mut Vec<Vec<usize>>) {
     let mut is_top = true;
     for issuer in issuers.get(index).into_iter().flatten().copied() {
-        if way.contains(&issuer) || way.len() >= MAX_ANCESTORS || ways.len() >= MAX_ANCESTRIES {
+        if way.contains(&issuer) {
             continue;
         }
         is_top = false;
+        // What is further up would bind it too, so a way that is cut off is none.
+        if way.len() >= MAX_ANCESTORS || ways.len() >= MAX_ANCESTRIES {
+            continue;
+        }
         way.push(issuer);
         climb(issuer, issuers, way, ways);
         way.pop();

@@ -101,7 +101,7 @@ pub(super) fn check_anchor<T>(
             Err(error) => refusal = refusal.or(Some(error)),
         }
     }
-    Err(refusal.unwrap_or(ChainError::UnknownIssuer))
+    Err(refusal.unwrap_or_else(|| ChainError::PathLength { anchor: anchor.properties.subject.clone() }))
 }
 
 /// Applies what the anchor, and what stands above it, require of everything below.

@@ -40,6 +40,7 @@ pub(super) fn describe(error: &Error, peer: Peer) -> String {
         Error::DecryptError => "sent a TLS record that cannot be decrypted",
         Error::NoApplicationProtocol => "offers application protocols (ALPN), and not the one that is needed",
         Error::UnsupportedNameType => "has a name of a kind that is not supported",
+        // The words are our own: rustls has none for handshakes of this kind.
         Error::General(words) => return words.clone(),
         _ => return "TLS failed for a reason inside Portcullis, not on the peer's side".to_owned(),
     };

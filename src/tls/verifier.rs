@@ -143,6 +143,10 @@ impl ChainVerifier {
         let same = self.anchors.position(|anchor| anchor.sha256 == *sha256);
         let anchor = same.or_else(|| self.anchors.position(|anchor| anchor.authority == *authority));
         let anchor = anchor.and_then(|index| self.anchors.get(index))?;
+        // Whose constraints they were is not known any more, and the anchor may be without them now.
+        if credential.constrains_names {
+            return None;
+        }
         // The names on the path were not held to the constraints of what stands above the anchor now.
         if anchor.ancestries.iter().any(|ancestry| !ancestry.constrained.is_empty()) {
             return None;

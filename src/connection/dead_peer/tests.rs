@@ -98,12 +98,12 @@ async fn question_that_was_answered_does_not_count_for_the_next_one() {
 }
 
 /// Runs for so long, or until a peer is dead.
-async fn run(peers: &mut DeadPeers, time: Duration, sent: impl Fn(Side) -> Option<Sent>) -> Option<Side> {
+async fn run(peers: &mut DeadPeers, time: Duration, sent: impl Fn(Side) -> Known) -> Option<Side> {
     timeout(time, poll_fn(|cx| peers.poll(false, &sent, cx))).await.ok()
 }
 
 async fn carry(peers: &mut DeadPeers) {
-    let dead = poll_fn(|cx| Poll::Ready(peers.poll(true, |_| None, cx).is_ready())).await;
+    let dead = poll_fn(|cx| Poll::Ready(peers.poll(true, |_| Known::Nothing, cx).is_ready())).await;
     assert!(!dead);
 }
 
@@ -113,7 +113,7 @@ async fn session_that_is_idle_and_acknowledged_is_not_looked_at() {
     assert_eq!(run(&mut peers, TIMEOUT * 10, |_| unreachable!()).await, None);
     carry(&mut peers).await;
     assert!(peers.watch.is_some());
-    assert_eq!(run(&mut peers, TIMEOUT, |_| Some(Sent::default())).await, None);
+    assert_eq!(run(&mut peers, TIMEOUT, |_| Known::Sent(Sent::default())).await, None);
     assert!(peers.watch.is_none(), "an idle session pays for it");
 }
 
@@ -126,12 +126,33 @@ async fn peer_that_dies_while_the_other_one_goes_on_is_found() {
         let sent = |side| {
             let sent_ago = start.elapsed();
             let lost = Sent { unacknowledged: 1, sent_ago, heard_ago: sent_ago + seconds(60.0), ..Sent::default() };
-            Some(if side == dead { lost } else { Sent::default() })
+            Known::Sent(if side == dead { lost } else { Sent::default() })
         };
         assert_eq!(run(&mut peers, TIMEOUT * 10, sent).await, Some(dead));
         let taken = start.elapsed();
         assert!((TIMEOUT..=TIMEOUT + TIMEOUT / LOOKS).contains(&taken), "{taken:?}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn peer_that_cannot_be_asked_about_for_a_while_is_looked_at_again() {
+    let mut peers = DeadPeers::new(TIMEOUT);
+    carry(&mut peers).await;
+    let start = Instant::now();
+    let sent = |side| {
+        let sent_ago = start.elapsed();
+        match side {
+            _ if sent_ago < TIMEOUT * 2 => Known::NotNow,
+            Side::Client => Known::Nothing,
+            Side::Upstream => Known::Sent(Sent {
+                unacknowledged: 1,
+                sent_ago,
+                heard_ago: sent_ago + seconds(60.0),
+                ..Sent::default()
+            }),
+        }
+    };
+    assert_eq!(run(&mut peers, TIMEOUT * 10, sent).await, Some(Side::Upstream));
 }
 
 /// Progress is no reason to put the next look off.
@@ -143,7 +164,7 @@ async fn session_that_carries_bytes_all_the_time_is_looked_at() {
         let looked = poll_fn(|cx| {
             let look = |_| {
                 looks += 1;
-                None
+                Known::Nothing
             };
             Poll::Ready(peers.poll(true, look, cx).is_ready())
         });
@@ -161,7 +182,7 @@ async fn kernel_tells_of_a_peer_that_does_not_read() {
     stream.set_nonblocking(true).unwrap();
     while stream.write(&[0; 65_536]).is_ok() {}
     let stream = TcpStream::from_std(stream).unwrap();
-    let sent = Sent::over(&stream).unwrap();
+    let Known::Sent(sent) = Sent::over(&stream) else { panic!("the kernel tells") };
     assert!(sent.unsent > 0, "{sent:?}");
     assert_eq!(Peer::default().judge(sent, Instant::now(), TIMEOUT), Verdict::Owes(None), "{sent:?}");
 }

@@ -1,7 +1,7 @@
 //! The way to one address: name resolution, TCP, Unix sockets.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr, ToSocketAddrs as _};
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs as _, UdpSocket};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::addr::UpstreamAddr;
 use crate::connection::socket::{Socket, keep_alive};
-use crate::descriptors::shortage;
+use crate::descriptors::{is_local_shortage, shortage};
 use crate::fault;
 use crate::snapshot::{Node, Terms, Whereabouts};
 
@@ -35,12 +35,33 @@ pub(super) async fn resolve(
 pub(super) async fn connect(place: &Whereabouts, terms: &Terms, deadline: Instant) -> io::Result<Socket> {
     match (place.socket, place.node.address()) {
         (Some(address), _) => {
-            let stream = within(deadline, TcpStream::connect(address)).await?;
+            let connected = within(deadline, TcpStream::connect(address)).await;
+            let stream = connected.map_err(|error| unusable(address, error))?;
             keep_alive(&stream, terms.limits.dead_peer_timeout)?;
             Ok(Socket::Tcp(stream))
         }
         (None, UpstreamAddr::Unix(path)) => within(deadline, connect_unix(path)).await,
         (None, UpstreamAddr::Tcp { .. }) => Err(io::Error::other("the name has not been resolved")),
+    }
+}
+
+/// Tells an address that this machine cannot connect to, for want of an address of the kind, from one to which all local ports
+/// are in use: the kernel has one error for both, and connecting a UDP socket needs a port too, but not one that is free for
+/// this address alone.
+fn unusable(address: SocketAddr, error: io::Error) -> io::Error {
+    if error.kind() != io::ErrorKind::AddrNotAvailable {
+        return error;
+    }
+    let unspecified = match address.is_ipv4() {
+        true => SocketAddr::from(([0, 0, 0, 0], 0)),
+        false => SocketAddr::from(([0_u16; 8], 0)),
+    };
+    let connected = UdpSocket::bind(unspecified).and_then(|socket| socket.connect(address));
+    match connected {
+        Err(failed) if !is_local_shortage(&failed) || failed.kind() == io::ErrorKind::AddrNotAvailable => {
+            io::Error::new(io::ErrorKind::HostUnreachable, "this machine has no address from which it can be reached")
+        }
+        _ => error,
     }
 }
 

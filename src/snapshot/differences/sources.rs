@@ -1,6 +1,6 @@
 //! Differences of the rules of two policies, beyond that one was added or removed.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt::Write as _;
 use std::sync::Arc;
 
@@ -12,13 +12,17 @@ use crate::audit::{Difference, MAX_DIFFERENCES};
 use crate::policy::{Rule, Source, TrustedSources};
 use crate::timestamp;
 
-/// Rules with another description or refresh interval, and rules that widen what is trusted.
+/// Rules with another description, refresh interval or end, and rules that widen what is trusted.
 pub(super) fn compare(
     listener: &str,
     [old, new]: [&TrustedSources; 2],
     now: OffsetDateTime,
 ) -> impl Iterator<Item = Difference> {
     let known: HashMap<_, _> = old.rules().iter().rev().map(|rule| (identity(rule), rule)).collect();
+    let kept: HashSet<_> = new.rules().iter().map(|rule| identity(rule)).collect();
+    // Rules that are gone, by what they trusted: one of them may have come back with another end.
+    let gone: HashMap<_, _> =
+        old.rules().iter().filter(|rule| !kept.contains(&identity(rule))).map(|rule| (&rule.source, rule)).collect();
     let shortest = Shortest::of(old, now);
     let mut differences = Vec::new();
     for rule in new.rules() {
@@ -27,7 +31,10 @@ pub(super) fn compare(
         }
         match known.get(&identity(rule)) {
             Some(before) => differences.extend(altered(listener, before, rule)),
-            None => differences.extend(widening(listener, old, &shortest, rule, now)),
+            None => match gone.get(&rule.source) {
+                Some(before) => differences.push(with_another_end(listener, before, rule)),
+                None => differences.extend(widening(listener, old, &shortest, rule, now)),
+            },
         }
     }
     differences.into_iter()
@@ -42,6 +49,16 @@ fn altered(listener: &str, old: &Arc<Rule>, new: &Arc<Rule>) -> Option<Differenc
     let refresh = |rule: &Rule| rule.source.host().map(|host| host.refresh);
     let is_same = old.description == new.description && refresh(old) == refresh(new);
     (!is_same).then(|| Difference::new(Some(listener), KEY, Some(in_words(old)), Some(in_words(new))))
+}
+
+/// A rule that trusts the same as before for another time. It weakens where that is longer.
+fn with_another_end(listener: &str, old: &Arc<Rule>, new: &Arc<Rule>) -> Difference {
+    let weakens = match (old.expires_at, new.expires_at) {
+        (Some(old), Some(new)) => new > old,
+        (Some(_), None) => true,
+        (None, _) => false,
+    };
+    Difference { weakens, ..Difference::new(Some(listener), KEY, Some(in_words(old)), Some(in_words(new))) }
 }
 
 /// A new rule that trusts more than a former one did: everybody, a network around one that was trusted, or a larger network

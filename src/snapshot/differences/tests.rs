@@ -33,6 +33,21 @@ fn same_policy_differs_in_nothing() {
 }
 
 #[test]
+fn rule_that_ends_later_or_never_weakens() {
+    let until = |end: &str| format!(r#"{{ type = "ip_addr", value = "0.0.0.0/0", expires_at = {end} }}"#);
+    let [soon, late] = ["2998-01-31T00:00:00Z", "2999-01-31T00:00:00Z"].map(until);
+    let never = r#""0.0.0.0/0""#;
+    for (before, after, weakens) in
+        [(soon.as_str(), never, true), (&soon, &late, true), (&late, &soon, false), (never, &soon, false)]
+    {
+        let told = of_rules(before, after);
+        assert_eq!(told.len(), 1, "{told:?}");
+        assert_eq!(told[0].contains("(weakens protection)"), weakens, "{told:?}");
+        assert!(told[0].contains(" until 299") && told[0].contains("ip_addr:0.0.0.0/0"), "{told:?}");
+    }
+}
+
+#[test]
 fn wider_source_weakens_and_another_host_does_not() {
     for (before, after, words) in [
         (r#""10.0.0.0/8""#, r#""0.0.0.0/0""#, "ip_addr:10.0.0.0/8 -> ip_addr:0.0.0.0/0"),
