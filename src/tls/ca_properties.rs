@@ -52,6 +52,8 @@ pub(super) struct CaProperties {
     pub(super) path_length: Option<usize>,
     /// Whether it limits the names that may be issued, or nobody can tell.
     pub(super) constrains_names: bool,
+    /// By how many subtrees it does.
+    pub(super) subtrees: usize,
 }
 
 impl CaProperties {
@@ -79,8 +81,22 @@ impl CaProperties {
             fault,
             path_length: path_length.map(|length| usize::try_from(length).unwrap_or(usize::MAX)),
             constrains_names: !matches!(certificate.name_constraints(), Ok(None)),
+            subtrees: subtrees(&certificate),
         })
     }
+}
+
+fn subtrees(certificate: &X509Certificate<'_>) -> usize {
+    let Ok(Some(constraints)) = certificate.name_constraints() else { return 0 };
+    let lists = [&constraints.value.permitted_subtrees, &constraints.value.excluded_subtrees];
+    lists.into_iter().flatten().map(Vec::len).sum()
+}
+
+/// How many names a certificate has: its subject, and its subject alternative names.
+pub(super) fn names(der: &[u8]) -> usize {
+    let Ok((_, certificate)) = X509Certificate::from_der(der) else { return 1 };
+    let alternative = certificate.subject_alternative_name().ok().flatten();
+    alternative.map_or(1, |names| names.value.general_names.len().saturating_add(1))
 }
 
 /// Whether the key usage of a certificate allows it to sign revocation lists.

@@ -56,6 +56,8 @@ pub enum ChainError {
     TooManyCertificates,
     /// The search for a path was given up.
     TooManyChecks,
+    /// The name constraints on the path would have to be compared with too many names.
+    TooManyNames,
     /// No trust anchor has issued it, directly or by way of what the peer sent.
     UnknownIssuer,
     /// A name in the certificate is outside the name constraints of a CA on the path.
@@ -137,7 +139,8 @@ impl From<ChainError> for Error {
             | ChainError::SignatureAlgorithm
             | ChainError::Unverifiable
             | ChainError::PathLength { .. }
-            | ChainError::TooManyCertificates => CertificateError::Other(OtherError(Arc::new(error))),
+            | ChainError::TooManyCertificates
+            | ChainError::TooManyNames => CertificateError::Other(OtherError(Arc::new(error))),
         };
         told.into()
     }
@@ -203,6 +206,10 @@ impl std::fmt::Display for ChainError {
                 f,
                 "no issuer was found after {MAX_FAILED_CHECKS} failed signature checks; several CA certificates have the \
                  same name, and the certificate does not say which of them issued it (authorityKeyIdentifier)"
+            ),
+            Self::TooManyNames => f.write_str(
+                "its CAs limit names (name constraints) by more subtrees than its names are compared with; use a certificate \
+                 with fewer names, or a CA with fewer constraints",
             ),
             Self::UnknownIssuer => f.write_str("no trusted CA has issued it"),
         }

@@ -67,6 +67,7 @@ pub(super) fn reason_of(error: &ChainError) -> Reason {
         | ChainError::RevocationUnknown { .. }
         | ChainError::SignatureAlgorithm
         | ChainError::TooManyCertificates
+        | ChainError::TooManyNames
         | ChainError::Unverifiable
         | ChainError::Version => Reason::ClientCertificateInvalid,
     }

@@ -12,7 +12,7 @@ use time::{OffsetDateTime, PrimitiveDateTime};
 use webpki::{EndEntityCert, KeyUsage};
 
 use super::anchors::{Ancestry, Anchor, AnchorSet};
-use super::ca_properties::{CaProperties, Purpose, unsupported_extension};
+use super::ca_properties::{CaProperties, Purpose, names, unsupported_extension};
 use super::chain_error::ChainError;
 use super::path::Path;
 use super::signed::key_bits;
@@ -34,6 +34,7 @@ pub(super) struct Sent {
 pub(super) fn check_sent(path: &Path<'_>, purpose: Purpose, now: OffsetDateTime) -> Result<Sent, ChainError> {
     let Some((leaf, intermediates)) = path.certificates.split_first() else { return Err(ChainError::Malformed) };
     let mut sent = Sent { validity: leaf.validity().ok_or(ChainError::Malformed)?, constrains_names: false };
+    let mut subtrees = path.anchor.properties.subtrees;
     for intermediate in intermediates {
         let der = intermediate.to_der();
         let properties = CaProperties::read(&der, purpose).ok_or(ChainError::Malformed)?;
@@ -41,11 +42,33 @@ pub(super) fn check_sent(path: &Path<'_>, purpose: Purpose, now: OffsetDateTime)
             return Err(ChainError::Ca { subject: properties.subject, fault });
         }
         sent.constrains_names |= properties.constrains_names;
+        subtrees = subtrees.saturating_add(properties.subtrees);
         sent.validity = overlap(sent.validity, &properties.validity);
+    }
+    if comparisons(path, subtrees) > MAX_NAME_COMPARISONS {
+        return Err(ChainError::TooManyNames);
     }
     with_webpki(path, &path.anchor.trust, purpose, now)?;
     Ok(sent)
 }
+
+/// How often a name is compared with a constraint, at most.
+fn comparisons(path: &Path<'_>, subtrees: usize) -> usize {
+    if subtrees == 0 {
+        return 0;
+    }
+    // A name takes three bytes at least. Only where that is too little to know are they counted.
+    let bytes: usize = path.certificates.iter().map(|certificate| certificate.der.len()).sum();
+    let bound = subtrees.saturating_mul(bytes / 3);
+    if bound <= MAX_NAME_COMPARISONS {
+        return bound;
+    }
+    let names: usize = path.certificates.iter().map(|certificate| names(certificate.der)).sum();
+    subtrees.saturating_mul(names)
+}
+
+/// A few tenths of a millisecond.
+const MAX_NAME_COMPARISONS: usize = 2_500;
 
 /// While the anchor may vouch for anything. Also says whether it may at all.
 fn anchor_validity(

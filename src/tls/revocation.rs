@@ -142,7 +142,10 @@ impl RevocationLists {
 
     fn status(&self, certificate: &RawCertificate<'_>, role: Role, issuer: Issuer<'_>, now: OffsetDateTime) -> Status {
         let Some(of_its_name) = self.by_issuer.get(certificate.issuer) else { return Status::Good(None) };
-        let own = newest(of_its_name.iter().filter(|list| list.is_signed_with(issuer.key_info())));
+        let signed: Vec<&Crl> = of_its_name.iter().filter(|list| list.is_signed_with(issuer.key_info())).collect();
+        // A list of the future does not replace one that is in force.
+        let in_force = |list: &&Crl| list.this_update <= now || signed.iter().all(|list| list.this_update > now);
+        let own = newest(signed.iter().copied().filter(in_force));
         if own.is_empty() && matches!(issuer, Issuer::Anchor(_)) {
             return Status::Good(None);
         }
@@ -153,9 +156,8 @@ impl RevocationLists {
             (_, _) => true,
         };
         let covering: Vec<&Crl> = own.iter().copied().filter(covers).collect();
-        // Where no list is about the certificate, one that names it all the same leaves no doubt.
-        let asked = if covering.is_empty() { &own } else { &covering };
-        if asked.iter().any(is_named) {
+        // One that names the certificate leaves no doubt, whatever it is about.
+        if own.iter().any(is_named) {
             return Status::Revoked;
         }
         if covering.is_empty() || !issuer.may_sign_lists() {

@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::path::MAX_FAILED_CHECKS;
+use super::path::{MAX_FAILED_CHECKS, cost_of_failure};
 use super::verified::{Digest, digest_of};
 
 #[derive(Debug, Default)]
@@ -53,7 +53,7 @@ impl SignatureMemo {
             if known.failed.len() >= MAX_KNOWN {
                 known.failed.clear();
             }
-            *known.failed.entry(leaf).or_default() += 1;
+            *known.failed.entry(leaf).or_default() += cost_of_failure(key_info);
         }
         Some(is_valid)
     }

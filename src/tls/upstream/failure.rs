@@ -105,7 +105,8 @@ fn chain_refused(error: &ChainError, facts: &Certificate, of_system: bool, now: 
         | ChainError::Ca { .. }
         | ChainError::PathLength { .. }
         | ChainError::TooManyCertificates
-        | ChainError::TooManyChecks => error.to_string(),
+        | ChainError::TooManyChecks
+        | ChainError::TooManyNames => error.to_string(),
         ChainError::CriticalExtension { .. } => {
             format!("{error}: put that very certificate into ca")
         }

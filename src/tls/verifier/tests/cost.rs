@@ -131,3 +131,47 @@ fn session_follows_its_path_to_an_anchor_further_down_or_up_for_one_signature() 
         assert!(verifier.memo.len() <= expected, "{}", verifier.memo.len());
     }
 }
+
+#[test]
+fn names_and_constraints_that_take_long_to_compare_are_refused() {
+    let root = Authority::new("Root CA");
+    let limited = |subtrees: usize| {
+        let mut params = authority_params("Limited CA");
+        let excluded_subtrees =
+            (0..subtrees).map(|number| GeneralSubtree::DnsName(format!("x{number}.test"))).collect();
+        params.name_constraints = Some(NameConstraints { permitted_subtrees: Vec::new(), excluded_subtrees });
+        Authority::new("Limited CA").certified_again(params, Some(&root))
+    };
+    let named = |authority: &Authority, names: usize| {
+        let names: Vec<String> = (0..names).map(|number| format!("n{number}.example")).collect();
+        let mut params = crate::tls::specimen::named(rcgen::CertificateParams::new(names).unwrap(), "app");
+        (params.not_before, params.not_after) = (NOW - Span::HOUR, NOW + Span::HOUR);
+        [authority.issue(&params, KeyPair::generate().unwrap()).der(), authority.der()]
+    };
+    let under_root = verifier(&[root.der()], &[], CrlExpired::Refuse);
+    assert!(judged(&under_root, &named(&limited(20), 100)).is_ok());
+    let refused = judged(&under_root, &named(&limited(100), 100)).unwrap_err();
+    assert_eq!(refused, ChainError::TooManyNames);
+}
+
+#[test]
+fn wrong_signature_by_an_expensive_key_counts_twice() {
+    let key = || KeyPair::generate_for(&rcgen::PKCS_ECDSA_P384_SHA384).unwrap();
+    let expensive = || {
+        let issuer = rcgen::CertifiedIssuer::self_signed(authority_params("Root CA"), key()).unwrap();
+        (issuer.der().clone(), issuer)
+    };
+    let anchors: Vec<_> = (0..3).map(|_| expensive().0).collect();
+    let (_, impostor) = expensive();
+    let leaf = crate::tls::specimen::named(rcgen::CertificateParams::default(), "app");
+    let leaf = leaf.signed_by(&key(), &impostor).unwrap().der().clone();
+    assert_eq!(checks(&anchors, &[leaf]), (2, MAX_FAILED_CHECKS));
+}
+
+#[test]
+fn certificates_that_lead_nowhere_are_not_kept() {
+    let root = Authority::new("Root CA");
+    let junk = Authority::new("Unrelated CA").der();
+    let credential = judged(&verifier(&[root.der()], &[], CrlExpired::Refuse), &[client(&root), junk]).unwrap();
+    assert_eq!(credential.sent(), 1);
+}

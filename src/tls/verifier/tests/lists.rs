@@ -37,7 +37,7 @@ fn latest_list_counts_without_numbers() {
         list.number = number.map(CrlNumber::from);
         list
     };
-    let [early, late] = [of(Some(7), &[], 0), of(None, &revoked, 1)];
+    let [early, late] = [of(Some(7), &[], -1), of(None, &revoked, 0)];
     for lists in [[&early, &late], [&late, &early]] {
         assert_eq!(refusal(&authority, &lists, &revoked), Some(ChainError::Revoked));
     }
@@ -98,4 +98,23 @@ fn expired_part_is_no_reason_for_refusal_beside_a_complete_list() {
     assert_eq!(refusal(&authority, &[&expired, &complete], &chain), None);
     assert_eq!(refusal(&authority, &[&expired], &chain), Some(ChainError::RevocationListExpired));
     assert_eq!(refusal(&authority, &[&current], &chain), None);
+}
+
+#[test]
+fn list_of_the_future_does_not_replace_the_one_in_force() {
+    let authority = Authority::new("Clients CA");
+    let revoked = [client(&authority)];
+    let current = list(&authority, &revoked, 2);
+    let future = read(&authority, &revoking(&[], 5, NOW + Span::DAY));
+    assert_eq!(refusal(&authority, &[&current, &future], &revoked), Some(ChainError::Revoked));
+    assert_eq!(refusal(&authority, &[&future], &revoked), None, "the only one there is");
+}
+
+#[test]
+fn list_about_other_certificates_that_names_one_revokes_it() {
+    let authority = Authority::new("Clients CA");
+    let chain = [client(&authority)];
+    let authorities = scoped(&authority, &chain, 7, Some(CrlScope::CaCertsOnly));
+    let users = scoped(&authority, &[], 3, Some(CrlScope::UserCertsOnly));
+    assert_eq!(refusal(&authority, &[&users, &authorities], &chain), Some(ChainError::Revoked));
 }
