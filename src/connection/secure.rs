@@ -55,8 +55,8 @@ pub(super) async fn secure(
             return Err(Leave::plain(ending, stream.into_socket(), Vec::new()));
         }
         if let Err(error) = shaken {
-            if let Some(refused) = attempt.refused() {
-                facts.name(&refused.certificate.subject, &refused.certificate.sha256);
+            if let Some(certificate) = attempt.refused().and_then(|refused| refused.certificate.as_ref()) {
+                facts.name(&certificate.subject, &certificate.sha256);
             }
             let ending = terms.handshake_failure(&error, attempt.shown().map(|shown| &**shown), attempt.refused());
             return Err(Leave::plain(ending, stream.into_socket(), Vec::new()));

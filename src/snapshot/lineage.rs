@@ -120,8 +120,8 @@ impl Terms {
         {
             ending.add(format_args!("; this certificate has been in use since {since}"));
         }
-        if let Some(refused) = refused {
-            self.tell_kin(&refused.certificate, &mut ending);
+        if let Some(certificate) = refused.and_then(|refused| refused.certificate.as_ref()) {
+            self.tell_kin(certificate, &mut ending);
         }
         ending
     }

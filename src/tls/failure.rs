@@ -17,7 +17,7 @@ use crate::timestamp;
 /// refuse, where it came so far.
 pub fn handshake_failure(error: &io::Error, shown: Option<&Certificate>, refused: Option<&RefusedClient>) -> Ending {
     if let Some(RefusedClient { certificate, error }) = refused {
-        return Ending::new(reason_of(error), refused_by_us(error, Some(certificate)));
+        return Ending::new(reason_of(error), refused_by_us(error, certificate.as_ref()));
     }
     match tls_error(error) {
         Some(Error::AlertReceived(alert)) => Ending::new(Reason::HandshakeFailed, refused_by_client(*alert, shown)),
@@ -77,7 +77,7 @@ pub(super) fn reason_of(error: &ChainError) -> Reason {
 pub(super) fn refused_by_us(error: &ChainError, refused: Option<&Certificate>) -> String {
     match refused {
         Some(certificate) => format!("client certificate {}: {}", in_words(certificate), in_short(error)),
-        None => in_short(error),
+        None => format!("client certificate that is too long or damaged to be named: {}", in_short(error)),
     }
 }
 
@@ -158,7 +158,7 @@ mod tests {
     #[test]
     fn certificate_that_was_refused_is_explained_instead_of_the_alert() {
         let certificate = Certificate::parse(&Authority::new("Clients CA").der()).unwrap();
-        let refused = RefusedClient { certificate, error: ChainError::Revoked };
+        let refused = RefusedClient { certificate: Some(certificate), error: ChainError::Revoked };
         let error = io::Error::new(io::ErrorKind::InvalidData, Error::AlertReceived(AlertDescription::UnknownCA));
         let ending = handshake_failure(&error, None, Some(&refused));
         assert_eq!(ending.reason, Reason::ClientCertificateRevoked);

@@ -11,7 +11,7 @@ use x509_parser::prelude::FromDer as _;
 use x509_parser::time::ASN1Time;
 
 use super::certificate::moment;
-use super::der::{INTEGER, SEQUENCE, TAGGED_0, element_of};
+use super::der::{INTEGER, SEQUENCE, TAGGED_0, element, element_of};
 use super::signed::Signed;
 
 /// The fields of a certificate (RFC 5280 §4.1) without tags and lengths.
@@ -24,6 +24,8 @@ pub(super) struct RawCertificate<'der> {
     pub(super) subject: &'der [u8],
     /// The contents of its `SubjectPublicKeyInfo`.
     pub(super) public_key_info: &'der [u8],
+    /// What follows the key: unique identifiers and extensions.
+    optional: &'der [u8],
     signed: Signed<'der>,
 }
 
@@ -38,8 +40,8 @@ impl<'der> RawCertificate<'der> {
         let (issuer, rest) = element_of(SEQUENCE, rest)?;
         let (validity, rest) = element_of(SEQUENCE, rest)?;
         let (subject, rest) = element_of(SEQUENCE, rest)?;
-        let (public_key_info, _) = element_of(SEQUENCE, rest)?;
-        Some(Self { der, serial, issuer, validity, subject, public_key_info, signed })
+        let (public_key_info, optional) = element_of(SEQUENCE, rest)?;
+        Some(Self { der, serial, issuer, validity, subject, public_key_info, optional, signed })
     }
 
     /// From its notBefore to behind its notAfter, whose last second belongs to it. Nothing, where these cannot be read.
@@ -47,6 +49,17 @@ impl<'der> RawCertificate<'der> {
         let (rest, not_before) = ASN1Time::from_der(self.validity).ok()?;
         let (_, not_after) = ASN1Time::from_der(rest).ok()?;
         Some(moment(not_before)..moment(not_after).saturating_add(Duration::SECOND))
+    }
+
+    /// Whether reading it whole takes longer than verifying a signature: by its many names or extensions, or a long one of
+    /// these. Certificates of clients are far from that.
+    pub(super) fn is_long_to_read(&self) -> bool {
+        let extensions = elements(self.optional).filter(|element| !element.is_empty()).last().unwrap_or_default();
+        let extensions = element_of(SEQUENCE, extensions).map_or(&[][..], |(extensions, _)| extensions);
+        elements(self.subject).nth(MAX_PARTS).is_some()
+            || elements(self.issuer).nth(MAX_PARTS).is_some()
+            || elements(extensions).nth(MAX_PARTS).is_some()
+            || elements(extensions).any(|extension| extension.len() > MAX_EXTENSION)
     }
 
     /// Whether a key is of the kind that its signature needs. Costs no cryptography.
@@ -80,5 +93,56 @@ impl<'der> RawCertificate<'der> {
 
     pub(super) fn to_der(self) -> CertificateDer<'der> {
         CertificateDer::from(self.der)
+    }
+}
+
+/// The contents of elements that follow one another.
+fn elements(der: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let mut rest = der;
+    std::iter::from_fn(move || {
+        let (contents, behind) = element(rest)?;
+        rest = behind;
+        Some(contents)
+    })
+}
+
+/// Parts of a name, or extensions.
+const MAX_PARTS: usize = 64;
+
+/// Bytes of an extension, in which there may be a name for every three.
+const MAX_EXTENSION: usize = 4 << 10;
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{CertificateParams, CustomExtension, DnType, SanType};
+
+    use super::*;
+    use crate::tls::specimen::{Specimen, named};
+
+    fn is_long(params: &CertificateParams) -> bool {
+        RawCertificate::read(&Specimen::alone(params).der()).unwrap().is_long_to_read()
+    }
+
+    #[test]
+    fn certificate_with_many_names_or_extensions_is_long_to_read() {
+        assert!(!is_long(&named(CertificateParams::default(), &"n".repeat(60_000))), "one long name is cut");
+        let names = |count: usize| {
+            let mut params = named(CertificateParams::default(), "app");
+            let name = |number| SanType::DnsName(format!("n{number}.test").try_into().unwrap());
+            params.subject_alt_names = (0..count).map(name).collect();
+            params
+        };
+        assert!(!is_long(&names(100)));
+        assert!(is_long(&names(1_000)));
+        let mut subject = named(CertificateParams::default(), "app");
+        for number in 0..100 {
+            subject.distinguished_name.push(DnType::CustomDnType(vec![2, 5, 4, number]), "x");
+        }
+        assert!(is_long(&subject));
+        let mut extensions = named(CertificateParams::default(), "app");
+        for number in 0..100 {
+            extensions.custom_extensions.push(CustomExtension::from_oid_content(&[1, 2, number], vec![5, 0]));
+        }
+        assert!(is_long(&extensions));
     }
 }

@@ -10,6 +10,7 @@ use rustls::{DigitallySignedStruct, DistinguishedName, Error, SignatureScheme};
 use super::certificate::Certificate;
 use super::chain_error::ChainError;
 use super::credential::Credential;
+use super::raw_certificate::RawCertificate;
 use super::verifier::ChainVerifier;
 use super::{moment, provider, signature};
 
@@ -24,8 +25,8 @@ pub(super) struct Findings {
 /// A client certificate that was refused, and why.
 #[derive(Clone, Debug)]
 pub struct RefusedClient {
-    /// Its facts.
-    pub certificate: Certificate,
+    /// Its facts; nothing of one that cannot be read, or takes long to be.
+    pub certificate: Option<Certificate>,
     /// What is wrong with it.
     pub error: ChainError,
 }
@@ -70,10 +71,10 @@ impl ClientCertVerifier for RecordingVerifier {
                 Ok(ClientCertVerified::assertion())
             }
             Err(error) => {
-                // One that cannot be read has nothing to say.
-                if let Ok(certificate) = Certificate::parse(leaf) {
-                    self.findings.refused.get_or_init(|| RefusedClient { certificate, error: error.clone() });
-                }
+                // Anybody can send it, so it costs no more to name than it is worth.
+                let is_short = RawCertificate::read(leaf).is_some_and(|raw| !raw.is_long_to_read());
+                let certificate = if is_short { Certificate::parse(leaf).ok() } else { None };
+                self.findings.refused.get_or_init(|| RefusedClient { certificate, error: error.clone() });
                 Err(error.into())
             }
         }

@@ -117,7 +117,11 @@ impl Builder<'_> {
         Some(paths.ok()?.into_iter().map(|path| NamedFile { path, ..pattern.clone() }).collect())
     }
 
-    fn parse<T, E: std::fmt::Display>(&mut self, file: &NamedFile, parse: fn(&[u8]) -> Result<T, E>) -> Option<T> {
+    fn parse<T, E: std::fmt::Display>(
+        &mut self,
+        file: &NamedFile,
+        parse: impl FnOnce(&[u8]) -> Result<T, E>,
+    ) -> Option<T> {
         let bytes = self.files.read(&file.path).map_err(|error| self.problems.push(file.unreadable(&error))).ok()?;
         parse(&bytes).map_err(|error| self.problems.push(file.problem(error))).ok()
     }

@@ -60,7 +60,8 @@ impl Builder<'_> {
         let certificates: Vec<_> =
             tls.certificates.iter().filter_map(|files| self.certificate(files, ShownTo::Clients)).collect();
         // Everything is looked at before anything is given up, so that all of it is told.
-        let clients = self.clients(tls)?;
+        let known = before.map(Terms::revocation_lists).unwrap_or_default();
+        let clients = self.clients(tls, known)?;
         let parts = clients.parts(tls);
         let trust = self.trust(tls, &parts, before)?;
         if certificates.len() < tls.certificates.len() {
@@ -138,7 +139,7 @@ impl Builder<'_> {
     }
 
     /// Everything by which client certificates are judged.
-    fn clients(&mut self, tls: &Tls) -> Option<Clients> {
+    fn clients(&mut self, tls: &Tls, known: &[Crl]) -> Option<Clients> {
         let mut clients = Clients::default();
         let mut whole = true;
         for file in &tls.client_ca {
@@ -154,7 +155,7 @@ impl Builder<'_> {
             }
         }
         for file in &tls.client_crl {
-            match self.lists(tls, file, &clients.anchors) {
+            match self.lists(tls, file, &clients.anchors, known) {
                 Some(lists) => clients.lists.extend(lists),
                 None => whole = false,
             }
@@ -208,10 +209,10 @@ impl Builder<'_> {
         Some(pinned)
     }
 
-    fn lists(&mut self, tls: &Tls, pattern: &NamedFile, anchors: &Certificates) -> Option<Vec<Crl>> {
+    fn lists(&mut self, tls: &Tls, pattern: &NamedFile, anchors: &Certificates, known: &[Crl]) -> Option<Vec<Crl>> {
         let mut all = Vec::new();
         for file in self.matching(pattern)? {
-            for list in self.parse(&file, Crl::parse_all)? {
+            for list in self.parse(&file, |bytes| Crl::parse_all_knowing(bytes, known))? {
                 let Crl { issuer, next_update, .. } = &list;
                 let mut of_its_name = anchors.iter().filter(|(anchor, _)| list.has_issuer(anchor)).peekable();
                 if of_its_name.peek().is_none() {

@@ -239,3 +239,16 @@ fn what_openssl_makes_and_rustls_does_not_take_is_refused_in_words() {
     fs::write(ca.path("index.txt"), "").unwrap();
     assert_eq!(fault(&ca.list("", "")), CrlFault::Version(1), "without anything of version 2");
 }
+
+#[test]
+fn list_that_is_known_is_shared_and_not_read_anew() {
+    let authority = Authority::new("Clients CA");
+    let [one, other] = [1, 2].map(|number| authority.list(&revoking(&[client(&authority)], number, NOW)));
+    let known = read(one.der());
+    let shared = |der: &[u8]| {
+        let list = Crl::parse_all_knowing(der, std::slice::from_ref(&known)).unwrap().remove(0);
+        Arc::ptr_eq(&list.content, &known.content)
+    };
+    assert!(shared(one.der()));
+    assert!(!shared(other.der()));
+}
