@@ -8,29 +8,29 @@ use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::Poll;
 
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
 use crate::connection::probe;
 use crate::fault;
-use crate::snapshot::{Current, Snapshot};
+use crate::snapshot::Upstream;
 
-/// Looks after the nodes of the snapshot in force until there is none any more.
-pub async fn run(mut current: Current) {
+/// Looks after the nodes of the upstreams in use until nobody names them any more.
+pub async fn run(mut current: watch::Receiver<Vec<Arc<Upstream>>>) {
     let places = Arc::new(Semaphore::new(MOST_PROBES));
     let mut probes = JoinSet::new();
     loop {
-        let snapshot = Arc::clone(&current.borrow_and_update());
-        probe_those_due(&snapshot, &places, &mut probes);
-        let due = snapshot.listeners().iter().filter_map(|terms| terms.nodes.next_due()).min();
+        let upstreams = current.borrow_and_update().clone();
+        probe_those_due(&upstreams, &places, &mut probes);
+        let due = upstreams.iter().filter_map(|upstream| upstream.nodes.next_due()).min();
         tokio::select! {
             changed = current.changed() => {
                 if changed.is_err() {
                     return;
                 }
             }
-            () = one_is_ejected(&snapshot) => {}
+            () = one_is_ejected(&upstreams) => {}
             // It knows by now when it is to be asked again.
             Some(_) = probes.join_next() => {}
             () = sleep_until(due.unwrap_or_else(std::time::Instant::now).into()), if due.is_some() => {}
@@ -38,14 +38,14 @@ pub async fn run(mut current: Current) {
     }
 }
 
-fn probe_those_due(snapshot: &Snapshot, places: &Arc<Semaphore>, probes: &mut JoinSet<()>) {
+fn probe_those_due(upstreams: &[Arc<Upstream>], places: &Arc<Semaphore>, probes: &mut JoinSet<()>) {
     let now = Instant::now().into_std();
-    for terms in snapshot.listeners() {
-        for place in terms.nodes.take_due(now) {
-            let (terms, places) = (Arc::clone(terms), Arc::clone(places));
+    for upstream in upstreams {
+        for place in upstream.nodes.take_due(now) {
+            let (upstream, places) = (Arc::clone(upstream), Arc::clone(places));
             probes.spawn(async move {
                 let _permit = places.acquire().await;
-                if let Err(fault) = fault::contained(PART, probe(&place, &terms)).await {
+                if let Err(fault) = fault::contained(PART, probe(&place, &upstream)).await {
                     // Only who was told to ask can say when to ask again.
                     place.is_silent_still(&fault.to_string());
                 }
@@ -55,8 +55,8 @@ fn probe_those_due(snapshot: &Snapshot, places: &Arc<Semaphore>, probes: &mut Jo
 }
 
 /// Returns when a node of any listener is ejected.
-async fn one_is_ejected(snapshot: &Snapshot) {
-    let mut ejections: Vec<_> = snapshot.listeners().iter().map(|terms| Box::pin(terms.nodes.ejected())).collect();
+async fn one_is_ejected(upstreams: &[Arc<Upstream>]) {
+    let mut ejections: Vec<_> = upstreams.iter().map(|upstream| Box::pin(upstream.nodes.ejected())).collect();
     poll_fn(move |cx| {
         let is_one = ejections.iter_mut().any(|ejection| ejection.as_mut().poll(cx).is_ready());
         if is_one { Poll::Ready(()) } else { Poll::Pending }

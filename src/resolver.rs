@@ -12,19 +12,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use time::OffsetDateTime;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::{info, warn};
 
 use crate::fault;
-use crate::names::{Answer, Kept, Names, News, TimesToLive, ask};
+use crate::names::{Answer, Kept, Names, News, TimesToLive, Watched, ask};
 use crate::policy::{AddressBook, Addresses, HostName};
-use crate::snapshot::{Current, Snapshot};
 use crate::timestamp;
 
-/// Looks after the names of the snapshot in force until there is none any more.
-pub async fn run(current: Current, names: Arc<Names>) {
+/// Looks after the names that rules trust until there are none any more.
+pub async fn run(current: watch::Receiver<Arc<Watched>>, names: Arc<Names>) {
     let places = Arc::new(Semaphore::new(MOST_LOOKUPS));
     let mut resolver = Resolver {
         current,
@@ -43,7 +42,7 @@ pub async fn run(current: Current, names: Arc<Names>) {
 }
 
 struct Resolver {
-    current: Current,
+    current: watch::Receiver<Arc<Watched>>,
     names: Arc<Names>,
     lives: Arc<TimesToLive>,
     /// Bounds how many threads hang in the system's resolver.
@@ -102,10 +101,10 @@ impl Resolver {
     /// Takes over the names of the snapshot that has come into force. New ones have just been asked for, but nobody knows
     /// yet for how long the answer is good; so those that have one are looked at once more.
     fn plan(&mut self) {
-        let snapshot = Arc::clone(&self.current.borrow_and_update());
+        let watched = Arc::clone(&self.current.borrow_and_update());
         let now = Instant::now();
         let mut plans = BTreeMap::new();
-        for (name, refresh) in refreshes(&snapshot) {
+        for (name, refresh) in watched.refresh.clone() {
             let plan = match self.plans.remove(&name) {
                 Some(plan) if plan.refresh == refresh => plan,
                 Some(Plan { due, failures, .. }) => {
@@ -175,8 +174,7 @@ impl Resolver {
 
     /// Has written what is known, where that is something else than before.
     fn keep(&mut self) {
-        let config = Arc::clone(&self.current.borrow().config);
-        let kept = Kept::new(&config.state_directory, &config.file);
+        let kept = self.current.borrow().kept.clone();
         let known = (kept, self.names.book(self.plans.keys()));
         if !self.writing.is_empty() || self.kept.as_ref() == Some(&known) || (self.kept.is_none() && known.1.is_empty())
         {
@@ -198,16 +196,6 @@ impl Resolver {
         }
         self.unwritable = result.is_err();
     }
-}
-
-/// The names of all listeners, each with the shortest time that a rule gives it.
-fn refreshes(snapshot: &Snapshot) -> BTreeMap<HostName, Duration> {
-    let mut refreshes = BTreeMap::new();
-    for host in snapshot.hosts() {
-        let shortest = refreshes.entry(host.name.clone()).or_insert(host.refresh);
-        *shortest = host.refresh.min(*shortest);
-    }
-    refreshes
 }
 
 /// Asks for a name. An answer that takes an address away has to be given twice: of a name with addresses of both families

@@ -94,10 +94,10 @@ fn in_json(built: &Built) -> Value {
             "protocol": terms.protocol.to_string(),
             "listen": addresses(terms),
             "socket_files": terms.socket_files().map(|(path, access)| socket_file(path, access)).collect::<Vec<_>>(),
-            "upstream": &*terms.upstream_name,
-            "upstream_tls": terms.upstream.tls.as_ref().map(upstream_tls),
+            "upstream": &*terms.upstream.name,
+            "upstream_tls": terms.upstream.settings.tls.as_ref().map(upstream_tls),
             "upstreams": upstreams(terms),
-            "target": terms.upstream.target.word(terms.protocol),
+            "target": terms.upstream.settings.target.word(terms.protocol),
             "enforcement": terms.sources.enforcement.to_string(),
             "shield": terms.shield.to_string(),
             "min_version": min_version(terms),
@@ -110,8 +110,8 @@ fn in_json(built: &Built) -> Value {
                 "max_connections_per_source": terms.limits.max_connections_per_source,
                 "max_handshakes": terms.max_handshakes,
                 "connection_rate_per_source": terms.limits.connection_rate_per_source.map(|rate| rate.to_string()),
-                "connect_timeout_ms": milliseconds(Some(terms.upstream.connect_timeout)),
-                "dial_retry_ms": milliseconds(Some(terms.upstream.dial_retry)),
+                "connect_timeout_ms": milliseconds(Some(terms.upstream.settings.connect_timeout)),
+                "dial_retry_ms": milliseconds(Some(terms.upstream.settings.dial_retry)),
                 "handshake_timeout_ms": milliseconds(Some(terms.limits.handshake_timeout)),
                 "idle_timeout_ms": milliseconds(terms.limits.idle_timeout),
                 "half_close_timeout_ms": milliseconds(Some(terms.limits.half_close_timeout)),
@@ -122,7 +122,7 @@ fn in_json(built: &Built) -> Value {
             "proxy_protocol": {
                 "trusted": terms.balancers.networks().iter().map(ToString::to_string).collect::<Vec<_>>(),
                 "health_checks": terms.balancers.health_checkers().iter().map(ToString::to_string).collect::<Vec<_>>(),
-                "upstream": terms.upstream.announce.map(|version| version.to_string()),
+                "upstream": terms.upstream.settings.announce.map(|version| version.to_string()),
             },
             "certificates": certificates.collect::<Vec<_>>(),
         })
@@ -184,11 +184,11 @@ fn in_words(built: &Built, offline: bool) -> String {
         let _ = line("protocol", &terms.protocol.to_string());
         let _ = line("listen", &doors(terms).join(", "));
         let _ = line("upstream", &upstream(terms));
-        if let Some(version) = terms.upstream.announce {
+        if let Some(version) = terms.upstream.settings.announce {
             let _ = line("announces", &format!("each client to the upstream, by the PROXY protocol {version}"));
         }
-        if terms.upstream.target == Target::Primary {
-            let _ = line("target", &format!("{}: others are gone past", terms.upstream.target.word(terms.protocol)));
+        if terms.upstream.settings.target == Target::Primary {
+            let _ = line("target", &format!("{}: others are gone past", terms.upstream.settings.target.word(terms.protocol)));
         }
         let tls = match min_version(terms) {
             Some(version) => format!("{version} and later, client certificates: {}", terms.client_auth()),
@@ -228,10 +228,10 @@ fn doors(terms: &Terms) -> Vec<String> {
 
 /// Where the upstream is, and how it is met.
 fn upstream(terms: &Terms) -> String {
-    let Some(tls) = &terms.upstream.tls else { return terms.upstream_name.to_string() };
+    let Some(tls) = &terms.upstream.settings.tls else { return terms.upstream.name.to_string() };
     let name = tls.server_name.as_ref().map(|name| format!(", as {name}")).unwrap_or_default();
     let direct = if tls.negotiation == Negotiation::Direct { ", direct" } else { "" };
-    format!("{}, by TLS ({}{name}{direct})", terms.upstream_name, tls.verification)
+    format!("{}, by TLS ({}{name}{direct})", terms.upstream.name, tls.verification)
 }
 
 fn sources_in_words(out: &mut String, terms: &Terms, offline: bool) {
@@ -344,8 +344,8 @@ fn limits(terms: &Terms) -> String {
     let idle = limits.idle_timeout.map_or("none".to_owned(), |idle| format!("{idle:?}"));
     format!(
         "connect {:?}, dial retry {:?}, handshake {:?}, idle {idle}, half-closed {:?}, dead peer {:?}{}",
-        terms.upstream.connect_timeout,
-        terms.upstream.dial_retry,
+        terms.upstream.settings.connect_timeout,
+        terms.upstream.settings.dial_retry,
         limits.handshake_timeout,
         limits.half_close_timeout,
         limits.dead_peer_timeout,
@@ -367,7 +367,7 @@ fn addresses(terms: &Terms) -> Vec<String> {
 
 /// In the order in which they are tried.
 fn upstreams(terms: &Terms) -> Vec<String> {
-    terms.upstream.addresses.iter().map(ToString::to_string).collect()
+    terms.upstream.settings.addresses.iter().map(ToString::to_string).collect()
 }
 
 /// `None` where TLS is off.

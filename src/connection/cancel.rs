@@ -21,7 +21,7 @@ use super::socket::Socket;
 use crate::audit::Facts;
 use crate::outcome::{Ending, Reason};
 use crate::protocol::postgres::HEADER_LENGTH;
-use crate::snapshot::{Current, Handshake, Terms};
+use crate::snapshot::{Current, Handshake, Terms, Upstream};
 
 /// A CancelRequest that wants to go to the upstream.
 #[derive(Debug)]
@@ -71,11 +71,11 @@ impl CancelRequest {
     ) -> Result<(), Ending> {
         let key = self.packet.get(HEADER_LENGTH..).unwrap_or_default();
         // Dropped behind the upstream's connection: what is counted is what the upstream bears.
-        let begun = self.terms.cancels.begin(key, facts.client, std::time::Instant::now())?;
+        let begun = self.terms.upstream.cancels.begin(key, facts.client, std::time::Instant::now())?;
         finish(handshake)?;
         let deadline = Instant::now() + PATIENCE;
-        let header = self.client.header(&self.terms, facts);
-        let dialled = timeout_at(deadline, dial_for_cancel(begun.place.as_ref(), &self.terms, &header)).await;
+        let header = self.client.header(&self.terms.upstream, facts);
+        let dialled = timeout_at(deadline, dial_for_cancel(begun.place.as_ref(), &self.terms.upstream, &header)).await;
         let (mut upstream, node) = dialled.map_err(|_| unreachable(&"it was not reached in time"))??;
         facts.upstream = Some(node.address().to_string().into());
         // Asked at the last moment: the packet may have taken its time, and the policy may be another one by now.
@@ -89,10 +89,10 @@ impl CancelRequest {
 }
 
 impl Canceller {
-    fn header(&self, terms: &Terms, facts: &Facts) -> Vec<u8> {
+    fn header(&self, upstream: &Upstream, facts: &Facts) -> Vec<u8> {
         match self {
-            Self::Unasked(stream) => announce::of_address(stream.local_addr().ok(), terms, facts),
-            Self::Identified(client) => announce::of_address(client.local_addr(), terms, facts),
+            Self::Unasked(stream) => announce::of_address(stream.local_addr().ok(), upstream, facts),
+            Self::Identified(client) => announce::of_address(client.local_addr(), upstream, facts),
         }
     }
 

@@ -265,13 +265,13 @@ async fn through_the_rooms(
 async fn open(ready: Ready, presence: &Presence, visit: &mut Visit) -> Result<Entered, Leave> {
     let house = visit.house();
     let (counted, mut ready) = count::count(ready, visit.facts().client)?;
-    let mut candidates = Candidates::of(&ready.identified.terms);
+    let mut candidates = Candidates::of(&ready.identified.terms.upstream);
     loop {
         let dialled = dial::dial(ready, &mut candidates, &house.current, visit.facts()).await?;
         let confirmed = confirm::confirm(dialled, &house.current, presence, visit.facts())?;
         match settle::settle(confirmed, &mut candidates).await? {
             Settled::Session(welcome) => {
-                welcome.dialled.identified.terms.nodes.outage().end();
+                welcome.dialled.identified.terms.upstream.nodes.outage().end();
                 return Ok(Entered::Session(Box::new(Relay::new(*welcome, counted))));
             }
             Settled::Elsewhere(again) => ready = again,

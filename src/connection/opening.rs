@@ -42,7 +42,7 @@ impl Opening {
             listens_only: wants == Wants::default(),
             due: Vec::new(),
             two_certificates: upstream_leaf.filter(|leaf| client_has_tls && !same(leaf)).map(|_| Arc::clone(terms)),
-            whereabouts: Some((Arc::clone(&terms.cancels), dialled.reached.place.clone())),
+            whereabouts: Some((Arc::clone(&terms.upstream.cancels), dialled.reached.place.clone())),
             over: false,
         }
     }

@@ -62,8 +62,8 @@ impl Relay {
         Self {
             client: identified.client,
             upstream: reached.leg,
-            upstream_tls: identified.terms.upstream_tls().cloned(),
-            announces: identified.terms.upstream.announce.is_some(),
+            upstream_tls: identified.terms.upstream.tls().cloned(),
+            announces: identified.terms.upstream.settings.announce.is_some(),
             protocol: identified.terms.protocol,
             opening,
             cancellable: None,

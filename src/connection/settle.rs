@@ -43,10 +43,10 @@ pub(super) async fn settle(dialled: Dialled, candidates: &mut Candidates) -> Res
     let Dialled { identified, reached, .. } = &dialled;
     let terms = &identified.terms;
     if terms.protocol != Protocol::Postgres {
-        note_answer(&reached.place, terms);
+        note_answer(&reached.place, &terms.upstream);
         return Ok(Settled::Session(Box::new(Welcome { dialled, opening: None })));
     }
-    let hold = match terms.upstream.target {
+    let hold = match terms.upstream.settings.target {
         Target::Primary => Hold::Role,
         // A server that restarts takes connections before it is ready.
         Target::Any if candidates.are_several() || candidates.has_waited() => Hold::Refusal,
@@ -54,19 +54,19 @@ pub(super) async fn settle(dialled: Dialled, candidates: &mut Candidates) -> Res
     };
     let opening = Box::new(Opening::of(&dialled, hold));
     if hold == Hold::Nothing {
-        note_answer(&dialled.reached.place, &dialled.identified.terms);
+        note_answer(&dialled.reached.place, &dialled.identified.terms.upstream);
         return Ok(Settled::Session(Box::new(Welcome { dialled, opening: Some(opening) })));
     }
     let mut audition = Audition { dialled, opening, has_waited: candidates.has_waited() };
     let verdict = audition.hold(candidates.patience()).await;
     let Audition { dialled, opening, .. } = audition;
     let Dialled { identified, reached, first } = dialled;
-    let (place, terms) = (&reached.place, &identified.terms);
+    let (place, upstream) = (&reached.place, &identified.terms.upstream);
     match verdict {
         Verdict::Chosen(role) => {
-            note_answer(place, terms);
+            note_answer(place, upstream);
             if role == Some(Role::Primary) {
-                note_role(place, terms, true);
+                note_role(place, upstream, true);
             }
             // It has had the first packet.
             let dialled = Dialled { identified, reached, first: Vec::new() };
@@ -74,14 +74,14 @@ pub(super) async fn settle(dialled: Dialled, candidates: &mut Candidates) -> Res
         }
         Verdict::Unfit(unfit, role) => {
             if role == Some(Role::Standby) {
-                note_role(place, terms, false);
+                note_role(place, upstream, false);
             }
             if !opening.asks_client() {
-                candidates.reject(place, terms, unfit);
+                candidates.reject(place, upstream, unfit);
                 return Ok(Settled::Elsewhere(Ready { identified, first }));
             }
             if unfit.answers {
-                note_unfit(place, terms, &unfit, candidates.are_several());
+                note_unfit(place, upstream, &unfit, candidates.are_several());
             }
             let next =
                 if role == Some(Role::Standby) { "; when the client comes again another is tried first" } else { "" };
@@ -195,7 +195,7 @@ impl Audition {
     }
 
     fn lost(&self, error: &io::Error) -> Verdict {
-        Verdict::Unfit(refused_late(error, &self.dialled.identified.terms), None)
+        Verdict::Unfit(refused_late(error, &self.dialled.identified.terms.upstream), None)
     }
 }
 

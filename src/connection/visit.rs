@@ -41,7 +41,7 @@ impl Visit {
     ) -> Self {
         let mut facts = entrance.facts(Some(presence.id()), &terms.name);
         facts.from_checker = terms.balancers.check_from(entrance.from());
-        facts.upstream = Some(Arc::clone(&terms.upstream_name));
+        facts.upstream = Some(Arc::clone(&terms.upstream.name));
         Self { house, facts: Box::new(facts), accepted_at, stage: Stage::Entering, carried: Carried::default() }
     }
 

@@ -10,6 +10,7 @@ mod ttl;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use time::OffsetDateTime;
 use tokio::sync::Notify;
@@ -19,6 +20,15 @@ pub use self::lookup::{Answer, ask};
 pub use self::ttl::TimesToLive;
 use crate::policy::{AddressBook, Addresses, HostName, LeftOut};
 use crate::timestamp;
+
+/// The names to look after, and where what is known of them is kept.
+#[derive(Debug)]
+pub struct Watched {
+    /// How long after an answer each is asked for again, at the latest.
+    pub refresh: BTreeMap<HostName, Duration>,
+    /// The file.
+    pub kept: Kept,
+}
 
 /// The names that are looked after, or were asked for once. Whoever looks one up notes here what came of it.
 #[derive(Debug, Default)]

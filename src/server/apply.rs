@@ -50,7 +50,7 @@ impl Server {
         let Prepared { addresses, socket, audit_file } = prepared;
         let snapshot = Arc::new(snapshot);
         self.listeners.widen(&snapshot, current);
-        self.published.send_replace(Arc::clone(&snapshot));
+        self.published.publish(&snapshot);
         attempt("listeners", || self.listeners.commit(addresses, &snapshot));
         attempt(admin::PART, || self.admin.commit(socket));
         attempt("log", || self.follow_log(audit_file, &snapshot, current));
@@ -130,7 +130,7 @@ impl Server {
     pub(super) fn refresh(&mut self, snapshot: Snapshot, current: &Snapshot) {
         let snapshot = Arc::new(snapshot);
         self.listeners.widen(&snapshot, current);
-        self.published.send_replace(Arc::clone(&snapshot));
+        self.published.publish(&snapshot);
         self.listeners.follow(&snapshot);
         attempt("audit", || self.tell_addresses(&snapshot, current));
     }

@@ -169,7 +169,7 @@ impl Desk {
                 "name": &*terms.name,
                 "protocol": terms.protocol.to_string(),
                 "addresses": listeners.addresses(terms),
-                "upstream": &*terms.upstream_name,
+                "upstream": &*terms.upstream.name,
                 "upstream_health": report::upstream_health(terms),
                 "upstreams": report::upstreams(terms),
                 "client_auth": terms.client_auth().to_string(),

@@ -3,6 +3,7 @@
 mod apply;
 mod counts;
 mod desk;
+mod published;
 mod report;
 #[cfg(test)]
 mod tests;
@@ -13,12 +14,13 @@ use std::sync::Arc;
 use std::thread::available_parallelism;
 use std::time::Duration;
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{Interval, sleep, timeout};
 use tracing::{info, warn};
 
 use self::desk::Desk;
+use self::published::Published;
 use crate::admin::Admin;
 use crate::audit::{Audit, LogHandle, open_audit_file};
 use crate::config::Fingerprint;
@@ -41,7 +43,7 @@ use crate::{readmission, resolver, revocation};
 pub struct Server {
     audit: Audit,
     log: LogHandle,
-    published: watch::Sender<Arc<Snapshot>>,
+    published: Published,
     listeners: Listeners,
     register: Arc<Register>,
     names: Arc<Names>,
@@ -82,18 +84,19 @@ impl Server {
         let snapshot = Arc::new(built.snapshot);
         let (askers, asked) = mpsc::channel(MOST_ASKERS);
         let reloader = Reloader::new(&snapshot, fingerprint, asked, Arc::clone(&names));
-        let (published, current) = watch::channel(Arc::clone(&snapshot));
+        let published = Published::new(&snapshot);
+        let current = published.subscribe();
         let register = Arc::new(Register::default());
         let mut beside = JoinSet::new();
         let (policy, present) = (current.clone(), Arc::clone(&register));
         let revoke = move || revocation::run(policy.clone(), Arc::clone(&present));
         beside.spawn(fault::restarted("revocation", revoke));
-        let (policy, known) = (current.clone(), Arc::clone(&names));
-        beside.spawn(fault::restarted(resolver::PART, move || resolver::run(policy.clone(), Arc::clone(&known))));
+        let (hosts, known) = (published.hosts(), Arc::clone(&names));
+        beside.spawn(fault::restarted(resolver::PART, move || resolver::run(hosts.clone(), Arc::clone(&known))));
         let floods = audit.clone();
         beside.spawn(fault::restarted("audit", move || floods.clone().sum_up_floods()));
-        let policy = current.clone();
-        beside.spawn(fault::restarted(readmission::PART, move || readmission::run(policy.clone())));
+        let upstreams = published.upstreams();
+        beside.spawn(fault::restarted(readmission::PART, move || readmission::run(upstreams.clone())));
         let descriptors = Descriptors::default();
         let house = House { current, register: Arc::clone(&register), audit: audit.clone(), descriptors };
         let workers = Workers::start(available_parallelism().map_or(1, usize::from), &house);
@@ -148,7 +151,7 @@ impl Server {
 
     /// Waits for the next policy and deals with it. Returns whether there will be another turn.
     async fn turn(&mut self, signals: &mut Signals, looks: &mut Interval) -> bool {
-        let current = Arc::clone(&self.published.borrow());
+        let current = self.published.policy();
         match self.next_proposal(&current, signals, looks).await {
             Some(Proposal::Reload(attempt)) => self.consider(attempt, &current),
             Some(Proposal::Refresh(snapshot)) => self.refresh(*snapshot, &current),
@@ -205,7 +208,7 @@ impl Server {
 
     /// Tells systemd that the program serves, and what became of the last reload.
     fn tell_systemd(&self) {
-        let current = self.published.borrow();
+        let current = self.published.policy();
         let listeners = match current.listeners().len() {
             1 => "1 listener".to_owned(),
             count => format!("{count} listeners"),
@@ -226,7 +229,7 @@ impl Server {
     /// Accepts no more, lets sessions go on until the deadline or a second signal, and then ends them.
     async fn drain(mut self, stop: &mut Stop) {
         let sessions = self.register.relaying();
-        let current = Arc::clone(&self.published.borrow());
+        let current = self.published.policy();
         let patience = current.config.drain;
         notify::stopping(&format!("draining: {sessions} open sessions, waiting for at most {patience:?}"));
         self.desk.drain(patience);

@@ -71,7 +71,7 @@ pub(super) fn upstreams(terms: &Terms) -> Vec<Value> {
         let known: Vec<_> = node.conditions().into_iter().map(place).collect();
         if known.is_empty() { untried() } else { known }
     };
-    terms.nodes.iter().flat_map(told).take(MOST_TOLD).collect()
+    terms.upstream.nodes.iter().flat_map(told).take(MOST_TOLD).collect()
 }
 
 fn answers(health: UpstreamHealth) -> Option<bool> {
@@ -89,7 +89,7 @@ fn dial(Dial { at, outcome }: &Dial) -> Value {
 
 /// Whether a client that comes now finds an upstream, as far as is known.
 pub(super) fn upstream_health(terms: &Terms) -> &'static str {
-    terms.nodes.health(terms.upstream.target == Target::Primary).code()
+    terms.upstream.nodes.health(terms.upstream.settings.target == Target::Primary).code()
 }
 
 /// The hosts that a listener trusts: by which addresses, and how old that knowledge is.

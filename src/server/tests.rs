@@ -50,7 +50,7 @@ impl World {
 
     /// Considers what the files say now, as after a request.
     fn reload(&self, server: &mut Server) -> Verdict {
-        let current = Arc::clone(&server.published.borrow());
+        let current = server.published.policy();
         let (built, _) = self.build(Some(&current), &server.names);
         let (asker, mut verdict) = oneshot::channel();
         let attempt = Attempt { requested: true, asker: Some(asker), same_files: false, outcome: Ok(Box::new(built)) };
@@ -76,7 +76,7 @@ impl World {
 }
 
 fn generation(server: &Server) -> u64 {
-    server.published.borrow().generation
+    server.published.policy().generation
 }
 
 /// What `status` has of the faults of a part.
@@ -105,13 +105,13 @@ async fn fault_in_one_part_of_a_reload_keeps_no_other_from_following() {
     for (turn, part) in (2..).zip(parts) {
         let source = format!("127.0.0.{turn}");
         world.configure(&source, &source);
-        let current = Arc::clone(&server.published.borrow());
+        let current = server.published.policy();
         let (built, _) = world.build(Some(&current), &server.names);
         let prepared = server.prepare(&built.snapshot, &current).unwrap();
         inject(part);
         let changes = server.put_in_force(built, prepared, &current);
         assert_eq!((changes.generation, generation(&server)), (turn, turn), "{part}");
-        let terms = Arc::clone(server.published.borrow().named("main").unwrap());
+        let terms = Arc::clone(server.published.policy().named("main").unwrap());
         let moved = server.listeners.addresses(&terms).iter().any(|address| address.starts_with(&source));
         assert_eq!(moved, part != "listeners", "{part}");
         assert_eq!(changes.sources_added, usize::from(part != "audit"), "{part}");
@@ -122,7 +122,7 @@ async fn fault_in_one_part_of_a_reload_keeps_no_other_from_following() {
 async fn fault_in_a_shield_opens_the_port() {
     let world = World::new();
     let mut server = world.start();
-    let current = Arc::clone(&server.published.borrow());
+    let current = server.published.policy();
     let terms = current.named("main").unwrap();
     assert!(server.listeners.shield(terms).up_since.is_some(), "{:?}", server.listeners.shield(terms));
     inject("shield");
@@ -131,7 +131,7 @@ async fn fault_in_a_shield_opens_the_port() {
     let connected = TcpStream::connect(server.listeners.addresses(terms).remove(0));
     timeout(PATIENCE, connected).await.expect("the kernel drops nothing any more").unwrap();
     world.reload(&mut server).unwrap();
-    let again = Arc::clone(&server.published.borrow());
+    let again = server.published.policy();
     assert!(server.listeners.shield(again.named("main").unwrap()).up_since.is_some(), "a reload raises it again");
 }
 

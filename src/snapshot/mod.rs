@@ -15,6 +15,7 @@ mod lineage;
 mod nodes;
 mod pace;
 mod shielding;
+mod upstream;
 #[cfg(test)]
 pub(crate) mod specimen;
 mod usage;
@@ -27,7 +28,7 @@ use std::time::Instant;
 
 use rustls::pki_types::CertificateDer;
 use time::OffsetDateTime;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 
 pub use cancels::{BegunCancel, CancelKeys, Cancellable, TooManyCancels};
 pub use changes::{AddressChange, SourceChanges};
@@ -39,6 +40,7 @@ pub use lineage::{Departed, Lineage, Moment};
 pub use nodes::{Condition, Dial, DialOutcome, Node, Nodes, Outage, UpstreamHealth, Whereabouts};
 pub use pace::{Pace, TooFast};
 pub use shielding::NoShield;
+pub use upstream::Upstream;
 pub use usage::{Item, Reliance, Usage, User, Uses};
 
 use self::build::Builder;
@@ -46,11 +48,11 @@ use self::handshakes::Handshakes;
 use self::headcount::Headcount;
 use self::pace::Pacer;
 use crate::addr::{ClientAddr, ListenAddr};
-use crate::config::{Config, Files, Limits, Loaded, Problem, Problems, Revoke, Shield, Upstream};
+use crate::config::{Config, Files, Limits, Loaded, Problem, Problems, Revoke, Shield};
 use crate::policy::{AddressBook, Balancers, ClientAuth, Host, SourcePolicy, TrustedClients};
 use crate::protocol::{MinTlsVersion, Protocol};
 use crate::socket_file::Access;
-use crate::tls::{Certificate, ChainError, Crl, ServerTls, TicketKeys, TrustParts, UpstreamTls};
+use crate::tls::{Certificate, ChainError, Crl, ServerTls, TicketKeys, TrustParts};
 
 /// Where the current snapshot is read from.
 pub type Current = watch::Receiver<Arc<Snapshot>>;
@@ -102,17 +104,7 @@ pub struct Terms {
     /// Facts of the client certificates it trusts by themselves.
     pub pinned: Vec<Certificate>,
     /// Its database.
-    pub upstream: Upstream,
-    /// What is known of its addresses.
-    pub nodes: Arc<Nodes>,
-    /// At which of them each session is that can be cancelled.
-    pub cancels: Arc<CancelKeys>,
-    /// TLS towards it; `None` where it is spoken to in plaintext.
-    upstream_tls: Option<build::Upstream>,
-    /// The upstream's address as audit events show it.
-    pub upstream_name: Arc<str>,
-    /// Bounds how many of its name lookups are under way at once.
-    pub resolving: Arc<Semaphore>,
+    pub upstream: Arc<Upstream>,
     /// How many it takes, how fast and for how long.
     pub limits: Limits,
     /// Its sessions.
@@ -251,15 +243,10 @@ impl Snapshot {
 }
 
 impl Terms {
-    /// TLS towards the upstream; `None` where it is spoken to in plaintext.
-    pub fn upstream_tls(&self) -> Option<&Arc<UpstreamTls>> {
-        self.upstream_tls.as_ref().map(|upstream| &upstream.tls)
-    }
-
     /// Every certificate of the listener with its role: those of [`Self::towards_clients`], `upstream_ca` and
     /// `upstream_certificate`.
     pub fn certificates(&self) -> impl Iterator<Item = (&'static str, &Certificate)> {
-        let upstream = self.upstream_tls().into_iter();
+        let upstream = self.upstream.tls().into_iter();
         let upstream = upstream.flat_map(|tls| {
             let anchors = tls.anchors().iter().map(|anchor| ("upstream_ca", &**anchor));
             anchors.chain(tls.certificate().map(|certificate| ("upstream_certificate", &**certificate)))

@@ -3,16 +3,20 @@
 use std::net::SocketAddr;
 
 use crate::audit::Facts;
-use crate::connection::identify::Identified;
-use crate::connection::leg::Leg;
+use crate::connection::leg::{ClientLeg, Leg};
 use crate::protocol::proxy::{self, Addresses, Announcement, Certificate, Shown, Tls};
-use crate::snapshot::Terms;
+use crate::snapshot::Upstream;
+use crate::tls::Credential;
 
 /// The header for a client that has been identified; empty where the upstream is told nothing.
-pub(in crate::connection) fn of_client(identified: &Identified, facts: &Facts) -> Vec<u8> {
-    let Identified { client, terms, credential, .. } = identified;
+pub(in crate::connection) fn of_client(
+    client: &ClientLeg,
+    credential: Option<&Credential>,
+    upstream: &Upstream,
+    facts: &Facts,
+) -> Vec<u8> {
     let certificate = || {
-        let common_name = credential.as_ref()?.certificate.common_name.as_deref();
+        let common_name = credential?.certificate.common_name.as_deref();
         let shown = match client {
             Leg::Tls(stream) if stream.records().is_resumed() => Shown::Before,
             Leg::Tls(_) | Leg::Plain(_) => Shown::Now,
@@ -26,22 +30,22 @@ pub(in crate::connection) fn of_client(identified: &Identified, facts: &Facts) -
         Leg::Plain(_) => None,
     };
     // A system call that most need not make.
-    let local = terms.upstream.announce.and_then(|_| client.local_addr());
-    header(terms, facts, local, &Announcement { alpn, tls, ..Announcement::default() })
+    let local = upstream.settings.announce.and_then(|_| client.local_addr());
+    header(upstream, facts, local, &Announcement { alpn, tls, ..Announcement::default() })
 }
 
 /// The header for a client of which only the address is known.
-pub(in crate::connection) fn of_address(local: Option<SocketAddr>, terms: &Terms, facts: &Facts) -> Vec<u8> {
-    header(terms, facts, local, &Announcement::default())
+pub(in crate::connection) fn of_address(local: Option<SocketAddr>, upstream: &Upstream, facts: &Facts) -> Vec<u8> {
+    header(upstream, facts, local, &Announcement::default())
 }
 
 /// The header for a connection of our own.
-pub(super) fn own(terms: &Terms) -> Vec<u8> {
-    terms.upstream.announce.map(proxy::own).unwrap_or_default()
+pub(super) fn own(upstream: &Upstream) -> Vec<u8> {
+    upstream.settings.announce.map(proxy::own).unwrap_or_default()
 }
 
-fn header(terms: &Terms, facts: &Facts, local: Option<SocketAddr>, known: &Announcement<'_>) -> Vec<u8> {
-    let Some(version) = terms.upstream.announce else { return Vec::new() };
+fn header(upstream: &Upstream, facts: &Facts, local: Option<SocketAddr>, known: &Announcement<'_>) -> Vec<u8> {
+    let Some(version) = upstream.settings.announce else { return Vec::new() };
     let destination = facts.destination.or(local);
     let addresses =
         facts.client.socket().zip(destination).map(|(source, destination)| Addresses { source, destination });

@@ -73,7 +73,7 @@ impl Hold {
         facts: &mut Facts,
     ) -> Result<(Held, Ready), Leave> {
         let Self { until, turn, is_half_closed } = self;
-        let retry = ready.identified.terms.upstream.dial_retry;
+        let retry = ready.identified.terms.upstream.settings.dial_retry;
         let until = *until.get_or_insert_with(|| Instant::now() + retry);
         let mut current = current.clone();
         loop {
@@ -81,7 +81,7 @@ impl Hold {
             match judge(&ready.identified.client, &snapshot, facts) {
                 Ok(permission) => {
                     let (former, next) = (&mut ready.identified.terms, permission.terms);
-                    if former.protocol == next.protocol && mem::replace(former, next).upstream != former.upstream {
+                    if former.protocol == next.protocol && mem::replace(former, next).upstream.settings != former.upstream.settings {
                         // So does every other client that waits.
                         sleep(SPREAD.mul_f32(random())).await;
                         return Ok((Held::DialAgain, ready));
@@ -89,7 +89,7 @@ impl Hold {
                 }
                 Err(ending) => return Err(ready.identified.refused(ending)),
             }
-            let nodes = Arc::clone(&ready.identified.terms.nodes);
+            let nodes = Arc::clone(&ready.identified.terms.upstream.nodes);
             tokio::select! {
                 biased;
                 changed = current.changed() => if changed.is_err() {

@@ -14,30 +14,30 @@ use crate::addr::UpstreamAddr;
 use crate::connection::socket::{Socket, keep_alive};
 use crate::descriptors::{is_local_shortage, shortage};
 use crate::fault;
-use crate::snapshot::{Node, Terms, Whereabouts};
+use crate::snapshot::{Node, Upstream, Whereabouts};
 
 /// The places that a node leads to, by `deadline`, those last that did not answer lately or, where `writes` count, take none.
 /// A name is resolved anew each time.
 pub(super) async fn resolve(
     node: &Arc<Node>,
-    terms: &Terms,
+    upstream: &Upstream,
     deadline: Instant,
     writes: bool,
 ) -> io::Result<Vec<Whereabouts>> {
     let sockets = match node.address() {
         UpstreamAddr::Unix(_) => vec![None],
-        UpstreamAddr::Tcp { host, port } => within(deadline, look_up(host, *port, &terms.resolving)).await?,
+        UpstreamAddr::Tcp { host, port } => within(deadline, look_up(host, *port, &upstream.resolving)).await?,
     };
     Ok(node.resolved(&sockets, writes))
 }
 
 /// Connects to a place, and to no other.
-pub(super) async fn connect(place: &Whereabouts, terms: &Terms, deadline: Instant) -> io::Result<Socket> {
+pub(super) async fn connect(place: &Whereabouts, upstream: &Upstream, deadline: Instant) -> io::Result<Socket> {
     match (place.socket, place.node.address()) {
         (Some(address), _) => {
             let connected = within(deadline, TcpStream::connect(address)).await;
             let stream = connected.map_err(|error| unusable(address, error))?;
-            keep_alive(&stream, terms.limits.dead_peer_timeout)?;
+            keep_alive(&stream, upstream.dead_peer_timeout)?;
             Ok(Socket::Tcp(stream))
         }
         (None, UpstreamAddr::Unix(path)) => within(deadline, connect_unix(path)).await,

@@ -9,6 +9,7 @@ use tokio::time::Instant;
 use tracing::warn;
 
 use super::network::{connect, within};
+use super::note::note_role;
 use crate::addr::UpstreamAddr;
 use crate::connection::leg::{Leg, UpstreamLeg};
 use crate::connection::socket::{Socket, nothing_waits};
@@ -17,7 +18,7 @@ use crate::descriptors::is_local_shortage;
 use crate::outcome::Reason;
 use crate::protocol::redis::{self, Answer, Role, Told, Untold};
 use crate::protocol::{Negotiation, Protocol, Target, postgres};
-use crate::snapshot::{Node, Terms, Whereabouts};
+use crate::snapshot::{Node, Upstream, Whereabouts};
 use crate::tls::{Client, UpstreamAttempt};
 
 /// A node that answers.
@@ -45,14 +46,14 @@ pub(in crate::connection) struct Unfit {
 /// Reaches a place by `deadline`, with the header before all else where there is one.
 pub(super) async fn reach(
     place: &Whereabouts,
-    terms: &Terms,
+    upstream: &Upstream,
     header: &[u8],
     deadline: Instant,
 ) -> Result<UpstreamLeg, Unfit> {
-    let mut leg = reach_anyhow(place, terms, header, deadline).await?;
-    if (terms.protocol, terms.upstream.target) == (Protocol::Redis, Target::Primary) {
+    let mut leg = reach_anyhow(place, upstream, header, deadline).await?;
+    if (upstream.protocol, upstream.settings.target) == (Protocol::Redis, Target::Primary) {
         let role = within(deadline, ask_role(&mut leg)).await;
-        role.map_err(|error| refused_late(&error, terms))?.judge(place, terms)?;
+        role.map_err(|error| refused_late(&error, upstream))?.judge(place, upstream)?;
     }
     Ok(leg)
 }
@@ -60,19 +61,19 @@ pub(super) async fn reach(
 /// Reaches a place, whatever its role.
 pub(super) async fn reach_anyhow(
     place: &Whereabouts,
-    terms: &Terms,
+    upstream: &Upstream,
     header: &[u8],
     deadline: Instant,
 ) -> Result<UpstreamLeg, Unfit> {
-    let socket = connect(place, terms, deadline).await.map_err(silent)?;
-    prepare(socket, &place.node, terms, header, deadline).await
+    let socket = connect(place, upstream, deadline).await.map_err(silent)?;
+    prepare(socket, &place.node, upstream, header, deadline).await
 }
 
 /// Reaches a place as far as is needed to know whether it is back. That a connection is taken says little of PostgreSQL: the
 /// kernel takes it for a server that hangs, too. Every PostgreSQL server answers an SSLRequest, and nothing in its log tells of it.
-pub(super) async fn probe(place: &Whereabouts, terms: &Terms, header: &[u8], deadline: Instant) -> Result<(), Unfit> {
-    let mut leg = reach(place, terms, header, deadline).await?;
-    match (terms.protocol, &mut leg) {
+pub(super) async fn probe(place: &Whereabouts, upstream: &Upstream, header: &[u8], deadline: Instant) -> Result<(), Unfit> {
+    let mut leg = reach(place, upstream, header, deadline).await?;
+    match (upstream.protocol, &mut leg) {
         (Protocol::Postgres, Leg::Plain(socket)) => within(deadline, is_postgres(socket)).await.map_err(silent),
         _ => Ok(()),
     }
@@ -94,15 +95,15 @@ async fn is_postgres(socket: &mut Socket) -> io::Result<()> {
 async fn prepare(
     mut socket: Socket,
     node: &Node,
-    terms: &Terms,
+    upstream: &Upstream,
     header: &[u8],
     deadline: Instant,
 ) -> Result<UpstreamLeg, Unfit> {
     within(deadline, socket.write_all(header)).await.map_err(silent)?;
-    match (terms.upstream_tls(), socket, node.address()) {
+    match (upstream.tls(), socket, node.address()) {
         (Some(tls), Socket::Tcp(stream), UpstreamAddr::Tcp { host, .. }) => {
-            let negotiation = terms.upstream.tls.as_ref().map(|tls| tls.negotiation);
-            let asks_first = (terms.protocol, negotiation) == (Protocol::Postgres, Some(Negotiation::Postgres));
+            let negotiation = upstream.settings.tls.as_ref().map(|tls| tls.negotiation);
+            let asks_first = (upstream.protocol, negotiation) == (Protocol::Postgres, Some(Negotiation::Postgres));
             let attempt = tls.attempt(host).map_err(|error| no_tls(error.to_string()))?;
             let encrypted = within(deadline, encrypt(stream, &attempt, asks_first)).await;
             encrypted.map(|stream| Leg::Tls(Box::new(stream))).map_err(|error| match is_local_shortage(&error) {
@@ -164,15 +165,15 @@ async fn ask_role(leg: &mut UpstreamLeg) -> io::Result<Role> {
 
 impl Role {
     /// Whether a server of this role takes writes. One that does not say is taken, for it may.
-    fn judge(self, place: &Whereabouts, terms: &Terms) -> Result<(), Unfit> {
+    fn judge(self, place: &Whereabouts, upstream: &Upstream) -> Result<(), Unfit> {
         let words = match self {
             Self::Master => {
-                note_role(place, terms, true);
+                note_role(place, upstream, true);
                 return Ok(());
             }
             Self::Untold(untold @ (Untold::NoAuth | Untold::NoPerm | Untold::Other)) => {
                 if place.is_untold() {
-                    let name = &terms.name;
+                    let name = &upstream.listener;
                     warn!(
                         "listener {name}: upstream {place} does not say whether it is a master ({untold:?}); taken for one"
                     );
@@ -183,7 +184,7 @@ impl Role {
             Self::Sentinel => "it is a sentinel, and target is \"master\"",
             Self::Untold(Untold::Loading) => "it is still loading its data",
         };
-        note_role(place, terms, false);
+        note_role(place, upstream, false);
         Err(Unfit {
             reason: Reason::UpstreamUnreachable,
             words: words.to_owned(),
@@ -194,17 +195,9 @@ impl Role {
     }
 }
 
-/// Notes whether a place takes writes, and says so where that is news.
-pub(in crate::connection) fn note_role(place: &Whereabouts, terms: &Terms, writes: bool) {
-    if place.takes_writes(writes) {
-        let what = if writes { "takes writes now" } else { "takes no writes; it is tried behind the others" };
-        warn!("listener {}: upstream {place} {what}", terms.name);
-    }
-}
-
 /// In TLS 1.3 an upstream refuses our certificate when the handshake is over for us.
-pub(in crate::connection) fn refused_late(error: &io::Error, terms: &Terms) -> Unfit {
-    let words = terms.upstream_tls().and_then(|tls| tls.explain(error));
+pub(in crate::connection) fn refused_late(error: &io::Error, upstream: &Upstream) -> Unfit {
+    let words = upstream.tls().and_then(|tls| tls.explain(error));
     words.map_or_else(|| silent(io::Error::new(error.kind(), error.to_string())), no_tls)
 }
 

@@ -11,15 +11,13 @@ use std::sync::Arc;
 use nix::sys::resource::{Resource, getrlimit};
 use rustls::pki_types::CertificateDer;
 use time::OffsetDateTime;
-use tokio::sync::Semaphore;
 
 use self::server::Server;
-pub(super) use self::upstream::Upstream;
 use super::handshakes::built_in_limit;
 use super::lineage::{Lineage, Moment};
 use super::pace::Pacer;
-use super::{Door, Nodes, Terms, with_roles};
-use crate::addr::{ListenAddr, UpstreamAddr};
+use super::{Door, Terms, Upstream, with_roles};
+use crate::addr::ListenAddr;
 use crate::config::{Files, Listener, Location, NamedFile, NamedPem, Problem, Shield, is_in_volume};
 use crate::policy::{AddressBook, ClientAuth, Enforcement, Rate, SourcePolicy, days_left, expiry_milestone};
 use crate::protocol::Protocol;
@@ -66,13 +64,7 @@ impl Builder<'_> {
             tls,
             anchors,
             pinned,
-            nodes: Arc::new(Nodes::after(before.map(|before| &*before.nodes), &listener.upstream.addresses)),
-            cancels: before.map_or_else(Arc::default, |before| Arc::clone(&before.cancels)),
-            upstream: listener.upstream.clone(),
-            upstream_tls,
-            resolving: before
-                .map_or_else(|| Arc::new(Semaphore::new(MOST_LOOKUPS)), |before| Arc::clone(&before.resolving)),
-            upstream_name: upstream_name(&listener.upstream.addresses),
+            upstream: Arc::new(Upstream::new(listener, upstream_tls, before.map(|before| &*before.upstream))),
             limits: listener.limits,
             handshakes: before.map_or_else(Arc::default, |before| Arc::clone(&before.handshakes)),
             max_handshakes: listener.limits.max_handshakes.unwrap_or_else(|| built_in_limit(limit_of_open_files())),
@@ -207,12 +199,3 @@ fn limit_of_open_files() -> Option<u64> {
     getrlimit(Resource::RLIMIT_NOFILE).ok().map(|(_, hard)| hard)
 }
 
-/// The addresses as audit events show them.
-fn upstream_name(addresses: &[UpstreamAddr]) -> Arc<str> {
-    let addresses: Vec<_> = addresses.iter().map(ToString::to_string).collect();
-    addresses.join(",").into()
-}
-
-/// Name lookups of one listener at once. A resolver that answers in 10 ms serves 3,200 new sessions a second by these; one
-/// that hangs takes no more than this many of the 512 threads a worker has for all listeners.
-const MOST_LOOKUPS: usize = 32;

@@ -11,11 +11,7 @@ use crate::snapshot::Terms;
 use crate::tls::{self, Alpn, Anchors, BuildError, Certificate, ShownTo, UpstreamParts, UpstreamTls};
 
 /// TLS towards the upstream, and what it is made of.
-#[derive(Clone, Debug)]
-pub(in crate::snapshot) struct Upstream {
-    pub(in crate::snapshot) tls: Arc<UpstreamTls>,
-    parts: UpstreamParts,
-}
+type Tls = (Arc<UpstreamTls>, UpstreamParts);
 
 impl Builder<'_> {
     /// Builds it, or takes over what has not changed, with the sessions that can be taken up again. `Some(None)` where the
@@ -25,7 +21,7 @@ impl Builder<'_> {
         &mut self,
         before: Option<&Terms>,
         shown: &[Vec<CertificateDer<'static>>],
-    ) -> Option<Option<Upstream>> {
+    ) -> Option<Option<Tls>> {
         let Some(wanted) = &self.listener.upstream.tls else { return Some(None) };
         let anchors = self.upstream_anchors(wanted);
         let certificate = match &wanted.identity {
@@ -44,9 +40,9 @@ impl Builder<'_> {
                 (Protocol::Redis | Protocol::Tcp, _) => Alpn::None,
             },
         };
-        let former = before.and_then(|before| before.upstream_tls.as_ref());
-        let tls = match former.filter(|former| former.parts == parts) {
-            Some(former) => Arc::clone(&former.tls),
+        let former = before.and_then(|before| before.upstream.tls.as_ref());
+        let tls = match former.filter(|(_, former)| *former == parts) {
+            Some((former, _)) => Arc::clone(former),
             None => match UpstreamTls::new(&parts) {
                 Ok(tls) => Arc::new(tls),
                 Err(error) => {
@@ -58,7 +54,7 @@ impl Builder<'_> {
             },
         };
         self.warn_about_upstream(wanted, &tls, shown);
-        Some(Some(Upstream { tls, parts }))
+        Some(Some((tls, parts)))
     }
 
     fn upstream_anchors(&mut self, wanted: &config::UpstreamTls) -> Option<Anchors> {
