@@ -188,7 +188,10 @@ fn in_words(built: &Built, offline: bool) -> String {
             let _ = line("announces", &format!("each client to the upstream, by the PROXY protocol {version}"));
         }
         if terms.upstream.settings.target == Target::Primary {
-            let _ = line("target", &format!("{}: others are gone past", terms.upstream.settings.target.word(terms.protocol)));
+            let _ = line(
+                "target",
+                &format!("{}: others are gone past", terms.upstream.settings.target.word(terms.protocol)),
+            );
         }
         let tls = match min_version(terms) {
             Some(version) => format!("{version} and later, client certificates: {}", terms.client_auth()),

@@ -23,23 +23,3 @@ impl fmt::Display for ClientAuth {
         })
     }
 }
-
-/// What the validity dates of a CA certificate that is a trust anchor mean.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum AnchorValidity {
-    /// Outside them it vouches for nobody.
-    #[default]
-    Enforce,
-    /// Nothing: the anchor is trusted until it is removed.
-    Ignore,
-}
-
-/// What a revocation list past its nextUpdate means for the certificates of its CA.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum CrlExpired {
-    /// They are refused: one that was revoked since could not be told from the others.
-    #[default]
-    Refuse,
-    /// The list counts as it is.
-    Allow,
-}

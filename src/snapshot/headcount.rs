@@ -9,7 +9,6 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::addr::{ClientAddr, SourceKey};
-use crate::config::Limits;
 use crate::outcome::{Ending, Reason};
 
 /// The sessions of one listener, in all and by source. Goes on from one generation to the next, whatever the limits are.
@@ -19,6 +18,13 @@ pub(super) struct Headcount {
     hasher: RandomState,
     /// Sources that have sessions, and how many.
     sources: [Mutex<HashMap<SourceKey, u32>>; SHARDS],
+}
+
+/// The limits in force; where there is none, any number of sessions is accepted.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct SessionLimits {
+    pub(super) total: Option<NonZeroU32>,
+    pub(super) per_source: Option<NonZeroU32>,
 }
 
 /// One session, counted for as long as this lives.
@@ -62,19 +68,19 @@ impl From<Full> for Ending {
 impl Headcount {
     /// Counts one more session, unless there is no room for it. A limit that was lowered ends nobody; it has room again when
     /// enough have gone.
-    pub(super) fn count(self: &Arc<Self>, client: ClientAddr, limits: &Limits) -> Result<Counted, Full> {
+    pub(super) fn count(self: &Arc<Self>, client: ClientAddr, limits: SessionLimits) -> Result<Counted, Full> {
         let source = client.source_key();
         let Some(key) = source else {
-            self.count_in_all(limits.max_connections)?;
+            self.count_in_all(limits.total)?;
             return Ok(Counted { headcount: Arc::clone(self), source });
         };
         // Held until both are decided, so that none is counted that is then refused.
         let mut sources = self.sources_like(key);
         let of_source = sources.get(&key).copied().unwrap_or_default();
-        if let Some(most) = limits.max_connections_per_source.filter(|most| of_source >= most.get()) {
+        if let Some(most) = limits.per_source.filter(|most| of_source >= most.get()) {
             return Err(Full::Source(most));
         }
-        self.count_in_all(limits.max_connections)?;
+        self.count_in_all(limits.total)?;
         sources.insert(key, of_source.saturating_add(1));
         Ok(Counted { headcount: Arc::clone(self), source })
     }
@@ -115,7 +121,7 @@ impl Drop for Counted {
 impl Counted {
     /// A session by itself, for tests of what is not about limits.
     pub(crate) fn alone() -> Self {
-        Arc::new(Headcount::default()).count(ClientAddr::UNIX, &Limits::default()).unwrap()
+        Arc::new(Headcount::default()).count(ClientAddr::UNIX, SessionLimits::default()).unwrap()
     }
 }
 
@@ -132,9 +138,8 @@ mod tests {
         ClientAddr::from_ip(ip.parse().unwrap())
     }
 
-    fn limits(all: u32, of_source: u32) -> Limits {
-        let [max_connections, max_connections_per_source] = [all, of_source].map(NonZeroU32::new);
-        Limits { max_connections, max_connections_per_source, ..Limits::default() }
+    fn limits(total: u32, per_source: u32) -> SessionLimits {
+        SessionLimits { total: NonZeroU32::new(total), per_source: NonZeroU32::new(per_source) }
     }
 
     fn sources(headcount: &Headcount) -> usize {
@@ -149,14 +154,14 @@ mod tests {
     fn each_limit_counts_by_itself_and_has_room_again_when_one_goes() {
         let headcount = Arc::new(Headcount::default());
         let limits = limits(3, 2);
-        let first = headcount.count(client("10.0.0.1"), &limits).unwrap();
-        let _second = headcount.count(client("10.0.0.1"), &limits).unwrap();
-        assert_eq!(refused(headcount.count(client("10.0.0.1"), &limits)), Reason::SourceConnectionLimit);
-        let _third = headcount.count(client("10.0.0.2"), &limits).unwrap();
-        assert_eq!(refused(headcount.count(client("10.0.0.3"), &limits)), Reason::ConnectionLimit);
+        let first = headcount.count(client("10.0.0.1"), limits).unwrap();
+        let _second = headcount.count(client("10.0.0.1"), limits).unwrap();
+        assert_eq!(refused(headcount.count(client("10.0.0.1"), limits)), Reason::SourceConnectionLimit);
+        let _third = headcount.count(client("10.0.0.2"), limits).unwrap();
+        assert_eq!(refused(headcount.count(client("10.0.0.3"), limits)), Reason::ConnectionLimit);
         drop(first);
-        let _fourth = headcount.count(client("10.0.0.1"), &limits).unwrap();
-        assert_eq!(refused(headcount.count(client("10.0.0.2"), &limits)), Reason::ConnectionLimit);
+        let _fourth = headcount.count(client("10.0.0.1"), limits).unwrap();
+        assert_eq!(refused(headcount.count(client("10.0.0.2"), limits)), Reason::ConnectionLimit);
     }
 
     #[test]
@@ -164,7 +169,7 @@ mod tests {
         let headcount = Arc::new(Headcount::default());
         let all: Vec<_> = (0..1000_u32)
             .map(|number| ClientAddr::from_ip(std::net::Ipv4Addr::from(number).into()))
-            .map(|client| headcount.count(client, &limits(0, 0)).unwrap())
+            .map(|client| headcount.count(client, limits(0, 0)).unwrap())
             .collect();
         assert_eq!((sources(&headcount), headcount.all.load(Ordering::Relaxed)), (1000, 1000));
         drop(all);
@@ -175,25 +180,25 @@ mod tests {
     fn an_ipv6_64_is_one_source_and_clients_of_a_unix_socket_have_none() {
         let headcount = Arc::new(Headcount::default());
         let limits = limits(4, 1);
-        let _first = headcount.count(client("2001:db8::1"), &limits).unwrap();
-        assert_eq!(refused(headcount.count(client("2001:db8::2"), &limits)), Reason::SourceConnectionLimit);
-        let _second = headcount.count(client("2001:db8:0:1::1"), &limits).unwrap();
-        let _local = [(); 2].map(|()| headcount.count(ClientAddr::UNIX, &limits).unwrap());
-        assert_eq!(refused(headcount.count(ClientAddr::UNIX, &limits)), Reason::ConnectionLimit);
+        let _first = headcount.count(client("2001:db8::1"), limits).unwrap();
+        assert_eq!(refused(headcount.count(client("2001:db8::2"), limits)), Reason::SourceConnectionLimit);
+        let _second = headcount.count(client("2001:db8:0:1::1"), limits).unwrap();
+        let _local = [(); 2].map(|()| headcount.count(ClientAddr::UNIX, limits).unwrap());
+        assert_eq!(refused(headcount.count(ClientAddr::UNIX, limits)), Reason::ConnectionLimit);
     }
 
     #[test]
     fn a_limit_that_is_lowered_ends_nobody_and_lets_nobody_in_until_enough_have_gone() {
         let headcount = Arc::new(Headcount::default());
-        let mut inside: Vec<_> = (0..4).map(|_| headcount.count(client("10.0.0.1"), &limits(0, 0)).unwrap()).collect();
+        let mut inside: Vec<_> = (0..4).map(|_| headcount.count(client("10.0.0.1"), limits(0, 0)).unwrap()).collect();
         for left in (2..4).rev() {
-            assert_eq!(refused(headcount.count(client("10.0.0.1"), &limits(0, 2))), Reason::SourceConnectionLimit);
-            assert_eq!(refused(headcount.count(client("10.0.0.2"), &limits(2, 0))), Reason::ConnectionLimit);
+            assert_eq!(refused(headcount.count(client("10.0.0.1"), limits(0, 2))), Reason::SourceConnectionLimit);
+            assert_eq!(refused(headcount.count(client("10.0.0.2"), limits(2, 0))), Reason::ConnectionLimit);
             inside.pop();
             assert_eq!(inside.len(), left);
         }
         inside.pop();
-        inside.push(headcount.count(client("10.0.0.1"), &limits(2, 2)).unwrap());
+        inside.push(headcount.count(client("10.0.0.1"), limits(2, 2)).unwrap());
     }
 
     /// Threads that come and go all the time; whoever is in can see how many others are.
@@ -209,7 +214,7 @@ mod tests {
                 scope.spawn(move || {
                     let client = client(["10.0.0.1", "10.0.0.2"][number % 2]);
                     for _ in 0..20_000 {
-                        let Ok(counted) = headcount.count(client, &limits) else { continue };
+                        let Ok(counted) = headcount.count(client, limits) else { continue };
                         assert!(all.fetch_add(1, Ordering::SeqCst) < 3);
                         assert!(source.fetch_add(1, Ordering::SeqCst) < 2);
                         source.fetch_sub(1, Ordering::SeqCst);

@@ -15,9 +15,9 @@ mod lineage;
 mod nodes;
 mod pace;
 mod shielding;
-mod upstream;
 #[cfg(test)]
 pub(crate) mod specimen;
+mod upstream;
 mod usage;
 
 use std::collections::{BTreeMap, HashMap};
@@ -45,7 +45,7 @@ pub use usage::{Item, Reliance, Usage, User, Uses};
 
 use self::build::Builder;
 use self::handshakes::Handshakes;
-use self::headcount::Headcount;
+use self::headcount::{Headcount, SessionLimits};
 use self::pace::Pacer;
 use crate::addr::{ClientAddr, ListenAddr};
 use crate::config::{Config, Files, Limits, Loaded, Problem, Problems, Revoke, Shield};
@@ -308,7 +308,8 @@ impl Terms {
     /// # Errors
     /// When there is no room for it.
     pub fn count(&self, client: ClientAddr) -> Result<Counted, Full> {
-        self.headcount.count(client, &self.limits)
+        let Limits { max_connections: total, max_connections_per_source: per_source, .. } = self.limits;
+        self.headcount.count(client, SessionLimits { total, per_source })
     }
 
     /// Takes a place among the handshakes for the connection of this number.

@@ -6,12 +6,10 @@ use std::io;
 use rustls::{AlertDescription, Error};
 
 use super::certificate::Certificate;
-use super::chain_error::ChainError;
 use super::peer_error::{Peer, alert_name, describe};
+use super::refusal::{in_words, reason_of, refused_by_us};
 use super::witness::RefusedClient;
 use crate::outcome::{Ending, Reason};
-use crate::printable::quoted;
-use crate::timestamp;
 
 /// Explains a failed handshake. `shown` is the certificate the client was shown, `refused` the one that it showed and that we
 /// refuse, where it came so far.
@@ -48,72 +46,6 @@ pub(super) fn tls_error(error: &io::Error) -> Option<&Error> {
     error.get_ref()?.downcast_ref()
 }
 
-/// The code for what is wrong with a client's certificate.
-pub(super) fn reason_of(error: &ChainError) -> Reason {
-    match error {
-        ChainError::UnknownIssuer | ChainError::TooManyChecks => Reason::ClientCertificateUnknownCa,
-        ChainError::Expired | ChainError::AnchorExpired { .. } => Reason::ClientCertificateExpired,
-        ChainError::Revoked => Reason::ClientCertificateRevoked,
-        ChainError::AnchorNotYetValid { .. }
-        | ChainError::Ca { .. }
-        | ChainError::Malformed
-        | ChainError::NotYetValid
-        | ChainError::CriticalExtension { .. }
-        | ChainError::NameConstraints
-        | ChainError::PathLength { .. }
-        | ChainError::PeerIsCa
-        | ChainError::Purpose { .. }
-        | ChainError::RevocationListExpired
-        | ChainError::RevocationUnknown { .. }
-        | ChainError::SignatureAlgorithm
-        | ChainError::TooManyCertificates
-        | ChainError::TooManyNames
-        | ChainError::Unverifiable
-        | ChainError::Version => Reason::ClientCertificateInvalid,
-    }
-}
-
-/// Whose certificate is refused, the error, and what to do about it.
-pub(super) fn refused_by_us(error: &ChainError, refused: Option<&Certificate>) -> String {
-    match refused {
-        Some(certificate) => format!("client certificate {}: {}", in_words(certificate), in_short(error)),
-        None => format!("client certificate that is too long or damaged to be named: {}", in_short(error)),
-    }
-}
-
-/// The certificate with what an operator needs to find it. Its names are cut to leave room for the reason.
-pub(super) fn in_words(certificate: &Certificate) -> String {
-    let Certificate { subject, issuer, not_after, sha256, .. } = certificate;
-    let [subject, issuer] = [subject, issuer].map(quoted);
-    format!("{subject} (issued by {issuer}, valid until {}, sha256 {sha256})", timestamp::seconds(*not_after))
-}
-
-fn in_short(error: &ChainError) -> String {
-    let words = match error {
-        ChainError::RevocationListExpired => {
-            "the revocation list of its CA has run out: put a new one into client_crl, \
-             or set crl_expired = \"allow\" to go by the old one"
-        }
-        ChainError::UnknownIssuer => {
-            "no certificate of client_ca has issued it, directly or by way of the intermediates the client sent, and it \
-             is none of client_certificates"
-        }
-        ChainError::PeerIsCa => {
-            "it is a CA certificate (basicConstraints CA:TRUE); pin it in client_certificates, or issue the client a \
-             certificate from it"
-        }
-        ChainError::Purpose { .. } => {
-            return format!("{error}; issue the client a certificate for client authentication");
-        }
-        ChainError::Expired => "it, or an intermediate it came by, has run out; the client needs a new certificate",
-        ChainError::Revoked => {
-            "a list of client_crl names it, or an intermediate it came by; the client needs a new certificate"
-        }
-        other => return other.to_string(),
-    };
-    words.to_owned()
-}
-
 fn refused_by_client(alert: AlertDescription, shown: Option<&Certificate>) -> String {
     let mut words = format!("the client ended the handshake with the TLS alert {}", alert_name(alert));
     if !blames_certificate(alert) {
@@ -145,6 +77,7 @@ fn blames_certificate(alert: AlertDescription) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tls::ChainError;
     use crate::tls::specimen::Authority;
 
     #[test]

@@ -8,20 +8,16 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use aws_lc_rs::digest::{Context, SHA256};
-use rustls::pki_types::CertificateDer;
 use time::OffsetDateTime;
 
 use super::credential::Credential;
+pub(super) use super::digest::{Digest, digest_of, digest_of_chain};
 
 /// The good verdicts of one set of trust anchors.
 #[derive(Debug, Default)]
 pub(super) struct Verified {
     chains: Mutex<HashMap<Digest, Arc<Credential>>>,
 }
-
-/// What a chain is known by.
-pub(super) type Digest = [u8; 32];
 
 impl Verified {
     /// The credential of a chain that has been found good, if it still is.
@@ -48,23 +44,6 @@ impl Verified {
     }
 }
 
-/// Of every certificate of a chain.
-pub(super) fn digest_of_chain(chain: &[CertificateDer<'_>]) -> Digest {
-    digest_of(chain.iter().map(|certificate| &**certificate))
-}
-
-/// Of several parts and their lengths.
-pub(super) fn digest_of<'a>(parts: impl Iterator<Item = &'a [u8]>) -> Digest {
-    let mut context = Context::new(&SHA256);
-    for part in parts {
-        context.update(&part.len().to_be_bytes());
-        context.update(part);
-    }
-    let mut digest = Digest::default();
-    digest.copy_from_slice(context.finish().as_ref());
-    digest
-}
-
 /// More clients than a database has, at about a KiB each. Past it all are forgotten, and verified anew.
 const MOST_CHAINS: usize = 1024;
 
@@ -79,6 +58,7 @@ mod tests {
     use super::*;
     use crate::tls::specimen::Authority;
     use crate::tls::{Certificate, Voucher};
+    use rustls::pki_types::CertificateDer;
 
     const NOW: OffsetDateTime = OffsetDateTime::UNIX_EPOCH.saturating_add(Duration::days(20_000));
 

@@ -81,7 +81,9 @@ impl Hold {
             match judge(&ready.identified.client, &snapshot, facts) {
                 Ok(permission) => {
                     let (former, next) = (&mut ready.identified.terms, permission.terms);
-                    if former.protocol == next.protocol && mem::replace(former, next).upstream.settings != former.upstream.settings {
+                    if former.protocol == next.protocol
+                        && mem::replace(former, next).upstream.settings != former.upstream.settings
+                    {
                         // So does every other client that waits.
                         sleep(SPREAD.mul_f32(random())).await;
                         return Ok((Held::DialAgain, ready));

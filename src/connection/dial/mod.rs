@@ -241,4 +241,3 @@ pub(super) async fn dial_for_cancel(
     let leg = reach_anyhow(place, upstream, header, deadline).await.map_err(failed)?;
     Ok((leg, Arc::clone(&place.node)))
 }
-

@@ -71,7 +71,12 @@ pub(super) async fn reach_anyhow(
 
 /// Reaches a place as far as is needed to know whether it is back. That a connection is taken says little of PostgreSQL: the
 /// kernel takes it for a server that hangs, too. Every PostgreSQL server answers an SSLRequest, and nothing in its log tells of it.
-pub(super) async fn probe(place: &Whereabouts, upstream: &Upstream, header: &[u8], deadline: Instant) -> Result<(), Unfit> {
+pub(super) async fn probe(
+    place: &Whereabouts,
+    upstream: &Upstream,
+    header: &[u8],
+    deadline: Instant,
+) -> Result<(), Unfit> {
     let mut leg = reach(place, upstream, header, deadline).await?;
     match (upstream.protocol, &mut leg) {
         (Protocol::Postgres, Leg::Plain(socket)) => within(deadline, is_postgres(socket)).await.map_err(silent),

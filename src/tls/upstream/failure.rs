@@ -9,8 +9,9 @@ use crate::printable::{self, quoted};
 use crate::timestamp;
 use crate::tls::certificate::Certificate;
 use crate::tls::chain_error::ChainError;
-use crate::tls::failure::{in_words, tls_error};
+use crate::tls::failure::tls_error;
 use crate::tls::peer_error::{Peer, alert_name, describe};
+use crate::tls::refusal::in_words;
 
 /// Explains what a handshake failed with.
 pub(super) fn explain_handshake(error: &io::Error, own: Option<&Certificate>) -> String {
