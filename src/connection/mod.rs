@@ -23,6 +23,7 @@ mod held;
 mod identify;
 mod leg;
 mod opening;
+mod outbound;
 mod packet;
 mod part;
 mod relay;

@@ -1,11 +1,15 @@
 //! The beginning of a PostgreSQL session on its way from the upstream to the client.
 
+use std::io;
 use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 
+use tokio::io::ReadBuf;
 use tracing::warn;
 
 use super::dial::Dialled;
 use super::leg::Leg;
+use super::outbound::Wire;
 use crate::protocol::overture::{Hold, Overture, Stage, Wants};
 use crate::snapshot::{CancelKeys, Cancellable, Terms, Whereabouts};
 
@@ -53,15 +57,35 @@ impl Opening {
         self.look(stage)
     }
 
-    /// Whether what the upstream says goes to the client by itself, and is only to be [heard](Self::hear) here.
-    pub(super) fn listens_only(&self) -> bool {
-        self.listens_only
-    }
-
-    /// Goes on over what the upstream said and the client hears anyway.
-    pub(super) fn hear(&mut self, chunk: &[u8]) {
-        self.follow(chunk);
-        self.due.clear();
+    /// Reads for the client: what it is to receive of the start-up by now. Ready without a byte once the start-up is over.
+    pub(super) fn poll_read(
+        &mut self,
+        wire: &mut Wire,
+        buffer: &mut ReadBuf<'_>,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        if self.listens_only {
+            ready!(wire.poll_read(buffer, cx))?;
+            self.follow(buffer.filled().get(before..).unwrap_or_default());
+            self.due.clear();
+            return Poll::Ready(Ok(()));
+        }
+        loop {
+            let count = self.due.len().min(buffer.remaining());
+            buffer.put_slice(self.due.drain(..count).as_slice());
+            if buffer.filled().len() > before || (self.over && self.due.is_empty()) {
+                return Poll::Ready(Ok(()));
+            }
+            let mut bytes = [0; READ_SIZE];
+            let mut chunk = ReadBuf::new(&mut bytes);
+            ready!(wire.poll_read(&mut chunk, cx))?;
+            if chunk.filled().is_empty() {
+                self.end();
+            } else {
+                self.follow(chunk.filled());
+            }
+        }
     }
 
     /// Lets the client have what was held back.
@@ -71,7 +95,7 @@ impl Opening {
     }
 
     /// The upstream has ended: what is left is the client's.
-    pub(super) fn end(&mut self) {
+    fn end(&mut self) {
         if !std::mem::replace(&mut self.over, true) {
             std::mem::replace(&mut self.overture, Overture::new(Wants::default())).end(&mut self.due);
         }
@@ -95,11 +119,6 @@ impl Opening {
     /// What that is.
     pub(super) fn take_due(&mut self) -> Vec<u8> {
         std::mem::take(&mut self.due)
-    }
-
-    /// What the client is to hear by now, and takes in pieces.
-    pub(super) fn due(&mut self) -> &mut Vec<u8> {
-        &mut self.due
     }
 
     /// Whether the client has been asked for a password or the like.
@@ -134,3 +153,6 @@ impl Opening {
         stage
     }
 }
+
+/// Bytes. A start-up is short, and most of it comes at once.
+const READ_SIZE: usize = 4096;

@@ -2,31 +2,29 @@
 
 use std::future::poll_fn;
 use std::io;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
-
-use tokio::io::{AsyncRead, ReadBuf};
+use std::task::{Context, Poll};
 
 use super::clock::Clock;
 use super::dead_peer::{DeadPeers, Known, Sent, Side};
 use super::dial::Dialled;
 use super::flow::{Broken, Flow};
-use super::leg::{ClientLeg, Leg, UpstreamLeg};
-use super::opening::Opening;
+use super::leg::ClientLeg;
+use super::outbound::Outbound;
 use super::part::{Leave, Parting, Startup};
 use super::settle::Welcome;
 use crate::outcome::{Carried, Ending, Reason};
-use crate::protocol::{Boundary, Protocol, goodbye};
+use crate::protocol::{Protocol, goodbye};
 use crate::sessions::{EndedBy, Presence};
-use crate::snapshot::{Cancellable, Counted};
+use crate::snapshot::Counted;
 use crate::tls::UpstreamTls;
 
 /// A session: a client and its upstream.
 #[derive(Debug)]
 pub(super) struct Relay {
     client: ClientLeg,
-    upstream: UpstreamLeg,
+    upstream: Outbound,
     /// Has the words for what goes wrong in it.
     upstream_tls: Option<Arc<UpstreamTls>>,
     /// Whether the upstream was told of the client by a PROXY header.
@@ -36,18 +34,10 @@ pub(super) struct Relay {
     inbound: Flow,
     /// From the upstream to the client.
     outbound: Flow,
-    /// Where the upstream's messages end, in the protocol that has words for a session that is shown out.
-    boundary: Option<Boundary>,
-    /// The beginning of a PostgreSQL session, as long as it lasts.
-    opening: Option<Box<Opening>>,
-    /// Lets a CancelRequest find it.
-    cancellable: Option<Box<Cancellable>>,
     /// Which side ended first.
     first_end: Option<Reason>,
     /// Whether the upstream was lost before the client has heard anything from it.
     is_unheard: bool,
-    /// By what the connection to the upstream broke while something was said to it.
-    broken_by: Option<io::Error>,
     /// Whether it was told to end, by somebody or by its clock, and did not end by itself.
     shown_out: bool,
     clock: Clock,
@@ -61,18 +51,14 @@ impl Relay {
         let Welcome { dialled: Dialled { identified, reached, first }, opening } = welcome;
         Self {
             client: identified.client,
-            upstream: reached.leg,
+            upstream: Outbound::new(reached.leg, identified.terms.protocol, opening),
             upstream_tls: identified.terms.upstream.tls().cloned(),
             announces: identified.terms.upstream.settings.announce.is_some(),
             protocol: identified.terms.protocol,
-            opening,
-            cancellable: None,
             inbound: Flow::new(first),
             outbound: Flow::new(Vec::new()),
-            boundary: (identified.terms.protocol == Protocol::Postgres).then(Boundary::default),
             first_end: None,
             is_unheard: false,
-            broken_by: None,
             shown_out: false,
             clock: Clock::new(identified.terms.limits),
             dead_peers: DeadPeers::new(identified.terms.limits.dead_peer_timeout),
@@ -124,7 +110,7 @@ impl Relay {
         let mut words = self.outbound.held().to_vec();
         if self.shown_out {
             // Only between two messages, and not behind the upstream's end.
-            if self.boundary.is_some_and(Boundary::is_reached) && !self.outbound.has_ended() {
+            if self.upstream.is_between_messages() && !self.outbound.has_ended() {
                 words.extend(goodbye(ending.reason));
             }
             return Leave::shown_out(ending, self.client, words);
@@ -171,13 +157,12 @@ impl Relay {
 
     fn poll(&mut self, carried: &mut Carried, cx: &mut Context<'_>) -> Poll<Ending> {
         let before = *carried;
-        match self.inbound.poll(&mut self.client, &mut self.upstream, &mut carried.inbound, cx) {
+        match self.inbound.poll(&mut self.client, self.upstream.writer(), &mut carried.inbound, cx) {
             Poll::Ready(Err(Broken::Reading(error))) => return Poll::Ready(self.client_lost(&error)),
             Poll::Ready(Err(Broken::Writing(error))) => {
                 // The upstream takes no more, but what it has still to say is the client's.
                 self.inbound.abandon();
-                // A pipe is broken only behind the upstream's own end.
-                self.broken_by = Some(error).filter(|error| error.kind() != io::ErrorKind::BrokenPipe);
+                self.upstream.note_write_error(error);
                 self.first_end.get_or_insert(Reason::UpstreamClosed);
             }
             Poll::Ready(Ok(())) | Poll::Pending => {}
@@ -185,9 +170,7 @@ impl Relay {
         if self.inbound.has_ended() {
             self.first_end.get_or_insert(Reason::ClientClosed);
         }
-        let Self { upstream, broken_by, boundary, opening, cancellable, .. } = self;
-        let mut upstream = Followed { upstream, broken_by, boundary, opening, cancellable };
-        match self.outbound.poll(&mut upstream, &mut self.client, &mut carried.outbound, cx) {
+        match self.outbound.poll(&mut self.upstream, &mut self.client, &mut carried.outbound, cx) {
             Poll::Ready(Err(Broken::Reading(error))) => {
                 self.is_unheard = carried.outbound == 0;
                 return Poll::Ready(self.upstream_lost(&error));
@@ -219,100 +202,9 @@ impl Relay {
         let Self { client, upstream, dead_peers, .. } = self;
         let sent = |side| match side {
             Side::Client => client.tcp().map_or(Known::Nothing, Sent::over),
-            Side::Upstream => upstream.tcp().map_or(Known::Nothing, Sent::over),
+            Side::Upstream => upstream.stream().tcp().map_or(Known::Nothing, Sent::over),
         };
         dead_peers.poll(has_carried, sent, cx)
-    }
-}
-
-/// An upstream that is read, and whose messages are followed. What has been read counts as said: what of it the client has
-/// not taken yet goes before any last words.
-struct Followed<'a> {
-    upstream: &'a mut UpstreamLeg,
-    broken_by: &'a mut Option<io::Error>,
-    boundary: &'a mut Option<Boundary>,
-    opening: &'a mut Option<Box<Opening>>,
-    cancellable: &'a mut Option<Box<Cancellable>>,
-}
-
-impl Followed<'_> {
-    /// Reads, and does not take for the end what may have been cut short.
-    fn poll_uncut(&mut self, buffer: &mut ReadBuf<'_>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let before = buffer.filled().len();
-        ready!(Pin::new(&mut *self.upstream).poll_read(cx, buffer))?;
-        if buffer.filled().len() > before {
-            return Poll::Ready(Ok(()));
-        }
-        match self.upstream {
-            Leg::Tls(stream) if stream.was_cut() => {
-                let words = "it ended without close_notify, so what it said last may be missing";
-                Poll::Ready(Err(io::Error::new(io::ErrorKind::UnexpectedEof, words)))
-            }
-            // What the kernel has told the writer it does not tell the reader, who is shown an end.
-            Leg::Plain(_) => Poll::Ready(self.broken_by.take().map_or(Ok(()), Err)),
-            Leg::Tls(_) => Poll::Ready(Ok(())),
-        }
-    }
-
-    /// Reads the beginning of a session.
-    fn poll_opening(&mut self, buffer: &mut ReadBuf<'_>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let before = buffer.filled().len();
-        if let Some(mut opening) = self.opening.take_if(|opening| opening.listens_only()) {
-            let read = self.poll_uncut(buffer, cx);
-            opening.hear(buffer.filled().get(before..).unwrap_or_default());
-            if opening.is_over() {
-                *self.cancellable = opening.cancellable().map(Box::new);
-            } else {
-                *self.opening = Some(opening);
-            }
-            return read;
-        }
-        while let Some(mut opening) = self.opening.take() {
-            let due = opening.due();
-            let now = due.len().min(buffer.remaining());
-            buffer.put_slice(due.drain(..now).as_slice());
-            if due.is_empty() && opening.is_over() {
-                *self.cancellable = opening.cancellable().map(Box::new);
-                if buffer.filled().len() == before {
-                    break;
-                }
-                return Poll::Ready(Ok(()));
-            }
-            if buffer.filled().len() > before {
-                *self.opening = Some(opening);
-                return Poll::Ready(Ok(()));
-            }
-            let mut bytes = [0; OPENING_READ];
-            let mut chunk = ReadBuf::new(&mut bytes);
-            let read = self.poll_uncut(&mut chunk, cx);
-            match read {
-                Poll::Ready(Ok(())) if chunk.filled().is_empty() => opening.end(),
-                Poll::Ready(Ok(())) => {
-                    opening.follow(chunk.filled());
-                }
-                Poll::Ready(Err(_)) | Poll::Pending => {
-                    *self.opening = Some(opening);
-                    return read;
-                }
-            }
-            *self.opening = Some(opening);
-        }
-        self.poll_uncut(buffer, cx)
-    }
-}
-
-impl AsyncRead for Followed<'_> {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        let before = buffer.filled().len();
-        match this.opening {
-            None => ready!(this.poll_uncut(buffer, cx))?,
-            Some(_) => ready!(this.poll_opening(buffer, cx))?,
-        }
-        if let Some(boundary) = this.boundary {
-            boundary.follow(buffer.filled().get(before..).unwrap_or_default());
-        }
-        Poll::Ready(Ok(()))
     }
 }
 
@@ -326,9 +218,6 @@ fn is_gone(kind: io::ErrorKind) -> bool {
             | io::ErrorKind::NotConnected
     )
 }
-
-/// The beginning of a session is short, and most of it comes at once.
-const OPENING_READ: usize = 4096;
 
 #[cfg(test)]
 mod tests;

@@ -2,6 +2,7 @@
 
 mod teardown;
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use tokio_rustls::{TlsConnector, client};
 use super::*;
 use crate::addr::ClientAddr;
 use crate::config::Limits;
-use crate::connection::leg::Leg;
+use crate::connection::leg::{Leg, UpstreamLeg};
 use crate::connection::part::Parting;
 use crate::connection::socket::Socket;
 use crate::connection::stream::TlsStream;
@@ -36,18 +37,14 @@ const LONG: Duration = Duration::from_secs(3600);
 fn relay(protocol: Protocol, client: ClientLeg, upstream: UpstreamLeg, half_close_timeout: Duration) -> Relay {
     Relay {
         client,
-        upstream,
+        upstream: Outbound::new(upstream, protocol, None),
         upstream_tls: None,
         announces: false,
         protocol,
         inbound: Flow::new(Vec::new()),
         outbound: Flow::new(Vec::new()),
-        boundary: (protocol == Protocol::Postgres).then(Boundary::default),
-        opening: None,
-        cancellable: None,
         first_end: None,
         is_unheard: false,
-        broken_by: None,
         shown_out: false,
         clock: Clock::new(Limits { half_close_timeout, ..Limits::default() }),
         dead_peers: DeadPeers::new(LONG),
