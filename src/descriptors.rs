@@ -103,7 +103,7 @@ impl Descriptors {
         if max_connections != former && max_connections < FEW {
             warn!(
                 limit,
-                max_connections, "few file descriptors for connections, raise the limit (LimitNOFILE, ulimit -n)"
+                max_connections, "few file descriptors for connections; raise the limit (LimitNOFILE, ulimit -n)"
             );
         }
         budget.released.notify_waiters();

@@ -52,10 +52,12 @@ impl ExpiryWatch {
             let day = days_left(list.next_update, now);
             let key = (Arc::clone(&terms.name), list.sha256.clone());
             if self.told.get(&key) != Some(&day) {
-                let (issuer, end) = (&list.issuer, timestamp::seconds(list.next_update));
+                let expired_at = timestamp::seconds(list.next_update);
                 warn!(
-                    "listener {}: the revocation list of {issuer} ran out at {end}; put a new one into client_crl",
-                    terms.name
+                    listener = %terms.name,
+                    issuer = %list.issuer,
+                    expired_at,
+                    "CRL expired; put a new one into client_crl"
                 );
             }
             told.insert(key, day);

@@ -41,7 +41,7 @@ fn send(state: &str) {
     let sent = address.and_then(|address| UnixDatagram::unbound()?.send_to_addr(state.as_bytes(), &address));
     if let Err(error) = sent {
         let state = state.lines().next().unwrap_or(state);
-        tracing::warn!(state, %error, "systemd cannot be notified");
+        tracing::warn!(state, %error, "cannot notify systemd");
     }
 }
 

@@ -165,8 +165,8 @@ impl Resolver {
         plan.due = Some(Instant::now() + wait);
         let now = OffsetDateTime::now_utc();
         match self.names.note(&name, answer, now) {
-            Some(News::Bad(words)) => warn!("{words}"),
-            Some(News::Good(words)) => info!("{words}"),
+            Some(News::Bad(words)) => warn!(detail = %words, "dns source degraded"),
+            Some(News::Good(words)) => info!(detail = %words, "dns source recovered"),
             None => {}
         }
         self.names.plan(&name, timestamp::after(now, wait));
@@ -192,7 +192,7 @@ impl Resolver {
         if let Err(error) = &result
             && !self.unwritable
         {
-            warn!("{error}");
+            warn!(%error, "cannot write the last good answers");
         }
         self.unwritable = result.is_err();
     }

@@ -150,7 +150,7 @@ impl Drop for Place {
         if self.is_ours()
             && let Err(error) = fs::remove_file(&self.path)
         {
-            warn!("the socket {} cannot be removed: {error}", self.path.display());
+            warn!(path = %self.path.display(), %error, "cannot remove the Unix socket");
         }
     }
 }

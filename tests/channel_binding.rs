@@ -8,7 +8,7 @@ use crate::postgres::{conninfo, psql};
 
 /// The words of `check`, and of the log when it happens.
 const WARNING: &str = "SCRAM with channel binding, which libpq prefers, fails unless";
-const EXPLANATION: &str = "a client failed at SCRAM channel binding";
+const EXPLANATION: &str = "SCRAM channel binding failed";
 
 /// A role that has to know its password.
 fn keyed(postgres: &Postgres) {
@@ -121,7 +121,7 @@ fn with_two_certificates_libpqs_default_fails_and_the_log_says_why() {
     let warning =
         portcullis.event("why", |event| event.0["message"].as_str().is_some_and(|text| text.contains(EXPLANATION)));
     assert_eq!(warning.0["level"], "WARN");
-    for way_out in ["give both the same certificate", "channel_binding=disable", "Unix socket"] {
+    for way_out in ["use the same certificate", "channel_binding=disable", "Unix socket"] {
         assert!(warning.text("message").contains(way_out), "{}", warning.0);
     }
     // A password that is wrong is another matter.

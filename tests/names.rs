@@ -50,7 +50,8 @@ fn status(portcullis: &Portcullis) -> Value {
 }
 
 fn warned(portcullis: &Portcullis, seen: usize, words: &str) -> Event {
-    let says = |line: &Event| line.0["message"].as_str().is_some_and(|message| message.contains(words));
+    let texts = ["message", "detail", "error", "warning"];
+    let says = |line: &Event| texts.iter().any(|field| line.0[field].as_str().is_some_and(|text| text.contains(words)));
     portcullis.event_after(seen, words, says)
 }
 

@@ -37,8 +37,7 @@ pub(crate) fn upstreams(portcullis: &Portcullis) -> Vec<Value> {
 }
 
 pub(crate) fn said(portcullis: &Portcullis, seen: usize, words: &str) -> Event {
-    let says = |line: &Event| line.0["message"].as_str().is_some_and(|message| message.contains(words));
-    portcullis.event_after(seen, words, says)
+    portcullis.event_after(seen, words, |line| says(line, words))
 }
 
 /// How often that has been said.
@@ -53,7 +52,9 @@ fn assert_said_once(portcullis: &Portcullis, words: &str) {
 }
 
 fn says(line: &Event, words: &str) -> bool {
-    line.0["message"].as_str().is_some_and(|message| message.contains(words))
+    let text = |field: &str| line.0[field].as_str().unwrap_or_default();
+    let detail = ["role", "reply", "error"].map(text).concat();
+    format!("{} {}: {detail}", text("message"), text("upstream")).contains(words)
 }
 
 /// Nobody was told that there is no upstream. Who hangs up in the handshake is denied, too.
@@ -95,11 +96,11 @@ fn the_first_that_answers_is_taken_and_the_first_of_all_as_soon_as_it_is_back() 
     portcullis.address("main");
     assert!(upstreams(&portcullis).iter().all(|upstream| upstream["answers"].is_null()));
     assert_eq!(session(&portcullis), first.to_string());
-    said(&portcullis, 0, &format!("upstream {nobody} is tried last from now on: Connection refused"));
+    said(&portcullis, 0, &format!("upstream ejected {nobody}: Connection refused"));
 
     first.kill();
     assert_eq!(session(&portcullis), second.to_string());
-    said(&portcullis, 0, &format!("upstream {first} is tried last from now on"));
+    said(&portcullis, 0, &format!("upstream ejected {first}"));
     let known = upstreams(&portcullis);
     let answers: Vec<_> = known.iter().map(|upstream| upstream["answers"].clone()).collect();
     assert_eq!(answers, [false, false, true]);
@@ -107,9 +108,9 @@ fn the_first_that_answers_is_taken_and_the_first_of_all_as_soon_as_it_is_back() 
 
     let seen = portcullis.seen();
     first.start_again();
-    said(&portcullis, seen, &format!("upstream {first} answers again"));
+    said(&portcullis, seen, &format!("upstream recovered {first}"));
     assert_eq!(session(&portcullis), first.to_string());
-    assert_said_once(&portcullis, &format!("{nobody} is tried last"));
+    assert_said_once(&portcullis, &format!("upstream ejected {nobody}"));
 }
 
 #[test]
@@ -159,7 +160,7 @@ fn one_upstream_alone_is_never_left_out() {
     portcullis.ending(client.port());
     only.start_again();
     assert_eq!(session(&portcullis), only.to_string());
-    assert_eq!(times_said(&portcullis, "tried last"), 0);
+    assert_eq!(times_said(&portcullis, "upstream ejected"), 0);
 }
 
 #[test]
@@ -173,7 +174,7 @@ fn what_is_known_of_an_upstream_outlives_a_reload_and_it_is_still_asked_again() 
     assert!(portcullis.reconfigure(config).is("reload.applied"));
     assert_eq!(upstreams(&portcullis)[0]["answers"], false);
     first.start_again();
-    said(&portcullis, 0, &format!("upstream {first} answers again"));
+    said(&portcullis, 0, &format!("upstream recovered {first}"));
     assert_eq!(session(&portcullis), first.to_string());
 }
 
@@ -196,7 +197,7 @@ fn one_that_fails_in_tls_is_gone_past_and_is_not_back_because_it_takes_connectio
     // It is asked again, which takes more than one connection.
     eventually("it is asked again", || (deaf.connections() > 2).then_some(()));
     assert_eq!(upstreams(&portcullis)[0]["answers"], false);
-    assert_eq!(times_said(&portcullis, "answers again"), 0);
+    assert_eq!(times_said(&portcullis, "upstream recovered"), 0);
     let before = deaf.connections();
     assert_eq!(session(&portcullis), good);
     assert!(deaf.connections() <= before + 1, "only to be asked again");
@@ -214,7 +215,7 @@ fn in_tls_it_is_the_configured_name_that_is_verified_wherever_it_leads() {
     let Some(portcullis) = hosts::start(site, redis(&keys("db.test"))) else { return };
     assert_eq!(session(&portcullis), format!("db.test:{port}"));
     // Each address behind the name is one that TLS can fail at.
-    said(&portcullis, 0, &format!("upstream db.test:{port} (127.0.0.52:{port}) is tried last from now on"));
+    said(&portcullis, 0, &format!("upstream ejected db.test:{port} (127.0.0.52:{port})"));
     hosts::name(&portcullis.site, &[("db.test", &["::1"]), ("alias.test", &["127.0.0.53"])]);
     assert_eq!(session(&portcullis), format!("db.test:{port}"));
     assert!(portcullis.reconfigure(redis(&keys("alias.test"))).is("reload.applied"));
@@ -277,12 +278,12 @@ fn new_connections_go_on_while_upstreams_are_killed_and_started_again() {
             let (seen, name) = (portcullis.seen(), servers[index].to_string());
             servers[index].kill();
             killed.push(name.clone());
-            said(&portcullis, seen, &format!("upstream {name} is tried last"));
+            said(&portcullis, seen, &format!("upstream ejected {name}"));
         }
         for index in [0, 1] {
             let (seen, name) = (portcullis.seen(), servers[index].to_string());
             servers[index].start_again();
-            said(&portcullis, seen, &format!("upstream {name} answers again"));
+            said(&portcullis, seen, &format!("upstream recovered {name}"));
         }
         over.store(true, Ordering::SeqCst);
         for port in loads.into_iter().flat_map(|load| load.join().unwrap()) {
@@ -308,9 +309,9 @@ fn redis_benchmark_meets_no_error_while_the_first_comes_back() {
     // -k 0: a connection for each request.
     benchmark.args(["-k", "0", "-c", "4", "-n", "1500", "-t", "ping_inline", "-q"]);
     let load = thread::spawn(move || run(&mut benchmark));
-    said(&portcullis, 0, &format!("upstream {first} is tried last"));
+    said(&portcullis, 0, &format!("upstream ejected {first}"));
     first.start_again();
-    said(&portcullis, 0, &format!("upstream {first} answers again"));
+    said(&portcullis, 0, &format!("upstream recovered {first}"));
     let said = load.join().unwrap();
     assert!(!format!("{}{}", said.text(), said.stderr).to_lowercase().contains("error"), "{}", said.text());
     said.success();
@@ -336,7 +337,7 @@ fn a_redis_that_is_the_master_is_found_wherever_it_stands() {
     follow(&replica, &leader);
     let portcullis = Portcullis::start(Site::new(), master(&[&replica, &leader]));
     assert_eq!(session(&portcullis), leader.to_string());
-    said(&portcullis, 0, &format!("upstream {replica} takes no writes"));
+    said(&portcullis, 0, &format!("upstream role changed {replica}: replica"));
     let writes: Vec<_> = upstreams(&portcullis).iter().map(|upstream| upstream["writes"].clone()).collect();
     assert_eq!(writes, [false, true]);
     assert_eq!(session(&portcullis), leader.to_string());
@@ -345,7 +346,7 @@ fn a_redis_that_is_the_master_is_found_wherever_it_stands() {
     assert_eq!(cli(&replica, &["REPLICAOF", "NO", "ONE"]), "OK");
     follow(&leader, &replica);
     assert_eq!(session(&portcullis), replica.to_string());
-    said(&portcullis, 0, &format!("upstream {replica} takes writes now"));
+    said(&portcullis, 0, &format!("upstream role changed {replica}: primary"));
     assert_eq!(session(&portcullis), replica.to_string());
 
     // Nobody takes writes.
@@ -372,7 +373,7 @@ fn a_redis_that_was_stopped_is_gone_past_where_it_is_asked_for_its_role() {
     assert_eq!(upstreams(&portcullis)[0]["answers"], false);
     let seen = portcullis.seen();
     first.signal("CONT");
-    said(&portcullis, seen, &format!("upstream {first} answers again"));
+    said(&portcullis, seen, &format!("upstream recovered {first}"));
     assert_eq!(session(&portcullis), first.to_string());
 }
 
@@ -385,7 +386,7 @@ fn a_redis_that_does_not_tell_its_role_is_taken_and_that_is_said_once() {
         client.ask(b"AUTH secret\r\nPING\r\n", b"+OK\r\n+PONG\r\n");
         assert_eq!(portcullis.opened(client.port()).text("upstream"), first.to_string());
     }
-    assert_said_once(&portcullis, "does not say whether it is a master (NoAuth); taken for one");
+    assert_said_once(&portcullis, "cannot determine the role of the upstream, assuming that it is the master");
 }
 
 #[test]
@@ -405,7 +406,7 @@ fn a_redis_whose_default_user_may_say_its_role_and_nothing_else_is_asked() {
     let mut client = portcullis.client().connect();
     client.ask(b"AUTH app secret\r\nSET key value\r\n", b"+OK\r\n+OK\r\n");
     assert_eq!(portcullis.opened(client.port()).text("upstream"), second.to_string());
-    assert_eq!(times_said(&portcullis, "does not say"), 0);
+    assert_eq!(times_said(&portcullis, "cannot determine the role"), 0);
 }
 
 #[test]
@@ -456,7 +457,7 @@ fn every_address_of_a_name_is_tried_and_a_new_one_is_followed() {
     let name = format!("{NAME}:{port}");
     let Some(portcullis) = hosts::start(site, redis(&addresses(&[&name]))) else { return };
     assert_eq!(session(&portcullis), name);
-    said(&portcullis, 0, &format!("upstream {name} (127.0.0.30:{port}) is tried last from now on"));
+    said(&portcullis, 0, &format!("upstream ejected {name} (127.0.0.30:{port})"));
     assert_eq!(socket_of(&portcullis), [format!("127.0.0.31:{port}")]);
 
     // A failover: the name leads elsewhere, and open sessions stay where they are.
@@ -470,9 +471,9 @@ fn every_address_of_a_name_is_tried_and_a_new_one_is_followed() {
     // And the one that was dead comes back to life.
     hosts::name(&portcullis.site, &[(NAME, &["127.0.0.29", "127.0.0.31"])]);
     assert_eq!(session(&portcullis), name);
-    said(&portcullis, 0, &format!("(127.0.0.29:{port}) is tried last from now on"));
+    said(&portcullis, 0, &format!("upstream ejected {name} (127.0.0.29:{port})"));
     ponging(TcpListener::bind(("127.0.0.29", port)).unwrap());
-    said(&portcullis, 0, &format!("(127.0.0.29:{port}) answers again"));
+    said(&portcullis, 0, &format!("upstream recovered {name} (127.0.0.29:{port})"));
     assert_eq!(socket_of(&portcullis).len(), 2);
 }
 
@@ -515,7 +516,7 @@ fn a_name_that_does_not_resolve_is_gone_past_until_it_does() {
     assert_eq!(session(&portcullis), second.to_string());
     assert_eq!(upstreams(&portcullis)[0]["answers"], false);
     hosts::name(&portcullis.site, &[("db.test", &["127.0.0.1"])]);
-    said(&portcullis, 0, &format!("upstream {name} answers again"));
+    said(&portcullis, 0, &format!("upstream recovered {name}"));
     assert_eq!(session(&portcullis), name);
 }
 
@@ -529,5 +530,5 @@ fn clients_of_several_sources_are_served_by_the_same_order() {
     for client in &mut clients {
         client.ask(b"PING\r\n", b"+PONG\r\n");
     }
-    assert_said_once(&portcullis, "is tried last from now on");
+    assert_said_once(&portcullis, "upstream ejected");
 }

@@ -54,7 +54,7 @@ fn who_needs_no_password_is_at_the_primary_wherever_that_stands_and_notices_noth
     assert_eq!(primary_by(psql(&conninfo)), port(&leader));
     let opened = portcullis.event("an opening", |event| event.is("connection.opened"));
     assert_eq!(opened.text("upstream"), leader.to_string());
-    said(&portcullis, 0, &format!("upstream {standby} takes no writes"));
+    said(&portcullis, 0, &format!("upstream role changed {standby}: replica"));
     let writes: Vec<_> = upstreams(&portcullis).iter().map(|upstream| upstream["writes"].clone()).collect();
     assert_eq!(writes, [false, true]);
 
@@ -269,7 +269,7 @@ fn a_primary_that_is_killed_is_gone_past_and_taken_again_when_it_is_back() {
     assert_eq!(denied.text("upstream"), format!("{leader},{standby}"));
     let seen = portcullis.seen();
     leader.start_again();
-    said(&portcullis, seen, &format!("upstream {leader} answers again"));
+    said(&portcullis, seen, &format!("upstream recovered {leader}"));
     assert_eq!(primary_by(psql(&conninfo)), port(&leader));
 }
 
@@ -329,7 +329,7 @@ fn a_server_that_was_stopped_is_gone_past_and_taken_again_when_it_goes_on() {
             .then_some(())
     });
     first.signal("CONT");
-    said(&portcullis, seen, &format!("upstream {first} answers again"));
+    said(&portcullis, seen, &format!("upstream recovered {first}"));
     assert_eq!(primary_by(psql(&conninfo)), port(&first));
 }
 

@@ -76,8 +76,9 @@ fn single_redis_that_stops_is_unhealthy_and_healthy_again_without_a_client() {
     let again = eventually_healthy(&portcullis);
     assert_eq!((&again["answers"], &again["since"], &again["error"]), (&true.into(), &Value::Null, &Value::Null));
     assert_eq!(again["last_dial"]["result"], "connected");
-    let message = format!("listener main: upstream {redis} answers again");
-    portcullis.event("it is logged", |line| line.0["message"] == message.as_str());
+    let upstream = redis.to_string();
+    let is_logged = |line: &Event| line.0["message"] == "upstream recovered" && line.0["upstream"] == upstream.as_str();
+    portcullis.event("it is logged", is_logged);
 }
 
 #[test]

@@ -32,7 +32,7 @@ pub(super) async fn accept(
                 }
                 Err(error) => {
                     if !complained {
-                        warn!("the admin socket cannot accept: {error}; trying again all the time, and saying so once");
+                        warn!(%error, "admin socket: accept failed, retrying (further errors are not logged)");
                     }
                     complained = true;
                     sleep(PAUSE).await;

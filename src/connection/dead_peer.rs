@@ -198,7 +198,7 @@ impl Sent {
             Err(error) if is_local_shortage(&error) || error.kind() == io::ErrorKind::WouldBlock => Known::NotNow,
             Err(error) => {
                 NOT_TO_BE_HAD.call_once(|| {
-                    warn!(%error, "TCP_INFO cannot be read; dead_peer_timeout is left to the kernel's own limits");
+                    warn!(%error, "cannot read TCP_INFO, dead peers are found by the limits of the kernel only");
                 });
                 Known::Nothing
             }

@@ -9,6 +9,7 @@
 //! after `secure` or dials without an `Identified`. Whatever happens, a room's error or the relay's end, becomes one
 //! [`Ending`], and `Visit` writes it to the audit exactly once, panics included.
 
+mod accepted;
 mod announced;
 mod cancel;
 mod clock;
@@ -37,14 +38,15 @@ mod visit;
 mod workers;
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use tokio::time::timeout_at;
 
+pub use accepted::{Arrival, Entrance, House};
 pub use dial::probe;
 pub use socket::{Accepted, keep_alive};
 pub use workers::{Seat, Workers};
 
+use self::accepted::{Newcomer, displaced, finish};
 use self::announced::Introduced;
 use self::cancel::CancelRequest;
 use self::dial::Candidates;
@@ -55,73 +57,9 @@ use self::relay::Relay;
 use self::secure::Secured;
 use self::settle::Settled;
 use self::visit::Visit;
-use crate::addr::ClientAddr;
-use crate::audit::{Audit, Facts};
-use crate::descriptors::{Descriptors, Share};
 use crate::outcome::{Ending, Reason};
-use crate::policy::Admitted;
-use crate::sessions::{Presence, Register};
-use crate::snapshot::{Current, Handshake, Pace, Terms};
-
-/// By what a connection comes in.
-#[derive(Debug)]
-pub enum Entrance {
-    /// Its source has been let in, and comes as fast as this.
-    Admitted(Admitted, Pace),
-    /// It is a load balancer's, which has to say first where its client comes from.
-    Balancer(ClientAddr),
-}
-
-impl Entrance {
-    /// Whose socket it is.
-    pub fn from(&self) -> ClientAddr {
-        match self {
-            Self::Admitted(admitted, _) => admitted.client(),
-            Self::Balancer(balancer) => *balancer,
-        }
-    }
-
-    /// What is known of the connection that comes in by it.
-    pub fn facts(&self, session: Option<u64>, listener: &Arc<str>) -> Facts {
-        let facts = Facts::new(session, Arc::clone(listener), self.from());
-        match self {
-            Self::Admitted(admitted, _) => Facts { standing: Some(admitted.standing().clone()), ..facts },
-            Self::Balancer(balancer) => Facts { balancer: Some(*balancer), ..facts },
-        }
-    }
-}
-
-/// A client whose source has been let in or is still to be asked for, and nothing more.
-#[derive(Debug)]
-pub struct Arrival {
-    /// Its socket, from which nothing has been read.
-    pub stream: Accepted,
-    /// By what it comes in.
-    pub entrance: Entrance,
-    /// The listener it came to.
-    pub terms: Arc<Terms>,
-    /// Its entry in the register.
-    pub presence: Presence,
-    /// Its place among the handshakes.
-    pub handshake: Handshake,
-    /// When it was accepted; deadlines count from here.
-    pub accepted_at: Instant,
-    /// The descriptors it may use.
-    pub share: Share,
-}
-
-/// What every connection needs around it. Cheap to clone.
-#[derive(Clone, Debug)]
-pub struct House {
-    /// The policy in force.
-    pub current: Current,
-    /// Who is in.
-    pub register: Arc<Register>,
-    /// Who is told.
-    pub audit: Audit,
-    /// How many connections there is room for.
-    pub descriptors: Descriptors,
-}
+use crate::sessions::Presence;
+use crate::snapshot::{Handshake, Pace};
 
 /// Serves a client from arrival to end. Not `async`, because an arrival taken apart inside the future would be reserved
 /// there for life.
@@ -134,14 +72,6 @@ fn serve(arrival: Arrival, house: &Arc<House>) -> impl Future<Output = ()> + use
     };
     let newcomer = Box::new((Newcomer { stream, terms, pace }, handshake));
     live(newcomer, presence, visit)
-}
-
-/// Somebody of whom nothing has been read.
-struct Newcomer {
-    stream: Accepted,
-    terms: Arc<Terms>,
-    /// Not known of a load balancer's client.
-    pace: Option<Pace>,
 }
 
 async fn live(newcomer: Box<(Newcomer, Handshake)>, presence: Presence, mut visit: Visit) {
@@ -182,18 +112,6 @@ async fn reach_upstream(
         },
     }
     None
-}
-
-/// Returns when the connection has lost its place among the handshakes.
-async fn displaced(presence: &Presence) {
-    if presence.shown_out().await.reason != Reason::HandshakeLimit {
-        std::future::pending().await
-    }
-}
-
-/// Gives back the place among the handshakes.
-fn finish(handshake: &mut Option<Handshake>) -> Result<(), Ending> {
-    handshake.take().map_or(Ok(()), Handshake::finish).map_err(Ending::from)
 }
 
 /// What a client has come for.
@@ -284,33 +202,4 @@ async fn open(ready: Ready, presence: &Presence, visit: &mut Visit) -> Result<En
 const PART: &str = "connection";
 
 #[cfg(test)]
-mod tests {
-    use super::stream::TlsStream;
-    use super::*;
-
-    fn size_of_future<F>(_: impl FnOnce(Box<(Newcomer, Handshake)>, Presence, Visit) -> F) -> usize {
-        size_of::<F>()
-    }
-
-    fn size_of_handshake<F>(
-        _: impl FnOnce(Box<(Newcomer, Handshake)>, &'static Presence, &'static mut Visit) -> F,
-    ) -> usize {
-        size_of::<F>()
-    }
-
-    /// There may be `max_handshakes` of them, and their clients need no credential.
-    #[test]
-    fn unidentified_client_reserves_little() {
-        let size = size_of_handshake(reach_upstream);
-        assert!(size <= 2000, "{size} bytes");
-    }
-
-    /// What a future may need at any time it reserves all the time, so one careless buffer costs every idle session.
-    #[test]
-    fn an_idle_session_reserves_little() {
-        let parts = [("task", size_of_future(live)), ("relay", size_of::<Relay>()), ("TLS", size_of::<TlsStream>())];
-        for ((part, size), most) in parts.into_iter().zip([368, 288, 1240]) {
-            assert!(size <= most, "{part}: {size} bytes");
-        }
-    }
-}
+mod tests;

@@ -144,10 +144,10 @@ impl Opening {
             && let Some(terms) = self.two_certificates.take()
         {
             warn!(
-                "listener {}: a client failed at SCRAM channel binding: it bound its password to our certificate, and the upstream shows \
-                 another one; give both the same certificate, or have clients set channel_binding=disable, or reach the upstream \
-                 by a Unix socket or without TLS",
-                terms.name
+                listener = %terms.name,
+                "SCRAM channel binding failed, the client and the upstream see different certificates; use the same \
+                 certificate on both legs, set channel_binding=disable in the client, or reach the upstream by a Unix socket \
+                 or without TLS"
             );
         }
         stage

@@ -153,14 +153,14 @@ impl Listeners {
                 (snapshot.behind(door), bound.socket.place(), &door.address)
                 && let Err(error) = place.open_to(terms.access(path))
             {
-                warn!("listener {}: {} {error}", terms.name, door.address);
+                warn!(listener = %terms.name, address = %door.address, %error, "cannot change the access to a Unix socket");
             }
         }
         for (door, bound) in &self.bound {
             if let Some(terms) = snapshot.behind(door)
                 && let Err(error) = bound.socket.keep_alive(terms.limits.dead_peer_timeout)
             {
-                warn!("listener {}: {} keeps its former dead_peer_timeout: {error}", terms.name, door.address);
+                warn!(listener = %terms.name, address = %door.address, %error, "cannot apply dead_peer_timeout, keeping the previous one");
             }
         }
         for (door, opening) in prepared.fresh {
@@ -429,7 +429,7 @@ struct Patience {
 impl Patience {
     async fn lost(&mut self, error: &io::Error) {
         if self.said.is_none_or(|said| said.elapsed() > SAY_EVERY) {
-            warn!("connections cannot be accepted: {error}; trying again all the time, and saying so once a minute");
+            warn!(%error, "accept failed, retrying (further errors are logged once a minute)");
             self.said = Some(Instant::now());
         }
         self.wait = (self.wait * 2).clamp(SHORTEST_WAIT, LONGEST_WAIT);

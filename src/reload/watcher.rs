@@ -49,7 +49,7 @@ impl Watcher {
                 let _ = sender.try_send(());
             }
         });
-        let inner = watcher.map_err(|error| warn!("file changes cannot be watched: {error}; they are polled for")).ok();
+        let inner = watcher.map_err(|error| warn!(%error, "cannot watch files, polling them for changes")).ok();
         Self { inner, steps, events }
     }
 
@@ -70,7 +70,7 @@ impl Watcher {
             if path.exists()
                 && let Err(error) = watcher.watch(path, RecursiveMode::NonRecursive)
             {
-                warn!("{} cannot be watched: {error}; it is polled for changes", path.display());
+                warn!(path = %path.display(), %error, "cannot watch a path, polling it for changes");
             }
         }
     }

@@ -76,10 +76,10 @@ impl Server {
             self.audit.reopen(audit_file);
         }
         if let Err(error) = self.log.set_level(&snapshot.config.log.level) {
-            warn!("the log keeps its level: {error}");
+            warn!(%error, "cannot apply log.level, keeping the previous one");
         }
         if snapshot.config.log.format != current.config.log.format {
-            warn!("log.format takes effect at the next start");
+            warn!("log.format changed, takes effect at the next start");
         }
     }
 

@@ -222,7 +222,7 @@ impl Server {
     fn reopen_audit_file(&self, current: &Snapshot) {
         match current.config.log.audit_file.clone().map(open_audit_file).transpose() {
             Ok(destination) => self.audit.reopen(destination),
-            Err(error) => warn!("the audit goes on into the old file: {error}"),
+            Err(error) => warn!(%error, "cannot reopen audit_file, continuing with the previous one"),
         }
     }
 
@@ -281,7 +281,7 @@ fn attempt(part: &'static str, work: impl FnOnce()) {
 
 fn warn_all(warnings: &[String]) {
     for warning in warnings {
-        warn!("{warning}");
+        warn!(%warning, "configuration warning");
     }
 }
 

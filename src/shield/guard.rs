@@ -194,7 +194,7 @@ impl Guard {
         audit.shield_on(&terms.name, why, terms.sources.trusted.rules().len(), terms.shield == Shield::Auto);
         if self.wards.iter().any(|ward| ward.drops.is_none()) && !self.uncounted {
             self.uncounted = true;
-            info!("listener {}: the kernel does not tell how many packets its shield drops", terms.name);
+            info!(listener = %terms.name, "the kernel does not report packets dropped by the shield");
         }
     }
 
@@ -212,7 +212,7 @@ impl Guard {
                         ""
                     }
                 );
-                warn!("listener {}: its shield cannot be up: {words}", terms.name);
+                warn!(listener = %terms.name, error = %words, "shield unavailable");
                 self.obstacle = Some(words);
             }
         }

@@ -1,6 +1,6 @@
 //! What becomes known of a place while it is dialled: noted, and logged where it is news.
 
-use tracing::warn;
+use tracing::{info, warn};
 
 use super::reach::Unfit;
 use crate::snapshot::{Upstream, Whereabouts};
@@ -23,7 +23,7 @@ pub(in crate::connection) fn note_unfit(place: &Whereabouts, upstream: &Upstream
         }
     } else if place.is_silent(words) {
         if several {
-            warn!("listener {}: upstream {place} is tried last from now on: {words}", upstream.listener);
+            warn!(listener = %upstream.listener, upstream = %place, error = %words, "upstream ejected");
         } else {
             warn!(listener = %upstream.listener, upstream = %place, error = %words, "upstream unhealthy");
         }
@@ -33,8 +33,8 @@ pub(in crate::connection) fn note_unfit(place: &Whereabouts, upstream: &Upstream
 /// Notes whether a place takes writes, and says so where that is news.
 pub(in crate::connection) fn note_role(place: &Whereabouts, upstream: &Upstream, writes: bool) {
     if place.takes_writes(writes) {
-        let what = if writes { "takes writes now" } else { "takes no writes; it is tried behind the others" };
-        warn!("listener {}: upstream {place} {what}", upstream.listener);
+        let role = if writes { "primary" } else { "replica" };
+        info!(listener = %upstream.listener, upstream = %place, role, "upstream role changed");
     }
 }
 
@@ -49,5 +49,5 @@ pub(super) fn note_still_unfit(place: &Whereabouts, upstream: &Upstream, unfit: 
 }
 
 fn log_answer(place: &Whereabouts, upstream: &Upstream) {
-    warn!("listener {}: upstream {place} answers again", upstream.listener);
+    info!(listener = %upstream.listener, upstream = %place, "upstream recovered");
 }

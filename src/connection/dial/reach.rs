@@ -178,9 +178,11 @@ impl Role {
             }
             Self::Untold(untold @ (Untold::NoAuth | Untold::NoPerm | Untold::Other)) => {
                 if place.is_untold() {
-                    let name = &upstream.listener;
                     warn!(
-                        "listener {name}: upstream {place} does not say whether it is a master ({untold:?}); taken for one"
+                        listener = %upstream.listener,
+                        upstream = %place,
+                        reply = ?untold,
+                        "cannot determine the role of the upstream, assuming that it is the master"
                     );
                 }
                 return Ok(());
