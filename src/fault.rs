@@ -17,6 +17,7 @@ use std::panic::{self, AssertUnwindSafe};
 use std::pin::pin;
 use std::time::Duration;
 
+use tokio::sync::oneshot;
 use tokio::task::{JoinError, spawn_blocking};
 use tokio::time::sleep;
 
@@ -58,14 +59,34 @@ pub async fn contained_blocking<T: Send + 'static>(
     part: &'static str,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, Fault> {
+    contained_on(part, work, |job| drop(spawn_blocking(job))).await
+}
+
+/// The same where the caller chooses the thread: `start` gets the work and has it run.
+///
+/// # Errors
+/// The fault, when it panics.
+pub async fn contained_on<T: Send + 'static>(
+    part: &'static str,
+    work: impl FnOnce() -> T + Send + 'static,
+    start: impl FnOnce(Job),
+) -> Result<T, Fault> {
     #[cfg(test)]
     let work = injection::carried(part, work);
-    match spawn_blocking(move || contain(part, work)).await {
+    let (answer, answered) = oneshot::channel();
+    start(Box::new(move || {
+        // Nobody waits any more where the caller was dropped.
+        let _ = answer.send(contain(part, work));
+    }));
+    match answered.await {
         Ok(done) => done,
-        // Only the end of the runtime cancels it, and this task with it.
+        // Only the end of the runtime drops the work, and this task with it.
         Err(_) => pending().await,
     }
 }
+
+/// Work for another thread.
+pub type Job = Box<dyn FnOnce() + Send>;
 
 /// Keeps a task running until it returns: one that panics is started again, after a pause.
 pub async fn restarted<F: Future<Output = ()>>(part: &'static str, mut start: impl FnMut() -> F) {

@@ -50,7 +50,7 @@ use crate::config::{Config, Files, Limits, Loaded, Problem, Problems, Revoke, Sh
 use crate::policy::{AddressBook, Balancers, ClientAuth, Host, SourcePolicy, TrustedClients};
 use crate::protocol::{MinTlsVersion, Protocol};
 use crate::socket_file::Access;
-use crate::tls::{Certificate, ChainError, Crl, ServerTls, TicketKeys, TrustParts, UpstreamTls};
+use crate::tls::{Certificate, ChainError, Crl, KnownCrls, ServerTls, TicketKeys, TrustParts, UpstreamTls};
 
 /// Where the current snapshot is read from.
 pub type Current = watch::Receiver<Arc<Snapshot>>;
@@ -172,9 +172,12 @@ impl Snapshot {
         let mut terms = Vec::with_capacity(config.listeners.len());
         let generation = previous.map_or(1, |snapshot| snapshot.generation + 1);
         let now = Moment { generation, at: OffsetDateTime::now_utc() };
+        let former = previous.into_iter().flat_map(|snapshot| &snapshot.terms);
+        let mut known_lists: KnownCrls = former.flat_map(|terms| terms.revocation_lists()).cloned().collect();
         for listener in &config.listeners {
             let before = previous.and_then(|snapshot| snapshot.named(&listener.name));
-            let mut builder = Builder { listener, files, problems: &mut problems, warnings: &mut warnings, book, now };
+            let (problems, warnings, known_lists) = (&mut problems, &mut warnings, &mut known_lists);
+            let mut builder = Builder { listener, files, problems, warnings, book, now, known_lists };
             terms.extend(builder.terms(before.map(|before| &**before)).map(Arc::new));
         }
         // Those of listeners that were built have been told.
