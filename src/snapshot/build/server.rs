@@ -318,8 +318,17 @@ impl Builder<'_> {
         if clients.lists.is_empty() {
             return;
         }
-        for (anchor, Certificate { subject, ca, .. }) in &clients.anchors {
+        for (anchor, Certificate { subject, ca, sha256, .. }) in &clients.anchors {
             if *ca && !clients.lists.iter().any(|list| list.is_signed_by(anchor)) {
+                if clients.lists.iter().any(|list| list.has_issuer(anchor)) {
+                    self.warn(format_args!(
+                        "the lists of client_crl that have the name of the client CA {subject} (sha256 {}) are signed by another \
+                         key, so the certificates that this one issued are refused; add the list that its key signs, or \
+                         remove the certificate from client_ca",
+                        sha256.get(..SHORT).unwrap_or(sha256)
+                    ));
+                    continue;
+                }
                 self.warn(format_args!(
                     "no list of client_crl is of the client CA {subject}, so nothing it has revoked is refused"
                 ));
@@ -356,6 +365,9 @@ impl Builder<'_> {
         }
     }
 }
+
+/// As much of a fingerprint as tells two certificates apart.
+const SHORT: usize = 16;
 
 const PASSPHRASE_NEEDED: &str = "holds a private key that is protected by a passphrase; \
                                  name the file whose first line is the passphrase in key_passphrase_file beside it";

@@ -90,7 +90,9 @@ fn verdict_is_that_of_webpki_where_the_rules_are_the_same() {
         for (anchors_are, anchors) in world.anchors() {
             // Here an anchor stays bound by the lists of another one that has issued it.
             let binds = ["one with the intermediates", "one that has expired"].contains(&lists_are);
-            if !whole || anchors_are == "the team too" && binds {
+            // And a list by another key of the name refuses what it does not name, while webpki would pass it over.
+            let is_foreign = lists_are == "an impostor's";
+            if !whole || is_foreign || anchors_are == "the team too" && binds {
                 continue;
             }
             for expired in [CrlExpired::Refuse, CrlExpired::Allow] {
