@@ -47,7 +47,9 @@ use self::headcount::Headcount;
 use self::pace::Pacer;
 use crate::addr::{ClientAddr, ListenAddr};
 use crate::config::{Config, Files, Limits, Loaded, Problem, Problems, Revoke, Shield, Upstream};
-use crate::policy::{AddressBook, Balancers, ClientAuth, Host, SourcePolicy, TrustedClients};
+use crate::policy::{
+    AddressBook, AnchorValidity, Balancers, ClientAuth, CrlExpired, Host, SourcePolicy, TrustedClients,
+};
 use crate::protocol::{MinTlsVersion, Protocol};
 use crate::socket_file::Access;
 use crate::tls::{Certificate, ChainError, Crl, KnownCrls, ServerTls, TicketKeys, TrustParts, UpstreamTls};
@@ -304,6 +306,16 @@ impl Terms {
     /// The revocation lists it goes by.
     pub fn revocation_lists(&self) -> &[Crl] {
         self.trust_parts().map(|parts| parts.crls.as_slice()).unwrap_or_default()
+    }
+
+    /// What a list past its nextUpdate means; `None` where there is no list.
+    pub fn crl_expired(&self) -> Option<CrlExpired> {
+        self.trust_parts().filter(|parts| !parts.crls.is_empty()).map(|parts| parts.crl_expired)
+    }
+
+    /// What the dates of its trust anchors mean; `None` where it has none.
+    pub fn anchor_validity(&self) -> Option<AnchorValidity> {
+        self.trust_parts().filter(|parts| !parts.anchors.is_empty()).map(|parts| parts.anchor_validity)
     }
 
     /// The lowest TLS version it takes; `None` where TLS is off.

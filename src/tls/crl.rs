@@ -125,6 +125,29 @@ pub enum CrlError {
     },
 }
 
+/// Lists of which the newest counts: those of one issuer, signed by one key, about one part of its certificates.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct CrlSeries {
+    /// RFC 4514 text.
+    pub issuer: String,
+    /// Digest of the key, where it is one of a trust anchor.
+    pub signer: Option<String>,
+    scope: Option<Scope>,
+}
+
+#[cfg(test)]
+impl CrlSeries {
+    /// Complete lists.
+    pub(crate) fn complete(issuer: &str, signer: &str) -> Self {
+        Self { issuer: issuer.to_owned(), signer: Some(signer.to_owned()), scope: None }
+    }
+}
+
+/// Lower-case hex of the SHA-256 of a certificate's `SubjectPublicKeyInfo` contents.
+pub fn key_digest(certificate: &CertificateDer<'_>) -> Option<String> {
+    RawCertificate::read(certificate).map(|certificate| sha256_hex(certificate.public_key_info))
+}
+
 /// What is wrong with a revocation list.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CrlFault {
@@ -274,6 +297,12 @@ impl Crl {
     /// Whether it names the certificate with this serial number, as it is encoded.
     pub(super) fn revokes(&self, serial: &[u8]) -> bool {
         self.content.serials.contain(serial)
+    }
+
+    /// The series it belongs to beside these trust anchors.
+    pub fn series(&self, anchors: &[CertificateDer<'_>]) -> CrlSeries {
+        let signer = anchors.iter().find(|anchor| self.is_signed_by(anchor)).and_then(key_digest);
+        CrlSeries { issuer: self.issuer.clone(), signer, scope: self.scope.clone() }
     }
 
     /// Whether it covers a part of its issuer's certificates only.

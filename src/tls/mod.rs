@@ -48,7 +48,7 @@ pub use certificate::{Certificate, CertificateError, NameDigest};
 pub use chain_check::{ChainFault, ShownTo, chain_faults, purpose_fault};
 pub use chain_error::ChainError;
 pub use credential::{Credential, Voucher};
-pub use crl::{Crl, CrlError, CrlFault, CrlNumber, KnownCrls};
+pub use crl::{Crl, CrlError, CrlFault, CrlNumber, CrlSeries, KnownCrls, key_digest};
 pub use encrypted_key::{EncryptedKey, EncryptedKeyError, NoPassphrase, Passphrase};
 pub use error::BuildError;
 pub use failure::{handshake_failure, is_refusal_of_ours};
