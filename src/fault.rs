@@ -1,7 +1,7 @@
 //! Internal faults: panics that are contained, so that a defect costs one piece of work and not the process.
 //!
 //! Whatever runs for as long as the process, and every step of it that others do not depend on, goes through [`contain`],
-//! [`contained`] or [`restarted`]. A fault is logged as an error, kept for `status` ([`recent`]), and returned to the caller,
+//! [`contained`] or [`restarted`]. Tasks that hold a socket or a queue are resumed with it after a [`Backoff`]. A fault is logged as an error, kept for `status` ([`recent`]), and returned to the caller,
 //! who decides what becomes of the work. Locks are no obstacle: every one in the program is taken over when it is poisoned.
 
 #[cfg(test)]
@@ -15,8 +15,9 @@ use std::cell::Cell;
 use std::future::{pending, poll_fn};
 use std::panic::{self, AssertUnwindSafe};
 use std::pin::pin;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use tokio::sync::oneshot;
 use tokio::task::{JoinError, spawn_blocking};
 use tokio::time::sleep;
 
@@ -58,19 +59,60 @@ pub async fn contained_blocking<T: Send + 'static>(
     part: &'static str,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, Fault> {
+    contained_on(part, work, |job| drop(spawn_blocking(job))).await
+}
+
+/// The same where the caller chooses the thread: `start` gets the work and has it run.
+///
+/// # Errors
+/// The fault, when it panics.
+pub async fn contained_on<T: Send + 'static>(
+    part: &'static str,
+    work: impl FnOnce() -> T + Send + 'static,
+    start: impl FnOnce(Job),
+) -> Result<T, Fault> {
     #[cfg(test)]
     let work = injection::carried(part, work);
-    match spawn_blocking(move || contain(part, work)).await {
+    let (answer, answered) = oneshot::channel();
+    start(Box::new(move || {
+        // Nobody waits any more where the caller was dropped.
+        let _ = answer.send(contain(part, work));
+    }));
+    match answered.await {
         Ok(done) => done,
-        // Only the end of the runtime cancels it, and this task with it.
+        // Only the end of the runtime drops the work, and this task with it.
         Err(_) => pending().await,
     }
 }
+
+/// Work for another thread.
+pub type Job = Box<dyn FnOnce() + Send>;
 
 /// Keeps a task running until it returns: one that panics is started again, after a pause.
 pub async fn restarted<F: Future<Output = ()>>(part: &'static str, mut start: impl FnMut() -> F) {
     while contained(part, async { start().await }).await.is_err() {
         sleep(RESTART_PAUSE).await;
+    }
+}
+
+/// How long a task that keeps its state waits before it is resumed after a fault: longer with each fault in a row.
+#[derive(Debug, Default)]
+pub struct Backoff {
+    /// When the last pause ended, and how long it was.
+    last: Option<(Instant, Duration)>,
+}
+
+impl Backoff {
+    /// The next pause, from [`MIN_PAUSE`] to [`RESTART_PAUSE`].
+    pub fn pause(&mut self) -> Duration {
+        self.pause_at(Instant::now())
+    }
+
+    fn pause_at(&mut self, now: Instant) -> Duration {
+        let in_a_row = self.last.filter(|(resumed, _)| now.saturating_duration_since(*resumed) < RESTART_PAUSE);
+        let pause = in_a_row.map_or(MIN_PAUSE, |(_, before)| (before * 2).min(RESTART_PAUSE));
+        self.last = Some((now + pause, pause));
+        pause
     }
 }
 
@@ -120,6 +162,9 @@ fn words(panic: &(dyn Any + Send)) -> &str {
     let literal = panic.downcast_ref::<&str>().copied();
     literal.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")
 }
+
+/// Short enough that a client in the backlog of a socket does not notice.
+pub const MIN_PAUSE: Duration = Duration::from_millis(10);
 
 /// Keeps a task that panics at once from taking a whole processor.
 pub const RESTART_PAUSE: Duration = Duration::from_secs(1);

@@ -117,6 +117,39 @@ fn flood_of_plaintext_cancels_is_limited_and_another_source_still_cancels() {
 }
 
 #[test]
+fn flood_of_cancels_from_many_sources_writes_a_bounded_log() {
+    const SOURCES: u8 = 50;
+    const OF_EACH: u64 = 70;
+    let upstream = Upstream::brief();
+    let portcullis = Portcullis::before(Listener::postgres(&upstream).trusting(&["127.0.0.0/8"]));
+    let begun = Instant::now();
+    thread::scope(|scope| {
+        for source in 0..SOURCES {
+            let client = portcullis.client().from(&format!("127.0.1.{source}"));
+            scope.spawn(move || {
+                for _ in 0..OF_EACH {
+                    cancel_nothing(&client);
+                }
+            });
+        }
+    });
+    let is_cancel = |event: &&Event| event.is("cancel.forwarded") || event.is("connection.denied");
+    let is_sum = |event: &&Event| event.is("cancels.suppressed") || event.is("denials.suppressed");
+    let events = eventually("all are written or summed up", || {
+        let events = portcullis.events();
+        let written = events.iter().filter(is_cancel).count() as u64;
+        let suppressed: u64 = events.iter().filter(is_sum).map(|event| event.number("suppressed")).sum();
+        (written + suppressed == u64::from(SOURCES) * OF_EACH).then_some(events)
+    });
+    let seconds = begun.elapsed().as_secs() + 1;
+    let denied: Vec<_> = events.iter().filter(|event| event.is("connection.denied")).collect();
+    assert!(denied.iter().all(|event| event.text("detail").contains("CancelRequests")), "{}", denied[0].0);
+    assert!(denied.len() as u64 <= 1_000 + 10 * seconds, "{} denials in {seconds} s", denied.len());
+    let bytes: usize = events.iter().filter(is_cancel).map(|event| event.0.to_string().len()).sum();
+    assert!(bytes as u64 <= (2_000 + 20 * seconds) << 10, "{bytes} bytes in {seconds} s");
+}
+
+#[test]
 fn cancels_over_tls_are_limited_like_those_in_clear() {
     let upstream = Upstream::brief();
     let portcullis = Portcullis::before(Listener::postgres(&upstream));

@@ -9,7 +9,7 @@ use time::{Duration, OffsetDateTime};
 
 use crate::harness::client::alert;
 use crate::harness::openssl::s_client;
-use crate::harness::portcullis::executable;
+use crate::harness::portcullis::{ADMIN, executable};
 use crate::harness::program::{Outcome, run};
 use crate::harness::{Authority, Event, Leaf, Listener, Portcullis, Request, Site, TakesBack, Upstream};
 use crate::reload::{ON_CHANGE, ON_SIGHUP};
@@ -182,6 +182,36 @@ fn a_ca_without_a_list_is_not_checked() {
     }
 }
 
+/// `openssl verify -crl_check` refuses both with "unable to get certificate CRL".
+#[test]
+fn list_of_the_new_key_of_a_ca_covers_no_certificate_of_the_old_key() {
+    let upstream = Upstream::echo();
+    let site = Site::new();
+    let [old, new] = ["Clients CA", "Clients CA"].map(Authority::new);
+    let [of_old, named, of_new] = [&old, &old, &new].map(app);
+    site.write("clients.pem", format!("{}{}", old.pem(), new.pem()));
+    site.write("clients.crl", new.list(TakesBack::nothing(1).and(named.der())).pem());
+    let portcullis = Portcullis::start(site, format!("{ON_SIGHUP}{}", checking(&upstream)));
+    let denied = refused(&portcullis, &of_old);
+    assert_eq!(denied.reason(), "client_certificate_invalid");
+    assert!(denied.text("detail").contains("another key of the CA has signed it"), "{}", denied.0);
+    assert_eq!(refused(&portcullis, &named).reason(), "client_certificate_revoked", "by name and serial number");
+    assert_explained(&portcullis, &of_old, 3, &["refused (client_certificate_invalid)"]);
+    assert_lives(session(&portcullis, &of_new));
+    let checked = check(&portcullis.site.path("portcullis.toml"));
+    assert!(checked.contains("the certificates that this one issued are refused"), "{checked}");
+
+    // With a list of either key each goes by its own.
+    let both = format!("{}{}", new.list(TakesBack::nothing(2)).pem(), old.list(TakesBack::nothing(1)).pem());
+    put(&portcullis, "clients.crl", &both);
+    let kept = [&of_old, &named, &of_new].map(|leaf| session(&portcullis, leaf));
+    put(&portcullis, "clients.crl", &new.list(TakesBack::nothing(3)).pem());
+    let [ended, too, lives] = kept;
+    assert_ended(&portcullis, ended, "credential_revoked");
+    assert_ended(&portcullis, too, "credential_revoked");
+    assert_lives(lives);
+}
+
 #[test]
 fn lists_are_read_in_pem_and_in_der_and_side_by_side() {
     let upstream = Upstream::echo();
@@ -289,6 +319,13 @@ fn a_list_that_has_run_out_is_warned_of_whatever_it_means() {
         assert!(warning.contains("WARN") && warning.contains("clients.crl"), "{warning}");
         let checked = check(&portcullis.site.path("portcullis.toml"));
         assert!(checked.contains(words) && checked.contains("(EXPIRED)"), "{checked}");
+        assert!(checked.contains(&format!("crl_expired = {meaning}:")), "{checked}");
+        assert!(checked.contains("anchor_validity = enforce:"), "{checked}");
+        let mut json = executable();
+        json.args(["check", "--json", "-c"]).arg(portcullis.site.path("portcullis.toml"));
+        let json: serde_json::Value = serde_json::from_str(&run(&mut json).success()).unwrap();
+        let listener = &json["listeners"][0];
+        assert_eq!((&listener["crl_expired"], &listener["anchor_validity"]), (&meaning.into(), &"enforce".into()));
         let (port, attempt) = portcullis.client().showing(&other).attempt();
         if meaning == "allow" {
             assert_lives(attempt.unwrap());
@@ -363,4 +400,69 @@ fn a_list_of_nobody_in_client_ca_is_warned_of() {
         event.0.to_string().contains("CN=Stranger CA, which is not in client_ca")
     });
     assert_lives(inside);
+}
+
+#[test]
+fn plan_tells_two_lists_of_one_issuer_apart() {
+    let upstream = Upstream::echo();
+    let site = Site::new();
+    let [one, two] = ["Clients CA", "Clients CA"].map(Authority::new);
+    let [of_one, of_two] = [app(&one), app(&two)];
+    site.write("clients.pem", format!("{}{}", one.pem(), two.pem()));
+    site.write("one.crl", one.list(TakesBack::nothing(1).and(of_one.der())).pem());
+    site.write("two.crl", two.list(TakesBack::nothing(1).and(of_two.der())).pem());
+    let listener = wanting(&upstream, &["client_ca = \"clients.pem\"", "client_crl = [\"one.crl\", \"two.crl\"]"]);
+    let portcullis = Portcullis::start(site, format!("{ON_SIGHUP}{ADMIN}{listener}"));
+    portcullis.address("main");
+    // Another list with the number and the count of the former.
+    let replaced = one.list(TakesBack::nothing(1).and(of_two.der())).pem();
+    portcullis.site.replace("one.crl", &replaced);
+    let (status, plan) = portcullis.ask("POST", "/v1/reload?plan=true");
+    assert_eq!(status, 200, "{plan}");
+    let difference = &plan["differences"][0];
+    assert_eq!(difference["key"], "tls.client_crl", "{plan}");
+    assert!(difference["new"].as_str().unwrap().contains("list number 1 of CN=Clients CA"), "{plan}");
+    assert_ne!(difference["old"], difference["new"]);
+
+    // The list of one key is older, and that of the other is not.
+    let older = one.list(TakesBack::nothing(1).and(of_one.der()).brief(-60)).pem();
+    portcullis.site.replace("one.crl", &older);
+    let (_, plan) = portcullis.ask("POST", "/v1/reload?plan=true");
+    assert_eq!(plan["differences"][0]["weakens"], true, "{plan}");
+}
+
+#[test]
+fn large_lists_that_all_change_are_held_twice_at_most() {
+    const LISTS: usize = 10;
+    let upstream = Upstream::echo();
+    let site = Site::new();
+    let names: Vec<_> = (0..LISTS).map(|number| format!("CA {number}")).collect();
+    let authorities: Vec<_> = names.iter().map(|name| Authority::new(name)).collect();
+    site.write("clients.pem", authorities.iter().map(Authority::pem).collect::<String>());
+    fs::create_dir(site.path("lists")).unwrap();
+    let lists = |number| -> Vec<String> {
+        authorities.iter().map(|one| one.list(TakesBack::nothing(number).and_many(20_000)).pem()).collect()
+    };
+    let versions = [lists(1), lists(2)];
+    let put = |site: &Site, version: &[String]| {
+        for (number, list) in version.iter().enumerate() {
+            site.replace(&format!("lists/{number}.crl"), list);
+        }
+    };
+    put(&site, &versions[0]);
+    let listener = wanting(&upstream, &["client_ca = \"clients.pem\"", "client_crl = \"lists/*.crl\""]);
+    let portcullis = Portcullis::start(site, format!("{ON_SIGHUP}{listener}"));
+    let taken = app(&authorities[0]);
+    assert_lives(session(&portcullis, &taken));
+    let started = portcullis.peak_resident();
+    for version in versions.iter().rev().cycle().take(8) {
+        portcullis.applies(|| {
+            put(&portcullis.site, version);
+            portcullis.process.signal("HUP");
+        });
+    }
+    let grown = portcullis.peak_resident() - started;
+    // One more copy of ten megabytes of lists, and what the allocator loses. A copy for each thread took 80 MiB.
+    assert!(grown < 48 * 1024, "{started} KiB at the start, {grown} KiB more after the reloads");
+    assert_lives(session(&portcullis, &taken));
 }

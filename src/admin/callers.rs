@@ -10,14 +10,25 @@ use tokio::time::sleep;
 use tracing::warn;
 
 use super::{PART, Request, exchange};
-use crate::fault;
+use crate::fault::{self, Backoff};
 
-/// Accepts until `stopped`, and returns once every caller has its answer.
-pub(super) async fn accept(
+/// Accepts until `stopped`, and returns once every caller has its answer. After a fault it is resumed with the same socket.
+pub(super) async fn keep_accepting(
     listener: Arc<UnixListener>,
     mut stopped: watch::Receiver<()>,
     requests: mpsc::Sender<Request>,
 ) {
+    let mut backoff = Backoff::default();
+    loop {
+        let accepting = accept(Arc::clone(&listener), &mut stopped, &requests);
+        if fault::contained(PART, accepting).await.is_ok() || stopped.has_changed().is_err() {
+            return;
+        }
+        sleep(backoff.pause()).await;
+    }
+}
+
+async fn accept(listener: Arc<UnixListener>, stopped: &mut watch::Receiver<()>, requests: &mpsc::Sender<Request>) {
     let mut callers = JoinSet::new();
     let mut complained = false;
     loop {

@@ -28,7 +28,6 @@ use tokio::time::timeout;
 pub use self::answer::{Answer, Status};
 use crate::addr::ClientAddr;
 use crate::config;
-use crate::fault::{self, Fault};
 use crate::socket_file::{self, Access, Place};
 
 /// What a caller wants to know, or to have done.
@@ -75,7 +74,7 @@ pub struct Admin {
     requests: mpsc::Sender<Request>,
     open: Option<Open>,
     /// The loops behind this socket and former ones, which end once their last caller has its answer.
-    loops: JoinSet<Result<(), Fault>>,
+    loops: JoinSet<()>,
 }
 
 /// A socket that is accepted from.
@@ -163,8 +162,7 @@ impl Admin {
     fn accept_from(&mut self, place: Place, listener: UnixListener) -> Open {
         let listener = Arc::new(listener);
         let (running, stopped) = watch::channel(());
-        let accept = callers::accept(Arc::clone(&listener), stopped, self.requests.clone());
-        self.loops.spawn(fault::contained(PART, accept));
+        self.loops.spawn(callers::keep_accepting(Arc::clone(&listener), stopped, self.requests.clone()));
         Open { place, _running: running, _listener: listener }
     }
 }

@@ -313,3 +313,14 @@ async fn the_seventeenth_waits_for_its_turn() {
     drop(silent.pop());
     assert_eq!(reply(late).await.status, 200);
 }
+
+#[tokio::test]
+async fn socket_answers_after_its_accept_loop_panicked() {
+    let world = World::new();
+    let admin = world.start("admin.sock").unwrap();
+    for _ in 0..2 {
+        crate::fault::injection::inject(PART);
+        assert!(world.answers("admin.sock").await);
+    }
+    drop(admin);
+}

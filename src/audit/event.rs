@@ -30,6 +30,8 @@ pub struct Facts {
     pub destination: Option<SocketAddr>,
     /// Whether its socket's address is one that health checks come from.
     pub from_checker: bool,
+    /// Whether it is a CancelRequest of PostgreSQL.
+    pub is_cancel: bool,
     /// What lets its address in.
     pub standing: Option<Standing>,
     /// The host name it asked for.
@@ -56,6 +58,7 @@ impl Facts {
             balancer: None,
             destination: None,
             from_checker: false,
+            is_cancel: false,
             standing: None,
             sni: None,
             tls_version: None,

@@ -206,6 +206,13 @@ pub(super) static CANCELS: Kind = Kind {
     of_all: Allowance { burst: 1_000, interval: Duration::from_millis(100) },
 };
 
+/// CancelRequests that were refused. One costs its sender a packet, and above the limit of the listener every source has some.
+pub(super) static CANCEL_DENIALS: Kind = Kind {
+    summary: "denials.suppressed",
+    of_a_source: Allowance { burst: 100, interval: Duration::from_secs(1) },
+    of_all: Allowance { burst: 1_000, interval: Duration::from_millis(100) },
+};
+
 /// Sources named by the summaries.
 const NAMED: Allowance = Allowance { burst: 1_000, interval: Duration::from_millis(100) };
 

@@ -49,6 +49,7 @@ pub struct Audit {
     file: Sink,
     denials: Arc<Floods>,
     cancels: Arc<Floods>,
+    cancel_denials: Arc<Floods>,
     checks: Arc<HealthChecks>,
 }
 
@@ -57,8 +58,9 @@ impl Audit {
     pub fn start(format: LineFormat, audit_file: Option<Destination>) -> Self {
         let log = Sink::start("log", Destination::standard_output());
         let file = Sink::start("audit", audit_file.unwrap_or_else(Destination::nowhere));
-        let [denials, cancels] = [&floods::DENIALS, &floods::CANCELS].map(|kind| Arc::new(Floods::new(kind)));
-        Self { log, format, file, denials, cancels, checks: Arc::default() }
+        let kinds = [&floods::DENIALS, &floods::CANCELS, &floods::CANCEL_DENIALS];
+        let [denials, cancels, cancel_denials] = kinds.map(|kind| Arc::new(Floods::new(kind)));
+        Self { log, format, file, denials, cancels, cancel_denials, checks: Arc::default() }
     }
 
     /// Where log lines go that are not audit events.
@@ -95,12 +97,13 @@ impl Audit {
             }
             return;
         }
-        if self.denials.let_through(facts, Some(reason)) {
+        let floods = if facts.is_cancel { &self.cancel_denials } else { &self.denials };
+        if floods.let_through(facts, Some(reason)) {
             let level = if reason == Reason::ClientClosed { Level::Info } else { Level::Warn };
             let ending = Ending::new(reason, detail);
             let written =
                 self.write(&Event::of_connection("connection.denied", facts).ended(&ending).lasted(duration), level);
-            self.denials.wrote(facts, written);
+            floods.wrote(facts, written);
         }
     }
 
@@ -114,7 +117,9 @@ impl Audit {
     }
 
     fn sum_up(&self, at_once: bool) {
-        for event in [&self.denials, &self.cancels].into_iter().flat_map(|floods| floods.reports(at_once)) {
+        for event in
+            [&self.denials, &self.cancels, &self.cancel_denials].into_iter().flat_map(|floods| floods.reports(at_once))
+        {
             self.write(&event, Level::Warn);
         }
         for event in self.checks.reports(at_once) {

@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use super::event::Event;
-use crate::fault;
+use crate::fault::{self, Backoff};
 
 /// The near end of a writer thread. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -168,8 +168,10 @@ impl Sink {
 
 fn write_lines(messages: &Receiver<Message>, destination: Destination, shared: &Shared) {
     let mut writer = Writer { destination, shared, gathered: Vec::new(), failing: false };
+    let mut backoff = Backoff::default();
     while fault::contain(PART, || writer.run(messages)).is_err() {
         writer.lose_gathered();
+        std::thread::sleep(backoff.pause());
     }
 }
 

@@ -14,9 +14,9 @@ use super::{Failure, difference, load, preflight, print, print_json, reachabilit
 use crate::addr::ListenAddr;
 use crate::config::{Limits, Problems, Revoke, Shield, UpstreamTls};
 use crate::names::Names;
-use crate::policy::{Network, Origin, Rule, TrustedClients, days_left};
+use crate::policy::{AnchorValidity, CrlExpired, Network, Origin, Rule, TrustedClients, days_left};
 use crate::printable;
-use crate::protocol::{MinTlsVersion, Negotiation, Protocol, Target};
+use crate::protocol::{MinTlsVersion, Negotiation, Protocol, Target, Verification};
 use crate::snapshot::{Built, Door, Terms};
 use crate::socket_file::Access;
 use crate::timestamp;
@@ -103,6 +103,8 @@ fn in_json(built: &Built) -> Value {
             "min_version": min_version(terms),
             "client_auth": terms.client_auth().to_string(),
             "trusted_clients": patterns(terms),
+            "anchor_validity": terms.anchor_validity().map(AnchorValidity::word),
+            "crl_expired": terms.crl_expired().map(CrlExpired::word),
             "revocation_lists": terms.revocation_lists(),
             "revoke": revoke(terms),
             "limits": {
@@ -152,7 +154,14 @@ fn upstream_tls(tls: &UpstreamTls) -> Value {
         "roots": if tls.ca.is_empty() { "system" } else { "ca" },
         "server_name": tls.server_name,
         "direct": tls.negotiation == Negotiation::Direct,
+        "anchor_validity": upstream_anchor_validity(tls).map(AnchorValidity::word),
     })
+}
+
+/// `None` where the upstream's certificate is not verified.
+fn upstream_anchor_validity(tls: &UpstreamTls) -> Option<AnchorValidity> {
+    let is_verified = tls.verification != Verification::Require || !tls.ca.is_empty();
+    is_verified.then_some(tls.anchor_validity)
 }
 
 fn source(terms: &Terms, rule: &Rule) -> Value {
@@ -198,6 +207,15 @@ fn in_words(built: &Built, offline: bool) -> String {
             None => "OFF: only programs of this machine can connect".to_owned(),
         };
         let _ = line("tls", &tls);
+        if let Some(validity) = terms.anchor_validity() {
+            let _ = line("client CAs", anchor_validity(validity));
+        }
+        if let Some(validity) = terms.upstream.settings.tls.as_ref().and_then(upstream_anchor_validity) {
+            let _ = line("upstream CAs", anchor_validity(validity));
+        }
+        if let Some(expired) = terms.crl_expired() {
+            let _ = line("expired CRLs", crl_expired(expired));
+        }
         let _ = line("enforcement", &terms.sources.enforcement.to_string());
         if terms.shield != Shield::Off {
             let _ = line("shield", shield(terms));
@@ -214,6 +232,20 @@ fn in_words(built: &Built, offline: bool) -> String {
         let _ = writeln!(out, "{}warning: {warning}", if index == 0 { "\n" } else { "" });
     }
     out
+}
+
+const fn anchor_validity(validity: AnchorValidity) -> &'static str {
+    match validity {
+        AnchorValidity::Enforce => "anchor_validity = enforce: one outside its dates vouches for nobody",
+        AnchorValidity::Ignore => "anchor_validity = ignore: their dates do not count",
+    }
+}
+
+const fn crl_expired(expired: CrlExpired) -> &'static str {
+    match expired {
+        CrlExpired::Refuse => "crl_expired = refuse: the certificates of their CA are refused",
+        CrlExpired::Allow => "crl_expired = allow: they count all the same",
+    }
 }
 
 /// The addresses, of a file with who may write to it.

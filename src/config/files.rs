@@ -43,9 +43,16 @@ pub fn is_in_volume(file: &Path) -> bool {
 /// What was found in one place.
 #[derive(Clone, Debug)]
 struct Content {
-    bytes: Result<Arc<[u8]>, String>,
+    bytes: Result<Bytes, String>,
     /// Of a file.
     mode: u32,
+}
+
+#[derive(Clone, Debug)]
+enum Bytes {
+    Kept(Arc<[u8]>),
+    /// Read and released. The digest tells whether a second read finds the same content.
+    Released([u8; 32]),
 }
 
 impl Files {
@@ -55,13 +62,32 @@ impl Files {
     /// Words that fit behind the location: "cannot be read: …".
     pub fn read(&mut self, location: impl Into<Location>) -> Result<Arc<[u8]>, String> {
         let location = location.into();
-        if let Some(content) = self.read.get(&location) {
-            return content.bytes.clone();
+        let released = match self.read.get(&location).map(|content| &content.bytes) {
+            Some(Ok(Bytes::Kept(bytes))) => return Ok(Arc::clone(bytes)),
+            Some(Err(error)) => return Err(error.clone()),
+            Some(Ok(Bytes::Released(digest))) => Some(*digest),
+            None => None,
+        };
+        let (bytes, mode) = Content::read(&location);
+        if let (Some(released), Ok(bytes)) = (released, &bytes)
+            && released != digest_of(bytes)
+        {
+            return Err(CHANGED.to_owned());
         }
-        let content = Content::read(&location);
-        let bytes = content.bytes.clone();
-        self.read.insert(location, content);
+        let bytes = bytes.map(Arc::<[u8]>::from);
+        // A file that was read once keeps its fingerprint, whatever becomes of it during this load.
+        if released.is_none() || bytes.is_ok() {
+            self.read.insert(location, Content { bytes: bytes.clone().map(Bytes::Kept), mode });
+        }
         bytes
+    }
+
+    /// Frees the content of a large file that has been parsed, and keeps its digest. A later [`Self::read`] reads the file
+    /// again and fails if it has changed meanwhile.
+    pub fn release(&mut self, location: impl Into<Location>) {
+        if let Some(Content { bytes: Ok(bytes), .. }) = self.read.get_mut(&location.into()) {
+            *bytes = Bytes::Released(bytes.digest());
+        }
     }
 
     /// The files that `path` names, in the order of their names: itself, or all that its last part describes by `*` and `?`.
@@ -140,6 +166,7 @@ impl Fingerprint {
         // What cannot be read is remembered as such by `files`.
         for location in self.read.keys() {
             let _ = files.read(location);
+            files.release(location);
         }
         for pattern in self.patterns.keys() {
             let _ = files.matching(pattern);
@@ -162,20 +189,35 @@ impl Fingerprint {
 }
 
 impl Content {
-    fn read(location: &Location) -> Self {
+    /// The bytes of a file or a variable, and the mode of a file.
+    fn read(location: &Location) -> (Result<Vec<u8>, String>, u32) {
         match location {
             Location::File(path) => match read_regular_file(path) {
-                Ok((bytes, mode)) => Self { bytes: Ok(bytes.into()), mode },
-                Err(error) => Self { bytes: Err(permissions::cannot("cannot be read", &error)), mode: 0 },
+                Ok((bytes, mode)) => (Ok(bytes), mode),
+                Err(error) => (Err(permissions::cannot("cannot be read", &error)), 0),
             },
-            Location::Variable(name) => Self { bytes: read_variable(name), mode: 0 },
+            Location::Variable(name) => (read_variable(name), 0),
         }
     }
 
     fn digest(&self) -> Option<[u8; 32]> {
-        let bytes = self.bytes.as_ref().ok()?;
-        digest(&SHA256, bytes).as_ref().try_into().ok()
+        self.bytes.as_ref().ok().map(Bytes::digest)
     }
+}
+
+impl Bytes {
+    fn digest(&self) -> [u8; 32] {
+        match self {
+            Self::Kept(bytes) => digest_of(bytes),
+            Self::Released(digest) => *digest,
+        }
+    }
+}
+
+fn digest_of(bytes: &[u8]) -> [u8; 32] {
+    let mut sha256 = [0; 32];
+    sha256.copy_from_slice(digest(&SHA256, bytes).as_ref());
+    sha256
 }
 
 fn is_pattern(path: &Path) -> bool {
@@ -231,7 +273,7 @@ fn read_regular_file(path: &Path) -> io::Result<(Vec<u8>, u32)> {
     if !metadata.is_file() {
         return Err(io::Error::other("not a regular file"));
     }
-    let mut bytes = Vec::new();
+    let mut bytes = Vec::with_capacity(usize::try_from(metadata.len().min(MAX_FILE_SIZE)).unwrap_or_default());
     file.take(MAX_FILE_SIZE + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > MAX_FILE_SIZE {
         return Err(io::Error::other(format!("larger than {} MiB", MAX_FILE_SIZE >> 20)));
@@ -239,11 +281,11 @@ fn read_regular_file(path: &Path) -> io::Result<(Vec<u8>, u32)> {
     Ok((bytes, metadata.mode()))
 }
 
-fn read_variable(name: &str) -> Result<Arc<[u8]>, String> {
+fn read_variable(name: &str) -> Result<Vec<u8>, String> {
     match std::env::var_os(name) {
         None => Err("is not set".to_owned()),
         Some(text) if text.is_empty() => Err("is empty".to_owned()),
-        Some(text) => Ok(with_line_breaks(text.into_vec()).into()),
+        Some(text) => Ok(with_line_breaks(text.into_vec())),
     }
 }
 
@@ -256,6 +298,8 @@ fn with_line_breaks(text: Vec<u8>) -> Vec<u8> {
         Err(error) => error.into_bytes(),
     }
 }
+
+const CHANGED: &str = "has changed while the configuration was read; reload again";
 
 const NO_FILE: &str = "names no file that is there; put one there, or take the pattern out";
 
@@ -282,6 +326,26 @@ mod tests {
         assert_eq!(one.now(), one);
 
         std::fs::write(&path, "two").unwrap();
+        assert_ne!(one.now(), one);
+    }
+
+    #[test]
+    fn released_file_is_read_again_unless_it_has_changed() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("x");
+        std::fs::write(&path, "one").unwrap();
+        let mut files = Files::default();
+        files.read(&path).unwrap();
+        let one = files.fingerprint();
+        files.release(&path);
+        assert!(matches!(files.read.values().next().unwrap().bytes, Ok(Bytes::Released(_))));
+        assert_eq!(files.fingerprint(), one);
+        assert_eq!(&*files.read(&path).unwrap(), b"one");
+
+        files.release(&path);
+        std::fs::write(&path, "two").unwrap();
+        assert_eq!(files.read(&path), Err(CHANGED.to_owned()));
+        assert_eq!(files.fingerprint(), one, "so that the next look finds a change");
         assert_ne!(one.now(), one);
     }
 

@@ -51,7 +51,7 @@ async fn begin(mut stream: TcpStream, terms: &Terms, tls: &Arc<ServerTls>) -> Re
             Ok(Greeting::Tls(Greeted { stream, needs_alpn }, Arc::clone(tls)))
         }
         (Protocol::Postgres, false) if is_announced(&stream).await => Err(violation(ANNOUNCED).into()),
-        (Protocol::Postgres, false) => negotiate(stream, terms, tls).await,
+        (Protocol::Postgres, false) => negotiate(stream, tls).await,
         (Protocol::Redis, false) => {
             let ending = plaintext(&stream, "connect with TLS (redis-cli --tls, or a rediss:// URL)").await;
             Err(Leave::plain(ending, stream, redis::SPEAKS_TLS_ONLY.to_vec()))
@@ -77,7 +77,7 @@ async fn is_announced(stream: &TcpStream) -> bool {
 }
 
 /// PostgreSQL's SSLRequest, GSSENCRequest and what else may come in their place.
-async fn negotiate(mut stream: TcpStream, terms: &Terms, tls: &Arc<ServerTls>) -> Result<Greeting, Leave> {
+async fn negotiate(mut stream: TcpStream, tls: &Arc<ServerTls>) -> Result<Greeting, Leave> {
     let mut gss_refused = false;
     loop {
         match read_header(&mut stream).await {
@@ -89,7 +89,7 @@ async fn negotiate(mut stream: TcpStream, terms: &Terms, tls: &Arc<ServerTls>) -
             Ok(Packet::GssEncryption) => {
                 return Err(violation("GSSENCRequest was sent twice").into());
             }
-            Ok(Packet::Cancel { body }) => return cancel(stream, body, terms).await,
+            Ok(Packet::Cancel { body }) => return cancel(stream, body).await,
             Ok(Packet::Startup { .. }) => {
                 let detail =
                     "a StartupMessage without SSLRequest; connect with sslmode=require, verify-ca or verify-full";
@@ -106,18 +106,12 @@ async fn negotiate(mut stream: TcpStream, terms: &Terms, tls: &Arc<ServerTls>) -
     Ok(Greeting::Tls(Greeted { stream, needs_alpn: false }, Arc::clone(tls)))
 }
 
-async fn cancel(mut stream: TcpStream, body: usize, terms: &Terms) -> Result<Greeting, Leave> {
+async fn cancel(mut stream: TcpStream, body: usize) -> Result<Greeting, Leave> {
     let mut packet = postgres::cancel_header(body).to_vec();
     packet.resize(HEADER_LENGTH + body, 0);
     let rest = packet.get_mut(HEADER_LENGTH..).unwrap_or_default();
     stream.read_exact(rest).await.map_err(lost)?;
-    if terms.plaintext_cancel {
-        Ok(Greeting::Cancel(stream, packet))
-    } else {
-        // A canceller expects no answer, only the end of the connection.
-        let detail = "a CancelRequest without TLS, and postgres.plaintext_cancel is false";
-        Err(Leave::plain(Ending::new(Reason::PlaintextRefused, detail), stream, Vec::new()))
-    }
+    Ok(Greeting::Cancel(stream, packet))
 }
 
 async fn read_header(stream: &mut TcpStream) -> Result<Packet, Ending> {

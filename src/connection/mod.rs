@@ -150,8 +150,13 @@ async fn through_the_rooms(
         }
         Greeting::Plain(socket) => Secured::plain(socket, &terms),
         Greeting::Cancel(stream, packet) => {
+            visit.facts().is_cancel = true;
+            // A canceller expects no answer, only the end of the connection.
+            if !terms.plaintext_cancel {
+                let detail = "a CancelRequest without TLS, and postgres.plaintext_cancel is false";
+                return Err(Leave::plain(Ending::new(Reason::PlaintextRefused, detail), stream, Vec::new()));
+            }
             if let Pace::Refused(too_fast) = pace {
-                // A canceller expects no answer, only the end of the connection.
                 return Err(Leave::plain(too_fast, stream, Vec::new()));
             }
             let request = CancelRequest::unasked(stream, packet, &terms);
@@ -170,6 +175,7 @@ async fn through_the_rooms(
     let heard = match hear::hear(identified).await? {
         Heard::Session(ready) => ready,
         Heard::Cancel(identified, packet) => {
+            visit.facts().is_cancel = true;
             let request = CancelRequest::of(identified, packet);
             let forwarded = Box::pin(request.forward(handshake, &house.current, visit.facts()));
             return forwarded.await.map(Entered::Cancelled);

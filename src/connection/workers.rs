@@ -8,9 +8,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::task::{JoinError, JoinSet};
+use tokio::time::sleep;
 
 use super::{Arrival, House, PART, serve};
-use crate::fault;
+use crate::fault::{self, Backoff};
 
 /// The near ends of all workers. Once nobody holds them, no accept loop either, the workers finish what they have and end.
 #[derive(Debug)]
@@ -91,9 +92,20 @@ impl Worker {
 }
 
 /// Serves connections until no more can come and the last one has ended.
+/// A fault of the loop itself ends no connection.
 async fn work(mut queue: mpsc::Receiver<Arrival>, load: Arc<AtomicUsize>, house: House) {
-    let house = Arc::new(house);
-    let mut connections = JoinSet::new();
+    let (house, mut connections, mut backoff) = (Arc::new(house), JoinSet::new(), Backoff::default());
+    while fault::contained(LOOP, serve_all(&mut queue, &mut connections, &load, &house)).await.is_err() {
+        sleep(backoff.pause()).await;
+    }
+}
+
+async fn serve_all(
+    queue: &mut mpsc::Receiver<Arrival>,
+    connections: &mut JoinSet<()>,
+    load: &AtomicUsize,
+    house: &Arc<House>,
+) {
     let gone = |ended: Result<(), JoinError>| {
         load.fetch_sub(1, Ordering::Relaxed);
         house.descriptors.give_back();
@@ -108,7 +120,7 @@ async fn work(mut queue: mpsc::Receiver<Arrival>, load: Arc<AtomicUsize>, house:
                 let Some(mut arrival) = arrival else { break };
                 // Given back when the connection is gone, sockets and all.
                 arrival.share.keep();
-                match fault::contain(PART, || serve(arrival, &house)) {
+                match fault::contain(PART, || serve(arrival, house)) {
                     Ok(connection) => drop(connections.spawn(connection)),
                     Err(_) => gone(Ok(())),
                 }
@@ -120,6 +132,9 @@ async fn work(mut queue: mpsc::Receiver<Arrival>, load: Arc<AtomicUsize>, house:
         gone(ended);
     }
 }
+
+/// What faults of the loop of a worker are noted under.
+const LOOP: &str = "worker";
 
 /// Connections that may wait for a busy worker. More would only hide from the clients how busy it is.
 const QUEUE_LENGTH: usize = 256;
@@ -190,6 +205,7 @@ mod tests {
         arrivals.try_send(arrival_of_second).unwrap();
         drop(arrivals);
         inject(PART);
+        inject(LOOP);
         work(queue, Arc::clone(&load), house.clone()).await;
         assert_eq!(first.read(&mut [0]).unwrap(), 0, "it is closed");
         assert_eq!(load.load(Ordering::Relaxed), 0);

@@ -114,3 +114,16 @@ async fn task_of_a_set_that_panics_is_noted_and_one_that_is_aborted_is_not() {
     note_task("test of sets", tasks.join_next().await.unwrap().unwrap_err());
     assert_eq!(kept("test of sets").len(), 1);
 }
+
+#[test]
+fn pause_doubles_with_each_fault_in_a_row_up_to_a_second() {
+    let (mut backoff, mut now) = (Backoff::default(), Instant::now());
+    let mut pauses = Vec::new();
+    for _ in 0..9 {
+        let pause = backoff.pause_at(now);
+        now += pause;
+        pauses.push(pause.as_millis());
+    }
+    assert_eq!(pauses, [10, 20, 40, 80, 160, 320, 640, 1_000, 1_000]);
+    assert_eq!(backoff.pause_at(now + RESTART_PAUSE), MIN_PAUSE, "it has worked meanwhile");
+}

@@ -5,6 +5,8 @@
 //! belongs to is looked up in the snapshot at every accept, so a reload never has to restart a loop it did not mean.
 
 mod acceptor;
+#[cfg(test)]
+mod tests;
 
 use std::collections::HashMap;
 use std::io;
@@ -16,6 +18,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
 use tokio::task::{JoinSet, yield_now};
+use tokio::time::sleep;
 use tracing::warn;
 
 use self::acceptor::{Acceptor, BACKLOG};
@@ -23,7 +26,7 @@ use crate::addr::{ClientAddr, ListenAddr};
 use crate::audit::Facts;
 use crate::connection::{Accepted, Arrival, Entrance, House, Seat, Workers};
 use crate::descriptors::{self, Descriptors, Share};
-use crate::fault::{self, Fault};
+use crate::fault::{self, Backoff};
 use crate::outcome::Reason;
 use crate::permissions;
 use crate::shield::{Port, Shields, Standing};
@@ -37,7 +40,7 @@ pub struct Listeners {
     workers: Arc<Workers>,
     bound: HashMap<Door, Bound>,
     shields: Shields,
-    loops: JoinSet<Result<(), Fault>>,
+    loops: JoinSet<()>,
 }
 
 #[derive(Debug)]
@@ -231,7 +234,7 @@ impl Listeners {
         let runtime = seat.runtime.clone();
         let (house, workers) = (self.house.clone(), Arc::clone(&self.workers));
         let gate = Gate { door, port: socket.guarded().cloned(), house, workers, seat, owner: None };
-        self.loops.spawn_on(fault::contained(PART, gate.run(ready, stopped)), &runtime);
+        self.loops.spawn_on(gate.keep_running(ready, stopped), &runtime);
         Bound { socket, _running: running }
     }
 
@@ -281,7 +284,23 @@ struct Gate {
 }
 
 impl Gate {
-    async fn run(mut self, socket: AsyncFd<Arc<Acceptor>>, mut stopped: watch::Receiver<()>) {
+    /// Accepts until `stopped`. After a fault it is resumed with the same socket, so that clients wait in the backlog and
+    /// none is refused.
+    async fn keep_running(mut self, socket: AsyncFd<Arc<Acceptor>>, mut stopped: watch::Receiver<()>) {
+        let mut backoff = Backoff::default();
+        while fault::contained(PART, self.run(&socket, &mut stopped)).await.is_err() {
+            if stopped.has_changed().is_err() {
+                // It may have panicked over those who still waited.
+                return;
+            }
+            tokio::select! {
+                _ = stopped.changed() => {}
+                () = sleep(backoff.pause()) => {}
+            }
+        }
+    }
+
+    async fn run(&mut self, socket: &AsyncFd<Arc<Acceptor>>, stopped: &mut watch::Receiver<()>) {
         let mut patience = Patience::default();
         for turn in 1_usize.. {
             if turn % AT_A_TIME == 0 {
@@ -291,7 +310,7 @@ impl Gate {
             let accepted = tokio::select! {
                 // Only a dropped sender ends the wait.
                 _ = stopped.changed() => break,
-                accepted = accept(&socket, &self.house.descriptors) => accepted,
+                accepted = accept(socket, &self.house.descriptors) => accepted,
             };
             match accepted {
                 Ok((stream, client, share)) => {
@@ -433,7 +452,7 @@ impl Patience {
             self.said = Some(Instant::now());
         }
         self.wait = (self.wait * 2).clamp(SHORTEST_WAIT, LONGEST_WAIT);
-        tokio::time::sleep(self.wait).await;
+        sleep(self.wait).await;
     }
 
     fn restored(&mut self) {

@@ -10,6 +10,16 @@ pub enum AnchorValidity {
     Ignore,
 }
 
+impl AnchorValidity {
+    /// As the configuration writes it.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Enforce => "enforce",
+            Self::Ignore => "ignore",
+        }
+    }
+}
+
 /// What a revocation list past its nextUpdate means for the certificates of its CA.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum CrlExpired {
@@ -18,4 +28,14 @@ pub enum CrlExpired {
     Refuse,
     /// The list counts as it is.
     Allow,
+}
+
+impl CrlExpired {
+    /// As the configuration writes it.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Refuse => "refuse",
+            Self::Allow => "allow",
+        }
+    }
 }

@@ -6,6 +6,7 @@
 
 #[cfg(test)]
 mod secrets;
+mod thread;
 mod watcher;
 
 use std::collections::{BTreeSet, HashSet};
@@ -18,10 +19,10 @@ use tokio::signal::unix::Signal;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until, timeout};
 
+pub use self::thread::PolicyThread;
 use self::watcher::Watcher;
 use crate::audit::Changes;
 use crate::config::{self, Config, Files, Fingerprint, Loaded};
-use crate::fault;
 use crate::names::{Found, Kept, Names};
 use crate::notify;
 use crate::policy::HostName;
@@ -43,6 +44,7 @@ pub struct Reloader {
     askers: mpsc::Receiver<Asker>,
     /// What is known of the host names that rules trust.
     names: Arc<Names>,
+    thread: PolicyThread,
 }
 
 /// Where somebody waits to hear what became of a reload.
@@ -132,6 +134,7 @@ impl Reloader {
         fingerprint: Fingerprint,
         askers: mpsc::Receiver<Asker>,
         names: Arc<Names>,
+        thread: PolicyThread,
     ) -> Self {
         let mut reloader = Self {
             file: snapshot.config.file.clone(),
@@ -142,6 +145,7 @@ impl Reloader {
             again: false,
             askers,
             names,
+            thread,
         };
         reloader.follow();
         reloader
@@ -218,13 +222,13 @@ impl Reloader {
     /// Whether the content of the files is another one than at the last attempt.
     async fn changed(&self) -> bool {
         let attempted = self.attempted.clone();
-        fault::contained_blocking(PART, move || attempted.now() != attempted).await.unwrap_or(true)
+        self.thread.run(move || attempted.now() != attempted).await.unwrap_or(true)
     }
 
-    /// Builds on a thread of its own: reading and parsing must not keep connections waiting.
+    /// Builds on the thread for policies: reading and parsing must not keep connections waiting.
     async fn attempt(&mut self, current: &Arc<Snapshot>) -> Result<Box<Built>, String> {
         let (file, previous, names) = (self.file.clone(), Arc::clone(current), Arc::clone(&self.names));
-        match fault::contained_blocking(PART, move || build(&file, Some(&previous), &names)).await {
+        match self.thread.run(move || build(&file, Some(&previous), &names)).await {
             Ok((built, fingerprint)) => {
                 self.attempted = fingerprint;
                 built.map(Box::new).map_err(|problems| problems.to_string())
@@ -236,7 +240,7 @@ impl Reloader {
     /// The policy in force with the addresses that are known now, where those are others. A long list takes its time.
     async fn refreshed(&self, current: &Arc<Snapshot>) -> Option<Box<Snapshot>> {
         let (current, names) = (Arc::clone(current), Arc::clone(&self.names));
-        let built = fault::contained_blocking(PART, move || {
+        let built = self.thread.run(move || {
             let book = names.book(current.hosts().map(|host| &host.name));
             current.with_addresses(&book).map(Box::new)
         });

@@ -32,7 +32,7 @@ use crate::listener::{BindError, Listeners};
 use crate::names::Names;
 use crate::notify;
 use crate::outcome::Reason;
-use crate::reload::{Attempt, Proposal, Reloader, Told};
+use crate::reload::{Attempt, PolicyThread, Proposal, Reloader, Told};
 use crate::sessions::Register;
 use crate::signals::{Signals, Stop};
 use crate::snapshot::{Built, Snapshot};
@@ -83,7 +83,7 @@ impl Server {
     ) -> Result<Self, StartError> {
         let snapshot = Arc::new(built.snapshot);
         let (askers, asked) = mpsc::channel(MOST_ASKERS);
-        let reloader = Reloader::new(&snapshot, fingerprint, asked, Arc::clone(&names));
+        let reloader = Reloader::new(&snapshot, fingerprint, asked, Arc::clone(&names), PolicyThread::start());
         let published = Published::new(&snapshot);
         let current = published.subscribe();
         let register = Arc::new(Register::default());

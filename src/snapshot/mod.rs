@@ -49,10 +49,12 @@ use self::headcount::{Headcount, SessionLimits};
 use self::pace::Pacer;
 use crate::addr::{ClientAddr, ListenAddr};
 use crate::config::{Config, Files, Limits, Loaded, Problem, Problems, Revoke, Shield};
-use crate::policy::{AddressBook, Balancers, ClientAuth, Host, SourcePolicy, TrustedClients};
+use crate::policy::{
+    AddressBook, AnchorValidity, Balancers, ClientAuth, CrlExpired, Host, SourcePolicy, TrustedClients,
+};
 use crate::protocol::{MinTlsVersion, Protocol};
 use crate::socket_file::Access;
-use crate::tls::{Certificate, ChainError, Crl, ServerTls, TicketKeys, TrustParts};
+use crate::tls::{Certificate, ChainError, Crl, KnownCrls, ServerTls, TicketKeys, TrustParts};
 
 /// Where the current snapshot is read from.
 pub type Current = watch::Receiver<Arc<Snapshot>>;
@@ -164,9 +166,12 @@ impl Snapshot {
         let mut terms = Vec::with_capacity(config.listeners.len());
         let generation = previous.map_or(1, |snapshot| snapshot.generation + 1);
         let now = Moment { generation, at: OffsetDateTime::now_utc() };
+        let former = previous.into_iter().flat_map(|snapshot| &snapshot.terms);
+        let mut known_lists: KnownCrls = former.flat_map(|terms| terms.revocation_lists()).cloned().collect();
         for listener in &config.listeners {
             let before = previous.and_then(|snapshot| snapshot.named(&listener.name));
-            let mut builder = Builder { listener, files, problems: &mut problems, warnings: &mut warnings, book, now };
+            let (problems, warnings, known_lists) = (&mut problems, &mut warnings, &mut known_lists);
+            let mut builder = Builder { listener, files, problems, warnings, book, now, known_lists };
             terms.extend(builder.terms(before.map(|before| &**before)).map(Arc::new));
         }
         // Those of listeners that were built have been told.
@@ -288,6 +293,16 @@ impl Terms {
     /// The revocation lists it goes by.
     pub fn revocation_lists(&self) -> &[Crl] {
         self.trust_parts().map(|parts| parts.crls.as_slice()).unwrap_or_default()
+    }
+
+    /// What a list past its nextUpdate means; `None` where there is no list.
+    pub fn crl_expired(&self) -> Option<CrlExpired> {
+        self.trust_parts().filter(|parts| !parts.crls.is_empty()).map(|parts| parts.crl_expired)
+    }
+
+    /// What the dates of its trust anchors mean; `None` where it has none.
+    pub fn anchor_validity(&self) -> Option<AnchorValidity> {
+        self.trust_parts().filter(|parts| !parts.anchors.is_empty()).map(|parts| parts.anchor_validity)
     }
 
     /// The lowest TLS version it takes; `None` where TLS is off.

@@ -194,8 +194,9 @@ impl std::fmt::Display for ChainError {
             Self::RevocationListExpired => f.write_str("the revocation list of its CA has expired"),
             Self::RevocationUnknown { subject } => write!(
                 f,
-                "the CA of {subject} has revocation lists, and none of them is about this certificate (issuing \
-                 distribution point); add a list that covers all certificates of the CA to client_crl"
+                "the CA of {subject} has revocation lists, and none of them is about this certificate (by issuing \
+                 distribution point, or because another key of the CA has signed it); add a list to client_crl that covers \
+                 all certificates of the CA and is signed by the key that issued this one"
             ),
             Self::TooManyCertificates => write!(
                 f,

@@ -20,7 +20,7 @@ use x509_parser::x509::X509Version;
 
 use super::ca_properties::full_names;
 use super::certificate::moment;
-use super::der::{SEQUENCE, element};
+use super::der::{INTEGER, SEQUENCE, element, element_of, sequence};
 use super::name::rfc4514;
 use super::pem::{self, PemError};
 use super::raw_certificate::RawCertificate;
@@ -125,6 +125,29 @@ pub enum CrlError {
     },
 }
 
+/// Lists of which the newest counts: those of one issuer, signed by one key, about one part of its certificates.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct CrlSeries {
+    /// RFC 4514 text.
+    pub issuer: String,
+    /// Digest of the key, where it is one of a trust anchor.
+    pub signer: Option<String>,
+    scope: Option<Scope>,
+}
+
+#[cfg(test)]
+impl CrlSeries {
+    /// Complete lists.
+    pub(crate) fn complete(issuer: &str, signer: &str) -> Self {
+        Self { issuer: issuer.to_owned(), signer: Some(signer.to_owned()), scope: None }
+    }
+}
+
+/// Lower-case hex of the SHA-256 of a certificate's `SubjectPublicKeyInfo` contents.
+pub fn key_digest(certificate: &CertificateDer<'_>) -> Option<String> {
+    RawCertificate::read(certificate).map(|certificate| sha256_hex(certificate.public_key_info))
+}
+
 /// What is wrong with a revocation list.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CrlFault {
@@ -177,32 +200,36 @@ impl Crl {
     /// # Errors
     /// When one of them cannot be used, or there is none.
     pub fn parse_all(bytes: &[u8]) -> Result<Vec<Self>, CrlError> {
-        Self::parse_all_knowing(bytes, &[])
+        Self::parse_all_knowing(bytes, &mut KnownCrls::default())
     }
 
-    /// The same, where a list that is `known` already is not read anew, and takes no memory twice.
+    /// The same, where a list that is `known` already is not read anew, and takes no memory twice. The others are known
+    /// from then on.
     ///
     /// # Errors
     /// When one of them cannot be used, or there is none.
-    pub fn parse_all_knowing(bytes: &[u8], known: &[Self]) -> Result<Vec<Self>, CrlError> {
+    pub fn parse_all_knowing(bytes: &[u8], known: &mut KnownCrls) -> Result<Vec<Self>, CrlError> {
         let lists = match bytes {
             // No text begins like this.
             [SEQUENCE, length, ..] if *length >= LONG => vec![CertificateRevocationListDer::from(bytes.to_vec())],
             _ => pem::revocation_lists(bytes)?,
         };
         let parse = |(position, der): (usize, CertificateRevocationListDer<'static>)| {
-            let sha256 = sha256_hex(&der);
-            match known.iter().find(|known| known.sha256 == sha256) {
-                Some(known) => Ok(known.clone()),
-                None => Self::parse(der).map_err(|fault| CrlError::Unusable { position, fault }),
+            if let Some(known) = known.by_sha256.get(&sha256_hex(&der)) {
+                return Ok(known.clone());
             }
+            let list = Self::parse(der).map_err(|fault| CrlError::Unusable { position, fault })?;
+            known.by_sha256.insert(list.sha256.clone(), list.clone());
+            Ok(list)
         };
         (1..).zip(lists).map(parse).collect()
     }
 
     fn parse(der: CertificateRevocationListDer<'static>) -> Result<Self, CrlFault> {
-        let (rest, list) =
-            CertificateRevocationList::from_der(&der).map_err(|error| CrlFault::Malformed(error.to_string()))?;
+        // Taken apart whole, each entry would be several allocations, ten times the size of the list.
+        let head = without_entries(&der);
+        let (rest, list) = CertificateRevocationList::from_der(head.as_deref().unwrap_or(&der))
+            .map_err(|error| CrlFault::Malformed(error.to_string()))?;
         if !rest.is_empty() {
             return Err(CrlFault::TrailingBytes(rest.len()));
         }
@@ -210,16 +237,21 @@ impl Crl {
         check_algorithm(&list, &der)?;
         let scope = scope(&list)?;
         let serials = serials(&der)?;
+        let sha256 = sha256_hex(&der);
         Ok(Self {
             issuer: rfc4514(list.issuer()),
             this_update: moment(list.last_update()),
             next_update,
             number: list.crl_number().cloned().map(CrlNumber),
             revoked: serials.len(),
-            sha256: sha256_hex(&der),
             issuer_raw: element(list.issuer().as_raw()).map(|(name, _)| name.to_vec()).unwrap_or_default(),
             scope,
-            content: Arc::new(Content { der: der.clone(), serials, signers: Mutex::default() }),
+            sha256,
+            content: Arc::new(Content {
+                der: CertificateRevocationListDer::from(der.to_vec()),
+                serials,
+                signers: Mutex::default(),
+            }),
         })
     }
 
@@ -267,6 +299,12 @@ impl Crl {
         self.content.serials.contain(serial)
     }
 
+    /// The series it belongs to beside these trust anchors.
+    pub fn series(&self, anchors: &[CertificateDer<'_>]) -> CrlSeries {
+        let signer = anchors.iter().find(|anchor| self.is_signed_by(anchor)).and_then(key_digest);
+        CrlSeries { issuer: self.issuer.clone(), signer, scope: self.scope.clone() }
+    }
+
     /// Whether it covers a part of its issuer's certificates only.
     pub fn is_scoped(&self) -> bool {
         self.scope.is_some()
@@ -278,6 +316,18 @@ impl Crl {
     }
 }
 
+/// Lists that were read before, by digest.
+#[derive(Debug, Default)]
+pub struct KnownCrls {
+    by_sha256: HashMap<String, Crl>,
+}
+
+impl FromIterator<Crl> for KnownCrls {
+    fn from_iter<I: IntoIterator<Item = Crl>>(lists: I) -> Self {
+        Self { by_sha256: lists.into_iter().map(|list| (list.sha256.clone(), list)).collect() }
+    }
+}
+
 impl Content {
     fn signers(&self) -> MutexGuard<'_, HashMap<Digest, bool>> {
         self.signers.lock().unwrap_or_else(PoisonError::into_inner)
@@ -286,6 +336,25 @@ impl Content {
 
 /// More keys of one name than a CA has. Past it all are forgotten, and verified anew.
 const MAX_SIGNERS: usize = 1024;
+
+/// The list without its entries, of which there may be a million. `None` where it has none, or is not built as a list is.
+fn without_entries(der: &[u8]) -> Option<Vec<u8>> {
+    let (contents, trailing) = element_of(SEQUENCE, der)?;
+    let (signed, signature) = element_of(SEQUENCE, contents)?;
+    // version, signature, issuer, thisUpdate, nextUpdate
+    let mut rest = element_of(INTEGER, signed)?.1;
+    for _ in 0..2 {
+        rest = element_of(SEQUENCE, rest)?.1;
+    }
+    rest = element(rest)?.1;
+    if rest.first().is_some_and(|kind| TIMES.contains(kind)) {
+        rest = element(rest)?.1;
+    }
+    let before = signed.get(..signed.len().checked_sub(rest.len())?)?;
+    let (_, after) = element_of(SEQUENCE, rest)?;
+    let signed = sequence(&[before, after])?;
+    Some([&sequence(&[&signed, signature])?, trailing].concat())
+}
 
 /// The serial numbers of a list. Reading them checks every entry, and what webpki makes of the list as a whole.
 fn serials(der: &CertificateRevocationListDer<'_>) -> Result<Serials, CrlFault> {
@@ -358,6 +427,9 @@ impl From<webpki::Error> for CrlFault {
         }
     }
 }
+
+/// UTCTime and GeneralizedTime.
+const TIMES: [u8; 2] = [0x17, 0x18];
 
 /// The first byte of the length of anything that has more than 127 bytes.
 const LONG: u8 = 0x80;

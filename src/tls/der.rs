@@ -18,3 +18,21 @@ pub(super) fn element(der: &[u8]) -> Option<(&[u8], &[u8])> {
 pub(super) fn element_of(kind: u8, der: &[u8]) -> Option<(&[u8], &[u8])> {
     if der.first() == Some(&kind) { element(der) } else { None }
 }
+
+/// A `SEQUENCE` of what is encoded already. `None` where its length takes more than four bytes.
+pub(super) fn sequence(parts: &[&[u8]]) -> Option<Vec<u8>> {
+    let length: usize = parts.iter().map(|part| part.len()).sum();
+    let bytes = u32::try_from(length).ok()?.to_be_bytes();
+    let digits = bytes.get(bytes.iter().position(|byte| *byte != 0).unwrap_or(bytes.len())..)?;
+    let mut encoded = Vec::with_capacity(length.saturating_add(bytes.len()).saturating_add(2));
+    encoded.push(SEQUENCE);
+    match u8::try_from(length) {
+        Ok(short @ ..0x80) => encoded.push(short),
+        _ => {
+            encoded.push(u8::try_from(digits.len()).ok()? | 0x80);
+            encoded.extend_from_slice(digits);
+        }
+    }
+    parts.iter().for_each(|part| encoded.extend_from_slice(part));
+    Some(encoded)
+}

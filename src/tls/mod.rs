@@ -52,7 +52,7 @@ pub use certificate::{Certificate, CertificateError, NameDigest};
 pub use chain_check::{ChainFault, ShownTo, chain_faults, purpose_fault};
 pub use chain_error::ChainError;
 pub use credential::{Credential, Voucher};
-pub use crl::{Crl, CrlError, CrlFault, CrlNumber};
+pub use crl::{Crl, CrlError, CrlFault, CrlNumber, CrlSeries, KnownCrls, key_digest};
 pub use crypto::sha256_hex;
 pub use encrypted_key::{EncryptedKey, EncryptedKeyError, NoPassphrase, Passphrase};
 pub use error::BuildError;

@@ -27,9 +27,9 @@ pub(super) struct RevocationLists {
 /// Who has issued the certificate in question.
 #[derive(Clone, Copy, Debug)]
 enum Issuer<'a> {
-    /// A trust anchor. Lists of its name that it has not signed are those of another CA.
+    /// A trust anchor.
     Anchor(&'a Anchor),
-    /// A certificate that was sent. A list of its name that it has not signed leaves open whether it has revoked anything.
+    /// A certificate that was sent.
     Sent(&'a RawCertificate<'a>),
 }
 
@@ -146,8 +146,11 @@ impl RevocationLists {
         // A list of the future does not replace one that is in force.
         let in_force = |list: &&Crl| list.this_update <= now || signed.iter().all(|list| list.this_update > now);
         let own = newest(signed.iter().copied().filter(in_force));
-        if own.is_empty() && matches!(issuer, Issuer::Anchor(_)) {
-            return Status::Good(None);
+        if own.is_empty() {
+            // Another key of that name has signed them, as after a CA has changed its key (RFC 5280 §6.3.3 (f) wants the list
+            // and the certificate under one trust anchor). What they name is revoked; nothing says that the rest is good.
+            let is_named = of_its_name.iter().any(|list| list.revokes(certificate.serial));
+            return if is_named { Status::Revoked } else { Status::Unknown };
         }
         let is_named = |list: &&Crl| list.revokes(certificate.serial);
         let points = own.iter().any(|list| list.is_scoped()).then(|| DistributionPoints::read(certificate.der));

@@ -150,6 +150,18 @@ impl TakesBack {
         self
     }
 
+    /// So many serial numbers of 16 bytes, which no test's certificate has.
+    pub(crate) fn and_many(mut self, count: u64) -> Self {
+        let revocation_time = self.0.this_update;
+        self.0.revoked_certs.extend((0..count).map(|number| RevokedCertParams {
+            serial_number: SerialNumber::from_slice(&[[0x55; 8], number.to_be_bytes()].concat()),
+            revocation_time,
+            reason_code: None,
+            invalidity_date: None,
+        }));
+        self
+    }
+
     /// About the certificates of CAs only, whatever it names.
     pub(crate) fn about_authorities(mut self) -> Self {
         let distribution_point = CrlDistributionPoint { uris: vec!["http://ca.test/list".to_owned()] };

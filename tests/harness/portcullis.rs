@@ -198,6 +198,11 @@ impl Portcullis {
         self.kib("VmRSS:")
     }
 
+    /// The most memory that was in use at once, in KiB.
+    pub(crate) fn peak_resident(&self) -> u64 {
+        self.kib("VmHWM:")
+    }
+
     /// Memory of its own in use, in KiB: without the pages of the program's file, which are read in as it gets to new code.
     pub(crate) fn own_memory(&self) -> u64 {
         self.kib("RssAnon:")

@@ -22,7 +22,7 @@ use crate::config::{Files, Listener, Location, NamedFile, NamedPem, Problem, Shi
 use crate::policy::{AddressBook, ClientAuth, Enforcement, Rate, SourcePolicy, days_left, expiry_milestone};
 use crate::protocol::Protocol;
 use crate::timestamp;
-use crate::tls::{Certificate, PemError, ServerTls};
+use crate::tls::{Certificate, KnownCrls, PemError, ServerTls};
 
 /// Certificates with their facts.
 type Certificates = Vec<(CertificateDer<'static>, Certificate)>;
@@ -37,6 +37,8 @@ pub(super) struct Builder<'a> {
     pub(super) book: &'a AddressBook,
     /// The generation being built.
     pub(super) now: Moment,
+    /// The revocation lists of the policy before, and those that other listeners of this one have read.
+    pub(super) known_lists: &'a mut KnownCrls,
 }
 
 impl Builder<'_> {

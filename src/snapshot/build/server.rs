@@ -60,8 +60,7 @@ impl Builder<'_> {
         let certificates: Vec<_> =
             tls.certificates.iter().filter_map(|files| self.certificate(files, ShownTo::Clients)).collect();
         // Everything is looked at before anything is given up, so that all of it is told.
-        let known = before.map(Terms::revocation_lists).unwrap_or_default();
-        let clients = self.clients(tls, known)?;
+        let clients = self.clients(tls)?;
         let parts = clients.parts(tls);
         let trust = self.trust(tls, &parts, before)?;
         if certificates.len() < tls.certificates.len() {
@@ -139,7 +138,7 @@ impl Builder<'_> {
     }
 
     /// Everything by which client certificates are judged.
-    fn clients(&mut self, tls: &Tls, known: &[Crl]) -> Option<Clients> {
+    fn clients(&mut self, tls: &Tls) -> Option<Clients> {
         let mut clients = Clients::default();
         let mut whole = true;
         for file in &tls.client_ca {
@@ -155,7 +154,7 @@ impl Builder<'_> {
             }
         }
         for file in &tls.client_crl {
-            match self.lists(tls, file, &clients.anchors, known) {
+            match self.lists(tls, file, &clients.anchors) {
                 Some(lists) => clients.lists.extend(lists),
                 None => whole = false,
             }
@@ -209,10 +208,10 @@ impl Builder<'_> {
         Some(pinned)
     }
 
-    fn lists(&mut self, tls: &Tls, pattern: &NamedFile, anchors: &Certificates, known: &[Crl]) -> Option<Vec<Crl>> {
+    fn lists(&mut self, tls: &Tls, pattern: &NamedFile, anchors: &Certificates) -> Option<Vec<Crl>> {
         let mut all = Vec::new();
         for file in self.matching(pattern)? {
-            for list in self.parse(&file, |bytes| Crl::parse_all_knowing(bytes, known))? {
+            for list in self.revocation_lists(&file)? {
                 let Crl { issuer, next_update, .. } = &list;
                 let mut of_its_name = anchors.iter().filter(|(anchor, _)| list.has_issuer(anchor)).peekable();
                 if of_its_name.peek().is_none() {
@@ -250,6 +249,15 @@ impl Builder<'_> {
             }
         }
         Some(all)
+    }
+
+    /// The lists of one file, whose bytes are freed before the next is read.
+    fn revocation_lists(&mut self, file: &NamedFile) -> Option<Vec<Crl>> {
+        let bytes = self.files.read(&file.path).map_err(|error| self.problems.push(file.unreadable(&error))).ok()?;
+        let parsed = Crl::parse_all_knowing(&bytes, self.known_lists);
+        drop(bytes);
+        self.files.release(&file.path);
+        parsed.map_err(|error| self.problems.push(file.problem(error))).ok()
     }
 
     fn trust(&mut self, tls: &Tls, parts: &TrustParts, before: Option<&Terms>) -> Option<ClientTrust> {
@@ -310,8 +318,17 @@ impl Builder<'_> {
         if clients.lists.is_empty() {
             return;
         }
-        for (anchor, Certificate { subject, ca, .. }) in &clients.anchors {
+        for (anchor, Certificate { subject, ca, sha256, .. }) in &clients.anchors {
             if *ca && !clients.lists.iter().any(|list| list.is_signed_by(anchor)) {
+                if clients.lists.iter().any(|list| list.has_issuer(anchor)) {
+                    self.warn(format_args!(
+                        "the lists of client_crl that have the name of the client CA {subject} (sha256 {}) are signed by another \
+                         key, so the certificates that this one issued are refused; add the list that its key signs, or \
+                         remove the certificate from client_ca",
+                        sha256.get(..SHORT).unwrap_or(sha256)
+                    ));
+                    continue;
+                }
                 self.warn(format_args!(
                     "no list of client_crl is of the client CA {subject}, so nothing it has revoked is refused"
                 ));
@@ -348,6 +365,9 @@ impl Builder<'_> {
         }
     }
 }
+
+/// As much of a fingerprint as tells two certificates apart.
+const SHORT: usize = 16;
 
 const PASSPHRASE_NEEDED: &str = "holds a private key that is protected by a passphrase; \
                                  name the file whose first line is the passphrase in key_passphrase_file beside it";

@@ -16,6 +16,7 @@ use crate::protocol::{MinTlsVersion, Negotiation, Protocol, Verification};
 use crate::snapshot::Terms;
 use crate::socket_file::Access;
 use crate::timestamp;
+use crate::tls::key_digest;
 
 /// The settings of the process.
 pub(super) fn of_process(config: &Config) -> Vec<Setting> {
@@ -99,10 +100,6 @@ fn of_tls(tls: &Tls, terms: &Terms) -> Vec<Setting> {
         ClientAuth::Optional => 1,
         ClientAuth::None => 2,
     };
-    let expired = match crl_expired {
-        CrlExpired::Refuse => ("refuse", 0),
-        CrlExpired::Allow => ("allow", 1),
-    };
     let patterns = trusted_clients.patterns();
     vec![
         list("tls.certificates", certificates.iter().map(certificate).collect()),
@@ -110,7 +107,7 @@ fn of_tls(tls: &Tls, terms: &Terms) -> Vec<Setting> {
         graded("tls.client_auth", client_auth, unasked),
         list("tls.client_ca", files(client_ca)),
         revocation_lists(client_crl, terms),
-        graded("tls.crl_expired", expired.0, expired.1),
+        graded("tls.crl_expired", crl_expired.word(), u64::from(*crl_expired == CrlExpired::Allow)),
         of_anchor_validity("tls.anchor_validity", *anchor_validity),
         list("tls.client_certificates", files(client_certificates)),
         list("tls.trusted_clients", patterns.iter().map(ToString::to_string).collect())
@@ -247,15 +244,19 @@ fn ipv6_only(listen: &[ListenAddr]) -> Option<bool> {
 /// The files of `client_crl` and the lists found in them: a new list may come under an old name.
 fn revocation_lists(named: &[NamedFile], terms: &Terms) -> Setting {
     let lists = terms.revocation_lists();
+    // Two lists of one issuer may have everything but the digest in common.
     let shown = lists.iter().map(|list| {
-        format!("list of {} made {} ({} revoked)", list.issuer, timestamp::seconds(list.this_update), list.revoked)
+        let number = list.number.as_ref().map(|number| format!(" number {number}")).unwrap_or_default();
+        let (made, sha256) = (timestamp::seconds(list.this_update), list.sha256.get(..SHORT).unwrap_or(&list.sha256));
+        format!("list{number} of {} made {made} ({} revoked, sha256 {sha256})", list.issuer, list.revoked)
     });
+    let anchors = terms.anchor_ders();
     let mut newest = BTreeMap::new();
     for list in lists {
-        let made = newest.entry(list.issuer.clone()).or_insert(list.this_update);
+        let made = newest.entry(list.series(anchors)).or_insert(list.this_update);
         *made = list.this_update.max(*made);
     }
-    let anchors = terms.anchors.iter().map(|anchor| anchor.subject.clone()).collect();
+    let anchors = anchors.iter().filter_map(|anchor| key_digest(anchor)).collect();
     list("tls.client_crl", files(named).into_iter().chain(shown).collect())
         .exposing(Exposure::Revocation { lists: newest, anchors })
 }
@@ -289,10 +290,7 @@ fn files(named: &[NamedFile]) -> Vec<String> {
 }
 
 fn of_anchor_validity(key: &'static str, validity: AnchorValidity) -> Setting {
-    match validity {
-        AnchorValidity::Enforce => graded(key, "enforce", 0),
-        AnchorValidity::Ignore => graded(key, "ignore", 1),
-    }
+    graded(key, validity.word(), u64::from(validity == AnchorValidity::Ignore))
 }
 
 /// Whether a connection to it stays on this machine, as far as the text tells.
@@ -323,6 +321,9 @@ const fn log_format(format: LogFormat) -> &'static str {
         LogFormat::Text => "text",
     }
 }
+
+/// As much of a digest as tells two lists apart.
+const SHORT: usize = 16;
 
 /// In nanoseconds.
 const HOUR: u128 = 3_600_000_000_000;

@@ -7,6 +7,7 @@ use super::value::{self, Exposure, Value};
 use crate::audit::Difference;
 use crate::snapshot::Snapshot;
 use crate::snapshot::specimen::{Site, listener};
+use crate::tls::CrlSeries;
 
 fn site() -> Site {
     let site = Site::new();
@@ -126,16 +127,16 @@ fn clients_are_weaker_where_a_pattern_is_new_or_all_are_gone() {
 fn revocation_is_weaker_where_a_list_is_gone_or_older() {
     let at = |day: i64| OffsetDateTime::UNIX_EPOCH + time::Duration::days(day);
     let exposure = |lists: &[(&str, i64)], anchors: &[&str]| Exposure::Revocation {
-        lists: lists.iter().map(|(issuer, day)| ((*issuer).to_owned(), at(*day))).collect::<BTreeMap<_, _>>(),
+        lists: lists.iter().map(|(key, day)| (CrlSeries::complete("CN=A", key), at(*day))).collect::<BTreeMap<_, _>>(),
         anchors: anchors.iter().map(|anchor| (*anchor).to_owned()).collect(),
     };
-    let old = exposure(&[("CN=A", 5)], &["CN=A", "CN=B"]);
+    let old = exposure(&[("old key", 5), ("new key", 9)], &["old key", "new key"]);
     for (lists, anchors, weaker) in [
-        (&[("CN=A", 6)][..], &["CN=A"][..], false),
-        (&[("CN=A", 5), ("CN=B", 1)], &["CN=A"], false),
-        (&[("CN=A", 4)], &["CN=A"], true),
-        (&[("CN=B", 9)], &["CN=A", "CN=B"], true),
-        (&[], &["CN=B"], false),
+        (&[("old key", 6), ("new key", 9)][..], &["old key", "new key"][..], false),
+        (&[("old key", 4), ("new key", 9)], &["old key", "new key"], true),
+        (&[("new key", 10)], &["old key", "new key"], true),
+        (&[("new key", 9)], &["new key"], false),
+        (&[], &["other key"], false),
     ] {
         assert_eq!(exposure(lists, anchors).exceeds(&old), weaker, "{lists:?} {anchors:?}");
     }

@@ -9,7 +9,7 @@ use time::OffsetDateTime;
 
 use crate::policy::ClientPattern;
 use crate::printable;
-use crate::tls::TicketKeys;
+use crate::tls::{CrlSeries, TicketKeys};
 
 /// The effective value of a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,9 +42,9 @@ pub(super) enum Exposure {
     Clients(Vec<ClientPattern>),
     /// Revocation lists that are enforced.
     Revocation {
-        /// When the newest list of each issuer was made.
-        lists: BTreeMap<String, OffsetDateTime>,
-        /// Subjects of the trust anchors.
+        /// When the newest list of each series was made.
+        lists: BTreeMap<CrlSeries, OffsetDateTime>,
+        /// Digests of the keys of the trust anchors.
         anchors: Vec<String>,
     },
 }
@@ -69,10 +69,11 @@ impl Exposure {
             (
                 Self::Revocation { lists: old, anchors: old_anchors },
                 Self::Revocation { lists: new, anchors: new_anchors },
-            ) => old.iter().any(|(issuer, made)| {
+            ) => old.iter().any(|(series, made)| {
                 // Nothing depends on the list of a CA that is no longer trusted.
-                let is_removed = old_anchors.contains(issuer) && !new_anchors.contains(issuer);
-                !is_removed && new.get(issuer).is_none_or(|newer| newer < made)
+                let is_removed =
+                    series.signer.as_ref().is_some_and(|key| old_anchors.contains(key) && !new_anchors.contains(key));
+                !is_removed && new.get(series).is_none_or(|newer| newer < made)
             }),
             _ => false,
         }
