@@ -5,9 +5,9 @@ use std::net::IpAddr;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::danger::{ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{CertificateError, DigitallySignedStruct, Error, OtherError, SignatureScheme};
+use rustls::{CertificateError, Error, OtherError};
 use time::OffsetDateTime;
 use webpki::EndEntityCert;
 
@@ -20,11 +20,12 @@ use crate::tls::certificate::Certificate;
 use crate::tls::chain_error::ChainError;
 use crate::tls::chooser::matches;
 use crate::tls::error::BuildError;
+use crate::tls::moment;
 use crate::tls::path::{Path, Search, Visit, relevant};
 use crate::tls::path_rules::{self, Sent, overlap};
+use crate::tls::signature::verify_handshake_signatures;
 use crate::tls::verified::{Digest, digest_of};
 use crate::tls::verifier::in_time;
-use crate::tls::{moment, provider, signature};
 
 /// Who may have issued a server's certificate.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -285,25 +286,5 @@ impl ServerCertVerifier for ServerVerifier {
         self.judge(leaf, intermediates, name, moment(now)?).map(|()| ServerCertVerified::assertion())
     }
 
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        signature::verify_tls12(message, certificate, signed)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        signature::verify_tls13(message, certificate, signed)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        provider().signature_verification_algorithms.supported_schemes()
-    }
+    verify_handshake_signatures!();
 }
