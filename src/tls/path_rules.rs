@@ -14,7 +14,8 @@ use webpki::{EndEntityCert, KeyUsage};
 use super::anchors::{Ancestry, Anchor, AnchorSet};
 use super::ca_properties::{CaProperties, Purpose, names, unsupported_extension};
 use super::chain_error::ChainError;
-use super::path::Path;
+use super::path::{Path, Search, Visit};
+use super::raw_certificate::RawCertificate;
 use super::signed::key_bits;
 use super::{provider, unix_time};
 
@@ -25,6 +26,57 @@ pub(super) struct Sent {
     pub(super) validity: Range<OffsetDateTime>,
     /// Whether one of them limits the names below it.
     pub(super) constrains_names: bool,
+}
+
+/// The first path that `check` accepts, one that limits no names before one that does. Where it accepts none, what says most
+/// about why not.
+///
+/// # Errors
+/// Why no path is accepted.
+pub(super) fn choose<T>(
+    mut search: Search<'_>,
+    now: OffsetDateTime,
+    constrains_names: impl Fn(&T) -> bool,
+    check: impl Fn(&Path<'_>) -> Result<T, ChainError>,
+) -> Result<T, ChainError> {
+    let mut found: Option<T> = None;
+    let mut refusal: Option<ChainError> = None;
+    let searched = search.run(&mut |path| {
+        match check(path) {
+            Ok(accepted) => {
+                if !constrains_names(&accepted) {
+                    found = Some(accepted);
+                    return Visit::Stop;
+                }
+                found.get_or_insert(accepted);
+            }
+            // That a CA has revoked it is certain; what else there is to say depends on what was sent along.
+            Err(error) if refusal.is_none() || error.is_revocation() => refusal = Some(error),
+            Err(_) => {}
+        }
+        Visit::Continue
+    });
+    if let Some(found) = found {
+        return Ok(found);
+    }
+    if let Some(refusal) = refusal {
+        return Err(refusal);
+    }
+    // Also where there is no anchor at all to say so.
+    in_time(&search.leaf().and_then(RawCertificate::validity).ok_or(ChainError::Malformed)?, now)?;
+    searched?;
+    Err(ChainError::UnknownIssuer)
+}
+
+/// Whether it is valid now.
+pub(super) fn in_time(validity: &Range<OffsetDateTime>, now: OffsetDateTime) -> Result<(), ChainError> {
+    if now < validity.start {
+        Err(ChainError::NotYetValid)
+    } else if now >= validity.end {
+        Err(ChainError::Expired)
+    } else {
+        Ok(())
+    }
 }
 
 /// Applies the rules to the certificates that were sent.

@@ -20,7 +20,7 @@ use super::credential::{Credential, Voucher};
 use super::error::BuildError;
 use super::parts::TrustParts;
 use super::path::{Path, Search, Visit, is_unambiguous, relevant};
-use super::path_rules::{self, AnchorAllows, Sent, overlap};
+use super::path_rules::{self, AnchorAllows, Sent, in_time, overlap};
 use super::raw_certificate::RawCertificate;
 use super::revocation::RevocationLists;
 use super::signature_memo::SignatureMemo;
@@ -196,7 +196,15 @@ impl ChainVerifier {
         if self.pins(leaf) {
             return self.verify_pinned(facts()?, chain, search, now);
         }
-        let vouched = self.find_voucher(leaf, search()?, now)?;
+        let vouched = path_rules::choose(
+            search()?,
+            now,
+            |vouched: &Vouched| vouched.constrains_names,
+            |path| {
+                let sent = path_rules::check_sent(path, self.anchors.purpose, now)?;
+                self.vouch(path, sent, now)
+            },
+        )?;
         Ok(Arc::new(Credential {
             voucher: vouched.voucher,
             from: vouched.good.start,
@@ -249,45 +257,6 @@ impl ChainVerifier {
         }))
     }
 
-    /// The first anchor that vouches for the chain, one that limits no names before one that does. Where none vouches, what
-    /// says most about why not.
-    fn find_voucher(
-        &self,
-        leaf: &CertificateDer<'_>,
-        mut search: Search<'_>,
-        now: OffsetDateTime,
-    ) -> Result<Vouched, ChainError> {
-        let mut found: Option<Vouched> = None;
-        let mut refusal: Option<ChainError> = None;
-        let searched = search.run(&mut |path| {
-            let sent = path_rules::check_sent(path, self.anchors.purpose, now);
-            match sent.and_then(|sent| self.vouch(path, sent, now)) {
-                Ok(vouched) => {
-                    if !vouched.constrains_names {
-                        found = Some(vouched);
-                        return Visit::Stop;
-                    }
-                    found.get_or_insert(vouched);
-                }
-                // That a CA has revoked it is certain; what else there is to say depends on what was sent along.
-                Err(error) if refusal.is_none() || error.is_revocation() => refusal = Some(error),
-                Err(_) => {}
-            }
-            Visit::Continue
-        });
-        if let Some(found) = found {
-            return Ok(found);
-        }
-        if let Some(refusal) = refusal {
-            return Err(refusal);
-        }
-        // Also where there is no anchor at all to say so.
-        let validity = RawCertificate::read(leaf).and_then(|leaf| leaf.validity());
-        in_time(&validity.ok_or(ChainError::Malformed)?, now)?;
-        searched?;
-        Err(ChainError::UnknownIssuer)
-    }
-
     /// Applies everything that may have changed since the certificates of a path were found to keep to the rules: what its
     /// anchor requires, and what the lists say.
     fn vouch(&self, path: &Path<'_>, sent: Sent, now: OffsetDateTime) -> Result<Vouched, ChainError> {
@@ -330,17 +299,6 @@ const MAX_HINTS: usize = 16 << 10;
 
 fn owned(chain: &[CertificateDer<'_>]) -> Vec<CertificateDer<'static>> {
     chain.iter().map(|der| der.clone().into_owned()).collect()
-}
-
-/// Whether it is valid now.
-pub(super) fn in_time(validity: &Range<OffsetDateTime>, now: OffsetDateTime) -> Result<(), ChainError> {
-    if now < validity.start {
-        Err(ChainError::NotYetValid)
-    } else if now >= validity.end {
-        Err(ChainError::Expired)
-    } else {
-        Ok(())
-    }
 }
 
 #[cfg(test)]

@@ -21,11 +21,10 @@ use crate::tls::chain_error::ChainError;
 use crate::tls::chooser::matches;
 use crate::tls::error::BuildError;
 use crate::tls::moment;
-use crate::tls::path::{Path, Search, Visit, relevant};
-use crate::tls::path_rules::{self, Sent, overlap};
+use crate::tls::path::{Path, Search, relevant};
+use crate::tls::path_rules::{self, Sent, in_time, overlap};
 use crate::tls::signature::verify_handshake_signatures;
 use crate::tls::verified::{Digest, digest_of};
-use crate::tls::verifier::in_time;
 
 /// Who may have issued a server's certificate.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -124,31 +123,8 @@ impl Trust {
         }
         let mut chain = vec![CertificateDer::from(leaf.as_ref())];
         chain.extend(relevant(leaf, sent)?);
-        let mut found: Option<Trusted> = None;
-        let mut refusal: Option<ChainError> = None;
-        let searched = Search::new(&self.anchors, &chain)?.run(&mut |path| match self.check(path, now) {
-            Ok(trusted) if !trusted.constrains_names => {
-                found = Some(trusted);
-                Visit::Stop
-            }
-            Ok(trusted) => {
-                found.get_or_insert(trusted);
-                Visit::Continue
-            }
-            Err(error) => {
-                refusal.get_or_insert(error);
-                Visit::Continue
-            }
-        });
-        match (found, refusal) {
-            (Some(found), _) => Ok(found),
-            (None, Some(refusal)) => Err(refusal),
-            (None, None) => {
-                in_time(&own, now)?;
-                searched?;
-                Err(ChainError::UnknownIssuer)
-            }
-        }
+        let search = Search::new(&self.anchors, &chain)?;
+        path_rules::choose(search, now, |trusted: &Trusted| trusted.constrains_names, |path| self.check(path, now))
     }
 
     fn check(&self, path: &Path<'_>, now: OffsetDateTime) -> Result<Trusted, ChainError> {
