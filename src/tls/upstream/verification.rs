@@ -22,7 +22,7 @@ use crate::tls::chooser::matches;
 use crate::tls::error::BuildError;
 use crate::tls::moment;
 use crate::tls::path::{Path, Search, relevant};
-use crate::tls::path_rules::{self, Sent, in_time, overlap};
+use crate::tls::path_rules::{self, NameBudget, Sent, in_time, overlap};
 use crate::tls::signature::verify_handshake_signatures;
 use crate::tls::verified::{Digest, digest_of};
 
@@ -124,12 +124,17 @@ impl Trust {
         let mut chain = vec![CertificateDer::from(leaf.as_ref())];
         chain.extend(relevant(leaf, sent)?);
         let search = Search::new(&self.anchors, &chain)?;
-        path_rules::choose(search, now, |trusted: &Trusted| trusted.constrains_names, |path| self.check(path, now))
+        path_rules::choose(
+            search,
+            now,
+            |trusted: &Trusted| trusted.constrains_names,
+            |path, names| self.check(path, now, names),
+        )
     }
 
-    fn check(&self, path: &Path<'_>, now: OffsetDateTime) -> Result<Trusted, ChainError> {
-        let Sent { validity, constrains_names } = path_rules::check_sent(path, self.anchors.purpose, now)?;
-        let allowed = path_rules::check_anchor(path, &self.anchors, now, &|_| Ok(()))?;
+    fn check(&self, path: &Path<'_>, now: OffsetDateTime, names: &NameBudget) -> Result<Trusted, ChainError> {
+        let Sent { validity, constrains_names } = path_rules::check_sent(path, self.anchors.purpose, now, names)?;
+        let allowed = path_rules::check_anchor(path, &self.anchors, now, Some(names), &|_| Ok(()))?;
         Ok(Trusted {
             validity: overlap(validity, &allowed.validity),
             constrains_names: constrains_names || allowed.constrains_names,
@@ -190,7 +195,7 @@ impl ServerVerifier {
         let anchors = &self.trust.as_ref()?.anchors;
         let anchor = anchors.iter().find(|anchor| *anchor.sha256 == *sha256)?;
         let path = Path { certificates: Vec::new(), positions: Vec::new(), anchor };
-        path_rules::check_anchor(&path, anchors, now, &|_| Ok(())).err()
+        path_rules::check_anchor(&path, anchors, now, None, &|_| Ok(())).err()
     }
 
     fn remembers(&self, digest: &Digest, now: OffsetDateTime) -> bool {
