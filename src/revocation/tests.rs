@@ -1,12 +1,12 @@
 //! Passes over sessions: their order, what ends them, and what falls due beside them.
 
-use std::future::Future as _;
 use std::pin::pin;
 use std::sync::mpsc;
 use std::task::{Context, Waker};
 
 use rustls::pki_types::CertificateDer;
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 
 use super::*;
 use crate::addr::ClientAddr;
@@ -161,11 +161,12 @@ fn snapshot() -> Arc<Snapshot> {
 async fn session_that_falls_due_is_judged_without_a_new_policy() {
     let (publish, current) = watch::channel(snapshot());
     let register = Arc::new(Register::default());
-    let running = tokio::spawn(run(current, Arc::clone(&register)));
+    let mut running = JoinSet::new();
+    running.spawn(run(current, Arc::clone(&register)));
     let session = expired(&register);
     assert_eq!(session.shown_out().await.reason, Reason::SourceRevoked);
     drop(publish);
-    running.await.unwrap();
+    running.join_next().await.unwrap().unwrap();
 }
 
 #[test]
@@ -200,7 +201,8 @@ async fn policy_that_comes_while_sessions_fall_due_is_judged_by() {
     let before = snapshot();
     let (publish, current) = watch::channel(Arc::clone(&before));
     let register = Arc::new(Register::default());
-    let running = tokio::spawn(run(current, Arc::clone(&register)));
+    let mut running = JoinSet::new();
+    running.spawn(run(current, Arc::clone(&register)));
     for _ in 0..20 {
         // Nothing but a policy ends this one.
         let source = register.enter("db".into(), untrusted());
@@ -211,5 +213,5 @@ async fn policy_that_comes_while_sessions_fall_due_is_judged_by() {
         assert_eq!(source.shown_out().await.reason, Reason::SourceRevoked);
     }
     drop(publish);
-    running.await.unwrap();
+    running.join_next().await.unwrap().unwrap();
 }

@@ -227,7 +227,10 @@ impl ChainVerifier {
         let leaf = chain.first().ok_or(ChainError::Malformed)?;
         let facts = || Certificate::parse(leaf).map_err(|_| ChainError::Malformed);
         if self.pins(leaf) {
-            return self.verify_pinned(facts()?, chain, digest, search, now);
+            return self.verify_pinned(chain, digest, search, now);
+        }
+        if RawCertificate::read(leaf).is_none_or(|leaf| leaf.is_too_large()) {
+            return Err(ChainError::TooLarge);
         }
         let vouched = path_rules::choose(
             search()?,
@@ -260,12 +263,13 @@ impl ChainVerifier {
     /// A pinned certificate is trusted by itself, but not against the word of the CA it comes from, where that is known too.
     fn verify_pinned<'s>(
         &'s self,
-        certificate: Certificate,
         chain: &'s [CertificateDer<'_>],
         digest: Digest,
         search: &dyn Fn() -> Result<Search<'s>, ChainError>,
         now: OffsetDateTime,
     ) -> Result<Arc<Credential>, ChainError> {
+        let leaf = chain.first().ok_or(ChainError::Malformed)?;
+        let certificate = Certificate::parse(leaf).map_err(|_| ChainError::Malformed)?;
         let validity = certificate.not_before..certificate.end();
         in_time(&validity, now)?;
         if !self.lists.is_empty() {

@@ -215,3 +215,16 @@ fn names_are_not_compared_again_with_the_same_constraints() {
     let session = judged(&verifier(&[below.der()], &[], CrlExpired::Refuse), &chain).unwrap();
     assert_eq!(verifier(&[changed.der()], &[], CrlExpired::Refuse).recheck(&session, NOW), None);
 }
+
+#[test]
+fn certificate_that_is_too_large_is_refused_unless_it_is_pinned() {
+    let root = Authority::new("Root CA");
+    let names: Vec<String> = (0..2_000).map(|number| format!("n{number}.example")).collect();
+    let mut params = crate::tls::specimen::named(rcgen::CertificateParams::new(names).unwrap(), "app");
+    (params.not_before, params.not_after) = (NOW - Span::HOUR, NOW + Span::HOUR);
+    let chain = [root.issue(&params, KeyPair::generate().unwrap()).der()];
+    let refused = judged(&verifier(&[root.der()], &[], CrlExpired::Refuse), &chain).unwrap_err();
+    assert_eq!(refused, ChainError::TooLarge);
+    let pinning = TrustParts { pinned: chain.to_vec(), ..parts(&[], &[], CrlExpired::Refuse) };
+    assert!(judged(&ChainVerifier::new(&pinning).unwrap(), &chain).is_ok());
+}
