@@ -1,5 +1,7 @@
 //! What the certificates of a client cost, those of an attacker beside those of an ordinary client:
-//! `cargo bench --bench chains`.
+//! `cargo bench --bench chains`. With `-- handshakes`, whole handshakes only.
+
+mod handshakes;
 
 use std::time::{Duration, Instant};
 
@@ -17,6 +19,9 @@ type Failure = Box<dyn std::error::Error>;
 type Authority = CertifiedIssuer<'static, KeyPair>;
 
 fn main() -> Result<(), Failure> {
+    if std::env::args().any(|argument| argument == "handshakes") {
+        return handshakes::run();
+    }
     println!("Verifying one chain, median of {ROUNDS} different ones\n");
     println!("{:<72} {:>10} {:>10}", "", "µs", "÷ ordinary");
     for (name, algorithm) in
@@ -41,7 +46,8 @@ fn main() -> Result<(), Failure> {
         }
     }
     large()?;
-    lists()
+    lists()?;
+    handshakes::run()
 }
 
 /// A certificate as large as a handshake may hold, which is read once to name it in the audit.

@@ -18,8 +18,8 @@ use portcullis::sessions::{Presence, Register};
 use portcullis::snapshot::{Reliance, Snapshot};
 use portcullis::tls::Evidence;
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, DnType, IsCa, KeyIdMethod,
-    KeyPair, KeyUsagePurpose, RevokedCertParams, SerialNumber,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, DnType, GeneralSubtree,
+    IsCa, KeyIdMethod, KeyPair, KeyUsagePurpose, NameConstraints, RevokedCertParams, SerialNumber,
 };
 use rustls::pki_types::CertificateDer;
 use tempfile::TempDir;
@@ -30,6 +30,9 @@ use x509_parser::prelude::FromDer as _;
 type Failure = Box<dyn std::error::Error>;
 
 fn main() -> Result<(), Failure> {
+    if std::env::args().any(|argument| argument == "parked") {
+        return parked();
+    }
     println!("{SESSIONS} sessions, {RULES} rules; median of {ROUNDS} rounds, and the worst");
     println!("{:<58}  {:>14}  {:>22}", "", "judged, ms", "longest wait, ms");
     for (what, certificates, issuer, change) in [
@@ -53,7 +56,65 @@ fn main() -> Result<(), Failure> {
         let (judged, busy, idle) = (worst(|round| round.judged), worst(|round| round.busy), worst(|round| round.idle));
         println!("{what:<58}  {median:>6.0} {judged:>6.0}  {busy:>6.1} ({idle:.1} idle)");
     }
+    parked()
+}
+
+/// One client has parked sessions, each with a chain of its own that has to be searched anew because its CA is replaced; the
+/// certificates of all others are revoked.
+fn parked() -> Result<(), Failure> {
+    println!("\n{:<58}  {:>14}  {:>14}", "sessions of one client with chains of their own", "others, ms", "all, ms");
+    for hostile in [0, PARKED, SESSIONS / 2] {
+        let site = Site::new()?;
+        let [old, new] = ["Old CA", "New CA"]
+            .map(|name| Ok::<_, Failure>(CertifiedIssuer::self_signed(authority_params(name), KeyPair::generate()?)?));
+        let (old, new) = (old?, new?);
+        let key = KeyPair::generate()?;
+        let mut limited = authority_params("Limited CA");
+        let excluded_subtrees =
+            (0..SUBTREES).map(|number| GeneralSubtree::DnsName(format!("x{number}.test"))).collect();
+        limited.name_constraints = Some(NameConstraints { permitted_subtrees: Vec::new(), excluded_subtrees });
+        let by_new = limited.signed_by(&key, &new)?.der().clone();
+        let between = CertifiedIssuer::signed_by(limited, key, &old)?;
+        let names: Vec<_> = (0..SUBTREES).map(|number| format!("n{number}.example")).collect();
+        let leaf = CertificateParams::new(names)?.signed_by(&KeyPair::generate()?, &between)?.der().clone();
+        let junk = || Ok::<_, Failure>(authority_params("Old CA").self_signed(&KeyPair::generate()?)?.der().clone());
+
+        std::fs::write(site.path("clients.pem"), [site.root.pem(), old.pem()].concat())?;
+        site.write_list(By::Root, 1, &[])?;
+        let before = site.snapshot(None)?;
+        let register = Arc::new(Register::default());
+        let chains = (hostile..SESSIONS).map(|_| site.client(By::Root)).collect::<Result<Vec<_>, _>>()?;
+        let others = enter_as_many(&before, &register, &chains, chains.len())?;
+        let own = || Ok(vec![leaf.clone(), between.der().clone(), by_new.clone(), junk()?]);
+        let own_chains = (0..hostile).map(|_| own()).collect::<Result<Vec<_>, Failure>>()?;
+        let _parked = enter_as_many(&before, &register, &own_chains, hostile)?;
+        std::fs::write(site.path("clients.pem"), [site.root.pem(), new.pem()].concat())?;
+        site.write_list(By::Root, 2, &chains.iter().filter_map(|chain| chain.first()).collect::<Vec<_>>())?;
+        let after = site.snapshot(Some(&before))?;
+
+        let began = Instant::now();
+        let ended = thread::scope(|scope| {
+            let watching = scope.spawn(|| {
+                while !others.iter().all(has_to_end) {
+                    thread::sleep(TICK);
+                }
+                began.elapsed()
+            });
+            enforce(&after, &register);
+            watching.join().unwrap_or(Duration::MAX)
+        });
+        let all = began.elapsed();
+        println!("{hostile:<58}  {:>14}  {:>14}", ended.as_millis(), all.as_millis());
+    }
     Ok(())
+}
+
+fn enforce(snapshot: &Snapshot, register: &Register) {
+    let apply = |verdict: &mut dyn FnMut()| {
+        verdict();
+        true
+    };
+    revocation::enforce(snapshot, register, &register.all(), OffsetDateTime::now_utc(), &apply);
 }
 
 /// An authority.
@@ -97,7 +158,7 @@ fn round(certificates: usize, issuer: By, change: Change) -> Result<Round, Failu
     let before = site.snapshot(None)?;
     let register = Arc::new(Register::default());
     let chains = (0..certificates).map(|_| site.client(issuer)).collect::<Result<Vec<_>, _>>()?;
-    let present = enter(&before, &register, &chains)?;
+    let present = enter_as_many(&before, &register, &chains, SESSIONS)?;
     match change {
         Change::Rules => site.write_rules(RULES + 1)?,
         Change::Trust => {
@@ -122,10 +183,9 @@ fn round(certificates: usize, issuer: By, change: Change) -> Result<Round, Failu
     }
     let after = site.snapshot(Some(&before))?;
 
-    let now = OffsetDateTime::now_utc();
     let (idle, ()) = waits(&register, || thread::sleep(Duration::from_millis(300)));
     let began = Instant::now();
-    let (busy, ()) = waits(&register, || revocation::enforce(&after, &register, &register.all(), now, &|| false));
+    let (busy, ()) = waits(&register, || enforce(&after, &register));
     let judged = began.elapsed().as_secs_f64() * 1e3;
     let ended = present.iter().filter(|presence| has_to_end(presence)).count();
     let expected = if matches!(change, Change::Revocation(_) | Change::NewKey) { SESSIONS } else { 0 };
@@ -136,11 +196,12 @@ fn has_to_end(presence: &Presence) -> bool {
     pin!(presence.shown_out()).poll(&mut Context::from_waker(Waker::noop())).is_ready()
 }
 
-/// Opens the sessions, which share the certificates that there are.
-fn enter(
+/// Opens so many sessions, which share the certificates that there are.
+fn enter_as_many(
     snapshot: &Snapshot,
     register: &Arc<Register>,
     chains: &[Vec<CertificateDer<'static>>],
+    count: usize,
 ) -> Result<Vec<Presence>, Failure> {
     let now = OffsetDateTime::now_utc();
     let session = |(number, chain): (usize, &Vec<CertificateDer<'static>>)| {
@@ -152,7 +213,7 @@ fn enter(
         presence.stands(Reliance::on(&permission, None));
         Ok(presence)
     };
-    chains.iter().cycle().take(SESSIONS).enumerate().map(session).collect()
+    chains.iter().cycle().take(count).enumerate().map(session).collect()
 }
 
 /// Does some work while another thread, as a worker does, wakes every millisecond and lets a connection come and go.
@@ -290,6 +351,10 @@ tls.client_crl = "clients.crl"
 "#;
 
 const SESSIONS: usize = 10_000;
+/// Sessions that one client has parked.
+const PARKED: usize = 400;
+/// Names, and as many constraints.
+const SUBTREES: usize = 40;
 const RULES: usize = 100_000;
 const ROUNDS: usize = 5;
 const TICK: Duration = Duration::from_millis(1);

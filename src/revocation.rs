@@ -1,51 +1,92 @@
-//! Ends the sessions that the policy in force would not let in any more, and no others.
+//! Ends the sessions that the policy in force would no longer admit, and no others.
 //!
-//! Every session is judged again when a new policy has come into force, and each by itself when what it was let in by runs
-//! out: a rule, a certificate, a revocation list. The judging happens on threads of its own, so that no session has to wait
-//! for it. Sessions that can be judged without a signature come first, so that no client can delay the end of another one's
-//! session by what it has sent. A newer policy ends the pass of an older one. A connection that is still on its way in judges
-//! itself, and can then be told in its own protocol.
+//! Every session is judged again when a new policy is in force, and each by itself when what it was admitted by expires: a rule,
+//! a certificate, a revocation list. Both happen on threads of their own and beside each other, so no session waits for a pass
+//! over all of them.
+//!
+//! A client chooses what its sessions cost, so a pass judges them in an order that gives nobody an advantage:
+//!
+//! 1. Every session by its source, and by the path it was admitted by ([`Snapshot::recheck`]). That costs no signature.
+//! 2. The others by every path of their chains. Sessions with the same chain share one verdict. Clients take turns with one
+//!    chain each, so the chains of one client delay only its own sessions.
+//!
+//! Of one client [`MAX_CHAINS`] chains are always judged. Sessions with more than that end where they have not been judged
+//! [`PASS_TIME`] after the pass began.
+//!
+//! A newer policy ends the pass of an older one. A connection that is not admitted yet judges itself.
+
+mod turns;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, available_parallelism};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use time::OffsetDateTime;
 use tokio::time::sleep;
 
+use self::turns::{Group, in_turns};
 use crate::config::Revoke;
 use crate::fault;
 use crate::outcome::{Ending, Reason};
 use crate::sessions::{Live, Register, Session};
 use crate::snapshot::{Current, Permission, Refusal, Reliance, Snapshot};
+use crate::tls::Evidence;
 
 /// Judges for as long as policies come.
-pub async fn run(mut current: Current, register: Arc<Register>) {
-    loop {
-        let Some((snapshot, everybody)) = next(&mut current, &register).await else { return };
-        let (register, newer) = (Arc::clone(&register), current.clone());
+pub async fn run(current: Current, register: Arc<Register>) {
+    tokio::select! {
+        () = judge_everybody(current.clone(), &register) => {}
+        () = judge_due(current, &register) => {}
+    }
+}
+
+/// Judges every session by each new policy.
+async fn judge_everybody(mut current: Current, register: &Arc<Register>) {
+    while current.changed().await.is_ok() {
+        let snapshot = Arc::clone(&current.borrow_and_update());
+        let (register, newer) = (Arc::clone(register), current.clone());
         // A fault has been noted; the next policy is judged by all the same.
         let _ = fault::contained_blocking(PART, move || {
-            let now = OffsetDateTime::now_utc();
-            let connections = if everybody { register.all() } else { register.take_due(now) };
-            enforce(&snapshot, &register, &connections, now, &|| newer.has_changed().unwrap_or(true));
+            let apply = |verdict: &mut dyn FnMut()| {
+                verdict();
+                !newer.has_changed().unwrap_or(true)
+            };
+            enforce(&snapshot, &register, &register.all(), OffsetDateTime::now_utc(), &apply);
         })
         .await;
     }
 }
 
-/// Waits for what has to be judged next: everybody by a new policy, or those that fall due by the one in force. Nothing, when
-/// no policy will come any more.
-async fn next(current: &mut Current, register: &Register) -> Option<(Arc<Snapshot>, bool)> {
-    tokio::select! {
-        // First, so that sessions that fall due one after the other never put a policy off.
-        biased;
-        changed = current.changed() => changed.ok().map(|()| (Arc::clone(&current.borrow_and_update()), true)),
-        // A policy that comes at this moment is not seen by that: it is left for the next turn.
-        () = something_due(register) => Some((Arc::clone(&current.borrow()), false)),
+/// Judges the sessions that fall due, by the policy in force.
+async fn judge_due(current: Current, register: &Arc<Register>) {
+    loop {
+        something_due(register).await;
+        let (register, current) = (Arc::clone(register), current.clone());
+        let _ = fault::contained_blocking(PART, move || enforce_due(&current, &register)).await;
     }
 }
+
+fn enforce_due(current: &Current, register: &Register) {
+    let now = OffsetDateTime::now_utc();
+    let due = register.take_due(now);
+    // Behind that, so that a policy which comes later finds all of them due.
+    let snapshot = Arc::clone(&current.borrow());
+    // No policy can come between the question and the verdict, because that waits for whoever looks at the present one. A newer
+    // policy judges everybody, and its verdict must not be replaced.
+    let apply = |verdict: &mut dyn FnMut()| {
+        let newest = current.borrow();
+        let is_in_force = Arc::ptr_eq(&newest, &snapshot);
+        if is_in_force {
+            verdict();
+        }
+        is_in_force
+    };
+    enforce(&snapshot, register, &due, now, &apply);
+}
+
+/// Applies a verdict, where the policy that it was reached by still counts. Says whether to go on with that policy.
+pub type Apply<'a> = dyn Fn(&mut dyn FnMut()) -> bool + Sync + 'a;
 
 /// Which sessions `snapshot` would end, were it in force, and why.
 pub fn foresee(snapshot: &Snapshot, register: &Register) -> Vec<(Arc<Live>, Ending)> {
@@ -60,33 +101,101 @@ pub fn foresee(snapshot: &Snapshot, register: &Register) -> Vec<(Arc<Live>, Endi
     register.all().into_iter().filter_map(ending).collect()
 }
 
-/// Judges these connections, ends those that fail, and notes what the others rely on now. Stops early where
-/// `is_superseded` says that another policy has come into force, which begins anew.
+/// Judges these connections, ends those that fail, and notes what the others rely on now. Every verdict goes through `apply`.
 pub fn enforce(
     snapshot: &Snapshot,
     register: &Register,
     connections: &[Arc<Live>],
     now: OffsetDateTime,
-    is_superseded: &(dyn Fn() -> bool + Sync),
+    apply: &Apply<'_>,
 ) {
-    let expensive = Mutex::new(Vec::new());
-    in_parallel(connections, &|live| {
-        match fault::contain(PART, || recheck(snapshot, live, now)) {
-            Ok(Some(judgement)) => apply(judgement, register, live),
-            Ok(None) => expensive.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(live)),
-            Err(_) => live.end(unjudged()),
+    let pass = Pass { snapshot, register, now, deadline: Instant::now() + PASS_TIME, apply };
+    pass.run(connections);
+}
+
+/// One pass over sessions.
+struct Pass<'p> {
+    snapshot: &'p Snapshot,
+    register: &'p Register,
+    now: OffsetDateTime,
+    /// Until when every chain of a client is judged.
+    deadline: Instant,
+    apply: &'p Apply<'p>,
+}
+
+impl Pass<'_> {
+    fn run(&self, connections: &[Arc<Live>]) {
+        let left = Mutex::new(Vec::new());
+        in_parallel(connections, SMALLEST_SHARE, &|live| {
+            match fault::contain(PART, || self.recheck(live)) {
+                Ok(Some(judgement)) => _ = self.apply(judgement, live),
+                Ok(None) => left.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(live)),
+                Err(_) => live.end(unjudged()),
+            }
+            true
+        });
+        let groups = in_turns(left.into_inner().unwrap_or_else(PoisonError::into_inner));
+        in_parallel(&groups, SMALLEST_SHARE_OF_GROUPS, &|group| {
+            fault::contain(PART, || self.judge(group)).unwrap_or_else(|_| {
+                group.sessions.iter().for_each(|live| live.end(unjudged()));
+                true
+            })
+        });
+    }
+
+    /// Judges a connection where that costs no signature.
+    fn recheck(&self, live: &Live) -> Option<Judgement> {
+        let Some(session) = live.session() else { return Some(Judgement::Waits) };
+        let (snapshot, evidence) = (self.snapshot, session.reliance.evidence());
+        let judged = snapshot.recheck(live.listener(), live.provenance(), evidence, self.now)?;
+        Some(self.judgement(judged, live, &session))
+    }
+
+    /// Judges the sessions of one chain. Says whether to go on.
+    fn judge(&self, group: &Group) -> bool {
+        if group.turn >= MAX_CHAINS && Instant::now() >= self.deadline {
+            return group.sessions.iter().all(|live| match self.snapshot.revoke(live.listener()) {
+                Revoke::Keep => true,
+                Revoke::Disconnect => self.apply(Judgement::Ends(too_many_chains()), live),
+            });
         }
-        true
-    });
-    let mut expensive = expensive.into_inner().unwrap_or_else(PoisonError::into_inner);
-    expensive.sort_by_key(|live| certificates(live));
-    in_parallel(&expensive, &|live| {
-        match fault::contain(PART, || judge(snapshot, live, now)) {
-            Ok(judgement) => apply(judgement, register, live),
-            Err(_) => live.end(unjudged()),
+        let evidence = Evidence::Credential(Some(&group.credential));
+        // Without a listener its source is asked about in vain, and that question comes first.
+        let Some(identity) = self.snapshot.judge_identity(&group.listener, evidence, self.now) else { return true };
+        group.sessions.iter().all(|live| {
+            let Some(session) = live.session() else { return true };
+            let (listener, identity) = (live.listener(), identity.clone());
+            let judged = self.snapshot.judge_identified(listener, live.provenance(), identity, self.now);
+            self.apply(self.judgement(judged, live, &session), live)
+        })
+    }
+
+    fn judgement(&self, judged: Result<Permission, Refusal>, live: &Live, session: &Session) -> Judgement {
+        match judged {
+            Ok(permission) => Judgement::Stays(session.reliance.renewed(&permission)),
+            Err(_) if self.snapshot.revoke(live.listener()) == Revoke::Keep => Judgement::Waits,
+            Err(refusal) => Judgement::Ends(refusal.of_a_session()),
         }
-        !is_superseded()
-    });
+    }
+
+    /// Says whether to go on.
+    fn apply(&self, judgement: Judgement, live: &Live) -> bool {
+        let mut judgement = Some(judgement);
+        (self.apply)(&mut || match judgement.take() {
+            Some(Judgement::Ends(ending)) => live.end(ending),
+            Some(Judgement::Stays(reliance)) => self.register.renew(live, reliance),
+            Some(Judgement::Waits) | None => {}
+        })
+    }
+}
+
+/// The end of a session whose client has more chains than can be judged in time.
+fn too_many_chains() -> Ending {
+    let detail = format_args!(
+        "its client has sessions with more than {MAX_CHAINS} different certificate chains, and this one could not be judged in \
+         time; send the same chain with every connection"
+    );
+    Ending::new(Reason::CredentialRevoked, detail)
 }
 
 /// What nobody can judge any more does not go on.
@@ -97,19 +206,19 @@ fn unjudged() -> Ending {
 /// What faults are noted under.
 const PART: &str = "revocation";
 
-/// Does `work` for each connection, in their order, on as many threads as that is worth. Stops where `work` says so.
-fn in_parallel(connections: &[Arc<Live>], work: &(dyn Fn(&Arc<Live>) -> bool + Sync)) {
+/// Does `work` for each item, in their order, on as many threads as that is worth. Stops where `work` says so.
+fn in_parallel<T: Sync>(items: &[T], smallest_share: usize, work: &(dyn Fn(&T) -> bool + Sync)) {
     let next = AtomicUsize::new(0);
     let run = || {
-        while let Some(live) = connections.get(next.fetch_add(1, Ordering::Relaxed)) {
-            if !work(live) {
-                next.store(connections.len(), Ordering::Relaxed);
+        while let Some(item) = items.get(next.fetch_add(1, Ordering::Relaxed)) {
+            if !work(item) {
+                next.store(items.len(), Ordering::Relaxed);
             }
         }
     };
     let threads = available_parallelism().map_or(1, usize::from).min(MOST_THREADS);
     thread::scope(|scope| {
-        for _ in 1..threads.min(connections.len().div_ceil(SMALLEST_SHARE)) {
+        for _ in 1..threads.min(items.len().div_ceil(smallest_share)) {
             scope.spawn(run);
         }
         run();
@@ -118,48 +227,12 @@ fn in_parallel(connections: &[Arc<Live>], work: &(dyn Fn(&Arc<Live>) -> bool + S
 
 /// What becomes of a connection.
 enum Judgement {
-    /// It may no longer be here.
+    /// It is no longer admitted.
     Ends(Ending),
-    /// It may, by this.
+    /// It is, by this.
     Stays(Reliance),
-    /// It is on its way in, and will be judged before a byte of it goes upstream; or it may stay whatever the policy says.
+    /// It is not admitted yet, and will be judged before a byte of it goes upstream; or it may stay whatever the policy says.
     Waits,
-}
-
-fn apply(judgement: Judgement, register: &Register, live: &Live) {
-    match judgement {
-        Judgement::Ends(ending) => live.end(ending),
-        Judgement::Stays(reliance) => register.renew(live, reliance),
-        Judgement::Waits => {}
-    }
-}
-
-fn judge(snapshot: &Snapshot, live: &Live, now: OffsetDateTime) -> Judgement {
-    let Some(session) = live.session() else { return Judgement::Waits };
-    let judged = snapshot.judge(live.listener(), live.provenance(), session.reliance.evidence(), now);
-    judgement(judged, snapshot, live, &session)
-}
-
-/// The same, where it costs no signature.
-fn recheck(snapshot: &Snapshot, live: &Live, now: OffsetDateTime) -> Option<Judgement> {
-    let Some(session) = live.session() else { return Some(Judgement::Waits) };
-    let judged = snapshot.recheck(live.listener(), live.provenance(), session.reliance.evidence(), now)?;
-    Some(judgement(judged, snapshot, live, &session))
-}
-
-fn judgement(judged: Result<Permission, Refusal>, snapshot: &Snapshot, live: &Live, session: &Session) -> Judgement {
-    match judged {
-        Ok(permission) => Judgement::Stays(session.reliance.renewed(&permission)),
-        Err(_) if snapshot.revoke(live.listener()) == Revoke::Keep => Judgement::Waits,
-        Err(refusal) => Judgement::Ends(refusal.of_a_session()),
-    }
-}
-
-/// How many certificates a session's client has sent: a measure of what it costs to verify them anew.
-fn certificates(live: &Live) -> usize {
-    let session = live.session();
-    let presented = session.as_ref().and_then(|session| session.reliance.presented.as_ref());
-    presented.map_or(0, |credential| credential.sent())
 }
 
 /// Returns when a session is due by the wall clock, which may jump or stand still while the machine sleeps.
@@ -191,36 +264,14 @@ const MOST_THREADS: usize = 8;
 /// Fewer are not worth a thread.
 const SMALLEST_SHARE: usize = 500;
 
+/// The same of chains, each of which may cost signatures.
+const SMALLEST_SHARE_OF_GROUPS: usize = 16;
+
+/// Chains of one client that are judged however long the pass takes. Clients have one, or two while its file changes.
+const MAX_CHAINS: usize = 4;
+
+/// After that, further chains of a client are not judged. Half of what a revocation may take.
+const PASS_TIME: Duration = Duration::from_millis(500);
+
 #[cfg(test)]
-mod tests {
-    use tokio::sync::watch;
-
-    use super::*;
-    use crate::addr::ClientAddr;
-    use crate::policy::{Origin, Rule, Source};
-    use crate::snapshot::specimen::{Site, listener};
-
-    #[tokio::test]
-    async fn new_policy_is_judged_by_before_sessions_that_fall_due() {
-        let site = Site::new();
-        site.install("db", OffsetDateTime::now_utc() + time::Duration::DAY);
-        let snapshot = Arc::new(site.snapshot(listener("db", 1001, ""), None));
-        let register = Arc::new(Register::default());
-        let source = Source::Network("127.0.0.1".parse().unwrap());
-        let expires_at = Some(OffsetDateTime::UNIX_EPOCH);
-        let rule = Rule { source, description: None, expires_at, origin: Origin::Configuration };
-        let presence = register.enter("db".into(), ClientAddr::UNIX);
-        presence.stands(Reliance { rule: Some(Arc::new(rule)), ..Reliance::default() });
-        let (publish, mut current) = watch::channel(Arc::clone(&snapshot));
-        // The choice was random: in twenty turns it was wrong almost certainly.
-        for _ in 0..20 {
-            let due = next(&mut current, &register).await;
-            assert!(matches!(due, Some((_, false))), "nothing but the session is new");
-            publish.send(Arc::clone(&snapshot)).unwrap();
-            let everybody = next(&mut current, &register).await;
-            assert!(matches!(everybody, Some((_, true))), "the policy comes first");
-        }
-        drop(publish);
-        assert!(next(&mut current, &Register::default()).await.is_none());
-    }
-}
+mod tests;

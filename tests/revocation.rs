@@ -336,3 +336,29 @@ fn what_is_revoked_comes_to_no_new_session_by_resumption() {
         assert_eq!(later.tls().handshake_kind(), Some(rustls::HandshakeKind::Full), "trust has changed meanwhile");
     }
 }
+
+#[test]
+fn sessions_parked_with_junk_chains_delay_no_revocation_of_another_client() {
+    let upstream = Upstream::echo();
+    let site = Site::new();
+    let [main, old, new] = ["Main CA", "Old CA", "Old CA"].map(Authority::new);
+    let [victim, kept, hostile] = [&main, &main, &old].map(|authority| authority.issue(Request::client("app")));
+    site.write("clients.pem", format!("{}{}", main.pem(), old.pem()));
+    site.write("clients.crl", main.revoking(&[], 1));
+    let lines = ["client_ca = \"clients.pem\"", "client_crl = \"clients.crl\""];
+    let portcullis = start(site, &[&wanting(&upstream, &lines)]);
+    // Each of them has a chain of its own, and the new CA of the old name makes each of these be searched anew.
+    let parked: Vec<_> =
+        (0..40).map(|_| session(&portcullis, hostile.copied().followed_by(&[Authority::new("Old CA")]))).collect();
+    let (gone, stays) = (session(&portcullis, &victim), session(&portcullis, kept));
+    portcullis.applies(|| {
+        portcullis.site.replace("clients.pem", format!("{}{}", main.pem(), new.pem()));
+        portcullis.site.replace("clients.crl", main.revoking(&[&victim], 1));
+        portcullis.process.signal("HUP");
+    });
+    assert_ended(&portcullis, gone, "credential_revoked");
+    for session in parked {
+        assert_ended(&portcullis, session, "credential_revoked");
+    }
+    assert_lives(stays);
+}

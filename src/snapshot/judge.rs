@@ -70,6 +70,30 @@ impl Snapshot {
         }
     }
 
+    /// Puts the identity question only. Nothing, where the listener is gone.
+    pub fn judge_identity(
+        &self,
+        listener: &str,
+        evidence: Evidence<'_>,
+        now: OffsetDateTime,
+    ) -> Option<Result<Identity, Ending>> {
+        Some(self.named(listener)?.judge_identity(evidence, now))
+    }
+
+    /// Puts the source question, where the identity question has been answered for a session of the same chain.
+    ///
+    /// # Errors
+    /// The answer that is no.
+    pub fn judge_identified(
+        &self,
+        listener: &str,
+        from: Provenance,
+        identity: Result<Identity, Ending>,
+        now: OffsetDateTime,
+    ) -> Result<Permission, Refusal> {
+        self.judge_source(listener, from, now)?.of(identity)
+    }
+
     /// Puts the source question only, and whether the word is still taken by which the client comes from there.
     ///
     /// # Errors

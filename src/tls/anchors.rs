@@ -55,6 +55,10 @@ pub(super) struct Ancestry {
     pub(super) path_length: PathLength,
     /// The anchor with the name constraints of each ancestor that has some.
     pub(super) constrained: Vec<TrustAnchor<'static>>,
+    /// By how many subtrees these limit names.
+    pub(super) subtrees: usize,
+    /// Of the name constraints of the anchor and of these ancestors.
+    pub(super) constraints: Digest,
 }
 
 /// How many CAs may follow below a certificate.
@@ -185,7 +189,8 @@ impl Anchor {
         let TrustAnchor { subject, subject_public_key_info, name_constraints } = &trust;
         let authority =
             digest_of([subject, subject_public_key_info].into_iter().chain(name_constraints).map(|part| &**part));
-        let ancestry = Ancestry { path_length: PathLength::of(properties.path_length), ..Ancestry::default() };
+        let path_length = PathLength::of(properties.path_length);
+        let ancestry = Ancestry { path_length, constraints: constraints([&trust].into_iter()), ..Ancestry::default() };
         Ok(Self {
             der: der.clone(),
             sha256: sha256_hex(der).into(),
@@ -274,12 +279,20 @@ fn ancestry(way: &[usize], anchors: &[Anchor]) -> Option<Ancestry> {
         let name_constraints = one.trust.name_constraints.clone()?;
         Some(TrustAnchor { name_constraints: Some(name_constraints), ..unconstrained(&anchor.trust) })
     };
+    let constrained: Vec<_> = above.iter().filter_map(bound).collect();
     Some(Ancestry {
         ancestors: way.get(1..)?.to_vec(),
         fault,
         path_length,
-        constrained: above.iter().filter_map(bound).collect(),
+        subtrees: above.iter().map(|one| one.properties.subtrees).fold(0, usize::saturating_add),
+        constraints: constraints([&anchor.trust].into_iter().chain(&constrained)),
+        constrained,
     })
+}
+
+/// What tells whether two sets of anchors limit names in the same way.
+fn constraints<'a>(anchors: impl Iterator<Item = &'a TrustAnchor<'static>>) -> Digest {
+    digest_of(anchors.filter_map(|anchor| anchor.name_constraints.as_deref()))
 }
 
 fn unconstrained(anchor: &TrustAnchor<'static>) -> TrustAnchor<'static> {

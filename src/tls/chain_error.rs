@@ -6,6 +6,7 @@ use time::OffsetDateTime;
 
 use super::ca_properties::CaFault;
 use super::path::{MAX_FAILED_CHECKS, MAX_SENT};
+use super::raw_certificate::{MAX_ELEMENTS, MAX_LENGTH};
 use crate::timestamp;
 
 /// What is wrong with a chain of certificates, or with the path from it to a trust anchor.
@@ -52,6 +53,8 @@ pub enum ChainError {
         /// The certificate that no list is about, as RFC 4514 text.
         subject: String,
     },
+    /// The peer's certificate has more names and extensions, or bytes, than are read.
+    TooLarge,
     /// The peer sent more certificates than a chain needs.
     TooManyCertificates,
     /// The search for a path was given up.
@@ -139,6 +142,7 @@ impl From<ChainError> for Error {
             | ChainError::SignatureAlgorithm
             | ChainError::Unverifiable
             | ChainError::PathLength { .. }
+            | ChainError::TooLarge
             | ChainError::TooManyCertificates
             | ChainError::TooManyNames => CertificateError::Other(OtherError(Arc::new(error))),
         };
@@ -197,6 +201,11 @@ impl std::fmt::Display for ChainError {
                 "the CA of {subject} has revocation lists, and none of them is about this certificate (by issuing \
                  distribution point, or because another key of the CA has signed it); add a list to client_crl that covers \
                  all certificates of the CA and is signed by the key that issued this one"
+            ),
+            Self::TooLarge => write!(
+                f,
+                "it is too large: more than {MAX_ELEMENTS} elements of names and extensions, or {MAX_LENGTH} bytes; use a \
+                 certificate with fewer names, or pin the certificate itself"
             ),
             Self::TooManyCertificates => write!(
                 f,

@@ -7,6 +7,7 @@ use rustls::pki_types::CertificateDer;
 use time::OffsetDateTime;
 
 use super::certificate::Certificate;
+use super::verified::Digest;
 use crate::policy::ClientName;
 
 /// A client certificate that was found good, with what leads from it to its trust anchor. Sessions of the same client share
@@ -28,8 +29,12 @@ pub struct Credential {
     pub(super) from: OffsetDateTime,
     /// What the client presented, leaf first, without what can be of no use.
     pub(super) chain: Vec<CertificateDer<'static>>,
+    /// Of the chain.
+    pub(super) digest: Digest,
     /// The positions in the chain of the path that was verified, leaf first. Empty for a pinned certificate.
     pub(super) path: Box<[u8]>,
+    /// The [name constraints](super::anchors::Ancestry::constraints) above the path that its names were compared with.
+    pub(super) constraints: Digest,
     /// Which set of trust anchors judged it.
     pub(super) judge: u64,
 }
@@ -59,6 +64,11 @@ impl Credential {
     /// How many certificates came with it.
     pub fn sent(&self) -> usize {
         self.chain.len()
+    }
+
+    /// What sessions of the same client with the same chain have in common.
+    pub fn chain_digest(&self) -> [u8; 32] {
+        self.digest
     }
 
     /// Whether its common name is left out of account.

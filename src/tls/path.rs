@@ -175,6 +175,11 @@ impl<'s> Search<'s> {
         Ok(())
     }
 
+    /// The peer's own certificate.
+    pub(super) fn leaf(&self) -> Option<&RawCertificate<'s>> {
+        self.certificates.get(LEAF)
+    }
+
     /// How many signatures were verified, and how many of those were wrong.
     #[cfg(test)]
     pub(super) fn checks(&self) -> (usize, usize) {

@@ -3,6 +3,7 @@
 //! webpki applies the rules to the certificates that were sent. What it does not know is added here: of an anchor it sees
 //! name, key and name constraints only, and of key usage nothing at all.
 
+use std::cell::Cell;
 use std::ops::Range;
 
 use rustls::pki_types::{
@@ -14,8 +15,10 @@ use webpki::{EndEntityCert, KeyUsage};
 use super::anchors::{Ancestry, Anchor, AnchorSet};
 use super::ca_properties::{CaProperties, Purpose, names, unsupported_extension};
 use super::chain_error::ChainError;
-use super::path::Path;
+use super::path::{Path, Search, Visit};
+use super::raw_certificate::RawCertificate;
 use super::signed::key_bits;
+use super::verified::Digest;
 use super::{provider, unix_time};
 
 /// What is known of the sent certificates of a path that keep to the rules.
@@ -27,11 +30,68 @@ pub(super) struct Sent {
     pub(super) constrains_names: bool,
 }
 
+/// The first path that `check` accepts, one that limits no names before one that does. Where it accepts none, what says most
+/// about why not.
+///
+/// # Errors
+/// Why no path is accepted.
+pub(super) fn choose<T>(
+    mut search: Search<'_>,
+    now: OffsetDateTime,
+    constrains_names: impl Fn(&T) -> bool,
+    check: impl Fn(&Path<'_>, &NameBudget) -> Result<T, ChainError>,
+) -> Result<T, ChainError> {
+    let names = NameBudget::default();
+    let mut found: Option<T> = None;
+    let mut refusal: Option<ChainError> = None;
+    let searched = search.run(&mut |path| {
+        match check(path, &names) {
+            Ok(accepted) => {
+                if !constrains_names(&accepted) {
+                    found = Some(accepted);
+                    return Visit::Stop;
+                }
+                found.get_or_insert(accepted);
+            }
+            // That a CA has revoked it is certain; what else there is to say depends on what was sent along.
+            Err(error) if refusal.is_none() || error.is_revocation() => refusal = Some(error),
+            Err(_) => {}
+        }
+        Visit::Continue
+    });
+    if let Some(found) = found {
+        return Ok(found);
+    }
+    if let Some(refusal) = refusal {
+        return Err(refusal);
+    }
+    // Also where there is no anchor at all to say so.
+    in_time(&search.leaf().and_then(RawCertificate::validity).ok_or(ChainError::Malformed)?, now)?;
+    searched?;
+    Err(ChainError::UnknownIssuer)
+}
+
+/// Whether it is valid now.
+pub(super) fn in_time(validity: &Range<OffsetDateTime>, now: OffsetDateTime) -> Result<(), ChainError> {
+    if now < validity.start {
+        Err(ChainError::NotYetValid)
+    } else if now >= validity.end {
+        Err(ChainError::Expired)
+    } else {
+        Ok(())
+    }
+}
+
 /// Applies the rules to the certificates that were sent.
 ///
 /// # Errors
 /// The rule that is broken.
-pub(super) fn check_sent(path: &Path<'_>, purpose: Purpose, now: OffsetDateTime) -> Result<Sent, ChainError> {
+pub(super) fn check_sent(
+    path: &Path<'_>,
+    purpose: Purpose,
+    now: OffsetDateTime,
+    names: &NameBudget,
+) -> Result<Sent, ChainError> {
     let Some((leaf, intermediates)) = path.certificates.split_first() else { return Err(ChainError::Malformed) };
     let mut sent = Sent { validity: leaf.validity().ok_or(ChainError::Malformed)?, constrains_names: false };
     let mut subtrees = path.anchor.properties.subtrees;
@@ -45,11 +105,28 @@ pub(super) fn check_sent(path: &Path<'_>, purpose: Purpose, now: OffsetDateTime)
         subtrees = subtrees.saturating_add(properties.subtrees);
         sent.validity = overlap(sent.validity, &properties.validity);
     }
-    if comparisons(path, subtrees) > MAX_NAME_COMPARISONS {
-        return Err(ChainError::TooManyNames);
-    }
+    names.compare(path, subtrees)?;
     with_webpki(path, &path.anchor.trust, purpose, now)?;
     Ok(sent)
+}
+
+/// What is left of the comparisons of names with constraints, for all paths of one search.
+#[derive(Debug)]
+pub(super) struct NameBudget(Cell<usize>);
+
+impl Default for NameBudget {
+    fn default() -> Self {
+        Self(Cell::new(MAX_NAME_COMPARISONS))
+    }
+}
+
+impl NameBudget {
+    /// Notes that the names of a path are going to be compared with so many subtrees.
+    fn compare(&self, path: &Path<'_>, subtrees: usize) -> Result<(), ChainError> {
+        let left = self.0.get().checked_sub(comparisons(path, subtrees)).ok_or(ChainError::TooManyNames)?;
+        self.0.set(left);
+        Ok(())
+    }
 }
 
 /// How often a name is compared with a constraint, at most.
@@ -98,12 +175,14 @@ pub(super) struct AnchorAllows<T> {
     pub(super) validity: Range<OffsetDateTime>,
     /// Whether it, or something above it, limits the names below.
     pub(super) constrains_names: bool,
+    /// The name constraints of both.
+    pub(super) constraints: Digest,
     /// What the further question was answered with.
     pub(super) answer: T,
 }
 
 /// Applies what the anchor of a path requires, and what one of the ways up from it in the bundle does, about which a further
-/// question is asked.
+/// question is asked. Without a budget the names have been compared with these constraints before.
 ///
 /// # Errors
 /// The rule that is broken whichever way is taken.
@@ -111,15 +190,17 @@ pub(super) fn check_anchor<T>(
     path: &Path<'_>,
     anchors: &AnchorSet,
     now: OffsetDateTime,
+    names: Option<&NameBudget>,
     ask: &dyn Fn(&Ancestry) -> Result<T, ChainError>,
 ) -> Result<AnchorAllows<T>, ChainError> {
     let anchor = path.anchor;
     let validity = anchor_validity(anchor, anchors, now)?;
     let mut refusal = None;
     for ancestry in &anchor.ancestries {
-        match check_ancestry(path, ancestry, anchors.purpose, now).and_then(|()| ask(ancestry)) {
+        match check_ancestry(path, ancestry, anchors.purpose, now, names).and_then(|()| ask(ancestry)) {
             Ok(answer) => {
-                return Ok(AnchorAllows { validity, constrains_names: anchor.constrains_names(ancestry), answer });
+                let (constrains_names, constraints) = (anchor.constrains_names(ancestry), ancestry.constraints);
+                return Ok(AnchorAllows { validity, constrains_names, constraints, answer });
             }
             Err(error) => refusal = refusal.or(Some(error)),
         }
@@ -133,6 +214,7 @@ fn check_ancestry(
     ancestry: &Ancestry,
     purpose: Purpose,
     now: OffsetDateTime,
+    names: Option<&NameBudget>,
 ) -> Result<(), ChainError> {
     if let Some((subject, fault)) = &ancestry.fault {
         return Err(ChainError::Ca { subject: subject.clone(), fault: *fault });
@@ -141,9 +223,8 @@ fn check_ancestry(
     if !ancestry.path_length.allows(counted) {
         return Err(ChainError::PathLength { anchor: path.anchor.properties.subject.clone() });
     }
-    if path.certificates.is_empty() {
-        return Ok(());
-    }
+    let Some(names) = names.filter(|_| !ancestry.constrained.is_empty()) else { return Ok(()) };
+    names.compare(path, ancestry.subtrees)?;
     ancestry.constrained.iter().try_for_each(|anchor| with_webpki(path, anchor, purpose, now))
 }
 

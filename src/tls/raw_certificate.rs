@@ -62,6 +62,16 @@ impl<'der> RawCertificate<'der> {
             || elements(extensions).any(|extension| extension.len() > MAX_EXTENSION)
     }
 
+    /// Whether it is larger than certificates of peers are, so that it costs several handshakes to read. A CA may have signed what
+    /// its client asked for.
+    pub(super) fn is_too_large(&self) -> bool {
+        self.der.len() > MAX_LENGTH
+            || count_elements(self.issuer)
+                .saturating_add(count_elements(self.subject))
+                .saturating_add(count_elements(self.optional))
+                > MAX_ELEMENTS
+    }
+
     /// Whether a key is of the kind that its signature needs. Costs no cryptography.
     pub(super) fn may_be_signed_with(&self, key_info: &[u8]) -> bool {
         self.signed.fits(key_info)
@@ -106,6 +116,36 @@ fn elements(der: &[u8]) -> impl Iterator<Item = &[u8]> {
     })
 }
 
+/// How many elements there are at all depths, up to just above [`MAX_ELEMENTS`]. What an octet string holds counts too, as it is
+/// how extensions are wrapped.
+fn count_elements(der: &[u8]) -> usize {
+    let mut left = vec![der];
+    let mut count = 0_usize;
+    while let Some(mut rest) = left.pop() {
+        while let (Some(tag), Some((contents, behind))) = (rest.first(), element(rest)) {
+            count += 1;
+            if count > MAX_ELEMENTS {
+                return count;
+            }
+            if tag & CONSTRUCTED != 0 || *tag == OCTET_STRING {
+                left.push(contents);
+            }
+            rest = behind;
+        }
+    }
+    count
+}
+
+const CONSTRUCTED: u8 = 0x20;
+const OCTET_STRING: u8 = 0x04;
+
+/// Bytes of a peer's certificate. Those in use have one or two thousand.
+pub(super) const MAX_LENGTH: usize = 32 << 10;
+
+/// Elements of its names and extensions. An alternative name is one, a part of a subject four. Certificates in use have about a
+/// hundred.
+pub(super) const MAX_ELEMENTS: usize = 1_200;
+
 /// Parts of a name, or extensions.
 const MAX_PARTS: usize = 64;
 
@@ -121,6 +161,25 @@ mod tests {
 
     fn is_long(params: &CertificateParams) -> bool {
         RawCertificate::read(&Specimen::alone(params).der()).unwrap().is_long_to_read()
+    }
+
+    #[test]
+    fn certificate_of_many_elements_or_bytes_is_too_large() {
+        let is_too_large =
+            |params: &CertificateParams| RawCertificate::read(&Specimen::alone(params).der()).unwrap().is_too_large();
+        let names = |count: usize| {
+            let mut params = named(CertificateParams::default(), "app");
+            let name = |number| SanType::DnsName(format!("n{number}.test").try_into().unwrap());
+            params.subject_alt_names = (0..count).map(name).collect();
+            params
+        };
+        assert!(!is_too_large(&names(1_000)) && is_too_large(&names(MAX_ELEMENTS)));
+        let mut subject = named(CertificateParams::default(), "app");
+        for number in 0..MAX_ELEMENTS / 4 {
+            subject.distinguished_name.push(DnType::CustomDnType(vec![2, 5, 4, u64::try_from(number).unwrap()]), "x");
+        }
+        assert!(is_too_large(&subject));
+        assert!(is_too_large(&named(CertificateParams::default(), &"n".repeat(MAX_LENGTH))));
     }
 
     #[test]

@@ -26,6 +26,7 @@ pub(super) fn reason_of(error: &ChainError) -> Reason {
         | ChainError::SignatureAlgorithm
         | ChainError::TooManyCertificates
         | ChainError::TooManyNames
+        | ChainError::TooLarge
         | ChainError::Unverifiable
         | ChainError::Version => Reason::ClientCertificateInvalid,
     }

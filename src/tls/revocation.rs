@@ -99,6 +99,13 @@ impl RevocationLists {
         self.check(links.map(|((certificate, issuer), role)| (*certificate, role, issuer)), now)
     }
 
+    /// Whether its issuer has revoked the peer's own certificate. Every path to it ends with the key of that issuer, so no other
+    /// path makes a difference.
+    pub(super) fn revokes_leaf(&self, path: &Path<'_>, now: OffsetDateTime) -> bool {
+        let issuer = path.certificates.get(1).map_or(Issuer::Anchor(path.anchor), Issuer::Sent);
+        path.certificates.first().is_some_and(|leaf| self.status(leaf, Role::Leaf, issuer, now) == Status::Revoked)
+    }
+
     /// Asks about an anchor and what stands above it.
     ///
     /// # Errors

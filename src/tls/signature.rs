@@ -38,6 +38,40 @@ pub(super) fn verify_tls13(
     verify_tls13_signature_with_raw_key(message, &key, signed, &algorithms)
 }
 
+/// The methods of a rustls verifier, for clients or for servers, that verify the signature of the handshake: they are the same
+/// wherever a certificate is verified. The schemes are those of the provider, or an expression of the verifier.
+macro_rules! verify_handshake_signatures {
+    () => {
+        $crate::tls::signature::verify_handshake_signatures!(
+            self => $crate::tls::provider().signature_verification_algorithms.supported_schemes()
+        );
+    };
+    ($self:ident => $schemes:expr) => {
+        fn verify_tls12_signature(
+            &self,
+            message: &[u8],
+            certificate: &rustls::pki_types::CertificateDer<'_>,
+            signed: &rustls::DigitallySignedStruct,
+        ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
+            $crate::tls::signature::verify_tls12(message, certificate, signed)
+        }
+
+        fn verify_tls13_signature(
+            &self,
+            message: &[u8],
+            certificate: &rustls::pki_types::CertificateDer<'_>,
+            signed: &rustls::DigitallySignedStruct,
+        ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
+            $crate::tls::signature::verify_tls13(message, certificate, signed)
+        }
+
+        fn supported_verify_schemes(&$self) -> Vec<rustls::SignatureScheme> {
+            $schemes
+        }
+    };
+}
+pub(super) use verify_handshake_signatures;
+
 /// Has a key sign something, and the certificate it belongs to verify that.
 pub(super) fn rehearse(pair: &CertifiedKey) -> Result<(), Error> {
     const WORDS: &[u8] = b"rehearsal";

@@ -70,6 +70,10 @@ impl Authority {
         self.0.der().clone()
     }
 
+    pub(crate) fn pem(&self) -> String {
+        self.0.pem()
+    }
+
     /// A client certificate, valid in the given time.
     pub(crate) fn client(&self, name: &str, from: OffsetDateTime, until: OffsetDateTime) -> Specimen {
         let mut params = named(CertificateParams::default(), name);

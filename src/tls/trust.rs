@@ -113,19 +113,15 @@ impl ClientTrust {
     /// # Errors
     /// The ending of the connection.
     pub fn judge(&self, evidence: Evidence<'_>, now: OffsetDateTime) -> Result<Identity, Ending> {
-        if matches!(evidence, Evidence::Plaintext) {
-            let detail = "it came without TLS, which this listener demands";
-            return Err(Ending::new(Reason::PlaintextRefused, detail));
+        if let Some(rechecked) = self.recheck(evidence, now) {
+            return rechecked;
         }
         let Some(verifier) = &self.verifier else { return Ok(Identity::Anonymous) };
         let judged = match evidence {
-            Evidence::Credential(Some(credential)) => verifier.judge_again(credential, now),
+            Evidence::Credential(Some(credential)) => verifier.search_again(credential, now),
             Evidence::Chain([leaf, intermediates @ ..]) => verifier.judge(leaf, intermediates, now),
             Evidence::Credential(None) | Evidence::Chain([]) | Evidence::Plaintext => {
-                return match self.auth {
-                    ClientAuth::Required => Err(Reason::ClientCertificateMissing.into()),
-                    ClientAuth::None | ClientAuth::Optional => Ok(Identity::Anonymous),
-                };
+                return self.without_certificate();
             }
         };
         self.identify(judged, evidence)
@@ -133,12 +129,35 @@ impl ClientTrust {
 
     /// Judges a client as [`judge`](Self::judge) does, where that costs no signature. Nothing, where it might.
     pub fn recheck(&self, evidence: Evidence<'_>, now: OffsetDateTime) -> Option<Result<Identity, Ending>> {
-        match (&self.verifier, evidence) {
-            (Some(verifier), Evidence::Credential(Some(credential))) => {
-                Some(self.identify(verifier.recheck(credential, now)?, evidence))
+        let judged = match (&self.verifier, evidence) {
+            (_, Evidence::Plaintext) => {
+                let detail = "it came without TLS, which this listener demands";
+                return Some(Err(Ending::new(Reason::PlaintextRefused, detail)));
             }
-            (Some(_), Evidence::Chain([_, ..])) => None,
-            _ => Some(self.judge(evidence, now)),
+            (None, _) => return Some(Ok(Identity::Anonymous)),
+            (Some(_), Evidence::Credential(None) | Evidence::Chain([])) => return Some(self.without_certificate()),
+            (Some(_), Evidence::Chain([_, ..])) => return None,
+            (Some(verifier), Evidence::Credential(Some(credential))) => {
+                let judged = verifier.recheck(credential, now)?;
+                // By another path its common name may count.
+                let may_be_named = |credential: &Arc<Credential>| {
+                    credential.ignores_common_name()
+                        && !verifier.has_searched(credential)
+                        && !self.clients.trust(credential.names())
+                };
+                if judged.as_ref().is_ok_and(may_be_named) {
+                    return None;
+                }
+                judged
+            }
+        };
+        Some(self.identify(judged, evidence))
+    }
+
+    fn without_certificate(&self) -> Result<Identity, Ending> {
+        match self.auth {
+            ClientAuth::Required => Err(Reason::ClientCertificateMissing.into()),
+            ClientAuth::None | ClientAuth::Optional => Ok(Identity::Anonymous),
         }
     }
 

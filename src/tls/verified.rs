@@ -28,7 +28,7 @@ impl Verified {
     }
 
     /// Notes that a chain is good, as long as its credential says.
-    pub(super) fn remember(&self, chain: Digest, credential: &Arc<Credential>) {
+    pub(super) fn remember(&self, credential: &Arc<Credential>) {
         if credential.chain.iter().map(|der| der.len()).sum::<usize>() > LONGEST_CHAIN {
             return;
         }
@@ -36,7 +36,7 @@ impl Verified {
         if chains.len() >= MOST_CHAINS {
             chains.clear();
         }
-        chains.insert(chain, Arc::clone(credential));
+        chains.insert(credential.digest, Arc::clone(credential));
     }
 
     fn chains(&self) -> MutexGuard<'_, HashMap<Digest, Arc<Credential>>> {
@@ -66,7 +66,8 @@ mod tests {
         Authority::new("CA").client(name, NOW, NOW + Duration::DAY).der()
     }
 
-    fn credential(leaf: &CertificateDer<'_>) -> Arc<Credential> {
+    /// The credential of a chain, with the facts of some leaf.
+    fn credential(leaf: &CertificateDer<'_>, chain: &[CertificateDer<'_>]) -> Arc<Credential> {
         let certificate = Certificate::parse(leaf).unwrap();
         Arc::new(Credential {
             certificate,
@@ -76,7 +77,9 @@ mod tests {
             validity: NOW..NOW + Duration::DAY,
             from: NOW,
             chain: Vec::new(),
+            digest: digest_of_chain(chain),
             path: Box::default(),
+            constraints: Digest::default(),
             judge: 0,
         })
     }
@@ -86,7 +89,7 @@ mod tests {
         let chain = [certificate("app"), certificate("between")];
         let turned = [chain[1].clone(), chain[0].clone()];
         let verified = Verified::default();
-        verified.remember(digest_of_chain(&chain), &credential(&chain[0]));
+        verified.remember(&credential(&chain[0], &chain));
         let known = |chain, moment| verified.recall(&digest_of_chain(chain), moment).is_some();
         assert!(known(&chain, NOW) && known(&chain, NOW + Duration::HOUR - Duration::NANOSECOND));
         assert!(!known(&chain, NOW - Duration::SECOND), "before its time");
@@ -98,11 +101,10 @@ mod tests {
     #[test]
     fn no_more_chains_are_remembered_than_there_is_room_for() {
         let leaf = certificate("app");
-        let credential = credential(&leaf);
         let verified = Verified::default();
         for count in 0..=2 * MOST_CHAINS {
             let other = CertificateDer::from(count.to_be_bytes().to_vec());
-            verified.remember(digest_of_chain(&[other]), &credential);
+            verified.remember(&credential(&leaf, &[other]));
         }
         assert!(verified.chains().len() <= MOST_CHAINS);
         let last = CertificateDer::from((2 * MOST_CHAINS).to_be_bytes().to_vec());
@@ -113,9 +115,10 @@ mod tests {
     fn a_chain_with_much_sent_along_is_not_remembered() {
         let leaf = certificate("app");
         let padding = vec![0; LONGEST_CHAIN];
-        let long = Credential { chain: vec![leaf.clone(), padding.into()], ..(*credential(&leaf)).clone() };
+        let alone = std::slice::from_ref(&leaf);
+        let long = Credential { chain: vec![leaf.clone(), padding.into()], ..(*credential(&leaf, alone)).clone() };
         let verified = Verified::default();
-        verified.remember(digest_of_chain(std::slice::from_ref(&leaf)), &Arc::new(long));
+        verified.remember(&Arc::new(long));
         assert!(verified.recall(&digest_of_chain(std::slice::from_ref(&leaf)), NOW).is_none());
     }
 }

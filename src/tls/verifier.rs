@@ -20,7 +20,7 @@ use super::credential::{Credential, Voucher};
 use super::error::BuildError;
 use super::parts::TrustParts;
 use super::path::{Path, Search, Visit, is_unambiguous, relevant};
-use super::path_rules::{self, AnchorAllows, Sent, overlap};
+use super::path_rules::{self, AnchorAllows, NameBudget, Sent, in_time, overlap};
 use super::raw_certificate::RawCertificate;
 use super::revocation::RevocationLists;
 use super::signature_memo::SignatureMemo;
@@ -53,6 +53,8 @@ struct Vouched {
     good: Range<OffsetDateTime>,
     /// Whether a CA on the path, or above it, limits the names below.
     constrains_names: bool,
+    /// The name constraints above the path.
+    constraints: Digest,
 }
 
 impl ChainVerifier {
@@ -79,7 +81,7 @@ impl ChainVerifier {
     /// Why an anchor vouches for nobody at this time; nothing where it does, or is none.
     pub(super) fn anchor_error(&self, der: &CertificateDer<'_>, now: OffsetDateTime) -> Option<ChainError> {
         let anchor = self.anchors.iter().find(|anchor| anchor.der == *der)?;
-        self.check_anchor(&Path { certificates: Vec::new(), positions: Vec::new(), anchor }, now).err()
+        self.check_anchor(&Path { certificates: Vec::new(), positions: Vec::new(), anchor }, now, None).err()
     }
 
     /// Judges the chain of a client that has proved to have its key. A good verdict is remembered.
@@ -96,20 +98,27 @@ impl ChainVerifier {
 
     /// Remembers a good verdict of this verifier on a client that has proved to have its key.
     pub(super) fn remember(&self, credential: &Arc<Credential>) {
-        self.verified.remember(digest_of_chain(&credential.chain), credential);
+        self.verified.remember(credential);
     }
 
     /// Judges a credential again. Costs no signature, unless the path may lead elsewhere now.
+    #[cfg(test)]
     pub(super) fn judge_again(
         &self,
         credential: &Arc<Credential>,
         now: OffsetDateTime,
     ) -> Result<Arc<Credential>, ChainError> {
-        if let Some(judged) = self.recheck(credential, now) {
-            return judged;
-        }
+        self.recheck(credential, now).unwrap_or_else(|| self.search_again(credential, now))
+    }
+
+    /// Judges a credential again by every path that its chain has now. Signatures that were verified before cost nothing.
+    pub(super) fn search_again(
+        &self,
+        credential: &Arc<Credential>,
+        now: OffsetDateTime,
+    ) -> Result<Arc<Credential>, ChainError> {
         let search = || Search::again(&self.anchors, &credential.chain, &credential.path, &self.memo);
-        let judged = self.verify_chain(&credential.chain, &search, now)?;
+        let judged = self.verify_chain(&credential.chain, credential.digest, &search, now)?;
         self.remember(&judged);
         Ok(judged)
     }
@@ -124,11 +133,21 @@ impl ChainVerifier {
         if credential.judge == self.number && now < credential.until {
             return Some(Ok(Arc::clone(credential)));
         }
-        if let Some(known) = self.verified.recall(&digest_of_chain(&credential.chain), now) {
+        if let Some(known) = self.verified.recall(&credential.digest, now) {
             return Some(Ok(known));
         }
         let rechecked = self.recheck_path(credential, now)?;
-        Some(rechecked.inspect(|credential| self.remember(credential)))
+        Some(rechecked.inspect(|credential| {
+            if self.has_searched(credential) {
+                self.remember(credential);
+            }
+        }))
+    }
+
+    /// Whether no other path under these anchors is better than the one of a credential. Where that is not known, one may be
+    /// that limits no names, and by which the common name counts.
+    pub(super) fn has_searched(&self, credential: &Credential) -> bool {
+        credential.judge == self.number
     }
 
     fn recheck_path(
@@ -136,37 +155,49 @@ impl ChainVerifier {
         credential: &Credential,
         now: OffsetDateTime,
     ) -> Option<Result<Arc<Credential>, ChainError>> {
-        let Voucher::Anchor { sha256, authority } = &credential.voucher else { return None };
-        if credential.chain.first().is_none_or(|leaf| self.pins(leaf)) {
+        let is_pinned = self.pins(credential.chain.first()?);
+        let Voucher::Anchor { sha256, authority } = &credential.voucher else {
+            let stands_alone = is_pinned && self.lists.is_empty();
+            return stands_alone.then(|| {
+                in_time(&credential.validity, now)?;
+                Ok(Arc::new(Credential { judge: self.number, ..credential.clone() }))
+            });
+        };
+        if is_pinned {
             return None;
         }
         let same = self.anchors.position(|anchor| anchor.sha256 == *sha256);
         let anchor = same.or_else(|| self.anchors.position(|anchor| anchor.authority == *authority));
         let anchor = anchor.and_then(|index| self.anchors.get(index))?;
-        // Whose constraints they were is not known any more, and the anchor may be without them now.
-        if credential.constrains_names {
-            return None;
-        }
-        // The names on the path were not held to the constraints of what stands above the anchor now.
-        if anchor.ancestries.iter().any(|ancestry| !ancestry.constrained.is_empty()) {
+        // Its names were held to other constraints than those of the anchor, and of what stands above it, now.
+        if anchor.ancestries.iter().any(|ancestry| ancestry.constraints != credential.constraints) {
             return None;
         }
         let positions: Vec<usize> = credential.path.iter().map(|position| usize::from(*position)).collect();
         let on_path = positions.iter().map(|position| RawCertificate::read(credential.chain.get(*position)?));
         let path = Path { certificates: on_path.collect::<Option<_>>()?, positions, anchor };
         let sent = Sent { validity: credential.validity.clone(), constrains_names: credential.constrains_names };
-        let judged = in_time(&sent.validity, now).and_then(|()| self.vouch(&path, sent, now));
+        let judged = in_time(&sent.validity, now).and_then(|()| self.vouch(&path, sent, now, None));
         match judged {
             Ok(Vouched { voucher, good, .. }) => Some(Ok(Arc::new(Credential {
                 voucher,
                 from: good.start,
                 until: good.end,
-                judge: self.number,
+                judge: if credential.constrains_names { credential.judge } else { self.number },
                 ..credential.clone()
             }))),
-            // What is wrong with the only path there can be is wrong with the client.
-            Err(error) => is_unambiguous(&self.anchors, &credential.chain).then_some(Err(error)),
+            // What is wrong with the client's own certificate, or with the only path there can be, is wrong with the client.
+            Err(error) => {
+                let is_final = self.is_against_leaf(&path, now) || is_unambiguous(&self.anchors, &credential.chain);
+                is_final.then_some(Err(error))
+            }
         }
+    }
+
+    /// Whether a path is refused for its first certificate, which every other path has too.
+    fn is_against_leaf(&self, path: &Path<'_>, now: OffsetDateTime) -> bool {
+        let validity = path.certificates.first().and_then(RawCertificate::validity);
+        validity.is_none_or(|validity| !validity.contains(&now)) || self.lists.revokes_leaf(path, now)
     }
 
     /// Verifies a chain. During the handshake nobody has proved to have its key yet, so the verdict is not remembered: otherwise
@@ -179,24 +210,37 @@ impl ChainVerifier {
     ) -> Result<Arc<Credential>, ChainError> {
         let mut chain = vec![CertificateDer::from(leaf.as_ref())];
         chain.extend(relevant(leaf, sent)?);
-        if let Some(known) = self.verified.recall(&digest_of_chain(&chain), now) {
+        let digest = digest_of_chain(&chain);
+        if let Some(known) = self.verified.recall(&digest, now) {
             return Ok(known);
         }
-        self.verify_chain(&chain, &|| Search::new(&self.anchors, &chain), now)
+        self.verify_chain(&chain, digest, &|| Search::new(&self.anchors, &chain), now)
     }
 
     fn verify_chain<'s>(
         &'s self,
         chain: &'s [CertificateDer<'_>],
+        digest: Digest,
         search: &dyn Fn() -> Result<Search<'s>, ChainError>,
         now: OffsetDateTime,
     ) -> Result<Arc<Credential>, ChainError> {
         let leaf = chain.first().ok_or(ChainError::Malformed)?;
         let facts = || Certificate::parse(leaf).map_err(|_| ChainError::Malformed);
         if self.pins(leaf) {
-            return self.verify_pinned(facts()?, chain, search, now);
+            return self.verify_pinned(chain, digest, search, now);
         }
-        let vouched = self.find_voucher(leaf, search()?, now)?;
+        if RawCertificate::read(leaf).is_none_or(|leaf| leaf.is_too_large()) {
+            return Err(ChainError::TooLarge);
+        }
+        let vouched = path_rules::choose(
+            search()?,
+            now,
+            |vouched: &Vouched| vouched.constrains_names,
+            |path, names| {
+                let sent = path_rules::check_sent(path, self.anchors.purpose, now, names)?;
+                self.vouch(path, sent, now, Some(names))
+            },
+        )?;
         Ok(Arc::new(Credential {
             voucher: vouched.voucher,
             from: vouched.good.start,
@@ -204,7 +248,9 @@ impl ChainVerifier {
             constrains_names: vouched.constrains_names,
             validity: vouched.sent.validity,
             path: vouched.path,
+            constraints: vouched.constraints,
             chain: owned(chain),
+            digest,
             judge: self.number,
             certificate: facts()?,
         }))
@@ -217,11 +263,13 @@ impl ChainVerifier {
     /// A pinned certificate is trusted by itself, but not against the word of the CA it comes from, where that is known too.
     fn verify_pinned<'s>(
         &'s self,
-        certificate: Certificate,
         chain: &'s [CertificateDer<'_>],
+        digest: Digest,
         search: &dyn Fn() -> Result<Search<'s>, ChainError>,
         now: OffsetDateTime,
     ) -> Result<Arc<Credential>, ChainError> {
+        let leaf = chain.first().ok_or(ChainError::Malformed)?;
+        let certificate = Certificate::parse(leaf).map_err(|_| ChainError::Malformed)?;
         let validity = certificate.not_before..certificate.end();
         in_time(&validity, now)?;
         if !self.lists.is_empty() {
@@ -243,56 +291,26 @@ impl ChainVerifier {
             constrains_names: false,
             validity,
             path: Box::default(),
+            constraints: Digest::default(),
             chain: owned(chain),
+            digest,
             judge: self.number,
             certificate,
         }))
     }
 
-    /// The first anchor that vouches for the chain, one that limits no names before one that does. Where none vouches, what
-    /// says most about why not.
-    fn find_voucher(
-        &self,
-        leaf: &CertificateDer<'_>,
-        mut search: Search<'_>,
-        now: OffsetDateTime,
-    ) -> Result<Vouched, ChainError> {
-        let mut found: Option<Vouched> = None;
-        let mut refusal: Option<ChainError> = None;
-        let searched = search.run(&mut |path| {
-            let sent = path_rules::check_sent(path, self.anchors.purpose, now);
-            match sent.and_then(|sent| self.vouch(path, sent, now)) {
-                Ok(vouched) => {
-                    if !vouched.constrains_names {
-                        found = Some(vouched);
-                        return Visit::Stop;
-                    }
-                    found.get_or_insert(vouched);
-                }
-                // That a CA has revoked it is certain; what else there is to say depends on what was sent along.
-                Err(error) if refusal.is_none() || error.is_revocation() => refusal = Some(error),
-                Err(_) => {}
-            }
-            Visit::Continue
-        });
-        if let Some(found) = found {
-            return Ok(found);
-        }
-        if let Some(refusal) = refusal {
-            return Err(refusal);
-        }
-        // Also where there is no anchor at all to say so.
-        let validity = RawCertificate::read(leaf).and_then(|leaf| leaf.validity());
-        in_time(&validity.ok_or(ChainError::Malformed)?, now)?;
-        searched?;
-        Err(ChainError::UnknownIssuer)
-    }
-
     /// Applies everything that may have changed since the certificates of a path were found to keep to the rules: what its
     /// anchor requires, and what the lists say.
-    fn vouch(&self, path: &Path<'_>, sent: Sent, now: OffsetDateTime) -> Result<Vouched, ChainError> {
+    fn vouch(
+        &self,
+        path: &Path<'_>,
+        sent: Sent,
+        now: OffsetDateTime,
+        names: Option<&NameBudget>,
+    ) -> Result<Vouched, ChainError> {
         let lists_end = self.lists.check_sent(path, now)?;
-        let AnchorAllows { validity, constrains_names, answer: above_end } = self.check_anchor(path, now)?;
+        let AnchorAllows { validity, constrains_names, constraints, answer: above_end } =
+            self.check_anchor(path, now, names)?;
         let mut good = overlap(sent.validity.clone(), &validity);
         // A list that ends behind now no longer counted for the answer.
         let ends = [lists_end, above_end].into_iter().flatten().filter(|end| *end > now);
@@ -301,7 +319,7 @@ impl ChainVerifier {
         let voucher = Voucher::Anchor { sha256: Arc::clone(&anchor.sha256), authority: anchor.authority };
         let positions = path.positions.iter().filter_map(|position| u8::try_from(*position).ok());
         let constrains_names = constrains_names || sent.constrains_names;
-        Ok(Vouched { voucher, path: positions.collect(), sent, good, constrains_names })
+        Ok(Vouched { voucher, path: positions.collect(), sent, good, constrains_names, constraints })
     }
 
     /// What the anchor of a path allows, when the lists revoke neither it nor what stands above it.
@@ -309,9 +327,10 @@ impl ChainVerifier {
         &self,
         path: &Path<'_>,
         now: OffsetDateTime,
+        names: Option<&NameBudget>,
     ) -> Result<AnchorAllows<Option<OffsetDateTime>>, ChainError> {
         let ask = |ancestry: &_| self.lists.check_ancestors(path.anchor, ancestry, &self.anchors, now);
-        path_rules::check_anchor(path, &self.anchors, now, &ask)
+        path_rules::check_anchor(path, &self.anchors, now, names, &ask)
     }
 }
 
@@ -330,17 +349,6 @@ const MAX_HINTS: usize = 16 << 10;
 
 fn owned(chain: &[CertificateDer<'_>]) -> Vec<CertificateDer<'static>> {
     chain.iter().map(|der| der.clone().into_owned()).collect()
-}
-
-/// Whether it is valid now.
-pub(super) fn in_time(validity: &Range<OffsetDateTime>, now: OffsetDateTime) -> Result<(), ChainError> {
-    if now < validity.start {
-        Err(ChainError::NotYetValid)
-    } else if now >= validity.end {
-        Err(ChainError::Expired)
-    } else {
-        Ok(())
-    }
 }
 
 #[cfg(test)]

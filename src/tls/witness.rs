@@ -2,17 +2,17 @@
 
 use std::sync::{Arc, OnceLock};
 
-use rustls::client::danger::HandshakeSignatureValid;
 use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::{DigitallySignedStruct, DistinguishedName, Error, SignatureScheme};
+use rustls::{DistinguishedName, Error};
 
 use super::certificate::Certificate;
 use super::chain_error::ChainError;
 use super::credential::Credential;
+use super::moment;
 use super::raw_certificate::RawCertificate;
+use super::signature::verify_handshake_signatures;
 use super::verifier::ChainVerifier;
-use super::{moment, provider, signature};
 
 /// What a handshake's verifier found out about the client's certificate, for the audit and for what comes after the
 /// handshake.
@@ -92,25 +92,5 @@ impl ClientCertVerifier for RecordingVerifier {
         &self.verifier.hints
     }
 
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        signature::verify_tls12(message, certificate, signed)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        signature::verify_tls13(message, certificate, signed)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        provider().signature_verification_algorithms.supported_schemes()
-    }
+    verify_handshake_signatures!();
 }

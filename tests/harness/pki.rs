@@ -343,6 +343,12 @@ impl Leaf {
         self.path.iter().map(|certificate| certificate.pem.as_str()).collect()
     }
 
+    /// The same certificate and key once more.
+    pub(crate) fn copied(&self) -> Self {
+        let key = KeyPair::try_from(self.key.serialize_der()).expect("a key can be read again");
+        Self { path: self.path.clone(), key }
+    }
+
     /// With these certificates behind its own.
     pub(crate) fn followed_by(mut self, authorities: &[Authority]) -> Self {
         let others = authorities.iter().map(|one| Certificate { der: one.der().clone(), pem: one.pem() });

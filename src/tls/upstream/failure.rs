@@ -107,7 +107,8 @@ fn chain_refused(error: &ChainError, facts: &Certificate, of_system: bool, now: 
         | ChainError::PathLength { .. }
         | ChainError::TooManyCertificates
         | ChainError::TooManyChecks
-        | ChainError::TooManyNames => error.to_string(),
+        | ChainError::TooManyNames
+        | ChainError::TooLarge => error.to_string(),
         ChainError::CriticalExtension { .. } => {
             format!("{error}: put that very certificate into ca")
         }

@@ -5,9 +5,9 @@ use std::net::IpAddr;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::danger::{ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{CertificateError, DigitallySignedStruct, Error, OtherError, SignatureScheme};
+use rustls::{CertificateError, Error, OtherError};
 use time::OffsetDateTime;
 use webpki::EndEntityCert;
 
@@ -20,11 +20,11 @@ use crate::tls::certificate::Certificate;
 use crate::tls::chain_error::ChainError;
 use crate::tls::chooser::matches;
 use crate::tls::error::BuildError;
-use crate::tls::path::{Path, Search, Visit, relevant};
-use crate::tls::path_rules::{self, Sent, overlap};
+use crate::tls::moment;
+use crate::tls::path::{Path, Search, relevant};
+use crate::tls::path_rules::{self, NameBudget, Sent, in_time, overlap};
+use crate::tls::signature::verify_handshake_signatures;
 use crate::tls::verified::{Digest, digest_of};
-use crate::tls::verifier::in_time;
-use crate::tls::{moment, provider, signature};
 
 /// Who may have issued a server's certificate.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -123,36 +123,18 @@ impl Trust {
         }
         let mut chain = vec![CertificateDer::from(leaf.as_ref())];
         chain.extend(relevant(leaf, sent)?);
-        let mut found: Option<Trusted> = None;
-        let mut refusal: Option<ChainError> = None;
-        let searched = Search::new(&self.anchors, &chain)?.run(&mut |path| match self.check(path, now) {
-            Ok(trusted) if !trusted.constrains_names => {
-                found = Some(trusted);
-                Visit::Stop
-            }
-            Ok(trusted) => {
-                found.get_or_insert(trusted);
-                Visit::Continue
-            }
-            Err(error) => {
-                refusal.get_or_insert(error);
-                Visit::Continue
-            }
-        });
-        match (found, refusal) {
-            (Some(found), _) => Ok(found),
-            (None, Some(refusal)) => Err(refusal),
-            (None, None) => {
-                in_time(&own, now)?;
-                searched?;
-                Err(ChainError::UnknownIssuer)
-            }
-        }
+        let search = Search::new(&self.anchors, &chain)?;
+        path_rules::choose(
+            search,
+            now,
+            |trusted: &Trusted| trusted.constrains_names,
+            |path, names| self.check(path, now, names),
+        )
     }
 
-    fn check(&self, path: &Path<'_>, now: OffsetDateTime) -> Result<Trusted, ChainError> {
-        let Sent { validity, constrains_names } = path_rules::check_sent(path, self.anchors.purpose, now)?;
-        let allowed = path_rules::check_anchor(path, &self.anchors, now, &|_| Ok(()))?;
+    fn check(&self, path: &Path<'_>, now: OffsetDateTime, names: &NameBudget) -> Result<Trusted, ChainError> {
+        let Sent { validity, constrains_names } = path_rules::check_sent(path, self.anchors.purpose, now, names)?;
+        let allowed = path_rules::check_anchor(path, &self.anchors, now, Some(names), &|_| Ok(()))?;
         Ok(Trusted {
             validity: overlap(validity, &allowed.validity),
             constrains_names: constrains_names || allowed.constrains_names,
@@ -213,7 +195,7 @@ impl ServerVerifier {
         let anchors = &self.trust.as_ref()?.anchors;
         let anchor = anchors.iter().find(|anchor| *anchor.sha256 == *sha256)?;
         let path = Path { certificates: Vec::new(), positions: Vec::new(), anchor };
-        path_rules::check_anchor(&path, anchors, now, &|_| Ok(())).err()
+        path_rules::check_anchor(&path, anchors, now, None, &|_| Ok(())).err()
     }
 
     fn remembers(&self, digest: &Digest, now: OffsetDateTime) -> bool {
@@ -285,25 +267,5 @@ impl ServerCertVerifier for ServerVerifier {
         self.judge(leaf, intermediates, name, moment(now)?).map(|()| ServerCertVerified::assertion())
     }
 
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        signature::verify_tls12(message, certificate, signed)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        signature::verify_tls13(message, certificate, signed)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        provider().signature_verification_algorithms.supported_schemes()
-    }
+    verify_handshake_signatures!();
 }

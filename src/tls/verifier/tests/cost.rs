@@ -175,3 +175,56 @@ fn certificates_that_lead_nowhere_are_not_kept() {
     let credential = judged(&verifier(&[root.der()], &[], CrlExpired::Refuse), &[client(&root), junk]).unwrap();
     assert_eq!(credential.sent(), 1);
 }
+
+#[test]
+fn revoked_certificate_needs_no_search_whatever_was_sent_along() {
+    let root = Authority::new("Root CA");
+    let leaf = client(&root);
+    let junk = || Authority::new("Root CA").der();
+    let before = verifier(&[root.der()], &[], CrlExpired::Refuse);
+    let session = judged(&before, &[leaf.clone(), junk(), junk()]).unwrap();
+    let after = verifier(&[root.der()], &[list(&root, &[leaf], 1)], CrlExpired::Refuse);
+    assert_eq!(after.recheck(&session, NOW), Some(Err(ChainError::Revoked)));
+    let expired = session.validity.end;
+    assert_eq!(before.recheck(&session, expired), Some(Err(ChainError::Expired)));
+    assert_eq!((before.memo.len(), after.memo.len()), (0, 0));
+}
+
+#[test]
+fn names_are_not_compared_again_with_the_same_constraints() {
+    let root = Authority::new("Root CA");
+    let limited = |subtree: &str| {
+        let mut params = authority_params("Limited CA");
+        let permitted_subtrees = vec![GeneralSubtree::DnsName(subtree.to_owned())];
+        params.name_constraints = Some(NameConstraints { permitted_subtrees, excluded_subtrees: Vec::new() });
+        params
+    };
+    let below = Authority::new("Limited CA").certified_again(limited("test"), Some(&root));
+    let leaf = client(&below);
+    let chain = [leaf.clone(), below.der()];
+    let lists = [list(&root, &[], 1)];
+    for anchors in [vec![root.der()], vec![below.der()], vec![root.der(), below.der()]] {
+        let session = judged(&verifier(&anchors, &[], CrlExpired::Refuse), &chain).unwrap();
+        let after = verifier(&anchors, &lists, CrlExpired::Refuse);
+        let again = after.recheck(&session, NOW).expect("the path is the same").unwrap();
+        assert!(again.ignores_common_name() && !after.has_searched(&again));
+        assert_eq!(after.memo.len(), 0);
+    }
+    // Other constraints on the same key and name.
+    let changed = below.certified_again(limited("example"), Some(&root));
+    let session = judged(&verifier(&[below.der()], &[], CrlExpired::Refuse), &chain).unwrap();
+    assert_eq!(verifier(&[changed.der()], &[], CrlExpired::Refuse).recheck(&session, NOW), None);
+}
+
+#[test]
+fn certificate_that_is_too_large_is_refused_unless_it_is_pinned() {
+    let root = Authority::new("Root CA");
+    let names: Vec<String> = (0..2_000).map(|number| format!("n{number}.example")).collect();
+    let mut params = crate::tls::specimen::named(rcgen::CertificateParams::new(names).unwrap(), "app");
+    (params.not_before, params.not_after) = (NOW - Span::HOUR, NOW + Span::HOUR);
+    let chain = [root.issue(&params, KeyPair::generate().unwrap()).der()];
+    let refused = judged(&verifier(&[root.der()], &[], CrlExpired::Refuse), &chain).unwrap_err();
+    assert_eq!(refused, ChainError::TooLarge);
+    let pinning = TrustParts { pinned: chain.to_vec(), ..parts(&[], &[], CrlExpired::Refuse) };
+    assert!(judged(&ChainVerifier::new(&pinning).unwrap(), &chain).is_ok());
+}
