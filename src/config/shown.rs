@@ -80,9 +80,18 @@ pub(super) fn location(key: &str, location: &Location) -> String {
 /// The name of a credential, where an error about `key` may repeat it. Like the name of a file, it may be a secret that was
 /// written there by mistake.
 pub(super) fn credential<'a>(key: &str, name: &'a str) -> Option<Cow<'a, str>> {
-    let is_shown = matches!(screened(name), Screened::Plain) && (!is_secret(key) || is_file_name(name));
+    let is_shown =
+        matches!(screened(name), Screened::Plain) && (!is_secret(key) || is_file_name(name) || is_purpose(name));
     is_shown.then(|| bounded(name).into())
 }
+
+/// Whether a text only says what a credential is for, such as `key-passphrase`.
+fn is_purpose(name: &str) -> bool {
+    name.split(['-', '_', '.']).all(|word| PURPOSES.contains(&word))
+}
+
+const PURPOSES: [&str; 11] =
+    ["client", "key", "keys", "passphrase", "portcullis", "private", "server", "ticket", "tickets", "tls", "upstream"];
 
 /// Whether a text is the name of an environment variable as everybody writes them, and no secret behind `env:` by mistake. Keys
 /// in base32 have no underscore.
@@ -189,8 +198,9 @@ fn percent_decoded(text: &str) -> Option<String> {
 /// What may be shown of a text that looks like an address or a URL, where that is less than all: neither user information, nor
 /// what stands in the place of a port and is none, nor what follows.
 fn address_part(text: &str) -> Option<String> {
-    let (kind, rest) = text.split_once(':').filter(|(kind, _)| KINDS.contains(kind)).unwrap_or(("", text));
-    let is_name = match kind {
+    let is_kind = |kind: &str| KINDS.iter().any(|known| known.eq_ignore_ascii_case(kind));
+    let (kind, rest) = text.split_once(':').filter(|(kind, _)| is_kind(kind)).unwrap_or(("", text));
+    let is_name = match kind.to_ascii_lowercase().as_str() {
         "email" => !rest.contains([':', '/']),
         "cn" | "credential" | "env" | "sha256" | "unix" => !rest.contains('@'),
         _ => is_path(rest) || is_date(rest),
@@ -230,7 +240,7 @@ fn address_part(text: &str) -> Option<String> {
 }
 
 /// What values begin with that say what they are.
-const KINDS: [&str; 9] = ["cn", "credential", "dns", "email", "env", "ip_addr", "sha256", "unix", "uri"];
+const KINDS: [&str; 10] = ["cn", "credential", "dns", "email", "env", "ip", "ip_addr", "sha256", "unix", "uri"];
 
 /// A host, and what stands in the place of a port, if anything does. An IPv6 address or network has none.
 fn split_port(authority: &str) -> (&str, Option<&str>) {
@@ -244,17 +254,23 @@ fn split_port(authority: &str) -> (&str, Option<&str>) {
     }
 }
 
-/// Whether a text is written as an IPv6 address is, with a network or a port behind it perhaps, and right or not.
+/// Whether a text is written as an IPv6 address is, with a zone, a network or a port behind it perhaps, and right or not.
 fn is_ipv6(text: &str) -> bool {
     let (address, prefix) = text.split_once('/').unwrap_or((text, ""));
+    let (address, zone) = address.split_once('%').unwrap_or((address, ""));
     let is_group = |group: &str| {
         let is_hexadecimal = group.len() <= 4 && group.bytes().all(|byte| byte.is_ascii_hexdigit());
         is_hexadecimal || is_port(group) || group.parse::<Ipv4Addr>().is_ok()
     };
     (address.contains("::") || address.matches(':').count() >= 7)
         && address.split(':').all(is_group)
+        && zone.len() <= MAX_ZONE
+        && zone.bytes().all(|byte| byte.is_ascii_alphanumeric())
         && prefix.bytes().all(|byte| byte.is_ascii_digit())
 }
+
+/// The name of a network interface (`IFNAMSIZ` of netdevice(7)).
+const MAX_ZONE: usize = 15;
 
 /// Whether a text is a number as short as that of a port; it may be none that exists. A network may stand behind it.
 fn is_port(text: &str) -> bool {
@@ -390,6 +406,9 @@ mod tests {
             "redis",
             "2001:db8::1/64",
             "2001:db8:::1",
+            "fe80::1%eth0",
+            "CN:app",
+            "ip:10.0.0.1",
             "::1:6379",
             "10.1.2.3:80/8",
             "uri:spiffe://cluster/ns/app",
@@ -424,7 +443,13 @@ mod tests {
     fn credential_names_are_shown_only_where_they_cannot_be_secrets() {
         assert_eq!(credential("x.key", "orders.key").as_deref(), Some("orders.key"));
         assert_eq!(credential("x.cert", "orders").as_deref(), Some("orders"));
-        for (key, name) in [("x.key_passphrase_file", "hunter2"), ("x.key", "hunter 2.key"), ("x.cert", "u:p@db")] {
+        assert_eq!(credential("x.key_passphrase_file", "key-passphrase").as_deref(), Some("key-passphrase"));
+        for (key, name) in [
+            ("x.key_passphrase_file", "hunter2"),
+            ("x.key", "hunter 2.key"),
+            ("x.key", "hunter2-key"),
+            ("x.cert", "u:p@db"),
+        ] {
             assert_eq!(credential(key, name), None, "{key} {name}");
         }
     }
