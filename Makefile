@@ -25,7 +25,7 @@ bench: ## install the peers (Debian, Ubuntu) and measure beside them; about half
 build: ## build the release binary
 	$(CARGO) build --release --locked
 
-conformance: $(BINARY) ## run the test suites of PostgreSQL, Redis and asyncpg directly and through Portcullis (Debian; long)
+conformance: $(BINARY) ## run the test suites of PostgreSQL, Redis, asyncpg and psycopg 3 directly and through Portcullis (Debian; long)
 	PORTCULLIS=$(BINARY) scripts/conformance
 
 demo: ## show Portcullis at work before a private Redis and PostgreSQL (seconds, after the build)

@@ -2,10 +2,12 @@
 
 use std::fs;
 use std::net::TcpListener;
+use std::path::Path;
 
 use crate::config::broken_rules;
 use crate::harness::client::port;
-use crate::harness::program::free_address;
+use crate::harness::portcullis::{ADMIN, executable};
+use crate::harness::program::{free_address, run};
 use crate::harness::{Listener, Portcullis, Site, Upstream, eventually, wire};
 use crate::reload::{ON_SIGHUP, served};
 use crate::watch::watching;
@@ -172,4 +174,64 @@ fn a_list_of_broken_rules_is_rejected_in_few_words() {
     assert!(error.contains("sources.toml") && error.contains("and 39900 more problems"), "{error}");
     assert!(error.len() < 64 * 1024, "{} bytes", error.len());
     portcullis.client().connect().ask(b"hello", b"hello");
+}
+
+/// Secrets in places where operators write them by mistake.
+const MISPLACED: [&str; 6] = [
+    "key_passphrase_file = \"credential:hunter2 and more\"",
+    "key_passphrase_file = \"env:HUNTER2\"",
+    "upstream = \"127.0.0.1:hunter2\"",
+    "upstream = \"user:hunter2@127.0.0.1:1\"",
+    "upstream = \"postgres://user:hunter2%40127.0.0.1:1/orders\"",
+    "listen = \"127.0.0.1:hunter2\"",
+];
+
+#[test]
+fn misplaced_secrets_are_repeated_by_no_command_and_no_line() {
+    let upstream = Upstream::echo();
+    let listener = Listener::redis(&upstream).to_string();
+    let mut portcullis = Portcullis::start(Site::new(), format!("{ADMIN}{ON_SIGHUP}{listener}"));
+    portcullis.address("main");
+    let socket = portcullis.site.path("admin.sock");
+    let [file, alone] = ["portcullis.toml", "alone.toml"].map(|name| portcullis.site.path(name));
+    let ask = |arguments: &[&str], option: &str, value: &Path| {
+        let outcome = run(executable().args(arguments).arg(option).arg(value));
+        let text = outcome.text() + &outcome.stderr;
+        assert!(!text.to_lowercase().contains("hunter2"), "{arguments:?}: {text}");
+        text
+    };
+    for misplaced in MISPLACED {
+        let key = misplaced.split(' ').next().unwrap();
+        let config: String = match key {
+            "key_passphrase_file" => {
+                listener.replace("key = \"server.key\"", &format!("key = \"server.key\", {misplaced}"))
+            }
+            _ => listener
+                .lines()
+                .map(|line| if line.starts_with(&format!("{key} =")) { misplaced } else { line })
+                .map(|line| format!("{line}\n"))
+                .collect(),
+        };
+        assert!(config.contains(misplaced), "{config}");
+        portcullis.site.replace("portcullis.toml", format!("{ADMIN}{ON_SIGHUP}{config}"));
+        // Without [admin] explain goes by the file.
+        portcullis.site.write("alone.toml", &config);
+        let explain = ["explain", "--listener", "main", "--source", "127.0.0.1"];
+        for (arguments, file) in
+            [(&["check"][..], &file), (&["check", "--json"], &file), (&["run"], &file), (&explain, &alone)]
+        {
+            let text = ask(arguments, "-c", file);
+            assert!(text.contains(key), "{arguments:?} names the key: {text}");
+        }
+        assert!(ask(&["reload"], "--socket", &socket).contains(key));
+        assert!(ask(&["status"], "--socket", &socket).contains(key));
+        assert!(ask(&["status", "--json"], "--socket", &socket).contains(key));
+    }
+    let errors = portcullis.errors();
+    let (_, events) = portcullis.stop();
+    assert_eq!(events.iter().filter(|event| event.is("reload.rejected")).count(), MISPLACED.len());
+    assert!(!errors.to_lowercase().contains("hunter2"), "{errors}");
+    for event in events {
+        assert!(!event.0.to_string().to_lowercase().contains("hunter2"), "{}", event.0);
+    }
 }

@@ -6,7 +6,9 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::time::SystemTime;
 
-use crate::harness::{Authority, Leaf, Listener, Portcullis, Request, Site, TakesBack, Upstream, eventually};
+use crate::harness::portcullis::{ADMIN, executable};
+use crate::harness::program::run;
+use crate::harness::{Authority, Event, Leaf, Listener, Portcullis, Request, Site, TakesBack, Upstream, eventually};
 use crate::reload::{ON_CHANGE, served, wait_until_served};
 use crate::revocation::{assert_ended, assert_lives, session, wanting, while_busy};
 
@@ -19,6 +21,37 @@ fn a_changed_configuration_is_noticed() {
     let wider = format!("{ON_CHANGE}{}", listener.trusting(&["127.0.0.0/8"]));
     portcullis.applies(|| portcullis.site.replace("portcullis.toml", &wider));
     portcullis.client().from("127.0.0.2").connect().ask(b"hello", b"hello");
+}
+
+#[test]
+fn reload_right_after_an_edit_makes_one_generation() {
+    let upstream = Upstream::echo();
+    let config = |number: u64| {
+        let source = format!("127.0.4.{number}");
+        format!("{ADMIN}{ON_CHANGE}{}", Listener::redis(&upstream).trusting(&[&source]))
+    };
+    let mut portcullis = Portcullis::start(Site::new(), config(1));
+    portcullis.address("main");
+    let socket = portcullis.site.path("admin.sock");
+    let reload = || run(executable().args(["reload", "--socket"]).arg(&socket)).success();
+    let mut edits = 1;
+    for _ in 0..4 {
+        // Whether the watcher or the command is first.
+        edits += 1;
+        portcullis.site.replace("portcullis.toml", config(edits));
+        let answer = reload();
+        assert!(answer.contains(&format!("generation {edits} is in force")), "{answer}");
+        // Here the watcher is: it has read all of its events when this edit is in force.
+        edits += 1;
+        portcullis.site.replace("portcullis.toml", config(edits));
+        let is_in_force = |event: &Event| event.is("reload.applied") && event.number("generation") == edits;
+        portcullis.event("the watcher's reload", is_in_force);
+        let answer = reload();
+        assert!(answer.starts_with("already in force since "), "{answer}");
+    }
+    let (_, events) = portcullis.stop();
+    let applied = events.iter().filter(|event| event.is("reload.applied")).map(|event| event.number("generation"));
+    assert_eq!(applied.collect::<Vec<_>>(), (2..=edits).collect::<Vec<_>>());
 }
 
 #[test]

@@ -91,6 +91,13 @@ struct Open {
 #[derive(Debug)]
 pub struct Prepared(Step);
 
+impl Prepared {
+    /// Whether the socket stays as it is.
+    pub fn is_empty(&self) -> bool {
+        matches!(self.0, Step::Stay)
+    }
+}
+
 #[derive(Debug)]
 enum Step {
     Stay,

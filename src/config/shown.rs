@@ -1,6 +1,8 @@
 //! How much of a configured value an error may repeat. Errors go to terminals, logs and whoever reads these, so a value that
 //! holds or names a secret is never part of one, and any other value only in part.
 
+use std::borrow::Cow;
+use std::net::Ipv4Addr;
 use std::path::Path;
 
 use super::Location;
@@ -39,7 +41,7 @@ pub(super) fn is_secret(path: &str) -> bool {
 pub(super) fn string(written: &str, text: &str) -> String {
     match screened(text) {
         Screened::Plain => bounded(written.lines().next().unwrap_or("")),
-        Screened::WithoutUser(rest) => format!("\"{}\"", bounded(&rest)),
+        Screened::Part(part) => format!("\"{}\"", bounded(&part)),
         Screened::Hidden(why) => format!("a string that is not shown ({why})"),
     }
 }
@@ -48,7 +50,7 @@ pub(super) fn string(written: &str, text: &str) -> String {
 pub(super) fn key_name(name: &str) -> String {
     match screened(name) {
         Screened::Plain => bounded(name),
-        Screened::WithoutUser(rest) => bounded(&rest),
+        Screened::Part(part) => bounded(&part),
         Screened::Hidden(why) => format!("(not shown: {why})"),
     }
 }
@@ -75,9 +77,27 @@ pub(super) fn location(key: &str, location: &Location) -> String {
     }
 }
 
-/// Whether a text is the name of an environment variable as everybody writes them, and no secret behind `env:` by mistake.
+/// The name of a credential, where an error about `key` may repeat it. Like the name of a file, it may be a secret that was
+/// written there by mistake.
+pub(super) fn credential<'a>(key: &str, name: &'a str) -> Option<Cow<'a, str>> {
+    let is_shown =
+        matches!(screened(name), Screened::Plain) && (!is_secret(key) || is_file_name(name) || is_purpose(name));
+    is_shown.then(|| bounded(name).into())
+}
+
+/// Whether a text only says what a credential is for, such as `key-passphrase`.
+fn is_purpose(name: &str) -> bool {
+    name.split(['-', '_', '.']).all(|word| PURPOSES.contains(&word))
+}
+
+const PURPOSES: [&str; 11] =
+    ["client", "key", "keys", "passphrase", "portcullis", "private", "server", "ticket", "tickets", "tls", "upstream"];
+
+/// Whether a text is the name of an environment variable as everybody writes them, and no secret behind `env:` by mistake. Keys
+/// in base32 have no underscore.
 fn is_variable(name: &str) -> bool {
     name.len() <= MAX_SHOWN
+        && name.contains('_')
         && name.bytes().all(|byte| byte.is_ascii_uppercase() || byte.is_ascii_digit() || byte == b'_')
 }
 
@@ -87,7 +107,10 @@ pub(super) fn file(key: &str, file: &Path) -> String {
         return file.display().to_string();
     }
     let text = file.to_string_lossy();
+    // Each part by itself: behind the path of the directory, an address would not look like one.
+    let is_plain = |part: &str| matches!(screened(part), Screened::Plain);
     match screened(&text) {
+        Screened::Plain if !text.split('/').all(is_plain) => "the file that it names".to_owned(),
         Screened::Plain if !is_secret(key) || is_file_name(&text) => cut(&text, MAX_PATH),
         _ => "the file that it names".to_owned(),
     }
@@ -111,8 +134,8 @@ pub(super) fn is_pem(text: &str) -> bool {
 /// What of a text may be shown.
 enum Screened {
     Plain,
-    /// All but the user information of a URL.
-    WithoutUser(String),
+    /// This part, which has no user information.
+    Part(String),
     /// Nothing, and why.
     Hidden(&'static str),
 }
@@ -127,25 +150,159 @@ fn screened(text: &str) -> Screened {
     if has_encoded_key(text) {
         return Screened::Hidden("it looks like a key");
     }
-    let is_address = |rest: &str| !rest.contains([':', '/']);
-    if text.strip_prefix("email:").is_some_and(is_address) {
-        return Screened::Plain;
-    }
-    // The last one: passwords hold the sign, too, and hosts do not.
-    match text.rsplit_once('@') {
-        Some((before, host)) => {
-            let scheme = before.split_once("://").map_or(String::new(), |(scheme, _)| format!("{scheme}://"));
-            Screened::WithoutUser(format!("{}…@{host}", bounded(&scheme)))
+    let mut decoded = text.to_owned();
+    for _ in 0..MAX_ENCODINGS {
+        match percent_decoded(&decoded) {
+            Some(plain) => decoded = plain,
+            None => break,
         }
+    }
+    if percent_decoded(&decoded).is_some() {
+        return Screened::Hidden("it is encoded several times");
+    }
+    if is_pem(&decoded) || names_a_password(&decoded) || has_encoded_key(&decoded) {
+        return Screened::Hidden("it looks like a secret");
+    }
+    match address_part(&decoded) {
+        Some(part) => Screened::Part(part),
         None => Screened::Plain,
     }
 }
 
-/// `password=…`, as parameters of URLs and connection strings have it.
+/// How often a text may be percent-encoded and is shown nevertheless.
+const MAX_ENCODINGS: usize = 3;
+
+/// A text without its percent-encoding (RFC 3986, section 2.1), where it has one.
+fn percent_decoded(text: &str) -> Option<String> {
+    let mut decoded = Vec::with_capacity(text.len());
+    let mut rest = text;
+    while let Some((before, behind)) = rest.split_once('%') {
+        decoded.extend(before.bytes());
+        let digits = behind.get(..2).filter(|digits| digits.bytes().all(|digit| digit.is_ascii_hexdigit()));
+        match digits.and_then(|digits| u8::from_str_radix(digits, 16).ok()) {
+            Some(byte) => {
+                decoded.push(byte);
+                rest = behind.get(2..).unwrap_or("");
+            }
+            None => {
+                decoded.push(b'%');
+                rest = behind;
+            }
+        }
+    }
+    decoded.extend(rest.bytes());
+    let decoded = String::from_utf8_lossy(&decoded).into_owned();
+    Some(decoded).filter(|decoded| decoded != text)
+}
+
+/// What may be shown of a text that looks like an address or a URL, where that is less than all: neither user information, nor
+/// what stands in the place of a port and is none, nor what follows.
+fn address_part(text: &str) -> Option<String> {
+    let is_kind = |kind: &str| KINDS.iter().any(|known| known.eq_ignore_ascii_case(kind));
+    let (kind, rest) = text.split_once(':').filter(|(kind, _)| is_kind(kind)).unwrap_or(("", text));
+    let is_name = match kind.to_ascii_lowercase().as_str() {
+        "email" => !rest.contains([':', '/']),
+        "cn" | "credential" | "env" | "sha256" | "unix" => !rest.contains('@'),
+        _ => is_path(rest) || is_date(rest),
+    };
+    if is_name {
+        return None;
+    }
+    let (scheme, rest) = match rest.split_once("://") {
+        Some((scheme, rest)) if is_scheme(scheme) => (format!("{scheme}://"), rest),
+        Some((_, rest)) => ("…".to_owned(), rest),
+        None => (String::new(), rest),
+    };
+    // The last one: passwords hold the sign, too, and hosts do not.
+    let (before, rest) = rest.rsplit_once('@').map_or((None, rest), |(before, rest)| (Some(before), rest));
+    let is_url = !scheme.is_empty();
+    let (authority, path) = match rest.find(['/', '?', '#']) {
+        Some(end) if is_url || before.is_some() => rest.split_at(end),
+        Some(_) | None => (rest, ""),
+    };
+    let (host, port) = split_port(authority);
+    let has_port = port.is_none_or(is_port);
+    // The address may stand before the sign, and the password behind it.
+    let is_reversed = before.is_some_and(|before| split_port(before).1.is_some_and(is_port));
+    let shows_path = path.is_empty() || kind == "uri";
+    if before.is_none() && has_port && shows_path {
+        return None;
+    }
+    let user = before.map_or("", |_| "…@");
+    let address = match port {
+        _ if is_reversed => "…".to_owned(),
+        Some(_) if !has_port => format!("{host}:…"),
+        Some(_) | None if path.is_empty() => authority.to_owned(),
+        Some(_) | None => format!("{authority}/…"),
+    };
+    let kind = if kind.is_empty() { String::new() } else { format!("{kind}:") };
+    Some(format!("{kind}{scheme}{user}{address}"))
+}
+
+/// What values begin with that say what they are.
+const KINDS: [&str; 10] = ["cn", "credential", "dns", "email", "env", "ip", "ip_addr", "sha256", "unix", "uri"];
+
+/// A host, and what stands in the place of a port, if anything does. An IPv6 address or network has none.
+fn split_port(authority: &str) -> (&str, Option<&str>) {
+    if let Some(end) = authority.strip_prefix('[').and_then(|inner| inner.find(']')) {
+        let (host, rest) = authority.split_at(end + "[]".len());
+        return (host, Some(rest.strip_prefix(':').unwrap_or(rest)).filter(|_| !rest.is_empty()));
+    }
+    match authority.split_once(':') {
+        Some((host, port)) if !is_ipv6(authority) => (host, Some(port)),
+        Some(_) | None => (authority, None),
+    }
+}
+
+/// Whether a text is written as an IPv6 address is, with a zone, a network or a port behind it perhaps, and right or not.
+fn is_ipv6(text: &str) -> bool {
+    let (address, prefix) = text.split_once('/').unwrap_or((text, ""));
+    let (address, zone) = address.split_once('%').unwrap_or((address, ""));
+    let is_group = |group: &str| {
+        let is_hexadecimal = group.len() <= 4 && group.bytes().all(|byte| byte.is_ascii_hexdigit());
+        is_hexadecimal || is_port(group) || group.parse::<Ipv4Addr>().is_ok()
+    };
+    (address.contains("::") || address.matches(':').count() >= 7)
+        && address.split(':').all(is_group)
+        && zone.len() <= MAX_ZONE
+        && zone.bytes().all(|byte| byte.is_ascii_alphanumeric())
+        && prefix.bytes().all(|byte| byte.is_ascii_digit())
+}
+
+/// The name of a network interface (`IFNAMSIZ` of netdevice(7)).
+const MAX_ZONE: usize = 15;
+
+/// Whether a text is a number as short as that of a port; it may be none that exists. A network may stand behind it.
+fn is_port(text: &str) -> bool {
+    let (port, prefix) = text.split_once('/').unwrap_or((text, ""));
+    let is_number = |text: &str| text.len() <= 5 && text.bytes().all(|byte| byte.is_ascii_digit());
+    is_number(port) && is_number(prefix)
+}
+
+fn is_scheme(text: &str) -> bool {
+    text.len() <= MAX_SCHEME && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte))
+}
+
+const MAX_SCHEME: usize = 16;
+
+/// Whether a text is certainly the path of a file rather than an address.
+fn is_path(text: &str) -> bool {
+    let is_first = |(before, _): (&str, &str)| before.contains('/');
+    !text.contains(['@']) && !text.contains("://") && text.split_once(':').is_some_and(is_first)
+}
+
+/// Whether a text is written as a date is, with the time of day perhaps.
+fn is_date(text: &str) -> bool {
+    let year = text.split_once('-').map_or("", |(year, _)| year);
+    let is_part = |byte: u8| byte.is_ascii_digit() || b"-:.+TZtz ".contains(&byte);
+    year.len() == 4 && year.bytes().all(|byte| byte.is_ascii_digit()) && text.bytes().all(is_part)
+}
+
+/// `password=…`, as parameters of URLs, connection strings and configuration files have it.
 fn names_a_password(text: &str) -> bool {
     let text = text.to_lowercase();
-    let words = ["password", "passwd", "passphrase", "pwd", "secret", "token"];
-    words.iter().filter_map(|word| text.split_once(word)).any(|(_, rest)| rest.contains('='))
+    let words = ["auth", "cred", "pass", "pw", "secret", "token"];
+    words.iter().filter_map(|word| text.split_once(word)).any(|(_, rest)| rest.contains(['=', ' ', '\t']))
 }
 
 /// A long run of base64, as private keys and ticket keys are. Slashes divide paths, too, so that a part between two of them has
@@ -210,16 +367,59 @@ mod tests {
             ("redis://user:hunter2@db.internal:6379", "\"redis://…@db.internal:6379\""),
             ("redis://:hunter2@db.internal", "\"redis://…@db.internal\""),
             ("user:hunter2@db.internal:5432", "\"…@db.internal:5432\""),
-            ("postgres://u:hunter2@hunter2/@db:5432/x", "\"postgres://…@db:5432/x\""),
+            ("postgres://u:hunter2@hunter2/@db:5432/x", "\"postgres://…@db:5432/…\""),
+            ("redis://user:hunter2%40db.internal:6379", "\"redis://…@db.internal:6379\""),
+            ("redis%3A%2F%2Fuser%3Ahunter2%2540db:6379", "\"redis://…@db:6379\""),
+            ("db:6379@hunter2", "\"…@…\""),
         ] {
             assert_eq!(shown(text), expected);
         }
         assert_eq!(shown("email:app@example.com"), "\"email:app@example.com\"");
-        assert_eq!(shown("email:app:hunter2@example.com"), "\"…@example.com\"");
+        assert_eq!(shown("email:app:hunter2@example.com"), "\"email:…@example.com\"");
         let far = format!("redis://{}:hunter2@db", "u".repeat(500));
         assert_eq!(shown(&far), "\"redis://…@db\"");
         // Written by its number it is not in the text of the file.
         assert_eq!(string(r#""redis://u:hunter2\u0040db""#, "redis://u:hunter2@db"), "\"redis://…@db\"");
+    }
+
+    #[test]
+    fn text_in_the_place_of_a_port_is_left_out() {
+        for (text, expected) in [
+            ("db:hunter2", "\"db:…\""),
+            ("db:6379:hunter2", "\"db:…\""),
+            ("0.0.0.0:7734077340", "\"0.0.0.0:…\""),
+            ("[::1]:hunter2", "\"[::1]:…\""),
+            ("[::1]hunter2", "\"[::1]:…\""),
+            ("user@db:hunter2", "\"…@db:…\""),
+            ("db:1,db:hunter2", "\"db:…\""),
+            ("db:hun/ter2", "\"db:…\""),
+            ("'db:hunter2'", "\"'db:…\""),
+            ("redis://db:hunter2/0", "\"redis://db:…\""),
+            ("redis://db:6379/0?x=hunter2", "\"redis://db:6379/…\""),
+            ("dns:db:hunter2", "\"dns:db:…\""),
+            ("uri:redis://db:hunter2", "\"uri:redis://db:…\""),
+        ] {
+            assert_eq!(shown(text), expected);
+        }
+        for text in [
+            "db:99999",
+            "redis",
+            "2001:db8::1/64",
+            "2001:db8:::1",
+            "fe80::1%eth0",
+            "CN:app",
+            "ip:10.0.0.1",
+            "::1:6379",
+            "10.1.2.3:80/8",
+            "uri:spiffe://cluster/ns/app",
+            "cn:app:blue",
+            "unix:/run/redis.sock",
+            "2027-01-31T00:00:00",
+            "/etc/a:b.crt",
+            "50%/s",
+        ] {
+            assert_eq!(shown(text), format!("{text:?}"));
+        }
     }
 
     #[test]
@@ -229,10 +429,28 @@ mod tests {
             "hunter2\n-----END PRIVATE KEY-----",
             "postgres://db/x?user=u&password=hunter2",
             "host=db PassWord = hunter2",
+            "requirepass hunter2",
+            "host=db pw=hunter2",
+            "%2525252540hunter2",
             "hunter2/MC4CAQAwBQYDK2VwBCIEIE0eLRLNu0p1",
         ] {
             assert!(!shown(text).contains("hunter2"), "{}", shown(text));
             assert!(!key_name(text).contains("hunter2"), "{}", key_name(text));
+        }
+    }
+
+    #[test]
+    fn credential_names_are_shown_only_where_they_cannot_be_secrets() {
+        assert_eq!(credential("x.key", "orders.key").as_deref(), Some("orders.key"));
+        assert_eq!(credential("x.cert", "orders").as_deref(), Some("orders"));
+        assert_eq!(credential("x.key_passphrase_file", "key-passphrase").as_deref(), Some("key-passphrase"));
+        for (key, name) in [
+            ("x.key_passphrase_file", "hunter2"),
+            ("x.key", "hunter 2.key"),
+            ("x.key", "hunter2-key"),
+            ("x.cert", "u:p@db"),
+        ] {
+            assert_eq!(credential(key, name), None, "{key} {name}");
         }
     }
 
@@ -253,5 +471,6 @@ mod tests {
         assert!(!location("x.key", &variable("hunter2")).contains("hunter2"));
         assert!(location("x.cert", &variable("hunter2")).contains("hunter2"));
         assert!(location("x.key", &variable("TLS_KEY")).contains("TLS_KEY"));
+        assert!(!location("x.key", &variable("HUNTER2")).contains("HUNTER2"));
     }
 }

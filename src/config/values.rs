@@ -182,10 +182,14 @@ impl Node<'_> {
         }
         let directory = credential::directory();
         if directory.is_none() {
-            // Behind the prefix it is the name of a secret, and not one.
-            let name = shown::key_name(name);
+            let name = shown::credential(self.key(), name);
+            let found = match &name {
+                Some(name) => format!("\"credential:{name}\", a systemd credential"),
+                None => "a systemd credential whose name is not shown".to_owned(),
+            };
+            let name = name.as_deref().unwrap_or("NAME");
             self.problem(format_args!(
-                "found \"credential:{name}\", a systemd credential, but $CREDENTIALS_DIRECTORY is not set; \
+                "found {found}, but $CREDENTIALS_DIRECTORY is not set; \
                  systemd sets it for a service whose unit says LoadCredential={name}:/path/of/the/file"
             ));
         }

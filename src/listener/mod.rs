@@ -56,6 +56,13 @@ pub struct Prepared {
     fresh: Vec<(Door, Opening)>,
 }
 
+impl Prepared {
+    /// Whether every address is bound already.
+    pub fn is_empty(&self) -> bool {
+        self.fresh.is_empty()
+    }
+}
+
 /// A bound socket that can be waited on.
 #[derive(Debug)]
 struct Opening {

@@ -90,7 +90,7 @@ pub struct Attempt {
     pub requested: bool,
     /// Who wants to hear what becomes of it.
     pub asker: Option<Asker>,
-    /// Whether the files are the same as at the attempt before.
+    /// Whether the files are the same as at the attempt before, and that came to its end.
     pub same_files: bool,
     /// A policy to put in force, or why there is none.
     pub outcome: Result<Box<Built>, String>,
@@ -176,10 +176,11 @@ impl Reloader {
             let requested = !matches!(trigger, Trigger::Change);
             if !requested {
                 self.settle().await;
-                if !std::mem::take(&mut self.again) && !self.changed().await {
+                if !self.again && !self.changed().await {
                     continue;
                 }
             }
+            let again = std::mem::take(&mut self.again);
             notify::reloading();
             let before = self.attempted.clone();
             let mut outcome = self.attempt(current).await;
@@ -194,7 +195,7 @@ impl Reloader {
                 Trigger::Asked(asker) => Some(asker),
                 Trigger::Change | Trigger::Hangup | Trigger::Moved => None,
             };
-            let same_files = self.attempted == before;
+            let same_files = !again && self.attempted == before;
             return Proposal::Reload(Attempt { requested, asker, same_files, outcome });
         }
     }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tracing::warn;
+use tracing::{info, warn};
 
 use super::{Server, attempt, warn_all};
 use crate::audit::{Changes, Destination, open_audit_file};
@@ -18,11 +18,23 @@ pub(super) struct Prepared {
     audit_file: Option<Option<Destination>>,
 }
 
+impl Prepared {
+    /// Whether nothing has to be opened or closed.
+    fn is_empty(&self) -> bool {
+        self.addresses.is_empty() && self.socket.is_empty() && self.audit_file.is_none()
+    }
+}
+
 impl Server {
-    /// Puts a policy in force, or says why not.
-    pub(super) fn apply(&mut self, built: Built, current: &Arc<Snapshot>) -> Verdict {
+    /// Puts a policy in force, or says why not. Where its files `are_in_force` already and every socket is in its place, the
+    /// current policy stays, with its generation.
+    pub(super) fn apply(&mut self, built: Built, current: &Arc<Snapshot>, are_in_force: bool) -> Verdict {
         let prepared = fault::contain(reload::PART, || self.prepare(&built.snapshot, current));
         let prepared = prepared.unwrap_or_else(|fault| Err(fault.to_string()))?;
+        if are_in_force && prepared.is_empty() {
+            info!(generation = current.generation, "the configuration is already in force");
+            return Ok(Changes { generation: current.generation, ..Changes::default() });
+        }
         Ok(self.put_in_force(built, prepared, current))
     }
 

@@ -88,11 +88,15 @@ impl Desk {
         self.draining = Some(Draining { since, until: since.saturating_add(patience) });
     }
 
-    /// Notes that a policy was put in force, or refused. Returns since when what the files say has been in force, where they
-    /// are the `same` as before.
-    pub(super) fn in_force_since(&mut self, same: bool) -> Option<OffsetDateTime> {
-        let was_applied = self.last_reload.as_ref().is_none_or(|last| last.error.is_none());
-        if same && was_applied {
+    /// Whether the last reload was applied. Without one, what the files said at the start is in force.
+    pub(super) fn was_applied(&self) -> bool {
+        self.last_reload.as_ref().is_none_or(|last| last.error.is_none())
+    }
+
+    /// Notes that a policy was put in force, or refused. Returns since when what the files say has been in force, where it
+    /// was before.
+    pub(super) fn in_force_since(&mut self, was_in_force: bool) -> Option<OffsetDateTime> {
+        if was_in_force {
             return Some(self.files_since);
         }
         self.files_since = OffsetDateTime::now_utc();

@@ -188,8 +188,11 @@ impl Server {
         if requested {
             self.reopen_audit_file(current);
         }
-        let verdict = outcome.and_then(|built| self.apply(*built, current));
-        let in_force_since = self.desk.in_force_since(same_files && verdict.is_ok());
+        let is_in_force = same_files && self.desk.was_applied();
+        // A caller that comes after the watcher, or once more, learns since when. SIGHUP has no answer but the event.
+        let kept = asker.is_some() && is_in_force;
+        let verdict = outcome.and_then(|built| self.apply(*built, current, kept));
+        let in_force_since = self.desk.in_force_since(is_in_force && verdict.is_ok());
         let error = verdict.as_ref().err().map(String::as_str);
         let known = self.desk.reloaded(error);
         if let Some(error) = error {
