@@ -254,7 +254,7 @@ fn where_it_cannot_be_check_and_the_log_say_so_and_everything_else_works() {
         let portcullis = start(&[&shielded(&upstream, &["127.0.0.1"]).key(line)]);
         let address = portcullis.address("main");
         let warned = |message: &str| message.contains("shield = \"on\" does nothing") && message.contains(words);
-        portcullis.event(words, |event| event.0["error"].as_str().is_some_and(warned));
+        portcullis.event(words, |event| event.0["warning"].as_str().is_some_and(warned));
         assert!(is_answered(address, "127.0.0.9"), "{line}");
         portcullis.client().connect().ask(b"hello", b"hello");
         let mut check = executable();
@@ -278,7 +278,7 @@ fn too_many_sources_leave_the_port_open_and_fewer_close_it_again() {
     let off = portcullis.event_after(seen, "shield.off", |event| event.is("shield.off"));
     assert!(off.text("detail").contains("4096 instructions"), "{}", off.0);
     let warned = |message: &str| message.contains("shield = \"on\" does nothing: the trusted sources make a program");
-    portcullis.event_after(seen, "a warning", |event| event.0["error"].as_str().is_some_and(warned));
+    portcullis.event_after(seen, "a warning", |event| event.0["warning"].as_str().is_some_and(warned));
     assert!(is_answered(address, "127.0.0.9") && is_answered(address, "127.0.0.1"));
     let seen = portcullis.seen();
     assert!(portcullis.reconfigure(config(&[&shielded(&upstream, &["127.0.0.1"])])).is("reload.applied"));
