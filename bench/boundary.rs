@@ -3,7 +3,7 @@
 use std::hint::black_box;
 use std::time::Instant;
 
-use portcullis::protocol::Boundary;
+use portcullis::internals::Boundary;
 
 fn main() {
     println!("{:>10}  {:>11}  {:>7}", "bytes", "message, ns", "GB, ms");

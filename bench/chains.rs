@@ -5,8 +5,8 @@ mod handshakes;
 
 use std::time::{Duration, Instant};
 
-use portcullis::policy::{AnchorValidity, ClientAuth, CrlExpired, TrustedClients};
-use portcullis::tls::{Certificate, ClientTrust, Crl, Evidence, TrustParts};
+use portcullis::internals::{AnchorValidity, ClientAuth, CrlExpired, TrustedClients};
+use portcullis::internals::{Certificate, ClientTrust, Crl, Evidence, TrustParts};
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, CustomExtension, DnType,
     IsCa, KeyIdMethod, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PKCS_ECDSA_P384_SHA384,

@@ -4,7 +4,7 @@ use std::hint::black_box;
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Instant;
 
-use portcullis::policy::{Origin, Rule, Source, TrustedSources};
+use portcullis::internals::{Origin, Rule, Source, TrustedSources};
 use time::OffsetDateTime;
 
 /// The medians for one number of rules.

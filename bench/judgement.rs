@@ -11,12 +11,12 @@ use std::task::{Context, Waker};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use portcullis::addr::ClientAddr;
-use portcullis::names::Names;
-use portcullis::revocation;
-use portcullis::sessions::{Presence, Register};
-use portcullis::snapshot::{Reliance, Snapshot};
-use portcullis::tls::Evidence;
+use portcullis::internals::ClientAddr;
+use portcullis::internals::Evidence;
+use portcullis::internals::Names;
+use portcullis::internals::revocation;
+use portcullis::internals::{Presence, Register};
+use portcullis::internals::{Reliance, Snapshot};
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, DnType, GeneralSubtree,
     IsCa, KeyIdMethod, KeyPair, KeyUsagePurpose, NameConstraints, RevokedCertParams, SerialNumber,
@@ -318,7 +318,8 @@ impl Site {
     }
 
     fn snapshot(&self, previous: Option<&Snapshot>) -> Result<Snapshot, Failure> {
-        let (built, _) = portcullis::reload::build(&self.path("portcullis.toml"), previous, &Names::default());
+        let (built, _) =
+            portcullis::internals::build_policy(&self.path("portcullis.toml"), previous, &Names::default());
         Ok(built.map_err(|problems| problems.to_string())?.snapshot)
     }
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::mpsc::{Receiver, channel};
 use std::thread::JoinHandle;
 
-use portcullis::admin::{Admin, Answer, Ask, Status};
+use portcullis::internals::{Admin, Answer, Ask, Status};
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot};
 

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io::Write;
 
-use portcullis::timestamp;
+use portcullis::internals::timestamp;
 use serde_json::Value;
 use time::OffsetDateTime;
 

@@ -1,6 +1,6 @@
 //! Sources that are host names, before real DNS servers: how long their records live, and how they fail.
 
-use portcullis::timestamp;
+use portcullis::internals::timestamp;
 use serde_json::{Value, json};
 
 use crate::harness::dns::{Dnsmasq, OddServer, Way, alone};

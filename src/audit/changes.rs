@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::Serialize;
 
-use super::event::Event;
+use crate::audit::event::Event;
 use crate::printable;
 
 /// What a reload changed: settings by value, everything else by count, name or fingerprint.
@@ -52,7 +52,7 @@ impl Difference {
         Self { listener: listener.map(str::to_owned), key, old, new, weakens: false }
     }
 
-    pub(super) fn event(&self) -> Event {
+    pub(crate) fn event(&self) -> Event {
         Event::new("policy.weakened")
             .with_some("listener", self.listener.as_deref())
             .with("key", self.key)
@@ -74,7 +74,7 @@ impl fmt::Display for Difference {
 }
 
 impl Changes {
-    pub(super) fn event(&self) -> Event {
+    pub(crate) fn event(&self) -> Event {
         let differences: Vec<_> = self.differences.iter().take(MAX_DIFFERENCES).map(ToString::to_string).collect();
         let event = Event::new("reload.applied")
             .with("generation", self.generation)

@@ -5,13 +5,13 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::event::{Event, Facts};
 use crate::addr::ClientAddr;
+use crate::audit::event::{Event, Facts};
 use crate::outcome::Reason;
 
 /// The health checks of every listener.
 #[derive(Debug, Default)]
-pub(super) struct HealthChecks {
+pub(crate) struct HealthChecks {
     listeners: Mutex<HashMap<Arc<str>, Suppressed>>,
 }
 
@@ -28,7 +28,7 @@ struct Suppressed {
 
 impl HealthChecks {
     /// Whether this one is to be logged. If not, it has been counted.
-    pub(super) fn is_first(&self, facts: &Facts, reason: Reason) -> bool {
+    pub(crate) fn is_first(&self, facts: &Facts, reason: Reason) -> bool {
         let mut listeners = self.listeners();
         match listeners.get_mut(&facts.listener) {
             Some(suppressed) => {
@@ -46,7 +46,7 @@ impl HealthChecks {
     }
 
     /// What is to be said of the others by now; of all of them, if `at_once`.
-    pub(super) fn reports(&self, at_once: bool) -> Vec<Event> {
+    pub(crate) fn reports(&self, at_once: bool) -> Vec<Event> {
         let mut listeners = self.listeners();
         let due = listeners
             .iter_mut()
@@ -73,7 +73,7 @@ impl Suppressed {
 }
 
 /// Behind the detail of the health check that is logged.
-pub(super) const FIRST: &str = "a health check of a load balancer; further ones of this listener are only counted";
+pub(crate) const FIRST: &str = "a health check of a load balancer; further ones of this listener are only counted";
 
 const REPORT_EVERY: Duration = Duration::from_secs(3600);
 

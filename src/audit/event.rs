@@ -8,11 +8,13 @@ use std::time::Duration;
 use serde_json::Value;
 use time::OffsetDateTime;
 
-use super::line::Line;
 use crate::addr::{ClientAddr, Provenance};
+use crate::audit::line::Line;
 use crate::outcome::{Ending, Reason};
-use crate::policy::{HostName, Rule, Standing};
 use crate::printable;
+use crate::source::host::HostName;
+use crate::source::rule::Rule;
+use crate::source::trusted::Standing;
 use crate::timestamp;
 
 /// What is known about a connection; more as it goes on.
@@ -75,7 +77,7 @@ impl Facts {
     }
 
     /// Whether a connection that ended for this reason was a health check: nothing came, and on nobody's behalf.
-    pub(super) fn is_health_check(&self, reason: Reason) -> bool {
+    pub(crate) fn is_health_check(&self, reason: Reason) -> bool {
         let without_a_byte = match reason {
             // A peer that was rejected is not waited for.
             Reason::UntrustedSource => true,
@@ -109,7 +111,7 @@ pub struct ExpiringCertificate<'a> {
 
 /// How loud an event is in the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Level {
+pub(crate) enum Level {
     Info,
     Warn,
     Error,
@@ -127,18 +129,18 @@ impl Level {
 
 /// A name, a time and fields.
 #[derive(Clone, Debug)]
-pub(super) struct Event {
+pub(crate) struct Event {
     at: OffsetDateTime,
     name: &'static str,
     fields: Vec<(&'static str, Value)>,
 }
 
 impl Event {
-    pub(super) fn new(name: &'static str) -> Self {
+    pub(crate) fn new(name: &'static str) -> Self {
         Self { at: OffsetDateTime::now_utc(), name, fields: Vec::with_capacity(16) }
     }
 
-    pub(super) fn of_connection(name: &'static str, facts: &Facts) -> Self {
+    pub(crate) fn of_connection(name: &'static str, facts: &Facts) -> Self {
         Self::new(name)
             .with("listener", &*facts.listener)
             .with("source", facts.client.source())
@@ -154,7 +156,7 @@ impl Event {
             .with_upstream(facts.upstream.as_deref())
     }
 
-    pub(super) fn of_rule(name: &'static str, listener: &str, rule: &Rule) -> Self {
+    pub(crate) fn of_rule(name: &'static str, listener: &str, rule: &Rule) -> Self {
         Self::new(name)
             .with("listener", listener)
             .with("rule", rule.to_string())
@@ -162,7 +164,7 @@ impl Event {
             .with_some("expires_at", rule.expires_at.map(timestamp::seconds))
     }
 
-    pub(super) fn of_addresses(name: &'static str, listener: &str, host: &HostName, addresses: &[IpAddr]) -> Self {
+    pub(crate) fn of_addresses(name: &'static str, listener: &str, host: &HostName, addresses: &[IpAddr]) -> Self {
         let addresses: Vec<_> = addresses.iter().map(ToString::to_string).collect();
         Self::new(name)
             .with("listener", listener)
@@ -171,13 +173,13 @@ impl Event {
     }
 
     /// Adds a field. Text is always escaped and cut.
-    pub(super) fn with(self, key: &'static str, value: impl Into<Value>) -> Self {
+    pub(crate) fn with(self, key: &'static str, value: impl Into<Value>) -> Self {
         self.with_whole(key, as_fields(value.into()))
     }
 
     /// Adds a text that only an operator can make long, such as the errors of a configuration. It is escaped, and cut only
     /// where the line would be too long.
-    pub(super) fn with_long(self, key: &'static str, text: &str) -> Self {
+    pub(crate) fn with_long(self, key: &'static str, text: &str) -> Self {
         self.with_whole(key, printable::lines(text).into())
     }
 
@@ -188,7 +190,7 @@ impl Event {
         }
     }
 
-    pub(super) fn with_list(self, key: &'static str, items: &[String]) -> Self {
+    pub(crate) fn with_list(self, key: &'static str, items: &[String]) -> Self {
         if items.is_empty() { self } else { self.with_long(key, &items.join(",")) }
     }
 
@@ -197,7 +199,7 @@ impl Event {
         self
     }
 
-    pub(super) fn with_some(self, key: &'static str, value: Option<impl Into<Value>>) -> Self {
+    pub(crate) fn with_some(self, key: &'static str, value: Option<impl Into<Value>>) -> Self {
         match value {
             Some(value) => self.with(key, value),
             None => self,
@@ -205,24 +207,24 @@ impl Event {
     }
 
     /// What would have been the reason, had observe mode not let the connection in.
-    pub(super) fn would_deny(self, facts: &Facts) -> Self {
+    pub(crate) fn would_deny(self, facts: &Facts) -> Self {
         self.with_some(
             "would_deny",
             (facts.standing == Some(Standing::Observed)).then_some(Reason::UntrustedSource.code()),
         )
     }
 
-    pub(super) fn ended(self, ending: &Ending) -> Self {
+    pub(crate) fn ended(self, ending: &Ending) -> Self {
         let detail = Some(ending.detail.as_str()).filter(|detail| !detail.is_empty());
         self.with("reason", ending.reason.code()).with_some("detail", detail)
     }
 
-    pub(super) fn lasted(self, duration: Duration) -> Self {
+    pub(crate) fn lasted(self, duration: Duration) -> Self {
         self.with("duration_ms", u64::try_from(duration.as_millis()).unwrap_or(u64::MAX))
     }
 
     /// One line of JSON; in the log it also has a level and a target.
-    pub(super) fn json(&self, log: Option<(Level, &str)>) -> String {
+    pub(crate) fn json(&self, log: Option<(Level, &str)>) -> String {
         let mut line = Line::new();
         let _ = write!(line, "{{\"ts\":\"{}\"", timestamp::milliseconds(self.at));
         if let Some((level, target)) = log {
@@ -237,7 +239,7 @@ impl Event {
     }
 
     /// One line for reading. Strings that are not plain words are quoted and escaped.
-    pub(super) fn text(&self, level: Level) -> String {
+    pub(crate) fn text(&self, level: Level) -> String {
         let mut line = Line::new();
         let _ = write!(line, "{} {:>5} {}", timestamp::milliseconds(self.at), level.name(), self.name);
         for (key, value) in &self.fields {

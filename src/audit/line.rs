@@ -8,28 +8,28 @@ use crate::printable;
 
 /// Maximum size of a line in bytes, with its line feed. Text that a client or an upstream chooses is cut long before. This limit
 /// is for long lists, such as fingerprints or the errors of a configuration.
-pub(super) const MAX_LINE: usize = 64 << 10;
+pub(crate) const MAX_LINE: usize = 64 << 10;
 
 /// Room kept for the fields after a long one: names, numbers and marks.
 const RESERVE: usize = 2 << 10;
 
 /// A line that is being written. Its texts are escaped already.
 #[derive(Debug)]
-pub(super) struct Line(String);
+pub(crate) struct Line(String);
 
 impl Line {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self(String::with_capacity(320))
     }
 
     /// Adds a field in JSON after others.
-    pub(super) fn json_field(&mut self, key: &str, value: &Value) {
+    pub(crate) fn json_field(&mut self, key: &str, value: &Value) {
         let _ = write!(self.0, ",\"{key}\":");
         self.value(value);
     }
 
     /// Adds a field of the text format. A text that is not a plain word is quoted.
-    pub(super) fn text_field(&mut self, key: &str, value: &Value) {
+    pub(crate) fn text_field(&mut self, key: &str, value: &Value) {
         let _ = write!(self.0, " {key}=");
         match value {
             Value::String(text) if is_word(text) && text.len() <= self.room() => self.0.push_str(text),
@@ -38,13 +38,13 @@ impl Line {
     }
 
     /// Adds a message of the text format, without quotes.
-    pub(super) fn message(&mut self, text: &str) {
+    pub(crate) fn message(&mut self, text: &str) {
         let text = printable::cut(text, self.room());
         self.0.push_str(&text);
     }
 
     /// Ends the line.
-    pub(super) fn end(mut self) -> String {
+    pub(crate) fn end(mut self) -> String {
         self.0.push('\n');
         self.0
     }

@@ -13,9 +13,9 @@ use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::{Layer as _, Registry, reload};
 
-use super::line::{Line, MAX_LINE};
-use super::sink::Sink;
-use super::{Audit, LineFormat};
+use crate::audit::line::{Line, MAX_LINE};
+use crate::audit::sink::Sink;
+use crate::audit::{Audit, LineFormat};
 use crate::printable;
 use crate::timestamp;
 

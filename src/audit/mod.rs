@@ -4,13 +4,14 @@
 //! here can fail or wait as far as its callers know: a full disk or an unread pipe costs lines, which are counted, and
 //! never traffic.
 
-mod changes;
-mod checks;
-mod event;
-mod floods;
-mod line;
-mod log;
-mod sink;
+pub(crate) mod changes;
+pub(crate) mod checks;
+pub(crate) mod event;
+pub(crate) mod file;
+pub(crate) mod line;
+pub(crate) mod log;
+pub(crate) mod sink;
+pub(crate) mod suppression;
 
 use std::fmt::Display;
 use std::net::IpAddr;
@@ -18,18 +19,17 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use changes::{Changes, Difference, MAX_DIFFERENCES, NO_VALUE, WEAKENS};
-pub use event::{ExpiringCertificate, Facts};
-pub use log::{LogHandle, subscriber};
-pub use sink::Destination;
+use crate::audit::changes::{Changes, MAX_DIFFERENCES};
+use crate::audit::event::{ExpiringCertificate, Facts};
+use crate::audit::sink::Destination;
 
-use self::checks::HealthChecks;
-use self::event::{Event, Level};
-use self::floods::Floods;
-use self::sink::Sink;
-use crate::audit_file;
+use crate::audit::checks::HealthChecks;
+use crate::audit::event::{Event, Level};
+use crate::audit::sink::Sink;
+use crate::audit::suppression::Floods;
 use crate::outcome::{Carried, Ending, Reason};
-use crate::policy::{HostName, Rule};
+use crate::source::host::HostName;
+use crate::source::rule::Rule;
 use crate::timestamp;
 
 /// How lines of the log look.
@@ -58,7 +58,7 @@ impl Audit {
     pub fn start(format: LineFormat, audit_file: Option<Destination>) -> Self {
         let log = Sink::start("log", Destination::standard_output());
         let file = Sink::start("audit", audit_file.unwrap_or_else(Destination::nowhere));
-        let kinds = [&floods::DENIALS, &floods::CANCELS, &floods::CANCEL_DENIALS];
+        let kinds = [&suppression::DENIALS, &suppression::CANCELS, &suppression::CANCEL_DENIALS];
         let [denials, cancels, cancel_denials] = kinds.map(|kind| Arc::new(Floods::new(kind)));
         Self { log, format, file, denials, cancels, cancel_denials, checks: Arc::default() }
     }
@@ -253,7 +253,7 @@ impl Audit {
 /// # Errors
 /// The file's name, and why.
 pub fn open_audit_file(path: PathBuf) -> Result<Destination, String> {
-    match audit_file::open(&path) {
+    match file::open(&path) {
         Ok(file) => Ok(Destination::file(path, file)),
         Err(why) => Err(format!("{} {why}", path.display())),
     }

@@ -8,31 +8,37 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 
-use super::control::Control;
-use super::moment::{NEAR, since};
-use super::{Failure, difference, load, preflight, print, print_json, reachability, reload};
 use crate::addr::ListenAddr;
-use crate::config::{Limits, Problems, Revoke, Shield, UpstreamTls};
-use crate::names::Names;
-use crate::policy::{AnchorValidity, CrlExpired, Network, Origin, Rule, TrustedClients, days_left};
+use crate::cli::client::Control;
+use crate::cli::client::reload;
+use crate::cli::output::moment::{NEAR, since};
+use crate::cli::{Failure, difference, load, preflight, print, print_json, reachability};
+use crate::config::problem::Problems;
+use crate::config::{Limits, Revoke, Shield, UpstreamTls};
+use crate::dns::Names;
+use crate::identity::trusted_clients::TrustedClients;
+use crate::policy::{Built, Door, Terms};
 use crate::printable;
 use crate::protocol::{MinTlsVersion, Negotiation, Protocol, Target, Verification};
-use crate::snapshot::{Built, Door, Terms};
-use crate::socket_file::Access;
+use crate::source::rule::{Network, Origin, Rule};
 use crate::timestamp;
-use crate::tls::{Certificate, Crl};
+use crate::transport::unix_socket::Access;
+use crate::x509::certificate::Certificate;
+use crate::x509::chain::settings::{AnchorValidity, CrlExpired};
+use crate::x509::crl::Crl;
+use crate::x509::expiry::days_left;
 
 /// How `check` goes about it.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Manner {
-    pub(super) as_json: bool,
+pub(crate) struct Manner {
+    pub(crate) as_json: bool,
     /// A warning is a failure.
-    pub(super) strict: bool,
+    pub(crate) strict: bool,
     /// Nothing that touches the network.
-    pub(super) offline: bool,
+    pub(crate) offline: bool,
 }
 
-pub(super) fn check(file: &Path, manner: Manner) -> Result<(), Failure> {
+pub(crate) fn check(file: &Path, manner: Manner) -> Result<(), Failure> {
     let built = load_whole(file, manner.offline)?;
     if manner.as_json {
         print_json(&in_json(&built))?
@@ -43,7 +49,7 @@ pub(super) fn check(file: &Path, manner: Manner) -> Result<(), Failure> {
 }
 
 /// The same, and then what the running program would change if `file` were its configuration.
-pub(super) fn check_against(file: &Path, socket: Option<&Path>, manner: Manner) -> Result<(), Failure> {
+pub(crate) fn check_against(file: &Path, socket: Option<&Path>, manner: Manner) -> Result<(), Failure> {
     let built = load_whole(file, manner.offline)?;
     let plan = || reload::plan_of(&Control::at(socket, file)?, file);
     if manner.as_json {
@@ -331,7 +337,7 @@ fn certificates_in_words(out: &mut String, terms: &Terms) {
 }
 
 /// A certificate in a few lines, each behind `indent`.
-pub(super) fn describe(certificate: &Certificate, indent: &str) -> String {
+pub(crate) fn describe(certificate: &Certificate, indent: &str) -> String {
     let Certificate { subject, issuer, self_signed, ca, sans, key, sha256, .. } = certificate;
     let mut out = String::new();
     let mut line = |key: &str, value: &str| {
@@ -349,7 +355,7 @@ pub(super) fn describe(certificate: &Certificate, indent: &str) -> String {
 }
 
 /// From when to when a certificate is valid, and what that means now.
-pub(super) fn lifetime(certificate: &Certificate, now: OffsetDateTime) -> String {
+pub(crate) fn lifetime(certificate: &Certificate, now: OffsetDateTime) -> String {
     let Certificate { not_before, not_after, .. } = certificate;
     let state = match (certificate.is_valid_at(now), days_left(*not_after, now)) {
         (true, _) if *not_after - now < NEAR => format!("{} left", since(now, *not_after)),

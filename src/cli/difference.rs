@@ -5,14 +5,14 @@ use std::fmt::Write as _;
 use serde_json::Value;
 use time::OffsetDateTime;
 
-use super::reading::Reading;
-use super::sessions::client;
-use super::table::Table;
-use crate::audit::{NO_VALUE, WEAKENS};
-use crate::policy::days_left;
+use crate::audit::changes::{NO_VALUE, WEAKENS};
+use crate::cli::client::reading::Reading;
+use crate::cli::client::sessions::client;
+use crate::cli::output::table::Table;
+use crate::x509::expiry::days_left;
 
 /// The running program's plan.
-pub(super) fn in_words(answer: &Value, now: OffsetDateTime) -> String {
+pub(crate) fn in_words(answer: &Value, now: OffsetDateTime) -> String {
     let plan = Reading(answer);
     let weakened = weakened(plan);
     let changes = changes(plan, now);
@@ -80,7 +80,7 @@ fn changes(plan: Reading<'_>, now: OffsetDateTime) -> Vec<String> {
 }
 
 /// A key with both values: `! setting      cache  tls.client_auth: required -> optional (weakens protection)`.
-pub(super) fn setting(one: Reading<'_>) -> String {
+pub(crate) fn setting(one: Reading<'_>) -> String {
     let weakens = one.flag("weakens") == Some(true);
     let listener = one.text("listener").map(|listener| format!("{listener}  ")).unwrap_or_default();
     let [old, new] = ["old", "new"].map(|key| one.text(key).unwrap_or_else(|| NO_VALUE.to_owned()));

@@ -10,14 +10,14 @@ use rustls::pki_types::CertificateDer;
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 
-use super::control::{Control, Reply};
-use super::inspect::read_certificates;
-use super::reading::Reading;
-use super::{ConfigFile, Failure, hint, load, print, print_json, source};
 use crate::addr::ClientAddr;
+use crate::cli::certs::inspect::read_certificates;
+use crate::cli::client::reading::Reading;
+use crate::cli::client::{Control, Reply};
+use crate::cli::{ConfigFile, Failure, hint, load, print, print_json, source};
 use crate::config::Config;
-use crate::names::Names;
-use crate::snapshot::Unexplained;
+use crate::dns::Names;
+use crate::policy::explain::Unexplained;
 
 /// What `explain` is asked.
 #[derive(Debug, Args)]
@@ -49,7 +49,7 @@ enum Answered {
     Nobody(String),
 }
 
-pub(super) fn explain(args: &ExplainArgs) -> Result<(), Failure> {
+pub(crate) fn explain(args: &ExplainArgs) -> Result<(), Failure> {
     let chain = args.client_cert.as_deref().map(read_certificates).transpose()?.unwrap_or_default();
     let (answer, policy) = match ask(args, &chain)? {
         Answered::Running(mut answer) => {

@@ -5,9 +5,9 @@ use std::io::{self, Write as _};
 use clap::Command;
 use clap_mangen::Man;
 
-use super::{Failure, print_raw};
+use crate::cli::{Failure, print_raw};
 
-pub(super) fn man(command: &Command) -> Result<(), Failure> {
+pub(crate) fn man(command: &Command) -> Result<(), Failure> {
     let mut page = Vec::new();
     render(command, &mut page).map_err(|error| Failure::Failed(error.to_string()))?;
     print_raw(&String::from_utf8_lossy(&page))

@@ -1,28 +1,21 @@
 //! The command line: arguments in, an exit code out.
 
-mod authority;
-mod bundle;
-mod certs;
-mod check;
-mod control;
-mod difference;
-mod explain;
-mod inspect;
-mod man;
-mod moment;
-mod output;
-mod preflight;
-mod reachability;
-mod reading;
-mod reload;
-mod renew;
-mod rotation;
-mod run;
-mod server_ca;
-mod sessions;
-mod status;
-mod table;
+pub(crate) mod certs;
+pub(crate) mod check;
+pub(crate) mod client;
+pub(crate) mod difference;
+pub(crate) mod explain;
+pub(crate) mod man;
+pub(crate) mod output;
+pub(crate) mod preflight;
+pub(crate) mod reachability;
+pub(crate) mod run;
 
+use crate::cli::certs::inspect;
+use crate::cli::certs::renew;
+use crate::cli::client::reload;
+use crate::cli::client::sessions;
+use crate::cli::client::status;
 use std::io::{self, Write as _};
 use std::net::{AddrParseError, IpAddr};
 use std::path::{Path, PathBuf};
@@ -33,12 +26,13 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use clap_complete::Shell;
 use serde_json::Value;
 
-use self::explain::ExplainArgs;
 use crate::addr::ClientAddr;
-use crate::config::{Fingerprint, Problems};
-use crate::names::Names;
+use crate::cli::explain::ExplainArgs;
+use crate::config::files::Fingerprint;
+use crate::config::problem::Problems;
+use crate::dns::Names;
+use crate::policy::Built;
 use crate::printable;
-use crate::snapshot::Built;
 
 /// TLS-terminating proxy for Redis and PostgreSQL that enforces trusted sources.
 #[derive(Debug, Parser)]
@@ -330,7 +324,7 @@ impl Failure {
 
 /// Reads the configuration as a start would.
 fn load(file: &Path, names: &Names) -> Result<(Built, Fingerprint), Failure> {
-    let (built, fingerprint) = crate::reload::build(file, None, names);
+    let (built, fingerprint) = crate::server::reload::build(file, None, names);
     match built {
         Ok(built) => Ok((built, fingerprint)),
         Err(problems) => {

@@ -5,18 +5,21 @@ use std::net::{SocketAddr, UdpSocket};
 use std::path::Path;
 
 use crate::addr::ListenAddr;
-use crate::config::{Config, Listener, Problem};
-use crate::socket_file::Access;
-use crate::{audit_file, permissions, socket_file};
+use crate::audit::file;
+use crate::config::problem::Problem;
+use crate::config::{Config, Listener};
+use crate::permissions;
+use crate::transport::unix_socket;
+use crate::transport::unix_socket::Access;
 
 /// What would keep the program from starting here. Where it is `offline` the network of this machine is left out.
-pub(super) fn problems(config: &Config, offline: bool) -> Vec<Problem> {
+pub(crate) fn problems(config: &Config, offline: bool) -> Vec<Problem> {
     let admin = config.admin.iter().filter_map(|admin| {
-        let why = socket_file::check(&admin.socket, Access::PRIVATE).err()?;
+        let why = unix_socket::check(&admin.socket, Access::PRIVATE).err()?;
         Some(config.problem_at("admin.listen", format_args!("{} {why}", admin.socket.display())))
     });
     let audit_file = config.log.audit_file.iter().filter_map(|path| {
-        let why = audit_file::check(path).err()?;
+        let why = file::check(path).err()?;
         Some(config.problem_at("log.audit_file", format_args!("{} {why}", path.display())))
     });
     let addresses = config.listeners.iter().flat_map(|listener| {
@@ -31,7 +34,7 @@ pub(super) fn problems(config: &Config, offline: bool) -> Vec<Problem> {
 /// Why a start could not have this address, as far as that can be told without taking it.
 fn unavailable(listener: &Listener, address: &ListenAddr, offline: bool) -> Option<String> {
     match address {
-        ListenAddr::Unix(path) => socket_file::check(path, access(listener, path)).err(),
+        ListenAddr::Unix(path) => unix_socket::check(path, access(listener, path)).err(),
         ListenAddr::Tcp(_) if offline => None,
         ListenAddr::Tcp(address) => cannot_be_bound(address.socket),
     }

@@ -14,7 +14,7 @@ use crate::config::Listener;
 use crate::permissions;
 
 /// What is wrong with the upstreams of these listeners, in words for the operator.
-pub(super) fn warnings(listeners: &[Listener]) -> Vec<String> {
+pub(crate) fn warnings(listeners: &[Listener]) -> Vec<String> {
     let of_listener = |listener: &Listener| {
         let addresses = listener.upstream.addresses.clone();
         addresses.into_iter().map(|address| (listener.name.clone(), address)).collect::<Vec<_>>()

@@ -6,15 +6,16 @@ use std::sync::Arc;
 
 use tracing::warn;
 
-use super::{Failure, load};
-use crate::audit::{Audit, LineFormat, open_audit_file, subscriber};
+use crate::audit::log::subscriber;
+use crate::audit::{Audit, LineFormat, open_audit_file};
+use crate::cli::{Failure, load};
 use crate::config::LogFormat;
-use crate::names::Names;
+use crate::dns::Names;
 use crate::server::Server;
-use crate::signals::Signals;
+use crate::server::signals::Signals;
 use crate::{descriptors, fault};
 
-pub(super) fn run(file: &Path) -> Result<(), Failure> {
+pub(crate) fn run(file: &Path) -> Result<(), Failure> {
     let failed = |error: &dyn std::fmt::Display| Failure::Failed(error.to_string());
     // Before anything that needs descriptors. Where it fails the budget is made for the limit that there is.
     let raised = descriptors::raise_limit();

@@ -4,22 +4,22 @@ use std::env;
 use std::path::{Path, PathBuf};
 
 /// The name of the credential that a path of the configuration means, if it means one.
-pub(super) fn named(path: &str) -> Option<&str> {
+pub(crate) fn named(path: &str) -> Option<&str> {
     PREFIXES.iter().find_map(|prefix| path.strip_prefix(prefix))
 }
 
 /// Whether a name cannot lead out of the directory.
-pub(super) fn is_name(name: &str) -> bool {
+pub(crate) fn is_name(name: &str) -> bool {
     !name.is_empty() && name != "." && !name.contains("..") && !name.contains(['/', '\0'])
 }
 
 /// Where this process finds its credentials, if it was given any.
-pub(super) fn directory() -> Option<PathBuf> {
+pub(crate) fn directory() -> Option<PathBuf> {
     env::var_os("CREDENTIALS_DIRECTORY").filter(|directory| !directory.is_empty()).map(PathBuf::from)
 }
 
 /// Whether a file is a credential.
-pub(super) fn holds(file: &Path) -> bool {
+pub(crate) fn holds(file: &Path) -> bool {
     directory().is_some_and(|directory| file.parent() == Some(&directory))
 }
 

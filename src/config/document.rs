@@ -11,14 +11,14 @@ use std::path::Path;
 use time::OffsetDateTime;
 use toml::de::{DeTable, DeValue};
 
-use super::files::Location;
-use super::problem::{Place, Problem, Problems};
-use super::{NamedPem, NamedPlace, shown};
+use crate::config::files::Location;
+use crate::config::problem::{Place, Problem, Problems};
+use crate::config::{NamedPem, NamedPlace, shown};
 use crate::timestamp;
 
 /// One file and what is wrong with it so far.
 #[derive(Debug)]
-pub(super) struct Document<'a> {
+pub(crate) struct Document<'a> {
     file: &'a Path,
     text: &'a str,
     /// Lines of the file before the text.
@@ -34,7 +34,7 @@ pub(super) struct Document<'a> {
 
 /// A value, with its key and place.
 #[derive(Clone, Debug)]
-pub(super) struct Node<'a> {
+pub(crate) struct Node<'a> {
     document: &'a Document<'a>,
     key: String,
     span: Range<usize>,
@@ -43,7 +43,7 @@ pub(super) struct Node<'a> {
 
 /// A table that is being read.
 #[derive(Debug)]
-pub(super) struct Section<'a> {
+pub(crate) struct Section<'a> {
     document: &'a Document<'a>,
     path: String,
     span: Range<usize>,
@@ -56,12 +56,12 @@ pub(super) struct Section<'a> {
 }
 
 impl<'a> Document<'a> {
-    pub(super) fn new(file: &'a Path, text: &'a str) -> Self {
+    pub(crate) fn new(file: &'a Path, text: &'a str) -> Self {
         Self::part(file, text, 0)
     }
 
     /// A part of a file that begins behind so many lines and is a document by itself.
-    pub(super) fn part(file: &'a Path, text: &'a str, lines_before: usize) -> Self {
+    pub(crate) fn part(file: &'a Path, text: &'a str, lines_before: usize) -> Self {
         let lines = std::iter::once(0).chain(text.match_indices('\n').map(|(newline, _)| newline + 1)).collect();
         let (problems, untold, named) = Default::default();
         Self { file, text, lines_before, lines, problems, untold, named }
@@ -72,13 +72,13 @@ impl<'a> Document<'a> {
     /// # Errors
     /// Every syntax error. What could be read around them is not looked at: a tree with holes makes for errors about the
     /// holes.
-    pub(super) fn parse(&self) -> Result<toml::Spanned<DeTable<'a>>, Problems> {
+    pub(crate) fn parse(&self) -> Result<toml::Spanned<DeTable<'a>>, Problems> {
         let (root, errors) = self.parse_around_errors();
         errors.map_or(Ok(root), Err)
     }
 
     /// What could be read of the top table, and every syntax error if there are any.
-    pub(super) fn parse_around_errors(&self) -> (toml::Spanned<DeTable<'a>>, Option<Problems>) {
+    pub(crate) fn parse_around_errors(&self) -> (toml::Spanned<DeTable<'a>>, Option<Problems>) {
         let (root, errors) = DeTable::parse_recoverable(self.text);
         let problem = |error: &toml::de::Error| {
             let span = error.span().unwrap_or_default();
@@ -94,23 +94,23 @@ impl<'a> Document<'a> {
         (root, Problems::unless_any(problems, ()).err())
     }
 
-    pub(super) fn root(&'a self, table: &'a DeTable<'a>) -> Section<'a> {
+    pub(crate) fn root(&'a self, table: &'a DeTable<'a>) -> Section<'a> {
         Section::of(self, String::new(), 0..0, table)
     }
 
     /// The files and environment variables that it names, with the places that do.
-    pub(super) fn take_named(&self) -> Vec<NamedPem> {
+    pub(crate) fn take_named(&self) -> Vec<NamedPem> {
         self.named.take()
     }
 
     /// What is wrong with it, ready to be told.
-    pub(super) fn into_problems(self) -> Vec<Problem> {
+    pub(crate) fn into_problems(self) -> Vec<Problem> {
         let (problems, untold) = self.into_counted();
         told(problems, untold)
     }
 
     /// What is wrong with it, and how much more than that.
-    pub(super) fn into_counted(self) -> (Vec<Problem>, usize) {
+    pub(crate) fn into_counted(self) -> (Vec<Problem>, usize) {
         (self.problems.take(), self.untold.get())
     }
 
@@ -133,7 +133,7 @@ impl<'a> Document<'a> {
 }
 
 /// The first of `problems`, and behind them how many there are beside, `untold` ones included.
-pub(super) fn told(mut problems: Vec<Problem>, mut untold: usize) -> Vec<Problem> {
+pub(crate) fn told(mut problems: Vec<Problem>, mut untold: usize) -> Vec<Problem> {
     untold += problems.len().saturating_sub(MOST_TOLD);
     problems.truncate(MOST_TOLD);
     if let (Some(last), 1..) = (problems.last(), untold) {
@@ -157,7 +157,7 @@ impl<'a> Section<'a> {
     }
 
     /// The value of `key`, where it is set.
-    pub(super) fn get(&self, key: &'static str) -> Option<Node<'a>> {
+    pub(crate) fn get(&self, key: &'static str) -> Option<Node<'a>> {
         self.known.borrow_mut().push(key);
         self.find(key)
     }
@@ -168,7 +168,7 @@ impl<'a> Section<'a> {
     }
 
     /// The value of `key`, which must be set.
-    pub(super) fn require(&self, key: &'static str, expected: &str) -> Option<Node<'a>> {
+    pub(crate) fn require(&self, key: &'static str, expected: &str) -> Option<Node<'a>> {
         let found = self.get(key);
         if found.is_none() {
             self.document.note(self.span.clone(), self.path_of(key), format!("is missing; expected {expected}"));
@@ -177,19 +177,19 @@ impl<'a> Section<'a> {
     }
 
     /// The table `key`; nothing where it is not set.
-    pub(super) fn section(&self, key: &'static str) -> Option<Self> {
+    pub(crate) fn section(&self, key: &'static str) -> Option<Self> {
         self.get(key)?.section("a table")
     }
 
     /// Where `key` of a table below this one stands, if it does.
-    pub(super) fn place_of(&self, table: &str, key: &str) -> Option<NamedPlace> {
+    pub(crate) fn place_of(&self, table: &str, key: &str) -> Option<NamedPlace> {
         let table = self.find(table)?;
         let value = table.value.as_table()?.get(key)?;
         Some(NamedPlace { place: self.document.place(value.span().start), key: format!("{}.{key}", table.key) })
     }
 
     /// Keys of features to come: refused by name, so that none is taken for one that works.
-    pub(super) fn not_yet(&self, keys: &[&'static str]) {
+    pub(crate) fn not_yet(&self, keys: &[&'static str]) {
         for key in keys {
             if let Some(node) = self.find(key) {
                 node.problem(NOT_YET);
@@ -199,12 +199,12 @@ impl<'a> Section<'a> {
     }
 
     /// Keys of other tables that people write here: whoever does is told where they belong.
-    pub(super) fn elsewhere(&self, hint: &'static str, keys: &[&'static str]) {
+    pub(crate) fn elsewhere(&self, hint: &'static str, keys: &[&'static str]) {
         self.elsewhere.borrow_mut().extend(keys.iter().map(|key| (*key, hint)));
     }
 
     /// Notes every key nobody asked for.
-    pub(super) fn finish(self) {
+    pub(crate) fn finish(self) {
         let (known, later) = (self.known.borrow(), self.later.borrow());
         for (key, _) in self.table {
             let name = key.get_ref().as_ref();
@@ -226,21 +226,21 @@ impl<'a> Section<'a> {
 }
 
 impl<'a> Node<'a> {
-    pub(super) fn text(&self, expected: &str) -> Option<&'a str> {
+    pub(crate) fn text(&self, expected: &str) -> Option<&'a str> {
         self.typed(self.value.as_str(), expected)
     }
 
-    pub(super) fn boolean(&self) -> Option<bool> {
+    pub(crate) fn boolean(&self) -> Option<bool> {
         self.typed(self.value.as_bool(), "true or false")
     }
 
-    pub(super) fn integer(&self) -> Option<i64> {
+    pub(crate) fn integer(&self) -> Option<i64> {
         let integer = self.value.as_integer()?;
         i64::from_str_radix(integer.as_str(), integer.radix()).ok()
     }
 
     /// A point in time, in quotes or without. It has to be written with its offset from UTC.
-    pub(super) fn instant(&self) -> Option<OffsetDateTime> {
+    pub(crate) fn instant(&self) -> Option<OffsetDateTime> {
         let quoted = || self.value.as_str()?.parse().ok();
         let instant = self.value.as_datetime().copied().or_else(quoted).and_then(|datetime| {
             // TOML lets a space stand for the T, and seconds be left out.
@@ -250,13 +250,13 @@ impl<'a> Node<'a> {
         self.typed(instant, "a date and time with its offset, such as 2027-01-31T00:00:00Z")
     }
 
-    pub(super) fn section(&self, expected: &str) -> Option<Section<'a>> {
+    pub(crate) fn section(&self, expected: &str) -> Option<Section<'a>> {
         let table = self.typed(self.value.as_table(), expected)?;
         Some(Section::of(self.document, self.key.clone(), self.span.clone(), table))
     }
 
     /// The elements of an array.
-    pub(super) fn list(&self, expected: &str) -> Option<Vec<Self>> {
+    pub(crate) fn list(&self, expected: &str) -> Option<Vec<Self>> {
         let array = self.typed(self.value.as_array(), expected)?;
         let node = |(index, value): (usize, &'a toml::Spanned<DeValue<'a>>)| Node {
             document: self.document,
@@ -268,7 +268,7 @@ impl<'a> Node<'a> {
     }
 
     /// The elements of an array, or the one value that stands in its place.
-    pub(super) fn one_or_list(&self) -> Vec<Self> {
+    pub(crate) fn one_or_list(&self) -> Vec<Self> {
         match self.value {
             DeValue::Array(_) => self.list("").unwrap_or_default(),
             DeValue::String(_)
@@ -281,7 +281,7 @@ impl<'a> Node<'a> {
     }
 
     /// One of a few words.
-    pub(super) fn choice<T: Copy>(&self, names: &[(&str, T)]) -> Option<T> {
+    pub(crate) fn choice<T: Copy>(&self, names: &[(&str, T)]) -> Option<T> {
         let expected = one_of(names.iter().map(|(name, _)| format!("{name:?}")));
         let text = self.text(&expected)?;
         let chosen = names.iter().find(|(name, _)| *name == text).map(|(_, value)| *value);
@@ -289,38 +289,38 @@ impl<'a> Node<'a> {
     }
 
     /// The same under another key.
-    pub(super) fn called(&self, key: String) -> Self {
+    pub(crate) fn called(&self, key: String) -> Self {
         Self { key, ..self.clone() }
     }
 
-    pub(super) fn is_boolean(&self) -> bool {
+    pub(crate) fn is_boolean(&self) -> bool {
         self.value.is_bool()
     }
 
-    pub(super) fn is_table(&self) -> bool {
+    pub(crate) fn is_table(&self) -> bool {
         self.value.is_table()
     }
 
     /// Notes that the value is not what was expected.
-    pub(super) fn expected(&self, expected: impl Display) {
+    pub(crate) fn expected(&self, expected: impl Display) {
         self.problem(format_args!("found {}, expected {expected}", self.found()));
     }
 
     /// Notes something about the value.
-    pub(super) fn problem(&self, message: impl Display) {
+    pub(crate) fn problem(&self, message: impl Display) {
         self.document.note(self.span.clone(), self.key.clone(), message.to_string());
     }
 
-    pub(super) fn key(&self) -> &str {
+    pub(crate) fn key(&self) -> &str {
         &self.key
     }
 
-    pub(super) fn place(&self) -> Place {
+    pub(crate) fn place(&self) -> Place {
         self.document.place(self.span.start)
     }
 
     /// The value, as far as an error may repeat it.
-    pub(super) fn found(&self) -> String {
+    pub(crate) fn found(&self) -> String {
         let written = self.document.text.get(self.span.clone()).unwrap_or("");
         let (kind, shown) = match self.value {
             DeValue::String(text) => ("a string", shown::string(written, text)),
@@ -337,7 +337,7 @@ impl<'a> Node<'a> {
     }
 
     /// Notes a file or an environment variable that the value names.
-    pub(super) fn names(&self, location: &Location) {
+    pub(crate) fn names(&self, location: &Location) {
         let named = NamedPem { location: location.clone(), place: self.place(), key: self.key.clone() };
         self.document.named.borrow_mut().push(named);
     }
@@ -351,7 +351,7 @@ impl<'a> Node<'a> {
 }
 
 /// What a key or value of a later feature is answered.
-pub(super) const NOT_YET: &str =
+pub(crate) const NOT_YET: &str =
     concat!("is not available in this version (", env!("CARGO_PKG_VERSION"), "); take it out");
 
 /// Behind the first few the parser has lost its way.

@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use aws_lc_rs::digest::{SHA256, digest};
 
-use super::credential;
+use crate::config::credential;
 use crate::permissions;
 
 /// Where something stands that the configuration only names.

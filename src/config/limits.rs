@@ -3,8 +3,8 @@
 use std::num::NonZeroU32;
 use std::time::Duration;
 
-use super::Limits;
-use super::document::Section;
+use crate::config::Limits;
+use crate::config::document::Section;
 
 impl Default for Limits {
     fn default() -> Self {
@@ -21,7 +21,7 @@ impl Default for Limits {
     }
 }
 
-pub(super) fn limits(section: Option<Section<'_>>) -> Limits {
+pub(crate) fn limits(section: Option<Section<'_>>) -> Limits {
     let mut limits = Limits::default();
     let Some(section) = section else { return limits };
     limits.max_connections = section.get("max_connections").and_then(|node| node.limit(NONE)).and_then(NonZeroU32::new);

@@ -4,20 +4,20 @@ use std::path::{Path, PathBuf};
 
 use nix::unistd::{Group, User};
 
-use super::document::Node;
 use crate::addr::{ListenAddr, TcpListenAddr};
-use crate::socket_file::Access;
+use crate::config::document::Node;
+use crate::transport::unix_socket::Access;
 
 /// Where a listener listens.
 #[derive(Debug)]
-pub(super) struct Listen {
-    pub(super) address: ListenAddr,
+pub(crate) struct Listen {
+    pub(crate) address: ListenAddr,
     /// Of a Unix socket.
-    pub(super) access: Option<Access>,
+    pub(crate) access: Option<Access>,
 }
 
 /// Reads one address: a text, or a table where more is to be said of a Unix socket.
-pub(super) fn listen(node: &Node<'_>, ipv6_only: bool, directory: &Path) -> Option<Listen> {
+pub(crate) fn listen(node: &Node<'_>, ipv6_only: bool, directory: &Path) -> Option<Listen> {
     if node.is_table() {
         return unix_socket(node, directory);
     }

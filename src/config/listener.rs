@@ -4,20 +4,22 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::document::{Node, Section};
-use super::files::Files;
-use super::limits::limits;
-use super::listen::{Listen, listen};
-use super::problem::Problem;
-use super::upstream::upstream;
-use super::{Listener, NamedFile, NamedPlace, Revoke, Shield, Tls, process, sources, tls};
 use crate::addr::ListenAddr;
-use crate::policy::{Balancers, Enforcement, Network, NetworkError, SourcePolicy, TrustedSources};
+use crate::config::document::{Node, Section};
+use crate::config::files::Files;
+use crate::config::limits::limits;
+use crate::config::listen::{Listen, listen};
+use crate::config::problem::Problem;
+use crate::config::upstream::upstream;
+use crate::config::{Listener, NamedFile, NamedPlace, Revoke, Shield, Tls, process, sources, tls};
 use crate::protocol::Protocol;
+use crate::source::proxies::Balancers;
+use crate::source::rule::{Network, NetworkError};
+use crate::source::trusted::{Enforcement, SourcePolicy, TrustedSources};
 
 /// Reads listeners, one after the other, and remembers what is given away already.
 #[derive(Debug)]
-pub(super) struct Listeners<'a> {
+pub(crate) struct Listeners<'a> {
     directory: &'a Path,
     files: &'a mut Files,
     /// What is wrong in other files than the configuration itself.
@@ -34,14 +36,14 @@ pub(super) struct Listeners<'a> {
 }
 
 impl<'a> Listeners<'a> {
-    pub(super) fn new(directory: &'a Path, files: &'a mut Files, admin: Option<&'a Path>, revoke: Revoke) -> Self {
+    pub(crate) fn new(directory: &'a Path, files: &'a mut Files, admin: Option<&'a Path>, revoke: Revoke) -> Self {
         let (names, addresses, places) = Default::default();
         Self { directory, files, elsewhere: Vec::new(), admin, revoke, names, addresses, places }
     }
 
     /// Every listener that could be read whole, and the problems of the other files they name.
     /// Where each address stands goes into `places`.
-    pub(super) fn read(
+    pub(crate) fn read(
         mut self,
         root: &Section<'_>,
         places: &mut BTreeMap<String, NamedPlace>,

@@ -2,37 +2,43 @@
 //!
 //! It is parsed twice and then forgotten. [`document`](self) gives every value its place; the readers below turn the tree
 //! into a [`Config`] in which nothing is missing and nothing is text that still has to be understood. Certificate files
-//! are only named here; [`crate::snapshot`] opens them.
+//! are only named here; [`crate::policy`] opens them.
 
-mod credential;
-mod document;
-mod files;
-mod limits;
-mod listen;
-mod listener;
-mod problem;
-mod process;
-mod shown;
-mod sources;
-mod tls;
-mod upstream;
-mod values;
+pub(crate) mod credential;
+pub(crate) mod document;
+pub(crate) mod files;
+pub(crate) mod limits;
+pub(crate) mod listen;
+pub(crate) mod listener;
+pub(crate) mod problem;
+pub(crate) mod process;
+pub(crate) mod shown;
+pub(crate) mod sources;
+pub(crate) mod tls;
+pub(crate) mod upstream;
+pub(crate) mod values;
 
+use crate::protocol::proxy_header::write;
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use files::{Files, Fingerprint, Location, is_in_volume};
-pub use problem::{Place, Problem, Problems};
+use crate::config::files::{Files, Location};
+use crate::config::problem::{Place, Problem, Problems};
 
-use self::listener::Listeners;
 use crate::addr::{ListenAddr, UpstreamAddr};
+use crate::config::listener::Listeners;
+use crate::identity::settings::ClientAuth;
+use crate::identity::trusted_clients::TrustedClients;
+use crate::limit::rate::Rate;
 use crate::permissions;
-use crate::policy::{AnchorValidity, Balancers, ClientAuth, CrlExpired, Rate, SourcePolicy, TrustedClients};
-use crate::protocol::{MinTlsVersion, Negotiation, Protocol, Target, Verification, proxy};
-use crate::socket_file::Access;
+use crate::protocol::{MinTlsVersion, Negotiation, Protocol, Target, Verification, proxy_header};
+use crate::source::proxies::Balancers;
+use crate::source::trusted::SourcePolicy;
+use crate::transport::unix_socket::Access;
+use crate::x509::chain::settings::{AnchorValidity, CrlExpired};
 
 /// A whole configuration.
 #[derive(Clone, Debug)]
@@ -270,7 +276,7 @@ pub struct Upstream {
     /// `None` where it is spoken to in plaintext.
     pub tls: Option<UpstreamTls>,
     /// How it is told where a client comes from; `None` not at all.
-    pub announce: Option<proxy::Version>,
+    pub announce: Option<write::Version>,
     /// Which of the addresses will do.
     pub target: Target,
 }

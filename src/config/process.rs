@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use tracing_subscriber::EnvFilter;
 
-use super::document::{Node, Section};
-use super::values::ADMIN_SOCKET;
-use super::{Admin, Log, LogFormat, Reload, Revoke, shown};
+use crate::config::document::{Node, Section};
+use crate::config::values::ADMIN_SOCKET;
+use crate::config::{Admin, Log, LogFormat, Reload, Revoke, shown};
 use crate::permissions;
 
-pub(super) fn log(root: &Section<'_>, directory: &Path) -> Log {
+pub(crate) fn log(root: &Section<'_>, directory: &Path) -> Log {
     let mut log = Log { level: "info".to_owned(), format: LogFormat::Auto, audit_file: None };
     let Some(section) = root.section("log") else { return log };
     if let Some(node) = section.get("level")
@@ -55,7 +55,7 @@ fn audit_file(node: &Node<'_>, directory: &Path) -> Option<PathBuf> {
 }
 
 /// `[state] directory`, or what systemd's StateDirectory= says, or the usual place.
-pub(super) fn state(root: &Section<'_>, directory: &Path) -> PathBuf {
+pub(crate) fn state(root: &Section<'_>, directory: &Path) -> PathBuf {
     let section = root.section("state");
     let configured = section.as_ref().and_then(|section| section.get("directory"));
     let configured = configured.and_then(|node| {
@@ -74,7 +74,7 @@ pub(super) fn state(root: &Section<'_>, directory: &Path) -> PathBuf {
     configured.or_else(given).unwrap_or_else(|| PathBuf::from(DEFAULT_STATE_DIRECTORY))
 }
 
-pub(super) fn admin(root: &Section<'_>, directory: &Path) -> Option<Admin> {
+pub(crate) fn admin(root: &Section<'_>, directory: &Path) -> Option<Admin> {
     let section = root.section("admin")?;
     let socket = section.require("listen", ADMIN_SOCKET).and_then(|node| node.admin_socket(directory));
     section.not_yet(&["token", "metrics"]);
@@ -82,7 +82,7 @@ pub(super) fn admin(root: &Section<'_>, directory: &Path) -> Option<Admin> {
     Some(Admin { socket: socket? })
 }
 
-pub(super) fn reload(root: &Section<'_>) -> Reload {
+pub(crate) fn reload(root: &Section<'_>) -> Reload {
     let mut reload = Reload { watch: true, poll: Some(Duration::from_secs(30)), revoke: Revoke::default() };
     let Some(section) = root.section("reload") else { return reload };
     if let Some(watch) = section.get("watch").and_then(|node| node.boolean()) {
@@ -99,11 +99,11 @@ pub(super) fn reload(root: &Section<'_>) -> Reload {
 }
 
 /// What becomes of open sessions that the policy no longer lets in.
-pub(super) fn revoke(node: &Node<'_>) -> Option<Revoke> {
+pub(crate) fn revoke(node: &Node<'_>) -> Option<Revoke> {
     node.choice(&[("disconnect", Revoke::Disconnect), ("keep", Revoke::Keep)])
 }
 
-pub(super) fn drain(root: &Section<'_>) -> Duration {
+pub(crate) fn drain(root: &Section<'_>) -> Duration {
     let default = Duration::from_secs(30);
     let Some(section) = root.section("shutdown") else { return default };
     let drain = section.get("drain").and_then(|node| node.duration());

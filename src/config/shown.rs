@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use std::net::Ipv4Addr;
 use std::path::Path;
 
-use super::Location;
+use crate::config::files::Location;
 use crate::printable;
 
 /// The keys whose values hold or name a secret, in whichever table they are. What is written below them is one, too. Keys of
@@ -33,12 +33,12 @@ const MAX_SHOWN: usize = 64;
 const MAX_PATH: usize = 128;
 
 /// Whether a key, such as `listener[0].tls.certificates[0].key`, is one of [`SECRET_KEYS`] or below one.
-pub(super) fn is_secret(path: &str) -> bool {
+pub(crate) fn is_secret(path: &str) -> bool {
     path.split('.').any(|part| SECRET_KEYS.contains(&part.split('[').next().unwrap_or(part)))
 }
 
 /// A text as an error repeats it: `written` is how it stands in the file.
-pub(super) fn string(written: &str, text: &str) -> String {
+pub(crate) fn string(written: &str, text: &str) -> String {
     match screened(text) {
         Screened::Plain => bounded(written.lines().next().unwrap_or("")),
         Screened::Part(part) => format!("\"{}\"", bounded(&part)),
@@ -47,7 +47,7 @@ pub(super) fn string(written: &str, text: &str) -> String {
 }
 
 /// The name of a key. Unlike a value it is also in front of errors about what is below it.
-pub(super) fn key_name(name: &str) -> String {
+pub(crate) fn key_name(name: &str) -> String {
     match screened(name) {
         Screened::Plain => bounded(name),
         Screened::Part(part) => bounded(&part),
@@ -56,30 +56,30 @@ pub(super) fn key_name(name: &str) -> String {
 }
 
 /// The beginning of a text.
-pub(super) fn bounded(text: &str) -> String {
+pub(crate) fn bounded(text: &str) -> String {
     cut(text, MAX_SHOWN)
 }
 
 /// Whether an error repeats less of a text than all, so that nothing else may repeat it either.
-pub(super) fn is_cut(text: &str) -> bool {
+pub(crate) fn is_cut(text: &str) -> bool {
     !matches!(screened(text), Screened::Plain) || text.chars().count() > MAX_SHOWN
 }
 
 /// The location that the value of `key` names. It is written as it is where something is there, since it cannot be a secret
 /// itself then.
-pub(super) fn location(key: &str, location: &Location) -> String {
+pub(crate) fn location(key: &str, location: &Location) -> String {
     match location {
         Location::Variable(name) if is_secret(key) && !is_variable(name) => {
             "the environment variable that it names".to_owned()
         }
         Location::Variable(name) => format!("the environment variable {}", key_name(name)),
-        Location::File(file) => self::file(key, file),
+        Location::File(file) => crate::config::shown::file(key, file),
     }
 }
 
 /// The name of a credential, where an error about `key` may repeat it. Like the name of a file, it may be a secret that was
 /// written there by mistake.
-pub(super) fn credential<'a>(key: &str, name: &'a str) -> Option<Cow<'a, str>> {
+pub(crate) fn credential<'a>(key: &str, name: &'a str) -> Option<Cow<'a, str>> {
     let is_shown =
         matches!(screened(name), Screened::Plain) && (!is_secret(key) || is_file_name(name) || is_purpose(name));
     is_shown.then(|| bounded(name).into())
@@ -102,7 +102,7 @@ fn is_variable(name: &str) -> bool {
 }
 
 /// The same for a file.
-pub(super) fn file(key: &str, file: &Path) -> String {
+pub(crate) fn file(key: &str, file: &Path) -> String {
     if file.symlink_metadata().is_ok() {
         return file.display().to_string();
     }
@@ -127,7 +127,7 @@ fn is_file_name(text: &str) -> bool {
 const KEY_FILES: [&str; 7] = ["crt", "key", "keys", "pass", "passphrase", "pem", "txt"];
 
 /// Whether a text is the content of a PEM file rather than the name of one.
-pub(super) fn is_pem(text: &str) -> bool {
+pub(crate) fn is_pem(text: &str) -> bool {
     text.contains("-----")
 }
 

@@ -3,20 +3,21 @@
 use std::path::Path;
 use std::time::Duration;
 
-use super::document::{Document, NOT_YET, Node, Section, told};
-use super::files::Files;
-use super::problem::{Place, Problem, Problems};
-use super::shown;
-use crate::policy::{Host, HostName, Network, NetworkError, Origin, Rule, Source};
+use crate::config::document::{Document, NOT_YET, Node, Section, told};
+use crate::config::files::Files;
+use crate::config::problem::{Place, Problem, Problems};
+use crate::config::shown;
+use crate::source::host::{Host, HostName};
+use crate::source::rule::{Network, NetworkError, Origin, Rule, Source};
 
 /// The rules of `trusted_sources`.
-pub(super) fn configured(list: &Node<'_>) -> Vec<Rule> {
+pub(crate) fn configured(list: &Node<'_>) -> Vec<Rule> {
     let nodes = list.list("a list of trusted sources such as [\"10.0.0.0/8\"]").unwrap_or_default();
     nodes.iter().filter_map(configured_rule).collect()
 }
 
 /// The rules of a `sources_file`, and what is wrong with it.
-pub(super) fn from_file(file: &Path, files: &mut Files) -> Result<Vec<Rule>, Vec<Problem>> {
+pub(crate) fn from_file(file: &Path, files: &mut Files) -> Result<Vec<Rule>, Vec<Problem>> {
     let whole_file = |message: String| vec![Problem { place: Place::file(file), key: String::new(), message }];
     let bytes = files.read(file).map_err(whole_file)?;
     let text = std::str::from_utf8(&bytes).map_err(|error| whole_file(format!("is not UTF-8: {error}")))?;
@@ -165,7 +166,7 @@ fn refresh_time(node: &Node<'_>) -> Option<Duration> {
 /// Rules parsed at a time: about a megabyte of tree.
 const PIECE: usize = 1_000;
 
-pub(super) const SOURCE: &str = "an IP address or network such as \"10.1.2.3\", \"10.0.0.0/8\" or \"2001:db8::/32\"";
+pub(crate) const SOURCE: &str = "an IP address or network such as \"10.1.2.3\", \"10.0.0.0/8\" or \"2001:db8::/32\"";
 const HOST_NAME: &str = "a host name such as \"db.internal\"";
 const SOURCE_TYPE: &str = "\"ip_addr\" or \"dns\"";
 const LATER_KINDS: [&str; 4] = ["droplet", "k8s", "tag", "app"];

@@ -2,12 +2,14 @@
 
 use std::path::Path;
 
-use super::document::Node;
-use super::{CertificateFiles, Tls};
-use crate::policy::{AnchorValidity, ClientAuth, ClientPattern, CrlExpired, TrustedClients};
+use crate::config::document::Node;
+use crate::config::{CertificateFiles, Tls};
+use crate::identity::settings::ClientAuth;
+use crate::identity::trusted_clients::{ClientPattern, TrustedClients};
 use crate::protocol::MinTlsVersion;
+use crate::x509::chain::settings::{AnchorValidity, CrlExpired};
 
-pub(super) fn tls(node: &Node<'_>, directory: &Path) -> Option<Tls> {
+pub(crate) fn tls(node: &Node<'_>, directory: &Path) -> Option<Tls> {
     let section = node.section("a table with certificates = [{ cert = \"…\", key = \"…\" }]")?;
     let certificates = section
         .require("certificates", "[{ cert = \"server.crt\", key = \"server.key\" }]")
@@ -99,7 +101,7 @@ fn patterns(node: &Node<'_>) -> TrustedClients {
 }
 
 /// What the dates of trust anchors mean, towards clients and towards the upstream.
-pub(super) fn anchor_validity(node: &Node<'_>) -> Option<AnchorValidity> {
+pub(crate) fn anchor_validity(node: &Node<'_>) -> Option<AnchorValidity> {
     node.choice(&[("enforce", AnchorValidity::Enforce), ("ignore", AnchorValidity::Ignore)])
 }
 

@@ -3,14 +3,14 @@
 use std::path::Path;
 use std::time::Duration;
 
-use super::document::{Node, Section};
-use super::tls::anchor_validity;
-use super::{CertificateFiles, NamedPlace, Upstream, UpstreamTls};
 use crate::addr::UpstreamAddr;
-use crate::protocol::proxy::Version;
+use crate::config::document::{Node, Section};
+use crate::config::tls::anchor_validity;
+use crate::config::{CertificateFiles, NamedPlace, Upstream, UpstreamTls};
+use crate::protocol::proxy_header::write::Version;
 use crate::protocol::{Negotiation, Protocol, Target, Verification};
 
-pub(super) fn upstream(node: &Node<'_>, protocol: Option<Protocol>, directory: &Path) -> Option<Upstream> {
+pub(crate) fn upstream(node: &Node<'_>, protocol: Option<Protocol>, directory: &Path) -> Option<Upstream> {
     if !node.is_table() {
         let addresses = addresses(node, directory)?;
         let (announce, target) = Default::default();

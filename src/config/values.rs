@@ -4,16 +4,16 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::credential;
-use super::document::{NOT_YET, Node};
-use super::files::Location;
-use super::{NamedFile, NamedPem, shown};
 use crate::addr::UpstreamAddr;
-use crate::policy::{Rate, RateError};
+use crate::config::credential;
+use crate::config::document::{NOT_YET, Node};
+use crate::config::files::Location;
+use crate::config::{NamedFile, NamedPem, shown};
+use crate::limit::rate::{Rate, RateError};
 
 impl Node<'_> {
     /// `"10s"`, `"5m"`, `"1h30m"`, `"250ms"`.
-    pub(super) fn duration(&self) -> Option<Duration> {
+    pub(crate) fn duration(&self) -> Option<Duration> {
         match parse_duration(self.text(DURATION)?) {
             None => self.expected(DURATION),
             Some(duration) if duration > LONGEST => self.expected(LONGEST_DURATION),
@@ -23,7 +23,7 @@ impl Node<'_> {
     }
 
     /// A duration in which nothing is not a choice.
-    pub(super) fn positive_duration(&self) -> Option<Duration> {
+    pub(crate) fn positive_duration(&self) -> Option<Duration> {
         let duration = self.duration()?;
         if duration.is_zero() {
             self.expected("a duration of more than 0s");
@@ -33,12 +33,12 @@ impl Node<'_> {
     }
 
     /// A duration in which `"0s"` means never.
-    pub(super) fn duration_or_never(&self) -> Option<Option<Duration>> {
+    pub(crate) fn duration_or_never(&self) -> Option<Option<Duration>> {
         self.duration().map(|duration| Some(duration).filter(|duration| !duration.is_zero()))
     }
 
     /// `"0.0.0.0:6380"` or `"[::]:6380"`.
-    pub(super) fn socket_address(&self) -> Option<SocketAddr> {
+    pub(crate) fn socket_address(&self) -> Option<SocketAddr> {
         let text = self.text(LISTEN)?;
         let parsed = text.parse().ok();
         if parsed.is_none() {
@@ -51,7 +51,7 @@ impl Node<'_> {
     }
 
     /// `"host:port"` or `"unix:/path"`, the path relative to `directory`.
-    pub(super) fn upstream_address(&self, directory: &Path) -> Option<UpstreamAddr> {
+    pub(crate) fn upstream_address(&self, directory: &Path) -> Option<UpstreamAddr> {
         let text = self.text(UPSTREAM)?;
         let parsed = match text.strip_prefix("unix:") {
             Some("") => None,
@@ -68,7 +68,7 @@ impl Node<'_> {
     }
 
     /// `"unix:/path"`, the path relative to `directory`.
-    pub(super) fn admin_socket(&self, directory: &Path) -> Option<PathBuf> {
+    pub(crate) fn admin_socket(&self, directory: &Path) -> Option<PathBuf> {
         let text = self.text(ADMIN_SOCKET)?;
         if host_and_port(text).is_some() || text.parse::<SocketAddr>().is_ok() {
             self.problem(format_args!("found {}; a TCP address {NOT_YET}", self.found()));
@@ -78,7 +78,7 @@ impl Node<'_> {
     }
 
     /// The path of `"unix:/path"`, relative to `directory`.
-    pub(super) fn socket_path(&self, directory: &Path, expected: &str) -> Option<PathBuf> {
+    pub(crate) fn socket_path(&self, directory: &Path, expected: &str) -> Option<PathBuf> {
         let path = self.text(expected)?.strip_prefix("unix:").filter(|path| !path.is_empty());
         let Some(path) = path.map(|path| directory.join(path)) else {
             self.expected(expected);
@@ -96,7 +96,7 @@ impl Node<'_> {
     }
 
     /// A file to be read: a path, relative to `directory`, or `"credential:NAME"`.
-    pub(super) fn path(&self, directory: &Path) -> Option<PathBuf> {
+    pub(crate) fn path(&self, directory: &Path) -> Option<PathBuf> {
         let text = self.text(FILE)?;
         if shown::is_pem(text) {
             self.problem(IS_PEM);
@@ -117,7 +117,7 @@ impl Node<'_> {
     }
 
     /// The same, or `"env:NAME"`.
-    pub(super) fn location(&self, directory: &Path) -> Option<Location> {
+    pub(crate) fn location(&self, directory: &Path) -> Option<Location> {
         match self.text(FILE)?.strip_prefix(VARIABLE_PREFIX) {
             Some(name) if name.is_empty() || name.contains(['=', '\0', '\n']) => {
                 self.expected("the name of an environment variable, such as \"env:TLS_KEY\"");
@@ -129,14 +129,14 @@ impl Node<'_> {
     }
 
     /// A file, with the place that names it.
-    pub(super) fn named_file(&self, directory: &Path) -> Option<NamedFile> {
+    pub(crate) fn named_file(&self, directory: &Path) -> Option<NamedFile> {
         let path = self.path(directory)?;
         self.names(&Location::from(&path));
         Some(NamedFile { path, place: self.place(), key: self.key().to_owned() })
     }
 
     /// One file or several, with the places that name them.
-    pub(super) fn named_files(&self, directory: &Path) -> Vec<NamedFile> {
+    pub(crate) fn named_files(&self, directory: &Path) -> Vec<NamedFile> {
         let nodes = self.one_or_list();
         if nodes.is_empty() {
             self.expected("at least one file");
@@ -145,14 +145,14 @@ impl Node<'_> {
     }
 
     /// A PEM text, with the place that names it.
-    pub(super) fn named_pem(&self, directory: &Path) -> Option<NamedPem> {
+    pub(crate) fn named_pem(&self, directory: &Path) -> Option<NamedPem> {
         let location = self.location(directory)?;
         self.names(&location);
         Some(NamedPem { location, place: self.place(), key: self.key().to_owned() })
     }
 
     /// A host name or an IP address.
-    pub(super) fn host_name(&self) -> Option<String> {
+    pub(crate) fn host_name(&self) -> Option<String> {
         let text = self.text(HOST)?;
         if text.parse::<IpAddr>().is_err() && !is_host(text) {
             self.expected(HOST);
@@ -162,7 +162,7 @@ impl Node<'_> {
     }
 
     /// A limit; `zero` says what 0 means.
-    pub(super) fn limit(&self, zero: &str) -> Option<u32> {
+    pub(crate) fn limit(&self, zero: &str) -> Option<u32> {
         let limit = self.integer().and_then(|number| u32::try_from(number).ok());
         if limit.is_none() {
             self.expected(format_args!("a whole number; 0 means {zero}"));
@@ -171,7 +171,7 @@ impl Node<'_> {
     }
 
     /// `"50/s"`.
-    pub(super) fn rate(&self) -> Option<Rate> {
+    pub(crate) fn rate(&self) -> Option<Rate> {
         self.text(&RateError.to_string())?.parse().map_err(|error| self.expected(error)).ok()
     }
 
@@ -198,7 +198,7 @@ impl Node<'_> {
 }
 
 /// What a socket's path may be.
-pub(super) const ADMIN_SOCKET: &str = "a Unix socket such as \"unix:/run/portcullis/admin.sock\"";
+pub(crate) const ADMIN_SOCKET: &str = "a Unix socket such as \"unix:/run/portcullis/admin.sock\"";
 
 const FILE: &str = "a file";
 const IS_PEM: &str =

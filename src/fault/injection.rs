@@ -19,12 +19,12 @@ fn take(part: &str) -> bool {
 }
 
 /// Panics, if this is wanted.
-pub(super) fn strike(part: &str) {
+pub(crate) fn strike(part: &str) {
     assert!(!take(part), "injected into {part}");
 }
 
 /// The same in work that this thread hands to another one.
-pub(super) fn carried<T>(part: &'static str, work: impl FnOnce() -> T) -> impl FnOnce() -> T {
+pub(crate) fn carried<T>(part: &'static str, work: impl FnOnce() -> T) -> impl FnOnce() -> T {
     let is_wanted = take(part);
     move || {
         assert!(!is_wanted, "injected into {part}");

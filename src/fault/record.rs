@@ -51,7 +51,7 @@ pub fn recent() -> Vec<Fault> {
 }
 
 /// Takes a fault down. One that happens again and again is logged once a minute.
-pub(super) fn note(part: &'static str, message: &str, location: Option<String>) -> Fault {
+pub(crate) fn note(part: &'static str, message: &str, location: Option<String>) -> Fault {
     let fault = Fault {
         at: OffsetDateTime::now_utc(),
         part,

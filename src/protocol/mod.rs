@@ -3,20 +3,16 @@
 //!
 //! Pure: bytes in, verdict out.
 
-mod boundary;
-pub mod dns;
-mod goodbye;
-pub mod overture;
-pub mod postgres;
-pub mod proxy;
-pub mod redis;
-mod refusal;
+pub(crate) mod farewell;
+pub(crate) mod postgres;
+pub(crate) mod proxy_header;
+pub(crate) mod redis;
+pub(crate) mod refusal;
 
 use std::fmt;
 
-pub use boundary::Boundary;
-pub use goodbye::goodbye;
-pub use refusal::refusal;
+use crate::protocol::farewell::goodbye;
+use crate::protocol::refusal::refusal;
 
 /// What a listener speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -14,11 +14,11 @@ pub fn denied(why: &str) -> Vec<u8> {
 
 /// What Redis answers when it has `maxclients` connections, byte for byte: redis-py and others compare the whole text, and
 /// take it for a lost connection.
-pub(super) const TOO_MANY_CLIENTS: &[u8] = b"-ERR max number of clients reached\r\n";
+pub(crate) const TOO_MANY_CLIENTS: &[u8] = b"-ERR max number of clients reached\r\n";
 
 /// One line that reports a database that may be there again soon. Clients take it for one that is still loading its data,
 /// and try again as after a lost connection; they do not after any other error line.
-pub(super) fn loading(why: &str) -> Vec<u8> {
+pub(crate) fn loading(why: &str) -> Vec<u8> {
     format!("-LOADING {why}\r\n").into_bytes()
 }
 

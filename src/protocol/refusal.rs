@@ -1,7 +1,7 @@
 //! The fixed words a client hears when it is turned away inside TLS. They leak nothing: no address, no rule, no cause.
 
-use super::{Protocol, postgres, redis};
 use crate::outcome::Reason;
+use crate::protocol::{Protocol, postgres, redis};
 
 /// The bytes that tell a client of `protocol` why its connection ends, or `None` where the protocol has no words for it
 /// or the client is past hearing them.

@@ -4,16 +4,21 @@ use std::sync::Arc;
 
 use tracing::{info, warn};
 
-use super::{Server, attempt, warn_all};
-use crate::audit::{Changes, Destination, open_audit_file};
-use crate::reload::Verdict;
-use crate::snapshot::{AddressChange, Built, Snapshot};
-use crate::{admin, expiry, fault, listener, reload};
+use crate::audit::changes::Changes;
+use crate::audit::open_audit_file;
+use crate::audit::sink::Destination;
+use crate::policy::changes::AddressChange;
+use crate::policy::{Built, Snapshot};
+use crate::proxy::listener;
+use crate::server::reload::Verdict;
+use crate::server::{Server, attempt, warn_all};
+use crate::server::{certificate_expiry, reload};
+use crate::{control, fault};
 
 /// What a policy needs, ready to be used.
-pub(super) struct Prepared {
+pub(crate) struct Prepared {
     addresses: listener::Prepared,
-    socket: admin::Prepared,
+    socket: control::Prepared,
     /// Where the audit goes, if that is somewhere else than before.
     audit_file: Option<Option<Destination>>,
 }
@@ -28,7 +33,7 @@ impl Prepared {
 impl Server {
     /// Puts a policy in force, or says why not. Where its files `are_in_force` already and every socket is in its place, the
     /// current policy stays, with its generation.
-    pub(super) fn apply(&mut self, built: Built, current: &Arc<Snapshot>, are_in_force: bool) -> Verdict {
+    pub(crate) fn apply(&mut self, built: Built, current: &Arc<Snapshot>, are_in_force: bool) -> Verdict {
         let prepared = fault::contain(reload::PART, || self.prepare(&built.snapshot, current));
         let prepared = prepared.unwrap_or_else(|fault| Err(fault.to_string()))?;
         if are_in_force && prepared.is_empty() {
@@ -39,7 +44,7 @@ impl Server {
     }
 
     /// Gets all that a policy needs and that may not be had.
-    pub(super) fn prepare(&mut self, snapshot: &Snapshot, current: &Snapshot) -> Result<Prepared, String> {
+    pub(crate) fn prepare(&mut self, snapshot: &Snapshot, current: &Snapshot) -> Result<Prepared, String> {
         let log = &snapshot.config.log;
         let other_audit_file = log.audit_file != current.config.log.audit_file;
         let audit_file = log.audit_file.clone().filter(|_| other_audit_file).map(open_audit_file).transpose()?;
@@ -57,14 +62,14 @@ impl Server {
     }
 
     /// Nothing can fail any more. A fault in one part must keep no other from following the policy.
-    pub(super) fn put_in_force(&mut self, built: Built, prepared: Prepared, current: &Snapshot) -> Changes {
+    pub(crate) fn put_in_force(&mut self, built: Built, prepared: Prepared, current: &Snapshot) -> Changes {
         let Built { snapshot, warnings } = built;
         let Prepared { addresses, socket, audit_file } = prepared;
         let snapshot = Arc::new(snapshot);
         self.listeners.widen(&snapshot, current);
         self.published.publish(&snapshot);
         attempt("listeners", || self.listeners.commit(addresses, &snapshot));
-        attempt(admin::PART, || self.admin.commit(socket));
+        attempt(control::PART, || self.admin.commit(socket));
         attempt("log", || self.follow_log(audit_file, &snapshot, current));
         attempt(reload::PART, || {
             for terms in snapshot.listeners() {
@@ -74,7 +79,7 @@ impl Server {
             self.reloader.applied(&snapshot);
         });
         let changes = fault::contain("audit", || self.tell_changes(&snapshot, current));
-        attempt(expiry::PART, || self.expiry.look(&snapshot, &self.audit));
+        attempt(certificate_expiry::PART, || self.expiry.look(&snapshot, &self.audit));
         attempt("audit", || {
             warn_all(&warnings);
             self.announce(&snapshot, Some(current));
@@ -128,7 +133,7 @@ impl Server {
     }
 
     /// Says which listeners are ready: all at the start, later those with other addresses than before.
-    pub(super) fn announce(&self, snapshot: &Snapshot, before: Option<&Snapshot>) {
+    pub(crate) fn announce(&self, snapshot: &Snapshot, before: Option<&Snapshot>) {
         for terms in snapshot.listeners() {
             let known = before.and_then(|before| before.named(&terms.name));
             if known.is_none_or(|known| known.doors != terms.doors) {
@@ -139,7 +144,7 @@ impl Server {
     }
 
     /// Puts a policy in force that differs by the addresses of its hosts only.
-    pub(super) fn refresh(&mut self, snapshot: Snapshot, current: &Snapshot) {
+    pub(crate) fn refresh(&mut self, snapshot: Snapshot, current: &Snapshot) {
         let snapshot = Arc::new(snapshot);
         self.listeners.widen(&snapshot, current);
         self.published.publish(&snapshot);

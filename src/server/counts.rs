@@ -5,23 +5,23 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use crate::sessions::Register;
-use crate::snapshot::Snapshot;
+use crate::policy::Snapshot;
+use crate::session::registry::Register;
 
 /// How many sessions each listener has.
 #[derive(Debug)]
-pub(super) struct Counts(BTreeMap<Arc<str>, Count>);
+pub(crate) struct Counts(BTreeMap<Arc<str>, Count>);
 
 /// The sessions of one listener.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Count {
+pub(crate) struct Count {
     /// Those whose bytes may still pass.
-    pub(super) relaying: u64,
-    pub(super) closing: u64,
+    pub(crate) relaying: u64,
+    pub(crate) closing: u64,
 }
 
 impl Counts {
-    pub(super) fn of(register: &Register) -> Self {
+    pub(crate) fn of(register: &Register) -> Self {
         let mut all = BTreeMap::<_, Count>::new();
         for live in register.all() {
             let Some(state) = live.state() else { continue };
@@ -32,12 +32,12 @@ impl Counts {
     }
 
     /// Those of one listener.
-    pub(super) fn at(&self, listener: &str) -> Count {
+    pub(crate) fn at(&self, listener: &str) -> Count {
         self.0.get(listener).copied().unwrap_or_default()
     }
 
     /// Those of listeners that were removed from the configuration: `revoke = "keep"` leaves them open.
-    pub(super) fn of_removed_listeners(&self, snapshot: &Snapshot) -> Vec<Value> {
+    pub(crate) fn of_removed_listeners(&self, snapshot: &Snapshot) -> Vec<Value> {
         let gone = self.0.iter().filter(|(listener, _)| snapshot.named(listener).is_none());
         gone.map(|(listener, Count { relaying, closing })| {
             json!({ "name": &**listener, "sessions": relaying, "sessions_closing": closing })
@@ -52,8 +52,8 @@ mod tests {
 
     use super::*;
     use crate::addr::ClientAddr;
-    use crate::snapshot::Reliance;
-    use crate::snapshot::specimen::{Site, listener};
+    use crate::policy::fixtures::{Site, listener};
+    use crate::policy::usage::Reliance;
 
     #[test]
     fn sessions_are_counted_by_listener_and_state() {

@@ -1,10 +1,14 @@
 //! Puts the parts together, runs them, and takes them apart again in the right order.
 
-mod apply;
-mod counts;
-mod desk;
-mod published;
-mod report;
+pub(crate) mod admin_handler;
+pub(crate) mod apply;
+pub(crate) mod certificate_expiry;
+pub(crate) mod counts;
+pub(crate) mod published;
+pub(crate) mod reload;
+pub(crate) mod report;
+pub(crate) mod signals;
+pub(crate) mod systemd;
 #[cfg(test)]
 mod tests;
 
@@ -19,24 +23,29 @@ use tokio::task::JoinSet;
 use tokio::time::{Interval, sleep, timeout};
 use tracing::{info, warn};
 
-use self::desk::Desk;
-use self::published::Published;
-use crate::admin::Admin;
-use crate::audit::{Audit, LogHandle, open_audit_file};
-use crate::config::Fingerprint;
-use crate::connection::{House, Workers};
+use crate::audit::log::LogHandle;
+use crate::audit::{Audit, open_audit_file};
+use crate::config::files::Fingerprint;
+use crate::control::Admin;
 use crate::descriptors::Descriptors;
-use crate::expiry::{self, ExpiryWatch, LOOK_EVERY};
-use crate::fault::{self, RESTART_PAUSE};
-use crate::listener::{BindError, Listeners};
-use crate::names::Names;
-use crate::notify;
+use crate::dns::Names;
+use crate::dns::refresher;
+use crate::fault;
+use crate::fault::RESTART_PAUSE;
 use crate::outcome::Reason;
-use crate::reload::{Attempt, PolicyThread, Proposal, Reloader, Told};
-use crate::sessions::Register;
-use crate::signals::{Signals, Stop};
-use crate::snapshot::{Built, Snapshot};
-use crate::{readmission, resolver, revocation};
+use crate::policy::{Built, Snapshot};
+use crate::proxy::accepted::House;
+use crate::proxy::listener::{BindError, Listeners};
+use crate::proxy::worker::Workers;
+use crate::server::admin_handler::Desk;
+use crate::server::certificate_expiry::{ExpiryWatch, LOOK_EVERY};
+use crate::server::published::Published;
+use crate::server::reload::thread::PolicyThread;
+use crate::server::reload::{Attempt, Proposal, Reloader, Told};
+use crate::server::signals::{Signals, Stop};
+use crate::session::registry::Register;
+use crate::session::revocation;
+use crate::upstream::health_check;
 
 /// A proxy whose addresses are bound.
 #[derive(Debug)]
@@ -92,11 +101,11 @@ impl Server {
         let revoke = move || revocation::run(policy.clone(), Arc::clone(&present));
         beside.spawn(fault::restarted("revocation", revoke));
         let (hosts, known) = (published.hosts(), Arc::clone(&names));
-        beside.spawn(fault::restarted(resolver::PART, move || resolver::run(hosts.clone(), Arc::clone(&known))));
+        beside.spawn(fault::restarted(refresher::PART, move || refresher::run(hosts.clone(), Arc::clone(&known))));
         let floods = audit.clone();
         beside.spawn(fault::restarted("audit", move || floods.clone().sum_up_floods()));
         let upstreams = published.upstreams();
-        beside.spawn(fault::restarted(readmission::PART, move || readmission::run(upstreams.clone())));
+        beside.spawn(fault::restarted(health_check::PART, move || health_check::run(upstreams.clone())));
         let descriptors = Descriptors::default();
         let house = House { current, register: Arc::clone(&register), audit: audit.clone(), descriptors };
         let workers = Workers::start(available_parallelism().map_or(1, usize::from), &house);
@@ -173,10 +182,10 @@ impl Server {
             tokio::select! {
                 () = signals.stop.next() => return None,
                 request = self.desk.next() => {
-                    attempt(desk::PART, || self.desk.answer(request, current, &self.listeners));
+                    attempt(admin_handler::PART, || self.desk.answer(request, current, &self.listeners));
                 }
                 () = self.listeners.look_due() => self.listeners.look(current),
-                _ = looks.tick() => attempt(expiry::PART, || self.expiry.look(current, &self.audit)),
+                _ = looks.tick() => attempt(certificate_expiry::PART, || self.expiry.look(current, &self.audit)),
                 proposal = &mut next => return Some(proposal),
             }
         }
@@ -218,7 +227,7 @@ impl Server {
         };
         let serving = format!("serving {listeners}, generation {}", current.generation);
         let rejected = self.desk.rejection().map(|words| format!("; {words}")).unwrap_or_default();
-        notify::ready(&format!("{serving}{rejected}"));
+        systemd::ready(&format!("{serving}{rejected}"));
     }
 
     /// What log rotation needs of SIGHUP, whatever becomes of the reload.
@@ -234,7 +243,7 @@ impl Server {
         let sessions = self.register.relaying();
         let current = self.published.policy();
         let patience = current.config.drain;
-        notify::stopping(&format!("draining: {sessions} open sessions, waiting for at most {patience:?}"));
+        systemd::stopping(&format!("draining: {sessions} open sessions, waiting for at most {patience:?}"));
         self.desk.drain(patience);
         let patient = tokio::select! {
             () = self.listeners.close() => true,
@@ -272,7 +281,7 @@ impl Server {
     async fn answer_while_draining(&mut self, current: &Arc<Snapshot>) {
         loop {
             let request = self.desk.next().await;
-            attempt(desk::PART, || self.desk.answer(request, current, &self.listeners));
+            attempt(admin_handler::PART, || self.desk.answer(request, current, &self.listeners));
         }
     }
 }

@@ -5,12 +5,14 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
-use crate::names::{Kept, Watched};
-use crate::snapshot::{Current, Snapshot, Upstream};
+use crate::dns::Watched;
+use crate::dns::cache_file::Kept;
+use crate::policy::{Current, Snapshot};
+use crate::upstream::Upstream;
 
 /// Where a policy is put in force.
 #[derive(Debug)]
-pub(super) struct Published {
+pub(crate) struct Published {
     policy: watch::Sender<Arc<Snapshot>>,
     /// The upstreams of all listeners, for the health checks.
     upstreams: watch::Sender<Vec<Arc<Upstream>>>,
@@ -20,7 +22,7 @@ pub(super) struct Published {
 
 impl Published {
     /// With the first policy in force.
-    pub(super) fn new(snapshot: &Arc<Snapshot>) -> Self {
+    pub(crate) fn new(snapshot: &Arc<Snapshot>) -> Self {
         Self {
             policy: watch::Sender::new(Arc::clone(snapshot)),
             upstreams: watch::Sender::new(upstreams(snapshot)),
@@ -29,27 +31,27 @@ impl Published {
     }
 
     /// The policy in force.
-    pub(super) fn policy(&self) -> Arc<Snapshot> {
+    pub(crate) fn policy(&self) -> Arc<Snapshot> {
         Arc::clone(&self.policy.borrow())
     }
 
     /// Where the policy in force can be followed.
-    pub(super) fn subscribe(&self) -> Current {
+    pub(crate) fn subscribe(&self) -> Current {
         self.policy.subscribe()
     }
 
     /// Where the upstreams in use can be followed.
-    pub(super) fn upstreams(&self) -> watch::Receiver<Vec<Arc<Upstream>>> {
+    pub(crate) fn upstreams(&self) -> watch::Receiver<Vec<Arc<Upstream>>> {
         self.upstreams.subscribe()
     }
 
     /// Where the host names that rules trust can be followed.
-    pub(super) fn hosts(&self) -> watch::Receiver<Arc<Watched>> {
+    pub(crate) fn hosts(&self) -> watch::Receiver<Arc<Watched>> {
         self.hosts.subscribe()
     }
 
     /// Puts a policy in force.
-    pub(super) fn publish(&self, snapshot: &Arc<Snapshot>) {
+    pub(crate) fn publish(&self, snapshot: &Arc<Snapshot>) {
         self.policy.send_replace(Arc::clone(snapshot));
         self.upstreams.send_replace(upstreams(snapshot));
         self.hosts.send_replace(Arc::new(watched(snapshot)));

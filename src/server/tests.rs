@@ -6,11 +6,13 @@ use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use super::*;
-use crate::admin;
-use crate::audit::{LineFormat, subscriber};
+use crate::audit::LineFormat;
+use crate::audit::log::subscriber;
+use crate::control;
 use crate::fault::injection::inject;
-use crate::reload::{self, Verdict};
-use crate::snapshot::specimen::{Site, listener};
+use crate::policy::fixtures::{Site, listener};
+use crate::server::reload;
+use crate::server::reload::Verdict;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -101,7 +103,7 @@ async fn fault_before_a_policy_is_in_force_keeps_the_running_one() {
 async fn fault_in_one_part_of_a_reload_keeps_no_other_from_following() {
     let world = World::new();
     let mut server = world.start();
-    let parts = ["listeners", admin::PART, "log", reload::PART, "audit", expiry::PART, "none"];
+    let parts = ["listeners", control::PART, "log", reload::PART, "audit", certificate_expiry::PART, "none"];
     for (turn, part) in (2..).zip(parts) {
         let source = format!("127.0.0.{turn}");
         world.configure(&source, &source);
@@ -139,7 +141,7 @@ async fn fault_in_a_shield_opens_the_port() {
 async fn faults_of_the_running_program_are_in_status_and_end_nothing() {
     let world = World::new();
     let server = world.start();
-    let parts = ["revocation", resolver::PART, readmission::PART, "server loop", expiry::PART];
+    let parts = ["revocation", refresher::PART, health_check::PART, "server loop", certificate_expiry::PART];
     parts.iter().for_each(|part| inject(part));
     let asking = async {
         let (code, status) = world.ask("GET /v1/status").await;
@@ -147,7 +149,7 @@ async fn faults_of_the_running_program_are_in_status_and_end_nothing() {
         for part in parts {
             assert_eq!(faults(&status, part), [format!("injected into {part}")], "{status}");
         }
-        inject(desk::PART);
+        inject(admin_handler::PART);
         assert_eq!(world.ask("GET /v1/status").await.0, "500");
         inject(reload::PART);
         let (code, rejected) = world.ask("POST /v1/reload").await;
@@ -155,7 +157,7 @@ async fn faults_of_the_running_program_are_in_status_and_end_nothing() {
         assert!(rejected["message"].as_str().unwrap().contains("injected into reload"), "{rejected}");
         let (_, status) = world.ask("GET /v1/status").await;
         assert_eq!((&status["generation"], &status["last_reload"]["result"]), (&1.into(), &"rejected".into()));
-        assert_eq!(faults(&status, desk::PART).len(), 1);
+        assert_eq!(faults(&status, admin_handler::PART).len(), 1);
         assert_eq!(world.ask("POST /v1/reload").await.0, "200");
     };
     let signals = Signals::unsent().unwrap();

@@ -3,13 +3,14 @@
 use std::io;
 use std::net::TcpListener;
 
-use crate::tcp_diag::{self, Attribute};
+use crate::transport::tcp_diag;
+use crate::transport::tcp_diag::Attribute;
 
 /// Reads the count. It begins with the socket and starts again at 0 after 2³² packets. A full queue counts, too.
 ///
 /// # Errors
 /// Where netlink, or this part of it, is not to be had; or when the answer is about something else.
-pub(super) fn read(listener: &TcpListener) -> io::Result<u32> {
+pub(crate) fn read(listener: &TcpListener) -> io::Result<u32> {
     let memory = tcp_diag::read(listener, listener.local_addr()?, None, Attribute::Memory)?;
     dropped(&memory).ok_or_else(|| io::Error::other("the kernel's answer has no count"))
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 /// Watches one listener whose shield is there for floods only.
 #[derive(Debug)]
-pub(super) struct Flood {
+pub(crate) struct Flood {
     /// Looks in a row that say the other thing.
     streak: u32,
     /// How long the shield stays up where nobody can say how many it keeps out.
@@ -19,7 +19,7 @@ impl Default for Flood {
 
 impl Flood {
     /// One look while the shield is down. Returns whether a flood has begun.
-    pub(super) fn begins(&mut self, strangers_per_second: u64) -> bool {
+    pub(crate) fn begins(&mut self, strangers_per_second: u64) -> bool {
         if strangers_per_second == 0 {
             self.hold = SHORTEST_HOLD;
         }
@@ -28,7 +28,7 @@ impl Flood {
 
     /// One look while the shield is up, which it has been for `up`. Returns whether the flood is over; where that cannot be
     /// known, whether it is time to find out.
-    pub(super) fn ends(&mut self, strangers_per_second: Option<u64>, up: Duration) -> bool {
+    pub(crate) fn ends(&mut self, strangers_per_second: Option<u64>, up: Duration) -> bool {
         let Some(count) = strangers_per_second else {
             let over = up >= self.hold;
             if over {

@@ -8,10 +8,9 @@
 //! One owner has all shields, on the main thread. For `shield = "auto"` it looks once a second while strangers come, and
 //! sleeps while none do.
 
-mod drops;
-mod flood;
-mod guard;
-mod port;
+pub(crate) mod drops;
+pub(crate) mod flood;
+pub(crate) mod listener_shield;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -21,13 +20,13 @@ use time::OffsetDateTime;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
-pub use port::Port;
+use crate::transport::listen_socket::Port;
 
-use self::guard::Guard;
 use crate::audit::Audit;
 use crate::config::Shield;
-use crate::policy::PacketFilter;
-use crate::snapshot::{Door, Snapshot, Terms};
+use crate::policy::{Door, Snapshot, Terms};
+use crate::shield::listener_shield::Guard;
+use crate::source::packet_filter::PacketFilter;
 
 /// The shields of all listeners.
 #[derive(Debug)]
@@ -208,7 +207,7 @@ mod tests {
 
     use super::*;
     use crate::audit::LineFormat;
-    use crate::snapshot::specimen::{Site, listener};
+    use crate::policy::fixtures::{Site, listener};
 
     struct World {
         site: Site,

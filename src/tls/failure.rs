@@ -5,11 +5,11 @@ use std::io;
 
 use rustls::{AlertDescription, Error};
 
-use super::certificate::Certificate;
-use super::peer_error::{Peer, alert_name, describe};
-use super::refusal::{in_words, reason_of, refused_by_us};
-use super::witness::RefusedClient;
+use crate::identity::recording::RefusedClient;
+use crate::identity::refusal::{in_words, reason_of, refused_by_us};
 use crate::outcome::{Ending, Reason};
+use crate::tls::peer_error::{Peer, alert_name, describe};
+use crate::x509::certificate::Certificate;
 
 /// Explains a failed handshake. `shown` is the certificate the client was shown, `refused` the one that it showed and that we
 /// refuse, where it came so far.
@@ -42,7 +42,7 @@ pub fn is_refusal_of_ours(error: &io::Error) -> bool {
     matches!(tls_error(error), Some(Error::AlertReceived(alert)) if blames_certificate(*alert))
 }
 
-pub(super) fn tls_error(error: &io::Error) -> Option<&Error> {
+pub(crate) fn tls_error(error: &io::Error) -> Option<&Error> {
     error.get_ref()?.downcast_ref()
 }
 
@@ -77,8 +77,8 @@ fn blames_certificate(alert: AlertDescription) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tls::ChainError;
-    use crate::tls::specimen::Authority;
+    use crate::tls::fixtures::Authority;
+    use crate::x509::chain::error::ChainError;
 
     #[test]
     fn a_client_that_does_not_trust_us_is_explained() {

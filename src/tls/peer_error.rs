@@ -4,7 +4,7 @@ use rustls::{AlertDescription, Error, InvalidMessage, PeerIncompatible, PeerMisb
 
 /// Whose side it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Peer {
+pub(crate) enum Peer {
     Client,
     Upstream,
 }
@@ -19,7 +19,7 @@ impl Peer {
 }
 
 /// Describes an error of a handshake that is neither about a certificate nor an alert that the peer sent.
-pub(super) fn describe(error: &Error, peer: Peer) -> String {
+pub(crate) fn describe(error: &Error, peer: Peer) -> String {
     let who = peer.name();
     let what = match error {
         Error::PeerIncompatible(cause) => return incompatible(cause, peer),
@@ -108,7 +108,7 @@ fn misbehaved(cause: &PeerMisbehaved) -> &'static str {
 }
 
 /// The name and number of an alert, as RFC 8446 §6 has them.
-pub(super) fn alert_name(alert: AlertDescription) -> String {
+pub(crate) fn alert_name(alert: AlertDescription) -> String {
     let number = u8::from(alert);
     let name = match alert {
         AlertDescription::CloseNotify => "close_notify",

@@ -7,18 +7,18 @@ use rustls::server::danger::ClientCertVerifier;
 use rustls::version::{TLS12, TLS13};
 use rustls::{Error, ServerConfig, SupportedProtocolVersion};
 
-use super::certificate::Certificate;
-use super::chooser::{Choice, Chooser, HelloWitness, Overheard};
-use super::error::BuildError;
-use super::own::OwnCertificate;
-use super::own_tickets::OwnTicketer;
-use super::provider;
-use super::records::Records;
-use super::rehearsal::rehearse;
-use super::tickets::SharedTicketer;
-use super::trust::ClientTrust;
-use super::witness::{Findings, RefusedClient};
+use crate::identity::client_verifier::ClientTrust;
+use crate::identity::recording::{Findings, RefusedClient};
 use crate::protocol::MinTlsVersion;
+use crate::tls::cert_selector::{Choice, Chooser, HelloWitness, Overheard};
+use crate::tls::engine::Records;
+use crate::tls::process_tickets::OwnTicketer;
+use crate::tls::self_test::rehearse;
+use crate::tls::tickets::SharedTicketer;
+use crate::x509::certificate::Certificate;
+use crate::x509::crypto::provider;
+use crate::x509::error::BuildError;
+use crate::x509::key_pair::OwnCertificate;
 
 /// Everything a listener needs to speak TLS. Immutable; a change of any part makes a new one, with fresh session tickets,
 /// so that no ticket outlives the terms it was issued under.

@@ -18,8 +18,8 @@ use base64::engine::general_purpose::STANDARD;
 use rustls::pki_types::UnixTime;
 use rustls::server::ProducesTickets;
 
-use super::error::BuildError;
-use super::sha256_hex;
+use crate::x509::crypto::sha256_hex;
+use crate::x509::error::BuildError;
 
 /// The keys of one file, in its order.
 #[derive(Clone, PartialEq, Eq)]
@@ -247,7 +247,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::tls::specimen::Accent;
+    use crate::tls::fixtures::Accent;
 
     const NOW: UnixTime = UnixTime::since_unix_epoch(Duration::from_secs(1_800_000_000));
 

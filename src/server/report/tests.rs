@@ -4,9 +4,10 @@ use time::{Duration, OffsetDateTime};
 
 use super::*;
 use crate::outcome::Reason;
-use crate::sessions::{EndedBy, Presence};
-use crate::snapshot::Reliance;
-use crate::snapshot::specimen::{Site, listener};
+use crate::policy::fixtures::{Site, listener};
+use crate::policy::usage::Reliance;
+use crate::session::registry::Presence;
+use crate::session::registry::state::EndedBy;
 
 /// A listener `db` that trusts 127.0.0.1 and nobody else.
 fn policy(site: &Site, sources: &str) -> Snapshot {

@@ -5,16 +5,17 @@ use std::io;
 use rustls::{AlertDescription, CertificateError, Error, InvalidMessage, OtherError};
 use time::OffsetDateTime;
 
-use crate::printable::{self, quoted};
+use crate::identity::refusal::in_words;
+use crate::printable;
+use crate::printable::quoted;
 use crate::timestamp;
-use crate::tls::certificate::Certificate;
-use crate::tls::chain_error::ChainError;
 use crate::tls::failure::tls_error;
 use crate::tls::peer_error::{Peer, alert_name, describe};
-use crate::tls::refusal::in_words;
+use crate::x509::certificate::Certificate;
+use crate::x509::chain::error::ChainError;
 
 /// Explains what a handshake failed with.
-pub(super) fn explain_handshake(error: &io::Error, own: Option<&Certificate>) -> String {
+pub(crate) fn explain_handshake(error: &io::Error, own: Option<&Certificate>) -> String {
     use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, TimedOut, UnexpectedEof};
     explain(error, own).unwrap_or_else(|| match error.kind() {
         UnexpectedEof | ConnectionReset | ConnectionAborted | BrokenPipe => HUNG_UP.to_owned(),
@@ -25,7 +26,7 @@ pub(super) fn explain_handshake(error: &io::Error, own: Option<&Certificate>) ->
 
 /// Explains what a handshake or a read failed with, where it is TLS that failed. `own` is our certificate. The
 /// text is escaped and cut, because it contains names that the upstream chose.
-pub(super) fn explain(error: &io::Error, own: Option<&Certificate>) -> Option<String> {
+pub(crate) fn explain(error: &io::Error, own: Option<&Certificate>) -> Option<String> {
     Some(printable::field(match tls_error(error)? {
         Error::AlertReceived(alert) => refused_by_upstream(*alert, own),
         Error::InvalidCertificate(CertificateError::Other(OtherError(cause))) => {
@@ -53,7 +54,7 @@ const PLAINTEXT: &str = "what the upstream answers is not TLS; if it does not sp
 
 /// What is wrong with a server's certificate.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum ServerFault {
+pub(crate) enum ServerFault {
     /// Nothing that is trusted vouches for it.
     Chain(ChainError),
     /// It is another server's.
@@ -63,13 +64,13 @@ pub(super) enum ServerFault {
 /// Why a server is refused, in words, because what they are made of is known only while it is judged.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{words}")]
-pub(super) struct Refusal {
+pub(crate) struct Refusal {
     words: String,
 }
 
 impl Refusal {
     /// Of a server with this certificate that is called `name`, by anchors that are the system's or a bundle's.
-    pub(super) fn of(
+    pub(crate) fn of(
         fault: ServerFault,
         facts: &Certificate,
         name: &str,

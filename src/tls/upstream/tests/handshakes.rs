@@ -145,7 +145,11 @@ fn a_session_is_taken_up_and_judged_again() {
         assert!(!shake(&attempt, &server).unwrap().is_resumed());
         assert!(shake(&attempt, &server).unwrap().is_resumed());
         // Other parts, other sessions.
-        assert!(!shake(&super::tls(&parts).attempt("db.test").unwrap(), &server).unwrap().is_resumed());
+        assert!(
+            !shake(&crate::tls::upstream::tests::tls(&parts).attempt("db.test").unwrap(), &server)
+                .unwrap()
+                .is_resumed()
+        );
         let late = shake(&attempt, &server).unwrap();
         assert!(late.is_resumed());
         let error = attempt.judge(&late, tomorrow() + Duration::DAY).unwrap_err();

@@ -11,7 +11,7 @@ use rustls::pki_types::PrivateKeyDer;
 use tempfile::TempDir;
 
 use super::*;
-use crate::tls::most_overhead;
+use crate::tls::engine::most_overhead;
 
 /// A server that answers every request by a page on its TLS.
 struct Server {

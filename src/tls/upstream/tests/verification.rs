@@ -4,8 +4,8 @@ use rcgen::{BasicConstraints, ExtendedKeyUsagePurpose, GeneralSubtree, IsCa, Nam
 use rustls::pki_types::CertificateDer;
 
 use super::*;
-use crate::tls::specimen::authority_params;
-use crate::tls::upstream::verification::ServerVerifier;
+use crate::tls::fixtures::authority_params;
+use crate::tls::upstream::verifier::ServerVerifier;
 
 /// What a server shows, what the bundle holds, and what comes of it.
 struct Case {

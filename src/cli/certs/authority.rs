@@ -1,0 +1,192 @@
+//! A certificate authority of one's own, and what it signs.
+
+use crate::x509::pem;
+use std::path::Path;
+
+use ::pem::{EncodeConfig, LineEnding, Pem};
+use rcgen::{CertificateParams, Issuer, KeyIdMethod, KeyPair, SigningKey as _};
+use rustls::pki_types::CertificateDer;
+use x509_parser::asn1_rs::{Any, BitString, FromDer as _, Sequence, ToDer};
+use x509_parser::certificate::X509Certificate;
+use x509_parser::extensions::ParsedExtension;
+
+use crate::cli::Failure;
+use crate::cli::certs::inspect::read_certificates;
+use crate::config::files::Files;
+use crate::tls;
+use crate::x509::certificate::Certificate;
+use crate::x509::key_pair::OwnCertificate;
+
+/// A CA that can sign, because its key is there.
+pub(crate) struct Authority {
+    certificate: CertificateDer<'static>,
+    facts: Certificate,
+    issuer: Issuer<'static, KeyPair>,
+    /// Every certificate of the file it was read from.
+    bundle: Vec<CertificateDer<'static>>,
+}
+
+/// A certificate and its key.
+pub(crate) struct Signed {
+    pub(crate) certificate: CertificateDer<'static>,
+    key: KeyPair,
+}
+
+impl Authority {
+    /// Reads a CA from the file of its certificate, where others may stand beside it, and the file of its key.
+    pub(crate) fn read(cert: &Path, key: &Path) -> Result<Self, Failure> {
+        let bundle = read_certificates(cert)?;
+        let bytes = Files::default().read(key).map_err(|error| Failure::file(key, error))?;
+        let private = pem::private_key(&bytes).map_err(|error| Failure::file(key, error))?;
+        let unusable = |error| Failure::file(key, format_args!("is not a usable private key: {error}"));
+        let pair = KeyPair::try_from(&private).map_err(unusable)?;
+        // A certificate signed with somebody else's key would be issued without complaint and verify nowhere.
+        let fits =
+            |der: &&CertificateDer<'static>| OwnCertificate::new(vec![(*der).clone()], private.clone_key()).is_ok();
+        let Some(own) = bundle.iter().find(fits) else {
+            return Err(Failure::file(
+                cert,
+                format_args!("has no certificate that the key {} belongs to", key.display()),
+            ));
+        };
+        let facts = Certificate::parse(own).map_err(|error| Failure::file(cert, error))?;
+        if !facts.ca {
+            let words = format_args!("{} may not issue certificates (it is no CA)", facts.subject);
+            return Err(Failure::file(cert, words));
+        }
+        Self::of(own.clone(), pair, bundle.clone())
+    }
+
+    /// A CA that has just been made.
+    pub(crate) fn new(certificate: &CertificateDer<'static>, key: KeyPair) -> Result<Self, Failure> {
+        Self::of(certificate.clone(), key, vec![certificate.clone()])
+    }
+
+    fn of(
+        certificate: CertificateDer<'static>,
+        key: KeyPair,
+        bundle: Vec<CertificateDer<'static>>,
+    ) -> Result<Self, Failure> {
+        let facts = Certificate::parse(&certificate).map_err(|error| generation(&error))?;
+        let mut params = CertificateParams::default();
+        if let Some(id) = subject_key_identifier(&parsed(&certificate)?) {
+            params.key_identifier_method = KeyIdMethod::PreSpecified(id.to_vec());
+        }
+        Ok(Self { certificate, facts, issuer: Issuer::new(params, key), bundle })
+    }
+
+    /// What there is to say about it.
+    pub(crate) fn facts(&self) -> &Certificate {
+        &self.facts
+    }
+
+    pub(crate) fn certificate(&self) -> &CertificateDer<'static> {
+        &self.certificate
+    }
+
+    /// Every certificate of its file, as PEM. Nothing else of it: some keep the key in there, too.
+    pub(crate) fn bundle_pem(&self) -> String {
+        self.bundle.iter().map(certificate_pem).collect()
+    }
+
+    /// What a server has to send behind a certificate of this CA: the CA's own certificate where it is an intermediate, and
+    /// the intermediates of its file that lead further up.
+    pub(crate) fn intermediates_pem(&self) -> String {
+        let parsed: Vec<_> = self.bundle.iter().filter_map(|der| Some((der, Certificate::parse(der).ok()?))).collect();
+        let mut chain = String::new();
+        let (mut der, mut facts) = (&self.certificate, &self.facts);
+        for _ in 0..=parsed.len() {
+            if facts.self_signed {
+                break;
+            }
+            chain.push_str(&certificate_pem(der));
+            let above = parsed.iter().find(|(_, above)| above.subject_digest == facts.issuer_digest);
+            let Some((next, next_facts)) = above else { break };
+            (der, facts) = (next, next_facts);
+        }
+        chain
+    }
+
+    /// Issues a certificate for `key`. With a `subject`, the DER of a name, it is for that name, and not for the one of `params`.
+    pub(crate) fn sign(
+        &self,
+        params: &CertificateParams,
+        key: KeyPair,
+        subject: Option<&[u8]>,
+    ) -> Result<Signed, Failure> {
+        let draft = params.signed_by(&key, &self.issuer).map_err(|error| generation(&error))?;
+        let certificate = self.with_names(draft.der(), subject)?;
+        Ok(Signed { certificate, key })
+    }
+
+    /// The draft with the names as they are written elsewhere, signed anew. rcgen keeps the attributes of a name by their
+    /// kind: it would lose the first of two OUs or DCs, and a certificate whose issuer is not to the byte the name of its
+    /// CA verifies nowhere.
+    fn with_names(
+        &self,
+        draft: &CertificateDer<'_>,
+        subject: Option<&[u8]>,
+    ) -> Result<CertificateDer<'static>, Failure> {
+        let issuer = parsed(&self.certificate)?;
+        let issuer = issuer.subject().as_raw();
+        let broken = || generation(&"the draft is no certificate");
+        let outer = pieces(draft).ok_or_else(broken)?;
+        let [tbs, algorithm, _] = outer.as_slice() else { return Err(broken()) };
+        let inner = pieces(tbs).ok_or_else(broken)?;
+        let [version, serial, signature, _, validity, own, rest @ ..] = inner.as_slice() else { return Err(broken()) };
+        let head = [*version, *serial, *signature, issuer, *validity, subject.unwrap_or(own)];
+        let tbs = der(&Sequence::new([head.concat(), rest.concat()].concat().into()))?;
+        let signature = self.issuer.key().sign(&tbs).map_err(|error| generation(&error))?;
+        let signature = der(&BitString::new(0, &signature))?;
+        let certificate = der(&Sequence::new([tbs.as_slice(), *algorithm, &signature].concat().into()))?;
+        Ok(certificate.into())
+    }
+}
+
+impl Signed {
+    pub(crate) fn pem(&self) -> String {
+        certificate_pem(&self.certificate)
+    }
+
+    pub(crate) fn key_pem(&self) -> String {
+        self.key.serialize_pem()
+    }
+}
+
+/// What no certificate can be made without.
+pub(crate) fn generation(error: &dyn std::fmt::Display) -> Failure {
+    Failure::Failed(format!("a certificate cannot be made: {error}"))
+}
+
+pub(crate) fn parsed<'a>(der: &'a CertificateDer<'_>) -> Result<X509Certificate<'a>, Failure> {
+    X509Certificate::from_der(der).map(|(_, certificate)| certificate).map_err(|error| generation(&error))
+}
+
+pub(crate) fn certificate_pem(der: &CertificateDer<'_>) -> String {
+    let config = EncodeConfig::new().set_line_ending(LineEnding::LF);
+    ::pem::encode_config(&Pem::new("CERTIFICATE", der.as_ref()), config)
+}
+
+fn subject_key_identifier<'a>(certificate: &'a X509Certificate<'_>) -> Option<&'a [u8]> {
+    certificate.extensions().iter().find_map(|extension| match extension.parsed_extension() {
+        ParsedExtension::SubjectKeyIdentifier(id) => Some(id.0),
+        _ => None,
+    })
+}
+
+/// The elements of a DER sequence, as they are written.
+fn pieces(sequence: &[u8]) -> Option<Vec<&[u8]>> {
+    let (_, sequence) = Any::from_der(sequence).ok()?;
+    let (mut pieces, mut rest) = (Vec::new(), sequence.data);
+    while !rest.is_empty() {
+        let (after, _) = Any::from_der(rest).ok()?;
+        let (piece, tail) = rest.split_at_checked(rest.len() - after.len())?;
+        pieces.push(piece);
+        rest = tail;
+    }
+    Some(pieces)
+}
+
+fn der(value: &impl ToDer) -> Result<Vec<u8>, Failure> {
+    value.to_der_vec().map_err(|error| generation(&error))
+}

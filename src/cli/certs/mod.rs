@@ -1,0 +1,173 @@
+//! `portcullis certs init` and `certs issue`: certificates for development, and certificates from a CA of one's own.
+//! Keys are ECDSA P-256; they are written with mode 0600, and nothing is ever overwritten.
+
+pub(crate) mod authority;
+pub(crate) mod bundle;
+pub(crate) mod inspect;
+pub(crate) mod renew;
+pub(crate) mod server_ca;
+
+use std::path::Path;
+
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
+    KeyUsagePurpose, SanType,
+};
+use time::{Duration, OffsetDateTime};
+
+use crate::cli::certs::authority::{Authority, Signed, generation};
+use crate::cli::certs::bundle::bundle;
+use crate::cli::certs::server_ca::ServerCa;
+use crate::cli::output::{Output, listed, write_all};
+use crate::cli::{Failure, IssueArgs, print};
+
+pub(crate) fn init(directory: &Path, hosts: &[String]) -> Result<(), Failure> {
+    let mut names: Vec<String> = ["localhost", "127.0.0.1", "::1"].map(str::to_owned).to_vec();
+    for host in hosts {
+        if !names.contains(host) {
+            names.push(host.clone());
+        }
+    }
+    let ca_key = new_key()?;
+    let ca = ca_params().self_signed(&ca_key).map_err(|error| generation(&error))?;
+    let mut made = vec![Output::public("ca.crt", ca.pem()), Output::secret("ca.key", ca_key.serialize_pem())];
+    let authority = Authority::new(ca.der(), ca_key)?;
+    made.extend(files(&authority.sign(&server_params(&names)?, new_key()?, None)?, "server"));
+    made.extend(files(&authority.sign(&client_params("client", LEAF_DAYS), new_key()?, None)?, "client"));
+    write_all(directory, &made)?;
+    print(&format!(
+        "Made in {}:\n  ca.crt, ca.key          a development CA\n  server.crt, server.key  for {}\n  client.crt, client.key  for the client \"client\"\nGive ca.crt to the clients, and keep the keys away from everybody.\n",
+        directory.display(),
+        names.join(", ")
+    ))
+}
+
+pub(crate) fn issue(args: &IssueArgs) -> Result<(), Failure> {
+    if args.name.is_empty() || args.name.starts_with('.') || args.name.chars().any(|c| c == '/' || c.is_control()) {
+        return Err(Failure::Usage(format!("--name {:?} cannot be the name of a file", args.name)));
+    }
+    let authority = Authority::read(&args.ca, &args.ca_key)?;
+    let mut params =
+        if args.server { server_params(&server_names(args))? } else { client_params(&args.name, args.days) };
+    params.not_after = dated(args.days.into()).not_after;
+    params.subject_alt_names.extend(further_names(args)?);
+    let signed = authority.sign(&params, new_key()?, None)?;
+    let chain = if args.server { authority.intermediates_pem() } else { String::new() };
+    let mut made = vec![
+        Output::public(&format!("{}.crt", args.name), signed.pem() + &chain),
+        Output::secret(&format!("{}.key", args.name), signed.key_pem()),
+    ];
+    let mut hint = "";
+    if args.bundle {
+        let (protocol, server_ca) = match ServerCa::find(args)? {
+            Some(ServerCa { protocol, pem }) => (protocol, pem),
+            None => {
+                hint = SAME_CA;
+                (args.protocol.as_deref().unwrap_or("redis").to_owned(), authority.bundle_pem())
+            }
+        };
+        made.push(Output::secret(&format!("{}.zip", args.name), bundle(&signed, &protocol, server_ca)?));
+    }
+    let paths = write_all(&args.out, &made)?;
+    print(&format!("Made {}, valid for {} days\n{hint}", listed(&paths), args.days))
+}
+
+/// The certificate and the key of `name`.
+fn files(signed: &Signed, name: &str) -> [Output; 2] {
+    [Output::public(&format!("{name}.crt"), signed.pem()), Output::secret(&format!("{name}.key"), signed.key_pem())]
+}
+
+fn new_key() -> Result<KeyPair, Failure> {
+    KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).map_err(|error| generation(&error))
+}
+
+fn ca_params() -> CertificateParams {
+    let mut params = named("Portcullis development CA", CA_DAYS);
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    params
+}
+
+fn server_params(names: &[String]) -> Result<CertificateParams, Failure> {
+    let common_name = names.first().map_or("localhost", String::as_str);
+    let mut params = named(common_name, LEAF_DAYS);
+    params.subject_alt_names = names.iter().map(|name| server_name(name)).collect::<Result<_, _>>()?;
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+    Ok(params)
+}
+
+fn server_name(name: &str) -> Result<SanType, Failure> {
+    match name.parse() {
+        Ok(ip) => Ok(SanType::IpAddress(ip)),
+        Err(_) => dns_name(name),
+    }
+}
+
+fn dns_name(name: &str) -> Result<SanType, Failure> {
+    let plain = |label: &str| {
+        (1..=63).contains(&label.len())
+            && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_*".contains(&byte))
+    };
+    let usage = || Failure::Usage(format!("{name:?} is neither a host name nor an IP address"));
+    if name.len() > 253 || !name.split('.').all(plain) {
+        return Err(usage());
+    }
+    name.try_into().map(SanType::DnsName).map_err(|_| usage())
+}
+
+fn client_params(name: &str, days: u32) -> CertificateParams {
+    let mut params = named(name, days);
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+    params
+}
+
+/// The host names and addresses of a server, its own first.
+fn server_names(args: &IssueArgs) -> Vec<String> {
+    let mut names = vec![args.name.clone()];
+    for name in args.dns.iter().cloned().chain(args.ip.iter().map(ToString::to_string)) {
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    names
+}
+
+/// The names beside those of a server.
+fn further_names(args: &IssueArgs) -> Result<Vec<SanType>, Failure> {
+    let dns = args.dns.iter().filter(|_| !args.server).map(|name| dns_name(name));
+    let uri = args.uri.iter().map(|uri| {
+        let bad = || Failure::Usage(format!("{uri:?} is not a URI such as spiffe://prod/app"));
+        if uri.contains(':') { uri.as_str().try_into().map(SanType::URI).map_err(|_| bad()) } else { Err(bad()) }
+    });
+    let email = args.email.iter().map(|email| {
+        let bad = || Failure::Usage(format!("{email:?} is not an e-mail address such as app@example.com"));
+        let is_address = email.split_once('@').is_some_and(|(user, host)| !user.is_empty() && dns_name(host).is_ok());
+        if is_address { email.as_str().try_into().map(SanType::Rfc822Name).map_err(|_| bad()) } else { Err(bad()) }
+    });
+    dns.chain(uri).chain(email).collect()
+}
+
+fn named(common_name: &str, days: u32) -> CertificateParams {
+    let mut params = dated(days.into());
+    let mut subject = DistinguishedName::new();
+    subject.push(DnType::CommonName, common_name);
+    params.distinguished_name = subject;
+    params
+}
+
+/// What all have in common. Begins a little in the past, for clients whose clock is behind.
+pub(crate) fn dated(days: i64) -> CertificateParams {
+    let mut params = CertificateParams::default();
+    let now = OffsetDateTime::now_utc();
+    params.not_before = now.saturating_sub(Duration::minutes(5));
+    params.not_after = now.saturating_add(Duration::days(days));
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.use_authority_key_identifier_extension = true;
+    params
+}
+
+const SAME_CA: &str = "The bundle's CA is the one that issued the client certificate. Where another one issued the server's, \
+                       name it: --server-ca FILE, or --listener NAME -c FILE\n";
+
+const CA_DAYS: u32 = 3650;
+const LEAF_DAYS: u32 = 365;

@@ -1,0 +1,246 @@
+//! `portcullis status --rotation`: is it safe to remove the old one, and who still uses it?
+
+use std::fmt::Write as _;
+
+use serde_json::Value;
+use time::{Duration, OffsetDateTime};
+
+use crate::cli::client::reading::{DASH, Reading};
+use crate::cli::output::moment::{NEAR, ago, minute, since};
+use crate::cli::output::table::{Table, clipped};
+use crate::x509::expiry::days_left;
+
+/// A table for each listener.
+pub(crate) fn in_words(answer: &Value, now: OffsetDateTime) -> String {
+    let items = Reading(answer).list("items");
+    let mut listeners: Vec<String> = Vec::new();
+    for item in items.clone() {
+        let listener = item.text_or_dash("listener");
+        if !listeners.contains(&listener) {
+            listeners.push(listener);
+        }
+    }
+    let mut out = String::new();
+    for (index, listener) in listeners.iter().enumerate() {
+        let mut table = Table::new(["KIND", "NAME", "EXPIRES", "OPEN", "LAST USED", "CAN IT GO?"]);
+        for item in items.clone().filter(|item| item.text_or_dash("listener") == *listener) {
+            table.row([
+                kind(item),
+                name(item),
+                expires(item, now),
+                open(item),
+                last_used(item, now),
+                verdict(item, now),
+            ]);
+        }
+        let _ = write!(out, "{}listener {listener}\n{}", if index == 0 { "" } else { "\n" }, table.render("  "));
+    }
+    if out.is_empty() { "no listener has a certificate or a source\n".to_owned() } else { out }
+}
+
+fn kind(item: Reading<'_>) -> String {
+    match item.text("kind").as_deref() {
+        Some("server_certificate") => "server",
+        Some("client_ca") => "client CA",
+        Some("client_certificate") => "client",
+        Some("source") => "source",
+        Some(other) => return other.to_owned(),
+        None => DASH,
+    }
+    .to_owned()
+}
+
+/// The name and, where several may have it, as the old and the new one do, what tells them apart; of a rule its description.
+fn name(item: Reading<'_>) -> String {
+    let name = item.text_or_dash("name");
+    match (item.text("sha256"), item.text("description")) {
+        (None, Some(description)) => format!("{name} ({})", clipped(&description, MOST_NAME)),
+        (Some(print), _) => {
+            let short: String = print.chars().take(SHORT_PRINT).collect();
+            format!("{} [{short}]", clipped(&name, MOST_NAME))
+        }
+        (None, None) => name,
+    }
+}
+
+/// To the minute when it is near: whoever has hours left has to know how many.
+fn expires(item: Reading<'_>, now: OffsetDateTime) -> String {
+    let Some(end) = item.time("not_after") else { return "never".to_owned() };
+    match end - now {
+        left if left <= Duration::ZERO => format!("{}, EXPIRED", minute(end)),
+        left if left < NEAR => format!("{}, {}", minute(end), since(now, end)),
+        _ => format!("{}, {} d", end.date(), days_left(end, now)),
+    }
+}
+
+fn open(item: Reading<'_>) -> String {
+    item.number("sessions").to_string()
+}
+
+fn last_used(item: Reading<'_>, now: OffsetDateTime) -> String {
+    match (item.number("sessions"), item.time("last_used")) {
+        (1.., None) => "now".to_owned(),
+        (0, None) if is_of_the_start(item) => "never since start".to_owned(),
+        (0, None) => "not yet".to_owned(),
+        (_, Some(used)) => ago(used, now),
+    }
+}
+
+/// The answer to the operator's question.
+fn verdict(item: Reading<'_>, now: OffsetDateTime) -> String {
+    let sessions = item.number("sessions");
+    if let (0, Some(fault)) = (sessions, item.text("fault")) {
+        return format!("vouches for nobody: {fault}");
+    }
+    match (sessions, item.time("last_used")) {
+        (1, _) => format!("in use by 1 session{}", users(item)),
+        (2.., _) => format!("in use by {sessions} sessions{}", users(item)),
+        // Whoever was here a moment ago will come again.
+        (0, Some(used)) if now - used < RECENT => {
+            format!("no open session; last used {}{}", ago(used, now), last_users(item, now))
+        }
+        (0, Some(used)) => {
+            format!("unused for {}: nothing open depends on it{}", since(used, now), last_users(item, now))
+        }
+        (0, None) => not_used(item, now),
+    }
+}
+
+/// `; last users: CN=app from 10.0.0.5 (3 h ago), … and 2 more`.
+fn last_users(item: Reading<'_>, now: OffsetDateTime) -> String {
+    let user = |user: Reading<'_>| {
+        let when = user.time("last_used").map(|used| format!(" ({})", ago(used, now))).unwrap_or_default();
+        format!("{}{when}", client(user))
+    };
+    let mut users: Vec<_> = item.list("last_users").map(user).collect();
+    let more = users.len().saturating_sub(MAX_LAST_USERS);
+    if more > 0 {
+        users.truncate(MAX_LAST_USERS);
+        users.push(format!("and {more} more"));
+    }
+    if users.is_empty() { String::new() } else { format!("; last users: {}", users.join(", ")) }
+}
+
+fn not_used(item: Reading<'_>, now: OffsetDateTime) -> String {
+    let begun = item.time("since").map(|since| ago(since, now));
+    if is_of_the_start(item) {
+        format!("never used since the program started{}", begun.map(|begun| format!(" ({begun})")).unwrap_or_default())
+    } else {
+        format!("not used since it was added{}", begun.map(|begun| format!(" {begun}")).unwrap_or_default())
+    }
+}
+
+/// Whether it has been there since the program started.
+fn is_of_the_start(item: Reading<'_>) -> bool {
+    item.number("since_generation") <= 1
+}
+
+/// `: CN=app from 10.0.0.5 (8), … and 3 more clients`.
+fn users(item: Reading<'_>) -> String {
+    let user = |user: Reading<'_>| format!("{} ({})", client(user), user.number("sessions"));
+    let mut users: Vec<String> = item.list("clients").map(user).collect();
+    match item.number("more_clients") {
+        0 => {}
+        1 => users.push("and 1 more client".to_owned()),
+        more => users.push(format!("and {more} more clients")),
+    }
+    if users.is_empty() { String::new() } else { format!(": {}", users.join(", ")) }
+}
+
+/// `CN=app from 10.0.0.5`.
+fn client(client: Reading<'_>) -> String {
+    let subject = client.text("subject").map(|subject| format!("{subject} ")).unwrap_or_default();
+    format!("{subject}from {}", client.text_or_dash("source"))
+}
+
+/// Last users named for one item; JSON has more.
+const MAX_LAST_USERS: usize = 3;
+
+/// For how long something counts as just used.
+const RECENT: Duration = Duration::minutes(1);
+
+/// As much of a fingerprint as tells two certificates apart.
+const SHORT_PRINT: usize = 8;
+
+/// As much of a subject as leaves room for the answer.
+const MOST_NAME: usize = 24;
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_rotation_is_read_off_one_table() {
+        let now = OffsetDateTime::UNIX_EPOCH + Duration::hours(5);
+        let answer = json!({ "generation": 3, "items": [
+            {
+                "listener": "cache", "kind": "client_ca", "name": "CN=Old CA", "sha256": "3fa9c1d2e4", "issuer": "CN=Old CA",
+                "not_after": "1970-01-10T05:00:00Z", "since": "1970-01-01T00:00:00Z", "since_generation": 1, "sessions": 12,
+                "first_used": "1970-01-01T00:01:00Z", "last_used": "1970-01-01T04:58:00Z", "more_clients": 3,
+                "clients": [
+                    { "subject": "CN=app", "source": "10.0.0.5", "sessions": 8 },
+                    { "subject": null, "source": "10.0.0.6", "sessions": 1 },
+                ],
+            },
+            {
+                "listener": "cache", "kind": "client_ca", "name": "CN=A new CA with a name that is very long,O=Example",
+                "sha256": "77aa88bb", "not_after": "1980-01-01T00:00:00Z", "since": "1970-01-01T04:00:00Z",
+                "since_generation": 3, "sessions": 0, "first_used": null, "last_used": null, "clients": [],
+            },
+            {
+                "listener": "db", "kind": "source", "name": "ip_addr:10.0.0.0/8", "sha256": null, "not_after": null,
+                "since": "1970-01-01T00:00:00Z", "since_generation": 1, "sessions": 0, "last_used": "1970-01-01T02:00:00Z",
+                "last_users": [{ "subject": null, "source": "10.0.0.7", "last_used": "1970-01-01T02:00:00Z" }],
+            },
+            {
+                "listener": "db", "kind": "server_certificate", "name": "CN=db", "sha256": "0011223344",
+                "not_after": "1970-01-01T04:00:00Z", "since": "1970-01-01T03:00:00Z", "since_generation": 1, "sessions": 0,
+            },
+        ]});
+        let expected = "\
+listener cache
+  KIND       NAME                                 EXPIRES             OPEN  LAST USED  CAN IT GO?
+  client CA  CN=Old CA [3fa9c1d2]                 1970-01-10, 9 d     12    2 min ago  in use by 12 sessions: CN=app
+                                                                                       from 10.0.0.5 (8), from 10.0.0.6
+                                                                                       (1), and 3 more clients
+  client CA  CN=A new CA with a name… [77aa88bb]  1980-01-01, 3652 d  0     not yet    not used since it was added 1 h
+                                                                                       ago
+";
+        let words = in_words(&answer, now);
+        assert!(words.starts_with(expected), "{words}");
+        let verdicts: Vec<String> = Reading(&answer).list("items").map(|item| verdict(item, now)).collect();
+        assert_eq!(
+            verdicts[1..],
+            [
+                "not used since it was added 1 h ago",
+                "unused for 3 h: nothing open depends on it; last users: from 10.0.0.7 (3 h ago)",
+                "never used since the program started (2 h ago)",
+            ]
+        );
+        for word in ["ip_addr:10.0.0.0/8", "1970-01-01 04:00Z, EXPIRED", "never since start"] {
+            assert!(words.contains(word), "no {word} in {words}");
+        }
+        assert!(words.lines().all(|line| line.chars().count() <= 120), "{words}");
+    }
+
+    #[test]
+    fn rule_that_expires_soon_has_its_minute_and_its_description() {
+        let now = OffsetDateTime::UNIX_EPOCH;
+        let words = |end: &str| {
+            let rule = json!({ "listener": "db", "kind": "source", "name": "ip_addr:10.0.0.1", "description": "office",
+                               "not_after": end });
+            in_words(&json!({ "items": [rule] }), now)
+        };
+        for (end, shown) in [
+            ("1970-01-01T00:45:30Z", "1970-01-01 00:45Z, 45 min"),
+            ("1970-01-02T09:05:00Z", "1970-01-02 09:05Z, 33 h"),
+            ("1970-01-04T00:00:00Z", "1970-01-04, 3 d"),
+            ("1969-12-31T23:59:00Z", "1969-12-31 23:59Z, EXPIRED"),
+        ] {
+            let words = words(end);
+            assert!(words.contains(&format!("ip_addr:10.0.0.1 (office)  {shown}")), "no {shown} in {words}");
+        }
+    }
+}

@@ -1,0 +1,58 @@
+//! Files that the commands write: all of a command or none, and never over one that is there.
+
+pub(crate) mod moment;
+pub(crate) mod table;
+
+use std::fs::{self, File};
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+
+use crate::cli::Failure;
+
+/// A file to be written.
+pub(crate) struct Output {
+    name: String,
+    content: Vec<u8>,
+    mode: u32,
+}
+
+impl Output {
+    pub(crate) fn public(name: &str, content: impl Into<Vec<u8>>) -> Self {
+        Self { name: name.to_owned(), content: content.into(), mode: 0o644 }
+    }
+
+    pub(crate) fn secret(name: &str, content: impl Into<Vec<u8>>) -> Self {
+        Self { name: name.to_owned(), content: content.into(), mode: 0o600 }
+    }
+}
+
+/// Writes all files or, where one exists already, none. Returns their paths.
+pub(crate) fn write_all(directory: &Path, files: &[Output]) -> Result<Vec<PathBuf>, Failure> {
+    fs::create_dir_all(directory).map_err(|error| Failure::file(directory, error))?;
+    let paths: Vec<PathBuf> = files.iter().map(|file| directory.join(&file.name)).collect();
+    if let Some(existing) = paths.iter().find(|path| path.symlink_metadata().is_ok()) {
+        return Err(Failure::file(
+            existing,
+            "exists already, and is not overwritten; take it away or choose another directory",
+        ));
+    }
+    for (file, path) in files.iter().zip(&paths) {
+        let written = File::options().write(true).create_new(true).mode(file.mode).open(path).and_then(|mut out| {
+            out.write_all(&file.content)?;
+            out.sync_all()
+        });
+        written.map_err(|error| Failure::file(path, error))?;
+    }
+    Ok(paths)
+}
+
+/// `a, b and c`, for people.
+pub(crate) fn listed(paths: &[PathBuf]) -> String {
+    let paths: Vec<String> = paths.iter().map(|path| path.display().to_string()).collect();
+    match paths.split_last() {
+        Some((last, [])) => last.clone(),
+        Some((last, rest)) => format!("{} and {last}", rest.join(", ")),
+        None => String::new(),
+    }
+}

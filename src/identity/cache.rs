@@ -1,0 +1,125 @@
+//! Chains that have been verified, so that a client that comes again costs a digest and not its signatures.
+//!
+//! A verdict depends on the chain, on the trust anchors and revocation lists, and on the time. It is kept beside the
+//! anchors and lists it was reached with, under a digest of every byte of the chain, and counts only while every
+//! certificate of the chain and every list is in its time; outside that the question is put anew. Refusals are not
+//! remembered, so strangers cannot fill the memory.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use time::OffsetDateTime;
+
+use crate::identity::verified::Credential;
+use crate::x509::digest::{Digest, digest_of_chain};
+
+/// The good verdicts of one set of trust anchors.
+#[derive(Debug, Default)]
+pub(crate) struct Verified {
+    chains: Mutex<HashMap<Digest, Arc<Credential>>>,
+}
+
+impl Verified {
+    /// The credential of a chain that has been found good, if it still is.
+    pub(crate) fn recall(&self, chain: &Digest, now: OffsetDateTime) -> Option<Arc<Credential>> {
+        let chains = self.chains();
+        let credential = chains.get(chain)?;
+        (credential.from..credential.until).contains(&now).then(|| Arc::clone(credential))
+    }
+
+    /// Notes that a chain is good, as long as its credential says.
+    pub(crate) fn remember(&self, credential: &Arc<Credential>) {
+        if credential.chain.iter().map(|der| der.len()).sum::<usize>() > LONGEST_CHAIN {
+            return;
+        }
+        let mut chains = self.chains();
+        if chains.len() >= MOST_CHAINS {
+            chains.clear();
+        }
+        chains.insert(credential.digest, Arc::clone(credential));
+    }
+
+    fn chains(&self) -> MutexGuard<'_, HashMap<Digest, Arc<Credential>>> {
+        self.chains.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// More clients than a database has, at about a KiB each. Past it all are forgotten, and verified anew.
+const MOST_CHAINS: usize = 1024;
+
+/// In bytes. Far above any real chain, and what keeps the holder of a good certificate from filling the memory with what it
+/// sends along.
+const LONGEST_CHAIN: usize = 16 << 10;
+
+#[cfg(test)]
+mod tests {
+    use time::Duration;
+
+    use super::*;
+    use crate::identity::verified::Voucher;
+    use crate::tls::fixtures::Authority;
+    use crate::x509::certificate::Certificate;
+    use rustls::pki_types::CertificateDer;
+
+    const NOW: OffsetDateTime = OffsetDateTime::UNIX_EPOCH.saturating_add(Duration::days(20_000));
+
+    fn certificate(name: &str) -> CertificateDer<'static> {
+        Authority::new("CA").client(name, NOW, NOW + Duration::DAY).der()
+    }
+
+    /// The credential of a chain, with the facts of some leaf.
+    fn credential(leaf: &CertificateDer<'_>, chain: &[CertificateDer<'_>]) -> Arc<Credential> {
+        let certificate = Certificate::parse(leaf).unwrap();
+        Arc::new(Credential {
+            certificate,
+            voucher: Voucher::Pinned,
+            until: NOW + Duration::HOUR,
+            constrains_names: false,
+            validity: NOW..NOW + Duration::DAY,
+            from: NOW,
+            chain: Vec::new(),
+            digest: digest_of_chain(chain),
+            path: Box::default(),
+            constraints: Digest::default(),
+            judge: 0,
+        })
+    }
+
+    #[test]
+    fn a_verdict_is_for_these_bytes_and_for_its_time() {
+        let chain = [certificate("app"), certificate("between")];
+        let turned = [chain[1].clone(), chain[0].clone()];
+        let verified = Verified::default();
+        verified.remember(&credential(&chain[0], &chain));
+        let known = |chain, moment| verified.recall(&digest_of_chain(chain), moment).is_some();
+        assert!(known(&chain, NOW) && known(&chain, NOW + Duration::HOUR - Duration::NANOSECOND));
+        assert!(!known(&chain, NOW - Duration::SECOND), "before its time");
+        assert!(!known(&chain, NOW + Duration::HOUR), "after its time");
+        assert!(!known(&chain[..1], NOW), "another chain of the same leaf");
+        assert!(!known(&turned, NOW), "the same certificates in another order");
+    }
+
+    #[test]
+    fn no_more_chains_are_remembered_than_there_is_room_for() {
+        let leaf = certificate("app");
+        let verified = Verified::default();
+        for count in 0..=2 * MOST_CHAINS {
+            let other = CertificateDer::from(count.to_be_bytes().to_vec());
+            verified.remember(&credential(&leaf, &[other]));
+        }
+        assert!(verified.chains().len() <= MOST_CHAINS);
+        let last = CertificateDer::from((2 * MOST_CHAINS).to_be_bytes().to_vec());
+        assert!(verified.recall(&digest_of_chain(&[last]), NOW).is_some());
+    }
+
+    #[test]
+    fn a_chain_with_much_sent_along_is_not_remembered() {
+        let leaf = certificate("app");
+        let padding = vec![0; LONGEST_CHAIN];
+        let alone = std::slice::from_ref(&leaf);
+        let long = Credential { chain: vec![leaf.clone(), padding.into()], ..(*credential(&leaf, alone)).clone() };
+        let verified = Verified::default();
+        verified.remember(&Arc::new(long));
+        assert!(verified.recall(&digest_of_chain(std::slice::from_ref(&leaf)), NOW).is_none());
+    }
+}

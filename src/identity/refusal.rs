@@ -1,0 +1,74 @@
+//! Client certificates that are refused: the code for the auditor, and words for the operator.
+
+use crate::outcome::Reason;
+use crate::printable::quoted;
+use crate::timestamp;
+use crate::x509::certificate::Certificate;
+use crate::x509::chain::error::ChainError;
+
+/// The code for what is wrong with a client's certificate.
+pub(crate) fn reason_of(error: &ChainError) -> Reason {
+    match error {
+        ChainError::UnknownIssuer | ChainError::TooManyChecks => Reason::ClientCertificateUnknownCa,
+        ChainError::Expired | ChainError::AnchorExpired { .. } => Reason::ClientCertificateExpired,
+        ChainError::Revoked => Reason::ClientCertificateRevoked,
+        ChainError::AnchorNotYetValid { .. }
+        | ChainError::Ca { .. }
+        | ChainError::Malformed
+        | ChainError::NotYetValid
+        | ChainError::CriticalExtension { .. }
+        | ChainError::NameConstraints
+        | ChainError::PathLength { .. }
+        | ChainError::PeerIsCa
+        | ChainError::Purpose { .. }
+        | ChainError::RevocationListExpired
+        | ChainError::RevocationUnknown { .. }
+        | ChainError::SignatureAlgorithm
+        | ChainError::TooManyCertificates
+        | ChainError::TooManyNames
+        | ChainError::TooLarge
+        | ChainError::Unverifiable
+        | ChainError::Version => Reason::ClientCertificateInvalid,
+    }
+}
+
+/// Whose certificate is refused, the error, and what to do about it.
+pub(crate) fn refused_by_us(error: &ChainError, refused: Option<&Certificate>) -> String {
+    match refused {
+        Some(certificate) => format!("client certificate {}: {}", in_words(certificate), in_short(error)),
+        None => format!("client certificate that is too long or damaged to be named: {}", in_short(error)),
+    }
+}
+
+/// The certificate with what an operator needs to find it. Its names are cut to leave room for the reason.
+pub(crate) fn in_words(certificate: &Certificate) -> String {
+    let Certificate { subject, issuer, not_after, sha256, .. } = certificate;
+    let [subject, issuer] = [subject, issuer].map(quoted);
+    format!("{subject} (issued by {issuer}, valid until {}, sha256 {sha256})", timestamp::seconds(*not_after))
+}
+
+fn in_short(error: &ChainError) -> String {
+    let words = match error {
+        ChainError::RevocationListExpired => {
+            "the revocation list of its CA has run out: put a new one into client_crl, \
+             or set crl_expired = \"allow\" to go by the old one"
+        }
+        ChainError::UnknownIssuer => {
+            "no certificate of client_ca has issued it, directly or by way of the intermediates the client sent, and it \
+             is none of client_certificates"
+        }
+        ChainError::PeerIsCa => {
+            "it is a CA certificate (basicConstraints CA:TRUE); pin it in client_certificates, or issue the client a \
+             certificate from it"
+        }
+        ChainError::Purpose { .. } => {
+            return format!("{error}; issue the client a certificate for client authentication");
+        }
+        ChainError::Expired => "it, or an intermediate it came by, has run out; the client needs a new certificate",
+        ChainError::Revoked => {
+            "a list of client_crl names it, or an intermediate it came by; the client needs a new certificate"
+        }
+        other => return other.to_string(),
+    };
+    words.to_owned()
+}

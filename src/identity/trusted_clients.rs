@@ -1,0 +1,325 @@
+//! `trusted_clients`: which of the clients that hold a good certificate may come in, by the names in it.
+//!
+//! Every kind of name is matched by patterns of its own kind only, so that a URI that looks like a host name, or a common
+//! name that looks like either, opens nothing (CVE-2021-43824 and its kin).
+
+use std::fmt;
+use std::str::FromStr;
+
+use crate::x509::subject_name::ClientName;
+
+/// Patterns of which a client has to match one. No patterns: any client that holds a good certificate.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TrustedClients(Vec<ClientPattern>);
+
+impl TrustedClients {
+    /// All of them, in the order they were given.
+    pub fn patterns(&self) -> &[ClientPattern] {
+        &self.0
+    }
+
+    /// Whether a client of these names may come in.
+    pub fn trust<'a>(&self, names: impl IntoIterator<Item = ClientName<'a>>) -> bool {
+        self.0.is_empty() || self.pattern_of(names).is_some()
+    }
+
+    /// The pattern that one of these names matches.
+    pub fn pattern_of<'a>(&self, names: impl IntoIterator<Item = ClientName<'a>>) -> Option<&ClientPattern> {
+        names.into_iter().find_map(|name| self.0.iter().find(|pattern| pattern.matches(name)))
+    }
+}
+
+impl FromIterator<ClientPattern> for TrustedClients {
+    fn from_iter<I: IntoIterator<Item = ClientPattern>>(patterns: I) -> Self {
+        Self(patterns.into_iter().collect())
+    }
+}
+
+/// One entry of `trusted_clients`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ClientPattern {
+    /// `cn:app`
+    Common(String),
+    /// `dns:app.internal`, lower case.
+    Dns(String),
+    /// `dns:*.app.internal`: one label more than this domain, lower case.
+    DnsBelow(String),
+    /// `email:app@example.com`. The domain is in lower case; what is before it means what its owner says it means.
+    Email(String),
+    /// `sha256:…`, lower case.
+    Sha256(String),
+    /// `uri:spiffe://prod/app`, to the byte.
+    Uri(String),
+    /// `uri:spiffe://prod/*`: anything below this path, which ends in a slash.
+    UriBelow(String),
+}
+
+impl ClientPattern {
+    /// Whether every client that matches `other` matches this pattern too.
+    pub fn includes(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::DnsBelow(domain), Self::Dns(name)) => is_one_label_above(domain, name),
+            (Self::UriBelow(path), Self::Uri(name)) => is_below(path, name),
+            (Self::UriBelow(path), Self::UriBelow(below)) => below.starts_with(path),
+            _ => self == other,
+        }
+    }
+
+    fn matches(&self, name: ClientName<'_>) -> bool {
+        match (self, name) {
+            (Self::Common(pattern), ClientName::Common(name)) | (Self::Uri(pattern), ClientName::Uri(name)) => {
+                pattern == name
+            }
+            (Self::Dns(pattern), ClientName::Dns(name)) => pattern.eq_ignore_ascii_case(name),
+            (Self::DnsBelow(domain), ClientName::Dns(name)) => is_one_label_above(domain, name),
+            (Self::Email(pattern), ClientName::Email(name)) => *pattern == with_domain_in_lower_case(name),
+            (Self::Sha256(pattern), ClientName::Sha256(name)) => pattern == name,
+            (Self::UriBelow(path), ClientName::Uri(name)) => is_below(path, name),
+            _ => false,
+        }
+    }
+}
+
+/// A `*` in the certificate stands for many hosts, and is none of them; what no host name has is not passed over either.
+fn is_one_label_above(domain: &str, name: &str) -> bool {
+    name.split_once('.').is_some_and(|(label, rest)| is_label(label) && rest.eq_ignore_ascii_case(domain))
+}
+
+fn is_label(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
+}
+
+/// A path that climbs, or hides that it does, is below nothing.
+fn is_below(path: &str, name: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_graphic() && !b"%\\".contains(&byte);
+    name.strip_prefix(path).is_some_and(|rest| {
+        !rest.is_empty()
+            && rest.bytes().all(plain)
+            && !rest.split(['/', '?', '#']).any(|step| step == "." || step == "..")
+    })
+}
+
+fn with_domain_in_lower_case(email: &str) -> String {
+    match email.rsplit_once('@') {
+        Some((local, domain)) => format!("{local}@{}", domain.to_ascii_lowercase()),
+        None => email.to_owned(),
+    }
+}
+
+/// The form they are written in.
+impl fmt::Display for ClientPattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Common(name) => write!(f, "cn:{name}"),
+            Self::Dns(name) => write!(f, "dns:{name}"),
+            Self::DnsBelow(domain) => write!(f, "dns:*.{domain}"),
+            Self::Email(name) => write!(f, "email:{name}"),
+            Self::Sha256(name) => write!(f, "sha256:{name}"),
+            Self::Uri(name) => write!(f, "uri:{name}"),
+            Self::UriBelow(path) => write!(f, "uri:{path}*"),
+        }
+    }
+}
+
+/// Why a text is no pattern.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ClientPatternError {
+    /// Control characters, which no name has.
+    #[error("a name without control characters")]
+    Control,
+    /// Not a host name, nor `*.` and one.
+    #[error("a host name such as \"dns:app.internal\", or all of one label above a domain as \"dns:*.app.internal\"")]
+    Dns,
+    /// Not of the form `local@domain`.
+    #[error("a mail address such as \"email:app@example.com\"")]
+    Email,
+    /// Nothing behind the colon.
+    #[error("a name behind the colon")]
+    Empty,
+    /// No kind that is known.
+    #[error("\"cn:…\", \"dns:…\", \"uri:…\", \"email:…\" or \"sha256:…\"")]
+    Kind,
+    /// Not 64 hexadecimal digits.
+    #[error("the 64 hexadecimal digits of a certificate's SHA-256, as portcullis certs inspect prints it")]
+    Sha256,
+    /// No URI, or a `*` elsewhere than behind its last slash.
+    #[error("a URI such as \"uri:spiffe://prod/app\", or all below a path as \"uri:spiffe://prod/*\"")]
+    Uri,
+}
+
+impl FromStr for ClientPattern {
+    type Err = ClientPatternError;
+
+    fn from_str(text: &str) -> Result<Self, ClientPatternError> {
+        let (kind, name) = text.split_once(':').ok_or(ClientPatternError::Kind)?;
+        if !["cn", "dns", "email", "sha256", "uri"].contains(&kind) {
+            return Err(ClientPatternError::Kind);
+        }
+        if name.is_empty() {
+            return Err(ClientPatternError::Empty);
+        }
+        if name.chars().any(char::is_control) {
+            return Err(ClientPatternError::Control);
+        }
+        match kind {
+            "cn" => Ok(Self::Common(name.to_owned())),
+            "dns" => dns(name),
+            "email" => email(name),
+            "sha256" => sha256(name),
+            _ => uri(name),
+        }
+    }
+}
+
+fn dns(name: &str) -> Result<ClientPattern, ClientPatternError> {
+    let (below, host) = match name.strip_prefix("*.") {
+        Some(domain) => (true, domain),
+        None => (false, name),
+    };
+    if !host.split('.').all(is_label) {
+        return Err(ClientPatternError::Dns);
+    }
+    let host = host.to_ascii_lowercase();
+    Ok(if below { ClientPattern::DnsBelow(host) } else { ClientPattern::Dns(host) })
+}
+
+fn email(name: &str) -> Result<ClientPattern, ClientPatternError> {
+    match name.rsplit_once('@') {
+        Some((local, domain)) if !local.is_empty() && !domain.is_empty() && !name.contains('*') => {
+            Ok(ClientPattern::Email(with_domain_in_lower_case(name)))
+        }
+        Some(_) | None => Err(ClientPatternError::Email),
+    }
+}
+
+/// With or without the colons that openssl puts between the bytes.
+fn sha256(name: &str) -> Result<ClientPattern, ClientPatternError> {
+    let digits = name.replace(':', "").to_ascii_lowercase();
+    if digits.len() == 64 && digits.bytes().all(|digit| digit.is_ascii_hexdigit()) {
+        Ok(ClientPattern::Sha256(digits))
+    } else {
+        Err(ClientPatternError::Sha256)
+    }
+}
+
+fn uri(name: &str) -> Result<ClientPattern, ClientPatternError> {
+    let (below, path) = match name.strip_suffix('*') {
+        Some(path) => (true, path),
+        None => (false, name),
+    };
+    // All of a scheme would be all of the world.
+    let authority = path.split_once("://").map(|(_, rest)| rest);
+    let has_path = authority.is_some_and(|rest| rest.find('/').is_some_and(|slash| slash > 0));
+    if !path.contains(':') || path.contains('*') || (below && !(path.ends_with('/') && has_path)) {
+        return Err(ClientPatternError::Uri);
+    }
+    Ok(if below { ClientPattern::UriBelow(path.to_owned()) } else { ClientPattern::Uri(path.to_owned()) })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn trusts(pattern: &str, name: ClientName<'_>) -> bool {
+        TrustedClients::from_iter([pattern.parse().unwrap()]).trust([name])
+    }
+
+    #[test]
+    fn each_kind_of_pattern_matches_names_of_its_kind() {
+        use ClientName::{Common, Dns, Email, Sha256, Uri};
+        let print = "ab".repeat(32);
+        let shouted = format!("sha256:{}", ["AB"; 32].join(":"));
+        let cases = [
+            ("cn:app", Common("app"), true),
+            ("cn:app", Common("App"), false),
+            ("cn:app", Common("app\0"), false),
+            ("cn:app", Common("application"), false),
+            ("dns:App.internal", Dns("app.INTERNAL"), true),
+            ("dns:app.internal", Dns("app.internal.evil"), false),
+            ("dns:*.app.internal", Dns("a.app.internal"), true),
+            ("dns:*.app.internal", Dns("A.App.Internal"), true),
+            ("dns:*.app.internal", Dns("app.internal"), false),
+            ("dns:*.app.internal", Dns("a.b.app.internal"), false),
+            ("dns:*.app.internal", Dns("*.app.internal"), false),
+            ("dns:*.app.internal", Dns(".app.internal"), false),
+            ("dns:*.app.internal", Dns("a\0.app.internal"), false),
+            ("dns:*.app.internal", Dns("a b.app.internal"), false),
+            ("uri:spiffe://prod/app", Uri("spiffe://prod/app"), true),
+            ("uri:spiffe://prod/app", Uri("spiffe://prod/app/"), false),
+            ("uri:spiffe://prod/app", Uri("spiffe://PROD/app"), false),
+            ("uri:spiffe://prod/*", Uri("spiffe://prod/app"), true),
+            ("uri:spiffe://prod/*", Uri("spiffe://prod/ns/a/sa/b"), true),
+            ("uri:spiffe://prod/*", Uri("spiffe://prod/"), false),
+            ("uri:spiffe://prod/*", Uri("spiffe://prod"), false),
+            ("uri:spiffe://prod/*", Uri("spiffe://production/app"), false),
+            ("uri:spiffe://prod/a/*", Uri("spiffe://prod/a/../b"), false),
+            ("uri:spiffe://prod/a/*", Uri("spiffe://prod/a/%2e%2e/b"), false),
+            ("uri:spiffe://prod/a/*", Uri("spiffe://prod/a/..\\b"), false),
+            ("uri:spiffe://prod/a/*", Uri("spiffe://prod/a/b\0"), false),
+            ("uri:spiffe://prod/a/*", Uri("spiffe://prod/a/b\nc"), false),
+            ("email:app@Example.com", Email("app@example.COM"), true),
+            ("email:app@example.com", Email("App@example.com"), false),
+            (&shouted, Sha256(&print), true),
+            ("cn:app.internal", Dns("app.internal"), false),
+            ("dns:app.internal", Common("app.internal"), false),
+            ("dns:app.internal", Uri("app.internal"), false),
+            ("uri:a:b", Common("a:b"), false),
+            ("email:a@b", Uri("a@b"), false),
+        ];
+        for (pattern, name, expected) in cases {
+            assert_eq!(trusts(pattern, name), expected, "{pattern} and {name:?}");
+        }
+    }
+
+    #[test]
+    fn one_pattern_and_one_name_that_match_are_enough_and_no_pattern_is_anybody() {
+        let names = [ClientName::Common("app"), ClientName::Dns("app.internal")];
+        assert!(TrustedClients::default().trust(names));
+        assert!(TrustedClients::default().trust([]));
+        let two: TrustedClients = ["cn:other", "dns:app.internal"].iter().map(|text| text.parse().unwrap()).collect();
+        assert!(two.trust(names));
+        assert!(!two.trust([ClientName::Common("app")]));
+        assert!(!two.trust([]));
+    }
+
+    #[test]
+    fn what_could_mean_more_than_it_says_is_no_pattern() {
+        use ClientPatternError::{Control, Dns, Email, Empty, Kind, Sha256, Uri};
+        let cases = [
+            ("app", Kind),
+            ("ip:10.0.0.1", Kind),
+            ("CN:app", Kind),
+            ("cn:", Empty),
+            ("cn:a\u{0}b", Control),
+            ("dns:*", Dns),
+            ("dns:a.*.b", Dns),
+            ("dns:**.b", Dns),
+            ("dns:*.", Dns),
+            ("dns:a..b", Dns),
+            ("dns:a b", Dns),
+            ("uri:prod/app", Uri),
+            ("uri:spiffe://prod*", Uri),
+            ("uri:spiffe://*", Uri),
+            ("uri:spiffe:///*", Uri),
+            ("uri:spiffe://*/app", Uri),
+            ("email:app", Email),
+            ("email:*@example.com", Email),
+            ("sha256:abcd", Sha256),
+            ("sha256:zz", Sha256),
+        ];
+        for (text, error) in cases {
+            assert_eq!(text.parse::<ClientPattern>(), Err(error), "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_pattern_is_read_back_as_it_is_written(text in "(cn|dns|uri|email|sha256):[a-zA-Z0-9@:/.*-]{1,20}") {
+            if let Ok(pattern) = text.parse::<ClientPattern>() {
+                prop_assert_eq!(pattern.to_string().parse::<ClientPattern>(), Ok(pattern));
+            }
+        }
+    }
+}

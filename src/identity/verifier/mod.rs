@@ -1,0 +1,358 @@
+//! Which client certificates are good, and why: by a trust anchor, or pinned by themselves.
+//!
+//! A chain is verified whole once, when a client comes with it. Sessions remember the path that was found, so that after a
+//! change of policy a look at dates and serial numbers is enough for most of them ([`ChainVerifier::recheck`]).
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashSet;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rustls::DistinguishedName;
+use rustls::pki_types::CertificateDer;
+use time::OffsetDateTime;
+
+use crate::identity::auth_settings::TrustParts;
+use crate::identity::cache::Verified;
+use crate::identity::settings::ClientAuth;
+use crate::identity::verified::{Credential, Voucher};
+use crate::x509::certificate::Certificate;
+use crate::x509::chain::anchors::AnchorSet;
+use crate::x509::chain::ca_properties::Purpose;
+use crate::x509::chain::error::ChainError;
+use crate::x509::chain::path::{Path, Search, Visit, is_unambiguous, relevant};
+use crate::x509::chain::raw_certificate::RawCertificate;
+use crate::x509::chain::revocation::RevocationLists;
+use crate::x509::chain::rules;
+use crate::x509::chain::rules::{AnchorAllows, NameBudget, Sent, in_time, overlap};
+use crate::x509::chain::signature_memo::SignatureMemo;
+use crate::x509::digest::{Digest, digest_of, digest_of_chain};
+use crate::x509::error::BuildError;
+
+/// Judges clients' chains by one set of trust anchors, pinned certificates and revocation lists, which never changes.
+#[derive(Debug)]
+pub(crate) struct ChainVerifier {
+    /// Which of all that ever were in this process.
+    number: u64,
+    /// Whether clients must show a certificate.
+    pub(crate) mandatory: bool,
+    anchors: AnchorSet,
+    pinned: HashSet<Digest>,
+    lists: RevocationLists,
+    /// The names of the CAs that clients are told of.
+    pub(crate) hints: Vec<DistinguishedName>,
+    verified: Verified,
+    memo: SignatureMemo,
+}
+
+/// What an anchor vouches for, and how long.
+struct Vouched {
+    voucher: Voucher,
+    /// The positions of the path in the chain.
+    path: Box<[u8]>,
+    sent: Sent,
+    /// From when on, and until when it need not be asked about again.
+    good: Range<OffsetDateTime>,
+    /// Whether a CA on the path, or above it, limits the names below.
+    constrains_names: bool,
+    /// The name constraints above the path.
+    constraints: Digest,
+}
+
+impl ChainVerifier {
+    pub(crate) fn new(parts: &TrustParts) -> Result<Self, BuildError> {
+        static NUMBERS: AtomicU64 = AtomicU64::new(0);
+        let anchors = AnchorSet::new(&parts.anchors, Purpose::ClientAuth, parts.anchor_validity)?;
+        let hints = match parts.pinned.is_empty() {
+            true => hints(&anchors),
+            // A client that is known by itself need not have any of our issuers, and would send nothing.
+            false => Vec::new(),
+        };
+        Ok(Self {
+            number: NUMBERS.fetch_add(1, Ordering::Relaxed),
+            mandatory: parts.auth == ClientAuth::Required,
+            anchors,
+            pinned: parts.pinned.iter().map(|der| digest_of([&**der].into_iter())).collect(),
+            lists: RevocationLists::new(&parts.crls, parts.crl_expired),
+            hints,
+            verified: Verified::default(),
+            memo: SignatureMemo::default(),
+        })
+    }
+
+    /// Why an anchor vouches for nobody at this time; nothing where it does, or is none.
+    pub(crate) fn anchor_error(&self, der: &CertificateDer<'_>, now: OffsetDateTime) -> Option<ChainError> {
+        let anchor = self.anchors.iter().find(|anchor| anchor.der == *der)?;
+        self.check_anchor(&Path { certificates: Vec::new(), positions: Vec::new(), anchor }, now, None).err()
+    }
+
+    /// Judges the chain of a client that has proved to have its key. A good verdict is remembered.
+    pub(crate) fn judge(
+        &self,
+        leaf: &CertificateDer<'_>,
+        sent: &[CertificateDer<'_>],
+        now: OffsetDateTime,
+    ) -> Result<Arc<Credential>, ChainError> {
+        let credential = self.verify(leaf, sent, now)?;
+        self.remember(&credential);
+        Ok(credential)
+    }
+
+    /// Remembers a good verdict of this verifier on a client that has proved to have its key.
+    pub(crate) fn remember(&self, credential: &Arc<Credential>) {
+        self.verified.remember(credential);
+    }
+
+    /// Judges a credential again. Costs no signature, unless the path may lead elsewhere now.
+    #[cfg(test)]
+    pub(crate) fn judge_again(
+        &self,
+        credential: &Arc<Credential>,
+        now: OffsetDateTime,
+    ) -> Result<Arc<Credential>, ChainError> {
+        self.recheck(credential, now).unwrap_or_else(|| self.search_again(credential, now))
+    }
+
+    /// Judges a credential again by every path that its chain has now. Signatures that were verified before cost nothing.
+    pub(crate) fn search_again(
+        &self,
+        credential: &Arc<Credential>,
+        now: OffsetDateTime,
+    ) -> Result<Arc<Credential>, ChainError> {
+        let search = || Search::again(&self.anchors, &credential.chain, &credential.path, &self.memo);
+        let judged = self.verify_chain(&credential.chain, credential.digest, &search, now)?;
+        self.remember(&judged);
+        Ok(judged)
+    }
+
+    /// Judges a credential again by the path it was found good by, without any signature. Nothing, where that cannot tell:
+    /// another path may be better, or the anchor is another one.
+    pub(crate) fn recheck(
+        &self,
+        credential: &Arc<Credential>,
+        now: OffsetDateTime,
+    ) -> Option<Result<Arc<Credential>, ChainError>> {
+        if credential.judge == self.number && now < credential.until {
+            return Some(Ok(Arc::clone(credential)));
+        }
+        if let Some(known) = self.verified.recall(&credential.digest, now) {
+            return Some(Ok(known));
+        }
+        let rechecked = self.recheck_path(credential, now)?;
+        Some(rechecked.inspect(|credential| {
+            if self.has_searched(credential) {
+                self.remember(credential);
+            }
+        }))
+    }
+
+    /// Whether no other path under these anchors is better than the one of a credential. Where that is not known, one may be
+    /// that limits no names, and by which the common name counts.
+    pub(crate) fn has_searched(&self, credential: &Credential) -> bool {
+        credential.judge == self.number
+    }
+
+    fn recheck_path(
+        &self,
+        credential: &Credential,
+        now: OffsetDateTime,
+    ) -> Option<Result<Arc<Credential>, ChainError>> {
+        let is_pinned = self.pins(credential.chain.first()?);
+        let Voucher::Anchor { sha256, authority } = &credential.voucher else {
+            let stands_alone = is_pinned && self.lists.is_empty();
+            return stands_alone.then(|| {
+                in_time(&credential.validity, now)?;
+                Ok(Arc::new(Credential { judge: self.number, ..credential.clone() }))
+            });
+        };
+        if is_pinned {
+            return None;
+        }
+        let same = self.anchors.position(|anchor| anchor.sha256 == *sha256);
+        let anchor = same.or_else(|| self.anchors.position(|anchor| anchor.authority == *authority));
+        let anchor = anchor.and_then(|index| self.anchors.get(index))?;
+        // Its names were held to other constraints than those of the anchor, and of what stands above it, now.
+        if anchor.ancestries.iter().any(|ancestry| ancestry.constraints != credential.constraints) {
+            return None;
+        }
+        let positions: Vec<usize> = credential.path.iter().map(|position| usize::from(*position)).collect();
+        let on_path = positions.iter().map(|position| RawCertificate::read(credential.chain.get(*position)?));
+        let path = Path { certificates: on_path.collect::<Option<_>>()?, positions, anchor };
+        let sent = Sent { validity: credential.validity.clone(), constrains_names: credential.constrains_names };
+        let judged = in_time(&sent.validity, now).and_then(|()| self.vouch(&path, sent, now, None));
+        match judged {
+            Ok(Vouched { voucher, good, .. }) => Some(Ok(Arc::new(Credential {
+                voucher,
+                from: good.start,
+                until: good.end,
+                judge: if credential.constrains_names { credential.judge } else { self.number },
+                ..credential.clone()
+            }))),
+            // What is wrong with the client's own certificate, or with the only path there can be, is wrong with the client.
+            Err(error) => {
+                let is_final = self.is_against_leaf(&path, now) || is_unambiguous(&self.anchors, &credential.chain);
+                is_final.then_some(Err(error))
+            }
+        }
+    }
+
+    /// Whether a path is refused for its first certificate, which every other path has too.
+    fn is_against_leaf(&self, path: &Path<'_>, now: OffsetDateTime) -> bool {
+        let validity = path.certificates.first().and_then(RawCertificate::validity);
+        validity.is_none_or(|validity| !validity.contains(&now)) || self.lists.revokes_leaf(path, now)
+    }
+
+    /// Verifies a chain. During the handshake nobody has proved to have its key yet, so the verdict is not remembered: otherwise
+    /// who only knows a good certificate could fill the memory with it and ever new ones behind it.
+    pub(crate) fn verify(
+        &self,
+        leaf: &CertificateDer<'_>,
+        sent: &[CertificateDer<'_>],
+        now: OffsetDateTime,
+    ) -> Result<Arc<Credential>, ChainError> {
+        let mut chain = vec![CertificateDer::from(leaf.as_ref())];
+        chain.extend(relevant(leaf, sent)?);
+        let digest = digest_of_chain(&chain);
+        if let Some(known) = self.verified.recall(&digest, now) {
+            return Ok(known);
+        }
+        self.verify_chain(&chain, digest, &|| Search::new(&self.anchors, &chain), now)
+    }
+
+    fn verify_chain<'s>(
+        &'s self,
+        chain: &'s [CertificateDer<'_>],
+        digest: Digest,
+        search: &dyn Fn() -> Result<Search<'s>, ChainError>,
+        now: OffsetDateTime,
+    ) -> Result<Arc<Credential>, ChainError> {
+        let leaf = chain.first().ok_or(ChainError::Malformed)?;
+        let facts = || Certificate::parse(leaf).map_err(|_| ChainError::Malformed);
+        if self.pins(leaf) {
+            return self.verify_pinned(chain, digest, search, now);
+        }
+        let vouched = rules::choose(
+            search()?,
+            now,
+            |vouched: &Vouched| vouched.constrains_names,
+            |path, names| {
+                // Only an anchor's own client can get here, and is told what is wrong.
+                if path.certificates.first().is_some_and(RawCertificate::is_too_large) {
+                    return Err(ChainError::TooLarge);
+                }
+                let sent = rules::check_sent(path, self.anchors.purpose, now, names)?;
+                self.vouch(path, sent, now, Some(names))
+            },
+        )?;
+        Ok(Arc::new(Credential {
+            voucher: vouched.voucher,
+            from: vouched.good.start,
+            until: vouched.good.end,
+            constrains_names: vouched.constrains_names,
+            validity: vouched.sent.validity,
+            path: vouched.path,
+            constraints: vouched.constraints,
+            chain: owned(chain),
+            digest,
+            judge: self.number,
+            certificate: facts()?,
+        }))
+    }
+
+    fn pins(&self, leaf: &CertificateDer<'_>) -> bool {
+        !self.pinned.is_empty() && self.pinned.contains(&digest_of([&**leaf].into_iter()))
+    }
+
+    /// A pinned certificate is trusted by itself, but not against the word of the CA it comes from, where that is known too.
+    fn verify_pinned<'s>(
+        &'s self,
+        chain: &'s [CertificateDer<'_>],
+        digest: Digest,
+        search: &dyn Fn() -> Result<Search<'s>, ChainError>,
+        now: OffsetDateTime,
+    ) -> Result<Arc<Credential>, ChainError> {
+        let leaf = chain.first().ok_or(ChainError::Malformed)?;
+        let certificate = Certificate::parse(leaf).map_err(|_| ChainError::Malformed)?;
+        let validity = certificate.not_before..certificate.end();
+        in_time(&validity, now)?;
+        if !self.lists.is_empty() {
+            let mut judged: Vec<Result<_, ChainError>> = Vec::new();
+            // That the search was given up says nothing against the certificate.
+            let _ = search()?.run(&mut |path| {
+                judged.push(self.lists.check_sent(path, now));
+                Visit::Continue
+            });
+            let is_revoked = judged.iter().any(|judged| judged.as_ref().is_err_and(ChainError::is_revocation));
+            if is_revoked && !judged.iter().any(Result::is_ok) {
+                return Err(ChainError::Revoked);
+            }
+        }
+        Ok(Arc::new(Credential {
+            voucher: Voucher::Pinned,
+            from: validity.start,
+            until: validity.end,
+            constrains_names: false,
+            validity,
+            path: Box::default(),
+            constraints: Digest::default(),
+            chain: owned(chain),
+            digest,
+            judge: self.number,
+            certificate,
+        }))
+    }
+
+    /// Applies everything that may have changed since the certificates of a path were found to keep to the rules: what its
+    /// anchor requires, and what the lists say.
+    fn vouch(
+        &self,
+        path: &Path<'_>,
+        sent: Sent,
+        now: OffsetDateTime,
+        names: Option<&NameBudget>,
+    ) -> Result<Vouched, ChainError> {
+        let lists_end = self.lists.check_sent(path, now)?;
+        let AnchorAllows { validity, constrains_names, constraints, answer: above_end } =
+            self.check_anchor(path, now, names)?;
+        let mut good = overlap(sent.validity.clone(), &validity);
+        // A list that ends behind now no longer counted for the answer.
+        let ends = [lists_end, above_end].into_iter().flatten().filter(|end| *end > now);
+        good.end = ends.fold(good.end, Ord::min);
+        let anchor = path.anchor;
+        let voucher = Voucher::Anchor { sha256: Arc::clone(&anchor.sha256), authority: anchor.authority };
+        let positions = path.positions.iter().filter_map(|position| u8::try_from(*position).ok());
+        let constrains_names = constrains_names || sent.constrains_names;
+        Ok(Vouched { voucher, path: positions.collect(), sent, good, constrains_names, constraints })
+    }
+
+    /// What the anchor of a path allows, when the lists revoke neither it nor what stands above it.
+    fn check_anchor(
+        &self,
+        path: &Path<'_>,
+        now: OffsetDateTime,
+        names: Option<&NameBudget>,
+    ) -> Result<AnchorAllows<Option<OffsetDateTime>>, ChainError> {
+        let ask = |ancestry: &_| self.lists.check_ancestors(path.anchor, ancestry, &self.anchors, now);
+        rules::check_anchor(path, &self.anchors, now, names, &ask)
+    }
+}
+
+/// The names of the CAs, each once, for the clients to choose a certificate by. None where they are too many: the list is a hint,
+/// a message of TLS can hold 64 KiB of it, and Java clients take half of that.
+fn hints(anchors: &AnchorSet) -> Vec<DistinguishedName> {
+    let mut seen = HashSet::new();
+    let subjects = anchors.iter().map(|anchor| anchor.trust.subject.as_ref()).filter(|subject| seen.insert(*subject));
+    let hints: Vec<_> = subjects.map(DistinguishedName::in_sequence).collect();
+    let length: usize = hints.iter().map(|hint| hint.as_ref().len() + 2).sum();
+    if length > MAX_HINTS { Vec::new() } else { hints }
+}
+
+/// Bytes of names that clients are sent.
+const MAX_HINTS: usize = 16 << 10;
+
+fn owned(chain: &[CertificateDer<'_>]) -> Vec<CertificateDer<'static>> {
+    chain.iter().map(|der| der.clone().into_owned()).collect()
+}

@@ -1,0 +1,156 @@
+//! Verdicts agree: by signatures and by the remembered path, and with webpki where it applies the same rules.
+
+use rustls::server::WebPkiClientVerifier;
+use rustls::{CertificateError, Error, RootCertStore};
+
+use super::*;
+use crate::x509::clock::unix_time;
+use crate::x509::crypto::provider;
+
+/// What decides about a client, without what only matters later.
+fn verdict(judged: Result<Arc<Credential>, ChainError>) -> Result<String, ChainError> {
+    judged.map(|credential| format!("{:?} until {}", credential.certificate.sha256, credential.until))
+}
+
+#[test]
+fn remembered_path_gives_the_verdict_of_a_fresh_verification() {
+    let world = World::new();
+    let sent = world.sent();
+    let clients: Vec<_> = sent.iter().map(|(_, chain)| chain[0].clone()).collect();
+    let root = [world.root.der()];
+    let before = [Vec::new(), vec![list(&world.root, &[], 1)]].map(|crls| verifier(&root, &crls, CrlExpired::Refuse));
+    let (mut good, mut refused, mut left) = (0, 0, 0);
+    for (lists_are, lists, _) in world.lists(&clients) {
+        for (anchors_are, anchors) in world.anchors() {
+            for expired in [CrlExpired::Refuse, CrlExpired::Allow] {
+                for (sends, chain) in &sent {
+                    let what = format!("{sends}; lists: {lists_are}, {expired:?}; anchors: {anchors_are}");
+                    let [again, anew] = [(); 2].map(|()| verifier(&anchors, &lists, expired));
+                    for before in &before {
+                        let credential = judged(before, chain).unwrap();
+                        let expected = verdict(judged(&anew, chain));
+                        match again.recheck(&credential, NOW) {
+                            Some(Ok(rechecked)) => {
+                                good += 1;
+                                assert_eq!(verdict(Ok(rechecked)).is_ok(), expected.is_ok(), "{what}: {expected:?}");
+                            }
+                            Some(Err(error)) => {
+                                refused += 1;
+                                assert_eq!(Err(error), expected, "{what}");
+                            }
+                            None => left += 1,
+                        }
+                        let judged_again = verdict(again.judge_again(&credential, NOW));
+                        assert_eq!(judged_again.is_ok(), expected.is_ok(), "{what}: {judged_again:?}, {expected:?}");
+                    }
+                }
+            }
+        }
+    }
+    assert!(good > 3000 && refused > 500 && left < good, "{good} good, {refused} refused, {left} left");
+}
+
+/// webpki's verdict: by each anchor alone, with the lists of it and of the intermediates.
+fn webpki_verdict(
+    anchors: &[CertificateDer<'static>],
+    lists: &[Crl],
+    expired: CrlExpired,
+    chain: &[CertificateDer<'static>],
+) -> Result<(), Error> {
+    let mut refusal = Error::from(CertificateError::UnknownIssuer);
+    for anchor in anchors {
+        let mut roots = RootCertStore::empty();
+        roots.add(anchor.clone()).unwrap();
+        let mut builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider());
+        let mut own: Vec<_> =
+            lists.iter().filter(|list| !list.has_issuer(anchor) || list.is_signed_by(anchor)).collect();
+        // It takes the first list of a name.
+        own.sort_by_key(|list| std::cmp::Reverse(list.number.clone()));
+        if !own.is_empty() {
+            let ders = own.iter().map(|list| list.der().clone());
+            builder = builder.with_crls(ders).allow_unknown_revocation_status();
+            if expired == CrlExpired::Refuse {
+                builder = builder.enforce_revocation_expiration();
+            }
+        }
+        match builder.build().unwrap().verify_client_cert(&chain[0], &chain[1..], unix_time(NOW)) {
+            Ok(_) => return Ok(()),
+            Err(error) => refusal = error,
+        }
+    }
+    Err(refusal)
+}
+
+#[test]
+fn verdict_is_that_of_webpki_where_the_rules_are_the_same() {
+    let world = World::new();
+    let sent = world.sent();
+    let clients: Vec<_> = sent.iter().map(|(_, chain)| chain[0].clone()).collect();
+    let mut compared = 0;
+    for (lists_are, lists, whole) in world.lists(&clients) {
+        for (anchors_are, anchors) in world.anchors() {
+            // Here an anchor stays bound by the lists of another one that has issued it.
+            let binds = ["one with the intermediates", "one that has expired"].contains(&lists_are);
+            // Lists that another key of an anchor's name has signed refuse its certificates, and webpki passes them over.
+            let is_foreign = match lists_are {
+                "an impostor's" => true,
+                "an impostor's of the team" => anchors_are.contains("the team"),
+                _ => false,
+            };
+            if !whole || is_foreign || anchors_are == "the team too" && binds {
+                continue;
+            }
+            for expired in [CrlExpired::Refuse, CrlExpired::Allow] {
+                for (sends, chain) in &sent {
+                    let what = format!("{sends}; lists: {lists_are}, {expired:?}; anchors: {anchors_are}");
+                    let expected = webpki_verdict(&anchors, &lists, expired, chain);
+                    // webpki answers with the fault of the last path it tried, where several have one.
+                    let own = judged(&verifier(&anchors, &lists, expired), chain).map(|_| ());
+                    assert_eq!(own.is_ok(), expected.is_ok(), "{what}: {own:?}, {expected:?}");
+                    compared += 1;
+                }
+            }
+        }
+    }
+    assert!(compared > 5000, "{compared}");
+}
+
+#[test]
+fn verdict_taken_over_ends_with_the_lists_that_count_now() {
+    let world = World::new();
+    let (root, chain) = ([world.root.der()], [client(&world.root)]);
+    let lists = [(1, -Span::HOUR), (2, Span::ZERO)]
+        .map(|(number, later)| read(&world.root, &revoking(&[], number, NOW + later)));
+    let [old, new] = lists.each_ref().map(|list| list.next_update);
+    let before = verifier(&root, &lists[..1], CrlExpired::Refuse);
+    let credential = judged(&before, &chain).unwrap();
+    assert_eq!(credential.until, old);
+    let again = verifier(&root, &lists, CrlExpired::Refuse);
+    let renewed = again.recheck(&credential, NOW).unwrap().unwrap();
+    assert_eq!((renewed.until, renewed.judge), (new, again.number));
+    assert!(Arc::ptr_eq(&again.judge_again(&renewed, NOW).unwrap(), &renewed));
+    assert!(Arc::ptr_eq(&again.judge_again(&credential, NOW).unwrap(), &renewed), "sessions of a client share one");
+    assert_eq!(again.judge_again(&renewed, new).unwrap_err(), ChainError::RevocationListExpired);
+    let lenient = verifier(&root, &lists, CrlExpired::Allow);
+    assert_eq!(lenient.judge_again(&renewed, new).unwrap().until, renewed.validity.end.min(lenient_end(&root)));
+}
+
+/// When the anchor's own certificate ends.
+fn lenient_end(anchors: &[CertificateDer<'static>]) -> OffsetDateTime {
+    Certificate::parse(&anchors[0]).unwrap().end()
+}
+
+#[test]
+fn pinned_certificate_that_an_anchor_has_revoked_is_refused() {
+    let world = World::new();
+    let chain = [client(&world.root)];
+    let pinned = |crls: &[Crl]| {
+        let parts = TrustParts { pinned: chain.to_vec(), ..parts(&[world.root.der()], crls, CrlExpired::Refuse) };
+        ChainVerifier::new(&parts).unwrap()
+    };
+    let credential = judged(&pinned(&[list(&world.root, &[], 1)]), &chain).unwrap();
+    assert_eq!(credential.voucher, Voucher::Pinned);
+    let revoked = pinned(&[list(&world.root, &chain, 2)]);
+    assert_eq!(judged(&revoked, &chain).unwrap_err(), ChainError::Revoked);
+    assert_eq!(revoked.judge_again(&credential, NOW).unwrap_err(), ChainError::Revoked);
+}

@@ -1,0 +1,8 @@
+//! TODO
+
+pub(crate) mod gcra;
+pub(crate) mod handshakes;
+pub(crate) mod rate;
+pub(crate) mod rate_limiter;
+pub(crate) mod sessions;
+pub(crate) mod table;

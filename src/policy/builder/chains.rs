@@ -1,0 +1,37 @@
+//! Warnings about the certificates that are shown to clients and to the upstream, and about keys that verify nothing.
+
+use rustls::pki_types::CertificateDer;
+
+use crate::config::NamedPem;
+use crate::policy::builder::Builder;
+use crate::x509::certificate::Certificate;
+use crate::x509::chain::check::{ShownTo, chain_faults, purpose_fault};
+use crate::x509::key_kind::{KeyKind, USABLE_KEYS};
+use crate::x509::key_pair::OwnCertificate;
+
+impl Builder<'_> {
+    /// Warns about a chain that its peers may refuse.
+    pub(crate) fn warn_about_chain(&mut self, file: &NamedPem, certificate: &OwnCertificate, shown_to: ShownTo) {
+        let subject = &certificate.leaf().subject;
+        for fault in chain_faults(certificate.chain()) {
+            self.warn(format_args!("the certificate chain in {}: {fault}", file.location));
+        }
+        let what = match shown_to {
+            ShownTo::Clients => "server certificate",
+            ShownTo::Upstream => "certificate for the upstream",
+        };
+        if let Some(fault) = certificate.chain().first().and_then(|leaf| purpose_fault(leaf, shown_to)) {
+            self.warn(format_args!("the {what} {subject} {fault}"));
+        }
+    }
+
+    /// Warns about a certificate whose key can verify no signature.
+    pub(crate) fn warn_about_key(&mut self, what: &str, der: &CertificateDer<'_>, facts: &Certificate) {
+        if let Some(kind) = KeyKind::of_certificate(der).filter(|kind| !kind.is_supported()) {
+            let subject = &facts.subject;
+            self.warn(format_args!(
+                "the key of the {what} {subject} is {kind}, so no signature can be verified with it; take {USABLE_KEYS}"
+            ));
+        }
+    }
+}

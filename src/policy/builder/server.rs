@@ -1,0 +1,384 @@
+//! A listener's side of TLS: its certificates, and what it judges those of clients by.
+
+use crate::x509::pem;
+use std::sync::Arc;
+
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use time::OffsetDateTime;
+
+use crate::config::files::Location;
+use crate::config::{CertificateFiles, NamedFile, Revoke, Tls};
+use crate::identity::auth_settings::TrustParts;
+use crate::identity::client_verifier::ClientTrust;
+use crate::identity::settings::ClientAuth;
+use crate::policy::builder::{Builder, Certificates};
+use crate::policy::{Terms, TlsInputs};
+use crate::protocol::{Protocol, postgres};
+use crate::timestamp;
+use crate::tls;
+use crate::tls::server::ServerTls;
+use crate::tls::tickets::{SharedTicketer, TicketKeys};
+use crate::x509::certificate::Certificate;
+use crate::x509::chain::check::ShownTo;
+use crate::x509::chain::settings::CrlExpired;
+use crate::x509::crl::Crl;
+use crate::x509::encrypted_key::{EncryptedKeyError, Passphrase};
+use crate::x509::error::BuildError;
+use crate::x509::key_pair::OwnCertificate;
+use crate::x509::pem::StoredKey;
+
+/// What a listener judges client certificates by.
+#[derive(Default)]
+struct Clients {
+    anchors: Certificates,
+    pinned: Certificates,
+    lists: Vec<Crl>,
+}
+
+impl Clients {
+    fn parts(&self, tls: &Tls) -> TrustParts {
+        let ders = |certificates: &Certificates| certificates.iter().map(|(der, _)| der.clone()).collect();
+        TrustParts {
+            auth: tls.client_auth,
+            anchors: ders(&self.anchors),
+            pinned: ders(&self.pinned),
+            crls: self.lists.clone(),
+            crl_expired: tls.crl_expired,
+            anchor_validity: tls.anchor_validity,
+            clients: tls.trusted_clients.clone(),
+        }
+    }
+}
+
+fn facts(certificates: Certificates) -> Vec<Certificate> {
+    certificates.into_iter().map(|(_, facts)| facts).collect()
+}
+
+/// A listener's side of TLS.
+#[derive(Debug, Default)]
+pub(crate) struct Server {
+    /// `None` where it is off.
+    pub(crate) tls: Option<Arc<ServerTls>>,
+    pub(crate) anchors: Vec<Certificate>,
+    pub(crate) pinned: Vec<Certificate>,
+    pub(crate) inputs: Option<TlsInputs>,
+}
+
+impl Builder<'_> {
+    /// Builds it, or takes over what has not changed.
+    pub(crate) fn server(&mut self, before: Option<&Terms>) -> Option<Server> {
+        let Some(tls) = &self.listener.tls else { return Some(Server::default()) };
+        let certificates: Vec<_> =
+            tls.certificates.iter().filter_map(|files| self.certificate(files, ShownTo::Clients)).collect();
+        // Everything is looked at before anything is given up, so that all of it is told.
+        let clients = self.clients(tls)?;
+        let parts = clients.parts(tls);
+        let trust = self.trust(tls, &parts, before)?;
+        if certificates.len() < tls.certificates.len() {
+            return None;
+        }
+        let inputs = TlsInputs {
+            chains: certificates.iter().map(|certificate| certificate.chain().to_vec()).collect(),
+            trust: parts,
+            tickets: self.tickets(tls)?,
+            min_version: tls.min_version,
+            protocol: self.listener.protocol,
+        };
+        let same = before.filter(|before| before.tls_inputs.as_deref() == Some(&inputs));
+        let built = match same.and_then(|before| before.tls.as_ref()) {
+            Some(tls) => Arc::clone(tls),
+            None => Arc::new(self.server_tls(tls, &certificates, trust, &inputs)?),
+        };
+        self.warn_about_certificates(&certificates);
+        self.warn_about_clients(tls, &clients);
+        self.warn_about_anchors(&clients.anchors, built.trust());
+        let [anchors, pinned] = [clients.anchors, clients.pinned].map(facts);
+        Some(Server { tls: Some(built), anchors, pinned, inputs: Some(inputs) })
+    }
+
+    pub(crate) fn certificate(&mut self, files: &CertificateFiles, shown_to: ShownTo) -> Option<OwnCertificate> {
+        let chain = self.pem(&files.cert, pem::certificates);
+        let key = self.private_key(files);
+        match OwnCertificate::new(chain?, key?) {
+            Ok(certificate) => {
+                for issuer in certificate.chain().iter().skip(1).filter_map(|der| Certificate::parse(der).ok()) {
+                    self.warn_about_dates("intermediate certificate", &issuer);
+                }
+                self.warn_about_chain(&files.cert, &certificate, shown_to);
+                Some(certificate)
+            }
+            Err(error) => {
+                let key = &files.key.location;
+                self.problems.push(files.cert.problem(format_args!("with key {key}: {error}")));
+                None
+            }
+        }
+    }
+
+    fn private_key(&mut self, files: &CertificateFiles) -> Option<PrivateKeyDer<'static>> {
+        let CertificateFiles { cert: _, key, key_passphrase_file } = files;
+        let stored = self.pem(key, pem::stored_key);
+        self.warn_about_readers("key", &key.location);
+        let Some(file) = key_passphrase_file else {
+            return match stored? {
+                StoredKey::Plain(key) => Some(key),
+                StoredKey::Encrypted(_) => {
+                    self.problems.push(key.problem(PASSPHRASE_NEEDED));
+                    None
+                }
+            };
+        };
+        let passphrase = self.parse(file, Passphrase::from_file);
+        self.warn_about_readers("passphrase", &Location::from(&file.path));
+        match (stored?, passphrase?) {
+            (StoredKey::Plain(plain), _) => {
+                let words = format_args!("the key {} needs no passphrase; take key_passphrase_file out", key.location);
+                self.warn(words);
+                Some(plain)
+            }
+            (StoredKey::Encrypted(encrypted), passphrase) => {
+                let problem = |error| match error {
+                    EncryptedKeyError::WrongPassphrase => {
+                        file.problem(format_args!("does not hold the passphrase of {}", key.location))
+                    }
+                    other => key.problem(other),
+                };
+                encrypted.decrypt(&passphrase).map_err(|error| self.problems.push(problem(error))).ok()
+            }
+        }
+    }
+
+    /// Everything by which client certificates are judged.
+    fn clients(&mut self, tls: &Tls) -> Option<Clients> {
+        let mut clients = Clients::default();
+        let mut whole = true;
+        for file in &tls.client_ca {
+            match self.parse(file, pem::certificates).and_then(|ders| self.anchors(file, ders)) {
+                Some(anchors) => clients.anchors.extend(anchors),
+                None => whole = false,
+            }
+        }
+        for file in &tls.client_certificates {
+            match self.pinned(file) {
+                Some(pinned) => clients.pinned.extend(pinned),
+                None => whole = false,
+            }
+        }
+        for file in &tls.client_crl {
+            match self.lists(tls, file, &clients.anchors) {
+                Some(lists) => clients.lists.extend(lists),
+                None => whole = false,
+            }
+        }
+        whole.then_some(clients)
+    }
+
+    fn anchors(&mut self, file: &NamedFile, ders: Vec<CertificateDer<'static>>) -> Option<Certificates> {
+        let mut anchors = Vec::new();
+        for (index, der) in ders.into_iter().enumerate() {
+            let facts = Certificate::parse(&der).map_err(BuildError::from);
+            match facts.and_then(|facts| ClientTrust::check_anchor(&der).map(|()| facts)) {
+                Ok(facts) => {
+                    if !facts.may_issue() {
+                        let subject = &facts.subject;
+                        self.warn(format_args!(
+                            "the client CA certificate {subject} may not issue certificates, so it vouches for nobody"
+                        ));
+                    }
+                    self.warn_about_key("client CA certificate", &der, &facts);
+                    anchors.push((der, facts));
+                }
+                Err(error) => {
+                    self.problems.push(file.problem(format_args!("certificate {}: {error}", index + 1)));
+                    return None;
+                }
+            }
+        }
+        Some(anchors)
+    }
+
+    /// Client certificates that need no CA: all of each file, but those that are there as the chain of another.
+    fn pinned(&mut self, pattern: &NamedFile) -> Option<Certificates> {
+        let mut pinned = Vec::new();
+        for file in self.matching(pattern)? {
+            let ders = self.parse(&file, pem::certificates)?;
+            let facts: Result<Vec<_>, BuildError> = ders
+                .iter()
+                .map(|der| Certificate::parse(der).map_err(BuildError::from).and_then(BuildError::unless_version_3))
+                .collect();
+            let facts = facts.map_err(|error| self.problems.push(file.problem(error))).ok()?;
+            let has_issued = |one: &Certificate| {
+                facts.iter().any(|other| !other.self_signed && other.issuer_digest == one.subject_digest)
+            };
+            for (der, facts) in ders.into_iter().zip(&facts).filter(|(_, facts)| !has_issued(facts)) {
+                self.warn_about_dates("client certificate", facts);
+                self.warn_about_key("client certificate", &der, facts);
+                pinned.push((der, facts.clone()));
+            }
+        }
+        Some(pinned)
+    }
+
+    fn lists(&mut self, tls: &Tls, pattern: &NamedFile, anchors: &Certificates) -> Option<Vec<Crl>> {
+        let mut all = Vec::new();
+        for file in self.matching(pattern)? {
+            for list in self.revocation_lists(&file)? {
+                let Crl { issuer, next_update, .. } = &list;
+                let mut of_its_name = anchors.iter().filter(|(anchor, _)| list.has_issuer(anchor)).peekable();
+                if of_its_name.peek().is_none() {
+                    self.warn(format_args!(
+                        "{} is of {issuer}, which is not in client_ca: it counts for an intermediate of that name only",
+                        file.path.display()
+                    ));
+                } else if !of_its_name.any(|(anchor, _)| list.is_signed_by(anchor)) {
+                    // Left to webpki it would refuse every certificate of that CA, one by one.
+                    self.problems.push(file.problem(format_args!(
+                        "says it is of {issuer}, but no certificate of that name in client_ca has signed it; \
+                         if the CA was made anew under its old name, give the list that goes with the certificate in client_ca"
+                    )));
+                    return None;
+                }
+                if list.is_expired_at(OffsetDateTime::now_utc()) {
+                    let meaning = match tls.crl_expired {
+                        CrlExpired::Refuse => "the certificates of its CA are refused (crl_expired = \"refuse\")",
+                        CrlExpired::Allow => "it counts all the same (crl_expired = \"allow\")",
+                    };
+                    let end = timestamp::seconds(*next_update);
+                    self.warn(format_args!(
+                        "the revocation list of {issuer} in {} ran out at {end}: {meaning}",
+                        file.path.display()
+                    ));
+                }
+                if list.is_scoped() {
+                    self.warn(format_args!(
+                        "the revocation list of {issuer} in {} covers a part of its certificates only (issuing distribution \
+                         point); certificates that no list covers are refused",
+                        file.path.display()
+                    ));
+                }
+                all.push(list);
+            }
+        }
+        Some(all)
+    }
+
+    /// The lists of one file, whose bytes are freed before the next is read.
+    fn revocation_lists(&mut self, file: &NamedFile) -> Option<Vec<Crl>> {
+        let bytes = self.files.read(&file.path).map_err(|error| self.problems.push(file.unreadable(&error))).ok()?;
+        let parsed = Crl::parse_all_knowing(&bytes, self.known_lists);
+        drop(bytes);
+        self.files.release(&file.path);
+        parsed.map_err(|error| self.problems.push(file.problem(error))).ok()
+    }
+
+    fn trust(&mut self, tls: &Tls, parts: &TrustParts, before: Option<&Terms>) -> Option<ClientTrust> {
+        let same = |before: &&Terms| before.tls_inputs.as_ref().is_some_and(|inputs| inputs.trust == *parts);
+        if let Some(before) = before.filter(same).and_then(|before| before.tls.as_ref()) {
+            // What it has verified need not be verified again.
+            return Some(before.trust().clone());
+        }
+        match (ClientTrust::new(parts), tls.client_ca.first()) {
+            (Ok(trust), _) => Some(trust),
+            (Err(error), Some(file)) => {
+                self.problems.push(file.problem(error));
+                None
+            }
+            // Without a bundle there is no trust to fail.
+            (Err(_), None) => None,
+        }
+    }
+
+    /// The shared keys of session tickets; `Some(None)` where there are none.
+    fn tickets(&mut self, tls: &Tls) -> Option<Option<TicketKeys>> {
+        let Some(file) = &tls.ticket_keys else { return Some(None) };
+        let keys = self.parse(file, TicketKeys::parse)?;
+        self.warn_about_readers("ticket keys", &Location::from(&file.path));
+        Some(Some(keys))
+    }
+
+    fn server_tls(
+        &mut self,
+        tls: &Tls,
+        certificates: &[OwnCertificate],
+        trust: ClientTrust,
+        inputs: &TlsInputs,
+    ) -> Option<ServerTls> {
+        let alpn: &[&[u8]] = match self.listener.protocol {
+            Protocol::Postgres => &[postgres::ALPN],
+            Protocol::Redis | Protocol::Tcp => &[],
+        };
+        let binding = inputs.trust.binding(&self.listener.name);
+        let ticketer = inputs.tickets.as_ref().map(|keys| SharedTicketer::new(keys, &binding)).transpose();
+        let built = ticketer.and_then(|ticketer| ServerTls::new(certificates, trust, tls.min_version, alpn, ticketer));
+        match built {
+            Ok(tls) => Some(tls),
+            Err(error) => {
+                self.problems.extend(tls.certificates.first().map(|files| files.cert.problem(error)));
+                None
+            }
+        }
+    }
+
+    fn warn_about_clients(&mut self, tls: &Tls, clients: &Clients) {
+        if tls.client_auth == ClientAuth::Optional && !tls.trusted_clients.patterns().is_empty() {
+            self.warn("trusted_clients says nothing of a client without a certificate, which client_auth = \"optional\" lets in; \"required\" does not");
+        }
+        if self.listener.revoke == Revoke::Keep {
+            self.warn("revoke = \"keep\": open sessions go on, for days if need be, though their source or certificate is no longer let in");
+        }
+        if clients.lists.is_empty() {
+            return;
+        }
+        for (anchor, Certificate { subject, ca, sha256, .. }) in &clients.anchors {
+            if *ca && !clients.lists.iter().any(|list| list.is_signed_by(anchor)) {
+                if clients.lists.iter().any(|list| list.has_issuer(anchor)) {
+                    self.warn(format_args!(
+                        "the lists of client_crl that have the name of the client CA {subject} (sha256 {}) are signed by another \
+                         key, so the certificates that this one issued are refused; add the list that its key signs, or \
+                         remove the certificate from client_ca",
+                        sha256.get(..SHORT).unwrap_or(sha256)
+                    ));
+                    continue;
+                }
+                self.warn(format_args!(
+                    "no list of client_crl is of the client CA {subject}, so nothing it has revoked is refused"
+                ));
+            }
+        }
+    }
+
+    fn warn_about_anchors(&mut self, anchors: &Certificates, trust: &ClientTrust) {
+        for (der, facts) in anchors {
+            match trust.anchor_error(der, self.now.at) {
+                Some(error) => {
+                    self.warn(format_args!("the client CA certificate {} vouches for nobody: {error}", facts.subject));
+                }
+                None => self.warn_about_dates("client CA certificate", facts),
+            }
+            if let Some(words) = ClientTrust::unchecked_constraints(der) {
+                self.warn(format_args!("the client CA certificate {} {words}", facts.subject));
+            }
+        }
+    }
+
+    fn warn_about_certificates(&mut self, certificates: &[OwnCertificate]) {
+        for certificate in certificates {
+            self.warn_about_dates("server certificate", certificate.leaf());
+            if !certificate.leaf().sans.iter().any(|san| san.starts_with("dns:") || san.starts_with("ip:")) {
+                let subject = &certificate.leaf().subject;
+                self.warn(format_args!("the server certificate {subject} names no host (subjectAltName); clients that verify names will refuse it"));
+            }
+            if self.listener.protocol == Protocol::Postgres && certificate.leaf().key == "Ed25519" {
+                self.warn(
+                    "an Ed25519 server certificate has no channel binding: clients with channel_binding=require fail",
+                );
+            }
+        }
+    }
+}
+
+/// As much of a fingerprint as tells two certificates apart.
+const SHORT: usize = 16;
+
+const PASSPHRASE_NEEDED: &str = "holds a private key that is protected by a passphrase; \
+                                 name the file whose first line is the passphrase in key_passphrase_file beside it";

@@ -1,0 +1,54 @@
+//! Warnings about trusted sources and load balancers that are not what they look like.
+
+use std::sync::Arc;
+
+use crate::policy::builder::Builder;
+use crate::source::rule::{Network, Rule, Source};
+use crate::timestamp;
+
+impl Builder<'_> {
+    pub(crate) fn warn_about_sources(&mut self) {
+        let listener = self.listener;
+        let rules = listener.sources.trusted.rules();
+        for rule in rules {
+            let Source::Network(network) = &rule.source else { continue };
+            if network.net().prefix_len() == 0 {
+                self.warn(format_args!("the rule {rule} trusts every address of its family"));
+            }
+        }
+        let networks = rules.iter().filter_map(|rule| rule.source.network());
+        for network in networks.chain(listener.balancers.networks()).filter(|network| is_unspecified(network)) {
+            let ip = network.net().addr();
+            self.warn(format_args!(
+                "{ip} is nobody's address, so the source matches nobody; {ip}/0 is every address of its family"
+            ));
+        }
+        self.warn_about_expired_rules(rules);
+    }
+
+    fn warn_about_expired_rules(&mut self, rules: &[Arc<Rule>]) {
+        let now = self.now.at;
+        let expired: Vec<_> = rules.iter().filter(|rule| !rule.is_live(now)).collect();
+        for rule in expired.iter().take(MOST_TOLD) {
+            let end = rule.expires_at.map(timestamp::seconds).unwrap_or_default();
+            self.warn(format_args!(
+                "the rule {rule} expired at {end} and trusts nobody; remove it, or set a later expires_at"
+            ));
+        }
+        if expired.len() > MOST_TOLD {
+            self.warn(format_args!(
+                "{} more rules have expired and trust nobody",
+                expired.len().saturating_sub(MOST_TOLD)
+            ));
+        }
+    }
+}
+
+/// Whether a network is 0.0.0.0 or :: alone, from which no packet comes.
+fn is_unspecified(network: &Network) -> bool {
+    let net = network.net();
+    net.prefix_len() == net.max_prefix_len() && net.addr().is_unspecified()
+}
+
+/// Rules that are named one by one: a list may have thousands.
+const MOST_TOLD: usize = 10;

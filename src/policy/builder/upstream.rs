@@ -1,0 +1,148 @@
+//! A listener's TLS towards its upstream.
+
+use crate::x509::pem;
+use std::sync::Arc;
+
+use rustls::pki_types::CertificateDer;
+
+use crate::config;
+use crate::policy::Terms;
+use crate::policy::builder::Builder;
+use crate::protocol::{Negotiation, Protocol, Verification, postgres};
+use crate::tls;
+use crate::tls::upstream::verifier::Anchors;
+use crate::tls::upstream::{Alpn, UpstreamParts, UpstreamTls};
+use crate::x509::certificate::Certificate;
+use crate::x509::chain::check::ShownTo;
+use crate::x509::error::BuildError;
+
+/// TLS towards the upstream, and what it is made of.
+type Tls = (Arc<UpstreamTls>, UpstreamParts);
+
+impl Builder<'_> {
+    /// Builds it, or takes over what has not changed, with the sessions that can be taken up again. `Some(None)` where the
+    /// upstream is spoken to in plaintext.
+    /// `shown` are the chains that clients of the listener are shown; none where its own TLS is off.
+    pub(crate) fn upstream(
+        &mut self,
+        before: Option<&Terms>,
+        shown: &[Vec<CertificateDer<'static>>],
+    ) -> Option<Option<Tls>> {
+        let Some(wanted) = &self.listener.upstream.tls else { return Some(None) };
+        let anchors = self.upstream_anchors(wanted);
+        let certificate = match &wanted.identity {
+            Some(files) => self.certificate(files, ShownTo::Upstream).map(Some),
+            None => Some(None),
+        };
+        let parts = UpstreamParts {
+            verification: wanted.verification,
+            anchors: anchors?,
+            anchor_validity: wanted.anchor_validity,
+            certificate: certificate?,
+            server_name: wanted.server_name.clone(),
+            alpn: match (self.listener.protocol, wanted.negotiation) {
+                (Protocol::Postgres, Negotiation::Postgres) => Alpn::Offered(postgres::ALPN),
+                (Protocol::Postgres, Negotiation::Direct) => Alpn::Required(postgres::ALPN),
+                (Protocol::Redis | Protocol::Tcp, _) => Alpn::None,
+            },
+        };
+        let former = before.and_then(|before| before.upstream.tls.as_ref());
+        let tls = match former.filter(|(_, former)| *former == parts) {
+            Some((former, _)) => Arc::clone(former),
+            None => match UpstreamTls::new(&parts) {
+                Ok(tls) => Arc::new(tls),
+                Err(error) => {
+                    let place = wanted.ca.first().map(|file| file.problem(&error));
+                    let place = place.or_else(|| wanted.identity.as_ref().map(|files| files.cert.problem(&error)));
+                    self.problems.extend(place);
+                    return None;
+                }
+            },
+        };
+        self.warn_about_upstream(wanted, &tls, shown);
+        Some(Some((tls, parts)))
+    }
+
+    fn upstream_anchors(&mut self, wanted: &config::UpstreamTls) -> Option<Anchors> {
+        let mut bundle = Vec::new();
+        let mut whole = true;
+        for file in &wanted.ca {
+            match self.parse(file, pem::certificates) {
+                Some(ders) => {
+                    for (index, der) in ders.iter().enumerate() {
+                        match Certificate::parse(der).map_err(BuildError::from) {
+                            Ok(facts) => self.warn_about_key("upstream CA certificate", der, &facts),
+                            Err(error) => {
+                                self.problems.push(file.problem(format_args!("certificate {}: {error}", index + 1)));
+                                whole = false;
+                            }
+                        }
+                    }
+                    bundle.extend(ders);
+                }
+                None => whole = false,
+            }
+        }
+        if !whole {
+            return None;
+        }
+        let bundle = (!wanted.ca.is_empty()).then_some(bundle);
+        match Anchors::new(bundle, wanted.verification) {
+            Ok(anchors) => Some(anchors),
+            Err(error) => {
+                self.problems.push(wanted.place.problem(error));
+                None
+            }
+        }
+    }
+
+    fn warn_about_upstream(
+        &mut self,
+        wanted: &config::UpstreamTls,
+        tls: &UpstreamTls,
+        shown: &[Vec<CertificateDer<'static>>],
+    ) {
+        for (anchor, error) in tls.anchors().iter().zip(tls.anchor_errors(self.now.at)) {
+            match error {
+                Some(error) => {
+                    self.warn(format_args!(
+                        "the upstream CA certificate {} vouches for nobody: {error}",
+                        anchor.subject
+                    ));
+                }
+                None => self.warn_about_dates("upstream CA certificate", anchor),
+            }
+        }
+        if let Some(certificate) = tls.certificate() {
+            self.warn_about_dates("certificate for the upstream", certificate);
+        }
+        if wanted.verification == Verification::Require && wanted.ca.is_empty() {
+            self.warn("upstream.tls = \"require\" without ca takes anybody for the upstream; \"verify-full\" does not");
+        }
+        self.warn_about_channel_binding(tls, shown);
+    }
+
+    /// libpq binds its password to the certificate it sees, and the server compares that with its own (RFC 5929 §4).
+    fn warn_about_channel_binding(&mut self, upstream: &UpstreamTls, shown: &[Vec<CertificateDer<'static>>]) {
+        if shown.is_empty() || self.listener.protocol != Protocol::Postgres {
+            return;
+        }
+        // A bundle that holds our own certificate says that the upstream shows it, too.
+        let same: Vec<_> =
+            shown.iter().filter_map(|chain| chain.first()).filter(|leaf| upstream.has_in_bundle(leaf)).collect();
+        for leaf in same.iter().filter(|leaf| !Certificate::can_be_bound_to(leaf)) {
+            let Ok(Certificate { subject, .. }) = Certificate::parse(leaf) else { continue };
+            self.warn(format_args!(
+                "the certificate {subject} is signed by Ed25519 or Ed448, to which SCRAM can bind no password, so libpq fails \
+                 unless it has channel_binding=disable; take one signed by ECDSA or RSA"
+            ));
+        }
+        if same.is_empty() {
+            self.warn(
+                "there is TLS on both sides, so SCRAM with channel binding, which libpq prefers, fails unless the upstream shows the very \
+                 certificate that this listener shows: give both the same one and put it into the upstream's ca, too, or have clients set \
+                 channel_binding=disable, or reach the upstream by a Unix socket",
+            );
+        }
+    }
+}

@@ -1,0 +1,243 @@
+//! What is different between two snapshots.
+
+use std::collections::{BTreeSet, HashSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use time::OffsetDateTime;
+
+use crate::audit::changes::Changes;
+use crate::policy::{Snapshot, Terms};
+use crate::source::host::HostName;
+use crate::source::rule::Rule;
+
+impl Snapshot {
+    /// What is different from `previous`, given what is different about the rules: comparing those is the costly part.
+    pub fn changes_since(&self, previous: &Self, sources: &[SourceChanges<'_>]) -> Changes {
+        let names = |snapshot: &Self| snapshot.terms.iter().map(|terms| terms.name.to_string()).collect::<Vec<_>>();
+        let moved = |terms: &&Arc<Terms>| previous.named(&terms.name).is_some_and(|before| before.doors != terms.doors);
+        let (old, new) = (names(previous), names(self));
+        let (old_prints, new_prints) = (previous.fingerprints(), self.fingerprints());
+        Changes {
+            generation: self.generation,
+            listeners_added: without(&new, &old),
+            listeners_removed: without(&old, &new),
+            listeners_moved: self.terms.iter().filter(moved).map(|terms| terms.name.to_string()).collect(),
+            certificates_in: without(&new_prints, &old_prints),
+            certificates_out: without(&old_prints, &new_prints),
+            sources_added: sources.iter().map(|changes| changes.added.len()).sum(),
+            sources_removed: sources.iter().map(|changes| changes.removed.len()).sum(),
+            differences: self.differences_since(previous, OffsetDateTime::now_utc()),
+        }
+    }
+
+    /// For each listener the rules that are new and those that are gone.
+    pub fn source_changes_since<'a>(&'a self, previous: &'a Self) -> Vec<SourceChanges<'a>> {
+        let names = self.terms.iter().chain(&previous.terms).map(|terms| &terms.name);
+        let mut names: Vec<&Arc<str>> = names.collect();
+        names.sort_unstable();
+        names.dedup();
+        let rules = |snapshot: &'a Self, name: &str| {
+            snapshot.named(name).map_or(&[][..], |terms| terms.sources.trusted.rules())
+        };
+        let changes = |name: &'a Arc<str>| {
+            let (old, new) = (rules(previous, name), rules(self, name));
+            SourceChanges { listener: name, added: rules_without(new, old), removed: rules_without(old, new) }
+        };
+        names.into_iter().map(changes).collect()
+    }
+
+    /// For each listener, one after the other, the hosts that have other addresses. One that no rule trusts, or did, has none.
+    pub fn address_changes_since<'a>(&'a self, previous: &'a Self) -> Vec<AddressChange<'a>> {
+        let hosts = |snapshot: &'a Self| {
+            let of = |terms: &'a Arc<Terms>| terms.sources.trusted.hosts().map(move |host| (&*terms.name, &host.name));
+            snapshot.terms.iter().flat_map(of)
+        };
+        let known = |snapshot: &'a Self, listener: &str, name: &HostName| {
+            snapshot.named(listener).map_or(&[][..], |terms| terms.sources.trusted.addresses_of(name))
+        };
+        let all: BTreeSet<_> = hosts(previous).chain(hosts(self)).collect();
+        let change = |(listener, name): (&'a str, &'a HostName)| {
+            let (old, new) = (known(previous, listener, name), known(self, listener, name));
+            let without = |all: &[IpAddr], others: &[IpAddr]| {
+                all.iter().copied().filter(|ip| others.binary_search(ip).is_err()).collect::<Vec<_>>()
+            };
+            AddressChange { listener, name, added: without(new, old), removed: without(old, new) }
+        };
+        all.into_iter().map(change).filter(|change| !change.added.is_empty() || !change.removed.is_empty()).collect()
+    }
+
+    /// Fingerprints of all server certificates and trust anchors.
+    fn fingerprints(&self) -> Vec<String> {
+        let of = |terms: &Arc<Terms>| {
+            terms.certificates().map(|(_, certificate)| certificate.sha256.clone()).collect::<Vec<_>>()
+        };
+        self.terms.iter().flat_map(of).collect()
+    }
+}
+
+/// What is different about the addresses of a host that a listener trusts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AddressChange<'a> {
+    /// The listener's name.
+    pub listener: &'a str,
+    /// The host.
+    pub name: &'a HostName,
+    /// Addresses that are trusted now.
+    pub added: Vec<IpAddr>,
+    /// Addresses that no longer are, by this name.
+    pub removed: Vec<IpAddr>,
+}
+
+/// What is different about the rules of one listener.
+#[derive(Clone, Debug)]
+pub struct SourceChanges<'a> {
+    /// The listener's name.
+    listener: &'a str,
+    /// Rules that are new.
+    added: Vec<&'a Rule>,
+    /// Rules that are gone.
+    removed: Vec<&'a Rule>,
+}
+
+impl SourceChanges<'_> {
+    /// The new rules, each with the listener.
+    pub fn added(&self) -> impl Iterator<Item = (&str, &Rule)> {
+        self.added.iter().map(|rule| (self.listener, *rule))
+    }
+
+    /// The rules that are gone, each with the listener.
+    pub fn removed(&self) -> impl Iterator<Item = (&str, &Rule)> {
+        self.removed.iter().map(|rule| (self.listener, *rule))
+    }
+}
+
+/// What is in `all` and not in `others`.
+fn without(all: &[String], others: &[String]) -> Vec<String> {
+    let others: HashSet<&String> = others.iter().collect();
+    let mut rest: Vec<String> = all.iter().filter(|name| !others.contains(name)).cloned().collect();
+    rest.sort_unstable();
+    rest.dedup();
+    rest
+}
+
+fn rules_without<'a>(all: &'a [Arc<Rule>], others: &[Arc<Rule>]) -> Vec<&'a Rule> {
+    let others: HashSet<_> = others.iter().map(|rule| (&rule.source, rule.expires_at)).collect();
+    all.iter().map(|rule| &**rule).filter(|rule| !others.contains(&(&rule.source, rule.expires_at))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use time::Duration;
+
+    use super::*;
+
+    fn changes(after: &Snapshot, before: &Snapshot) -> Changes {
+        after.changes_since(before, &after.source_changes_since(before))
+    }
+    use crate::audit::changes::Difference;
+    use crate::policy::fixtures::{Site, listener};
+    use crate::source::host::{AddressBook, Addresses};
+
+    #[test]
+    fn what_came_what_went_and_what_moved_is_told_apart() {
+        let site = Site::new();
+        let year = OffsetDateTime::now_utc() + Duration::days(365);
+        let [_kept, old, gone, fresh] = ["kept", "turned", "gone", "fresh"].map(|name| site.install(name, year));
+        let before = site.snapshot(
+            [
+                listener("kept", 1001, r#""10.0.0.0/8""#),
+                listener("turned", 1002, r#""10.0.0.0/8", "192.0.2.1""#),
+                listener("gone", 1003, r#""192.0.2.2""#),
+            ]
+            .concat(),
+            None,
+        );
+        let new = site.install("turned", year);
+        let after = site.snapshot(
+            [
+                listener("kept", 1001, r#""10.0.0.0/8""#),
+                listener("turned", 1004, r#""192.0.2.1", "192.0.2.3", "192.0.2.4""#),
+                listener("fresh", 1005, r#""192.0.2.2""#),
+            ]
+            .concat(),
+            Some(&before),
+        );
+        let sorted = |mut names: Vec<String>| {
+            names.sort_unstable();
+            names
+        };
+        let expected = Changes {
+            generation: 2,
+            listeners_added: vec!["fresh".to_owned()],
+            listeners_removed: vec!["gone".to_owned()],
+            listeners_moved: vec!["turned".to_owned()],
+            sources_added: 3,
+            sources_removed: 2,
+            certificates_in: sorted(vec![new, fresh]),
+            certificates_out: sorted(vec![old, gone]),
+            differences: vec![Difference::new(
+                Some("turned"),
+                "listen",
+                Some("127.0.0.1:1002".to_owned()),
+                Some("127.0.0.1:1004".to_owned()),
+            )],
+        };
+        assert_eq!(changes(&after, &before), expected);
+        assert_eq!((before.generation, after.generation), (1, 2));
+        assert_eq!(changes(&after, &after), Changes { generation: 2, ..Changes::default() });
+    }
+
+    #[test]
+    fn another_end_makes_another_rule_and_another_description_does_not() {
+        let site = Site::new();
+        site.install("db", OffsetDateTime::now_utc() + Duration::days(365));
+        let rule = |rest: &str| format!(r#"{{ type = "ip_addr", value = "192.0.2.1"{rest} }}"#);
+        let snapshot = |rest: &str| site.snapshot(listener("db", 1001, &rule(rest)), None);
+        let plain = snapshot("");
+        let unchanged = Changes { generation: 1, ..Changes::default() };
+        let described = changes(&snapshot(r#", description = "office""#), &plain);
+        assert_eq!(Changes { differences: Vec::new(), ..described }, unchanged);
+        let ending = snapshot(", expires_at = 2999-01-31T00:00:00Z");
+        let changes = ending.source_changes_since(&plain);
+        let [SourceChanges { listener: "db", added, removed }] = changes.as_slice() else {
+            unreachable!("one listener: {changes:?}")
+        };
+        assert!(matches!(added.as_slice(), [rule] if rule.expires_at.is_some()), "{added:?}");
+        assert!(matches!(removed.as_slice(), [rule] if rule.expires_at.is_none()), "{removed:?}");
+    }
+
+    #[test]
+    fn new_addresses_make_a_new_generation_that_keeps_all_else() {
+        let site = Site::new();
+        let year = OffsetDateTime::now_utc() + Duration::days(365);
+        for name in ["named", "plain"] {
+            site.install(name, year);
+        }
+        let (named, plain) =
+            (listener("named", 1001, r#""dns:app.internal""#), listener("plain", 1002, r#""10.0.0.1""#));
+        let before = site.snapshot([named, plain].concat(), None);
+        let name: HostName = "app.internal".parse().unwrap();
+        let book = |last: &[u8]| {
+            let ips = last.iter().map(|last| IpAddr::from([192, 0, 2, *last]));
+            AddressBook::from([(name.clone(), Addresses::of(ips).unwrap().0)])
+        };
+        assert!(before.with_addresses(&AddressBook::new()).is_none());
+        let one = before.with_addresses(&book(&[1, 2])).unwrap();
+        assert!(one.with_addresses(&book(&[1, 2])).is_none());
+        let two = one.with_addresses(&book(&[2, 3])).unwrap();
+        assert_eq!((one.generation, two.generation), (2, 3));
+        let ip = |last| IpAddr::from([192, 0, 2, last]);
+        let change = AddressChange { listener: "named", name: &name, added: vec![ip(3)], removed: vec![ip(1)] };
+        assert_eq!(two.address_changes_since(&one), [change]);
+        assert_eq!(before.address_changes_since(&one)[0].removed, [ip(1), ip(2)]);
+        assert_eq!(changes(&two, &before), Changes { generation: 3, ..Changes::default() });
+        let terms = |snapshot: &Snapshot, name: &str| Arc::clone(snapshot.named(name).unwrap());
+        assert!(Arc::ptr_eq(&terms(&before, "plain"), &terms(&two, "plain")));
+        let (old, new) = (terms(&before, "named"), terms(&two, "named"));
+        assert!(
+            old.tls.iter().zip(&new.tls).all(|(old, new)| Arc::ptr_eq(old, new)) && Arc::ptr_eq(&old.usage, &new.usage)
+        );
+        assert_eq!(two.address_changes_since(&two), []);
+    }
+}

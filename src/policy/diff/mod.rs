@@ -1,0 +1,75 @@
+//! Compares two policies key by key: what a plan announces and `reload.applied` reports.
+//!
+//! Both policies are flattened to the same keys with their effective values ([`settings`]), and the two lists are compared. The
+//! flattening takes every configuration structure apart by name, so that a new field does not compile until it has a key.
+
+pub(crate) mod setting;
+pub(crate) mod settings;
+pub(crate) mod sources;
+#[cfg(test)]
+mod tests;
+pub(crate) mod value;
+
+use std::sync::Arc;
+
+use time::OffsetDateTime;
+
+use crate::audit::changes::Difference;
+use crate::config::Listener;
+use crate::policy::diff::setting::Setting;
+use crate::policy::{Snapshot, Terms};
+
+impl Snapshot {
+    /// Every key whose effective value is another one than in `previous`: those of the process first, then by listener. A
+    /// listener that takes over an address under a new name is compared with the one that had the address.
+    pub fn differences_since(&self, previous: &Self, now: OffsetDateTime) -> Vec<Difference> {
+        let process = [previous, self].map(|snapshot| settings::of_process(&snapshot.config));
+        let mut differences = compare(None, &process);
+        for terms in &self.terms {
+            let Some(before) = self.predecessor(terms, previous) else { continue };
+            let sides = [previous.listener(before), self.listener(terms)];
+            let [Some(old), Some(new)] = sides else { continue };
+            let sides = [settings::of_listener(old, before), settings::of_listener(new, terms)];
+            differences.extend(compare(Some(&*terms.name), &sides));
+            differences.extend(sources::compare(
+                &terms.name,
+                [before, terms].map(|terms| &*terms.sources.trusted),
+                now,
+            ));
+        }
+        differences
+    }
+
+    /// The terms in `previous` that these follow.
+    fn predecessor<'a>(&self, terms: &Terms, previous: &'a Self) -> Option<&'a Arc<Terms>> {
+        let renamed = || {
+            let same_address = terms.doors.iter().find_map(|door| previous.behind(door));
+            same_address.filter(|before| self.named(&before.name).is_none())
+        };
+        previous.named(&terms.name).or_else(renamed)
+    }
+
+    fn listener(&self, terms: &Terms) -> Option<&Listener> {
+        self.config.listeners.iter().find(|listener| *listener.name == *terms.name)
+    }
+}
+
+/// The settings that differ, in the order of the newer side.
+fn compare(listener: Option<&str>, [old, new]: &[Vec<Setting>; 2]) -> Vec<Difference> {
+    let find = |settings: &'_ [Setting], key: &str| settings.iter().position(|setting| setting.key == key);
+    let differs = |key, old: Option<&Setting>, new: Option<&Setting>| {
+        let [old_value, new_value] = [old, new].map(|setting| setting.map(|setting| &setting.value));
+        if old_value == new_value {
+            return None;
+        }
+        let (old_words, new_words) = value::in_words(old_value, new_value);
+        let weakens = old.zip(new).is_some_and(|(old, new)| new.exposure.exceeds(&old.exposure));
+        Some(Difference { weakens, ..Difference::new(listener, key, old_words, new_words) })
+    };
+    let in_both = new.iter().filter_map(|setting| {
+        let before = find(old, setting.key).and_then(|index| old.get(index));
+        differs(setting.key, before, Some(setting))
+    });
+    let gone = old.iter().filter(|setting| find(new, setting.key).is_none());
+    in_both.chain(gone.filter_map(|setting| differs(setting.key, Some(setting), None))).collect()
+}

@@ -1,0 +1,134 @@
+//! Differences of the rules of two policies, beyond that one was added or removed.
+
+use std::collections::{HashMap, HashSet};
+use std::fmt::Write as _;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use time::OffsetDateTime;
+
+use crate::audit::changes::{Difference, MAX_DIFFERENCES};
+use crate::policy::diff::value;
+use crate::source::rule::{Rule, Source};
+use crate::source::trusted::TrustedSources;
+use crate::timestamp;
+
+/// Rules with another description, refresh interval or end, and rules that widen what is trusted.
+pub(crate) fn compare(
+    listener: &str,
+    [old, new]: [&TrustedSources; 2],
+    now: OffsetDateTime,
+) -> impl Iterator<Item = Difference> {
+    let known: HashMap<_, _> = old.rules().iter().rev().map(|rule| (identity(rule), rule)).collect();
+    let kept: HashSet<_> = new.rules().iter().map(|rule| identity(rule)).collect();
+    // Rules that are gone, by what they trusted: one of them may have come back with another end.
+    let gone: HashMap<_, _> =
+        old.rules().iter().filter(|rule| !kept.contains(&identity(rule))).map(|rule| (&rule.source, rule)).collect();
+    let shortest = Shortest::of(old, now);
+    let mut differences = Vec::new();
+    for rule in new.rules() {
+        if differences.len() > MAX_DIFFERENCES {
+            break;
+        }
+        match known.get(&identity(rule)) {
+            Some(before) => differences.extend(altered(listener, before, rule)),
+            None => match gone.get(&rule.source) {
+                Some(before) => differences.push(with_another_end(listener, before, rule)),
+                None => differences.extend(widening(listener, old, &shortest, rule, now)),
+            },
+        }
+    }
+    differences.into_iter()
+}
+
+/// What makes a rule another rule.
+fn identity(rule: &Rule) -> (&Source, Option<OffsetDateTime>) {
+    (&rule.source, rule.expires_at)
+}
+
+fn altered(listener: &str, old: &Arc<Rule>, new: &Arc<Rule>) -> Option<Difference> {
+    let refresh = |rule: &Rule| rule.source.host().map(|host| host.refresh);
+    let is_same = old.description == new.description && refresh(old) == refresh(new);
+    (!is_same).then(|| Difference::new(Some(listener), KEY, Some(in_words(old)), Some(in_words(new))))
+}
+
+/// A rule that trusts the same as before for another time. It weakens where that is longer.
+fn with_another_end(listener: &str, old: &Arc<Rule>, new: &Arc<Rule>) -> Difference {
+    let weakens = match (old.expires_at, new.expires_at) {
+        (Some(old), Some(new)) => new > old,
+        (Some(_), None) => true,
+        (None, _) => false,
+    };
+    Difference { weakens, ..Difference::new(Some(listener), KEY, Some(in_words(old)), Some(in_words(new))) }
+}
+
+/// A new rule that trusts more than a former one did: everybody, a network around one that was trusted, or a larger network
+/// than any before. Other new rules are listed as such, and are no weakening.
+fn widening(
+    listener: &str,
+    old: &TrustedSources,
+    shortest: &Shortest,
+    rule: &Arc<Rule>,
+    now: OffsetDateTime,
+) -> Option<Difference> {
+    let network = rule.source.network()?.net();
+    if !rule.is_live(now) || old.covers(network, now) {
+        return None;
+    }
+    let within = old.within(network);
+    let widest = shortest.of_family(&network);
+    let is_wider = widest.is_none_or(|widest| network.prefix_len() < widest.prefix_len());
+    let is_single = network.prefix_len() == network.max_prefix_len();
+    if within.is_empty() && (!is_wider || is_single) {
+        return None;
+    }
+    let before = if within.is_empty() { Vec::from_iter(widest) } else { within };
+    let before: Vec<_> = before.iter().map(|network| format!("ip_addr:{network}")).collect();
+    let before = Some(before.join(", ")).filter(|before| !before.is_empty());
+    Some(Difference { weakens: true, ..Difference::new(Some(listener), KEY, before, Some(in_words(rule))) })
+}
+
+/// The largest network of each family that a rule trusts.
+struct Shortest {
+    v4: Option<IpNet>,
+    v6: Option<IpNet>,
+}
+
+impl Shortest {
+    fn of(sources: &TrustedSources, now: OffsetDateTime) -> Self {
+        let mut shortest = Self { v4: None, v6: None };
+        for network in sources.live_networks(now) {
+            let widest = match network {
+                IpNet::V4(_) => &mut shortest.v4,
+                IpNet::V6(_) => &mut shortest.v6,
+            };
+            if widest.is_none_or(|widest| network.prefix_len() < widest.prefix_len()) {
+                *widest = Some(network);
+            }
+        }
+        shortest
+    }
+
+    fn of_family(&self, network: &IpNet) -> Option<IpNet> {
+        match network {
+            IpNet::V4(_) => self.v4,
+            IpNet::V6(_) => self.v6,
+        }
+    }
+}
+
+fn in_words(rule: &Rule) -> String {
+    let mut words = rule.to_string();
+    if let Some(host) = rule.source.host() {
+        let _ = write!(words, " refresh {}", value::duration(host.refresh));
+    }
+    if let Some(end) = rule.expires_at {
+        let _ = write!(words, " until {}", timestamp::seconds(end));
+    }
+    if let Some(description) = &rule.description {
+        let _ = write!(words, " ({description})");
+    }
+    words
+}
+
+const KEY: &str = "trusted_sources";

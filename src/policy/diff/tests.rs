@@ -1,0 +1,161 @@
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use time::OffsetDateTime;
+
+use crate::audit::changes::Difference;
+use crate::policy::Snapshot;
+use crate::policy::diff::value;
+use crate::policy::diff::value::{Exposure, Value};
+use crate::policy::fixtures::{Site, listener};
+use crate::x509::crl::CrlSeries;
+
+fn site() -> Site {
+    let site = Site::new();
+    site.install("db", OffsetDateTime::now_utc() + time::Duration::days(365));
+    site
+}
+
+fn differences(after: &Snapshot, before: &Snapshot) -> Vec<Difference> {
+    after.differences_since(before, OffsetDateTime::now_utc())
+}
+
+/// The differences of one listener whose rules change, in words.
+fn of_rules(before: &str, after: &str) -> Vec<String> {
+    let site = site();
+    let [before, after] = [before, after].map(|rules| site.snapshot(listener("db", 1001, rules), None));
+    differences(&after, &before).iter().map(ToString::to_string).collect()
+}
+
+#[test]
+fn same_policy_differs_in_nothing() {
+    let site = site();
+    let snapshot = site.snapshot(listener("db", 1001, r#""10.0.0.0/8""#), None);
+    assert_eq!(differences(&snapshot, &snapshot), []);
+}
+
+#[test]
+fn rule_that_ends_later_or_never_weakens() {
+    let until = |end: &str| format!(r#"{{ type = "ip_addr", value = "0.0.0.0/0", expires_at = {end} }}"#);
+    let [soon, late] = ["2998-01-31T00:00:00Z", "2999-01-31T00:00:00Z"].map(until);
+    let never = r#""0.0.0.0/0""#;
+    for (before, after, weakens) in
+        [(soon.as_str(), never, true), (&soon, &late, true), (&late, &soon, false), (never, &soon, false)]
+    {
+        let told = of_rules(before, after);
+        assert_eq!(told.len(), 1, "{told:?}");
+        assert_eq!(told[0].contains("(weakens protection)"), weakens, "{told:?}");
+        assert!(told[0].contains(" until 299") && told[0].contains("ip_addr:0.0.0.0/0"), "{told:?}");
+    }
+}
+
+#[test]
+fn wider_source_weakens_and_another_host_does_not() {
+    for (before, after, words) in [
+        (r#""10.0.0.0/8""#, r#""0.0.0.0/0""#, "ip_addr:10.0.0.0/8 -> ip_addr:0.0.0.0/0"),
+        (r#""10.1.0.0/16", "192.0.2.1""#, r#""192.0.2.0/24""#, "ip_addr:192.0.2.1/32 -> ip_addr:192.0.2.0/24"),
+        (r#""10.1.2.0/24""#, r#""10.1.2.0/24", "172.16.0.0/12""#, "ip_addr:10.1.2.0/24 -> ip_addr:172.16.0.0/12"),
+        (r#""10.0.0.0/8""#, r#""10.0.0.0/8", "::/0""#, "none -> ip_addr:::/0"),
+        ("", r#""10.0.0.0/8""#, "none -> ip_addr:10.0.0.0/8"),
+    ] {
+        assert_eq!(of_rules(before, after), [format!("db trusted_sources: {words} (weakens protection)")]);
+    }
+    for (before, after) in [
+        (r#""10.0.0.0/8""#, r#""10.0.0.0/8", "192.0.2.1""#),
+        (r#""10.0.0.0/8""#, r#""10.1.0.0/16""#),
+        (r#""0.0.0.0/0""#, r#""0.0.0.0/0", "10.0.0.0/8""#),
+        ("", r#""192.0.2.1", "2001:db8::1""#),
+        (
+            r#""10.0.0.0/8""#,
+            r#""10.0.0.0/8", { type = "ip_addr", value = "0.0.0.0/0", expires_at = 2020-01-01T00:00:00Z }"#,
+        ),
+    ] {
+        assert_eq!(of_rules(before, after), Vec::<String>::new(), "{before} {after}");
+    }
+}
+
+#[test]
+fn rule_with_another_description_is_a_difference() {
+    let rule = |rest: &str| format!(r#"{{ type = "ip_addr", value = "192.0.2.1"{rest} }}"#);
+    let words = "db trusted_sources: ip_addr:192.0.2.1 -> ip_addr:192.0.2.1 (office)";
+    assert_eq!(of_rules(&rule(""), &rule(r#", description = "office""#)), [words]);
+}
+
+#[test]
+fn listener_that_takes_over_an_address_is_compared_with_its_predecessor() {
+    let site = site();
+    site.install("renamed", OffsetDateTime::now_utc() + time::Duration::days(365));
+    let before = site.snapshot(listener("db", 1001, ""), None);
+    let observing = listener("renamed", 1001, "").replace("tls.", "enforcement = \"observe\"\ntls.");
+    let differences = differences(&site.snapshot(observing, None), &before);
+    let weaker: Vec<_> = differences.iter().filter(|one| one.weakens).map(ToString::to_string).collect();
+    assert_eq!(weaker, ["renamed enforcement: enforce -> observe (weakens protection)"]);
+    assert!(differences.iter().any(|one| one.key == "name" && one.old.as_deref() == Some("db")), "{differences:?}");
+}
+
+#[test]
+fn more_of_any_measure_is_weaker() {
+    let exceeds = |old: &[u64], new: &[u64]| Exposure::Degrees(new.into()).exceeds(&Exposure::Degrees(old.into()));
+    assert!(exceeds(&[1], &[2]) && exceeds(&[1, 5], &[0, 6]));
+    assert!(!exceeds(&[2], &[1]) && !exceeds(&[2, 2], &[2, 2]) && !Exposure::None.exceeds(&Exposure::None));
+}
+
+#[test]
+fn networks_are_weaker_where_they_hold_more_addresses() {
+    let exceeds = |old: &[&str], new: &[&str]| {
+        let [old, new] = [old, new].map(|all| Exposure::Networks(all.iter().map(|net| net.parse().unwrap()).collect()));
+        new.exceeds(&old)
+    };
+    assert!(exceeds(&["10.0.0.1/32"], &["10.0.0.0/24"]) && exceeds(&[], &["10.0.0.1/32"]));
+    assert!(!exceeds(&["10.0.0.0/24"], &["10.0.0.1/32"]) && !exceeds(&["10.0.0.0/24"], &[]));
+    assert!(!exceeds(&["10.0.0.0/25", "10.0.0.128/25"], &["10.0.0.0/24"]));
+}
+
+#[test]
+fn clients_are_weaker_where_a_pattern_is_new_or_all_are_gone() {
+    let exceeds = |old: &[&str], new: &[&str]| {
+        let [old, new] =
+            [old, new].map(|all| Exposure::Clients(all.iter().map(|pattern| pattern.parse().unwrap()).collect()));
+        new.exceeds(&old)
+    };
+    assert!(exceeds(&["cn:app"], &[]) && exceeds(&["cn:app"], &["cn:app", "cn:jobs"]));
+    assert!(exceeds(&["uri:spiffe://prod/app"], &["uri:spiffe://prod/*"]));
+    assert!(!exceeds(&["cn:app", "cn:jobs"], &["cn:app"]) && !exceeds(&[], &["cn:app"]));
+    assert!(!exceeds(&["uri:spiffe://prod/*", "dns:*.app"], &["uri:spiffe://prod/app", "dns:a.app"]));
+}
+
+#[test]
+fn revocation_is_weaker_where_a_list_is_gone_or_older() {
+    let at = |day: i64| OffsetDateTime::UNIX_EPOCH + time::Duration::days(day);
+    let exposure = |lists: &[(&str, i64)], anchors: &[&str]| Exposure::Revocation {
+        lists: lists.iter().map(|(key, day)| (CrlSeries::complete("CN=A", key), at(*day))).collect::<BTreeMap<_, _>>(),
+        anchors: anchors.iter().map(|anchor| (*anchor).to_owned()).collect(),
+    };
+    let old = exposure(&[("old key", 5), ("new key", 9)], &["old key", "new key"]);
+    for (lists, anchors, weaker) in [
+        (&[("old key", 6), ("new key", 9)][..], &["old key", "new key"][..], false),
+        (&[("old key", 4), ("new key", 9)], &["old key", "new key"], true),
+        (&[("new key", 10)], &["old key", "new key"], true),
+        (&[("new key", 9)], &["new key"], false),
+        (&[], &["other key"], false),
+    ] {
+        assert_eq!(exposure(lists, anchors).exceeds(&old), weaker, "{lists:?} {anchors:?}");
+    }
+}
+
+#[test]
+fn long_lists_show_what_differs() {
+    let names = |from: usize, to: usize| Value::Many((from..to).map(|number| format!("cn:client-{number}")).collect());
+    let (old, new) = value::in_words(Some(&names(0, 200)), Some(&names(1, 201)));
+    assert_eq!(
+        (old.as_deref(), new.as_deref()),
+        (Some("cn:client-0, 199 that stay"), Some("cn:client-200, 199 that stay"))
+    );
+}
+
+#[test]
+fn durations_are_written_as_in_the_configuration() {
+    for (milliseconds, text) in [(0, "0s"), (250, "250ms"), (90_000, "1m30s"), (300_000, "5m"), (90_000_000, "1d1h")] {
+        assert_eq!(value::duration(Duration::from_millis(milliseconds)), text);
+    }
+}

@@ -1,0 +1,53 @@
+//! Whether the kernel can turn strangers away for a listener, and by which program.
+
+use time::OffsetDateTime;
+
+use crate::addr::ListenAddr;
+use crate::policy::Terms;
+use crate::source::packet_filter::{PacketFilter, TooLong};
+use crate::source::trusted::{Enforcement, TrustedSources};
+
+/// Why the kernel cannot turn strangers away for a listener.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NoShield {
+    /// The source is in a header that only load balancers know how to write.
+    #[error(
+        "the kernel sees the addresses of the load balancers in proxy_protocol.trusted and not those of their clients"
+    )]
+    Balancers,
+    /// Nobody is turned away.
+    #[error("enforcement = \"observe\" turns nobody away")]
+    Observing,
+    /// Clients of Unix sockets have no address.
+    #[error("clients of Unix sockets have no address")]
+    NoPort,
+    /// They are too many.
+    #[error(transparent)]
+    TooLong(#[from] TooLong),
+}
+
+impl Terms {
+    /// The program that lets through whom these terms trust at `now`; and whom `others` trust, where an address is about to
+    /// change from one to the other.
+    ///
+    /// # Errors
+    /// When there can be none.
+    pub fn packet_filter(
+        &self,
+        others: Option<&TrustedSources>,
+        now: OffsetDateTime,
+    ) -> Result<PacketFilter, NoShield> {
+        if self.sources.enforcement == Enforcement::Observe {
+            return Err(NoShield::Observing);
+        }
+        if !self.balancers.is_empty() {
+            return Err(NoShield::Balancers);
+        }
+        if !self.doors.iter().any(|door| matches!(door.address, ListenAddr::Tcp(_))) {
+            return Err(NoShield::NoPort);
+        }
+        let sets = [Some(&*self.sources.trusted), others];
+        let networks = sets.into_iter().flatten().flat_map(|sources| sources.live_networks(now));
+        Ok(PacketFilter::letting_through(networks)?)
+    }
+}

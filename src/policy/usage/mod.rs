@@ -1,0 +1,242 @@
+//! When what a listener goes by was last used by a handshake: the evidence that the old one of two can go.
+
+#[cfg(test)]
+mod tests;
+
+use crate::source::rule;
+use std::cmp::Reverse;
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use time::OffsetDateTime;
+
+use crate::addr::ClientAddr;
+use crate::identity::client_verifier::Evidence;
+use crate::identity::verified::{Credential, Voucher};
+use crate::policy::Terms;
+use crate::policy::authorize::Permission;
+use crate::source;
+use crate::source::rule::Rule;
+use crate::x509::certificate::{Certificate, NameDigest};
+
+/// Something that lets clients in, or that they are shown, and that can be taken out by itself.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Item {
+    /// A server certificate, trust anchor or pinned client certificate, by its fingerprint.
+    Certificate(Arc<str>),
+    /// A rule for this network or host.
+    Source(rule::Source),
+}
+
+/// When something was first and last used, and by whom.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Uses {
+    /// The first handshake since the program started.
+    pub first: OffsetDateTime,
+    /// The last handshake, or the end of a session.
+    pub last: OffsetDateTime,
+    /// The last different users, the latest first; at most eight.
+    pub users: Vec<User>,
+}
+
+/// Somebody who used something.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct User {
+    /// RFC 4514 text of the subject, escaped and cut; none without a certificate.
+    pub subject: Option<Box<str>>,
+    /// The digest of the whole subject.
+    digest: Option<NameDigest>,
+    /// The source. Its port plays no part.
+    source: ClientAddr,
+    /// When it last used it.
+    pub last: OffsetDateTime,
+}
+
+/// What the handshakes of one listener used. Goes on from one generation to the next.
+#[derive(Debug, Default)]
+pub struct Usage {
+    records: Mutex<Records>,
+}
+
+#[derive(Debug, Default)]
+struct Records {
+    items: HashMap<Item, Uses>,
+    /// How many users of rules are kept in all.
+    users_of_rules: usize,
+}
+
+/// What one client was let in by. Does not keep the terms alive that it was let in under.
+#[derive(Clone, Debug, Default)]
+pub struct Reliance {
+    /// The rule that trusts its source; none where something else let it in.
+    pub rule: Option<Arc<Rule>>,
+    /// What it identified itself with, where that counts.
+    pub credential: Option<Arc<Credential>>,
+    /// The same, also while no certificate is asked for: one may be asked for again.
+    pub presented: Option<Arc<Credential>>,
+    /// The certificate it was shown.
+    pub shown: Option<Arc<Certificate>>,
+    /// It came without TLS.
+    pub plaintext: bool,
+}
+
+impl Reliance {
+    /// That of a client that was shown this certificate, or none where it came without TLS.
+    pub fn on(permission: &Permission, shown: Option<Arc<Certificate>>) -> Self {
+        let Permission { standing, credential, .. } = permission;
+        let [credential, presented] = [credential.clone(), credential.clone()];
+        Self { rule: standing.rule().cloned(), credential, presented, shown, plaintext: false }
+    }
+
+    /// The same of a client that came without TLS.
+    pub fn in_plaintext(permission: &Permission) -> Self {
+        Self { plaintext: true, ..Self::on(permission, None) }
+    }
+
+    /// What there is to judge its identity by again.
+    pub fn evidence(&self) -> Evidence<'_> {
+        if self.plaintext { Evidence::Plaintext } else { Evidence::Credential(self.presented.as_ref()) }
+    }
+
+    /// That of the same client, judged again.
+    #[must_use]
+    pub fn renewed(&self, permission: &Permission) -> Self {
+        let renewed = Self::on(permission, self.shown.clone());
+        let presented = renewed.presented.or_else(|| self.presented.clone());
+        Self { presented, plaintext: self.plaintext, ..renewed }
+    }
+
+    /// Whether it would make no difference to go on with the other.
+    pub fn is_as_good_as(&self, other: &Self) -> bool {
+        let same = |one: &Option<Arc<Credential>>, other: &Option<Arc<Credential>>| match (one, other) {
+            (Some(one), Some(other)) => Arc::ptr_eq(one, other),
+            (None, None) => true,
+            (Some(_), None) | (None, Some(_)) => false,
+        };
+        self.rule == other.rule && same(&self.credential, &other.credential) && same(&self.presented, &other.presented)
+    }
+
+    /// From when on the questions have to be put again, though no policy may have changed.
+    pub fn until(&self) -> Option<OffsetDateTime> {
+        let rule = self.rule.as_ref().and_then(|rule| rule.expires_at);
+        let credential = self.credential.as_ref().map(|credential| credential.until);
+        rule.into_iter().chain(credential).min()
+    }
+
+    /// Everything it relies on.
+    pub fn items(&self) -> impl Iterator<Item = Item> {
+        let Self { rule, credential, shown, .. } = self;
+        let rule = rule.as_ref().map(|rule| Item::Source(rule.source.clone()));
+        let voucher = credential.as_ref().map(|credential| match &credential.voucher {
+            Voucher::Anchor { sha256, .. } => Item::Certificate(Arc::clone(sha256)),
+            Voucher::Pinned => Item::Certificate(credential.certificate.sha256.as_str().into()),
+        });
+        let shown = shown.as_ref().map(|shown| Item::Certificate(shown.sha256.as_str().into()));
+        [rule, voucher, shown].into_iter().flatten()
+    }
+}
+
+impl User {
+    fn new(reliance: &Reliance, client: ClientAddr, now: OffsetDateTime) -> Self {
+        let certificate = reliance.credential.as_ref().map(|credential| &credential.certificate);
+        Self {
+            subject: certificate.map(|certificate| certificate.subject.as_str().into()),
+            digest: certificate.map(|certificate| certificate.subject_digest),
+            source: client,
+            last: now,
+        }
+    }
+
+    /// The source, as audit events have it.
+    pub fn source(&self) -> String {
+        self.source.source()
+    }
+
+    fn is(&self, other: &Self) -> bool {
+        self.digest == other.digest && self.source.ip() == other.source.ip()
+    }
+}
+
+impl Uses {
+    /// Notes a use. Returns whether there is one user more than before.
+    fn note(&mut self, user: &User, may_grow: bool) -> bool {
+        self.last = self.last.max(user.last);
+        if let Some(known) = self.users.iter_mut().find(|known| known.is(user)) {
+            known.last = known.last.max(user.last);
+            return false;
+        }
+        if may_grow && self.users.len() < MAX_USERS_PER_ITEM {
+            self.users.push(user.clone());
+            return true;
+        }
+        if let Some(oldest) = self.users.iter_mut().min_by_key(|known| known.last) {
+            oldest.clone_from(user);
+        }
+        false
+    }
+}
+
+impl Records {
+    /// Notes a use of something that was used before.
+    fn note(&mut self, item: &Item, user: &User) {
+        let is_rule = matches!(item, Item::Source(_));
+        let may_grow = !is_rule || self.users_of_rules < MAX_USERS_OF_RULES;
+        let grown = self.items.get_mut(item).is_some_and(|uses| uses.note(user, may_grow));
+        self.users_of_rules += usize::from(is_rule && grown);
+    }
+}
+
+impl Usage {
+    /// Notes a handshake of this client.
+    pub fn note(&self, reliance: &Reliance, client: ClientAddr, now: OffsetDateTime) {
+        let user = User::new(reliance, client, now);
+        let mut records = self.records();
+        for item in reliance.items() {
+            records.items.entry(item.clone()).or_insert_with(|| Uses { first: now, last: now, users: Vec::new() });
+            records.note(&item, &user);
+        }
+    }
+
+    /// Notes that a session of this client ends: until now it used what it relied on. What has been removed meanwhile
+    /// stays forgotten.
+    pub fn note_end(&self, reliance: &Reliance, client: ClientAddr, now: OffsetDateTime) {
+        let user = User::new(reliance, client, now);
+        let mut records = self.records();
+        reliance.items().for_each(|item| records.note(&item, &user));
+    }
+
+    /// When something was used and by whom, if it was.
+    pub fn of(&self, item: &Item) -> Option<Uses> {
+        let mut uses = self.records().items.get(item).cloned()?;
+        uses.users.sort_by_key(|user| Reverse(user.last));
+        Some(uses)
+    }
+
+    /// Whether something was used.
+    pub fn knows(&self, item: &Item) -> bool {
+        self.records().items.contains_key(item)
+    }
+
+    /// Forgets what these terms no longer know.
+    pub fn keep_only(&self, terms: &Terms) {
+        let certificates: HashSet<&str> = terms.certificates().map(|(_, facts)| facts.sha256.as_str()).collect();
+        let sources: HashSet<_> = terms.sources.trusted.rules().iter().map(|rule| &rule.source).collect();
+        let mut records = self.records();
+        records.items.retain(|item, _| match item {
+            Item::Certificate(sha256) => certificates.contains(&**sha256),
+            Item::Source(source) => sources.contains(source),
+        });
+        let rules = records.items.iter().filter(|(item, _)| matches!(item, Item::Source(_)));
+        records.users_of_rules = rules.map(|(_, uses)| uses.users.len()).sum();
+    }
+
+    fn records(&self) -> MutexGuard<'_, Records> {
+        self.records.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Users kept for one certificate, CA or rule.
+const MAX_USERS_PER_ITEM: usize = 8;
+
+/// Users kept for all rules of a listener together: rules can be 100,000. Beyond that the times alone are kept.
+const MAX_USERS_OF_RULES: usize = 16_384;

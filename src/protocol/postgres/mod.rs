@@ -1,0 +1,225 @@
+//! PostgreSQL's startup phase: the packets that come before, or first inside, TLS.
+//!
+//! Such a packet has no type byte: Int32 length (counting itself, big endian), Int32 code, body. Source: PostgreSQL
+//! documentation, "Message Flow" and "Message Formats"; the length limit is the server's MAX_STARTUP_PACKET_LENGTH.
+
+pub(crate) mod frame;
+pub(crate) mod startup;
+
+use std::fmt;
+
+/// Bytes of a packet up to and including its code.
+pub const HEADER_LENGTH: usize = 8;
+
+/// Longest startup packet the server takes: 10,000 bytes and the length itself.
+pub const MAX_PACKET_LENGTH: usize = 10_004;
+
+/// SSLRequest, as a client sends it.
+pub const SSL_REQUEST_PACKET: [u8; HEADER_LENGTH] = [0, 0, 0, 8, 4, 210, 22, 47];
+
+/// "Go on with TLS", the answer to SSLRequest.
+pub const ACCEPT_TLS: u8 = b'S';
+
+/// "No", the answer to GSSENCRequest, and to SSLRequest where TLS is off.
+pub const REFUSE_ENCRYPTION: u8 = b'N';
+
+/// The ALPN protocol of PostgreSQL 17 and later.
+pub const ALPN: &[u8] = b"postgresql";
+
+/// The first packet of a connection, by its header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Packet {
+    /// CancelRequest: a whole connection that asks to cancel a query of another one.
+    Cancel {
+        /// Bytes that follow the header: process id and secret key.
+        body: usize,
+    },
+    /// GSSENCRequest.
+    GssEncryption,
+    /// SSLRequest.
+    Ssl,
+    /// StartupMessage of protocol 3, any minor version.
+    Startup {
+        /// Bytes that follow the header.
+        body: usize,
+    },
+}
+
+impl Packet {
+    /// Reads a header.
+    ///
+    /// # Errors
+    /// [`Malformed`] for anything a server would not take. No length is believed before it has passed here.
+    pub fn parse(header: [u8; HEADER_LENGTH]) -> Result<Self, Malformed> {
+        let [l0, l1, l2, l3, c0, c1, c2, c3] = header;
+        let declared = u32::from_be_bytes([l0, l1, l2, l3]);
+        let code = u32::from_be_bytes([c0, c1, c2, c3]);
+        let length = usize::try_from(declared)
+            .ok()
+            .filter(|length| (HEADER_LENGTH..=MAX_PACKET_LENGTH).contains(length))
+            .ok_or(Malformed::Length { declared })?;
+        let body = length - HEADER_LENGTH;
+        match code {
+            SSL_REQUEST if body == 0 => Ok(Self::Ssl),
+            GSS_ENCRYPTION_REQUEST if body == 0 => Ok(Self::GssEncryption),
+            CANCEL_REQUEST if CANCEL_BODY.contains(&body) => Ok(Self::Cancel { body }),
+            SSL_REQUEST | GSS_ENCRYPTION_REQUEST | CANCEL_REQUEST => Err(Malformed::Length { declared }),
+            _ if code >> 16 == 3 => Ok(Self::Startup { body }),
+            _ => Err(Malformed::Code { code }),
+        }
+    }
+}
+
+/// The header of a CancelRequest with a body of `body` bytes.
+pub fn cancel_header(body: usize) -> [u8; HEADER_LENGTH] {
+    let length = u32::try_from(HEADER_LENGTH + body).unwrap_or(u32::MAX);
+    let mut header = [0; HEADER_LENGTH];
+    let (front, back) = header.split_at_mut(4);
+    front.copy_from_slice(&length.to_be_bytes());
+    back.copy_from_slice(&CANCEL_REQUEST.to_be_bytes());
+    header
+}
+
+/// A packet no PostgreSQL client sends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Malformed {
+    /// Neither a request code nor protocol 3.
+    Code {
+        /// The code found.
+        code: u32,
+    },
+    /// A length outside what its kind of packet can have.
+    Length {
+        /// The length found.
+        declared: u32,
+    },
+}
+
+impl fmt::Display for Malformed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Code { code } => {
+                write!(f, "startup packet of protocol {}.{}, which is not PostgreSQL 3.x", code >> 16, code & 0xffff)
+            }
+            Self::Length { declared } => {
+                write!(f, "startup packet of impossible length {declared}")
+            }
+        }
+    }
+}
+
+/// A FATAL ErrorResponse, after which the server closes. `state` is the five-character SQLSTATE.
+///
+/// Both severity fields are sent: `S` for every client, `V` (never translated) for those of 9.6 and later.
+pub fn fatal(state: &str, message: &str, hint: &str) -> Vec<u8> {
+    let mut fields = Vec::with_capacity(64 + message.len() + hint.len());
+    for (kind, text) in [(b'S', "FATAL"), (b'V', "FATAL"), (b'C', state), (b'M', message), (b'H', hint)] {
+        if !text.is_empty() {
+            fields.push(kind);
+            // A NUL would end the field early; no text of ours has one, and none may bring one in.
+            fields.extend(text.bytes().filter(|byte| *byte != 0));
+            fields.push(0);
+        }
+    }
+    fields.push(0);
+    let length = u32::try_from(fields.len() + 4).unwrap_or(u32::MAX);
+    let mut packet = Vec::with_capacity(fields.len() + 5);
+    packet.push(b'E');
+    packet.extend(length.to_be_bytes());
+    packet.extend(fields);
+    packet
+}
+
+/// What a client without TLS is told; its StartupMessage deserves an answer it can show.
+pub fn speaks_tls_only() -> Vec<u8> {
+    fatal(
+        INVALID_AUTHORIZATION,
+        "this port accepts TLS connections only",
+        "Connect with sslmode=verify-full (or at least sslmode=require).",
+    )
+}
+
+/// What a client is told for whom there is no server that takes writes, or none that is ready. Its library may try again: libpq
+/// goes on to its next host.
+pub fn come_again() -> Vec<u8> {
+    fatal(CANNOT_CONNECT_NOW, "no server behind this proxy can take this connection now", "Connect again.")
+}
+
+/// SQLSTATE admin_shutdown: the session was good, and ends by decision of somebody else.
+pub(crate) const ADMIN_SHUTDOWN: &str = "57P01";
+/// SQLSTATE invalid_authorization_specification: who or where the client is, is not acceptable.
+pub(crate) const INVALID_AUTHORIZATION: &str = "28000";
+/// SQLSTATE cannot_connect_now: libpq and asyncpg try their next host, and pg_isready says that connections are rejected.
+pub(crate) const CANNOT_CONNECT_NOW: &str = "57P03";
+/// SQLSTATE too_many_connections.
+pub(crate) const TOO_MANY_CONNECTIONS: &str = "53300";
+/// SQLSTATE protocol_violation.
+pub(crate) const PROTOCOL_VIOLATION: &str = "08P01";
+
+const CANCEL_REQUEST: u32 = 80_877_102;
+const SSL_REQUEST: u32 = 80_877_103;
+const GSS_ENCRYPTION_REQUEST: u32 = 80_877_104;
+
+/// Process id (4 bytes) and secret key: 4 bytes in protocol 3.0, up to 256 from 3.2 on.
+pub(crate) const CANCEL_BODY: std::ops::RangeInclusive<usize> = 8..=260;
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn header(length: u32, code: u32) -> [u8; 8] {
+        let mut bytes = [0; 8];
+        bytes[..4].copy_from_slice(&length.to_be_bytes());
+        bytes[4..].copy_from_slice(&code.to_be_bytes());
+        bytes
+    }
+
+    #[test]
+    fn every_known_packet_is_recognised() {
+        assert_eq!(Packet::parse(header(8, 80_877_103)), Ok(Packet::Ssl));
+        assert_eq!(Packet::parse(SSL_REQUEST_PACKET), Ok(Packet::Ssl));
+        assert_eq!(Packet::parse(header(8, 80_877_104)), Ok(Packet::GssEncryption));
+        assert_eq!(Packet::parse(header(16, 80_877_102)), Ok(Packet::Cancel { body: 8 }));
+        assert_eq!(Packet::parse(header(268, 80_877_102)), Ok(Packet::Cancel { body: 260 }));
+        for version in [196_608, 196_610, 206_607] {
+            assert_eq!(Packet::parse(header(8, version)), Ok(Packet::Startup { body: 0 }));
+            assert_eq!(Packet::parse(header(10_004, version)), Ok(Packet::Startup { body: 9_996 }));
+        }
+    }
+
+    #[test]
+    fn a_length_its_kind_cannot_have_is_refused() {
+        for length in [0, 4, 7, 10_005, 0x7fff_ffff, u32::MAX] {
+            assert_eq!(Packet::parse(header(length, 196_608)), Err(Malformed::Length { declared: length }));
+        }
+        for (length, code) in [(9, 80_877_103), (12, 80_877_104), (15, 80_877_102), (269, 80_877_102)] {
+            assert_eq!(Packet::parse(header(length, code)), Err(Malformed::Length { declared: length }));
+        }
+    }
+
+    #[test]
+    fn a_code_that_is_neither_a_request_nor_protocol_3_is_refused() {
+        for code in [0, 131_072, 80_877_105, u32::from_be_bytes(*b"GET ")] {
+            assert_eq!(Packet::parse(header(8, code)), Err(Malformed::Code { code }));
+        }
+    }
+
+    #[test]
+    fn an_error_response_is_laid_out_as_the_protocol_has_it() {
+        let expected = b"E\x00\x00\x00\x26SFATAL\0VFATAL\0C28000\0Mno\0Hask us\0\0";
+        let packet = fatal("28000", "n\0o", "ask us");
+        assert_eq!(packet, expected);
+        assert_eq!(usize::from(packet[4]), packet.len() - 1);
+    }
+
+    proptest! {
+        #[test]
+        fn no_packet_is_believed_to_be_longer_than_the_limit(bytes in any::<[u8; 8]>()) {
+            if let Ok(Packet::Startup { body } | Packet::Cancel { body }) = Packet::parse(bytes) {
+                prop_assert!(body + HEADER_LENGTH <= MAX_PACKET_LENGTH);
+            }
+        }
+    }
+}

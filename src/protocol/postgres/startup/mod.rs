@@ -1,0 +1,698 @@
+//! The beginning of a PostgreSQL session as the server tells it: from behind the StartupMessage up to and including the first
+//! ReadyForQuery.
+//!
+//! It is where the server says which key cancels the session's queries, whether it offers channel binding, whether it can
+//! be written to, and why it will not have the client. Source: PostgreSQL documentation, "Message Flow", "Message Formats"
+//! and "SASL Authentication".
+//!
+//! A session that wants a primary is decided the way libpq decides `target_session_attrs=primary`: a server that reports
+//! `in_hot_standby` (14 and later) is believed; any other is asked `pg_is_in_recovery()`. Unlike `read-write`, `primary`
+//! does not care for `default_transaction_read_only`: what is a setting of a user or a database is no role of a server.
+
+pub(crate) mod message;
+
+use std::mem;
+
+use crate::protocol::postgres::startup::message::{
+    BACKEND_KEY_DATA, DATA_ROW, ERROR_RESPONSE, First, Message, NEGOTIATE_PROTOCOL_VERSION, NOTICE_RESPONSE,
+    NOTIFICATION_RESPONSE, PARAMETER_STATUS, READY_FOR_QUERY,
+};
+
+use crate::protocol::postgres::CANCEL_BODY;
+
+/// What is wanted of the beginning of a session.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Wants {
+    /// Take channel binding out of the server's offer. For a client without TLS, whose upstream has TLS: the server offers
+    /// what the client cannot do.
+    pub hide_channel_binding: bool,
+    /// Show the client nothing it need not answer, so that it can have another server instead.
+    pub hold: Hold,
+}
+
+/// How long the client is shown nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Hold {
+    /// Not at all.
+    #[default]
+    Nothing,
+    /// Until the server has begun to deal with it, and does not refuse at once.
+    Refusal,
+    /// Until it is known which role the server has.
+    Role,
+}
+
+/// How far a session has begun.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// More is to come from the server, and perhaps from the client.
+    Ongoing,
+    /// The server's role is known. All that the client has not been shown is held until [`Overture::release`].
+    Role(Role),
+    /// The session is ready, and the server has said nothing of its role. All is held, and the server may be sent
+    /// [`QUESTION`], with its answer coming here like all else; or it may be released. Said once.
+    Ask,
+    /// The server refuses ([`Overture::refusal`]). Its words are held, like all that the client has not been shown. Only
+    /// said where something is held; otherwise they just pass.
+    Refused,
+    /// The session has begun. From here on bytes just pass, and need not come here.
+    Done,
+    /// This is longer than the beginning of any session, or not PostgreSQL: nothing more will be found in it. What is held
+    /// can be released; from then on, and where nothing is held, bytes just pass.
+    Lost,
+    /// The answer to [`QUESTION`] is none. The client would have to hear parts of it, so the session is to be given up.
+    Spoilt,
+}
+
+/// What a server is to the others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// It can be written to.
+    Primary,
+    /// It follows another one.
+    Standby,
+    /// It was asked, and did not say.
+    Unknown,
+}
+
+/// An ErrorResponse, which ends a session before it has begun.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    state: [u8; 5],
+    channel_binding: bool,
+}
+
+impl Refusal {
+    /// The SQLSTATE: five digits and capital letters.
+    pub fn state(&self) -> &str {
+        str::from_utf8(&self.state).unwrap_or_default()
+    }
+
+    /// Whether the server is only starting, stopping or recovering, and may take this very client later.
+    pub fn is_not_ready(&self) -> bool {
+        &self.state == b"57P03"
+    }
+
+    /// Whether client and server have seen different certificates: a proxy with its own stands between them.
+    pub fn is_channel_binding(&self) -> bool {
+        self.channel_binding
+    }
+
+    fn of(message: &Message<'_>) -> Option<Self> {
+        let state = <[u8; 5]>::try_from(message.field(b'C')?).ok()?;
+        // The text may be in the server's language; the routine has only this one error of its state.
+        let text = message.field(b'M').is_some_and(|text| text == b"SCRAM channel binding check failed");
+        let routine = message.field(b'R').is_some_and(|routine| routine == b"read_client_final_message");
+        let plain = state.iter().all(|byte| byte.is_ascii_digit() || byte.is_ascii_uppercase());
+        plain.then_some(Self { state, channel_binding: text || (routine && &state == b"28000") })
+    }
+}
+
+/// Follows the beginning of a session.
+#[derive(Debug)]
+pub struct Overture {
+    hide_channel_binding: bool,
+    place: Place,
+    /// What has not been looked at yet: the beginning of a message, or what came behind a stop.
+    pending: Vec<u8>,
+    /// Whole messages that the client has not been shown.
+    held: Vec<u8>,
+    asks_client: bool,
+    offers_channel_binding: bool,
+    cancel_key: Option<Vec<u8>>,
+    refusal: Option<Refusal>,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Place {
+    /// Before ReadyForQuery.
+    Beginning { hold: Hold },
+    /// Behind a held ReadyForQuery, in the answer to our question.
+    Answer { role: Role },
+    /// At a word that the caller has to decide about.
+    Stopped { at: Stage, next: Next },
+    /// All that comes just passes.
+    Over(Stage),
+}
+
+/// Where a stop leads when it is released.
+#[derive(Clone, Copy, Debug)]
+enum Next {
+    Beginning,
+    Over(Stage),
+    Nowhere,
+}
+
+impl Overture {
+    /// Begins behind the StartupMessage.
+    pub fn new(wants: Wants) -> Self {
+        Self {
+            hide_channel_binding: wants.hide_channel_binding,
+            place: Place::Beginning { hold: wants.hold },
+            pending: Vec::new(),
+            held: Vec::new(),
+            asks_client: false,
+            offers_channel_binding: false,
+            cancel_key: None,
+            refusal: None,
+        }
+    }
+
+    /// Goes on over the next bytes from the server, wherever they were cut, and appends what the client may have to `out`.
+    ///
+    /// It keeps no more than one chunk, one message of 64 KiB and 256 KiB of held ones, as long as nothing is given to it
+    /// between a stop and its release.
+    pub fn follow(&mut self, chunk: &[u8], out: &mut Vec<u8>) -> Stage {
+        if let Place::Over(stage) = self.place {
+            out.extend_from_slice(chunk);
+            return stage;
+        }
+        self.pending.extend_from_slice(chunk);
+        self.proceed(out)
+    }
+
+    /// Lets the client have what was held, and goes on without holding anything.
+    pub fn release(&mut self, out: &mut Vec<u8>) -> Stage {
+        let next = match self.place {
+            Place::Beginning { .. } => Next::Beginning,
+            Place::Answer { .. } => Next::Over(Stage::Done),
+            Place::Stopped { next, .. } => next,
+            Place::Over(stage) => Next::Over(stage),
+        };
+        match next {
+            Next::Beginning => self.place = Place::Beginning { hold: Hold::Nothing },
+            Next::Over(stage) => self.place = Place::Over(stage),
+            Next::Nowhere => return Stage::Spoilt,
+        }
+        out.append(&mut self.held);
+        self.proceed(out)
+    }
+
+    /// Lets the client have what is left, because the server has closed.
+    pub fn end(mut self, out: &mut Vec<u8>) {
+        out.append(&mut self.held);
+        // Behind our question, what is left is its answer.
+        if !matches!(self.place, Place::Answer { .. } | Place::Stopped { next: Next::Nowhere, .. }) {
+            out.append(&mut self.pending);
+        }
+    }
+
+    /// Whether the server has asked the client for something, a password or the like. From then on the client has begun to
+    /// talk to this very server, and cannot have another one without noticing.
+    pub fn asks_client(&self) -> bool {
+        self.asks_client
+    }
+
+    /// Whether the server offers SCRAM with channel binding, hidden or not.
+    pub fn offers_channel_binding(&self) -> bool {
+        self.offers_channel_binding
+    }
+
+    /// Process id and secret key, just as the body of a CancelRequest has them.
+    pub fn cancel_key(&self) -> Option<&[u8]> {
+        self.cancel_key.as_deref()
+    }
+
+    /// Why the server refuses, if it does.
+    pub fn refusal(&self) -> Option<Refusal> {
+        self.refusal
+    }
+
+    fn proceed(&mut self, out: &mut Vec<u8>) -> Stage {
+        let mut pending = mem::take(&mut self.pending);
+        let mut rest = pending.as_slice();
+        let mut stage = Stage::Ongoing;
+        while stage == Stage::Ongoing {
+            let hold = match self.place {
+                Place::Beginning { hold } => Some(hold),
+                Place::Answer { .. } => None,
+                Place::Stopped { at, .. } => {
+                    stage = at;
+                    break;
+                }
+                Place::Over(over) => {
+                    out.extend_from_slice(rest);
+                    rest = &[];
+                    stage = over;
+                    break;
+                }
+            };
+            let (message, behind) = match First::of(rest) {
+                First::Whole(message, behind) if self.held.len() + message.whole.len() <= LONGEST_HELD => {
+                    (message, behind)
+                }
+                First::Cut => break,
+                First::Whole(..) | First::Impossible => {
+                    self.lose();
+                    continue;
+                }
+            };
+            rest = behind;
+            match hold {
+                Some(hold) => stage = self.hear(message, hold, out),
+                None => self.hear_answer(message),
+            }
+        }
+        let seen = pending.len() - rest.len();
+        pending.drain(..seen);
+        self.pending = pending;
+        stage
+    }
+
+    /// Takes one message of the beginning, and says whether that stops it without a place to stop at.
+    fn hear(&mut self, message: Message<'_>, mut hold: Hold, out: &mut Vec<u8>) -> Stage {
+        if hold == Hold::Refusal
+            && ![ERROR_RESPONSE, NEGOTIATE_PROTOCOL_VERSION, NOTICE_RESPONSE].contains(&message.kind)
+        {
+            hold = Hold::Nothing;
+            self.place = Place::Beginning { hold };
+            out.append(&mut self.held);
+        }
+        let shown = self.offer_without_channel_binding(&message);
+        let shown = shown.as_deref().unwrap_or(message.whole);
+        if hold == Hold::Nothing {
+            out.extend_from_slice(shown)
+        } else {
+            self.held.extend_from_slice(shown)
+        }
+        match message.kind {
+            BACKEND_KEY_DATA if CANCEL_BODY.contains(&message.body.len()) => {
+                self.cancel_key = Some(message.body.to_vec());
+            }
+            ERROR_RESPONSE => {
+                self.refusal = Refusal::of(&message);
+                self.stop_unless_shown(hold, Stage::Refused);
+            }
+            PARAMETER_STATUS => match message.parameter(b"in_hot_standby") {
+                Some(b"on") => self.stop_unless_shown(hold, Stage::Role(Role::Standby)),
+                Some(b"off") => self.stop_unless_shown(hold, Stage::Role(Role::Primary)),
+                _ => {}
+            },
+            READY_FOR_QUERY if hold == Hold::Role => {
+                self.place = Place::Answer { role: Role::Unknown };
+                return Stage::Ask;
+            }
+            READY_FOR_QUERY => self.place = Place::Over(Stage::Done),
+            _ if message.authentication().is_some_and(|(code, _)| wants_an_answer(code)) => {
+                self.asks_client = true;
+                out.append(&mut self.held);
+            }
+            _ => {}
+        }
+        Stage::Ongoing
+    }
+
+    fn stop_unless_shown(&mut self, hold: Hold, at: Stage) {
+        if hold != Hold::Nothing {
+            self.place = Place::Stopped { at, next: Next::Beginning };
+        }
+    }
+
+    /// An AuthenticationSASL as the client is to see it, if it is another one. What offers nothing else is left alone: the
+    /// client will say itself that it cannot do it.
+    fn offer_without_channel_binding(&mut self, message: &Message<'_>) -> Option<Vec<u8>> {
+        let (AUTHENTICATION_SASL, names) = message.authentication()? else { return None };
+        let names = names.strip_suffix(b"\0\0")?;
+        let (bound, rest): (Vec<_>, Vec<_>) = names.split(|byte| *byte == 0).partition(|name| name.ends_with(b"-PLUS"));
+        self.offers_channel_binding |= !bound.is_empty();
+        if bound.is_empty() || rest.is_empty() || !self.hide_channel_binding {
+            return None;
+        }
+        let body = [&AUTHENTICATION_SASL.to_be_bytes()[..], &rest.join(&0), b"\0\0"].concat();
+        Some(message::message(message.kind, &body))
+    }
+
+    /// Takes one message of the answer to our question; or what the server tells the client beside it.
+    fn hear_answer(&mut self, message: Message<'_>) {
+        let Place::Answer { role } = &mut self.place else { return };
+        match message.kind {
+            DATA_ROW => *role = role_in(message.body),
+            NOTICE_RESPONSE | NOTIFICATION_RESPONSE | PARAMETER_STATUS => self.held.extend_from_slice(message.whole),
+            READY_FOR_QUERY => {
+                self.place = Place::Stopped { at: Stage::Role(*role), next: Next::Over(Stage::Done) };
+            }
+            // Around the row, or instead of it.
+            _ => {}
+        }
+    }
+
+    fn lose(&mut self) {
+        self.place = match self.place {
+            Place::Beginning { hold: Hold::Nothing } => Place::Over(Stage::Lost),
+            Place::Answer { .. } => Place::Stopped { at: Stage::Spoilt, next: Next::Nowhere },
+            _ => Place::Stopped { at: Stage::Lost, next: Next::Over(Stage::Lost) },
+        };
+    }
+}
+
+/// Whether an authentication request is one: AuthenticationOk and AuthenticationSASLFinal are not answered.
+fn wants_an_answer(code: u32) -> bool {
+    ![0, 12].contains(&code)
+}
+
+/// The role in a row of one column, which is one letter.
+fn role_in(row: &[u8]) -> Role {
+    match row {
+        [0, 1, 0, 0, 0, 1, b'f'] => Role::Primary,
+        [0, 1, 0, 0, 0, 1, b't'] => Role::Standby,
+        _ => Role::Unknown,
+    }
+}
+
+/// What a server is asked that has not said its role: a Query.
+pub const QUESTION: &[u8] = b"Q\0\0\0\x2aSELECT pg_catalog.pg_is_in_recovery()\0";
+
+const AUTHENTICATION_SASL: u32 = 10;
+
+/// What is held of one session at most. Only a server that raises notices at every login comes anywhere near.
+const LONGEST_HELD: usize = 256 * 1024;
+
+#[cfg(test)]
+mod tests {
+    use message::{AUTHENTICATION, LONGEST, message};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    // As PostgreSQL 15 said them.
+    const NEGOTIATE: &[u8] = b"v\0\0\0\x0c\0\x03\0\0\0\0\0\0";
+    const MD5: &[u8] = b"R\0\0\0\x0c\0\0\0\x05\xf7c\x96I";
+    const CLEARTEXT: &[u8] = b"R\0\0\0\x08\0\0\0\x03";
+    const SASL: &[u8] = b"R\0\0\0\x17\0\0\0\nSCRAM-SHA-256\0\0";
+    const SASL_OVER_TLS: &[u8] = b"R\0\0\0*\0\0\0\nSCRAM-SHA-256-PLUS\0SCRAM-SHA-256\0\0";
+    const SASL_CONTINUE: &[u8] =
+        b"R\0\0\0\\\0\0\0\x0br=abcdefghijklmnopqrstuvwxZYU7EQh/jGBPfK0W7LvKMdyq,s=J2iTVVA8KmBUsechGmvI8Q==,i=4096";
+    const SASL_FINAL: &[u8] = b"R\0\0\0\x36\0\0\0\x0cv=+nbP4wlQRnR6ZoS+IgIQSZMISDf/IzV71gbSLxJCPqo=";
+    const OK: &[u8] = b"R\0\0\0\x08\0\0\0\0";
+    const BEFORE_ROLE: &[u8] = b"S\0\0\0\x16application_name\0\0S\0\0\0\x19client_encoding\0UTF8\0\
+        S\0\0\0\x17DateStyle\0ISO, MDY\0S\0\0\0&default_transaction_read_only\0off\0";
+    const PRIMARY: &[u8] = b"S\0\0\0\x17in_hot_standby\0off\0";
+    const STANDBY: &[u8] = b"S\0\0\0\x16in_hot_standby\0on\0";
+    const BEHIND_ROLE: &[u8] = b"S\0\0\0\x19integer_datetimes\0on\0S\0\0\0\x15is_superuser\0off\0\
+        S\0\0\0\x32server_version\x0015.18 (Debian 15.18-0+deb12u1)\0S\0\0\0\x15TimeZone\0Etc/UTC\0";
+    const KEY: &[u8] = b"K\0\0\0\x0c\0\0A~*\xa8\xe00";
+    const READY: &[u8] = b"Z\0\0\0\x05I";
+    const WRONG_PASSWORD: &[u8] = b"E\0\0\0bSFATAL\0VFATAL\0C28P01\0Mpassword authentication failed for user \"sc\"\0\
+        Fauth.c\0L334\0Rauth_failed\0\0";
+    const WRONG_BINDING: &[u8] = b"E\0\0\0mSFATAL\0VFATAL\0C28000\0MSCRAM channel binding check failed\0\
+        Fauth-scram.c\0L1317\0Rread_client_final_message\0\0";
+    const ANSWER: &[u8] = b"T\0\0\0*\0\x01pg_is_in_recovery\0\0\0\0\0\0\0\0\0\0\x10\0\x01\xff\xff\xff\xff\0\0\
+        D\0\0\0\x0b\0\x01\0\0\0\x01fC\0\0\0\x0dSELECT 1\0Z\0\0\0\x05I";
+
+    const PLAIN: Wants = Wants { hide_channel_binding: false, hold: Hold::Nothing };
+    const HIDE: Wants = Wants { hide_channel_binding: true, hold: Hold::Nothing };
+    const HOLD: Wants = Wants { hide_channel_binding: false, hold: Hold::Role };
+
+    /// Everything there is to be known of one way through.
+    #[derive(Debug, PartialEq)]
+    struct Told {
+        out: Vec<u8>,
+        stages: Vec<Stage>,
+        asks_client: bool,
+        offers_channel_binding: bool,
+        cancel_key: Option<Vec<u8>>,
+        refusal: Option<Refusal>,
+    }
+
+    /// Follows chunk by chunk and releases at every stop, but at a question: that one is asked.
+    fn told<'a>(wants: Wants, chunks: impl IntoIterator<Item = &'a [u8]>) -> Told {
+        let mut overture = Overture::new(wants);
+        let (mut out, mut stages) = (Vec::new(), Vec::new());
+        for chunk in chunks {
+            let mut stage = overture.follow(chunk, &mut out);
+            loop {
+                assert!(overture.held.len() <= LONGEST_HELD && overture.pending.len() <= chunk.len() + LONGEST + 5);
+                let last = stages.last() == Some(&stage);
+                if stage != Stage::Ongoing && !last {
+                    stages.push(stage);
+                }
+                stage = match stage {
+                    Stage::Ongoing | Stage::Done | Stage::Spoilt => break,
+                    Stage::Lost if last => break,
+                    Stage::Ask => overture.follow(b"", &mut out),
+                    Stage::Role(_) | Stage::Refused | Stage::Lost => overture.release(&mut out),
+                };
+            }
+        }
+        let (asks_client, offers_channel_binding) = (overture.asks_client(), overture.offers_channel_binding());
+        let (cancel_key, refusal) = (overture.cancel_key().map(<[u8]>::to_vec), overture.refusal());
+        overture.end(&mut out);
+        Told { out, stages, asks_client, offers_channel_binding, cancel_key, refusal }
+    }
+
+    fn session(role: &[u8]) -> Vec<u8> {
+        [OK, BEFORE_ROLE, role, BEHIND_ROLE, KEY, READY].concat()
+    }
+
+    #[test]
+    fn a_session_passes_untouched_and_tells_its_key() {
+        let before: [&[&[u8]]; 6] = [
+            &[],
+            &[NEGOTIATE],
+            &[MD5],
+            &[CLEARTEXT],
+            &[SASL, SASL_CONTINUE, SASL_FINAL],
+            &[SASL_OVER_TLS, SASL_CONTINUE, SASL_FINAL],
+        ];
+        for (case, before) in before.iter().enumerate() {
+            let stream = [&before.concat()[..], &session(PRIMARY), b"what is not looked at"].concat();
+            let told = told(PLAIN, [&stream[..]]);
+            assert_eq!(told.out, stream);
+            assert_eq!(told.stages, [Stage::Done]);
+            assert_eq!(told.cancel_key.as_deref(), Some(&b"\0\0A~*\xa8\xe00"[..]));
+            assert_eq!((told.asks_client, told.offers_channel_binding, told.refusal), (case > 1, case == 5, None));
+        }
+    }
+
+    #[test]
+    fn a_server_that_may_refuse_is_held_until_it_deals_with_the_client() {
+        const FIRST: Wants = Wants { hide_channel_binding: false, hold: Hold::Refusal };
+        let fatal = message(ERROR_RESPONSE, b"SFATAL\0C57P03\0Mthe database system is starting up\0\0");
+        for before in [&b""[..], NEGOTIATE] {
+            let mut overture = Overture::new(FIRST);
+            let mut out = Vec::new();
+            assert_eq!(overture.follow(&[before, &fatal].concat(), &mut out), Stage::Refused);
+            assert!(out.is_empty() && overture.refusal().is_some_and(|refusal| refusal.is_not_ready()));
+            for begun in [OK, MD5, SASL] {
+                let mut overture = Overture::new(FIRST);
+                assert_eq!(overture.follow(before, &mut out), Stage::Ongoing);
+                assert!(out.is_empty());
+                assert_eq!(overture.follow(begun, &mut out), Stage::Ongoing);
+                assert_eq!(out, [before, begun].concat());
+                out.clear();
+                // From here on it is between the two.
+                assert_eq!(overture.follow(&fatal, &mut out), Stage::Ongoing);
+                assert_eq!(mem::take(&mut out), fatal);
+            }
+        }
+        assert_eq!(told(FIRST, [&session(STANDBY)[..]]).stages, [Stage::Done]);
+    }
+
+    #[test]
+    fn a_long_key_is_a_key_and_an_impossible_one_is_none() {
+        for (length, taken) in [(7, false), (8, true), (260, true), (261, false)] {
+            let key = vec![7; length];
+            let stream = [OK, &message(BACKEND_KEY_DATA, &key), READY].concat();
+            let told = told(PLAIN, [&stream[..]]);
+            assert_eq!((told.cancel_key, told.out), (taken.then_some(key), stream));
+        }
+    }
+
+    #[test]
+    fn channel_binding_is_taken_out_of_the_offer_and_nothing_else_is() {
+        let rest = [SASL_CONTINUE, SASL_FINAL, &session(PRIMARY)].concat();
+        let hidden = told(HIDE, [&[SASL_OVER_TLS, &rest].concat()[..]]);
+        assert_eq!(hidden.out, [SASL, &rest].concat());
+        assert!(hidden.offers_channel_binding);
+
+        let offer = |names: &[u8]| message(AUTHENTICATION, &[b"\0\0\0\x0a", names].concat());
+        for (names, shown) in [
+            (&b"A\0SCRAM-SHA-256-PLUS\0B\0SCRAM-SHA-512-PLUS\0\0"[..], &b"A\0B\0\0"[..]),
+            (b"SCRAM-SHA-256-PLUS\0\0", b"SCRAM-SHA-256-PLUS\0\0"),
+            (b"SCRAM-SHA-256\0OAUTHBEARER\0\0", b"SCRAM-SHA-256\0OAUTHBEARER\0\0"),
+            (b"SCRAM-SHA-256-PLUS\0SCRAM-SHA-256\0", b"SCRAM-SHA-256-PLUS\0SCRAM-SHA-256\0"),
+            (b"\0", b"\0"),
+            (b"", b""),
+        ] {
+            assert_eq!(told(HIDE, [&offer(names)[..]]).out, offer(shown), "{names:?}");
+        }
+    }
+
+    #[test]
+    fn nothing_is_shown_before_the_role_is_known() {
+        for (role, expected) in [(PRIMARY, Role::Primary), (STANDBY, Role::Standby)] {
+            let stream = [NEGOTIATE, &session(role)].concat();
+            let mut overture = Overture::new(HOLD);
+            let mut out = Vec::new();
+            assert_eq!(overture.follow(&stream, &mut out), Stage::Role(expected));
+            assert_eq!(overture.follow(b"", &mut out), Stage::Role(expected));
+            assert!(out.is_empty() && !overture.asks_client());
+            assert_eq!(overture.release(&mut out), Stage::Done);
+            assert_eq!(overture.follow(b"more", &mut out), Stage::Done);
+            assert_eq!(out, [&stream[..], b"more"].concat());
+        }
+    }
+
+    #[test]
+    fn a_client_that_must_answer_is_shown_what_it_needs_for_that_and_no_more() {
+        let mut overture = Overture::new(HOLD);
+        let mut out = Vec::new();
+        assert_eq!(overture.follow(&[NEGOTIATE, SASL].concat(), &mut out), Stage::Ongoing);
+        assert_eq!(out, [NEGOTIATE, SASL].concat());
+        assert!(overture.asks_client());
+        assert_eq!(overture.follow(SASL_CONTINUE, &mut out), Stage::Ongoing);
+        assert_eq!(overture.follow(&[SASL_FINAL, &session(STANDBY)].concat(), &mut out), Stage::Role(Role::Standby));
+        assert_eq!(out, [NEGOTIATE, SASL, SASL_CONTINUE].concat());
+    }
+
+    #[test]
+    fn an_older_server_is_asked_and_the_client_does_not_hear_of_it() {
+        let late = [message(PARAMETER_STATUS, b"TimeZone\0GMT\0"), message(NOTICE_RESPONSE, b"SLOG\0\0")].concat();
+        let standby =
+            ANSWER.to_vec().into_iter().map(|byte| if byte == b'f' { b't' } else { byte }).collect::<Vec<_>>();
+        let refused = [&message(ERROR_RESPONSE, b"SERROR\0C42501\0\0")[..], READY].concat();
+        for (answer, role) in
+            [(ANSWER, Role::Primary), (&standby, Role::Standby), (&refused, Role::Unknown), (READY, Role::Unknown)]
+        {
+            let stream = [&session(b"")[..], &late, answer, b"more"].concat();
+            for cut in 0..stream.len() {
+                let told = told(HOLD, [&stream[..cut], &stream[cut..]]);
+                assert_eq!(told.out, [&session(b"")[..], &late, b"more"].concat(), "cut behind {cut} bytes");
+                assert_eq!(told.stages, [Stage::Ask, Stage::Role(role), Stage::Done], "cut behind {cut} bytes");
+                assert_eq!(told.refusal, None);
+            }
+        }
+        assert_eq!(QUESTION, message(b'Q', b"SELECT pg_catalog.pg_is_in_recovery()\0"));
+    }
+
+    #[test]
+    fn a_question_that_is_not_asked_or_never_answered_leaves_the_session_as_it_was() {
+        let mut out = Vec::new();
+        let mut overture = Overture::new(HOLD);
+        assert_eq!(overture.follow(&[&session(b"")[..], b"late"].concat(), &mut out), Stage::Ask);
+        assert_eq!(overture.release(&mut out), Stage::Done);
+        assert_eq!(out, [&session(b"")[..], b"late"].concat());
+
+        let mut out = Vec::new();
+        let mut overture = Overture::new(HOLD);
+        assert_eq!(overture.follow(&session(b""), &mut out), Stage::Ask);
+        assert_eq!(overture.follow(&ANSWER[..9], &mut out), Stage::Ongoing);
+        overture.end(&mut out);
+        assert_eq!(out, session(b""));
+    }
+
+    #[test]
+    fn an_answer_that_is_none_reaches_nobody() {
+        let mut out = Vec::new();
+        let mut overture = Overture::new(HOLD);
+        assert_eq!(overture.follow(&[&session(b"")[..], &ANSWER[..9]].concat(), &mut out), Stage::Ask);
+        assert_eq!(overture.follow(&[0xff; 30], &mut out), Stage::Ongoing);
+        assert_eq!(overture.follow(&[0xff; 30], &mut out), Stage::Spoilt);
+        assert_eq!(overture.release(&mut out), Stage::Spoilt);
+        assert!(out.is_empty());
+    }
+
+    #[test]
+    fn a_refusal_is_named_and_passed_on() {
+        let starting = message(ERROR_RESPONSE, b"SFATAL\0C57P03\0Mthe database system is starting up\0\0");
+        let binding_in_german = message(
+            ERROR_RESPONSE,
+            b"SFATAL\0C28000\0MSCRAM-Channel-Binding-\xc3\x9cberpr\xc3\xbcfung\0Rread_client_final_message\0\0",
+        );
+        let other = message(ERROR_RESPONSE, b"SFATAL\0C28000\0Mno pg_hba.conf entry\0Rauth_failed\0\0");
+        for (packet, state, not_ready, binding) in [
+            (WRONG_PASSWORD, "28P01", false, false),
+            (WRONG_BINDING, "28000", false, true),
+            (&binding_in_german, "28000", false, true),
+            (&other, "28000", false, false),
+            (&starting, "57P03", true, false),
+        ] {
+            let stream = [SASL, packet].concat();
+            let open = told(PLAIN, [&stream[..]]);
+            let refusal = open.refusal.unwrap();
+            assert_eq!(
+                (refusal.state(), refusal.is_not_ready(), refusal.is_channel_binding()),
+                (state, not_ready, binding)
+            );
+            assert_eq!((open.out, open.stages), (stream.clone(), vec![]));
+            let held = told(HOLD, [&stream[..]]);
+            assert_eq!((held.out, held.stages, held.refusal), (stream, vec![Stage::Refused], Some(refusal)));
+        }
+        for fields in [&b"SFATAL\0\0"[..], b"C28\0\0", b"C28\n00\0\0", b""] {
+            assert_eq!(told(PLAIN, [&message(ERROR_RESPONSE, fields)[..]]).refusal, None);
+        }
+    }
+
+    #[test]
+    fn what_is_not_postgresql_or_has_no_end_is_passed_on_from_there() {
+        let old_style = b"Ecould not fork new process for connection: out of memory\n\0".to_vec();
+        let too_long = [b"S\0\x01\0\x01", &[b'x'; 70_000][..], READY].concat();
+        for strange in [old_style, b"HTTP/1.1 400 Bad Request\r\n".to_vec(), b"Z\0\0\0\x03I".to_vec(), too_long] {
+            let stream = [OK, &strange].concat();
+            for wants in [PLAIN, HOLD] {
+                let told = told(wants, stream.chunks(7));
+                assert_eq!((told.out, told.stages), (stream.clone(), vec![Stage::Lost]));
+            }
+        }
+        let many = [OK, &message(NOTICE_RESPONSE, &[b'x'; 60_000]).repeat(5), &session(PRIMARY)].concat();
+        let told = told(HOLD, many.chunks(4096));
+        assert_eq!((told.out, told.stages), (many, vec![Stage::Lost]));
+    }
+
+    fn any_message() -> impl Strategy<Value = Vec<u8>> {
+        let known = [
+            NEGOTIATE,
+            MD5,
+            CLEARTEXT,
+            SASL,
+            SASL_CONTINUE,
+            SASL_FINAL,
+            OK,
+            BEFORE_ROLE,
+            BEHIND_ROLE,
+            KEY,
+            WRONG_PASSWORD,
+        ];
+        let odd = [OK, PRIMARY, STANDBY, SASL_OVER_TLS, WRONG_BINDING, READY, ANSWER];
+        let body = prop::collection::vec(any::<u8>(), 0..40);
+        prop_oneof![
+            6 => prop::sample::select(known.to_vec()).prop_map(<[u8]>::to_vec),
+            2 => prop::sample::select(odd.to_vec()).prop_map(<[u8]>::to_vec),
+            2 => (prop::sample::select(&b"vNRSKEADTC"[..]), body.clone()).prop_map(|(kind, body)| message(kind, &body)),
+            // Anything at all.
+            1 => body,
+        ]
+    }
+
+    fn cut<'a>(mut stream: &'a [u8], cuts: &[usize]) -> Vec<&'a [u8]> {
+        let mut chunks = Vec::new();
+        for cut in cuts.iter().cycle() {
+            let (chunk, rest) = stream.split_at(stream.len().min(*cut));
+            chunks.push(chunk);
+            if rest.is_empty() {
+                return chunks;
+            }
+            stream = rest;
+        }
+        chunks
+    }
+
+    proptest! {
+        #[test]
+        fn where_a_stream_is_cut_changes_nothing_and_without_a_question_nothing_is_lost(
+            messages in prop::collection::vec(any_message(), 0..20),
+            cuts in prop::collection::vec(prop_oneof![1_usize..8, 1_usize..400], 1..10),
+            hide_channel_binding in any::<bool>(),
+            hold in prop::sample::select(vec![Hold::Nothing, Hold::Refusal, Hold::Role]),
+        ) {
+            let stream = messages.concat();
+            let wants = Wants { hide_channel_binding, hold };
+            let whole = told(wants, [&stream[..]]);
+            prop_assert_eq!(&told(wants, cut(&stream, &cuts)), &whole);
+            if !whole.stages.contains(&Stage::Ask) && !hide_channel_binding {
+                prop_assert_eq!(&whole.out, &stream);
+            }
+            prop_assert!(whole.out.len() <= stream.len());
+        }
+    }
+}

@@ -1,0 +1,513 @@
+//! What a load balancer says of a connection before its first byte.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::str::FromStr;
+
+use crate::protocol::proxy_header::crc32c::crc32c;
+use crate::protocol::proxy_header::{
+    COMMAND_LOCAL, COMMAND_PROXY, PREFIX, SIGNATURE, TCP_OVER_IPV4, TCP_OVER_IPV6, VERSION_2,
+};
+
+/// The longest header that is read: a room for that many bytes holds every one.
+///
+/// Version 1 bounds itself at 107 bytes. Version 2 could have 64 KiB, but the longest addresses (216 bytes) and all that
+/// load balancers are known to add come to a few hundred, and nobody is trusted yet.
+pub const LONGEST_HEADER: usize = PREFIX + LONGEST_BLOCK;
+
+/// Whom a connection is for, by the word of the load balancer that made it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Announced {
+    /// For this client.
+    Client {
+        /// Where the client connects from, as it was told: [`ClientAddr`](crate::addr::ClientAddr) folds mapped addresses.
+        source: SocketAddr,
+        /// Where it connected to.
+        destination: SocketAddr,
+    },
+    /// For the load balancer itself (a health check), or for somebody it has no address for: the connection's own
+    /// addresses count. Version 2 LOCAL and UNSPEC, version 1 UNKNOWN, and a client of a Unix socket.
+    Balancer,
+}
+
+/// How far the bytes go that have come so far.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// A header has begun, or nothing has come yet.
+    ///
+    /// A header that begins like this has at least so many bytes, and all bytes that have come are part of it. So who
+    /// reads no more than what is missing, or peeks at more and takes no more than what has been seen, takes nothing that
+    /// is the client's. More may be needed when they have come.
+    More {
+        /// Bytes from the beginning of the connection; always more than have come, and never beyond the header.
+        at_least: usize,
+    },
+    /// The header is whole.
+    Done {
+        /// Its bytes; what comes behind them is the client's.
+        length: usize,
+        /// What it says.
+        announced: Announced,
+    },
+    /// This is something else than a PROXY header.
+    Missing,
+    /// This begins like a PROXY header, and is none.
+    Invalid(Invalid),
+}
+
+/// Why a PROXY header was not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Invalid {
+    /// Version 1: not a line as the protocol has it.
+    Line,
+    /// Version 1: CR without LF, or LF without CR.
+    LineEnd,
+    /// Version 1: no end of the line where it must have come.
+    LineTooLong,
+    /// The 13th byte of version 2 names a version or command that does not exist.
+    VersionOrCommand(u8),
+    /// The 14th byte of version 2 names a family or transport that does not exist, or datagrams.
+    Family(u8),
+    /// Version 2: the length has no room for addresses of its family.
+    AddressesCut(usize),
+    /// Version 2: longer than any real one.
+    TooLong(usize),
+    /// Version 2: what follows the addresses does not add up.
+    Vectors,
+    /// Version 2: the checksum is wrong, or not one.
+    Checksum,
+}
+
+impl fmt::Display for Invalid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Line => f.write_str("PROXY header of version 1 is not a valid line"),
+            Self::LineEnd => f.write_str("PROXY header of version 1 does not end with CR LF"),
+            Self::LineTooLong => write!(f, "PROXY header of version 1 has more than {LONGEST_LINE} bytes"),
+            Self::VersionOrCommand(byte) => write!(f, "PROXY header of unknown version or command {byte:#04x}"),
+            Self::Family(byte) => write!(f, "PROXY header for something else than a stream: {byte:#04x}"),
+            Self::AddressesCut(length) => write!(f, "PROXY header has {length} bytes for its addresses, too few"),
+            Self::TooLong(length) => write!(f, "PROXY header announces {length} bytes, more than {LONGEST_BLOCK}"),
+            Self::Vectors => f.write_str("PROXY header ends within one of its TLVs"),
+            Self::Checksum => f.write_str("PROXY header does not match its checksum"),
+        }
+    }
+}
+
+/// Reads the header at the beginning of `bytes`, which are all that the connection has brought so far, or as many of them
+/// as the caller likes to look at.
+pub fn read(bytes: &[u8]) -> Progress {
+    let read = if begins_like(bytes, &SIGNATURE) && !bytes.is_empty() {
+        read_block(bytes)
+    } else if begins_like(bytes, NAME) {
+        read_line(bytes)
+    } else {
+        return Progress::Missing;
+    };
+    read.unwrap_or_else(Progress::Invalid)
+}
+
+/// Version 1: a line of text.
+fn read_line(bytes: &[u8]) -> Result<Progress, Invalid> {
+    // Nothing is decoded before the end of the line has come: an address could be cut.
+    let Some(end) = bytes.iter().take(LONGEST_LINE - 1).position(|byte| matches!(byte, b'\r' | b'\n')) else {
+        let shortest = shortest_line(bytes).ok_or(Invalid::Line)?;
+        let at_least = shortest.max(bytes.len().saturating_add(2));
+        return if at_least > LONGEST_LINE { Err(Invalid::LineTooLong) } else { Ok(Progress::More { at_least }) };
+    };
+    match bytes.get(end..).unwrap_or_default() {
+        [b'\r'] => Ok(Progress::More { at_least: end + 2 }),
+        [b'\r', b'\n', ..] => {
+            let announced = bytes.get(..end).and_then(line).ok_or(Invalid::Line)?;
+            Ok(Progress::Done { length: end + 2, announced })
+        }
+        _ => Err(Invalid::LineEnd),
+    }
+}
+
+/// The length of the shortest line that begins like this one.
+fn shortest_line(bytes: &[u8]) -> Option<usize> {
+    [
+        (UNKNOWN, UNKNOWN.len() + 2),
+        (TCP6, TCP6.len() + ":: :: 0 0\r\n".len()),
+        (TCP4, TCP4.len() + "0.0.0.0 0.0.0.0 0 0\r\n".len()),
+    ]
+    .into_iter()
+    .find_map(|(beginning, shortest)| begins_like(bytes, beginning).then_some(shortest))
+}
+
+/// What a line says, its end taken off.
+fn line(line: &[u8]) -> Option<Announced> {
+    if let Some(rest) = line.strip_prefix(UNKNOWN) {
+        // Whatever addresses are given here are to be ignored.
+        return (rest.is_empty() || rest.starts_with(b" ")).then_some(Announced::Balancer);
+    }
+    if let Some(addresses) = line.strip_prefix(TCP4) {
+        return client::<Ipv4Addr>(addresses);
+    }
+    client::<Ipv6Addr>(line.strip_prefix(TCP6)?)
+}
+
+/// Two addresses and two ports. The standard library reads addresses as strictly as they must be: four numbers without
+/// leading zeros, no zone.
+fn client<A: FromStr + Into<IpAddr>>(addresses: &[u8]) -> Option<Announced> {
+    let mut fields = str::from_utf8(addresses).ok()?.split(' ');
+    let mut address = || fields.next()?.parse::<A>().ok().map(Into::into);
+    let (source, destination) = (address()?, address()?);
+    let mut port = || port(fields.next()?);
+    let (source_port, destination_port) = (port()?, port()?);
+    let announced = Announced::Client {
+        source: SocketAddr::new(source, source_port),
+        destination: SocketAddr::new(destination, destination_port),
+    };
+    fields.next().is_none().then_some(announced)
+}
+
+fn port(text: &str) -> Option<u16> {
+    let plain = text == "0" || text.starts_with(|first| matches!(first, '1'..='9'));
+    if plain { text.parse().ok() } else { None }
+}
+
+/// Version 2: a block of bytes that says how long it is.
+fn read_block(bytes: &[u8]) -> Result<Progress, Invalid> {
+    if let Some(&byte) = bytes.get(SIGNATURE.len())
+        && ![VERSION_2 | COMMAND_LOCAL, VERSION_2 | COMMAND_PROXY].contains(&byte)
+    {
+        return Err(Invalid::VersionOrCommand(byte));
+    }
+    let Some(&[.., high, low]) = bytes.first_chunk::<PREFIX>() else {
+        return Ok(Progress::More { at_least: PREFIX });
+    };
+    let rest = usize::from(u16::from_be_bytes([high, low]));
+    if rest > LONGEST_BLOCK {
+        return Err(Invalid::TooLong(rest));
+    }
+    let length = PREFIX + rest;
+    let Some(header) = bytes.get(..length) else { return Ok(Progress::More { at_least: length }) };
+    Ok(Progress::Done { length, announced: block(header)? })
+}
+
+/// What a whole header of version 2 says.
+fn block(header: &[u8]) -> Result<Announced, Invalid> {
+    let Some((&[.., command, family, _, _], rest)) = header.split_first_chunk::<PREFIX>() else {
+        return Err(Invalid::Vectors);
+    };
+    if command == VERSION_2 | COMMAND_LOCAL {
+        // All the rest is to be ignored, the family too.
+        return Ok(Announced::Balancer);
+    }
+    let cut = Invalid::AddressesCut(rest.len());
+    let (announced, addresses) = match family {
+        TCP_OVER_IPV4 => (ipv4(rest).ok_or(cut)?, 12),
+        TCP_OVER_IPV6 => (ipv6(rest).ok_or(cut)?, 36),
+        STREAM_OVER_UNIX if rest.len() >= 216 => (Announced::Balancer, 216),
+        STREAM_OVER_UNIX => return Err(cut),
+        // Without a family nobody knows where the addresses end.
+        _ if is_unspecified(family) => return Ok(Announced::Balancer),
+        _ => return Err(Invalid::Family(family)),
+    };
+    check_vectors(header, PREFIX + addresses)?;
+    Ok(announced)
+}
+
+/// Whether one half says "of a kind you do not know", and the other one of a kind there is; but not datagrams, which do not
+/// arrive at a TCP port.
+fn is_unspecified(family: u8) -> bool {
+    matches!((family >> 4, family & 0x0f), (0, 0 | 1) | (1..=3, 0))
+}
+
+fn ipv4(bytes: &[u8]) -> Option<Announced> {
+    let (source, rest) = bytes.split_first_chunk::<4>()?;
+    let (destination, ports) = rest.split_first_chunk::<4>()?;
+    from_parts(Ipv4Addr::from(*source).into(), Ipv4Addr::from(*destination).into(), ports)
+}
+
+fn ipv6(bytes: &[u8]) -> Option<Announced> {
+    let (source, rest) = bytes.split_first_chunk::<16>()?;
+    let (destination, ports) = rest.split_first_chunk::<16>()?;
+    from_parts(Ipv6Addr::from(*source).into(), Ipv6Addr::from(*destination).into(), ports)
+}
+
+fn from_parts(source: IpAddr, destination: IpAddr, ports: &[u8]) -> Option<Announced> {
+    let &[s0, s1, d0, d1] = ports.first_chunk::<4>()?;
+    Some(Announced::Client {
+        source: SocketAddr::new(source, u16::from_be_bytes([s0, s1])),
+        destination: SocketAddr::new(destination, u16::from_be_bytes([d0, d1])),
+    })
+}
+
+/// Holds what follows the addresses, type-length-value by type-length-value, to its lengths, and the header to its checksum
+/// if it has one. What else the balancer says there is nothing anybody is let in by.
+fn check_vectors(header: &[u8], mut place: usize) -> Result<(), Invalid> {
+    let mut checked = false;
+    while place < header.len() {
+        let (before, from_here) = header.split_at_checked(place).ok_or(Invalid::Vectors)?;
+        let (&[kind, high, low], rest) = from_here.split_first_chunk::<3>().ok_or(Invalid::Vectors)?;
+        let length = usize::from(u16::from_be_bytes([high, low]));
+        let (value, behind) = rest.split_at_checked(length).ok_or(Invalid::Vectors)?;
+        if kind == CHECKSUM {
+            let told = <[u8; 4]>::try_from(value).map_err(|_| Invalid::Checksum)?;
+            // It was made over a header with zeros in its own place.
+            let zeroed = [kind, high, low, 0, 0, 0, 0];
+            if checked || crc32c([before, &zeroed, behind]) != u32::from_be_bytes(told) {
+                return Err(Invalid::Checksum);
+            }
+            checked = true;
+        }
+        place += 3 + length;
+    }
+    Ok(())
+}
+
+/// Whether one is the beginning of the other.
+fn begins_like(bytes: &[u8], beginning: &[u8]) -> bool {
+    bytes.iter().zip(beginning).all(|(byte, expected)| byte == expected)
+}
+
+/// What every line of version 1 begins with.
+const NAME: &[u8] = b"PROXY";
+const UNKNOWN: &[u8] = b"PROXY UNKNOWN";
+const TCP4: &[u8] = b"PROXY TCP4 ";
+const TCP6: &[u8] = b"PROXY TCP6 ";
+
+/// The longest line of version 1, its end included.
+const LONGEST_LINE: usize = 107;
+
+/// What follows the prefix of version 2, at most.
+const LONGEST_BLOCK: usize = 4096;
+
+const STREAM_OVER_UNIX: u8 = 0x31;
+
+/// The TLV with a checksum of the header.
+const CHECKSUM: u8 = 0x03;
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const CLIENT: Announced = Announced::Client {
+        source: SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, 1, 2, 3)), 4),
+        destination: SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1)), 5432),
+    };
+
+    /// Addresses and ports of [`CLIENT`] in version 2.
+    const ADDRESSES: &[u8] = &[10, 1, 2, 3, 10, 0, 0, 1, 0, 4, 0x15, 0x38];
+
+    fn v2(command: u8, family: u8, rest: &[u8]) -> Vec<u8> {
+        let length = u16::try_from(rest.len()).unwrap().to_be_bytes();
+        [&SIGNATURE[..], &[command, family], &length, rest].concat()
+    }
+
+    fn v2_with(vectors: &[u8]) -> Vec<u8> {
+        v2(0x21, 0x11, &[ADDRESSES, vectors].concat())
+    }
+
+    fn done(bytes: &[u8], announced: Announced) -> Progress {
+        Progress::Done { length: bytes.len(), announced }
+    }
+
+    fn client(source: &str, destination: &str) -> Announced {
+        Announced::Client { source: source.parse().unwrap(), destination: destination.parse().unwrap() }
+    }
+
+    #[test]
+    fn a_line_is_read_to_its_end_and_no_further() {
+        let cases = [
+            ("PROXY TCP4 192.168.0.1 192.168.0.11 56324 443", client("192.168.0.1:56324", "192.168.0.11:443")),
+            ("PROXY TCP4 255.255.255.255 0.0.0.0 65535 0", client("255.255.255.255:65535", "0.0.0.0:0")),
+            ("PROXY TCP6 ::1 2001:DB8::0001 54502 18004", client("[::1]:54502", "[2001:db8::1]:18004")),
+            ("PROXY TCP6 :: :: 0 0", client("[::]:0", "[::]:0")),
+            // HAProxy from a dual-stack socket.
+            ("PROXY TCP6 ::ffff:127.0.0.1 ::ffff:127.0.0.1 1 2", client("[::ffff:127.0.0.1]:1", "[::ffff:7f00:1]:2")),
+            ("PROXY UNKNOWN", Announced::Balancer),
+            ("PROXY UNKNOWN ffff::1 what ever", Announced::Balancer),
+        ];
+        for (line, announced) in cases {
+            let header = format!("{line}\r\n");
+            let followed = format!("{header}GET / HTTP/1.1\r\n");
+            assert_eq!(read(followed.as_bytes()), done(header.as_bytes(), announced), "{line}");
+        }
+    }
+
+    #[test]
+    fn the_longest_line_there_can_be_is_read_and_a_longer_one_is_not() {
+        let longest = format!("PROXY UNKNOWN {}\r\n", "f".repeat(91));
+        assert_eq!(longest.len(), LONGEST_LINE);
+        assert_eq!(read(longest.as_bytes()), done(longest.as_bytes(), Announced::Balancer));
+        let longer = format!("PROXY UNKNOWN {}\r\n", "f".repeat(92));
+        assert_eq!(read(longer.as_bytes()), Progress::Invalid(Invalid::LineTooLong));
+        assert_eq!(read(&longer.as_bytes()[..105]), Progress::More { at_least: 107 });
+        assert_eq!(read(&longer.as_bytes()[..106]), Progress::Invalid(Invalid::LineTooLong));
+    }
+
+    #[test]
+    fn a_line_that_is_not_as_it_must_be_is_invalid() {
+        for line in [
+            "PROXY",
+            "PROXY ",
+            "PROXY TCP4",
+            "PROXY TCP5 10.1.2.3 10.0.0.1 4 5432",
+            "PROXY tcp4 10.1.2.3 10.0.0.1 4 5432",
+            "PROXY  TCP4 10.1.2.3 10.0.0.1 4 5432",
+            "PROXY TCP4  10.1.2.3 10.0.0.1 4 5432",
+            "PROXY TCP4 10.1.2.3  10.0.0.1 4 5432",
+            "PROXY TCP4 10.1.2.3 10.0.0.1 4 5432 ",
+            "PROXY TCP4 10.1.2.3 10.0.0.1 4 5432 x",
+            "PROXY TCP4 10.1.2.3\t10.0.0.1 4 5432",
+            "PROXY TCP4 10.1.2.3 10.0.0.1 4",
+            "PROXY TCP4 10.1.2.03 10.0.0.1 4 5432",
+            "PROXY TCP4 10.1.2.256 10.0.0.1 4 5432",
+            "PROXY TCP4 10.1.2 10.0.0.1 4 5432",
+            "PROXY TCP4 ::1 ::1 4 5432",
+            "PROXY TCP4 10.1.2.3 ::1 4 5432",
+            "PROXY TCP6 10.1.2.3 10.0.0.1 4 5432",
+            "PROXY TCP6 ::1%eth0 ::1 4 5432",
+            "PROXY TCP6 [::1] ::1 4 5432",
+            "PROXY TCP6 ::00001 ::1 4 5432",
+            "PROXY TCP6 1:2:3:4:5:6:7 ::1 4 5432",
+            "PROXY TCP6 ::1::2 ::1 4 5432",
+            "PROXY TCP4 10.1.2.3 10.0.0.1 04 5432",
+            "PROXY TCP4 10.1.2.3 10.0.0.1 +4 5432",
+            "PROXY TCP4 10.1.2.3 10.0.0.1 -4 5432",
+            "PROXY TCP4 10.1.2.3 10.0.0.1 4 65536",
+            "PROXY TCP4 10.1.2.3 10.0.0.1 4 5432\0",
+            "PROXY UNKNOWNX",
+            "PROXY UNKNOW",
+        ] {
+            let header = format!("{line}\r\nPROXY TCP4 10.1.2.3 10.0.0.1 4 5432\r\n");
+            assert_eq!(read(header.as_bytes()), Progress::Invalid(Invalid::Line), "{line}");
+        }
+        for end in ["\n", "\r", "\rX", "\n\r\n"] {
+            let header = format!("PROXY TCP4 10.1.2.3 10.0.0.1 4 5432{end} and so on\r\n");
+            assert_eq!(read(header.as_bytes()), Progress::Invalid(Invalid::LineEnd), "{end:?}");
+        }
+        assert_eq!(read(b"PROXY TCP4 \xff\xff 10.0.0.1 4 5432\r\n"), Progress::Invalid(Invalid::Line));
+        // This needs no end to be seen through.
+        assert_eq!(read(b"PROXY HTTP/1.1"), Progress::Invalid(Invalid::Line));
+    }
+
+    #[test]
+    fn what_does_not_begin_like_a_header_is_none() {
+        for bytes in [
+            &b"\x16\x03\x01\x02\x00"[..],
+            b"\0\0\0\x08\x04\xd2\x16\x2f",
+            b"PING\r\n",
+            b"*1\r\n",
+            b"\r\n\r\nX",
+            b"proxy TCP4",
+        ] {
+            assert_eq!(read(bytes), Progress::Missing, "{bytes:?}");
+        }
+        assert_eq!(read(b""), Progress::More { at_least: 15 });
+        assert_eq!(read(b"P"), Progress::More { at_least: 15 });
+        assert_eq!(read(b"\r"), Progress::More { at_least: 16 });
+    }
+
+    #[test]
+    fn version_2_is_read_to_its_length_and_no_further() {
+        let ipv6 = [&[0; 15][..], &[1, 0x20, 1, 0x0d, 0xb8], &[0; 11], &[2, 0, 4, 0x15, 0x38]].concat();
+        let cases = [
+            (v2_with(b""), CLIENT),
+            (v2_with(b"\x04\0\x03abc\xea\0\x00"), CLIENT),
+            (v2(0x21, 0x21, &ipv6), client("[::1]:4", "[2001:db8::2]:5432")),
+            (v2(0x21, 0x31, &[0; 216]), Announced::Balancer),
+            (v2(0x21, 0x00, b""), Announced::Balancer),
+            (v2(0x21, 0x00, b"to be ignored"), Announced::Balancer),
+            (v2(0x21, 0x10, b"to be ignored"), Announced::Balancer),
+            (v2(0x20, 0x00, b""), Announced::Balancer),
+            // LOCAL with a client's address is LOCAL.
+            (v2(0x20, 0x11, ADDRESSES), Announced::Balancer),
+            (v2(0x20, 0xff, b"\x03\0\x04none"), Announced::Balancer),
+        ];
+        for (header, announced) in cases {
+            let followed = [&header[..], b"\x16\x03\x01"].concat();
+            assert_eq!(read(&followed), done(&header, announced), "{header:x?}");
+        }
+        let longest = v2(0x20, 0, &[0; LONGEST_BLOCK]);
+        assert_eq!(longest.len(), LONGEST_HEADER);
+        assert_eq!(read(&longest), done(&longest, Announced::Balancer));
+    }
+
+    #[test]
+    fn version_2_that_is_not_as_it_must_be_is_invalid() {
+        let cases = [
+            (v2(0x11, 0x11, ADDRESSES), Invalid::VersionOrCommand(0x11)),
+            (v2(0x31, 0x11, ADDRESSES), Invalid::VersionOrCommand(0x31)),
+            (v2(0x22, 0x11, ADDRESSES), Invalid::VersionOrCommand(0x22)),
+            (v2(0x21, 0x12, ADDRESSES), Invalid::Family(0x12)),
+            (v2(0x21, 0x02, b""), Invalid::Family(0x02)),
+            (v2(0x21, 0x13, ADDRESSES), Invalid::Family(0x13)),
+            (v2(0x21, 0x41, &[0; 216]), Invalid::Family(0x41)),
+            (v2(0x21, 0x40, b""), Invalid::Family(0x40)),
+            (v2(0x21, 0x32, &[0; 216]), Invalid::Family(0x32)),
+            (v2(0x21, 0x11, &ADDRESSES[..11]), Invalid::AddressesCut(11)),
+            (v2(0x21, 0x21, &[0; 35]), Invalid::AddressesCut(35)),
+            (v2(0x21, 0x31, &[0; 215]), Invalid::AddressesCut(215)),
+            (v2(0x21, 0x11, &[0; LONGEST_BLOCK + 1]), Invalid::TooLong(LONGEST_BLOCK + 1)),
+            (v2_with(b"\x04"), Invalid::Vectors),
+            (v2_with(b"\x04\0"), Invalid::Vectors),
+            (v2_with(b"\x04\0\x04abc"), Invalid::Vectors),
+            (v2_with(b"\x04\0\x02abc"), Invalid::Vectors),
+            (v2_with(b"\x04\xff\xffabc"), Invalid::Vectors),
+            (v2_with(b"\x03\0\x04\0\0\0\0"), Invalid::Checksum),
+            (v2_with(b"\x03\0\x03\0\0\0"), Invalid::Checksum),
+        ];
+        for (header, why) in cases {
+            assert_eq!(read(&header), Progress::Invalid(why), "{header:x?}");
+        }
+        // A length that is not believed is not waited for.
+        let begun = [&SIGNATURE[..], &[0x21, 0x11, 0xff, 0xff]].concat();
+        assert_eq!(read(&begun), Progress::Invalid(Invalid::TooLong(0xffff)));
+        assert_eq!(read(&begun[..13]), Progress::More { at_least: 16 });
+        assert_eq!(read(b"\r\n\r\n\0\r\nQUIT\n\x11"), Progress::Invalid(Invalid::VersionOrCommand(0x11)));
+    }
+
+    /// As `haproxy` 2.6 sent it with the option `crc32c`.
+    const CHECKED: &[u8] = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x6d\x7f\0\0\x01\x7f\0\0\x01\xe2\x6e\x46\x51\
+        \x03\0\x04\x31\xc7\x52\x33\x01\0\x0apostgresql\x02\0\x0adb.example\x05\0\x09sess-0001\
+        \x20\0\x31\x07\0\0\0\0\x21\0\x07TLSv1.3\x22\0\x06app-\xc3\xbc\x23\0\x16TLS_AES_256_GCM_SHA384";
+
+    #[test]
+    fn the_checksum_of_haproxy_holds_and_does_not_hold_for_any_other_header() {
+        assert_eq!(read(CHECKED), done(CHECKED, client("127.0.0.1:57966", "127.0.0.1:18001")));
+        // Not in the length, and not in the checksum's own type and length: then it is none.
+        for place in (PREFIX..28).chain(31..CHECKED.len()) {
+            for bit in 0..8 {
+                let mut changed = CHECKED.to_vec();
+                changed[place] ^= 1 << bit;
+                assert!(matches!(read(&changed), Progress::Invalid(_)), "byte {place}, bit {bit}");
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_are_read_for_more_than_they_are(
+            beginning in prop_oneof![
+                Just(b"".to_vec()),
+                Just(b"PROXY ".to_vec()),
+                Just(b"PROXY TCP4 1.2.3.4 ".to_vec()),
+                Just(b"PROXY TCP6 ".to_vec()),
+                Just(SIGNATURE.to_vec()),
+                Just(v2_with(b"")[..14].to_vec()),
+                Just(v2(0x21, 0x21, b"")[..14].to_vec()),
+                Just(CHECKED.to_vec()),
+            ],
+            rest in prop::collection::vec(prop_oneof![0_u8..4, Just(b' '), Just(b'1'), Just(b':'), Just(b'\r'), Just(b'\n'), any::<u8>()], 0..200),
+        ) {
+            let bytes = [beginning, rest].concat();
+            match read(&bytes) {
+                Progress::Done { length, .. } => prop_assert!(length <= bytes.len()),
+                Progress::More { at_least } => prop_assert!(bytes.len() < at_least && at_least <= LONGEST_HEADER),
+                Progress::Missing | Progress::Invalid(_) => {}
+            }
+            // What was invalid does not become valid by more bytes, and what was whole stays what it was.
+            let more = [&bytes[..], b"\r\n\r\n"].concat();
+            if !matches!(read(&bytes), Progress::More { .. }) {
+                prop_assert_eq!(read(&more), read(&bytes));
+            }
+        }
+    }
+}

@@ -1,0 +1,401 @@
+//! What we tell an upstream of a connection before its first byte.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+
+use crate::addr::canonical;
+use crate::protocol::proxy_header::{
+    COMMAND_LOCAL, COMMAND_PROXY, PREFIX, SIGNATURE, TCP_OVER_IPV4, TCP_OVER_IPV6, UNSPECIFIED, VERSION_2,
+};
+
+/// Which version an upstream is told in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Version {
+    /// A line of text, with the addresses and nothing else.
+    V1,
+    /// A block of bytes, in which the client's TLS and its name have room too.
+    V2,
+}
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::V1 => "v1",
+            Self::V2 => "v2",
+        })
+    }
+}
+
+/// A client, as the upstream is to know it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Announcement<'a> {
+    /// Where the connection came from and went to. A client of a Unix socket has no addresses.
+    pub addresses: Option<Addresses>,
+    /// The protocol agreed on by ALPN.
+    pub alpn: Option<&'a [u8]>,
+    /// The name the client asked for, by SNI.
+    pub server_name: Option<&'a str>,
+    /// The session's name in our own log.
+    pub session: Option<&'a [u8]>,
+    /// The client's TLS, if it has any.
+    pub tls: Option<Tls<'a>>,
+}
+
+/// The two ends of a client's connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Addresses {
+    /// The client.
+    pub source: SocketAddr,
+    /// Where it connected to: the listener, or what the load balancer in front announced.
+    pub destination: SocketAddr,
+}
+
+/// A client's TLS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tls<'a> {
+    /// Such as "TLSv1.3".
+    pub version: &'a str,
+    /// The cipher suite's name.
+    pub cipher: &'a str,
+    /// The client certificate it was let in with. One that is not good lets nobody in, so it is announced as verified.
+    pub certificate: Option<Certificate<'a>>,
+}
+
+/// A client certificate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Certificate<'a> {
+    /// The common name of its subject.
+    pub common_name: Option<&'a str>,
+    /// When the client showed it.
+    pub shown: Shown,
+}
+
+/// When a client certificate was shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shown {
+    /// In the handshake of this connection.
+    Now,
+    /// In an earlier one, which this connection resumes.
+    Before,
+}
+
+impl Announcement<'_> {
+    /// The header that tells the upstream, to be sent before all else.
+    pub fn header(&self, version: Version) -> Vec<u8> {
+        match version {
+            Version::V1 => line(self.addresses),
+            Version::V2 => {
+                let (command, family, mut rest) = block(self.addresses);
+                self.push_vectors(&mut rest);
+                with_prefix(command, family, &rest)
+            }
+        }
+    }
+
+    /// In HAProxy's order, so that the two can be compared.
+    fn push_vectors(&self, out: &mut Vec<u8>) {
+        push(out, ALPN, self.alpn, LONGEST_WORD);
+        push(out, AUTHORITY, printable(self.server_name), LONGEST_NAME);
+        push(out, UNIQUE_ID, self.session, LONGEST_UNIQUE_ID);
+        if let Some(tls) = &self.tls {
+            push(out, SSL, Some(&tls.value()), usize::MAX);
+        }
+    }
+}
+
+impl Tls<'_> {
+    fn value(&self) -> Vec<u8> {
+        let (client, verify) = match self.certificate.map(|certificate| certificate.shown) {
+            Some(Shown::Now) => (CLIENT_SSL | CLIENT_CERT_CONN | CLIENT_CERT_SESS, VERIFIED),
+            Some(Shown::Before) => (CLIENT_SSL | CLIENT_CERT_SESS, VERIFIED),
+            None => (CLIENT_SSL, NOT_VERIFIED),
+        };
+        let mut value = vec![client];
+        value.extend(verify.to_be_bytes());
+        let common_name = self.certificate.and_then(|certificate| certificate.common_name);
+        push(&mut value, SSL_VERSION, printable(Some(self.version)), LONGEST_WORD);
+        push(&mut value, SSL_CN, printable(common_name), LONGEST_NAME);
+        push(&mut value, SSL_CIPHER, printable(Some(self.cipher)), LONGEST_WORD);
+        value
+    }
+}
+
+/// The header for a connection of our own, which asks whether the upstream is there. Version 2 has a word for that, LOCAL;
+/// in version 1 it is UNKNOWN, by which the receiver takes the connection's own addresses too.
+pub fn own(version: Version) -> Vec<u8> {
+    match version {
+        Version::V1 => line(None),
+        Version::V2 => with_prefix(COMMAND_LOCAL, UNSPECIFIED, &[]),
+    }
+}
+
+/// Version 1.
+fn line(addresses: Option<Addresses>) -> Vec<u8> {
+    let text = match addresses.map(Pair::from) {
+        None => "PROXY UNKNOWN\r\n".to_owned(),
+        Some(Pair { source, destination, ports: [from, to] }) => {
+            let family = if source.is_ipv4() { "TCP4" } else { "TCP6" };
+            format!("PROXY {family} {} {} {from} {to}\r\n", spelled(source), spelled(destination))
+        }
+    };
+    text.into_bytes()
+}
+
+/// An address in the letters that version 1 has: an IPv6 address is made of hexadecimal groups only, where the standard
+/// library, and some senders, write a mapped one's end as an IPv4 address.
+fn spelled(address: IpAddr) -> String {
+    match address {
+        IpAddr::V6(mapped) if mapped.to_ipv4_mapped().is_some() => {
+            let [.., high, low] = mapped.segments();
+            format!("::ffff:{high:x}:{low:x}")
+        }
+        address => address.to_string(),
+    }
+}
+
+/// Version 2: command and family, and the addresses laid out as the family has them.
+///
+/// A client without addresses comes as LOCAL. The specification would have it as PROXY of an unspecified family too, but
+/// lets a receiver refuse that, and HAProxy does; LOCAL it has to take. What else is said of the client follows all the same.
+fn block(addresses: Option<Addresses>) -> (u8, u8, Vec<u8>) {
+    let Some(Pair { source, destination, ports }) = addresses.map(Pair::from) else {
+        return (COMMAND_LOCAL, UNSPECIFIED, Vec::new());
+    };
+    let mut bytes = Vec::new();
+    for address in [source, destination] {
+        match address {
+            IpAddr::V4(address) => bytes.extend(address.octets()),
+            IpAddr::V6(address) => bytes.extend(address.octets()),
+        }
+    }
+    bytes.extend(ports.iter().flat_map(|port| port.to_be_bytes()));
+    (COMMAND_PROXY, if source.is_ipv4() { TCP_OVER_IPV4 } else { TCP_OVER_IPV6 }, bytes)
+}
+
+/// Two addresses of one family.
+///
+/// A header has room for one family, but behind a load balancer that changes it a client may have another than the place it
+/// connected to. Then both are written as IPv6, the IPv4 one mapped (RFC 4291 §2.5.5.2): so does HAProxy, and who reads it
+/// can have the IPv4 address back. UNKNOWN would lose the client.
+struct Pair {
+    source: IpAddr,
+    destination: IpAddr,
+    ports: [u16; 2],
+}
+
+impl From<Addresses> for Pair {
+    fn from(addresses: Addresses) -> Self {
+        let [(source, from), (destination, to)] = [addresses.source, addresses.destination].map(canonical);
+        let ports = [from, to];
+        if source.is_ipv4() == destination.is_ipv4() {
+            return Self { source, destination, ports };
+        }
+        Self { source: mapped(source).into(), destination: mapped(destination).into(), ports }
+    }
+}
+
+fn mapped(address: IpAddr) -> Ipv6Addr {
+    match address {
+        IpAddr::V4(address) => address.to_ipv6_mapped(),
+        IpAddr::V6(address) => address,
+    }
+}
+
+fn with_prefix(command: u8, family: u8, rest: &[u8]) -> Vec<u8> {
+    let length = u16::try_from(rest.len()).unwrap_or(u16::MAX);
+    let mut header = Vec::with_capacity(PREFIX + rest.len());
+    header.extend(SIGNATURE);
+    header.extend([VERSION_2 | command, family]);
+    header.extend(length.to_be_bytes());
+    header.extend(rest);
+    header
+}
+
+/// Appends a type-length-value, unless there is nothing to say. What is too long is left out and not cut: the beginning of a
+/// name is another name.
+fn push(out: &mut Vec<u8>, kind: u8, value: Option<&[u8]>, longest: usize) {
+    let value = value.unwrap_or_default();
+    let Ok(length) = u16::try_from(value.len()) else { return };
+    if !value.is_empty() && value.len() <= longest {
+        out.push(kind);
+        out.extend(length.to_be_bytes());
+        out.extend(value);
+    }
+}
+
+/// A text from a certificate or a hello, if it can be shown. With a NUL in it a receiver in C would read another, shorter
+/// name.
+fn printable(text: Option<&str>) -> Option<&[u8]> {
+    text.filter(|text| !text.contains(char::is_control)).map(str::as_bytes)
+}
+
+const ALPN: u8 = 0x01;
+const AUTHORITY: u8 = 0x02;
+const UNIQUE_ID: u8 = 0x05;
+const SSL: u8 = 0x20;
+const SSL_VERSION: u8 = 0x21;
+const SSL_CN: u8 = 0x22;
+const SSL_CIPHER: u8 = 0x23;
+
+const CLIENT_SSL: u8 = 0x01;
+const CLIENT_CERT_CONN: u8 = 0x02;
+const CLIENT_CERT_SESS: u8 = 0x04;
+
+const VERIFIED: u32 = 0;
+const NOT_VERIFIED: u32 = 1;
+
+/// The specification's limit.
+const LONGEST_UNIQUE_ID: usize = 128;
+
+/// For what is nobody's own: protocols and cipher suites. Receivers read a header at once, so all of it has to fit the
+/// smallest segment there is, which carries 1,220 bytes.
+const LONGEST_WORD: usize = 64;
+
+/// A DNS name has no more, and a common name that has is not known in practice.
+const LONGEST_NAME: usize = 255;
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::protocol::proxy_header::read::{Announced, Progress, read};
+
+    fn between(source: &str, destination: &str) -> Option<Addresses> {
+        Some(Addresses { source: source.parse().unwrap(), destination: destination.parse().unwrap() })
+    }
+
+    fn announcement(addresses: Option<Addresses>) -> Announcement<'static> {
+        Announcement { addresses, ..Announcement::default() }
+    }
+
+    fn text(bytes: Vec<u8>) -> String {
+        String::from_utf8(bytes).unwrap()
+    }
+
+    /// As `haproxy` 2.6 sent it with `send-proxy-v2-ssl-cn` and the options `authority,ssl-cipher,unique-id`.
+    const FROM_HAPROXY: &[u8] = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x66\x7f\0\0\x01\x7f\0\0\x01\x9b\xbc\x46\x52\
+        \x01\0\x0apostgresql\x02\0\x0adb.example\x05\0\x09sess-0001\
+        \x20\0\x31\x07\0\0\0\0\x21\0\x07TLSv1.3\x22\0\x06app-\xc3\xbc\x23\0\x16TLS_AES_256_GCM_SHA384";
+
+    fn as_haproxy_had_it() -> Announcement<'static> {
+        Announcement {
+            addresses: between("127.0.0.1:39868", "127.0.0.1:18002"),
+            alpn: Some(b"postgresql"),
+            server_name: Some("db.example"),
+            session: Some(b"sess-0001"),
+            tls: Some(Tls {
+                version: "TLSv1.3",
+                cipher: "TLS_AES_256_GCM_SHA384",
+                certificate: Some(Certificate { common_name: Some("app-ü"), shown: Shown::Now }),
+            }),
+        }
+    }
+
+    #[test]
+    fn version_2_is_to_the_byte_what_haproxy_sends() {
+        assert_eq!(as_haproxy_had_it().header(Version::V2), FROM_HAPROXY);
+        let plain = announcement(between("[::1]:59278", "[::1]:18006")).header(Version::V2);
+        let mut expected = b"\r\n\r\n\0\r\nQUIT\n\x21\x21\0\x24".to_vec();
+        expected.extend([&[0; 15][..], b"\x01", &[0; 15], b"\x01\xe7\x8e\x46\x56"].concat());
+        assert_eq!(plain, expected);
+    }
+
+    #[test]
+    fn version_1_is_the_line_of_the_specification() {
+        let v1 = |addresses| text(announcement(addresses).header(Version::V1));
+        let line = v1(between("192.168.0.1:56324", "192.168.0.11:443"));
+        assert_eq!(line, "PROXY TCP4 192.168.0.1 192.168.0.11 56324 443\r\n");
+        assert_eq!(v1(between("[::1]:54502", "[::1]:18004")), "PROXY TCP6 ::1 ::1 54502 18004\r\n");
+        assert_eq!(v1(None), "PROXY UNKNOWN\r\n");
+        let longest = "[1111:2222:3333:4444:5555:6666:7777:8888]:65535";
+        assert_eq!(v1(between(longest, longest)).len(), 104);
+    }
+
+    #[test]
+    fn a_client_of_another_family_is_written_in_ipv6_and_keeps_its_address() {
+        let mixed = announcement(between("10.1.2.3:1", "[2001:db8::1]:2"));
+        assert_eq!(text(mixed.header(Version::V1)), "PROXY TCP6 ::ffff:a01:203 2001:db8::1 1 2\r\n");
+        let mixed = announcement(between("[2001:db8::1]:2", "10.1.2.3:1"));
+        assert_eq!(text(mixed.header(Version::V1)), "PROXY TCP6 2001:db8::1 ::ffff:a01:203 2 1\r\n");
+        // The ends of a dual-stack socket.
+        let mapped = announcement(between("[::ffff:10.1.2.3]:1", "[::ffff:10.0.0.1]:2"));
+        assert_eq!(text(mapped.header(Version::V1)), "PROXY TCP4 10.1.2.3 10.0.0.1 1 2\r\n");
+    }
+
+    #[test]
+    fn a_connection_of_our_own_is_local_or_unknown() {
+        assert_eq!(own(Version::V2), b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0");
+        assert_eq!(text(own(Version::V1)), "PROXY UNKNOWN\r\n");
+    }
+
+    #[test]
+    fn a_client_without_addresses_keeps_what_else_is_known_of_it() {
+        let header = Announcement { session: Some(b"7"), ..announcement(None) }.header(Version::V2);
+        assert_eq!(header, b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\x04\x05\0\x017");
+    }
+
+    #[test]
+    fn a_resumed_certificate_and_none_at_all_are_told_apart() {
+        let tls = |certificate| Tls { version: "TLSv1.2", cipher: "X", certificate }.value();
+        let before = Certificate { common_name: None, shown: Shown::Before };
+        assert_eq!(tls(Some(before)), b"\x05\0\0\0\0\x21\0\x07TLSv1.2\x23\0\x01X");
+        assert_eq!(tls(None), b"\x01\0\0\0\x01\x21\0\x07TLSv1.2\x23\0\x01X");
+    }
+
+    #[test]
+    fn a_name_that_cannot_be_told_whole_is_not_told() {
+        for name in ["admin\0x", "a\r\nb", &"x".repeat(256), ""] {
+            let certificate = Some(Certificate { common_name: Some(name), shown: Shown::Now });
+            let tls = Some(Tls { version: "TLSv1.3", cipher: "X", certificate });
+            let header = Announcement { server_name: Some(name), tls, ..announcement(None) }.header(Version::V2);
+            let expected = b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\x16\x20\0\x13\x07\0\0\0\0\x21\0\x07TLSv1.3\x23\0\x01X";
+            assert_eq!(header, expected, "{name:?}");
+        }
+    }
+
+    fn any_socket() -> impl Strategy<Value = SocketAddr> {
+        let mapped = any::<[u8; 4]>().prop_map(|octets| IpAddr::from(octets).to_canonical());
+        (prop_oneof![any::<IpAddr>(), mapped], any::<u16>()).prop_map(|(ip, port)| SocketAddr::new(ip, port))
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_is_announced_fits_a_segment_and_is_read_again_from_any_cut(
+            ends in prop::option::of((any_socket(), any_socket())),
+            alpn in prop::option::of(prop::collection::vec(any::<u8>(), 0..300)),
+            names in prop::collection::vec(prop_oneof![".{0,300}", "[a-z]{1,64}", "[a-z]{250,260}"], 4),
+            session in prop::option::of(prop::collection::vec(any::<u8>(), 0..200)),
+            shown in prop::option::of(prop_oneof![Just(Shown::Now), Just(Shown::Before)]),
+            version in prop_oneof![Just(Version::V1), Just(Version::V2)],
+            behind in prop::collection::vec(any::<u8>(), 0..50),
+        ) {
+            let [server_name, common_name, tls_version, cipher] = &names[..] else { unreachable!() };
+            let certificate = shown.map(|shown| Certificate { common_name: Some(common_name), shown });
+            let announcement = Announcement {
+                addresses: ends.map(|(from, destination)| Addresses { source: from, destination }),
+                alpn: alpn.as_deref(),
+                server_name: Some(server_name),
+                session: session.as_deref(),
+                tls: Some(Tls { version: tls_version, cipher, certificate }),
+            };
+            let header = announcement.header(version);
+            prop_assert!(header.len() <= 1220);
+            for cut in 0..header.len() {
+                let Progress::More { at_least } = read(&header[..cut]) else {
+                    return Err(TestCaseError::fail(format!("{cut} bytes: {:?}", read(&header[..cut]))));
+                };
+                prop_assert!(cut < at_least && at_least <= header.len(), "{} bytes: {}", cut, at_least);
+            }
+            let Progress::Done { length, announced } = read(&[&header[..], &behind].concat()) else {
+                return Err(TestCaseError::fail("a whole header is not read"));
+            };
+            prop_assert_eq!(length, header.len());
+            let read = match announced {
+                Announced::Client { source, destination } => Some((canonical(source), canonical(destination))),
+                Announced::Balancer => None,
+            };
+            prop_assert_eq!(read, ends.map(|(from, to)| (canonical(from), canonical(to))));
+        }
+    }
+}

@@ -1,0 +1,132 @@
+//! Ends a session that has been silent for too long.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::time::{Instant, Sleep, sleep_until};
+
+use crate::config::Limits;
+use crate::outcome::Reason;
+use crate::proxy::timing::Span;
+
+/// The silence of one session, and how long it may last.
+#[derive(Debug)]
+pub(crate) struct Clock {
+    idle_timeout: Option<Span>,
+    half_close_timeout: Span,
+    /// Nothing as long as there is no limit, which is all their life for most sessions.
+    silence: Option<Box<Silence>>,
+}
+
+/// A silence that has a limit.
+#[derive(Debug)]
+struct Silence {
+    since: Instant,
+    half_closed: bool,
+    /// Moved only when it goes off: progress must not cost a timer each time.
+    alarm: Pin<Box<Sleep>>,
+}
+
+impl Clock {
+    pub(crate) fn new(limits: Limits) -> Self {
+        let Limits { idle_timeout, half_close_timeout, .. } = limits;
+        let idle_timeout = idle_timeout.map(Span::from);
+        Self { idle_timeout, half_close_timeout: half_close_timeout.into(), silence: None }
+    }
+
+    /// Ready when the silence has lasted too long. To be asked at every wake-up of the session: `progress` says whether a
+    /// byte has moved since the last time, `half_closed` whether one side has ended.
+    pub(crate) fn poll(&mut self, half_closed: bool, progress: bool, cx: &mut Context<'_>) -> Poll<Reason> {
+        let (limit, reason) = match (half_closed, self.idle_timeout) {
+            (true, _) => (self.half_close_timeout.duration(), Reason::HalfCloseTimeout),
+            (false, Some(idle)) => (idle.duration(), Reason::IdleTimeout),
+            (false, None) => return Poll::Pending,
+        };
+        let silence = self.silence.get_or_insert_with(|| Box::new(Silence::new(half_closed, limit)));
+        if progress || half_closed != silence.half_closed {
+            (silence.since, silence.half_closed) = (Instant::now(), half_closed);
+        }
+        silence.poll(limit, cx).map(|()| reason)
+    }
+}
+
+impl Silence {
+    /// One that begins now.
+    fn new(half_closed: bool, limit: Duration) -> Self {
+        let since = Instant::now();
+        Self { since, half_closed, alarm: Box::pin(sleep_until(since + limit)) }
+    }
+
+    /// Ready when it has lasted so long.
+    fn poll(&mut self, limit: Duration, cx: &mut Context<'_>) -> Poll<()> {
+        let due = self.since + limit;
+        if self.alarm.deadline() > due {
+            self.alarm.as_mut().reset(due);
+        }
+        while self.alarm.as_mut().poll(cx).is_ready() {
+            if self.alarm.deadline() >= due {
+                return Poll::Ready(());
+            }
+            self.alarm.as_mut().reset(due);
+        }
+        Poll::Pending
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use tokio::time::{advance, timeout};
+
+    use super::*;
+
+    fn clock(idle_timeout: Option<Duration>) -> Clock {
+        let half_close_timeout = Duration::from_secs(300);
+        Clock::new(Limits { idle_timeout, half_close_timeout, ..Limits::default() })
+    }
+
+    /// How long the session stays silent from here before it is ended, and why.
+    async fn silence(clock: &mut Clock, half_closed: bool) -> Option<(Duration, Reason)> {
+        let start = Instant::now();
+        let a_day = Duration::from_secs(86_400);
+        let reason = timeout(a_day, poll_fn(|cx| clock.poll(half_closed, false, cx))).await.ok()?;
+        // The timer wheel counts whole milliseconds.
+        Some((Duration::from_secs(start.elapsed().as_secs()), reason))
+    }
+
+    async fn progress(clock: &mut Clock) {
+        let ended = poll_fn(|cx| Poll::Ready(clock.poll(false, true, cx).is_ready())).await;
+        assert!(!ended);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn without_an_idle_timeout_silence_lasts_for_ever() {
+        assert_eq!(silence(&mut clock(None), false).await, None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn progress_puts_the_end_off() {
+        let mut clock = clock(Some(Duration::from_secs(60)));
+        progress(&mut clock).await;
+        advance(Duration::from_secs(59)).await;
+        progress(&mut clock).await;
+        assert_eq!(silence(&mut clock, false).await, Some((Duration::from_secs(60), Reason::IdleTimeout)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_half_close_has_its_own_time_however_old_the_session_is() {
+        let expected = Some((Duration::from_secs(300), Reason::HalfCloseTimeout));
+        for idle in [None, Some(Duration::from_secs(60)), Some(Duration::from_secs(7_200))] {
+            let mut clock = clock(idle);
+            progress(&mut clock).await;
+            assert_eq!(clock.silence.is_some(), idle.is_some(), "what has no limit is not measured");
+            advance(Duration::from_secs(30)).await;
+            assert_eq!(silence(&mut clock, true).await, expected, "idle_timeout {idle:?}");
+        }
+        let mut old = clock(None);
+        advance(Duration::from_secs(86_400)).await;
+        assert_eq!(silence(&mut old, true).await, expected);
+    }
+}

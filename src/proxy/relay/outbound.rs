@@ -1,0 +1,115 @@
+//! What an upstream sends, on its way to the client.
+//!
+//! It is a [`Stage`] behind the other: while a PostgreSQL session starts, its messages are read one by one; from then on
+//! bytes pass as they are, and only the boundaries of messages are tracked.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use tokio::io::{AsyncRead, ReadBuf};
+
+use crate::protocol::Protocol;
+use crate::protocol::postgres::frame::Boundary;
+use crate::proxy::relay::startup::Opening;
+use crate::transport::{Leg, UpstreamLeg};
+use crate::upstream::cancel_keys::Cancellable;
+
+/// The upstream of a session. Reading from it yields what the client receives.
+#[derive(Debug)]
+pub(crate) struct Outbound {
+    wire: Wire,
+    stage: Stage,
+    /// Where the messages end, in a protocol that has a farewell message between two of them. What has been read counts:
+    /// what of it the client has not been sent yet goes before the farewell.
+    boundary: Option<Boundary>,
+    /// Lets a CancelRequest find the session.
+    cancellable: Option<Box<Cancellable>>,
+}
+
+#[derive(Debug)]
+enum Stage {
+    /// A PostgreSQL session starts.
+    Startup(Box<Opening>),
+    Open,
+}
+
+/// The stream, and why the last write to it failed.
+#[derive(Debug)]
+pub(crate) struct Wire {
+    stream: UpstreamLeg,
+    write_error: Option<io::Error>,
+}
+
+impl Outbound {
+    pub(crate) fn new(stream: UpstreamLeg, protocol: Protocol, startup: Option<Box<Opening>>) -> Self {
+        Self {
+            wire: Wire { stream, write_error: None },
+            stage: startup.map_or(Stage::Open, Stage::Startup),
+            boundary: (protocol == Protocol::Postgres).then(Boundary::default),
+            cancellable: None,
+        }
+    }
+
+    pub(crate) fn stream(&self) -> &UpstreamLeg {
+        &self.wire.stream
+    }
+
+    /// Where the client's bytes go.
+    pub(crate) fn writer(&mut self) -> &mut UpstreamLeg {
+        &mut self.wire.stream
+    }
+
+    /// Notes why nothing more can be written. Reading ends with that error, and not as if the upstream had ended.
+    pub(crate) fn note_write_error(&mut self, error: io::Error) {
+        // A pipe is broken only behind the upstream's own end.
+        self.wire.write_error = Some(error).filter(|error| error.kind() != io::ErrorKind::BrokenPipe);
+    }
+
+    /// Whether a farewell message would stand between two messages of the upstream.
+    pub(crate) fn is_between_messages(&self) -> bool {
+        self.boundary.is_some_and(Boundary::is_reached)
+    }
+}
+
+impl AsyncRead for Outbound {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let Self { wire, stage, boundary, cancellable } = self.get_mut();
+        let before = buffer.filled().len();
+        if let Stage::Startup(startup) = stage {
+            let read = startup.poll_read(wire, buffer, cx);
+            if startup.is_over() && !startup.has_due() {
+                *cancellable = startup.cancellable().map(Box::new);
+                *stage = Stage::Open;
+            }
+            ready!(read)?;
+        }
+        if matches!(stage, Stage::Open) && buffer.filled().len() == before {
+            ready!(wire.poll_read(buffer, cx))?;
+        }
+        if let Some(boundary) = boundary {
+            boundary.follow(buffer.filled().get(before..).unwrap_or_default());
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl Wire {
+    /// Reads, and does not take for the end what may have been cut short.
+    pub(crate) fn poll_read(&mut self, buffer: &mut ReadBuf<'_>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        ready!(Pin::new(&mut self.stream).poll_read(cx, buffer))?;
+        if buffer.filled().len() > before {
+            return Poll::Ready(Ok(()));
+        }
+        match &self.stream {
+            Leg::Tls(stream) if stream.was_cut() => {
+                let words = "it ended without close_notify, so what it said last may be missing";
+                Poll::Ready(Err(io::Error::new(io::ErrorKind::UnexpectedEof, words)))
+            }
+            // What the kernel has told the writer it does not tell the reader, who is shown an end.
+            Leg::Plain(_) => Poll::Ready(self.write_error.take().map_or(Ok(()), Err)),
+            Leg::Tls(_) => Poll::Ready(Ok(())),
+        }
+    }
+}

@@ -1,0 +1,241 @@
+//! Nothing that an error says about a configuration gives a secret away, whichever key it was written into.
+
+use std::fmt::Write as _;
+use std::ops::Range;
+use std::path::Path;
+
+use toml::de::{DeTable, DeValue};
+
+use crate::dns::Names;
+use crate::server::reload::build;
+
+/// Every key there is, each with a value of the right type.
+const EVERY_KEY: &str = r#"
+log = { level = "info", format = "auto", audit_file = "audit.jsonl" }
+state = { directory = "state" }
+admin = { listen = "unix:admin.sock", token = "x", metrics = "x" }
+reload = { watch = true, poll = "30s", revoke = "disconnect" }
+shutdown = { drain = "30s" }
+
+[[listener]]
+name = "orders"
+protocol = "postgres"
+listen = ["0.0.0.0:5433"]
+ipv6_only = false
+revoke = "disconnect"
+shield = "off"
+enforcement = "enforce"
+trusted_sources = [
+    "10.1.2.3",
+    { type = "ip_addr", value = "203.0.113.7", description = "the office", expires_at = 2036-01-31T00:00:00Z },
+    { type = "dns", value = "localhost", refresh = "30s" },
+]
+sources_file = "orders.sources"
+tls = { certificates = [{ cert = "server.crt", key = "server.key", key_passphrase_file = "right.txt" }], min_version = "1.2", client_auth = "optional", client_ca = ["ca.crt"], client_crl = "ca.crl", crl_expired = "refuse", anchor_validity = "enforce", client_certificates = "client*.crt", trusted_clients = ["cn:client", "email:app@example.com"], ticket_keys = "tickets.keys" }
+upstream = { address = ["127.0.0.1:5432", "unix:pg.sock"], connect_timeout = "5s", dial_retry = "2s", target = "any", tls = "verify-full", ca = "redis_ca.pem", anchor_validity = "enforce", cert = "user.crt", key = "user.key", key_passphrase_file = "user.txt", server_name = "db.internal", negotiation = "postgres", proxy_protocol = "off" }
+proxy_protocol = { trusted = ["10.9.0.5"], health_checks = ["10.9.0.5"] }
+limits = { max_connections = 1000, max_connections_per_source = 50, connection_rate_per_source = "20/s", handshake_timeout = "10s", idle_timeout = "0s", half_close_timeout = "5m", dead_peer_timeout = "5m", max_handshakes = 0 }
+postgres = { plaintext_cancel = true }
+
+[[listener]]
+name = "local"
+protocol = "redis"
+listen = { address = "unix:local.sock", mode = "0660", owner = "root", group = "root" }
+tls = "off"
+upstream = "127.0.0.1:6379"
+"#;
+
+const SECRET: &str = "hunter2";
+
+/// Values that are secrets themselves wherever they are written.
+const SECRETS: [&str; 34] = [
+    "\"\"\"-----BEGIN PRIVATE KEY-----\nhunter2\n-----END PRIVATE KEY-----\n\"\"\"",
+    "\"-----BEGIN PRIVATE KEY-----\\nhunter2\"",
+    "\"hunter2\\n-----END PRIVATE KEY-----\"",
+    "\"redis://user:hunter2@db.internal:6379\"",
+    "\"redis://user:a@hunter2/x@db.internal:6379\"",
+    "\"user:hunter2@db.internal:6379\"",
+    "\"postgres://db.internal/x?password=hunter2\"",
+    "[\"redis://user:hunter2@db.internal:6379\"]",
+    "{ x = \"redis://user:hunter2@db.internal:6379\" }",
+    // In the place of a port, or behind one.
+    "\"h:hunter2\"",
+    "\"127.0.0.1:hunter2\"",
+    "\"[::1]:hunter2\"",
+    "\"h:6379:hunter2\"",
+    "\"h:6379:db:user:hunter2\"",
+    "\"h:1,h:hunter2\"",
+    "[\"h:1\", \"h:hunter2\"]",
+    "\"dns:h:hunter2\"",
+    "\"user@h:hunter2\"",
+    "\"h:6379@hunter2\"",
+    "\"redis://h:hunter2/0\"",
+    "\"postgres://u:hunter2@h:5432/x?sslmode=require\"",
+    "\"postgres://h:5432/x?user=u&pw=hunter2\"",
+    "\"rediss://h:6379/0#hunter2\"",
+    "\"jdbc:postgresql://h:5432/x?x=hunter2\"",
+    "\"host=h port=6379 pass=hunter2\"",
+    // Encoded, and in quotes of their own.
+    "\"redis://user:hunter2%40h:6379\"",
+    "\"user%3Ahunter2%40h:6379\"",
+    "\"h%3ahunter2\"",
+    "\"user:hunter2%2540h:1\"",
+    "\"\\\"user:hunter2\\\"@h:1\"",
+    "'\"h:hunter2\"'",
+    "{ address = \"h:hunter2\" }",
+    // No TOML: a string without quotes, and one without its end.
+    "hunter2",
+    "\"hunter2",
+];
+
+/// Values that are secrets in the place of one, of every type.
+const VALUES: [&str; 13] = [
+    "\"hunter2\"",
+    "'/etc/hunter2'",
+    "\"env:hunter2\"",
+    "\"credential:../hunter2\"",
+    "\"credential:hunter2\"",
+    "\"credential:my hunter2 phrase\"",
+    "\"$CREDENTIALS_DIRECTORY/hunter2\"",
+    "\"env:HUNTER2\"",
+    "\"unix:hunter2\"",
+    "[\"hunter2\"]",
+    "[[\"hunter2\"], { x = \"hunter2\" }]",
+    "{ x = \"hunter2\", cert = \"hunter2\", key = \"hunter2\" }",
+    "7734077340773407734",
+];
+
+/// Keys that hold or name a secret.
+const SECRET_KEYS: [&str; 4] = ["key", "key_passphrase_file", "ticket_keys", "token"];
+
+/// Every value in the text that is not made of headers, with the key it belongs to.
+fn values(text: &str) -> Vec<(String, Range<usize>)> {
+    fn walk(text: &str, key: &str, value: &toml::Spanned<DeValue<'_>>, found: &mut Vec<(String, Range<usize>)>) {
+        let written = &text[value.span()];
+        if !written.starts_with("[[listener") {
+            found.push((key.to_owned(), value.span()));
+        }
+        match value.get_ref() {
+            DeValue::Array(elements) => elements.iter().for_each(|element| walk(text, key, element, found)),
+            DeValue::Table(table) => table.iter().for_each(|(key, value)| walk(text, key.get_ref(), value, found)),
+            _ => {}
+        }
+    }
+    let table = DeTable::parse(text).unwrap();
+    let mut found = Vec::new();
+    for (key, value) in table.get_ref() {
+        walk(text, key.get_ref(), value, &mut found);
+    }
+    // Of the list of listeners itself, whose parts follow.
+    found.retain(|(_, span)| !text[span.clone()].contains("[[listener]]"));
+    found
+}
+
+/// Everything that a load says of this text.
+fn told(directory: &Path, text: &str) -> String {
+    let file = directory.join("portcullis.toml");
+    std::fs::write(&file, text).unwrap();
+    match build(&file, None, &Names::offline()).0 {
+        Ok(built) => built.warnings.join("\n"),
+        Err(problems) => problems.to_string(),
+    }
+}
+
+fn with(value: &str, span: Range<usize>) -> String {
+    format!("{}{value}{}", &EVERY_KEY[..span.start], &EVERY_KEY[span.end..])
+}
+
+#[test]
+fn every_key_of_the_example_is_tried() {
+    let keys: Vec<String> = values(EVERY_KEY).into_iter().map(|(key, _)| key).collect();
+    let example = include_str!("../../../config/everything.toml");
+    let names =
+        example.lines().filter_map(|line| line.trim_start_matches("# ").split_once(" = ")).map(|(name, _)| name);
+    let names = names
+        .filter(|name| name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_' || byte.is_ascii_digit()));
+    for name in names {
+        assert!(keys.iter().any(|key| key == name), "EVERY_KEY has no {name}");
+    }
+    for key in SECRET_KEYS {
+        assert!(keys.iter().any(|known| known == key), "EVERY_KEY has no {key}: {keys:?}");
+    }
+}
+
+#[test]
+fn secrets_are_never_repeated_whichever_key_they_are_written_into() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut failures = String::new();
+    let mut tried = 0;
+    for (key, span) in values(EVERY_KEY) {
+        let is_secret = SECRET_KEYS.contains(&key.as_str());
+        let more: &[&str] = if is_secret { &VALUES } else { &[] };
+        for value in SECRETS.iter().chain(more) {
+            let told = told(directory.path(), &with(value, span.clone()));
+            tried += 1;
+            if told.to_lowercase().contains(SECRET) || told.contains("77340") {
+                let _ = writeln!(failures, "{key} = {value}\n{told}\n");
+            }
+        }
+    }
+    assert!(failures.is_empty(), "{failures}");
+    assert!(tried > 2_000, "{tried}");
+}
+
+#[test]
+fn other_values_are_repeated_in_part_only() {
+    let directory = tempfile::tempdir().unwrap();
+    let long = format!("start-{}-tail", "x".repeat(5_000));
+    let mut repeated = 0;
+    for (key, span) in values(EVERY_KEY) {
+        let number = "1".repeat(5_000);
+        for value in
+            [format!("\"{long}\""), format!("[\"{long}\"]"), format!("{{ {long} = \"{long}\" }}"), number, long.clone()]
+        {
+            let told = told(directory.path(), &with(&value, span.clone()));
+            repeated += usize::from(told.contains("start-"));
+            let longest = told.lines().map(str::len).max().unwrap_or(0);
+            assert!(!told.contains("-tail") && longest < 800, "{key} = {}…\n{told}", &value[..20]);
+        }
+    }
+    assert!(repeated > 20, "the beginning helps to find a mistake: {repeated}");
+}
+
+#[test]
+fn misspelt_and_misplaced_secrets_are_never_repeated() {
+    let directory = tempfile::tempdir().unwrap();
+    let listener =
+        "[[listener]]\nname = \"x\"\nprotocol = \"redis\"\nlisten = \"127.0.0.1:1\"\nupstream = \"127.0.0.1:2\"\n";
+    for key in
+        ["pasphrase", "key_pasphrase_file", "keys", "password", "ticket_key", "Key", "\"key \"", "tokens.x", "cert"]
+    {
+        for value in ["\"hunter2\"", "[\"hunter2\"]", "{ hunter = \"hunter2\" }", "\"\"\"\nhunter2\"\"\""] {
+            for text in [
+                format!("{key} = {value}\n{listener}tls = \"off\"\n"),
+                format!("{listener}{key} = {value}\ntls = \"off\"\n"),
+                format!("{listener}[listener.tls]\ncertificates = [{{ key = \"a\", {key} = {value} }}]\n"),
+                format!("{listener}tls = \"off\"\n[listener.limits]\n{key} = {value}\n"),
+                format!("[admin]\nlisten = \"unix:x\"\n{key} = {value}\n{listener}tls = \"off\"\n"),
+            ] {
+                // What a certificate is named may be shown.
+                let told = told(directory.path(), &text);
+                assert!(key == "cert" || !told.contains(SECRET), "{text}\n{told}");
+                assert!(!told.is_empty(), "{text}");
+            }
+        }
+    }
+}
+
+#[test]
+fn wrong_files_are_not_quoted() {
+    let directory = tempfile::tempdir().unwrap();
+    let key = "-----BEGIN PRIVATE KEY-----\nhunter2hunter2+hunter2\n-----END PRIVATE KEY-----\n";
+    for content in [key, "hunter2", "hunter2 = \"hunter2", "[[rule]]\ntype = \"ip_addr\"\nvalue = hunter2\n"] {
+        for name in
+            ["server.key", "right.txt", "tickets.keys", "orders.sources", "ca.crt", "ca.crl", "server.crt", "user.key"]
+        {
+            std::fs::write(directory.path().join(name), content).unwrap();
+        }
+        let told = told(directory.path(), EVERY_KEY);
+        assert!(!told.contains(SECRET), "{told}");
+    }
+}

@@ -1,0 +1,4 @@
+//! TODO
+
+pub(crate) mod registry;
+pub mod revocation;

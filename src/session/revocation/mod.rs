@@ -1,0 +1,278 @@
+//! Ends the sessions that the policy in force would no longer admit, and no others.
+//!
+//! Every session is judged again when a new policy is in force, and each by itself when what it was admitted by expires: a rule,
+//! a certificate, a revocation list. Both happen on threads of their own and beside each other, so no session waits for a pass
+//! over all of them.
+//!
+//! A client chooses what its sessions cost, so a pass judges them in an order that gives nobody an advantage:
+//!
+//! 1. Every session by its source, and by the path it was admitted by ([`Snapshot::recheck`]). That costs no signature.
+//! 2. The others by every path of their chains. Sessions with the same chain share one verdict. Clients take turns with one
+//!    chain each, so the chains of one client delay only its own sessions.
+//!
+//! Of one client [`MAX_CHAINS`] chains are always judged. Sessions with more than that end where they have not been judged
+//! [`PASS_TIME`] after the pass began.
+//!
+//! A newer policy ends the pass of an older one. A connection that is not admitted yet judges itself.
+
+#[cfg(test)]
+mod tests;
+pub(crate) mod turns;
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, available_parallelism};
+use std::time::{Duration, Instant};
+
+use time::OffsetDateTime;
+use tokio::time::sleep;
+
+use crate::config::Revoke;
+use crate::fault;
+use crate::identity::client_verifier::Evidence;
+use crate::outcome::{Ending, Reason};
+use crate::policy::authorize::{Permission, Refusal};
+use crate::policy::usage::Reliance;
+use crate::policy::{Current, Snapshot};
+use crate::session::registry::{Live, Register, Session};
+use crate::session::revocation::turns::{Group, in_turns};
+
+/// Judges for as long as policies come.
+pub async fn run(current: Current, register: Arc<Register>) {
+    tokio::select! {
+        () = judge_everybody(current.clone(), &register) => {}
+        () = judge_due(current, &register) => {}
+    }
+}
+
+/// Judges every session by each new policy.
+async fn judge_everybody(mut current: Current, register: &Arc<Register>) {
+    while current.changed().await.is_ok() {
+        let snapshot = Arc::clone(&current.borrow_and_update());
+        let (register, newer) = (Arc::clone(register), current.clone());
+        // A fault has been noted; the next policy is judged by all the same.
+        let _ = fault::contained_blocking(PART, move || {
+            let apply = |verdict: &mut dyn FnMut()| {
+                verdict();
+                !newer.has_changed().unwrap_or(true)
+            };
+            enforce(&snapshot, &register, &register.all(), OffsetDateTime::now_utc(), &apply);
+        })
+        .await;
+    }
+}
+
+/// Judges the sessions that fall due, by the policy in force.
+async fn judge_due(current: Current, register: &Arc<Register>) {
+    loop {
+        something_due(register).await;
+        let (register, current) = (Arc::clone(register), current.clone());
+        let _ = fault::contained_blocking(PART, move || enforce_due(&current, &register)).await;
+    }
+}
+
+fn enforce_due(current: &Current, register: &Register) {
+    let now = OffsetDateTime::now_utc();
+    let due = register.take_due(now);
+    // Behind that, so that a policy which comes later finds all of them due.
+    let snapshot = Arc::clone(&current.borrow());
+    // No policy can come between the question and the verdict, because that waits for whoever looks at the present one. A newer
+    // policy judges everybody, and its verdict must not be replaced.
+    let apply = |verdict: &mut dyn FnMut()| {
+        let newest = current.borrow();
+        let is_in_force = Arc::ptr_eq(&newest, &snapshot);
+        if is_in_force {
+            verdict();
+        }
+        is_in_force
+    };
+    enforce(&snapshot, register, &due, now, &apply);
+}
+
+/// Applies a verdict, where the policy that it was reached by still counts. Says whether to go on with that policy.
+pub type Apply<'a> = dyn Fn(&mut dyn FnMut()) -> bool + Sync + 'a;
+
+/// Which sessions `snapshot` would end, were it in force, and why.
+pub fn foresee(snapshot: &Snapshot, register: &Register) -> Vec<(Arc<Live>, Ending)> {
+    let now = OffsetDateTime::now_utc();
+    let ending = |live: Arc<Live>| {
+        let session = live.session()?;
+        let judged = snapshot.judge(live.listener(), live.provenance(), session.reliance.evidence(), now);
+        let is_kept = snapshot.revoke(live.listener()) == Revoke::Keep;
+        let refusal = judged.err().filter(|_| !is_kept)?;
+        Some((live, refusal.of_a_plan()))
+    };
+    register.all().into_iter().filter_map(ending).collect()
+}
+
+/// Judges these connections, ends those that fail, and notes what the others rely on now. Every verdict goes through `apply`.
+pub fn enforce(
+    snapshot: &Snapshot,
+    register: &Register,
+    connections: &[Arc<Live>],
+    now: OffsetDateTime,
+    apply: &Apply<'_>,
+) {
+    let pass = Pass { snapshot, register, now, deadline: Instant::now() + PASS_TIME, apply };
+    pass.run(connections);
+}
+
+/// One pass over sessions.
+struct Pass<'p> {
+    snapshot: &'p Snapshot,
+    register: &'p Register,
+    now: OffsetDateTime,
+    /// Until when every chain of a client is judged.
+    deadline: Instant,
+    apply: &'p Apply<'p>,
+}
+
+impl Pass<'_> {
+    fn run(&self, connections: &[Arc<Live>]) {
+        let left = Mutex::new(Vec::new());
+        in_parallel(connections, SMALLEST_SHARE, &|live| {
+            match fault::contain(PART, || self.recheck(live)) {
+                Ok(Some(judgement)) => _ = self.apply(judgement, live),
+                Ok(None) => left.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(live)),
+                Err(_) => live.end(unjudged()),
+            }
+            true
+        });
+        let groups = in_turns(left.into_inner().unwrap_or_else(PoisonError::into_inner));
+        in_parallel(&groups, SMALLEST_SHARE_OF_GROUPS, &|group| {
+            fault::contain(PART, || self.judge(group)).unwrap_or_else(|_| {
+                group.sessions.iter().for_each(|live| live.end(unjudged()));
+                true
+            })
+        });
+    }
+
+    /// Judges a connection where that costs no signature.
+    fn recheck(&self, live: &Live) -> Option<Judgement> {
+        let Some(session) = live.session() else { return Some(Judgement::Waits) };
+        let (snapshot, evidence) = (self.snapshot, session.reliance.evidence());
+        let judged = snapshot.recheck(live.listener(), live.provenance(), evidence, self.now)?;
+        Some(self.judgement(judged, live, &session))
+    }
+
+    /// Judges the sessions of one chain. Says whether to go on.
+    fn judge(&self, group: &Group) -> bool {
+        if group.turn >= MAX_CHAINS && Instant::now() >= self.deadline {
+            return group.sessions.iter().all(|live| match self.snapshot.revoke(live.listener()) {
+                Revoke::Keep => true,
+                Revoke::Disconnect => self.apply(Judgement::Ends(too_many_chains()), live),
+            });
+        }
+        let evidence = Evidence::Credential(Some(&group.credential));
+        // Without a listener its source is asked about in vain, and that question comes first.
+        let Some(identity) = self.snapshot.judge_identity(&group.listener, evidence, self.now) else { return true };
+        group.sessions.iter().all(|live| {
+            let Some(session) = live.session() else { return true };
+            let (listener, identity) = (live.listener(), identity.clone());
+            let judged = self.snapshot.judge_identified(listener, live.provenance(), identity, self.now);
+            self.apply(self.judgement(judged, live, &session), live)
+        })
+    }
+
+    fn judgement(&self, judged: Result<Permission, Refusal>, live: &Live, session: &Session) -> Judgement {
+        match judged {
+            Ok(permission) => Judgement::Stays(session.reliance.renewed(&permission)),
+            Err(_) if self.snapshot.revoke(live.listener()) == Revoke::Keep => Judgement::Waits,
+            Err(refusal) => Judgement::Ends(refusal.of_a_session()),
+        }
+    }
+
+    /// Says whether to go on.
+    fn apply(&self, judgement: Judgement, live: &Live) -> bool {
+        let mut judgement = Some(judgement);
+        (self.apply)(&mut || match judgement.take() {
+            Some(Judgement::Ends(ending)) => live.end(ending),
+            Some(Judgement::Stays(reliance)) => self.register.renew(live, reliance),
+            Some(Judgement::Waits) | None => {}
+        })
+    }
+}
+
+/// The end of a session whose client has more chains than can be judged in time.
+fn too_many_chains() -> Ending {
+    let detail = format_args!(
+        "its client has sessions with more than {MAX_CHAINS} different certificate chains, and this one could not be judged in \
+         time; send the same chain with every connection"
+    );
+    Ending::new(Reason::CredentialRevoked, detail)
+}
+
+/// What nobody can judge any more does not go on.
+fn unjudged() -> Ending {
+    Ending::new(Reason::CredentialRevoked, "an internal fault kept it from being judged; `portcullis status` has more")
+}
+
+/// What faults are noted under.
+const PART: &str = "revocation";
+
+/// Does `work` for each item, in their order, on as many threads as that is worth. Stops where `work` says so.
+fn in_parallel<T: Sync>(items: &[T], smallest_share: usize, work: &(dyn Fn(&T) -> bool + Sync)) {
+    let next = AtomicUsize::new(0);
+    let run = || {
+        while let Some(item) = items.get(next.fetch_add(1, Ordering::Relaxed)) {
+            if !work(item) {
+                next.store(items.len(), Ordering::Relaxed);
+            }
+        }
+    };
+    let threads = available_parallelism().map_or(1, usize::from).min(MOST_THREADS);
+    thread::scope(|scope| {
+        for _ in 1..threads.min(items.len().div_ceil(smallest_share)) {
+            scope.spawn(run);
+        }
+        run();
+    });
+}
+
+/// What becomes of a connection.
+enum Judgement {
+    /// It is no longer admitted.
+    Ends(Ending),
+    /// It is, by this.
+    Stays(Reliance),
+    /// It is not admitted yet, and will be judged before a byte of it goes upstream; or it may stay whatever the policy says.
+    Waits,
+}
+
+/// Returns when a session is due by the wall clock, which may jump or stand still while the machine sleeps.
+async fn something_due(register: &Register) {
+    loop {
+        let wait = match register.next_due() {
+            Some(due) => match Duration::try_from(due - OffsetDateTime::now_utc()) {
+                Ok(left) if !left.is_zero() => left.min(LONGEST_WAIT),
+                Ok(_) | Err(_) => return,
+            },
+            None => {
+                register.sooner().await;
+                continue;
+            }
+        };
+        tokio::select! {
+            () = sleep(wait) => {}
+            () = register.sooner() => {}
+        }
+    }
+}
+
+/// How long a jump of the wall clock may go unnoticed.
+const LONGEST_WAIT: Duration = Duration::from_millis(250);
+
+/// More would leave the sessions no processor.
+const MOST_THREADS: usize = 8;
+
+/// Fewer are not worth a thread.
+const SMALLEST_SHARE: usize = 500;
+
+/// The same of chains, each of which may cost signatures.
+const SMALLEST_SHARE_OF_GROUPS: usize = 16;
+
+/// Chains of one client that are judged however long the pass takes. Clients have one, or two while its file changes.
+const MAX_CHAINS: usize = 4;
+
+/// After that, further chains of a client are not judged. Half of what a revocation may take.
+const PASS_TIME: Duration = Duration::from_millis(500);

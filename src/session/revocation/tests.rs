@@ -1,0 +1,217 @@
+//! Passes over sessions: their order, what ends them, and what falls due beside them.
+
+use std::pin::pin;
+use std::sync::mpsc;
+use std::task::{Context, Waker};
+
+use rustls::pki_types::CertificateDer;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use super::*;
+use crate::addr::ClientAddr;
+use crate::policy::fixtures::{Site, listener};
+use crate::session::registry::Presence;
+use crate::source::rule::{Origin, Rule, Source};
+use crate::tls::fixtures::{Authority, authority_params};
+
+/// A listener before and after its CA is replaced by another one, which has issued the same intermediate once more. No session
+/// can be judged by the path that it was admitted by.
+struct Replaced {
+    before: Snapshot,
+    after: Snapshot,
+    team: Authority,
+    along: [CertificateDer<'static>; 2],
+    register: Arc<Register>,
+}
+
+impl Replaced {
+    fn new() -> Self {
+        let site = Site::new();
+        site.install("db", OffsetDateTime::now_utc() + time::Duration::DAY);
+        let [old, new] = ["Old CA", "New CA"].map(Authority::new);
+        let team = old.intermediate("Team CA");
+        let crossed = team.certified_again(authority_params("Team CA"), Some(&new));
+        let config = format!(
+            "{}tls.client_auth = \"required\"\ntls.client_ca = \"clients.pem\"\n",
+            listener("db", 1001, "\"127.0.0.1\"")
+        );
+        let built = |authority: &Authority, previous| {
+            std::fs::write(site.path("clients.pem"), authority.pem()).unwrap();
+            site.snapshot(&config, previous)
+        };
+        let before = built(&old, None);
+        let after = built(&new, Some(&before));
+        let along = [team.der(), crossed.der()];
+        Self { before, after, team, along, register: Arc::default() }
+    }
+
+    fn client(&self, name: &str) -> CertificateDer<'static> {
+        let now = OffsetDateTime::now_utc();
+        self.team.client(name, now - time::Duration::HOUR, now + time::Duration::HOUR).der()
+    }
+
+    /// Opens a session of a client that sends further certificates.
+    fn open(&self, leaf: &CertificateDer<'static>, junk: &[CertificateDer<'static>]) -> Presence {
+        let chain: Vec<_> = [leaf].into_iter().chain(&self.along).chain(junk).cloned().collect();
+        let from = ClientAddr::from_ip("127.0.0.1".parse().unwrap());
+        let judged = self.before.judge("db", from.into(), Evidence::Chain(&chain), OffsetDateTime::now_utc());
+        let presence = self.register.enter("db".into(), from);
+        presence.stands(Reliance::on(&judged.unwrap(), None));
+        presence
+    }
+
+    /// Opens a session with a chain that no other session has.
+    fn open_hostile(&self, leaf: &CertificateDer<'static>) -> Presence {
+        self.open(leaf, &[Authority::new("Old CA").der()])
+    }
+
+    /// Runs a pass whose time is up before it begins. Returns the sessions in the order of their verdicts.
+    fn pass(&self) -> Vec<Groups> {
+        let turns = in_turns(self.register.all());
+        let now = Instant::now();
+        let apply = |verdict: &mut dyn FnMut()| {
+            verdict();
+            true
+        };
+        let (snapshot, register) = (&self.after, &*self.register);
+        Pass { snapshot, register, now: OffsetDateTime::now_utc(), deadline: now, apply: &apply }.run(&register.all());
+        turns.iter().map(|group| (group.turn, group.sessions.len())).collect()
+    }
+}
+
+/// Turn and number of sessions.
+type Groups = (usize, usize);
+
+fn ending(presence: &Presence) -> Option<Ending> {
+    match pin!(presence.shown_out()).poll(&mut Context::from_waker(Waker::noop())) {
+        std::task::Poll::Ready(ending) => Some(ending),
+        std::task::Poll::Pending => None,
+    }
+}
+
+#[test]
+fn sessions_with_one_chain_share_a_verdict() {
+    let site = Replaced::new();
+    let leaf = site.client("app");
+    let sessions: Vec<_> = (0..50).map(|_| site.open(&leaf, &[])).collect();
+    assert_eq!(site.pass(), [(0, 50)]);
+    assert!(sessions.iter().all(|session| ending(session).is_none()), "the new CA has issued their intermediate");
+}
+
+#[test]
+fn clients_take_turns_whatever_one_of_them_has_parked() {
+    let site = Replaced::new();
+    let [hostile, honest] = ["hostile", "honest"].map(|name| site.client(name));
+    let parked: Vec<_> = (0..20).map(|_| site.open_hostile(&hostile)).collect();
+    let ordinary = [(); 3].map(|()| site.open(&honest, &[]));
+    let turns = in_turns(site.register.all());
+    let place = turns.iter().position(|group| group.sessions.iter().any(|live| live.id() == ordinary[0].id()));
+    assert!(place.unwrap() < 2, "at most one chain of the other client comes before");
+    assert_eq!(turns.iter().map(|group| group.turn).max(), Some(19));
+
+    site.pass();
+    assert!(ordinary.iter().all(|session| ending(session).is_none()));
+    let endings: Vec<_> = parked.iter().filter_map(ending).collect();
+    assert_eq!(endings.len(), parked.len() - MAX_CHAINS, "four chains are judged, and the others are not in time");
+    for ending in endings {
+        assert_eq!(ending.reason, Reason::CredentialRevoked);
+        assert!(ending.detail.contains("different certificate chains"), "{}", ending.detail);
+    }
+}
+
+#[test]
+fn superseded_pass_leaves_the_chains_to_the_next_one() {
+    let site = Replaced::new();
+    let hostile = site.client("hostile");
+    let parked: Vec<_> = (0..20).map(|_| site.open_hostile(&hostile)).collect();
+    let verdicts = AtomicUsize::new(0);
+    let apply = |_: &mut dyn FnMut()| {
+        verdicts.fetch_add(1, Ordering::Relaxed);
+        false
+    };
+    enforce(&site.after, &site.register, &site.register.all(), OffsetDateTime::now_utc(), &apply);
+    let threads = available_parallelism().map_or(1, usize::from).min(MOST_THREADS);
+    assert!(verdicts.into_inner() <= threads);
+    assert!(parked.iter().all(|session| ending(session).is_none()));
+}
+
+/// An address that no rule of [`snapshot`] trusts.
+fn untrusted() -> ClientAddr {
+    ClientAddr::from_ip("127.0.0.1".parse().unwrap())
+}
+
+/// A session whose rule has expired.
+fn expired(register: &Arc<Register>) -> Presence {
+    let source = Source::Network("127.0.0.1".parse().unwrap());
+    let expires_at = Some(OffsetDateTime::UNIX_EPOCH);
+    let rule = Rule { source, description: None, expires_at, origin: Origin::Configuration };
+    let presence = register.enter("db".into(), untrusted());
+    presence.stands(Reliance { rule: Some(Arc::new(rule)), ..Reliance::default() });
+    presence
+}
+
+fn snapshot() -> Arc<Snapshot> {
+    let site = Site::new();
+    site.install("db", OffsetDateTime::now_utc() + time::Duration::DAY);
+    Arc::new(site.snapshot(listener("db", 1001, ""), None))
+}
+
+#[tokio::test]
+async fn session_that_falls_due_is_judged_without_a_new_policy() {
+    let (publish, current) = watch::channel(snapshot());
+    let register = Arc::new(Register::default());
+    let mut running = JoinSet::new();
+    running.spawn(run(current, Arc::clone(&register)));
+    let session = expired(&register);
+    assert_eq!(session.shown_out().await.reason, Reason::SourceRevoked);
+    drop(publish);
+    running.join_next().await.unwrap().unwrap();
+}
+
+#[test]
+fn session_that_falls_due_does_not_wait_for_a_pass() {
+    let snapshot = snapshot();
+    let (_publish, current) = watch::channel(Arc::clone(&snapshot));
+    let register = Arc::new(Register::default());
+    let _other = register.enter("db".into(), untrusted());
+    let connections = register.all();
+    let (begun, begins) = mpsc::channel();
+    let (release, released) = mpsc::channel::<()>();
+    let released = Mutex::new(released);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let apply = |_: &mut dyn FnMut()| {
+                begun.send(()).unwrap();
+                released.lock().unwrap().recv().is_ok()
+            };
+            enforce(&snapshot, &register, &connections, OffsetDateTime::now_utc(), &apply);
+        });
+        begins.recv().unwrap();
+        let session = expired(&register);
+        enforce_due(&current, &register);
+        let ending = ending(&session);
+        release.send(()).unwrap();
+        assert!(ending.is_some(), "the pass was under way still");
+    });
+}
+
+#[tokio::test]
+async fn policy_that_comes_while_sessions_fall_due_is_judged_by() {
+    let before = snapshot();
+    let (publish, current) = watch::channel(Arc::clone(&before));
+    let register = Arc::new(Register::default());
+    let mut running = JoinSet::new();
+    running.spawn(run(current, Arc::clone(&register)));
+    for _ in 0..20 {
+        // Nothing but a policy ends this one.
+        let source = register.enter("db".into(), untrusted());
+        source.stands(Reliance::default());
+        let due = expired(&register);
+        publish.send_replace(Arc::clone(&before));
+        assert_eq!(due.shown_out().await.reason, Reason::SourceRevoked);
+        assert_eq!(source.shown_out().await.reason, Reason::SourceRevoked);
+    }
+    drop(publish);
+    running.join_next().await.unwrap().unwrap();
+}

@@ -1,0 +1,80 @@
+//! Load balancers: whose word on where a client comes from is taken.
+
+use std::net::IpAddr;
+
+use crate::addr::ClientAddr;
+use crate::source::rule::Network;
+
+/// The networks of the load balancers that speak for their clients by the PROXY protocol.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Balancers {
+    networks: Vec<Network>,
+    /// Where health checks come from that are only counted.
+    health_checkers: Vec<Network>,
+}
+
+impl Balancers {
+    /// Whether a connection from there comes from one of them, and so has to begin with a PROXY header. Who comes to a Unix
+    /// socket has no address, and is none.
+    pub fn speak_from(&self, from: ClientAddr) -> bool {
+        from.ip().is_some_and(|ip| self.around(ip).is_some())
+    }
+
+    /// Whether health checks come from there that are only counted: connections that end without a byte for a client.
+    pub fn check_from(&self, from: ClientAddr) -> bool {
+        let is_in = |ip: IpAddr| self.health_checkers.iter().any(|network| network.net().contains(&ip));
+        from.ip().is_some_and(is_in)
+    }
+
+    /// The networks that such health checks come from.
+    pub fn health_checkers(&self) -> &[Network] {
+        &self.health_checkers
+    }
+
+    /// The same load balancers, with health checks from these networks.
+    #[must_use]
+    pub fn with_health_checkers(self, networks: Vec<Network>) -> Self {
+        Self { health_checkers: networks, ..self }
+    }
+
+    /// The network of theirs that an address is in.
+    pub fn around(&self, ip: IpAddr) -> Option<&Network> {
+        self.networks.iter().find(|network| network.net().contains(&ip))
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.networks.is_empty()
+    }
+
+    /// As they were written.
+    pub fn networks(&self) -> &[Network] {
+        &self.networks
+    }
+}
+
+impl FromIterator<Network> for Balancers {
+    fn from_iter<T: IntoIterator<Item = Network>>(networks: T) -> Self {
+        Self { networks: networks.into_iter().collect(), health_checkers: Vec::new() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_networks_named_are_balancers() {
+        let balancers: Balancers =
+            ["10.0.0.1", "192.0.2.0/24", "2001:db8::/32"].map(|text| text.parse().unwrap()).into_iter().collect();
+        let includes = |ip: &str| balancers.speak_from(ClientAddr::from_ip(ip.parse().unwrap()));
+        assert!(includes("10.0.0.1") && includes("192.0.2.200") && includes("2001:db8::9"));
+        assert!(!includes("10.0.0.2") && !includes("192.0.3.1") && !includes("2001:db9::1"));
+        assert!(includes("::ffff:10.0.0.1") && !balancers.speak_from(ClientAddr::UNIX));
+        let checks = |balancers: &Balancers, ip: &str| balancers.check_from(ClientAddr::from_ip(ip.parse().unwrap()));
+        assert!(!checks(&balancers, "192.0.2.200"));
+        let apart = balancers.with_health_checkers(vec!["10.0.0.2".parse().unwrap()]);
+        assert!(checks(&apart, "10.0.0.2") && !checks(&apart, "192.0.2.200") && !apart.check_from(ClientAddr::UNIX));
+        assert!(Balancers::default().around("10.0.0.1".parse().unwrap()).is_none());
+    }
+}

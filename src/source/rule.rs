@@ -1,0 +1,267 @@
+//! One rule of the trusted sources, and the network or host it names.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::str::FromStr;
+
+use ipnet::{IpNet, Ipv4Net};
+use time::OffsetDateTime;
+
+use crate::source::host::Host;
+
+/// A rule that trusts a network or a host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rule {
+    /// Whom it trusts.
+    pub source: Source,
+    /// What the operator calls it.
+    pub description: Option<String>,
+    /// When it ends by itself.
+    pub expires_at: Option<OffsetDateTime>,
+    /// Where it was written.
+    pub origin: Origin,
+}
+
+impl Rule {
+    /// Whether the rule still stands at `now`.
+    pub fn is_live(&self, now: OffsetDateTime) -> bool {
+        self.expires_at.is_none_or(|end| now < end)
+    }
+}
+
+/// The form every log and listing uses: `ip_addr:10.0.0.0/8`.
+impl fmt::Display for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.source.fmt(f)
+    }
+}
+
+/// Whom a rule trusts.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Source {
+    /// Every address of a network.
+    Network(Network),
+    /// Every address that the name of a host leads to.
+    Host(Host),
+}
+
+impl Source {
+    /// The word it is written with.
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Self::Network(_) => "ip_addr",
+            Self::Host(_) => "dns",
+        }
+    }
+
+    /// What stands behind that word.
+    pub fn value(&self) -> String {
+        match self {
+            Self::Network(network) => network.to_string(),
+            Self::Host(host) => host.name.to_string(),
+        }
+    }
+
+    /// The host, where it is one.
+    pub const fn host(&self) -> Option<&Host> {
+        match self {
+            Self::Host(host) => Some(host),
+            Self::Network(_) => None,
+        }
+    }
+
+    /// The network, where it is one.
+    pub const fn network(&self) -> Option<&Network> {
+        match self {
+            Self::Network(network) => Some(network),
+            Self::Host(_) => None,
+        }
+    }
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kind = self.kind();
+        match self {
+            Self::Network(network) => write!(f, "{kind}:{network}"),
+            Self::Host(host) => write!(f, "{kind}:{}", host.name),
+        }
+    }
+}
+
+/// Where a rule was written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// In `trusted_sources` of the configuration.
+    Configuration,
+    /// In the listener's `sources_file`, under this uuid where it has one.
+    SourcesFile {
+        /// The rule's identity for the programs that manage the file.
+        uuid: Option<String>,
+    },
+}
+
+/// An IPv4 or IPv6 network, or a single address. Host bits are zero and an IPv4-mapped IPv6 network is the IPv4 one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Network {
+    net: IpNet,
+    /// Whether it was written as an address, without a prefix length.
+    bare: bool,
+}
+
+impl Network {
+    /// The network as a prefix.
+    pub fn net(self) -> IpNet {
+        self.net
+    }
+
+    /// Whether it is a single address.
+    pub fn is_one_host(self) -> bool {
+        self.net.prefix_len() == self.net.max_prefix_len()
+    }
+}
+
+impl fmt::Display for Network {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.bare { self.net.addr().fmt(f) } else { self.net.fmt(f) }
+    }
+}
+
+impl FromStr for Network {
+    type Err = NetworkError;
+
+    /// Reads `10.1.2.3`, `10.0.0.0/8`, `2001:db8::1` or `2001:db8::/32`.
+    fn from_str(text: &str) -> Result<Self, NetworkError> {
+        let (address, length) = match text.split_once('/') {
+            Some((address, length)) => (address, Some(length)),
+            None => (text, None),
+        };
+        let ip = parse_address(address)?;
+        let longest = if ip.is_ipv4() { 32 } else { 128 };
+        let (prefix, bare) = match length {
+            None => (longest, true),
+            Some(digits) => (parse_length(digits, longest)?, false),
+        };
+        let net = fold_mapped(ip, prefix)?;
+        if net.addr() != net.network() {
+            return Err(NetworkError::HostBits { meant: net.trunc() });
+        }
+        Ok(Self { net, bare })
+    }
+}
+
+/// Why a text is not a network.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NetworkError {
+    /// Bits are set to the right of the prefix.
+    #[error("an address with bits set beyond its prefix length; did you mean \"{meant}\"?")]
+    HostBits {
+        /// The network without them.
+        meant: IpNet,
+    },
+    /// An IPv4 part begins with a zero, which some programs read as octal.
+    #[error("an IPv4 address with a leading zero, which is ambiguous (some programs read it as octal)")]
+    LeadingZero,
+    /// An IPv4-mapped network so wide that it also holds addresses that are not IPv4.
+    #[error("an IPv4-mapped IPv6 network wider than /96; write the IPv4 network itself, such as \"10.0.0.0/8\"")]
+    MappedTooWide,
+    /// A prefix length that is not a number, or longer than the address.
+    #[error("a prefix length that is not a number from 0 to {longest}")]
+    PrefixLength {
+        /// The longest prefix of the address family.
+        longest: u8,
+    },
+    /// No IP address at all.
+    #[error("not an IPv4 or IPv6 address or network")]
+    Syntax,
+    /// A zone, which has a meaning on one host only.
+    #[error("an address with a zone id; a source is matched by its address alone, so leave out \"%\" and what follows")]
+    Zone,
+}
+
+fn parse_address(text: &str) -> Result<IpAddr, NetworkError> {
+    if text.contains('%') {
+        return Err(NetworkError::Zone);
+    }
+    text.parse().map_err(|_| if has_leading_zero(text) { NetworkError::LeadingZero } else { NetworkError::Syntax })
+}
+
+/// Whether `text` would be an IPv4 address but for parts such as `010`.
+fn has_leading_zero(text: &str) -> bool {
+    let parts: Vec<&str> = text.split('.').collect();
+    parts.len() == 4
+        && parts.iter().all(|part| part.parse::<u8>().is_ok())
+        && parts.iter().any(|part| part.len() > 1 && part.starts_with('0'))
+}
+
+fn parse_length(digits: &str, longest: u8) -> Result<u8, NetworkError> {
+    let plain = !digits.is_empty() && digits.len() <= 3 && digits.bytes().all(|byte| byte.is_ascii_digit());
+    let padded = digits.len() > 1 && digits.starts_with('0');
+    match digits.parse::<u8>() {
+        Ok(length) if plain && !padded && length <= longest => Ok(length),
+        _ => Err(NetworkError::PrefixLength { longest }),
+    }
+}
+
+/// Turns `::ffff:a.b.c.d/p` with p ≥ 96 into the IPv4 network it stands for.
+fn fold_mapped(ip: IpAddr, prefix: u8) -> Result<IpNet, NetworkError> {
+    let mapped = match ip {
+        IpAddr::V6(v6) => v6.to_ipv4_mapped(),
+        IpAddr::V4(_) => None,
+    };
+    match mapped {
+        None => IpNet::new(ip, prefix).map_err(|_| NetworkError::Syntax),
+        Some(_) if prefix < MAPPED_PREFIX => Err(NetworkError::MappedTooWide),
+        Some(v4) => Ipv4Net::new(v4, prefix - MAPPED_PREFIX).map(IpNet::V4).map_err(|_| NetworkError::Syntax),
+    }
+}
+
+/// `::ffff:0:0/96`, the whole of IPv4 (RFC 4291 §2.5.5.2).
+const MAPPED_PREFIX: u8 = 96;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shown(text: &str) -> Result<String, NetworkError> {
+        text.parse::<Network>().map(|network| network.to_string())
+    }
+
+    #[test]
+    fn addresses_and_networks_are_read_and_shown_as_written() {
+        for text in ["10.1.2.3", "10.0.0.0/8", "10.1.2.3/32", "0.0.0.0/0", "::/0", "2001:db8::/32", "::1", "::1/128"] {
+            assert_eq!(shown(text).as_deref(), Ok(text));
+        }
+        assert_eq!(shown("2001:DB8:0::/32").as_deref(), Ok("2001:db8::/32"));
+    }
+
+    #[test]
+    fn a_mapped_network_is_the_ipv4_one() {
+        assert_eq!(shown("::ffff:10.1.2.3").as_deref(), Ok("10.1.2.3"));
+        assert_eq!(shown("::ffff:10.0.0.0/104").as_deref(), Ok("10.0.0.0/8"));
+        assert_eq!(shown("::ffff:0:0/96").as_deref(), Ok("0.0.0.0/0"));
+        assert_eq!(shown("::ffff:0:0/90"), Err(NetworkError::MappedTooWide));
+    }
+
+    #[test]
+    fn host_bits_are_an_error_that_shows_the_network_meant() {
+        let error = shown("10.1.2.3/8").unwrap_err();
+        assert!(error.to_string().contains("\"10.0.0.0/8\""), "{error}");
+        let error = shown("2001:db8::1/32").unwrap_err();
+        assert!(error.to_string().contains("\"2001:db8::/32\""), "{error}");
+    }
+
+    #[test]
+    fn what_is_not_a_network_is_refused_for_its_own_reason() {
+        assert_eq!(shown("010.0.0.1"), Err(NetworkError::LeadingZero));
+        assert_eq!(shown("10.0.0.01/32"), Err(NetworkError::LeadingZero));
+        assert_eq!(shown("fe80::1%eth0"), Err(NetworkError::Zone));
+        assert_eq!(shown("10.0.0.0/33"), Err(NetworkError::PrefixLength { longest: 32 }));
+        assert_eq!(shown("10.0.0.0/+8"), Err(NetworkError::PrefixLength { longest: 32 }));
+        assert_eq!(shown("10.0.0.0/08"), Err(NetworkError::PrefixLength { longest: 32 }));
+        assert_eq!(shown("2001:db8::/129"), Err(NetworkError::PrefixLength { longest: 128 }));
+        for text in ["", "10.0.0", "example.com", "10.0.0.0/8/8", " 10.0.0.1", "10.0.0.0-10.0.0.9"] {
+            assert!(shown(text).is_err(), "{text:?}");
+        }
+    }
+}

@@ -1,0 +1,426 @@
+//! The set of trusted sources and the decision it makes.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use prefix_trie::PrefixMap;
+use time::OffsetDateTime;
+
+use crate::addr::ClientAddr;
+use crate::source::host::{AddressBook, Host, HostName};
+use crate::source::rule::{Rule, Source};
+use crate::timestamp;
+
+/// What a listener does with a client's address.
+#[derive(Clone, Debug)]
+pub struct SourcePolicy {
+    /// Whom it trusts. Shared, because a set can be large.
+    pub trusted: Arc<TrustedSources>,
+    /// What it does with the others.
+    pub enforcement: Enforcement,
+}
+
+/// What happens to a client whose address no rule trusts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Enforcement {
+    /// It is closed before a byte is read.
+    Enforce,
+    /// It is let in, and the audit says that it would have been refused.
+    Observe,
+}
+
+/// As the configuration has it.
+impl fmt::Display for Enforcement {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Enforce => "enforce",
+            Self::Observe => "observe",
+        })
+    }
+}
+
+impl SourcePolicy {
+    /// Lets a client in, or not. Of who comes to a Unix socket the mode and the owner of its file have decided already.
+    pub fn admit(&self, client: ClientAddr, now: OffsetDateTime) -> Result<Admitted, Stranger> {
+        let Some(ip) = client.ip() else { return Ok(Admitted { client, standing: Standing::SocketFile }) };
+        match (self.trusted.lookup(ip, now), self.enforcement) {
+            (Ok(rule), _) => Ok(Admitted { client, standing: Standing::Rule(Arc::clone(rule)) }),
+            (Err(_), Enforcement::Observe) => Ok(Admitted { client, standing: Standing::Observed }),
+            (Err(stranger), Enforcement::Enforce) => Err(stranger),
+        }
+    }
+}
+
+/// What lets a client's address in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// This rule trusts it.
+    Rule(Arc<Rule>),
+    /// No rule does; only `enforcement = "observe"` lets it in.
+    Observed,
+    /// It could open the file of a Unix socket.
+    SocketFile,
+}
+
+impl Standing {
+    /// The rule, where it is one.
+    pub fn rule(&self) -> Option<&Arc<Rule>> {
+        match self {
+            Self::Rule(rule) => Some(rule),
+            Self::Observed | Self::SocketFile => None,
+        }
+    }
+}
+
+/// Leave to go on: this client's address was judged and may come in.
+#[must_use]
+#[derive(Clone, Debug)]
+pub struct Admitted {
+    client: ClientAddr,
+    standing: Standing,
+}
+
+impl Admitted {
+    /// Whose address was judged.
+    pub fn client(&self) -> ClientAddr {
+        self.client
+    }
+
+    /// What lets the client in.
+    pub fn standing(&self) -> &Standing {
+        &self.standing
+    }
+}
+
+/// No rule trusts the address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stranger {
+    /// The narrowest rule that would have trusted it, had it not expired.
+    pub expired: Option<Arc<Rule>>,
+}
+
+impl fmt::Display for Stranger {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.expired.as_deref() {
+            Some(rule @ Rule { expires_at: Some(end), .. }) => {
+                write!(f, "the rule {rule} expired at {}", timestamp::seconds(*end))
+            }
+            Some(_) | None => f.write_str("no rule trusts this address"),
+        }
+    }
+}
+
+/// Rules, found by the longest prefix that covers an address. A host is there with each of its addresses.
+///
+/// A lookup walks one binary trie per address family: its cost grows with the length of the matching prefix, not with the
+/// number of rules. No rules trust nobody.
+#[derive(Default)]
+pub struct TrustedSources {
+    rules: Vec<Arc<Rule>>,
+    /// What is known of the hosts among them.
+    book: AddressBook,
+    v4: PrefixMap<Ipv4Net, Vec<Arc<Rule>>>,
+    v6: PrefixMap<Ipv6Net, Vec<Arc<Rule>>>,
+}
+
+impl TrustedSources {
+    /// Builds the set, in which hosts have no addresses yet. Of several rules for the same network or address the first that
+    /// has not expired counts.
+    pub fn new(rules: impl IntoIterator<Item = Rule>) -> Self {
+        Self::of(rules.into_iter().map(Arc::new).collect(), AddressBook::new())
+    }
+
+    /// The same rules with what `book` knows of their hosts; `None` where that is what this set knows already.
+    #[must_use]
+    pub fn with_addresses(&self, book: &AddressBook) -> Option<Self> {
+        let names = self.hosts().map(|host| &host.name);
+        let own: AddressBook = names.filter_map(|name| Some((name.clone(), book.get(name)?.clone()))).collect();
+        (own != self.book).then(|| Self::of(self.rules.clone(), own))
+    }
+
+    fn of(rules: Vec<Arc<Rule>>, book: AddressBook) -> Self {
+        let mut set = Self { rules: Vec::new(), book, ..Self::default() };
+        for rule in &rules {
+            match &rule.source {
+                Source::Network(network) => set.enter(network.net(), rule),
+                Source::Host(host) => {
+                    let addresses = set.addresses_of(&host.name).to_vec();
+                    addresses.into_iter().for_each(|ip| set.enter(ip.into(), rule));
+                }
+            }
+        }
+        Self { rules, ..set }
+    }
+
+    fn enter(&mut self, net: IpNet, rule: &Arc<Rule>) {
+        match net {
+            IpNet::V4(net) => self.v4.entry(net).or_default().push(Arc::clone(rule)),
+            IpNet::V6(net) => self.v6.entry(net).or_default().push(Arc::clone(rule)),
+        }
+    }
+
+    /// The hosts among the rules; one that several rules name comes as often.
+    pub fn hosts(&self) -> impl Iterator<Item = &Host> {
+        self.rules.iter().filter_map(|rule| rule.source.host())
+    }
+
+    /// The addresses by which a host is known here.
+    pub fn addresses_of(&self, name: &HostName) -> &[IpAddr] {
+        self.book.get(name).map_or(&[], |addresses| addresses.all())
+    }
+
+    /// All rules, in the order they were given, expired ones included.
+    pub fn rules(&self) -> &[Arc<Rule>] {
+        &self.rules
+    }
+
+    /// The rule with the longest prefix that covers `ip` and has not expired at `now`.
+    ///
+    /// # Errors
+    /// [`Stranger`] when there is none.
+    pub fn lookup(&self, ip: IpAddr, now: OffsetDateTime) -> Result<&Arc<Rule>, Stranger> {
+        match ip {
+            IpAddr::V4(ip) => narrowest(self.v4.cover_values(&Ipv4Net::from(ip)), now),
+            IpAddr::V6(ip) => narrowest(self.v6.cover_values(&Ipv6Net::from(ip)), now),
+        }
+    }
+
+    /// The networks and addresses from which a lookup at `now` finds a rule, in no order.
+    pub fn live_networks(&self, now: OffsetDateTime) -> impl Iterator<Item = IpNet> {
+        let is_live = move |rules: &[Arc<Rule>]| rules.iter().any(|rule| rule.is_live(now));
+        let v4 = self.v4.iter().filter(move |(_, rules)| is_live(rules)).map(|(net, _)| IpNet::V4(net));
+        v4.chain(self.v6.iter().filter(move |(_, rules)| is_live(rules)).map(|(net, _)| IpNet::V6(net)))
+    }
+
+    /// Whether a rule that has not expired at `now` trusts every address of a network.
+    pub fn covers(&self, network: IpNet, now: OffsetDateTime) -> bool {
+        let is_live = |rules: &Vec<Arc<Rule>>| rules.iter().any(|rule| rule.is_live(now));
+        match network {
+            IpNet::V4(net) => self.v4.cover_values(&net).any(is_live),
+            IpNet::V6(net) => self.v6.cover_values(&net).any(is_live),
+        }
+    }
+
+    /// The networks and addresses of rules that lie within `network`, whether the rules have expired or not.
+    pub fn within(&self, network: IpNet) -> Vec<IpNet> {
+        match network {
+            IpNet::V4(net) => self.v4.children(&net).map(|(net, _)| IpNet::V4(net)).take(MAX_WITHIN).collect(),
+            IpNet::V6(net) => self.v6.children(&net).map(|(net, _)| IpNet::V6(net)).take(MAX_WITHIN).collect(),
+        }
+    }
+
+    /// When the next of the rules that stand at `now` ends.
+    pub fn next_end(&self, now: OffsetDateTime) -> Option<OffsetDateTime> {
+        self.rules.iter().filter_map(|rule| rule.expires_at).filter(|end| *end > now).min()
+    }
+}
+
+/// Maximum number of networks that [`TrustedSources::within`] returns.
+const MAX_WITHIN: usize = 8;
+
+impl fmt::Debug for TrustedSources {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(&self.rules).finish()
+    }
+}
+
+/// Picks from the rules that cover an address, given from the widest network to the narrowest.
+fn narrowest<'a>(
+    covering: impl Iterator<Item = &'a Vec<Arc<Rule>>>,
+    now: OffsetDateTime,
+) -> Result<&'a Arc<Rule>, Stranger> {
+    let mut live = None;
+    let mut expired = None;
+    for same_network in covering {
+        live = same_network.iter().find(|rule| rule.is_live(now)).or(live);
+        expired = same_network.iter().find(|rule| !rule.is_live(now)).or(expired);
+    }
+    live.ok_or_else(|| Stranger { expired: expired.cloned() })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use time::Duration;
+
+    use super::*;
+    use crate::source::host::Addresses;
+    use crate::source::rule::Origin;
+
+    const NOW: OffsetDateTime = OffsetDateTime::UNIX_EPOCH;
+
+    fn rule(network: &str, expires_at: Option<OffsetDateTime>) -> Rule {
+        let source = Source::Network(network.parse().unwrap());
+        Rule { source, description: None, expires_at, origin: Origin::Configuration }
+    }
+
+    fn host(name: &str, expires_at: Option<OffsetDateTime>) -> Rule {
+        let host = Host { name: name.parse().unwrap(), refresh: std::time::Duration::from_secs(30) };
+        Rule { source: Source::Host(host), description: None, expires_at, origin: Origin::Configuration }
+    }
+
+    fn book(entries: &[(&str, &[IpAddr])]) -> AddressBook {
+        let entry =
+            |(name, ips): &(&str, &[IpAddr])| Some((name.parse().unwrap(), Addresses::of(ips.iter().copied()).ok()?.0));
+        entries.iter().filter_map(entry).collect()
+    }
+
+    fn sources(networks: &[&str]) -> TrustedSources {
+        TrustedSources::new(networks.iter().map(|network| rule(network, None)))
+    }
+
+    fn matched(set: &TrustedSources, ip: &str) -> Option<String> {
+        let client = ClientAddr::from_ip(ip.parse().unwrap());
+        set.lookup(client.ip().unwrap(), NOW).ok().map(ToString::to_string)
+    }
+
+    #[test]
+    fn no_rules_trust_nobody() {
+        assert_eq!(matched(&sources(&[]), "127.0.0.1"), None);
+        assert_eq!(matched(&sources(&[]), "::1"), None);
+    }
+
+    #[test]
+    fn the_longest_prefix_is_the_rule_that_matched() {
+        let set = sources(&["0.0.0.0/0", "10.0.0.0/8", "10.1.2.3", "10.1.0.0/16"]);
+        assert_eq!(matched(&set, "10.1.2.3").as_deref(), Some("ip_addr:10.1.2.3"));
+        assert_eq!(matched(&set, "10.1.2.4").as_deref(), Some("ip_addr:10.1.0.0/16"));
+        assert_eq!(matched(&set, "10.2.0.1").as_deref(), Some("ip_addr:10.0.0.0/8"));
+        assert_eq!(matched(&set, "11.0.0.1").as_deref(), Some("ip_addr:0.0.0.0/0"));
+    }
+
+    #[test]
+    fn the_families_are_apart_but_for_mapped_addresses() {
+        assert_eq!(matched(&sources(&["::/0"]), "10.1.2.3"), None);
+        assert_eq!(matched(&sources(&["::/0"]), "::ffff:10.1.2.3"), None);
+        assert_eq!(matched(&sources(&["0.0.0.0/0"]), "::1"), None);
+        assert_eq!(matched(&sources(&["10.0.0.0/8"]), "::ffff:10.1.2.3").as_deref(), Some("ip_addr:10.0.0.0/8"));
+        assert_eq!(matched(&sources(&["::ffff:10.1.2.3"]), "10.1.2.3").as_deref(), Some("ip_addr:10.1.2.3"));
+    }
+
+    #[test]
+    fn an_expired_rule_steps_aside_for_a_wider_one_or_a_later_one_of_the_same_network() {
+        let past = NOW - Duration::SECOND;
+        let set = TrustedSources::new([
+            rule("10.1.0.0/16", Some(past)),
+            rule("10.0.0.0/8", None),
+            rule("192.0.2.1", Some(past)),
+            rule("192.0.2.1", Some(NOW + Duration::SECOND)),
+            rule("198.51.100.1", Some(NOW)),
+        ]);
+        assert_eq!(matched(&set, "10.1.2.3").as_deref(), Some("ip_addr:10.0.0.0/8"));
+        assert_eq!(matched(&set, "192.0.2.1").as_deref(), Some("ip_addr:192.0.2.1"));
+        let stranger = set.lookup("198.51.100.1".parse().unwrap(), NOW).unwrap_err();
+        assert!(stranger.to_string().contains("ip_addr:198.51.100.1 expired"), "{stranger}");
+    }
+
+    #[test]
+    fn observing_admits_a_stranger_without_a_rule() {
+        let client = ClientAddr::from_ip("10.1.2.3".parse().unwrap());
+        let policy = |enforcement| SourcePolicy { trusted: Arc::new(sources(&["192.0.2.0/24"])), enforcement };
+        assert!(policy(Enforcement::Enforce).admit(client, NOW).is_err());
+        assert_eq!(*policy(Enforcement::Observe).admit(client, NOW).unwrap().standing(), Standing::Observed);
+    }
+
+    #[test]
+    fn a_host_is_trusted_at_its_addresses_and_nowhere_else() {
+        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+        let set = TrustedSources::new([rule("10.0.0.0/8", None), host("app.internal", None), host("gone", None)]);
+        assert_eq!(matched(&set, "192.0.2.1"), None, "nothing is known of it yet");
+        let known =
+            book(&[("app.internal", &[ip("192.0.2.1"), ip("10.1.2.3"), ip("2001:db8::1")]), ("else", &[ip("::1")])]);
+        let set = set.with_addresses(&known).unwrap();
+        for address in ["192.0.2.1", "::ffff:192.0.2.1", "10.1.2.3", "2001:db8::1"] {
+            assert_eq!(matched(&set, address).as_deref(), Some("dns:app.internal"), "{address}");
+        }
+        assert_eq!(matched(&set, "10.1.2.4").as_deref(), Some("ip_addr:10.0.0.0/8"));
+        for address in ["192.0.2.2", "2001:db8::2", "::1"] {
+            assert_eq!(matched(&set, address), None, "{address}");
+        }
+        assert!(set.with_addresses(&known).is_none(), "nothing new");
+        let fewer = set.with_addresses(&book(&[("app.internal", &[ip("192.0.2.9")])])).unwrap();
+        assert_eq!(matched(&fewer, "192.0.2.1"), None);
+        assert_eq!(matched(&fewer, "10.1.2.3").as_deref(), Some("ip_addr:10.0.0.0/8"));
+        assert_eq!(fewer.rules().len(), 3);
+    }
+
+    #[test]
+    fn a_host_whose_rule_has_expired_is_a_stranger_that_is_told_so() {
+        let ip: IpAddr = "192.0.2.1".parse().unwrap();
+        let set = TrustedSources::new([host("app.internal", Some(NOW))]);
+        let set = set.with_addresses(&book(&[("app.internal", &[ip])])).unwrap();
+        let stranger = set.lookup(ip, NOW).unwrap_err();
+        assert!(stranger.to_string().contains("dns:app.internal expired"), "{stranger}");
+        assert!(set.lookup(ip, NOW - Duration::SECOND).is_ok());
+    }
+
+    /// What a lookup must answer, by the plainest means.
+    fn by_scanning<'a>(rules: &'a [Rule], book: &AddressBook, ip: IpAddr) -> Option<&'a Rule> {
+        let prefix = |rule: &Rule| match &rule.source {
+            Source::Network(network) => network.net().contains(&ip).then(|| network.net().prefix_len()),
+            Source::Host(host) => {
+                let longest = if ip.is_ipv4() { 32 } else { 128 };
+                book.get(&host.name).is_some_and(|known| known.all().contains(&ip)).then_some(longest)
+            }
+        };
+        let covering = rules.iter().filter(|rule| rule.is_live(NOW)).filter_map(|rule| Some((prefix(rule)?, rule)));
+        let narrower = |best: Option<(u8, &'a Rule)>, rule: (u8, &'a Rule)| match best {
+            Some(best) if best.0 >= rule.0 => Some(best),
+            _ => Some(rule),
+        };
+        covering.fold(None, narrower).map(|(_, rule)| rule)
+    }
+
+    /// Networks crowded into few addresses, so that they nest and repeat.
+    fn crowded_network() -> impl Strategy<Value = String> {
+        prop_oneof![
+            (any::<[u8; 2]>(), 0_u8..=32).prop_map(|([a, b], length)| {
+                let address = u32::from_be_bytes([10, 0, a & 3, b & 15]);
+                let net = Ipv4Net::new(address.into(), length).unwrap().trunc();
+                net.to_string()
+            }),
+            (any::<[u8; 2]>(), 0_u8..=128).prop_map(|([a, b], length)| {
+                let address = 0x2001_0db8_u128 << 96 | u128::from(a & 3) << 64 | u128::from(b & 15);
+                let net = Ipv6Net::new(address.into(), length).unwrap().trunc();
+                net.to_string()
+            }),
+        ]
+    }
+
+    fn crowded_rule() -> impl Strategy<Value = Rule> {
+        let source = prop_oneof![
+            crowded_network().prop_map(|network| rule(&network, None)),
+            "[a-d]".prop_map(|name| host(&name, None)),
+        ];
+        (source, prop_oneof![Just(None), Just(Some(NOW)), Just(Some(NOW + Duration::HOUR))])
+            .prop_map(|(rule, expires_at)| Rule { expires_at, ..rule })
+    }
+
+    fn crowded_address() -> impl Strategy<Value = IpAddr> {
+        prop_oneof![
+            any::<[u8; 2]>().prop_map(|[a, b]| IpAddr::from([10, 0, a & 3, b & 15])),
+            any::<[u8; 2]>().prop_map(|[a, b]| {
+                IpAddr::from((0x2001_0db8_u128 << 96 | u128::from(a & 3) << 64 | u128::from(b & 15)).to_be_bytes())
+            }),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn a_lookup_finds_what_a_scan_of_all_rules_finds(
+            rules in proptest::collection::vec(crowded_rule(), 0..40),
+            known in proptest::collection::vec(proptest::collection::vec(crowded_address(), 0..6), 4),
+            addresses in proptest::collection::vec(crowded_address(), 1..20),
+        ) {
+            let entries: Vec<_> = ["a", "b", "c", "d"].into_iter().zip(known.iter().map(Vec::as_slice)).collect();
+            let book = book(&entries);
+            let bare = TrustedSources::new(rules.clone());
+            let set = bare.with_addresses(&book).unwrap_or(bare);
+            for ip in addresses {
+                prop_assert_eq!(set.lookup(ip, NOW).ok().map(|rule| &**rule), by_scanning(&rules, &book, ip));
+            }
+        }
+    }
+}

@@ -1,0 +1,260 @@
+//! The engine as the client: it goes as with a client of rustls that has buffers of its own.
+
+use std::io::{Read as _, Write as _};
+
+use proptest::prelude::*;
+use rustls::{ClientConnection, ServerConnection};
+
+use crate::tls::engine::tests::likeness;
+use crate::tls::engine::tests::likeness::pieces;
+use crate::tls::engine::{Client, MOST_UNOPENED, Records, most_overhead};
+use crate::tls::fixtures::{Accent, speech};
+
+/// A client's TLS: ours, or rustls' own.
+trait Caller {
+    fn new(accent: Accent) -> Self;
+    /// What it says by itself.
+    fn speak(&mut self, sealed: &mut Vec<u8>);
+    /// Takes what came. Returns whether it goes on.
+    fn receive(&mut self, sealed: &[u8], plain: &mut Vec<u8>, answer: &mut Vec<u8>) -> bool;
+    fn say(&mut self, plain: &[u8], sealed: &mut Vec<u8>);
+    fn close(&mut self, sealed: &mut Vec<u8>);
+    fn is_handshaking(&self) -> bool;
+    fn has_ended(&self) -> bool;
+}
+
+impl Caller for Records<Client> {
+    fn new(accent: Accent) -> Self {
+        Self::connect(accent.client_config(), "db.test".try_into().unwrap()).unwrap()
+    }
+
+    fn speak(&mut self, sealed: &mut Vec<u8>) {
+        Self::speak(self, sealed);
+    }
+
+    fn receive(&mut self, sealed: &[u8], plain: &mut Vec<u8>, answer: &mut Vec<u8>) -> bool {
+        let mut room = [&vec![0xee; self.unopened()], sealed].concat();
+        let opened = self.open(&mut room, |record| plain.extend(record), answer);
+        assert!(self.unopened() <= MOST_UNOPENED);
+        if opened.is_err() || self.is_handshaking() {
+            assert!(self.seal(b"words", &mut [0; most_overhead(5) + 5]).is_err());
+        }
+        opened.is_ok()
+    }
+
+    fn say(&mut self, plain: &[u8], sealed: &mut Vec<u8>) {
+        for piece in plain.chunks(64 << 10) {
+            let mut room = vec![0; piece.len() + most_overhead(piece.len())];
+            let taken = self.seal(piece, &mut room).unwrap();
+            sealed.extend(&room[..taken]);
+        }
+    }
+
+    fn close(&mut self, sealed: &mut Vec<u8>) {
+        Self::close(self, sealed);
+    }
+
+    fn is_handshaking(&self) -> bool {
+        Self::is_handshaking(self)
+    }
+
+    fn has_ended(&self) -> bool {
+        Self::has_ended(self)
+    }
+}
+
+/// The reference, which keeps its own account of whether the server has ended.
+struct Reference(ClientConnection, bool);
+
+impl Caller for Reference {
+    fn new(accent: Accent) -> Self {
+        let mut client = accent.client();
+        client.set_buffer_limit(None);
+        Self(client, false)
+    }
+
+    fn speak(&mut self, sealed: &mut Vec<u8>) {
+        while self.0.wants_write() {
+            self.0.write_tls(sealed).unwrap();
+        }
+    }
+
+    fn receive(&mut self, mut sealed: &[u8], plain: &mut Vec<u8>, answer: &mut Vec<u8>) -> bool {
+        while !sealed.is_empty() && !self.1 {
+            self.0.read_tls(&mut sealed).unwrap();
+            let state = self.0.process_new_packets();
+            let _ = self.0.reader().read_to_end(plain);
+            self.speak(answer);
+            match state {
+                Ok(state) => self.1 = state.peer_has_closed(),
+                Err(_) => return false,
+            }
+        }
+        true
+    }
+
+    fn say(&mut self, plain: &[u8], sealed: &mut Vec<u8>) {
+        self.0.writer().write_all(plain).unwrap();
+        self.speak(sealed);
+    }
+
+    fn close(&mut self, sealed: &mut Vec<u8>) {
+        self.0.send_close_notify();
+        self.speak(sealed);
+    }
+
+    fn is_handshaking(&self) -> bool {
+        self.0.is_handshaking()
+    }
+
+    fn has_ended(&self) -> bool {
+        self.1
+    }
+}
+
+/// What both sides came to know.
+#[derive(Debug, Default, PartialEq)]
+struct Outcome {
+    at_client: Vec<u8>,
+    at_server: Vec<u8>,
+    ended: bool,
+    broken: bool,
+    /// How much went to the client, TLS and all.
+    carried: usize,
+}
+
+/// Both speak in turns, and the server takes new keys at each of its own; what goes to the client is cut into these pieces,
+/// and `harm` may do something to it.
+fn play<C: Caller>(
+    accent: Accent,
+    turns: &[usize],
+    pieces: &[usize],
+    mut harm: impl FnMut(usize, &mut [u8]),
+) -> Outcome {
+    let (mut client, mut outcome) = (C::new(accent), Outcome::default());
+    let mut server = ServerConnection::new(accent.server_config()).unwrap();
+    server.set_buffer_limit(None);
+    let (mut client_said, mut server_said) = (0, 0);
+    let (mut turns, mut pieces) = (turns.iter(), pieces.iter().cycle());
+    let mut to_server = Vec::new();
+    client.speak(&mut to_server);
+    loop {
+        let mut rest = to_server.as_slice();
+        while !rest.is_empty() {
+            server.read_tls(&mut rest).unwrap();
+            let _ = server.process_new_packets();
+            let _ = server.reader().read_to_end(&mut outcome.at_server);
+        }
+        to_server.clear();
+        let mut to_client = Vec::new();
+        while server.wants_write() {
+            server.write_tls(&mut to_client).unwrap();
+        }
+        harm(outcome.carried, &mut to_client);
+        outcome.carried += to_client.len();
+        let mut rest = to_client.as_slice();
+        while !rest.is_empty() && !outcome.broken {
+            // However much there is, it does not take for ever.
+            let length = (*pieces.next().unwrap()).max(rest.len() / 200).min(rest.len());
+            let (piece, behind) = rest.split_at(length);
+            outcome.broken = !client.receive(piece, &mut outcome.at_client, &mut to_server);
+            rest = behind;
+        }
+        if outcome.broken || client.is_handshaking() && to_server.is_empty() && to_client.is_empty() {
+            return outcome;
+        }
+        if client.is_handshaking() {
+            continue;
+        }
+        let Some(length) = turns.next() else { break };
+        client.say(&speech(client_said, *length), &mut to_server);
+        client_said += length;
+        let _ = server.refresh_traffic_keys();
+        server.writer().write_all(&speech(server_said, *length)).unwrap();
+        server_said += length;
+    }
+    client.close(&mut to_server);
+    server.send_close_notify();
+    let mut last = Vec::new();
+    while server.wants_write() {
+        server.write_tls(&mut last).unwrap();
+    }
+    client.receive(&last, &mut outcome.at_client, &mut Vec::new());
+    outcome.ended = client.has_ended();
+    outcome
+}
+
+/// The largest records there are, as upstreams get them from us.
+fn accents() -> impl Strategy<Value = Accent> {
+    likeness::accents().prop_map(|accent| Accent { record: None, ..accent })
+}
+
+fn lengths() -> impl Strategy<Value = usize> {
+    prop_oneof![0_usize..3, 3_usize..200, Just(16_384_usize), Just(100 << 10)]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    #[test]
+    fn a_call_goes_as_with_rustls_own_buffers(
+        accent in accents(),
+        turns in prop::collection::vec(lengths(), 0..6),
+        pieces in prop::collection::vec(pieces(), 1..4),
+    ) {
+        let ours = play::<Records<Client>>(accent, &turns, &pieces, |_, _| {});
+        prop_assert!(ours == play::<Reference>(accent, &turns, &pieces, |_, _| {}), "it heard something else");
+        let all = speech(0, turns.iter().sum());
+        prop_assert!(ours.at_client == all && ours.at_server == all && ours.ended && !ours.broken);
+    }
+
+    #[test]
+    fn harm_on_the_way_from_the_server_is_noticed(
+        accent in accents(),
+        pieces in prop::collection::vec(pieces(), 1..4),
+        place in 0_usize..4000,
+        bit in 0_u32..8,
+    ) {
+        let flip = |carried: usize, bytes: &mut [u8]| {
+            if let Some(byte) = place.checked_sub(carried).and_then(|place| bytes.get_mut(place)) {
+                *byte ^= 1 << bit;
+            }
+        };
+        let ours = play::<Records<Client>>(accent, &[1000, 1000], &pieces, flip);
+        // Nothing is ever heard that was not said, and nothing out of its order.
+        prop_assert!(ours.at_client == speech(0, ours.at_client.len()));
+        prop_assert!(ours.at_server == speech(0, ours.at_server.len()));
+    }
+
+    #[test]
+    fn garbage_from_a_server_is_refused_or_waited_for(
+        bytes in prop::collection::vec(any::<u8>(), 0..2000),
+        header in prop::bool::ANY,
+        piece in 1_usize..300,
+    ) {
+        let mut client = <Records<Client> as Caller>::new(Accent { suite: 0, record: None, known: false });
+        let bytes = if header { [&b"\x16\x03\x03\x04\x00\x02"[..], &bytes].concat() } else { bytes };
+        let (mut plain, mut answer) = (Vec::new(), Vec::new());
+        for piece in bytes.chunks(piece) {
+            if !client.receive(piece, &mut plain, &mut answer) {
+                break;
+            }
+        }
+        prop_assert!(plain.is_empty() && client.is_handshaking());
+    }
+}
+
+#[test]
+fn a_hello_is_said_once() {
+    for suite in 0..6 {
+        let mut client = <Records<Client> as Caller>::new(Accent { suite, record: None, known: false });
+        let (mut hello, mut again) = (Vec::new(), Vec::new());
+        client.speak(&mut hello);
+        assert_eq!(hello.first(), Some(&22));
+        client.speak(&mut again);
+        client.open(&mut [], |_| {}, &mut again).unwrap();
+        assert!(again.is_empty());
+        assert!(client.seal(b"words", &mut [0; 1000]).is_err());
+        client.close(&mut again);
+        assert!(again.is_empty(), "there is no key to say it by");
+    }
+}

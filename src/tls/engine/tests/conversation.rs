@@ -1,0 +1,278 @@
+//! A client of rustls and a server, with the wire between them in the hands of a test.
+
+use std::io::{Read as _, Write as _};
+
+use rustls::{ClientConnection, Error, ServerConnection};
+
+use crate::tls::engine::{MOST_UNOPENED, Records, most_overhead};
+use crate::tls::fixtures::{Accent, speech};
+
+/// A server's TLS: ours, or rustls' own with buffers, to which ours is compared.
+pub(crate) trait Engine {
+    fn new(accent: Accent) -> Self;
+    /// Takes what came. Returns whether the client has ended.
+    fn receive(&mut self, sealed: &[u8], plain: &mut Vec<u8>, answer: &mut Vec<u8>) -> Result<bool, Error>;
+    fn say(&mut self, plain: &[u8], sealed: &mut Vec<u8>);
+    fn close(&mut self, sealed: &mut Vec<u8>);
+    fn is_handshaking(&self) -> bool;
+}
+
+impl Engine for Records {
+    fn new(accent: Accent) -> Self {
+        Self::new(accent.server_config()).unwrap()
+    }
+
+    fn receive(&mut self, sealed: &[u8], plain: &mut Vec<u8>, answer: &mut Vec<u8>) -> Result<bool, Error> {
+        // The room in front has been used for something else.
+        let mut room = [&vec![0xee; self.unopened()], sealed].concat();
+        let opened = self.open(&mut room, |record| plain.extend(record), answer);
+        assert!(self.unopened() <= MOST_UNOPENED);
+        if opened.is_err() || self.is_handshaking() {
+            // Too late or too early, in the middle of whatever came; and it does no harm.
+            assert!(self.seal(b"words", &mut [0; most_overhead(5) + 5]).is_err());
+            let mut words = Vec::new();
+            Self::close(self, &mut words);
+            assert!(words.is_empty());
+        }
+        if opened.is_err() {
+            let mut room = [&vec![0xee; self.unopened()], sealed].concat();
+            assert!(self.open(&mut room, |_| panic!("it goes on"), answer).is_err());
+        }
+        opened.map(|()| self.has_ended())
+    }
+
+    fn say(&mut self, plain: &[u8], sealed: &mut Vec<u8>) {
+        // A multiple of the largest record, so that the records are those of the reference.
+        for piece in plain.chunks(64 << 10) {
+            let mut room = vec![0; piece.len() + most_overhead(piece.len())];
+            let taken = self.seal(piece, &mut room).unwrap();
+            sealed.extend(&room[..taken]);
+        }
+    }
+
+    fn close(&mut self, sealed: &mut Vec<u8>) {
+        Self::close(self, sealed);
+    }
+
+    fn is_handshaking(&self) -> bool {
+        Self::is_handshaking(self)
+    }
+}
+
+impl Engine for ServerConnection {
+    fn new(accent: Accent) -> Self {
+        let mut connection = Self::new(accent.server_config()).unwrap();
+        connection.set_buffer_limit(None);
+        connection
+    }
+
+    fn receive(&mut self, mut sealed: &[u8], plain: &mut Vec<u8>, answer: &mut Vec<u8>) -> Result<bool, Error> {
+        loop {
+            let taken = self.read_tls(&mut sealed).map_err(|error| Error::General(error.to_string()))?;
+            let state = self.process_new_packets();
+            // What came before an error is the reader's, and an end is told by it as well as by an error.
+            let _ = self.reader().read_to_end(plain);
+            flush(self, answer);
+            let ended = state?.peer_has_closed();
+            if taken == 0 || sealed.is_empty() {
+                return Ok(ended);
+            }
+        }
+    }
+
+    fn say(&mut self, plain: &[u8], sealed: &mut Vec<u8>) {
+        self.writer().write_all(plain).unwrap();
+        flush(self, sealed);
+    }
+
+    fn close(&mut self, sealed: &mut Vec<u8>) {
+        self.send_close_notify();
+        flush(self, sealed);
+    }
+
+    fn is_handshaking(&self) -> bool {
+        (**self).is_handshaking()
+    }
+}
+
+fn flush(connection: &mut ServerConnection, sealed: &mut Vec<u8>) {
+    while connection.wants_write() {
+        connection.write_tls(sealed).unwrap();
+    }
+}
+
+/// What one side does, or how much the wire carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Step {
+    ClientSays(usize),
+    ServerSays(usize),
+    /// The client takes new keys, and asks the server to do so too.
+    NewKeys,
+    ClientCloses,
+    ServerCloses,
+    ToServer(usize),
+    ToClient(usize),
+}
+
+/// What one side has come to know.
+#[derive(Debug, Default, PartialEq)]
+pub(crate) struct Heard {
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) ended: bool,
+    pub(crate) error: Option<Error>,
+    /// How much came to it, TLS and all.
+    pub(crate) carried: usize,
+}
+
+/// Both sides, and what is on its way between them.
+pub(crate) struct Conversation<E> {
+    pub(crate) client: ClientConnection,
+    pub(crate) server: E,
+    pub(crate) to_server: Vec<u8>,
+    pub(crate) to_client: Vec<u8>,
+    pub(crate) at_server: Heard,
+    pub(crate) at_client: Heard,
+    /// What the server does as soon as the handshake is over.
+    postponed: Vec<Step>,
+    client_said: usize,
+    server_said: usize,
+    client_closed: bool,
+    server_closed: bool,
+    /// Into how small records the client's first messages are cut.
+    shreds: Option<usize>,
+}
+
+impl<E: Engine> Conversation<E> {
+    pub(crate) fn new(accent: Accent, shreds: Option<usize>) -> Self {
+        let mut client = accent.client();
+        client.set_buffer_limit(None);
+        let mut conversation = Self {
+            client,
+            server: E::new(accent),
+            to_server: Vec::new(),
+            to_client: Vec::new(),
+            at_server: Heard::default(),
+            at_client: Heard::default(),
+            postponed: Vec::new(),
+            client_said: 0,
+            server_said: 0,
+            client_closed: false,
+            server_closed: false,
+            shreds,
+        };
+        conversation.flush_client();
+        conversation
+    }
+
+    pub(crate) fn take(&mut self, step: Step) {
+        match step {
+            Step::ClientSays(length) if !self.client_closed && self.at_client.error.is_none() => {
+                self.client.writer().write_all(&speech(self.client_said, length)).unwrap();
+                self.client_said += length;
+            }
+            Step::NewKeys => {
+                // TLS 1.2 has none, and a handshake is no time for it.
+                let _ = self.client.refresh_traffic_keys();
+            }
+            Step::ClientCloses if !self.client_closed => {
+                self.client_closed = true;
+                self.client.send_close_notify();
+            }
+            Step::ServerSays(_) | Step::ServerCloses => {
+                self.postponed.push(step);
+                self.catch_up();
+            }
+            Step::ToServer(count) => self.carry_to_server(count),
+            Step::ToClient(count) => self.carry_to_client(count),
+            Step::ClientSays(_) | Step::ClientCloses => {}
+        }
+        self.flush_client();
+    }
+
+    /// Carries all there is, in pieces of these sizes.
+    pub(crate) fn settle(&mut self, pieces: &[usize]) {
+        for piece in pieces.iter().cycle() {
+            if self.to_server.is_empty() && self.to_client.is_empty() {
+                return;
+            }
+            // However much there is, it does not take for ever.
+            let piece = (*piece).max((self.to_server.len() + self.to_client.len()) / 500);
+            self.take(Step::ToServer(piece));
+            self.take(Step::ToClient(piece));
+        }
+    }
+
+    fn carry_to_server(&mut self, count: usize) {
+        let bytes: Vec<u8> = self.to_server.drain(..count.min(self.to_server.len())).collect();
+        if bytes.is_empty() || self.at_server.error.is_some() {
+            return;
+        }
+        self.at_server.carried += bytes.len();
+        match self.server.receive(&bytes, &mut self.at_server.bytes, &mut self.to_client) {
+            Ok(ended) => self.at_server.ended |= ended,
+            Err(error) => self.at_server.error = Some(error),
+        }
+        self.catch_up();
+    }
+
+    fn catch_up(&mut self) {
+        if self.server.is_handshaking() || self.at_server.error.is_some() {
+            return;
+        }
+        for step in std::mem::take(&mut self.postponed) {
+            match step {
+                Step::ServerSays(length) if !self.server_closed => {
+                    self.server.say(&speech(self.server_said, length), &mut self.to_client);
+                    self.server_said += length;
+                }
+                Step::ServerCloses if !self.server_closed => {
+                    self.server_closed = true;
+                    self.server.close(&mut self.to_client);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn carry_to_client(&mut self, count: usize) {
+        let bytes: Vec<u8> = self.to_client.drain(..count.min(self.to_client.len())).collect();
+        let mut rest = bytes.as_slice();
+        while !rest.is_empty() && self.at_client.error.is_none() && !self.at_client.ended {
+            self.at_client.carried += self.client.read_tls(&mut rest).unwrap();
+            match self.client.process_new_packets() {
+                Ok(state) => self.at_client.ended = state.peer_has_closed(),
+                Err(error) => self.at_client.error = Some(error),
+            }
+            let _ = self.client.reader().read_to_end(&mut self.at_client.bytes);
+        }
+    }
+
+    fn flush_client(&mut self) {
+        let mut flight = Vec::new();
+        while self.client.wants_write() {
+            self.client.write_tls(&mut flight).unwrap();
+        }
+        match self.shreds {
+            Some(size) => self.shred(&flight, size),
+            None => self.to_server.extend(flight),
+        }
+    }
+
+    /// Cuts the handshake's plaintext into smaller records. The client's change_cipher_spec is the last of it.
+    fn shred(&mut self, mut flight: &[u8], size: usize) {
+        while let [kind, major, minor, high, low, rest @ ..] = flight {
+            let (record, behind) = rest.split_at(usize::from(u16::from_be_bytes([*high, *low])));
+            if *kind != HANDSHAKE {
+                self.shreds = None;
+                return self.to_server.extend(flight);
+            }
+            for piece in record.chunks(size) {
+                let length = u16::try_from(piece.len()).unwrap().to_be_bytes();
+                self.to_server.extend([&[*kind, *major, *minor], &length[..], piece].concat());
+            }
+            flight = behind;
+        }
+    }
+}
+
+const HANDSHAKE: u8 = 22;

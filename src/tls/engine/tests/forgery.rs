@@ -1,0 +1,141 @@
+//! Legal TLS 1.3 that rustls' client never writes: padded records, empty ones, and messages spread over several.
+
+use aws_lc_rs::aead::{AES_128_GCM, AES_256_GCM, Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
+use proptest::prelude::*;
+use rustls::ConnectionTrafficSecrets::{Aes128Gcm, Aes256Gcm, Chacha20Poly1305};
+
+use crate::tls::engine::tests::conversation::{Conversation, Engine as _};
+use crate::tls::engine::{Records, most_overhead};
+use crate::tls::fixtures::{Accent, speech};
+
+const HANDSHAKE: u8 = 22;
+const DATA: u8 = 23;
+
+/// The keys by which a client seals its records.
+struct Pen {
+    key: LessSafeKey,
+    iv: [u8; 12],
+    sequence: u64,
+}
+
+impl Pen {
+    /// Past the handshake, the client's pen taken from its hand.
+    fn after_handshake(suite: usize) -> (Self, Records) {
+        let mut conversation = Conversation::<Records>::new(Accent { suite, record: None, known: false }, None);
+        conversation.settle(&[usize::MAX]);
+        let (sequence, secrets) = conversation.client.dangerous_extract_secrets().unwrap().tx;
+        let (algorithm, key, iv) = match secrets {
+            Aes128Gcm { key, iv } => (&AES_128_GCM, key, iv),
+            Aes256Gcm { key, iv } => (&AES_256_GCM, key, iv),
+            Chacha20Poly1305 { key, iv } => (&CHACHA20_POLY1305, key, iv),
+            _ => unreachable!("TLS 1.3 has no other"),
+        };
+        let key = LessSafeKey::new(UnboundKey::new(algorithm, key.as_ref()).unwrap());
+        let iv = iv.as_ref().try_into().unwrap();
+        (Self { key, iv, sequence }, conversation.server)
+    }
+
+    /// One record (RFC 8446 §5.2).
+    fn record(&mut self, kind: u8, content: &[u8], padding: usize) -> Vec<u8> {
+        let mut inner = [content, &[kind], &vec![0; padding]].concat();
+        let length = u16::try_from(inner.len() + 16).unwrap().to_be_bytes();
+        let header = [&[DATA, 3, 3], &length[..]].concat();
+        let mut nonce = self.iv;
+        for (byte, count) in nonce[4..].iter_mut().zip(self.sequence.to_be_bytes()) {
+            *byte ^= count;
+        }
+        self.sequence += 1;
+        let nonce = Nonce::assume_unique_for_key(nonce);
+        self.key.seal_in_place_append_tag(nonce, Aad::from(&header), &mut inner).unwrap();
+        [header, inner].concat()
+    }
+}
+
+fn says(server: &mut Records, words: &[u8]) -> usize {
+    server.seal(words, &mut vec![0; words.len() + most_overhead(words.len())]).unwrap()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    #[test]
+    fn padding_and_empty_records_carry_what_they_carry(
+        suite in 0_usize..3,
+        records in prop::collection::vec((0_usize..100, prop_oneof![Just(0_usize), 0_usize..500], any::<bool>()), 1..30),
+        piece in 1_usize..300,
+    ) {
+        let (mut pen, mut server) = Pen::after_handshake(suite);
+        let (mut sealed, mut said) = (Vec::new(), 0);
+        for (length, padding, empty) in records {
+            sealed.extend(pen.record(DATA, &speech(said, length), padding));
+            said += length;
+            if empty {
+                sealed.extend(pen.record(DATA, b"", padding));
+            }
+        }
+        let (mut plain, mut answer) = (Vec::new(), Vec::new());
+        for piece in sealed.chunks(piece) {
+            server.receive(piece, &mut plain, &mut answer).unwrap();
+            says(&mut server, b"words");
+        }
+        prop_assert_eq!(plain, speech(0, said));
+        prop_assert_eq!((server.unopened(), answer.len()), (0, 0));
+    }
+}
+
+#[test]
+fn the_server_speaks_while_a_key_update_has_come_in_part() {
+    // KeyUpdate, of one byte: the server shall take new keys too.
+    const MESSAGE: &[u8] = b"\x18\x00\x00\x01\x01";
+    for suite in 0..3 {
+        for size in 1..=MESSAGE.len() {
+            let (mut pen, mut server) = Pen::after_handshake(suite);
+            let before = says(&mut server, b"words");
+            let mut records: Vec<u8> = MESSAGE.chunks(size).flat_map(|part| pen.record(HANDSHAKE, part, 7)).collect();
+            let last = records.pop().unwrap();
+            for byte in records {
+                server.receive(&[byte], &mut Vec::new(), &mut Vec::new()).unwrap();
+                assert_eq!(says(&mut server, b"words"), before);
+            }
+            server.receive(&[last], &mut Vec::new(), &mut Vec::new()).unwrap();
+            assert_eq!(server.unopened(), 0);
+            assert!(says(&mut server, b"words") > before, "it does not answer with a KeyUpdate of its own");
+            assert_eq!(says(&mut server, b"words"), before, "and once only");
+        }
+    }
+}
+
+#[test]
+fn the_largest_record_is_opened_wherever_it_is_cut() {
+    for suite in 0..3 {
+        let (mut pen, mut server) = Pen::after_handshake(suite);
+        let mut plain = Vec::new();
+        for cut in [1, 5, 6, 16_384, 16_405] {
+            // Content, its type and padding may be 2^14 + 1 bytes together.
+            for padding in [0, 16_383] {
+                let record = pen.record(DATA, &speech(plain.len(), 16_384 - padding), padding);
+                let (front, back) = record.split_at(cut);
+                let before = plain.len();
+                server.receive(front, &mut plain, &mut Vec::new()).unwrap();
+                assert_eq!((server.unopened(), plain.len()), (cut, before));
+                server.receive(back, &mut plain, &mut Vec::new()).unwrap();
+                assert_eq!((server.unopened(), plain.len()), (0, before + 16_384 - padding));
+            }
+        }
+        assert!(plain == speech(0, plain.len()));
+    }
+}
+
+#[test]
+fn an_empty_handshake_record_hides_nothing_that_comes_behind_it() {
+    let (mut pen, mut server) = Pen::after_handshake(0);
+    let mut plain = Vec::new();
+    for number in 0..10 {
+        let records = [pen.record(HANDSHAKE, b"", 0), pen.record(DATA, &speech(number * 10, 10), 0)];
+        if server.receive(&records.concat(), &mut plain, &mut Vec::new()).is_err() {
+            // It is forbidden (RFC 8446 §5.1), so to refuse it would do as well.
+            return;
+        }
+        says(&mut server, b"words");
+    }
+    assert_eq!(plain, speech(0, 100));
+}

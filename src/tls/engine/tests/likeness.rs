@@ -1,0 +1,160 @@
+//! Whatever is said and however it is cut: the engine does what rustls does with buffers of its own.
+
+use proptest::prelude::*;
+use rustls::ServerConnection;
+
+use crate::tls::engine::Records;
+use crate::tls::engine::tests::conversation::{Conversation, Engine, Heard, Step};
+use crate::tls::fixtures::{Accent, speech};
+
+#[derive(Clone, Debug)]
+struct Script {
+    accent: Accent,
+    shreds: Option<usize>,
+    steps: Vec<Step>,
+    pieces: Vec<usize>,
+}
+
+pub(crate) fn accents() -> impl Strategy<Value = Accent> {
+    let record = prop_oneof![Just(None), Just(Some(32)), (33_usize..2000).prop_map(Some)];
+    (0_usize..6, record, prop::bool::weighted(0.25)).prop_map(|(suite, record, known)| Accent { suite, record, known })
+}
+
+fn lengths() -> impl Strategy<Value = usize> {
+    prop_oneof![
+        4 => 0_usize..3,
+        4 => 3_usize..200,
+        2 => prop_oneof![Just(16_383_usize), Just(16_384), Just(16_385)],
+        1 => Just(200 << 10),
+    ]
+}
+
+pub(crate) fn pieces() -> impl Strategy<Value = usize> {
+    prop_oneof![1_usize..8, 1_usize..200, 1_usize..20_000, Just(usize::MAX)]
+}
+
+fn steps() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        8 => pieces().prop_map(Step::ToServer),
+        8 => pieces().prop_map(Step::ToClient),
+        5 => lengths().prop_map(Step::ClientSays),
+        5 => lengths().prop_map(Step::ServerSays),
+        3 => Just(Step::NewKeys),
+        1 => Just(Step::ClientCloses),
+        1 => Just(Step::ServerCloses),
+    ]
+}
+
+fn scripts() -> impl Strategy<Value = Script> {
+    let all = (
+        accents(),
+        prop_oneof![2 => Just(None), 1 => (1_usize..40).prop_map(Some)],
+        prop::collection::vec(steps(), 0..40),
+        prop::collection::vec(pieces(), 1..4),
+    );
+    all.prop_map(|(accent, shreds, steps, pieces)| {
+        // A large certificate, byte by byte, is more than anybody keeps.
+        let shreds = shreds.map(|size| if accent.known { size + 8 } else { size });
+        Script { accent, shreds, steps, pieces }
+    })
+}
+
+/// Plays to the end: both sides close, and all they said has been carried.
+fn play<E: Engine>(script: &Script) -> Conversation<E> {
+    let mut conversation = Conversation::new(script.accent, script.shreds);
+    for step in &script.steps {
+        conversation.take(*step);
+    }
+    for last in [Step::ToServer(0), Step::ClientCloses, Step::ServerCloses] {
+        conversation.settle(&script.pieces);
+        conversation.take(last);
+    }
+    conversation.settle(&script.pieces);
+    conversation
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(96))]
+    #[test]
+    fn a_conversation_goes_as_with_rustls_own_buffers(script in scripts()) {
+        let ours = play::<Records>(&script);
+        let reference = play::<ServerConnection>(&script);
+        prop_assert_eq!(&ours.at_server.error, &reference.at_server.error);
+        prop_assert_eq!(&ours.at_client.error, &reference.at_client.error);
+        prop_assert!(ours.at_server == reference.at_server, "the server heard something else");
+        prop_assert!(ours.at_client == reference.at_client, "the client heard something else");
+        if ours.at_server.error.is_none() {
+            prop_assert_eq!(ours.server.unopened(), 0);
+        }
+    }
+}
+
+/// Says something both ways, takes new keys, says more; all by pieces of one size.
+fn chat(accent: Accent, shreds: Option<usize>, piece: usize) -> (Heard, Heard) {
+    let mut conversation = Conversation::<Records>::new(accent, shreds);
+    let words = [Step::ClientSays(20_000), Step::ServerSays(20_000)];
+    for step in words.into_iter().chain([Step::NewKeys; 3]).chain(words) {
+        conversation.take(step);
+        conversation.settle(&[piece]);
+    }
+    conversation.take(Step::ClientCloses);
+    conversation.settle(&[piece]);
+    conversation.take(Step::ServerSays(20_000));
+    conversation.take(Step::ServerCloses);
+    conversation.settle(&[piece]);
+    (conversation.at_server, conversation.at_client)
+}
+
+#[test]
+fn every_suite_carries_everything_in_whatever_pieces() {
+    for suite in 0..6 {
+        for (record, shreds, piece, known) in
+            [(None, Some(1), 1, false), (Some(32), None, 100, true), (None, None, usize::MAX, true)]
+        {
+            let accent = Accent { suite, record, known };
+            let (at_server, at_client) = chat(accent, shreds, piece);
+            assert_eq!((&at_server.error, &at_client.error), (&None, &None), "{accent:?}");
+            assert!(at_server.bytes == speech(0, 40_000), "{accent:?}");
+            assert!(at_client.bytes == speech(0, 60_000), "{accent:?}");
+            assert!(at_server.ended && at_client.ended, "{accent:?}");
+        }
+    }
+}
+
+#[test]
+fn what_comes_with_the_end_of_the_handshake_is_heard_with_a_part_of_the_next_record_behind_it() {
+    for suite in 0..3 {
+        let accent = Accent { suite, record: None, known: false };
+        let mut conversation = Conversation::<Records>::new(accent, None);
+        conversation.take(Step::ToServer(usize::MAX));
+        conversation.take(Step::ClientSays(100));
+        conversation.take(Step::ToClient(usize::MAX));
+        conversation.take(Step::ClientSays(100));
+        let all = conversation.to_server.len();
+        conversation.take(Step::ToServer(all - 50));
+        assert!(!conversation.server.is_handshaking());
+        assert_eq!(conversation.at_server.bytes, speech(0, 100));
+        // While the part is kept, the server speaks.
+        conversation.take(Step::ServerSays(100));
+        conversation.settle(&[usize::MAX]);
+        assert_eq!(conversation.at_server.bytes, speech(0, 200));
+        assert_eq!(conversation.at_client.bytes, speech(0, 100));
+    }
+}
+
+#[test]
+fn nothing_is_sealed_behind_close_notify() {
+    for suite in [0, 3] {
+        let mut conversation = Conversation::<Records>::new(Accent { suite, record: None, known: false }, None);
+        conversation.settle(&[usize::MAX]);
+        conversation.take(Step::ServerCloses);
+        let mut words = Vec::new();
+        assert!(conversation.server.seal(b"one word more", &mut [0; 1000]).is_err());
+        conversation.server.close(&mut words);
+        assert!(words.is_empty(), "it says close_notify again");
+        conversation.take(Step::ClientSays(100));
+        conversation.settle(&[usize::MAX]);
+        assert_eq!(conversation.at_server.bytes, speech(0, 100));
+        assert!(conversation.at_client.ended);
+    }
+}

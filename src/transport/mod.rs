@@ -1,0 +1,101 @@
+//! One side of a session: a socket, with TLS over it or without.
+
+pub(crate) mod listen_socket;
+pub(crate) mod pending;
+pub(crate) mod scratch;
+pub(crate) mod socket;
+pub(crate) mod tcp_diag;
+pub(crate) mod tls_stream;
+pub(crate) mod unix_socket;
+
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+
+use crate::identity::client_verifier::Evidence;
+use crate::tls::engine::{Client, Side};
+use crate::transport::socket::Socket;
+use crate::transport::tls_stream::TlsStream;
+
+/// The client's side.
+pub(crate) type ClientLeg = Leg<TlsStream>;
+
+/// The upstream's side.
+pub(crate) type UpstreamLeg = Leg<TlsStream<TcpStream, Client>>;
+
+/// A way to one of the two that talk through us.
+#[derive(Debug)]
+pub(crate) enum Leg<T> {
+    Plain(Socket),
+    Tls(Box<T>),
+}
+
+impl ClientLeg {
+    /// What the client has shown of itself.
+    pub(crate) fn evidence(&self) -> Evidence<'_> {
+        match self {
+            Self::Plain(_) => Evidence::Plaintext,
+            Self::Tls(stream) => Evidence::Chain(stream.records().client_chain()),
+        }
+    }
+
+    /// Where the client connected to; none of a Unix socket.
+    pub(crate) fn local_addr(&self) -> Option<SocketAddr> {
+        self.tcp()?.local_addr().ok()
+    }
+
+    /// The socket, whatever is still to be sent or read forgotten.
+    pub(crate) fn into_socket(self) -> Socket {
+        match self {
+            Self::Plain(socket) => socket,
+            Self::Tls(stream) => Socket::Tcp(stream.into_socket()),
+        }
+    }
+}
+
+impl<S: Side> Leg<TlsStream<TcpStream, S>> {
+    /// Its socket, where it is TCP's.
+    pub(crate) fn tcp(&self) -> Option<&TcpStream> {
+        match self {
+            Self::Plain(Socket::Tcp(stream)) => Some(stream),
+            Self::Plain(Socket::Unix(_)) => None,
+            Self::Tls(stream) => Some(stream.socket()),
+        }
+    }
+}
+
+impl<T: AsyncRead + Unpin> AsyncRead for Leg<T> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(socket) => Pin::new(socket).poll_read(cx, buffer),
+            Self::Tls(stream) => Pin::new(&mut **stream).poll_read(cx, buffer),
+        }
+    }
+}
+
+impl<T: AsyncWrite + Unpin> AsyncWrite for Leg<T> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Plain(socket) => Pin::new(socket).poll_write(cx, bytes),
+            Self::Tls(stream) => Pin::new(&mut **stream).poll_write(cx, bytes),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(socket) => Pin::new(socket).poll_flush(cx),
+            Self::Tls(stream) => Pin::new(&mut **stream).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(socket) => Pin::new(socket).poll_shutdown(cx),
+            Self::Tls(stream) => Pin::new(&mut **stream).poll_shutdown(cx),
+        }
+    }
+}

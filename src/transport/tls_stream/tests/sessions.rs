@@ -1,0 +1,165 @@
+//! Whole sessions: client, TLS and two flows, upstream. They go as with tokio-rustls and tokio's own copying.
+
+use std::future::poll_fn;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use proptest::prelude::*;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, DuplexStream, ReadBuf, duplex, split};
+use tokio::sync::oneshot;
+use tokio::task::yield_now;
+use tokio_rustls::TlsAcceptor;
+
+use crate::proxy::relay::flow::Flow;
+use crate::tls::fixtures::{Accent, speech};
+use crate::transport::tls_stream::tests::{ACCENT, answer, assert_owns_nothing, call, run};
+
+/// Who ends first; the other side goes on when it has heard that end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum First {
+    Client,
+    Upstream,
+    Nobody,
+}
+
+#[derive(Clone, Debug)]
+struct Script {
+    accent: Accent,
+    first: First,
+    /// How much the client says at a time, and the upstream.
+    words: [Vec<usize>; 2],
+    /// How much the pipes on both sides of the relay hold.
+    pipes: [usize; 2],
+    /// How much the client's socket gives or takes at a time.
+    width: usize,
+}
+
+fn scripts() -> impl Strategy<Value = Script> {
+    let record = prop_oneof![2 => Just(None), 1 => (32_usize..5000).prop_map(Some)];
+    let accent = (0_usize..6, record).prop_map(|(suite, record)| Accent { suite, record, ..ACCENT });
+    let first = prop::sample::select(vec![First::Client, First::Upstream, First::Nobody]);
+    let length = prop_oneof![2 => 1_usize..100, 1 => 1_usize..20_000, 1 => Just(16_385)];
+    let words = prop::collection::vec(length, 0..6);
+    // With room for less than a change_cipher_spec, the client of tokio-rustls does not finish its own handshake.
+    let pipes = [16_usize..2000, 2000..100_000].map(|range| prop_oneof![1 => 16_usize..100, 2 => range]);
+    let width = prop_oneof![1_usize..10, 10_usize..20_000, Just(usize::MAX)];
+    let all = (accent, first, [words.clone(), words], pipes, width);
+    all.prop_map(|(accent, first, words, pipes, width)| Script { accent, first, words, pipes, width })
+}
+
+/// A socket that gives and takes little at a time.
+struct Narrow(DuplexStream, usize);
+
+impl AsyncRead for Narrow {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, room: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let Self(socket, width) = self.get_mut();
+        let mut some = vec![0; room.remaining().min(*width)];
+        let mut some = ReadBuf::new(&mut some);
+        ready!(Pin::new(socket).poll_read(cx, &mut some))?;
+        room.put_slice(some.filled());
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Narrow {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let Self(socket, width) = self.get_mut();
+        Pin::new(socket).poll_write(cx, &bytes[..bytes.len().min(*width)])
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
+    }
+}
+
+/// Says it all, and then ends. Waits in the middle, if it is to wait.
+async fn say(mut to: impl AsyncWrite + Unpin, lengths: &[usize], mut wait: Option<oneshot::Receiver<()>>) {
+    let all = speech(0, lengths.iter().sum());
+    let mut rest = all.as_slice();
+    for (turn, length) in lengths.iter().enumerate() {
+        if let Some(wait) = wait.take_if(|_| turn == lengths.len() / 2) {
+            wait.await.unwrap();
+        }
+        let (now, later) = rest.split_at(*length);
+        to.write_all(now).await.unwrap();
+        to.flush().await.unwrap();
+        yield_now().await;
+        rest = later;
+    }
+    if let Some(wait) = wait {
+        wait.await.unwrap();
+    }
+    to.shutdown().await.unwrap();
+}
+
+/// Hears everything to a proper end, and tells that it has come.
+async fn hear(mut from: impl AsyncRead + Unpin, tell: oneshot::Sender<()>) -> Vec<u8> {
+    let mut heard = Vec::new();
+    from.read_to_end(&mut heard).await.unwrap();
+    // Perhaps nobody waits for it.
+    let _ = tell.send(());
+    heard
+}
+
+async fn ours(accent: Accent, socket: Narrow, mut upstream: DuplexStream) -> [u64; 2] {
+    let mut client = answer(accent, socket).await;
+    let (mut inbound, mut outbound) = (Flow::new(Vec::new()), Flow::new(Vec::new()));
+    let (mut up, mut down) = (0, 0);
+    poll_fn(|cx| {
+        let both = [
+            inbound.poll(&mut client, &mut upstream, &mut up, cx).map(Result::unwrap),
+            outbound.poll(&mut upstream, &mut client, &mut down, cx).map(Result::unwrap),
+        ];
+        if both.iter().all(Poll::is_ready) { Poll::Ready(()) } else { Poll::Pending }
+    })
+    .await;
+    assert_owns_nothing(&client);
+    [up, down]
+}
+
+async fn reference(accent: Accent, socket: Narrow, mut upstream: DuplexStream) -> [u64; 2] {
+    let mut client = TlsAcceptor::from(accent.server_config()).accept(socket).await.unwrap();
+    tokio::io::copy_bidirectional(&mut client, &mut upstream).await.unwrap().into()
+}
+
+/// What the upstream heard, what the client heard, and what the relay counted.
+type Outcome = (Vec<u8>, Vec<u8>, [u64; 2]);
+
+async fn play<R: Future<Output = [u64; 2]>>(
+    script: &Script,
+    relay: impl FnOnce(Accent, Narrow, DuplexStream) -> R,
+) -> Outcome {
+    let [(client, near), (far, upstream)] = script.pipes.map(duplex);
+    let (client_ended, upstream_hears) = oneshot::channel();
+    let (upstream_ended, client_hears) = oneshot::channel();
+    let upstream_waits = (script.first == First::Client).then_some(upstream_hears);
+    let client_waits = (script.first == First::Upstream).then_some(client_hears);
+    let client = async {
+        let (from, to) = split(call(script.accent, client).await);
+        tokio::join!(hear(from, upstream_ended), say(to, &script.words[0], client_waits)).0
+    };
+    let upstream = async {
+        let (from, to) = split(upstream);
+        tokio::join!(hear(from, client_ended), say(to, &script.words[1], upstream_waits)).0
+    };
+    let relay = relay(script.accent, Narrow(near, script.width), far);
+    let (at_client, at_upstream, counts) = tokio::join!(client, upstream, relay);
+    (at_upstream, at_client, counts)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+    #[test]
+    fn a_session_goes_as_with_tokio_rustls(script in scripts()) {
+        let ours = run(play(&script, ours));
+        let reference = run(play(&script, reference));
+        prop_assert!(ours == reference, "another outcome: {:?} and {:?} bytes", ours.2, reference.2);
+        prop_assert!(ours.0 == speech(0, script.words[0].iter().sum()));
+        prop_assert!(ours.1 == speech(0, script.words[1].iter().sum()));
+    }
+}

@@ -1,0 +1,248 @@
+//! One node: connected to, told where its client comes from, met in TLS, and asked for its role.
+
+use std::io;
+
+use time::OffsetDateTime;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::time::Instant;
+use tracing::warn;
+
+use crate::addr::UpstreamAddr;
+use crate::descriptors::is_local_shortage;
+use crate::outcome::Reason;
+use crate::protocol::redis;
+use crate::protocol::redis::{Answer, Role, Told, Untold};
+use crate::protocol::{Negotiation, Protocol, Target, postgres};
+use crate::tls::engine::Client;
+use crate::tls::upstream::UpstreamAttempt;
+use crate::transport::socket::{Socket, nothing_waits};
+use crate::transport::tls_stream::TlsStream;
+use crate::transport::{Leg, UpstreamLeg};
+use crate::upstream::Upstream;
+use crate::upstream::connect::{connect, within};
+use crate::upstream::endpoint::{Node, Whereabouts};
+use crate::upstream::record::note_role;
+
+/// A node that answers.
+#[derive(Debug)]
+pub(crate) struct Reached {
+    pub(crate) leg: UpstreamLeg,
+    pub(crate) place: Whereabouts,
+}
+
+/// A node that will not do.
+#[derive(Debug)]
+pub(crate) struct Unfit {
+    /// For the auditor, should no other do either.
+    pub(crate) reason: Reason,
+    /// For the operator.
+    pub(crate) words: String,
+    /// Whether it answers, and only has not the role that is wanted, or is not ready.
+    pub(crate) answers: bool,
+    /// Whether this machine could not dial it for want of something of its own, which says nothing of the node.
+    pub(crate) is_local: bool,
+    /// Whether it refuses connections: then it may restart, and accept the next one.
+    pub(crate) refuses: bool,
+}
+
+/// Reaches a place by `deadline`, with the header before all else where there is one.
+pub(crate) async fn reach(
+    place: &Whereabouts,
+    upstream: &Upstream,
+    header: &[u8],
+    deadline: Instant,
+) -> Result<UpstreamLeg, Unfit> {
+    let mut leg = reach_anyhow(place, upstream, header, deadline).await?;
+    if (upstream.protocol, upstream.settings.target) == (Protocol::Redis, Target::Primary) {
+        let role = within(deadline, ask_role(&mut leg)).await;
+        role.map_err(|error| refused_late(&error, upstream))?.judge(place, upstream)?;
+    }
+    Ok(leg)
+}
+
+/// Reaches a place, whatever its role.
+pub(crate) async fn reach_anyhow(
+    place: &Whereabouts,
+    upstream: &Upstream,
+    header: &[u8],
+    deadline: Instant,
+) -> Result<UpstreamLeg, Unfit> {
+    let socket = connect(place, upstream, deadline).await.map_err(silent)?;
+    prepare(socket, &place.node, upstream, header, deadline).await
+}
+
+/// Reaches a place as far as is needed to know whether it is back. That a connection is taken says little of PostgreSQL: the
+/// kernel takes it for a server that hangs, too. Every PostgreSQL server answers an SSLRequest, and nothing in its log tells of it.
+pub(crate) async fn probe(
+    place: &Whereabouts,
+    upstream: &Upstream,
+    header: &[u8],
+    deadline: Instant,
+) -> Result<(), Unfit> {
+    let mut leg = reach(place, upstream, header, deadline).await?;
+    match (upstream.protocol, &mut leg) {
+        (Protocol::Postgres, Leg::Plain(socket)) => within(deadline, is_postgres(socket)).await.map_err(silent),
+        _ => Ok(()),
+    }
+}
+
+async fn is_postgres(socket: &mut Socket) -> io::Result<()> {
+    socket.write_all(&postgres::SSL_REQUEST_PACKET).await?;
+    match socket.read_u8().await {
+        Ok(postgres::ACCEPT_TLS | postgres::REFUSE_ENCRYPTION) => Ok(()),
+        Ok(_) => Err(io::Error::other("what answers is no PostgreSQL server")),
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+            Err(io::Error::other("it closed the connection without a word"))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Says what has to be said before the client's first byte.
+async fn prepare(
+    mut socket: Socket,
+    node: &Node,
+    upstream: &Upstream,
+    header: &[u8],
+    deadline: Instant,
+) -> Result<UpstreamLeg, Unfit> {
+    within(deadline, socket.write_all(header)).await.map_err(silent)?;
+    match (upstream.tls(), socket, node.address()) {
+        (Some(tls), Socket::Tcp(stream), UpstreamAddr::Tcp { host, .. }) => {
+            let negotiation = upstream.settings.tls.as_ref().map(|tls| tls.negotiation);
+            let asks_first = (upstream.protocol, negotiation) == (Protocol::Postgres, Some(Negotiation::Postgres));
+            let attempt = tls.attempt(host).map_err(|error| no_tls(error.to_string()))?;
+            let encrypted = within(deadline, encrypt(stream, &attempt, asks_first)).await;
+            encrypted.map(|stream| Leg::Tls(Box::new(stream))).map_err(|error| match is_local_shortage(&error) {
+                true => silent(error),
+                false => no_tls(attempt.explain(&error)),
+            })
+        }
+        (_, socket, _) => Ok(Leg::Plain(socket)),
+    }
+}
+
+async fn encrypt(
+    mut stream: TcpStream,
+    attempt: &UpstreamAttempt,
+    asks_first: bool,
+) -> io::Result<TlsStream<TcpStream, Client>> {
+    if asks_first {
+        request_tls(&mut stream).await?;
+    }
+    let mut stream = TlsStream::new(stream, attempt.records().map_err(io::Error::other)?);
+    while stream.records().is_handshaking() {
+        stream.next_flight().await?;
+    }
+    attempt.judge(stream.records(), OffsetDateTime::now_utc())?;
+    Ok(stream)
+}
+
+/// PostgreSQL's SSLRequest. What came behind the answer in the clear could be taken for a part of TLS (CVE-2021-23222).
+async fn request_tls(stream: &mut TcpStream) -> io::Result<()> {
+    stream.write_all(&postgres::SSL_REQUEST_PACKET).await?;
+    match stream.read_u8().await? {
+        postgres::ACCEPT_TLS if nothing_waits(stream)? => Ok(()),
+        postgres::ACCEPT_TLS => Err(io::Error::other("bytes came in the clear behind its answer to SSLRequest")),
+        postgres::REFUSE_ENCRYPTION => Err(io::Error::other(
+            "the upstream has no TLS (it answered SSLRequest with N); set ssl = on there, or tls = \"disable\" here",
+        )),
+        _ => Err(io::Error::other("what answers SSLRequest is no PostgreSQL server")),
+    }
+}
+
+async fn ask_role(leg: &mut UpstreamLeg) -> io::Result<Role> {
+    leg.write_all(redis::QUESTION).await?;
+    leg.flush().await?;
+    let mut answer = Answer::default();
+    let mut bytes = [0; 1024];
+    loop {
+        let heard = leg.read(&mut bytes).await?;
+        let Some(heard) = bytes.get(..heard).filter(|heard| !heard.is_empty()) else {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        };
+        match answer.follow(heard) {
+            Told::More => {}
+            // Bytes behind it would be taken for the answer to the client's first command.
+            Told::Done { role, used } if used == heard.len() => return Ok(role),
+            Told::Done { .. } | Told::Invalid => return Err(io::Error::other("its answer to ROLE is none")),
+        }
+    }
+}
+
+impl Role {
+    /// Whether a server of this role takes writes. One that does not say is taken, for it may.
+    fn judge(self, place: &Whereabouts, upstream: &Upstream) -> Result<(), Unfit> {
+        let words = match self {
+            Self::Master => {
+                note_role(place, upstream, true);
+                return Ok(());
+            }
+            Self::Untold(untold @ (Untold::NoAuth | Untold::NoPerm | Untold::Other)) => {
+                if place.is_untold() {
+                    warn!(
+                        listener = %upstream.listener,
+                        upstream = %place,
+                        reply = ?untold,
+                        "cannot determine the role of the upstream, assuming that it is the master"
+                    );
+                }
+                return Ok(());
+            }
+            Self::Replica => "it is a replica, and target is \"master\"",
+            Self::Sentinel => "it is a sentinel, and target is \"master\"",
+            Self::Untold(Untold::Loading) => "it is still loading its data",
+        };
+        note_role(place, upstream, false);
+        Err(Unfit {
+            reason: Reason::UpstreamUnreachable,
+            words: words.to_owned(),
+            answers: true,
+            is_local: false,
+            refuses: false,
+        })
+    }
+}
+
+/// In TLS 1.3 an upstream refuses our certificate when the handshake is over for us.
+pub(crate) fn refused_late(error: &io::Error, upstream: &Upstream) -> Unfit {
+    let words = upstream.tls().and_then(|tls| tls.explain(error));
+    words.map_or_else(|| silent(io::Error::new(error.kind(), error.to_string())), no_tls)
+}
+
+pub(crate) fn silent(error: io::Error) -> Unfit {
+    let is_local = is_local_shortage(&error);
+    let words = match is_local {
+        true => format!("the proxy is out of local resources: {error}"),
+        false => error.to_string(),
+    };
+    let refuses = !is_local && is_refusal(error.kind());
+    Unfit { reason: Reason::UpstreamUnreachable, words, answers: false, is_local, refuses }
+}
+
+/// A name that does not resolve counts as a refusal, other than a resolver that does not answer.
+pub(crate) fn unresolved(error: io::Error) -> Unfit {
+    let is_silence = error.kind() == io::ErrorKind::TimedOut;
+    let unfit = silent(error);
+    Unfit { refuses: !is_silence && !unfit.is_local, ..unfit }
+}
+
+/// Whether a connection is refused at once, and not merely left without an answer.
+fn is_refusal(kind: io::ErrorKind) -> bool {
+    matches!(
+        kind,
+        io::ErrorKind::ConnectionRefused
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::BrokenPipe
+            | io::ErrorKind::HostUnreachable
+            | io::ErrorKind::NetworkUnreachable
+            // The file of a Unix socket is gone while its server is.
+            | io::ErrorKind::NotFound
+    )
+}
+
+fn no_tls(words: String) -> Unfit {
+    Unfit { reason: Reason::UpstreamTlsFailed, words, answers: false, is_local: false, refuses: false }
+}

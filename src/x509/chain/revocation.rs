@@ -1,0 +1,218 @@
+//! Whether a certificate has been revoked (RFC 5280 §6.3): which lists count for it, and what they say.
+//!
+//! The signature of a list is verified once for each key. After that a question costs a search for a serial number, so
+//! thousands of sessions can be asked about at once.
+
+use std::collections::{BTreeMap, HashMap};
+
+use time::OffsetDateTime;
+
+use crate::x509::certificate::Certificate;
+use crate::x509::chain::anchors::{Ancestry, Anchor, AnchorSet};
+use crate::x509::chain::ca_properties::{DistributionPoints, may_sign_lists};
+use crate::x509::chain::error::ChainError;
+use crate::x509::chain::path::Path;
+use crate::x509::chain::raw_certificate::RawCertificate;
+use crate::x509::chain::settings::CrlExpired;
+use crate::x509::crl::{Crl, Scope};
+
+/// Every revocation list of a listener.
+#[derive(Debug, Default)]
+pub(crate) struct RevocationLists {
+    /// By the name of the issuer, as it is encoded, without tag and length.
+    by_issuer: HashMap<Vec<u8>, Vec<Crl>>,
+    expired: CrlExpired,
+}
+
+/// Who has issued the certificate in question.
+#[derive(Clone, Copy, Debug)]
+enum Issuer<'a> {
+    /// A trust anchor.
+    Anchor(&'a Anchor),
+    /// A certificate that was sent.
+    Sent(&'a RawCertificate<'a>),
+}
+
+impl Issuer<'_> {
+    fn key_info(&self) -> &[u8] {
+        match self {
+            Self::Anchor(anchor) => &anchor.trust.subject_public_key_info,
+            Self::Sent(certificate) => certificate.public_key_info,
+        }
+    }
+
+    /// By its key usage; of a trust anchor that is not asked.
+    fn may_sign_lists(&self) -> bool {
+        match self {
+            Self::Anchor(_) => true,
+            Self::Sent(certificate) => may_sign_lists(&certificate.to_der()),
+        }
+    }
+}
+
+/// Whose certificate is in question.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Role {
+    /// A client's or a server's.
+    Leaf,
+    /// A CA's.
+    Ca,
+}
+
+/// The answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Status {
+    /// No list names it; the answer holds until a list expires, if that makes a difference.
+    Good(Option<OffsetDateTime>),
+    Revoked,
+    /// Its issuer has lists, and none is about it.
+    Unknown,
+    /// The list that would tell has expired, and does not count any more.
+    ListExpired,
+}
+
+impl RevocationLists {
+    pub(crate) fn new(lists: &[Crl], expired: CrlExpired) -> Self {
+        let mut by_issuer: HashMap<Vec<u8>, Vec<Crl>> = HashMap::new();
+        for list in lists {
+            by_issuer.entry(list.issuer_name().to_vec()).or_default().push(list.clone());
+        }
+        Self { by_issuer, expired }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.by_issuer.is_empty()
+    }
+
+    /// Asks about every certificate that was sent. Returns when the answer ends because a list does.
+    ///
+    /// # Errors
+    /// When one of them is revoked, or that cannot be known.
+    pub(crate) fn check_sent(
+        &self,
+        path: &Path<'_>,
+        now: OffsetDateTime,
+    ) -> Result<Option<OffsetDateTime>, ChainError> {
+        let issuers = path.certificates.iter().skip(1).map(Issuer::Sent).chain([Issuer::Anchor(path.anchor)]);
+        let roles = [Role::Leaf].into_iter().chain(std::iter::repeat(Role::Ca));
+        let links = path.certificates.iter().zip(issuers).zip(roles);
+        self.check(links.map(|((certificate, issuer), role)| (*certificate, role, issuer)), now)
+    }
+
+    /// Whether its issuer has revoked the peer's own certificate. Every path to it ends with the key of that issuer, so no other
+    /// path makes a difference.
+    pub(crate) fn revokes_leaf(&self, path: &Path<'_>, now: OffsetDateTime) -> bool {
+        let issuer = path.certificates.get(1).map_or(Issuer::Anchor(path.anchor), Issuer::Sent);
+        path.certificates.first().is_some_and(|leaf| self.status(leaf, Role::Leaf, issuer, now) == Status::Revoked)
+    }
+
+    /// Asks about an anchor and what stands above it.
+    ///
+    /// # Errors
+    /// When one of them is revoked, or that cannot be known.
+    pub(crate) fn check_ancestors(
+        &self,
+        anchor: &Anchor,
+        ancestry: &Ancestry,
+        anchors: &AnchorSet,
+        now: OffsetDateTime,
+    ) -> Result<Option<OffsetDateTime>, ChainError> {
+        let above: Vec<&Anchor> = ancestry.ancestors.iter().filter_map(|index| anchors.get(*index)).collect();
+        let issued = [anchor].into_iter().chain(above.iter().copied());
+        let links = issued.zip(above.iter().copied()).filter_map(|(issued, issuer)| {
+            Some((RawCertificate::read(&issued.der)?, Role::Ca, Issuer::Anchor(issuer)))
+        });
+        self.check(links, now)
+    }
+
+    fn check<'a>(
+        &self,
+        links: impl Iterator<Item = (RawCertificate<'a>, Role, Issuer<'a>)>,
+        now: OffsetDateTime,
+    ) -> Result<Option<OffsetDateTime>, ChainError> {
+        let mut first_end: Option<OffsetDateTime> = None;
+        let mut doubt = None;
+        for (certificate, role, issuer) in links {
+            match self.status(&certificate, role, issuer, now) {
+                Status::Good(end) => first_end = [first_end, end].into_iter().flatten().min(),
+                Status::Revoked => return Err(ChainError::Revoked),
+                Status::ListExpired => doubt = doubt.or(Some(ChainError::RevocationListExpired)),
+                Status::Unknown => {
+                    let subject =
+                        Certificate::parse(&certificate.to_der()).map_or_else(|_| String::new(), |one| one.subject);
+                    doubt = doubt.or(Some(ChainError::RevocationUnknown { subject }));
+                }
+            }
+        }
+        doubt.map_or(Ok(first_end), Err)
+    }
+
+    fn status(&self, certificate: &RawCertificate<'_>, role: Role, issuer: Issuer<'_>, now: OffsetDateTime) -> Status {
+        let Some(of_its_name) = self.by_issuer.get(certificate.issuer) else { return Status::Good(None) };
+        let signed: Vec<&Crl> = of_its_name.iter().filter(|list| list.is_signed_with(issuer.key_info())).collect();
+        // A list of the future does not replace one that is in force.
+        let in_force = |list: &&Crl| list.this_update <= now || signed.iter().all(|list| list.this_update > now);
+        let own = newest(signed.iter().copied().filter(in_force));
+        if own.is_empty() {
+            // Another key of that name has signed them, as after a CA has changed its key (RFC 5280 §6.3.3 (f) wants the list
+            // and the certificate under one trust anchor). What they name is revoked; nothing says that the rest is good.
+            let is_named = of_its_name.iter().any(|list| list.revokes(certificate.serial));
+            return if is_named { Status::Revoked } else { Status::Unknown };
+        }
+        let is_named = |list: &&Crl| list.revokes(certificate.serial);
+        let points = own.iter().any(|list| list.is_scoped()).then(|| DistributionPoints::read(certificate.der));
+        let covers = |list: &&Crl| match (&list.scope, &points) {
+            (Some(scope), Some(points)) => scope.covers(role, points),
+            (_, _) => true,
+        };
+        let covering: Vec<&Crl> = own.iter().copied().filter(covers).collect();
+        // One that names the certificate leaves no doubt, whatever it is about.
+        if own.iter().any(is_named) {
+            return Status::Revoked;
+        }
+        if covering.is_empty() || !issuer.may_sign_lists() {
+            return Status::Unknown;
+        }
+        if self.expired == CrlExpired::Allow {
+            return Status::Good(None);
+        }
+        // One complete list is enough. Those of a part may each be about another.
+        let complete = covering.iter().find(|list| !list.is_scoped() && !list.is_expired_at(now));
+        let end = match complete {
+            Some(complete) => Some(complete.next_update),
+            None => covering.iter().map(|list| list.next_update).min(),
+        };
+        if end.is_none_or(|end| end <= now) { Status::ListExpired } else { Status::Good(end) }
+    }
+}
+
+impl Scope {
+    /// Whether it includes a certificate. One that states no distribution points may be in any part.
+    fn covers(&self, role: Role, points: &DistributionPoints) -> bool {
+        let excluded = match role {
+            Role::Leaf => self.only_ca_certificates,
+            Role::Ca => self.only_user_certificates,
+        };
+        !excluded
+            && match points {
+                DistributionPoints::Unstated => true,
+                DistributionPoints::Uris(uris) => uris.iter().any(|uri| self.uris.contains(uri)),
+            }
+    }
+}
+
+/// The newest list of each scope, so that a new list may stand beside the old one.
+fn newest<'set>(lists: impl Iterator<Item = &'set Crl>) -> Vec<&'set Crl> {
+    let mut series: BTreeMap<_, Vec<&Crl>> = BTreeMap::new();
+    for list in lists {
+        series.entry(&list.scope).or_default().push(list);
+    }
+    series.values().filter_map(|series| newest_of(series)).collect()
+}
+
+/// By number where all have one, else by date. Between two that claim the same, the one that revokes more.
+fn newest_of<'set>(series: &[&'set Crl]) -> Option<&'set Crl> {
+    let numbered = series.iter().all(|list| list.number.is_some());
+    let age = |list: &&Crl| (numbered.then(|| list.number.clone()), list.this_update, list.revoked);
+    series.iter().copied().max_by_key(age)
+}

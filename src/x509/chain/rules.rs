@@ -1,0 +1,317 @@
+//! What a path of good signatures has to keep to besides (RFC 5280 §6.1): dates, CA properties, path length, names, purpose.
+//!
+//! webpki applies the rules to the certificates that were sent. What it does not know is added here: of an anchor it sees
+//! name, key and name constraints only, and of key usage nothing at all.
+
+use std::cell::Cell;
+use std::ops::Range;
+
+use rustls::pki_types::{
+    AlgorithmIdentifier, CertificateDer, InvalidSignature, SignatureVerificationAlgorithm, TrustAnchor,
+};
+use time::{OffsetDateTime, PrimitiveDateTime};
+use webpki::{EndEntityCert, KeyUsage};
+
+use crate::x509::chain::anchors::{Ancestry, Anchor, AnchorSet};
+use crate::x509::chain::ca_properties::{CaProperties, Purpose, names, unsupported_extension};
+use crate::x509::chain::error::ChainError;
+use crate::x509::chain::path::{Path, Search, Visit};
+use crate::x509::chain::raw_certificate::RawCertificate;
+use crate::x509::chain::signed::key_bits;
+use crate::x509::clock::unix_time;
+use crate::x509::crypto::provider;
+use crate::x509::digest::Digest;
+
+/// What is known of the sent certificates of a path that keep to the rules.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Sent {
+    /// While all of them are valid.
+    pub(crate) validity: Range<OffsetDateTime>,
+    /// Whether one of them limits the names below it.
+    pub(crate) constrains_names: bool,
+}
+
+/// The first path that `check` accepts, one that limits no names before one that does. Where it accepts none, what says most
+/// about why not.
+///
+/// # Errors
+/// Why no path is accepted.
+pub(crate) fn choose<T>(
+    mut search: Search<'_>,
+    now: OffsetDateTime,
+    constrains_names: impl Fn(&T) -> bool,
+    check: impl Fn(&Path<'_>, &NameBudget) -> Result<T, ChainError>,
+) -> Result<T, ChainError> {
+    let names = NameBudget::default();
+    let mut found: Option<T> = None;
+    let mut refusal: Option<ChainError> = None;
+    let searched = search.run(&mut |path| {
+        match check(path, &names) {
+            Ok(accepted) => {
+                if !constrains_names(&accepted) {
+                    found = Some(accepted);
+                    return Visit::Stop;
+                }
+                found.get_or_insert(accepted);
+            }
+            // That a CA has revoked it is certain; what else there is to say depends on what was sent along.
+            Err(error) if refusal.is_none() || error.is_revocation() => refusal = Some(error),
+            Err(_) => {}
+        }
+        Visit::Continue
+    });
+    if let Some(found) = found {
+        return Ok(found);
+    }
+    if let Some(refusal) = refusal {
+        return Err(refusal);
+    }
+    // Also where there is no anchor at all to say so.
+    in_time(&search.leaf().and_then(RawCertificate::validity).ok_or(ChainError::Malformed)?, now)?;
+    searched?;
+    Err(ChainError::UnknownIssuer)
+}
+
+/// Whether it is valid now.
+pub(crate) fn in_time(validity: &Range<OffsetDateTime>, now: OffsetDateTime) -> Result<(), ChainError> {
+    if now < validity.start {
+        Err(ChainError::NotYetValid)
+    } else if now >= validity.end {
+        Err(ChainError::Expired)
+    } else {
+        Ok(())
+    }
+}
+
+/// Applies the rules to the certificates that were sent.
+///
+/// # Errors
+/// The rule that is broken.
+pub(crate) fn check_sent(
+    path: &Path<'_>,
+    purpose: Purpose,
+    now: OffsetDateTime,
+    names: &NameBudget,
+) -> Result<Sent, ChainError> {
+    let Some((leaf, intermediates)) = path.certificates.split_first() else { return Err(ChainError::Malformed) };
+    let mut sent = Sent { validity: leaf.validity().ok_or(ChainError::Malformed)?, constrains_names: false };
+    let mut subtrees = path.anchor.properties.subtrees;
+    for intermediate in intermediates {
+        let der = intermediate.to_der();
+        let properties = CaProperties::read(&der, purpose).ok_or(ChainError::Malformed)?;
+        if let Some(fault) = properties.fault {
+            return Err(ChainError::Ca { subject: properties.subject, fault });
+        }
+        sent.constrains_names |= properties.constrains_names;
+        subtrees = subtrees.saturating_add(properties.subtrees);
+        sent.validity = overlap(sent.validity, &properties.validity);
+    }
+    names.compare(path, subtrees)?;
+    with_webpki(path, &path.anchor.trust, purpose, now)?;
+    Ok(sent)
+}
+
+/// What is left of the comparisons of names with constraints, for all paths of one search.
+#[derive(Debug)]
+pub(crate) struct NameBudget(Cell<usize>);
+
+impl Default for NameBudget {
+    fn default() -> Self {
+        Self(Cell::new(MAX_NAME_COMPARISONS))
+    }
+}
+
+impl NameBudget {
+    /// Notes that the names of a path are going to be compared with so many subtrees.
+    fn compare(&self, path: &Path<'_>, subtrees: usize) -> Result<(), ChainError> {
+        let left = self.0.get().checked_sub(comparisons(path, subtrees)).ok_or(ChainError::TooManyNames)?;
+        self.0.set(left);
+        Ok(())
+    }
+}
+
+/// How often a name is compared with a constraint, at most.
+fn comparisons(path: &Path<'_>, subtrees: usize) -> usize {
+    if subtrees == 0 {
+        return 0;
+    }
+    // A name takes three bytes at least. Only where that is too little to know are they counted.
+    let bytes: usize = path.certificates.iter().map(|certificate| certificate.der.len()).sum();
+    let bound = subtrees.saturating_mul(bytes / 3);
+    if bound <= MAX_NAME_COMPARISONS {
+        return bound;
+    }
+    let names: usize = path.certificates.iter().map(|certificate| names(certificate.der)).sum();
+    subtrees.saturating_mul(names)
+}
+
+/// A few tenths of a millisecond.
+const MAX_NAME_COMPARISONS: usize = 2_500;
+
+/// While the anchor may vouch for anything. Also says whether it may at all.
+fn anchor_validity(
+    anchor: &Anchor,
+    anchors: &AnchorSet,
+    now: OffsetDateTime,
+) -> Result<Range<OffsetDateTime>, ChainError> {
+    let CaProperties { subject, fault, .. } = &anchor.properties;
+    if let Some(fault) = *fault {
+        return Err(ChainError::Ca { subject: subject.clone(), fault });
+    }
+    let Some(validity) = anchors.validity_of(anchor) else { return Ok(ALWAYS) };
+    if now >= validity.end {
+        return Err(ChainError::AnchorExpired { subject: subject.clone(), at: validity.end });
+    }
+    if now < validity.start {
+        return Err(ChainError::AnchorNotYetValid { subject: subject.clone(), from: validity.start });
+    }
+    Ok(validity)
+}
+
+const ALWAYS: Range<OffsetDateTime> = PrimitiveDateTime::MIN.assume_utc()..PrimitiveDateTime::MAX.assume_utc();
+
+/// What an anchor allows below it.
+pub(crate) struct AnchorAllows<T> {
+    /// While it may vouch for anything.
+    pub(crate) validity: Range<OffsetDateTime>,
+    /// Whether it, or something above it, limits the names below.
+    pub(crate) constrains_names: bool,
+    /// The name constraints of both.
+    pub(crate) constraints: Digest,
+    /// What the further question was answered with.
+    pub(crate) answer: T,
+}
+
+/// Applies what the anchor of a path requires, and what one of the ways up from it in the bundle does, about which a further
+/// question is asked. Without a budget the names have been compared with these constraints before.
+///
+/// # Errors
+/// The rule that is broken whichever way is taken.
+pub(crate) fn check_anchor<T>(
+    path: &Path<'_>,
+    anchors: &AnchorSet,
+    now: OffsetDateTime,
+    names: Option<&NameBudget>,
+    ask: &dyn Fn(&Ancestry) -> Result<T, ChainError>,
+) -> Result<AnchorAllows<T>, ChainError> {
+    let anchor = path.anchor;
+    let validity = anchor_validity(anchor, anchors, now)?;
+    let mut refusal = None;
+    for ancestry in &anchor.ancestries {
+        match check_ancestry(path, ancestry, anchors.purpose, now, names).and_then(|()| ask(ancestry)) {
+            Ok(answer) => {
+                let (constrains_names, constraints) = (anchor.constrains_names(ancestry), ancestry.constraints);
+                return Ok(AnchorAllows { validity, constrains_names, constraints, answer });
+            }
+            Err(error) => refusal = refusal.or(Some(error)),
+        }
+    }
+    Err(refusal.unwrap_or_else(|| ChainError::PathLength { anchor: anchor.properties.subject.clone() }))
+}
+
+/// Applies what the anchor, and what stands above it, require of everything below.
+fn check_ancestry(
+    path: &Path<'_>,
+    ancestry: &Ancestry,
+    purpose: Purpose,
+    now: OffsetDateTime,
+    names: Option<&NameBudget>,
+) -> Result<(), ChainError> {
+    if let Some((subject, fault)) = &ancestry.fault {
+        return Err(ChainError::Ca { subject: subject.clone(), fault: *fault });
+    }
+    let counted = path.certificates.iter().skip(1).filter(|intermediate| !intermediate.is_self_issued()).count();
+    if !ancestry.path_length.allows(counted) {
+        return Err(ChainError::PathLength { anchor: path.anchor.properties.subject.clone() });
+    }
+    let Some(names) = names.filter(|_| !ancestry.constrained.is_empty()) else { return Ok(()) };
+    names.compare(path, ancestry.subtrees)?;
+    ancestry.constrained.iter().try_for_each(|anchor| with_webpki(path, anchor, purpose, now))
+}
+
+/// Has webpki verify the path. Its signatures have been verified, so that costs no cryptography again.
+fn with_webpki(
+    path: &Path<'_>,
+    anchor: &TrustAnchor<'static>,
+    purpose: Purpose,
+    now: OffsetDateTime,
+) -> Result<(), ChainError> {
+    let ders: Vec<CertificateDer<'_>> = path.certificates.iter().map(|certificate| certificate.to_der()).collect();
+    let Some((leaf, intermediates)) = ders.split_first() else { return Err(ChainError::Malformed) };
+    let explain = |error: webpki::Error| explain(error, path, purpose);
+    let leaf = EndEntityCert::try_from(leaf).map_err(explain)?;
+    let verified: Vec<VerifiedSignatures<'_>> = provider()
+        .signature_verification_algorithms
+        .all
+        .iter()
+        .map(|algorithm| VerifiedSignatures { algorithm: *algorithm, path })
+        .collect();
+    let algorithms: Vec<&dyn SignatureVerificationAlgorithm> = verified.iter().map(|one| one as _).collect();
+    let usage = match purpose {
+        Purpose::ClientAuth => KeyUsage::client_auth(),
+        Purpose::ServerAuth => KeyUsage::server_auth(),
+    };
+    let anchor = std::slice::from_ref(anchor);
+    leaf.verify_for_usage(&algorithms, anchor, intermediates, unix_time(now), usage, None, None)
+        .map(|_| ())
+        .map_err(explain)
+}
+
+/// What webpki found, with what it leaves out.
+fn explain(error: webpki::Error, path: &Path<'_>, purpose: Purpose) -> ChainError {
+    use webpki::Error as E;
+    match error {
+        E::UnsupportedCriticalExtension => {
+            let ders = path.certificates.iter().map(|certificate| certificate.to_der());
+            let found = ders.into_iter().find_map(|der| unsupported_extension(&der));
+            found.map_or(ChainError::Unverifiable, |(subject, extension)| ChainError::CriticalExtension {
+                subject,
+                extension,
+            })
+        }
+        E::RequiredEkuNotFoundContext(_) | E::EmptyEkuExtension => ChainError::Purpose { lacks: purpose.name() },
+        E::PathLenConstraintViolated | E::MaximumPathDepthExceeded => {
+            ChainError::PathLength { anchor: path.anchor.properties.subject.clone() }
+        }
+        other => other.into(),
+    }
+}
+
+/// One of the provider's algorithms, that knows the signatures of a path to be good.
+#[derive(Debug)]
+struct VerifiedSignatures<'p> {
+    algorithm: &'static dyn SignatureVerificationAlgorithm,
+    path: &'p Path<'p>,
+}
+
+impl SignatureVerificationAlgorithm for VerifiedSignatures<'_> {
+    fn verify_signature(&self, public_key: &[u8], message: &[u8], signature: &[u8]) -> Result<(), InvalidSignature> {
+        let mut keys = self.path.issuer_keys();
+        let is_known = self.path.certificates.iter().any(|certificate| {
+            let key = keys.next().and_then(key_bits);
+            key == Some(public_key) && certificate.is_signed_as(message, signature)
+        });
+        if is_known { Ok(()) } else { self.algorithm.verify_signature(public_key, message, signature) }
+    }
+
+    fn public_key_alg_id(&self) -> AlgorithmIdentifier {
+        self.algorithm.public_key_alg_id()
+    }
+
+    fn signature_alg_id(&self) -> AlgorithmIdentifier {
+        self.algorithm.signature_alg_id()
+    }
+}
+
+impl Path<'_> {
+    /// The keys, as the contents of a `SubjectPublicKeyInfo`, that have signed its certificates, in their order.
+    pub(crate) fn issuer_keys(&self) -> impl Iterator<Item = &[u8]> {
+        let issuers = self.certificates.iter().skip(1).map(|issuer| issuer.public_key_info);
+        issuers.chain([self.anchor.trust.subject_public_key_info.as_ref()])
+    }
+}
+
+/// While both are valid.
+pub(crate) fn overlap(one: Range<OffsetDateTime>, other: &Range<OffsetDateTime>) -> Range<OffsetDateTime> {
+    one.start.max(other.start)..one.end.min(other.end)
+}

@@ -1,0 +1,67 @@
+//! Signatures on certificates and revocation lists (RFC 5280 §4.1 and §5.1): both are a sequence of what is signed, the
+//! algorithm, and the signature.
+
+use rustls::pki_types::SignatureVerificationAlgorithm;
+
+use crate::x509::crypto::provider;
+use crate::x509::der::element;
+
+/// A signed structure, taken apart no further than its signature needs.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Signed<'der> {
+    /// What the signature covers: `tbsCertificate` or `tbsCertList`, tag and length included.
+    pub(crate) message: &'der [u8],
+    /// The contents of its `AlgorithmIdentifier`, which is how the crypto provider names it.
+    pub(crate) algorithm: &'der [u8],
+    signature: &'der [u8],
+}
+
+impl<'der> Signed<'der> {
+    /// Reads the outer sequence only: a revocation list may be very long.
+    pub(crate) fn read(der: &'der [u8]) -> Option<Self> {
+        let (contents, _) = element(der)?;
+        let (_, rest) = element(contents)?;
+        let message = contents.get(..contents.len().checked_sub(rest.len())?)?;
+        let (algorithm, signature) = algorithm_and_bits(rest)?;
+        Some(Self { message, algorithm, signature })
+    }
+
+    /// Whether a key, the contents of a `SubjectPublicKeyInfo`, is of the kind that the signature needs, and supported.
+    pub(crate) fn fits(&self, key_info: &[u8]) -> bool {
+        self.algorithms(key_info).next().is_some()
+    }
+
+    /// Verifies the signature with a key, the contents of a `SubjectPublicKeyInfo`.
+    pub(crate) fn verify(&self, key_info: &[u8]) -> bool {
+        let Some(key) = key_bits(key_info) else { return false };
+        self.algorithms(key_info).any(|known| known.verify_signature(key, self.message, self.signature).is_ok())
+    }
+
+    fn algorithms(&self, key_info: &[u8]) -> impl Iterator<Item = &'static dyn SignatureVerificationAlgorithm> {
+        let key_algorithm = algorithm_and_bits(key_info).map(|(algorithm, _)| algorithm);
+        let known = provider().signature_verification_algorithms.all.iter().copied();
+        known.filter(move |known| {
+            known.signature_alg_id().as_ref() == self.algorithm
+                && Some(known.public_key_alg_id().as_ref()) == key_algorithm
+        })
+    }
+
+    /// Whether this is the signature that `verify_signature` of a provider is asked about.
+    pub(crate) fn is(&self, message: &[u8], signature: &[u8]) -> bool {
+        self.message == message && self.signature == signature
+    }
+}
+
+/// The `subjectPublicKey` bits of the contents of a `SubjectPublicKeyInfo`.
+pub(crate) fn key_bits(public_key_info: &[u8]) -> Option<&[u8]> {
+    algorithm_and_bits(public_key_info).map(|(_, bits)| bits)
+}
+
+/// The contents of an `AlgorithmIdentifier` and of the `BIT STRING` behind it.
+fn algorithm_and_bits(der: &[u8]) -> Option<(&[u8], &[u8])> {
+    let (algorithm, rest) = element(der)?;
+    match element(rest)?.0.split_first()? {
+        (0, bits) => Some((algorithm, bits)),
+        _ => None,
+    }
+}

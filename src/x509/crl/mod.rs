@@ -1,0 +1,440 @@
+//! Certificate revocation lists (RFC 5280 §5): one list, read once and shared by all that look into it.
+//!
+//! Every list is checked when it is read, so that `check` and a reload can say which file is wrong, and how. Which lists
+//! count for which certificate is decided in [`revocation`](crate::x509::chain::revocation).
+
+pub(crate) mod serials;
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use rustls::pki_types::{CertificateDer, CertificateRevocationListDer};
+use serde::{Serialize, Serializer};
+use time::OffsetDateTime;
+use webpki::BorrowedCertRevocationList;
+use x509_parser::der_parser::num_bigint::BigUint;
+use x509_parser::extensions::{DistributionPointName, ParsedExtension, X509Extension};
+use x509_parser::oid_registry::OID_X509_EXT_ISSUER_DISTRIBUTION_POINT;
+use x509_parser::prelude::FromDer as _;
+use x509_parser::revocation_list::CertificateRevocationList;
+use x509_parser::x509::X509Version;
+
+use crate::x509::certificate::moment;
+use crate::x509::chain::ca_properties::full_names;
+use crate::x509::chain::raw_certificate::RawCertificate;
+use crate::x509::chain::signed::Signed;
+use crate::x509::crl::serials::Serials;
+use crate::x509::crypto::{provider, sha256_hex};
+use crate::x509::der::{INTEGER, SEQUENCE, element, element_of, sequence};
+use crate::x509::digest::{Digest, digest_of};
+use crate::x509::name::rfc4514;
+use crate::x509::pem;
+use crate::x509::pem::PemError;
+
+/// One revocation list, of a kind that rustls can use.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Crl {
+    /// Whose list it says it is, as RFC 4514 text.
+    pub issuer: String,
+    /// When it was made.
+    #[serde(with = "time::serde::rfc3339")]
+    pub this_update: OffsetDateTime,
+    /// When the next one is due, and this one has run out.
+    #[serde(with = "time::serde::rfc3339")]
+    pub next_update: OffsetDateTime,
+    /// Which of its issuer's lists it is.
+    pub number: Option<CrlNumber>,
+    /// How many certificates it takes back.
+    pub revoked: usize,
+    /// Lower-case hex of the SHA-256 of the DER.
+    pub sha256: String,
+    /// The issuer as it is encoded.
+    #[serde(skip)]
+    issuer_raw: Vec<u8>,
+    /// The part of the issuer's certificates it is about; all of them where there is none.
+    #[serde(skip)]
+    pub(crate) scope: Option<Scope>,
+    #[serde(skip)]
+    content: Arc<Content>,
+}
+
+/// What a list covers of its issuer's certificates (issuing distribution point, RFC 5280 §5.2.5).
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Scope {
+    /// Certificates of clients and servers only.
+    pub(crate) only_user_certificates: bool,
+    /// Certificates of CAs only.
+    pub(crate) only_ca_certificates: bool,
+    /// The URIs under which it is published.
+    pub(crate) uris: Vec<String>,
+    /// As it is encoded.
+    encoded: Vec<u8>,
+}
+
+/// What all clones of a list share, because it may be long.
+#[derive(Debug)]
+struct Content {
+    der: CertificateRevocationListDer<'static>,
+    serials: Serials,
+    /// Which keys have signed it. Verified once each: a list may be long, and is looked into for every client of its CA.
+    signers: Mutex<HashMap<Digest, bool>>,
+}
+
+impl PartialEq for Content {
+    fn eq(&self, other: &Self) -> bool {
+        self.der == other.der
+    }
+}
+
+impl Eq for Content {}
+
+/// Up to twenty bytes, so no machine number.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct CrlNumber(BigUint);
+
+#[cfg(test)]
+impl From<u32> for CrlNumber {
+    fn from(number: u32) -> Self {
+        Self(number.into())
+    }
+}
+
+impl fmt::Display for CrlNumber {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(formatter)
+    }
+}
+
+impl Serialize for CrlNumber {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// Why a file of revocation lists cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CrlError {
+    /// It is not the PEM it looks like, or holds no list.
+    #[error(transparent)]
+    Pem(#[from] PemError),
+    /// One of its lists is of no use.
+    #[error("revocation list {position} {fault}")]
+    Unusable {
+        /// Its number among the lists of the file, from 1.
+        position: usize,
+        /// What is wrong with it.
+        fault: CrlFault,
+    },
+}
+
+/// Lists of which the newest counts: those of one issuer, signed by one key, about one part of its certificates.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct CrlSeries {
+    /// RFC 4514 text.
+    pub issuer: String,
+    /// Digest of the key, where it is one of a trust anchor.
+    pub signer: Option<String>,
+    scope: Option<Scope>,
+}
+
+#[cfg(test)]
+impl CrlSeries {
+    /// Complete lists.
+    pub(crate) fn complete(issuer: &str, signer: &str) -> Self {
+        Self { issuer: issuer.to_owned(), signer: Some(signer.to_owned()), scope: None }
+    }
+}
+
+/// Lower-case hex of the SHA-256 of a certificate's `SubjectPublicKeyInfo` contents.
+pub fn key_digest(certificate: &CertificateDer<'_>) -> Option<String> {
+    RawCertificate::read(certificate).map(|certificate| sha256_hex(certificate.public_key_info))
+}
+
+/// What is wrong with a revocation list.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CrlFault {
+    /// Signed in a way that cannot be verified.
+    #[error("is signed by {0}, which cannot be verified; SHA-256 and later with RSA or ECDSA, and Ed25519, can")]
+    Algorithm(String),
+    /// An extension that must not be passed over.
+    #[error("has an extension that is marked as critical and not known here")]
+    CriticalExtension,
+    /// Only the changes since another one.
+    #[error("is a delta list, which says only what has changed since another; give the complete list")]
+    Delta,
+    /// About certificates of other CAs.
+    #[error("is an indirect list, for certificates that others have issued; give the lists these signed themselves")]
+    Indirect,
+    /// The bytes are no list.
+    #[error("is not an X.509 revocation list: {0}")]
+    Malformed(String),
+    /// Of version 2, but without what version 2 is for.
+    #[error("has no extensions, not even a number; {NUMBERED}")]
+    NoExtensions,
+    /// It would be good for ever.
+    #[error("does not say when the next one is due (nextUpdate); openssl ca -gencrl does with -crldays")]
+    NoNextUpdate,
+    /// A number of another kind than there may be.
+    #[error("has a crlNumber that is negative or of more than 20 bytes")]
+    Number,
+    /// Only some of the revocations, or of the certificates by an unusable name.
+    #[error(
+        "covers only a part of its issuer's certificates, and says by reason, or without the full name of a distribution \
+         point, which; give one that covers all"
+    )]
+    Part,
+    /// Something behind it.
+    #[error("is followed by {0} bytes; a file in DER holds one list and nothing else")]
+    TrailingBytes(usize),
+    /// A version without extensions, or one that does not exist.
+    #[error("is of version {0}, and version 2 is needed; {NUMBERED}")]
+    Version(u32),
+    /// Anything else rustls refuses.
+    #[error("cannot be used: {0}")]
+    Refused(String),
+}
+
+const NUMBERED: &str = "openssl ca makes that when its configuration has a line crlnumber = FILE";
+
+impl Crl {
+    /// Every list of a file: of the `X509 CRL` blocks of a PEM file, or of a DER file, which is one list.
+    ///
+    /// # Errors
+    /// When one of them cannot be used, or there is none.
+    pub fn parse_all(bytes: &[u8]) -> Result<Vec<Self>, CrlError> {
+        Self::parse_all_knowing(bytes, &mut KnownCrls::default())
+    }
+
+    /// The same, where a list that is `known` already is not read anew, and takes no memory twice. The others are known
+    /// from then on.
+    ///
+    /// # Errors
+    /// When one of them cannot be used, or there is none.
+    pub fn parse_all_knowing(bytes: &[u8], known: &mut KnownCrls) -> Result<Vec<Self>, CrlError> {
+        let lists = match bytes {
+            // No text begins like this.
+            [SEQUENCE, length, ..] if *length >= LONG => vec![CertificateRevocationListDer::from(bytes.to_vec())],
+            _ => pem::revocation_lists(bytes)?,
+        };
+        let parse = |(position, der): (usize, CertificateRevocationListDer<'static>)| {
+            if let Some(known) = known.by_sha256.get(&sha256_hex(&der)) {
+                return Ok(known.clone());
+            }
+            let list = Self::parse(der).map_err(|fault| CrlError::Unusable { position, fault })?;
+            known.by_sha256.insert(list.sha256.clone(), list.clone());
+            Ok(list)
+        };
+        (1..).zip(lists).map(parse).collect()
+    }
+
+    fn parse(der: CertificateRevocationListDer<'static>) -> Result<Self, CrlFault> {
+        // Taken apart whole, each entry would be several allocations, ten times the size of the list.
+        let head = without_entries(&der);
+        let (rest, list) = CertificateRevocationList::from_der(head.as_deref().unwrap_or(&der))
+            .map_err(|error| CrlFault::Malformed(error.to_string()))?;
+        if !rest.is_empty() {
+            return Err(CrlFault::TrailingBytes(rest.len()));
+        }
+        let next_update = next_update(&list)?;
+        check_algorithm(&list, &der)?;
+        let scope = scope(&list)?;
+        let serials = serials(&der)?;
+        let sha256 = sha256_hex(&der);
+        Ok(Self {
+            issuer: rfc4514(list.issuer()),
+            this_update: moment(list.last_update()),
+            next_update,
+            number: list.crl_number().cloned().map(CrlNumber),
+            revoked: serials.len(),
+            issuer_raw: element(list.issuer().as_raw()).map(|(name, _)| name.to_vec()).unwrap_or_default(),
+            scope,
+            sha256,
+            content: Arc::new(Content {
+                der: CertificateRevocationListDer::from(der.to_vec()),
+                serials,
+                signers: Mutex::default(),
+            }),
+        })
+    }
+
+    /// The list as it is encoded.
+    pub fn der(&self) -> &CertificateRevocationListDer<'static> {
+        &self.content.der
+    }
+
+    /// The name of its issuer, as it is encoded, without tag and length.
+    pub(crate) fn issuer_name(&self) -> &[u8] {
+        &self.issuer_raw
+    }
+
+    /// Whether it says it is a list of the CA that this is a certificate of. Two CAs may have the same name; which of them
+    /// it is only [`Self::is_signed_by`] tells.
+    pub fn has_issuer(&self, anchor: &CertificateDer<'_>) -> bool {
+        RawCertificate::read(anchor).is_some_and(|anchor| anchor.subject == self.issuer_raw.as_slice())
+    }
+
+    /// Whether it is a list of the CA that this is a certificate of.
+    pub fn is_signed_by(&self, anchor: &CertificateDer<'_>) -> bool {
+        RawCertificate::read(anchor).is_some_and(|anchor| {
+            anchor.subject == self.issuer_raw.as_slice() && self.is_signed_with(anchor.public_key_info)
+        })
+    }
+
+    /// Whether this key, the contents of a `SubjectPublicKeyInfo`, has signed it.
+    pub(crate) fn is_signed_with(&self, key_info: &[u8]) -> bool {
+        let known_as = digest_of([key_info].into_iter());
+        if let Some(is_signer) = self.content.signers().get(&known_as) {
+            return *is_signer;
+        }
+        let signed = Signed::read(self.der());
+        let is_signer = signed.is_some_and(|signed| signed.verify(key_info));
+        let mut signers = self.content.signers();
+        if signers.len() >= MAX_SIGNERS {
+            signers.clear();
+        }
+        signers.insert(known_as, is_signer);
+        is_signer
+    }
+
+    /// Whether it names the certificate with this serial number, as it is encoded.
+    pub(crate) fn revokes(&self, serial: &[u8]) -> bool {
+        self.content.serials.contain(serial)
+    }
+
+    /// The series it belongs to beside these trust anchors.
+    pub fn series(&self, anchors: &[CertificateDer<'_>]) -> CrlSeries {
+        let signer = anchors.iter().find(|anchor| self.is_signed_by(anchor)).and_then(key_digest);
+        CrlSeries { issuer: self.issuer.clone(), signer, scope: self.scope.clone() }
+    }
+
+    /// Whether it covers a part of its issuer's certificates only.
+    pub fn is_scoped(&self) -> bool {
+        self.scope.is_some()
+    }
+
+    /// Whether the next list should have come.
+    pub fn is_expired_at(&self, now: OffsetDateTime) -> bool {
+        self.next_update <= now
+    }
+}
+
+/// Lists that were read before, by digest.
+#[derive(Debug, Default)]
+pub struct KnownCrls {
+    by_sha256: HashMap<String, Crl>,
+}
+
+impl FromIterator<Crl> for KnownCrls {
+    fn from_iter<I: IntoIterator<Item = Crl>>(lists: I) -> Self {
+        Self { by_sha256: lists.into_iter().map(|list| (list.sha256.clone(), list)).collect() }
+    }
+}
+
+impl Content {
+    fn signers(&self) -> MutexGuard<'_, HashMap<Digest, bool>> {
+        self.signers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// More keys of one name than a CA has. Past it all are forgotten, and verified anew.
+const MAX_SIGNERS: usize = 1024;
+
+/// The list without its entries, of which there may be a million. `None` where it has none, or is not built as a list is.
+fn without_entries(der: &[u8]) -> Option<Vec<u8>> {
+    let (contents, trailing) = element_of(SEQUENCE, der)?;
+    let (signed, signature) = element_of(SEQUENCE, contents)?;
+    // version, signature, issuer, thisUpdate, nextUpdate
+    let mut rest = element_of(INTEGER, signed)?.1;
+    for _ in 0..2 {
+        rest = element_of(SEQUENCE, rest)?.1;
+    }
+    rest = element(rest)?.1;
+    if rest.first().is_some_and(|kind| TIMES.contains(kind)) {
+        rest = element(rest)?.1;
+    }
+    let before = signed.get(..signed.len().checked_sub(rest.len())?)?;
+    let (_, after) = element_of(SEQUENCE, rest)?;
+    let signed = sequence(&[before, after])?;
+    Some([&sequence(&[&signed, signature])?, trailing].concat())
+}
+
+/// The serial numbers of a list. Reading them checks every entry, and what webpki makes of the list as a whole.
+fn serials(der: &CertificateRevocationListDer<'_>) -> Result<Serials, CrlFault> {
+    let list = BorrowedCertRevocationList::from_der(der)?;
+    let mut serials = Serials::default();
+    for entry in &list {
+        serials.add(entry?.serial_number);
+    }
+    serials.sort();
+    Ok(serials)
+}
+
+/// Checks that the list is of the version that rustls knows, and complete.
+fn next_update(list: &CertificateRevocationList<'_>) -> Result<OffsetDateTime, CrlFault> {
+    let version = list.version().unwrap_or(X509Version::V1);
+    if version != X509Version::V2 {
+        return Err(CrlFault::Version(version.0.saturating_add(1)));
+    }
+    if list.extensions().is_empty() {
+        return Err(CrlFault::NoExtensions);
+    }
+    list.next_update().map(moment).ok_or(CrlFault::NoNextUpdate)
+}
+
+/// rustls would find out at the first client that shows a certificate of this CA.
+fn check_algorithm(list: &CertificateRevocationList<'_>, der: &[u8]) -> Result<(), CrlFault> {
+    let Signed { algorithm, .. } =
+        Signed::read(der).ok_or_else(|| CrlFault::Malformed("its signature cannot be read".to_owned()))?;
+    let known = provider().signature_verification_algorithms.all;
+    if known.iter().any(|known| known.signature_alg_id().as_ref() == algorithm) {
+        return Ok(());
+    }
+    Err(CrlFault::Algorithm(list.signature_algorithm.algorithm.to_id_string()))
+}
+
+/// The part of its issuer's certificates that a list is about. webpki has no words for what it does not support here.
+fn scope(list: &CertificateRevocationList<'_>) -> Result<Option<Scope>, CrlFault> {
+    let is_scope = |extension: &&X509Extension<'_>| extension.oid == OID_X509_EXT_ISSUER_DISTRIBUTION_POINT;
+    let Some(extension) = list.extensions().iter().find(is_scope) else { return Ok(None) };
+    let ParsedExtension::IssuingDistributionPoint(point) = extension.parsed_extension() else {
+        return Err(CrlFault::Malformed("its issuingDistributionPoint cannot be read".to_owned()));
+    };
+    if point.indirect_crl {
+        return Err(CrlFault::Indirect);
+    }
+    let is_named = matches!(point.distribution_point, Some(DistributionPointName::FullName(_)));
+    if !is_named || point.only_some_reasons.is_some() {
+        return Err(CrlFault::Part);
+    }
+    Ok(Some(Scope {
+        only_user_certificates: point.only_contains_user_certs,
+        only_ca_certificates: point.only_contains_ca_certs,
+        uris: full_names(point.distribution_point.as_ref()),
+        encoded: extension.value.to_vec(),
+    }))
+}
+
+impl From<webpki::Error> for CrlFault {
+    fn from(error: webpki::Error) -> Self {
+        use webpki::Error as E;
+        match error {
+            E::InvalidCrlNumber => Self::Number,
+            E::MalformedExtensions | E::BadDer | E::BadDerTime | E::TrailingData(_) => {
+                Self::Malformed("it is not encoded as it has to be".to_owned())
+            }
+            E::UnsupportedCriticalExtension => Self::CriticalExtension,
+            E::UnsupportedDeltaCrl => Self::Delta,
+            E::UnsupportedIndirectCrl => Self::Indirect,
+            error => Self::Refused(error.to_string()),
+        }
+    }
+}
+
+/// UTCTime and GeneralizedTime.
+const TIMES: [u8; 2] = [0x17, 0x18];
+
+/// The first byte of the length of anything that has more than 127 bytes.
+const LONG: u8 = 0x80;

@@ -1,0 +1,29 @@
+//! The one crypto provider, and digests.
+
+use std::sync::{Arc, LazyLock};
+
+use rustls::crypto::CryptoProvider;
+use rustls::crypto::aws_lc_rs;
+
+/// SHA-256 of `bytes` in lower-case hex, the form every fingerprint of this program has.
+pub fn sha256_hex(bytes: &[u8]) -> String {
+    let digest = ::aws_lc_rs::digest::digest(&::aws_lc_rs::digest::SHA256, bytes);
+    digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// aws-lc-rs, with the hybrid key exchange X25519MLKEM768 first.
+pub(crate) fn provider() -> Arc<CryptoProvider> {
+    // Made once: where clients are asked for certificates each handshake wants it.
+    static PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| {
+        Arc::new(CryptoProvider {
+            kx_groups: vec![
+                aws_lc_rs::kx_group::X25519MLKEM768,
+                aws_lc_rs::kx_group::X25519,
+                aws_lc_rs::kx_group::SECP256R1,
+                aws_lc_rs::kx_group::SECP384R1,
+            ],
+            ..aws_lc_rs::default_provider()
+        })
+    });
+    Arc::clone(&PROVIDER)
+}

@@ -1,0 +1,17 @@
+//! TODO
+
+pub(crate) mod certificate;
+pub(crate) mod chain;
+pub(crate) mod clock;
+pub(crate) mod crl;
+pub(crate) mod crypto;
+pub(crate) mod der;
+pub(crate) mod digest;
+pub(crate) mod encrypted_key;
+pub(crate) mod error;
+pub(crate) mod expiry;
+pub(crate) mod key_kind;
+pub(crate) mod key_pair;
+pub(crate) mod name;
+pub(crate) mod pem;
+pub(crate) mod subject_name;

@@ -1,0 +1,342 @@
+//! PEM files: every block counts, and a file that ends in the middle of one is an error rather than a shorter list.
+
+use rustls::pki_types::pem::{self, PemObject as _, SectionKind};
+use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
+
+use crate::x509::encrypted_key::EncryptedKey;
+
+/// Why a PEM file cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PemError {
+    /// The binary form of what is expected.
+    #[error("looks like DER, and PEM is needed; openssl x509 or openssl pkey, with -inform DER, converts it")]
+    Der,
+    /// No bytes.
+    #[error("is empty; it may still be being written")]
+    Empty,
+    /// The key needs a passphrase, and there is none.
+    #[error("holds a private key that is protected by a passphrase; openssl pkey -in OLD -out NEW decrypts it")]
+    EncryptedKey,
+    /// A block is broken.
+    #[error("PEM block {block} is broken: {cause}")]
+    Malformed {
+        /// Its number, from 1.
+        block: usize,
+        /// What is wrong with it.
+        cause: String,
+    },
+    /// The parser found fewer blocks of a kind than there are BEGIN lines.
+    #[error("has {written} BEGIN {label} lines, but only {read} of these blocks could be read")]
+    Lost {
+        /// The kind.
+        label: &'static str,
+        /// BEGIN lines.
+        written: usize,
+        /// Blocks read.
+        read: usize,
+    },
+    /// The key is encrypted as nobody should any more: by a key made of the passphrase with one round of MD5.
+    #[error(
+        "holds a private key in OpenSSL's old encryption (Proc-Type: 4,ENCRYPTED), which is not supported; \
+         openssl pkcs8 -topk8 -v2 aes-256-cbc -in OLD -out NEW makes one that is"
+    )]
+    LegacyEncryption,
+    /// No certificate in it.
+    #[error("holds no certificate (no BEGIN CERTIFICATE line)")]
+    NoCertificate,
+    /// No key in it.
+    #[error("holds no private key (PKCS#8, PKCS#1 and SEC1 are read)")]
+    NoPrivateKey,
+    /// A key of a kind or in a form that is not read.
+    #[error("holds {0}")]
+    ForeignKey(&'static str),
+    /// No revocation list in it.
+    #[error("holds no certificate revocation list (no BEGIN X509 CRL line)")]
+    NoRevocationList,
+}
+
+/// Every certificate of a PEM file, in order. Text between the blocks, CRLF and blocks of other kinds are passed over.
+///
+/// # Errors
+/// When a block is broken or cut off, or there is no certificate.
+pub fn certificates(bytes: &[u8]) -> Result<Vec<CertificateDer<'static>>, PemError> {
+    let certificates: Vec<_> = blocks(bytes, SectionKind::Certificate)?.map(CertificateDer::from).collect();
+    if certificates.is_empty() { Err(PemError::NoCertificate) } else { Ok(certificates) }
+}
+
+/// Every certificate revocation list of a PEM file, read as [`certificates`] reads certificates.
+///
+/// # Errors
+/// When a block is broken or cut off, or there is no list.
+pub(crate) fn revocation_lists(bytes: &[u8]) -> Result<Vec<CertificateRevocationListDer<'static>>, PemError> {
+    let lists: Vec<_> = blocks(bytes, SectionKind::Crl)?.map(CertificateRevocationListDer::from).collect();
+    if lists.is_empty() { Err(PemError::NoRevocationList) } else { Ok(lists) }
+}
+
+/// A private key as it stands in a file.
+#[derive(Debug, PartialEq, Eq)]
+pub enum StoredKey {
+    /// It can be used as it is.
+    Plain(PrivateKeyDer<'static>),
+    /// It needs a passphrase first.
+    Encrypted(EncryptedKey),
+}
+
+/// The first private key of a PEM file.
+///
+/// # Errors
+/// When a block is broken or cut off, the key is encrypted in a way nobody should use, or there is none.
+pub fn stored_key(bytes: &[u8]) -> Result<StoredKey, PemError> {
+    let sections = sections(bytes)?;
+    let first = labels(bytes)?.into_iter().enumerate().find(|(_, label)| label.ends_with(PRIVATE_KEY));
+    if let Some((index, ENCRYPTED_PRIVATE_KEY)) = first {
+        return encrypted_key(bytes, index + 1).map(StoredKey::Encrypted);
+    }
+    let key = sections.into_iter().find_map(|(kind, der)| PrivateKeyDer::from_pem(kind, der));
+    key.map(StoredKey::Plain).ok_or_else(|| {
+        let labels = labels(bytes).unwrap_or_default();
+        let foreign = FOREIGN_KEYS.iter().find(|(label, _)| labels.contains(label));
+        foreign.map_or(PemError::NoPrivateKey, |(_, words)| PemError::ForeignKey(words))
+    })
+}
+
+/// The first private key of a PEM file, where there is nobody to give a passphrase.
+///
+/// # Errors
+/// When a block is broken or cut off, the key is protected by a passphrase, or there is none.
+pub fn private_key(bytes: &[u8]) -> Result<PrivateKeyDer<'static>, PemError> {
+    match stored_key(bytes)? {
+        StoredKey::Plain(key) => Ok(key),
+        StoredKey::Encrypted(_) => Err(PemError::EncryptedKey),
+    }
+}
+
+/// How many private keys a PEM file has, whatever is wrong with them.
+pub fn count_private_keys(bytes: &[u8]) -> usize {
+    labels(bytes).unwrap_or_default().iter().filter(|label| label.ends_with(PRIVATE_KEY)).count()
+}
+
+/// The contents of every block of one kind.
+fn blocks(bytes: &[u8], wanted: SectionKind) -> Result<impl Iterator<Item = Vec<u8>>, PemError> {
+    let sections = sections(bytes)?.into_iter();
+    Ok(sections.filter(move |(kind, _)| *kind == wanted).map(|(_, der)| der))
+}
+
+fn sections(bytes: &[u8]) -> Result<Vec<(SectionKind, Vec<u8>)>, PemError> {
+    let bytes = bytes.strip_prefix(BYTE_ORDER_MARK).unwrap_or(bytes);
+    if bytes.trim_ascii().is_empty() {
+        return Err(PemError::Empty);
+    }
+    if bytes.starts_with(DER_SEQUENCE) {
+        return Err(PemError::Der);
+    }
+    let labels = labels(bytes)?;
+    let mut sections = Vec::new();
+    for section in <(SectionKind, Vec<u8>)>::pem_slice_iter(bytes) {
+        let block = sections.len() + 1;
+        sections.push(section.map_err(|error| match error {
+            // Its headers are taken for content.
+            pem::Error::Base64Decode(_) if find(bytes, LEGACY_ENCRYPTION).is_some() => PemError::LegacyEncryption,
+            error => PemError::Malformed { block, cause: cause(&error) },
+        })?);
+    }
+    for (kind, label) in COUNTED {
+        let written = labels.iter().filter(|written| **written == label.as_bytes()).count();
+        let read = sections.iter().filter(|(read, _)| *read == kind).count();
+        if written != read {
+            return Err(PemError::Lost { label, written, read });
+        }
+    }
+    Ok(sections)
+}
+
+/// The label of every block, read more strictly than the parser does, which passes over what it does not recognise: here
+/// nothing that looks like a certificate or a revocation list may be passed over.
+fn labels(bytes: &[u8]) -> Result<Vec<&[u8]>, PemError> {
+    let mut labels = Vec::new();
+    for line in bytes.split(|byte| *byte == b'\n' || *byte == b'\r') {
+        let block = labels.len() + 1;
+        let malformed = |cause: &str| PemError::Malformed { block, cause: cause.to_owned() };
+        let begins = line.windows(BEGIN.len()).position(|window| window == BEGIN);
+        match begins {
+            Some(0) => {
+                let label = line.strip_prefix(BEGIN).and_then(|rest| rest.trim_ascii_end().strip_suffix(b"-----"));
+                let label = label.ok_or_else(|| malformed("its BEGIN line is malformed or cut off"))?;
+                if let Some((_, cause)) = FOREIGN.iter().find(|(foreign, _)| *foreign == label) {
+                    return Err(malformed(cause));
+                }
+                labels.push(label);
+            }
+            Some(_) => {
+                return Err(malformed(
+                    "its BEGIN does not start a line; two files may have been joined without a line break",
+                ));
+            }
+            None if !line.is_empty() && BEGIN.starts_with(line) => {
+                return Err(malformed("its BEGIN line is cut off"));
+            }
+            None => {}
+        }
+    }
+    Ok(labels)
+}
+
+/// The error in words that show no content of the file, which may be a key.
+fn cause(error: &pem::Error) -> String {
+    match error {
+        pem::Error::MissingSectionEnd { .. } => "its END line is missing; the file may be cut off".to_owned(),
+        pem::Error::IllegalSectionStart { .. } => "its BEGIN line is malformed".to_owned(),
+        pem::Error::Base64Decode(_) => "its content is not base64".to_owned(),
+        _ => "it cannot be read".to_owned(),
+    }
+}
+
+/// The first encrypted key. `rustls::pki_types` passes over its block, since it could make nothing of it.
+fn encrypted_key(bytes: &[u8], block: usize) -> Result<EncryptedKey, PemError> {
+    let begin = [BEGIN, ENCRYPTED_PRIVATE_KEY].concat();
+    let text = find(bytes, &begin).and_then(|start| bytes.get(start..)).unwrap_or_default();
+    let key = ::pem::parse(text).map_err(|_| PemError::Malformed { block, cause: "it cannot be read".to_owned() })?;
+    Ok(EncryptedKey::new(key.into_contents()))
+}
+
+fn find(bytes: &[u8], words: &[u8]) -> Option<usize> {
+    bytes.windows(words.len()).position(|window| window == words)
+}
+
+/// A long ASN.1 sequence, with which certificates and keys in DER begin.
+const DER_SEQUENCE: &[u8] = b"\x30\x82";
+
+const BEGIN: &[u8] = b"-----BEGIN ";
+
+/// With which the label of every private key ends.
+const PRIVATE_KEY: &[u8] = b"PRIVATE KEY";
+const ENCRYPTED_PRIVATE_KEY: &[u8] = b"ENCRYPTED PRIVATE KEY";
+const LEGACY_ENCRYPTION: &[u8] = b"Proc-Type: 4,ENCRYPTED";
+
+/// Some editors put it in front of every text.
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+
+/// Of which each one counts: a certificate that is missed is a client kept out, a revocation list one let in.
+const COUNTED: [(SectionKind, &str); 2] = [(SectionKind::Certificate, "CERTIFICATE"), (SectionKind::Crl, "X509 CRL")];
+
+/// Labels that the parser does not know, of what it should not pass over. OpenSSL writes and reads the first two, and nobody
+/// else does; the last is a rare spelling that hardly anybody reads.
+const FOREIGN: [(&[u8], &str); 3] = [
+    (b"X509 CERTIFICATE", FOREIGN_CERTIFICATE),
+    (b"TRUSTED CERTIFICATE", FOREIGN_CERTIFICATE),
+    (b"CRL", "it is a revocation list, and its BEGIN and END lines have to say X509 CRL"),
+];
+
+/// Labels of keys that the parser does not know.
+const FOREIGN_KEYS: [(&[u8], &str); 2] = [
+    (
+        b"DSA PRIVATE KEY",
+        "a DSA key, which cannot be used; take RSA of 2048 to 8192 bits, EC on P-256, P-384 or P-521, or Ed25519",
+    ),
+    (
+        b"OPENSSH PRIVATE KEY",
+        "a key in the form of OpenSSH, which is not read; ssh-keygen -p -m PKCS8 -f COPY converts a copy of it",
+    ),
+];
+
+const FOREIGN_CERTIFICATE: &str =
+    "it is a certificate in another form than BEGIN CERTIFICATE; convert it with openssl x509";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A certificate that is none; this module does not look inside.
+    const BLOCK: &str = "-----BEGIN CERTIFICATE-----\nAAEC\n-----END CERTIFICATE-----\n";
+
+    fn count(text: &str) -> Result<usize, PemError> {
+        certificates(text.as_bytes()).map(|list| list.len())
+    }
+
+    /// The same for a revocation list.
+    const LIST: &str = "-----BEGIN X509 CRL-----\nAAEC\n-----END X509 CRL-----\n";
+
+    fn count_lists(text: &str) -> Result<usize, PemError> {
+        revocation_lists(text.as_bytes()).map(|list| list.len())
+    }
+
+    #[test]
+    fn every_certificate_of_a_bundle_is_read() {
+        assert_eq!(count(&BLOCK.repeat(4)), Ok(4));
+        let decorated = format!(
+            "# root\r\nBag Attributes\r\n    friendlyName: x\r\n{}\r\n\r\n{BLOCK}trailing words",
+            BLOCK.replace('\n', "\r\n")
+        );
+        assert_eq!(count(&decorated), Ok(2));
+    }
+
+    #[test]
+    fn a_file_cut_off_anywhere_but_between_two_blocks_is_an_error() {
+        let whole = BLOCK.repeat(2);
+        for cut in 1..whole.len() {
+            let between =
+                [0, 1].map(|blocks| BLOCK.len() * (1 + blocks) - 1).iter().any(|end| (*end..=end + 1).contains(&cut));
+            assert_eq!(count(&whole[..cut]).is_ok(), between, "cut at {cut}: {:?}", &whole[..cut]);
+        }
+    }
+
+    #[test]
+    fn no_certificate_is_passed_over() {
+        assert_eq!(count(&format!("\u{feff}{BLOCK}{BLOCK}")), Ok(2));
+        let joined = format!("{}{BLOCK}", BLOCK.trim_end());
+        assert!(matches!(count(&joined), Err(PemError::Malformed { block: 2, .. })), "{:?}", count(&joined));
+        for kind in ["X509 CERTIFICATE", "TRUSTED CERTIFICATE"] {
+            let foreign = format!("{BLOCK}{}", BLOCK.replace("CERTIFICATE", kind));
+            assert!(matches!(count(&foreign), Err(PemError::Malformed { block: 2, .. })), "{kind}");
+        }
+        let parameters = "-----BEGIN EC PARAMETERS-----\nAAEC\n-----END EC PARAMETERS-----\n";
+        assert_eq!(count(&format!("{parameters}{BLOCK}")), Ok(1));
+    }
+
+    #[test]
+    fn no_revocation_list_is_passed_over() {
+        assert_eq!(count_lists(&format!("{LIST}{BLOCK}some words\n{LIST}")), Ok(2));
+        assert_eq!(count(&format!("{LIST}{BLOCK}")), Ok(1));
+        assert_eq!(count_lists(""), Err(PemError::Empty));
+        assert_eq!(count_lists(BLOCK), Err(PemError::NoRevocationList));
+        let joined = format!("{}{LIST}", LIST.trim_end());
+        let foreign = format!("{LIST}{}", LIST.replace("X509 CRL", "CRL"));
+        for text in [joined, foreign] {
+            assert!(matches!(count_lists(&text), Err(PemError::Malformed { block: 2, .. })), "{text}");
+        }
+        let begun_twice = format!("-----BEGIN X509 CRL-----\n{LIST}");
+        assert_eq!(count_lists(&begun_twice), Err(PemError::Lost { label: "X509 CRL", written: 2, read: 1 }));
+    }
+
+    #[test]
+    fn empty_and_wrong_files_are_told_apart() {
+        assert_eq!(count(""), Err(PemError::Empty));
+        assert_eq!(count("\n \n"), Err(PemError::Empty));
+        assert_eq!(count("hello"), Err(PemError::NoCertificate));
+        assert_eq!(private_key(BLOCK.as_bytes()), Err(PemError::NoPrivateKey));
+    }
+
+    #[test]
+    fn the_first_key_of_a_file_is_the_one_that_is_meant() {
+        let block = |label: &str| format!("-----BEGIN {label}-----\nAAEC\n-----END {label}-----\n");
+        let (plain, encrypted) = (block("EC PRIVATE KEY"), block("ENCRYPTED PRIVATE KEY"));
+        let is_encrypted = |text: &str| match stored_key(text.as_bytes()) {
+            Ok(StoredKey::Encrypted(key)) => key == EncryptedKey::new(vec![0, 1, 2]),
+            Ok(StoredKey::Plain(_)) => false,
+            Err(error) => panic!("{error}"),
+        };
+        assert!(is_encrypted(&format!("{BLOCK}{encrypted}{plain}")));
+        assert!(!is_encrypted(&format!("{BLOCK}{plain}{encrypted}")));
+        assert_eq!(private_key(encrypted.as_bytes()), Err(PemError::EncryptedKey));
+        assert_eq!(count_private_keys(format!("{plain}{BLOCK}{encrypted}").as_bytes()), 2);
+        for cut in 40..encrypted.len() - 5 {
+            assert!(
+                matches!(stored_key(&encrypted.as_bytes()[..cut]), Err(PemError::Malformed { .. })),
+                "cut at {cut}"
+            );
+        }
+        let legacy = "-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-128-CBC,00\n\nAAEC\n\
+                      -----END RSA PRIVATE KEY-----\n";
+        assert_eq!(stored_key(legacy.as_bytes()), Err(PemError::LegacyEncryption));
+    }
+}
