@@ -15,8 +15,8 @@ use portcullis::internals::ClientAddr;
 use portcullis::internals::Evidence;
 use portcullis::internals::Names;
 use portcullis::internals::revocation;
-use portcullis::internals::{Presence, Register};
-use portcullis::internals::{Reliance, Snapshot};
+use portcullis::internals::{Authorization, Snapshot};
+use portcullis::internals::{ConnectionGuard, ConnectionRegistry};
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, DnType, GeneralSubtree,
     IsCa, KeyIdMethod, KeyPair, KeyUsagePurpose, NameConstraints, RevokedCertParams, SerialNumber,
@@ -82,12 +82,12 @@ fn parked() -> Result<(), Failure> {
         std::fs::write(site.path("clients.pem"), [site.root.pem(), old.pem()].concat())?;
         site.write_list(By::Root, 1, &[])?;
         let before = site.snapshot(None)?;
-        let register = Arc::new(Register::default());
+        let registry = Arc::new(ConnectionRegistry::default());
         let chains = (hostile..SESSIONS).map(|_| site.client(By::Root)).collect::<Result<Vec<_>, _>>()?;
-        let others = enter_as_many(&before, &register, &chains, chains.len())?;
+        let others = enter_as_many(&before, &registry, &chains, chains.len())?;
         let own = || Ok(vec![leaf.clone(), between.der().clone(), by_new.clone(), junk()?]);
         let own_chains = (0..hostile).map(|_| own()).collect::<Result<Vec<_>, Failure>>()?;
-        let _parked = enter_as_many(&before, &register, &own_chains, hostile)?;
+        let _parked = enter_as_many(&before, &registry, &own_chains, hostile)?;
         std::fs::write(site.path("clients.pem"), [site.root.pem(), new.pem()].concat())?;
         site.write_list(By::Root, 2, &chains.iter().filter_map(|chain| chain.first()).collect::<Vec<_>>())?;
         let after = site.snapshot(Some(&before))?;
@@ -100,7 +100,7 @@ fn parked() -> Result<(), Failure> {
                 }
                 began.elapsed()
             });
-            enforce(&after, &register);
+            enforce(&after, &registry);
             watching.join().unwrap_or(Duration::MAX)
         });
         let all = began.elapsed();
@@ -109,12 +109,12 @@ fn parked() -> Result<(), Failure> {
     Ok(())
 }
 
-fn enforce(snapshot: &Snapshot, register: &Register) {
+fn enforce(snapshot: &Snapshot, registry: &ConnectionRegistry) {
     let apply = |verdict: &mut dyn FnMut()| {
         verdict();
         true
     };
-    revocation::enforce(snapshot, register, &register.all(), OffsetDateTime::now_utc(), &apply);
+    revocation::enforce(snapshot, registry, &registry.all(), OffsetDateTime::now_utc(), &apply);
 }
 
 /// An authority.
@@ -156,9 +156,9 @@ fn round(certificates: usize, issuer: By, change: Change) -> Result<Round, Failu
     let lists_of = if let Change::List(by) | Change::Revocation(by) = change { by } else { By::Root };
     site.write_list(lists_of, 1, &[])?;
     let before = site.snapshot(None)?;
-    let register = Arc::new(Register::default());
+    let registry = Arc::new(ConnectionRegistry::default());
     let chains = (0..certificates).map(|_| site.client(issuer)).collect::<Result<Vec<_>, _>>()?;
-    let present = enter_as_many(&before, &register, &chains, SESSIONS)?;
+    let present = enter_as_many(&before, &registry, &chains, SESSIONS)?;
     match change {
         Change::Rules => site.write_rules(RULES + 1)?,
         Change::Trust => {
@@ -183,42 +183,42 @@ fn round(certificates: usize, issuer: By, change: Change) -> Result<Round, Failu
     }
     let after = site.snapshot(Some(&before))?;
 
-    let (idle, ()) = waits(&register, || thread::sleep(Duration::from_millis(300)));
+    let (idle, ()) = waits(&registry, || thread::sleep(Duration::from_millis(300)));
     let began = Instant::now();
-    let (busy, ()) = waits(&register, || enforce(&after, &register));
+    let (busy, ()) = waits(&registry, || enforce(&after, &registry));
     let judged = began.elapsed().as_secs_f64() * 1e3;
-    let ended = present.iter().filter(|presence| has_to_end(presence)).count();
+    let ended = present.iter().filter(|guard| has_to_end(guard)).count();
     let expected = if matches!(change, Change::Revocation(_) | Change::NewKey) { SESSIONS } else { 0 };
     if ended == expected { Ok(Round { judged, busy, idle }) } else { Err(format!("{change:?}: {ended} ended").into()) }
 }
 
-fn has_to_end(presence: &Presence) -> bool {
-    pin!(presence.shown_out()).poll(&mut Context::from_waker(Waker::noop())).is_ready()
+fn has_to_end(guard: &ConnectionGuard) -> bool {
+    pin!(guard.terminated()).poll(&mut Context::from_waker(Waker::noop())).is_ready()
 }
 
 /// Opens so many sessions, which share the certificates that there are.
 fn enter_as_many(
     snapshot: &Snapshot,
-    register: &Arc<Register>,
+    registry: &Arc<ConnectionRegistry>,
     chains: &[Vec<CertificateDer<'static>>],
     count: usize,
-) -> Result<Vec<Presence>, Failure> {
+) -> Result<Vec<ConnectionGuard>, Failure> {
     let now = OffsetDateTime::now_utc();
     let session = |(number, chain): (usize, &Vec<CertificateDer<'static>>)| {
         let client = ClientAddr::from_ip(address(number % RULES));
         let evidence = Evidence::Chain(chain);
         let permission =
             snapshot.judge("db", client.into(), evidence, now).map_err(|refusal| format!("{refusal:?}"))?;
-        let presence = register.enter("db".into(), client);
-        presence.stands(Reliance::on(&permission, None));
-        Ok(presence)
+        let guard = registry.enter("db".into(), client);
+        guard.activate(Authorization::on(&permission, None));
+        Ok(guard)
     };
     chains.iter().cycle().take(count).enumerate().map(session).collect()
 }
 
 /// Does some work while another thread, as a worker does, wakes every millisecond and lets a connection come and go.
 /// Returns by how many milliseconds it was late at worst.
-fn waits<T>(register: &Arc<Register>, work: impl FnOnce() -> T) -> (f64, T) {
+fn waits<T>(registry: &Arc<ConnectionRegistry>, work: impl FnOnce() -> T) -> (f64, T) {
     let over = AtomicBool::new(false);
     thread::scope(|scope| {
         let worker = scope.spawn(|| {
@@ -226,7 +226,7 @@ fn waits<T>(register: &Arc<Register>, work: impl FnOnce() -> T) -> (f64, T) {
             while !over.load(Ordering::Relaxed) {
                 let began = Instant::now();
                 thread::sleep(TICK);
-                drop(register.enter("db".into(), ClientAddr::new(SocketAddr::new(address(0), 1))));
+                drop(registry.enter("db".into(), ClientAddr::new(SocketAddr::new(address(0), 1))));
                 worst = worst.max(began.elapsed().saturating_sub(TICK));
             }
             worst

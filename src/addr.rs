@@ -65,23 +65,23 @@ impl ClientAddr {
 
 /// Where a connection comes from, and by whose word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Provenance {
+pub struct ClientOrigin {
     /// The client.
     pub client: ClientAddr,
     /// The load balancer whose socket it is, where it is one's.
     pub balancer: Option<ClientAddr>,
 }
 
-impl Provenance {
+impl ClientOrigin {
     /// The load balancer, where it speaks for somebody else: that a connection of its own comes from it is no matter of
     /// its word.
-    pub fn spokesman(self) -> Option<ClientAddr> {
+    pub fn proxy(self) -> Option<ClientAddr> {
         self.balancer.filter(|balancer| *balancer != self.client)
     }
 }
 
 /// Who comes by itself.
-impl From<ClientAddr> for Provenance {
+impl From<ClientAddr> for ClientOrigin {
     fn from(client: ClientAddr) -> Self {
         Self { client, balancer: None }
     }

@@ -44,10 +44,10 @@ pub mod internals {
     pub use crate::identity::settings::ClientAuth;
     pub use crate::identity::trusted_clients::TrustedClients;
     pub use crate::policy::Snapshot;
-    pub use crate::policy::usage::Reliance;
+    pub use crate::policy::usage::Authorization;
     pub use crate::protocol::postgres::frame::Boundary;
     pub use crate::server::reload::build as build_policy;
-    pub use crate::session::registry::{Presence, Register};
+    pub use crate::session::registry::{ConnectionGuard, ConnectionRegistry};
     pub use crate::session::revocation;
     pub use crate::source::rule::{Origin, Rule, Source};
     pub use crate::source::trusted::TrustedSources;

@@ -1,6 +1,6 @@
 //! How a connection can end.
 //!
-//! Every room of a connection's life fails with an [`Ending`], and a life that goes well ends with one too, so that there
+//! Every room of a connection's life fails with an [`Outcome`], and a life that goes well ends with one too, so that there
 //! is one door out and one place that writes the audit event.
 
 use std::fmt;
@@ -131,7 +131,7 @@ impl fmt::Display for Reason {
 /// The end of a connection: the code for the auditor and the words for the operator. The client is told neither; it gets
 /// a fixed message of its own protocol.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Ending {
+pub struct Outcome {
     /// The stable code.
     pub reason: Reason,
     /// What happened and what to do about it, for the log. Empty where the code says it all. Escaped and cut, because it may
@@ -139,7 +139,7 @@ pub struct Ending {
     pub detail: String,
 }
 
-impl Ending {
+impl Outcome {
     /// An ending that needs words.
     pub fn new(reason: Reason, detail: impl fmt::Display) -> Self {
         Self { reason, detail: printable::field(detail) }
@@ -151,7 +151,7 @@ impl Ending {
     }
 }
 
-impl From<Reason> for Ending {
+impl From<Reason> for Outcome {
     fn from(reason: Reason) -> Self {
         Self { reason, detail: String::new() }
     }
@@ -159,7 +159,7 @@ impl From<Reason> for Ending {
 
 /// Bytes relayed so far. Kept outside the relay's future, so that a session ended by an error still tells its counts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Carried {
+pub struct ByteCounts {
     /// Bytes from the client to the upstream, as plaintext.
     pub inbound: u64,
     /// Bytes from the upstream to the client, as plaintext.

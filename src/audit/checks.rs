@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::addr::ClientAddr;
-use crate::audit::event::{Event, Facts};
+use crate::audit::event::{ConnectionFields, Event};
 use crate::outcome::Reason;
 
 /// The health checks of every listener.
@@ -28,18 +28,18 @@ struct Suppressed {
 
 impl HealthChecks {
     /// Whether this one is to be logged. If not, it has been counted.
-    pub(crate) fn is_first(&self, facts: &Facts, reason: Reason) -> bool {
+    pub(crate) fn is_first(&self, fields: &ConnectionFields, reason: Reason) -> bool {
         let mut listeners = self.listeners();
-        match listeners.get_mut(&facts.listener) {
+        match listeners.get_mut(&fields.listener) {
             Some(suppressed) => {
                 suppressed.count += 1;
-                suppressed.from = facts.client;
+                suppressed.from = fields.client;
                 suppressed.reason = reason;
                 false
             }
             None => {
-                let first = Suppressed { logged: Instant::now(), count: 0, from: facts.client, reason };
-                listeners.insert(Arc::clone(&facts.listener), first);
+                let first = Suppressed { logged: Instant::now(), count: 0, from: fields.client, reason };
+                listeners.insert(Arc::clone(&fields.listener), first);
                 true
             }
         }
@@ -84,11 +84,13 @@ mod tests {
     #[test]
     fn health_checks_after_the_first_are_counted_for_each_listener() {
         let checks = HealthChecks::default();
-        let facts = |listener: &str| Facts::new(None, listener.into(), ClientAddr::new("10.9.0.5:1".parse().unwrap()));
-        assert!(checks.is_first(&facts("cache"), Reason::ClientClosed));
-        assert!(checks.is_first(&facts("db"), Reason::ClientClosed));
+        let fields = |listener: &str| {
+            ConnectionFields::new(None, listener.into(), ClientAddr::new("10.9.0.5:1".parse().unwrap()))
+        };
+        assert!(checks.is_first(&fields("cache"), Reason::ClientClosed));
+        assert!(checks.is_first(&fields("db"), Reason::ClientClosed));
         assert!(checks.reports(true).is_empty());
-        assert!((0..7).all(|_| !checks.is_first(&facts("cache"), Reason::UntrustedSource)));
+        assert!((0..7).all(|_| !checks.is_first(&fields("cache"), Reason::UntrustedSource)));
         assert!(checks.reports(false).is_empty(), "an hour has not passed");
         let reports: Vec<_> = checks.reports(true).iter().map(|event| event.json(None)).collect();
         assert!(matches!(reports.as_slice(), [one] if one.contains(r#""suppressed":7"#) && one.contains(r#""cache""#)));

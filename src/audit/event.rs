@@ -8,9 +8,9 @@ use std::time::Duration;
 use serde_json::Value;
 use time::OffsetDateTime;
 
-use crate::addr::{ClientAddr, Provenance};
+use crate::addr::{ClientAddr, ClientOrigin};
 use crate::audit::line::Line;
-use crate::outcome::{Ending, Reason};
+use crate::outcome::{Outcome, Reason};
 use crate::printable;
 use crate::source::host::HostName;
 use crate::source::rule::Rule;
@@ -19,7 +19,7 @@ use crate::timestamp;
 
 /// What is known about a connection; more as it goes on.
 #[derive(Clone, Debug)]
-pub struct Facts {
+pub struct ConnectionFields {
     /// Unique within this process; a stranger gets none.
     pub session: Option<u64>,
     /// The listener's name.
@@ -50,7 +50,7 @@ pub struct Facts {
     pub upstream: Option<Arc<str>>,
 }
 
-impl Facts {
+impl ConnectionFields {
     /// What is known when a connection has just been accepted.
     pub fn new(session: Option<u64>, listener: Arc<str>, client: ClientAddr) -> Self {
         Self {
@@ -72,8 +72,8 @@ impl Facts {
     }
 
     /// Where it comes from, and by whose word.
-    pub fn provenance(&self) -> Provenance {
-        Provenance { client: self.client, balancer: self.balancer }
+    pub fn origin(&self) -> ClientOrigin {
+        ClientOrigin { client: self.client, balancer: self.balancer }
     }
 
     /// Whether a connection that ended for this reason was a health check: nothing came, and on nobody's behalf.
@@ -84,7 +84,7 @@ impl Facts {
             Reason::ClientClosed => self.tls_version.is_none() && self.sni.is_none(),
             _ => false,
         };
-        self.from_checker && without_a_byte && self.provenance().spokesman().is_none()
+        self.from_checker && without_a_byte && self.origin().proxy().is_none()
     }
 
     /// Notes whose certificate the client presents.
@@ -140,20 +140,20 @@ impl Event {
         Self { at: OffsetDateTime::now_utc(), name, fields: Vec::with_capacity(16) }
     }
 
-    pub(crate) fn of_connection(name: &'static str, facts: &Facts) -> Self {
+    pub(crate) fn of_connection(name: &'static str, fields: &ConnectionFields) -> Self {
         Self::new(name)
-            .with("listener", &*facts.listener)
-            .with("source", facts.client.source())
-            .with_some("source_port", facts.client.port())
-            .with_some("balancer", facts.balancer.map(ClientAddr::source))
-            .with_some("balancer_port", facts.balancer.and_then(ClientAddr::port))
-            .with_some("rule", facts.standing.as_ref().and_then(Standing::rule).map(ToString::to_string))
-            .with_some("sni", facts.sni.as_deref())
-            .with_some("tls_version", facts.tls_version)
-            .with_some("cipher", facts.cipher)
-            .with_some("client_subject", facts.client_subject.as_deref())
-            .with_some("client_sha256", facts.client_sha256.as_deref())
-            .with_upstream(facts.upstream.as_deref())
+            .with("listener", &*fields.listener)
+            .with("source", fields.client.source())
+            .with_some("source_port", fields.client.port())
+            .with_some("balancer", fields.balancer.map(ClientAddr::source))
+            .with_some("balancer_port", fields.balancer.and_then(ClientAddr::port))
+            .with_some("rule", fields.standing.as_ref().and_then(Standing::rule).map(ToString::to_string))
+            .with_some("sni", fields.sni.as_deref())
+            .with_some("tls_version", fields.tls_version)
+            .with_some("cipher", fields.cipher)
+            .with_some("client_subject", fields.client_subject.as_deref())
+            .with_some("client_sha256", fields.client_sha256.as_deref())
+            .with_upstream(fields.upstream.as_deref())
     }
 
     pub(crate) fn of_rule(name: &'static str, listener: &str, rule: &Rule) -> Self {
@@ -207,14 +207,14 @@ impl Event {
     }
 
     /// What would have been the reason, had observe mode not let the connection in.
-    pub(crate) fn would_deny(self, facts: &Facts) -> Self {
+    pub(crate) fn would_deny(self, fields: &ConnectionFields) -> Self {
         self.with_some(
             "would_deny",
-            (facts.standing == Some(Standing::Observed)).then_some(Reason::UntrustedSource.code()),
+            (fields.standing == Some(Standing::Observed)).then_some(Reason::UntrustedSource.code()),
         )
     }
 
-    pub(crate) fn ended(self, ending: &Ending) -> Self {
+    pub(crate) fn ended(self, ending: &Outcome) -> Self {
         let detail = Some(ending.detail.as_str()).filter(|detail| !detail.is_empty());
         self.with("reason", ending.reason.code()).with_some("detail", detail)
     }
@@ -264,9 +264,9 @@ mod tests {
 
     fn denied(sni: &str) -> Event {
         let client = ClientAddr::new("[::ffff:10.1.2.3]:4711".parse().unwrap());
-        let mut facts = Facts::new(Some(7), "cache".into(), client);
-        facts.sni = Some(sni.into());
-        Event::of_connection("connection.denied", &facts).ended(&Ending::new(Reason::IoError, "a b"))
+        let mut fields = ConnectionFields::new(Some(7), "cache".into(), client);
+        fields.sni = Some(sni.into());
+        Event::of_connection("connection.denied", &fields).ended(&Outcome::new(Reason::IoError, "a b"))
     }
 
     #[test]

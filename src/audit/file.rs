@@ -78,8 +78,8 @@ fn resolve(path: &Path) -> Result<Target, String> {
         }
         let next = way.join(name);
         // A missing component is left to `open`.
-        let facts = fs::symlink_metadata(&next).ok().filter(Metadata::is_symlink);
-        let Some(link) = facts else {
+        let fields = fs::symlink_metadata(&next).ok().filter(Metadata::is_symlink);
+        let Some(link) = fields else {
             way = next;
             continue;
         };
@@ -125,8 +125,8 @@ struct Entry {
 }
 
 impl Entry {
-    fn of(facts: &Metadata) -> Self {
-        Self { owner: facts.uid(), mode: facts.mode() }
+    fn of(fields: &Metadata) -> Self {
+        Self { owner: fields.uid(), mode: fields.mode() }
     }
 
     fn is_trusted(self, own: u32) -> bool {

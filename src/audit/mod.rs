@@ -20,14 +20,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::audit::changes::{Changes, MAX_DIFFERENCES};
-use crate::audit::event::{ExpiringCertificate, Facts};
+use crate::audit::event::{ConnectionFields, ExpiringCertificate};
 use crate::audit::sink::Destination;
 
 use crate::audit::checks::HealthChecks;
 use crate::audit::event::{Event, Level};
 use crate::audit::sink::Sink;
 use crate::audit::suppression::Floods;
-use crate::outcome::{Carried, Ending, Reason};
+use crate::outcome::{ByteCounts, Outcome, Reason};
 use crate::source::host::HostName;
 use crate::source::rule::Rule;
 use crate::timestamp;
@@ -88,22 +88,22 @@ impl Audit {
     }
 
     /// A connection was turned away before it reached the upstream. In a flood nothing is made of it, not even the words.
-    pub fn denied(&self, facts: &Facts, reason: Reason, detail: impl Display, duration: Duration) {
-        if facts.is_health_check(reason) {
-            if self.checks.is_first(facts, reason) {
-                let ending = Ending::new(reason, checks::FIRST);
-                let event = Event::of_connection("connection.denied", facts).ended(&ending).lasted(duration);
+    pub fn denied(&self, fields: &ConnectionFields, reason: Reason, detail: impl Display, duration: Duration) {
+        if fields.is_health_check(reason) {
+            if self.checks.is_first(fields, reason) {
+                let ending = Outcome::new(reason, checks::FIRST);
+                let event = Event::of_connection("connection.denied", fields).ended(&ending).lasted(duration);
                 self.write(&event, Level::Info);
             }
             return;
         }
-        let floods = if facts.is_cancel { &self.cancel_denials } else { &self.denials };
-        if floods.let_through(facts, Some(reason)) {
+        let floods = if fields.is_cancel { &self.cancel_denials } else { &self.denials };
+        if floods.let_through(fields, Some(reason)) {
             let level = if reason == Reason::ClientClosed { Level::Info } else { Level::Warn };
-            let ending = Ending::new(reason, detail);
+            let ending = Outcome::new(reason, detail);
             let written =
-                self.write(&Event::of_connection("connection.denied", facts).ended(&ending).lasted(duration), level);
-            floods.wrote(facts, written);
+                self.write(&Event::of_connection("connection.denied", fields).ended(&ending).lasted(duration), level);
+            floods.wrote(fields, written);
         }
     }
 
@@ -128,23 +128,23 @@ impl Audit {
     }
 
     /// A connection was let in and has reached its upstream. `issuer` is that of its client certificate.
-    pub fn opened(&self, facts: &Facts, issuer: Option<&str>) {
-        let event = Event::of_connection("connection.opened", facts)
+    pub fn opened(&self, fields: &ConnectionFields, issuer: Option<&str>) {
+        let event = Event::of_connection("connection.opened", fields)
             .with_some("client_issuer", issuer)
-            .with_some("session", facts.session);
-        self.write(&event.would_deny(facts), Level::Info);
+            .with_some("session", fields.session);
+        self.write(&event.would_deny(fields), Level::Info);
     }
 
     /// The policy ends a session that it would not let in any more.
-    pub fn revoked(&self, facts: &Facts, ending: &Ending) {
-        let event = Event::of_connection("session.revoked", facts).with_some("session", facts.session).ended(ending);
+    pub fn revoked(&self, fields: &ConnectionFields, ending: &Outcome) {
+        let event = Event::of_connection("session.revoked", fields).with_some("session", fields.session).ended(ending);
         self.write(&event, Level::Warn);
     }
 
     /// A connection that was opened has ended.
-    pub fn closed(&self, facts: &Facts, ending: &Ending, carried: Carried, duration: Duration) {
-        let event = Event::of_connection("connection.closed", facts)
-            .with_some("session", facts.session)
+    pub fn closed(&self, fields: &ConnectionFields, ending: &Outcome, carried: ByteCounts, duration: Duration) {
+        let event = Event::of_connection("connection.closed", fields)
+            .with_some("session", fields.session)
             .ended(ending)
             .with("bytes_in", carried.inbound)
             .with("bytes_out", carried.outbound)
@@ -153,11 +153,11 @@ impl Audit {
     }
 
     /// A PostgreSQL CancelRequest was passed on. In a flood nothing is made of it.
-    pub fn cancel_forwarded(&self, facts: &Facts, duration: Duration) {
-        if self.cancels.let_through(facts, None) {
-            let event = Event::of_connection("cancel.forwarded", facts).would_deny(facts);
+    pub fn cancel_forwarded(&self, fields: &ConnectionFields, duration: Duration) {
+        if self.cancels.let_through(fields, None) {
+            let event = Event::of_connection("cancel.forwarded", fields).would_deny(fields);
             let written = self.write(&event.lasted(duration), Level::Info);
-            self.cancels.wrote(facts, written);
+            self.cancels.wrote(fields, written);
         }
     }
 

@@ -17,7 +17,7 @@ use crate::config::problem::Problems;
 use crate::config::{Limits, Revoke, Shield, UpstreamTls};
 use crate::dns::Names;
 use crate::identity::trusted_clients::TrustedClients;
-use crate::policy::{Built, Door, Terms};
+use crate::policy::{BindAddr, Built, Terms};
 use crate::printable;
 use crate::protocol::{MinTlsVersion, Negotiation, Protocol, Target, Verification};
 use crate::source::rule::{Network, Origin, Rule};
@@ -197,7 +197,7 @@ fn in_words(built: &Built, offline: bool) -> String {
         let _ = writeln!(out, "\nlistener {}", terms.name);
         let mut line = |key: &str, value: &str| writeln!(out, "  {key:<13} {value}");
         let _ = line("protocol", &terms.protocol.to_string());
-        let _ = line("listen", &doors(terms).join(", "));
+        let _ = line("listen", &bind_addrs(terms).join(", "));
         let _ = line("upstream", &upstream(terms));
         if let Some(version) = terms.upstream.settings.announce {
             let _ = line("announces", &format!("each client to the upstream, by the PROXY protocol {version}"));
@@ -255,16 +255,16 @@ const fn crl_expired(expired: CrlExpired) -> &'static str {
 }
 
 /// The addresses, of a file with who may write to it.
-fn doors(terms: &Terms) -> Vec<String> {
-    let door = |door: &Door| match &door.address {
+fn bind_addrs(terms: &Terms) -> Vec<String> {
+    let bind_addr = |bind_addr: &BindAddr| match &bind_addr.address {
         ListenAddr::Tcp(address) => address.to_string(),
         ListenAddr::Unix(path) => {
             let Access { mode, owner, group } = terms.access(path);
             let number = |what: &str, id: Option<u32>| id.map(|id| format!(", {what} {id}")).unwrap_or_default();
-            format!("{} (mode {mode:04o}{}{})", door.address, number("owner", owner), number("group", group))
+            format!("{} (mode {mode:04o}{}{})", bind_addr.address, number("owner", owner), number("group", group))
         }
     };
-    terms.doors.iter().map(door).collect()
+    terms.bind_addrs.iter().map(bind_addr).collect()
 }
 
 /// Where the upstream is, and how it is met.
@@ -277,7 +277,7 @@ fn upstream(terms: &Terms) -> String {
 
 fn sources_in_words(out: &mut String, terms: &Terms, offline: bool) {
     let rules = terms.sources.trusted.rules();
-    if terms.doors.iter().all(|door| matches!(door.address, ListenAddr::Unix(_))) && rules.is_empty() {
+    if terms.bind_addrs.iter().all(|bind_addr| matches!(bind_addr.address, ListenAddr::Unix(_))) && rules.is_empty() {
         let _ = writeln!(out, "  trusted sources (none needed): whoever may write to the socket");
         return;
     }
@@ -403,7 +403,7 @@ fn milliseconds(duration: Option<Duration>) -> Option<u64> {
 }
 
 fn addresses(terms: &Terms) -> Vec<String> {
-    terms.doors.iter().map(|door| door.address.to_string()).collect()
+    terms.bind_addrs.iter().map(|bind_addr| bind_addr.address.to_string()).collect()
 }
 
 /// In the order in which they are tried.

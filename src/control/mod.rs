@@ -29,7 +29,7 @@ use crate::addr::ClientAddr;
 use crate::config;
 use crate::control::response::{Answer, Status};
 use crate::transport::unix_socket;
-use crate::transport::unix_socket::{Access, Place};
+use crate::transport::unix_socket::{Access, UnixSocketFile};
 
 /// What a caller wants to know, or to have done.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -82,7 +82,7 @@ pub struct Admin {
 #[derive(Debug)]
 struct Open {
     /// Goes first: it knows its file by a number that is given anew once the socket is closed.
-    place: Place,
+    socket_file: UnixSocketFile,
     /// Dropped to stop the loop.
     _running: watch::Sender<()>,
     _listener: Arc<UnixListener>,
@@ -103,7 +103,7 @@ impl Prepared {
 enum Step {
     Stay,
     Close,
-    Open(Place, UnixListener),
+    Open(UnixSocketFile, UnixListener),
 }
 
 impl Admin {
@@ -130,7 +130,7 @@ impl Admin {
     pub fn prepare(&self, wanted: Option<&config::Admin>) -> io::Result<Prepared> {
         let Some(config::Admin { socket }) = wanted else { return Ok(Prepared(Step::Close)) };
         // Somebody who tidied it away, or put another in its place, gets a new one with the next reload.
-        if self.open.as_ref().is_some_and(|open| open.place.is(socket) && open.place.is_ours()) {
+        if self.open.as_ref().is_some_and(|open| open.socket_file.is(socket) && open.socket_file.is_ours()) {
             return Ok(Prepared(Step::Stay));
         }
         let in_words =
@@ -144,8 +144,8 @@ impl Admin {
             std::fs::remove_file(socket)?;
             listen()
         });
-        let (place, listener) = listening.map_err(in_words)?;
-        Ok(Prepared(Step::Open(place, UnixListener::from_std(listener)?)))
+        let (socket_file, listener) = listening.map_err(in_words)?;
+        Ok(Prepared(Step::Open(socket_file, UnixListener::from_std(listener)?)))
     }
 
     /// Does what was prepared. Callers who are waiting for an answer get it from where they asked, also the one who has
@@ -154,7 +154,7 @@ impl Admin {
         match prepared.0 {
             Step::Stay => {}
             Step::Close => self.open = None,
-            Step::Open(place, listener) => self.open = Some(self.accept_from(place, listener)),
+            Step::Open(socket_file, listener) => self.open = Some(self.accept_from(socket_file, listener)),
         }
         while self.loops.try_join_next().is_some() {}
     }
@@ -167,11 +167,11 @@ impl Admin {
         self.loops.shutdown().await;
     }
 
-    fn accept_from(&mut self, place: Place, listener: UnixListener) -> Open {
+    fn accept_from(&mut self, socket_file: UnixSocketFile, listener: UnixListener) -> Open {
         let listener = Arc::new(listener);
         let (running, stopped) = watch::channel(());
         self.loops.spawn(accept::keep_accepting(Arc::clone(&listener), stopped, self.requests.clone()));
-        Open { place, _running: running, _listener: listener }
+        Open { socket_file, _running: running, _listener: listener }
     }
 }
 

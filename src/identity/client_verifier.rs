@@ -18,7 +18,7 @@ use crate::identity::settings::ClientAuth;
 use crate::identity::trusted_clients::TrustedClients;
 use crate::identity::verified::Credential;
 use crate::identity::verifier::ChainVerifier;
-use crate::outcome::{Ending, Reason};
+use crate::outcome::{Outcome, Reason};
 use crate::x509::certificate::Certificate;
 use crate::x509::chain::ca_properties::{DIRECTORY_NAMES, unchecked_constraints};
 use crate::x509::chain::error::ChainError;
@@ -113,7 +113,7 @@ impl ClientTrust {
     ///
     /// # Errors
     /// The ending of the connection.
-    pub fn judge(&self, evidence: Evidence<'_>, now: OffsetDateTime) -> Result<Identity, Ending> {
+    pub fn judge(&self, evidence: Evidence<'_>, now: OffsetDateTime) -> Result<Identity, Outcome> {
         if let Some(rechecked) = self.recheck(evidence, now) {
             return rechecked;
         }
@@ -125,15 +125,15 @@ impl ClientTrust {
                 return self.without_certificate();
             }
         };
-        self.identify(judged, evidence)
+        self.authorize(judged, evidence)
     }
 
     /// Judges a client as [`judge`](Self::judge) does, where that costs no signature. Nothing, where it might.
-    pub fn recheck(&self, evidence: Evidence<'_>, now: OffsetDateTime) -> Option<Result<Identity, Ending>> {
+    pub fn recheck(&self, evidence: Evidence<'_>, now: OffsetDateTime) -> Option<Result<Identity, Outcome>> {
         let judged = match (&self.verifier, evidence) {
             (_, Evidence::Plaintext) => {
                 let detail = "it came without TLS, which this listener demands";
-                return Some(Err(Ending::new(Reason::PlaintextRefused, detail)));
+                return Some(Err(Outcome::new(Reason::PlaintextRefused, detail)));
             }
             (None, _) => return Some(Ok(Identity::Anonymous)),
             (Some(_), Evidence::Credential(None) | Evidence::Chain([])) => return Some(self.without_certificate()),
@@ -152,23 +152,23 @@ impl ClientTrust {
                 judged
             }
         };
-        Some(self.identify(judged, evidence))
+        Some(self.authorize(judged, evidence))
     }
 
-    fn without_certificate(&self) -> Result<Identity, Ending> {
+    fn without_certificate(&self) -> Result<Identity, Outcome> {
         match self.auth {
             ClientAuth::Required => Err(Reason::ClientCertificateMissing.into()),
             ClientAuth::None | ClientAuth::Optional => Ok(Identity::Anonymous),
         }
     }
 
-    fn identify(
+    fn authorize(
         &self,
         judged: Result<Arc<Credential>, ChainError>,
         evidence: Evidence<'_>,
-    ) -> Result<Identity, Ending> {
+    ) -> Result<Identity, Outcome> {
         let credential =
-            judged.map_err(|error| Ending::new(reason_of(&error), refused_by_us(&error, evidence.leaf().as_ref())))?;
+            judged.map_err(|error| Outcome::new(reason_of(&error), refused_by_us(&error, evidence.leaf().as_ref())))?;
         if self.clients.trust(credential.names()) {
             Ok(Identity::Certified(credential))
         } else {
@@ -177,7 +177,7 @@ impl ClientTrust {
     }
 }
 
-fn not_trusted(credential: &Credential) -> Ending {
+fn not_trusted(credential: &Credential) -> Outcome {
     let names: Vec<_> = credential.names().map(|name| name.to_string()).collect();
     let Certificate { subject, .. } = &credential.certificate;
     let common_name = match credential.ignores_common_name() {
@@ -188,7 +188,7 @@ fn not_trusted(credential: &Credential) -> Ending {
         "client certificate {subject}: it is good, but trusted_clients lists none of its names: {}{common_name}",
         names.join(", ")
     );
-    Ending::new(Reason::ClientNotTrusted, detail)
+    Outcome::new(Reason::ClientNotTrusted, detail)
 }
 
 impl Evidence<'_> {
@@ -231,7 +231,7 @@ mod tests {
         }
     }
 
-    fn judge(trust: &ClientTrust, chain: &[CertificateDer<'_>], now: OffsetDateTime) -> Result<Identity, Ending> {
+    fn judge(trust: &ClientTrust, chain: &[CertificateDer<'_>], now: OffsetDateTime) -> Result<Identity, Outcome> {
         trust.judge(Evidence::Chain(chain), now)
     }
 
@@ -239,11 +239,11 @@ mod tests {
         ClientTrust::new(&parts(auth, authority)).unwrap()
     }
 
-    fn reason(judged: Result<Identity, Ending>) -> Reason {
+    fn reason(judged: Result<Identity, Outcome>) -> Reason {
         judged.unwrap_err().reason
     }
 
-    fn name(judged: Result<Identity, Ending>) -> String {
+    fn name(judged: Result<Identity, Outcome>) -> String {
         match judged.unwrap() {
             Identity::Anonymous => "nobody".to_owned(),
             Identity::Certified(credential) => credential.certificate.subject.clone(),

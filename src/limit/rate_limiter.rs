@@ -10,7 +10,7 @@ use crate::addr::ClientAddr;
 use crate::limit::gcra::{Allowance, Bucket};
 use crate::limit::rate::Rate;
 use crate::limit::table::{Account, Accounts};
-use crate::outcome::{Ending, Reason};
+use crate::outcome::{Outcome, Reason};
 
 /// Whether a client comes slowly enough to be heard. One that does not even come slowly enough to be told gets none of these.
 #[must_use]
@@ -34,7 +34,7 @@ impl fmt::Display for TooFast {
     }
 }
 
-impl From<TooFast> for Ending {
+impl From<TooFast> for Outcome {
     fn from(too_fast: TooFast) -> Self {
         Self::new(Reason::RateLimited, too_fast)
     }

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::addr::{ClientAddr, SourceKey};
-use crate::outcome::{Ending, Reason};
+use crate::outcome::{Outcome, Reason};
 
 /// The sessions of one listener, in all and by source. Goes on from one generation to the next, whatever the limits are.
 #[derive(Debug, Default)]
@@ -55,7 +55,7 @@ impl fmt::Display for Full {
     }
 }
 
-impl From<Full> for Ending {
+impl From<Full> for Outcome {
     fn from(full: Full) -> Self {
         let reason = match full {
             Full::Listener(_) => Reason::ConnectionLimit,
@@ -147,7 +147,7 @@ mod tests {
     }
 
     fn refused(counted: Result<Counted, Full>) -> Reason {
-        Ending::from(counted.unwrap_err()).reason
+        Outcome::from(counted.unwrap_err()).reason
     }
 
     #[test]

@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use time::OffsetDateTime;
 
-use crate::addr::{ClientAddr, Provenance};
+use crate::addr::{ClientAddr, ClientOrigin};
 use crate::identity::client_verifier::{Evidence, Identity};
 use crate::identity::verified::Credential;
-use crate::outcome::{Ending, Reason};
+use crate::outcome::{Outcome, Reason};
 use crate::policy::{Snapshot, Terms};
 use crate::source::trusted::{Standing, Stranger};
 
@@ -34,7 +34,7 @@ pub enum Refusal {
     /// Its address is not trusted.
     Source(Stranger),
     /// What it identified itself with is not good, or not there.
-    Identity(Ending),
+    Identity(Outcome),
 }
 
 impl Snapshot {
@@ -45,7 +45,7 @@ impl Snapshot {
     pub fn judge(
         &self,
         listener: &str,
-        from: Provenance,
+        from: ClientOrigin,
         evidence: Evidence<'_>,
         now: OffsetDateTime,
     ) -> Result<Permission, Refusal> {
@@ -58,7 +58,7 @@ impl Snapshot {
     pub fn recheck(
         &self,
         listener: &str,
-        from: Provenance,
+        from: ClientOrigin,
         evidence: Evidence<'_>,
         now: OffsetDateTime,
     ) -> Option<Result<Permission, Refusal>> {
@@ -77,7 +77,7 @@ impl Snapshot {
         listener: &str,
         evidence: Evidence<'_>,
         now: OffsetDateTime,
-    ) -> Option<Result<Identity, Ending>> {
+    ) -> Option<Result<Identity, Outcome>> {
         Some(self.named(listener)?.judge_identity(evidence, now))
     }
 
@@ -88,8 +88,8 @@ impl Snapshot {
     pub fn judge_identified(
         &self,
         listener: &str,
-        from: Provenance,
-        identity: Result<Identity, Ending>,
+        from: ClientOrigin,
+        identity: Result<Identity, Outcome>,
         now: OffsetDateTime,
     ) -> Result<Permission, Refusal> {
         self.judge_source(listener, from, now)?.of(identity)
@@ -99,9 +99,9 @@ impl Snapshot {
     ///
     /// # Errors
     /// The answer that is no.
-    pub fn judge_source(&self, listener: &str, from: Provenance, now: OffsetDateTime) -> Result<Permission, Refusal> {
+    pub fn judge_source(&self, listener: &str, from: ClientOrigin, now: OffsetDateTime) -> Result<Permission, Refusal> {
         let terms = self.named(listener).ok_or(Refusal::Listener)?;
-        if let Some(balancer) = from.spokesman().filter(|balancer| !terms.balancers.speak_from(*balancer)) {
+        if let Some(balancer) = from.proxy().filter(|balancer| !terms.balancers.speak_from(*balancer)) {
             return Err(Refusal::Balancer(balancer));
         }
         let admitted = terms.sources.admit(from.client, now).map_err(Refusal::Source)?;
@@ -114,18 +114,18 @@ impl Terms {
     ///
     /// # Errors
     /// The ending of a connection that is on its way in.
-    pub fn judge_identity(&self, evidence: Evidence<'_>, now: OffsetDateTime) -> Result<Identity, Ending> {
+    pub fn judge_identity(&self, evidence: Evidence<'_>, now: OffsetDateTime) -> Result<Identity, Outcome> {
         let Some(tls) = &self.tls else { return Ok(Identity::Anonymous) };
         self.explained(tls.trust().judge(evidence, now), evidence)
     }
 
-    fn recheck_identity(&self, evidence: Evidence<'_>, now: OffsetDateTime) -> Option<Result<Identity, Ending>> {
+    fn recheck_identity(&self, evidence: Evidence<'_>, now: OffsetDateTime) -> Option<Result<Identity, Outcome>> {
         let Some(tls) = &self.tls else { return Some(Ok(Identity::Anonymous)) };
         Some(self.explained(tls.trust().recheck(evidence, now)?, evidence))
     }
 
     /// Adds to a refusal what a rotation has to do with it.
-    fn explained(&self, judged: Result<Identity, Ending>, evidence: Evidence<'_>) -> Result<Identity, Ending> {
+    fn explained(&self, judged: Result<Identity, Outcome>, evidence: Evidence<'_>) -> Result<Identity, Outcome> {
         judged.map_err(|mut ending| {
             if let Some(refused) = evidence.leaf() {
                 self.tell_kin(&refused, &mut ending);
@@ -137,7 +137,7 @@ impl Terms {
 
 impl Permission {
     /// Adds the answer to the identity question.
-    fn of(mut self, judged: Result<Identity, Ending>) -> Result<Self, Refusal> {
+    fn of(mut self, judged: Result<Identity, Outcome>) -> Result<Self, Refusal> {
         self.credential = match judged.map_err(Refusal::Identity)? {
             Identity::Certified(credential) => Some(credential),
             Identity::Anonymous => None,
@@ -148,40 +148,40 @@ impl Permission {
 
 impl Refusal {
     /// The ending of a connection that is on its way in.
-    pub fn at_the_door(self) -> Ending {
+    pub fn at_the_door(self) -> Outcome {
         match self {
             Self::Listener => Reason::ListenerRemoved.into(),
-            Self::Balancer(balancer) => Ending::new(Reason::UntrustedSource, no_word(balancer)),
-            Self::Source(stranger) => Ending::new(Reason::UntrustedSource, stranger),
+            Self::Balancer(balancer) => Outcome::new(Reason::UntrustedSource, no_word(balancer)),
+            Self::Source(stranger) => Outcome::new(Reason::UntrustedSource, stranger),
             Self::Identity(ending) => ending,
         }
     }
 
     /// The ending of a session that was let in before.
-    pub fn of_a_session(self) -> Ending {
+    pub fn of_a_session(self) -> Outcome {
         self.ending(&PRESENT)
     }
 
     /// The ending that a session would have, were the policy in force.
-    pub fn of_a_plan(self) -> Ending {
+    pub fn of_a_plan(self) -> Outcome {
         self.ending(&FUTURE)
     }
 
-    fn ending(self, words: &Words) -> Ending {
+    fn ending(self, words: &Words) -> Outcome {
         match self {
             Self::Listener => Reason::ListenerRemoved.into(),
             Self::Balancer(balancer) => {
                 let balancer = balancer.source();
                 let detail = format_args!("it came by the word of {balancer}, which {}", words.no_balancer);
-                Ending::new(Reason::SourceRevoked, detail)
+                Outcome::new(Reason::SourceRevoked, detail)
             }
-            Self::Source(stranger @ Stranger { expired: Some(_) }) => Ending::new(Reason::RuleExpired, stranger),
-            Self::Source(Stranger { expired: None }) => Ending::new(Reason::SourceRevoked, words.no_rule),
+            Self::Source(stranger @ Stranger { expired: Some(_) }) => Outcome::new(Reason::RuleExpired, stranger),
+            Self::Source(Stranger { expired: None }) => Outcome::new(Reason::SourceRevoked, words.no_rule),
             Self::Identity(ending) if ending.reason == Reason::ClientCertificateExpired => ending,
-            Self::Identity(Ending { reason, detail }) => {
+            Self::Identity(Outcome { reason, detail }) => {
                 let none = || format!("{reason}: it was let in without a client certificate, and {}", words.needs_one);
                 let detail = if detail.is_empty() { none() } else { detail };
-                Ending { reason: Reason::CredentialRevoked, detail }
+                Outcome { reason: Reason::CredentialRevoked, detail }
             }
         }
     }

@@ -15,7 +15,9 @@ impl Snapshot {
     /// What is different from `previous`, given what is different about the rules: comparing those is the costly part.
     pub fn changes_since(&self, previous: &Self, sources: &[SourceChanges<'_>]) -> Changes {
         let names = |snapshot: &Self| snapshot.terms.iter().map(|terms| terms.name.to_string()).collect::<Vec<_>>();
-        let moved = |terms: &&Arc<Terms>| previous.named(&terms.name).is_some_and(|before| before.doors != terms.doors);
+        let moved = |terms: &&Arc<Terms>| {
+            previous.named(&terms.name).is_some_and(|before| before.bind_addrs != terms.bind_addrs)
+        };
         let (old, new) = (names(previous), names(self));
         let (old_prints, new_prints) = (previous.fingerprints(), self.fingerprints());
         Changes {

@@ -11,7 +11,7 @@ use crate::config::Shield;
 use crate::identity::client_verifier::{Evidence, Identity};
 use crate::identity::settings::ClientAuth;
 use crate::identity::verified::Voucher;
-use crate::outcome::{Ending, Reason};
+use crate::outcome::{Outcome, Reason};
 use crate::policy::{Snapshot, Terms};
 use crate::printable;
 use crate::source::rule::Rule;
@@ -67,7 +67,7 @@ impl Snapshot {
             let known: Vec<_> = self.listeners().iter().map(|terms| &*terms.name).collect();
             Unexplained::UnknownListener { asked: listener.to_owned(), known: known.join(", ") }
         })?;
-        let has_port = terms.doors.iter().any(|door| matches!(door.address, ListenAddr::Tcp(_)));
+        let has_port = terms.bind_addrs.iter().any(|bind_addr| matches!(bind_addr.address, ListenAddr::Tcp(_)));
         let is_possible = if client.ip().is_some() { has_port } else { terms.socket_files().next().is_some() };
         if !is_possible {
             let hint = if has_port {
@@ -181,7 +181,7 @@ impl Explanation {
                     self.say("identity", format_args!("trusted_clients lists it as \"{pattern}\""));
                 }
             }
-            Err(Ending { reason, detail }) => {
+            Err(Outcome { reason, detail }) => {
                 let none = "client_auth = \"required\", and no certificate was given (--client-cert)";
                 let detail = if detail.is_empty() { none } else { &detail };
                 self.say("identity", format_args!("refused: {detail}"));

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use time::OffsetDateTime;
 
 use crate::identity::recording::RefusedClient;
-use crate::outcome::{Ending, Reason};
+use crate::outcome::{Outcome, Reason};
 use crate::policy::Terms;
 use crate::printable;
 use crate::source::rule::Source;
@@ -117,7 +117,7 @@ impl Terms {
         error: &io::Error,
         shown: Option<&Certificate>,
         refused: Option<&RefusedClient>,
-    ) -> Ending {
+    ) -> Outcome {
         let mut ending = failure::handshake_failure(error, shown, refused);
         if failure::is_refusal_of_ours(error)
             && let Some(since) = shown.and_then(|shown| self.lineage.since(&shown.sha256))
@@ -132,7 +132,7 @@ impl Terms {
 
     /// Adds to the refusal of a client certificate that its CA, or it itself, has been trusted until lately, or that another
     /// CA of the same name is trusted.
-    pub(crate) fn tell_kin(&self, refused: &Certificate, ending: &mut Ending) {
+    pub(crate) fn tell_kin(&self, refused: &Certificate, ending: &mut Outcome) {
         if ending.reason != Reason::ClientCertificateUnknownCa {
             return;
         }

@@ -68,12 +68,12 @@ pub struct Snapshot {
     pub config: Arc<Config>,
     terms: Vec<Arc<Terms>>,
     by_name: HashMap<Arc<str>, usize>,
-    by_door: HashMap<Door, usize>,
+    by_bind_addr: HashMap<BindAddr, usize>,
 }
 
 /// One bound address, whoever it belongs to. With port 0 the kernel chooses, and every listener gets its own.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Door {
+pub struct BindAddr {
     /// The address as configured.
     pub address: ListenAddr,
     /// Listener and position, for addresses with port 0 only.
@@ -88,7 +88,7 @@ pub struct Terms {
     /// What clients speak inside TLS.
     pub protocol: Protocol,
     /// Where it listens.
-    pub doors: Vec<Door>,
+    pub bind_addrs: Vec<BindAddr>,
     /// Who may open those of them that are Unix sockets.
     socket_files: BTreeMap<PathBuf, Access>,
     /// Whose connections it takes.
@@ -194,9 +194,9 @@ impl Snapshot {
             None => Arc::clone(terms),
         });
         let terms = terms.collect();
-        let (by_name, by_door) = (self.by_name.clone(), self.by_door.clone());
+        let (by_name, by_bind_addr) = (self.by_name.clone(), self.by_bind_addr.clone());
         let (generation, config) = (self.generation + 1, Arc::clone(&self.config));
-        moved.then(|| Self { generation, built_at: OffsetDateTime::now_utc(), config, terms, by_name, by_door })
+        moved.then(|| Self { generation, built_at: OffsetDateTime::now_utc(), config, terms, by_name, by_bind_addr })
     }
 
     /// The hosts that rules trust; one that several rules name comes as often.
@@ -206,12 +206,12 @@ impl Snapshot {
 
     fn of(now: Moment, config: Config, terms: Vec<Arc<Terms>>) -> Self {
         let by_name = terms.iter().enumerate().map(|(index, terms)| (Arc::clone(&terms.name), index)).collect();
-        let doors = |(index, terms): (usize, &Arc<Terms>)| {
-            terms.doors.iter().map(move |door| (door.clone(), index)).collect::<Vec<_>>()
+        let bind_addrs = |(index, terms): (usize, &Arc<Terms>)| {
+            terms.bind_addrs.iter().map(move |bind_addr| (bind_addr.clone(), index)).collect::<Vec<_>>()
         };
-        let by_door = terms.iter().enumerate().flat_map(doors).collect();
+        let by_bind_addr = terms.iter().enumerate().flat_map(bind_addrs).collect();
         let Moment { generation, at } = now;
-        Self { generation, built_at: at, config: Arc::new(config), terms, by_name, by_door }
+        Self { generation, built_at: at, config: Arc::new(config), terms, by_name, by_bind_addr }
     }
 
     /// The same policy for a plan: what it takes out is not gone yet.
@@ -240,8 +240,8 @@ impl Snapshot {
     }
 
     /// The terms of the listener that has this address.
-    pub fn behind(&self, door: &Door) -> Option<&Arc<Terms>> {
-        self.terms.get(*self.by_door.get(door)?)
+    pub fn at_address(&self, bind_addr: &BindAddr) -> Option<&Arc<Terms>> {
+        self.terms.get(*self.by_bind_addr.get(bind_addr)?)
     }
 }
 

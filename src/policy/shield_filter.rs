@@ -43,7 +43,7 @@ impl Terms {
         if !self.balancers.is_empty() {
             return Err(NoShield::Balancers);
         }
-        if !self.doors.iter().any(|door| matches!(door.address, ListenAddr::Tcp(_))) {
+        if !self.bind_addrs.iter().any(|bind_addr| matches!(bind_addr.address, ListenAddr::Tcp(_))) {
             return Err(NoShield::NoPort);
         }
         let sets = [Some(&*self.sources.trusted), others];

@@ -5,55 +5,55 @@ use std::time::Instant;
 
 use crate::addr::ClientAddr;
 use crate::audit::Audit;
-use crate::audit::event::Facts;
+use crate::audit::event::ConnectionFields;
 use crate::descriptors::{Descriptors, Share};
 use crate::limit::handshakes::Handshake;
 use crate::limit::rate_limiter::Pace;
-use crate::outcome::{Ending, Reason};
+use crate::outcome::{Outcome, Reason};
 use crate::policy::{Current, Terms};
-use crate::session::registry::{Presence, Register};
+use crate::session::registry::{ConnectionGuard, ConnectionRegistry};
 use crate::source::trusted::Admitted;
 use crate::transport::socket::Accepted;
 
 /// By what a connection comes in.
 #[derive(Debug)]
-pub enum Entrance {
+pub enum Admission {
     /// Its source has been let in, and comes as fast as this.
-    Admitted(Admitted, Pace),
+    Direct(Admitted, Pace),
     /// It is a load balancer's, which has to say first where its client comes from.
-    Balancer(ClientAddr),
+    Proxied(ClientAddr),
 }
 
-impl Entrance {
+impl Admission {
     /// Whose socket it is.
     pub fn from(&self) -> ClientAddr {
         match self {
-            Self::Admitted(admitted, _) => admitted.client(),
-            Self::Balancer(balancer) => *balancer,
+            Self::Direct(admitted, _) => admitted.client(),
+            Self::Proxied(balancer) => *balancer,
         }
     }
 
     /// What is known of the connection that comes in by it.
-    pub fn facts(&self, session: Option<u64>, listener: &Arc<str>) -> Facts {
-        let facts = Facts::new(session, Arc::clone(listener), self.from());
+    pub fn fields(&self, session: Option<u64>, listener: &Arc<str>) -> ConnectionFields {
+        let fields = ConnectionFields::new(session, Arc::clone(listener), self.from());
         match self {
-            Self::Admitted(admitted, _) => Facts { standing: Some(admitted.standing().clone()), ..facts },
-            Self::Balancer(balancer) => Facts { balancer: Some(*balancer), ..facts },
+            Self::Direct(admitted, _) => ConnectionFields { standing: Some(admitted.standing().clone()), ..fields },
+            Self::Proxied(balancer) => ConnectionFields { balancer: Some(*balancer), ..fields },
         }
     }
 }
 
 /// A client whose source has been let in or is still to be asked for, and nothing more.
 #[derive(Debug)]
-pub struct Arrival {
+pub struct AcceptedConnection {
     /// Its socket, from which nothing has been read.
     pub stream: Accepted,
     /// By what it comes in.
-    pub entrance: Entrance,
+    pub admission: Admission,
     /// The listener it came to.
     pub terms: Arc<Terms>,
     /// Its entry in the register.
-    pub presence: Presence,
+    pub guard: ConnectionGuard,
     /// Its place among the handshakes.
     pub handshake: Handshake,
     /// When it was accepted; deadlines count from here.
@@ -64,11 +64,11 @@ pub struct Arrival {
 
 /// What every connection needs around it. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct House {
+pub struct Shared {
     /// The policy in force.
     pub current: Current,
     /// Who is in.
-    pub register: Arc<Register>,
+    pub registry: Arc<ConnectionRegistry>,
     /// Who is told.
     pub audit: Audit,
     /// How many connections there is room for.
@@ -76,7 +76,7 @@ pub struct House {
 }
 
 /// Somebody of whom nothing has been read.
-pub(crate) struct Newcomer {
+pub(crate) struct NewConnection {
     pub(crate) stream: Accepted,
     pub(crate) terms: Arc<Terms>,
     /// Not known of a load balancer's client.
@@ -84,13 +84,13 @@ pub(crate) struct Newcomer {
 }
 
 /// Returns when the connection has lost its place among the handshakes.
-pub(crate) async fn displaced(presence: &Presence) {
-    if presence.shown_out().await.reason != Reason::HandshakeLimit {
+pub(crate) async fn displaced(guard: &ConnectionGuard) {
+    if guard.terminated().await.reason != Reason::HandshakeLimit {
         std::future::pending().await
     }
 }
 
 /// Gives back the place among the handshakes.
-pub(crate) fn finish(handshake: &mut Option<Handshake>) -> Result<(), Ending> {
-    handshake.take().map_or(Ok(()), Handshake::finish).map_err(Ending::from)
+pub(crate) fn finish(handshake: &mut Option<Handshake>) -> Result<(), Outcome> {
+    handshake.take().map_or(Ok(()), Handshake::finish).map_err(Outcome::from)
 }

@@ -6,8 +6,8 @@
 //! ```
 //!
 //! `admit` happens in the accept loop. Each later room takes the last room's value by move, so nobody holds a raw socket
-//! after `secure` or dials without an `Identified`. Whatever happens, a room's error or the relay's end, becomes one
-//! [`Ending`], and `Visit` writes it to the audit exactly once, panics included.
+//! after `secure` or dials without an `AuthorizedClient`. Whatever happens, a room's error or the relay's end, becomes one
+//! [`Outcome`], and `ConnectionRecord` writes it to the audit exactly once, panics included.
 
 pub(crate) mod accepted;
 pub(crate) mod listener;
@@ -32,163 +32,171 @@ use std::sync::Arc;
 
 use tokio::time::timeout_at;
 
-use crate::proxy::accepted::{Arrival, Entrance, House};
+use crate::proxy::accepted::{AcceptedConnection, Admission, Shared};
 
 use crate::limit::handshakes::Handshake;
 use crate::limit::rate_limiter::Pace;
-use crate::outcome::{Ending, Reason};
-use crate::proxy::accepted::{Newcomer, displaced, finish};
+use crate::outcome::{Outcome, Reason};
+use crate::proxy::accepted::{NewConnection, displaced, finish};
 use crate::proxy::phase::cancel::CancelRequest;
-use crate::proxy::phase::close::{Leave, Parting, Startup};
+use crate::proxy::phase::close::{Close, Farewell, StartupState};
 use crate::proxy::phase::dial::Candidates;
-use crate::proxy::phase::handshake::Secured;
-use crate::proxy::phase::preface::Greeting;
-use crate::proxy::phase::proxy_header::Introduced;
-use crate::proxy::phase::select::Settled;
-use crate::proxy::phase::startup::{Heard, Ready};
-use crate::proxy::record::Visit;
+use crate::proxy::phase::handshake::SecuredClient;
+use crate::proxy::phase::preface::Preface;
+use crate::proxy::phase::proxy_header::AnnouncedConnection;
+use crate::proxy::phase::select::Selected;
+use crate::proxy::phase::startup::{SessionRequest, StartupRequest};
+use crate::proxy::record::ConnectionRecord;
 use crate::proxy::relay::Relay;
-use crate::session::registry::Presence;
+use crate::session::registry::ConnectionGuard;
 
 /// Serves a client from arrival to end. Not `async`, because an arrival taken apart inside the future would be reserved
 /// there for life.
-fn serve(arrival: Arrival, house: &Arc<House>) -> impl Future<Output = ()> + use<> {
-    let Arrival { stream, entrance, terms, presence, handshake, accepted_at, share: _ } = arrival;
-    let visit = Visit::new(Arc::clone(house), &terms, &entrance, &presence, accepted_at);
-    let pace = match entrance {
-        Entrance::Admitted(_, pace) => Some(pace),
-        Entrance::Balancer(_) => None,
+fn serve(connection: AcceptedConnection, shared: &Arc<Shared>) -> impl Future<Output = ()> + use<> {
+    let AcceptedConnection { stream, admission, terms, guard, handshake, accepted_at, share: _ } = connection;
+    let record = ConnectionRecord::new(Arc::clone(shared), &terms, &admission, &guard, accepted_at);
+    let pace = match admission {
+        Admission::Direct(_, pace) => Some(pace),
+        Admission::Proxied(_) => None,
     };
-    let newcomer = Box::new((Newcomer { stream, terms, pace }, handshake));
-    live(newcomer, presence, visit)
+    let connection = Box::new((NewConnection { stream, terms, pace }, handshake));
+    run_connection(connection, guard, record)
 }
 
-async fn live(newcomer: Box<(Newcomer, Handshake)>, presence: Presence, mut visit: Visit) {
+async fn run_connection(
+    connection: Box<(NewConnection, Handshake)>,
+    guard: ConnectionGuard,
+    mut record: ConnectionRecord,
+) {
     // What is not the relay is boxed: the state of a handshake and of a farewell is large, and a session that lives for
     // days needs none of it.
-    let Some(mut relay) = Box::pin(reach_upstream(newcomer, &presence, &mut visit)).await else { return };
+    let Some(mut relay) = Box::pin(open_upstream(connection, &guard, &mut record)).await else { return };
     // Noted before the audit is written, so that the list never lags behind it.
-    presence.mark_open();
-    visit.opened(&presence);
-    let ending = relay.run(&presence, visit.carried()).await;
+    guard.mark_open();
+    record.opened(&guard);
+    let ending = relay.run(&guard, record.carried()).await;
     // Noted before it leaves the list, so that what it relied on never shows as unused.
-    visit.note_last_use(&presence);
-    presence.mark_closing();
-    Box::pin(visit.ended(relay.leave(ending))).await;
+    record.note_last_use(&guard);
+    guard.mark_closing();
+    Box::pin(record.ended(relay.close(ending))).await;
 }
 
 /// From the first byte to the upstream. Who does not get there is seen off here.
-async fn reach_upstream(
-    newcomer: Box<(Newcomer, Handshake)>,
-    presence: &Presence,
-    visit: &mut Visit,
+async fn open_upstream(
+    connection: Box<(NewConnection, Handshake)>,
+    guard: &ConnectionGuard,
+    record: &mut ConnectionRecord,
 ) -> Option<Box<Relay>> {
-    let (newcomer, handshake) = *newcomer;
+    let (connection, handshake) = *connection;
     // A client that is not identified keeps its place until this function returns and its connection is closed.
     let mut handshake = Some(handshake);
-    let entered = tokio::select! {
+    let established = tokio::select! {
         biased;
-        ending = presence.shown_out() => Err(ending.into()),
-        entered = through_the_rooms(newcomer, &mut handshake, presence, visit) => entered,
+        ending = guard.terminated() => Err(ending.into()),
+        established = establish(connection, &mut handshake, guard, record) => established,
     };
-    match entered {
-        Ok(Entered::Session(relay)) => return Some(relay),
-        Ok(Entered::Cancelled(parting)) => visit.cancelled(parting).await,
-        Err(leave) => tokio::select! {
+    match established {
+        Ok(Established::Session(relay)) => return Some(relay),
+        Ok(Established::Cancelled(farewell)) => record.cancelled(farewell).await,
+        Err(close) => tokio::select! {
             biased;
-            () = visit.ended(leave) => {}
-            () = displaced(presence) => {}
+            () = record.ended(close) => {}
+            () = displaced(guard) => {}
         },
     }
     None
 }
 
 /// What a client has come for.
-enum Entered {
+enum Established {
     /// To talk to the upstream, which has been reached.
     Session(Box<Relay>),
     /// To cancel a query of another session (PostgreSQL), which the upstream has been asked.
-    Cancelled(Parting),
+    Cancelled(Farewell),
 }
 
 /// Room after room.
-async fn through_the_rooms(
-    newcomer: Newcomer,
+async fn establish(
+    connection: NewConnection,
     handshake: &mut Option<Handshake>,
-    presence: &Presence,
-    visit: &mut Visit,
-) -> Result<Entered, Leave> {
-    let Newcomer { stream, terms, pace } = newcomer;
-    let house = visit.house();
-    let deadline = visit.deadline(terms.limits.handshake_timeout);
-    let too_slow = |_| Leave::from(Ending::from(Reason::HandshakeTimeout));
+    guard: &ConnectionGuard,
+    record: &mut ConnectionRecord,
+) -> Result<Established, Close> {
+    let NewConnection { stream, terms, pace } = connection;
+    let shared = record.shared();
+    let deadline = record.deadline(terms.limits.handshake_timeout);
+    let too_slow = |_| Close::from(Outcome::from(Reason::HandshakeTimeout));
 
-    let Introduced { socket, terms, pace } = match pace {
-        Some(pace) => Introduced::directly(stream, terms, pace)?,
+    let AnnouncedConnection { socket, terms, pace } = match pace {
+        Some(pace) => AnnouncedConnection::directly(stream, terms, pace)?,
         None => {
-            let heard = timeout_at(deadline, proxy_header::hear(stream)).await.map_err(too_slow)??;
-            let introduced = proxy_header::introduce(heard, &house.current, presence, visit.facts())?;
-            handshake.iter_mut().for_each(|handshake| handshake.is_for(visit.facts().client));
+            let request = timeout_at(deadline, proxy_header::hear(stream)).await.map_err(too_slow)??;
+            let introduced = proxy_header::accept_announced(request, &shared.current, guard, record.fields())?;
+            handshake.iter_mut().for_each(|handshake| handshake.set_client(record.fields().client));
             introduced
         }
     };
-    let secured = match timeout_at(deadline, preface::greet(socket, &terms)).await.map_err(too_slow)?? {
-        Greeting::Tls(greeted, tls) => {
-            let secured = handshake::secure(greeted, &terms, &tls, visit.facts());
+    let secured = match timeout_at(deadline, preface::read_preface(socket, &terms)).await.map_err(too_slow)?? {
+        Preface::Tls(start, tls) => {
+            let secured = handshake::perform(start, &terms, &tls, record.fields());
             timeout_at(deadline, secured).await.map_err(too_slow)??
         }
-        Greeting::Plain(socket) => Secured::plain(socket, &terms),
-        Greeting::Cancel(stream, packet) => {
-            visit.facts().is_cancel = true;
+        Preface::Plain(socket) => SecuredClient::plain(socket, &terms),
+        Preface::Cancel(stream, packet) => {
+            record.fields().is_cancel = true;
             // A canceller expects no answer, only the end of the connection.
             if !terms.plaintext_cancel {
                 let detail = "a CancelRequest without TLS, and postgres.plaintext_cancel is false";
-                return Err(Leave::plain(Ending::new(Reason::PlaintextRefused, detail), stream, Vec::new()));
+                return Err(Close::plain(Outcome::new(Reason::PlaintextRefused, detail), stream, Vec::new()));
             }
             if let Pace::Refused(too_fast) = pace {
-                return Err(Leave::plain(too_fast, stream, Vec::new()));
+                return Err(Close::plain(too_fast, stream, Vec::new()));
             }
             let request = CancelRequest::unasked(stream, packet, &terms);
-            let forwarded = Box::pin(request.forward(handshake, &house.current, visit.facts()));
-            return forwarded.await.map(Entered::Cancelled);
+            let forwarded = Box::pin(request.forward(handshake, &shared.current, record.fields()));
+            return forwarded.await.map(Established::Cancelled);
         }
     };
     if let Pace::Refused(too_fast) = pace {
-        return Err(Leave::refused(too_fast.into(), secured.client, secured.protocol, Startup::Awaited));
+        return Err(Close::refused(too_fast.into(), secured.client, secured.protocol, StartupState::Awaited));
     }
-    let identified = authorize::identify(secured, &house.current, visit.facts())?;
+    let authorized = authorize::authorize(secured, &shared.current, record.fields())?;
     // A PostgreSQL client without a certificate says in its first packet who it is.
-    if identified.credential.is_some() {
+    if authorized.credential.is_some() {
         finish(handshake)?;
     }
-    let heard = match startup::hear(identified).await? {
-        Heard::Session(ready) => ready,
-        Heard::Cancel(identified, packet) => {
-            visit.facts().is_cancel = true;
-            let request = CancelRequest::of(identified, packet);
-            let forwarded = Box::pin(request.forward(handshake, &house.current, visit.facts()));
-            return forwarded.await.map(Entered::Cancelled);
+    let request = match startup::hear(authorized).await? {
+        StartupRequest::Session(ready) => ready,
+        StartupRequest::Cancel(authorized, packet) => {
+            record.fields().is_cancel = true;
+            let request = CancelRequest::of(authorized, packet);
+            let forwarded = Box::pin(request.forward(handshake, &shared.current, record.fields()));
+            return forwarded.await.map(Established::Cancelled);
         }
     };
     finish(handshake)?;
-    Box::pin(open(heard, presence, visit)).await
+    Box::pin(open(request, guard, record)).await
 }
 
 /// From a client that wants a session to its session. To be boxed: the state for dialling is eight times that of a handshake,
 /// and there may be many handshakes.
-async fn open(ready: Ready, presence: &Presence, visit: &mut Visit) -> Result<Entered, Leave> {
-    let house = visit.house();
-    let (counted, mut ready) = limit::count(ready, visit.facts().client)?;
-    let mut candidates = Candidates::of(&ready.identified.terms.upstream);
+async fn open(
+    ready: SessionRequest,
+    guard: &ConnectionGuard,
+    record: &mut ConnectionRecord,
+) -> Result<Established, Close> {
+    let shared = record.shared();
+    let (counted, mut ready) = limit::count(ready, record.fields().client)?;
+    let mut candidates = Candidates::of(&ready.authorized.terms.upstream);
     loop {
-        let dialled = dial::dial(ready, &mut candidates, &house.current, visit.facts()).await?;
-        let confirmed = reauthorize::confirm(dialled, &house.current, presence, visit.facts())?;
-        match select::settle(confirmed, &mut candidates).await? {
-            Settled::Session(welcome) => {
-                welcome.dialled.identified.terms.upstream.nodes.outage().end();
-                return Ok(Entered::Session(Box::new(Relay::new(*welcome, counted))));
+        let dialed = dial::dial(ready, &mut candidates, &shared.current, record.fields()).await?;
+        let confirmed = reauthorize::reauthorize(dialed, &shared.current, guard, record.fields())?;
+        match select::select(confirmed, &mut candidates).await? {
+            Selected::Session(selected) => {
+                selected.dialed.authorized.terms.upstream.nodes.outage().end();
+                return Ok(Established::Session(Box::new(Relay::new(*selected, counted))));
             }
-            Settled::Elsewhere(again) => ready = again,
+            Selected::Retry(again) => ready = again,
         }
     }
 }

@@ -5,23 +5,23 @@ use std::time::{Duration, Instant};
 
 use time::OffsetDateTime;
 
-use crate::audit::event::Facts;
+use crate::audit::event::ConnectionFields;
 use crate::fault;
-use crate::outcome::{Carried, Ending, Reason};
+use crate::outcome::{ByteCounts, Outcome, Reason};
 use crate::policy::Terms;
-use crate::proxy::accepted::{Entrance, House};
-use crate::proxy::phase::close::{Leave, Parting};
-use crate::session::registry::Presence;
+use crate::proxy::accepted::{Admission, Shared};
+use crate::proxy::phase::close::{Close, Farewell};
+use crate::session::registry::ConnectionGuard;
 
 /// Collects what is known of a connection and writes its events. Dropped without an ending, as by a panic, it still
 /// writes one.
 #[derive(Debug)]
-pub(crate) struct Visit {
-    house: Arc<House>,
-    facts: Box<Facts>,
+pub(crate) struct ConnectionRecord {
+    shared: Arc<Shared>,
+    fields: Box<ConnectionFields>,
     accepted_at: Instant,
     stage: Stage,
-    carried: Carried,
+    carried: ByteCounts,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,18 +31,18 @@ enum Stage {
     Told,
 }
 
-impl Visit {
+impl ConnectionRecord {
     pub(crate) fn new(
-        house: Arc<House>,
+        shared: Arc<Shared>,
         terms: &Terms,
-        entrance: &Entrance,
-        presence: &Presence,
+        admission: &Admission,
+        guard: &ConnectionGuard,
         accepted_at: Instant,
     ) -> Self {
-        let mut facts = entrance.facts(Some(presence.id()), &terms.name);
-        facts.from_checker = terms.balancers.check_from(entrance.from());
-        facts.upstream = Some(Arc::clone(&terms.upstream.name));
-        Self { house, facts: Box::new(facts), accepted_at, stage: Stage::Entering, carried: Carried::default() }
+        let mut fields = admission.fields(Some(guard.id()), &terms.name);
+        fields.from_checker = terms.balancers.check_from(admission.from());
+        fields.upstream = Some(Arc::clone(&terms.upstream.name));
+        Self { shared, fields: Box::new(fields), accepted_at, stage: Stage::Entering, carried: ByteCounts::default() }
     }
 
     /// The moment when `timeout` has passed since the connection was accepted.
@@ -51,69 +51,69 @@ impl Visit {
     }
 
     /// What is around the connection.
-    pub(crate) fn house(&self) -> Arc<House> {
-        Arc::clone(&self.house)
+    pub(crate) fn shared(&self) -> Arc<Shared> {
+        Arc::clone(&self.shared)
     }
 
-    pub(crate) fn facts(&mut self) -> &mut Facts {
-        &mut self.facts
+    pub(crate) fn fields(&mut self) -> &mut ConnectionFields {
+        &mut self.fields
     }
 
     /// Where the relay counts bytes.
-    pub(crate) fn carried(&mut self) -> &mut Carried {
+    pub(crate) fn carried(&mut self) -> &mut ByteCounts {
         &mut self.carried
     }
 
     /// The upstream is reached.
-    pub(crate) fn opened(&mut self, presence: &Presence) {
+    pub(crate) fn opened(&mut self, guard: &ConnectionGuard) {
         self.stage = Stage::Opened;
-        let session = presence.session();
-        let credential = session.as_ref().and_then(|session| session.reliance.credential.as_ref());
+        let session = guard.session();
+        let credential = session.as_ref().and_then(|session| session.authorization.credential.as_ref());
         let issuer = credential.map(|credential| credential.certificate.issuer.as_str());
-        self.house.audit.opened(&self.facts, issuer);
+        self.shared.audit.opened(&self.fields, issuer);
     }
 
     /// Nothing is relayed any more: until now the client used what it was admitted by.
-    pub(crate) fn note_last_use(&self, presence: &Presence) {
-        let snapshot = self.house.current.borrow().clone();
-        if let (Some(terms), Some(session)) = (snapshot.named(&self.facts.listener), presence.session()) {
-            terms.usage.note_end(&session.reliance, self.facts.client, OffsetDateTime::now_utc());
+    pub(crate) fn note_last_use(&self, guard: &ConnectionGuard) {
+        let snapshot = self.shared.current.borrow().clone();
+        if let (Some(terms), Some(session)) = (snapshot.named(&self.fields.listener), guard.session()) {
+            terms.usage.note_end(&session.authorization, self.fields.client, OffsetDateTime::now_utc());
         }
     }
 
     /// The connection ends: the auditor is told first, then the client.
-    pub(crate) async fn ended(&mut self, leave: Leave) {
-        self.tell(&leave.ending);
-        leave.parting.say().await;
+    pub(crate) async fn ended(&mut self, close: Close) {
+        self.tell(&close.ending);
+        close.farewell.send().await;
     }
 
     /// The connection was a CancelRequest, and it has reached the upstream.
-    pub(crate) async fn cancelled(&mut self, parting: Parting) {
+    pub(crate) async fn cancelled(&mut self, farewell: Farewell) {
         self.stage = Stage::Told;
-        self.house.audit.cancel_forwarded(&self.facts, self.accepted_at.elapsed());
-        parting.say().await;
+        self.shared.audit.cancel_forwarded(&self.fields, self.accepted_at.elapsed());
+        farewell.send().await;
     }
 
-    fn tell(&mut self, ending: &Ending) {
+    fn tell(&mut self, ending: &Outcome) {
         let duration = self.accepted_at.elapsed();
         // Once, even where telling fails.
         match std::mem::replace(&mut self.stage, Stage::Told) {
-            Stage::Entering => self.house.audit.denied(&self.facts, ending.reason, &ending.detail, duration),
+            Stage::Entering => self.shared.audit.denied(&self.fields, ending.reason, &ending.detail, duration),
             Stage::Opened => {
                 if ending.reason.is_revocation() {
-                    self.house.audit.revoked(&self.facts, ending);
+                    self.shared.audit.revoked(&self.fields, ending);
                 }
-                self.house.audit.closed(&self.facts, ending, self.carried, duration);
+                self.shared.audit.closed(&self.fields, ending, self.carried, duration);
             }
             Stage::Told => {}
         }
     }
 }
 
-impl Drop for Visit {
+impl Drop for ConnectionRecord {
     fn drop(&mut self) {
         if self.stage != Stage::Told {
-            let ending = Ending::new(Reason::IoError, "this connection was dropped by a failure inside portcullis");
+            let ending = Outcome::new(Reason::IoError, "this connection was dropped by a failure inside portcullis");
             // A second panic while the first unwinds would end the process.
             let _ = fault::contain(crate::proxy::PART, || self.tell(&ending));
         }

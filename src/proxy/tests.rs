@@ -3,12 +3,12 @@
 use super::*;
 use crate::transport::tls_stream::TlsStream;
 
-fn size_of_future<F>(_: impl FnOnce(Box<(Newcomer, Handshake)>, Presence, Visit) -> F) -> usize {
+fn size_of_future<F>(_: impl FnOnce(Box<(NewConnection, Handshake)>, ConnectionGuard, ConnectionRecord) -> F) -> usize {
     size_of::<F>()
 }
 
 fn size_of_handshake<F>(
-    _: impl FnOnce(Box<(Newcomer, Handshake)>, &'static Presence, &'static mut Visit) -> F,
+    _: impl FnOnce(Box<(NewConnection, Handshake)>, &'static ConnectionGuard, &'static mut ConnectionRecord) -> F,
 ) -> usize {
     size_of::<F>()
 }
@@ -16,14 +16,15 @@ fn size_of_handshake<F>(
 /// There may be `max_handshakes` of them, and their clients need no credential.
 #[test]
 fn unidentified_client_reserves_little() {
-    let size = size_of_handshake(reach_upstream);
+    let size = size_of_handshake(open_upstream);
     assert!(size <= 2000, "{size} bytes");
 }
 
 /// What a future may need at any time it reserves all the time, so one careless buffer costs every idle session.
 #[test]
 fn an_idle_session_reserves_little() {
-    let parts = [("task", size_of_future(live)), ("relay", size_of::<Relay>()), ("TLS", size_of::<TlsStream>())];
+    let parts =
+        [("task", size_of_future(run_connection)), ("relay", size_of::<Relay>()), ("TLS", size_of::<TlsStream>())];
     for ((part, size), most) in parts.into_iter().zip([368, 288, 1240]) {
         assert!(size <= most, "{part}: {size} bytes");
     }

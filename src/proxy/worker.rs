@@ -12,7 +12,7 @@ use tokio::time::sleep;
 
 use crate::fault;
 use crate::fault::Backoff;
-use crate::proxy::accepted::{Arrival, House};
+use crate::proxy::accepted::{AcceptedConnection, Shared};
 use crate::proxy::{PART, serve};
 
 /// The near ends of all workers. Once nobody holds them, no accept loop either, the workers finish what they have and end.
@@ -25,7 +25,7 @@ pub struct Workers {
 
 /// A place on one worker, for what has to run beside its connections.
 #[derive(Clone, Debug)]
-pub struct Seat {
+pub struct WorkerHandle {
     number: usize,
     /// The worker's runtime.
     pub runtime: Handle,
@@ -33,7 +33,7 @@ pub struct Seat {
 
 #[derive(Debug)]
 struct Worker {
-    arrivals: mpsc::Sender<Arrival>,
+    arrivals: mpsc::Sender<AcceptedConnection>,
     runtime: Handle,
     /// Connections handed over and not yet ended.
     load: Arc<AtomicUsize>,
@@ -44,16 +44,16 @@ impl Workers {
     ///
     /// # Errors
     /// When the system gives no thread or no event queue.
-    pub fn start(count: usize, house: &House) -> io::Result<Self> {
+    pub fn start(count: usize, shared: &Shared) -> io::Result<Self> {
         let workers =
-            (0..count.max(1)).map(|number| Worker::start(number, house.clone())).collect::<io::Result<_>>()?;
+            (0..count.max(1)).map(|number| Worker::start(number, shared.clone())).collect::<io::Result<_>>()?;
         Ok(Self { workers, seated: AtomicUsize::new(0) })
     }
 
     /// A seat on the workers in turn.
-    pub fn seat(&self) -> Option<Seat> {
+    pub fn worker(&self) -> Option<WorkerHandle> {
         let number = self.seated.fetch_add(1, Ordering::Relaxed) % self.workers.len().max(1);
-        self.workers.get(number).map(|worker| Seat { number, runtime: worker.runtime.clone() })
+        self.workers.get(number).map(|worker| WorkerHandle { number, runtime: worker.runtime.clone() })
     }
 
     /// Hands a connection to the worker with the fewest, and rather to the one it was accepted by, which then need not wake
@@ -61,7 +61,7 @@ impl Workers {
     /// connections databases have.
     ///
     /// Waits while that worker has a full queue, which slows accepting down and nothing else.
-    pub async fn hand_over(&self, arrival: Arrival, accepted_by: &Seat) {
+    pub async fn hand_over(&self, connection: AcceptedConnection, accepted_by: &WorkerHandle) {
         let by_load = |(number, worker): &(usize, &Worker)| {
             let load = worker.load.load(Ordering::Relaxed);
             // One whose thread has ended would seem to have the fewest.
@@ -69,21 +69,21 @@ impl Workers {
         };
         let Some((_, worker)) = self.workers.iter().enumerate().min_by_key(by_load) else { return };
         worker.load.fetch_add(1, Ordering::Relaxed);
-        if worker.arrivals.send(arrival).await.is_err() {
+        if worker.arrivals.send(connection).await.is_err() {
             worker.load.fetch_sub(1, Ordering::Relaxed);
         }
     }
 }
 
 impl Worker {
-    fn start(number: usize, house: House) -> io::Result<Self> {
+    fn start(number: usize, shared: Shared) -> io::Result<Self> {
         let (arrivals, queue) = mpsc::channel(QUEUE_LENGTH);
         let load = Arc::new(AtomicUsize::new(0));
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let (theirs, handle) = (Arc::clone(&load), runtime.handle().clone());
         std::thread::Builder::new().name(format!("portcullis-{number}")).spawn(move || {
             // A task of its own: waking the future of `block_on` costs a system call, even on its own thread.
-            let work = runtime.spawn(work(queue, theirs, house));
+            let work = runtime.spawn(work(queue, theirs, shared));
             let worked = fault::contain(PART, || runtime.block_on(work));
             if let Ok(Err(error)) = worked {
                 fault::note_task(PART, error);
@@ -95,34 +95,34 @@ impl Worker {
 
 /// Serves connections until no more can come and the last one has ended.
 /// A fault of the loop itself ends no connection.
-async fn work(mut queue: mpsc::Receiver<Arrival>, load: Arc<AtomicUsize>, house: House) {
-    let (house, mut connections, mut backoff) = (Arc::new(house), JoinSet::new(), Backoff::default());
-    while fault::contained(LOOP, serve_all(&mut queue, &mut connections, &load, &house)).await.is_err() {
+async fn work(mut queue: mpsc::Receiver<AcceptedConnection>, load: Arc<AtomicUsize>, shared: Shared) {
+    let (shared, mut connections, mut backoff) = (Arc::new(shared), JoinSet::new(), Backoff::default());
+    while fault::contained(LOOP, serve_all(&mut queue, &mut connections, &load, &shared)).await.is_err() {
         sleep(backoff.pause()).await;
     }
 }
 
 async fn serve_all(
-    queue: &mut mpsc::Receiver<Arrival>,
+    queue: &mut mpsc::Receiver<AcceptedConnection>,
     connections: &mut JoinSet<()>,
     load: &AtomicUsize,
-    house: &Arc<House>,
+    shared: &Arc<Shared>,
 ) {
     let gone = |ended: Result<(), JoinError>| {
         load.fetch_sub(1, Ordering::Relaxed);
-        house.descriptors.give_back();
+        shared.descriptors.give_back();
         if let Err(error) = ended {
-            // A panic; the connection's `Visit` has told the audit already.
+            // A panic; the connection's `ConnectionRecord` has told the audit already.
             fault::note_task(PART, error);
         }
     };
     loop {
         tokio::select! {
-            arrival = queue.recv() => {
-                let Some(mut arrival) = arrival else { break };
+            connection = queue.recv() => {
+                let Some(mut connection) = connection else { break };
                 // Given back when the connection is gone, sockets and all.
-                arrival.share.keep();
-                match fault::contain(PART, || serve(arrival, house)) {
+                connection.share.keep();
+                match fault::contain(PART, || serve(connection, shared)) {
                     Ok(connection) => drop(connections.spawn(connection)),
                     Err(_) => gone(Ok(())),
                 }
@@ -157,39 +157,39 @@ mod tests {
     use crate::fault::injection::inject;
     use crate::limit::rate_limiter::Pace;
     use crate::policy::fixtures::{Site, listener};
-    use crate::proxy::accepted::Entrance;
-    use crate::proxy::record::Visit;
-    use crate::session::registry::Register;
+    use crate::proxy::accepted::Admission;
+    use crate::proxy::record::ConnectionRecord;
+    use crate::session::registry::ConnectionRegistry;
     use crate::transport::socket::Accepted;
 
     /// A house with one listener, whose audit is a file.
-    fn house() -> (Site, House) {
+    fn shared() -> (Site, Shared) {
         let site = Site::new();
         site.install("main", OffsetDateTime::now_utc() + time::Duration::days(365));
         let snapshot = site.snapshot(listener("main", 1, ""), None);
         let audit = Audit::start(LineFormat::Json, Some(open_audit_file(site.path("audit.log")).unwrap()));
         let descriptors = Descriptors::default();
         descriptors.follow(0);
-        (site, House { current: watch::channel(Arc::new(snapshot)).1, register: Arc::default(), audit, descriptors })
+        (site, Shared { current: watch::channel(Arc::new(snapshot)).1, registry: Arc::default(), audit, descriptors })
     }
 
-    fn arrival(house: &House) -> (UnixStream, Arrival) {
+    fn connection(shared: &Shared) -> (UnixStream, AcceptedConnection) {
         let (client, stream) = UnixStream::pair().unwrap();
         client.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
         stream.set_nonblocking(true).unwrap();
-        let terms = Arc::clone(house.current.borrow().named("main").unwrap());
+        let terms = Arc::clone(shared.current.borrow().named("main").unwrap());
         let admitted = terms.sources.admit(ClientAddr::UNIX, OffsetDateTime::now_utc()).unwrap();
-        let entrance = Entrance::Admitted(admitted, Pace::Free);
-        let presence = Register::enter(&house.register, Arc::clone(&terms.name), ClientAddr::UNIX);
-        let handshake = terms.begin_handshake(ClientAddr::UNIX, presence.id()).unwrap().handshake;
+        let admission = Admission::Direct(admitted, Pace::Free);
+        let guard = ConnectionRegistry::enter(&shared.registry, Arc::clone(&terms.name), ClientAddr::UNIX);
+        let handshake = terms.begin_handshake(ClientAddr::UNIX, guard.id()).unwrap().handshake;
         let (stream, accepted_at) = (Accepted::Unix(stream), Instant::now());
-        let share = house.descriptors.try_take().unwrap();
-        (client, Arrival { stream, entrance, terms, presence, handshake, accepted_at, share })
+        let share = shared.descriptors.try_take().unwrap();
+        (client, AcceptedConnection { stream, admission, terms, guard, handshake, accepted_at, share })
     }
 
     /// The reasons of all denials in the audit.
-    fn denials(site: &Site, house: &House) -> Vec<String> {
-        house.audit.flush();
+    fn denials(site: &Site, shared: &Shared) -> Vec<String> {
+        shared.audit.flush();
         let text = std::fs::read_to_string(site.path("audit.log")).unwrap();
         let events = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
         let denials = events.filter(|event| event["event"] == "connection.denied");
@@ -198,34 +198,34 @@ mod tests {
 
     #[tokio::test]
     async fn fault_in_one_connection_leaves_the_next_one_served() {
-        let (site, house) = house();
+        let (site, shared) = shared();
         let (arrivals, queue) = mpsc::channel(QUEUE_LENGTH);
         let load = Arc::new(AtomicUsize::new(2));
-        let (mut first, arrival_of_first) = arrival(&house);
-        let (second, arrival_of_second) = arrival(&house);
+        let (mut first, arrival_of_first) = connection(&shared);
+        let (second, arrival_of_second) = connection(&shared);
         drop(second.shutdown(std::net::Shutdown::Write));
         arrivals.try_send(arrival_of_first).unwrap();
         arrivals.try_send(arrival_of_second).unwrap();
         drop(arrivals);
         inject(PART);
         inject(LOOP);
-        work(queue, Arc::clone(&load), house.clone()).await;
+        work(queue, Arc::clone(&load), shared.clone()).await;
         assert_eq!(first.read(&mut [0]).unwrap(), 0, "it is closed");
         assert_eq!(load.load(Ordering::Relaxed), 0);
-        assert_eq!((house.register.count(), house.descriptors.standing().connections), (0, 0));
-        let denials = denials(&site, &house);
+        assert_eq!((shared.registry.count(), shared.descriptors.standing().connections), (0, 0));
+        let denials = denials(&site, &shared);
         assert!(denials.len() == 1 && denials[0] != "io_error", "the second is judged and not dropped: {denials:?}");
     }
 
     #[test]
     fn connection_that_panics_is_audited_once() {
-        let (site, house) = house();
-        let (_client, Arrival { entrance, terms, presence, accepted_at, .. }) = arrival(&house);
+        let (site, shared) = shared();
+        let (_client, AcceptedConnection { admission, terms, guard, accepted_at, .. }) = connection(&shared);
         let fault = fault::contain(PART, || {
-            let _visit = Visit::new(Arc::new(house.clone()), &terms, &entrance, &presence, accepted_at);
+            let _visit = ConnectionRecord::new(Arc::new(shared.clone()), &terms, &admission, &guard, accepted_at);
             panic!("on the way in")
         });
         fault.unwrap_err();
-        assert_eq!(denials(&site, &house), ["io_error"]);
+        assert_eq!(denials(&site, &shared), ["io_error"]);
     }
 }

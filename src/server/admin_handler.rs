@@ -28,7 +28,7 @@ use crate::server::counts::{Count, Counts};
 use crate::server::reload;
 use crate::server::reload::{Asker, Told};
 use crate::server::report;
-use crate::session::registry::Register;
+use crate::session::registry::ConnectionRegistry;
 use crate::timestamp::seconds;
 
 /// Where requests come in.
@@ -37,7 +37,7 @@ pub(crate) struct Desk {
     requests: mpsc::Receiver<Request>,
     /// To the reloader.
     askers: mpsc::Sender<Asker>,
-    register: Arc<Register>,
+    registry: Arc<ConnectionRegistry>,
     names: Arc<Names>,
     audit: Audit,
     started_at: OffsetDateTime,
@@ -68,7 +68,7 @@ impl Desk {
     pub(crate) fn new(
         requests: mpsc::Receiver<Request>,
         askers: mpsc::Sender<Asker>,
-        register: Arc<Register>,
+        registry: Arc<ConnectionRegistry>,
         names: Arc<Names>,
         audit: Audit,
     ) -> Self {
@@ -76,7 +76,7 @@ impl Desk {
         Self {
             requests,
             askers,
-            register,
+            registry,
             names,
             audit,
             started_at,
@@ -146,8 +146,8 @@ impl Desk {
         }
         let at_once = match ask {
             Ask::Status => Answer::done(self.status(current, listeners)),
-            Ask::Rotation => Answer::done(report::rotation(current, &self.register)),
-            Ask::Sessions => Answer::done(report::sessions(&self.register)),
+            Ask::Rotation => Answer::done(report::rotation(current, &self.registry)),
+            Ask::Sessions => Answer::done(report::sessions(&self.registry)),
             Ask::CloseSession(id) => self.close(id),
             Ask::Reload => return self.reload(answer),
             Ask::Plan { file } => return self.plan(file, current, answer),
@@ -172,7 +172,7 @@ impl Desk {
             let result = if error.is_none() { "applied" } else { "rejected" };
             json!({ "result": result, "at": seconds(*at), "error": error.as_deref().map(printable::lines) })
         });
-        let counts = Counts::of(&self.register);
+        let counts = Counts::of(&self.registry);
         let listener = |terms: &Arc<Terms>| {
             let Count { relaying, closing } = counts.at(&terms.name);
             json!({
@@ -209,7 +209,7 @@ impl Desk {
     }
 
     fn close(&self, id: u64) -> Answer {
-        let found = self.register.find(id);
+        let found = self.registry.find(id);
         let Some((live, state)) = found.and_then(|live| live.state().map(|state| (live, state))) else {
             return Answer::error(Status::NotFound, "no_such_session", format_args!("there is no session {id}"));
         };
@@ -238,13 +238,13 @@ impl Desk {
 
     /// Builds on a thread of its own what a reload would build, and puts it in force nowhere.
     fn plan(&mut self, file: Option<PathBuf>, current: &Arc<Snapshot>, answer: oneshot::Sender<Answer>) {
-        let (current, register, names) = (Arc::clone(current), Arc::clone(&self.register), Arc::clone(&self.names));
+        let (current, registry, names) = (Arc::clone(current), Arc::clone(&self.registry), Arc::clone(&self.names));
         self.answer_later(answer, move || {
             let file = file.as_deref().unwrap_or(&current.config.file);
             match reload::build(file, Some(&current), &names).0 {
                 Ok(Built { snapshot, warnings }) => {
                     let built = Built { snapshot: snapshot.planned(), warnings };
-                    Answer::done(report::plan(&built, &current, &register))
+                    Answer::done(report::plan(&built, &current, &registry))
                 }
                 Err(problems) => Answer::error(Status::Unprocessable, "configuration_invalid", problems),
             }

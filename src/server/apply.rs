@@ -136,7 +136,7 @@ impl Server {
     pub(crate) fn announce(&self, snapshot: &Snapshot, before: Option<&Snapshot>) {
         for terms in snapshot.listeners() {
             let known = before.and_then(|before| before.named(&terms.name));
-            if known.is_none_or(|known| known.doors != terms.doors) {
+            if known.is_none_or(|known| known.bind_addrs != terms.bind_addrs) {
                 let addresses: Vec<_> = self.listeners.addresses(terms).iter().map(ToString::to_string).collect();
                 self.audit.ready(&terms.name, &terms.protocol.to_string(), &addresses);
             }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 
 use crate::policy::Snapshot;
-use crate::session::registry::Register;
+use crate::session::registry::ConnectionRegistry;
 
 /// How many sessions each listener has.
 #[derive(Debug)]
@@ -21,9 +21,9 @@ pub(crate) struct Count {
 }
 
 impl Counts {
-    pub(crate) fn of(register: &Register) -> Self {
+    pub(crate) fn of(registry: &ConnectionRegistry) -> Self {
         let mut all = BTreeMap::<_, Count>::new();
-        for live in register.all() {
+        for live in registry.all() {
             let Some(state) = live.state() else { continue };
             let count = all.entry(Arc::clone(live.listener())).or_default();
             *if state.is_relaying() { &mut count.relaying } else { &mut count.closing } += 1;
@@ -53,22 +53,22 @@ mod tests {
     use super::*;
     use crate::addr::ClientAddr;
     use crate::policy::fixtures::{Site, listener};
-    use crate::policy::usage::Reliance;
+    use crate::policy::usage::Authorization;
 
     #[test]
     fn sessions_are_counted_by_listener_and_state() {
-        let register = Arc::new(Register::default());
+        let registry = Arc::new(ConnectionRegistry::default());
         let enter = |listener: &str| {
-            let presence = register.enter(listener.into(), ClientAddr::UNIX);
-            presence.stands(Reliance::default());
-            presence
+            let guard = registry.enter(listener.into(), ClientAddr::UNIX);
+            guard.activate(Authorization::default());
+            guard
         };
         let (_arriving, open, closing, elsewhere) = (enter("db"), enter("db"), enter("db"), enter("old"));
         for session in [&open, &closing, &elsewhere] {
             session.mark_open();
         }
         closing.mark_closing();
-        let counts = Counts::of(&register);
+        let counts = Counts::of(&registry);
         assert_eq!(counts.at("db"), Count { relaying: 1, closing: 1 });
         assert_eq!(counts.at("cache"), Count::default());
 

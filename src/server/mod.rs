@@ -34,7 +34,7 @@ use crate::fault;
 use crate::fault::RESTART_PAUSE;
 use crate::outcome::Reason;
 use crate::policy::{Built, Snapshot};
-use crate::proxy::accepted::House;
+use crate::proxy::accepted::Shared;
 use crate::proxy::listener::{BindError, Listeners};
 use crate::proxy::worker::Workers;
 use crate::server::admin_handler::Desk;
@@ -43,7 +43,7 @@ use crate::server::published::Published;
 use crate::server::reload::thread::PolicyThread;
 use crate::server::reload::{Attempt, Proposal, Reloader, Told};
 use crate::server::signals::{Signals, Stop};
-use crate::session::registry::Register;
+use crate::session::registry::ConnectionRegistry;
 use crate::session::revocation;
 use crate::upstream::health_check;
 
@@ -54,7 +54,7 @@ pub struct Server {
     log: LogHandle,
     published: Published,
     listeners: Listeners,
-    register: Arc<Register>,
+    registry: Arc<ConnectionRegistry>,
     names: Arc<Names>,
     reloader: Reloader,
     expiry: ExpiryWatch,
@@ -95,9 +95,9 @@ impl Server {
         let reloader = Reloader::new(&snapshot, fingerprint, asked, Arc::clone(&names), PolicyThread::start());
         let published = Published::new(&snapshot);
         let current = published.subscribe();
-        let register = Arc::new(Register::default());
+        let registry = Arc::new(ConnectionRegistry::default());
         let mut beside = JoinSet::new();
-        let (policy, present) = (current.clone(), Arc::clone(&register));
+        let (policy, present) = (current.clone(), Arc::clone(&registry));
         let revoke = move || revocation::run(policy.clone(), Arc::clone(&present));
         beside.spawn(fault::restarted("revocation", revoke));
         let (hosts, known) = (published.hosts(), Arc::clone(&names));
@@ -107,24 +107,24 @@ impl Server {
         let upstreams = published.upstreams();
         beside.spawn(fault::restarted(health_check::PART, move || health_check::run(upstreams.clone())));
         let descriptors = Descriptors::default();
-        let house = House { current, register: Arc::clone(&register), audit: audit.clone(), descriptors };
-        let workers = Workers::start(available_parallelism().map_or(1, usize::from), &house);
+        let shared = Shared { current, registry: Arc::clone(&registry), audit: audit.clone(), descriptors };
+        let workers = Workers::start(available_parallelism().map_or(1, usize::from), &shared);
         let workers = Arc::new(workers.map_err(StartError::Workers)?);
-        let mut listeners = Listeners::new(house, workers);
+        let mut listeners = Listeners::new(shared, workers);
         let (requests, requested) = mpsc::channel(MOST_REQUESTS);
         let mut admin = Admin::new(requests);
         let socket = admin.prepare(snapshot.config.admin.as_ref()).map_err(StartError::Admin)?;
         let prepared = listeners.prepare(&snapshot)?;
         listeners.commit(prepared, &snapshot);
         admin.commit(socket);
-        let desk = Desk::new(requested, askers, Arc::clone(&register), Arc::clone(&names), audit.clone());
+        let desk = Desk::new(requested, askers, Arc::clone(&registry), Arc::clone(&names), audit.clone());
         warn_all(&built.warnings);
         let server = Self {
             audit,
             log,
             published,
             listeners,
-            register,
+            registry,
             names,
             reloader,
             expiry: ExpiryWatch::default(),
@@ -240,7 +240,7 @@ impl Server {
 
     /// Accepts no more, lets sessions go on until the deadline or a second signal, and then ends them.
     async fn drain(mut self, stop: &mut Stop) {
-        let sessions = self.register.relaying();
+        let sessions = self.registry.relaying();
         let current = self.published.policy();
         let patience = current.config.drain;
         systemd::stopping(&format!("draining: {sessions} open sessions, waiting for at most {patience:?}"));
@@ -249,21 +249,21 @@ impl Server {
             () = self.listeners.close() => true,
             () = stop.next() => false,
         };
-        let (sessions, connections) = (self.register.relaying(), self.register.count());
+        let (sessions, connections) = (self.registry.relaying(), self.registry.count());
         info!(sessions, connections, drain = ?patience, "draining");
-        let register = Arc::clone(&self.register);
+        let registry = Arc::clone(&self.registry);
         let ended = tokio::select! {
-            ended = timeout(patience, register.emptied()), if patient => ended.is_ok(),
+            ended = timeout(patience, registry.drained()), if patient => ended.is_ok(),
             () = stop.next(), if patient => false,
             () = self.answer_while_draining(&current), if patient => false,
             else => false,
         };
         if !ended {
-            let (sessions, connections) = (self.register.relaying(), self.register.count());
+            let (sessions, connections) = (self.registry.relaying(), self.registry.count());
             info!(sessions, connections, "closing open sessions");
-            self.register.end_all(Reason::Shutdown);
+            self.registry.terminate_all(Reason::Shutdown);
             tokio::select! {
-                _ = timeout(LAST_MOMENT, register.emptied()) => {}
+                _ = timeout(LAST_MOMENT, registry.drained()) => {}
                 () = stop.next() => {}
             }
         }

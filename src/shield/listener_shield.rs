@@ -9,11 +9,11 @@ use tracing::{info, warn};
 
 use crate::audit::Audit;
 use crate::config::Shield;
-use crate::policy::{Door, Terms};
+use crate::policy::{BindAddr, Terms};
 use crate::shield::flood::Flood;
 use crate::shield::{Standing, drops};
 use crate::source::packet_filter::PacketFilter;
-use crate::transport::listen_socket::Port;
+use crate::transport::listen_socket::ListenSocket;
 
 /// Keeps strangers from a listener, or is ready to.
 #[derive(Debug, Default)]
@@ -36,14 +36,14 @@ pub(crate) struct Guard {
 /// A port that is guarded.
 #[derive(Debug)]
 struct Ward {
-    door: Door,
-    port: Arc<Port>,
+    bind_addr: BindAddr,
+    port: Arc<ListenSocket>,
     /// What is before it.
     filter: Option<PacketFilter>,
     /// The kernel's count of dropped packets when it was read last.
     drops: Option<u32>,
     /// Strangers that had come through at the last look.
-    strangers: u64,
+    untrusted: u64,
 }
 
 /// A shield that is up.
@@ -74,16 +74,16 @@ impl Guard {
     }
 
     /// Has these ports from now on.
-    pub(crate) fn take_over(&mut self, ports: Vec<(Door, Arc<Port>)>) {
+    pub(crate) fn take_over(&mut self, ports: Vec<(BindAddr, Arc<ListenSocket>)>) {
         self.count();
         let mut former = std::mem::take(&mut self.wards);
-        for (door, port) in ports {
+        for (bind_addr, port) in ports {
             let same = former.iter().position(|ward| Arc::ptr_eq(&ward.port, &port));
             let ward = match same {
                 Some(index) => former.swap_remove(index),
                 None => {
-                    let (drops, strangers) = (drops::read(port.socket()).ok(), port.strangers());
-                    Ward { door, port, filter: None, drops, strangers }
+                    let (drops, untrusted) = (drops::read(port.socket()).ok(), port.untrusted());
+                    Ward { bind_addr, port, filter: None, drops, untrusted }
                 }
             };
             self.wards.push(ward);
@@ -110,7 +110,7 @@ impl Guard {
             Ok(_) if terms.shield == Shield::On => self.raise(terms, "shield = \"on\"", audit),
             Ok(_) => {}
         }
-        self.settle(&terms.name, audit);
+        self.select(&terms.name, audit);
         if !self.is_up() {
             // A port may have come from another listener, with the filter of that one.
             self.wards.iter_mut().for_each(Ward::open);
@@ -119,9 +119,9 @@ impl Guard {
 
     /// Puts other filters before its ports: those that `filter` has for them, or none. It leaves alone those of which that
     /// knows nothing.
-    pub(crate) fn refit(&mut self, filter: impl Fn(&Door) -> Option<Option<PacketFilter>>) {
+    pub(crate) fn refit(&mut self, filter: impl Fn(&BindAddr) -> Option<Option<PacketFilter>>) {
         for ward in self.wards.iter_mut().filter(|ward| ward.filter.is_some()) {
-            match filter(&ward.door) {
+            match filter(&ward.bind_addr) {
                 // What the kernel refuses leaves the port open, which is not narrower.
                 Some(Some(filter)) => drop(ward.fit(&filter)),
                 Some(None) => ward.open(),
@@ -138,7 +138,7 @@ impl Guard {
             && let Ok(filter) = terms.packet_filter(None, now)
         {
             self.fit(&filter, terms);
-            self.settle(&terms.name, audit);
+            self.select(&terms.name, audit);
         }
     }
 
@@ -168,8 +168,8 @@ impl Guard {
     /// Counts the strangers that come from now on. Returns how many have come through since it was last called.
     pub(crate) fn start_counting(&mut self) -> u64 {
         let since = |ward: &mut Ward| {
-            let now = ward.port.strangers();
-            now.saturating_sub(std::mem::replace(&mut ward.strangers, now))
+            let now = ward.port.untrusted();
+            now.saturating_sub(std::mem::replace(&mut ward.untrusted, now))
         };
         self.wards.iter_mut().map(since).sum()
     }
@@ -206,7 +206,7 @@ impl Guard {
                 let length = filter.instructions().len();
                 let words = format!(
                     "the kernel refuses the packet filter of {length} instructions for {}: {error}{}",
-                    ward.door.address,
+                    ward.bind_addr.address,
                     if error.raw_os_error() == Some(libc::ENOMEM) {
                         "; net.core.optmem_max allows no more"
                     } else {
@@ -224,7 +224,7 @@ impl Guard {
     }
 
     /// Has it down where the kernel refuses it everywhere.
-    fn settle(&mut self, listener: &str, audit: &Audit) {
+    fn select(&mut self, listener: &str, audit: &Audit) {
         if self.is_up() && self.is_nowhere() {
             let why = self.obstacle.clone().unwrap_or_default();
             self.lower(listener, &why, audit);

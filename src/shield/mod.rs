@@ -20,11 +20,11 @@ use time::OffsetDateTime;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
-use crate::transport::listen_socket::Port;
+use crate::transport::listen_socket::ListenSocket;
 
 use crate::audit::Audit;
 use crate::config::Shield;
-use crate::policy::{Door, Snapshot, Terms};
+use crate::policy::{BindAddr, Snapshot, Terms};
 use crate::shield::listener_shield::Guard;
 use crate::source::packet_filter::PacketFilter;
 
@@ -83,8 +83,8 @@ impl Shields {
             self.guards.iter().filter(|(_, guard)| guard.is_up()).map(|(name, _)| Arc::clone(name)).collect();
         for (name, guard) in self.guards.iter_mut().filter(|(_, guard)| guard.is_up()) {
             let before = current.named(name);
-            let filter = |door: &Door| {
-                let terms = next.behind(door)?;
+            let filter = |bind_addr: &BindAddr| {
+                let terms = next.at_address(bind_addr)?;
                 let stays = match terms.shield {
                     Shield::On => true,
                     Shield::Auto => up.contains(&terms.name),
@@ -98,11 +98,11 @@ impl Shields {
     }
 
     /// Takes over a snapshot that has come into force, and the ports that there are now.
-    pub fn follow(&mut self, snapshot: &Snapshot, port: impl Fn(&Door) -> Option<Arc<Port>>) {
+    pub fn follow(&mut self, snapshot: &Snapshot, port: impl Fn(&BindAddr) -> Option<Arc<ListenSocket>>) {
         let mut former = std::mem::take(&mut self.guards);
         for terms in snapshot.listeners() {
             let mut guard = former.remove(&terms.name).unwrap_or_default();
-            let ports = terms.doors.iter().filter_map(|door| Some((door.clone(), port(door)?)));
+            let ports = terms.bind_addrs.iter().filter_map(|bind_addr| Some((bind_addr.clone(), port(bind_addr)?)));
             guard.take_over(ports.collect());
             self.guards.insert(Arc::clone(&terms.name), guard);
         }
@@ -212,7 +212,7 @@ mod tests {
     struct World {
         site: Site,
         shields: Shields,
-        port: Arc<Port>,
+        port: Arc<ListenSocket>,
     }
 
     impl World {
@@ -224,7 +224,7 @@ mod tests {
             let shields = Shields::new(Audit::start(LineFormat::Json, None));
             let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
             socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
-            let port = Arc::new(Port::listen(socket, 64, None, shields.alarm()).unwrap());
+            let port = Arc::new(ListenSocket::listen(socket, 64, None, shields.alarm()).unwrap());
             Self { site, shields, port }
         }
 
@@ -234,7 +234,7 @@ mod tests {
 
         fn follow(&mut self, snapshot: &Snapshot) {
             let port = &self.port;
-            self.shields.follow(snapshot, |door| snapshot.behind(door).map(|_| Arc::clone(port)));
+            self.shields.follow(snapshot, |bind_addr| snapshot.at_address(bind_addr).map(|_| Arc::clone(port)));
         }
 
         /// Whether one SYN is enough: the second would come after a second.
@@ -326,7 +326,7 @@ mod tests {
         assert!(asleep(&world).await, "nothing wakes it while nobody comes");
         for second in 0..3 {
             assert!(!is_up(&world), "{second}");
-            (0..150).for_each(|_| world.port.turned_away());
+            (0..150).for_each(|_| world.port.count_untrusted());
             world.shields.due().await;
             world.shields.look(&snapshot);
         }

@@ -30,7 +30,7 @@ impl Chooser {
         let verifiable = |choice: &Choice| choice.key.key.choose_scheme(hello.signature_schemes()).is_some();
         // A trailing dot marks a name as complete, and is no part of it (RFC 6066 §3 forbids it; clients send it all the same).
         let wanted = hello.server_name().map(|name| name.trim_end_matches('.').to_ascii_lowercase());
-        let named = |choice: &Choice| wanted.as_deref().is_some_and(|name| choice.is_for(name));
+        let named = |choice: &Choice| wanted.as_deref().is_some_and(|name| choice.set_client(name));
         let first = |test: &dyn Fn(&Choice) -> bool| self.choices.iter().position(test);
         first(&|choice| named(choice) && verifiable(choice)).or_else(|| first(&verifiable)).unwrap_or(0)
     }
@@ -69,7 +69,7 @@ impl ResolvesServerCert for HelloWitness {
 }
 
 impl Choice {
-    fn is_for(&self, host: &str) -> bool {
+    fn set_client(&self, host: &str) -> bool {
         self.names.iter().any(|pattern| matches(pattern, host))
     }
 }

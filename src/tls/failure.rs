@@ -7,33 +7,33 @@ use rustls::{AlertDescription, Error};
 
 use crate::identity::recording::RefusedClient;
 use crate::identity::refusal::{in_words, reason_of, refused_by_us};
-use crate::outcome::{Ending, Reason};
+use crate::outcome::{Outcome, Reason};
 use crate::tls::peer_error::{Peer, alert_name, describe};
 use crate::x509::certificate::Certificate;
 
 /// Explains a failed handshake. `shown` is the certificate the client was shown, `refused` the one that it showed and that we
 /// refuse, where it came so far.
-pub fn handshake_failure(error: &io::Error, shown: Option<&Certificate>, refused: Option<&RefusedClient>) -> Ending {
+pub fn handshake_failure(error: &io::Error, shown: Option<&Certificate>, refused: Option<&RefusedClient>) -> Outcome {
     if let Some(RefusedClient { certificate, error }) = refused {
-        return Ending::new(reason_of(error), refused_by_us(error, certificate.as_ref()));
+        return Outcome::new(reason_of(error), refused_by_us(error, certificate.as_ref()));
     }
     match tls_error(error) {
-        Some(Error::AlertReceived(alert)) => Ending::new(Reason::HandshakeFailed, refused_by_client(*alert, shown)),
-        Some(Error::NoCertificatesPresented) => Ending::new(
+        Some(Error::AlertReceived(alert)) => Outcome::new(Reason::HandshakeFailed, refused_by_client(*alert, shown)),
+        Some(Error::NoCertificatesPresented) => Outcome::new(
             Reason::ClientCertificateMissing,
             "no certificate was shown; client_auth = \"required\" lets nobody in without one",
         ),
         // The verifier tells of every other fault of a certificate.
-        Some(Error::InvalidCertificate(_)) => Ending::new(
+        Some(Error::InvalidCertificate(_)) => Outcome::new(
             Reason::ClientCertificateInvalid,
             "the client did not prove that it has the private key of its certificate",
         ),
-        Some(error) => Ending::new(Reason::HandshakeFailed, describe(error, Peer::Client)),
-        None if error.kind() == io::ErrorKind::UnexpectedEof => Ending::new(
+        Some(error) => Outcome::new(Reason::HandshakeFailed, describe(error, Peer::Client)),
+        None if error.kind() == io::ErrorKind::UnexpectedEof => Outcome::new(
             Reason::HandshakeFailed,
             "the client closed the connection during the TLS handshake; some do so when they do not trust our certificate",
         ),
-        None => Ending::new(Reason::HandshakeFailed, error),
+        None => Outcome::new(Reason::HandshakeFailed, error),
     }
 }
 

@@ -13,18 +13,18 @@ use crate::source::packet_filter::PacketFilter;
 
 /// A listening TCP socket that the kernel can be told to keep strangers from.
 #[derive(Debug)]
-pub struct Port {
+pub struct ListenSocket {
     listener: TcpListener,
     /// Whether there ever was a filter. Clients that wait to be accepted may have come while there was.
     was_filtered: AtomicBool,
     /// Strangers that came through.
-    strangers: AtomicU64,
+    untrusted: AtomicU64,
     /// Whether somebody wants to hear of them.
     watched: AtomicBool,
     alarm: Arc<Notify>,
 }
 
-impl Port {
+impl ListenSocket {
     /// Begins to listen on a bound socket, behind `filter` from the first client on. Where the kernel refuses the filter it is
     /// left out: whoever looks after the shields will try again, and say so.
     ///
@@ -41,7 +41,7 @@ impl Port {
         Ok(Self {
             listener: socket.into(),
             was_filtered: was_filtered.into(),
-            strangers: AtomicU64::new(0),
+            untrusted: AtomicU64::new(0),
             watched: AtomicBool::new(false),
             alarm: Arc::clone(alarm),
         })
@@ -85,16 +85,16 @@ impl Port {
     }
 
     /// Notes that a client was a stranger.
-    pub fn turned_away(&self) {
-        self.strangers.fetch_add(1, Ordering::Relaxed);
+    pub fn count_untrusted(&self) {
+        self.untrusted.fetch_add(1, Ordering::Relaxed);
         if self.watched.load(Ordering::Relaxed) {
             self.alarm.notify_one();
         }
     }
 
     /// How many strangers have come through.
-    pub(crate) fn strangers(&self) -> u64 {
-        self.strangers.load(Ordering::Relaxed)
+    pub(crate) fn untrusted(&self) -> u64 {
+        self.untrusted.load(Ordering::Relaxed)
     }
 
     /// The socket itself.
@@ -103,7 +103,7 @@ impl Port {
     }
 }
 
-impl AsRawFd for Port {
+impl AsRawFd for ListenSocket {
     fn as_raw_fd(&self) -> RawFd {
         self.listener.as_raw_fd()
     }
@@ -128,17 +128,17 @@ mod tests {
         PacketFilter::letting_through(networks.iter().map(|text| text.parse().unwrap())).unwrap()
     }
 
-    fn port(listen: &str, networks: &[&str]) -> Port {
+    fn port(listen: &str, networks: &[&str]) -> ListenSocket {
         let address: SocketAddr = listen.parse().unwrap();
         let socket = Socket::new(Domain::for_address(address), Type::STREAM, None).unwrap();
         if address.is_ipv6() {
             socket.set_only_v6(false).unwrap();
         }
         socket.bind(&address.into()).unwrap();
-        Port::listen(socket, 16, Some(&filter(networks)), &Arc::default()).unwrap()
+        ListenSocket::listen(socket, 16, Some(&filter(networks)), &Arc::default()).unwrap()
     }
 
-    fn dial(port: &Port, source: &str) -> io::Result<TcpStream> {
+    fn dial(port: &ListenSocket, source: &str) -> io::Result<TcpStream> {
         let source: IpAddr = source.parse().unwrap();
         let target = SocketAddr::new(source, port.socket().local_addr().unwrap().port());
         let socket = Socket::new(Domain::for_address(target), Type::STREAM, None)?;
@@ -148,7 +148,7 @@ mod tests {
     }
 
     /// Who dials comes from where it dials to: 127.0.0.0/8 is all on this machine.
-    fn is_let_in(port: &Port, source: &str) -> bool {
+    fn is_let_in(port: &ListenSocket, source: &str) -> bool {
         match dial(port, source) {
             Ok(_) => true,
             Err(error) if error.kind() == io::ErrorKind::TimedOut => false,

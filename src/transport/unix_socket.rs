@@ -17,7 +17,7 @@ use crate::permissions;
 /// A socket's file. Dropped, it is removed, unless another has come into its place. To be dropped before the socket is
 /// closed: until then the file's number is nobody else's.
 #[derive(Debug)]
-pub struct Place {
+pub struct UnixSocketFile {
     path: PathBuf,
     device: u64,
     inode: u64,
@@ -43,15 +43,15 @@ impl Access {
 ///
 /// # Errors
 /// In words that fit behind the path.
-pub fn listen(path: &Path, access: Access, backlog: i32) -> io::Result<(Place, UnixListener)> {
+pub fn listen(path: &Path, access: Access, backlog: i32) -> io::Result<(UnixSocketFile, UnixListener)> {
     make_room(path)?;
     let socket = private_socket().map_err(|error| because(&error, "cannot be made"))?;
     socket.bind(&SockAddr::unix(path)?).map_err(|error| cannot_bind(path, &error))?;
-    let place = Place::of(path)?;
-    place.open_to(access)?;
+    let socket_file = UnixSocketFile::of(path)?;
+    socket_file.open_to(access)?;
     // Until now nobody could connect, whatever the file's mode.
     socket.listen(backlog).map_err(|error| because(&error, "cannot be listened at"))?;
-    Ok((place, socket.into()))
+    Ok((socket_file, socket.into()))
 }
 
 /// Whether [`listen`] could listen at `path`, as far as that can be told without doing so: a program that answers there
@@ -93,11 +93,11 @@ pub fn check(path: &Path, access: Access) -> Result<(), String> {
     }
 }
 
-impl Place {
+impl UnixSocketFile {
     /// The file that was just bound.
     fn of(path: &Path) -> io::Result<Self> {
         let file = fs::symlink_metadata(path).map_err(|error| because(&error, "cannot be looked at"))?;
-        let place = Self { path: path.to_owned(), device: file.dev(), inode: file.ino() };
+        let socket_file = Self { path: path.to_owned(), device: file.dev(), inode: file.ino() };
         if !file.file_type().is_socket() {
             return Err(taken());
         }
@@ -106,7 +106,7 @@ impl Place {
             let why = format!("has the mode {mode:o} on this file system, and would be open to others");
             return Err(io::Error::other(why));
         }
-        Ok(place)
+        Ok(socket_file)
     }
 
     /// Lets these connect, and nobody else.
@@ -130,8 +130,8 @@ impl Place {
     fn hold(&self) -> io::Result<File> {
         let file = File::options().read(true).custom_flags(libc::O_PATH | libc::O_NOFOLLOW).open(&self.path);
         let file = file.map_err(|error| because(&error, "cannot be looked at"))?;
-        let facts = file.metadata().map_err(|error| because(&error, "cannot be looked at"))?;
-        if (facts.dev(), facts.ino()) == (self.device, self.inode) { Ok(file) } else { Err(taken()) }
+        let fields = file.metadata().map_err(|error| because(&error, "cannot be looked at"))?;
+        if (fields.dev(), fields.ino()) == (self.device, self.inode) { Ok(file) } else { Err(taken()) }
     }
 
     /// Whether it is the file at `path`.
@@ -145,7 +145,7 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for UnixSocketFile {
     fn drop(&mut self) {
         if self.is_ours()
             && let Err(error) = fs::remove_file(&self.path)
@@ -253,11 +253,11 @@ mod tests {
     fn the_file_is_opened_to_those_who_should_have_it_whatever_the_umask() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("a.sock");
-        let (place, _socket) = listen(&path, Access { mode: 0o666, ..Access::PRIVATE }, 1).unwrap();
+        let (socket_file, _socket) = listen(&path, Access { mode: 0o666, ..Access::PRIVATE }, 1).unwrap();
         assert_eq!(mode(&path), 0o666);
-        place.open_to(Access::PRIVATE).unwrap();
+        socket_file.open_to(Access::PRIVATE).unwrap();
         assert_eq!(mode(&path), 0o600);
-        drop(place);
+        drop(socket_file);
         assert!(!path.exists());
     }
 
@@ -267,13 +267,13 @@ mod tests {
         let (path, secret) = (directory.path().join("a.sock"), directory.path().join("key.pem"));
         fs::write(&secret, "secret").unwrap();
         fs::set_permissions(&secret, Permissions::from_mode(0o600)).unwrap();
-        let (place, _socket) = listen(&path, Access::PRIVATE, 1).unwrap();
+        let (socket_file, _socket) = listen(&path, Access::PRIVATE, 1).unwrap();
         fs::remove_file(&path).unwrap();
         std::os::unix::fs::symlink(&secret, &path).unwrap();
-        let error = place.open_to(Access { mode: 0o666, ..Access::PRIVATE }).unwrap_err();
+        let error = socket_file.open_to(Access { mode: 0o666, ..Access::PRIVATE }).unwrap_err();
         assert_eq!(error.to_string(), "has been replaced by another file");
         assert_eq!(mode(&secret), 0o600);
-        drop(place);
+        drop(socket_file);
         assert!(secret.exists() && path.is_symlink());
     }
 }

@@ -26,14 +26,14 @@ use crate::upstream::record::note_role;
 
 /// A node that answers.
 #[derive(Debug)]
-pub(crate) struct Reached {
+pub(crate) struct ConnectedUpstream {
     pub(crate) leg: UpstreamLeg,
     pub(crate) place: Whereabouts,
 }
 
 /// A node that will not do.
 #[derive(Debug)]
-pub(crate) struct Unfit {
+pub(crate) struct EndpointError {
     /// For the auditor, should no other do either.
     pub(crate) reason: Reason,
     /// For the operator.
@@ -52,7 +52,7 @@ pub(crate) async fn reach(
     upstream: &Upstream,
     header: &[u8],
     deadline: Instant,
-) -> Result<UpstreamLeg, Unfit> {
+) -> Result<UpstreamLeg, EndpointError> {
     let mut leg = reach_anyhow(place, upstream, header, deadline).await?;
     if (upstream.protocol, upstream.settings.target) == (Protocol::Redis, Target::Primary) {
         let role = within(deadline, ask_role(&mut leg)).await;
@@ -67,7 +67,7 @@ pub(crate) async fn reach_anyhow(
     upstream: &Upstream,
     header: &[u8],
     deadline: Instant,
-) -> Result<UpstreamLeg, Unfit> {
+) -> Result<UpstreamLeg, EndpointError> {
     let socket = connect(place, upstream, deadline).await.map_err(silent)?;
     prepare(socket, &place.node, upstream, header, deadline).await
 }
@@ -79,7 +79,7 @@ pub(crate) async fn probe(
     upstream: &Upstream,
     header: &[u8],
     deadline: Instant,
-) -> Result<(), Unfit> {
+) -> Result<(), EndpointError> {
     let mut leg = reach(place, upstream, header, deadline).await?;
     match (upstream.protocol, &mut leg) {
         (Protocol::Postgres, Leg::Plain(socket)) => within(deadline, is_postgres(socket)).await.map_err(silent),
@@ -106,7 +106,7 @@ async fn prepare(
     upstream: &Upstream,
     header: &[u8],
     deadline: Instant,
-) -> Result<UpstreamLeg, Unfit> {
+) -> Result<UpstreamLeg, EndpointError> {
     within(deadline, socket.write_all(header)).await.map_err(silent)?;
     match (upstream.tls(), socket, node.address()) {
         (Some(tls), Socket::Tcp(stream), UpstreamAddr::Tcp { host, .. }) => {
@@ -173,7 +173,7 @@ async fn ask_role(leg: &mut UpstreamLeg) -> io::Result<Role> {
 
 impl Role {
     /// Whether a server of this role takes writes. One that does not say is taken, for it may.
-    fn judge(self, place: &Whereabouts, upstream: &Upstream) -> Result<(), Unfit> {
+    fn judge(self, place: &Whereabouts, upstream: &Upstream) -> Result<(), EndpointError> {
         let words = match self {
             Self::Master => {
                 note_role(place, upstream, true);
@@ -195,7 +195,7 @@ impl Role {
             Self::Untold(Untold::Loading) => "it is still loading its data",
         };
         note_role(place, upstream, false);
-        Err(Unfit {
+        Err(EndpointError {
             reason: Reason::UpstreamUnreachable,
             words: words.to_owned(),
             answers: true,
@@ -206,26 +206,26 @@ impl Role {
 }
 
 /// In TLS 1.3 an upstream refuses our certificate when the handshake is over for us.
-pub(crate) fn refused_late(error: &io::Error, upstream: &Upstream) -> Unfit {
+pub(crate) fn refused_late(error: &io::Error, upstream: &Upstream) -> EndpointError {
     let words = upstream.tls().and_then(|tls| tls.explain(error));
     words.map_or_else(|| silent(io::Error::new(error.kind(), error.to_string())), no_tls)
 }
 
-pub(crate) fn silent(error: io::Error) -> Unfit {
+pub(crate) fn silent(error: io::Error) -> EndpointError {
     let is_local = is_local_shortage(&error);
     let words = match is_local {
         true => format!("the proxy is out of local resources: {error}"),
         false => error.to_string(),
     };
     let refuses = !is_local && is_refusal(error.kind());
-    Unfit { reason: Reason::UpstreamUnreachable, words, answers: false, is_local, refuses }
+    EndpointError { reason: Reason::UpstreamUnreachable, words, answers: false, is_local, refuses }
 }
 
 /// A name that does not resolve counts as a refusal, other than a resolver that does not answer.
-pub(crate) fn unresolved(error: io::Error) -> Unfit {
+pub(crate) fn unresolved(error: io::Error) -> EndpointError {
     let is_silence = error.kind() == io::ErrorKind::TimedOut;
-    let unfit = silent(error);
-    Unfit { refuses: !is_silence && !unfit.is_local, ..unfit }
+    let endpoint_error = silent(error);
+    EndpointError { refuses: !is_silence && !endpoint_error.is_local, ..endpoint_error }
 }
 
 /// Whether a connection is refused at once, and not merely left without an answer.
@@ -243,6 +243,6 @@ fn is_refusal(kind: io::ErrorKind) -> bool {
     )
 }
 
-fn no_tls(words: String) -> Unfit {
-    Unfit { reason: Reason::UpstreamTlsFailed, words, answers: false, is_local: false, refuses: false }
+fn no_tls(words: String) -> EndpointError {
+    EndpointError { reason: Reason::UpstreamTlsFailed, words, answers: false, is_local: false, refuses: false }
 }

@@ -41,7 +41,7 @@ pub async fn run(mut current: watch::Receiver<Vec<Arc<Upstream>>>) {
 fn probe_those_due(upstreams: &[Arc<Upstream>], places: &Arc<Semaphore>, probes: &mut JoinSet<()>) {
     let now = Instant::now().into_std();
     for upstream in upstreams {
-        for place in upstream.nodes.take_due(now) {
+        for place in upstream.nodes.take_pending(now) {
             let (upstream, places) = (Arc::clone(upstream), Arc::clone(places));
             probes.spawn(async move {
                 let _permit = places.acquire().await;

@@ -23,7 +23,7 @@ pub async fn probe(place: &Whereabouts, upstream: &Upstream) {
     if !place.is_name() && place.is_known() {
         return match reach::probe(place, upstream, &header, deadline).await {
             Ok(()) => note_answer(place, upstream),
-            Err(unfit) => note_still_unfit(place, upstream, &unfit),
+            Err(endpoint_error) => note_still_unfit(place, upstream, &endpoint_error),
         };
     }
     if place.is_name() {
@@ -33,7 +33,7 @@ pub async fn probe(place: &Whereabouts, upstream: &Upstream) {
         let deadline = Instant::now() + share(upstream.settings.connect_timeout, places.len());
         match reach::probe(unknown, upstream, &header, deadline).await {
             Ok(()) => note_answer(unknown, upstream),
-            Err(unfit) => note_unfit(unknown, upstream, &unfit, upstream.nodes.are_several()),
+            Err(endpoint_error) => note_unfit(unknown, upstream, &endpoint_error, upstream.nodes.has_several()),
         }
     }
 }

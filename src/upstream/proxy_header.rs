@@ -3,7 +3,7 @@
 use crate::protocol::proxy_header::write;
 use std::net::SocketAddr;
 
-use crate::audit::event::Facts;
+use crate::audit::event::ConnectionFields;
 use crate::identity::verified::Credential;
 use crate::protocol::proxy_header;
 use crate::protocol::proxy_header::write::{Addresses, Announcement, Certificate, Shown, Tls};
@@ -15,7 +15,7 @@ pub(crate) fn of_client(
     client: &ClientLeg,
     credential: Option<&Credential>,
     upstream: &Upstream,
-    facts: &Facts,
+    fields: &ConnectionFields,
 ) -> Vec<u8> {
     let certificate = || {
         let common_name = credential?.certificate.common_name.as_deref();
@@ -25,7 +25,7 @@ pub(crate) fn of_client(
         };
         Some(Certificate { common_name, shown })
     };
-    let tls = facts.tls_version.zip(facts.cipher);
+    let tls = fields.tls_version.zip(fields.cipher);
     let tls = tls.map(|(version, cipher)| Tls { version, cipher, certificate: certificate() });
     let alpn = match client {
         Leg::Tls(stream) => stream.records().alpn(),
@@ -33,12 +33,12 @@ pub(crate) fn of_client(
     };
     // A system call that most need not make.
     let local = upstream.settings.announce.and_then(|_| client.local_addr());
-    header(upstream, facts, local, &Announcement { alpn, tls, ..Announcement::default() })
+    header(upstream, fields, local, &Announcement { alpn, tls, ..Announcement::default() })
 }
 
 /// The header for a client of which only the address is known.
-pub(crate) fn of_address(local: Option<SocketAddr>, upstream: &Upstream, facts: &Facts) -> Vec<u8> {
-    header(upstream, facts, local, &Announcement::default())
+pub(crate) fn of_address(local: Option<SocketAddr>, upstream: &Upstream, fields: &ConnectionFields) -> Vec<u8> {
+    header(upstream, fields, local, &Announcement::default())
 }
 
 /// The header for a connection of our own.
@@ -46,12 +46,17 @@ pub(crate) fn own(upstream: &Upstream) -> Vec<u8> {
     upstream.settings.announce.map(write::own).unwrap_or_default()
 }
 
-fn header(upstream: &Upstream, facts: &Facts, local: Option<SocketAddr>, known: &Announcement<'_>) -> Vec<u8> {
+fn header(
+    upstream: &Upstream,
+    fields: &ConnectionFields,
+    local: Option<SocketAddr>,
+    known: &Announcement<'_>,
+) -> Vec<u8> {
     let Some(version) = upstream.settings.announce else { return Vec::new() };
-    let destination = facts.destination.or(local);
+    let destination = fields.destination.or(local);
     let addresses =
-        facts.client.socket().zip(destination).map(|(source, destination)| Addresses { source, destination });
-    let session = facts.session.map(|session| session.to_string());
+        fields.client.socket().zip(destination).map(|(source, destination)| Addresses { source, destination });
+    let session = fields.session.map(|session| session.to_string());
     let session = session.as_deref().map(str::as_bytes);
-    Announcement { addresses, session, server_name: facts.sni.as_deref(), ..*known }.header(version)
+    Announcement { addresses, session, server_name: fields.sni.as_deref(), ..*known }.header(version)
 }

@@ -3,7 +3,7 @@
 use tracing::{info, warn};
 
 use crate::upstream::Upstream;
-use crate::upstream::dial::Unfit;
+use crate::upstream::dial::EndpointError;
 use crate::upstream::endpoint::Whereabouts;
 
 /// Notes that a place has answered as it should, and says so where that is news.
@@ -14,8 +14,8 @@ pub(crate) fn note_answer(place: &Whereabouts, upstream: &Upstream) {
 }
 
 /// Notes why a place will not do, and says so where that is news; `several` where there are others to try.
-pub(crate) fn note_unfit(place: &Whereabouts, upstream: &Upstream, unfit: &Unfit, several: bool) {
-    let Unfit { words, answers, is_local, .. } = unfit;
+pub(crate) fn note_unfit(place: &Whereabouts, upstream: &Upstream, endpoint_error: &EndpointError, several: bool) {
+    let EndpointError { words, answers, is_local, .. } = endpoint_error;
     if *is_local {
         place.is_not_dialled(words);
     } else if *answers {
@@ -40,12 +40,12 @@ pub(crate) fn note_role(place: &Whereabouts, upstream: &Upstream, writes: bool) 
 }
 
 /// Notes why a place that was asked again will not do.
-pub(crate) fn note_still_unfit(place: &Whereabouts, upstream: &Upstream, unfit: &Unfit) {
-    match unfit {
+pub(crate) fn note_still_unfit(place: &Whereabouts, upstream: &Upstream, endpoint_error: &EndpointError) {
+    match endpoint_error {
         // It is there, if not what everybody wants.
-        Unfit { answers: true, .. } => note_unfit(place, upstream, unfit, true),
-        Unfit { words, is_local: true, .. } => place.is_not_dialled_again(words),
-        Unfit { words, .. } => place.is_silent_still(words),
+        EndpointError { answers: true, .. } => note_unfit(place, upstream, endpoint_error, true),
+        EndpointError { words, is_local: true, .. } => place.is_not_dialled_again(words),
+        EndpointError { words, .. } => place.is_silent_still(words),
     }
 }
 

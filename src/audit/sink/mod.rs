@@ -63,7 +63,7 @@ enum Message {
 impl Destination {
     /// A file that is open already.
     pub fn file(path: PathBuf, file: File) -> Self {
-        let pipe = file.metadata().is_ok_and(|facts| facts.file_type().is_fifo());
+        let pipe = file.metadata().is_ok_and(|fields| fields.file_type().is_fifo());
         Self { output: Output::File { path, file, pipe }, torn: false }
     }
 

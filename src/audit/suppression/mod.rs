@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::addr::SourceKey;
-use crate::audit::event::{Event, Facts};
+use crate::audit::event::{ConnectionFields, Event};
 use crate::limit::gcra::{Allowance, Bucket};
 use crate::limit::table::{Account, Accounts};
 use crate::outcome::Reason;
@@ -73,24 +73,24 @@ impl Account for Quota {
 }
 
 impl Quota {
-    fn take(&mut self, allowance: Allowance, facts: &Facts, reason: Option<Reason>, now: Duration) -> bool {
+    fn take(&mut self, allowance: Allowance, fields: &ConnectionFields, reason: Option<Reason>, now: Duration) -> bool {
         if self.bucket.take(allowance, now) {
             return true;
         }
         let fresh =
-            || Box::new(Flood { suppressed: 0, first: now, last: now, listener: Arc::clone(&facts.listener), reason });
+            || Box::new(Flood { suppressed: 0, first: now, last: now, listener: Arc::clone(&fields.listener), reason });
         let flood = self.flood.get_or_insert_with(fresh);
         flood.suppressed += 1;
         flood.last = now;
         flood.reason = reason;
-        if !Arc::ptr_eq(&flood.listener, &facts.listener) {
-            flood.listener = Arc::clone(&facts.listener);
+        if !Arc::ptr_eq(&flood.listener, &fields.listener) {
+            flood.listener = Arc::clone(&fields.listener);
         }
         false
     }
 
     /// What has to be said now.
-    fn take_due(&mut self, now: Duration) -> Option<Flood> {
+    fn take_pending(&mut self, now: Duration) -> Option<Flood> {
         let over = |flood: &Flood| now >= flood.last + OVER_AFTER || now >= flood.first + AT_LATEST;
         self.flood.take_if(|flood| over(flood)).map(|flood| *flood)
     }
@@ -102,13 +102,13 @@ impl Floods {
     }
 
     /// Whether a connection is to be told by itself. If not, it has been counted.
-    pub(crate) fn let_through(&self, facts: &Facts, reason: Option<Reason>) -> bool {
-        self.let_through_at(self.since.elapsed(), facts, reason)
+    pub(crate) fn let_through(&self, fields: &ConnectionFields, reason: Option<Reason>) -> bool {
+        self.let_through_at(self.since.elapsed(), fields, reason)
     }
 
     /// Counts the size of a line that was let through.
-    pub(crate) fn wrote(&self, facts: &Facts, bytes: usize) {
-        self.wrote_at(self.since.elapsed(), facts, bytes);
+    pub(crate) fn wrote(&self, fields: &ConnectionFields, bytes: usize) {
+        self.wrote_at(self.since.elapsed(), fields, bytes);
     }
 
     /// What is to be said of the others by now; of all of them, if `at_once`.
@@ -117,9 +117,9 @@ impl Floods {
         self.reports_at(now, if at_once { now + AT_LATEST } else { now })
     }
 
-    fn let_through_at(&self, now: Duration, facts: &Facts, reason: Option<Reason>) -> bool {
-        let take = |quota: &mut Quota| quota.take(self.kind.of_a_source, facts, reason, now);
-        let (told, forgotten) = self.sources.of(facts.client.source_key(), take);
+    fn let_through_at(&self, now: Duration, fields: &ConnectionFields, reason: Option<Reason>) -> bool {
+        let take = |quota: &mut Quota| quota.take(self.kind.of_a_source, fields, reason, now);
+        let (told, forgotten) = self.sources.of(fields.client.source_key(), take);
         if !told && forgotten.is_none() {
             return false;
         }
@@ -130,14 +130,14 @@ impl Floods {
         told && !too_many
     }
 
-    fn wrote_at(&self, now: Duration, facts: &Facts, bytes: usize) {
+    fn wrote_at(&self, now: Duration, fields: &ConnectionFields, bytes: usize) {
         // `let_through` has counted one already.
         let more = u32::try_from(bytes.saturating_sub(1) / COUNTS_AS_ONE).unwrap_or(u32::MAX);
         if more == 0 {
             return;
         }
         let overdraw = |quota: &mut Quota| quota.bucket.overdraw(self.kind.of_a_source, more, now);
-        let ((), forgotten) = self.sources.of(facts.client.source_key(), overdraw);
+        let ((), forgotten) = self.sources.of(fields.client.source_key(), overdraw);
         let mut together = self.together();
         together.remember(forgotten);
         together.told.overdraw(self.kind.of_all, more, now);
@@ -146,7 +146,7 @@ impl Floods {
     fn reports_at(&self, now: Duration, due_by: Duration) -> Vec<Event> {
         let mut events = Vec::new();
         self.sources.each(|source, quota| {
-            let Some(flood) = quota.take_due(due_by) else { return };
+            let Some(flood) = quota.take_pending(due_by) else { return };
             let mut together = self.together();
             if together.reports.take(NAMED, now) {
                 events.push(flood.event(self.kind.summary, source));

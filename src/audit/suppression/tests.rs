@@ -6,20 +6,20 @@ use serde_json::Value;
 use super::*;
 use crate::addr::ClientAddr;
 
-fn facts(client: ClientAddr) -> Facts {
-    Facts::new(None, "main".into(), client)
+fn fields(client: ClientAddr) -> ConnectionFields {
+    ConnectionFields::new(None, "main".into(), client)
 }
 
-fn v4(number: u32) -> Facts {
-    facts(ClientAddr::from_ip(Ipv4Addr::from(number).into()))
+fn v4(number: u32) -> ConnectionFields {
+    fields(ClientAddr::from_ip(Ipv4Addr::from(number).into()))
 }
 
 fn seconds(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
 }
 
-fn told(floods: &Floods, facts: &Facts, count: u64, at: Duration) -> u64 {
-    (0..count).map(|_| u64::from(floods.let_through_at(at, facts, Some(Reason::UntrustedSource)))).sum()
+fn told(floods: &Floods, fields: &ConnectionFields, count: u64, at: Duration) -> u64 {
+    (0..count).map(|_| u64::from(floods.let_through_at(at, fields, Some(Reason::UntrustedSource)))).sum()
 }
 
 fn reports(floods: &Floods, at: Duration) -> Vec<Value> {
@@ -50,11 +50,11 @@ fn of_one_source_some_are_told_and_then_one_a_second_and_the_rest_is_summed_up()
 
 #[test]
 fn long_lines_count_once_for_each_kib_begun() {
-    let tell = |floods: &Floods, facts: &Facts, bytes, count: u64, at| {
+    let tell = |floods: &Floods, fields: &ConnectionFields, bytes, count: u64, at| {
         let lines = (0..count).filter(|_| {
-            let told = floods.let_through_at(at, facts, Some(Reason::HandshakeFailed));
+            let told = floods.let_through_at(at, fields, Some(Reason::HandshakeFailed));
             if told {
-                floods.wrote_at(at, facts, bytes);
+                floods.wrote_at(at, fields, bytes);
             }
             told
         });
@@ -75,7 +75,7 @@ fn long_lines_count_once_for_each_kib_begun() {
 #[test]
 fn a_flood_without_end_is_told_of_every_ten_seconds() {
     let floods = Floods::new(&DENIALS);
-    let stranger = facts(ClientAddr::from_ip(Ipv6Addr::LOCALHOST.into()));
+    let stranger = fields(ClientAddr::from_ip(Ipv6Addr::LOCALHOST.into()));
     let mut lines = 0;
     let mut all = Vec::new();
     for second in 0..60 {
@@ -115,7 +115,7 @@ fn all_sources_together_are_told_of_within_bounds_and_nothing_is_lost() {
 #[test]
 fn clients_of_unix_sockets_are_one_source() {
     let floods = Floods::new(&DENIALS);
-    assert_eq!(told(&floods, &facts(ClientAddr::UNIX), 650, seconds(0)), 500);
+    assert_eq!(told(&floods, &fields(ClientAddr::UNIX), 650, seconds(0)), 500);
     assert_eq!(reports(&floods, seconds(5))[0]["source"], "unix");
 }
 

@@ -13,7 +13,7 @@ use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::addr::{ClientAddr, SourceKey};
-use crate::outcome::{Ending, Reason};
+use crate::outcome::{Outcome, Reason};
 
 /// The handshakes of one listener. Kept from one generation to the next.
 #[derive(Debug, Default)]
@@ -70,7 +70,7 @@ impl fmt::Display for NoPlace {
     }
 }
 
-impl From<NoPlace> for Ending {
+impl From<NoPlace> for Outcome {
     fn from(no_place: NoPlace) -> Self {
         Self::new(Reason::HandshakeLimit, no_place)
     }
@@ -137,7 +137,7 @@ impl Open {
 
 impl Handshake {
     /// A load balancer has announced this client: the connection counts for the client's source from here on.
-    pub fn is_for(&mut self, client: ClientAddr) {
+    pub fn set_client(&mut self, client: ClientAddr) {
         let source = client.source_key();
         let mut open = self.handshakes.open();
         if source != self.source && open.remove(self.source, self.connection) {

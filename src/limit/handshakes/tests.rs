@@ -99,14 +99,14 @@ fn announced_client_counts_for_its_own_source() {
     let mut listener = Listener::new(4);
     let crowd = listener.crowd("10.9.0.1", 3);
     for number in &crowd {
-        listener.held.get_mut(number).unwrap().is_for(client("10.0.0.1"));
+        listener.held.get_mut(number).unwrap().set_client(client("10.0.0.1"));
     }
     assert_eq!((listener.of("10.9.0.1"), listener.of("10.0.0.1"), listener.handshakes.count()), (0, 3, 3));
     listener.crowd("10.9.0.1", 1);
     assert_eq!(listener.begin(client("10.9.0.1")).unwrap().1, Some(crowd[0]));
     // It lost its place before its client was known.
     let mut displaced = listener.held.remove(&crowd[0]).unwrap();
-    displaced.is_for(client("10.0.0.7"));
+    displaced.set_client(client("10.0.0.7"));
     assert_eq!((listener.of("10.0.0.7"), displaced.finish()), (0, Err(NoPlace::Displaced)));
     assert_eq!(listener.handshakes.count(), 4);
 }

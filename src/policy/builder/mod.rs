@@ -22,7 +22,7 @@ use crate::limit::rate::Rate;
 use crate::limit::rate_limiter::Pacer;
 use crate::policy::builder::server::Server;
 use crate::policy::history::{Lineage, Moment};
-use crate::policy::{Door, Terms, with_roles};
+use crate::policy::{BindAddr, Terms, with_roles};
 use crate::protocol::Protocol;
 use crate::source::host::AddressBook;
 use crate::source::trusted::{Enforcement, SourcePolicy};
@@ -66,7 +66,7 @@ impl Builder<'_> {
         let sources = self.sources();
         let lineage = Lineage::after(before, self.now, with_roles(server, &anchors, &pinned), &sources.trusted);
         let terms = Terms {
-            doors: doors(listener, &name),
+            bind_addrs: bind_addrs(listener, &name),
             socket_files: listener.socket_files.clone(),
             name,
             protocol: listener.protocol,
@@ -190,12 +190,12 @@ impl Builder<'_> {
     }
 }
 
-fn doors(listener: &Listener, name: &Arc<str>) -> Vec<Door> {
-    let door = |(index, address): (usize, &ListenAddr)| Door {
+fn bind_addrs(listener: &Listener, name: &Arc<str>) -> Vec<BindAddr> {
+    let bind_addr = |(index, address): (usize, &ListenAddr)| BindAddr {
         address: address.clone(),
         ephemeral: address.is_ephemeral().then(|| (Arc::clone(name), index)),
     };
-    listener.listen.iter().enumerate().map(door).collect()
+    listener.listen.iter().enumerate().map(bind_addr).collect()
 }
 
 /// The one that was there, with all that it knows, unless the rate is another one.

@@ -43,7 +43,7 @@ impl Snapshot {
     /// The terms in `previous` that these follow.
     fn predecessor<'a>(&self, terms: &Terms, previous: &'a Self) -> Option<&'a Arc<Terms>> {
         let renamed = || {
-            let same_address = terms.doors.iter().find_map(|door| previous.behind(door));
+            let same_address = terms.bind_addrs.iter().find_map(|bind_addr| previous.at_address(bind_addr));
             same_address.filter(|before| self.named(&before.name).is_none())
         };
         previous.named(&terms.name).or_else(renamed)

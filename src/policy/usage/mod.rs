@@ -67,7 +67,7 @@ struct Records {
 
 /// What one client was let in by. Does not keep the terms alive that it was let in under.
 #[derive(Clone, Debug, Default)]
-pub struct Reliance {
+pub struct Authorization {
     /// The rule that trusts its source; none where something else let it in.
     pub rule: Option<Arc<Rule>>,
     /// What it identified itself with, where that counts.
@@ -80,7 +80,7 @@ pub struct Reliance {
     pub plaintext: bool,
 }
 
-impl Reliance {
+impl Authorization {
     /// That of a client that was shown this certificate, or none where it came without TLS.
     pub fn on(permission: &Permission, shown: Option<Arc<Certificate>>) -> Self {
         let Permission { standing, credential, .. } = permission;
@@ -107,7 +107,7 @@ impl Reliance {
     }
 
     /// Whether it would make no difference to go on with the other.
-    pub fn is_as_good_as(&self, other: &Self) -> bool {
+    pub fn is_same_as(&self, other: &Self) -> bool {
         let same = |one: &Option<Arc<Credential>>, other: &Option<Arc<Credential>>| match (one, other) {
             (Some(one), Some(other)) => Arc::ptr_eq(one, other),
             (None, None) => true,
@@ -137,8 +137,8 @@ impl Reliance {
 }
 
 impl User {
-    fn new(reliance: &Reliance, client: ClientAddr, now: OffsetDateTime) -> Self {
-        let certificate = reliance.credential.as_ref().map(|credential| &credential.certificate);
+    fn new(authorization: &Authorization, client: ClientAddr, now: OffsetDateTime) -> Self {
+        let certificate = authorization.credential.as_ref().map(|credential| &credential.certificate);
         Self {
             subject: certificate.map(|certificate| certificate.subject.as_str().into()),
             digest: certificate.map(|certificate| certificate.subject_digest),
@@ -188,10 +188,10 @@ impl Records {
 
 impl Usage {
     /// Notes a handshake of this client.
-    pub fn note(&self, reliance: &Reliance, client: ClientAddr, now: OffsetDateTime) {
-        let user = User::new(reliance, client, now);
+    pub fn note(&self, authorization: &Authorization, client: ClientAddr, now: OffsetDateTime) {
+        let user = User::new(authorization, client, now);
         let mut records = self.records();
-        for item in reliance.items() {
+        for item in authorization.items() {
             records.items.entry(item.clone()).or_insert_with(|| Uses { first: now, last: now, users: Vec::new() });
             records.note(&item, &user);
         }
@@ -199,10 +199,10 @@ impl Usage {
 
     /// Notes that a session of this client ends: until now it used what it relied on. What has been removed meanwhile
     /// stays forgotten.
-    pub fn note_end(&self, reliance: &Reliance, client: ClientAddr, now: OffsetDateTime) {
-        let user = User::new(reliance, client, now);
+    pub fn note_end(&self, authorization: &Authorization, client: ClientAddr, now: OffsetDateTime) {
+        let user = User::new(authorization, client, now);
         let mut records = self.records();
-        reliance.items().for_each(|item| records.note(&item, &user));
+        authorization.items().for_each(|item| records.note(&item, &user));
     }
 
     /// When something was used and by whom, if it was.

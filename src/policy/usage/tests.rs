@@ -13,8 +13,8 @@ fn later(seconds: i64) -> OffsetDateTime {
 }
 
 /// What a client of this listener relies on.
-fn reliance(terms: &Terms) -> Reliance {
-    Reliance { rule: terms.sources.trusted.rules().first().cloned(), ..Reliance::default() }
+fn authorization(terms: &Terms) -> Authorization {
+    Authorization { rule: terms.sources.trusted.rules().first().cloned(), ..Authorization::default() }
 }
 
 fn policy(sources: &str) -> crate::policy::Snapshot {
@@ -27,13 +27,13 @@ fn policy(sources: &str) -> crate::policy::Snapshot {
 fn last_users_are_kept_latest_first_and_bounded() {
     let snapshot = policy(r#""10.0.0.0/8""#);
     let terms = snapshot.named("db").unwrap();
-    let (usage, reliance) = (&terms.usage, reliance(terms));
-    let item = reliance.items().next().unwrap();
+    let (usage, authorization) = (&terms.usage, authorization(terms));
+    let item = authorization.items().next().unwrap();
     for number in 1..=20 {
-        usage.note(&reliance, client(number), later(number.into()));
+        usage.note(&authorization, client(number), later(number.into()));
     }
     // One that comes again is no further user.
-    usage.note(&reliance, ClientAddr::new(([10, 0, 0, 15], 9).into()), later(30));
+    usage.note(&authorization, ClientAddr::new(([10, 0, 0, 15], 9).into()), later(30));
     let uses = usage.of(&item).unwrap();
     assert_eq!((uses.first, uses.last), (later(1), later(30)));
     let users: Vec<_> = uses.users.iter().map(|user| (user.source(), user.last)).collect();
@@ -45,15 +45,15 @@ fn last_users_are_kept_latest_first_and_bounded() {
 fn end_of_a_session_is_a_use_unless_the_item_was_removed() {
     let snapshot = policy(r#""10.0.0.0/8""#);
     let terms = snapshot.named("db").unwrap();
-    let (usage, reliance) = (&terms.usage, reliance(terms));
-    let item = reliance.items().next().unwrap();
-    usage.note_end(&reliance, client(1), later(1));
+    let (usage, authorization) = (&terms.usage, authorization(terms));
+    let item = authorization.items().next().unwrap();
+    usage.note_end(&authorization, client(1), later(1));
     assert_eq!(usage.of(&item), None);
-    usage.note(&reliance, client(1), later(2));
-    usage.note_end(&reliance, client(1), later(3_600));
+    usage.note(&authorization, client(1), later(2));
+    usage.note_end(&authorization, client(1), later(3_600));
     assert_eq!(usage.of(&item).unwrap().last, later(3_600));
     usage.keep_only(policy(r#""192.0.2.1""#).named("db").unwrap());
-    usage.note_end(&reliance, client(1), later(3_601));
+    usage.note_end(&authorization, client(1), later(3_601));
     assert_eq!(usage.of(&item), None);
 }
 
@@ -61,12 +61,12 @@ fn end_of_a_session_is_a_use_unless_the_item_was_removed() {
 fn users_of_many_rules_are_bounded_and_times_are_not_lost() {
     let snapshot = policy(r#""10.0.0.0/8""#);
     let usage = Usage::default();
-    let template = reliance(snapshot.named("db").unwrap());
+    let template = authorization(snapshot.named("db").unwrap());
     let rule = |number: usize| {
         let [.., a, b, c] = u32::try_from(number).unwrap().to_be_bytes();
         let source = rule::Source::Network(format!("10.{a}.{b}.{c}").parse().unwrap());
         let rule = Rule { source, ..Rule::clone(template.rule.as_ref().unwrap()) };
-        Reliance { rule: Some(Arc::new(rule)), ..Reliance::default() }
+        Authorization { rule: Some(Arc::new(rule)), ..Authorization::default() }
     };
     let most = MAX_USERS_OF_RULES + 100;
     for number in 0..most {

@@ -22,7 +22,7 @@ use tokio::time::sleep;
 use tracing::warn;
 
 use crate::addr::{ClientAddr, ListenAddr};
-use crate::audit::event::Facts;
+use crate::audit::event::ConnectionFields;
 use crate::descriptors;
 use crate::descriptors::{Descriptors, Share};
 use crate::fault;
@@ -30,28 +30,28 @@ use crate::fault::Backoff;
 use crate::limit::handshakes::{Begun, NoPlace};
 use crate::outcome::Reason;
 use crate::permissions;
-use crate::policy::{Door, Snapshot, Terms};
-use crate::proxy::accepted::{Arrival, Entrance, House};
-use crate::proxy::listener::socket::{Acceptor, BACKLOG};
-use crate::proxy::worker::{Seat, Workers};
+use crate::policy::{BindAddr, Snapshot, Terms};
+use crate::proxy::accepted::{AcceptedConnection, Admission, Shared};
+use crate::proxy::listener::socket::{BACKLOG, BoundSocket};
+use crate::proxy::worker::{WorkerHandle, Workers};
 use crate::shield::{Shields, Standing};
-use crate::transport::listen_socket::Port;
+use crate::transport::listen_socket::ListenSocket;
 use crate::transport::socket::Accepted;
-use crate::transport::unix_socket::Place;
+use crate::transport::unix_socket::UnixSocketFile;
 
 /// Every bound address of the process.
 #[derive(Debug)]
 pub struct Listeners {
-    house: House,
+    shared: Shared,
     workers: Arc<Workers>,
-    bound: HashMap<Door, Bound>,
+    bound: HashMap<BindAddr, Bound>,
     shields: Shields,
     loops: JoinSet<()>,
 }
 
 #[derive(Debug)]
 struct Bound {
-    socket: Arc<Acceptor>,
+    socket: Arc<BoundSocket>,
     /// Dropped to stop the loop.
     _running: watch::Sender<()>,
 }
@@ -59,7 +59,7 @@ struct Bound {
 /// Addresses that are bound but not accepted from yet. Dropped, they are free again.
 #[derive(Debug)]
 pub struct Prepared {
-    fresh: Vec<(Door, Opening)>,
+    fresh: Vec<(BindAddr, PendingListener)>,
 }
 
 impl Prepared {
@@ -71,10 +71,10 @@ impl Prepared {
 
 /// A bound socket that can be waited on.
 #[derive(Debug)]
-struct Opening {
-    ready: AsyncFd<Arc<Acceptor>>,
+struct PendingListener {
+    ready: AsyncFd<Arc<BoundSocket>>,
     /// Where its loop is to run.
-    seat: Seat,
+    worker: WorkerHandle,
 }
 
 /// An address that cannot be had.
@@ -101,9 +101,9 @@ fn cannot_be_bound(address: &ListenAddr, error: &io::Error) -> String {
 
 impl Listeners {
     /// No addresses yet.
-    pub fn new(house: House, workers: Arc<Workers>) -> Self {
-        let shields = Shields::new(house.audit.clone());
-        Self { house, workers, bound: HashMap::new(), shields, loops: JoinSet::new() }
+    pub fn new(shared: Shared, workers: Arc<Workers>) -> Self {
+        let shields = Shields::new(shared.audit.clone());
+        Self { shared, workers, bound: HashMap::new(), shields, loops: JoinSet::new() }
     }
 
     /// Binds every address of `snapshot` that is not bound already.
@@ -113,14 +113,14 @@ impl Listeners {
     pub fn prepare(&self, snapshot: &Snapshot) -> Result<Prepared, BindError> {
         let mut fresh = Vec::new();
         for terms in snapshot.listeners() {
-            for door in terms.doors.iter().filter(|door| !self.has(door)) {
-                let leaving = self.share_port_of_leaving(door, snapshot);
-                let opening = self.open(terms, &door.address, !leaving.is_empty()).map_err(|error| BindError {
+            for bind_addr in terms.bind_addrs.iter().filter(|bind_addr| !self.has(bind_addr)) {
+                let leaving = self.share_port_of_leaving(bind_addr, snapshot);
+                let pending = self.open(terms, &bind_addr.address, !leaving.is_empty()).map_err(|error| BindError {
                     listener: Arc::clone(&terms.name),
-                    address: door.address.clone(),
+                    address: bind_addr.address.clone(),
                     error,
                 })?;
-                fresh.push((door.clone(), opening));
+                fresh.push((bind_addr.clone(), pending));
             }
         }
         Ok(Prepared { fresh })
@@ -135,7 +135,7 @@ impl Listeners {
     /// Keeps out whom `snapshot` does not trust, where the kernel does that. It has to be in force already.
     pub fn follow(&mut self, snapshot: &Snapshot) {
         self.with_shields(|shields, bound| {
-            shields.follow(snapshot, |door| bound.get(door)?.socket.guarded().cloned());
+            shields.follow(snapshot, |bind_addr| bound.get(bind_addr)?.socket.shielded_socket().cloned());
         });
     }
 
@@ -151,7 +151,7 @@ impl Listeners {
 
     /// How many connections there is room for.
     pub fn descriptors(&self) -> descriptors::Standing {
-        self.house.descriptors.standing()
+        self.shared.descriptors.standing()
     }
 
     /// How the shield of a listener is.
@@ -162,26 +162,26 @@ impl Listeners {
     /// Accepts from the prepared addresses and stops accepting from those `snapshot` has no use for. `snapshot` has to be
     /// in force already.
     pub fn commit(&mut self, prepared: Prepared, snapshot: &Snapshot) {
-        self.bound.retain(|door, _| snapshot.behind(door).is_some());
-        self.house.descriptors.follow(self.bound.len().saturating_add(prepared.fresh.len()));
-        for (door, bound) in &self.bound {
-            if let (Some(terms), Some(place), ListenAddr::Unix(path)) =
-                (snapshot.behind(door), bound.socket.place(), &door.address)
-                && let Err(error) = place.open_to(terms.access(path))
+        self.bound.retain(|bind_addr, _| snapshot.at_address(bind_addr).is_some());
+        self.shared.descriptors.follow(self.bound.len().saturating_add(prepared.fresh.len()));
+        for (bind_addr, bound) in &self.bound {
+            if let (Some(terms), Some(socket_file), ListenAddr::Unix(path)) =
+                (snapshot.at_address(bind_addr), bound.socket.socket_file(), &bind_addr.address)
+                && let Err(error) = socket_file.open_to(terms.access(path))
             {
-                warn!(listener = %terms.name, address = %door.address, %error, "cannot change the access to a Unix socket");
+                warn!(listener = %terms.name, address = %bind_addr.address, %error, "cannot change the access to a Unix socket");
             }
         }
-        for (door, bound) in &self.bound {
-            if let Some(terms) = snapshot.behind(door)
+        for (bind_addr, bound) in &self.bound {
+            if let Some(terms) = snapshot.at_address(bind_addr)
                 && let Err(error) = bound.socket.keep_alive(terms.limits.dead_peer_timeout)
             {
-                warn!(listener = %terms.name, address = %door.address, %error, "cannot apply dead_peer_timeout, keeping the previous one");
+                warn!(listener = %terms.name, address = %bind_addr.address, %error, "cannot apply dead_peer_timeout, keeping the previous one");
             }
         }
-        for (door, opening) in prepared.fresh {
-            let bound = self.accept_from(door.clone(), opening);
-            self.bound.insert(door, bound);
+        for (bind_addr, pending) in prepared.fresh {
+            let bound = self.accept_from(bind_addr.clone(), pending);
+            self.bound.insert(bind_addr, bound);
         }
         self.follow(snapshot);
     }
@@ -195,41 +195,41 @@ impl Listeners {
 
     /// The real addresses of a listener, in the order of its configuration.
     pub fn addresses(&self, terms: &Terms) -> Vec<String> {
-        let address = |door: &Door| {
-            let port = self.bound.get(door)?.socket.port();
-            Some(port.map_or_else(|| door.address.to_string(), |port| port.to_string()))
+        let address = |bind_addr: &BindAddr| {
+            let port = self.bound.get(bind_addr)?.socket.port();
+            Some(port.map_or_else(|| bind_addr.address.to_string(), |port| port.to_string()))
         };
-        terms.doors.iter().filter_map(address).collect()
+        terms.bind_addrs.iter().filter_map(address).collect()
     }
 
     /// Whether an address is bound, and still is where it was: the file of a Unix socket may have been tidied away.
-    fn has(&self, door: &Door) -> bool {
-        self.bound.get(door).is_some_and(|bound| bound.socket.place().is_none_or(Place::is_ours))
+    fn has(&self, bind_addr: &BindAddr) -> bool {
+        self.bound.get(bind_addr).is_some_and(|bound| bound.socket.socket_file().is_none_or(UnixSocketFile::is_ours))
     }
 
     /// Works on the shields. Where that panics nobody knows what is before which port, and a filter that is out of date could
     /// keep out who is trusted; so all ports are opened. Whoever comes is judged as ever.
-    fn with_shields(&mut self, work: impl FnOnce(&mut Shields, &HashMap<Door, Bound>)) {
+    fn with_shields(&mut self, work: impl FnOnce(&mut Shields, &HashMap<BindAddr, Bound>)) {
         let Self { shields, bound, .. } = self;
         if fault::contain("shield", || work(shields, bound)).is_err() {
             shields.abandon();
-            bound.values().filter_map(|bound| bound.socket.guarded()).for_each(|port| port.open());
+            bound.values().filter_map(|bound| bound.socket.shielded_socket()).for_each(|port| port.open());
         }
     }
 
     /// Binds an address; `shared` where a socket that is about to leave still has its port.
-    fn open(&self, terms: &Terms, address: &ListenAddr, shared: bool) -> io::Result<Opening> {
-        let seat = self.workers.seat().ok_or_else(|| io::Error::other("there is no worker"))?;
+    fn open(&self, terms: &Terms, address: &ListenAddr, shared: bool) -> io::Result<PendingListener> {
+        let worker = self.workers.worker().ok_or_else(|| io::Error::other("there is no worker"))?;
         let socket = match address {
             ListenAddr::Tcp(address) => {
-                let before = self.house.current.borrow().named(&terms.name).cloned();
+                let before = self.shared.current.borrow().named(&terms.name).cloned();
                 let filter = self.shields.filter_for(terms, before.as_deref());
                 let dead_peer_timeout = terms.limits.dead_peer_timeout;
-                Acceptor::tcp(address, shared, filter.as_ref(), self.shields.alarm(), dead_peer_timeout)?
+                BoundSocket::tcp(address, shared, filter.as_ref(), self.shields.alarm(), dead_peer_timeout)?
             }
-            ListenAddr::Unix(path) => Acceptor::unix(path, terms.access(path))?,
+            ListenAddr::Unix(path) => BoundSocket::unix(path, terms.access(path))?,
         };
-        let _there = seat.runtime.enter();
+        let _there = worker.runtime.enter();
         // tokio's own listener would register every accepted socket with the worker that accepts, a stranger's too, only to
         // move it to another.
         #[allow(
@@ -237,34 +237,36 @@ impl Listeners {
             reason = "unsound only for types that let go of their descriptor; this one keeps it for life"
         )]
         let ready = AsyncFd::with_interest(Arc::new(socket), Interest::READABLE)?;
-        Ok(Opening { ready, seat })
+        Ok(PendingListener { ready, worker })
     }
 
-    fn accept_from(&mut self, door: Door, opening: Opening) -> Bound {
-        let Opening { ready, seat } = opening;
+    fn accept_from(&mut self, bind_addr: BindAddr, pending: PendingListener) -> Bound {
+        let PendingListener { ready, worker } = pending;
         let socket = Arc::clone(ready.get_ref());
         let (running, stopped) = watch::channel(());
-        let runtime = seat.runtime.clone();
-        let (house, workers) = (self.house.clone(), Arc::clone(&self.workers));
-        let gate = Gate { door, port: socket.guarded().cloned(), house, workers, seat, owner: None };
-        self.loops.spawn_on(gate.keep_running(ready, stopped), &runtime);
+        let runtime = worker.runtime.clone();
+        let (shared, workers) = (self.shared.clone(), Arc::clone(&self.workers));
+        let accept_loop =
+            AcceptLoop { bind_addr, port: socket.shielded_socket().cloned(), shared, workers, worker, owner: None };
+        self.loops.spawn_on(accept_loop.keep_running(ready, stopped), &runtime);
         Bound { socket, _running: running }
     }
 
-    /// Lets `door` be bound beside addresses that overlap it and leave with this reload, as when a wildcard is narrowed to
+    /// Lets `bind_addr` be bound beside addresses that overlap it and leave with this reload, as when a wildcard is narrowed to
     /// one interface. Without this the old address would have to be closed first, and connections be lost.
-    fn share_port_of_leaving(&self, door: &Door, snapshot: &Snapshot) -> Vec<SharedPort> {
-        let leaving =
-            |(other, _): &(&Door, &Bound)| other.address.overlaps(&door.address) && snapshot.behind(other).is_none();
+    fn share_port_of_leaving(&self, bind_addr: &BindAddr, snapshot: &Snapshot) -> Vec<SharedPort> {
+        let leaving = |(other, _): &(&BindAddr, &Bound)| {
+            other.address.overlaps(&bind_addr.address) && snapshot.at_address(other).is_none()
+        };
         self.bound.iter().filter(leaving).map(|(_, bound)| SharedPort::new(&bound.socket)).collect()
     }
 }
 
 /// While it lives, another socket of this user may be bound to the same port.
-struct SharedPort(Arc<Acceptor>);
+struct SharedPort(Arc<BoundSocket>);
 
 impl SharedPort {
-    fn new(socket: &Arc<Acceptor>) -> Self {
+    fn new(socket: &Arc<BoundSocket>) -> Self {
         socket.share_port(true);
         Self(Arc::clone(socket))
     }
@@ -277,29 +279,29 @@ impl Drop for SharedPort {
 }
 
 /// A client that was accepted a moment ago.
-struct Incoming {
+struct AcceptedClient {
     stream: Accepted,
     share: Share,
     accepted_at: Instant,
 }
 
 /// The loop behind one address.
-struct Gate {
-    door: Door,
+struct AcceptLoop {
+    bind_addr: BindAddr,
     /// Where strangers are counted.
-    port: Option<Arc<Port>>,
-    house: House,
+    port: Option<Arc<ListenSocket>>,
+    shared: Shared,
     workers: Arc<Workers>,
     /// The worker it runs on.
-    seat: Seat,
+    worker: WorkerHandle,
     /// The listener the address belonged to last.
     owner: Option<Arc<str>>,
 }
 
-impl Gate {
+impl AcceptLoop {
     /// Accepts until `stopped`. After a fault it is resumed with the same socket, so that clients wait in the backlog and
     /// none is refused.
-    async fn keep_running(mut self, socket: AsyncFd<Arc<Acceptor>>, mut stopped: watch::Receiver<()>) {
+    async fn keep_running(mut self, socket: AsyncFd<Arc<BoundSocket>>, mut stopped: watch::Receiver<()>) {
         let mut backoff = Backoff::default();
         while fault::contained(PART, self.run(&socket, &mut stopped)).await.is_err() {
             if stopped.has_changed().is_err() {
@@ -313,8 +315,8 @@ impl Gate {
         }
     }
 
-    async fn run(&mut self, socket: &AsyncFd<Arc<Acceptor>>, stopped: &mut watch::Receiver<()>) {
-        let mut patience = Patience::default();
+    async fn run(&mut self, socket: &AsyncFd<Arc<BoundSocket>>, stopped: &mut watch::Receiver<()>) {
+        let mut backoff = AcceptBackoff::default();
         for turn in 1_usize.. {
             if turn % AT_A_TIME == 0 {
                 // A flood of strangers is not to keep the sessions of this worker waiting.
@@ -323,21 +325,21 @@ impl Gate {
             let accepted = tokio::select! {
                 // Only a dropped sender ends the wait.
                 _ = stopped.changed() => break,
-                accepted = accept(socket, &self.house.descriptors) => accepted,
+                accepted = accept(socket, &self.shared.descriptors) => accepted,
             };
             match accepted {
                 Ok((stream, client, share)) => {
-                    patience.restored();
+                    backoff.succeeded();
                     self.take(stream, client, share).await;
                 }
-                Err(error) if is_one_clients_fault(&error) => {}
-                Err(error) => patience.lost(&error).await,
+                Err(error) if is_client_error(&error) => {}
+                Err(error) => backoff.failed(&error).await,
             }
         }
         // These clients were told by the kernel that they are connected. No more than can have waited: others may come
         // faster than they are served. Nor more than there are descriptors for: the address has to become free.
         for _ in 0..BACKLOG {
-            let Some(share) = self.house.descriptors.try_take() else { break };
+            let Some(share) = self.shared.descriptors.try_take() else { break };
             match socket.get_ref().accept() {
                 Ok((stream, client)) => self.take(stream, client, share).await,
                 Err(_) => break,
@@ -348,71 +350,71 @@ impl Gate {
 
     /// Takes one client. A fault costs that one, and not the address.
     async fn take(&mut self, stream: Accepted, client: ClientAddr, share: Share) {
-        let incoming = Incoming { stream, share, accepted_at: Instant::now() };
-        let _ = fault::contained(PART, self.let_in(incoming, client)).await;
+        let accepted = AcceptedClient { stream, share, accepted_at: Instant::now() };
+        let _ = fault::contained(PART, self.admit(accepted, client)).await;
     }
 
     /// Puts the source question. A stranger costs this lookup and a close, and so does who comes far too often.
-    async fn let_in(&mut self, incoming: Incoming, client: ClientAddr) {
-        let accepted_at = incoming.accepted_at;
-        let Some(terms) = self.terms() else { return self.turn_away(client) };
+    async fn admit(&mut self, accepted: AcceptedClient, client: ClientAddr) {
+        let accepted_at = accepted.accepted_at;
+        let Some(terms) = self.terms() else { return self.reject(client) };
         if terms.balancers.speak_from(client) {
             // Whom it speaks for is asked, and whether that one is trusted, where there is time to listen.
-            return self.hand_over(incoming, Entrance::Balancer(client), terms).await;
+            return self.hand_over(accepted, Admission::Proxied(client), terms).await;
         }
-        let mut facts = Facts::new(None, Arc::clone(&terms.name), client);
-        facts.from_checker = terms.balancers.check_from(client);
+        let mut fields = ConnectionFields::new(None, Arc::clone(&terms.name), client);
+        fields.from_checker = terms.balancers.check_from(client);
         let admitted = match terms.sources.admit(client, OffsetDateTime::now_utc()) {
             Ok(admitted) => admitted,
             Err(stranger) => {
-                drop(incoming);
-                self.port.iter().for_each(|port| port.turned_away());
-                return self.house.audit.denied(&facts, Reason::UntrustedSource, stranger, accepted_at.elapsed());
+                drop(accepted);
+                self.port.iter().for_each(|port| port.count_untrusted());
+                return self.shared.audit.denied(&fields, Reason::UntrustedSource, stranger, accepted_at.elapsed());
             }
         };
         match terms.pace(client, accepted_at) {
-            Ok(pace) => self.hand_over(incoming, Entrance::Admitted(admitted, pace), terms).await,
+            Ok(pace) => self.hand_over(accepted, Admission::Direct(admitted, pace), terms).await,
             Err(too_fast) => {
-                drop(incoming);
-                facts.standing = Some(admitted.standing().clone());
-                self.house.audit.denied(&facts, Reason::RateLimited, too_fast, accepted_at.elapsed());
+                drop(accepted);
+                fields.standing = Some(admitted.standing().clone());
+                self.shared.audit.denied(&fields, Reason::RateLimited, too_fast, accepted_at.elapsed());
             }
         }
     }
 
     /// Hands a connection to a worker, if there is a place for its handshake.
-    async fn hand_over(&self, incoming: Incoming, entrance: Entrance, terms: Arc<Terms>) {
-        let Incoming { stream, share, accepted_at } = incoming;
-        let presence = self.house.register.enter(Arc::clone(&terms.name), entrance.from());
-        let handshake = match terms.begin_handshake(entrance.from(), presence.id()) {
+    async fn hand_over(&self, accepted: AcceptedClient, admission: Admission, terms: Arc<Terms>) {
+        let AcceptedClient { stream, share, accepted_at } = accepted;
+        let guard = self.shared.registry.enter(Arc::clone(&terms.name), admission.from());
+        let handshake = match terms.begin_handshake(admission.from(), guard.id()) {
             Ok(Begun { handshake, displaced }) => {
-                if let Some(displaced) = displaced.and_then(|displaced| self.house.register.find(displaced)) {
+                if let Some(displaced) = displaced.and_then(|displaced| self.shared.registry.find(displaced)) {
                     displaced.end(NoPlace::Displaced.into());
                 }
                 handshake
             }
             Err(full) => {
-                drop((stream, share, presence));
-                let facts = entrance.facts(None, &terms.name);
-                return self.house.audit.denied(&facts, Reason::HandshakeLimit, full, accepted_at.elapsed());
+                drop((stream, share, guard));
+                let fields = admission.fields(None, &terms.name);
+                return self.shared.audit.denied(&fields, Reason::HandshakeLimit, full, accepted_at.elapsed());
             }
         };
-        let arrival = Arrival { stream, entrance, terms, presence, handshake, accepted_at, share };
-        self.workers.hand_over(arrival, &self.seat).await;
+        let connection = AcceptedConnection { stream, admission, terms, guard, handshake, accepted_at, share };
+        self.workers.hand_over(connection, &self.worker).await;
     }
 
     /// The listener was removed while the client waited to be accepted.
-    fn turn_away(&self, client: ClientAddr) {
+    fn reject(&self, client: ClientAddr) {
         if let Some(owner) = &self.owner {
-            let facts = Facts::new(None, Arc::clone(owner), client);
-            self.house.audit.denied(&facts, Reason::ListenerRemoved, "", Duration::ZERO);
+            let fields = ConnectionFields::new(None, Arc::clone(owner), client);
+            self.shared.audit.denied(&fields, Reason::ListenerRemoved, "", Duration::ZERO);
         }
     }
 
     /// The terms of the listener that has this address now or, once it is to be closed, had it last.
     fn terms(&mut self) -> Option<Arc<Terms>> {
-        let snapshot = self.house.current.borrow();
-        let terms = match (snapshot.behind(&self.door), &self.owner) {
+        let snapshot = self.shared.current.borrow();
+        let terms = match (snapshot.at_address(&self.bind_addr), &self.owner) {
             (Some(terms), _) => terms,
             (None, Some(owner)) => snapshot.named(owner)?,
             (None, None) => return None,
@@ -426,7 +428,7 @@ impl Gate {
 /// Takes the next client, once there are descriptors for it. They are taken only when a client waits, so that a loop without
 /// clients keeps none from the others.
 async fn accept(
-    socket: &AsyncFd<Arc<Acceptor>>,
+    socket: &AsyncFd<Arc<BoundSocket>>,
     descriptors: &Descriptors,
 ) -> io::Result<(Accepted, ClientAddr, Share)> {
     loop {
@@ -440,7 +442,7 @@ async fn accept(
 }
 
 /// Errors that `accept` passes on from a connection that is gone already; the next one may be well.
-fn is_one_clients_fault(error: &io::Error) -> bool {
+fn is_client_error(error: &io::Error) -> bool {
     matches!(
         error.kind(),
         io::ErrorKind::ConnectionAborted
@@ -453,13 +455,13 @@ fn is_one_clients_fault(error: &io::Error) -> bool {
 /// How long to wait when the system is out of something, most often file descriptors: long enough not to spin, short
 /// enough to be there when some are free again.
 #[derive(Debug, Default)]
-struct Patience {
+struct AcceptBackoff {
     wait: Duration,
     said: Option<Instant>,
 }
 
-impl Patience {
-    async fn lost(&mut self, error: &io::Error) {
+impl AcceptBackoff {
+    async fn failed(&mut self, error: &io::Error) {
         if self.said.is_none_or(|said| said.elapsed() > SAY_EVERY) {
             warn!(%error, "accept failed, retrying (further errors are logged once a minute)");
             self.said = Some(Instant::now());
@@ -468,7 +470,7 @@ impl Patience {
         sleep(self.wait).await;
     }
 
-    fn restored(&mut self) {
+    fn succeeded(&mut self) {
         self.wait = Duration::ZERO;
     }
 }

@@ -13,20 +13,20 @@ use tokio::sync::Notify;
 
 use crate::addr::{ClientAddr, TcpListenAddr};
 use crate::source::packet_filter::PacketFilter;
-use crate::transport::listen_socket::Port;
+use crate::transport::listen_socket::ListenSocket;
 use crate::transport::socket::{Accepted, keep_alive};
 use crate::transport::unix_socket;
-use crate::transport::unix_socket::{Access, Place};
+use crate::transport::unix_socket::{Access, UnixSocketFile};
 
 /// A bound socket.
 #[derive(Debug)]
-pub(crate) enum Acceptor {
-    Tcp(Arc<Port>),
+pub(crate) enum BoundSocket {
+    Tcp(Arc<ListenSocket>),
     /// With its file, which goes first.
-    Unix(Place, UnixListener),
+    Unix(UnixSocketFile, UnixListener),
 }
 
-impl Acceptor {
+impl BoundSocket {
     /// Binds a port; `shared` where a socket that is about to leave still has it. It is behind `filter` from the first client
     /// on, and rings `alarm` for strangers.
     pub(crate) fn tcp(
@@ -49,7 +49,7 @@ impl Acceptor {
         // Accepted sockets inherit it: said once, and not for every client.
         keep_alive(&socket, dead_peer_timeout)?;
         socket.bind(&address.socket.into())?;
-        let port = Port::listen(socket, BACKLOG, filter, alarm)?;
+        let port = ListenSocket::listen(socket, BACKLOG, filter, alarm)?;
         // Only for the moment: two portcullis processes must never share a port unnoticed.
         SockRef::from(port.socket()).set_reuse_port(false)?;
         Ok(Self::Tcp(Arc::new(port)))
@@ -57,8 +57,8 @@ impl Acceptor {
 
     /// Makes a Unix socket.
     pub(crate) fn unix(path: &Path, access: Access) -> io::Result<Self> {
-        let (place, listener) = unix_socket::listen(path, access, BACKLOG)?;
-        Ok(Self::Unix(place, listener))
+        let (socket_file, listener) = unix_socket::listen(path, access, BACKLOG)?;
+        Ok(Self::Unix(socket_file, listener))
     }
 
     /// Takes a client that waits.
@@ -84,7 +84,7 @@ impl Acceptor {
     }
 
     /// What the shields look after.
-    pub(crate) fn guarded(&self) -> Option<&Arc<Port>> {
+    pub(crate) fn shielded_socket(&self) -> Option<&Arc<ListenSocket>> {
         match self {
             Self::Tcp(port) => Some(port),
             Self::Unix(..) => None,
@@ -92,10 +92,10 @@ impl Acceptor {
     }
 
     /// The file, where it is one.
-    pub(crate) fn place(&self) -> Option<&Place> {
+    pub(crate) fn socket_file(&self) -> Option<&UnixSocketFile> {
         match self {
             Self::Tcp(_) => None,
-            Self::Unix(place, _) => Some(place),
+            Self::Unix(socket_file, _) => Some(socket_file),
         }
     }
 
@@ -116,7 +116,7 @@ impl Acceptor {
     }
 }
 
-impl AsRawFd for Acceptor {
+impl AsRawFd for BoundSocket {
     fn as_raw_fd(&self) -> RawFd {
         match self {
             Self::Tcp(port) => port.as_raw_fd(),

@@ -16,13 +16,13 @@ async fn accept_loop_that_panicked_accepts_from_the_same_socket() {
     let snapshot = Arc::new(site.snapshot(listener("main", 0, ""), None));
     let audit = Audit::start(LineFormat::Json, None);
     let current = watch::channel(Arc::clone(&snapshot)).1;
-    let house = House { current, register: Arc::default(), audit, descriptors: Descriptors::default() };
-    let workers = Arc::new(Workers::start(1, &house).unwrap());
-    let mut listeners = Listeners::new(house, Arc::clone(&workers));
+    let shared = Shared { current, registry: Arc::default(), audit, descriptors: Descriptors::default() };
+    let workers = Arc::new(Workers::start(1, &shared).unwrap());
+    let mut listeners = Listeners::new(shared, Arc::clone(&workers));
     let prepared = listeners.prepare(&snapshot).unwrap();
     listeners.commit(prepared, &snapshot);
     let address = listeners.addresses(snapshot.named("main").unwrap()).remove(0);
-    let runtime = workers.seat().unwrap().runtime;
+    let runtime = workers.worker().unwrap().runtime;
 
     for count in 1..=2 {
         // Faults are injected into work of the same thread.

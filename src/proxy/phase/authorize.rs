@@ -7,20 +7,20 @@ use std::sync::Arc;
 
 use time::OffsetDateTime;
 
-use crate::audit::event::Facts;
+use crate::audit::event::ConnectionFields;
 use crate::identity::verified::Credential;
-use crate::outcome::Ending;
+use crate::outcome::Outcome;
 use crate::policy::authorize::{Permission, Refusal};
-use crate::policy::usage::Reliance;
+use crate::policy::usage::Authorization;
 use crate::policy::{Current, Snapshot, Terms};
-use crate::proxy::phase::close::{Leave, Startup};
-use crate::proxy::phase::handshake::Secured;
+use crate::proxy::phase::close::{Close, StartupState};
+use crate::proxy::phase::handshake::SecuredClient;
 use crate::transport::{ClientLeg, Leg};
 use crate::x509::certificate::Certificate;
 
 /// A client that may go on to the upstream, by these terms.
 #[derive(Debug)]
-pub(crate) struct Identified {
+pub(crate) struct AuthorizedClient {
     pub(crate) client: ClientLeg,
     pub(crate) terms: Arc<Terms>,
     /// What it identified itself with.
@@ -29,68 +29,80 @@ pub(crate) struct Identified {
     pub(crate) shown: Option<Arc<Certificate>>,
 }
 
-impl Identified {
+impl AuthorizedClient {
     /// What it relies on by this permission.
-    pub(crate) fn reliance(&self, permission: &Permission) -> Reliance {
+    pub(crate) fn authorization(&self, permission: &Permission) -> Authorization {
         match self.client {
-            Leg::Tls(_) => Reliance::on(permission, self.shown.clone()),
-            Leg::Plain(_) => Reliance::in_plaintext(permission),
+            Leg::Tls(_) => Authorization::on(permission, self.shown.clone()),
+            Leg::Plain(_) => Authorization::in_plaintext(permission),
         }
     }
 
     /// Turns away a client that has said what it wants.
-    pub(crate) fn refused(self, ending: Ending) -> Leave {
-        Leave::refused(ending, self.client, self.terms.protocol, Startup::Heard)
+    pub(crate) fn refused(self, ending: Outcome) -> Close {
+        Close::refused(ending, self.client, self.terms.protocol, StartupState::Heard)
     }
 }
 
 /// Judges a client that has just finished its handshake.
-pub(crate) fn identify(secured: Secured, current: &Current, facts: &mut Facts) -> Result<Identified, Leave> {
-    let Secured { client, protocol, shown } = secured;
+pub(crate) fn authorize(
+    secured: SecuredClient,
+    current: &Current,
+    fields: &mut ConnectionFields,
+) -> Result<AuthorizedClient, Close> {
+    let SecuredClient { client, protocol, shown } = secured;
     let snapshot = Arc::clone(&current.borrow());
-    match judge(&client, &snapshot, facts) {
+    match judge(&client, &snapshot, fields) {
         Ok(permission) => {
             let Permission { terms, credential, .. } = permission.clone();
-            let identified = Identified { client, terms, credential, shown };
+            let authorized = AuthorizedClient { client, terms, credential, shown };
             // Also where there is no room for it, or no upstream: it will come again.
-            permission.terms.usage.note(&identified.reliance(&permission), facts.client, OffsetDateTime::now_utc());
-            Ok(identified)
+            permission.terms.usage.note(
+                &authorized.authorization(&permission),
+                fields.client,
+                OffsetDateTime::now_utc(),
+            );
+            Ok(authorized)
         }
-        Err(ending) => Err(Leave::refused(ending, client, protocol, Startup::Awaited)),
+        Err(ending) => Err(Close::refused(ending, client, protocol, StartupState::Awaited)),
     }
 }
 
 /// Puts both questions, source and identity, to the policy of `snapshot`. A chain that this policy has verified before
 /// costs little.
-pub(crate) fn judge(client: &ClientLeg, snapshot: &Snapshot, facts: &mut Facts) -> Result<Permission, Ending> {
+pub(crate) fn judge(
+    client: &ClientLeg,
+    snapshot: &Snapshot,
+    fields: &mut ConnectionFields,
+) -> Result<Permission, Outcome> {
     let evidence = client.evidence();
-    let judged = snapshot.judge(&facts.listener, facts.provenance(), evidence, OffsetDateTime::now_utc());
-    note(judged.as_ref(), facts);
+    let judged = snapshot.judge(&fields.listener, fields.origin(), evidence, OffsetDateTime::now_utc());
+    note(judged.as_ref(), fields);
     if let Err(Refusal::Identity(_)) = &judged {
         // The source is trusted, and the audit says by which rule.
-        let source = snapshot.judge_source(&facts.listener, facts.provenance(), OffsetDateTime::now_utc());
-        facts.standing = source.ok().map(|permission| permission.standing);
+        let source = snapshot.judge_source(&fields.listener, fields.origin(), OffsetDateTime::now_utc());
+        fields.standing = source.ok().map(|permission| permission.standing);
     }
     if let (Err(Refusal::Identity(_)), Some(certificate)) = (&judged, evidence.leaf()) {
         // The audit names whom it turns away, too.
-        facts.name(&certificate.subject, &certificate.sha256);
+        fields.name(&certificate.subject, &certificate.sha256);
     }
     judged.map_err(Refusal::at_the_door)
 }
 
 /// Puts the source question to the policy of `snapshot`.
-pub(crate) fn judge_source(snapshot: &Snapshot, facts: &mut Facts) -> Result<Permission, Ending> {
-    let judged = snapshot.judge_source(&facts.listener, facts.provenance(), OffsetDateTime::now_utc());
-    note(judged.as_ref(), facts);
+pub(crate) fn judge_source(snapshot: &Snapshot, fields: &mut ConnectionFields) -> Result<Permission, Outcome> {
+    let judged = snapshot.judge_source(&fields.listener, fields.origin(), OffsetDateTime::now_utc());
+    note(judged.as_ref(), fields);
     judged.map_err(Refusal::at_the_door)
 }
 
 /// Notes an answer for the audit. What the facts said of an earlier policy's answer is gone.
-fn note(judged: Result<&Permission, &Refusal>, facts: &mut Facts) {
-    facts.standing = None;
+fn note(judged: Result<&Permission, &Refusal>, fields: &mut ConnectionFields) {
+    fields.standing = None;
     let Ok(permission) = judged else { return };
-    facts.standing = Some(permission.standing.clone());
+    fields.standing = Some(permission.standing.clone());
     if let Some(credential) = &permission.credential {
-        facts.name(&credential.certificate.subject, &credential.certificate.sha256);
+        fields.name(&credential.certificate.subject, &credential.certificate.sha256);
     }
 }

@@ -12,14 +12,14 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
 
-use crate::audit::event::Facts;
+use crate::audit::event::ConnectionFields;
 use crate::limit::handshakes::Handshake;
-use crate::outcome::{Ending, Reason};
+use crate::outcome::{Outcome, Reason};
 use crate::policy::{Current, Terms};
 use crate::protocol::postgres::HEADER_LENGTH;
 use crate::proxy::accepted::finish;
-use crate::proxy::phase::authorize::{Identified, judge, judge_source};
-use crate::proxy::phase::close::{Leave, Parting};
+use crate::proxy::phase::authorize::{AuthorizedClient, judge, judge_source};
+use crate::proxy::phase::close::{Close, Farewell};
 use crate::proxy::phase::dial::dial_for_cancel;
 use crate::transport::socket::Socket;
 use crate::transport::{ClientLeg, Leg, UpstreamLeg};
@@ -40,7 +40,7 @@ enum Canceller {
     /// Without TLS where there should be, as libpq before 17 sends it.
     Unasked(TcpStream),
     /// As any other client comes.
-    Identified(ClientLeg),
+    AuthorizedClient(ClientLeg),
 }
 
 impl CancelRequest {
@@ -48,9 +48,9 @@ impl CancelRequest {
         Self { packet, terms: Arc::clone(terms), client: Canceller::Unasked(stream) }
     }
 
-    pub(crate) fn of(identified: Identified, packet: Vec<u8>) -> Self {
-        let Identified { client, terms, .. } = identified;
-        Self { packet, terms, client: Canceller::Identified(client) }
+    pub(crate) fn of(authorized: AuthorizedClient, packet: Vec<u8>) -> Self {
+        let AuthorizedClient { client, terms, .. } = authorized;
+        Self { packet, terms, client: Canceller::AuthorizedClient(client) }
     }
 
     /// Passes it on and waits for the upstream to be done with it, if there are not too many of them.
@@ -58,11 +58,11 @@ impl CancelRequest {
         self,
         handshake: &mut Option<Handshake>,
         current: &Current,
-        facts: &mut Facts,
-    ) -> Result<Parting, Leave> {
-        match self.pass_on(handshake, current, facts).await {
+        fields: &mut ConnectionFields,
+    ) -> Result<Farewell, Close> {
+        match self.pass_on(handshake, current, fields).await {
             Ok(()) => Ok(self.client.into()),
-            Err(ending) => Err(Leave { ending, parting: self.client.into() }),
+            Err(ending) => Err(Close { ending, farewell: self.client.into() }),
         }
     }
 
@@ -70,19 +70,19 @@ impl CancelRequest {
         &self,
         handshake: &mut Option<Handshake>,
         current: &Current,
-        facts: &mut Facts,
-    ) -> Result<(), Ending> {
+        fields: &mut ConnectionFields,
+    ) -> Result<(), Outcome> {
         let key = self.packet.get(HEADER_LENGTH..).unwrap_or_default();
         // Dropped behind the upstream's connection: what is counted is what the upstream bears.
-        let begun = self.terms.upstream.cancels.begin(key, facts.client, std::time::Instant::now())?;
+        let begun = self.terms.upstream.cancels.begin(key, fields.client, std::time::Instant::now())?;
         finish(handshake)?;
         let deadline = Instant::now() + PATIENCE;
-        let header = self.client.header(&self.terms.upstream, facts);
-        let dialled = timeout_at(deadline, dial_for_cancel(begun.place.as_ref(), &self.terms.upstream, &header)).await;
-        let (mut upstream, node) = dialled.map_err(|_| unreachable(&"it was not reached in time"))??;
-        facts.upstream = Some(node.address().to_string().into());
+        let header = self.client.header(&self.terms.upstream, fields);
+        let dialed = timeout_at(deadline, dial_for_cancel(begun.place.as_ref(), &self.terms.upstream, &header)).await;
+        let (mut upstream, node) = dialed.map_err(|_| unreachable(&"it was not reached in time"))??;
+        fields.upstream = Some(node.address().to_string().into());
         // Asked at the last moment: the packet may have taken its time, and the policy may be another one by now.
-        self.client.judge(current, facts)?;
+        self.client.judge(current, fields)?;
         let sent = timeout_at(deadline, upstream.write_all(&self.packet)).await;
         sent.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())).map_err(|error| unreachable(&error))?;
         // Delivered. How the upstream ends the connection, and when, is its own business.
@@ -92,31 +92,31 @@ impl CancelRequest {
 }
 
 impl Canceller {
-    fn header(&self, upstream: &Upstream, facts: &Facts) -> Vec<u8> {
+    fn header(&self, upstream: &Upstream, fields: &ConnectionFields) -> Vec<u8> {
         match self {
-            Self::Unasked(stream) => proxy_header::of_address(stream.local_addr().ok(), upstream, facts),
-            Self::Identified(client) => proxy_header::of_address(client.local_addr(), upstream, facts),
+            Self::Unasked(stream) => proxy_header::of_address(stream.local_addr().ok(), upstream, fields),
+            Self::AuthorizedClient(client) => proxy_header::of_address(client.local_addr(), upstream, fields),
         }
     }
 
-    fn judge(&self, current: &Current, facts: &mut Facts) -> Result<(), Ending> {
+    fn judge(&self, current: &Current, fields: &mut ConnectionFields) -> Result<(), Outcome> {
         let snapshot = Arc::clone(&current.borrow());
         match self {
             Self::Unasked(_) => {
-                let permission = judge_source(&snapshot, facts)?;
+                let permission = judge_source(&snapshot, fields)?;
                 if permission.terms.plaintext_cancel { Ok(()) } else { Err(Reason::PlaintextRefused.into()) }
             }
-            Self::Identified(client) => judge(client, &snapshot, facts).map(|_| ()),
+            Self::AuthorizedClient(client) => judge(client, &snapshot, fields).map(|_| ()),
         }
     }
 }
 
 /// A canceller expects no answer, only the end of the connection.
-impl From<Canceller> for Parting {
+impl From<Canceller> for Farewell {
     fn from(client: Canceller) -> Self {
         match client {
             Canceller::Unasked(stream) => Self::Words(Leg::Plain(Socket::Tcp(stream)), Vec::new()),
-            Canceller::Identified(client) => Self::Words(client, Vec::new()),
+            Canceller::AuthorizedClient(client) => Self::Words(client, Vec::new()),
         }
     }
 }
@@ -127,8 +127,8 @@ async fn ended(upstream: &mut UpstreamLeg) -> io::Result<()> {
     Ok(())
 }
 
-fn unreachable(error: &dyn Display) -> Ending {
-    Ending::new(Reason::UpstreamUnreachable, error)
+fn unreachable(error: &dyn Display) -> Outcome {
+    Outcome::new(Reason::UpstreamUnreachable, error)
 }
 
 /// From dialling to the end of the upstream's connection. A server acts on a CancelRequest as soon as it has read it.

@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use crate::audit::event::Facts;
-use crate::outcome::{Ending, Reason};
+use crate::audit::event::ConnectionFields;
+use crate::outcome::{Outcome, Reason};
 use crate::policy::Terms;
 use crate::protocol::{Protocol, postgres};
-use crate::proxy::phase::close::Leave;
-use crate::proxy::phase::preface::Greeted;
+use crate::proxy::phase::close::Close;
+use crate::proxy::phase::preface::TlsStart;
 use crate::tls::server::ServerTls;
 use crate::transport::socket::Socket;
 use crate::transport::tls_stream::TlsStream;
@@ -16,7 +16,7 @@ use crate::x509::certificate::Certificate;
 
 /// A client inside TLS, or where none is needed, whose identity has not been judged.
 #[derive(Debug)]
-pub(crate) struct Secured {
+pub(crate) struct SecuredClient {
     pub(crate) client: ClientLeg,
     /// What it speaks inside TLS.
     pub(crate) protocol: Protocol,
@@ -24,54 +24,54 @@ pub(crate) struct Secured {
     pub(crate) shown: Option<Arc<Certificate>>,
 }
 
-impl Secured {
+impl SecuredClient {
     /// A client of a listener where TLS is off.
     pub(crate) fn plain(socket: Socket, terms: &Terms) -> Self {
         Self { client: Leg::Plain(socket), protocol: terms.protocol, shown: None }
     }
 }
 
-pub(crate) async fn secure(
-    greeted: Greeted,
+pub(crate) async fn perform(
+    start: TlsStart,
     terms: &Terms,
     tls: &Arc<ServerTls>,
-    facts: &mut Facts,
-) -> Result<Secured, Leave> {
-    let Greeted { stream: socket, needs_alpn } = greeted;
+    fields: &mut ConnectionFields,
+) -> Result<SecuredClient, Close> {
+    let TlsStart { stream: socket, needs_alpn } = start;
     let attempt = tls.attempt();
-    let records = attempt.records().map_err(|error| Ending::new(Reason::IoError, error))?;
+    let records = attempt.records().map_err(|error| Outcome::new(Reason::IoError, error))?;
     let mut stream = Box::new(TlsStream::new(socket, records));
     let mut received = 0;
     while stream.records().is_handshaking() {
         // Looked at after each flight: the deadline may drop this future, and the audit then still names the host.
         let shaken = stream.next_flight().await;
-        if facts.sni.is_none() {
-            facts.sni = attempt.sni().map(Into::into);
+        if fields.sni.is_none() {
+            fields.sni = attempt.sni().map(Into::into);
         }
         received += shaken.as_ref().map_or(0, |count| *count);
         if stream.records().is_handshaking() && received > MAX_RECEIVED {
             let detail =
                 format!("the client sent more than {} KiB before the TLS handshake was over", MAX_RECEIVED >> 10);
-            let ending = Ending::new(Reason::HandshakeFailed, detail);
-            return Err(Leave::plain(ending, stream.into_socket(), Vec::new()));
+            let ending = Outcome::new(Reason::HandshakeFailed, detail);
+            return Err(Close::plain(ending, stream.into_socket(), Vec::new()));
         }
         if let Err(error) = shaken {
             if let Some(certificate) = attempt.refused().and_then(|refused| refused.certificate.as_ref()) {
-                facts.name(&certificate.subject, &certificate.sha256);
+                fields.name(&certificate.subject, &certificate.sha256);
             }
             let ending = terms.handshake_failure(&error, attempt.shown().map(|shown| &**shown), attempt.refused());
-            return Err(Leave::plain(ending, stream.into_socket(), Vec::new()));
+            return Err(Close::plain(ending, stream.into_socket(), Vec::new()));
         }
     }
     attempt.remember_client();
-    facts.tls_version = stream.records().version();
-    facts.cipher = stream.records().cipher();
+    fields.tls_version = stream.records().version();
+    fields.cipher = stream.records().cipher();
     if needs_alpn && stream.records().alpn() != Some(postgres::ALPN) {
         // As PostgreSQL 17 does: without SSLRequest only ALPN tells that the client means PostgreSQL.
-        let ending = Ending::new(Reason::ProtocolViolation, "direct TLS without the ALPN protocol \"postgresql\"");
-        return Err(Leave::with_words(ending, Leg::Tls(stream), Vec::new()));
+        let ending = Outcome::new(Reason::ProtocolViolation, "direct TLS without the ALPN protocol \"postgresql\"");
+        return Err(Close::with_words(ending, Leg::Tls(stream), Vec::new()));
     }
-    Ok(Secured { client: Leg::Tls(stream), protocol: terms.protocol, shown: attempt.shown().cloned() })
+    Ok(SecuredClient { client: Leg::Tls(stream), protocol: terms.protocol, shown: attempt.shown().cloned() })
 }
 
 /// The most that a client may send before its handshake is over, and so the most that is kept of it: rustls keeps the

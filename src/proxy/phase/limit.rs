@@ -2,13 +2,13 @@
 
 use crate::addr::ClientAddr;
 use crate::limit::sessions::Counted;
-use crate::proxy::phase::close::Leave;
-use crate::proxy::phase::startup::Ready;
+use crate::proxy::phase::close::Close;
+use crate::proxy::phase::startup::SessionRequest;
 
 /// Counts a session in, for as long as the value beside it lives.
-pub(crate) fn count(ready: Ready, client: ClientAddr) -> Result<(Counted, Ready), Leave> {
-    match ready.identified.terms.count(client) {
+pub(crate) fn count(ready: SessionRequest, client: ClientAddr) -> Result<(Counted, SessionRequest), Close> {
+    match ready.authorized.terms.count(client) {
         Ok(counted) => Ok((counted, ready)),
-        Err(full) => Err(ready.identified.refused(full.into())),
+        Err(full) => Err(ready.authorized.refused(full.into())),
     }
 }

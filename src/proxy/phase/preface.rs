@@ -7,18 +7,18 @@ use std::sync::Arc;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-use crate::outcome::{Ending, Reason};
+use crate::outcome::{Outcome, Reason};
 use crate::policy::Terms;
 use crate::protocol::postgres;
 use crate::protocol::postgres::{HEADER_LENGTH, Packet};
 use crate::protocol::{Protocol, TLS_HANDSHAKE_RECORD, proxy_header, redis};
-use crate::proxy::phase::close::Leave;
+use crate::proxy::phase::close::Close;
 use crate::tls::server::ServerTls;
 use crate::transport::socket::{Socket, nothing_waits};
 
 /// A client whose next byte belongs to TLS.
 #[derive(Debug)]
-pub(crate) struct Greeted {
+pub(crate) struct TlsStart {
     pub(crate) stream: TcpStream,
     /// Whether ALPN has to show that this is PostgreSQL, because no SSLRequest did.
     pub(crate) needs_alpn: bool,
@@ -26,46 +26,46 @@ pub(crate) struct Greeted {
 
 /// How a client begins.
 #[derive(Debug)]
-pub(crate) enum Greeting {
-    Tls(Greeted, Arc<ServerTls>),
+pub(crate) enum Preface {
+    Tls(TlsStart, Arc<ServerTls>),
     /// TLS is off here, and nothing has been read.
     Plain(Socket),
     /// A whole CancelRequest, as it came before TLS.
     Cancel(TcpStream, Vec<u8>),
 }
 
-pub(crate) async fn greet(socket: Socket, terms: &Terms) -> Result<Greeting, Leave> {
+pub(crate) async fn read_preface(socket: Socket, terms: &Terms) -> Result<Preface, Close> {
     match (socket, &terms.tls) {
         (Socket::Tcp(stream), Some(tls)) => begin(stream, terms, tls).await,
-        (socket, None) => Ok(Greeting::Plain(socket)),
+        (socket, None) => Ok(Preface::Plain(socket)),
         // A reload has turned TLS on while this one waited to be accepted.
-        (Socket::Unix(_), Some(_)) => Err(Ending::from(Reason::ListenerRemoved).into()),
+        (Socket::Unix(_), Some(_)) => Err(Outcome::from(Reason::ListenerRemoved).into()),
     }
 }
 
 /// What comes before TLS.
-async fn begin(mut stream: TcpStream, terms: &Terms, tls: &Arc<ServerTls>) -> Result<Greeting, Leave> {
+async fn begin(mut stream: TcpStream, terms: &Terms, tls: &Arc<ServerTls>) -> Result<Preface, Close> {
     let first = first_byte(&mut stream).await?;
     match (terms.protocol, first == TLS_HANDSHAKE_RECORD) {
         (protocol, true) => {
             let needs_alpn = protocol == Protocol::Postgres;
-            Ok(Greeting::Tls(Greeted { stream, needs_alpn }, Arc::clone(tls)))
+            Ok(Preface::Tls(TlsStart { stream, needs_alpn }, Arc::clone(tls)))
         }
         (Protocol::Postgres, false) if is_announced(&stream).await => Err(violation(ANNOUNCED).into()),
         (Protocol::Postgres, false) => negotiate(stream, tls).await,
         (Protocol::Redis, false) => {
             let ending = plaintext(&stream, "connect with TLS (redis-cli --tls, or a rediss:// URL)").await;
-            Err(Leave::plain(ending, stream, redis::SPEAKS_TLS_ONLY.to_vec()))
+            Err(Close::plain(ending, stream, redis::SPEAKS_TLS_ONLY.to_vec()))
         }
-        (Protocol::Tcp, false) => Err(Leave::plain(plaintext(&stream, "connect with TLS").await, stream, Vec::new())),
+        (Protocol::Tcp, false) => Err(Close::plain(plaintext(&stream, "connect with TLS").await, stream, Vec::new())),
     }
 }
 
-async fn plaintext(stream: &TcpStream, what_to_do: &str) -> Ending {
+async fn plaintext(stream: &TcpStream, what_to_do: &str) -> Outcome {
     if is_announced(stream).await {
-        Ending::new(Reason::PlaintextRefused, ANNOUNCED)
+        Outcome::new(Reason::PlaintextRefused, ANNOUNCED)
     } else {
-        Ending::new(Reason::PlaintextRefused, format_args!("it began without TLS; {what_to_do}"))
+        Outcome::new(Reason::PlaintextRefused, format_args!("it began without TLS; {what_to_do}"))
     }
 }
 
@@ -78,7 +78,7 @@ async fn is_announced(stream: &TcpStream) -> bool {
 }
 
 /// PostgreSQL's SSLRequest, GSSENCRequest and what else may come in their place.
-async fn negotiate(mut stream: TcpStream, tls: &Arc<ServerTls>) -> Result<Greeting, Leave> {
+async fn negotiate(mut stream: TcpStream, tls: &Arc<ServerTls>) -> Result<Preface, Close> {
     let mut gss_refused = false;
     loop {
         match read_header(&mut stream).await {
@@ -94,8 +94,8 @@ async fn negotiate(mut stream: TcpStream, tls: &Arc<ServerTls>) -> Result<Greeti
             Ok(Packet::Startup { .. }) => {
                 let detail =
                     "a StartupMessage without SSLRequest; connect with sslmode=require, verify-ca or verify-full";
-                let ending = Ending::new(Reason::PlaintextRefused, detail);
-                return Err(Leave::plain(ending, stream, postgres::speaks_tls_only()));
+                let ending = Outcome::new(Reason::PlaintextRefused, detail);
+                return Err(Close::plain(ending, stream, postgres::speaks_tls_only()));
             }
             Err(ending) => return Err(ending.into()),
         }
@@ -104,25 +104,25 @@ async fn negotiate(mut stream: TcpStream, tls: &Arc<ServerTls>) -> Result<Greeti
     if first_byte(&mut stream).await? != TLS_HANDSHAKE_RECORD {
         return Err(violation("what followed SSLRequest is not TLS").into());
     }
-    Ok(Greeting::Tls(Greeted { stream, needs_alpn: false }, Arc::clone(tls)))
+    Ok(Preface::Tls(TlsStart { stream, needs_alpn: false }, Arc::clone(tls)))
 }
 
-async fn cancel(mut stream: TcpStream, body: usize) -> Result<Greeting, Leave> {
+async fn cancel(mut stream: TcpStream, body: usize) -> Result<Preface, Close> {
     let mut packet = postgres::cancel_header(body).to_vec();
     packet.resize(HEADER_LENGTH + body, 0);
     let rest = packet.get_mut(HEADER_LENGTH..).unwrap_or_default();
     stream.read_exact(rest).await.map_err(lost)?;
-    Ok(Greeting::Cancel(stream, packet))
+    Ok(Preface::Cancel(stream, packet))
 }
 
-async fn read_header(stream: &mut TcpStream) -> Result<Packet, Ending> {
+async fn read_header(stream: &mut TcpStream) -> Result<Packet, Outcome> {
     let mut header = [0; HEADER_LENGTH];
     stream.read_exact(&mut header).await.map_err(lost)?;
     Packet::parse(header).map_err(violation)
 }
 
 /// Answers a request by one byte, unless the client did not wait for it.
-async fn answer(stream: &mut TcpStream, byte: u8) -> Result<(), Leave> {
+async fn answer(stream: &mut TcpStream, byte: u8) -> Result<(), Close> {
     if !nothing_waits(stream).map_err(lost)? {
         return Err(violation("bytes were sent behind the request for encryption, before its answer").into());
     }
@@ -130,7 +130,7 @@ async fn answer(stream: &mut TcpStream, byte: u8) -> Result<(), Leave> {
 }
 
 /// The next byte, left where it is.
-async fn first_byte(stream: &mut TcpStream) -> Result<u8, Ending> {
+async fn first_byte(stream: &mut TcpStream) -> Result<u8, Outcome> {
     let mut byte = [0];
     match stream.peek(&mut byte).await {
         Ok(0) => Err(Reason::ClientClosed.into()),
@@ -143,11 +143,11 @@ async fn first_byte(stream: &mut TcpStream) -> Result<u8, Ending> {
 const ANNOUNCED: &str = "it began with a PROXY header, which is taken from load balancers in proxy_protocol.trusted only; put its \
                          address there, or have it send none";
 
-fn violation(what: impl std::fmt::Display) -> Ending {
-    Ending::new(Reason::ProtocolViolation, what)
+fn violation(what: impl std::fmt::Display) -> Outcome {
+    Outcome::new(Reason::ProtocolViolation, what)
 }
 
 /// A client that goes away before TLS is a port check or a load balancer's probe, and no error.
-fn lost(error: io::Error) -> Ending {
-    Ending::new(Reason::ClientClosed, error)
+fn lost(error: io::Error) -> Outcome {
+    Outcome::new(Reason::ClientClosed, error)
 }

@@ -5,34 +5,34 @@ use std::sync::Arc;
 
 use time::OffsetDateTime;
 
-use crate::audit::event::Facts;
+use crate::audit::event::ConnectionFields;
 use crate::policy::Current;
 use crate::proxy::phase::authorize::judge;
-use crate::proxy::phase::close::Leave;
-use crate::proxy::phase::dial::Dialled;
-use crate::session::registry::Presence;
+use crate::proxy::phase::close::Close;
+use crate::proxy::phase::dial::Dialed;
+use crate::session::registry::ConnectionGuard;
 
 /// Judges a client again whose upstream has been reached, before any of its bytes goes there, and enters it as a session.
-pub(crate) fn confirm(
-    dialled: Dialled,
+pub(crate) fn reauthorize(
+    dialed: Dialed,
     current: &Current,
-    presence: &Presence,
-    facts: &mut Facts,
-) -> Result<Dialled, Leave> {
+    guard: &ConnectionGuard,
+    fields: &mut ConnectionFields,
+) -> Result<Dialed, Close> {
     loop {
         let snapshot = Arc::clone(&current.borrow());
-        match judge(&dialled.identified.client, &snapshot, facts) {
+        match judge(&dialed.authorized.client, &snapshot, fields) {
             Ok(permission) => {
-                let reliance = dialled.identified.reliance(&permission);
-                permission.terms.usage.note(&reliance, facts.client, OffsetDateTime::now_utc());
-                presence.stands(reliance);
+                let authorization = dialed.authorized.authorization(&permission);
+                permission.terms.usage.note(&authorization, fields.client, OffsetDateTime::now_utc());
+                guard.activate(authorization);
                 // A policy that comes from here on finds the session in the register. One that came just before may have
                 // looked there too early.
                 if current.borrow().generation == snapshot.generation {
-                    return Ok(dialled);
+                    return Ok(dialed);
                 }
             }
-            Err(ending) => return Err(dialled.identified.refused(ending)),
+            Err(ending) => return Err(dialed.authorized.refused(ending)),
         }
     }
 }

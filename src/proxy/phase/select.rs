@@ -14,191 +14,192 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::time::{Instant, timeout, timeout_at};
 
-use crate::outcome::{Ending, Reason};
+use crate::outcome::{Outcome, Reason};
 use crate::protocol::farewell::goodbye;
 use crate::protocol::postgres::startup::{Hold, QUESTION, Role, Stage};
 use crate::protocol::{Protocol, Target, postgres};
-use crate::proxy::phase::authorize::Identified;
-use crate::proxy::phase::close::Leave;
-use crate::proxy::phase::dial::{Candidates, Dialled};
-use crate::proxy::phase::startup::Ready;
-use crate::proxy::relay::startup::Opening;
-use crate::upstream::dial::{Unfit, refused_late, silent};
+use crate::proxy::phase::authorize::AuthorizedClient;
+use crate::proxy::phase::close::Close;
+use crate::proxy::phase::dial::{Candidates, Dialed};
+use crate::proxy::phase::startup::SessionRequest;
+use crate::proxy::relay::startup::StartupRelay;
+use crate::upstream::dial::{EndpointError, refused_late, silent};
 use crate::upstream::record::{note_answer, note_role, note_unfit};
 
 /// A client and an upstream that will do.
 #[derive(Debug)]
-pub(crate) struct Welcome {
-    pub(crate) dialled: Dialled,
+pub(crate) struct SelectedUpstream {
+    pub(crate) dialed: Dialed,
     /// The beginning of a PostgreSQL session, as far as it has come.
-    pub(crate) opening: Option<Box<Opening>>,
+    pub(crate) startup: Option<Box<StartupRelay>>,
 }
 
 /// What has come of a node.
 #[derive(Debug)]
-pub(crate) enum Settled {
-    Session(Box<Welcome>),
+pub(crate) enum Selected {
+    Session(Box<SelectedUpstream>),
     /// It will not do, and the client has not noticed.
-    Elsewhere(Ready),
+    Retry(SessionRequest),
 }
 
-pub(crate) async fn settle(dialled: Dialled, candidates: &mut Candidates) -> Result<Settled, Leave> {
-    let Dialled { identified, reached, .. } = &dialled;
-    let terms = &identified.terms;
+pub(crate) async fn select(dialed: Dialed, candidates: &mut Candidates) -> Result<Selected, Close> {
+    let Dialed { authorized, connected, .. } = &dialed;
+    let terms = &authorized.terms;
     if terms.protocol != Protocol::Postgres {
-        note_answer(&reached.place, &terms.upstream);
-        return Ok(Settled::Session(Box::new(Welcome { dialled, opening: None })));
+        note_answer(&connected.place, &terms.upstream);
+        return Ok(Selected::Session(Box::new(SelectedUpstream { dialed, startup: None })));
     }
     let hold = match terms.upstream.settings.target {
         Target::Primary => Hold::Role,
         // A server that restarts takes connections before it is ready.
-        Target::Any if candidates.are_several() || candidates.has_waited() => Hold::Refusal,
+        Target::Any if candidates.has_several() || candidates.has_waited() => Hold::Refusal,
         Target::Any => Hold::Nothing,
     };
-    let opening = Box::new(Opening::of(&dialled, hold));
+    let startup = Box::new(StartupRelay::of(&dialed, hold));
     if hold == Hold::Nothing {
-        note_answer(&dialled.reached.place, &dialled.identified.terms.upstream);
-        return Ok(Settled::Session(Box::new(Welcome { dialled, opening: Some(opening) })));
+        note_answer(&dialed.connected.place, &dialed.authorized.terms.upstream);
+        return Ok(Selected::Session(Box::new(SelectedUpstream { dialed, startup: Some(startup) })));
     }
-    let mut audition = Audition { dialled, opening, has_waited: candidates.has_waited() };
-    let verdict = audition.hold(candidates.patience()).await;
-    let Audition { dialled, opening, .. } = audition;
-    let Dialled { identified, reached, first } = dialled;
-    let (place, upstream) = (&reached.place, &identified.terms.upstream);
-    match verdict {
-        Verdict::Chosen(role) => {
+    let mut probe = StartupProbe { dialed, startup, has_waited: candidates.has_waited() };
+    let result = probe.hold(candidates.patience()).await;
+    let StartupProbe { dialed, startup, .. } = probe;
+    let Dialed { authorized, connected, first } = dialed;
+    let (place, upstream) = (&connected.place, &authorized.terms.upstream);
+    match result {
+        ProbeResult::Chosen(role) => {
             note_answer(place, upstream);
             if role == Some(Role::Primary) {
                 note_role(place, upstream, true);
             }
             // It has had the first packet.
-            let dialled = Dialled { identified, reached, first: Vec::new() };
-            Ok(Settled::Session(Box::new(Welcome { dialled, opening: Some(opening) })))
+            let dialed = Dialed { authorized, connected, first: Vec::new() };
+            Ok(Selected::Session(Box::new(SelectedUpstream { dialed, startup: Some(startup) })))
         }
-        Verdict::Unfit(unfit, role) => {
+        ProbeResult::EndpointError(endpoint_error, role) => {
             if role == Some(Role::Standby) {
                 note_role(place, upstream, false);
             }
-            if !opening.asks_client() {
-                candidates.reject(place, upstream, unfit);
-                return Ok(Settled::Elsewhere(Ready { identified, first }));
+            if !startup.asks_client() {
+                candidates.reject(place, upstream, endpoint_error);
+                return Ok(Selected::Retry(SessionRequest { authorized, first }));
             }
-            if unfit.answers {
-                note_unfit(place, upstream, &unfit, candidates.are_several());
+            if endpoint_error.answers {
+                note_unfit(place, upstream, &endpoint_error, candidates.has_several());
             }
             let next =
                 if role == Some(Role::Standby) { "; when the client comes again another is tried first" } else { "" };
-            let detail = format_args!("upstream {place}: {}{next}", unfit.words);
-            let ending = Ending::new(unfit.reason, detail);
-            Err(Leave::with_words(ending, identified.client, postgres::come_again()))
+            let detail = format_args!("upstream {place}: {}{next}", endpoint_error.words);
+            let ending = Outcome::new(endpoint_error.reason, detail);
+            Err(Close::with_words(ending, authorized.client, postgres::come_again()))
         }
-        Verdict::ClientLost(error) => Err(Ending::new(Reason::ClientClosed, error).into()),
-        Verdict::Silence => {
-            Err(Leave::with_words(Reason::IdleTimeout, identified.client, goodbye(Reason::IdleTimeout)))
+        ProbeResult::ClientLost(error) => Err(Outcome::new(Reason::ClientClosed, error).into()),
+        ProbeResult::Silence => {
+            Err(Close::with_words(Reason::IdleTimeout, authorized.client, goodbye(Reason::IdleTimeout)))
         }
     }
 }
 
 /// A server that has to show what it is.
-struct Audition {
-    dialled: Dialled,
-    opening: Box<Opening>,
+struct StartupProbe {
+    dialed: Dialed,
+    startup: Box<StartupRelay>,
     /// The client has been held already while the upstream refused connections, and is held on while it starts.
     has_waited: bool,
 }
 
-enum Verdict {
+enum ProbeResult {
     /// It is the client's, for better or worse.
     Chosen(Option<Role>),
-    Unfit(Unfit, Option<Role>),
+    EndpointError(EndpointError, Option<Role>),
     ClientLost(io::Error),
     /// The client was asked for something, and nothing was said for as long as a session may be silent.
     Silence,
 }
 
-impl Audition {
-    async fn hold(&mut self, patience: Duration) -> Verdict {
+impl StartupProbe {
+    async fn hold(&mut self, patience: Duration) -> ProbeResult {
         let deadline = Instant::now() + patience;
-        let Dialled { reached, first, .. } = &mut self.dialled;
-        if let Err(error) = send(&mut reached.leg, first).await {
+        let Dialed { connected, first, .. } = &mut self.dialed;
+        if let Err(error) = send(&mut connected.leg, first).await {
             return self.lost(&error);
         }
         loop {
-            let verdict = match self.opening.asks_client() {
+            let result = match self.startup.asks_client() {
                 // The client takes its time, and the server gives it one.
-                true => match self.dialled.identified.terms.limits.idle_timeout {
-                    Some(limit) => timeout(limit, self.go_on()).await.unwrap_or(Some(Verdict::Silence)),
-                    None => self.go_on().await,
+                true => match self.dialed.authorized.terms.limits.idle_timeout {
+                    Some(limit) => timeout(limit, self.step()).await.unwrap_or(Some(ProbeResult::Silence)),
+                    None => self.step().await,
                 },
-                false => timeout_at(deadline, self.go_on()).await.unwrap_or_else(|_| Some(mute(HANGS))),
+                false => timeout_at(deadline, self.step()).await.unwrap_or_else(|_| Some(unresponsive(HANGS))),
             };
-            if let Some(verdict) = verdict {
-                return verdict;
+            if let Some(result) = result {
+                return result;
             }
         }
     }
 
     /// One step further, between the two.
-    async fn go_on(&mut self) -> Option<Verdict> {
-        let Dialled { identified: Identified { client, .. }, reached, first } = &mut self.dialled;
-        let repeatable = !self.opening.asks_client();
+    async fn step(&mut self) -> Option<ProbeResult> {
+        let Dialed { authorized: AuthorizedClient { client, .. }, connected, first } = &mut self.dialed;
+        let repeatable = !self.startup.asks_client();
         let (mut theirs, mut ours) = ([0; 4096], [0; 4096]);
         let stage = tokio::select! {
-            heard = reached.leg.read(&mut theirs) => match heard {
-                Ok(0) => return Some(mute("it closed the connection without a word")),
-                Ok(count) => self.opening.follow(theirs.get(..count).unwrap_or_default()),
+            heard = connected.leg.read(&mut theirs) => match heard {
+                Ok(0) => return Some(unresponsive("it closed the connection without a word")),
+                Ok(count) => self.startup.follow(theirs.get(..count).unwrap_or_default()),
                 Err(error) => return Some(self.lost(&error)),
             },
-            said = client.read(&mut ours), if !repeatable || first.len() < MOST_REPEATED => {
+            said = client.read(&mut ours), if !repeatable || first.len() < MAX_REPEATED => {
                 let bytes = match said {
-                    Ok(0) => return Some(Verdict::ClientLost(io::ErrorKind::UnexpectedEof.into())),
+                    Ok(0) => return Some(ProbeResult::ClientLost(io::ErrorKind::UnexpectedEof.into())),
                     Ok(count) => ours.get(..count).unwrap_or_default(),
-                    Err(error) => return Some(Verdict::ClientLost(error)),
+                    Err(error) => return Some(ProbeResult::ClientLost(error)),
                 };
                 if repeatable {
                     first.extend_from_slice(bytes);
                 }
-                let sent = send(&mut reached.leg, bytes).await;
+                let sent = send(&mut connected.leg, bytes).await;
                 return sent.err().map(|error| self.lost(&error));
             }
         };
         match stage {
             // It deals with the client. What that is to hear of it by now is left to the relay.
-            Stage::Ongoing if self.opening.hold() == Hold::Refusal && self.opening.has_due() => {
-                return Some(Verdict::Chosen(None));
+            Stage::Ongoing if self.startup.hold() == Hold::Refusal && self.startup.has_pending() => {
+                return Some(ProbeResult::Chosen(None));
             }
             Stage::Role(Role::Standby) => {
                 let words = "it is a standby, and target is \"primary\"";
-                return Some(Verdict::Unfit(not_now(words), Some(Role::Standby)));
+                return Some(ProbeResult::EndpointError(unsuitable(words), Some(Role::Standby)));
             }
-            Stage::Refused if self.opening.is_not_ready() => {
-                let unfit = Unfit { refuses: self.has_waited, ..not_now("it is not ready for connections (57P03)") };
-                return Some(Verdict::Unfit(unfit, None));
+            Stage::Refused if self.startup.is_not_ready() => {
+                let endpoint_error =
+                    EndpointError { refuses: self.has_waited, ..unsuitable("it is not ready for connections (57P03)") };
+                return Some(ProbeResult::EndpointError(endpoint_error, None));
             }
-            Stage::Lost if repeatable => return Some(mute("what answers is no PostgreSQL server")),
-            Stage::Spoilt => return Some(mute("it did not say whether it is a primary")),
+            Stage::Lost if repeatable => return Some(unresponsive("what answers is no PostgreSQL server")),
+            Stage::Spoilt => return Some(unresponsive("it did not say whether it is a primary")),
             // What a refusal says is for the client; and one that does not tell its role may be what is wanted.
             Stage::Role(role @ (Role::Primary | Role::Unknown)) => {
-                self.opening.release();
-                return Some(Verdict::Chosen(Some(role)));
+                self.startup.release();
+                return Some(ProbeResult::Chosen(Some(role)));
             }
             Stage::Refused | Stage::Done | Stage::Lost => {
-                self.opening.release();
-                return Some(Verdict::Chosen(None));
+                self.startup.release();
+                return Some(ProbeResult::Chosen(None));
             }
             Stage::Ongoing | Stage::Ask => {}
         }
-        if let Err(error) = send(client, &self.opening.take_due()).await {
-            return Some(Verdict::ClientLost(error));
+        if let Err(error) = send(client, &self.startup.take_pending()).await {
+            return Some(ProbeResult::ClientLost(error));
         }
         if stage == Stage::Ask {
-            return send(&mut reached.leg, QUESTION).await.err().map(|error| self.lost(&error));
+            return send(&mut connected.leg, QUESTION).await.err().map(|error| self.lost(&error));
         }
         None
     }
 
-    fn lost(&self, error: &io::Error) -> Verdict {
-        Verdict::Unfit(refused_late(error, &self.dialled.identified.terms.upstream), None)
+    fn lost(&self, error: &io::Error) -> ProbeResult {
+        ProbeResult::EndpointError(refused_late(error, &self.dialed.authorized.terms.upstream), None)
     }
 }
 
@@ -208,17 +209,17 @@ async fn send<W: AsyncWrite + Unpin>(writer: &mut W, bytes: &[u8]) -> io::Result
 }
 
 /// It does not answer as a server should.
-fn mute(words: &str) -> Verdict {
-    Verdict::Unfit(silent(io::Error::other(words)), None)
+fn unresponsive(words: &str) -> ProbeResult {
+    ProbeResult::EndpointError(silent(io::Error::other(words)), None)
 }
 
 /// It answers, but is not what is wanted, or not yet.
-fn not_now(words: &str) -> Unfit {
+fn unsuitable(words: &str) -> EndpointError {
     let reason = Reason::UpstreamUnreachable;
-    Unfit { reason, words: words.to_owned(), answers: true, is_local: false, refuses: false }
+    EndpointError { reason, words: words.to_owned(), answers: true, is_local: false, refuses: false }
 }
 
 const HANGS: &str = "it took the connection, and then there was no answer in time (connect_timeout)";
 
 /// What a client may say behind its StartupMessage before it has been asked: it is kept, to be said to another server again.
-const MOST_REPEATED: usize = 32 << 10;
+const MAX_REPEATED: usize = 32 << 10;

@@ -17,11 +17,11 @@ use crate::transport::scratch::with_plain;
 #[derive(Debug)]
 pub(crate) struct Flow {
     held: Held,
-    stage: Stage,
+    state: FlowState,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stage {
+enum FlowState {
     /// More may come.
     Open,
     /// The reader has ended; its end is still to be passed on.
@@ -32,7 +32,7 @@ enum Stage {
 
 /// A flow that broke, and at which end.
 #[derive(Debug)]
-pub(crate) enum Broken {
+pub(crate) enum FlowError {
     Reading(io::Error),
     Writing(io::Error),
 }
@@ -40,17 +40,17 @@ pub(crate) enum Broken {
 impl Flow {
     /// A flow that begins with bytes read earlier.
     pub(crate) fn new(first: Vec<u8>) -> Self {
-        Self { held: first.into(), stage: Stage::Open }
+        Self { held: first.into(), state: FlowState::Open }
     }
 
     /// Whether the reader has ended.
     pub(crate) fn has_ended(&self) -> bool {
-        self.stage != Stage::Open
+        self.state != FlowState::Open
     }
 
     /// Whether there is nothing left to do.
     pub(crate) fn is_done(&self) -> bool {
-        self.stage == Stage::Done
+        self.state == FlowState::Done
     }
 
     /// What has been read and not written yet.
@@ -61,7 +61,7 @@ impl Flow {
     /// Gives up on bytes the writer will never take.
     pub(crate) fn abandon(&mut self) {
         self.held = Held::default();
-        self.stage = Stage::Done;
+        self.state = FlowState::Done;
     }
 
     /// Moves what can be moved now. Ready when the reader has ended and the writer knows it.
@@ -71,7 +71,7 @@ impl Flow {
         writer: &mut W,
         count: &mut u64,
         cx: &mut Context<'_>,
-    ) -> Poll<Result<(), Broken>>
+    ) -> Poll<Result<(), FlowError>>
     where
         R: AsyncRead + Unpin,
         W: AsyncWrite + Unpin,
@@ -80,12 +80,12 @@ impl Flow {
             if self.is_done() {
                 return Poll::Ready(Ok(()));
             }
-            ready!(self.poll_held(writer, count, cx)).map_err(Broken::Writing)?;
+            ready!(self.poll_held(writer, count, cx)).map_err(FlowError::Writing)?;
             if self.has_ended() {
-                ready!(Pin::new(&mut *writer).poll_shutdown(cx)).map_err(Broken::Writing)?;
-                self.stage = Stage::Done;
+                ready!(Pin::new(&mut *writer).poll_shutdown(cx)).map_err(FlowError::Writing)?;
+                self.state = FlowState::Done;
             } else {
-                ready!(self.poll_through(reader, writer, count, cx))?;
+                ready!(self.poll_transfer(reader, writer, count, cx))?;
             }
         }
         // There may be more, but it is the turn of the other direction, and of other sessions. A plain wake-up would come
@@ -104,24 +104,24 @@ impl Flow {
     }
 
     /// Reads once and writes what came.
-    fn poll_through<R, W>(
+    fn poll_transfer<R, W>(
         &mut self,
         reader: &mut R,
         writer: &mut W,
         count: &mut u64,
         cx: &mut Context<'_>,
-    ) -> Poll<Result<(), Broken>>
+    ) -> Poll<Result<(), FlowError>>
     where
         R: AsyncRead + Unpin,
         W: AsyncWrite + Unpin,
     {
         with_plain(|scratch| {
             let mut buffer = ReadBuf::new(scratch);
-            ready!(Pin::new(reader).poll_read(cx, &mut buffer)).map_err(Broken::Reading)?;
+            ready!(Pin::new(reader).poll_read(cx, &mut buffer)).map_err(FlowError::Reading)?;
             if buffer.filled().is_empty() {
-                self.stage = Stage::Ended;
+                self.state = FlowState::Ended;
             }
-            self.held.send_or_hold(buffer.filled(), writer, count, cx).map_err(Broken::Writing).into()
+            self.held.send_or_hold(buffer.filled(), writer, count, cx).map_err(FlowError::Writing).into()
         })
     }
 }

@@ -12,23 +12,23 @@ use crate::proxy::timing::Span;
 
 /// The silence of one session, and how long it may last.
 #[derive(Debug)]
-pub(crate) struct Clock {
+pub(crate) struct IdleTimer {
     idle_timeout: Option<Span>,
     half_close_timeout: Span,
     /// Nothing as long as there is no limit, which is all their life for most sessions.
-    silence: Option<Box<Silence>>,
+    silence: Option<Box<IdleDeadline>>,
 }
 
 /// A silence that has a limit.
 #[derive(Debug)]
-struct Silence {
+struct IdleDeadline {
     since: Instant,
     half_closed: bool,
     /// Moved only when it goes off: progress must not cost a timer each time.
     alarm: Pin<Box<Sleep>>,
 }
 
-impl Clock {
+impl IdleTimer {
     pub(crate) fn new(limits: Limits) -> Self {
         let Limits { idle_timeout, half_close_timeout, .. } = limits;
         let idle_timeout = idle_timeout.map(Span::from);
@@ -43,7 +43,7 @@ impl Clock {
             (false, Some(idle)) => (idle.duration(), Reason::IdleTimeout),
             (false, None) => return Poll::Pending,
         };
-        let silence = self.silence.get_or_insert_with(|| Box::new(Silence::new(half_closed, limit)));
+        let silence = self.silence.get_or_insert_with(|| Box::new(IdleDeadline::new(half_closed, limit)));
         if progress || half_closed != silence.half_closed {
             (silence.since, silence.half_closed) = (Instant::now(), half_closed);
         }
@@ -51,7 +51,7 @@ impl Clock {
     }
 }
 
-impl Silence {
+impl IdleDeadline {
     /// One that begins now.
     fn new(half_closed: bool, limit: Duration) -> Self {
         let since = Instant::now();
@@ -82,50 +82,50 @@ mod tests {
 
     use super::*;
 
-    fn clock(idle_timeout: Option<Duration>) -> Clock {
+    fn idle_timer(idle_timeout: Option<Duration>) -> IdleTimer {
         let half_close_timeout = Duration::from_secs(300);
-        Clock::new(Limits { idle_timeout, half_close_timeout, ..Limits::default() })
+        IdleTimer::new(Limits { idle_timeout, half_close_timeout, ..Limits::default() })
     }
 
     /// How long the session stays silent from here before it is ended, and why.
-    async fn silence(clock: &mut Clock, half_closed: bool) -> Option<(Duration, Reason)> {
+    async fn silence(idle_timer: &mut IdleTimer, half_closed: bool) -> Option<(Duration, Reason)> {
         let start = Instant::now();
         let a_day = Duration::from_secs(86_400);
-        let reason = timeout(a_day, poll_fn(|cx| clock.poll(half_closed, false, cx))).await.ok()?;
+        let reason = timeout(a_day, poll_fn(|cx| idle_timer.poll(half_closed, false, cx))).await.ok()?;
         // The timer wheel counts whole milliseconds.
         Some((Duration::from_secs(start.elapsed().as_secs()), reason))
     }
 
-    async fn progress(clock: &mut Clock) {
-        let ended = poll_fn(|cx| Poll::Ready(clock.poll(false, true, cx).is_ready())).await;
+    async fn progress(idle_timer: &mut IdleTimer) {
+        let ended = poll_fn(|cx| Poll::Ready(idle_timer.poll(false, true, cx).is_ready())).await;
         assert!(!ended);
     }
 
     #[tokio::test(start_paused = true)]
     async fn without_an_idle_timeout_silence_lasts_for_ever() {
-        assert_eq!(silence(&mut clock(None), false).await, None);
+        assert_eq!(silence(&mut idle_timer(None), false).await, None);
     }
 
     #[tokio::test(start_paused = true)]
     async fn progress_puts_the_end_off() {
-        let mut clock = clock(Some(Duration::from_secs(60)));
-        progress(&mut clock).await;
+        let mut idle_timer = idle_timer(Some(Duration::from_secs(60)));
+        progress(&mut idle_timer).await;
         advance(Duration::from_secs(59)).await;
-        progress(&mut clock).await;
-        assert_eq!(silence(&mut clock, false).await, Some((Duration::from_secs(60), Reason::IdleTimeout)));
+        progress(&mut idle_timer).await;
+        assert_eq!(silence(&mut idle_timer, false).await, Some((Duration::from_secs(60), Reason::IdleTimeout)));
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_half_close_has_its_own_time_however_old_the_session_is() {
         let expected = Some((Duration::from_secs(300), Reason::HalfCloseTimeout));
         for idle in [None, Some(Duration::from_secs(60)), Some(Duration::from_secs(7_200))] {
-            let mut clock = clock(idle);
-            progress(&mut clock).await;
-            assert_eq!(clock.silence.is_some(), idle.is_some(), "what has no limit is not measured");
+            let mut idle_timer = idle_timer(idle);
+            progress(&mut idle_timer).await;
+            assert_eq!(idle_timer.silence.is_some(), idle.is_some(), "what has no limit is not measured");
             advance(Duration::from_secs(30)).await;
-            assert_eq!(silence(&mut clock, true).await, expected, "idle_timeout {idle:?}");
+            assert_eq!(silence(&mut idle_timer, true).await, expected, "idle_timeout {idle:?}");
         }
-        let mut old = clock(None);
+        let mut old = idle_timer(None);
         advance(Duration::from_secs(86_400)).await;
         assert_eq!(silence(&mut old, true).await, expected);
     }

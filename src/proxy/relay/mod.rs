@@ -15,18 +15,18 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use crate::limit::sessions::Counted;
-use crate::outcome::{Carried, Ending, Reason};
+use crate::outcome::{ByteCounts, Outcome, Reason};
 use crate::protocol::Protocol;
 use crate::protocol::farewell::goodbye;
-use crate::proxy::phase::close::{Leave, Parting, Startup};
-use crate::proxy::phase::dial::Dialled;
-use crate::proxy::phase::select::Welcome;
+use crate::proxy::phase::close::{Close, Farewell, StartupState};
+use crate::proxy::phase::dial::Dialed;
+use crate::proxy::phase::select::SelectedUpstream;
 use crate::proxy::relay::dead_peer::{DeadPeers, Known, Sent, Side};
-use crate::proxy::relay::flow::{Broken, Flow};
-use crate::proxy::relay::idle::Clock;
+use crate::proxy::relay::flow::{Flow, FlowError};
+use crate::proxy::relay::idle::IdleTimer;
 use crate::proxy::relay::outbound::Outbound;
-use crate::session::registry::Presence;
-use crate::session::registry::state::EndedBy;
+use crate::session::registry::ConnectionGuard;
+use crate::session::registry::state::ClosedSide;
 use crate::tls::upstream::UpstreamTls;
 use crate::transport::ClientLeg;
 
@@ -49,50 +49,50 @@ pub(crate) struct Relay {
     /// Whether the upstream was lost before the client has heard anything from it.
     is_unheard: bool,
     /// Whether it was told to end, by somebody or by its clock, and did not end by itself.
-    shown_out: bool,
-    clock: Clock,
+    terminated: bool,
+    idle_timer: IdleTimer,
     dead_peers: DeadPeers,
     /// Its place among the sessions of its listener and its source.
     _counted: Counted,
 }
 
 impl Relay {
-    pub(crate) fn new(welcome: Welcome, counted: Counted) -> Self {
-        let Welcome { dialled: Dialled { identified, reached, first }, opening } = welcome;
+    pub(crate) fn new(selected: SelectedUpstream, counted: Counted) -> Self {
+        let SelectedUpstream { dialed: Dialed { authorized, connected, first }, startup } = selected;
         Self {
-            client: identified.client,
-            upstream: Outbound::new(reached.leg, identified.terms.protocol, opening),
-            upstream_tls: identified.terms.upstream.tls().cloned(),
-            announces: identified.terms.upstream.settings.announce.is_some(),
-            protocol: identified.terms.protocol,
+            client: authorized.client,
+            upstream: Outbound::new(connected.leg, authorized.terms.protocol, startup),
+            upstream_tls: authorized.terms.upstream.tls().cloned(),
+            announces: authorized.terms.upstream.settings.announce.is_some(),
+            protocol: authorized.terms.protocol,
             inbound: Flow::new(first),
             outbound: Flow::new(Vec::new()),
             first_end: None,
             is_unheard: false,
-            shown_out: false,
-            clock: Clock::new(identified.terms.limits),
-            dead_peers: DeadPeers::new(identified.terms.limits.dead_peer_timeout),
+            terminated: false,
+            idle_timer: IdleTimer::new(authorized.terms.limits),
+            dead_peers: DeadPeers::new(authorized.terms.limits.dead_peer_timeout),
             _counted: counted,
         }
     }
 
     /// Runs to the end. `carried` is right at any moment, however the session ends.
-    pub(crate) async fn run(&mut self, presence: &Presence, carried: &mut Carried) -> Ending {
-        let mut shown_out = pin!(presence.shown_out());
+    pub(crate) async fn run(&mut self, guard: &ConnectionGuard, carried: &mut ByteCounts) -> Outcome {
+        let mut terminated = pin!(guard.terminated());
         // Not `select!`, which keeps state of its own for as long as the session lives.
         poll_fn(|cx| {
             // First, so that not another byte passes.
-            if let Poll::Ready(ending) = shown_out.as_mut().poll(cx) {
-                self.shown_out = true;
+            if let Poll::Ready(ending) = terminated.as_mut().poll(cx) {
+                self.terminated = true;
                 return Poll::Ready(ending);
             }
             let was_whole = self.first_end.is_none();
             let ended = self.poll(carried, cx);
             if let Some(first) = self.first_end.filter(|_| was_whole) {
-                presence.mark_half_closed(EndedBy::of(first));
+                guard.mark_half_closed(ClosedSide::of(first));
             }
-            ended.map(|ending| match self.misgiving(&ending, *carried) {
-                Some(words) => Ending::new(ending.reason, words),
+            ended.map(|ending| match self.upstream_hint(&ending, *carried) {
+                Some(words) => Outcome::new(ending.reason, words),
                 None => ending,
             })
         })
@@ -100,7 +100,7 @@ impl Relay {
     }
 
     /// What to say of an upstream that was spoken to and hung up without a word: most likely it was not spoken to as it expects.
-    fn misgiving(&self, ending: &Ending, carried: Carried) -> Option<&'static str> {
+    fn upstream_hint(&self, ending: &Outcome, carried: ByteCounts) -> Option<&'static str> {
         let is_speechless = ending.reason == Reason::UpstreamClosed && carried.inbound > 0 && carried.outbound == 0;
         match (&self.upstream_tls, self.announces) {
             _ if !is_speechless => None,
@@ -116,28 +116,28 @@ impl Relay {
     }
 
     /// What is still to be said to the client. The upstream is let go of.
-    pub(crate) fn leave(self, ending: Ending) -> Leave {
+    pub(crate) fn close(self, ending: Outcome) -> Close {
         let mut words = self.outbound.held().to_vec();
-        if self.shown_out {
+        if self.terminated {
             // Only between two messages, and not behind the upstream's end.
             if self.upstream.is_between_messages() && !self.outbound.has_ended() {
                 words.extend(goodbye(ending.reason));
             }
-            return Leave::shown_out(ending, self.client, words);
+            return Close::terminated(ending, self.client, words);
         }
         if ending.reason == Reason::UpstreamTlsFailed && self.is_unheard {
-            return Leave::refused(ending, self.client, self.protocol, Startup::Heard);
+            return Close::refused(ending, self.client, self.protocol, StartupState::Heard);
         }
         if self.outbound.has_ended() {
-            return Leave::with_words(ending, self.client, words);
+            return Close::with_words(ending, self.client, words);
         }
         // The upstream may have had more to say, and close_notify would say that it had not.
-        Leave { ending, parting: Parting::Cut(self.client, words) }
+        Close { ending, farewell: Farewell::Cut(self.client, words) }
     }
 
-    fn upstream_lost(&self, error: &io::Error) -> Ending {
+    fn upstream_lost(&self, error: &io::Error) -> Outcome {
         if let Some(words) = self.upstream_tls.as_ref().and_then(|tls| tls.explain(error)) {
-            return Ending::new(Reason::UpstreamTlsFailed, words);
+            return Outcome::new(Reason::UpstreamTlsFailed, words);
         }
         let reason = match error.kind() {
             kind if is_gone(kind) || kind == io::ErrorKind::UnexpectedEof => self.ended_by(Reason::UpstreamClosed),
@@ -145,19 +145,19 @@ impl Relay {
         };
         if error.kind() == io::ErrorKind::UnexpectedEof && reason == Reason::ClientClosed {
             // As redis ends every session that its client ends: nothing to be alarmed at.
-            return Ending::new(reason, "upstream: it ended without close_notify after the client had ended");
+            return Outcome::new(reason, "upstream: it ended without close_notify after the client had ended");
         }
-        Ending::new(reason, format_args!("upstream: {error}"))
+        Outcome::new(reason, format_args!("upstream: {error}"))
     }
 
-    fn client_lost(&self, error: &io::Error) -> Ending {
+    fn client_lost(&self, error: &io::Error) -> Outcome {
         let reason = match error.kind() {
             kind if is_gone(kind) => self.ended_by(Reason::ClientClosed),
             // rustls could not make sense of a record.
             io::ErrorKind::InvalidData => Reason::ProtocolViolation,
             _ => Reason::IoError,
         };
-        Ending::new(reason, format_args!("client: {error}"))
+        Outcome::new(reason, format_args!("client: {error}"))
     }
 
     /// Which side ended the session, now that this one has gone: not who did so because the other had ended.
@@ -165,11 +165,11 @@ impl Relay {
         self.first_end.unwrap_or(now)
     }
 
-    fn poll(&mut self, carried: &mut Carried, cx: &mut Context<'_>) -> Poll<Ending> {
+    fn poll(&mut self, carried: &mut ByteCounts, cx: &mut Context<'_>) -> Poll<Outcome> {
         let before = *carried;
         match self.inbound.poll(&mut self.client, self.upstream.writer(), &mut carried.inbound, cx) {
-            Poll::Ready(Err(Broken::Reading(error))) => return Poll::Ready(self.client_lost(&error)),
-            Poll::Ready(Err(Broken::Writing(error))) => {
+            Poll::Ready(Err(FlowError::Reading(error))) => return Poll::Ready(self.client_lost(&error)),
+            Poll::Ready(Err(FlowError::Writing(error))) => {
                 // The upstream takes no more, but what it has still to say is the client's.
                 self.inbound.abandon();
                 self.upstream.note_write_error(error);
@@ -181,11 +181,11 @@ impl Relay {
             self.first_end.get_or_insert(Reason::ClientClosed);
         }
         match self.outbound.poll(&mut self.upstream, &mut self.client, &mut carried.outbound, cx) {
-            Poll::Ready(Err(Broken::Reading(error))) => {
+            Poll::Ready(Err(FlowError::Reading(error))) => {
                 self.is_unheard = carried.outbound == 0;
                 return Poll::Ready(self.upstream_lost(&error));
             }
-            Poll::Ready(Err(Broken::Writing(error))) => return Poll::Ready(self.client_lost(&error)),
+            Poll::Ready(Err(FlowError::Writing(error))) => return Poll::Ready(self.client_lost(&error)),
             Poll::Ready(Ok(())) | Poll::Pending => {}
         }
         if self.outbound.has_ended() {
@@ -196,12 +196,12 @@ impl Relay {
             first_end => {
                 let has_carried = *carried != before;
                 if let Poll::Ready(side) = self.poll_dead_peers(has_carried, cx) {
-                    return Poll::Ready(Ending::new(Reason::IoError, self.dead_peers.words(side)));
+                    return Poll::Ready(Outcome::new(Reason::IoError, self.dead_peers.words(side)));
                 }
-                let ended = self.clock.poll(first_end.is_some(), has_carried, cx);
+                let ended = self.idle_timer.poll(first_end.is_some(), has_carried, cx);
                 // Nobody has left, so that whoever is still there has to be told.
-                self.shown_out |= ended == Poll::Ready(Reason::IdleTimeout);
-                ended.map(Ending::from)
+                self.terminated |= ended == Poll::Ready(Reason::IdleTimeout);
+                ended.map(Outcome::from)
             }
         }
     }

@@ -11,9 +11,9 @@ use tokio::io::{AsyncRead, ReadBuf};
 
 use crate::protocol::Protocol;
 use crate::protocol::postgres::frame::Boundary;
-use crate::proxy::relay::startup::Opening;
+use crate::proxy::relay::startup::StartupRelay;
 use crate::transport::{Leg, UpstreamLeg};
-use crate::upstream::cancel_keys::Cancellable;
+use crate::upstream::cancel_keys::CancelRegistration;
 
 /// The upstream of a session. Reading from it yields what the client receives.
 #[derive(Debug)]
@@ -24,13 +24,13 @@ pub(crate) struct Outbound {
     /// what of it the client has not been sent yet goes before the farewell.
     boundary: Option<Boundary>,
     /// Lets a CancelRequest find the session.
-    cancellable: Option<Box<Cancellable>>,
+    cancel_registration: Option<Box<CancelRegistration>>,
 }
 
 #[derive(Debug)]
 enum Stage {
     /// A PostgreSQL session starts.
-    Startup(Box<Opening>),
+    Startup(Box<StartupRelay>),
     Open,
 }
 
@@ -42,12 +42,12 @@ pub(crate) struct Wire {
 }
 
 impl Outbound {
-    pub(crate) fn new(stream: UpstreamLeg, protocol: Protocol, startup: Option<Box<Opening>>) -> Self {
+    pub(crate) fn new(stream: UpstreamLeg, protocol: Protocol, startup: Option<Box<StartupRelay>>) -> Self {
         Self {
             wire: Wire { stream, write_error: None },
             stage: startup.map_or(Stage::Open, Stage::Startup),
             boundary: (protocol == Protocol::Postgres).then(Boundary::default),
-            cancellable: None,
+            cancel_registration: None,
         }
     }
 
@@ -74,12 +74,12 @@ impl Outbound {
 
 impl AsyncRead for Outbound {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let Self { wire, stage, boundary, cancellable } = self.get_mut();
+        let Self { wire, stage, boundary, cancel_registration } = self.get_mut();
         let before = buffer.filled().len();
         if let Stage::Startup(startup) = stage {
             let read = startup.poll_read(wire, buffer, cx);
-            if startup.is_over() && !startup.has_due() {
-                *cancellable = startup.cancellable().map(Box::new);
+            if startup.is_over() && !startup.has_pending() {
+                *cancel_registration = startup.register_cancel_key().map(Box::new);
                 *stage = Stage::Open;
             }
             ready!(read)?;

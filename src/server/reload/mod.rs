@@ -179,7 +179,7 @@ impl Reloader {
             self.looked = Instant::now();
             let requested = !matches!(trigger, Trigger::Change);
             if !requested {
-                self.settle().await;
+                self.select().await;
                 if !self.again && !self.changed().await {
                     continue;
                 }
@@ -191,7 +191,7 @@ impl Reloader {
             if outcome.is_err() && !requested {
                 // Half of a pair of files may have been replaced: give the other half a moment before complaining.
                 let _ = timeout(SECOND_LOOK, self.watcher.changed()).await;
-                self.settle().await;
+                self.select().await;
                 outcome = self.attempt(current).await;
             }
             self.follow();
@@ -216,7 +216,7 @@ impl Reloader {
     }
 
     /// Waits until the files have been quiet for a moment, but not for ever: something may be writing all the time.
-    async fn settle(&mut self) {
+    async fn select(&mut self) {
         for _ in 0..MOST_SETTLING {
             if timeout(QUIET, self.watcher.changed()).await.is_err() {
                 return;

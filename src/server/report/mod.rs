@@ -15,14 +15,14 @@ use crate::addr::ClientAddr;
 use crate::audit::changes::{Difference, MAX_DIFFERENCES};
 use crate::descriptors;
 use crate::dns::Names;
-use crate::outcome::Ending;
+use crate::outcome::Outcome;
 use crate::policy::changes::SourceChanges;
 use crate::policy::usage::{Item, User};
 use crate::policy::{Built, Snapshot, Terms};
 use crate::printable;
 use crate::protocol::Target;
-use crate::session::registry::state::Listed;
-use crate::session::registry::{Live, Register};
+use crate::session::registry::state::SessionInfo;
+use crate::session::registry::{ConnectionRegistry, LiveConnection};
 use crate::session::revocation;
 use crate::shield::Standing;
 use crate::source::rule::Rule;
@@ -32,26 +32,26 @@ use crate::upstream::endpoint::{Condition, Node};
 use crate::x509::certificate::{Certificate, NameDigest};
 
 /// The sessions, the oldest first: those that are open, and those that are ending.
-pub(crate) fn sessions(register: &Register) -> Value {
-    let mut live = register.all();
+pub(crate) fn sessions(registry: &ConnectionRegistry) -> Value {
+    let mut live = registry.all();
     live.sort_unstable_by_key(|live| live.id());
     let sessions: Vec<_> = live.iter().filter_map(|live| Some(session(live, &live.listed()?))).collect();
     json!({ "sessions": sessions })
 }
 
-fn session(live: &Live, listed: &Listed) -> Value {
-    let Listed { state, opened_at, session } = listed;
-    let certificate = session.reliance.credential.as_ref().map(|credential| &credential.certificate);
+fn session(live: &LiveConnection, listed: &SessionInfo) -> Value {
+    let SessionInfo { state, opened_at, session } = listed;
+    let certificate = session.authorization.credential.as_ref().map(|credential| &credential.certificate);
     json!({
         "session": live.id(),
         "listener": &**live.listener(),
         "source": live.client().source(),
         "source_port": live.client().port(),
-        "balancer": live.provenance().balancer.map(ClientAddr::source),
-        "balancer_port": live.provenance().balancer.and_then(ClientAddr::port),
+        "balancer": live.origin().balancer.map(ClientAddr::source),
+        "balancer_port": live.origin().balancer.and_then(ClientAddr::port),
         "state": state.code(),
         "half_closed_by": state.half_closed_by(),
-        "rule": session.reliance.rule.as_ref().map(ToString::to_string),
+        "rule": session.authorization.rule.as_ref().map(ToString::to_string),
         "client_subject": certificate.map(|certificate| &certificate.subject),
         "client_sha256": certificate.map(|certificate| &certificate.sha256),
         "opened_at": seconds(*opened_at),
@@ -143,8 +143,8 @@ pub(crate) fn shield(standing: &Standing) -> Value {
 
 /// Who relies on what: of every listener each certificate, trust anchor and rule, since when it is in force, when a
 /// handshake last used it, and the open sessions that it let in.
-pub(crate) fn rotation(snapshot: &Snapshot, register: &Register) -> Value {
-    let reliances = Reliances::of(register);
+pub(crate) fn rotation(snapshot: &Snapshot, registry: &ConnectionRegistry) -> Value {
+    let reliances = Reliances::of(registry);
     let items: Vec<_> = snapshot.listeners().iter().flat_map(|terms| reliances.items(terms)).collect();
     json!({ "generation": snapshot.generation, "items": items })
 }
@@ -162,19 +162,19 @@ struct Client {
 }
 
 impl Reliances {
-    fn of(register: &Register) -> Self {
+    fn of(registry: &ConnectionRegistry) -> Self {
         let mut all: HashMap<_, BTreeMap<_, u64>> = HashMap::new();
-        for live in register.all() {
+        for live in registry.all() {
             // A closing session carries nothing any more: whatever is removed, it loses nothing.
-            let Some(Listed { session, .. }) = relaying(&live) else { continue };
-            let credential = session.reliance.credential.as_ref();
+            let Some(SessionInfo { session, .. }) = relaying(&live) else { continue };
+            let credential = session.authorization.credential.as_ref();
             let certificate = credential.map(|credential| &credential.certificate);
             let client = Client {
                 subject: certificate.map(|certificate| certificate.subject.clone()),
                 digest: certificate.map(|certificate| certificate.subject_digest),
                 source: live.client().source(),
             };
-            for item in session.reliance.items() {
+            for item in session.authorization.items() {
                 let clients = all.entry((Arc::clone(live.listener()), item)).or_default();
                 *clients.entry(client.clone()).or_default() += 1;
             }
@@ -260,26 +260,26 @@ fn source(rule: &Rule) -> Item {
 }
 
 /// What putting a snapshot in force would change, and which sessions it would end.
-pub(crate) fn plan(built: &Built, current: &Snapshot, register: &Register) -> Value {
+pub(crate) fn plan(built: &Built, current: &Snapshot, registry: &ConnectionRegistry) -> Value {
     let Built { snapshot, warnings } = built;
     let sources = snapshot.source_changes_since(current);
     let changes = snapshot.changes_since(current, &sources);
-    let foreseen = revocation::foresee(snapshot, register);
+    let foreseen = revocation::foresee(snapshot, registry);
     // Who is on its way to its upstream would be refused, but is no session.
-    let listed = |(live, ending): (Arc<Live>, Ending)| Some((relaying(&live)?, live, ending));
+    let listed = |(live, ending): (Arc<LiveConnection>, Outcome)| Some((relaying(&live)?, live, ending));
     let ended: Vec<_> = foreseen.into_iter().filter_map(listed).collect();
     let numbers: HashSet<u64> = ended.iter().map(|(_, live, _)| live.id()).collect();
-    let stays = |live: &&Arc<Live>| relaying(live).is_some() && !numbers.contains(&live.id());
-    let kept = register.all().iter().filter(stays).count();
+    let stays = |live: &&Arc<LiveConnection>| relaying(live).is_some() && !numbers.contains(&live.id());
+    let kept = registry.all().iter().filter(stays).count();
     let told = ended.iter().take(MOST_TOLD).map(|(listed, live, ending)| {
-        let credential = listed.session.reliance.credential.as_ref();
+        let credential = listed.session.authorization.credential.as_ref();
         json!({
             "session": live.id(),
             "listener": &**live.listener(),
             "source": live.client().source(),
             "source_port": live.client().port(),
-            "balancer": live.provenance().balancer.map(ClientAddr::source),
-            "balancer_port": live.provenance().balancer.and_then(ClientAddr::port),
+            "balancer": live.origin().balancer.map(ClientAddr::source),
+            "balancer_port": live.origin().balancer.and_then(ClientAddr::port),
             "client_subject": credential.map(|credential| &credential.certificate.subject),
             "reason": ending.reason.code(),
             "detail": ending.detail,
@@ -312,7 +312,7 @@ pub(crate) fn differences(differences: &[Difference]) -> Value {
 }
 
 /// The session that a connection is, unless it is closing.
-fn relaying(live: &Live) -> Option<Listed> {
+fn relaying(live: &LiveConnection) -> Option<SessionInfo> {
     live.listed().filter(|listed| listed.state.is_relaying())
 }
 

@@ -5,9 +5,9 @@ use time::{Duration, OffsetDateTime};
 use super::*;
 use crate::outcome::Reason;
 use crate::policy::fixtures::{Site, listener};
-use crate::policy::usage::Reliance;
-use crate::session::registry::Presence;
-use crate::session::registry::state::EndedBy;
+use crate::policy::usage::Authorization;
+use crate::session::registry::ConnectionGuard;
+use crate::session::registry::state::ClosedSide;
 
 /// A listener `db` that trusts 127.0.0.1 and nobody else.
 fn policy(site: &Site, sources: &str) -> Snapshot {
@@ -15,38 +15,38 @@ fn policy(site: &Site, sources: &str) -> Snapshot {
     site.snapshot(listener("db", 1001, sources), None)
 }
 
-fn enter(register: &Arc<Register>, snapshot: &Snapshot) -> Presence {
+fn enter(registry: &Arc<ConnectionRegistry>, snapshot: &Snapshot) -> ConnectionGuard {
     let terms = snapshot.named("db").unwrap();
     let rule = terms.sources.trusted.rules().first().cloned();
-    let presence = register.enter("db".into(), ClientAddr::new(([127, 0, 0, 1], 4242).into()));
-    presence.stands(Reliance { rule, ..Reliance::default() });
-    presence
+    let guard = registry.enter("db".into(), ClientAddr::new(([127, 0, 0, 1], 4242).into()));
+    guard.activate(Authorization { rule, ..Authorization::default() });
+    guard
 }
 
 /// One connection that is on its way to its upstream, and a session in each state.
-fn everyone(register: &Arc<Register>, snapshot: &Snapshot) -> [Presence; 5] {
-    let everyone = [(); 5].map(|()| enter(register, snapshot));
+fn everyone(registry: &Arc<ConnectionRegistry>, snapshot: &Snapshot) -> [ConnectionGuard; 5] {
+    let everyone = [(); 5].map(|()| enter(registry, snapshot));
     let [_arriving, open, half_closed, closing, told] = &everyone;
     for session in [open, half_closed, closing, told] {
         session.mark_open();
     }
-    half_closed.mark_half_closed(EndedBy::Upstream);
+    half_closed.mark_half_closed(ClosedSide::Upstream);
     closing.mark_closing();
-    register.find(told.id()).unwrap().end(Reason::ClosedByAdmin.into());
+    registry.find(told.id()).unwrap().end(Reason::ClosedByAdmin.into());
     everyone
 }
 
 #[test]
 fn list_has_every_session_with_its_state_and_nobody_who_is_on_the_way() {
-    let (site, register) = (Site::new(), Arc::new(Register::default()));
+    let (site, registry) = (Site::new(), Arc::new(ConnectionRegistry::default()));
     let snapshot = policy(&site, "\"127.0.0.1\"");
-    let everyone = everyone(&register, &snapshot);
-    let answer = sessions(&register);
+    let everyone = everyone(&registry, &snapshot);
+    let answer = sessions(&registry);
     let fields = |session: &Value| {
         (session["session"].as_u64().unwrap(), session["state"].clone(), session["half_closed_by"].clone())
     };
     let listed: Vec<_> = answer["sessions"].as_array().unwrap().iter().map(fields).collect();
-    let [_, open, half_closed, closing, told] = everyone.each_ref().map(Presence::id);
+    let [_, open, half_closed, closing, told] = everyone.each_ref().map(ConnectionGuard::id);
     let expected = [
         (open, json!("open"), Value::Null),
         (half_closed, json!("half_closed"), json!("upstream")),
@@ -58,11 +58,11 @@ fn list_has_every_session_with_its_state_and_nobody_who_is_on_the_way() {
 
 #[test]
 fn rotation_counts_sessions_that_may_still_carry_bytes() {
-    let (site, register) = (Site::new(), Arc::new(Register::default()));
+    let (site, registry) = (Site::new(), Arc::new(ConnectionRegistry::default()));
     let snapshot = policy(&site, "\"127.0.0.1\"");
-    let [_arriving, open, half_closed, ..] = everyone(&register, &snapshot);
+    let [_arriving, open, half_closed, ..] = everyone(&registry, &snapshot);
     let users = || {
-        let answer = rotation(&snapshot, &register);
+        let answer = rotation(&snapshot, &registry);
         let items = answer["items"].as_array().unwrap().iter();
         let item = items.clone().find(|item| item["kind"] == "source").unwrap();
         (item["sessions"].clone(), item["clients"].as_array().unwrap().len())
@@ -76,11 +76,11 @@ fn rotation_counts_sessions_that_may_still_carry_bytes() {
 
 #[test]
 fn plan_ends_and_keeps_sessions_that_may_still_carry_bytes() {
-    let (site, register) = (Site::new(), Arc::new(Register::default()));
+    let (site, registry) = (Site::new(), Arc::new(ConnectionRegistry::default()));
     let current = policy(&site, "\"127.0.0.1\"");
-    let [arriving, open, half_closed, ..] = everyone(&register, &current);
+    let [arriving, open, half_closed, ..] = everyone(&registry, &current);
     let counts = |snapshot: Snapshot| {
-        let plan = plan(&Built { snapshot, warnings: Vec::new() }, &current, &register);
+        let plan = plan(&Built { snapshot, warnings: Vec::new() }, &current, &registry);
         let ids = plan["sessions_ended"].as_array().unwrap().iter().map(|session| session["session"].as_u64().unwrap());
         let mut ids: Vec<_> = ids.collect();
         ids.sort_unstable();
@@ -90,6 +90,6 @@ fn plan_ends_and_keeps_sessions_that_may_still_carry_bytes() {
     assert_eq!(counts(policy(&site, "\"127.0.0.1\"")), (vec![], 2));
     assert_eq!(counts(policy(&site, "\"127.0.0.2\"")), (vec![open.id(), half_closed.id()], 0));
     // Who is on the way is judged all the same.
-    assert_eq!(revocation::foresee(&policy(&site, "\"127.0.0.2\""), &register).len(), 3);
+    assert_eq!(revocation::foresee(&policy(&site, "\"127.0.0.2\""), &registry).len(), 3);
     drop(arriving);
 }

@@ -8,15 +8,15 @@ use std::sync::atomic::{AtomicI64, AtomicU8, Ordering};
 use time::OffsetDateTime;
 
 use crate::outcome::Reason;
-use crate::session::registry::{Live, Presence, Register, Session};
+use crate::session::registry::{ConnectionGuard, ConnectionRegistry, LiveConnection, Session};
 
 /// Where a session is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum State {
+pub enum SessionState {
     /// Bytes pass in both directions.
     Open,
     /// One side has ended its direction, and the other may still send.
-    HalfClosed(EndedBy),
+    HalfClosed(ClosedSide),
     /// Nothing goes to the upstream any more. The client is sent what is left for it, and its own end is awaited for a
     /// few seconds.
     Closing,
@@ -24,7 +24,7 @@ pub enum State {
 
 /// The side that ended its direction of a half-closed session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum EndedBy {
+pub enum ClosedSide {
     /// The client sends nothing more.
     Client,
     /// The upstream sends nothing more.
@@ -33,9 +33,9 @@ pub enum EndedBy {
 
 /// A session as it is listed.
 #[derive(Clone, Debug)]
-pub struct Listed {
+pub struct SessionInfo {
     /// Where it is in its life.
-    pub state: State,
+    pub state: SessionState,
     /// When its upstream had been reached and bytes began to be relayed.
     pub opened_at: OffsetDateTime,
     /// What it was let in by.
@@ -51,7 +51,7 @@ pub(crate) struct Progress {
     opened_at: AtomicI64,
 }
 
-impl State {
+impl SessionState {
     /// Whether bytes may still pass between client and upstream: then the session uses what it was let in by.
     pub const fn is_relaying(self) -> bool {
         !matches!(self, Self::Closing)
@@ -69,8 +69,8 @@ impl State {
     /// The side that ended its direction, where only one has.
     pub const fn half_closed_by(self) -> Option<&'static str> {
         match self {
-            Self::HalfClosed(EndedBy::Client) => Some("client"),
-            Self::HalfClosed(EndedBy::Upstream) => Some("upstream"),
+            Self::HalfClosed(ClosedSide::Client) => Some("client"),
+            Self::HalfClosed(ClosedSide::Upstream) => Some("upstream"),
             Self::Open | Self::Closing => None,
         }
     }
@@ -78,8 +78,8 @@ impl State {
     const fn number(self) -> u8 {
         match self {
             Self::Open => 1,
-            Self::HalfClosed(EndedBy::Client) => 2,
-            Self::HalfClosed(EndedBy::Upstream) => 3,
+            Self::HalfClosed(ClosedSide::Client) => 2,
+            Self::HalfClosed(ClosedSide::Upstream) => 3,
             Self::Closing => 4,
         }
     }
@@ -88,64 +88,64 @@ impl State {
         match number {
             NO_SESSION => None,
             1 => Some(Self::Open),
-            2 => Some(Self::HalfClosed(EndedBy::Client)),
-            3 => Some(Self::HalfClosed(EndedBy::Upstream)),
+            2 => Some(Self::HalfClosed(ClosedSide::Client)),
+            3 => Some(Self::HalfClosed(ClosedSide::Upstream)),
             _ => Some(Self::Closing),
         }
     }
 }
 
-impl EndedBy {
+impl ClosedSide {
     /// The side that `reason` names as the first to end.
     pub const fn of(reason: Reason) -> Self {
         if matches!(reason, Reason::UpstreamClosed) { Self::Upstream } else { Self::Client }
     }
 }
 
-impl Register {
+impl ConnectionRegistry {
     /// How many sessions there are between which and their upstream bytes may still pass.
     pub fn relaying(&self) -> usize {
-        let is_relaying = |live: &Arc<Live>| live.state().is_some_and(State::is_relaying);
-        self.present().connections.values().filter(|live| is_relaying(live)).count()
+        let is_relaying = |live: &Arc<LiveConnection>| live.state().is_some_and(SessionState::is_relaying);
+        self.entries().connections.values().filter(|live| is_relaying(live)).count()
     }
 }
 
-impl Live {
+impl LiveConnection {
     /// Where it is in its life as a session. Nothing while it is on its way to its upstream, and nothing if it was refused,
     /// however long it takes to tell the client.
-    pub fn state(&self) -> Option<State> {
-        let noted = State::of(self.progress.state.load(Ordering::Acquire))?;
+    pub fn state(&self) -> Option<SessionState> {
+        let noted = SessionState::of(self.progress.state.load(Ordering::Acquire))?;
         // Who is told to end does so at its next wake-up, before another byte.
-        Some(if self.exit.ending.get().is_some() { State::Closing } else { noted })
+        Some(if self.shutdown.ending.get().is_some() { SessionState::Closing } else { noted })
     }
 
     /// The session that it is, or was until it began to close.
-    pub fn listed(&self) -> Option<Listed> {
+    pub fn listed(&self) -> Option<SessionInfo> {
         let state = self.state()?;
         let opened_at = OffsetDateTime::from_unix_timestamp(self.progress.opened_at.load(Ordering::Relaxed)).ok()?;
-        Some(Listed { state, opened_at, session: self.current().clone()? })
+        Some(SessionInfo { state, opened_at, session: self.current().clone()? })
     }
 }
 
-impl Presence {
+impl ConnectionGuard {
     /// Notes that the upstream is reached and that bytes are relayed from now on.
     pub fn mark_open(&self) {
         let now = OffsetDateTime::now_utc().unix_timestamp();
         self.live.progress.opened_at.store(now, Ordering::Relaxed);
-        self.mark(State::Open);
+        self.mark(SessionState::Open);
     }
 
     /// Notes that one side has ended its direction.
-    pub fn mark_half_closed(&self, by: EndedBy) {
-        self.mark(State::HalfClosed(by));
+    pub fn mark_half_closed(&self, by: ClosedSide) {
+        self.mark(SessionState::HalfClosed(by));
     }
 
     /// Notes that nothing is relayed any more, and that only the client is still to be seen off.
     pub fn mark_closing(&self) {
-        self.mark(State::Closing);
+        self.mark(SessionState::Closing);
     }
 
-    fn mark(&self, state: State) {
+    fn mark(&self, state: SessionState) {
         self.live.progress.state.store(state.number(), Ordering::Release);
     }
 }
@@ -157,72 +157,76 @@ const NO_SESSION: u8 = 0;
 mod tests {
     use super::*;
     use crate::addr::ClientAddr;
-    use crate::policy::usage::Reliance;
+    use crate::policy::usage::Authorization;
 
-    fn enter(register: &Arc<Register>) -> (Presence, Arc<Live>) {
-        let presence = register.enter("db".into(), ClientAddr::UNIX);
-        let live = register.find(presence.id()).unwrap();
-        (presence, live)
+    fn enter(registry: &Arc<ConnectionRegistry>) -> (ConnectionGuard, Arc<LiveConnection>) {
+        let guard = registry.enter("db".into(), ClientAddr::UNIX);
+        let live = registry.find(guard.id()).unwrap();
+        (guard, live)
     }
 
     #[test]
     fn connection_that_has_not_reached_its_upstream_is_judged_and_not_listed() {
-        let register = Arc::new(Register::default());
-        let (presence, live) = enter(&register);
+        let registry = Arc::new(ConnectionRegistry::default());
+        let (guard, live) = enter(&registry);
         assert!(live.listed().is_none() && live.session().is_none());
-        presence.stands(Reliance::default());
+        guard.activate(Authorization::default());
         assert!(live.listed().is_none(), "it may be refused still");
         assert!(live.session().is_some(), "a new policy could not end it");
         live.end(Reason::SourceRevoked.into());
         assert_eq!(live.state(), None);
-        assert_eq!((register.relaying(), register.count()), (0, 1));
+        assert_eq!((registry.relaying(), registry.count()), (0, 1));
     }
 
     #[test]
     fn session_is_listed_with_its_state_until_it_is_gone() {
-        let register = Arc::new(Register::default());
-        let (presence, live) = enter(&register);
-        presence.stands(Reliance::default());
+        let registry = Arc::new(ConnectionRegistry::default());
+        let (guard, live) = enter(&registry);
+        guard.activate(Authorization::default());
         let before = OffsetDateTime::now_utc().unix_timestamp();
-        presence.mark_open();
+        guard.mark_open();
         let listed = live.listed().unwrap();
-        assert_eq!(listed.state, State::Open);
+        assert_eq!(listed.state, SessionState::Open);
         assert!((before..=before + 60).contains(&listed.opened_at.unix_timestamp()), "{}", listed.opened_at);
-        for by in [EndedBy::Client, EndedBy::Upstream] {
-            presence.mark_half_closed(by);
-            assert_eq!(live.state(), Some(State::HalfClosed(by)));
+        for by in [ClosedSide::Client, ClosedSide::Upstream] {
+            guard.mark_half_closed(by);
+            assert_eq!(live.state(), Some(SessionState::HalfClosed(by)));
             assert!(live.session().is_some(), "a new policy could not end it");
-            assert_eq!(register.relaying(), 1);
+            assert_eq!(registry.relaying(), 1);
         }
-        presence.mark_closing();
-        assert_eq!(live.listed().unwrap().state, State::Closing);
+        guard.mark_closing();
+        assert_eq!(live.listed().unwrap().state, SessionState::Closing);
         assert_eq!(live.listed().unwrap().opened_at, listed.opened_at);
         assert!(live.session().is_none(), "there is nothing left to end");
-        assert_eq!((register.relaying(), register.count()), (0, 1));
-        drop(presence);
-        assert!(register.find(live.id()).is_none());
+        assert_eq!((registry.relaying(), registry.count()), (0, 1));
+        drop(guard);
+        assert!(registry.find(live.id()).is_none());
     }
 
     #[test]
     fn session_that_was_told_to_end_is_closing_at_once() {
-        let register = Arc::new(Register::default());
-        let (presence, live) = enter(&register);
-        presence.stands(Reliance::default());
-        presence.mark_open();
+        let registry = Arc::new(ConnectionRegistry::default());
+        let (guard, live) = enter(&registry);
+        guard.activate(Authorization::default());
+        guard.mark_open();
         live.end(Reason::ClosedByAdmin.into());
-        assert_eq!(live.state(), Some(State::Closing));
-        presence.mark_half_closed(EndedBy::Client);
-        assert_eq!(live.state(), Some(State::Closing), "it cannot become more than that");
-        assert_eq!(register.relaying(), 0);
+        assert_eq!(live.state(), Some(SessionState::Closing));
+        guard.mark_half_closed(ClosedSide::Client);
+        assert_eq!(live.state(), Some(SessionState::Closing), "it cannot become more than that");
+        assert_eq!(registry.relaying(), 0);
     }
 
     #[test]
     fn state_is_read_as_it_was_noted() {
-        let states =
-            [State::Open, State::HalfClosed(EndedBy::Client), State::HalfClosed(EndedBy::Upstream), State::Closing];
+        let states = [
+            SessionState::Open,
+            SessionState::HalfClosed(ClosedSide::Client),
+            SessionState::HalfClosed(ClosedSide::Upstream),
+            SessionState::Closing,
+        ];
         for state in states {
-            assert_eq!(State::of(state.number()), Some(state));
+            assert_eq!(SessionState::of(state.number()), Some(state));
         }
-        assert_eq!(State::of(NO_SESSION), None);
+        assert_eq!(SessionState::of(NO_SESSION), None);
     }
 }

@@ -30,50 +30,50 @@ use tokio::time::sleep;
 use crate::config::Revoke;
 use crate::fault;
 use crate::identity::client_verifier::Evidence;
-use crate::outcome::{Ending, Reason};
+use crate::outcome::{Outcome, Reason};
 use crate::policy::authorize::{Permission, Refusal};
-use crate::policy::usage::Reliance;
+use crate::policy::usage::Authorization;
 use crate::policy::{Current, Snapshot};
-use crate::session::registry::{Live, Register, Session};
+use crate::session::registry::{ConnectionRegistry, LiveConnection, Session};
 use crate::session::revocation::turns::{Group, in_turns};
 
 /// Judges for as long as policies come.
-pub async fn run(current: Current, register: Arc<Register>) {
+pub async fn run(current: Current, registry: Arc<ConnectionRegistry>) {
     tokio::select! {
-        () = judge_everybody(current.clone(), &register) => {}
-        () = judge_due(current, &register) => {}
+        () = judge_everybody(current.clone(), &registry) => {}
+        () = judge_due(current, &registry) => {}
     }
 }
 
 /// Judges every session by each new policy.
-async fn judge_everybody(mut current: Current, register: &Arc<Register>) {
+async fn judge_everybody(mut current: Current, registry: &Arc<ConnectionRegistry>) {
     while current.changed().await.is_ok() {
         let snapshot = Arc::clone(&current.borrow_and_update());
-        let (register, newer) = (Arc::clone(register), current.clone());
+        let (registry, newer) = (Arc::clone(registry), current.clone());
         // A fault has been noted; the next policy is judged by all the same.
         let _ = fault::contained_blocking(PART, move || {
             let apply = |verdict: &mut dyn FnMut()| {
                 verdict();
                 !newer.has_changed().unwrap_or(true)
             };
-            enforce(&snapshot, &register, &register.all(), OffsetDateTime::now_utc(), &apply);
+            enforce(&snapshot, &registry, &registry.all(), OffsetDateTime::now_utc(), &apply);
         })
         .await;
     }
 }
 
 /// Judges the sessions that fall due, by the policy in force.
-async fn judge_due(current: Current, register: &Arc<Register>) {
+async fn judge_due(current: Current, registry: &Arc<ConnectionRegistry>) {
     loop {
-        something_due(register).await;
-        let (register, current) = (Arc::clone(register), current.clone());
-        let _ = fault::contained_blocking(PART, move || enforce_due(&current, &register)).await;
+        something_due(registry).await;
+        let (registry, current) = (Arc::clone(registry), current.clone());
+        let _ = fault::contained_blocking(PART, move || enforce_due(&current, &registry)).await;
     }
 }
 
-fn enforce_due(current: &Current, register: &Register) {
+fn enforce_due(current: &Current, registry: &ConnectionRegistry) {
     let now = OffsetDateTime::now_utc();
-    let due = register.take_due(now);
+    let due = registry.take_pending(now);
     // Behind that, so that a policy which comes later finds all of them due.
     let snapshot = Arc::clone(&current.borrow());
     // No policy can come between the question and the verdict, because that waits for whoever looks at the present one. A newer
@@ -86,41 +86,41 @@ fn enforce_due(current: &Current, register: &Register) {
         }
         is_in_force
     };
-    enforce(&snapshot, register, &due, now, &apply);
+    enforce(&snapshot, registry, &due, now, &apply);
 }
 
 /// Applies a verdict, where the policy that it was reached by still counts. Says whether to go on with that policy.
 pub type Apply<'a> = dyn Fn(&mut dyn FnMut()) -> bool + Sync + 'a;
 
 /// Which sessions `snapshot` would end, were it in force, and why.
-pub fn foresee(snapshot: &Snapshot, register: &Register) -> Vec<(Arc<Live>, Ending)> {
+pub fn foresee(snapshot: &Snapshot, registry: &ConnectionRegistry) -> Vec<(Arc<LiveConnection>, Outcome)> {
     let now = OffsetDateTime::now_utc();
-    let ending = |live: Arc<Live>| {
+    let ending = |live: Arc<LiveConnection>| {
         let session = live.session()?;
-        let judged = snapshot.judge(live.listener(), live.provenance(), session.reliance.evidence(), now);
+        let judged = snapshot.judge(live.listener(), live.origin(), session.authorization.evidence(), now);
         let is_kept = snapshot.revoke(live.listener()) == Revoke::Keep;
         let refusal = judged.err().filter(|_| !is_kept)?;
         Some((live, refusal.of_a_plan()))
     };
-    register.all().into_iter().filter_map(ending).collect()
+    registry.all().into_iter().filter_map(ending).collect()
 }
 
 /// Judges these connections, ends those that fail, and notes what the others rely on now. Every verdict goes through `apply`.
 pub fn enforce(
     snapshot: &Snapshot,
-    register: &Register,
-    connections: &[Arc<Live>],
+    registry: &ConnectionRegistry,
+    connections: &[Arc<LiveConnection>],
     now: OffsetDateTime,
     apply: &Apply<'_>,
 ) {
-    let pass = Pass { snapshot, register, now, deadline: Instant::now() + PASS_TIME, apply };
+    let pass = Pass { snapshot, registry, now, deadline: Instant::now() + PASS_TIME, apply };
     pass.run(connections);
 }
 
 /// One pass over sessions.
 struct Pass<'p> {
     snapshot: &'p Snapshot,
-    register: &'p Register,
+    registry: &'p ConnectionRegistry,
     now: OffsetDateTime,
     /// Until when every chain of a client is judged.
     deadline: Instant,
@@ -128,7 +128,7 @@ struct Pass<'p> {
 }
 
 impl Pass<'_> {
-    fn run(&self, connections: &[Arc<Live>]) {
+    fn run(&self, connections: &[Arc<LiveConnection>]) {
         let left = Mutex::new(Vec::new());
         in_parallel(connections, SMALLEST_SHARE, &|live| {
             match fault::contain(PART, || self.recheck(live)) {
@@ -148,10 +148,10 @@ impl Pass<'_> {
     }
 
     /// Judges a connection where that costs no signature.
-    fn recheck(&self, live: &Live) -> Option<Judgement> {
+    fn recheck(&self, live: &LiveConnection) -> Option<Judgement> {
         let Some(session) = live.session() else { return Some(Judgement::Waits) };
-        let (snapshot, evidence) = (self.snapshot, session.reliance.evidence());
-        let judged = snapshot.recheck(live.listener(), live.provenance(), evidence, self.now)?;
+        let (snapshot, evidence) = (self.snapshot, session.authorization.evidence());
+        let judged = snapshot.recheck(live.listener(), live.origin(), evidence, self.now)?;
         Some(self.judgement(judged, live, &session))
     }
 
@@ -169,42 +169,42 @@ impl Pass<'_> {
         group.sessions.iter().all(|live| {
             let Some(session) = live.session() else { return true };
             let (listener, identity) = (live.listener(), identity.clone());
-            let judged = self.snapshot.judge_identified(listener, live.provenance(), identity, self.now);
+            let judged = self.snapshot.judge_identified(listener, live.origin(), identity, self.now);
             self.apply(self.judgement(judged, live, &session), live)
         })
     }
 
-    fn judgement(&self, judged: Result<Permission, Refusal>, live: &Live, session: &Session) -> Judgement {
+    fn judgement(&self, judged: Result<Permission, Refusal>, live: &LiveConnection, session: &Session) -> Judgement {
         match judged {
-            Ok(permission) => Judgement::Stays(session.reliance.renewed(&permission)),
+            Ok(permission) => Judgement::Stays(session.authorization.renewed(&permission)),
             Err(_) if self.snapshot.revoke(live.listener()) == Revoke::Keep => Judgement::Waits,
             Err(refusal) => Judgement::Ends(refusal.of_a_session()),
         }
     }
 
     /// Says whether to go on.
-    fn apply(&self, judgement: Judgement, live: &Live) -> bool {
+    fn apply(&self, judgement: Judgement, live: &LiveConnection) -> bool {
         let mut judgement = Some(judgement);
         (self.apply)(&mut || match judgement.take() {
             Some(Judgement::Ends(ending)) => live.end(ending),
-            Some(Judgement::Stays(reliance)) => self.register.renew(live, reliance),
+            Some(Judgement::Stays(authorization)) => self.registry.renew(live, authorization),
             Some(Judgement::Waits) | None => {}
         })
     }
 }
 
 /// The end of a session whose client has more chains than can be judged in time.
-fn too_many_chains() -> Ending {
+fn too_many_chains() -> Outcome {
     let detail = format_args!(
         "its client has sessions with more than {MAX_CHAINS} different certificate chains, and this one could not be judged in \
          time; send the same chain with every connection"
     );
-    Ending::new(Reason::CredentialRevoked, detail)
+    Outcome::new(Reason::CredentialRevoked, detail)
 }
 
 /// What nobody can judge any more does not go on.
-fn unjudged() -> Ending {
-    Ending::new(Reason::CredentialRevoked, "an internal fault kept it from being judged; `portcullis status` has more")
+fn unjudged() -> Outcome {
+    Outcome::new(Reason::CredentialRevoked, "an internal fault kept it from being judged; `portcullis status` has more")
 }
 
 /// What faults are noted under.
@@ -232,29 +232,29 @@ fn in_parallel<T: Sync>(items: &[T], smallest_share: usize, work: &(dyn Fn(&T) -
 /// What becomes of a connection.
 enum Judgement {
     /// It is no longer admitted.
-    Ends(Ending),
+    Ends(Outcome),
     /// It is, by this.
-    Stays(Reliance),
+    Stays(Authorization),
     /// It is not admitted yet, and will be judged before a byte of it goes upstream; or it may stay whatever the policy says.
     Waits,
 }
 
 /// Returns when a session is due by the wall clock, which may jump or stand still while the machine sleeps.
-async fn something_due(register: &Register) {
+async fn something_due(registry: &ConnectionRegistry) {
     loop {
-        let wait = match register.next_due() {
+        let wait = match registry.next_due() {
             Some(due) => match Duration::try_from(due - OffsetDateTime::now_utc()) {
                 Ok(left) if !left.is_zero() => left.min(LONGEST_WAIT),
                 Ok(_) | Err(_) => return,
             },
             None => {
-                register.sooner().await;
+                registry.due_earlier().await;
                 continue;
             }
         };
         tokio::select! {
             () = sleep(wait) => {}
-            () = register.sooner() => {}
+            () = registry.due_earlier() => {}
         }
     }
 }

@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 use super::*;
 use crate::addr::ClientAddr;
 use crate::policy::fixtures::{Site, listener};
-use crate::session::registry::Presence;
+use crate::session::registry::ConnectionGuard;
 use crate::source::rule::{Origin, Rule, Source};
 use crate::tls::fixtures::{Authority, authority_params};
 
@@ -22,7 +22,7 @@ struct Replaced {
     after: Snapshot,
     team: Authority,
     along: [CertificateDer<'static>; 2],
-    register: Arc<Register>,
+    registry: Arc<ConnectionRegistry>,
 }
 
 impl Replaced {
@@ -43,7 +43,7 @@ impl Replaced {
         let before = built(&old, None);
         let after = built(&new, Some(&before));
         let along = [team.der(), crossed.der()];
-        Self { before, after, team, along, register: Arc::default() }
+        Self { before, after, team, along, registry: Arc::default() }
     }
 
     fn client(&self, name: &str) -> CertificateDer<'static> {
@@ -52,30 +52,30 @@ impl Replaced {
     }
 
     /// Opens a session of a client that sends further certificates.
-    fn open(&self, leaf: &CertificateDer<'static>, junk: &[CertificateDer<'static>]) -> Presence {
+    fn open(&self, leaf: &CertificateDer<'static>, junk: &[CertificateDer<'static>]) -> ConnectionGuard {
         let chain: Vec<_> = [leaf].into_iter().chain(&self.along).chain(junk).cloned().collect();
         let from = ClientAddr::from_ip("127.0.0.1".parse().unwrap());
         let judged = self.before.judge("db", from.into(), Evidence::Chain(&chain), OffsetDateTime::now_utc());
-        let presence = self.register.enter("db".into(), from);
-        presence.stands(Reliance::on(&judged.unwrap(), None));
-        presence
+        let guard = self.registry.enter("db".into(), from);
+        guard.activate(Authorization::on(&judged.unwrap(), None));
+        guard
     }
 
     /// Opens a session with a chain that no other session has.
-    fn open_hostile(&self, leaf: &CertificateDer<'static>) -> Presence {
+    fn open_hostile(&self, leaf: &CertificateDer<'static>) -> ConnectionGuard {
         self.open(leaf, &[Authority::new("Old CA").der()])
     }
 
     /// Runs a pass whose time is up before it begins. Returns the sessions in the order of their verdicts.
     fn pass(&self) -> Vec<Groups> {
-        let turns = in_turns(self.register.all());
+        let turns = in_turns(self.registry.all());
         let now = Instant::now();
         let apply = |verdict: &mut dyn FnMut()| {
             verdict();
             true
         };
-        let (snapshot, register) = (&self.after, &*self.register);
-        Pass { snapshot, register, now: OffsetDateTime::now_utc(), deadline: now, apply: &apply }.run(&register.all());
+        let (snapshot, registry) = (&self.after, &*self.registry);
+        Pass { snapshot, registry, now: OffsetDateTime::now_utc(), deadline: now, apply: &apply }.run(&registry.all());
         turns.iter().map(|group| (group.turn, group.sessions.len())).collect()
     }
 }
@@ -83,8 +83,8 @@ impl Replaced {
 /// Turn and number of sessions.
 type Groups = (usize, usize);
 
-fn ending(presence: &Presence) -> Option<Ending> {
-    match pin!(presence.shown_out()).poll(&mut Context::from_waker(Waker::noop())) {
+fn ending(guard: &ConnectionGuard) -> Option<Outcome> {
+    match pin!(guard.terminated()).poll(&mut Context::from_waker(Waker::noop())) {
         std::task::Poll::Ready(ending) => Some(ending),
         std::task::Poll::Pending => None,
     }
@@ -105,7 +105,7 @@ fn clients_take_turns_whatever_one_of_them_has_parked() {
     let [hostile, honest] = ["hostile", "honest"].map(|name| site.client(name));
     let parked: Vec<_> = (0..20).map(|_| site.open_hostile(&hostile)).collect();
     let ordinary = [(); 3].map(|()| site.open(&honest, &[]));
-    let turns = in_turns(site.register.all());
+    let turns = in_turns(site.registry.all());
     let place = turns.iter().position(|group| group.sessions.iter().any(|live| live.id() == ordinary[0].id()));
     assert!(place.unwrap() < 2, "at most one chain of the other client comes before");
     assert_eq!(turns.iter().map(|group| group.turn).max(), Some(19));
@@ -130,7 +130,7 @@ fn superseded_pass_leaves_the_chains_to_the_next_one() {
         verdicts.fetch_add(1, Ordering::Relaxed);
         false
     };
-    enforce(&site.after, &site.register, &site.register.all(), OffsetDateTime::now_utc(), &apply);
+    enforce(&site.after, &site.registry, &site.registry.all(), OffsetDateTime::now_utc(), &apply);
     let threads = available_parallelism().map_or(1, usize::from).min(MOST_THREADS);
     assert!(verdicts.into_inner() <= threads);
     assert!(parked.iter().all(|session| ending(session).is_none()));
@@ -142,13 +142,13 @@ fn untrusted() -> ClientAddr {
 }
 
 /// A session whose rule has expired.
-fn expired(register: &Arc<Register>) -> Presence {
+fn expired(registry: &Arc<ConnectionRegistry>) -> ConnectionGuard {
     let source = Source::Network("127.0.0.1".parse().unwrap());
     let expires_at = Some(OffsetDateTime::UNIX_EPOCH);
     let rule = Rule { source, description: None, expires_at, origin: Origin::Configuration };
-    let presence = register.enter("db".into(), untrusted());
-    presence.stands(Reliance { rule: Some(Arc::new(rule)), ..Reliance::default() });
-    presence
+    let guard = registry.enter("db".into(), untrusted());
+    guard.activate(Authorization { rule: Some(Arc::new(rule)), ..Authorization::default() });
+    guard
 }
 
 fn snapshot() -> Arc<Snapshot> {
@@ -160,11 +160,11 @@ fn snapshot() -> Arc<Snapshot> {
 #[tokio::test]
 async fn session_that_falls_due_is_judged_without_a_new_policy() {
     let (publish, current) = watch::channel(snapshot());
-    let register = Arc::new(Register::default());
+    let registry = Arc::new(ConnectionRegistry::default());
     let mut running = JoinSet::new();
-    running.spawn(run(current, Arc::clone(&register)));
-    let session = expired(&register);
-    assert_eq!(session.shown_out().await.reason, Reason::SourceRevoked);
+    running.spawn(run(current, Arc::clone(&registry)));
+    let session = expired(&registry);
+    assert_eq!(session.terminated().await.reason, Reason::SourceRevoked);
     drop(publish);
     running.join_next().await.unwrap().unwrap();
 }
@@ -173,9 +173,9 @@ async fn session_that_falls_due_is_judged_without_a_new_policy() {
 fn session_that_falls_due_does_not_wait_for_a_pass() {
     let snapshot = snapshot();
     let (_publish, current) = watch::channel(Arc::clone(&snapshot));
-    let register = Arc::new(Register::default());
-    let _other = register.enter("db".into(), untrusted());
-    let connections = register.all();
+    let registry = Arc::new(ConnectionRegistry::default());
+    let _other = registry.enter("db".into(), untrusted());
+    let connections = registry.all();
     let (begun, begins) = mpsc::channel();
     let (release, released) = mpsc::channel::<()>();
     let released = Mutex::new(released);
@@ -185,11 +185,11 @@ fn session_that_falls_due_does_not_wait_for_a_pass() {
                 begun.send(()).unwrap();
                 released.lock().unwrap().recv().is_ok()
             };
-            enforce(&snapshot, &register, &connections, OffsetDateTime::now_utc(), &apply);
+            enforce(&snapshot, &registry, &connections, OffsetDateTime::now_utc(), &apply);
         });
         begins.recv().unwrap();
-        let session = expired(&register);
-        enforce_due(&current, &register);
+        let session = expired(&registry);
+        enforce_due(&current, &registry);
         let ending = ending(&session);
         release.send(()).unwrap();
         assert!(ending.is_some(), "the pass was under way still");
@@ -200,17 +200,17 @@ fn session_that_falls_due_does_not_wait_for_a_pass() {
 async fn policy_that_comes_while_sessions_fall_due_is_judged_by() {
     let before = snapshot();
     let (publish, current) = watch::channel(Arc::clone(&before));
-    let register = Arc::new(Register::default());
+    let registry = Arc::new(ConnectionRegistry::default());
     let mut running = JoinSet::new();
-    running.spawn(run(current, Arc::clone(&register)));
+    running.spawn(run(current, Arc::clone(&registry)));
     for _ in 0..20 {
         // Nothing but a policy ends this one.
-        let source = register.enter("db".into(), untrusted());
-        source.stands(Reliance::default());
-        let due = expired(&register);
+        let source = registry.enter("db".into(), untrusted());
+        source.activate(Authorization::default());
+        let due = expired(&registry);
         publish.send_replace(Arc::clone(&before));
-        assert_eq!(due.shown_out().await.reason, Reason::SourceRevoked);
-        assert_eq!(source.shown_out().await.reason, Reason::SourceRevoked);
+        assert_eq!(due.terminated().await.reason, Reason::SourceRevoked);
+        assert_eq!(source.terminated().await.reason, Reason::SourceRevoked);
     }
     drop(publish);
     running.join_next().await.unwrap().unwrap();

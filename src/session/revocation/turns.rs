@@ -4,24 +4,26 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::identity::verified::Credential;
-use crate::session::registry::Live;
+use crate::session::registry::LiveConnection;
 
 /// The sessions of one listener with one chain. They share a verdict.
 #[derive(Debug)]
 pub(crate) struct Group {
     pub(crate) listener: Arc<str>,
     pub(crate) credential: Arc<Credential>,
-    pub(crate) sessions: Vec<Arc<Live>>,
+    pub(crate) sessions: Vec<Arc<LiveConnection>>,
     /// How many chains of the same client come before it.
     pub(crate) turn: usize,
 }
 
 /// Groups the sessions that have a chain. Clients, known by their own certificates, take turns with one chain each; within a turn
 /// the shorter chains come first.
-pub(crate) fn in_turns(sessions: Vec<Arc<Live>>) -> Vec<Group> {
+pub(crate) fn in_turns(sessions: Vec<Arc<LiveConnection>>) -> Vec<Group> {
     let mut groups: HashMap<(Arc<str>, [u8; 32]), Group> = HashMap::new();
     for live in sessions {
-        let Some(credential) = live.session().and_then(|session| session.reliance.presented.clone()) else { continue };
+        let Some(credential) = live.session().and_then(|session| session.authorization.presented.clone()) else {
+            continue;
+        };
         let listener = Arc::clone(live.listener());
         let group = groups.entry((Arc::clone(&listener), credential.chain_digest()));
         group.or_insert_with(|| Group { listener, credential, sessions: Vec::new(), turn: 0 }).sessions.push(live);

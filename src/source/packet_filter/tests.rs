@@ -14,7 +14,7 @@ const NOW: OffsetDateTime = OffsetDateTime::UNIX_EPOCH;
 
 /// What the kernel would do with a packet: whether it keeps all of it. A program that the kernel would not take fails.
 fn lets_through(program: &PacketFilter, header: &[u8]) -> bool {
-    let (mut at, mut register) = (0, 0_u32);
+    let (mut at, mut registry) = (0, 0_u32);
     let mut steps = 0;
     loop {
         steps += 1;
@@ -27,17 +27,17 @@ fn lets_through(program: &PacketFilter, header: &[u8]) -> bool {
         let mut jump = |holds: bool| at += usize::from(if holds { jt } else { jf });
         match code {
             LOAD_WORD => match load(4) {
-                Some(bytes) => register = u32::from_be_bytes(bytes.try_into().unwrap()),
+                Some(bytes) => registry = u32::from_be_bytes(bytes.try_into().unwrap()),
                 None => return false,
             },
             LOAD_BYTE => match load(1) {
-                Some(bytes) => register = bytes[0].into(),
+                Some(bytes) => registry = bytes[0].into(),
                 None => return false,
             },
-            AND => register &= k,
+            AND => registry &= k,
             JUMP => at += usize::try_from(k).unwrap(),
-            IS_EQUAL => jump(register == k),
-            IS_AT_LEAST => jump(register >= k),
+            IS_EQUAL => jump(registry == k),
+            IS_AT_LEAST => jump(registry >= k),
             RETURN => {
                 assert!(k == 0 || k == u32::MAX, "a packet is kept whole or not at all");
                 assert!(steps < 200, "{steps} steps");

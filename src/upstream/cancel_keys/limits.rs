@@ -11,7 +11,7 @@ use std::time::Duration;
 use crate::addr::SourceKey;
 use crate::limit::gcra::{Allowance, Bucket};
 use crate::limit::table::{Account, Accounts};
-use crate::outcome::{Ending, Reason};
+use crate::outcome::{Outcome, Reason};
 
 /// How many requests may be under way, and how fast they may come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,7 +86,7 @@ impl fmt::Display for TooManyCancels {
     }
 }
 
-impl From<TooManyCancels> for Ending {
+impl From<TooManyCancels> for Outcome {
     fn from(refused: TooManyCancels) -> Self {
         let reason = match refused {
             TooManyCancels { is_too_fast: true, .. } => Reason::RateLimited,
@@ -192,7 +192,7 @@ mod tests {
         let passed = (0..count).filter(|_| match unnamed.take(source, at) {
             Ok(_) => true,
             Err(refused) => {
-                reason = Some(Ending::from(refused).reason);
+                reason = Some(Outcome::from(refused).reason);
                 false
             }
         });
@@ -225,7 +225,7 @@ mod tests {
         let unnamed = Arc::new(Unnamed::default());
         let take = |number: u32, at| unnamed.take(source(number), seconds(at));
         let mut under_way: Vec<_> = (0..128).map(|_| take(1, 0).unwrap()).collect();
-        let reason = |refused: Result<UnnamedPlace, TooManyCancels>| Ending::from(refused.unwrap_err()).reason;
+        let reason = |refused: Result<UnnamedPlace, TooManyCancels>| Outcome::from(refused.unwrap_err()).reason;
         // Though the rate allows more by now.
         assert_eq!(reason(take(1, 60)), Reason::SourceConnectionLimit);
         under_way.extend((0..128).map(|_| take(2, 60).unwrap()));

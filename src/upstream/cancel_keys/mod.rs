@@ -42,7 +42,7 @@ struct Cancelled {
 }
 
 /// A session that can be found by its key, as long as this lives.
-pub struct Cancellable {
+pub struct CancelRegistration {
     keys: Arc<CancelKeys>,
     key: Box<[u8]>,
 }
@@ -64,9 +64,9 @@ enum Counted {
 
 impl CancelKeys {
     /// Notes where the session of this key is: process id and secret, as a CancelRequest has them.
-    pub fn note(self: &Arc<Self>, key: &[u8], whereabouts: Whereabouts) -> Cancellable {
+    pub fn note(self: &Arc<Self>, key: &[u8], whereabouts: Whereabouts) -> CancelRegistration {
         self.sessions().by_key.insert(key.into(), whereabouts);
-        Cancellable { keys: Arc::clone(self), key: key.into() }
+        CancelRegistration { keys: Arc::clone(self), key: key.into() }
     }
 
     /// Admits a CancelRequest with this key.
@@ -109,7 +109,7 @@ impl Cancelled {
     }
 }
 
-impl Drop for Cancellable {
+impl Drop for CancelRegistration {
     fn drop(&mut self) {
         let mut sessions = self.keys.sessions();
         sessions.by_key.remove(&self.key);
@@ -117,7 +117,7 @@ impl Drop for Cancellable {
     }
 }
 
-impl fmt::Debug for Cancellable {
+impl fmt::Debug for CancelRegistration {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Cancellable").finish_non_exhaustive()
     }
@@ -134,7 +134,7 @@ impl fmt::Debug for CancelKeys {
 mod tests {
     use super::*;
     use crate::addr::UpstreamAddr;
-    use crate::outcome::{Ending, Reason};
+    use crate::outcome::{Outcome, Reason};
     use crate::upstream::endpoint::Nodes;
 
     const KEY: &[u8] = b"12345678";
@@ -153,7 +153,7 @@ mod tests {
         loop {
             match keys.begin(key, client(), now) {
                 Ok(begun) => passed.push(begun),
-                Err(refused) => return (passed, Ending::from(refused).reason),
+                Err(refused) => return (passed, Outcome::from(refused).reason),
             }
         }
     }
@@ -186,7 +186,7 @@ mod tests {
         assert_eq!(pass(Duration::ZERO), 20 - 4);
         assert_eq!(pass(Duration::from_secs(1)), 10);
         let refused = keys.begin(KEY, client(), keys.since + Duration::from_secs(1)).unwrap_err();
-        assert_eq!(Ending::from(refused).reason, Reason::RateLimited);
+        assert_eq!(Outcome::from(refused).reason, Reason::RateLimited);
     }
 
     #[test]

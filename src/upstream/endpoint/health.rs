@@ -151,7 +151,7 @@ impl Health {
     }
 
     /// Whether it is to be asked again by `now`; whoever hears yes has to ask.
-    pub(crate) fn take_due(&mut self, now: Instant) -> bool {
+    pub(crate) fn take_pending(&mut self, now: Instant) -> bool {
         self.ejection.as_mut().is_some_and(|ejection| ejection.due.take_if(|due| *due <= now).is_some())
     }
 }
@@ -272,7 +272,7 @@ mod tests {
         assert_eq!(health.state(), UpstreamHealth::Healthy);
         assert_eq!(health.last_dial().unwrap().outcome, DialOutcome::LocalShortage("EMFILE".to_owned()));
         health.eject("refused", now);
-        assert!(health.take_due(now + FIRST_PAUSE) && health.due().is_none());
+        assert!(health.take_pending(now + FIRST_PAUSE) && health.due().is_none());
         health.not_dialled_again("EMFILE", now);
         assert!(health.due().is_some(), "it is asked again");
         assert_eq!(health.silent().unwrap().1, "refused");

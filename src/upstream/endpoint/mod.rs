@@ -137,9 +137,9 @@ impl Nodes {
 
     /// Those that have been ejected and are to be asked again by `now`: of a name that does not resolve, that. Each is named
     /// once, until it has answered or not.
-    pub fn take_due(&self, now: Instant) -> Vec<Whereabouts> {
+    pub fn take_pending(&self, now: Instant) -> Vec<Whereabouts> {
         let due = |node: &Arc<Node>| {
-            let sockets = node.state().take_due(now);
+            let sockets = node.state().take_pending(now);
             sockets.into_iter().map(|socket| node.at(socket)).collect::<Vec<_>>()
         };
         self.nodes.iter().flat_map(due).collect()
@@ -156,7 +156,7 @@ impl Nodes {
     }
 
     /// Whether there is more than one place to choose from.
-    pub fn are_several(&self) -> bool {
+    pub fn has_several(&self) -> bool {
         self.nodes.len() > 1 || self.nodes.iter().any(|node| node.state().places.len() > 1)
     }
 
@@ -335,9 +335,9 @@ impl State {
         places.chain([&self.name]).filter_map(Health::due).min()
     }
 
-    fn take_due(&mut self, now: Instant) -> Vec<Option<SocketAddr>> {
+    fn take_pending(&mut self, now: Instant) -> Vec<Option<SocketAddr>> {
         let places = self.places.iter_mut().map(|place| (place.socket, &mut place.health));
-        let take = |(socket, health): (_, &mut Health)| health.take_due(now).then_some(socket);
+        let take = |(socket, health): (_, &mut Health)| health.take_pending(now).then_some(socket);
         places.chain([(None, &mut self.name)]).filter_map(take).collect()
     }
 }
@@ -419,9 +419,9 @@ mod tests {
         let due = nodes.next_due().unwrap();
         places[0].is_silent("refused");
         assert_eq!(nodes.next_due(), Some(due));
-        assert!(nodes.take_due(due - Duration::from_millis(1)).is_empty());
-        assert_eq!(nodes.take_due(due).len(), 1);
-        assert!(nodes.take_due(due + Duration::from_secs(3600)).is_empty(), "it is being asked");
+        assert!(nodes.take_pending(due - Duration::from_millis(1)).is_empty());
+        assert_eq!(nodes.take_pending(due).len(), 1);
+        assert!(nodes.take_pending(due + Duration::from_secs(3600)).is_empty(), "it is being asked");
         assert_eq!(nodes.next_due(), None);
         places[0].is_silent_still("refused");
         assert!(nodes.next_due().is_some_and(|next| next > due));
@@ -501,7 +501,7 @@ mod tests {
         let name = nodes.nodes[0].itself();
         assert!(name.is_name() && name.is_silent("no such name"));
         assert_eq!(ports(&nodes.in_order(false)), [2, 1]);
-        assert!(nodes.take_due(nodes.next_due().unwrap())[0].is_name());
+        assert!(nodes.take_pending(nodes.next_due().unwrap())[0].is_name());
         assert_eq!(nodes.nodes[0].conditions()[0].silent.as_ref().unwrap().1, "no such name");
         nodes.nodes[0].resolved(&[socket(1)], false);
         assert!(name.answers());

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
-use crate::outcome::Ending;
+use crate::outcome::Outcome;
 
 /// What the waiting clients of one listener share. Goes on from one generation to the next.
 #[derive(Debug)]
@@ -13,7 +13,7 @@ pub struct Outage {
     /// Taken by the client that dials for all.
     dialler: Arc<Semaphore>,
     /// What the last dial failed with, and when.
-    failure: Mutex<Option<(Instant, Ending)>>,
+    failure: Mutex<Option<(Instant, Outcome)>>,
     /// Told when a connection was accepted.
     over: Notify,
 }
@@ -26,13 +26,13 @@ impl Default for Outage {
 
 impl Outage {
     /// Notes that the upstream refuses connections.
-    pub fn note(&self, ending: &Ending, now: Instant) {
+    pub fn note(&self, ending: &Outcome, now: Instant) {
         *self.failure() = Some((now, ending.clone()));
     }
 
     /// What the upstream refuses connections with, as long as a client dials for all and found it so a moment ago. Whoever
     /// comes then has no need to find out by itself.
-    pub fn known(&self, now: Instant) -> Option<Ending> {
+    pub fn known(&self, now: Instant) -> Option<Outcome> {
         if self.dialler.available_permits() > 0 {
             return None;
         }
@@ -59,7 +59,7 @@ impl Outage {
         Arc::clone(&self.dialler).acquire_owned().await.ok()
     }
 
-    fn failure(&self) -> MutexGuard<'_, Option<(Instant, Ending)>> {
+    fn failure(&self) -> MutexGuard<'_, Option<(Instant, Outcome)>> {
         self.failure.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -72,8 +72,8 @@ mod tests {
     use super::*;
     use crate::outcome::Reason;
 
-    fn refused() -> Ending {
-        Ending::new(Reason::UpstreamUnreachable, "refused")
+    fn refused() -> Outcome {
+        Outcome::new(Reason::UpstreamUnreachable, "refused")
     }
 
     #[tokio::test]

@@ -15,28 +15,28 @@ use tokio::io::AsyncReadExt as _;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, sleep, sleep_until};
 
-use crate::audit::event::Facts;
-use crate::outcome::{Ending, Reason};
+use crate::audit::event::ConnectionFields;
+use crate::outcome::{Outcome, Reason};
 use crate::policy::Current;
 use crate::protocol::Protocol;
 use crate::proxy::phase::authorize::judge;
-use crate::proxy::phase::close::Leave;
-use crate::proxy::phase::startup::Ready;
+use crate::proxy::phase::close::Close;
+use crate::proxy::phase::startup::SessionRequest;
 use crate::upstream::endpoint::outage::Outage;
 
 /// How a client has been held so far.
 #[derive(Debug, Default)]
-pub(crate) struct Hold {
+pub(crate) struct RetryHold {
     /// Nothing before it is held for the first time.
     until: Option<Instant>,
-    turn: Turn,
+    turn: DialTurn,
     /// The client has ended its direction, after it had asked for something.
     is_half_closed: bool,
 }
 
 /// Whose turn it is to dial.
 #[derive(Debug, Default)]
-struct Turn {
+struct DialTurn {
     /// The right to dial for all.
     dialler: Option<OwnedSemaphorePermit>,
     /// How often it has been used.
@@ -45,14 +45,14 @@ struct Turn {
 
 /// What comes of a wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Held {
+pub(crate) enum HoldOutcome {
     /// The upstream is to be dialled again.
     DialAgain,
     /// It has refused connections for too long.
     GiveUp,
 }
 
-impl Hold {
+impl RetryHold {
     /// Whether the client has not been held yet.
     pub(crate) fn is_new(&self) -> bool {
         self.until.is_none()
@@ -69,46 +69,46 @@ impl Hold {
     /// When the client leaves meanwhile, or the policy no longer accepts it.
     pub(crate) async fn wait(
         &mut self,
-        mut ready: Ready,
+        mut ready: SessionRequest,
         current: &Current,
-        facts: &mut Facts,
-    ) -> Result<(Held, Ready), Leave> {
+        fields: &mut ConnectionFields,
+    ) -> Result<(HoldOutcome, SessionRequest), Close> {
         let Self { until, turn, is_half_closed } = self;
-        let retry = ready.identified.terms.upstream.settings.dial_retry;
+        let retry = ready.authorized.terms.upstream.settings.dial_retry;
         let until = *until.get_or_insert_with(|| Instant::now() + retry);
         let mut current = current.clone();
         loop {
             let snapshot = Arc::clone(&current.borrow_and_update());
-            match judge(&ready.identified.client, &snapshot, facts) {
+            match judge(&ready.authorized.client, &snapshot, fields) {
                 Ok(permission) => {
-                    let (former, next) = (&mut ready.identified.terms, permission.terms);
+                    let (former, next) = (&mut ready.authorized.terms, permission.terms);
                     if former.protocol == next.protocol
                         && mem::replace(former, next).upstream.settings != former.upstream.settings
                     {
                         // So does every other client that waits.
                         sleep(SPREAD.mul_f32(random())).await;
-                        return Ok((Held::DialAgain, ready));
+                        return Ok((HoldOutcome::DialAgain, ready));
                     }
                 }
-                Err(ending) => return Err(ready.identified.refused(ending)),
+                Err(ending) => return Err(ready.authorized.refused(ending)),
             }
-            let nodes = Arc::clone(&ready.identified.terms.upstream.nodes);
+            let nodes = Arc::clone(&ready.authorized.terms.upstream.nodes);
             tokio::select! {
                 biased;
                 changed = current.changed() => if changed.is_err() {
-                    return Ok((Held::GiveUp, ready));
+                    return Ok((HoldOutcome::GiveUp, ready));
                 },
                 ending = listen(&mut ready, is_half_closed) => return Err(ending.into()),
-                () = sleep_until(until) => return Ok((Held::GiveUp, ready)),
+                () = sleep_until(until) => return Ok((HoldOutcome::GiveUp, ready)),
                 // What admits it may have expired.
                 () = sleep(MAX_UNJUDGED) => {}
-                () = turn.come(nodes.outage()) => return Ok((Held::DialAgain, ready)),
+                () = turn.come(nodes.outage()) => return Ok((HoldOutcome::DialAgain, ready)),
             }
         }
     }
 }
 
-impl Turn {
+impl DialTurn {
     /// Returns when it is this client's turn to dial.
     async fn come(&mut self, outage: &Outage) {
         if self.dialler.is_none() {
@@ -125,19 +125,19 @@ impl Turn {
 }
 
 /// Keeps what the client sends, and returns when it leaves.
-async fn listen(ready: &mut Ready, is_half_closed: &mut bool) -> Ending {
-    let Ready { identified, first } = ready;
+async fn listen(ready: &mut SessionRequest, is_half_closed: &mut bool) -> Outcome {
+    let SessionRequest { authorized, first } = ready;
     let mut bytes = [0; 1024];
     while !*is_half_closed && first.len() < MAX_KEPT {
-        match identified.client.read(&mut bytes).await {
+        match authorized.client.read(&mut bytes).await {
             // It may still wait for an answer to what it asked.
-            Ok(0) if identified.terms.protocol != Protocol::Postgres && !first.is_empty() => *is_half_closed = true,
-            Ok(0) => return Ending::new(Reason::ClientClosed, "it left while the upstream refused connections"),
+            Ok(0) if authorized.terms.protocol != Protocol::Postgres && !first.is_empty() => *is_half_closed = true,
+            Ok(0) => return Outcome::new(Reason::ClientClosed, "it left while the upstream refused connections"),
             Ok(count) => first.extend_from_slice(bytes.get(..count).unwrap_or_default()),
             Err(error) if error.kind() == io::ErrorKind::InvalidData => {
-                return Ending::new(Reason::ProtocolViolation, format_args!("client: {error}"));
+                return Outcome::new(Reason::ProtocolViolation, format_args!("client: {error}"));
             }
-            Err(error) => return Ending::new(Reason::ClientClosed, format_args!("client: {error}")),
+            Err(error) => return Outcome::new(Reason::ClientClosed, format_args!("client: {error}")),
         }
     }
     pending().await

@@ -11,18 +11,18 @@ use tokio::time::Instant;
 
 use crate::upstream::probe::probe;
 
-use crate::upstream::dial::{Reached, Unfit};
+use crate::upstream::dial::{ConnectedUpstream, EndpointError};
 use crate::upstream::record::{note_answer, note_unfit};
 
-use crate::audit::event::Facts;
-use crate::outcome::{Ending, Reason};
+use crate::audit::event::ConnectionFields;
+use crate::outcome::{Outcome, Reason};
 use crate::policy::Current;
 use crate::printable;
 use crate::protocol::{Protocol, postgres};
-use crate::proxy::phase::authorize::Identified;
-use crate::proxy::phase::close::{Leave, Startup};
-use crate::proxy::phase::dial::hold::{Held, Hold};
-use crate::proxy::phase::startup::Ready;
+use crate::proxy::phase::authorize::AuthorizedClient;
+use crate::proxy::phase::close::{Close, StartupState};
+use crate::proxy::phase::dial::hold::{HoldOutcome, RetryHold};
+use crate::proxy::phase::startup::SessionRequest;
 use crate::transport::UpstreamLeg;
 use crate::upstream::Upstream;
 use crate::upstream::connect::resolve;
@@ -32,9 +32,9 @@ use crate::upstream::probe::share;
 
 /// A client and its upstream, between which nothing has passed yet.
 #[derive(Debug)]
-pub(crate) struct Dialled {
-    pub(crate) identified: Identified,
-    pub(crate) reached: Reached,
+pub(crate) struct Dialed {
+    pub(crate) authorized: AuthorizedClient,
+    pub(crate) connected: ConnectedUpstream,
     /// What the client has said already and the upstream has not heard.
     pub(crate) first: Vec<u8>,
 }
@@ -56,7 +56,7 @@ pub(crate) struct Candidates {
     is_soon: bool,
     /// Whether one refuses connections, as while it restarts.
     is_refused: bool,
-    hold: Hold,
+    hold: RetryHold,
 }
 
 impl Candidates {
@@ -73,7 +73,7 @@ impl Candidates {
             reason: Reason::UpstreamUnreachable,
             is_soon: false,
             is_refused: false,
-            hold: Hold::default(),
+            hold: RetryHold::default(),
         }
     }
 
@@ -83,7 +83,7 @@ impl Candidates {
     }
 
     /// What all of them refuse connections with, where another client has found that out a moment ago.
-    fn known_refusal(&mut self, upstream: &Upstream) -> Option<Ending> {
+    fn known_refusal(&mut self, upstream: &Upstream) -> Option<Outcome> {
         let outage = upstream.nodes.outage();
         let known = outage.known(Instant::now().into_std()).filter(|_| self.hold.is_new() && is_retried(upstream))?;
         self.is_refused = true;
@@ -91,7 +91,7 @@ impl Candidates {
     }
 
     /// Whether there is more than one to choose from, as far as is known by now.
-    pub(crate) fn are_several(&self) -> bool {
+    pub(crate) fn has_several(&self) -> bool {
         self.several
     }
 
@@ -109,18 +109,22 @@ impl Candidates {
     ///
     /// # Errors
     /// When there is none left.
-    pub(crate) async fn reach_next(&mut self, upstream: &Upstream, header: &[u8]) -> Result<Reached, Ending> {
+    pub(crate) async fn reach_next(
+        &mut self,
+        upstream: &Upstream,
+        header: &[u8],
+    ) -> Result<ConnectedUpstream, Outcome> {
         while let Some(place) = self.next(upstream).await {
             let begun = Instant::now();
             // No place may take more than its share of what time its node has.
-            let reached = reach(&place, upstream, header, begun + share(self.left, self.places.len() + 1)).await;
+            let connected = reach(&place, upstream, header, begun + share(self.left, self.places.len() + 1)).await;
             self.left = self.left.saturating_sub(begun.elapsed());
-            match reached {
-                Ok(leg) => return Ok(Reached { leg, place }),
-                Err(unfit) => self.reject(&place, upstream, unfit),
+            match connected {
+                Ok(leg) => return Ok(ConnectedUpstream { leg, place }),
+                Err(endpoint_error) => self.reject(&place, upstream, endpoint_error),
             }
         }
-        Err(Ending::new(self.reason, printable::list(&self.failures)))
+        Err(Outcome::new(self.reason, printable::list(&self.failures)))
     }
 
     async fn next(&mut self, upstream: &Upstream) -> Option<Whereabouts> {
@@ -147,9 +151,9 @@ impl Candidates {
     }
 
     /// One of them will not do.
-    pub(crate) fn reject(&mut self, place: &Whereabouts, upstream: &Upstream, unfit: Unfit) {
-        note_unfit(place, upstream, &unfit, self.several);
-        let Unfit { reason, words, answers, refuses, .. } = unfit;
+    pub(crate) fn reject(&mut self, place: &Whereabouts, upstream: &Upstream, endpoint_error: EndpointError) {
+        note_unfit(place, upstream, &endpoint_error, self.several);
+        let EndpointError { reason, words, answers, refuses, .. } = endpoint_error;
         self.is_refused |= refuses;
         self.is_soon |= answers;
         self.failures.push(format!("upstream {place}: {words}"));
@@ -157,15 +161,15 @@ impl Candidates {
     }
 
     /// Turns a client away for whom there is none left.
-    fn turn_away(&self, ending: Ending, ready: Ready, facts: &mut Facts) -> Leave {
-        let Identified { client, terms, .. } = ready.identified;
+    fn close_client(&self, ending: Outcome, ready: SessionRequest, fields: &mut ConnectionFields) -> Close {
+        let AuthorizedClient { client, terms, .. } = ready.authorized;
         // Each of them has been tried.
-        facts.upstream = Some(Arc::clone(&terms.upstream.name));
+        fields.upstream = Some(Arc::clone(&terms.upstream.name));
         let protocol = terms.protocol;
         match (protocol, self.is_soon) {
-            (Protocol::Postgres, true) => Leave::with_words(ending, client, postgres::come_again()),
+            (Protocol::Postgres, true) => Close::with_words(ending, client, postgres::come_again()),
             (Protocol::Postgres | Protocol::Redis | Protocol::Tcp, _) => {
-                Leave::refused(ending, client, protocol, Startup::Heard)
+                Close::refused(ending, client, protocol, StartupState::Heard)
             }
         }
     }
@@ -173,42 +177,42 @@ impl Candidates {
 
 /// Reaches an upstream for a client, which is held while all refuse connections, for `dial_retry`.
 pub(crate) async fn dial(
-    mut ready: Ready,
+    mut ready: SessionRequest,
     candidates: &mut Candidates,
     current: &Current,
-    facts: &mut Facts,
-) -> Result<Dialled, Leave> {
+    fields: &mut ConnectionFields,
+) -> Result<Dialed, Close> {
     loop {
-        let terms = &ready.identified.terms;
+        let terms = &ready.authorized.terms;
         let mut ending = match candidates.known_refusal(&terms.upstream) {
             Some(ending) => ending,
             None => {
-                let Identified { client, credential, .. } = &ready.identified;
-                let header = proxy_header::of_client(client, credential.as_deref(), &terms.upstream, facts);
+                let AuthorizedClient { client, credential, .. } = &ready.authorized;
+                let header = proxy_header::of_client(client, credential.as_deref(), &terms.upstream, fields);
                 match candidates.reach_next(&terms.upstream, &header).await {
-                    Ok(reached) => {
+                    Ok(connected) => {
                         // Whether it will do is not known yet; the next one may try meanwhile.
                         candidates.hold.release();
-                        facts.upstream = Some(reached.place.node.address().to_string().into());
-                        let Ready { identified, first } = ready;
-                        return Ok(Dialled { identified, reached, first });
+                        fields.upstream = Some(connected.place.node.address().to_string().into());
+                        let SessionRequest { authorized, first } = ready;
+                        return Ok(Dialed { authorized, connected, first });
                     }
                     Err(ending) if candidates.is_refused && is_retried(&terms.upstream) => {
                         terms.upstream.nodes.outage().note(&ending, Instant::now().into_std());
                         ending
                     }
-                    Err(ending) => return Err(candidates.turn_away(ending, ready, facts)),
+                    Err(ending) => return Err(candidates.close_client(ending, ready, fields)),
                 }
             }
         };
-        let (held, again) = candidates.hold.wait(ready, current, facts).await?;
+        let (held, again) = candidates.hold.wait(ready, current, fields).await?;
         ready = again;
         match held {
-            Held::DialAgain => candidates.start_over(&ready.identified.terms.upstream),
-            Held::GiveUp => {
-                let retry = ready.identified.terms.upstream.settings.dial_retry;
+            HoldOutcome::DialAgain => candidates.start_over(&ready.authorized.terms.upstream),
+            HoldOutcome::GiveUp => {
+                let retry = ready.authorized.terms.upstream.settings.dial_retry;
                 ending.add(format_args!("; it was dialled again for {retry:?} (dial_retry)"));
-                return Err(candidates.turn_away(ending, ready, facts));
+                return Err(candidates.close_client(ending, ready, fields));
             }
         }
     }
@@ -225,16 +229,16 @@ pub(crate) async fn dial_for_cancel(
     place: Option<&Whereabouts>,
     upstream: &Upstream,
     header: &[u8],
-) -> Result<(UpstreamLeg, Arc<Node>), Ending> {
+) -> Result<(UpstreamLeg, Arc<Node>), Outcome> {
     let Some(place) = place else {
-        let reached = Candidates::of(upstream).reach_next(upstream, header).await?;
-        return Ok((reached.leg, reached.place.node));
+        let connected = Candidates::of(upstream).reach_next(upstream, header).await?;
+        return Ok((connected.leg, connected.place.node));
     };
     let deadline = Instant::now() + upstream.settings.connect_timeout;
     // That a connection is taken is too little to know that a server answers.
-    let failed = |unfit: Unfit| {
-        note_unfit(place, upstream, &unfit, upstream.nodes.are_several());
-        Ending::new(unfit.reason, format_args!("upstream {place}: {}", unfit.words))
+    let failed = |endpoint_error: EndpointError| {
+        note_unfit(place, upstream, &endpoint_error, upstream.nodes.has_several());
+        Outcome::new(endpoint_error.reason, format_args!("upstream {place}: {}", endpoint_error.words))
     };
     let leg = reach_anyhow(place, upstream, header, deadline).await.map_err(failed)?;
     Ok((leg, Arc::clone(&place.node)))

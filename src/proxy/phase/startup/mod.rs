@@ -8,50 +8,50 @@ pub(crate) mod packet;
 
 use tokio::time::timeout;
 
-use crate::outcome::{Ending, Reason};
+use crate::outcome::{Outcome, Reason};
 use crate::protocol::Protocol;
 use crate::protocol::postgres::Packet;
-use crate::proxy::phase::authorize::Identified;
-use crate::proxy::phase::close::Leave;
+use crate::proxy::phase::authorize::AuthorizedClient;
+use crate::proxy::phase::close::Close;
 use crate::proxy::phase::startup::packet::{Unheard, first_packet};
 
 /// A client that wants the upstream, and what it has said already.
 #[derive(Debug)]
-pub(crate) struct Ready {
-    pub(crate) identified: Identified,
+pub(crate) struct SessionRequest {
+    pub(crate) authorized: AuthorizedClient,
     pub(crate) first: Vec<u8>,
 }
 
 /// What the client has come for.
 #[derive(Debug)]
-pub(crate) enum Heard {
-    Session(Ready),
+pub(crate) enum StartupRequest {
+    Session(SessionRequest),
     /// A whole CancelRequest, as it came.
-    Cancel(Identified, Vec<u8>),
+    Cancel(AuthorizedClient, Vec<u8>),
 }
 
-pub(crate) async fn hear(mut identified: Identified) -> Result<Heard, Leave> {
-    if identified.terms.protocol != Protocol::Postgres {
-        return Ok(Heard::Session(Ready { identified, first: Vec::new() }));
+pub(crate) async fn hear(mut authorized: AuthorizedClient) -> Result<StartupRequest, Close> {
+    if authorized.terms.protocol != Protocol::Postgres {
+        return Ok(StartupRequest::Session(SessionRequest { authorized, first: Vec::new() }));
     }
     // The handshake's deadline ends with TLS; the first packet gets as long again.
-    let patience = identified.terms.limits.handshake_timeout;
-    let ending = match timeout(patience, first_packet(&mut identified.client)).await {
+    let patience = authorized.terms.limits.handshake_timeout;
+    let ending = match timeout(patience, first_packet(&mut authorized.client)).await {
         Ok(Ok((Packet::Startup { .. }, first))) => {
-            return Ok(Heard::Session(Ready { identified, first }));
+            return Ok(StartupRequest::Session(SessionRequest { authorized, first }));
         }
-        Ok(Ok((Packet::Cancel { .. }, packet))) => return Ok(Heard::Cancel(identified, packet)),
+        Ok(Ok((Packet::Cancel { .. }, packet))) => return Ok(StartupRequest::Cancel(authorized, packet)),
         Ok(Ok((Packet::Ssl | Packet::GssEncryption, _))) => {
-            Ending::new(Reason::ProtocolViolation, "encryption was requested where there is none to be had")
+            Outcome::new(Reason::ProtocolViolation, "encryption was requested where there is none to be had")
         }
-        Ok(Err(Unheard::Malformed(what))) => Ending::new(Reason::ProtocolViolation, what),
-        Ok(Err(Unheard::Lost(error))) => Ending::new(
+        Ok(Err(Unheard::Malformed(what))) => Outcome::new(Reason::ProtocolViolation, what),
+        Ok(Err(Unheard::Lost(error))) => Outcome::new(
             Reason::ClientClosed,
             format_args!(
                 "the client left after the TLS handshake, before its StartupMessage ({error}); it may not accept our certificate's name"
             ),
         ),
-        Err(_) => Ending::new(Reason::HandshakeTimeout, "no StartupMessage came after the TLS handshake"),
+        Err(_) => Outcome::new(Reason::HandshakeTimeout, "no StartupMessage came after the TLS handshake"),
     };
-    Err(identified.refused(ending))
+    Err(authorized.refused(ending))
 }

@@ -37,11 +37,11 @@ pub(crate) enum Side {
 pub(crate) struct DeadPeers {
     timeout: Span,
     /// Nothing as long as no byte was carried and all that was sent is acknowledged: an idle session has none.
-    watch: Option<Box<Watch>>,
+    watch: Option<Box<SocketWatch>>,
 }
 
 #[derive(Debug)]
-struct Watch {
+struct SocketWatch {
     alarm: Pin<Box<Sleep>>,
     client: Peer,
     upstream: Peer,
@@ -92,9 +92,9 @@ pub(crate) struct Sent {
 
 /// What is to be done about a peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Verdict {
+enum PeerStatus {
     /// It has acknowledged everything.
-    Settled,
+    Selected,
     /// It has not, and is to be looked at again by then at the latest.
     Owes(Option<Instant>),
     Dead,
@@ -131,7 +131,7 @@ impl DeadPeers {
                 return Poll::Pending;
             }
             Some(watch) => watch.has_carried |= has_carried,
-            None if has_carried => self.watch = Some(Box::new(Watch::new(interval))),
+            None if has_carried => self.watch = Some(Box::new(SocketWatch::new(interval))),
             None => {}
         }
         let Some(watch) = &mut self.watch else { return Poll::Pending };
@@ -142,16 +142,16 @@ impl DeadPeers {
             for (side, peer) in [(Side::Client, &mut watch.client), (Side::Upstream, &mut watch.upstream)] {
                 let verdict = match sent(side) {
                     Known::Sent(sent) => peer.judge(sent, now, timeout),
-                    Known::Nothing => Verdict::Settled,
-                    Known::NotNow => Verdict::Owes(None),
+                    Known::Nothing => PeerStatus::Selected,
+                    Known::NotNow => PeerStatus::Owes(None),
                 };
                 match verdict {
-                    Verdict::Settled => {}
-                    Verdict::Owes(due) => {
+                    PeerStatus::Selected => {}
+                    PeerStatus::Owes(due) => {
                         is_settled = false;
                         next = due.map_or(next, |due| next.min(due));
                     }
-                    Verdict::Dead => return Poll::Ready(side),
+                    PeerStatus::Dead => return Poll::Ready(side),
                 }
             }
             if is_settled {
@@ -165,7 +165,7 @@ impl DeadPeers {
     }
 }
 
-impl Watch {
+impl SocketWatch {
     fn new(interval: Duration) -> Self {
         Self {
             alarm: Box::pin(sleep_until(Instant::now() + interval)),
@@ -177,15 +177,15 @@ impl Watch {
 }
 
 impl Peer {
-    fn judge(&mut self, sent: Sent, now: Instant, timeout: Duration) -> Verdict {
+    fn judge(&mut self, sent: Sent, now: Instant, timeout: Duration) -> PeerStatus {
         let asked = sent.asked(now);
         let former = self.unanswered.filter(|former| former.segments == sent.segments);
         self.unanswered = asked.map(|since| former.unwrap_or(Unanswered { since, segments: sent.segments }));
         match self.unanswered {
-            Some(Unanswered { since, .. }) if now.saturating_duration_since(since) >= timeout => Verdict::Dead,
-            Some(Unanswered { since, .. }) => Verdict::Owes(Some(since + timeout)),
-            None if sent.unacknowledged > 0 || sent.unsent > 0 => Verdict::Owes(None),
-            None => Verdict::Settled,
+            Some(Unanswered { since, .. }) if now.saturating_duration_since(since) >= timeout => PeerStatus::Dead,
+            Some(Unanswered { since, .. }) => PeerStatus::Owes(Some(since + timeout)),
+            None if sent.unacknowledged > 0 || sent.unsent > 0 => PeerStatus::Owes(None),
+            None => PeerStatus::Selected,
         }
     }
 }

@@ -15,7 +15,7 @@ fn seconds(seconds: f64) -> Duration {
 fn judged(peer: &mut Peer, start: Instant, looks: impl IntoIterator<Item = (f64, Sent)>) -> Option<f64> {
     looks
         .into_iter()
-        .find_map(|(at, sent)| (peer.judge(sent, start + seconds(at), TIMEOUT) == Verdict::Dead).then_some(at))
+        .find_map(|(at, sent)| (peer.judge(sent, start + seconds(at), TIMEOUT) == PeerStatus::Dead).then_some(at))
 }
 
 /// Four in the time that a peer has.
@@ -184,5 +184,5 @@ async fn kernel_tells_of_a_peer_that_does_not_read() {
     let stream = TcpStream::from_std(stream).unwrap();
     let Known::Sent(sent) = Sent::over(&stream) else { panic!("the kernel tells") };
     assert!(sent.unsent > 0, "{sent:?}");
-    assert_eq!(Peer::default().judge(sent, Instant::now(), TIMEOUT), Verdict::Owes(None), "{sent:?}");
+    assert_eq!(Peer::default().judge(sent, Instant::now(), TIMEOUT), PeerStatus::Owes(None), "{sent:?}");
 }

@@ -15,9 +15,9 @@ use tokio_rustls::{TlsConnector, client};
 use super::*;
 use crate::addr::ClientAddr;
 use crate::config::Limits;
-use crate::proxy::phase::close::Parting;
-use crate::session::registry::Register;
-use crate::session::registry::state::State;
+use crate::proxy::phase::close::Farewell;
+use crate::session::registry::ConnectionRegistry;
+use crate::session::registry::state::SessionState;
 use crate::tls::engine::Records;
 use crate::tls::fixtures::{Accent, speech};
 use crate::transport::socket::Socket;
@@ -46,8 +46,8 @@ fn relay(protocol: Protocol, client: ClientLeg, upstream: UpstreamLeg, half_clos
         outbound: Flow::new(Vec::new()),
         first_end: None,
         is_unheard: false,
-        shown_out: false,
-        clock: Clock::new(Limits { half_close_timeout, ..Limits::default() }),
+        terminated: false,
+        idle_timer: IdleTimer::new(Limits { half_close_timeout, ..Limits::default() }),
         dead_peers: DeadPeers::new(LONG),
         _counted: Counted::alone(),
     }
@@ -72,7 +72,7 @@ impl Session {
 
     /// The upstream says this, and all of it is on its way to the client.
     async fn says(&mut self, bytes: &[u8]) {
-        let mut carried = Carried::default();
+        let mut carried = ByteCounts::default();
         let relayed = poll_fn(|cx| {
             assert!(self.relay.poll(&mut carried, cx).is_pending());
             if carried.outbound == bytes.len() as u64 { Poll::Ready(()) } else { Poll::Pending }
@@ -87,24 +87,24 @@ impl Session {
     }
 
     /// It is shown out. What remains are the client, the farewell to it, and the upstream.
-    async fn shown_out(mut self, reason: Reason) -> (TlsClient, Parting, UnixStream) {
-        let register = Arc::new(Register::default());
-        let presence = enter(&register);
-        register.end_all(reason);
-        let ending = self.relay.run(&presence, &mut Carried::default()).await;
+    async fn terminated(mut self, reason: Reason) -> (TlsClient, Farewell, UnixStream) {
+        let registry = Arc::new(ConnectionRegistry::default());
+        let guard = enter(&registry);
+        registry.terminate_all(reason);
+        let ending = self.relay.run(&guard, &mut ByteCounts::default()).await;
         assert_eq!(ending.reason, reason);
-        (self.client, self.relay.leave(ending).parting, self.upstream)
+        (self.client, self.relay.close(ending).farewell, self.upstream)
     }
 
     /// It is shown out, and this is all that the client hears from the beginning to close_notify.
     async fn heard_until_shown_out(self, reason: Reason) -> Vec<u8> {
-        let (client, parting, _) = self.shown_out(reason).await;
-        tokio::join!(heard_by(client), parting.say()).0
+        let (client, farewell, _) = self.terminated(reason).await;
+        tokio::join!(heard_by(client), farewell.say()).0
     }
 }
 
-fn enter(register: &Arc<Register>) -> Presence {
-    register.enter("db".into(), ClientAddr::new(([127, 0, 0, 1], 1).into()))
+fn enter(registry: &Arc<ConnectionRegistry>) -> ConnectionGuard {
+    registry.enter("db".into(), ClientAddr::new(([127, 0, 0, 1], 1).into()))
 }
 
 /// All that a client hears to close_notify; an end without it is an error. Then it hangs up.
@@ -156,9 +156,9 @@ async fn what_is_on_its_way_comes_first_and_then_the_goodbye() {
 #[tokio::test]
 async fn what_the_flow_holds_itself_is_on_its_way_too() {
     let mut session = Session::of(Protocol::Postgres).await;
-    (session.relay.outbound, session.relay.shown_out) = (Flow::new(message(100)), true);
-    let parting = session.relay.leave(Reason::Shutdown.into()).parting;
-    let (heard, ()) = tokio::join!(heard_by(session.client), parting.say());
+    (session.relay.outbound, session.relay.terminated) = (Flow::new(message(100)), true);
+    let farewell = session.relay.close(Reason::Shutdown.into()).farewell;
+    let (heard, ()) = tokio::join!(heard_by(session.client), farewell.say());
     assert!(heard == [message(100), goodbye(Reason::Shutdown)].concat());
 }
 
@@ -191,7 +191,7 @@ async fn behind_the_upstreams_end_nothing_is_said() {
     session.says(&message(100)).await;
     session.upstream.shutdown().await.unwrap();
     let ended = poll_fn(|cx| {
-        assert!(session.relay.poll(&mut Carried::default(), cx).is_pending());
+        assert!(session.relay.poll(&mut ByteCounts::default(), cx).is_pending());
         if session.relay.outbound.has_ended() { Poll::Ready(()) } else { Poll::Pending }
     });
     timeout(PATIENCE, ended).await.unwrap();
@@ -203,24 +203,24 @@ async fn a_client_that_reads_nothing_is_gone_within_a_second_and_its_upstream_at
     let mut session = Session::of(Protocol::Postgres).await;
     session.says(&message(MUCH)).await;
     assert!(session.is_held_up().await);
-    let (_client, parting, mut upstream) = session.shown_out(Reason::CredentialRevoked).await;
+    let (_client, farewell, mut upstream) = session.terminated(Reason::CredentialRevoked).await;
     assert_eq!(timeout(PATIENCE, upstream.read(&mut [0; 1])).await.unwrap().unwrap(), 0);
     // From here on time passes only where there is nothing else to do.
     pause();
     let begun = Instant::now();
-    parting.say().await;
+    farewell.say().await;
     assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
 }
 
 /// What a client hears of an upstream that ended like this, and whether close_notify was behind it.
-async fn heard_of(end: impl AsyncFnOnce(TcpStream)) -> (Vec<u8>, io::Result<usize>, Ending) {
+async fn heard_of(end: impl AsyncFnOnce(TcpStream)) -> (Vec<u8>, io::Result<usize>, Outcome) {
     let (mut client, ours) = secured().await;
     let (near, far) = tcp_pair().await;
     let mut relay = relay(Protocol::Redis, ours, Leg::Plain(Socket::Tcp(near)), LONG);
-    let presence = enter(&Arc::new(Register::default()));
+    let guard = enter(&Arc::new(ConnectionRegistry::default()));
     let session = async {
-        let ending = relay.run(&presence, &mut Carried::default()).await;
-        relay.leave(ending.clone()).parting.say().await;
+        let ending = relay.run(&guard, &mut ByteCounts::default()).await;
+        relay.close(ending.clone()).farewell.say().await;
         ending
     };
     let talk = async {
@@ -274,12 +274,12 @@ async fn a_reset_that_the_writer_hears_of_first_is_no_end() {
     client.write_all(b"PING\r\n").await.unwrap();
     client.flush().await.unwrap();
     // The inbound flow is polled first, and takes the kernel's error with it.
-    let presence = enter(&Arc::new(Register::default()));
-    let mut carried = Carried::default();
-    let ending = timeout(PATIENCE, relay.run(&presence, &mut carried)).await.unwrap();
+    let guard = enter(&Arc::new(ConnectionRegistry::default()));
+    let mut carried = ByteCounts::default();
+    let ending = timeout(PATIENCE, relay.run(&guard, &mut carried)).await.unwrap();
     assert_eq!((ending.reason, carried.outbound), (Reason::UpstreamClosed, 11));
-    let parting = relay.leave(ending).parting;
-    assert!(matches!(parting, Parting::Cut(..)), "{parting:?}");
+    let farewell = relay.close(ending).farewell;
+    assert!(matches!(farewell, Farewell::Cut(..)), "{farewell:?}");
 }
 
 #[tokio::test]
@@ -287,11 +287,11 @@ async fn a_client_that_heard_a_part_of_the_answer_until_the_half_close_ran_out_i
     let (mut client, ours) = secured().await;
     let (near, mut far) = tcp_pair().await;
     let mut relay = relay(Protocol::Redis, ours, Leg::Plain(Socket::Tcp(near)), Duration::from_millis(50));
-    let presence = enter(&Arc::new(Register::default()));
+    let guard = enter(&Arc::new(ConnectionRegistry::default()));
     let session = async {
-        let ending = relay.run(&presence, &mut Carried::default()).await;
+        let ending = relay.run(&guard, &mut ByteCounts::default()).await;
         let reason = ending.reason;
-        relay.leave(ending).parting.say().await;
+        relay.close(ending).farewell.say().await;
         reason
     };
     let talk = async {
@@ -308,22 +308,22 @@ async fn a_client_that_heard_a_part_of_the_answer_until_the_half_close_ran_out_i
 }
 
 /// The state of a session once one side has ended, and whether the other is still heard.
-async fn state_behind_the_end_of(side: EndedBy) -> Option<State> {
+async fn state_behind_the_end_of(side: ClosedSide) -> Option<SessionState> {
     let Session { mut client, relay: mut between, mut upstream } = Session::of(Protocol::Redis).await;
-    let register = Arc::new(Register::default());
-    let presence = enter(&register);
-    presence.mark_open();
-    let mut carried = Carried::default();
+    let registry = Arc::new(ConnectionRegistry::default());
+    let guard = enter(&registry);
+    guard.mark_open();
+    let mut carried = ByteCounts::default();
     let talk = async {
         let mut byte = [0];
         match side {
-            EndedBy::Client => {
+            ClosedSide::Client => {
                 client.shutdown().await.unwrap();
                 assert_eq!(upstream.read(&mut byte).await.unwrap(), 0);
                 upstream.write_all(&[7]).await.unwrap();
                 assert_eq!(client.read_u8().await.unwrap(), 7);
             }
-            EndedBy::Upstream => {
+            ClosedSide::Upstream => {
                 upstream.shutdown().await.unwrap();
                 assert_eq!(client.read(&mut byte).await.unwrap(), 0);
                 client.write_all(&[7]).await.unwrap();
@@ -333,16 +333,16 @@ async fn state_behind_the_end_of(side: EndedBy) -> Option<State> {
         }
     };
     tokio::select! {
-        ending = between.run(&presence, &mut carried) => panic!("it ended: {ending:?}"),
+        ending = between.run(&guard, &mut carried) => panic!("it ended: {ending:?}"),
         told = timeout(PATIENCE, talk) => told.unwrap(),
     }
-    register.find(presence.id()).unwrap().state()
+    registry.find(guard.id()).unwrap().state()
 }
 
 #[tokio::test]
 async fn side_that_ended_is_noted_while_the_other_goes_on() {
-    for side in [EndedBy::Client, EndedBy::Upstream] {
-        assert_eq!(state_behind_the_end_of(side).await, Some(State::HalfClosed(side)));
+    for side in [ClosedSide::Client, ClosedSide::Upstream] {
+        assert_eq!(state_behind_the_end_of(side).await, Some(SessionState::HalfClosed(side)));
     }
 }
 
@@ -350,8 +350,8 @@ async fn side_that_ended_is_noted_while_the_other_goes_on() {
 async fn nothing_ends_a_session_that_is_silent_for_days_and_then_each_side_is_heard() {
     let Session { mut client, relay: mut between, mut upstream } = Session::of(Protocol::Redis).await;
     pause();
-    let presence = enter(&Arc::new(Register::default()));
-    let mut carried = Carried::default();
+    let guard = enter(&Arc::new(ConnectionRegistry::default()));
+    let mut carried = ByteCounts::default();
     let wait = async {
         for day in 0..30_u8 {
             advance(Duration::from_secs(86_400)).await;
@@ -363,7 +363,7 @@ async fn nothing_ends_a_session_that_is_silent_for_days_and_then_each_side_is_he
         }
     };
     tokio::select! {
-        ending = between.run(&presence, &mut carried) => panic!("it ended: {ending:?}"),
+        ending = between.run(&guard, &mut carried) => panic!("it ended: {ending:?}"),
         () = wait => {}
     }
     assert_eq!((carried.inbound, carried.outbound), (30, 30));

@@ -97,7 +97,7 @@ enum Seen {
     End,
     /// The end of TCP, without close_notify.
     Cut,
-    Broken,
+    FlowError,
 }
 
 /// One end, and what has become of it.
@@ -155,19 +155,19 @@ impl End {
             Act::Say(length) => self.unsaid = (self.unsaid + length).min(MOST_SAID - self.said),
             Act::Listen(listens) => self.listens = listens,
             Act::Finish(how) => self.finishing = self.finishing.or(Some(how)),
-            Act::Close => self.leave(),
+            Act::Close => self.close(),
             Act::Reset => {
                 if let Some(line) = &self.line {
                     // Nothing to a Unix socket.
                     line.socket().set_linger(Some(Duration::ZERO)).unwrap();
                     self.is_reset = !matches!(line, Leg::Plain(Socket::Unix(_)));
                 }
-                self.leave();
+                self.close();
             }
         }
     }
 
-    fn leave(&mut self) {
+    fn close(&mut self) {
         self.has_left |= self.line.take().is_some();
     }
 
@@ -218,7 +218,7 @@ impl End {
                 self.seen = words.is_empty().then_some(Seen::End);
             }
             Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => self.seen = Some(Seen::Cut),
-            Poll::Ready(Err(_)) => self.seen = Some(Seen::Broken),
+            Poll::Ready(Err(_)) => self.seen = Some(Seen::FlowError),
         }
     }
 }
@@ -226,9 +226,9 @@ impl End {
 /// How the session says that it ended.
 struct Told {
     reason: Reason,
-    carried: Carried,
+    carried: ByteCounts,
     /// What the farewell still had to say.
-    parting: usize,
+    farewell: usize,
 }
 
 struct Scene {
@@ -236,8 +236,8 @@ struct Scene {
     upstream: End,
     /// One.
     session: JoinSet<Told>,
-    register: Arc<Register>,
-    shown_out: bool,
+    registry: Arc<ConnectionRegistry>,
+    terminated: bool,
 }
 
 impl Scene {
@@ -245,18 +245,18 @@ impl Scene {
         let (near, ours) = client_leg(client).await;
         let (far, theirs) = upstream_leg(upstream).await;
         let mut relay = relay(Protocol::Tcp, ours, theirs, LONG);
-        let register = Arc::new(Register::default());
-        let presence = enter(&register);
+        let registry = Arc::new(ConnectionRegistry::default());
+        let guard = enter(&registry);
         let mut session = JoinSet::new();
         session.spawn(async move {
-            let mut carried = Carried::default();
-            let ending = relay.run(&presence, &mut carried).await;
-            let (reason, parting) = (ending.reason, relay.outbound.held().len());
-            relay.leave(ending).parting.say().await;
-            Told { reason, carried, parting }
+            let mut carried = ByteCounts::default();
+            let ending = relay.run(&guard, &mut carried).await;
+            let (reason, farewell) = (ending.reason, relay.outbound.held().len());
+            relay.close(ending).farewell.say().await;
+            Told { reason, carried, farewell }
         });
         let (client, upstream) = (End::new(near, CLIENTS), End::new(far, UPSTREAMS));
-        Self { client, upstream, session, register, shown_out: false }
+        Self { client, upstream, session, registry, terminated: false }
     }
 
     async fn play(&mut self, script: &[Step]) {
@@ -270,8 +270,8 @@ impl Scene {
                     }
                 }
                 Step::ShowOut => {
-                    self.shown_out = true;
-                    self.register.end_all(Reason::SourceRevoked);
+                    self.terminated = true;
+                    self.registry.terminate_all(Reason::SourceRevoked);
                 }
             }
         }
@@ -285,7 +285,7 @@ impl Scene {
         })
         .await;
         // Whoever does not listen stops who speaks. Only a farewell hears for nobody.
-        let is_over = self.shown_out || self.upstream.has_ended();
+        let is_over = self.terminated || self.upstream.has_ended();
         for (speaker, hearer) in [(&self.upstream, &self.client), (&self.client, &self.upstream)] {
             let of_farewell = if is_over { 256 << 10 } else { 0 };
             let (said, heard) = (speaker.said, hearer.heard);
@@ -385,13 +385,14 @@ async fn hold(client: Kind, upstream: Kind, script: &[Step]) {
     // Whoever is left hears the other out; if nobody has ended, the client does.
     scene.ends().into_iter().for_each(|end| end.listens = true);
     let nobody = scene.ends().iter().all(|end| !end.has_left && end.finishing.is_none());
-    if nobody && !scene.shown_out {
+    if nobody && !scene.terminated {
         scene.client.finishing = Some(Finish::Politely);
     }
     scene
-        .until("the end is passed on", |Scene { client, upstream, shown_out, .. }| {
-            let knows =
-                |end: &End, other: &End| end.line.is_none() || end.seen.is_some() || !(*shown_out || other.has_ended());
+        .until("the end is passed on", |Scene { client, upstream, terminated, .. }| {
+            let knows = |end: &End, other: &End| {
+                end.line.is_none() || end.seen.is_some() || !(*terminated || other.has_ended())
+            };
             let is_through = |end: &End| end.line.is_none() || end.finishing.is_none() || end.finished.is_some();
             knows(client, upstream) && knows(upstream, client) && is_through(client) && is_through(upstream)
         })
@@ -406,9 +407,9 @@ async fn hold(client: Kind, upstream: Kind, script: &[Step]) {
     // The farewell waits for the client's end.
     scene.ends().into_iter().for_each(|end| end.line = None);
     let told = timeout(PATIENCE, scene.session.join_next()).await.expect("it ends").unwrap().expect("no panic");
-    assert_eq!(scene.register.count(), 0, "it is still in the register");
+    assert_eq!(scene.registry.count(), 0, "it is still in the register");
     assert_told(&scene, ended, &told);
-    if !scene.shown_out {
+    if !scene.terminated {
         assert_heard((&scene.client, client), (&scene.upstream, upstream));
         assert_heard((&scene.upstream, upstream), (&scene.client, client));
     }
@@ -416,12 +417,12 @@ async fn hold(client: Kind, upstream: Kind, script: &[Step]) {
 
 /// The reason is that of who has ended first, and the counts lie between what was said and what was heard.
 fn assert_told(scene: &Scene, ended: (bool, bool), told: &Told) {
-    let Scene { client, upstream, shown_out, .. } = scene;
+    let Scene { client, upstream, terminated, .. } = scene;
     let inbound = usize::try_from(told.carried.inbound).unwrap();
     let outbound = usize::try_from(told.carried.outbound).unwrap();
     assert!(upstream.heard <= inbound && inbound <= client.said, "{} {inbound} {}", upstream.heard, client.said);
-    assert!(client.heard <= outbound + told.parting && outbound <= upstream.said, "{} {outbound}", client.heard);
-    let reasons: &[Reason] = match (shown_out, ended) {
+    assert!(client.heard <= outbound + told.farewell && outbound <= upstream.said, "{} {outbound}", client.heard);
+    let reasons: &[Reason] = match (terminated, ended) {
         (true, _) => &[Reason::SourceRevoked, Reason::ClientClosed, Reason::UpstreamClosed],
         (false, (true, false)) => &[Reason::ClientClosed],
         (false, (false, true)) => &[Reason::UpstreamClosed],

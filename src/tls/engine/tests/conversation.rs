@@ -190,7 +190,7 @@ impl<E: Engine> Conversation<E> {
     }
 
     /// Carries all there is, in pieces of these sizes.
-    pub(crate) fn settle(&mut self, pieces: &[usize]) {
+    pub(crate) fn select(&mut self, pieces: &[usize]) {
         for piece in pieces.iter().cycle() {
             if self.to_server.is_empty() && self.to_client.is_empty() {
                 return;

@@ -22,7 +22,7 @@ impl Pen {
     /// Past the handshake, the client's pen taken from its hand.
     fn after_handshake(suite: usize) -> (Self, Records) {
         let mut conversation = Conversation::<Records>::new(Accent { suite, record: None, known: false }, None);
-        conversation.settle(&[usize::MAX]);
+        conversation.select(&[usize::MAX]);
         let (sequence, secrets) = conversation.client.dangerous_extract_secrets().unwrap().tx;
         let (algorithm, key, iv) = match secrets {
             Aes128Gcm { key, iv } => (&AES_128_GCM, key, iv),

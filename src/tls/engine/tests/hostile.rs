@@ -75,7 +75,7 @@ proptest! {
             conversation.take(Step::NewKeys);
             conversation.take(Step::ServerSays(10));
         }
-        conversation.settle(&pieces);
+        conversation.select(&pieces);
         let Conversation { at_server, at_client, .. } = conversation;
         // Nothing is ever heard that was not said, and nothing out of its order.
         prop_assert!(at_server.bytes == speech(0, at_server.bytes.len()));
@@ -111,13 +111,13 @@ proptest! {
 fn a_record_broken_after_the_handshake_costs_nothing_of_what_came_before_it() {
     for suite in 0..6 {
         let mut conversation = Conversation::<Records>::new(Accent { suite, record: None, known: false }, None);
-        conversation.settle(&[usize::MAX]);
+        conversation.select(&[usize::MAX]);
         conversation.take(Step::ClientSays(1000));
         conversation.take(Step::ServerSays(1000));
         let whole = conversation.to_server.len();
         conversation.take(Step::ClientSays(1000));
         conversation.to_server[whole + 100] ^= 1;
-        conversation.settle(&[usize::MAX]);
+        conversation.select(&[usize::MAX]);
         assert_eq!(conversation.at_server.bytes, speech(0, 1000));
         assert_eq!(conversation.at_server.error, Some(Error::DecryptError));
         assert_eq!(conversation.at_client.bytes, speech(0, 1000));

@@ -66,10 +66,10 @@ fn play<E: Engine>(script: &Script) -> Conversation<E> {
         conversation.take(*step);
     }
     for last in [Step::ToServer(0), Step::ClientCloses, Step::ServerCloses] {
-        conversation.settle(&script.pieces);
+        conversation.select(&script.pieces);
         conversation.take(last);
     }
-    conversation.settle(&script.pieces);
+    conversation.select(&script.pieces);
     conversation
 }
 
@@ -95,13 +95,13 @@ fn chat(accent: Accent, shreds: Option<usize>, piece: usize) -> (Heard, Heard) {
     let words = [Step::ClientSays(20_000), Step::ServerSays(20_000)];
     for step in words.into_iter().chain([Step::NewKeys; 3]).chain(words) {
         conversation.take(step);
-        conversation.settle(&[piece]);
+        conversation.select(&[piece]);
     }
     conversation.take(Step::ClientCloses);
-    conversation.settle(&[piece]);
+    conversation.select(&[piece]);
     conversation.take(Step::ServerSays(20_000));
     conversation.take(Step::ServerCloses);
-    conversation.settle(&[piece]);
+    conversation.select(&[piece]);
     (conversation.at_server, conversation.at_client)
 }
 
@@ -136,7 +136,7 @@ fn what_comes_with_the_end_of_the_handshake_is_heard_with_a_part_of_the_next_rec
         assert_eq!(conversation.at_server.bytes, speech(0, 100));
         // While the part is kept, the server speaks.
         conversation.take(Step::ServerSays(100));
-        conversation.settle(&[usize::MAX]);
+        conversation.select(&[usize::MAX]);
         assert_eq!(conversation.at_server.bytes, speech(0, 200));
         assert_eq!(conversation.at_client.bytes, speech(0, 100));
     }
@@ -146,14 +146,14 @@ fn what_comes_with_the_end_of_the_handshake_is_heard_with_a_part_of_the_next_rec
 fn nothing_is_sealed_behind_close_notify() {
     for suite in [0, 3] {
         let mut conversation = Conversation::<Records>::new(Accent { suite, record: None, known: false }, None);
-        conversation.settle(&[usize::MAX]);
+        conversation.select(&[usize::MAX]);
         conversation.take(Step::ServerCloses);
         let mut words = Vec::new();
         assert!(conversation.server.seal(b"one word more", &mut [0; 1000]).is_err());
         conversation.server.close(&mut words);
         assert!(words.is_empty(), "it says close_notify again");
         conversation.take(Step::ClientSays(100));
-        conversation.settle(&[usize::MAX]);
+        conversation.select(&[usize::MAX]);
         assert_eq!(conversation.at_server.bytes, speech(0, 100));
         assert!(conversation.at_client.ended);
     }

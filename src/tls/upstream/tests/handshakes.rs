@@ -54,7 +54,7 @@ impl Pair {
     }
 
     /// Carries what there is to say, until neither has anything more.
-    fn settle(&mut self) -> io::Result<()> {
+    fn select(&mut self) -> io::Result<()> {
         loop {
             let mut words = Vec::new();
             self.ours.speak(&mut words);
@@ -81,7 +81,7 @@ impl Pair {
 /// A handshake and what comes right behind it, judged.
 fn shake(attempt: &UpstreamAttempt, server: &Arc<ServerConfig>) -> io::Result<Records<Client>> {
     let mut pair = Pair::new(attempt, server);
-    pair.settle()?;
+    pair.select()?;
     assert!(!pair.ours.is_handshaking());
     attempt.judge(&pair.ours, OffsetDateTime::now_utc())?;
     Ok(pair.ours)
@@ -200,7 +200,7 @@ fn in_tls_1_3_the_refusal_comes_with_the_first_read() {
     attempt.judge(&pair.ours, OffsetDateTime::now_utc()).unwrap();
     pair.server.read_tls(&mut last.as_slice()).unwrap();
     assert!(pair.server.process_new_packets().is_err());
-    let error = pair.settle().unwrap_err();
+    let error = pair.select().unwrap_err();
     let words = tls.explain(&error).unwrap();
     assert_eq!(words, "the upstream asks for a client certificate; set cert and key of the upstream");
 }

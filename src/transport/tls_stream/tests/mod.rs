@@ -206,9 +206,9 @@ fn what_a_client_broke_is_the_reason_also_where_the_other_direction_notices_firs
 }
 
 /// A socket's writing side, and how often it was shut down.
-struct Ending<W>(W, u32);
+struct Outcome<W>(W, u32);
 
-impl<W: AsyncWrite + Unpin> AsyncWrite for Ending<W> {
+impl<W: AsyncWrite + Unpin> AsyncWrite for Outcome<W> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.0).poll_write(cx, bytes)
     }
@@ -228,7 +228,7 @@ fn a_socket_is_shut_down_once_however_often_the_stream_is() {
     run(async {
         let (near, far) = duplex(16 << 10);
         let (from, to) = split(far);
-        let (_client, mut ours) = tokio::join!(call(ACCENT, near), answer(ACCENT, join(from, Ending(to, 0))));
+        let (_client, mut ours) = tokio::join!(call(ACCENT, near), answer(ACCENT, join(from, Outcome(to, 0))));
         // The flow that ends does it, and so does the farewell.
         ours.shutdown().await.unwrap();
         ours.shutdown().await.unwrap();
