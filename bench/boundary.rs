@@ -3,7 +3,7 @@
 use std::hint::black_box;
 use std::time::Instant;
 
-use portcullis::internals::Boundary;
+use portcullis::internals::FrameTracker;
 
 fn main() {
     println!("{:>10}  {:>11}  {:>7}", "bytes", "message, ns", "GB, ms");
@@ -18,7 +18,7 @@ fn main() {
 /// The time for one message among messages of these lengths, and for a GB of them: the median of many rounds.
 fn report(name: &str, lengths: &[usize]) {
     let stream: Vec<u8> = lengths.iter().flat_map(|length| message(*length)).collect();
-    let mut boundary = Boundary::default();
+    let mut boundary = FrameTracker::default();
     let mut times: Vec<f64> = (0..ROUNDS)
         .map(|_| {
             let start = Instant::now();
@@ -26,7 +26,7 @@ fn report(name: &str, lengths: &[usize]) {
                 boundary.follow(black_box(chunk));
             }
             let seconds = start.elapsed().as_secs_f64();
-            assert!(boundary.is_reached(), "the stream has whole messages only");
+            assert!(boundary.is_at_boundary(), "the stream has whole messages only");
             seconds
         })
         .collect();

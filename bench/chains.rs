@@ -6,7 +6,7 @@ mod handshakes;
 use std::time::{Duration, Instant};
 
 use portcullis::internals::{AnchorValidity, ClientAuth, CrlExpired, TrustedClients};
-use portcullis::internals::{Certificate, ClientTrust, Crl, Evidence, TrustParts};
+use portcullis::internals::{Certificate, ClientAuthSettings, ClientVerifier, Crl, PresentedIdentity};
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, CustomExtension, DnType,
     IsCa, KeyIdMethod, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PKCS_ECDSA_P384_SHA384,
@@ -92,13 +92,13 @@ fn median(
     anchors: &[Authority],
     chain: impl Fn(usize) -> Result<Vec<CertificateDer<'static>>, Failure>,
 ) -> Result<Duration, Failure> {
-    let trust = ClientTrust::new(&parts(anchors.iter().map(|one| one.der().clone()).collect(), Vec::new()))?;
+    let trust = ClientVerifier::new(&parts(anchors.iter().map(|one| one.der().clone()).collect(), Vec::new()))?;
     let now = OffsetDateTime::now_utc();
     let mut times = Vec::new();
     for number in 0..ROUNDS {
         let chain = chain(number)?;
         let began = Instant::now();
-        let _ = std::hint::black_box(trust.judge(Evidence::Chain(&chain), now));
+        let _ = std::hint::black_box(trust.judge(PresentedIdentity::Chain(&chain), now));
         times.push(began.elapsed());
     }
     times.sort_unstable();
@@ -123,11 +123,11 @@ fn lists() -> Result<(), Failure> {
     let began = Instant::now();
     let crls = ders.iter().map(|der| Crl::parse_all(der)).collect::<Result<Vec<_>, _>>()?;
     let anchors = authorities.iter().map(|one| one.der().clone()).collect();
-    let trust = ClientTrust::new(&parts(anchors, crls.into_iter().flatten().collect()))?;
+    let trust = ClientVerifier::new(&parts(anchors, crls.into_iter().flatten().collect()))?;
     let now = OffsetDateTime::now_utc();
     for authority in &authorities {
         let chain = [client(authority, &PKCS_ECDSA_P256_SHA256)?];
-        let _identity = trust.judge(Evidence::Chain(&chain), now).map_err(|ending| format!("{ending:?}"))?;
+        let _identity = trust.judge(PresentedIdentity::Chain(&chain), now).map_err(|ending| format!("{ending:?}"))?;
     }
     let took = began.elapsed();
     println!(
@@ -165,8 +165,8 @@ fn resident() -> Result<u64, Failure> {
     Ok(line.trim().trim_end_matches("kB").trim().parse()?)
 }
 
-fn parts(anchors: Vec<CertificateDer<'static>>, crls: Vec<Crl>) -> TrustParts {
-    TrustParts {
+fn parts(anchors: Vec<CertificateDer<'static>>, crls: Vec<Crl>) -> ClientAuthSettings {
+    ClientAuthSettings {
         auth: ClientAuth::Required,
         anchors,
         pinned: Vec::new(),

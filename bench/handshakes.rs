@@ -188,7 +188,7 @@ fn cases() -> Result<Vec<Case>, Failure> {
         })?,
     ));
 
-    let stranger = authority("Unknown CA", None, p256)?;
+    let untrusted = authority("Unknown CA", None, p256)?;
     let mut subject = named("client");
     let mut extensions = named("client");
     for number in 0..MANY {
@@ -206,7 +206,7 @@ fn cases() -> Result<Vec<Case>, Failure> {
         ("of an unknown CA, 2,000 extensions", extensions.clone()),
         ("of an unknown CA, a common name of 60 KB", wide.clone()),
     ] {
-        cases.push(case(name, &[&root], some(&|| client(&params, &stranger, p256, &[]))?));
+        cases.push(case(name, &[&root], some(&|| client(&params, &untrusted, p256, &[]))?));
     }
     for (name, params) in [
         ("good, 2,000 alternative names", with_names(2_000, "n")),

@@ -12,8 +12,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use portcullis::internals::ClientAddr;
-use portcullis::internals::Evidence;
-use portcullis::internals::Names;
+use portcullis::internals::HostCache;
+use portcullis::internals::PresentedIdentity;
 use portcullis::internals::revocation;
 use portcullis::internals::{Authorization, Snapshot};
 use portcullis::internals::{ConnectionGuard, ConnectionRegistry};
@@ -206,11 +206,10 @@ fn enter_as_many(
     let now = OffsetDateTime::now_utc();
     let session = |(number, chain): (usize, &Vec<CertificateDer<'static>>)| {
         let client = ClientAddr::from_ip(address(number % RULES));
-        let evidence = Evidence::Chain(chain);
-        let permission =
-            snapshot.judge("db", client.into(), evidence, now).map_err(|refusal| format!("{refusal:?}"))?;
+        let presented = PresentedIdentity::Chain(chain);
+        let permit = snapshot.judge("db", client.into(), presented, now).map_err(|refusal| format!("{refusal:?}"))?;
         let guard = registry.enter("db".into(), client);
-        guard.activate(Authorization::on(&permission, None));
+        guard.activate(Authorization::on(&permit, None));
         Ok(guard)
     };
     chains.iter().cycle().take(count).enumerate().map(session).collect()
@@ -319,7 +318,7 @@ impl Site {
 
     fn snapshot(&self, previous: Option<&Snapshot>) -> Result<Snapshot, Failure> {
         let (built, _) =
-            portcullis::internals::build_policy(&self.path("portcullis.toml"), previous, &Names::default());
+            portcullis::internals::build_policy(&self.path("portcullis.toml"), previous, &HostCache::default());
         Ok(built.map_err(|problems| problems.to_string())?.snapshot)
     }
 }

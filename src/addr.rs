@@ -69,27 +69,27 @@ pub struct ClientOrigin {
     /// The client.
     pub client: ClientAddr,
     /// The load balancer whose socket it is, where it is one's.
-    pub balancer: Option<ClientAddr>,
+    pub via: Option<ClientAddr>,
 }
 
 impl ClientOrigin {
     /// The load balancer, where it speaks for somebody else: that a connection of its own comes from it is no matter of
     /// its word.
     pub fn proxy(self) -> Option<ClientAddr> {
-        self.balancer.filter(|balancer| *balancer != self.client)
+        self.via.filter(|via| *via != self.client)
     }
 }
 
 /// Who comes by itself.
 impl From<ClientAddr> for ClientOrigin {
     fn from(client: ClientAddr) -> Self {
-        Self { client, balancer: None }
+        Self { client, via: None }
     }
 }
 
 /// The canonical IP address and the port of a socket's address.
 #[allow(clippy::disallowed_methods, reason = "the one place where an address is taken from a socket's")]
-pub fn canonical(socket: SocketAddr) -> (IpAddr, u16) {
+pub(crate) fn canonical(socket: SocketAddr) -> (IpAddr, u16) {
     (socket.ip().to_canonical(), socket.port())
 }
 

@@ -159,7 +159,7 @@ impl From<Reason> for Outcome {
 
 /// Bytes relayed so far. Kept outside the relay's future, so that a session ended by an error still tells its counts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct ByteCounts {
+pub(crate) struct ByteCounts {
     /// Bytes from the client to the upstream, as plaintext.
     pub inbound: u64,
     /// Bytes from the upstream to the client, as plaintext.

@@ -13,7 +13,7 @@ use nix::fcntl::{AT_FDCWD, AtFlags};
 use nix::unistd::{AccessFlags, Group, User, faccessat, getegid, geteuid};
 
 /// The name of the user that the program runs as, or its number where it has no name.
-pub fn user() -> String {
+pub(crate) fn user() -> String {
     let uid = geteuid();
     User::from_uid(uid).ok().flatten().map_or_else(|| uid.to_string(), |user| user.name)
 }
@@ -25,7 +25,7 @@ fn group() -> String {
 }
 
 /// What could not be done, and why; where permissions are the reason, as which user.
-pub fn cannot(what: &str, error: &io::Error) -> String {
+pub(crate) fn cannot(what: &str, error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::PermissionDenied => format!("{what} as user {}: permission denied", user()),
         _ => format!("{what}: {error}"),
@@ -34,7 +34,7 @@ pub fn cannot(what: &str, error: &io::Error) -> String {
 
 /// The command that lets this user read a file, where something denies it. A file that is `private` stays readable by its
 /// owner alone.
-pub fn fix_for_reading(file: &Path, private: bool) -> Option<String> {
+pub(crate) fn fix_for_reading(file: &Path, private: bool) -> Option<String> {
     if let Some(fix) = fix_for_reaching(file) {
         return Some(fix);
     }
@@ -50,7 +50,7 @@ pub fn fix_for_reading(file: &Path, private: bool) -> Option<String> {
 }
 
 /// The command that lets this user create files in a directory, where something denies it.
-pub fn fix_for_creating(directory: &Path) -> Option<String> {
+pub(crate) fn fix_for_creating(directory: &Path) -> Option<String> {
     if let Some(fix) = fix_for_reaching(directory) {
         return Some(fix);
     }
@@ -61,7 +61,7 @@ pub fn fix_for_creating(directory: &Path) -> Option<String> {
 }
 
 /// The command that lets this user write to a file that exists, where something denies it.
-pub fn fix_for_writing(file: &Path) -> Option<String> {
+pub(crate) fn fix_for_writing(file: &Path) -> Option<String> {
     if let Some(fix) = fix_for_reaching(file) {
         return Some(fix);
     }
@@ -72,20 +72,20 @@ pub fn fix_for_writing(file: &Path) -> Option<String> {
 }
 
 /// Why nothing can be written at `path`, a file or directory that exists, whoever the user is.
-pub fn read_only(path: &Path) -> Option<&'static str> {
+pub(crate) fn read_only(path: &Path) -> Option<&'static str> {
     let is_read_only = matches!(faccessat(AT_FDCWD, path, AccessFlags::W_OK, AtFlags::AT_EACCESS), Err(Errno::EROFS));
     is_read_only
         .then_some("its file system is read-only; mount it writable (systemd: ReadWritePaths=), or choose another path")
 }
 
 /// Whether the kernel denies this address to the user because its port is privileged.
-pub fn is_privileged(address: SocketAddr) -> bool {
+pub(crate) fn is_privileged(address: SocketAddr) -> bool {
     let port = address.port();
     port != 0 && port < first_unprivileged_port() && !may_bind_privileged_ports()
 }
 
 /// How this user comes by a privileged port.
-pub fn fix_for_privileged_port(address: SocketAddr) -> String {
+pub(crate) fn fix_for_privileged_port(address: SocketAddr) -> String {
     format!(
         "ports below {} need CAP_NET_BIND_SERVICE; under systemd set AmbientCapabilities= and CapabilityBoundingSet= to \
          CAP_NET_BIND_SERVICE, or run: sysctl -w net.ipv4.ip_unprivileged_port_start={}",

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::mpsc::{Receiver, channel};
 use std::thread::JoinHandle;
 
-use portcullis::internals::{Admin, Answer, Ask, Status};
+use portcullis::internals::{Admin, AdminRequest, AdminResponse, Status};
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot};
 
@@ -15,13 +15,13 @@ use crate::harness::{Listener, Site};
 
 /// Answers at the site's `admin.sock` until it is dropped.
 struct StandIn {
-    asked: Receiver<Ask>,
+    asked: Receiver<AdminRequest>,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl StandIn {
-    fn answering(site: &Site, answer: impl Fn(&Ask) -> Answer + Send + 'static) -> Self {
+    fn answering(site: &Site, answer: impl Fn(&AdminRequest) -> AdminResponse + Send + 'static) -> Self {
         let (asking, asked) = channel();
         let (stop, mut stopped) = oneshot::channel();
         let (up, is_up) = channel();
@@ -47,7 +47,7 @@ impl StandIn {
         Self { asked, stop: Some(stop), thread: Some(thread) }
     }
 
-    fn asked(&self) -> Vec<Ask> {
+    fn asked(&self) -> Vec<AdminRequest> {
         self.asked.try_iter().collect()
     }
 }
@@ -130,7 +130,7 @@ fn without_an_admin_section_every_command_says_what_to_write() {
 fn a_configuration_that_is_wrong_elsewhere_still_tells_where_the_program_is() {
     let site = site();
     site.write("portcullis.toml", format!("{ADMIN}[[listener]]\nname = 7\n"));
-    let _running = StandIn::answering(&site, |_| Answer::done(status()));
+    let _running = StandIn::answering(&site, |_| AdminResponse::done(status()));
     assert!(portcullis(&site, &["status"]).success().contains("process 42"));
 }
 
@@ -143,8 +143,8 @@ fn status_is_for_people_and_for_programs() {
     ]});
     let theirs = rotation.clone();
     let running = StandIn::answering(&site, move |ask| match ask {
-        Ask::Rotation => Answer::done(theirs.clone()),
-        _ => Answer::done(status()),
+        AdminRequest::Rotation => AdminResponse::done(theirs.clone()),
+        _ => AdminResponse::done(status()),
     });
     let words = portcullis(&site, &["status"]).success();
     assert!(words.contains("Portcullis 0.1.0, process 42") && words.contains("cache"), "{words}");
@@ -155,19 +155,23 @@ fn status_is_for_people_and_for_programs() {
         let said = portcullis(&site, command).success();
         assert_eq!(serde_json::from_str::<Value>(&said).expect("JSON and nothing else"), expected);
     }
-    assert_eq!(running.asked(), [Ask::Status, Ask::Rotation, Ask::Status, Ask::Rotation]);
+    assert_eq!(
+        running.asked(),
+        [AdminRequest::Status, AdminRequest::Rotation, AdminRequest::Status, AdminRequest::Rotation]
+    );
 }
 
 #[test]
 fn reload_tells_the_verdict() {
     let site = site();
-    let running = StandIn::answering(&site, |_| Answer::done(json!({ "result": "applied", "generation": 4 })));
+    let running = StandIn::answering(&site, |_| AdminResponse::done(json!({ "result": "applied", "generation": 4 })));
     assert!(portcullis(&site, &["reload"]).success().contains("generation 4"));
-    assert_eq!(running.asked(), [Ask::Reload]);
+    assert_eq!(running.asked(), [AdminRequest::Reload]);
     drop(running);
 
     let errors = "portcullis.toml:1:1: one\nportcullis.toml:2:1: two";
-    let _running = StandIn::answering(&site, move |_| Answer::error(Status::Unprocessable, "reload_rejected", errors));
+    let _running =
+        StandIn::answering(&site, move |_| AdminResponse::error(Status::Unprocessable, "reload_rejected", errors));
     let outcome = portcullis(&site, &["reload"]);
     assert_eq!(outcome.code, Some(1), "{}", outcome.stderr);
     assert!(outcome.stderr.contains("rejected") && outcome.stderr.contains(errors), "{}", outcome.stderr);
@@ -182,18 +186,18 @@ fn a_plan_changes_nothing_and_is_told() {
     let site = site();
     let plan = json!({ "sources_removed": [{ "listener": "db", "rule": "ip_addr:192.0.2.1" }], "sessions_kept": 5 });
     let theirs = plan.clone();
-    let running = StandIn::answering(&site, move |_| Answer::done(theirs.clone()));
+    let running = StandIn::answering(&site, move |_| AdminResponse::done(theirs.clone()));
     let words = portcullis(&site, &["reload", "--plan"]).success();
     assert!(words.contains("- source       db  ip_addr:192.0.2.1") && words.contains("5 would stay"), "{words}");
     let said = portcullis(&site, &["reload", "--plan", "--json"]).success();
     assert_eq!(serde_json::from_str::<Value>(&said).unwrap(), plan);
-    assert_eq!(running.asked(), [Ask::Plan { file: None }, Ask::Plan { file: None }]);
+    assert_eq!(running.asked(), [AdminRequest::Plan { file: None }, AdminRequest::Plan { file: None }]);
 }
 
 #[test]
 fn check_asks_the_running_program_about_the_file_by_its_whole_path() {
     let site = site();
-    let running = StandIn::answering(&site, |_| Answer::done(json!({ "sessions_kept": 5 })));
+    let running = StandIn::answering(&site, |_| AdminResponse::done(json!({ "sessions_kept": 5 })));
     site.write("new.toml", format!("{ADMIN}{}", Listener::redis("127.0.0.1:6379").named("fresh")));
     let check = |arguments: &[&str]| {
         let mut command = executable();
@@ -203,7 +207,7 @@ fn check_asks_the_running_program_about_the_file_by_its_whole_path() {
     assert!(words.contains("listener fresh") && words.contains("nothing would change"), "{words}");
     let said: Value = serde_json::from_str(&check(&["--json"]).success()).expect("JSON and nothing else");
     assert_eq!((&said["valid"], &said["plan"]["sessions_kept"]), (&json!(true), &json!(5)));
-    let expected = Ask::Plan { file: Some(site.path("new.toml")) };
+    let expected = AdminRequest::Plan { file: Some(site.path("new.toml")) };
     assert_eq!(running.asked(), [expected.clone(), expected]);
 
     // What is wrong by itself is not asked about.
@@ -217,14 +221,14 @@ fn check_asks_the_running_program_about_the_file_by_its_whole_path() {
 fn sessions_are_listed_and_ended() {
     let site = site();
     let running = StandIn::answering(&site, |ask| match ask {
-        Ask::Status => Answer::done(status()),
-        Ask::Sessions => Answer::done(json!({ "sessions": [
+        AdminRequest::Status => AdminResponse::done(status()),
+        AdminRequest::Sessions => AdminResponse::done(json!({ "sessions": [
             { "session": 7, "listener": "cache", "source": "10.0.0.5", "source_port": 4242 },
             { "session": 8, "listener": "db", "source": "10.0.0.6", "source_port": 4243 },
         ]})),
-        Ask::CloseSession(id @ 7..=8) => Answer::done(json!({ "session": id, "was": "open" })),
-        Ask::CloseSession(id @ 6) => Answer::done(json!({ "session": id, "was": "closing" })),
-        _ => Answer::error(Status::NotFound, "session_not_found", "there is no such session"),
+        AdminRequest::CloseSession(id @ 7..=8) => AdminResponse::done(json!({ "session": id, "was": "open" })),
+        AdminRequest::CloseSession(id @ 6) => AdminResponse::done(json!({ "session": id, "was": "closing" })),
+        _ => AdminResponse::error(Status::NotFound, "session_not_found", "there is no such session"),
     });
     let words = portcullis(&site, &["sessions", "list"]).success();
     assert!(words.contains("10.0.0.5:4242") && words.contains("10.0.0.6:4243"), "{words}");
@@ -239,7 +243,7 @@ fn sessions_are_listed_and_ended() {
     let outcome = portcullis(&site, &["sessions", "close", "9", "7"]);
     assert_eq!(outcome.code, Some(1), "{}", outcome.stderr);
     assert!(outcome.stderr.contains("no session 9") && outcome.text().contains("session 7 is ended"));
-    assert_eq!(running.asked(), [7, 8, 9, 7].map(Ask::CloseSession));
+    assert_eq!(running.asked(), [7, 8, 9, 7].map(AdminRequest::CloseSession));
     assert_eq!(portcullis(&site, &["sessions", "close", "6"]).success(), "session 6 was closing already\n");
     assert_eq!(portcullis(&site, &["sessions", "close", "all"]).code, Some(2));
 }

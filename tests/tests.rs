@@ -22,6 +22,8 @@ mod admission;
 mod anchors;
 /// What an upstream is told of a client by the PROXY protocol.
 mod announce;
+/// The floors of `src/`.
+mod architecture;
 /// The events about connections and reloads.
 mod audit;
 /// The audit file: rotated, a FIFO, beside the configuration.
@@ -76,8 +78,6 @@ mod handshakes;
 mod identity;
 /// Keys behind a passphrase, in the environment, and as credentials.
 mod keys;
-/// The floors of `src/`.
-mod layers;
 /// Sessions over legs with TLS and without.
 mod legs;
 /// How many sessions at once, and how fast they may come.

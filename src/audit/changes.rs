@@ -101,13 +101,13 @@ impl Changes {
 }
 
 /// Shown in words where there is no value.
-pub const NO_VALUE: &str = "none";
+pub(crate) const NO_VALUE: &str = "none";
 
 /// Marks in words a difference that weakens protection.
-pub const WEAKENS: &str = " (weakens protection)";
+pub(crate) const WEAKENS: &str = " (weakens protection)";
 
 /// Maximum number of differences that one event or answer lists.
-pub const MAX_DIFFERENCES: usize = 1_000;
+pub(crate) const MAX_DIFFERENCES: usize = 1_000;
 
 #[cfg(test)]
 mod tests {

@@ -14,12 +14,12 @@ use crate::outcome::{Outcome, Reason};
 use crate::printable;
 use crate::source::host::HostName;
 use crate::source::rule::Rule;
-use crate::source::trusted::Standing;
+use crate::source::trusted::SourceMatch;
 use crate::timestamp;
 
 /// What is known about a connection; more as it goes on.
 #[derive(Clone, Debug)]
-pub struct ConnectionFields {
+pub(crate) struct ConnectionFields {
     /// Unique within this process; a stranger gets none.
     pub session: Option<u64>,
     /// The listener's name.
@@ -27,15 +27,15 @@ pub struct ConnectionFields {
     /// Where it comes from.
     pub client: ClientAddr,
     /// The load balancer whose socket it is, where it is one's.
-    pub balancer: Option<ClientAddr>,
+    pub via: Option<ClientAddr>,
     /// Where it connected to, where a load balancer says so. For the upstream only.
     pub destination: Option<SocketAddr>,
     /// Whether its socket's address is one that health checks come from.
-    pub from_checker: bool,
+    pub is_health_checker: bool,
     /// Whether it is a CancelRequest of PostgreSQL.
     pub is_cancel: bool,
     /// What lets its address in.
-    pub standing: Option<Standing>,
+    pub source_match: Option<SourceMatch>,
     /// The host name it asked for.
     pub sni: Option<Box<str>>,
     /// `TLSv1.3`.
@@ -52,16 +52,16 @@ pub struct ConnectionFields {
 
 impl ConnectionFields {
     /// What is known when a connection has just been accepted.
-    pub fn new(session: Option<u64>, listener: Arc<str>, client: ClientAddr) -> Self {
+    pub(crate) fn new(session: Option<u64>, listener: Arc<str>, client: ClientAddr) -> Self {
         Self {
             session,
             listener,
             client,
-            balancer: None,
+            via: None,
             destination: None,
-            from_checker: false,
+            is_health_checker: false,
             is_cancel: false,
-            standing: None,
+            source_match: None,
             sni: None,
             tls_version: None,
             cipher: None,
@@ -72,8 +72,8 @@ impl ConnectionFields {
     }
 
     /// Where it comes from, and by whose word.
-    pub fn origin(&self) -> ClientOrigin {
-        ClientOrigin { client: self.client, balancer: self.balancer }
+    pub(crate) fn origin(&self) -> ClientOrigin {
+        ClientOrigin { client: self.client, via: self.via }
     }
 
     /// Whether a connection that ended for this reason was a health check: nothing came, and on nobody's behalf.
@@ -84,11 +84,11 @@ impl ConnectionFields {
             Reason::ClientClosed => self.tls_version.is_none() && self.sni.is_none(),
             _ => false,
         };
-        self.from_checker && without_a_byte && self.origin().proxy().is_none()
+        self.is_health_checker && without_a_byte && self.origin().proxy().is_none()
     }
 
     /// Notes whose certificate the client presents.
-    pub fn name(&mut self, subject: &str, sha256: &str) {
+    pub(crate) fn name(&mut self, subject: &str, sha256: &str) {
         self.client_subject = Some(subject.into());
         self.client_sha256 = Some(sha256.into());
     }
@@ -96,7 +96,7 @@ impl ConnectionFields {
 
 /// A certificate that runs out soon, or has.
 #[derive(Clone, Copy, Debug)]
-pub struct ExpiringCertificate<'a> {
+pub(crate) struct ExpiringCertificate<'a> {
     /// `server` or `client_ca`.
     pub role: &'static str,
     /// RFC 4514 text.
@@ -145,9 +145,9 @@ impl Event {
             .with("listener", &*fields.listener)
             .with("source", fields.client.source())
             .with_some("source_port", fields.client.port())
-            .with_some("balancer", fields.balancer.map(ClientAddr::source))
-            .with_some("balancer_port", fields.balancer.and_then(ClientAddr::port))
-            .with_some("rule", fields.standing.as_ref().and_then(Standing::rule).map(ToString::to_string))
+            .with_some("balancer", fields.via.map(ClientAddr::source))
+            .with_some("balancer_port", fields.via.and_then(ClientAddr::port))
+            .with_some("rule", fields.source_match.as_ref().and_then(SourceMatch::rule).map(ToString::to_string))
             .with_some("sni", fields.sni.as_deref())
             .with_some("tls_version", fields.tls_version)
             .with_some("cipher", fields.cipher)
@@ -210,7 +210,7 @@ impl Event {
     pub(crate) fn would_deny(self, fields: &ConnectionFields) -> Self {
         self.with_some(
             "would_deny",
-            (fields.standing == Some(Standing::Observed)).then_some(Reason::UntrustedSource.code()),
+            (fields.source_match == Some(SourceMatch::Observed)).then_some(Reason::UntrustedSource.code()),
         )
     }
 

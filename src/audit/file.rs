@@ -20,7 +20,7 @@ use crate::permissions;
 ///
 /// # Errors
 /// Words that fit behind the path.
-pub fn open(path: &Path) -> Result<File, String> {
+pub(crate) fn open(path: &Path) -> Result<File, String> {
     let target = resolve(path)?;
     // O_NONBLOCK: a FIFO without a reader must not block. O_NOFOLLOW: a link that was placed since is refused.
     let flags = if target.is_descriptor { libc::O_NONBLOCK } else { libc::O_NONBLOCK | libc::O_NOFOLLOW };
@@ -36,7 +36,7 @@ pub fn open(path: &Path) -> Result<File, String> {
 ///
 /// # Errors
 /// Words that fit behind the path.
-pub fn check(path: &Path) -> Result<(), String> {
+pub(crate) fn check(path: &Path) -> Result<(), String> {
     let Target { path, is_descriptor } = resolve(path)?;
     let existing = if path.exists() { Some(path.as_path()) } else { path.parent() };
     if let Some(why) = existing.and_then(permissions::read_only).filter(|_| !is_descriptor) {

@@ -21,14 +21,14 @@ use crate::timestamp;
 
 /// Changes the filter of a running log.
 #[derive(Clone, Debug)]
-pub struct LogHandle(reload::Handle<EnvFilter, Registry>);
+pub(crate) struct LogHandle(reload::Handle<EnvFilter, Registry>);
 
 impl LogHandle {
     /// Puts another filter in force.
     ///
     /// # Errors
     /// When `level` is no tracing filter.
-    pub fn set_level(&self, level: &str) -> Result<(), ParseError> {
+    pub(crate) fn set_level(&self, level: &str) -> Result<(), ParseError> {
         let filter = EnvFilter::try_new(level)?;
         // Fails only when the subscriber is gone, and then nobody logs.
         let _ = self.0.reload(filter);
@@ -40,7 +40,7 @@ impl LogHandle {
 ///
 /// # Errors
 /// When `level` is no tracing filter.
-pub fn subscriber(audit: &Audit, level: &str) -> Result<(impl Subscriber + Send + Sync, LogHandle), ParseError> {
+pub(crate) fn subscriber(audit: &Audit, level: &str) -> Result<(impl Subscriber + Send + Sync, LogHandle), ParseError> {
     let (filter, handle) = reload::Layer::new(EnvFilter::try_new(level)?);
     let lines = tracing_subscriber::fmt::layer()
         .event_format(Lines(audit.format))

@@ -26,7 +26,7 @@ use crate::audit::sink::Destination;
 use crate::audit::checks::HealthChecks;
 use crate::audit::event::{Event, Level};
 use crate::audit::sink::Sink;
-use crate::audit::suppression::Floods;
+use crate::audit::suppression::FloodLimiter;
 use crate::outcome::{ByteCounts, Outcome, Reason};
 use crate::source::host::HostName;
 use crate::source::rule::Rule;
@@ -34,7 +34,7 @@ use crate::timestamp;
 
 /// How lines of the log look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LineFormat {
+pub(crate) enum LineFormat {
     /// One JSON object.
     Json,
     /// For reading.
@@ -43,24 +43,24 @@ pub enum LineFormat {
 
 /// Writes audit events: to the log always, to the audit file where there is one. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Audit {
+pub(crate) struct Audit {
     log: Sink,
     format: LineFormat,
     file: Sink,
-    denials: Arc<Floods>,
-    cancels: Arc<Floods>,
-    cancel_denials: Arc<Floods>,
+    denials: Arc<FloodLimiter>,
+    cancel_keys: Arc<FloodLimiter>,
+    cancel_denials: Arc<FloodLimiter>,
     checks: Arc<HealthChecks>,
 }
 
 impl Audit {
     /// Starts the two writers: one for the log on standard output, one for the audit file.
-    pub fn start(format: LineFormat, audit_file: Option<Destination>) -> Self {
+    pub(crate) fn start(format: LineFormat, audit_file: Option<Destination>) -> Self {
         let log = Sink::start("log", Destination::standard_output());
         let file = Sink::start("audit", audit_file.unwrap_or_else(Destination::nowhere));
         let kinds = [&suppression::DENIALS, &suppression::CANCELS, &suppression::CANCEL_DENIALS];
-        let [denials, cancels, cancel_denials] = kinds.map(|kind| Arc::new(Floods::new(kind)));
-        Self { log, format, file, denials, cancels, cancel_denials, checks: Arc::default() }
+        let [denials, cancel_keys, cancel_denials] = kinds.map(|kind| Arc::new(FloodLimiter::new(kind)));
+        Self { log, format, file, denials, cancel_keys, cancel_denials, checks: Arc::default() }
     }
 
     /// Where log lines go that are not audit events.
@@ -69,26 +69,26 @@ impl Audit {
     }
 
     /// Opens the audit file anew, as log rotation needs it, or another one.
-    pub fn reopen(&self, audit_file: Option<Destination>) {
+    pub(crate) fn reopen(&self, audit_file: Option<Destination>) {
         self.file.switch(audit_file.unwrap_or_else(Destination::nowhere));
     }
 
     /// Waits until all that was written so far is out, but not for long: nobody may be reading.
-    pub fn flush(&self) {
+    pub(crate) fn flush(&self) {
         self.sum_up(true);
         self.file.flush(FLUSH_PATIENCE);
         self.log.flush(FLUSH_PATIENCE);
     }
 
     /// A listener is bound. Goes to the log only.
-    pub fn ready(&self, listener: &str, protocol: &str, addresses: &[String]) {
+    pub(crate) fn ready(&self, listener: &str, protocol: &str, addresses: &[String]) {
         let event =
             Event::new("ready").with("listener", listener).with("protocol", protocol).with("addresses", addresses);
         self.log_line(&event, Level::Info, "portcullis");
     }
 
     /// A connection was turned away before it reached the upstream. In a flood nothing is made of it, not even the words.
-    pub fn denied(&self, fields: &ConnectionFields, reason: Reason, detail: impl Display, duration: Duration) {
+    pub(crate) fn denied(&self, fields: &ConnectionFields, reason: Reason, detail: impl Display, duration: Duration) {
         if fields.is_health_check(reason) {
             if self.checks.is_first(fields, reason) {
                 let ending = Outcome::new(reason, checks::FIRST);
@@ -108,7 +108,7 @@ impl Audit {
     }
 
     /// Says of floods what was not told of them, for as long as this is let run.
-    pub async fn sum_up_floods(self) {
+    pub(crate) async fn sum_up_floods(self) {
         let mut turns = tokio::time::interval(SUM_UP_EVERY);
         loop {
             turns.tick().await;
@@ -117,8 +117,9 @@ impl Audit {
     }
 
     fn sum_up(&self, at_once: bool) {
-        for event in
-            [&self.denials, &self.cancels, &self.cancel_denials].into_iter().flat_map(|floods| floods.reports(at_once))
+        for event in [&self.denials, &self.cancel_keys, &self.cancel_denials]
+            .into_iter()
+            .flat_map(|floods| floods.reports(at_once))
         {
             self.write(&event, Level::Warn);
         }
@@ -128,7 +129,7 @@ impl Audit {
     }
 
     /// A connection was let in and has reached its upstream. `issuer` is that of its client certificate.
-    pub fn opened(&self, fields: &ConnectionFields, issuer: Option<&str>) {
+    pub(crate) fn opened(&self, fields: &ConnectionFields, issuer: Option<&str>) {
         let event = Event::of_connection("connection.opened", fields)
             .with_some("client_issuer", issuer)
             .with_some("session", fields.session);
@@ -136,13 +137,13 @@ impl Audit {
     }
 
     /// The policy ends a session that it would not let in any more.
-    pub fn revoked(&self, fields: &ConnectionFields, ending: &Outcome) {
+    pub(crate) fn revoked(&self, fields: &ConnectionFields, ending: &Outcome) {
         let event = Event::of_connection("session.revoked", fields).with_some("session", fields.session).ended(ending);
         self.write(&event, Level::Warn);
     }
 
     /// A connection that was opened has ended.
-    pub fn closed(&self, fields: &ConnectionFields, ending: &Outcome, carried: ByteCounts, duration: Duration) {
+    pub(crate) fn closed(&self, fields: &ConnectionFields, ending: &Outcome, carried: ByteCounts, duration: Duration) {
         let event = Event::of_connection("connection.closed", fields)
             .with_some("session", fields.session)
             .ended(ending)
@@ -153,16 +154,16 @@ impl Audit {
     }
 
     /// A PostgreSQL CancelRequest was passed on. In a flood nothing is made of it.
-    pub fn cancel_forwarded(&self, fields: &ConnectionFields, duration: Duration) {
-        if self.cancels.let_through(fields, None) {
+    pub(crate) fn cancel_forwarded(&self, fields: &ConnectionFields, duration: Duration) {
+        if self.cancel_keys.let_through(fields, None) {
             let event = Event::of_connection("cancel.forwarded", fields).would_deny(fields);
             let written = self.write(&event.lasted(duration), Level::Info);
-            self.cancels.wrote(fields, written);
+            self.cancel_keys.wrote(fields, written);
         }
     }
 
     /// A new policy is in force. Each difference that weakens protection is an event of its own.
-    pub fn reload_applied(&self, changes: &Changes) {
+    pub(crate) fn reload_applied(&self, changes: &Changes) {
         self.write(&changes.event(), Level::Info);
         for difference in changes.weakened().take(MAX_DIFFERENCES) {
             self.write(&difference.event(), Level::Warn);
@@ -170,31 +171,31 @@ impl Audit {
     }
 
     /// An administrator did something by way of the control channel: `action`, to `object` where there is one.
-    pub fn admin_action(&self, action: &str, object: &str) {
+    pub(crate) fn admin_action(&self, action: &str, object: &str) {
         let object = Some(object).filter(|object| !object.is_empty());
         self.write(&Event::new("admin.action").with("action", action).with_some("object", object), Level::Info);
     }
 
     /// A new policy was refused as a whole; the old one goes on.
-    pub fn reload_rejected(&self, generation: u64, error: &str) {
+    pub(crate) fn reload_rejected(&self, generation: u64, error: &str) {
         let event = Event::new("reload.rejected").with("generation", generation).with_long("error", error);
         self.write(&event, Level::Error);
     }
 
     /// The kernel keeps strangers from a listener from now on, by so many rules; `flood` where that is because of one.
-    pub fn shield_on(&self, listener: &str, why: &str, rules: usize, flood: bool) {
+    pub(crate) fn shield_on(&self, listener: &str, why: &str, rules: usize, flood: bool) {
         let event = Event::new("shield.on").with("listener", listener).with("detail", why).with("rules", rules);
         self.write(&event, if flood { Level::Warn } else { Level::Info });
     }
 
     /// It no longer does. `dropped` is how many of their packets it has dropped, where it tells.
-    pub fn shield_off(&self, listener: &str, why: &str, dropped: Option<u64>) {
+    pub(crate) fn shield_off(&self, listener: &str, why: &str, dropped: Option<u64>) {
         let event = Event::new("shield.off").with("listener", listener).with("detail", why);
         self.write(&event.with_some("dropped", dropped), Level::Info);
     }
 
     /// A certificate in use runs out soon, or has.
-    pub fn certificate_expiring(&self, listener: &str, certificate: &ExpiringCertificate<'_>) {
+    pub(crate) fn certificate_expiring(&self, listener: &str, certificate: &ExpiringCertificate<'_>) {
         let ExpiringCertificate { role, subject, sha256, not_after, days_left } = certificate;
         let event = Event::new("certificate.expiring")
             .with("listener", listener)
@@ -207,22 +208,22 @@ impl Audit {
     }
 
     /// A rule was added by a reload.
-    pub fn source_added(&self, listener: &str, rule: &Rule) {
+    pub(crate) fn source_added(&self, listener: &str, rule: &Rule) {
         self.write(&Event::of_rule("source.added", listener, rule), Level::Info);
     }
 
     /// A rule was removed by a reload.
-    pub fn source_removed(&self, listener: &str, rule: &Rule) {
+    pub(crate) fn source_removed(&self, listener: &str, rule: &Rule) {
         self.write(&Event::of_rule("source.removed", listener, rule), Level::Info);
     }
 
     /// A host that a rule trusts has these addresses, too.
-    pub fn addresses_added(&self, listener: &str, name: &HostName, addresses: &[IpAddr]) {
+    pub(crate) fn addresses_added(&self, listener: &str, name: &HostName, addresses: &[IpAddr]) {
         self.write(&Event::of_addresses("source.added", listener, name, addresses), Level::Info);
     }
 
     /// A host that a rule trusts, or did, has these addresses no longer.
-    pub fn addresses_removed(&self, listener: &str, name: &HostName, addresses: &[IpAddr]) {
+    pub(crate) fn addresses_removed(&self, listener: &str, name: &HostName, addresses: &[IpAddr]) {
         self.write(&Event::of_addresses("source.removed", listener, name, addresses), Level::Info);
     }
 
@@ -252,7 +253,7 @@ impl Audit {
 ///
 /// # Errors
 /// The file's name, and why.
-pub fn open_audit_file(path: PathBuf) -> Result<Destination, String> {
+pub(crate) fn open_audit_file(path: PathBuf) -> Result<Destination, String> {
     match file::open(&path) {
         Ok(file) => Ok(Destination::file(path, file)),
         Err(why) => Err(format!("{} {why}", path.display())),

@@ -15,9 +15,9 @@ use crate::cli::output::moment::{NEAR, since};
 use crate::cli::{Failure, difference, load, preflight, print, print_json, reachability};
 use crate::config::problem::Problems;
 use crate::config::{Limits, Revoke, Shield, UpstreamTls};
-use crate::dns::Names;
+use crate::dns::HostCache;
 use crate::identity::trusted_clients::TrustedClients;
-use crate::policy::{BindAddr, Built, Terms};
+use crate::policy::{BindAddr, Built, ListenerPolicy};
 use crate::printable;
 use crate::protocol::{MinTlsVersion, Negotiation, Protocol, Target, Verification};
 use crate::source::rule::{Network, Origin, Rule};
@@ -76,7 +76,7 @@ fn verdict(built: &Built, strict: bool) -> Result<(), Failure> {
 
 /// Loads the configuration as a start would, and looks at what else a start needs.
 fn load_whole(file: &Path, offline: bool) -> Result<Built, Failure> {
-    let names = if offline { Names::offline() } else { Names::default() };
+    let names = if offline { HostCache::offline() } else { HostCache::default() };
     let (mut built, _) = load(file, &names)?;
     let problems = preflight::problems(&built.snapshot.config, offline);
     Problems::unless_any(problems, ()).map_err(Failure::Configuration)?;
@@ -87,8 +87,8 @@ fn load_whole(file: &Path, offline: bool) -> Result<Built, Failure> {
 }
 
 fn in_json(built: &Built) -> Value {
-    let listeners = built.snapshot.listeners().iter().map(|terms| {
-        let certificates = terms.certificates().map(|(role, certificate)| {
+    let listeners = built.snapshot.listeners().iter().map(|policy| {
+        let certificates = policy.certificates().map(|(role, certificate)| {
             let mut value = json!(certificate);
             if let Value::Object(fields) = &mut value {
                 fields.insert("role".to_owned(), role.into());
@@ -96,41 +96,41 @@ fn in_json(built: &Built) -> Value {
             value
         });
         json!({
-            "name": &*terms.name,
-            "protocol": terms.protocol.to_string(),
-            "listen": addresses(terms),
-            "socket_files": terms.socket_files().map(|(path, access)| socket_file(path, access)).collect::<Vec<_>>(),
-            "upstream": &*terms.upstream.name,
-            "upstream_tls": terms.upstream.settings.tls.as_ref().map(upstream_tls),
-            "upstreams": upstreams(terms),
-            "target": terms.upstream.settings.target.word(terms.protocol),
-            "enforcement": terms.sources.enforcement.to_string(),
-            "shield": terms.shield.to_string(),
-            "min_version": min_version(terms),
-            "client_auth": terms.client_auth().to_string(),
-            "trusted_clients": patterns(terms),
-            "anchor_validity": terms.anchor_validity().map(AnchorValidity::word),
-            "crl_expired": terms.crl_expired().map(CrlExpired::word),
-            "revocation_lists": terms.revocation_lists(),
-            "revoke": revoke(terms),
+            "name": &*policy.name,
+            "protocol": policy.protocol.to_string(),
+            "listen": addresses(policy),
+            "socket_files": policy.socket_files().map(|(path, access)| socket_file(path, access)).collect::<Vec<_>>(),
+            "upstream": &*policy.upstream.name,
+            "upstream_tls": policy.upstream.settings.tls.as_ref().map(upstream_tls),
+            "upstreams": upstreams(policy),
+            "target": policy.upstream.settings.target.word(policy.protocol),
+            "enforcement": policy.sources.enforcement.to_string(),
+            "shield": policy.shield.to_string(),
+            "min_version": min_version(policy),
+            "client_auth": policy.client_auth().to_string(),
+            "trusted_clients": patterns(policy),
+            "anchor_validity": policy.anchor_validity().map(AnchorValidity::word),
+            "crl_expired": policy.crl_expired().map(CrlExpired::word),
+            "revocation_lists": policy.revocation_lists(),
+            "revoke": revoke(policy),
             "limits": {
-                "max_connections": terms.limits.max_connections,
-                "max_connections_per_source": terms.limits.max_connections_per_source,
-                "max_handshakes": terms.max_handshakes,
-                "connection_rate_per_source": terms.limits.connection_rate_per_source.map(|rate| rate.to_string()),
-                "connect_timeout_ms": milliseconds(Some(terms.upstream.settings.connect_timeout)),
-                "dial_retry_ms": milliseconds(Some(terms.upstream.settings.dial_retry)),
-                "handshake_timeout_ms": milliseconds(Some(terms.limits.handshake_timeout)),
-                "idle_timeout_ms": milliseconds(terms.limits.idle_timeout),
-                "half_close_timeout_ms": milliseconds(Some(terms.limits.half_close_timeout)),
-                "dead_peer_timeout_ms": milliseconds(Some(terms.limits.dead_peer_timeout)),
+                "max_connections": policy.limits.max_connections,
+                "max_connections_per_source": policy.limits.max_connections_per_source,
+                "max_handshakes": policy.max_handshakes,
+                "connection_rate_per_source": policy.limits.connection_rate_per_source.map(|rate| rate.to_string()),
+                "connect_timeout_ms": milliseconds(Some(policy.upstream.settings.connect_timeout)),
+                "dial_retry_ms": milliseconds(Some(policy.upstream.settings.dial_retry)),
+                "handshake_timeout_ms": milliseconds(Some(policy.limits.handshake_timeout)),
+                "idle_timeout_ms": milliseconds(policy.limits.idle_timeout),
+                "half_close_timeout_ms": milliseconds(Some(policy.limits.half_close_timeout)),
+                "dead_peer_timeout_ms": milliseconds(Some(policy.limits.dead_peer_timeout)),
             },
-            "plaintext_cancel": (terms.protocol == Protocol::Postgres).then_some(terms.plaintext_cancel),
-            "sources": terms.sources.trusted.rules().iter().map(|rule| source(terms, rule)).collect::<Vec<_>>(),
+            "plaintext_cancel": (policy.protocol == Protocol::Postgres).then_some(policy.plaintext_cancel),
+            "sources": policy.sources.trusted.rules().iter().map(|rule| source(policy, rule)).collect::<Vec<_>>(),
             "proxy_protocol": {
-                "trusted": terms.balancers.networks().iter().map(ToString::to_string).collect::<Vec<_>>(),
-                "health_checks": terms.balancers.health_checkers().iter().map(ToString::to_string).collect::<Vec<_>>(),
-                "upstream": terms.upstream.settings.announce.map(|version| version.to_string()),
+                "trusted": policy.proxies.networks().iter().map(ToString::to_string).collect::<Vec<_>>(),
+                "health_checks": policy.proxies.health_checkers().iter().map(ToString::to_string).collect::<Vec<_>>(),
+                "upstream": policy.upstream.settings.proxy_header.map(|version| version.to_string()),
             },
             "certificates": certificates.collect::<Vec<_>>(),
         })
@@ -170,7 +170,7 @@ fn upstream_anchor_validity(tls: &UpstreamTls) -> Option<AnchorValidity> {
     is_verified.then_some(tls.anchor_validity)
 }
 
-fn source(terms: &Terms, rule: &Rule) -> Value {
+fn source(policy: &ListenerPolicy, rule: &Rule) -> Value {
     let uuid = match &rule.origin {
         Origin::SourcesFile { uuid } => uuid.clone(),
         Origin::Configuration => None,
@@ -180,7 +180,7 @@ fn source(terms: &Terms, rule: &Rule) -> Value {
         "rule": rule.to_string(),
         "type": rule.source.kind(),
         "value": rule.source.value(),
-        "addresses": host.map(|host| terms.sources.trusted.addresses_of(&host.name)),
+        "addresses": host.map(|host| policy.sources.trusted.addresses_of(&host.name)),
         "refresh_ms": host.and_then(|host| milliseconds(Some(host.refresh))),
         "description": rule.description.as_ref().map(printable::field),
         "expires_at": rule.expires_at.map(timestamp::seconds),
@@ -193,46 +193,46 @@ fn source(terms: &Terms, rule: &Rule) -> Value {
 fn in_words(built: &Built, offline: bool) -> String {
     let mut out = String::new();
     let _ = writeln!(out, "{} is valid", built.snapshot.config.file.display());
-    for terms in built.snapshot.listeners() {
-        let _ = writeln!(out, "\nlistener {}", terms.name);
+    for policy in built.snapshot.listeners() {
+        let _ = writeln!(out, "\nlistener {}", policy.name);
         let mut line = |key: &str, value: &str| writeln!(out, "  {key:<13} {value}");
-        let _ = line("protocol", &terms.protocol.to_string());
-        let _ = line("listen", &bind_addrs(terms).join(", "));
-        let _ = line("upstream", &upstream(terms));
-        if let Some(version) = terms.upstream.settings.announce {
+        let _ = line("protocol", &policy.protocol.to_string());
+        let _ = line("listen", &bind_addrs(policy).join(", "));
+        let _ = line("upstream", &upstream(policy));
+        if let Some(version) = policy.upstream.settings.proxy_header {
             let _ = line("announces", &format!("each client to the upstream, by the PROXY protocol {version}"));
         }
-        if terms.upstream.settings.target == Target::Primary {
+        if policy.upstream.settings.target == Target::Primary {
             let _ = line(
                 "target",
-                &format!("{}: others are gone past", terms.upstream.settings.target.word(terms.protocol)),
+                &format!("{}: others are gone past", policy.upstream.settings.target.word(policy.protocol)),
             );
         }
-        let tls = match min_version(terms) {
-            Some(version) => format!("{version} and later, client certificates: {}", terms.client_auth()),
+        let tls = match min_version(policy) {
+            Some(version) => format!("{version} and later, client certificates: {}", policy.client_auth()),
             None => "OFF: only programs of this machine can connect".to_owned(),
         };
         let _ = line("tls", &tls);
-        if let Some(validity) = terms.anchor_validity() {
+        if let Some(validity) = policy.anchor_validity() {
             let _ = line("client CAs", anchor_validity(validity));
         }
-        if let Some(validity) = terms.upstream.settings.tls.as_ref().and_then(upstream_anchor_validity) {
+        if let Some(validity) = policy.upstream.settings.tls.as_ref().and_then(upstream_anchor_validity) {
             let _ = line("upstream CAs", anchor_validity(validity));
         }
-        if let Some(expired) = terms.crl_expired() {
+        if let Some(expired) = policy.crl_expired() {
             let _ = line("expired CRLs", crl_expired(expired));
         }
-        let _ = line("enforcement", &terms.sources.enforcement.to_string());
-        if terms.shield != Shield::Off {
-            let _ = line("shield", shield(terms));
+        let _ = line("enforcement", &policy.sources.enforcement.to_string());
+        if policy.shield != Shield::Off {
+            let _ = line("shield", shield(policy));
         }
-        let _ = line("revocation", revocation(terms));
-        let _ = line("connections", &connections(terms));
-        let _ = line("handshakes", &handshakes(terms));
-        let _ = line("limits", &limits(terms));
-        balancers_in_words(&mut out, terms);
-        sources_in_words(&mut out, terms, offline);
-        certificates_in_words(&mut out, terms);
+        let _ = line("revocation", revocation(policy));
+        let _ = line("connections", &connections(policy));
+        let _ = line("handshakes", &handshakes(policy));
+        let _ = line("limits", &limits(policy));
+        balancers_in_words(&mut out, policy);
+        sources_in_words(&mut out, policy, offline);
+        certificates_in_words(&mut out, policy);
     }
     for (index, warning) in built.warnings.iter().enumerate() {
         let _ = writeln!(out, "{}warning: {warning}", if index == 0 { "\n" } else { "" });
@@ -255,35 +255,35 @@ const fn crl_expired(expired: CrlExpired) -> &'static str {
 }
 
 /// The addresses, of a file with who may write to it.
-fn bind_addrs(terms: &Terms) -> Vec<String> {
+fn bind_addrs(policy: &ListenerPolicy) -> Vec<String> {
     let bind_addr = |bind_addr: &BindAddr| match &bind_addr.address {
         ListenAddr::Tcp(address) => address.to_string(),
         ListenAddr::Unix(path) => {
-            let Access { mode, owner, group } = terms.access(path);
+            let Access { mode, owner, group } = policy.access(path);
             let number = |what: &str, id: Option<u32>| id.map(|id| format!(", {what} {id}")).unwrap_or_default();
             format!("{} (mode {mode:04o}{}{})", bind_addr.address, number("owner", owner), number("group", group))
         }
     };
-    terms.bind_addrs.iter().map(bind_addr).collect()
+    policy.bind_addrs.iter().map(bind_addr).collect()
 }
 
 /// Where the upstream is, and how it is met.
-fn upstream(terms: &Terms) -> String {
-    let Some(tls) = &terms.upstream.settings.tls else { return terms.upstream.name.to_string() };
+fn upstream(policy: &ListenerPolicy) -> String {
+    let Some(tls) = &policy.upstream.settings.tls else { return policy.upstream.name.to_string() };
     let name = tls.server_name.as_ref().map(|name| format!(", as {name}")).unwrap_or_default();
     let direct = if tls.negotiation == Negotiation::Direct { ", direct" } else { "" };
-    format!("{}, by TLS ({}{name}{direct})", terms.upstream.name, tls.verification)
+    format!("{}, by TLS ({}{name}{direct})", policy.upstream.name, tls.verification)
 }
 
-fn sources_in_words(out: &mut String, terms: &Terms, offline: bool) {
-    let rules = terms.sources.trusted.rules();
-    if terms.bind_addrs.iter().all(|bind_addr| matches!(bind_addr.address, ListenAddr::Unix(_))) && rules.is_empty() {
+fn sources_in_words(out: &mut String, policy: &ListenerPolicy, offline: bool) {
+    let rules = policy.sources.trusted.rules();
+    if policy.bind_addrs.iter().all(|bind_addr| matches!(bind_addr.address, ListenAddr::Unix(_))) && rules.is_empty() {
         let _ = writeln!(out, "  trusted sources (none needed): whoever may write to the socket");
         return;
     }
     let _ = writeln!(out, "  trusted sources ({})", rules.len());
     for rule in rules.iter().take(MOST_RULES) {
-        let addresses = if offline { String::new() } else { terms.addresses_in_words(rule) };
+        let addresses = if offline { String::new() } else { policy.addresses_in_words(rule) };
         let _ = write!(out, "    {rule}{addresses}");
         let expired = if rule.is_live(OffsetDateTime::now_utc()) { "until" } else { "EXPIRED" };
         let _ = rule.expires_at.map_or(Ok(()), |end| write!(out, "  {expired} {}", timestamp::seconds(end)));
@@ -296,15 +296,15 @@ fn sources_in_words(out: &mut String, terms: &Terms, offline: bool) {
     }
 }
 
-fn balancers_in_words(out: &mut String, terms: &Terms) {
-    let networks = terms.balancers.networks();
+fn balancers_in_words(out: &mut String, policy: &ListenerPolicy) {
+    let networks = policy.proxies.networks();
     if networks.is_empty() {
         return;
     }
     let _ = writeln!(out, "  load balancers, which have to announce their clients ({})", networks.len());
     for network in networks {
         let covers = |source: &Network| source.net().contains(&network.net());
-        let mut live = terms.sources.trusted.rules().iter().filter(|rule| rule.is_live(OffsetDateTime::now_utc()));
+        let mut live = policy.sources.trusted.rules().iter().filter(|rule| rule.is_live(OffsetDateTime::now_utc()));
         let rule = live.find(|rule| rule.source.network().is_some_and(covers));
         let own = rule.map_or("of its own no connection is let in".to_owned(), |rule| {
             format!("connections of its own, such as health checks, are let in by {rule}")
@@ -313,8 +313,8 @@ fn balancers_in_words(out: &mut String, terms: &Terms) {
     }
 }
 
-fn certificates_in_words(out: &mut String, terms: &Terms) {
-    for (role, certificate) in terms.certificates() {
+fn certificates_in_words(out: &mut String, policy: &ListenerPolicy) {
+    for (role, certificate) in policy.certificates() {
         let what = match role {
             "server" => "server certificate",
             "client_ca" => "client CA certificate",
@@ -325,14 +325,14 @@ fn certificates_in_words(out: &mut String, terms: &Terms) {
         let _ = writeln!(out, "  {what}");
         let _ = write!(out, "{}", describe(certificate, "    "));
     }
-    for list in terms.revocation_lists() {
+    for list in policy.revocation_lists() {
         let Crl { issuer, revoked, this_update, next_update, .. } = list;
         let [from, until] = [this_update, next_update].map(|moment| timestamp::seconds(*moment));
         let late = if list.is_expired_at(OffsetDateTime::now_utc()) { " (EXPIRED)" } else { "" };
         let _ = writeln!(out, "  revocation list of {issuer}: {revoked} revoked, {from} to {until}{late}");
     }
-    if !patterns(terms).is_empty() {
-        let _ = writeln!(out, "  trusted clients: {}", patterns(terms).join(", "));
+    if !patterns(policy).is_empty() {
+        let _ = writeln!(out, "  trusted clients: {}", patterns(policy).join(", "));
     }
 }
 
@@ -367,30 +367,30 @@ pub(crate) fn lifetime(certificate: &Certificate, now: OffsetDateTime) -> String
 }
 
 /// How many sessions there may be, and how fast they may come.
-fn connections(terms: &Terms) -> String {
-    let Limits { max_connections, max_connections_per_source, connection_rate_per_source, .. } = &terms.limits;
+fn connections(policy: &ListenerPolicy) -> String {
+    let Limits { max_connections, max_connections_per_source, connection_rate_per_source, .. } = &policy.limits;
     let number = |most: &Option<NonZeroU32>| most.map_or("any number".to_owned(), |most| most.to_string());
     let rate = connection_rate_per_source.map_or("at any rate".to_owned(), |rate| rate.to_string());
     format!("{}; from one source {}, {rate}", number(max_connections), number(max_connections_per_source))
 }
 
 /// How many connections may be in their handshake.
-fn handshakes(terms: &Terms) -> String {
-    let built_in = if terms.limits.max_handshakes.is_none() { " (built-in limit)" } else { "" };
-    format!("{} at once{built_in}", terms.max_handshakes)
+fn handshakes(policy: &ListenerPolicy) -> String {
+    let built_in = if policy.limits.max_handshakes.is_none() { " (built-in limit)" } else { "" };
+    format!("{} at once{built_in}", policy.max_handshakes)
 }
 
-fn limits(terms: &Terms) -> String {
-    let limits = &terms.limits;
+fn limits(policy: &ListenerPolicy) -> String {
+    let limits = &policy.limits;
     let idle = limits.idle_timeout.map_or("none".to_owned(), |idle| format!("{idle:?}"));
     format!(
         "connect {:?}, dial retry {:?}, handshake {:?}, idle {idle}, half-closed {:?}, dead peer {:?}{}",
-        terms.upstream.settings.connect_timeout,
-        terms.upstream.settings.dial_retry,
+        policy.upstream.settings.connect_timeout,
+        policy.upstream.settings.dial_retry,
         limits.handshake_timeout,
         limits.half_close_timeout,
         limits.dead_peer_timeout,
-        match (terms.protocol, terms.plaintext_cancel) {
+        match (policy.protocol, policy.plaintext_cancel) {
             (Protocol::Postgres, true) => "; a CancelRequest may come in plaintext",
             (Protocol::Postgres | Protocol::Redis | Protocol::Tcp, _) => "",
         }
@@ -402,46 +402,46 @@ fn milliseconds(duration: Option<Duration>) -> Option<u64> {
     duration.map(|duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX))
 }
 
-fn addresses(terms: &Terms) -> Vec<String> {
-    terms.bind_addrs.iter().map(|bind_addr| bind_addr.address.to_string()).collect()
+fn addresses(policy: &ListenerPolicy) -> Vec<String> {
+    policy.bind_addrs.iter().map(|bind_addr| bind_addr.address.to_string()).collect()
 }
 
 /// In the order in which they are tried.
-fn upstreams(terms: &Terms) -> Vec<String> {
-    terms.upstream.settings.addresses.iter().map(ToString::to_string).collect()
+fn upstreams(policy: &ListenerPolicy) -> Vec<String> {
+    policy.upstream.settings.addresses.iter().map(ToString::to_string).collect()
 }
 
 /// `None` where TLS is off.
-fn min_version(terms: &Terms) -> Option<&'static str> {
-    terms.min_version().map(|version| match version {
+fn min_version(policy: &ListenerPolicy) -> Option<&'static str> {
+    policy.min_version().map(|version| match version {
         MinTlsVersion::Tls12 => "TLS 1.2",
         MinTlsVersion::Tls13 => "TLS 1.3",
     })
 }
 
 /// Whom of the holders of a good certificate it lets in; nothing where all.
-fn patterns(terms: &Terms) -> Vec<String> {
-    terms.trusted_clients().map(TrustedClients::patterns).unwrap_or_default().iter().map(ToString::to_string).collect()
+fn patterns(policy: &ListenerPolicy) -> Vec<String> {
+    policy.trusted_clients().map(TrustedClients::patterns).unwrap_or_default().iter().map(ToString::to_string).collect()
 }
 
 /// Whether it can be is told by a warning.
-const fn shield(terms: &Terms) -> &'static str {
-    match terms.shield {
+const fn shield(policy: &ListenerPolicy) -> &'static str {
+    match policy.shield {
         Shield::Off => "off",
         Shield::Auto => "auto: during a flood the kernel drops what strangers send",
         Shield::On => "on: the kernel drops what strangers send",
     }
 }
 
-const fn revoke(terms: &Terms) -> &'static str {
-    match terms.revoke {
+const fn revoke(policy: &ListenerPolicy) -> &'static str {
+    match policy.revoke {
         Revoke::Disconnect => "disconnect",
         Revoke::Keep => "keep",
     }
 }
 
-const fn revocation(terms: &Terms) -> &'static str {
-    match terms.revoke {
+const fn revocation(policy: &ListenerPolicy) -> &'static str {
+    match policy.revoke {
         Revoke::Disconnect => "ends the open sessions that are no longer let in",
         Revoke::Keep => "OFF: sessions that are open stay, whatever becomes of what let them in",
     }

@@ -16,8 +16,8 @@ use crate::cli::client::reading::Reading;
 use crate::cli::client::{Control, Reply};
 use crate::cli::{ConfigFile, Failure, hint, load, print, print_json, source};
 use crate::config::Config;
-use crate::dns::Names;
-use crate::policy::explain::Unexplained;
+use crate::dns::HostCache;
+use crate::policy::explain::ExplainError;
 
 /// What `explain` is asked.
 #[derive(Debug, Args)]
@@ -124,9 +124,9 @@ fn understood(reply: Reply) -> Result<Value, Failure> {
 /// The answer of the configuration file.
 fn by_file(args: &ExplainArgs, chain: &[CertificateDer<'_>]) -> Result<Value, Failure> {
     let file = &args.config.config;
-    let (built, _) = load(file, &Names::default())?;
+    let (built, _) = load(file, &HostCache::default())?;
     let explained = built.snapshot.explain(&args.listener, args.source, chain, OffsetDateTime::now_utc());
-    let mut answer = explained.map_err(|error: Unexplained| Failure::Usage(error.to_string()))?.in_json();
+    let mut answer = explained.map_err(|error: ExplainError| Failure::Usage(error.to_string()))?.in_json();
     set(&mut answer, "config", json!(file));
     Ok(answer)
 }

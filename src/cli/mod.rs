@@ -30,7 +30,7 @@ use crate::addr::ClientAddr;
 use crate::cli::explain::ExplainArgs;
 use crate::config::files::Fingerprint;
 use crate::config::problem::Problems;
-use crate::dns::Names;
+use crate::dns::HostCache;
 use crate::policy::Built;
 use crate::printable;
 
@@ -323,7 +323,7 @@ impl Failure {
 }
 
 /// Reads the configuration as a start would.
-fn load(file: &Path, names: &Names) -> Result<(Built, Fingerprint), Failure> {
+fn load(file: &Path, names: &HostCache) -> Result<(Built, Fingerprint), Failure> {
     let (built, fingerprint) = crate::server::reload::build(file, None, names);
     match built {
         Ok(built) => Ok((built, fingerprint)),
@@ -359,7 +359,7 @@ fn print(words: &str) -> Result<(), Failure> {
     print_raw(&printable::lines(words))
 }
 
-/// Prints JSON whose texts are escaped as [`print`] does, so that `jq -r` shows the same.
+/// Prints JSON whose texts are escaped as [`print()`] does, so that `jq -r` shows the same.
 fn print_json(value: &Value) -> Result<(), Failure> {
     print_raw(&format!("{:#}\n", shown(value)))
 }

@@ -51,8 +51,8 @@ fn cannot_be_bound(address: SocketAddr) -> Option<String> {
     }
     // Whether the address is this machine's is asked by a socket of another protocol on a port that nobody has chosen, so that
     // no port of a listener is taken, not even for a moment.
-    let mut elsewhere = address;
-    elsewhere.set_port(0);
-    let error = UdpSocket::bind(elsewhere).err()?;
+    let mut misplaced_keys = address;
+    misplaced_keys.set_port(0);
+    let error = UdpSocket::bind(misplaced_keys).err()?;
     Some(format!("cannot be bound: {error}; listen on an address of this machine (ip address lists them)"))
 }

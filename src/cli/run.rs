@@ -10,7 +10,7 @@ use crate::audit::log::subscriber;
 use crate::audit::{Audit, LineFormat, open_audit_file};
 use crate::cli::{Failure, load};
 use crate::config::LogFormat;
-use crate::dns::Names;
+use crate::dns::HostCache;
 use crate::server::Server;
 use crate::server::signals::Signals;
 use crate::{descriptors, fault};
@@ -23,7 +23,7 @@ pub(crate) fn run(file: &Path) -> Result<(), Failure> {
     // First of all, so that a signal during a long start is heard after it and does not end the process.
     let signals = runtime.block_on(async { Signals::listen() }).map_err(|error| failed(&error))?;
 
-    let names = Arc::new(Names::default());
+    let names = Arc::new(HostCache::default());
     let (built, fingerprint) = load(file, &names)?;
     let log = &built.snapshot.config.log;
     let audit_file = log.audit_file.clone().map(open_audit_file).transpose().map_err(Failure::Failed)?;

@@ -12,8 +12,8 @@ use time::OffsetDateTime;
 use toml::de::{DeTable, DeValue};
 
 use crate::config::files::Location;
-use crate::config::problem::{Place, Problem, Problems};
-use crate::config::{NamedPem, NamedPlace, shown};
+use crate::config::problem::{Position, Problem, Problems};
+use crate::config::{SourcedPath, SourcedPem, shown};
 use crate::timestamp;
 
 /// One file and what is wrong with it so far.
@@ -29,7 +29,7 @@ pub(crate) struct Document<'a> {
     /// Problems beyond those that are told.
     untold: Cell<usize>,
     /// What other files it names.
-    named: RefCell<Vec<NamedPem>>,
+    named: RefCell<Vec<SourcedPem>>,
 }
 
 /// A value, with its key and place.
@@ -52,7 +52,7 @@ pub(crate) struct Section<'a> {
     /// Keys of features to come. Known, but not to be suggested.
     later: RefCell<Vec<&'static str>>,
     /// Keys of other tables that people write here, with what to do about it.
-    elsewhere: RefCell<Vec<(&'static str, &'static str)>>,
+    misplaced_keys: RefCell<Vec<(&'static str, &'static str)>>,
 }
 
 impl<'a> Document<'a> {
@@ -82,13 +82,13 @@ impl<'a> Document<'a> {
         let (root, errors) = DeTable::parse_recoverable(self.text);
         let problem = |error: &toml::de::Error| {
             let span = error.span().unwrap_or_default();
-            let place = self.place(span.start);
+            let position = self.position(span.start);
             // Whether the text there is a key, a value or a part of one is not known, so it may be a secret.
             let is_key = error.message().trim() == "duplicate key";
             let found = self.text.get(span).map(str::trim).filter(|found| is_key || is_punctuation(found));
             let found = found.map(|found| format!(" at `{}`", shown::key_name(found))).unwrap_or_default();
             let message = format!("not valid TOML: {}{found}", error.message().trim());
-            Problem { place, key: String::new(), message }
+            Problem { position, key: String::new(), message }
         };
         let problems = errors.iter().take(MOST_SYNTAX_ERRORS).map(problem).collect();
         (root, Problems::unless_any(problems, ()).err())
@@ -99,7 +99,7 @@ impl<'a> Document<'a> {
     }
 
     /// The files and environment variables that it names, with the places that do.
-    pub(crate) fn take_named(&self) -> Vec<NamedPem> {
+    pub(crate) fn take_named(&self) -> Vec<SourcedPem> {
         self.named.take()
     }
 
@@ -115,20 +115,20 @@ impl<'a> Document<'a> {
     }
 
     fn note(&self, span: Range<usize>, key: String, message: String) {
-        let place = self.place(span.start);
+        let position = self.position(span.start);
         let mut problems = self.problems.borrow_mut();
         if problems.len() < MOST_TOLD {
-            problems.push(Problem { place, key, message });
+            problems.push(Problem { position, key, message });
         } else {
             self.untold.set(self.untold.get() + 1);
         }
     }
 
-    fn place(&self, offset: usize) -> Place {
+    fn position(&self, offset: usize) -> Position {
         let line = self.lines.partition_point(|start| *start <= offset);
         let line_start = line.checked_sub(1).and_then(|index| self.lines.get(index)).copied().unwrap_or(0);
         let column = self.text.get(line_start..offset).unwrap_or("").chars().count() + 1;
-        Place { file: self.file.to_owned(), position: Some((self.lines_before + line, column)) }
+        Position { file: self.file.to_owned(), position: Some((self.lines_before + line, column)) }
     }
 }
 
@@ -138,7 +138,7 @@ pub(crate) fn told(mut problems: Vec<Problem>, mut untold: usize) -> Vec<Problem
     problems.truncate(MOST_TOLD);
     if let (Some(last), 1..) = (problems.last(), untold) {
         let message = format!("and {untold} more problems");
-        problems.push(Problem { place: last.place.clone(), key: String::new(), message });
+        problems.push(Problem { position: last.position.clone(), key: String::new(), message });
     }
     problems
 }
@@ -152,7 +152,7 @@ impl<'a> Section<'a> {
             table,
             known: RefCell::default(),
             later: RefCell::default(),
-            elsewhere: RefCell::default(),
+            misplaced_keys: RefCell::default(),
         }
     }
 
@@ -182,10 +182,10 @@ impl<'a> Section<'a> {
     }
 
     /// Where `key` of a table below this one stands, if it does.
-    pub(crate) fn place_of(&self, table: &str, key: &str) -> Option<NamedPlace> {
+    pub(crate) fn place_of(&self, table: &str, key: &str) -> Option<SourcedPath> {
         let table = self.find(table)?;
         let value = table.value.as_table()?.get(key)?;
-        Some(NamedPlace { place: self.document.place(value.span().start), key: format!("{}.{key}", table.key) })
+        Some(SourcedPath { position: self.document.position(value.span().start), key: format!("{}.{key}", table.key) })
     }
 
     /// Keys of features to come: refused by name, so that none is taken for one that works.
@@ -199,8 +199,8 @@ impl<'a> Section<'a> {
     }
 
     /// Keys of other tables that people write here: whoever does is told where they belong.
-    pub(crate) fn elsewhere(&self, hint: &'static str, keys: &[&'static str]) {
-        self.elsewhere.borrow_mut().extend(keys.iter().map(|key| (*key, hint)));
+    pub(crate) fn misplaced_keys(&self, hint: &'static str, keys: &[&'static str]) {
+        self.misplaced_keys.borrow_mut().extend(keys.iter().map(|key| (*key, hint)));
     }
 
     /// Notes every key nobody asked for.
@@ -209,8 +209,8 @@ impl<'a> Section<'a> {
         for (key, _) in self.table {
             let name = key.get_ref().as_ref();
             if !known.contains(&name) && !later.contains(&name) {
-                let elsewhere = self.elsewhere.borrow();
-                let message = match elsewhere.iter().find(|(key, _)| *key == name) {
+                let misplaced_keys = self.misplaced_keys.borrow();
+                let message = match misplaced_keys.iter().find(|(key, _)| *key == name) {
                     Some((_, hint)) => format!("does not belong here; {hint}"),
                     None => format!("unknown key; {}", suggestion(name, &known)),
                 };
@@ -315,8 +315,8 @@ impl<'a> Node<'a> {
         &self.key
     }
 
-    pub(crate) fn place(&self) -> Place {
-        self.document.place(self.span.start)
+    pub(crate) fn position(&self) -> Position {
+        self.document.position(self.span.start)
     }
 
     /// The value, as far as an error may repeat it.
@@ -338,7 +338,7 @@ impl<'a> Node<'a> {
 
     /// Notes a file or an environment variable that the value names.
     pub(crate) fn names(&self, location: &Location) {
-        let named = NamedPem { location: location.clone(), place: self.place(), key: self.key.clone() };
+        let named = SourcedPem { location: location.clone(), position: self.position(), key: self.key.clone() };
         self.document.named.borrow_mut().push(named);
     }
 

@@ -36,7 +36,7 @@ pub struct Files {
 }
 
 /// Whether Kubernetes keeps a file: the files of a Secret or ConfigMap are links to `..data` beside them.
-pub fn is_in_volume(file: &Path) -> bool {
+pub(crate) fn is_in_volume(file: &Path) -> bool {
     file.parent().is_some_and(|directory| directory.join("..data").is_symlink())
 }
 
@@ -244,22 +244,22 @@ fn list(pattern: &Path) -> Result<Vec<PathBuf>, String> {
 /// takes one byte more, which is all the going back there has to be.
 fn describes(pattern: &[u8], name: &[u8]) -> bool {
     let (mut at, mut star) = (0, None);
-    let mut place = 0;
-    while let Some(byte) = name.get(place) {
+    let mut position = 0;
+    while let Some(byte) = name.get(position) {
         match pattern.get(at) {
             Some(b'*') => {
-                star = Some((at, place));
+                star = Some((at, position));
                 at += 1;
             }
             Some(wanted) if wanted == byte || *wanted == b'?' => {
                 at += 1;
-                place += 1;
+                position += 1;
             }
             Some(_) | None => {
                 let Some((star_at, taken)) = star else { return false };
                 star = Some((star_at, taken + 1));
                 at = star_at + 1;
-                place = taken + 1;
+                position = taken + 1;
             }
         }
     }

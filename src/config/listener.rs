@@ -11,9 +11,9 @@ use crate::config::limits::limits;
 use crate::config::listen::{Listen, listen};
 use crate::config::problem::Problem;
 use crate::config::upstream::upstream;
-use crate::config::{Listener, NamedFile, NamedPlace, Revoke, Shield, Tls, process, sources, tls};
+use crate::config::{Listener, Revoke, Shield, SourcedFile, SourcedPath, Tls, process, sources, tls};
 use crate::protocol::Protocol;
-use crate::source::proxies::Balancers;
+use crate::source::proxies::TrustedProxies;
 use crate::source::rule::{Network, NetworkError};
 use crate::source::trusted::{Enforcement, SourcePolicy, TrustedSources};
 
@@ -23,7 +23,7 @@ pub(crate) struct Listeners<'a> {
     directory: &'a Path,
     files: &'a mut Files,
     /// What is wrong in other files than the configuration itself.
-    elsewhere: Vec<Problem>,
+    misplaced_keys: Vec<Problem>,
     /// The socket of `[admin]`.
     admin: Option<&'a Path>,
     /// What `[reload]` says of sessions that are no longer let in.
@@ -32,13 +32,13 @@ pub(crate) struct Listeners<'a> {
     names: Vec<String>,
     addresses: BTreeMap<ListenAddr, String>,
     /// Where each address stands.
-    places: BTreeMap<String, NamedPlace>,
+    places: BTreeMap<String, SourcedPath>,
 }
 
 impl<'a> Listeners<'a> {
     pub(crate) fn new(directory: &'a Path, files: &'a mut Files, admin: Option<&'a Path>, revoke: Revoke) -> Self {
         let (names, addresses, places) = Default::default();
-        Self { directory, files, elsewhere: Vec::new(), admin, revoke, names, addresses, places }
+        Self { directory, files, misplaced_keys: Vec::new(), admin, revoke, names, addresses, places }
     }
 
     /// Every listener that could be read whole, and the problems of the other files they name.
@@ -46,7 +46,7 @@ impl<'a> Listeners<'a> {
     pub(crate) fn read(
         mut self,
         root: &Section<'_>,
-        places: &mut BTreeMap<String, NamedPlace>,
+        places: &mut BTreeMap<String, SourcedPath>,
     ) -> (Vec<Listener>, Vec<Problem>) {
         let nodes = root.require("listener", "at least one [[listener]]");
         let nodes = nodes.and_then(|node| {
@@ -58,7 +58,7 @@ impl<'a> Listeners<'a> {
         });
         let listeners = nodes.unwrap_or_default().iter().filter_map(|node| self.listener(node)).collect();
         places.append(&mut self.places);
-        (listeners, self.elsewhere)
+        (listeners, self.misplaced_keys)
     }
 
     fn listener(&mut self, node: &Node<'_>) -> Option<Listener> {
@@ -80,13 +80,13 @@ impl<'a> Listeners<'a> {
             .require("upstream", "\"host:port\" or \"unix:/path\"")
             .and_then(|node| upstream(&node, protocol, self.directory));
         let limits = limits(section.section("limits"));
-        let balancers = balancers(&section);
+        let proxies = proxies(&section);
         let shield = section.get("shield").and_then(|node| node.choice(&SHIELDS));
         let plaintext_cancel = plaintext_cancel(&section, protocol);
         let revoke = section.get("revoke").and_then(|node| process::revoke(&node));
-        section.elsewhere("write it in [listener.tls]", &OF_TLS);
-        section.elsewhere("write it in [listener.limits]", &OF_LIMITS);
-        section.elsewhere("write it in [listener.upstream]", &OF_UPSTREAM);
+        section.misplaced_keys("write it in [listener.tls]", &OF_TLS);
+        section.misplaced_keys("write it in [listener.limits]", &OF_LIMITS);
+        section.misplaced_keys("write it in [listener.upstream]", &OF_UPSTREAM);
         section.finish();
         let listen = listen?;
         let access = |listen: &Listen| match (&listen.address, listen.access) {
@@ -100,7 +100,7 @@ impl<'a> Listeners<'a> {
             listen: listen.into_iter().map(|listen| listen.address).collect(),
             sources,
             sources_file,
-            balancers,
+            proxies,
             shield: shield.unwrap_or_default(),
             tls: tls?,
             upstream: upstream?,
@@ -143,8 +143,8 @@ impl<'a> Listeners<'a> {
                 node.problem(format_args!("found {}, but [admin] has it already", node.found()));
                 continue;
             }
-            let place = NamedPlace { place: node.place(), key: node.key().to_owned() };
-            self.places.insert(address.to_string(), place);
+            let position = SourcedPath { position: node.position(), key: node.key().to_owned() };
+            self.places.insert(address.to_string(), position);
             self.addresses.insert(address.clone(), name.unwrap_or("?").to_owned());
             all.push(one);
         }
@@ -160,11 +160,14 @@ impl<'a> Listeners<'a> {
                 Ok(more) => rules.extend(more),
                 Err(problems) => {
                     for problem in problems {
-                        match problem.place.position {
-                            Some(_) => self.elsewhere.push(problem),
+                        match problem.position.position {
+                            Some(_) => self.misplaced_keys.push(problem),
                             None => {
-                                let named =
-                                    NamedFile { path: path.clone(), place: node.place(), key: node.key().to_owned() };
+                                let named = SourcedFile {
+                                    path: path.clone(),
+                                    position: node.position(),
+                                    key: node.key().to_owned(),
+                                };
                                 node.problem(named.unreadable(&problem.message).message);
                             }
                         }
@@ -213,22 +216,22 @@ fn check_exposure(node: &Node<'_>, has_tls: bool, listen: &[Listen]) {
 }
 
 /// `[listener.proxy_protocol]`
-fn balancers(section: &Section<'_>) -> Balancers {
+fn proxies(section: &Section<'_>) -> TrustedProxies {
     let section = section.get("proxy_protocol").and_then(|node| node.section(BALANCERS));
-    let Some(section) = section else { return Balancers::default() };
+    let Some(section) = section else { return TrustedProxies::default() };
     // None is the default, and may be said aloud.
     let nodes = section.get("trusted").as_ref().map(Node::one_or_list).unwrap_or_default();
     let checks = section.get("health_checks");
     section.finish();
-    let balancers: Balancers = nodes.iter().filter_map(|node| network(node, "load balancer")).collect();
-    let Some(checks) = checks else { return balancers };
+    let proxies: TrustedProxies = nodes.iter().filter_map(|node| network(node, "load balancer")).collect();
+    let Some(checks) = checks else { return proxies };
     let checkers = if checks.is_boolean() {
         // From the load balancers themselves, or not at all.
-        if checks.boolean() == Some(true) { balancers.networks().to_vec() } else { Vec::new() }
+        if checks.boolean() == Some(true) { proxies.networks().to_vec() } else { Vec::new() }
     } else {
         checks.one_or_list().iter().filter_map(|node| network(node, "health checker")).collect()
     };
-    balancers.with_health_checkers(checkers)
+    proxies.with_health_checkers(checkers)
 }
 
 fn network(node: &Node<'_>, whose: &str) -> Option<Network> {

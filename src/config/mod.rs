@@ -26,7 +26,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::config::files::{Files, Location};
-use crate::config::problem::{Place, Problem, Problems};
+use crate::config::problem::{Position, Problem, Problems};
 
 use crate::addr::{ListenAddr, UpstreamAddr};
 use crate::config::listener::Listeners;
@@ -34,8 +34,8 @@ use crate::identity::settings::ClientAuth;
 use crate::identity::trusted_clients::TrustedClients;
 use crate::limit::rate::Rate;
 use crate::permissions;
-use crate::protocol::{MinTlsVersion, Negotiation, Protocol, Target, Verification, proxy_header};
-use crate::source::proxies::Balancers;
+use crate::protocol::{MinTlsVersion, Negotiation, Protocol, Target, Verification};
+use crate::source::proxies::TrustedProxies;
 use crate::source::trusted::SourcePolicy;
 use crate::transport::unix_socket::Access;
 use crate::x509::chain::settings::{AnchorValidity, CrlExpired};
@@ -58,7 +58,7 @@ pub struct Config {
     /// `[[listener]]`, at least one.
     pub listeners: Vec<Listener>,
     /// Where settings of this machine stand in the file: `admin.listen`, `log.audit_file`, and each address by its text.
-    pub(crate) places: BTreeMap<String, NamedPlace>,
+    pub(crate) places: BTreeMap<String, SourcedPath>,
 }
 
 /// `[log]`
@@ -127,7 +127,7 @@ pub struct Listener {
     /// Where further rules are read from.
     pub sources_file: Option<PathBuf>,
     /// `[listener.proxy_protocol] trusted`: whose word on where a client comes from it takes.
-    pub balancers: Balancers,
+    pub proxies: TrustedProxies,
     /// Whether the kernel turns strangers away already.
     pub shield: Shield,
     /// `[listener.tls]`; `None` where it is off.
@@ -152,64 +152,64 @@ pub struct Tls {
     /// Whether clients must show a certificate.
     pub client_auth: ClientAuth,
     /// Bundles of trust anchors.
-    pub client_ca: Vec<NamedFile>,
+    pub client_ca: Vec<SourcedFile>,
     /// Revocation lists.
-    pub client_crl: Vec<NamedFile>,
+    pub client_crl: Vec<SourcedFile>,
     /// What a revocation list past its nextUpdate means.
     pub crl_expired: CrlExpired,
     /// What the dates of the certificates in `client_ca` mean.
     pub anchor_validity: AnchorValidity,
     /// Client certificates that need no CA. Where `client_auth` is not none, there is one of these or a trust anchor.
-    pub client_certificates: Vec<NamedFile>,
+    pub client_certificates: Vec<SourcedFile>,
     /// Whom of the holders of a good certificate to let in.
     pub trusted_clients: TrustedClients,
     /// Keys of session tickets that several replicas share.
-    pub ticket_keys: Option<NamedFile>,
+    pub ticket_keys: Option<SourcedFile>,
 }
 
 /// One entry of `certificates`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CertificateFiles {
     /// The chain, leaf first.
-    pub cert: NamedPem,
+    pub cert: SourcedPem,
     /// The key of the leaf.
-    pub key: NamedPem,
+    pub key: SourcedPem,
     /// In its first line the passphrase of the key.
-    pub key_passphrase_file: Option<NamedFile>,
+    pub key_passphrase_file: Option<SourcedFile>,
 }
 
 /// A key and where it stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct NamedPlace {
+pub struct SourcedPath {
     /// Where.
-    pub place: Place,
+    pub position: Position,
     /// The key.
     pub key: String,
 }
 
-impl NamedPlace {
+impl SourcedPath {
     /// A problem with its value.
     pub fn problem(&self, why: impl std::fmt::Display) -> Problem {
-        Problem { place: self.place.clone(), key: self.key.clone(), message: why.to_string() }
+        Problem { position: self.position.clone(), key: self.key.clone(), message: why.to_string() }
     }
 }
 
 /// A PEM text, which may stand in a file or in an environment variable, and the place that names it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct NamedPem {
+pub struct SourcedPem {
     /// Where the text is.
     pub location: Location,
     /// Where the configuration names it.
-    pub place: Place,
+    pub position: Position,
     /// Under which key.
     pub key: String,
 }
 
-impl NamedPem {
+impl SourcedPem {
     /// A problem with this text.
     pub fn problem(&self, why: impl std::fmt::Display) -> Problem {
         let message = format!("{} {why}", shown::location(&self.key, &self.location));
-        Problem { place: self.place.clone(), key: self.key.clone(), message }
+        Problem { position: self.position.clone(), key: self.key.clone(), message }
     }
 
     /// What is wrong with it, or with those of the files that its pattern describes that cannot be read.
@@ -235,20 +235,20 @@ impl NamedPem {
 
 /// A file and the place that names it, so that what is wrong with the file can be reported there.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct NamedFile {
+pub struct SourcedFile {
     /// The file.
     pub path: PathBuf,
     /// Where the configuration names it.
-    pub place: Place,
+    pub position: Position,
     /// Under which key.
     pub key: String,
 }
 
-impl NamedFile {
+impl SourcedFile {
     /// A problem with this file.
     pub fn problem(&self, why: impl std::fmt::Display) -> Problem {
         let message = format!("{} {why}", shown::file(&self.key, &self.path));
-        Problem { place: self.place.clone(), key: self.key.clone(), message }
+        Problem { position: self.position.clone(), key: self.key.clone(), message }
     }
 
     /// The problem that the file cannot be read, with the command that lets this user read it where one does.
@@ -276,7 +276,7 @@ pub struct Upstream {
     /// `None` where it is spoken to in plaintext.
     pub tls: Option<UpstreamTls>,
     /// How it is told where a client comes from; `None` not at all.
-    pub announce: Option<write::Version>,
+    pub proxy_header: Option<write::Version>,
     /// Which of the addresses will do.
     pub target: Target,
 }
@@ -285,11 +285,11 @@ pub struct Upstream {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UpstreamTls {
     /// Where `tls` stands.
-    pub place: NamedPlace,
+    pub position: SourcedPath,
     /// How far it has to show who it is.
     pub verification: Verification,
     /// Bundles of trust anchors; where there are none, those of the system.
-    pub ca: Vec<NamedFile>,
+    pub ca: Vec<SourcedFile>,
     /// What the dates of the trust anchors mean.
     pub anchor_validity: AnchorValidity,
     /// The certificate shown to it.
@@ -354,7 +354,7 @@ pub struct Loaded {
     /// at too, and everything be told at once.
     pub problems: Vec<Problem>,
     /// Every file and environment variable that the configuration names, also where a listener could not be read whole.
-    pub named: Vec<NamedPem>,
+    pub named: Vec<SourcedPem>,
 }
 
 impl Loaded {
@@ -385,12 +385,12 @@ impl Config {
         let mut places: BTreeMap<_, _> = own.collect();
         let admin_socket = admin.as_ref().map(|admin| admin.socket.as_path());
         let readers = Listeners::new(directory, files, admin_socket, reload.revoke);
-        let (listeners, mut elsewhere) = readers.read(&root, &mut places);
-        root.elsewhere("write [listener.upstream], below its [[listener]]", &["upstream"]);
-        root.elsewhere("write [listener.tls], below its [[listener]]", &["tls"]);
-        root.elsewhere("write [listener.limits], below its [[listener]]", &["limits"]);
-        root.elsewhere("write [listener.proxy_protocol], below its [[listener]]", &["proxy_protocol"]);
-        root.elsewhere(
+        let (listeners, mut misplaced_keys) = readers.read(&root, &mut places);
+        root.misplaced_keys("write [listener.upstream], below its [[listener]]", &["upstream"]);
+        root.misplaced_keys("write [listener.tls], below its [[listener]]", &["tls"]);
+        root.misplaced_keys("write [listener.limits], below its [[listener]]", &["limits"]);
+        root.misplaced_keys("write [listener.proxy_protocol], below its [[listener]]", &["proxy_protocol"]);
+        root.misplaced_keys(
             "write it below a [[listener]]",
             &["name", "protocol", "listen", "trusted_sources", "sources_file", "shield"],
         );
@@ -398,7 +398,7 @@ impl Config {
 
         let named = document.take_named();
         let mut problems = document.into_problems();
-        problems.append(&mut elsewhere);
+        problems.append(&mut misplaced_keys);
         let config = Self { file: file.to_owned(), log, state_directory, admin, reload, drain, listeners, places };
         Ok(Loaded { config, problems, named })
     }
@@ -406,8 +406,8 @@ impl Config {
     /// A problem with `admin.listen`, `log.audit_file` or an address of a listener.
     pub fn problem_at(&self, setting: &str, why: impl std::fmt::Display) -> Problem {
         match self.places.get(setting) {
-            Some(place) => place.problem(why),
-            None => Problem { place: Place::file(&self.file), key: setting.to_owned(), message: why.to_string() },
+            Some(position) => position.problem(why),
+            None => Problem { position: Position::file(&self.file), key: setting.to_owned(), message: why.to_string() },
         }
     }
 
@@ -438,7 +438,7 @@ fn text<'a>(file: &Path, bytes: &'a [u8]) -> Result<&'a str, Problem> {
 }
 
 fn whole_file(file: &Path, message: String) -> Problem {
-    Problem { place: Place::file(file), key: String::new(), message }
+    Problem { position: Position::file(file), key: String::new(), message }
 }
 
 /// Relative paths are relative to the file that names them.

@@ -5,21 +5,21 @@ use std::path::{Path, PathBuf};
 
 /// A place in a file.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Place {
+pub struct Position {
     /// The file, as it was named.
     pub file: PathBuf,
     /// Line and column, from 1, where the file has such.
     pub position: Option<(usize, usize)>,
 }
 
-impl Place {
+impl Position {
     /// The file as a whole.
     pub fn file(file: &Path) -> Self {
         Self { file: file.to_owned(), position: None }
     }
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for Position {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.position {
             Some((line, column)) => write!(f, "{}:{line}:{column}", self.file.display()),
@@ -32,7 +32,7 @@ impl fmt::Display for Place {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
     /// Where it stands.
-    pub place: Place,
+    pub position: Position,
     /// The key, such as `listener[0].tls.min_version`; empty where the file as a whole is meant.
     pub key: String,
     /// What was found and what is expected.
@@ -41,7 +41,7 @@ pub struct Problem {
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: ", self.place)?;
+        write!(f, "{}: ", self.position)?;
         if !self.key.is_empty() {
             write!(f, "{}: ", self.key)?;
         }
@@ -60,7 +60,7 @@ impl Problems {
     /// The problems.
     pub fn unless_any<T>(mut problems: Vec<Problem>, value: T) -> Result<T, Self> {
         // In the order in which a reader of the file comes to them; those of a file as a whole first.
-        problems.sort_by(|a, b| a.place.cmp(&b.place));
+        problems.sort_by(|a, b| a.position.cmp(&b.position));
         if problems.is_empty() { Ok(value) } else { Err(Self(problems)) }
     }
 

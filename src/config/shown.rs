@@ -39,19 +39,19 @@ pub(crate) fn is_secret(path: &str) -> bool {
 
 /// A text as an error repeats it: `written` is how it stands in the file.
 pub(crate) fn string(written: &str, text: &str) -> String {
-    match screened(text) {
-        Screened::Plain => bounded(written.lines().next().unwrap_or("")),
-        Screened::Part(part) => format!("\"{}\"", bounded(&part)),
-        Screened::Hidden(why) => format!("a string that is not shown ({why})"),
+    match redacted(text) {
+        Redacted::Plain => bounded(written.lines().next().unwrap_or("")),
+        Redacted::Part(part) => format!("\"{}\"", bounded(&part)),
+        Redacted::Hidden(why) => format!("a string that is not shown ({why})"),
     }
 }
 
 /// The name of a key. Unlike a value it is also in front of errors about what is below it.
 pub(crate) fn key_name(name: &str) -> String {
-    match screened(name) {
-        Screened::Plain => bounded(name),
-        Screened::Part(part) => bounded(&part),
-        Screened::Hidden(why) => format!("(not shown: {why})"),
+    match redacted(name) {
+        Redacted::Plain => bounded(name),
+        Redacted::Part(part) => bounded(&part),
+        Redacted::Hidden(why) => format!("(not shown: {why})"),
     }
 }
 
@@ -62,7 +62,7 @@ pub(crate) fn bounded(text: &str) -> String {
 
 /// Whether an error repeats less of a text than all, so that nothing else may repeat it either.
 pub(crate) fn is_cut(text: &str) -> bool {
-    !matches!(screened(text), Screened::Plain) || text.chars().count() > MAX_SHOWN
+    !matches!(redacted(text), Redacted::Plain) || text.chars().count() > MAX_SHOWN
 }
 
 /// The location that the value of `key` names. It is written as it is where something is there, since it cannot be a secret
@@ -81,7 +81,7 @@ pub(crate) fn location(key: &str, location: &Location) -> String {
 /// written there by mistake.
 pub(crate) fn credential<'a>(key: &str, name: &'a str) -> Option<Cow<'a, str>> {
     let is_shown =
-        matches!(screened(name), Screened::Plain) && (!is_secret(key) || is_file_name(name) || is_purpose(name));
+        matches!(redacted(name), Redacted::Plain) && (!is_secret(key) || is_file_name(name) || is_purpose(name));
     is_shown.then(|| bounded(name).into())
 }
 
@@ -108,10 +108,10 @@ pub(crate) fn file(key: &str, file: &Path) -> String {
     }
     let text = file.to_string_lossy();
     // Each part by itself: behind the path of the directory, an address would not look like one.
-    let is_plain = |part: &str| matches!(screened(part), Screened::Plain);
-    match screened(&text) {
-        Screened::Plain if !text.split('/').all(is_plain) => "the file that it names".to_owned(),
-        Screened::Plain if !is_secret(key) || is_file_name(&text) => cut(&text, MAX_PATH),
+    let is_plain = |part: &str| matches!(redacted(part), Redacted::Plain);
+    match redacted(&text) {
+        Redacted::Plain if !text.split('/').all(is_plain) => "the file that it names".to_owned(),
+        Redacted::Plain if !is_secret(key) || is_file_name(&text) => cut(&text, MAX_PATH),
         _ => "the file that it names".to_owned(),
     }
 }
@@ -132,7 +132,7 @@ pub(crate) fn is_pem(text: &str) -> bool {
 }
 
 /// What of a text may be shown.
-enum Screened {
+enum Redacted {
     Plain,
     /// This part, which has no user information.
     Part(String),
@@ -140,15 +140,15 @@ enum Screened {
     Hidden(&'static str),
 }
 
-fn screened(text: &str) -> Screened {
+fn redacted(text: &str) -> Redacted {
     if is_pem(text) {
-        return Screened::Hidden("it looks like PEM");
+        return Redacted::Hidden("it looks like PEM");
     }
     if names_a_password(text) {
-        return Screened::Hidden("it looks like a password");
+        return Redacted::Hidden("it looks like a password");
     }
     if has_encoded_key(text) {
-        return Screened::Hidden("it looks like a key");
+        return Redacted::Hidden("it looks like a key");
     }
     let mut decoded = text.to_owned();
     for _ in 0..MAX_ENCODINGS {
@@ -158,14 +158,14 @@ fn screened(text: &str) -> Screened {
         }
     }
     if percent_decoded(&decoded).is_some() {
-        return Screened::Hidden("it is encoded several times");
+        return Redacted::Hidden("it is encoded several times");
     }
     if is_pem(&decoded) || names_a_password(&decoded) || has_encoded_key(&decoded) {
-        return Screened::Hidden("it looks like a secret");
+        return Redacted::Hidden("it looks like a secret");
     }
     match address_part(&decoded) {
-        Some(part) => Screened::Part(part),
-        None => Screened::Plain,
+        Some(part) => Redacted::Part(part),
+        None => Redacted::Plain,
     }
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::config::document::{Document, NOT_YET, Node, Section, told};
 use crate::config::files::Files;
-use crate::config::problem::{Place, Problem, Problems};
+use crate::config::problem::{Position, Problem, Problems};
 use crate::config::shown;
 use crate::source::host::{Host, HostName};
 use crate::source::rule::{Network, NetworkError, Origin, Rule, Source};
@@ -18,7 +18,7 @@ pub(crate) fn configured(list: &Node<'_>) -> Vec<Rule> {
 
 /// The rules of a `sources_file`, and what is wrong with it.
 pub(crate) fn from_file(file: &Path, files: &mut Files) -> Result<Vec<Rule>, Vec<Problem>> {
-    let whole_file = |message: String| vec![Problem { place: Place::file(file), key: String::new(), message }];
+    let whole_file = |message: String| vec![Problem { position: Position::file(file), key: String::new(), message }];
     let bytes = files.read(file).map_err(whole_file)?;
     let text = std::str::from_utf8(&bytes).map_err(|error| whole_file(format!("is not UTF-8: {error}")))?;
     if text.trim().is_empty() {
@@ -214,7 +214,7 @@ mod tests {
         let problems = read(&text).unwrap_err();
         let last_line = text.matches('\n').count();
         assert_eq!(problems.len(), 1);
-        assert_eq!(problems[0].place.position, Some((last_line, 9)));
+        assert_eq!(problems[0].position.position, Some((last_line, 9)));
         assert_eq!(problems[0].key, format!("rule[{}].value", 2 * PIECE + 1));
     }
 

@@ -6,20 +6,20 @@ use std::time::Duration;
 use crate::addr::UpstreamAddr;
 use crate::config::document::{Node, Section};
 use crate::config::tls::anchor_validity;
-use crate::config::{CertificateFiles, NamedPlace, Upstream, UpstreamTls};
+use crate::config::{CertificateFiles, SourcedPath, Upstream, UpstreamTls};
 use crate::protocol::proxy_header::write::Version;
 use crate::protocol::{Negotiation, Protocol, Target, Verification};
 
 pub(crate) fn upstream(node: &Node<'_>, protocol: Option<Protocol>, directory: &Path) -> Option<Upstream> {
     if !node.is_table() {
         let addresses = addresses(node, directory)?;
-        let (announce, target) = Default::default();
+        let (proxy_header, target) = Default::default();
         return Some(Upstream {
             addresses,
             connect_timeout: CONNECT_TIMEOUT,
             dial_retry: DIAL_RETRY,
             tls: None,
-            announce,
+            proxy_header,
             target,
         });
     }
@@ -28,7 +28,7 @@ pub(crate) fn upstream(node: &Node<'_>, protocol: Option<Protocol>, directory: &
     let connect_timeout = section.get("connect_timeout").and_then(|node| node.positive_duration());
     let dial_retry = section.get("dial_retry").and_then(|node| node.duration_or_never());
     let tls = tls(&section, protocol, addresses.as_deref().unwrap_or_default(), directory);
-    let announce = section.get("proxy_protocol").map(|node| node.choice(&ANNOUNCEMENTS));
+    let proxy_header = section.get("proxy_protocol").map(|node| node.choice(&ANNOUNCEMENTS));
     let target = section.get("target").map(|node| target(&node, protocol));
     section.finish();
     Some(Upstream {
@@ -36,7 +36,7 @@ pub(crate) fn upstream(node: &Node<'_>, protocol: Option<Protocol>, directory: &
         connect_timeout: connect_timeout.unwrap_or(CONNECT_TIMEOUT),
         dial_retry: dial_retry.map_or(DIAL_RETRY, Option::unwrap_or_default),
         tls: tls?,
-        announce: announce.unwrap_or(Some(None))?,
+        proxy_header: proxy_header.unwrap_or(Some(None))?,
         target: target.unwrap_or(Some(Target::Any))?,
     })
 }
@@ -99,7 +99,7 @@ fn tls(
     let server_name = server_name.map(|node| node.host_name());
     let negotiation = negotiation.map(|node| node.choice(&NEGOTIATIONS));
     Some(Some(UpstreamTls {
-        place: NamedPlace { place: mode.place(), key: mode.key().to_owned() },
+        position: SourcedPath { position: mode.position(), key: mode.key().to_owned() },
         verification,
         ca,
         anchor_validity: validity.and_then(|node| anchor_validity(&node)).unwrap_or_default(),

@@ -8,7 +8,7 @@ use crate::addr::UpstreamAddr;
 use crate::config::credential;
 use crate::config::document::{NOT_YET, Node};
 use crate::config::files::Location;
-use crate::config::{NamedFile, NamedPem, shown};
+use crate::config::{SourcedFile, SourcedPem, shown};
 use crate::limit::rate::{Rate, RateError};
 
 impl Node<'_> {
@@ -129,14 +129,14 @@ impl Node<'_> {
     }
 
     /// A file, with the place that names it.
-    pub(crate) fn named_file(&self, directory: &Path) -> Option<NamedFile> {
+    pub(crate) fn named_file(&self, directory: &Path) -> Option<SourcedFile> {
         let path = self.path(directory)?;
         self.names(&Location::from(&path));
-        Some(NamedFile { path, place: self.place(), key: self.key().to_owned() })
+        Some(SourcedFile { path, position: self.position(), key: self.key().to_owned() })
     }
 
     /// One file or several, with the places that name them.
-    pub(crate) fn named_files(&self, directory: &Path) -> Vec<NamedFile> {
+    pub(crate) fn named_files(&self, directory: &Path) -> Vec<SourcedFile> {
         let nodes = self.one_or_list();
         if nodes.is_empty() {
             self.expected("at least one file");
@@ -145,10 +145,10 @@ impl Node<'_> {
     }
 
     /// A PEM text, with the place that names it.
-    pub(crate) fn named_pem(&self, directory: &Path) -> Option<NamedPem> {
+    pub(crate) fn named_pem(&self, directory: &Path) -> Option<SourcedPem> {
         let location = self.location(directory)?;
         self.names(&location);
-        Some(NamedPem { location, place: self.place(), key: self.key().to_owned() })
+        Some(SourcedPem { location, position: self.position(), key: self.key().to_owned() })
     }
 
     /// A host name or an IP address.

@@ -14,10 +14,10 @@ use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
-use crate::control::response::{Answer, Status};
+use crate::control::response::{AdminResponse, Status};
 use crate::control::route;
 use crate::control::route::Wanted;
-use crate::control::{Ask, Request};
+use crate::control::{AdminRequest, Request};
 
 /// Serves one caller. What goes wrong on the way is the caller's own: it has hung up, or does not speak HTTP.
 pub(crate) async fn serve(stream: UnixStream, requests: mpsc::Sender<Request>) {
@@ -42,36 +42,38 @@ async fn answer(
         Err(answer) => Err(answer),
     };
     let allowed = match &wanted {
-        Err(Answer { status: Status::MethodNotAllowed, .. }) => route::allowed(head.uri.path()),
+        Err(AdminResponse { status: Status::MethodNotAllowed, .. }) => route::allowed(head.uri.path()),
         Ok(_) | Err(_) => None,
     };
     let answer = match wanted {
-        Ok(Wanted::Paths) => Answer::done(route::paths()),
+        Ok(Wanted::Paths) => AdminResponse::done(route::paths()),
         Ok(Wanted::Ask(what)) => ask(what, requests).await,
-        Ok(Wanted::SessionsOf(listener)) => only(&listener, ask(Ask::Sessions, requests).await),
+        Ok(Wanted::SessionsOf(listener)) => only(&listener, ask(AdminRequest::Sessions, requests).await),
         Err(answer) => answer,
     };
     Ok(response(&answer, allowed))
 }
 
 /// The body, which is to be small and to come soon.
-async fn whole(body: Incoming) -> Result<Bytes, Answer> {
+async fn whole(body: Incoming) -> Result<Bytes, AdminResponse> {
     match timeout(BODY, Limited::new(body, MAX_BODY).collect()).await {
         Ok(Ok(body)) => Ok(body.to_bytes()),
         Ok(Err(error)) if error.is::<LengthLimitError>() => {
             let message = format_args!("the body may have {} KiB at most", MAX_BODY >> 10);
-            Err(Answer::error(Status::ContentTooLarge, "content_too_large", message))
+            Err(AdminResponse::error(Status::ContentTooLarge, "content_too_large", message))
         }
         Ok(Err(error)) => {
             let message = format_args!("the body cannot be read: {error}");
-            Err(Answer::error(Status::Unprocessable, "body_invalid", message))
+            Err(AdminResponse::error(Status::Unprocessable, "body_invalid", message))
         }
-        Err(_) => Err(Answer::error(Status::RequestTimeout, "request_timeout", "the body did not come to its end")),
+        Err(_) => {
+            Err(AdminResponse::error(Status::RequestTimeout, "request_timeout", "the body did not come to its end"))
+        }
     }
 }
 
 /// Puts the question to whoever owns the state.
-async fn ask(ask: Ask, requests: &mpsc::Sender<Request>) -> Answer {
+async fn ask(ask: AdminRequest, requests: &mpsc::Sender<Request>) -> AdminResponse {
     let (sender, receiver) = oneshot::channel();
     let answered = async {
         requests.send(Request { ask, answer: sender }).await.ok()?;
@@ -79,24 +81,26 @@ async fn ask(ask: Ask, requests: &mpsc::Sender<Request>) -> Answer {
     };
     match timeout(PATIENCE, answered).await {
         Ok(Some(answer)) => answer,
-        Ok(None) => Answer::error(Status::Failed, "not_answered", "the program is ending, or has failed; see its log"),
+        Ok(None) => {
+            AdminResponse::error(Status::Failed, "not_answered", "the program is ending, or has failed; see its log")
+        }
         Err(_) => {
             let message =
                 format_args!("no answer within {PATIENCE:?}; what was asked for may still be done: see the log");
-            Answer::error(Status::Failed, "no_answer_in_time", message)
+            AdminResponse::error(Status::Failed, "no_answer_in_time", message)
         }
     }
 }
 
 /// The sessions of one listener out of those of all.
-fn only(listener: &str, mut answer: Answer) -> Answer {
+fn only(listener: &str, mut answer: AdminResponse) -> AdminResponse {
     if let Some(sessions) = answer.body.get_mut("sessions").and_then(|sessions| sessions.as_array_mut()) {
         sessions.retain(|session| session.get("listener").and_then(|name| name.as_str()) == Some(listener));
     }
     answer
 }
 
-fn response(answer: &Answer, allowed: Option<String>) -> Response<Full<Bytes>> {
+fn response(answer: &AdminResponse, allowed: Option<String>) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::from(format!("{}\n", answer.body)));
     *response.status_mut() = StatusCode::from_u16(answer.status.code()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));

@@ -1,8 +1,8 @@
-//! The control channel: HTTP and JSON on a Unix socket, for the commands that talk to the running program.
+//! The admin API's server: HTTP and JSON on a Unix socket.
 //!
-//! It knows nothing of what it is asked about. A request is understood, becomes an [`Ask`], and goes to whoever owns the
-//! state, over a queue that is bounded; the [`Answer`] comes back the same way and is written out. So a slow or hostile
-//! caller costs one of a few places here, and never the server's loop. `docs/ADMIN.md` has the paths and their JSON.
+//! A request is parsed into an [`AdminRequest`] and sent over a bounded queue to the task that owns the state; the
+//! [`AdminResponse`] comes back the same way. A slow or hostile caller occupies one of a few connections and never the server's
+//! loop. `docs/ADMIN.md` describes the paths and their JSON.
 
 pub(crate) mod accept;
 pub(crate) mod draining;
@@ -27,13 +27,13 @@ use tokio::time::timeout;
 
 use crate::addr::ClientAddr;
 use crate::config;
-use crate::control::response::{Answer, Status};
+use crate::control::response::AdminResponse;
 use crate::transport::unix_socket;
 use crate::transport::unix_socket::{Access, UnixSocketFile};
 
 /// What a caller wants to know, or to have done.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Ask {
+pub enum AdminRequest {
     /// How the program is.
     Status,
     /// Which certificates and sources are in use, by whom, and since when not.
@@ -60,13 +60,13 @@ pub enum Ask {
     },
 }
 
-/// An [`Ask`] and the way its answer goes back. One dropped without an answer is told to the caller as a failure.
+/// An [`AdminRequest`] and the way its answer goes back. One dropped without an answer is told to the caller as a failure.
 #[derive(Debug)]
 pub struct Request {
     /// What is asked.
-    pub ask: Ask,
+    pub ask: AdminRequest,
     /// Where the answer goes. The caller may have hung up by then, which is nobody's failure.
-    pub answer: oneshot::Sender<Answer>,
+    pub answer: oneshot::Sender<AdminResponse>,
 }
 
 /// The socket, where there is one, and those who have called on it.
@@ -176,7 +176,7 @@ impl Admin {
 }
 
 /// What its faults are noted under.
-pub const PART: &str = "control channel";
+pub(crate) const PART: &str = "control channel";
 
 /// Callers the kernel keeps ready while the others have their answers.
 const BACKLOG: i32 = 128;

@@ -2,14 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use crate::control::response::Answer;
+use crate::control::response::AdminResponse;
 use crate::control::route::invalid;
 
 /// The values of the known parameters, percent-decoded.
 ///
 /// # Errors
 /// When one is unknown, given twice or not UTF-8.
-pub(crate) fn parse<'a>(query: &'a str, known: &[&str]) -> Result<BTreeMap<&'a str, String>, Answer> {
+pub(crate) fn parse<'a>(query: &'a str, known: &[&str]) -> Result<BTreeMap<&'a str, String>, AdminResponse> {
     let mut values = BTreeMap::new();
     for part in query.split('&').filter(|part| !part.is_empty()) {
         let (name, given) = part.split_once('=').unwrap_or((part, ""));

@@ -6,16 +6,15 @@ use rustls::pki_types::CertificateDer;
 use serde_json::{Map, Value};
 
 use crate::addr::ClientAddr;
-use crate::control::response::Answer;
+use crate::control::response::AdminResponse;
 use crate::control::route::invalid;
-use crate::control::{Ask, parameters};
-use crate::tls;
+use crate::control::{AdminRequest, parameters};
 
 /// Reads the question.
 ///
 /// # Errors
 /// The answer that says what is wrong with it.
-pub(crate) fn read(method: &Method, query: &str, body: &[u8]) -> Result<Ask, Answer> {
+pub(crate) fn read(method: &Method, query: &str, body: &[u8]) -> Result<AdminRequest, AdminResponse> {
     if *method == Method::POST {
         parameters::parse(query, &[])?;
         return from_body(body);
@@ -27,7 +26,7 @@ pub(crate) fn read(method: &Method, query: &str, body: &[u8]) -> Result<Ask, Ans
     ask(values.get(LISTENER).cloned(), values.get(SOURCE).map(String::as_str), Vec::new())
 }
 
-fn from_body(body: &[u8]) -> Result<Ask, Answer> {
+fn from_body(body: &[u8]) -> Result<AdminRequest, AdminResponse> {
     let fields: Map<String, Value> =
         serde_json::from_slice(body).map_err(|error| invalid(&format!("the body is not a JSON object: {error}")))?;
     if let Some(key) = fields.keys().find(|key| ![LISTENER, SOURCE, CERTIFICATE].contains(&key.as_str())) {
@@ -45,7 +44,11 @@ fn from_body(body: &[u8]) -> Result<Ask, Answer> {
     ask(text(LISTENER)?.map(str::to_owned), text(SOURCE)?, chain)
 }
 
-fn ask(listener: Option<String>, source: Option<&str>, chain: Vec<CertificateDer<'static>>) -> Result<Ask, Answer> {
+fn ask(
+    listener: Option<String>,
+    source: Option<&str>,
+    chain: Vec<CertificateDer<'static>>,
+) -> Result<AdminRequest, AdminResponse> {
     let missing = |key: &str| invalid(&format!("{key} is missing"));
     let listener = listener.ok_or_else(|| missing(LISTENER))?;
     let source = match source.ok_or_else(|| missing(SOURCE))? {
@@ -55,7 +58,7 @@ fn ask(listener: Option<String>, source: Option<&str>, chain: Vec<CertificateDer
             .map(ClientAddr::from_ip)
             .map_err(|_| invalid("source is no IP address; \"unix\" stands for a program at a Unix socket"))?,
     };
-    Ok(Ask::Explain { listener, source, chain })
+    Ok(AdminRequest::Explain { listener, source, chain })
 }
 
 const LISTENER: &str = "listener";
@@ -66,13 +69,13 @@ const CERTIFICATE: &str = "client_certificate";
 mod tests {
     use super::*;
 
-    fn message(result: Result<Ask, Answer>) -> String {
+    fn message(result: Result<AdminRequest, AdminResponse>) -> String {
         result.unwrap_err().body["message"].as_str().unwrap().to_owned()
     }
 
     #[test]
     fn question_is_read_from_parameters_and_from_a_body() {
-        let expected = Ask::Explain {
+        let expected = AdminRequest::Explain {
             listener: "db".to_owned(),
             source: ClientAddr::from_ip("2001:db8::1".parse().unwrap()),
             chain: Vec::new(),
@@ -81,7 +84,7 @@ mod tests {
         let body = br#"{"listener": "db", "source": "2001:db8::1", "client_certificate": null}"#;
         assert_eq!(read(&Method::POST, "", body).unwrap(), expected);
         let unix = read(&Method::GET, "listener=db&source=unix", b"").unwrap();
-        assert!(matches!(unix, Ask::Explain { source: ClientAddr::UNIX, .. }), "{unix:?}");
+        assert!(matches!(unix, AdminRequest::Explain { source: ClientAddr::UNIX, .. }), "{unix:?}");
     }
 
     #[test]

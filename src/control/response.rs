@@ -46,16 +46,16 @@ impl Status {
     }
 }
 
-/// An answer to an [`Ask`](crate::control::Ask).
+/// An answer to an [`AdminRequest`](crate::control::AdminRequest).
 #[derive(Clone, Debug, PartialEq)]
-pub struct Answer {
+pub struct AdminResponse {
     /// How it went.
     pub status: Status,
     /// What is told.
     pub body: Value,
 }
 
-impl Answer {
+impl AdminResponse {
     /// What was asked for.
     pub fn done(body: Value) -> Self {
         Self { status: Status::Done, body }

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use hyper::{Method, Uri};
 use serde_json::{Map, Value, json};
 
-use crate::control::response::{Answer, Status};
-use crate::control::{Ask, parameters, request};
+use crate::control::response::{AdminResponse, Status};
+use crate::control::{AdminRequest, parameters, request};
 
 /// A request that was understood.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -14,7 +14,7 @@ pub(crate) enum Wanted {
     /// The list of paths.
     Paths,
     /// Something that the owner of the state answers.
-    Ask(Ask),
+    Ask(AdminRequest),
     /// The sessions of one listener.
     SessionsOf(String),
 }
@@ -35,19 +35,23 @@ enum Resource {
 ///
 /// # Errors
 /// The answer that says what is wrong with it.
-pub(crate) fn route(method: &Method, target: &Uri, body: &[u8]) -> Result<Wanted, Answer> {
+pub(crate) fn route(method: &Method, target: &Uri, body: &[u8]) -> Result<Wanted, AdminResponse> {
     let length = target.path_and_query().map_or(0, |target| target.as_str().len());
     if length > MAX_TARGET {
         let message = format_args!("the target has {length} bytes, and may have {MAX_TARGET}");
-        return Err(Answer::error(Status::TargetTooLong, "target_too_long", message));
+        return Err(AdminResponse::error(Status::TargetTooLong, "target_too_long", message));
     }
     let path = target.path();
     let resource = Resource::find(path).ok_or_else(|| {
-        Answer::error(Status::NotFound, "path_not_found", format_args!("there is no {path}; GET / lists what there is"))
+        AdminResponse::error(
+            Status::NotFound,
+            "path_not_found",
+            format_args!("there is no {path}; GET / lists what there is"),
+        )
     })?;
     if !resource.methods().contains(method) {
         let message = format_args!("{path} takes {}, not {method}", listed(resource.methods(), " or "));
-        return Err(Answer::error(Status::MethodNotAllowed, "method_not_allowed", message));
+        return Err(AdminResponse::error(Status::MethodNotAllowed, "method_not_allowed", message));
     }
     resource.wanted(method, target.query().unwrap_or(""), body)
 }
@@ -89,7 +93,7 @@ impl Resource {
         }
     }
 
-    fn wanted(self, method: &Method, query: &str, body: &[u8]) -> Result<Wanted, Answer> {
+    fn wanted(self, method: &Method, query: &str, body: &[u8]) -> Result<Wanted, AdminResponse> {
         let known: &[&str] = match self {
             Self::Sessions => &["listener"],
             Self::Reload => &["plan"],
@@ -100,22 +104,22 @@ impl Resource {
         let parameter = parameter.as_deref();
         match self {
             Self::Paths | Self::Explain => Ok(Wanted::Paths),
-            Self::Status => Ok(Wanted::Ask(Ask::Status)),
-            Self::Rotation => Ok(Wanted::Ask(Ask::Rotation)),
+            Self::Status => Ok(Wanted::Ask(AdminRequest::Status)),
+            Self::Rotation => Ok(Wanted::Ask(AdminRequest::Rotation)),
             Self::Sessions => {
-                Ok(parameter.map_or(Wanted::Ask(Ask::Sessions), |name| Wanted::SessionsOf(name.to_owned())))
+                Ok(parameter.map_or(Wanted::Ask(AdminRequest::Sessions), |name| Wanted::SessionsOf(name.to_owned())))
             }
-            Self::Session(id) => Ok(Wanted::Ask(Ask::CloseSession(id))),
+            Self::Session(id) => Ok(Wanted::Ask(AdminRequest::CloseSession(id))),
             Self::Reload => reload(parameter, body).map(Wanted::Ask),
         }
     }
 }
 
-fn reload(plan: Option<&str>, body: &[u8]) -> Result<Ask, Answer> {
+fn reload(plan: Option<&str>, body: &[u8]) -> Result<AdminRequest, AdminResponse> {
     let file = file_of(body)?;
     match (plan, file) {
-        (Some("true"), file) => Ok(Ask::Plan { file }),
-        (None | Some("false"), None) => Ok(Ask::Reload),
+        (Some("true"), file) => Ok(AdminRequest::Plan { file }),
+        (None | Some("false"), None) => Ok(AdminRequest::Reload),
         (None | Some("false"), Some(_)) => {
             Err(invalid("a reload applies the program's own configuration; \"file\" goes with ?plan=true only"))
         }
@@ -124,7 +128,7 @@ fn reload(plan: Option<&str>, body: &[u8]) -> Result<Ask, Answer> {
 }
 
 /// The configuration that the body of a plan names.
-fn file_of(body: &[u8]) -> Result<Option<PathBuf>, Answer> {
+fn file_of(body: &[u8]) -> Result<Option<PathBuf>, AdminResponse> {
     if body.trim_ascii().is_empty() {
         return Ok(None);
     }
@@ -140,8 +144,8 @@ fn file_of(body: &[u8]) -> Result<Option<PathBuf>, Answer> {
     }
 }
 
-pub(crate) fn invalid(message: &str) -> Answer {
-    Answer::error(Status::Unprocessable, "request_invalid", message)
+pub(crate) fn invalid(message: &str) -> AdminResponse {
+    AdminResponse::error(Status::Unprocessable, "request_invalid", message)
 }
 
 const PATHS: [(&str, &str, &str); 10] = [
@@ -177,15 +181,15 @@ mod tests {
     fn every_path_asks_for_what_it_says() {
         let ask = |ask| Ok(Wanted::Ask(ask));
         assert_eq!(asked(Method::GET, "/", ""), Ok(Wanted::Paths));
-        assert_eq!(asked(Method::GET, "/v1/status", ""), ask(Ask::Status));
-        assert_eq!(asked(Method::GET, "/v1/rotation", ""), ask(Ask::Rotation));
-        assert_eq!(asked(Method::GET, "/v1/sessions", ""), ask(Ask::Sessions));
+        assert_eq!(asked(Method::GET, "/v1/status", ""), ask(AdminRequest::Status));
+        assert_eq!(asked(Method::GET, "/v1/rotation", ""), ask(AdminRequest::Rotation));
+        assert_eq!(asked(Method::GET, "/v1/sessions", ""), ask(AdminRequest::Sessions));
         assert_eq!(asked(Method::GET, "/v1/sessions?listener=db", ""), Ok(Wanted::SessionsOf("db".to_owned())));
-        assert_eq!(asked(Method::DELETE, "/v1/sessions/7", ""), ask(Ask::CloseSession(7)));
+        assert_eq!(asked(Method::DELETE, "/v1/sessions/7", ""), ask(AdminRequest::CloseSession(7)));
         for (target, body) in [("/v1/reload", ""), ("/v1/reload?plan=false", " \n"), ("/v1/reload", "{}")] {
-            assert_eq!(asked(Method::POST, target, body), ask(Ask::Reload), "{target} {body}");
+            assert_eq!(asked(Method::POST, target, body), ask(AdminRequest::Reload), "{target} {body}");
         }
-        let plan = |file: Option<&str>| ask(Ask::Plan { file: file.map(PathBuf::from) });
+        let plan = |file: Option<&str>| ask(AdminRequest::Plan { file: file.map(PathBuf::from) });
         assert_eq!(asked(Method::POST, "/v1/reload?plan=true", ""), plan(None));
         assert_eq!(asked(Method::POST, "/v1/reload?plan=true", r#"{"file": null}"#), plan(None));
         assert_eq!(asked(Method::POST, "/v1/reload?plan=true", r#"{"file": "/a b"}"#), plan(Some("/a b")));

@@ -11,6 +11,7 @@ use tokio::net::UnixStream;
 
 use super::*;
 use crate::control::http::{HEAD, MAX_BODY};
+use crate::control::response::Status;
 
 /// A directory for sockets, and the owner of the state whom everything is asked.
 struct World {
@@ -40,7 +41,7 @@ impl World {
     }
 
     /// Answers the next question.
-    async fn owner(&mut self, expected: Ask, answer: Answer) {
+    async fn owner(&mut self, expected: AdminRequest, answer: AdminResponse) {
         let request = self.asked.recv().await.unwrap();
         assert_eq!(request.ask, expected);
         request.answer.send(answer).unwrap();
@@ -102,8 +103,8 @@ async fn a_question_goes_to_the_owner_and_the_answer_comes_back() {
     let _admin = world.start("a.sock").unwrap();
     let path = world.path("a.sock");
     let plan = post("/v1/reload?plan=true", r#"{"file": "/etc/new.toml"}"#);
-    let refused = Answer::error(Status::Unprocessable, "configuration_invalid", "line 1\nline 2");
-    let expected = Ask::Plan { file: Some("/etc/new.toml".into()) };
+    let refused = AdminResponse::error(Status::Unprocessable, "configuration_invalid", "line 1\nline 2");
+    let expected = AdminRequest::Plan { file: Some("/etc/new.toml".into()) };
     let (reply, ()) = tokio::join!(call(&path, &plan), world.owner(expected, refused));
     assert_eq!(reply.status, 422);
     assert_eq!(reply.body, json!({ "id": "configuration_invalid", "message": "line 1\nline 2" }));
@@ -117,8 +118,8 @@ async fn the_sessions_of_one_listener_are_picked_out() {
     let _admin = world.start("a.sock").unwrap();
     let path = world.path("a.sock");
     let all = json!({ "sessions": [{ "session": 1, "listener": "db" }, { "session": 2, "listener": "cache" }, {}] });
-    let (request, answer) = (get("/v1/sessions?listener=cache"), Answer::done(all));
-    let (reply, ()) = tokio::join!(call(&path, &request), world.owner(Ask::Sessions, answer));
+    let (request, answer) = (get("/v1/sessions?listener=cache"), AdminResponse::done(all));
+    let (reply, ()) = tokio::join!(call(&path, &request), world.owner(AdminRequest::Sessions, answer));
     assert_eq!(reply.body, json!({ "sessions": [{ "session": 2, "listener": "cache" }] }));
 }
 
@@ -234,7 +235,7 @@ async fn who_moves_the_socket_by_a_reload_is_still_answered() {
         let request = world.asked.recv().await.unwrap();
         let prepared = admin.prepare(Some(&at(&there))).unwrap();
         admin.commit(prepared);
-        request.answer.send(Answer::done(json!({ "result": "applied" }))).unwrap();
+        request.answer.send(AdminResponse::done(json!({ "result": "applied" }))).unwrap();
     };
     let (reply, ()) = tokio::join!(call(&here, &reload), owner);
     assert_eq!((reply.status, reply.body), (200, json!({ "result": "applied" })));

@@ -23,7 +23,7 @@ use tracing::{info, warn};
 ///
 /// # Errors
 /// The kernel's. The soft limit stays as it is then.
-pub fn raise_limit() -> io::Result<()> {
+pub(crate) fn raise_limit() -> io::Result<()> {
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
     if soft < hard {
         setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
@@ -33,20 +33,20 @@ pub fn raise_limit() -> io::Result<()> {
 
 /// Whether an error says that this machine or process lacks something, and nothing of who was asked: descriptors, memory
 /// for sockets, local ports.
-pub fn is_local_shortage(error: &io::Error) -> bool {
+pub(crate) fn is_local_shortage(error: &io::Error) -> bool {
     const LOCAL: [i32; 5] = [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM, libc::EADDRNOTAVAIL];
     error.raw_os_error().is_some_and(|code| LOCAL.contains(&code))
 }
 
 /// The error of a file that is opened now, where no descriptor can be had. The system's resolver reports that as a failure
 /// of the name.
-pub fn shortage() -> Option<io::Error> {
+pub(crate) fn shortage() -> Option<io::Error> {
     File::open("/").err().filter(is_local_shortage)
 }
 
 /// The budget of descriptors for connections. Clones share it.
 #[derive(Clone, Debug, Default)]
-pub struct Descriptors(Arc<Budget>);
+pub(crate) struct Descriptors(Arc<Budget>);
 
 #[derive(Debug, Default)]
 struct Budget {
@@ -74,11 +74,11 @@ struct Pause {
 
 /// The descriptors of one connection, given back when dropped.
 #[derive(Debug)]
-pub struct Share(Option<Descriptors>);
+pub(crate) struct DescriptorPermit(Option<Descriptors>);
 
 /// The budget at one moment, for the operator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Standing {
+pub(crate) struct DescriptorStatus {
     /// The limit of open files of the process.
     pub limit: usize,
     /// How many of them connections never use.
@@ -96,7 +96,7 @@ pub struct Standing {
 impl Descriptors {
     /// Computes the budget for this number of listening sockets, which are open already, and the present limit. Before the
     /// first time nothing is accepted.
-    pub fn follow(&self, listening: usize) {
+    pub(crate) fn follow(&self, listening: usize) {
         let budget = &self.0;
         let fixed = *budget.fixed.get_or_init(|| open_now().saturating_sub(listening));
         let limit = limit();
@@ -113,40 +113,40 @@ impl Descriptors {
     }
 
     /// Takes the descriptors of a connection, if there are any.
-    pub fn try_take(&self) -> Option<Share> {
+    pub(crate) fn try_take(&self) -> Option<DescriptorPermit> {
         let Budget { connections, max_connections, .. } = &*self.0;
         let one_more = |open: usize| (open < max_connections.load(Ordering::SeqCst)).then(|| open.saturating_add(1));
         let taken = connections.fetch_update(Ordering::SeqCst, Ordering::SeqCst, one_more);
-        taken.ok().map(|_| Share(Some(self.clone())))
+        taken.ok().map(|_| DescriptorPermit(Some(self.clone())))
     }
 
     /// Takes the descriptors of a connection, and waits while there are none.
-    pub async fn take(&self) -> Share {
-        if let Some(share) = self.try_take() {
-            return share;
+    pub(crate) async fn take(&self) -> DescriptorPermit {
+        if let Some(permit) = self.try_take() {
+            return permit;
         }
         let _pause = Paused::begin(self);
         loop {
             // It listens before it looks again, so that what is given back in between is not missed.
             let mut released = pin!(self.0.released.notified());
             released.as_mut().enable();
-            if let Some(share) = self.try_take() {
-                return share;
+            if let Some(permit) = self.try_take() {
+                return permit;
             }
             released.await;
         }
     }
 
-    /// Gives back the descriptors of a connection that [kept](Share::keep) them.
-    pub fn give_back(&self) {
+    /// Gives back the descriptors of a connection that [kept](DescriptorPermit::keep) them.
+    pub(crate) fn give_back(&self) {
         self.0.connections.fetch_sub(1, Ordering::SeqCst);
         self.0.released.notify_one();
     }
 
     /// The budget now.
-    pub fn standing(&self) -> Standing {
+    pub(crate) fn status(&self) -> DescriptorStatus {
         let (limit, pause) = (self.0.limit.load(Ordering::Relaxed), self.pause());
-        Standing {
+        DescriptorStatus {
             limit,
             reserved: reserve(limit),
             connections: self.0.connections.load(Ordering::SeqCst),
@@ -161,14 +161,14 @@ impl Descriptors {
     }
 }
 
-impl Share {
+impl DescriptorPermit {
     /// Leaves it to somebody else to [give the descriptors back](Descriptors::give_back).
-    pub fn keep(&mut self) {
+    pub(crate) fn keep(&mut self) {
         self.0 = None;
     }
 }
 
-impl Drop for Share {
+impl Drop for DescriptorPermit {
     fn drop(&mut self) {
         if let Some(descriptors) = &self.0 {
             descriptors.give_back();
@@ -181,7 +181,7 @@ struct Paused<'a>(&'a Descriptors);
 
 impl<'a> Paused<'a> {
     fn begin(descriptors: &'a Descriptors) -> Self {
-        let Standing { limit, reserved, connections, .. } = descriptors.standing();
+        let DescriptorStatus { limit, reserved, connections, .. } = descriptors.status();
         let mut pause = descriptors.pause();
         pause.waiting = pause.waiting.saturating_add(1);
         if pause.since.is_none() {

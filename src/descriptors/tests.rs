@@ -33,9 +33,9 @@ fn share_is_refused_at_the_maximum_and_given_back_when_dropped() {
     drop(one);
     two.keep();
     drop(two);
-    assert_eq!(descriptors.standing().connections, 1);
+    assert_eq!(descriptors.status().connections, 1);
     descriptors.give_back();
-    assert_eq!(descriptors.standing().connections, 0);
+    assert_eq!(descriptors.status().connections, 0);
 }
 
 #[test]
@@ -43,10 +43,10 @@ fn follow_counts_what_is_open_once_and_listening_sockets_each_time() {
     let descriptors = Descriptors::default();
     assert!(descriptors.try_take().is_none(), "nothing is accepted before");
     descriptors.follow(0);
-    let before = descriptors.standing();
+    let before = descriptors.status();
     assert_eq!(before.limit, limit());
     descriptors.follow(20);
-    assert_eq!(descriptors.standing().max_connections, before.max_connections - 10);
+    assert_eq!(descriptors.status().max_connections, before.max_connections - 10);
 }
 
 #[tokio::test]
@@ -61,20 +61,20 @@ async fn loops_that_wait_all_go_on_when_descriptors_are_given_back() {
     while descriptors.pause().waiting < 3 {
         yield_now().await;
     }
-    assert!(descriptors.standing().paused_since.is_some());
+    assert!(descriptors.status().paused_since.is_some());
     drop(shares);
-    while let Some(share) = timeout(Duration::from_secs(30), waiting.join_next()).await.expect("it goes on") {
-        drop(share.unwrap());
+    while let Some(permit) = timeout(Duration::from_secs(30), waiting.join_next()).await.expect("it goes on") {
+        drop(permit.unwrap());
     }
-    let standing = descriptors.standing();
-    assert_eq!((standing.connections, standing.paused_since), (0, None));
-    assert!(standing.last_paused_at.is_some());
+    let status = descriptors.status();
+    assert_eq!((status.connections, status.paused_since), (0, None));
+    assert!(status.last_paused_at.is_some());
 }
 
 #[tokio::test]
 async fn descriptors_offered_to_a_loop_that_stopped_go_to_the_next() {
     let descriptors = budget(1);
-    let share = descriptors.try_take();
+    let permit = descriptors.try_take();
     let mut first = Box::pin(descriptors.take());
     let mut second = Box::pin(descriptors.take());
     std::future::poll_fn(|cx| {
@@ -82,7 +82,7 @@ async fn descriptors_offered_to_a_loop_that_stopped_go_to_the_next() {
         Poll::Ready(())
     })
     .await;
-    drop(share);
+    drop(permit);
     drop(first);
     timeout(Duration::from_secs(30), second).await.expect("it was woken");
 }

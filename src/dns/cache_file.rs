@@ -11,13 +11,13 @@ use aws_lc_rs::digest::{SHA256, digest};
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 
-use crate::dns::Names;
+use crate::dns::HostCache;
 use crate::source::host::{Addresses, HostName};
 use crate::timestamp;
 
 /// Where the answers of one configuration are kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Kept {
+pub struct CacheFile {
     file: PathBuf,
     configuration: PathBuf,
 }
@@ -25,7 +25,7 @@ pub struct Kept {
 /// Good answers, and when they were given.
 type Answers = BTreeMap<HostName, (Addresses, OffsetDateTime)>;
 
-impl Kept {
+impl CacheFile {
     /// A file in `directory` for the configuration of this path: several programs on one machine must not mix their answers.
     pub fn new(directory: &Path, configuration: &Path) -> Self {
         use std::os::unix::ffi::OsStrExt as _;
@@ -55,12 +55,12 @@ impl Kept {
     ///
     /// # Errors
     /// Words for the operator.
-    pub fn write<'a>(&self, names: &Names, of: impl IntoIterator<Item = &'a HostName>) -> Result<(), String> {
-        let standing = |name: &HostName| {
-            let (addresses, at) = names.standing(name)?.good?;
+    pub fn write<'a>(&self, names: &HostCache, of: impl IntoIterator<Item = &'a HostName>) -> Result<(), String> {
+        let state = |name: &HostName| {
+            let (addresses, at) = names.state(name)?.good?;
             Some((name.to_string(), json!({ "addresses": addresses.all(), "resolved_at": timestamp::seconds(at) })))
         };
-        let names: serde_json::Map<_, _> = of.into_iter().filter_map(standing).collect();
+        let names: serde_json::Map<_, _> = of.into_iter().filter_map(state).collect();
         let text = format!("{:#}\n", json!({ "configuration": self.configuration, "names": names }));
         self.replace(&text).map_err(|error| {
             format!(
@@ -135,8 +135,8 @@ mod tests {
 
     use super::*;
 
-    fn names(entries: &[(&str, &[&str])]) -> (Names, Vec<HostName>) {
-        let names = Names::default();
+    fn names(entries: &[(&str, &[&str])]) -> (HostCache, Vec<HostName>) {
+        let names = HostCache::default();
         for (name, ips) in entries {
             let answer = Addresses::of(ips.iter().map(|ip| ip.parse().unwrap())).map_err(|error| error.to_string());
             let _ = names.note(&name.parse().unwrap(), answer, OffsetDateTime::UNIX_EPOCH);
@@ -144,46 +144,46 @@ mod tests {
         (names, entries.iter().map(|(name, _)| name.parse().unwrap()).collect())
     }
 
-    fn kept() -> (tempfile::TempDir, Kept) {
+    fn cache_file() -> (tempfile::TempDir, CacheFile) {
         let directory = tempfile::tempdir().unwrap();
-        let kept = Kept::new(&directory.path().join("state"), Path::new("/etc/a.toml"));
-        (directory, kept)
+        let cache_file = CacheFile::new(&directory.path().join("state"), Path::new("/etc/a.toml"));
+        (directory, cache_file)
     }
 
     #[test]
     fn what_is_written_is_read_and_nobody_else_may() {
-        let (_directory, kept) = kept();
-        assert_eq!(kept.read(), Ok(Answers::new()), "a file that is not there is no fault");
+        let (_directory, cache_file) = cache_file();
+        assert_eq!(cache_file.read(), Ok(Answers::new()), "a file that is not there is no fault");
         let (names, list) = names(&[("app.internal", &["10.0.0.2", "2001:db8::1"]), ("never", &[])]);
         for _ in 0..2 {
-            kept.write(&names, &list).unwrap();
-            let read = kept.read().unwrap();
+            cache_file.write(&names, &list).unwrap();
+            let read = cache_file.read().unwrap();
             let entries: Vec<_> = read.iter().map(|(name, (ips, _))| format!("{name} {ips}")).collect();
             assert_eq!(entries, ["app.internal 10.0.0.2, 2001:db8::1"]);
-            assert_eq!(fs::metadata(&kept.file).unwrap().mode() & 0o777, 0o600);
+            assert_eq!(fs::metadata(&cache_file.file).unwrap().mode() & 0o777, 0o600);
         }
-        let directory = kept.file.parent().unwrap();
+        let directory = cache_file.file.parent().unwrap();
         assert_eq!(fs::read_dir(directory).unwrap().count(), 1, "nothing is left beside it");
-        let other = Kept::new(directory, Path::new("/etc/b.toml"));
+        let other = CacheFile::new(directory, Path::new("/etc/b.toml"));
         assert_eq!(other.read(), Ok(Answers::new()), "each configuration has its own");
     }
 
     #[test]
     fn a_file_that_others_may_have_written_is_not_believed() {
-        let (_directory, kept) = kept();
+        let (_directory, cache_file) = cache_file();
         let (names, list) = names(&[("app.internal", &["10.0.0.2"])]);
-        kept.write(&names, &list).unwrap();
-        fs::set_permissions(&kept.file, fs::Permissions::from_mode(0o620)).unwrap();
-        assert!(kept.read().unwrap_err().contains("written by group or others"));
-        let elsewhere = kept.file.with_extension("elsewhere");
-        fs::set_permissions(&kept.file, fs::Permissions::from_mode(0o600)).unwrap();
-        fs::rename(&kept.file, &elsewhere).unwrap();
-        std::os::unix::fs::symlink(&elsewhere, &kept.file).unwrap();
-        assert!(kept.read().is_err(), "a link is not followed");
-        fs::remove_file(&kept.file).unwrap();
-        fs::create_dir(&kept.file).unwrap();
-        assert!(kept.read().is_err());
-        assert!(kept.write(&names, &list).unwrap_err().contains("[state] directory"));
+        cache_file.write(&names, &list).unwrap();
+        fs::set_permissions(&cache_file.file, fs::Permissions::from_mode(0o620)).unwrap();
+        assert!(cache_file.read().unwrap_err().contains("written by group or others"));
+        let misplaced_keys = cache_file.file.with_extension("elsewhere");
+        fs::set_permissions(&cache_file.file, fs::Permissions::from_mode(0o600)).unwrap();
+        fs::rename(&cache_file.file, &misplaced_keys).unwrap();
+        std::os::unix::fs::symlink(&misplaced_keys, &cache_file.file).unwrap();
+        assert!(cache_file.read().is_err(), "a link is not followed");
+        fs::remove_file(&cache_file.file).unwrap();
+        fs::create_dir(&cache_file.file).unwrap();
+        assert!(cache_file.read().is_err());
+        assert!(cache_file.write(&names, &list).unwrap_err().contains("[state] directory"));
     }
 
     #[test]
@@ -202,14 +202,14 @@ mod tests {
         ] {
             assert!(parse(good.replacen(from, to, 1).as_bytes()).is_err(), "{from} as {to}");
         }
-        let (_directory, kept) = kept();
-        fs::create_dir_all(kept.file.parent().unwrap()).unwrap();
+        let (_directory, cache_file) = cache_file();
+        fs::create_dir_all(cache_file.file.parent().unwrap()).unwrap();
         let deep = "[".repeat(1 << 20);
         let large = format!("{}{good}", " ".repeat(5 << 20));
         for text in [deep, large] {
-            fs::write(&kept.file, text).unwrap();
-            fs::set_permissions(&kept.file, fs::Permissions::from_mode(0o600)).unwrap();
-            assert!(kept.read().is_err());
+            fs::write(&cache_file.file, text).unwrap();
+            fs::set_permissions(&cache_file.file, fs::Permissions::from_mode(0o600)).unwrap();
+            assert!(cache_file.read().is_err());
         }
     }
 

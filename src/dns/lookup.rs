@@ -9,16 +9,16 @@ use std::time::{Duration, Instant};
 
 use crate::addr::canonical;
 use crate::fault;
-use crate::source::host::{Addresses, HostName, LeftOut};
+use crate::source::host::{Addresses, HostName, OmittedAddresses};
 
 /// What a look has brought: addresses and what was left out of them, or why there are none.
-pub type Answer = Result<(Addresses, Option<LeftOut>), String>;
+pub(crate) type Answer = Result<(Addresses, Option<OmittedAddresses>), String>;
 
 /// Looks a name up. Blocks for as long as the system's resolver does, which may be half a minute.
 ///
 /// # Errors
 /// Words that fit behind "cannot be resolved".
-pub fn ask(name: &HostName) -> Answer {
+pub(crate) fn ask(name: &HostName) -> Answer {
     let found = (name.as_str(), 0).to_socket_addrs().map_err(|error| {
         let words = error.to_string();
         words.strip_prefix(PREFIX).unwrap_or(&words).to_owned()
@@ -72,9 +72,9 @@ mod tests {
         let names: Vec<HostName> = ["localhost"].iter().map(|name| name.parse().unwrap()).collect();
         let found = ask_all(&names);
         assert!(found.keys().eq(&names));
-        let (addresses, left_out) = found[&names[0]].clone().unwrap();
+        let (addresses, omitted) = found[&names[0]].clone().unwrap();
         assert!(addresses.all().iter().all(|ip| ip.is_loopback()), "{addresses}");
-        assert_eq!(left_out, None);
+        assert_eq!(omitted, None);
         assert!(ask_all(&[]).is_empty());
     }
 }

@@ -17,24 +17,24 @@ use std::time::Duration;
 use time::OffsetDateTime;
 use tokio::sync::Notify;
 
-use crate::dns::cache_file::Kept;
+use crate::dns::cache_file::CacheFile;
 use crate::dns::lookup::Answer;
-use crate::source::host::{AddressBook, Addresses, HostName, LeftOut};
+use crate::source::host::{AddressBook, Addresses, HostName, OmittedAddresses};
 use crate::timestamp;
 
 /// The names to look after, and where what is known of them is kept.
 #[derive(Debug)]
-pub struct Watched {
+pub(crate) struct Watched {
     /// How long after an answer each is asked for again, at the latest.
     pub refresh: BTreeMap<HostName, Duration>,
     /// The file.
-    pub kept: Kept,
+    pub cache_file: CacheFile,
 }
 
 /// The names that are looked after, or were asked for once. Whoever looks one up notes here what came of it.
 #[derive(Debug, Default)]
-pub struct Names {
-    standings: Mutex<BTreeMap<HostName, Standing>>,
+pub struct HostCache {
+    states: Mutex<BTreeMap<HostName, HostState>>,
     moved: Notify,
     /// Whether nobody is to be asked.
     offline: bool,
@@ -42,11 +42,11 @@ pub struct Names {
 
 /// How it stands with one name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Standing {
+pub struct HostState {
     /// Its last good answer, and when that was given.
     pub good: Option<(Addresses, OffsetDateTime)>,
     /// What of that answer is not trusted.
-    left_out: Option<LeftOut>,
+    omitted: Option<OmittedAddresses>,
     /// Why the last look has brought no answer.
     pub failure: Option<String>,
     /// When the next look is due, if that was planned already.
@@ -55,7 +55,7 @@ pub struct Standing {
 
 /// What a look has changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum News {
+pub enum HostChange {
     /// Something to look after.
     Bad(String),
     /// That is over.
@@ -64,32 +64,37 @@ pub enum News {
 
 /// What is known for a policy that is being built.
 #[derive(Debug)]
-pub struct Found {
+pub struct Lookup {
     /// The addresses of its names.
     pub book: AddressBook,
     /// What deserves a look, in words for the operator.
     pub warnings: Vec<String>,
 }
 
-impl Names {
+impl HostCache {
     /// Nothing yet, and nobody is ever asked: names have the last good answers that are kept on disk.
     pub fn offline() -> Self {
         Self { offline: true, ..Self::default() }
     }
 
     /// What is known of `names`. Those that nobody looks after are asked for now, which takes a few seconds at most; one
-    /// that nobody has an answer for, and never had, has the last one that `kept` has.
-    pub fn find(&self, names: &BTreeSet<HostName>, looked_after: &HashSet<&HostName>, kept: &Kept) -> Found {
-        let fresh = names.iter().filter(|name| !looked_after.contains(name) || self.standing(name).is_none());
+    /// that nobody has an answer for, and never had, has the last one that `cache_file` has.
+    pub fn find(
+        &self,
+        names: &BTreeSet<HostName>,
+        looked_after: &HashSet<&HostName>,
+        cache_file: &CacheFile,
+    ) -> Lookup {
+        let fresh = names.iter().filter(|name| !looked_after.contains(name) || self.state(name).is_none());
         let fresh: Vec<HostName> = fresh.cloned().collect();
         let mut warnings = Vec::new();
         if self.offline {
-            self.remember(kept.read().into_iter().flatten().filter(|(name, _)| names.contains(name)));
-            return Found { book: self.book(names), warnings };
+            self.remember(cache_file.read().into_iter().flatten().filter(|(name, _)| names.contains(name)));
+            return Lookup { book: self.book(names), warnings };
         }
         let answers = lookup::ask_all(&fresh);
         if answers.values().any(Result::is_err) {
-            match kept.read() {
+            match cache_file.read() {
                 Ok(old) => {
                     self.remember(old.into_iter().filter(|(name, _)| answers.get(name).is_some_and(Result::is_err)))
                 }
@@ -97,42 +102,42 @@ impl Names {
             }
         }
         for (name, answer) in answers {
-            if let Some(News::Bad(words)) = self.note(&name, answer, OffsetDateTime::now_utc()) {
+            if let Some(HostChange::Bad(words)) = self.note(&name, answer, OffsetDateTime::now_utc()) {
                 warnings.push(words);
             }
         }
-        Found { book: self.book(names), warnings }
+        Lookup { book: self.book(names), warnings }
     }
 
     /// Takes old answers for names that have none.
     fn remember(&self, old: impl Iterator<Item = (HostName, (Addresses, OffsetDateTime))>) {
-        let mut standings = self.standings();
+        let mut states = self.states();
         for (name, good) in old {
-            standings.entry(name).or_default().good.get_or_insert(good);
+            states.entry(name).or_default().good.get_or_insert(good);
         }
     }
 
     /// The addresses known of these names.
     pub fn book<'a>(&self, names: impl IntoIterator<Item = &'a HostName>) -> AddressBook {
-        let standings = self.standings();
-        let known = |name: &HostName| Some((name.clone(), standings.get(name)?.good.clone()?.0));
+        let states = self.states();
+        let known = |name: &HostName| Some((name.clone(), states.get(name)?.good.clone()?.0));
         names.into_iter().filter_map(known).collect()
     }
 
     /// How it stands with a name, if it was ever asked for.
-    pub fn standing(&self, name: &HostName) -> Option<Standing> {
-        self.standings().get(name).cloned()
+    pub fn state(&self, name: &HostName) -> Option<HostState> {
+        self.states().get(name).cloned()
     }
 
     /// Notes what a look has brought. Returns what there is to tell; the same again is no news.
-    pub fn note(&self, name: &HostName, answer: Answer, now: OffsetDateTime) -> Option<News> {
-        let mut standings = self.standings();
-        let before = standings.get(name);
-        let after = Standing::after(before, answer, now);
+    pub fn note(&self, name: &HostName, answer: Answer, now: OffsetDateTime) -> Option<HostChange> {
+        let mut states = self.states();
+        let before = states.get(name);
+        let after = HostState::after(before, answer, now);
         let news = after.news_since(before, name);
-        let addresses = |standing: &Standing| standing.good.as_ref().map(|(addresses, _)| addresses.clone());
+        let addresses = |state: &HostState| state.good.as_ref().map(|(addresses, _)| addresses.clone());
         let moved = before.and_then(addresses) != addresses(&after);
-        standings.insert(name.clone(), after);
+        states.insert(name.clone(), after);
         if moved {
             self.moved.notify_one();
         }
@@ -141,8 +146,8 @@ impl Names {
 
     /// Notes when the next look at a name is due.
     pub fn plan(&self, name: &HostName, next_look: OffsetDateTime) {
-        if let Some(standing) = self.standings().get_mut(name) {
-            standing.next_look = Some(next_look);
+        if let Some(state) = self.states().get_mut(name) {
+            state.next_look = Some(next_look);
         }
     }
 
@@ -153,40 +158,38 @@ impl Names {
 
     /// Forgets the names that are none of these.
     pub fn keep_only(&self, names: &BTreeSet<HostName>) {
-        self.standings().retain(|name, _| names.contains(name));
+        self.states().retain(|name, _| names.contains(name));
     }
 
-    fn standings(&self) -> MutexGuard<'_, BTreeMap<HostName, Standing>> {
-        self.standings.lock().unwrap_or_else(PoisonError::into_inner)
+    fn states(&self) -> MutexGuard<'_, BTreeMap<HostName, HostState>> {
+        self.states.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Standing {
+impl HostState {
     fn after(before: Option<&Self>, answer: Answer, now: OffsetDateTime) -> Self {
         match answer {
-            Ok((addresses, left_out)) => {
-                Self { good: Some((addresses, now)), left_out, failure: None, next_look: None }
-            }
+            Ok((addresses, omitted)) => Self { good: Some((addresses, now)), omitted, failure: None, next_look: None },
             Err(failure) => Self { failure: Some(failure), ..before.cloned().unwrap_or_default() },
         }
     }
 
-    fn news_since(&self, before: Option<&Self>, name: &HostName) -> Option<News> {
+    fn news_since(&self, before: Option<&Self>, name: &HostName) -> Option<HostChange> {
         let failed_before = before.is_some_and(|before| before.failure.is_some());
         match (&self.failure, &self.good) {
             (Some(_), _) if failed_before => None,
-            (Some(failure), Some((addresses, at))) => Some(News::Bad(format!(
+            (Some(failure), Some((addresses, at))) => Some(HostChange::Bad(format!(
                 "dns:{name} cannot be resolved: {failure}; its last good answer, of {}, goes on to count: {addresses}",
                 timestamp::seconds(*at)
             ))),
-            (Some(failure), None) => {
-                Some(News::Bad(format!("dns:{name} cannot be resolved: {failure}; until it can, it lets nobody in")))
-            }
-            (None, _) => match self.left_out {
-                Some(left_out) if before.and_then(|before| before.left_out) != Some(left_out) => {
-                    Some(News::Bad(format!("dns:{name}: {left_out}")))
+            (Some(failure), None) => Some(HostChange::Bad(format!(
+                "dns:{name} cannot be resolved: {failure}; until it can, it lets nobody in"
+            ))),
+            (None, _) => match self.omitted {
+                Some(omitted) if before.and_then(|before| before.omitted) != Some(omitted) => {
+                    Some(HostChange::Bad(format!("dns:{name}: {omitted}")))
                 }
-                Some(_) | None => failed_before.then(|| News::Good(format!("dns:{name} can be resolved again"))),
+                Some(_) | None => failed_before.then(|| HostChange::Good(format!("dns:{name} can be resolved again"))),
             },
         }
     }
@@ -211,16 +214,16 @@ mod tests {
         Addresses::of(ips).map_err(|error| error.to_string())
     }
 
-    fn known(names: &Names) -> String {
+    fn known(names: &HostCache) -> String {
         names.book([&name()]).get(&name()).map(ToString::to_string).unwrap_or_default()
     }
 
     #[test]
     fn a_failure_takes_nothing_away_and_is_told_once() {
-        let names = Names::default();
+        let names = HostCache::default();
         let failed = || Err("no such name".to_owned());
-        let told = |news: Option<News>| match news {
-            Some(News::Bad(words) | News::Good(words)) => words,
+        let told = |news: Option<HostChange>| match news {
+            Some(HostChange::Bad(words) | HostChange::Good(words)) => words,
             None => String::new(),
         };
         assert!(told(names.note(&name(), failed(), NOW)).ends_with("no such name; until it can, it lets nobody in"));
@@ -237,7 +240,7 @@ mod tests {
 
     #[test]
     fn an_old_answer_counts_only_where_there_is_none() {
-        let names = Names::default();
+        let names = HostCache::default();
         let old = || std::iter::once((name(), (answer(&[9]).unwrap().0, NOW)));
         names.remember(old());
         assert_eq!(known(&names), "10.0.0.9");
@@ -253,7 +256,7 @@ mod tests {
         fn what_is_known_is_the_last_answer_that_was_one(
             answers in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..4), 1..20),
         ) {
-            let names = Names::default();
+            let names = HostCache::default();
             let mut last = String::new();
             for given in answers {
                 if let Ok((addresses, _)) = answer(&given) {

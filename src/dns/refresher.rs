@@ -4,7 +4,7 @@
 //! The next look is due when the answer may be another one, by the time to live of its records, and after the refresh time
 //! of the name at the latest.
 //!
-//! What comes of a look is noted in [`Names`]; the one task that publishes policies hears of it there.
+//! What comes of a look is noted in [`HostCache`]; the one task that publishes policies hears of it there.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{BuildHasher as _, RandomState};
@@ -17,25 +17,25 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::{info, warn};
 
-use crate::dns::cache_file::Kept;
+use crate::dns::cache_file::CacheFile;
 use crate::dns::lookup::{Answer, ask};
-use crate::dns::ttl::TimesToLive;
-use crate::dns::{Names, News, Watched};
+use crate::dns::ttl::TtlProbe;
+use crate::dns::{HostCache, HostChange, Watched};
 use crate::fault;
 use crate::source::host::{AddressBook, Addresses, HostName};
 use crate::timestamp;
 
 /// Looks after the names that rules trust until there are none any more.
-pub async fn run(current: watch::Receiver<Arc<Watched>>, names: Arc<Names>) {
+pub(crate) async fn run(current: watch::Receiver<Arc<Watched>>, host_cache: Arc<HostCache>) {
     let places = Arc::new(Semaphore::new(MOST_LOOKUPS));
-    let mut resolver = Resolver {
+    let mut resolver = Refresher {
         current,
-        names,
+        host_cache,
         lives: Arc::default(),
         places,
         plans: BTreeMap::new(),
         lookups: JoinSet::new(),
-        kept: None,
+        cache_file: None,
         writing: JoinSet::new(),
         unwritable: false,
     };
@@ -44,16 +44,16 @@ pub async fn run(current: watch::Receiver<Arc<Watched>>, names: Arc<Names>) {
     while resolver.step().await {}
 }
 
-struct Resolver {
+struct Refresher {
     current: watch::Receiver<Arc<Watched>>,
-    names: Arc<Names>,
-    lives: Arc<TimesToLive>,
+    host_cache: Arc<HostCache>,
+    lives: Arc<TtlProbe>,
     /// Bounds how many threads hang in the system's resolver.
     places: Arc<Semaphore>,
-    plans: BTreeMap<HostName, Plan>,
-    lookups: JoinSet<Look>,
+    plans: BTreeMap<HostName, LookupPlan>,
+    lookups: JoinSet<FinishedLookup>,
     /// What was given to be written last, and where.
-    kept: Option<(Kept, AddressBook)>,
+    cache_file: Option<(CacheFile, AddressBook)>,
     /// At most one write at a time: a disk may hang, and the names must be looked after all the same.
     writing: JoinSet<Result<(), String>>,
     /// Whether the last write failed, so that this is said once.
@@ -61,7 +61,7 @@ struct Resolver {
 }
 
 /// A look at a name, over.
-struct Look {
+struct FinishedLookup {
     name: HostName,
     answer: Answer,
     /// Until when the answer is good, where that is known.
@@ -69,7 +69,7 @@ struct Look {
 }
 
 /// When a name is asked for next.
-struct Plan {
+struct LookupPlan {
     refresh: Duration,
     /// Nothing while it is being asked for.
     due: Option<Instant>,
@@ -77,7 +77,7 @@ struct Plan {
     failures: u32,
 }
 
-impl Resolver {
+impl Refresher {
     /// One thing that happens. Returns whether there will be another.
     async fn step(&mut self) -> bool {
         let due = self.plans.values().filter_map(|plan| plan.due).min();
@@ -110,18 +110,18 @@ impl Resolver {
         for (name, refresh) in watched.refresh.clone() {
             let plan = match self.plans.remove(&name) {
                 Some(plan) if plan.refresh == refresh => plan,
-                Some(Plan { due, failures, .. }) => {
+                Some(LookupPlan { due, failures, .. }) => {
                     let due = due.map(|due| due.min(now + pause(refresh, failures, random())));
                     if let Some(due) = due {
                         let wait = due.saturating_duration_since(now);
-                        self.names.plan(&name, timestamp::after(OffsetDateTime::now_utc(), wait));
+                        self.host_cache.plan(&name, timestamp::after(OffsetDateTime::now_utc(), wait));
                     }
-                    Plan { refresh, due, failures }
+                    LookupPlan { refresh, due, failures }
                 }
                 None => {
-                    let failing = self.names.standing(&name).is_none_or(|standing| standing.failure.is_some());
+                    let failing = self.host_cache.state(&name).is_none_or(|state| state.failure.is_some());
                     let wait = if failing { pause(refresh, 1, random()) } else { Duration::ZERO };
-                    Plan { refresh, due: Some(now + wait), failures: failing.into() }
+                    LookupPlan { refresh, due: Some(now + wait), failures: failing.into() }
                 }
             };
             plans.insert(name, plan);
@@ -135,7 +135,7 @@ impl Resolver {
         for (name, plan) in &mut self.plans {
             if plan.due.is_some_and(|due| due <= now) {
                 plan.due = None;
-                let (name, names, places) = (name.clone(), Arc::clone(&self.names), Arc::clone(&self.places));
+                let (name, host_cache, places) = (name.clone(), Arc::clone(&self.host_cache), Arc::clone(&self.places));
                 // Of a name that fails no time to live is of use: it is tried again soon.
                 let lives = (plan.failures == 0).then(|| Arc::clone(&self.lives));
                 self.lookups.spawn(async move {
@@ -143,16 +143,16 @@ impl Resolver {
                         Some(lives) => good_until(name.clone(), lives, &places).await,
                         None => None,
                     };
-                    let known = names.standing(&name).and_then(|standing| standing.good);
+                    let known = host_cache.state(&name).and_then(|state| state.good);
                     let asking = || ask_once(name.clone(), Arc::clone(&places));
                     let answer = look(known.map(|(known, _)| known), asking).await;
-                    Look { name, answer, good_until }
+                    FinishedLookup { name, answer, good_until }
                 });
             }
         }
     }
 
-    fn note(&mut self, Look { name, answer, good_until }: Look) {
+    fn note(&mut self, FinishedLookup { name, answer, good_until }: FinishedLookup) {
         // It may have been taken out meanwhile.
         let Some(plan) = self.plans.get_mut(&name) else { return };
         let failures = if answer.is_ok() { 0 } else { plan.failures.saturating_add(1) };
@@ -167,28 +167,30 @@ impl Resolver {
         plan.failures = failures;
         plan.due = Some(Instant::now() + wait);
         let now = OffsetDateTime::now_utc();
-        match self.names.note(&name, answer, now) {
-            Some(News::Bad(words)) => warn!(detail = %words, "dns source degraded"),
-            Some(News::Good(words)) => info!(detail = %words, "dns source recovered"),
+        match self.host_cache.note(&name, answer, now) {
+            Some(HostChange::Bad(words)) => warn!(detail = %words, "dns source degraded"),
+            Some(HostChange::Good(words)) => info!(detail = %words, "dns source recovered"),
             None => {}
         }
-        self.names.plan(&name, timestamp::after(now, wait));
+        self.host_cache.plan(&name, timestamp::after(now, wait));
     }
 
     /// Has written what is known, where that is something else than before.
     fn keep(&mut self) {
-        let kept = self.current.borrow().kept.clone();
-        let known = (kept, self.names.book(self.plans.keys()));
-        if !self.writing.is_empty() || self.kept.as_ref() == Some(&known) || (self.kept.is_none() && known.1.is_empty())
+        let cache_file = self.current.borrow().cache_file.clone();
+        let known = (cache_file, self.host_cache.book(self.plans.keys()));
+        if !self.writing.is_empty()
+            || self.cache_file.as_ref() == Some(&known)
+            || (self.cache_file.is_none() && known.1.is_empty())
         {
             return;
         }
-        let (kept, names, list) =
-            (known.0.clone(), Arc::clone(&self.names), Vec::from_iter(self.plans.keys().cloned()));
+        let (cache_file, host_cache, list) =
+            (known.0.clone(), Arc::clone(&self.host_cache), Vec::from_iter(self.plans.keys().cloned()));
         self.writing.spawn_blocking(move || {
-            fault::contain(PART, || kept.write(&names, &list)).unwrap_or_else(|fault| Err(fault.to_string()))
+            fault::contain(PART, || cache_file.write(&host_cache, &list)).unwrap_or_else(|fault| Err(fault.to_string()))
         });
-        self.kept = Some(known);
+        self.cache_file = Some(known);
     }
 
     fn written(&mut self, result: Result<(), String>) {
@@ -204,17 +206,17 @@ impl Resolver {
 /// Asks for a name. An answer that takes an address away has to be given twice: of a name with addresses of both families
 /// the system's resolver answers with one, where the question for the other one fails.
 async fn look<F: Future<Output = Answer>>(known: Option<Addresses>, ask: impl Fn() -> F) -> Answer {
-    let (first, left_out) = ask().await?;
+    let (first, omitted) = ask().await?;
     if known.is_none_or(|known| first.cover(&known)) {
-        return Ok((first, left_out));
+        return Ok((first, omitted));
     }
     sleep(BEFORE_THE_SECOND).await;
-    let (second, left_out) = ask().await?;
-    Ok((first.and(&second), left_out))
+    let (second, omitted) = ask().await?;
+    Ok((first.and(&second), omitted))
 }
 
 /// Until when what the system's resolver will answer from now on is good, where that can be learnt.
-async fn good_until(name: HostName, lives: Arc<TimesToLive>, places: &Arc<Semaphore>) -> Option<Instant> {
+async fn good_until(name: HostName, lives: Arc<TtlProbe>, places: &Arc<Semaphore>) -> Option<Instant> {
     let place = Arc::clone(places).acquire_owned().await.ok()?;
     let asked = Instant::now();
     let time = fault::contained_blocking(PART, move || {
@@ -262,7 +264,7 @@ fn random() -> u64 {
 }
 
 /// What its faults are noted under.
-pub const PART: &str = "resolver";
+pub(crate) const PART: &str = "resolver";
 
 /// Lookups under way at once, one thread each.
 const MOST_LOOKUPS: usize = 8;

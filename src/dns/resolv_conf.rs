@@ -5,14 +5,14 @@ use std::net::{IpAddr, Ipv4Addr};
 
 /// What a `resolv.conf` says.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Settings {
+pub(crate) struct ResolvConf {
     /// In the order in which they are asked.
     pub(crate) servers: Vec<IpAddr>,
     search: Vec<String>,
     ndots: usize,
 }
 
-impl Settings {
+impl ResolvConf {
     /// What is not understood is passed over, as the system's resolver does.
     pub(crate) fn parse(text: &str) -> Self {
         let mut settings = Self { servers: Vec::new(), search: Vec::new(), ndots: 1 };
@@ -62,7 +62,7 @@ mod tests {
     use super::*;
 
     fn servers(text: &str) -> Vec<String> {
-        Settings::parse(text).servers.iter().map(ToString::to_string).collect()
+        ResolvConf::parse(text).servers.iter().map(ToString::to_string).collect()
     }
 
     #[test]
@@ -81,7 +81,7 @@ mod tests {
 
     #[test]
     fn a_name_is_looked_for_where_the_system_would() {
-        let candidates = |text: &str, name: &str| Settings::parse(text).candidates(name).join(" ");
+        let candidates = |text: &str, name: &str| ResolvConf::parse(text).candidates(name).join(" ");
         assert_eq!(candidates("", "app"), "app");
         assert_eq!(candidates("domain a.test", "app"), "app.a.test app");
         assert_eq!(candidates("domain a.test\nsearch b.test c.test", "app"), "app.b.test app.c.test app");
@@ -94,7 +94,7 @@ mod tests {
     proptest! {
         #[test]
         fn a_file_of_any_kind_has_servers_and_every_name_itself(text in "[ -~\n]{0,200}", name in "[a-z.]{1,20}") {
-            let settings = Settings::parse(&text);
+            let settings = ResolvConf::parse(&text);
             prop_assert!((1..=MOST_SERVERS).contains(&settings.servers.len()));
             let candidates = settings.candidates(&name);
             prop_assert!(candidates.contains(&name) && candidates.len() <= MOST_DOMAINS + 1);

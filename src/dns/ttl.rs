@@ -11,18 +11,18 @@ use std::time::{Duration, Instant};
 
 use aws_lc_rs::rand;
 
-use crate::dns::resolv_conf::Settings;
-use crate::dns::wire::{Family, Heard, LONGEST_ANSWER, Question};
+use crate::dns::resolv_conf::ResolvConf;
+use crate::dns::wire::{Family, LONGEST_ANSWER, Query, Reply};
 use crate::source::host::HostName;
 
 /// Who learns how long answers are good, and does not ask again and again those who cannot say.
 #[derive(Debug, Default)]
-pub struct TimesToLive(Mutex<State>);
+pub(crate) struct TtlProbe(Mutex<State>);
 
 #[derive(Debug, Default)]
 struct State {
     /// As they were at the last time. What others did not answer says nothing of new ones.
-    settings: Option<Settings>,
+    settings: Option<ResolvConf>,
     memory: Memory,
 }
 
@@ -49,7 +49,7 @@ struct Past {
 
 /// What came of asking for a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Told {
+enum TtlAnswer {
     /// The time to live.
     For(Duration),
     /// There was an answer that does not say it: the DNS does not know the name, or it is in trouble.
@@ -58,13 +58,13 @@ enum Told {
     Silence,
 }
 
-impl TimesToLive {
+impl TtlProbe {
     /// For how long what the system's resolver will answer from now on is good at least, if that can be learnt. Blocks, for
     /// three seconds at most.
     ///
     /// To be asked before the resolver is: what a cache answers later is what it has now, or something fresher.
-    pub fn of(&self, name: &HostName) -> Option<Duration> {
-        let settings = Settings::parse(&read_resolv_conf());
+    pub(crate) fn of(&self, name: &HostName) -> Option<Duration> {
+        let settings = ResolvConf::parse(&read_resolv_conf());
         {
             let mut state = self.state();
             if state.settings.as_ref() != Some(&settings) {
@@ -79,14 +79,14 @@ impl TimesToLive {
     }
 
     /// Lets a name be asked for at once: it could be resolved again, so whatever kept its server silent may be over.
-    pub fn hope_for(&self, name: &HostName) {
+    pub(crate) fn hope_for(&self, name: &HostName) {
         let memory = &mut self.state().memory;
         memory.names.remove(name);
         memory.silent_until = None;
     }
 
     /// Forgets the names that are none of these.
-    pub fn keep_only(&self, names: &BTreeSet<&HostName>) {
+    pub(crate) fn keep_only(&self, names: &BTreeSet<&HostName>) {
         self.state().memory.names.retain(|name, _| names.contains(name));
     }
 
@@ -102,18 +102,18 @@ impl Memory {
     }
 
     /// Returns what to go by. A datagram may be lost, so the time that was told before counts once more.
-    fn note(&mut self, name: &HostName, told: Told, now: Instant) -> Option<Duration> {
+    fn note(&mut self, name: &HostName, told: TtlAnswer, now: Instant) -> Option<Duration> {
         match told {
-            Told::For(_) | Told::Nothing => (self.silences, self.silent_until) = (0, None),
+            TtlAnswer::For(_) | TtlAnswer::Nothing => (self.silences, self.silent_until) = (0, None),
             // Of those who asked at the same time one counts.
-            Told::Silence if self.silent_until.is_some_and(|until| until > now) => {}
-            Told::Silence => {
+            TtlAnswer::Silence if self.silent_until.is_some_and(|until| until > now) => {}
+            TtlAnswer::Silence => {
                 self.silences = self.silences.saturating_add(1);
                 self.silent_until = pause(self.silences, ENOUGH).map(|pause| now + pause);
             }
         }
         let past = self.names.entry(name.clone()).or_insert(Past { last: None, misses: 0, until: now });
-        if let Told::For(time) = told {
+        if let TtlAnswer::For(time) = told {
             *past = Past { last: Some(time), misses: 0, until: now };
             return Some(time);
         }
@@ -130,15 +130,15 @@ fn pause(times: u32, on: u32) -> Option<Duration> {
 }
 
 /// Asks for a name as the system's resolver would.
-fn ask(settings: &Settings, name: &HostName) -> Told {
+fn ask(settings: &ResolvConf, name: &HostName) -> TtlAnswer {
     let end = Instant::now() + PATIENCE;
-    let mut told = Told::Silence;
+    let mut told = TtlAnswer::Silence;
     for candidate in settings.candidates(name.as_str()) {
         match ask_servers(&settings.servers, &candidate, end) {
-            Some(Heard::For(time)) => return Told::For(time),
+            Some(Reply::For(time)) => return TtlAnswer::For(time),
             // Under another name, perhaps.
-            Some(Heard::Absent) => told = Told::Nothing,
-            Some(Heard::Unclear | Heard::Stranger) => return Told::Nothing,
+            Some(Reply::Absent) => told = TtlAnswer::Nothing,
+            Some(Reply::Unclear | Reply::Stranger) => return TtlAnswer::Nothing,
             None => return told,
         }
     }
@@ -146,12 +146,12 @@ fn ask(settings: &Settings, name: &HostName) -> Told {
 }
 
 /// The first clear answer of a server; none where all are silent.
-fn ask_servers(servers: &[IpAddr], name: &str, end: Instant) -> Option<Heard> {
+fn ask_servers(servers: &[IpAddr], name: &str, end: Instant) -> Option<Reply> {
     let mut heard = None;
     for server in servers {
         let of_server = ask_server(*server, name, end);
         match of_server {
-            Some(Heard::For(_) | Heard::Absent) => return of_server,
+            Some(Reply::For(_) | Reply::Absent) => return of_server,
             _ => heard = heard.or(of_server),
         }
     }
@@ -160,24 +160,24 @@ fn ask_servers(servers: &[IpAddr], name: &str, end: Instant) -> Option<Heard> {
 
 /// Asks for both kinds of addresses at once. One that is there says enough: whether the other one is there, the system's
 /// resolver finds out.
-fn ask_server(server: IpAddr, name: &str, end: Instant) -> Option<Heard> {
+fn ask_server(server: IpAddr, name: &str, end: Instant) -> Option<Reply> {
     let end = end.min(Instant::now() + PATIENCE_WITH_ONE);
     let asked = [Family::Ipv4, Family::Ipv6].map(|family| {
-        let question = Question::new(random_id()?, name, family)?;
+        let question = Query::new(random_id()?, name, family)?;
         Some((send(server, &question).ok()?, question))
     });
     let [ipv4, ipv6] = asked.map(|asked| asked.and_then(|(socket, question)| hear(&socket, &question, end)));
     match (ipv4, ipv6) {
-        (Some(Heard::For(one)), Some(Heard::For(other))) => Some(Heard::For(one.min(other))),
-        (Some(Heard::For(time)), _) | (_, Some(Heard::For(time))) => Some(Heard::For(time)),
-        (Some(Heard::Absent), Some(Heard::Absent)) => Some(Heard::Absent),
+        (Some(Reply::For(one)), Some(Reply::For(other))) => Some(Reply::For(one.min(other))),
+        (Some(Reply::For(time)), _) | (_, Some(Reply::For(time))) => Some(Reply::For(time)),
+        (Some(Reply::Absent), Some(Reply::Absent)) => Some(Reply::Absent),
         (None, None) => None,
-        (Some(_), _) | (_, Some(_)) => Some(Heard::Unclear),
+        (Some(_), _) | (_, Some(_)) => Some(Reply::Unclear),
     }
 }
 
 /// Sends a question from a port that only the answer to it can come to, and only from this server.
-fn send(server: IpAddr, question: &Question) -> io::Result<UdpSocket> {
+fn send(server: IpAddr, question: &Query) -> io::Result<UdpSocket> {
     let any: IpAddr = if server.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
     let socket = UdpSocket::bind(SocketAddr::new(any, 0))?;
     socket.connect(SocketAddr::new(server, PORT))?;
@@ -185,7 +185,7 @@ fn send(server: IpAddr, question: &Question) -> io::Result<UdpSocket> {
     Ok(socket)
 }
 
-fn hear(socket: &UdpSocket, question: &Question, end: Instant) -> Option<Heard> {
+fn hear(socket: &UdpSocket, question: &Query, end: Instant) -> Option<Reply> {
     let mut buffer = [0; LONGEST_ANSWER as usize];
     for _ in 0..MOST_DATAGRAMS {
         let left = end.saturating_duration_since(Instant::now());
@@ -193,7 +193,7 @@ fn hear(socket: &UdpSocket, question: &Question, end: Instant) -> Option<Heard> 
         socket.set_read_timeout(Some(left)).ok()?;
         match socket.recv(&mut buffer) {
             Ok(length) => match question.hear(buffer.get(..length)?) {
-                Heard::Stranger => {}
+                Reply::Stranger => {}
                 heard => return Some(heard),
             },
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -253,13 +253,13 @@ mod tests {
         let (mut memory, mut now) = (Memory::default(), Instant::now());
         for pause in [0, 1, 2, 4, 8, 16, 32, 60, 60] {
             assert!(memory.may_ask(&name(1), now));
-            assert_eq!(memory.note(&name(1), Told::Nothing, now), None);
+            assert_eq!(memory.note(&name(1), TtlAnswer::Nothing, now), None);
             now += minutes(pause);
             assert!(pause == 0 || !memory.may_ask(&name(1), now - Duration::from_secs(1)), "{pause}");
             assert!(memory.may_ask(&name(2), now), "others are not concerned");
         }
-        let _ = memory.note(&name(1), Told::For(Duration::ZERO), now);
-        let _ = memory.note(&name(1), Told::Nothing, now);
+        let _ = memory.note(&name(1), TtlAnswer::For(Duration::ZERO), now);
+        let _ = memory.note(&name(1), TtlAnswer::Nothing, now);
         assert!(memory.may_ask(&name(1), now), "it begins anew");
     }
 
@@ -267,8 +267,8 @@ mod tests {
     fn one_lost_datagram_changes_nothing() {
         let (mut memory, now) = (Memory::default(), Instant::now());
         let time = Some(Duration::from_secs(5));
-        for told in [Told::Silence, Told::Nothing] {
-            assert_eq!(memory.note(&name(1), Told::For(Duration::from_secs(5)), now), time);
+        for told in [TtlAnswer::Silence, TtlAnswer::Nothing] {
+            assert_eq!(memory.note(&name(1), TtlAnswer::For(Duration::from_secs(5)), now), time);
             assert_eq!(memory.note(&name(1), told, now), time);
             assert!(memory.may_ask(&name(1), now));
             assert_eq!(memory.note(&name(1), told, now), None, "but a second one does");
@@ -279,24 +279,24 @@ mod tests {
     fn servers_that_are_silent_to_all_are_left_alone_by_all() {
         let (mut memory, now) = (Memory::default(), Instant::now());
         for number in 1..2 * ENOUGH {
-            let _ = memory.note(&name(number), Told::Silence, now);
+            let _ = memory.note(&name(number), TtlAnswer::Silence, now);
             assert_eq!(memory.may_ask(&name(99), now), number < ENOUGH, "{number}: it may be a matter of those names");
         }
         let later = now + minutes(1);
         assert!(memory.may_ask(&name(99), later), "all at once are one");
-        let _ = memory.note(&name(99), Told::Silence, later);
+        let _ = memory.note(&name(99), TtlAnswer::Silence, later);
         assert!(!memory.may_ask(&name(98), later + minutes(1)));
         assert!(memory.may_ask(&name(98), later + minutes(2)));
-        let _ = memory.note(&name(98), Told::Nothing, later);
+        let _ = memory.note(&name(98), TtlAnswer::Nothing, later);
         assert!(memory.may_ask(&name(97), later), "one answer is enough");
     }
 
     #[test]
     fn hope_is_for_one_name_and_its_server() {
-        let (lives, now) = (TimesToLive::default(), Instant::now());
+        let (lives, now) = (TtlProbe::default(), Instant::now());
         for _ in 0..2 {
             for number in 0..=ENOUGH {
-                let _ = lives.state().memory.note(&name(number), Told::Silence, now);
+                let _ = lives.state().memory.note(&name(number), TtlAnswer::Silence, now);
             }
         }
         lives.hope_for(&name(1));
@@ -308,18 +308,18 @@ mod tests {
 
     #[test]
     fn what_comes_before_the_answer_is_passed_over_but_not_for_ever() {
-        let question = Question::new(7, "app.test", Family::Ipv4).unwrap();
-        for (strangers, heard) in [(0, Some(Heard::Absent)), (5, Some(Heard::Absent)), (MOST_DATAGRAMS, None)] {
+        let question = Query::new(7, "app.test", Family::Ipv4).unwrap();
+        for (strangers, heard) in [(0, Some(Reply::Absent)), (5, Some(Reply::Absent)), (MOST_DATAGRAMS, None)] {
             let [ours, server] = [(); 2].map(|()| UdpSocket::bind("127.0.0.1:0").unwrap());
             ours.connect(server.local_addr().unwrap()).unwrap();
             server.connect(ours.local_addr().unwrap()).unwrap();
             let mut answer = question.bytes();
             answer.truncate(26);
             answer[2..12].copy_from_slice(&[0x81, 0x83, 0, 1, 0, 0, 0, 0, 0, 0]);
-            let mut stranger = answer.clone();
-            stranger[0] ^= 1;
+            let mut untrusted = answer.clone();
+            untrusted[0] ^= 1;
             let sending = thread::spawn(move || {
-                for datagram in (0..strangers).map(|_| &stranger).chain([&answer]) {
+                for datagram in (0..strangers).map(|_| &untrusted).chain([&answer]) {
                     server.send(datagram).unwrap();
                 }
             });

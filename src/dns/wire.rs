@@ -7,7 +7,7 @@ use std::time::Duration;
 
 /// A question for the addresses of one name, in one family.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Question {
+pub(crate) struct Query {
     id: u16,
     name: Name,
     family: Family,
@@ -15,7 +15,7 @@ pub struct Question {
 
 /// Of which kind of addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Family {
+pub(crate) enum Family {
     /// Type A.
     Ipv4,
     /// Type AAAA.
@@ -24,7 +24,7 @@ pub enum Family {
 
 /// What a datagram says to a question.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Heard {
+pub(crate) enum Reply {
     /// Nothing: it is an answer to something else, or no answer at all.
     Stranger,
     /// The server is in trouble or does not want to, the answer is cut, or it makes no sense.
@@ -36,16 +36,16 @@ pub enum Heard {
 }
 
 /// The room that is offered to a server for its answer, which is what goes through every network in one piece.
-pub const LONGEST_ANSWER: u16 = 1232;
+pub(crate) const LONGEST_ANSWER: u16 = 1232;
 
-impl Question {
+impl Query {
     /// A question about a name in text form, with or without a dot at its end. None, where it cannot be one.
-    pub fn new(id: u16, name: &str, family: Family) -> Option<Self> {
+    pub(crate) fn new(id: u16, name: &str, family: Family) -> Option<Self> {
         Some(Self { id, name: wire_name(name)?, family })
     }
 
     /// The datagram.
-    pub fn bytes(&self) -> Vec<u8> {
+    pub(crate) fn bytes(&self) -> Vec<u8> {
         let header = [self.id, RECURSION_DESIRED, 1, 0, 0, 1];
         let mut bytes: Vec<u8> = header.into_iter().flat_map(u16::to_be_bytes).collect();
         bytes.extend(&self.name);
@@ -58,17 +58,17 @@ impl Question {
     }
 
     /// What a datagram from the server says to this.
-    pub fn hear(&self, datagram: &[u8]) -> Heard {
+    pub(crate) fn hear(&self, datagram: &[u8]) -> Reply {
         let mut reader = Reader { message: datagram, at: 0 };
         match self.echoed(&mut reader) {
-            Some(header) if header.flags & TRUNCATED != 0 => Heard::Unclear,
+            Some(header) if header.flags & TRUNCATED != 0 => Reply::Unclear,
             Some(header) => match header.flags & RESPONSE_CODE {
                 NO_ERROR | NO_SUCH_NAME => {
-                    reader.records(header.answers).map_or(Heard::Unclear, |records| self.follow(&records))
+                    reader.records(header.answers).map_or(Reply::Unclear, |records| self.follow(&records))
                 }
-                _ => Heard::Unclear,
+                _ => Reply::Unclear,
             },
-            None => Heard::Stranger,
+            None => Reply::Stranger,
         }
     }
 
@@ -87,20 +87,20 @@ impl Question {
     }
 
     /// Goes from alias to alias, in whatever order the records are.
-    fn follow(&self, records: &[Record]) -> Heard {
+    fn follow(&self, records: &[Record]) -> Reply {
         let (mut name, mut least) = (&self.name, u32::MAX);
         for _ in 0..=MOST_ALIASES {
             let own = || records.iter().filter(|record| record.name == *name);
             let addresses = own().filter(|record| record.kind == self.family.code());
             if let Some(seconds) = addresses.map(|record| record.seconds).min() {
-                return Heard::For(Duration::from_secs(least.min(seconds).into()));
+                return Reply::For(Duration::from_secs(least.min(seconds).into()));
             }
             match own().find_map(|record| Some((record.seconds, record.alias_of.as_ref()?))) {
                 Some((seconds, target)) => (name, least) = (target, least.min(seconds)),
-                None => return Heard::Absent,
+                None => return Reply::Absent,
             }
         }
-        Heard::Unclear
+        Reply::Unclear
     }
 }
 
@@ -248,12 +248,12 @@ mod tests {
     const A: u16 = 1;
     const AAAA: u16 = 28;
 
-    fn question(name: &str) -> Question {
-        Question::new(0x1234, name, Family::Ipv4).unwrap()
+    fn question(name: &str) -> Query {
+        Query::new(0x1234, name, Family::Ipv4).unwrap()
     }
 
     /// An answer as a server would give it: name, type, time to live, data.
-    fn answer(question: &Question, flags: u16, records: &[(&[u8], u16, u32, &[u8])]) -> Vec<u8> {
+    fn answer(question: &Query, flags: u16, records: &[(&[u8], u16, u32, &[u8])]) -> Vec<u8> {
         let mut bytes = question.bytes();
         bytes.truncate(12 + question.name.len() + 5);
         bytes[2..4].copy_from_slice(&(RESPONSE | flags).to_be_bytes());
@@ -273,8 +273,8 @@ mod tests {
         [wire_name(name).unwrap(), vec![ROOT]].concat()
     }
 
-    fn seconds(seconds: u64) -> Heard {
-        Heard::For(Duration::from_secs(seconds))
+    fn seconds(seconds: u64) -> Reply {
+        Reply::For(Duration::from_secs(seconds))
     }
 
     /// Where the question's name is.
@@ -286,11 +286,11 @@ mod tests {
         for text in ["app.test", "APP.test."] {
             assert_eq!(question(text).bytes(), expected);
         }
-        let ipv6 = Question::new(7, "app.test", Family::Ipv6).unwrap();
+        let ipv6 = Query::new(7, "app.test", Family::Ipv6).unwrap();
         assert_eq!(ipv6.bytes()[22..26], [0, 28, 0, 1]);
         let long = format!("{}.x", "a.".repeat(126));
         for text in ["", ".", "a..b", ".a", &"a".repeat(64), &long] {
-            assert_eq!(Question::new(7, text, Family::Ipv4), None, "{text}");
+            assert_eq!(Query::new(7, text, Family::Ipv4), None, "{text}");
         }
     }
 
@@ -322,17 +322,17 @@ mod tests {
         let here = [(ITS_NAME, A, 300, address)];
         let dangling = [(ITS_NAME, CNAME, 5, &one[..])];
         for flags in [NO_ERROR, NO_SUCH_NAME] {
-            assert_eq!(question.hear(&answer(&question, flags, &[])), Heard::Absent);
-            assert_eq!(question.hear(&answer(&question, flags, &dangling)), Heard::Absent);
+            assert_eq!(question.hear(&answer(&question, flags, &[])), Reply::Absent);
+            assert_eq!(question.hear(&answer(&question, flags, &dangling)), Reply::Absent);
         }
         for flags in [1, 2, 4, 5, TRUNCATED, TRUNCATED | NO_SUCH_NAME] {
-            assert_eq!(question.hear(&answer(&question, flags, &here)), Heard::Unclear, "{flags}");
+            assert_eq!(question.hear(&answer(&question, flags, &here)), Reply::Unclear, "{flags}");
         }
         let round = [(ITS_NAME, CNAME, 5, &one[..]), (&one, CNAME, 5, ITS_NAME)];
-        assert_eq!(question.hear(&answer(&question, 0, &round)), Heard::Unclear, "a circle");
+        assert_eq!(question.hear(&answer(&question, 0, &round)), Reply::Unclear, "a circle");
         let whole = answer(&question, 0, &here);
         for end in 12 + 10 + 4..whole.len() {
-            assert_eq!(question.hear(&whole[..end]), Heard::Unclear, "cut at {end}");
+            assert_eq!(question.hear(&whole[..end]), Reply::Unclear, "cut at {end}");
         }
     }
 
@@ -342,21 +342,21 @@ mod tests {
         let good = answer(&question, 0, &[(ITS_NAME, A, 300, &[10, 0, 0, 1])]);
         assert_eq!(question.hear(&good), seconds(300));
         let other = [
-            Question { id: 0x1235, ..question.clone() },
-            Question { family: Family::Ipv6, ..question.clone() },
-            Question { name: wire_name("apq.test").unwrap(), ..question.clone() },
+            Query { id: 0x1235, ..question.clone() },
+            Query { family: Family::Ipv6, ..question.clone() },
+            Query { name: wire_name("apq.test").unwrap(), ..question.clone() },
         ];
         for other in other {
-            assert_eq!(other.hear(&good), Heard::Stranger, "{other:?}");
+            assert_eq!(other.hear(&good), Reply::Stranger, "{other:?}");
         }
         // Not an answer; another operation; no question, two; another class.
         for (at, byte) in [(2, 0), (2, 0x88), (5, 0), (5, 2), (25, 3)] {
             let mut bytes = good.clone();
             bytes[at] = byte;
-            assert_eq!(question.hear(&bytes), Heard::Stranger, "{at}");
+            assert_eq!(question.hear(&bytes), Reply::Stranger, "{at}");
         }
-        assert_eq!(question.hear(&question.bytes()), Heard::Stranger, "itself");
-        assert_eq!(question.hear(&[]), Heard::Stranger);
+        assert_eq!(question.hear(&question.bytes()), Reply::Stranger, "itself");
+        assert_eq!(question.hear(&[]), Reply::Stranger);
     }
 
     #[test]
@@ -366,7 +366,7 @@ mod tests {
         // To itself, forwards, behind the end, within its own piece; and a length that is neither.
         for name in [&[0xc0, start][..], &[0xc0, start + 4], &[0xff, 0xff], &[1, b'a', 0xc0, start], &[0x40, 0]] {
             let bytes = answer(&question, 0, &[(name, A, 300, &[10, 0, 0, 1])]);
-            assert_eq!(question.hear(&bytes), Heard::Unclear, "{name:?}");
+            assert_eq!(question.hear(&bytes), Reply::Unclear, "{name:?}");
         }
         // A name that grows and grows, each record with one label more than the one before.
         let mut records = vec![(ITS_NAME.to_vec(), 0_u32)];
@@ -376,8 +376,8 @@ mod tests {
             at += if records.len() == 2 { 12 } else { 14 };
         }
         let records: Vec<_> = records.iter().map(|(name, ttl)| (&name[..], 99, *ttl, &[][..])).collect();
-        assert_eq!(question.hear(&answer(&question, 0, &records)), Heard::Unclear);
-        assert_eq!(question.hear(&answer(&question, 0, &records[..100])), Heard::Absent);
+        assert_eq!(question.hear(&answer(&question, 0, &records)), Reply::Unclear);
+        assert_eq!(question.hear(&answer(&question, 0, &records[..100])), Reply::Absent);
     }
 
     #[test]
@@ -387,7 +387,7 @@ mod tests {
         let longer = [&one[..], &[0]].concat();
         for data in [&longer[..], &one[..one.len() - 1]] {
             let bytes = answer(&question, 0, &[(ITS_NAME, CNAME, 5, data)]);
-            assert_eq!(question.hear(&bytes), Heard::Unclear);
+            assert_eq!(question.hear(&bytes), Reply::Unclear);
         }
     }
 

@@ -1,7 +1,7 @@
 //! Internal faults: panics that are contained, so that a defect costs one piece of work and not the process.
 //!
 //! Whatever runs for as long as the process, and every step of it that others do not depend on, goes through [`contain`],
-//! [`contained`] or [`restarted`]. Tasks that hold a socket or a queue are resumed with it after a [`Backoff`]. A fault is logged as an error, kept for `status` ([`recent`]), and returned to the caller,
+//! [`contained`] or [`restarted`]. Tasks that hold a socket or a queue are resumed with it after a [`Backoff`]. A fault is logged as an error, kept for `status` ([`record::recent`]), and returned to the caller,
 //! who decides what becomes of the work. Locks are no obstacle: every one in the program is taken over when it is poisoned.
 
 #[cfg(test)]
@@ -21,13 +21,13 @@ use tokio::sync::oneshot;
 use tokio::task::{JoinError, spawn_blocking};
 use tokio::time::sleep;
 
-use crate::fault::record::{Fault, recent};
+use crate::fault::record::Fault;
 
 /// Does a piece of work, and notes the fault if it panics.
 ///
 /// # Errors
 /// The fault, when it panics.
-pub fn contain<T>(part: &'static str, work: impl FnOnce() -> T) -> Result<T, Fault> {
+pub(crate) fn contain<T>(part: &'static str, work: impl FnOnce() -> T) -> Result<T, Fault> {
     let inside = Inside::enter();
     let done = panic::catch_unwind(AssertUnwindSafe(|| {
         #[cfg(test)]
@@ -42,7 +42,7 @@ pub fn contain<T>(part: &'static str, work: impl FnOnce() -> T) -> Result<T, Fau
 ///
 /// # Errors
 /// The fault, when it panics.
-pub async fn contained<F: Future>(part: &'static str, work: F) -> Result<F::Output, Fault> {
+pub(crate) async fn contained<F: Future>(part: &'static str, work: F) -> Result<F::Output, Fault> {
     let mut work = pin!(work);
     poll_fn(|cx| match contain(part, || work.as_mut().poll(cx)) {
         Ok(polled) => polled.map(Ok),
@@ -55,7 +55,7 @@ pub async fn contained<F: Future>(part: &'static str, work: F) -> Result<F::Outp
 ///
 /// # Errors
 /// The fault, when it panics.
-pub async fn contained_blocking<T: Send + 'static>(
+pub(crate) async fn contained_blocking<T: Send + 'static>(
     part: &'static str,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, Fault> {
@@ -66,7 +66,7 @@ pub async fn contained_blocking<T: Send + 'static>(
 ///
 /// # Errors
 /// The fault, when it panics.
-pub async fn contained_on<T: Send + 'static>(
+pub(crate) async fn contained_on<T: Send + 'static>(
     part: &'static str,
     work: impl FnOnce() -> T + Send + 'static,
     start: impl FnOnce(Job),
@@ -86,10 +86,10 @@ pub async fn contained_on<T: Send + 'static>(
 }
 
 /// Work for another thread.
-pub type Job = Box<dyn FnOnce() + Send>;
+pub(crate) type Job = Box<dyn FnOnce() + Send>;
 
 /// Keeps a task running until it returns: one that panics is started again, after a pause.
-pub async fn restarted<F: Future<Output = ()>>(part: &'static str, mut start: impl FnMut() -> F) {
+pub(crate) async fn restarted<F: Future<Output = ()>>(part: &'static str, mut start: impl FnMut() -> F) {
     while contained(part, async { start().await }).await.is_err() {
         sleep(RESTART_PAUSE).await;
     }
@@ -97,14 +97,14 @@ pub async fn restarted<F: Future<Output = ()>>(part: &'static str, mut start: im
 
 /// How long a task that keeps its state waits before it is resumed after a fault: longer with each fault in a row.
 #[derive(Debug, Default)]
-pub struct Backoff {
+pub(crate) struct Backoff {
     /// When the last pause ended, and how long it was.
     last: Option<(Instant, Duration)>,
 }
 
 impl Backoff {
     /// The next pause, from [`MIN_PAUSE`] to [`RESTART_PAUSE`].
-    pub fn pause(&mut self) -> Duration {
+    pub(crate) fn pause(&mut self) -> Duration {
         self.pause_at(Instant::now())
     }
 
@@ -117,7 +117,7 @@ impl Backoff {
 }
 
 /// Notes that a task of a `JoinSet` has panicked. Where its runtime runs inside of [`contain`], nothing else tells of it.
-pub fn note_task(part: &'static str, error: JoinError) {
+pub(crate) fn note_task(part: &'static str, error: JoinError) {
     if let Ok(panic) = error.try_into_panic() {
         record::note(part, words(&*panic), LOCATION.take());
     }
@@ -125,7 +125,7 @@ pub fn note_task(part: &'static str, error: JoinError) {
 
 /// From now on a panic that is contained remembers where in the code it was, and does not write to standard error, which
 /// nobody may be reading: the log has it.
-pub fn install_hook() {
+pub(crate) fn install_hook() {
     let report = panic::take_hook();
     panic::set_hook(Box::new(move |panic| {
         if DEPTH.get() == 0 {
@@ -164,7 +164,7 @@ fn words(panic: &(dyn Any + Send)) -> &str {
 }
 
 /// Short enough that a client in the backlog of a socket does not notice.
-pub const MIN_PAUSE: Duration = Duration::from_millis(10);
+pub(crate) const MIN_PAUSE: Duration = Duration::from_millis(10);
 
 /// Keeps a task that panics at once from taking a whole processor.
-pub const RESTART_PAUSE: Duration = Duration::from_secs(1);
+pub(crate) const RESTART_PAUSE: Duration = Duration::from_secs(1);

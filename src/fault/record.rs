@@ -13,7 +13,7 @@ use crate::printable;
 
 /// A panic that was contained.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Fault {
+pub(crate) struct Fault {
     /// When it happened last.
     pub at: OffsetDateTime,
     /// Which part of the program failed.
@@ -46,7 +46,7 @@ impl Fault {
 }
 
 /// The last faults, newest last.
-pub fn recent() -> Vec<Fault> {
+pub(crate) fn recent() -> Vec<Fault> {
     entries().iter().map(|entry| entry.fault.clone()).collect()
 }
 

@@ -4,6 +4,7 @@ use std::sync::{Mutex, PoisonError};
 use tokio::task::JoinSet;
 
 use super::*;
+use crate::fault::record::recent;
 use crate::printable;
 
 /// What is kept of a part that no other test has.

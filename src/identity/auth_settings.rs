@@ -10,7 +10,7 @@ use crate::x509::crl::Crl;
 
 /// By what client certificates are judged.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TrustParts {
+pub struct ClientAuthSettings {
     /// Whether certificates are asked for. Without, nothing else counts.
     pub auth: ClientAuth,
     /// Whose certificates are good; each by itself.
@@ -27,7 +27,7 @@ pub struct TrustParts {
     pub clients: TrustedClients,
 }
 
-impl TrustParts {
+impl ClientAuthSettings {
     /// A digest of all of it and of the listener it is for: what session tickets under shared keys are bound to.
     pub fn binding(&self, listener: &str) -> [u8; 32] {
         let Self { auth, anchors, pinned, crls, crl_expired, anchor_validity, clients } = self;

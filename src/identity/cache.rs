@@ -10,36 +10,36 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use time::OffsetDateTime;
 
-use crate::identity::verified::Credential;
-use crate::x509::digest::{Digest, digest_of_chain};
+use crate::identity::verified::VerifiedIdentity;
+use crate::x509::digest::Digest;
 
 /// The good verdicts of one set of trust anchors.
 #[derive(Debug, Default)]
-pub(crate) struct Verified {
-    chains: Mutex<HashMap<Digest, Arc<Credential>>>,
+pub(crate) struct VerificationCache {
+    chains: Mutex<HashMap<Digest, Arc<VerifiedIdentity>>>,
 }
 
-impl Verified {
+impl VerificationCache {
     /// The credential of a chain that has been found good, if it still is.
-    pub(crate) fn recall(&self, chain: &Digest, now: OffsetDateTime) -> Option<Arc<Credential>> {
+    pub(crate) fn recall(&self, chain: &Digest, now: OffsetDateTime) -> Option<Arc<VerifiedIdentity>> {
         let chains = self.chains();
-        let credential = chains.get(chain)?;
-        (credential.from..credential.until).contains(&now).then(|| Arc::clone(credential))
+        let identity = chains.get(chain)?;
+        (identity.from..identity.until).contains(&now).then(|| Arc::clone(identity))
     }
 
     /// Notes that a chain is good, as long as its credential says.
-    pub(crate) fn remember(&self, credential: &Arc<Credential>) {
-        if credential.chain.iter().map(|der| der.len()).sum::<usize>() > LONGEST_CHAIN {
+    pub(crate) fn remember(&self, identity: &Arc<VerifiedIdentity>) {
+        if identity.chain.iter().map(|der| der.len()).sum::<usize>() > LONGEST_CHAIN {
             return;
         }
         let mut chains = self.chains();
         if chains.len() >= MOST_CHAINS {
             chains.clear();
         }
-        chains.insert(credential.digest, Arc::clone(credential));
+        chains.insert(identity.digest, Arc::clone(identity));
     }
 
-    fn chains(&self) -> MutexGuard<'_, HashMap<Digest, Arc<Credential>>> {
+    fn chains(&self) -> MutexGuard<'_, HashMap<Digest, Arc<VerifiedIdentity>>> {
         self.chains.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -56,9 +56,10 @@ mod tests {
     use time::Duration;
 
     use super::*;
-    use crate::identity::verified::Voucher;
+    use crate::identity::verified::TrustedBy;
     use crate::tls::fixtures::Authority;
     use crate::x509::certificate::Certificate;
+    use crate::x509::digest::digest_of_chain;
     use rustls::pki_types::CertificateDer;
 
     const NOW: OffsetDateTime = OffsetDateTime::UNIX_EPOCH.saturating_add(Duration::days(20_000));
@@ -68,11 +69,11 @@ mod tests {
     }
 
     /// The credential of a chain, with the facts of some leaf.
-    fn credential(leaf: &CertificateDer<'_>, chain: &[CertificateDer<'_>]) -> Arc<Credential> {
+    fn identity(leaf: &CertificateDer<'_>, chain: &[CertificateDer<'_>]) -> Arc<VerifiedIdentity> {
         let certificate = Certificate::parse(leaf).unwrap();
-        Arc::new(Credential {
+        Arc::new(VerifiedIdentity {
             certificate,
-            voucher: Voucher::Pinned,
+            trusted_by: TrustedBy::Pinned,
             until: NOW + Duration::HOUR,
             constrains_names: false,
             validity: NOW..NOW + Duration::DAY,
@@ -89,8 +90,8 @@ mod tests {
     fn a_verdict_is_for_these_bytes_and_for_its_time() {
         let chain = [certificate("app"), certificate("between")];
         let turned = [chain[1].clone(), chain[0].clone()];
-        let verified = Verified::default();
-        verified.remember(&credential(&chain[0], &chain));
+        let verified = VerificationCache::default();
+        verified.remember(&identity(&chain[0], &chain));
         let known = |chain, moment| verified.recall(&digest_of_chain(chain), moment).is_some();
         assert!(known(&chain, NOW) && known(&chain, NOW + Duration::HOUR - Duration::NANOSECOND));
         assert!(!known(&chain, NOW - Duration::SECOND), "before its time");
@@ -102,10 +103,10 @@ mod tests {
     #[test]
     fn no_more_chains_are_remembered_than_there_is_room_for() {
         let leaf = certificate("app");
-        let verified = Verified::default();
+        let verified = VerificationCache::default();
         for count in 0..=2 * MOST_CHAINS {
             let other = CertificateDer::from(count.to_be_bytes().to_vec());
-            verified.remember(&credential(&leaf, &[other]));
+            verified.remember(&identity(&leaf, &[other]));
         }
         assert!(verified.chains().len() <= MOST_CHAINS);
         let last = CertificateDer::from((2 * MOST_CHAINS).to_be_bytes().to_vec());
@@ -117,8 +118,8 @@ mod tests {
         let leaf = certificate("app");
         let padding = vec![0; LONGEST_CHAIN];
         let alone = std::slice::from_ref(&leaf);
-        let long = Credential { chain: vec![leaf.clone(), padding.into()], ..(*credential(&leaf, alone)).clone() };
-        let verified = Verified::default();
+        let long = VerifiedIdentity { chain: vec![leaf.clone(), padding.into()], ..(*identity(&leaf, alone)).clone() };
+        let verified = VerificationCache::default();
         verified.remember(&Arc::new(long));
         assert!(verified.recall(&digest_of_chain(std::slice::from_ref(&leaf)), NOW).is_none());
     }

@@ -11,22 +11,22 @@ use rustls::server::danger::ClientCertVerifier;
 use time::OffsetDateTime;
 use webpki::anchor_from_trusted_cert;
 
-use crate::identity::auth_settings::TrustParts;
-use crate::identity::recording::{Findings, RecordingVerifier};
+use crate::identity::auth_settings::ClientAuthSettings;
+use crate::identity::recording::{HandshakeFindings, RecordingVerifier};
 use crate::identity::refusal::{reason_of, refused_by_us};
 use crate::identity::settings::ClientAuth;
 use crate::identity::trusted_clients::TrustedClients;
-use crate::identity::verified::Credential;
+use crate::identity::verified::VerifiedIdentity;
 use crate::identity::verifier::ChainVerifier;
 use crate::outcome::{Outcome, Reason};
+use crate::x509::ca_properties::{DIRECTORY_NAMES, unchecked_constraints};
 use crate::x509::certificate::Certificate;
-use crate::x509::chain::ca_properties::{DIRECTORY_NAMES, unchecked_constraints};
 use crate::x509::chain::error::ChainError;
 use crate::x509::error::BuildError;
 
 /// Which client certificates a listener accepts.
 #[derive(Clone, Debug)]
-pub struct ClientTrust {
+pub struct ClientVerifier {
     auth: ClientAuth,
     verifier: Option<Arc<ChainVerifier>>,
     clients: Arc<TrustedClients>,
@@ -35,30 +35,30 @@ pub struct ClientTrust {
 /// Who a client is: judged, and accepted.
 #[must_use]
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Identity {
+pub enum ClientIdentity {
     /// It showed no certificate and need not.
     Anonymous,
     /// It proved to hold the key of this certificate.
-    Certified(Arc<Credential>),
+    Certified(Arc<VerifiedIdentity>),
 }
 
 /// What a client has to show for itself.
 #[derive(Clone, Copy, Debug)]
-pub enum Evidence<'a> {
+pub enum PresentedIdentity<'a> {
     /// The chain of its handshake, leaf first, or of the handshake that this one resumes; empty where it showed none.
     Chain(&'a [CertificateDer<'a>]),
     /// It is outside TLS, and so has none.
     Plaintext,
     /// What it was let in with; nothing, where it was let in without.
-    Credential(Option<&'a Arc<Credential>>),
+    Credential(Option<&'a Arc<VerifiedIdentity>>),
 }
 
-impl ClientTrust {
+impl ClientVerifier {
     /// Builds the trust.
     ///
     /// # Errors
     /// When an anchor cannot be one.
-    pub fn new(parts: &TrustParts) -> Result<Self, BuildError> {
+    pub fn new(parts: &ClientAuthSettings) -> Result<Self, BuildError> {
         let verifier = match parts.auth {
             ClientAuth::None => None,
             ClientAuth::Optional | ClientAuth::Required => Some(Arc::new(ChainVerifier::new(parts)?)),
@@ -92,9 +92,9 @@ impl ClientTrust {
     }
 
     /// A verifier for one handshake and what it finds out. `None` where no certificate is asked for.
-    pub(crate) fn recording_verifier(&self) -> Option<(Arc<dyn ClientCertVerifier>, Arc<Findings>)> {
+    pub(crate) fn recording_verifier(&self) -> Option<(Arc<dyn ClientCertVerifier>, Arc<HandshakeFindings>)> {
         let verifier = Arc::clone(self.verifier.as_ref()?);
-        let findings = Arc::<Findings>::default();
+        let findings = Arc::<HandshakeFindings>::default();
         Some((Arc::new(RecordingVerifier::new(verifier, Arc::clone(&findings))), findings))
     }
 
@@ -113,38 +113,44 @@ impl ClientTrust {
     ///
     /// # Errors
     /// The ending of the connection.
-    pub fn judge(&self, evidence: Evidence<'_>, now: OffsetDateTime) -> Result<Identity, Outcome> {
-        if let Some(rechecked) = self.recheck(evidence, now) {
+    pub fn judge(&self, presented: PresentedIdentity<'_>, now: OffsetDateTime) -> Result<ClientIdentity, Outcome> {
+        if let Some(rechecked) = self.recheck(presented, now) {
             return rechecked;
         }
-        let Some(verifier) = &self.verifier else { return Ok(Identity::Anonymous) };
-        let judged = match evidence {
-            Evidence::Credential(Some(credential)) => verifier.search_again(credential, now),
-            Evidence::Chain([leaf, intermediates @ ..]) => verifier.judge(leaf, intermediates, now),
-            Evidence::Credential(None) | Evidence::Chain([]) | Evidence::Plaintext => {
+        let Some(verifier) = &self.verifier else { return Ok(ClientIdentity::Anonymous) };
+        let judged = match presented {
+            PresentedIdentity::Credential(Some(identity)) => verifier.search_again(identity, now),
+            PresentedIdentity::Chain([leaf, intermediates @ ..]) => verifier.judge(leaf, intermediates, now),
+            PresentedIdentity::Credential(None) | PresentedIdentity::Chain([]) | PresentedIdentity::Plaintext => {
                 return self.without_certificate();
             }
         };
-        self.authorize(judged, evidence)
+        self.authorize(judged, presented)
     }
 
     /// Judges a client as [`judge`](Self::judge) does, where that costs no signature. Nothing, where it might.
-    pub fn recheck(&self, evidence: Evidence<'_>, now: OffsetDateTime) -> Option<Result<Identity, Outcome>> {
-        let judged = match (&self.verifier, evidence) {
-            (_, Evidence::Plaintext) => {
+    pub fn recheck(
+        &self,
+        presented: PresentedIdentity<'_>,
+        now: OffsetDateTime,
+    ) -> Option<Result<ClientIdentity, Outcome>> {
+        let judged = match (&self.verifier, presented) {
+            (_, PresentedIdentity::Plaintext) => {
                 let detail = "it came without TLS, which this listener demands";
                 return Some(Err(Outcome::new(Reason::PlaintextRefused, detail)));
             }
-            (None, _) => return Some(Ok(Identity::Anonymous)),
-            (Some(_), Evidence::Credential(None) | Evidence::Chain([])) => return Some(self.without_certificate()),
-            (Some(_), Evidence::Chain([_, ..])) => return None,
-            (Some(verifier), Evidence::Credential(Some(credential))) => {
-                let judged = verifier.recheck(credential, now)?;
+            (None, _) => return Some(Ok(ClientIdentity::Anonymous)),
+            (Some(_), PresentedIdentity::Credential(None) | PresentedIdentity::Chain([])) => {
+                return Some(self.without_certificate());
+            }
+            (Some(_), PresentedIdentity::Chain([_, ..])) => return None,
+            (Some(verifier), PresentedIdentity::Credential(Some(identity))) => {
+                let judged = verifier.recheck(identity, now)?;
                 // By another path its common name may count.
-                let may_be_named = |credential: &Arc<Credential>| {
-                    credential.ignores_common_name()
-                        && !verifier.has_searched(credential)
-                        && !self.clients.trust(credential.names())
+                let may_be_named = |identity: &Arc<VerifiedIdentity>| {
+                    identity.ignores_common_name()
+                        && !verifier.has_searched(identity)
+                        && !self.clients.trust(identity.names())
                 };
                 if judged.as_ref().is_ok_and(may_be_named) {
                     return None;
@@ -152,35 +158,35 @@ impl ClientTrust {
                 judged
             }
         };
-        Some(self.authorize(judged, evidence))
+        Some(self.authorize(judged, presented))
     }
 
-    fn without_certificate(&self) -> Result<Identity, Outcome> {
+    fn without_certificate(&self) -> Result<ClientIdentity, Outcome> {
         match self.auth {
             ClientAuth::Required => Err(Reason::ClientCertificateMissing.into()),
-            ClientAuth::None | ClientAuth::Optional => Ok(Identity::Anonymous),
+            ClientAuth::None | ClientAuth::Optional => Ok(ClientIdentity::Anonymous),
         }
     }
 
     fn authorize(
         &self,
-        judged: Result<Arc<Credential>, ChainError>,
-        evidence: Evidence<'_>,
-    ) -> Result<Identity, Outcome> {
-        let credential =
-            judged.map_err(|error| Outcome::new(reason_of(&error), refused_by_us(&error, evidence.leaf().as_ref())))?;
-        if self.clients.trust(credential.names()) {
-            Ok(Identity::Certified(credential))
+        judged: Result<Arc<VerifiedIdentity>, ChainError>,
+        presented: PresentedIdentity<'_>,
+    ) -> Result<ClientIdentity, Outcome> {
+        let identity = judged
+            .map_err(|error| Outcome::new(reason_of(&error), refused_by_us(&error, presented.leaf().as_ref())))?;
+        if self.clients.trust(identity.names()) {
+            Ok(ClientIdentity::Certified(identity))
         } else {
-            Err(not_trusted(&credential))
+            Err(not_trusted(&identity))
         }
     }
 }
 
-fn not_trusted(credential: &Credential) -> Outcome {
-    let names: Vec<_> = credential.names().map(|name| name.to_string()).collect();
-    let Certificate { subject, .. } = &credential.certificate;
-    let common_name = match credential.ignores_common_name() {
+fn not_trusted(identity: &VerifiedIdentity) -> Outcome {
+    let names: Vec<_> = identity.names().map(|name| name.to_string()).collect();
+    let Certificate { subject, .. } = &identity.certificate;
+    let common_name = match identity.ignores_common_name() {
         true => "; its common name does not count, because a CA above it has name constraints",
         false => "",
     };
@@ -191,13 +197,13 @@ fn not_trusted(credential: &Credential) -> Outcome {
     Outcome::new(Reason::ClientNotTrusted, detail)
 }
 
-impl Evidence<'_> {
+impl PresentedIdentity<'_> {
     /// The facts of the certificate shown, where it is one.
     pub fn leaf(self) -> Option<Certificate> {
         match self {
             Self::Chain(chain) => Certificate::parse(chain.first()?).ok(),
             Self::Plaintext => None,
-            Self::Credential(credential) => Some(credential?.certificate.clone()),
+            Self::Credential(identity) => Some(identity?.certificate.clone()),
         }
     }
 }
@@ -219,8 +225,8 @@ mod tests {
         [authority.client("app", NOW, SOON).der()]
     }
 
-    fn parts(auth: ClientAuth, authority: &Authority) -> TrustParts {
-        TrustParts {
+    fn parts(auth: ClientAuth, authority: &Authority) -> ClientAuthSettings {
+        ClientAuthSettings {
             auth,
             anchors: vec![authority.der()],
             pinned: Vec::new(),
@@ -231,22 +237,26 @@ mod tests {
         }
     }
 
-    fn judge(trust: &ClientTrust, chain: &[CertificateDer<'_>], now: OffsetDateTime) -> Result<Identity, Outcome> {
-        trust.judge(Evidence::Chain(chain), now)
+    fn judge(
+        trust: &ClientVerifier,
+        chain: &[CertificateDer<'_>],
+        now: OffsetDateTime,
+    ) -> Result<ClientIdentity, Outcome> {
+        trust.judge(PresentedIdentity::Chain(chain), now)
     }
 
-    fn trusting(auth: ClientAuth, authority: &Authority) -> ClientTrust {
-        ClientTrust::new(&parts(auth, authority)).unwrap()
+    fn trusting(auth: ClientAuth, authority: &Authority) -> ClientVerifier {
+        ClientVerifier::new(&parts(auth, authority)).unwrap()
     }
 
-    fn reason(judged: Result<Identity, Outcome>) -> Reason {
+    fn reason(judged: Result<ClientIdentity, Outcome>) -> Reason {
         judged.unwrap_err().reason
     }
 
-    fn name(judged: Result<Identity, Outcome>) -> String {
+    fn name(judged: Result<ClientIdentity, Outcome>) -> String {
         match judged.unwrap() {
-            Identity::Anonymous => "nobody".to_owned(),
-            Identity::Certified(credential) => credential.certificate.subject.clone(),
+            ClientIdentity::Anonymous => "nobody".to_owned(),
+            ClientIdentity::Certified(identity) => identity.certificate.subject.clone(),
         }
     }
 
@@ -263,8 +273,8 @@ mod tests {
         let trust = trusting(ClientAuth::Optional, &authority);
         assert_eq!(name(judge(&trust, &[], NOW)), "nobody");
         assert_eq!(name(judge(&trust, &chain(&authority), NOW)), "CN=app");
-        let stranger = chain(&Authority::new("Another CA"));
-        assert_eq!(reason(judge(&trust, &stranger, NOW)), Reason::ClientCertificateUnknownCa);
+        let untrusted = chain(&Authority::new("Another CA"));
+        assert_eq!(reason(judge(&trust, &untrusted, NOW)), Reason::ClientCertificateUnknownCa);
     }
 
     #[test]
@@ -317,8 +327,9 @@ mod tests {
         let junk = CertificateDer::from(b"junk".to_vec());
         for (pinned, along) in [(&chain[..0], &[&junk][..]), (&chain, &[&junk, &ended])] {
             let (anchors, pinned) = (vec![other.der(), authority.der()], pinned.to_vec());
-            let parts = TrustParts { anchors, pinned, crls: lists.clone(), ..parts(ClientAuth::Required, &authority) };
-            let trust = ClientTrust::new(&parts).unwrap();
+            let parts =
+                ClientAuthSettings { anchors, pinned, crls: lists.clone(), ..parts(ClientAuth::Required, &authority) };
+            let trust = ClientVerifier::new(&parts).unwrap();
             assert_eq!(reason(judge(&trust, &chain, NOW)), Reason::ClientCertificateRevoked);
             for along in along {
                 let chain = [chain[0].clone(), (*along).clone()];

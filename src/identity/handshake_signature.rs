@@ -73,7 +73,7 @@ macro_rules! verify_handshake_signatures {
 pub(crate) use verify_handshake_signatures;
 
 /// Has a key sign something, and the certificate it belongs to verify that.
-pub(crate) fn rehearse(pair: &CertifiedKey) -> Result<(), Error> {
+pub(crate) fn self_test(pair: &CertifiedKey) -> Result<(), Error> {
     const WORDS: &[u8] = b"rehearsal";
     let schemes = provider().signature_verification_algorithms.supported_schemes();
     let signer = pair.key.choose_scheme(&schemes);

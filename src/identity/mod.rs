@@ -1,4 +1,7 @@
-//! TODO
+//! Who a client is: verification of client certificates, their revocation, pins and `trusted_clients`.
+//!
+//! A chain is verified once, when a client presents it ([`verifier`]); sessions keep the verified path, so that a new policy
+//! needs only dates and serial numbers for most of them.
 
 pub(crate) mod auth_settings;
 pub(crate) mod cache;

@@ -7,18 +7,18 @@ use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{DistinguishedName, Error};
 
 use crate::identity::handshake_signature::verify_handshake_signatures;
-use crate::identity::verified::Credential;
+use crate::identity::verified::VerifiedIdentity;
 use crate::identity::verifier::ChainVerifier;
 use crate::x509::certificate::Certificate;
 use crate::x509::chain::error::ChainError;
-use crate::x509::chain::raw_certificate::RawCertificate;
 use crate::x509::clock::moment;
+use crate::x509::raw_certificate::RawCertificate;
 
 /// What a handshake's verifier found out about the client's certificate, for the audit and for what comes after the
 /// handshake.
 #[derive(Debug, Default)]
-pub(crate) struct Findings {
-    verified: OnceLock<(Arc<ChainVerifier>, Arc<Credential>)>,
+pub(crate) struct HandshakeFindings {
+    verified: OnceLock<(Arc<ChainVerifier>, Arc<VerifiedIdentity>)>,
     refused: OnceLock<RefusedClient>,
 }
 
@@ -31,7 +31,7 @@ pub struct RefusedClient {
     pub error: ChainError,
 }
 
-impl Findings {
+impl HandshakeFindings {
     pub(crate) fn refused(&self) -> Option<&RefusedClient> {
         self.refused.get()
     }
@@ -39,8 +39,8 @@ impl Findings {
     /// Remembers the verdict for the client's next handshake, and for the questions after this one. To be called once the
     /// handshake is over, and the client has proved to have the key.
     pub(crate) fn remember(&self) {
-        if let Some((verifier, credential)) = self.verified.get() {
-            verifier.remember(credential);
+        if let Some((verifier, identity)) = self.verified.get() {
+            verifier.remember(identity);
         }
     }
 }
@@ -49,11 +49,11 @@ impl Findings {
 #[derive(Debug)]
 pub(crate) struct RecordingVerifier {
     verifier: Arc<ChainVerifier>,
-    findings: Arc<Findings>,
+    findings: Arc<HandshakeFindings>,
 }
 
 impl RecordingVerifier {
-    pub(crate) fn new(verifier: Arc<ChainVerifier>, findings: Arc<Findings>) -> Self {
+    pub(crate) fn new(verifier: Arc<ChainVerifier>, findings: Arc<HandshakeFindings>) -> Self {
         Self { verifier, findings }
     }
 }
@@ -66,8 +66,8 @@ impl ClientCertVerifier for RecordingVerifier {
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
         match self.verifier.verify(leaf, intermediates, moment(now)?) {
-            Ok(credential) => {
-                self.findings.verified.get_or_init(|| (Arc::clone(&self.verifier), credential));
+            Ok(identity) => {
+                self.findings.verified.get_or_init(|| (Arc::clone(&self.verifier), identity));
                 Ok(ClientCertVerified::assertion())
             }
             Err(error) => {

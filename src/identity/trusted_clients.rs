@@ -6,7 +6,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use crate::x509::subject_name::ClientName;
+use crate::x509::subject_name::SubjectName;
 
 /// Patterns of which a client has to match one. No patterns: any client that holds a good certificate.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -19,12 +19,12 @@ impl TrustedClients {
     }
 
     /// Whether a client of these names may come in.
-    pub fn trust<'a>(&self, names: impl IntoIterator<Item = ClientName<'a>>) -> bool {
+    pub fn trust<'a>(&self, names: impl IntoIterator<Item = SubjectName<'a>>) -> bool {
         self.0.is_empty() || self.pattern_of(names).is_some()
     }
 
     /// The pattern that one of these names matches.
-    pub fn pattern_of<'a>(&self, names: impl IntoIterator<Item = ClientName<'a>>) -> Option<&ClientPattern> {
+    pub fn pattern_of<'a>(&self, names: impl IntoIterator<Item = SubjectName<'a>>) -> Option<&ClientPattern> {
         names.into_iter().find_map(|name| self.0.iter().find(|pattern| pattern.matches(name)))
     }
 }
@@ -65,16 +65,16 @@ impl ClientPattern {
         }
     }
 
-    fn matches(&self, name: ClientName<'_>) -> bool {
+    fn matches(&self, name: SubjectName<'_>) -> bool {
         match (self, name) {
-            (Self::Common(pattern), ClientName::Common(name)) | (Self::Uri(pattern), ClientName::Uri(name)) => {
+            (Self::Common(pattern), SubjectName::Common(name)) | (Self::Uri(pattern), SubjectName::Uri(name)) => {
                 pattern == name
             }
-            (Self::Dns(pattern), ClientName::Dns(name)) => pattern.eq_ignore_ascii_case(name),
-            (Self::DnsBelow(domain), ClientName::Dns(name)) => is_one_label_above(domain, name),
-            (Self::Email(pattern), ClientName::Email(name)) => *pattern == with_domain_in_lower_case(name),
-            (Self::Sha256(pattern), ClientName::Sha256(name)) => pattern == name,
-            (Self::UriBelow(path), ClientName::Uri(name)) => is_below(path, name),
+            (Self::Dns(pattern), SubjectName::Dns(name)) => pattern.eq_ignore_ascii_case(name),
+            (Self::DnsBelow(domain), SubjectName::Dns(name)) => is_one_label_above(domain, name),
+            (Self::Email(pattern), SubjectName::Email(name)) => *pattern == with_domain_in_lower_case(name),
+            (Self::Sha256(pattern), SubjectName::Sha256(name)) => pattern == name,
+            (Self::UriBelow(path), SubjectName::Uri(name)) => is_below(path, name),
             _ => false,
         }
     }
@@ -222,13 +222,13 @@ mod tests {
 
     use super::*;
 
-    fn trusts(pattern: &str, name: ClientName<'_>) -> bool {
+    fn trusts(pattern: &str, name: SubjectName<'_>) -> bool {
         TrustedClients::from_iter([pattern.parse().unwrap()]).trust([name])
     }
 
     #[test]
     fn each_kind_of_pattern_matches_names_of_its_kind() {
-        use ClientName::{Common, Dns, Email, Sha256, Uri};
+        use SubjectName::{Common, Dns, Email, Sha256, Uri};
         let print = "ab".repeat(32);
         let shouted = format!("sha256:{}", ["AB"; 32].join(":"));
         let cases = [
@@ -275,12 +275,12 @@ mod tests {
 
     #[test]
     fn one_pattern_and_one_name_that_match_are_enough_and_no_pattern_is_anybody() {
-        let names = [ClientName::Common("app"), ClientName::Dns("app.internal")];
+        let names = [SubjectName::Common("app"), SubjectName::Dns("app.internal")];
         assert!(TrustedClients::default().trust(names));
         assert!(TrustedClients::default().trust([]));
         let two: TrustedClients = ["cn:other", "dns:app.internal"].iter().map(|text| text.parse().unwrap()).collect();
         assert!(two.trust(names));
-        assert!(!two.trust([ClientName::Common("app")]));
+        assert!(!two.trust([SubjectName::Common("app")]));
         assert!(!two.trust([]));
     }
 

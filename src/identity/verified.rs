@@ -8,16 +8,16 @@ use time::OffsetDateTime;
 
 use crate::x509::certificate::Certificate;
 use crate::x509::digest::Digest;
-use crate::x509::subject_name::ClientName;
+use crate::x509::subject_name::SubjectName;
 
 /// A client certificate that was found good, with what leads from it to its trust anchor. Sessions of the same client share
 /// one.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Credential {
+pub struct VerifiedIdentity {
     /// The facts of the leaf.
     pub certificate: Certificate,
     /// What vouches for it.
-    pub voucher: Voucher,
+    pub trusted_by: TrustedBy,
     /// From when on the question has to be put again, because a certificate or a revocation list has run out.
     pub until: OffsetDateTime,
     /// Whether a CA on its path limits the names below it. webpki holds subject alternative names to that, and not the common
@@ -41,7 +41,7 @@ pub struct Credential {
 
 /// Why a client certificate is trusted.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum Voucher {
+pub enum TrustedBy {
     /// A trust anchor of `client_ca` has issued it.
     Anchor {
         /// The anchor's fingerprint.
@@ -53,11 +53,11 @@ pub enum Voucher {
     Pinned,
 }
 
-impl Credential {
+impl VerifiedIdentity {
     /// The names by which `trusted_clients` may know the holder. A common name counts only where every CA on the path may issue
     /// for any name.
-    pub fn names(&self) -> impl Iterator<Item = ClientName<'_>> {
-        let counts = |name: &ClientName<'_>| !(self.constrains_names && matches!(name, ClientName::Common(_)));
+    pub fn names(&self) -> impl Iterator<Item = SubjectName<'_>> {
+        let counts = |name: &SubjectName<'_>| !(self.constrains_names && matches!(name, SubjectName::Common(_)));
         self.certificate.names().filter(counts)
     }
 

@@ -6,50 +6,50 @@ use crate::limit::rate::Rate;
 
 /// How many at once, and how soon again one more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Allowance {
+pub(crate) struct GcraLimit {
     /// How many may come at once, when none came for a while.
     pub burst: u32,
     /// After how long there is room for one more.
     pub interval: Duration,
 }
 
-impl From<Rate> for Allowance {
+impl From<Rate> for GcraLimit {
     fn from(rate: Rate) -> Self {
         Self { burst: rate.burst(), interval: rate.interval() }
     }
 }
 
-/// What is left of an [`Allowance`]. Time is counted from any moment, always the same one.
+/// What is left of an [`GcraLimit`]. Time is counted from any moment, always the same one.
 ///
 /// Kept is not how many are left but when the bucket will be full again, which need not be brought up to date as time goes
 /// by. The one that never was used is full.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Bucket {
-    full_at: u64,
+pub(crate) struct Gcra {
+    theoretical_arrival: u64,
 }
 
-impl Bucket {
+impl Gcra {
     /// When it will be full again, in nanoseconds.
-    pub fn full_at(self) -> u64 {
-        self.full_at
+    pub(crate) fn theoretical_arrival(self) -> u64 {
+        self.theoretical_arrival
     }
 
     /// Takes one, if one is left.
-    pub fn take(&mut self, allowance: Allowance, now: Duration) -> bool {
+    pub(crate) fn take(&mut self, allowance: GcraLimit, now: Duration) -> bool {
         let now = nanoseconds(now);
         let interval = nanoseconds(allowance.interval);
-        let full_at = self.full_at.max(now).saturating_add(interval);
-        let taken = full_at - now <= interval.saturating_mul(allowance.burst.into());
+        let theoretical_arrival = self.theoretical_arrival.max(now).saturating_add(interval);
+        let taken = theoretical_arrival - now <= interval.saturating_mul(allowance.burst.into());
         if taken {
-            self.full_at = full_at;
+            self.theoretical_arrival = theoretical_arrival;
         }
         taken
     }
 
     /// Takes `more`, even if fewer are left. The bucket then gives nothing until the debt is paid.
-    pub fn overdraw(&mut self, allowance: Allowance, more: u32, now: Duration) {
+    pub(crate) fn overdraw(&mut self, allowance: GcraLimit, more: u32, now: Duration) {
         let used = nanoseconds(allowance.interval).saturating_mul(more.into());
-        self.full_at = self.full_at.max(nanoseconds(now)).saturating_add(used);
+        self.theoretical_arrival = self.theoretical_arrival.max(nanoseconds(now)).saturating_add(used);
     }
 }
 
@@ -65,7 +65,7 @@ mod tests {
 
     /// The bucket as one would explain it: tokens that drip in one by one, counted in parts of a token.
     struct Model {
-        allowance: Allowance,
+        allowance: GcraLimit,
         /// In units of which `interval` make one.
         left: u128,
         at: u128,
@@ -91,14 +91,14 @@ mod tests {
             interval in 1_u64..2_000_000_000,
             pauses in prop::collection::vec(prop_oneof![Just(0), 0_u64..3_000_000, 0_u64..5_000_000_000], 1..400),
         ) {
-            let allowance = Allowance { burst, interval: Duration::from_nanos(interval) };
+            let allowance = GcraLimit { burst, interval: Duration::from_nanos(interval) };
             let full = u128::from(interval) * u128::from(burst);
             let mut model = Model { allowance, left: full, at: 0 };
-            let mut bucket = Bucket::default();
+            let mut gcra = Gcra::default();
             let mut now = Duration::ZERO;
             for pause in pauses {
                 now += Duration::from_nanos(pause);
-                prop_assert_eq!(bucket.take(allowance, now), model.take(now));
+                prop_assert_eq!(gcra.take(allowance, now), model.take(now));
             }
         }
 
@@ -108,13 +108,13 @@ mod tests {
             interval in 1_u64..1000,
             pauses in prop::collection::vec(0_u64..2000, 1..300),
         ) {
-            let allowance = Allowance { burst, interval: Duration::from_nanos(interval) };
-            let mut bucket = Bucket::default();
+            let allowance = GcraLimit { burst, interval: Duration::from_nanos(interval) };
+            let mut gcra = Gcra::default();
             let mut now = 0;
             let mut taken = Vec::new();
             for pause in pauses {
                 now += pause;
-                if bucket.take(allowance, Duration::from_nanos(now)) {
+                if gcra.take(allowance, Duration::from_nanos(now)) {
                     taken.push(now);
                 }
             }
@@ -129,22 +129,22 @@ mod tests {
 
     #[test]
     fn overdrawn_bucket_gives_nothing_until_the_debt_is_paid() {
-        let allowance = Allowance { burst: 3, interval: Duration::from_secs(1) };
-        let mut bucket = Bucket::default();
+        let allowance = GcraLimit { burst: 3, interval: Duration::from_secs(1) };
+        let mut gcra = Gcra::default();
         let at = Duration::from_secs;
-        assert!(bucket.take(allowance, at(0)));
-        bucket.overdraw(allowance, 5, at(0));
-        let taken = [0, 3, 4, 4].map(|seconds| bucket.take(allowance, at(seconds)));
+        assert!(gcra.take(allowance, at(0)));
+        gcra.overdraw(allowance, 5, at(0));
+        let taken = [0, 3, 4, 4].map(|seconds| gcra.take(allowance, at(seconds)));
         assert_eq!(taken, [false, false, true, false]);
-        bucket.overdraw(allowance, u32::MAX, at(u64::MAX));
-        assert!(!bucket.take(allowance, at(5)));
+        gcra.overdraw(allowance, u32::MAX, at(u64::MAX));
+        assert!(!gcra.take(allowance, at(5)));
     }
 
     #[test]
     fn a_rate_gives_its_burst_and_then_one_at_a_time() {
-        let allowance = Allowance::from("3/s".parse::<Rate>().unwrap());
-        let mut bucket = Bucket::default();
-        let take = |milliseconds| bucket.take(allowance, Duration::from_millis(milliseconds));
+        let allowance = GcraLimit::from("3/s".parse::<Rate>().unwrap());
+        let mut gcra = Gcra::default();
+        let take = |milliseconds| gcra.take(allowance, Duration::from_millis(milliseconds));
         let taken = [0, 0, 0, 0, 333, 334, 667, 667, 5000].map(take);
         assert_eq!(taken, [true, true, true, false, false, true, true, false, true]);
     }

@@ -1,4 +1,4 @@
-//! TODO
+//! Limits: sessions, handshakes and connection rates, for each listener and each source.
 
 pub(crate) mod gcra;
 pub(crate) mod handshakes;

@@ -13,7 +13,7 @@ use crate::outcome::{Outcome, Reason};
 
 /// The sessions of one listener, in all and by source. Goes on from one generation to the next, whatever the limits are.
 #[derive(Debug, Default)]
-pub(crate) struct Headcount {
+pub(crate) struct SessionLimiter {
     all: AtomicU32,
     hasher: RandomState,
     /// Sources that have sessions, and how many.
@@ -30,21 +30,21 @@ pub(crate) struct SessionLimits {
 /// One session, counted for as long as this lives.
 #[must_use]
 #[derive(Debug)]
-pub struct Counted {
-    headcount: Arc<Headcount>,
+pub struct SessionPermit {
+    sessions: Arc<SessionLimiter>,
     source: Option<SourceKey>,
 }
 
 /// There is no room for one more session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Full {
+pub enum LimitReached {
     /// The listener has so many.
     Listener(NonZeroU32),
     /// The source has so many.
     Source(NonZeroU32),
 }
 
-impl fmt::Display for Full {
+impl fmt::Display for LimitReached {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Listener(most) => write!(f, "the listener may have no more than {most} at once (max_connections)"),
@@ -55,44 +55,48 @@ impl fmt::Display for Full {
     }
 }
 
-impl From<Full> for Outcome {
-    fn from(full: Full) -> Self {
+impl From<LimitReached> for Outcome {
+    fn from(full: LimitReached) -> Self {
         let reason = match full {
-            Full::Listener(_) => Reason::ConnectionLimit,
-            Full::Source(_) => Reason::SourceConnectionLimit,
+            LimitReached::Listener(_) => Reason::ConnectionLimit,
+            LimitReached::Source(_) => Reason::SourceConnectionLimit,
         };
         Self::new(reason, full)
     }
 }
 
-impl Headcount {
+impl SessionLimiter {
     /// Counts one more session, unless there is no room for it. A limit that was lowered ends nobody; it has room again when
     /// enough have gone.
-    pub(crate) fn count(self: &Arc<Self>, client: ClientAddr, limits: SessionLimits) -> Result<Counted, Full> {
+    pub(crate) fn acquire(
+        self: &Arc<Self>,
+        client: ClientAddr,
+        limits: SessionLimits,
+    ) -> Result<SessionPermit, LimitReached> {
         let source = client.source_key();
         let Some(key) = source else {
-            self.count_in_all(limits.total)?;
-            return Ok(Counted { headcount: Arc::clone(self), source });
+            self.acquire_total(limits.total)?;
+            return Ok(SessionPermit { sessions: Arc::clone(self), source });
         };
         // Held until both are decided, so that none is counted that is then refused.
         let mut sources = self.sources_like(key);
         let of_source = sources.get(&key).copied().unwrap_or_default();
         if let Some(most) = limits.per_source.filter(|most| of_source >= most.get()) {
-            return Err(Full::Source(most));
+            return Err(LimitReached::Source(most));
         }
-        self.count_in_all(limits.total)?;
+        self.acquire_total(limits.total)?;
         sources.insert(key, of_source.saturating_add(1));
-        Ok(Counted { headcount: Arc::clone(self), source })
+        Ok(SessionPermit { sessions: Arc::clone(self), source })
     }
 
-    fn count_in_all(&self, most: Option<NonZeroU32>) -> Result<(), Full> {
+    fn acquire_total(&self, most: Option<NonZeroU32>) -> Result<(), LimitReached> {
         let one_more = |all: u32| match most {
             Some(most) if all >= most.get() => None,
             Some(_) | None => Some(all.saturating_add(1)),
         };
         let counted = self.all.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more);
         match (counted, most) {
-            (Err(_), Some(most)) => Err(Full::Listener(most)),
+            (Err(_), Some(most)) => Err(LimitReached::Listener(most)),
             (Ok(_), _) | (Err(_), None) => Ok(()),
         }
     }
@@ -104,11 +108,11 @@ impl Headcount {
     }
 }
 
-impl Drop for Counted {
+impl Drop for SessionPermit {
     fn drop(&mut self) {
-        self.headcount.all.fetch_sub(1, Ordering::Relaxed);
+        self.sessions.all.fetch_sub(1, Ordering::Relaxed);
         let Some(key) = self.source else { return };
-        if let Entry::Occupied(mut of_source) = self.headcount.sources_like(key).entry(key) {
+        if let Entry::Occupied(mut of_source) = self.sessions.sources_like(key).entry(key) {
             *of_source.get_mut() -= 1;
             if *of_source.get() == 0 {
                 of_source.remove();
@@ -118,10 +122,10 @@ impl Drop for Counted {
 }
 
 #[cfg(test)]
-impl Counted {
+impl SessionPermit {
     /// A session by itself, for tests of what is not about limits.
     pub(crate) fn alone() -> Self {
-        Arc::new(Headcount::default()).count(ClientAddr::UNIX, SessionLimits::default()).unwrap()
+        Arc::new(SessionLimiter::default()).acquire(ClientAddr::UNIX, SessionLimits::default()).unwrap()
     }
 }
 
@@ -142,79 +146,79 @@ mod tests {
         SessionLimits { total: NonZeroU32::new(total), per_source: NonZeroU32::new(per_source) }
     }
 
-    fn sources(headcount: &Headcount) -> usize {
-        headcount.sources.iter().map(|sources| sources.lock().unwrap().len()).sum()
+    fn sources(sessions: &SessionLimiter) -> usize {
+        sessions.sources.iter().map(|sources| sources.lock().unwrap().len()).sum()
     }
 
-    fn refused(counted: Result<Counted, Full>) -> Reason {
+    fn refused(counted: Result<SessionPermit, LimitReached>) -> Reason {
         Outcome::from(counted.unwrap_err()).reason
     }
 
     #[test]
     fn each_limit_counts_by_itself_and_has_room_again_when_one_goes() {
-        let headcount = Arc::new(Headcount::default());
+        let sessions = Arc::new(SessionLimiter::default());
         let limits = limits(3, 2);
-        let first = headcount.count(client("10.0.0.1"), limits).unwrap();
-        let _second = headcount.count(client("10.0.0.1"), limits).unwrap();
-        assert_eq!(refused(headcount.count(client("10.0.0.1"), limits)), Reason::SourceConnectionLimit);
-        let _third = headcount.count(client("10.0.0.2"), limits).unwrap();
-        assert_eq!(refused(headcount.count(client("10.0.0.3"), limits)), Reason::ConnectionLimit);
+        let first = sessions.acquire(client("10.0.0.1"), limits).unwrap();
+        let _second = sessions.acquire(client("10.0.0.1"), limits).unwrap();
+        assert_eq!(refused(sessions.acquire(client("10.0.0.1"), limits)), Reason::SourceConnectionLimit);
+        let _third = sessions.acquire(client("10.0.0.2"), limits).unwrap();
+        assert_eq!(refused(sessions.acquire(client("10.0.0.3"), limits)), Reason::ConnectionLimit);
         drop(first);
-        let _fourth = headcount.count(client("10.0.0.1"), limits).unwrap();
-        assert_eq!(refused(headcount.count(client("10.0.0.2"), limits)), Reason::ConnectionLimit);
+        let _fourth = sessions.acquire(client("10.0.0.1"), limits).unwrap();
+        assert_eq!(refused(sessions.acquire(client("10.0.0.2"), limits)), Reason::ConnectionLimit);
     }
 
     #[test]
     fn nothing_is_kept_of_a_source_without_sessions() {
-        let headcount = Arc::new(Headcount::default());
+        let sessions = Arc::new(SessionLimiter::default());
         let all: Vec<_> = (0..1000_u32)
             .map(|number| ClientAddr::from_ip(std::net::Ipv4Addr::from(number).into()))
-            .map(|client| headcount.count(client, limits(0, 0)).unwrap())
+            .map(|client| sessions.acquire(client, limits(0, 0)).unwrap())
             .collect();
-        assert_eq!((sources(&headcount), headcount.all.load(Ordering::Relaxed)), (1000, 1000));
+        assert_eq!((sources(&sessions), sessions.all.load(Ordering::Relaxed)), (1000, 1000));
         drop(all);
-        assert_eq!((sources(&headcount), headcount.all.load(Ordering::Relaxed)), (0, 0));
+        assert_eq!((sources(&sessions), sessions.all.load(Ordering::Relaxed)), (0, 0));
     }
 
     #[test]
     fn an_ipv6_64_is_one_source_and_clients_of_a_unix_socket_have_none() {
-        let headcount = Arc::new(Headcount::default());
+        let sessions = Arc::new(SessionLimiter::default());
         let limits = limits(4, 1);
-        let _first = headcount.count(client("2001:db8::1"), limits).unwrap();
-        assert_eq!(refused(headcount.count(client("2001:db8::2"), limits)), Reason::SourceConnectionLimit);
-        let _second = headcount.count(client("2001:db8:0:1::1"), limits).unwrap();
-        let _local = [(); 2].map(|()| headcount.count(ClientAddr::UNIX, limits).unwrap());
-        assert_eq!(refused(headcount.count(ClientAddr::UNIX, limits)), Reason::ConnectionLimit);
+        let _first = sessions.acquire(client("2001:db8::1"), limits).unwrap();
+        assert_eq!(refused(sessions.acquire(client("2001:db8::2"), limits)), Reason::SourceConnectionLimit);
+        let _second = sessions.acquire(client("2001:db8:0:1::1"), limits).unwrap();
+        let _local = [(); 2].map(|()| sessions.acquire(ClientAddr::UNIX, limits).unwrap());
+        assert_eq!(refused(sessions.acquire(ClientAddr::UNIX, limits)), Reason::ConnectionLimit);
     }
 
     #[test]
     fn a_limit_that_is_lowered_ends_nobody_and_lets_nobody_in_until_enough_have_gone() {
-        let headcount = Arc::new(Headcount::default());
-        let mut inside: Vec<_> = (0..4).map(|_| headcount.count(client("10.0.0.1"), limits(0, 0)).unwrap()).collect();
+        let sessions = Arc::new(SessionLimiter::default());
+        let mut inside: Vec<_> = (0..4).map(|_| sessions.acquire(client("10.0.0.1"), limits(0, 0)).unwrap()).collect();
         for left in (2..4).rev() {
-            assert_eq!(refused(headcount.count(client("10.0.0.1"), limits(0, 2))), Reason::SourceConnectionLimit);
-            assert_eq!(refused(headcount.count(client("10.0.0.2"), limits(2, 0))), Reason::ConnectionLimit);
+            assert_eq!(refused(sessions.acquire(client("10.0.0.1"), limits(0, 2))), Reason::SourceConnectionLimit);
+            assert_eq!(refused(sessions.acquire(client("10.0.0.2"), limits(2, 0))), Reason::ConnectionLimit);
             inside.pop();
             assert_eq!(inside.len(), left);
         }
         inside.pop();
-        inside.push(headcount.count(client("10.0.0.1"), limits(2, 2)).unwrap());
+        inside.push(sessions.acquire(client("10.0.0.1"), limits(2, 2)).unwrap());
     }
 
     /// Threads that come and go all the time; whoever is in can see how many others are.
     #[test]
     fn there_is_never_one_too_many_whoever_comes_at_once() {
-        let headcount = Arc::new(Headcount::default());
+        let sessions = Arc::new(SessionLimiter::default());
         let limits = limits(3, 2);
         let inside = [(); 3].map(|()| AtomicU32::new(0));
         let [all, sources @ ..] = &inside;
         thread::scope(|scope| {
             for number in 0..6 {
-                let (headcount, source) = (&headcount, &sources[number % 2]);
+                let (sessions, source) = (&sessions, &sources[number % 2]);
                 scope.spawn(move || {
                     let client = client(["10.0.0.1", "10.0.0.2"][number % 2]);
                     for _ in 0..20_000 {
-                        let Ok(counted) = headcount.count(client, limits) else { continue };
+                        let Ok(counted) = sessions.acquire(client, limits) else { continue };
                         assert!(all.fetch_add(1, Ordering::SeqCst) < 3);
                         assert!(source.fetch_add(1, Ordering::SeqCst) < 2);
                         source.fetch_sub(1, Ordering::SeqCst);
@@ -224,6 +228,6 @@ mod tests {
                 });
             }
         });
-        assert_eq!(headcount.all.load(Ordering::SeqCst), 0);
+        assert_eq!(sessions.all.load(Ordering::SeqCst), 0);
     }
 }

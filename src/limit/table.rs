@@ -10,16 +10,16 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use crate::addr::SourceKey;
 
 /// What is kept of one source. The default is that of a source of which nothing is known.
-pub trait Account: Default {
+pub(crate) trait TableEntry: Default {
     /// How much would be forgotten with it, beside the others.
-    fn weight(&self) -> u64;
+    fn score(&self) -> u64;
 }
 
 /// The accounts of all sources; clients of Unix sockets share one.
 ///
 /// Memory is taken shard by shard as sources come: none before the first one does.
 #[derive(Debug)]
-pub struct Accounts<T> {
+pub(crate) struct SourceTable<T> {
     hasher: RandomState,
     shards: [Mutex<Shard<T>>; SHARDS],
 }
@@ -36,17 +36,17 @@ struct Entry<T> {
     account: T,
 }
 
-impl<T: Account> Default for Accounts<T> {
+impl<T: TableEntry> Default for SourceTable<T> {
     fn default() -> Self {
         let empty = |_| Mutex::new(Shard { entries: Vec::new() });
         Self { hasher: RandomState::new(), shards: std::array::from_fn(empty) }
     }
 }
 
-impl<T: Account> Accounts<T> {
+impl<T: TableEntry> SourceTable<T> {
     /// Does something with the account of a source. Returned with what comes of it is the account that had to give way, if
     /// one had to.
-    pub fn of<R>(&self, source: Option<SourceKey>, work: impl FnOnce(&mut T) -> R) -> (R, Option<T>) {
+    pub(crate) fn of<R>(&self, source: Option<SourceKey>, work: impl FnOnce(&mut T) -> R) -> (R, Option<T>) {
         let place = usize::try_from(self.hasher.hash_one(source) % PLACES).unwrap_or_default();
         let [first, ..] = &self.shards;
         let mut shard = lock(self.shards.get(place % SHARDS).unwrap_or(first));
@@ -55,13 +55,13 @@ impl<T: Account> Accounts<T> {
             return (work(&mut known.account), None);
         }
         let mut nowhere = Entry::default();
-        let entry = row.iter_mut().min_by_key(|entry| entry.account.weight()).unwrap_or(&mut nowhere);
+        let entry = row.iter_mut().min_by_key(|entry| entry.account.score()).unwrap_or(&mut nowhere);
         let former = std::mem::replace(entry, Entry { source, account: T::default() });
         (work(&mut entry.account), Some(former.account))
     }
 
     /// Does something with every account.
-    pub fn each(&self, mut work: impl FnMut(Option<SourceKey>, &mut T)) {
+    pub(crate) fn each(&self, mut work: impl FnMut(Option<SourceKey>, &mut T)) {
         for shard in &self.shards {
             for entry in &mut lock(shard).entries {
                 work(entry.source, &mut entry.account);
@@ -70,7 +70,7 @@ impl<T: Account> Accounts<T> {
     }
 }
 
-impl<T: Account> Shard<T> {
+impl<T: TableEntry> Shard<T> {
     fn row(&mut self, number: usize) -> &mut [Entry<T>] {
         if self.entries.is_empty() {
             self.entries = std::iter::repeat_with(Entry::default).take(ROWS * IN_A_ROW).collect();
@@ -104,8 +104,8 @@ mod tests {
     #[derive(Debug, Default)]
     struct Count(u64);
 
-    impl Account for Count {
-        fn weight(&self) -> u64 {
+    impl TableEntry for Count {
+        fn score(&self) -> u64 {
             self.0
         }
     }
@@ -114,7 +114,7 @@ mod tests {
         Some(SourceKey::V4(Ipv4Addr::from(number)))
     }
 
-    fn add(accounts: &Accounts<Count>, source: Option<SourceKey>) -> (u64, u64) {
+    fn add(accounts: &SourceTable<Count>, source: Option<SourceKey>) -> (u64, u64) {
         let (now, former) = accounts.of(source, |count| {
             count.0 += 1;
             count.0
@@ -122,7 +122,7 @@ mod tests {
         (now, former.map_or(0, |count| count.0))
     }
 
-    fn all(accounts: &Accounts<Count>) -> Vec<(Option<SourceKey>, u64)> {
+    fn all(accounts: &SourceTable<Count>) -> Vec<(Option<SourceKey>, u64)> {
         let mut all = Vec::new();
         accounts.each(|source, count| all.push((source, count.0)));
         all.retain(|(_, count)| *count > 0);
@@ -131,7 +131,7 @@ mod tests {
 
     #[test]
     fn a_whole_slash_eight_takes_no_more_than_the_table_and_nothing_is_lost_unseen() {
-        let accounts = Accounts::default();
+        let accounts = SourceTable::default();
         let mut forgotten = 0;
         // Every 64th address of 10.0.0.0/8.
         for number in (0x0a00_0000_u32..0x0b00_0000).step_by(64) {
@@ -144,7 +144,7 @@ mod tests {
 
     #[test]
     fn who_has_the_heavier_account_stays_whoever_comes() {
-        let accounts = Accounts::default();
+        let accounts = SourceTable::default();
         for _ in 0..100 {
             add(&accounts, source(1));
         }
@@ -156,9 +156,10 @@ mod tests {
 
     #[test]
     fn no_memory_is_taken_for_sources_that_never_come() {
-        let accounts = Accounts::<Count>::default();
-        let taken =
-            |accounts: &Accounts<Count>| accounts.shards.iter().filter(|shard| !lock(shard).entries.is_empty()).count();
+        let accounts = SourceTable::<Count>::default();
+        let taken = |accounts: &SourceTable<Count>| {
+            accounts.shards.iter().filter(|shard| !lock(shard).entries.is_empty()).count()
+        };
         assert_eq!(taken(&accounts), 0);
         add(&accounts, source(1));
         assert_eq!(taken(&accounts), 1);
@@ -167,7 +168,7 @@ mod tests {
     proptest! {
         #[test]
         fn each_source_has_an_account_of_its_own(sources in prop::collection::vec(prop::option::of(0_u32..40), 0..300)) {
-            let accounts = Accounts::default();
+            let accounts = SourceTable::default();
             let mut expected = std::collections::HashMap::new();
             for number in sources {
                 let source = number.and_then(source);

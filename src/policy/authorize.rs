@@ -6,33 +6,33 @@ use std::sync::Arc;
 use time::OffsetDateTime;
 
 use crate::addr::{ClientAddr, ClientOrigin};
-use crate::identity::client_verifier::{Evidence, Identity};
-use crate::identity::verified::Credential;
+use crate::identity::client_verifier::{ClientIdentity, PresentedIdentity};
+use crate::identity::verified::VerifiedIdentity;
 use crate::outcome::{Outcome, Reason};
-use crate::policy::{Snapshot, Terms};
-use crate::source::trusted::{Standing, Stranger};
+use crate::policy::{ListenerPolicy, Snapshot};
+use crate::source::trusted::{SourceMatch, Untrusted};
 
 /// Leave to go on: both questions were answered well, under these terms.
 #[must_use]
 #[derive(Clone, Debug)]
-pub struct Permission {
+pub struct Permit {
     /// The listener's terms.
-    pub terms: Arc<Terms>,
+    pub policy: Arc<ListenerPolicy>,
     /// What lets the source in.
-    pub standing: Standing,
+    pub source_match: SourceMatch,
     /// What the client identified itself with.
-    pub credential: Option<Arc<Credential>>,
+    pub identity: Option<Arc<VerifiedIdentity>>,
 }
 
 /// Why a client may not go on.
 #[derive(Clone, Debug)]
-pub enum Refusal {
+pub enum Denial {
     /// Its listener is no longer there.
     Listener,
     /// The load balancer that speaks for it is one no more.
     Balancer(ClientAddr),
     /// Its address is not trusted.
-    Source(Stranger),
+    Source(Untrusted),
     /// What it identified itself with is not good, or not there.
     Identity(Outcome),
 }
@@ -46,12 +46,12 @@ impl Snapshot {
         &self,
         listener: &str,
         from: ClientOrigin,
-        evidence: Evidence<'_>,
+        presented: PresentedIdentity<'_>,
         now: OffsetDateTime,
-    ) -> Result<Permission, Refusal> {
-        let permission = self.judge_source(listener, from, now)?;
-        let judged = permission.terms.judge_identity(evidence, now);
-        permission.of(judged)
+    ) -> Result<Permit, Denial> {
+        let permit = self.authorize_source(listener, from, now)?;
+        let judged = permit.policy.judge_identity(presented, now);
+        permit.of(judged)
     }
 
     /// Puts both questions, where the answer costs no signature. Nothing, where it might.
@@ -59,13 +59,13 @@ impl Snapshot {
         &self,
         listener: &str,
         from: ClientOrigin,
-        evidence: Evidence<'_>,
+        presented: PresentedIdentity<'_>,
         now: OffsetDateTime,
-    ) -> Option<Result<Permission, Refusal>> {
-        match self.judge_source(listener, from, now) {
-            Ok(permission) => {
-                let judged = permission.terms.recheck_identity(evidence, now)?;
-                Some(permission.of(judged))
+    ) -> Option<Result<Permit, Denial>> {
+        match self.authorize_source(listener, from, now) {
+            Ok(permit) => {
+                let judged = permit.policy.recheck_identity(presented, now)?;
+                Some(permit.of(judged))
             }
             Err(refusal) => Some(Err(refusal)),
         }
@@ -75,10 +75,10 @@ impl Snapshot {
     pub fn judge_identity(
         &self,
         listener: &str,
-        evidence: Evidence<'_>,
+        presented: PresentedIdentity<'_>,
         now: OffsetDateTime,
-    ) -> Option<Result<Identity, Outcome>> {
-        Some(self.named(listener)?.judge_identity(evidence, now))
+    ) -> Option<Result<ClientIdentity, Outcome>> {
+        Some(self.named(listener)?.judge_identity(presented, now))
     }
 
     /// Puts the source question, where the identity question has been answered for a session of the same chain.
@@ -89,45 +89,57 @@ impl Snapshot {
         &self,
         listener: &str,
         from: ClientOrigin,
-        identity: Result<Identity, Outcome>,
+        identity: Result<ClientIdentity, Outcome>,
         now: OffsetDateTime,
-    ) -> Result<Permission, Refusal> {
-        self.judge_source(listener, from, now)?.of(identity)
+    ) -> Result<Permit, Denial> {
+        self.authorize_source(listener, from, now)?.of(identity)
     }
 
     /// Puts the source question only, and whether the word is still taken by which the client comes from there.
     ///
     /// # Errors
     /// The answer that is no.
-    pub fn judge_source(&self, listener: &str, from: ClientOrigin, now: OffsetDateTime) -> Result<Permission, Refusal> {
-        let terms = self.named(listener).ok_or(Refusal::Listener)?;
-        if let Some(balancer) = from.proxy().filter(|balancer| !terms.balancers.speak_from(*balancer)) {
-            return Err(Refusal::Balancer(balancer));
+    pub fn authorize_source(&self, listener: &str, from: ClientOrigin, now: OffsetDateTime) -> Result<Permit, Denial> {
+        let policy = self.named(listener).ok_or(Denial::Listener)?;
+        if let Some(via) = from.proxy().filter(|via| !policy.proxies.contains(*via)) {
+            return Err(Denial::Balancer(via));
         }
-        let admitted = terms.sources.admit(from.client, now).map_err(Refusal::Source)?;
-        Ok(Permission { terms: Arc::clone(terms), standing: admitted.standing().clone(), credential: None })
+        let admitted = policy.sources.admit(from.client, now).map_err(Denial::Source)?;
+        Ok(Permit { policy: Arc::clone(policy), source_match: admitted.source_match().clone(), identity: None })
     }
 }
 
-impl Terms {
+impl ListenerPolicy {
     /// Puts the identity question.
     ///
     /// # Errors
     /// The ending of a connection that is on its way in.
-    pub fn judge_identity(&self, evidence: Evidence<'_>, now: OffsetDateTime) -> Result<Identity, Outcome> {
-        let Some(tls) = &self.tls else { return Ok(Identity::Anonymous) };
-        self.explained(tls.trust().judge(evidence, now), evidence)
+    pub fn judge_identity(
+        &self,
+        presented: PresentedIdentity<'_>,
+        now: OffsetDateTime,
+    ) -> Result<ClientIdentity, Outcome> {
+        let Some(tls) = &self.tls else { return Ok(ClientIdentity::Anonymous) };
+        self.explained(tls.trust().judge(presented, now), presented)
     }
 
-    fn recheck_identity(&self, evidence: Evidence<'_>, now: OffsetDateTime) -> Option<Result<Identity, Outcome>> {
-        let Some(tls) = &self.tls else { return Some(Ok(Identity::Anonymous)) };
-        Some(self.explained(tls.trust().recheck(evidence, now)?, evidence))
+    fn recheck_identity(
+        &self,
+        presented: PresentedIdentity<'_>,
+        now: OffsetDateTime,
+    ) -> Option<Result<ClientIdentity, Outcome>> {
+        let Some(tls) = &self.tls else { return Some(Ok(ClientIdentity::Anonymous)) };
+        Some(self.explained(tls.trust().recheck(presented, now)?, presented))
     }
 
     /// Adds to a refusal what a rotation has to do with it.
-    fn explained(&self, judged: Result<Identity, Outcome>, evidence: Evidence<'_>) -> Result<Identity, Outcome> {
+    fn explained(
+        &self,
+        judged: Result<ClientIdentity, Outcome>,
+        presented: PresentedIdentity<'_>,
+    ) -> Result<ClientIdentity, Outcome> {
         judged.map_err(|mut ending| {
-            if let Some(refused) = evidence.leaf() {
+            if let Some(refused) = presented.leaf() {
                 self.tell_kin(&refused, &mut ending);
             }
             ending
@@ -135,48 +147,48 @@ impl Terms {
     }
 }
 
-impl Permission {
+impl Permit {
     /// Adds the answer to the identity question.
-    fn of(mut self, judged: Result<Identity, Outcome>) -> Result<Self, Refusal> {
-        self.credential = match judged.map_err(Refusal::Identity)? {
-            Identity::Certified(credential) => Some(credential),
-            Identity::Anonymous => None,
+    fn of(mut self, judged: Result<ClientIdentity, Outcome>) -> Result<Self, Denial> {
+        self.identity = match judged.map_err(Denial::Identity)? {
+            ClientIdentity::Certified(identity) => Some(identity),
+            ClientIdentity::Anonymous => None,
         };
         Ok(self)
     }
 }
 
-impl Refusal {
+impl Denial {
     /// The ending of a connection that is on its way in.
-    pub fn at_the_door(self) -> Outcome {
+    pub fn into_connection_outcome(self) -> Outcome {
         match self {
             Self::Listener => Reason::ListenerRemoved.into(),
-            Self::Balancer(balancer) => Outcome::new(Reason::UntrustedSource, no_word(balancer)),
-            Self::Source(stranger) => Outcome::new(Reason::UntrustedSource, stranger),
+            Self::Balancer(via) => Outcome::new(Reason::UntrustedSource, no_word(via)),
+            Self::Source(untrusted) => Outcome::new(Reason::UntrustedSource, untrusted),
             Self::Identity(ending) => ending,
         }
     }
 
     /// The ending of a session that was let in before.
-    pub fn of_a_session(self) -> Outcome {
+    pub fn into_session_outcome(self) -> Outcome {
         self.ending(&PRESENT)
     }
 
     /// The ending that a session would have, were the policy in force.
-    pub fn of_a_plan(self) -> Outcome {
+    pub fn into_plan_outcome(self) -> Outcome {
         self.ending(&FUTURE)
     }
 
     fn ending(self, words: &Words) -> Outcome {
         match self {
             Self::Listener => Reason::ListenerRemoved.into(),
-            Self::Balancer(balancer) => {
-                let balancer = balancer.source();
-                let detail = format_args!("it came by the word of {balancer}, which {}", words.no_balancer);
+            Self::Balancer(via) => {
+                let via = via.source();
+                let detail = format_args!("it came by the word of {via}, which {}", words.no_balancer);
                 Outcome::new(Reason::SourceRevoked, detail)
             }
-            Self::Source(stranger @ Stranger { expired: Some(_) }) => Outcome::new(Reason::RuleExpired, stranger),
-            Self::Source(Stranger { expired: None }) => Outcome::new(Reason::SourceRevoked, words.no_rule),
+            Self::Source(untrusted @ Untrusted { expired: Some(_) }) => Outcome::new(Reason::RuleExpired, untrusted),
+            Self::Source(Untrusted { expired: None }) => Outcome::new(Reason::SourceRevoked, words.no_rule),
             Self::Identity(ending) if ending.reason == Reason::ClientCertificateExpired => ending,
             Self::Identity(Outcome { reason, detail }) => {
                 let none = || format!("{reason}: it was let in without a client certificate, and {}", words.needs_one);
@@ -207,9 +219,6 @@ const FUTURE: Words = Words {
     needs_one: "would need one",
 };
 
-fn no_word(balancer: ClientAddr) -> String {
-    format!(
-        "it came by the word of {}, which is no load balancer of proxy_protocol.trusted any more",
-        balancer.source()
-    )
+fn no_word(via: ClientAddr) -> String {
+    format!("it came by the word of {}, which is no load balancer of proxy_protocol.trusted any more", via.source())
 }

@@ -7,16 +7,17 @@ use std::sync::Arc;
 use time::OffsetDateTime;
 
 use crate::audit::changes::Changes;
-use crate::policy::{Snapshot, Terms};
+use crate::policy::{ListenerPolicy, Snapshot};
 use crate::source::host::HostName;
 use crate::source::rule::Rule;
 
 impl Snapshot {
     /// What is different from `previous`, given what is different about the rules: comparing those is the costly part.
     pub fn changes_since(&self, previous: &Self, sources: &[SourceChanges<'_>]) -> Changes {
-        let names = |snapshot: &Self| snapshot.terms.iter().map(|terms| terms.name.to_string()).collect::<Vec<_>>();
-        let moved = |terms: &&Arc<Terms>| {
-            previous.named(&terms.name).is_some_and(|before| before.bind_addrs != terms.bind_addrs)
+        let names =
+            |snapshot: &Self| snapshot.policies.iter().map(|policies| policies.name.to_string()).collect::<Vec<_>>();
+        let moved = |policies: &&Arc<ListenerPolicy>| {
+            previous.named(&policies.name).is_some_and(|before| before.bind_addrs != policies.bind_addrs)
         };
         let (old, new) = (names(previous), names(self));
         let (old_prints, new_prints) = (previous.fingerprints(), self.fingerprints());
@@ -24,7 +25,7 @@ impl Snapshot {
             generation: self.generation,
             listeners_added: without(&new, &old),
             listeners_removed: without(&old, &new),
-            listeners_moved: self.terms.iter().filter(moved).map(|terms| terms.name.to_string()).collect(),
+            listeners_moved: self.policies.iter().filter(moved).map(|policies| policies.name.to_string()).collect(),
             certificates_in: without(&new_prints, &old_prints),
             certificates_out: without(&old_prints, &new_prints),
             sources_added: sources.iter().map(|changes| changes.added.len()).sum(),
@@ -35,12 +36,12 @@ impl Snapshot {
 
     /// For each listener the rules that are new and those that are gone.
     pub fn source_changes_since<'a>(&'a self, previous: &'a Self) -> Vec<SourceChanges<'a>> {
-        let names = self.terms.iter().chain(&previous.terms).map(|terms| &terms.name);
+        let names = self.policies.iter().chain(&previous.policies).map(|policies| &policies.name);
         let mut names: Vec<&Arc<str>> = names.collect();
         names.sort_unstable();
         names.dedup();
         let rules = |snapshot: &'a Self, name: &str| {
-            snapshot.named(name).map_or(&[][..], |terms| terms.sources.trusted.rules())
+            snapshot.named(name).map_or(&[][..], |policies| policies.sources.trusted.rules())
         };
         let changes = |name: &'a Arc<str>| {
             let (old, new) = (rules(previous, name), rules(self, name));
@@ -52,11 +53,13 @@ impl Snapshot {
     /// For each listener, one after the other, the hosts that have other addresses. One that no rule trusts, or did, has none.
     pub fn address_changes_since<'a>(&'a self, previous: &'a Self) -> Vec<AddressChange<'a>> {
         let hosts = |snapshot: &'a Self| {
-            let of = |terms: &'a Arc<Terms>| terms.sources.trusted.hosts().map(move |host| (&*terms.name, &host.name));
-            snapshot.terms.iter().flat_map(of)
+            let of = |policies: &'a Arc<ListenerPolicy>| {
+                policies.sources.trusted.hosts().map(move |host| (&*policies.name, &host.name))
+            };
+            snapshot.policies.iter().flat_map(of)
         };
         let known = |snapshot: &'a Self, listener: &str, name: &HostName| {
-            snapshot.named(listener).map_or(&[][..], |terms| terms.sources.trusted.addresses_of(name))
+            snapshot.named(listener).map_or(&[][..], |policies| policies.sources.trusted.addresses_of(name))
         };
         let all: BTreeSet<_> = hosts(previous).chain(hosts(self)).collect();
         let change = |(listener, name): (&'a str, &'a HostName)| {
@@ -71,10 +74,10 @@ impl Snapshot {
 
     /// Fingerprints of all server certificates and trust anchors.
     fn fingerprints(&self) -> Vec<String> {
-        let of = |terms: &Arc<Terms>| {
-            terms.certificates().map(|(_, certificate)| certificate.sha256.clone()).collect::<Vec<_>>()
+        let of = |policies: &Arc<ListenerPolicy>| {
+            policies.certificates().map(|(_, certificate)| certificate.sha256.clone()).collect::<Vec<_>>()
         };
-        self.terms.iter().flat_map(of).collect()
+        self.policies.iter().flat_map(of).collect()
     }
 }
 
@@ -234,9 +237,9 @@ mod tests {
         assert_eq!(two.address_changes_since(&one), [change]);
         assert_eq!(before.address_changes_since(&one)[0].removed, [ip(1), ip(2)]);
         assert_eq!(changes(&two, &before), Changes { generation: 3, ..Changes::default() });
-        let terms = |snapshot: &Snapshot, name: &str| Arc::clone(snapshot.named(name).unwrap());
-        assert!(Arc::ptr_eq(&terms(&before, "plain"), &terms(&two, "plain")));
-        let (old, new) = (terms(&before, "named"), terms(&two, "named"));
+        let policies = |snapshot: &Snapshot, name: &str| Arc::clone(snapshot.named(name).unwrap());
+        assert!(Arc::ptr_eq(&policies(&before, "plain"), &policies(&two, "plain")));
+        let (old, new) = (policies(&before, "named"), policies(&two, "named"));
         assert!(
             old.tls.iter().zip(&new.tls).all(|(old, new)| Arc::ptr_eq(old, new)) && Arc::ptr_eq(&old.usage, &new.usage)
         );

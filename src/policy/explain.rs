@@ -8,14 +8,14 @@ use time::OffsetDateTime;
 
 use crate::addr::{ClientAddr, ListenAddr};
 use crate::config::Shield;
-use crate::identity::client_verifier::{Evidence, Identity};
+use crate::identity::client_verifier::{ClientIdentity, PresentedIdentity};
 use crate::identity::settings::ClientAuth;
-use crate::identity::verified::Voucher;
+use crate::identity::verified::TrustedBy;
 use crate::outcome::{Outcome, Reason};
-use crate::policy::{Snapshot, Terms};
+use crate::policy::{ListenerPolicy, Snapshot};
 use crate::printable;
 use crate::source::rule::Rule;
-use crate::source::trusted::Standing;
+use crate::source::trusted::SourceMatch;
 use crate::timestamp;
 use crate::transport::unix_socket::Access;
 use crate::x509::crl::Crl;
@@ -32,7 +32,7 @@ pub struct Explanation {
 
 /// Why there is no explanation.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Unexplained {
+pub enum ExplainError {
     /// There is no such listener.
     #[error("there is no listener {asked:?}; there is {known}")]
     UnknownListener {
@@ -62,26 +62,26 @@ impl Snapshot {
         client: ClientAddr,
         chain: &[CertificateDer<'_>],
         now: OffsetDateTime,
-    ) -> Result<Explanation, Unexplained> {
-        let terms = self.named(listener).ok_or_else(|| {
-            let known: Vec<_> = self.listeners().iter().map(|terms| &*terms.name).collect();
-            Unexplained::UnknownListener { asked: listener.to_owned(), known: known.join(", ") }
+    ) -> Result<Explanation, ExplainError> {
+        let policy = self.named(listener).ok_or_else(|| {
+            let known: Vec<_> = self.listeners().iter().map(|policy| &*policy.name).collect();
+            ExplainError::UnknownListener { asked: listener.to_owned(), known: known.join(", ") }
         })?;
-        let has_port = terms.bind_addrs.iter().any(|bind_addr| matches!(bind_addr.address, ListenAddr::Tcp(_)));
-        let is_possible = if client.ip().is_some() { has_port } else { terms.socket_files().next().is_some() };
+        let has_port = policy.bind_addrs.iter().any(|bind_addr| matches!(bind_addr.address, ListenAddr::Tcp(_)));
+        let is_possible = if client.ip().is_some() { has_port } else { policy.socket_files().next().is_some() };
         if !is_possible {
             let hint = if has_port {
                 "it has no Unix socket; give an address"
             } else {
                 "it has no port; ask with --source unix"
             };
-            return Err(Unexplained::Impossible { listener: listener.to_owned(), hint });
+            return Err(ExplainError::Impossible { listener: listener.to_owned(), hint });
         }
         let mut explanation = Explanation { steps: Vec::new(), refused: None, rule: None };
-        explanation.balancer(terms, client);
-        explanation.source(terms, client, now);
+        explanation.proxy(policy, client);
+        explanation.source(policy, client, now);
         if explanation.refused.is_none() {
-            explanation.identity(terms, chain, now);
+            explanation.identity(policy, chain, now);
         }
         Ok(explanation)
     }
@@ -103,8 +103,8 @@ impl Explanation {
     }
 
     /// Of a load balancer's address the other steps tell only half.
-    fn balancer(&mut self, terms: &Terms, client: ClientAddr) {
-        let Some(network) = client.ip().and_then(|ip| terms.balancers.around(ip)) else { return };
+    fn proxy(&mut self, policy: &ListenerPolicy, client: ClientAddr) {
+        let Some(network) = client.ip().and_then(|ip| policy.proxies.covering(ip)) else { return };
         let ip = client.source();
         self.say("balancer", format_args!("{ip} is a load balancer of proxy_protocol.trusted ({network})"));
         self.say(
@@ -114,19 +114,19 @@ impl Explanation {
         self.say("balancer", format_args!("a connection of its own (LOCAL, UNKNOWN) is judged as follows"));
     }
 
-    fn source(&mut self, terms: &Terms, client: ClientAddr, now: OffsetDateTime) {
+    fn source(&mut self, policy: &ListenerPolicy, client: ClientAddr, now: OffsetDateTime) {
         let ip = client.source();
-        match terms.sources.admit(client, now) {
-            Ok(admitted) => match admitted.standing() {
-                Standing::Rule(rule) => {
+        match policy.sources.admit(client, now) {
+            Ok(admitted) => match admitted.source_match() {
+                SourceMatch::Rule(rule) => {
                     self.rule = Some(rule.to_string());
-                    self.say("source", format_args!("{ip} is trusted by {}", in_words(terms, rule)));
+                    self.say("source", format_args!("{ip} is trusted by {}", in_words(policy, rule)));
                 }
-                Standing::Observed => {
+                SourceMatch::Observed => {
                     self.say("source", format_args!("{ip} is not trusted, but enforcement = \"observe\" lets it in"));
                 }
-                Standing::SocketFile => {
-                    for (path, Access { mode, .. }) in terms.socket_files() {
+                SourceMatch::SocketFile => {
+                    for (path, Access { mode, .. }) in policy.socket_files() {
                         let path = path.display();
                         self.say(
                             "source",
@@ -135,9 +135,12 @@ impl Explanation {
                     }
                 }
             },
-            Err(stranger) => {
-                self.say("source", format_args!("{ip} is not trusted: {stranger}; it is closed before a byte is read"));
-                if terms.shield != Shield::Off {
+            Err(untrusted) => {
+                self.say(
+                    "source",
+                    format_args!("{ip} is not trusted: {untrusted}; it is closed before a byte is read"),
+                );
+                if policy.shield != Shield::Off {
                     self.say(
                         "shield",
                         format_args!(
@@ -146,38 +149,38 @@ impl Explanation {
                     );
                 }
                 self.refused = Some(Reason::UntrustedSource);
-                let hosts = terms.sources.trusted.rules().iter().filter(|rule| rule.source.host().is_some());
+                let hosts = policy.sources.trusted.rules().iter().filter(|rule| rule.source.host().is_some());
                 for rule in hosts.take(MAX_HOSTS) {
-                    self.say("source", format_args!("it is none of {}", in_words(terms, rule)));
+                    self.say("source", format_args!("it is none of {}", in_words(policy, rule)));
                 }
             }
         }
     }
 
-    fn identity(&mut self, terms: &Terms, chain: &[CertificateDer<'_>], now: OffsetDateTime) {
-        if terms.tls.is_none() {
+    fn identity(&mut self, policy: &ListenerPolicy, chain: &[CertificateDer<'_>], now: OffsetDateTime) {
+        if policy.tls.is_none() {
             self.say("tls", format_args!("is off, so nobody is asked for a certificate"));
             return;
         }
-        let certificates: Vec<_> = terms.server_certificates().iter().map(|leaf| leaf.subject.as_str()).collect();
+        let certificates: Vec<_> = policy.server_certificates().iter().map(|leaf| leaf.subject.as_str()).collect();
         self.say("tls", format_args!("is required; the certificate is {}", certificates.join(" or ")));
-        if terms.client_auth() == ClientAuth::None {
+        if policy.client_auth() == ClientAuth::None {
             self.say("identity", format_args!("no client certificate is asked for (client_auth = \"none\")"));
             return;
         }
-        match terms.judge_identity(Evidence::Chain(chain), now) {
-            Ok(Identity::Anonymous) => {
+        match policy.judge_identity(PresentedIdentity::Chain(chain), now) {
+            Ok(ClientIdentity::Anonymous) => {
                 self.say("identity", format_args!("no certificate, and none is needed (client_auth = \"optional\")"));
             }
-            Ok(Identity::Certified(credential)) => {
-                let facts = &credential.certificate;
+            Ok(ClientIdentity::Certified(identity)) => {
+                let facts = &identity.certificate;
                 let (subject, end) = (&facts.subject, timestamp::seconds(facts.not_after));
-                let voucher = voucher(terms, &credential.voucher);
-                self.say("identity", format_args!("{subject} {voucher}, valid until {end}"));
-                if let Some(lists) = revocation(terms, &credential.voucher, now) {
+                let trusted_by = trusted_by(policy, &identity.trusted_by);
+                self.say("identity", format_args!("{subject} {trusted_by}, valid until {end}"));
+                if let Some(lists) = revocation(policy, &identity.trusted_by, now) {
                     self.say("identity", format_args!("{lists}"));
                 }
-                if let Some(pattern) = terms.trusted_clients().and_then(|clients| clients.pattern_of(facts.names())) {
+                if let Some(pattern) = policy.trusted_clients().and_then(|clients| clients.pattern_of(facts.names())) {
                     self.say("identity", format_args!("trusted_clients lists it as \"{pattern}\""));
                 }
             }
@@ -196,11 +199,11 @@ impl Explanation {
 }
 
 /// Why the certificate is good.
-fn voucher(terms: &Terms, voucher: &Voucher) -> String {
-    match voucher {
-        Voucher::Pinned => "is one of client_certificates".to_owned(),
-        Voucher::Anchor { sha256, .. } => {
-            let anchor = terms.anchors.iter().find(|anchor| anchor.sha256 == **sha256);
+fn trusted_by(policy: &ListenerPolicy, trusted_by: &TrustedBy) -> String {
+    match trusted_by {
+        TrustedBy::Pinned => "is one of client_certificates".to_owned(),
+        TrustedBy::Anchor { sha256, .. } => {
+            let anchor = policy.anchors.iter().find(|anchor| anchor.sha256 == **sha256);
             let name = anchor.map_or("an anchor", |anchor| &anchor.subject);
             format!("is vouched for by {name} of client_ca")
         }
@@ -208,10 +211,11 @@ fn voucher(terms: &Terms, voucher: &Voucher) -> String {
 }
 
 /// What the revocation lists say of a certificate that is good; nothing where there are none.
-fn revocation(terms: &Terms, voucher: &Voucher, now: OffsetDateTime) -> Option<String> {
-    let Voucher::Anchor { sha256, .. } = voucher else { return None };
-    let (anchor, der) = terms.anchors.iter().zip(terms.anchor_ders()).find(|(anchor, _)| anchor.sha256 == **sha256)?;
-    let lists = terms.revocation_lists();
+fn revocation(policy: &ListenerPolicy, trusted_by: &TrustedBy, now: OffsetDateTime) -> Option<String> {
+    let TrustedBy::Anchor { sha256, .. } = trusted_by else { return None };
+    let (anchor, der) =
+        policy.anchors.iter().zip(policy.anchor_ders()).find(|(anchor, _)| anchor.sha256 == **sha256)?;
+    let lists = policy.revocation_lists();
     if lists.is_empty() {
         return None;
     }
@@ -226,15 +230,15 @@ fn revocation(terms: &Terms, voucher: &Voucher, now: OffsetDateTime) -> Option<S
     })
 }
 
-fn in_words(terms: &Terms, rule: &Rule) -> String {
-    let now = terms.addresses_in_words(rule);
+fn in_words(policy: &ListenerPolicy, rule: &Rule) -> String {
+    let now = policy.addresses_in_words(rule);
     match &rule.description {
         Some(description) => format!("{rule} ({}){now}", printable::field(description)),
         None => format!("{rule}{now}"),
     }
 }
 
-impl Terms {
+impl ListenerPolicy {
     /// The addresses of a rule's host, for behind its name; nothing where the rule names none.
     pub fn addresses_in_words(&self, rule: &Rule) -> String {
         let Some(host) = rule.source.host() else { return String::new() };

@@ -11,28 +11,27 @@ use time::OffsetDateTime;
 
 use crate::identity::recording::RefusedClient;
 use crate::outcome::{Outcome, Reason};
-use crate::policy::Terms;
+use crate::policy::ListenerPolicy;
 use crate::printable;
 use crate::source::rule::Source;
 use crate::source::trusted::TrustedSources;
 use crate::timestamp;
-use crate::tls;
 use crate::x509::certificate::{Certificate, NameDigest};
 
 /// The history of one listener's certificates and rules. Immutable, like the terms it belongs to.
 #[derive(Clone, Debug, Default)]
-pub struct Lineage {
-    since: HashMap<String, Moment>,
-    departed: Vec<Departed>,
+pub struct CertificateHistory {
+    since: HashMap<String, GenerationStamp>,
+    departed: Vec<RemovedCertificate>,
     /// When the listener itself was added.
-    begun: Option<Moment>,
+    begun: Option<GenerationStamp>,
     /// The rules that were added later. Shared, because there can be many.
-    rules: Arc<HashMap<Source, Moment>>,
+    rules: Arc<HashMap<Source, GenerationStamp>>,
 }
 
 /// When a generation came into force.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Moment {
+pub struct GenerationStamp {
     /// Counts applied configurations, from 1.
     pub generation: u64,
     /// The time.
@@ -41,7 +40,7 @@ pub struct Moment {
 
 /// A certificate that was taken out.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Departed {
+pub(crate) struct RemovedCertificate {
     /// Its role, as in audit events.
     pub role: &'static str,
     /// RFC 4514 text, escaped and cut.
@@ -51,24 +50,27 @@ pub struct Departed {
     /// Its fingerprint.
     pub sha256: String,
     /// By which generation; `None` where that is only planned.
-    pub by: Option<Moment>,
+    pub by: Option<GenerationStamp>,
 }
 
-impl Lineage {
+impl CertificateHistory {
     /// The history of a listener that now goes by these certificates, following `before`.
     pub(crate) fn after<'a>(
-        before: Option<&Terms>,
-        now: Moment,
+        before: Option<&ListenerPolicy>,
+        now: GenerationStamp,
         certificates: impl Iterator<Item = (&'static str, &'a Certificate)>,
         sources: &TrustedSources,
     ) -> Self {
-        let former = before.map(|before| &before.lineage);
+        let former = before.map(|before| &before.history);
         let known = |sha256: &str| former.and_then(|former| former.since.get(sha256)).copied();
         let since: HashMap<_, _> = certificates
             .map(|(_, certificate)| (certificate.sha256.clone(), known(&certificate.sha256).unwrap_or(now)))
             .collect();
-        let gone = before.into_iter().flat_map(Terms::certificates).filter(|(_, old)| !since.contains_key(&old.sha256));
-        let gone = gone.map(|(role, old)| Departed {
+        let gone = before
+            .into_iter()
+            .flat_map(ListenerPolicy::certificates)
+            .filter(|(_, old)| !since.contains_key(&old.sha256));
+        let gone = gone.map(|(role, old)| RemovedCertificate {
             role,
             subject: old.subject.clone(),
             subject_digest: old.subject_digest,
@@ -91,26 +93,30 @@ impl Lineage {
     }
 
     /// Since when a certificate has been in force without a break.
-    pub fn since(&self, sha256: &str) -> Option<Moment> {
+    pub fn since(&self, sha256: &str) -> Option<GenerationStamp> {
         self.since.get(sha256).copied()
     }
 
     /// Since when a rule of the listener has been in force without a break.
-    pub fn rule_since(&self, source: &Source) -> Option<Moment> {
+    pub fn rule_since(&self, source: &Source) -> Option<GenerationStamp> {
         self.rules.get(source).copied().or(self.begun)
     }
 }
 
 /// The rules that are younger than the listener, following `before`.
-fn rules(before: &Terms, now: Moment, sources: &TrustedSources) -> Arc<HashMap<Source, Moment>> {
+fn rules(
+    before: &ListenerPolicy,
+    now: GenerationStamp,
+    sources: &TrustedSources,
+) -> Arc<HashMap<Source, GenerationStamp>> {
     let known: HashSet<&Source> = before.sources.trusted.rules().iter().map(|rule| &rule.source).collect();
-    let former = &before.lineage.rules;
+    let former = &before.history.rules;
     let since = |source: &Source| if known.contains(source) { former.get(source).copied() } else { Some(now) };
     let younger = sources.rules().iter().filter_map(|rule| Some((rule.source.clone(), since(&rule.source)?)));
     Arc::new(younger.collect())
 }
 
-impl Terms {
+impl ListenerPolicy {
     /// Explains a failed handshake, with what of it came by a rotation.
     pub fn handshake_failure(
         &self,
@@ -120,7 +126,7 @@ impl Terms {
     ) -> Outcome {
         let mut ending = failure::handshake_failure(error, shown, refused);
         if failure::is_refusal_of_ours(error)
-            && let Some(since) = shown.and_then(|shown| self.lineage.since(&shown.sha256))
+            && let Some(since) = shown.and_then(|shown| self.history.since(&shown.sha256))
         {
             ending.add(format_args!("; this certificate has been in use since {since}"));
         }
@@ -141,11 +147,11 @@ impl Terms {
                 "; client_ca has a CA of that name with another key, as when a CA was made anew under its old name",
             );
         }
-        let is_of_it = |departed: &&Departed| match departed.role {
+        let is_of_it = |departed: &&RemovedCertificate| match departed.role {
             "client_ca" => departed.subject_digest == refused.issuer_digest,
             _ => departed.role == "client_certificate" && departed.sha256 == refused.sha256,
         };
-        if let Some(Departed { subject, by, .. }) = self.lineage.departed.iter().find(is_of_it) {
+        if let Some(RemovedCertificate { subject, by, .. }) = self.history.departed.iter().find(is_of_it) {
             let subject = printable::quoted(subject);
             match by {
                 Some(by) => ending.add(format_args!("; {subject} was taken out by {by}")),
@@ -155,7 +161,7 @@ impl Terms {
     }
 }
 
-impl fmt::Display for Moment {
+impl fmt::Display for GenerationStamp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { generation, at } = self;
         let at = timestamp::seconds(*at);
@@ -189,11 +195,11 @@ mod tests {
         let new = site.install("db", year);
         let turned = site.snapshot(&config, Some(&same));
         let generation = |snapshot: &crate::policy::Snapshot, sha256: &str| {
-            snapshot.named("db").unwrap().lineage.since(sha256).map(|since| since.generation)
+            snapshot.named("db").unwrap().history.since(sha256).map(|since| since.generation)
         };
         assert_eq!(generation(&same, &old), Some(1));
         assert_eq!((generation(&turned, &old), generation(&turned, &new)), (None, Some(3)));
-        let departed = &turned.named("db").unwrap().lineage.departed;
+        let departed = &turned.named("db").unwrap().history.departed;
         assert!(
             matches!(departed.as_slice(), [only] if only.sha256 == old && only.by.is_some_and(|by| by.generation == 3)),
             "{departed:?}"
@@ -204,7 +210,7 @@ mod tests {
         }
         let back = site.snapshot(&config, Some(&turned));
         assert_eq!(generation(&back, &old), Some(4));
-        assert!(back.named("db").unwrap().lineage.departed.iter().all(|departed| departed.sha256 == new));
+        assert!(back.named("db").unwrap().history.departed.iter().all(|departed| departed.sha256 == new));
     }
 
     #[test]
@@ -216,11 +222,11 @@ mod tests {
         let added = site.snapshot(of(r#""10.0.0.1", "10.0.0.2", "10.0.0.3""#), Some(&first));
         let removed = site.snapshot(of(r#""10.0.0.1", "10.0.0.3""#), Some(&added));
         let back = site.snapshot(of(r#""10.0.0.1", "10.0.0.2", "10.0.0.3""#), Some(&removed));
-        let terms = back.named("db").unwrap();
+        let policy = back.named("db").unwrap();
         let since =
-            |rule: &crate::source::rule::Rule| terms.lineage.rule_since(&rule.source).map(|since| since.generation);
+            |rule: &crate::source::rule::Rule| policy.history.rule_since(&rule.source).map(|since| since.generation);
         let mut generations: Vec<_> =
-            terms.sources.trusted.rules().iter().map(|rule| (rule.to_string(), since(rule).unwrap())).collect();
+            policy.sources.trusted.rules().iter().map(|rule| (rule.to_string(), since(rule).unwrap())).collect();
         generations.sort();
         let expected = [("ip_addr:10.0.0.1", 1), ("ip_addr:10.0.0.2", 4), ("ip_addr:10.0.0.3", 2)];
         assert_eq!(generations, expected.map(|(rule, generation)| (rule.to_owned(), generation)));

@@ -1,7 +1,7 @@
-//! The terms in force: one immutable value per generation, built whole or not at all.
+//! The policy in force: one immutable snapshot per generation, built whole or not at all.
 //!
-//! Everything that can fail happens here, on private values, before anybody sees the result: files are read and parsed,
-//! keys matched with certificates, TLS configurations built. What `portcullis check` checks is this very code.
+//! Everything that can fail happens here, on private values, before the result is published: files are read and parsed, keys are
+//! matched with certificates, TLS configurations are built. `portcullis check` runs the same code.
 
 pub(crate) mod authorize;
 pub(crate) mod builder;
@@ -24,27 +24,27 @@ use rustls::pki_types::CertificateDer;
 use time::OffsetDateTime;
 use tokio::sync::watch;
 
-use crate::limit::handshakes::{Begun, NoPlace};
-use crate::limit::rate_limiter::{Pace, TooFast};
-use crate::limit::sessions::{Counted, Full};
-use crate::policy::history::{Lineage, Moment};
-use crate::policy::usage::{Item, Usage};
+use crate::limit::handshakes::{AcquiredHandshake, HandshakeLimitReached};
+use crate::limit::rate_limiter::{RateDecision, RateExceeded};
+use crate::limit::sessions::{LimitReached, SessionPermit};
+use crate::policy::history::{CertificateHistory, GenerationStamp};
+use crate::policy::usage::Usage;
 use crate::upstream::Upstream;
 
 use crate::addr::{ClientAddr, ListenAddr};
 use crate::config::files::Files;
 use crate::config::problem::{Problem, Problems};
 use crate::config::{Config, Limits, Loaded, Revoke, Shield};
-use crate::identity::auth_settings::TrustParts;
+use crate::identity::auth_settings::ClientAuthSettings;
 use crate::identity::settings::ClientAuth;
 use crate::identity::trusted_clients::TrustedClients;
-use crate::limit::handshakes::Handshakes;
-use crate::limit::rate_limiter::Pacer;
-use crate::limit::sessions::{Headcount, SessionLimits};
+use crate::limit::handshakes::HandshakeLimiter;
+use crate::limit::rate_limiter::RateLimiter;
+use crate::limit::sessions::{SessionLimiter, SessionLimits};
 use crate::policy::builder::Builder;
 use crate::protocol::{MinTlsVersion, Protocol};
 use crate::source::host::{AddressBook, Host};
-use crate::source::proxies::Balancers;
+use crate::source::proxies::TrustedProxies;
 use crate::source::trusted::SourcePolicy;
 use crate::tls::server::ServerTls;
 use crate::tls::tickets::TicketKeys;
@@ -55,7 +55,7 @@ use crate::x509::chain::settings::{AnchorValidity, CrlExpired};
 use crate::x509::crl::{Crl, KnownCrls};
 
 /// Where the current snapshot is read from.
-pub type Current = watch::Receiver<Arc<Snapshot>>;
+pub(crate) type Current = watch::Receiver<Arc<Snapshot>>;
 
 /// The policy of one generation.
 #[derive(Debug)]
@@ -66,7 +66,7 @@ pub struct Snapshot {
     pub built_at: OffsetDateTime,
     /// The configuration it was built from.
     pub config: Arc<Config>,
-    terms: Vec<Arc<Terms>>,
+    policies: Vec<Arc<ListenerPolicy>>,
     by_name: HashMap<Arc<str>, usize>,
     by_bind_addr: HashMap<BindAddr, usize>,
 }
@@ -82,7 +82,7 @@ pub struct BindAddr {
 
 /// The terms of one listener.
 #[derive(Clone, Debug)]
-pub struct Terms {
+pub struct ListenerPolicy {
     /// The listener's name.
     pub name: Arc<str>,
     /// What clients speak inside TLS.
@@ -94,7 +94,7 @@ pub struct Terms {
     /// Whose connections it takes.
     pub sources: SourcePolicy,
     /// Whose word on where a client comes from it takes.
-    pub balancers: Balancers,
+    pub proxies: TrustedProxies,
     /// Whether the kernel turns strangers away already, where it can.
     pub shield: Shield,
     /// Its side of TLS; `None` where it is off.
@@ -108,19 +108,19 @@ pub struct Terms {
     /// How many it takes, how fast and for how long.
     pub limits: Limits,
     /// Its sessions.
-    headcount: Arc<Headcount>,
+    sessions: Arc<SessionLimiter>,
     /// Its connections whose clients are not identified yet.
-    handshakes: Arc<Handshakes>,
+    handshakes: Arc<HandshakeLimiter>,
     /// How many of those there may be at once.
     pub max_handshakes: NonZeroU32,
     /// Keeps the pace of its sources, where there is a rate.
-    pacer: Option<Arc<Pacer>>,
+    rate_limiter: Option<Arc<RateLimiter>>,
     /// What becomes of open sessions it no longer lets in.
     pub revoke: Revoke,
     /// Whether a CancelRequest may come without TLS.
     pub plaintext_cancel: bool,
     /// Since when it goes by its certificates.
-    pub lineage: Lineage,
+    pub history: CertificateHistory,
     /// What of it handshakes have used.
     pub usage: Arc<Usage>,
     /// What its side of TLS is made of.
@@ -130,9 +130,9 @@ pub struct Terms {
 /// What a [`ServerTls`] is made of. Where nothing of it changes the old one is kept, and session tickets stay good.
 /// Keys are not part of it: a key that fits an unchanged certificate is the same key.
 #[derive(Debug, PartialEq, Eq)]
-struct TlsInputs {
+pub(crate) struct TlsInputs {
     chains: Vec<Vec<CertificateDer<'static>>>,
-    trust: TrustParts,
+    trust: ClientAuthSettings,
     tickets: Option<TicketKeys>,
     min_version: MinTlsVersion,
     protocol: Protocol,
@@ -161,23 +161,24 @@ impl Snapshot {
         let missing = if loaded.problems.is_empty() { Vec::new() } else { loaded.unreadable(files) };
         let Loaded { config, mut problems, .. } = loaded;
         let mut warnings = Vec::new();
-        let mut terms = Vec::with_capacity(config.listeners.len());
+        let mut policies = Vec::with_capacity(config.listeners.len());
         let generation = previous.map_or(1, |snapshot| snapshot.generation + 1);
-        let now = Moment { generation, at: OffsetDateTime::now_utc() };
-        let former = previous.into_iter().flat_map(|snapshot| &snapshot.terms);
-        let mut known_lists: KnownCrls = former.flat_map(|terms| terms.revocation_lists()).cloned().collect();
+        let now = GenerationStamp { generation, at: OffsetDateTime::now_utc() };
+        let former = previous.into_iter().flat_map(|snapshot| &snapshot.policies);
+        let mut known_lists: KnownCrls = former.flat_map(|policies| policies.revocation_lists()).cloned().collect();
         for listener in &config.listeners {
             let before = previous.and_then(|snapshot| snapshot.named(&listener.name));
             let (problems, warnings, known_lists) = (&mut problems, &mut warnings, &mut known_lists);
             let mut builder = Builder { listener, files, problems, warnings, book, now, known_lists };
-            terms.extend(builder.terms(before.map(|before| &**before)).map(Arc::new));
+            policies.extend(builder.policies(before.map(|before| &**before)).map(Arc::new));
         }
         // Those of listeners that were built have been told.
-        let is_news =
-            |problem: &Problem| problems.iter().all(|told| (&told.place, &told.key) != (&problem.place, &problem.key));
+        let is_news = |problem: &Problem| {
+            problems.iter().all(|told| (&told.position, &told.key) != (&problem.position, &problem.key))
+        };
         let missing: Vec<_> = missing.into_iter().filter(is_news).collect();
         problems.extend(missing);
-        let snapshot = Self::of(now, config, terms);
+        let snapshot = Self::of(now, config, policies);
         Problems::unless_any(problems, Built { snapshot, warnings })
     }
 
@@ -185,68 +186,69 @@ impl Snapshot {
     /// what this one knows.
     pub fn with_addresses(&self, book: &AddressBook) -> Option<Self> {
         let mut moved = false;
-        let terms = self.terms.iter().map(|terms| match terms.sources.trusted.with_addresses(book) {
+        let policies = self.policies.iter().map(|policies| match policies.sources.trusted.with_addresses(book) {
             Some(trusted) => {
                 moved = true;
-                let sources = SourcePolicy { trusted: Arc::new(trusted), ..terms.sources.clone() };
-                Arc::new(Terms { sources, ..Terms::clone(terms) })
+                let sources = SourcePolicy { trusted: Arc::new(trusted), ..policies.sources.clone() };
+                Arc::new(ListenerPolicy { sources, ..ListenerPolicy::clone(policies) })
             }
-            None => Arc::clone(terms),
+            None => Arc::clone(policies),
         });
-        let terms = terms.collect();
+        let policies = policies.collect();
         let (by_name, by_bind_addr) = (self.by_name.clone(), self.by_bind_addr.clone());
         let (generation, config) = (self.generation + 1, Arc::clone(&self.config));
-        moved.then(|| Self { generation, built_at: OffsetDateTime::now_utc(), config, terms, by_name, by_bind_addr })
+        moved.then(|| Self { generation, built_at: OffsetDateTime::now_utc(), config, policies, by_name, by_bind_addr })
     }
 
     /// The hosts that rules trust; one that several rules name comes as often.
     pub fn hosts(&self) -> impl Iterator<Item = &Host> {
-        self.terms.iter().flat_map(|terms| terms.sources.trusted.hosts())
+        self.policies.iter().flat_map(|policies| policies.sources.trusted.hosts())
     }
 
-    fn of(now: Moment, config: Config, terms: Vec<Arc<Terms>>) -> Self {
-        let by_name = terms.iter().enumerate().map(|(index, terms)| (Arc::clone(&terms.name), index)).collect();
-        let bind_addrs = |(index, terms): (usize, &Arc<Terms>)| {
-            terms.bind_addrs.iter().map(move |bind_addr| (bind_addr.clone(), index)).collect::<Vec<_>>()
+    fn of(now: GenerationStamp, config: Config, policies: Vec<Arc<ListenerPolicy>>) -> Self {
+        let by_name =
+            policies.iter().enumerate().map(|(index, policies)| (Arc::clone(&policies.name), index)).collect();
+        let bind_addrs = |(index, policies): (usize, &Arc<ListenerPolicy>)| {
+            policies.bind_addrs.iter().map(move |bind_addr| (bind_addr.clone(), index)).collect::<Vec<_>>()
         };
-        let by_bind_addr = terms.iter().enumerate().flat_map(bind_addrs).collect();
-        let Moment { generation, at } = now;
-        Self { generation, built_at: at, config: Arc::new(config), terms, by_name, by_bind_addr }
+        let by_bind_addr = policies.iter().enumerate().flat_map(bind_addrs).collect();
+        let GenerationStamp { generation, at } = now;
+        Self { generation, built_at: at, config: Arc::new(config), policies, by_name, by_bind_addr }
     }
 
     /// The same policy for a plan: what it takes out is not gone yet.
     #[must_use]
     pub fn planned(self) -> Self {
-        let planned = |terms: &Arc<Terms>| {
-            let lineage = terms.lineage.clone().planned(self.generation);
-            Arc::new(Terms { lineage, ..Terms::clone(terms) })
+        let planned = |policies: &Arc<ListenerPolicy>| {
+            let history = policies.history.clone().planned(self.generation);
+            Arc::new(ListenerPolicy { history, ..ListenerPolicy::clone(policies) })
         };
-        Self { terms: self.terms.iter().map(planned).collect(), ..self }
+        Self { policies: self.policies.iter().map(planned).collect(), ..self }
     }
 
     /// The terms of every listener, in the order of the configuration.
-    pub fn listeners(&self) -> &[Arc<Terms>] {
-        &self.terms
+    pub fn listeners(&self) -> &[Arc<ListenerPolicy>] {
+        &self.policies
     }
 
     /// The terms of the listener of this name.
-    pub fn named(&self, name: &str) -> Option<&Arc<Terms>> {
-        self.terms.get(*self.by_name.get(name)?)
+    pub fn named(&self, name: &str) -> Option<&Arc<ListenerPolicy>> {
+        self.policies.get(*self.by_name.get(name)?)
     }
 
     /// What becomes of a listener's open sessions that it no longer lets in, and of those of one that is gone.
     pub fn revoke(&self, listener: &str) -> Revoke {
-        self.named(listener).map_or(self.config.reload.revoke, |terms| terms.revoke)
+        self.named(listener).map_or(self.config.reload.revoke, |policies| policies.revoke)
     }
 
     /// The terms of the listener that has this address.
-    pub fn at_address(&self, bind_addr: &BindAddr) -> Option<&Arc<Terms>> {
-        self.terms.get(*self.by_bind_addr.get(bind_addr)?)
+    pub fn at_address(&self, bind_addr: &BindAddr) -> Option<&Arc<ListenerPolicy>> {
+        self.policies.get(*self.by_bind_addr.get(bind_addr)?)
     }
 }
 
-impl Terms {
-    /// Every certificate of the listener with its role: those of [`Self::towards_clients`], `upstream_ca` and
+impl ListenerPolicy {
+    /// Every certificate of the listener with its role: those of [`Self::client_facing_certificates`], `upstream_ca` and
     /// `upstream_certificate`.
     pub fn certificates(&self) -> impl Iterator<Item = (&'static str, &Certificate)> {
         let upstream = self.upstream.tls().into_iter();
@@ -254,11 +256,11 @@ impl Terms {
             let anchors = tls.anchors().iter().map(|anchor| ("upstream_ca", &**anchor));
             anchors.chain(tls.certificate().map(|certificate| ("upstream_certificate", &**certificate)))
         });
-        self.towards_clients().chain(upstream)
+        self.client_facing_certificates().chain(upstream)
     }
 
     /// What clients are shown and judged by, with its role: `server`, `client_ca` or `client_certificate`.
-    pub fn towards_clients(&self) -> impl Iterator<Item = (&'static str, &Certificate)> {
+    pub fn client_facing_certificates(&self) -> impl Iterator<Item = (&'static str, &Certificate)> {
         with_roles(self.server_certificates(), &self.anchors, &self.pinned)
     }
 
@@ -312,25 +314,29 @@ impl Terms {
     ///
     /// # Errors
     /// When it is not even to be told that it does not.
-    pub fn pace(&self, client: ClientAddr, now: Instant) -> Result<Pace, TooFast> {
-        self.pacer.as_ref().map_or(Ok(Pace::Free), |pacer| pacer.ask(client, now))
+    pub fn check_rate(&self, client: ClientAddr, now: Instant) -> Result<RateDecision, RateExceeded> {
+        self.rate_limiter.as_ref().map_or(Ok(RateDecision::Free), |rate_limiter| rate_limiter.ask(client, now))
     }
 
     /// Counts a session for as long as the value lives.
     ///
     /// # Errors
     /// When there is no room for it.
-    pub fn count(&self, client: ClientAddr) -> Result<Counted, Full> {
+    pub fn acquire_session(&self, client: ClientAddr) -> Result<SessionPermit, LimitReached> {
         let Limits { max_connections: total, max_connections_per_source: per_source, .. } = self.limits;
-        self.headcount.count(client, SessionLimits { total, per_source })
+        self.sessions.acquire(client, SessionLimits { total, per_source })
     }
 
     /// Takes a place among the handshakes for the connection of this number.
     ///
     /// # Errors
     /// When there is none.
-    pub fn begin_handshake(&self, client: ClientAddr, connection: u64) -> Result<Begun, NoPlace> {
-        self.handshakes.begin(client, connection, self.max_handshakes)
+    pub fn acquire_handshake(
+        &self,
+        client: ClientAddr,
+        connection: u64,
+    ) -> Result<AcquiredHandshake, HandshakeLimitReached> {
+        self.handshakes.acquire(client, connection, self.max_handshakes)
     }
 
     /// How many connections are in their handshake now.
@@ -348,7 +354,7 @@ impl Terms {
         self.socket_files.iter().map(|(path, access)| (path.as_path(), *access))
     }
 
-    fn trust_parts(&self) -> Option<&TrustParts> {
+    fn trust_parts(&self) -> Option<&ClientAuthSettings> {
         self.tls_inputs.as_ref().map(|inputs| &inputs.trust)
     }
 }

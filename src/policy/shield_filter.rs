@@ -3,18 +3,18 @@
 use time::OffsetDateTime;
 
 use crate::addr::ListenAddr;
-use crate::policy::Terms;
-use crate::source::packet_filter::{PacketFilter, TooLong};
+use crate::policy::ListenerPolicy;
+use crate::source::packet_filter::{PacketFilter, ProgramTooLong};
 use crate::source::trusted::{Enforcement, TrustedSources};
 
 /// Why the kernel cannot turn strangers away for a listener.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum NoShield {
+pub enum ShieldUnavailable {
     /// The source is in a header that only load balancers know how to write.
     #[error(
         "the kernel sees the addresses of the load balancers in proxy_protocol.trusted and not those of their clients"
     )]
-    Balancers,
+    TrustedProxies,
     /// Nobody is turned away.
     #[error("enforcement = \"observe\" turns nobody away")]
     Observing,
@@ -23,10 +23,10 @@ pub enum NoShield {
     NoPort,
     /// They are too many.
     #[error(transparent)]
-    TooLong(#[from] TooLong),
+    ProgramTooLong(#[from] ProgramTooLong),
 }
 
-impl Terms {
+impl ListenerPolicy {
     /// The program that lets through whom these terms trust at `now`; and whom `others` trust, where an address is about to
     /// change from one to the other.
     ///
@@ -36,18 +36,18 @@ impl Terms {
         &self,
         others: Option<&TrustedSources>,
         now: OffsetDateTime,
-    ) -> Result<PacketFilter, NoShield> {
+    ) -> Result<PacketFilter, ShieldUnavailable> {
         if self.sources.enforcement == Enforcement::Observe {
-            return Err(NoShield::Observing);
+            return Err(ShieldUnavailable::Observing);
         }
-        if !self.balancers.is_empty() {
-            return Err(NoShield::Balancers);
+        if !self.proxies.is_empty() {
+            return Err(ShieldUnavailable::TrustedProxies);
         }
         if !self.bind_addrs.iter().any(|bind_addr| matches!(bind_addr.address, ListenAddr::Tcp(_))) {
-            return Err(NoShield::NoPort);
+            return Err(ShieldUnavailable::NoPort);
         }
         let sets = [Some(&*self.sources.trusted), others];
         let networks = sets.into_iter().flatten().flat_map(|sources| sources.live_networks(now));
-        Ok(PacketFilter::letting_through(networks)?)
+        Ok(PacketFilter::accepting(networks)?)
     }
 }

@@ -14,34 +14,34 @@ use std::borrow::Cow;
 use std::fmt::{self, Display, Write as _};
 
 /// Maximum size of a field in the log, the audit and the answers of the admin socket: bytes in JSON, with the mark.
-pub const MAX_FIELD: usize = 512;
+pub(crate) const MAX_FIELD: usize = 512;
 
 /// Maximum size of a name within a sentence, which leaves room for the sentence in a field.
-pub const MAX_QUOTED: usize = 112;
+pub(crate) const MAX_QUOTED: usize = 112;
 
 const LIST_SEPARATOR: &str = "; ";
 
 /// Marks the end of a text that was cut.
-pub const MARK: &str = "…[truncated]";
+pub(crate) const MARK: &str = "…[truncated]";
 
 /// Escapes a text and cuts it to [`MAX_FIELD`].
-pub fn field(text: impl Display) -> String {
+pub(crate) fn field(text: impl Display) -> String {
     cut(text, MAX_FIELD)
 }
 
 /// Does the same to a `String`, which is returned as it is where nothing has to change.
-pub fn fitted(text: String) -> String {
+pub(crate) fn fitted(text: String) -> String {
     let is_plain = text.len() <= MAX_FIELD && text.bytes().all(|byte| matches!(byte, b' '..=b'~'));
     if is_plain && size_in_json(&text) <= MAX_FIELD { text } else { field(text) }
 }
 
 /// Escapes a name and cuts it to [`MAX_QUOTED`].
-pub fn quoted(name: impl Display) -> String {
+pub(crate) fn quoted(name: impl Display) -> String {
     cut(name, MAX_QUOTED)
 }
 
 /// Joins texts into one field. Where they do not fit, each is cut to its share.
-pub fn list(texts: &[String]) -> String {
+pub(crate) fn list(texts: &[String]) -> String {
     let all = texts.join(LIST_SEPARATOR);
     let share = (MAX_FIELD / texts.len().max(1)).saturating_sub(LIST_SEPARATOR.len());
     if size_in_json(&all) <= MAX_FIELD {
@@ -51,7 +51,7 @@ pub fn list(texts: &[String]) -> String {
 }
 
 /// Escapes a text and cuts it to `limit` bytes of JSON, without building the whole of it.
-pub fn cut(text: impl Display, limit: usize) -> String {
+pub(crate) fn cut(text: impl Display, limit: usize) -> String {
     let mut out = BoundedText::new(limit);
     // The error says that the text is full, which `finish` handles.
     let _ = write!(out, "{text}");
@@ -59,14 +59,14 @@ pub fn cut(text: impl Display, limit: usize) -> String {
 }
 
 /// Does the same, but keeps line feeds.
-pub fn cut_lines(text: &str, limit: usize) -> String {
+pub(crate) fn cut_lines(text: &str, limit: usize) -> String {
     let mut out = BoundedText { keeps_lines: true, ..BoundedText::new(limit) };
     let _ = out.write_str(text);
     out.finish()
 }
 
 /// Escapes a text of several lines and keeps its line feeds. It is not cut.
-pub fn lines(text: &str) -> Cow<'_, str> {
+pub(crate) fn lines(text: &str) -> Cow<'_, str> {
     let is_fit = |character: char| character == '\n' || !is_hidden(character);
     if text.chars().all(is_fit) {
         return Cow::Borrowed(text);
@@ -83,12 +83,12 @@ pub fn lines(text: &str) -> Cow<'_, str> {
 }
 
 /// Bytes that an escaped text takes in JSON, without the quotes.
-pub fn size_in_json(text: &str) -> usize {
+pub(crate) fn size_in_json(text: &str) -> usize {
     text.len() + text.bytes().filter(|byte| matches!(byte, b'"' | b'\\' | b'\n')).count()
 }
 
 /// Splits an escaped text into characters and whole escape sequences.
-pub fn pieces(text: &str) -> impl Iterator<Item = &str> {
+pub(crate) fn pieces(text: &str) -> impl Iterator<Item = &str> {
     let mut rest = text;
     std::iter::from_fn(move || {
         let (piece, behind) = rest.split_at_checked(piece_length(rest)?)?;
@@ -99,7 +99,7 @@ pub fn pieces(text: &str) -> impl Iterator<Item = &str> {
 
 /// Builds an escaped text of bounded size. Each character written to it is escaped where necessary.
 #[derive(Debug)]
-pub struct BoundedText {
+pub(crate) struct BoundedText {
     text: String,
     /// Bytes in JSON.
     size: usize,
@@ -110,7 +110,7 @@ pub struct BoundedText {
 
 impl BoundedText {
     /// An empty text with room for `limit` bytes of JSON. A limit below the size of the mark has room for the mark.
-    pub const fn new(limit: usize) -> Self {
+    pub(crate) const fn new(limit: usize) -> Self {
         Self { text: String::new(), size: 0, limit, is_full: false, keeps_lines: false }
     }
 
@@ -118,7 +118,7 @@ impl BoundedText {
     ///
     /// # Errors
     /// When the text is full. It accepts nothing from then on.
-    pub fn push(&mut self, piece: &str) -> fmt::Result {
+    pub(crate) fn push(&mut self, piece: &str) -> fmt::Result {
         let size = self.size + size_in_json(piece);
         self.is_full |= size > self.limit;
         if self.is_full {
@@ -130,7 +130,7 @@ impl BoundedText {
     }
 
     /// Returns the text, with the mark if something did not fit, and without spare capacity.
-    pub fn finish(mut self) -> String {
+    pub(crate) fn finish(mut self) -> String {
         if self.is_full {
             let end = cut_position(&self.text, self.limit.saturating_sub(MARK.len()));
             self.text.truncate(end);
@@ -166,7 +166,7 @@ impl fmt::Write for BoundedText {
 }
 
 /// Whether a character is invisible, moves the cursor or changes the direction of text.
-pub fn is_hidden(character: char) -> bool {
+pub(crate) fn is_hidden(character: char) -> bool {
     if character.is_ascii() {
         return character.is_ascii_control();
     }
@@ -178,7 +178,7 @@ pub fn is_hidden(character: char) -> bool {
 }
 
 /// Whether a character is a combining mark, which is drawn over the character before it.
-pub fn is_combining(character: char) -> bool {
+pub(crate) fn is_combining(character: char) -> bool {
     !character.is_ascii() && escapes(character) && !is_hidden(character)
 }
 

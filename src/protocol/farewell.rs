@@ -6,10 +6,10 @@
 use crate::outcome::Reason;
 use crate::protocol::postgres;
 
-/// The ErrorResponse for a session that has to end. To be sent between two messages only (see [`Boundary`]).
+/// The ErrorResponse for a session that has to end. To be sent between two messages only (see [`FrameTracker`]).
 ///
-/// [`Boundary`]: crate::protocol::postgres::frame::Boundary
-pub fn goodbye(reason: Reason) -> Vec<u8> {
+/// [`FrameTracker`]: crate::protocol::postgres::frame::FrameTracker
+pub(crate) fn farewell_message(reason: Reason) -> Vec<u8> {
     let (message, hint) = match reason {
         Reason::ListenerRemoved | Reason::RuleExpired | Reason::SourceRevoked | Reason::UntrustedSource => {
             ("terminating connection because it is not allowed any more", "Ask the operator for access.")
@@ -56,7 +56,7 @@ pub fn goodbye(reason: Reason) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::protocol::postgres::frame::Boundary;
+    use crate::protocol::postgres::frame::FrameTracker;
 
     #[test]
     fn every_goodbye_is_one_whole_message_of_class_57p01_with_something_to_do() {
@@ -68,19 +68,19 @@ mod tests {
             Reason::Shutdown,
             Reason::SourceRevoked,
         ] {
-            let packet = goodbye(reason);
+            let packet = farewell_message(reason);
             let has = |bytes: &[u8]| packet.windows(bytes.len()).any(|window| window == bytes);
             assert!(has(b"C57P01\0") && has(b"\0Mterminating connection because ") && has(b"\0H"), "{reason}");
-            let mut boundary = Boundary::default();
+            let mut boundary = FrameTracker::default();
             boundary.follow(&packet);
-            assert!(boundary.is_reached(), "{reason}");
+            assert!(boundary.is_at_boundary(), "{reason}");
         }
     }
 
     #[test]
     fn the_client_does_not_learn_what_the_policy_says_of_it() {
-        let told = goodbye(Reason::SourceRevoked);
-        assert_eq!(told, goodbye(Reason::RuleExpired));
-        assert_eq!(told, goodbye(Reason::ListenerRemoved));
+        let told = farewell_message(Reason::SourceRevoked);
+        assert_eq!(told, farewell_message(Reason::RuleExpired));
+        assert_eq!(told, farewell_message(Reason::ListenerRemoved));
     }
 }

@@ -11,9 +11,6 @@ pub(crate) mod refusal;
 
 use std::fmt;
 
-use crate::protocol::farewell::goodbye;
-use crate::protocol::refusal::refusal;
-
 /// What a listener speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protocol {
@@ -96,4 +93,4 @@ pub enum MinTlsVersion {
 }
 
 /// The first byte of every TLS connection: a record of type handshake (RFC 8446 §5.1).
-pub const TLS_HANDSHAKE_RECORD: u8 = 0x16;
+pub(crate) const TLS_HANDSHAKE_RECORD: u8 = 0x16;

@@ -4,11 +4,11 @@
 use std::mem;
 
 /// For a client that does not begin with TLS.
-pub const SPEAKS_TLS_ONLY: &[u8] =
+pub(crate) const SPEAKS_TLS_ONLY: &[u8] =
     b"-ERR this port speaks TLS only; connect with TLS (redis-cli --tls, or a rediss:// URL)\r\n";
 
 /// One line that refuses, as Redis' own ACL and protected mode do.
-pub fn denied(why: &str) -> Vec<u8> {
+pub(crate) fn denied(why: &str) -> Vec<u8> {
     format!("-DENIED {why}\r\n").into_bytes()
 }
 
@@ -23,16 +23,16 @@ pub(crate) fn loading(why: &str) -> Vec<u8> {
 }
 
 /// One line that reports a failure which is not the client's.
-pub fn error(why: &str) -> Vec<u8> {
+pub(crate) fn error(why: &str) -> Vec<u8> {
     format!("-ERR {why}\r\n").into_bytes()
 }
 
 /// What a server is asked that may be a replica: ROLE, which every version since 2.8.12 knows.
-pub const QUESTION: &[u8] = b"*1\r\n$4\r\nROLE\r\n";
+pub(crate) const QUESTION: &[u8] = b"*1\r\n$4\r\nROLE\r\n";
 
 /// What a server says of its role.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Role {
+pub(crate) enum Role {
     /// It can be written to.
     Master,
     /// It follows another one.
@@ -40,12 +40,12 @@ pub enum Role {
     /// It is no database at all, but knows where one is.
     Sentinel,
     /// It does not say: for this reason.
-    Untold(Untold),
+    Untold(NoRole),
 }
 
 /// Why a server does not say its role.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Untold {
+pub(crate) enum NoRole {
     /// `-NOAUTH`: it wants a password first, which only the client has.
     NoAuth,
     /// `-NOPERM`: its default user may not ask.
@@ -58,7 +58,7 @@ pub enum Untold {
 
 /// How far the answer to [`QUESTION`] has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Told {
+pub(crate) enum RoleReply {
     /// More is to come.
     More,
     /// It is whole.
@@ -76,7 +76,7 @@ pub enum Told {
 ///
 /// On a new connection it is RESP2: an array that begins with the role's name, with other arrays in it, or an error line.
 #[derive(Debug)]
-pub struct Answer {
+pub(crate) struct RoleParser {
     /// The beginning of an element that has not come whole.
     pending: Vec<u8>,
     /// All that has come of it.
@@ -88,15 +88,15 @@ pub struct Answer {
     role: Option<Role>,
 }
 
-impl Default for Answer {
+impl Default for RoleParser {
     fn default() -> Self {
         Self { pending: Vec::new(), seen: 0, missing: 1, begun: false, role: None }
     }
 }
 
-impl Answer {
+impl RoleParser {
     /// Goes on over the next bytes from the server, wherever they were cut.
-    pub fn follow(&mut self, bytes: &[u8]) -> Told {
+    pub(crate) fn follow(&mut self, bytes: &[u8]) -> RoleReply {
         let before = self.pending.len();
         let mut pending = mem::take(&mut self.pending);
         // No more than may belong to it.
@@ -109,21 +109,21 @@ impl Answer {
                     self.hear(&element);
                 }
                 Ok(None) => break,
-                Err(NotRedis) => return Told::Invalid,
+                Err(NotRedis) => return RoleReply::Invalid,
             }
         }
         let used = (pending.len() - rest.len()).saturating_sub(before);
         if self.missing == 0 && self.seen + used <= LONGEST_ANSWER {
-            return Told::Done { role: self.role.unwrap_or(Role::Untold(Untold::Other)), used };
+            return RoleReply::Done { role: self.role.unwrap_or(Role::Untold(NoRole::Other)), used };
         }
         self.seen += pending.len() - before;
         if self.seen > LONGEST_ANSWER || self.missing > LONGEST_ANSWER {
-            return Told::Invalid;
+            return RoleReply::Invalid;
         }
         let heard = pending.len() - rest.len();
         pending.drain(..heard);
         self.pending = pending;
-        Told::More
+        RoleReply::More
     }
 
     fn hear(&mut self, element: &Element<'_>) {
@@ -133,7 +133,7 @@ impl Answer {
     }
 }
 
-impl Untold {
+impl NoRole {
     fn of(line: &[u8]) -> Self {
         match line.split(|byte| *byte == b' ').next() {
             Some(b"NOAUTH") => Self::NoAuth,
@@ -186,8 +186,8 @@ impl<'a> Element<'a> {
             Self::Text(b"master") if begun => Some(Role::Master),
             Self::Text(b"slave" | b"replica") if begun => Some(Role::Replica),
             Self::Text(b"sentinel") if begun => Some(Role::Sentinel),
-            Self::Error(line) => Some(Role::Untold(Untold::of(line))),
-            Self::Text(_) | Self::Array(_) | Self::Other => Some(Role::Untold(Untold::Other)),
+            Self::Error(line) => Some(Role::Untold(NoRole::of(line))),
+            Self::Text(_) | Self::Array(_) | Self::Other => Some(Role::Untold(NoRole::Other)),
         }
     }
 
@@ -228,16 +228,16 @@ mod tests {
 
     /// The role, and how many bytes of all chunks together belonged to the answer.
     fn told<'a>(chunks: impl IntoIterator<Item = &'a [u8]>) -> Option<(Role, usize)> {
-        let mut answer = Answer::default();
+        let mut answer = RoleParser::default();
         let mut place = 0;
         for chunk in chunks {
             match answer.follow(chunk) {
-                Told::More => place += chunk.len(),
-                Told::Done { role, used } => {
+                RoleReply::More => place += chunk.len(),
+                RoleReply::Done { role, used } => {
                     assert!(used <= chunk.len());
                     return Some((role, place + used));
                 }
-                Told::Invalid => return None,
+                RoleReply::Invalid => return None,
             }
             assert!(answer.pending.len() <= LONGEST_ANSWER);
         }
@@ -252,17 +252,17 @@ mod tests {
             (WITH_REPLICAS, Role::Master),
             (REPLICA, Role::Replica),
             (SENTINEL, Role::Sentinel),
-            (NO_PERM, untold(Untold::NoPerm)),
-            (NO_AUTH, untold(Untold::NoAuth)),
-            (b"-LOADING Redis is loading the dataset in memory\r\n", untold(Untold::Loading)),
-            (b"-ERR unknown command 'ROLE'\r\n", untold(Untold::Other)),
-            (b"-NOAUTHX\r\n", untold(Untold::Other)),
-            (b"*0\r\n", untold(Untold::Other)),
-            (b"*-1\r\n", untold(Untold::Other)),
-            (b"*2\r\n:1\r\n+master\r\n", untold(Untold::Other)),
-            (b"*2\r\n$3\r\nnew\r\n$6\r\nmaster\r\n", untold(Untold::Other)),
-            (b"$0\r\n\r\n", untold(Untold::Other)),
-            (b"+master\r\n", untold(Untold::Other)),
+            (NO_PERM, untold(NoRole::NoPerm)),
+            (NO_AUTH, untold(NoRole::NoAuth)),
+            (b"-LOADING Redis is loading the dataset in memory\r\n", untold(NoRole::Loading)),
+            (b"-ERR unknown command 'ROLE'\r\n", untold(NoRole::Other)),
+            (b"-NOAUTHX\r\n", untold(NoRole::Other)),
+            (b"*0\r\n", untold(NoRole::Other)),
+            (b"*-1\r\n", untold(NoRole::Other)),
+            (b"*2\r\n:1\r\n+master\r\n", untold(NoRole::Other)),
+            (b"*2\r\n$3\r\nnew\r\n$6\r\nmaster\r\n", untold(NoRole::Other)),
+            (b"$0\r\n\r\n", untold(NoRole::Other)),
+            (b"+master\r\n", untold(NoRole::Other)),
         ] {
             let stream = [answer, b"*1\r\nnot ours"].concat();
             for cut in 0..stream.len() {
@@ -289,15 +289,15 @@ mod tests {
             b"$3\r\nmaster\r\n",
             &[b'+'; LONGEST_LINE],
         ] {
-            let mut answer = Answer::default();
-            assert_eq!(answer.follow(bytes), Told::Invalid, "{bytes:?}");
+            let mut answer = RoleParser::default();
+            assert_eq!(answer.follow(bytes), RoleReply::Invalid, "{bytes:?}");
         }
         let nested = b"*60000\r\n".repeat(10_000);
         let long = [b"*20000\r\n", &b":1\r\n".repeat(20_000)[..]].concat();
         for endless in [nested, long] {
-            let mut answer = Answer::default();
-            assert!(endless.chunks(1000).any(|chunk| answer.follow(chunk) == Told::Invalid));
-            assert_eq!(Answer::default().follow(&endless), Told::Invalid);
+            let mut answer = RoleParser::default();
+            assert!(endless.chunks(1000).any(|chunk| answer.follow(chunk) == RoleReply::Invalid));
+            assert_eq!(RoleParser::default().follow(&endless), RoleReply::Invalid);
         }
     }
 

@@ -5,7 +5,7 @@ use crate::protocol::{Protocol, postgres, redis};
 
 /// The bytes that tell a client of `protocol` why its connection ends, or `None` where the protocol has no words for it
 /// or the client is past hearing them.
-pub fn refusal(protocol: Protocol, reason: Reason) -> Option<Vec<u8>> {
+pub(crate) fn refusal(protocol: Protocol, reason: Reason) -> Option<Vec<u8>> {
     let words = Words::of(reason)?;
     match protocol {
         Protocol::Postgres => Some(postgres::fatal(words.sqlstate, words.message, words.hint)),

@@ -6,65 +6,67 @@ use std::time::Instant;
 use crate::addr::ClientAddr;
 use crate::audit::Audit;
 use crate::audit::event::ConnectionFields;
-use crate::descriptors::{Descriptors, Share};
-use crate::limit::handshakes::Handshake;
-use crate::limit::rate_limiter::Pace;
+use crate::descriptors::{DescriptorPermit, Descriptors};
+use crate::limit::handshakes::HandshakePermit;
+use crate::limit::rate_limiter::RateDecision;
 use crate::outcome::{Outcome, Reason};
-use crate::policy::{Current, Terms};
+use crate::policy::{Current, ListenerPolicy};
 use crate::session::registry::{ConnectionGuard, ConnectionRegistry};
 use crate::source::trusted::Admitted;
-use crate::transport::socket::Accepted;
+use crate::transport::socket::AcceptedSocket;
 
 /// By what a connection comes in.
 #[derive(Debug)]
-pub enum Admission {
+pub(crate) enum Admission {
     /// Its source has been let in, and comes as fast as this.
-    Direct(Admitted, Pace),
+    Direct(Admitted, RateDecision),
     /// It is a load balancer's, which has to say first where its client comes from.
     Proxied(ClientAddr),
 }
 
 impl Admission {
     /// Whose socket it is.
-    pub fn from(&self) -> ClientAddr {
+    pub(crate) fn from(&self) -> ClientAddr {
         match self {
             Self::Direct(admitted, _) => admitted.client(),
-            Self::Proxied(balancer) => *balancer,
+            Self::Proxied(via) => *via,
         }
     }
 
     /// What is known of the connection that comes in by it.
-    pub fn fields(&self, session: Option<u64>, listener: &Arc<str>) -> ConnectionFields {
+    pub(crate) fn fields(&self, session: Option<u64>, listener: &Arc<str>) -> ConnectionFields {
         let fields = ConnectionFields::new(session, Arc::clone(listener), self.from());
         match self {
-            Self::Direct(admitted, _) => ConnectionFields { standing: Some(admitted.standing().clone()), ..fields },
-            Self::Proxied(balancer) => ConnectionFields { balancer: Some(*balancer), ..fields },
+            Self::Direct(admitted, _) => {
+                ConnectionFields { source_match: Some(admitted.source_match().clone()), ..fields }
+            }
+            Self::Proxied(via) => ConnectionFields { via: Some(*via), ..fields },
         }
     }
 }
 
 /// A client whose source has been let in or is still to be asked for, and nothing more.
 #[derive(Debug)]
-pub struct AcceptedConnection {
+pub(crate) struct AcceptedConnection {
     /// Its socket, from which nothing has been read.
-    pub stream: Accepted,
+    pub stream: AcceptedSocket,
     /// By what it comes in.
     pub admission: Admission,
     /// The listener it came to.
-    pub terms: Arc<Terms>,
+    pub policy: Arc<ListenerPolicy>,
     /// Its entry in the register.
     pub guard: ConnectionGuard,
     /// Its place among the handshakes.
-    pub handshake: Handshake,
+    pub handshake: HandshakePermit,
     /// When it was accepted; deadlines count from here.
     pub accepted_at: Instant,
     /// The descriptors it may use.
-    pub share: Share,
+    pub descriptor_permit: DescriptorPermit,
 }
 
 /// What every connection needs around it. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Shared {
+pub(crate) struct Shared {
     /// The policy in force.
     pub current: Current,
     /// Who is in.
@@ -77,10 +79,10 @@ pub struct Shared {
 
 /// Somebody of whom nothing has been read.
 pub(crate) struct NewConnection {
-    pub(crate) stream: Accepted,
-    pub(crate) terms: Arc<Terms>,
+    pub(crate) stream: AcceptedSocket,
+    pub(crate) policy: Arc<ListenerPolicy>,
     /// Not known of a load balancer's client.
-    pub(crate) pace: Option<Pace>,
+    pub(crate) rate: Option<RateDecision>,
 }
 
 /// Returns when the connection has lost its place among the handshakes.
@@ -91,6 +93,6 @@ pub(crate) async fn displaced(guard: &ConnectionGuard) {
 }
 
 /// Gives back the place among the handshakes.
-pub(crate) fn finish(handshake: &mut Option<Handshake>) -> Result<(), Outcome> {
-    handshake.take().map_or(Ok(()), Handshake::finish).map_err(Outcome::from)
+pub(crate) fn finish(handshake: &mut Option<HandshakePermit>) -> Result<(), Outcome> {
+    handshake.take().map_or(Ok(()), HandshakePermit::finish).map_err(Outcome::from)
 }

@@ -1,13 +1,13 @@
-//! One client's life, told once and in one direction:
+//! One connection from accept to close, in one direction:
 //!
 //! ```text
-//! admit ─► greet ─► secure ─► identify ─► hear ─► count ─► dial ─► confirm ─► settle ─► relay ─► part
-//! source   preface  TLS       identity    first   room?    upstream still so?  writes?   bytes   last words
+//! accept ─► admit ─► preface ─► handshake ─► authorize ─► startup ─► limit ─► dial ─► reauthorize ─► select ─► relay ─► close
+//! socket    source   protocol   TLS          identity     first      slots    upstream still valid?  role      bytes    farewell
 //! ```
 //!
-//! `admit` happens in the accept loop. Each later room takes the last room's value by move, so nobody holds a raw socket
-//! after `secure` or dials without an `AuthorizedClient`. Whatever happens, a room's error or the relay's end, becomes one
-//! [`Outcome`], and `ConnectionRecord` writes it to the audit exactly once, panics included.
+//! `admit` happens in the accept loop ([`listener`]). Each phase takes the previous value by move, so nobody holds a raw socket
+//! after the handshake or dials without an `AuthorizedClient`. Success and failure leave the same way: one [`Outcome`], written to
+//! the audit once by `ConnectionRecord`, panics included.
 
 pub(crate) mod accepted;
 pub(crate) mod listener;
@@ -16,7 +16,6 @@ pub(crate) mod record;
 pub(crate) mod relay;
 #[cfg(test)]
 mod tests;
-pub(crate) mod timing;
 pub(crate) mod worker;
 
 use crate::proxy::phase::authorize;
@@ -34,8 +33,8 @@ use tokio::time::timeout_at;
 
 use crate::proxy::accepted::{AcceptedConnection, Admission, Shared};
 
-use crate::limit::handshakes::Handshake;
-use crate::limit::rate_limiter::Pace;
+use crate::limit::handshakes::HandshakePermit;
+use crate::limit::rate_limiter::RateDecision;
 use crate::outcome::{Outcome, Reason};
 use crate::proxy::accepted::{NewConnection, displaced, finish};
 use crate::proxy::phase::cancel::CancelRequest;
@@ -53,18 +52,19 @@ use crate::session::registry::ConnectionGuard;
 /// Serves a client from arrival to end. Not `async`, because an arrival taken apart inside the future would be reserved
 /// there for life.
 fn serve(connection: AcceptedConnection, shared: &Arc<Shared>) -> impl Future<Output = ()> + use<> {
-    let AcceptedConnection { stream, admission, terms, guard, handshake, accepted_at, share: _ } = connection;
-    let record = ConnectionRecord::new(Arc::clone(shared), &terms, &admission, &guard, accepted_at);
-    let pace = match admission {
-        Admission::Direct(_, pace) => Some(pace),
+    let AcceptedConnection { stream, admission, policy, guard, handshake, accepted_at, descriptor_permit: _ } =
+        connection;
+    let record = ConnectionRecord::new(Arc::clone(shared), &policy, &admission, &guard, accepted_at);
+    let rate = match admission {
+        Admission::Direct(_, rate) => Some(rate),
         Admission::Proxied(_) => None,
     };
-    let connection = Box::new((NewConnection { stream, terms, pace }, handshake));
+    let connection = Box::new((NewConnection { stream, policy, rate }, handshake));
     run_connection(connection, guard, record)
 }
 
 async fn run_connection(
-    connection: Box<(NewConnection, Handshake)>,
+    connection: Box<(NewConnection, HandshakePermit)>,
     guard: ConnectionGuard,
     mut record: ConnectionRecord,
 ) {
@@ -83,7 +83,7 @@ async fn run_connection(
 
 /// From the first byte to the upstream. Who does not get there is seen off here.
 async fn open_upstream(
-    connection: Box<(NewConnection, Handshake)>,
+    connection: Box<(NewConnection, HandshakePermit)>,
     guard: &ConnectionGuard,
     record: &mut ConnectionRecord,
 ) -> Option<Box<Relay>> {
@@ -118,17 +118,17 @@ enum Established {
 /// Room after room.
 async fn establish(
     connection: NewConnection,
-    handshake: &mut Option<Handshake>,
+    handshake: &mut Option<HandshakePermit>,
     guard: &ConnectionGuard,
     record: &mut ConnectionRecord,
 ) -> Result<Established, Close> {
-    let NewConnection { stream, terms, pace } = connection;
+    let NewConnection { stream, policy, rate } = connection;
     let shared = record.shared();
-    let deadline = record.deadline(terms.limits.handshake_timeout);
+    let deadline = record.deadline(policy.limits.handshake_timeout);
     let too_slow = |_| Close::from(Outcome::from(Reason::HandshakeTimeout));
 
-    let AnnouncedConnection { socket, terms, pace } = match pace {
-        Some(pace) => AnnouncedConnection::directly(stream, terms, pace)?,
+    let AnnouncedConnection { socket, policy, rate } = match rate {
+        Some(rate) => AnnouncedConnection::directly(stream, policy, rate)?,
         None => {
             let request = timeout_at(deadline, proxy_header::hear(stream)).await.map_err(too_slow)??;
             let introduced = proxy_header::accept_announced(request, &shared.current, guard, record.fields())?;
@@ -136,33 +136,33 @@ async fn establish(
             introduced
         }
     };
-    let secured = match timeout_at(deadline, preface::read_preface(socket, &terms)).await.map_err(too_slow)?? {
+    let secured = match timeout_at(deadline, preface::read_preface(socket, &policy)).await.map_err(too_slow)?? {
         Preface::Tls(start, tls) => {
-            let secured = handshake::perform(start, &terms, &tls, record.fields());
+            let secured = handshake::perform(start, &policy, &tls, record.fields());
             timeout_at(deadline, secured).await.map_err(too_slow)??
         }
-        Preface::Plain(socket) => SecuredClient::plain(socket, &terms),
+        Preface::Plain(socket) => SecuredClient::plain(socket, &policy),
         Preface::Cancel(stream, packet) => {
             record.fields().is_cancel = true;
             // A canceller expects no answer, only the end of the connection.
-            if !terms.plaintext_cancel {
+            if !policy.plaintext_cancel {
                 let detail = "a CancelRequest without TLS, and postgres.plaintext_cancel is false";
                 return Err(Close::plain(Outcome::new(Reason::PlaintextRefused, detail), stream, Vec::new()));
             }
-            if let Pace::Refused(too_fast) = pace {
-                return Err(Close::plain(too_fast, stream, Vec::new()));
+            if let RateDecision::Refused(rate_exceeded) = rate {
+                return Err(Close::plain(rate_exceeded, stream, Vec::new()));
             }
-            let request = CancelRequest::unasked(stream, packet, &terms);
+            let request = CancelRequest::unasked(stream, packet, &policy);
             let forwarded = Box::pin(request.forward(handshake, &shared.current, record.fields()));
             return forwarded.await.map(Established::Cancelled);
         }
     };
-    if let Pace::Refused(too_fast) = pace {
-        return Err(Close::refused(too_fast.into(), secured.client, secured.protocol, StartupState::Awaited));
+    if let RateDecision::Refused(rate_exceeded) = rate {
+        return Err(Close::refused(rate_exceeded.into(), secured.client, secured.protocol, StartupState::Awaited));
     }
     let authorized = authorize::authorize(secured, &shared.current, record.fields())?;
     // A PostgreSQL client without a certificate says in its first packet who it is.
-    if authorized.credential.is_some() {
+    if authorized.identity.is_some() {
         finish(handshake)?;
     }
     let request = match startup::hear(authorized).await? {
@@ -186,15 +186,15 @@ async fn open(
     record: &mut ConnectionRecord,
 ) -> Result<Established, Close> {
     let shared = record.shared();
-    let (counted, mut ready) = limit::count(ready, record.fields().client)?;
-    let mut candidates = Candidates::of(&ready.authorized.terms.upstream);
+    let (permit, mut ready) = limit::acquire_session(ready, record.fields().client)?;
+    let mut candidates = Candidates::of(&ready.authorized.policy.upstream);
     loop {
         let dialed = dial::dial(ready, &mut candidates, &shared.current, record.fields()).await?;
         let confirmed = reauthorize::reauthorize(dialed, &shared.current, guard, record.fields())?;
         match select::select(confirmed, &mut candidates).await? {
             Selected::Session(selected) => {
-                selected.dialed.authorized.terms.upstream.nodes.outage().end();
-                return Ok(Established::Session(Box::new(Relay::new(*selected, counted))));
+                selected.dialed.authorized.policy.upstream.endpoints.outage().end();
+                return Ok(Established::Session(Box::new(Relay::new(*selected, permit))));
             }
             Selected::Retry(again) => ready = again,
         }

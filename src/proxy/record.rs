@@ -8,7 +8,7 @@ use time::OffsetDateTime;
 use crate::audit::event::ConnectionFields;
 use crate::fault;
 use crate::outcome::{ByteCounts, Outcome, Reason};
-use crate::policy::Terms;
+use crate::policy::ListenerPolicy;
 use crate::proxy::accepted::{Admission, Shared};
 use crate::proxy::phase::close::{Close, Farewell};
 use crate::session::registry::ConnectionGuard;
@@ -34,14 +34,14 @@ enum Stage {
 impl ConnectionRecord {
     pub(crate) fn new(
         shared: Arc<Shared>,
-        terms: &Terms,
+        policy: &ListenerPolicy,
         admission: &Admission,
         guard: &ConnectionGuard,
         accepted_at: Instant,
     ) -> Self {
-        let mut fields = admission.fields(Some(guard.id()), &terms.name);
-        fields.from_checker = terms.balancers.check_from(admission.from());
-        fields.upstream = Some(Arc::clone(&terms.upstream.name));
+        let mut fields = admission.fields(Some(guard.id()), &policy.name);
+        fields.is_health_checker = policy.proxies.is_health_checker(admission.from());
+        fields.upstream = Some(Arc::clone(&policy.upstream.name));
         Self { shared, fields: Box::new(fields), accepted_at, stage: Stage::Entering, carried: ByteCounts::default() }
     }
 
@@ -68,16 +68,16 @@ impl ConnectionRecord {
     pub(crate) fn opened(&mut self, guard: &ConnectionGuard) {
         self.stage = Stage::Opened;
         let session = guard.session();
-        let credential = session.as_ref().and_then(|session| session.authorization.credential.as_ref());
-        let issuer = credential.map(|credential| credential.certificate.issuer.as_str());
+        let identity = session.as_ref().and_then(|session| session.authorization.identity.as_ref());
+        let issuer = identity.map(|identity| identity.certificate.issuer.as_str());
         self.shared.audit.opened(&self.fields, issuer);
     }
 
     /// Nothing is relayed any more: until now the client used what it was admitted by.
     pub(crate) fn note_last_use(&self, guard: &ConnectionGuard) {
         let snapshot = self.shared.current.borrow().clone();
-        if let (Some(terms), Some(session)) = (snapshot.named(&self.fields.listener), guard.session()) {
-            terms.usage.note_end(&session.authorization, self.fields.client, OffsetDateTime::now_utc());
+        if let (Some(policy), Some(session)) = (snapshot.named(&self.fields.listener), guard.session()) {
+            policy.usage.note_end(&session.authorization, self.fields.client, OffsetDateTime::now_utc());
         }
     }
 

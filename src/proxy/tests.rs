@@ -3,12 +3,14 @@
 use super::*;
 use crate::transport::tls_stream::TlsStream;
 
-fn size_of_future<F>(_: impl FnOnce(Box<(NewConnection, Handshake)>, ConnectionGuard, ConnectionRecord) -> F) -> usize {
+fn size_of_future<F>(
+    _: impl FnOnce(Box<(NewConnection, HandshakePermit)>, ConnectionGuard, ConnectionRecord) -> F,
+) -> usize {
     size_of::<F>()
 }
 
 fn size_of_handshake<F>(
-    _: impl FnOnce(Box<(NewConnection, Handshake)>, &'static ConnectionGuard, &'static mut ConnectionRecord) -> F,
+    _: impl FnOnce(Box<(NewConnection, HandshakePermit)>, &'static ConnectionGuard, &'static mut ConnectionRecord) -> F,
 ) -> usize {
     size_of::<F>()
 }

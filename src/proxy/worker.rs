@@ -17,7 +17,7 @@ use crate::proxy::{PART, serve};
 
 /// The near ends of all workers. Once nobody holds them, no accept loop either, the workers finish what they have and end.
 #[derive(Debug)]
-pub struct Workers {
+pub(crate) struct Workers {
     workers: Vec<Worker>,
     /// Seats given so far.
     seated: AtomicUsize,
@@ -25,7 +25,7 @@ pub struct Workers {
 
 /// A place on one worker, for what has to run beside its connections.
 #[derive(Clone, Debug)]
-pub struct WorkerHandle {
+pub(crate) struct WorkerHandle {
     number: usize,
     /// The worker's runtime.
     pub runtime: Handle,
@@ -44,14 +44,14 @@ impl Workers {
     ///
     /// # Errors
     /// When the system gives no thread or no event queue.
-    pub fn start(count: usize, shared: &Shared) -> io::Result<Self> {
+    pub(crate) fn start(count: usize, shared: &Shared) -> io::Result<Self> {
         let workers =
             (0..count.max(1)).map(|number| Worker::start(number, shared.clone())).collect::<io::Result<_>>()?;
         Ok(Self { workers, seated: AtomicUsize::new(0) })
     }
 
     /// A seat on the workers in turn.
-    pub fn worker(&self) -> Option<WorkerHandle> {
+    pub(crate) fn worker(&self) -> Option<WorkerHandle> {
         let number = self.seated.fetch_add(1, Ordering::Relaxed) % self.workers.len().max(1);
         self.workers.get(number).map(|worker| WorkerHandle { number, runtime: worker.runtime.clone() })
     }
@@ -61,7 +61,7 @@ impl Workers {
     /// connections databases have.
     ///
     /// Waits while that worker has a full queue, which slows accepting down and nothing else.
-    pub async fn hand_over(&self, connection: AcceptedConnection, accepted_by: &WorkerHandle) {
+    pub(crate) async fn hand_over(&self, connection: AcceptedConnection, accepted_by: &WorkerHandle) {
         let by_load = |(number, worker): &(usize, &Worker)| {
             let load = worker.load.load(Ordering::Relaxed);
             // One whose thread has ended would seem to have the fewest.
@@ -121,7 +121,7 @@ async fn serve_all(
             connection = queue.recv() => {
                 let Some(mut connection) = connection else { break };
                 // Given back when the connection is gone, sockets and all.
-                connection.share.keep();
+                connection.descriptor_permit.keep();
                 match fault::contain(PART, || serve(connection, shared)) {
                     Ok(connection) => drop(connections.spawn(connection)),
                     Err(_) => gone(Ok(())),
@@ -155,12 +155,12 @@ mod tests {
     use crate::audit::{Audit, LineFormat, open_audit_file};
     use crate::descriptors::Descriptors;
     use crate::fault::injection::inject;
-    use crate::limit::rate_limiter::Pace;
+    use crate::limit::rate_limiter::RateDecision;
     use crate::policy::fixtures::{Site, listener};
     use crate::proxy::accepted::Admission;
     use crate::proxy::record::ConnectionRecord;
     use crate::session::registry::ConnectionRegistry;
-    use crate::transport::socket::Accepted;
+    use crate::transport::socket::AcceptedSocket;
 
     /// A house with one listener, whose audit is a file.
     fn shared() -> (Site, Shared) {
@@ -177,14 +177,14 @@ mod tests {
         let (client, stream) = UnixStream::pair().unwrap();
         client.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
         stream.set_nonblocking(true).unwrap();
-        let terms = Arc::clone(shared.current.borrow().named("main").unwrap());
-        let admitted = terms.sources.admit(ClientAddr::UNIX, OffsetDateTime::now_utc()).unwrap();
-        let admission = Admission::Direct(admitted, Pace::Free);
-        let guard = ConnectionRegistry::enter(&shared.registry, Arc::clone(&terms.name), ClientAddr::UNIX);
-        let handshake = terms.begin_handshake(ClientAddr::UNIX, guard.id()).unwrap().handshake;
-        let (stream, accepted_at) = (Accepted::Unix(stream), Instant::now());
-        let share = shared.descriptors.try_take().unwrap();
-        (client, AcceptedConnection { stream, admission, terms, guard, handshake, accepted_at, share })
+        let policy = Arc::clone(shared.current.borrow().named("main").unwrap());
+        let admitted = policy.sources.admit(ClientAddr::UNIX, OffsetDateTime::now_utc()).unwrap();
+        let admission = Admission::Direct(admitted, RateDecision::Free);
+        let guard = ConnectionRegistry::enter(&shared.registry, Arc::clone(&policy.name), ClientAddr::UNIX);
+        let handshake = policy.acquire_handshake(ClientAddr::UNIX, guard.id()).unwrap().handshake;
+        let (stream, accepted_at) = (AcceptedSocket::Unix(stream), Instant::now());
+        let descriptor_permit = shared.descriptors.try_take().unwrap();
+        (client, AcceptedConnection { stream, admission, policy, guard, handshake, accepted_at, descriptor_permit })
     }
 
     /// The reasons of all denials in the audit.
@@ -212,7 +212,7 @@ mod tests {
         work(queue, Arc::clone(&load), shared.clone()).await;
         assert_eq!(first.read(&mut [0]).unwrap(), 0, "it is closed");
         assert_eq!(load.load(Ordering::Relaxed), 0);
-        assert_eq!((shared.registry.count(), shared.descriptors.standing().connections), (0, 0));
+        assert_eq!((shared.registry.count(), shared.descriptors.status().connections), (0, 0));
         let denials = denials(&site, &shared);
         assert!(denials.len() == 1 && denials[0] != "io_error", "the second is judged and not dropped: {denials:?}");
     }
@@ -220,9 +220,9 @@ mod tests {
     #[test]
     fn connection_that_panics_is_audited_once() {
         let (site, shared) = shared();
-        let (_client, AcceptedConnection { admission, terms, guard, accepted_at, .. }) = connection(&shared);
+        let (_client, AcceptedConnection { admission, policy, guard, accepted_at, .. }) = connection(&shared);
         let fault = fault::contain(PART, || {
-            let _visit = ConnectionRecord::new(Arc::new(shared.clone()), &terms, &admission, &guard, accepted_at);
+            let _visit = ConnectionRecord::new(Arc::new(shared.clone()), &policy, &admission, &guard, accepted_at);
             panic!("on the way in")
         });
         fault.unwrap_err();

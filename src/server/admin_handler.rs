@@ -14,31 +14,31 @@ use tokio::task::JoinSet;
 use crate::addr::ClientAddr;
 use crate::audit::Audit;
 use crate::audit::changes::Changes;
-use crate::control::response::{Answer, Status};
-use crate::control::{Ask, Request};
-use crate::dns::Names;
+use crate::control::response::{AdminResponse, Status};
+use crate::control::{AdminRequest, Request};
+use crate::dns::HostCache;
 use crate::fault;
 use crate::fault::record::Fault;
 use crate::outcome::Reason;
-use crate::policy::explain::Unexplained;
-use crate::policy::{Built, Snapshot, Terms};
+use crate::policy::explain::ExplainError;
+use crate::policy::{Built, ListenerPolicy, Snapshot};
 use crate::printable;
 use crate::proxy::listener::Listeners;
 use crate::server::counts::{Count, Counts};
 use crate::server::reload;
-use crate::server::reload::{Asker, Told};
+use crate::server::reload::{Asker, ReloadReply};
 use crate::server::report;
 use crate::session::registry::ConnectionRegistry;
 use crate::timestamp::seconds;
 
 /// Where requests come in.
 #[derive(Debug)]
-pub(crate) struct Desk {
+pub(crate) struct AdminHandler {
     requests: mpsc::Receiver<Request>,
     /// To the reloader.
     askers: mpsc::Sender<Asker>,
     registry: Arc<ConnectionRegistry>,
-    names: Arc<Names>,
+    host_cache: Arc<HostCache>,
     audit: Audit,
     started_at: OffsetDateTime,
     last_reload: Option<LastReload>,
@@ -64,12 +64,12 @@ struct LastReload {
     error: Option<String>,
 }
 
-impl Desk {
+impl AdminHandler {
     pub(crate) fn new(
         requests: mpsc::Receiver<Request>,
         askers: mpsc::Sender<Asker>,
         registry: Arc<ConnectionRegistry>,
-        names: Arc<Names>,
+        host_cache: Arc<HostCache>,
         audit: Audit,
     ) -> Self {
         let started_at = OffsetDateTime::now_utc();
@@ -77,7 +77,7 @@ impl Desk {
             requests,
             askers,
             registry,
-            names,
+            host_cache,
             audit,
             started_at,
             last_reload: None,
@@ -140,18 +140,18 @@ impl Desk {
     pub(crate) fn answer(&mut self, request: Request, current: &Arc<Snapshot>, listeners: &Listeners) {
         while self.pending.try_join_next().is_some() {}
         let Request { ask, answer } = request;
-        if self.draining.is_some() && matches!(ask, Ask::Reload | Ask::Plan { .. }) {
-            let _ = answer.send(Answer::error(Status::Conflict, "draining", DRAINING));
+        if self.draining.is_some() && matches!(ask, AdminRequest::Reload | AdminRequest::Plan { .. }) {
+            let _ = answer.send(AdminResponse::error(Status::Conflict, "draining", DRAINING));
             return;
         }
         let at_once = match ask {
-            Ask::Status => Answer::done(self.status(current, listeners)),
-            Ask::Rotation => Answer::done(report::rotation(current, &self.registry)),
-            Ask::Sessions => Answer::done(report::sessions(&self.registry)),
-            Ask::CloseSession(id) => self.close(id),
-            Ask::Reload => return self.reload(answer),
-            Ask::Plan { file } => return self.plan(file, current, answer),
-            Ask::Explain { listener, source, chain } => {
+            AdminRequest::Status => AdminResponse::done(self.status(current, listeners)),
+            AdminRequest::Rotation => AdminResponse::done(report::rotation(current, &self.registry)),
+            AdminRequest::Sessions => AdminResponse::done(report::sessions(&self.registry)),
+            AdminRequest::CloseSession(id) => self.close(id),
+            AdminRequest::Reload => return self.reload(answer),
+            AdminRequest::Plan { file } => return self.plan(file, current, answer),
+            AdminRequest::Explain { listener, source, chain } => {
                 let current = Arc::clone(current);
                 return self.answer_later(answer, move || explain(&current, &listener, source, &chain));
             }
@@ -160,7 +160,7 @@ impl Desk {
     }
 
     /// Whoever asks a program that is stopping is told so.
-    fn with_draining(&self, mut answer: Answer) -> Answer {
+    fn with_draining(&self, mut answer: AdminResponse) -> AdminResponse {
         if let (Some(Draining { since, until }), Some(object)) = (self.draining, answer.body.as_object_mut()) {
             object.insert("draining".to_owned(), json!({ "since": seconds(since), "until": seconds(until) }));
         }
@@ -173,22 +173,22 @@ impl Desk {
             json!({ "result": result, "at": seconds(*at), "error": error.as_deref().map(printable::lines) })
         });
         let counts = Counts::of(&self.registry);
-        let listener = |terms: &Arc<Terms>| {
-            let Count { relaying, closing } = counts.at(&terms.name);
+        let listener = |policy: &Arc<ListenerPolicy>| {
+            let Count { relaying, closing } = counts.at(&policy.name);
             json!({
-                "name": &*terms.name,
-                "protocol": terms.protocol.to_string(),
-                "addresses": listeners.addresses(terms),
-                "upstream": &*terms.upstream.name,
-                "upstream_health": report::upstream_health(terms),
-                "upstreams": report::upstreams(terms),
-                "client_auth": terms.client_auth().to_string(),
-                "enforcement": terms.sources.enforcement.to_string(),
-                "trusted_sources": terms.sources.trusted.rules().len(),
-                "shield": report::shield(&listeners.shield(terms)),
-                "names": report::names(terms, &self.names),
-                "handshakes": terms.open_handshakes(),
-                "max_handshakes": terms.max_handshakes,
+                "name": &*policy.name,
+                "protocol": policy.protocol.to_string(),
+                "addresses": listeners.addresses(policy),
+                "upstream": &*policy.upstream.name,
+                "upstream_health": report::upstream_health(policy),
+                "upstreams": report::upstreams(policy),
+                "client_auth": policy.client_auth().to_string(),
+                "enforcement": policy.sources.enforcement.to_string(),
+                "trusted_sources": policy.sources.trusted.rules().len(),
+                "shield": report::shield(&listeners.shield(policy)),
+                "names": report::host_cache(policy, &self.host_cache),
+                "handshakes": policy.open_handshakes(),
+                "max_handshakes": policy.max_handshakes,
                 "sessions": relaying,
                 "sessions_closing": closing,
             })
@@ -208,24 +208,24 @@ impl Desk {
         })
     }
 
-    fn close(&self, id: u64) -> Answer {
+    fn close(&self, id: u64) -> AdminResponse {
         let found = self.registry.find(id);
         let Some((live, state)) = found.and_then(|live| live.state().map(|state| (live, state))) else {
-            return Answer::error(Status::NotFound, "no_such_session", format_args!("there is no session {id}"));
+            return AdminResponse::error(Status::NotFound, "no_such_session", format_args!("there is no session {id}"));
         };
         // One that is closing is gone in a moment without anybody's doing.
         if state.is_relaying() {
             self.audit.admin_action("sessions.close", &id.to_string());
             live.end(Reason::ClosedByAdmin.into());
         }
-        Answer::done(json!({ "session": id, "was": state.code() }))
+        AdminResponse::done(json!({ "session": id, "was": state.code() }))
     }
 
-    fn reload(&mut self, answer: oneshot::Sender<Answer>) {
+    fn reload(&mut self, answer: oneshot::Sender<AdminResponse>) {
         let (asker, told) = oneshot::channel();
         if self.askers.try_send(asker).is_err() {
             let busy = "too many reloads have been asked for already; wait for those";
-            let _ = answer.send(Answer::error(Status::Conflict, "reload_busy", busy));
+            let _ = answer.send(AdminResponse::error(Status::Conflict, "reload_busy", busy));
             return;
         }
         self.audit.admin_action("reload", "");
@@ -237,24 +237,29 @@ impl Desk {
     }
 
     /// Builds on a thread of its own what a reload would build, and puts it in force nowhere.
-    fn plan(&mut self, file: Option<PathBuf>, current: &Arc<Snapshot>, answer: oneshot::Sender<Answer>) {
-        let (current, registry, names) = (Arc::clone(current), Arc::clone(&self.registry), Arc::clone(&self.names));
+    fn plan(&mut self, file: Option<PathBuf>, current: &Arc<Snapshot>, answer: oneshot::Sender<AdminResponse>) {
+        let (current, registry, host_cache) =
+            (Arc::clone(current), Arc::clone(&self.registry), Arc::clone(&self.host_cache));
         self.answer_later(answer, move || {
             let file = file.as_deref().unwrap_or(&current.config.file);
-            match reload::build(file, Some(&current), &names).0 {
+            match reload::build(file, Some(&current), &host_cache).0 {
                 Ok(Built { snapshot, warnings }) => {
                     let built = Built { snapshot: snapshot.planned(), warnings };
-                    Answer::done(report::plan(&built, &current, &registry))
+                    AdminResponse::done(report::plan(&built, &current, &registry))
                 }
-                Err(problems) => Answer::error(Status::Unprocessable, "configuration_invalid", problems),
+                Err(problems) => AdminResponse::error(Status::Unprocessable, "configuration_invalid", problems),
             }
         });
     }
 
     /// Works out an answer on a thread of its own.
-    fn answer_later(&mut self, answer: oneshot::Sender<Answer>, work: impl FnOnce() -> Answer + Send + 'static) {
+    fn answer_later(
+        &mut self,
+        answer: oneshot::Sender<AdminResponse>,
+        work: impl FnOnce() -> AdminResponse + Send + 'static,
+    ) {
         self.pending.spawn(async move {
-            let failed = |fault| Answer::error(Status::Failed, "internal_fault", fault);
+            let failed = |fault| AdminResponse::error(Status::Failed, "internal_fault", fault);
             let _ = answer.send(fault::contained_blocking(PART, work).await.unwrap_or_else(failed));
         });
     }
@@ -262,13 +267,13 @@ impl Desk {
 
 /// What the policy in force would do with a connection. The configuration is named in every answer: the caller may mean
 /// another one.
-fn explain(current: &Snapshot, listener: &str, source: ClientAddr, chain: &[CertificateDer<'_>]) -> Answer {
+fn explain(current: &Snapshot, listener: &str, source: ClientAddr, chain: &[CertificateDer<'_>]) -> AdminResponse {
     let explained = current.explain(listener, source, chain, OffsetDateTime::now_utc());
     let mut answer = match explained {
-        Ok(explanation) => Answer::done(explanation.in_json()),
-        Err(error @ Unexplained::UnknownListener { .. }) => Answer::error(Status::NotFound, "not_found", error),
-        Err(error @ Unexplained::Impossible { .. }) => {
-            Answer::error(Status::Unprocessable, "unprocessable_entity", error)
+        Ok(explanation) => AdminResponse::done(explanation.in_json()),
+        Err(error @ ExplainError::UnknownListener { .. }) => AdminResponse::error(Status::NotFound, "not_found", error),
+        Err(error @ ExplainError::Impossible { .. }) => {
+            AdminResponse::error(Status::Unprocessable, "unprocessable_entity", error)
         }
     };
     if let Some(fields) = answer.body.as_object_mut() {
@@ -290,14 +295,14 @@ fn told(fault: &Fault) -> Value {
     json!({ "at": seconds(*at), "part": part, "location": location, "message": message, "count": count })
 }
 
-fn in_answer(told: Told) -> Answer {
-    let Told { verdict, in_force_since } = told;
+fn in_answer(told: ReloadReply) -> AdminResponse {
+    let ReloadReply { verdict, in_force_since } = told;
     let changes = match verdict {
         Ok(changes) => changes,
-        Err(error) => return Answer::error(Status::Unprocessable, "reload_rejected", error),
+        Err(error) => return AdminResponse::error(Status::Unprocessable, "reload_rejected", error),
     };
     let Changes { listeners_added, listeners_removed, listeners_moved, .. } = &changes;
-    Answer::done(json!({
+    AdminResponse::done(json!({
         "result": "applied",
         "generation": changes.generation,
         "listeners_added": listeners_added,

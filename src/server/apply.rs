@@ -10,7 +10,7 @@ use crate::audit::sink::Destination;
 use crate::policy::changes::AddressChange;
 use crate::policy::{Built, Snapshot};
 use crate::proxy::listener;
-use crate::server::reload::Verdict;
+use crate::server::reload::ReloadResult;
 use crate::server::{Server, attempt, warn_all};
 use crate::server::{certificate_expiry, reload};
 use crate::{control, fault};
@@ -33,7 +33,7 @@ impl Prepared {
 impl Server {
     /// Puts a policy in force, or says why not. Where its files `are_in_force` already and every socket is in its place, the
     /// current policy stays, with its generation.
-    pub(crate) fn apply(&mut self, built: Built, current: &Arc<Snapshot>, are_in_force: bool) -> Verdict {
+    pub(crate) fn apply(&mut self, built: Built, current: &Arc<Snapshot>, are_in_force: bool) -> ReloadResult {
         let prepared = fault::contain(reload::PART, || self.prepare(&built.snapshot, current));
         let prepared = prepared.unwrap_or_else(|fault| Err(fault.to_string()))?;
         if are_in_force && prepared.is_empty() {
@@ -72,17 +72,17 @@ impl Server {
         attempt(control::PART, || self.admin.commit(socket));
         attempt("log", || self.follow_log(audit_file, &snapshot, current));
         attempt(reload::PART, || {
-            for terms in snapshot.listeners() {
-                terms.usage.keep_only(terms);
+            for policy in snapshot.listeners() {
+                policy.usage.keep_only(policy);
             }
-            self.names.keep_only(&snapshot.hosts().map(|host| host.name.clone()).collect());
+            self.host_cache.keep_only(&snapshot.hosts().map(|host| host.name.clone()).collect());
             self.reloader.applied(&snapshot);
         });
         let changes = fault::contain("audit", || self.tell_changes(&snapshot, current));
         attempt(certificate_expiry::PART, || self.expiry.look(&snapshot, &self.audit));
         attempt("audit", || {
             warn_all(&warnings);
-            self.announce(&snapshot, Some(current));
+            self.proxy_header(&snapshot, Some(current));
         });
         changes.unwrap_or_else(|_| Changes { generation: snapshot.generation, ..Changes::default() })
     }
@@ -133,12 +133,12 @@ impl Server {
     }
 
     /// Says which listeners are ready: all at the start, later those with other addresses than before.
-    pub(crate) fn announce(&self, snapshot: &Snapshot, before: Option<&Snapshot>) {
-        for terms in snapshot.listeners() {
-            let known = before.and_then(|before| before.named(&terms.name));
-            if known.is_none_or(|known| known.bind_addrs != terms.bind_addrs) {
-                let addresses: Vec<_> = self.listeners.addresses(terms).iter().map(ToString::to_string).collect();
-                self.audit.ready(&terms.name, &terms.protocol.to_string(), &addresses);
+    pub(crate) fn proxy_header(&self, snapshot: &Snapshot, before: Option<&Snapshot>) {
+        for policy in snapshot.listeners() {
+            let known = before.and_then(|before| before.named(&policy.name));
+            if known.is_none_or(|known| known.bind_addrs != policy.bind_addrs) {
+                let addresses: Vec<_> = self.listeners.addresses(policy).iter().map(ToString::to_string).collect();
+                self.audit.ready(&policy.name, &policy.protocol.to_string(), &addresses);
             }
         }
     }

@@ -9,29 +9,29 @@ use tracing::warn;
 
 use crate::audit::Audit;
 use crate::audit::event::ExpiringCertificate;
-use crate::policy::{Snapshot, Terms};
+use crate::policy::{ListenerPolicy, Snapshot};
 use crate::timestamp;
 use crate::x509::crl::Crl;
 use crate::x509::expiry::{days_left, expiry_milestone};
 
 /// Remembers what it has said already.
 #[derive(Debug, Default)]
-pub struct ExpiryWatch {
+pub(crate) struct ExpiryWatch {
     told: HashMap<(Arc<str>, String), i64>,
 }
 
 impl ExpiryWatch {
     /// Audits every certificate of `snapshot` that has passed a milestone since it was last spoken of.
-    pub fn look(&mut self, snapshot: &Snapshot, audit: &Audit) {
+    pub(crate) fn look(&mut self, snapshot: &Snapshot, audit: &Audit) {
         self.look_at(OffsetDateTime::now_utc(), snapshot, audit);
     }
 
     fn look_at(&mut self, now: OffsetDateTime, snapshot: &Snapshot, audit: &Audit) {
         let mut told = HashMap::new();
-        for terms in snapshot.listeners() {
-            for (role, certificate) in terms.certificates() {
+        for policy in snapshot.listeners() {
+            for (role, certificate) in policy.certificates() {
                 let Some(milestone) = expiry_milestone(certificate.not_after, now) else { continue };
-                let key = (Arc::clone(&terms.name), certificate.sha256.clone());
+                let key = (Arc::clone(&policy.name), certificate.sha256.clone());
                 if told.contains_key(&key) {
                     continue;
                 }
@@ -43,19 +43,19 @@ impl ExpiryWatch {
                         not_after: certificate.not_after,
                         days_left: days_left(certificate.not_after, now),
                     };
-                    audit.certificate_expiring(&terms.name, &expiring);
+                    audit.certificate_expiring(&policy.name, &expiring);
                 }
                 told.insert(key, milestone);
             }
         }
-        for (terms, list) in lists(snapshot).filter(|(_, list)| list.is_expired_at(now)) {
+        for (policy, list) in lists(snapshot).filter(|(_, list)| list.is_expired_at(now)) {
             // The day it runs out, and every day until there is a new one.
             let day = days_left(list.next_update, now);
-            let key = (Arc::clone(&terms.name), list.sha256.clone());
+            let key = (Arc::clone(&policy.name), list.sha256.clone());
             if self.told.get(&key) != Some(&day) {
                 let expired_at = timestamp::seconds(list.next_update);
                 warn!(
-                    listener = %terms.name,
+                    listener = %policy.name,
                     issuer = %list.issuer,
                     expired_at,
                     "CRL expired; put a new one into client_crl"
@@ -68,15 +68,15 @@ impl ExpiryWatch {
     }
 }
 
-fn lists(snapshot: &Snapshot) -> impl Iterator<Item = (&Arc<Terms>, &Crl)> {
-    snapshot.listeners().iter().flat_map(|terms| terms.revocation_lists().iter().map(move |list| (terms, list)))
+fn lists(snapshot: &Snapshot) -> impl Iterator<Item = (&Arc<ListenerPolicy>, &Crl)> {
+    snapshot.listeners().iter().flat_map(|policy| policy.revocation_lists().iter().map(move |list| (policy, list)))
 }
 
 /// What its faults are noted under.
-pub const PART: &str = "certificate expiry";
+pub(crate) const PART: &str = "certificate expiry";
 
 /// How often to look. Asked by the wall clock each time, so that a suspended machine catches up.
-pub const LOOK_EVERY: Duration = Duration::from_secs(600);
+pub(crate) const LOOK_EVERY: Duration = Duration::from_secs(600);
 
 #[cfg(test)]
 mod tests {

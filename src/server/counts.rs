@@ -63,8 +63,8 @@ mod tests {
             guard.activate(Authorization::default());
             guard
         };
-        let (_arriving, open, closing, elsewhere) = (enter("db"), enter("db"), enter("db"), enter("old"));
-        for session in [&open, &closing, &elsewhere] {
+        let (_arriving, open, closing, misplaced_keys) = (enter("db"), enter("db"), enter("db"), enter("old"));
+        for session in [&open, &closing, &misplaced_keys] {
             session.mark_open();
         }
         closing.mark_closing();

@@ -1,4 +1,4 @@
-//! Puts the parts together, runs them, and takes them apart again in the right order.
+//! Composition: starts the parts, publishes policies, answers admin requests, and drains.
 
 pub(crate) mod admin_handler;
 pub(crate) mod apply;
@@ -28,7 +28,7 @@ use crate::audit::{Audit, open_audit_file};
 use crate::config::files::Fingerprint;
 use crate::control::Admin;
 use crate::descriptors::Descriptors;
-use crate::dns::Names;
+use crate::dns::HostCache;
 use crate::dns::refresher;
 use crate::fault;
 use crate::fault::RESTART_PAUSE;
@@ -37,11 +37,11 @@ use crate::policy::{Built, Snapshot};
 use crate::proxy::accepted::Shared;
 use crate::proxy::listener::{BindError, Listeners};
 use crate::proxy::worker::Workers;
-use crate::server::admin_handler::Desk;
+use crate::server::admin_handler::AdminHandler;
 use crate::server::certificate_expiry::{ExpiryWatch, LOOK_EVERY};
 use crate::server::published::Published;
 use crate::server::reload::thread::PolicyThread;
-use crate::server::reload::{Attempt, Proposal, Reloader, Told};
+use crate::server::reload::{PolicyChange, ReloadAttempt, ReloadReply, Reloader};
 use crate::server::signals::{Signals, Stop};
 use crate::session::registry::ConnectionRegistry;
 use crate::session::revocation;
@@ -49,24 +49,24 @@ use crate::upstream::health_check;
 
 /// A proxy whose addresses are bound.
 #[derive(Debug)]
-pub struct Server {
+pub(crate) struct Server {
     audit: Audit,
     log: LogHandle,
     published: Published,
     listeners: Listeners,
     registry: Arc<ConnectionRegistry>,
-    names: Arc<Names>,
+    host_cache: Arc<HostCache>,
     reloader: Reloader,
     expiry: ExpiryWatch,
     /// What goes on beside the loop below, for as long as this lives.
     _beside: JoinSet<()>,
     admin: Admin,
-    desk: Desk,
+    admin_handler: AdminHandler,
 }
 
 /// Why a server cannot start.
 #[derive(Debug, thiserror::Error)]
-pub enum StartError {
+pub(crate) enum StartError {
     /// The control channel's socket cannot be had.
     #[error("admin.listen: {0}")]
     Admin(#[source] io::Error),
@@ -83,16 +83,16 @@ impl Server {
     ///
     /// # Errors
     /// When an address cannot be bound; then nothing is accepted anywhere.
-    pub fn start(
+    pub(crate) fn start(
         built: Built,
         fingerprint: Fingerprint,
-        names: Arc<Names>,
+        host_cache: Arc<HostCache>,
         audit: Audit,
         log: LogHandle,
     ) -> Result<Self, StartError> {
         let snapshot = Arc::new(built.snapshot);
         let (askers, asked) = mpsc::channel(MOST_ASKERS);
-        let reloader = Reloader::new(&snapshot, fingerprint, asked, Arc::clone(&names), PolicyThread::start());
+        let reloader = Reloader::new(&snapshot, fingerprint, asked, Arc::clone(&host_cache), PolicyThread::start());
         let published = Published::new(&snapshot);
         let current = published.subscribe();
         let registry = Arc::new(ConnectionRegistry::default());
@@ -100,7 +100,7 @@ impl Server {
         let (policy, present) = (current.clone(), Arc::clone(&registry));
         let revoke = move || revocation::run(policy.clone(), Arc::clone(&present));
         beside.spawn(fault::restarted("revocation", revoke));
-        let (hosts, known) = (published.hosts(), Arc::clone(&names));
+        let (hosts, known) = (published.hosts(), Arc::clone(&host_cache));
         beside.spawn(fault::restarted(refresher::PART, move || refresher::run(hosts.clone(), Arc::clone(&known))));
         let floods = audit.clone();
         beside.spawn(fault::restarted("audit", move || floods.clone().sum_up_floods()));
@@ -117,7 +117,8 @@ impl Server {
         let prepared = listeners.prepare(&snapshot)?;
         listeners.commit(prepared, &snapshot);
         admin.commit(socket);
-        let desk = Desk::new(requested, askers, Arc::clone(&registry), Arc::clone(&names), audit.clone());
+        let admin_handler =
+            AdminHandler::new(requested, askers, Arc::clone(&registry), Arc::clone(&host_cache), audit.clone());
         warn_all(&built.warnings);
         let server = Self {
             audit,
@@ -125,19 +126,19 @@ impl Server {
             published,
             listeners,
             registry,
-            names,
+            host_cache,
             reloader,
             expiry: ExpiryWatch::default(),
             _beside: beside,
             admin,
-            desk,
+            admin_handler,
         };
-        server.announce(&snapshot, None);
+        server.proxy_header(&snapshot, None);
         Ok(server)
     }
 
     /// Serves until told to stop, then drains.
-    pub async fn run(mut self, mut signals: Signals) {
+    pub(crate) async fn run(mut self, mut signals: Signals) {
         self.tell_systemd();
         let mut looks = tokio::time::interval(LOOK_EVERY);
         loop {
@@ -162,8 +163,8 @@ impl Server {
     async fn turn(&mut self, signals: &mut Signals, looks: &mut Interval) -> bool {
         let current = self.published.policy();
         match self.next_proposal(&current, signals, looks).await {
-            Some(Proposal::Reload(attempt)) => self.consider(attempt, &current),
-            Some(Proposal::Refresh(snapshot)) => self.refresh(*snapshot, &current),
+            Some(PolicyChange::Reload(attempt)) => self.consider(attempt, &current),
+            Some(PolicyChange::Refresh(snapshot)) => self.refresh(*snapshot, &current),
             None => return false,
         }
         true
@@ -175,14 +176,14 @@ impl Server {
         current: &Arc<Snapshot>,
         signals: &mut Signals,
         looks: &mut Interval,
-    ) -> Option<Proposal> {
+    ) -> Option<PolicyChange> {
         // Kept across the looks: a reload that has begun must come to its end.
         let mut next = pin!(self.reloader.next(current, &mut signals.reload));
         loop {
             tokio::select! {
                 () = signals.stop.next() => return None,
-                request = self.desk.next() => {
-                    attempt(admin_handler::PART, || self.desk.answer(request, current, &self.listeners));
+                request = self.admin_handler.next() => {
+                    attempt(admin_handler::PART, || self.admin_handler.answer(request, current, &self.listeners));
                 }
                 () = self.listeners.look_due() => self.listeners.look(current),
                 _ = looks.tick() => attempt(certificate_expiry::PART, || self.expiry.look(current, &self.audit)),
@@ -192,18 +193,18 @@ impl Server {
     }
 
     /// Puts a proposed policy in force, whole, or refuses it, whole.
-    fn consider(&mut self, attempt: Attempt, current: &Arc<Snapshot>) {
-        let Attempt { requested, asker, same_files, outcome } = attempt;
+    fn consider(&mut self, attempt: ReloadAttempt, current: &Arc<Snapshot>) {
+        let ReloadAttempt { requested, asker, same_files, outcome } = attempt;
         if requested {
             self.reopen_audit_file(current);
         }
-        let is_in_force = same_files && self.desk.was_applied();
+        let is_in_force = same_files && self.admin_handler.was_applied();
         // A caller that comes after the watcher, or once more, learns since when. SIGHUP has no answer but the event.
         let kept = asker.is_some() && is_in_force;
         let verdict = outcome.and_then(|built| self.apply(*built, current, kept));
-        let in_force_since = self.desk.in_force_since(is_in_force && verdict.is_ok());
+        let in_force_since = self.admin_handler.in_force_since(is_in_force && verdict.is_ok());
         let error = verdict.as_ref().err().map(String::as_str);
-        let known = self.desk.reloaded(error);
+        let known = self.admin_handler.reloaded(error);
         if let Some(error) = error {
             // The same again, when nobody asked, is no news.
             if requested || !known {
@@ -214,7 +215,7 @@ impl Server {
         self.tell_systemd();
         if let Some(asker) = asker {
             // It may have hung up.
-            let _ = asker.send(Told { verdict, in_force_since });
+            let _ = asker.send(ReloadReply { verdict, in_force_since });
         }
     }
 
@@ -226,7 +227,7 @@ impl Server {
             count => format!("{count} listeners"),
         };
         let serving = format!("serving {listeners}, generation {}", current.generation);
-        let rejected = self.desk.rejection().map(|words| format!("; {words}")).unwrap_or_default();
+        let rejected = self.admin_handler.rejection().map(|words| format!("; {words}")).unwrap_or_default();
         systemd::ready(&format!("{serving}{rejected}"));
     }
 
@@ -244,7 +245,7 @@ impl Server {
         let current = self.published.policy();
         let patience = current.config.drain;
         systemd::stopping(&format!("draining: {sessions} open sessions, waiting for at most {patience:?}"));
-        self.desk.drain(patience);
+        self.admin_handler.drain(patience);
         let patient = tokio::select! {
             () = self.listeners.close() => true,
             () = stop.next() => false,
@@ -268,7 +269,7 @@ impl Server {
             }
         }
         // Who still waits is told at once that there will be no answer.
-        drop(self.desk);
+        drop(self.admin_handler);
         // To the end, so that whoever asks learns what the program does.
         tokio::select! {
             () = self.admin.close() => {}
@@ -280,8 +281,8 @@ impl Server {
     /// Answers the commands, for as long as this is let run.
     async fn answer_while_draining(&mut self, current: &Arc<Snapshot>) {
         loop {
-            let request = self.desk.next().await;
-            attempt(admin_handler::PART, || self.desk.answer(request, current, &self.listeners));
+            let request = self.admin_handler.next().await;
+            attempt(admin_handler::PART, || self.admin_handler.answer(request, current, &self.listeners));
         }
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 use crate::dns::Watched;
-use crate::dns::cache_file::Kept;
+use crate::dns::cache_file::CacheFile;
 use crate::policy::{Current, Snapshot};
 use crate::upstream::Upstream;
 
@@ -59,7 +59,7 @@ impl Published {
 }
 
 fn upstreams(snapshot: &Snapshot) -> Vec<Arc<Upstream>> {
-    snapshot.listeners().iter().map(|terms| Arc::clone(&terms.upstream)).collect()
+    snapshot.listeners().iter().map(|policy| Arc::clone(&policy.upstream)).collect()
 }
 
 fn watched(snapshot: &Snapshot) -> Watched {
@@ -68,5 +68,5 @@ fn watched(snapshot: &Snapshot) -> Watched {
         let shortest = refresh.entry(host.name.clone()).or_insert(host.refresh);
         *shortest = host.refresh.min(*shortest);
     }
-    Watched { refresh, kept: Kept::new(&snapshot.config.state_directory, &snapshot.config.file) }
+    Watched { refresh, cache_file: CacheFile::new(&snapshot.config.state_directory, &snapshot.config.file) }
 }

@@ -6,7 +6,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// SIGHUP, SIGTERM and SIGINT as streams.
 #[derive(Debug)]
-pub struct Signals {
+pub(crate) struct Signals {
     /// "Read everything again."
     pub reload: Signal,
     /// "Stop", SIGTERM or SIGINT.
@@ -15,7 +15,7 @@ pub struct Signals {
 
 /// SIGTERM, or SIGINT from a terminal.
 #[derive(Debug)]
-pub struct Stop {
+pub(crate) struct Stop {
     terminate: Signal,
     interrupt: Signal,
 }
@@ -25,7 +25,7 @@ impl Signals {
     ///
     /// # Errors
     /// When the system refuses.
-    pub fn listen() -> io::Result<Self> {
+    pub(crate) fn listen() -> io::Result<Self> {
         Ok(Self {
             reload: signal(SignalKind::hangup())?,
             stop: Stop { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? },
@@ -44,7 +44,7 @@ impl Signals {
 
 impl Stop {
     /// Returns at the next one.
-    pub async fn next(&mut self) {
+    pub(crate) async fn next(&mut self) {
         tokio::select! {
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}

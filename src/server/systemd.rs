@@ -10,12 +10,12 @@ use nix::time::{ClockId, clock_gettime};
 use crate::printable;
 
 /// All listeners are bound, or a reload has come to its end. `status` is for people, in `systemctl status`.
-pub fn ready(status: &str) {
+pub(crate) fn ready(status: &str) {
     send(&format!("READY=1\n{}", status_line(status)));
 }
 
 /// A reload begins. [`ready`] has to follow, whatever becomes of it.
-pub fn reloading() {
+pub(crate) fn reloading() {
     // Without the time systemd could take it for one of an earlier reload.
     let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map(std::time::Duration::from);
     let now = now.map(|now| format!("\nMONOTONIC_USEC={}", now.as_micros())).unwrap_or_default();
@@ -23,7 +23,7 @@ pub fn reloading() {
 }
 
 /// The process is draining its sessions.
-pub fn stopping(status: &str) {
+pub(crate) fn stopping(status: &str) {
     send(&format!("STOPPING=1\n{}", status_line(status)));
 }
 

@@ -12,7 +12,7 @@ use crate::control;
 use crate::fault::injection::inject;
 use crate::policy::fixtures::{Site, listener};
 use crate::server::reload;
-use crate::server::reload::Verdict;
+use crate::server::reload::ReloadResult;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -37,25 +37,26 @@ impl World {
         std::fs::write(self.0.path("portcullis.toml"), format!("{whole}{listener}")).unwrap();
     }
 
-    fn build(&self, previous: Option<&Snapshot>, names: &Names) -> (Built, Fingerprint) {
-        let (built, fingerprint) = reload::build(&self.0.path("portcullis.toml"), previous, names);
+    fn build(&self, previous: Option<&Snapshot>, host_cache: &HostCache) -> (Built, Fingerprint) {
+        let (built, fingerprint) = reload::build(&self.0.path("portcullis.toml"), previous, host_cache);
         (built.unwrap(), fingerprint)
     }
 
     fn start(&self) -> Server {
-        let names = Arc::new(Names::default());
-        let (built, fingerprint) = self.build(None, &names);
+        let host_cache = Arc::new(HostCache::default());
+        let (built, fingerprint) = self.build(None, &host_cache);
         let audit = Audit::start(LineFormat::Json, None);
         let (_, log) = subscriber(&audit, "info").unwrap();
-        Server::start(built, fingerprint, names, audit, log).unwrap()
+        Server::start(built, fingerprint, host_cache, audit, log).unwrap()
     }
 
     /// Considers what the files say now, as after a request.
-    fn reload(&self, server: &mut Server) -> Verdict {
+    fn reload(&self, server: &mut Server) -> ReloadResult {
         let current = server.published.policy();
-        let (built, _) = self.build(Some(&current), &server.names);
+        let (built, _) = self.build(Some(&current), &server.host_cache);
         let (asker, mut verdict) = oneshot::channel();
-        let attempt = Attempt { requested: true, asker: Some(asker), same_files: false, outcome: Ok(Box::new(built)) };
+        let attempt =
+            ReloadAttempt { requested: true, asker: Some(asker), same_files: false, outcome: Ok(Box::new(built)) };
         server.consider(attempt, &current);
         verdict.try_recv().unwrap().verdict
     }
@@ -108,13 +109,13 @@ async fn fault_in_one_part_of_a_reload_keeps_no_other_from_following() {
         let source = format!("127.0.0.{turn}");
         world.configure(&source, &source);
         let current = server.published.policy();
-        let (built, _) = world.build(Some(&current), &server.names);
+        let (built, _) = world.build(Some(&current), &server.host_cache);
         let prepared = server.prepare(&built.snapshot, &current).unwrap();
         inject(part);
         let changes = server.put_in_force(built, prepared, &current);
         assert_eq!((changes.generation, generation(&server)), (turn, turn), "{part}");
-        let terms = Arc::clone(server.published.policy().named("main").unwrap());
-        let moved = server.listeners.addresses(&terms).iter().any(|address| address.starts_with(&source));
+        let policy = Arc::clone(server.published.policy().named("main").unwrap());
+        let moved = server.listeners.addresses(&policy).iter().any(|address| address.starts_with(&source));
         assert_eq!(moved, part != "listeners", "{part}");
         assert_eq!(changes.sources_added, usize::from(part != "audit"), "{part}");
     }
@@ -125,16 +126,16 @@ async fn fault_in_a_shield_opens_the_port() {
     let world = World::new();
     let mut server = world.start();
     let current = server.published.policy();
-    let terms = current.named("main").unwrap();
-    assert!(server.listeners.shield(terms).up_since.is_some(), "{:?}", server.listeners.shield(terms));
+    let policy = current.named("main").unwrap();
+    assert!(server.listeners.shield(policy).active_since.is_some(), "{:?}", server.listeners.shield(policy));
     inject("shield");
     server.listeners.look(&current);
-    assert_eq!(server.listeners.shield(terms).up_since, None);
-    let connected = TcpStream::connect(server.listeners.addresses(terms).remove(0));
+    assert_eq!(server.listeners.shield(policy).active_since, None);
+    let connected = TcpStream::connect(server.listeners.addresses(policy).remove(0));
     timeout(PATIENCE, connected).await.expect("the kernel drops nothing any more").unwrap();
     world.reload(&mut server).unwrap();
     let again = server.published.policy();
-    assert!(server.listeners.shield(again.named("main").unwrap()).up_since.is_some(), "a reload raises it again");
+    assert!(server.listeners.shield(again.named("main").unwrap()).active_since.is_some(), "a reload raises it again");
 }
 
 #[tokio::test]

@@ -1,12 +1,10 @@
-//! The shield: where it is up, the kernel drops the packets of strangers at the listening socket, before their handshake. So
-//! a stranger costs no connection, no descriptor and no line in the log, and sees nobody answer.
+//! The shield, a kernel source filter: while it is active, the kernel drops packets of untrusted sources at the listening socket.
 //!
-//! It is a packet filter made from the trusted sources. It may be wider than the policy for a moment and never narrower: a
-//! policy that is about to come into force is let through before that ([`Shields::widen`]), and what it no longer trusts is
-//! kept out after it ([`Shields::follow`]). Who gets through is judged as ever.
+//! It is a classic BPF program built from the trusted sources. For a moment it may admit more than the policy, never less: a new
+//! policy is admitted before it comes into force ([`Shields::widen`]), and what it no longer trusts is dropped afterwards
+//! ([`Shields::follow`]). Every connection that passes is judged by the policy all the same.
 //!
-//! One owner has all shields, on the main thread. For `shield = "auto"` it looks once a second while strangers come, and
-//! sleeps while none do.
+//! The main thread owns all shields. With `shield = "auto"` it counts untrusted connections once a second during a flood.
 
 pub(crate) mod drops;
 pub(crate) mod flood;
@@ -24,17 +22,17 @@ use crate::transport::listen_socket::ListenSocket;
 
 use crate::audit::Audit;
 use crate::config::Shield;
-use crate::policy::{BindAddr, Snapshot, Terms};
-use crate::shield::listener_shield::Guard;
+use crate::policy::{BindAddr, ListenerPolicy, Snapshot};
+use crate::shield::listener_shield::ListenerShield;
 use crate::source::packet_filter::PacketFilter;
 
 /// The shields of all listeners.
 #[derive(Debug)]
-pub struct Shields {
+pub(crate) struct Shields {
     audit: Audit,
     /// Rung when a stranger comes where that may be the first of many.
     alarm: Arc<Notify>,
-    guards: BTreeMap<Arc<str>, Guard>,
+    guards: BTreeMap<Arc<str>, ListenerShield>,
     looked: Instant,
     /// When to look again, whoever comes.
     next: Option<Instant>,
@@ -44,81 +42,81 @@ pub struct Shields {
 
 /// How the shield of a listener is.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Standing {
+pub(crate) struct ShieldStatus {
     /// What the configuration wants.
-    pub wanted: Shield,
+    pub mode: Shield,
     /// Since when it is up, where it is.
-    pub up_since: Option<OffsetDateTime>,
+    pub active_since: Option<OffsetDateTime>,
     /// Packets that the kernel has dropped while it was up, now and before; nothing where it does not tell.
     pub dropped: Option<u64>,
     /// Why it cannot be up.
-    pub obstacle: Option<String>,
+    pub unavailable_reason: Option<String>,
 }
 
 impl Shields {
     /// No listeners yet.
-    pub fn new(audit: Audit) -> Self {
+    pub(crate) fn new(audit: Audit) -> Self {
         let guards = BTreeMap::new();
         Self { audit, alarm: Arc::default(), guards, looked: Instant::now(), next: None, awake: false }
     }
 
     /// What ports ring.
-    pub fn alarm(&self) -> &Arc<Notify> {
+    pub(crate) fn alarm(&self) -> &Arc<Notify> {
         &self.alarm
     }
 
     /// The filter that a new port of this listener has to have from the first client on. It lets through whom the terms
     /// `before` trust, too: until these are in force a client may come to the new port that belongs to the old one.
-    pub fn filter_for(&self, terms: &Terms, before: Option<&Terms>) -> Option<PacketFilter> {
-        let up = self.guards.get(&terms.name).is_some_and(Guard::is_up);
-        let wanted = terms.shield == Shield::On || (terms.shield == Shield::Auto && up);
+    pub(crate) fn filter_for(&self, policy: &ListenerPolicy, before: Option<&ListenerPolicy>) -> Option<PacketFilter> {
+        let up = self.guards.get(&policy.name).is_some_and(ListenerShield::is_up);
+        let mode = policy.shield == Shield::On || (policy.shield == Shield::Auto && up);
         let others = before.map(|before| &*before.sources.trusted);
-        wanted.then(|| terms.packet_filter(others, OffsetDateTime::now_utc()).ok()).flatten()
+        mode.then(|| policy.packet_filter(others, OffsetDateTime::now_utc()).ok()).flatten()
     }
 
     /// Lets through whom `next` trusts, besides those whom `current` does. To be called before `next` comes into force.
-    pub fn widen(&mut self, next: &Snapshot, current: &Snapshot) {
+    pub(crate) fn widen(&mut self, next: &Snapshot, current: &Snapshot) {
         let now = OffsetDateTime::now_utc();
         let up: BTreeSet<_> =
             self.guards.iter().filter(|(_, guard)| guard.is_up()).map(|(name, _)| Arc::clone(name)).collect();
         for (name, guard) in self.guards.iter_mut().filter(|(_, guard)| guard.is_up()) {
             let before = current.named(name);
             let filter = |bind_addr: &BindAddr| {
-                let terms = next.at_address(bind_addr)?;
-                let stays = match terms.shield {
+                let policy = next.at_address(bind_addr)?;
+                let stays = match policy.shield {
                     Shield::On => true,
-                    Shield::Auto => up.contains(&terms.name),
+                    Shield::Auto => up.contains(&policy.name),
                     Shield::Off => false,
                 };
                 let others = before.map(|before| &*before.sources.trusted);
-                Some(if stays { terms.packet_filter(others, now).ok() } else { None })
+                Some(if stays { policy.packet_filter(others, now).ok() } else { None })
             };
             guard.refit(filter);
         }
     }
 
     /// Takes over a snapshot that has come into force, and the ports that there are now.
-    pub fn follow(&mut self, snapshot: &Snapshot, port: impl Fn(&BindAddr) -> Option<Arc<ListenSocket>>) {
+    pub(crate) fn follow(&mut self, snapshot: &Snapshot, port: impl Fn(&BindAddr) -> Option<Arc<ListenSocket>>) {
         let mut former = std::mem::take(&mut self.guards);
-        for terms in snapshot.listeners() {
-            let mut guard = former.remove(&terms.name).unwrap_or_default();
-            let ports = terms.bind_addrs.iter().filter_map(|bind_addr| Some((bind_addr.clone(), port(bind_addr)?)));
+        for policy in snapshot.listeners() {
+            let mut guard = former.remove(&policy.name).unwrap_or_default();
+            let ports = policy.bind_addrs.iter().filter_map(|bind_addr| Some((bind_addr.clone(), port(bind_addr)?)));
             guard.take_over(ports.collect());
-            self.guards.insert(Arc::clone(&terms.name), guard);
+            self.guards.insert(Arc::clone(&policy.name), guard);
         }
         for (name, mut guard) in former {
             guard.lower(&name, "the listener was removed", &self.audit);
         }
-        for terms in snapshot.listeners() {
-            if let Some(guard) = self.guards.get_mut(&terms.name) {
-                guard.follow(terms, &self.audit);
+        for policy in snapshot.listeners() {
+            if let Some(guard) = self.guards.get_mut(&policy.name) {
+                guard.follow(policy, &self.audit);
             }
         }
         self.plan();
     }
 
     /// Returns when it is time for a look.
-    pub async fn due(&self) {
+    pub(crate) async fn due(&self) {
         let never = self.next.is_none();
         tokio::select! {
             () = sleep_until(self.next.unwrap_or(self.looked)), if !never => {}
@@ -127,30 +125,30 @@ impl Shields {
     }
 
     /// Looks how many strangers come, and raises and lowers shields by that.
-    pub fn look(&mut self, snapshot: &Snapshot) {
+    pub(crate) fn look(&mut self, snapshot: &Snapshot) {
         let elapsed = self.looked.elapsed();
         self.looked = Instant::now();
         let slept = !self.awake;
         for (name, guard) in &mut self.guards {
-            let Some(terms) = snapshot.named(name) else { continue };
+            let Some(policy) = snapshot.named(name) else { continue };
             if slept {
                 // How long the strangers that rang took to come nobody knows; from here on it is known.
                 guard.start_counting();
             } else {
-                guard.judge_flood(terms, elapsed, &self.audit);
+                guard.judge_flood(policy, elapsed, &self.audit);
             }
-            guard.keep_up(terms, &self.audit);
+            guard.keep_up(policy, &self.audit);
         }
         self.next = None;
         self.plan();
-        if slept && self.guards.values().any(Guard::waits_for_floods) {
+        if slept && self.guards.values().any(ListenerShield::waits_for_floods) {
             self.look_in(LOOK_EVERY);
             self.awake = true;
         }
     }
 
     /// Lowers all shields, with `why`, and forgets the ports.
-    pub fn close(&mut self, why: &str) {
+    pub(crate) fn close(&mut self, why: &str) {
         for (name, guard) in &mut self.guards {
             guard.lower(name, why, &self.audit);
         }
@@ -159,26 +157,25 @@ impl Shields {
     }
 
     /// Forgets all shields and ports, whatever is before those. The next [`follow`](Self::follow) begins anew.
-    pub fn abandon(&mut self) {
+    pub(crate) fn abandon(&mut self) {
         self.guards.clear();
         self.plan();
     }
 
     /// How the shield of a listener is.
-    pub fn standing(&self, terms: &Terms) -> Standing {
-        self.guards
-            .get(&terms.name)
-            .map_or(Standing { wanted: terms.shield, up_since: None, dropped: None, obstacle: None }, |guard| {
-                guard.standing(terms.shield)
-            })
+    pub(crate) fn status(&self, policy: &ListenerPolicy) -> ShieldStatus {
+        self.guards.get(&policy.name).map_or(
+            ShieldStatus { mode: policy.shield, active_since: None, dropped: None, unavailable_reason: None },
+            |guard| guard.status(policy.shield),
+        )
     }
 
     /// Decides when to look next.
     fn plan(&mut self) {
-        self.awake = self.guards.values().any(Guard::is_awake);
+        self.awake = self.guards.values().any(ListenerShield::is_awake);
         if self.awake {
             self.look_in(LOOK_EVERY);
-        } else if self.guards.values().any(Guard::is_up) {
+        } else if self.guards.values().any(ListenerShield::is_up) {
             self.look_in(LONGEST_LOOK);
         } else {
             self.next = None;
@@ -209,13 +206,13 @@ mod tests {
     use crate::audit::LineFormat;
     use crate::policy::fixtures::{Site, listener};
 
-    struct World {
+    struct Bound {
         site: Site,
         shields: Shields,
         port: Arc<ListenSocket>,
     }
 
-    impl World {
+    impl Bound {
         fn new() -> Self {
             let site = Site::new();
             for name in ["cache", "other"] {
@@ -261,7 +258,7 @@ mod tests {
 
     #[tokio::test]
     async fn before_a_policy_comes_into_force_both_are_let_through_and_afterwards_one() {
-        let mut world = World::new();
+        let mut world = Bound::new();
         let first = world.snapshot(&shielded("\"127.0.0.1\", \"127.0.0.2\"", "on"));
         world.follow(&first);
         assert_eq!(world.let_through(), [1, 2]);
@@ -270,15 +267,15 @@ mod tests {
         assert_eq!(world.let_through(), [1, 2, 3], "whichever of the two is in force");
         world.follow(&second);
         assert_eq!(world.let_through(), [2, 3]);
-        let standing = world.shields.standing(second.named("cache").unwrap());
-        assert!(standing.up_since.is_some() && standing.dropped.is_some_and(|dropped| dropped >= 5), "{standing:?}");
+        let status = world.shields.status(second.named("cache").unwrap());
+        assert!(status.active_since.is_some() && status.dropped.is_some_and(|dropped| dropped >= 5), "{status:?}");
         world.shields.close("the test is over");
         assert_eq!(world.let_through(), [1, 2, 3, 4]);
     }
 
     #[tokio::test]
     async fn a_policy_that_knows_no_shield_is_open_before_it_comes_into_force() {
-        let mut world = World::new();
+        let mut world = Bound::new();
         let observing = shielded("", "on").replace("protocol =", "enforcement = \"observe\"\nprotocol =");
         for open in [shielded("", "off"), observing] {
             let (before, after) = (world.snapshot(&shielded("\"127.0.0.1\"", "on")), world.snapshot(&open));
@@ -288,13 +285,13 @@ mod tests {
             assert_eq!(world.let_through(), [1, 2, 3, 4]);
             world.follow(&after);
             assert_eq!(world.let_through(), [1, 2, 3, 4]);
-            assert_eq!(world.shields.standing(after.named("cache").unwrap()).up_since, None);
+            assert_eq!(world.shields.status(after.named("cache").unwrap()).active_since, None);
         }
     }
 
     #[tokio::test]
     async fn a_port_that_goes_to_another_listener_has_that_ones_filter() {
-        let mut world = World::new();
+        let mut world = Bound::new();
         let at = |name: &str, sources: &str, shield: &str| {
             // Not port 0, of which every listener has its own. Nothing is bound here.
             listener(name, 7, sources).replace("protocol =", &format!("shield = \"{shield}\"\nprotocol ="))
@@ -313,16 +310,16 @@ mod tests {
         assert_eq!(world.let_through(), [1, 2, 3, 4], "no flood yet");
     }
 
-    async fn asleep(world: &World) -> bool {
+    async fn asleep(world: &Bound) -> bool {
         tokio::time::timeout(Duration::from_secs(3600), world.shields.due()).await.is_err()
     }
 
     #[tokio::test(start_paused = true)]
     async fn the_alarm_wakes_and_a_flood_raises_the_shield_and_its_end_lowers_it() {
-        let mut world = World::new();
+        let mut world = Bound::new();
         let snapshot = world.snapshot(&shielded("\"127.0.0.1\"", "auto"));
         world.follow(&snapshot);
-        let is_up = |world: &World| world.shields.standing(snapshot.named("cache").unwrap()).up_since.is_some();
+        let is_up = |world: &Bound| world.shields.status(snapshot.named("cache").unwrap()).active_since.is_some();
         assert!(asleep(&world).await, "nothing wakes it while nobody comes");
         for second in 0..3 {
             assert!(!is_up(&world), "{second}");
@@ -339,7 +336,7 @@ mod tests {
         }
         assert!(!is_up(&world));
         assert_eq!(world.let_through(), [1, 2, 3, 4]);
-        assert_eq!(world.shields.standing(snapshot.named("cache").unwrap()).dropped, Some(3));
+        assert_eq!(world.shields.status(snapshot.named("cache").unwrap()).dropped, Some(3));
         // What rang last may be heard only now.
         for _ in 0..2 {
             if asleep(&world).await {
@@ -352,7 +349,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_rule_that_ends_is_kept_out_at_the_next_look() {
-        let mut world = World::new();
+        let mut world = Bound::new();
         let end = OffsetDateTime::now_utc() + Days::seconds(1);
         let end = end.format(&time::format_description::well_known::Rfc3339).unwrap();
         let rules = format!("\"127.0.0.1\", {{ type = \"ip_addr\", value = \"127.0.0.2\", expires_at = {end} }}");

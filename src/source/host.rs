@@ -108,7 +108,7 @@ impl Addresses {
     ///
     /// # Errors
     /// When nothing may.
-    pub fn of(answer: impl IntoIterator<Item = IpAddr>) -> Result<(Self, Option<LeftOut>), NoAddress> {
+    pub fn of(answer: impl IntoIterator<Item = IpAddr>) -> Result<(Self, Option<OmittedAddresses>), NoAddress> {
         let mut all: Vec<_> = answer.into_iter().map(|ip| ip.to_canonical()).collect();
         all.sort_unstable();
         all.dedup();
@@ -119,7 +119,7 @@ impl Addresses {
         }
         let count = all.len();
         all.truncate(MOST_ADDRESSES);
-        Ok((Self(all.into()), (count > MOST_ADDRESSES).then_some(LeftOut { count })))
+        Ok((Self(all.into()), (count > MOST_ADDRESSES).then_some(OmittedAddresses { count })))
     }
 
     /// The addresses, in order.
@@ -153,7 +153,7 @@ impl fmt::Display for Addresses {
 /// An answer had more addresses than are taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("it has {count} addresses, of which the first {MOST_ADDRESSES} in order are trusted; name the network instead")]
-pub struct LeftOut {
+pub struct OmittedAddresses {
     count: usize,
 }
 
@@ -169,7 +169,7 @@ pub enum NoAddress {
 }
 
 /// The addresses known of each host. One that is not in it lets nobody in.
-pub type AddressBook = BTreeMap<HostName, Addresses>;
+pub(crate) type AddressBook = BTreeMap<HostName, Addresses>;
 
 /// Of RFC 1035, written out and without the last dot.
 const LONGEST_NAME: usize = 253;
@@ -234,14 +234,14 @@ mod tests {
     #[test]
     fn an_answer_is_bounded_and_nobodys_address_is_left_out() {
         let ip = |text: &str| text.parse::<IpAddr>().unwrap();
-        let (addresses, left_out) =
+        let (addresses, omitted) =
             Addresses::of(["10.0.0.2", "::", "::ffff:10.0.0.1", "10.0.0.2", "0.0.0.0"].map(ip)).unwrap();
-        assert_eq!((addresses.to_string().as_str(), left_out), ("10.0.0.1, 10.0.0.2", None));
+        assert_eq!((addresses.to_string().as_str(), omitted), ("10.0.0.1, 10.0.0.2", None));
         assert_eq!(Addresses::of([]), Err(NoAddress::None));
         assert_eq!(Addresses::of(["0.0.0.0", "::", "::ffff:0.0.0.0"].map(ip)), Err(NoAddress::Unspecified));
         let many = (0..300_u32).map(|number| IpAddr::V4((0x0a00_0000 + number).into()));
-        let (addresses, left_out) = Addresses::of(many).unwrap();
-        assert_eq!((addresses.all().len(), left_out), (256, Some(LeftOut { count: 300 })));
+        let (addresses, omitted) = Addresses::of(many).unwrap();
+        assert_eq!((addresses.all().len(), omitted), (256, Some(OmittedAddresses { count: 300 })));
     }
 
     proptest! {

@@ -1,13 +1,9 @@
-//! The questions, answered without a clock, a file or a socket: may a client at this address come in, and one of these
-//! names?
+//! Trusted sources: which addresses may connect. Pure: no clock, file or socket.
 //!
-//! Permission is a value. Only [`SourcePolicy::admit`] makes an [`Admitted`], and everything later in a connection's life
-//! asks for one.
+//! Permission is a value. Only `SourcePolicy::admit` makes an `Admitted`, which every later phase of a connection requires.
 
 pub(crate) mod host;
 pub(crate) mod packet_filter;
 pub(crate) mod proxies;
 pub(crate) mod rule;
 pub(crate) mod trusted;
-
-use crate::source::trusted::{Admitted, SourcePolicy};

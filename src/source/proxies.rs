@@ -7,21 +7,21 @@ use crate::source::rule::Network;
 
 /// The networks of the load balancers that speak for their clients by the PROXY protocol.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Balancers {
+pub struct TrustedProxies {
     networks: Vec<Network>,
     /// Where health checks come from that are only counted.
     health_checkers: Vec<Network>,
 }
 
-impl Balancers {
+impl TrustedProxies {
     /// Whether a connection from there comes from one of them, and so has to begin with a PROXY header. Who comes to a Unix
     /// socket has no address, and is none.
-    pub fn speak_from(&self, from: ClientAddr) -> bool {
-        from.ip().is_some_and(|ip| self.around(ip).is_some())
+    pub fn contains(&self, from: ClientAddr) -> bool {
+        from.ip().is_some_and(|ip| self.covering(ip).is_some())
     }
 
     /// Whether health checks come from there that are only counted: connections that end without a byte for a client.
-    pub fn check_from(&self, from: ClientAddr) -> bool {
+    pub fn is_health_checker(&self, from: ClientAddr) -> bool {
         let is_in = |ip: IpAddr| self.health_checkers.iter().any(|network| network.net().contains(&ip));
         from.ip().is_some_and(is_in)
     }
@@ -38,7 +38,7 @@ impl Balancers {
     }
 
     /// The network of theirs that an address is in.
-    pub fn around(&self, ip: IpAddr) -> Option<&Network> {
+    pub fn covering(&self, ip: IpAddr) -> Option<&Network> {
         self.networks.iter().find(|network| network.net().contains(&ip))
     }
 
@@ -53,7 +53,7 @@ impl Balancers {
     }
 }
 
-impl FromIterator<Network> for Balancers {
+impl FromIterator<Network> for TrustedProxies {
     fn from_iter<T: IntoIterator<Item = Network>>(networks: T) -> Self {
         Self { networks: networks.into_iter().collect(), health_checkers: Vec::new() }
     }
@@ -65,16 +65,19 @@ mod tests {
 
     #[test]
     fn only_the_networks_named_are_balancers() {
-        let balancers: Balancers =
+        let proxies: TrustedProxies =
             ["10.0.0.1", "192.0.2.0/24", "2001:db8::/32"].map(|text| text.parse().unwrap()).into_iter().collect();
-        let includes = |ip: &str| balancers.speak_from(ClientAddr::from_ip(ip.parse().unwrap()));
+        let includes = |ip: &str| proxies.contains(ClientAddr::from_ip(ip.parse().unwrap()));
         assert!(includes("10.0.0.1") && includes("192.0.2.200") && includes("2001:db8::9"));
         assert!(!includes("10.0.0.2") && !includes("192.0.3.1") && !includes("2001:db9::1"));
-        assert!(includes("::ffff:10.0.0.1") && !balancers.speak_from(ClientAddr::UNIX));
-        let checks = |balancers: &Balancers, ip: &str| balancers.check_from(ClientAddr::from_ip(ip.parse().unwrap()));
-        assert!(!checks(&balancers, "192.0.2.200"));
-        let apart = balancers.with_health_checkers(vec!["10.0.0.2".parse().unwrap()]);
-        assert!(checks(&apart, "10.0.0.2") && !checks(&apart, "192.0.2.200") && !apart.check_from(ClientAddr::UNIX));
-        assert!(Balancers::default().around("10.0.0.1".parse().unwrap()).is_none());
+        assert!(includes("::ffff:10.0.0.1") && !proxies.contains(ClientAddr::UNIX));
+        let checks =
+            |proxies: &TrustedProxies, ip: &str| proxies.is_health_checker(ClientAddr::from_ip(ip.parse().unwrap()));
+        assert!(!checks(&proxies, "192.0.2.200"));
+        let apart = proxies.with_health_checkers(vec!["10.0.0.2".parse().unwrap()]);
+        assert!(
+            checks(&apart, "10.0.0.2") && !checks(&apart, "192.0.2.200") && !apart.is_health_checker(ClientAddr::UNIX)
+        );
+        assert!(TrustedProxies::default().covering("10.0.0.1".parse().unwrap()).is_none());
     }
 }

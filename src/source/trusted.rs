@@ -43,19 +43,19 @@ impl fmt::Display for Enforcement {
 
 impl SourcePolicy {
     /// Lets a client in, or not. Of who comes to a Unix socket the mode and the owner of its file have decided already.
-    pub fn admit(&self, client: ClientAddr, now: OffsetDateTime) -> Result<Admitted, Stranger> {
-        let Some(ip) = client.ip() else { return Ok(Admitted { client, standing: Standing::SocketFile }) };
+    pub fn admit(&self, client: ClientAddr, now: OffsetDateTime) -> Result<Admitted, Untrusted> {
+        let Some(ip) = client.ip() else { return Ok(Admitted { client, source_match: SourceMatch::SocketFile }) };
         match (self.trusted.lookup(ip, now), self.enforcement) {
-            (Ok(rule), _) => Ok(Admitted { client, standing: Standing::Rule(Arc::clone(rule)) }),
-            (Err(_), Enforcement::Observe) => Ok(Admitted { client, standing: Standing::Observed }),
-            (Err(stranger), Enforcement::Enforce) => Err(stranger),
+            (Ok(rule), _) => Ok(Admitted { client, source_match: SourceMatch::Rule(Arc::clone(rule)) }),
+            (Err(_), Enforcement::Observe) => Ok(Admitted { client, source_match: SourceMatch::Observed }),
+            (Err(untrusted), Enforcement::Enforce) => Err(untrusted),
         }
     }
 }
 
 /// What lets a client's address in.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Standing {
+pub enum SourceMatch {
     /// This rule trusts it.
     Rule(Arc<Rule>),
     /// No rule does; only `enforcement = "observe"` lets it in.
@@ -64,7 +64,7 @@ pub enum Standing {
     SocketFile,
 }
 
-impl Standing {
+impl SourceMatch {
     /// The rule, where it is one.
     pub fn rule(&self) -> Option<&Arc<Rule>> {
         match self {
@@ -79,7 +79,7 @@ impl Standing {
 #[derive(Clone, Debug)]
 pub struct Admitted {
     client: ClientAddr,
-    standing: Standing,
+    source_match: SourceMatch,
 }
 
 impl Admitted {
@@ -89,19 +89,19 @@ impl Admitted {
     }
 
     /// What lets the client in.
-    pub fn standing(&self) -> &Standing {
-        &self.standing
+    pub fn source_match(&self) -> &SourceMatch {
+        &self.source_match
     }
 }
 
 /// No rule trusts the address.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Stranger {
+pub struct Untrusted {
     /// The narrowest rule that would have trusted it, had it not expired.
     pub expired: Option<Arc<Rule>>,
 }
 
-impl fmt::Display for Stranger {
+impl fmt::Display for Untrusted {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.expired.as_deref() {
             Some(rule @ Rule { expires_at: Some(end), .. }) => {
@@ -179,8 +179,8 @@ impl TrustedSources {
     /// The rule with the longest prefix that covers `ip` and has not expired at `now`.
     ///
     /// # Errors
-    /// [`Stranger`] when there is none.
-    pub fn lookup(&self, ip: IpAddr, now: OffsetDateTime) -> Result<&Arc<Rule>, Stranger> {
+    /// [`Untrusted`] when there is none.
+    pub fn lookup(&self, ip: IpAddr, now: OffsetDateTime) -> Result<&Arc<Rule>, Untrusted> {
         match ip {
             IpAddr::V4(ip) => narrowest(self.v4.cover_values(&Ipv4Net::from(ip)), now),
             IpAddr::V6(ip) => narrowest(self.v6.cover_values(&Ipv6Net::from(ip)), now),
@@ -212,7 +212,7 @@ impl TrustedSources {
     }
 
     /// When the next of the rules that stand at `now` ends.
-    pub fn next_end(&self, now: OffsetDateTime) -> Option<OffsetDateTime> {
+    pub fn next_expiry(&self, now: OffsetDateTime) -> Option<OffsetDateTime> {
         self.rules.iter().filter_map(|rule| rule.expires_at).filter(|end| *end > now).min()
     }
 }
@@ -230,14 +230,14 @@ impl fmt::Debug for TrustedSources {
 fn narrowest<'a>(
     covering: impl Iterator<Item = &'a Vec<Arc<Rule>>>,
     now: OffsetDateTime,
-) -> Result<&'a Arc<Rule>, Stranger> {
+) -> Result<&'a Arc<Rule>, Untrusted> {
     let mut live = None;
     let mut expired = None;
     for same_network in covering {
         live = same_network.iter().find(|rule| rule.is_live(now)).or(live);
         expired = same_network.iter().find(|rule| !rule.is_live(now)).or(expired);
     }
-    live.ok_or_else(|| Stranger { expired: expired.cloned() })
+    live.ok_or_else(|| Untrusted { expired: expired.cloned() })
 }
 
 #[cfg(test)]
@@ -312,8 +312,8 @@ mod tests {
         ]);
         assert_eq!(matched(&set, "10.1.2.3").as_deref(), Some("ip_addr:10.0.0.0/8"));
         assert_eq!(matched(&set, "192.0.2.1").as_deref(), Some("ip_addr:192.0.2.1"));
-        let stranger = set.lookup("198.51.100.1".parse().unwrap(), NOW).unwrap_err();
-        assert!(stranger.to_string().contains("ip_addr:198.51.100.1 expired"), "{stranger}");
+        let untrusted = set.lookup("198.51.100.1".parse().unwrap(), NOW).unwrap_err();
+        assert!(untrusted.to_string().contains("ip_addr:198.51.100.1 expired"), "{untrusted}");
     }
 
     #[test]
@@ -321,7 +321,7 @@ mod tests {
         let client = ClientAddr::from_ip("10.1.2.3".parse().unwrap());
         let policy = |enforcement| SourcePolicy { trusted: Arc::new(sources(&["192.0.2.0/24"])), enforcement };
         assert!(policy(Enforcement::Enforce).admit(client, NOW).is_err());
-        assert_eq!(*policy(Enforcement::Observe).admit(client, NOW).unwrap().standing(), Standing::Observed);
+        assert_eq!(*policy(Enforcement::Observe).admit(client, NOW).unwrap().source_match(), SourceMatch::Observed);
     }
 
     #[test]
@@ -351,8 +351,8 @@ mod tests {
         let ip: IpAddr = "192.0.2.1".parse().unwrap();
         let set = TrustedSources::new([host("app.internal", Some(NOW))]);
         let set = set.with_addresses(&book(&[("app.internal", &[ip])])).unwrap();
-        let stranger = set.lookup(ip, NOW).unwrap_err();
-        assert!(stranger.to_string().contains("dns:app.internal expired"), "{stranger}");
+        let untrusted = set.lookup(ip, NOW).unwrap_err();
+        assert!(untrusted.to_string().contains("dns:app.internal expired"), "{untrusted}");
         assert!(set.lookup(ip, NOW - Duration::SECOND).is_ok());
     }
 

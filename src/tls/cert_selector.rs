@@ -7,31 +7,32 @@ use rustls::sign::CertifiedKey;
 
 /// The certificates of one listener, in the order of the configuration.
 #[derive(Debug)]
-pub(crate) struct Chooser {
-    choices: Vec<Choice>,
+pub(crate) struct CertificateSelector {
+    choices: Vec<SelectedCertificate>,
 }
 
 /// One certificate with its key.
 #[derive(Debug)]
-pub(crate) struct Choice {
+pub(crate) struct SelectedCertificate {
     /// The chain and the key that signs for it.
     pub(crate) key: Arc<CertifiedKey>,
     /// Host names it is valid for, lower case.
     pub(crate) names: Vec<String>,
 }
 
-impl Chooser {
-    pub(crate) fn new(choices: Vec<Choice>) -> Self {
+impl CertificateSelector {
+    pub(crate) fn new(choices: Vec<SelectedCertificate>) -> Self {
         Self { choices }
     }
 
     /// The index of the certificate for this client: named and verifiable, else verifiable, else the first.
     pub(crate) fn choose(&self, hello: &ClientHello<'_>) -> usize {
-        let verifiable = |choice: &Choice| choice.key.key.choose_scheme(hello.signature_schemes()).is_some();
+        let verifiable =
+            |choice: &SelectedCertificate| choice.key.key.choose_scheme(hello.signature_schemes()).is_some();
         // A trailing dot marks a name as complete, and is no part of it (RFC 6066 §3 forbids it; clients send it all the same).
         let wanted = hello.server_name().map(|name| name.trim_end_matches('.').to_ascii_lowercase());
-        let named = |choice: &Choice| wanted.as_deref().is_some_and(|name| choice.set_client(name));
-        let first = |test: &dyn Fn(&Choice) -> bool| self.choices.iter().position(test);
+        let named = |choice: &SelectedCertificate| wanted.as_deref().is_some_and(|name| choice.set_client(name));
+        let first = |test: &dyn Fn(&SelectedCertificate) -> bool| self.choices.iter().position(test);
         first(&|choice| named(choice) && verifiable(choice)).or_else(|| first(&verifiable)).unwrap_or(0)
     }
 }
@@ -48,27 +49,27 @@ pub(crate) type Overheard = Arc<OnceLock<Hello>>;
 
 /// The chooser of one handshake. rustls keeps the hello to itself; this is where it lets us see it.
 #[derive(Debug)]
-pub(crate) struct HelloWitness {
-    chooser: Arc<Chooser>,
+pub(crate) struct RecordingResolver {
+    selector: Arc<CertificateSelector>,
     heard: Overheard,
 }
 
-impl HelloWitness {
-    pub(crate) fn new(chooser: &Arc<Chooser>, heard: &Overheard) -> Self {
-        Self { chooser: Arc::clone(chooser), heard: Arc::clone(heard) }
+impl RecordingResolver {
+    pub(crate) fn new(selector: &Arc<CertificateSelector>, heard: &Overheard) -> Self {
+        Self { selector: Arc::clone(selector), heard: Arc::clone(heard) }
     }
 }
 
-impl ResolvesServerCert for HelloWitness {
+impl ResolvesServerCert for RecordingResolver {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        let shown = self.chooser.choose(&hello);
+        let shown = self.selector.choose(&hello);
         // A client that is asked for a second hello says the same in it.
         self.heard.get_or_init(|| Hello { sni: hello.server_name().map(str::to_owned), shown });
-        self.chooser.choices.get(shown).map(|choice| Arc::clone(&choice.key))
+        self.selector.choices.get(shown).map(|choice| Arc::clone(&choice.key))
     }
 }
 
-impl Choice {
+impl SelectedCertificate {
     fn set_client(&self, host: &str) -> bool {
         self.names.iter().any(|pattern| matches(pattern, host))
     }
@@ -106,15 +107,18 @@ mod tests {
         SignatureOnly(WebPkiSupportedAlgorithms { mapping: mapping.leak(), ..all })
     }
 
-    fn choice(host: &str, key: KeyPair) -> Choice {
+    fn choice(host: &str, key: KeyPair) -> SelectedCertificate {
         let until = OffsetDateTime::now_utc() + Duration::DAY;
         let specimen = Authority::new("CA").server(host, key, until);
         let key = provider().key_provider.load_private_key(specimen.key_der()).unwrap();
-        Choice { key: Arc::new(CertifiedKey::new(vec![specimen.der()], key)), names: vec![host.to_owned()] }
+        SelectedCertificate {
+            key: Arc::new(CertifiedKey::new(vec![specimen.der()], key)),
+            names: vec![host.to_owned()],
+        }
     }
 
     /// What the hello of a client that asks for this name and knows this kind of signature is answered with.
-    fn chosen(chooser: &Chooser, name: &str, scheme: SignatureScheme) -> usize {
+    fn chosen(selector: &CertificateSelector, name: &str, scheme: SignatureScheme) -> usize {
         let config = ClientConfig::builder_with_provider(provider()).with_safe_default_protocol_versions().unwrap();
         let config = config.dangerous().with_custom_certificate_verifier(Arc::new(knows(scheme)));
         let name = ServerName::try_from(name.to_owned()).unwrap();
@@ -124,14 +128,18 @@ mod tests {
         let mut acceptor = Acceptor::default();
         acceptor.read_tls(&mut hello.as_slice()).unwrap();
         let accepted = acceptor.accept().unwrap().expect("a whole hello");
-        chooser.choose(&accepted.client_hello())
+        selector.choose(&accepted.client_hello())
     }
 
     #[test]
     fn a_client_is_shown_what_it_asked_for_where_it_can_verify_that() {
         let rsa = || KeyPair::generate_rsa_for(&PKCS_RSA_SHA256, RsaKeySize::_2048).unwrap();
         let ecdsa = || KeyPair::generate().unwrap();
-        let chooser = Chooser::new(vec![choice("a.test", ecdsa()), choice("b.test", ecdsa()), choice("c.test", rsa())]);
+        let selector = CertificateSelector::new(vec![
+            choice("a.test", ecdsa()),
+            choice("b.test", ecdsa()),
+            choice("c.test", rsa()),
+        ]);
         let cases = [
             // Named and verifiable, whatever the case of the letters.
             ("b.test", ECDSA, 1),
@@ -150,7 +158,7 @@ mod tests {
             ("c.test", SignatureScheme::ED25519, 0),
         ];
         for (name, scheme, expected) in cases {
-            assert_eq!(chosen(&chooser, name, scheme), expected, "{name} by {scheme:?}");
+            assert_eq!(chosen(&selector, name, scheme), expected, "{name} by {scheme:?}");
         }
     }
 

@@ -13,7 +13,11 @@ use crate::x509::certificate::Certificate;
 
 /// Explains a failed handshake. `shown` is the certificate the client was shown, `refused` the one that it showed and that we
 /// refuse, where it came so far.
-pub fn handshake_failure(error: &io::Error, shown: Option<&Certificate>, refused: Option<&RefusedClient>) -> Outcome {
+pub(crate) fn handshake_failure(
+    error: &io::Error,
+    shown: Option<&Certificate>,
+    refused: Option<&RefusedClient>,
+) -> Outcome {
     if let Some(RefusedClient { certificate, error }) = refused {
         return Outcome::new(reason_of(error), refused_by_us(error, certificate.as_ref()));
     }
@@ -38,7 +42,7 @@ pub fn handshake_failure(error: &io::Error, shown: Option<&Certificate>, refused
 }
 
 /// Whether the client ended a handshake because of the certificate it was shown.
-pub fn is_refusal_of_ours(error: &io::Error) -> bool {
+pub(crate) fn is_refusal_of_ours(error: &io::Error) -> bool {
     matches!(tls_error(error), Some(Error::AlertReceived(alert)) if blames_certificate(*alert))
 }
 

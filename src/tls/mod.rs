@@ -1,8 +1,6 @@
-//! From the bytes of certificate files to rustls values, and from rustls' verdicts to ours.
+//! rustls configurations and engines for both legs, certificate selection, tickets, and the explanation of failed handshakes.
 //!
-//! Takes bytes and options, never paths or configuration types. This is the only module that builds rustls
-//! configurations, and so the only one that chooses the crypto provider: aws-lc-rs, with the hybrid X25519MLKEM768 key
-//! exchange offered first.
+//! Takes bytes and options, never paths or configuration types.
 
 pub(crate) mod cert_selector;
 pub(crate) mod engine;
@@ -15,6 +13,3 @@ pub(crate) mod self_test;
 pub(crate) mod server;
 pub(crate) mod tickets;
 pub(crate) mod upstream;
-
-use crate::x509::clock::{moment, unix_time};
-use crate::x509::crypto::provider;

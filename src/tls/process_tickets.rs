@@ -14,14 +14,14 @@ use rustls::server::ProducesTickets;
 
 /// Issues and opens the tickets of one listener under one trust.
 #[derive(Debug)]
-pub(crate) struct OwnTicketer {
+pub(crate) struct ProcessTicketer {
     keys: RwLock<Arc<dyn ProducesTickets>>,
     made: Instant,
     /// The latest that [`made`](Self::made) has been by the wall clock, in Unix seconds. It is earlier after the clock was set back.
     made_at: AtomicI64,
 }
 
-impl OwnTicketer {
+impl ProcessTicketer {
     /// Keys that nobody else ever has.
     pub(crate) fn new() -> Result<Self, Error> {
         Ok(Self { keys: RwLock::new(Ticketer::new()?), made: Instant::now(), made_at: AtomicI64::new(i64::MIN) })
@@ -47,7 +47,7 @@ impl OwnTicketer {
     }
 }
 
-impl ProducesTickets for OwnTicketer {
+impl ProducesTickets for ProcessTicketer {
     fn enabled(&self) -> bool {
         true
     }
@@ -76,7 +76,7 @@ mod tests {
 
     #[test]
     fn ticket_from_before_the_clock_was_set_back_is_refused() {
-        let tickets = OwnTicketer::new().unwrap();
+        let tickets = ProcessTicketer::new().unwrap();
         let seal = |passed, wall| tickets.at(passed, wall).unwrap().encrypt(b"state").unwrap();
         let opens = |ticket: &[u8], passed, wall| tickets.at(passed, wall).unwrap().decrypt(ticket).is_some();
         let first = seal(0, START);

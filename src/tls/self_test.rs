@@ -22,15 +22,15 @@ use crate::x509::crypto::provider;
 ///
 /// # Errors
 /// What the handshake fails with.
-pub(crate) fn rehearse(
+pub(crate) fn self_test(
     certificate: &Arc<CertifiedKey>,
     versions: &[&'static SupportedProtocolVersion],
     hints: Option<&[DistinguishedName]>,
 ) -> Result<(), Error> {
-    versions.iter().try_for_each(|version| rehearse_version(certificate, version, hints))
+    versions.iter().try_for_each(|version| self_test_version(certificate, version, hints))
 }
 
-fn rehearse_version(
+fn self_test_version(
     certificate: &Arc<CertifiedKey>,
     version: &'static SupportedProtocolVersion,
     hints: Option<&[DistinguishedName]>,

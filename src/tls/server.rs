@@ -7,18 +7,18 @@ use rustls::server::danger::ClientCertVerifier;
 use rustls::version::{TLS12, TLS13};
 use rustls::{Error, ServerConfig, SupportedProtocolVersion};
 
-use crate::identity::client_verifier::ClientTrust;
-use crate::identity::recording::{Findings, RefusedClient};
+use crate::identity::client_verifier::ClientVerifier;
+use crate::identity::recording::{HandshakeFindings, RefusedClient};
 use crate::protocol::MinTlsVersion;
-use crate::tls::cert_selector::{Choice, Chooser, HelloWitness, Overheard};
-use crate::tls::engine::Records;
-use crate::tls::process_tickets::OwnTicketer;
-use crate::tls::self_test::rehearse;
+use crate::tls::cert_selector::{CertificateSelector, Overheard, RecordingResolver, SelectedCertificate};
+use crate::tls::engine::TlsEngine;
+use crate::tls::process_tickets::ProcessTicketer;
+use crate::tls::self_test::self_test;
 use crate::tls::tickets::SharedTicketer;
 use crate::x509::certificate::Certificate;
 use crate::x509::crypto::provider;
 use crate::x509::error::BuildError;
-use crate::x509::key_pair::OwnCertificate;
+use crate::x509::key_pair::CertifiedKeyPair;
 
 /// Everything a listener needs to speak TLS. Immutable; a change of any part makes a new one, with fresh session tickets,
 /// so that no ticket outlives the terms it was issued under.
@@ -27,9 +27,9 @@ pub struct ServerTls {
     /// From which each handshake's own configuration is made.
     pattern: ServerConfig,
     min_version: MinTlsVersion,
-    chooser: Arc<Chooser>,
+    selector: Arc<CertificateSelector>,
     certificates: Vec<Arc<Certificate>>,
-    trust: ClientTrust,
+    trust: ClientVerifier,
 }
 
 fn versions(min_version: MinTlsVersion) -> &'static [&'static SupportedProtocolVersion] {
@@ -49,8 +49,8 @@ impl ServerTls {
     /// # Errors
     /// When no certificate is given or rustls refuses a part.
     pub fn new(
-        certificates: &[OwnCertificate],
-        trust: ClientTrust,
+        certificates: &[CertifiedKeyPair],
+        trust: ClientVerifier,
         min_version: MinTlsVersion,
         alpn: &[&[u8]],
         ticketer: Option<SharedTicketer>,
@@ -61,35 +61,35 @@ impl ServerTls {
         let verifier = trust.verifier();
         let hints = verifier.offer_client_auth().then(|| verifier.root_hint_subjects());
         for certificate in certificates {
-            rehearse(certificate.key(), versions(min_version), hints).map_err(|error| BuildError::Rehearsal {
+            self_test(certificate.key(), versions(min_version), hints).map_err(|error| BuildError::Rehearsal {
                 subject: certificate.leaf().subject.clone(),
                 error: error.to_string(),
             })?;
         }
         let choices = certificates
             .iter()
-            .map(|certificate| Choice {
+            .map(|certificate| SelectedCertificate {
                 key: Arc::clone(certificate.key()),
                 names: certificate.leaf().dns_names().collect(),
             })
             .collect();
-        let chooser = Arc::new(Chooser::new(choices));
-        let unheard = Arc::new(HelloWitness::new(&chooser, &Overheard::default()));
+        let selector = Arc::new(CertificateSelector::new(choices));
+        let unheard = Arc::new(RecordingResolver::new(&selector, &Overheard::default()));
         let mut config = assemble(Arc::clone(&verifier), unheard, min_version)?;
         config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
         config.ticketer = match ticketer {
             Some(shared) => Arc::new(shared),
-            None => Arc::new(OwnTicketer::new().map_err(|error| BuildError::Rustls(error.to_string()))?),
+            None => Arc::new(ProcessTicketer::new().map_err(|error| BuildError::Rustls(error.to_string()))?),
         };
         let certificates = certificates.iter().map(|certificate| Arc::new(certificate.leaf().clone())).collect();
-        Ok(Self { pattern: config, min_version, chooser, certificates, trust })
+        Ok(Self { pattern: config, min_version, selector, certificates, trust })
     }
 
     /// What one handshake needs. rustls forgets what a client asked for and the certificate it refuses, and the audit wants
     /// to name both; so each handshake has a resolver and a verifier of its own that remember.
-    pub fn attempt(self: &Arc<Self>) -> Attempt {
+    pub fn handshake(self: &Arc<Self>) -> ServerHandshake {
         let heard = Overheard::default();
-        let resolver = Arc::new(HelloWitness::new(&self.chooser, &heard));
+        let resolver = Arc::new(RecordingResolver::new(&self.selector, &heard));
         let recording = |(verifier, findings)| {
             // rustls lets nobody exchange the verifier of a finished configuration. Whatever `new` sets besides has to be
             // carried over here.
@@ -104,7 +104,7 @@ impl ServerTls {
             config.cert_resolver = Arc::clone(&resolver) as Arc<_>;
             (config, None)
         });
-        Attempt { config: Arc::new(config), tls: Arc::clone(self), heard, findings }
+        ServerHandshake { config: Arc::new(config), tls: Arc::clone(self), heard, findings }
     }
 
     /// The leaves of all certificates, in the order of the configuration.
@@ -113,27 +113,27 @@ impl ServerTls {
     }
 
     /// Which clients are accepted.
-    pub fn trust(&self) -> &ClientTrust {
+    pub fn trust(&self) -> &ClientVerifier {
         &self.trust
     }
 }
 
 /// One handshake's view of a [`ServerTls`].
 #[derive(Debug)]
-pub struct Attempt {
+pub struct ServerHandshake {
     config: Arc<ServerConfig>,
     tls: Arc<ServerTls>,
     heard: Overheard,
-    findings: Option<Arc<Findings>>,
+    findings: Option<Arc<HandshakeFindings>>,
 }
 
-impl Attempt {
+impl ServerHandshake {
     /// The engine of this handshake.
     ///
     /// # Errors
     /// When rustls cannot use the configuration.
-    pub fn records(&self) -> Result<Records, Error> {
-        Records::new(Arc::clone(&self.config))
+    pub fn engine(&self) -> Result<TlsEngine, Error> {
+        TlsEngine::new(Arc::clone(&self.config))
     }
 
     /// The host name the client asked for, once its hello has come.

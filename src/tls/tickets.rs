@@ -448,9 +448,9 @@ mod tests {
                 let client = accent.client_config();
                 let met = [&here, &there, &here].map(|server| meet(&client, server));
                 assert_eq!(met, [full, resumed, resumed], "{accent:?}");
-                for stranger in [replica(&[1, 2], "other"), replica(&[3], "main")] {
+                for untrusted in [replica(&[1, 2], "other"), replica(&[3], "main")] {
                     let client = accent.client_config();
-                    let met = [&here, &stranger].map(|server| meet(&client, server));
+                    let met = [&here, &untrusted].map(|server| meet(&client, server));
                     assert_eq!(met, [full, full], "{accent:?}");
                 }
             }

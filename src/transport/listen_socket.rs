@@ -13,7 +13,7 @@ use crate::source::packet_filter::PacketFilter;
 
 /// A listening TCP socket that the kernel can be told to keep strangers from.
 #[derive(Debug)]
-pub struct ListenSocket {
+pub(crate) struct ListenSocket {
     listener: TcpListener,
     /// Whether there ever was a filter. Clients that wait to be accepted may have come while there was.
     was_filtered: AtomicBool,
@@ -30,7 +30,7 @@ impl ListenSocket {
     ///
     /// # Errors
     /// The kernel's.
-    pub fn listen(
+    pub(crate) fn listen(
         socket: Socket,
         backlog: i32,
         filter: Option<&PacketFilter>,
@@ -51,7 +51,7 @@ impl ListenSocket {
     ///
     /// # Errors
     /// The kernel's.
-    pub fn accept(&self) -> io::Result<(TcpStream, SocketAddr)> {
+    pub(crate) fn accept(&self) -> io::Result<(TcpStream, SocketAddr)> {
         let (stream, from) = self.listener.accept()?;
         if self.was_filtered.load(Ordering::SeqCst) {
             // It has a filter of its own, the one that was there when it came: a session must not depend on that. Most
@@ -73,7 +73,7 @@ impl ListenSocket {
     }
 
     /// Takes the filter away. Where there is none, nothing happens.
-    pub fn open(&self) {
+    pub(crate) fn open(&self) {
         if self.was_filtered.load(Ordering::SeqCst) {
             let _ = SockRef::from(&self.listener).detach_filter();
         }
@@ -85,7 +85,7 @@ impl ListenSocket {
     }
 
     /// Notes that a client was a stranger.
-    pub fn count_untrusted(&self) {
+    pub(crate) fn count_untrusted(&self) {
         self.untrusted.fetch_add(1, Ordering::Relaxed);
         if self.watched.load(Ordering::Relaxed) {
             self.alarm.notify_one();
@@ -98,7 +98,7 @@ impl ListenSocket {
     }
 
     /// The socket itself.
-    pub fn socket(&self) -> &TcpListener {
+    pub(crate) fn socket(&self) -> &TcpListener {
         &self.listener
     }
 }
@@ -125,7 +125,7 @@ mod tests {
     use super::*;
 
     fn filter(networks: &[&str]) -> PacketFilter {
-        PacketFilter::letting_through(networks.iter().map(|text| text.parse().unwrap())).unwrap()
+        PacketFilter::accepting(networks.iter().map(|text| text.parse().unwrap())).unwrap()
     }
 
     fn port(listen: &str, networks: &[&str]) -> ListenSocket {

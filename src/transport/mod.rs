@@ -1,4 +1,4 @@
-//! One side of a session: a socket, with TLS over it or without.
+//! Streams: a TCP or Unix socket, with or without TLS, and the sockets that are listened on.
 
 pub(crate) mod listen_socket;
 pub(crate) mod pending;
@@ -16,30 +16,30 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
-use crate::identity::client_verifier::Evidence;
+use crate::identity::client_verifier::PresentedIdentity;
 use crate::tls::engine::{Client, Side};
 use crate::transport::socket::Socket;
 use crate::transport::tls_stream::TlsStream;
 
 /// The client's side.
-pub(crate) type ClientLeg = Leg<TlsStream>;
+pub(crate) type ClientStream = Stream<TlsStream>;
 
 /// The upstream's side.
-pub(crate) type UpstreamLeg = Leg<TlsStream<TcpStream, Client>>;
+pub(crate) type UpstreamStream = Stream<TlsStream<TcpStream, Client>>;
 
 /// A way to one of the two that talk through us.
 #[derive(Debug)]
-pub(crate) enum Leg<T> {
+pub(crate) enum Stream<T> {
     Plain(Socket),
     Tls(Box<T>),
 }
 
-impl ClientLeg {
+impl ClientStream {
     /// What the client has shown of itself.
-    pub(crate) fn evidence(&self) -> Evidence<'_> {
+    pub(crate) fn presented(&self) -> PresentedIdentity<'_> {
         match self {
-            Self::Plain(_) => Evidence::Plaintext,
-            Self::Tls(stream) => Evidence::Chain(stream.records().client_chain()),
+            Self::Plain(_) => PresentedIdentity::Plaintext,
+            Self::Tls(stream) => PresentedIdentity::Chain(stream.engine().client_chain()),
         }
     }
 
@@ -57,7 +57,7 @@ impl ClientLeg {
     }
 }
 
-impl<S: Side> Leg<TlsStream<TcpStream, S>> {
+impl<S: Side> Stream<TlsStream<TcpStream, S>> {
     /// Its socket, where it is TCP's.
     pub(crate) fn tcp(&self) -> Option<&TcpStream> {
         match self {
@@ -68,7 +68,7 @@ impl<S: Side> Leg<TlsStream<TcpStream, S>> {
     }
 }
 
-impl<T: AsyncRead + Unpin> AsyncRead for Leg<T> {
+impl<T: AsyncRead + Unpin> AsyncRead for Stream<T> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Plain(socket) => Pin::new(socket).poll_read(cx, buffer),
@@ -77,7 +77,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for Leg<T> {
     }
 }
 
-impl<T: AsyncWrite + Unpin> AsyncWrite for Leg<T> {
+impl<T: AsyncWrite + Unpin> AsyncWrite for Stream<T> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Self::Plain(socket) => Pin::new(socket).poll_write(cx, bytes),

@@ -8,13 +8,13 @@ use tokio::io::AsyncWrite;
 
 /// Bytes that wait, in order. Empty, it owns no memory: most sessions never need any.
 #[derive(Debug, Default)]
-pub(crate) struct Held {
+pub(crate) struct PendingBytes {
     bytes: Vec<u8>,
     /// How many at the front are gone already.
     gone: usize,
 }
 
-impl Held {
+impl PendingBytes {
     pub(crate) fn is_empty(&self) -> bool {
         self.gone >= self.bytes.len()
     }
@@ -79,7 +79,7 @@ impl Held {
     }
 }
 
-impl From<Vec<u8>> for Held {
+impl From<Vec<u8>> for PendingBytes {
     fn from(bytes: Vec<u8>) -> Self {
         Self { bytes, gone: 0 }
     }

@@ -16,7 +16,7 @@ use tokio::net::{TcpStream, UnixStream};
 
 /// A client's socket from which nothing has been read, and which no worker waits on yet.
 #[derive(Debug)]
-pub enum Accepted {
+pub(crate) enum AcceptedSocket {
     /// At a port.
     Tcp(StdTcpStream),
     /// At the file of a Unix socket.
@@ -30,16 +30,16 @@ pub(crate) enum Socket {
     Unix(UnixStream),
 }
 
-impl TryFrom<Accepted> for Socket {
+impl TryFrom<AcceptedSocket> for Socket {
     type Error = io::Error;
 
-    fn try_from(accepted: Accepted) -> io::Result<Self> {
+    fn try_from(accepted: AcceptedSocket) -> io::Result<Self> {
         match accepted {
-            Accepted::Tcp(stream) => {
+            AcceptedSocket::Tcp(stream) => {
                 stream.set_nonblocking(true)?;
                 TcpStream::from_std(stream).map(Self::Tcp)
             }
-            Accepted::Unix(stream) => {
+            AcceptedSocket::Unix(stream) => {
                 stream.set_nonblocking(true)?;
                 UnixStream::from_std(stream).map(Self::Unix)
             }
@@ -95,7 +95,7 @@ impl AsyncWrite for Socket {
 ///
 /// # Errors
 /// The kernel's, for example when the other side is gone already.
-pub fn keep_alive(socket: &impl AsFd, dead_peer_timeout: Duration) -> io::Result<()> {
+pub(crate) fn keep_alive(socket: &impl AsFd, dead_peer_timeout: Duration) -> io::Result<()> {
     let socket = SockRef::from(socket);
     socket.set_tcp_nodelay(true)?;
     let Probes { idle, interval, count } = Probes::within(dead_peer_timeout);

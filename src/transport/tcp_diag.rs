@@ -9,7 +9,7 @@ use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 /// One of the attributes of an answer (linux/inet_diag.h).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Attribute {
+pub(crate) enum Attribute {
     /// `INET_DIAG_INFO`: `struct tcp_info`.
     Info,
     /// `INET_DIAG_SKMEMINFO`: nine numbers about memory, the last of which counts dropped packets.
@@ -30,7 +30,7 @@ impl Attribute {
 /// # Errors
 /// [`io::ErrorKind::NotFound`] where the socket is not connected any more. Others where netlink, or this part of it, is not
 /// to be had; or when the answer is about something else.
-pub fn read(
+pub(crate) fn read(
     socket: &impl AsFd,
     local: SocketAddr,
     peer: Option<SocketAddr>,
@@ -109,7 +109,7 @@ fn found(answer: &[u8], attribute: Attribute) -> io::Result<&[u8]> {
 }
 
 /// The bytes of a number in a structure of the kernel's.
-pub fn number<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
+pub(crate) fn number<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
     bytes.get(at..at.checked_add(N)?)?.try_into().ok()
 }
 

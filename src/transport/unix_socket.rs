@@ -17,7 +17,7 @@ use crate::permissions;
 /// A socket's file. Dropped, it is removed, unless another has come into its place. To be dropped before the socket is
 /// closed: until then the file's number is nobody else's.
 #[derive(Debug)]
-pub struct UnixSocketFile {
+pub(crate) struct UnixSocketFile {
     path: PathBuf,
     device: u64,
     inode: u64,
@@ -43,7 +43,7 @@ impl Access {
 ///
 /// # Errors
 /// In words that fit behind the path.
-pub fn listen(path: &Path, access: Access, backlog: i32) -> io::Result<(UnixSocketFile, UnixListener)> {
+pub(crate) fn listen(path: &Path, access: Access, backlog: i32) -> io::Result<(UnixSocketFile, UnixListener)> {
     make_room(path)?;
     let socket = private_socket().map_err(|error| because(&error, "cannot be made"))?;
     socket.bind(&SockAddr::unix(path)?).map_err(|error| cannot_bind(path, &error))?;
@@ -59,7 +59,7 @@ pub fn listen(path: &Path, access: Access, backlog: i32) -> io::Result<(UnixSock
 ///
 /// # Errors
 /// In words that fit behind the path.
-pub fn check(path: &Path, access: Access) -> Result<(), String> {
+pub(crate) fn check(path: &Path, access: Access) -> Result<(), String> {
     let directory = path.parent().filter(|directory| !directory.as_os_str().is_empty()).unwrap_or(Path::new("."));
     if let Some(fix) = permissions::fix_for_creating(directory) {
         let denied = permissions::cannot("cannot be bound", &io::ErrorKind::PermissionDenied.into());
@@ -113,7 +113,7 @@ impl UnixSocketFile {
     ///
     /// # Errors
     /// In words that fit behind the path.
-    pub fn open_to(&self, access: Access) -> io::Result<()> {
+    pub(crate) fn open_to(&self, access: Access) -> io::Result<()> {
         let Access { mode, owner, group } = access;
         let file = self.hold()?;
         let itself = format!("/proc/self/fd/{}", file.as_raw_fd());
@@ -135,12 +135,12 @@ impl UnixSocketFile {
     }
 
     /// Whether it is the file at `path`.
-    pub fn is(&self, path: &Path) -> bool {
+    pub(crate) fn is(&self, path: &Path) -> bool {
         self.path == path
     }
 
     /// Whether the file is still there and still the one that was bound.
-    pub fn is_ours(&self) -> bool {
+    pub(crate) fn is_ours(&self) -> bool {
         fs::symlink_metadata(&self.path).is_ok_and(|file| (file.dev(), file.ino()) == (self.device, self.inode))
     }
 }

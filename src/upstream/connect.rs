@@ -15,26 +15,26 @@ use crate::descriptors::{is_local_shortage, shortage};
 use crate::fault;
 use crate::transport::socket::{Socket, keep_alive};
 use crate::upstream::Upstream;
-use crate::upstream::endpoint::{Node, Whereabouts};
+use crate::upstream::endpoint::{ConfiguredUpstream, Endpoint};
 
 /// The places that a node leads to, by `deadline`, those last that did not answer lately or, where `writes` count, take none.
 /// A name is resolved anew each time.
 pub(crate) async fn resolve(
-    node: &Arc<Node>,
+    configured: &Arc<ConfiguredUpstream>,
     upstream: &Upstream,
     deadline: Instant,
     writes: bool,
-) -> io::Result<Vec<Whereabouts>> {
-    let sockets = match node.address() {
+) -> io::Result<Vec<Endpoint>> {
+    let sockets = match configured.address() {
         UpstreamAddr::Unix(_) => vec![None],
         UpstreamAddr::Tcp { host, port } => within(deadline, look_up(host, *port, &upstream.resolving)).await?,
     };
-    Ok(node.resolved(&sockets, writes))
+    Ok(configured.resolved(&sockets, writes))
 }
 
 /// Connects to a place, and to no other.
-pub(crate) async fn connect(place: &Whereabouts, upstream: &Upstream, deadline: Instant) -> io::Result<Socket> {
-    match (place.socket, place.node.address()) {
+pub(crate) async fn connect(endpoint: &Endpoint, upstream: &Upstream, deadline: Instant) -> io::Result<Socket> {
+    match (endpoint.socket, endpoint.configured.address()) {
         (Some(address), _) => {
             let connected = within(deadline, TcpStream::connect(address)).await;
             let stream = connected.map_err(|error| unusable(address, error))?;

@@ -2,7 +2,7 @@
 //! wants it any more.
 //!
 //! There is nothing to do here as long as all of them answer. How long one is left alone between two questions is up to
-//! [`Nodes`](crate::upstream::endpoint::Nodes), which also sees to it that each is asked by one at a time.
+//! [`Endpoints`](crate::upstream::endpoint::Endpoints), which also sees to it that each is asked by one at a time.
 
 use std::future::poll_fn;
 use std::sync::Arc;
@@ -17,13 +17,13 @@ use crate::upstream::Upstream;
 use crate::upstream::probe::probe;
 
 /// Looks after the nodes of the upstreams in use until nobody names them any more.
-pub async fn run(mut current: watch::Receiver<Vec<Arc<Upstream>>>) {
-    let places = Arc::new(Semaphore::new(MOST_PROBES));
+pub(crate) async fn run(mut current: watch::Receiver<Vec<Arc<Upstream>>>) {
+    let endpoints = Arc::new(Semaphore::new(MOST_PROBES));
     let mut probes = JoinSet::new();
     loop {
         let upstreams = current.borrow_and_update().clone();
-        probe_those_due(&upstreams, &places, &mut probes);
-        let due = upstreams.iter().filter_map(|upstream| upstream.nodes.next_due()).min();
+        probe_those_due(&upstreams, &endpoints, &mut probes);
+        let due = upstreams.iter().filter_map(|upstream| upstream.endpoints.next_due()).min();
         tokio::select! {
             changed = current.changed() => {
                 if changed.is_err() {
@@ -38,16 +38,16 @@ pub async fn run(mut current: watch::Receiver<Vec<Arc<Upstream>>>) {
     }
 }
 
-fn probe_those_due(upstreams: &[Arc<Upstream>], places: &Arc<Semaphore>, probes: &mut JoinSet<()>) {
+fn probe_those_due(upstreams: &[Arc<Upstream>], endpoints: &Arc<Semaphore>, probes: &mut JoinSet<()>) {
     let now = Instant::now().into_std();
     for upstream in upstreams {
-        for place in upstream.nodes.take_pending(now) {
-            let (upstream, places) = (Arc::clone(upstream), Arc::clone(places));
+        for endpoint in upstream.endpoints.take_pending(now) {
+            let (upstream, endpoints) = (Arc::clone(upstream), Arc::clone(endpoints));
             probes.spawn(async move {
-                let _permit = places.acquire().await;
-                if let Err(fault) = fault::contained(PART, probe(&place, &upstream)).await {
+                let _permit = endpoints.acquire().await;
+                if let Err(fault) = fault::contained(PART, probe(&endpoint, &upstream)).await {
                     // Only who was told to ask can say when to ask again.
-                    place.is_silent_still(&fault.to_string());
+                    endpoint.record_probe_failure(&fault.to_string());
                 }
             });
         }
@@ -56,7 +56,7 @@ fn probe_those_due(upstreams: &[Arc<Upstream>], places: &Arc<Semaphore>, probes:
 
 /// Returns when a node of any listener is ejected.
 async fn one_is_ejected(upstreams: &[Arc<Upstream>]) {
-    let mut ejections: Vec<_> = upstreams.iter().map(|upstream| Box::pin(upstream.nodes.ejected())).collect();
+    let mut ejections: Vec<_> = upstreams.iter().map(|upstream| Box::pin(upstream.endpoints.ejected())).collect();
     poll_fn(move |cx| {
         let is_one = ejections.iter_mut().any(|ejection| ejection.as_mut().poll(cx).is_ready());
         if is_one { Poll::Ready(()) } else { Poll::Pending }
@@ -65,7 +65,7 @@ async fn one_is_ejected(upstreams: &[Arc<Upstream>]) {
 }
 
 /// What its faults are noted under.
-pub const PART: &str = "upstream health checks";
+pub(crate) const PART: &str = "upstream health checks";
 
 /// How many are asked at once: a network that is gone takes all nodes of all listeners along.
 const MOST_PROBES: usize = 16;

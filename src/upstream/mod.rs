@@ -1,4 +1,4 @@
-//! One listener's upstream: where its sessions go, and what is known of it.
+//! One listener's upstream: its endpoints, their health and roles, and how a connection to one is made.
 
 pub(crate) mod cancel_keys;
 pub(crate) mod connect;
@@ -17,9 +17,9 @@ use tokio::sync::Semaphore;
 use crate::addr::UpstreamAddr;
 use crate::config;
 use crate::protocol::{Protocol, Target};
-use crate::tls::upstream::{UpstreamParts, UpstreamTls};
+use crate::tls::upstream::{UpstreamTls, UpstreamTlsSettings};
 use crate::upstream::cancel_keys::CancelKeys;
-use crate::upstream::endpoint::Nodes;
+use crate::upstream::endpoint::Endpoints;
 
 /// The upstream of one listener.
 #[derive(Clone, Debug)]
@@ -31,13 +31,13 @@ pub struct Upstream {
     /// What the configuration says of it.
     pub settings: config::Upstream,
     /// TLS towards it, and what that is made of; `None` where it is spoken to in plaintext.
-    pub(crate) tls: Option<(Arc<UpstreamTls>, UpstreamParts)>,
+    pub(crate) tls: Option<(Arc<UpstreamTls>, UpstreamTlsSettings)>,
     /// Its addresses as audit events show them.
     pub name: Arc<str>,
     /// What is known of its addresses.
-    pub nodes: Arc<Nodes>,
+    pub endpoints: Arc<Endpoints>,
     /// At which of them each session is that can be cancelled.
-    pub cancels: Arc<CancelKeys>,
+    pub cancel_keys: Arc<CancelKeys>,
     /// How long it may leave sent data unacknowledged.
     pub dead_peer_timeout: Duration,
     /// Bounds how many of its name lookups are under way at once.
@@ -48,7 +48,7 @@ impl Upstream {
     /// The upstream of a listener, with what was known of the listener's former one.
     pub(crate) fn new(
         listener: &config::Listener,
-        tls: Option<(Arc<UpstreamTls>, UpstreamParts)>,
+        tls: Option<(Arc<UpstreamTls>, UpstreamTlsSettings)>,
         before: Option<&Self>,
     ) -> Self {
         let settings = listener.upstream.clone();
@@ -57,8 +57,8 @@ impl Upstream {
             protocol: listener.protocol,
             tls,
             name: name(&settings.addresses),
-            nodes: Arc::new(Nodes::after(before.map(|before| &*before.nodes), &settings.addresses)),
-            cancels: before.map_or_else(Arc::default, |before| Arc::clone(&before.cancels)),
+            endpoints: Arc::new(Endpoints::after(before.map(|before| &*before.endpoints), &settings.addresses)),
+            cancel_keys: before.map_or_else(Arc::default, |before| Arc::clone(&before.cancel_keys)),
             dead_peer_timeout: listener.limits.dead_peer_timeout,
             resolving: before
                 .map_or_else(|| Arc::new(Semaphore::new(MAX_LOOKUPS)), |before| Arc::clone(&before.resolving)),

@@ -6,39 +6,40 @@ use tokio::time::Instant;
 
 use crate::upstream::Upstream;
 use crate::upstream::connect::resolve;
-use crate::upstream::dial::{reach, silent};
-use crate::upstream::endpoint::Whereabouts;
+use crate::upstream::dial;
+use crate::upstream::dial::unhealthy;
+use crate::upstream::endpoint::Endpoint;
 use crate::upstream::proxy_header;
-use crate::upstream::record::{note_answer, note_still_unfit, note_unfit};
+use crate::upstream::record::{record_failure, record_healthy, record_probe_failure};
 
 /// Finds out whether a place that did not answer does so again, or a name that did not resolve. Where the name leads to other
 /// places by now, whether those answer that nobody has dialled yet.
-pub async fn probe(place: &Whereabouts, upstream: &Upstream) {
+pub(crate) async fn probe(endpoint: &Endpoint, upstream: &Upstream) {
     let deadline = Instant::now() + upstream.settings.connect_timeout;
-    let places = match resolve(&place.node, upstream, deadline, false).await {
-        Ok(places) => places,
-        Err(error) => return note_still_unfit(place, upstream, &silent(error)),
+    let endpoints = match resolve(&endpoint.configured, upstream, deadline, false).await {
+        Ok(endpoints) => endpoints,
+        Err(error) => return record_probe_failure(endpoint, upstream, &unhealthy(error)),
     };
-    let header = proxy_header::own(upstream);
-    if !place.is_name() && place.is_known() {
-        return match reach::probe(place, upstream, &header, deadline).await {
-            Ok(()) => note_answer(place, upstream),
-            Err(endpoint_error) => note_still_unfit(place, upstream, &endpoint_error),
+    let header = proxy_header::own_header(upstream);
+    if !endpoint.is_name() && endpoint.is_known() {
+        return match dial::probe(endpoint, upstream, &header, deadline).await {
+            Ok(()) => record_healthy(endpoint, upstream),
+            Err(endpoint_error) => record_probe_failure(endpoint, upstream, &endpoint_error),
         };
     }
-    if place.is_name() {
-        note_answer(place, upstream);
+    if endpoint.is_name() {
+        record_healthy(endpoint, upstream);
     }
-    for unknown in places.iter().filter(|place| place.is_unknown()) {
-        let deadline = Instant::now() + share(upstream.settings.connect_timeout, places.len());
-        match reach::probe(unknown, upstream, &header, deadline).await {
-            Ok(()) => note_answer(unknown, upstream),
-            Err(endpoint_error) => note_unfit(unknown, upstream, &endpoint_error, upstream.nodes.has_several()),
+    for unknown in endpoints.iter().filter(|endpoint| endpoint.is_untested()) {
+        let deadline = Instant::now() + share(upstream.settings.connect_timeout, endpoints.len());
+        match dial::probe(unknown, upstream, &header, deadline).await {
+            Ok(()) => record_healthy(unknown, upstream),
+            Err(endpoint_error) => record_failure(unknown, upstream, &endpoint_error, upstream.endpoints.has_several()),
         }
     }
 }
 
 /// Its part of a time that several places share.
-pub(crate) fn share(time: Duration, places: usize) -> Duration {
-    time / u32::try_from(places).unwrap_or(u32::MAX).max(1)
+pub(crate) fn share(time: Duration, endpoints: usize) -> Duration {
+    time / u32::try_from(endpoints).unwrap_or(u32::MAX).max(1)
 }

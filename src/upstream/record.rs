@@ -4,51 +4,51 @@ use tracing::{info, warn};
 
 use crate::upstream::Upstream;
 use crate::upstream::dial::EndpointError;
-use crate::upstream::endpoint::Whereabouts;
+use crate::upstream::endpoint::Endpoint;
 
 /// Notes that a place has answered as it should, and says so where that is news.
-pub(crate) fn note_answer(place: &Whereabouts, upstream: &Upstream) {
-    if place.answers() {
-        log_answer(place, upstream);
+pub(crate) fn record_healthy(endpoint: &Endpoint, upstream: &Upstream) {
+    if endpoint.mark_healthy() {
+        log_recovered(endpoint, upstream);
     }
 }
 
 /// Notes why a place will not do, and says so where that is news; `several` where there are others to try.
-pub(crate) fn note_unfit(place: &Whereabouts, upstream: &Upstream, endpoint_error: &EndpointError, several: bool) {
-    let EndpointError { words, answers, is_local, .. } = endpoint_error;
+pub(crate) fn record_failure(endpoint: &Endpoint, upstream: &Upstream, endpoint_error: &EndpointError, several: bool) {
+    let EndpointError { words, is_healthy, is_local, .. } = endpoint_error;
     if *is_local {
-        place.is_not_dialled(words);
-    } else if *answers {
-        if place.is_unsuitable(words) {
-            log_answer(place, upstream);
+        endpoint.record_local_failure(words);
+    } else if *is_healthy {
+        if endpoint.mark_unsuitable(words) {
+            log_recovered(endpoint, upstream);
         }
-    } else if place.is_silent(words) {
+    } else if endpoint.eject(words) {
         if several {
-            warn!(listener = %upstream.listener, upstream = %place, error = %words, "upstream ejected");
+            warn!(listener = %upstream.listener, upstream = %endpoint, error = %words, "upstream ejected");
         } else {
-            warn!(listener = %upstream.listener, upstream = %place, error = %words, "upstream unhealthy");
+            warn!(listener = %upstream.listener, upstream = %endpoint, error = %words, "upstream unhealthy");
         }
     }
 }
 
 /// Notes whether a place takes writes, and says so where that is news.
-pub(crate) fn note_role(place: &Whereabouts, upstream: &Upstream, writes: bool) {
-    if place.takes_writes(writes) {
+pub(crate) fn record_role(endpoint: &Endpoint, upstream: &Upstream, writes: bool) {
+    if endpoint.set_role(writes) {
         let role = if writes { "primary" } else { "replica" };
-        info!(listener = %upstream.listener, upstream = %place, role, "upstream role changed");
+        info!(listener = %upstream.listener, upstream = %endpoint, role, "upstream role changed");
     }
 }
 
 /// Notes why a place that was asked again will not do.
-pub(crate) fn note_still_unfit(place: &Whereabouts, upstream: &Upstream, endpoint_error: &EndpointError) {
+pub(crate) fn record_probe_failure(endpoint: &Endpoint, upstream: &Upstream, endpoint_error: &EndpointError) {
     match endpoint_error {
         // It is there, if not what everybody wants.
-        EndpointError { answers: true, .. } => note_unfit(place, upstream, endpoint_error, true),
-        EndpointError { words, is_local: true, .. } => place.is_not_dialled_again(words),
-        EndpointError { words, .. } => place.is_silent_still(words),
+        EndpointError { is_healthy: true, .. } => record_failure(endpoint, upstream, endpoint_error, true),
+        EndpointError { words, is_local: true, .. } => endpoint.record_local_probe_failure(words),
+        EndpointError { words, .. } => endpoint.record_probe_failure(words),
     }
 }
 
-fn log_answer(place: &Whereabouts, upstream: &Upstream) {
-    info!(listener = %upstream.listener, upstream = %place, "upstream recovered");
+fn log_recovered(endpoint: &Endpoint, upstream: &Upstream) {
+    info!(listener = %upstream.listener, upstream = %endpoint, "upstream recovered");
 }

@@ -16,15 +16,15 @@ use zeroize::Zeroizing;
 
 /// A private key that only its passphrase opens.
 #[derive(Clone, PartialEq, Eq)]
-pub struct EncryptedKey(Vec<u8>);
+pub(crate) struct EncryptedKey(Vec<u8>);
 
 /// What opens an encrypted key. Never shown, and wiped when it is dropped.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Passphrase(Zeroizing<Vec<u8>>);
+pub(crate) struct Passphrase(Zeroizing<Vec<u8>>);
 
 /// Why an encrypted key stays closed. No word of it depends on the passphrase.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum EncryptedKeyError {
+pub(crate) enum EncryptedKeyError {
     /// The bytes are not what they say they are.
     #[error("holds an encrypted private key that is damaged: {0}")]
     Malformed(&'static str),
@@ -48,14 +48,14 @@ pub enum EncryptedKeyError {
 /// A file that should hold a passphrase, and does not.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("holds no passphrase; the first line has to be it")]
-pub struct NoPassphrase;
+pub(crate) struct NoPassphrase;
 
 impl Passphrase {
     /// The first line of a file, without its end.
     ///
     /// # Errors
     /// When there is nothing in it.
-    pub fn from_file(bytes: &[u8]) -> Result<Self, NoPassphrase> {
+    pub(crate) fn from_file(bytes: &[u8]) -> Result<Self, NoPassphrase> {
         let line = bytes.split(|byte| *byte == b'\n').next().unwrap_or_default();
         let line = line.strip_suffix(b"\r").unwrap_or(line);
         if line.is_empty() { Err(NoPassphrase) } else { Ok(Self(Zeroizing::new(line.to_vec()))) }
@@ -72,7 +72,7 @@ impl EncryptedKey {
     ///
     /// # Errors
     /// When the passphrase is wrong, or the key is damaged or encrypted in a way that is not supported.
-    pub fn decrypt(&self, passphrase: &Passphrase) -> Result<PrivateKeyDer<'static>, EncryptedKeyError> {
+    pub(crate) fn decrypt(&self, passphrase: &Passphrase) -> Result<PrivateKeyDer<'static>, EncryptedKeyError> {
         let Pbes2 { kdf, cipher, iv, ciphertext } = Pbes2::parse(&self.0)?;
         let mut key = Zeroizing::new(vec![0; cipher.key_len]);
         derive(kdf.prf, kdf.iterations, kdf.salt, &passphrase.0, &mut key);

@@ -4,7 +4,7 @@ use time::{Duration, OffsetDateTime};
 
 /// The last of the moments to speak up that has passed: 30, 14, 7, 3 and 1 days before the end, and every day after.
 /// `None` while it is too early. Two calls with the same answer need to be spoken of once.
-pub fn expiry_milestone(not_after: OffsetDateTime, now: OffsetDateTime) -> Option<i64> {
+pub(crate) fn expiry_milestone(not_after: OffsetDateTime, now: OffsetDateTime) -> Option<i64> {
     let days_left = days_left(not_after, now);
     if days_left < 1 {
         return Some(days_left);
@@ -13,7 +13,7 @@ pub fn expiry_milestone(not_after: OffsetDateTime, now: OffsetDateTime) -> Optio
 }
 
 /// Days until the end, counting a day that has begun; not above 0 once it has passed.
-pub fn days_left(not_after: OffsetDateTime, now: OffsetDateTime) -> i64 {
+pub(crate) fn days_left(not_after: OffsetDateTime, now: OffsetDateTime) -> i64 {
     let left = not_after - now;
     left.whole_days() + i64::from(left > Duration::days(left.whole_days()))
 }

@@ -4,8 +4,8 @@ use std::fmt;
 
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
-use crate::x509::chain::raw_certificate::RawCertificate;
 use crate::x509::der::{INTEGER, SEQUENCE, TAGGED_0, element, element_of};
+use crate::x509::raw_certificate::RawCertificate;
 
 /// A kind of key, with what its size is measured by.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -103,7 +103,7 @@ impl fmt::Display for KeyKind {
 }
 
 /// The keys that can be used.
-pub const USABLE_KEYS: &str = "RSA of 2048 to 8192 bits, EC on P-256, P-384 or P-521, or Ed25519";
+pub(crate) const USABLE_KEYS: &str = "RSA of 2048 to 8192 bits, EC on P-256, P-384 or P-521, or Ed25519";
 
 /// The bits of the modulus of a private key in PKCS #1.
 fn private_modulus(der: &[u8]) -> Option<usize> {

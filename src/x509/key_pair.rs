@@ -6,19 +6,19 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
 
 use crate::x509::certificate::Certificate;
-use crate::x509::chain::raw_certificate::RawCertificate;
 use crate::x509::crypto::provider;
 use crate::x509::error::BuildError;
 use crate::x509::key_kind::KeyKind;
+use crate::x509::raw_certificate::RawCertificate;
 
 /// A certificate chain with its key, known to belong together: what clients are shown, or an upstream that asks for it.
 #[derive(Clone, Debug)]
-pub struct OwnCertificate {
+pub struct CertifiedKeyPair {
     key: Arc<CertifiedKey>,
     leaf: Certificate,
 }
 
-impl OwnCertificate {
+impl CertifiedKeyPair {
     /// Joins a chain, leaf first, with its private key.
     ///
     /// # Errors
@@ -64,10 +64,10 @@ impl OwnCertificate {
 }
 
 /// The chain says it all: the key is the one that belongs to its leaf.
-impl PartialEq for OwnCertificate {
+impl PartialEq for CertifiedKeyPair {
     fn eq(&self, other: &Self) -> bool {
         self.chain() == other.chain()
     }
 }
 
-impl Eq for OwnCertificate {}
+impl Eq for CertifiedKeyPair {}

@@ -1,5 +1,8 @@
-//! TODO
+//! Certificates, keys and revocation lists: from the bytes of files and peers to values (RFC 5280, RFC 8018).
+//!
+//! Takes bytes, never paths. The crypto provider is chosen here ([`crypto`]), and nowhere else.
 
+pub(crate) mod ca_properties;
 pub(crate) mod certificate;
 pub(crate) mod chain;
 pub(crate) mod clock;
@@ -14,4 +17,6 @@ pub(crate) mod key_kind;
 pub(crate) mod key_pair;
 pub(crate) mod name;
 pub(crate) mod pem;
+pub(crate) mod raw_certificate;
+pub(crate) mod signed;
 pub(crate) mod subject_name;

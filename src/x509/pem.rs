@@ -59,7 +59,7 @@ pub enum PemError {
 ///
 /// # Errors
 /// When a block is broken or cut off, or there is no certificate.
-pub fn certificates(bytes: &[u8]) -> Result<Vec<CertificateDer<'static>>, PemError> {
+pub(crate) fn certificates(bytes: &[u8]) -> Result<Vec<CertificateDer<'static>>, PemError> {
     let certificates: Vec<_> = blocks(bytes, SectionKind::Certificate)?.map(CertificateDer::from).collect();
     if certificates.is_empty() { Err(PemError::NoCertificate) } else { Ok(certificates) }
 }
@@ -75,7 +75,7 @@ pub(crate) fn revocation_lists(bytes: &[u8]) -> Result<Vec<CertificateRevocation
 
 /// A private key as it stands in a file.
 #[derive(Debug, PartialEq, Eq)]
-pub enum StoredKey {
+pub(crate) enum StoredKey {
     /// It can be used as it is.
     Plain(PrivateKeyDer<'static>),
     /// It needs a passphrase first.
@@ -86,7 +86,7 @@ pub enum StoredKey {
 ///
 /// # Errors
 /// When a block is broken or cut off, the key is encrypted in a way nobody should use, or there is none.
-pub fn stored_key(bytes: &[u8]) -> Result<StoredKey, PemError> {
+pub(crate) fn stored_key(bytes: &[u8]) -> Result<StoredKey, PemError> {
     let sections = sections(bytes)?;
     let first = labels(bytes)?.into_iter().enumerate().find(|(_, label)| label.ends_with(PRIVATE_KEY));
     if let Some((index, ENCRYPTED_PRIVATE_KEY)) = first {
@@ -104,7 +104,7 @@ pub fn stored_key(bytes: &[u8]) -> Result<StoredKey, PemError> {
 ///
 /// # Errors
 /// When a block is broken or cut off, the key is protected by a passphrase, or there is none.
-pub fn private_key(bytes: &[u8]) -> Result<PrivateKeyDer<'static>, PemError> {
+pub(crate) fn private_key(bytes: &[u8]) -> Result<PrivateKeyDer<'static>, PemError> {
     match stored_key(bytes)? {
         StoredKey::Plain(key) => Ok(key),
         StoredKey::Encrypted(_) => Err(PemError::EncryptedKey),
@@ -112,7 +112,7 @@ pub fn private_key(bytes: &[u8]) -> Result<PrivateKeyDer<'static>, PemError> {
 }
 
 /// How many private keys a PEM file has, whatever is wrong with them.
-pub fn count_private_keys(bytes: &[u8]) -> usize {
+pub(crate) fn count_private_keys(bytes: &[u8]) -> usize {
     labels(bytes).unwrap_or_default().iter().filter(|label| label.ends_with(PRIVATE_KEY)).count()
 }
 

@@ -4,7 +4,7 @@ use std::fmt;
 
 /// A name that a certificate gives its holder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ClientName<'a> {
+pub enum SubjectName<'a> {
     /// The most specific common name of the subject.
     Common(&'a str),
     /// subjectAltName dNSName.
@@ -18,7 +18,7 @@ pub enum ClientName<'a> {
 }
 
 /// The form a pattern for it is written in.
-impl fmt::Display for ClientName<'_> {
+impl fmt::Display for SubjectName<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (kind, name) = match self {
             Self::Common(name) => ("cn", name),

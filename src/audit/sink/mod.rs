@@ -43,7 +43,7 @@ struct Shared {
 
 /// Where lines go.
 #[derive(Debug)]
-pub struct Destination {
+pub(crate) struct Destination {
     output: Output,
     /// Whether the last line was cut off by an error, so that the next must not be glued to it.
     torn: bool,
@@ -62,7 +62,7 @@ enum Message {
 
 impl Destination {
     /// A file that is open already.
-    pub fn file(path: PathBuf, file: File) -> Self {
+    pub(crate) fn file(path: PathBuf, file: File) -> Self {
         let pipe = file.metadata().is_ok_and(|fields| fields.file_type().is_fifo());
         Self { output: Output::File { path, file, pipe }, torn: false }
     }

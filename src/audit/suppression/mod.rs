@@ -2,7 +2,7 @@
 //! told, of the others only how many they were. A line counts once for each KiB begun, because a client can make lines
 //! long.
 //!
-//! What is suppressed is counted under its source and told of by `denials.suppressed` or `cancels.suppressed`, when the
+//! What is suppressed is counted under its source and told of by `denials.suppressed` or `cancel_keys.suppressed`, when the
 //! flood is over or has lasted for a while. Where there are more sources than can be told apart, or named, the rest is told
 //! of as one.
 
@@ -14,39 +14,39 @@ use std::time::{Duration, Instant};
 
 use crate::addr::SourceKey;
 use crate::audit::event::{ConnectionFields, Event};
-use crate::limit::gcra::{Allowance, Bucket};
-use crate::limit::table::{Account, Accounts};
+use crate::limit::gcra::{Gcra, GcraLimit};
+use crate::limit::table::{SourceTable, TableEntry};
 use crate::outcome::Reason;
 
 /// Events of one kind, and how many of them are told.
 #[derive(Debug)]
-pub(crate) struct Kind {
+pub(crate) struct FloodKey {
     /// The event that sums up the rest.
     summary: &'static str,
-    of_a_source: Allowance,
-    of_all: Allowance,
+    of_a_source: GcraLimit,
+    of_all: GcraLimit,
 }
 
 /// What was told and what was not.
 #[derive(Debug)]
-pub(crate) struct Floods {
-    kind: &'static Kind,
+pub(crate) struct FloodLimiter {
+    kind: &'static FloodKey,
     /// The moment its time is counted from.
     since: Instant,
-    sources: Accounts<Quota>,
-    together: Mutex<Together>,
+    sources: SourceTable<Quota>,
+    together: Mutex<FloodSummary>,
 }
 
 /// What is still told of one source.
 #[derive(Debug, Default)]
 struct Quota {
-    bucket: Bucket,
-    flood: Option<Box<Flood>>,
+    bucket: Gcra,
+    flood: Option<Box<FloodCount>>,
 }
 
 /// What was not told of one source since it was last said how much that was.
 #[derive(Debug)]
-struct Flood {
+struct FloodCount {
     suppressed: u64,
     first: Duration,
     last: Duration,
@@ -57,28 +57,35 @@ struct Flood {
 
 /// All sources together.
 #[derive(Debug, Default)]
-struct Together {
-    told: Bucket,
-    reports: Bucket,
+struct FloodSummary {
+    told: Gcra,
+    reports: Gcra,
     /// What was not told, of whomever.
     suppressed: u64,
     /// When that was last said.
     said: Duration,
 }
 
-impl Account for Quota {
-    fn weight(&self) -> u64 {
-        self.bucket.full_at()
+impl TableEntry for Quota {
+    fn score(&self) -> u64 {
+        self.bucket.theoretical_arrival()
     }
 }
 
 impl Quota {
-    fn take(&mut self, allowance: Allowance, fields: &ConnectionFields, reason: Option<Reason>, now: Duration) -> bool {
+    fn take(&mut self, allowance: GcraLimit, fields: &ConnectionFields, reason: Option<Reason>, now: Duration) -> bool {
         if self.bucket.take(allowance, now) {
             return true;
         }
-        let fresh =
-            || Box::new(Flood { suppressed: 0, first: now, last: now, listener: Arc::clone(&fields.listener), reason });
+        let fresh = || {
+            Box::new(FloodCount {
+                suppressed: 0,
+                first: now,
+                last: now,
+                listener: Arc::clone(&fields.listener),
+                reason,
+            })
+        };
         let flood = self.flood.get_or_insert_with(fresh);
         flood.suppressed += 1;
         flood.last = now;
@@ -90,15 +97,15 @@ impl Quota {
     }
 
     /// What has to be said now.
-    fn take_pending(&mut self, now: Duration) -> Option<Flood> {
-        let over = |flood: &Flood| now >= flood.last + OVER_AFTER || now >= flood.first + AT_LATEST;
+    fn take_pending(&mut self, now: Duration) -> Option<FloodCount> {
+        let over = |flood: &FloodCount| now >= flood.last + OVER_AFTER || now >= flood.first + AT_LATEST;
         self.flood.take_if(|flood| over(flood)).map(|flood| *flood)
     }
 }
 
-impl Floods {
-    pub(crate) fn new(kind: &'static Kind) -> Self {
-        Self { kind, since: Instant::now(), sources: Accounts::default(), together: Mutex::default() }
+impl FloodLimiter {
+    pub(crate) fn new(kind: &'static FloodKey) -> Self {
+        Self { kind, since: Instant::now(), sources: SourceTable::default(), together: Mutex::default() }
     }
 
     /// Whether a connection is to be told by itself. If not, it has been counted.
@@ -162,19 +169,19 @@ impl Floods {
         events
     }
 
-    fn together(&self) -> MutexGuard<'_, Together> {
+    fn together(&self) -> MutexGuard<'_, FloodSummary> {
         self.together.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Together {
+impl FloodSummary {
     /// Adds the suppressed denials of a source whose account was replaced.
     fn remember(&mut self, forgotten: Option<Quota>) {
         self.suppressed += forgotten.and_then(|quota| quota.flood).map_or(0, |flood| flood.suppressed);
     }
 }
 
-impl Flood {
+impl FloodCount {
     fn event(&self, summary: &'static str, source: Option<SourceKey>) -> Event {
         let Self { suppressed, listener, reason, .. } = self;
         let of_the_last = if reason.is_some() { "the listener and the reason are" } else { "the listener is" };
@@ -197,28 +204,28 @@ const COUNTS_AS_ONE: usize = 1 << 10;
 
 /// Refused connections. Of one source enough are told to see who it is and what it wants; of all, 100 a second are some
 /// 2 GB of lines a day, and at the very most 8.
-pub(crate) static DENIALS: Kind = Kind {
+pub(crate) static DENIALS: FloodKey = FloodKey {
     summary: "denials.suppressed",
-    of_a_source: Allowance { burst: 500, interval: Duration::from_secs(1) },
-    of_all: Allowance { burst: 10_000, interval: Duration::from_millis(10) },
+    of_a_source: GcraLimit { burst: 500, interval: Duration::from_secs(1) },
+    of_all: GcraLimit { burst: 10_000, interval: Duration::from_millis(10) },
 };
 
 /// CancelRequests that were passed on. A pool that cancels a hundred queries has a line for each.
-pub(crate) static CANCELS: Kind = Kind {
+pub(crate) static CANCELS: FloodKey = FloodKey {
     summary: "cancels.suppressed",
-    of_a_source: Allowance { burst: 100, interval: Duration::from_secs(1) },
-    of_all: Allowance { burst: 1_000, interval: Duration::from_millis(100) },
+    of_a_source: GcraLimit { burst: 100, interval: Duration::from_secs(1) },
+    of_all: GcraLimit { burst: 1_000, interval: Duration::from_millis(100) },
 };
 
 /// CancelRequests that were refused. One costs its sender a packet, and above the limit of the listener every source has some.
-pub(crate) static CANCEL_DENIALS: Kind = Kind {
+pub(crate) static CANCEL_DENIALS: FloodKey = FloodKey {
     summary: "denials.suppressed",
-    of_a_source: Allowance { burst: 100, interval: Duration::from_secs(1) },
-    of_all: Allowance { burst: 1_000, interval: Duration::from_millis(100) },
+    of_a_source: GcraLimit { burst: 100, interval: Duration::from_secs(1) },
+    of_all: GcraLimit { burst: 1_000, interval: Duration::from_millis(100) },
 };
 
 /// Sources named by the summaries.
-const NAMED: Allowance = Allowance { burst: 1_000, interval: Duration::from_millis(100) };
+const NAMED: GcraLimit = GcraLimit { burst: 1_000, interval: Duration::from_millis(100) };
 
 /// A flood that has paused for so long is over, and one that has not is told of after so long.
 const OVER_AFTER: Duration = Duration::from_secs(2);

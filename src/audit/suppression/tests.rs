@@ -18,11 +18,11 @@ fn seconds(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
 }
 
-fn told(floods: &Floods, fields: &ConnectionFields, count: u64, at: Duration) -> u64 {
+fn told(floods: &FloodLimiter, fields: &ConnectionFields, count: u64, at: Duration) -> u64 {
     (0..count).map(|_| u64::from(floods.let_through_at(at, fields, Some(Reason::UntrustedSource)))).sum()
 }
 
-fn reports(floods: &Floods, at: Duration) -> Vec<Value> {
+fn reports(floods: &FloodLimiter, at: Duration) -> Vec<Value> {
     floods.reports_at(at, at).iter().map(|event| serde_json::from_str(&event.json(None)).unwrap()).collect()
 }
 
@@ -32,10 +32,10 @@ fn sum(reports: &[Value]) -> u64 {
 
 #[test]
 fn of_one_source_some_are_told_and_then_one_a_second_and_the_rest_is_summed_up() {
-    let floods = Floods::new(&DENIALS);
-    let stranger = v4(1);
-    assert_eq!(told(&floods, &stranger, 3_000, seconds(0)), 500);
-    assert_eq!(told(&floods, &stranger, 50, seconds(1)), 1);
+    let floods = FloodLimiter::new(&DENIALS);
+    let untrusted = v4(1);
+    assert_eq!(told(&floods, &untrusted, 3_000, seconds(0)), 500);
+    assert_eq!(told(&floods, &untrusted, 50, seconds(1)), 1);
     assert_eq!(told(&floods, &v4(2), 50, seconds(1)), 50, "of another one all are told");
     assert_eq!(reports(&floods, seconds(2)), [0; 0], "it goes on");
     let over = reports(&floods, seconds(3));
@@ -50,7 +50,7 @@ fn of_one_source_some_are_told_and_then_one_a_second_and_the_rest_is_summed_up()
 
 #[test]
 fn long_lines_count_once_for_each_kib_begun() {
-    let tell = |floods: &Floods, fields: &ConnectionFields, bytes, count: u64, at| {
+    let tell = |floods: &FloodLimiter, fields: &ConnectionFields, bytes, count: u64, at| {
         let lines = (0..count).filter(|_| {
             let told = floods.let_through_at(at, fields, Some(Reason::HandshakeFailed));
             if told {
@@ -61,25 +61,25 @@ fn long_lines_count_once_for_each_kib_begun() {
         lines.count()
     };
     for (bytes, most) in [(1, 500), (1_024, 500), (1_025, 250), (3_000, 167), (16 << 10, 32)] {
-        let floods = Floods::new(&DENIALS);
+        let floods = FloodLimiter::new(&DENIALS);
         assert_eq!(tell(&floods, &v4(1), bytes, 1_000, seconds(0)), most, "{bytes}");
         let all = reports(&floods, seconds(3));
         assert_eq!(most as u64 + sum(&all), 1_000, "{bytes}");
     }
     // Of all sources together as well: 10,000 KiB.
-    let floods = Floods::new(&DENIALS);
+    let floods = FloodLimiter::new(&DENIALS);
     let lines: usize = (0..100).map(|number| tell(&floods, &v4(number), 16 << 10, 1_000, seconds(0))).sum();
     assert_eq!(lines, 625);
 }
 
 #[test]
 fn a_flood_without_end_is_told_of_every_ten_seconds() {
-    let floods = Floods::new(&DENIALS);
-    let stranger = fields(ClientAddr::from_ip(Ipv6Addr::LOCALHOST.into()));
+    let floods = FloodLimiter::new(&DENIALS);
+    let untrusted = fields(ClientAddr::from_ip(Ipv6Addr::LOCALHOST.into()));
     let mut lines = 0;
     let mut all = Vec::new();
     for second in 0..60 {
-        lines += told(&floods, &stranger, 1_000, seconds(second));
+        lines += told(&floods, &untrusted, 1_000, seconds(second));
         all.extend(reports(&floods, seconds(second)));
     }
     assert_eq!(lines, 500 + 59);
@@ -91,7 +91,7 @@ fn a_flood_without_end_is_told_of_every_ten_seconds() {
 
 #[test]
 fn all_sources_together_are_told_of_within_bounds_and_nothing_is_lost() {
-    let floods = Floods::new(&DENIALS);
+    let floods = FloodLimiter::new(&DENIALS);
     let mut lines = 0;
     let mut all = Vec::new();
     // More sources than there are accounts, in a second.
@@ -114,14 +114,14 @@ fn all_sources_together_are_told_of_within_bounds_and_nothing_is_lost() {
 
 #[test]
 fn clients_of_unix_sockets_are_one_source() {
-    let floods = Floods::new(&DENIALS);
+    let floods = FloodLimiter::new(&DENIALS);
     assert_eq!(told(&floods, &fields(ClientAddr::UNIX), 650, seconds(0)), 500);
     assert_eq!(reports(&floods, seconds(5))[0]["source"], "unix");
 }
 
 #[test]
 fn cancels_are_summed_up_in_an_event_of_their_own_without_a_reason() {
-    let floods = Floods::new(&CANCELS);
+    let floods = FloodLimiter::new(&CANCELS);
     let lines = (0..150).filter(|_| floods.let_through_at(seconds(0), &v4(1), None)).count();
     assert_eq!(lines, 100);
     let over = reports(&floods, seconds(3));
@@ -134,7 +134,7 @@ proptest! {
     fn told_and_suppressed_are_all_there_were(
         crowd in prop::collection::vec((0_u32..8, 0_u64..900, 0_u64..4), 0..30),
     ) {
-        let floods = Floods::new(&DENIALS);
+        let floods = FloodLimiter::new(&DENIALS);
         let (mut now, mut lines, mut count) = (0, 0, 0);
         let mut all = Vec::new();
         for (number, many, pause) in crowd {

@@ -13,9 +13,8 @@ use x509_parser::extensions::ParsedExtension;
 use crate::cli::Failure;
 use crate::cli::certs::inspect::read_certificates;
 use crate::config::files::Files;
-use crate::tls;
 use crate::x509::certificate::Certificate;
-use crate::x509::key_pair::OwnCertificate;
+use crate::x509::key_pair::CertifiedKeyPair;
 
 /// A CA that can sign, because its key is there.
 pub(crate) struct Authority {
@@ -42,7 +41,7 @@ impl Authority {
         let pair = KeyPair::try_from(&private).map_err(unusable)?;
         // A certificate signed with somebody else's key would be issued without complaint and verify nowhere.
         let fits =
-            |der: &&CertificateDer<'static>| OwnCertificate::new(vec![(*der).clone()], private.clone_key()).is_ok();
+            |der: &&CertificateDer<'static>| CertifiedKeyPair::new(vec![(*der).clone()], private.clone_key()).is_ok();
         let Some(own) = bundle.iter().find(fits) else {
             return Err(Failure::file(
                 cert,

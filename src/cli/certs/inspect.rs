@@ -10,7 +10,6 @@ use rustls::pki_types::CertificateDer;
 use crate::cli::check::describe;
 use crate::cli::{Failure, print};
 use crate::config::files::Files;
-use crate::tls;
 use crate::x509::certificate::Certificate;
 use crate::x509::pem::PemError;
 

@@ -33,7 +33,7 @@ pub(crate) fn renew(args: &RenewArgs) -> Result<(), Failure> {
     let authority = Authority::read(&args.ca, &args.ca_key)?;
     let certificate = parsed(old)?;
     let days = args.days.map_or_else(|| days_of(&facts), i64::from);
-    let (params, left_out) = same_again(&certificate, days)?;
+    let (params, omitted) = same_again(&certificate, days)?;
     let new = authority.sign(&params, key_like(&certificate)?, Some(certificate.subject().as_raw()))?;
 
     // A server's file has the way to its root behind it. That is the same one if the issuer is.
@@ -45,8 +45,8 @@ pub(crate) fn renew(args: &RenewArgs) -> Result<(), Failure> {
     ];
     let paths = write_all(&args.out, &files)?;
     let mut said = told(&facts, &new.certificate, &authority)?;
-    if !left_out.is_empty() {
-        let _ = writeln!(said, "  not carried over: the extensions {}", left_out.join(", "));
+    if !omitted.is_empty() {
+        let _ = writeln!(said, "  not carried over: the extensions {}", omitted.join(", "));
     }
     if !behind.is_empty() && !same_issuer {
         let _ = writeln!(said, "  not carried over: the certificates behind it, which lead to another issuer");
@@ -57,7 +57,7 @@ pub(crate) fn renew(args: &RenewArgs) -> Result<(), Failure> {
 /// The parameters of the same certificate, and the extensions that only its issuer can know.
 fn same_again(old: &X509Certificate<'_>, days: i64) -> Result<(CertificateParams, Vec<String>), Failure> {
     let mut params = dated(days);
-    let mut left_out = Vec::new();
+    let mut omitted = Vec::new();
     for extension in old.extensions() {
         match extension.oid.to_id_string().as_str() {
             KEY_USAGE => {
@@ -68,10 +68,10 @@ fn same_again(old: &X509Certificate<'_>, days: i64) -> Result<(CertificateParams
             BASIC_CONSTRAINTS => params.is_ca = IsCa::ExplicitNoCa,
             // Both say which keys these are, and those are others now.
             SUBJECT_KEY_IDENTIFIER | AUTHORITY_KEY_IDENTIFIER => {}
-            other => left_out.push(other.to_owned()),
+            other => omitted.push(other.to_owned()),
         }
     }
-    Ok((params, left_out))
+    Ok((params, omitted))
 }
 
 fn verbatim(extension: &X509Extension<'_>) -> Result<CustomExtension, Failure> {

@@ -15,7 +15,6 @@ use crate::cli::{Failure, IssueArgs};
 use crate::config::files::Files;
 use crate::config::problem::Problems;
 use crate::config::{Config, Listener};
-use crate::tls;
 use crate::x509::certificate::Certificate;
 
 /// What a client is given to verify the server with.

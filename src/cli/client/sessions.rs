@@ -79,8 +79,8 @@ pub(crate) fn client(session: Reading<'_>) -> String {
     };
     // A connection of the load balancer's own, such as a health check, has been announced by nobody.
     let is_own = session.number("balancer_port") == port;
-    match session.text("balancer").filter(|balancer| !is_own || *balancer != address) {
-        Some(balancer) => format!("{client} via {balancer}"),
+    match session.text("balancer").filter(|via| !is_own || *via != address) {
+        Some(via) => format!("{client} via {via}"),
         None => client,
     }
 }

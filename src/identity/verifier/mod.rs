@@ -15,22 +15,22 @@ use rustls::DistinguishedName;
 use rustls::pki_types::CertificateDer;
 use time::OffsetDateTime;
 
-use crate::identity::auth_settings::TrustParts;
-use crate::identity::cache::Verified;
+use crate::identity::auth_settings::ClientAuthSettings;
+use crate::identity::cache::VerificationCache;
 use crate::identity::settings::ClientAuth;
-use crate::identity::verified::{Credential, Voucher};
+use crate::identity::verified::{TrustedBy, VerifiedIdentity};
+use crate::x509::ca_properties::Purpose;
 use crate::x509::certificate::Certificate;
 use crate::x509::chain::anchors::AnchorSet;
-use crate::x509::chain::ca_properties::Purpose;
 use crate::x509::chain::error::ChainError;
 use crate::x509::chain::path::{Path, Search, Visit, is_unambiguous, relevant};
-use crate::x509::chain::raw_certificate::RawCertificate;
 use crate::x509::chain::revocation::RevocationLists;
 use crate::x509::chain::rules;
 use crate::x509::chain::rules::{AnchorAllows, NameBudget, Sent, in_time, overlap};
 use crate::x509::chain::signature_memo::SignatureMemo;
 use crate::x509::digest::{Digest, digest_of, digest_of_chain};
 use crate::x509::error::BuildError;
+use crate::x509::raw_certificate::RawCertificate;
 
 /// Judges clients' chains by one set of trust anchors, pinned certificates and revocation lists, which never changes.
 #[derive(Debug)]
@@ -44,13 +44,13 @@ pub(crate) struct ChainVerifier {
     lists: RevocationLists,
     /// The names of the CAs that clients are told of.
     pub(crate) hints: Vec<DistinguishedName>,
-    verified: Verified,
+    verified: VerificationCache,
     memo: SignatureMemo,
 }
 
 /// What an anchor vouches for, and how long.
 struct Vouched {
-    voucher: Voucher,
+    trusted_by: TrustedBy,
     /// The positions of the path in the chain.
     path: Box<[u8]>,
     sent: Sent,
@@ -63,7 +63,7 @@ struct Vouched {
 }
 
 impl ChainVerifier {
-    pub(crate) fn new(parts: &TrustParts) -> Result<Self, BuildError> {
+    pub(crate) fn new(parts: &ClientAuthSettings) -> Result<Self, BuildError> {
         static NUMBERS: AtomicU64 = AtomicU64::new(0);
         let anchors = AnchorSet::new(&parts.anchors, Purpose::ClientAuth, parts.anchor_validity)?;
         let hints = match parts.pinned.is_empty() {
@@ -78,7 +78,7 @@ impl ChainVerifier {
             pinned: parts.pinned.iter().map(|der| digest_of([&**der].into_iter())).collect(),
             lists: RevocationLists::new(&parts.crls, parts.crl_expired),
             hints,
-            verified: Verified::default(),
+            verified: VerificationCache::default(),
             memo: SignatureMemo::default(),
         })
     }
@@ -95,35 +95,35 @@ impl ChainVerifier {
         leaf: &CertificateDer<'_>,
         sent: &[CertificateDer<'_>],
         now: OffsetDateTime,
-    ) -> Result<Arc<Credential>, ChainError> {
-        let credential = self.verify(leaf, sent, now)?;
-        self.remember(&credential);
-        Ok(credential)
+    ) -> Result<Arc<VerifiedIdentity>, ChainError> {
+        let identity = self.verify(leaf, sent, now)?;
+        self.remember(&identity);
+        Ok(identity)
     }
 
     /// Remembers a good verdict of this verifier on a client that has proved to have its key.
-    pub(crate) fn remember(&self, credential: &Arc<Credential>) {
-        self.verified.remember(credential);
+    pub(crate) fn remember(&self, identity: &Arc<VerifiedIdentity>) {
+        self.verified.remember(identity);
     }
 
     /// Judges a credential again. Costs no signature, unless the path may lead elsewhere now.
     #[cfg(test)]
     pub(crate) fn judge_again(
         &self,
-        credential: &Arc<Credential>,
+        identity: &Arc<VerifiedIdentity>,
         now: OffsetDateTime,
-    ) -> Result<Arc<Credential>, ChainError> {
-        self.recheck(credential, now).unwrap_or_else(|| self.search_again(credential, now))
+    ) -> Result<Arc<VerifiedIdentity>, ChainError> {
+        self.recheck(identity, now).unwrap_or_else(|| self.search_again(identity, now))
     }
 
     /// Judges a credential again by every path that its chain has now. Signatures that were verified before cost nothing.
     pub(crate) fn search_again(
         &self,
-        credential: &Arc<Credential>,
+        identity: &Arc<VerifiedIdentity>,
         now: OffsetDateTime,
-    ) -> Result<Arc<Credential>, ChainError> {
-        let search = || Search::again(&self.anchors, &credential.chain, &credential.path, &self.memo);
-        let judged = self.verify_chain(&credential.chain, credential.digest, &search, now)?;
+    ) -> Result<Arc<VerifiedIdentity>, ChainError> {
+        let search = || Search::again(&self.anchors, &identity.chain, &identity.path, &self.memo);
+        let judged = self.verify_chain(&identity.chain, identity.digest, &search, now)?;
         self.remember(&judged);
         Ok(judged)
     }
@@ -132,40 +132,40 @@ impl ChainVerifier {
     /// another path may be better, or the anchor is another one.
     pub(crate) fn recheck(
         &self,
-        credential: &Arc<Credential>,
+        identity: &Arc<VerifiedIdentity>,
         now: OffsetDateTime,
-    ) -> Option<Result<Arc<Credential>, ChainError>> {
-        if credential.judge == self.number && now < credential.until {
-            return Some(Ok(Arc::clone(credential)));
+    ) -> Option<Result<Arc<VerifiedIdentity>, ChainError>> {
+        if identity.judge == self.number && now < identity.until {
+            return Some(Ok(Arc::clone(identity)));
         }
-        if let Some(known) = self.verified.recall(&credential.digest, now) {
+        if let Some(known) = self.verified.recall(&identity.digest, now) {
             return Some(Ok(known));
         }
-        let rechecked = self.recheck_path(credential, now)?;
-        Some(rechecked.inspect(|credential| {
-            if self.has_searched(credential) {
-                self.remember(credential);
+        let rechecked = self.recheck_path(identity, now)?;
+        Some(rechecked.inspect(|identity| {
+            if self.has_searched(identity) {
+                self.remember(identity);
             }
         }))
     }
 
     /// Whether no other path under these anchors is better than the one of a credential. Where that is not known, one may be
     /// that limits no names, and by which the common name counts.
-    pub(crate) fn has_searched(&self, credential: &Credential) -> bool {
-        credential.judge == self.number
+    pub(crate) fn has_searched(&self, identity: &VerifiedIdentity) -> bool {
+        identity.judge == self.number
     }
 
     fn recheck_path(
         &self,
-        credential: &Credential,
+        identity: &VerifiedIdentity,
         now: OffsetDateTime,
-    ) -> Option<Result<Arc<Credential>, ChainError>> {
-        let is_pinned = self.pins(credential.chain.first()?);
-        let Voucher::Anchor { sha256, authority } = &credential.voucher else {
+    ) -> Option<Result<Arc<VerifiedIdentity>, ChainError>> {
+        let is_pinned = self.pins(identity.chain.first()?);
+        let TrustedBy::Anchor { sha256, authority } = &identity.trusted_by else {
             let stands_alone = is_pinned && self.lists.is_empty();
             return stands_alone.then(|| {
-                in_time(&credential.validity, now)?;
-                Ok(Arc::new(Credential { judge: self.number, ..credential.clone() }))
+                in_time(&identity.validity, now)?;
+                Ok(Arc::new(VerifiedIdentity { judge: self.number, ..identity.clone() }))
             });
         };
         if is_pinned {
@@ -175,25 +175,25 @@ impl ChainVerifier {
         let anchor = same.or_else(|| self.anchors.position(|anchor| anchor.authority == *authority));
         let anchor = anchor.and_then(|index| self.anchors.get(index))?;
         // Its names were held to other constraints than those of the anchor, and of what stands above it, now.
-        if anchor.ancestries.iter().any(|ancestry| ancestry.constraints != credential.constraints) {
+        if anchor.ancestries.iter().any(|ancestry| ancestry.constraints != identity.constraints) {
             return None;
         }
-        let positions: Vec<usize> = credential.path.iter().map(|position| usize::from(*position)).collect();
-        let on_path = positions.iter().map(|position| RawCertificate::read(credential.chain.get(*position)?));
+        let positions: Vec<usize> = identity.path.iter().map(|position| usize::from(*position)).collect();
+        let on_path = positions.iter().map(|position| RawCertificate::read(identity.chain.get(*position)?));
         let path = Path { certificates: on_path.collect::<Option<_>>()?, positions, anchor };
-        let sent = Sent { validity: credential.validity.clone(), constrains_names: credential.constrains_names };
+        let sent = Sent { validity: identity.validity.clone(), constrains_names: identity.constrains_names };
         let judged = in_time(&sent.validity, now).and_then(|()| self.vouch(&path, sent, now, None));
         match judged {
-            Ok(Vouched { voucher, good, .. }) => Some(Ok(Arc::new(Credential {
-                voucher,
+            Ok(Vouched { trusted_by, good, .. }) => Some(Ok(Arc::new(VerifiedIdentity {
+                trusted_by,
                 from: good.start,
                 until: good.end,
-                judge: if credential.constrains_names { credential.judge } else { self.number },
-                ..credential.clone()
+                judge: if identity.constrains_names { identity.judge } else { self.number },
+                ..identity.clone()
             }))),
             // What is wrong with the client's own certificate, or with the only path there can be, is wrong with the client.
             Err(error) => {
-                let is_final = self.is_against_leaf(&path, now) || is_unambiguous(&self.anchors, &credential.chain);
+                let is_final = self.is_against_leaf(&path, now) || is_unambiguous(&self.anchors, &identity.chain);
                 is_final.then_some(Err(error))
             }
         }
@@ -212,7 +212,7 @@ impl ChainVerifier {
         leaf: &CertificateDer<'_>,
         sent: &[CertificateDer<'_>],
         now: OffsetDateTime,
-    ) -> Result<Arc<Credential>, ChainError> {
+    ) -> Result<Arc<VerifiedIdentity>, ChainError> {
         let mut chain = vec![CertificateDer::from(leaf.as_ref())];
         chain.extend(relevant(leaf, sent)?);
         let digest = digest_of_chain(&chain);
@@ -228,7 +228,7 @@ impl ChainVerifier {
         digest: Digest,
         search: &dyn Fn() -> Result<Search<'s>, ChainError>,
         now: OffsetDateTime,
-    ) -> Result<Arc<Credential>, ChainError> {
+    ) -> Result<Arc<VerifiedIdentity>, ChainError> {
         let leaf = chain.first().ok_or(ChainError::Malformed)?;
         let facts = || Certificate::parse(leaf).map_err(|_| ChainError::Malformed);
         if self.pins(leaf) {
@@ -247,8 +247,8 @@ impl ChainVerifier {
                 self.vouch(path, sent, now, Some(names))
             },
         )?;
-        Ok(Arc::new(Credential {
-            voucher: vouched.voucher,
+        Ok(Arc::new(VerifiedIdentity {
+            trusted_by: vouched.trusted_by,
             from: vouched.good.start,
             until: vouched.good.end,
             constrains_names: vouched.constrains_names,
@@ -273,7 +273,7 @@ impl ChainVerifier {
         digest: Digest,
         search: &dyn Fn() -> Result<Search<'s>, ChainError>,
         now: OffsetDateTime,
-    ) -> Result<Arc<Credential>, ChainError> {
+    ) -> Result<Arc<VerifiedIdentity>, ChainError> {
         let leaf = chain.first().ok_or(ChainError::Malformed)?;
         let certificate = Certificate::parse(leaf).map_err(|_| ChainError::Malformed)?;
         let validity = certificate.not_before..certificate.end();
@@ -290,8 +290,8 @@ impl ChainVerifier {
                 return Err(ChainError::Revoked);
             }
         }
-        Ok(Arc::new(Credential {
-            voucher: Voucher::Pinned,
+        Ok(Arc::new(VerifiedIdentity {
+            trusted_by: TrustedBy::Pinned,
             from: validity.start,
             until: validity.end,
             constrains_names: false,
@@ -322,10 +322,10 @@ impl ChainVerifier {
         let ends = [lists_end, above_end].into_iter().flatten().filter(|end| *end > now);
         good.end = ends.fold(good.end, Ord::min);
         let anchor = path.anchor;
-        let voucher = Voucher::Anchor { sha256: Arc::clone(&anchor.sha256), authority: anchor.authority };
+        let trusted_by = TrustedBy::Anchor { sha256: Arc::clone(&anchor.sha256), authority: anchor.authority };
         let positions = path.positions.iter().filter_map(|position| u8::try_from(*position).ok());
         let constrains_names = constrains_names || sent.constrains_names;
-        Ok(Vouched { voucher, path: positions.collect(), sent, good, constrains_names, constraints })
+        Ok(Vouched { trusted_by, path: positions.collect(), sent, good, constrains_names, constraints })
     }
 
     /// What the anchor of a path allows, when the lists revoke neither it nor what stands above it.

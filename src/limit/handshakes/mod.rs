@@ -17,12 +17,12 @@ use crate::outcome::{Outcome, Reason};
 
 /// The handshakes of one listener. Kept from one generation to the next.
 #[derive(Debug, Default)]
-pub(crate) struct Handshakes {
-    open: Mutex<Open>,
+pub(crate) struct HandshakeLimiter {
+    open: Mutex<OpenHandshakes>,
 }
 
 #[derive(Debug, Default)]
-struct Open {
+struct OpenHandshakes {
     count: u32,
     /// The numbers of each source's connections. Numbers rise, so the least is the oldest. Clients of Unix sockets share one
     /// entry.
@@ -32,8 +32,8 @@ struct Open {
 /// A connection in its handshake. Counted until this is [finished](Self::finish) or dropped.
 #[must_use]
 #[derive(Debug)]
-pub struct Handshake {
-    handshakes: Arc<Handshakes>,
+pub struct HandshakePermit {
+    handshakes: Arc<HandshakeLimiter>,
     source: Option<SourceKey>,
     connection: u64,
 }
@@ -41,23 +41,23 @@ pub struct Handshake {
 /// A handshake that may begin.
 #[must_use]
 #[derive(Debug)]
-pub struct Begun {
+pub struct AcquiredHandshake {
     /// Its place.
-    pub handshake: Handshake,
+    pub handshake: HandshakePermit,
     /// The number of the connection that lost its place to it. The caller has to close that one.
     pub displaced: Option<u64>,
 }
 
 /// Why there is no place for a handshake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum NoPlace {
+pub enum HandshakeLimitReached {
     /// The listener has as many handshakes as it may have.
     Full(NonZeroU32),
     /// Another source needed the place.
     Displaced,
 }
 
-impl fmt::Display for NoPlace {
+impl fmt::Display for HandshakeLimitReached {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Full(limit) => {
@@ -70,39 +70,45 @@ impl fmt::Display for NoPlace {
     }
 }
 
-impl From<NoPlace> for Outcome {
-    fn from(no_place: NoPlace) -> Self {
+impl From<HandshakeLimitReached> for Outcome {
+    fn from(no_place: HandshakeLimitReached) -> Self {
         Self::new(Reason::HandshakeLimit, no_place)
     }
 }
 
-impl Handshakes {
+impl HandshakeLimiter {
     /// How many there are.
     pub(crate) fn count(&self) -> u32 {
         self.open().count
     }
 
     /// Takes a place for the connection of this number.
-    pub(crate) fn begin(
+    pub(crate) fn acquire(
         self: &Arc<Self>,
         client: ClientAddr,
         connection: u64,
         limit: NonZeroU32,
-    ) -> Result<Begun, NoPlace> {
+    ) -> Result<AcquiredHandshake, HandshakeLimitReached> {
         let source = client.source_key();
         let mut open = self.open();
-        let displaced =
-            if open.count < limit.get() { None } else { Some(open.displace_for(source).ok_or(NoPlace::Full(limit))?) };
+        let displaced = if open.count < limit.get() {
+            None
+        } else {
+            Some(open.displace_for(source).ok_or(HandshakeLimitReached::Full(limit))?)
+        };
         open.add(source, connection);
-        Ok(Begun { handshake: Handshake { handshakes: Arc::clone(self), source, connection }, displaced })
+        Ok(AcquiredHandshake {
+            handshake: HandshakePermit { handshakes: Arc::clone(self), source, connection },
+            displaced,
+        })
     }
 
-    fn open(&self) -> MutexGuard<'_, Open> {
+    fn open(&self) -> MutexGuard<'_, OpenHandshakes> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Open {
+impl OpenHandshakes {
     fn add(&mut self, source: Option<SourceKey>, connection: u64) {
         self.sources.entry(source).or_default().insert(connection);
         self.count = self.count.saturating_add(1);
@@ -135,7 +141,7 @@ impl Open {
     }
 }
 
-impl Handshake {
+impl HandshakePermit {
     /// A load balancer has announced this client: the connection counts for the client's source from here on.
     pub fn set_client(&mut self, client: ClientAddr) {
         let source = client.source_key();
@@ -150,13 +156,13 @@ impl Handshake {
     ///
     /// # Errors
     /// When another connection has the place.
-    pub fn finish(self) -> Result<(), NoPlace> {
+    pub fn finish(self) -> Result<(), HandshakeLimitReached> {
         let had_place = self.handshakes.open().remove(self.source, self.connection);
-        if had_place { Ok(()) } else { Err(NoPlace::Displaced) }
+        if had_place { Ok(()) } else { Err(HandshakeLimitReached::Displaced) }
     }
 }
 
-impl Drop for Handshake {
+impl Drop for HandshakePermit {
     fn drop(&mut self) {
         // Neither a finished nor a displaced one is there any more.
         self.handshakes.open().remove(self.source, self.connection);

@@ -9,10 +9,10 @@ use super::*;
 
 /// A listener with a limit, and the places that connections have.
 struct Listener {
-    handshakes: Arc<Handshakes>,
+    handshakes: Arc<HandshakeLimiter>,
     limit: NonZeroU32,
     next: u64,
-    held: HashMap<u64, Handshake>,
+    held: HashMap<u64, HandshakePermit>,
 }
 
 impl Listener {
@@ -22,15 +22,15 @@ impl Listener {
     }
 
     /// The number of the connection, and whom it displaced.
-    fn begin(&mut self, client: ClientAddr) -> Result<(u64, Option<u64>), NoPlace> {
+    fn acquire(&mut self, client: ClientAddr) -> Result<(u64, Option<u64>), HandshakeLimitReached> {
         self.next += 1;
-        let Begun { handshake, displaced } = self.handshakes.begin(client, self.next, self.limit)?;
+        let AcquiredHandshake { handshake, displaced } = self.handshakes.acquire(client, self.next, self.limit)?;
         self.held.insert(self.next, handshake);
         Ok((self.next, displaced))
     }
 
     fn crowd(&mut self, from: &str, count: usize) -> Vec<u64> {
-        (0..count).map(|_| self.begin(client(from)).unwrap().0).collect()
+        (0..count).map(|_| self.acquire(client(from)).unwrap().0).collect()
     }
 
     fn of(&self, ip: &str) -> usize {
@@ -42,16 +42,17 @@ fn client(ip: &str) -> ClientAddr {
     ClientAddr::from_ip(ip.parse().unwrap())
 }
 
-const FULL: Result<(u64, Option<u64>), NoPlace> = Err(NoPlace::Full(NonZeroU32::new(4).unwrap()));
+const FULL: Result<(u64, Option<u64>), HandshakeLimitReached> =
+    Err(HandshakeLimitReached::Full(NonZeroU32::new(4).unwrap()));
 
 #[test]
 fn one_source_can_use_every_place_and_none_beyond() {
     let mut listener = Listener::new(4);
     let crowd = listener.crowd("10.0.0.1", 4);
-    assert_eq!(listener.begin(client("10.0.0.1")), FULL);
+    assert_eq!(listener.acquire(client("10.0.0.1")), FULL);
     assert_eq!(listener.handshakes.count(), 4);
     listener.held.remove(&crowd[1]).unwrap().finish().unwrap();
-    assert!(matches!(listener.begin(client("10.0.0.1")), Ok((_, None))));
+    assert!(matches!(listener.acquire(client("10.0.0.1")), Ok((_, None))));
     listener.held.clear();
     assert_eq!(listener.handshakes.count(), 0);
     assert!(listener.handshakes.open().sources.is_empty(), "nothing is kept of a source without handshakes");
@@ -61,15 +62,15 @@ fn one_source_can_use_every_place_and_none_beyond() {
 fn other_source_at_the_limit_displaces_the_oldest_of_the_largest() {
     let mut listener = Listener::new(4);
     let crowd = listener.crowd("10.0.0.1", 4);
-    assert_eq!(listener.begin(client("10.0.0.2")).unwrap().1, Some(crowd[0]));
-    assert_eq!(listener.begin(client("10.0.0.2")).unwrap().1, Some(crowd[1]));
+    assert_eq!(listener.acquire(client("10.0.0.2")).unwrap().1, Some(crowd[0]));
+    assert_eq!(listener.acquire(client("10.0.0.2")).unwrap().1, Some(crowd[1]));
     // Both have two now, so neither gains at the cost of the other.
-    assert_eq!(listener.begin(client("10.0.0.2")), FULL);
-    assert_eq!(listener.begin(client("10.0.0.1")), FULL);
-    assert_eq!(listener.begin(client("10.0.0.3")).map(|(_, displaced)| displaced.is_some()), Ok(true));
+    assert_eq!(listener.acquire(client("10.0.0.2")), FULL);
+    assert_eq!(listener.acquire(client("10.0.0.1")), FULL);
+    assert_eq!(listener.acquire(client("10.0.0.3")).map(|(_, displaced)| displaced.is_some()), Ok(true));
     assert_eq!(listener.handshakes.count(), 4);
     for displaced in &crowd[..2] {
-        assert_eq!(listener.held.remove(displaced).unwrap().finish(), Err(NoPlace::Displaced));
+        assert_eq!(listener.held.remove(displaced).unwrap().finish(), Err(HandshakeLimitReached::Displaced));
     }
     assert_eq!(listener.handshakes.count(), 4, "a displaced handshake gives back no place");
 }
@@ -78,20 +79,20 @@ fn other_source_at_the_limit_displaces_the_oldest_of_the_largest() {
 fn sources_with_one_handshake_each_are_not_displaced() {
     let mut listener = Listener::new(4);
     for number in 1..=4_u32 {
-        listener.begin(ClientAddr::from_ip(Ipv4Addr::from(number).into())).unwrap();
+        listener.acquire(ClientAddr::from_ip(Ipv4Addr::from(number).into())).unwrap();
     }
-    assert_eq!(listener.begin(client("10.0.0.9")), FULL);
+    assert_eq!(listener.acquire(client("10.0.0.9")), FULL);
 }
 
 #[test]
 fn clients_of_one_ipv6_64_and_of_unix_sockets_are_one_source_each() {
     let mut listener = Listener::new(4);
     let v6 = listener.crowd("2001:db8::1", 2);
-    let v6 = [v6[0], listener.begin(client("2001:db8::2")).unwrap().0];
-    assert_eq!(listener.begin(ClientAddr::UNIX).unwrap().1, None);
-    assert_eq!(listener.begin(ClientAddr::UNIX).unwrap().1, Some(v6[0]));
-    assert_eq!(listener.begin(client("2001:db8::3")), FULL);
-    assert_eq!(listener.begin(ClientAddr::UNIX), FULL);
+    let v6 = [v6[0], listener.acquire(client("2001:db8::2")).unwrap().0];
+    assert_eq!(listener.acquire(ClientAddr::UNIX).unwrap().1, None);
+    assert_eq!(listener.acquire(ClientAddr::UNIX).unwrap().1, Some(v6[0]));
+    assert_eq!(listener.acquire(client("2001:db8::3")), FULL);
+    assert_eq!(listener.acquire(ClientAddr::UNIX), FULL);
 }
 
 #[test]
@@ -103,11 +104,11 @@ fn announced_client_counts_for_its_own_source() {
     }
     assert_eq!((listener.of("10.9.0.1"), listener.of("10.0.0.1"), listener.handshakes.count()), (0, 3, 3));
     listener.crowd("10.9.0.1", 1);
-    assert_eq!(listener.begin(client("10.9.0.1")).unwrap().1, Some(crowd[0]));
+    assert_eq!(listener.acquire(client("10.9.0.1")).unwrap().1, Some(crowd[0]));
     // It lost its place before its client was known.
     let mut displaced = listener.held.remove(&crowd[0]).unwrap();
     displaced.set_client(client("10.0.0.7"));
-    assert_eq!((listener.of("10.0.0.7"), displaced.finish()), (0, Err(NoPlace::Displaced)));
+    assert_eq!((listener.of("10.0.0.7"), displaced.finish()), (0, Err(HandshakeLimitReached::Displaced)));
     assert_eq!(listener.handshakes.count(), 4);
 }
 
@@ -116,8 +117,8 @@ fn lowered_limit_closes_nobody_and_admits_nobody_until_enough_are_gone() {
     let mut listener = Listener::new(8);
     let crowd = listener.crowd("10.0.0.1", 6);
     listener.limit = NonZeroU32::new(4).unwrap();
-    assert_eq!(listener.begin(client("10.0.0.1")), FULL);
-    assert_eq!(listener.begin(client("10.0.0.2")).unwrap().1, Some(crowd[0]));
+    assert_eq!(listener.acquire(client("10.0.0.1")), FULL);
+    assert_eq!(listener.acquire(client("10.0.0.2")).unwrap().1, Some(crowd[0]));
     assert_eq!(listener.handshakes.count(), 6);
     crowd.iter().for_each(|number| drop(listener.held.remove(number)));
     assert_eq!(listener.handshakes.count(), 1);
@@ -127,7 +128,7 @@ fn lowered_limit_closes_nobody_and_admits_nobody_until_enough_are_gone() {
 #[test]
 fn panic_gives_the_place_back() {
     let mut listener = Listener::new(1);
-    let (number, _) = listener.begin(client("10.0.0.1")).unwrap();
+    let (number, _) = listener.acquire(client("10.0.0.1")).unwrap();
     let handshake = listener.held.remove(&number).unwrap();
     let panicked = catch_unwind(AssertUnwindSafe(move || {
         let _held = handshake;
@@ -147,7 +148,7 @@ fn built_in_limit_is_a_quarter_of_the_open_files_within_bounds() {
 /// Threads that come and go; whoever has a place can see how many others have one.
 #[test]
 fn concurrent_handshakes_never_exceed_the_limit() {
-    let handshakes = Arc::new(Handshakes::default());
+    let handshakes = Arc::new(HandshakeLimiter::default());
     let limit = NonZeroU32::new(3).unwrap();
     let next = AtomicU64::new(0);
     thread::scope(|scope| {
@@ -157,7 +158,7 @@ fn concurrent_handshakes_never_exceed_the_limit() {
                 let client = client(["10.0.0.1", "10.0.0.2", "10.0.0.3"][usize::from(number % 3)]);
                 for _ in 0..5_000 {
                     let connection = next.fetch_add(1, Ordering::Relaxed);
-                    let Ok(begun) = handshakes.begin(client, connection, limit) else { continue };
+                    let Ok(begun) = handshakes.acquire(client, connection, limit) else { continue };
                     assert!(handshakes.count() <= limit.get());
                     let _ = begun.handshake.finish();
                 }
@@ -186,13 +187,13 @@ proptest! {
                 let before = counts(&listener);
                 let own = before.get(&client.source_key()).copied().unwrap_or(0);
                 let most = before.values().max().copied().unwrap_or(0);
-                match listener.begin(client) {
+                match listener.acquire(client) {
                     Ok((_, None)) => prop_assert!(before.values().sum::<usize>() < limit as usize),
                     Ok((_, Some(displaced))) => {
                         prop_assert!(most > own + 1);
                         let loser = listener.held.remove(&displaced).unwrap();
                         prop_assert_eq!(before[&loser.source], most);
-                        prop_assert_eq!(loser.finish(), Err(NoPlace::Displaced));
+                        prop_assert_eq!(loser.finish(), Err(HandshakeLimitReached::Displaced));
                     }
                     Err(_) => prop_assert!(most <= own + 1 && before.values().sum::<usize>() == limit as usize),
                 }

@@ -2,16 +2,16 @@
 
 use rustls::pki_types::CertificateDer;
 
-use crate::config::NamedPem;
+use crate::config::SourcedPem;
 use crate::policy::builder::Builder;
 use crate::x509::certificate::Certificate;
 use crate::x509::chain::check::{ShownTo, chain_faults, purpose_fault};
 use crate::x509::key_kind::{KeyKind, USABLE_KEYS};
-use crate::x509::key_pair::OwnCertificate;
+use crate::x509::key_pair::CertifiedKeyPair;
 
 impl Builder<'_> {
     /// Warns about a chain that its peers may refuse.
-    pub(crate) fn warn_about_chain(&mut self, file: &NamedPem, certificate: &OwnCertificate, shown_to: ShownTo) {
+    pub(crate) fn warn_about_chain(&mut self, file: &SourcedPem, certificate: &CertifiedKeyPair, shown_to: ShownTo) {
         let subject = &certificate.leaf().subject;
         for fault in chain_faults(certificate.chain()) {
             self.warn(format_args!("the certificate chain in {}: {fault}", file.location));

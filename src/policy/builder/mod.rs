@@ -15,14 +15,14 @@ use time::OffsetDateTime;
 use crate::addr::ListenAddr;
 use crate::config::files::{Files, Location, is_in_volume};
 use crate::config::problem::Problem;
-use crate::config::{Listener, NamedFile, NamedPem, Shield};
+use crate::config::{Listener, Shield, SourcedFile, SourcedPem};
 use crate::identity::settings::ClientAuth;
 use crate::limit::handshakes::built_in_limit;
 use crate::limit::rate::Rate;
-use crate::limit::rate_limiter::Pacer;
+use crate::limit::rate_limiter::RateLimiter;
 use crate::policy::builder::server::Server;
-use crate::policy::history::{Lineage, Moment};
-use crate::policy::{BindAddr, Terms, with_roles};
+use crate::policy::history::{CertificateHistory, GenerationStamp};
+use crate::policy::{BindAddr, ListenerPolicy, with_roles};
 use crate::protocol::Protocol;
 use crate::source::host::AddressBook;
 use crate::source::trusted::{Enforcement, SourcePolicy};
@@ -46,13 +46,13 @@ pub(crate) struct Builder<'a> {
     /// The addresses of the hosts that rules trust.
     pub(crate) book: &'a AddressBook,
     /// The generation being built.
-    pub(crate) now: Moment,
+    pub(crate) now: GenerationStamp,
     /// The revocation lists of the policy before, and those that other listeners of this one have read.
     pub(crate) known_lists: &'a mut KnownCrls,
 }
 
 impl Builder<'_> {
-    pub(crate) fn terms(&mut self, before: Option<&Terms>) -> Option<Terms> {
+    pub(crate) fn policies(&mut self, before: Option<&ListenerPolicy>) -> Option<ListenerPolicy> {
         let listener = self.listener;
         let server = self.server(before);
         let inputs = server.as_ref().and_then(|server| server.inputs.as_ref());
@@ -64,14 +64,15 @@ impl Builder<'_> {
         let name: Arc<str> = listener.name.as_str().into();
         let server = tls.as_deref().map(ServerTls::certificates).unwrap_or_default();
         let sources = self.sources();
-        let lineage = Lineage::after(before, self.now, with_roles(server, &anchors, &pinned), &sources.trusted);
-        let terms = Terms {
+        let history =
+            CertificateHistory::after(before, self.now, with_roles(server, &anchors, &pinned), &sources.trusted);
+        let policies = ListenerPolicy {
             bind_addrs: bind_addrs(listener, &name),
             socket_files: listener.socket_files.clone(),
             name,
             protocol: listener.protocol,
             sources,
-            balancers: listener.balancers.clone(),
+            proxies: listener.proxies.clone(),
             shield: listener.shield,
             tls,
             anchors,
@@ -80,16 +81,16 @@ impl Builder<'_> {
             limits: listener.limits,
             handshakes: before.map_or_else(Arc::default, |before| Arc::clone(&before.handshakes)),
             max_handshakes: listener.limits.max_handshakes.unwrap_or_else(|| built_in_limit(limit_of_open_files())),
-            headcount: before.map_or_else(Arc::default, |before| Arc::clone(&before.headcount)),
-            pacer: pacer(listener.limits.connection_rate_per_source, before),
+            sessions: before.map_or_else(Arc::default, |before| Arc::clone(&before.sessions)),
+            rate_limiter: rate_limiter(listener.limits.connection_rate_per_source, before),
             revoke: listener.revoke,
             plaintext_cancel: listener.plaintext_cancel,
-            lineage,
+            history,
             usage: before.map_or_else(Arc::default, |before| Arc::clone(&before.usage)),
             tls_inputs: inputs.map(Arc::new),
         };
-        self.warn_about_shield(&terms);
-        Some(terms)
+        self.warn_about_shield(&policies);
+        Some(policies)
     }
 
     fn sources(&self) -> SourcePolicy {
@@ -116,21 +117,21 @@ impl Builder<'_> {
     }
 
     /// The files that a pattern names.
-    fn matching(&mut self, pattern: &NamedFile) -> Option<Vec<NamedFile>> {
+    fn matching(&mut self, pattern: &SourcedFile) -> Option<Vec<SourcedFile>> {
         let paths = self.files.matching(&pattern.path).map_err(|error| self.problems.push(pattern.problem(error)));
-        Some(paths.ok()?.into_iter().map(|path| NamedFile { path, ..pattern.clone() }).collect())
+        Some(paths.ok()?.into_iter().map(|path| SourcedFile { path, ..pattern.clone() }).collect())
     }
 
     fn parse<T, E: std::fmt::Display>(
         &mut self,
-        file: &NamedFile,
+        file: &SourcedFile,
         parse: impl FnOnce(&[u8]) -> Result<T, E>,
     ) -> Option<T> {
         let bytes = self.files.read(&file.path).map_err(|error| self.problems.push(file.unreadable(&error))).ok()?;
         parse(&bytes).map_err(|error| self.problems.push(file.problem(error))).ok()
     }
 
-    fn pem<T>(&mut self, text: &NamedPem, parse: fn(&[u8]) -> Result<T, PemError>) -> Option<T> {
+    fn pem<T>(&mut self, text: &SourcedPem, parse: fn(&[u8]) -> Result<T, PemError>) -> Option<T> {
         let bytes =
             self.files.read(&text.location).map_err(|error| self.problems.push(text.unreadable(&error))).ok()?;
         parse(&bytes).map_err(|error| self.problems.push(text.problem(error))).ok()
@@ -163,11 +164,11 @@ impl Builder<'_> {
         }
     }
 
-    fn warn_about_shield(&mut self, terms: &Terms) {
-        if terms.shield != Shield::Off
-            && let Err(obstacle) = terms.packet_filter(None, self.now.at)
+    fn warn_about_shield(&mut self, policies: &ListenerPolicy) {
+        if policies.shield != Shield::Off
+            && let Err(obstacle) = policies.packet_filter(None, self.now.at)
         {
-            self.warn(format_args!("shield = \"{}\" does nothing: {obstacle}", terms.shield));
+            self.warn(format_args!("shield = \"{}\" does nothing: {obstacle}", policies.shield));
         }
     }
 
@@ -199,10 +200,10 @@ fn bind_addrs(listener: &Listener, name: &Arc<str>) -> Vec<BindAddr> {
 }
 
 /// The one that was there, with all that it knows, unless the rate is another one.
-fn pacer(rate: Option<Rate>, before: Option<&Terms>) -> Option<Arc<Pacer>> {
+fn rate_limiter(rate: Option<Rate>, before: Option<&ListenerPolicy>) -> Option<Arc<RateLimiter>> {
     let rate = rate?;
-    let former = before.and_then(|before| before.pacer.clone()).filter(|former| former.rate() == rate);
-    Some(former.unwrap_or_else(|| Arc::new(Pacer::new(rate))))
+    let former = before.and_then(|before| before.rate_limiter.clone()).filter(|former| former.rate() == rate);
+    Some(former.unwrap_or_else(|| Arc::new(RateLimiter::new(rate))))
 }
 
 /// How many files the running program may have open; `None` where the system does not say. It raises its soft limit to the

@@ -6,7 +6,7 @@ use crate::source::rule::Network;
 impl Builder<'_> {
     pub(crate) fn warn_about_balancers(&mut self) {
         let listener = self.listener;
-        for network in listener.balancers.networks() {
+        for network in listener.proxies.networks() {
             if is_wide(network) {
                 self.warn(format_args!(
                     "proxy_protocol.trusted has {network}, and whoever is there can pass for any client; name the load balancers alone"

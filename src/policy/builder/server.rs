@@ -7,15 +7,14 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use time::OffsetDateTime;
 
 use crate::config::files::Location;
-use crate::config::{CertificateFiles, NamedFile, Revoke, Tls};
-use crate::identity::auth_settings::TrustParts;
-use crate::identity::client_verifier::ClientTrust;
+use crate::config::{CertificateFiles, Revoke, SourcedFile, Tls};
+use crate::identity::auth_settings::ClientAuthSettings;
+use crate::identity::client_verifier::ClientVerifier;
 use crate::identity::settings::ClientAuth;
 use crate::policy::builder::{Builder, Certificates};
-use crate::policy::{Terms, TlsInputs};
+use crate::policy::{ListenerPolicy, TlsInputs};
 use crate::protocol::{Protocol, postgres};
 use crate::timestamp;
-use crate::tls;
 use crate::tls::server::ServerTls;
 use crate::tls::tickets::{SharedTicketer, TicketKeys};
 use crate::x509::certificate::Certificate;
@@ -24,7 +23,7 @@ use crate::x509::chain::settings::CrlExpired;
 use crate::x509::crl::Crl;
 use crate::x509::encrypted_key::{EncryptedKeyError, Passphrase};
 use crate::x509::error::BuildError;
-use crate::x509::key_pair::OwnCertificate;
+use crate::x509::key_pair::CertifiedKeyPair;
 use crate::x509::pem::StoredKey;
 
 /// What a listener judges client certificates by.
@@ -36,9 +35,9 @@ struct Clients {
 }
 
 impl Clients {
-    fn parts(&self, tls: &Tls) -> TrustParts {
+    fn parts(&self, tls: &Tls) -> ClientAuthSettings {
         let ders = |certificates: &Certificates| certificates.iter().map(|(der, _)| der.clone()).collect();
-        TrustParts {
+        ClientAuthSettings {
             auth: tls.client_auth,
             anchors: ders(&self.anchors),
             pinned: ders(&self.pinned),
@@ -66,7 +65,7 @@ pub(crate) struct Server {
 
 impl Builder<'_> {
     /// Builds it, or takes over what has not changed.
-    pub(crate) fn server(&mut self, before: Option<&Terms>) -> Option<Server> {
+    pub(crate) fn server(&mut self, before: Option<&ListenerPolicy>) -> Option<Server> {
         let Some(tls) = &self.listener.tls else { return Some(Server::default()) };
         let certificates: Vec<_> =
             tls.certificates.iter().filter_map(|files| self.certificate(files, ShownTo::Clients)).collect();
@@ -96,10 +95,10 @@ impl Builder<'_> {
         Some(Server { tls: Some(built), anchors, pinned, inputs: Some(inputs) })
     }
 
-    pub(crate) fn certificate(&mut self, files: &CertificateFiles, shown_to: ShownTo) -> Option<OwnCertificate> {
+    pub(crate) fn certificate(&mut self, files: &CertificateFiles, shown_to: ShownTo) -> Option<CertifiedKeyPair> {
         let chain = self.pem(&files.cert, pem::certificates);
         let key = self.private_key(files);
-        match OwnCertificate::new(chain?, key?) {
+        match CertifiedKeyPair::new(chain?, key?) {
             Ok(certificate) => {
                 for issuer in certificate.chain().iter().skip(1).filter_map(|der| Certificate::parse(der).ok()) {
                     self.warn_about_dates("intermediate certificate", &issuer);
@@ -173,11 +172,11 @@ impl Builder<'_> {
         whole.then_some(clients)
     }
 
-    fn anchors(&mut self, file: &NamedFile, ders: Vec<CertificateDer<'static>>) -> Option<Certificates> {
+    fn anchors(&mut self, file: &SourcedFile, ders: Vec<CertificateDer<'static>>) -> Option<Certificates> {
         let mut anchors = Vec::new();
         for (index, der) in ders.into_iter().enumerate() {
             let facts = Certificate::parse(&der).map_err(BuildError::from);
-            match facts.and_then(|facts| ClientTrust::check_anchor(&der).map(|()| facts)) {
+            match facts.and_then(|facts| ClientVerifier::check_anchor(&der).map(|()| facts)) {
                 Ok(facts) => {
                     if !facts.may_issue() {
                         let subject = &facts.subject;
@@ -198,7 +197,7 @@ impl Builder<'_> {
     }
 
     /// Client certificates that need no CA: all of each file, but those that are there as the chain of another.
-    fn pinned(&mut self, pattern: &NamedFile) -> Option<Certificates> {
+    fn pinned(&mut self, pattern: &SourcedFile) -> Option<Certificates> {
         let mut pinned = Vec::new();
         for file in self.matching(pattern)? {
             let ders = self.parse(&file, pem::certificates)?;
@@ -219,7 +218,7 @@ impl Builder<'_> {
         Some(pinned)
     }
 
-    fn lists(&mut self, tls: &Tls, pattern: &NamedFile, anchors: &Certificates) -> Option<Vec<Crl>> {
+    fn lists(&mut self, tls: &Tls, pattern: &SourcedFile, anchors: &Certificates) -> Option<Vec<Crl>> {
         let mut all = Vec::new();
         for file in self.matching(pattern)? {
             for list in self.revocation_lists(&file)? {
@@ -263,7 +262,7 @@ impl Builder<'_> {
     }
 
     /// The lists of one file, whose bytes are freed before the next is read.
-    fn revocation_lists(&mut self, file: &NamedFile) -> Option<Vec<Crl>> {
+    fn revocation_lists(&mut self, file: &SourcedFile) -> Option<Vec<Crl>> {
         let bytes = self.files.read(&file.path).map_err(|error| self.problems.push(file.unreadable(&error))).ok()?;
         let parsed = Crl::parse_all_knowing(&bytes, self.known_lists);
         drop(bytes);
@@ -271,13 +270,18 @@ impl Builder<'_> {
         parsed.map_err(|error| self.problems.push(file.problem(error))).ok()
     }
 
-    fn trust(&mut self, tls: &Tls, parts: &TrustParts, before: Option<&Terms>) -> Option<ClientTrust> {
-        let same = |before: &&Terms| before.tls_inputs.as_ref().is_some_and(|inputs| inputs.trust == *parts);
+    fn trust(
+        &mut self,
+        tls: &Tls,
+        parts: &ClientAuthSettings,
+        before: Option<&ListenerPolicy>,
+    ) -> Option<ClientVerifier> {
+        let same = |before: &&ListenerPolicy| before.tls_inputs.as_ref().is_some_and(|inputs| inputs.trust == *parts);
         if let Some(before) = before.filter(same).and_then(|before| before.tls.as_ref()) {
             // What it has verified need not be verified again.
             return Some(before.trust().clone());
         }
-        match (ClientTrust::new(parts), tls.client_ca.first()) {
+        match (ClientVerifier::new(parts), tls.client_ca.first()) {
             (Ok(trust), _) => Some(trust),
             (Err(error), Some(file)) => {
                 self.problems.push(file.problem(error));
@@ -299,8 +303,8 @@ impl Builder<'_> {
     fn server_tls(
         &mut self,
         tls: &Tls,
-        certificates: &[OwnCertificate],
-        trust: ClientTrust,
+        certificates: &[CertifiedKeyPair],
+        trust: ClientVerifier,
         inputs: &TlsInputs,
     ) -> Option<ServerTls> {
         let alpn: &[&[u8]] = match self.listener.protocol {
@@ -347,7 +351,7 @@ impl Builder<'_> {
         }
     }
 
-    fn warn_about_anchors(&mut self, anchors: &Certificates, trust: &ClientTrust) {
+    fn warn_about_anchors(&mut self, anchors: &Certificates, trust: &ClientVerifier) {
         for (der, facts) in anchors {
             match trust.anchor_error(der, self.now.at) {
                 Some(error) => {
@@ -355,13 +359,13 @@ impl Builder<'_> {
                 }
                 None => self.warn_about_dates("client CA certificate", facts),
             }
-            if let Some(words) = ClientTrust::unchecked_constraints(der) {
+            if let Some(words) = ClientVerifier::unchecked_constraints(der) {
                 self.warn(format_args!("the client CA certificate {} {words}", facts.subject));
             }
         }
     }
 
-    fn warn_about_certificates(&mut self, certificates: &[OwnCertificate]) {
+    fn warn_about_certificates(&mut self, certificates: &[CertifiedKeyPair]) {
         for certificate in certificates {
             self.warn_about_dates("server certificate", certificate.leaf());
             if !certificate.leaf().sans.iter().any(|san| san.starts_with("dns:") || san.starts_with("ip:")) {

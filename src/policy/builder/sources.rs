@@ -17,7 +17,7 @@ impl Builder<'_> {
             }
         }
         let networks = rules.iter().filter_map(|rule| rule.source.network());
-        for network in networks.chain(listener.balancers.networks()).filter(|network| is_unspecified(network)) {
+        for network in networks.chain(listener.proxies.networks()).filter(|network| is_unspecified(network)) {
             let ip = network.net().addr();
             self.warn(format_args!(
                 "{ip} is nobody's address, so the source matches nobody; {ip}/0 is every address of its family"

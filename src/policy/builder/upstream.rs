@@ -6,18 +6,17 @@ use std::sync::Arc;
 use rustls::pki_types::CertificateDer;
 
 use crate::config;
-use crate::policy::Terms;
+use crate::policy::ListenerPolicy;
 use crate::policy::builder::Builder;
 use crate::protocol::{Negotiation, Protocol, Verification, postgres};
-use crate::tls;
 use crate::tls::upstream::verifier::Anchors;
-use crate::tls::upstream::{Alpn, UpstreamParts, UpstreamTls};
+use crate::tls::upstream::{Alpn, UpstreamTls, UpstreamTlsSettings};
 use crate::x509::certificate::Certificate;
 use crate::x509::chain::check::ShownTo;
 use crate::x509::error::BuildError;
 
 /// TLS towards the upstream, and what it is made of.
-type Tls = (Arc<UpstreamTls>, UpstreamParts);
+type Tls = (Arc<UpstreamTls>, UpstreamTlsSettings);
 
 impl Builder<'_> {
     /// Builds it, or takes over what has not changed, with the sessions that can be taken up again. `Some(None)` where the
@@ -25,7 +24,7 @@ impl Builder<'_> {
     /// `shown` are the chains that clients of the listener are shown; none where its own TLS is off.
     pub(crate) fn upstream(
         &mut self,
-        before: Option<&Terms>,
+        before: Option<&ListenerPolicy>,
         shown: &[Vec<CertificateDer<'static>>],
     ) -> Option<Option<Tls>> {
         let Some(wanted) = &self.listener.upstream.tls else { return Some(None) };
@@ -34,7 +33,7 @@ impl Builder<'_> {
             Some(files) => self.certificate(files, ShownTo::Upstream).map(Some),
             None => Some(None),
         };
-        let parts = UpstreamParts {
+        let parts = UpstreamTlsSettings {
             verification: wanted.verification,
             anchors: anchors?,
             anchor_validity: wanted.anchor_validity,
@@ -52,9 +51,10 @@ impl Builder<'_> {
             None => match UpstreamTls::new(&parts) {
                 Ok(tls) => Arc::new(tls),
                 Err(error) => {
-                    let place = wanted.ca.first().map(|file| file.problem(&error));
-                    let place = place.or_else(|| wanted.identity.as_ref().map(|files| files.cert.problem(&error)));
-                    self.problems.extend(place);
+                    let position = wanted.ca.first().map(|file| file.problem(&error));
+                    let position =
+                        position.or_else(|| wanted.identity.as_ref().map(|files| files.cert.problem(&error)));
+                    self.problems.extend(position);
                     return None;
                 }
             },
@@ -90,7 +90,7 @@ impl Builder<'_> {
         match Anchors::new(bundle, wanted.verification) {
             Ok(anchors) => Some(anchors),
             Err(error) => {
-                self.problems.push(wanted.place.problem(error));
+                self.problems.push(wanted.position.problem(error));
                 None
             }
         }

@@ -17,7 +17,7 @@ use time::OffsetDateTime;
 use crate::audit::changes::Difference;
 use crate::config::Listener;
 use crate::policy::diff::setting::Setting;
-use crate::policy::{Snapshot, Terms};
+use crate::policy::{ListenerPolicy, Snapshot};
 
 impl Snapshot {
     /// Every key whose effective value is another one than in `previous`: those of the process first, then by listener. A
@@ -25,15 +25,15 @@ impl Snapshot {
     pub fn differences_since(&self, previous: &Self, now: OffsetDateTime) -> Vec<Difference> {
         let process = [previous, self].map(|snapshot| settings::of_process(&snapshot.config));
         let mut differences = compare(None, &process);
-        for terms in &self.terms {
-            let Some(before) = self.predecessor(terms, previous) else { continue };
-            let sides = [previous.listener(before), self.listener(terms)];
+        for policies in &self.policies {
+            let Some(before) = self.predecessor(policies, previous) else { continue };
+            let sides = [previous.listener(before), self.listener(policies)];
             let [Some(old), Some(new)] = sides else { continue };
-            let sides = [settings::of_listener(old, before), settings::of_listener(new, terms)];
-            differences.extend(compare(Some(&*terms.name), &sides));
+            let sides = [settings::of_listener(old, before), settings::of_listener(new, policies)];
+            differences.extend(compare(Some(&*policies.name), &sides));
             differences.extend(sources::compare(
-                &terms.name,
-                [before, terms].map(|terms| &*terms.sources.trusted),
+                &policies.name,
+                [before, policies].map(|policies| &*policies.sources.trusted),
                 now,
             ));
         }
@@ -41,16 +41,16 @@ impl Snapshot {
     }
 
     /// The terms in `previous` that these follow.
-    fn predecessor<'a>(&self, terms: &Terms, previous: &'a Self) -> Option<&'a Arc<Terms>> {
+    fn predecessor<'a>(&self, policies: &ListenerPolicy, previous: &'a Self) -> Option<&'a Arc<ListenerPolicy>> {
         let renamed = || {
-            let same_address = terms.bind_addrs.iter().find_map(|bind_addr| previous.at_address(bind_addr));
+            let same_address = policies.bind_addrs.iter().find_map(|bind_addr| previous.at_address(bind_addr));
             same_address.filter(|before| self.named(&before.name).is_none())
         };
-        previous.named(&terms.name).or_else(renamed)
+        previous.named(&policies.name).or_else(renamed)
     }
 
-    fn listener(&self, terms: &Terms) -> Option<&Listener> {
-        self.config.listeners.iter().find(|listener| *listener.name == *terms.name)
+    fn listener(&self, policies: &ListenerPolicy) -> Option<&Listener> {
+        self.config.listeners.iter().find(|listener| *listener.name == *policies.name)
     }
 }
 

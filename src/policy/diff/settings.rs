@@ -7,12 +7,12 @@ use std::path::PathBuf;
 use crate::addr::{ListenAddr, UpstreamAddr};
 use crate::config::files::Location;
 use crate::config::{
-    Admin, CertificateFiles, Config, Limits, Listener, Log, LogFormat, NamedFile, Reload, Revoke, Shield, Tls,
+    Admin, CertificateFiles, Config, Limits, Listener, Log, LogFormat, Reload, Revoke, Shield, SourcedFile, Tls,
     Upstream, UpstreamTls,
 };
 use crate::identity::settings::ClientAuth;
 use crate::limit::rate::Rate;
-use crate::policy::Terms;
+use crate::policy::ListenerPolicy;
 use crate::policy::diff::setting::{Setting, graded, list, optional, plain};
 use crate::policy::diff::value::{Exposure, Value, duration, milliseconds, path};
 use crate::protocol::{MinTlsVersion, Negotiation, Protocol, Verification};
@@ -42,7 +42,7 @@ pub(crate) fn of_process(config: &Config) -> Vec<Setting> {
 }
 
 /// The settings of a listener. Rules are compared one by one elsewhere, certificates by their fingerprints.
-pub(crate) fn of_listener(listener: &Listener, terms: &Terms) -> Vec<Setting> {
+pub(crate) fn of_listener(listener: &Listener, policy: &ListenerPolicy) -> Vec<Setting> {
     let Listener {
         name,
         protocol,
@@ -50,7 +50,7 @@ pub(crate) fn of_listener(listener: &Listener, terms: &Terms) -> Vec<Setting> {
         socket_files,
         sources: SourcePolicy { trusted: _, enforcement },
         sources_file,
-        balancers,
+        proxies,
         shield,
         tls,
         upstream,
@@ -58,7 +58,7 @@ pub(crate) fn of_listener(listener: &Listener, terms: &Terms) -> Vec<Setting> {
         revoke,
         plaintext_cancel,
     } = listener;
-    let (believed, checkers) = (balancers.networks().iter(), balancers.health_checkers().iter());
+    let (believed, checkers) = (proxies.networks().iter(), proxies.health_checkers().iter());
     let mut all = vec![
         plain("name", name),
         plain("protocol", protocol),
@@ -73,16 +73,16 @@ pub(crate) fn of_listener(listener: &Listener, terms: &Terms) -> Vec<Setting> {
         list("proxy_protocol.health_checks", checkers.map(ToString::to_string).collect()),
         graded("tls", if tls.is_some() { "on" } else { "off" }, u64::from(tls.is_none())),
     ];
-    all.extend(tls.iter().flat_map(|tls| of_tls(tls, terms)));
+    all.extend(tls.iter().flat_map(|tls| of_tls(tls, policy)));
     all.extend(of_upstream(upstream, *protocol));
-    all.extend(of_limits(limits, terms));
+    all.extend(of_limits(limits, policy));
     if *protocol == Protocol::Postgres {
         all.push(graded("postgres.plaintext_cancel", plaintext_cancel, u64::from(*plaintext_cancel)));
     }
     all
 }
 
-fn of_tls(tls: &Tls, terms: &Terms) -> Vec<Setting> {
+fn of_tls(tls: &Tls, policy: &ListenerPolicy) -> Vec<Setting> {
     let Tls {
         certificates,
         min_version,
@@ -110,18 +110,18 @@ fn of_tls(tls: &Tls, terms: &Terms) -> Vec<Setting> {
         graded("tls.min_version", version, versions),
         graded("tls.client_auth", client_auth, unasked),
         list("tls.client_ca", files(client_ca)),
-        revocation_lists(client_crl, terms),
+        revocation_lists(client_crl, policy),
         graded("tls.crl_expired", crl_expired.word(), u64::from(*crl_expired == CrlExpired::Allow)),
         of_anchor_validity("tls.anchor_validity", *anchor_validity),
         list("tls.client_certificates", files(client_certificates)),
         list("tls.trusted_clients", patterns.iter().map(ToString::to_string).collect())
             .exposing(Exposure::Clients(patterns.to_vec())),
-        tickets(ticket_keys.as_ref(), terms),
+        tickets(ticket_keys.as_ref(), policy),
     ]
 }
 
 fn of_upstream(upstream: &Upstream, protocol: Protocol) -> Vec<Setting> {
-    let Upstream { addresses, connect_timeout, dial_retry, tls, announce, target } = upstream;
+    let Upstream { addresses, connect_timeout, dial_retry, tls, proxy_header, target } = upstream;
     let is_remote = addresses.iter().any(|address| address.host().is_some());
     let mode = tls.as_ref().map_or_else(|| "disable".to_owned(), |tls| tls.verification.to_string());
     let unverified = match tls {
@@ -133,7 +133,7 @@ fn of_upstream(upstream: &Upstream, protocol: Protocol) -> Vec<Setting> {
         Some(UpstreamTls { verification: Verification::Require, .. }) => 2,
         None => 3,
     };
-    let announced = announce.map_or_else(|| "off".to_owned(), |version| version.to_string());
+    let announced = proxy_header.map_or_else(|| "off".to_owned(), |version| version.to_string());
     let in_clear = tls.is_none() && addresses.iter().any(|address| !is_local(address));
     let mut all = vec![
         list("upstream.address", addresses.iter().map(ToString::to_string).collect())
@@ -145,7 +145,7 @@ fn of_upstream(upstream: &Upstream, protocol: Protocol) -> Vec<Setting> {
         graded("upstream.tls", mode, unverified),
     ];
     if let Some(tls) = tls {
-        let UpstreamTls { place: _, verification, ca, anchor_validity, identity, server_name, negotiation } = tls;
+        let UpstreamTls { position: _, verification, ca, anchor_validity, identity, server_name, negotiation } = tls;
         let is_verified = *verification != Verification::Require || !ca.is_empty();
         let identity = identity.as_ref().map(|CertificateFiles { cert, key, key_passphrase_file }| {
             [
@@ -178,7 +178,7 @@ fn of_upstream(upstream: &Upstream, protocol: Protocol) -> Vec<Setting> {
     all
 }
 
-fn of_limits(limits: &Limits, terms: &Terms) -> [Setting; 8] {
+fn of_limits(limits: &Limits, policy: &ListenerPolicy) -> [Setting; 8] {
     let Limits {
         max_connections,
         max_connections_per_source,
@@ -202,12 +202,12 @@ fn of_limits(limits: &Limits, terms: &Terms) -> [Setting; 8] {
     };
     let rate_word = connection_rate_per_source.as_ref().map(ToString::to_string);
     let built_in = if max_handshakes.is_none() { " (built-in limit)" } else { "" };
-    let handshakes = format!("{}{built_in}", terms.max_handshakes);
+    let handshakes = format!("{}{built_in}", policy.max_handshakes);
     let idle = idle_timeout.map_or(u64::MAX, milliseconds);
     [
         number("limits.max_connections", max_connections),
         number("limits.max_connections_per_source", max_connections_per_source),
-        graded("limits.max_handshakes", handshakes, terms.max_handshakes.get().into()),
+        graded("limits.max_handshakes", handshakes, policy.max_handshakes.get().into()),
         optional("limits.connection_rate_per_source", rate_word).exposing(rate(connection_rate_per_source)),
         graded("limits.handshake_timeout", duration(*handshake_timeout), milliseconds(*handshake_timeout)),
         graded("limits.idle_timeout", duration(idle_timeout.unwrap_or_default()), idle),
@@ -246,15 +246,15 @@ fn ipv6_only(listen: &[ListenAddr]) -> Option<bool> {
 }
 
 /// The files of `client_crl` and the lists found in them: a new list may come under an old name.
-fn revocation_lists(named: &[NamedFile], terms: &Terms) -> Setting {
-    let lists = terms.revocation_lists();
+fn revocation_lists(named: &[SourcedFile], policy: &ListenerPolicy) -> Setting {
+    let lists = policy.revocation_lists();
     // Two lists of one issuer may have everything but the digest in common.
     let shown = lists.iter().map(|list| {
         let number = list.number.as_ref().map(|number| format!(" number {number}")).unwrap_or_default();
         let (made, sha256) = (timestamp::seconds(list.this_update), list.sha256.get(..SHORT).unwrap_or(&list.sha256));
         format!("list{number} of {} made {made} ({} revoked, sha256 {sha256})", list.issuer, list.revoked)
     });
-    let anchors = terms.anchor_ders();
+    let anchors = policy.anchor_ders();
     let mut newest = BTreeMap::new();
     for list in lists {
         let made = newest.entry(list.series(anchors)).or_insert(list.this_update);
@@ -265,8 +265,8 @@ fn revocation_lists(named: &[NamedFile], terms: &Terms) -> Setting {
         .exposing(Exposure::Revocation { lists: newest, anchors })
 }
 
-fn tickets(named: Option<&NamedFile>, terms: &Terms) -> Setting {
-    let keys = terms.tls_inputs.as_ref().and_then(|inputs| inputs.tickets.as_ref());
+fn tickets(named: Option<&SourcedFile>, policy: &ListenerPolicy) -> Setting {
+    let keys = policy.tls_inputs.as_ref().and_then(|inputs| inputs.tickets.as_ref());
     let value = match (named, keys) {
         (Some(file), Some(keys)) => Value::TicketKeys { file: path(&file.path), keys: keys.clone() },
         (Some(file), None) => Value::One(path(&file.path)),
@@ -289,7 +289,7 @@ fn location(location: &Location) -> String {
     }
 }
 
-fn files(named: &[NamedFile]) -> Vec<String> {
+fn files(named: &[SourcedFile]) -> Vec<String> {
     named.iter().map(|file| path(&file.path)).collect()
 }
 

@@ -11,11 +11,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use time::OffsetDateTime;
 
 use crate::addr::ClientAddr;
-use crate::identity::client_verifier::Evidence;
-use crate::identity::verified::{Credential, Voucher};
-use crate::policy::Terms;
-use crate::policy::authorize::Permission;
-use crate::source;
+use crate::identity::client_verifier::PresentedIdentity;
+use crate::identity::verified::{TrustedBy, VerifiedIdentity};
+use crate::policy::ListenerPolicy;
+use crate::policy::authorize::Permit;
 use crate::source::rule::Rule;
 use crate::x509::certificate::{Certificate, NameDigest};
 
@@ -30,18 +29,18 @@ pub enum Item {
 
 /// When something was first and last used, and by whom.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Uses {
+pub struct UseRecord {
     /// The first handshake since the program started.
     pub first: OffsetDateTime,
     /// The last handshake, or the end of a session.
     pub last: OffsetDateTime,
     /// The last different users, the latest first; at most eight.
-    pub users: Vec<User>,
+    pub users: Vec<LastUser>,
 }
 
 /// Somebody who used something.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct User {
+pub struct LastUser {
     /// RFC 4514 text of the subject, escaped and cut; none without a certificate.
     pub subject: Option<Box<str>>,
     /// The digest of the whole subject.
@@ -60,7 +59,7 @@ pub struct Usage {
 
 #[derive(Debug, Default)]
 struct Records {
-    items: HashMap<Item, Uses>,
+    items: HashMap<Item, UseRecord>,
     /// How many users of rules are kept in all.
     users_of_rules: usize,
 }
@@ -71,9 +70,9 @@ pub struct Authorization {
     /// The rule that trusts its source; none where something else let it in.
     pub rule: Option<Arc<Rule>>,
     /// What it identified itself with, where that counts.
-    pub credential: Option<Arc<Credential>>,
+    pub identity: Option<Arc<VerifiedIdentity>>,
     /// The same, also while no certificate is asked for: one may be asked for again.
-    pub presented: Option<Arc<Credential>>,
+    pub presented: Option<Arc<VerifiedIdentity>>,
     /// The certificate it was shown.
     pub shown: Option<Arc<Certificate>>,
     /// It came without TLS.
@@ -82,63 +81,67 @@ pub struct Authorization {
 
 impl Authorization {
     /// That of a client that was shown this certificate, or none where it came without TLS.
-    pub fn on(permission: &Permission, shown: Option<Arc<Certificate>>) -> Self {
-        let Permission { standing, credential, .. } = permission;
-        let [credential, presented] = [credential.clone(), credential.clone()];
-        Self { rule: standing.rule().cloned(), credential, presented, shown, plaintext: false }
+    pub fn on(permit: &Permit, shown: Option<Arc<Certificate>>) -> Self {
+        let Permit { source_match, identity, .. } = permit;
+        let [identity, presented] = [identity.clone(), identity.clone()];
+        Self { rule: source_match.rule().cloned(), identity, presented, shown, plaintext: false }
     }
 
     /// The same of a client that came without TLS.
-    pub fn in_plaintext(permission: &Permission) -> Self {
-        Self { plaintext: true, ..Self::on(permission, None) }
+    pub fn in_plaintext(permit: &Permit) -> Self {
+        Self { plaintext: true, ..Self::on(permit, None) }
     }
 
     /// What there is to judge its identity by again.
-    pub fn evidence(&self) -> Evidence<'_> {
-        if self.plaintext { Evidence::Plaintext } else { Evidence::Credential(self.presented.as_ref()) }
+    pub fn presented(&self) -> PresentedIdentity<'_> {
+        if self.plaintext {
+            PresentedIdentity::Plaintext
+        } else {
+            PresentedIdentity::Credential(self.presented.as_ref())
+        }
     }
 
     /// That of the same client, judged again.
     #[must_use]
-    pub fn renewed(&self, permission: &Permission) -> Self {
-        let renewed = Self::on(permission, self.shown.clone());
+    pub fn renewed(&self, permit: &Permit) -> Self {
+        let renewed = Self::on(permit, self.shown.clone());
         let presented = renewed.presented.or_else(|| self.presented.clone());
         Self { presented, plaintext: self.plaintext, ..renewed }
     }
 
     /// Whether it would make no difference to go on with the other.
     pub fn is_same_as(&self, other: &Self) -> bool {
-        let same = |one: &Option<Arc<Credential>>, other: &Option<Arc<Credential>>| match (one, other) {
+        let same = |one: &Option<Arc<VerifiedIdentity>>, other: &Option<Arc<VerifiedIdentity>>| match (one, other) {
             (Some(one), Some(other)) => Arc::ptr_eq(one, other),
             (None, None) => true,
             (Some(_), None) | (None, Some(_)) => false,
         };
-        self.rule == other.rule && same(&self.credential, &other.credential) && same(&self.presented, &other.presented)
+        self.rule == other.rule && same(&self.identity, &other.identity) && same(&self.presented, &other.presented)
     }
 
     /// From when on the questions have to be put again, though no policy may have changed.
     pub fn until(&self) -> Option<OffsetDateTime> {
         let rule = self.rule.as_ref().and_then(|rule| rule.expires_at);
-        let credential = self.credential.as_ref().map(|credential| credential.until);
-        rule.into_iter().chain(credential).min()
+        let identity = self.identity.as_ref().map(|identity| identity.until);
+        rule.into_iter().chain(identity).min()
     }
 
     /// Everything it relies on.
     pub fn items(&self) -> impl Iterator<Item = Item> {
-        let Self { rule, credential, shown, .. } = self;
+        let Self { rule, identity, shown, .. } = self;
         let rule = rule.as_ref().map(|rule| Item::Source(rule.source.clone()));
-        let voucher = credential.as_ref().map(|credential| match &credential.voucher {
-            Voucher::Anchor { sha256, .. } => Item::Certificate(Arc::clone(sha256)),
-            Voucher::Pinned => Item::Certificate(credential.certificate.sha256.as_str().into()),
+        let trusted_by = identity.as_ref().map(|identity| match &identity.trusted_by {
+            TrustedBy::Anchor { sha256, .. } => Item::Certificate(Arc::clone(sha256)),
+            TrustedBy::Pinned => Item::Certificate(identity.certificate.sha256.as_str().into()),
         });
         let shown = shown.as_ref().map(|shown| Item::Certificate(shown.sha256.as_str().into()));
-        [rule, voucher, shown].into_iter().flatten()
+        [rule, trusted_by, shown].into_iter().flatten()
     }
 }
 
-impl User {
+impl LastUser {
     fn new(authorization: &Authorization, client: ClientAddr, now: OffsetDateTime) -> Self {
-        let certificate = authorization.credential.as_ref().map(|credential| &credential.certificate);
+        let certificate = authorization.identity.as_ref().map(|identity| &identity.certificate);
         Self {
             subject: certificate.map(|certificate| certificate.subject.as_str().into()),
             digest: certificate.map(|certificate| certificate.subject_digest),
@@ -157,9 +160,9 @@ impl User {
     }
 }
 
-impl Uses {
+impl UseRecord {
     /// Notes a use. Returns whether there is one user more than before.
-    fn note(&mut self, user: &User, may_grow: bool) -> bool {
+    fn note(&mut self, user: &LastUser, may_grow: bool) -> bool {
         self.last = self.last.max(user.last);
         if let Some(known) = self.users.iter_mut().find(|known| known.is(user)) {
             known.last = known.last.max(user.last);
@@ -178,7 +181,7 @@ impl Uses {
 
 impl Records {
     /// Notes a use of something that was used before.
-    fn note(&mut self, item: &Item, user: &User) {
+    fn note(&mut self, item: &Item, user: &LastUser) {
         let is_rule = matches!(item, Item::Source(_));
         let may_grow = !is_rule || self.users_of_rules < MAX_USERS_OF_RULES;
         let grown = self.items.get_mut(item).is_some_and(|uses| uses.note(user, may_grow));
@@ -189,10 +192,10 @@ impl Records {
 impl Usage {
     /// Notes a handshake of this client.
     pub fn note(&self, authorization: &Authorization, client: ClientAddr, now: OffsetDateTime) {
-        let user = User::new(authorization, client, now);
+        let user = LastUser::new(authorization, client, now);
         let mut records = self.records();
         for item in authorization.items() {
-            records.items.entry(item.clone()).or_insert_with(|| Uses { first: now, last: now, users: Vec::new() });
+            records.items.entry(item.clone()).or_insert_with(|| UseRecord { first: now, last: now, users: Vec::new() });
             records.note(&item, &user);
         }
     }
@@ -200,13 +203,13 @@ impl Usage {
     /// Notes that a session of this client ends: until now it used what it relied on. What has been removed meanwhile
     /// stays forgotten.
     pub fn note_end(&self, authorization: &Authorization, client: ClientAddr, now: OffsetDateTime) {
-        let user = User::new(authorization, client, now);
+        let user = LastUser::new(authorization, client, now);
         let mut records = self.records();
         authorization.items().for_each(|item| records.note(&item, &user));
     }
 
     /// When something was used and by whom, if it was.
-    pub fn of(&self, item: &Item) -> Option<Uses> {
+    pub fn of(&self, item: &Item) -> Option<UseRecord> {
         let mut uses = self.records().items.get(item).cloned()?;
         uses.users.sort_by_key(|user| Reverse(user.last));
         Some(uses)
@@ -218,9 +221,9 @@ impl Usage {
     }
 
     /// Forgets what these terms no longer know.
-    pub fn keep_only(&self, terms: &Terms) {
-        let certificates: HashSet<&str> = terms.certificates().map(|(_, facts)| facts.sha256.as_str()).collect();
-        let sources: HashSet<_> = terms.sources.trusted.rules().iter().map(|rule| &rule.source).collect();
+    pub fn keep_only(&self, policy: &ListenerPolicy) {
+        let certificates: HashSet<&str> = policy.certificates().map(|(_, facts)| facts.sha256.as_str()).collect();
+        let sources: HashSet<_> = policy.sources.trusted.rules().iter().map(|rule| &rule.source).collect();
         let mut records = self.records();
         records.items.retain(|item, _| match item {
             Item::Certificate(sha256) => certificates.contains(&**sha256),

@@ -13,8 +13,8 @@ fn later(seconds: i64) -> OffsetDateTime {
 }
 
 /// What a client of this listener relies on.
-fn authorization(terms: &Terms) -> Authorization {
-    Authorization { rule: terms.sources.trusted.rules().first().cloned(), ..Authorization::default() }
+fn authorization(listener_policy: &ListenerPolicy) -> Authorization {
+    Authorization { rule: listener_policy.sources.trusted.rules().first().cloned(), ..Authorization::default() }
 }
 
 fn policy(sources: &str) -> crate::policy::Snapshot {
@@ -26,8 +26,8 @@ fn policy(sources: &str) -> crate::policy::Snapshot {
 #[test]
 fn last_users_are_kept_latest_first_and_bounded() {
     let snapshot = policy(r#""10.0.0.0/8""#);
-    let terms = snapshot.named("db").unwrap();
-    let (usage, authorization) = (&terms.usage, authorization(terms));
+    let listener_policy = snapshot.named("db").unwrap();
+    let (usage, authorization) = (&listener_policy.usage, authorization(listener_policy));
     let item = authorization.items().next().unwrap();
     for number in 1..=20 {
         usage.note(&authorization, client(number), later(number.into()));
@@ -44,8 +44,8 @@ fn last_users_are_kept_latest_first_and_bounded() {
 #[test]
 fn end_of_a_session_is_a_use_unless_the_item_was_removed() {
     let snapshot = policy(r#""10.0.0.0/8""#);
-    let terms = snapshot.named("db").unwrap();
-    let (usage, authorization) = (&terms.usage, authorization(terms));
+    let listener_policy = snapshot.named("db").unwrap();
+    let (usage, authorization) = (&listener_policy.usage, authorization(listener_policy));
     let item = authorization.items().next().unwrap();
     usage.note_end(&authorization, client(1), later(1));
     assert_eq!(usage.of(&item), None);

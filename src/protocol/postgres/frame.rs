@@ -7,10 +7,10 @@
 
 /// A place in the stream from a server: between two messages, or not.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Boundary(Place);
+pub struct FrameTracker(FramePosition);
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Place {
+enum FramePosition {
     /// The last message is whole, and the next one has not begun.
     #[default]
     Between,
@@ -22,31 +22,31 @@ enum Place {
     Lost,
 }
 
-impl Boundary {
+impl FrameTracker {
     /// Whether the last message is whole and the next one has not begun.
-    pub fn is_reached(self) -> bool {
-        self.0 == Place::Between
+    pub fn is_at_boundary(self) -> bool {
+        self.0 == FramePosition::Between
     }
 
     /// Goes on over the next bytes of the stream, wherever they were cut.
     pub fn follow(&mut self, mut bytes: &[u8]) {
-        while let (Place::Header { .. }, Some((&byte, rest))) = (self.0, bytes.split_first()) {
+        while let (FramePosition::Header { .. }, Some((&byte, rest))) = (self.0, bytes.split_first()) {
             self.0 = self.0.behind_header_byte(byte);
             bytes = rest;
         }
         self.0 = match self.0 {
-            Place::Between => Place::behind_messages(bytes),
-            Place::Body { rest } => match bytes.get(rest as usize..) {
-                Some(next) => Place::behind_messages(next),
-                None => Place::in_message(rest, bytes),
+            FramePosition::Between => FramePosition::behind_messages(bytes),
+            FramePosition::Body { rest } => match bytes.get(rest as usize..) {
+                Some(next) => FramePosition::behind_messages(next),
+                None => FramePosition::in_message(rest, bytes),
             },
             // Nothing is left, or nothing is to be found.
-            place @ (Place::Header { .. } | Place::Lost) => place,
+            place @ (FramePosition::Header { .. } | FramePosition::Lost) => place,
         };
     }
 }
 
-impl Place {
+impl FramePosition {
     /// Where bytes lead that begin between two messages.
     fn behind_messages(mut bytes: &[u8]) -> Self {
         let (mut last, mut alike) = ([0; 4], 0);
@@ -144,13 +144,13 @@ mod tests {
 
     /// Follows a stream in pieces of these lengths, over and over, and compares every place between two of them.
     fn assert_followed(stream: &[u8], cuts: &[usize]) -> Result<(), TestCaseError> {
-        let mut boundary = Boundary::default();
+        let mut boundary = FrameTracker::default();
         let mut place = 0;
         for cut in cuts.iter().cycle() {
             let end = stream.len().min(place + cut);
             boundary.follow(&stream[place..end]);
             place = end;
-            prop_assert_eq!(boundary.is_reached(), ends_at_a_boundary(&stream[..place]), "behind {} bytes", place);
+            prop_assert_eq!(boundary.is_at_boundary(), ends_at_a_boundary(&stream[..place]), "behind {} bytes", place);
             if place == stream.len() {
                 break;
             }
@@ -183,12 +183,12 @@ mod tests {
         for length in [0, 1, 3, 0x8000_0000, u32::MAX] {
             let header = [b"Z", &u32::to_be_bytes(length)[..]].concat();
             for cut in 0..=header.len() {
-                let mut boundary = Boundary::default();
+                let mut boundary = FrameTracker::default();
                 boundary.follow(&header[..cut]);
                 boundary.follow(&header[cut..]);
                 for _ in 0..100 {
                     boundary.follow(&message(b"I"));
-                    assert!(!boundary.is_reached(), "length {length}, cut behind {cut} bytes");
+                    assert!(!boundary.is_at_boundary(), "length {length}, cut behind {cut} bytes");
                 }
             }
         }
@@ -197,20 +197,20 @@ mod tests {
     #[test]
     fn the_longest_message_is_skipped_chunk_by_chunk() {
         let chunk = vec![0; 1 << 20];
-        let mut boundary = Boundary::default();
+        let mut boundary = FrameTracker::default();
         boundary.follow(b"d\x7f\xff\xff\xff");
         let mut rest = usize::try_from(i32::MAX).unwrap() - 4;
         while rest > chunk.len() {
             boundary.follow(&chunk);
-            assert!(!boundary.is_reached());
+            assert!(!boundary.is_at_boundary());
             rest -= chunk.len();
         }
         boundary.follow(&chunk[..rest]);
-        assert!(boundary.is_reached());
+        assert!(boundary.is_at_boundary());
     }
 
     #[test]
     fn an_idle_session_has_room_for_it() {
-        assert!(size_of::<Option<Boundary>>() <= 16);
+        assert!(size_of::<Option<FrameTracker>>() <= 16);
     }
 }

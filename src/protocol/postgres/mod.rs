@@ -9,26 +9,26 @@ pub(crate) mod startup;
 use std::fmt;
 
 /// Bytes of a packet up to and including its code.
-pub const HEADER_LENGTH: usize = 8;
+pub(crate) const HEADER_LENGTH: usize = 8;
 
 /// Longest startup packet the server takes: 10,000 bytes and the length itself.
-pub const MAX_PACKET_LENGTH: usize = 10_004;
+pub(crate) const MAX_PACKET_LENGTH: usize = 10_004;
 
 /// SSLRequest, as a client sends it.
-pub const SSL_REQUEST_PACKET: [u8; HEADER_LENGTH] = [0, 0, 0, 8, 4, 210, 22, 47];
+pub(crate) const SSL_REQUEST_PACKET: [u8; HEADER_LENGTH] = [0, 0, 0, 8, 4, 210, 22, 47];
 
 /// "Go on with TLS", the answer to SSLRequest.
-pub const ACCEPT_TLS: u8 = b'S';
+pub(crate) const ACCEPT_TLS: u8 = b'S';
 
 /// "No", the answer to GSSENCRequest, and to SSLRequest where TLS is off.
-pub const REFUSE_ENCRYPTION: u8 = b'N';
+pub(crate) const REFUSE_ENCRYPTION: u8 = b'N';
 
 /// The ALPN protocol of PostgreSQL 17 and later.
-pub const ALPN: &[u8] = b"postgresql";
+pub(crate) const ALPN: &[u8] = b"postgresql";
 
 /// The first packet of a connection, by its header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Packet {
+pub(crate) enum Packet {
     /// CancelRequest: a whole connection that asks to cancel a query of another one.
     Cancel {
         /// Bytes that follow the header: process id and secret key.
@@ -50,7 +50,7 @@ impl Packet {
     ///
     /// # Errors
     /// [`Malformed`] for anything a server would not take. No length is believed before it has passed here.
-    pub fn parse(header: [u8; HEADER_LENGTH]) -> Result<Self, Malformed> {
+    pub(crate) fn parse(header: [u8; HEADER_LENGTH]) -> Result<Self, Malformed> {
         let [l0, l1, l2, l3, c0, c1, c2, c3] = header;
         let declared = u32::from_be_bytes([l0, l1, l2, l3]);
         let code = u32::from_be_bytes([c0, c1, c2, c3]);
@@ -71,7 +71,7 @@ impl Packet {
 }
 
 /// The header of a CancelRequest with a body of `body` bytes.
-pub fn cancel_header(body: usize) -> [u8; HEADER_LENGTH] {
+pub(crate) fn cancel_header(body: usize) -> [u8; HEADER_LENGTH] {
     let length = u32::try_from(HEADER_LENGTH + body).unwrap_or(u32::MAX);
     let mut header = [0; HEADER_LENGTH];
     let (front, back) = header.split_at_mut(4);
@@ -82,7 +82,7 @@ pub fn cancel_header(body: usize) -> [u8; HEADER_LENGTH] {
 
 /// A packet no PostgreSQL client sends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Malformed {
+pub(crate) enum Malformed {
     /// Neither a request code nor protocol 3.
     Code {
         /// The code found.
@@ -111,7 +111,7 @@ impl fmt::Display for Malformed {
 /// A FATAL ErrorResponse, after which the server closes. `state` is the five-character SQLSTATE.
 ///
 /// Both severity fields are sent: `S` for every client, `V` (never translated) for those of 9.6 and later.
-pub fn fatal(state: &str, message: &str, hint: &str) -> Vec<u8> {
+pub(crate) fn fatal(state: &str, message: &str, hint: &str) -> Vec<u8> {
     let mut fields = Vec::with_capacity(64 + message.len() + hint.len());
     for (kind, text) in [(b'S', "FATAL"), (b'V', "FATAL"), (b'C', state), (b'M', message), (b'H', hint)] {
         if !text.is_empty() {
@@ -131,7 +131,7 @@ pub fn fatal(state: &str, message: &str, hint: &str) -> Vec<u8> {
 }
 
 /// What a client without TLS is told; its StartupMessage deserves an answer it can show.
-pub fn speaks_tls_only() -> Vec<u8> {
+pub(crate) fn speaks_tls_only() -> Vec<u8> {
     fatal(
         INVALID_AUTHORIZATION,
         "this port accepts TLS connections only",
@@ -141,7 +141,7 @@ pub fn speaks_tls_only() -> Vec<u8> {
 
 /// What a client is told for whom there is no server that takes writes, or none that is ready. Its library may try again: libpq
 /// goes on to its next host.
-pub fn come_again() -> Vec<u8> {
+pub(crate) fn try_again() -> Vec<u8> {
     fatal(CANNOT_CONNECT_NOW, "no server behind this proxy can take this connection now", "Connect again.")
 }
 

@@ -1,6 +1,6 @@
 //! The PROXY protocol, versions 1 and 2: how one proxy tells the next whom a connection is for.
 //!
-//! A load balancer in front tells us ([`read()`]), and we tell the upstream ([`Announcement`]). Source: HAProxy's
+//! A load balancer in front tells us ([`read()`]), and we tell the upstream ([`write::ProxyHeader`]). Source: HAProxy's
 //! specification "The PROXY protocol, versions 1 & 2". Whether a header is expected is never guessed from the bytes: it is
 //! a matter of where they come from, and decided before this is asked. Only to say what is wrong may one ask whether bytes
 //! [look like one](`looks_like_header`).
@@ -9,9 +9,6 @@ pub(crate) mod crc32c;
 pub(crate) mod read;
 pub(crate) mod write;
 
-use crate::protocol::proxy_header::read::read;
-use crate::protocol::proxy_header::write::{Announcement, own};
-
 /// What every header of version 2 begins with. No other protocol takes it for its own.
 const SIGNATURE: [u8; 12] = *b"\r\n\r\n\0\r\nQUIT\n";
 
@@ -19,7 +16,7 @@ const SIGNATURE: [u8; 12] = *b"\r\n\r\n\0\r\nQUIT\n";
 const NAME: &[u8] = b"PROXY ";
 
 /// Whether these are the first bytes of a header, from somebody of whom none was expected.
-pub fn looks_like_header(bytes: &[u8]) -> bool {
+pub(crate) fn looks_like_header(bytes: &[u8]) -> bool {
     bytes.starts_with(&SIGNATURE) || bytes.starts_with(NAME)
 }
 

@@ -13,11 +13,12 @@ use crate::protocol::proxy_header::{
 ///
 /// Version 1 bounds itself at 107 bytes. Version 2 could have 64 KiB, but the longest addresses (216 bytes) and all that
 /// load balancers are known to add come to a few hundred, and nobody is trusted yet.
-pub const LONGEST_HEADER: usize = PREFIX + LONGEST_BLOCK;
+#[cfg(test)]
+pub(crate) const LONGEST_HEADER: usize = PREFIX + LONGEST_BLOCK;
 
 /// Whom a connection is for, by the word of the load balancer that made it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Announced {
+pub(crate) enum AnnouncedAddress {
     /// For this client.
     Client {
         /// Where the client connects from, as it was told: [`ClientAddr`](crate::addr::ClientAddr) folds mapped addresses.
@@ -32,7 +33,7 @@ pub enum Announced {
 
 /// How far the bytes go that have come so far.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Progress {
+pub(crate) enum Progress {
     /// A header has begun, or nothing has come yet.
     ///
     /// A header that begins like this has at least so many bytes, and all bytes that have come are part of it. So who
@@ -47,17 +48,17 @@ pub enum Progress {
         /// Its bytes; what comes behind them is the client's.
         length: usize,
         /// What it says.
-        announced: Announced,
+        announced: AnnouncedAddress,
     },
     /// This is something else than a PROXY header.
     Missing,
     /// This begins like a PROXY header, and is none.
-    Invalid(Invalid),
+    Invalid(HeaderError),
 }
 
 /// Why a PROXY header was not taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Invalid {
+pub(crate) enum HeaderError {
     /// Version 1: not a line as the protocol has it.
     Line,
     /// Version 1: CR without LF, or LF without CR.
@@ -71,14 +72,14 @@ pub enum Invalid {
     /// Version 2: the length has no room for addresses of its family.
     AddressesCut(usize),
     /// Version 2: longer than any real one.
-    TooLong(usize),
+    ProgramTooLong(usize),
     /// Version 2: what follows the addresses does not add up.
     Vectors,
     /// Version 2: the checksum is wrong, or not one.
     Checksum,
 }
 
-impl fmt::Display for Invalid {
+impl fmt::Display for HeaderError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Line => f.write_str("PROXY header of version 1 is not a valid line"),
@@ -87,7 +88,9 @@ impl fmt::Display for Invalid {
             Self::VersionOrCommand(byte) => write!(f, "PROXY header of unknown version or command {byte:#04x}"),
             Self::Family(byte) => write!(f, "PROXY header for something else than a stream: {byte:#04x}"),
             Self::AddressesCut(length) => write!(f, "PROXY header has {length} bytes for its addresses, too few"),
-            Self::TooLong(length) => write!(f, "PROXY header announces {length} bytes, more than {LONGEST_BLOCK}"),
+            Self::ProgramTooLong(length) => {
+                write!(f, "PROXY header announces {length} bytes, more than {LONGEST_BLOCK}")
+            }
             Self::Vectors => f.write_str("PROXY header ends within one of its TLVs"),
             Self::Checksum => f.write_str("PROXY header does not match its checksum"),
         }
@@ -96,7 +99,7 @@ impl fmt::Display for Invalid {
 
 /// Reads the header at the beginning of `bytes`, which are all that the connection has brought so far, or as many of them
 /// as the caller likes to look at.
-pub fn read(bytes: &[u8]) -> Progress {
+pub(crate) fn read(bytes: &[u8]) -> Progress {
     let read = if begins_like(bytes, &SIGNATURE) && !bytes.is_empty() {
         read_block(bytes)
     } else if begins_like(bytes, NAME) {
@@ -108,20 +111,20 @@ pub fn read(bytes: &[u8]) -> Progress {
 }
 
 /// Version 1: a line of text.
-fn read_line(bytes: &[u8]) -> Result<Progress, Invalid> {
+fn read_line(bytes: &[u8]) -> Result<Progress, HeaderError> {
     // Nothing is decoded before the end of the line has come: an address could be cut.
     let Some(end) = bytes.iter().take(LONGEST_LINE - 1).position(|byte| matches!(byte, b'\r' | b'\n')) else {
-        let shortest = shortest_line(bytes).ok_or(Invalid::Line)?;
+        let shortest = shortest_line(bytes).ok_or(HeaderError::Line)?;
         let at_least = shortest.max(bytes.len().saturating_add(2));
-        return if at_least > LONGEST_LINE { Err(Invalid::LineTooLong) } else { Ok(Progress::More { at_least }) };
+        return if at_least > LONGEST_LINE { Err(HeaderError::LineTooLong) } else { Ok(Progress::More { at_least }) };
     };
     match bytes.get(end..).unwrap_or_default() {
         [b'\r'] => Ok(Progress::More { at_least: end + 2 }),
         [b'\r', b'\n', ..] => {
-            let announced = bytes.get(..end).and_then(line).ok_or(Invalid::Line)?;
+            let announced = bytes.get(..end).and_then(line).ok_or(HeaderError::Line)?;
             Ok(Progress::Done { length: end + 2, announced })
         }
-        _ => Err(Invalid::LineEnd),
+        _ => Err(HeaderError::LineEnd),
     }
 }
 
@@ -137,10 +140,10 @@ fn shortest_line(bytes: &[u8]) -> Option<usize> {
 }
 
 /// What a line says, its end taken off.
-fn line(line: &[u8]) -> Option<Announced> {
+fn line(line: &[u8]) -> Option<AnnouncedAddress> {
     if let Some(rest) = line.strip_prefix(UNKNOWN) {
         // Whatever addresses are given here are to be ignored.
-        return (rest.is_empty() || rest.starts_with(b" ")).then_some(Announced::Balancer);
+        return (rest.is_empty() || rest.starts_with(b" ")).then_some(AnnouncedAddress::Balancer);
     }
     if let Some(addresses) = line.strip_prefix(TCP4) {
         return client::<Ipv4Addr>(addresses);
@@ -150,13 +153,13 @@ fn line(line: &[u8]) -> Option<Announced> {
 
 /// Two addresses and two ports. The standard library reads addresses as strictly as they must be: four numbers without
 /// leading zeros, no zone.
-fn client<A: FromStr + Into<IpAddr>>(addresses: &[u8]) -> Option<Announced> {
+fn client<A: FromStr + Into<IpAddr>>(addresses: &[u8]) -> Option<AnnouncedAddress> {
     let mut fields = str::from_utf8(addresses).ok()?.split(' ');
     let mut address = || fields.next()?.parse::<A>().ok().map(Into::into);
     let (source, destination) = (address()?, address()?);
     let mut port = || port(fields.next()?);
     let (source_port, destination_port) = (port()?, port()?);
-    let announced = Announced::Client {
+    let announced = AnnouncedAddress::Client {
         source: SocketAddr::new(source, source_port),
         destination: SocketAddr::new(destination, destination_port),
     };
@@ -169,18 +172,18 @@ fn port(text: &str) -> Option<u16> {
 }
 
 /// Version 2: a block of bytes that says how long it is.
-fn read_block(bytes: &[u8]) -> Result<Progress, Invalid> {
+fn read_block(bytes: &[u8]) -> Result<Progress, HeaderError> {
     if let Some(&byte) = bytes.get(SIGNATURE.len())
         && ![VERSION_2 | COMMAND_LOCAL, VERSION_2 | COMMAND_PROXY].contains(&byte)
     {
-        return Err(Invalid::VersionOrCommand(byte));
+        return Err(HeaderError::VersionOrCommand(byte));
     }
     let Some(&[.., high, low]) = bytes.first_chunk::<PREFIX>() else {
         return Ok(Progress::More { at_least: PREFIX });
     };
     let rest = usize::from(u16::from_be_bytes([high, low]));
     if rest > LONGEST_BLOCK {
-        return Err(Invalid::TooLong(rest));
+        return Err(HeaderError::ProgramTooLong(rest));
     }
     let length = PREFIX + rest;
     let Some(header) = bytes.get(..length) else { return Ok(Progress::More { at_least: length }) };
@@ -188,23 +191,23 @@ fn read_block(bytes: &[u8]) -> Result<Progress, Invalid> {
 }
 
 /// What a whole header of version 2 says.
-fn block(header: &[u8]) -> Result<Announced, Invalid> {
+fn block(header: &[u8]) -> Result<AnnouncedAddress, HeaderError> {
     let Some((&[.., command, family, _, _], rest)) = header.split_first_chunk::<PREFIX>() else {
-        return Err(Invalid::Vectors);
+        return Err(HeaderError::Vectors);
     };
     if command == VERSION_2 | COMMAND_LOCAL {
         // All the rest is to be ignored, the family too.
-        return Ok(Announced::Balancer);
+        return Ok(AnnouncedAddress::Balancer);
     }
-    let cut = Invalid::AddressesCut(rest.len());
+    let cut = HeaderError::AddressesCut(rest.len());
     let (announced, addresses) = match family {
         TCP_OVER_IPV4 => (ipv4(rest).ok_or(cut)?, 12),
         TCP_OVER_IPV6 => (ipv6(rest).ok_or(cut)?, 36),
-        STREAM_OVER_UNIX if rest.len() >= 216 => (Announced::Balancer, 216),
+        STREAM_OVER_UNIX if rest.len() >= 216 => (AnnouncedAddress::Balancer, 216),
         STREAM_OVER_UNIX => return Err(cut),
         // Without a family nobody knows where the addresses end.
-        _ if is_unspecified(family) => return Ok(Announced::Balancer),
-        _ => return Err(Invalid::Family(family)),
+        _ if is_unspecified(family) => return Ok(AnnouncedAddress::Balancer),
+        _ => return Err(HeaderError::Family(family)),
     };
     check_vectors(header, PREFIX + addresses)?;
     Ok(announced)
@@ -216,21 +219,21 @@ fn is_unspecified(family: u8) -> bool {
     matches!((family >> 4, family & 0x0f), (0, 0 | 1) | (1..=3, 0))
 }
 
-fn ipv4(bytes: &[u8]) -> Option<Announced> {
+fn ipv4(bytes: &[u8]) -> Option<AnnouncedAddress> {
     let (source, rest) = bytes.split_first_chunk::<4>()?;
     let (destination, ports) = rest.split_first_chunk::<4>()?;
     from_parts(Ipv4Addr::from(*source).into(), Ipv4Addr::from(*destination).into(), ports)
 }
 
-fn ipv6(bytes: &[u8]) -> Option<Announced> {
+fn ipv6(bytes: &[u8]) -> Option<AnnouncedAddress> {
     let (source, rest) = bytes.split_first_chunk::<16>()?;
     let (destination, ports) = rest.split_first_chunk::<16>()?;
     from_parts(Ipv6Addr::from(*source).into(), Ipv6Addr::from(*destination).into(), ports)
 }
 
-fn from_parts(source: IpAddr, destination: IpAddr, ports: &[u8]) -> Option<Announced> {
+fn from_parts(source: IpAddr, destination: IpAddr, ports: &[u8]) -> Option<AnnouncedAddress> {
     let &[s0, s1, d0, d1] = ports.first_chunk::<4>()?;
-    Some(Announced::Client {
+    Some(AnnouncedAddress::Client {
         source: SocketAddr::new(source, u16::from_be_bytes([s0, s1])),
         destination: SocketAddr::new(destination, u16::from_be_bytes([d0, d1])),
     })
@@ -238,19 +241,19 @@ fn from_parts(source: IpAddr, destination: IpAddr, ports: &[u8]) -> Option<Annou
 
 /// Holds what follows the addresses, type-length-value by type-length-value, to its lengths, and the header to its checksum
 /// if it has one. What else the balancer says there is nothing anybody is let in by.
-fn check_vectors(header: &[u8], mut place: usize) -> Result<(), Invalid> {
+fn check_vectors(header: &[u8], mut place: usize) -> Result<(), HeaderError> {
     let mut checked = false;
     while place < header.len() {
-        let (before, from_here) = header.split_at_checked(place).ok_or(Invalid::Vectors)?;
-        let (&[kind, high, low], rest) = from_here.split_first_chunk::<3>().ok_or(Invalid::Vectors)?;
+        let (before, from_here) = header.split_at_checked(place).ok_or(HeaderError::Vectors)?;
+        let (&[kind, high, low], rest) = from_here.split_first_chunk::<3>().ok_or(HeaderError::Vectors)?;
         let length = usize::from(u16::from_be_bytes([high, low]));
-        let (value, behind) = rest.split_at_checked(length).ok_or(Invalid::Vectors)?;
+        let (value, behind) = rest.split_at_checked(length).ok_or(HeaderError::Vectors)?;
         if kind == CHECKSUM {
-            let told = <[u8; 4]>::try_from(value).map_err(|_| Invalid::Checksum)?;
+            let told = <[u8; 4]>::try_from(value).map_err(|_| HeaderError::Checksum)?;
             // It was made over a header with zeros in its own place.
             let zeroed = [kind, high, low, 0, 0, 0, 0];
             if checked || crc32c([before, &zeroed, behind]) != u32::from_be_bytes(told) {
-                return Err(Invalid::Checksum);
+                return Err(HeaderError::Checksum);
             }
             checked = true;
         }
@@ -287,7 +290,7 @@ mod tests {
 
     use super::*;
 
-    const CLIENT: Announced = Announced::Client {
+    const CLIENT: AnnouncedAddress = AnnouncedAddress::Client {
         source: SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, 1, 2, 3)), 4),
         destination: SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1)), 5432),
     };
@@ -304,12 +307,12 @@ mod tests {
         v2(0x21, 0x11, &[ADDRESSES, vectors].concat())
     }
 
-    fn done(bytes: &[u8], announced: Announced) -> Progress {
+    fn done(bytes: &[u8], announced: AnnouncedAddress) -> Progress {
         Progress::Done { length: bytes.len(), announced }
     }
 
-    fn client(source: &str, destination: &str) -> Announced {
-        Announced::Client { source: source.parse().unwrap(), destination: destination.parse().unwrap() }
+    fn client(source: &str, destination: &str) -> AnnouncedAddress {
+        AnnouncedAddress::Client { source: source.parse().unwrap(), destination: destination.parse().unwrap() }
     }
 
     #[test]
@@ -321,8 +324,8 @@ mod tests {
             ("PROXY TCP6 :: :: 0 0", client("[::]:0", "[::]:0")),
             // HAProxy from a dual-stack socket.
             ("PROXY TCP6 ::ffff:127.0.0.1 ::ffff:127.0.0.1 1 2", client("[::ffff:127.0.0.1]:1", "[::ffff:7f00:1]:2")),
-            ("PROXY UNKNOWN", Announced::Balancer),
-            ("PROXY UNKNOWN ffff::1 what ever", Announced::Balancer),
+            ("PROXY UNKNOWN", AnnouncedAddress::Balancer),
+            ("PROXY UNKNOWN ffff::1 what ever", AnnouncedAddress::Balancer),
         ];
         for (line, announced) in cases {
             let header = format!("{line}\r\n");
@@ -335,11 +338,11 @@ mod tests {
     fn the_longest_line_there_can_be_is_read_and_a_longer_one_is_not() {
         let longest = format!("PROXY UNKNOWN {}\r\n", "f".repeat(91));
         assert_eq!(longest.len(), LONGEST_LINE);
-        assert_eq!(read(longest.as_bytes()), done(longest.as_bytes(), Announced::Balancer));
+        assert_eq!(read(longest.as_bytes()), done(longest.as_bytes(), AnnouncedAddress::Balancer));
         let longer = format!("PROXY UNKNOWN {}\r\n", "f".repeat(92));
-        assert_eq!(read(longer.as_bytes()), Progress::Invalid(Invalid::LineTooLong));
+        assert_eq!(read(longer.as_bytes()), Progress::Invalid(HeaderError::LineTooLong));
         assert_eq!(read(&longer.as_bytes()[..105]), Progress::More { at_least: 107 });
-        assert_eq!(read(&longer.as_bytes()[..106]), Progress::Invalid(Invalid::LineTooLong));
+        assert_eq!(read(&longer.as_bytes()[..106]), Progress::Invalid(HeaderError::LineTooLong));
     }
 
     #[test]
@@ -377,15 +380,15 @@ mod tests {
             "PROXY UNKNOW",
         ] {
             let header = format!("{line}\r\nPROXY TCP4 10.1.2.3 10.0.0.1 4 5432\r\n");
-            assert_eq!(read(header.as_bytes()), Progress::Invalid(Invalid::Line), "{line}");
+            assert_eq!(read(header.as_bytes()), Progress::Invalid(HeaderError::Line), "{line}");
         }
         for end in ["\n", "\r", "\rX", "\n\r\n"] {
             let header = format!("PROXY TCP4 10.1.2.3 10.0.0.1 4 5432{end} and so on\r\n");
-            assert_eq!(read(header.as_bytes()), Progress::Invalid(Invalid::LineEnd), "{end:?}");
+            assert_eq!(read(header.as_bytes()), Progress::Invalid(HeaderError::LineEnd), "{end:?}");
         }
-        assert_eq!(read(b"PROXY TCP4 \xff\xff 10.0.0.1 4 5432\r\n"), Progress::Invalid(Invalid::Line));
+        assert_eq!(read(b"PROXY TCP4 \xff\xff 10.0.0.1 4 5432\r\n"), Progress::Invalid(HeaderError::Line));
         // This needs no end to be seen through.
-        assert_eq!(read(b"PROXY HTTP/1.1"), Progress::Invalid(Invalid::Line));
+        assert_eq!(read(b"PROXY HTTP/1.1"), Progress::Invalid(HeaderError::Line));
     }
 
     #[test]
@@ -412,14 +415,14 @@ mod tests {
             (v2_with(b""), CLIENT),
             (v2_with(b"\x04\0\x03abc\xea\0\x00"), CLIENT),
             (v2(0x21, 0x21, &ipv6), client("[::1]:4", "[2001:db8::2]:5432")),
-            (v2(0x21, 0x31, &[0; 216]), Announced::Balancer),
-            (v2(0x21, 0x00, b""), Announced::Balancer),
-            (v2(0x21, 0x00, b"to be ignored"), Announced::Balancer),
-            (v2(0x21, 0x10, b"to be ignored"), Announced::Balancer),
-            (v2(0x20, 0x00, b""), Announced::Balancer),
+            (v2(0x21, 0x31, &[0; 216]), AnnouncedAddress::Balancer),
+            (v2(0x21, 0x00, b""), AnnouncedAddress::Balancer),
+            (v2(0x21, 0x00, b"to be ignored"), AnnouncedAddress::Balancer),
+            (v2(0x21, 0x10, b"to be ignored"), AnnouncedAddress::Balancer),
+            (v2(0x20, 0x00, b""), AnnouncedAddress::Balancer),
             // LOCAL with a client's address is LOCAL.
-            (v2(0x20, 0x11, ADDRESSES), Announced::Balancer),
-            (v2(0x20, 0xff, b"\x03\0\x04none"), Announced::Balancer),
+            (v2(0x20, 0x11, ADDRESSES), AnnouncedAddress::Balancer),
+            (v2(0x20, 0xff, b"\x03\0\x04none"), AnnouncedAddress::Balancer),
         ];
         for (header, announced) in cases {
             let followed = [&header[..], b"\x16\x03\x01"].concat();
@@ -427,41 +430,41 @@ mod tests {
         }
         let longest = v2(0x20, 0, &[0; LONGEST_BLOCK]);
         assert_eq!(longest.len(), LONGEST_HEADER);
-        assert_eq!(read(&longest), done(&longest, Announced::Balancer));
+        assert_eq!(read(&longest), done(&longest, AnnouncedAddress::Balancer));
     }
 
     #[test]
     fn version_2_that_is_not_as_it_must_be_is_invalid() {
         let cases = [
-            (v2(0x11, 0x11, ADDRESSES), Invalid::VersionOrCommand(0x11)),
-            (v2(0x31, 0x11, ADDRESSES), Invalid::VersionOrCommand(0x31)),
-            (v2(0x22, 0x11, ADDRESSES), Invalid::VersionOrCommand(0x22)),
-            (v2(0x21, 0x12, ADDRESSES), Invalid::Family(0x12)),
-            (v2(0x21, 0x02, b""), Invalid::Family(0x02)),
-            (v2(0x21, 0x13, ADDRESSES), Invalid::Family(0x13)),
-            (v2(0x21, 0x41, &[0; 216]), Invalid::Family(0x41)),
-            (v2(0x21, 0x40, b""), Invalid::Family(0x40)),
-            (v2(0x21, 0x32, &[0; 216]), Invalid::Family(0x32)),
-            (v2(0x21, 0x11, &ADDRESSES[..11]), Invalid::AddressesCut(11)),
-            (v2(0x21, 0x21, &[0; 35]), Invalid::AddressesCut(35)),
-            (v2(0x21, 0x31, &[0; 215]), Invalid::AddressesCut(215)),
-            (v2(0x21, 0x11, &[0; LONGEST_BLOCK + 1]), Invalid::TooLong(LONGEST_BLOCK + 1)),
-            (v2_with(b"\x04"), Invalid::Vectors),
-            (v2_with(b"\x04\0"), Invalid::Vectors),
-            (v2_with(b"\x04\0\x04abc"), Invalid::Vectors),
-            (v2_with(b"\x04\0\x02abc"), Invalid::Vectors),
-            (v2_with(b"\x04\xff\xffabc"), Invalid::Vectors),
-            (v2_with(b"\x03\0\x04\0\0\0\0"), Invalid::Checksum),
-            (v2_with(b"\x03\0\x03\0\0\0"), Invalid::Checksum),
+            (v2(0x11, 0x11, ADDRESSES), HeaderError::VersionOrCommand(0x11)),
+            (v2(0x31, 0x11, ADDRESSES), HeaderError::VersionOrCommand(0x31)),
+            (v2(0x22, 0x11, ADDRESSES), HeaderError::VersionOrCommand(0x22)),
+            (v2(0x21, 0x12, ADDRESSES), HeaderError::Family(0x12)),
+            (v2(0x21, 0x02, b""), HeaderError::Family(0x02)),
+            (v2(0x21, 0x13, ADDRESSES), HeaderError::Family(0x13)),
+            (v2(0x21, 0x41, &[0; 216]), HeaderError::Family(0x41)),
+            (v2(0x21, 0x40, b""), HeaderError::Family(0x40)),
+            (v2(0x21, 0x32, &[0; 216]), HeaderError::Family(0x32)),
+            (v2(0x21, 0x11, &ADDRESSES[..11]), HeaderError::AddressesCut(11)),
+            (v2(0x21, 0x21, &[0; 35]), HeaderError::AddressesCut(35)),
+            (v2(0x21, 0x31, &[0; 215]), HeaderError::AddressesCut(215)),
+            (v2(0x21, 0x11, &[0; LONGEST_BLOCK + 1]), HeaderError::ProgramTooLong(LONGEST_BLOCK + 1)),
+            (v2_with(b"\x04"), HeaderError::Vectors),
+            (v2_with(b"\x04\0"), HeaderError::Vectors),
+            (v2_with(b"\x04\0\x04abc"), HeaderError::Vectors),
+            (v2_with(b"\x04\0\x02abc"), HeaderError::Vectors),
+            (v2_with(b"\x04\xff\xffabc"), HeaderError::Vectors),
+            (v2_with(b"\x03\0\x04\0\0\0\0"), HeaderError::Checksum),
+            (v2_with(b"\x03\0\x03\0\0\0"), HeaderError::Checksum),
         ];
         for (header, why) in cases {
             assert_eq!(read(&header), Progress::Invalid(why), "{header:x?}");
         }
         // A length that is not believed is not waited for.
         let begun = [&SIGNATURE[..], &[0x21, 0x11, 0xff, 0xff]].concat();
-        assert_eq!(read(&begun), Progress::Invalid(Invalid::TooLong(0xffff)));
+        assert_eq!(read(&begun), Progress::Invalid(HeaderError::ProgramTooLong(0xffff)));
         assert_eq!(read(&begun[..13]), Progress::More { at_least: 16 });
-        assert_eq!(read(b"\r\n\r\n\0\r\nQUIT\n\x11"), Progress::Invalid(Invalid::VersionOrCommand(0x11)));
+        assert_eq!(read(b"\r\n\r\n\0\r\nQUIT\n\x11"), Progress::Invalid(HeaderError::VersionOrCommand(0x11)));
     }
 
     /// As `haproxy` 2.6 sent it with the option `crc32c`.

@@ -28,7 +28,7 @@ impl fmt::Display for Version {
 
 /// A client, as the upstream is to know it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Announcement<'a> {
+pub(crate) struct ProxyHeader<'a> {
     /// Where the connection came from and went to. A client of a Unix socket has no addresses.
     pub addresses: Option<Addresses>,
     /// The protocol agreed on by ALPN.
@@ -43,7 +43,7 @@ pub struct Announcement<'a> {
 
 /// The two ends of a client's connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Addresses {
+pub(crate) struct Addresses {
     /// The client.
     pub source: SocketAddr,
     /// Where it connected to: the listener, or what the load balancer in front announced.
@@ -52,7 +52,7 @@ pub struct Addresses {
 
 /// A client's TLS.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Tls<'a> {
+pub(crate) struct Tls<'a> {
     /// Such as "TLSv1.3".
     pub version: &'a str,
     /// The cipher suite's name.
@@ -63,25 +63,25 @@ pub struct Tls<'a> {
 
 /// A client certificate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Certificate<'a> {
+pub(crate) struct Certificate<'a> {
     /// The common name of its subject.
     pub common_name: Option<&'a str>,
     /// When the client showed it.
-    pub shown: Shown,
+    pub shown: ShownIn,
 }
 
 /// When a client certificate was shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Shown {
+pub(crate) enum ShownIn {
     /// In the handshake of this connection.
     Now,
     /// In an earlier one, which this connection resumes.
     Before,
 }
 
-impl Announcement<'_> {
+impl ProxyHeader<'_> {
     /// The header that tells the upstream, to be sent before all else.
-    pub fn header(&self, version: Version) -> Vec<u8> {
+    pub(crate) fn header(&self, version: Version) -> Vec<u8> {
         match version {
             Version::V1 => line(self.addresses),
             Version::V2 => {
@@ -106,8 +106,8 @@ impl Announcement<'_> {
 impl Tls<'_> {
     fn value(&self) -> Vec<u8> {
         let (client, verify) = match self.certificate.map(|certificate| certificate.shown) {
-            Some(Shown::Now) => (CLIENT_SSL | CLIENT_CERT_CONN | CLIENT_CERT_SESS, VERIFIED),
-            Some(Shown::Before) => (CLIENT_SSL | CLIENT_CERT_SESS, VERIFIED),
+            Some(ShownIn::Now) => (CLIENT_SSL | CLIENT_CERT_CONN | CLIENT_CERT_SESS, VERIFIED),
+            Some(ShownIn::Before) => (CLIENT_SSL | CLIENT_CERT_SESS, VERIFIED),
             None => (CLIENT_SSL, NOT_VERIFIED),
         };
         let mut value = vec![client];
@@ -122,7 +122,7 @@ impl Tls<'_> {
 
 /// The header for a connection of our own, which asks whether the upstream is there. Version 2 has a word for that, LOCAL;
 /// in version 1 it is UNKNOWN, by which the receiver takes the connection's own addresses too.
-pub fn own(version: Version) -> Vec<u8> {
+pub(crate) fn own_header(version: Version) -> Vec<u8> {
     match version {
         Version::V1 => line(None),
         Version::V2 => with_prefix(COMMAND_LOCAL, UNSPECIFIED, &[]),
@@ -259,14 +259,14 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::protocol::proxy_header::read::{Announced, Progress, read};
+    use crate::protocol::proxy_header::read::{AnnouncedAddress, Progress, read};
 
     fn between(source: &str, destination: &str) -> Option<Addresses> {
         Some(Addresses { source: source.parse().unwrap(), destination: destination.parse().unwrap() })
     }
 
-    fn announcement(addresses: Option<Addresses>) -> Announcement<'static> {
-        Announcement { addresses, ..Announcement::default() }
+    fn announcement(addresses: Option<Addresses>) -> ProxyHeader<'static> {
+        ProxyHeader { addresses, ..ProxyHeader::default() }
     }
 
     fn text(bytes: Vec<u8>) -> String {
@@ -278,8 +278,8 @@ mod tests {
         \x01\0\x0apostgresql\x02\0\x0adb.example\x05\0\x09sess-0001\
         \x20\0\x31\x07\0\0\0\0\x21\0\x07TLSv1.3\x22\0\x06app-\xc3\xbc\x23\0\x16TLS_AES_256_GCM_SHA384";
 
-    fn as_haproxy_had_it() -> Announcement<'static> {
-        Announcement {
+    fn as_haproxy_had_it() -> ProxyHeader<'static> {
+        ProxyHeader {
             addresses: between("127.0.0.1:39868", "127.0.0.1:18002"),
             alpn: Some(b"postgresql"),
             server_name: Some("db.example"),
@@ -287,7 +287,7 @@ mod tests {
             tls: Some(Tls {
                 version: "TLSv1.3",
                 cipher: "TLS_AES_256_GCM_SHA384",
-                certificate: Some(Certificate { common_name: Some("app-ü"), shown: Shown::Now }),
+                certificate: Some(Certificate { common_name: Some("app-ü"), shown: ShownIn::Now }),
             }),
         }
     }
@@ -325,20 +325,20 @@ mod tests {
 
     #[test]
     fn a_connection_of_our_own_is_local_or_unknown() {
-        assert_eq!(own(Version::V2), b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0");
-        assert_eq!(text(own(Version::V1)), "PROXY UNKNOWN\r\n");
+        assert_eq!(own_header(Version::V2), b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0");
+        assert_eq!(text(own_header(Version::V1)), "PROXY UNKNOWN\r\n");
     }
 
     #[test]
     fn a_client_without_addresses_keeps_what_else_is_known_of_it() {
-        let header = Announcement { session: Some(b"7"), ..announcement(None) }.header(Version::V2);
+        let header = ProxyHeader { session: Some(b"7"), ..announcement(None) }.header(Version::V2);
         assert_eq!(header, b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\x04\x05\0\x017");
     }
 
     #[test]
     fn a_resumed_certificate_and_none_at_all_are_told_apart() {
         let tls = |certificate| Tls { version: "TLSv1.2", cipher: "X", certificate }.value();
-        let before = Certificate { common_name: None, shown: Shown::Before };
+        let before = Certificate { common_name: None, shown: ShownIn::Before };
         assert_eq!(tls(Some(before)), b"\x05\0\0\0\0\x21\0\x07TLSv1.2\x23\0\x01X");
         assert_eq!(tls(None), b"\x01\0\0\0\x01\x21\0\x07TLSv1.2\x23\0\x01X");
     }
@@ -346,9 +346,9 @@ mod tests {
     #[test]
     fn a_name_that_cannot_be_told_whole_is_not_told() {
         for name in ["admin\0x", "a\r\nb", &"x".repeat(256), ""] {
-            let certificate = Some(Certificate { common_name: Some(name), shown: Shown::Now });
+            let certificate = Some(Certificate { common_name: Some(name), shown: ShownIn::Now });
             let tls = Some(Tls { version: "TLSv1.3", cipher: "X", certificate });
-            let header = Announcement { server_name: Some(name), tls, ..announcement(None) }.header(Version::V2);
+            let header = ProxyHeader { server_name: Some(name), tls, ..announcement(None) }.header(Version::V2);
             let expected = b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\x16\x20\0\x13\x07\0\0\0\0\x21\0\x07TLSv1.3\x23\0\x01X";
             assert_eq!(header, expected, "{name:?}");
         }
@@ -366,13 +366,13 @@ mod tests {
             alpn in prop::option::of(prop::collection::vec(any::<u8>(), 0..300)),
             names in prop::collection::vec(prop_oneof![".{0,300}", "[a-z]{1,64}", "[a-z]{250,260}"], 4),
             session in prop::option::of(prop::collection::vec(any::<u8>(), 0..200)),
-            shown in prop::option::of(prop_oneof![Just(Shown::Now), Just(Shown::Before)]),
+            shown in prop::option::of(prop_oneof![Just(ShownIn::Now), Just(ShownIn::Before)]),
             version in prop_oneof![Just(Version::V1), Just(Version::V2)],
             behind in prop::collection::vec(any::<u8>(), 0..50),
         ) {
             let [server_name, common_name, tls_version, cipher] = &names[..] else { unreachable!() };
             let certificate = shown.map(|shown| Certificate { common_name: Some(common_name), shown });
-            let announcement = Announcement {
+            let announcement = ProxyHeader {
                 addresses: ends.map(|(from, destination)| Addresses { source: from, destination }),
                 alpn: alpn.as_deref(),
                 server_name: Some(server_name),
@@ -392,8 +392,8 @@ mod tests {
             };
             prop_assert_eq!(length, header.len());
             let read = match announced {
-                Announced::Client { source, destination } => Some((canonical(source), canonical(destination))),
-                Announced::Balancer => None,
+                AnnouncedAddress::Client { source, destination } => Some((canonical(source), canonical(destination))),
+                AnnouncedAddress::Balancer => None,
             };
             prop_assert_eq!(read, ends.map(|(from, to)| (canonical(from), canonical(to))));
         }

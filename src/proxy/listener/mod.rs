@@ -24,24 +24,24 @@ use tracing::warn;
 use crate::addr::{ClientAddr, ListenAddr};
 use crate::audit::event::ConnectionFields;
 use crate::descriptors;
-use crate::descriptors::{Descriptors, Share};
+use crate::descriptors::{DescriptorPermit, Descriptors};
 use crate::fault;
 use crate::fault::Backoff;
-use crate::limit::handshakes::{Begun, NoPlace};
+use crate::limit::handshakes::{AcquiredHandshake, HandshakeLimitReached};
 use crate::outcome::Reason;
 use crate::permissions;
-use crate::policy::{BindAddr, Snapshot, Terms};
+use crate::policy::{BindAddr, ListenerPolicy, Snapshot};
 use crate::proxy::accepted::{AcceptedConnection, Admission, Shared};
 use crate::proxy::listener::socket::{BACKLOG, BoundSocket};
 use crate::proxy::worker::{WorkerHandle, Workers};
-use crate::shield::{Shields, Standing};
+use crate::shield::{ShieldStatus, Shields};
 use crate::transport::listen_socket::ListenSocket;
-use crate::transport::socket::Accepted;
+use crate::transport::socket::AcceptedSocket;
 use crate::transport::unix_socket::UnixSocketFile;
 
 /// Every bound address of the process.
 #[derive(Debug)]
-pub struct Listeners {
+pub(crate) struct Listeners {
     shared: Shared,
     workers: Arc<Workers>,
     bound: HashMap<BindAddr, Bound>,
@@ -58,13 +58,13 @@ struct Bound {
 
 /// Addresses that are bound but not accepted from yet. Dropped, they are free again.
 #[derive(Debug)]
-pub struct Prepared {
+pub(crate) struct Prepared {
     fresh: Vec<(BindAddr, PendingListener)>,
 }
 
 impl Prepared {
     /// Whether every address is bound already.
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.fresh.is_empty()
     }
 }
@@ -80,7 +80,7 @@ struct PendingListener {
 /// An address that cannot be had.
 #[derive(Debug, thiserror::Error)]
 #[error("listener {listener}: {address} {}", cannot_be_bound(.address, .error))]
-pub struct BindError {
+pub(crate) struct BindError {
     listener: Arc<str>,
     address: ListenAddr,
     error: io::Error,
@@ -101,7 +101,7 @@ fn cannot_be_bound(address: &ListenAddr, error: &io::Error) -> String {
 
 impl Listeners {
     /// No addresses yet.
-    pub fn new(shared: Shared, workers: Arc<Workers>) -> Self {
+    pub(crate) fn new(shared: Shared, workers: Arc<Workers>) -> Self {
         let shields = Shields::new(shared.audit.clone());
         Self { shared, workers, bound: HashMap::new(), shields, loops: JoinSet::new() }
     }
@@ -110,15 +110,13 @@ impl Listeners {
     ///
     /// # Errors
     /// When one of them cannot be bound; then none is.
-    pub fn prepare(&self, snapshot: &Snapshot) -> Result<Prepared, BindError> {
+    pub(crate) fn prepare(&self, snapshot: &Snapshot) -> Result<Prepared, BindError> {
         let mut fresh = Vec::new();
-        for terms in snapshot.listeners() {
-            for bind_addr in terms.bind_addrs.iter().filter(|bind_addr| !self.has(bind_addr)) {
+        for policy in snapshot.listeners() {
+            for bind_addr in policy.bind_addrs.iter().filter(|bind_addr| !self.has(bind_addr)) {
                 let leaving = self.share_port_of_leaving(bind_addr, snapshot);
-                let pending = self.open(terms, &bind_addr.address, !leaving.is_empty()).map_err(|error| BindError {
-                    listener: Arc::clone(&terms.name),
-                    address: bind_addr.address.clone(),
-                    error,
+                let pending = self.open(policy, &bind_addr.address, !leaving.is_empty()).map_err(|error| {
+                    BindError { listener: Arc::clone(&policy.name), address: bind_addr.address.clone(), error }
                 })?;
                 fresh.push((bind_addr.clone(), pending));
             }
@@ -128,55 +126,55 @@ impl Listeners {
 
     /// Lets nobody be kept out by a shield whom `next` will let in. To be called when `next` is about to come into force, in
     /// place of `current`.
-    pub fn widen(&mut self, next: &Snapshot, current: &Snapshot) {
+    pub(crate) fn widen(&mut self, next: &Snapshot, current: &Snapshot) {
         self.with_shields(|shields, _| shields.widen(next, current));
     }
 
     /// Keeps out whom `snapshot` does not trust, where the kernel does that. It has to be in force already.
-    pub fn follow(&mut self, snapshot: &Snapshot) {
+    pub(crate) fn follow(&mut self, snapshot: &Snapshot) {
         self.with_shields(|shields, bound| {
             shields.follow(snapshot, |bind_addr| bound.get(bind_addr)?.socket.shielded_socket().cloned());
         });
     }
 
     /// Returns when the shields want a look.
-    pub async fn look_due(&self) {
+    pub(crate) async fn look_due(&self) {
         self.shields.due().await;
     }
 
     /// Raises and lowers shields by how many strangers come.
-    pub fn look(&mut self, snapshot: &Snapshot) {
+    pub(crate) fn look(&mut self, snapshot: &Snapshot) {
         self.with_shields(|shields, _| shields.look(snapshot));
     }
 
     /// How many connections there is room for.
-    pub fn descriptors(&self) -> descriptors::Standing {
-        self.shared.descriptors.standing()
+    pub(crate) fn descriptors(&self) -> descriptors::DescriptorStatus {
+        self.shared.descriptors.status()
     }
 
     /// How the shield of a listener is.
-    pub fn shield(&self, terms: &Terms) -> Standing {
-        self.shields.standing(terms)
+    pub(crate) fn shield(&self, policy: &ListenerPolicy) -> ShieldStatus {
+        self.shields.status(policy)
     }
 
     /// Accepts from the prepared addresses and stops accepting from those `snapshot` has no use for. `snapshot` has to be
     /// in force already.
-    pub fn commit(&mut self, prepared: Prepared, snapshot: &Snapshot) {
+    pub(crate) fn commit(&mut self, prepared: Prepared, snapshot: &Snapshot) {
         self.bound.retain(|bind_addr, _| snapshot.at_address(bind_addr).is_some());
         self.shared.descriptors.follow(self.bound.len().saturating_add(prepared.fresh.len()));
         for (bind_addr, bound) in &self.bound {
-            if let (Some(terms), Some(socket_file), ListenAddr::Unix(path)) =
+            if let (Some(policy), Some(socket_file), ListenAddr::Unix(path)) =
                 (snapshot.at_address(bind_addr), bound.socket.socket_file(), &bind_addr.address)
-                && let Err(error) = socket_file.open_to(terms.access(path))
+                && let Err(error) = socket_file.open_to(policy.access(path))
             {
-                warn!(listener = %terms.name, address = %bind_addr.address, %error, "cannot change the access to a Unix socket");
+                warn!(listener = %policy.name, address = %bind_addr.address, %error, "cannot change the access to a Unix socket");
             }
         }
         for (bind_addr, bound) in &self.bound {
-            if let Some(terms) = snapshot.at_address(bind_addr)
-                && let Err(error) = bound.socket.keep_alive(terms.limits.dead_peer_timeout)
+            if let Some(policy) = snapshot.at_address(bind_addr)
+                && let Err(error) = bound.socket.keep_alive(policy.limits.dead_peer_timeout)
             {
-                warn!(listener = %terms.name, address = %bind_addr.address, %error, "cannot apply dead_peer_timeout, keeping the previous one");
+                warn!(listener = %policy.name, address = %bind_addr.address, %error, "cannot apply dead_peer_timeout, keeping the previous one");
             }
         }
         for (bind_addr, pending) in prepared.fresh {
@@ -187,19 +185,19 @@ impl Listeners {
     }
 
     /// Stops accepting; the addresses are free when it returns. Connections that the kernel had completed are served.
-    pub async fn close(&mut self) {
+    pub(crate) async fn close(&mut self) {
         self.shields.close("the program stops");
         self.bound.clear();
         while self.loops.join_next().await.is_some() {}
     }
 
     /// The real addresses of a listener, in the order of its configuration.
-    pub fn addresses(&self, terms: &Terms) -> Vec<String> {
+    pub(crate) fn addresses(&self, policy: &ListenerPolicy) -> Vec<String> {
         let address = |bind_addr: &BindAddr| {
             let port = self.bound.get(bind_addr)?.socket.port();
             Some(port.map_or_else(|| bind_addr.address.to_string(), |port| port.to_string()))
         };
-        terms.bind_addrs.iter().filter_map(address).collect()
+        policy.bind_addrs.iter().filter_map(address).collect()
     }
 
     /// Whether an address is bound, and still is where it was: the file of a Unix socket may have been tidied away.
@@ -218,16 +216,16 @@ impl Listeners {
     }
 
     /// Binds an address; `shared` where a socket that is about to leave still has its port.
-    fn open(&self, terms: &Terms, address: &ListenAddr, shared: bool) -> io::Result<PendingListener> {
+    fn open(&self, policy: &ListenerPolicy, address: &ListenAddr, shared: bool) -> io::Result<PendingListener> {
         let worker = self.workers.worker().ok_or_else(|| io::Error::other("there is no worker"))?;
         let socket = match address {
             ListenAddr::Tcp(address) => {
-                let before = self.shared.current.borrow().named(&terms.name).cloned();
-                let filter = self.shields.filter_for(terms, before.as_deref());
-                let dead_peer_timeout = terms.limits.dead_peer_timeout;
+                let before = self.shared.current.borrow().named(&policy.name).cloned();
+                let filter = self.shields.filter_for(policy, before.as_deref());
+                let dead_peer_timeout = policy.limits.dead_peer_timeout;
                 BoundSocket::tcp(address, shared, filter.as_ref(), self.shields.alarm(), dead_peer_timeout)?
             }
-            ListenAddr::Unix(path) => BoundSocket::unix(path, terms.access(path))?,
+            ListenAddr::Unix(path) => BoundSocket::unix(path, policy.access(path))?,
         };
         let _there = worker.runtime.enter();
         // tokio's own listener would register every accepted socket with the worker that accepts, a stranger's too, only to
@@ -280,8 +278,8 @@ impl Drop for SharedPort {
 
 /// A client that was accepted a moment ago.
 struct AcceptedClient {
-    stream: Accepted,
-    share: Share,
+    stream: AcceptedSocket,
+    descriptor_permit: DescriptorPermit,
     accepted_at: Instant,
 }
 
@@ -328,9 +326,9 @@ impl AcceptLoop {
                 accepted = accept(socket, &self.shared.descriptors) => accepted,
             };
             match accepted {
-                Ok((stream, client, share)) => {
+                Ok((stream, client, descriptor_permit)) => {
                     backoff.succeeded();
-                    self.take(stream, client, share).await;
+                    self.take(stream, client, descriptor_permit).await;
                 }
                 Err(error) if is_client_error(&error) => {}
                 Err(error) => backoff.failed(&error).await,
@@ -339,9 +337,9 @@ impl AcceptLoop {
         // These clients were told by the kernel that they are connected. No more than can have waited: others may come
         // faster than they are served. Nor more than there are descriptors for: the address has to become free.
         for _ in 0..BACKLOG {
-            let Some(share) = self.shared.descriptors.try_take() else { break };
+            let Some(descriptor_permit) = self.shared.descriptors.try_take() else { break };
             match socket.get_ref().accept() {
-                Ok((stream, client)) => self.take(stream, client, share).await,
+                Ok((stream, client)) => self.take(stream, client, descriptor_permit).await,
                 Err(_) => break,
             }
             yield_now().await;
@@ -349,57 +347,58 @@ impl AcceptLoop {
     }
 
     /// Takes one client. A fault costs that one, and not the address.
-    async fn take(&mut self, stream: Accepted, client: ClientAddr, share: Share) {
-        let accepted = AcceptedClient { stream, share, accepted_at: Instant::now() };
+    async fn take(&mut self, stream: AcceptedSocket, client: ClientAddr, descriptor_permit: DescriptorPermit) {
+        let accepted = AcceptedClient { stream, descriptor_permit, accepted_at: Instant::now() };
         let _ = fault::contained(PART, self.admit(accepted, client)).await;
     }
 
     /// Puts the source question. A stranger costs this lookup and a close, and so does who comes far too often.
     async fn admit(&mut self, accepted: AcceptedClient, client: ClientAddr) {
         let accepted_at = accepted.accepted_at;
-        let Some(terms) = self.terms() else { return self.reject(client) };
-        if terms.balancers.speak_from(client) {
+        let Some(policy) = self.policy() else { return self.reject(client) };
+        if policy.proxies.contains(client) {
             // Whom it speaks for is asked, and whether that one is trusted, where there is time to listen.
-            return self.hand_over(accepted, Admission::Proxied(client), terms).await;
+            return self.hand_over(accepted, Admission::Proxied(client), policy).await;
         }
-        let mut fields = ConnectionFields::new(None, Arc::clone(&terms.name), client);
-        fields.from_checker = terms.balancers.check_from(client);
-        let admitted = match terms.sources.admit(client, OffsetDateTime::now_utc()) {
+        let mut fields = ConnectionFields::new(None, Arc::clone(&policy.name), client);
+        fields.is_health_checker = policy.proxies.is_health_checker(client);
+        let admitted = match policy.sources.admit(client, OffsetDateTime::now_utc()) {
             Ok(admitted) => admitted,
-            Err(stranger) => {
+            Err(untrusted) => {
                 drop(accepted);
                 self.port.iter().for_each(|port| port.count_untrusted());
-                return self.shared.audit.denied(&fields, Reason::UntrustedSource, stranger, accepted_at.elapsed());
+                return self.shared.audit.denied(&fields, Reason::UntrustedSource, untrusted, accepted_at.elapsed());
             }
         };
-        match terms.pace(client, accepted_at) {
-            Ok(pace) => self.hand_over(accepted, Admission::Direct(admitted, pace), terms).await,
-            Err(too_fast) => {
+        match policy.check_rate(client, accepted_at) {
+            Ok(rate) => self.hand_over(accepted, Admission::Direct(admitted, rate), policy).await,
+            Err(rate_exceeded) => {
                 drop(accepted);
-                fields.standing = Some(admitted.standing().clone());
-                self.shared.audit.denied(&fields, Reason::RateLimited, too_fast, accepted_at.elapsed());
+                fields.source_match = Some(admitted.source_match().clone());
+                self.shared.audit.denied(&fields, Reason::RateLimited, rate_exceeded, accepted_at.elapsed());
             }
         }
     }
 
     /// Hands a connection to a worker, if there is a place for its handshake.
-    async fn hand_over(&self, accepted: AcceptedClient, admission: Admission, terms: Arc<Terms>) {
-        let AcceptedClient { stream, share, accepted_at } = accepted;
-        let guard = self.shared.registry.enter(Arc::clone(&terms.name), admission.from());
-        let handshake = match terms.begin_handshake(admission.from(), guard.id()) {
-            Ok(Begun { handshake, displaced }) => {
+    async fn hand_over(&self, accepted: AcceptedClient, admission: Admission, policy: Arc<ListenerPolicy>) {
+        let AcceptedClient { stream, descriptor_permit, accepted_at } = accepted;
+        let guard = self.shared.registry.enter(Arc::clone(&policy.name), admission.from());
+        let handshake = match policy.acquire_handshake(admission.from(), guard.id()) {
+            Ok(AcquiredHandshake { handshake, displaced }) => {
                 if let Some(displaced) = displaced.and_then(|displaced| self.shared.registry.find(displaced)) {
-                    displaced.end(NoPlace::Displaced.into());
+                    displaced.end(HandshakeLimitReached::Displaced.into());
                 }
                 handshake
             }
             Err(full) => {
-                drop((stream, share, guard));
-                let fields = admission.fields(None, &terms.name);
+                drop((stream, descriptor_permit, guard));
+                let fields = admission.fields(None, &policy.name);
                 return self.shared.audit.denied(&fields, Reason::HandshakeLimit, full, accepted_at.elapsed());
             }
         };
-        let connection = AcceptedConnection { stream, admission, terms, guard, handshake, accepted_at, share };
+        let connection =
+            AcceptedConnection { stream, admission, policy, guard, handshake, accepted_at, descriptor_permit };
         self.workers.hand_over(connection, &self.worker).await;
     }
 
@@ -412,16 +411,16 @@ impl AcceptLoop {
     }
 
     /// The terms of the listener that has this address now or, once it is to be closed, had it last.
-    fn terms(&mut self) -> Option<Arc<Terms>> {
+    fn policy(&mut self) -> Option<Arc<ListenerPolicy>> {
         let snapshot = self.shared.current.borrow();
-        let terms = match (snapshot.at_address(&self.bind_addr), &self.owner) {
-            (Some(terms), _) => terms,
+        let policy = match (snapshot.at_address(&self.bind_addr), &self.owner) {
+            (Some(policy), _) => policy,
             (None, Some(owner)) => snapshot.named(owner)?,
             (None, None) => return None,
         };
-        let terms = Arc::clone(terms);
-        self.owner = Some(Arc::clone(&terms.name));
-        Some(terms)
+        let policy = Arc::clone(policy);
+        self.owner = Some(Arc::clone(&policy.name));
+        Some(policy)
     }
 }
 
@@ -430,13 +429,13 @@ impl AcceptLoop {
 async fn accept(
     socket: &AsyncFd<Arc<BoundSocket>>,
     descriptors: &Descriptors,
-) -> io::Result<(Accepted, ClientAddr, Share)> {
+) -> io::Result<(AcceptedSocket, ClientAddr, DescriptorPermit)> {
     loop {
         let mut ready = socket.readable().await?;
-        let share = descriptors.take().await;
+        let descriptor_permit = descriptors.take().await;
         // Nothing where the client has gone meanwhile.
         if let Ok(accepted) = ready.try_io(|socket| socket.get_ref().accept()) {
-            return accepted.map(|(stream, client)| (stream, client, share));
+            return accepted.map(|(stream, client)| (stream, client, descriptor_permit));
         }
     }
 }

@@ -14,7 +14,7 @@ use tokio::sync::Notify;
 use crate::addr::{ClientAddr, TcpListenAddr};
 use crate::source::packet_filter::PacketFilter;
 use crate::transport::listen_socket::ListenSocket;
-use crate::transport::socket::{Accepted, keep_alive};
+use crate::transport::socket::{AcceptedSocket, keep_alive};
 use crate::transport::unix_socket;
 use crate::transport::unix_socket::{Access, UnixSocketFile};
 
@@ -62,15 +62,15 @@ impl BoundSocket {
     }
 
     /// Takes a client that waits.
-    pub(crate) fn accept(&self) -> io::Result<(Accepted, ClientAddr)> {
+    pub(crate) fn accept(&self) -> io::Result<(AcceptedSocket, ClientAddr)> {
         match self {
             Self::Tcp(port) => {
                 let (stream, from) = port.accept()?;
-                Ok((Accepted::Tcp(stream), ClientAddr::new(from)))
+                Ok((AcceptedSocket::Tcp(stream), ClientAddr::new(from)))
             }
             Self::Unix(_, listener) => {
                 let (stream, _) = listener.accept()?;
-                Ok((Accepted::Unix(stream), ClientAddr::UNIX))
+                Ok((AcceptedSocket::Unix(stream), ClientAddr::UNIX))
             }
         }
     }

@@ -8,39 +8,39 @@ use std::sync::Arc;
 use time::OffsetDateTime;
 
 use crate::audit::event::ConnectionFields;
-use crate::identity::verified::Credential;
+use crate::identity::verified::VerifiedIdentity;
 use crate::outcome::Outcome;
-use crate::policy::authorize::{Permission, Refusal};
+use crate::policy::authorize::{Denial, Permit};
 use crate::policy::usage::Authorization;
-use crate::policy::{Current, Snapshot, Terms};
+use crate::policy::{Current, ListenerPolicy, Snapshot};
 use crate::proxy::phase::close::{Close, StartupState};
 use crate::proxy::phase::handshake::SecuredClient;
-use crate::transport::{ClientLeg, Leg};
+use crate::transport::{ClientStream, Stream};
 use crate::x509::certificate::Certificate;
 
 /// A client that may go on to the upstream, by these terms.
 #[derive(Debug)]
 pub(crate) struct AuthorizedClient {
-    pub(crate) client: ClientLeg,
-    pub(crate) terms: Arc<Terms>,
+    pub(crate) client: ClientStream,
+    pub(crate) policy: Arc<ListenerPolicy>,
     /// What it identified itself with.
-    pub(crate) credential: Option<Arc<Credential>>,
+    pub(crate) identity: Option<Arc<VerifiedIdentity>>,
     /// The certificate it was shown.
     pub(crate) shown: Option<Arc<Certificate>>,
 }
 
 impl AuthorizedClient {
     /// What it relies on by this permission.
-    pub(crate) fn authorization(&self, permission: &Permission) -> Authorization {
+    pub(crate) fn authorization(&self, permit: &Permit) -> Authorization {
         match self.client {
-            Leg::Tls(_) => Authorization::on(permission, self.shown.clone()),
-            Leg::Plain(_) => Authorization::in_plaintext(permission),
+            Stream::Tls(_) => Authorization::on(permit, self.shown.clone()),
+            Stream::Plain(_) => Authorization::in_plaintext(permit),
         }
     }
 
     /// Turns away a client that has said what it wants.
     pub(crate) fn refused(self, ending: Outcome) -> Close {
-        Close::refused(ending, self.client, self.terms.protocol, StartupState::Heard)
+        Close::refused(ending, self.client, self.policy.protocol, StartupState::Heard)
     }
 }
 
@@ -53,15 +53,11 @@ pub(crate) fn authorize(
     let SecuredClient { client, protocol, shown } = secured;
     let snapshot = Arc::clone(&current.borrow());
     match judge(&client, &snapshot, fields) {
-        Ok(permission) => {
-            let Permission { terms, credential, .. } = permission.clone();
-            let authorized = AuthorizedClient { client, terms, credential, shown };
+        Ok(permit) => {
+            let Permit { policy, identity, .. } = permit.clone();
+            let authorized = AuthorizedClient { client, policy, identity, shown };
             // Also where there is no room for it, or no upstream: it will come again.
-            permission.terms.usage.note(
-                &authorized.authorization(&permission),
-                fields.client,
-                OffsetDateTime::now_utc(),
-            );
+            permit.policy.usage.note(&authorized.authorization(&permit), fields.client, OffsetDateTime::now_utc());
             Ok(authorized)
         }
         Err(ending) => Err(Close::refused(ending, client, protocol, StartupState::Awaited)),
@@ -71,38 +67,38 @@ pub(crate) fn authorize(
 /// Puts both questions, source and identity, to the policy of `snapshot`. A chain that this policy has verified before
 /// costs little.
 pub(crate) fn judge(
-    client: &ClientLeg,
+    client: &ClientStream,
     snapshot: &Snapshot,
     fields: &mut ConnectionFields,
-) -> Result<Permission, Outcome> {
-    let evidence = client.evidence();
-    let judged = snapshot.judge(&fields.listener, fields.origin(), evidence, OffsetDateTime::now_utc());
+) -> Result<Permit, Outcome> {
+    let presented = client.presented();
+    let judged = snapshot.judge(&fields.listener, fields.origin(), presented, OffsetDateTime::now_utc());
     note(judged.as_ref(), fields);
-    if let Err(Refusal::Identity(_)) = &judged {
+    if let Err(Denial::Identity(_)) = &judged {
         // The source is trusted, and the audit says by which rule.
-        let source = snapshot.judge_source(&fields.listener, fields.origin(), OffsetDateTime::now_utc());
-        fields.standing = source.ok().map(|permission| permission.standing);
+        let source = snapshot.authorize_source(&fields.listener, fields.origin(), OffsetDateTime::now_utc());
+        fields.source_match = source.ok().map(|permit| permit.source_match);
     }
-    if let (Err(Refusal::Identity(_)), Some(certificate)) = (&judged, evidence.leaf()) {
+    if let (Err(Denial::Identity(_)), Some(certificate)) = (&judged, presented.leaf()) {
         // The audit names whom it turns away, too.
         fields.name(&certificate.subject, &certificate.sha256);
     }
-    judged.map_err(Refusal::at_the_door)
+    judged.map_err(Denial::into_connection_outcome)
 }
 
 /// Puts the source question to the policy of `snapshot`.
-pub(crate) fn judge_source(snapshot: &Snapshot, fields: &mut ConnectionFields) -> Result<Permission, Outcome> {
-    let judged = snapshot.judge_source(&fields.listener, fields.origin(), OffsetDateTime::now_utc());
+pub(crate) fn authorize_source(snapshot: &Snapshot, fields: &mut ConnectionFields) -> Result<Permit, Outcome> {
+    let judged = snapshot.authorize_source(&fields.listener, fields.origin(), OffsetDateTime::now_utc());
     note(judged.as_ref(), fields);
-    judged.map_err(Refusal::at_the_door)
+    judged.map_err(Denial::into_connection_outcome)
 }
 
 /// Notes an answer for the audit. What the facts said of an earlier policy's answer is gone.
-fn note(judged: Result<&Permission, &Refusal>, fields: &mut ConnectionFields) {
-    fields.standing = None;
-    let Ok(permission) = judged else { return };
-    fields.standing = Some(permission.standing.clone());
-    if let Some(credential) = &permission.credential {
-        fields.name(&credential.certificate.subject, &credential.certificate.sha256);
+fn note(judged: Result<&Permit, &Denial>, fields: &mut ConnectionFields) {
+    fields.source_match = None;
+    let Ok(permit) = judged else { return };
+    fields.source_match = Some(permit.source_match.clone());
+    if let Some(identity) = &permit.identity {
+        fields.name(&identity.certificate.subject, &identity.certificate.sha256);
     }
 }

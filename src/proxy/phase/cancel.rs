@@ -13,16 +13,16 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
 
 use crate::audit::event::ConnectionFields;
-use crate::limit::handshakes::Handshake;
+use crate::limit::handshakes::HandshakePermit;
 use crate::outcome::{Outcome, Reason};
-use crate::policy::{Current, Terms};
+use crate::policy::{Current, ListenerPolicy};
 use crate::protocol::postgres::HEADER_LENGTH;
 use crate::proxy::accepted::finish;
-use crate::proxy::phase::authorize::{AuthorizedClient, judge, judge_source};
+use crate::proxy::phase::authorize::{AuthorizedClient, authorize_source, judge};
 use crate::proxy::phase::close::{Close, Farewell};
 use crate::proxy::phase::dial::dial_for_cancel;
 use crate::transport::socket::Socket;
-use crate::transport::{ClientLeg, Leg, UpstreamLeg};
+use crate::transport::{ClientStream, Stream, UpstreamStream};
 use crate::upstream::Upstream;
 use crate::upstream::proxy_header;
 
@@ -30,7 +30,7 @@ use crate::upstream::proxy_header;
 #[derive(Debug)]
 pub(crate) struct CancelRequest {
     packet: Vec<u8>,
-    terms: Arc<Terms>,
+    policy: Arc<ListenerPolicy>,
     client: Canceller,
 }
 
@@ -40,23 +40,23 @@ enum Canceller {
     /// Without TLS where there should be, as libpq before 17 sends it.
     Unasked(TcpStream),
     /// As any other client comes.
-    AuthorizedClient(ClientLeg),
+    AuthorizedClient(ClientStream),
 }
 
 impl CancelRequest {
-    pub(crate) fn unasked(stream: TcpStream, packet: Vec<u8>, terms: &Arc<Terms>) -> Self {
-        Self { packet, terms: Arc::clone(terms), client: Canceller::Unasked(stream) }
+    pub(crate) fn unasked(stream: TcpStream, packet: Vec<u8>, policy: &Arc<ListenerPolicy>) -> Self {
+        Self { packet, policy: Arc::clone(policy), client: Canceller::Unasked(stream) }
     }
 
     pub(crate) fn of(authorized: AuthorizedClient, packet: Vec<u8>) -> Self {
-        let AuthorizedClient { client, terms, .. } = authorized;
-        Self { packet, terms, client: Canceller::AuthorizedClient(client) }
+        let AuthorizedClient { client, policy, .. } = authorized;
+        Self { packet, policy, client: Canceller::AuthorizedClient(client) }
     }
 
     /// Passes it on and waits for the upstream to be done with it, if there are not too many of them.
     pub(crate) async fn forward(
         self,
-        handshake: &mut Option<Handshake>,
+        handshake: &mut Option<HandshakePermit>,
         current: &Current,
         fields: &mut ConnectionFields,
     ) -> Result<Farewell, Close> {
@@ -68,19 +68,20 @@ impl CancelRequest {
 
     async fn pass_on(
         &self,
-        handshake: &mut Option<Handshake>,
+        handshake: &mut Option<HandshakePermit>,
         current: &Current,
         fields: &mut ConnectionFields,
     ) -> Result<(), Outcome> {
         let key = self.packet.get(HEADER_LENGTH..).unwrap_or_default();
         // Dropped behind the upstream's connection: what is counted is what the upstream bears.
-        let begun = self.terms.upstream.cancels.begin(key, fields.client, std::time::Instant::now())?;
+        let begun = self.policy.upstream.cancel_keys.begin(key, fields.client, std::time::Instant::now())?;
         finish(handshake)?;
         let deadline = Instant::now() + PATIENCE;
-        let header = self.client.header(&self.terms.upstream, fields);
-        let dialed = timeout_at(deadline, dial_for_cancel(begun.place.as_ref(), &self.terms.upstream, &header)).await;
-        let (mut upstream, node) = dialed.map_err(|_| unreachable(&"it was not reached in time"))??;
-        fields.upstream = Some(node.address().to_string().into());
+        let header = self.client.header(&self.policy.upstream, fields);
+        let dialed =
+            timeout_at(deadline, dial_for_cancel(begun.endpoint.as_ref(), &self.policy.upstream, &header)).await;
+        let (mut upstream, configured) = dialed.map_err(|_| unreachable(&"it was not reached in time"))??;
+        fields.upstream = Some(configured.address().to_string().into());
         // Asked at the last moment: the packet may have taken its time, and the policy may be another one by now.
         self.client.judge(current, fields)?;
         let sent = timeout_at(deadline, upstream.write_all(&self.packet)).await;
@@ -94,8 +95,8 @@ impl CancelRequest {
 impl Canceller {
     fn header(&self, upstream: &Upstream, fields: &ConnectionFields) -> Vec<u8> {
         match self {
-            Self::Unasked(stream) => proxy_header::of_address(stream.local_addr().ok(), upstream, fields),
-            Self::AuthorizedClient(client) => proxy_header::of_address(client.local_addr(), upstream, fields),
+            Self::Unasked(stream) => proxy_header::address_header(stream.local_addr().ok(), upstream, fields),
+            Self::AuthorizedClient(client) => proxy_header::address_header(client.local_addr(), upstream, fields),
         }
     }
 
@@ -103,8 +104,8 @@ impl Canceller {
         let snapshot = Arc::clone(&current.borrow());
         match self {
             Self::Unasked(_) => {
-                let permission = judge_source(&snapshot, fields)?;
-                if permission.terms.plaintext_cancel { Ok(()) } else { Err(Reason::PlaintextRefused.into()) }
+                let permit = authorize_source(&snapshot, fields)?;
+                if permit.policy.plaintext_cancel { Ok(()) } else { Err(Reason::PlaintextRefused.into()) }
             }
             Self::AuthorizedClient(client) => judge(client, &snapshot, fields).map(|_| ()),
         }
@@ -115,13 +116,13 @@ impl Canceller {
 impl From<Canceller> for Farewell {
     fn from(client: Canceller) -> Self {
         match client {
-            Canceller::Unasked(stream) => Self::Words(Leg::Plain(Socket::Tcp(stream)), Vec::new()),
+            Canceller::Unasked(stream) => Self::Words(Stream::Plain(Socket::Tcp(stream)), Vec::new()),
             Canceller::AuthorizedClient(client) => Self::Words(client, Vec::new()),
         }
     }
 }
 
-async fn ended(upstream: &mut UpstreamLeg) -> io::Result<()> {
+async fn ended(upstream: &mut UpstreamStream) -> io::Result<()> {
     let mut bytes = [0; 64];
     while upstream.read(&mut bytes).await? > 0 {}
     Ok(())

@@ -15,7 +15,7 @@ use crate::protocol::Protocol;
 use crate::protocol::refusal::refusal;
 use crate::proxy::phase::startup::packet::first_packet;
 use crate::transport::socket::Socket;
-use crate::transport::{ClientLeg, Leg};
+use crate::transport::{ClientStream, Stream};
 
 /// A connection that ends: why, and what is still to be said.
 #[derive(Debug)]
@@ -31,14 +31,14 @@ pub(crate) enum Farewell {
     Gone,
     /// These words; inside TLS, with close_notify behind them. A socket without TLS may be one whose handshake has failed,
     /// and then there are none but the alert that is on its way.
-    Words(ClientLeg, Vec<u8>),
+    Words(ClientStream, Vec<u8>),
     /// These words, and no close_notify behind them: what the client has heard may have been cut short on the other side,
     /// and TLS is how it can know.
-    Cut(ClientLeg, Vec<u8>),
+    Cut(ClientStream, Vec<u8>),
     /// These words to a client whose session has to be gone soon, whether it listens or not.
-    Terminated(ClientLeg, Vec<u8>),
+    Terminated(ClientStream, Vec<u8>),
     /// The same once the client has sent its PostgreSQL StartupMessage and so listens for an answer.
-    AfterStartup(ClientLeg, Vec<u8>),
+    AfterStartup(ClientStream, Vec<u8>),
 }
 
 /// Whether a PostgreSQL client has sent its StartupMessage.
@@ -56,17 +56,17 @@ impl From<Outcome> for Close {
 
 impl Close {
     /// Says these words to the client, whatever it speaks.
-    pub(crate) fn with_words(ending: impl Into<Outcome>, client: ClientLeg, words: Vec<u8>) -> Self {
+    pub(crate) fn with_words(ending: impl Into<Outcome>, client: ClientStream, words: Vec<u8>) -> Self {
         Self { ending: ending.into(), farewell: Farewell::Words(client, words) }
     }
 
     /// The same to a client outside TLS.
     pub(crate) fn plain(ending: impl Into<Outcome>, stream: TcpStream, words: Vec<u8>) -> Self {
-        Self::with_words(ending, Leg::Plain(Socket::Tcp(stream)), words)
+        Self::with_words(ending, Stream::Plain(Socket::Tcp(stream)), words)
     }
 
     /// Turns a client away in the words its protocol has for the reason.
-    pub(crate) fn refused(ending: Outcome, client: ClientLeg, protocol: Protocol, startup: StartupState) -> Self {
+    pub(crate) fn refused(ending: Outcome, client: ClientStream, protocol: Protocol, startup: StartupState) -> Self {
         let words = refusal(protocol, ending.reason).unwrap_or_default();
         let farewell = match (protocol, startup) {
             (Protocol::Postgres, StartupState::Awaited) => Farewell::AfterStartup(client, words),
@@ -75,7 +75,7 @@ impl Close {
         Self { ending, farewell }
     }
 
-    pub(crate) fn terminated(ending: Outcome, client: ClientLeg, words: Vec<u8>) -> Self {
+    pub(crate) fn terminated(ending: Outcome, client: ClientStream, words: Vec<u8>) -> Self {
         Self { ending, farewell: Farewell::Terminated(client, words) }
     }
 }
@@ -102,14 +102,14 @@ impl Farewell {
 
 /// Says the words and ends the stream. What the client still sends is of no interest, only that it is read, and not as TLS;
 /// so a client that has broken TLS, or the end of it, is listened to like any other.
-async fn send_and_linger(mut client: ClientLeg, words: &[u8]) -> io::Result<()> {
+async fn send_and_linger(mut client: ClientStream, words: &[u8]) -> io::Result<()> {
     client.write_all(words).await?;
     client.shutdown().await?;
     linger(client.into_socket()).await
 }
 
 /// Says the words, and ends TCP alone.
-async fn cut_and_linger(mut client: ClientLeg, words: &[u8]) -> io::Result<()> {
+async fn cut_and_linger(mut client: ClientStream, words: &[u8]) -> io::Result<()> {
     // Who has broken TLS can be told nothing but that, by the alert that is on its way.
     let _ = client.write_all(words).await;
     client.flush().await?;

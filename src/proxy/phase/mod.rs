@@ -1,4 +1,4 @@
-//! TODO
+//! The phases of a connection, one file each. `proxy/mod.rs` calls them in order; each takes the value of the one before.
 
 pub(crate) mod authorize;
 pub(crate) mod cancel;

@@ -8,7 +8,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use crate::outcome::{Outcome, Reason};
-use crate::policy::Terms;
+use crate::policy::ListenerPolicy;
 use crate::protocol::postgres;
 use crate::protocol::postgres::{HEADER_LENGTH, Packet};
 use crate::protocol::{Protocol, TLS_HANDSHAKE_RECORD, proxy_header, redis};
@@ -34,9 +34,9 @@ pub(crate) enum Preface {
     Cancel(TcpStream, Vec<u8>),
 }
 
-pub(crate) async fn read_preface(socket: Socket, terms: &Terms) -> Result<Preface, Close> {
-    match (socket, &terms.tls) {
-        (Socket::Tcp(stream), Some(tls)) => begin(stream, terms, tls).await,
+pub(crate) async fn read_preface(socket: Socket, policy: &ListenerPolicy) -> Result<Preface, Close> {
+    match (socket, &policy.tls) {
+        (Socket::Tcp(stream), Some(tls)) => begin(stream, policy, tls).await,
         (socket, None) => Ok(Preface::Plain(socket)),
         // A reload has turned TLS on while this one waited to be accepted.
         (Socket::Unix(_), Some(_)) => Err(Outcome::from(Reason::ListenerRemoved).into()),
@@ -44,9 +44,9 @@ pub(crate) async fn read_preface(socket: Socket, terms: &Terms) -> Result<Prefac
 }
 
 /// What comes before TLS.
-async fn begin(mut stream: TcpStream, terms: &Terms, tls: &Arc<ServerTls>) -> Result<Preface, Close> {
+async fn begin(mut stream: TcpStream, policy: &ListenerPolicy, tls: &Arc<ServerTls>) -> Result<Preface, Close> {
     let first = first_byte(&mut stream).await?;
-    match (terms.protocol, first == TLS_HANDSHAKE_RECORD) {
+    match (policy.protocol, first == TLS_HANDSHAKE_RECORD) {
         (protocol, true) => {
             let needs_alpn = protocol == Protocol::Postgres;
             Ok(Preface::Tls(TlsStart { stream, needs_alpn }, Arc::clone(tls)))

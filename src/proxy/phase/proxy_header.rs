@@ -12,62 +12,65 @@ use tokio::net::TcpStream;
 
 use crate::addr::ClientAddr;
 use crate::audit::event::ConnectionFields;
-use crate::limit::rate_limiter::Pace;
+use crate::limit::rate_limiter::RateDecision;
 use crate::outcome::{Outcome, Reason};
-use crate::policy::{Current, Terms};
-use crate::protocol::proxy_header;
-use crate::protocol::proxy_header::read::{Announced, Progress};
-use crate::proxy::phase::authorize::judge_source;
+use crate::policy::{Current, ListenerPolicy};
+use crate::protocol::proxy_header::read::{AnnouncedAddress, Progress};
+use crate::proxy::phase::authorize::authorize_source;
 use crate::session::registry::ConnectionGuard;
-use crate::transport::socket::{Accepted, Socket};
+use crate::transport::socket::{AcceptedSocket, Socket};
 
 /// A client that has been let in by its own address.
 #[derive(Debug)]
 pub(crate) struct AnnouncedConnection {
     pub(crate) socket: Socket,
-    pub(crate) terms: Arc<Terms>,
+    pub(crate) policy: Arc<ListenerPolicy>,
     /// Whether its source comes slowly enough.
-    pub(crate) pace: Pace,
+    pub(crate) rate: RateDecision,
 }
 
 impl AnnouncedConnection {
     /// A client that came by itself, and was let in when it was accepted.
-    pub(crate) fn directly(stream: Accepted, terms: Arc<Terms>, pace: Pace) -> Result<Self, Outcome> {
+    pub(crate) fn directly(
+        stream: AcceptedSocket,
+        policy: Arc<ListenerPolicy>,
+        rate: RateDecision,
+    ) -> Result<Self, Outcome> {
         let socket = Socket::try_from(stream).map_err(|error| Outcome::new(Reason::ClientClosed, error))?;
-        Ok(Self { socket, terms, pace })
+        Ok(Self { socket, policy, rate })
     }
 }
 
 /// Hears for whom a balancer speaks.
-pub(crate) async fn hear(stream: Accepted) -> Result<(Socket, Announced), Outcome> {
+pub(crate) async fn hear(stream: AcceptedSocket) -> Result<(Socket, AnnouncedAddress), Outcome> {
     match Socket::try_from(stream).map_err(|error| Outcome::new(Reason::ClientClosed, error))? {
         Socket::Tcp(mut stream) => {
             let announced = read(&mut stream).await?;
             Ok((Socket::Tcp(stream), announced))
         }
         // Nobody at a Unix socket has an address, and so nobody there is a balancer.
-        socket @ Socket::Unix(_) => Ok((socket, Announced::Balancer)),
+        socket @ Socket::Unix(_) => Ok((socket, AnnouncedAddress::Balancer)),
     }
 }
 
 /// Puts the source question for the client that was announced.
 pub(crate) fn accept_announced(
-    heard: (Socket, Announced),
+    heard: (Socket, AnnouncedAddress),
     current: &Current,
     guard: &ConnectionGuard,
     fields: &mut ConnectionFields,
 ) -> Result<AnnouncedConnection, Outcome> {
     let (socket, announced) = heard;
-    if let Announced::Client { source, destination } = announced {
+    if let AnnouncedAddress::Client { source, destination } = announced {
         fields.client = ClientAddr::new(source);
         fields.destination = Some(destination);
     }
     guard.set_client(fields.client);
     let snapshot = Arc::clone(&current.borrow());
-    let judged = judge_source(&snapshot, fields);
-    let terms = judged.map_err(|ending| in_context(ending, fields))?.terms;
-    let pace = terms.pace(fields.client, Instant::now())?;
-    Ok(AnnouncedConnection { socket, terms, pace })
+    let judged = authorize_source(&snapshot, fields);
+    let policy = judged.map_err(|ending| in_context(ending, fields))?.policy;
+    let rate = policy.check_rate(fields.client, Instant::now())?;
+    Ok(AnnouncedConnection { socket, policy, rate })
 }
 
 /// Who reads the audit should not take a health check for a stranger.
@@ -79,7 +82,7 @@ fn in_context(ending: Outcome, fields: &ConnectionFields) -> Outcome {
     Outcome::new(ending.reason, format_args!("{}; {why}", ending.detail))
 }
 
-async fn read(stream: &mut TcpStream) -> Result<Announced, Outcome> {
+async fn read(stream: &mut TcpStream) -> Result<AnnouncedAddress, Outcome> {
     let lost = |error: std::io::Error| Outcome::new(Reason::ClientClosed, error);
     let mut header = Vec::new();
     loop {

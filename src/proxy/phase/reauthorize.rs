@@ -22,9 +22,9 @@ pub(crate) fn reauthorize(
     loop {
         let snapshot = Arc::clone(&current.borrow());
         match judge(&dialed.authorized.client, &snapshot, fields) {
-            Ok(permission) => {
-                let authorization = dialed.authorized.authorization(&permission);
-                permission.terms.usage.note(&authorization, fields.client, OffsetDateTime::now_utc());
+            Ok(permit) => {
+                let authorization = dialed.authorized.authorization(&permit);
+                permit.policy.usage.note(&authorization, fields.client, OffsetDateTime::now_utc());
                 guard.activate(authorization);
                 // A policy that comes from here on finds the session in the register. One that came just before may have
                 // looked there too early.

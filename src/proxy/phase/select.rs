@@ -15,16 +15,16 @@ use tokio::io::{AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::outcome::{Outcome, Reason};
-use crate::protocol::farewell::goodbye;
-use crate::protocol::postgres::startup::{Hold, QUESTION, Role, Stage};
+use crate::protocol::farewell::farewell_message;
+use crate::protocol::postgres::startup::{QUESTION, ServerRole, StartupStep, Withhold};
 use crate::protocol::{Protocol, Target, postgres};
 use crate::proxy::phase::authorize::AuthorizedClient;
 use crate::proxy::phase::close::Close;
 use crate::proxy::phase::dial::{Candidates, Dialed};
 use crate::proxy::phase::startup::SessionRequest;
 use crate::proxy::relay::startup::StartupRelay;
-use crate::upstream::dial::{EndpointError, refused_late, silent};
-use crate::upstream::record::{note_answer, note_role, note_unfit};
+use crate::upstream::dial::{EndpointError, closed_early, unhealthy};
+use crate::upstream::record::{record_failure, record_healthy, record_role};
 
 /// A client and an upstream that will do.
 #[derive(Debug)]
@@ -44,57 +44,60 @@ pub(crate) enum Selected {
 
 pub(crate) async fn select(dialed: Dialed, candidates: &mut Candidates) -> Result<Selected, Close> {
     let Dialed { authorized, connected, .. } = &dialed;
-    let terms = &authorized.terms;
-    if terms.protocol != Protocol::Postgres {
-        note_answer(&connected.place, &terms.upstream);
+    let policy = &authorized.policy;
+    if policy.protocol != Protocol::Postgres {
+        record_healthy(&connected.endpoint, &policy.upstream);
         return Ok(Selected::Session(Box::new(SelectedUpstream { dialed, startup: None })));
     }
-    let hold = match terms.upstream.settings.target {
-        Target::Primary => Hold::Role,
+    let withhold = match policy.upstream.settings.target {
+        Target::Primary => Withhold::Role,
         // A server that restarts takes connections before it is ready.
-        Target::Any if candidates.has_several() || candidates.has_waited() => Hold::Refusal,
-        Target::Any => Hold::Nothing,
+        Target::Any if candidates.has_several() || candidates.has_waited() => Withhold::Refusal,
+        Target::Any => Withhold::Nothing,
     };
-    let startup = Box::new(StartupRelay::of(&dialed, hold));
-    if hold == Hold::Nothing {
-        note_answer(&dialed.connected.place, &dialed.authorized.terms.upstream);
+    let startup = Box::new(StartupRelay::of(&dialed, withhold));
+    if withhold == Withhold::Nothing {
+        record_healthy(&dialed.connected.endpoint, &dialed.authorized.policy.upstream);
         return Ok(Selected::Session(Box::new(SelectedUpstream { dialed, startup: Some(startup) })));
     }
     let mut probe = StartupProbe { dialed, startup, has_waited: candidates.has_waited() };
-    let result = probe.hold(candidates.patience()).await;
+    let result = probe.withhold(candidates.patience()).await;
     let StartupProbe { dialed, startup, .. } = probe;
     let Dialed { authorized, connected, first } = dialed;
-    let (place, upstream) = (&connected.place, &authorized.terms.upstream);
+    let (endpoint, upstream) = (&connected.endpoint, &authorized.policy.upstream);
     match result {
         ProbeResult::Chosen(role) => {
-            note_answer(place, upstream);
-            if role == Some(Role::Primary) {
-                note_role(place, upstream, true);
+            record_healthy(endpoint, upstream);
+            if role == Some(ServerRole::Primary) {
+                record_role(endpoint, upstream, true);
             }
             // It has had the first packet.
             let dialed = Dialed { authorized, connected, first: Vec::new() };
             Ok(Selected::Session(Box::new(SelectedUpstream { dialed, startup: Some(startup) })))
         }
         ProbeResult::EndpointError(endpoint_error, role) => {
-            if role == Some(Role::Standby) {
-                note_role(place, upstream, false);
+            if role == Some(ServerRole::Standby) {
+                record_role(endpoint, upstream, false);
             }
             if !startup.asks_client() {
-                candidates.reject(place, upstream, endpoint_error);
+                candidates.reject(endpoint, upstream, endpoint_error);
                 return Ok(Selected::Retry(SessionRequest { authorized, first }));
             }
-            if endpoint_error.answers {
-                note_unfit(place, upstream, &endpoint_error, candidates.has_several());
+            if endpoint_error.is_healthy {
+                record_failure(endpoint, upstream, &endpoint_error, candidates.has_several());
             }
-            let next =
-                if role == Some(Role::Standby) { "; when the client comes again another is tried first" } else { "" };
-            let detail = format_args!("upstream {place}: {}{next}", endpoint_error.words);
+            let next = if role == Some(ServerRole::Standby) {
+                "; when the client comes again another is tried first"
+            } else {
+                ""
+            };
+            let detail = format_args!("upstream {endpoint}: {}{next}", endpoint_error.words);
             let ending = Outcome::new(endpoint_error.reason, detail);
-            Err(Close::with_words(ending, authorized.client, postgres::come_again()))
+            Err(Close::with_words(ending, authorized.client, postgres::try_again()))
         }
         ProbeResult::ClientLost(error) => Err(Outcome::new(Reason::ClientClosed, error).into()),
         ProbeResult::Silence => {
-            Err(Close::with_words(Reason::IdleTimeout, authorized.client, goodbye(Reason::IdleTimeout)))
+            Err(Close::with_words(Reason::IdleTimeout, authorized.client, farewell_message(Reason::IdleTimeout)))
         }
     }
 }
@@ -109,24 +112,24 @@ struct StartupProbe {
 
 enum ProbeResult {
     /// It is the client's, for better or worse.
-    Chosen(Option<Role>),
-    EndpointError(EndpointError, Option<Role>),
+    Chosen(Option<ServerRole>),
+    EndpointError(EndpointError, Option<ServerRole>),
     ClientLost(io::Error),
     /// The client was asked for something, and nothing was said for as long as a session may be silent.
     Silence,
 }
 
 impl StartupProbe {
-    async fn hold(&mut self, patience: Duration) -> ProbeResult {
+    async fn withhold(&mut self, patience: Duration) -> ProbeResult {
         let deadline = Instant::now() + patience;
         let Dialed { connected, first, .. } = &mut self.dialed;
-        if let Err(error) = send(&mut connected.leg, first).await {
+        if let Err(error) = send(&mut connected.stream, first).await {
             return self.lost(&error);
         }
         loop {
             let result = match self.startup.asks_client() {
                 // The client takes its time, and the server gives it one.
-                true => match self.dialed.authorized.terms.limits.idle_timeout {
+                true => match self.dialed.authorized.policy.limits.idle_timeout {
                     Some(limit) => timeout(limit, self.step()).await.unwrap_or(Some(ProbeResult::Silence)),
                     None => self.step().await,
                 },
@@ -143,8 +146,8 @@ impl StartupProbe {
         let Dialed { authorized: AuthorizedClient { client, .. }, connected, first } = &mut self.dialed;
         let repeatable = !self.startup.asks_client();
         let (mut theirs, mut ours) = ([0; 4096], [0; 4096]);
-        let stage = tokio::select! {
-            heard = connected.leg.read(&mut theirs) => match heard {
+        let step = tokio::select! {
+            heard = connected.stream.read(&mut theirs) => match heard {
                 Ok(0) => return Some(unresponsive("it closed the connection without a word")),
                 Ok(count) => self.startup.follow(theirs.get(..count).unwrap_or_default()),
                 Err(error) => return Some(self.lost(&error)),
@@ -158,48 +161,48 @@ impl StartupProbe {
                 if repeatable {
                     first.extend_from_slice(bytes);
                 }
-                let sent = send(&mut connected.leg, bytes).await;
+                let sent = send(&mut connected.stream, bytes).await;
                 return sent.err().map(|error| self.lost(&error));
             }
         };
-        match stage {
+        match step {
             // It deals with the client. What that is to hear of it by now is left to the relay.
-            Stage::Ongoing if self.startup.hold() == Hold::Refusal && self.startup.has_pending() => {
+            StartupStep::Ongoing if self.startup.withhold() == Withhold::Refusal && self.startup.has_pending() => {
                 return Some(ProbeResult::Chosen(None));
             }
-            Stage::Role(Role::Standby) => {
+            StartupStep::Role(ServerRole::Standby) => {
                 let words = "it is a standby, and target is \"primary\"";
-                return Some(ProbeResult::EndpointError(unsuitable(words), Some(Role::Standby)));
+                return Some(ProbeResult::EndpointError(unsuitable(words), Some(ServerRole::Standby)));
             }
-            Stage::Refused if self.startup.is_not_ready() => {
+            StartupStep::Refused if self.startup.is_not_ready() => {
                 let endpoint_error =
                     EndpointError { refuses: self.has_waited, ..unsuitable("it is not ready for connections (57P03)") };
                 return Some(ProbeResult::EndpointError(endpoint_error, None));
             }
-            Stage::Lost if repeatable => return Some(unresponsive("what answers is no PostgreSQL server")),
-            Stage::Spoilt => return Some(unresponsive("it did not say whether it is a primary")),
+            StartupStep::Lost if repeatable => return Some(unresponsive("what answers is no PostgreSQL server")),
+            StartupStep::Spoilt => return Some(unresponsive("it did not say whether it is a primary")),
             // What a refusal says is for the client; and one that does not tell its role may be what is wanted.
-            Stage::Role(role @ (Role::Primary | Role::Unknown)) => {
+            StartupStep::Role(role @ (ServerRole::Primary | ServerRole::Unknown)) => {
                 self.startup.release();
                 return Some(ProbeResult::Chosen(Some(role)));
             }
-            Stage::Refused | Stage::Done | Stage::Lost => {
+            StartupStep::Refused | StartupStep::Done | StartupStep::Lost => {
                 self.startup.release();
                 return Some(ProbeResult::Chosen(None));
             }
-            Stage::Ongoing | Stage::Ask => {}
+            StartupStep::Ongoing | StartupStep::Ask => {}
         }
         if let Err(error) = send(client, &self.startup.take_pending()).await {
             return Some(ProbeResult::ClientLost(error));
         }
-        if stage == Stage::Ask {
-            return send(&mut connected.leg, QUESTION).await.err().map(|error| self.lost(&error));
+        if step == StartupStep::Ask {
+            return send(&mut connected.stream, QUESTION).await.err().map(|error| self.lost(&error));
         }
         None
     }
 
     fn lost(&self, error: &io::Error) -> ProbeResult {
-        ProbeResult::EndpointError(refused_late(error, &self.dialed.authorized.terms.upstream), None)
+        ProbeResult::EndpointError(closed_early(error, &self.dialed.authorized.policy.upstream), None)
     }
 }
 
@@ -210,13 +213,13 @@ async fn send<W: AsyncWrite + Unpin>(writer: &mut W, bytes: &[u8]) -> io::Result
 
 /// It does not answer as a server should.
 fn unresponsive(words: &str) -> ProbeResult {
-    ProbeResult::EndpointError(silent(io::Error::other(words)), None)
+    ProbeResult::EndpointError(unhealthy(io::Error::other(words)), None)
 }
 
 /// It answers, but is not what is wanted, or not yet.
 fn unsuitable(words: &str) -> EndpointError {
     let reason = Reason::UpstreamUnreachable;
-    EndpointError { reason, words: words.to_owned(), answers: true, is_local: false, refuses: false }
+    EndpointError { reason, words: words.to_owned(), is_healthy: true, is_local: false, refuses: false }
 }
 
 const HANGS: &str = "it took the connection, and then there was no answer in time (connect_timeout)";

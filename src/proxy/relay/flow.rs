@@ -7,7 +7,7 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::task::yield_now;
 
-use crate::transport::pending::Held;
+use crate::transport::pending::PendingBytes;
 use crate::transport::scratch::with_plain;
 
 /// Moves bytes from a reader to a writer, and the reader's end after them.
@@ -16,7 +16,7 @@ use crate::transport::scratch::with_plain;
 /// gone: that is all the back-pressure there is, and an idle flow holds nothing.
 #[derive(Debug)]
 pub(crate) struct Flow {
-    held: Held,
+    pending: PendingBytes,
     state: FlowState,
 }
 
@@ -40,7 +40,7 @@ pub(crate) enum FlowError {
 impl Flow {
     /// A flow that begins with bytes read earlier.
     pub(crate) fn new(first: Vec<u8>) -> Self {
-        Self { held: first.into(), state: FlowState::Open }
+        Self { pending: first.into(), state: FlowState::Open }
     }
 
     /// Whether the reader has ended.
@@ -54,13 +54,13 @@ impl Flow {
     }
 
     /// What has been read and not written yet.
-    pub(crate) fn held(&self) -> &[u8] {
-        self.held.rest()
+    pub(crate) fn pending(&self) -> &[u8] {
+        self.pending.rest()
     }
 
     /// Gives up on bytes the writer will never take.
     pub(crate) fn abandon(&mut self) {
-        self.held = Held::default();
+        self.pending = PendingBytes::default();
         self.state = FlowState::Done;
     }
 
@@ -99,7 +99,7 @@ impl Flow {
     where
         W: AsyncWrite + Unpin,
     {
-        ready!(self.held.poll_send(writer, count, cx))?;
+        ready!(self.pending.poll_send(writer, count, cx))?;
         Pin::new(writer).poll_flush(cx)
     }
 
@@ -121,7 +121,7 @@ impl Flow {
             if buffer.filled().is_empty() {
                 self.state = FlowState::Ended;
             }
-            self.held.send_or_hold(buffer.filled(), writer, count, cx).map_err(FlowError::Writing).into()
+            self.pending.send_or_hold(buffer.filled(), writer, count, cx).map_err(FlowError::Writing).into()
         })
     }
 }
@@ -154,7 +154,7 @@ mod tests {
         let relay = async {
             let (mut flow, mut count) = (Flow::new(b"first".to_vec()), 0);
             poll_fn(|cx| flow.poll(&mut reader, &mut writer, &mut count, cx)).await.unwrap();
-            assert!(flow.is_done() && flow.held.is_empty());
+            assert!(flow.is_done() && flow.pending.is_empty());
             count
         };
         let receive = async {
@@ -220,6 +220,6 @@ mod tests {
             assert!(polled.is_pending());
         }
         assert_eq!(count, 1);
-        assert!(flow.held.rest().len() <= 64 << 10, "{} bytes are held", flow.held.rest().len());
+        assert!(flow.pending.rest().len() <= 64 << 10, "{} bytes are held", flow.pending.rest().len());
     }
 }

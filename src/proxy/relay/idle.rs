@@ -8,7 +8,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::config::Limits;
 use crate::outcome::Reason;
-use crate::proxy::timing::Span;
+use crate::proxy::relay::timing::Span;
 
 /// The silence of one session, and how long it may last.
 #[derive(Debug)]

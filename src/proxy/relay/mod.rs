@@ -7,6 +7,7 @@ pub(crate) mod outbound;
 pub(crate) mod startup;
 #[cfg(test)]
 mod tests;
+pub(crate) mod timing;
 
 use std::future::poll_fn;
 use std::io;
@@ -14,10 +15,10 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use crate::limit::sessions::Counted;
+use crate::limit::sessions::SessionPermit;
 use crate::outcome::{ByteCounts, Outcome, Reason};
 use crate::protocol::Protocol;
-use crate::protocol::farewell::goodbye;
+use crate::protocol::farewell::farewell_message;
 use crate::proxy::phase::close::{Close, Farewell, StartupState};
 use crate::proxy::phase::dial::Dialed;
 use crate::proxy::phase::select::SelectedUpstream;
@@ -28,17 +29,17 @@ use crate::proxy::relay::outbound::Outbound;
 use crate::session::registry::ConnectionGuard;
 use crate::session::registry::state::ClosedSide;
 use crate::tls::upstream::UpstreamTls;
-use crate::transport::ClientLeg;
+use crate::transport::ClientStream;
 
 /// A session: a client and its upstream.
 #[derive(Debug)]
 pub(crate) struct Relay {
-    client: ClientLeg,
+    client: ClientStream,
     upstream: Outbound,
     /// Has the words for what goes wrong in it.
     upstream_tls: Option<Arc<UpstreamTls>>,
     /// Whether the upstream was told of the client by a PROXY header.
-    announces: bool,
+    sends_proxy_header: bool,
     protocol: Protocol,
     /// From the client to the upstream.
     inbound: Flow,
@@ -53,26 +54,26 @@ pub(crate) struct Relay {
     idle_timer: IdleTimer,
     dead_peers: DeadPeers,
     /// Its place among the sessions of its listener and its source.
-    _counted: Counted,
+    _permit: SessionPermit,
 }
 
 impl Relay {
-    pub(crate) fn new(selected: SelectedUpstream, counted: Counted) -> Self {
+    pub(crate) fn new(selected: SelectedUpstream, permit: SessionPermit) -> Self {
         let SelectedUpstream { dialed: Dialed { authorized, connected, first }, startup } = selected;
         Self {
             client: authorized.client,
-            upstream: Outbound::new(connected.leg, authorized.terms.protocol, startup),
-            upstream_tls: authorized.terms.upstream.tls().cloned(),
-            announces: authorized.terms.upstream.settings.announce.is_some(),
-            protocol: authorized.terms.protocol,
+            upstream: Outbound::new(connected.stream, authorized.policy.protocol, startup),
+            upstream_tls: authorized.policy.upstream.tls().cloned(),
+            sends_proxy_header: authorized.policy.upstream.settings.proxy_header.is_some(),
+            protocol: authorized.policy.protocol,
             inbound: Flow::new(first),
             outbound: Flow::new(Vec::new()),
             first_end: None,
             is_unheard: false,
             terminated: false,
-            idle_timer: IdleTimer::new(authorized.terms.limits),
-            dead_peers: DeadPeers::new(authorized.terms.limits.dead_peer_timeout),
-            _counted: counted,
+            idle_timer: IdleTimer::new(authorized.policy.limits),
+            dead_peers: DeadPeers::new(authorized.policy.limits.dead_peer_timeout),
+            _permit: permit,
         }
     }
 
@@ -102,7 +103,7 @@ impl Relay {
     /// What to say of an upstream that was spoken to and hung up without a word: most likely it was not spoken to as it expects.
     fn upstream_hint(&self, ending: &Outcome, carried: ByteCounts) -> Option<&'static str> {
         let is_speechless = ending.reason == Reason::UpstreamClosed && carried.inbound > 0 && carried.outbound == 0;
-        match (&self.upstream_tls, self.announces) {
+        match (&self.upstream_tls, self.sends_proxy_header) {
             _ if !is_speechless => None,
             (_, true) => Some(
                 "upstream: it hung up without a word; the PROXY header that begins the connection (proxy_protocol of the \
@@ -117,11 +118,11 @@ impl Relay {
 
     /// What is still to be said to the client. The upstream is let go of.
     pub(crate) fn close(self, ending: Outcome) -> Close {
-        let mut words = self.outbound.held().to_vec();
+        let mut words = self.outbound.pending().to_vec();
         if self.terminated {
             // Only between two messages, and not behind the upstream's end.
             if self.upstream.is_between_messages() && !self.outbound.has_ended() {
-                words.extend(goodbye(ending.reason));
+                words.extend(farewell_message(ending.reason));
             }
             return Close::terminated(ending, self.client, words);
         }

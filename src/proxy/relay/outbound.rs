@@ -10,9 +10,9 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, ReadBuf};
 
 use crate::protocol::Protocol;
-use crate::protocol::postgres::frame::Boundary;
+use crate::protocol::postgres::frame::FrameTracker;
 use crate::proxy::relay::startup::StartupRelay;
-use crate::transport::{Leg, UpstreamLeg};
+use crate::transport::{Stream, UpstreamStream};
 use crate::upstream::cancel_keys::CancelRegistration;
 
 /// The upstream of a session. Reading from it yields what the client receives.
@@ -22,7 +22,7 @@ pub(crate) struct Outbound {
     stage: Stage,
     /// Where the messages end, in a protocol that has a farewell message between two of them. What has been read counts:
     /// what of it the client has not been sent yet goes before the farewell.
-    boundary: Option<Boundary>,
+    frames: Option<FrameTracker>,
     /// Lets a CancelRequest find the session.
     cancel_registration: Option<Box<CancelRegistration>>,
 }
@@ -37,26 +37,26 @@ enum Stage {
 /// The stream, and why the last write to it failed.
 #[derive(Debug)]
 pub(crate) struct Wire {
-    stream: UpstreamLeg,
+    stream: UpstreamStream,
     write_error: Option<io::Error>,
 }
 
 impl Outbound {
-    pub(crate) fn new(stream: UpstreamLeg, protocol: Protocol, startup: Option<Box<StartupRelay>>) -> Self {
+    pub(crate) fn new(stream: UpstreamStream, protocol: Protocol, startup: Option<Box<StartupRelay>>) -> Self {
         Self {
             wire: Wire { stream, write_error: None },
             stage: startup.map_or(Stage::Open, Stage::Startup),
-            boundary: (protocol == Protocol::Postgres).then(Boundary::default),
+            frames: (protocol == Protocol::Postgres).then(FrameTracker::default),
             cancel_registration: None,
         }
     }
 
-    pub(crate) fn stream(&self) -> &UpstreamLeg {
+    pub(crate) fn stream(&self) -> &UpstreamStream {
         &self.wire.stream
     }
 
     /// Where the client's bytes go.
-    pub(crate) fn writer(&mut self) -> &mut UpstreamLeg {
+    pub(crate) fn writer(&mut self) -> &mut UpstreamStream {
         &mut self.wire.stream
     }
 
@@ -68,13 +68,13 @@ impl Outbound {
 
     /// Whether a farewell message would stand between two messages of the upstream.
     pub(crate) fn is_between_messages(&self) -> bool {
-        self.boundary.is_some_and(Boundary::is_reached)
+        self.frames.is_some_and(FrameTracker::is_at_boundary)
     }
 }
 
 impl AsyncRead for Outbound {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let Self { wire, stage, boundary, cancel_registration } = self.get_mut();
+        let Self { wire, stage, frames, cancel_registration } = self.get_mut();
         let before = buffer.filled().len();
         if let Stage::Startup(startup) = stage {
             let read = startup.poll_read(wire, buffer, cx);
@@ -87,8 +87,8 @@ impl AsyncRead for Outbound {
         if matches!(stage, Stage::Open) && buffer.filled().len() == before {
             ready!(wire.poll_read(buffer, cx))?;
         }
-        if let Some(boundary) = boundary {
-            boundary.follow(buffer.filled().get(before..).unwrap_or_default());
+        if let Some(frames) = frames {
+            frames.follow(buffer.filled().get(before..).unwrap_or_default());
         }
         Poll::Ready(Ok(()))
     }
@@ -103,13 +103,13 @@ impl Wire {
             return Poll::Ready(Ok(()));
         }
         match &self.stream {
-            Leg::Tls(stream) if stream.was_cut() => {
+            Stream::Tls(stream) if stream.is_truncated() => {
                 let words = "it ended without close_notify, so what it said last may be missing";
                 Poll::Ready(Err(io::Error::new(io::ErrorKind::UnexpectedEof, words)))
             }
             // What the kernel has told the writer it does not tell the reader, who is shown an end.
-            Leg::Plain(_) => Poll::Ready(self.write_error.take().map_or(Ok(()), Err)),
-            Leg::Tls(_) => Poll::Ready(Ok(())),
+            Stream::Plain(_) => Poll::Ready(self.write_error.take().map_or(Ok(()), Err)),
+            Stream::Tls(_) => Poll::Ready(Ok(())),
         }
     }
 }

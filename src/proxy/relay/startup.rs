@@ -7,57 +7,57 @@ use std::task::{Context, Poll, ready};
 use tokio::io::ReadBuf;
 use tracing::warn;
 
-use crate::policy::Terms;
-use crate::protocol::postgres::startup::{Hold, Overture, Stage, Wants};
+use crate::policy::ListenerPolicy;
+use crate::protocol::postgres::startup::{StartupOptions, StartupParser, StartupStep, Withhold};
 use crate::proxy::phase::dial::Dialed;
 use crate::proxy::relay::outbound::Wire;
-use crate::transport::Leg;
+use crate::transport::Stream;
 use crate::upstream::cancel_keys::{CancelKeys, CancelRegistration};
-use crate::upstream::endpoint::Whereabouts;
+use crate::upstream::endpoint::Endpoint;
 
 /// Follows the beginning of a session, and has what the client is to hear of it. Gone as soon as the session has begun.
 #[derive(Debug)]
 pub(crate) struct StartupRelay {
-    parser: Overture,
-    hold: Hold,
+    parser: StartupParser,
+    withhold: Withhold,
     /// Whether what the upstream says goes to the client as it is, whatever is found in it.
     is_passive: bool,
     /// What the client is to hear.
     pending: Vec<u8>,
     /// TLS on both sides, by which libpq's channel binding fails.
-    binding_mismatch: Option<Arc<Terms>>,
+    binding_mismatch: Option<Arc<ListenerPolicy>>,
     /// Where the session is, until its key is known.
-    endpoint: Option<(Arc<CancelKeys>, Whereabouts)>,
+    endpoint: Option<(Arc<CancelKeys>, Endpoint)>,
     over: bool,
 }
 
 impl StartupRelay {
-    pub(crate) fn of(dialed: &Dialed, hold: Hold) -> Self {
-        let terms = &dialed.authorized.terms;
-        let client_has_tls = matches!(dialed.authorized.client, Leg::Tls(_));
-        let upstream_leaf = match &dialed.connected.leg {
-            Leg::Tls(stream) => stream.records().server_chain().first(),
-            Leg::Plain(_) => None,
+    pub(crate) fn of(dialed: &Dialed, withhold: Withhold) -> Self {
+        let policy = &dialed.authorized.policy;
+        let client_has_tls = matches!(dialed.authorized.client, Stream::Tls(_));
+        let upstream_leaf = match &dialed.connected.stream {
+            Stream::Tls(stream) => stream.engine().server_chain().first(),
+            Stream::Plain(_) => None,
         };
         let same = |leaf| {
             dialed.authorized.shown.as_ref().is_some_and(|shown| shown.sha256 == crate::x509::crypto::sha256_hex(leaf))
         };
-        let wants = Wants { hide_channel_binding: !client_has_tls && upstream_leaf.is_some(), hold };
+        let wants = StartupOptions { hide_channel_binding: !client_has_tls && upstream_leaf.is_some(), withhold };
         Self {
-            parser: Overture::new(wants),
-            hold,
-            is_passive: wants == Wants::default(),
+            parser: StartupParser::new(wants),
+            withhold,
+            is_passive: wants == StartupOptions::default(),
             pending: Vec::new(),
-            binding_mismatch: upstream_leaf.filter(|leaf| client_has_tls && !same(leaf)).map(|_| Arc::clone(terms)),
-            endpoint: Some((Arc::clone(&terms.upstream.cancels), dialed.connected.place.clone())),
+            binding_mismatch: upstream_leaf.filter(|leaf| client_has_tls && !same(leaf)).map(|_| Arc::clone(policy)),
+            endpoint: Some((Arc::clone(&policy.upstream.cancel_keys), dialed.connected.endpoint.clone())),
             over: false,
         }
     }
 
     /// Goes on over what the upstream said.
-    pub(crate) fn follow(&mut self, chunk: &[u8]) -> Stage {
-        let stage = self.parser.follow(chunk, &mut self.pending);
-        self.look(stage)
+    pub(crate) fn follow(&mut self, chunk: &[u8]) -> StartupStep {
+        let step = self.parser.follow(chunk, &mut self.pending);
+        self.look(step)
     }
 
     /// Reads for the client: what it is to receive of the start-up by now. Ready without a byte once the start-up is over.
@@ -93,14 +93,14 @@ impl StartupRelay {
 
     /// Lets the client have what was held back.
     pub(crate) fn release(&mut self) {
-        let stage = self.parser.release(&mut self.pending);
-        self.look(stage);
+        let step = self.parser.release(&mut self.pending);
+        self.look(step);
     }
 
     /// The upstream has ended: what is left is the client's.
     fn end(&mut self) {
         if !std::mem::replace(&mut self.over, true) {
-            std::mem::replace(&mut self.parser, Overture::new(Wants::default())).end(&mut self.pending);
+            std::mem::replace(&mut self.parser, StartupParser::new(StartupOptions::default())).end(&mut self.pending);
         }
     }
 
@@ -110,8 +110,8 @@ impl StartupRelay {
     }
 
     /// How long the client is shown nothing.
-    pub(crate) fn hold(&self) -> Hold {
-        self.hold
+    pub(crate) fn withhold(&self) -> Withhold {
+        self.withhold
     }
 
     /// Whether the client is to hear something by now.
@@ -141,19 +141,19 @@ impl StartupRelay {
         Some(keys.note(key, endpoint))
     }
 
-    fn look(&mut self, stage: Stage) -> Stage {
-        self.over = matches!(stage, Stage::Done | Stage::Lost);
+    fn look(&mut self, step: StartupStep) -> StartupStep {
+        self.over = matches!(step, StartupStep::Done | StartupStep::Lost);
         if self.parser.refusal().is_some_and(|refusal| refusal.is_channel_binding())
-            && let Some(terms) = self.binding_mismatch.take()
+            && let Some(policy) = self.binding_mismatch.take()
         {
             warn!(
-                listener = %terms.name,
+                listener = %policy.name,
                 "SCRAM channel binding failed, the client and the upstream see different certificates; use the same \
                  certificate on both legs, set channel_binding=disable in the client, or reach the upstream by a Unix socket \
                  or without TLS"
             );
         }
-        stage
+        step
     }
 }
 

@@ -24,8 +24,8 @@ use crate::audit::changes::Changes;
 use crate::config;
 use crate::config::files::{Files, Fingerprint};
 use crate::config::{Config, Loaded};
-use crate::dns::cache_file::Kept;
-use crate::dns::{Found, Names};
+use crate::dns::cache_file::CacheFile;
+use crate::dns::{HostCache, Lookup};
 use crate::policy::{Built, Snapshot};
 use crate::server::reload::thread::PolicyThread;
 use crate::server::reload::watcher::Watcher;
@@ -34,7 +34,7 @@ use crate::source::host::HostName;
 
 /// Looks after the files of the configuration.
 #[derive(Debug)]
-pub struct Reloader {
+pub(crate) struct Reloader {
     file: PathBuf,
     watcher: Watcher,
     /// The files of the last attempt, by content. An attempt that failed is not repeated before they change.
@@ -47,24 +47,24 @@ pub struct Reloader {
     /// Those who ask for a reload and wait to hear what became of it.
     askers: mpsc::Receiver<Asker>,
     /// What is known of the host names that rules trust.
-    names: Arc<Names>,
+    host_cache: Arc<HostCache>,
     thread: PolicyThread,
 }
 
 /// Where somebody waits to hear what became of a reload.
-pub type Asker = oneshot::Sender<Told>;
+pub(crate) type Asker = oneshot::Sender<ReloadReply>;
 
 /// What somebody is told who asked for a reload.
 #[derive(Debug)]
-pub struct Told {
+pub(crate) struct ReloadReply {
     /// What became of it.
-    pub verdict: Verdict,
+    pub verdict: ReloadResult,
     /// Since when what the files say has been in force, where that was before.
     pub in_force_since: Option<OffsetDateTime>,
 }
 
 /// What became of a reload: the changes that are in force now, or why there are none.
-pub type Verdict = Result<Changes, String>;
+pub(crate) type ReloadResult = Result<Changes, String>;
 
 /// Why to look.
 enum Trigger {
@@ -80,16 +80,16 @@ enum Trigger {
 
 /// A policy that may be put in force.
 #[derive(Debug)]
-pub enum Proposal {
+pub(crate) enum PolicyChange {
     /// What the files say.
-    Reload(Attempt),
+    Reload(ReloadAttempt),
     /// What the files have said before, with what is known of its host names now.
     Refresh(Box<Snapshot>),
 }
 
 /// What an attempt to reload came to.
 #[derive(Debug)]
-pub struct Attempt {
+pub(crate) struct ReloadAttempt {
     /// Whether the operator asked for it, rather than a file having changed.
     pub requested: bool,
     /// Who wants to hear what becomes of it.
@@ -108,11 +108,11 @@ pub struct Attempt {
 pub fn build(
     file: &Path,
     previous: Option<&Snapshot>,
-    names: &Names,
+    host_cache: &HostCache,
 ) -> (Result<Built, problem::Problems>, Fingerprint) {
     let mut files = Files::default();
     let built = Config::load(file, &mut files).and_then(|loaded| {
-        let Found { book, warnings } = find(&loaded, previous, names);
+        let Lookup { book, warnings } = find(&loaded, previous, host_cache);
         let mut built = Snapshot::build(loaded, &mut files, previous, &book)?;
         built.warnings.extend(warnings);
         Ok(built)
@@ -120,24 +120,24 @@ pub fn build(
     (built, files.fingerprint())
 }
 
-fn find(loaded: &Loaded, previous: Option<&Snapshot>, names: &Names) -> Found {
+fn find(loaded: &Loaded, previous: Option<&Snapshot>, host_cache: &HostCache) -> Lookup {
     let Loaded { config, problems, .. } = loaded;
     // What cannot come into force need not wait for a resolver.
     let listeners = if problems.is_empty() { config.listeners.as_slice() } else { &[] };
     let hosts = listeners.iter().flat_map(|listener| listener.sources.trusted.hosts());
-    let wanted: BTreeSet<HostName> = hosts.map(|host| host.name.clone()).collect();
+    let mode: BTreeSet<HostName> = hosts.map(|host| host.name.clone()).collect();
     let looked_after: HashSet<&HostName> =
         previous.into_iter().flat_map(Snapshot::hosts).map(|host| &host.name).collect();
-    names.find(&wanted, &looked_after, &Kept::new(&config.state_directory, &config.file))
+    host_cache.find(&mode, &looked_after, &CacheFile::new(&config.state_directory, &config.file))
 }
 
 impl Reloader {
     /// Looks after the files of the snapshot in force, whose content was `fingerprint`, and attends to those who ask.
-    pub fn new(
+    pub(crate) fn new(
         snapshot: &Snapshot,
         fingerprint: Fingerprint,
         askers: mpsc::Receiver<Asker>,
-        names: Arc<Names>,
+        host_cache: Arc<HostCache>,
         thread: PolicyThread,
     ) -> Self {
         let mut reloader = Self {
@@ -148,7 +148,7 @@ impl Reloader {
             looked: Instant::now(),
             again: false,
             askers,
-            names,
+            host_cache,
             thread,
         };
         reloader.follow();
@@ -156,23 +156,23 @@ impl Reloader {
     }
 
     /// Takes over the `[reload]` settings of a snapshot that has come into force.
-    pub fn applied(&mut self, snapshot: &Snapshot) {
+    pub(crate) fn applied(&mut self, snapshot: &Snapshot) {
         self.settings = snapshot.config.reload;
         self.follow();
     }
 
     /// Makes the next look an attempt, though no file may have changed: what failed lay outside them.
-    pub fn try_again(&mut self) {
+    pub(crate) fn try_again(&mut self) {
         self.again = true;
     }
 
     /// Waits for the next time something has changed, or SIGHUP, and builds the snapshot after `current`.
-    pub async fn next(&mut self, current: &Arc<Snapshot>, hangup: &mut Signal) -> Proposal {
+    pub(crate) async fn next(&mut self, current: &Arc<Snapshot>, hangup: &mut Signal) -> PolicyChange {
         loop {
             let trigger = self.triggered(hangup).await;
             if let Trigger::Moved = trigger {
                 match self.refreshed(current).await {
-                    Some(snapshot) => return Proposal::Refresh(snapshot),
+                    Some(snapshot) => return PolicyChange::Refresh(snapshot),
                     None => continue,
                 }
             }
@@ -200,7 +200,7 @@ impl Reloader {
                 Trigger::Change | Trigger::Hangup | Trigger::Moved => None,
             };
             let same_files = !again && self.attempted == before;
-            return Proposal::Reload(Attempt { requested, asker, same_files, outcome });
+            return PolicyChange::Reload(ReloadAttempt { requested, asker, same_files, outcome });
         }
     }
 
@@ -209,7 +209,7 @@ impl Reloader {
         tokio::select! {
             _ = hangup.recv() => Trigger::Hangup,
             Some(asker) = self.askers.recv() => Trigger::Asked(asker),
-            () = self.names.moved() => Trigger::Moved,
+            () = self.host_cache.moved() => Trigger::Moved,
             () = self.watcher.changed(), if watch => Trigger::Change,
             () = sleep_until(self.looked + poll.unwrap_or_default()), if poll.is_some() => Trigger::Change,
         }
@@ -232,8 +232,8 @@ impl Reloader {
 
     /// Builds on the thread for policies: reading and parsing must not keep connections waiting.
     async fn attempt(&mut self, current: &Arc<Snapshot>) -> Result<Box<Built>, String> {
-        let (file, previous, names) = (self.file.clone(), Arc::clone(current), Arc::clone(&self.names));
-        match self.thread.run(move || build(&file, Some(&previous), &names)).await {
+        let (file, previous, host_cache) = (self.file.clone(), Arc::clone(current), Arc::clone(&self.host_cache));
+        match self.thread.run(move || build(&file, Some(&previous), &host_cache)).await {
             Ok((built, fingerprint)) => {
                 self.attempted = fingerprint;
                 built.map(Box::new).map_err(|problems| problems.to_string())
@@ -244,9 +244,9 @@ impl Reloader {
 
     /// The policy in force with the addresses that are known now, where those are others. A long list takes its time.
     async fn refreshed(&self, current: &Arc<Snapshot>) -> Option<Box<Snapshot>> {
-        let (current, names) = (Arc::clone(current), Arc::clone(&self.names));
+        let (current, host_cache) = (Arc::clone(current), Arc::clone(&self.host_cache));
         let built = self.thread.run(move || {
-            let book = names.book(current.hosts().map(|host| &host.name));
+            let book = host_cache.book(current.hosts().map(|host| &host.name));
             current.with_addresses(&book).map(Box::new)
         });
         built.await.ok().flatten()
@@ -260,7 +260,7 @@ impl Reloader {
 }
 
 /// What its faults are noted under.
-pub const PART: &str = "reload";
+pub(crate) const PART: &str = "reload";
 
 /// Long enough for the writes of one change to come together, short enough to be in force within two seconds.
 const QUIET: Duration = Duration::from_millis(100);

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use toml::de::{DeTable, DeValue};
 
-use crate::dns::Names;
+use crate::dns::HostCache;
 use crate::server::reload::build;
 
 /// Every key there is, each with a value of the right type.
@@ -135,7 +135,7 @@ fn values(text: &str) -> Vec<(String, Range<usize>)> {
 fn told(directory: &Path, text: &str) -> String {
     let file = directory.join("portcullis.toml");
     std::fs::write(&file, text).unwrap();
-    match build(&file, None, &Names::offline()).0 {
+    match build(&file, None, &HostCache::offline()).0 {
         Ok(built) => built.warnings.join("\n"),
         Err(problems) => problems.to_string(),
     }
@@ -149,11 +149,11 @@ fn with(value: &str, span: Range<usize>) -> String {
 fn every_key_of_the_example_is_tried() {
     let keys: Vec<String> = values(EVERY_KEY).into_iter().map(|(key, _)| key).collect();
     let example = include_str!("../../../config/everything.toml");
-    let names =
+    let host_cache =
         example.lines().filter_map(|line| line.trim_start_matches("# ").split_once(" = ")).map(|(name, _)| name);
-    let names = names
+    let host_cache = host_cache
         .filter(|name| name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_' || byte.is_ascii_digit()));
-    for name in names {
+    for name in host_cache {
         assert!(keys.iter().any(|key| key == name), "EVERY_KEY has no {name}");
     }
     for key in SECRET_KEYS {

@@ -15,13 +15,13 @@ use crate::server::reload::PART;
 
 /// A thread that runs one job after another, as long as this lives.
 #[derive(Debug)]
-pub struct PolicyThread {
+pub(crate) struct PolicyThread {
     jobs: SyncSender<Job>,
 }
 
 impl PolicyThread {
     /// Starts it. Where the system gives no thread, jobs run on the blocking pool.
-    pub fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let (jobs, queue) = sync_channel::<Job>(MAX_WAITING);
         let work = move || {
             for job in queue {
@@ -38,7 +38,7 @@ impl PolicyThread {
     ///
     /// # Errors
     /// The fault, when it panics.
-    pub async fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T, Fault> {
+    pub(crate) async fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T, Fault> {
         let start = |job| match self.jobs.try_send(job) {
             Ok(()) => {}
             Err(TrySendError::Full(job) | TrySendError::Disconnected(job)) => drop(spawn_blocking(job)),

@@ -57,16 +57,15 @@ impl Watcher {
     pub(crate) fn follow(&mut self, files: &Fingerprint) {
         let Some(watcher) = &mut self.inner else { return };
         let directories: BTreeSet<_> = files.directories().map(absolute).collect();
-        let wanted: BTreeSet<_> =
-            files.paths().chain(directories.iter().map(PathBuf::as_path)).flat_map(steps).collect();
-        let fresh = Steps { paths: wanted.clone(), directories };
+        let mode: BTreeSet<_> = files.paths().chain(directories.iter().map(PathBuf::as_path)).flat_map(steps).collect();
+        let fresh = Steps { paths: mode.clone(), directories };
         let former = std::mem::replace(&mut *self.steps.lock().unwrap_or_else(PoisonError::into_inner), fresh);
-        for path in former.paths.difference(&wanted) {
+        for path in former.paths.difference(&mode) {
             // It may be gone, and its watch with it.
             let _ = watcher.unwatch(path);
         }
         // Watched anew even where known: the file or directory of that name may be another one now.
-        for path in &wanted {
+        for path in &mode {
             if path.exists()
                 && let Err(error) = watcher.watch(path, RecursiveMode::NonRecursive)
             {

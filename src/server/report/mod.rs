@@ -14,21 +14,21 @@ use time::OffsetDateTime;
 use crate::addr::ClientAddr;
 use crate::audit::changes::{Difference, MAX_DIFFERENCES};
 use crate::descriptors;
-use crate::dns::Names;
+use crate::dns::HostCache;
 use crate::outcome::Outcome;
 use crate::policy::changes::SourceChanges;
-use crate::policy::usage::{Item, User};
-use crate::policy::{Built, Snapshot, Terms};
+use crate::policy::usage::{Item, LastUser};
+use crate::policy::{Built, ListenerPolicy, Snapshot};
 use crate::printable;
 use crate::protocol::Target;
 use crate::session::registry::state::SessionInfo;
 use crate::session::registry::{ConnectionRegistry, LiveConnection};
 use crate::session::revocation;
-use crate::shield::Standing;
+use crate::shield::ShieldStatus;
 use crate::source::rule::Rule;
 use crate::timestamp::seconds;
 use crate::upstream::endpoint::health::{Dial, UpstreamHealth};
-use crate::upstream::endpoint::{Condition, Node};
+use crate::upstream::endpoint::{ConfiguredUpstream, EndpointStatus};
 use crate::x509::certificate::{Certificate, NameDigest};
 
 /// The sessions, the oldest first: those that are open, and those that are ending.
@@ -41,14 +41,14 @@ pub(crate) fn sessions(registry: &ConnectionRegistry) -> Value {
 
 fn session(live: &LiveConnection, listed: &SessionInfo) -> Value {
     let SessionInfo { state, opened_at, session } = listed;
-    let certificate = session.authorization.credential.as_ref().map(|credential| &credential.certificate);
+    let certificate = session.authorization.identity.as_ref().map(|identity| &identity.certificate);
     json!({
         "session": live.id(),
         "listener": &**live.listener(),
         "source": live.client().source(),
         "source_port": live.client().port(),
-        "balancer": live.origin().balancer.map(ClientAddr::source),
-        "balancer_port": live.origin().balancer.and_then(ClientAddr::port),
+        "balancer": live.origin().via.map(ClientAddr::source),
+        "balancer_port": live.origin().via.and_then(ClientAddr::port),
         "state": state.code(),
         "half_closed_by": state.half_closed_by(),
         "rule": session.authorization.rule.as_ref().map(ToString::to_string),
@@ -59,27 +59,27 @@ fn session(live: &LiveConnection, listed: &SessionInfo) -> Value {
 }
 
 /// The upstream's addresses and where each leads, and what sessions have found out about that.
-pub(crate) fn upstreams(terms: &Terms) -> Vec<Value> {
-    let told = |node: &Arc<Node>| {
+pub(crate) fn upstreams(policy: &ListenerPolicy) -> Vec<Value> {
+    let told = |node: &Arc<ConfiguredUpstream>| {
         let address = node.address().to_string();
-        let place = |condition: Condition| {
-            let since = condition.silent.as_ref().map(|(since, _)| seconds(*since));
+        let position = |condition: EndpointStatus| {
+            let since = condition.unhealthy.as_ref().map(|(since, _)| seconds(*since));
             json!({
                 "address": address,
                 "socket": condition.socket,
                 "answers": answers(condition.health),
                 "health": condition.health.code(),
                 "since": since,
-                "error": condition.silent.map(|(_, words)| printable::fitted(words)),
+                "error": condition.unhealthy.map(|(_, words)| printable::fitted(words)),
                 "last_dial": condition.last_dial.as_ref().map(dial),
                 "writes": condition.writes,
             })
         };
         let untried = || vec![json!({ "address": address, "answers": null, "health": UpstreamHealth::Unknown.code() })];
-        let known: Vec<_> = node.conditions().into_iter().map(place).collect();
+        let known: Vec<_> = node.statuses().into_iter().map(position).collect();
         if known.is_empty() { untried() } else { known }
     };
-    terms.upstream.nodes.iter().flat_map(told).take(MOST_TOLD).collect()
+    policy.upstream.endpoints.iter().flat_map(told).take(MOST_TOLD).collect()
 }
 
 fn answers(health: UpstreamHealth) -> Option<bool> {
@@ -96,61 +96,61 @@ fn dial(Dial { at, outcome }: &Dial) -> Value {
 }
 
 /// Whether a client that comes now finds an upstream, as far as is known.
-pub(crate) fn upstream_health(terms: &Terms) -> &'static str {
-    terms.upstream.nodes.health(terms.upstream.settings.target == Target::Primary).code()
+pub(crate) fn upstream_health(policy: &ListenerPolicy) -> &'static str {
+    policy.upstream.endpoints.health(policy.upstream.settings.target == Target::Primary).code()
 }
 
 /// The hosts that a listener trusts: by which addresses, and how old that knowledge is.
-pub(crate) fn names(terms: &Terms, names: &Names) -> Vec<Value> {
-    let trusted = &terms.sources.trusted;
+pub(crate) fn host_cache(policy: &ListenerPolicy, host_cache: &HostCache) -> Vec<Value> {
+    let trusted = &policy.sources.trusted;
     let hosts: BTreeSet<_> = trusted.hosts().map(|host| &host.name).collect();
     let told = hosts.into_iter().take(MOST_TOLD).map(|name| {
-        let standing = names.standing(name).unwrap_or_default();
+        let status = host_cache.state(name).unwrap_or_default();
         json!({
             "rule": format!("dns:{name}"),
             "addresses": trusted.addresses_of(name),
-            "resolved_at": standing.good.map(|(_, at)| seconds(at)),
-            "stale": standing.failure.is_some(),
-            "error": standing.failure.as_ref().map(printable::field),
-            "next_look_at": standing.next_look.map(seconds),
+            "resolved_at": status.good.map(|(_, at)| seconds(at)),
+            "stale": status.failure.is_some(),
+            "error": status.failure.as_ref().map(printable::field),
+            "next_look_at": status.next_look.map(seconds),
         })
     });
     told.collect()
 }
 
 /// How many connections the limit of open files leaves room for.
-pub(crate) fn descriptors(standing: &descriptors::Standing) -> Value {
+pub(crate) fn descriptors(status: &descriptors::DescriptorStatus) -> Value {
     json!({
-        "limit": standing.limit,
-        "reserved": standing.reserved,
-        "connections": standing.connections,
-        "max_connections": standing.max_connections,
-        "accepting": standing.paused_since.is_none(),
-        "paused_since": standing.paused_since.map(seconds),
-        "last_paused_at": standing.last_paused_at.map(seconds),
+        "limit": status.limit,
+        "reserved": status.reserved,
+        "connections": status.connections,
+        "max_connections": status.max_connections,
+        "accepting": status.paused_since.is_none(),
+        "paused_since": status.paused_since.map(seconds),
+        "last_paused_at": status.last_paused_at.map(seconds),
     })
 }
 
 /// How the shield of a listener is.
-pub(crate) fn shield(standing: &Standing) -> Value {
+pub(crate) fn shield(status: &ShieldStatus) -> Value {
     json!({
-        "wanted": standing.wanted.to_string(),
-        "up_since": standing.up_since.map(seconds),
-        "dropped": standing.dropped,
-        "obstacle": standing.obstacle,
+        "wanted": status.mode.to_string(),
+        "up_since": status.active_since.map(seconds),
+        "dropped": status.dropped,
+        "obstacle": status.unavailable_reason,
     })
 }
 
 /// Who relies on what: of every listener each certificate, trust anchor and rule, since when it is in force, when a
 /// handshake last used it, and the open sessions that it let in.
 pub(crate) fn rotation(snapshot: &Snapshot, registry: &ConnectionRegistry) -> Value {
-    let reliances = Reliances::of(registry);
-    let items: Vec<_> = snapshot.listeners().iter().flat_map(|terms| reliances.items(terms)).collect();
+    let reliances = ActiveUse::of(registry);
+    let items: Vec<_> = snapshot.listeners().iter().flat_map(|policy| reliances.items(policy)).collect();
     json!({ "generation": snapshot.generation, "items": items })
 }
 
 /// How many open sessions each client has that rely on something of a listener.
-struct Reliances(HashMap<(Arc<str>, Item), BTreeMap<Client, u64>>);
+struct ActiveUse(HashMap<(Arc<str>, Item), BTreeMap<Client, u64>>);
 
 /// Who a client is, as far as it makes a difference for what it relies on.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -161,14 +161,14 @@ struct Client {
     source: String,
 }
 
-impl Reliances {
+impl ActiveUse {
     fn of(registry: &ConnectionRegistry) -> Self {
         let mut all: HashMap<_, BTreeMap<_, u64>> = HashMap::new();
         for live in registry.all() {
             // A closing session carries nothing any more: whatever is removed, it loses nothing.
             let Some(SessionInfo { session, .. }) = relaying(&live) else { continue };
-            let credential = session.authorization.credential.as_ref();
-            let certificate = credential.map(|credential| &credential.certificate);
+            let identity = session.authorization.identity.as_ref();
+            let certificate = identity.map(|identity| &identity.certificate);
             let client = Client {
                 subject: certificate.map(|certificate| certificate.subject.clone()),
                 digest: certificate.map(|certificate| certificate.subject_digest),
@@ -182,24 +182,26 @@ impl Reliances {
         Self(all)
     }
 
-    fn items(&self, terms: &Terms) -> Vec<Value> {
-        let mut items: Vec<_> =
-            terms.towards_clients().map(|(role, certificate)| self.certificate(terms, role, certificate)).collect();
-        let rules = terms.sources.trusted.rules();
+    fn items(&self, policy: &ListenerPolicy) -> Vec<Value> {
+        let mut items: Vec<_> = policy
+            .client_facing_certificates()
+            .map(|(role, certificate)| self.certificate(policy, role, certificate))
+            .collect();
+        let rules = policy.sources.trusted.rules();
         // Those that nobody used say little, and can be many.
-        let (used, unused): (Vec<_>, Vec<_>) = rules.iter().partition(|rule| terms.usage.knows(&source(rule)));
+        let (used, unused): (Vec<_>, Vec<_>) = rules.iter().partition(|rule| policy.usage.knows(&source(rule)));
         let told = used.into_iter().chain(unused).take(MOST_TOLD);
-        items.extend(told.map(|rule| self.source(terms, rule)));
+        items.extend(told.map(|rule| self.source(policy, rule)));
         items
     }
 
-    fn certificate(&self, terms: &Terms, role: &str, certificate: &Certificate) -> Value {
-        let since = terms.lineage.since(&certificate.sha256);
+    fn certificate(&self, policy: &ListenerPolicy, role: &str, certificate: &Certificate) -> Value {
+        let since = policy.history.since(&certificate.sha256);
         let is_anchor = role == "client_ca";
-        let fault = if is_anchor { terms.anchor_error(&certificate.sha256, OffsetDateTime::now_utc()) } else { None };
+        let fault = if is_anchor { policy.anchor_error(&certificate.sha256, OffsetDateTime::now_utc()) } else { None };
         let kind = if role == "server" { "server_certificate" } else { role };
         let facts = json!({
-            "listener": &*terms.name,
+            "listener": &*policy.name,
             "kind": kind,
             "name": certificate.subject,
             "sha256": certificate.sha256,
@@ -209,13 +211,13 @@ impl Reliances {
             "since_generation": since.map(|since| since.generation),
             "fault": fault.map(|fault| fault.to_string()),
         });
-        self.with_use(facts, terms, Item::Certificate(certificate.sha256.as_str().into()))
+        self.with_use(facts, policy, Item::Certificate(certificate.sha256.as_str().into()))
     }
 
-    fn source(&self, terms: &Terms, rule: &Rule) -> Value {
-        let since = terms.lineage.rule_since(&rule.source);
+    fn source(&self, policy: &ListenerPolicy, rule: &Rule) -> Value {
+        let since = policy.history.rule_since(&rule.source);
         let facts = json!({
-            "listener": &*terms.name,
+            "listener": &*policy.name,
             "kind": "source",
             "name": rule.to_string(),
             "description": rule.description.as_ref().map(printable::field),
@@ -223,12 +225,12 @@ impl Reliances {
             "since": since.map(|since| seconds(since.at)),
             "since_generation": since.map(|since| since.generation),
         });
-        self.with_use(facts, terms, source(rule))
+        self.with_use(facts, policy, source(rule))
     }
 
-    fn with_use(&self, mut facts: Value, terms: &Terms, item: Item) -> Value {
-        let uses = terms.usage.of(&item);
-        let clients = self.0.get(&(Arc::clone(&terms.name), item));
+    fn with_use(&self, mut facts: Value, policy: &ListenerPolicy, item: Item) -> Value {
+        let uses = policy.usage.of(&item);
+        let clients = self.0.get(&(Arc::clone(&policy.name), item));
         let mut clients: Vec<_> = clients.into_iter().flatten().collect();
         clients.sort_by_key(|(_, sessions)| std::cmp::Reverse(**sessions));
         let named: Vec<_> = clients
@@ -251,7 +253,7 @@ impl Reliances {
     }
 }
 
-fn last_user(user: &User) -> Value {
+fn last_user(user: &LastUser) -> Value {
     json!({ "subject": user.subject, "source": user.source(), "last_used": seconds(user.last) })
 }
 
@@ -264,7 +266,7 @@ pub(crate) fn plan(built: &Built, current: &Snapshot, registry: &ConnectionRegis
     let Built { snapshot, warnings } = built;
     let sources = snapshot.source_changes_since(current);
     let changes = snapshot.changes_since(current, &sources);
-    let foreseen = revocation::foresee(snapshot, registry);
+    let foreseen = revocation::preview(snapshot, registry);
     // Who is on its way to its upstream would be refused, but is no session.
     let listed = |(live, ending): (Arc<LiveConnection>, Outcome)| Some((relaying(&live)?, live, ending));
     let ended: Vec<_> = foreseen.into_iter().filter_map(listed).collect();
@@ -272,15 +274,15 @@ pub(crate) fn plan(built: &Built, current: &Snapshot, registry: &ConnectionRegis
     let stays = |live: &&Arc<LiveConnection>| relaying(live).is_some() && !numbers.contains(&live.id());
     let kept = registry.all().iter().filter(stays).count();
     let told = ended.iter().take(MOST_TOLD).map(|(listed, live, ending)| {
-        let credential = listed.session.authorization.credential.as_ref();
+        let identity = listed.session.authorization.identity.as_ref();
         json!({
             "session": live.id(),
             "listener": &**live.listener(),
             "source": live.client().source(),
             "source_port": live.client().port(),
-            "balancer": live.origin().balancer.map(ClientAddr::source),
-            "balancer_port": live.origin().balancer.and_then(ClientAddr::port),
-            "client_subject": credential.map(|credential| &credential.certificate.subject),
+            "balancer": live.origin().via.map(ClientAddr::source),
+            "balancer_port": live.origin().via.and_then(ClientAddr::port),
+            "client_subject": identity.map(|identity| &identity.certificate.subject),
             "reason": ending.reason.code(),
             "detail": ending.detail,
         })
@@ -323,15 +325,15 @@ fn rules<'a>(rules: impl Iterator<Item = (&'a str, &'a Rule)>) -> Vec<Value> {
 
 /// The certificates of one snapshot that the other does not have at the same listener in the same role.
 fn certificates_without(one: &Snapshot, other: &Snapshot) -> Vec<Value> {
-    let has = |terms: &Terms, role: &str, sha256: &str| {
-        let twin = other.named(&terms.name);
+    let has = |policy: &ListenerPolicy, role: &str, sha256: &str| {
+        let twin = other.named(&policy.name);
         twin.is_some_and(|twin| twin.certificates().any(|(its, facts)| its == role && facts.sha256 == sha256))
     };
-    let of = |terms: &Arc<Terms>| {
-        let gone = terms.certificates().filter(|(role, facts)| !has(terms, role, &facts.sha256));
+    let of = |policy: &Arc<ListenerPolicy>| {
+        let gone = policy.certificates().filter(|(role, facts)| !has(policy, role, &facts.sha256));
         gone.map(|(role, Certificate { subject, sha256, not_after, .. })| {
             json!({
-                "listener": &*terms.name,
+                "listener": &*policy.name,
                 "role": role,
                 "subject": subject,
                 "sha256": sha256,

@@ -16,8 +16,8 @@ fn policy(site: &Site, sources: &str) -> Snapshot {
 }
 
 fn enter(registry: &Arc<ConnectionRegistry>, snapshot: &Snapshot) -> ConnectionGuard {
-    let terms = snapshot.named("db").unwrap();
-    let rule = terms.sources.trusted.rules().first().cloned();
+    let policy = snapshot.named("db").unwrap();
+    let rule = policy.sources.trusted.rules().first().cloned();
     let guard = registry.enter("db".into(), ClientAddr::new(([127, 0, 0, 1], 4242).into()));
     guard.activate(Authorization { rule, ..Authorization::default() });
     guard
@@ -90,6 +90,6 @@ fn plan_ends_and_keeps_sessions_that_may_still_carry_bytes() {
     assert_eq!(counts(policy(&site, "\"127.0.0.1\"")), (vec![], 2));
     assert_eq!(counts(policy(&site, "\"127.0.0.2\"")), (vec![open.id(), half_closed.id()], 0));
     // Who is on the way is judged all the same.
-    assert_eq!(revocation::foresee(&policy(&site, "\"127.0.0.2\""), &registry).len(), 3);
+    assert_eq!(revocation::preview(&policy(&site, "\"127.0.0.2\""), &registry).len(), 3);
     drop(arriving);
 }

@@ -191,7 +191,7 @@ impl LiveConnection {
 
     /// Where it comes from, and by whose word.
     pub fn origin(&self) -> ClientOrigin {
-        ClientOrigin { client: self.client(), balancer: self.client.get().map(|_| self.from) }
+        ClientOrigin { client: self.client(), via: self.client.get().map(|_| self.from) }
     }
 
     /// What the policy has to judge it by; nothing while it is on its way in, nor once it only sees its client off.

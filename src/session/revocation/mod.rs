@@ -6,12 +6,12 @@
 //!
 //! A client chooses what its sessions cost, so a pass judges them in an order that gives nobody an advantage:
 //!
-//! 1. Every session by its source, and by the path it was admitted by ([`Snapshot::recheck`]). That costs no signature.
+//! 1. Every session by its source, and by the path it was admitted by (`Snapshot::reauthorize_cheaply`). That costs no signature.
 //! 2. The others by every path of their chains. Sessions with the same chain share one verdict. Clients take turns with one
 //!    chain each, so the chains of one client delay only its own sessions.
 //!
-//! Of one client [`MAX_CHAINS`] chains are always judged. Sessions with more than that end where they have not been judged
-//! [`PASS_TIME`] after the pass began.
+//! Of one client `MAX_CHAINS` chains are always judged. Sessions with more than that end where they have not been judged
+//! `PASS_TIME` after the pass began.
 //!
 //! A newer policy ends the pass of an older one. A connection that is not admitted yet judges itself.
 
@@ -29,9 +29,9 @@ use tokio::time::sleep;
 
 use crate::config::Revoke;
 use crate::fault;
-use crate::identity::client_verifier::Evidence;
+use crate::identity::client_verifier::PresentedIdentity;
 use crate::outcome::{Outcome, Reason};
-use crate::policy::authorize::{Permission, Refusal};
+use crate::policy::authorize::{Denial, Permit};
 use crate::policy::usage::Authorization;
 use crate::policy::{Current, Snapshot};
 use crate::session::registry::{ConnectionRegistry, LiveConnection, Session};
@@ -93,14 +93,14 @@ fn enforce_due(current: &Current, registry: &ConnectionRegistry) {
 pub type Apply<'a> = dyn Fn(&mut dyn FnMut()) -> bool + Sync + 'a;
 
 /// Which sessions `snapshot` would end, were it in force, and why.
-pub fn foresee(snapshot: &Snapshot, registry: &ConnectionRegistry) -> Vec<(Arc<LiveConnection>, Outcome)> {
+pub fn preview(snapshot: &Snapshot, registry: &ConnectionRegistry) -> Vec<(Arc<LiveConnection>, Outcome)> {
     let now = OffsetDateTime::now_utc();
     let ending = |live: Arc<LiveConnection>| {
         let session = live.session()?;
-        let judged = snapshot.judge(live.listener(), live.origin(), session.authorization.evidence(), now);
+        let judged = snapshot.judge(live.listener(), live.origin(), session.authorization.presented(), now);
         let is_kept = snapshot.revoke(live.listener()) == Revoke::Keep;
         let refusal = judged.err().filter(|_| !is_kept)?;
-        Some((live, refusal.of_a_plan()))
+        Some((live, refusal.into_plan_outcome()))
     };
     registry.all().into_iter().filter_map(ending).collect()
 }
@@ -132,7 +132,7 @@ impl Pass<'_> {
         let left = Mutex::new(Vec::new());
         in_parallel(connections, SMALLEST_SHARE, &|live| {
             match fault::contain(PART, || self.recheck(live)) {
-                Ok(Some(judgement)) => _ = self.apply(judgement, live),
+                Ok(Some(decision)) => _ = self.apply(decision, live),
                 Ok(None) => left.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(live)),
                 Err(_) => live.end(unjudged()),
             }
@@ -148,11 +148,11 @@ impl Pass<'_> {
     }
 
     /// Judges a connection where that costs no signature.
-    fn recheck(&self, live: &LiveConnection) -> Option<Judgement> {
-        let Some(session) = live.session() else { return Some(Judgement::Waits) };
-        let (snapshot, evidence) = (self.snapshot, session.authorization.evidence());
-        let judged = snapshot.recheck(live.listener(), live.origin(), evidence, self.now)?;
-        Some(self.judgement(judged, live, &session))
+    fn recheck(&self, live: &LiveConnection) -> Option<Decision> {
+        let Some(session) = live.session() else { return Some(Decision::Waits) };
+        let (snapshot, presented) = (self.snapshot, session.authorization.presented());
+        let judged = snapshot.recheck(live.listener(), live.origin(), presented, self.now)?;
+        Some(self.decision(judged, live, &session))
     }
 
     /// Judges the sessions of one chain. Says whether to go on.
@@ -160,35 +160,35 @@ impl Pass<'_> {
         if group.turn >= MAX_CHAINS && Instant::now() >= self.deadline {
             return group.sessions.iter().all(|live| match self.snapshot.revoke(live.listener()) {
                 Revoke::Keep => true,
-                Revoke::Disconnect => self.apply(Judgement::Ends(too_many_chains()), live),
+                Revoke::Disconnect => self.apply(Decision::Ends(too_many_chains()), live),
             });
         }
-        let evidence = Evidence::Credential(Some(&group.credential));
+        let presented = PresentedIdentity::Credential(Some(&group.identity));
         // Without a listener its source is asked about in vain, and that question comes first.
-        let Some(identity) = self.snapshot.judge_identity(&group.listener, evidence, self.now) else { return true };
+        let Some(identity) = self.snapshot.judge_identity(&group.listener, presented, self.now) else { return true };
         group.sessions.iter().all(|live| {
             let Some(session) = live.session() else { return true };
             let (listener, identity) = (live.listener(), identity.clone());
             let judged = self.snapshot.judge_identified(listener, live.origin(), identity, self.now);
-            self.apply(self.judgement(judged, live, &session), live)
+            self.apply(self.decision(judged, live, &session), live)
         })
     }
 
-    fn judgement(&self, judged: Result<Permission, Refusal>, live: &LiveConnection, session: &Session) -> Judgement {
+    fn decision(&self, judged: Result<Permit, Denial>, live: &LiveConnection, session: &Session) -> Decision {
         match judged {
-            Ok(permission) => Judgement::Stays(session.authorization.renewed(&permission)),
-            Err(_) if self.snapshot.revoke(live.listener()) == Revoke::Keep => Judgement::Waits,
-            Err(refusal) => Judgement::Ends(refusal.of_a_session()),
+            Ok(permit) => Decision::Stays(session.authorization.renewed(&permit)),
+            Err(_) if self.snapshot.revoke(live.listener()) == Revoke::Keep => Decision::Waits,
+            Err(refusal) => Decision::Ends(refusal.into_session_outcome()),
         }
     }
 
     /// Says whether to go on.
-    fn apply(&self, judgement: Judgement, live: &LiveConnection) -> bool {
-        let mut judgement = Some(judgement);
-        (self.apply)(&mut || match judgement.take() {
-            Some(Judgement::Ends(ending)) => live.end(ending),
-            Some(Judgement::Stays(authorization)) => self.registry.renew(live, authorization),
-            Some(Judgement::Waits) | None => {}
+    fn apply(&self, decision: Decision, live: &LiveConnection) -> bool {
+        let mut decision = Some(decision);
+        (self.apply)(&mut || match decision.take() {
+            Some(Decision::Ends(ending)) => live.end(ending),
+            Some(Decision::Stays(authorization)) => self.registry.renew(live, authorization),
+            Some(Decision::Waits) | None => {}
         })
     }
 }
@@ -230,7 +230,7 @@ fn in_parallel<T: Sync>(items: &[T], smallest_share: usize, work: &(dyn Fn(&T) -
 }
 
 /// What becomes of a connection.
-enum Judgement {
+enum Decision {
     /// It is no longer admitted.
     Ends(Outcome),
     /// It is, by this.

@@ -3,14 +3,14 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use crate::identity::verified::Credential;
+use crate::identity::verified::VerifiedIdentity;
 use crate::session::registry::LiveConnection;
 
 /// The sessions of one listener with one chain. They share a verdict.
 #[derive(Debug)]
 pub(crate) struct Group {
     pub(crate) listener: Arc<str>,
-    pub(crate) credential: Arc<Credential>,
+    pub(crate) identity: Arc<VerifiedIdentity>,
     pub(crate) sessions: Vec<Arc<LiveConnection>>,
     /// How many chains of the same client come before it.
     pub(crate) turn: usize,
@@ -21,19 +21,19 @@ pub(crate) struct Group {
 pub(crate) fn in_turns(sessions: Vec<Arc<LiveConnection>>) -> Vec<Group> {
     let mut groups: HashMap<(Arc<str>, [u8; 32]), Group> = HashMap::new();
     for live in sessions {
-        let Some(credential) = live.session().and_then(|session| session.authorization.presented.clone()) else {
+        let Some(identity) = live.session().and_then(|session| session.authorization.presented.clone()) else {
             continue;
         };
         let listener = Arc::clone(live.listener());
-        let group = groups.entry((Arc::clone(&listener), credential.chain_digest()));
-        group.or_insert_with(|| Group { listener, credential, sessions: Vec::new(), turn: 0 }).sessions.push(live);
+        let group = groups.entry((Arc::clone(&listener), identity.chain_digest()));
+        group.or_insert_with(|| Group { listener, identity, sessions: Vec::new(), turn: 0 }).sessions.push(live);
     }
     let mut groups: Vec<_> = groups.into_values().collect();
     // Most sessions first, as an ordinary client has many with one chain.
-    groups.sort_by_key(|group| (group.credential.sent(), usize::MAX - group.sessions.len()));
+    groups.sort_by_key(|group| (group.identity.sent(), usize::MAX - group.sessions.len()));
     let mut turns: HashMap<String, usize> = HashMap::new();
     for group in &mut groups {
-        let turn = turns.entry(group.credential.certificate.sha256.clone()).or_default();
+        let turn = turns.entry(group.identity.certificate.sha256.clone()).or_default();
         group.turn = *turn;
         *turn += 1;
     }

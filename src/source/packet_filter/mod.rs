@@ -35,14 +35,14 @@ pub struct Instruction {
     "the trusted sources make a program of more than {MOST_INSTRUCTIONS} instructions, which is the most the kernel takes; \
      fewer or wider networks would fit (some 2,000 single IPv4 addresses do)"
 )]
-pub struct TooLong;
+pub struct ProgramTooLong;
 
 impl PacketFilter {
     /// The program that lets packets from these networks through, and no others.
     ///
     /// # Errors
     /// When it would be too long.
-    pub fn letting_through(networks: impl IntoIterator<Item = IpNet>) -> Result<Self, TooLong> {
+    pub fn accepting(networks: impl IntoIterator<Item = IpNet>) -> Result<Self, ProgramTooLong> {
         let (mut v4, mut v6) = (Vec::new(), Vec::new());
         for network in networks {
             match network {
@@ -54,7 +54,7 @@ impl PacketFilter {
         // Nobody needs to see the program to know. Each word of each end of a range is compared at least once, but for the
         // ends that two ranges share.
         if v4.len().max(v6.len()) > MOST_INSTRUCTIONS {
-            return Err(TooLong);
+            return Err(ProgramTooLong);
         }
         let mut assembler = Assembler::default();
         let [v4, v6] = [(V4_SOURCE, v4), (V6_SOURCE, v6)].map(|(offset, ranges)| {
@@ -102,24 +102,24 @@ fn merged(mut ranges: Vec<Range>) -> Vec<Range> {
 
 /// What is done with a packet by the value of one word of its source. The stretches cover all values; the first begins at 0.
 #[derive(Debug)]
-struct Decision(Vec<Stretch>);
+struct Decision(Vec<AddressRange>);
 
 /// Values of a word up to the beginning of the next stretch.
 #[derive(Debug)]
-struct Stretch {
+struct AddressRange {
     first: u32,
-    verdict: Verdict,
+    action: Action,
 }
 
 #[derive(Debug)]
-enum Verdict {
+enum Action {
     Through,
     Drop,
     /// The next word decides.
     Ask(Decision),
 }
 
-impl Verdict {
+impl Action {
     /// Whether both need no further look and are the same.
     fn equals(&self, other: &Self) -> bool {
         matches!((self, other), (Self::Through, Self::Through) | (Self::Drop, Self::Drop))
@@ -129,54 +129,54 @@ impl Verdict {
 impl Decision {
     /// Takes the ranges apart by their uppermost word.
     fn on(ranges: &[Range]) -> Self {
-        let mut all = Self(vec![Stretch { first: 0, verdict: Verdict::Drop }]);
+        let mut all = Self(vec![AddressRange { first: 0, action: Action::Drop }]);
         let mut rest = ranges.iter().flat_map(pieces).peekable();
-        while let Some(Piece { words: (first, last), below }) = rest.next() {
+        while let Some(Branch { words: (first, last), below }) = rest.next() {
             // Several may be within one word.
             let mut within = vec![below];
             while let Some(next) = rest.next_if(|next| next.words.0 == first) {
                 within.push(next.below);
             }
-            let verdict = if within == [Range::ALL] { Verdict::Through } else { Verdict::Ask(Self::on(&within)) };
-            all.from(first, verdict);
+            let action = if within == [Range::ALL] { Action::Through } else { Action::Ask(Self::on(&within)) };
+            all.from(first, action);
             if let Some(after) = last.checked_add(1) {
-                all.from(after, Verdict::Drop);
+                all.from(after, Action::Drop);
             }
         }
         all
     }
 
     /// Gives the values from here on another verdict.
-    fn from(&mut self, first: u32, verdict: Verdict) {
+    fn from(&mut self, first: u32, action: Action) {
         if self.0.last().is_some_and(|stretch| stretch.first == first) {
             self.0.pop();
         }
-        if !self.0.last().is_some_and(|before| before.verdict.equals(&verdict)) {
-            self.0.push(Stretch { first, verdict });
+        if !self.0.last().is_some_and(|before| before.action.equals(&action)) {
+            self.0.push(AddressRange { first, action });
         }
     }
 }
 
 /// Part of a range: these values of the uppermost word, each with the same range below it.
-struct Piece {
+struct Branch {
     words: (u32, u32),
     below: Range,
 }
 
-fn pieces(range: &Range) -> impl Iterator<Item = Piece> + use<> {
+fn pieces(range: &Range) -> impl Iterator<Item = Branch> + use<> {
     let (first, last) = (uppermost(range.first), uppermost(range.last));
     let from = range.first << WORD_BITS;
     let to = range.last << WORD_BITS | u128::MAX >> LOWER_BITS;
-    let piece = |first, last, below| Some(Piece { words: (first, last), below }).filter(|_| first <= last);
+    let piece = |first, last, below| Some(Branch { words: (first, last), below }).filter(|_| first <= last);
     let pieces = if first == last {
         [piece(first, last, Range { first: from, last: to }), None, None]
     } else {
         // What is whole at an end belongs to the middle.
         let (begins, ends) = (u32::from(from != 0), u32::from(to != u128::MAX));
         [
-            (from != 0).then_some(Piece { words: (first, first), below: Range { first: from, last: u128::MAX } }),
+            (from != 0).then_some(Branch { words: (first, first), below: Range { first: from, last: u128::MAX } }),
             piece(first.saturating_add(begins), last.saturating_sub(ends), Range::ALL),
-            (to != u128::MAX).then_some(Piece { words: (last, last), below: Range { first: 0, last: to } }),
+            (to != u128::MAX).then_some(Branch { words: (last, last), below: Range { first: 0, last: to } }),
         ]
     };
     pieces.into_iter().flatten()
@@ -211,8 +211,8 @@ impl Assembler {
     /// Loads the word at `offset` of the network header, and decides on it.
     fn decide_at(&mut self, offset: u32, decision: &Decision) -> Target {
         match decision.0.as_slice() {
-            [Stretch { verdict: Verdict::Through, .. }] => Target::Through,
-            [Stretch { verdict: Verdict::Drop, .. }] => Target::Drop,
+            [AddressRange { action: Action::Through, .. }] => Target::Through,
+            [AddressRange { action: Action::Drop, .. }] => Target::Drop,
             stretches => {
                 let target = self.halve(offset, stretches);
                 self.go_on_at(target);
@@ -222,13 +222,13 @@ impl Assembler {
     }
 
     /// Finds the stretch of the word that is loaded.
-    fn halve(&mut self, offset: u32, stretches: &[Stretch]) -> Target {
+    fn halve(&mut self, offset: u32, stretches: &[AddressRange]) -> Target {
         match stretches {
             [] => Target::Drop,
-            [one] => self.follow(offset, &one.verdict),
-            [around, one, after] if after.first == one.first + 1 && around.verdict.equals(&after.verdict) => {
-                let others = self.follow(offset, &around.verdict);
-                let one_target = self.follow(offset, &one.verdict);
+            [one] => self.follow(offset, &one.action),
+            [around, one, after] if after.first == one.first + 1 && around.action.equals(&after.action) => {
+                let others = self.follow(offset, &around.action);
+                let one_target = self.follow(offset, &one.action);
                 self.compare(IS_EQUAL, one.first, one_target, others)
             }
             stretches => {
@@ -241,11 +241,11 @@ impl Assembler {
         }
     }
 
-    fn follow(&mut self, offset: u32, verdict: &Verdict) -> Target {
-        match verdict {
-            Verdict::Through => Target::Through,
-            Verdict::Drop => Target::Drop,
-            Verdict::Ask(decision) => self.decide_at(offset + WORD_BYTES, decision),
+    fn follow(&mut self, offset: u32, action: &Action) -> Target {
+        match action {
+            Action::Through => Target::Through,
+            Action::Drop => Target::Drop,
+            Action::Ask(decision) => self.decide_at(offset + WORD_BYTES, decision),
         }
     }
 
@@ -309,9 +309,9 @@ impl Assembler {
         Target::At(self.backwards.len() - 1)
     }
 
-    fn finish(mut self) -> Result<PacketFilter, TooLong> {
+    fn finish(mut self) -> Result<PacketFilter, ProgramTooLong> {
         self.backwards.reverse();
-        if self.backwards.len() > MOST_INSTRUCTIONS { Err(TooLong) } else { Ok(PacketFilter(self.backwards)) }
+        if self.backwards.len() > MOST_INSTRUCTIONS { Err(ProgramTooLong) } else { Ok(PacketFilter(self.backwards)) }
     }
 }
 

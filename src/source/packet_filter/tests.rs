@@ -75,7 +75,7 @@ fn from(program: &PacketFilter, ip: &str) -> bool {
 }
 
 fn program(networks: &[&str]) -> PacketFilter {
-    let program = PacketFilter::letting_through(networks.iter().map(|text| text.parse().unwrap())).unwrap();
+    let program = PacketFilter::accepting(networks.iter().map(|text| text.parse().unwrap())).unwrap();
     check(&program);
     program
 }
@@ -142,15 +142,15 @@ fn hosts(count: u32) -> impl Iterator<Item = IpNet> {
 
 #[test]
 fn what_is_too_long_for_the_kernel_is_refused() {
-    let longest = PacketFilter::letting_through(hosts(1_900)).unwrap();
+    let longest = PacketFilter::accepting(hosts(1_900)).unwrap();
     check(&longest);
     for number in 0..1_900 {
         let ip = std::net::Ipv4Addr::from_bits(0x0a00_0000 + 2 * number);
         assert!(lets_through(&longest, &header(ip.into())));
         assert!(!lets_through(&longest, &header(std::net::Ipv4Addr::from_bits(ip.to_bits() + 1).into())));
     }
-    assert_eq!(PacketFilter::letting_through(hosts(2_200)), Err(TooLong));
-    assert_eq!(PacketFilter::letting_through(hosts(100_000)), Err(TooLong));
+    assert_eq!(PacketFilter::accepting(hosts(2_200)), Err(ProgramTooLong));
+    assert_eq!(PacketFilter::accepting(hosts(100_000)), Err(ProgramTooLong));
 }
 
 fn rule(net: IpNet, expires_at: Option<OffsetDateTime>) -> Rule {
@@ -206,7 +206,7 @@ proptest! {
         mut addresses in proptest::collection::vec(address(), 1..40),
     ) {
         let set = TrustedSources::new(rules.iter().map(|(net, end)| rule(*net, *end)));
-        let program = PacketFilter::letting_through(set.live_networks(NOW)).unwrap();
+        let program = PacketFilter::accepting(set.live_networks(NOW)).unwrap();
         check(&program);
         addresses.extend(rules.iter().flat_map(|(net, _)| edges(net)));
         for ip in addresses {
@@ -219,7 +219,7 @@ proptest! {
 
     #[test]
     fn no_header_however_short_is_more_than_refused(rules in proptest::collection::vec(network(), 0..20), bytes: Vec<u8>) {
-        let program = PacketFilter::letting_through(rules).unwrap();
+        let program = PacketFilter::accepting(rules).unwrap();
         let through = lets_through(&program, &bytes);
         // The kernel has seen a whole header before it asks; this is about not going astray.
         if bytes.first().is_some_and(|byte| byte >> 4 != 4 && byte >> 4 != 6) {
@@ -236,7 +236,7 @@ proptest! {
         let at = |number: u32| std::net::Ipv4Addr::from_bits(number.wrapping_mul(2_654_435_769) ^ seed);
         let nets: Vec<_> = (0..count).map(|number| IpNet::V4(Ipv4Net::new(at(number), 20 + (number % 13) as u8).unwrap().trunc())).collect();
         let set = TrustedSources::new(nets.iter().map(|net| rule(*net, None)));
-        let program = PacketFilter::letting_through(set.live_networks(NOW)).unwrap();
+        let program = PacketFilter::accepting(set.live_networks(NOW)).unwrap();
         check(&program);
         for ip in nets.iter().flat_map(edges) {
             prop_assert_eq!(lets_through(&program, &header(ip)), set.lookup(ip, NOW).is_ok(), "{}", ip);

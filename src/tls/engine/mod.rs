@@ -71,17 +71,17 @@ impl Side for Client {
 }
 
 /// One connection's TLS, from its first record to close_notify.
-pub struct Records<S: Side = Server> {
+pub struct TlsEngine<S: Side = Server> {
     connection: S::Connection,
     /// What rustls has not done with. It counts on being shown these bytes at every call, even where it is only to seal.
     unopened: Vec<u8>,
-    stage: Stage,
+    stage: EngineState,
     /// We have said close_notify.
     closed: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stage {
+enum EngineState {
     Open,
     /// The other side has said close_notify.
     Ended,
@@ -94,20 +94,20 @@ const LARGEST_RECORD: usize = 5 + (1 << 14) + 2048;
 
 /// The most that is kept unopened: a handshake message of the largest size rustls accepts, spread over records, and a
 /// record that has not come whole.
-pub const MOST_UNOPENED: usize = 0xffff + 4 + LARGEST_RECORD;
+pub(crate) const MOST_UNOPENED: usize = 0xffff + 4 + LARGEST_RECORD;
 
 /// How much larger than `plain` the room for sealing it has to be: the overhead of its records, and what TLS itself may
 /// have to say first, such as the answer to a key update.
-pub const fn most_overhead(plain: usize) -> usize {
-    let records = plain.div_ceil(1 << 14);
-    records * RECORD_OVERHEAD + OWN_WORDS
+pub(crate) const fn most_overhead(plain: usize) -> usize {
+    let engine = plain.div_ceil(1 << 14);
+    engine * RECORD_OVERHEAD + OWN_WORDS
 }
 
 /// Header, explicit nonce, tag and content type, rounded up for every suite rustls has.
 const RECORD_OVERHEAD: usize = 64;
 const OWN_WORDS: usize = 512;
 
-impl Records {
+impl TlsEngine {
     /// A client of whom nothing has been read.
     ///
     /// # Errors
@@ -122,7 +122,7 @@ impl Records {
     }
 }
 
-impl Records<Client> {
+impl TlsEngine<Client> {
     /// A server to whom nothing has been said. The first word is ours: [`speak`](Self::speak) has it.
     ///
     /// # Errors
@@ -137,9 +137,9 @@ impl Records<Client> {
     }
 }
 
-impl<S: Side> Records<S> {
+impl<S: Side> TlsEngine<S> {
     fn of(connection: S::Connection) -> Self {
-        Self { connection, unopened: Vec::new(), stage: Stage::Open, closed: false }
+        Self { connection, unopened: Vec::new(), stage: EngineState::Open, closed: false }
     }
 
     /// How many bytes wait for more to come, [`MOST_UNOPENED`] at most.
@@ -156,12 +156,12 @@ impl<S: Side> Records<S> {
     /// What is wrong with the records. Those before have been handed out, no more can be opened, and `answer` ends with
     /// the alert that says why.
     pub fn open(&mut self, sealed: &mut [u8], plain: impl FnMut(&[u8]), answer: &mut Vec<u8>) -> Result<(), Error> {
-        if self.stage == Stage::Broken {
+        if self.stage == EngineState::Broken {
             return Err(broken_before());
         }
         let front = sealed.get_mut(..self.unopened.len());
         front.ok_or_else(|| Error::General("no room for what was kept".to_owned()))?.copy_from_slice(&self.unopened);
-        let opened = self.process(sealed, plain, answer).inspect_err(|_| self.stage = Stage::Broken)?;
+        let opened = self.process(sealed, plain, answer).inspect_err(|_| self.stage = EngineState::Broken)?;
         self.keep(sealed.get(opened..).unwrap_or_default())
     }
 
@@ -195,7 +195,7 @@ impl<S: Side> Records<S> {
                     true
                 }
                 Ok(ConnectionState::PeerClosed) => {
-                    self.stage = Stage::Ended;
+                    self.stage = EngineState::Ended;
                     true
                 }
                 Ok(ConnectionState::WriteTraffic(_) | ConnectionState::BlockedHandshake | ConnectionState::Closed) => {
@@ -230,13 +230,13 @@ impl<S: Side> Records<S> {
 
     /// Keeps what is not whole yet.
     fn keep(&mut self, rest: &[u8]) -> Result<(), Error> {
-        if self.stage == Stage::Ended || rest.is_empty() {
+        if self.stage == EngineState::Ended || rest.is_empty() {
             // Given back, not kept for the next time: most sessions never need it again.
             self.unopened = Vec::new();
             return Ok(());
         }
         if rest.len() > MOST_UNOPENED {
-            self.stage = Stage::Broken;
+            self.stage = EngineState::Broken;
             return Err(Error::General("a TLS message has no end".to_owned()));
         }
         self.unopened.clear();
@@ -287,7 +287,7 @@ impl<S: Side> Records<S> {
     }
 
     fn writing<T>(&mut self, work: impl FnOnce(WriteTraffic<'_, S::Data>) -> Result<T, Error>) -> Result<T, Error> {
-        if self.stage == Stage::Broken {
+        if self.stage == EngineState::Broken {
             return Err(broken_before());
         }
         loop {
@@ -301,7 +301,7 @@ impl<S: Side> Records<S> {
 
     /// Whether the other side has said that it will say no more.
     pub fn has_ended(&self) -> bool {
-        self.stage == Stage::Ended
+        self.stage == EngineState::Ended
     }
 
     /// Whether the handshake still lasts.
@@ -334,7 +334,7 @@ impl<S: Side> Records<S> {
     }
 }
 
-impl<S: Side> fmt::Debug for Records<S> {
+impl<S: Side> fmt::Debug for TlsEngine<S> {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         // Whatever else is in there, keys are.
         formatter.debug_struct("Records").field("stage", &self.stage).finish_non_exhaustive()

@@ -30,7 +30,7 @@ pub(crate) fn explain(error: &io::Error, own: Option<&Certificate>) -> Option<St
     Some(printable::field(match tls_error(error)? {
         Error::AlertReceived(alert) => refused_by_upstream(*alert, own),
         Error::InvalidCertificate(CertificateError::Other(OtherError(cause))) => {
-            match cause.downcast_ref::<Refusal>() {
+            match cause.downcast_ref::<UpstreamTlsError>() {
                 Some(refusal) => refusal.words.clone(),
                 None => UNPROVED.to_owned(),
             }
@@ -64,11 +64,11 @@ pub(crate) enum ServerFault {
 /// Why a server is refused, in words, because what they are made of is known only while it is judged.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{words}")]
-pub(crate) struct Refusal {
+pub(crate) struct UpstreamTlsError {
     words: String,
 }
 
-impl Refusal {
+impl UpstreamTlsError {
     /// Of a server with this certificate that is called `name`, by anchors that are the system's or a bundle's.
     pub(crate) fn of(
         fault: ServerFault,

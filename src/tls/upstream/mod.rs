@@ -20,7 +20,7 @@ use crate::tls::upstream::verifier::Anchors;
 
 use crate::identity::handshake_signature;
 use crate::protocol::Verification;
-use crate::tls::engine::{Client, Records};
+use crate::tls::engine::{Client, TlsEngine};
 use crate::tls::upstream::failure::{explain, explain_handshake};
 use crate::tls::upstream::verifier::ServerVerifier;
 use crate::x509::certificate::Certificate;
@@ -28,11 +28,11 @@ use crate::x509::chain::error::ChainError;
 use crate::x509::chain::settings::AnchorValidity;
 use crate::x509::crypto::{provider, sha256_hex};
 use crate::x509::error::BuildError;
-use crate::x509::key_pair::OwnCertificate;
+use crate::x509::key_pair::CertifiedKeyPair;
 
 /// What an [`UpstreamTls`] is made of.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct UpstreamParts {
+pub struct UpstreamTlsSettings {
     /// How much of the upstream's certificate is verified.
     pub verification: Verification,
     /// By whom.
@@ -40,7 +40,7 @@ pub struct UpstreamParts {
     /// What the dates of the anchors mean.
     pub anchor_validity: AnchorValidity,
     /// What we are known by, where the upstream asks.
-    pub certificate: Option<OwnCertificate>,
+    pub certificate: Option<CertifiedKeyPair>,
     /// The host to ask for and to verify, in place of the one that is dialled.
     pub server_name: Option<String>,
     /// The protocol to offer.
@@ -75,14 +75,14 @@ impl UpstreamTls {
     ///
     /// # Errors
     /// When an anchor cannot be one, our key cannot sign, or the server name is none.
-    pub fn new(parts: &UpstreamParts) -> Result<Self, BuildError> {
+    pub fn new(parts: &UpstreamTlsSettings) -> Result<Self, BuildError> {
         let verifier = Arc::new(ServerVerifier::new(parts.verification, &parts.anchors, parts.anchor_validity)?);
         let anchors: Result<Vec<_>, _> = match &parts.anchors {
             Anchors::Bundle(bundle) => bundle.iter().map(|der| Certificate::parse(der).map(Arc::new)).collect(),
             Anchors::None | Anchors::System(_) => Ok(Vec::new()),
         };
         if let Some(own) = &parts.certificate {
-            handshake_signature::rehearse(own.key()).map_err(|error| BuildError::CannotSign {
+            handshake_signature::self_test(own.key()).map_err(|error| BuildError::CannotSign {
                 subject: own.leaf().subject.clone(),
                 error: error.to_string(),
             })?;
@@ -103,12 +103,12 @@ impl UpstreamTls {
     ///
     /// # Errors
     /// When that can be no server's name, and the configuration has no other.
-    pub fn attempt(self: &Arc<Self>, host: &str) -> Result<UpstreamAttempt, BuildError> {
+    pub fn handshake(self: &Arc<Self>, host: &str) -> Result<UpstreamHandshake, BuildError> {
         let name = match &self.server_name {
             Some(name) => name.clone(),
             None => server_name(host)?,
         };
-        Ok(UpstreamAttempt { tls: Arc::clone(self), name })
+        Ok(UpstreamHandshake { tls: Arc::clone(self), name })
     }
 
     /// Says of an error of a read which side refused what, and what to do; nothing where it is not of TLS. In TLS 1.3 an
@@ -159,18 +159,18 @@ impl fmt::Debug for UpstreamTls {
 
 /// One handshake with an upstream.
 #[derive(Debug)]
-pub struct UpstreamAttempt {
+pub struct UpstreamHandshake {
     tls: Arc<UpstreamTls>,
     name: ServerName<'static>,
 }
 
-impl UpstreamAttempt {
+impl UpstreamHandshake {
     /// The engine of this handshake.
     ///
     /// # Errors
     /// When rustls cannot use the configuration.
-    pub fn records(&self) -> Result<Records<Client>, Error> {
-        Records::connect(Arc::clone(&self.tls.config), self.name.clone())
+    pub fn engine(&self) -> Result<TlsEngine<Client>, Error> {
+        TlsEngine::connect(Arc::clone(&self.tls.config), self.name.clone())
     }
 
     /// Judges what the handshake came to, once it is over. rustls asks nobody about a session that it takes up, so the chain
@@ -178,16 +178,16 @@ impl UpstreamAttempt {
     ///
     /// # Errors
     /// Why the upstream is not to be talked to; [`explain`](Self::explain) has the words.
-    pub fn judge(&self, records: &Records<Client>, now: OffsetDateTime) -> io::Result<()> {
+    pub fn judge(&self, engine: &TlsEngine<Client>, now: OffsetDateTime) -> io::Result<()> {
         if let Alpn::Required(protocol) = self.tls.alpn
-            && records.alpn() != Some(protocol)
+            && engine.alpn() != Some(protocol)
         {
             let protocol = String::from_utf8_lossy(protocol);
             return Err(refused(Error::General(format!(
                 "the upstream did not confirm {protocol:?} by ALPN; it may be too old for negotiation = \"direct\""
             ))));
         }
-        match records.server_chain() {
+        match engine.server_chain() {
             [leaf, intermediates @ ..] => {
                 let judged = self.tls.verifier.judge(leaf, intermediates, &self.name, now);
                 // The upstream may show a better one, if it is not spared that again.
@@ -214,7 +214,7 @@ fn server_name(name: &str) -> Result<ServerName<'static>, BuildError> {
 }
 
 fn assemble(
-    parts: &UpstreamParts,
+    parts: &UpstreamTlsSettings,
     verifier: &Arc<ServerVerifier>,
     sessions: &Arc<ClientSessionMemoryCache>,
 ) -> Result<ClientConfig, BuildError> {

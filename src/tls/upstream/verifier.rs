@@ -14,10 +14,10 @@ use webpki::EndEntityCert;
 use crate::identity::handshake_signature::verify_handshake_signatures;
 use crate::protocol::Verification;
 use crate::tls::cert_selector::matches;
-use crate::tls::upstream::failure::{Refusal, ServerFault};
+use crate::tls::upstream::failure::{ServerFault, UpstreamTlsError};
+use crate::x509::ca_properties::Purpose;
 use crate::x509::certificate::Certificate;
 use crate::x509::chain::anchors::AnchorSet;
-use crate::x509::chain::ca_properties::Purpose;
 use crate::x509::chain::error::ChainError;
 use crate::x509::chain::path::{Path, Search, relevant};
 use crate::x509::chain::rules;
@@ -56,7 +56,7 @@ impl Anchors {
 ///
 /// # Errors
 /// When there are none.
-pub fn system_roots() -> Result<Vec<CertificateDer<'static>>, BuildError> {
+pub(crate) fn system_roots() -> Result<Vec<CertificateDer<'static>>, BuildError> {
     let found = rustls_native_certs::load_native_certs();
     if found.certs.is_empty() {
         let why: Vec<_> = found.errors.iter().map(ToString::to_string).collect();
@@ -71,14 +71,14 @@ pub fn system_roots() -> Result<Vec<CertificateDer<'static>>, BuildError> {
 #[derive(Debug)]
 pub(crate) struct ServerVerifier {
     /// Nothing, where whoever answers is taken.
-    trust: Option<Trust>,
+    trust: Option<UpstreamTrust>,
     /// Whether the name counts.
     by_name: bool,
     good: Mutex<HashMap<Digest, Range<OffsetDateTime>>>,
 }
 
 #[derive(Debug)]
-struct Trust {
+struct UpstreamTrust {
     anchors: AnchorSet,
     /// Trusted by themselves; servers often have a certificate that nobody else has issued.
     pinned: HashSet<CertificateDer<'static>>,
@@ -86,7 +86,7 @@ struct Trust {
 }
 
 /// What a chain that is trusted comes to.
-struct Trusted {
+struct TrustedServer {
     /// While its path is valid.
     validity: Range<OffsetDateTime>,
     /// Whether a CA on the path limits the names below it. webpki holds subject alternative names to that, and not the common
@@ -94,7 +94,7 @@ struct Trusted {
     constrains_names: bool,
 }
 
-impl Trust {
+impl UpstreamTrust {
     fn new(anchors: &Anchors, validity: AnchorValidity) -> Result<Self, BuildError> {
         let (set, pinned) = match anchors {
             Anchors::None => (AnchorSet::new(&[], Purpose::ServerAuth, validity)?, HashSet::new()),
@@ -116,11 +116,11 @@ impl Trust {
         facts: &Certificate,
         sent: &[CertificateDer<'_>],
         now: OffsetDateTime,
-    ) -> Result<Trusted, ChainError> {
+    ) -> Result<TrustedServer, ChainError> {
         let own = facts.not_before..facts.end();
         if self.pinned.contains(leaf) {
             in_time(&own, now)?;
-            return Ok(Trusted { validity: own, constrains_names: false });
+            return Ok(TrustedServer { validity: own, constrains_names: false });
         }
         let mut chain = vec![CertificateDer::from(leaf.as_ref())];
         chain.extend(relevant(leaf, sent)?);
@@ -128,15 +128,15 @@ impl Trust {
         rules::choose(
             search,
             now,
-            |trusted: &Trusted| trusted.constrains_names,
+            |trusted: &TrustedServer| trusted.constrains_names,
             |path, names| self.check(path, now, names),
         )
     }
 
-    fn check(&self, path: &Path<'_>, now: OffsetDateTime, names: &NameBudget) -> Result<Trusted, ChainError> {
+    fn check(&self, path: &Path<'_>, now: OffsetDateTime, names: &NameBudget) -> Result<TrustedServer, ChainError> {
         let Sent { validity, constrains_names } = rules::check_sent(path, self.anchors.purpose, now, names)?;
         let allowed = rules::check_anchor(path, &self.anchors, now, Some(names), &|_| Ok(()))?;
-        Ok(Trusted {
+        Ok(TrustedServer {
             validity: overlap(validity, &allowed.validity),
             constrains_names: constrains_names || allowed.constrains_names,
         })
@@ -151,7 +151,7 @@ impl ServerVerifier {
     ) -> Result<Self, BuildError> {
         let trust = match (verification, anchors) {
             (Verification::Require, Anchors::None) => None,
-            _ => Some(Trust::new(anchors, validity)?),
+            _ => Some(UpstreamTrust::new(anchors, validity)?),
         };
         Ok(Self { trust, by_name: verification == Verification::VerifyFull, good: Mutex::default() })
     }
@@ -185,7 +185,7 @@ impl ServerVerifier {
                 Ok(())
             }
             Err(fault) => {
-                let refusal = Refusal::of(fault, &facts, &name_text, trust.of_system, now);
+                let refusal = UpstreamTlsError::of(fault, &facts, &name_text, trust.of_system, now);
                 Err(CertificateError::Other(OtherError(Arc::new(refusal))).into())
             }
         }

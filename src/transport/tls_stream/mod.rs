@@ -1,6 +1,6 @@
 //! TLS over a socket: a client's, or ours towards an upstream.
 //!
-//! Here the record engine and the socket's readiness meet: tokio says when the socket can be read or written, [`Records`]
+//! Here the record engine and the socket's readiness meet: tokio says when the socket can be read or written, [`TlsEngine`]
 //! makes plaintext of what was read and records of what is to be written. Both pass through the thread's buffer; what the
 //! session holds is what could not be moved on.
 
@@ -15,8 +15,8 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
-use crate::tls::engine::{Records, Server, Side};
-use crate::transport::pending::Held;
+use crate::tls::engine::{Server, Side, TlsEngine};
+use crate::transport::pending::PendingBytes;
 use crate::transport::scratch::{READ, with_sealed};
 
 /// A client inside TLS, or an upstream.
@@ -26,11 +26,11 @@ use crate::transport::scratch::{READ, with_sealed};
 #[derive(Debug)]
 pub(crate) struct TlsStream<T = TcpStream, S: Side = Server> {
     socket: T,
-    records: Records<S>,
+    engine: TlsEngine<S>,
     /// Opened, but not read yet: what came with the end of the handshake, or more than the reader had room for.
-    unread: Held,
+    unread: PendingBytes,
     /// Sealed, but not taken by the socket yet.
-    unsent: Held,
+    unsent: PendingBytes,
     /// What is wrong with the records behind those that were opened last.
     broken: Option<io::Error>,
     /// Everything has been sent, the end of the stream included.
@@ -40,14 +40,14 @@ pub(crate) struct TlsStream<T = TcpStream, S: Side = Server> {
 }
 
 impl<T: AsyncRead + AsyncWrite + Unpin, S: Side> TlsStream<T, S> {
-    pub(crate) fn new(socket: T, records: Records<S>) -> Self {
+    pub(crate) fn new(socket: T, engine: TlsEngine<S>) -> Self {
         let (unread, unsent) = Default::default();
-        Self { socket, records, unread, unsent, broken: None, finished: false, cut: false }
+        Self { socket, engine, unread, unsent, broken: None, finished: false, cut: false }
     }
 
     /// What is known of the TLS.
-    pub(crate) fn records(&self) -> &Records<S> {
-        &self.records
+    pub(crate) fn engine(&self) -> &TlsEngine<S> {
+        &self.engine
     }
 
     /// The socket, to be looked at.
@@ -62,7 +62,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin, S: Side> TlsStream<T, S> {
 
     /// Whether what was read ended with TCP alone, by a reset, or in what is no TLS. Without close_notify nobody can say
     /// whether it is all that was meant to be said.
-    pub(crate) fn was_cut(&self) -> bool {
+    pub(crate) fn is_truncated(&self) -> bool {
         self.cut
     }
 
@@ -72,7 +72,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin, S: Side> TlsStream<T, S> {
     /// The socket's, or rustls' inside an [`io::ErrorKind::InvalidData`]; then the other side has been sent the alert.
     pub(crate) async fn next_flight(&mut self) -> io::Result<usize> {
         // A client has the first word.
-        self.records.speak(self.unsent.end());
+        self.engine.speak(self.unsent.end());
         poll_fn(|cx| self.poll_send(cx)).await?;
         let received = poll_fn(|cx| self.poll_receive(&mut ReadBuf::new(&mut []), cx)).await?;
         let sent = poll_fn(|cx| self.poll_send(cx)).await;
@@ -84,7 +84,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin, S: Side> TlsStream<T, S> {
         match received {
             0 => Err(io::ErrorKind::UnexpectedEof.into()),
             // close_notify in the middle of it.
-            _ if self.records.has_ended() && self.records.is_handshaking() => Err(io::ErrorKind::UnexpectedEof.into()),
+            _ if self.engine.has_ended() && self.engine.is_handshaking() => Err(io::ErrorKind::UnexpectedEof.into()),
             count => Ok(count),
         }
     }
@@ -92,9 +92,9 @@ impl<T: AsyncRead + AsyncWrite + Unpin, S: Side> TlsStream<T, S> {
     /// Receives once, opens what came whole, and returns how much was received; nothing is the end of TCP. Plaintext for
     /// which there is no room remains to be read.
     fn poll_receive(&mut self, plain: &mut ReadBuf<'_>, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        let Self { socket, records, unread, unsent, broken, .. } = self;
+        let Self { socket, engine, unread, unsent, broken, .. } = self;
         with_sealed(|scratch| {
-            let kept = records.unopened();
+            let kept = engine.unopened();
             // As much as the plaintext of it has room, so that nothing has to wait for it; but not by dribbles.
             let most = plain.remaining().saturating_sub(kept).clamp(SHORTEST_READ, READ);
             let Some(room) = scratch.get_mut(kept..kept + most) else {
@@ -104,7 +104,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin, S: Side> TlsStream<T, S> {
             ready!(Pin::new(socket).poll_read(cx, &mut room))?;
             let received = room.filled().len();
             let sealed = scratch.get_mut(..kept + received).unwrap_or_default();
-            if let Err(error) = records.open(sealed, |bytes| give(bytes, plain, unread), unsent.end()) {
+            if let Err(error) = engine.open(sealed, |bytes| give(bytes, plain, unread), unsent.end()) {
                 *broken = Some(io::Error::new(io::ErrorKind::InvalidData, error));
             }
             Poll::Ready(Ok(received))
@@ -135,7 +135,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin, S: Side> AsyncRead for TlsStream<T, S> {
                 this.cut = true;
                 return Poll::Ready(Err(error));
             }
-            if this.records.has_ended() {
+            if this.engine.has_ended() {
                 return Poll::Ready(Ok(()));
             }
             // What came may have been part of a record, or nothing that is for the reader.
@@ -155,9 +155,9 @@ impl<T: AsyncRead + AsyncWrite + Unpin, S: Side> AsyncWrite for TlsStream<T, S> 
         let this = self.get_mut();
         ready!(this.poll_send(cx))?;
         let plain = plain.get(..READ).unwrap_or(plain);
-        let Self { socket, records, unsent, broken, .. } = this;
+        let Self { socket, engine, unsent, broken, .. } = this;
         with_sealed(|scratch| {
-            let sealed = records.seal(plain, scratch);
+            let sealed = engine.seal(plain, scratch);
             // What the other side broke is the reason, whoever notices first; and the reader shall be told too.
             let sealed = sealed.map_err(|error| broken.as_ref().map_or_else(|| io::Error::other(error), repeat))?;
             unsent.send_or_hold(scratch.get(..sealed).unwrap_or_default(), socket, &mut 0, cx)?;
@@ -172,7 +172,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin, S: Side> AsyncWrite for TlsStream<T, S> 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         if !this.finished {
-            this.records.close(this.unsent.end());
+            this.engine.close(this.unsent.end());
             ready!(this.poll_send(cx))?;
             ready!(Pin::new(&mut this.socket).poll_shutdown(cx))?;
             this.finished = true;
@@ -187,7 +187,7 @@ fn repeat(error: &io::Error) -> io::Error {
 }
 
 /// Fills the reader's room first.
-fn give(bytes: &[u8], plain: &mut ReadBuf<'_>, unread: &mut Held) {
+fn give(bytes: &[u8], plain: &mut ReadBuf<'_>, unread: &mut PendingBytes) {
     let fits = if unread.is_empty() { bytes.len().min(plain.remaining()) } else { 0 };
     let (now, later) = bytes.split_at(fits);
     plain.put_slice(now);

@@ -9,30 +9,30 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::addr::SourceKey;
-use crate::limit::gcra::{Allowance, Bucket};
-use crate::limit::table::{Account, Accounts};
+use crate::limit::gcra::{Gcra, GcraLimit};
+use crate::limit::table::{SourceTable, TableEntry};
 use crate::outcome::{Outcome, Reason};
 
 /// How many requests may be under way, and how fast they may come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Limit {
     pub(crate) at_once: u32,
-    pub(crate) rate: Allowance,
+    pub(crate) rate: GcraLimit,
 }
 
 /// For one open session. A client with a short timeout for each statement needs less.
 pub(crate) const OF_SESSION: Limit =
-    Limit { at_once: 4, rate: Allowance { burst: 20, interval: Duration::from_millis(100) } };
+    Limit { at_once: 4, rate: GcraLimit { burst: 20, interval: Duration::from_millis(100) } };
 
 /// For one source, of requests that name no open session. A pool may cancel a hundred queries at once whose sessions are
 /// at another replica.
 pub(crate) const OF_SOURCE: Limit =
-    Limit { at_once: 128, rate: Allowance { burst: 128, interval: Duration::from_millis(100) } };
+    Limit { at_once: 128, rate: GcraLimit { burst: 128, interval: Duration::from_millis(100) } };
 
 /// For all sources together, of requests that name no open session. PostgreSQL needs a millisecond or two for each, so the
 /// rate is at most a fifth of a core there.
 pub(crate) const OF_LISTENER: Limit =
-    Limit { at_once: 256, rate: Allowance { burst: 512, interval: Duration::from_millis(10) } };
+    Limit { at_once: 256, rate: GcraLimit { burst: 512, interval: Duration::from_millis(10) } };
 
 /// What a limit is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,7 +71,7 @@ impl TooManyCancels {
 
 impl fmt::Display for TooManyCancels {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Limit { at_once, rate: Allowance { burst, interval } } = self.scope.limit();
+        let Limit { at_once, rate: GcraLimit { burst, interval } } = self.scope.limit();
         f.write_str(match self.scope {
             Scope::Session => "too many CancelRequests for one session",
             Scope::Source => "too many CancelRequests from its source that name no open session",
@@ -99,42 +99,42 @@ impl From<TooManyCancels> for Outcome {
 
 /// Requests that name no open session.
 #[derive(Debug, Default)]
-pub(crate) struct Unnamed {
-    under_way: Mutex<UnderWay>,
-    rates: Accounts<SourceRate>,
+pub(crate) struct UnknownKeys {
+    under_way: Mutex<InFlight>,
+    rates: SourceTable<SourceRate>,
 }
 
 #[derive(Debug, Default)]
-struct UnderWay {
+struct InFlight {
     all: u32,
     /// Sources that have some, and how many. Clients of Unix sockets share one entry.
     sources: HashMap<Option<SourceKey>, u32>,
-    rate: Bucket,
+    rate: Gcra,
 }
 
 #[derive(Debug, Default)]
-struct SourceRate(Bucket);
+struct SourceRate(Gcra);
 
-impl Account for SourceRate {
-    fn weight(&self) -> u64 {
-        self.0.full_at()
+impl TableEntry for SourceRate {
+    fn score(&self) -> u64 {
+        self.0.theoretical_arrival()
     }
 }
 
 /// One of them, counted for as long as this lives.
 #[derive(Debug)]
-pub(crate) struct UnnamedPlace {
-    unnamed: Arc<Unnamed>,
+pub(crate) struct UnknownKeySlot {
+    unnamed: Arc<UnknownKeys>,
     source: Option<SourceKey>,
 }
 
-impl Unnamed {
+impl UnknownKeys {
     /// Counts one more. A source above its own limits uses up nothing of the listener's.
     pub(crate) fn take(
         self: &Arc<Self>,
         source: Option<SourceKey>,
         now: Duration,
-    ) -> Result<UnnamedPlace, TooManyCancels> {
+    ) -> Result<UnknownKeySlot, TooManyCancels> {
         let mut under_way = self.under_way();
         let of_source = under_way.sources.get(&source).copied().unwrap_or_default();
         if of_source >= OF_SOURCE.at_once {
@@ -151,15 +151,15 @@ impl Unnamed {
         }
         under_way.all += 1;
         under_way.sources.insert(source, of_source + 1);
-        Ok(UnnamedPlace { unnamed: Arc::clone(self), source })
+        Ok(UnknownKeySlot { unnamed: Arc::clone(self), source })
     }
 
-    fn under_way(&self) -> MutexGuard<'_, UnderWay> {
+    fn under_way(&self) -> MutexGuard<'_, InFlight> {
         self.under_way.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Drop for UnnamedPlace {
+impl Drop for UnknownKeySlot {
     fn drop(&mut self) {
         let mut under_way = self.unnamed.under_way();
         under_way.all = under_way.all.saturating_sub(1);
@@ -187,7 +187,12 @@ mod tests {
     }
 
     /// How many of so many pass, each of which is done before the next comes, and why the last one did not.
-    fn pass(unnamed: &Arc<Unnamed>, source: Option<SourceKey>, count: usize, at: Duration) -> (usize, Option<Reason>) {
+    fn pass(
+        unnamed: &Arc<UnknownKeys>,
+        source: Option<SourceKey>,
+        count: usize,
+        at: Duration,
+    ) -> (usize, Option<Reason>) {
         let mut reason = None;
         let passed = (0..count).filter(|_| match unnamed.take(source, at) {
             Ok(_) => true,
@@ -201,7 +206,7 @@ mod tests {
 
     #[test]
     fn source_gets_its_burst_and_then_ten_a_second() {
-        let unnamed = Arc::new(Unnamed::default());
+        let unnamed = Arc::new(UnknownKeys::default());
         assert_eq!(pass(&unnamed, source(1), 100, seconds(0)), (100, None));
         assert_eq!(pass(&unnamed, source(1), 5_000, seconds(0)), (28, Some(Reason::RateLimited)));
         for second in 1..9 {
@@ -213,7 +218,7 @@ mod tests {
 
     #[test]
     fn many_sources_share_the_rate_of_the_listener() {
-        let unnamed = Arc::new(Unnamed::default());
+        let unnamed = Arc::new(UnknownKeys::default());
         let all: usize = (0..100).map(|number| pass(&unnamed, source(number), 200, seconds(0)).0).sum();
         assert_eq!(all, 512);
         let all: usize = (0..100).map(|number| pass(&unnamed, source(number), 200, seconds(1)).0).sum();
@@ -222,10 +227,10 @@ mod tests {
 
     #[test]
     fn requests_under_way_are_counted_until_they_are_done() {
-        let unnamed = Arc::new(Unnamed::default());
+        let unnamed = Arc::new(UnknownKeys::default());
         let take = |number: u32, at| unnamed.take(source(number), seconds(at));
         let mut under_way: Vec<_> = (0..128).map(|_| take(1, 0).unwrap()).collect();
-        let reason = |refused: Result<UnnamedPlace, TooManyCancels>| Outcome::from(refused.unwrap_err()).reason;
+        let reason = |refused: Result<UnknownKeySlot, TooManyCancels>| Outcome::from(refused.unwrap_err()).reason;
         // Though the rate allows more by now.
         assert_eq!(reason(take(1, 60)), Reason::SourceConnectionLimit);
         under_way.extend((0..128).map(|_| take(2, 60).unwrap()));

@@ -12,31 +12,31 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::addr::ClientAddr;
-use crate::limit::gcra::Bucket;
-use crate::upstream::cancel_keys::limits::{OF_SESSION, Scope, Unnamed, UnnamedPlace};
-use crate::upstream::endpoint::Whereabouts;
+use crate::limit::gcra::Gcra;
+use crate::upstream::cancel_keys::limits::{OF_SESSION, Scope, UnknownKeySlot, UnknownKeys};
+use crate::upstream::endpoint::Endpoint;
 
 use crate::upstream::cancel_keys::limits::TooManyCancels;
 
 /// The open sessions of one listener. Goes on from one generation to the next.
 pub struct CancelKeys {
     sessions: Mutex<Sessions>,
-    unnamed: Arc<Unnamed>,
+    unnamed: Arc<UnknownKeys>,
     /// The moment the time of rates is counted from.
     since: Instant,
 }
 
 #[derive(Default)]
 struct Sessions {
-    by_key: HashMap<Box<[u8]>, Whereabouts>,
+    by_key: HashMap<Box<[u8]>, Endpoint>,
     /// The open sessions for which there was a request before.
-    cancelled: HashMap<Box<[u8]>, Cancelled>,
+    cancelled: HashMap<Box<[u8]>, CancelledSession>,
 }
 
 /// The CancelRequests of one session.
 #[derive(Default)]
-struct Cancelled {
-    rate: Bucket,
+struct CancelledSession {
+    rate: Gcra,
     /// Its references are this one and one for each request under way.
     under_way: Arc<()>,
 }
@@ -50,21 +50,21 @@ pub struct CancelRegistration {
 /// A CancelRequest that may pass, counted for as long as this lives.
 #[must_use]
 #[derive(Debug)]
-pub struct BegunCancel {
+pub struct PendingCancel {
     /// Where the session is. `None` where the request names no open session.
-    pub place: Option<Whereabouts>,
-    _counted: Counted,
+    pub endpoint: Option<Endpoint>,
+    _counted: CancelSlot,
 }
 
 #[derive(Debug)]
-enum Counted {
+enum CancelSlot {
     WithItsSession { _under_way: Arc<()> },
-    WithItsSource { _place: UnnamedPlace },
+    WithItsSource { _place: UnknownKeySlot },
 }
 
 impl CancelKeys {
     /// Notes where the session of this key is: process id and secret, as a CancelRequest has them.
-    pub fn note(self: &Arc<Self>, key: &[u8], whereabouts: Whereabouts) -> CancelRegistration {
+    pub fn note(self: &Arc<Self>, key: &[u8], whereabouts: Endpoint) -> CancelRegistration {
         self.sessions().by_key.insert(key.into(), whereabouts);
         CancelRegistration { keys: Arc::clone(self), key: key.into() }
     }
@@ -73,16 +73,19 @@ impl CancelKeys {
     ///
     /// # Errors
     /// When it is above a limit.
-    pub fn begin(&self, key: &[u8], client: ClientAddr, now: Instant) -> Result<BegunCancel, TooManyCancels> {
+    pub fn begin(&self, key: &[u8], client: ClientAddr, now: Instant) -> Result<PendingCancel, TooManyCancels> {
         let now = now.saturating_duration_since(self.since);
         let mut sessions = self.sessions();
-        if let Some(place) = sessions.by_key.get(key).cloned() {
+        if let Some(endpoint) = sessions.by_key.get(key).cloned() {
             let under_way = sessions.cancelled.entry(key.into()).or_default().take(now)?;
-            return Ok(BegunCancel { place: Some(place), _counted: Counted::WithItsSession { _under_way: under_way } });
+            return Ok(PendingCancel {
+                endpoint: Some(endpoint),
+                _counted: CancelSlot::WithItsSession { _under_way: under_way },
+            });
         }
         drop(sessions);
-        let place = self.unnamed.take(client.source_key(), now)?;
-        Ok(BegunCancel { place: None, _counted: Counted::WithItsSource { _place: place } })
+        let endpoint = self.unnamed.take(client.source_key(), now)?;
+        Ok(PendingCancel { endpoint: None, _counted: CancelSlot::WithItsSource { _place: endpoint } })
     }
 
     fn sessions(&self) -> MutexGuard<'_, Sessions> {
@@ -96,7 +99,7 @@ impl Default for CancelKeys {
     }
 }
 
-impl Cancelled {
+impl CancelledSession {
     fn take(&mut self, now: Duration) -> Result<Arc<()>, TooManyCancels> {
         let under_way = u32::try_from(Arc::strong_count(&self.under_way) - 1).unwrap_or(u32::MAX);
         if under_way >= OF_SESSION.at_once {
@@ -135,12 +138,12 @@ mod tests {
     use super::*;
     use crate::addr::UpstreamAddr;
     use crate::outcome::{Outcome, Reason};
-    use crate::upstream::endpoint::Nodes;
+    use crate::upstream::endpoint::Endpoints;
 
     const KEY: &[u8] = b"12345678";
 
-    fn place() -> Whereabouts {
-        Nodes::after(None, &[UpstreamAddr::Unix("/run/db".into())]).in_order(false)[0].itself()
+    fn endpoint() -> Endpoint {
+        Endpoints::after(None, &[UpstreamAddr::Unix("/run/db".into())]).in_order(false)[0].as_endpoint()
     }
 
     fn client() -> ClientAddr {
@@ -148,7 +151,7 @@ mod tests {
     }
 
     /// Requests for one key that all stay under way, until one is refused.
-    fn crowd(keys: &CancelKeys, key: &[u8], now: Instant) -> (Vec<BegunCancel>, Reason) {
+    fn crowd(keys: &CancelKeys, key: &[u8], now: Instant) -> (Vec<PendingCancel>, Reason) {
         let mut passed = Vec::new();
         loop {
             match keys.begin(key, client(), now) {
@@ -161,9 +164,9 @@ mod tests {
     #[test]
     fn a_session_is_found_by_its_key_as_long_as_it_lives() {
         let keys = Arc::new(CancelKeys::default());
-        let session = keys.note(KEY, place());
-        let find = |key| keys.begin(key, client(), Instant::now()).unwrap().place;
-        assert_eq!(find(KEY).unwrap().node.address(), &UpstreamAddr::Unix("/run/db".into()));
+        let session = keys.note(KEY, endpoint());
+        let find = |key| keys.begin(key, client(), Instant::now()).unwrap().endpoint;
+        assert_eq!(find(KEY).unwrap().configured.address(), &UpstreamAddr::Unix("/run/db".into()));
         assert!(find(b"12345679").is_none());
         assert!(!format!("{keys:?}").contains("1234"));
         drop(session);
@@ -175,7 +178,7 @@ mod tests {
     #[test]
     fn requests_for_one_session_are_limited_at_once_and_in_time() {
         let keys = Arc::new(CancelKeys::default());
-        let _session = keys.note(KEY, place());
+        let _session = keys.note(KEY, endpoint());
         let (under_way, reason) = crowd(&keys, KEY, keys.since);
         assert_eq!((under_way.len(), reason), (4, Reason::SourceConnectionLimit));
         drop(under_way);
@@ -193,11 +196,11 @@ mod tests {
     fn flood_that_names_no_session_keeps_no_session_from_being_cancelled() {
         let keys = Arc::new(CancelKeys::default());
         let numbers = || (0..500_u32).map(u32::to_be_bytes);
-        let _sessions: Vec<_> = numbers().map(|key| keys.note(&key, place())).collect();
+        let _sessions: Vec<_> = numbers().map(|key| keys.note(&key, endpoint())).collect();
         let (flood, _) = crowd(&keys, b"unknown", keys.since);
         // A pool that cancels all its queries, from the source of the flood.
         let pool: Vec<_> = numbers().map(|key| keys.begin(&key, client(), keys.since).unwrap()).collect();
-        assert!(pool.iter().all(|begun| begun.place.is_some()));
+        assert!(pool.iter().all(|begun| begun.endpoint.is_some()));
         drop(flood);
     }
 }

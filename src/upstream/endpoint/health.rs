@@ -68,7 +68,7 @@ struct Recovery {
 
 impl Health {
     /// It answered; where it is not what was wanted, `unsuitable` says why. Returns whether that is news.
-    pub(crate) fn answers(&mut self, unsuitable: Option<&str>, now: Instant) -> bool {
+    pub(crate) fn mark_healthy(&mut self, unsuitable: Option<&str>, now: Instant) -> bool {
         self.has_answered = true;
         self.note(unsuitable.map_or(DialOutcome::Connected, |words| DialOutcome::Unsuitable(words.to_owned())));
         let former = self.ejection.take();
@@ -98,7 +98,7 @@ impl Health {
     }
 
     /// It was asked again, and still does not answer.
-    pub(crate) fn fail_again(&mut self, words: &str, now: Instant) {
+    pub(crate) fn record_probe_failure(&mut self, words: &str, now: Instant) {
         self.note(DialOutcome::Failed(words.to_owned()));
         if let Some(ejection) = &mut self.ejection {
             ejection.failures = ejection.failures.saturating_add(1);
@@ -108,13 +108,13 @@ impl Health {
     }
 
     /// It could not be dialled for want of something on this machine. Whether it answers is as unknown as before.
-    pub(crate) fn not_dialled(&mut self, words: &str) {
+    pub(crate) fn record_local_failure(&mut self, words: &str) {
         self.note(DialOutcome::LocalShortage(words.to_owned()));
     }
 
     /// A health check could not dial it for want of something on this machine.
-    pub(crate) fn not_dialled_again(&mut self, words: &str, now: Instant) {
-        self.not_dialled(words);
+    pub(crate) fn record_local_probe_failure(&mut self, words: &str, now: Instant) {
+        self.record_local_failure(words);
         if let Some(ejection) = &mut self.ejection {
             ejection.due = Some(now + wait(ejection.failures));
         }
@@ -141,7 +141,7 @@ impl Health {
     }
 
     /// Since when it does not answer, and in which words.
-    pub(crate) fn silent(&self) -> Option<(OffsetDateTime, String)> {
+    pub(crate) fn unhealthy(&self) -> Option<(OffsetDateTime, String)> {
         self.ejection.as_ref().map(|ejection| (ejection.since, ejection.words.clone()))
     }
 
@@ -229,7 +229,7 @@ mod tests {
         for _ in 0..5 {
             assert!(health.eject("refused", now));
             waits.push(health.ejection.as_ref().unwrap().due.unwrap() - now);
-            assert!(health.answers(None, now));
+            assert!(health.mark_healthy(None, now));
         }
         for (wait, longest) in waits.into_iter().zip([1, 2, 4, 8, 15].map(Duration::from_secs)) {
             assert!(wait <= longest && wait >= longest * 3 / 4, "{wait:?} of {longest:?}");
@@ -251,12 +251,12 @@ mod tests {
         let mut health = Health::default();
         let outcome = |health: &Health| health.last_dial().map(|dial| dial.outcome.clone());
         assert_eq!((health.state(), outcome(&health)), (UpstreamHealth::Unknown, None));
-        health.answers(None, now);
+        health.mark_healthy(None, now);
         assert_eq!((health.state(), outcome(&health)), (UpstreamHealth::Healthy, Some(DialOutcome::Connected)));
         health.eject("refused", now);
         let refused = Some(DialOutcome::Failed("refused".to_owned()));
         assert_eq!((health.state(), outcome(&health)), (UpstreamHealth::Unhealthy, refused));
-        health.answers(Some("a replica"), now);
+        health.mark_healthy(Some("a replica"), now);
         let unsuitable = Some(DialOutcome::Unsuitable("a replica".to_owned()));
         assert_eq!((health.state(), outcome(&health)), (UpstreamHealth::Healthy, unsuitable));
     }
@@ -265,16 +265,16 @@ mod tests {
     fn local_shortage_leaves_the_health_as_it_was() {
         let now = Instant::now();
         let mut health = Health::default();
-        health.not_dialled("EMFILE");
+        health.record_local_failure("EMFILE");
         assert_eq!(health.state(), UpstreamHealth::Unknown);
-        health.answers(None, now);
-        health.not_dialled("EMFILE");
+        health.mark_healthy(None, now);
+        health.record_local_failure("EMFILE");
         assert_eq!(health.state(), UpstreamHealth::Healthy);
         assert_eq!(health.last_dial().unwrap().outcome, DialOutcome::LocalShortage("EMFILE".to_owned()));
         health.eject("refused", now);
         assert!(health.take_pending(now + FIRST_PAUSE) && health.due().is_none());
-        health.not_dialled_again("EMFILE", now);
+        health.record_local_probe_failure("EMFILE", now);
         assert!(health.due().is_some(), "it is asked again");
-        assert_eq!(health.silent().unwrap().1, "refused");
+        assert_eq!(health.unhealthy().unwrap().1, "refused");
     }
 }

@@ -23,8 +23,8 @@ use crate::upstream::endpoint::outage::Outage;
 
 /// All addresses of one upstream, in the order of the configuration.
 #[derive(Debug, Default)]
-pub struct Nodes {
-    nodes: Vec<Arc<Node>>,
+pub struct Endpoints {
+    addresses: Vec<Arc<ConfiguredUpstream>>,
     /// Told when one is ejected.
     ejected: Arc<Notify>,
     /// What the clients share that wait for it.
@@ -33,31 +33,31 @@ pub struct Nodes {
 
 /// One address of an upstream, as configured.
 #[derive(Debug)]
-pub struct Node {
+pub struct ConfiguredUpstream {
     address: UpstreamAddr,
-    state: Mutex<State>,
+    state: Mutex<UpstreamState>,
     ejected: Arc<Notify>,
 }
 
 /// A place where sessions are, or can be.
 #[derive(Clone, Debug)]
-pub struct Whereabouts {
+pub struct Endpoint {
     /// Which of the upstream's addresses led there.
-    pub node: Arc<Node>,
+    pub configured: Arc<ConfiguredUpstream>,
     /// Which of those that it resolved to. None of a Unix socket, nor of a name that does not resolve.
     pub socket: Option<SocketAddr>,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct UpstreamState {
     /// Whether it could be resolved.
     name: Health,
     /// What it resolved to last, in the resolver's order.
-    places: Vec<Place>,
+    endpoints: Vec<EndpointState>,
 }
 
 #[derive(Debug)]
-struct Place {
+struct EndpointState {
     socket: Option<SocketAddr>,
     health: Health,
     role: Option<Role>,
@@ -70,16 +70,16 @@ enum Role {
     /// It takes no writes, as it said then. Of several such the next primary is more likely one that has not said so lately.
     Replica(Instant),
     /// It does not say.
-    Untold,
+    Unknown,
 }
 
 /// What is known of one place, or of a name that leads to none, for the operator.
 #[derive(Clone, Debug)]
-pub struct Condition {
+pub struct EndpointStatus {
     /// Where it is.
     pub socket: Option<SocketAddr>,
     /// Since when it does not answer, and in which words.
-    pub silent: Option<(OffsetDateTime, String)>,
+    pub unhealthy: Option<(OffsetDateTime, String)>,
     /// Whether it answers.
     pub health: UpstreamHealth,
     /// The last attempt to reach it.
@@ -88,23 +88,23 @@ pub struct Condition {
     pub writes: Option<bool>,
 }
 
-impl Nodes {
+impl Endpoints {
     /// Those of `addresses`; of those that were there before what is known is known on.
     pub(crate) fn after(before: Option<&Self>, addresses: &[UpstreamAddr]) -> Self {
         let ejected = before.map(|before| Arc::clone(&before.ejected)).unwrap_or_default();
         let known = |address: &UpstreamAddr| {
-            let former = before.into_iter().flat_map(|before| &before.nodes);
-            former.into_iter().find(|node| node.address == *address).cloned()
+            let former = before.into_iter().flat_map(|before| &before.addresses);
+            former.into_iter().find(|configured| configured.address == *address).cloned()
         };
         let new = |address: &UpstreamAddr| {
             let (state, ejected) = (Mutex::default(), Arc::clone(&ejected));
-            Arc::new(Node { address: address.clone(), state, ejected })
+            Arc::new(ConfiguredUpstream { address: address.clone(), state, ejected })
         };
         Self {
-            nodes: addresses.iter().map(|address| known(address).unwrap_or_else(|| new(address))).collect(),
+            addresses: addresses.iter().map(|address| known(address).unwrap_or_else(|| new(address))).collect(),
             ejected,
             outage: before
-                .filter(|before| before.nodes.iter().map(|node| &node.address).eq(addresses))
+                .filter(|before| before.addresses.iter().map(|configured| &configured.address).eq(addresses))
                 .map(|before| Arc::clone(&before.outage))
                 .unwrap_or_default(),
         }
@@ -117,16 +117,16 @@ impl Nodes {
 
     /// In which order to try them: as they are configured, but behind the others those that take no writes, where that
     /// counts, and last of all those that did not answer.
-    pub fn in_order(&self, writes: bool) -> Vec<Arc<Node>> {
-        let mut nodes = self.nodes.clone();
-        nodes.sort_by_cached_key(|node| node.state().rank(writes));
-        nodes
+    pub fn in_order(&self, writes: bool) -> Vec<Arc<ConfiguredUpstream>> {
+        let mut addresses = self.addresses.clone();
+        addresses.sort_by_cached_key(|configured| configured.state().rank(writes));
+        addresses
     }
 
     /// Whether at least one place answers, and takes writes where they count; unknown as long as none is known to and not
     /// all have been dialled.
     pub fn health(&self, writes: bool) -> UpstreamHealth {
-        let all: Vec<_> = self.nodes.iter().flat_map(|node| node.state().healths(writes)).collect();
+        let all: Vec<_> = self.addresses.iter().flat_map(|configured| configured.state().healths(writes)).collect();
         let is = |health: UpstreamHealth| all.contains(&health);
         match (is(UpstreamHealth::Healthy), is(UpstreamHealth::Unknown)) {
             (true, _) => UpstreamHealth::Healthy,
@@ -137,17 +137,17 @@ impl Nodes {
 
     /// Those that have been ejected and are to be asked again by `now`: of a name that does not resolve, that. Each is named
     /// once, until it has answered or not.
-    pub fn take_pending(&self, now: Instant) -> Vec<Whereabouts> {
-        let due = |node: &Arc<Node>| {
-            let sockets = node.state().take_pending(now);
-            sockets.into_iter().map(|socket| node.at(socket)).collect::<Vec<_>>()
+    pub fn take_pending(&self, now: Instant) -> Vec<Endpoint> {
+        let due = |configured: &Arc<ConfiguredUpstream>| {
+            let sockets = configured.state().take_pending(now);
+            sockets.into_iter().map(|socket| configured.at(socket)).collect::<Vec<_>>()
         };
-        self.nodes.iter().flat_map(due).collect()
+        self.addresses.iter().flat_map(due).collect()
     }
 
     /// When the next of them is to be asked.
     pub fn next_due(&self) -> Option<Instant> {
-        self.nodes.iter().filter_map(|node| node.state().next_due()).min()
+        self.addresses.iter().filter_map(|configured| configured.state().next_due()).min()
     }
 
     /// Returns when one is ejected.
@@ -157,138 +157,139 @@ impl Nodes {
 
     /// Whether there is more than one place to choose from.
     pub fn has_several(&self) -> bool {
-        self.nodes.len() > 1 || self.nodes.iter().any(|node| node.state().places.len() > 1)
+        self.addresses.len() > 1 || self.addresses.iter().any(|configured| configured.state().endpoints.len() > 1)
     }
 
     /// All of them, in the order of the configuration.
-    pub fn iter(&self) -> impl Iterator<Item = &Arc<Node>> {
-        self.nodes.iter()
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<ConfiguredUpstream>> {
+        self.addresses.iter()
     }
 }
 
-impl Node {
+impl ConfiguredUpstream {
     /// Where it is.
     pub fn address(&self) -> &UpstreamAddr {
         &self.address
     }
 
     /// Notes what it resolves to: addresses, or one Unix socket. Returns the places in the order in which to try them.
-    pub fn resolved(self: &Arc<Self>, sockets: &[Option<SocketAddr>], writes: bool) -> Vec<Whereabouts> {
+    pub fn resolved(self: &Arc<Self>, sockets: &[Option<SocketAddr>], writes: bool) -> Vec<Endpoint> {
         let mut state = self.state();
-        if !state.places.iter().map(|place| place.socket).eq(sockets.iter().copied()) {
-            let mut former = std::mem::take(&mut state.places);
+        if !state.endpoints.iter().map(|endpoint| endpoint.socket).eq(sockets.iter().copied()) {
+            let mut former = std::mem::take(&mut state.endpoints);
             let mut known = |socket| {
-                let index = former.iter().position(|place| place.socket == socket);
-                index.map_or_else(|| Place::new(socket), |index| former.swap_remove(index))
+                let index = former.iter().position(|endpoint| endpoint.socket == socket);
+                index.map_or_else(|| EndpointState::new(socket), |index| former.swap_remove(index))
             };
-            state.places = sockets.iter().map(|socket| known(*socket)).collect();
+            state.endpoints = sockets.iter().map(|socket| known(*socket)).collect();
         }
-        let mut places: Vec<_> = state.places.iter().map(|place| (place.rank(writes), place.socket)).collect();
+        let mut endpoints: Vec<_> =
+            state.endpoints.iter().map(|endpoint| (endpoint.rank(writes), endpoint.socket)).collect();
         drop(state);
-        places.sort_by_key(|(rank, _)| *rank);
-        places.into_iter().map(|(_, socket)| self.at(socket)).collect()
+        endpoints.sort_by_key(|(rank, _)| *rank);
+        endpoints.into_iter().map(|(_, socket)| self.at(socket)).collect()
     }
 
     /// What is known of the places behind it; nothing where nobody has asked yet.
-    pub fn conditions(&self) -> Vec<Condition> {
+    pub fn statuses(&self) -> Vec<EndpointStatus> {
         let state = self.state();
-        if state.name.is_ejected() || (state.places.is_empty() && state.name.last_dial().is_some()) {
-            return vec![condition(None, &state.name, None)];
+        if state.name.is_ejected() || (state.endpoints.is_empty() && state.name.last_dial().is_some()) {
+            return vec![status(None, &state.name, None)];
         }
-        state.places.iter().map(Place::condition).collect()
+        state.endpoints.iter().map(EndpointState::status).collect()
     }
 
     /// The name itself, where it is one, or its only place.
-    pub fn itself(self: &Arc<Self>) -> Whereabouts {
+    pub fn as_endpoint(self: &Arc<Self>) -> Endpoint {
         self.at(None)
     }
 
-    fn at(self: &Arc<Self>, socket: Option<SocketAddr>) -> Whereabouts {
-        Whereabouts { node: Arc::clone(self), socket }
+    fn at(self: &Arc<Self>, socket: Option<SocketAddr>) -> Endpoint {
+        Endpoint { configured: Arc::clone(self), socket }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, UpstreamState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Whereabouts {
+impl Endpoint {
     /// Whether it is a name, which only leads somewhere.
     pub fn is_name(&self) -> bool {
-        self.socket.is_none() && self.node.address.host().is_some()
+        self.socket.is_none() && self.configured.address.host().is_some()
     }
 
     /// Whether its node still leads here.
     pub fn is_known(&self) -> bool {
-        self.node.state().find(self.socket).is_some()
+        self.configured.state().find(self.socket).is_some()
     }
 
     /// It answers. Returns whether that is news.
-    pub fn answers(&self) -> bool {
-        self.health(|health| health.answers(None, Instant::now())).unwrap_or(false)
+    pub fn mark_healthy(&self) -> bool {
+        self.health(|health| health.mark_healthy(None, Instant::now())).unwrap_or(false)
     }
 
     /// It answers, and for this reason cannot be taken. Returns whether it is news that it answers.
-    pub fn is_unsuitable(&self, words: &str) -> bool {
-        self.health(|health| health.answers(Some(words), Instant::now())).unwrap_or(false)
+    pub fn mark_unsuitable(&self, words: &str) -> bool {
+        self.health(|health| health.mark_healthy(Some(words), Instant::now())).unwrap_or(false)
     }
 
     /// It could not be dialled for want of something on this machine.
-    pub fn is_not_dialled(&self, words: &str) {
-        self.health(|health| health.not_dialled(words));
+    pub fn record_local_failure(&self, words: &str) {
+        self.health(|health| health.record_local_failure(words));
     }
 
     /// The same when it was to be asked again.
-    pub fn is_not_dialled_again(&self, words: &str) {
-        self.health(|health| health.not_dialled_again(words, Instant::now()));
+    pub fn record_local_probe_failure(&self, words: &str) {
+        self.health(|health| health.record_local_probe_failure(words, Instant::now()));
     }
 
     /// Whether nobody has dialled it yet.
-    pub fn is_unknown(&self) -> bool {
+    pub fn is_untested(&self) -> bool {
         self.health(|health| health.state() == UpstreamHealth::Unknown).unwrap_or(false)
     }
 
     /// It does not answer to a client. Until it does again the others are tried first. Returns whether that is news.
-    pub fn is_silent(&self, words: &str) -> bool {
+    pub fn eject(&self, words: &str) -> bool {
         let news = self.health(|health| health.eject(words, Instant::now())).unwrap_or(false);
         if news {
-            self.node.ejected.notify_one();
+            self.configured.ejected.notify_one();
         }
         news
     }
 
     /// It has been asked again, and still does not answer.
-    pub fn is_silent_still(&self, words: &str) {
-        self.health(|health| health.fail_again(words, Instant::now()));
+    pub fn record_probe_failure(&self, words: &str) {
+        self.health(|health| health.record_probe_failure(words, Instant::now()));
     }
 
     /// Notes whether it takes writes. Returns whether that is news.
-    pub fn takes_writes(&self, writes: bool) -> bool {
-        let former = self.turn_out(if writes { Role::Primary } else { Role::Replica(Instant::now()) });
+    pub fn set_role(&self, writes: bool) -> bool {
+        let former = self.replace_role(if writes { Role::Primary } else { Role::Replica(Instant::now()) });
         former.is_some_and(|former| matches!(former, Some(Role::Replica(_))) == writes)
     }
 
     /// It does not say whether it takes writes. Returns whether that is news.
-    pub fn is_untold(&self) -> bool {
-        self.turn_out(Role::Untold).is_some_and(|former| former != Some(Role::Untold))
+    pub fn set_role_unknown(&self) -> bool {
+        self.replace_role(Role::Unknown).is_some_and(|former| former != Some(Role::Unknown))
     }
 
     /// What it was before; nothing if it is no more.
-    fn turn_out(&self, role: Role) -> Option<Option<Role>> {
-        let mut state = self.node.state();
-        let place = state.places.iter_mut().find(|place| place.socket == self.socket)?;
-        Some(place.role.replace(role))
+    fn replace_role(&self, role: Role) -> Option<Option<Role>> {
+        let mut state = self.configured.state();
+        let endpoint = state.endpoints.iter_mut().find(|endpoint| endpoint.socket == self.socket)?;
+        Some(endpoint.role.replace(role))
     }
 
     fn health<T>(&self, change: impl FnOnce(&mut Health) -> T) -> Option<T> {
-        self.node.state().find(self.socket).map(change)
+        self.configured.state().find(self.socket).map(change)
     }
 }
 
 /// As configured, and behind a name where it led to.
-impl fmt::Display for Whereabouts {
+impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let address = self.node.address.to_string();
+        let address = self.configured.address.to_string();
         match self.socket {
             Some(socket) if socket.to_string() != address => write!(f, "{address} ({socket})"),
             _ => f.write_str(&address),
@@ -299,12 +300,12 @@ impl fmt::Display for Whereabouts {
 /// The lower, the sooner it is tried.
 type Rank = (bool, Option<Instant>);
 
-impl State {
+impl UpstreamState {
     /// What is known of a place, or of the name; nothing of a place that is no more.
     fn find(&mut self, socket: Option<SocketAddr>) -> Option<&mut Health> {
-        let place = self.places.iter_mut().find(|place| place.socket == socket);
-        match place {
-            Some(place) => Some(&mut place.health),
+        let endpoint = self.endpoints.iter_mut().find(|endpoint| endpoint.socket == socket);
+        match endpoint {
+            Some(endpoint) => Some(&mut endpoint.health),
             None if socket.is_none() => Some(&mut self.name),
             None => None,
         }
@@ -312,14 +313,14 @@ impl State {
 
     /// Of each place, or of the name where it leads to none.
     fn healths(&self, writes: bool) -> Vec<UpstreamHealth> {
-        if self.name.is_ejected() || self.places.is_empty() {
+        if self.name.is_ejected() || self.endpoints.is_empty() {
             return vec![if self.name.is_ejected() { UpstreamHealth::Unhealthy } else { UpstreamHealth::Unknown }];
         }
-        let usable = |place: &Place| match place.role {
+        let usable = |endpoint: &EndpointState| match endpoint.role {
             Some(Role::Replica(_)) if writes => UpstreamHealth::Unhealthy,
-            _ => place.health.state(),
+            _ => endpoint.health.state(),
         };
-        self.places.iter().map(usable).collect()
+        self.endpoints.iter().map(usable).collect()
     }
 
     /// That of its best place.
@@ -327,22 +328,22 @@ impl State {
         if self.name.is_ejected() {
             return (true, None);
         }
-        self.places.iter().map(|place| place.rank(writes)).min().unwrap_or_default()
+        self.endpoints.iter().map(|endpoint| endpoint.rank(writes)).min().unwrap_or_default()
     }
 
     fn next_due(&self) -> Option<Instant> {
-        let places = self.places.iter().map(|place| &place.health);
-        places.chain([&self.name]).filter_map(Health::due).min()
+        let endpoints = self.endpoints.iter().map(|endpoint| &endpoint.health);
+        endpoints.chain([&self.name]).filter_map(Health::due).min()
     }
 
     fn take_pending(&mut self, now: Instant) -> Vec<Option<SocketAddr>> {
-        let places = self.places.iter_mut().map(|place| (place.socket, &mut place.health));
+        let endpoints = self.endpoints.iter_mut().map(|endpoint| (endpoint.socket, &mut endpoint.health));
         let take = |(socket, health): (_, &mut Health)| health.take_pending(now).then_some(socket);
-        places.chain([(None, &mut self.name)]).filter_map(take).collect()
+        endpoints.chain([(None, &mut self.name)]).filter_map(take).collect()
     }
 }
 
-impl Place {
+impl EndpointState {
     fn new(socket: Option<SocketAddr>) -> Self {
         Self { socket, health: Health::default(), role: None }
     }
@@ -355,19 +356,19 @@ impl Place {
         (self.health.is_ejected(), replica)
     }
 
-    fn condition(&self) -> Condition {
+    fn status(&self) -> EndpointStatus {
         let writes = match self.role {
             Some(Role::Primary) => Some(true),
             Some(Role::Replica(_)) => Some(false),
-            Some(Role::Untold) | None => None,
+            Some(Role::Unknown) | None => None,
         };
-        condition(self.socket, &self.health, writes)
+        status(self.socket, &self.health, writes)
     }
 }
 
-fn condition(socket: Option<SocketAddr>, health: &Health, writes: Option<bool>) -> Condition {
+fn status(socket: Option<SocketAddr>, health: &Health, writes: Option<bool>) -> EndpointStatus {
     let (state, last_dial) = (health.state(), health.last_dial().cloned());
-    Condition { socket, silent: health.silent(), health: state, last_dial, writes }
+    EndpointStatus { socket, unhealthy: health.unhealthy(), health: state, last_dial, writes }
 }
 
 #[cfg(test)]
@@ -380,12 +381,12 @@ mod tests {
         UpstreamAddr::Tcp { host: "db.test".to_owned(), port }
     }
 
-    fn ports(nodes: &[Arc<Node>]) -> Vec<u16> {
-        let port = |node: &Arc<Node>| match node.address() {
+    fn ports(addresses: &[Arc<ConfiguredUpstream>]) -> Vec<u16> {
+        let port = |configured: &Arc<ConfiguredUpstream>| match configured.address() {
             UpstreamAddr::Tcp { port, .. } => *port,
             UpstreamAddr::Unix(_) => 0,
         };
-        nodes.iter().map(port).collect()
+        addresses.iter().map(port).collect()
     }
 
     fn socket(last: u8) -> Option<SocketAddr> {
@@ -393,118 +394,119 @@ mod tests {
     }
 
     /// Nodes on these ports, each with one place.
-    fn nodes(ports: impl IntoIterator<Item = u16>) -> (Nodes, Vec<Whereabouts>) {
+    fn addresses(ports: impl IntoIterator<Item = u16>) -> (Endpoints, Vec<Endpoint>) {
         let addresses: Vec<_> = ports.into_iter().map(address).collect();
-        let nodes = Nodes::after(None, &addresses);
-        let places = nodes.iter().flat_map(|node| node.resolved(&[socket(1)], false)).collect();
-        (nodes, places)
+        let addresses = Endpoints::after(None, &addresses);
+        let endpoints = addresses.iter().flat_map(|configured| configured.resolved(&[socket(1)], false)).collect();
+        (addresses, endpoints)
     }
 
     #[test]
     fn one_that_does_not_answer_is_tried_last_until_it_does() {
-        let (nodes, places) = nodes([1, 2, 3]);
-        assert_eq!(ports(&nodes.in_order(false)), [1, 2, 3]);
-        assert!(places[0].is_silent("refused"), "news");
-        assert!(!places[0].is_silent("refused"), "no news");
-        assert_eq!(ports(&nodes.in_order(false)), [2, 3, 1]);
-        assert!(places[0].answers() && !places[0].answers());
-        assert_eq!(ports(&nodes.in_order(false)), [1, 2, 3]);
-        assert_eq!(nodes.next_due(), None);
+        let (addresses, endpoints) = addresses([1, 2, 3]);
+        assert_eq!(ports(&addresses.in_order(false)), [1, 2, 3]);
+        assert!(endpoints[0].eject("refused"), "news");
+        assert!(!endpoints[0].eject("refused"), "no news");
+        assert_eq!(ports(&addresses.in_order(false)), [2, 3, 1]);
+        assert!(endpoints[0].mark_healthy() && !endpoints[0].mark_healthy());
+        assert_eq!(ports(&addresses.in_order(false)), [1, 2, 3]);
+        assert_eq!(addresses.next_due(), None);
     }
 
     #[test]
     fn it_is_asked_again_by_one_at_a_time_and_no_client_puts_that_off() {
-        let (nodes, places) = nodes([1, 2]);
-        places[0].is_silent("refused");
-        let due = nodes.next_due().unwrap();
-        places[0].is_silent("refused");
-        assert_eq!(nodes.next_due(), Some(due));
-        assert!(nodes.take_pending(due - Duration::from_millis(1)).is_empty());
-        assert_eq!(nodes.take_pending(due).len(), 1);
-        assert!(nodes.take_pending(due + Duration::from_secs(3600)).is_empty(), "it is being asked");
-        assert_eq!(nodes.next_due(), None);
-        places[0].is_silent_still("refused");
-        assert!(nodes.next_due().is_some_and(|next| next > due));
+        let (addresses, endpoints) = addresses([1, 2]);
+        endpoints[0].eject("refused");
+        let due = addresses.next_due().unwrap();
+        endpoints[0].eject("refused");
+        assert_eq!(addresses.next_due(), Some(due));
+        assert!(addresses.take_pending(due - Duration::from_millis(1)).is_empty());
+        assert_eq!(addresses.take_pending(due).len(), 1);
+        assert!(addresses.take_pending(due + Duration::from_secs(3600)).is_empty(), "it is being asked");
+        assert_eq!(addresses.next_due(), None);
+        endpoints[0].record_probe_failure("refused");
+        assert!(addresses.next_due().is_some_and(|next| next > due));
     }
 
     #[test]
     fn one_that_takes_no_writes_is_behind_the_others_where_that_counts() {
-        let (nodes, places) = nodes([1, 2, 3]);
-        assert!(places[0].takes_writes(false), "news");
-        assert!(!places[0].takes_writes(false) && !places[1].takes_writes(true), "no news");
-        assert!(places[2].is_untold() && !places[2].is_untold());
-        places[1].is_silent("refused");
-        assert_eq!(ports(&nodes.in_order(true)), [3, 1, 2]);
-        assert_eq!(ports(&nodes.in_order(false)), [1, 3, 2]);
-        assert!(places[0].takes_writes(true));
-        assert_eq!(ports(&nodes.in_order(true)), [1, 3, 2]);
+        let (addresses, endpoints) = addresses([1, 2, 3]);
+        assert!(endpoints[0].set_role(false), "news");
+        assert!(!endpoints[0].set_role(false) && !endpoints[1].set_role(true), "no news");
+        assert!(endpoints[2].set_role_unknown() && !endpoints[2].set_role_unknown());
+        endpoints[1].eject("refused");
+        assert_eq!(ports(&addresses.in_order(true)), [3, 1, 2]);
+        assert_eq!(ports(&addresses.in_order(false)), [1, 3, 2]);
+        assert!(endpoints[0].set_role(true));
+        assert_eq!(ports(&addresses.in_order(true)), [1, 3, 2]);
     }
 
     #[test]
     fn of_several_that_take_no_writes_the_one_that_said_so_last_is_tried_last() {
-        let (nodes, places) = nodes([1, 2, 3]);
+        let (addresses, endpoints) = addresses([1, 2, 3]);
         for next in [1, 2, 0, 1, 2] {
-            let first = ports(&nodes.in_order(true))[0];
-            let place = places.iter().find(|place| ports(&[Arc::clone(&place.node)]) == [first]).unwrap();
-            place.takes_writes(false);
-            assert_eq!(ports(&nodes.in_order(true))[0], [1, 2, 3][next], "none is asked twice before another");
+            let first = ports(&addresses.in_order(true))[0];
+            let endpoint =
+                endpoints.iter().find(|endpoint| ports(&[Arc::clone(&endpoint.configured)]) == [first]).unwrap();
+            endpoint.set_role(false);
+            assert_eq!(ports(&addresses.in_order(true))[0], [1, 2, 3][next], "none is asked twice before another");
         }
     }
 
     #[test]
     fn health_is_that_of_the_best_place_that_will_do() {
-        let (nodes, places) = nodes([1, 2]);
-        let both = || (nodes.health(false), nodes.health(true));
+        let (addresses, endpoints) = addresses([1, 2]);
+        let both = || (addresses.health(false), addresses.health(true));
         assert_eq!(both(), (UpstreamHealth::Unknown, UpstreamHealth::Unknown));
-        places[0].is_silent("refused");
-        assert_eq!(nodes.health(false), UpstreamHealth::Unknown, "the other has not been dialled");
-        places[1].answers();
-        places[1].takes_writes(false);
+        endpoints[0].eject("refused");
+        assert_eq!(addresses.health(false), UpstreamHealth::Unknown, "the other has not been dialled");
+        endpoints[1].mark_healthy();
+        endpoints[1].set_role(false);
         assert_eq!(both(), (UpstreamHealth::Healthy, UpstreamHealth::Unhealthy));
-        places[1].takes_writes(true);
-        assert_eq!(nodes.health(true), UpstreamHealth::Healthy);
-        places[1].is_silent("refused");
+        endpoints[1].set_role(true);
+        assert_eq!(addresses.health(true), UpstreamHealth::Healthy);
+        endpoints[1].eject("refused");
         assert_eq!(both(), (UpstreamHealth::Unhealthy, UpstreamHealth::Unhealthy));
-        places[0].is_not_dialled("no file");
-        assert_eq!(nodes.health(false), UpstreamHealth::Unhealthy);
+        endpoints[0].record_local_failure("no file");
+        assert_eq!(addresses.health(false), UpstreamHealth::Unhealthy);
     }
 
     #[test]
     fn what_is_known_outlives_a_reload() {
-        let (before, places) = nodes([1, 2]);
-        places[0].is_silent("refused");
-        let after = Nodes::after(Some(&before), &[address(3), address(1), address(4)]);
+        let (before, endpoints) = addresses([1, 2]);
+        endpoints[0].eject("refused");
+        let after = Endpoints::after(Some(&before), &[address(3), address(1), address(4)]);
         assert_eq!(ports(&after.in_order(false)), [3, 4, 1]);
     }
 
     #[test]
     fn the_places_behind_a_name_are_told_apart_as_long_as_it_leads_to_them() {
-        let (nodes, _) = nodes([1, 2]);
-        let node = &nodes.nodes[0];
-        let sockets = |places: Vec<Whereabouts>| places.iter().map(|place| place.socket).collect::<Vec<_>>();
+        let (addresses, _) = addresses([1, 2]);
+        let configured = &addresses.addresses[0];
+        let sockets = |endpoints: Vec<Endpoint>| endpoints.iter().map(|endpoint| endpoint.socket).collect::<Vec<_>>();
         let [one, two, three] = [1, 2, 3].map(socket);
-        let places = node.resolved(&[one, two], false);
-        places[0].is_silent("refused");
-        assert_eq!(sockets(node.resolved(&[one, two], false)), [two, one]);
-        assert_eq!(ports(&nodes.in_order(false)), [1, 2], "one place is left");
-        places[1].is_silent("refused");
-        assert_eq!(ports(&nodes.in_order(false)), [2, 1]);
-        assert_eq!(sockets(node.resolved(&[one, three], false)), [three, one]);
-        assert_eq!(ports(&nodes.in_order(false)), [1, 2]);
-        assert!(!places[1].is_known() && !places[1].is_silent("refused") && !places[1].answers());
-        assert_eq!(places[0].to_string(), "db.test:1 (10.0.0.1:1)");
+        let endpoints = configured.resolved(&[one, two], false);
+        endpoints[0].eject("refused");
+        assert_eq!(sockets(configured.resolved(&[one, two], false)), [two, one]);
+        assert_eq!(ports(&addresses.in_order(false)), [1, 2], "one place is left");
+        endpoints[1].eject("refused");
+        assert_eq!(ports(&addresses.in_order(false)), [2, 1]);
+        assert_eq!(sockets(configured.resolved(&[one, three], false)), [three, one]);
+        assert_eq!(ports(&addresses.in_order(false)), [1, 2]);
+        assert!(!endpoints[1].is_known() && !endpoints[1].eject("refused") && !endpoints[1].mark_healthy());
+        assert_eq!(endpoints[0].to_string(), "db.test:1 (10.0.0.1:1)");
     }
 
     #[test]
     fn a_name_that_does_not_resolve_is_tried_last_until_it_does() {
-        let nodes = Nodes::after(None, &[address(1), address(2)]);
-        let name = nodes.nodes[0].itself();
-        assert!(name.is_name() && name.is_silent("no such name"));
-        assert_eq!(ports(&nodes.in_order(false)), [2, 1]);
-        assert!(nodes.take_pending(nodes.next_due().unwrap())[0].is_name());
-        assert_eq!(nodes.nodes[0].conditions()[0].silent.as_ref().unwrap().1, "no such name");
-        nodes.nodes[0].resolved(&[socket(1)], false);
-        assert!(name.answers());
-        assert_eq!(ports(&nodes.in_order(false)), [1, 2]);
+        let addresses = Endpoints::after(None, &[address(1), address(2)]);
+        let name = addresses.addresses[0].as_endpoint();
+        assert!(name.is_name() && name.eject("no such name"));
+        assert_eq!(ports(&addresses.in_order(false)), [2, 1]);
+        assert!(addresses.take_pending(addresses.next_due().unwrap())[0].is_name());
+        assert_eq!(addresses.addresses[0].statuses()[0].unhealthy.as_ref().unwrap().1, "no such name");
+        addresses.addresses[0].resolved(&[socket(1)], false);
+        assert!(name.mark_healthy());
+        assert_eq!(ports(&addresses.in_order(false)), [1, 2]);
     }
 }

@@ -21,7 +21,7 @@ use crate::printable;
 use crate::timestamp;
 use crate::x509::crypto::sha256_hex;
 use crate::x509::name::{common_name, rfc4514};
-use crate::x509::subject_name::ClientName;
+use crate::x509::subject_name::SubjectName;
 
 /// The facts of one certificate.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -118,12 +118,12 @@ impl Certificate {
     }
 
     /// The names by which `trusted_clients` may know the holder.
-    pub fn names(&self) -> impl Iterator<Item = ClientName<'_>> {
-        let common = self.common_name.as_deref().map(ClientName::Common);
+    pub fn names(&self) -> impl Iterator<Item = SubjectName<'_>> {
+        let common = self.common_name.as_deref().map(SubjectName::Common);
         common
             .into_iter()
             .chain(self.sans.iter().filter_map(|san| typed(san)))
-            .chain([ClientName::Sha256(&self.sha256)])
+            .chain([SubjectName::Sha256(&self.sha256)])
     }
 
     /// Whether it can be the anchor of others. Of an anchor webpki asks nothing but its name and key, so that the holder of any
@@ -184,11 +184,11 @@ fn san_text(name: &GeneralName<'_>) -> Option<String> {
 }
 
 /// A subject alternative name as a name that clients can be known by.
-fn typed(san: &str) -> Option<ClientName<'_>> {
+fn typed(san: &str) -> Option<SubjectName<'_>> {
     match san.split_once(':')? {
-        ("dns", name) => Some(ClientName::Dns(name)),
-        ("email", name) => Some(ClientName::Email(name)),
-        ("uri", name) => Some(ClientName::Uri(name)),
+        ("dns", name) => Some(SubjectName::Dns(name)),
+        ("email", name) => Some(SubjectName::Email(name)),
+        ("uri", name) => Some(SubjectName::Uri(name)),
         _ => None,
     }
 }

@@ -12,13 +12,13 @@ use rustls::pki_types::{CertificateDer, Der, TrustAnchor};
 use time::OffsetDateTime;
 use webpki::anchor_from_trusted_cert;
 
+use crate::x509::ca_properties::{CaFault, CaProperties, KeyIds, Purpose};
 use crate::x509::certificate::{Certificate, CertificateError};
-use crate::x509::chain::ca_properties::{CaFault, CaProperties, KeyIds, Purpose};
-use crate::x509::chain::raw_certificate::RawCertificate;
 use crate::x509::chain::settings::AnchorValidity;
 use crate::x509::crypto::sha256_hex;
 use crate::x509::digest::{Digest, digest_of};
 use crate::x509::error::BuildError;
+use crate::x509::raw_certificate::RawCertificate;
 
 /// The trust anchors of one side of a listener. Never changes.
 #[derive(Debug)]

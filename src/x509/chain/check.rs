@@ -6,11 +6,11 @@ use x509_parser::certificate::X509Certificate;
 use x509_parser::prelude::FromDer as _;
 
 use crate::x509::certificate::Certificate;
-use crate::x509::chain::raw_certificate::RawCertificate;
+use crate::x509::raw_certificate::RawCertificate;
 
 /// Whom a certificate is shown to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ShownTo {
+pub(crate) enum ShownTo {
     /// The clients of a listener: it is a server's.
     Clients,
     /// An upstream that asks for one: it is a client's.
@@ -19,7 +19,7 @@ pub enum ShownTo {
 
 /// Something that peers may refuse a chain for. Numbers are those of the certificates in their file, from 1.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ChainFault {
+pub(crate) enum ChainFault {
     /// It is in the file more than once.
     #[error("certificate {second} is the same as certificate {first}; remove one of them")]
     Twice {
@@ -48,7 +48,7 @@ pub enum ChainFault {
 }
 
 /// Finds what is wrong with the chain behind its first certificate.
-pub fn chain_faults(chain: &[CertificateDer<'_>]) -> Vec<ChainFault> {
+pub(crate) fn chain_faults(chain: &[CertificateDer<'_>]) -> Vec<ChainFault> {
     let mut faults = Vec::new();
     let mut distinct: Vec<(usize, &CertificateDer<'_>)> = Vec::new();
     for (position, der) in (1..).zip(chain) {
@@ -110,7 +110,7 @@ fn subject(der: &CertificateDer<'_>) -> String {
 }
 
 /// What a certificate may not be used for by its own extensions, though it is; nothing where it may.
-pub fn purpose_fault(der: &CertificateDer<'_>, shown_to: ShownTo) -> Option<String> {
+pub(crate) fn purpose_fault(der: &CertificateDer<'_>, shown_to: ShownTo) -> Option<String> {
     let (_, certificate) = X509Certificate::from_der(der).ok()?;
     let usage = certificate.extended_key_usage().ok().flatten();
     let lacks = usage.is_some_and(|usage| {

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use time::OffsetDateTime;
 
 use crate::timestamp;
-use crate::x509::chain::ca_properties::CaFault;
+use crate::x509::ca_properties::CaFault;
 use crate::x509::chain::path::{MAX_FAILED_CHECKS, MAX_SENT};
-use crate::x509::chain::raw_certificate::{MAX_ELEMENTS, MAX_LENGTH};
+use crate::x509::raw_certificate::{MAX_ELEMENTS, MAX_LENGTH};
 
 /// What is wrong with a chain of certificates, or with the path from it to a trust anchor.
 #[derive(Clone, Debug, PartialEq, Eq)]

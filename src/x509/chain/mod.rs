@@ -1,13 +1,10 @@
-//! TODO
+//! Certification paths (RFC 5280 §6): from a certificate to a trust anchor, within bounds that the peer cannot exceed.
 
 pub(crate) mod anchors;
-pub(crate) mod ca_properties;
 pub(crate) mod check;
 pub(crate) mod error;
 pub(crate) mod path;
-pub(crate) mod raw_certificate;
 pub(crate) mod revocation;
 pub(crate) mod rules;
 pub(crate) mod settings;
 pub(crate) mod signature_memo;
-pub(crate) mod signed;

@@ -10,8 +10,8 @@ use rustls::pki_types::CertificateDer;
 
 use crate::x509::chain::anchors::{Anchor, AnchorSet};
 use crate::x509::chain::error::ChainError;
-use crate::x509::chain::raw_certificate::RawCertificate;
 use crate::x509::chain::signature_memo::SignatureMemo;
+use crate::x509::raw_certificate::RawCertificate;
 
 /// Certificates that a peer may send beside its own. Far more than a chain needs.
 pub(crate) const MAX_SENT: usize = 6;
@@ -167,7 +167,8 @@ impl<'s> Search<'s> {
                     // A path over it would be a detour.
                     continue;
                 }
-                if self.is_signed(top, key_info)? && self.descend(&mut vec![top], anchor, visit)? == Visit::Stop {
+                if self.verify_signature(top, key_info)? && self.descend(&mut vec![top], anchor, visit)? == Visit::Stop
+                {
                     return Ok(());
                 }
             }
@@ -207,7 +208,7 @@ impl<'s> Search<'s> {
                 && self.leads_to_leaf.get(index).copied().unwrap_or(false)
                 && !self.repeats(path, &certificate)
                 && (index == LEAF || !is_of(&certificate, anchor));
-            if is_next && self.is_signed(index, issuer.public_key_info)? {
+            if is_next && self.verify_signature(index, issuer.public_key_info)? {
                 path.push(index);
                 let visited = self.descend(path, anchor, visit)?;
                 path.pop();
@@ -226,7 +227,7 @@ impl<'s> Search<'s> {
     }
 
     /// Whether the key has signed a certificate. Asked twice, it costs once.
-    fn is_signed(&mut self, certificate: usize, key_info: &'s [u8]) -> Result<bool, ChainError> {
+    fn verify_signature(&mut self, certificate: usize, key_info: &'s [u8]) -> Result<bool, ChainError> {
         let known = self.checked.iter().find(|known| known.certificate == certificate && known.key_info == key_info);
         if let Some(known) = known {
             return Ok(known.is_valid);

@@ -7,14 +7,14 @@ use std::collections::{BTreeMap, HashMap};
 
 use time::OffsetDateTime;
 
+use crate::x509::ca_properties::{DistributionPoints, may_sign_lists};
 use crate::x509::certificate::Certificate;
 use crate::x509::chain::anchors::{Ancestry, Anchor, AnchorSet};
-use crate::x509::chain::ca_properties::{DistributionPoints, may_sign_lists};
 use crate::x509::chain::error::ChainError;
 use crate::x509::chain::path::Path;
-use crate::x509::chain::raw_certificate::RawCertificate;
 use crate::x509::chain::settings::CrlExpired;
 use crate::x509::crl::{Crl, Scope};
+use crate::x509::raw_certificate::RawCertificate;
 
 /// Every revocation list of a listener.
 #[derive(Debug, Default)]

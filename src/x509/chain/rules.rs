@@ -12,15 +12,15 @@ use rustls::pki_types::{
 use time::{OffsetDateTime, PrimitiveDateTime};
 use webpki::{EndEntityCert, KeyUsage};
 
+use crate::x509::ca_properties::{CaProperties, Purpose, names, unsupported_extension};
 use crate::x509::chain::anchors::{Ancestry, Anchor, AnchorSet};
-use crate::x509::chain::ca_properties::{CaProperties, Purpose, names, unsupported_extension};
 use crate::x509::chain::error::ChainError;
 use crate::x509::chain::path::{Path, Search, Visit};
-use crate::x509::chain::raw_certificate::RawCertificate;
-use crate::x509::chain::signed::key_bits;
 use crate::x509::clock::unix_time;
 use crate::x509::crypto::provider;
 use crate::x509::digest::Digest;
+use crate::x509::raw_certificate::RawCertificate;
+use crate::x509::signed::key_bits;
 
 /// What is known of the sent certificates of a path that keep to the rules.
 #[derive(Clone, Debug, PartialEq, Eq)]

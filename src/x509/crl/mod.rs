@@ -22,10 +22,8 @@ use x509_parser::prelude::FromDer as _;
 use x509_parser::revocation_list::CertificateRevocationList;
 use x509_parser::x509::X509Version;
 
+use crate::x509::ca_properties::full_names;
 use crate::x509::certificate::moment;
-use crate::x509::chain::ca_properties::full_names;
-use crate::x509::chain::raw_certificate::RawCertificate;
-use crate::x509::chain::signed::Signed;
 use crate::x509::crl::serials::Serials;
 use crate::x509::crypto::{provider, sha256_hex};
 use crate::x509::der::{INTEGER, SEQUENCE, element, element_of, sequence};
@@ -33,6 +31,8 @@ use crate::x509::digest::{Digest, digest_of};
 use crate::x509::name::rfc4514;
 use crate::x509::pem;
 use crate::x509::pem::PemError;
+use crate::x509::raw_certificate::RawCertificate;
+use crate::x509::signed::Signed;
 
 /// One revocation list, of a kind that rustls can use.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -149,7 +149,7 @@ impl CrlSeries {
 }
 
 /// Lower-case hex of the SHA-256 of a certificate's `SubjectPublicKeyInfo` contents.
-pub fn key_digest(certificate: &CertificateDer<'_>) -> Option<String> {
+pub(crate) fn key_digest(certificate: &CertificateDer<'_>) -> Option<String> {
     RawCertificate::read(certificate).map(|certificate| sha256_hex(certificate.public_key_info))
 }
 

@@ -8,8 +8,8 @@ use crate::x509::clock::unix_time;
 use crate::x509::crypto::provider;
 
 /// What decides about a client, without what only matters later.
-fn verdict(judged: Result<Arc<Credential>, ChainError>) -> Result<String, ChainError> {
-    judged.map(|credential| format!("{:?} until {}", credential.certificate.sha256, credential.until))
+fn verdict(judged: Result<Arc<VerifiedIdentity>, ChainError>) -> Result<String, ChainError> {
+    judged.map(|identity| format!("{:?} until {}", identity.certificate.sha256, identity.until))
 }
 
 #[test]
@@ -27,9 +27,9 @@ fn remembered_path_gives_the_verdict_of_a_fresh_verification() {
                     let what = format!("{sends}; lists: {lists_are}, {expired:?}; anchors: {anchors_are}");
                     let [again, anew] = [(); 2].map(|()| verifier(&anchors, &lists, expired));
                     for before in &before {
-                        let credential = judged(before, chain).unwrap();
+                        let identity = judged(before, chain).unwrap();
                         let expected = verdict(judged(&anew, chain));
-                        match again.recheck(&credential, NOW) {
+                        match again.recheck(&identity, NOW) {
                             Some(Ok(rechecked)) => {
                                 good += 1;
                                 assert_eq!(verdict(Ok(rechecked)).is_ok(), expected.is_ok(), "{what}: {expected:?}");
@@ -40,7 +40,7 @@ fn remembered_path_gives_the_verdict_of_a_fresh_verification() {
                             }
                             None => left += 1,
                         }
-                        let judged_again = verdict(again.judge_again(&credential, NOW));
+                        let judged_again = verdict(again.judge_again(&identity, NOW));
                         assert_eq!(judged_again.is_ok(), expected.is_ok(), "{what}: {judged_again:?}, {expected:?}");
                     }
                 }
@@ -123,13 +123,13 @@ fn verdict_taken_over_ends_with_the_lists_that_count_now() {
         .map(|(number, later)| read(&world.root, &revoking(&[], number, NOW + later)));
     let [old, new] = lists.each_ref().map(|list| list.next_update);
     let before = verifier(&root, &lists[..1], CrlExpired::Refuse);
-    let credential = judged(&before, &chain).unwrap();
-    assert_eq!(credential.until, old);
+    let identity = judged(&before, &chain).unwrap();
+    assert_eq!(identity.until, old);
     let again = verifier(&root, &lists, CrlExpired::Refuse);
-    let renewed = again.recheck(&credential, NOW).unwrap().unwrap();
+    let renewed = again.recheck(&identity, NOW).unwrap().unwrap();
     assert_eq!((renewed.until, renewed.judge), (new, again.number));
     assert!(Arc::ptr_eq(&again.judge_again(&renewed, NOW).unwrap(), &renewed));
-    assert!(Arc::ptr_eq(&again.judge_again(&credential, NOW).unwrap(), &renewed), "sessions of a client share one");
+    assert!(Arc::ptr_eq(&again.judge_again(&identity, NOW).unwrap(), &renewed), "sessions of a client share one");
     assert_eq!(again.judge_again(&renewed, new).unwrap_err(), ChainError::RevocationListExpired);
     let lenient = verifier(&root, &lists, CrlExpired::Allow);
     assert_eq!(lenient.judge_again(&renewed, new).unwrap().until, renewed.validity.end.min(lenient_end(&root)));
@@ -145,12 +145,13 @@ fn pinned_certificate_that_an_anchor_has_revoked_is_refused() {
     let world = World::new();
     let chain = [client(&world.root)];
     let pinned = |crls: &[Crl]| {
-        let parts = TrustParts { pinned: chain.to_vec(), ..parts(&[world.root.der()], crls, CrlExpired::Refuse) };
+        let parts =
+            ClientAuthSettings { pinned: chain.to_vec(), ..parts(&[world.root.der()], crls, CrlExpired::Refuse) };
         ChainVerifier::new(&parts).unwrap()
     };
-    let credential = judged(&pinned(&[list(&world.root, &[], 1)]), &chain).unwrap();
-    assert_eq!(credential.voucher, Voucher::Pinned);
+    let identity = judged(&pinned(&[list(&world.root, &[], 1)]), &chain).unwrap();
+    assert_eq!(identity.trusted_by, TrustedBy::Pinned);
     let revoked = pinned(&[list(&world.root, &chain, 2)]);
     assert_eq!(judged(&revoked, &chain).unwrap_err(), ChainError::Revoked);
-    assert_eq!(revoked.judge_again(&credential, NOW).unwrap_err(), ChainError::Revoked);
+    assert_eq!(revoked.judge_again(&identity, NOW).unwrap_err(), ChainError::Revoked);
 }

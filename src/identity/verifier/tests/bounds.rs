@@ -4,7 +4,7 @@ use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, 
 
 use super::*;
 use crate::tls::fixtures::named;
-use crate::x509::chain::ca_properties::CaFault;
+use crate::x509::ca_properties::CaFault;
 
 /// Why a chain is refused under these anchors and lists; nothing where it is accepted.
 fn refusal(anchors: &[CertificateDer<'static>], crls: &[Crl], chain: &[CertificateDer<'static>]) -> Option<ChainError> {
@@ -28,7 +28,7 @@ fn anchor_outside_its_validity_vouches_for_nobody_unless_that_is_ignored() {
         let chain = [client(authority)];
         let error = refusal(&[authority.der()], &[], &chain).unwrap();
         assert_eq!(expected(&error), (name.to_owned(), moment));
-        let ignoring = TrustParts {
+        let ignoring = ClientAuthSettings {
             anchor_validity: AnchorValidity::Ignore,
             ..parts(&[authority.der()], &[], CrlExpired::Refuse)
         };
@@ -46,13 +46,13 @@ fn credential_ends_with_its_anchor() {
     let short = lasting("Short CA", NOW - Span::DAY, end);
     let chain = [client(&short)];
     let under = verifier(&[short.der()], &[], CrlExpired::Refuse);
-    let credential = judged(&under, &chain).unwrap();
-    assert_eq!(credential.until, end + Span::SECOND, "the last second belongs to it");
-    let late = under.judge_again(&credential, credential.until).unwrap_err();
+    let identity = judged(&under, &chain).unwrap();
+    assert_eq!(identity.until, end + Span::SECOND, "the last second belongs to it");
+    let late = under.judge_again(&identity, identity.until).unwrap_err();
     assert!(matches!(late, ChainError::AnchorExpired { .. }), "{late:?}");
     // Its renewed certificate is as good as the old one was.
     let renewed = verifier(&[short.certified_again(authority_params("Short CA"), None).der()], &[], CrlExpired::Refuse);
-    assert!(renewed.recheck(&credential, credential.until).unwrap().is_ok());
+    assert!(renewed.recheck(&identity, identity.until).unwrap().is_ok());
 }
 
 #[test]
@@ -64,9 +64,9 @@ fn anchor_that_its_issuer_in_the_bundle_has_revoked_vouches_for_nobody() {
     let revoking = [list(&world.root, &[world.team.der()], 2)];
     assert_eq!(refusal(&anchors, &revoking, &chain), Some(ChainError::Revoked));
     assert_eq!(refusal(&anchors[1..], &revoking, &chain), None, "the root is not in the bundle");
-    let credential = judged(&verifier(&anchors, &[], CrlExpired::Refuse), &chain).unwrap();
+    let identity = judged(&verifier(&anchors, &[], CrlExpired::Refuse), &chain).unwrap();
     let again = verifier(&anchors, &revoking, CrlExpired::Refuse);
-    assert_eq!(again.judge_again(&credential, NOW).unwrap_err(), ChainError::Revoked);
+    assert_eq!(again.judge_again(&identity, NOW).unwrap_err(), ChainError::Revoked);
     assert_eq!(again.anchor_error(&world.team.der(), NOW), Some(ChainError::Revoked));
 }
 
@@ -148,10 +148,10 @@ fn common_name_does_not_count_below_name_constraints() {
     let team = below(&root, "Team CA", constrained_to("team-b.internal"));
     let chain = [client(&team), team.der()];
     let has_common_name = |anchors: &[CertificateDer<'static>], chain: &[CertificateDer<'static>]| {
-        let credential = judged(&verifier(anchors, &[], CrlExpired::Refuse), chain).unwrap();
-        let is_common = |name| matches!(name, crate::x509::subject_name::ClientName::Common("app"));
-        let counts = credential.names().any(is_common);
-        assert_eq!(credential.ignores_common_name(), !counts);
+        let identity = judged(&verifier(anchors, &[], CrlExpired::Refuse), chain).unwrap();
+        let is_common = |name| matches!(name, crate::x509::subject_name::SubjectName::Common("app"));
+        let counts = identity.names().any(is_common);
+        assert_eq!(identity.ignores_common_name(), !counts);
         counts
     };
     assert!(has_common_name(&[root.der()], &[client(&root)]));
@@ -202,16 +202,16 @@ fn certificate_that_no_list_of_its_ca_is_about_is_refused() {
     let root = Authority::new("Root CA");
     let anchors = [root.der()];
     let unknown = Some(ChainError::RevocationUnknown { subject: "CN=app".to_owned() });
-    let elsewhere = [client_with_point(&root, "http://old.test/list")];
+    let misplaced_keys = [client_with_point(&root, "http://old.test/list")];
     let there = [client_with_point(&root, "http://ca.test/list")];
     let unstated = [client(&root)];
     let empty = |scope| [scoped(&root, &[], 1, scope)];
     let of = |chain: &[CertificateDer<'static>], lists: &[Crl]| refusal(&anchors, lists, chain);
     assert_eq!(of(&there, &empty(None)), None);
-    assert_eq!(of(&elsewhere, &empty(None)), unknown);
+    assert_eq!(of(&misplaced_keys, &empty(None)), unknown);
     assert_eq!(of(&unstated, &empty(None)), None, "it may be in any part");
     assert_eq!(of(&there, &empty(Some(CrlScope::UserCertsOnly))), None);
-    for chain in [&there, &elsewhere, &unstated] {
+    for chain in [&there, &misplaced_keys, &unstated] {
         assert_eq!(of(chain, &empty(Some(CrlScope::CaCertsOnly))), unknown);
         let naming = |scope| [scoped(&root, chain, 1, scope)];
         for scope in [None, Some(CrlScope::CaCertsOnly), Some(CrlScope::UserCertsOnly)] {
@@ -220,6 +220,6 @@ fn certificate_that_no_list_of_its_ca_is_about_is_refused() {
     }
     // A complete list is about every certificate.
     let [part] = empty(None);
-    assert_eq!(of(&elsewhere, &[part.clone(), list(&root, &[], 2)]), None);
-    assert_eq!(of(&elsewhere, &[part, list(&root, &elsewhere, 2)]), Some(ChainError::Revoked));
+    assert_eq!(of(&misplaced_keys, &[part.clone(), list(&root, &[], 2)]), None);
+    assert_eq!(of(&misplaced_keys, &[part, list(&root, &misplaced_keys, 2)]), Some(ChainError::Revoked));
 }

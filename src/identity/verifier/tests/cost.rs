@@ -172,8 +172,8 @@ fn wrong_signature_by_an_expensive_key_counts_twice() {
 fn certificates_that_lead_nowhere_are_not_kept() {
     let root = Authority::new("Root CA");
     let junk = Authority::new("Unrelated CA").der();
-    let credential = judged(&verifier(&[root.der()], &[], CrlExpired::Refuse), &[client(&root), junk]).unwrap();
-    assert_eq!(credential.sent(), 1);
+    let identity = judged(&verifier(&[root.der()], &[], CrlExpired::Refuse), &[client(&root), junk]).unwrap();
+    assert_eq!(identity.sent(), 1);
 }
 
 #[test]
@@ -225,6 +225,6 @@ fn certificate_that_is_too_large_is_refused_unless_it_is_pinned() {
     let chain = [root.issue(&params, KeyPair::generate().unwrap()).der()];
     let refused = judged(&verifier(&[root.der()], &[], CrlExpired::Refuse), &chain).unwrap_err();
     assert_eq!(refused, ChainError::TooLarge);
-    let pinning = TrustParts { pinned: chain.to_vec(), ..parts(&[], &[], CrlExpired::Refuse) };
+    let pinning = ClientAuthSettings { pinned: chain.to_vec(), ..parts(&[], &[], CrlExpired::Refuse) };
     assert!(judged(&ChainVerifier::new(&pinning).unwrap(), &chain).is_ok());
 }

@@ -38,8 +38,8 @@ fn scoped(authority: &Authority, revoked: &[CertificateDer<'static>], number: u6
     read(authority, &params)
 }
 
-fn parts(anchors: &[CertificateDer<'static>], crls: &[Crl], crl_expired: CrlExpired) -> TrustParts {
-    TrustParts {
+fn parts(anchors: &[CertificateDer<'static>], crls: &[Crl], crl_expired: CrlExpired) -> ClientAuthSettings {
+    ClientAuthSettings {
         auth: ClientAuth::Required,
         anchors: anchors.to_vec(),
         pinned: Vec::new(),
@@ -54,7 +54,7 @@ fn verifier(anchors: &[CertificateDer<'static>], crls: &[Crl], crl_expired: CrlE
     ChainVerifier::new(&parts(anchors, crls, crl_expired)).unwrap()
 }
 
-fn judged(verifier: &ChainVerifier, chain: &[CertificateDer<'static>]) -> Result<Arc<Credential>, ChainError> {
+fn judged(verifier: &ChainVerifier, chain: &[CertificateDer<'static>]) -> Result<Arc<VerifiedIdentity>, ChainError> {
     verifier.judge(&chain[0], &chain[1..], NOW)
 }
 

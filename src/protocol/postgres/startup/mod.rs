@@ -22,17 +22,17 @@ use crate::protocol::postgres::CANCEL_BODY;
 
 /// What is wanted of the beginning of a session.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Wants {
+pub(crate) struct StartupOptions {
     /// Take channel binding out of the server's offer. For a client without TLS, whose upstream has TLS: the server offers
     /// what the client cannot do.
     pub hide_channel_binding: bool,
     /// Show the client nothing it need not answer, so that it can have another server instead.
-    pub hold: Hold,
+    pub withhold: Withhold,
 }
 
 /// How long the client is shown nothing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Hold {
+pub(crate) enum Withhold {
     /// Not at all.
     #[default]
     Nothing,
@@ -44,15 +44,15 @@ pub enum Hold {
 
 /// How far a session has begun.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stage {
+pub(crate) enum StartupStep {
     /// More is to come from the server, and perhaps from the client.
     Ongoing,
-    /// The server's role is known. All that the client has not been shown is held until [`Overture::release`].
-    Role(Role),
+    /// The server's role is known. All that the client has not been shown is held until [`StartupParser::release`].
+    Role(ServerRole),
     /// The session is ready, and the server has said nothing of its role. All is held, and the server may be sent
     /// [`QUESTION`], with its answer coming here like all else; or it may be released. Said once.
     Ask,
-    /// The server refuses ([`Overture::refusal`]). Its words are held, like all that the client has not been shown. Only
+    /// The server refuses ([`StartupParser::refusal`]). Its words are held, like all that the client has not been shown. Only
     /// said where something is held; otherwise they just pass.
     Refused,
     /// The session has begun. From here on bytes just pass, and need not come here.
@@ -66,7 +66,7 @@ pub enum Stage {
 
 /// What a server is to the others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Role {
+pub(crate) enum ServerRole {
     /// It can be written to.
     Primary,
     /// It follows another one.
@@ -77,24 +77,25 @@ pub enum Role {
 
 /// An ErrorResponse, which ends a session before it has begun.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Refusal {
+pub(crate) struct StartupError {
     state: [u8; 5],
     channel_binding: bool,
 }
 
-impl Refusal {
+impl StartupError {
     /// The SQLSTATE: five digits and capital letters.
-    pub fn state(&self) -> &str {
+    #[cfg(test)]
+    pub(crate) fn state(&self) -> &str {
         str::from_utf8(&self.state).unwrap_or_default()
     }
 
     /// Whether the server is only starting, stopping or recovering, and may take this very client later.
-    pub fn is_not_ready(&self) -> bool {
+    pub(crate) fn is_not_ready(&self) -> bool {
         &self.state == b"57P03"
     }
 
     /// Whether client and server have seen different certificates: a proxy with its own stands between them.
-    pub fn is_channel_binding(&self) -> bool {
+    pub(crate) fn is_channel_binding(&self) -> bool {
         self.channel_binding
     }
 
@@ -110,9 +111,9 @@ impl Refusal {
 
 /// Follows the beginning of a session.
 #[derive(Debug)]
-pub struct Overture {
+pub(crate) struct StartupParser {
     hide_channel_binding: bool,
-    place: Place,
+    place: ParserPosition,
     /// What has not been looked at yet: the beginning of a message, or what came behind a stop.
     pending: Vec<u8>,
     /// Whole messages that the client has not been shown.
@@ -120,35 +121,35 @@ pub struct Overture {
     asks_client: bool,
     offers_channel_binding: bool,
     cancel_key: Option<Vec<u8>>,
-    refusal: Option<Refusal>,
+    refusal: Option<StartupError>,
 }
 
 #[derive(Clone, Copy, Debug)]
-enum Place {
+enum ParserPosition {
     /// Before ReadyForQuery.
-    Beginning { hold: Hold },
+    Beginning { withhold: Withhold },
     /// Behind a held ReadyForQuery, in the answer to our question.
-    Answer { role: Role },
+    Answer { role: ServerRole },
     /// At a word that the caller has to decide about.
-    Stopped { at: Stage, next: Next },
+    Stopped { at: StartupStep, next: Next },
     /// All that comes just passes.
-    Over(Stage),
+    Over(StartupStep),
 }
 
 /// Where a stop leads when it is released.
 #[derive(Clone, Copy, Debug)]
 enum Next {
     Beginning,
-    Over(Stage),
+    Over(StartupStep),
     Nowhere,
 }
 
-impl Overture {
+impl StartupParser {
     /// Begins behind the StartupMessage.
-    pub fn new(wants: Wants) -> Self {
+    pub(crate) fn new(wants: StartupOptions) -> Self {
         Self {
             hide_channel_binding: wants.hide_channel_binding,
-            place: Place::Beginning { hold: wants.hold },
+            place: ParserPosition::Beginning { withhold: wants.withhold },
             pending: Vec::new(),
             held: Vec::new(),
             asks_client: false,
@@ -162,8 +163,8 @@ impl Overture {
     ///
     /// It keeps no more than one chunk, one message of 64 KiB and 256 KiB of held ones, as long as nothing is given to it
     /// between a stop and its release.
-    pub fn follow(&mut self, chunk: &[u8], out: &mut Vec<u8>) -> Stage {
-        if let Place::Over(stage) = self.place {
+    pub(crate) fn follow(&mut self, chunk: &[u8], out: &mut Vec<u8>) -> StartupStep {
+        if let ParserPosition::Over(stage) = self.place {
             out.extend_from_slice(chunk);
             return stage;
         }
@@ -172,65 +173,66 @@ impl Overture {
     }
 
     /// Lets the client have what was held, and goes on without holding anything.
-    pub fn release(&mut self, out: &mut Vec<u8>) -> Stage {
+    pub(crate) fn release(&mut self, out: &mut Vec<u8>) -> StartupStep {
         let next = match self.place {
-            Place::Beginning { .. } => Next::Beginning,
-            Place::Answer { .. } => Next::Over(Stage::Done),
-            Place::Stopped { next, .. } => next,
-            Place::Over(stage) => Next::Over(stage),
+            ParserPosition::Beginning { .. } => Next::Beginning,
+            ParserPosition::Answer { .. } => Next::Over(StartupStep::Done),
+            ParserPosition::Stopped { next, .. } => next,
+            ParserPosition::Over(stage) => Next::Over(stage),
         };
         match next {
-            Next::Beginning => self.place = Place::Beginning { hold: Hold::Nothing },
-            Next::Over(stage) => self.place = Place::Over(stage),
-            Next::Nowhere => return Stage::Spoilt,
+            Next::Beginning => self.place = ParserPosition::Beginning { withhold: Withhold::Nothing },
+            Next::Over(stage) => self.place = ParserPosition::Over(stage),
+            Next::Nowhere => return StartupStep::Spoilt,
         }
         out.append(&mut self.held);
         self.proceed(out)
     }
 
     /// Lets the client have what is left, because the server has closed.
-    pub fn end(mut self, out: &mut Vec<u8>) {
+    pub(crate) fn end(mut self, out: &mut Vec<u8>) {
         out.append(&mut self.held);
         // Behind our question, what is left is its answer.
-        if !matches!(self.place, Place::Answer { .. } | Place::Stopped { next: Next::Nowhere, .. }) {
+        if !matches!(self.place, ParserPosition::Answer { .. } | ParserPosition::Stopped { next: Next::Nowhere, .. }) {
             out.append(&mut self.pending);
         }
     }
 
     /// Whether the server has asked the client for something, a password or the like. From then on the client has begun to
     /// talk to this very server, and cannot have another one without noticing.
-    pub fn asks_client(&self) -> bool {
+    pub(crate) fn asks_client(&self) -> bool {
         self.asks_client
     }
 
     /// Whether the server offers SCRAM with channel binding, hidden or not.
-    pub fn offers_channel_binding(&self) -> bool {
+    #[cfg(test)]
+    pub(crate) fn offers_channel_binding(&self) -> bool {
         self.offers_channel_binding
     }
 
     /// Process id and secret key, just as the body of a CancelRequest has them.
-    pub fn cancel_key(&self) -> Option<&[u8]> {
+    pub(crate) fn cancel_key(&self) -> Option<&[u8]> {
         self.cancel_key.as_deref()
     }
 
     /// Why the server refuses, if it does.
-    pub fn refusal(&self) -> Option<Refusal> {
+    pub(crate) fn refusal(&self) -> Option<StartupError> {
         self.refusal
     }
 
-    fn proceed(&mut self, out: &mut Vec<u8>) -> Stage {
+    fn proceed(&mut self, out: &mut Vec<u8>) -> StartupStep {
         let mut pending = mem::take(&mut self.pending);
         let mut rest = pending.as_slice();
-        let mut stage = Stage::Ongoing;
-        while stage == Stage::Ongoing {
-            let hold = match self.place {
-                Place::Beginning { hold } => Some(hold),
-                Place::Answer { .. } => None,
-                Place::Stopped { at, .. } => {
+        let mut stage = StartupStep::Ongoing;
+        while stage == StartupStep::Ongoing {
+            let withhold = match self.place {
+                ParserPosition::Beginning { withhold } => Some(withhold),
+                ParserPosition::Answer { .. } => None,
+                ParserPosition::Stopped { at, .. } => {
                     stage = at;
                     break;
                 }
-                Place::Over(over) => {
+                ParserPosition::Over(over) => {
                     out.extend_from_slice(rest);
                     rest = &[];
                     stage = over;
@@ -248,8 +250,8 @@ impl Overture {
                 }
             };
             rest = behind;
-            match hold {
-                Some(hold) => stage = self.hear(message, hold, out),
+            match withhold {
+                Some(withhold) => stage = self.hear(message, withhold, out),
                 None => self.hear_answer(message),
             }
         }
@@ -260,17 +262,17 @@ impl Overture {
     }
 
     /// Takes one message of the beginning, and says whether that stops it without a place to stop at.
-    fn hear(&mut self, message: Message<'_>, mut hold: Hold, out: &mut Vec<u8>) -> Stage {
-        if hold == Hold::Refusal
+    fn hear(&mut self, message: Message<'_>, mut withhold: Withhold, out: &mut Vec<u8>) -> StartupStep {
+        if withhold == Withhold::Refusal
             && ![ERROR_RESPONSE, NEGOTIATE_PROTOCOL_VERSION, NOTICE_RESPONSE].contains(&message.kind)
         {
-            hold = Hold::Nothing;
-            self.place = Place::Beginning { hold };
+            withhold = Withhold::Nothing;
+            self.place = ParserPosition::Beginning { withhold };
             out.append(&mut self.held);
         }
         let shown = self.offer_without_channel_binding(&message);
         let shown = shown.as_deref().unwrap_or(message.whole);
-        if hold == Hold::Nothing {
+        if withhold == Withhold::Nothing {
             out.extend_from_slice(shown)
         } else {
             self.held.extend_from_slice(shown)
@@ -280,31 +282,31 @@ impl Overture {
                 self.cancel_key = Some(message.body.to_vec());
             }
             ERROR_RESPONSE => {
-                self.refusal = Refusal::of(&message);
-                self.stop_unless_shown(hold, Stage::Refused);
+                self.refusal = StartupError::of(&message);
+                self.stop_unless_shown(withhold, StartupStep::Refused);
             }
             PARAMETER_STATUS => match message.parameter(b"in_hot_standby") {
-                Some(b"on") => self.stop_unless_shown(hold, Stage::Role(Role::Standby)),
-                Some(b"off") => self.stop_unless_shown(hold, Stage::Role(Role::Primary)),
+                Some(b"on") => self.stop_unless_shown(withhold, StartupStep::Role(ServerRole::Standby)),
+                Some(b"off") => self.stop_unless_shown(withhold, StartupStep::Role(ServerRole::Primary)),
                 _ => {}
             },
-            READY_FOR_QUERY if hold == Hold::Role => {
-                self.place = Place::Answer { role: Role::Unknown };
-                return Stage::Ask;
+            READY_FOR_QUERY if withhold == Withhold::Role => {
+                self.place = ParserPosition::Answer { role: ServerRole::Unknown };
+                return StartupStep::Ask;
             }
-            READY_FOR_QUERY => self.place = Place::Over(Stage::Done),
+            READY_FOR_QUERY => self.place = ParserPosition::Over(StartupStep::Done),
             _ if message.authentication().is_some_and(|(code, _)| wants_an_answer(code)) => {
                 self.asks_client = true;
                 out.append(&mut self.held);
             }
             _ => {}
         }
-        Stage::Ongoing
+        StartupStep::Ongoing
     }
 
-    fn stop_unless_shown(&mut self, hold: Hold, at: Stage) {
-        if hold != Hold::Nothing {
-            self.place = Place::Stopped { at, next: Next::Beginning };
+    fn stop_unless_shown(&mut self, withhold: Withhold, at: StartupStep) {
+        if withhold != Withhold::Nothing {
+            self.place = ParserPosition::Stopped { at, next: Next::Beginning };
         }
     }
 
@@ -324,12 +326,13 @@ impl Overture {
 
     /// Takes one message of the answer to our question; or what the server tells the client beside it.
     fn hear_answer(&mut self, message: Message<'_>) {
-        let Place::Answer { role } = &mut self.place else { return };
+        let ParserPosition::Answer { role } = &mut self.place else { return };
         match message.kind {
             DATA_ROW => *role = role_in(message.body),
             NOTICE_RESPONSE | NOTIFICATION_RESPONSE | PARAMETER_STATUS => self.held.extend_from_slice(message.whole),
             READY_FOR_QUERY => {
-                self.place = Place::Stopped { at: Stage::Role(*role), next: Next::Over(Stage::Done) };
+                self.place =
+                    ParserPosition::Stopped { at: StartupStep::Role(*role), next: Next::Over(StartupStep::Done) };
             }
             // Around the row, or instead of it.
             _ => {}
@@ -338,9 +341,9 @@ impl Overture {
 
     fn lose(&mut self) {
         self.place = match self.place {
-            Place::Beginning { hold: Hold::Nothing } => Place::Over(Stage::Lost),
-            Place::Answer { .. } => Place::Stopped { at: Stage::Spoilt, next: Next::Nowhere },
-            _ => Place::Stopped { at: Stage::Lost, next: Next::Over(Stage::Lost) },
+            ParserPosition::Beginning { withhold: Withhold::Nothing } => ParserPosition::Over(StartupStep::Lost),
+            ParserPosition::Answer { .. } => ParserPosition::Stopped { at: StartupStep::Spoilt, next: Next::Nowhere },
+            _ => ParserPosition::Stopped { at: StartupStep::Lost, next: Next::Over(StartupStep::Lost) },
         };
     }
 }
@@ -351,16 +354,16 @@ fn wants_an_answer(code: u32) -> bool {
 }
 
 /// The role in a row of one column, which is one letter.
-fn role_in(row: &[u8]) -> Role {
+fn role_in(row: &[u8]) -> ServerRole {
     match row {
-        [0, 1, 0, 0, 0, 1, b'f'] => Role::Primary,
-        [0, 1, 0, 0, 0, 1, b't'] => Role::Standby,
-        _ => Role::Unknown,
+        [0, 1, 0, 0, 0, 1, b'f'] => ServerRole::Primary,
+        [0, 1, 0, 0, 0, 1, b't'] => ServerRole::Standby,
+        _ => ServerRole::Unknown,
     }
 }
 
 /// What a server is asked that has not said its role: a Query.
-pub const QUESTION: &[u8] = b"Q\0\0\0\x2aSELECT pg_catalog.pg_is_in_recovery()\0";
+pub(crate) const QUESTION: &[u8] = b"Q\0\0\0\x2aSELECT pg_catalog.pg_is_in_recovery()\0";
 
 const AUTHENTICATION_SASL: u32 = 10;
 
@@ -399,45 +402,45 @@ mod tests {
     const ANSWER: &[u8] = b"T\0\0\0*\0\x01pg_is_in_recovery\0\0\0\0\0\0\0\0\0\0\x10\0\x01\xff\xff\xff\xff\0\0\
         D\0\0\0\x0b\0\x01\0\0\0\x01fC\0\0\0\x0dSELECT 1\0Z\0\0\0\x05I";
 
-    const PLAIN: Wants = Wants { hide_channel_binding: false, hold: Hold::Nothing };
-    const HIDE: Wants = Wants { hide_channel_binding: true, hold: Hold::Nothing };
-    const HOLD: Wants = Wants { hide_channel_binding: false, hold: Hold::Role };
+    const PLAIN: StartupOptions = StartupOptions { hide_channel_binding: false, withhold: Withhold::Nothing };
+    const HIDE: StartupOptions = StartupOptions { hide_channel_binding: true, withhold: Withhold::Nothing };
+    const HOLD: StartupOptions = StartupOptions { hide_channel_binding: false, withhold: Withhold::Role };
 
     /// Everything there is to be known of one way through.
     #[derive(Debug, PartialEq)]
-    struct Told {
+    struct RoleAnswer {
         out: Vec<u8>,
-        stages: Vec<Stage>,
+        stages: Vec<StartupStep>,
         asks_client: bool,
         offers_channel_binding: bool,
         cancel_key: Option<Vec<u8>>,
-        refusal: Option<Refusal>,
+        refusal: Option<StartupError>,
     }
 
     /// Follows chunk by chunk and releases at every stop, but at a question: that one is asked.
-    fn told<'a>(wants: Wants, chunks: impl IntoIterator<Item = &'a [u8]>) -> Told {
-        let mut overture = Overture::new(wants);
+    fn told<'a>(wants: StartupOptions, chunks: impl IntoIterator<Item = &'a [u8]>) -> RoleAnswer {
+        let mut overture = StartupParser::new(wants);
         let (mut out, mut stages) = (Vec::new(), Vec::new());
         for chunk in chunks {
             let mut stage = overture.follow(chunk, &mut out);
             loop {
                 assert!(overture.held.len() <= LONGEST_HELD && overture.pending.len() <= chunk.len() + LONGEST + 5);
                 let last = stages.last() == Some(&stage);
-                if stage != Stage::Ongoing && !last {
+                if stage != StartupStep::Ongoing && !last {
                     stages.push(stage);
                 }
                 stage = match stage {
-                    Stage::Ongoing | Stage::Done | Stage::Spoilt => break,
-                    Stage::Lost if last => break,
-                    Stage::Ask => overture.follow(b"", &mut out),
-                    Stage::Role(_) | Stage::Refused | Stage::Lost => overture.release(&mut out),
+                    StartupStep::Ongoing | StartupStep::Done | StartupStep::Spoilt => break,
+                    StartupStep::Lost if last => break,
+                    StartupStep::Ask => overture.follow(b"", &mut out),
+                    StartupStep::Role(_) | StartupStep::Refused | StartupStep::Lost => overture.release(&mut out),
                 };
             }
         }
         let (asks_client, offers_channel_binding) = (overture.asks_client(), overture.offers_channel_binding());
         let (cancel_key, refusal) = (overture.cancel_key().map(<[u8]>::to_vec), overture.refusal());
         overture.end(&mut out);
-        Told { out, stages, asks_client, offers_channel_binding, cancel_key, refusal }
+        RoleAnswer { out, stages, asks_client, offers_channel_binding, cancel_key, refusal }
     }
 
     fn session(role: &[u8]) -> Vec<u8> {
@@ -458,7 +461,7 @@ mod tests {
             let stream = [&before.concat()[..], &session(PRIMARY), b"what is not looked at"].concat();
             let told = told(PLAIN, [&stream[..]]);
             assert_eq!(told.out, stream);
-            assert_eq!(told.stages, [Stage::Done]);
+            assert_eq!(told.stages, [StartupStep::Done]);
             assert_eq!(told.cancel_key.as_deref(), Some(&b"\0\0A~*\xa8\xe00"[..]));
             assert_eq!((told.asks_client, told.offers_channel_binding, told.refusal), (case > 1, case == 5, None));
         }
@@ -466,26 +469,26 @@ mod tests {
 
     #[test]
     fn a_server_that_may_refuse_is_held_until_it_deals_with_the_client() {
-        const FIRST: Wants = Wants { hide_channel_binding: false, hold: Hold::Refusal };
+        const FIRST: StartupOptions = StartupOptions { hide_channel_binding: false, withhold: Withhold::Refusal };
         let fatal = message(ERROR_RESPONSE, b"SFATAL\0C57P03\0Mthe database system is starting up\0\0");
         for before in [&b""[..], NEGOTIATE] {
-            let mut overture = Overture::new(FIRST);
+            let mut overture = StartupParser::new(FIRST);
             let mut out = Vec::new();
-            assert_eq!(overture.follow(&[before, &fatal].concat(), &mut out), Stage::Refused);
+            assert_eq!(overture.follow(&[before, &fatal].concat(), &mut out), StartupStep::Refused);
             assert!(out.is_empty() && overture.refusal().is_some_and(|refusal| refusal.is_not_ready()));
             for begun in [OK, MD5, SASL] {
-                let mut overture = Overture::new(FIRST);
-                assert_eq!(overture.follow(before, &mut out), Stage::Ongoing);
+                let mut overture = StartupParser::new(FIRST);
+                assert_eq!(overture.follow(before, &mut out), StartupStep::Ongoing);
                 assert!(out.is_empty());
-                assert_eq!(overture.follow(begun, &mut out), Stage::Ongoing);
+                assert_eq!(overture.follow(begun, &mut out), StartupStep::Ongoing);
                 assert_eq!(out, [before, begun].concat());
                 out.clear();
                 // From here on it is between the two.
-                assert_eq!(overture.follow(&fatal, &mut out), Stage::Ongoing);
+                assert_eq!(overture.follow(&fatal, &mut out), StartupStep::Ongoing);
                 assert_eq!(mem::take(&mut out), fatal);
             }
         }
-        assert_eq!(told(FIRST, [&session(STANDBY)[..]]).stages, [Stage::Done]);
+        assert_eq!(told(FIRST, [&session(STANDBY)[..]]).stages, [StartupStep::Done]);
     }
 
     #[test]
@@ -520,28 +523,31 @@ mod tests {
 
     #[test]
     fn nothing_is_shown_before_the_role_is_known() {
-        for (role, expected) in [(PRIMARY, Role::Primary), (STANDBY, Role::Standby)] {
+        for (role, expected) in [(PRIMARY, ServerRole::Primary), (STANDBY, ServerRole::Standby)] {
             let stream = [NEGOTIATE, &session(role)].concat();
-            let mut overture = Overture::new(HOLD);
+            let mut overture = StartupParser::new(HOLD);
             let mut out = Vec::new();
-            assert_eq!(overture.follow(&stream, &mut out), Stage::Role(expected));
-            assert_eq!(overture.follow(b"", &mut out), Stage::Role(expected));
+            assert_eq!(overture.follow(&stream, &mut out), StartupStep::Role(expected));
+            assert_eq!(overture.follow(b"", &mut out), StartupStep::Role(expected));
             assert!(out.is_empty() && !overture.asks_client());
-            assert_eq!(overture.release(&mut out), Stage::Done);
-            assert_eq!(overture.follow(b"more", &mut out), Stage::Done);
+            assert_eq!(overture.release(&mut out), StartupStep::Done);
+            assert_eq!(overture.follow(b"more", &mut out), StartupStep::Done);
             assert_eq!(out, [&stream[..], b"more"].concat());
         }
     }
 
     #[test]
     fn a_client_that_must_answer_is_shown_what_it_needs_for_that_and_no_more() {
-        let mut overture = Overture::new(HOLD);
+        let mut overture = StartupParser::new(HOLD);
         let mut out = Vec::new();
-        assert_eq!(overture.follow(&[NEGOTIATE, SASL].concat(), &mut out), Stage::Ongoing);
+        assert_eq!(overture.follow(&[NEGOTIATE, SASL].concat(), &mut out), StartupStep::Ongoing);
         assert_eq!(out, [NEGOTIATE, SASL].concat());
         assert!(overture.asks_client());
-        assert_eq!(overture.follow(SASL_CONTINUE, &mut out), Stage::Ongoing);
-        assert_eq!(overture.follow(&[SASL_FINAL, &session(STANDBY)].concat(), &mut out), Stage::Role(Role::Standby));
+        assert_eq!(overture.follow(SASL_CONTINUE, &mut out), StartupStep::Ongoing);
+        assert_eq!(
+            overture.follow(&[SASL_FINAL, &session(STANDBY)].concat(), &mut out),
+            StartupStep::Role(ServerRole::Standby)
+        );
         assert_eq!(out, [NEGOTIATE, SASL, SASL_CONTINUE].concat());
     }
 
@@ -551,14 +557,21 @@ mod tests {
         let standby =
             ANSWER.to_vec().into_iter().map(|byte| if byte == b'f' { b't' } else { byte }).collect::<Vec<_>>();
         let refused = [&message(ERROR_RESPONSE, b"SERROR\0C42501\0\0")[..], READY].concat();
-        for (answer, role) in
-            [(ANSWER, Role::Primary), (&standby, Role::Standby), (&refused, Role::Unknown), (READY, Role::Unknown)]
-        {
+        for (answer, role) in [
+            (ANSWER, ServerRole::Primary),
+            (&standby, ServerRole::Standby),
+            (&refused, ServerRole::Unknown),
+            (READY, ServerRole::Unknown),
+        ] {
             let stream = [&session(b"")[..], &late, answer, b"more"].concat();
             for cut in 0..stream.len() {
                 let told = told(HOLD, [&stream[..cut], &stream[cut..]]);
                 assert_eq!(told.out, [&session(b"")[..], &late, b"more"].concat(), "cut behind {cut} bytes");
-                assert_eq!(told.stages, [Stage::Ask, Stage::Role(role), Stage::Done], "cut behind {cut} bytes");
+                assert_eq!(
+                    told.stages,
+                    [StartupStep::Ask, StartupStep::Role(role), StartupStep::Done],
+                    "cut behind {cut} bytes"
+                );
                 assert_eq!(told.refusal, None);
             }
         }
@@ -568,15 +581,15 @@ mod tests {
     #[test]
     fn a_question_that_is_not_asked_or_never_answered_leaves_the_session_as_it_was() {
         let mut out = Vec::new();
-        let mut overture = Overture::new(HOLD);
-        assert_eq!(overture.follow(&[&session(b"")[..], b"late"].concat(), &mut out), Stage::Ask);
-        assert_eq!(overture.release(&mut out), Stage::Done);
+        let mut overture = StartupParser::new(HOLD);
+        assert_eq!(overture.follow(&[&session(b"")[..], b"late"].concat(), &mut out), StartupStep::Ask);
+        assert_eq!(overture.release(&mut out), StartupStep::Done);
         assert_eq!(out, [&session(b"")[..], b"late"].concat());
 
         let mut out = Vec::new();
-        let mut overture = Overture::new(HOLD);
-        assert_eq!(overture.follow(&session(b""), &mut out), Stage::Ask);
-        assert_eq!(overture.follow(&ANSWER[..9], &mut out), Stage::Ongoing);
+        let mut overture = StartupParser::new(HOLD);
+        assert_eq!(overture.follow(&session(b""), &mut out), StartupStep::Ask);
+        assert_eq!(overture.follow(&ANSWER[..9], &mut out), StartupStep::Ongoing);
         overture.end(&mut out);
         assert_eq!(out, session(b""));
     }
@@ -584,11 +597,11 @@ mod tests {
     #[test]
     fn an_answer_that_is_none_reaches_nobody() {
         let mut out = Vec::new();
-        let mut overture = Overture::new(HOLD);
-        assert_eq!(overture.follow(&[&session(b"")[..], &ANSWER[..9]].concat(), &mut out), Stage::Ask);
-        assert_eq!(overture.follow(&[0xff; 30], &mut out), Stage::Ongoing);
-        assert_eq!(overture.follow(&[0xff; 30], &mut out), Stage::Spoilt);
-        assert_eq!(overture.release(&mut out), Stage::Spoilt);
+        let mut overture = StartupParser::new(HOLD);
+        assert_eq!(overture.follow(&[&session(b"")[..], &ANSWER[..9]].concat(), &mut out), StartupStep::Ask);
+        assert_eq!(overture.follow(&[0xff; 30], &mut out), StartupStep::Ongoing);
+        assert_eq!(overture.follow(&[0xff; 30], &mut out), StartupStep::Spoilt);
+        assert_eq!(overture.release(&mut out), StartupStep::Spoilt);
         assert!(out.is_empty());
     }
 
@@ -616,7 +629,7 @@ mod tests {
             );
             assert_eq!((open.out, open.stages), (stream.clone(), vec![]));
             let held = told(HOLD, [&stream[..]]);
-            assert_eq!((held.out, held.stages, held.refusal), (stream, vec![Stage::Refused], Some(refusal)));
+            assert_eq!((held.out, held.stages, held.refusal), (stream, vec![StartupStep::Refused], Some(refusal)));
         }
         for fields in [&b"SFATAL\0\0"[..], b"C28\0\0", b"C28\n00\0\0", b""] {
             assert_eq!(told(PLAIN, [&message(ERROR_RESPONSE, fields)[..]]).refusal, None);
@@ -631,12 +644,12 @@ mod tests {
             let stream = [OK, &strange].concat();
             for wants in [PLAIN, HOLD] {
                 let told = told(wants, stream.chunks(7));
-                assert_eq!((told.out, told.stages), (stream.clone(), vec![Stage::Lost]));
+                assert_eq!((told.out, told.stages), (stream.clone(), vec![StartupStep::Lost]));
             }
         }
         let many = [OK, &message(NOTICE_RESPONSE, &[b'x'; 60_000]).repeat(5), &session(PRIMARY)].concat();
         let told = told(HOLD, many.chunks(4096));
-        assert_eq!((told.out, told.stages), (many, vec![Stage::Lost]));
+        assert_eq!((told.out, told.stages), (many, vec![StartupStep::Lost]));
     }
 
     fn any_message() -> impl Strategy<Value = Vec<u8>> {
@@ -683,13 +696,13 @@ mod tests {
             messages in prop::collection::vec(any_message(), 0..20),
             cuts in prop::collection::vec(prop_oneof![1_usize..8, 1_usize..400], 1..10),
             hide_channel_binding in any::<bool>(),
-            hold in prop::sample::select(vec![Hold::Nothing, Hold::Refusal, Hold::Role]),
+            withhold in prop::sample::select(vec![Withhold::Nothing, Withhold::Refusal, Withhold::Role]),
         ) {
             let stream = messages.concat();
-            let wants = Wants { hide_channel_binding, hold };
+            let wants = StartupOptions { hide_channel_binding, withhold };
             let whole = told(wants, [&stream[..]]);
             prop_assert_eq!(&told(wants, cut(&stream, &cuts)), &whole);
-            if !whole.stages.contains(&Stage::Ask) && !hide_channel_binding {
+            if !whole.stages.contains(&StartupStep::Ask) && !hide_channel_binding {
                 prop_assert_eq!(&whole.out, &stream);
             }
             prop_assert!(whole.out.len() <= stream.len());

@@ -74,14 +74,14 @@ impl RetryHold {
         fields: &mut ConnectionFields,
     ) -> Result<(HoldOutcome, SessionRequest), Close> {
         let Self { until, turn, is_half_closed } = self;
-        let retry = ready.authorized.terms.upstream.settings.dial_retry;
+        let retry = ready.authorized.policy.upstream.settings.dial_retry;
         let until = *until.get_or_insert_with(|| Instant::now() + retry);
         let mut current = current.clone();
         loop {
             let snapshot = Arc::clone(&current.borrow_and_update());
             match judge(&ready.authorized.client, &snapshot, fields) {
-                Ok(permission) => {
-                    let (former, next) = (&mut ready.authorized.terms, permission.terms);
+                Ok(permit) => {
+                    let (former, next) = (&mut ready.authorized.policy, permit.policy);
                     if former.protocol == next.protocol
                         && mem::replace(former, next).upstream.settings != former.upstream.settings
                     {
@@ -92,7 +92,7 @@ impl RetryHold {
                 }
                 Err(ending) => return Err(ready.authorized.refused(ending)),
             }
-            let nodes = Arc::clone(&ready.authorized.terms.upstream.nodes);
+            let endpoints = Arc::clone(&ready.authorized.policy.upstream.endpoints);
             tokio::select! {
                 biased;
                 changed = current.changed() => if changed.is_err() {
@@ -102,7 +102,7 @@ impl RetryHold {
                 () = sleep_until(until) => return Ok((HoldOutcome::GiveUp, ready)),
                 // What admits it may have expired.
                 () = sleep(MAX_UNJUDGED) => {}
-                () = turn.come(nodes.outage()) => return Ok((HoldOutcome::DialAgain, ready)),
+                () = turn.come(endpoints.outage()) => return Ok((HoldOutcome::DialAgain, ready)),
             }
         }
     }
@@ -131,7 +131,7 @@ async fn listen(ready: &mut SessionRequest, is_half_closed: &mut bool) -> Outcom
     while !*is_half_closed && first.len() < MAX_KEPT {
         match authorized.client.read(&mut bytes).await {
             // It may still wait for an answer to what it asked.
-            Ok(0) if authorized.terms.protocol != Protocol::Postgres && !first.is_empty() => *is_half_closed = true,
+            Ok(0) if authorized.policy.protocol != Protocol::Postgres && !first.is_empty() => *is_half_closed = true,
             Ok(0) => return Outcome::new(Reason::ClientClosed, "it left while the upstream refused connections"),
             Ok(count) => first.extend_from_slice(bytes.get(..count).unwrap_or_default()),
             Err(error) if error.kind() == io::ErrorKind::InvalidData => {

@@ -9,10 +9,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::upstream::probe::probe;
-
 use crate::upstream::dial::{ConnectedUpstream, EndpointError};
-use crate::upstream::record::{note_answer, note_unfit};
+use crate::upstream::record::{record_failure, record_healthy};
 
 use crate::audit::event::ConnectionFields;
 use crate::outcome::{Outcome, Reason};
@@ -23,11 +21,11 @@ use crate::proxy::phase::authorize::AuthorizedClient;
 use crate::proxy::phase::close::{Close, StartupState};
 use crate::proxy::phase::dial::hold::{HoldOutcome, RetryHold};
 use crate::proxy::phase::startup::SessionRequest;
-use crate::transport::UpstreamLeg;
+use crate::transport::UpstreamStream;
 use crate::upstream::Upstream;
 use crate::upstream::connect::resolve;
-use crate::upstream::dial::{reach, reach_anyhow, unresolved};
-use crate::upstream::endpoint::{Node, Whereabouts};
+use crate::upstream::dial::{connect_any_role, connect_endpoint, unresolved};
+use crate::upstream::endpoint::{ConfiguredUpstream, Endpoint};
 use crate::upstream::probe::share;
 
 /// A client and its upstream, between which nothing has passed yet.
@@ -42,9 +40,9 @@ pub(crate) struct Dialed {
 /// The nodes that have not been tried yet for a client, and what became of the others.
 #[derive(Debug)]
 pub(crate) struct Candidates {
-    nodes: std::vec::IntoIter<Arc<Node>>,
+    addresses: std::vec::IntoIter<Arc<ConfiguredUpstream>>,
     /// Where the node leads whose turn it is.
-    places: std::vec::IntoIter<Whereabouts>,
+    endpoints: std::vec::IntoIter<Endpoint>,
     /// How long all its places together may still take.
     left: Duration,
     /// How long each of them may take to deal with the client.
@@ -62,11 +60,11 @@ pub(crate) struct Candidates {
 impl Candidates {
     /// All of them.
     pub(crate) fn of(upstream: &Upstream) -> Self {
-        let nodes = upstream.nodes.in_order(upstream.wants_writes());
+        let addresses = upstream.endpoints.in_order(upstream.wants_writes());
         Self {
-            several: nodes.len() > 1,
-            nodes: nodes.into_iter(),
-            places: Vec::new().into_iter(),
+            several: addresses.len() > 1,
+            addresses: addresses.into_iter(),
+            endpoints: Vec::new().into_iter(),
             left: Duration::ZERO,
             patience: Duration::ZERO,
             failures: Vec::new(),
@@ -84,7 +82,7 @@ impl Candidates {
 
     /// What all of them refuse connections with, where another client has found that out a moment ago.
     fn known_refusal(&mut self, upstream: &Upstream) -> Option<Outcome> {
-        let outage = upstream.nodes.outage();
+        let outage = upstream.endpoints.outage();
         let known = outage.known(Instant::now().into_std()).filter(|_| self.hold.is_new() && is_retried(upstream))?;
         self.is_refused = true;
         Some(known)
@@ -114,60 +112,63 @@ impl Candidates {
         upstream: &Upstream,
         header: &[u8],
     ) -> Result<ConnectedUpstream, Outcome> {
-        while let Some(place) = self.next(upstream).await {
+        while let Some(endpoint) = self.next(upstream).await {
             let begun = Instant::now();
             // No place may take more than its share of what time its node has.
-            let connected = reach(&place, upstream, header, begun + share(self.left, self.places.len() + 1)).await;
+            let connected =
+                connect_endpoint(&endpoint, upstream, header, begun + share(self.left, self.endpoints.len() + 1)).await;
             self.left = self.left.saturating_sub(begun.elapsed());
             match connected {
-                Ok(leg) => return Ok(ConnectedUpstream { leg, place }),
-                Err(endpoint_error) => self.reject(&place, upstream, endpoint_error),
+                Ok(stream) => return Ok(ConnectedUpstream { stream, endpoint }),
+                Err(endpoint_error) => self.reject(&endpoint, upstream, endpoint_error),
             }
         }
         Err(Outcome::new(self.reason, printable::list(&self.failures)))
     }
 
-    async fn next(&mut self, upstream: &Upstream) -> Option<Whereabouts> {
+    async fn next(&mut self, upstream: &Upstream) -> Option<Endpoint> {
         loop {
-            if let Some(place) = self.places.next() {
-                return Some(place);
+            if let Some(endpoint) = self.endpoints.next() {
+                return Some(endpoint);
             }
-            let node = self.nodes.next()?;
+            let configured = self.addresses.next()?;
             let begun = Instant::now();
-            match resolve(&node, upstream, begun + upstream.settings.connect_timeout, upstream.wants_writes()).await {
-                Ok(places) => {
+            match resolve(&configured, upstream, begun + upstream.settings.connect_timeout, upstream.wants_writes())
+                .await
+            {
+                Ok(endpoints) => {
                     self.left = upstream.settings.connect_timeout.saturating_sub(begun.elapsed());
-                    self.patience = share(upstream.settings.connect_timeout, places.len());
-                    self.several |= places.len() > 1;
-                    self.places = places.into_iter();
-                    let name = node.itself();
+                    self.patience = share(upstream.settings.connect_timeout, endpoints.len());
+                    self.several |= endpoints.len() > 1;
+                    self.endpoints = endpoints.into_iter();
+                    let name = configured.as_endpoint();
                     if name.is_name() {
-                        note_answer(&name, upstream);
+                        record_healthy(&name, upstream);
                     }
                 }
-                Err(error) => self.reject(&node.itself(), upstream, unresolved(error)),
+                Err(error) => self.reject(&configured.as_endpoint(), upstream, unresolved(error)),
             }
         }
     }
 
     /// One of them will not do.
-    pub(crate) fn reject(&mut self, place: &Whereabouts, upstream: &Upstream, endpoint_error: EndpointError) {
-        note_unfit(place, upstream, &endpoint_error, self.several);
-        let EndpointError { reason, words, answers, refuses, .. } = endpoint_error;
+    pub(crate) fn reject(&mut self, endpoint: &Endpoint, upstream: &Upstream, endpoint_error: EndpointError) {
+        record_failure(endpoint, upstream, &endpoint_error, self.several);
+        let EndpointError { reason, words, is_healthy, refuses, .. } = endpoint_error;
         self.is_refused |= refuses;
-        self.is_soon |= answers;
-        self.failures.push(format!("upstream {place}: {words}"));
+        self.is_soon |= is_healthy;
+        self.failures.push(format!("upstream {endpoint}: {words}"));
         self.reason = reason;
     }
 
     /// Turns a client away for whom there is none left.
     fn close_client(&self, ending: Outcome, ready: SessionRequest, fields: &mut ConnectionFields) -> Close {
-        let AuthorizedClient { client, terms, .. } = ready.authorized;
+        let AuthorizedClient { client, policy, .. } = ready.authorized;
         // Each of them has been tried.
-        fields.upstream = Some(Arc::clone(&terms.upstream.name));
-        let protocol = terms.protocol;
+        fields.upstream = Some(Arc::clone(&policy.upstream.name));
+        let protocol = policy.protocol;
         match (protocol, self.is_soon) {
-            (Protocol::Postgres, true) => Close::with_words(ending, client, postgres::come_again()),
+            (Protocol::Postgres, true) => Close::with_words(ending, client, postgres::try_again()),
             (Protocol::Postgres | Protocol::Redis | Protocol::Tcp, _) => {
                 Close::refused(ending, client, protocol, StartupState::Heard)
             }
@@ -183,22 +184,22 @@ pub(crate) async fn dial(
     fields: &mut ConnectionFields,
 ) -> Result<Dialed, Close> {
     loop {
-        let terms = &ready.authorized.terms;
-        let mut ending = match candidates.known_refusal(&terms.upstream) {
+        let policy = &ready.authorized.policy;
+        let mut ending = match candidates.known_refusal(&policy.upstream) {
             Some(ending) => ending,
             None => {
-                let AuthorizedClient { client, credential, .. } = &ready.authorized;
-                let header = proxy_header::of_client(client, credential.as_deref(), &terms.upstream, fields);
-                match candidates.reach_next(&terms.upstream, &header).await {
+                let AuthorizedClient { client, identity, .. } = &ready.authorized;
+                let header = proxy_header::client_header(client, identity.as_deref(), &policy.upstream, fields);
+                match candidates.reach_next(&policy.upstream, &header).await {
                     Ok(connected) => {
                         // Whether it will do is not known yet; the next one may try meanwhile.
                         candidates.hold.release();
-                        fields.upstream = Some(connected.place.node.address().to_string().into());
+                        fields.upstream = Some(connected.endpoint.configured.address().to_string().into());
                         let SessionRequest { authorized, first } = ready;
                         return Ok(Dialed { authorized, connected, first });
                     }
-                    Err(ending) if candidates.is_refused && is_retried(&terms.upstream) => {
-                        terms.upstream.nodes.outage().note(&ending, Instant::now().into_std());
+                    Err(ending) if candidates.is_refused && is_retried(&policy.upstream) => {
+                        policy.upstream.endpoints.outage().note(&ending, Instant::now().into_std());
                         ending
                     }
                     Err(ending) => return Err(candidates.close_client(ending, ready, fields)),
@@ -208,9 +209,9 @@ pub(crate) async fn dial(
         let (held, again) = candidates.hold.wait(ready, current, fields).await?;
         ready = again;
         match held {
-            HoldOutcome::DialAgain => candidates.start_over(&ready.authorized.terms.upstream),
+            HoldOutcome::DialAgain => candidates.start_over(&ready.authorized.policy.upstream),
             HoldOutcome::GiveUp => {
-                let retry = ready.authorized.terms.upstream.settings.dial_retry;
+                let retry = ready.authorized.policy.upstream.settings.dial_retry;
                 ending.add(format_args!("; it was dialled again for {retry:?} (dial_retry)"));
                 return Err(candidates.close_client(ending, ready, fields));
             }
@@ -226,20 +227,20 @@ fn is_retried(upstream: &Upstream) -> bool {
 /// Reaches the upstream for a CancelRequest: the place where its session is or, where that is not known, the first that
 /// will do.
 pub(crate) async fn dial_for_cancel(
-    place: Option<&Whereabouts>,
+    endpoint: Option<&Endpoint>,
     upstream: &Upstream,
     header: &[u8],
-) -> Result<(UpstreamLeg, Arc<Node>), Outcome> {
-    let Some(place) = place else {
+) -> Result<(UpstreamStream, Arc<ConfiguredUpstream>), Outcome> {
+    let Some(endpoint) = endpoint else {
         let connected = Candidates::of(upstream).reach_next(upstream, header).await?;
-        return Ok((connected.leg, connected.place.node));
+        return Ok((connected.stream, connected.endpoint.configured));
     };
     let deadline = Instant::now() + upstream.settings.connect_timeout;
     // That a connection is taken is too little to know that a server answers.
     let failed = |endpoint_error: EndpointError| {
-        note_unfit(place, upstream, &endpoint_error, upstream.nodes.has_several());
-        Outcome::new(endpoint_error.reason, format_args!("upstream {place}: {}", endpoint_error.words))
+        record_failure(endpoint, upstream, &endpoint_error, upstream.endpoints.has_several());
+        Outcome::new(endpoint_error.reason, format_args!("upstream {endpoint}: {}", endpoint_error.words))
     };
-    let leg = reach_anyhow(place, upstream, header, deadline).await.map_err(failed)?;
-    Ok((leg, Arc::clone(&place.node)))
+    let stream = connect_any_role(endpoint, upstream, header, deadline).await.map_err(failed)?;
+    Ok((stream, Arc::clone(&endpoint.configured)))
 }

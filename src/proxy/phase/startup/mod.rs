@@ -31,11 +31,11 @@ pub(crate) enum StartupRequest {
 }
 
 pub(crate) async fn hear(mut authorized: AuthorizedClient) -> Result<StartupRequest, Close> {
-    if authorized.terms.protocol != Protocol::Postgres {
+    if authorized.policy.protocol != Protocol::Postgres {
         return Ok(StartupRequest::Session(SessionRequest { authorized, first: Vec::new() }));
     }
     // The handshake's deadline ends with TLS; the first packet gets as long again.
-    let patience = authorized.terms.limits.handshake_timeout;
+    let patience = authorized.policy.limits.handshake_timeout;
     let ending = match timeout(patience, first_packet(&mut authorized.client)).await {
         Ok(Ok((Packet::Startup { .. }, first))) => {
             return Ok(StartupRequest::Session(SessionRequest { authorized, first }));

@@ -6,7 +6,7 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::protocol::postgres;
 use crate::protocol::postgres::{HEADER_LENGTH, Malformed, Packet};
-use crate::transport::{ClientLeg, Leg};
+use crate::transport::{ClientStream, Stream};
 
 /// Why no packet could be read.
 #[derive(Debug)]
@@ -33,13 +33,13 @@ async fn read_packet<S: AsyncRead + Unpin>(stream: &mut S) -> Result<(Packet, Ve
 
 /// The first packet that counts. Where TLS is off a client is told so for each kind of encryption it asks for, once; libpq
 /// then goes on without, unless its sslmode forbids.
-pub(crate) async fn first_packet(client: &mut ClientLeg) -> Result<(Packet, Vec<u8>), Unheard> {
+pub(crate) async fn first_packet(client: &mut ClientStream) -> Result<(Packet, Vec<u8>), Unheard> {
     let (mut tls_refused, mut gss_refused) = (false, false);
     loop {
         let (packet, bytes) = read_packet(client).await?;
         let refused = match (&packet, &*client) {
-            (Packet::Ssl, Leg::Plain(_)) => &mut tls_refused,
-            (Packet::GssEncryption, Leg::Plain(_)) => &mut gss_refused,
+            (Packet::Ssl, Stream::Plain(_)) => &mut tls_refused,
+            (Packet::GssEncryption, Stream::Plain(_)) => &mut gss_refused,
             _ => return Ok((packet, bytes)),
         };
         if std::mem::replace(refused, true) {

@@ -21,7 +21,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use tracing::warn;
 
 use crate::descriptors::is_local_shortage;
-use crate::proxy::timing::Span;
+use crate::proxy::relay::timing::Span;
 use crate::transport::tcp_diag;
 use crate::transport::tcp_diag::{Attribute, number};
 

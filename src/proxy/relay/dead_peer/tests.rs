@@ -24,11 +24,11 @@ fn steps() -> impl Iterator<Item = (u32, f64)> {
 }
 
 /// A closed window is probed at growing intervals, of a minute in the end.
-fn probed(answers: impl Fn(f64) -> bool) -> impl Iterator<Item = (f64, Sent)> {
+fn probed(is_healthy: impl Fn(f64) -> bool) -> impl Iterator<Item = (f64, Sent)> {
     steps().map(move |(_, at)| {
         let probes: Vec<f64> = (0..).map(|n| f64::from(n) * 60.0).take_while(|probe| *probe <= at).collect();
         let answered: Vec<f64> =
-            probes.iter().copied().filter(|probe| answers(*probe) && probe + 0.001 <= at).collect();
+            probes.iter().copied().filter(|probe| is_healthy(*probe) && probe + 0.001 <= at).collect();
         let heard = answered.last().copied().unwrap_or_default();
         let unanswered = probes.iter().filter(|probe| **probe > heard).count();
         let sent = Sent {

@@ -18,11 +18,11 @@ use crate::config::Limits;
 use crate::proxy::phase::close::Farewell;
 use crate::session::registry::ConnectionRegistry;
 use crate::session::registry::state::SessionState;
-use crate::tls::engine::Records;
+use crate::tls::engine::TlsEngine;
 use crate::tls::fixtures::{Accent, speech};
 use crate::transport::socket::Socket;
 use crate::transport::tls_stream::TlsStream;
-use crate::transport::{Leg, UpstreamLeg};
+use crate::transport::{Stream, UpstreamStream};
 
 const ACCENT: Accent = Accent { suite: 0, record: None, known: false };
 
@@ -35,12 +35,12 @@ const MUCH: usize = 60 << 10;
 /// Far more than any test takes: what waits for it shall fail.
 const LONG: Duration = Duration::from_secs(3600);
 
-fn relay(protocol: Protocol, client: ClientLeg, upstream: UpstreamLeg, half_close_timeout: Duration) -> Relay {
+fn relay(protocol: Protocol, client: ClientStream, upstream: UpstreamStream, half_close_timeout: Duration) -> Relay {
     Relay {
         client,
         upstream: Outbound::new(upstream, protocol, None),
         upstream_tls: None,
-        announces: false,
+        sends_proxy_header: false,
         protocol,
         inbound: Flow::new(Vec::new()),
         outbound: Flow::new(Vec::new()),
@@ -49,7 +49,7 @@ fn relay(protocol: Protocol, client: ClientLeg, upstream: UpstreamLeg, half_clos
         terminated: false,
         idle_timer: IdleTimer::new(Limits { half_close_timeout, ..Limits::default() }),
         dead_peers: DeadPeers::new(LONG),
-        _counted: Counted::alone(),
+        _permit: SessionPermit::alone(),
     }
 }
 
@@ -66,7 +66,7 @@ impl Session {
     async fn of(protocol: Protocol) -> Self {
         let (client, ours) = secured().await;
         let (upstream, inner) = UnixStream::pair().unwrap();
-        let relay = relay(protocol, ours, Leg::Plain(Socket::Unix(inner)), LONG);
+        let relay = relay(protocol, ours, Stream::Plain(Socket::Unix(inner)), LONG);
         Self { client, relay, upstream }
     }
 
@@ -82,7 +82,7 @@ impl Session {
     }
 
     /// Whether some of that has not been taken by the client's socket yet.
-    async fn is_held_up(&mut self) -> bool {
+    async fn stalls(&mut self) -> bool {
         poll_fn(|cx| Poll::Ready(Pin::new(&mut self.relay.client).poll_flush(cx).is_pending())).await
     }
 
@@ -99,7 +99,7 @@ impl Session {
     /// It is shown out, and this is all that the client hears from the beginning to close_notify.
     async fn heard_until_shown_out(self, reason: Reason) -> Vec<u8> {
         let (client, farewell, _) = self.terminated(reason).await;
-        tokio::join!(heard_by(client), farewell.say()).0
+        tokio::join!(heard_by(client), farewell.send()).0
     }
 }
 
@@ -121,20 +121,20 @@ async fn tcp_pair() -> (TcpStream, TcpStream) {
 }
 
 /// A client and our side of it, past the handshake.
-async fn secured() -> (TlsClient, ClientLeg) {
+async fn secured() -> (TlsClient, ClientStream) {
     let (near, far) = tcp_pair().await;
     // The kernel takes this for "as small as you have it".
     SockRef::from(&near).set_recv_buffer_size(1).unwrap();
     SockRef::from(&far).set_send_buffer_size(1).unwrap();
-    let mut ours = Box::new(TlsStream::new(far, Records::new(ACCENT.server_config()).unwrap()));
+    let mut ours = Box::new(TlsStream::new(far, TlsEngine::new(ACCENT.server_config()).unwrap()));
     let answer = async {
-        while ours.records().is_handshaking() {
+        while ours.engine().is_handshaking() {
             ours.next_flight().await.unwrap();
         }
     };
     let connector = TlsConnector::from(ACCENT.client_config());
     let (client, ()) = tokio::join!(connector.connect("db.test".try_into().unwrap(), near), answer);
-    (client.unwrap(), Leg::Tls(ours))
+    (client.unwrap(), Stream::Tls(ours))
 }
 
 /// A message of so many bytes, header included.
@@ -148,9 +148,9 @@ async fn what_is_on_its_way_comes_first_and_then_the_goodbye() {
     let mut session = Session::of(Protocol::Postgres).await;
     let said = [message(100), message(MUCH - 100)].concat();
     session.says(&said).await;
-    assert!(session.is_held_up().await);
+    assert!(session.stalls().await);
     let heard = session.heard_until_shown_out(Reason::SourceRevoked).await;
-    assert!(heard == [said, goodbye(Reason::SourceRevoked)].concat(), "{} bytes", heard.len());
+    assert!(heard == [said, farewell_message(Reason::SourceRevoked)].concat(), "{} bytes", heard.len());
 }
 
 #[tokio::test]
@@ -158,8 +158,8 @@ async fn what_the_flow_holds_itself_is_on_its_way_too() {
     let mut session = Session::of(Protocol::Postgres).await;
     (session.relay.outbound, session.relay.terminated) = (Flow::new(message(100)), true);
     let farewell = session.relay.close(Reason::Shutdown.into()).farewell;
-    let (heard, ()) = tokio::join!(heard_by(session.client), farewell.say());
-    assert!(heard == [message(100), goodbye(Reason::Shutdown)].concat());
+    let (heard, ()) = tokio::join!(heard_by(session.client), farewell.send());
+    assert!(heard == [message(100), farewell_message(Reason::Shutdown)].concat());
 }
 
 #[tokio::test]
@@ -169,7 +169,7 @@ async fn in_the_middle_of_a_message_nothing_is_said() {
         let whole = [message(MUCH - 105), message(105)].concat();
         let said = &whole[..whole.len() - missing];
         session.says(said).await;
-        assert!(session.is_held_up().await);
+        assert!(session.stalls().await);
         let heard = session.heard_until_shown_out(Reason::ClosedByAdmin).await;
         assert!(heard == said, "{} bytes without the last {missing}", heard.len());
     }
@@ -202,13 +202,13 @@ async fn behind_the_upstreams_end_nothing_is_said() {
 async fn a_client_that_reads_nothing_is_gone_within_a_second_and_its_upstream_at_once() {
     let mut session = Session::of(Protocol::Postgres).await;
     session.says(&message(MUCH)).await;
-    assert!(session.is_held_up().await);
+    assert!(session.stalls().await);
     let (_client, farewell, mut upstream) = session.terminated(Reason::CredentialRevoked).await;
     assert_eq!(timeout(PATIENCE, upstream.read(&mut [0; 1])).await.unwrap().unwrap(), 0);
     // From here on time passes only where there is nothing else to do.
     pause();
     let begun = Instant::now();
-    farewell.say().await;
+    farewell.send().await;
     assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
 }
 
@@ -216,11 +216,11 @@ async fn a_client_that_reads_nothing_is_gone_within_a_second_and_its_upstream_at
 async fn heard_of(end: impl AsyncFnOnce(TcpStream)) -> (Vec<u8>, io::Result<usize>, Outcome) {
     let (mut client, ours) = secured().await;
     let (near, far) = tcp_pair().await;
-    let mut relay = relay(Protocol::Redis, ours, Leg::Plain(Socket::Tcp(near)), LONG);
+    let mut relay = relay(Protocol::Redis, ours, Stream::Plain(Socket::Tcp(near)), LONG);
     let guard = enter(&Arc::new(ConnectionRegistry::default()));
     let session = async {
         let ending = relay.run(&guard, &mut ByteCounts::default()).await;
-        relay.close(ending.clone()).farewell.say().await;
+        relay.close(ending.clone()).farewell.send().await;
         ending
     };
     let talk = async {
@@ -267,7 +267,7 @@ async fn an_upstream_that_ended_and_takes_no_more_has_ended() {
 async fn a_reset_that_the_writer_hears_of_first_is_no_end() {
     let (mut client, ours) = secured().await;
     let (near, mut far) = tcp_pair().await;
-    let mut relay = relay(Protocol::Redis, ours, Leg::Plain(Socket::Tcp(near)), LONG);
+    let mut relay = relay(Protocol::Redis, ours, Stream::Plain(Socket::Tcp(near)), LONG);
     far.write_all(b"half an ans").await.unwrap();
     SockRef::from(&far).set_linger(Some(Duration::ZERO)).unwrap();
     drop(far);
@@ -286,12 +286,12 @@ async fn a_reset_that_the_writer_hears_of_first_is_no_end() {
 async fn a_client_that_heard_a_part_of_the_answer_until_the_half_close_ran_out_is_not_told_that_it_was_all() {
     let (mut client, ours) = secured().await;
     let (near, mut far) = tcp_pair().await;
-    let mut relay = relay(Protocol::Redis, ours, Leg::Plain(Socket::Tcp(near)), Duration::from_millis(50));
+    let mut relay = relay(Protocol::Redis, ours, Stream::Plain(Socket::Tcp(near)), Duration::from_millis(50));
     let guard = enter(&Arc::new(ConnectionRegistry::default()));
     let session = async {
         let ending = relay.run(&guard, &mut ByteCounts::default()).await;
         let reason = ending.reason;
-        relay.close(ending).farewell.say().await;
+        relay.close(ending).farewell.send().await;
         reason
     };
     let talk = async {
@@ -367,5 +367,5 @@ async fn nothing_ends_a_session_that_is_silent_for_days_and_then_each_side_is_he
         () = wait => {}
     }
     assert_eq!((carried.inbound, carried.outbound), (30, 30));
-    assert!(between.outbound.held().is_empty() && between.inbound.held().is_empty());
+    assert!(between.outbound.pending().is_empty() && between.inbound.pending().is_empty());
 }

@@ -79,7 +79,7 @@ enum Act {
 }
 
 /// The way of an end into the session.
-type Line = Leg<PeerTls<TcpStream>>;
+type Line = Stream<PeerTls<TcpStream>>;
 
 impl Line {
     fn socket(&self) -> SockRef<'_> {
@@ -160,7 +160,7 @@ impl End {
                 if let Some(line) = &self.line {
                     // Nothing to a Unix socket.
                     line.socket().set_linger(Some(Duration::ZERO)).unwrap();
-                    self.is_reset = !matches!(line, Leg::Plain(Socket::Unix(_)));
+                    self.is_reset = !matches!(line, Stream::Plain(Socket::Unix(_)));
                 }
                 self.close();
             }
@@ -251,8 +251,8 @@ impl Scene {
         session.spawn(async move {
             let mut carried = ByteCounts::default();
             let ending = relay.run(&guard, &mut carried).await;
-            let (reason, farewell) = (ending.reason, relay.outbound.held().len());
-            relay.close(ending).farewell.say().await;
+            let (reason, farewell) = (ending.reason, relay.outbound.pending().len());
+            relay.close(ending).farewell.send().await;
             Told { reason, carried, farewell }
         });
         let (client, upstream) = (End::new(near, CLIENTS), End::new(far, UPSTREAMS));
@@ -340,42 +340,42 @@ fn unix_pair() -> (UnixStream, UnixStream) {
     (near, far)
 }
 
-async fn client_leg(kind: Kind) -> (Line, ClientLeg) {
+async fn client_leg(kind: Kind) -> (Line, ClientStream) {
     let Some(accent) = kind.accent() else { return plain_leg(kind).await };
     let (near, far) = narrow_pair().await;
-    let mut ours = Box::new(TlsStream::new(far, Records::new(accent.server_config()).unwrap()));
+    let mut ours = Box::new(TlsStream::new(far, TlsEngine::new(accent.server_config()).unwrap()));
     let answer = async {
-        while ours.records().is_handshaking() {
+        while ours.engine().is_handshaking() {
             ours.next_flight().await.unwrap();
         }
     };
     let connector = TlsConnector::from(accent.client_config());
     let (client, ()) = tokio::join!(connector.connect("db.test".try_into().unwrap(), near), answer);
-    (Leg::Tls(Box::new(client.unwrap().into())), Leg::Tls(ours))
+    (Stream::Tls(Box::new(client.unwrap().into())), Stream::Tls(ours))
 }
 
-async fn upstream_leg(kind: Kind) -> (Line, UpstreamLeg) {
+async fn upstream_leg(kind: Kind) -> (Line, UpstreamStream) {
     let Some(accent) = kind.accent() else { return plain_leg(kind).await };
     let (near, far) = narrow_pair().await;
-    let records = Records::<Client>::connect(accent.client_config(), "db.test".try_into().unwrap()).unwrap();
-    let mut ours = Box::new(TlsStream::new(near, records));
+    let engine = TlsEngine::<Client>::connect(accent.client_config(), "db.test".try_into().unwrap()).unwrap();
+    let mut ours = Box::new(TlsStream::new(near, engine));
     let call = async {
-        while ours.records().is_handshaking() {
+        while ours.engine().is_handshaking() {
             ours.next_flight().await.unwrap();
         }
     };
     let acceptor = TlsAcceptor::from(accent.server_config());
     let (server, ()) = tokio::join!(acceptor.accept(far), call);
-    (Leg::Tls(Box::new(server.unwrap().into())), Leg::Tls(ours))
+    (Stream::Tls(Box::new(server.unwrap().into())), Stream::Tls(ours))
 }
 
-async fn plain_leg<T>(kind: Kind) -> (Line, Leg<T>) {
+async fn plain_leg<T>(kind: Kind) -> (Line, Stream<T>) {
     if kind == Kind::Unix {
         let (near, far) = unix_pair();
-        return (Leg::Plain(Socket::Unix(near)), Leg::Plain(Socket::Unix(far)));
+        return (Stream::Plain(Socket::Unix(near)), Stream::Plain(Socket::Unix(far)));
     }
     let (near, far) = narrow_pair().await;
-    (Leg::Plain(Socket::Tcp(near)), Leg::Plain(Socket::Tcp(far)))
+    (Stream::Plain(Socket::Tcp(near)), Stream::Plain(Socket::Tcp(far)))
 }
 
 /// Plays a script to its end, and holds what everybody has heard against it.

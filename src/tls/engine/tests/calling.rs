@@ -7,7 +7,7 @@ use rustls::{ClientConnection, ServerConnection};
 
 use crate::tls::engine::tests::likeness;
 use crate::tls::engine::tests::likeness::pieces;
-use crate::tls::engine::{Client, MOST_UNOPENED, Records, most_overhead};
+use crate::tls::engine::{Client, MOST_UNOPENED, TlsEngine, most_overhead};
 use crate::tls::fixtures::{Accent, speech};
 
 /// A client's TLS: ours, or rustls' own.
@@ -23,7 +23,7 @@ trait Caller {
     fn has_ended(&self) -> bool;
 }
 
-impl Caller for Records<Client> {
+impl Caller for TlsEngine<Client> {
     fn new(accent: Accent) -> Self {
         Self::connect(accent.client_config(), "db.test".try_into().unwrap()).unwrap()
     }
@@ -201,7 +201,7 @@ proptest! {
         turns in prop::collection::vec(lengths(), 0..6),
         pieces in prop::collection::vec(pieces(), 1..4),
     ) {
-        let ours = play::<Records<Client>>(accent, &turns, &pieces, |_, _| {});
+        let ours = play::<TlsEngine<Client>>(accent, &turns, &pieces, |_, _| {});
         prop_assert!(ours == play::<Reference>(accent, &turns, &pieces, |_, _| {}), "it heard something else");
         let all = speech(0, turns.iter().sum());
         prop_assert!(ours.at_client == all && ours.at_server == all && ours.ended && !ours.broken);
@@ -219,7 +219,7 @@ proptest! {
                 *byte ^= 1 << bit;
             }
         };
-        let ours = play::<Records<Client>>(accent, &[1000, 1000], &pieces, flip);
+        let ours = play::<TlsEngine<Client>>(accent, &[1000, 1000], &pieces, flip);
         // Nothing is ever heard that was not said, and nothing out of its order.
         prop_assert!(ours.at_client == speech(0, ours.at_client.len()));
         prop_assert!(ours.at_server == speech(0, ours.at_server.len()));
@@ -231,7 +231,7 @@ proptest! {
         header in prop::bool::ANY,
         piece in 1_usize..300,
     ) {
-        let mut client = <Records<Client> as Caller>::new(Accent { suite: 0, record: None, known: false });
+        let mut client = <TlsEngine<Client> as Caller>::new(Accent { suite: 0, record: None, known: false });
         let bytes = if header { [&b"\x16\x03\x03\x04\x00\x02"[..], &bytes].concat() } else { bytes };
         let (mut plain, mut answer) = (Vec::new(), Vec::new());
         for piece in bytes.chunks(piece) {
@@ -246,7 +246,7 @@ proptest! {
 #[test]
 fn a_hello_is_said_once() {
     for suite in 0..6 {
-        let mut client = <Records<Client> as Caller>::new(Accent { suite, record: None, known: false });
+        let mut client = <TlsEngine<Client> as Caller>::new(Accent { suite, record: None, known: false });
         let (mut hello, mut again) = (Vec::new(), Vec::new());
         client.speak(&mut hello);
         assert_eq!(hello.first(), Some(&22));

@@ -4,7 +4,7 @@ use std::io::{Read as _, Write as _};
 
 use rustls::{ClientConnection, Error, ServerConnection};
 
-use crate::tls::engine::{MOST_UNOPENED, Records, most_overhead};
+use crate::tls::engine::{MOST_UNOPENED, TlsEngine, most_overhead};
 use crate::tls::fixtures::{Accent, speech};
 
 /// A server's TLS: ours, or rustls' own with buffers, to which ours is compared.
@@ -17,7 +17,7 @@ pub(crate) trait Engine {
     fn is_handshaking(&self) -> bool;
 }
 
-impl Engine for Records {
+impl Engine for TlsEngine {
     fn new(accent: Accent) -> Self {
         Self::new(accent.server_config()).unwrap()
     }

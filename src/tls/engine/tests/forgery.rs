@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use rustls::ConnectionTrafficSecrets::{Aes128Gcm, Aes256Gcm, Chacha20Poly1305};
 
 use crate::tls::engine::tests::conversation::{Conversation, Engine as _};
-use crate::tls::engine::{Records, most_overhead};
+use crate::tls::engine::{TlsEngine, most_overhead};
 use crate::tls::fixtures::{Accent, speech};
 
 const HANDSHAKE: u8 = 22;
@@ -20,8 +20,8 @@ struct Pen {
 
 impl Pen {
     /// Past the handshake, the client's pen taken from its hand.
-    fn after_handshake(suite: usize) -> (Self, Records) {
-        let mut conversation = Conversation::<Records>::new(Accent { suite, record: None, known: false }, None);
+    fn after_handshake(suite: usize) -> (Self, TlsEngine) {
+        let mut conversation = Conversation::<TlsEngine>::new(Accent { suite, record: None, known: false }, None);
         conversation.select(&[usize::MAX]);
         let (sequence, secrets) = conversation.client.dangerous_extract_secrets().unwrap().tx;
         let (algorithm, key, iv) = match secrets {
@@ -51,7 +51,7 @@ impl Pen {
     }
 }
 
-fn says(server: &mut Records, words: &[u8]) -> usize {
+fn says(server: &mut TlsEngine, words: &[u8]) -> usize {
     server.seal(words, &mut vec![0; words.len() + most_overhead(words.len())]).unwrap()
 }
 
@@ -60,12 +60,12 @@ proptest! {
     #[test]
     fn padding_and_empty_records_carry_what_they_carry(
         suite in 0_usize..3,
-        records in prop::collection::vec((0_usize..100, prop_oneof![Just(0_usize), 0_usize..500], any::<bool>()), 1..30),
+        engine in prop::collection::vec((0_usize..100, prop_oneof![Just(0_usize), 0_usize..500], any::<bool>()), 1..30),
         piece in 1_usize..300,
     ) {
         let (mut pen, mut server) = Pen::after_handshake(suite);
         let (mut sealed, mut said) = (Vec::new(), 0);
-        for (length, padding, empty) in records {
+        for (length, padding, empty) in engine {
             sealed.extend(pen.record(DATA, &speech(said, length), padding));
             said += length;
             if empty {
@@ -90,9 +90,9 @@ fn the_server_speaks_while_a_key_update_has_come_in_part() {
         for size in 1..=MESSAGE.len() {
             let (mut pen, mut server) = Pen::after_handshake(suite);
             let before = says(&mut server, b"words");
-            let mut records: Vec<u8> = MESSAGE.chunks(size).flat_map(|part| pen.record(HANDSHAKE, part, 7)).collect();
-            let last = records.pop().unwrap();
-            for byte in records {
+            let mut engine: Vec<u8> = MESSAGE.chunks(size).flat_map(|part| pen.record(HANDSHAKE, part, 7)).collect();
+            let last = engine.pop().unwrap();
+            for byte in engine {
                 server.receive(&[byte], &mut Vec::new(), &mut Vec::new()).unwrap();
                 assert_eq!(says(&mut server, b"words"), before);
             }
@@ -130,8 +130,8 @@ fn an_empty_handshake_record_hides_nothing_that_comes_behind_it() {
     let (mut pen, mut server) = Pen::after_handshake(0);
     let mut plain = Vec::new();
     for number in 0..10 {
-        let records = [pen.record(HANDSHAKE, b"", 0), pen.record(DATA, &speech(number * 10, 10), 0)];
-        if server.receive(&records.concat(), &mut plain, &mut Vec::new()).is_err() {
+        let engine = [pen.record(HANDSHAKE, b"", 0), pen.record(DATA, &speech(number * 10, 10), 0)];
+        if server.receive(&engine.concat(), &mut plain, &mut Vec::new()).is_err() {
             // It is forbidden (RFC 8446 §5.1), so to refuse it would do as well.
             return;
         }

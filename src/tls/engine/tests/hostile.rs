@@ -6,7 +6,7 @@ use rustls::{AlertDescription, Error};
 
 use crate::tls::engine::tests::conversation::{Conversation, Engine, Step};
 use crate::tls::engine::tests::likeness::{accents, pieces};
-use crate::tls::engine::{MOST_UNOPENED, Records};
+use crate::tls::engine::{MOST_UNOPENED, TlsEngine};
 use crate::tls::fixtures::{Accent, speech};
 
 /// What becomes of the bytes on their way, at some place.
@@ -64,7 +64,7 @@ proptest! {
         when in 0_usize..4,
         pieces in prop::collection::vec(pieces(), 1..4),
     ) {
-        let mut conversation = Conversation::<Records>::new(accent, None);
+        let mut conversation = Conversation::<TlsEngine>::new(accent, None);
         for turn in 0..5 {
             if turn == when {
                 harm.hurt(&mut conversation.to_server, place);
@@ -96,7 +96,7 @@ proptest! {
 
     #[test]
     fn garbage_is_refused_or_waited_for_in_whatever_pieces(bytes in garbage(), piece in 1_usize..300) {
-        let mut server = <Records as Engine>::new(Accent { suite: 0, record: None, known: false });
+        let mut server = <TlsEngine as Engine>::new(Accent { suite: 0, record: None, known: false });
         let (mut plain, mut answer) = (Vec::new(), Vec::new());
         for piece in bytes.chunks(piece) {
             if server.receive(piece, &mut plain, &mut answer).is_err() {
@@ -110,7 +110,7 @@ proptest! {
 #[test]
 fn a_record_broken_after_the_handshake_costs_nothing_of_what_came_before_it() {
     for suite in 0..6 {
-        let mut conversation = Conversation::<Records>::new(Accent { suite, record: None, known: false }, None);
+        let mut conversation = Conversation::<TlsEngine>::new(Accent { suite, record: None, known: false }, None);
         conversation.select(&[usize::MAX]);
         conversation.take(Step::ClientSays(1000));
         conversation.take(Step::ServerSays(1000));
@@ -128,14 +128,14 @@ fn a_record_broken_after_the_handshake_costs_nothing_of_what_came_before_it() {
 #[test]
 fn a_message_that_is_never_whole_is_given_up() {
     // A hello of the largest size that rustls accepts, a byte in each record: 64 KiB of it are six times as many bytes.
-    let mut server = <Records as Engine>::new(Accent { suite: 0, record: None, known: false });
+    let mut server = <TlsEngine as Engine>::new(Accent { suite: 0, record: None, known: false });
     let mut taken = 0;
     let mut hello = [&b"\x01\x00\xff\xff"[..], &[0; 0xffff]].concat().into_iter();
     let refused = loop {
-        let records: Vec<u8> = hello.by_ref().take(100).flat_map(|byte| [0x16, 3, 1, 0, 1, byte]).collect();
-        assert!(!records.is_empty(), "it kept everything");
-        match server.receive(&records, &mut Vec::new(), &mut Vec::new()) {
-            Ok(_) => taken += records.len(),
+        let engine: Vec<u8> = hello.by_ref().take(100).flat_map(|byte| [0x16, 3, 1, 0, 1, byte]).collect();
+        assert!(!engine.is_empty(), "it kept everything");
+        match server.receive(&engine, &mut Vec::new(), &mut Vec::new()) {
+            Ok(_) => taken += engine.len(),
             Err(error) => break error,
         }
     };

@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 use rustls::ServerConnection;
 
-use crate::tls::engine::Records;
+use crate::tls::engine::TlsEngine;
 use crate::tls::engine::tests::conversation::{Conversation, Engine, Heard, Step};
 use crate::tls::fixtures::{Accent, speech};
 
@@ -77,7 +77,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(96))]
     #[test]
     fn a_conversation_goes_as_with_rustls_own_buffers(script in scripts()) {
-        let ours = play::<Records>(&script);
+        let ours = play::<TlsEngine>(&script);
         let reference = play::<ServerConnection>(&script);
         prop_assert_eq!(&ours.at_server.error, &reference.at_server.error);
         prop_assert_eq!(&ours.at_client.error, &reference.at_client.error);
@@ -91,7 +91,7 @@ proptest! {
 
 /// Says something both ways, takes new keys, says more; all by pieces of one size.
 fn chat(accent: Accent, shreds: Option<usize>, piece: usize) -> (Heard, Heard) {
-    let mut conversation = Conversation::<Records>::new(accent, shreds);
+    let mut conversation = Conversation::<TlsEngine>::new(accent, shreds);
     let words = [Step::ClientSays(20_000), Step::ServerSays(20_000)];
     for step in words.into_iter().chain([Step::NewKeys; 3]).chain(words) {
         conversation.take(step);
@@ -125,7 +125,7 @@ fn every_suite_carries_everything_in_whatever_pieces() {
 fn what_comes_with_the_end_of_the_handshake_is_heard_with_a_part_of_the_next_record_behind_it() {
     for suite in 0..3 {
         let accent = Accent { suite, record: None, known: false };
-        let mut conversation = Conversation::<Records>::new(accent, None);
+        let mut conversation = Conversation::<TlsEngine>::new(accent, None);
         conversation.take(Step::ToServer(usize::MAX));
         conversation.take(Step::ClientSays(100));
         conversation.take(Step::ToClient(usize::MAX));
@@ -145,7 +145,7 @@ fn what_comes_with_the_end_of_the_handshake_is_heard_with_a_part_of_the_next_rec
 #[test]
 fn nothing_is_sealed_behind_close_notify() {
     for suite in [0, 3] {
-        let mut conversation = Conversation::<Records>::new(Accent { suite, record: None, known: false }, None);
+        let mut conversation = Conversation::<TlsEngine>::new(Accent { suite, record: None, known: false }, None);
         conversation.select(&[usize::MAX]);
         conversation.take(Step::ServerCloses);
         let mut words = Vec::new();

@@ -44,13 +44,13 @@ fn good_server(
 
 /// Both sides of a connection.
 struct Pair {
-    ours: Records<Client>,
+    ours: TlsEngine<Client>,
     server: ServerConnection,
 }
 
 impl Pair {
-    fn new(attempt: &UpstreamAttempt, server: &Arc<ServerConfig>) -> Self {
-        Self { ours: attempt.records().unwrap(), server: ServerConnection::new(Arc::clone(server)).unwrap() }
+    fn new(handshake: &UpstreamHandshake, server: &Arc<ServerConfig>) -> Self {
+        Self { ours: handshake.engine().unwrap(), server: ServerConnection::new(Arc::clone(server)).unwrap() }
     }
 
     /// Carries what there is to say, until neither has anything more.
@@ -79,16 +79,16 @@ impl Pair {
 }
 
 /// A handshake and what comes right behind it, judged.
-fn shake(attempt: &UpstreamAttempt, server: &Arc<ServerConfig>) -> io::Result<Records<Client>> {
-    let mut pair = Pair::new(attempt, server);
+fn shake(handshake: &UpstreamHandshake, server: &Arc<ServerConfig>) -> io::Result<TlsEngine<Client>> {
+    let mut pair = Pair::new(handshake, server);
     pair.select()?;
     assert!(!pair.ours.is_handshaking());
-    attempt.judge(&pair.ours, OffsetDateTime::now_utc())?;
+    handshake.judge(&pair.ours, OffsetDateTime::now_utc())?;
     Ok(pair.ours)
 }
 
-fn words(attempt: &UpstreamAttempt, server: &Arc<ServerConfig>) -> String {
-    attempt.explain(&shake(attempt, server).unwrap_err())
+fn words(handshake: &UpstreamHandshake, server: &Arc<ServerConfig>) -> String {
+    handshake.explain(&shake(handshake, server).unwrap_err())
 }
 
 #[test]
@@ -96,7 +96,7 @@ fn a_server_has_to_have_the_key_of_its_certificate_in_every_mode() {
     let root = Authority::new("CA");
     let good = issued(&root, "x", &["db.test"]);
     let (old, old_key) = version_1("db.test");
-    let stranger = KeyPair::generate().unwrap();
+    let untrusted = KeyPair::generate().unwrap();
     let key = |key: &KeyPair| PrivateKeyDer::try_from(key.serialize_der()).unwrap();
     let bundle = Anchors::Bundle(vec![root.der(), old.clone()]);
     let modes = [
@@ -106,15 +106,15 @@ fn a_server_has_to_have_the_key_of_its_certificate_in_every_mode() {
         (Verification::VerifyFull, bundle),
     ];
     for (verification, anchors) in modes {
-        let tls = tls(&UpstreamParts { anchors, ..parts(verification, &[]) });
-        let attempt = tls.attempt("db.test").unwrap();
+        let tls = tls(&UpstreamTlsSettings { anchors, ..parts(verification, &[]) });
+        let handshake = tls.handshake("db.test").unwrap();
         for version in VERSIONS {
             for (der, own) in [(good.der(), good.key_der()), (old.clone(), key(&old_key))] {
                 let right = Arc::new(server(version, vec![der.clone()], own, None));
-                assert!(shake(&attempt, &right).is_ok(), "{verification:?}, {version:?}");
-                let wrong = Arc::new(server(version, vec![der], key(&stranger), None));
+                assert!(shake(&handshake, &right).is_ok(), "{verification:?}, {version:?}");
+                let wrong = Arc::new(server(version, vec![der], key(&untrusted), None));
                 // A session of the right one is not taken up by it, either.
-                assert!(shake(&attempt, &wrong).is_err(), "{verification:?}, {version:?}");
+                assert!(shake(&handshake, &wrong).is_err(), "{verification:?}, {version:?}");
             }
         }
     }
@@ -126,9 +126,9 @@ fn what_a_server_is_refused_for_is_told_in_words() {
     for version in VERSIONS {
         let server = Arc::new(good_server(version, &root, None));
         let tls = |verification, root: &Authority| tls(&parts(verification, &[root]));
-        let misnamed = words(&tls(Verification::VerifyFull, &root).attempt("other.test").unwrap(), &server);
+        let misnamed = words(&tls(Verification::VerifyFull, &root).handshake("other.test").unwrap(), &server);
         assert!(misnamed.contains("it is not for \"other.test\"; its names are dns:db.test"), "{misnamed}");
-        let unknown = words(&tls(Verification::VerifyCa, &Authority::new("CA")).attempt("db.test").unwrap(), &server);
+        let unknown = words(&tls(Verification::VerifyCa, &Authority::new("CA")).handshake("db.test").unwrap(), &server);
         assert!(unknown.contains("CN=x (issued by CN=CA, valid until "), "{unknown}");
         assert!(unknown.contains("no certificate of ca has issued it"), "{unknown}");
     }
@@ -140,23 +140,19 @@ fn a_session_is_taken_up_and_judged_again() {
     for version in VERSIONS {
         let parts = parts(Verification::VerifyFull, &[&root]);
         let tls = tls(&parts);
-        let attempt = tls.attempt("db.test").unwrap();
+        let handshake = tls.handshake("db.test").unwrap();
         let server = Arc::new(good_server(version, &root, None));
-        assert!(!shake(&attempt, &server).unwrap().is_resumed());
-        assert!(shake(&attempt, &server).unwrap().is_resumed());
+        assert!(!shake(&handshake, &server).unwrap().is_resumed());
+        assert!(shake(&handshake, &server).unwrap().is_resumed());
         // Other parts, other sessions.
-        assert!(
-            !shake(&crate::tls::upstream::tests::tls(&parts).attempt("db.test").unwrap(), &server)
-                .unwrap()
-                .is_resumed()
-        );
-        let late = shake(&attempt, &server).unwrap();
+        assert!(!shake(&super::tls(&parts).handshake("db.test").unwrap(), &server).unwrap().is_resumed());
+        let late = shake(&handshake, &server).unwrap();
         assert!(late.is_resumed());
-        let error = attempt.judge(&late, tomorrow() + Duration::DAY).unwrap_err();
-        let words = attempt.explain(&error);
+        let error = handshake.judge(&late, tomorrow() + Duration::DAY).unwrap_err();
+        let words = handshake.explain(&error);
         assert!(words.contains("it has run out; the upstream needs a new one"), "{words}");
         // From there on the server has to show what it has.
-        assert!(!shake(&attempt, &server).unwrap().is_resumed());
+        assert!(!shake(&handshake, &server).unwrap().is_resumed());
     }
 }
 
@@ -166,8 +162,8 @@ fn an_upstream_that_wants_a_certificate_is_shown_ours() {
     for version in VERSIONS {
         let server = Arc::new(good_server(version, &root, Some(&clients)));
         let with = |certificate| {
-            let tls = tls(&UpstreamParts { certificate, ..parts(Verification::VerifyCa, &[&root]) });
-            tls.attempt("db.test").unwrap()
+            let tls = tls(&UpstreamTlsSettings { certificate, ..parts(Verification::VerifyCa, &[&root]) });
+            tls.handshake("db.test").unwrap()
         };
         assert!(shake(&with(Some(own(&clients, tomorrow()))), &server).is_ok());
         let none = words(&with(None), &server);
@@ -186,8 +182,8 @@ fn an_upstream_that_wants_a_certificate_is_shown_ours() {
 fn in_tls_1_3_the_refusal_comes_with_the_first_read() {
     let (root, clients) = (Authority::new("CA"), Authority::new("Clients CA"));
     let tls = tls(&parts(Verification::VerifyCa, &[&root]));
-    let attempt = tls.attempt("db.test").unwrap();
-    let mut pair = Pair::new(&attempt, &Arc::new(good_server(&TLS13, &root, Some(&clients))));
+    let handshake = tls.handshake("db.test").unwrap();
+    let mut pair = Pair::new(&handshake, &Arc::new(good_server(&TLS13, &root, Some(&clients))));
     let (mut hello, mut answer, mut last) = (Vec::new(), Vec::new(), Vec::new());
     pair.ours.speak(&mut hello);
     pair.server.read_tls(&mut hello.as_slice()).unwrap();
@@ -197,7 +193,7 @@ fn in_tls_1_3_the_refusal_comes_with_the_first_read() {
     }
     pair.ours.open(&mut answer, |_| {}, &mut last).unwrap();
     assert!(!pair.ours.is_handshaking(), "done, as far as we know");
-    attempt.judge(&pair.ours, OffsetDateTime::now_utc()).unwrap();
+    handshake.judge(&pair.ours, OffsetDateTime::now_utc()).unwrap();
     pair.server.read_tls(&mut last.as_slice()).unwrap();
     assert!(pair.server.process_new_packets().is_err());
     let error = pair.select().unwrap_err();
@@ -214,27 +210,28 @@ fn alpn_is_offered_and_where_nothing_else_tells_it_is_required() {
             server.alpn_protocols = protocol.map(<[u8]>::to_vec).into_iter().collect();
             Arc::new(server)
         };
-        let attempt =
-            |alpn| tls(&UpstreamParts { alpn, ..parts(Verification::VerifyCa, &[&root]) }).attempt("db.test").unwrap();
+        let handshake = |alpn| {
+            tls(&UpstreamTlsSettings { alpn, ..parts(Verification::VerifyCa, &[&root]) }).handshake("db.test").unwrap()
+        };
         let (postgres, none, other) = (speaking(Some(b"postgresql")), speaking(None), speaking(Some(b"h2")));
         for alpn in [Alpn::Offered(b"postgresql"), Alpn::Required(b"postgresql")] {
-            assert_eq!(shake(&attempt(alpn), &postgres).unwrap().alpn(), Some(&b"postgresql"[..]));
-            let words = words(&attempt(alpn), &other);
+            assert_eq!(shake(&handshake(alpn), &postgres).unwrap().alpn(), Some(&b"postgresql"[..]));
+            let words = words(&handshake(alpn), &other);
             assert!(words.contains("does not speak the protocol that ALPN asked for"), "{words}");
         }
-        assert_eq!(shake(&attempt(Alpn::Offered(b"postgresql")), &none).unwrap().alpn(), None);
-        let words = words(&attempt(Alpn::Required(b"postgresql")), &none);
+        assert_eq!(shake(&handshake(Alpn::Offered(b"postgresql")), &none).unwrap().alpn(), None);
+        let words = words(&handshake(Alpn::Required(b"postgresql")), &none);
         assert!(words.contains("did not confirm \"postgresql\" by ALPN"), "{words}");
-        assert!(shake(&attempt(Alpn::None), &postgres).is_ok());
+        assert!(shake(&handshake(Alpn::None), &postgres).is_ok());
     }
 }
 
 /// The host name in the hello to an upstream at `host`.
 fn asked_for(server_name: Option<&str>, host: &str) -> Option<String> {
     let server_name = server_name.map(str::to_owned);
-    let tls = tls(&UpstreamParts { server_name, ..parts(Verification::VerifyFull, &[]) });
+    let tls = tls(&UpstreamTlsSettings { server_name, ..parts(Verification::VerifyFull, &[]) });
     let mut hello = Vec::new();
-    tls.attempt(host).unwrap().records().unwrap().speak(&mut hello);
+    tls.handshake(host).unwrap().engine().unwrap().speak(&mut hello);
     let mut acceptor = Acceptor::default();
     acceptor.read_tls(&mut hello.as_slice()).unwrap();
     let accepted = acceptor.accept().unwrap().expect("a whole hello");
@@ -251,7 +248,7 @@ fn a_host_is_asked_for_by_its_name_and_an_address_is_not() {
     assert_eq!(asked_for(Some("10.0.0.1"), "db.test"), None);
     let tls = tls(&parts(Verification::VerifyFull, &[]));
     for host in ["", "bücher.test", "/run/redis.sock", "a b"] {
-        let error = tls.attempt(host).unwrap_err().to_string();
+        let error = tls.handshake(host).unwrap_err().to_string();
         assert!(error.contains("can be no server's name; set server_name"), "{error}");
     }
 }
@@ -260,16 +257,16 @@ fn a_host_is_asked_for_by_its_name_and_an_address_is_not() {
 fn what_is_no_tls_is_called_so() {
     let tls = tls(&parts(Verification::VerifyFull, &[]));
     for answer in [&b"-ERR Protocol error\r\n"[..], b"E\0\0\0\x40SFATAL", b"HTTP/1.1 400 Bad Request\r\n"] {
-        let mut records = tls.attempt("db.test").unwrap().records().unwrap();
-        let error = records.open(&mut answer.to_vec(), |_| {}, &mut Vec::new()).unwrap_err();
+        let mut engine = tls.handshake("db.test").unwrap().engine().unwrap();
+        let error = engine.open(&mut answer.to_vec(), |_| {}, &mut Vec::new()).unwrap_err();
         let words = tls.explain(&refused(error)).unwrap();
         assert!(words.contains("is not TLS; if it does not speak TLS on this port"), "{words}");
     }
-    let attempt = tls.attempt("db.test").unwrap();
+    let handshake = tls.handshake("db.test").unwrap();
     // Redis on its plain port takes a hello for a command that has not come whole.
-    assert!(attempt.explain(&ErrorKind::TimedOut.into()).contains("did not finish the TLS handshake in time"));
+    assert!(handshake.explain(&ErrorKind::TimedOut.into()).contains("did not finish the TLS handshake in time"));
     for gone in [ErrorKind::UnexpectedEof, ErrorKind::ConnectionReset] {
-        assert!(attempt.explain(&gone.into()).contains("closed the connection during the TLS handshake"));
+        assert!(handshake.explain(&gone.into()).contains("closed the connection during the TLS handshake"));
         assert_eq!(tls.explain(&gone.into()), None, "that may happen to a session at any time");
     }
 }
@@ -278,14 +275,14 @@ fn what_is_no_tls_is_called_so() {
 fn nothing_secret_is_shown() {
     let root = Authority::new("CA");
     let specimen = root.client("app", OffsetDateTime::now_utc(), tomorrow());
-    let certificate = OwnCertificate::new(vec![specimen.der()], specimen.key_der()).unwrap();
-    let parts = UpstreamParts { certificate: Some(certificate), ..parts(Verification::VerifyFull, &[&root]) };
+    let certificate = CertifiedKeyPair::new(vec![specimen.der()], specimen.key_der()).unwrap();
+    let parts = UpstreamTlsSettings { certificate: Some(certificate), ..parts(Verification::VerifyFull, &[&root]) };
     let tls = tls(&parts);
     assert_eq!(tls.certificate().unwrap().subject, "CN=app");
     assert_eq!(tls.anchors()[0].subject, "CN=CA");
-    let attempt = tls.attempt("db.test").unwrap();
+    let handshake = tls.handshake("db.test").unwrap();
     let key = format!("{:?}", specimen.key_der().secret_der());
-    let shown = format!("{parts:?} {tls:?} {attempt:?} {:?}", attempt.records().unwrap());
+    let shown = format!("{parts:?} {tls:?} {handshake:?} {:?}", handshake.engine().unwrap());
     assert!(shown.contains("CN=app"));
     // The curve and the version in front are nobody's secret.
     assert!(!shown.contains(&key[key.len() / 2..key.len() / 2 + 40]), "{shown}");

@@ -26,17 +26,17 @@ fn issued(authority: &Authority, common: &str, names: &[&str]) -> Specimen {
 }
 
 /// A client's certificate with its key, good or run out.
-fn own(authority: &Authority, until: OffsetDateTime) -> OwnCertificate {
+fn own(authority: &Authority, until: OffsetDateTime) -> CertifiedKeyPair {
     let specimen = authority.client("app", until - Duration::DAY, until);
-    OwnCertificate::new(vec![specimen.der()], specimen.key_der()).unwrap()
+    CertifiedKeyPair::new(vec![specimen.der()], specimen.key_der()).unwrap()
 }
 
 fn tomorrow() -> OffsetDateTime {
     OffsetDateTime::now_utc() + Duration::DAY
 }
 
-fn parts(verification: Verification, bundle: &[&Authority]) -> UpstreamParts {
-    UpstreamParts {
+fn parts(verification: Verification, bundle: &[&Authority]) -> UpstreamTlsSettings {
+    UpstreamTlsSettings {
         verification,
         anchors: Anchors::Bundle(bundle.iter().map(|authority| authority.der()).collect()),
         anchor_validity: AnchorValidity::Enforce,
@@ -46,7 +46,7 @@ fn parts(verification: Verification, bundle: &[&Authority]) -> UpstreamParts {
     }
 }
 
-fn tls(parts: &UpstreamParts) -> Arc<UpstreamTls> {
+fn tls(parts: &UpstreamTlsSettings) -> Arc<UpstreamTls> {
     Arc::new(UpstreamTls::new(parts).unwrap())
 }
 

@@ -46,28 +46,28 @@ impl Server {
     }
 
     /// Its page, after a whole handshake.
-    fn page(&self, attempt: &UpstreamAttempt) -> io::Result<String> {
+    fn page(&self, handshake: &UpstreamHandshake) -> io::Result<String> {
         let socket = TcpStream::connect(&self.address)?;
         socket.set_read_timeout(Some(StdDuration::from_secs(20)))?;
-        let mut wire = Wire { socket, records: attempt.records().unwrap(), heard: Vec::new() };
+        let mut wire = Wire { socket, engine: handshake.engine().unwrap(), heard: Vec::new() };
         let mut words = Vec::new();
-        wire.records.speak(&mut words);
+        wire.engine.speak(&mut words);
         wire.socket.write_all(&words)?;
-        while wire.records.is_handshaking() {
+        while wire.engine.is_handshaking() {
             wire.receive()?;
         }
-        attempt.judge(&wire.records, OffsetDateTime::now_utc())?;
+        handshake.judge(&wire.engine, OffsetDateTime::now_utc())?;
         let request = b"GET / HTTP/1.0\r\n\r\n";
         let mut sealed = vec![0; request.len() + most_overhead(request.len())];
-        let taken = wire.records.seal(request, &mut sealed).unwrap();
+        let taken = wire.engine.seal(request, &mut sealed).unwrap();
         // It may have refused us by now; then why is there to be read.
         let _ = wire.socket.write_all(&sealed[..taken]);
-        while !wire.records.has_ended() && wire.receive()? > 0 {}
+        while !wire.engine.has_ended() && wire.receive()? > 0 {}
         Ok(String::from_utf8_lossy(&wire.heard).into_owned())
     }
 
-    fn words(&self, attempt: &UpstreamAttempt) -> String {
-        attempt.explain(&self.page(attempt).unwrap_err())
+    fn words(&self, handshake: &UpstreamHandshake) -> String {
+        handshake.explain(&self.page(handshake).unwrap_err())
     }
 }
 
@@ -80,21 +80,21 @@ impl Drop for Server {
 
 struct Wire {
     socket: TcpStream,
-    records: Records<Client>,
+    engine: TlsEngine<Client>,
     heard: Vec<u8>,
 }
 
 impl Wire {
     fn receive(&mut self) -> io::Result<usize> {
-        let kept = self.records.unopened();
+        let kept = self.engine.unopened();
         let mut room = vec![0; kept + 4000];
         let received = self.socket.read(&mut room[kept..])?;
-        if received == 0 && self.records.is_handshaking() {
+        if received == 0 && self.engine.is_handshaking() {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         let mut answer = Vec::new();
-        let Self { records, heard, .. } = self;
-        let opened = records.open(&mut room[..kept + received], |plain| heard.extend(plain), &mut answer);
+        let Self { engine, heard, .. } = self;
+        let opened = engine.open(&mut room[..kept + received], |plain| heard.extend(plain), &mut answer);
         let _ = self.socket.write_all(&answer);
         opened.map_err(refused)?;
         Ok(received)
@@ -115,12 +115,12 @@ fn a_chain_is_verified_and_the_session_taken_up_again() {
     for (option, version) in VERSIONS {
         let chain = [leaf.pem(), pem("CERTIFICATE", &between.der())];
         let server = Server::start(&[&chain[0], &chain[1]], &leaf.key_pem(), &clients, &[option]);
-        let attempt = tls(&parts(Verification::VerifyFull, &[&root])).attempt("db.test").unwrap();
-        let first = server.page(&attempt).unwrap();
+        let handshake = tls(&parts(Verification::VerifyFull, &[&root])).handshake("db.test").unwrap();
+        let first = server.page(&handshake).unwrap();
         assert!(first.contains(&format!("New, {version}")), "{first}");
-        let second = server.page(&attempt).unwrap();
+        let second = server.page(&handshake).unwrap();
         assert!(second.contains(&format!("Reused, {version}")), "{second}");
-        let other = tls(&parts(Verification::VerifyFull, &[&root])).attempt("other.test").unwrap();
+        let other = tls(&parts(Verification::VerifyFull, &[&root])).handshake("other.test").unwrap();
         let words = server.words(&other);
         assert!(words.contains("it is not for \"other.test\"; its names are dns:db.test"), "{words}");
     }
@@ -135,11 +135,11 @@ fn a_server_without_its_intermediate_or_with_an_old_certificate_is_refused() {
     params.not_after = OffsetDateTime::now_utc() - Duration::HOUR;
     let late = root.issue(&params, KeyPair::generate().unwrap());
     for (option, _) in VERSIONS {
-        let attempt = tls(&parts(Verification::VerifyFull, &[&root])).attempt("db.test").unwrap();
-        let words = Server::start(&[&alone.pem()], &alone.key_pem(), &clients, &[option]).words(&attempt);
+        let handshake = tls(&parts(Verification::VerifyFull, &[&root])).handshake("db.test").unwrap();
+        let words = Server::start(&[&alone.pem()], &alone.key_pem(), &clients, &[option]).words(&handshake);
         assert!(words.contains("(issued by CN=Between, valid until"), "{words}");
         assert!(words.contains("no certificate of ca has issued it"), "{words}");
-        let words = Server::start(&[&late.pem()], &late.key_pem(), &clients, &[option]).words(&attempt);
+        let words = Server::start(&[&late.pem()], &late.key_pem(), &clients, &[option]).words(&handshake);
         assert!(words.contains("it has run out; the upstream needs a new one"), "{words}");
     }
 }
@@ -152,8 +152,8 @@ fn a_server_that_verifies_its_clients_refuses_ours_in_words() {
         let options = [option, "-Verify", "1", "-verify_return_error"];
         let server = Server::start(&[&leaf.pem()], &leaf.key_pem(), &clients, &options);
         let with = |certificate| {
-            let parts = UpstreamParts { certificate, ..parts(Verification::VerifyFull, &[&root]) };
-            tls(&parts).attempt("db.test").unwrap()
+            let parts = UpstreamTlsSettings { certificate, ..parts(Verification::VerifyFull, &[&root]) };
+            tls(&parts).handshake("db.test").unwrap()
         };
         assert!(server.page(&with(Some(own(&clients, tomorrow())))).is_ok());
         let none = server.words(&with(None));
@@ -175,9 +175,9 @@ fn a_server_of_version_1_is_trusted_by_itself() {
         let server =
             Server::start(&[&pem("CERTIFICATE", &der)], &pem("PRIVATE KEY", key.secret_der()), &clients, &[option]);
         let anchors = Anchors::Bundle(vec![der.clone()]);
-        let attempt =
-            tls(&UpstreamParts { anchors, ..parts(Verification::VerifyFull, &[]) }).attempt("db.test").unwrap();
-        let page = server.page(&attempt).unwrap();
+        let handshake =
+            tls(&UpstreamTlsSettings { anchors, ..parts(Verification::VerifyFull, &[]) }).handshake("db.test").unwrap();
+        let page = server.page(&handshake).unwrap();
         assert!(page.contains(version), "{page}");
     }
 }
@@ -186,15 +186,15 @@ fn a_server_of_version_1_is_trusted_by_itself() {
 fn alpn_and_versions_are_agreed_upon_or_told_of() {
     let (root, clients) = (Authority::new("CA"), Authority::new("Clients CA"));
     let leaf = issued(&root, "x", &["db.test"]);
-    let attempt = |alpn| {
-        let parts = UpstreamParts { alpn, ..parts(Verification::VerifyFull, &[&root]) };
-        tls(&parts).attempt("db.test").unwrap()
+    let handshake = |alpn| {
+        let parts = UpstreamTlsSettings { alpn, ..parts(Verification::VerifyFull, &[&root]) };
+        tls(&parts).handshake("db.test").unwrap()
     };
     let start = |options: &[&str]| Server::start(&[&leaf.pem()], &leaf.key_pem(), &clients, options);
-    assert!(start(&["-alpn", "postgresql"]).page(&attempt(Alpn::Required(b"postgresql"))).is_ok());
-    assert!(start(&[]).page(&attempt(Alpn::Offered(b"postgresql"))).is_ok());
-    let words = start(&[]).words(&attempt(Alpn::Required(b"postgresql")));
+    assert!(start(&["-alpn", "postgresql"]).page(&handshake(Alpn::Required(b"postgresql"))).is_ok());
+    assert!(start(&[]).page(&handshake(Alpn::Offered(b"postgresql"))).is_ok());
+    let words = start(&[]).words(&handshake(Alpn::Required(b"postgresql")));
     assert!(words.contains("did not confirm \"postgresql\" by ALPN"), "{words}");
-    let words = start(&["-tls1_1", "-cipher", "ALL:@SECLEVEL=0"]).words(&attempt(Alpn::None));
+    let words = start(&["-tls1_1", "-cipher", "ALL:@SECLEVEL=0"]).words(&handshake(Alpn::None));
     assert!(words.contains("it speaks neither TLS 1.2 nor TLS 1.3"), "{words}");
 }

@@ -185,7 +185,7 @@ fn a_certificate_in_the_bundle_is_trusted_by_itself() {
     let plain = alone(&|_| {});
     let other = alone(&|params| params.subject_alt_names.clear());
     let issued = issued(&Authority::new("Unknown CA"), "x", &["db.test"]).der();
-    let stranger = Case { bundle: vec![other.clone()], ..case("alike, but not in the bundle", &plain, SELF, SELF) };
+    let untrusted = Case { bundle: vec![other.clone()], ..case("alike, but not in the bundle", &plain, SELF, SELF) };
     const SELF: Option<&str> = Some("nobody but itself has issued it, and it is not in ca");
     check(vec![
         case("a server's", &plain, None, None),
@@ -195,7 +195,7 @@ fn a_certificate_in_the_bundle_is_trusted_by_itself() {
         case("for another host", &other, None, MISNAMED),
         case("of version 1", &version_1("db.test").0, None, None),
         case("of version 1 for another host", &version_1("other.test").0, None, MISNAMED),
-        stranger,
+        untrusted,
     ]);
 }
 

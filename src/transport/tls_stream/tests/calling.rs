@@ -4,7 +4,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
 use tokio::net::TcpStream;
 use tokio_rustls::{TlsAcceptor, server};
 
-use crate::tls::engine::{Client, Records};
+use crate::tls::engine::{Client, TlsEngine};
 use crate::tls::fixtures::{Accent, speech};
 use crate::transport::tls_stream::TlsStream;
 use crate::transport::tls_stream::tests::{ACCENT, answer, assert_owns_nothing, run};
@@ -12,12 +12,12 @@ use crate::transport::tls_stream::tests::{ACCENT, answer, assert_owns_nothing, r
 type Caller = TlsStream<DuplexStream, Client>;
 
 fn caller(accent: Accent, socket: DuplexStream) -> Caller {
-    TlsStream::new(socket, Records::connect(accent.client_config(), "db.test".try_into().unwrap()).unwrap())
+    TlsStream::new(socket, TlsEngine::connect(accent.client_config(), "db.test".try_into().unwrap()).unwrap())
 }
 
 async fn call(accent: Accent, socket: DuplexStream) -> Caller {
     let mut stream = caller(accent, socket);
-    while stream.records().is_handshaking() {
+    while stream.engine().is_handshaking() {
         stream.next_flight().await.unwrap();
     }
     stream
@@ -37,7 +37,7 @@ fn a_server_of_rustls_answers_our_client_in_every_suite() {
         for suite in 0..6 {
             for known in [false, true] {
                 let (mut ours, mut server) = pair(Accent { suite, known, ..ACCENT }).await;
-                assert_eq!(ours.records().server_chain().len(), 1);
+                assert_eq!(ours.engine().server_chain().len(), 1);
                 let (asked, told) = (speech(0, 100_000), speech(7, 200_000));
                 let ask = async {
                     ours.write_all(&asked).await.unwrap();
@@ -55,7 +55,7 @@ fn a_server_of_rustls_answers_our_client_in_every_suite() {
                 };
                 let (at_client, at_server) = tokio::join!(ask, tell);
                 assert!(at_client == told && at_server == asked, "not what was said");
-                assert!(!ours.was_cut());
+                assert!(!ours.is_truncated());
                 assert_owns_nothing(&ours);
             }
         }
@@ -69,7 +69,7 @@ fn our_client_and_our_server_understand_each_other() {
             let accent = Accent { suite, known: true, ..ACCENT };
             let (near, far) = duplex(16 << 10);
             let (mut client, mut server) = tokio::join!(call(accent, near), answer(accent, far));
-            assert_eq!(server.records().client_chain().len(), 1);
+            assert_eq!(server.engine().client_chain().len(), 1);
             let mut word = [0; 4];
             for _ in 0..3 {
                 client.write_all(b"ping").await.unwrap();
@@ -97,7 +97,7 @@ fn an_upstream_that_is_cut_off_is_told_from_one_that_ended() {
             let mut heard = Vec::new();
             ours.read_to_end(&mut heard).await.unwrap();
             assert_eq!(heard, b"half a res");
-            assert!(ours.was_cut());
+            assert!(ours.is_truncated());
         }
     });
 }

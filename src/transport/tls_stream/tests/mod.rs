@@ -15,7 +15,7 @@ use tokio::runtime::Builder;
 use tokio::time::timeout;
 use tokio_rustls::{TlsConnector, client};
 
-use crate::tls::engine::{Records, Side};
+use crate::tls::engine::{Side, TlsEngine};
 use crate::tls::fixtures::{Accent, speech};
 use crate::transport::tls_stream::TlsStream;
 
@@ -33,8 +33,8 @@ async fn call(accent: Accent, socket: DuplexStream) -> client::TlsStream<DuplexS
 }
 
 async fn answer<S: AsyncRead + AsyncWrite + Unpin>(accent: Accent, socket: S) -> TlsStream<S> {
-    let mut stream = TlsStream::new(socket, Records::new(accent.server_config()).unwrap());
-    while stream.records().is_handshaking() {
+    let mut stream = TlsStream::new(socket, TlsEngine::new(accent.server_config()).unwrap());
+    while stream.engine().is_handshaking() {
         stream.next_flight().await.unwrap();
     }
     stream
@@ -48,7 +48,7 @@ async fn pair(accent: Accent) -> (client::TlsStream<DuplexStream>, TlsStream<Dup
 
 fn assert_owns_nothing<T, S: Side>(stream: &TlsStream<T, S>) {
     assert!(stream.unread.is_empty() && stream.unsent.is_empty());
-    assert_eq!(stream.records.unopened(), 0);
+    assert_eq!(stream.engine.unopened(), 0);
 }
 
 proptest! {
@@ -84,7 +84,7 @@ proptest! {
                 heard
             };
             let ((), heard) = tokio::join!(say, hear);
-            assert!(!ours.was_cut(), "that was close_notify");
+            assert!(!ours.is_truncated(), "that was close_notify");
             assert_owns_nothing(&ours);
             heard
         });
@@ -148,7 +148,7 @@ fn the_end_of_tcp_ends_reading_and_leaves_writing_as_it_is() {
             let mut heard = Vec::new();
             ours.read_to_end(&mut heard).await.unwrap();
             assert_eq!(heard, b"before");
-            assert!(ours.was_cut());
+            assert!(ours.is_truncated());
             ours.write_all(b"after").await.unwrap();
             ours.shutdown().await.unwrap();
             let mut told = Vec::new();
@@ -162,7 +162,7 @@ fn the_end_of_tcp_ends_reading_and_leaves_writing_as_it_is() {
 fn a_handshake_that_fails_says_why_to_both_sides() {
     run(async {
         let (mut client, socket) = duplex(16 << 10);
-        let mut ours = TlsStream::new(socket, Records::new(ACCENT.server_config()).unwrap());
+        let mut ours = TlsStream::new(socket, TlsEngine::new(ACCENT.server_config()).unwrap());
         // A record of a version that there is not.
         client.write_all(b"\x16\x09\x09\x00\x01\x01").await.unwrap();
         assert_eq!(ours.next_flight().await.unwrap_err().kind(), ErrorKind::InvalidData);
@@ -171,7 +171,7 @@ fn a_handshake_that_fails_says_why_to_both_sides() {
         assert_eq!(&alert, b"\x15\x03\x03\x00\x02\x02\x32", "a fatal alert: decode_error");
 
         let (mut client, socket) = duplex(16 << 10);
-        let mut ours = TlsStream::new(socket, Records::new(ACCENT.server_config()).unwrap());
+        let mut ours = TlsStream::new(socket, TlsEngine::new(ACCENT.server_config()).unwrap());
         client.write_all(b"\x16\x03\x01").await.unwrap();
         ours.next_flight().await.unwrap();
         client.shutdown().await.unwrap();
@@ -183,7 +183,7 @@ fn a_handshake_that_fails_says_why_to_both_sides() {
 fn a_client_that_is_refused_and_does_not_wait_to_hear_it_hides_nothing() {
     run(async {
         let (mut client, socket) = duplex(16 << 10);
-        let mut ours = TlsStream::new(socket, Records::new(ACCENT.server_config()).unwrap());
+        let mut ours = TlsStream::new(socket, TlsEngine::new(ACCENT.server_config()).unwrap());
         client.write_all(b"\x16\x09\x09\x00\x01\x01").await.unwrap();
         // Now the alert cannot be sent any more.
         drop(client);

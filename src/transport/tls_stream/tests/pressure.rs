@@ -78,7 +78,7 @@ fn an_upstream_that_does_not_read_stops_the_client_and_misses_nothing() {
                 }
             }
             assert_eq!(count, 1000);
-            assert!(ours.unread.is_empty() && ours.records.unopened() < 17 << 10);
+            assert!(ours.unread.is_empty() && ours.engine.unopened() < 17 << 10);
             // What the client keeps itself, the pipe, and what we read at once.
             assert!(sent <= (64 << 10) + (16 << 10) + READ, "{sent} bytes are on the way");
 

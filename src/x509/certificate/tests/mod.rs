@@ -22,7 +22,7 @@ fn long_names_are_cut_to_be_shown_and_whole_to_be_matched() {
         assert!(text.capacity() <= MAX_FIELD, "{}", text.capacity());
     }
     let names: Vec<_> = facts.names().collect();
-    assert!(names.contains(&ClientName::Common(&name)) && names.contains(&ClientName::Uri(&uri)));
+    assert!(names.contains(&SubjectName::Common(&name)) && names.contains(&SubjectName::Uri(&uri)));
     let json = serde_json::to_value(&facts).unwrap();
     let shown = json["sans"][0].as_str().unwrap();
     assert!(shown.len() == MAX_FIELD && shown.ends_with(MARK), "{shown}");

@@ -1,7 +1,7 @@
 //! A certificate as path building reads it: names, key, serial number and signature, byte for byte as they are encoded.
 //!
 //! Anybody can send certificates, so nothing that costs more than reading a few lengths happens here. Extensions are read
-//! once a trust anchor vouches for the certificate ([`CaProperties`](crate::x509::chain::ca_properties::CaProperties)).
+//! once a trust anchor vouches for the certificate ([`CaProperties`](crate::x509::ca_properties::CaProperties)).
 
 use std::ops::Range;
 
@@ -11,8 +11,8 @@ use x509_parser::prelude::FromDer as _;
 use x509_parser::time::ASN1Time;
 
 use crate::x509::certificate::moment;
-use crate::x509::chain::signed::Signed;
 use crate::x509::der::{INTEGER, SEQUENCE, TAGGED_0, element, element_of};
+use crate::x509::signed::Signed;
 
 /// The fields of a certificate (RFC 5280 §4.1) without tags and lengths.
 #[derive(Clone, Copy, Debug)]
