@@ -1,6 +1,6 @@
 //! The PROXY protocol, versions 1 and 2: how one proxy tells the next whom a connection is for.
 //!
-//! A load balancer in front tells us ([`read()`]), and we tell the upstream ([`write::ProxyHeader`]). Source: HAProxy's
+//! A load balancer in front tells us ([`read::read`]), and we tell the upstream ([`write::ProxyHeader`]). Source: HAProxy's
 //! specification "The PROXY protocol, versions 1 & 2". Whether a header is expected is never guessed from the bytes: it is
 //! a matter of where they come from, and decided before this is asked. Only to say what is wrong may one ask whether bytes
 //! [look like one](`looks_like_header`).
