@@ -1,4 +1,4 @@
-# Portcullis. `make help` says what is here.
+# Portcullis. `make help` lists the targets.
 
 SHELL       := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -18,7 +18,7 @@ confdir  = $(DESTDIR)$(SYSCONFDIR)/portcullis
 .DEFAULT_GOAL := help
 .PHONY: bench build conformance demo help install lint test uninstall
 
-bench: ## install the peers (Debian, Ubuntu) and measure beside them; about half an hour (BENCH_ARGS="--rounds 3")
+bench: ## install other proxies (Debian, Ubuntu) and measure beside them; about half an hour (BENCH_ARGS="--rounds 3")
 	scripts/install-bench-peers
 	$(CARGO) bench --locked --bench peers -- $(BENCH_ARGS)
 
@@ -28,14 +28,14 @@ build: ## build the release binary
 conformance: $(BINARY) ## run the test suites of PostgreSQL, Redis, asyncpg and psycopg 3 directly and through Portcullis (Debian; long)
 	PORTCULLIS=$(BINARY) scripts/conformance
 
-demo: ## show Portcullis at work before a private Redis and PostgreSQL (seconds, after the build)
+demo: ## demonstrate Portcullis in front of a private Redis and PostgreSQL (takes seconds after the build)
 	scripts/demo
 
-test: ## install what the tests need (Debian, Ubuntu), then run every test
+test: ## install the programs that the tests need (Debian, Ubuntu), then run every test
 	scripts/install-test-tools
 	$(CARGO) test --locked
 
-lint: ## formatting, clippy, rustdoc, shell scripts, licences and advisories
+lint: ## check formatting, clippy, rustdoc, shell scripts, licences and advisories
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps
@@ -45,7 +45,7 @@ lint: ## formatting, clippy, rustdoc, shell scripts, licences and advisories
 $(BINARY):
 	$(MAKE) build
 
-install: $(BINARY) ## install program, man page, completions, systemd unit and example configuration (PREFIX, SYSCONFDIR, DESTDIR)
+install: $(BINARY) ## install the program, man page, completions, systemd unit and example configuration (PREFIX, SYSCONFDIR, DESTDIR)
 	install -D -m 755 $(BINARY) $(bindir)/portcullis
 	$(BINARY) man | install -D -m 644 /dev/stdin $(sharedir)/man/man1/portcullis.1
 	$(BINARY) completions bash | install -D -m 644 /dev/stdin $(sharedir)/bash-completion/completions/portcullis
@@ -55,15 +55,15 @@ install: $(BINARY) ## install program, man page, completions, systemd unit and e
 	install -D -m 644 packaging/systemd/portcullis.sysusers $(libdir)/sysusers.d/portcullis.conf
 	install -D -m 644 packaging/systemd/portcullis.tmpfiles $(libdir)/tmpfiles.d/portcullis.conf
 	sed 's|"\.\./certs/|"certs/|g; s|/etc/portcullis|$(SYSCONFDIR)/portcullis|' config/systemd.toml | install -D -m 644 /dev/stdin $(confdir)/portcullis.toml.example
-	@echo "Next: README.md, \"Under systemd\", has the steps from $(SYSCONFDIR)/portcullis/portcullis.toml.example to a running service"
+	@echo "Next: follow README.md, \"Under systemd\", from $(SYSCONFDIR)/portcullis/portcullis.toml.example to a running service"
 
-uninstall: ## remove what install has put there; configuration, keys and logs stay (PREFIX, SYSCONFDIR, DESTDIR)
+uninstall: ## remove the installed files; configuration, keys and logs stay (PREFIX, SYSCONFDIR, DESTDIR)
 	rm -f $(bindir)/portcullis $(sharedir)/man/man1/portcullis.1
 	rm -f $(sharedir)/bash-completion/completions/portcullis $(sharedir)/zsh/site-functions/_portcullis
 	rm -f $(sharedir)/fish/vendor_completions.d/portcullis.fish
 	rm -f $(libdir)/systemd/system/portcullis.service $(libdir)/sysusers.d/portcullis.conf $(libdir)/tmpfiles.d/portcullis.conf
 	rm -f $(confdir)/portcullis.toml.example
-	@echo "$(SYSCONFDIR)/portcullis, /var/lib/portcullis, /var/log/portcullis and the user portcullis are left; remove them by hand"
+	@echo "Not removed: $(SYSCONFDIR)/portcullis, /var/lib/portcullis, /var/log/portcullis and the user portcullis; remove them by hand"
 
-help: ## this list
+help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
