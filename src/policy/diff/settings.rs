@@ -24,7 +24,7 @@ use crate::x509::crl::key_digest;
 
 /// The settings of the process.
 pub(crate) fn of_process(config: &Config) -> Vec<Setting> {
-    let Config { file: _, log, state_directory, admin, reload, drain, listeners: _, places: _ } = config;
+    let Config { file: _, log, state_directory, admin, reload, drain, listeners: _, positions: _ } = config;
     let Log { level, format, audit_file } = log;
     let Reload { watch, poll, revoke } = reload;
     let admin = admin.as_ref().map(|Admin { socket }| format!("unix:{}", path(socket)));
