@@ -363,7 +363,11 @@ mod tests {
             std::fs::write(path(name), "x").unwrap();
         }
         let mut files = Files::default();
-        assert_eq!(files.matching(&path("plain")), Ok(vec![path("plain")]), "a path without a pattern is returned even if the file is missing");
+        assert_eq!(
+            files.matching(&path("plain")),
+            Ok(vec![path("plain")]),
+            "a path without a pattern is returned even if the file is missing"
+        );
         assert_eq!(files.matching(&path("*.crt")), Ok(vec![path("a.crt"), path("b.crt")]));
         assert_eq!(files.matching(&path("*.pem")), Err(NO_FILE.to_owned()));
         assert!(files.matching(&path("missing/*")).unwrap_err().contains("cannot be listed"));

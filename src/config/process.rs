@@ -20,7 +20,9 @@ pub(crate) fn log(root: &Section<'_>, directory: &Path) -> Log {
             (Ok(_), None) => log.level = level.to_owned(),
             (Ok(_), Some(_)) if shown::is_cut(level) => node.expected(LEVEL),
             (Err(_), _) if shown::is_cut(level) => node.expected(LEVEL),
-            (Ok(_), Some(part)) => node.expected(format_args!("{LEVEL}; {part:?} is not a level ({})", LEVELS.join(", "))),
+            (Ok(_), Some(part)) => {
+                node.expected(format_args!("{LEVEL}; {part:?} is not a level ({})", LEVELS.join(", ")))
+            }
             (Err(error), _) => node.expected(format_args!("{LEVEL}: {error}")),
         }
     }

@@ -220,8 +220,8 @@ mod tests {
 
     #[test]
     fn line_inside_a_multiline_string_is_not_a_rule() {
-        let text =
-            "[[rule]]\ntype = \"ip_addr\"\nvalue = \"10.0.0.1\"\ndescription = '''\n[[rule]]\n'''\n".repeat(MAX_PIECE + 1);
+        let text = "[[rule]]\ntype = \"ip_addr\"\nvalue = \"10.0.0.1\"\ndescription = '''\n[[rule]]\n'''\n"
+            .repeat(MAX_PIECE + 1);
         assert_eq!(read(&text).unwrap().len(), MAX_PIECE + 1);
     }
 }

@@ -200,8 +200,7 @@ impl Node<'_> {
 pub(crate) const ADMIN_SOCKET: &str = "a Unix socket such as \"unix:/run/portcullis/admin.sock\"";
 
 const FILE: &str = "a file";
-const IS_PEM: &str =
-    "is PEM content (not shown), expected a file; write the PEM to a file, or for cert and key to an environment variable";
+const IS_PEM: &str = "is PEM content (not shown), expected a file; write the PEM to a file, or for cert and key to an environment variable";
 const HOST: &str = "a host name or an IP address";
 const VARIABLE_PREFIX: &str = "env:";
 const DURATION: &str = "a duration such as \"10s\", \"5m\" or \"250ms\"";

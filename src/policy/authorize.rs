@@ -181,9 +181,7 @@ impl Denial {
     fn outcome(self, text: &Text) -> Outcome {
         match self {
             Self::Listener => Reason::ListenerRemoved.into(),
-            Self::Proxy(via) => {
-                Outcome::new(Reason::SourceRevoked, announced_by(via, text.proxy))
-            }
+            Self::Proxy(via) => Outcome::new(Reason::SourceRevoked, announced_by(via, text.proxy)),
             Self::Source(untrusted @ Untrusted { expired: Some(_) }) => Outcome::new(Reason::RuleExpired, untrusted),
             Self::Source(Untrusted { expired: None }) => Outcome::new(Reason::SourceRevoked, text.no_rule),
             Self::Identity(outcome) if outcome.reason == Reason::ClientCertificateExpired => outcome,

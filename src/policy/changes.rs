@@ -232,8 +232,8 @@ mod tests {
         assert_eq!(before.address_changes_since(&one)[0].removed, [ip(1), ip(2)]);
         assert_eq!(changes(&two, &before), Changes { generation: 3, ..Changes::default() });
         let policy = |snapshot: &Snapshot, name: &str| Arc::clone(snapshot.named(name).unwrap());
-        assert!(Arc::ptr_eq(&policies(&before, "plain"), &policies(&two, "plain")));
-        let (old, new) = (policies(&before, "named"), policies(&two, "named"));
+        assert!(Arc::ptr_eq(&policy(&before, "plain"), &policy(&two, "plain")));
+        let (old, new) = (policy(&before, "named"), policy(&two, "named"));
         assert!(
             old.tls.iter().zip(&new.tls).all(|(old, new)| Arc::ptr_eq(old, new)) && Arc::ptr_eq(&old.usage, &new.usage)
         );

@@ -107,7 +107,10 @@ impl Explanation {
             "balancer",
             format_args!("it must send a PROXY header first; the announced client address is then checked"),
         );
-        self.add("balancer", format_args!("a connection without an announced client (LOCAL, UNKNOWN) is checked as follows"));
+        self.add(
+            "balancer",
+            format_args!("a connection without an announced client (LOCAL, UNKNOWN) is checked as follows"),
+        );
     }
 
     fn source(&mut self, policy: &ListenerPolicy, client: ClientAddr, now: OffsetDateTime) {
@@ -126,7 +129,9 @@ impl Explanation {
                         let path = path.display();
                         self.add(
                             "source",
-                            format_args!("every client that may write to the socket {path} (mode {mode:04o}) is admitted"),
+                            format_args!(
+                                "every client that may write to the socket {path} (mode {mode:04o}) is admitted"
+                            ),
                         );
                     }
                 }
@@ -166,7 +171,10 @@ impl Explanation {
         }
         match policy.judge_identity(PresentedIdentity::Chain(chain), now) {
             Ok(ClientIdentity::Anonymous) => {
-                self.add("identity", format_args!("no client certificate, and none is required (client_auth = \"optional\")"));
+                self.add(
+                    "identity",
+                    format_args!("no client certificate, and none is required (client_auth = \"optional\")"),
+                );
             }
             Ok(ClientIdentity::Certified(identity)) => {
                 let facts = &identity.certificate;

@@ -187,7 +187,14 @@ impl Snapshot {
         let policies = policies.collect();
         let (by_name, by_bind_addr) = (self.by_name.clone(), self.by_bind_addr.clone());
         let (generation, config) = (self.generation + 1, Arc::clone(&self.config));
-        changed.then(|| Self { generation, built_at: OffsetDateTime::now_utc(), config, policies, by_name, by_bind_addr })
+        changed.then(|| Self {
+            generation,
+            built_at: OffsetDateTime::now_utc(),
+            config,
+            policies,
+            by_name,
+            by_bind_addr,
+        })
     }
 
     /// The hosts in rules, once for each rule that names them.
@@ -290,7 +297,9 @@ impl ListenerPolicy {
 
     /// Whether the validity dates of the trust anchors are enforced; `None` without trust anchors.
     pub fn anchor_validity(&self) -> Option<AnchorValidity> {
-        self.client_auth_settings().filter(|settings| !settings.anchors.is_empty()).map(|settings| settings.anchor_validity)
+        self.client_auth_settings()
+            .filter(|settings| !settings.anchors.is_empty())
+            .map(|settings| settings.anchor_validity)
     }
 
     /// The minimum TLS version; `None` if TLS is off.
@@ -303,7 +312,7 @@ impl ListenerPolicy {
     /// # Errors
     /// When the connection must be closed without an error message to the client.
     pub fn check_rate(&self, client: ClientAddr, now: Instant) -> Result<RateDecision, RateExceeded> {
-        self.rate_limiter.as_ref().map_or(Ok(RateDecision::Free), |rate_limiter| rate_limiter.ask(client, now))
+        self.rate_limiter.as_ref().map_or(Ok(RateDecision::Free), |rate_limiter| rate_limiter.check(client, now))
     }
 
     /// Counts a session until the permit is dropped.

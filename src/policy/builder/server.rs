@@ -354,7 +354,10 @@ impl Builder<'_> {
         for (der, facts) in anchors {
             match trust.anchor_error(der, self.now.at) {
                 Some(error) => {
-                    self.warn(format_args!("the client CA certificate {} authenticates no client: {error}", facts.subject));
+                    self.warn(format_args!(
+                        "the client CA certificate {} authenticates no client: {error}",
+                        facts.subject
+                    ));
                 }
                 None => self.warn_about_dates("client CA certificate", facts),
             }

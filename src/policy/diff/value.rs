@@ -22,10 +22,7 @@ pub(crate) enum Value {
     /// A list.
     Many(Vec<String>),
     /// A file of ticket keys, which are compared and never shown.
-    TicketKeys {
-        file: String,
-        keys: TicketKeys,
-    },
+    TicketKeys { file: String, keys: TicketKeys },
 }
 
 /// How much access a setting grants, for the comparison of two values of one key.
