@@ -188,7 +188,7 @@ impl<'a> Listeners<'a> {
         match node.text(TLS)? {
             "off" => Some(None),
             "disable" | "require" | "verify-ca" | "verify-full" => {
-                node.expected(format_args!("{TLS}; TLS to the upstream is tls in [listener.upstream]"));
+                node.expected(format_args!("{TLS}; for TLS to the upstream, set tls in [listener.upstream]"));
                 None
             }
             _ => {

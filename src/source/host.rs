@@ -74,7 +74,7 @@ pub enum HostNameError {
     #[error("not a valid host name; write it without scheme, port and path, such as \"db.internal\"")]
     Syntax,
     /// A `*`, which cannot be looked up.
-    #[error("a pattern, which cannot be looked up; use one host name such as \"db.internal\"")]
+    #[error("a wildcard pattern and cannot be looked up; use one host name such as \"db.internal\"")]
     Wildcard,
 }
 

@@ -159,13 +159,13 @@ pub enum NetworkError {
         meant: IpNet,
     },
     /// An IPv4 octet starts with a zero, which some programs parse as octal.
-    #[error("an IPv4 address with a leading zero, which is ambiguous (some programs parse it as octal)")]
+    #[error("an IPv4 address with a leading zero, which some programs parse as octal; remove the zero")]
     LeadingZero,
     /// An IPv4-mapped network that also contains addresses that are not IPv4.
     #[error("an IPv4-mapped IPv6 network wider than /96; write the IPv4 network itself, such as \"10.0.0.0/8\"")]
     MappedTooWide,
     /// A prefix length that is not a number, or longer than the address.
-    #[error("a prefix length that is not a number from 0 to {longest}")]
+    #[error("a network with an invalid prefix length; use a number from 0 to {longest}")]
     PrefixLength {
         /// The longest prefix of the address family.
         longest: u8,
