@@ -178,7 +178,7 @@ fn what_is_hidden_from_a_client_without_tls_is_not_from_one_that_has_it() {
     let refused = sign_in(&as_keyed(&portcullis), "prefer").unwrap_err();
     assert!(refused.contains("SCRAM channel binding check failed"), "{refused}");
     let checked = run(executable().args(["check", "-c"]).arg(portcullis.site.path("portcullis.toml"))).success();
-    assert!(checked.contains("warning: listener main: there is TLS on both sides"), "{checked}");
+    assert!(checked.contains("warning: listener main: with TLS on both sides"), "{checked}");
     assert!(!checked.contains("warning: listener bare"), "{checked}");
 }
 

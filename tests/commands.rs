@@ -293,7 +293,7 @@ fn explain_looks_into_the_revocation_lists() {
     let other = Authority::new("Other CA");
     site.write("second.crt", other.pem());
     site.install("other", &other.issue(Request::client("other")));
-    explained(&site, "good.crt", 0, &["not revoked", "ran out at"]);
+    explained(&site, "good.crt", 0, &["not revoked", "expired at"]);
     explained(&site, "bad.crt", 3, &["client_certificate_revoked"]);
     explained(&site, "other.crt", 0, &["client_crl has none of CN=Other CA"]);
 }

@@ -99,7 +99,7 @@ fn what_a_list_takes_back_ends_its_sessions_and_gets_nobody_in() {
         assert_eq!(denied.reason(), "client_certificate_revoked");
     }
     assert_explained(&portcullis, &taken, 3, &["client_crl", "refused (client_certificate_revoked)"]);
-    assert_explained(&portcullis, &other, 0, &["is vouched for by CN=Clients CA"]);
+    assert_explained(&portcullis, &other, 0, &["chains to CN=Clients CA"]);
     assert_lives(session(&portcullis, &other));
 }
 
@@ -178,7 +178,7 @@ fn a_ca_without_a_list_is_not_checked() {
     assert_eq!(refused(&portcullis, &taken).reason(), "client_certificate_revoked");
     for authority in [&listed, &unlisted, &unlisted.intermediate("Team CA")] {
         assert_lives(session(&portcullis, app(authority)));
-        assert_explained(&portcullis, &app(authority), 0, &["is vouched for by", "let in"]);
+        assert_explained(&portcullis, &app(authority), 0, &["chains to", "let in"]);
     }
 }
 
@@ -306,7 +306,7 @@ fn a_list_that_runs_out_refuses_its_ca_until_there_is_a_new_one() {
 
 #[test]
 fn a_list_that_has_run_out_is_warned_of_whatever_it_means() {
-    for (meaning, words) in [("refuse", "the certificates of its CA are refused"), ("allow", "it counts all the same")]
+    for (meaning, words) in [("refuse", "certificates of this CA are rejected"), ("allow", "it is still used")]
     {
         let upstream = Upstream::echo();
         let (site, clients) = site();
