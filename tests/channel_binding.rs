@@ -194,5 +194,5 @@ fn nothing_can_be_bound_to_a_certificate_signed_by_ed25519() {
         assert!(refused.contains("could not find digest"), "{refused}");
     }
     let checked = run(executable().args(["check", "-c"]).arg(portcullis.site.path("portcullis.toml"))).success();
-    assert!(checked.contains("CN=localhost is signed by Ed25519"), "{checked}");
+    assert!(checked.contains("CN=localhost is signed with Ed25519"), "{checked}");
 }

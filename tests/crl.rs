@@ -199,7 +199,7 @@ fn list_of_the_new_key_of_a_ca_covers_no_certificate_of_the_old_key() {
     assert_explained(&portcullis, &of_old, 3, &["refused (client_certificate_invalid)"]);
     assert_lives(session(&portcullis, &of_new));
     let checked = check(&portcullis.site.path("portcullis.toml"));
-    assert!(checked.contains("the certificates that this one issued are refused"), "{checked}");
+    assert!(checked.contains("certificates issued by this CA are rejected"), "{checked}");
 
     // With a list of either key each goes by its own.
     let both = format!("{}{}", new.list(TakesBack::nothing(2)).pem(), old.list(TakesBack::nothing(1)).pem());
@@ -363,7 +363,7 @@ fn a_list_that_cannot_be_used_rejects_the_reload_and_heals_by_itself() {
     let (pem, der) = (good.pem(), good.der());
     let two = format!("{pem}{}", &pem[..pem.len() / 2]);
     for (what, content, words) in [
-        ("a list by another key", forged.pem().into_bytes(), "no certificate of that name in client_ca has signed it"),
+        ("a list by another key", forged.pem().into_bytes(), "no certificate of that name in client_ca signed it"),
         ("half a list", half(pem.as_bytes()), "clients.crl"),
         ("one list and a half", two.into_bytes(), "clients.crl"),
         ("half a list in DER", half(der), "revocation list 1"),
@@ -421,7 +421,7 @@ fn plan_tells_two_lists_of_one_issuer_apart() {
     assert_eq!(status, 200, "{plan}");
     let difference = &plan["differences"][0];
     assert_eq!(difference["key"], "tls.client_crl", "{plan}");
-    assert!(difference["new"].as_str().unwrap().contains("list number 1 of CN=Clients CA"), "{plan}");
+    assert!(difference["new"].as_str().unwrap().contains("CRL number 1 of CN=Clients CA"), "{plan}");
     assert_ne!(difference["old"], difference["new"]);
 
     // The list of one key is older, and that of the other is not.

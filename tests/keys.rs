@@ -134,7 +134,7 @@ fn a_passphrase_that_nobody_needs_and_one_that_everybody_can_read_are_warned_of(
     encrypt(&site, &["pkey", "-aes256"]);
     fs::set_permissions(site.path("passphrase"), fs::Permissions::from_mode(0o644)).unwrap();
     let outcome = check(&site, ENCRYPTED);
-    assert!(said(&outcome).contains("the passphrase passphrase can be read by"), "{}", said(&outcome));
+    assert!(said(&outcome).contains("can read the passphrase passphrase"), "{}", said(&outcome));
 }
 
 #[test]
@@ -241,7 +241,7 @@ fn files_can_be_credentials_of_systemd() {
     // Readable by everybody is too much for a credential, too.
     fs::set_permissions(site.path("credentials/encrypted.key"), fs::Permissions::from_mode(0o444)).unwrap();
     let outcome = check_by(with(), &site, listener.clone());
-    assert!(outcome.text().contains("encrypted.key can be read by"), "{}", outcome.text());
+    assert!(outcome.text().contains("encrypted.key; run: chmod 600"), "{}", outcome.text());
 
     fs::remove_file(site.path("credentials/ca.crt")).unwrap();
     let outcome = check_by(with(), &site, listener);
