@@ -41,7 +41,7 @@ impl<'a> Listeners<'a> {
         Self { directory, files, file_problems: Vec::new(), admin, revoke, names, addresses, positions }
     }
 
-    /// Returns every listener without problems of its own, and the problems of the `sources_file` files.
+    /// Returns every valid listener, and the problems of the `sources_file` files.
     /// Adds the position of each address to `positions`.
     pub(crate) fn read(
         mut self,

@@ -149,7 +149,7 @@ pub struct Tls {
     pub crl_expired: CrlExpired,
     /// Whether the validity dates of the certificates in `client_ca` are enforced.
     pub anchor_validity: AnchorValidity,
-    /// Pinned client certificates, which need no CA. Unless `client_auth` is none, there is a pinned certificate or a trust
+    /// Pinned client certificates, which need no CA. With `client_auth` other than none, there is a pinned certificate or a trust
     /// anchor.
     pub client_certificates: Vec<SourcedFile>,
     /// Which clients with a valid certificate are admitted.

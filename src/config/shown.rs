@@ -170,7 +170,7 @@ fn redacted(text: &str) -> Redacted {
 /// Texts with more levels of percent-encoding are hidden.
 const MAX_ENCODINGS: usize = 3;
 
-/// Decodes percent-encoding (RFC 3986, section 2.1); `None` if there is none.
+/// Decodes percent-encoding (RFC 3986, section 2.1); `None` if the text has no percent-encoding.
 fn percent_decoded(text: &str) -> Option<String> {
     let mut decoded = Vec::with_capacity(text.len());
     let mut rest = text;

@@ -179,7 +179,7 @@ impl TrustedSources {
     /// Returns the rule with the longest prefix that covers `ip` and has not expired at `now`.
     ///
     /// # Errors
-    /// [`Untrusted`] if there is none.
+    /// [`Untrusted`] if no rule covers it.
     pub fn lookup(&self, ip: IpAddr, now: OffsetDateTime) -> Result<&Arc<Rule>, Untrusted> {
         match ip {
             IpAddr::V4(ip) => narrowest(self.v4.cover_values(&Ipv4Net::from(ip)), now),
