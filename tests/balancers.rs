@@ -719,14 +719,21 @@ fn explain_tells_that_a_balancer_is_not_judged_by_rules() {
     let explain = |source| asked(&site, &["explain", "--listener", "main", "--source", source]);
     for source in ["10.0.0.5", "::ffff:10.0.0.5"] {
         let of_both = explain(source);
-        assert!(of_both.text().contains("load balancer listed in proxy_protocol.trusted (10.0.0.5)"), "{}", of_both.text());
+        assert!(
+            of_both.text().contains("load balancer listed in proxy_protocol.trusted (10.0.0.5)"),
+            "{}",
+            of_both.text()
+        );
         assert!(of_both.success().contains("trusted by ip_addr:10.0.0.0/16"));
     }
     let balancer = explain("192.0.2.3");
     assert_eq!(balancer.code, Some(3));
     let words = balancer.text();
     assert!(words.contains("(192.0.2.0/28)") && words.contains("must send a PROXY header first"), "{words}");
-    assert!(words.contains("without an announced client (LOCAL, UNKNOWN)") && words.contains("is not trusted"), "{words}");
+    assert!(
+        words.contains("without an announced client (LOCAL, UNKNOWN)") && words.contains("is not trusted"),
+        "{words}"
+    );
     assert!(!explain("10.0.0.6").success().contains("balancer"));
 }
 

@@ -306,8 +306,7 @@ fn a_list_that_runs_out_refuses_its_ca_until_there_is_a_new_one() {
 
 #[test]
 fn a_list_that_has_run_out_is_warned_of_whatever_it_means() {
-    for (meaning, words) in [("refuse", "certificates of this CA are rejected"), ("allow", "it is still used")]
-    {
+    for (meaning, words) in [("refuse", "certificates of this CA are rejected"), ("allow", "it is still used")] {
         let upstream = Upstream::echo();
         let (site, clients) = site();
         let [taken, other] = [&clients, &clients].map(app);

@@ -278,10 +278,7 @@ fn what_was_taken_out_lately_is_named_with_the_reload_that_did_it() {
     };
     for version in ["-tls1_2", "-tls1_3"] {
         for (name, words) in [
-            (
-                "pinned",
-                ["CN=pinned (issued by CN=Anybody's CA", "CN=pinned was removed by the reload to generation 2"],
-            ),
+            ("pinned", ["CN=pinned (issued by CN=Anybody's CA", "CN=pinned was removed by the reload to generation 2"]),
             ("app", ["CN=app (issued by CN=Clients CA", "CN=Clients CA was removed by the reload to generation 3"]),
         ] {
             let detail = told(name, version);

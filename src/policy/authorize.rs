@@ -37,11 +37,11 @@ pub enum Denial {
 }
 
 impl Snapshot {
-    /// Decides about source and identity.
+    /// Authorizes the source and the identity of a client.
     ///
     /// # Errors
     /// The reason of the denial.
-    pub fn judge(
+    pub fn authorize(
         &self,
         listener: &str,
         from: ClientOrigin,
@@ -49,11 +49,11 @@ impl Snapshot {
         now: OffsetDateTime,
     ) -> Result<Permit, Denial> {
         let permit = self.authorize_source(listener, from, now)?;
-        let judged = permit.policy.judge_identity(presented, now);
-        permit.with_identity(judged)
+        let identity = permit.policy.authorize_identity(presented, now);
+        permit.with_identity(identity)
     }
 
-    /// Decides about source and identity if that needs no signature verification; `None` if it might.
+    /// Authorizes source and identity if that needs no signature verification; `None` if it might.
     pub fn recheck(
         &self,
         listener: &str,
@@ -63,28 +63,28 @@ impl Snapshot {
     ) -> Option<Result<Permit, Denial>> {
         match self.authorize_source(listener, from, now) {
             Ok(permit) => {
-                let judged = permit.policy.recheck_identity(presented, now)?;
-                Some(permit.with_identity(judged))
+                let identity = permit.policy.recheck_identity(presented, now)?;
+                Some(permit.with_identity(identity))
             }
             Err(denial) => Some(Err(denial)),
         }
     }
 
-    /// Decides about the identity only; `None` if the listener was removed.
-    pub fn judge_identity(
+    /// Authorizes the identity only; `None` if the listener was removed.
+    pub fn authorize_identity(
         &self,
         listener: &str,
         presented: PresentedIdentity<'_>,
         now: OffsetDateTime,
     ) -> Option<Result<ClientIdentity, Outcome>> {
-        Some(self.named(listener)?.judge_identity(presented, now))
+        Some(self.named(listener)?.authorize_identity(presented, now))
     }
 
-    /// Decides about the source, given the decision about the identity of a session with the same chain.
+    /// Authorizes the source, given the decision about the identity of a session with the same chain.
     ///
     /// # Errors
     /// The reason of the denial.
-    pub fn judge_identified(
+    pub fn authorize_with_identity(
         &self,
         listener: &str,
         from: ClientOrigin,
@@ -94,7 +94,7 @@ impl Snapshot {
         self.authorize_source(listener, from, now)?.with_identity(identity)
     }
 
-    /// Decides about the source only, including the proxy that announced it.
+    /// Authorizes the source only, including the proxy that announced it.
     ///
     /// # Errors
     /// The reason of the denial.
@@ -109,17 +109,17 @@ impl Snapshot {
 }
 
 impl ListenerPolicy {
-    /// Decides about the identity.
+    /// Authorizes the identity.
     ///
     /// # Errors
     /// The outcome of a new connection.
-    pub fn judge_identity(
+    pub fn authorize_identity(
         &self,
         presented: PresentedIdentity<'_>,
         now: OffsetDateTime,
     ) -> Result<ClientIdentity, Outcome> {
         let Some(tls) = &self.tls else { return Ok(ClientIdentity::Anonymous) };
-        self.explained(tls.trust().judge(presented, now), presented)
+        self.with_rotation_hint(tls.trust().judge(presented, now), presented)
     }
 
     fn recheck_identity(
@@ -128,16 +128,16 @@ impl ListenerPolicy {
         now: OffsetDateTime,
     ) -> Option<Result<ClientIdentity, Outcome>> {
         let Some(tls) = &self.tls else { return Some(Ok(ClientIdentity::Anonymous)) };
-        Some(self.explained(tls.trust().recheck(presented, now)?, presented))
+        Some(self.with_rotation_hint(tls.trust().recheck(presented, now)?, presented))
     }
 
     /// Adds to a rejection how a certificate rotation explains it.
-    fn explained(
+    fn with_rotation_hint(
         &self,
-        judged: Result<ClientIdentity, Outcome>,
+        identity: Result<ClientIdentity, Outcome>,
         presented: PresentedIdentity<'_>,
     ) -> Result<ClientIdentity, Outcome> {
-        judged.map_err(|mut outcome| {
+        identity.map_err(|mut outcome| {
             if let Some(rejected) = presented.leaf() {
                 self.add_rotation_hint(&rejected, &mut outcome);
             }
@@ -148,8 +148,8 @@ impl ListenerPolicy {
 
 impl Permit {
     /// Adds the decision about the identity.
-    fn with_identity(mut self, judged: Result<ClientIdentity, Outcome>) -> Result<Self, Denial> {
-        self.identity = match judged.map_err(Denial::Identity)? {
+    fn with_identity(mut self, identity: Result<ClientIdentity, Outcome>) -> Result<Self, Denial> {
+        self.identity = match identity.map_err(Denial::Identity)? {
             ClientIdentity::Certified(identity) => Some(identity),
             ClientIdentity::Anonymous => None,
         };

@@ -169,7 +169,7 @@ impl Explanation {
             self.add("identity", format_args!("no client certificate is requested (client_auth = \"none\")"));
             return;
         }
-        match policy.judge_identity(PresentedIdentity::Chain(chain), now) {
+        match policy.authorize_identity(PresentedIdentity::Chain(chain), now) {
             Ok(ClientIdentity::Anonymous) => {
                 self.add(
                     "identity",
@@ -177,14 +177,14 @@ impl Explanation {
                 );
             }
             Ok(ClientIdentity::Certified(identity)) => {
-                let facts = &identity.certificate;
-                let (subject, end) = (&facts.subject, timestamp::seconds(facts.not_after));
+                let certificate = &identity.certificate;
+                let (subject, end) = (&certificate.subject, timestamp::seconds(certificate.not_after));
                 let trusted_by = trusted_by(policy, &identity.trusted_by);
                 self.add("identity", format_args!("{subject} {trusted_by}, valid until {end}"));
                 if let Some(lists) = revocation(policy, &identity.trusted_by, now) {
                     self.add("identity", format_args!("{lists}"));
                 }
-                if let Some(pattern) = policy.trusted_clients().and_then(|clients| clients.pattern_of(facts.names())) {
+                if let Some(pattern) = policy.trusted_clients().and_then(|clients| clients.pattern_of(certificate.names())) {
                     self.add("identity", format_args!("it matches \"{pattern}\" in trusted_clients"));
                 }
             }

@@ -26,9 +26,9 @@ impl Builder<'_> {
     }
 
     /// Warns about a certificate whose key cannot verify signatures.
-    pub(crate) fn warn_about_key(&mut self, what: &str, der: &CertificateDer<'_>, facts: &Certificate) {
+    pub(crate) fn warn_about_key(&mut self, what: &str, der: &CertificateDer<'_>, parsed: &Certificate) {
         if let Some(kind) = KeyKind::of_certificate(der).filter(|kind| !kind.is_supported()) {
-            let subject = &facts.subject;
+            let subject = &parsed.subject;
             self.warn(format_args!(
                 "the key of the {what} {subject} is {kind}, which cannot verify signatures; use {USABLE_KEYS}"
             ));

@@ -35,7 +35,7 @@ struct Clients {
 }
 
 impl Clients {
-    fn parts(&self, tls: &Tls) -> ClientAuthSettings {
+    fn settings(&self, tls: &Tls) -> ClientAuthSettings {
         let ders = |certificates: &Certificates| certificates.iter().map(|(der, _)| der.clone()).collect();
         ClientAuthSettings {
             auth: tls.client_auth,
@@ -49,8 +49,8 @@ impl Clients {
     }
 }
 
-fn facts(certificates: Certificates) -> Vec<Certificate> {
-    certificates.into_iter().map(|(_, facts)| facts).collect()
+fn parsed(certificates: Certificates) -> Vec<Certificate> {
+    certificates.into_iter().map(|(_, parsed)| parsed).collect()
 }
 
 /// TLS towards clients.
@@ -71,14 +71,14 @@ impl Builder<'_> {
             tls.certificates.iter().filter_map(|files| self.certificate(files, ShownTo::Clients)).collect();
         // Checks everything before returning, so that all problems are reported.
         let clients = self.clients(tls)?;
-        let parts = clients.parts(tls);
-        let trust = self.trust(tls, &parts, before)?;
+        let settings = clients.settings(tls);
+        let trust = self.trust(tls, &settings, before)?;
         if certificates.len() < tls.certificates.len() {
             return None;
         }
         let inputs = TlsInputs {
             chains: certificates.iter().map(|certificate| certificate.chain().to_vec()).collect(),
-            trust: parts,
+            trust: settings,
             tickets: self.tickets(tls)?,
             min_version: tls.min_version,
             protocol: self.listener.protocol,
@@ -91,7 +91,7 @@ impl Builder<'_> {
         self.warn_about_certificates(&certificates);
         self.warn_about_clients(tls, &clients);
         self.warn_about_anchors(&clients.anchors, built.trust());
-        let [anchors, pinned] = [clients.anchors, clients.pinned].map(facts);
+        let [anchors, pinned] = [clients.anchors, clients.pinned].map(parsed);
         Some(Server { tls: Some(built), anchors, pinned, inputs: Some(inputs) })
     }
 
@@ -149,42 +149,42 @@ impl Builder<'_> {
     /// Reads everything that client certificates are verified with.
     fn clients(&mut self, tls: &Tls) -> Option<Clients> {
         let mut clients = Clients::default();
-        let mut whole = true;
+        let mut is_complete = true;
         for file in &tls.client_ca {
             match self.parse(file, pem::certificates).and_then(|ders| self.anchors(file, ders)) {
                 Some(anchors) => clients.anchors.extend(anchors),
-                None => whole = false,
+                None => is_complete = false,
             }
         }
         for file in &tls.client_certificates {
             match self.pinned(file) {
                 Some(pinned) => clients.pinned.extend(pinned),
-                None => whole = false,
+                None => is_complete = false,
             }
         }
         for file in &tls.client_crl {
             match self.lists(tls, file, &clients.anchors) {
                 Some(lists) => clients.lists.extend(lists),
-                None => whole = false,
+                None => is_complete = false,
             }
         }
-        whole.then_some(clients)
+        is_complete.then_some(clients)
     }
 
     fn anchors(&mut self, file: &SourcedFile, ders: Vec<CertificateDer<'static>>) -> Option<Certificates> {
         let mut anchors = Vec::new();
         for (index, der) in ders.into_iter().enumerate() {
-            let facts = Certificate::parse(&der).map_err(BuildError::from);
-            match facts.and_then(|facts| ClientVerifier::check_anchor(&der).map(|()| facts)) {
-                Ok(facts) => {
-                    if !facts.may_issue() {
-                        let subject = &facts.subject;
+            let parsed = Certificate::parse(&der).map_err(BuildError::from);
+            match parsed.and_then(|parsed| ClientVerifier::check_anchor(&der).map(|()| parsed)) {
+                Ok(parsed) => {
+                    if !parsed.may_issue() {
+                        let subject = &parsed.subject;
                         self.warn(format_args!(
                             "the client CA certificate {subject} must not issue certificates, so it authenticates no client"
                         ));
                     }
-                    self.warn_about_key("client CA certificate", &der, &facts);
-                    anchors.push((der, facts));
+                    self.warn_about_key("client CA certificate", &der, &parsed);
+                    anchors.push((der, parsed));
                 }
                 Err(error) => {
                     self.problems.push(file.problem(format_args!("certificate {}: {error}", index + 1)));
@@ -200,18 +200,18 @@ impl Builder<'_> {
         let mut pinned = Vec::new();
         for file in self.matching(pattern)? {
             let ders = self.parse(&file, pem::certificates)?;
-            let facts: Result<Vec<_>, BuildError> = ders
+            let parsed: Result<Vec<_>, BuildError> = ders
                 .iter()
                 .map(|der| Certificate::parse(der).map_err(BuildError::from).and_then(BuildError::unless_version_3))
                 .collect();
-            let facts = facts.map_err(|error| self.problems.push(file.problem(error))).ok()?;
+            let parsed = parsed.map_err(|error| self.problems.push(file.problem(error))).ok()?;
             let has_issued = |one: &Certificate| {
-                facts.iter().any(|other| !other.self_signed && other.issuer_digest == one.subject_digest)
+                parsed.iter().any(|other| !other.self_signed && other.issuer_digest == one.subject_digest)
             };
-            for (der, facts) in ders.into_iter().zip(&facts).filter(|(_, facts)| !has_issued(facts)) {
-                self.warn_about_dates("client certificate", facts);
-                self.warn_about_key("client certificate", &der, facts);
-                pinned.push((der, facts.clone()));
+            for (der, parsed) in ders.into_iter().zip(&parsed).filter(|(_, parsed)| !has_issued(parsed)) {
+                self.warn_about_dates("client certificate", parsed);
+                self.warn_about_key("client certificate", &der, parsed);
+                pinned.push((der, parsed.clone()));
             }
         }
         Some(pinned)
@@ -222,13 +222,13 @@ impl Builder<'_> {
         for file in self.matching(pattern)? {
             for list in self.revocation_lists(&file)? {
                 let Crl { issuer, next_update, .. } = &list;
-                let mut of_its_name = anchors.iter().filter(|(anchor, _)| list.has_issuer(anchor)).peekable();
-                if of_its_name.peek().is_none() {
+                let mut namesakes = anchors.iter().filter(|(anchor, _)| list.has_issuer(anchor)).peekable();
+                if namesakes.peek().is_none() {
                     self.warn(format_args!(
                         "the CRL {} is issued by {issuer}, which is not in client_ca; it applies only to an intermediate CA of that name",
                         file.path.display()
                     ));
-                } else if !of_its_name.any(|(anchor, _)| list.is_signed_by(anchor)) {
+                } else if !namesakes.any(|(anchor, _)| list.is_signed_by(anchor)) {
                     // With this list, webpki would reject every certificate of that CA at its handshake.
                     self.problems.push(file.problem(format_args!(
                         "names {issuer} as its issuer, but no certificate of that name in client_ca signed it; \
@@ -272,15 +272,16 @@ impl Builder<'_> {
     fn trust(
         &mut self,
         tls: &Tls,
-        parts: &ClientAuthSettings,
+        settings: &ClientAuthSettings,
         before: Option<&ListenerPolicy>,
     ) -> Option<ClientVerifier> {
-        let same = |before: &&ListenerPolicy| before.tls_inputs.as_ref().is_some_and(|inputs| inputs.trust == *parts);
+        let same =
+            |before: &&ListenerPolicy| before.tls_inputs.as_ref().is_some_and(|inputs| inputs.trust == *settings);
         if let Some(before) = before.filter(same).and_then(|before| before.tls.as_ref()) {
             // Keeps the cache of verified chains.
             return Some(before.trust().clone());
         }
-        match (ClientVerifier::new(parts), tls.client_ca.first()) {
+        match (ClientVerifier::new(settings), tls.client_ca.first()) {
             (Ok(trust), _) => Some(trust),
             (Err(error), Some(file)) => {
                 self.problems.push(file.problem(error));
@@ -351,18 +352,18 @@ impl Builder<'_> {
     }
 
     fn warn_about_anchors(&mut self, anchors: &Certificates, trust: &ClientVerifier) {
-        for (der, facts) in anchors {
+        for (der, parsed) in anchors {
             match trust.anchor_error(der, self.now.at) {
                 Some(error) => {
                     self.warn(format_args!(
                         "the client CA certificate {} authenticates no client: {error}",
-                        facts.subject
+                        parsed.subject
                     ));
                 }
-                None => self.warn_about_dates("client CA certificate", facts),
+                None => self.warn_about_dates("client CA certificate", parsed),
             }
             if let Some(warning) = ClientVerifier::unchecked_constraints(der) {
-                self.warn(format_args!("the client CA certificate {} {warning}", facts.subject));
+                self.warn(format_args!("the client CA certificate {} {warning}", parsed.subject));
             }
         }
     }

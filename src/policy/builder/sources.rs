@@ -19,7 +19,9 @@ impl Builder<'_> {
         let networks = rules.iter().filter_map(|rule| rule.source.network());
         for network in networks.chain(listener.proxies.networks()).filter(|network| is_unspecified(network)) {
             let ip = network.net().addr();
-            self.warn(format_args!("{ip} is the unspecified address and matches no client; use {ip}/0 for every address of its family"));
+            self.warn(format_args!(
+                "{ip} is the unspecified address and matches no client; use {ip}/0 for every address of its family"
+            ));
         }
         self.warn_about_expired_rules(rules);
     }

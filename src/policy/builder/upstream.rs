@@ -34,7 +34,7 @@ impl Builder<'_> {
             Some(files) => self.certificate(files, ShownTo::Upstream).map(Some),
             None => Some(None),
         };
-        let parts = UpstreamTlsSettings {
+        let settings = UpstreamTlsSettings {
             verification: wanted.verification,
             anchors: anchors?,
             anchor_validity: wanted.anchor_validity,
@@ -47,44 +47,43 @@ impl Builder<'_> {
             },
         };
         let former = before.and_then(|before| before.upstream.tls.as_ref());
-        let tls = match former.filter(|(_, former)| *former == parts) {
+        let tls = match former.filter(|(_, former)| *former == settings) {
             Some((former, _)) => Arc::clone(former),
-            None => match UpstreamTls::new(&parts) {
+            None => match UpstreamTls::new(&settings) {
                 Ok(tls) => Arc::new(tls),
                 Err(error) => {
-                    let position = wanted.ca.first().map(|file| file.problem(&error));
-                    let position =
-                        position.or_else(|| wanted.identity.as_ref().map(|files| files.cert.problem(&error)));
-                    self.problems.extend(position);
+                    let problem = wanted.ca.first().map(|file| file.problem(&error));
+                    let problem = problem.or_else(|| wanted.identity.as_ref().map(|files| files.cert.problem(&error)));
+                    self.problems.extend(problem);
                     return None;
                 }
             },
         };
         self.warn_about_upstream(wanted, &tls, shown);
-        Some(Some((tls, parts)))
+        Some(Some((tls, settings)))
     }
 
     fn upstream_anchors(&mut self, wanted: &config::UpstreamTls) -> Option<Anchors> {
         let mut bundle = Vec::new();
-        let mut whole = true;
+        let mut is_complete = true;
         for file in &wanted.ca {
             match self.parse(file, pem::certificates) {
                 Some(ders) => {
                     for (index, der) in ders.iter().enumerate() {
                         match Certificate::parse(der).map_err(BuildError::from) {
-                            Ok(facts) => self.warn_about_key("upstream CA certificate", der, &facts),
+                            Ok(parsed) => self.warn_about_key("upstream CA certificate", der, &parsed),
                             Err(error) => {
                                 self.problems.push(file.problem(format_args!("certificate {}: {error}", index + 1)));
-                                whole = false;
+                                is_complete = false;
                             }
                         }
                     }
                     bundle.extend(ders);
                 }
-                None => whole = false,
+                None => is_complete = false,
             }
         }
-        if !whole {
+        if !is_complete {
             return None;
         }
         let bundle = (!wanted.ca.is_empty()).then_some(bundle);

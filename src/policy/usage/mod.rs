@@ -220,7 +220,7 @@ impl Usage {
 
     /// Forgets the items that are no longer part of the policy.
     pub fn keep_only(&self, policy: &ListenerPolicy) {
-        let certificates: HashSet<&str> = policy.certificates().map(|(_, facts)| facts.sha256.as_str()).collect();
+        let certificates: HashSet<&str> = policy.certificates().map(|(_, certificate)| certificate.sha256.as_str()).collect();
         let sources: HashSet<_> = policy.sources.trusted.rules().iter().map(|rule| &rule.source).collect();
         let mut records = self.records();
         records.items.retain(|item, _| match item {
