@@ -184,7 +184,9 @@ impl Explanation {
                 if let Some(lists) = revocation(policy, &identity.trusted_by, now) {
                     self.add("identity", format_args!("{lists}"));
                 }
-                if let Some(pattern) = policy.trusted_clients().and_then(|clients| clients.pattern_of(certificate.names())) {
+                if let Some(pattern) =
+                    policy.trusted_clients().and_then(|clients| clients.pattern_of(certificate.names()))
+                {
                     self.add("identity", format_args!("it matches \"{pattern}\" in trusted_clients"));
                 }
             }

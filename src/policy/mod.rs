@@ -212,7 +212,7 @@ impl Snapshot {
         Self { generation, built_at: at, config: Arc::new(config), policies, by_name, by_bind_addr }
     }
 
-    /// Returns the same policy for a plan, in which certificates count as about to be removed.
+    /// Returns the snapshot for a plan, in which the certificates that it drops are not removed yet.
     #[must_use]
     pub fn planned(self) -> Self {
         let planned = |policy: &Arc<ListenerPolicy>| {

@@ -91,7 +91,7 @@ impl Authorization {
         Self { plaintext: true, ..Self::on(permit, None) }
     }
 
-    /// What the identity is decided by again.
+    /// What the identity is authorized by again.
     pub fn presented(&self) -> PresentedIdentity<'_> {
         if self.plaintext {
             PresentedIdentity::Plaintext
@@ -125,7 +125,7 @@ impl Authorization {
         rule.into_iter().chain(identity).min()
     }
 
-    /// Every item that admits the client.
+    /// Every item that the connection uses.
     pub fn items(&self) -> impl Iterator<Item = Item> {
         let Self { rule, identity, shown, .. } = self;
         let rule = rule.as_ref().map(|rule| Item::Source(rule.source.clone()));
@@ -220,7 +220,8 @@ impl Usage {
 
     /// Forgets the items that are no longer part of the policy.
     pub fn keep_only(&self, policy: &ListenerPolicy) {
-        let certificates: HashSet<&str> = policy.certificates().map(|(_, certificate)| certificate.sha256.as_str()).collect();
+        let certificates: HashSet<&str> =
+            policy.certificates().map(|(_, certificate)| certificate.sha256.as_str()).collect();
         let sources: HashSet<_> = policy.sources.trusted.rules().iter().map(|rule| &rule.source).collect();
         let mut records = self.records();
         records.items.retain(|item, _| match item {

@@ -50,7 +50,7 @@ impl PacketFilter {
                 IpNet::V6(net) => v6.push(Range { first: net.network().to_bits(), last: net.broadcast().to_bits() }),
             }
         }
-        let (v4, v6) = (merged(v4), merged(v6));
+        let (v4, v6) = (merge(v4), merge(v6));
         // Fails early: the program compares both ends of each range at least once, except ends that two ranges share.
         if v4.len().max(v6.len()) > MAX_INSTRUCTIONS {
             return Err(ProgramTooLong);
@@ -86,7 +86,7 @@ impl Range {
 }
 
 /// Merges overlapping and adjacent ranges, sorted.
-fn merged(mut ranges: Vec<Range>) -> Vec<Range> {
+fn merge(mut ranges: Vec<Range>) -> Vec<Range> {
     ranges.sort_unstable();
     ranges.dedup_by(|next, before| {
         let touches = next.first <= before.last.saturating_add(1);
