@@ -139,9 +139,9 @@ impl Builder<'_> {
         }
         if same.is_empty() {
             self.warn(
-                "with TLS on both sides, SCRAM with channel binding, which libpq prefers, fails unless the upstream presents the same \
-                 certificate as this listener: use one certificate for both and add it to the upstream's ca, set \
-                 channel_binding=disable in clients, or connect to the upstream over a Unix socket",
+                "with TLS on both sides, SCRAM channel binding (preferred by libpq) fails unless the upstream presents this listener's \
+                 certificate; use one certificate for both and add it to upstream.ca, set channel_binding=disable in clients, or \
+                 connect to the upstream over a Unix socket",
             );
         }
     }
