@@ -7,7 +7,7 @@ use crate::harness::{Authority, Leaf, Listener, Portcullis, Postgres, Request, S
 use crate::postgres::{conninfo, psql};
 
 /// The words of `check`, and of the log when it happens.
-const WARNING: &str = "SCRAM with channel binding, which libpq prefers, fails unless";
+const WARNING: &str = "SCRAM channel binding (preferred by libpq) fails unless";
 const EXPLANATION: &str = "SCRAM channel binding failed";
 
 /// A role that has to know its password.
