@@ -507,7 +507,7 @@ fn sessions_end_with_the_rule_for_the_announced_address_and_with_the_balancer() 
     let revoked =
         portcullis.event("a revocation", |event| event.is("session.revoked") && event.0["source_port"] == 7001);
     assert_eq!((revoked.reason(), revoked.text("balancer")), ("source_revoked", BALANCER));
-    assert!(revoked.text("detail").contains("no load balancer of proxy_protocol.trusted any more"), "{}", revoked.0);
+    assert!(revoked.text("detail").contains("no longer listed in proxy_protocol.trusted"), "{}", revoked.0);
     assert!(portcullis.ending(7001).is("connection.closed"));
 }
 
@@ -719,14 +719,21 @@ fn explain_tells_that_a_balancer_is_not_judged_by_rules() {
     let explain = |source| asked(&site, &["explain", "--listener", "main", "--source", source]);
     for source in ["10.0.0.5", "::ffff:10.0.0.5"] {
         let of_both = explain(source);
-        assert!(of_both.text().contains("load balancer of proxy_protocol.trusted (10.0.0.5)"), "{}", of_both.text());
+        assert!(
+            of_both.text().contains("load balancer listed in proxy_protocol.trusted (10.0.0.5)"),
+            "{}",
+            of_both.text()
+        );
         assert!(of_both.success().contains("trusted by ip_addr:10.0.0.0/16"));
     }
     let balancer = explain("192.0.2.3");
     assert_eq!(balancer.code, Some(3));
     let words = balancer.text();
-    assert!(words.contains("(192.0.2.0/28)") && words.contains("has to send a PROXY header first"), "{words}");
-    assert!(words.contains("of its own (LOCAL, UNKNOWN)") && words.contains("is not trusted"), "{words}");
+    assert!(words.contains("(192.0.2.0/28)") && words.contains("must send a PROXY header first"), "{words}");
+    assert!(
+        words.contains("without an announced client (LOCAL, UNKNOWN)") && words.contains("is not trusted"),
+        "{words}"
+    );
     assert!(!explain("10.0.0.6").success().contains("balancer"));
 }
 
@@ -752,7 +759,7 @@ fn check_shows_balancers_and_what_is_announced_and_warns_of_clients_among_them()
     assert_eq!(told["upstream"], "v2");
 
     let (wide, _) = check(&["192.0.2.0/24"], &["10.0.0.0/15", "2001:db8::/47", "10.0.0.0/16"]);
-    assert_eq!(wide.matches("can pass for any client").count(), 2, "{wide}");
+    assert_eq!(wide.matches("can announce any client address").count(), 2, "{wide}");
     let (among, _) = check(&["10.0.0.0/24", "10.0.1.7"], &["10.0.0.0/16"]);
     assert!(among.contains("the rule ip_addr:10.0.0.0/24 is within 10.0.0.0/16 of proxy_protocol.trusted"), "{among}");
 }

@@ -7,7 +7,7 @@ use crate::harness::{Authority, Leaf, Listener, Portcullis, Postgres, Request, S
 use crate::postgres::{conninfo, psql};
 
 /// The words of `check`, and of the log when it happens.
-const WARNING: &str = "SCRAM with channel binding, which libpq prefers, fails unless";
+const WARNING: &str = "SCRAM channel binding (preferred by libpq) fails unless";
 const EXPLANATION: &str = "SCRAM channel binding failed";
 
 /// A role that has to know its password.
@@ -178,7 +178,7 @@ fn what_is_hidden_from_a_client_without_tls_is_not_from_one_that_has_it() {
     let refused = sign_in(&as_keyed(&portcullis), "prefer").unwrap_err();
     assert!(refused.contains("SCRAM channel binding check failed"), "{refused}");
     let checked = run(executable().args(["check", "-c"]).arg(portcullis.site.path("portcullis.toml"))).success();
-    assert!(checked.contains("warning: listener main: there is TLS on both sides"), "{checked}");
+    assert!(checked.contains("warning: listener main: with TLS on both sides"), "{checked}");
     assert!(!checked.contains("warning: listener bare"), "{checked}");
 }
 
@@ -194,5 +194,5 @@ fn nothing_can_be_bound_to_a_certificate_signed_by_ed25519() {
         assert!(refused.contains("could not find digest"), "{refused}");
     }
     let checked = run(executable().args(["check", "-c"]).arg(portcullis.site.path("portcullis.toml"))).success();
-    assert!(checked.contains("CN=localhost is signed by Ed25519"), "{checked}");
+    assert!(checked.contains("CN=localhost is signed with Ed25519"), "{checked}");
 }

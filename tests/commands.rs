@@ -180,7 +180,7 @@ fn check_warns_of_what_lets_in_or_stay_more_than_one_may_think() {
     for words in [
         &["trusted_clients", "without a certificate"][..],
         &["revoke = \"keep\"", "open sessions"],
-        &["CN=Test CA", "ran out", "crl_expired = \"refuse\""],
+        &["CN=Test CA", "expired at", "crl_expired = \"refuse\""],
         &["CN=Other CA", "client_crl"],
     ] {
         let is_this = |warning: &&&str| words.iter().all(|word| warning.contains(word));
@@ -266,7 +266,7 @@ fn explain_names_who_vouches_for_a_certificate_and_the_pattern_that_trusts_it() 
     let unknown = ["client_certificate_unknown_ca", "issued by CN=Nowhere CA", "none of client_certificates"];
     explained(&site, "unknown.crt", 3, &unknown);
     site.install("namesake", &Authority::new("Test CA").issue(Request::client("app")));
-    explained(&site, "namesake.crt", 3, &["client_certificate_unknown_ca", "of that name with another key"]);
+    explained(&site, "namesake.crt", 3, &["client_certificate_unknown_ca", "of the same name with another key"]);
 }
 
 #[test]
@@ -293,9 +293,9 @@ fn explain_looks_into_the_revocation_lists() {
     let other = Authority::new("Other CA");
     site.write("second.crt", other.pem());
     site.install("other", &other.issue(Request::client("other")));
-    explained(&site, "good.crt", 0, &["not revoked", "ran out at"]);
+    explained(&site, "good.crt", 0, &["not revoked", "expired at"]);
     explained(&site, "bad.crt", 3, &["client_certificate_revoked"]);
-    explained(&site, "other.crt", 0, &["client_crl has none of CN=Other CA"]);
+    explained(&site, "other.crt", 0, &["client_crl contains no CRL of CN=Other CA"]);
 }
 
 #[test]

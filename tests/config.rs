@@ -1,4 +1,4 @@
-//! Configurations, good and bad: what `check` says of each file in tests/config.
+//! Valid and invalid configurations: runs `check` on each file in tests/config.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -24,7 +24,7 @@ fn name(path: &Path) -> &str {
     path.file_name().unwrap().to_str().unwrap()
 }
 
-/// A directory with every file that the configurations name.
+/// A directory with all files that the configurations name.
 pub(crate) fn site() -> Site {
     let site = Site::new();
     site.install("other", &site.server());
@@ -50,7 +50,7 @@ pub(crate) fn site() -> Site {
     site
 }
 
-/// What a listener can go by to judge client certificates, and what it cannot.
+/// Writes valid and invalid files for client authentication and session tickets.
 fn clients(site: &Site) {
     let app = site.ca.issue(Request::client("app"));
     fs::create_dir(site.path("clients")).unwrap();
@@ -63,7 +63,7 @@ fn clients(site: &Site) {
     let list = site.ca.revoking(&[&app], 30);
     site.write("ca.crl", &list);
     site.write("cut.crl", &list[..list.len() / 2]);
-    // The same name, and another key.
+    // The same name with another key.
     site.write("namesake.crl", Authority::new("Test CA").revoking(&[], 30));
 
     site.write("tickets.keys", format!("# today\n{}\n{}\n", "a".repeat(64), "b".repeat(64)));
@@ -73,27 +73,27 @@ fn clients(site: &Site) {
 
 /// Runs a command on one configuration, copied to where the files it names are.
 fn portcullis(site: &Site, command: &str, case: &Path) -> Outcome {
-    // The examples name directories that systemd makes.
+    // The examples name directories that systemd creates.
     let text = fs::read_to_string(case).unwrap().replace("unix:/run/portcullis/", "unix:");
     site.write(name(case), text);
     let mut portcullis = executable();
     portcullis.args([command, "-c", name(case)]).current_dir(site.directory());
     if command == "check" {
-        // Their upstreams and addresses are nobody's.
+        // The upstreams do not exist.
         portcullis.arg("--offline");
     }
     run(&mut portcullis)
 }
 
-/// What a case promises in its first line: `# says: this | and that | !but not this`.
-fn promised(case: &Path) -> Vec<String> {
+/// The expectations in the first line of a case: `# expect: this | and that | !but not this`.
+fn expectations(case: &Path) -> Vec<String> {
     let text = fs::read_to_string(case).unwrap();
-    let line = text.lines().next().and_then(|line| line.strip_prefix("# says:"));
-    line.expect("a first line with what has to be said").split(" | ").map(|word| word.trim().to_owned()).collect()
+    let line = text.lines().next().and_then(|line| line.strip_prefix("# expect:"));
+    line.expect("a first line with expectations").split(" | ").map(|text| text.trim().to_owned()).collect()
 }
 
 #[test]
-fn every_valid_configuration_passes() {
+fn valid_configuration_passes_check() {
     let site = site();
     for case in cases("valid") {
         let outcome = portcullis(&site, "check", &case);
@@ -102,9 +102,9 @@ fn every_valid_configuration_passes() {
     }
 }
 
-/// One run for each, of which all is asked: the exit code, what the case promises, and the text to the letter.
+/// Checks the exit code, the expectations of the case, and the exact text.
 #[test]
-fn every_invalid_configuration_is_refused_in_the_words_that_were_approved() {
+fn invalid_configuration_fails_with_the_approved_errors() {
     let bless = env::var_os("PORTCULLIS_BLESS").is_some();
     let site = site();
     let mut failures = Vec::new();
@@ -113,23 +113,23 @@ fn every_invalid_configuration_is_refused_in_the_words_that_were_approved() {
         if code != Some(78) {
             failures.push(format!("{}: exit {code:?}\n{stderr}", name(&case)));
         }
-        for word in promised(&case) {
-            let kept = match word.strip_prefix('!') {
-                None => stderr.contains(&word),
-                Some(unsaid) => !stderr.contains(unsaid),
+        for expected in expectations(&case) {
+            let is_met = match expected.strip_prefix('!') {
+                None => stderr.contains(&expected),
+                Some(unexpected) => !stderr.contains(unexpected),
             };
-            if !kept {
-                failures.push(format!("{}: not so: {word:?} in\n{stderr}", name(&case)));
+            if !is_met {
+                failures.push(format!("{}: not met: {expected:?} in\n{stderr}", name(&case)));
             }
         }
-        let said = stderr.replace(env!("CARGO_PKG_VERSION"), "VERSION");
+        let actual = stderr.replace(env!("CARGO_PKG_VERSION"), "VERSION");
         let golden = case.with_extension("stderr");
         if bless {
-            fs::write(&golden, &said).unwrap();
+            fs::write(&golden, &actual).unwrap();
         }
         let approved = fs::read_to_string(&golden).unwrap_or_default();
-        if said != approved {
-            failures.push(format!("{}:\napproved:\n{approved}said:\n{said}", name(&case)));
+        if actual != approved {
+            failures.push(format!("{}:\napproved:\n{approved}actual:\n{actual}", name(&case)));
         }
     }
     let hint = "run with PORTCULLIS_BLESS=1 to approve, and read what you approve";
@@ -137,7 +137,7 @@ fn every_invalid_configuration_is_refused_in_the_words_that_were_approved() {
 }
 
 #[test]
-fn a_start_refuses_what_check_refuses() {
+fn run_rejects_what_check_rejects() {
     let site = site();
     for case in ["several-errors-at-once", "key-of-another-certificate", "source-with-host-bits"] {
         let path = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -150,7 +150,7 @@ fn a_start_refuses_what_check_refuses() {
 }
 
 #[test]
-fn a_missing_configuration_is_an_invalid_one() {
+fn missing_configuration_exits_with_78() {
     for command in ["check", "run"] {
         let outcome = run(executable().args([command, "-c", "/nowhere/portcullis.toml"]));
         assert_eq!(outcome.code, Some(78));
@@ -159,7 +159,7 @@ fn a_missing_configuration_is_an_invalid_one() {
 }
 
 #[test]
-fn a_configuration_that_is_not_text_is_refused() {
+fn configuration_that_is_not_utf8_is_rejected() {
     let site = Site::new();
     fs::write(site.path("portcullis.toml"), b"name = \"\xff\xfe\"").unwrap();
     let outcome = run(executable().arg("check").arg("-c").arg(site.path("portcullis.toml")));
@@ -167,7 +167,7 @@ fn a_configuration_that_is_not_text_is_refused() {
     assert!(outcome.stderr.contains("UTF-8"), "{}", outcome.stderr);
 }
 
-/// A list of sources in which every rule has a mistake of its own.
+/// A list of sources in which every rule has a different error.
 pub(crate) fn broken_rules(count: u32) -> String {
     let rules = (0..count).map(|number| {
         let [_, high, middle, low] = (number | 1).to_be_bytes();
@@ -177,21 +177,21 @@ pub(crate) fn broken_rules(count: u32) -> String {
 }
 
 #[test]
-fn a_list_of_broken_rules_is_answered_soon_and_in_few_words() {
+fn list_of_invalid_rules_is_reported_quickly_and_truncated() {
     let site = Site::new();
     site.write("sources.toml", broken_rules(40_000));
     let listener = Listener::redis("127.0.0.1:6379").key("sources_file = \"sources.toml\"");
     site.write("portcullis.toml", listener);
-    let begun = Instant::now();
+    let start = Instant::now();
     let outcome = run(executable().args(["check", "-c"]).arg(site.path("portcullis.toml")));
-    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
     assert_eq!(outcome.code, Some(78));
-    let told = outcome.stderr.lines().filter(|line| line.contains("did you mean")).count();
-    assert_eq!(told, 100, "{}", outcome.stderr);
+    let reported = outcome.stderr.lines().filter(|line| line.contains("did you mean")).count();
+    assert_eq!(reported, 100, "{}", outcome.stderr);
     assert!(outcome.stderr.contains("and 39900 more problems"), "{}", outcome.stderr);
 }
 
-/// A directory as Kubernetes mounts a Secret: links to links to files that belong to root.
+/// A Secret volume as Kubernetes mounts it: symbolic links through `..data` to the files.
 fn secret(site: &Site, mode: u32) {
     fs::create_dir_all(site.path("tls/..2026")).unwrap();
     std::os::unix::fs::symlink("..2026", site.path("tls/..data")).unwrap();
@@ -204,22 +204,22 @@ fn secret(site: &Site, mode: u32) {
 }
 
 #[test]
-fn key_in_a_secret_volume_is_warned_of_only_where_everybody_in_the_pod_can_read_it() {
+fn key_in_a_secret_volume_causes_a_warning_only_if_all_users_can_read_it() {
     for (mode, warned) in [(0o400, false), (0o440, false), (0o644, true)] {
         let site = Site::new();
         secret(&site, mode);
         let listener = Listener::redis("127.0.0.1:6379").certificate("cert = \"tls/tls.crt\", key = \"tls/tls.key\"");
         site.write("portcullis.toml", listener);
-        let words =
+        let output =
             run(executable().args(["check", "--offline", "-c", "portcullis.toml"]).current_dir(site.directory()))
                 .success();
-        assert_eq!(words.contains("defaultMode: 0400"), warned, "{mode:o}: {words}");
-        assert!(!words.contains("chmod"), "{mode:o}: {words}");
+        assert_eq!(output.contains("defaultMode: 0400"), warned, "{mode:o}: {output}");
+        assert!(!output.contains("chmod"), "{mode:o}: {output}");
     }
 }
 
 #[test]
-fn kubernetes_example_has_a_configuration_without_warnings() {
+fn kubernetes_example_passes_check_without_warnings() {
     let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging/kubernetes/redis-sidecar.yaml");
     let manifest = fs::read_to_string(manifest).unwrap();
     let (_, config) = manifest.split_once("portcullis.toml: |\n").unwrap();
@@ -233,13 +233,13 @@ fn kubernetes_example_has_a_configuration_without_warnings() {
     let run_directory = site.directory().display().to_string();
     let config = config.replace("\"/tls/", &here("tls")).replace("\"/clients/", &here("clients"));
     site.write("portcullis.toml", config.replace("/run/portcullis", &run_directory));
-    // Strictly: a warning is a failure. Redis is in the pod, and not here.
+    // With --strict a warning is a failure. Redis is not reachable here.
     let mut check = executable();
     check.args(["check", "--offline", "--strict", "-c", "portcullis.toml"]).current_dir(site.directory());
-    let words = run(&mut check).success();
-    assert!(!words.contains("warning"), "{words}");
+    let output = run(&mut check).success();
+    assert!(!output.contains("warning"), "{output}");
     assert!(
-        words.contains("client certificates: required") && manifest.contains("mountPath: /run/portcullis"),
-        "{words}"
+        output.contains("client certificates: required") && manifest.contains("mountPath: /run/portcullis"),
+        "{output}"
     );
 }

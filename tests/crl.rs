@@ -99,7 +99,7 @@ fn what_a_list_takes_back_ends_its_sessions_and_gets_nobody_in() {
         assert_eq!(denied.reason(), "client_certificate_revoked");
     }
     assert_explained(&portcullis, &taken, 3, &["client_crl", "refused (client_certificate_revoked)"]);
-    assert_explained(&portcullis, &other, 0, &["is vouched for by CN=Clients CA"]);
+    assert_explained(&portcullis, &other, 0, &["chains to CN=Clients CA"]);
     assert_lives(session(&portcullis, &other));
 }
 
@@ -178,7 +178,7 @@ fn a_ca_without_a_list_is_not_checked() {
     assert_eq!(refused(&portcullis, &taken).reason(), "client_certificate_revoked");
     for authority in [&listed, &unlisted, &unlisted.intermediate("Team CA")] {
         assert_lives(session(&portcullis, app(authority)));
-        assert_explained(&portcullis, &app(authority), 0, &["is vouched for by", "let in"]);
+        assert_explained(&portcullis, &app(authority), 0, &["chains to", "let in"]);
     }
 }
 
@@ -199,7 +199,7 @@ fn list_of_the_new_key_of_a_ca_covers_no_certificate_of_the_old_key() {
     assert_explained(&portcullis, &of_old, 3, &["refused (client_certificate_invalid)"]);
     assert_lives(session(&portcullis, &of_new));
     let checked = check(&portcullis.site.path("portcullis.toml"));
-    assert!(checked.contains("the certificates that this one issued are refused"), "{checked}");
+    assert!(checked.contains("certificates issued by this CA are rejected"), "{checked}");
 
     // With a list of either key each goes by its own.
     let both = format!("{}{}", new.list(TakesBack::nothing(2)).pem(), old.list(TakesBack::nothing(1)).pem());
@@ -306,8 +306,7 @@ fn a_list_that_runs_out_refuses_its_ca_until_there_is_a_new_one() {
 
 #[test]
 fn a_list_that_has_run_out_is_warned_of_whatever_it_means() {
-    for (meaning, words) in [("refuse", "the certificates of its CA are refused"), ("allow", "it counts all the same")]
-    {
+    for (meaning, words) in [("refuse", "certificates of this CA are rejected"), ("allow", "it is still used")] {
         let upstream = Upstream::echo();
         let (site, clients) = site();
         let [taken, other] = [&clients, &clients].map(app);
@@ -363,7 +362,7 @@ fn a_list_that_cannot_be_used_rejects_the_reload_and_heals_by_itself() {
     let (pem, der) = (good.pem(), good.der());
     let two = format!("{pem}{}", &pem[..pem.len() / 2]);
     for (what, content, words) in [
-        ("a list by another key", forged.pem().into_bytes(), "no certificate of that name in client_ca has signed it"),
+        ("a list by another key", forged.pem().into_bytes(), "no certificate of that name in client_ca signed it"),
         ("half a list", half(pem.as_bytes()), "clients.crl"),
         ("one list and a half", two.into_bytes(), "clients.crl"),
         ("half a list in DER", half(der), "revocation list 1"),
@@ -421,7 +420,7 @@ fn plan_tells_two_lists_of_one_issuer_apart() {
     assert_eq!(status, 200, "{plan}");
     let difference = &plan["differences"][0];
     assert_eq!(difference["key"], "tls.client_crl", "{plan}");
-    assert!(difference["new"].as_str().unwrap().contains("list number 1 of CN=Clients CA"), "{plan}");
+    assert!(difference["new"].as_str().unwrap().contains("CRL number 1 of CN=Clients CA"), "{plan}");
     assert_ne!(difference["old"], difference["new"]);
 
     // The list of one key is older, and that of the other is not.

@@ -104,7 +104,7 @@ fn certificate_is_judged_by_the_running_policy_and_its_key_stays_here() {
     site.write("other.crt", Authority::new("Other CA").pem());
     site.write("portcullis.toml", config(listener()).replace("ca.crt", "other.crt"));
     let said = explain(site, &[HERE, &["--client-cert", "good.pem"]].concat()).success();
-    assert!(said.contains("CN=app is vouched for by CN=Test CA"), "{said}");
+    assert!(said.contains("CN=app chains to CN=Test CA"), "{said}");
     let refused = explain(site, &[HERE, &["--client-cert", "stranger.crt"]].concat());
     assert_eq!(refused.code, Some(3), "{}", refused.stderr);
     assert!(refused.text().contains("refused (client_certificate_unknown_ca)"), "{}", refused.text());

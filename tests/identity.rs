@@ -278,11 +278,8 @@ fn what_was_taken_out_lately_is_named_with_the_reload_that_did_it() {
     };
     for version in ["-tls1_2", "-tls1_3"] {
         for (name, words) in [
-            (
-                "pinned",
-                ["CN=pinned (issued by CN=Anybody's CA", "CN=pinned was taken out by the reload to generation 2"],
-            ),
-            ("app", ["CN=app (issued by CN=Clients CA", "CN=Clients CA was taken out by the reload to generation 3"]),
+            ("pinned", ["CN=pinned (issued by CN=Anybody's CA", "CN=pinned was removed by the reload to generation 2"]),
+            ("app", ["CN=app (issued by CN=Clients CA", "CN=Clients CA was removed by the reload to generation 3"]),
         ] {
             let detail = told(name, version);
             for words in words {
@@ -294,5 +291,5 @@ fn what_was_taken_out_lately_is_named_with_the_reload_that_did_it() {
     change(&whole);
     portcullis.client().showing(&leaf).attempt().1.unwrap();
     let detail = told("pinned", "-tls1_3");
-    assert!(detail.contains("generation 2") && !detail.contains("Clients CA was taken out"), "{detail}");
+    assert!(detail.contains("generation 2") && !detail.contains("Clients CA was removed"), "{detail}");
 }

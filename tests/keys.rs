@@ -112,7 +112,7 @@ fn a_passphrase_that_does_not_fit_is_said_to_and_never_shown() {
         words.iter().for_each(|word| assert!(said(&outcome).contains(word), "no {word} in {}", said(&outcome)));
     };
     site.write("passphrase", format!("{PASSPHRASE}, and more"));
-    problem(&["key_passphrase_file: passphrase does not hold the passphrase of encrypted.key"]);
+    problem(&["key_passphrase_file: passphrase does not contain the passphrase of encrypted.key"]);
     site.write("passphrase", format!("\n{PASSPHRASE}\n"));
     problem(&["passphrase holds no passphrase"]);
     fs::remove_file(site.path("passphrase")).unwrap();
@@ -130,11 +130,11 @@ fn a_passphrase_that_nobody_needs_and_one_that_everybody_can_read_are_warned_of(
     let site = site();
     let outcome = check(&site, &ENCRYPTED.replace("encrypted.key", "server.key"));
     assert_eq!(outcome.code, Some(0), "{}", said(&outcome));
-    assert!(said(&outcome).contains("warning: listener main: the key server.key needs no passphrase"));
+    assert!(said(&outcome).contains("warning: listener main: the key server.key is not encrypted"));
     encrypt(&site, &["pkey", "-aes256"]);
     fs::set_permissions(site.path("passphrase"), fs::Permissions::from_mode(0o644)).unwrap();
     let outcome = check(&site, ENCRYPTED);
-    assert!(said(&outcome).contains("the passphrase passphrase can be read by"), "{}", said(&outcome));
+    assert!(said(&outcome).contains("can read the passphrase passphrase"), "{}", said(&outcome));
 }
 
 #[test]
@@ -163,7 +163,7 @@ fn an_encrypted_key_rotates_with_its_passphrase() {
     let before = served(&portcullis);
     let rejected = portcullis.reload_after(|| site.replace("passphrase", "hunter2"));
     assert!(rejected.is("reload.rejected"), "{}", rejected.0);
-    assert!(rejected.text("error").contains("does not hold the passphrase of"), "{}", rejected.0);
+    assert!(rejected.text("error").contains("does not contain the passphrase of"), "{}", rejected.0);
     assert_eq!(served(&portcullis), before);
     let log: String = portcullis.events().iter().map(|event| event.0.to_string()).collect();
     assert!(!log.contains("hunter2") && !log.contains("another passphrase"), "{log}");
@@ -241,7 +241,7 @@ fn files_can_be_credentials_of_systemd() {
     // Readable by everybody is too much for a credential, too.
     fs::set_permissions(site.path("credentials/encrypted.key"), fs::Permissions::from_mode(0o444)).unwrap();
     let outcome = check_by(with(), &site, listener.clone());
-    assert!(outcome.text().contains("encrypted.key can be read by"), "{}", outcome.text());
+    assert!(outcome.text().contains("encrypted.key; run: chmod 600"), "{}", outcome.text());
 
     fs::remove_file(site.path("credentials/ca.crt")).unwrap();
     let outcome = check_by(with(), &site, listener);

@@ -76,14 +76,14 @@ fn unspecified_and_expired_sources_are_warned_about() {
     let rule = "trusted_sources = [\"127.0.0.1\", { type = \"ip_addr\", value = \"10.0.0.1\", expires_at = 2020-01-31T00:00:00Z }]";
     let config = listener().to_string().replace("trusted_sources = [\"127.0.0.1\"]", rule);
     let said = warnings(&site, config);
-    assert!(said.contains("the rule ip_addr:10.0.0.1 expired at 2020-01-31T00:00:00Z and trusts nobody"), "{said}");
+    assert!(said.contains("the rule ip_addr:10.0.0.1 expired at 2020-01-31T00:00:00Z and matches no client"), "{said}");
     for (source, meant) in [("0.0.0.0", "0.0.0.0/0"), ("::", "::/0"), ("0.0.0.0/32", "0.0.0.0/0"), ("::/128", "::/0")] {
         let said = warnings(&site, listener().trusting(&[source]));
-        assert!(said.contains("matches nobody") && said.contains(meant), "{source}: {said}");
+        assert!(said.contains("matches no client") && said.contains(meant), "{source}: {said}");
         let said = warnings(&site, listener().behind(&[source]));
-        assert!(said.contains("matches nobody") && said.contains(meant), "{source}: {said}");
+        assert!(said.contains("matches no client") && said.contains(meant), "{source}: {said}");
     }
-    assert!(!warnings(&site, listener().trusting(&["0.0.0.0/0"])).contains("matches nobody"));
+    assert!(!warnings(&site, listener().trusting(&["0.0.0.0/0"])).contains("matches no client"));
 }
 
 #[test]

@@ -143,7 +143,7 @@ fn a_ca_that_is_taken_out_loses_its_clients_and_its_twin_keeps_its_own() {
     let denied = portcullis.ending(late.0);
     assert_eq!(denied.reason(), "client_certificate_unknown_ca");
     let detail = denied.text("detail");
-    assert!(detail.contains("CN=Clients CA was taken out by the reload to generation 2"), "{detail}");
+    assert!(detail.contains("CN=Clients CA was removed by the reload to generation 2"), "{detail}");
 }
 
 #[test]

@@ -243,7 +243,7 @@ fn a_listener_that_comes_is_shielded_and_one_that_moves_in_brings_nothing_along(
 
 /// What stands in the way of a shield, by the line that makes it so.
 const OBSTACLES: [(&str, &str); 2] = [
-    ("enforcement = \"observe\"", "turns nobody away"),
+    ("enforcement = \"observe\"", "rejects no source"),
     ("proxy_protocol.trusted = [\"127.0.0.9\"]", "the addresses of the load balancers"),
 ];
 
@@ -253,7 +253,7 @@ fn where_it_cannot_be_check_and_the_log_say_so_and_everything_else_works() {
     for (line, words) in OBSTACLES {
         let portcullis = start(&[&shielded(&upstream, &["127.0.0.1"]).key(line)]);
         let address = portcullis.address("main");
-        let warned = |message: &str| message.contains("shield = \"on\" does nothing") && message.contains(words);
+        let warned = |message: &str| message.contains("shield = \"on\" has no effect") && message.contains(words);
         portcullis.event(words, |event| event.0["warning"].as_str().is_some_and(warned));
         assert!(is_answered(address, "127.0.0.9"), "{line}");
         portcullis.client().connect().ask(b"hello", b"hello");
@@ -277,7 +277,7 @@ fn too_many_sources_leave_the_port_open_and_fewer_close_it_again() {
     assert!(portcullis.reconfigure(config(&[&shielded(&upstream, &many)])).is("reload.applied"));
     let off = portcullis.event_after(seen, "shield.off", |event| event.is("shield.off"));
     assert!(off.text("detail").contains("4096 instructions"), "{}", off.0);
-    let warned = |message: &str| message.contains("shield = \"on\" does nothing: the trusted sources make a program");
+    let warned = |message: &str| message.contains("shield = \"on\" has no effect: the trusted sources need a program");
     portcullis.event_after(seen, "a warning", |event| event.0["warning"].as_str().is_some_and(warned));
     assert!(is_answered(address, "127.0.0.9") && is_answered(address, "127.0.0.1"));
     let seen = portcullis.seen();

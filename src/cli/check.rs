@@ -283,7 +283,7 @@ fn sources_in_words(out: &mut String, policy: &ListenerPolicy, offline: bool) {
     }
     let _ = writeln!(out, "  trusted sources ({})", rules.len());
     for rule in rules.iter().take(MOST_RULES) {
-        let addresses = if offline { String::new() } else { policy.addresses_in_words(rule) };
+        let addresses = if offline { String::new() } else { policy.describe_addresses(rule) };
         let _ = write!(out, "    {rule}{addresses}");
         let expired = if rule.is_live(OffsetDateTime::now_utc()) { "until" } else { "EXPIRED" };
         let _ = rule.expires_at.map_or(Ok(()), |end| write!(out, "  {expired} {}", timestamp::seconds(end)));

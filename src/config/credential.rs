@@ -1,24 +1,24 @@
-//! systemd's credentials: files in a directory of the service's own, which systemd names in `$CREDENTIALS_DIRECTORY`.
+//! systemd credentials: files in a private directory of the service, which systemd names in `$CREDENTIALS_DIRECTORY`.
 
 use std::env;
 use std::path::{Path, PathBuf};
 
-/// The name of the credential that a path of the configuration means, if it means one.
+/// Returns the name of the credential if a configured path refers to one.
 pub(crate) fn named(path: &str) -> Option<&str> {
     PREFIXES.iter().find_map(|prefix| path.strip_prefix(prefix))
 }
 
-/// Whether a name cannot lead out of the directory.
+/// Whether a name stays inside the credentials directory.
 pub(crate) fn is_name(name: &str) -> bool {
     !name.is_empty() && name != "." && !name.contains("..") && !name.contains(['/', '\0'])
 }
 
-/// Where this process finds its credentials, if it was given any.
+/// The credentials directory of this process, if systemd has set one.
 pub(crate) fn directory() -> Option<PathBuf> {
     env::var_os("CREDENTIALS_DIRECTORY").filter(|directory| !directory.is_empty()).map(PathBuf::from)
 }
 
-/// Whether a file is a credential.
+/// Whether a file lies in the credentials directory.
 pub(crate) fn holds(file: &Path) -> bool {
     directory().is_some_and(|directory| file.parent() == Some(&directory))
 }
@@ -30,7 +30,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_credential_is_named_in_three_ways() {
+    fn credential_path_with_any_prefix_yields_its_name() {
         for path in ["credential:key", "$CREDENTIALS_DIRECTORY/key", "${CREDENTIALS_DIRECTORY}/key"] {
             assert_eq!(named(path), Some("key"), "{path}");
         }
@@ -40,7 +40,7 @@ mod tests {
     }
 
     #[test]
-    fn no_name_leads_out_of_the_directory() {
+    fn credential_name_with_slash_or_dots_is_rejected() {
         for name in ["key", "tls.key", ".key", "a b"] {
             assert!(is_name(name), "{name:?}");
         }

@@ -1,7 +1,7 @@
-//! A TOML document in which every value knows its place, and which collects problems instead of stopping at the first.
+//! A TOML document in which every value has a position, and which collects all problems instead of only the first.
 //!
-//! Serde would stop there, and an operator with three mistakes would need three attempts. So the tree is walked by hand:
-//! a [`Section`] notes the keys it is asked for, and at the end every other key is unknown.
+//! Serde stops at the first error, so an operator with three mistakes would need three attempts. This module walks the
+//! tree by hand: a [`Section`] records the keys that are read, and reports every other key as unknown.
 
 use std::cell::{Cell, RefCell};
 use std::fmt::Display;
@@ -16,23 +16,23 @@ use crate::config::problem::{Position, Problem, Problems};
 use crate::config::{SourcedPath, SourcedPem, shown};
 use crate::timestamp;
 
-/// One file and what is wrong with it so far.
+/// One file and the problems found in it so far.
 #[derive(Debug)]
 pub(crate) struct Document<'a> {
     file: &'a Path,
     text: &'a str,
-    /// Lines of the file before the text.
+    /// Number of lines of the file before the text.
     lines_before: usize,
-    /// Offsets at which lines start, so that finding a place does not mean reading the file.
+    /// Byte offsets at which lines start, so that computing a position needs no scan of the text.
     lines: Vec<usize>,
     problems: RefCell<Vec<Problem>>,
-    /// Problems beyond those that are told.
-    untold: Cell<usize>,
-    /// What other files it names.
+    /// Number of problems beyond [`MAX_REPORTED`].
+    omitted: Cell<usize>,
+    /// Files and environment variables that the document names.
     named: RefCell<Vec<SourcedPem>>,
 }
 
-/// A value, with its key and place.
+/// A value with its key and position.
 #[derive(Clone, Debug)]
 pub(crate) struct Node<'a> {
     document: &'a Document<'a>,
@@ -49,9 +49,9 @@ pub(crate) struct Section<'a> {
     span: Range<usize>,
     table: &'a DeTable<'a>,
     known: RefCell<Vec<&'static str>>,
-    /// Keys of features to come. Known, but not to be suggested.
+    /// Keys of features that are not available yet. Known, but never suggested.
     later: RefCell<Vec<&'static str>>,
-    /// Keys of other tables that people write here, with what to do about it.
+    /// Keys that belong to another table, each with a hint.
     misplaced_keys: RefCell<Vec<(&'static str, &'static str)>>,
 }
 
@@ -60,37 +60,36 @@ impl<'a> Document<'a> {
         Self::part(file, text, 0)
     }
 
-    /// A part of a file that begins behind so many lines and is a document by itself.
+    /// A part of a file that starts after `lines_before` lines and parses as a document.
     pub(crate) fn part(file: &'a Path, text: &'a str, lines_before: usize) -> Self {
         let lines = std::iter::once(0).chain(text.match_indices('\n').map(|(newline, _)| newline + 1)).collect();
-        let (problems, untold, named) = Default::default();
-        Self { file, text, lines_before, lines, problems, untold, named }
+        let (problems, omitted, named) = Default::default();
+        Self { file, text, lines_before, lines, problems, omitted, named }
     }
 
-    /// The top table.
+    /// Parses the root table.
     ///
     /// # Errors
-    /// Every syntax error. What could be read around them is not looked at: a tree with holes makes for errors about the
-    /// holes.
+    /// Every syntax error. The recovered tree is discarded, because its gaps would cause misleading errors.
     pub(crate) fn parse(&self) -> Result<toml::Spanned<DeTable<'a>>, Problems> {
-        let (root, errors) = self.parse_around_errors();
+        let (root, errors) = self.parse_recovering();
         errors.map_or(Ok(root), Err)
     }
 
-    /// What could be read of the top table, and every syntax error if there are any.
-    pub(crate) fn parse_around_errors(&self) -> (toml::Spanned<DeTable<'a>>, Option<Problems>) {
+    /// Parses as much of the root table as possible, and returns the syntax errors if there are any.
+    pub(crate) fn parse_recovering(&self) -> (toml::Spanned<DeTable<'a>>, Option<Problems>) {
         let (root, errors) = DeTable::parse_recoverable(self.text);
         let problem = |error: &toml::de::Error| {
             let span = error.span().unwrap_or_default();
             let position = self.position(span.start);
-            // Whether the text there is a key, a value or a part of one is not known, so it may be a secret.
+            // The text may be part of a value, so it may be a secret.
             let is_key = error.message().trim() == "duplicate key";
             let found = self.text.get(span).map(str::trim).filter(|found| is_key || is_punctuation(found));
             let found = found.map(|found| format!(" at `{}`", shown::key_name(found))).unwrap_or_default();
             let message = format!("not valid TOML: {}{found}", error.message().trim());
             Problem { position, key: String::new(), message }
         };
-        let problems = errors.iter().take(MOST_SYNTAX_ERRORS).map(problem).collect();
+        let problems = errors.iter().take(MAX_SYNTAX_ERRORS).map(problem).collect();
         (root, Problems::unless_any(problems, ()).err())
     }
 
@@ -98,29 +97,29 @@ impl<'a> Document<'a> {
         Section::of(self, String::new(), 0..0, table)
     }
 
-    /// The files and environment variables that it names, with the places that do.
+    /// Takes the files and environment variables that the document names, with their positions.
     pub(crate) fn take_named(&self) -> Vec<SourcedPem> {
         self.named.take()
     }
 
-    /// What is wrong with it, ready to be told.
+    /// The problems, at most [`MAX_REPORTED`], with a summary of the omitted ones.
     pub(crate) fn into_problems(self) -> Vec<Problem> {
-        let (problems, untold) = self.into_counted();
-        told(problems, untold)
+        let (problems, omitted) = self.into_reported_and_omitted();
+        limit_reported(problems, omitted)
     }
 
-    /// What is wrong with it, and how much more than that.
-    pub(crate) fn into_counted(self) -> (Vec<Problem>, usize) {
-        (self.problems.take(), self.untold.get())
+    /// The problems, at most [`MAX_REPORTED`], and the number of omitted ones.
+    pub(crate) fn into_reported_and_omitted(self) -> (Vec<Problem>, usize) {
+        (self.problems.take(), self.omitted.get())
     }
 
     fn note(&self, span: Range<usize>, key: String, message: String) {
         let position = self.position(span.start);
         let mut problems = self.problems.borrow_mut();
-        if problems.len() < MOST_TOLD {
+        if problems.len() < MAX_REPORTED {
             problems.push(Problem { position, key, message });
         } else {
-            self.untold.set(self.untold.get() + 1);
+            self.omitted.set(self.omitted.get() + 1);
         }
     }
 
@@ -132,12 +131,12 @@ impl<'a> Document<'a> {
     }
 }
 
-/// The first of `problems`, and behind them how many there are beside, `untold` ones included.
-pub(crate) fn told(mut problems: Vec<Problem>, mut untold: usize) -> Vec<Problem> {
-    untold += problems.len().saturating_sub(MOST_TOLD);
-    problems.truncate(MOST_TOLD);
-    if let (Some(last), 1..) = (problems.last(), untold) {
-        let message = format!("and {untold} more problems");
+/// Keeps the first [`MAX_REPORTED`] problems and appends the number of the others, including `omitted`.
+pub(crate) fn limit_reported(mut problems: Vec<Problem>, mut omitted: usize) -> Vec<Problem> {
+    omitted += problems.len().saturating_sub(MAX_REPORTED);
+    problems.truncate(MAX_REPORTED);
+    if let (Some(last), 1..) = (problems.last(), omitted) {
+        let message = format!("and {omitted} more problems");
         problems.push(Problem { position: last.position.clone(), key: String::new(), message });
     }
     problems
@@ -156,7 +155,7 @@ impl<'a> Section<'a> {
         }
     }
 
-    /// The value of `key`, where it is set.
+    /// Returns the value of `key` if it is set, and marks the key as known.
     pub(crate) fn get(&self, key: &'static str) -> Option<Node<'a>> {
         self.known.borrow_mut().push(key);
         self.find(key)
@@ -167,7 +166,7 @@ impl<'a> Section<'a> {
         Some(Node { document: self.document, key: self.path_of(key), span: value.span(), value: value.get_ref() })
     }
 
-    /// The value of `key`, which must be set.
+    /// Returns the value of `key`, and records a problem if it is missing.
     pub(crate) fn require(&self, key: &'static str, expected: &str) -> Option<Node<'a>> {
         let found = self.get(key);
         if found.is_none() {
@@ -176,20 +175,20 @@ impl<'a> Section<'a> {
         found
     }
 
-    /// The table `key`; nothing where it is not set.
+    /// Returns the table `key` if it is set.
     pub(crate) fn section(&self, key: &'static str) -> Option<Self> {
         self.get(key)?.section("a table")
     }
 
-    /// Where `key` of a table below this one stands, if it does.
-    pub(crate) fn place_of(&self, table: &str, key: &str) -> Option<SourcedPath> {
+    /// Returns the position of `key` in the table `table` below this one, if it is set.
+    pub(crate) fn position_of(&self, table: &str, key: &str) -> Option<SourcedPath> {
         let table = self.find(table)?;
         let value = table.value.as_table()?.get(key)?;
         Some(SourcedPath { position: self.document.position(value.span().start), key: format!("{}.{key}", table.key) })
     }
 
-    /// Keys of features to come: refused by name, so that none is taken for one that works.
-    pub(crate) fn not_yet(&self, keys: &[&'static str]) {
+    /// Rejects keys of features that are not available yet.
+    pub(crate) fn reject_later_keys(&self, keys: &[&'static str]) {
         for key in keys {
             if let Some(node) = self.find(key) {
                 node.problem(NOT_YET);
@@ -198,12 +197,12 @@ impl<'a> Section<'a> {
         }
     }
 
-    /// Keys of other tables that people write here: whoever does is told where they belong.
-    pub(crate) fn misplaced_keys(&self, hint: &'static str, keys: &[&'static str]) {
+    /// Registers keys that belong to another table, and the hint to report for them.
+    pub(crate) fn add_misplaced_keys(&self, hint: &'static str, keys: &[&'static str]) {
         self.misplaced_keys.borrow_mut().extend(keys.iter().map(|key| (*key, hint)));
     }
 
-    /// Notes every key nobody asked for.
+    /// Records a problem for every key that was not read.
     pub(crate) fn finish(self) {
         let (known, later) = (self.known.borrow(), self.later.borrow());
         for (key, _) in self.table {
@@ -239,11 +238,11 @@ impl<'a> Node<'a> {
         i64::from_str_radix(integer.as_str(), integer.radix()).ok()
     }
 
-    /// A point in time, in quotes or without. It has to be written with its offset from UTC.
+    /// A date and time with a UTC offset, quoted or unquoted.
     pub(crate) fn instant(&self) -> Option<OffsetDateTime> {
         let quoted = || self.value.as_str()?.parse().ok();
         let instant = self.value.as_datetime().copied().or_else(quoted).and_then(|datetime| {
-            // TOML lets a space stand for the T, and seconds be left out.
+            // TOML allows a space instead of the T, and omitted seconds.
             let text = datetime.to_string().replacen(' ', "T", 1);
             timestamp::parse(&text)
         });
@@ -255,7 +254,7 @@ impl<'a> Node<'a> {
         Some(Section::of(self.document, self.key.clone(), self.span.clone(), table))
     }
 
-    /// The elements of an array.
+    /// Returns the elements of an array.
     pub(crate) fn list(&self, expected: &str) -> Option<Vec<Self>> {
         let array = self.typed(self.value.as_array(), expected)?;
         let node = |(index, value): (usize, &'a toml::Spanned<DeValue<'a>>)| Node {
@@ -267,7 +266,7 @@ impl<'a> Node<'a> {
         Some(array.iter().enumerate().map(node).collect())
     }
 
-    /// The elements of an array, or the one value that stands in its place.
+    /// Returns the elements of an array, or a single value as a list of one.
     pub(crate) fn one_or_list(&self) -> Vec<Self> {
         match self.value {
             DeValue::Array(_) => self.list("").unwrap_or_default(),
@@ -280,7 +279,7 @@ impl<'a> Node<'a> {
         }
     }
 
-    /// One of a few words.
+    /// Returns the value that belongs to one of `names`.
     pub(crate) fn choice<T: Copy>(&self, names: &[(&str, T)]) -> Option<T> {
         let expected = one_of(names.iter().map(|(name, _)| format!("{name:?}")));
         let text = self.text(&expected)?;
@@ -288,8 +287,8 @@ impl<'a> Node<'a> {
         self.typed(chosen, &expected)
     }
 
-    /// The same under another key.
-    pub(crate) fn called(&self, key: String) -> Self {
+    /// Returns the same value under another key.
+    pub(crate) fn with_key(&self, key: String) -> Self {
         Self { key, ..self.clone() }
     }
 
@@ -301,12 +300,12 @@ impl<'a> Node<'a> {
         self.value.is_table()
     }
 
-    /// Notes that the value is not what was expected.
+    /// Records that the value is not what was expected.
     pub(crate) fn expected(&self, expected: impl Display) {
         self.problem(format_args!("found {}, expected {expected}", self.found()));
     }
 
-    /// Notes something about the value.
+    /// Records a problem with the value.
     pub(crate) fn problem(&self, message: impl Display) {
         self.document.note(self.span.clone(), self.key.clone(), message.to_string());
     }
@@ -319,25 +318,25 @@ impl<'a> Node<'a> {
         self.document.position(self.span.start)
     }
 
-    /// The value, as far as an error may repeat it.
+    /// The value as far as an error may show it.
     pub(crate) fn found(&self) -> String {
         let written = self.document.text.get(self.span.clone()).unwrap_or("");
         let (kind, shown) = match self.value {
             DeValue::String(text) => ("a string", shown::string(written, text)),
             DeValue::Array(elements) if elements.is_empty() => ("a list", "[]".to_owned()),
-            // What is inside may be a secret.
+            // The content may be a secret.
             DeValue::Array(_) => return "a list".to_owned(),
             DeValue::Table(_) => return "a table".to_owned(),
             DeValue::Integer(_) => ("a number", shown::bounded(written)),
             DeValue::Float(_) => ("a number", shown::bounded(written)),
-            DeValue::Boolean(_) => ("a truth value", shown::bounded(written)),
+            DeValue::Boolean(_) => ("a boolean", shown::bounded(written)),
             DeValue::Datetime(_) => ("a date", shown::bounded(written)),
         };
         if shown::is_secret(&self.key) { format!("{kind} that is not shown") } else { shown }
     }
 
-    /// Notes a file or an environment variable that the value names.
-    pub(crate) fn names(&self, location: &Location) {
+    /// Records a file or an environment variable that the value names.
+    pub(crate) fn record_location(&self, location: &Location) {
         let named = SourcedPem { location: location.clone(), position: self.position(), key: self.key.clone() };
         self.document.named.borrow_mut().push(named);
     }
@@ -350,15 +349,15 @@ impl<'a> Node<'a> {
     }
 }
 
-/// What a key or value of a later feature is answered.
+/// The message for a key or value of a feature that is not available yet.
 pub(crate) const NOT_YET: &str =
-    concat!("is not available in this version (", env!("CARGO_PKG_VERSION"), "); take it out");
+    concat!("is not available in this version (", env!("CARGO_PKG_VERSION"), "); remove it");
 
-/// Behind the first few the parser has lost its way.
-const MOST_SYNTAX_ERRORS: usize = 3;
+/// After the first few errors the recovered parse is unreliable.
+const MAX_SYNTAX_ERRORS: usize = 3;
 
-/// Problems of one file that are told one by one. Nobody mends more at a time, and a list of rules can have many.
-const MOST_TOLD: usize = 100;
+/// Maximum number of problems reported for one file. A list of rules can have many.
+const MAX_REPORTED: usize = 100;
 
 fn is_punctuation(text: &str) -> bool {
     (1..=3).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_punctuation())
@@ -377,7 +376,7 @@ fn one_of(names: impl Iterator<Item = String>) -> String {
     match names.split_last() {
         Some((last, [])) => last.clone(),
         Some((last, rest)) => format!("{} or {last}", rest.join(", ")),
-        None => "nothing here".to_owned(),
+        None => "no keys".to_owned(),
     }
 }
 
@@ -385,7 +384,7 @@ fn one_of(names: impl Iterator<Item = String>) -> String {
 mod tests {
     use super::*;
 
-    /// What is wrong with a table `rule` that may have a description and a value.
+    /// The problems of a table `rule` that may have a description and a value.
     fn problems(text: &str) -> Vec<String> {
         let document = Document::new(Path::new("x.toml"), text);
         let tree = document.parse().unwrap();
@@ -399,7 +398,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_key_of_an_inline_table_has_its_place_and_a_suggestion() {
+    fn unknown_key_of_an_inline_table_is_reported_with_position_and_suggestion() {
         assert_eq!(
             problems("\nrule = { description = \"x\", valeu = \"10.0.0.0/8\" }\n"),
             ["x.toml:2:29: rule.valeu: unknown key; did you mean \"value\"?"]
@@ -407,7 +406,7 @@ mod tests {
     }
 
     #[test]
-    fn a_column_counts_characters_and_not_bytes() {
+    fn column_counts_characters_not_bytes() {
         assert_eq!(
             problems("# Zoë\nrule = { description = \"Zoë — 鍵\", value = 1 }\n"),
             ["x.toml:2:43: rule.value: found 1, expected an address"]
@@ -415,10 +414,10 @@ mod tests {
     }
 
     #[test]
-    fn what_is_beyond_the_most_that_is_told_is_counted() {
-        let many: String = (0..MOST_TOLD + 7).map(|number| format!("key-{number} = 0\n")).collect();
+    fn problems_beyond_the_maximum_are_counted() {
+        let many: String = (0..MAX_REPORTED + 7).map(|number| format!("key-{number} = 0\n")).collect();
         let problems = problems(&format!("[rule]\n{many}"));
-        assert_eq!(problems.len(), MOST_TOLD + 1);
-        assert!(problems[MOST_TOLD].ends_with("and 7 more problems"), "{}", problems[MOST_TOLD]);
+        assert_eq!(problems.len(), MAX_REPORTED + 1);
+        assert!(problems[MAX_REPORTED].ends_with("and 7 more problems"), "{}", problems[MAX_REPORTED]);
     }
 }

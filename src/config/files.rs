@@ -1,8 +1,7 @@
-//! The files a configuration names, and the environment variables it names in their place: each read once per load, and
-//! remembered by content.
+//! The files and environment variables that a configuration names. Each is read once per load and identified by content.
 //!
-//! Content and not modification time decides whether something changed, because a copy may keep the time and a
-//! Kubernetes volume swaps a symbolic link instead of touching the file.
+//! Changes are detected by content and not by modification time: a copy may keep the time, and a Kubernetes volume swaps a
+//! symbolic link without touching the file.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -18,48 +17,47 @@ use aws_lc_rs::digest::{SHA256, digest};
 use crate::config::credential;
 use crate::permissions;
 
-/// Where something stands that the configuration only names.
+/// The location of content that the configuration names.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Location {
-    /// A file.
     File(PathBuf),
-    /// An environment variable. It is what it was at the start as long as the process lives.
+    /// An environment variable. Its value is fixed when the process starts.
     Variable(String),
 }
 
-/// Reads files for one load, and keeps the fingerprint of what it read.
+/// Reads files for one load and keeps their digests.
 #[derive(Debug, Default)]
 pub struct Files {
     read: BTreeMap<Location, Content>,
-    /// Patterns, and the files they name.
+    /// Patterns and the files that match them.
     matched: BTreeMap<PathBuf, Result<Vec<PathBuf>, String>>,
 }
 
-/// Whether Kubernetes keeps a file: the files of a Secret or ConfigMap are links to `..data` beside them.
+/// Whether a file is in a Kubernetes volume. The files of a Secret or ConfigMap are links to `..data` in their directory.
 pub(crate) fn is_in_volume(file: &Path) -> bool {
     file.parent().is_some_and(|directory| directory.join("..data").is_symlink())
 }
 
-/// What was found in one place.
+/// The content of one location.
 #[derive(Clone, Debug)]
 struct Content {
     bytes: Result<Bytes, String>,
-    /// Of a file.
+    /// Permission bits of a file; 0 for a variable.
     mode: u32,
 }
 
 #[derive(Clone, Debug)]
 enum Bytes {
     Kept(Arc<[u8]>),
-    /// Read and released. The digest tells whether a second read finds the same content.
+    /// Read and freed. The digest shows whether a second read returns the same content.
     Released([u8; 32]),
 }
 
 impl Files {
-    /// What stands at `location`. A second call answers from memory, so that one load sees one state of every file.
+    /// Returns the content of `location`. A second call returns the cached content, so one load sees one state of every file.
     ///
     /// # Errors
-    /// Words that fit behind the location: "cannot be read: …".
+    /// A message that completes a sentence about the location: "cannot be read: …".
     pub fn read(&mut self, location: impl Into<Location>) -> Result<Arc<[u8]>, String> {
         let location = location.into();
         let released = match self.read.get(&location).map(|content| &content.bytes) {
@@ -75,7 +73,7 @@ impl Files {
             return Err(CHANGED.to_owned());
         }
         let bytes = bytes.map(Arc::<[u8]>::from);
-        // A file that was read once keeps its fingerprint, whatever becomes of it during this load.
+        // The digest of a file that was read once stays, even if a later read in this load fails.
         if released.is_none() || bytes.is_ok() {
             self.read.insert(location, Content { bytes: bytes.clone().map(Bytes::Kept), mode });
         }
@@ -83,18 +81,18 @@ impl Files {
     }
 
     /// Frees the content of a large file that has been parsed, and keeps its digest. A later [`Self::read`] reads the file
-    /// again and fails if it has changed meanwhile.
+    /// again, and fails if the content has changed.
     pub fn release(&mut self, location: impl Into<Location>) {
         if let Some(Content { bytes: Ok(bytes), .. }) = self.read.get_mut(&location.into()) {
             *bytes = Bytes::Released(bytes.digest());
         }
     }
 
-    /// The files that `path` names, in the order of their names: itself, or all that its last part describes by `*` and `?`.
-    /// Files whose name begins with a dot are passed over, as a shell does.
+    /// Returns the files that `path` names, sorted: the path itself, or all files that match `*` and `?` in its last component.
+    /// Skips files whose name starts with a dot, as a shell does.
     ///
     /// # Errors
-    /// Words that fit behind the pattern.
+    /// A message that completes a sentence about the pattern.
     pub fn matching(&mut self, path: &Path) -> Result<Vec<PathBuf>, String> {
         if !is_pattern(path) {
             return Ok(vec![path.to_owned()]);
@@ -103,9 +101,10 @@ impl Files {
         if matched.is_empty() { Err(NO_FILE.to_owned()) } else { Ok(matched) }
     }
 
-    /// Whether more people may read a file that was read before than the one it belongs to. systemd lets a service read its
-    /// credentials by way of an access list, which the mode shows as a right of the group; and Kubernetes gives the files of a
-    /// volume to a group of the pod alone (`fsGroup`), because they belong to root.
+    /// Whether users other than the owner may read a file that was read before.
+    ///
+    /// Group access is accepted in two places. systemd grants a service access to its credentials with an ACL, which the mode
+    /// shows as group permission. Kubernetes gives the files of a volume, which root owns, to a group of the pod (`fsGroup`).
     pub fn is_open_to_others(&self, location: impl Into<Location>) -> bool {
         let location = location.into();
         let others = match &location {
@@ -115,7 +114,7 @@ impl Files {
         self.read.get(&location).is_some_and(|content| content.mode & others != 0)
     }
 
-    /// What was read, by content; failed reads are part of it, so that a missing file that appears is a change.
+    /// The digests of everything that was read. Failed reads are included, so a missing file that appears is a change.
     pub fn fingerprint(&self) -> Fingerprint {
         Fingerprint {
             read: self.read.iter().map(|(location, content)| (location.clone(), content.digest())).collect(),
@@ -151,7 +150,7 @@ impl fmt::Display for Location {
     }
 }
 
-/// The content of a set of files at one moment, as digests.
+/// The content of a set of files at one time, as SHA-256 digests.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Fingerprint {
     read: BTreeMap<Location, Option<[u8; 32]>>,
@@ -159,11 +158,11 @@ pub struct Fingerprint {
 }
 
 impl Fingerprint {
-    /// The same files as they are now.
+    /// Reads the same files again.
     #[must_use]
     pub fn now(&self) -> Self {
         let mut files = Files::default();
-        // What cannot be read is remembered as such by `files`.
+        // `files` records failed reads too.
         for location in self.read.keys() {
             let _ = files.read(location);
             files.release(location);
@@ -174,7 +173,7 @@ impl Fingerprint {
         files.fingerprint()
     }
 
-    /// The files it speaks of.
+    /// The files in the set.
     pub fn paths(&self) -> impl Iterator<Item = &Path> {
         self.read.keys().filter_map(|location| match location {
             Location::File(path) => Some(path.as_path()),
@@ -182,14 +181,14 @@ impl Fingerprint {
         })
     }
 
-    /// The directories in which a file that appears or goes makes a difference.
+    /// The directories of patterns, where an added or removed file is a change.
     pub fn directories(&self) -> impl Iterator<Item = &Path> {
         self.patterns.keys().filter_map(|pattern| pattern.parent())
     }
 }
 
 impl Content {
-    /// The bytes of a file or a variable, and the mode of a file.
+    /// Reads a file with its mode, or a variable.
     fn read(location: &Location) -> (Result<Vec<u8>, String>, u32) {
         match location {
             Location::File(path) => match read_regular_file(path) {
@@ -232,7 +231,7 @@ fn list(pattern: &Path) -> Result<Vec<PathBuf>, String> {
     for entry in directory.read_dir().map_err(cannot)? {
         let entry = entry.map_err(cannot)?.file_name();
         let text = entry.as_encoded_bytes();
-        if !text.starts_with(b".") && describes(name.as_encoded_bytes(), text) {
+        if !text.starts_with(b".") && matches_pattern(name.as_encoded_bytes(), text) {
             files.push(directory.join(entry));
         }
     }
@@ -240,9 +239,9 @@ fn list(pattern: &Path) -> Result<Vec<PathBuf>, String> {
     Ok(files)
 }
 
-/// Whether a name is one that the pattern describes: `*` stands for any text, `?` for any byte. On a mismatch the last `*`
-/// takes one byte more, which is all the going back there has to be.
-fn describes(pattern: &[u8], name: &[u8]) -> bool {
+/// Whether a name matches the pattern: `*` matches any text, `?` any byte. After a mismatch the last `*` takes one more byte;
+/// no other backtracking is necessary.
+fn matches_pattern(pattern: &[u8], name: &[u8]) -> bool {
     let (mut at, mut star) = (0, None);
     let mut position = 0;
     while let Some(byte) = name.get(position) {
@@ -267,7 +266,7 @@ fn describes(pattern: &[u8], name: &[u8]) -> bool {
 }
 
 fn read_regular_file(path: &Path) -> io::Result<(Vec<u8>, u32)> {
-    // Opening must not wait for a writer, should somebody name a FIFO.
+    // Opening a FIFO must not block until a writer appears.
     let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
     let metadata = file.metadata()?;
     if !metadata.is_file() {
@@ -289,8 +288,8 @@ fn read_variable(name: &str) -> Result<Vec<u8>, String> {
     }
 }
 
-/// A PEM text whose line breaks are written as `\n`, as env files and the panels of hosting providers have it, with real ones.
-/// No PEM text has a backslash of its own.
+/// Replaces `\n` escapes in a PEM text by line breaks. Env files and hosting panels write line breaks that way, and PEM
+/// contains no backslashes.
 fn with_line_breaks(text: Vec<u8>) -> Vec<u8> {
     match String::from_utf8(text) {
         Ok(text) if text.contains("-----BEGIN ") => text.replace("\\r\\n", "\n").replace("\\n", "\n").into_bytes(),
@@ -299,12 +298,12 @@ fn with_line_breaks(text: Vec<u8>) -> Vec<u8> {
     }
 }
 
-const CHANGED: &str = "has changed while the configuration was read; reload again";
+const CHANGED: &str = "changed while the configuration was being read; reload again";
 
-const NO_FILE: &str = "names no file that is there; put one there, or take the pattern out";
+const NO_FILE: &str = "matches no file; add a file or remove the pattern";
 
-/// Far above any real certificate bundle or list of sources (100,000 rules are about 10 MiB); bounds what a wrong path
-/// can make this program hold.
+/// In bytes. Far above any real certificate bundle or list of sources (100,000 rules are about 10 MiB). Limits the memory
+/// that a wrong path can use.
 const MAX_FILE_SIZE: u64 = 64 << 20;
 
 #[cfg(test)]
@@ -312,7 +311,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_load_sees_one_state_of_a_file_and_the_next_sees_the_change() {
+    fn changed_file_is_seen_by_the_next_load_only() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("x");
         let mut files = Files::default();
@@ -320,7 +319,7 @@ mod tests {
         let missing = files.fingerprint();
 
         std::fs::write(&path, "one").unwrap();
-        assert!(files.read(&path).is_err(), "the answer of this load stands");
+        assert!(files.read(&path).is_err(), "this load keeps its first result");
         assert_ne!(missing.now(), missing);
         let one = missing.now();
         assert_eq!(one.now(), one);
@@ -345,26 +344,30 @@ mod tests {
         files.release(&path);
         std::fs::write(&path, "two").unwrap();
         assert_eq!(files.read(&path), Err(CHANGED.to_owned()));
-        assert_eq!(files.fingerprint(), one, "so that the next look finds a change");
+        assert_eq!(files.fingerprint(), one, "the next comparison must find a change");
         assert_ne!(one.now(), one);
     }
 
     #[test]
-    fn only_regular_files_are_read() {
+    fn file_that_is_not_regular_is_rejected() {
         let mut files = Files::default();
         assert!(files.read(Path::new("/dev/zero")).unwrap_err().contains("not a regular file"));
         assert!(files.read(Path::new("/")).is_err());
     }
 
     #[test]
-    fn a_pattern_names_files_in_order_and_a_new_one_is_a_change() {
+    fn pattern_lists_files_in_order_and_a_new_file_is_a_change() {
         let directory = tempfile::tempdir().unwrap();
         let path = |name: &str| directory.path().join(name);
         for name in ["b.crt", "a.crt", ".hidden.crt", "a.key"] {
             std::fs::write(path(name), "x").unwrap();
         }
         let mut files = Files::default();
-        assert_eq!(files.matching(&path("plain")), Ok(vec![path("plain")]), "no pattern: itself, there or not");
+        assert_eq!(
+            files.matching(&path("plain")),
+            Ok(vec![path("plain")]),
+            "a path without a pattern is returned even if the file is missing"
+        );
         assert_eq!(files.matching(&path("*.crt")), Ok(vec![path("a.crt"), path("b.crt")]));
         assert_eq!(files.matching(&path("*.pem")), Err(NO_FILE.to_owned()));
         assert!(files.matching(&path("missing/*")).unwrap_err().contains("cannot be listed"));
@@ -376,7 +379,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pattern_describes_whole_names() {
+    fn pattern_matches_whole_names() {
         let cases = [
             ("*", "", true),
             ("*.crt", "a.crt", true),
@@ -389,22 +392,22 @@ mod tests {
             ("ab", "abc", false),
         ];
         for (pattern, name, expected) in cases {
-            assert_eq!(describes(pattern.as_bytes(), name.as_bytes()), expected, "{pattern} and {name}");
+            assert_eq!(matches_pattern(pattern.as_bytes(), name.as_bytes()), expected, "{pattern} and {name}");
         }
     }
 
     #[test]
-    fn written_line_breaks_of_pem_become_real_ones() {
+    fn escaped_line_breaks_of_pem_are_replaced() {
         let pem = "-----BEGIN X-----\nAAEC\n-----END X-----\n";
         for written in [pem.to_owned(), pem.replace('\n', "\\n"), pem.replace('\n', "\\r\\n")] {
             assert_eq!(with_line_breaks(written.into_bytes()), pem.as_bytes());
         }
-        // A passphrase may have a backslash in it.
+        // A passphrase may contain a backslash.
         assert_eq!(with_line_breaks(b"a\\nb".to_vec()), b"a\\nb");
     }
 
     #[test]
-    fn a_variable_is_read_like_a_file_and_has_no_path_to_watch() {
+    fn variable_is_read_like_a_file_and_is_not_watched() {
         let mut files = Files::default();
         let set = Location::Variable("CARGO_PKG_NAME".to_owned());
         let unset = Location::Variable("PORTCULLIS_NO_SUCH_VARIABLE".to_owned());

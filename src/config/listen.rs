@@ -1,4 +1,4 @@
-//! `listen`: ports and the files of Unix sockets.
+//! `listen`: TCP addresses and Unix sockets.
 
 use std::path::{Path, PathBuf};
 
@@ -8,15 +8,14 @@ use crate::addr::{ListenAddr, TcpListenAddr};
 use crate::config::document::Node;
 use crate::transport::unix_socket::Access;
 
-/// Where a listener listens.
 #[derive(Debug)]
 pub(crate) struct Listen {
     pub(crate) address: ListenAddr,
-    /// Of a Unix socket.
+    /// Owner and permissions of a Unix socket; `None` for TCP.
     pub(crate) access: Option<Access>,
 }
 
-/// Reads one address: a text, or a table where more is to be said of a Unix socket.
+/// Reads one address: a string, or a table that also sets owner and permissions of a Unix socket.
 pub(crate) fn listen(node: &Node<'_>, ipv6_only: bool, directory: &Path) -> Option<Listen> {
     if node.is_table() {
         return unix_socket(node, directory);
@@ -48,7 +47,7 @@ fn path(node: &Node<'_>, directory: &Path) -> Option<PathBuf> {
     node.socket_path(directory, UNIX)
 }
 
-/// `"0660"`: octal, and no more than who may read and write.
+/// `"0660"`: octal permission bits without setuid, setgid and sticky.
 fn mode(node: &Node<'_>) -> Option<u32> {
     let text = node.text(MODE)?;
     let octal = (3..=4).contains(&text.len()) && text.bytes().all(|byte| (b'0'..=b'7').contains(&byte));
@@ -74,13 +73,13 @@ fn group(node: &Node<'_>) -> Option<u32> {
 fn number_of(node: &Node<'_>, text: &str, known: impl Fn(&str) -> Option<u32>, what: &str) -> Option<u32> {
     let number = text.parse().ok().or_else(|| known(text));
     if number.is_none() {
-        node.problem(format_args!("found {}, but there is no {what} of this name on this machine", node.found()));
+        node.problem(format_args!("found {}, but this machine has no such {what}", node.found()));
     }
     number
 }
 
 const LISTEN: &str = "an IP address and port such as \"0.0.0.0:6380\" or \"[::]:6380\", or a Unix socket such as \"unix:/run/portcullis/cache.sock\"";
 const UNIX: &str = "a Unix socket such as \"unix:/run/portcullis/cache.sock\"";
-const MODE: &str = "the permissions of the socket in octal, such as \"0660\"";
-const OWNER: &str = "the name or number of a user";
-const GROUP: &str = "the name or number of a group";
+const MODE: &str = "octal permissions such as \"0660\"";
+const OWNER: &str = "a user name or numeric user ID";
+const GROUP: &str = "a group name or numeric group ID";

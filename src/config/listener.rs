@@ -17,36 +17,36 @@ use crate::source::proxies::TrustedProxies;
 use crate::source::rule::{Network, NetworkError};
 use crate::source::trusted::{Enforcement, SourcePolicy, TrustedSources};
 
-/// Reads listeners, one after the other, and remembers what is given away already.
+/// Reads the listeners and detects names and addresses that are used twice.
 #[derive(Debug)]
 pub(crate) struct Listeners<'a> {
     directory: &'a Path,
     files: &'a mut Files,
-    /// What is wrong in other files than the configuration itself.
-    misplaced_keys: Vec<Problem>,
-    /// The socket of `[admin]`.
+    /// Problems in `sources_file` files.
+    file_problems: Vec<Problem>,
+    /// The path of the `[admin]` socket.
     admin: Option<&'a Path>,
-    /// What `[reload]` says of sessions that are no longer let in.
+    /// The default of each listener's `revoke`.
     revoke: Revoke,
-    /// Names, and addresses with the listener that has them.
     names: Vec<String>,
+    /// Each address with the name of its listener.
     addresses: BTreeMap<ListenAddr, String>,
-    /// Where each address stands.
-    places: BTreeMap<String, SourcedPath>,
+    /// The position of each address in the configuration.
+    positions: BTreeMap<String, SourcedPath>,
 }
 
 impl<'a> Listeners<'a> {
     pub(crate) fn new(directory: &'a Path, files: &'a mut Files, admin: Option<&'a Path>, revoke: Revoke) -> Self {
-        let (names, addresses, places) = Default::default();
-        Self { directory, files, misplaced_keys: Vec::new(), admin, revoke, names, addresses, places }
+        let (names, addresses, positions) = Default::default();
+        Self { directory, files, file_problems: Vec::new(), admin, revoke, names, addresses, positions }
     }
 
-    /// Every listener that could be read whole, and the problems of the other files they name.
-    /// Where each address stands goes into `places`.
+    /// Returns every valid listener, and the problems of the `sources_file` files.
+    /// Adds the position of each address to `positions`.
     pub(crate) fn read(
         mut self,
         root: &Section<'_>,
-        places: &mut BTreeMap<String, SourcedPath>,
+        positions: &mut BTreeMap<String, SourcedPath>,
     ) -> (Vec<Listener>, Vec<Problem>) {
         let nodes = root.require("listener", "at least one [[listener]]");
         let nodes = nodes.and_then(|node| {
@@ -57,8 +57,8 @@ impl<'a> Listeners<'a> {
             Some(nodes)
         });
         let listeners = nodes.unwrap_or_default().iter().filter_map(|node| self.listener(node)).collect();
-        places.append(&mut self.places);
-        (listeners, self.misplaced_keys)
+        positions.append(&mut self.positions);
+        (listeners, self.file_problems)
     }
 
     fn listener(&mut self, node: &Node<'_>) -> Option<Listener> {
@@ -84,9 +84,9 @@ impl<'a> Listeners<'a> {
         let shield = section.get("shield").and_then(|node| node.choice(&SHIELDS));
         let plaintext_cancel = plaintext_cancel(&section, protocol);
         let revoke = section.get("revoke").and_then(|node| process::revoke(&node));
-        section.misplaced_keys("write it in [listener.tls]", &OF_TLS);
-        section.misplaced_keys("write it in [listener.limits]", &OF_LIMITS);
-        section.misplaced_keys("write it in [listener.upstream]", &OF_UPSTREAM);
+        section.add_misplaced_keys("write it in [listener.tls]", &OF_TLS);
+        section.add_misplaced_keys("write it in [listener.limits]", &OF_LIMITS);
+        section.add_misplaced_keys("write it in [listener.upstream]", &OF_UPSTREAM);
         section.finish();
         let listen = listen?;
         let access = |listen: &Listen| match (&listen.address, listen.access) {
@@ -118,7 +118,7 @@ impl<'a> Listeners<'a> {
             return None;
         }
         if self.names.iter().any(|taken| taken == name) {
-            node.problem(format_args!("found {}, which another listener is called already", node.found()));
+            node.problem(format_args!("found {}, which is already the name of another listener", node.found()));
             return None;
         }
         self.names.push(name.to_owned());
@@ -136,15 +136,15 @@ impl<'a> Listeners<'a> {
             let address = &one.address;
             let taken = self.addresses.iter().find(|(other, _)| address.overlaps(other));
             if let Some((other, owner)) = taken {
-                node.problem(format_args!("found {}, but listener \"{owner}\" has {other} already", node.found()));
+                node.problem(format_args!("found {}, but listener \"{owner}\" already uses {other}", node.found()));
                 continue;
             }
             if matches!(address, ListenAddr::Unix(path) if self.admin == Some(path)) {
-                node.problem(format_args!("found {}, but [admin] has it already", node.found()));
+                node.problem(format_args!("found {}, but [admin] already uses it", node.found()));
                 continue;
             }
             let position = SourcedPath { position: node.position(), key: node.key().to_owned() };
-            self.places.insert(address.to_string(), position);
+            self.positions.insert(address.to_string(), position);
             self.addresses.insert(address.clone(), name.unwrap_or("?").to_owned());
             all.push(one);
         }
@@ -161,7 +161,7 @@ impl<'a> Listeners<'a> {
                 Err(problems) => {
                     for problem in problems {
                         match problem.position.position {
-                            Some(_) => self.misplaced_keys.push(problem),
+                            Some(_) => self.file_problems.push(problem),
                             None => {
                                 let named = SourcedFile {
                                     path: path.clone(),
@@ -180,7 +180,7 @@ impl<'a> Listeners<'a> {
         (policy, file.map(|(path, _)| path))
     }
 
-    /// `Some(None)` where it is off.
+    /// `Some(None)` if TLS is off.
     fn tls(&self, node: &Node<'_>) -> Option<Option<Tls>> {
         if node.is_table() {
             return tls::tls(node, self.directory).map(Some);
@@ -188,7 +188,7 @@ impl<'a> Listeners<'a> {
         match node.text(TLS)? {
             "off" => Some(None),
             "disable" | "require" | "verify-ca" | "verify-full" => {
-                node.expected(format_args!("{TLS}; TLS to the upstream is tls in [listener.upstream]"));
+                node.expected(format_args!("{TLS}; for TLS to the upstream, set tls in [listener.upstream]"));
                 None
             }
             _ => {
@@ -199,16 +199,16 @@ impl<'a> Listeners<'a> {
     }
 }
 
-/// Without TLS only programs of this machine may be heard, and Unix sockets have none.
+/// Rejects TLS on Unix sockets, and addresses without TLS that other machines can reach.
 fn check_exposure(node: &Node<'_>, has_tls: bool, listen: &[Listen]) {
     for Listen { address, .. } in listen {
         match (has_tls, address) {
             (true, ListenAddr::Unix(_)) => node.problem(format_args!(
-                "is on, but {address} is a Unix socket, where clients do not use TLS; give it a listener of its own with tls = \"off\""
+                "is on, but {address} is a Unix socket, where clients do not use TLS; move it to another listener with tls = \"off\""
             )),
             (false, _) if !address.is_local() => node.problem(format_args!(
-                "is off, but {address} can be reached from other machines, and whoever is on the way could read and change \
-                 everything; listen on 127.0.0.1, [::1] or a Unix socket, or give it certificates"
+                "is off, but other machines can reach {address}, and the traffic could be read and changed on the way; \
+                 listen on 127.0.0.1, [::1] or a Unix socket, or set tls.certificates"
             )),
             _ => {}
         }
@@ -217,16 +217,16 @@ fn check_exposure(node: &Node<'_>, has_tls: bool, listen: &[Listen]) {
 
 /// `[listener.proxy_protocol]`
 fn proxies(section: &Section<'_>) -> TrustedProxies {
-    let section = section.get("proxy_protocol").and_then(|node| node.section(BALANCERS));
+    let section = section.get("proxy_protocol").and_then(|node| node.section(TRUSTED_PROXIES));
     let Some(section) = section else { return TrustedProxies::default() };
-    // None is the default, and may be said aloud.
+    // An empty list is allowed. It equals the default.
     let nodes = section.get("trusted").as_ref().map(Node::one_or_list).unwrap_or_default();
     let checks = section.get("health_checks");
     section.finish();
     let proxies: TrustedProxies = nodes.iter().filter_map(|node| network(node, "load balancer")).collect();
     let Some(checks) = checks else { return proxies };
     let checkers = if checks.is_boolean() {
-        // From the load balancers themselves, or not at all.
+        // `true` means from the load balancers.
         if checks.boolean() == Some(true) { proxies.networks().to_vec() } else { Vec::new() }
     } else {
         checks.one_or_list().iter().filter_map(|node| network(node, "health checker")).collect()
@@ -234,10 +234,10 @@ fn proxies(section: &Section<'_>) -> TrustedProxies {
     proxies.with_health_checkers(checkers)
 }
 
-fn network(node: &Node<'_>, whose: &str) -> Option<Network> {
+fn network(node: &Node<'_>, peer: &str) -> Option<Network> {
     let parsed = node.text(sources::SOURCE)?.parse();
     let wrong = |error: NetworkError| {
-        node.problem(format_args!("found {}, which is {error}; name each {whose} by its address", node.found()));
+        node.problem(format_args!("found {}, which is {error}; specify each {peer} by address", node.found()));
     };
     parsed.map_err(wrong).ok()
 }
@@ -245,7 +245,7 @@ fn network(node: &Node<'_>, whose: &str) -> Option<Network> {
 fn plaintext_cancel(section: &Section<'_>, protocol: Option<Protocol>) -> bool {
     let Some(node) = section.get("postgres") else { return true };
     if protocol.is_some_and(|protocol| protocol != Protocol::Postgres) {
-        node.problem("is set, but the listener's protocol is not \"postgres\"; take it out");
+        node.problem("is set, but the listener's protocol is not \"postgres\"; remove it");
         return true;
     }
     let Some(section) = node.section("a table") else { return true };
@@ -254,7 +254,7 @@ fn plaintext_cancel(section: &Section<'_>, protocol: Option<Protocol>) -> bool {
     allowed.unwrap_or(true)
 }
 
-/// Keys of the tables inside a listener, as far as their names say which one is meant.
+/// Keys of the tables inside a listener whose names identify their table.
 const OF_TLS: [&str; 6] =
     ["certificates", "client_auth", "client_ca", "client_certificates", "client_crl", "trusted_clients"];
 const OF_LIMITS: [&str; 8] = [
@@ -277,10 +277,10 @@ const PROTOCOLS: [(&str, Protocol); 3] =
 const TLS: &str = "a table with certificates = [{ cert = \"…\", key = \"…\" }], or \"off\"";
 
 const TLS_MISSING: &str =
-    "tls.certificates = [{ cert = \"…\", key = \"…\" }], or tls = \"off\" for programs of this machine";
+    "tls.certificates = [{ cert = \"…\", key = \"…\" }], or tls = \"off\" for clients on this machine";
 
-const BALANCERS: &str = "a table with trusted = [\"10.9.0.5\"], the load balancers that announce clients to us; to announce them to the \
-                         upstream set proxy_protocol in [listener.upstream]";
+const TRUSTED_PROXIES: &str = "a table with trusted = [\"10.9.0.5\"], the load balancers that send PROXY headers; to send PROXY \
+                               headers to the upstream, set proxy_protocol in [listener.upstream]";
 
 const SHIELDS: [(&str, Shield); 3] = [("off", Shield::Off), ("auto", Shield::Auto), ("on", Shield::On)];
 

@@ -1,8 +1,7 @@
-//! The configuration: TOML in, values that can be used as they are out, or every problem at once.
+//! The configuration: parses TOML into typed values, or reports all problems at once.
 //!
-//! It is parsed twice and then forgotten. [`document`](self) gives every value its place; the readers below turn the tree
-//! into a [`Config`] in which nothing is missing and nothing is text that still has to be understood. Certificate files
-//! are only named here; [`crate::policy`] opens them.
+//! [`document`] gives every value its position. The other modules turn the tree into a [`Config`], in which nothing is missing
+//! and every value has its type. Certificate files are only named here; [`crate::policy`] reads them.
 
 pub(crate) mod credential;
 pub(crate) mod document;
@@ -43,71 +42,67 @@ use crate::x509::chain::settings::{AnchorValidity, CrlExpired};
 /// A whole configuration.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// The file it came from.
     pub file: PathBuf,
-    /// `[log]`
     pub log: Log,
-    /// `[state] directory`: where the program keeps what it has to know after a restart. It need not be there.
+    /// `[state] directory`: where state is kept across restarts. The directory may be missing.
     pub state_directory: PathBuf,
-    /// `[admin]`: where the commands reach the running program; `None` nowhere.
+    /// `[admin]`: the admin socket; `None` if it is off.
     pub admin: Option<Admin>,
-    /// `[reload]`
     pub reload: Reload,
-    /// `[shutdown] drain`: how long open sessions may go on after SIGTERM.
+    /// `[shutdown] drain`: how long open sessions may continue after SIGTERM.
     pub drain: Duration,
     /// `[[listener]]`, at least one.
     pub listeners: Vec<Listener>,
-    /// Where settings of this machine stand in the file: `admin.listen`, `log.audit_file`, and each address by its text.
-    pub(crate) places: BTreeMap<String, SourcedPath>,
+    /// Positions of settings that can fail on this machine only: `admin.listen`, `log.audit_file`, and each address by its
+    /// text.
+    pub(crate) positions: BTreeMap<String, SourcedPath>,
 }
 
 /// `[log]`
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Log {
-    /// A tracing filter that has been parsed once already.
+    /// A valid tracing filter.
     pub level: String,
-    /// What a log line looks like.
     pub format: LogFormat,
-    /// Where audit events also go.
+    /// A file that also receives audit events.
     pub audit_file: Option<PathBuf>,
 }
 
-/// What a log line looks like.
+/// The format of a log line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogFormat {
     /// Text on a terminal, JSON otherwise.
     Auto,
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
-    /// For reading.
+    /// For humans.
     Text,
 }
 
 /// `[admin]`
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Admin {
-    /// The Unix socket it listens at.
+    /// The path of the Unix socket.
     pub socket: PathBuf,
 }
 
 /// `[reload]`
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reload {
-    /// React to change events.
+    /// Whether to react to file change events.
     pub watch: bool,
-    /// Compare contents this often; `None` never.
+    /// Interval of the content comparison; `None` turns it off.
     pub poll: Option<Duration>,
-    /// What becomes of open sessions that the policy no longer lets in.
     pub revoke: Revoke,
 }
 
-/// What becomes of open sessions that the policy no longer lets in.
+/// What happens to open sessions that the policy no longer admits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Revoke {
-    /// They are ended.
+    /// Portcullis closes them.
     #[default]
     Disconnect,
-    /// They go on until they end by themselves.
+    /// They continue until a peer closes them.
     Keep,
 }
 
@@ -116,29 +111,25 @@ pub enum Revoke {
 pub struct Listener {
     /// Unique among the listeners.
     pub name: String,
-    /// What clients speak inside TLS.
+    /// The protocol inside TLS.
     pub protocol: Protocol,
-    /// Where it listens; at least one address.
+    /// At least one address.
     pub listen: Vec<ListenAddr>,
-    /// Who may open those of its addresses that are Unix sockets.
+    /// Owner and permissions of the Unix sockets in `listen`.
     pub socket_files: BTreeMap<PathBuf, Access>,
-    /// Whose connections it takes.
     pub sources: SourcePolicy,
-    /// Where further rules are read from.
+    /// A file of further rules.
     pub sources_file: Option<PathBuf>,
-    /// `[listener.proxy_protocol] trusted`: whose word on where a client comes from it takes.
+    /// `[listener.proxy_protocol]`: the load balancers whose PROXY headers are accepted.
     pub proxies: TrustedProxies,
-    /// Whether the kernel turns strangers away already.
     pub shield: Shield,
-    /// `[listener.tls]`; `None` where it is off.
+    /// `[listener.tls]`; `None` if TLS is off.
     pub tls: Option<Tls>,
-    /// `[listener.upstream]`
     pub upstream: Upstream,
-    /// `[listener.limits]`
     pub limits: Limits,
-    /// What becomes of its open sessions that the policy no longer lets in: its own `revoke`, or that of `[reload]`.
+    /// The listener's own `revoke`, or that of `[reload]`.
     pub revoke: Revoke,
-    /// `[listener.postgres] plaintext_cancel`: whether a CancelRequest may come without TLS.
+    /// `[listener.postgres] plaintext_cancel`: whether a CancelRequest is accepted without TLS.
     pub plaintext_cancel: bool,
 }
 
@@ -147,23 +138,23 @@ pub struct Listener {
 pub struct Tls {
     /// At least one.
     pub certificates: Vec<CertificateFiles>,
-    /// The lowest version taken.
     pub min_version: MinTlsVersion,
-    /// Whether clients must show a certificate.
+    /// Whether clients must present a certificate.
     pub client_auth: ClientAuth,
-    /// Bundles of trust anchors.
+    /// Bundles of trust anchors for client certificates.
     pub client_ca: Vec<SourcedFile>,
-    /// Revocation lists.
+    /// Certificate revocation lists.
     pub client_crl: Vec<SourcedFile>,
-    /// What a revocation list past its nextUpdate means.
+    /// What a CRL past its nextUpdate means.
     pub crl_expired: CrlExpired,
-    /// What the dates of the certificates in `client_ca` mean.
+    /// Whether the validity dates of the certificates in `client_ca` are enforced.
     pub anchor_validity: AnchorValidity,
-    /// Client certificates that need no CA. Where `client_auth` is not none, there is one of these or a trust anchor.
+    /// Pinned client certificates, which need no CA. With `client_auth` other than none, there is a pinned certificate or a trust
+    /// anchor.
     pub client_certificates: Vec<SourcedFile>,
-    /// Whom of the holders of a good certificate to let in.
+    /// Which clients with a valid certificate are admitted.
     pub trusted_clients: TrustedClients,
-    /// Keys of session tickets that several replicas share.
+    /// Session ticket keys that several replicas share.
     pub ticket_keys: Option<SourcedFile>,
 }
 
@@ -172,47 +163,42 @@ pub struct Tls {
 pub struct CertificateFiles {
     /// The chain, leaf first.
     pub cert: SourcedPem,
-    /// The key of the leaf.
+    /// The private key of the leaf.
     pub key: SourcedPem,
-    /// In its first line the passphrase of the key.
+    /// Its first line is the passphrase of the key.
     pub key_passphrase_file: Option<SourcedFile>,
 }
 
-/// A key and where it stands.
+/// A configuration key and its position.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SourcedPath {
-    /// Where.
     pub position: Position,
-    /// The key.
     pub key: String,
 }
 
 impl SourcedPath {
-    /// A problem with its value.
+    /// Returns a problem with the value of the key.
     pub fn problem(&self, why: impl std::fmt::Display) -> Problem {
         Problem { position: self.position.clone(), key: self.key.clone(), message: why.to_string() }
     }
 }
 
-/// A PEM text, which may stand in a file or in an environment variable, and the place that names it.
+/// The location of a PEM text (a file or an environment variable), with the key and position that name it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SourcedPem {
-    /// Where the text is.
     pub location: Location,
-    /// Where the configuration names it.
     pub position: Position,
-    /// Under which key.
     pub key: String,
 }
 
 impl SourcedPem {
-    /// A problem with this text.
+    /// Returns a problem with this text.
     pub fn problem(&self, why: impl std::fmt::Display) -> Problem {
         let message = format!("{} {why}", shown::location(&self.key, &self.location));
         Problem { position: self.position.clone(), key: self.key.clone(), message }
     }
 
-    /// What is wrong with it, or with those of the files that its pattern describes that cannot be read.
+    /// Returns a problem for each file that cannot be read, or for a pattern that matches no file.
     fn unreadable_files(&self, files: &mut Files) -> Vec<Problem> {
         let locations = match &self.location {
             Location::File(path) => files.matching(path).map(|paths| paths.into_iter().map(Location::File).collect()),
@@ -227,37 +213,34 @@ impl SourcedPem {
         locations.into_iter().map(one).filter_map(unreadable).collect()
     }
 
-    /// The problem that the text cannot be read, with the command that lets this user read it where one does.
+    /// Returns the problem that the text cannot be read, with the command that grants access if there is one.
     pub fn unreadable(&self, why: &str) -> Problem {
         self.problem(with_fix(why, &self.key, &self.location))
     }
 }
 
-/// A file and the place that names it, so that what is wrong with the file can be reported there.
+/// A file, with the key and position that name it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SourcedFile {
-    /// The file.
     pub path: PathBuf,
-    /// Where the configuration names it.
     pub position: Position,
-    /// Under which key.
     pub key: String,
 }
 
 impl SourcedFile {
-    /// A problem with this file.
+    /// Returns a problem with this file.
     pub fn problem(&self, why: impl std::fmt::Display) -> Problem {
         let message = format!("{} {why}", shown::file(&self.key, &self.path));
         Problem { position: self.position.clone(), key: self.key.clone(), message }
     }
 
-    /// The problem that the file cannot be read, with the command that lets this user read it where one does.
+    /// Returns the problem that the file cannot be read, with the command that grants access if there is one.
     pub fn unreadable(&self, why: &str) -> Problem {
         self.problem(with_fix(why, &self.key, &Location::from(&self.path)))
     }
 }
 
-/// An error about reading what `key` names, with what mends it.
+/// Adds to a read error the command that fixes it, if there is one.
 fn with_fix(why: &str, key: &str, location: &Location) -> String {
     let Location::File(path) = location else { return why.to_owned() };
     let fix = permissions::fix_for_reading(path, shown::is_secret(key));
@@ -267,52 +250,50 @@ fn with_fix(why: &str, key: &str, location: &Location) -> String {
 /// `[listener.upstream]`
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Upstream {
-    /// Where the database is: at least one address, tried in this order.
+    /// At least one address, tried in this order.
     pub addresses: Vec<UpstreamAddr>,
-    /// How long each address may take: name resolution, TCP, SSLRequest and TLS together.
+    /// Timeout for each address. Includes name resolution, TCP, SSLRequest and TLS.
     pub connect_timeout: Duration,
-    /// How long a client is held, and the upstream dialled again, while it refuses connections. Zero: not at all.
+    /// How long a client waits while the upstream refuses connections and Portcullis redials it. Zero disables redialling.
     pub dial_retry: Duration,
-    /// `None` where it is spoken to in plaintext.
+    /// `None` for plaintext.
     pub tls: Option<UpstreamTls>,
-    /// How it is told where a client comes from; `None` not at all.
+    /// The version of the PROXY header sent to the upstream; `None` sends none.
     pub proxy_header: Option<write::Version>,
-    /// Which of the addresses will do.
+    /// Which role an address must have.
     pub target: Target,
 }
 
-/// `tls` of `[listener.upstream]` and what goes with it.
+/// `tls` of `[listener.upstream]` and the related keys.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UpstreamTls {
-    /// Where `tls` stands.
+    /// The position of `tls`.
     pub position: SourcedPath,
-    /// How far it has to show who it is.
+    /// How the upstream is authenticated.
     pub verification: Verification,
-    /// Bundles of trust anchors; where there are none, those of the system.
+    /// Bundles of trust anchors; empty means the system roots.
     pub ca: Vec<SourcedFile>,
-    /// What the dates of the trust anchors mean.
+    /// Whether the validity dates of the trust anchors are enforced.
     pub anchor_validity: AnchorValidity,
-    /// The certificate shown to it.
+    /// The client certificate presented to the upstream.
     pub identity: Option<CertificateFiles>,
-    /// Its name, where that is not the host of its address.
+    /// The expected name; `None` means the host of the address.
     pub server_name: Option<String>,
-    /// How TLS begins; of PostgreSQL only.
+    /// How TLS starts; PostgreSQL only.
     pub negotiation: Negotiation,
 }
 
-/// Whether the kernel turns strangers away before they are accepted.
+/// Whether the kernel drops packets from untrusted sources before a connection is accepted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Shield {
-    /// Never.
     #[default]
     Off,
-    /// While there is a flood of them.
+    /// During a flood from untrusted sources.
     Auto,
-    /// Always.
     On,
 }
 
-/// As the configuration has it.
+/// As written in the configuration.
 impl std::fmt::Display for Shield {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
@@ -326,39 +307,39 @@ impl std::fmt::Display for Shield {
 /// `[listener.limits]`
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Sessions at once.
+    /// Maximum number of concurrent sessions.
     pub max_connections: Option<NonZeroU32>,
-    /// Sessions at once from one source: an IPv4 address, or the /64 of an IPv6 address.
+    /// Maximum number of concurrent sessions from one source: an IPv4 address, or the /64 of an IPv6 address.
     pub max_connections_per_source: Option<NonZeroU32>,
-    /// Connections at once whose clients are not identified yet; `None` for the built-in limit.
+    /// Maximum number of concurrent connections whose clients are not authorized yet; `None` for the built-in limit.
     pub max_handshakes: Option<NonZeroU32>,
-    /// How often one source may connect.
+    /// Maximum rate of new connections from one source.
     pub connection_rate_per_source: Option<Rate>,
     /// From accept to the end of the TLS handshake.
     pub handshake_timeout: Duration,
-    /// Longest silence both ways; `None` for ever.
+    /// Maximum time without a byte in either direction; `None` for no limit.
     pub idle_timeout: Option<Duration>,
-    /// Longest silence after one side has ended.
+    /// Maximum time without a byte after one side has ended its stream.
     pub half_close_timeout: Duration,
-    /// How long a peer may leave sent data, or keepalive probes, unacknowledged. One that acknowledges and does not read
-    /// is never ended by it.
+    /// How long a peer may leave sent data or keepalive probes unacknowledged. Does not apply to a peer that acknowledges
+    /// data and does not read it.
     pub dead_peer_timeout: Duration,
 }
 
-/// What could be read of a configuration, and what could not.
+/// A configuration as far as it is valid, and its problems.
 #[derive(Clone, Debug)]
 pub struct Loaded {
-    /// Holds every listener that could be read whole.
+    /// Contains every valid listener.
     pub config: Config,
-    /// What is wrong. Not to be used while there is anything; kept apart so that the files the rest names can be looked
-    /// at too, and everything be told at once.
+    /// If there are any, `config` must not be put in force. It is returned nevertheless, so that the files it names can be
+    /// checked and all problems reported at once.
     pub problems: Vec<Problem>,
-    /// Every file and environment variable that the configuration names, also where a listener could not be read whole.
+    /// Every file and environment variable that the configuration names, including those of invalid listeners.
     pub named: Vec<SourcedPem>,
 }
 
 impl Loaded {
-    /// What is wrong with those that are missing or cannot be read.
+    /// Returns a problem for each named file or variable that cannot be read.
     pub fn unreadable(&self, files: &mut Files) -> Vec<Problem> {
         self.named.iter().flat_map(|named| named.unreadable_files(files)).collect()
     }
@@ -368,7 +349,7 @@ impl Config {
     /// Reads the configuration and the source files it names.
     ///
     /// # Errors
-    /// When the file cannot be read or is not TOML, so that there is nothing to go on with.
+    /// When the file cannot be read or is not TOML. All other problems are in [`Loaded::problems`].
     pub fn load(file: &Path, files: &mut Files) -> Result<Loaded, Problems> {
         let bytes = read(file, files)?;
         let document = document::Document::new(file, text(file, &bytes)?);
@@ -380,17 +361,19 @@ impl Config {
         let admin = process::admin(&root, directory);
         let reload = process::reload(&root);
         let drain = process::drain(&root);
-        let own = [("admin", "listen", "admin.listen"), ("log", "audit_file", "log.audit_file")];
-        let own = own.into_iter().filter_map(|(table, key, name)| Some((name.to_owned(), root.place_of(table, key)?)));
-        let mut places: BTreeMap<_, _> = own.collect();
+        let machine_settings = [("admin", "listen", "admin.listen"), ("log", "audit_file", "log.audit_file")];
+        let machine_settings = machine_settings
+            .into_iter()
+            .filter_map(|(table, key, name)| Some((name.to_owned(), root.position_of(table, key)?)));
+        let mut positions: BTreeMap<_, _> = machine_settings.collect();
         let admin_socket = admin.as_ref().map(|admin| admin.socket.as_path());
         let readers = Listeners::new(directory, files, admin_socket, reload.revoke);
-        let (listeners, mut misplaced_keys) = readers.read(&root, &mut places);
-        root.misplaced_keys("write [listener.upstream], below its [[listener]]", &["upstream"]);
-        root.misplaced_keys("write [listener.tls], below its [[listener]]", &["tls"]);
-        root.misplaced_keys("write [listener.limits], below its [[listener]]", &["limits"]);
-        root.misplaced_keys("write [listener.proxy_protocol], below its [[listener]]", &["proxy_protocol"]);
-        root.misplaced_keys(
+        let (listeners, mut file_problems) = readers.read(&root, &mut positions);
+        root.add_misplaced_keys("write [listener.upstream], below its [[listener]]", &["upstream"]);
+        root.add_misplaced_keys("write [listener.tls], below its [[listener]]", &["tls"]);
+        root.add_misplaced_keys("write [listener.limits], below its [[listener]]", &["limits"]);
+        root.add_misplaced_keys("write [listener.proxy_protocol], below its [[listener]]", &["proxy_protocol"]);
+        root.add_misplaced_keys(
             "write it below a [[listener]]",
             &["name", "protocol", "listen", "trusted_sources", "sources_file", "shield"],
         );
@@ -398,28 +381,27 @@ impl Config {
 
         let named = document.take_named();
         let mut problems = document.into_problems();
-        problems.append(&mut misplaced_keys);
-        let config = Self { file: file.to_owned(), log, state_directory, admin, reload, drain, listeners, places };
+        problems.append(&mut file_problems);
+        let config = Self { file: file.to_owned(), log, state_directory, admin, reload, drain, listeners, positions };
         Ok(Loaded { config, problems, named })
     }
 
-    /// A problem with `admin.listen`, `log.audit_file` or an address of a listener.
+    /// Returns a problem with `admin.listen`, `log.audit_file` or an address of a listener.
     pub fn problem_at(&self, setting: &str, why: impl std::fmt::Display) -> Problem {
-        match self.places.get(setting) {
+        match self.positions.get(setting) {
             Some(position) => position.problem(why),
             None => Problem { position: Position::file(&self.file), key: setting.to_owned(), message: why.to_string() },
         }
     }
 
-    /// Reads `[admin]` alone, whatever is wrong beside it: a configuration that is not valid is when the running program is
-    /// most asked about.
+    /// Reads `[admin]` only and ignores problems elsewhere, so that the commands work while the file is invalid.
     ///
     /// # Errors
-    /// When the file cannot be read, `[admin]` itself is wrong, or the file is not TOML and no `[admin]` is found in it.
+    /// When the file cannot be read, `[admin]` is invalid, or the file is not TOML and contains no readable `[admin]`.
     pub fn admin_of(file: &Path) -> Result<Option<Admin>, Problems> {
         let bytes = read(file, &mut Files::default())?;
         let document = document::Document::new(file, text(file, &bytes)?);
-        let (tree, errors) = document.parse_around_errors();
+        let (tree, errors) = document.parse_recovering();
         let admin = process::admin(&document.root(tree.get_ref()), directory_of(file));
         match (admin, errors) {
             (None, Some(errors)) => Err(errors),

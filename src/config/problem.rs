@@ -1,19 +1,18 @@
-//! What is wrong with a configuration, said so that it can be mended: where, which key, what was found, what is expected.
+//! Configuration problems: position, key, what was found and what is expected.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-/// A place in a file.
+/// A position in a file.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Position {
-    /// The file, as it was named.
+    /// The file as named on the command line or in the configuration.
     pub file: PathBuf,
-    /// Line and column, from 1, where the file has such.
+    /// Line and column, counted from 1; `None` for the file as a whole.
     pub position: Option<(usize, usize)>,
 }
 
 impl Position {
-    /// The file as a whole.
     pub fn file(file: &Path) -> Self {
         Self { file: file.to_owned(), position: None }
     }
@@ -28,14 +27,12 @@ impl fmt::Display for Position {
     }
 }
 
-/// One thing that is wrong.
+/// One problem.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
-    /// Where it stands.
     pub position: Position,
-    /// The key, such as `listener[0].tls.min_version`; empty where the file as a whole is meant.
+    /// The key, such as `listener[0].tls.min_version`; empty for the file as a whole.
     pub key: String,
-    /// What was found and what is expected.
     pub message: String,
 }
 
@@ -49,27 +46,25 @@ impl fmt::Display for Problem {
     }
 }
 
-/// Everything that is wrong; never empty.
+/// All problems; never empty.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problems(Vec<Problem>);
 
 impl Problems {
-    /// `value`, unless there are problems.
+    /// Returns `value` if there are no problems.
     ///
     /// # Errors
-    /// The problems.
+    /// The problems, sorted by position.
     pub fn unless_any<T>(mut problems: Vec<Problem>, value: T) -> Result<T, Self> {
-        // In the order in which a reader of the file comes to them; those of a file as a whole first.
+        // In file order; problems with a file as a whole come first.
         problems.sort_by(|a, b| a.position.cmp(&b.position));
         if problems.is_empty() { Ok(value) } else { Err(Self(problems)) }
     }
 
-    /// How many there are.
     pub fn count(&self) -> usize {
         self.0.len()
     }
 
-    /// The problems, to be told with others.
     pub fn into_vec(self) -> Vec<Problem> {
         self.0
     }
@@ -81,7 +76,7 @@ impl From<Problem> for Problems {
     }
 }
 
-/// One problem a line.
+/// One problem per line.
 impl fmt::Display for Problems {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (index, problem) in self.0.iter().enumerate() {

@@ -1,4 +1,4 @@
-//! What concerns the process as a whole: `[log]`, `[state]`, `[admin]`, `[reload]`, `[shutdown]`.
+//! Settings of the whole process: `[log]`, `[state]`, `[admin]`, `[reload]`, `[shutdown]`.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -20,7 +20,9 @@ pub(crate) fn log(root: &Section<'_>, directory: &Path) -> Log {
             (Ok(_), None) => log.level = level.to_owned(),
             (Ok(_), Some(_)) if shown::is_cut(level) => node.expected(LEVEL),
             (Err(_), _) if shown::is_cut(level) => node.expected(LEVEL),
-            (Ok(_), Some(part)) => node.expected(format_args!("{LEVEL}; {part:?} is none of {}", LEVELS.join(", "))),
+            (Ok(_), Some(part)) => {
+                node.expected(format_args!("{LEVEL}; {part:?} is not a level ({})", LEVELS.join(", ")))
+            }
             (Err(error), _) => node.expected(format_args!("{LEVEL}: {error}")),
         }
     }
@@ -39,22 +41,22 @@ fn audit_file(node: &Node<'_>, directory: &Path) -> Option<PathBuf> {
         return None;
     }
     match path.parent() {
-        // The file itself is made when it is first written; `check` must not make it.
-        // Where permissions hide it, whoever opens the file says so.
+        // The first write creates the file; `check` must not create it. A directory hidden by permissions is reported when the
+        // file is opened.
         Some(parent)
             if !parent.as_os_str().is_empty()
                 && !parent.is_dir()
                 && permissions::fix_for_creating(parent).is_none() =>
         {
             let parent = shown::file(node.key(), parent);
-            node.problem(format_args!("found {}, but there is no directory {parent}", node.found()));
+            node.problem(format_args!("found {}, but the directory {parent} does not exist", node.found()));
             None
         }
         Some(_) | None => Some(path),
     }
 }
 
-/// `[state] directory`, or what systemd's StateDirectory= says, or the usual place.
+/// `[state] directory`, else the directory of systemd's `StateDirectory=`, else the default.
 pub(crate) fn state(root: &Section<'_>, directory: &Path) -> PathBuf {
     let section = root.section("state");
     let configured = section.as_ref().and_then(|section| section.get("directory"));
@@ -68,7 +70,7 @@ pub(crate) fn state(root: &Section<'_>, directory: &Path) -> PathBuf {
     if let Some(section) = section {
         section.finish();
     }
-    // systemd separates several by colons.
+    // systemd separates several directories by colons.
     let given = || std::env::var("STATE_DIRECTORY").ok()?.split(':').next().map(PathBuf::from);
     let given = || given().filter(|path| path.is_absolute());
     configured.or_else(given).unwrap_or_else(|| PathBuf::from(DEFAULT_STATE_DIRECTORY))
@@ -77,7 +79,7 @@ pub(crate) fn state(root: &Section<'_>, directory: &Path) -> PathBuf {
 pub(crate) fn admin(root: &Section<'_>, directory: &Path) -> Option<Admin> {
     let section = root.section("admin")?;
     let socket = section.require("listen", ADMIN_SOCKET).and_then(|node| node.admin_socket(directory));
-    section.not_yet(&["token", "metrics"]);
+    section.reject_later_keys(&["token", "metrics"]);
     section.finish();
     Some(Admin { socket: socket? })
 }
@@ -98,7 +100,6 @@ pub(crate) fn reload(root: &Section<'_>) -> Reload {
     reload
 }
 
-/// What becomes of open sessions that the policy no longer lets in.
 pub(crate) fn revoke(node: &Node<'_>) -> Option<Revoke> {
     node.choice(&[("disconnect", Revoke::Disconnect), ("keep", Revoke::Keep)])
 }
@@ -111,7 +112,7 @@ pub(crate) fn drain(root: &Section<'_>) -> Duration {
     drain.unwrap_or(default)
 }
 
-/// A filter takes any bare word for the name of a part of the program, also a level with a letter missing.
+/// A tracing filter accepts any bare word as a target, even a misspelt level.
 fn is_misspelt(part: &str) -> bool {
     !part.contains(['=', '[', ':'])
         && !part.starts_with("portcullis")

@@ -1,5 +1,5 @@
-//! How much of a configured value an error may repeat. Errors go to terminals, logs and whoever reads these, so a value that
-//! holds or names a secret is never part of one, and any other value only in part.
+//! How much of a configured value an error may show. Errors reach terminals and logs, so an error never shows a value that
+//! holds or names a secret, and shortens every other value.
 
 use std::borrow::Cow;
 use std::net::Ipv4Addr;
@@ -8,8 +8,8 @@ use std::path::Path;
 use crate::config::files::Location;
 use crate::printable;
 
-/// The keys whose values hold or name a secret, in whichever table they are. What is written below them is one, too. Keys of
-/// features to come are among them: people write them already.
+/// Keys whose values hold or name a secret, in any table. Everything below such a key is secret too. The list includes keys of
+/// features that are not available yet, because operators may already write them.
 const SECRET_KEYS: [&str; 13] = [
     "ca_key",
     "key",
@@ -26,10 +26,10 @@ const SECRET_KEYS: [&str; 13] = [
     "upstream_password_file",
 ];
 
-/// Longest part of a value, or of the name of a key, that an error repeats, in characters.
+/// Maximum length of a value or key name in an error, in characters.
 const MAX_SHOWN: usize = 64;
 
-/// The same for the path of a file that is not there.
+/// The same for the path of a missing file.
 const MAX_PATH: usize = 128;
 
 /// Whether a key, such as `listener[0].tls.certificates[0].key`, is one of [`SECRET_KEYS`] or below one.
@@ -37,7 +37,7 @@ pub(crate) fn is_secret(path: &str) -> bool {
     path.split('.').any(|part| SECRET_KEYS.contains(&part.split('[').next().unwrap_or(part)))
 }
 
-/// A text as an error repeats it: `written` is how it stands in the file.
+/// A string as an error shows it. `written` is the literal in the file.
 pub(crate) fn string(written: &str, text: &str) -> String {
     match redacted(text) {
         Redacted::Plain => bounded(written.lines().next().unwrap_or("")),
@@ -46,7 +46,7 @@ pub(crate) fn string(written: &str, text: &str) -> String {
     }
 }
 
-/// The name of a key. Unlike a value it is also in front of errors about what is below it.
+/// The name of a key as an error shows it.
 pub(crate) fn key_name(name: &str) -> String {
     match redacted(name) {
         Redacted::Plain => bounded(name),
@@ -55,18 +55,17 @@ pub(crate) fn key_name(name: &str) -> String {
     }
 }
 
-/// The beginning of a text.
+/// The first [`MAX_SHOWN`] characters of a text.
 pub(crate) fn bounded(text: &str) -> String {
     cut(text, MAX_SHOWN)
 }
 
-/// Whether an error repeats less of a text than all, so that nothing else may repeat it either.
+/// Whether an error shows only part of a text, so that no other message may show all of it.
 pub(crate) fn is_cut(text: &str) -> bool {
     !matches!(redacted(text), Redacted::Plain) || text.chars().count() > MAX_SHOWN
 }
 
-/// The location that the value of `key` names. It is written as it is where something is there, since it cannot be a secret
-/// itself then.
+/// The location that the value of `key` names. The path of an existing file is shown in full, because it cannot be a secret.
 pub(crate) fn location(key: &str, location: &Location) -> String {
     match location {
         Location::Variable(name) if is_secret(key) && !is_variable(name) => {
@@ -77,15 +76,14 @@ pub(crate) fn location(key: &str, location: &Location) -> String {
     }
 }
 
-/// The name of a credential, where an error about `key` may repeat it. Like the name of a file, it may be a secret that was
-/// written there by mistake.
+/// The name of a credential, if an error about `key` may show it. It may be a secret that was written there by mistake.
 pub(crate) fn credential<'a>(key: &str, name: &'a str) -> Option<Cow<'a, str>> {
     let is_shown =
         matches!(redacted(name), Redacted::Plain) && (!is_secret(key) || is_file_name(name) || is_purpose(name));
     is_shown.then(|| bounded(name).into())
 }
 
-/// Whether a text only says what a credential is for, such as `key-passphrase`.
+/// Whether a text only names the purpose of a credential, such as `key-passphrase`.
 fn is_purpose(name: &str) -> bool {
     name.split(['-', '_', '.']).all(|word| PURPOSES.contains(&word))
 }
@@ -93,21 +91,21 @@ fn is_purpose(name: &str) -> bool {
 const PURPOSES: [&str; 11] =
     ["client", "key", "keys", "passphrase", "portcullis", "private", "server", "ticket", "tickets", "tls", "upstream"];
 
-/// Whether a text is the name of an environment variable as everybody writes them, and no secret behind `env:` by mistake. Keys
-/// in base32 have no underscore.
+/// Whether a text is a conventional name of an environment variable, and not a secret written after `env:` by mistake. Base32
+/// keys contain no underscore.
 fn is_variable(name: &str) -> bool {
     name.len() <= MAX_SHOWN
         && name.contains('_')
         && name.bytes().all(|byte| byte.is_ascii_uppercase() || byte.is_ascii_digit() || byte == b'_')
 }
 
-/// The same for a file.
+/// The path of a file that the value of `key` names.
 pub(crate) fn file(key: &str, file: &Path) -> String {
     if file.symlink_metadata().is_ok() {
         return file.display().to_string();
     }
     let text = file.to_string_lossy();
-    // Each part by itself: behind the path of the directory, an address would not look like one.
+    // Checks each component, because an address after a directory path would not be recognised.
     let is_plain = |part: &str| matches!(redacted(part), Redacted::Plain);
     match redacted(&text) {
         Redacted::Plain if !text.split('/').all(is_plain) => "the file that it names".to_owned(),
@@ -116,8 +114,8 @@ pub(crate) fn file(key: &str, file: &Path) -> String {
     }
 }
 
-/// Whether a text is certainly the name of a file, so that an operator can be told which one is missing: it ends as the names of
-/// key files do, and has no character that those do not have. A passphrase or a key that was written there by mistake does not.
+/// Whether a text is certainly a file name, so that an error can name the missing file. It has the extension of a key file and
+/// only the characters of one; a passphrase or key written there by mistake does not.
 fn is_file_name(text: &str) -> bool {
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/._-".contains(&byte);
     let extension = Path::new(text).extension().and_then(|extension| extension.to_str());
@@ -126,17 +124,17 @@ fn is_file_name(text: &str) -> bool {
 
 const KEY_FILES: [&str; 7] = ["crt", "key", "keys", "pass", "passphrase", "pem", "txt"];
 
-/// Whether a text is the content of a PEM file rather than the name of one.
+/// Whether a text is PEM content instead of a file name.
 pub(crate) fn is_pem(text: &str) -> bool {
     text.contains("-----")
 }
 
-/// What of a text may be shown.
+/// How much of a text may be shown.
 enum Redacted {
     Plain,
-    /// This part, which has no user information.
+    /// This part, without user information.
     Part(String),
-    /// Nothing, and why.
+    /// Nothing, for this reason.
     Hidden(&'static str),
 }
 
@@ -169,10 +167,10 @@ fn redacted(text: &str) -> Redacted {
     }
 }
 
-/// How often a text may be percent-encoded and is shown nevertheless.
+/// Texts with more levels of percent-encoding are hidden.
 const MAX_ENCODINGS: usize = 3;
 
-/// A text without its percent-encoding (RFC 3986, section 2.1), where it has one.
+/// Decodes percent-encoding (RFC 3986, section 2.1); `None` if the text has no percent-encoding.
 fn percent_decoded(text: &str) -> Option<String> {
     let mut decoded = Vec::with_capacity(text.len());
     let mut rest = text;
@@ -195,8 +193,8 @@ fn percent_decoded(text: &str) -> Option<String> {
     Some(decoded).filter(|decoded| decoded != text)
 }
 
-/// What may be shown of a text that looks like an address or a URL, where that is less than all: neither user information, nor
-/// what stands in the place of a port and is none, nor what follows.
+/// The part of an address or URL that may be shown; `None` if all of it may be. Omits user information, an invalid port and
+/// everything after it.
 fn address_part(text: &str) -> Option<String> {
     let is_kind = |kind: &str| KINDS.iter().any(|known| known.eq_ignore_ascii_case(kind));
     let (kind, rest) = text.split_once(':').filter(|(kind, _)| is_kind(kind)).unwrap_or(("", text));
@@ -213,7 +211,7 @@ fn address_part(text: &str) -> Option<String> {
         Some((_, rest)) => ("…".to_owned(), rest),
         None => (String::new(), rest),
     };
-    // The last one: passwords hold the sign, too, and hosts do not.
+    // The last `@`: passwords may contain one, hosts may not.
     let (before, rest) = rest.rsplit_once('@').map_or((None, rest), |(before, rest)| (Some(before), rest));
     let is_url = !scheme.is_empty();
     let (authority, path) = match rest.find(['/', '?', '#']) {
@@ -222,7 +220,7 @@ fn address_part(text: &str) -> Option<String> {
     };
     let (host, port) = split_port(authority);
     let has_port = port.is_none_or(is_port);
-    // The address may stand before the sign, and the password behind it.
+    // The address may precede the `@`, and the password follow it.
     let is_reversed = before.is_some_and(|before| split_port(before).1.is_some_and(is_port));
     let shows_path = path.is_empty() || kind == "uri";
     if before.is_none() && has_port && shows_path {
@@ -239,10 +237,10 @@ fn address_part(text: &str) -> Option<String> {
     Some(format!("{kind}{scheme}{user}{address}"))
 }
 
-/// What values begin with that say what they are.
+/// Type prefixes of values.
 const KINDS: [&str; 10] = ["cn", "credential", "dns", "email", "env", "ip", "ip_addr", "sha256", "unix", "uri"];
 
-/// A host, and what stands in the place of a port, if anything does. An IPv6 address or network has none.
+/// Splits a host from the text after the colon, if any. A bare IPv6 address or network has no port.
 fn split_port(authority: &str) -> (&str, Option<&str>) {
     if let Some(end) = authority.strip_prefix('[').and_then(|inner| inner.find(']')) {
         let (host, rest) = authority.split_at(end + "[]".len());
@@ -254,7 +252,7 @@ fn split_port(authority: &str) -> (&str, Option<&str>) {
     }
 }
 
-/// Whether a text is written as an IPv6 address is, with a zone, a network or a port behind it perhaps, and right or not.
+/// Whether a text has the form of an IPv6 address, valid or not, with an optional zone, prefix length or port.
 fn is_ipv6(text: &str) -> bool {
     let (address, prefix) = text.split_once('/').unwrap_or((text, ""));
     let (address, zone) = address.split_once('%').unwrap_or((address, ""));
@@ -269,10 +267,10 @@ fn is_ipv6(text: &str) -> bool {
         && prefix.bytes().all(|byte| byte.is_ascii_digit())
 }
 
-/// The name of a network interface (`IFNAMSIZ` of netdevice(7)).
+/// Maximum length of an interface name (`IFNAMSIZ` of netdevice(7)).
 const MAX_ZONE: usize = 15;
 
-/// Whether a text is a number as short as that of a port; it may be none that exists. A network may stand behind it.
+/// Whether a text is a number of at most five digits, possibly out of range, with an optional prefix length.
 fn is_port(text: &str) -> bool {
     let (port, prefix) = text.split_once('/').unwrap_or((text, ""));
     let is_number = |text: &str| text.len() <= 5 && text.bytes().all(|byte| byte.is_ascii_digit());
@@ -285,28 +283,28 @@ fn is_scheme(text: &str) -> bool {
 
 const MAX_SCHEME: usize = 16;
 
-/// Whether a text is certainly the path of a file rather than an address.
+/// Whether a text is certainly a file path and not an address.
 fn is_path(text: &str) -> bool {
     let is_first = |(before, _): (&str, &str)| before.contains('/');
     !text.contains(['@']) && !text.contains("://") && text.split_once(':').is_some_and(is_first)
 }
 
-/// Whether a text is written as a date is, with the time of day perhaps.
+/// Whether a text has the form of a date, with an optional time.
 fn is_date(text: &str) -> bool {
     let year = text.split_once('-').map_or("", |(year, _)| year);
     let is_part = |byte: u8| byte.is_ascii_digit() || b"-:.+TZtz ".contains(&byte);
     year.len() == 4 && year.bytes().all(|byte| byte.is_ascii_digit()) && text.bytes().all(is_part)
 }
 
-/// `password=…`, as parameters of URLs, connection strings and configuration files have it.
+/// Detects `password=…` as in URLs, connection strings and configuration files.
 fn names_a_password(text: &str) -> bool {
     let text = text.to_lowercase();
     let words = ["auth", "cred", "pass", "pw", "secret", "token"];
     words.iter().filter_map(|word| text.split_once(word)).any(|(_, rest)| rest.contains(['=', ' ', '\t']))
 }
 
-/// A long run of base64, as private keys and ticket keys are. Slashes divide paths, too, so that a part between two of them has
-/// to look like it. Host names and fingerprints have no such part.
+/// Detects a long run of base64, as in private keys and ticket keys. Paths contain slashes too, so one part between slashes must
+/// look random. Host names and fingerprints have no such part.
 fn has_encoded_key(text: &str) -> bool {
     let is_base64 = |character: char| character.is_ascii_alphanumeric() || "+/=".contains(character);
     let is_random = |part: &str| {
@@ -340,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn secret_keys_are_found_at_every_depth() {
+    fn secret_key_is_detected_at_every_depth() {
         for path in ["key", "listener[0].tls.certificates[3].key", "listener[0].tls.ticket_keys[1]", "admin.token.x"] {
             assert!(is_secret(path), "{path}");
         }
@@ -350,19 +348,19 @@ mod tests {
     }
 
     #[test]
-    fn plain_values_are_repeated_as_they_are_written_up_to_a_bound() {
+    fn plain_value_is_shown_as_written_up_to_the_maximum() {
         assert_eq!(shown("10.1.2.3/8"), "\"10.1.2.3/8\"");
         assert_eq!(shown("redis://127.0.0.1:6379"), "\"redis://127.0.0.1:6379\"");
         assert_eq!(shown("/etc/portcullis/certs/production/eu-west-1/server-2027.crt").len(), 60);
         let long = shown(&"x".repeat(10_000));
         assert_eq!(long.chars().count(), MAX_SHOWN + 1);
-        // A fingerprint is no key.
+        // A fingerprint is not a key.
         assert!(shown(&format!("sha256:{}", "0a".repeat(32))).starts_with("\"sha256:0a0a"));
         assert!(shown("/home/Alice/projects2/portcullis/certs/server").contains("Alice"));
     }
 
     #[test]
-    fn user_information_is_left_out_wherever_it_ends() {
+    fn user_information_is_omitted_wherever_it_ends() {
         for (text, expected) in [
             ("redis://user:hunter2@db.internal:6379", "\"redis://…@db.internal:6379\""),
             ("redis://:hunter2@db.internal", "\"redis://…@db.internal\""),
@@ -378,12 +376,12 @@ mod tests {
         assert_eq!(shown("email:app:hunter2@example.com"), "\"email:…@example.com\"");
         let far = format!("redis://{}:hunter2@db", "u".repeat(500));
         assert_eq!(shown(&far), "\"redis://…@db\"");
-        // Written by its number it is not in the text of the file.
+        // An escaped `@` does not appear in the text of the file.
         assert_eq!(string(r#""redis://u:hunter2\u0040db""#, "redis://u:hunter2@db"), "\"redis://…@db\"");
     }
 
     #[test]
-    fn text_in_the_place_of_a_port_is_left_out() {
+    fn invalid_port_is_omitted() {
         for (text, expected) in [
             ("db:hunter2", "\"db:…\""),
             ("db:6379:hunter2", "\"db:…\""),
@@ -423,7 +421,7 @@ mod tests {
     }
 
     #[test]
-    fn pem_keys_and_passwords_are_never_repeated() {
+    fn pem_keys_and_passwords_are_never_shown() {
         for text in [
             "-----BEGIN PRIVATE KEY-----\nhunter2",
             "hunter2\n-----END PRIVATE KEY-----",
@@ -440,7 +438,7 @@ mod tests {
     }
 
     #[test]
-    fn credential_names_are_shown_only_where_they_cannot_be_secrets() {
+    fn credential_name_is_shown_only_if_it_cannot_be_a_secret() {
         assert_eq!(credential("x.key", "orders.key").as_deref(), Some("orders.key"));
         assert_eq!(credential("x.cert", "orders").as_deref(), Some("orders"));
         assert_eq!(credential("x.key_passphrase_file", "key-passphrase").as_deref(), Some("key-passphrase"));
@@ -455,7 +453,7 @@ mod tests {
     }
 
     #[test]
-    fn locations_are_named_where_they_are_no_secret_or_are_there() {
+    fn location_is_shown_if_it_exists_or_cannot_be_a_secret() {
         let directory = tempfile::tempdir().unwrap();
         let there = directory.path().join("server.key");
         std::fs::write(&there, "").unwrap();

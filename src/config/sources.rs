@@ -1,31 +1,31 @@
-//! Trusted sources as they are written: in the listener's own table, and in its `sources_file`.
+//! Trusted sources as written in the listener's table and in its `sources_file`.
 
 use std::path::Path;
 use std::time::Duration;
 
-use crate::config::document::{Document, NOT_YET, Node, Section, told};
+use crate::config::document::{Document, NOT_YET, Node, Section, limit_reported};
 use crate::config::files::Files;
 use crate::config::problem::{Position, Problem, Problems};
 use crate::config::shown;
 use crate::source::host::{Host, HostName};
 use crate::source::rule::{Network, NetworkError, Origin, Rule, Source};
 
-/// The rules of `trusted_sources`.
+/// Reads the rules of `trusted_sources`.
 pub(crate) fn configured(list: &Node<'_>) -> Vec<Rule> {
     let nodes = list.list("a list of trusted sources such as [\"10.0.0.0/8\"]").unwrap_or_default();
     nodes.iter().filter_map(configured_rule).collect()
 }
 
-/// The rules of a `sources_file`, and what is wrong with it.
+/// Reads the rules of a `sources_file`, or returns its problems.
 pub(crate) fn from_file(file: &Path, files: &mut Files) -> Result<Vec<Rule>, Vec<Problem>> {
     let whole_file = |message: String| vec![Problem { position: Position::file(file), key: String::new(), message }];
     let bytes = files.read(file).map_err(whole_file)?;
     let text = std::str::from_utf8(&bytes).map_err(|error| whole_file(format!("is not UTF-8: {error}")))?;
     if text.trim().is_empty() {
-        // An editor or a copy truncates first and writes second; nobody may lose access in between.
+        // Editors and copies truncate a file before they write it. No client may lose access in between.
         return Err(whole_file(EMPTY.to_owned()));
     }
-    let (mut rules, mut problems, mut untold) = (Vec::new(), Vec::new(), 0);
+    let (mut rules, mut problems, mut omitted) = (Vec::new(), Vec::new(), 0);
     let (mut lines_before, mut rules_before) = (0, 0);
     for piece in pieces(text) {
         let document = Document::part(file, piece, lines_before);
@@ -33,28 +33,28 @@ pub(crate) fn from_file(file: &Path, files: &mut Files) -> Result<Vec<Rule>, Vec
         let root = document.root(tree.get_ref());
         let nodes = root.get("rule").and_then(|node| node.list("[[rule]] tables")).unwrap_or_default();
         let numbered =
-            nodes.iter().enumerate().map(|(index, node)| node.called(format!("rule[{}]", rules_before + index)));
+            nodes.iter().enumerate().map(|(index, node)| node.with_key(format!("rule[{}]", rules_before + index)));
         rules.extend(numbered.filter_map(|node| file_rule(&node)));
         root.finish();
         rules_before += nodes.len();
         lines_before += piece.matches('\n').count();
-        let (mut more, beyond) = document.into_counted();
-        problems.append(&mut more);
-        untold += beyond;
+        let (mut reported, more) = document.into_reported_and_omitted();
+        problems.append(&mut reported);
+        omitted += more;
     }
-    if problems.is_empty() { Ok(rules) } else { Err(told(problems, untold)) }
+    if problems.is_empty() { Ok(rules) } else { Err(limit_reported(problems, omitted)) }
 }
 
-/// The text in pieces of at most [`PIECE`] rules, each a document by itself. The tree of a large file takes twenty times
-/// the memory of the file, and would take it for every reload.
+/// Splits the text into documents of at most [`MAX_PIECE`] rules. The tree of a large file would take twenty times the memory
+/// of the file at every reload.
 fn pieces(text: &str) -> Vec<&str> {
-    // In a text of several lines a line could look like the start of a rule.
+    // A line inside a multi-line string could look like the start of a rule.
     if text.contains("\"\"\"") || text.contains("'''") {
         return vec![text];
     }
     let starts = text.match_indices("\n[[rule]]").map(|(newline, _)| newline + 1);
     let (mut pieces, mut rest, mut begin) = (Vec::new(), text, 0);
-    for cut in starts.skip(PIECE - 1).step_by(PIECE) {
+    for cut in starts.skip(MAX_PIECE - 1).step_by(MAX_PIECE) {
         let (piece, tail) = rest.split_at(cut - begin);
         pieces.push(piece);
         (rest, begin) = (tail, cut);
@@ -76,7 +76,7 @@ fn configured_rule(node: &Node<'_>) -> Option<Rule> {
 fn file_rule(node: &Node<'_>) -> Option<Rule> {
     let section = node.section("a [[rule]] table")?;
     let uuid = section.get("uuid").and_then(|node| node.text("a text")).map(str::to_owned);
-    // Kept by the programs that write the file; nothing is decided by it here.
+    // For the programs that write the file. Validated and not used.
     let _ = section.get("created_at").and_then(|node| node.instant());
     let rule = table_rule(&section, Origin::SourcesFile { uuid });
     section.finish();
@@ -104,7 +104,7 @@ fn table_rule(section: &Section<'_>, origin: Origin) -> Option<Rule> {
     let refresh = section.get("refresh");
     let description = section.get("description").and_then(|node| node.text("a text")).map(str::to_owned);
     let expires_at = match section.get("expires_at") {
-        // A rule whose end cannot be read must not become one without end.
+        // A rule with an invalid expiry must not become a rule without expiry.
         Some(node) => Some(node.instant()?),
         None => None,
     };
@@ -112,14 +112,14 @@ fn table_rule(section: &Section<'_>, origin: Origin) -> Option<Rule> {
     let source = match kind.text(SOURCE_TYPE)? {
         "ip_addr" => {
             if let Some(node) = refresh {
-                node.problem("is set, but an address is looked up nowhere; take it out");
+                node.problem("applies to type \"dns\" only; remove it");
                 return None;
             }
             let value = value?;
             network(&value, value.text(SOURCE)?)?
         }
         "dns" => {
-            // Both, before anything is given up, so that all that is wrong is told.
+            // Reads both before returning, so that all problems are reported.
             let refresh = refresh.map_or(Some(REFRESH), |node| refresh_time(&node));
             let value = value?;
             let name = host_name(&value, value.text(HOST_NAME)?);
@@ -141,7 +141,7 @@ fn network(node: &Node<'_>, text: &str) -> Option<Source> {
     let problem = |error: NetworkError| {
         let hint = match text.parse::<HostName>() {
             Ok(name) if error == NetworkError::Syntax && !shown::is_cut(text) => {
-                format!("; a host name is written \"dns:{name}\"")
+                format!("; write a host name as \"dns:{name}\"")
             }
             Ok(_) | Err(_) => String::new(),
         };
@@ -156,26 +156,26 @@ fn host_name(node: &Node<'_>, text: &str) -> Option<HostName> {
 
 fn refresh_time(node: &Node<'_>) -> Option<Duration> {
     let refresh = node.duration()?;
-    if refresh < SHORTEST_REFRESH {
+    if refresh < MIN_REFRESH {
         node.expected("a duration of at least 1s");
         return None;
     }
     Some(refresh)
 }
 
-/// Rules parsed at a time: about a megabyte of tree.
-const PIECE: usize = 1_000;
+/// Maximum number of rules parsed at a time; their tree takes about one megabyte.
+const MAX_PIECE: usize = 1_000;
 
 pub(crate) const SOURCE: &str = "an IP address or network such as \"10.1.2.3\", \"10.0.0.0/8\" or \"2001:db8::/32\"";
 const HOST_NAME: &str = "a host name such as \"db.internal\"";
 const SOURCE_TYPE: &str = "\"ip_addr\" or \"dns\"";
 const LATER_KINDS: [&str; 4] = ["droplet", "k8s", "tag", "app"];
 
-/// How often a host is looked up, unless its rule says otherwise.
+/// Default interval between lookups of a host.
 const REFRESH: Duration = Duration::from_secs(30);
-const SHORTEST_REFRESH: Duration = Duration::from_secs(1);
+const MIN_REFRESH: Duration = Duration::from_secs(1);
 
-const EMPTY: &str = "is empty, which is taken for a file that is still being written; \
+const EMPTY: &str = "is empty and may still be being written; \
                      write \"rule = []\" for a list without rules";
 
 #[cfg(test)]
@@ -195,8 +195,8 @@ mod tests {
     }
 
     #[test]
-    fn a_file_of_many_pieces_is_read_whole_and_in_order() {
-        for count in [1, PIECE - 1, PIECE, PIECE + 1, 2 * PIECE, 2 * PIECE + 7] {
+    fn file_of_many_pieces_is_read_completely_and_in_order() {
+        for count in [1, MAX_PIECE - 1, MAX_PIECE, MAX_PIECE + 1, 2 * MAX_PIECE, 2 * MAX_PIECE + 7] {
             let text: String = std::iter::once("# rules\n".to_owned()).chain((0..count).map(rule)).collect();
             assert_eq!(pieces(&text).concat(), text);
             let rules = read(&text).unwrap();
@@ -208,20 +208,20 @@ mod tests {
     }
 
     #[test]
-    fn a_problem_in_a_later_piece_has_its_place_in_the_file() {
-        let mut text: String = (0..2 * PIECE + 1).map(rule).collect();
+    fn problem_in_a_later_piece_has_its_position_in_the_file() {
+        let mut text: String = (0..2 * MAX_PIECE + 1).map(rule).collect();
         text.push_str("[[rule]]\ntype = \"ip_addr\"\nvalue = \"10.0.0.1/8\"\n");
         let problems = read(&text).unwrap_err();
         let last_line = text.matches('\n').count();
         assert_eq!(problems.len(), 1);
         assert_eq!(problems[0].position.position, Some((last_line, 9)));
-        assert_eq!(problems[0].key, format!("rule[{}].value", 2 * PIECE + 1));
+        assert_eq!(problems[0].key, format!("rule[{}].value", 2 * MAX_PIECE + 1));
     }
 
     #[test]
-    fn a_line_inside_a_text_of_several_lines_is_no_rule() {
-        let text =
-            "[[rule]]\ntype = \"ip_addr\"\nvalue = \"10.0.0.1\"\ndescription = '''\n[[rule]]\n'''\n".repeat(PIECE + 1);
-        assert_eq!(read(&text).unwrap().len(), PIECE + 1);
+    fn line_inside_a_multiline_string_is_not_a_rule() {
+        let text = "[[rule]]\ntype = \"ip_addr\"\nvalue = \"10.0.0.1\"\ndescription = '''\n[[rule]]\n'''\n"
+            .repeat(MAX_PIECE + 1);
+        assert_eq!(read(&text).unwrap().len(), MAX_PIECE + 1);
     }
 }

@@ -1,4 +1,4 @@
-//! `[listener.tls]`: how clients are met, and which of them.
+//! `[listener.tls]`: TLS towards clients and the authentication of clients.
 
 use std::path::Path;
 
@@ -30,15 +30,15 @@ pub(crate) fn tls(node: &Node<'_>, directory: &Path) -> Option<Tls> {
             let names_some = trusted_clients.as_ref().filter(|node| !node.one_or_list().is_empty());
             let files = [&client_ca, &client_crl, &client_certificates].map(Option::as_ref);
             for node in files.into_iter().chain([names_some]).flatten() {
-                node.problem(NOBODY_ASKED);
+                node.problem(CLIENT_AUTH_NONE);
             }
         }
         (Some(ClientAuth::Optional | ClientAuth::Required), Some(node))
             if client_ca.is_none() && client_certificates.is_none() =>
         {
             node.problem(
-                "needs client_ca, a file with the certificates that issue the clients', \
-                 or client_certificates, files with the clients' own",
+                "needs client_ca (the CAs that issue client certificates) or client_certificates (the client certificates \
+                 themselves)",
             );
         }
         _ => {}
@@ -46,11 +46,11 @@ pub(crate) fn tls(node: &Node<'_>, directory: &Path) -> Option<Tls> {
     if let (Some(node), None) = (&client_crl, &client_ca)
         && client_auth != Some(ClientAuth::None)
     {
-        node.problem("is set, but without client_ca there is no CA whose certificates it could revoke; set client_ca, or take it out");
+        node.problem("is set, but client_ca is not, so it revokes no certificate; set client_ca, or remove it");
     }
     let ticket_keys = section.get("ticket_keys").and_then(|node| node.named_file(directory));
     section.finish();
-    // All of them, before anything is given up, so that all that is wrong is told.
+    // Reads all of them before returning, so that all problems are reported.
     let files = |node: Option<Node<'_>>| node.map(|node| node.named_files(directory)).unwrap_or_default();
     let [client_ca, client_crl, client_certificates] = [client_ca, client_crl, client_certificates].map(files);
     let trusted_clients = trusted_clients.map(|node| patterns(&node)).unwrap_or_default();
@@ -100,15 +100,14 @@ fn patterns(node: &Node<'_>) -> TrustedClients {
     nodes.iter().filter_map(pattern).collect()
 }
 
-/// What the dates of trust anchors mean, towards clients and towards the upstream.
 pub(crate) fn anchor_validity(node: &Node<'_>) -> Option<AnchorValidity> {
     node.choice(&[("enforce", AnchorValidity::Enforce), ("ignore", AnchorValidity::Ignore)])
 }
 
 const MIN_VERSIONS: [(&str, MinTlsVersion); 2] = [("1.2", MinTlsVersion::Tls12), ("1.3", MinTlsVersion::Tls13)];
 
-const NOBODY_ASKED: &str = "is set, but client_auth = \"none\" asks no client for a certificate; \
-                            set client_auth to \"required\" or \"optional\", or take it out";
+const CLIENT_AUTH_NONE: &str = "is set, but client_auth = \"none\" does not request client certificates; \
+                                set client_auth to \"required\" or \"optional\", or remove it";
 
 const CRL_EXPIRED: [(&str, CrlExpired); 2] = [("refuse", CrlExpired::Refuse), ("allow", CrlExpired::Allow)];
 

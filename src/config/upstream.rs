@@ -1,4 +1,4 @@
-//! `[listener.upstream]`: where the database is, and how it is met.
+//! `[listener.upstream]`: the addresses of the database and TLS towards it.
 
 use std::path::Path;
 use std::time::Duration;
@@ -28,7 +28,7 @@ pub(crate) fn upstream(node: &Node<'_>, protocol: Option<Protocol>, directory: &
     let connect_timeout = section.get("connect_timeout").and_then(|node| node.positive_duration());
     let dial_retry = section.get("dial_retry").and_then(|node| node.duration_or_never());
     let tls = tls(&section, protocol, addresses.as_deref().unwrap_or_default(), directory);
-    let proxy_header = section.get("proxy_protocol").map(|node| node.choice(&ANNOUNCEMENTS));
+    let proxy_header = section.get("proxy_protocol").map(|node| node.choice(&PROXY_HEADERS));
     let target = section.get("target").map(|node| target(&node, protocol));
     section.finish();
     Some(Upstream {
@@ -50,7 +50,7 @@ fn addresses(node: &Node<'_>, directory: &Path) -> Option<Vec<UpstreamAddr>> {
     for node in &nodes {
         let Some(address) = node.upstream_address(directory) else { continue };
         if addresses.contains(&address) {
-            node.problem(format_args!("found {}, which stands in the list already", node.found()));
+            node.problem(format_args!("found {}, which is already in the list", node.found()));
             continue;
         }
         addresses.push(address);
@@ -58,7 +58,7 @@ fn addresses(node: &Node<'_>, directory: &Path) -> Option<Vec<UpstreamAddr>> {
     Some(addresses).filter(|addresses| addresses.len() == nodes.len() && !nodes.is_empty())
 }
 
-/// `tls` and what goes with it. `Some(None)` where the upstream is spoken to in plaintext.
+/// `tls` and the related keys. `Some(None)` for plaintext.
 fn tls(
     section: &Section<'_>,
     protocol: Option<Protocol>,
@@ -70,7 +70,7 @@ fn tls(
     let keys = ["ca", "anchor_validity", "cert", "key", "key_passphrase_file", "server_name", "negotiation"];
     let nodes = keys.map(|key| section.get(key));
     let Some(verification) = verification else {
-        // So that what is wrong with these is told, too.
+        // Reports the problems of these keys too.
         let [ca, _, cert, key, key_passphrase_file, ..] = nodes;
         let _ = ca.map(|node| node.named_files(directory));
         let _ = identity(cert, key, key_passphrase_file, directory);
@@ -84,14 +84,14 @@ fn tls(
     };
     if addresses.iter().any(|address| address.host().is_none()) {
         mode.problem(format_args!(
-            "found {}, but there is no TLS over a Unix socket; name host:port, or leave it out",
+            "found {}, but a Unix socket does not support TLS; use host:port, or remove tls",
             mode.found()
         ));
     }
     let [ca, validity, cert, key, key_passphrase_file, server_name, negotiation] = nodes;
     if let (Some(node), Some(other @ (Protocol::Redis | Protocol::Tcp))) = (&negotiation, protocol) {
         node.problem(format_args!(
-            "is set, but only PostgreSQL negotiates TLS, and the listener's protocol is \"{other}\"; take it out"
+            "is set, but applies to protocol \"postgres\" only, and the listener's protocol is \"{other}\"; remove it"
         ));
     }
     let ca = ca.map(|node| node.named_files(directory)).unwrap_or_default();
@@ -109,7 +109,7 @@ fn tls(
     }))
 }
 
-/// What we are known by. `Some(None)` where we are not.
+/// The client certificate for the upstream. `Some(None)` if none is set.
 fn identity(
     cert: Option<Node<'_>>,
     key: Option<Node<'_>>,
@@ -119,7 +119,7 @@ fn identity(
     match (cert, key) {
         (None, None) => {
             if let Some(node) = &key_passphrase_file {
-                node.problem("is set, but there is no key that it could open");
+                node.problem("is set, but key is not; set key, or remove it");
             }
             Some(None)
         }
@@ -133,7 +133,7 @@ fn identity(
             }))
         }
         (Some(one), None) | (None, Some(one)) => {
-            one.problem("is set alone; a client certificate needs both cert and key");
+            one.problem("is set, but a client certificate needs both cert and key; set both");
             None
         }
     }
@@ -144,14 +144,14 @@ fn target(node: &Node<'_>, protocol: Option<Protocol>) -> Option<Target> {
         Some(Protocol::Postgres) => node.choice(&[("any", Target::Any), ("primary", Target::Primary)]),
         Some(Protocol::Redis) => node.choice(&[("any", Target::Any), ("master", Target::Primary)]),
         Some(Protocol::Tcp) => node.choice(&[("any", Target::Any)]),
-        // What is wrong there has been told.
+        // The invalid protocol has been reported.
         None => None,
     }
 }
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Covers the restart of a database, and ends before `pg_isready` gives up (3 s).
+/// Covers the restart of a database, and is shorter than the timeout of `pg_isready` (3 s).
 const DIAL_RETRY: Duration = Duration::from_secs(2);
 
 const ADDRESS: &str = "\"host:port\", \"unix:/path\", or a list of them";
@@ -165,8 +165,8 @@ const MODES: [(&str, Option<Verification>); 4] = [
 
 const NEGOTIATIONS: [(&str, Negotiation); 2] = [("postgres", Negotiation::Postgres), ("direct", Negotiation::Direct)];
 
-const ANNOUNCEMENTS: [(&str, Option<Version>); 3] =
+const PROXY_HEADERS: [(&str, Option<Version>); 3] =
     [("off", None), ("v1", Some(Version::V1)), ("v2", Some(Version::V2))];
 
-const NO_TLS: &str = "is set, but the upstream is spoken to in plaintext (tls = \"disable\"); \
-                      set tls to \"verify-full\", \"verify-ca\" or \"require\", or take it out";
+const NO_TLS: &str = "is set, but the connection to the upstream is plaintext (tls = \"disable\"); \
+                      set tls to \"verify-full\", \"verify-ca\" or \"require\", or remove it";

@@ -1,4 +1,4 @@
-//! Texts of the configuration that are more than text: durations, addresses, names.
+//! Strings of the configuration with a format: durations, addresses, files, names.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -16,13 +16,13 @@ impl Node<'_> {
     pub(crate) fn duration(&self) -> Option<Duration> {
         match parse_duration(self.text(DURATION)?) {
             None => self.expected(DURATION),
-            Some(duration) if duration > LONGEST => self.expected(LONGEST_DURATION),
+            Some(duration) if duration > MAX_DURATION => self.expected(DURATION_TOO_LONG),
             Some(duration) => return Some(duration),
         }
         None
     }
 
-    /// A duration in which nothing is not a choice.
+    /// A duration greater than zero.
     pub(crate) fn positive_duration(&self) -> Option<Duration> {
         let duration = self.duration()?;
         if duration.is_zero() {
@@ -85,9 +85,9 @@ impl Node<'_> {
             return None;
         };
         let length = path.as_os_str().len();
-        if length > LONGEST_SOCKET_PATH {
+        if length > MAX_SOCKET_PATH {
             self.problem(format_args!(
-                "found {}, a path of {length} bytes; the system takes no more than {LONGEST_SOCKET_PATH} for a socket",
+                "found {}, a path of {length} bytes; the system allows at most {MAX_SOCKET_PATH} for a socket",
                 self.found()
             ));
             return None;
@@ -109,14 +109,14 @@ impl Node<'_> {
                 None
             }
             None if text.starts_with(VARIABLE_PREFIX) => {
-                self.expected(format_args!("{FILE}; only cert and key can stand in an environment variable"));
+                self.expected(format_args!("{FILE}; only cert and key can be read from an environment variable"));
                 None
             }
             None => Some(directory.join(text)),
         }
     }
 
-    /// The same, or `"env:NAME"`.
+    /// A file as in [`Self::path`], or `"env:NAME"`.
     pub(crate) fn location(&self, directory: &Path) -> Option<Location> {
         match self.text(FILE)?.strip_prefix(VARIABLE_PREFIX) {
             Some(name) if name.is_empty() || name.contains(['=', '\0', '\n']) => {
@@ -128,14 +128,14 @@ impl Node<'_> {
         }
     }
 
-    /// A file, with the place that names it.
+    /// A file with its key and position.
     pub(crate) fn named_file(&self, directory: &Path) -> Option<SourcedFile> {
         let path = self.path(directory)?;
-        self.names(&Location::from(&path));
+        self.record_location(&Location::from(&path));
         Some(SourcedFile { path, position: self.position(), key: self.key().to_owned() })
     }
 
-    /// One file or several, with the places that name them.
+    /// One file or several, with their keys and positions.
     pub(crate) fn named_files(&self, directory: &Path) -> Vec<SourcedFile> {
         let nodes = self.one_or_list();
         if nodes.is_empty() {
@@ -144,10 +144,10 @@ impl Node<'_> {
         nodes.iter().filter_map(|node| node.named_file(directory)).collect()
     }
 
-    /// A PEM text, with the place that names it.
+    /// The location of a PEM text with its key and position.
     pub(crate) fn named_pem(&self, directory: &Path) -> Option<SourcedPem> {
         let location = self.location(directory)?;
-        self.names(&location);
+        self.record_location(&location);
         Some(SourcedPem { location, position: self.position(), key: self.key().to_owned() })
     }
 
@@ -161,7 +161,7 @@ impl Node<'_> {
         Some(text.to_owned())
     }
 
-    /// A limit; `zero` says what 0 means.
+    /// A limit; `zero` describes the meaning of 0.
     pub(crate) fn limit(&self, zero: &str) -> Option<u32> {
         let limit = self.integer().and_then(|number| u32::try_from(number).ok());
         if limit.is_none() {
@@ -177,7 +177,7 @@ impl Node<'_> {
 
     fn credential(&self, name: &str) -> Option<PathBuf> {
         if !credential::is_name(name) {
-            self.expected("the name of a credential, which has neither a slash nor \"..\" in it");
+            self.expected("a credential name without slashes and \"..\"");
             return None;
         }
         let directory = credential::directory();
@@ -190,33 +190,31 @@ impl Node<'_> {
             let name = name.as_deref().unwrap_or("NAME");
             self.problem(format_args!(
                 "found {found}, but $CREDENTIALS_DIRECTORY is not set; \
-                 systemd sets it for a service whose unit says LoadCredential={name}:/path/of/the/file"
+                 add LoadCredential={name}:/path/of/the/file to the systemd unit"
             ));
         }
         directory.map(|directory| directory.join(name))
     }
 }
 
-/// What a socket's path may be.
 pub(crate) const ADMIN_SOCKET: &str = "a Unix socket such as \"unix:/run/portcullis/admin.sock\"";
 
 const FILE: &str = "a file";
-const IS_PEM: &str =
-    "holds a PEM text (not shown); write it to a file, or for cert and key to an environment variable, and name that";
+const IS_PEM: &str = "is PEM content (not shown), expected a file; write the PEM to a file, or for cert and key to an environment variable";
 const HOST: &str = "a host name or an IP address";
 const VARIABLE_PREFIX: &str = "env:";
 const DURATION: &str = "a duration such as \"10s\", \"5m\" or \"250ms\"";
-const LONGEST_DURATION: &str = "a duration of at most \"3650d\"";
+const DURATION_TOO_LONG: &str = "a duration of at most \"3650d\"";
 const LISTEN: &str = "an IP address and port such as \"0.0.0.0:6380\" or \"[::]:6380\"";
 const UPSTREAM: &str = "a host and port such as \"127.0.0.1:6379\", or \"unix:/path/to/socket\"";
 
-/// Longer than anything a proxy waits for, and short enough for every clock it is added to.
-const LONGEST: Duration = Duration::from_secs(3650 * 86_400);
+/// Short enough to be added to any clock without overflow.
+const MAX_DURATION: Duration = Duration::from_secs(3650 * 86_400);
 
-/// What `sun_path` of unix(7) holds, without the zero byte at its end.
-const LONGEST_SOCKET_PATH: usize = 107;
+/// In bytes: the size of `sun_path` (unix(7)) without the terminating null byte.
+const MAX_SOCKET_PATH: usize = 107;
 
-/// Of one that is too long to be counted, the longest there is.
+/// Saturates at the maximum.
 fn parse_duration(text: &str) -> Option<Duration> {
     let mut rest = text;
     let mut total = Duration::ZERO;
@@ -253,7 +251,7 @@ fn host_and_port(text: &str) -> Option<UpstreamAddr> {
     Some(UpstreamAddr::Tcp { host: host.to_owned(), port })
 }
 
-/// A host name or IPv4 address. Underscores occur in the names of containers and are let through.
+/// A host name or IPv4 address. Underscores are allowed, because container names contain them.
 fn is_host(text: &str) -> bool {
     let is_label = |label: &str| {
         (1..=63).contains(&label.len())
@@ -262,7 +260,7 @@ fn is_host(text: &str) -> bool {
     text.len() <= 253 && text.strip_suffix('.').unwrap_or(text).split('.').all(is_label)
 }
 
-/// For `::1:6379`, which means nothing, what was meant.
+/// Returns `[::1]:6379` for the invalid `::1:6379`.
 fn bare_ipv6_with_port(text: &str) -> Option<String> {
     let (host, port) = text.rsplit_once(':')?;
     let _: Ipv6Addr = host.parse().ok()?;
@@ -275,7 +273,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn durations_have_units() {
+    fn duration_without_a_known_unit_is_rejected() {
         assert_eq!(parse_duration("10s"), Some(Duration::from_secs(10)));
         assert_eq!(parse_duration("1h30m"), Some(Duration::from_secs(5_400)));
         assert_eq!(parse_duration("250ms"), Some(Duration::from_millis(250)));
@@ -283,14 +281,14 @@ mod tests {
         for text in ["", "10", "s", "10 s", "-1s", "1.5s", "10S", "5min", "h1", "1h1"] {
             assert_eq!(parse_duration(text), None, "{text:?}");
         }
-        assert!(parse_duration("3650d").is_some_and(|duration| duration <= LONGEST));
+        assert!(parse_duration("3650d").is_some_and(|duration| duration <= MAX_DURATION));
         for text in ["3650d1ms", "9999999999999h", "18446744073709551615d", "99999999999999999999999s1ms"] {
-            assert!(parse_duration(text).is_some_and(|duration| duration > LONGEST), "{text:?}");
+            assert!(parse_duration(text).is_some_and(|duration| duration > MAX_DURATION), "{text:?}");
         }
     }
 
     #[test]
-    fn upstreams_are_hosts_with_a_port() {
+    fn upstream_without_host_or_port_is_rejected() {
         let tcp = |host: &str, port| Some(UpstreamAddr::Tcp { host: host.into(), port });
         assert_eq!(host_and_port("127.0.0.1:6379"), tcp("127.0.0.1", 6379));
         assert_eq!(host_and_port("redis_1.internal:6379"), tcp("redis_1.internal", 6379));

@@ -1,11 +1,11 @@
-//! How much of a good thing a listener takes.
+//! A rate as written in the configuration.
 
 use std::fmt;
 use std::num::NonZeroU32;
 use std::str::FromStr;
 use std::time::Duration;
 
-/// So many in so much time: `50/s`, `100/m`, `1000/h`.
+/// A count per second, minute or hour: `50/s`, `100/m`, `1000/h`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rate {
     count: NonZeroU32,
@@ -13,18 +13,18 @@ pub struct Rate {
 }
 
 impl Rate {
-    /// How many may come at once, when none came for a while.
+    /// Maximum number of events at once after a pause.
     pub fn burst(self) -> u32 {
         self.count.get()
     }
 
-    /// After how long there is room for one more.
+    /// Time until one more event is allowed.
     pub fn interval(self) -> Duration {
         self.per / self.count.get()
     }
 }
 
-/// The text is no rate.
+/// The text is not a rate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a rate such as \"50/s\", \"100/m\" or \"1000/h\"")]
 pub struct RateError;
@@ -41,7 +41,7 @@ impl FromStr for Rate {
     }
 }
 
-/// As the configuration has it.
+/// As written in the configuration.
 impl fmt::Display for Rate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let unit = UNITS.iter().find(|(_, seconds)| *seconds == self.per.as_secs()).map_or("?", |(unit, _)| unit);
@@ -56,7 +56,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_rate_is_a_count_and_a_unit() {
+    fn rate_without_count_or_unit_is_rejected() {
         let rate: Rate = "50/s".parse().unwrap();
         assert_eq!((rate.burst(), rate.interval()), (50, Duration::from_millis(20)));
         for text in ["1/s", "100/m", "1000/h"] {

@@ -1,4 +1,4 @@
-//! How many sessions a listener has at once (`max_connections`, `max_connections_per_source`).
+//! Limits the concurrent sessions of a listener (`max_connections`, `max_connections_per_source`).
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -11,23 +11,23 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use crate::addr::{ClientAddr, SourceKey};
 use crate::outcome::{Outcome, Reason};
 
-/// The sessions of one listener, in all and by source. Goes on from one generation to the next, whatever the limits are.
+/// The sessions of one listener, in total and by source. Shared by all generations, even if the limits change.
 #[derive(Debug, Default)]
 pub(crate) struct SessionLimiter {
     all: AtomicU32,
     hasher: RandomState,
-    /// Sources that have sessions, and how many.
+    /// Number of sessions of each source; only sources that have any.
     sources: [Mutex<HashMap<SourceKey, u32>>; SHARDS],
 }
 
-/// The limits in force; where there is none, any number of sessions is accepted.
+/// The limits in force; `None` means no limit.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct SessionLimits {
     pub(crate) total: Option<NonZeroU32>,
     pub(crate) per_source: Option<NonZeroU32>,
 }
 
-/// One session, counted for as long as this lives.
+/// One session, counted until this is dropped.
 #[must_use]
 #[derive(Debug)]
 pub struct SessionPermit {
@@ -35,39 +35,41 @@ pub struct SessionPermit {
     source: Option<SourceKey>,
 }
 
-/// There is no room for one more session.
+/// A session limit is reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LimitReached {
-    /// The listener has so many.
+    /// `max_connections`
     Listener(NonZeroU32),
-    /// The source has so many.
+    /// `max_connections_per_source`
     Source(NonZeroU32),
 }
 
 impl fmt::Display for LimitReached {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Listener(most) => write!(f, "the listener may have no more than {most} at once (max_connections)"),
-            Self::Source(most) => {
-                write!(f, "its source may have no more than {most} at once (max_connections_per_source)")
+            Self::Listener(limit) => {
+                write!(f, "the listener has reached its limit of {limit} sessions (max_connections)")
+            }
+            Self::Source(limit) => {
+                write!(f, "the source has reached its limit of {limit} sessions (max_connections_per_source)")
             }
         }
     }
 }
 
 impl From<LimitReached> for Outcome {
-    fn from(full: LimitReached) -> Self {
-        let reason = match full {
+    fn from(reached: LimitReached) -> Self {
+        let reason = match reached {
             LimitReached::Listener(_) => Reason::ConnectionLimit,
             LimitReached::Source(_) => Reason::SourceConnectionLimit,
         };
-        Self::new(reason, full)
+        Self::new(reason, reached)
     }
 }
 
 impl SessionLimiter {
-    /// Counts one more session, unless there is no room for it. A limit that was lowered ends nobody; it has room again when
-    /// enough have gone.
+    /// Counts one more session unless a limit is reached. A lowered limit closes no session; it admits new ones when enough have
+    /// ended.
     pub(crate) fn acquire(
         self: &Arc<Self>,
         client: ClientAddr,
@@ -78,30 +80,30 @@ impl SessionLimiter {
             self.acquire_total(limits.total)?;
             return Ok(SessionPermit { sessions: Arc::clone(self), source });
         };
-        // Held until both are decided, so that none is counted that is then refused.
-        let mut sources = self.sources_like(key);
+        // Locked until both limits are checked, so that a rejected session is never counted.
+        let mut sources = self.shard_of(key);
         let of_source = sources.get(&key).copied().unwrap_or_default();
-        if let Some(most) = limits.per_source.filter(|most| of_source >= most.get()) {
-            return Err(LimitReached::Source(most));
+        if let Some(limit) = limits.per_source.filter(|limit| of_source >= limit.get()) {
+            return Err(LimitReached::Source(limit));
         }
         self.acquire_total(limits.total)?;
         sources.insert(key, of_source.saturating_add(1));
         Ok(SessionPermit { sessions: Arc::clone(self), source })
     }
 
-    fn acquire_total(&self, most: Option<NonZeroU32>) -> Result<(), LimitReached> {
-        let one_more = |all: u32| match most {
-            Some(most) if all >= most.get() => None,
+    fn acquire_total(&self, limit: Option<NonZeroU32>) -> Result<(), LimitReached> {
+        let one_more = |all: u32| match limit {
+            Some(limit) if all >= limit.get() => None,
             Some(_) | None => Some(all.saturating_add(1)),
         };
         let counted = self.all.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more);
-        match (counted, most) {
-            (Err(_), Some(most)) => Err(LimitReached::Listener(most)),
+        match (counted, limit) {
+            (Err(_), Some(limit)) => Err(LimitReached::Listener(limit)),
             (Ok(_), _) | (Err(_), None) => Ok(()),
         }
     }
 
-    fn sources_like(&self, key: SourceKey) -> MutexGuard<'_, HashMap<SourceKey, u32>> {
+    fn shard_of(&self, key: SourceKey) -> MutexGuard<'_, HashMap<SourceKey, u32>> {
         let [first, ..] = &self.sources;
         let number = usize::try_from(self.hasher.hash_one(key) % SHARDS as u64).unwrap_or_default();
         self.sources.get(number).unwrap_or(first).lock().unwrap_or_else(PoisonError::into_inner)
@@ -112,7 +114,7 @@ impl Drop for SessionPermit {
     fn drop(&mut self) {
         self.sessions.all.fetch_sub(1, Ordering::Relaxed);
         let Some(key) = self.source else { return };
-        if let Entry::Occupied(mut of_source) = self.sessions.sources_like(key).entry(key) {
+        if let Entry::Occupied(mut of_source) = self.sessions.shard_of(key).entry(key) {
             *of_source.get_mut() -= 1;
             if *of_source.get() == 0 {
                 of_source.remove();
@@ -123,13 +125,13 @@ impl Drop for SessionPermit {
 
 #[cfg(test)]
 impl SessionPermit {
-    /// A session by itself, for tests of what is not about limits.
-    pub(crate) fn alone() -> Self {
+    /// A permit without limits, for other tests.
+    pub(crate) fn unlimited() -> Self {
         Arc::new(SessionLimiter::default()).acquire(ClientAddr::UNIX, SessionLimits::default()).unwrap()
     }
 }
 
-/// Locks, so that workers seldom meet.
+/// Number of locks; reduces contention between workers.
 const SHARDS: usize = 16;
 
 #[cfg(test)]
@@ -155,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn each_limit_counts_by_itself_and_has_room_again_when_one_goes() {
+    fn each_limit_admits_again_when_a_session_ends() {
         let sessions = Arc::new(SessionLimiter::default());
         let limits = limits(3, 2);
         let first = sessions.acquire(client("10.0.0.1"), limits).unwrap();
@@ -169,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_kept_of_a_source_without_sessions() {
+    fn source_without_sessions_is_forgotten() {
         let sessions = Arc::new(SessionLimiter::default());
         let all: Vec<_> = (0..1000_u32)
             .map(|number| ClientAddr::from_ip(std::net::Ipv4Addr::from(number).into()))
@@ -181,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn an_ipv6_64_is_one_source_and_clients_of_a_unix_socket_have_none() {
+    fn ipv6_64_is_one_source_and_unix_socket_clients_have_none() {
         let sessions = Arc::new(SessionLimiter::default());
         let limits = limits(4, 1);
         let _first = sessions.acquire(client("2001:db8::1"), limits).unwrap();
@@ -192,26 +194,26 @@ mod tests {
     }
 
     #[test]
-    fn a_limit_that_is_lowered_ends_nobody_and_lets_nobody_in_until_enough_have_gone() {
+    fn lowered_limit_keeps_sessions_and_admits_none_until_enough_have_ended() {
         let sessions = Arc::new(SessionLimiter::default());
-        let mut inside: Vec<_> = (0..4).map(|_| sessions.acquire(client("10.0.0.1"), limits(0, 0)).unwrap()).collect();
+        let mut open: Vec<_> = (0..4).map(|_| sessions.acquire(client("10.0.0.1"), limits(0, 0)).unwrap()).collect();
         for left in (2..4).rev() {
             assert_eq!(refused(sessions.acquire(client("10.0.0.1"), limits(0, 2))), Reason::SourceConnectionLimit);
             assert_eq!(refused(sessions.acquire(client("10.0.0.2"), limits(2, 0))), Reason::ConnectionLimit);
-            inside.pop();
-            assert_eq!(inside.len(), left);
+            open.pop();
+            assert_eq!(open.len(), left);
         }
-        inside.pop();
-        inside.push(sessions.acquire(client("10.0.0.1"), limits(2, 2)).unwrap());
+        open.pop();
+        open.push(sessions.acquire(client("10.0.0.1"), limits(2, 2)).unwrap());
     }
 
-    /// Threads that come and go all the time; whoever is in can see how many others are.
+    /// Each thread counts the permits held at the same time.
     #[test]
-    fn there_is_never_one_too_many_whoever_comes_at_once() {
+    fn concurrent_sessions_never_exceed_the_limits() {
         let sessions = Arc::new(SessionLimiter::default());
         let limits = limits(3, 2);
-        let inside = [(); 3].map(|()| AtomicU32::new(0));
-        let [all, sources @ ..] = &inside;
+        let held = [(); 3].map(|()| AtomicU32::new(0));
+        let [all, sources @ ..] = &held;
         thread::scope(|scope| {
             for number in 0..6 {
                 let (sessions, source) = (&sessions, &sources[number % 2]);

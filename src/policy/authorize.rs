@@ -1,5 +1,5 @@
-//! The two questions, source and identity, put to one snapshot: by a connection on its way in, and again for every open
-//! session when the policy or the time has changed.
+//! The two access decisions, source and identity, made by one snapshot: for every new connection, and again for every open
+//! session when the policy changes or a deadline passes.
 
 use std::sync::Arc;
 
@@ -12,37 +12,36 @@ use crate::outcome::{Outcome, Reason};
 use crate::policy::{ListenerPolicy, Snapshot};
 use crate::source::trusted::{SourceMatch, Untrusted};
 
-/// Leave to go on: both questions were answered well, under these terms.
+/// Proof that a policy admits the source and the identity of a client.
 #[must_use]
 #[derive(Clone, Debug)]
 pub struct Permit {
-    /// The listener's terms.
     pub policy: Arc<ListenerPolicy>,
-    /// What lets the source in.
+    /// What admits the source.
     pub source_match: SourceMatch,
-    /// What the client identified itself with.
+    /// The verified identity; `None` without a client certificate.
     pub identity: Option<Arc<VerifiedIdentity>>,
 }
 
-/// Why a client may not go on.
+/// Why a client is denied.
 #[derive(Clone, Debug)]
 pub enum Denial {
-    /// Its listener is no longer there.
+    /// The listener was removed.
     Listener,
-    /// The load balancer that speaks for it is one no more.
-    Balancer(ClientAddr),
-    /// Its address is not trusted.
+    /// The proxy that announced the client is no longer trusted.
+    Proxy(ClientAddr),
+    /// The client address is not trusted.
     Source(Untrusted),
-    /// What it identified itself with is not good, or not there.
+    /// The client certificate is missing or not accepted.
     Identity(Outcome),
 }
 
 impl Snapshot {
-    /// Puts both questions.
+    /// Authorizes the source and the identity of a client.
     ///
     /// # Errors
-    /// The answer that is no.
-    pub fn judge(
+    /// The reason of the denial.
+    pub fn authorize(
         &self,
         listener: &str,
         from: ClientOrigin,
@@ -50,11 +49,11 @@ impl Snapshot {
         now: OffsetDateTime,
     ) -> Result<Permit, Denial> {
         let permit = self.authorize_source(listener, from, now)?;
-        let judged = permit.policy.judge_identity(presented, now);
-        permit.of(judged)
+        let identity = permit.policy.authorize_identity(presented, now);
+        permit.with_identity(identity)
     }
 
-    /// Puts both questions, where the answer costs no signature. Nothing, where it might.
+    /// Authorizes source and identity if that needs no signature verification; `None` if it might.
     pub fn recheck(
         &self,
         listener: &str,
@@ -64,45 +63,45 @@ impl Snapshot {
     ) -> Option<Result<Permit, Denial>> {
         match self.authorize_source(listener, from, now) {
             Ok(permit) => {
-                let judged = permit.policy.recheck_identity(presented, now)?;
-                Some(permit.of(judged))
+                let identity = permit.policy.recheck_identity(presented, now)?;
+                Some(permit.with_identity(identity))
             }
-            Err(refusal) => Some(Err(refusal)),
+            Err(denial) => Some(Err(denial)),
         }
     }
 
-    /// Puts the identity question only. Nothing, where the listener is gone.
-    pub fn judge_identity(
+    /// Authorizes the identity only; `None` if the listener was removed.
+    pub fn authorize_identity(
         &self,
         listener: &str,
         presented: PresentedIdentity<'_>,
         now: OffsetDateTime,
     ) -> Option<Result<ClientIdentity, Outcome>> {
-        Some(self.named(listener)?.judge_identity(presented, now))
+        Some(self.named(listener)?.authorize_identity(presented, now))
     }
 
-    /// Puts the source question, where the identity question has been answered for a session of the same chain.
+    /// Authorizes the source, given the decision about the identity of a session with the same chain.
     ///
     /// # Errors
-    /// The answer that is no.
-    pub fn judge_identified(
+    /// The reason of the denial.
+    pub fn authorize_with_identity(
         &self,
         listener: &str,
         from: ClientOrigin,
         identity: Result<ClientIdentity, Outcome>,
         now: OffsetDateTime,
     ) -> Result<Permit, Denial> {
-        self.authorize_source(listener, from, now)?.of(identity)
+        self.authorize_source(listener, from, now)?.with_identity(identity)
     }
 
-    /// Puts the source question only, and whether the word is still taken by which the client comes from there.
+    /// Authorizes the source only, including the proxy that announced it.
     ///
     /// # Errors
-    /// The answer that is no.
+    /// The reason of the denial.
     pub fn authorize_source(&self, listener: &str, from: ClientOrigin, now: OffsetDateTime) -> Result<Permit, Denial> {
         let policy = self.named(listener).ok_or(Denial::Listener)?;
         if let Some(via) = from.proxy().filter(|via| !policy.proxies.contains(*via)) {
-            return Err(Denial::Balancer(via));
+            return Err(Denial::Proxy(via));
         }
         let admitted = policy.sources.admit(from.client, now).map_err(Denial::Source)?;
         Ok(Permit { policy: Arc::clone(policy), source_match: admitted.source_match().clone(), identity: None })
@@ -110,17 +109,17 @@ impl Snapshot {
 }
 
 impl ListenerPolicy {
-    /// Puts the identity question.
+    /// Authorizes the identity.
     ///
     /// # Errors
-    /// The ending of a connection that is on its way in.
-    pub fn judge_identity(
+    /// The outcome of a new connection.
+    pub fn authorize_identity(
         &self,
         presented: PresentedIdentity<'_>,
         now: OffsetDateTime,
     ) -> Result<ClientIdentity, Outcome> {
         let Some(tls) = &self.tls else { return Ok(ClientIdentity::Anonymous) };
-        self.explained(tls.trust().judge(presented, now), presented)
+        self.with_rotation_hint(tls.trust().judge(presented, now), presented)
     }
 
     fn recheck_identity(
@@ -129,28 +128,28 @@ impl ListenerPolicy {
         now: OffsetDateTime,
     ) -> Option<Result<ClientIdentity, Outcome>> {
         let Some(tls) = &self.tls else { return Some(Ok(ClientIdentity::Anonymous)) };
-        Some(self.explained(tls.trust().recheck(presented, now)?, presented))
+        Some(self.with_rotation_hint(tls.trust().recheck(presented, now)?, presented))
     }
 
-    /// Adds to a refusal what a rotation has to do with it.
-    fn explained(
+    /// Adds to a rejection how a certificate rotation explains it.
+    fn with_rotation_hint(
         &self,
-        judged: Result<ClientIdentity, Outcome>,
+        identity: Result<ClientIdentity, Outcome>,
         presented: PresentedIdentity<'_>,
     ) -> Result<ClientIdentity, Outcome> {
-        judged.map_err(|mut ending| {
-            if let Some(refused) = presented.leaf() {
-                self.tell_kin(&refused, &mut ending);
+        identity.map_err(|mut outcome| {
+            if let Some(rejected) = presented.leaf() {
+                self.add_rotation_hint(&rejected, &mut outcome);
             }
-            ending
+            outcome
         })
     }
 }
 
 impl Permit {
-    /// Adds the answer to the identity question.
-    fn of(mut self, judged: Result<ClientIdentity, Outcome>) -> Result<Self, Denial> {
-        self.identity = match judged.map_err(Denial::Identity)? {
+    /// Adds the decision about the identity.
+    fn with_identity(mut self, identity: Result<ClientIdentity, Outcome>) -> Result<Self, Denial> {
+        self.identity = match identity.map_err(Denial::Identity)? {
             ClientIdentity::Certified(identity) => Some(identity),
             ClientIdentity::Anonymous => None,
         };
@@ -159,66 +158,62 @@ impl Permit {
 }
 
 impl Denial {
-    /// The ending of a connection that is on its way in.
+    /// The outcome of a new connection.
     pub fn into_connection_outcome(self) -> Outcome {
         match self {
             Self::Listener => Reason::ListenerRemoved.into(),
-            Self::Balancer(via) => Outcome::new(Reason::UntrustedSource, no_word(via)),
+            Self::Proxy(via) => Outcome::new(Reason::UntrustedSource, announced_by(via, PRESENT.proxy)),
             Self::Source(untrusted) => Outcome::new(Reason::UntrustedSource, untrusted),
-            Self::Identity(ending) => ending,
+            Self::Identity(outcome) => outcome,
         }
     }
 
-    /// The ending of a session that was let in before.
+    /// The outcome of an open session.
     pub fn into_session_outcome(self) -> Outcome {
-        self.ending(&PRESENT)
+        self.outcome(&PRESENT)
     }
 
-    /// The ending that a session would have, were the policy in force.
+    /// The outcome that an open session would have under a planned policy.
     pub fn into_plan_outcome(self) -> Outcome {
-        self.ending(&FUTURE)
+        self.outcome(&PLANNED)
     }
 
-    fn ending(self, words: &Words) -> Outcome {
+    fn outcome(self, text: &Text) -> Outcome {
         match self {
             Self::Listener => Reason::ListenerRemoved.into(),
-            Self::Balancer(via) => {
-                let via = via.source();
-                let detail = format_args!("it came by the word of {via}, which {}", words.no_balancer);
-                Outcome::new(Reason::SourceRevoked, detail)
-            }
+            Self::Proxy(via) => Outcome::new(Reason::SourceRevoked, announced_by(via, text.proxy)),
             Self::Source(untrusted @ Untrusted { expired: Some(_) }) => Outcome::new(Reason::RuleExpired, untrusted),
-            Self::Source(Untrusted { expired: None }) => Outcome::new(Reason::SourceRevoked, words.no_rule),
-            Self::Identity(ending) if ending.reason == Reason::ClientCertificateExpired => ending,
+            Self::Source(Untrusted { expired: None }) => Outcome::new(Reason::SourceRevoked, text.no_rule),
+            Self::Identity(outcome) if outcome.reason == Reason::ClientCertificateExpired => outcome,
             Self::Identity(Outcome { reason, detail }) => {
-                let none = || format!("{reason}: it was let in without a client certificate, and {}", words.needs_one);
-                let detail = if detail.is_empty() { none() } else { detail };
+                let missing = || format!("{reason}: the session has no client certificate, and one {}", text.required);
+                let detail = if detail.is_empty() { missing() } else { detail };
                 Outcome { reason: Reason::CredentialRevoked, detail }
             }
         }
     }
 }
 
-/// Parts of the reasons why a session ends.
-struct Words {
+/// Parts of the reasons why a session is closed.
+struct Text {
     no_rule: &'static str,
-    no_balancer: &'static str,
-    needs_one: &'static str,
+    proxy: &'static str,
+    required: &'static str,
 }
 
-const PRESENT: Words = Words {
+const PRESENT: Text = Text {
     no_rule: "no rule trusts this address",
-    no_balancer: "is no load balancer of proxy_protocol.trusted any more",
-    needs_one: "now needs one",
+    proxy: "is no longer listed in proxy_protocol.trusted",
+    required: "is now required",
 };
 
 /// For a policy that is not in force yet.
-const FUTURE: Words = Words {
+const PLANNED: Text = Text {
     no_rule: "no rule would trust this address",
-    no_balancer: "would be no load balancer of proxy_protocol.trusted any more",
-    needs_one: "would need one",
+    proxy: "would no longer be listed in proxy_protocol.trusted",
+    required: "would be required",
 };
 
-fn no_word(via: ClientAddr) -> String {
-    format!("it came by the word of {}, which is no load balancer of proxy_protocol.trusted any more", via.source())
+fn announced_by(via: ClientAddr, status: &str) -> String {
+    format!("announced by {}, which {status}", via.source())
 }

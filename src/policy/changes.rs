@@ -1,4 +1,4 @@
-//! What is different between two snapshots.
+//! The changes between two snapshots, as reported by `reload.applied` and plans.
 
 use std::collections::{BTreeSet, HashSet};
 use std::net::IpAddr;
@@ -12,12 +12,12 @@ use crate::source::host::HostName;
 use crate::source::rule::Rule;
 
 impl Snapshot {
-    /// What is different from `previous`, given what is different about the rules: comparing those is the costly part.
+    /// Returns the changes since `previous`. `sources` are the changes of the rules, whose comparison is expensive.
     pub fn changes_since(&self, previous: &Self, sources: &[SourceChanges<'_>]) -> Changes {
         let names =
-            |snapshot: &Self| snapshot.policies.iter().map(|policies| policies.name.to_string()).collect::<Vec<_>>();
-        let moved = |policies: &&Arc<ListenerPolicy>| {
-            previous.named(&policies.name).is_some_and(|before| before.bind_addrs != policies.bind_addrs)
+            |snapshot: &Self| snapshot.policies.iter().map(|policy| policy.name.to_string()).collect::<Vec<_>>();
+        let moved = |policy: &&Arc<ListenerPolicy>| {
+            previous.named(&policy.name).is_some_and(|before| before.bind_addrs != policy.bind_addrs)
         };
         let (old, new) = (names(previous), names(self));
         let (old_prints, new_prints) = (previous.fingerprints(), self.fingerprints());
@@ -25,7 +25,7 @@ impl Snapshot {
             generation: self.generation,
             listeners_added: without(&new, &old),
             listeners_removed: without(&old, &new),
-            listeners_moved: self.policies.iter().filter(moved).map(|policies| policies.name.to_string()).collect(),
+            listeners_moved: self.policies.iter().filter(moved).map(|policy| policy.name.to_string()).collect(),
             certificates_in: without(&new_prints, &old_prints),
             certificates_out: without(&old_prints, &new_prints),
             sources_added: sources.iter().map(|changes| changes.added.len()).sum(),
@@ -34,14 +34,14 @@ impl Snapshot {
         }
     }
 
-    /// For each listener the rules that are new and those that are gone.
+    /// Returns the added and removed rules of each listener.
     pub fn source_changes_since<'a>(&'a self, previous: &'a Self) -> Vec<SourceChanges<'a>> {
-        let names = self.policies.iter().chain(&previous.policies).map(|policies| &policies.name);
+        let names = self.policies.iter().chain(&previous.policies).map(|policy| &policy.name);
         let mut names: Vec<&Arc<str>> = names.collect();
         names.sort_unstable();
         names.dedup();
         let rules = |snapshot: &'a Self, name: &str| {
-            snapshot.named(name).map_or(&[][..], |policies| policies.sources.trusted.rules())
+            snapshot.named(name).map_or(&[][..], |policy| policy.sources.trusted.rules())
         };
         let changes = |name: &'a Arc<str>| {
             let (old, new) = (rules(previous, name), rules(self, name));
@@ -50,16 +50,16 @@ impl Snapshot {
         names.into_iter().map(changes).collect()
     }
 
-    /// For each listener, one after the other, the hosts that have other addresses. One that no rule trusts, or did, has none.
+    /// Returns the hosts whose addresses changed, by listener. A host that no rule of a snapshot names has no addresses there.
     pub fn address_changes_since<'a>(&'a self, previous: &'a Self) -> Vec<AddressChange<'a>> {
         let hosts = |snapshot: &'a Self| {
-            let of = |policies: &'a Arc<ListenerPolicy>| {
-                policies.sources.trusted.hosts().map(move |host| (&*policies.name, &host.name))
+            let of = |policy: &'a Arc<ListenerPolicy>| {
+                policy.sources.trusted.hosts().map(move |host| (&*policy.name, &host.name))
             };
             snapshot.policies.iter().flat_map(of)
         };
         let known = |snapshot: &'a Self, listener: &str, name: &HostName| {
-            snapshot.named(listener).map_or(&[][..], |policies| policies.sources.trusted.addresses_of(name))
+            snapshot.named(listener).map_or(&[][..], |policy| policy.sources.trusted.addresses_of(name))
         };
         let all: BTreeSet<_> = hosts(previous).chain(hosts(self)).collect();
         let change = |(listener, name): (&'a str, &'a HostName)| {
@@ -72,52 +72,46 @@ impl Snapshot {
         all.into_iter().map(change).filter(|change| !change.added.is_empty() || !change.removed.is_empty()).collect()
     }
 
-    /// Fingerprints of all server certificates and trust anchors.
+    /// The fingerprints of all certificates.
     fn fingerprints(&self) -> Vec<String> {
-        let of = |policies: &Arc<ListenerPolicy>| {
-            policies.certificates().map(|(_, certificate)| certificate.sha256.clone()).collect::<Vec<_>>()
+        let of = |policy: &Arc<ListenerPolicy>| {
+            policy.certificates().map(|(_, certificate)| certificate.sha256.clone()).collect::<Vec<_>>()
         };
         self.policies.iter().flat_map(of).collect()
     }
 }
 
-/// What is different about the addresses of a host that a listener trusts.
+/// The changed addresses of a host that a listener trusts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AddressChange<'a> {
-    /// The listener's name.
     pub listener: &'a str,
-    /// The host.
     pub name: &'a HostName,
-    /// Addresses that are trusted now.
     pub added: Vec<IpAddr>,
-    /// Addresses that no longer are, by this name.
+    /// Addresses that the host no longer has. Another rule may still trust them.
     pub removed: Vec<IpAddr>,
 }
 
-/// What is different about the rules of one listener.
+/// The added and removed rules of one listener.
 #[derive(Clone, Debug)]
 pub struct SourceChanges<'a> {
-    /// The listener's name.
     listener: &'a str,
-    /// Rules that are new.
     added: Vec<&'a Rule>,
-    /// Rules that are gone.
     removed: Vec<&'a Rule>,
 }
 
 impl SourceChanges<'_> {
-    /// The new rules, each with the listener.
+    /// The added rules, each with the listener.
     pub fn added(&self) -> impl Iterator<Item = (&str, &Rule)> {
         self.added.iter().map(|rule| (self.listener, *rule))
     }
 
-    /// The rules that are gone, each with the listener.
+    /// The removed rules, each with the listener.
     pub fn removed(&self) -> impl Iterator<Item = (&str, &Rule)> {
         self.removed.iter().map(|rule| (self.listener, *rule))
     }
 }
 
-/// What is in `all` and not in `others`.
+/// The elements of `all` that are not in `others`, sorted.
 fn without(all: &[String], others: &[String]) -> Vec<String> {
     let others: HashSet<&String> = others.iter().collect();
     let mut rest: Vec<String> = all.iter().filter(|name| !others.contains(name)).cloned().collect();
@@ -145,7 +139,7 @@ mod tests {
     use crate::source::host::{AddressBook, Addresses};
 
     #[test]
-    fn what_came_what_went_and_what_moved_is_told_apart() {
+    fn added_removed_and_moved_listeners_are_distinguished() {
         let site = Site::new();
         let year = OffsetDateTime::now_utc() + Duration::days(365);
         let [_kept, old, gone, fresh] = ["kept", "turned", "gone", "fresh"].map(|name| site.install(name, year));
@@ -194,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn another_end_makes_another_rule_and_another_description_does_not() {
+    fn changed_expiry_makes_another_rule_and_changed_description_does_not() {
         let site = Site::new();
         site.install("db", OffsetDateTime::now_utc() + Duration::days(365));
         let rule = |rest: &str| format!(r#"{{ type = "ip_addr", value = "192.0.2.1"{rest} }}"#);
@@ -213,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn new_addresses_make_a_new_generation_that_keeps_all_else() {
+    fn changed_addresses_make_a_new_generation_that_keeps_everything_else() {
         let site = Site::new();
         let year = OffsetDateTime::now_utc() + Duration::days(365);
         for name in ["named", "plain"] {
@@ -237,9 +231,9 @@ mod tests {
         assert_eq!(two.address_changes_since(&one), [change]);
         assert_eq!(before.address_changes_since(&one)[0].removed, [ip(1), ip(2)]);
         assert_eq!(changes(&two, &before), Changes { generation: 3, ..Changes::default() });
-        let policies = |snapshot: &Snapshot, name: &str| Arc::clone(snapshot.named(name).unwrap());
-        assert!(Arc::ptr_eq(&policies(&before, "plain"), &policies(&two, "plain")));
-        let (old, new) = (policies(&before, "named"), policies(&two, "named"));
+        let policy = |snapshot: &Snapshot, name: &str| Arc::clone(snapshot.named(name).unwrap());
+        assert!(Arc::ptr_eq(&policy(&before, "plain"), &policy(&two, "plain")));
+        let (old, new) = (policy(&before, "named"), policy(&two, "named"));
         assert!(
             old.tls.iter().zip(&new.tls).all(|(old, new)| Arc::ptr_eq(old, new)) && Arc::ptr_eq(&old.usage, &new.usage)
         );

@@ -1,4 +1,4 @@
-//! The questions a connection is asked, put to one that does not exist: for `portcullis explain` and `/v1/explain`.
+//! Evaluates the policy for a hypothetical connection: `portcullis explain` and `/v1/explain`.
 
 use std::fmt;
 
@@ -20,42 +20,38 @@ use crate::timestamp;
 use crate::transport::unix_socket::Access;
 use crate::x509::crl::Crl;
 
-/// What becomes of a connection, step by step.
+/// The decision about a connection, step by step.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Explanation {
     steps: Vec<(&'static str, String)>,
-    /// Why it is refused.
     refused: Option<Reason>,
-    /// The rule that trusts the source.
+    /// The rule that trusts the source, as `type:value`.
     rule: Option<String>,
 }
 
-/// Why there is no explanation.
+/// Why a connection cannot be explained.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ExplainError {
-    /// There is no such listener.
-    #[error("there is no listener {asked:?}; there is {known}")]
+    #[error("unknown listener {asked:?}; expected {known}")]
     UnknownListener {
-        /// The name.
         asked: String,
-        /// Those that there are.
+        /// The names of all listeners.
         known: String,
     },
-    /// No connection can come that way.
-    #[error("nobody comes to listener {listener:?} that way: {hint}")]
+    /// The listener has no address of this kind.
+    #[error("listener {listener:?} {hint}")]
     Impossible {
-        /// The listener.
         listener: String,
-        /// What to ask instead.
+        /// What is missing, and which argument to pass instead.
         hint: &'static str,
     },
 }
 
 impl Snapshot {
-    /// Explains what becomes of a connection from `client` that presents this chain; an empty one is no certificate.
+    /// Explains the decision about a connection from `client` that presents `chain`. An empty chain means no certificate.
     ///
     /// # Errors
-    /// When the question makes no sense for this policy.
+    /// When the listener is unknown or has no address that `client` could connect to.
     pub fn explain(
         &self,
         listener: &str,
@@ -71,9 +67,9 @@ impl Snapshot {
         let is_possible = if client.ip().is_some() { has_port } else { policy.socket_files().next().is_some() };
         if !is_possible {
             let hint = if has_port {
-                "it has no Unix socket; give an address"
+                "has no Unix socket; pass an IP address to --source"
             } else {
-                "it has no port; ask with --source unix"
+                "has no TCP address; pass --source unix"
             };
             return Err(ExplainError::Impossible { listener: listener.to_owned(), hint });
         }
@@ -88,7 +84,7 @@ impl Snapshot {
 }
 
 impl Explanation {
-    /// In the form of `GET /v1/explain`.
+    /// The body of `GET /v1/explain`.
     pub fn in_json(&self) -> Value {
         let steps: Vec<_> = self.steps.iter().map(|(step, text)| json!({ "step": step, "text": text })).collect();
         let mut answer = json!({
@@ -102,16 +98,19 @@ impl Explanation {
         answer
     }
 
-    /// Of a load balancer's address the other steps tell only half.
+    /// For the address of a load balancer, the announced client is decisive.
     fn proxy(&mut self, policy: &ListenerPolicy, client: ClientAddr) {
         let Some(network) = client.ip().and_then(|ip| policy.proxies.covering(ip)) else { return };
         let ip = client.source();
-        self.say("balancer", format_args!("{ip} is a load balancer of proxy_protocol.trusted ({network})"));
-        self.say(
+        self.add("balancer", format_args!("{ip} is a load balancer listed in proxy_protocol.trusted ({network})"));
+        self.add(
             "balancer",
-            format_args!("it has to send a PROXY header first, and the client announced there is judged"),
+            format_args!("it must send a PROXY header first; the announced client address is then checked"),
         );
-        self.say("balancer", format_args!("a connection of its own (LOCAL, UNKNOWN) is judged as follows"));
+        self.add(
+            "balancer",
+            format_args!("a connection without an announced client (LOCAL, UNKNOWN) is checked as follows"),
+        );
     }
 
     fn source(&mut self, policy: &ListenerPolicy, client: ClientAddr, now: OffsetDateTime) {
@@ -120,38 +119,40 @@ impl Explanation {
             Ok(admitted) => match admitted.source_match() {
                 SourceMatch::Rule(rule) => {
                     self.rule = Some(rule.to_string());
-                    self.say("source", format_args!("{ip} is trusted by {}", in_words(policy, rule)));
+                    self.add("source", format_args!("{ip} is trusted by {}", describe(policy, rule)));
                 }
                 SourceMatch::Observed => {
-                    self.say("source", format_args!("{ip} is not trusted, but enforcement = \"observe\" lets it in"));
+                    self.add("source", format_args!("{ip} is not trusted, but enforcement = \"observe\" admits it"));
                 }
                 SourceMatch::SocketFile => {
                     for (path, Access { mode, .. }) in policy.socket_files() {
                         let path = path.display();
-                        self.say(
+                        self.add(
                             "source",
-                            format_args!("whoever may write to the file {path} (mode {mode:04o}) is let in"),
+                            format_args!(
+                                "every client that may write to the socket {path} (mode {mode:04o}) is admitted"
+                            ),
                         );
                     }
                 }
             },
             Err(untrusted) => {
-                self.say(
+                self.add(
                     "source",
-                    format_args!("{ip} is not trusted: {untrusted}; it is closed before a byte is read"),
+                    format_args!("{ip} is not trusted: {untrusted}; the connection is closed before a byte is read"),
                 );
                 if policy.shield != Shield::Off {
-                    self.say(
+                    self.add(
                         "shield",
                         format_args!(
-                            "while it is up (portcullis status) the kernel answers nothing, and the audit has no line"
+                            "while the shield is active (see portcullis status), the kernel drops the packets, and there is no audit event"
                         ),
                     );
                 }
                 self.refused = Some(Reason::UntrustedSource);
                 let hosts = policy.sources.trusted.rules().iter().filter(|rule| rule.source.host().is_some());
                 for rule in hosts.take(MAX_HOSTS) {
-                    self.say("source", format_args!("it is none of {}", in_words(policy, rule)));
+                    self.add("source", format_args!("{ip} is not an address of {}", describe(policy, rule)));
                 }
             }
         }
@@ -159,58 +160,63 @@ impl Explanation {
 
     fn identity(&mut self, policy: &ListenerPolicy, chain: &[CertificateDer<'_>], now: OffsetDateTime) {
         if policy.tls.is_none() {
-            self.say("tls", format_args!("is off, so nobody is asked for a certificate"));
+            self.add("tls", format_args!("off; no client certificate is requested"));
             return;
         }
         let certificates: Vec<_> = policy.server_certificates().iter().map(|leaf| leaf.subject.as_str()).collect();
-        self.say("tls", format_args!("is required; the certificate is {}", certificates.join(" or ")));
+        self.add("tls", format_args!("required; the server certificate is {}", certificates.join(" or ")));
         if policy.client_auth() == ClientAuth::None {
-            self.say("identity", format_args!("no client certificate is asked for (client_auth = \"none\")"));
+            self.add("identity", format_args!("no client certificate is requested (client_auth = \"none\")"));
             return;
         }
-        match policy.judge_identity(PresentedIdentity::Chain(chain), now) {
+        match policy.authorize_identity(PresentedIdentity::Chain(chain), now) {
             Ok(ClientIdentity::Anonymous) => {
-                self.say("identity", format_args!("no certificate, and none is needed (client_auth = \"optional\")"));
+                self.add(
+                    "identity",
+                    format_args!("no client certificate, and none is required (client_auth = \"optional\")"),
+                );
             }
             Ok(ClientIdentity::Certified(identity)) => {
-                let facts = &identity.certificate;
-                let (subject, end) = (&facts.subject, timestamp::seconds(facts.not_after));
+                let certificate = &identity.certificate;
+                let (subject, end) = (&certificate.subject, timestamp::seconds(certificate.not_after));
                 let trusted_by = trusted_by(policy, &identity.trusted_by);
-                self.say("identity", format_args!("{subject} {trusted_by}, valid until {end}"));
+                self.add("identity", format_args!("{subject} {trusted_by}, valid until {end}"));
                 if let Some(lists) = revocation(policy, &identity.trusted_by, now) {
-                    self.say("identity", format_args!("{lists}"));
+                    self.add("identity", format_args!("{lists}"));
                 }
-                if let Some(pattern) = policy.trusted_clients().and_then(|clients| clients.pattern_of(facts.names())) {
-                    self.say("identity", format_args!("trusted_clients lists it as \"{pattern}\""));
+                if let Some(pattern) =
+                    policy.trusted_clients().and_then(|clients| clients.pattern_of(certificate.names()))
+                {
+                    self.add("identity", format_args!("it matches \"{pattern}\" in trusted_clients"));
                 }
             }
             Err(Outcome { reason, detail }) => {
-                let none = "client_auth = \"required\", and no certificate was given (--client-cert)";
-                let detail = if detail.is_empty() { none } else { &detail };
-                self.say("identity", format_args!("refused: {detail}"));
+                let missing = "client_auth = \"required\", and no client certificate was given; pass --client-cert";
+                let detail = if detail.is_empty() { missing } else { &detail };
+                self.add("identity", format_args!("refused: {detail}"));
                 self.refused = Some(reason);
             }
         }
     }
 
-    fn say(&mut self, step: &'static str, words: fmt::Arguments<'_>) {
-        self.steps.push((step, words.to_string()));
+    fn add(&mut self, step: &'static str, text: fmt::Arguments<'_>) {
+        self.steps.push((step, text.to_string()));
     }
 }
 
-/// Why the certificate is good.
+/// Describes why the certificate is trusted.
 fn trusted_by(policy: &ListenerPolicy, trusted_by: &TrustedBy) -> String {
     match trusted_by {
-        TrustedBy::Pinned => "is one of client_certificates".to_owned(),
+        TrustedBy::Pinned => "is listed in client_certificates".to_owned(),
         TrustedBy::Anchor { sha256, .. } => {
             let anchor = policy.anchors.iter().find(|anchor| anchor.sha256 == **sha256);
             let name = anchor.map_or("an anchor", |anchor| &anchor.subject);
-            format!("is vouched for by {name} of client_ca")
+            format!("chains to {name} in client_ca")
         }
     }
 }
 
-/// What the revocation lists say of a certificate that is good; nothing where there are none.
+/// Describes the CRL check of a valid certificate; `None` if there is no CRL.
 fn revocation(policy: &ListenerPolicy, trusted_by: &TrustedBy, now: OffsetDateTime) -> Option<String> {
     let TrustedBy::Anchor { sha256, .. } = trusted_by else { return None };
     let (anchor, der) =
@@ -223,15 +229,15 @@ fn revocation(policy: &ListenerPolicy, trusted_by: &TrustedBy, now: OffsetDateTi
     Some(match newest {
         Some(Crl { issuer, next_update, .. }) => {
             let end = timestamp::seconds(*next_update);
-            let until = if now < *next_update { "good until" } else { "which ran out at" };
-            format!("it is not revoked by the list of {issuer}, {until} {end}")
+            let until = if now < *next_update { "valid until" } else { "expired at" };
+            format!("it is not revoked by the CRL of {issuer}, {until} {end}")
         }
-        None => format!("it is in no revocation list, for client_crl has none of {}", anchor.subject),
+        None => format!("its revocation is not checked: client_crl contains no CRL of {}", anchor.subject),
     })
 }
 
-fn in_words(policy: &ListenerPolicy, rule: &Rule) -> String {
-    let now = policy.addresses_in_words(rule);
+fn describe(policy: &ListenerPolicy, rule: &Rule) -> String {
+    let now = policy.describe_addresses(rule);
     match &rule.description {
         Some(description) => format!("{rule} ({}){now}", printable::field(description)),
         None => format!("{rule}{now}"),
@@ -239,8 +245,8 @@ fn in_words(policy: &ListenerPolicy, rule: &Rule) -> String {
 }
 
 impl ListenerPolicy {
-    /// The addresses of a rule's host, for behind its name; nothing where the rule names none.
-    pub fn addresses_in_words(&self, rule: &Rule) -> String {
+    /// Describes the addresses of a rule's host, to be appended to the rule; empty if the rule has no host.
+    pub fn describe_addresses(&self, rule: &Rule) -> String {
         let Some(host) = rule.source.host() else { return String::new() };
         let all = self.sources.trusted.addresses_of(&host.name);
         let shown: Vec<_> = all.iter().take(MAX_ADDRESSES).map(ToString::to_string).collect();
@@ -252,8 +258,8 @@ impl ListenerPolicy {
     }
 }
 
-/// Addresses of a host that are named.
+/// Maximum number of addresses of a host that are listed.
 const MAX_ADDRESSES: usize = 8;
 
-/// Host names that a refusal lists.
+/// Maximum number of host rules listed for an untrusted source.
 const MAX_HOSTS: usize = 50;

@@ -1,4 +1,4 @@
-//! Snapshots for unit tests, built from text and files as the real ones are.
+//! Snapshots for unit tests, built from configuration files.
 
 use std::fmt::Display;
 use std::path::PathBuf;
@@ -14,7 +14,7 @@ use crate::source::host::AddressBook;
 use crate::tls::fixtures::Authority;
 use crate::x509::crypto::sha256_hex;
 
-/// A directory with certificates.
+/// A temporary directory with certificates and a configuration.
 #[derive(Debug)]
 pub(crate) struct Site {
     directory: TempDir,
@@ -30,12 +30,12 @@ impl Site {
         self.directory.path().join(name)
     }
 
-    /// Puts a fresh certificate into `NAME.crt` and `NAME.key`, and returns its fingerprint.
+    /// Writes a new certificate to `NAME.crt` and `NAME.key`, and returns its fingerprint.
     pub(crate) fn install(&self, name: &str, until: OffsetDateTime) -> String {
-        let specimen = self.authority.server("db.test", KeyPair::generate().unwrap(), until);
-        std::fs::write(self.path(&format!("{name}.crt")), specimen.pem()).unwrap();
-        std::fs::write(self.path(&format!("{name}.key")), specimen.key_pem()).unwrap();
-        sha256_hex(&specimen.der())
+        let server = self.authority.server("db.test", KeyPair::generate().unwrap(), until);
+        std::fs::write(self.path(&format!("{name}.crt")), server.pem()).unwrap();
+        std::fs::write(self.path(&format!("{name}.key")), server.key_pem()).unwrap();
+        sha256_hex(&server.der())
     }
 
     pub(crate) fn snapshot(&self, config: impl Display, previous: Option<&Snapshot>) -> Snapshot {

@@ -1,5 +1,5 @@
-//! Since when what a listener goes by has been in force, and what went out of it: for the operator who rotates, and for the
-//! words about a client that still comes with the old.
+//! Since when certificates and rules of a listener are in force, and which certificates were removed. Used for rotation status,
+//! and to explain the rejection of a client that still uses an old certificate.
 
 use crate::tls::failure;
 use std::collections::{HashMap, HashSet};
@@ -18,43 +18,41 @@ use crate::source::trusted::TrustedSources;
 use crate::timestamp;
 use crate::x509::certificate::{Certificate, NameDigest};
 
-/// The history of one listener's certificates and rules. Immutable, like the terms it belongs to.
+/// The history of one listener's certificates and rules. Immutable, like the policy it belongs to.
 #[derive(Clone, Debug, Default)]
 pub struct CertificateHistory {
     since: HashMap<String, GenerationStamp>,
-    departed: Vec<RemovedCertificate>,
-    /// When the listener itself was added.
-    begun: Option<GenerationStamp>,
-    /// The rules that were added later. Shared, because there can be many.
+    removed: Vec<RemovedCertificate>,
+    /// When the listener was added.
+    added: Option<GenerationStamp>,
+    /// Rules added after the listener. Shared, because there can be many.
     rules: Arc<HashMap<Source, GenerationStamp>>,
 }
 
-/// When a generation came into force.
+/// A generation, and when it came into force.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GenerationStamp {
-    /// Counts applied configurations, from 1.
+    /// Counted from 1.
     pub generation: u64,
-    /// The time.
     pub at: OffsetDateTime,
 }
 
-/// A certificate that was taken out.
+/// A certificate that was removed from the configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct RemovedCertificate {
-    /// Its role, as in audit events.
+    /// The role as in audit events.
     pub role: &'static str,
-    /// RFC 4514 text, escaped and cut.
+    /// RFC 4514 text, escaped and truncated.
     pub subject: String,
-    /// The digest of its whole subject.
+    /// The digest of the complete subject.
     pub subject_digest: NameDigest,
-    /// Its fingerprint.
     pub sha256: String,
-    /// By which generation; `None` where that is only planned.
+    /// The generation that removed it; `None` in a plan.
     pub by: Option<GenerationStamp>,
 }
 
 impl CertificateHistory {
-    /// The history of a listener that now goes by these certificates, following `before`.
+    /// Builds the history of a listener with these certificates and rules, as the successor of `before`.
     pub(crate) fn after<'a>(
         before: Option<&ListenerPolicy>,
         now: GenerationStamp,
@@ -66,44 +64,44 @@ impl CertificateHistory {
         let since: HashMap<_, _> = certificates
             .map(|(_, certificate)| (certificate.sha256.clone(), known(&certificate.sha256).unwrap_or(now)))
             .collect();
-        let gone = before
+        let newly_removed = before
             .into_iter()
             .flat_map(ListenerPolicy::certificates)
             .filter(|(_, old)| !since.contains_key(&old.sha256));
-        let gone = gone.map(|(role, old)| RemovedCertificate {
+        let newly_removed = newly_removed.map(|(role, old)| RemovedCertificate {
             role,
             subject: old.subject.clone(),
             subject_digest: old.subject_digest,
             sha256: old.sha256.clone(),
             by: Some(now),
         });
-        let still_gone = former.into_iter().flat_map(|former| &former.departed);
-        let still_gone = still_gone.filter(|departed| !since.contains_key(&departed.sha256)).cloned();
-        let departed = gone.chain(still_gone).take(MOST_DEPARTED).collect();
-        let begun = former.and_then(|former| former.begun).or(Some(now));
-        Self { since, departed, begun, rules: before.map_or_else(Arc::default, |before| rules(before, now, sources)) }
+        let still_removed = former.into_iter().flat_map(|former| &former.removed);
+        let still_removed = still_removed.filter(|removed| !since.contains_key(&removed.sha256)).cloned();
+        let removed = newly_removed.chain(still_removed).take(MAX_REMOVED).collect();
+        let added = former.and_then(|former| former.added).or(Some(now));
+        Self { since, removed, added, rules: before.map_or_else(Arc::default, |before| rules(before, now, sources)) }
     }
 
-    /// The same history for a generation that may never come into force.
+    /// Returns the same history for a plan, in which no certificate has been removed by `generation` yet.
     pub(crate) fn planned(mut self, generation: u64) -> Self {
-        for departed in &mut self.departed {
-            departed.by = departed.by.filter(|by| by.generation != generation);
+        for removed in &mut self.removed {
+            removed.by = removed.by.filter(|by| by.generation != generation);
         }
         self
     }
 
-    /// Since when a certificate has been in force without a break.
+    /// Since when a certificate has been continuously in force.
     pub fn since(&self, sha256: &str) -> Option<GenerationStamp> {
         self.since.get(sha256).copied()
     }
 
-    /// Since when a rule of the listener has been in force without a break.
+    /// Since when a rule of the listener has been continuously in force.
     pub fn rule_since(&self, source: &Source) -> Option<GenerationStamp> {
-        self.rules.get(source).copied().or(self.begun)
+        self.rules.get(source).copied().or(self.added)
     }
 }
 
-/// The rules that are younger than the listener, following `before`.
+/// The rules added after the listener, given those of `before`.
 fn rules(
     before: &ListenerPolicy,
     now: GenerationStamp,
@@ -117,45 +115,45 @@ fn rules(
 }
 
 impl ListenerPolicy {
-    /// Explains a failed handshake, with what of it came by a rotation.
+    /// Explains a failed handshake, with a hint if a certificate rotation caused it.
     pub fn handshake_failure(
         &self,
         error: &io::Error,
         shown: Option<&Certificate>,
         refused: Option<&RefusedClient>,
     ) -> Outcome {
-        let mut ending = failure::handshake_failure(error, shown, refused);
+        let mut outcome = failure::handshake_failure(error, shown, refused);
         if failure::is_refusal_of_ours(error)
             && let Some(since) = shown.and_then(|shown| self.history.since(&shown.sha256))
         {
-            ending.add(format_args!("; this certificate has been in use since {since}"));
+            outcome.add(format_args!("; this certificate has been in use since {since}"));
         }
         if let Some(certificate) = refused.and_then(|refused| refused.certificate.as_ref()) {
-            self.tell_kin(certificate, &mut ending);
+            self.add_rotation_hint(certificate, &mut outcome);
         }
-        ending
+        outcome
     }
 
-    /// Adds to the refusal of a client certificate that its CA, or it itself, has been trusted until lately, or that another
-    /// CA of the same name is trusted.
-    pub(crate) fn tell_kin(&self, refused: &Certificate, ending: &mut Outcome) {
-        if ending.reason != Reason::ClientCertificateUnknownCa {
+    /// Adds to the rejection of a client certificate that the certificate or its CA was removed, or that another CA of the same
+    /// name is trusted.
+    pub(crate) fn add_rotation_hint(&self, rejected: &Certificate, outcome: &mut Outcome) {
+        if outcome.reason != Reason::ClientCertificateUnknownCa {
             return;
         }
-        if self.anchors.iter().any(|anchor| anchor.subject_digest == refused.issuer_digest) {
-            ending.add(
-                "; client_ca has a CA of that name with another key, as when a CA was made anew under its old name",
+        if self.anchors.iter().any(|anchor| anchor.subject_digest == rejected.issuer_digest) {
+            outcome.add(
+                "; client_ca contains a CA of the same name with another key; the CA may have been recreated under its old name",
             );
         }
-        let is_of_it = |departed: &&RemovedCertificate| match departed.role {
-            "client_ca" => departed.subject_digest == refused.issuer_digest,
-            _ => departed.role == "client_certificate" && departed.sha256 == refused.sha256,
+        let is_related = |removed: &&RemovedCertificate| match removed.role {
+            "client_ca" => removed.subject_digest == rejected.issuer_digest,
+            _ => removed.role == "client_certificate" && removed.sha256 == rejected.sha256,
         };
-        if let Some(RemovedCertificate { subject, by, .. }) = self.history.departed.iter().find(is_of_it) {
+        if let Some(RemovedCertificate { subject, by, .. }) = self.history.removed.iter().find(is_related) {
             let subject = printable::quoted(subject);
             match by {
-                Some(by) => ending.add(format_args!("; {subject} was taken out by {by}")),
-                None => ending.add(format_args!("; {subject} would be removed by this reload")),
+                Some(by) => outcome.add(format_args!("; {subject} was removed by {by}")),
+                None => outcome.add(format_args!("; {subject} would be removed by this reload")),
             }
         }
     }
@@ -166,15 +164,15 @@ impl fmt::Display for GenerationStamp {
         let Self { generation, at } = self;
         let at = timestamp::seconds(*at);
         match generation {
-            // The first was no reload.
+            // The first generation is the start, not a reload.
             1 => write!(f, "the start at {at}"),
             _ => write!(f, "the reload to generation {generation} at {at}"),
         }
     }
 }
 
-/// What went out long ago nobody asks for.
-const MOST_DEPARTED: usize = 64;
+/// Older removals are forgotten.
+const MAX_REMOVED: usize = 64;
 
 #[cfg(test)]
 mod tests {
@@ -184,7 +182,7 @@ mod tests {
     use crate::policy::fixtures::{Site, listener};
 
     #[test]
-    fn what_stays_keeps_its_date_and_what_goes_is_remembered_until_it_comes_back() {
+    fn kept_certificate_keeps_its_date_and_removed_one_is_remembered_until_it_returns() {
         let site = Site::new();
         let year = OffsetDateTime::now_utc() + Duration::days(365);
         let old = site.install("db", year);
@@ -193,24 +191,24 @@ mod tests {
         let same = site.snapshot(&config, Some(&first));
         let old_pair = ["crt", "key"].map(|ending| std::fs::read(site.path(&format!("db.{ending}"))).unwrap());
         let new = site.install("db", year);
-        let turned = site.snapshot(&config, Some(&same));
+        let rotated = site.snapshot(&config, Some(&same));
         let generation = |snapshot: &crate::policy::Snapshot, sha256: &str| {
             snapshot.named("db").unwrap().history.since(sha256).map(|since| since.generation)
         };
         assert_eq!(generation(&same, &old), Some(1));
-        assert_eq!((generation(&turned, &old), generation(&turned, &new)), (None, Some(3)));
-        let departed = &turned.named("db").unwrap().history.departed;
+        assert_eq!((generation(&rotated, &old), generation(&rotated, &new)), (None, Some(3)));
+        let removed = &rotated.named("db").unwrap().history.removed;
         assert!(
-            matches!(departed.as_slice(), [only] if only.sha256 == old && only.by.is_some_and(|by| by.generation == 3)),
-            "{departed:?}"
+            matches!(removed.as_slice(), [only] if only.sha256 == old && only.by.is_some_and(|by| by.generation == 3)),
+            "{removed:?}"
         );
 
         for (ending, bytes) in ["crt", "key"].into_iter().zip(old_pair) {
             std::fs::write(site.path(&format!("db.{ending}")), bytes).unwrap();
         }
-        let back = site.snapshot(&config, Some(&turned));
+        let back = site.snapshot(&config, Some(&rotated));
         assert_eq!(generation(&back, &old), Some(4));
-        assert!(back.named("db").unwrap().history.departed.iter().all(|departed| departed.sha256 == new));
+        assert!(back.named("db").unwrap().history.removed.iter().all(|removed| removed.sha256 == new));
     }
 
     #[test]

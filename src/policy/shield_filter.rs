@@ -1,4 +1,4 @@
-//! Whether the kernel can turn strangers away for a listener, and by which program.
+//! Builds the kernel source filter of a listener's shield.
 
 use time::OffsetDateTime;
 
@@ -7,31 +7,28 @@ use crate::policy::ListenerPolicy;
 use crate::source::packet_filter::{PacketFilter, ProgramTooLong};
 use crate::source::trusted::{Enforcement, TrustedSources};
 
-/// Why the kernel cannot turn strangers away for a listener.
+/// Why the kernel cannot filter the sources of a listener.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ShieldUnavailable {
-    /// The source is in a header that only load balancers know how to write.
+    /// The client address is in a PROXY header, which the kernel does not parse.
     #[error(
-        "the kernel sees the addresses of the load balancers in proxy_protocol.trusted and not those of their clients"
+        "the kernel sees the addresses of the load balancers in proxy_protocol.trusted, not those of their clients"
     )]
     TrustedProxies,
-    /// Nobody is turned away.
-    #[error("enforcement = \"observe\" turns nobody away")]
+    #[error("enforcement = \"observe\" rejects no source")]
     Observing,
-    /// Clients of Unix sockets have no address.
     #[error("clients of Unix sockets have no address")]
     NoPort,
-    /// They are too many.
     #[error(transparent)]
     ProgramTooLong(#[from] ProgramTooLong),
 }
 
 impl ListenerPolicy {
-    /// The program that lets through whom these terms trust at `now`; and whom `others` trust, where an address is about to
-    /// change from one to the other.
+    /// Builds the program that accepts packets from all sources that are trusted at `now`. While a listen address moves to
+    /// another listener, `others` are that listener's sources, which are accepted too.
     ///
     /// # Errors
-    /// When there can be none.
+    /// When the listener cannot have a filter.
     pub fn packet_filter(
         &self,
         others: Option<&TrustedSources>,

@@ -1,4 +1,4 @@
-//! Host names as trusted sources: their names, and the addresses that an answer may give them.
+//! Host names as trusted sources: the names, and the addresses accepted from a DNS answer.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -8,12 +8,11 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// A host that a rule trusts. The same host is the same source, however often it is looked up.
+/// A host that a rule trusts. Hosts with the same name are equal, whatever their refresh interval is.
 #[derive(Clone, Debug)]
 pub struct Host {
-    /// Its name.
     pub name: HostName,
-    /// How often its addresses are asked for.
+    /// Interval between lookups of its addresses.
     pub refresh: Duration,
 }
 
@@ -31,12 +30,11 @@ impl Hash for Host {
     }
 }
 
-/// A host name in lower case, without a dot at its end, that no resolver takes for an address.
+/// A host name in lower case, without a trailing dot, that no resolver parses as an address.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct HostName(Arc<str>);
 
 impl HostName {
-    /// The name as a text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -59,28 +57,29 @@ impl FromStr for HostName {
             return Err(HostNameError::Wildcard);
         }
         let name = text.strip_suffix('.').unwrap_or(text);
-        if name.len() > LONGEST_NAME || !name.split('.').all(is_label) {
+        if name.len() > MAX_NAME || !name.split('.').all(is_label) {
             return Err(HostNameError::Syntax);
         }
         Ok(Self(name.to_ascii_lowercase().into()))
     }
 }
 
-/// Why a text is no host name.
+/// Why a text is not a host name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum HostNameError {
-    /// An address, or what a resolver takes for one.
-    #[error("an address and no host name; write type \"ip_addr\", or \"ip_addr:…\"")]
+    /// An address, or a number that a resolver parses as one.
+    #[error("an address, not a host name; use type \"ip_addr\" or \"ip_addr:…\"")]
     Address,
-    /// A port, a scheme, a space, an empty or overlong part, …
-    #[error("no host name; write it without scheme, port and path, such as \"db.internal\"")]
+    /// A port, a scheme, a space, an empty or overlong label, …
+    #[error("not a valid host name; write it without scheme, port and path, such as \"db.internal\"")]
     Syntax,
     /// A `*`, which cannot be looked up.
-    #[error("a pattern; only one host name can be looked up, such as \"db.internal\"")]
+    #[error("a wildcard pattern and cannot be looked up; use one host name such as \"db.internal\"")]
     Wildcard,
 }
 
-/// Addresses and networks, and numbers: `getaddrinfo` reads `10.1`, `0x7f.1` and `2130706433` as IPv4 addresses.
+/// Whether a text is an address, a network or a number: `getaddrinfo` parses `10.1`, `0x7f.1` and `2130706433` as IPv4
+/// addresses.
 fn is_address(text: &str) -> bool {
     let (address, _) = text.split_once('/').unwrap_or((text, ""));
     let last = text.strip_suffix('.').unwrap_or(text).rsplit('.').next().unwrap_or_default();
@@ -91,7 +90,7 @@ fn is_address(text: &str) -> bool {
         || hexadecimal.is_some_and(|digits| digits.bytes().all(|byte| byte.is_ascii_hexdigit()))
 }
 
-/// Underscores occur in the names of containers and are let through.
+/// Underscores are allowed, because container names contain them.
 fn is_label(label: &str) -> bool {
     (1..=63).contains(&label.len())
         && !label.starts_with('-')
@@ -99,15 +98,15 @@ fn is_label(label: &str) -> bool {
         && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
 }
 
-/// The addresses of one host: at least one, in order, each once, mapped ones as IPv4, and not too many.
+/// The addresses of one host: 1 to [`MAX_ADDRESSES`], sorted and unique, IPv4-mapped ones as IPv4.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Addresses(Arc<[IpAddr]>);
 
 impl Addresses {
-    /// What may be trusted of an answer, and what was left out of it.
+    /// Returns the addresses of an answer that may be trusted, and the number if some were omitted.
     ///
     /// # Errors
-    /// When nothing may.
+    /// When the answer contains no address that a client can have.
     pub fn of(answer: impl IntoIterator<Item = IpAddr>) -> Result<(Self, Option<OmittedAddresses>), NoAddress> {
         let mut all: Vec<_> = answer.into_iter().map(|ip| ip.to_canonical()).collect();
         all.sort_unstable();
@@ -118,21 +117,21 @@ impl Addresses {
             return Err(if some { NoAddress::Unspecified } else { NoAddress::None });
         }
         let count = all.len();
-        all.truncate(MOST_ADDRESSES);
-        Ok((Self(all.into()), (count > MOST_ADDRESSES).then_some(OmittedAddresses { count })))
+        all.truncate(MAX_ADDRESSES);
+        Ok((Self(all.into()), (count > MAX_ADDRESSES).then_some(OmittedAddresses { count })))
     }
 
-    /// The addresses, in order.
+    /// The addresses, sorted.
     pub fn all(&self) -> &[IpAddr] {
         &self.0
     }
 
-    /// Whether all of the other ones are among them.
+    /// Whether these include all addresses of `other`.
     pub fn cover(&self, other: &Self) -> bool {
         other.0.iter().all(|ip| self.0.binary_search(ip).is_ok())
     }
 
-    /// These and the other ones, within the bound.
+    /// Returns the union, at most [`MAX_ADDRESSES`].
     #[must_use]
     pub fn and(&self, other: &Self) -> Self {
         let all = self.0.iter().chain(other.0.iter()).copied();
@@ -150,9 +149,9 @@ impl fmt::Display for Addresses {
     }
 }
 
-/// An answer had more addresses than are taken.
+/// An answer had more than [`MAX_ADDRESSES`] addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("it has {count} addresses, of which the first {MOST_ADDRESSES} in order are trusted; name the network instead")]
+#[error("it has {count} addresses, and only the lowest {MAX_ADDRESSES} are trusted; trust the network instead")]
 pub struct OmittedAddresses {
     count: usize,
 }
@@ -160,22 +159,21 @@ pub struct OmittedAddresses {
 /// An answer had no address that a client can have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NoAddress {
-    /// None at all.
     #[error("the name has no address")]
     None,
-    /// What filtering resolvers answer for names that they block.
-    #[error("the answer is 0.0.0.0 or ::, which is nobody's address")]
+    /// Filtering resolvers answer this for blocked names.
+    #[error("the answer is 0.0.0.0 or ::, which no client can have")]
     Unspecified,
 }
 
-/// The addresses known of each host. One that is not in it lets nobody in.
+/// The known addresses of each host. A host that is missing admits no client.
 pub(crate) type AddressBook = BTreeMap<HostName, Addresses>;
 
-/// Of RFC 1035, written out and without the last dot.
-const LONGEST_NAME: usize = 253;
+/// RFC 1035 section 2.3.4: in text form without the trailing dot.
+const MAX_NAME: usize = 253;
 
-/// Addresses taken of one name. More are no host but a network, or somebody else's answer.
-const MOST_ADDRESSES: usize = 256;
+/// Maximum number of addresses of one host. A longer answer is probably a network or a forgery.
+const MAX_ADDRESSES: usize = 256;
 
 #[cfg(test)]
 mod tests {
@@ -184,7 +182,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_lower_case_and_have_no_dot_at_the_end() {
+    fn host_name_is_lower_cased_without_trailing_dot() {
         for (text, shown) in [
             ("DB.Internal.", "db.internal"),
             ("localhost", "localhost"),
@@ -198,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_a_host_name_is_refused_for_its_own_reason() {
+    fn invalid_host_name_is_rejected_with_its_reason() {
         use HostNameError::{Address, Syntax, Wildcard};
         let long = format!("{}.x", "a.".repeat(126));
         for (text, error) in [
@@ -232,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_is_bounded_and_nobodys_address_is_left_out() {
+    fn answer_is_bounded_and_unspecified_addresses_are_omitted() {
         let ip = |text: &str| text.parse::<IpAddr>().unwrap();
         let (addresses, omitted) =
             Addresses::of(["10.0.0.2", "::", "::ffff:10.0.0.1", "10.0.0.2", "0.0.0.0"].map(ip)).unwrap();
@@ -246,10 +244,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_name_that_is_taken_is_read_back_and_never_an_address(text in "[a-zA-Z0-9._:/*x-]{1,12}") {
+        fn accepted_host_name_parses_again_and_is_never_an_address(text in "[a-zA-Z0-9._:/*x-]{1,12}") {
             if let Ok(name) = text.parse::<HostName>() {
                 prop_assert_eq!(name.as_str().parse::<HostName>(), Ok(name.clone()));
-                // What std, and before it inet_aton, takes for an address ends in a number.
+                // std and inet_aton parse only texts that end in a number as addresses.
                 prop_assert!(text.parse::<IpAddr>().is_err());
                 let last = name.as_str().rsplit('.').next().unwrap_or_default();
                 prop_assert!(last.bytes().any(|byte| !byte.is_ascii_digit()));
@@ -257,7 +255,7 @@ mod tests {
         }
 
         #[test]
-        fn the_order_and_the_repeats_of_an_answer_make_no_difference(
+        fn order_and_duplicates_of_an_answer_are_ignored(
             mut answer in proptest::collection::vec(any::<u16>(), 1..400),
         ) {
             let ips = |numbers: &[u16]| -> Vec<IpAddr> {
@@ -267,12 +265,12 @@ mod tests {
             answer.reverse();
             let doubled = [answer.clone(), answer].concat();
             prop_assert_eq!(&one, &Addresses::of(ips(&doubled)).unwrap());
-            prop_assert!(one.0.all().is_sorted() && one.0.all().len() <= MOST_ADDRESSES);
+            prop_assert!(one.0.all().is_sorted() && one.0.all().len() <= MAX_ADDRESSES);
             prop_assert!(one.0.cover(&one.0));
         }
 
         #[test]
-        fn two_answers_together_have_what_either_has(one: Vec<u8>, other: Vec<u8>) {
+        fn union_of_two_answers_contains_both(one: Vec<u8>, other: Vec<u8>) {
             let addresses = |numbers: &[u8]| {
                 let ips = numbers.iter().map(|number| IpAddr::from([10, 0, 0, *number])).chain([IpAddr::from([10, 1, 0, 0])]);
                 Addresses::of(ips).unwrap().0

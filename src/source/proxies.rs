@@ -1,53 +1,51 @@
-//! Load balancers: whose word on where a client comes from is taken.
+//! Trusted proxies: the load balancers whose PROXY headers are accepted.
 
 use std::net::IpAddr;
 
 use crate::addr::ClientAddr;
 use crate::source::rule::Network;
 
-/// The networks of the load balancers that speak for their clients by the PROXY protocol.
+/// The networks of the load balancers that announce client addresses with the PROXY protocol.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TrustedProxies {
     networks: Vec<Network>,
-    /// Where health checks come from that are only counted.
+    /// Networks whose health checks are counted and not audited.
     health_checkers: Vec<Network>,
 }
 
 impl TrustedProxies {
-    /// Whether a connection from there comes from one of them, and so has to begin with a PROXY header. Who comes to a Unix
-    /// socket has no address, and is none.
+    /// Whether a connection comes from a load balancer and so must start with a PROXY header. Clients of Unix sockets have no
+    /// address and are never load balancers.
     pub fn contains(&self, from: ClientAddr) -> bool {
         from.ip().is_some_and(|ip| self.covering(ip).is_some())
     }
 
-    /// Whether health checks come from there that are only counted: connections that end without a byte for a client.
+    /// Whether health checks from this address are counted and not audited. A health check is a connection that ends without
+    /// announcing a client.
     pub fn is_health_checker(&self, from: ClientAddr) -> bool {
         let is_in = |ip: IpAddr| self.health_checkers.iter().any(|network| network.net().contains(&ip));
         from.ip().is_some_and(is_in)
     }
 
-    /// The networks that such health checks come from.
     pub fn health_checkers(&self) -> &[Network] {
         &self.health_checkers
     }
 
-    /// The same load balancers, with health checks from these networks.
+    /// Returns the same load balancers with these health check networks.
     #[must_use]
     pub fn with_health_checkers(self, networks: Vec<Network>) -> Self {
         Self { health_checkers: networks, ..self }
     }
 
-    /// The network of theirs that an address is in.
+    /// The first network that contains an address.
     pub fn covering(&self, ip: IpAddr) -> Option<&Network> {
         self.networks.iter().find(|network| network.net().contains(&ip))
     }
 
-    /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.networks.is_empty()
     }
 
-    /// As they were written.
     pub fn networks(&self) -> &[Network] {
         &self.networks
     }
@@ -64,7 +62,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_networks_named_are_balancers() {
+    fn only_addresses_in_listed_networks_are_proxies() {
         let proxies: TrustedProxies =
             ["10.0.0.1", "192.0.2.0/24", "2001:db8::/32"].map(|text| text.parse().unwrap()).into_iter().collect();
         let includes = |ip: &str| proxies.contains(ClientAddr::from_ip(ip.parse().unwrap()));

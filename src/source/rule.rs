@@ -12,41 +12,41 @@ use crate::source::host::Host;
 /// A rule that trusts a network or a host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rule {
-    /// Whom it trusts.
+    /// The network or host that the rule trusts.
     pub source: Source,
-    /// What the operator calls it.
+    /// Free text for the operator.
     pub description: Option<String>,
-    /// When it ends by itself.
+    /// From this time on the rule no longer applies; `None` means that it does not expire.
     pub expires_at: Option<OffsetDateTime>,
-    /// Where it was written.
+    /// The place where the rule is configured.
     pub origin: Origin,
 }
 
 impl Rule {
-    /// Whether the rule still stands at `now`.
+    /// Whether the rule has not expired at `now`.
     pub fn is_live(&self, now: OffsetDateTime) -> bool {
         self.expires_at.is_none_or(|end| now < end)
     }
 }
 
-/// The form every log and listing uses: `ip_addr:10.0.0.0/8`.
+/// The form in all logs and listings: `ip_addr:10.0.0.0/8`.
 impl fmt::Display for Rule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.source.fmt(f)
     }
 }
 
-/// Whom a rule trusts.
+/// What a rule trusts.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Source {
     /// Every address of a network.
     Network(Network),
-    /// Every address that the name of a host leads to.
+    /// Every address of a host.
     Host(Host),
 }
 
 impl Source {
-    /// The word it is written with.
+    /// The `type` key.
     pub const fn kind(&self) -> &'static str {
         match self {
             Self::Network(_) => "ip_addr",
@@ -54,7 +54,7 @@ impl Source {
         }
     }
 
-    /// What stands behind that word.
+    /// The `value` key.
     pub fn value(&self) -> String {
         match self {
             Self::Network(network) => network.to_string(),
@@ -62,7 +62,7 @@ impl Source {
         }
     }
 
-    /// The host, where it is one.
+    /// The host of a `dns` source.
     pub const fn host(&self) -> Option<&Host> {
         match self {
             Self::Host(host) => Some(host),
@@ -70,7 +70,7 @@ impl Source {
         }
     }
 
-    /// The network, where it is one.
+    /// The network of an `ip_addr` source.
     pub const fn network(&self) -> Option<&Network> {
         match self {
             Self::Network(network) => Some(network),
@@ -89,28 +89,27 @@ impl fmt::Display for Source {
     }
 }
 
-/// Where a rule was written.
+/// The place where a rule is configured.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Origin {
     /// In `trusted_sources` of the configuration.
     Configuration,
-    /// In the listener's `sources_file`, under this uuid where it has one.
+    /// In the listener's `sources_file`.
     SourcesFile {
-        /// The rule's identity for the programs that manage the file.
+        /// Identifies the rule for the programs that manage the file.
         uuid: Option<String>,
     },
 }
 
-/// An IPv4 or IPv6 network, or a single address. Host bits are zero and an IPv4-mapped IPv6 network is the IPv4 one.
+/// An IPv4 or IPv6 network, or a single address. Host bits are zero, and an IPv4-mapped IPv6 network is stored as IPv4.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Network {
     net: IpNet,
-    /// Whether it was written as an address, without a prefix length.
+    /// Whether it was written without a prefix length.
     bare: bool,
 }
 
 impl Network {
-    /// The network as a prefix.
     pub fn net(self) -> IpNet {
         self.net
     }
@@ -159,23 +158,23 @@ pub enum NetworkError {
         /// The network without them.
         meant: IpNet,
     },
-    /// An IPv4 part begins with a zero, which some programs read as octal.
-    #[error("an IPv4 address with a leading zero, which is ambiguous (some programs read it as octal)")]
+    /// An IPv4 octet starts with a zero, which some programs parse as octal.
+    #[error("an IPv4 address with a leading zero, which some programs parse as octal; remove the zero")]
     LeadingZero,
-    /// An IPv4-mapped network so wide that it also holds addresses that are not IPv4.
+    /// An IPv4-mapped network that also contains addresses that are not IPv4.
     #[error("an IPv4-mapped IPv6 network wider than /96; write the IPv4 network itself, such as \"10.0.0.0/8\"")]
     MappedTooWide,
     /// A prefix length that is not a number, or longer than the address.
-    #[error("a prefix length that is not a number from 0 to {longest}")]
+    #[error("a network with an invalid prefix length; use a number from 0 to {longest}")]
     PrefixLength {
         /// The longest prefix of the address family.
         longest: u8,
     },
-    /// No IP address at all.
+    /// Not an IP address.
     #[error("not an IPv4 or IPv6 address or network")]
     Syntax,
-    /// A zone, which has a meaning on one host only.
-    #[error("an address with a zone id; a source is matched by its address alone, so leave out \"%\" and what follows")]
+    /// A zone, which is valid on one host only.
+    #[error("an address with a zone ID; sources are matched without the zone, so remove \"%\" and everything after it")]
     Zone,
 }
 
@@ -186,7 +185,7 @@ fn parse_address(text: &str) -> Result<IpAddr, NetworkError> {
     text.parse().map_err(|_| if has_leading_zero(text) { NetworkError::LeadingZero } else { NetworkError::Syntax })
 }
 
-/// Whether `text` would be an IPv4 address but for parts such as `010`.
+/// Whether `text` would be an IPv4 address without leading zeros such as in `010`.
 fn has_leading_zero(text: &str) -> bool {
     let parts: Vec<&str> = text.split('.').collect();
     parts.len() == 4
@@ -203,7 +202,7 @@ fn parse_length(digits: &str, longest: u8) -> Result<u8, NetworkError> {
     }
 }
 
-/// Turns `::ffff:a.b.c.d/p` with p ≥ 96 into the IPv4 network it stands for.
+/// Converts `::ffff:a.b.c.d/p` with p ≥ 96 to the IPv4 network.
 fn fold_mapped(ip: IpAddr, prefix: u8) -> Result<IpNet, NetworkError> {
     let mapped = match ip {
         IpAddr::V6(v6) => v6.to_ipv4_mapped(),
@@ -216,7 +215,7 @@ fn fold_mapped(ip: IpAddr, prefix: u8) -> Result<IpNet, NetworkError> {
     }
 }
 
-/// `::ffff:0:0/96`, the whole of IPv4 (RFC 4291 §2.5.5.2).
+/// Prefix length of `::ffff:0:0/96`, which contains all IPv4-mapped addresses (RFC 4291 §2.5.5.2).
 const MAPPED_PREFIX: u8 = 96;
 
 #[cfg(test)]
@@ -228,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_and_networks_are_read_and_shown_as_written() {
+    fn address_and_network_are_shown_as_written() {
         for text in ["10.1.2.3", "10.0.0.0/8", "10.1.2.3/32", "0.0.0.0/0", "::/0", "2001:db8::/32", "::1", "::1/128"] {
             assert_eq!(shown(text).as_deref(), Ok(text));
         }
@@ -236,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mapped_network_is_the_ipv4_one() {
+    fn mapped_network_is_stored_as_ipv4() {
         assert_eq!(shown("::ffff:10.1.2.3").as_deref(), Ok("10.1.2.3"));
         assert_eq!(shown("::ffff:10.0.0.0/104").as_deref(), Ok("10.0.0.0/8"));
         assert_eq!(shown("::ffff:0:0/96").as_deref(), Ok("0.0.0.0/0"));
@@ -244,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn host_bits_are_an_error_that_shows_the_network_meant() {
+    fn network_with_host_bits_is_rejected_and_the_network_suggested() {
         let error = shown("10.1.2.3/8").unwrap_err();
         assert!(error.to_string().contains("\"10.0.0.0/8\""), "{error}");
         let error = shown("2001:db8::1/32").unwrap_err();
@@ -252,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_a_network_is_refused_for_its_own_reason() {
+    fn invalid_network_is_rejected_with_its_reason() {
         assert_eq!(shown("010.0.0.1"), Err(NetworkError::LeadingZero));
         assert_eq!(shown("10.0.0.01/32"), Err(NetworkError::LeadingZero));
         assert_eq!(shown("fe80::1%eth0"), Err(NetworkError::Zone));

@@ -1,4 +1,4 @@
-//! The set of trusted sources and the decision it makes.
+//! The set of trusted sources and the decision about a client address.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -13,25 +13,24 @@ use crate::source::host::{AddressBook, Host, HostName};
 use crate::source::rule::{Rule, Source};
 use crate::timestamp;
 
-/// What a listener does with a client's address.
+/// How a listener decides about client addresses.
 #[derive(Clone, Debug)]
 pub struct SourcePolicy {
-    /// Whom it trusts. Shared, because a set can be large.
+    /// Shared, because a set can be large.
     pub trusted: Arc<TrustedSources>,
-    /// What it does with the others.
     pub enforcement: Enforcement,
 }
 
-/// What happens to a client whose address no rule trusts.
+/// What happens to a client from an untrusted source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Enforcement {
-    /// It is closed before a byte is read.
+    /// Its connection is closed before a byte is read.
     Enforce,
-    /// It is let in, and the audit says that it would have been refused.
+    /// It is admitted, and the audit event records that it would have been denied.
     Observe,
 }
 
-/// As the configuration has it.
+/// As written in the configuration.
 impl fmt::Display for Enforcement {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -42,7 +41,11 @@ impl fmt::Display for Enforcement {
 }
 
 impl SourcePolicy {
-    /// Lets a client in, or not. Of who comes to a Unix socket the mode and the owner of its file have decided already.
+    /// Admits or rejects a client address. Clients of Unix sockets are admitted, because owner and mode of the file have already
+    /// been checked.
+    ///
+    /// # Errors
+    /// [`Untrusted`] if no rule trusts the address and enforcement is on.
     pub fn admit(&self, client: ClientAddr, now: OffsetDateTime) -> Result<Admitted, Untrusted> {
         let Some(ip) = client.ip() else { return Ok(Admitted { client, source_match: SourceMatch::SocketFile }) };
         match (self.trusted.lookup(ip, now), self.enforcement) {
@@ -53,19 +56,18 @@ impl SourcePolicy {
     }
 }
 
-/// What lets a client's address in.
+/// What admits a client address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SourceMatch {
     /// This rule trusts it.
     Rule(Arc<Rule>),
-    /// No rule does; only `enforcement = "observe"` lets it in.
+    /// No rule trusts it; `enforcement = "observe"` admits it.
     Observed,
-    /// It could open the file of a Unix socket.
+    /// The client may open the Unix socket.
     SocketFile,
 }
 
 impl SourceMatch {
-    /// The rule, where it is one.
     pub fn rule(&self) -> Option<&Arc<Rule>> {
         match self {
             Self::Rule(rule) => Some(rule),
@@ -74,7 +76,7 @@ impl SourceMatch {
     }
 }
 
-/// Leave to go on: this client's address was judged and may come in.
+/// Proof that the address of a client is admitted.
 #[must_use]
 #[derive(Clone, Debug)]
 pub struct Admitted {
@@ -83,12 +85,10 @@ pub struct Admitted {
 }
 
 impl Admitted {
-    /// Whose address was judged.
     pub fn client(&self) -> ClientAddr {
         self.client
     }
 
-    /// What lets the client in.
     pub fn source_match(&self) -> &SourceMatch {
         &self.source_match
     }
@@ -97,7 +97,7 @@ impl Admitted {
 /// No rule trusts the address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Untrusted {
-    /// The narrowest rule that would have trusted it, had it not expired.
+    /// The expired rule with the longest prefix that covers the address.
     pub expired: Option<Arc<Rule>>,
 }
 
@@ -112,27 +112,27 @@ impl fmt::Display for Untrusted {
     }
 }
 
-/// Rules, found by the longest prefix that covers an address. A host is there with each of its addresses.
+/// Rules, found by the longest prefix that covers an address. A host is stored under each of its addresses.
 ///
-/// A lookup walks one binary trie per address family: its cost grows with the length of the matching prefix, not with the
-/// number of rules. No rules trust nobody.
+/// A lookup walks one binary trie per address family. Its cost grows with the length of the matching prefix, not with the
+/// number of rules. An empty set trusts no address.
 #[derive(Default)]
 pub struct TrustedSources {
     rules: Vec<Arc<Rule>>,
-    /// What is known of the hosts among them.
+    /// The known addresses of the hosts in `rules`.
     book: AddressBook,
     v4: PrefixMap<Ipv4Net, Vec<Arc<Rule>>>,
     v6: PrefixMap<Ipv6Net, Vec<Arc<Rule>>>,
 }
 
 impl TrustedSources {
-    /// Builds the set, in which hosts have no addresses yet. Of several rules for the same network or address the first that
-    /// has not expired counts.
+    /// Builds the set. Hosts have no addresses yet. If several rules name the same network or address, the first that has not
+    /// expired matches.
     pub fn new(rules: impl IntoIterator<Item = Rule>) -> Self {
         Self::of(rules.into_iter().map(Arc::new).collect(), AddressBook::new())
     }
 
-    /// The same rules with what `book` knows of their hosts; `None` where that is what this set knows already.
+    /// Returns the same rules with the host addresses in `book`; `None` if no address changed.
     #[must_use]
     pub fn with_addresses(&self, book: &AddressBook) -> Option<Self> {
         let names = self.hosts().map(|host| &host.name);
@@ -144,42 +144,42 @@ impl TrustedSources {
         let mut set = Self { rules: Vec::new(), book, ..Self::default() };
         for rule in &rules {
             match &rule.source {
-                Source::Network(network) => set.enter(network.net(), rule),
+                Source::Network(network) => set.insert(network.net(), rule),
                 Source::Host(host) => {
                     let addresses = set.addresses_of(&host.name).to_vec();
-                    addresses.into_iter().for_each(|ip| set.enter(ip.into(), rule));
+                    addresses.into_iter().for_each(|ip| set.insert(ip.into(), rule));
                 }
             }
         }
         Self { rules, ..set }
     }
 
-    fn enter(&mut self, net: IpNet, rule: &Arc<Rule>) {
+    fn insert(&mut self, net: IpNet, rule: &Arc<Rule>) {
         match net {
             IpNet::V4(net) => self.v4.entry(net).or_default().push(Arc::clone(rule)),
             IpNet::V6(net) => self.v6.entry(net).or_default().push(Arc::clone(rule)),
         }
     }
 
-    /// The hosts among the rules; one that several rules name comes as often.
+    /// The hosts in the rules, once for each rule that names them.
     pub fn hosts(&self) -> impl Iterator<Item = &Host> {
         self.rules.iter().filter_map(|rule| rule.source.host())
     }
 
-    /// The addresses by which a host is known here.
+    /// The addresses of a host in this set, sorted.
     pub fn addresses_of(&self, name: &HostName) -> &[IpAddr] {
         self.book.get(name).map_or(&[], |addresses| addresses.all())
     }
 
-    /// All rules, in the order they were given, expired ones included.
+    /// All rules in configuration order, including expired ones.
     pub fn rules(&self) -> &[Arc<Rule>] {
         &self.rules
     }
 
-    /// The rule with the longest prefix that covers `ip` and has not expired at `now`.
+    /// Returns the rule with the longest prefix that covers `ip` and has not expired at `now`.
     ///
     /// # Errors
-    /// [`Untrusted`] when there is none.
+    /// [`Untrusted`] if no rule covers it.
     pub fn lookup(&self, ip: IpAddr, now: OffsetDateTime) -> Result<&Arc<Rule>, Untrusted> {
         match ip {
             IpAddr::V4(ip) => narrowest(self.v4.cover_values(&Ipv4Net::from(ip)), now),
@@ -187,7 +187,7 @@ impl TrustedSources {
         }
     }
 
-    /// The networks and addresses from which a lookup at `now` finds a rule, in no order.
+    /// The networks and addresses that are trusted at `now`, in no particular order.
     pub fn live_networks(&self, now: OffsetDateTime) -> impl Iterator<Item = IpNet> {
         let is_live = move |rules: &[Arc<Rule>]| rules.iter().any(|rule| rule.is_live(now));
         let v4 = self.v4.iter().filter(move |(_, rules)| is_live(rules)).map(|(net, _)| IpNet::V4(net));
@@ -211,7 +211,7 @@ impl TrustedSources {
         }
     }
 
-    /// When the next of the rules that stand at `now` ends.
+    /// The earliest expiry after `now`.
     pub fn next_expiry(&self, now: OffsetDateTime) -> Option<OffsetDateTime> {
         self.rules.iter().filter_map(|rule| rule.expires_at).filter(|end| *end > now).min()
     }
@@ -226,7 +226,7 @@ impl fmt::Debug for TrustedSources {
     }
 }
 
-/// Picks from the rules that cover an address, given from the widest network to the narrowest.
+/// Picks the matching rule from those that cover an address, given in order of increasing prefix length.
 fn narrowest<'a>(
     covering: impl Iterator<Item = &'a Vec<Arc<Rule>>>,
     now: OffsetDateTime,
@@ -277,13 +277,13 @@ mod tests {
     }
 
     #[test]
-    fn no_rules_trust_nobody() {
+    fn empty_set_trusts_no_address() {
         assert_eq!(matched(&sources(&[]), "127.0.0.1"), None);
         assert_eq!(matched(&sources(&[]), "::1"), None);
     }
 
     #[test]
-    fn the_longest_prefix_is_the_rule_that_matched() {
+    fn rule_with_the_longest_prefix_matches() {
         let set = sources(&["0.0.0.0/0", "10.0.0.0/8", "10.1.2.3", "10.1.0.0/16"]);
         assert_eq!(matched(&set, "10.1.2.3").as_deref(), Some("ip_addr:10.1.2.3"));
         assert_eq!(matched(&set, "10.1.2.4").as_deref(), Some("ip_addr:10.1.0.0/16"));
@@ -292,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn the_families_are_apart_but_for_mapped_addresses() {
+    fn rule_matches_its_address_family_and_mapped_addresses_only() {
         assert_eq!(matched(&sources(&["::/0"]), "10.1.2.3"), None);
         assert_eq!(matched(&sources(&["::/0"]), "::ffff:10.1.2.3"), None);
         assert_eq!(matched(&sources(&["0.0.0.0/0"]), "::1"), None);
@@ -301,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn an_expired_rule_steps_aside_for_a_wider_one_or_a_later_one_of_the_same_network() {
+    fn expired_rule_yields_to_a_wider_or_later_one() {
         let past = NOW - Duration::SECOND;
         let set = TrustedSources::new([
             rule("10.1.0.0/16", Some(past)),
@@ -317,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn observing_admits_a_stranger_without_a_rule() {
+    fn observe_admits_an_untrusted_source_without_a_rule() {
         let client = ClientAddr::from_ip("10.1.2.3".parse().unwrap());
         let policy = |enforcement| SourcePolicy { trusted: Arc::new(sources(&["192.0.2.0/24"])), enforcement };
         assert!(policy(Enforcement::Enforce).admit(client, NOW).is_err());
@@ -325,10 +325,10 @@ mod tests {
     }
 
     #[test]
-    fn a_host_is_trusted_at_its_addresses_and_nowhere_else() {
+    fn host_rule_trusts_its_known_addresses_only() {
         let ip = |text: &str| text.parse::<IpAddr>().unwrap();
         let set = TrustedSources::new([rule("10.0.0.0/8", None), host("app.internal", None), host("gone", None)]);
-        assert_eq!(matched(&set, "192.0.2.1"), None, "nothing is known of it yet");
+        assert_eq!(matched(&set, "192.0.2.1"), None, "the host has no addresses yet");
         let known =
             book(&[("app.internal", &[ip("192.0.2.1"), ip("10.1.2.3"), ip("2001:db8::1")]), ("else", &[ip("::1")])]);
         let set = set.with_addresses(&known).unwrap();
@@ -339,7 +339,7 @@ mod tests {
         for address in ["192.0.2.2", "2001:db8::2", "::1"] {
             assert_eq!(matched(&set, address), None, "{address}");
         }
-        assert!(set.with_addresses(&known).is_none(), "nothing new");
+        assert!(set.with_addresses(&known).is_none(), "no address changed");
         let fewer = set.with_addresses(&book(&[("app.internal", &[ip("192.0.2.9")])])).unwrap();
         assert_eq!(matched(&fewer, "192.0.2.1"), None);
         assert_eq!(matched(&fewer, "10.1.2.3").as_deref(), Some("ip_addr:10.0.0.0/8"));
@@ -347,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn a_host_whose_rule_has_expired_is_a_stranger_that_is_told_so() {
+    fn expired_host_rule_is_named_in_the_rejection() {
         let ip: IpAddr = "192.0.2.1".parse().unwrap();
         let set = TrustedSources::new([host("app.internal", Some(NOW))]);
         let set = set.with_addresses(&book(&[("app.internal", &[ip])])).unwrap();
@@ -356,7 +356,7 @@ mod tests {
         assert!(set.lookup(ip, NOW - Duration::SECOND).is_ok());
     }
 
-    /// What a lookup must answer, by the plainest means.
+    /// The expected result of a lookup, by a scan of all rules.
     fn by_scanning<'a>(rules: &'a [Rule], book: &AddressBook, ip: IpAddr) -> Option<&'a Rule> {
         let prefix = |rule: &Rule| match &rule.source {
             Source::Network(network) => network.net().contains(&ip).then(|| network.net().prefix_len()),
@@ -373,7 +373,7 @@ mod tests {
         covering.fold(None, narrower).map(|(_, rule)| rule)
     }
 
-    /// Networks crowded into few addresses, so that they nest and repeat.
+    /// Networks within few addresses, so that they nest and repeat.
     fn crowded_network() -> impl Strategy<Value = String> {
         prop_oneof![
             (any::<[u8; 2]>(), 0_u8..=32).prop_map(|([a, b], length)| {
@@ -409,7 +409,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_lookup_finds_what_a_scan_of_all_rules_finds(
+        fn lookup_agrees_with_a_scan_of_all_rules(
             rules in proptest::collection::vec(crowded_rule(), 0..40),
             known in proptest::collection::vec(proptest::collection::vec(crowded_address(), 0..6), 4),
             addresses in proptest::collection::vec(crowded_address(), 1..20),

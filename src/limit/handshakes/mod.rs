@@ -1,8 +1,8 @@
-//! How many connections of a listener may be in their handshake at once (`max_handshakes`).
+//! Limits the concurrent handshakes of a listener (`max_handshakes`).
 //!
-//! A connection counts from accept until its client is identified or it is closed. At the limit a new connection is
-//! refused, unless its source has fewer than another source. Then it displaces the oldest handshake of the source that has
-//! the most. So one source can use every place while no other source needs one, and cannot keep other sources out.
+//! A connection counts from accept until its client is authorized or it is closed. At the limit, a new connection is rejected
+//! unless another source has more handshakes. In that case it displaces the oldest handshake of the source that has the most. One
+//! source can use all handshakes while no other source needs them, and cannot block other sources.
 
 #[cfg(test)]
 mod tests;
@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use crate::addr::{ClientAddr, SourceKey};
 use crate::outcome::{Outcome, Reason};
 
-/// The handshakes of one listener. Kept from one generation to the next.
+/// The handshakes of one listener. Shared by all generations.
 #[derive(Debug, Default)]
 pub(crate) struct HandshakeLimiter {
     open: Mutex<OpenHandshakes>,
@@ -24,7 +24,7 @@ pub(crate) struct HandshakeLimiter {
 #[derive(Debug, Default)]
 struct OpenHandshakes {
     count: u32,
-    /// The numbers of each source's connections. Numbers rise, so the least is the oldest. Clients of Unix sockets share one
+    /// The connection numbers of each source. Numbers increase, so the lowest is the oldest. Clients of Unix sockets share one
     /// entry.
     sources: HashMap<Option<SourceKey>, BTreeSet<u64>>,
 }
@@ -38,22 +38,21 @@ pub struct HandshakePermit {
     connection: u64,
 }
 
-/// A handshake that may begin.
+/// A handshake that may start.
 #[must_use]
 #[derive(Debug)]
 pub struct AcquiredHandshake {
-    /// Its place.
     pub handshake: HandshakePermit,
-    /// The number of the connection that lost its place to it. The caller has to close that one.
+    /// The number of the connection that it displaced. The caller must close that connection.
     pub displaced: Option<u64>,
 }
 
-/// Why there is no place for a handshake.
+/// Why a handshake is rejected or displaced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HandshakeLimitReached {
-    /// The listener has as many handshakes as it may have.
+    /// The listener has reached this limit.
     Full(NonZeroU32),
-    /// Another source needed the place.
+    /// A handshake of another source replaced this one.
     Displaced,
 }
 
@@ -61,28 +60,27 @@ impl fmt::Display for HandshakeLimitReached {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Full(limit) => {
-                write!(f, "the listener has {limit} connections in their handshake, its limit (max_handshakes)")
+                write!(f, "the listener has reached its limit of {limit} concurrent handshakes (max_handshakes)")
             }
             Self::Displaced => f.write_str(
-                "the listener reached max_handshakes, and this was the oldest handshake of the source with the most",
+                "displaced by another source: the listener reached max_handshakes, and this was the oldest handshake of the source with the most",
             ),
         }
     }
 }
 
 impl From<HandshakeLimitReached> for Outcome {
-    fn from(no_place: HandshakeLimitReached) -> Self {
-        Self::new(Reason::HandshakeLimit, no_place)
+    fn from(reached: HandshakeLimitReached) -> Self {
+        Self::new(Reason::HandshakeLimit, reached)
     }
 }
 
 impl HandshakeLimiter {
-    /// How many there are.
     pub(crate) fn count(&self) -> u32 {
         self.open().count
     }
 
-    /// Takes a place for the connection of this number.
+    /// Counts the handshake of the connection with this number.
     pub(crate) fn acquire(
         self: &Arc<Self>,
         client: ClientAddr,
@@ -114,7 +112,7 @@ impl OpenHandshakes {
         self.count = self.count.saturating_add(1);
     }
 
-    /// Returns whether it was still there.
+    /// Returns whether the connection was still counted.
     fn remove(&mut self, source: Option<SourceKey>, connection: u64) -> bool {
         let Some(connections) = self.sources.get_mut(&source) else { return false };
         let removed = connections.remove(&connection);
@@ -125,10 +123,10 @@ impl OpenHandshakes {
         removed
     }
 
-    /// Takes a place from the source that has the most, unless that would leave it with fewer than `source` has then.
+    /// Removes the oldest handshake of the source with the most, unless it would then have fewer than `source`.
     fn displace_for(&mut self, source: Option<SourceKey>) -> Option<u64> {
         if self.sources.len() >= usize::try_from(self.count).unwrap_or(usize::MAX) {
-            // Each has one. A flood from many sources must not cost a search for each of its connections.
+            // Each source has one. A flood from many sources must not cost a search for each connection.
             return None;
         }
         let own = self.sources.get(&source).map_or(0, BTreeSet::len);
@@ -142,7 +140,7 @@ impl OpenHandshakes {
 }
 
 impl HandshakePermit {
-    /// A load balancer has announced this client: the connection counts for the client's source from here on.
+    /// Counts the connection for the source of the client that a load balancer has announced.
     pub fn set_client(&mut self, client: ClientAddr) {
         let source = client.source_key();
         let mut open = self.handshakes.open();
@@ -152,33 +150,33 @@ impl HandshakePermit {
         self.source = source;
     }
 
-    /// Gives the place back, because the client is identified.
+    /// Ends the handshake because the client is authorized.
     ///
     /// # Errors
-    /// When another connection has the place.
+    /// When another handshake has displaced this one.
     pub fn finish(self) -> Result<(), HandshakeLimitReached> {
-        let had_place = self.handshakes.open().remove(self.source, self.connection);
-        if had_place { Ok(()) } else { Err(HandshakeLimitReached::Displaced) }
+        let was_counted = self.handshakes.open().remove(self.source, self.connection);
+        if was_counted { Ok(()) } else { Err(HandshakeLimitReached::Displaced) }
     }
 }
 
 impl Drop for HandshakePermit {
     fn drop(&mut self) {
-        // Neither a finished nor a displaced one is there any more.
+        // Does nothing after `finish`, and for a displaced handshake.
         self.handshakes.open().remove(self.source, self.connection);
     }
 }
 
-/// The limit where the configuration has none. `open_files` is how many files the process may have open.
+/// The limit if none is configured. `open_files` is the maximum number of open files of the process.
 ///
-/// 4,096 is more than clients need that all reconnect at once. Clients that only connect can make the process hold 12 MiB
-/// then, and 339 MiB in the most expensive case (docs/PERFORMANCE.md has the figures for each). Each is an open file, too,
-/// and has a second one reserved for its upstream. A quarter of the open files leaves half of them for sessions.
+/// 4,096 handshakes are more than clients need that all reconnect at once. They use 12 MiB if the clients only connect, and
+/// 339 MiB in the most expensive case (see docs/PERFORMANCE.md). Each handshake uses one open file and reserves a second one for
+/// its upstream, so a quarter of the open files leaves half of them for sessions.
 pub(crate) fn built_in_limit(open_files: Option<u64>) -> NonZeroU32 {
     let quarter = open_files.and_then(|files| u32::try_from(files / 4).ok()).unwrap_or(u32::MAX);
-    NonZeroU32::new(quarter.clamp(LEAST_BUILT_IN, MOST_BUILT_IN)).unwrap_or(NonZeroU32::MIN)
+    NonZeroU32::new(quarter.clamp(MIN_BUILT_IN, MAX_BUILT_IN)).unwrap_or(NonZeroU32::MIN)
 }
 
-const MOST_BUILT_IN: u32 = 4096;
-/// Where the process may not have as many files open, accepting pauses until some are closed.
-const LEAST_BUILT_IN: u32 = 64;
+const MAX_BUILT_IN: u32 = 4096;
+/// If the process may not open as many files, accepting pauses until some are closed.
+const MIN_BUILT_IN: u32 = 64;

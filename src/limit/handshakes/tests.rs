@@ -7,7 +7,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// A listener with a limit, and the places that connections have.
+/// A listener with a limit, and the permits of its connections.
 struct Listener {
     handshakes: Arc<HandshakeLimiter>,
     limit: NonZeroU32,
@@ -21,7 +21,7 @@ impl Listener {
         Self { handshakes: Arc::default(), limit, next: 0, held: HashMap::new() }
     }
 
-    /// The number of the connection, and whom it displaced.
+    /// The number of the connection, and the number of the displaced one.
     fn acquire(&mut self, client: ClientAddr) -> Result<(u64, Option<u64>), HandshakeLimitReached> {
         self.next += 1;
         let AcquiredHandshake { handshake, displaced } = self.handshakes.acquire(client, self.next, self.limit)?;
@@ -29,7 +29,7 @@ impl Listener {
         Ok((self.next, displaced))
     }
 
-    fn crowd(&mut self, from: &str, count: usize) -> Vec<u64> {
+    fn connections(&mut self, from: &str, count: usize) -> Vec<u64> {
         (0..count).map(|_| self.acquire(client(from)).unwrap().0).collect()
     }
 
@@ -46,33 +46,33 @@ const FULL: Result<(u64, Option<u64>), HandshakeLimitReached> =
     Err(HandshakeLimitReached::Full(NonZeroU32::new(4).unwrap()));
 
 #[test]
-fn one_source_can_use_every_place_and_none_beyond() {
+fn one_source_can_use_all_handshakes_up_to_the_limit() {
     let mut listener = Listener::new(4);
-    let crowd = listener.crowd("10.0.0.1", 4);
+    let connections = listener.connections("10.0.0.1", 4);
     assert_eq!(listener.acquire(client("10.0.0.1")), FULL);
     assert_eq!(listener.handshakes.count(), 4);
-    listener.held.remove(&crowd[1]).unwrap().finish().unwrap();
+    listener.held.remove(&connections[1]).unwrap().finish().unwrap();
     assert!(matches!(listener.acquire(client("10.0.0.1")), Ok((_, None))));
     listener.held.clear();
     assert_eq!(listener.handshakes.count(), 0);
-    assert!(listener.handshakes.open().sources.is_empty(), "nothing is kept of a source without handshakes");
+    assert!(listener.handshakes.open().sources.is_empty(), "a source without handshakes is forgotten");
 }
 
 #[test]
-fn other_source_at_the_limit_displaces_the_oldest_of_the_largest() {
+fn new_source_at_the_limit_displaces_the_oldest_of_the_largest() {
     let mut listener = Listener::new(4);
-    let crowd = listener.crowd("10.0.0.1", 4);
-    assert_eq!(listener.acquire(client("10.0.0.2")).unwrap().1, Some(crowd[0]));
-    assert_eq!(listener.acquire(client("10.0.0.2")).unwrap().1, Some(crowd[1]));
-    // Both have two now, so neither gains at the cost of the other.
+    let connections = listener.connections("10.0.0.1", 4);
+    assert_eq!(listener.acquire(client("10.0.0.2")).unwrap().1, Some(connections[0]));
+    assert_eq!(listener.acquire(client("10.0.0.2")).unwrap().1, Some(connections[1]));
+    // Both have two now, so neither can displace the other.
     assert_eq!(listener.acquire(client("10.0.0.2")), FULL);
     assert_eq!(listener.acquire(client("10.0.0.1")), FULL);
     assert_eq!(listener.acquire(client("10.0.0.3")).map(|(_, displaced)| displaced.is_some()), Ok(true));
     assert_eq!(listener.handshakes.count(), 4);
-    for displaced in &crowd[..2] {
+    for displaced in &connections[..2] {
         assert_eq!(listener.held.remove(displaced).unwrap().finish(), Err(HandshakeLimitReached::Displaced));
     }
-    assert_eq!(listener.handshakes.count(), 4, "a displaced handshake gives back no place");
+    assert_eq!(listener.handshakes.count(), 4, "a displaced handshake is not subtracted again");
 }
 
 #[test]
@@ -87,7 +87,7 @@ fn sources_with_one_handshake_each_are_not_displaced() {
 #[test]
 fn clients_of_one_ipv6_64_and_of_unix_sockets_are_one_source_each() {
     let mut listener = Listener::new(4);
-    let v6 = listener.crowd("2001:db8::1", 2);
+    let v6 = listener.connections("2001:db8::1", 2);
     let v6 = [v6[0], listener.acquire(client("2001:db8::2")).unwrap().0];
     assert_eq!(listener.acquire(ClientAddr::UNIX).unwrap().1, None);
     assert_eq!(listener.acquire(ClientAddr::UNIX).unwrap().1, Some(v6[0]));
@@ -98,35 +98,35 @@ fn clients_of_one_ipv6_64_and_of_unix_sockets_are_one_source_each() {
 #[test]
 fn announced_client_counts_for_its_own_source() {
     let mut listener = Listener::new(4);
-    let crowd = listener.crowd("10.9.0.1", 3);
-    for number in &crowd {
+    let connections = listener.connections("10.9.0.1", 3);
+    for number in &connections {
         listener.held.get_mut(number).unwrap().set_client(client("10.0.0.1"));
     }
     assert_eq!((listener.of("10.9.0.1"), listener.of("10.0.0.1"), listener.handshakes.count()), (0, 3, 3));
-    listener.crowd("10.9.0.1", 1);
-    assert_eq!(listener.acquire(client("10.9.0.1")).unwrap().1, Some(crowd[0]));
-    // It lost its place before its client was known.
-    let mut displaced = listener.held.remove(&crowd[0]).unwrap();
+    listener.connections("10.9.0.1", 1);
+    assert_eq!(listener.acquire(client("10.9.0.1")).unwrap().1, Some(connections[0]));
+    // It was displaced before its client was announced.
+    let mut displaced = listener.held.remove(&connections[0]).unwrap();
     displaced.set_client(client("10.0.0.7"));
     assert_eq!((listener.of("10.0.0.7"), displaced.finish()), (0, Err(HandshakeLimitReached::Displaced)));
     assert_eq!(listener.handshakes.count(), 4);
 }
 
 #[test]
-fn lowered_limit_closes_nobody_and_admits_nobody_until_enough_are_gone() {
+fn lowered_limit_keeps_handshakes_and_admits_none_until_enough_have_ended() {
     let mut listener = Listener::new(8);
-    let crowd = listener.crowd("10.0.0.1", 6);
+    let connections = listener.connections("10.0.0.1", 6);
     listener.limit = NonZeroU32::new(4).unwrap();
     assert_eq!(listener.acquire(client("10.0.0.1")), FULL);
-    assert_eq!(listener.acquire(client("10.0.0.2")).unwrap().1, Some(crowd[0]));
+    assert_eq!(listener.acquire(client("10.0.0.2")).unwrap().1, Some(connections[0]));
     assert_eq!(listener.handshakes.count(), 6);
-    crowd.iter().for_each(|number| drop(listener.held.remove(number)));
+    connections.iter().for_each(|number| drop(listener.held.remove(number)));
     assert_eq!(listener.handshakes.count(), 1);
-    listener.crowd("10.0.0.1", 3);
+    listener.connections("10.0.0.1", 3);
 }
 
 #[test]
-fn panic_gives_the_place_back() {
+fn panic_releases_the_permit() {
     let mut listener = Listener::new(1);
     let (number, _) = listener.acquire(client("10.0.0.1")).unwrap();
     let handshake = listener.held.remove(&number).unwrap();
@@ -145,7 +145,6 @@ fn built_in_limit_is_a_quarter_of_the_open_files_within_bounds() {
     assert_eq!([Some(u64::MAX), None].map(limit), [4096, 4096]);
 }
 
-/// Threads that come and go; whoever has a place can see how many others have one.
 #[test]
 fn concurrent_handshakes_never_exceed_the_limit() {
     let handshakes = Arc::new(HandshakeLimiter::default());
@@ -158,9 +157,9 @@ fn concurrent_handshakes_never_exceed_the_limit() {
                 let client = client(["10.0.0.1", "10.0.0.2", "10.0.0.3"][usize::from(number % 3)]);
                 for _ in 0..5_000 {
                     let connection = next.fetch_add(1, Ordering::Relaxed);
-                    let Ok(begun) = handshakes.acquire(client, connection, limit) else { continue };
+                    let Ok(acquired) = handshakes.acquire(client, connection, limit) else { continue };
                     assert!(handshakes.count() <= limit.get());
-                    let _ = begun.handshake.finish();
+                    let _ = acquired.handshake.finish();
                 }
             });
         }
@@ -169,10 +168,9 @@ fn concurrent_handshakes_never_exceed_the_limit() {
 }
 
 proptest! {
-    /// Whatever comes and goes: the count is what is there, the limit holds, and at the limit a source is refused only
-    /// where no other has two more than it.
+    /// The count is correct, the limit holds, and at the limit a source is rejected only if no other source has at least two more.
     #[test]
-    fn places_are_shared_fairly(limit in 1_u32..12, turns in prop::collection::vec((0_u32..5, any::<bool>()), 0..120)) {
+    fn handshakes_are_shared_fairly_between_sources(limit in 1_u32..12, turns in prop::collection::vec((0_u32..5, any::<bool>()), 0..120)) {
         let mut listener = Listener::new(limit);
         for (source, leaves) in turns {
             let client = ClientAddr::from_ip(Ipv4Addr::from(source).into());

@@ -1,4 +1,4 @@
-//! Warnings about the certificates that are shown to clients and to the upstream, and about keys that verify nothing.
+//! Warnings about certificates presented to clients and the upstream, and about keys that cannot verify signatures.
 
 use rustls::pki_types::CertificateDer;
 
@@ -10,7 +10,7 @@ use crate::x509::key_kind::{KeyKind, USABLE_KEYS};
 use crate::x509::key_pair::CertifiedKeyPair;
 
 impl Builder<'_> {
-    /// Warns about a chain that its peers may refuse.
+    /// Warns about a chain that peers may reject.
     pub(crate) fn warn_about_chain(&mut self, file: &SourcedPem, certificate: &CertifiedKeyPair, shown_to: ShownTo) {
         let subject = &certificate.leaf().subject;
         for fault in chain_faults(certificate.chain()) {
@@ -25,12 +25,12 @@ impl Builder<'_> {
         }
     }
 
-    /// Warns about a certificate whose key can verify no signature.
-    pub(crate) fn warn_about_key(&mut self, what: &str, der: &CertificateDer<'_>, facts: &Certificate) {
+    /// Warns about a certificate whose key cannot verify signatures.
+    pub(crate) fn warn_about_key(&mut self, what: &str, der: &CertificateDer<'_>, parsed: &Certificate) {
         if let Some(kind) = KeyKind::of_certificate(der).filter(|kind| !kind.is_supported()) {
-            let subject = &facts.subject;
+            let subject = &parsed.subject;
             self.warn(format_args!(
-                "the key of the {what} {subject} is {kind}, so no signature can be verified with it; take {USABLE_KEYS}"
+                "the key of the {what} {subject} is {kind}, which cannot verify signatures; use {USABLE_KEYS}"
             ));
         }
     }

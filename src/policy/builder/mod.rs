@@ -1,4 +1,4 @@
-//! Building the terms of one listener: every file opened, every part tried, every problem noted.
+//! Builds the policy of one listener: reads every file, validates every part and records every problem.
 
 pub(crate) mod chains;
 pub(crate) mod proxies;
@@ -34,25 +34,25 @@ use crate::x509::crl::KnownCrls;
 use crate::x509::expiry::{days_left, expiry_milestone};
 use crate::x509::pem::PemError;
 
-/// Certificates with their facts.
+/// Certificates as DER, with their parsed form.
 type Certificates = Vec<(CertificateDer<'static>, Certificate)>;
 
-/// Builds one listener's terms and notes what it finds.
+/// Builds one listener's policy and records its problems and warnings.
 pub(crate) struct Builder<'a> {
     pub(crate) listener: &'a Listener,
     pub(crate) files: &'a mut Files,
     pub(crate) problems: &'a mut Vec<Problem>,
     pub(crate) warnings: &'a mut Vec<String>,
-    /// The addresses of the hosts that rules trust.
+    /// The known addresses of the hosts in rules.
     pub(crate) book: &'a AddressBook,
     /// The generation being built.
     pub(crate) now: GenerationStamp,
-    /// The revocation lists of the policy before, and those that other listeners of this one have read.
+    /// The CRLs of the previous policy, and those that other listeners have read.
     pub(crate) known_lists: &'a mut KnownCrls,
 }
 
 impl Builder<'_> {
-    pub(crate) fn policies(&mut self, before: Option<&ListenerPolicy>) -> Option<ListenerPolicy> {
+    pub(crate) fn policy(&mut self, before: Option<&ListenerPolicy>) -> Option<ListenerPolicy> {
         let listener = self.listener;
         let server = self.server(before);
         let inputs = server.as_ref().and_then(|server| server.inputs.as_ref());
@@ -60,13 +60,13 @@ impl Builder<'_> {
         let upstream_tls = self.upstream(before, shown);
         let (Server { tls, anchors, pinned, inputs }, upstream_tls) = (server?, upstream_tls?);
         self.warn_about_listener();
-        self.warn_about_balancers();
+        self.warn_about_proxies();
         let name: Arc<str> = listener.name.as_str().into();
         let server = tls.as_deref().map(ServerTls::certificates).unwrap_or_default();
         let sources = self.sources();
         let history =
             CertificateHistory::after(before, self.now, with_roles(server, &anchors, &pinned), &sources.trusted);
-        let policies = ListenerPolicy {
+        let policy = ListenerPolicy {
             bind_addrs: bind_addrs(listener, &name),
             socket_files: listener.socket_files.clone(),
             name,
@@ -89,8 +89,8 @@ impl Builder<'_> {
             usage: before.map_or_else(Arc::default, |before| Arc::clone(&before.usage)),
             tls_inputs: inputs.map(Arc::new),
         };
-        self.warn_about_shield(&policies);
-        Some(policies)
+        self.warn_about_shield(&policy);
+        Some(policy)
     }
 
     fn sources(&self) -> SourcePolicy {
@@ -103,20 +103,20 @@ impl Builder<'_> {
 
     fn warn_about_readers(&mut self, what: &str, location: &Location) {
         if self.files.is_open_to_others(location) {
-            // Nobody can change a mode there.
+            // File modes in a volume cannot be changed.
             let in_volume = matches!(location, Location::File(path) if is_in_volume(path));
             if in_volume {
                 self.warn(format_args!(
-                    "the {what} {location} can be read by everybody in the pod; set defaultMode: 0400 at the volume of the \
-                     Secret (0440 with fsGroup)"
+                    "every user in the pod can read the {what} {location}; set defaultMode: 0400 on the volume of the Secret \
+                     (0440 with fsGroup)"
                 ));
             } else {
-                self.warn(format_args!("the {what} {location} can be read by group or others; chmod 600 it"));
+                self.warn(format_args!("group or others can read the {what} {location}; run: chmod 600 {location}"));
             }
         }
     }
 
-    /// The files that a pattern names.
+    /// Returns the files that match a pattern.
     fn matching(&mut self, pattern: &SourcedFile) -> Option<Vec<SourcedFile>> {
         let paths = self.files.matching(&pattern.path).map_err(|error| self.problems.push(pattern.problem(error)));
         Some(paths.ok()?.into_iter().map(|path| SourcedFile { path, ..pattern.clone() }).collect())
@@ -141,15 +141,15 @@ impl Builder<'_> {
         let listener = self.listener;
         for upstream in &listener.upstream.addresses {
             if listener.listen.iter().any(|address| upstream.reaches(address)) {
-                self.warn(format_args!("its upstream {upstream} is the listener itself"));
+                self.warn(format_args!("upstream {upstream} is the listener itself; set upstream to the database"));
             }
         }
         if listener.sources.enforcement == Enforcement::Observe {
-            self.warn("enforcement = \"observe\" lets untrusted sources in");
+            self.warn("enforcement = \"observe\" admits untrusted sources");
         } else if listener.sources.trusted.rules().is_empty()
             && listener.listen.iter().any(|address| matches!(address, ListenAddr::Tcp(_)))
         {
-            self.warn("no source is trusted, so nobody gets in");
+            self.warn("no source is trusted, so every TCP connection is rejected; add rules to trusted_sources");
         }
         for (path, access) in listener.socket_files.iter().filter(|(_, access)| access.mode & 0o002 != 0) {
             let (path, mode) = (path.display(), access.mode);
@@ -160,15 +160,15 @@ impl Builder<'_> {
             && listener.plaintext_cancel
             && listener.tls.as_ref().is_some_and(|tls| tls.client_auth == ClientAuth::Required)
         {
-            self.warn("a CancelRequest needs no client certificate (libpq before 17 sends it in plaintext); postgres.plaintext_cancel = false refuses those");
+            self.warn("a plaintext CancelRequest is accepted without a client certificate (libpq before 17 sends no other); set postgres.plaintext_cancel = false to reject them");
         }
     }
 
-    fn warn_about_shield(&mut self, policies: &ListenerPolicy) {
-        if policies.shield != Shield::Off
-            && let Err(obstacle) = policies.packet_filter(None, self.now.at)
+    fn warn_about_shield(&mut self, policy: &ListenerPolicy) {
+        if policy.shield != Shield::Off
+            && let Err(unavailable) = policy.packet_filter(None, self.now.at)
         {
-            self.warn(format_args!("shield = \"{}\" does nothing: {obstacle}", policies.shield));
+            self.warn(format_args!("shield = \"{}\" has no effect: {unavailable}", policy.shield));
         }
     }
 
@@ -186,8 +186,8 @@ impl Builder<'_> {
         }
     }
 
-    fn warn(&mut self, words: impl std::fmt::Display) {
-        self.warnings.push(format!("listener {}: {words}", self.listener.name));
+    fn warn(&mut self, warning: impl std::fmt::Display) {
+        self.warnings.push(format!("listener {}: {warning}", self.listener.name));
     }
 }
 
@@ -199,15 +199,15 @@ fn bind_addrs(listener: &Listener, name: &Arc<str>) -> Vec<BindAddr> {
     listener.listen.iter().enumerate().map(bind_addr).collect()
 }
 
-/// The one that was there, with all that it knows, unless the rate is another one.
+/// Keeps the previous rate limiter with its state unless the rate has changed.
 fn rate_limiter(rate: Option<Rate>, before: Option<&ListenerPolicy>) -> Option<Arc<RateLimiter>> {
     let rate = rate?;
     let former = before.and_then(|before| before.rate_limiter.clone()).filter(|former| former.rate() == rate);
     Some(former.unwrap_or_else(|| Arc::new(RateLimiter::new(rate))))
 }
 
-/// How many files the running program may have open; `None` where the system does not say. It raises its soft limit to the
-/// hard one, and `check` must print the same number.
+/// The maximum number of open files of the running program; `None` if it is unknown. The program raises its soft limit to the
+/// hard limit, and `check` must print the same number.
 fn limit_of_open_files() -> Option<u64> {
     getrlimit(Resource::RLIMIT_NOFILE).ok().map(|(_, hard)| hard)
 }

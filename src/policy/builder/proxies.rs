@@ -1,15 +1,15 @@
-//! What an operator should know of the load balancers whose word is taken.
+//! Warnings about `proxy_protocol.trusted`.
 
 use crate::policy::builder::Builder;
 use crate::source::rule::Network;
 
 impl Builder<'_> {
-    pub(crate) fn warn_about_balancers(&mut self) {
+    pub(crate) fn warn_about_proxies(&mut self) {
         let listener = self.listener;
         for network in listener.proxies.networks() {
             if is_wide(network) {
                 self.warn(format_args!(
-                    "proxy_protocol.trusted has {network}, and whoever is there can pass for any client; name the load balancers alone"
+                    "every host in {network} (proxy_protocol.trusted) can announce any client address; list only the load balancers"
                 ));
             }
             let inside = listener.sources.trusted.rules().iter().find(|rule| {
@@ -18,15 +18,15 @@ impl Builder<'_> {
             });
             if let Some(rule) = inside {
                 self.warn(format_args!(
-                    "the rule {rule} is within {network} of proxy_protocol.trusted: its clients are refused without a PROXY header, \
-                     and with one can pass for any other; name the load balancers alone"
+                    "the rule {rule} is within {network} of proxy_protocol.trusted: its clients are rejected without a PROXY header, \
+                     and can announce any address with one; list only the load balancers"
                 ));
             }
         }
     }
 }
 
-/// More than a site has for its load balancers, or a cloud for its health checks.
+/// Whether a network is larger than those of load balancers at one site, or of a cloud's health checks.
 fn is_wide(network: &Network) -> bool {
     network.net().prefix_len() < if network.net().addr().is_ipv4() { 16 } else { 48 }
 }

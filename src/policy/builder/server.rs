@@ -1,4 +1,4 @@
-//! A listener's side of TLS: its certificates, and what it judges those of clients by.
+//! TLS towards clients: the server certificates and the settings that client certificates are verified with.
 
 use crate::x509::pem;
 use std::sync::Arc;
@@ -26,7 +26,7 @@ use crate::x509::error::BuildError;
 use crate::x509::key_pair::CertifiedKeyPair;
 use crate::x509::pem::StoredKey;
 
-/// What a listener judges client certificates by.
+/// The inputs of client certificate verification.
 #[derive(Default)]
 struct Clients {
     anchors: Certificates,
@@ -35,7 +35,7 @@ struct Clients {
 }
 
 impl Clients {
-    fn parts(&self, tls: &Tls) -> ClientAuthSettings {
+    fn settings(&self, tls: &Tls) -> ClientAuthSettings {
         let ders = |certificates: &Certificates| certificates.iter().map(|(der, _)| der.clone()).collect();
         ClientAuthSettings {
             auth: tls.client_auth,
@@ -49,14 +49,14 @@ impl Clients {
     }
 }
 
-fn facts(certificates: Certificates) -> Vec<Certificate> {
-    certificates.into_iter().map(|(_, facts)| facts).collect()
+fn parsed(certificates: Certificates) -> Vec<Certificate> {
+    certificates.into_iter().map(|(_, parsed)| parsed).collect()
 }
 
-/// A listener's side of TLS.
+/// TLS towards clients.
 #[derive(Debug, Default)]
 pub(crate) struct Server {
-    /// `None` where it is off.
+    /// `None` if TLS is off.
     pub(crate) tls: Option<Arc<ServerTls>>,
     pub(crate) anchors: Vec<Certificate>,
     pub(crate) pinned: Vec<Certificate>,
@@ -64,21 +64,21 @@ pub(crate) struct Server {
 }
 
 impl Builder<'_> {
-    /// Builds it, or takes over what has not changed.
+    /// Builds TLS towards clients, or keeps the previous one if nothing has changed.
     pub(crate) fn server(&mut self, before: Option<&ListenerPolicy>) -> Option<Server> {
         let Some(tls) = &self.listener.tls else { return Some(Server::default()) };
         let certificates: Vec<_> =
             tls.certificates.iter().filter_map(|files| self.certificate(files, ShownTo::Clients)).collect();
-        // Everything is looked at before anything is given up, so that all of it is told.
+        // Checks everything before returning, so that all problems are reported.
         let clients = self.clients(tls)?;
-        let parts = clients.parts(tls);
-        let trust = self.trust(tls, &parts, before)?;
+        let settings = clients.settings(tls);
+        let trust = self.trust(tls, &settings, before)?;
         if certificates.len() < tls.certificates.len() {
             return None;
         }
         let inputs = TlsInputs {
             chains: certificates.iter().map(|certificate| certificate.chain().to_vec()).collect(),
-            trust: parts,
+            trust: settings,
             tickets: self.tickets(tls)?,
             min_version: tls.min_version,
             protocol: self.listener.protocol,
@@ -91,7 +91,7 @@ impl Builder<'_> {
         self.warn_about_certificates(&certificates);
         self.warn_about_clients(tls, &clients);
         self.warn_about_anchors(&clients.anchors, built.trust());
-        let [anchors, pinned] = [clients.anchors, clients.pinned].map(facts);
+        let [anchors, pinned] = [clients.anchors, clients.pinned].map(parsed);
         Some(Server { tls: Some(built), anchors, pinned, inputs: Some(inputs) })
     }
 
@@ -131,14 +131,13 @@ impl Builder<'_> {
         self.warn_about_readers("passphrase", &Location::from(&file.path));
         match (stored?, passphrase?) {
             (StoredKey::Plain(plain), _) => {
-                let words = format_args!("the key {} needs no passphrase; take key_passphrase_file out", key.location);
-                self.warn(words);
+                self.warn(format_args!("the key {} is not encrypted; remove key_passphrase_file", key.location));
                 Some(plain)
             }
             (StoredKey::Encrypted(encrypted), passphrase) => {
                 let problem = |error| match error {
                     EncryptedKeyError::WrongPassphrase => {
-                        file.problem(format_args!("does not hold the passphrase of {}", key.location))
+                        file.problem(format_args!("does not contain the passphrase of {}", key.location))
                     }
                     other => key.problem(other),
                 };
@@ -147,45 +146,45 @@ impl Builder<'_> {
         }
     }
 
-    /// Everything by which client certificates are judged.
+    /// Reads everything that client certificates are verified with.
     fn clients(&mut self, tls: &Tls) -> Option<Clients> {
         let mut clients = Clients::default();
-        let mut whole = true;
+        let mut is_complete = true;
         for file in &tls.client_ca {
             match self.parse(file, pem::certificates).and_then(|ders| self.anchors(file, ders)) {
                 Some(anchors) => clients.anchors.extend(anchors),
-                None => whole = false,
+                None => is_complete = false,
             }
         }
         for file in &tls.client_certificates {
             match self.pinned(file) {
                 Some(pinned) => clients.pinned.extend(pinned),
-                None => whole = false,
+                None => is_complete = false,
             }
         }
         for file in &tls.client_crl {
             match self.lists(tls, file, &clients.anchors) {
                 Some(lists) => clients.lists.extend(lists),
-                None => whole = false,
+                None => is_complete = false,
             }
         }
-        whole.then_some(clients)
+        is_complete.then_some(clients)
     }
 
     fn anchors(&mut self, file: &SourcedFile, ders: Vec<CertificateDer<'static>>) -> Option<Certificates> {
         let mut anchors = Vec::new();
         for (index, der) in ders.into_iter().enumerate() {
-            let facts = Certificate::parse(&der).map_err(BuildError::from);
-            match facts.and_then(|facts| ClientVerifier::check_anchor(&der).map(|()| facts)) {
-                Ok(facts) => {
-                    if !facts.may_issue() {
-                        let subject = &facts.subject;
+            let parsed = Certificate::parse(&der).map_err(BuildError::from);
+            match parsed.and_then(|parsed| ClientVerifier::check_anchor(&der).map(|()| parsed)) {
+                Ok(parsed) => {
+                    if !parsed.may_issue() {
+                        let subject = &parsed.subject;
                         self.warn(format_args!(
-                            "the client CA certificate {subject} may not issue certificates, so it vouches for nobody"
+                            "the client CA certificate {subject} must not issue certificates, so it authenticates no client"
                         ));
                     }
-                    self.warn_about_key("client CA certificate", &der, &facts);
-                    anchors.push((der, facts));
+                    self.warn_about_key("client CA certificate", &der, &parsed);
+                    anchors.push((der, parsed));
                 }
                 Err(error) => {
                     self.problems.push(file.problem(format_args!("certificate {}: {error}", index + 1)));
@@ -196,23 +195,23 @@ impl Builder<'_> {
         Some(anchors)
     }
 
-    /// Client certificates that need no CA: all of each file, but those that are there as the chain of another.
+    /// Reads pinned client certificates: all of each file except those that issued another one of the file.
     fn pinned(&mut self, pattern: &SourcedFile) -> Option<Certificates> {
         let mut pinned = Vec::new();
         for file in self.matching(pattern)? {
             let ders = self.parse(&file, pem::certificates)?;
-            let facts: Result<Vec<_>, BuildError> = ders
+            let parsed: Result<Vec<_>, BuildError> = ders
                 .iter()
                 .map(|der| Certificate::parse(der).map_err(BuildError::from).and_then(BuildError::unless_version_3))
                 .collect();
-            let facts = facts.map_err(|error| self.problems.push(file.problem(error))).ok()?;
+            let parsed = parsed.map_err(|error| self.problems.push(file.problem(error))).ok()?;
             let has_issued = |one: &Certificate| {
-                facts.iter().any(|other| !other.self_signed && other.issuer_digest == one.subject_digest)
+                parsed.iter().any(|other| !other.self_signed && other.issuer_digest == one.subject_digest)
             };
-            for (der, facts) in ders.into_iter().zip(&facts).filter(|(_, facts)| !has_issued(facts)) {
-                self.warn_about_dates("client certificate", facts);
-                self.warn_about_key("client certificate", &der, facts);
-                pinned.push((der, facts.clone()));
+            for (der, parsed) in ders.into_iter().zip(&parsed).filter(|(_, parsed)| !has_issued(parsed)) {
+                self.warn_about_dates("client certificate", parsed);
+                self.warn_about_key("client certificate", &der, parsed);
+                pinned.push((der, parsed.clone()));
             }
         }
         Some(pinned)
@@ -223,35 +222,35 @@ impl Builder<'_> {
         for file in self.matching(pattern)? {
             for list in self.revocation_lists(&file)? {
                 let Crl { issuer, next_update, .. } = &list;
-                let mut of_its_name = anchors.iter().filter(|(anchor, _)| list.has_issuer(anchor)).peekable();
-                if of_its_name.peek().is_none() {
+                let mut namesakes = anchors.iter().filter(|(anchor, _)| list.has_issuer(anchor)).peekable();
+                if namesakes.peek().is_none() {
                     self.warn(format_args!(
-                        "{} is of {issuer}, which is not in client_ca: it counts for an intermediate of that name only",
+                        "the CRL {} is issued by {issuer}, which is not in client_ca; it applies only to an intermediate CA of that name",
                         file.path.display()
                     ));
-                } else if !of_its_name.any(|(anchor, _)| list.is_signed_by(anchor)) {
-                    // Left to webpki it would refuse every certificate of that CA, one by one.
+                } else if !namesakes.any(|(anchor, _)| list.is_signed_by(anchor)) {
+                    // With this list, webpki would reject every certificate of that CA at its handshake.
                     self.problems.push(file.problem(format_args!(
-                        "says it is of {issuer}, but no certificate of that name in client_ca has signed it; \
-                         if the CA was made anew under its old name, give the list that goes with the certificate in client_ca"
+                        "names {issuer} as its issuer, but no certificate of that name in client_ca signed it; \
+                         if the CA has a new key, use the CRL signed by the certificate in client_ca"
                     )));
                     return None;
                 }
                 if list.is_expired_at(OffsetDateTime::now_utc()) {
                     let meaning = match tls.crl_expired {
-                        CrlExpired::Refuse => "the certificates of its CA are refused (crl_expired = \"refuse\")",
-                        CrlExpired::Allow => "it counts all the same (crl_expired = \"allow\")",
+                        CrlExpired::Refuse => "certificates of this CA are rejected (crl_expired = \"refuse\")",
+                        CrlExpired::Allow => "it is still used (crl_expired = \"allow\")",
                     };
                     let end = timestamp::seconds(*next_update);
                     self.warn(format_args!(
-                        "the revocation list of {issuer} in {} ran out at {end}: {meaning}",
+                        "the CRL of {issuer} in {} expired at {end}: {meaning}",
                         file.path.display()
                     ));
                 }
                 if list.is_scoped() {
                     self.warn(format_args!(
-                        "the revocation list of {issuer} in {} covers a part of its certificates only (issuing distribution \
-                         point); certificates that no list covers are refused",
+                        "the CRL of {issuer} in {} covers only some of its certificates (issuing distribution point); \
+                         certificates that no CRL covers are rejected",
                         file.path.display()
                     ));
                 }
@@ -261,7 +260,7 @@ impl Builder<'_> {
         Some(all)
     }
 
-    /// The lists of one file, whose bytes are freed before the next is read.
+    /// Reads the CRLs of one file, and frees its bytes before the next file is read.
     fn revocation_lists(&mut self, file: &SourcedFile) -> Option<Vec<Crl>> {
         let bytes = self.files.read(&file.path).map_err(|error| self.problems.push(file.unreadable(&error))).ok()?;
         let parsed = Crl::parse_all_knowing(&bytes, self.known_lists);
@@ -273,26 +272,27 @@ impl Builder<'_> {
     fn trust(
         &mut self,
         tls: &Tls,
-        parts: &ClientAuthSettings,
+        settings: &ClientAuthSettings,
         before: Option<&ListenerPolicy>,
     ) -> Option<ClientVerifier> {
-        let same = |before: &&ListenerPolicy| before.tls_inputs.as_ref().is_some_and(|inputs| inputs.trust == *parts);
+        let same =
+            |before: &&ListenerPolicy| before.tls_inputs.as_ref().is_some_and(|inputs| inputs.trust == *settings);
         if let Some(before) = before.filter(same).and_then(|before| before.tls.as_ref()) {
-            // What it has verified need not be verified again.
+            // Keeps the cache of verified chains.
             return Some(before.trust().clone());
         }
-        match (ClientVerifier::new(parts), tls.client_ca.first()) {
+        match (ClientVerifier::new(settings), tls.client_ca.first()) {
             (Ok(trust), _) => Some(trust),
             (Err(error), Some(file)) => {
                 self.problems.push(file.problem(error));
                 None
             }
-            // Without a bundle there is no trust to fail.
+            // Cannot happen: only a bundle can be invalid.
             (Err(_), None) => None,
         }
     }
 
-    /// The shared keys of session tickets; `Some(None)` where there are none.
+    /// Reads the shared session ticket keys; `Some(None)` if none are set.
     fn tickets(&mut self, tls: &Tls) -> Option<Option<TicketKeys>> {
         let Some(file) = &tls.ticket_keys else { return Some(None) };
         let keys = self.parse(file, TicketKeys::parse)?;
@@ -325,10 +325,10 @@ impl Builder<'_> {
 
     fn warn_about_clients(&mut self, tls: &Tls, clients: &Clients) {
         if tls.client_auth == ClientAuth::Optional && !tls.trusted_clients.patterns().is_empty() {
-            self.warn("trusted_clients says nothing of a client without a certificate, which client_auth = \"optional\" lets in; \"required\" does not");
+            self.warn("client_auth = \"optional\" admits clients without a certificate even when trusted_clients is set; use \"required\" to prevent this");
         }
         if self.listener.revoke == Revoke::Keep {
-            self.warn("revoke = \"keep\": open sessions go on, for days if need be, though their source or certificate is no longer let in");
+            self.warn("revoke = \"keep\": open sessions continue without a time limit after their source or certificate is no longer admitted");
         }
         if clients.lists.is_empty() {
             return;
@@ -337,30 +337,33 @@ impl Builder<'_> {
             if *ca && !clients.lists.iter().any(|list| list.is_signed_by(anchor)) {
                 if clients.lists.iter().any(|list| list.has_issuer(anchor)) {
                     self.warn(format_args!(
-                        "the lists of client_crl that have the name of the client CA {subject} (sha256 {}) are signed by another \
-                         key, so the certificates that this one issued are refused; add the list that its key signs, or \
-                         remove the certificate from client_ca",
+                        "the CRLs in client_crl with the name of the client CA {subject} (sha256 {}) are signed by another key, \
+                         so certificates issued by this CA are rejected; add the CRL signed by its key, or remove the \
+                         certificate from client_ca",
                         sha256.get(..SHORT).unwrap_or(sha256)
                     ));
                     continue;
                 }
                 self.warn(format_args!(
-                    "no list of client_crl is of the client CA {subject}, so nothing it has revoked is refused"
+                    "client_crl contains no CRL of the client CA {subject}, so certificates revoked by this CA are accepted"
                 ));
             }
         }
     }
 
     fn warn_about_anchors(&mut self, anchors: &Certificates, trust: &ClientVerifier) {
-        for (der, facts) in anchors {
+        for (der, parsed) in anchors {
             match trust.anchor_error(der, self.now.at) {
                 Some(error) => {
-                    self.warn(format_args!("the client CA certificate {} vouches for nobody: {error}", facts.subject));
+                    self.warn(format_args!(
+                        "the client CA certificate {} authenticates no client: {error}",
+                        parsed.subject
+                    ));
                 }
-                None => self.warn_about_dates("client CA certificate", facts),
+                None => self.warn_about_dates("client CA certificate", parsed),
             }
-            if let Some(words) = ClientVerifier::unchecked_constraints(der) {
-                self.warn(format_args!("the client CA certificate {} {words}", facts.subject));
+            if let Some(warning) = ClientVerifier::unchecked_constraints(der) {
+                self.warn(format_args!("the client CA certificate {} {warning}", parsed.subject));
             }
         }
     }
@@ -370,19 +373,19 @@ impl Builder<'_> {
             self.warn_about_dates("server certificate", certificate.leaf());
             if !certificate.leaf().sans.iter().any(|san| san.starts_with("dns:") || san.starts_with("ip:")) {
                 let subject = &certificate.leaf().subject;
-                self.warn(format_args!("the server certificate {subject} names no host (subjectAltName); clients that verify names will refuse it"));
+                self.warn(format_args!("the server certificate {subject} names no host (subjectAltName); clients that verify names will reject it"));
             }
             if self.listener.protocol == Protocol::Postgres && certificate.leaf().key == "Ed25519" {
                 self.warn(
-                    "an Ed25519 server certificate has no channel binding: clients with channel_binding=require fail",
+                    "an Ed25519 server certificate does not support channel binding: clients with channel_binding=require fail",
                 );
             }
         }
     }
 }
 
-/// As much of a fingerprint as tells two certificates apart.
+/// Length of a fingerprint prefix that distinguishes two certificates, in hex digits.
 const SHORT: usize = 16;
 
-const PASSPHRASE_NEEDED: &str = "holds a private key that is protected by a passphrase; \
-                                 name the file whose first line is the passphrase in key_passphrase_file beside it";
+const PASSPHRASE_NEEDED: &str = "holds an encrypted private key; \
+                                 set key_passphrase_file to a file whose first line is the passphrase";

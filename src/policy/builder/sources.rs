@@ -1,4 +1,4 @@
-//! Warnings about trusted sources and load balancers that are not what they look like.
+//! Warnings about trusted sources and load balancers that match every client or no client.
 
 use std::sync::Arc;
 
@@ -20,7 +20,7 @@ impl Builder<'_> {
         for network in networks.chain(listener.proxies.networks()).filter(|network| is_unspecified(network)) {
             let ip = network.net().addr();
             self.warn(format_args!(
-                "{ip} is nobody's address, so the source matches nobody; {ip}/0 is every address of its family"
+                "{ip} is the unspecified address and matches no client; use {ip}/0 for every address of its family"
             ));
         }
         self.warn_about_expired_rules(rules);
@@ -29,26 +29,26 @@ impl Builder<'_> {
     fn warn_about_expired_rules(&mut self, rules: &[Arc<Rule>]) {
         let now = self.now.at;
         let expired: Vec<_> = rules.iter().filter(|rule| !rule.is_live(now)).collect();
-        for rule in expired.iter().take(MOST_TOLD) {
+        for rule in expired.iter().take(MAX_REPORTED) {
             let end = rule.expires_at.map(timestamp::seconds).unwrap_or_default();
             self.warn(format_args!(
-                "the rule {rule} expired at {end} and trusts nobody; remove it, or set a later expires_at"
+                "the rule {rule} expired at {end} and matches no client; remove it, or set a later expires_at"
             ));
         }
-        if expired.len() > MOST_TOLD {
+        if expired.len() > MAX_REPORTED {
             self.warn(format_args!(
-                "{} more rules have expired and trust nobody",
-                expired.len().saturating_sub(MOST_TOLD)
+                "{} more rules have expired and match no client",
+                expired.len().saturating_sub(MAX_REPORTED)
             ));
         }
     }
 }
 
-/// Whether a network is 0.0.0.0 or :: alone, from which no packet comes.
+/// Whether a network is the single address 0.0.0.0 or ::, which is never the source of a connection.
 fn is_unspecified(network: &Network) -> bool {
     let net = network.net();
     net.prefix_len() == net.max_prefix_len() && net.addr().is_unspecified()
 }
 
-/// Rules that are named one by one: a list may have thousands.
-const MOST_TOLD: usize = 10;
+/// Maximum number of expired rules that are listed; there may be thousands.
+const MAX_REPORTED: usize = 10;

@@ -1,4 +1,4 @@
-//! A listener's TLS towards its upstream.
+//! TLS towards the upstream.
 
 use crate::x509::pem;
 use std::sync::Arc;
@@ -15,13 +15,14 @@ use crate::x509::certificate::Certificate;
 use crate::x509::chain::check::ShownTo;
 use crate::x509::error::BuildError;
 
-/// TLS towards the upstream, and what it is made of.
+/// TLS towards the upstream, and the settings it was built from.
 type Tls = (Arc<UpstreamTls>, UpstreamTlsSettings);
 
 impl Builder<'_> {
-    /// Builds it, or takes over what has not changed, with the sessions that can be taken up again. `Some(None)` where the
-    /// upstream is spoken to in plaintext.
-    /// `shown` are the chains that clients of the listener are shown; none where its own TLS is off.
+    /// Builds TLS towards the upstream, or keeps the previous one with its resumable sessions if nothing has changed.
+    /// `Some(None)` for plaintext.
+    ///
+    /// `shown` are the chains that the listener presents to clients; empty if its TLS is off.
     pub(crate) fn upstream(
         &mut self,
         before: Option<&ListenerPolicy>,
@@ -33,7 +34,7 @@ impl Builder<'_> {
             Some(files) => self.certificate(files, ShownTo::Upstream).map(Some),
             None => Some(None),
         };
-        let parts = UpstreamTlsSettings {
+        let settings = UpstreamTlsSettings {
             verification: wanted.verification,
             anchors: anchors?,
             anchor_validity: wanted.anchor_validity,
@@ -46,44 +47,43 @@ impl Builder<'_> {
             },
         };
         let former = before.and_then(|before| before.upstream.tls.as_ref());
-        let tls = match former.filter(|(_, former)| *former == parts) {
+        let tls = match former.filter(|(_, former)| *former == settings) {
             Some((former, _)) => Arc::clone(former),
-            None => match UpstreamTls::new(&parts) {
+            None => match UpstreamTls::new(&settings) {
                 Ok(tls) => Arc::new(tls),
                 Err(error) => {
-                    let position = wanted.ca.first().map(|file| file.problem(&error));
-                    let position =
-                        position.or_else(|| wanted.identity.as_ref().map(|files| files.cert.problem(&error)));
-                    self.problems.extend(position);
+                    let problem = wanted.ca.first().map(|file| file.problem(&error));
+                    let problem = problem.or_else(|| wanted.identity.as_ref().map(|files| files.cert.problem(&error)));
+                    self.problems.extend(problem);
                     return None;
                 }
             },
         };
         self.warn_about_upstream(wanted, &tls, shown);
-        Some(Some((tls, parts)))
+        Some(Some((tls, settings)))
     }
 
     fn upstream_anchors(&mut self, wanted: &config::UpstreamTls) -> Option<Anchors> {
         let mut bundle = Vec::new();
-        let mut whole = true;
+        let mut is_complete = true;
         for file in &wanted.ca {
             match self.parse(file, pem::certificates) {
                 Some(ders) => {
                     for (index, der) in ders.iter().enumerate() {
                         match Certificate::parse(der).map_err(BuildError::from) {
-                            Ok(facts) => self.warn_about_key("upstream CA certificate", der, &facts),
+                            Ok(parsed) => self.warn_about_key("upstream CA certificate", der, &parsed),
                             Err(error) => {
                                 self.problems.push(file.problem(format_args!("certificate {}: {error}", index + 1)));
-                                whole = false;
+                                is_complete = false;
                             }
                         }
                     }
                     bundle.extend(ders);
                 }
-                None => whole = false,
+                None => is_complete = false,
             }
         }
-        if !whole {
+        if !is_complete {
             return None;
         }
         let bundle = (!wanted.ca.is_empty()).then_some(bundle);
@@ -106,7 +106,7 @@ impl Builder<'_> {
             match error {
                 Some(error) => {
                     self.warn(format_args!(
-                        "the upstream CA certificate {} vouches for nobody: {error}",
+                        "the upstream CA certificate {} authenticates no upstream: {error}",
                         anchor.subject
                     ));
                 }
@@ -117,31 +117,31 @@ impl Builder<'_> {
             self.warn_about_dates("certificate for the upstream", certificate);
         }
         if wanted.verification == Verification::Require && wanted.ca.is_empty() {
-            self.warn("upstream.tls = \"require\" without ca takes anybody for the upstream; \"verify-full\" does not");
+            self.warn("upstream.tls = \"require\" without ca does not authenticate the upstream; use \"verify-full\"");
         }
         self.warn_about_channel_binding(tls, shown);
     }
 
-    /// libpq binds its password to the certificate it sees, and the server compares that with its own (RFC 5929 §4).
+    /// libpq binds its password to the certificate it receives, and the server compares that with its own (RFC 5929 §4).
     fn warn_about_channel_binding(&mut self, upstream: &UpstreamTls, shown: &[Vec<CertificateDer<'static>>]) {
         if shown.is_empty() || self.listener.protocol != Protocol::Postgres {
             return;
         }
-        // A bundle that holds our own certificate says that the upstream shows it, too.
+        // If the bundle contains the listener's certificate, the upstream presents the same one.
         let same: Vec<_> =
             shown.iter().filter_map(|chain| chain.first()).filter(|leaf| upstream.has_in_bundle(leaf)).collect();
         for leaf in same.iter().filter(|leaf| !Certificate::can_be_bound_to(leaf)) {
             let Ok(Certificate { subject, .. }) = Certificate::parse(leaf) else { continue };
             self.warn(format_args!(
-                "the certificate {subject} is signed by Ed25519 or Ed448, to which SCRAM can bind no password, so libpq fails \
-                 unless it has channel_binding=disable; take one signed by ECDSA or RSA"
+                "the certificate {subject} is signed with Ed25519 or Ed448, which SCRAM channel binding does not support, so libpq \
+                 fails unless it has channel_binding=disable; use a certificate signed with ECDSA or RSA"
             ));
         }
         if same.is_empty() {
             self.warn(
-                "there is TLS on both sides, so SCRAM with channel binding, which libpq prefers, fails unless the upstream shows the very \
-                 certificate that this listener shows: give both the same one and put it into the upstream's ca, too, or have clients set \
-                 channel_binding=disable, or reach the upstream by a Unix socket",
+                "with TLS on both sides, SCRAM channel binding (preferred by libpq) fails unless the upstream presents this listener's \
+                 certificate; use one certificate for both and add it to upstream.ca, set channel_binding=disable in clients, or \
+                 connect to the upstream over a Unix socket",
             );
         }
     }

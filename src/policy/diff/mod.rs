@@ -1,7 +1,7 @@
 //! Compares two policies key by key: what a plan announces and `reload.applied` reports.
 //!
 //! Both policies are flattened to the same keys with their effective values ([`settings`]), and the two lists are compared. The
-//! flattening takes every configuration structure apart by name, so that a new field does not compile until it has a key.
+//! flattening destructures every configuration type by name, so a new field does not compile until it has a key.
 
 pub(crate) mod setting;
 pub(crate) mod settings;
@@ -20,37 +20,37 @@ use crate::policy::diff::setting::Setting;
 use crate::policy::{ListenerPolicy, Snapshot};
 
 impl Snapshot {
-    /// Every key whose effective value is another one than in `previous`: those of the process first, then by listener. A
-    /// listener that takes over an address under a new name is compared with the one that had the address.
+    /// Returns every key whose effective value differs from `previous`: settings of the process first, then by listener. A
+    /// listener that takes over an address under a new name is compared with the previous owner of the address.
     pub fn differences_since(&self, previous: &Self, now: OffsetDateTime) -> Vec<Difference> {
         let process = [previous, self].map(|snapshot| settings::of_process(&snapshot.config));
         let mut differences = compare(None, &process);
-        for policies in &self.policies {
-            let Some(before) = self.predecessor(policies, previous) else { continue };
-            let sides = [previous.listener(before), self.listener(policies)];
+        for policy in &self.policies {
+            let Some(before) = self.predecessor(policy, previous) else { continue };
+            let sides = [previous.listener(before), self.listener(policy)];
             let [Some(old), Some(new)] = sides else { continue };
-            let sides = [settings::of_listener(old, before), settings::of_listener(new, policies)];
-            differences.extend(compare(Some(&*policies.name), &sides));
+            let sides = [settings::of_listener(old, before), settings::of_listener(new, policy)];
+            differences.extend(compare(Some(&*policy.name), &sides));
             differences.extend(sources::compare(
-                &policies.name,
-                [before, policies].map(|policies| &*policies.sources.trusted),
+                &policy.name,
+                [before, policy].map(|policy| &*policy.sources.trusted),
                 now,
             ));
         }
         differences
     }
 
-    /// The terms in `previous` that these follow.
-    fn predecessor<'a>(&self, policies: &ListenerPolicy, previous: &'a Self) -> Option<&'a Arc<ListenerPolicy>> {
+    /// The policy in `previous` that `policy` replaces.
+    fn predecessor<'a>(&self, policy: &ListenerPolicy, previous: &'a Self) -> Option<&'a Arc<ListenerPolicy>> {
         let renamed = || {
-            let same_address = policies.bind_addrs.iter().find_map(|bind_addr| previous.at_address(bind_addr));
+            let same_address = policy.bind_addrs.iter().find_map(|bind_addr| previous.at_address(bind_addr));
             same_address.filter(|before| self.named(&before.name).is_none())
         };
-        previous.named(&policies.name).or_else(renamed)
+        previous.named(&policy.name).or_else(renamed)
     }
 
-    fn listener(&self, policies: &ListenerPolicy) -> Option<&Listener> {
-        self.config.listeners.iter().find(|listener| *listener.name == *policies.name)
+    fn listener(&self, policy: &ListenerPolicy) -> Option<&Listener> {
+        self.config.listeners.iter().find(|listener| *listener.name == *policy.name)
     }
 }
 
@@ -62,14 +62,14 @@ fn compare(listener: Option<&str>, [old, new]: &[Vec<Setting>; 2]) -> Vec<Differ
         if old_value == new_value {
             return None;
         }
-        let (old_words, new_words) = value::in_words(old_value, new_value);
+        let (old_text, new_text) = value::to_text(old_value, new_value);
         let weakens = old.zip(new).is_some_and(|(old, new)| new.exposure.exceeds(&old.exposure));
-        Some(Difference { weakens, ..Difference::new(listener, key, old_words, new_words) })
+        Some(Difference { weakens, ..Difference::new(listener, key, old_text, new_text) })
     };
     let in_both = new.iter().filter_map(|setting| {
         let before = find(old, setting.key).and_then(|index| old.get(index));
         differs(setting.key, before, Some(setting))
     });
-    let gone = old.iter().filter(|setting| find(new, setting.key).is_none());
-    in_both.chain(gone.filter_map(|setting| differs(setting.key, Some(setting), None))).collect()
+    let removed = old.iter().filter(|setting| find(new, setting.key).is_none());
+    in_both.chain(removed.filter_map(|setting| differs(setting.key, Some(setting), None))).collect()
 }

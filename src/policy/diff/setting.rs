@@ -5,24 +5,24 @@ use crate::policy::diff::value::{Exposure, Value};
 /// A key and its effective value.
 #[derive(Clone, Debug)]
 pub(crate) struct Setting {
-    /// Relative to `[[listener]]`, or to the root for settings of the process.
+    /// Relative to `[[listener]]`, or to the root for process settings.
     pub(crate) key: &'static str,
     pub(crate) value: Value,
     pub(crate) exposure: Exposure,
 }
 
-/// A setting that protects nothing.
+/// A setting without effect on protection.
 pub(crate) fn plain(key: &'static str, value: impl ToString) -> Setting {
     Setting { key, value: Value::One(value.to_string()), exposure: Exposure::None }
 }
 
-/// The same for a key that may be unset.
+/// A setting without effect on protection that may be unset.
 pub(crate) fn optional(key: &'static str, value: Option<impl ToString>) -> Setting {
     let value = value.map_or(Value::Unset, |value| Value::One(value.to_string()));
     Setting { key, value, exposure: Exposure::None }
 }
 
-/// A setting that protects, by how much it lets through.
+/// A setting with an effect on protection. A higher degree admits more.
 pub(crate) fn graded(key: &'static str, value: impl ToString, degree: u64) -> Setting {
     plain(key, value).exposing(Exposure::degree(degree))
 }
@@ -32,7 +32,7 @@ pub(crate) fn list(key: &'static str, values: Vec<String>) -> Setting {
 }
 
 impl Setting {
-    /// The same with what it lets through.
+    /// Returns the same setting with this exposure.
     pub(crate) fn exposing(self, exposure: Exposure) -> Self {
         Self { exposure, ..self }
     }

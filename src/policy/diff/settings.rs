@@ -24,7 +24,7 @@ use crate::x509::crl::key_digest;
 
 /// The settings of the process.
 pub(crate) fn of_process(config: &Config) -> Vec<Setting> {
-    let Config { file: _, log, state_directory, admin, reload, drain, listeners: _, places: _ } = config;
+    let Config { file: _, log, state_directory, admin, reload, drain, listeners: _, positions: _ } = config;
     let Log { level, format, audit_file } = log;
     let Reload { watch, poll, revoke } = reload;
     let admin = admin.as_ref().map(|Admin { socket }| format!("unix:{}", path(socket)));
@@ -41,7 +41,7 @@ pub(crate) fn of_process(config: &Config) -> Vec<Setting> {
     ]
 }
 
-/// The settings of a listener. Rules are compared one by one elsewhere, certificates by their fingerprints.
+/// The settings of a listener. Rules are compared in [`super::sources`], certificates by their fingerprints.
 pub(crate) fn of_listener(listener: &Listener, policy: &ListenerPolicy) -> Vec<Setting> {
     let Listener {
         name,
@@ -58,7 +58,7 @@ pub(crate) fn of_listener(listener: &Listener, policy: &ListenerPolicy) -> Vec<S
         revoke,
         plaintext_cancel,
     } = listener;
-    let (believed, checkers) = (proxies.networks().iter(), proxies.health_checkers().iter());
+    let (trusted, checkers) = (proxies.networks().iter(), proxies.health_checkers().iter());
     let mut all = vec![
         plain("name", name),
         plain("protocol", protocol),
@@ -68,8 +68,8 @@ pub(crate) fn of_listener(listener: &Listener, policy: &ListenerPolicy) -> Vec<S
         optional("sources_file", sources_file.as_deref().map(path)),
         graded("shield", shield, shield_degree(*shield)),
         graded("revoke", revoke_word(*revoke), u64::from(*revoke == Revoke::Keep)),
-        list("proxy_protocol.trusted", believed.clone().map(ToString::to_string).collect())
-            .exposing(Exposure::Networks(believed.map(|network| network.net()).collect())),
+        list("proxy_protocol.trusted", trusted.clone().map(ToString::to_string).collect())
+            .exposing(Exposure::Networks(trusted.map(|network| network.net()).collect())),
         list("proxy_protocol.health_checks", checkers.map(ToString::to_string).collect()),
         graded("tls", if tls.is_some() { "on" } else { "off" }, u64::from(tls.is_none())),
     ];
@@ -95,11 +95,11 @@ fn of_tls(tls: &Tls, policy: &ListenerPolicy) -> Vec<Setting> {
         trusted_clients,
         ticket_keys,
     } = tls;
-    let (version, versions) = match min_version {
+    let (version, version_degree) = match min_version {
         MinTlsVersion::Tls12 => ("1.2", 1),
         MinTlsVersion::Tls13 => ("1.3", 0),
     };
-    let unasked = match client_auth {
+    let auth_degree = match client_auth {
         ClientAuth::Required => 0,
         ClientAuth::Optional => 1,
         ClientAuth::None => 2,
@@ -107,8 +107,8 @@ fn of_tls(tls: &Tls, policy: &ListenerPolicy) -> Vec<Setting> {
     let patterns = trusted_clients.patterns();
     vec![
         list("tls.certificates", certificates.iter().map(certificate).collect()),
-        graded("tls.min_version", version, versions),
-        graded("tls.client_auth", client_auth, unasked),
+        graded("tls.min_version", version, version_degree),
+        graded("tls.client_auth", client_auth, auth_degree),
         list("tls.client_ca", files(client_ca)),
         revocation_lists(client_crl, policy),
         graded("tls.crl_expired", crl_expired.word(), u64::from(*crl_expired == CrlExpired::Allow)),
@@ -128,12 +128,12 @@ fn of_upstream(upstream: &Upstream, protocol: Protocol) -> Vec<Setting> {
         _ if !is_remote => 0,
         Some(UpstreamTls { verification: Verification::VerifyFull, .. }) => 0,
         Some(UpstreamTls { verification: Verification::VerifyCa, .. }) => 1,
-        // As libpq does, it verifies the CA where one is given.
+        // Like libpq, `require` verifies the CA if one is set.
         Some(UpstreamTls { verification: Verification::Require, ca, .. }) if !ca.is_empty() => 1,
         Some(UpstreamTls { verification: Verification::Require, .. }) => 2,
         None => 3,
     };
-    let announced = proxy_header.map_or_else(|| "off".to_owned(), |version| version.to_string());
+    let proxy_protocol = proxy_header.map_or_else(|| "off".to_owned(), |version| version.to_string());
     let in_clear = tls.is_none() && addresses.iter().any(|address| !is_local(address));
     let mut all = vec![
         list("upstream.address", addresses.iter().map(ToString::to_string).collect())
@@ -141,7 +141,7 @@ fn of_upstream(upstream: &Upstream, protocol: Protocol) -> Vec<Setting> {
         plain("upstream.connect_timeout", duration(*connect_timeout)),
         plain("upstream.dial_retry", duration(*dial_retry)),
         plain("upstream.target", target.word(protocol)),
-        plain("upstream.proxy_protocol", announced),
+        plain("upstream.proxy_protocol", proxy_protocol),
         graded("upstream.tls", mode, unverified),
     ];
     if let Some(tls) = tls {
@@ -158,7 +158,7 @@ fn of_upstream(upstream: &Upstream, protocol: Protocol) -> Vec<Setting> {
         all.extend([
             list("upstream.ca", files(ca)).exposing(Exposure::Degrees(vec![
                 u64::from(!is_verified),
-                // The system's roots vouch for many more than a file does.
+                // The system roots authenticate more upstreams than a file does.
                 u64::from(ca.is_empty()),
             ])),
             of_anchor_validity("upstream.anchor_validity", *anchor_validity),
@@ -189,9 +189,9 @@ fn of_limits(limits: &Limits, policy: &ListenerPolicy) -> [Setting; 8] {
         half_close_timeout,
         dead_peer_timeout,
     } = limits;
-    let number = |key, most: &Option<NonZeroU32>| {
-        let degree = most.map_or(u64::MAX, |most| most.get().into());
-        graded(key, most.map_or(0, NonZeroU32::get), degree)
+    let number = |key, limit: &Option<NonZeroU32>| {
+        let degree = limit.map_or(u64::MAX, |limit| limit.get().into());
+        graded(key, limit.map_or(0, NonZeroU32::get), degree)
     };
     let rate = |rate: &Option<Rate>| match rate {
         Some(rate) => {
@@ -216,7 +216,7 @@ fn of_limits(limits: &Limits, policy: &ListenerPolicy) -> [Setting; 8] {
     ]
 }
 
-/// The addresses, and who may open those that are Unix sockets.
+/// The listen addresses, with owner and permissions of Unix sockets.
 fn addresses(listen: &[ListenAddr], socket_files: &BTreeMap<PathBuf, Access>) -> Setting {
     let shown = |address: &ListenAddr| match address {
         ListenAddr::Tcp(address) => address.to_string(),
@@ -226,7 +226,7 @@ fn addresses(listen: &[ListenAddr], socket_files: &BTreeMap<PathBuf, Access>) ->
             format!("unix:{} (mode {mode:04o}{}{})", path(file), number("owner", owner), number("group", group))
         }
     };
-    // Whether other machines reach it, and how many users of this one may open its sockets.
+    // Measures whether other machines can connect, and whether group or other users of this machine can.
     let is_public = listen.iter().any(|address| !address.is_local());
     let opens = |bit: u32| u64::from(socket_files.values().any(|access| access.mode & bit != 0));
     list("listen", listen.iter().map(shown).collect()).exposing(Exposure::Degrees(vec![
@@ -236,7 +236,7 @@ fn addresses(listen: &[ListenAddr], socket_files: &BTreeMap<PathBuf, Access>) ->
     ]))
 }
 
-/// Of the IPv6 addresses; it has no meaning for others.
+/// The value for the IPv6 addresses; `None` without any.
 fn ipv6_only(listen: &[ListenAddr]) -> Option<bool> {
     let mut v6 = listen.iter().filter_map(|address| match address {
         ListenAddr::Tcp(address) if address.socket.is_ipv6() => Some(address.ipv6_only),
@@ -245,20 +245,20 @@ fn ipv6_only(listen: &[ListenAddr]) -> Option<bool> {
     v6.next().map(|first| first || v6.any(|only| only))
 }
 
-/// The files of `client_crl` and the lists found in them: a new list may come under an old name.
+/// The files of `client_crl` and the CRLs in them, because a file may be replaced under its old name.
 fn revocation_lists(named: &[SourcedFile], policy: &ListenerPolicy) -> Setting {
     let lists = policy.revocation_lists();
-    // Two lists of one issuer may have everything but the digest in common.
+    // Two CRLs of one issuer may differ in the digest only.
     let shown = lists.iter().map(|list| {
         let number = list.number.as_ref().map(|number| format!(" number {number}")).unwrap_or_default();
-        let (made, sha256) = (timestamp::seconds(list.this_update), list.sha256.get(..SHORT).unwrap_or(&list.sha256));
-        format!("list{number} of {} made {made} ({} revoked, sha256 {sha256})", list.issuer, list.revoked)
+        let (issued, sha256) = (timestamp::seconds(list.this_update), list.sha256.get(..SHORT).unwrap_or(&list.sha256));
+        format!("CRL{number} of {} issued {issued} ({} revoked, sha256 {sha256})", list.issuer, list.revoked)
     });
     let anchors = policy.anchor_ders();
     let mut newest = BTreeMap::new();
     for list in lists {
-        let made = newest.entry(list.series(anchors)).or_insert(list.this_update);
-        *made = list.this_update.max(*made);
+        let issued = newest.entry(list.series(anchors)).or_insert(list.this_update);
+        *issued = list.this_update.max(*issued);
     }
     let anchors = anchors.iter().filter_map(|anchor| key_digest(anchor)).collect();
     list("tls.client_crl", files(named).into_iter().chain(shown).collect())
@@ -297,7 +297,7 @@ fn of_anchor_validity(key: &'static str, validity: AnchorValidity) -> Setting {
     graded(key, validity.word(), u64::from(validity == AnchorValidity::Ignore))
 }
 
-/// Whether a connection to it stays on this machine, as far as the text tells.
+/// Whether a connection to the address stays on this machine. Host names other than `localhost` count as remote.
 fn is_local(address: &UpstreamAddr) -> bool {
     let is_loopback = |host: &str| host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback());
     address.host().is_none_or(|host| host == "localhost" || is_loopback(host))
@@ -326,7 +326,7 @@ const fn log_format(format: LogFormat) -> &'static str {
     }
 }
 
-/// As much of a digest as tells two lists apart.
+/// Length of a digest prefix that distinguishes two CRLs, in hex digits.
 const SHORT: usize = 16;
 
 /// In nanoseconds.

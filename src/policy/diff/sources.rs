@@ -1,4 +1,4 @@
-//! Differences of the rules of two policies, beyond that one was added or removed.
+//! Differences between the rules of two policies other than added and removed rules.
 
 use std::collections::{HashMap, HashSet};
 use std::fmt::Write as _;
@@ -13,7 +13,7 @@ use crate::source::rule::{Rule, Source};
 use crate::source::trusted::TrustedSources;
 use crate::timestamp;
 
-/// Rules with another description, refresh interval or end, and rules that widen what is trusted.
+/// Returns rules with a changed description, refresh interval or expiry, and rules that trust more than before.
 pub(crate) fn compare(
     listener: &str,
     [old, new]: [&TrustedSources; 2],
@@ -21,10 +21,10 @@ pub(crate) fn compare(
 ) -> impl Iterator<Item = Difference> {
     let known: HashMap<_, _> = old.rules().iter().rev().map(|rule| (identity(rule), rule)).collect();
     let kept: HashSet<_> = new.rules().iter().map(|rule| identity(rule)).collect();
-    // Rules that are gone, by what they trusted: one of them may have come back with another end.
-    let gone: HashMap<_, _> =
+    // Removed rules by source: one of them may have returned with another expiry.
+    let removed: HashMap<_, _> =
         old.rules().iter().filter(|rule| !kept.contains(&identity(rule))).map(|rule| (&rule.source, rule)).collect();
-    let shortest = Shortest::of(old, now);
+    let widest = WidestNetworks::of(old, now);
     let mut differences = Vec::new();
     for rule in new.rules() {
         if differences.len() > MAX_DIFFERENCES {
@@ -32,16 +32,16 @@ pub(crate) fn compare(
         }
         match known.get(&identity(rule)) {
             Some(before) => differences.extend(altered(listener, before, rule)),
-            None => match gone.get(&rule.source) {
-                Some(before) => differences.push(with_another_end(listener, before, rule)),
-                None => differences.extend(widening(listener, old, &shortest, rule, now)),
+            None => match removed.get(&rule.source) {
+                Some(before) => differences.push(with_changed_expiry(listener, before, rule)),
+                None => differences.extend(widening(listener, old, &widest, rule, now)),
             },
         }
     }
     differences.into_iter()
 }
 
-/// What makes a rule another rule.
+/// The fields that identify a rule.
 fn identity(rule: &Rule) -> (&Source, Option<OffsetDateTime>) {
     (&rule.source, rule.expires_at)
 }
@@ -49,25 +49,25 @@ fn identity(rule: &Rule) -> (&Source, Option<OffsetDateTime>) {
 fn altered(listener: &str, old: &Arc<Rule>, new: &Arc<Rule>) -> Option<Difference> {
     let refresh = |rule: &Rule| rule.source.host().map(|host| host.refresh);
     let is_same = old.description == new.description && refresh(old) == refresh(new);
-    (!is_same).then(|| Difference::new(Some(listener), KEY, Some(in_words(old)), Some(in_words(new))))
+    (!is_same).then(|| Difference::new(Some(listener), KEY, Some(describe(old)), Some(describe(new))))
 }
 
-/// A rule that trusts the same as before for another time. It weakens where that is longer.
-fn with_another_end(listener: &str, old: &Arc<Rule>, new: &Arc<Rule>) -> Difference {
+/// A rule that trusts the same source with another expiry. A later expiry weakens.
+fn with_changed_expiry(listener: &str, old: &Arc<Rule>, new: &Arc<Rule>) -> Difference {
     let weakens = match (old.expires_at, new.expires_at) {
         (Some(old), Some(new)) => new > old,
         (Some(_), None) => true,
         (None, _) => false,
     };
-    Difference { weakens, ..Difference::new(Some(listener), KEY, Some(in_words(old)), Some(in_words(new))) }
+    Difference { weakens, ..Difference::new(Some(listener), KEY, Some(describe(old)), Some(describe(new))) }
 }
 
-/// A new rule that trusts more than a former one did: everybody, a network around one that was trusted, or a larger network
-/// than any before. Other new rules are listed as such, and are no weakening.
+/// A new rule that trusts more than an old one: every address, a network around a trusted one, or a larger network than any
+/// before. Other new rules are reported as added and do not weaken.
 fn widening(
     listener: &str,
     old: &TrustedSources,
-    shortest: &Shortest,
+    widest: &WidestNetworks,
     rule: &Arc<Rule>,
     now: OffsetDateTime,
 ) -> Option<Difference> {
@@ -76,7 +76,7 @@ fn widening(
         return None;
     }
     let within = old.within(network);
-    let widest = shortest.of_family(&network);
+    let widest = widest.of_family(&network);
     let is_wider = widest.is_none_or(|widest| network.prefix_len() < widest.prefix_len());
     let is_single = network.prefix_len() == network.max_prefix_len();
     if within.is_empty() && (!is_wider || is_single) {
@@ -85,28 +85,28 @@ fn widening(
     let before = if within.is_empty() { Vec::from_iter(widest) } else { within };
     let before: Vec<_> = before.iter().map(|network| format!("ip_addr:{network}")).collect();
     let before = Some(before.join(", ")).filter(|before| !before.is_empty());
-    Some(Difference { weakens: true, ..Difference::new(Some(listener), KEY, before, Some(in_words(rule))) })
+    Some(Difference { weakens: true, ..Difference::new(Some(listener), KEY, before, Some(describe(rule))) })
 }
 
-/// The largest network of each family that a rule trusts.
-struct Shortest {
+/// The largest network of each address family that a rule trusts.
+struct WidestNetworks {
     v4: Option<IpNet>,
     v6: Option<IpNet>,
 }
 
-impl Shortest {
+impl WidestNetworks {
     fn of(sources: &TrustedSources, now: OffsetDateTime) -> Self {
-        let mut shortest = Self { v4: None, v6: None };
+        let mut result = Self { v4: None, v6: None };
         for network in sources.live_networks(now) {
             let widest = match network {
-                IpNet::V4(_) => &mut shortest.v4,
-                IpNet::V6(_) => &mut shortest.v6,
+                IpNet::V4(_) => &mut result.v4,
+                IpNet::V6(_) => &mut result.v6,
             };
             if widest.is_none_or(|widest| network.prefix_len() < widest.prefix_len()) {
                 *widest = Some(network);
             }
         }
-        shortest
+        result
     }
 
     fn of_family(&self, network: &IpNet) -> Option<IpNet> {
@@ -117,18 +117,18 @@ impl Shortest {
     }
 }
 
-fn in_words(rule: &Rule) -> String {
-    let mut words = rule.to_string();
+fn describe(rule: &Rule) -> String {
+    let mut text = rule.to_string();
     if let Some(host) = rule.source.host() {
-        let _ = write!(words, " refresh {}", value::duration(host.refresh));
+        let _ = write!(text, " refresh {}", value::duration(host.refresh));
     }
     if let Some(end) = rule.expires_at {
-        let _ = write!(words, " until {}", timestamp::seconds(end));
+        let _ = write!(text, " until {}", timestamp::seconds(end));
     }
     if let Some(description) = &rule.description {
-        let _ = write!(words, " ({description})");
+        let _ = write!(text, " ({description})");
     }
-    words
+    text
 }
 
 const KEY: &str = "trusted_sources";

@@ -20,7 +20,7 @@ fn differences(after: &Snapshot, before: &Snapshot) -> Vec<Difference> {
     after.differences_since(before, OffsetDateTime::now_utc())
 }
 
-/// The differences of one listener whose rules change, in words.
+/// The differences of one listener whose rules change, as text.
 fn of_rules(before: &str, after: &str) -> Vec<String> {
     let site = site();
     let [before, after] = [before, after].map(|rules| site.snapshot(listener("db", 1001, rules), None));
@@ -28,37 +28,37 @@ fn of_rules(before: &str, after: &str) -> Vec<String> {
 }
 
 #[test]
-fn same_policy_differs_in_nothing() {
+fn same_policy_has_no_differences() {
     let site = site();
     let snapshot = site.snapshot(listener("db", 1001, r#""10.0.0.0/8""#), None);
     assert_eq!(differences(&snapshot, &snapshot), []);
 }
 
 #[test]
-fn rule_that_ends_later_or_never_weakens() {
+fn rule_with_later_or_no_expiry_weakens() {
     let until = |end: &str| format!(r#"{{ type = "ip_addr", value = "0.0.0.0/0", expires_at = {end} }}"#);
     let [soon, late] = ["2998-01-31T00:00:00Z", "2999-01-31T00:00:00Z"].map(until);
     let never = r#""0.0.0.0/0""#;
     for (before, after, weakens) in
         [(soon.as_str(), never, true), (&soon, &late, true), (&late, &soon, false), (never, &soon, false)]
     {
-        let told = of_rules(before, after);
-        assert_eq!(told.len(), 1, "{told:?}");
-        assert_eq!(told[0].contains("(weakens protection)"), weakens, "{told:?}");
-        assert!(told[0].contains(" until 299") && told[0].contains("ip_addr:0.0.0.0/0"), "{told:?}");
+        let reported = of_rules(before, after);
+        assert_eq!(reported.len(), 1, "{reported:?}");
+        assert_eq!(reported[0].contains("(weakens protection)"), weakens, "{reported:?}");
+        assert!(reported[0].contains(" until 299") && reported[0].contains("ip_addr:0.0.0.0/0"), "{reported:?}");
     }
 }
 
 #[test]
 fn wider_source_weakens_and_another_host_does_not() {
-    for (before, after, words) in [
+    for (before, after, expected) in [
         (r#""10.0.0.0/8""#, r#""0.0.0.0/0""#, "ip_addr:10.0.0.0/8 -> ip_addr:0.0.0.0/0"),
         (r#""10.1.0.0/16", "192.0.2.1""#, r#""192.0.2.0/24""#, "ip_addr:192.0.2.1/32 -> ip_addr:192.0.2.0/24"),
         (r#""10.1.2.0/24""#, r#""10.1.2.0/24", "172.16.0.0/12""#, "ip_addr:10.1.2.0/24 -> ip_addr:172.16.0.0/12"),
         (r#""10.0.0.0/8""#, r#""10.0.0.0/8", "::/0""#, "none -> ip_addr:::/0"),
         ("", r#""10.0.0.0/8""#, "none -> ip_addr:10.0.0.0/8"),
     ] {
-        assert_eq!(of_rules(before, after), [format!("db trusted_sources: {words} (weakens protection)")]);
+        assert_eq!(of_rules(before, after), [format!("db trusted_sources: {expected} (weakens protection)")]);
     }
     for (before, after) in [
         (r#""10.0.0.0/8""#, r#""10.0.0.0/8", "192.0.2.1""#),
@@ -77,8 +77,8 @@ fn wider_source_weakens_and_another_host_does_not() {
 #[test]
 fn rule_with_another_description_is_a_difference() {
     let rule = |rest: &str| format!(r#"{{ type = "ip_addr", value = "192.0.2.1"{rest} }}"#);
-    let words = "db trusted_sources: ip_addr:192.0.2.1 -> ip_addr:192.0.2.1 (office)";
-    assert_eq!(of_rules(&rule(""), &rule(r#", description = "office""#)), [words]);
+    let expected = "db trusted_sources: ip_addr:192.0.2.1 -> ip_addr:192.0.2.1 (office)";
+    assert_eq!(of_rules(&rule(""), &rule(r#", description = "office""#)), [expected]);
 }
 
 #[test]
@@ -94,14 +94,14 @@ fn listener_that_takes_over_an_address_is_compared_with_its_predecessor() {
 }
 
 #[test]
-fn more_of_any_measure_is_weaker() {
+fn higher_degree_of_any_measure_is_weaker() {
     let exceeds = |old: &[u64], new: &[u64]| Exposure::Degrees(new.into()).exceeds(&Exposure::Degrees(old.into()));
     assert!(exceeds(&[1], &[2]) && exceeds(&[1, 5], &[0, 6]));
     assert!(!exceeds(&[2], &[1]) && !exceeds(&[2, 2], &[2, 2]) && !Exposure::None.exceeds(&Exposure::None));
 }
 
 #[test]
-fn networks_are_weaker_where_they_hold_more_addresses() {
+fn networks_with_more_addresses_are_weaker() {
     let exceeds = |old: &[&str], new: &[&str]| {
         let [old, new] = [old, new].map(|all| Exposure::Networks(all.iter().map(|net| net.parse().unwrap()).collect()));
         new.exceeds(&old)
@@ -112,7 +112,7 @@ fn networks_are_weaker_where_they_hold_more_addresses() {
 }
 
 #[test]
-fn clients_are_weaker_where_a_pattern_is_new_or_all_are_gone() {
+fn added_client_pattern_or_empty_list_is_weaker() {
     let exceeds = |old: &[&str], new: &[&str]| {
         let [old, new] =
             [old, new].map(|all| Exposure::Clients(all.iter().map(|pattern| pattern.parse().unwrap()).collect()));
@@ -125,7 +125,7 @@ fn clients_are_weaker_where_a_pattern_is_new_or_all_are_gone() {
 }
 
 #[test]
-fn revocation_is_weaker_where_a_list_is_gone_or_older() {
+fn removed_or_older_crl_is_weaker() {
     let at = |day: i64| OffsetDateTime::UNIX_EPOCH + time::Duration::days(day);
     let exposure = |lists: &[(&str, i64)], anchors: &[&str]| Exposure::Revocation {
         lists: lists.iter().map(|(key, day)| (CrlSeries::complete("CN=A", key), at(*day))).collect::<BTreeMap<_, _>>(),
@@ -144,12 +144,12 @@ fn revocation_is_weaker_where_a_list_is_gone_or_older() {
 }
 
 #[test]
-fn long_lists_show_what_differs() {
+fn long_lists_show_only_differing_elements() {
     let names = |from: usize, to: usize| Value::Many((from..to).map(|number| format!("cn:client-{number}")).collect());
-    let (old, new) = value::in_words(Some(&names(0, 200)), Some(&names(1, 201)));
+    let (old, new) = value::to_text(Some(&names(0, 200)), Some(&names(1, 201)));
     assert_eq!(
         (old.as_deref(), new.as_deref()),
-        (Some("cn:client-0, 199 that stay"), Some("cn:client-200, 199 that stay"))
+        (Some("cn:client-0, 199 unchanged"), Some("cn:client-200, 199 unchanged"))
     );
 }
 

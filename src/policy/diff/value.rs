@@ -1,4 +1,4 @@
-//! Effective values of configuration keys, and how much each lets through.
+//! Effective values of configuration keys, and how much access each grants.
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
@@ -22,28 +22,23 @@ pub(crate) enum Value {
     /// A list.
     Many(Vec<String>),
     /// A file of ticket keys, which are compared and never shown.
-    TicketKeys {
-        /// The file.
-        file: String,
-        /// What it holds.
-        keys: TicketKeys,
-    },
+    TicketKeys { file: String, keys: TicketKeys },
 }
 
-/// How much a setting lets through, for the comparison of two settings of one key.
+/// How much access a setting grants, for the comparison of two values of one key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Exposure {
-    /// The key protects nothing.
+    /// The key has no effect on protection.
     None,
-    /// By several measures. More of any of them is weaker.
+    /// Several measures. A higher value of any is weaker.
     Degrees(Vec<u64>),
-    /// Networks that are believed.
+    /// Networks whose PROXY headers are accepted.
     Networks(Vec<IpNet>),
-    /// Clients that are admitted; all where the list is empty.
+    /// Clients that are admitted; all if the list is empty.
     Clients(Vec<ClientPattern>),
-    /// Revocation lists that are enforced.
+    /// CRLs that are enforced.
     Revocation {
-        /// When the newest list of each series was made.
+        /// The thisUpdate of the newest CRL of each series.
         lists: BTreeMap<CrlSeries, OffsetDateTime>,
         /// Digests of the keys of the trust anchors.
         anchors: Vec<String>,
@@ -51,12 +46,11 @@ pub(crate) enum Exposure {
 }
 
 impl Exposure {
-    /// One measure.
     pub(crate) fn degree(degree: impl Into<u64>) -> Self {
         Self::Degrees(vec![degree.into()])
     }
 
-    /// Whether this lets through what `old` does not.
+    /// Whether this grants access that `old` does not.
     pub(crate) fn exceeds(&self, old: &Self) -> bool {
         match (old, self) {
             (Self::Degrees(old), Self::Degrees(new)) => old.iter().zip(new).any(|(old, new)| new > old),
@@ -71,7 +65,7 @@ impl Exposure {
                 Self::Revocation { lists: old, anchors: old_anchors },
                 Self::Revocation { lists: new, anchors: new_anchors },
             ) => old.iter().any(|(series, made)| {
-                // Nothing depends on the list of a CA that is no longer trusted.
+                // The CRL of a CA that is no longer trusted has no effect.
                 let is_removed =
                     series.signer.as_ref().is_some_and(|key| old_anchors.contains(key) && !new_anchors.contains(key));
                 !is_removed && new.get(series).is_none_or(|newer| newer < made)
@@ -81,8 +75,8 @@ impl Exposure {
     }
 }
 
-/// Two values that differ, in words. Of long lists only the elements that the other does not have.
-pub(crate) fn in_words(old: Option<&Value>, new: Option<&Value>) -> (Option<String>, Option<String>) {
+/// Formats two values that differ. Long lists show only the elements that the other list lacks.
+pub(crate) fn to_text(old: Option<&Value>, new: Option<&Value>) -> (Option<String>, Option<String>) {
     if let (Some(Value::Many(old)), Some(Value::Many(new))) = (old, new)
         && [old, new].into_iter().any(|list| list.join(SEPARATOR).len() > printable::MAX_FIELD)
     {
@@ -90,14 +84,14 @@ pub(crate) fn in_words(old: Option<&Value>, new: Option<&Value>) -> (Option<Stri
             let other: HashSet<&String> = other.iter().collect();
             let differing: Vec<_> = list.iter().filter(|element| !other.contains(element)).cloned().collect();
             let common = list.len() - differing.len();
-            let rest = (common > 0).then(|| format!("{common} that stay"));
+            let rest = (common > 0).then(|| format!("{common} unchanged"));
             Some(differing.into_iter().chain(rest).collect::<Vec<_>>().join(SEPARATOR))
         };
         return (only(old, new), only(new, old));
     }
     let other_keys = match (old, new) {
         (Some(Value::TicketKeys { file: old, .. }), Some(Value::TicketKeys { file: new, .. })) if old == new => {
-            " (other keys)"
+            " (keys changed)"
         }
         _ => "",
     };
@@ -110,7 +104,7 @@ pub(crate) fn in_words(old: Option<&Value>, new: Option<&Value>) -> (Option<Stri
     (old.and_then(shown), new.and_then(shown).map(|new| new + other_keys))
 }
 
-/// As the configuration writes it: `1m30s`.
+/// Formats a duration as in the configuration: `1m30s`.
 pub(crate) fn duration(duration: Duration) -> String {
     let mut rest = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
     let mut text = String::new();
@@ -123,12 +117,12 @@ pub(crate) fn duration(duration: Duration) -> String {
     if text.is_empty() { "0s".to_owned() } else { text }
 }
 
-/// A duration in milliseconds, as a degree.
+/// Returns a duration in milliseconds, as a degree.
 pub(crate) fn milliseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// An absolute path: the two configurations may have been named relative to different directories.
+/// Returns an absolute path: the two configurations may be named relative to different directories.
 pub(crate) fn path(path: &Path) -> String {
     std::path::absolute(path).unwrap_or_else(|_| path.to_owned()).display().to_string()
 }

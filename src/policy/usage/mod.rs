@@ -1,4 +1,4 @@
-//! When what a listener goes by was last used by a handshake: the evidence that the old one of two can go.
+//! When handshakes last used each certificate and rule of a listener: the evidence that an old one can be removed.
 
 #[cfg(test)]
 mod tests;
@@ -18,7 +18,7 @@ use crate::policy::authorize::Permit;
 use crate::source::rule::Rule;
 use crate::x509::certificate::{Certificate, NameDigest};
 
-/// Something that lets clients in, or that they are shown, and that can be taken out by itself.
+/// A certificate or rule that a connection uses and that can be removed separately.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Item {
     /// A server certificate, trust anchor or pinned client certificate, by its fingerprint.
@@ -27,31 +27,30 @@ pub enum Item {
     Source(rule::Source),
 }
 
-/// When something was first and last used, and by whom.
+/// The first and last use of an item, and its last users.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UseRecord {
     /// The first handshake since the program started.
     pub first: OffsetDateTime,
-    /// The last handshake, or the end of a session.
+    /// The last handshake, or the last end of a session.
     pub last: OffsetDateTime,
-    /// The last different users, the latest first; at most eight.
+    /// The last distinct users, the latest first; at most [`MAX_USERS_PER_ITEM`].
     pub users: Vec<LastUser>,
 }
 
-/// Somebody who used something.
+/// A client that used an item.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LastUser {
-    /// RFC 4514 text of the subject, escaped and cut; none without a certificate.
+    /// RFC 4514 text of the subject, escaped and truncated; `None` without a client certificate.
     pub subject: Option<Box<str>>,
-    /// The digest of the whole subject.
+    /// The digest of the complete subject.
     digest: Option<NameDigest>,
-    /// The source. Its port plays no part.
+    /// The source. The port is not compared.
     source: ClientAddr,
-    /// When it last used it.
     pub last: OffsetDateTime,
 }
 
-/// What the handshakes of one listener used. Goes on from one generation to the next.
+/// What the handshakes of one listener used. Shared by all generations.
 #[derive(Debug, Default)]
 pub struct Usage {
     records: Mutex<Records>,
@@ -60,39 +59,39 @@ pub struct Usage {
 #[derive(Debug, Default)]
 struct Records {
     items: HashMap<Item, UseRecord>,
-    /// How many users of rules are kept in all.
+    /// The number of users kept for all rules together.
     users_of_rules: usize,
 }
 
-/// What one client was let in by. Does not keep the terms alive that it was let in under.
+/// Everything that one client was admitted by. Does not keep the policy alive that admitted it.
 #[derive(Clone, Debug, Default)]
 pub struct Authorization {
-    /// The rule that trusts its source; none where something else let it in.
+    /// The rule that trusts its source; `None` if something else admitted it.
     pub rule: Option<Arc<Rule>>,
-    /// What it identified itself with, where that counts.
+    /// The verified identity, if the policy requests client certificates.
     pub identity: Option<Arc<VerifiedIdentity>>,
-    /// The same, also while no certificate is asked for: one may be asked for again.
+    /// The identity that the client presented. Kept while the policy requests none, because a later policy may request one.
     pub presented: Option<Arc<VerifiedIdentity>>,
-    /// The certificate it was shown.
+    /// The server certificate presented to the client.
     pub shown: Option<Arc<Certificate>>,
-    /// It came without TLS.
+    /// Whether the client connected without TLS.
     pub plaintext: bool,
 }
 
 impl Authorization {
-    /// That of a client that was shown this certificate, or none where it came without TLS.
+    /// Builds the authorization of a client to which `shown` was presented; `None` without TLS.
     pub fn on(permit: &Permit, shown: Option<Arc<Certificate>>) -> Self {
         let Permit { source_match, identity, .. } = permit;
         let [identity, presented] = [identity.clone(), identity.clone()];
         Self { rule: source_match.rule().cloned(), identity, presented, shown, plaintext: false }
     }
 
-    /// The same of a client that came without TLS.
+    /// Builds the authorization of a client without TLS.
     pub fn in_plaintext(permit: &Permit) -> Self {
         Self { plaintext: true, ..Self::on(permit, None) }
     }
 
-    /// What there is to judge its identity by again.
+    /// What the identity is authorized by again.
     pub fn presented(&self) -> PresentedIdentity<'_> {
         if self.plaintext {
             PresentedIdentity::Plaintext
@@ -101,7 +100,7 @@ impl Authorization {
         }
     }
 
-    /// That of the same client, judged again.
+    /// The authorization of the same client under a new permit.
     #[must_use]
     pub fn renewed(&self, permit: &Permit) -> Self {
         let renewed = Self::on(permit, self.shown.clone());
@@ -109,7 +108,7 @@ impl Authorization {
         Self { presented, plaintext: self.plaintext, ..renewed }
     }
 
-    /// Whether it would make no difference to go on with the other.
+    /// Whether both admit the client by the same rule and identity.
     pub fn is_same_as(&self, other: &Self) -> bool {
         let same = |one: &Option<Arc<VerifiedIdentity>>, other: &Option<Arc<VerifiedIdentity>>| match (one, other) {
             (Some(one), Some(other)) => Arc::ptr_eq(one, other),
@@ -119,14 +118,14 @@ impl Authorization {
         self.rule == other.rule && same(&self.identity, &other.identity) && same(&self.presented, &other.presented)
     }
 
-    /// From when on the questions have to be put again, though no policy may have changed.
+    /// When the client must be authorized again even if no policy changes.
     pub fn until(&self) -> Option<OffsetDateTime> {
         let rule = self.rule.as_ref().and_then(|rule| rule.expires_at);
         let identity = self.identity.as_ref().map(|identity| identity.until);
         rule.into_iter().chain(identity).min()
     }
 
-    /// Everything it relies on.
+    /// Every item that the connection uses.
     pub fn items(&self) -> impl Iterator<Item = Item> {
         let Self { rule, identity, shown, .. } = self;
         let rule = rule.as_ref().map(|rule| Item::Source(rule.source.clone()));
@@ -150,21 +149,21 @@ impl LastUser {
         }
     }
 
-    /// The source, as audit events have it.
+    /// The source as in audit events.
     pub fn source(&self) -> String {
         self.source.source()
     }
 
-    fn is(&self, other: &Self) -> bool {
+    fn is_same_as(&self, other: &Self) -> bool {
         self.digest == other.digest && self.source.ip() == other.source.ip()
     }
 }
 
 impl UseRecord {
-    /// Notes a use. Returns whether there is one user more than before.
+    /// Records a use. Returns whether the number of users has grown.
     fn note(&mut self, user: &LastUser, may_grow: bool) -> bool {
         self.last = self.last.max(user.last);
-        if let Some(known) = self.users.iter_mut().find(|known| known.is(user)) {
+        if let Some(known) = self.users.iter_mut().find(|known| known.is_same_as(user)) {
             known.last = known.last.max(user.last);
             return false;
         }
@@ -180,7 +179,7 @@ impl UseRecord {
 }
 
 impl Records {
-    /// Notes a use of something that was used before.
+    /// Records a use of an item that was used before.
     fn note(&mut self, item: &Item, user: &LastUser) {
         let is_rule = matches!(item, Item::Source(_));
         let may_grow = !is_rule || self.users_of_rules < MAX_USERS_OF_RULES;
@@ -190,7 +189,7 @@ impl Records {
 }
 
 impl Usage {
-    /// Notes a handshake of this client.
+    /// Records a handshake of this client.
     pub fn note(&self, authorization: &Authorization, client: ClientAddr, now: OffsetDateTime) {
         let user = LastUser::new(authorization, client, now);
         let mut records = self.records();
@@ -200,29 +199,29 @@ impl Usage {
         }
     }
 
-    /// Notes that a session of this client ends: until now it used what it relied on. What has been removed meanwhile
-    /// stays forgotten.
+    /// Records the end of a session as a use of its items. Items that were removed during the session stay forgotten.
     pub fn note_end(&self, authorization: &Authorization, client: ClientAddr, now: OffsetDateTime) {
         let user = LastUser::new(authorization, client, now);
         let mut records = self.records();
         authorization.items().for_each(|item| records.note(&item, &user));
     }
 
-    /// When something was used and by whom, if it was.
+    /// Returns the recorded use of an item, latest user first.
     pub fn of(&self, item: &Item) -> Option<UseRecord> {
         let mut uses = self.records().items.get(item).cloned()?;
         uses.users.sort_by_key(|user| Reverse(user.last));
         Some(uses)
     }
 
-    /// Whether something was used.
-    pub fn knows(&self, item: &Item) -> bool {
+    /// Whether an item was used.
+    pub fn contains(&self, item: &Item) -> bool {
         self.records().items.contains_key(item)
     }
 
-    /// Forgets what these terms no longer know.
+    /// Forgets the items that are no longer part of the policy.
     pub fn keep_only(&self, policy: &ListenerPolicy) {
-        let certificates: HashSet<&str> = policy.certificates().map(|(_, facts)| facts.sha256.as_str()).collect();
+        let certificates: HashSet<&str> =
+            policy.certificates().map(|(_, certificate)| certificate.sha256.as_str()).collect();
         let sources: HashSet<_> = policy.sources.trusted.rules().iter().map(|rule| &rule.source).collect();
         let mut records = self.records();
         records.items.retain(|item, _| match item {
@@ -238,8 +237,9 @@ impl Usage {
     }
 }
 
-/// Users kept for one certificate, CA or rule.
+/// Maximum number of users kept for one certificate, CA or rule.
 const MAX_USERS_PER_ITEM: usize = 8;
 
-/// Users kept for all rules of a listener together: rules can be 100,000. Beyond that the times alone are kept.
+/// Maximum number of users kept for all rules of a listener together, of which there can be 100,000. Above it, only times are
+/// kept.
 const MAX_USERS_OF_RULES: usize = 16_384;

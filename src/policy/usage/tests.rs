@@ -12,7 +12,7 @@ fn later(seconds: i64) -> OffsetDateTime {
     OffsetDateTime::UNIX_EPOCH + Duration::seconds(seconds)
 }
 
-/// What a client of this listener relies on.
+/// The authorization of a client by the first rule of a listener.
 fn authorization(listener_policy: &ListenerPolicy) -> Authorization {
     Authorization { rule: listener_policy.sources.trusted.rules().first().cloned(), ..Authorization::default() }
 }
@@ -32,7 +32,7 @@ fn last_users_are_kept_latest_first_and_bounded() {
     for number in 1..=20 {
         usage.note(&authorization, client(number), later(number.into()));
     }
-    // One that comes again is no further user.
+    // A known user that returns does not add a user.
     usage.note(&authorization, ClientAddr::new(([10, 0, 0, 15], 9).into()), later(30));
     let uses = usage.of(&item).unwrap();
     assert_eq!((uses.first, uses.last), (later(1), later(30)));
@@ -58,7 +58,7 @@ fn end_of_a_session_is_a_use_unless_the_item_was_removed() {
 }
 
 #[test]
-fn users_of_many_rules_are_bounded_and_times_are_not_lost() {
+fn users_of_many_rules_are_bounded_and_their_times_are_kept() {
     let snapshot = policy(r#""10.0.0.0/8""#);
     let usage = Usage::default();
     let template = authorization(snapshot.named("db").unwrap());

@@ -189,7 +189,7 @@ impl ActiveUse {
             .collect();
         let rules = policy.sources.trusted.rules();
         // Those that nobody used say little, and can be many.
-        let (used, unused): (Vec<_>, Vec<_>) = rules.iter().partition(|rule| policy.usage.knows(&source(rule)));
+        let (used, unused): (Vec<_>, Vec<_>) = rules.iter().partition(|rule| policy.usage.contains(&source(rule)));
         let told = used.into_iter().chain(unused).take(MOST_TOLD);
         items.extend(told.map(|rule| self.source(policy, rule)));
         items

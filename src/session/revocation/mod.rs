@@ -97,7 +97,7 @@ pub fn preview(snapshot: &Snapshot, registry: &ConnectionRegistry) -> Vec<(Arc<L
     let now = OffsetDateTime::now_utc();
     let ending = |live: Arc<LiveConnection>| {
         let session = live.session()?;
-        let judged = snapshot.judge(live.listener(), live.origin(), session.authorization.presented(), now);
+        let judged = snapshot.authorize(live.listener(), live.origin(), session.authorization.presented(), now);
         let is_kept = snapshot.revoke(live.listener()) == Revoke::Keep;
         let refusal = judged.err().filter(|_| !is_kept)?;
         Some((live, refusal.into_plan_outcome()))
@@ -165,11 +165,13 @@ impl Pass<'_> {
         }
         let presented = PresentedIdentity::Credential(Some(&group.identity));
         // Without a listener its source is asked about in vain, and that question comes first.
-        let Some(identity) = self.snapshot.judge_identity(&group.listener, presented, self.now) else { return true };
+        let Some(identity) = self.snapshot.authorize_identity(&group.listener, presented, self.now) else {
+            return true;
+        };
         group.sessions.iter().all(|live| {
             let Some(session) = live.session() else { return true };
             let (listener, identity) = (live.listener(), identity.clone());
-            let judged = self.snapshot.judge_identified(listener, live.origin(), identity, self.now);
+            let judged = self.snapshot.authorize_with_identity(listener, live.origin(), identity, self.now);
             self.apply(self.decision(judged, live, &session), live)
         })
     }

@@ -55,7 +55,8 @@ impl Replaced {
     fn open(&self, leaf: &CertificateDer<'static>, junk: &[CertificateDer<'static>]) -> ConnectionGuard {
         let chain: Vec<_> = [leaf].into_iter().chain(&self.along).chain(junk).cloned().collect();
         let from = ClientAddr::from_ip("127.0.0.1".parse().unwrap());
-        let judged = self.before.judge("db", from.into(), PresentedIdentity::Chain(&chain), OffsetDateTime::now_utc());
+        let judged =
+            self.before.authorize("db", from.into(), PresentedIdentity::Chain(&chain), OffsetDateTime::now_utc());
         let guard = self.registry.enter("db".into(), from);
         guard.activate(Authorization::on(&judged.unwrap(), None));
         guard

@@ -1,9 +1,9 @@
-//! The source question in the kernel's own words: a classic BPF program that says of a packet whether it comes from a trusted
-//! source. It answers as [`TrustedSources::lookup`] does, but knows no clock: whom it was made for it lets through for good.
+//! Compiles trusted sources to a classic BPF program that accepts packets from trusted sources only. It agrees with
+//! [`TrustedSources::lookup`], but has no clock: it accepts its networks until it is replaced.
 //!
-//! Addresses are compared 32 bits at a time, IPv4 by one word and IPv6 by up to four. The values of a word are cut into
-//! stretches that have one verdict each, and the stretch of a packet is found by halving them. A word within which networks
-//! begin or end leads to a decision on the next word.
+//! The program compares addresses in 32-bit words, IPv4 with one word and IPv6 with up to four. It divides the values of a word
+//! into ranges with one action each, and finds the range of a packet by binary search. If networks start or end within one value
+//! of a word, the next word decides.
 //!
 //! [`TrustedSources::lookup`]: crate::source::trusted::TrustedSources::lookup
 
@@ -12,36 +12,36 @@ mod tests;
 
 use ipnet::IpNet;
 
-/// A program for the kernel, no longer than it takes.
+/// A program within the kernel's length limit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PacketFilter(Vec<Instruction>);
 
-/// One instruction of classic BPF, as the kernel has it (`struct sock_filter`).
+/// One classic BPF instruction (`struct sock_filter`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Instruction {
-    /// What to do.
+    /// Opcode.
     pub code: u16,
-    /// How many instructions to leave out where a comparison holds.
+    /// Number of instructions to skip if a comparison holds.
     pub jt: u8,
-    /// And where it does not.
+    /// Number of instructions to skip if it does not.
     pub jf: u8,
-    /// What to do it with.
+    /// Operand.
     pub k: u32,
 }
 
-/// The sources are too many for one program.
+/// The program for the sources exceeds [`MAX_INSTRUCTIONS`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "the trusted sources make a program of more than {MOST_INSTRUCTIONS} instructions, which is the most the kernel takes; \
-     fewer or wider networks would fit (some 2,000 single IPv4 addresses do)"
+    "the trusted sources need a program of more than {MAX_INSTRUCTIONS} instructions, which the kernel does not accept; \
+     use fewer or wider networks (about 2,000 single IPv4 addresses fit)"
 )]
 pub struct ProgramTooLong;
 
 impl PacketFilter {
-    /// The program that lets packets from these networks through, and no others.
+    /// Builds the program that accepts packets from these networks only.
     ///
     /// # Errors
-    /// When it would be too long.
+    /// When the program would be too long.
     pub fn accepting(networks: impl IntoIterator<Item = IpNet>) -> Result<Self, ProgramTooLong> {
         let (mut v4, mut v6) = (Vec::new(), Vec::new());
         for network in networks {
@@ -50,10 +50,9 @@ impl PacketFilter {
                 IpNet::V6(net) => v6.push(Range { first: net.network().to_bits(), last: net.broadcast().to_bits() }),
             }
         }
-        let (v4, v6) = (merged(v4), merged(v6));
-        // Nobody needs to see the program to know. Each word of each end of a range is compared at least once, but for the
-        // ends that two ranges share.
-        if v4.len().max(v6.len()) > MOST_INSTRUCTIONS {
+        let (v4, v6) = (merge(v4), merge(v6));
+        // Fails early: the program compares both ends of each range at least once, except ends that two ranges share.
+        if v4.len().max(v6.len()) > MAX_INSTRUCTIONS {
             return Err(ProgramTooLong);
         }
         let mut assembler = Assembler::default();
@@ -65,13 +64,12 @@ impl PacketFilter {
         assembler.finish()
     }
 
-    /// The instructions, in order.
     pub fn instructions(&self) -> &[Instruction] {
         &self.0
     }
 }
 
-/// Addresses without a gap, both ends included. IPv4 stands in the uppermost word.
+/// A contiguous range of addresses, both ends included. IPv4 addresses are in the uppermost word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Range {
     first: u128,
@@ -87,8 +85,8 @@ impl Range {
     }
 }
 
-/// The same addresses by as few ranges as can be, in order.
-fn merged(mut ranges: Vec<Range>) -> Vec<Range> {
+/// Merges overlapping and adjacent ranges, sorted.
+fn merge(mut ranges: Vec<Range>) -> Vec<Range> {
     ranges.sort_unstable();
     ranges.dedup_by(|next, before| {
         let touches = next.first <= before.last.saturating_add(1);
@@ -100,11 +98,11 @@ fn merged(mut ranges: Vec<Range>) -> Vec<Range> {
     ranges
 }
 
-/// What is done with a packet by the value of one word of its source. The stretches cover all values; the first begins at 0.
+/// The actions by the value of one word of the source address. The ranges cover all values; the first starts at 0.
 #[derive(Debug)]
 struct Decision(Vec<AddressRange>);
 
-/// Values of a word up to the beginning of the next stretch.
+/// The values of a word from `first` to the start of the next range.
 #[derive(Debug)]
 struct AddressRange {
     first: u32,
@@ -113,42 +111,42 @@ struct AddressRange {
 
 #[derive(Debug)]
 enum Action {
-    Through,
+    Accept,
     Drop,
     /// The next word decides.
-    Ask(Decision),
+    NextWord(Decision),
 }
 
 impl Action {
-    /// Whether both need no further look and are the same.
+    /// Whether both are the same final action.
     fn equals(&self, other: &Self) -> bool {
-        matches!((self, other), (Self::Through, Self::Through) | (Self::Drop, Self::Drop))
+        matches!((self, other), (Self::Accept, Self::Accept) | (Self::Drop, Self::Drop))
     }
 }
 
 impl Decision {
-    /// Takes the ranges apart by their uppermost word.
+    /// Splits the ranges by their uppermost word.
     fn on(ranges: &[Range]) -> Self {
         let mut all = Self(vec![AddressRange { first: 0, action: Action::Drop }]);
-        let mut rest = ranges.iter().flat_map(pieces).peekable();
+        let mut rest = ranges.iter().flat_map(branches).peekable();
         while let Some(Branch { words: (first, last), below }) = rest.next() {
-            // Several may be within one word.
+            // Several branches may have the same value.
             let mut within = vec![below];
             while let Some(next) = rest.next_if(|next| next.words.0 == first) {
                 within.push(next.below);
             }
-            let action = if within == [Range::ALL] { Action::Through } else { Action::Ask(Self::on(&within)) };
-            all.from(first, action);
+            let action = if within == [Range::ALL] { Action::Accept } else { Action::NextWord(Self::on(&within)) };
+            all.set_from(first, action);
             if let Some(after) = last.checked_add(1) {
-                all.from(after, Action::Drop);
+                all.set_from(after, Action::Drop);
             }
         }
         all
     }
 
-    /// Gives the values from here on another verdict.
-    fn from(&mut self, first: u32, action: Action) {
-        if self.0.last().is_some_and(|stretch| stretch.first == first) {
+    /// Sets the action for `first` and all higher values.
+    fn set_from(&mut self, first: u32, action: Action) {
+        if self.0.last().is_some_and(|range| range.first == first) {
             self.0.pop();
         }
         if !self.0.last().is_some_and(|before| before.action.equals(&action)) {
@@ -157,29 +155,29 @@ impl Decision {
     }
 }
 
-/// Part of a range: these values of the uppermost word, each with the same range below it.
+/// Part of a range: values of the uppermost word that share one range of the lower words.
 struct Branch {
     words: (u32, u32),
     below: Range,
 }
 
-fn pieces(range: &Range) -> impl Iterator<Item = Branch> + use<> {
+fn branches(range: &Range) -> impl Iterator<Item = Branch> + use<> {
     let (first, last) = (uppermost(range.first), uppermost(range.last));
     let from = range.first << WORD_BITS;
     let to = range.last << WORD_BITS | u128::MAX >> LOWER_BITS;
-    let piece = |first, last, below| Some(Branch { words: (first, last), below }).filter(|_| first <= last);
-    let pieces = if first == last {
-        [piece(first, last, Range { first: from, last: to }), None, None]
+    let branch = |first, last, below| Some(Branch { words: (first, last), below }).filter(|_| first <= last);
+    let branches = if first == last {
+        [branch(first, last, Range { first: from, last: to }), None, None]
     } else {
-        // What is whole at an end belongs to the middle.
-        let (begins, ends) = (u32::from(from != 0), u32::from(to != u128::MAX));
+        // A complete first or last value belongs to the middle branch.
+        let (starts, ends) = (u32::from(from != 0), u32::from(to != u128::MAX));
         [
             (from != 0).then_some(Branch { words: (first, first), below: Range { first: from, last: u128::MAX } }),
-            piece(first.saturating_add(begins), last.saturating_sub(ends), Range::ALL),
+            branch(first.saturating_add(starts), last.saturating_sub(ends), Range::ALL),
             (to != u128::MAX).then_some(Branch { words: (last, last), below: Range { first: 0, last: to } }),
         ]
     };
-    pieces.into_iter().flatten()
+    branches.into_iter().flatten()
 }
 
 #[allow(clippy::cast_possible_truncation, reason = "32 bits are left")]
@@ -187,43 +185,42 @@ const fn uppermost(address: u128) -> u32 {
     (address >> LOWER_BITS) as u32
 }
 
-/// Writes a program from its end to its beginning: classic BPF jumps forwards only, so where a jump leads to is always
-/// written already.
+/// Writes a program from its end to its start. Classic BPF only jumps forward, so the target of a jump is already written.
 #[derive(Debug, Default)]
 struct Assembler {
     /// The last instruction first.
     backwards: Vec<Instruction>,
-    /// Where the ends of the program were written last.
-    through: Option<usize>,
+    /// The positions of the latest return instructions.
+    accept: Option<usize>,
     drop: Option<usize>,
 }
 
-/// Where to go on.
+/// A jump target.
 #[derive(Clone, Copy, Debug)]
 enum Target {
-    Through,
+    Accept,
     Drop,
-    /// At the instruction that is this far from the end.
+    /// The instruction at this distance from the end.
     At(usize),
 }
 
 impl Assembler {
-    /// Loads the word at `offset` of the network header, and decides on it.
+    /// Loads the word at `offset` of the network header, and branches on it.
     fn decide_at(&mut self, offset: u32, decision: &Decision) -> Target {
         match decision.0.as_slice() {
-            [AddressRange { action: Action::Through, .. }] => Target::Through,
+            [AddressRange { action: Action::Accept, .. }] => Target::Accept,
             [AddressRange { action: Action::Drop, .. }] => Target::Drop,
-            stretches => {
-                let target = self.halve(offset, stretches);
-                self.go_on_at(target);
+            ranges => {
+                let target = self.search(offset, ranges);
+                self.fall_through_to(target);
                 self.write(LOAD_WORD, 0, 0, NETWORK_HEADER.wrapping_add(offset))
             }
         }
     }
 
-    /// Finds the stretch of the word that is loaded.
-    fn halve(&mut self, offset: u32, stretches: &[AddressRange]) -> Target {
-        match stretches {
+    /// Finds the range of the loaded word by binary search.
+    fn search(&mut self, offset: u32, ranges: &[AddressRange]) -> Target {
+        match ranges {
             [] => Target::Drop,
             [one] => self.follow(offset, &one.action),
             [around, one, after] if after.first == one.first + 1 && around.action.equals(&after.action) => {
@@ -231,11 +228,11 @@ impl Assembler {
                 let one_target = self.follow(offset, &one.action);
                 self.compare(IS_EQUAL, one.first, one_target, others)
             }
-            stretches => {
-                let (lower, upper) = stretches.split_at(stretches.len() / 2);
-                let from = upper.first().map_or(0, |stretch| stretch.first);
-                let upper = self.halve(offset, upper);
-                let lower = self.halve(offset, lower);
+            ranges => {
+                let (lower, upper) = ranges.split_at(ranges.len() / 2);
+                let from = upper.first().map_or(0, |range| range.first);
+                let upper = self.search(offset, upper);
+                let lower = self.search(offset, lower);
                 self.compare(IS_AT_LEAST, from, upper, lower)
             }
         }
@@ -243,37 +240,37 @@ impl Assembler {
 
     fn follow(&mut self, offset: u32, action: &Action) -> Target {
         match action {
-            Action::Through => Target::Through,
+            Action::Accept => Target::Accept,
             Action::Drop => Target::Drop,
-            Action::Ask(decision) => self.decide_at(offset + WORD_BYTES, decision),
+            Action::NextWord(decision) => self.decide_at(offset + WORD_BYTES, decision),
         }
     }
 
-    /// Asks for the version of IP, and lets through what has none that is known.
+    /// Branches on the IP version, and accepts packets of any other version.
     fn by_version(&mut self, v4: Target, v6: Target) {
-        let other = self.compare(IS_EQUAL, 0x60, v6, Target::Through);
+        let other = self.compare(IS_EQUAL, 0x60, v6, Target::Accept);
         let version = self.compare(IS_EQUAL, 0x40, v4, other);
-        self.go_on_at(version);
+        self.fall_through_to(version);
         self.write(AND, 0, 0, 0xf0);
         self.write(LOAD_BYTE, 0, 0, NETWORK_HEADER);
     }
 
     fn compare(&mut self, code: u16, k: u32, holds: Target, does_not: Target) -> Target {
-        // To be within reach of the second may take an instruction, and that must not take the first out of reach.
-        let holds = self.within_reach(holds, FARTHEST - 1);
-        let does_not = self.within_reach(does_not, FARTHEST);
+        // Bringing the second target within reach may add an instruction, which must not move the first out of reach.
+        let holds = self.within_reach(holds, MAX_SKIP - 1);
+        let does_not = self.within_reach(does_not, MAX_SKIP);
         let next = self.backwards.len();
         let far = |target: usize| u8::try_from(next - 1 - target).unwrap_or(u8::MAX);
         self.write(code, far(holds), far(does_not), k)
     }
 
-    /// Where to jump to so that no more than `farthest` instructions are left out.
+    /// Returns a position for `target` that skips at most `farthest` instructions.
     fn within_reach(&mut self, target: Target, farthest: usize) -> usize {
         let near = |at: &usize| self.backwards.len() - 1 - at <= farthest;
         match target {
-            Target::Through => self.through.filter(near).unwrap_or_else(|| {
+            Target::Accept => self.accept.filter(near).unwrap_or_else(|| {
                 self.write(RETURN, 0, 0, WHOLE_PACKET);
-                *self.through.insert(self.backwards.len() - 1)
+                *self.accept.insert(self.backwards.len() - 1)
             }),
             Target::Drop => self.drop.filter(near).unwrap_or_else(|| {
                 self.write(RETURN, 0, 0, NOTHING);
@@ -281,21 +278,21 @@ impl Assembler {
             }),
             Target::At(at) if near(&at) => at,
             Target::At(_) => {
-                self.go_on_at(target);
+                self.fall_through_to(target);
                 self.backwards.len() - 1
             }
         }
     }
 
-    /// Makes sure that what is written next goes on there.
-    fn go_on_at(&mut self, target: Target) {
+    /// Ensures that the next instruction written continues at `target`.
+    fn fall_through_to(&mut self, target: Target) {
         let next = self.backwards.len();
         match target {
             Target::At(at) if at + 1 == next => {}
             Target::At(at) => {
                 self.write(JUMP, 0, 0, u32::try_from(next - 1 - at).unwrap_or(u32::MAX));
             }
-            Target::Through => {
+            Target::Accept => {
                 self.write(RETURN, 0, 0, WHOLE_PACKET);
             }
             Target::Drop => {
@@ -311,7 +308,7 @@ impl Assembler {
 
     fn finish(mut self) -> Result<PacketFilter, ProgramTooLong> {
         self.backwards.reverse();
-        if self.backwards.len() > MOST_INSTRUCTIONS { Err(ProgramTooLong) } else { Ok(PacketFilter(self.backwards)) }
+        if self.backwards.len() > MAX_INSTRUCTIONS { Err(ProgramTooLong) } else { Ok(PacketFilter(self.backwards)) }
     }
 }
 
@@ -319,11 +316,12 @@ const WORD_BITS: u32 = 32;
 const WORD_BYTES: u32 = 4;
 const LOWER_BITS: u32 = 96;
 
-/// Where an IPv4 and an IPv6 header have the source.
+/// Offsets of the source address in IPv4 and IPv6 headers, in bytes.
 const V4_SOURCE: u32 = 12;
 const V6_SOURCE: u32 = 8;
 
-/// Added to the offset of a load, it counts from the network header (`SKF_NET_OFF`); a TCP socket's filter would begin at TCP's.
+/// Added to a load offset to count from the network header (`SKF_NET_OFF`). Otherwise the filter of a TCP socket counts from the
+/// TCP header.
 const NETWORK_HEADER: u32 = 0xfff0_0000;
 
 // linux/bpf_common.h
@@ -335,12 +333,12 @@ const IS_EQUAL: u16 = 0x15;
 const IS_AT_LEAST: u16 = 0x35;
 const RETURN: u16 = 0x06;
 
-/// How many bytes of the packet are kept.
+/// Return values: the number of bytes of the packet to keep.
 const WHOLE_PACKET: u32 = u32::MAX;
 const NOTHING: u32 = 0;
 
-/// A comparison leaves out no more than this.
-const FARTHEST: usize = 255;
+/// Maximum number of instructions that a comparison can skip.
+const MAX_SKIP: usize = 255;
 
 /// `BPF_MAXINSNS`
-const MOST_INSTRUCTIONS: usize = 4096;
+const MAX_INSTRUCTIONS: usize = 4096;

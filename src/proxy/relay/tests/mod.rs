@@ -49,7 +49,7 @@ fn relay(protocol: Protocol, client: ClientStream, upstream: UpstreamStream, hal
         terminated: false,
         idle_timer: IdleTimer::new(Limits { half_close_timeout, ..Limits::default() }),
         dead_peers: DeadPeers::new(LONG),
-        _permit: SessionPermit::alone(),
+        _permit: SessionPermit::unlimited(),
     }
 }
 
