@@ -38,7 +38,7 @@ fn running_policy_answers_while_the_file_says_something_else() {
     site.write("portcullis.toml", config(listener().trusting(&["192.0.2.1"])));
     let said = explain(site, HERE).success();
     assert!(said.starts_with("policy    of the running program (generation 1)\n"), "{said}");
-    assert!(said.contains("127.0.0.1 is trusted by ip_addr:127.0.0.1") && said.contains("verdict   let in"), "{said}");
+    assert!(said.contains("127.0.0.1 is trusted by ip_addr:127.0.0.1") && said.contains("verdict   admitted"), "{said}");
 }
 
 #[test]
@@ -52,7 +52,7 @@ fn running_policy_answers_while_the_file_is_broken() {
         site.write("portcullis.toml", &broken);
         let said = explain(site, HERE);
         assert_eq!(said.code, Some(0), "{broken}: {}", said.stderr);
-        assert!(said.text().contains("of the running program") && said.text().contains("verdict   let in"));
+        assert!(said.text().contains("of the running program") && said.text().contains("verdict   admitted"));
     }
     // Where the file no longer tells which socket, --socket does.
     site.write("portcullis.toml", "]]]]");
@@ -62,7 +62,7 @@ fn running_policy_answers_while_the_file_is_broken() {
     let found = explain(site, &[HERE, &["--socket", "admin.sock"]].concat());
     assert_eq!(found.code, Some(0), "{}", found.stderr);
     fs::remove_file(site.path("portcullis.toml")).unwrap();
-    assert!(explain(site, &[HERE, &["--socket", "admin.sock"]].concat()).success().contains("verdict   let in"));
+    assert!(explain(site, &[HERE, &["--socket", "admin.sock"]].concat()).success().contains("verdict   admitted"));
 }
 
 #[test]
@@ -124,7 +124,7 @@ fn file_answers_without_a_running_program_and_says_so() {
         first.contains("of portcullis.toml, not of a running program") && first.contains("no such socket"),
         "{said}"
     );
-    assert!(said.contains("verdict   let in"), "{said}");
+    assert!(said.contains("verdict   admitted"), "{said}");
     let answer: Value = serde_json::from_str(&outcome(&["--json"]).success()).expect("JSON and nothing else");
     assert_eq!((&answer["policy"], &answer["verdict"]), (&json!("file"), &json!("admitted")));
     site.write("portcullis.toml", listener());

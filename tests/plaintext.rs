@@ -371,7 +371,7 @@ fn check_and_explain_say_what_a_listener_without_tls_means() {
     assert_eq!(explain("main", "127.0.0.2").code, Some(3));
     for listener in ["main", "private"] {
         let said = explain(listener, "unix").success();
-        assert!(said.contains("whoever may write to the file") && said.contains("verdict   let in"), "{said}");
+        assert!(said.contains("whoever may write to the file") && said.contains("verdict   admitted"), "{said}");
     }
     let wrong = explain("private", "127.0.0.1");
     assert_eq!(wrong.code, Some(2), "{}", wrong.stderr);

@@ -141,7 +141,7 @@ fn in_words(answer: &Value, policy: &str) -> String {
         line(&step.text_or_dash("step"), &step.lines("text").join(" "));
     }
     match Reading(answer).text("reason") {
-        None => line("verdict", "let in"),
+        None => line("verdict", "admitted"),
         Some(reason) => line("verdict", &format!("refused ({reason})")),
     }
     out

@@ -186,7 +186,7 @@ impl AdminHandler {
                 "enforcement": policy.sources.enforcement.to_string(),
                 "trusted_sources": policy.sources.trusted.rules().len(),
                 "shield": report::shield(&listeners.shield(policy)),
-                "names": report::host_cache(policy, &self.host_cache),
+                "dns_sources": report::dns_sources(policy, &self.host_cache),
                 "handshakes": policy.open_handshakes(),
                 "max_handshakes": policy.max_handshakes,
                 "sessions": relaying,

@@ -16,7 +16,7 @@ use crate::timestamp;
 pub(crate) fn reload(running: &Running, as_json: bool) -> Result<(), Failure> {
     let reply = Control::find(running)?.ask(Method::POST, "/v1/reload", None)?;
     if reply.status == UNPROCESSABLE {
-        let words = "the reload was rejected, and the policy before it goes on unchanged";
+        let words = "the reload was rejected; the previous policy stays in force";
         return Err(Failure::Failed(format!("{words}:\n{}", reply.message())));
     }
     let answer = reply.done()?;

@@ -22,7 +22,7 @@ pub(crate) fn in_words(answer: &Value, now: OffsetDateTime) -> String {
     }
     let mut out = String::new();
     for (index, listener) in listeners.iter().enumerate() {
-        let mut table = Table::new(["KIND", "NAME", "EXPIRES", "OPEN", "LAST USED", "CAN IT GO?"]);
+        let mut table = Table::new(["KIND", "NAME", "EXPIRES", "OPEN", "LAST USED", "STATUS"]);
         for item in items.clone().filter(|item| item.text_or_dash("listener") == *listener) {
             table.row([
                 kind(item),
@@ -90,7 +90,7 @@ fn last_used(item: Reading<'_>, now: OffsetDateTime) -> String {
 fn verdict(item: Reading<'_>, now: OffsetDateTime) -> String {
     let sessions = item.number("sessions");
     if let (0, Some(fault)) = (sessions, item.text("fault")) {
-        return format!("vouches for nobody: {fault}");
+        return format!("admits no client: {fault}");
     }
     match (sessions, item.time("last_used")) {
         (1, _) => format!("in use by 1 session{}", users(item)),
@@ -100,7 +100,7 @@ fn verdict(item: Reading<'_>, now: OffsetDateTime) -> String {
             format!("no open session; last used {}{}", ago(used, now), last_users(item, now))
         }
         (0, Some(used)) => {
-            format!("unused for {}: nothing open depends on it{}", since(used, now), last_users(item, now))
+            format!("unused for {}: no open session uses it{}", since(used, now), last_users(item, now))
         }
         (0, None) => not_used(item, now),
     }
@@ -201,7 +201,7 @@ mod tests {
         ]});
         let expected = "\
 listener cache
-  KIND       NAME                                 EXPIRES             OPEN  LAST USED  CAN IT GO?
+  KIND       NAME                                 EXPIRES             OPEN  LAST USED  STATUS
   client CA  CN=Old CA [3fa9c1d2]                 1970-01-10, 9 d     12    2 min ago  in use by 12 sessions: CN=app
                                                                                        from 10.0.0.5 (8), from 10.0.0.6
                                                                                        (1), and 3 more clients
@@ -215,7 +215,7 @@ listener cache
             verdicts[1..],
             [
                 "not used since it was added 1 h ago",
-                "unused for 3 h: nothing open depends on it; last users: from 10.0.0.7 (3 h ago)",
+                "unused for 3 h: no open session uses it; last users: from 10.0.0.7 (3 h ago)",
                 "never used since the program started (2 h ago)",
             ]
         );

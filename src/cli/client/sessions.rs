@@ -44,7 +44,7 @@ pub(crate) fn close(running: &Running, ids: &[u64]) -> Result<(), Failure> {
 }
 
 fn in_words(answer: &Value, now: OffsetDateTime) -> String {
-    let mut table = Table::new(["SESSION", "LISTENER", "CLIENT", "STATE", "OPEN FOR", "LET IN BY", "CERTIFICATE"]);
+    let mut table = Table::new(["SESSION", "LISTENER", "CLIENT", "STATE", "OPEN FOR", "ADMITTED BY", "CERTIFICATE"]);
     let mut count = 0_usize;
     for session in Reading(answer).list("sessions") {
         count += 1;
@@ -119,7 +119,7 @@ mod tests {
               "balancer": "10.9.0.1", "balancer_port": 5, "state": "closing" },
         ]});
         let expected = "\
-SESSION  LISTENER  CLIENT                        STATE                    OPEN FOR  LET IN BY           CERTIFICATE
+SESSION  LISTENER  CLIENT                        STATE                    OPEN FOR  ADMITTED BY         CERTIFICATE
 7        cache     10.0.0.5:4242                 open                     3 h       ip_addr:10.0.0.0/8  CN=app
 8        db        [2001:db8::1]:9 via 10.9.0.1  half-closed by upstream  -         -                   -
 9        db        10.9.0.1:5                    closing                  -         -                   -

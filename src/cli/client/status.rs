@@ -84,7 +84,7 @@ fn faults(status: Reading<'_>, now: OffsetDateTime) -> String {
 fn last_reload(reload: Reading<'_>, now: OffsetDateTime) -> String {
     let when = reload.time("at").map(|at| format!(", {}", ago(at, now))).unwrap_or_default();
     match reload.text("result").as_deref() {
-        Some("rejected") => format!("REJECTED{when}; the policy before it goes on unchanged:"),
+        Some("rejected") => format!("REJECTED{when}; the previous policy stays in force:"),
         result => format!("{}{when}", result.unwrap_or(DASH)),
     }
 }
@@ -146,38 +146,37 @@ fn state(upstream: Reading<'_>, now: OffsetDateTime) -> String {
         let long = upstream.time("since").map(|at| format!(" for {}", since(at, now))).unwrap_or_default();
         return format!("UNHEALTHY{long}: {error}");
     }
-    let state = match (upstream.flag("answers"), upstream.flag("writes")) {
-        (None, _) => "unknown, not dialled yet",
-        (Some(_), Some(true)) => "healthy, takes writes",
-        (Some(_), Some(false)) => "healthy, takes no writes",
-        (Some(_), None) => "healthy",
+    let state = match (upstream.flag("healthy"), upstream.text("role").as_deref()) {
+        (None, _) => "unknown, not dialled yet".to_owned(),
+        (Some(_), Some(role)) => format!("healthy, {role}"),
+        (Some(_), None) => "healthy".to_owned(),
     };
     let dial = upstream.object("last_dial");
     let shortage = dial.filter(|dial| dial.text("result").as_deref() == Some("local_shortage"));
     match shortage.and_then(|dial| dial.text("error")) {
-        Some(error) if upstream.flag("answers").is_none() => format!("unknown; last dial failed: {error}"),
+        Some(error) if upstream.flag("healthy").is_none() => format!("unknown; last dial failed: {error}"),
         Some(error) => format!("{state}; last dial failed: {error}"),
-        None => state.to_owned(),
+        None => state,
     }
 }
 
 /// The host names among the sources; nothing where there are none.
 fn names(status: Reading<'_>, now: OffsetDateTime) -> String {
-    let mut table = Table::new(["LISTENER", "SOURCE", "RESOLVED", "NEXT LOOK", "ADDRESSES"]);
+    let mut table = Table::new(["LISTENER", "SOURCE", "RESOLVED", "NEXT LOOKUP", "ADDRESSES"]);
     let mut some = false;
     for listener in status.list("listeners") {
-        for name in listener.list("names") {
+        for name in listener.list("dns_sources") {
             some = true;
             let resolved = name.time("resolved_at").map_or("never".to_owned(), |at| ago(at, now));
             let word = if name.time("resolved_at").is_some() { "STALE" } else { "NOT RESOLVED" };
             let stale = name.text("error").map(|error| format!("{word}, {error}: "));
             let addresses = name.texts("addresses");
-            let addresses = if addresses.is_empty() { "none, so nobody".to_owned() } else { addresses.join(" ") };
+            let addresses = if addresses.is_empty() { "none (this rule admits no client)".to_owned() } else { addresses.join(" ") };
             table.row([
                 listener.text_or_dash("name"),
                 name.text_or_dash("rule"),
                 resolved,
-                name.time("next_look_at").map_or(DASH.to_owned(), |at| ahead(at, now)),
+                name.time("next_lookup_at").map_or(DASH.to_owned(), |at| ahead(at, now)),
                 format!("{}{addresses}", stale.unwrap_or_default()),
             ]);
         }
@@ -191,20 +190,20 @@ fn shields(status: Reading<'_>, now: OffsetDateTime) -> String {
     let mut some = false;
     for listener in status.list("listeners") {
         let Some(shield) = listener.object("shield") else { continue };
-        let wanted = shield.text_or_dash("wanted");
-        if wanted == "off" {
+        let mode = shield.text_or_dash("mode");
+        if mode == "off" {
             continue;
         }
         some = true;
-        let state = match (shield.time("up_since"), shield.text("obstacle")) {
-            (Some(up), None) => format!("up for {}", since(up, now)),
-            (Some(up), Some(why)) => format!("up for {}, but not everywhere: {why}", since(up, now)),
-            (None, Some(why)) => format!("IMPOSSIBLE: {why}"),
-            (None, None) => "down".to_owned(),
+        let state = match (shield.time("active_since"), shield.text("unavailable_reason")) {
+            (Some(at), None) => format!("active for {}", since(at, now)),
+            (Some(at), Some(why)) => format!("active for {}, not on all addresses: {why}", since(at, now)),
+            (None, Some(why)) => format!("UNAVAILABLE: {why}"),
+            (None, None) => "inactive".to_owned(),
         };
         let dropped = shield.0.get("dropped").and_then(Value::as_u64);
         let dropped = dropped.map_or_else(|| DASH.to_owned(), |dropped| dropped.to_string());
-        table.row([listener.text_or_dash("name"), wanted, dropped, state]);
+        table.row([listener.text_or_dash("name"), mode, dropped, state]);
     }
     if some { format!("\n{}", table.render("")) } else { String::new() }
 }
@@ -286,20 +285,20 @@ reload             2 min ago  3      src/timestamp.rs:7:17  local datetime out o
         let now = OffsetDateTime::UNIX_EPOCH + Duration::hours(5);
         let good = json!({
             "rule": "dns:app.internal", "addresses": ["10.0.0.1", "2001:db8::1"], "resolved_at": "1970-01-01T04:59:50Z",
-            "stale": false, "error": null, "next_look_at": "1970-01-01T05:00:05Z",
+            "stale": false, "error": null, "next_lookup_at": "1970-01-01T05:00:05Z",
         });
         let stale = json!({
             "rule": "dns:jobs", "addresses": ["10.0.0.9"], "resolved_at": "1970-01-01T02:00:00Z", "stale": true,
-            "error": "Name or service not known", "next_look_at": "1970-01-01T04:59:59Z",
+            "error": "Name or service not known", "next_lookup_at": "1970-01-01T04:59:59Z",
         });
         let never =
             json!({ "rule": "dns:new", "addresses": [], "resolved_at": null, "stale": true, "error": "no answer" });
-        let words = in_words(&json!({ "listeners": [{ "name": "db", "names": [good, stale, never] }] }), now);
+        let words = in_words(&json!({ "listeners": [{ "name": "db", "dns_sources": [good, stale, never] }] }), now);
         let expected = "
-LISTENER  SOURCE            RESOLVED  NEXT LOOK  ADDRESSES
-db        dns:app.internal  10 s ago  in 5 s     10.0.0.1 2001:db8::1
-db        dns:jobs          3 h ago   now        STALE, Name or service not known: 10.0.0.9
-db        dns:new           never     -          NOT RESOLVED, no answer: none, so nobody
+LISTENER  SOURCE            RESOLVED  NEXT LOOKUP  ADDRESSES
+db        dns:app.internal  10 s ago  in 5 s       10.0.0.1 2001:db8::1
+db        dns:jobs          3 h ago   now          STALE, Name or service not known: 10.0.0.9
+db        dns:new           never     -            NOT RESOLVED, no answer: none (this rule admits no client)
 ";
         assert!(words.ends_with(expected), "{words}");
     }
@@ -309,18 +308,18 @@ db        dns:new           never     -          NOT RESOLVED, no answer: none, 
         let now = OffsetDateTime::UNIX_EPOCH + Duration::hours(5);
         let words = in_words(
             &json!({ "listeners": [
-                { "name": "a", "shield": { "wanted": "on", "up_since": "1970-01-01T04:58:00Z", "dropped": 7 } },
-                { "name": "b", "shield": { "wanted": "auto", "up_since": null, "dropped": 0, "obstacle": null } },
-                { "name": "c", "shield": { "wanted": "on", "dropped": null, "obstacle": "too many" } },
-                { "name": "d", "shield": { "wanted": "off", "dropped": 0 } },
+                { "name": "a", "shield": { "mode": "on", "active_since": "1970-01-01T04:58:00Z", "dropped": 7 } },
+                { "name": "b", "shield": { "mode": "auto", "active_since": null, "dropped": 0, "unavailable_reason": null } },
+                { "name": "c", "shield": { "mode": "on", "dropped": null, "unavailable_reason": "too many" } },
+                { "name": "d", "shield": { "mode": "off", "dropped": 0 } },
             ] }),
             now,
         );
         let expected = "
 LISTENER  SHIELD  DROPPED  STATE
-a         on      7        up for 2 min
-b         auto    0        down
-c         on      -        IMPOSSIBLE: too many
+a         on      7        active for 2 min
+b         auto    0        inactive
+c         on      -        UNAVAILABLE: too many
 ";
         assert!(words.ends_with(expected), "{words}");
     }
@@ -331,16 +330,16 @@ c         on      -        IMPOSSIBLE: too many
         let dialled = |at: &str, result: &str, error: Value| json!({ "at": at, "result": result, "error": error });
         let connected = dialled("1970-01-01T04:59:57Z", "connected", Value::Null);
         let one =
-            json!({ "address": "10.0.0.1:6379", "socket": "10.0.0.1:6379", "answers": true, "last_dial": connected });
+            json!({ "address": "10.0.0.1:6379", "socket": "10.0.0.1:6379", "healthy": true, "last_dial": connected });
         let dead = json!({
-            "address": "db:5432", "socket": "10.0.0.2:5432", "answers": false, "since": "1970-01-01T04:58:00Z",
+            "address": "db:5432", "socket": "10.0.0.2:5432", "healthy": false, "since": "1970-01-01T04:58:00Z",
             "error": "Connection refused", "last_dial": dialled("1970-01-01T04:59:50Z", "failed", "refused".into()),
         });
-        let standby = json!({ "address": "db:5432", "socket": "10.0.0.3:5432", "answers": true, "writes": false });
-        let primary = json!({ "address": "db2:5432", "socket": "10.0.0.4:5432", "answers": true, "writes": true });
-        let untried = json!({ "address": "unix:/run/db", "answers": null });
+        let standby = json!({ "address": "db:5432", "socket": "10.0.0.3:5432", "healthy": true, "role": "replica" });
+        let primary = json!({ "address": "db2:5432", "socket": "10.0.0.4:5432", "healthy": true, "role": "primary" });
+        let untried = json!({ "address": "unix:/run/db", "healthy": null });
         let shortage = dialled("1970-01-01T04:59:59Z", "local_shortage", "no file".into());
-        let short = json!({ "address": "db3:1", "socket": "10.0.0.5:1", "answers": true, "last_dial": shortage });
+        let short = json!({ "address": "db3:1", "socket": "10.0.0.5:1", "healthy": true, "last_dial": shortage });
         let words = in_words(
             &json!({ "listeners": [
                 { "name": "cache", "upstreams": [one] },
@@ -352,8 +351,8 @@ c         on      -        IMPOSSIBLE: too many
 LISTENER  UPSTREAM       AT             LAST DIAL  STATE
 cache     10.0.0.1:6379  10.0.0.1:6379  3 s ago    healthy
 db        db:5432        10.0.0.2:5432  10 s ago   UNHEALTHY for 2 min: Connection refused
-db        db:5432        10.0.0.3:5432  -          healthy, takes no writes
-db        db2:5432       10.0.0.4:5432  -          healthy, takes writes
+db        db:5432        10.0.0.3:5432  -          healthy, replica
+db        db2:5432       10.0.0.4:5432  -          healthy, primary
 db        unix:/run/db   -              -          unknown, not dialled yet
 db        db3:1          10.0.0.5:1     1 s ago    healthy; last dial failed: no file
 ";
@@ -381,7 +380,7 @@ db        db3:1          10.0.0.5:1     1 s ago    healthy; last dial failed: no
             json!({ "result": "rejected", "at": "1970-01-01T04:59:30Z", "error": "a.toml:1: one\na.toml:2: two" });
         let words = in_words(&answer(&rejected), now);
         let told =
-            "REJECTED, 30 s ago; the policy before it goes on unchanged:\n    a.toml:1: one\n    a.toml:2: two\n";
+            "REJECTED, 30 s ago; the previous policy stays in force:\n    a.toml:1: one\n    a.toml:2: two\n";
         assert!(words.contains(told), "{words}");
         assert!(in_words(&answer(&Value::Null), now).contains("last reload    none yet\n"));
         let mut draining = answer(&Value::Null);

@@ -60,34 +60,38 @@ fn session(live: &LiveConnection, listed: &SessionInfo) -> Value {
 
 /// The upstream's addresses and where each leads, and what sessions have found out about that.
 pub(crate) fn upstreams(policy: &ListenerPolicy) -> Vec<Value> {
-    let told = |node: &Arc<ConfiguredUpstream>| {
-        let address = node.address().to_string();
-        let position = |condition: EndpointStatus| {
-            let since = condition.unhealthy.as_ref().map(|(since, _)| seconds(*since));
+    let endpoints = |configured: &Arc<ConfiguredUpstream>| {
+        let address = configured.address().to_string();
+        let endpoint = |status: EndpointStatus| {
+            let since = status.unhealthy.as_ref().map(|(since, _)| seconds(*since));
             json!({
                 "address": address,
-                "socket": condition.socket,
-                "answers": answers(condition.health),
-                "health": condition.health.code(),
+                "socket": status.socket,
+                "healthy": is_healthy(status.health),
+                "health": status.health.code(),
                 "since": since,
-                "error": condition.unhealthy.map(|(_, words)| printable::fitted(words)),
-                "last_dial": condition.last_dial.as_ref().map(dial),
-                "writes": condition.writes,
+                "error": status.unhealthy.map(|(_, words)| printable::fitted(words)),
+                "last_dial": status.last_dial.as_ref().map(dial),
+                "role": status.writes.map(role),
             })
         };
-        let untried = || vec![json!({ "address": address, "answers": null, "health": UpstreamHealth::Unknown.code() })];
-        let known: Vec<_> = node.statuses().into_iter().map(position).collect();
+        let untried = || vec![json!({ "address": address, "healthy": null, "health": UpstreamHealth::Unknown.code() })];
+        let known: Vec<_> = configured.statuses().into_iter().map(endpoint).collect();
         if known.is_empty() { untried() } else { known }
     };
-    policy.upstream.endpoints.iter().flat_map(told).take(MOST_TOLD).collect()
+    policy.upstream.endpoints.iter().flat_map(endpoints).take(MAX_LISTED).collect()
 }
 
-fn answers(health: UpstreamHealth) -> Option<bool> {
+fn is_healthy(health: UpstreamHealth) -> Option<bool> {
     match health {
         UpstreamHealth::Unknown => None,
         UpstreamHealth::Healthy => Some(true),
         UpstreamHealth::Unhealthy => Some(false),
     }
+}
+
+const fn role(takes_writes: bool) -> &'static str {
+    if takes_writes { "primary" } else { "replica" }
 }
 
 fn dial(Dial { at, outcome }: &Dial) -> Value {
@@ -101,10 +105,10 @@ pub(crate) fn upstream_health(policy: &ListenerPolicy) -> &'static str {
 }
 
 /// The hosts that a listener trusts: by which addresses, and how old that knowledge is.
-pub(crate) fn host_cache(policy: &ListenerPolicy, host_cache: &HostCache) -> Vec<Value> {
+pub(crate) fn dns_sources(policy: &ListenerPolicy, host_cache: &HostCache) -> Vec<Value> {
     let trusted = &policy.sources.trusted;
     let hosts: BTreeSet<_> = trusted.hosts().map(|host| &host.name).collect();
-    let told = hosts.into_iter().take(MOST_TOLD).map(|name| {
+    let told = hosts.into_iter().take(MAX_LISTED).map(|name| {
         let status = host_cache.state(name).unwrap_or_default();
         json!({
             "rule": format!("dns:{name}"),
@@ -112,7 +116,7 @@ pub(crate) fn host_cache(policy: &ListenerPolicy, host_cache: &HostCache) -> Vec
             "resolved_at": status.good.map(|(_, at)| seconds(at)),
             "stale": status.failure.is_some(),
             "error": status.failure.as_ref().map(printable::field),
-            "next_look_at": status.next_look.map(seconds),
+            "next_lookup_at": status.next_look.map(seconds),
         })
     });
     told.collect()
@@ -134,10 +138,10 @@ pub(crate) fn descriptors(status: &descriptors::DescriptorStatus) -> Value {
 /// How the shield of a listener is.
 pub(crate) fn shield(status: &ShieldStatus) -> Value {
     json!({
-        "wanted": status.mode.to_string(),
-        "up_since": status.active_since.map(seconds),
+        "mode": status.mode.to_string(),
+        "active_since": status.active_since.map(seconds),
         "dropped": status.dropped,
-        "obstacle": status.unavailable_reason,
+        "unavailable_reason": status.unavailable_reason,
     })
 }
 
@@ -190,7 +194,7 @@ impl ActiveUse {
         let rules = policy.sources.trusted.rules();
         // Those that nobody used say little, and can be many.
         let (used, unused): (Vec<_>, Vec<_>) = rules.iter().partition(|rule| policy.usage.knows(&source(rule)));
-        let told = used.into_iter().chain(unused).take(MOST_TOLD);
+        let told = used.into_iter().chain(unused).take(MAX_LISTED);
         items.extend(told.map(|rule| self.source(policy, rule)));
         items
     }
@@ -235,7 +239,7 @@ impl ActiveUse {
         clients.sort_by_key(|(_, sessions)| std::cmp::Reverse(**sessions));
         let named: Vec<_> = clients
             .iter()
-            .take(MOST_CLIENTS)
+            .take(MAX_CLIENTS)
             .map(|(client, sessions)| json!({ "subject": client.subject, "source": client.source, "sessions": sessions }))
             .collect();
         let last_users: Vec<_> = uses.iter().flat_map(|uses| &uses.users).map(last_user).collect();
@@ -246,7 +250,7 @@ impl ActiveUse {
                 ("last_used".to_owned(), json!(uses.as_ref().map(|uses| seconds(uses.last)))),
                 ("last_users".to_owned(), json!(last_users)),
                 ("clients".to_owned(), json!(named)),
-                ("more_clients".to_owned(), json!(clients.len().saturating_sub(MOST_CLIENTS))),
+                ("more_clients".to_owned(), json!(clients.len().saturating_sub(MAX_CLIENTS))),
             ]);
         }
         facts
@@ -273,7 +277,7 @@ pub(crate) fn plan(built: &Built, current: &Snapshot, registry: &ConnectionRegis
     let numbers: HashSet<u64> = ended.iter().map(|(_, live, _)| live.id()).collect();
     let stays = |live: &&Arc<LiveConnection>| relaying(live).is_some() && !numbers.contains(&live.id());
     let kept = registry.all().iter().filter(stays).count();
-    let told = ended.iter().take(MOST_TOLD).map(|(listed, live, ending)| {
+    let told = ended.iter().take(MAX_LISTED).map(|(listed, live, ending)| {
         let identity = listed.session.authorization.identity.as_ref();
         json!({
             "session": live.id(),
@@ -320,7 +324,7 @@ fn relaying(live: &LiveConnection) -> Option<SessionInfo> {
 
 /// Rules with the listener they belong to.
 fn rules<'a>(rules: impl Iterator<Item = (&'a str, &'a Rule)>) -> Vec<Value> {
-    rules.take(MOST_TOLD).map(|(listener, rule)| json!({ "listener": listener, "rule": rule.to_string() })).collect()
+    rules.take(MAX_LISTED).map(|(listener, rule)| json!({ "listener": listener, "rule": rule.to_string() })).collect()
 }
 
 /// The certificates of one snapshot that the other does not have at the same listener in the same role.
@@ -346,7 +350,7 @@ fn certificates_without(one: &Snapshot, other: &Snapshot) -> Vec<Value> {
 }
 
 /// What a list holds at most; a number beside it says how many there are.
-const MOST_TOLD: usize = 1_000;
+const MAX_LISTED: usize = 1_000;
 
 /// Clients named for one item.
-const MOST_CLIENTS: usize = 5;
+const MAX_CLIENTS: usize = 5;
