@@ -120,7 +120,9 @@ fn without_an_admin_section_every_command_says_what_to_write() {
     {
         let outcome = portcullis(&site, command);
         assert_eq!(outcome.code, Some(78), "{}", outcome.stderr);
-        for words in ["there is no configuration file /nowhere.toml", "portcullis.toml.example", "$PORTCULLIS_CONFIG"] {
+        for words in
+            ["configuration file /nowhere.toml does not exist", "portcullis.toml.example", "$PORTCULLIS_CONFIG"]
+        {
             assert!(outcome.stderr.contains(words), "no {words} in {}", outcome.stderr);
         }
     }
@@ -239,12 +241,12 @@ fn sessions_are_listed_and_ended() {
     assert!(unknown.stderr.contains("cache, db"), "{}", unknown.stderr);
 
     running.asked();
-    assert!(portcullis(&site, &["sessions", "close", "7", "8"]).success().contains("session 8 is ended"));
+    assert!(portcullis(&site, &["sessions", "close", "7", "8"]).success().contains("session 8 is closed"));
     let outcome = portcullis(&site, &["sessions", "close", "9", "7"]);
     assert_eq!(outcome.code, Some(1), "{}", outcome.stderr);
-    assert!(outcome.stderr.contains("no session 9") && outcome.text().contains("session 7 is ended"));
+    assert!(outcome.stderr.contains("no session 9") && outcome.text().contains("session 7 is closed"));
     assert_eq!(running.asked(), [7, 8, 9, 7].map(AdminRequest::CloseSession));
-    assert_eq!(portcullis(&site, &["sessions", "close", "6"]).success(), "session 6 was closing already\n");
+    assert_eq!(portcullis(&site, &["sessions", "close", "6"]).success(), "session 6 was already closing\n");
     assert_eq!(portcullis(&site, &["sessions", "close", "all"]).code, Some(2));
 }
 

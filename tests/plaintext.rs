@@ -463,7 +463,7 @@ fn the_example_of_a_sidecar_serves_as_it_stands() {
     let portcullis = Portcullis::start(site, config);
     portcullis.event("ready", |event| event.is("ready") && event.0["listener"] == "db");
     let checked = run(executable().args(["check", "-c"]).arg(portcullis.site.path("portcullis.toml"))).success();
-    assert!(checked.contains("by TLS (verify-full)") && !checked.contains("warning"), "{checked}");
+    assert!(checked.contains(", TLS (verify-full)") && !checked.contains("warning"), "{checked}");
     let socket = portcullis.site.path("cache.sock");
     assert_eq!(mode(&socket), 0o660);
     assert_eq!(run(command("redis-cli").arg("-s").arg(&socket).arg("PING")).success(), "PONG\n");

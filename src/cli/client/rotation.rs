@@ -1,4 +1,4 @@
-//! `portcullis status --rotation`: is it safe to remove the old one, and who still uses it?
+//! `portcullis status --rotation`: which certificates, CAs and sources are unused and can be removed.
 
 use std::fmt::Write as _;
 
@@ -10,8 +10,8 @@ use crate::cli::output::moment::{NEAR, ago, minute, since};
 use crate::cli::output::table::{Table, clipped};
 use crate::x509::expiry::days_left;
 
-/// A table for each listener.
-pub(crate) fn in_words(answer: &Value, now: OffsetDateTime) -> String {
+/// Renders one table per listener.
+pub(crate) fn to_text(answer: &Value, now: OffsetDateTime) -> String {
     let items = Reading(answer).list("items");
     let mut listeners: Vec<String> = Vec::new();
     for item in items.clone() {
@@ -24,18 +24,11 @@ pub(crate) fn in_words(answer: &Value, now: OffsetDateTime) -> String {
     for (index, listener) in listeners.iter().enumerate() {
         let mut table = Table::new(["KIND", "NAME", "EXPIRES", "OPEN", "LAST USED", "STATUS"]);
         for item in items.clone().filter(|item| item.text_or_dash("listener") == *listener) {
-            table.row([
-                kind(item),
-                name(item),
-                expires(item, now),
-                open(item),
-                last_used(item, now),
-                verdict(item, now),
-            ]);
+            table.row([kind(item), name(item), expires(item, now), open(item), last_used(item, now), usage(item, now)]);
         }
         let _ = write!(out, "{}listener {listener}\n{}", if index == 0 { "" } else { "\n" }, table.render("  "));
     }
-    if out.is_empty() { "no listener has a certificate or a source\n".to_owned() } else { out }
+    if out.is_empty() { "no listener has certificates or sources\n".to_owned() } else { out }
 }
 
 fn kind(item: Reading<'_>) -> String {
@@ -50,20 +43,20 @@ fn kind(item: Reading<'_>) -> String {
     .to_owned()
 }
 
-/// The name and, where several may have it, as the old and the new one do, what tells them apart; of a rule its description.
+/// The name, followed by the start of the fingerprint (old and new certificates often share a name) or the description.
 fn name(item: Reading<'_>) -> String {
     let name = item.text_or_dash("name");
     match (item.text("sha256"), item.text("description")) {
-        (None, Some(description)) => format!("{name} ({})", clipped(&description, MOST_NAME)),
-        (Some(print), _) => {
-            let short: String = print.chars().take(SHORT_PRINT).collect();
-            format!("{} [{short}]", clipped(&name, MOST_NAME))
+        (None, Some(description)) => format!("{name} ({})", clipped(&description, MAX_NAME)),
+        (Some(sha256), _) => {
+            let short: String = sha256.chars().take(SHORT_FINGERPRINT).collect();
+            format!("{} [{short}]", clipped(&name, MAX_NAME))
         }
         (None, None) => name,
     }
 }
 
-/// To the minute when it is near: whoever has hours left has to know how many.
+/// The expiry date, to the minute when it is less than two days away.
 fn expires(item: Reading<'_>, now: OffsetDateTime) -> String {
     let Some(end) = item.time("not_after") else { return "never".to_owned() };
     match end - now {
@@ -80,14 +73,14 @@ fn open(item: Reading<'_>) -> String {
 fn last_used(item: Reading<'_>, now: OffsetDateTime) -> String {
     match (item.number("sessions"), item.time("last_used")) {
         (1.., None) => "now".to_owned(),
-        (0, None) if is_of_the_start(item) => "never since start".to_owned(),
+        (0, None) if is_from_start(item) => "never since start".to_owned(),
         (0, None) => "not yet".to_owned(),
         (_, Some(used)) => ago(used, now),
     }
 }
 
-/// The answer to the operator's question.
-fn verdict(item: Reading<'_>, now: OffsetDateTime) -> String {
+/// Whether the item is in use or can be removed.
+fn usage(item: Reading<'_>, now: OffsetDateTime) -> String {
     let sessions = item.number("sessions");
     if let (0, Some(fault)) = (sessions, item.text("fault")) {
         return format!("admits no client: {fault}");
@@ -95,7 +88,7 @@ fn verdict(item: Reading<'_>, now: OffsetDateTime) -> String {
     match (sessions, item.time("last_used")) {
         (1, _) => format!("in use by 1 session{}", users(item)),
         (2.., _) => format!("in use by {sessions} sessions{}", users(item)),
-        // Whoever was here a moment ago will come again.
+        // A client that disconnected a moment ago is likely to reconnect.
         (0, Some(used)) if now - used < RECENT => {
             format!("no open session; last used {}{}", ago(used, now), last_users(item, now))
         }
@@ -122,16 +115,16 @@ fn last_users(item: Reading<'_>, now: OffsetDateTime) -> String {
 }
 
 fn not_used(item: Reading<'_>, now: OffsetDateTime) -> String {
-    let begun = item.time("since").map(|since| ago(since, now));
-    if is_of_the_start(item) {
-        format!("never used since the program started{}", begun.map(|begun| format!(" ({begun})")).unwrap_or_default())
+    let added = item.time("since").map(|since| ago(since, now));
+    if is_from_start(item) {
+        format!("never used since the program started{}", added.map(|added| format!(" ({added})")).unwrap_or_default())
     } else {
-        format!("not used since it was added{}", begun.map(|begun| format!(" {begun}")).unwrap_or_default())
+        format!("not used since it was added{}", added.map(|added| format!(" {added}")).unwrap_or_default())
     }
 }
 
-/// Whether it has been there since the program started.
-fn is_of_the_start(item: Reading<'_>) -> bool {
+/// Whether the item has been in force since the program started.
+fn is_from_start(item: Reading<'_>) -> bool {
     item.number("since_generation") <= 1
 }
 
@@ -153,17 +146,17 @@ fn client(client: Reading<'_>) -> String {
     format!("{subject}from {}", client.text_or_dash("source"))
 }
 
-/// Last users named for one item; JSON has more.
+/// Last users shown per item; the JSON has more.
 const MAX_LAST_USERS: usize = 3;
 
-/// For how long something counts as just used.
+/// Below this age, an item counts as just used.
 const RECENT: Duration = Duration::minutes(1);
 
-/// As much of a fingerprint as tells two certificates apart.
-const SHORT_PRINT: usize = 8;
+/// Hexadecimal digits, enough to distinguish two certificates.
+const SHORT_FINGERPRINT: usize = 8;
 
-/// As much of a subject as leaves room for the answer.
-const MOST_NAME: usize = 24;
+/// Characters of a name; leaves space for the last column.
+const MAX_NAME: usize = 24;
 
 #[cfg(test)]
 mod tests {
@@ -172,7 +165,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_rotation_is_read_off_one_table() {
+    fn rotation_table_shows_who_uses_each_item() {
         let now = OffsetDateTime::UNIX_EPOCH + Duration::hours(5);
         let answer = json!({ "generation": 3, "items": [
             {
@@ -208,11 +201,11 @@ listener cache
   client CA  CN=A new CA with a name… [77aa88bb]  1980-01-01, 3652 d  0     not yet    not used since it was added 1 h
                                                                                        ago
 ";
-        let words = in_words(&answer, now);
+        let words = to_text(&answer, now);
         assert!(words.starts_with(expected), "{words}");
-        let verdicts: Vec<String> = Reading(&answer).list("items").map(|item| verdict(item, now)).collect();
+        let statuses: Vec<String> = Reading(&answer).list("items").map(|item| usage(item, now)).collect();
         assert_eq!(
-            verdicts[1..],
+            statuses[1..],
             [
                 "not used since it was added 1 h ago",
                 "unused for 3 h: no open session uses it; last users: from 10.0.0.7 (3 h ago)",
@@ -226,12 +219,12 @@ listener cache
     }
 
     #[test]
-    fn rule_that_expires_soon_has_its_minute_and_its_description() {
+    fn rule_that_expires_soon_shows_minute_and_description() {
         let now = OffsetDateTime::UNIX_EPOCH;
         let words = |end: &str| {
             let rule = json!({ "listener": "db", "kind": "source", "name": "ip_addr:10.0.0.1", "description": "office",
                                "not_after": end });
-            in_words(&json!({ "items": [rule] }), now)
+            to_text(&json!({ "items": [rule] }), now)
         };
         for (end, shown) in [
             ("1970-01-01T00:45:30Z", "1970-01-01 00:45Z, 45 min"),
