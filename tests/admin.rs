@@ -99,7 +99,7 @@ fn without_a_running_program_every_command_says_so() {
         let stale = site.path("stale.sock");
         let outcome = portcullis(&site, &[command, &["--socket", stale.to_str().unwrap()]].concat());
         assert_eq!(outcome.code, Some(1), "{command:?}: {}", outcome.stderr);
-        assert!(outcome.stderr.contains("has ended"), "{command:?}: {}", outcome.stderr);
+        assert!(outcome.stderr.contains("has stopped"), "{command:?}: {}", outcome.stderr);
     }
 }
 

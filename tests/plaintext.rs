@@ -355,7 +355,7 @@ fn check_and_explain_say_what_a_listener_without_tls_means() {
         run(command.args(arguments).args(["-c", "portcullis.toml"]).current_dir(site.directory()))
     };
     let said = portcullis(&["check", "--offline"]).success();
-    for words in ["OFF: only programs of this machine can connect", "a.sock (mode 0666)", "b.sock (mode 0600)"] {
+    for words in ["OFF: only local programs can connect", "a.sock (mode 0666)", "b.sock (mode 0600)"] {
         assert!(said.contains(words), "{words}: {said}");
     }
     assert!(said.contains("warning: listener main: every user of this machine can connect to unix:"), "{said}");
