@@ -6,13 +6,13 @@ use serde_json::Value;
 use time::OffsetDateTime;
 
 use crate::audit::changes::{NO_VALUE, WEAKENS};
-use crate::cli::client::reading::Reading;
+use crate::cli::client::json_view::JsonView;
 use crate::cli::client::sessions::client_address;
 use crate::cli::output::table::Table;
 use crate::x509::expiry::days_left;
 
-pub(crate) fn to_text(answer: &Value, now: OffsetDateTime) -> String {
-    let plan = Reading(answer);
+pub(crate) fn to_text(body: &Value, now: OffsetDateTime) -> String {
+    let plan = JsonView(body);
     let weakened = weakened(plan);
     let changes = changes(plan, now);
     let kept = plan.number("sessions_kept");
@@ -48,12 +48,12 @@ pub(crate) fn to_text(answer: &Value, now: OffsetDateTime) -> String {
 }
 
 /// One line per change.
-fn changes(plan: Reading<'_>, now: OffsetDateTime) -> Vec<String> {
+fn changes(plan: JsonView<'_>, now: OffsetDateTime) -> Vec<String> {
     let names = |sign: &'static str, key: &str, more: &'static str| {
         plan.texts(key).into_iter().map(move |name| format!("{sign} listener     {name}{more}"))
     };
     let sources = |sign: &'static str, key: &str| {
-        let line = move |rule: Reading<'_>| {
+        let line = move |rule: JsonView<'_>| {
             format!("{sign} source       {}  {}", rule.text_or_dash("listener"), rule.text_or_dash("rule"))
         };
         plan.list(key).map(line)
@@ -79,7 +79,7 @@ fn changes(plan: Reading<'_>, now: OffsetDateTime) -> Vec<String> {
 }
 
 /// One line of a setting: `! setting      cache  tls.client_auth: required -> optional (weakens protection)`.
-pub(crate) fn setting(one: Reading<'_>) -> String {
+pub(crate) fn setting(one: JsonView<'_>) -> String {
     let weakens = one.flag("weakens") == Some(true);
     let listener = one.text("listener").map(|listener| format!("{listener}  ")).unwrap_or_default();
     let [old, new] = ["old", "new"].map(|key| one.text(key).unwrap_or_else(|| NO_VALUE.to_owned()));
@@ -88,12 +88,12 @@ pub(crate) fn setting(one: Reading<'_>) -> String {
 }
 
 /// Counts the settings that would weaken protection, including those omitted from the list.
-fn weakened(plan: Reading<'_>) -> usize {
+fn weakened(plan: JsonView<'_>) -> usize {
     let listed = plan.list("differences").filter(|one| one.flag("weakens") == Some(true)).count();
     usize::try_from(plan.number("weakened_count")).unwrap_or(usize::MAX).max(listed)
 }
 
-fn certificate(one: Reading<'_>, now: OffsetDateTime) -> String {
+fn certificate(one: JsonView<'_>, now: OffsetDateTime) -> String {
     let role = one.text_or_dash("role").replace('_', " ");
     let fingerprint: String = one.text_or_dash("sha256").chars().take(SHORT_FINGERPRINT).collect();
     let until = one.time("not_after").map(|end| format!(", until {} ({} days)", end.date(), days_left(end, now)));
@@ -101,7 +101,7 @@ fn certificate(one: Reading<'_>, now: OffsetDateTime) -> String {
     format!("{listener}  {role}: {subject} [{fingerprint}]{}", until.unwrap_or_default())
 }
 
-fn sessions(plan: Reading<'_>) -> String {
+fn sessions(plan: JsonView<'_>) -> String {
     let mut table = Table::new(["SESSION", "LISTENER", "CLIENT", "CERTIFICATE", "REASON"]);
     let ended = plan.list("sessions_ended");
     for session in ended.clone().take(MAX_SHOWN) {
@@ -120,7 +120,7 @@ fn sessions(plan: Reading<'_>) -> String {
 }
 
 /// The full count of a list that may be truncated.
-fn count(plan: Reading<'_>, list: &str) -> usize {
+fn count(plan: JsonView<'_>, list: &str) -> usize {
     let all = usize::try_from(plan.number(&format!("{list}_count"))).unwrap_or(usize::MAX);
     all.max(plan.list(list).count())
 }
@@ -191,12 +191,12 @@ warning: db: 0.0.0.0/0 trusts every address
         let plan = json!({ "generation": 3, "sources_added": [], "sessions_kept": 2, "warnings": [] });
         assert_eq!(to_text(&plan, NOW), "nothing would change\nno open session would be closed; 2 would stay open\n");
         let plan = json!({ "generation": 3, "sessions_ended": [{ "session": 7 }], "sessions_kept": 2 });
-        let words = to_text(&plan, NOW);
+        let text = to_text(&plan, NOW);
         assert!(
-            words.starts_with(
+            text.starts_with(
                 "no setting, listener, certificate or source would change\nsessions that would be closed: 1; 2"
             ),
-            "{words}"
+            "{text}"
         );
     }
 
@@ -204,8 +204,8 @@ warning: db: 0.0.0.0/0 trusts every address
     fn long_list_is_cut_and_counted() {
         let rules: Vec<Value> =
             (0..MAX_SHOWN + 7).map(|number| json!({ "listener": "db", "rule": format!("{number}") })).collect();
-        let words = to_text(&json!({ "sources_removed": rules }), NOW);
-        assert!(words.contains("and 7 more; --json lists up to 1000"), "{words}");
-        assert_eq!(words.lines().filter(|line| line.contains("- source")).count(), MAX_SHOWN);
+        let text = to_text(&json!({ "sources_removed": rules }), NOW);
+        assert!(text.contains("and 7 more; --json lists up to 1000"), "{text}");
+        assert_eq!(text.lines().filter(|line| line.contains("- source")).count(), MAX_SHOWN);
     }
 }

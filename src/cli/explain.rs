@@ -12,7 +12,7 @@ use time::OffsetDateTime;
 
 use crate::addr::ClientAddr;
 use crate::cli::certs::inspect::read_certificates;
-use crate::cli::client::reading::Reading;
+use crate::cli::client::json_view::JsonView;
 use crate::cli::client::{AdminClient, Reply};
 use crate::cli::{ConfigFile, Failure, hint, load, parse_source, print, print_json};
 use crate::config::Config;
@@ -50,25 +50,25 @@ enum PolicySource {
 
 pub(crate) fn explain(args: &ExplainArgs) -> Result<(), Failure> {
     let chain = args.client_cert.as_deref().map(read_certificates).transpose()?.unwrap_or_default();
-    let (answer, policy) = match ask_running(args, &chain)? {
-        PolicySource::Running(mut answer) => {
-            let generation = Reading(&answer).number("generation");
-            set(&mut answer, "policy", "running".into());
-            (answer, format!("running program (generation {generation})"))
+    let (body, policy) = match ask_running(args, &chain)? {
+        PolicySource::Running(mut body) => {
+            let generation = JsonView(&body).number("generation");
+            set(&mut body, "policy", "running".into());
+            (body, format!("running program (generation {generation})"))
         }
         PolicySource::File(why) => {
-            let mut answer = explain_file(args, &chain)?;
-            set(&mut answer, "policy", "file".into());
-            set(&mut answer, "policy_detail", why.as_str().into());
-            (answer, format!("{}, not the running program: {why}", args.config.config.display()))
+            let mut body = explain_file(args, &chain)?;
+            set(&mut body, "policy", "file".into());
+            set(&mut body, "policy_detail", why.as_str().into());
+            (body, format!("{}, not the running program: {why}", args.config.config.display()))
         }
     };
     if args.json {
-        print_json(&answer)?
+        print_json(&body)?
     } else {
-        print(&to_text(&answer, &policy))?
+        print(&to_text(&body, &policy))?
     }
-    if Reading(&answer).text("verdict").as_deref() == Some("admitted") { Ok(()) } else { Err(Failure::Refused) }
+    if JsonView(&body).text("verdict").as_deref() == Some("admitted") { Ok(()) } else { Err(Failure::Refused) }
 }
 
 /// Asks the running program. With `--socket`, a program that does not answer is a failure.
@@ -83,7 +83,7 @@ fn ask_running(args: &ExplainArgs, chain: &[CertificateDer<'_>]) -> Result<Polic
         Ok(None) => return Ok(PolicySource::File("the file has no [admin] section".to_owned())),
         Err(_) => {
             hint("use --socket PATH to ask the running program, even if the file is invalid");
-            return Ok(PolicySource::File("its [admin] section cannot be read".to_owned()));
+            return Ok(PolicySource::File("the [admin] section cannot be read".to_owned()));
         }
     };
     let reply = match send_request(args, &socket, chain) {
@@ -91,7 +91,7 @@ fn ask_running(args: &ExplainArgs, chain: &[CertificateDer<'_>]) -> Result<Polic
         Err(Failure::Failed(why)) => return Ok(PolicySource::File(first_sentence(&why).to_owned())),
         Err(other) => return Err(other),
     };
-    let Some(config) = Reading(&reply.body).text("config") else {
+    let Some(config) = JsonView(&reply.body).text("config") else {
         let why = "the version of the running program does not support explain";
         return Ok(PolicySource::File(why.to_owned()));
     };
@@ -114,7 +114,7 @@ fn send_request(args: &ExplainArgs, socket: &Path, chain: &[CertificateDer<'_>])
 }
 
 fn explanation(reply: Reply) -> Result<Value, Failure> {
-    match Reading(&reply.body).text("id").as_deref() {
+    match JsonView(&reply.body).text("id").as_deref() {
         Some("not_found" | "unprocessable_entity") => Err(Failure::Usage(reply.message())),
         _ => reply.into_body(),
     }
@@ -125,29 +125,29 @@ fn explain_file(args: &ExplainArgs, chain: &[CertificateDer<'_>]) -> Result<Valu
     let file = &args.config.config;
     let (built, _) = load(file, &HostCache::default())?;
     let explained = built.snapshot.explain(&args.listener, args.source, chain, OffsetDateTime::now_utc());
-    let mut answer = explained.map_err(|error: ExplainError| Failure::Usage(error.to_string()))?.in_json();
-    set(&mut answer, "config", json!(file));
-    Ok(answer)
+    let mut body = explained.map_err(|error: ExplainError| Failure::Usage(error.to_string()))?.in_json();
+    set(&mut body, "config", json!(file));
+    Ok(body)
 }
 
-fn to_text(answer: &Value, policy: &str) -> String {
+fn to_text(body: &Value, policy: &str) -> String {
     let mut out = String::new();
     let mut line = |step: &str, text: &str| {
         let _ = writeln!(out, "{step:<9} {text}");
     };
     line("policy", policy);
-    for step in Reading(answer).list("steps") {
+    for step in JsonView(body).list("steps") {
         line(&step.text_or_dash("step"), &step.lines("text").join(" "));
     }
-    match Reading(answer).text("reason") {
+    match JsonView(body).text("reason") {
         None => line("verdict", "admitted"),
         Some(reason) => line("verdict", &format!("refused ({reason})")),
     }
     out
 }
 
-fn set(answer: &mut Value, key: &str, value: Value) {
-    if let Some(fields) = answer.as_object_mut() {
+fn set(body: &mut Value, key: &str, value: Value) {
+    if let Some(fields) = body.as_object_mut() {
         fields.insert(key.to_owned(), value);
     }
 }

@@ -107,7 +107,7 @@ enum Command {
 
 #[derive(Debug, Subcommand)]
 enum SessionsCommand {
-    /// List the open sessions
+    /// List sessions, including those that are closing
     List {
         #[command(flatten)]
         running: Running,

@@ -100,9 +100,9 @@ fn filter_sessions(listener: &str, mut response: AdminResponse) -> AdminResponse
     response
 }
 
-fn to_http(answer: &AdminResponse, allowed: Option<String>) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::from(format!("{}\n", answer.body)));
-    *response.status_mut() = StatusCode::from_u16(answer.status.code()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+fn to_http(admin: &AdminResponse, allowed: Option<String>) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::from(format!("{}\n", admin.body)));
+    *response.status_mut() = StatusCode::from_u16(admin.status.code()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     if let Some(allowed) = allowed.and_then(|methods| HeaderValue::from_str(&methods).ok()) {
         response.headers_mut().insert(ALLOW, allowed);

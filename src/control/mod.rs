@@ -175,7 +175,7 @@ impl AdminServer {
 }
 
 /// The name of this part in internal faults.
-pub(crate) const PART: &str = "control channel";
+pub(crate) const PART: &str = "admin socket";
 
 /// Connections that the kernel holds while others are served.
 const BACKLOG: i32 = 128;

@@ -172,7 +172,7 @@ mod tests {
 
     fn routed(method: Method, target: &str, body: &str) -> Result<Route, (u16, String)> {
         let routed = route(&method, &target.parse().unwrap(), body.as_bytes());
-        routed.map_err(|answer| (answer.status.code(), answer.body["message"].as_str().unwrap().to_owned()))
+        routed.map_err(|error| (error.status.code(), error.body["message"].as_str().unwrap().to_owned()))
     }
 
     #[test]

@@ -133,7 +133,7 @@ impl AdminHandler {
     }
 
     /// Handles a request at once or in the background. A reply to a disconnected client is dropped.
-    pub(crate) fn answer(&mut self, request: PendingRequest, current: &Arc<Snapshot>, listeners: &Listeners) {
+    pub(crate) fn handle(&mut self, request: PendingRequest, current: &Arc<Snapshot>, listeners: &Listeners) {
         while self.pending.try_join_next().is_some() {}
         let PendingRequest { request, reply } = request;
         if self.draining.is_some() && matches!(request, AdminRequest::Reload | AdminRequest::Plan { .. }) {
@@ -149,7 +149,7 @@ impl AdminHandler {
             AdminRequest::Plan { file } => return self.plan(file, current, reply),
             AdminRequest::Explain { listener, source, chain } => {
                 let current = Arc::clone(current);
-                return self.answer_later(reply, move || explain(&current, &listener, source, &chain));
+                return self.handle_in_background(reply, move || explain(&current, &listener, source, &chain));
             }
         };
         let _ = reply.send(self.with_draining(response));
@@ -236,7 +236,7 @@ impl AdminHandler {
     fn plan(&mut self, file: Option<PathBuf>, current: &Arc<Snapshot>, reply: oneshot::Sender<AdminResponse>) {
         let (current, registry, host_cache) =
             (Arc::clone(current), Arc::clone(&self.registry), Arc::clone(&self.host_cache));
-        self.answer_later(reply, move || {
+        self.handle_in_background(reply, move || {
             let file = file.as_deref().unwrap_or(&current.config.file);
             match reload::build(file, Some(&current), &host_cache).0 {
                 Ok(Built { snapshot, warnings }) => {
@@ -249,7 +249,7 @@ impl AdminHandler {
     }
 
     /// Computes the response on a separate thread.
-    fn answer_later(
+    fn handle_in_background(
         &mut self,
         reply: oneshot::Sender<AdminResponse>,
         work: impl FnOnce() -> AdminResponse + Send + 'static,
@@ -284,7 +284,7 @@ fn explain(current: &Snapshot, listener: &str, source: ClientAddr, chain: &[Cert
 const DRAINING: &str = "draining: the program is stopping and does not reload; start it again once it has stopped";
 
 /// The name of this part in internal faults.
-pub(crate) const PART: &str = "answers to commands";
+pub(crate) const PART: &str = "admin requests";
 
 fn fault_json(fault: &Fault) -> Value {
     let Fault { at, part, location, message, count } = fault;

@@ -188,7 +188,7 @@ impl Server {
             tokio::select! {
                 () = signals.stop.next() => return None,
                 request = self.admin_handler.next() => {
-                    contain(admin_handler::PART, || self.admin_handler.answer(request, current, &self.listeners));
+                    contain(admin_handler::PART, || self.admin_handler.handle(request, current, &self.listeners));
                 }
                 () = self.listeners.look_due() => self.listeners.look(current),
                 _ = expiry_checks.tick() => contain(certificate_expiry::PART, || self.expiry.check(current, &self.audit)),
@@ -262,7 +262,7 @@ impl Server {
         let ended = tokio::select! {
             ended = timeout(drain, registry.drained()), if is_waiting => ended.is_ok(),
             () = stop.next(), if is_waiting => false,
-            () = self.answer_while_draining(&current), if is_waiting => false,
+            () = self.handle_while_draining(&current), if is_waiting => false,
             else => false,
         };
         if !ended {
@@ -285,10 +285,10 @@ impl Server {
     }
 
     /// Handles admin requests until the future is dropped.
-    async fn answer_while_draining(&mut self, current: &Arc<Snapshot>) {
+    async fn handle_while_draining(&mut self, current: &Arc<Snapshot>) {
         loop {
             let request = self.admin_handler.next().await;
-            contain(admin_handler::PART, || self.admin_handler.answer(request, current, &self.listeners));
+            contain(admin_handler::PART, || self.admin_handler.handle(request, current, &self.listeners));
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The client of the admin API: sends one request at a time over the admin socket of the running program.
 
-pub(crate) mod reading;
+pub(crate) mod json_view;
 pub(crate) mod reload;
 pub(crate) mod rotation;
 pub(crate) mod sessions;
@@ -21,7 +21,7 @@ use tokio::net::UnixStream;
 use tokio::runtime::Runtime;
 use tokio::time::timeout;
 
-use crate::cli::client::reading::Reading;
+use crate::cli::client::json_view::JsonView;
 use crate::cli::{Failure, Running};
 use crate::config::Config;
 
@@ -67,7 +67,7 @@ impl AdminClient {
             Err(self.failure(format_args!("the program did not reply within {REPLY_TIMEOUT:?}; check its log")))
         })?;
         if let Some(draining) = reply.body.get("draining") {
-            let until = Reading(draining).text_or_dash("until");
+            let until = JsonView(draining).text_or_dash("until");
             crate::cli::hint(&format!(
                 "draining: the program is stopping and closes the remaining sessions at {until}"
             ));
@@ -145,7 +145,7 @@ impl Reply {
 
     /// Returns the message of an error.
     pub(crate) fn message(&self) -> String {
-        let message = Reading(&self.body).lines("message");
+        let message = JsonView(&self.body).lines("message");
         if message.is_empty() { format!("the program replied with status {}", self.status) } else { message.join("\n") }
     }
 }

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use time::OffsetDateTime;
 
 use crate::cli::client::AdminClient;
-use crate::cli::client::reading::Reading;
+use crate::cli::client::json_view::JsonView;
 use crate::cli::output::moment::ago;
 use crate::cli::{Failure, Running, difference, print, print_json};
 use crate::timestamp;
@@ -19,8 +19,8 @@ pub(crate) fn reload(running: &Running, as_json: bool) -> Result<(), Failure> {
         let summary = "the reload was rejected; the previous policy stays in force";
         return Err(Failure::Failed(format!("{summary}:\n{}", reply.message())));
     }
-    let answer = reply.into_body()?;
-    if as_json { print_json(&answer) } else { print(&to_text(&answer, OffsetDateTime::now_utc())) }
+    let body = reply.into_body()?;
+    if as_json { print_json(&body) } else { print(&to_text(&body, OffsetDateTime::now_utc())) }
 }
 
 /// Prints what a reload of the running configuration would change.
@@ -48,9 +48,9 @@ fn request_plan(client: &AdminClient, body: Option<&Value>) -> Result<Value, Fai
     reply.into_body()
 }
 
-fn to_text(answer: &Value, now: OffsetDateTime) -> String {
-    let generation = Reading(answer).number("generation");
-    let mut out = match Reading(answer).time("in_force_since") {
+fn to_text(body: &Value, now: OffsetDateTime) -> String {
+    let generation = JsonView(body).number("generation");
+    let mut out = match JsonView(body).time("in_force_since") {
         // The file watcher has already applied the change, or nothing has changed.
         Some(since) => format!(
             "already in force since {} ({}): no file has changed since then; generation {generation} is in force\n",
@@ -60,10 +60,10 @@ fn to_text(answer: &Value, now: OffsetDateTime) -> String {
         None => format!("applied: generation {generation} is in force\n"),
     };
     let counts = ["generation", "in_force_since", "differences", "differences_count", "weakened_count"];
-    for (key, value) in answer.as_object().into_iter().flatten().filter(|(key, _)| !counts.contains(&key.as_str())) {
+    for (key, value) in body.as_object().into_iter().flatten().filter(|(key, _)| !counts.contains(&key.as_str())) {
         let shown = match value {
             Value::Number(count) if count.as_u64() != Some(0) => count.to_string(),
-            Value::Array(list) if !list.is_empty() => match Reading(answer).texts(key) {
+            Value::Array(list) if !list.is_empty() => match JsonView(body).texts(key) {
                 names if names.is_empty() => list.len().to_string(),
                 names => names.join(", "),
             },
@@ -71,10 +71,10 @@ fn to_text(answer: &Value, now: OffsetDateTime) -> String {
         };
         let _ = writeln!(out, "  {}: {shown}", key.replace('_', " "));
     }
-    for difference in Reading(answer).list("differences").take(MAX_SHOWN) {
+    for difference in JsonView(body).list("differences").take(MAX_SHOWN) {
         let _ = writeln!(out, "  {}", difference::setting(difference));
     }
-    let count = usize::try_from(Reading(answer).number("differences_count")).unwrap_or(usize::MAX);
+    let count = usize::try_from(JsonView(body).number("differences_count")).unwrap_or(usize::MAX);
     if count > MAX_SHOWN {
         let _ = writeln!(out, "  and {} more; --json lists up to 1000", count - MAX_SHOWN);
     }
@@ -92,7 +92,7 @@ mod tests {
 
     #[test]
     fn applied_reload_lists_changes_and_omits_zero_counts() {
-        let answer = json!({
+        let body = json!({
             "result": "applied", "generation": 4, "sources_added": 3, "sources_removed": 0, "listeners_added": ["db", "cache"],
             "listeners_removed": [], "sessions_ended": 2,
             "differences": [{ "listener": "db", "key": "tls", "old": "on", "new": "off", "weakens": true }],
@@ -100,15 +100,15 @@ mod tests {
         });
         let expected = "applied: generation 4 is in force\n  listeners added: db, cache\n  sessions ended: 2\n  sources added: 3\n  \
                         ! setting      db  tls: on -> off (weakens protection)\n";
-        assert_eq!(to_text(&answer, OffsetDateTime::UNIX_EPOCH), expected);
+        assert_eq!(to_text(&body, OffsetDateTime::UNIX_EPOCH), expected);
     }
 
     #[test]
     fn reload_without_changes_shows_since_when_the_files_are_in_force() {
         let now = OffsetDateTime::UNIX_EPOCH + time::Duration::seconds(5);
-        let answer = json!({ "result": "applied", "generation": 4, "in_force_since": "1970-01-01T00:00:03Z" });
+        let body = json!({ "result": "applied", "generation": 4, "in_force_since": "1970-01-01T00:00:03Z" });
         let expected = "already in force since 1970-01-01T00:00:03Z (2 s ago): no file has changed since then; \
                         generation 4 is in force\n";
-        assert_eq!(to_text(&answer, now), expected);
+        assert_eq!(to_text(&body, now), expected);
     }
 }

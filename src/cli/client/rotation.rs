@@ -5,14 +5,14 @@ use std::fmt::Write as _;
 use serde_json::Value;
 use time::{Duration, OffsetDateTime};
 
-use crate::cli::client::reading::{DASH, Reading};
+use crate::cli::client::json_view::{DASH, JsonView};
 use crate::cli::output::moment::{NEAR, ago, minute, since};
 use crate::cli::output::table::{Table, clipped};
 use crate::x509::expiry::days_left;
 
 /// Renders one table per listener.
-pub(crate) fn to_text(answer: &Value, now: OffsetDateTime) -> String {
-    let items = Reading(answer).list("items");
+pub(crate) fn to_text(body: &Value, now: OffsetDateTime) -> String {
+    let items = JsonView(body).list("items");
     let mut listeners: Vec<String> = Vec::new();
     for item in items.clone() {
         let listener = item.text_or_dash("listener");
@@ -31,7 +31,7 @@ pub(crate) fn to_text(answer: &Value, now: OffsetDateTime) -> String {
     if out.is_empty() { "no listener has certificates or sources\n".to_owned() } else { out }
 }
 
-fn kind(item: Reading<'_>) -> String {
+fn kind(item: JsonView<'_>) -> String {
     match item.text("kind").as_deref() {
         Some("server_certificate") => "server",
         Some("client_ca") => "client CA",
@@ -44,7 +44,7 @@ fn kind(item: Reading<'_>) -> String {
 }
 
 /// The name, followed by the start of the fingerprint (old and new certificates often share a name) or the description.
-fn name(item: Reading<'_>) -> String {
+fn name(item: JsonView<'_>) -> String {
     let name = item.text_or_dash("name");
     match (item.text("sha256"), item.text("description")) {
         (None, Some(description)) => format!("{name} ({})", clipped(&description, MAX_NAME)),
@@ -57,7 +57,7 @@ fn name(item: Reading<'_>) -> String {
 }
 
 /// The expiry date, to the minute when it is less than two days away.
-fn expires(item: Reading<'_>, now: OffsetDateTime) -> String {
+fn expires(item: JsonView<'_>, now: OffsetDateTime) -> String {
     let Some(end) = item.time("not_after") else { return "never".to_owned() };
     match end - now {
         left if left <= Duration::ZERO => format!("{}, EXPIRED", minute(end)),
@@ -66,11 +66,11 @@ fn expires(item: Reading<'_>, now: OffsetDateTime) -> String {
     }
 }
 
-fn open(item: Reading<'_>) -> String {
+fn open(item: JsonView<'_>) -> String {
     item.number("sessions").to_string()
 }
 
-fn last_used(item: Reading<'_>, now: OffsetDateTime) -> String {
+fn last_used(item: JsonView<'_>, now: OffsetDateTime) -> String {
     match (item.number("sessions"), item.time("last_used")) {
         (1.., None) => "now".to_owned(),
         (0, None) if is_from_start(item) => "never since start".to_owned(),
@@ -80,7 +80,7 @@ fn last_used(item: Reading<'_>, now: OffsetDateTime) -> String {
 }
 
 /// Whether the item is in use or can be removed.
-fn usage(item: Reading<'_>, now: OffsetDateTime) -> String {
+fn usage(item: JsonView<'_>, now: OffsetDateTime) -> String {
     let sessions = item.number("sessions");
     if let (0, Some(fault)) = (sessions, item.text("fault")) {
         return format!("admits no client: {fault}");
@@ -100,8 +100,8 @@ fn usage(item: Reading<'_>, now: OffsetDateTime) -> String {
 }
 
 /// `; last users: CN=app from 10.0.0.5 (3 h ago), … and 2 more`.
-fn last_users(item: Reading<'_>, now: OffsetDateTime) -> String {
-    let user = |user: Reading<'_>| {
+fn last_users(item: JsonView<'_>, now: OffsetDateTime) -> String {
+    let user = |user: JsonView<'_>| {
         let when = user.time("last_used").map(|used| format!(" ({})", ago(used, now))).unwrap_or_default();
         format!("{}{when}", client(user))
     };
@@ -114,7 +114,7 @@ fn last_users(item: Reading<'_>, now: OffsetDateTime) -> String {
     if users.is_empty() { String::new() } else { format!("; last users: {}", users.join(", ")) }
 }
 
-fn not_used(item: Reading<'_>, now: OffsetDateTime) -> String {
+fn not_used(item: JsonView<'_>, now: OffsetDateTime) -> String {
     let added = item.time("since").map(|since| ago(since, now));
     if is_from_start(item) {
         format!("never used since the program started{}", added.map(|added| format!(" ({added})")).unwrap_or_default())
@@ -124,13 +124,13 @@ fn not_used(item: Reading<'_>, now: OffsetDateTime) -> String {
 }
 
 /// Whether the item has been in force since the program started.
-fn is_from_start(item: Reading<'_>) -> bool {
+fn is_from_start(item: JsonView<'_>) -> bool {
     item.number("since_generation") <= 1
 }
 
 /// `: CN=app from 10.0.0.5 (8), … and 3 more clients`.
-fn users(item: Reading<'_>) -> String {
-    let user = |user: Reading<'_>| format!("{} ({})", client(user), user.number("sessions"));
+fn users(item: JsonView<'_>) -> String {
+    let user = |user: JsonView<'_>| format!("{} ({})", client(user), user.number("sessions"));
     let mut users: Vec<String> = item.list("clients").map(user).collect();
     match item.number("more_clients") {
         0 => {}
@@ -141,7 +141,7 @@ fn users(item: Reading<'_>) -> String {
 }
 
 /// `CN=app from 10.0.0.5`.
-fn client(client: Reading<'_>) -> String {
+fn client(client: JsonView<'_>) -> String {
     let subject = client.text("subject").map(|subject| format!("{subject} ")).unwrap_or_default();
     format!("{subject}from {}", client.text_or_dash("source"))
 }
@@ -167,7 +167,7 @@ mod tests {
     #[test]
     fn rotation_table_shows_who_uses_each_item() {
         let now = OffsetDateTime::UNIX_EPOCH + Duration::hours(5);
-        let answer = json!({ "generation": 3, "items": [
+        let body = json!({ "generation": 3, "items": [
             {
                 "listener": "cache", "kind": "client_ca", "name": "CN=Old CA", "sha256": "3fa9c1d2e4", "issuer": "CN=Old CA",
                 "not_after": "1970-01-10T05:00:00Z", "since": "1970-01-01T00:00:00Z", "since_generation": 1, "sessions": 12,
@@ -201,9 +201,9 @@ listener cache
   client CA  CN=A new CA with a name… [77aa88bb]  1980-01-01, 3652 d  0     not yet    not used since it was added 1 h
                                                                                        ago
 ";
-        let words = to_text(&answer, now);
-        assert!(words.starts_with(expected), "{words}");
-        let statuses: Vec<String> = Reading(&answer).list("items").map(|item| usage(item, now)).collect();
+        let text = to_text(&body, now);
+        assert!(text.starts_with(expected), "{text}");
+        let statuses: Vec<String> = JsonView(&body).list("items").map(|item| usage(item, now)).collect();
         assert_eq!(
             statuses[1..],
             [
@@ -213,15 +213,15 @@ listener cache
             ]
         );
         for word in ["ip_addr:10.0.0.0/8", "1970-01-01 04:00Z, EXPIRED", "never since start"] {
-            assert!(words.contains(word), "no {word} in {words}");
+            assert!(text.contains(word), "no {word} in {text}");
         }
-        assert!(words.lines().all(|line| line.chars().count() <= 120), "{words}");
+        assert!(text.lines().all(|line| line.chars().count() <= 120), "{text}");
     }
 
     #[test]
     fn rule_that_expires_soon_shows_minute_and_description() {
         let now = OffsetDateTime::UNIX_EPOCH;
-        let words = |end: &str| {
+        let text = |end: &str| {
             let rule = json!({ "listener": "db", "kind": "source", "name": "ip_addr:10.0.0.1", "description": "office",
                                "not_after": end });
             to_text(&json!({ "items": [rule] }), now)
@@ -232,8 +232,8 @@ listener cache
             ("1970-01-04T00:00:00Z", "1970-01-04, 3 d"),
             ("1969-12-31T23:59:00Z", "1969-12-31 23:59Z, EXPIRED"),
         ] {
-            let words = words(end);
-            assert!(words.contains(&format!("ip_addr:10.0.0.1 (office)  {shown}")), "no {shown} in {words}");
+            let text = text(end);
+            assert!(text.contains(&format!("ip_addr:10.0.0.1 (office)  {shown}")), "no {shown} in {text}");
         }
     }
 }

@@ -5,7 +5,7 @@ use serde_json::Value;
 use time::OffsetDateTime;
 
 use crate::cli::client::AdminClient;
-use crate::cli::client::reading::{DASH, Reading};
+use crate::cli::client::json_view::{DASH, JsonView};
 use crate::cli::output::moment::since;
 use crate::cli::output::table::Table;
 use crate::cli::{Failure, Running, print, print_json};
@@ -28,7 +28,7 @@ pub(crate) fn close(running: &Running, ids: &[u64]) -> Result<(), Failure> {
         match reply.status {
             404 => missing.push(id.to_string()),
             _ => {
-                let was = Reading(&reply.into_body()?).text("was");
+                let was = JsonView(&reply.into_body()?).text("was");
                 let what = if was.as_deref() == Some("closing") { "was already closing" } else { "is closed" };
                 print(&format!("session {id} {what}\n"))?;
             }
@@ -41,10 +41,10 @@ pub(crate) fn close(running: &Running, ids: &[u64]) -> Result<(), Failure> {
     }
 }
 
-fn to_text(answer: &Value, now: OffsetDateTime) -> String {
+fn to_text(body: &Value, now: OffsetDateTime) -> String {
     let mut table = Table::new(["SESSION", "LISTENER", "CLIENT", "STATE", "OPEN FOR", "ADMITTED BY", "CERTIFICATE"]);
     let mut count = 0_usize;
-    for session in Reading(answer).list("sessions") {
+    for session in JsonView(body).list("sessions") {
         count += 1;
         table.row([
             session.number("session").to_string(),
@@ -60,7 +60,7 @@ fn to_text(answer: &Value, now: OffsetDateTime) -> String {
 }
 
 /// `open`, `closing`, or `half-closed by upstream`.
-fn state(session: Reading<'_>) -> String {
+fn state(session: JsonView<'_>) -> String {
     match session.text("half_closed_by") {
         Some(side) => format!("half-closed by {side}"),
         None => session.text_or_dash("state"),
@@ -68,7 +68,7 @@ fn state(session: Reading<'_>) -> String {
 }
 
 /// `10.0.0.5:4242`, or `10.0.0.5:4242 via 10.9.0.1` if a load balancer announced the client.
-pub(crate) fn client_address(session: Reading<'_>) -> String {
+pub(crate) fn client_address(session: JsonView<'_>) -> String {
     let (address, port) = (session.text_or_dash("source"), session.number("source_port"));
     let client = match (address.contains(':'), port) {
         (_, 0) => address.clone(),
@@ -86,7 +86,7 @@ pub(crate) fn client_address(session: Reading<'_>) -> String {
 /// Rejects an unknown name, which would otherwise list no sessions. A removed listener may still have sessions.
 fn require_listener(listener: &str, client: &AdminClient) -> Result<(), Failure> {
     let status = client.get("/v1/status")?;
-    let names = |list| Reading(&status).list(list).filter_map(|listener| listener.text("name"));
+    let names = |list| JsonView(&status).list(list).filter_map(|listener| listener.text("name"));
     let mut removed = names("removed_listeners");
     let names: Vec<_> = names("listeners").collect();
     if names.iter().any(|name| name == listener) || removed.any(|name| name == listener) {
@@ -105,7 +105,7 @@ mod tests {
     #[test]
     fn each_session_is_one_line() {
         let now = OffsetDateTime::UNIX_EPOCH + Duration::hours(5);
-        let answer = json!({ "sessions": [
+        let body = json!({ "sessions": [
             {
                 "session": 7, "listener": "cache", "source": "10.0.0.5", "source_port": 4242, "rule": "ip_addr:10.0.0.0/8",
                 "client_subject": "CN=app", "client_sha256": "3fa9", "opened_at": "1970-01-01T02:00:00Z",
@@ -122,7 +122,7 @@ SESSION  LISTENER  CLIENT                        STATE                    OPEN F
 8        db        [2001:db8::1]:9 via 10.9.0.1  half-closed by upstream  -         -                   -
 9        db        10.9.0.1:5                    closing                  -         -                   -
 ";
-        assert_eq!(to_text(&answer, now), expected);
+        assert_eq!(to_text(&body, now), expected);
         assert_eq!(to_text(&json!({ "sessions": [] }), now), "no open sessions\n");
     }
 }

@@ -6,7 +6,7 @@ use serde_json::Value;
 use time::OffsetDateTime;
 
 use crate::cli::client::AdminClient;
-use crate::cli::client::reading::{DASH, Reading};
+use crate::cli::client::json_view::{DASH, JsonView};
 use crate::cli::client::rotation;
 use crate::cli::output::moment::{ago, ahead, since};
 use crate::cli::output::table::Table;
@@ -16,15 +16,15 @@ use crate::timestamp;
 pub(crate) fn status(running: &Running, with_rotation: bool, as_json: bool) -> Result<(), Failure> {
     let client = AdminClient::find(running)?;
     let now = OffsetDateTime::now_utc();
-    let (answer, render): (Value, fn(&Value, OffsetDateTime) -> String) = match with_rotation {
+    let (body, render): (Value, fn(&Value, OffsetDateTime) -> String) = match with_rotation {
         false => (client.get("/v1/status")?, to_text),
         true => (client.get("/v1/rotation")?, rotation::to_text),
     };
-    if as_json { print_json(&answer) } else { print(&render(&answer, now)) }
+    if as_json { print_json(&body) } else { print(&render(&body, now)) }
 }
 
-fn to_text(answer: &Value, now: OffsetDateTime) -> String {
-    let status = Reading(answer);
+fn to_text(body: &Value, now: OffsetDateTime) -> String {
+    let status = JsonView(body);
     let mut out = String::new();
     let _ = writeln!(out, "Portcullis {}, process {}", status.text_or_dash("version"), status.number("pid"));
     let mut line = |key: &str, value: &str| writeln!(out, "  {key:<14} {value}");
@@ -57,7 +57,7 @@ fn to_text(answer: &Value, now: OffsetDateTime) -> String {
 }
 
 /// Connections and their maximum by the limit of open files; `None` if the program does not report them.
-fn descriptors(status: Reading<'_>, now: OffsetDateTime) -> Option<String> {
+fn descriptors(status: JsonView<'_>, now: OffsetDateTime) -> Option<String> {
     let descriptors = status.object("descriptors")?;
     let [connections, max, limit] = ["connections", "max_connections", "limit"].map(|key| descriptors.number(key));
     let paused = descriptors.time("paused_since");
@@ -66,7 +66,7 @@ fn descriptors(status: Reading<'_>, now: OffsetDateTime) -> Option<String> {
 }
 
 /// Internal faults, which are defects of Portcullis to report; empty if there are none.
-fn faults(status: Reading<'_>, now: OffsetDateTime) -> String {
+fn faults(status: JsonView<'_>, now: OffsetDateTime) -> String {
     let mut table = Table::new(["INTERNAL FAULT IN", "LAST", "COUNT", "CODE", "MESSAGE"]);
     let mut has_rows = false;
     for fault in status.list("faults") {
@@ -82,7 +82,7 @@ fn faults(status: Reading<'_>, now: OffsetDateTime) -> String {
     if has_rows { format!("\n{}", table.render("")) } else { String::new() }
 }
 
-fn last_reload(reload: Reading<'_>, now: OffsetDateTime) -> String {
+fn last_reload(reload: JsonView<'_>, now: OffsetDateTime) -> String {
     let when = reload.time("at").map(|at| format!(", {}", ago(at, now))).unwrap_or_default();
     match reload.text("result").as_deref() {
         Some("rejected") => format!("REJECTED{when}; the previous policy stays in force:"),
@@ -90,7 +90,7 @@ fn last_reload(reload: Reading<'_>, now: OffsetDateTime) -> String {
     }
 }
 
-fn listeners(status: Reading<'_>) -> String {
+fn listeners(status: JsonView<'_>) -> String {
     let heads = ["LISTENER", "PROTOCOL", "UPSTREAM", "CLIENT AUTH", "SOURCES", "SESSIONS", "ADDRESSES"];
     let mut table = Table::new(heads);
     for listener in status.list("listeners") {
@@ -115,13 +115,13 @@ fn listeners(status: Reading<'_>) -> String {
 }
 
 /// `12`, or `12, 1 closing`.
-fn sessions(listener: Reading<'_>) -> String {
+fn sessions(listener: JsonView<'_>) -> String {
     let (sessions, closing) = (listener.number("sessions"), listener.number("sessions_closing"));
     if closing == 0 { sessions.to_string() } else { format!("{sessions}, {closing} closing") }
 }
 
 /// The health and role of each upstream address, and its last dial.
-fn upstreams(status: Reading<'_>, now: OffsetDateTime) -> String {
+fn upstreams(status: JsonView<'_>, now: OffsetDateTime) -> String {
     let mut table = Table::new(["LISTENER", "UPSTREAM", "AT", "LAST DIAL", "STATE"]);
     let mut has_rows = false;
     for listener in status.list("listeners") {
@@ -142,7 +142,7 @@ fn upstreams(status: Reading<'_>, now: OffsetDateTime) -> String {
     if has_rows { format!("\n{}", table.render("")) } else { String::new() }
 }
 
-fn state(upstream: Reading<'_>, now: OffsetDateTime) -> String {
+fn state(upstream: JsonView<'_>, now: OffsetDateTime) -> String {
     if let Some(error) = upstream.text("error") {
         let long = upstream.time("since").map(|at| format!(" for {}", since(at, now))).unwrap_or_default();
         return format!("UNHEALTHY{long}: {error}");
@@ -162,7 +162,7 @@ fn state(upstream: Reading<'_>, now: OffsetDateTime) -> String {
 }
 
 /// The sources of type `dns`; empty if there are none.
-fn dns_sources(status: Reading<'_>, now: OffsetDateTime) -> String {
+fn dns_sources(status: JsonView<'_>, now: OffsetDateTime) -> String {
     let mut table = Table::new(["LISTENER", "SOURCE", "RESOLVED", "NEXT LOOKUP", "ADDRESSES"]);
     let mut has_rows = false;
     for listener in status.list("listeners") {
@@ -187,7 +187,7 @@ fn dns_sources(status: Reading<'_>, now: OffsetDateTime) -> String {
 }
 
 /// The kernel source filters; empty if `shield` is off on every listener.
-fn shields(status: Reading<'_>, now: OffsetDateTime) -> String {
+fn shields(status: JsonView<'_>, now: OffsetDateTime) -> String {
     let mut table = Table::new(["LISTENER", "SHIELD", "DROPPED", "STATE"]);
     let mut has_rows = false;
     for listener in status.list("listeners") {
@@ -217,7 +217,7 @@ mod tests {
 
     use super::*;
 
-    fn answer(last_reload: &Value) -> Value {
+    fn body(last_reload: &Value) -> Value {
         json!({
             "version": "0.1.0", "pid": 42, "started_at": "1970-01-01T00:00:00Z", "generation": 3,
             "config": "/etc/portcullis/portcullis.toml", "loaded_at": "1970-01-01T03:00:00Z", "last_reload": last_reload,
@@ -250,20 +250,20 @@ LISTENER  PROTOCOL  UPSTREAM        CLIENT AUTH  SOURCES          SESSIONS  ADDR
 cache     redis     127.0.0.1:6379  required     2                12        0.0.0.0:6380 [::1]:6380
 db        postgres  unix:/run/pg    none         0, NOT ENFORCED  0         0.0.0.0:6432
 ";
-        assert_eq!(to_text(&answer(&applied), now), expected);
+        assert_eq!(to_text(&body(&applied), now), expected);
     }
 
     #[test]
     fn closing_sessions_and_removed_listeners_are_counted_separately() {
-        let words = to_text(
+        let text = to_text(
             &json!({
                 "listeners": [{ "name": "db", "sessions": 2, "sessions_closing": 1 }],
                 "removed_listeners": [{ "name": "old", "sessions": 3, "sessions_closing": 0 }],
             }),
             OffsetDateTime::UNIX_EPOCH,
         );
-        assert!(words.contains("  2, 1 closing"), "{words}");
-        assert!(words.ends_with("\nsessions of the removed listener old: 3\n"), "{words}");
+        assert!(text.contains("  2, 1 closing"), "{text}");
+        assert!(text.ends_with("\nsessions of the removed listener old: 3\n"), "{text}");
     }
 
     #[test]
@@ -273,12 +273,12 @@ db        postgres  unix:/run/pg    none         0, NOT ENFORCED  0         0.0.
             "at": "1970-01-01T04:58:00Z", "part": "reload", "location": "src/timestamp.rs:7:17",
             "message": "local datetime out of valid range", "count": 3,
         });
-        let words = to_text(&json!({ "faults": [fault] }), now);
+        let text = to_text(&json!({ "faults": [fault] }), now);
         let expected = "
 INTERNAL FAULT IN  LAST       COUNT  CODE                   MESSAGE
 reload             2 min ago  3      src/timestamp.rs:7:17  local datetime out of valid range
 ";
-        assert!(words.contains(expected), "{words}");
+        assert!(text.contains(expected), "{text}");
         assert!(!to_text(&json!({ "faults": [] }), now).contains("FAULT"));
     }
 
@@ -295,20 +295,20 @@ reload             2 min ago  3      src/timestamp.rs:7:17  local datetime out o
         });
         let never =
             json!({ "rule": "dns:new", "addresses": [], "resolved_at": null, "stale": true, "error": "no answer" });
-        let words = to_text(&json!({ "listeners": [{ "name": "db", "dns_sources": [good, stale, never] }] }), now);
+        let text = to_text(&json!({ "listeners": [{ "name": "db", "dns_sources": [good, stale, never] }] }), now);
         let expected = "
 LISTENER  SOURCE            RESOLVED  NEXT LOOKUP  ADDRESSES
 db        dns:app.internal  10 s ago  in 5 s       10.0.0.1 2001:db8::1
 db        dns:jobs          3 h ago   now          STALE, Name or service not known: 10.0.0.9
-db        dns:new           never     -            NOT RESOLVED, no answer: none (this rule admits no client)
+db        dns:new           never     -            NOT RESOLVED, no body: none (this rule admits no client)
 ";
-        assert!(words.ends_with(expected), "{words}");
+        assert!(text.ends_with(expected), "{text}");
     }
 
     #[test]
     fn shields_are_listed_unless_off() {
         let now = OffsetDateTime::UNIX_EPOCH + Duration::hours(5);
-        let words = to_text(
+        let text = to_text(
             &json!({ "listeners": [
                 { "name": "a", "shield": { "mode": "on", "active_since": "1970-01-01T04:58:00Z", "dropped": 7 } },
                 { "name": "b", "shield": { "mode": "auto", "active_since": null, "dropped": 0, "unavailable_reason": null } },
@@ -323,7 +323,7 @@ a         on      7        active for 2 min
 b         auto    0        inactive
 c         on      -        UNAVAILABLE: too many
 ";
-        assert!(words.ends_with(expected), "{words}");
+        assert!(text.ends_with(expected), "{text}");
     }
 
     #[test]
@@ -342,7 +342,7 @@ c         on      -        UNAVAILABLE: too many
         let untried = json!({ "address": "unix:/run/db", "healthy": null });
         let shortage = dialled("1970-01-01T04:59:59Z", "local_shortage", "no file".into());
         let short = json!({ "address": "db3:1", "socket": "10.0.0.5:1", "healthy": true, "last_dial": shortage });
-        let words = to_text(
+        let text = to_text(
             &json!({ "listeners": [
                 { "name": "cache", "upstreams": [one] },
                 { "name": "db", "upstreams": [dead, standby, primary, untried, short] },
@@ -358,7 +358,7 @@ db        db2:5432       10.0.0.4:5432  -          healthy, primary
 db        unix:/run/db   -              -          unknown, not dialled yet
 db        db3:1          10.0.0.5:1     1 s ago    healthy; last dial failed: no file
 ";
-        assert!(words.ends_with(expected), "{words}");
+        assert!(text.ends_with(expected), "{text}");
     }
 
     #[test]
@@ -368,9 +368,9 @@ db        db3:1          10.0.0.5:1     1 s ago    healthy; last dial failed: no
             let status = json!({ "limit": 64, "connections": 11, "max_connections": 11, "paused_since": paused });
             json!({ "descriptors": status })
         };
-        let words = to_text(&descriptors("1970-01-01T04:58:00Z".into()), now);
+        let text = to_text(&descriptors("1970-01-01T04:58:00Z".into()), now);
         let line = "\n  connections    11 of at most 11 (limit of open files: 64)";
-        assert!(words.contains(&format!("{line}; ACCEPTING PAUSED for 2 min\n")), "{words}");
+        assert!(text.contains(&format!("{line}; ACCEPTING PAUSED for 2 min\n")), "{text}");
         assert!(to_text(&descriptors(Value::Null), now).contains(&format!("{line}\n")));
         assert!(!to_text(&json!({}), now).contains("connections"));
     }
@@ -380,12 +380,12 @@ db        db3:1          10.0.0.5:1     1 s ago    healthy; last dial failed: no
         let now = OffsetDateTime::UNIX_EPOCH + Duration::hours(5);
         let rejected =
             json!({ "result": "rejected", "at": "1970-01-01T04:59:30Z", "error": "a.toml:1: one\na.toml:2: two" });
-        let words = to_text(&answer(&rejected), now);
+        let text = to_text(&body(&rejected), now);
         let expected =
             "REJECTED, 30 s ago; the previous policy stays in force:\n    a.toml:1: one\n    a.toml:2: two\n";
-        assert!(words.contains(expected), "{words}");
-        assert!(to_text(&answer(&Value::Null), now).contains("last reload    none yet\n"));
-        let mut draining = answer(&Value::Null);
+        assert!(text.contains(expected), "{text}");
+        assert!(to_text(&body(&Value::Null), now).contains("last reload    none yet\n"));
+        let mut draining = body(&Value::Null);
         draining["draining"] = json!({ "since": "1970-01-01T04:59:30Z", "until": "1970-01-01T05:00:00Z" });
         let expected =
             "state          DRAINING since 1970-01-01T04:59:30Z; remaining sessions are closed at 1970-01-01T05:00:00Z";

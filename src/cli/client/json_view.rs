@@ -8,9 +8,9 @@ use crate::timestamp;
 
 /// A JSON object. A key that is missing, `null` or of another type reads as absent.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Reading<'a>(pub(crate) &'a Value);
+pub(crate) struct JsonView<'a>(pub(crate) &'a Value);
 
-impl<'a> Reading<'a> {
+impl<'a> JsonView<'a> {
     /// A string, escaped for one line of a terminal: clients choose the names in their certificates.
     pub(crate) fn text(self, key: &str) -> Option<String> {
         self.0.get(key)?.as_str().map(printable::field)
@@ -70,17 +70,17 @@ mod tests {
     #[test]
     fn absent_value_reads_as_nothing() {
         for value in [json!({}), json!({ "x": null }), json!({ "x": {} }), json!([]), Value::Null] {
-            let reading = Reading(&value);
-            assert_eq!((reading.text("x"), reading.number("x"), reading.time("x")), (None, 0, None), "{value}");
-            assert_eq!((reading.list("x").count(), reading.lines("x").len()), (0, 0), "{value}");
-            assert_eq!(reading.text_or_dash("x"), "-");
+            let view = JsonView(&value);
+            assert_eq!((view.text("x"), view.number("x"), view.time("x")), (None, 0, None), "{value}");
+            assert_eq!((view.list("x").count(), view.lines("x").len()), (0, 0), "{value}");
+            assert_eq!(view.text_or_dash("x"), "-");
         }
     }
 
     #[test]
     fn control_characters_are_escaped() {
         let value = json!({ "x": "a\u{1b}[2Jb\u{202e}\nc" });
-        assert_eq!(Reading(&value).text("x").unwrap(), "a\\u{1b}[2Jb\\u{202e}\\nc");
-        assert_eq!(Reading(&value).lines("x"), ["a\\u{1b}[2Jb\\u{202e}", "c"]);
+        assert_eq!(JsonView(&value).text("x").unwrap(), "a\\u{1b}[2Jb\\u{202e}\\nc");
+        assert_eq!(JsonView(&value).lines("x"), ["a\\u{1b}[2Jb\\u{202e}", "c"]);
     }
 }
