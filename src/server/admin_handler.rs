@@ -168,7 +168,7 @@ impl AdminHandler {
             let result = if error.is_none() { "applied" } else { "rejected" };
             json!({ "result": result, "at": seconds(*at), "error": error.as_deref().map(printable::lines) })
         });
-        let counts = Counts::of(&self.registry);
+        let counts = Counts::from_registry(&self.registry);
         let listener = |policy: &Arc<ListenerPolicy>| {
             let Count { relaying, closing } = counts.of_listener(&policy.name);
             json!({

@@ -19,7 +19,7 @@ pub(crate) struct Count {
 }
 
 impl Counts {
-    pub(crate) fn of(registry: &ConnectionRegistry) -> Self {
+    pub(crate) fn from_registry(registry: &ConnectionRegistry) -> Self {
         let mut all = BTreeMap::<_, Count>::new();
         for live in registry.all() {
             let Some(state) = live.state() else { continue };
@@ -65,7 +65,7 @@ mod tests {
             session.mark_open();
         }
         closing.mark_closing();
-        let counts = Counts::of(&registry);
+        let counts = Counts::from_registry(&registry);
         assert_eq!(counts.of_listener("db"), Count { relaying: 1, closing: 1 });
         assert_eq!(counts.of_listener("cache"), Count::default());
 

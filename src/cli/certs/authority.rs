@@ -52,14 +52,14 @@ impl Authority {
             let reason = format_args!("{} is not a CA and cannot issue certificates", facts.subject);
             return Err(Failure::file(cert, reason));
         }
-        Self::of(own.clone(), pair, bundle.clone())
+        Self::from_parts(own.clone(), pair, bundle.clone())
     }
 
     pub(crate) fn new(certificate: &CertificateDer<'static>, key: KeyPair) -> Result<Self, Failure> {
-        Self::of(certificate.clone(), key, vec![certificate.clone()])
+        Self::from_parts(certificate.clone(), key, vec![certificate.clone()])
     }
 
-    fn of(
+    fn from_parts(
         certificate: CertificateDer<'static>,
         key: KeyPair,
         bundle: Vec<CertificateDer<'static>>,

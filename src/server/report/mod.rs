@@ -148,7 +148,7 @@ pub(crate) fn shield(status: &ShieldStatus) -> Value {
 /// For each certificate, trust anchor and rule of each listener: since when it is in force, when a handshake last used it,
 /// and how many open sessions depend on it.
 pub(crate) fn rotation(snapshot: &Snapshot, registry: &ConnectionRegistry) -> Value {
-    let active_use = ActiveUse::of(registry);
+    let active_use = ActiveUse::from_registry(registry);
     let items: Vec<_> = snapshot.listeners().iter().flat_map(|policy| active_use.items(policy)).collect();
     json!({ "generation": snapshot.generation, "items": items })
 }
@@ -166,7 +166,7 @@ struct Client {
 }
 
 impl ActiveUse {
-    fn of(registry: &ConnectionRegistry) -> Self {
+    fn from_registry(registry: &ConnectionRegistry) -> Self {
         let mut all: HashMap<_, BTreeMap<_, u64>> = HashMap::new();
         for live in registry.all() {
             // A closing session relays no bytes, so it does not depend on anything.
