@@ -37,7 +37,7 @@ pub mod internals {
     pub use super::timestamp;
     pub use crate::addr::ClientAddr;
     pub use crate::control::response::{AdminResponse, Status};
-    pub use crate::control::{Admin, AdminRequest};
+    pub use crate::control::{AdminRequest, AdminServer};
     pub use crate::dns::HostCache;
     pub use crate::identity::auth_settings::ClientAuthSettings;
     pub use crate::identity::client_verifier::{ClientVerifier, PresentedIdentity};

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::mpsc::{Receiver, channel};
 use std::thread::JoinHandle;
 
-use portcullis::internals::{Admin, AdminRequest, AdminResponse, Status};
+use portcullis::internals::{AdminRequest, AdminResponse, AdminServer, Status};
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot};
 
@@ -30,16 +30,16 @@ impl StandIn {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(async {
                 let (requests, mut queue) = mpsc::channel(1);
-                let _admin = Admin::start(&path, requests).unwrap();
+                let _admin = AdminServer::start(&path, requests).unwrap();
                 up.send(()).unwrap();
                 loop {
                     let request = tokio::select! {
                         _ = &mut stopped => return,
                         request = queue.recv() => request.unwrap(),
                     };
-                    let answer = answer(&request.ask);
-                    asking.send(request.ask).unwrap();
-                    request.answer.send(answer).unwrap();
+                    let answer = answer(&request.request);
+                    asking.send(request.request).unwrap();
+                    request.reply.send(answer).unwrap();
                 }
             });
         });
@@ -99,7 +99,7 @@ fn without_a_running_program_every_command_says_so() {
         let stale = site.path("stale.sock");
         let outcome = portcullis(&site, &[command, &["--socket", stale.to_str().unwrap()]].concat());
         assert_eq!(outcome.code, Some(1), "{command:?}: {}", outcome.stderr);
-        assert!(outcome.stderr.contains("has ended"), "{command:?}: {}", outcome.stderr);
+        assert!(outcome.stderr.contains("has stopped"), "{command:?}: {}", outcome.stderr);
     }
 }
 
@@ -120,7 +120,9 @@ fn without_an_admin_section_every_command_says_what_to_write() {
     {
         let outcome = portcullis(&site, command);
         assert_eq!(outcome.code, Some(78), "{}", outcome.stderr);
-        for words in ["there is no configuration file /nowhere.toml", "portcullis.toml.example", "$PORTCULLIS_CONFIG"] {
+        for words in
+            ["configuration file /nowhere.toml does not exist", "portcullis.toml.example", "$PORTCULLIS_CONFIG"]
+        {
             assert!(outcome.stderr.contains(words), "no {words} in {}", outcome.stderr);
         }
     }
@@ -130,7 +132,7 @@ fn without_an_admin_section_every_command_says_what_to_write() {
 fn a_configuration_that_is_wrong_elsewhere_still_tells_where_the_program_is() {
     let site = site();
     site.write("portcullis.toml", format!("{ADMIN}[[listener]]\nname = 7\n"));
-    let _running = StandIn::answering(&site, |_| AdminResponse::done(status()));
+    let _running = StandIn::answering(&site, |_| AdminResponse::ok(status()));
     assert!(portcullis(&site, &["status"]).success().contains("process 42"));
 }
 
@@ -143,8 +145,8 @@ fn status_is_for_people_and_for_programs() {
     ]});
     let theirs = rotation.clone();
     let running = StandIn::answering(&site, move |ask| match ask {
-        AdminRequest::Rotation => AdminResponse::done(theirs.clone()),
-        _ => AdminResponse::done(status()),
+        AdminRequest::Rotation => AdminResponse::ok(theirs.clone()),
+        _ => AdminResponse::ok(status()),
     });
     let words = portcullis(&site, &["status"]).success();
     assert!(words.contains("Portcullis 0.1.0, process 42") && words.contains("cache"), "{words}");
@@ -164,7 +166,7 @@ fn status_is_for_people_and_for_programs() {
 #[test]
 fn reload_tells_the_verdict() {
     let site = site();
-    let running = StandIn::answering(&site, |_| AdminResponse::done(json!({ "result": "applied", "generation": 4 })));
+    let running = StandIn::answering(&site, |_| AdminResponse::ok(json!({ "result": "applied", "generation": 4 })));
     assert!(portcullis(&site, &["reload"]).success().contains("generation 4"));
     assert_eq!(running.asked(), [AdminRequest::Reload]);
     drop(running);
@@ -186,7 +188,7 @@ fn a_plan_changes_nothing_and_is_told() {
     let site = site();
     let plan = json!({ "sources_removed": [{ "listener": "db", "rule": "ip_addr:192.0.2.1" }], "sessions_kept": 5 });
     let theirs = plan.clone();
-    let running = StandIn::answering(&site, move |_| AdminResponse::done(theirs.clone()));
+    let running = StandIn::answering(&site, move |_| AdminResponse::ok(theirs.clone()));
     let words = portcullis(&site, &["reload", "--plan"]).success();
     assert!(words.contains("- source       db  ip_addr:192.0.2.1") && words.contains("5 would stay"), "{words}");
     let said = portcullis(&site, &["reload", "--plan", "--json"]).success();
@@ -197,7 +199,7 @@ fn a_plan_changes_nothing_and_is_told() {
 #[test]
 fn check_asks_the_running_program_about_the_file_by_its_whole_path() {
     let site = site();
-    let running = StandIn::answering(&site, |_| AdminResponse::done(json!({ "sessions_kept": 5 })));
+    let running = StandIn::answering(&site, |_| AdminResponse::ok(json!({ "sessions_kept": 5 })));
     site.write("new.toml", format!("{ADMIN}{}", Listener::redis("127.0.0.1:6379").named("fresh")));
     let check = |arguments: &[&str]| {
         let mut command = executable();
@@ -221,13 +223,13 @@ fn check_asks_the_running_program_about_the_file_by_its_whole_path() {
 fn sessions_are_listed_and_ended() {
     let site = site();
     let running = StandIn::answering(&site, |ask| match ask {
-        AdminRequest::Status => AdminResponse::done(status()),
-        AdminRequest::Sessions => AdminResponse::done(json!({ "sessions": [
+        AdminRequest::Status => AdminResponse::ok(status()),
+        AdminRequest::Sessions => AdminResponse::ok(json!({ "sessions": [
             { "session": 7, "listener": "cache", "source": "10.0.0.5", "source_port": 4242 },
             { "session": 8, "listener": "db", "source": "10.0.0.6", "source_port": 4243 },
         ]})),
-        AdminRequest::CloseSession(id @ 7..=8) => AdminResponse::done(json!({ "session": id, "was": "open" })),
-        AdminRequest::CloseSession(id @ 6) => AdminResponse::done(json!({ "session": id, "was": "closing" })),
+        AdminRequest::CloseSession(id @ 7..=8) => AdminResponse::ok(json!({ "session": id, "was": "open" })),
+        AdminRequest::CloseSession(id @ 6) => AdminResponse::ok(json!({ "session": id, "was": "closing" })),
         _ => AdminResponse::error(Status::NotFound, "session_not_found", "there is no such session"),
     });
     let words = portcullis(&site, &["sessions", "list"]).success();
@@ -239,12 +241,12 @@ fn sessions_are_listed_and_ended() {
     assert!(unknown.stderr.contains("cache, db"), "{}", unknown.stderr);
 
     running.asked();
-    assert!(portcullis(&site, &["sessions", "close", "7", "8"]).success().contains("session 8 is ended"));
+    assert!(portcullis(&site, &["sessions", "close", "7", "8"]).success().contains("session 8 is closed"));
     let outcome = portcullis(&site, &["sessions", "close", "9", "7"]);
     assert_eq!(outcome.code, Some(1), "{}", outcome.stderr);
-    assert!(outcome.stderr.contains("no session 9") && outcome.text().contains("session 7 is ended"));
+    assert!(outcome.stderr.contains("no session 9") && outcome.text().contains("session 7 is closed"));
     assert_eq!(running.asked(), [7, 8, 9, 7].map(AdminRequest::CloseSession));
-    assert_eq!(portcullis(&site, &["sessions", "close", "6"]).success(), "session 6 was closing already\n");
+    assert_eq!(portcullis(&site, &["sessions", "close", "6"]).success(), "session 6 was already closing\n");
     assert_eq!(portcullis(&site, &["sessions", "close", "all"]).code, Some(2));
 }
 

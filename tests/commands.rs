@@ -73,7 +73,7 @@ fn check_shows_what_would_be_enforced() {
         "2001:db8::/32",
         "CN=localhost",
         "127.0.0.1",
-        "100; from one source any number, 50/s",
+        "100; per source unlimited, 50/s",
     ] {
         assert!(said.contains(word), "no {word} in {said}");
     }

@@ -178,7 +178,7 @@ fn a_ca_without_a_list_is_not_checked() {
     assert_eq!(refused(&portcullis, &taken).reason(), "client_certificate_revoked");
     for authority in [&listed, &unlisted, &unlisted.intermediate("Team CA")] {
         assert_lives(session(&portcullis, app(authority)));
-        assert_explained(&portcullis, &app(authority), 0, &["chains to", "let in"]);
+        assert_explained(&portcullis, &app(authority), 0, &["chains to", "verdict   admitted"]);
     }
 }
 
@@ -301,7 +301,7 @@ fn a_list_that_runs_out_refuses_its_ca_until_there_is_a_new_one() {
 
     portcullis.applies(|| portcullis.site.replace("clients.crl", clients.list(TakesBack::nothing(2)).pem()));
     assert_lives(session(&portcullis, &leaf));
-    assert_explained(&portcullis, &leaf, 0, &["let in"]);
+    assert_explained(&portcullis, &leaf, 0, &["verdict   admitted"]);
 }
 
 #[test]
@@ -330,7 +330,7 @@ fn a_list_that_has_run_out_is_warned_of_whatever_it_means() {
             assert_lives(attempt.unwrap());
             assert_eq!(refused(&portcullis, &taken).reason(), "client_certificate_revoked", "it goes on to count");
             assert_explained(&portcullis, &taken, 3, &["refused (client_certificate_revoked)"]);
-            assert_explained(&portcullis, &other, 0, &["let in"]);
+            assert_explained(&portcullis, &other, 0, &["verdict   admitted"]);
         } else {
             attempt.unwrap_err();
             assert_eq!(portcullis.refusal(port), "client_certificate_invalid");

@@ -27,7 +27,7 @@ fn site(options: &str) -> Site {
 
 /// What `status` has of the name.
 fn status(portcullis: &Portcullis) -> Value {
-    portcullis.status()["names"][0].clone()
+    portcullis.status()["dns_sources"][0].clone()
 }
 
 /// What `status` has as soon as it is like that.
@@ -38,7 +38,7 @@ fn status_when(portcullis: &Portcullis, what: &str, like_that: impl Fn(&Value) -
 /// Seconds from the last look to the next.
 fn wait(status: &Value) -> Option<f64> {
     let time = |key: &str| timestamp::parse(status[key].as_str()?);
-    Some((time("next_look_at")? - time("resolved_at")?).as_seconds_f64())
+    Some((time("next_lookup_at")? - time("resolved_at")?).as_seconds_f64())
 }
 
 fn told(portcullis: &Portcullis, seen: usize, event: &str, addresses: &str) -> Event {

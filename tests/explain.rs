@@ -37,8 +37,11 @@ fn running_policy_answers_while_the_file_says_something_else() {
     let site = &portcullis.site;
     site.write("portcullis.toml", config(listener().trusting(&["192.0.2.1"])));
     let said = explain(site, HERE).success();
-    assert!(said.starts_with("policy    of the running program (generation 1)\n"), "{said}");
-    assert!(said.contains("127.0.0.1 is trusted by ip_addr:127.0.0.1") && said.contains("verdict   let in"), "{said}");
+    assert!(said.starts_with("policy    running program (generation 1)\n"), "{said}");
+    assert!(
+        said.contains("127.0.0.1 is trusted by ip_addr:127.0.0.1") && said.contains("verdict   admitted"),
+        "{said}"
+    );
 }
 
 #[test]
@@ -52,17 +55,17 @@ fn running_policy_answers_while_the_file_is_broken() {
         site.write("portcullis.toml", &broken);
         let said = explain(site, HERE);
         assert_eq!(said.code, Some(0), "{broken}: {}", said.stderr);
-        assert!(said.text().contains("of the running program") && said.text().contains("verdict   let in"));
+        assert!(said.text().contains("policy    running program") && said.text().contains("verdict   admitted"));
     }
     // Where the file no longer tells which socket, --socket does.
     site.write("portcullis.toml", "]]]]");
     let lost = explain(site, HERE);
     assert_eq!(lost.code, Some(78), "{}", lost.stderr);
-    assert!(lost.stderr.contains("--socket PATH asks the running program"), "{}", lost.stderr);
+    assert!(lost.stderr.contains("use --socket PATH to ask the running program"), "{}", lost.stderr);
     let found = explain(site, &[HERE, &["--socket", "admin.sock"]].concat());
     assert_eq!(found.code, Some(0), "{}", found.stderr);
     fs::remove_file(site.path("portcullis.toml")).unwrap();
-    assert!(explain(site, &[HERE, &["--socket", "admin.sock"]].concat()).success().contains("verdict   let in"));
+    assert!(explain(site, &[HERE, &["--socket", "admin.sock"]].concat()).success().contains("verdict   admitted"));
 }
 
 #[test]
@@ -120,11 +123,8 @@ fn file_answers_without_a_running_program_and_says_so() {
     site.write("portcullis.toml", config(listener()));
     let said = outcome(&[]).success();
     let first = said.lines().next().unwrap();
-    assert!(
-        first.contains("of portcullis.toml, not of a running program") && first.contains("no such socket"),
-        "{said}"
-    );
-    assert!(said.contains("verdict   let in"), "{said}");
+    assert!(first.contains("portcullis.toml, not the running program") && first.contains("no such socket"), "{said}");
+    assert!(said.contains("verdict   admitted"), "{said}");
     let answer: Value = serde_json::from_str(&outcome(&["--json"]).success()).expect("JSON and nothing else");
     assert_eq!((&answer["policy"], &answer["verdict"]), (&json!("file"), &json!("admitted")));
     site.write("portcullis.toml", listener());
@@ -142,7 +142,7 @@ fn another_file_is_explained_by_itself() {
     let next = ["-c", "next.toml", "--listener", "main", "--source", "127.0.0.1"];
     let refused = explain(site, &next);
     assert_eq!(refused.code, Some(3), "{}", refused.stderr);
-    assert!(refused.text().lines().next().unwrap().contains("has another configuration"), "{}", refused.text());
+    assert!(refused.text().lines().next().unwrap().contains("uses another configuration"), "{}", refused.text());
     explain(site, &[&next[..], &["--socket", "admin.sock"]].concat()).success();
 }
 

@@ -267,11 +267,11 @@ fn check_prints_the_limit_in_force() {
     let listener = || Listener::redis("127.0.0.1:6379");
     // A quarter of the open files.
     let (words, number) = check(listener(), 2048);
-    assert!(words.contains("handshakes    512 at once (built-in limit)\n"), "{words}");
+    assert!(words.contains("handshakes    512 concurrent (default)\n"), "{words}");
     assert_eq!(number, 512);
     assert_eq!(check(listener().limit("max_handshakes = 0"), 1024).1, 256);
     let (words, number) = check(listener().limit("max_handshakes = 5000"), 1024);
-    assert!(words.contains("handshakes    5000 at once\n"), "{words}");
+    assert!(words.contains("handshakes    5000 concurrent\n"), "{words}");
     assert_eq!(number, 5000);
     site.write("portcullis.toml", listener().limit("max_handshakes = -1"));
     let refused = run(executable().args(["check", "-c"]).arg(site.path("portcullis.toml")));

@@ -46,7 +46,7 @@ fn told(portcullis: &Portcullis, seen: usize, event: &str, addresses: &str) -> E
 
 /// What `status` has of the first name.
 fn status(portcullis: &Portcullis) -> Value {
-    portcullis.status()["names"][0].clone()
+    portcullis.status()["dns_sources"][0].clone()
 }
 
 fn warned(portcullis: &Portcullis, seen: usize, words: &str) -> Event {

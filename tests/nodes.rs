@@ -94,7 +94,7 @@ fn the_first_that_answers_is_taken_and_the_first_of_all_as_soon_as_it_is_back() 
     let all = addresses(&[&nobody, &first, &second]);
     let portcullis = Portcullis::start(Site::new(), redis(&all));
     portcullis.address("main");
-    assert!(upstreams(&portcullis).iter().all(|upstream| upstream["answers"].is_null()));
+    assert!(upstreams(&portcullis).iter().all(|upstream| upstream["healthy"].is_null()));
     assert_eq!(session(&portcullis), first.to_string());
     said(&portcullis, 0, &format!("upstream ejected {nobody}: Connection refused"));
 
@@ -102,7 +102,7 @@ fn the_first_that_answers_is_taken_and_the_first_of_all_as_soon_as_it_is_back() 
     assert_eq!(session(&portcullis), second.to_string());
     said(&portcullis, 0, &format!("upstream ejected {first}"));
     let known = upstreams(&portcullis);
-    let answers: Vec<_> = known.iter().map(|upstream| upstream["answers"].clone()).collect();
+    let answers: Vec<_> = known.iter().map(|upstream| upstream["healthy"].clone()).collect();
     assert_eq!(answers, [false, false, true]);
     assert!(known[1]["error"].as_str().unwrap().contains("refused") && known[1]["since"].is_string(), "{}", known[1]);
 
@@ -172,7 +172,7 @@ fn what_is_known_of_an_upstream_outlives_a_reload_and_it_is_still_asked_again() 
     assert_eq!(session(&portcullis), second.to_string());
     let config = redis(&format!("{keys}, connect_timeout = \"4s\""));
     assert!(portcullis.reconfigure(config).is("reload.applied"));
-    assert_eq!(upstreams(&portcullis)[0]["answers"], false);
+    assert_eq!(upstreams(&portcullis)[0]["healthy"], false);
     first.start_again();
     said(&portcullis, 0, &format!("upstream recovered {first}"));
     assert_eq!(session(&portcullis), first.to_string());
@@ -196,7 +196,7 @@ fn one_that_fails_in_tls_is_gone_past_and_is_not_back_because_it_takes_connectio
     assert_eq!(session(&portcullis), good);
     // It is asked again, which takes more than one connection.
     eventually("it is asked again", || (deaf.connections() > 2).then_some(()));
-    assert_eq!(upstreams(&portcullis)[0]["answers"], false);
+    assert_eq!(upstreams(&portcullis)[0]["healthy"], false);
     assert_eq!(times_said(&portcullis, "upstream recovered"), 0);
     let before = deaf.connections();
     assert_eq!(session(&portcullis), good);
@@ -338,8 +338,8 @@ fn a_redis_that_is_the_master_is_found_wherever_it_stands() {
     let portcullis = Portcullis::start(Site::new(), master(&[&replica, &leader]));
     assert_eq!(session(&portcullis), leader.to_string());
     said(&portcullis, 0, &format!("upstream role changed {replica}: replica"));
-    let writes: Vec<_> = upstreams(&portcullis).iter().map(|upstream| upstream["writes"].clone()).collect();
-    assert_eq!(writes, [false, true]);
+    let roles: Vec<_> = upstreams(&portcullis).iter().map(|upstream| upstream["role"].clone()).collect();
+    assert_eq!(roles, ["replica", "primary"]);
     assert_eq!(session(&portcullis), leader.to_string());
 
     // They change places.
@@ -356,7 +356,7 @@ fn a_redis_that_is_the_master_is_found_wherever_it_stands() {
     let denied = portcullis.ending(client.port());
     assert_eq!(denied.text("detail").matches("it is a replica").count(), 2, "{}", denied.0);
     // They answer, so nobody is left out.
-    assert!(upstreams(&portcullis).iter().all(|upstream| upstream["answers"] == true));
+    assert!(upstreams(&portcullis).iter().all(|upstream| upstream["healthy"] == true));
     assert_eq!(cli(&leader, &["REPLICAOF", "NO", "ONE"]), "OK");
     assert_eq!(session(&portcullis), leader.to_string());
 }
@@ -370,7 +370,7 @@ fn a_redis_that_was_stopped_is_gone_past_where_it_is_asked_for_its_role() {
     // The kernel goes on to take its connections.
     first.signal("STOP");
     assert_eq!(session(&portcullis), second.to_string());
-    assert_eq!(upstreams(&portcullis)[0]["answers"], false);
+    assert_eq!(upstreams(&portcullis)[0]["healthy"], false);
     let seen = portcullis.seen();
     first.signal("CONT");
     said(&portcullis, seen, &format!("upstream recovered {first}"));
@@ -423,7 +423,7 @@ fn a_sentinel_and_a_server_that_loads_are_no_masters() {
     let sentinel = format!("127.0.0.1:{port}");
     let portcullis = Portcullis::start(Site::new(), master(&[&sentinel, &loading, &leader]));
     assert_eq!(session(&portcullis), leader.to_string());
-    assert!(upstreams(&portcullis).iter().all(|upstream| upstream["answers"] == true), "{:?}", upstreams(&portcullis));
+    assert!(upstreams(&portcullis).iter().all(|upstream| upstream["healthy"] == true), "{:?}", upstreams(&portcullis));
 }
 
 /// A server on the same port of several addresses of this machine.
@@ -441,7 +441,7 @@ fn at(ips: &[&str]) -> (u16, Vec<TcpListener>) {
 /// Where the upstream's socket is that a new session has.
 fn socket_of(portcullis: &Portcullis) -> Vec<String> {
     let known = upstreams(portcullis);
-    known.iter().filter(|one| one["answers"] == true).map(|one| one["socket"].as_str().unwrap().to_owned()).collect()
+    known.iter().filter(|one| one["healthy"] == true).map(|one| one["socket"].as_str().unwrap().to_owned()).collect()
 }
 
 #[test]
@@ -502,8 +502,8 @@ fn behind_one_name_the_master_is_found_among_its_replicas_and_the_dead() {
         client.ask(b"SET key value\r\n", b"+OK\r\n");
     }
     let known = upstreams(&portcullis);
-    let known: Vec<_> = known.iter().map(|one| (one["answers"].clone(), one["writes"].clone())).collect();
-    assert_eq!(known, [(false.into(), Value::Null), (true.into(), false.into()), (true.into(), true.into())]);
+    let known: Vec<_> = known.iter().map(|one| (one["healthy"].clone(), one["role"].clone())).collect();
+    assert_eq!(known, [(false.into(), Value::Null), (true.into(), "replica".into()), (true.into(), "primary".into())]);
 }
 
 #[test]
@@ -514,7 +514,7 @@ fn a_name_that_does_not_resolve_is_gone_past_until_it_does() {
     let name = format!("db.test:{}", first.port());
     let Some(portcullis) = hosts::start(site, redis(&addresses(&[&name, &second]))) else { return };
     assert_eq!(session(&portcullis), second.to_string());
-    assert_eq!(upstreams(&portcullis)[0]["answers"], false);
+    assert_eq!(upstreams(&portcullis)[0]["healthy"], false);
     hosts::name(&portcullis.site, &[("db.test", &["127.0.0.1"])]);
     said(&portcullis, 0, &format!("upstream recovered {name}"));
     assert_eq!(session(&portcullis), name);

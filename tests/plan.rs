@@ -375,7 +375,7 @@ fn plan_is_told_in_words_and_marks_what_weakens() {
         "! setting      main  tls.client_auth: required -> optional (weakens protection)",
         "! setting      main  tls.trusted_clients: cn:app -> none (weakens protection)",
         "~ setting      main  upstream.address: 127.0.0.1:1 -> 127.0.0.1:2",
-        "settings that would weaken protection: 3, marked !",
+        "settings that would weaken protection: 3 (marked !)",
     ];
     let diff = ask(&["check", "-c", "next.toml", "--diff"]);
     portcullis.site.write("portcullis.toml", configured(weaker()));

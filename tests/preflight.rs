@@ -211,7 +211,7 @@ fn silent_upstreams_are_warnings_that_strict_counts_and_offline_does_not_look_fo
         let listener = Listener::redis(&upstream);
         let outcome = check(&site, &listener, &[]);
         let said = outcome.success();
-        assert!(said.contains(&format!("warning: listener main: the upstream {upstream} {words}")), "{said}");
+        assert!(said.contains(&format!("warning: listener main: upstream {upstream} {words}")), "{said}");
         let strict = check(&site, &listener, &["--strict"]);
         assert_eq!(strict.code, Some(1), "{}", strict.stderr);
         assert!(strict.text().contains(words) && strict.stderr.contains("1 warning"), "{}", strict.stderr);

@@ -55,8 +55,8 @@ fn who_needs_no_password_is_at_the_primary_wherever_that_stands_and_notices_noth
     let opened = portcullis.event("an opening", |event| event.is("connection.opened"));
     assert_eq!(opened.text("upstream"), leader.to_string());
     said(&portcullis, 0, &format!("upstream role changed {standby}: replica"));
-    let writes: Vec<_> = upstreams(&portcullis).iter().map(|upstream| upstream["writes"].clone()).collect();
-    assert_eq!(writes, [false, true]);
+    let roles: Vec<_> = upstreams(&portcullis).iter().map(|upstream| upstream["role"].clone()).collect();
+    assert_eq!(roles, ["replica", "primary"]);
 
     run(client("pgbench").args(["-i", "-q", "-d", &conninfo])).success();
     let said = run(client("pgbench").args(["-n", "-C", "-c", "4", "-t", "20", "-d", &conninfo])).success();
@@ -301,15 +301,15 @@ fn a_server_that_does_not_deal_with_the_client_is_gone_past_whatever_is_wanted()
         ] {
             let known = upstreams(&portcullis);
             let known = known.iter().find(|upstream| upstream["address"] == server.as_str()).unwrap();
-            assert_eq!(known["answers"], false, "{server} {target}");
+            assert_eq!(known["healthy"], false, "{server} {target}");
             assert!(known["error"].as_str().is_some_and(|error| error.contains(words)), "{known}");
         }
         // It answers, if only that it is not ready.
-        assert_eq!(upstreams(&portcullis)[4]["answers"], true);
+        assert_eq!(upstreams(&portcullis)[4]["healthy"], true);
         // Nobody is let back in for taking connections.
         let asked = closing.connections();
         eventually("it is asked again", || (closing.connections() > asked).then_some(()));
-        assert_eq!(upstreams(&portcullis)[1]["answers"], false);
+        assert_eq!(upstreams(&portcullis)[1]["healthy"], false);
     }
 }
 
@@ -362,7 +362,7 @@ fn a_refusal_that_is_meant_for_the_client_reaches_it() {
         assert!(refused.stderr.contains("role \"nobody\" does not exist"), "{}", refused.stderr);
         let wrong = run(keyed(&portcullis).env("PGPASSWORD", "open barley").args(ASK));
         assert!(wrong.stderr.contains("password authentication failed"), "{}", wrong.stderr);
-        assert!(upstreams(&portcullis).iter().all(|upstream| upstream["answers"] != false));
+        assert!(upstreams(&portcullis).iter().all(|upstream| upstream["healthy"] != false));
     }
 }
 

@@ -190,7 +190,7 @@ fn systemd_is_told_of_every_reload_and_its_verdict() {
     let mut session = portcullis.client().connect();
     session.ask(b"hello", b"hello");
     portcullis.process.signal("TERM");
-    assert_eq!(status(&told_until(&socket, "STOPPING=1")[0]), "draining: 1 open sessions, waiting for at most 30s");
+    assert_eq!(status(&told_until(&socket, "STOPPING=1")[0]), "draining: 1 open sessions, waiting up to 30s");
     drop(session);
     let code = eventually("the end", || portcullis.process.0.try_wait().unwrap());
     assert_eq!(code.code(), Some(0));

@@ -123,7 +123,7 @@ fn half_closed_session_is_closed_by_its_number() {
     let portcullis = start(&Listener::redis(&redis));
     let client = left_by_redis(&portcullis);
     let session = only(&portcullis, "half_closed", &json!("upstream"))["session"].to_string();
-    assert!(words(&portcullis, &["sessions", "close", &session]).contains("is ended"));
+    assert!(words(&portcullis, &["sessions", "close", &session]).contains("is closed"));
     assert_eq!(portcullis.ending(client.port()).reason(), "closed_by_admin");
 }
 

@@ -93,8 +93,8 @@ fn a_stranger_hears_nothing_and_who_is_trusted_comes_in() {
         if let Some(stranger) = stranger {
             assert!(is_silent(address, stranger), "{listen}: {stranger}");
             let standing = status(&portcullis);
-            assert_eq!((&standing["dropped"], &standing["wanted"]), (&1.into(), &"on".into()), "{standing}");
-            assert!(standing["up_since"].is_string(), "{standing}");
+            assert_eq!((&standing["dropped"], &standing["mode"]), (&1.into(), &"on".into()), "{standing}");
+            assert!(standing["active_since"].is_string(), "{standing}");
         }
         inside.ask(b"still here", b"still here");
         drop(inside);
@@ -261,7 +261,7 @@ fn where_it_cannot_be_check_and_the_log_say_so_and_everything_else_works() {
         let said = run(check.args(["check", "-c"]).arg(portcullis.site.path("portcullis.toml"))).success();
         assert!(said.lines().any(|line| line.starts_with("warning: ") && warned(line)), "{said}");
         let standing = status(&portcullis);
-        assert!(standing["obstacle"].as_str().is_some_and(|why| why.contains(words)), "{standing}");
+        assert!(standing["unavailable_reason"].as_str().is_some_and(|why| why.contains(words)), "{standing}");
     }
 }
 

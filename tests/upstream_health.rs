@@ -47,7 +47,7 @@ fn single_redis_that_stops_is_unhealthy_and_healthy_again_without_a_client() {
     portcullis.address("main");
     let (health, unknown) = status(&portcullis);
     assert_eq!(
-        (health.as_str(), &unknown["answers"], &unknown["health"]),
+        (health.as_str(), &unknown["healthy"], &unknown["health"]),
         ("unknown", &Value::Null, &"unknown".into())
     );
     assert!(words(&portcullis).contains("unknown, not dialled yet"), "{}", words(&portcullis));
@@ -55,7 +55,7 @@ fn single_redis_that_stops_is_unhealthy_and_healthy_again_without_a_client() {
     portcullis.client().connect().ask(b"PING\r\n", b"+PONG\r\n");
     let (health, healthy) = status(&portcullis);
     assert_eq!(
-        (health.as_str(), &healthy["answers"], &healthy["health"]),
+        (health.as_str(), &healthy["healthy"], &healthy["health"]),
         ("healthy", &true.into(), &"healthy".into())
     );
     assert_eq!((&healthy["last_dial"]["result"], &healthy["error"]), (&"connected".into(), &Value::Null));
@@ -63,7 +63,7 @@ fn single_redis_that_stops_is_unhealthy_and_healthy_again_without_a_client() {
     redis.kill();
     refused(&portcullis);
     let (health, unhealthy) = status(&portcullis);
-    assert_eq!((health.as_str(), &unhealthy["answers"]), ("unhealthy", &false.into()));
+    assert_eq!((health.as_str(), &unhealthy["healthy"]), ("unhealthy", &false.into()));
     assert!(unhealthy["since"].is_string() && unhealthy["last_dial"]["at"].is_string(), "{unhealthy}");
     for error in [&unhealthy["error"], &unhealthy["last_dial"]["error"]] {
         assert!(error.as_str().unwrap().contains("Connection refused"), "{unhealthy}");
@@ -74,7 +74,7 @@ fn single_redis_that_stops_is_unhealthy_and_healthy_again_without_a_client() {
 
     redis.start_again();
     let again = eventually_healthy(&portcullis);
-    assert_eq!((&again["answers"], &again["since"], &again["error"]), (&true.into(), &Value::Null, &Value::Null));
+    assert_eq!((&again["healthy"], &again["since"], &again["error"]), (&true.into(), &Value::Null, &Value::Null));
     assert_eq!(again["last_dial"]["result"], "connected");
     let upstream = redis.to_string();
     let is_logged = |line: &Event| line.0["message"] == "upstream recovered" && line.0["upstream"] == upstream.as_str();
@@ -132,7 +132,7 @@ fn name_that_resolves_again_has_its_addresses_dialled_without_a_client() {
     let Some(portcullis) = hosts::start(site, format!("{ADMIN}{listener}")) else { return };
     refused(&portcullis);
     let (health, known) = status(&portcullis);
-    assert_eq!((health.as_str(), &known["socket"], &known["answers"]), ("unhealthy", &Value::Null, &false.into()));
+    assert_eq!((health.as_str(), &known["socket"], &known["healthy"]), ("unhealthy", &Value::Null, &false.into()));
     hosts::name(&portcullis.site, &[("db.test", &["127.0.0.1"])]);
     let known = eventually_healthy(&portcullis);
     assert_eq!(known["socket"], redis.to_string());

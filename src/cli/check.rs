@@ -1,4 +1,4 @@
-//! `portcullis check`: everything a start would need, and what it would enforce.
+//! `portcullis check`: validates the configuration and the machine, and prints the effective policy.
 
 use std::fmt::Write as _;
 use std::num::NonZeroU32;
@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use time::OffsetDateTime;
 
 use crate::addr::ListenAddr;
-use crate::cli::client::Control;
+use crate::cli::client::AdminClient;
 use crate::cli::client::reload;
 use crate::cli::output::moment::{NEAR, since};
 use crate::cli::{Failure, difference, load, preflight, print, print_json, reachability};
@@ -28,56 +28,55 @@ use crate::x509::chain::settings::{AnchorValidity, CrlExpired};
 use crate::x509::crl::Crl;
 use crate::x509::expiry::days_left;
 
-/// How `check` goes about it.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Manner {
+pub(crate) struct CheckOptions {
     pub(crate) as_json: bool,
-    /// A warning is a failure.
+    /// Treat a warning as a failure.
     pub(crate) strict: bool,
-    /// Nothing that touches the network.
+    /// Skip the checks that use the network.
     pub(crate) offline: bool,
 }
 
-pub(crate) fn check(file: &Path, manner: Manner) -> Result<(), Failure> {
-    let built = load_whole(file, manner.offline)?;
-    if manner.as_json {
-        print_json(&in_json(&built))?
+pub(crate) fn check(file: &Path, options: CheckOptions) -> Result<(), Failure> {
+    let built = load_and_check(file, options.offline)?;
+    if options.as_json {
+        print_json(&to_json(&built))?
     } else {
-        print(&in_words(&built, manner.offline))?
+        print(&to_text(&built, options.offline))?
     }
-    verdict(&built, manner.strict)
+    require_no_warnings(&built, options.strict)
 }
 
-/// The same, and then what the running program would change if `file` were its configuration.
-pub(crate) fn check_against(file: &Path, socket: Option<&Path>, manner: Manner) -> Result<(), Failure> {
-    let built = load_whole(file, manner.offline)?;
-    let plan = || reload::plan_of(&Control::at(socket, file)?, file);
-    if manner.as_json {
-        let mut report = in_json(&built);
+/// Checks `file`, and then shows what would change if the running program loaded it.
+pub(crate) fn check_against(file: &Path, socket: Option<&Path>, options: CheckOptions) -> Result<(), Failure> {
+    let built = load_and_check(file, options.offline)?;
+    let plan = || reload::plan_for(&AdminClient::at(socket, file)?, file);
+    if options.as_json {
+        let mut report = to_json(&built);
         if let Value::Object(fields) = &mut report {
             fields.insert("plan".to_owned(), plan()?);
         }
         print_json(&report)?;
     } else {
-        print(&in_words(&built, manner.offline))?;
-        let words = difference::in_words(&plan()?, OffsetDateTime::now_utc());
-        print(&format!("\nbeside the running program, {words}"))?;
+        print(&to_text(&built, options.offline))?;
+        let plan = difference::to_text(&plan()?, OffsetDateTime::now_utc());
+        print(&format!("\ncompared with the running program, {plan}"))?;
     }
-    verdict(&built, manner.strict)
+    require_no_warnings(&built, options.strict)
 }
 
-fn verdict(built: &Built, strict: bool) -> Result<(), Failure> {
+fn require_no_warnings(built: &Built, strict: bool) -> Result<(), Failure> {
     match built.warnings.len() {
-        1 if strict => Err(Failure::Failed("1 warning, which --strict takes for a failure".to_owned())),
-        count @ 2.. if strict => Err(Failure::Failed(format!("{count} warnings, which --strict takes for a failure"))),
+        1 if strict => Err(Failure::Failed("1 warning, which is a failure with --strict".to_owned())),
+        count @ 2.. if strict => Err(Failure::Failed(format!("{count} warnings, which are failures with --strict"))),
         _ => Ok(()),
     }
 }
 
-/// Loads the configuration as a start would, and looks at what else a start needs.
-fn load_whole(file: &Path, offline: bool) -> Result<Built, Failure> {
-    let names = if offline { HostCache::offline() } else { HostCache::default() };
-    let (mut built, _) = load(file, &names)?;
+/// Loads the configuration and checks what else a start needs.
+fn load_and_check(file: &Path, offline: bool) -> Result<Built, Failure> {
+    let host_cache = if offline { HostCache::offline() } else { HostCache::default() };
+    let (mut built, _) = load(file, &host_cache)?;
     let problems = preflight::problems(&built.snapshot.config, offline);
     Problems::unless_any(problems, ()).map_err(Failure::Configuration)?;
     if !offline {
@@ -86,7 +85,7 @@ fn load_whole(file: &Path, offline: bool) -> Result<Built, Failure> {
     Ok(built)
 }
 
-fn in_json(built: &Built) -> Value {
+fn to_json(built: &Built) -> Value {
     let listeners = built.snapshot.listeners().iter().map(|policy| {
         let certificates = policy.certificates().map(|(role, certificate)| {
             let mut value = json!(certificate);
@@ -164,7 +163,7 @@ fn upstream_tls(tls: &UpstreamTls) -> Value {
     })
 }
 
-/// `None` where the upstream's certificate is not verified.
+/// Returns `None` if the certificate of the upstream is not verified.
 fn upstream_anchor_validity(tls: &UpstreamTls) -> Option<AnchorValidity> {
     let is_verified = tls.verification != Verification::Require || !tls.ca.is_empty();
     is_verified.then_some(tls.anchor_validity)
@@ -190,7 +189,7 @@ fn source(policy: &ListenerPolicy, rule: &Rule) -> Value {
     })
 }
 
-fn in_words(built: &Built, offline: bool) -> String {
+fn to_text(built: &Built, offline: bool) -> String {
     let mut out = String::new();
     let _ = writeln!(out, "{} is valid", built.snapshot.config.file.display());
     for policy in built.snapshot.listeners() {
@@ -200,17 +199,20 @@ fn in_words(built: &Built, offline: bool) -> String {
         let _ = line("listen", &bind_addrs(policy).join(", "));
         let _ = line("upstream", &upstream(policy));
         if let Some(version) = policy.upstream.settings.proxy_header {
-            let _ = line("announces", &format!("each client to the upstream, by the PROXY protocol {version}"));
+            let _ = line("proxy header", &format!("PROXY protocol {version} is sent to the upstream"));
         }
         if policy.upstream.settings.target == Target::Primary {
             let _ = line(
                 "target",
-                &format!("{}: others are gone past", policy.upstream.settings.target.word(policy.protocol)),
+                &format!(
+                    "{} (servers in another role are skipped)",
+                    policy.upstream.settings.target.word(policy.protocol)
+                ),
             );
         }
         let tls = match min_version(policy) {
-            Some(version) => format!("{version} and later, client certificates: {}", policy.client_auth()),
-            None => "OFF: only programs of this machine can connect".to_owned(),
+            Some(version) => format!("{version} or later, client certificates: {}", policy.client_auth()),
+            None => "OFF: only local programs can connect".to_owned(),
         };
         let _ = line("tls", &tls);
         if let Some(validity) = policy.anchor_validity() {
@@ -230,9 +232,9 @@ fn in_words(built: &Built, offline: bool) -> String {
         let _ = line("connections", &connections(policy));
         let _ = line("handshakes", &handshakes(policy));
         let _ = line("limits", &limits(policy));
-        balancers_in_words(&mut out, policy);
-        sources_in_words(&mut out, policy, offline);
-        certificates_in_words(&mut out, policy);
+        write_proxies(&mut out, policy);
+        write_sources(&mut out, policy, offline);
+        write_certificates(&mut out, policy);
     }
     for (index, warning) in built.warnings.iter().enumerate() {
         let _ = writeln!(out, "{}warning: {warning}", if index == 0 { "\n" } else { "" });
@@ -242,19 +244,19 @@ fn in_words(built: &Built, offline: bool) -> String {
 
 const fn anchor_validity(validity: AnchorValidity) -> &'static str {
     match validity {
-        AnchorValidity::Enforce => "anchor_validity = enforce: one outside its dates vouches for nobody",
-        AnchorValidity::Ignore => "anchor_validity = ignore: their dates do not count",
+        AnchorValidity::Enforce => "anchor_validity = enforce: a CA outside its validity period is not trusted",
+        AnchorValidity::Ignore => "anchor_validity = ignore: the validity period of a CA is not checked",
     }
 }
 
 const fn crl_expired(expired: CrlExpired) -> &'static str {
     match expired {
-        CrlExpired::Refuse => "crl_expired = refuse: the certificates of their CA are refused",
-        CrlExpired::Allow => "crl_expired = allow: they count all the same",
+        CrlExpired::Refuse => "crl_expired = refuse: certificates of the CA are refused",
+        CrlExpired::Allow => "crl_expired = allow: an expired CRL stays in force",
     }
 }
 
-/// The addresses, of a file with who may write to it.
+/// The addresses; for a Unix socket with its mode, owner and group.
 fn bind_addrs(policy: &ListenerPolicy) -> Vec<String> {
     let bind_addr = |bind_addr: &BindAddr| match &bind_addr.address {
         ListenAddr::Tcp(address) => address.to_string(),
@@ -267,60 +269,60 @@ fn bind_addrs(policy: &ListenerPolicy) -> Vec<String> {
     policy.bind_addrs.iter().map(bind_addr).collect()
 }
 
-/// Where the upstream is, and how it is met.
+/// The address of the upstream and its TLS verification.
 fn upstream(policy: &ListenerPolicy) -> String {
     let Some(tls) = &policy.upstream.settings.tls else { return policy.upstream.name.to_string() };
     let name = tls.server_name.as_ref().map(|name| format!(", as {name}")).unwrap_or_default();
     let direct = if tls.negotiation == Negotiation::Direct { ", direct" } else { "" };
-    format!("{}, by TLS ({}{name}{direct})", policy.upstream.name, tls.verification)
+    format!("{}, TLS ({}{name}{direct})", policy.upstream.name, tls.verification)
 }
 
-fn sources_in_words(out: &mut String, policy: &ListenerPolicy, offline: bool) {
+fn write_sources(out: &mut String, policy: &ListenerPolicy, offline: bool) {
     let rules = policy.sources.trusted.rules();
     if policy.bind_addrs.iter().all(|bind_addr| matches!(bind_addr.address, ListenAddr::Unix(_))) && rules.is_empty() {
-        let _ = writeln!(out, "  trusted sources (none needed): whoever may write to the socket");
+        let _ = writeln!(out, "  trusted sources (none needed): access is controlled by the permissions of the socket");
         return;
     }
     let _ = writeln!(out, "  trusted sources ({})", rules.len());
-    for rule in rules.iter().take(MOST_RULES) {
+    for rule in rules.iter().take(MAX_RULES) {
         let addresses = if offline { String::new() } else { policy.describe_addresses(rule) };
         let _ = write!(out, "    {rule}{addresses}");
         let expired = if rule.is_live(OffsetDateTime::now_utc()) { "until" } else { "EXPIRED" };
         let _ = rule.expires_at.map_or(Ok(()), |end| write!(out, "  {expired} {}", timestamp::seconds(end)));
-        let _ = rule.description.as_ref().map_or(Ok(()), |words| write!(out, "  ({})", printable::field(words)));
+        let _ = rule.description.as_ref().map_or(Ok(()), |text| write!(out, "  ({})", printable::field(text)));
         let from_file = matches!(rule.origin, Origin::SourcesFile { .. });
         let _ = writeln!(out, "{}", if from_file { "  [sources_file]" } else { "" });
     }
-    if rules.len() > MOST_RULES {
-        let _ = writeln!(out, "    and {} more; --json lists them all", rules.len() - MOST_RULES);
+    if rules.len() > MAX_RULES {
+        let _ = writeln!(out, "    and {} more; --json lists all", rules.len() - MAX_RULES);
     }
 }
 
-fn balancers_in_words(out: &mut String, policy: &ListenerPolicy) {
+fn write_proxies(out: &mut String, policy: &ListenerPolicy) {
     let networks = policy.proxies.networks();
     if networks.is_empty() {
         return;
     }
-    let _ = writeln!(out, "  load balancers, which have to announce their clients ({})", networks.len());
+    let _ = writeln!(out, "  trusted proxies, which must send a PROXY header ({})", networks.len());
     for network in networks {
         let covers = |source: &Network| source.net().contains(&network.net());
         let mut live = policy.sources.trusted.rules().iter().filter(|rule| rule.is_live(OffsetDateTime::now_utc()));
         let rule = live.find(|rule| rule.source.network().is_some_and(covers));
-        let own = rule.map_or("of its own no connection is let in".to_owned(), |rule| {
-            format!("connections of its own, such as health checks, are let in by {rule}")
+        let own = rule.map_or("(health checks from this address are refused: no rule trusts it)".to_owned(), |rule| {
+            format!("(health checks from this address are admitted by {rule})")
         });
         let _ = writeln!(out, "    {network}  {own}");
     }
 }
 
-fn certificates_in_words(out: &mut String, policy: &ListenerPolicy) {
+fn write_certificates(out: &mut String, policy: &ListenerPolicy) {
     for (role, certificate) in policy.certificates() {
         let what = match role {
             "server" => "server certificate",
             "client_ca" => "client CA certificate",
             "upstream_ca" => "upstream CA certificate",
-            "upstream_certificate" => "certificate shown to the upstream",
-            _ => "client certificate, trusted by itself",
+            "upstream_certificate" => "client certificate for the upstream",
+            _ => "pinned client certificate",
         };
         let _ = writeln!(out, "  {what}");
         let _ = write!(out, "{}", describe(certificate, "    "));
@@ -329,14 +331,14 @@ fn certificates_in_words(out: &mut String, policy: &ListenerPolicy) {
         let Crl { issuer, revoked, this_update, next_update, .. } = list;
         let [from, until] = [this_update, next_update].map(|moment| timestamp::seconds(*moment));
         let late = if list.is_expired_at(OffsetDateTime::now_utc()) { " (EXPIRED)" } else { "" };
-        let _ = writeln!(out, "  revocation list of {issuer}: {revoked} revoked, {from} to {until}{late}");
+        let _ = writeln!(out, "  CRL of {issuer}: {revoked} revoked, {from} to {until}{late}");
     }
     if !patterns(policy).is_empty() {
         let _ = writeln!(out, "  trusted clients: {}", patterns(policy).join(", "));
     }
 }
 
-/// A certificate in a few lines, each behind `indent`.
+/// Describes a certificate in several lines, each after `indent`.
 pub(crate) fn describe(certificate: &Certificate, indent: &str) -> String {
     let Certificate { subject, issuer, self_signed, ca, sans, key, sha256, .. } = certificate;
     let mut out = String::new();
@@ -344,17 +346,17 @@ pub(crate) fn describe(certificate: &Certificate, indent: &str) -> String {
         let _ = writeln!(out, "{indent}{key:<8} {value}");
     };
     line("subject", subject);
-    line("issuer", if *self_signed { "itself (self-signed)" } else { issuer });
+    line("issuer", if *self_signed { "self-signed" } else { issuer });
     if !sans.is_empty() {
         line("names", &sans.iter().map(printable::field).collect::<Vec<_>>().join(", "));
     }
-    line("key", &format!("{key}{}", if *ca { ", may issue certificates" } else { "" }));
+    line("key", &format!("{key}{}", if *ca { ", CA" } else { "" }));
     line("valid", &lifetime(certificate, OffsetDateTime::now_utc()));
     line("sha256", sha256);
     out
 }
 
-/// From when to when a certificate is valid, and what that means now.
+/// The validity period of a certificate and the remaining time.
 pub(crate) fn lifetime(certificate: &Certificate, now: OffsetDateTime) -> String {
     let Certificate { not_before, not_after, .. } = certificate;
     let state = match (certificate.is_valid_at(now), days_left(*not_after, now)) {
@@ -366,18 +368,18 @@ pub(crate) fn lifetime(certificate: &Certificate, now: OffsetDateTime) -> String
     format!("{} to {} ({state})", timestamp::seconds(*not_before), timestamp::seconds(*not_after))
 }
 
-/// How many sessions there may be, and how fast they may come.
+/// Session limits and the connection rate.
 fn connections(policy: &ListenerPolicy) -> String {
     let Limits { max_connections, max_connections_per_source, connection_rate_per_source, .. } = &policy.limits;
-    let number = |most: &Option<NonZeroU32>| most.map_or("any number".to_owned(), |most| most.to_string());
-    let rate = connection_rate_per_source.map_or("at any rate".to_owned(), |rate| rate.to_string());
-    format!("{}; from one source {}, {rate}", number(max_connections), number(max_connections_per_source))
+    let number = |max: &Option<NonZeroU32>| max.map_or("unlimited".to_owned(), |max| max.to_string());
+    let rate = connection_rate_per_source.map_or("any rate".to_owned(), |rate| rate.to_string());
+    format!("{}; per source {}, {rate}", number(max_connections), number(max_connections_per_source))
 }
 
-/// How many connections may be in their handshake.
+/// The limit of concurrent handshakes.
 fn handshakes(policy: &ListenerPolicy) -> String {
-    let built_in = if policy.limits.max_handshakes.is_none() { " (built-in limit)" } else { "" };
-    format!("{} at once{built_in}", policy.max_handshakes)
+    let built_in = if policy.limits.max_handshakes.is_none() { " (default)" } else { "" };
+    format!("{} concurrent{built_in}", policy.max_handshakes)
 }
 
 fn limits(policy: &ListenerPolicy) -> String {
@@ -391,13 +393,13 @@ fn limits(policy: &ListenerPolicy) -> String {
         limits.half_close_timeout,
         limits.dead_peer_timeout,
         match (policy.protocol, policy.plaintext_cancel) {
-            (Protocol::Postgres, true) => "; a CancelRequest may come in plaintext",
+            (Protocol::Postgres, true) => "; plaintext CancelRequests are accepted",
             (Protocol::Postgres | Protocol::Redis | Protocol::Tcp, _) => "",
         }
     )
 }
 
-/// `null` where there is no limit.
+/// `None` for no limit.
 fn milliseconds(duration: Option<Duration>) -> Option<u64> {
     duration.map(|duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX))
 }
@@ -406,12 +408,12 @@ fn addresses(policy: &ListenerPolicy) -> Vec<String> {
     policy.bind_addrs.iter().map(|bind_addr| bind_addr.address.to_string()).collect()
 }
 
-/// In the order in which they are tried.
+/// The upstream addresses in dial order.
 fn upstreams(policy: &ListenerPolicy) -> Vec<String> {
     policy.upstream.settings.addresses.iter().map(ToString::to_string).collect()
 }
 
-/// `None` where TLS is off.
+/// Returns `None` if TLS is off.
 fn min_version(policy: &ListenerPolicy) -> Option<&'static str> {
     policy.min_version().map(|version| match version {
         MinTlsVersion::Tls12 => "TLS 1.2",
@@ -419,17 +421,17 @@ fn min_version(policy: &ListenerPolicy) -> Option<&'static str> {
     })
 }
 
-/// Whom of the holders of a good certificate it lets in; nothing where all.
+/// The patterns of `trusted_clients`; empty if every verified client is admitted.
 fn patterns(policy: &ListenerPolicy) -> Vec<String> {
     policy.trusted_clients().map(TrustedClients::patterns).unwrap_or_default().iter().map(ToString::to_string).collect()
 }
 
-/// Whether it can be is told by a warning.
+/// The configured mode. A warning reports a shield that is not available.
 const fn shield(policy: &ListenerPolicy) -> &'static str {
     match policy.shield {
         Shield::Off => "off",
-        Shield::Auto => "auto: during a flood the kernel drops what strangers send",
-        Shield::On => "on: the kernel drops what strangers send",
+        Shield::Auto => "auto: the kernel drops packets of untrusted sources during a flood",
+        Shield::On => "on: the kernel drops packets of untrusted sources",
     }
 }
 
@@ -442,10 +444,10 @@ const fn revoke(policy: &ListenerPolicy) -> &'static str {
 
 const fn revocation(policy: &ListenerPolicy) -> &'static str {
     match policy.revoke {
-        Revoke::Disconnect => "ends the open sessions that are no longer let in",
-        Revoke::Keep => "OFF: sessions that are open stay, whatever becomes of what let them in",
+        Revoke::Disconnect => "closes open sessions that the policy no longer admits",
+        Revoke::Keep => "OFF: open sessions stay open when their rule or certificate is removed",
     }
 }
 
-/// More than a reader reads.
-const MOST_RULES: usize = 50;
+/// Rules per listener shown as text.
+const MAX_RULES: usize = 50;

@@ -1,4 +1,4 @@
-//! `portcullis explain`: what would become of a connection, by the policy of the running program where there is one.
+//! `portcullis explain`: whether a connection would be admitted, by the policy of the running program if there is one.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -12,143 +12,142 @@ use time::OffsetDateTime;
 
 use crate::addr::ClientAddr;
 use crate::cli::certs::inspect::read_certificates;
-use crate::cli::client::reading::Reading;
-use crate::cli::client::{Control, Reply};
-use crate::cli::{ConfigFile, Failure, hint, load, print, print_json, source};
+use crate::cli::client::json_view::JsonView;
+use crate::cli::client::{AdminClient, Reply};
+use crate::cli::{ConfigFile, Failure, hint, load, parse_source, print, print_json};
 use crate::config::Config;
 use crate::dns::HostCache;
 use crate::policy::explain::ExplainError;
 
-/// What `explain` is asked.
 #[derive(Debug, Args)]
 pub(crate) struct ExplainArgs {
     #[command(flatten)]
     config: ConfigFile,
-    /// The listener it would come to
+    /// Listener that the client connects to
     #[arg(long, value_name = "NAME")]
     listener: String,
-    /// The address it would come from, or "unix" for a program that opens the listener's Unix socket
-    #[arg(long, value_name = "IP", value_parser = source)]
+    /// Client address, or "unix" for a client of the listener's Unix socket
+    #[arg(long, value_name = "IP", value_parser = parse_source)]
     source: ClientAddr,
-    /// The certificate it would present (PEM, its chain behind it)
+    /// Client certificate in PEM, followed by its intermediates
     #[arg(long, value_name = "FILE")]
     client_cert: Option<PathBuf>,
-    /// Ask the program at this admin socket, instead of the one that the configuration names
+    /// Admin socket of the running program, instead of the one in the configuration
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
-    /// Print JSON instead of words
+    /// Print JSON instead of text
     #[arg(long)]
     json: bool,
 }
 
-/// Whose policy an answer is about.
-enum Answered {
-    /// The running program's.
+/// Which policy to explain.
+enum PolicySource {
+    /// The answer of the running program.
     Running(Value),
-    /// Nobody has answered, for this reason: the configuration file has to.
-    Nobody(String),
+    /// The configuration file, with the reason why the running program does not answer.
+    File(String),
 }
 
 pub(crate) fn explain(args: &ExplainArgs) -> Result<(), Failure> {
     let chain = args.client_cert.as_deref().map(read_certificates).transpose()?.unwrap_or_default();
-    let (answer, policy) = match ask(args, &chain)? {
-        Answered::Running(mut answer) => {
-            let generation = Reading(&answer).number("generation");
-            set(&mut answer, "policy", "running".into());
-            (answer, format!("of the running program (generation {generation})"))
+    let (body, policy) = match ask_running(args, &chain)? {
+        PolicySource::Running(mut body) => {
+            let generation = JsonView(&body).number("generation");
+            set(&mut body, "policy", "running".into());
+            (body, format!("running program (generation {generation})"))
         }
-        Answered::Nobody(why) => {
-            let mut answer = by_file(args, &chain)?;
-            set(&mut answer, "policy", "file".into());
-            set(&mut answer, "policy_detail", why.as_str().into());
-            (answer, format!("of {}, not of a running program: {why}", args.config.config.display()))
+        PolicySource::File(why) => {
+            let mut body = explain_file(args, &chain)?;
+            set(&mut body, "policy", "file".into());
+            set(&mut body, "policy_detail", why.as_str().into());
+            (body, format!("{}, not the running program: {why}", args.config.config.display()))
         }
     };
     if args.json {
-        print_json(&answer)?
+        print_json(&body)?
     } else {
-        print(&in_words(&answer, &policy))?
+        print(&to_text(&body, &policy))?
     }
-    if Reading(&answer).text("verdict").as_deref() == Some("admitted") { Ok(()) } else { Err(Failure::Refused) }
+    if JsonView(&body).text("verdict").as_deref() == Some("admitted") { Ok(()) } else { Err(Failure::Refused) }
 }
 
-/// Asks the running program. With `--socket` it is the one that is meant, and has to answer.
-fn ask(args: &ExplainArgs, chain: &[CertificateDer<'_>]) -> Result<Answered, Failure> {
+/// Asks the running program. With `--socket`, a program that does not answer is a failure.
+fn ask_running(args: &ExplainArgs, chain: &[CertificateDer<'_>]) -> Result<PolicySource, Failure> {
     if let Some(socket) = &args.socket {
-        let reply = question(args, socket, chain)?;
-        return understood(reply).map(Answered::Running);
+        let reply = send_request(args, socket, chain)?;
+        return explanation(reply).map(PolicySource::Running);
     }
     let file = &args.config.config;
     let socket = match Config::admin_of(file) {
         Ok(Some(admin)) => admin.socket,
-        Ok(None) => return Ok(Answered::Nobody("it has no [admin], by which one could be asked".to_owned())),
+        Ok(None) => return Ok(PolicySource::File("the file has no [admin] section".to_owned())),
         Err(_) => {
-            hint("--socket PATH asks the running program, whatever is wrong with the file");
-            return Ok(Answered::Nobody("its [admin] cannot be read".to_owned()));
+            hint("use --socket PATH to ask the running program, even if the file is invalid");
+            return Ok(PolicySource::File("the [admin] section cannot be read".to_owned()));
         }
     };
-    let reply = match question(args, &socket, chain) {
+    let reply = match send_request(args, &socket, chain) {
         Ok(reply) => reply,
-        Err(Failure::Failed(why)) => return Ok(Answered::Nobody(first_sentence(&why).to_owned())),
+        Err(Failure::Failed(why)) => return Ok(PolicySource::File(first_sentence(&why).to_owned())),
         Err(other) => return Err(other),
     };
-    let Some(config) = Reading(&reply.body).text("config") else {
-        let why = "the one that answers is of a version that cannot explain";
-        return Ok(Answered::Nobody(why.to_owned()));
+    let Some(config) = JsonView(&reply.body).text("config") else {
+        let why = "the version of the running program does not support explain";
+        return Ok(PolicySource::File(why.to_owned()));
     };
     if !is_same_file(file, Path::new(&config)) {
-        let why = format!("the one that answers has another configuration, {config}; --socket asks it all the same");
-        return Ok(Answered::Nobody(why));
+        let why = format!("it uses another configuration, {config}; use --socket to ask it anyway");
+        return Ok(PolicySource::File(why));
     }
-    understood(reply).map(Answered::Running)
+    explanation(reply).map(PolicySource::Running)
 }
 
-fn question(args: &ExplainArgs, socket: &Path, chain: &[CertificateDer<'_>]) -> Result<Reply, Failure> {
-    // Only what is public of the file goes over the socket: it may hold a private key, too.
+fn send_request(args: &ExplainArgs, socket: &Path, chain: &[CertificateDer<'_>]) -> Result<Reply, Failure> {
+    // Send only the certificates: the file may also contain a private key.
     let blocks: Vec<_> = chain.iter().map(|der| pem::Pem::new("CERTIFICATE", der.as_ref())).collect();
     let body = json!({
         "listener": args.listener,
         "source": args.source.source(),
         "client_certificate": (!blocks.is_empty()).then(|| pem::encode_many(&blocks)),
     });
-    Control::at(Some(socket), &args.config.config)?.ask(Method::POST, "/v1/explain", Some(&body))
+    AdminClient::at(Some(socket), &args.config.config)?.send(Method::POST, "/v1/explain", Some(&body))
 }
 
-fn understood(reply: Reply) -> Result<Value, Failure> {
-    match Reading(&reply.body).text("id").as_deref() {
+fn explanation(reply: Reply) -> Result<Value, Failure> {
+    match JsonView(&reply.body).text("id").as_deref() {
         Some("not_found" | "unprocessable_entity") => Err(Failure::Usage(reply.message())),
-        _ => reply.done(),
+        _ => reply.into_body(),
     }
 }
 
-/// The answer of the configuration file.
-fn by_file(args: &ExplainArgs, chain: &[CertificateDer<'_>]) -> Result<Value, Failure> {
+/// Explains by the policy of the configuration file.
+fn explain_file(args: &ExplainArgs, chain: &[CertificateDer<'_>]) -> Result<Value, Failure> {
     let file = &args.config.config;
     let (built, _) = load(file, &HostCache::default())?;
     let explained = built.snapshot.explain(&args.listener, args.source, chain, OffsetDateTime::now_utc());
-    let mut answer = explained.map_err(|error: ExplainError| Failure::Usage(error.to_string()))?.in_json();
-    set(&mut answer, "config", json!(file));
-    Ok(answer)
+    let mut body = explained.map_err(|error: ExplainError| Failure::Usage(error.to_string()))?.in_json();
+    set(&mut body, "config", json!(file));
+    Ok(body)
 }
 
-fn in_words(answer: &Value, policy: &str) -> String {
+fn to_text(body: &Value, policy: &str) -> String {
     let mut out = String::new();
-    let mut line = |step: &str, words: &str| {
-        let _ = writeln!(out, "{step:<9} {words}");
+    let mut line = |step: &str, text: &str| {
+        let _ = writeln!(out, "{step:<9} {text}");
     };
     line("policy", policy);
-    for step in Reading(answer).list("steps") {
+    for step in JsonView(body).list("steps") {
         line(&step.text_or_dash("step"), &step.lines("text").join(" "));
     }
-    match Reading(answer).text("reason") {
-        None => line("verdict", "let in"),
+    match JsonView(body).text("reason") {
+        None => line("verdict", "admitted"),
         Some(reason) => line("verdict", &format!("refused ({reason})")),
     }
     out
 }
 
-fn set(answer: &mut Value, key: &str, value: Value) {
-    if let Some(fields) = answer.as_object_mut() {
+fn set(body: &mut Value, key: &str, value: Value) {
+    if let Some(fields) = body.as_object_mut() {
         fields.insert(key.to_owned(), value);
     }
 }
@@ -158,7 +157,7 @@ fn is_same_file(one: &Path, other: &Path) -> bool {
     found(one).is_some_and(|one| found(other) == Some(one))
 }
 
-/// The reason without the advice behind it.
+/// The reason of an error without the advice that follows it.
 fn first_sentence(text: &str) -> &str {
     text.split_once(". ").map_or(text, |(first, _)| first)
 }

@@ -1,4 +1,4 @@
-//! `portcullis man`: one page for the program and all its commands.
+//! `portcullis man`: one man page for the program and all its commands.
 
 use std::io::{self, Write as _};
 
@@ -13,7 +13,7 @@ pub(crate) fn man(command: &Command) -> Result<(), Failure> {
     print_raw(&String::from_utf8_lossy(&page))
 }
 
-/// clap_mangen would refer to a page of its own for every command; here they are sections of this one.
+/// clap_mangen refers to a separate page for each command; here each command is a section of the same page.
 fn render(command: &Command, page: &mut Vec<u8>) -> io::Result<()> {
     let man = Man::new(command.clone());
     man.render_title(page)?;
@@ -44,7 +44,7 @@ fn render_commands(command: &Command, path: &str, page: &mut Vec<u8>) -> io::Res
     Ok(())
 }
 
-/// A line as roff takes it: a leading dot or quote would be a request, a hyphen may be broken at.
+/// Escapes a line for roff, which treats a leading dot or quote as a request and may break a line at a hyphen.
 fn escaped(line: &str) -> String {
     let line = line.replace('\\', "\\e").replace('-', "\\-");
     if line.starts_with(['.', '\'']) { format!("\\&{line}") } else { line }
@@ -54,15 +54,15 @@ const FILES: &str = r"
 .SH FILES
 .TP
 /etc/portcullis/portcullis.toml
-The configuration, unless \-c or $PORTCULLIS_CONFIG names another one.
+Configuration file, unless \-c or $PORTCULLIS_CONFIG sets another path.
 .TP
 /run/portcullis/admin.sock
-Where the running program is talked to, if the configuration's [admin] says so; for its own user and root only.
+Admin socket, if [admin] listen in the configuration sets this path. Only the user of the program and root can use it.
 .SH SIGNALS
 .TP
 SIGHUP
-Read everything anew, and open the audit file anew.
+Reload the configuration and reopen the audit file.
 .TP
 SIGTERM, SIGINT
-Accept no more, let open sessions end for as long as shutdown.drain says, then end them. A second one ends them at once.
+Stop accepting connections, wait up to shutdown.drain for open sessions, then close them. A second signal closes them at once.
 ";

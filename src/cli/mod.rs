@@ -1,4 +1,4 @@
-//! The command line: arguments in, an exit code out.
+//! The command line: parses arguments, runs one command and returns its exit code.
 
 pub(crate) mod certs;
 pub(crate) mod check;
@@ -44,62 +44,61 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Serve the listeners of the configuration
+    /// Run the proxy
     Run(ConfigFile),
-    /// Check everything a start would need, and print what would be enforced; binds nothing
+    /// Validate the configuration and print the effective policy, without binding any address
     Check {
         #[command(flatten)]
         config: ConfigFile,
         /// Print JSON instead of a table
         #[arg(long)]
         json: bool,
-        /// Exit with 1 where there is a warning
+        /// Exit with code 1 if there are warnings
         #[arg(long)]
         strict: bool,
-        /// Leave out what touches the network: resolve no name, connect to no upstream, and do not ask whether addresses and
-        /// ports of listeners can be had on this machine
+        /// Skip checks that use the network: DNS lookups, connections to upstreams, and whether listen addresses can be bound
         #[arg(long)]
         offline: bool,
-        /// Ask the running program, too, what would change if this were its configuration
+        /// Also show what would change if the running program loaded this configuration
         #[arg(long)]
         diff: bool,
-        /// Where the running program is asked, instead of where the configuration says
+        /// Admin socket of the running program, instead of the one in the configuration
         #[arg(long, value_name = "PATH", requires = "diff")]
         socket: Option<PathBuf>,
     },
-    /// Say step by step whether a connection would be admitted, and by which rule; asks the running program where there is one
+    /// Explain step by step whether a connection would be admitted; asks the running program, if there is one
     Explain(ExplainArgs),
-    /// Tell how the running program is, what it serves, and what became of the last reload
+    /// Show the state of the running program, its listeners and its last reload
     Status {
         #[command(flatten)]
         running: Running,
-        /// Tell which certificates and sources are in use, by whom, and which could go
+        /// Show which certificates, CAs and sources are in use, by which clients, and which can be removed
         #[arg(long)]
         rotation: bool,
         /// Print JSON instead of a table
         #[arg(long)]
         json: bool,
     },
-    /// Have the running program read everything anew, and wait for the verdict
+    /// Reload the configuration of the running program and wait for the result
     Reload {
         #[command(flatten)]
         running: Running,
-        /// Only tell what would change, and which sessions would end
+        /// Show what would change and which sessions would be closed, without applying it
         #[arg(long)]
         plan: bool,
-        /// Print JSON instead of words
+        /// Print JSON instead of text
         #[arg(long)]
         json: bool,
     },
-    /// Look at the sessions of the running program, and end them
+    /// List or close sessions of the running program
     #[command(subcommand)]
     Sessions(SessionsCommand),
-    /// Make, issue and look at certificates
+    /// Create, issue, renew and inspect certificates
     #[command(subcommand)]
     Certs(CertsCommand),
-    /// Print a completion script for a shell
+    /// Print a shell completion script
     Completions {
-        /// The shell
+        /// Shell to generate the script for
         shell: Shell,
     },
     /// Print the man page
@@ -108,22 +107,22 @@ enum Command {
 
 #[derive(Debug, Subcommand)]
 enum SessionsCommand {
-    /// List the open sessions
+    /// List sessions, including those that are closing
     List {
         #[command(flatten)]
         running: Running,
-        /// Those of this listener only
+        /// Only the sessions of this listener
         #[arg(value_name = "LISTENER")]
         listener: Option<String>,
         /// Print JSON instead of a table
         #[arg(long)]
         json: bool,
     },
-    /// End sessions; their clients may come back
+    /// Close sessions; their clients may reconnect
     Close {
         #[command(flatten)]
         running: Running,
-        /// Their numbers, as `sessions list` and the audit have them
+        /// Session IDs, as shown by `sessions list` and in audit events
         #[arg(required = true, value_name = "ID")]
         ids: Vec<u64>,
     },
@@ -131,140 +130,138 @@ enum SessionsCommand {
 
 #[derive(Debug, Subcommand)]
 enum CertsCommand {
-    /// Make a development CA, a server and a client certificate
+    /// Create a development CA with a server and a client certificate
     Init {
-        /// Where to put ca.crt, ca.key, server.crt, server.key, client.crt, client.key
+        /// Output directory for ca.crt, ca.key, server.crt, server.key, client.crt and client.key
         #[arg(value_name = "DIR")]
         directory: PathBuf,
-        /// A further host name or IP address of the server; may be repeated
+        /// Additional host name or IP address of the server; may be repeated
         #[arg(long = "host", value_name = "NAME")]
         hosts: Vec<String>,
     },
     /// Issue a client or server certificate
     Issue(Box<IssueArgs>),
-    /// Issue the certificate of a server or client once more, with a new key
+    /// Renew a server or client certificate with a new key
     #[command(long_about = RENEW)]
     Renew(RenewArgs),
-    /// List every certificate of PEM files
+    /// Show every certificate in PEM files
     Inspect {
-        /// The files
+        /// PEM files to read
         #[arg(required = true, value_name = "FILE")]
         files: Vec<PathBuf>,
     },
 }
 
-/// What `certs issue` is asked for.
 #[derive(Debug, Args)]
 pub(crate) struct IssueArgs {
-    /// The certificate of the issuing CA
+    /// Certificate of the issuing CA
     #[arg(long, value_name = "CRT")]
     ca: PathBuf,
-    /// Its private key
+    /// Private key of the issuing CA
     #[arg(long, value_name = "KEY")]
     ca_key: PathBuf,
-    /// The common name, and the name of the files
+    /// Common name, also used as the file name
     #[arg(long, value_name = "CN")]
     name: String,
-    /// Issue a server certificate; --name is a host name or IP address, and is among the names of the certificate
+    /// Issue a server certificate; --name is a host name or IP address and becomes a subject alternative name
     #[arg(long, conflicts_with_all = ["email", "bundle"])]
     server: bool,
-    /// A DNS name of the client or server; may be repeated
+    /// DNS name of the client or server; may be repeated
     #[arg(long, value_name = "NAME")]
     dns: Vec<String>,
-    /// An IP address of the server; may be repeated
+    /// IP address of the server; may be repeated
     #[arg(long, value_name = "IP", requires = "server")]
     ip: Vec<IpAddr>,
-    /// A URI of the client or server, such as spiffe://prod/app; may be repeated
+    /// URI of the client or server, such as spiffe://prod/app; may be repeated
     #[arg(long, value_name = "URI")]
     uri: Vec<String>,
-    /// An e-mail address of the client; may be repeated
+    /// E-mail address of the client; may be repeated
     #[arg(long, value_name = "ADDRESS")]
     email: Vec<String>,
-    /// How long it is valid
+    /// Validity in days
     #[arg(long, default_value_t = 90, value_parser = clap::value_parser!(u32).range(1..=3650))]
     days: u32,
-    /// Write CN.zip too, for whoever runs the client: redis_user.crt, redis_user_private.key and redis_ca.pem, or
-    /// postgres_… for PostgreSQL. The CA in it is that of --server-ca or of --listener, and otherwise the issuing CA
+    /// Also write CN.zip for the client: redis_user.crt, redis_user_private.key and redis_ca.pem, or postgres_… for
+    /// PostgreSQL. It contains the CA of --server-ca or --listener, or else the issuing CA
     #[arg(long)]
     bundle: bool,
-    /// What the client verifies the server with, for the bundle: every certificate of this file
+    /// CA file for the bundle, with which the client verifies the server
     #[arg(long, value_name = "FILE", requires = "bundle", conflicts_with = "listener")]
     server_ca: Option<PathBuf>,
-    /// The listener that the client connects to: the bundle has the CA of its certificate, and names for its protocol
+    /// Listener that the client connects to; sets the CA in the bundle and the protocol in its file names
     #[arg(long, value_name = "NAME", requires = "bundle")]
     listener: Option<String>,
-    /// The protocol that the files of the bundle are named after; default: redis, or that of --listener
+    /// Protocol in the file names of the bundle; default: redis, or the protocol of --listener
     #[arg(long, value_name = "PROTOCOL", requires = "bundle", conflicts_with = "listener",
           value_parser = PossibleValuesParser::new(["redis", "postgres"]))]
     protocol: Option<String>,
     #[command(flatten)]
     config: ConfigFile,
-    /// Where to put CN.crt and CN.key
+    /// Output directory for CN.crt and CN.key
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
 }
 
-/// What `certs renew` is asked for.
 #[derive(Debug, Args)]
 pub(crate) struct RenewArgs {
-    /// The certificate to renew; what stands behind it in its file is kept if it leads to the CA
+    /// Certificate to renew; intermediates in the same file are kept if the issuer stays the same
     #[arg(value_name = "CERT")]
     certificate: PathBuf,
-    /// The certificate of the issuing CA
+    /// Certificate of the issuing CA
     #[arg(long, value_name = "CRT")]
     ca: PathBuf,
-    /// Its private key
+    /// Private key of the issuing CA
     #[arg(long, value_name = "KEY")]
     ca_key: PathBuf,
-    /// How long it is valid; otherwise as long as the old one was
+    /// Validity in days; default: the validity period of the old certificate
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=3650))]
     days: Option<u32>,
-    /// Where to put NAME.crt and NAME.key, NAME being that of CERT
+    /// Output directory for NAME.crt and NAME.key, where NAME is the file name of CERT without its extension
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
 }
 
 #[derive(Debug, Args)]
 struct ConfigFile {
-    /// The configuration
+    /// Configuration file
     #[arg(short, long, value_name = "FILE", env = "PORTCULLIS_CONFIG", hide_env_values = true, default_value = DEFAULT_CONFIG)]
     config: PathBuf,
 }
 
-/// Where the running program is reached.
+/// How to reach the running program.
 #[derive(Debug, Args)]
 pub(crate) struct Running {
     #[command(flatten)]
     config: ConfigFile,
-    /// The program's admin socket, instead of the one that the configuration names
+    /// Admin socket of the running program, instead of the one in the configuration
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
 }
 
-/// How a command ended, where it did not simply succeed.
+/// Why a command does not exit with code 0.
 #[derive(Debug)]
 pub(crate) enum Failure {
-    /// The configuration is invalid or missing.
+    /// The configuration is invalid or missing; exit code 78.
     Configuration(Problems),
-    /// Something failed while running.
+    /// The command failed; exit code 1.
     Failed(String),
-    /// `explain` found that the connection would be refused; it has said so.
+    /// `explain` reports that the connection would be refused; the reason is already printed.
     Refused,
-    /// The arguments do not fit.
+    /// The arguments are wrong; exit code 2.
     Usage(String),
 }
 
 impl Cli {
-    /// Runs the command.
+    /// Runs the command and reports a failure on standard error.
     pub fn run(self) -> ExitCode {
         let result = match self.command {
             Command::Run(ConfigFile { config }) => run::run(&config),
             Command::Check { config, json, strict, offline, diff, socket } => {
-                let manner = check::Manner { as_json: json, strict, offline };
+                let options = check::CheckOptions { as_json: json, strict, offline };
                 if diff {
-                    check::check_against(&config.config, socket.as_deref(), manner)
+                    check::check_against(&config.config, socket.as_deref(), options)
                 } else {
-                    check::check(&config.config, manner)
+                    check::check(&config.config, options)
                 }
             }
             Command::Explain(args) => explain::explain(&args),
@@ -289,7 +286,7 @@ impl Cli {
     }
 }
 
-fn source(text: &str) -> Result<ClientAddr, AddrParseError> {
+fn parse_source(text: &str) -> Result<ClientAddr, AddrParseError> {
     match text {
         "unix" => Ok(ClientAddr::UNIX),
         _ => text.parse().map(ClientAddr::from_ip),
@@ -297,9 +294,9 @@ fn source(text: &str) -> Result<ClientAddr, AddrParseError> {
 }
 
 impl Failure {
-    /// Tells the operator on standard error, and the caller by the exit code.
+    /// Prints the failure to standard error and returns the exit code.
     fn report(self) -> ExitCode {
-        let (code, words) = match self {
+        let (code, text) = match self {
             Self::Configuration(problems) => {
                 let count = match problems.count() {
                     1 => "1 problem".to_owned(),
@@ -307,12 +304,12 @@ impl Failure {
                 };
                 (78, Some(format!("{problems}\nportcullis: the configuration is not valid: {count}")))
             }
-            Self::Failed(words) => (1, Some(format!("portcullis: {words}"))),
+            Self::Failed(text) => (1, Some(format!("portcullis: {text}"))),
             Self::Refused => (3, None),
-            Self::Usage(words) => (2, Some(format!("portcullis: {words}"))),
+            Self::Usage(text) => (2, Some(format!("portcullis: {text}"))),
         };
-        if let Some(words) = words {
-            let _ = writeln!(io::stderr(), "{}", printable::lines(&words));
+        if let Some(text) = text {
+            let _ = writeln!(io::stderr(), "{}", printable::lines(&text));
         }
         ExitCode::from(code)
     }
@@ -322,62 +319,61 @@ impl Failure {
     }
 }
 
-/// Reads the configuration as a start would.
-fn load(file: &Path, names: &HostCache) -> Result<(Built, Fingerprint), Failure> {
-    let (built, fingerprint) = crate::server::reload::build(file, None, names);
+/// Loads the configuration in the same way as `run`.
+fn load(file: &Path, host_cache: &HostCache) -> Result<(Built, Fingerprint), Failure> {
+    let (built, fingerprint) = crate::server::reload::build(file, None, host_cache);
     match built {
         Ok(built) => Ok((built, fingerprint)),
         Err(problems) => {
             if !file.exists() {
-                hint(&no_configuration(file));
+                hint(&missing_configuration(file));
             }
             Err(Failure::Configuration(problems))
         }
     }
 }
 
-/// What to do where there is no configuration.
-fn no_configuration(file: &Path) -> String {
+/// Explains how to create a configuration file.
+fn missing_configuration(file: &Path) -> String {
     let example = format!("{}.example", file.display());
     let example = if Path::new(&example).exists() { &example } else { EXAMPLE };
     format!(
-        "there is no configuration file {}; write one (cp {example} {}, and edit it), or name another with -c FILE or \
-         $PORTCULLIS_CONFIG",
+        "configuration file {} does not exist; create one (cp {example} {}, then edit it), or set another path with \
+         -c FILE or $PORTCULLIS_CONFIG",
         file.display(),
         file.display()
     )
 }
 
-/// Something that may help, before the failure itself is reported.
-fn hint(words: &str) {
-    let _ = writeln!(io::stderr(), "portcullis: {}", printable::lines(words));
+/// Prints advice to standard error, ahead of the failure itself.
+fn hint(text: &str) {
+    let _ = writeln!(io::stderr(), "portcullis: {}", printable::lines(text));
 }
 
-/// Writes to standard output. A reader that has gone away, as `head` does, is no failure.
-/// Prints text. Everything in it is escaped but line feeds.
-fn print(words: &str) -> Result<(), Failure> {
-    print_raw(&printable::lines(words))
+/// Prints text, with every control character except line feeds escaped.
+fn print(text: &str) -> Result<(), Failure> {
+    print_raw(&printable::lines(text))
 }
 
-/// Prints JSON whose texts are escaped as [`print()`] does, so that `jq -r` shows the same.
+/// Prints JSON with strings escaped as in [`print()`], so that the output of `jq -r` is safe for a terminal, too.
 fn print_json(value: &Value) -> Result<(), Failure> {
-    print_raw(&format!("{:#}\n", shown(value)))
+    print_raw(&format!("{:#}\n", escaped(value)))
 }
 
-fn shown(value: &Value) -> Value {
+fn escaped(value: &Value) -> Value {
     match value {
         Value::String(text) => printable::lines(text).into(),
-        Value::Array(items) => items.iter().map(shown).collect(),
-        Value::Object(fields) => fields.iter().map(|(key, value)| (key.clone(), shown(value))).collect(),
+        Value::Array(items) => items.iter().map(escaped).collect(),
+        Value::Object(fields) => fields.iter().map(|(key, value)| (key.clone(), escaped(value))).collect(),
         Value::Null | Value::Bool(_) | Value::Number(_) => value.clone(),
     }
 }
 
-/// Prints what the program has generated itself: a completion script, a man page.
+/// Writes to standard output without escaping. A closed pipe, as after `head`, is not a failure.
 fn print_raw(text: &str) -> Result<(), Failure> {
     match io::stdout().lock().write_all(text.as_bytes()) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            Err(Failure::Failed(format!("standard output cannot be written: {error}")))
+            Err(Failure::Failed(format!("cannot write to standard output: {error}")))
         }
         Ok(()) | Err(_) => Ok(()),
     }
@@ -391,24 +387,24 @@ fn completions(shell: Shell) -> Result<(), Failure> {
 
 const DEFAULT_CONFIG: &str = "/etc/portcullis/portcullis.toml";
 
-/// What `make install` puts beside it.
+/// Installed by `make install`.
 const EXAMPLE: &str = "/etc/portcullis/portcullis.toml.example";
 
 const LONG_ABOUT: &str = "\
 TLS-terminating connection proxy for Redis and PostgreSQL that enforces trusted sources.
 
-Nothing reaches the database unless it comes from a trusted source, over TLS, with a credential that is still good. \
-Certificates, CA bundles, sources and listeners are reloaded when their files change, at SIGHUP or by `portcullis reload`, all or nothing.";
+A connection reaches the database only from a trusted source, over TLS, and with a valid client certificate where one is required. \
+Certificates, CA bundles, sources and listeners are reloaded when their files change, on SIGHUP, or with `portcullis reload`. \
+A reload applies completely or not at all.";
 
 const RENEW: &str = "\
-Issue the certificate of a server or client once more: the same subject, names, key usages and kind of key, a new key and a \
-new validity. Nothing is overwritten: the new files go into another directory, and from there into the place of the old \
-ones, which a running Portcullis notices.";
+Renew a server or client certificate. The subject, names, key usages and key type stay the same; the key and the validity \
+period are new. No file is overwritten: move the new files over the old ones, and a running Portcullis reloads them.";
 
 const EXIT_CODES: &str = "\
 Exit codes:
-  0   done
-  1   failed while running: a port is in use, no running program to talk to, a reload that was rejected, a warning of check --strict
-  2   wrong usage, also a listener name that explain does not find
+  0   success
+  1   failure: a port is in use, no program is running, a reload is rejected, or check --strict finds a warning
+  2   wrong usage, including an unknown listener name
   3   explain: the connection would be refused
-  78  the configuration is invalid or missing (EX_CONFIG)";
+  78  invalid or missing configuration (EX_CONFIG)";

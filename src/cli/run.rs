@@ -17,14 +17,14 @@ use crate::{descriptors, fault};
 
 pub(crate) fn run(file: &Path) -> Result<(), Failure> {
     let failed = |error: &dyn std::fmt::Display| Failure::Failed(error.to_string());
-    // Before anything that needs descriptors. Where it fails the budget is made for the limit that there is.
+    // Raise the limit before anything opens descriptors. If this fails, the descriptor budget uses the current limit.
     let raised = descriptors::raise_limit();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| failed(&error))?;
-    // First of all, so that a signal during a long start is heard after it and does not end the process.
+    // Install the handlers first: a signal during a long start is handled after it and does not kill the process.
     let signals = runtime.block_on(async { Signals::listen() }).map_err(|error| failed(&error))?;
 
-    let names = Arc::new(HostCache::default());
-    let (built, fingerprint) = load(file, &names)?;
+    let host_cache = Arc::new(HostCache::default());
+    let (built, fingerprint) = load(file, &host_cache)?;
     let log = &built.snapshot.config.log;
     let audit_file = log.audit_file.clone().map(open_audit_file).transpose().map_err(Failure::Failed)?;
     let audit = Audit::start(line_format(log.format), audit_file);
@@ -33,17 +33,17 @@ pub(crate) fn run(file: &Path) -> Result<(), Failure> {
 
     fault::install_hook();
     if let Err(error) = raised {
-        warn!(%error, "limit of open files stays as it is");
+        warn!(%error, "cannot raise the limit of open files, keeping the current limit");
     }
 
     let serve = async {
-        let server = Server::start(built, fingerprint, names, audit.clone(), handle);
+        let server = Server::start(built, fingerprint, host_cache, audit.clone(), handle);
         let server = server.map_err(|error| failed(&error))?;
         server.run(signals).await;
         Ok(())
     };
     let result = fault::contain("main thread", || runtime.block_on(serve)).unwrap_or_else(|fault| Err(failed(&fault)));
-    // Whoever still reads a file or resolves a name is not waited for.
+    // Do not wait for blocking tasks that read files or resolve names.
     runtime.shutdown_background();
     audit.flush();
     result

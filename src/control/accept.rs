@@ -1,4 +1,4 @@
-//! The loop behind the socket: a few callers at a time, the others wait their turn in the kernel.
+//! The accept loop of the admin socket. A limited number of clients is served; the others wait in the kernel backlog.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,15 +9,17 @@ use tokio::task::JoinSet;
 use tokio::time::sleep;
 use tracing::warn;
 
-use crate::control::{PART, Request, http};
+use crate::control::{PART, PendingRequest, http};
 use crate::fault;
 use crate::fault::Backoff;
 
-/// Accepts until `stopped`, and returns once every caller has its answer. After a fault it is resumed with the same socket.
+/// Accepts until the sender of `stopped` is dropped, then returns once every client has its response.
+///
+/// After a panic, the loop is resumed with the same socket.
 pub(crate) async fn keep_accepting(
     listener: Arc<UnixListener>,
     mut stopped: watch::Receiver<()>,
-    requests: mpsc::Sender<Request>,
+    requests: mpsc::Sender<PendingRequest>,
 ) {
     let mut backoff = Backoff::default();
     loop {
@@ -29,35 +31,39 @@ pub(crate) async fn keep_accepting(
     }
 }
 
-async fn accept(listener: Arc<UnixListener>, stopped: &mut watch::Receiver<()>, requests: &mpsc::Sender<Request>) {
-    let mut callers = JoinSet::new();
-    let mut complained = false;
+async fn accept(
+    listener: Arc<UnixListener>,
+    stopped: &mut watch::Receiver<()>,
+    requests: &mpsc::Sender<PendingRequest>,
+) {
+    let mut clients = JoinSet::new();
+    let mut is_failing = false;
     loop {
         tokio::select! {
-            // Only a dropped sender ends the wait.
+            // Completes only when the sender is dropped.
             _ = stopped.changed() => break,
-            Some(_) = callers.join_next() => {}
-            accepted = listener.accept(), if callers.len() < MOST_AT_A_TIME => match accepted {
+            Some(_) = clients.join_next() => {}
+            accepted = listener.accept(), if clients.len() < MAX_CLIENTS => match accepted {
                 Ok((stream, _)) => {
-                    complained = false;
-                    callers.spawn(fault::contained(PART, http::serve(stream, requests.clone())));
+                    is_failing = false;
+                    clients.spawn(fault::contained(PART, http::serve(stream, requests.clone())));
                 }
                 Err(error) => {
-                    if !complained {
+                    if !is_failing {
                         warn!(%error, "admin socket: accept failed, retrying (further errors are not logged)");
                     }
-                    complained = true;
-                    sleep(PAUSE).await;
+                    is_failing = true;
+                    sleep(RETRY_DELAY).await;
                 }
             },
         }
     }
     drop(listener);
-    while callers.join_next().await.is_some() {}
+    while clients.join_next().await.is_some() {}
 }
 
-/// More than there are operators, and few enough that slow ones are nobody's burden.
-pub(crate) const MOST_AT_A_TIME: usize = 16;
+/// Concurrent clients. More than there are operators, and few enough to bound the cost of slow ones.
+pub(crate) const MAX_CLIENTS: usize = 16;
 
-/// When the system is out of something, most often file descriptors.
-const PAUSE: Duration = Duration::from_millis(250);
+/// Delay after an accept error; the usual cause is a lack of file descriptors.
+const RETRY_DELAY: Duration = Duration::from_millis(250);

@@ -1,4 +1,4 @@
-//! One caller: a request, an answer, good-bye. Every step has its size and its time.
+//! Serves one HTTP request per connection. Each step has a size limit and a timeout.
 
 use std::convert::Infallible;
 use std::time::Duration;
@@ -16,93 +16,93 @@ use tokio::time::timeout;
 
 use crate::control::response::{AdminResponse, Status};
 use crate::control::route;
-use crate::control::route::Wanted;
-use crate::control::{AdminRequest, Request};
+use crate::control::route::Route;
+use crate::control::{AdminRequest, PendingRequest};
 
-/// Serves one caller. What goes wrong on the way is the caller's own: it has hung up, or does not speak HTTP.
-pub(crate) async fn serve(stream: UnixStream, requests: mpsc::Sender<Request>) {
-    let service = service_fn(|request| answer(request, &requests));
+/// Serves one client. Errors of the connection are ignored: the client has disconnected or does not speak HTTP.
+pub(crate) async fn serve(stream: UnixStream, requests: mpsc::Sender<PendingRequest>) {
+    let service = service_fn(|request| respond(request, &requests));
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEAD)
+        .header_read_timeout(HEAD_TIMEOUT)
         .max_buf_size(MAX_HEAD)
-        // A caller that stays would keep one of the few places from others.
+        // An idle client would occupy one of the few connections.
         .keep_alive(false)
         .serve_connection(TokioIo::new(stream), service);
-    let _ = timeout(WHOLE, connection).await;
+    let _ = timeout(CONNECTION_TIMEOUT, connection).await;
 }
 
-async fn answer(
+async fn respond(
     request: hyper::Request<Incoming>,
-    requests: &mpsc::Sender<Request>,
+    requests: &mpsc::Sender<PendingRequest>,
 ) -> Result<Response<Full<Bytes>>, Infallible> {
     let (head, body) = request.into_parts();
-    let wanted = match whole(body).await {
+    let route = match read_body(body).await {
         Ok(body) => route::route(&head.method, &head.uri, &body),
-        Err(answer) => Err(answer),
+        Err(response) => Err(response),
     };
-    let allowed = match &wanted {
-        Err(AdminResponse { status: Status::MethodNotAllowed, .. }) => route::allowed(head.uri.path()),
+    let allowed = match &route {
+        Err(AdminResponse { status: Status::MethodNotAllowed, .. }) => route::allowed_methods(head.uri.path()),
         Ok(_) | Err(_) => None,
     };
-    let answer = match wanted {
-        Ok(Wanted::Paths) => AdminResponse::done(route::paths()),
-        Ok(Wanted::Ask(what)) => ask(what, requests).await,
-        Ok(Wanted::SessionsOf(listener)) => only(&listener, ask(AdminRequest::Sessions, requests).await),
-        Err(answer) => answer,
+    let response = match route {
+        Ok(Route::Paths) => AdminResponse::ok(route::paths()),
+        Ok(Route::Request(request)) => send(request, requests).await,
+        Ok(Route::SessionsOf(listener)) => filter_sessions(&listener, send(AdminRequest::Sessions, requests).await),
+        Err(response) => response,
     };
-    Ok(response(&answer, allowed))
+    Ok(to_http(&response, allowed))
 }
 
-/// The body, which is to be small and to come soon.
-async fn whole(body: Incoming) -> Result<Bytes, AdminResponse> {
-    match timeout(BODY, Limited::new(body, MAX_BODY).collect()).await {
+/// Reads the body within [`MAX_BODY`] and [`BODY_TIMEOUT`].
+async fn read_body(body: Incoming) -> Result<Bytes, AdminResponse> {
+    match timeout(BODY_TIMEOUT, Limited::new(body, MAX_BODY).collect()).await {
         Ok(Ok(body)) => Ok(body.to_bytes()),
         Ok(Err(error)) if error.is::<LengthLimitError>() => {
-            let message = format_args!("the body may have {} KiB at most", MAX_BODY >> 10);
+            let message = format_args!("the body is too large; the limit is {} KiB", MAX_BODY >> 10);
             Err(AdminResponse::error(Status::ContentTooLarge, "content_too_large", message))
         }
         Ok(Err(error)) => {
-            let message = format_args!("the body cannot be read: {error}");
+            let message = format_args!("cannot read the body: {error}");
             Err(AdminResponse::error(Status::Unprocessable, "body_invalid", message))
         }
-        Err(_) => {
-            Err(AdminResponse::error(Status::RequestTimeout, "request_timeout", "the body did not come to its end"))
-        }
+        Err(_) => Err(AdminResponse::error(Status::RequestTimeout, "request_timeout", "the body is incomplete")),
     }
 }
 
-/// Puts the question to whoever owns the state.
-async fn ask(ask: AdminRequest, requests: &mpsc::Sender<Request>) -> AdminResponse {
+/// Sends the request to the owner of the state and waits for the response.
+async fn send(request: AdminRequest, requests: &mpsc::Sender<PendingRequest>) -> AdminResponse {
     let (sender, receiver) = oneshot::channel();
-    let answered = async {
-        requests.send(Request { ask, answer: sender }).await.ok()?;
+    let response = async {
+        requests.send(PendingRequest { request, reply: sender }).await.ok()?;
         receiver.await.ok()
     };
-    match timeout(PATIENCE, answered).await {
-        Ok(Some(answer)) => answer,
-        Ok(None) => {
-            AdminResponse::error(Status::Failed, "not_answered", "the program is ending, or has failed; see its log")
-        }
+    match timeout(RESPONSE_TIMEOUT, response).await {
+        Ok(Some(response)) => response,
+        Ok(None) => AdminResponse::error(
+            Status::InternalError,
+            "not_answered",
+            "the program is stopping or has failed; see its log",
+        ),
         Err(_) => {
             let message =
-                format_args!("no answer within {PATIENCE:?}; what was asked for may still be done: see the log");
-            AdminResponse::error(Status::Failed, "no_answer_in_time", message)
+                format_args!("no response within {RESPONSE_TIMEOUT:?}; the request may still complete, see the log");
+            AdminResponse::error(Status::InternalError, "no_answer_in_time", message)
         }
     }
 }
 
-/// The sessions of one listener out of those of all.
-fn only(listener: &str, mut answer: AdminResponse) -> AdminResponse {
-    if let Some(sessions) = answer.body.get_mut("sessions").and_then(|sessions| sessions.as_array_mut()) {
+/// Keeps the sessions of one listener.
+fn filter_sessions(listener: &str, mut response: AdminResponse) -> AdminResponse {
+    if let Some(sessions) = response.body.get_mut("sessions").and_then(|sessions| sessions.as_array_mut()) {
         sessions.retain(|session| session.get("listener").and_then(|name| name.as_str()) == Some(listener));
     }
-    answer
+    response
 }
 
-fn response(answer: &AdminResponse, allowed: Option<String>) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::from(format!("{}\n", answer.body)));
-    *response.status_mut() = StatusCode::from_u16(answer.status.code()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+fn to_http(admin: &AdminResponse, allowed: Option<String>) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::from(format!("{}\n", admin.body)));
+    *response.status_mut() = StatusCode::from_u16(admin.status.code()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     if let Some(allowed) = allowed.and_then(|methods| HeaderValue::from_str(&methods).ok()) {
         response.headers_mut().insert(ALLOW, allowed);
@@ -110,19 +110,20 @@ fn response(answer: &AdminResponse, allowed: Option<String>) -> Response<Full<By
     response
 }
 
-/// From accept to the end of the request's head.
-pub(crate) const HEAD: Duration = Duration::from_secs(10);
+/// From accept to the end of the request head.
+pub(crate) const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// From there to the end of its body.
-const BODY: Duration = Duration::from_secs(10);
+/// From the end of the head to the end of the body.
+const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long an answer may take: less than the commands wait, so that they are told.
-const PATIENCE: Duration = Duration::from_secs(25);
+/// Less than the timeout of the commands, so that they receive the error.
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(25);
 
-/// All of it, the caller's reading of the answer included.
-const WHOLE: Duration = Duration::from_secs(60);
+/// The whole connection, including the time in which the client reads the response.
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// Bytes.
 const MAX_HEAD: usize = 16 << 10;
 
-/// The largest body that is read.
+/// Bytes.
 pub(crate) const MAX_BODY: usize = 64 << 10;

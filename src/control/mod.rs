@@ -1,8 +1,8 @@
 //! The admin API's server: HTTP and JSON on a Unix socket.
 //!
 //! A request is parsed into an [`AdminRequest`] and sent over a bounded queue to the task that owns the state; the
-//! [`AdminResponse`] comes back the same way. A slow or hostile caller occupies one of a few connections and never the server's
-//! loop. `docs/ADMIN.md` describes the paths and their JSON.
+//! [`AdminResponse`] returns the same way. A slow or hostile client occupies one of a few connections and never blocks the
+//! loop of the server. `docs/ADMIN.md` describes the paths and their JSON.
 
 pub(crate) mod accept;
 pub(crate) mod draining;
@@ -31,69 +31,68 @@ use crate::control::response::AdminResponse;
 use crate::transport::unix_socket;
 use crate::transport::unix_socket::{Access, UnixSocketFile};
 
-/// What a caller wants to know, or to have done.
+/// A parsed request of the admin API.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AdminRequest {
-    /// How the program is.
+    /// The state of the program.
     Status,
-    /// Which certificates and sources are in use, by whom, and since when not.
+    /// Certificates, CAs and sources with their use.
     Rotation,
-    /// The open sessions, of all listeners.
+    /// The sessions of all listeners.
     Sessions,
-    /// The end of one session.
+    /// Close one session, by its ID.
     CloseSession(u64),
-    /// A reload, now.
+    /// Reload the configuration.
     Reload,
-    /// What a reload would change.
+    /// Show what a reload would change.
     Plan {
-        /// Of this configuration, an absolute path, instead of the program's own.
+        /// Absolute path of another configuration file.
         file: Option<PathBuf>,
     },
-    /// What would become of a connection.
+    /// Explain whether a connection would be admitted.
     Explain {
-        /// The listener it comes to.
+        /// Name of the listener.
         listener: String,
-        /// Where it comes from.
+        /// Address of the client.
         source: ClientAddr,
-        /// The certificates it presents, leaf first.
+        /// Client certificate chain, leaf first; may be empty.
         chain: Vec<CertificateDer<'static>>,
     },
 }
 
-/// An [`AdminRequest`] and the way its answer goes back. One dropped without an answer is told to the caller as a failure.
+/// An [`AdminRequest`] with its reply channel. If it is dropped without a reply, the client receives an error.
 #[derive(Debug)]
-pub struct Request {
-    /// What is asked.
-    pub ask: AdminRequest,
-    /// Where the answer goes. The caller may have hung up by then, which is nobody's failure.
-    pub answer: oneshot::Sender<AdminResponse>,
+pub struct PendingRequest {
+    /// The request.
+    pub request: AdminRequest,
+    /// Sends the response. Sending fails if the client has disconnected, which is not an error.
+    pub reply: oneshot::Sender<AdminResponse>,
 }
 
-/// The socket, where there is one, and those who have called on it.
+/// The server of the admin socket, which may be closed.
 #[derive(Debug)]
-pub struct Admin {
-    requests: mpsc::Sender<Request>,
+pub struct AdminServer {
+    requests: mpsc::Sender<PendingRequest>,
     open: Option<Open>,
-    /// The loops behind this socket and former ones, which end once their last caller has its answer.
+    /// The accept loops of this socket and former ones; each ends once its last client has its response.
     loops: JoinSet<()>,
 }
 
-/// A socket that is accepted from.
 #[derive(Debug)]
 struct Open {
-    /// Goes first: it knows its file by a number that is given anew once the socket is closed.
+    /// Dropped first: it identifies its file by the inode, which can be reused once the socket is closed.
     socket_file: UnixSocketFile,
-    /// Dropped to stop the loop.
+    /// Dropped to stop the accept loop.
     _running: watch::Sender<()>,
     _listener: Arc<UnixListener>,
 }
 
-/// What [`Admin::commit`] will do. Dropped, a socket that was made for it is gone again.
+/// The change that [`AdminServer::commit`] applies. Dropping it removes a socket that was created for it.
 #[derive(Debug)]
 pub struct Prepared(Step);
 
 impl Prepared {
-    /// Whether the socket stays as it is.
+    /// Whether the socket stays unchanged.
     pub fn is_empty(&self) -> bool {
         matches!(self.0, Step::Stay)
     }
@@ -106,50 +105,50 @@ enum Step {
     Open(UnixSocketFile, UnixListener),
 }
 
-impl Admin {
-    /// Nowhere yet.
-    pub fn new(requests: mpsc::Sender<Request>) -> Self {
+impl AdminServer {
+    /// A server without a socket.
+    pub fn new(requests: mpsc::Sender<PendingRequest>) -> Self {
         Self { requests, open: None, loops: JoinSet::new() }
     }
 
-    /// Listens at `path`, and sends what callers ask to `requests`.
+    /// Listens on the Unix socket `path` and sends requests to `requests`.
     ///
     /// # Errors
-    /// When the socket cannot be had, in words that name it.
-    pub fn start(path: &Path, requests: mpsc::Sender<Request>) -> io::Result<Self> {
+    /// If the socket cannot be created; the error names it.
+    pub fn start(path: &Path, requests: mpsc::Sender<PendingRequest>) -> io::Result<Self> {
         let mut admin = Self::new(requests);
         let prepared = admin.prepare(Some(&config::Admin { socket: path.to_owned() }))?;
         admin.commit(prepared);
         Ok(admin)
     }
 
-    /// Gets ready to be where `wanted` says: here still, elsewhere, or nowhere.
+    /// Prepares the change to `settings`: the same socket, another one, or none.
     ///
     /// # Errors
-    /// When the socket cannot be had, in words that name it. The one that is open goes on, either way.
-    pub fn prepare(&self, wanted: Option<&config::Admin>) -> io::Result<Prepared> {
-        let Some(config::Admin { socket }) = wanted else { return Ok(Prepared(Step::Close)) };
-        // Somebody who tidied it away, or put another in its place, gets a new one with the next reload.
+    /// If the socket cannot be created; the error names it. The open socket stays open.
+    pub fn prepare(&self, settings: Option<&config::Admin>) -> io::Result<Prepared> {
+        let Some(config::Admin { socket }) = settings else { return Ok(Prepared(Step::Close)) };
+        // If the socket file was removed or replaced, create a new one.
         if self.open.as_ref().is_some_and(|open| open.socket_file.is(socket) && open.socket_file.is_ours()) {
             return Ok(Prepared(Step::Stay));
         }
-        let in_words =
+        let with_path =
             |error: io::Error| io::Error::new(error.kind(), format!("admin socket {}: {error}", socket.display()));
         let listen = || unix_socket::listen(socket, Access::PRIVATE, BACKLOG);
         let listening = listen().or_else(|error| {
-            // A program that is stopping gives way: it accepts no clients any more, and keeps the socket only to say so.
+            // Take the socket over from a draining program, which serves it only to report that it is draining.
             if error.kind() != io::ErrorKind::AddrInUse || !draining::is_draining(socket) {
                 return Err(error);
             }
             std::fs::remove_file(socket)?;
             listen()
         });
-        let (socket_file, listener) = listening.map_err(in_words)?;
+        let (socket_file, listener) = listening.map_err(with_path)?;
         Ok(Prepared(Step::Open(socket_file, UnixListener::from_std(listener)?)))
     }
 
-    /// Does what was prepared. Callers who are waiting for an answer get it from where they asked, also the one who has
-    /// just moved the socket by a reload.
+    /// Applies the prepared change. Clients of the previous socket still receive their responses, including the client
+    /// whose reload moved the socket.
     pub fn commit(&mut self, prepared: Prepared) {
         match prepared.0 {
             Step::Stay => {}
@@ -159,11 +158,11 @@ impl Admin {
         while self.loops.try_join_next().is_some() {}
     }
 
-    /// Ends it: the socket is gone when this returns, and callers had a moment to get their answers.
+    /// Removes the socket and gives clients a short time to read their responses.
     pub async fn close(&mut self) {
         self.open = None;
         let all = async { while self.loops.join_next().await.is_some() {} };
-        let _ = timeout(LAST_MOMENT, all).await;
+        let _ = timeout(CLOSE_TIMEOUT, all).await;
         self.loops.shutdown().await;
     }
 
@@ -175,11 +174,11 @@ impl Admin {
     }
 }
 
-/// What its faults are noted under.
-pub(crate) const PART: &str = "control channel";
+/// The name of this part in internal faults.
+pub(crate) const PART: &str = "admin socket";
 
-/// Callers the kernel keeps ready while the others have their answers.
+/// Connections that the kernel holds while others are served.
 const BACKLOG: i32 = 128;
 
-/// How long callers may take to fetch their answers when the program ends.
-const LAST_MOMENT: Duration = Duration::from_millis(500);
+/// How long clients may take to read their responses when the program stops.
+const CLOSE_TIMEOUT: Duration = Duration::from_millis(500);

@@ -1,4 +1,4 @@
-//! What `/v1/explain` is asked: by parameters, or by a body where there is a certificate.
+//! Parses requests to `/v1/explain`: parameters of a GET, or the body of a POST, which may contain a certificate.
 
 use crate::x509::pem;
 use hyper::Method;
@@ -10,41 +10,41 @@ use crate::control::response::AdminResponse;
 use crate::control::route::invalid;
 use crate::control::{AdminRequest, parameters};
 
-/// Reads the question.
+/// Parses the request.
 ///
 /// # Errors
-/// The answer that says what is wrong with it.
+/// A 422 response that names the invalid part.
 pub(crate) fn read(method: &Method, query: &str, body: &[u8]) -> Result<AdminRequest, AdminResponse> {
     if *method == Method::POST {
         parameters::parse(query, &[])?;
         return from_body(body);
     }
     if !body.trim_ascii().is_empty() {
-        return Err(invalid("GET /v1/explain takes no body; POST does"));
+        return Err(invalid("GET /v1/explain takes no body; use POST"));
     }
     let values = parameters::parse(query, &[LISTENER, SOURCE])?;
-    ask(values.get(LISTENER).cloned(), values.get(SOURCE).map(String::as_str), Vec::new())
+    explain(values.get(LISTENER).cloned(), values.get(SOURCE).map(String::as_str), Vec::new())
 }
 
 fn from_body(body: &[u8]) -> Result<AdminRequest, AdminResponse> {
     let fields: Map<String, Value> =
         serde_json::from_slice(body).map_err(|error| invalid(&format!("the body is not a JSON object: {error}")))?;
     if let Some(key) = fields.keys().find(|key| ![LISTENER, SOURCE, CERTIFICATE].contains(&key.as_str())) {
-        return Err(invalid(&format!("the body has {key:?}; it may have {LISTENER}, {SOURCE} and {CERTIFICATE}")));
+        return Err(invalid(&format!("unknown field {key:?}; allowed: {LISTENER}, {SOURCE} and {CERTIFICATE}")));
     }
     let text = |key: &str| match fields.get(key) {
         None | Some(Value::Null) => Ok(None),
         Some(Value::String(text)) => Ok(Some(text.as_str())),
-        Some(_) => Err(invalid(&format!("{key} has to be a text"))),
+        Some(_) => Err(invalid(&format!("{key} must be a string"))),
     };
     let chain = match text(CERTIFICATE)? {
         Some(pem) => pem::certificates(pem.as_bytes()).map_err(|error| invalid(&format!("{CERTIFICATE}: {error}")))?,
         None => Vec::new(),
     };
-    ask(text(LISTENER)?.map(str::to_owned), text(SOURCE)?, chain)
+    explain(text(LISTENER)?.map(str::to_owned), text(SOURCE)?, chain)
 }
 
-fn ask(
+fn explain(
     listener: Option<String>,
     source: Option<&str>,
     chain: Vec<CertificateDer<'static>>,
@@ -56,7 +56,7 @@ fn ask(
         text => text
             .parse()
             .map(ClientAddr::from_ip)
-            .map_err(|_| invalid("source is no IP address; \"unix\" stands for a program at a Unix socket"))?,
+            .map_err(|_| invalid("source is not an IP address; use \"unix\" for a client of a Unix socket"))?,
     };
     Ok(AdminRequest::Explain { listener, source, chain })
 }
@@ -74,7 +74,7 @@ mod tests {
     }
 
     #[test]
-    fn question_is_read_from_parameters_and_from_a_body() {
+    fn request_is_read_from_parameters_and_from_a_body() {
         let expected = AdminRequest::Explain {
             listener: "db".to_owned(),
             source: ClientAddr::from_ip("2001:db8::1".parse().unwrap()),
@@ -88,12 +88,12 @@ mod tests {
     }
 
     #[test]
-    fn incomplete_or_misspelt_question_is_refused() {
+    fn incomplete_or_misspelt_request_is_rejected() {
         for (query, word) in [
             ("listener=db", "source is missing"),
             ("source=10.0.0.1", "listener is missing"),
-            ("listener=db&source=10.0.0", "no IP address"),
-            ("listener=db&sauce=10.0.0.1", "\"sauce\" is no parameter"),
+            ("listener=db&source=10.0.0", "not an IP address"),
+            ("listener=db&sauce=10.0.0.1", "unknown parameter \"sauce\""),
         ] {
             let message = message(read(&Method::GET, query, b""));
             assert!(message.contains(word), "{query}: {message}");
@@ -102,7 +102,7 @@ mod tests {
             ("[]", "JSON object"),
             (r#"{"listener": "db", "source": "10.0.0.1", "cert": "x"}"#, "\"cert\""),
             (r#"{"listener": "db", "source": "10.0.0.1", "client_certificate": "x"}"#, "client_certificate: "),
-            (r#"{"listener": 7, "source": "10.0.0.1"}"#, "listener has to be a text"),
+            (r#"{"listener": 7, "source": "10.0.0.1"}"#, "listener must be a string"),
         ] {
             let message = message(read(&Method::POST, "", body.as_bytes()));
             assert!(message.contains(word), "{body}: {message}");

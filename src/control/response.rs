@@ -1,4 +1,4 @@
-//! What goes back to a caller.
+//! Responses of the admin API.
 
 use std::fmt::Display;
 
@@ -6,34 +6,34 @@ use serde_json::{Value, json};
 
 use crate::printable;
 
-/// How it went.
+/// The HTTP status of a response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Status {
-    /// 200: here it is.
-    Done,
-    /// 404: there is no such thing.
+    /// 200
+    Ok,
+    /// 404: the path or the object does not exist.
     NotFound,
-    /// 405: not with this method.
+    /// 405: the path does not support this method.
     MethodNotAllowed,
-    /// 408: the request did not come to its end.
+    /// 408: the request is incomplete.
     RequestTimeout,
-    /// 409: not in the present state.
+    /// 409: not possible in the current state.
     Conflict,
     /// 413: the body is too large.
     ContentTooLarge,
     /// 414: the target is too long.
     TargetTooLong,
-    /// 422: understood, and refused for what it says.
+    /// 422: the request is understood, but its content is invalid.
     Unprocessable,
-    /// 500: this program failed.
-    Failed,
+    /// 500: the program failed.
+    InternalError,
 }
 
 impl Status {
-    /// The status code of HTTP.
+    /// The numeric status code.
     pub const fn code(self) -> u16 {
         match self {
-            Self::Done => 200,
+            Self::Ok => 200,
             Self::NotFound => 404,
             Self::MethodNotAllowed => 405,
             Self::RequestTimeout => 408,
@@ -41,27 +41,27 @@ impl Status {
             Self::ContentTooLarge => 413,
             Self::TargetTooLong => 414,
             Self::Unprocessable => 422,
-            Self::Failed => 500,
+            Self::InternalError => 500,
         }
     }
 }
 
-/// An answer to an [`AdminRequest`](crate::control::AdminRequest).
+/// The response to an [`AdminRequest`](crate::control::AdminRequest).
 #[derive(Clone, Debug, PartialEq)]
 pub struct AdminResponse {
-    /// How it went.
+    /// The HTTP status.
     pub status: Status,
-    /// What is told.
+    /// The JSON body.
     pub body: Value,
 }
 
 impl AdminResponse {
-    /// What was asked for.
-    pub fn done(body: Value) -> Self {
-        Self { status: Status::Done, body }
+    /// A 200 response.
+    pub fn ok(body: Value) -> Self {
+        Self { status: Status::Ok, body }
     }
 
-    /// Why not: a stable `id` for programs, a message for people.
+    /// An error response: a stable `id` for programs and a message for people.
     pub fn error(status: Status, id: &str, message: impl Display) -> Self {
         Self { status, body: json!({ "id": id, "message": printable::lines(&message.to_string()) }) }
     }

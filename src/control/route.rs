@@ -1,4 +1,4 @@
-//! What a request asks for. Nothing in it is ignored: a misspelt parameter must not turn a plan into a reload.
+//! Routing of requests. Unknown parameters are rejected: a misspelt `plan` must not cause a reload.
 
 use std::path::PathBuf;
 
@@ -8,18 +8,16 @@ use serde_json::{Map, Value, json};
 use crate::control::response::{AdminResponse, Status};
 use crate::control::{AdminRequest, parameters, request};
 
-/// A request that was understood.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Wanted {
+pub(crate) enum Route {
     /// The list of paths.
     Paths,
-    /// Something that the owner of the state answers.
-    Ask(AdminRequest),
+    /// A request to the owner of the state.
+    Request(AdminRequest),
     /// The sessions of one listener.
     SessionsOf(String),
 }
 
-/// What there is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Resource {
     Paths,
@@ -31,14 +29,14 @@ enum Resource {
     Explain,
 }
 
-/// Understands a request.
+/// Routes a request.
 ///
 /// # Errors
-/// The answer that says what is wrong with it.
-pub(crate) fn route(method: &Method, target: &Uri, body: &[u8]) -> Result<Wanted, AdminResponse> {
+/// The error response, with status 404, 405, 414 or 422.
+pub(crate) fn route(method: &Method, target: &Uri, body: &[u8]) -> Result<Route, AdminResponse> {
     let length = target.path_and_query().map_or(0, |target| target.as_str().len());
     if length > MAX_TARGET {
-        let message = format_args!("the target has {length} bytes, and may have {MAX_TARGET}");
+        let message = format_args!("the target has {length} bytes; the limit is {MAX_TARGET}");
         return Err(AdminResponse::error(Status::TargetTooLong, "target_too_long", message));
     }
     let path = target.path();
@@ -46,26 +44,26 @@ pub(crate) fn route(method: &Method, target: &Uri, body: &[u8]) -> Result<Wanted
         AdminResponse::error(
             Status::NotFound,
             "path_not_found",
-            format_args!("there is no {path}; GET / lists what there is"),
+            format_args!("unknown path {path}; GET / lists all paths"),
         )
     })?;
     if !resource.methods().contains(method) {
-        let message = format_args!("{path} takes {}, not {method}", listed(resource.methods(), " or "));
+        let message = format_args!("{path} supports {}, not {method}", join_methods(resource.methods(), " or "));
         return Err(AdminResponse::error(Status::MethodNotAllowed, "method_not_allowed", message));
     }
-    resource.wanted(method, target.query().unwrap_or(""), body)
+    resource.route(method, target.query().unwrap_or(""), body)
 }
 
-/// With which methods a path is asked for, as the header `Allow` has them.
-pub(crate) fn allowed(path: &str) -> Option<String> {
-    Resource::find(path).map(|resource| listed(resource.methods(), ", "))
+/// The methods of a path, in the form of the `Allow` header.
+pub(crate) fn allowed_methods(path: &str) -> Option<String> {
+    Resource::find(path).map(|resource| join_methods(resource.methods(), ", "))
 }
 
-fn listed(methods: &[Method], separator: &str) -> String {
+fn join_methods(methods: &[Method], separator: &str) -> String {
     methods.iter().map(Method::as_str).collect::<Vec<_>>().join(separator)
 }
 
-/// The answer to `GET /`.
+/// The response to `GET /`.
 pub(crate) fn paths() -> Value {
     let path = |(method, path, does): &(&str, &str, &str)| json!({ "method": method, "path": path, "does": does });
     json!({ "paths": PATHS.iter().map(path).collect::<Vec<_>>() })
@@ -93,24 +91,24 @@ impl Resource {
         }
     }
 
-    fn wanted(self, method: &Method, query: &str, body: &[u8]) -> Result<Wanted, AdminResponse> {
+    fn route(self, method: &Method, query: &str, body: &[u8]) -> Result<Route, AdminResponse> {
         let known: &[&str] = match self {
             Self::Sessions => &["listener"],
             Self::Reload => &["plan"],
             Self::Paths | Self::Status | Self::Rotation | Self::Session(_) => &[],
-            Self::Explain => return request::read(method, query, body).map(Wanted::Ask),
+            Self::Explain => return request::read(method, query, body).map(Route::Request),
         };
         let parameter = parameters::parse(query, known)?.into_values().next();
         let parameter = parameter.as_deref();
         match self {
-            Self::Paths | Self::Explain => Ok(Wanted::Paths),
-            Self::Status => Ok(Wanted::Ask(AdminRequest::Status)),
-            Self::Rotation => Ok(Wanted::Ask(AdminRequest::Rotation)),
+            Self::Paths | Self::Explain => Ok(Route::Paths),
+            Self::Status => Ok(Route::Request(AdminRequest::Status)),
+            Self::Rotation => Ok(Route::Request(AdminRequest::Rotation)),
             Self::Sessions => {
-                Ok(parameter.map_or(Wanted::Ask(AdminRequest::Sessions), |name| Wanted::SessionsOf(name.to_owned())))
+                Ok(parameter.map_or(Route::Request(AdminRequest::Sessions), |name| Route::SessionsOf(name.to_owned())))
             }
-            Self::Session(id) => Ok(Wanted::Ask(AdminRequest::CloseSession(id))),
-            Self::Reload => reload(parameter, body).map(Wanted::Ask),
+            Self::Session(id) => Ok(Route::Request(AdminRequest::CloseSession(id))),
+            Self::Reload => reload(parameter, body).map(Route::Request),
         }
     }
 }
@@ -121,13 +119,13 @@ fn reload(plan: Option<&str>, body: &[u8]) -> Result<AdminRequest, AdminResponse
         (Some("true"), file) => Ok(AdminRequest::Plan { file }),
         (None | Some("false"), None) => Ok(AdminRequest::Reload),
         (None | Some("false"), Some(_)) => {
-            Err(invalid("a reload applies the program's own configuration; \"file\" goes with ?plan=true only"))
+            Err(invalid("a reload always applies the running configuration; \"file\" requires ?plan=true"))
         }
-        (Some(other), _) => Err(invalid(&format!("plan is {other:?}; it may be true or false"))),
+        (Some(other), _) => Err(invalid(&format!("plan is {other:?}; it must be true or false"))),
     }
 }
 
-/// The configuration that the body of a plan names.
+/// The configuration file in the body of a plan.
 fn file_of(body: &[u8]) -> Result<Option<PathBuf>, AdminResponse> {
     if body.trim_ascii().is_empty() {
         return Ok(None);
@@ -135,12 +133,12 @@ fn file_of(body: &[u8]) -> Result<Option<PathBuf>, AdminResponse> {
     let fields: Map<String, Value> =
         serde_json::from_slice(body).map_err(|error| invalid(&format!("the body is not a JSON object: {error}")))?;
     if let Some(key) = fields.keys().find(|key| *key != "file") {
-        return Err(invalid(&format!("the body has {key:?}; it may have \"file\" only")));
+        return Err(invalid(&format!("unknown field {key:?}; allowed: \"file\"")));
     }
     match fields.get("file") {
         None | Some(Value::Null) => Ok(None),
         Some(Value::String(path)) if path.starts_with('/') => Ok(Some(path.into())),
-        Some(other) => Err(invalid(&format!("file is {other}; it has to be an absolute path"))),
+        Some(other) => Err(invalid(&format!("file is {other}; it must be an absolute path"))),
     }
 }
 
@@ -150,53 +148,53 @@ pub(crate) fn invalid(message: &str) -> AdminResponse {
 
 const PATHS: [(&str, &str, &str); 10] = [
     ("GET", "/", "this list"),
-    ("GET", "/v1/status", "how the program is, what it serves, and what became of the last reload"),
-    ("GET", "/v1/rotation", "which certificates and sources are in use, and by whom"),
-    ("GET", "/v1/sessions", "the open sessions"),
-    ("GET", "/v1/sessions?listener=NAME", "those of one listener"),
-    ("DELETE", "/v1/sessions/{id}", "ends a session"),
-    ("POST", "/v1/reload", "reads everything anew and puts it in force, whole or not at all"),
+    ("GET", "/v1/status", "the state of the program, its listeners and its last reload"),
+    ("GET", "/v1/rotation", "certificates, CAs and sources with their use"),
+    ("GET", "/v1/sessions", "the sessions"),
+    ("GET", "/v1/sessions?listener=NAME", "the sessions of one listener"),
+    ("DELETE", "/v1/sessions/{id}", "closes a session"),
+    ("POST", "/v1/reload", "reloads the configuration, completely or not at all"),
     (
         "POST",
         "/v1/reload?plan=true",
-        "says what that would change; {\"file\": \"/path\"} asks about another configuration",
+        "shows what a reload would change; {\"file\": \"/path\"} selects another configuration",
     ),
-    ("GET", "/v1/explain?listener=NAME&source=IP", "says step by step whether a connection would be admitted"),
-    ("POST", "/v1/explain", "the same for {\"listener\", \"source\", \"client_certificate\"}, the last in PEM"),
+    ("GET", "/v1/explain?listener=NAME&source=IP", "explains step by step whether a connection would be admitted"),
+    ("POST", "/v1/explain", "the same for {\"listener\", \"source\", \"client_certificate\"}; the certificate is PEM"),
 ];
 
-/// Longer than any that means something.
+/// Bytes; longer than any valid target.
 const MAX_TARGET: usize = 1024;
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn asked(method: Method, target: &str, body: &str) -> Result<Wanted, (u16, String)> {
-        let wanted = route(&method, &target.parse().unwrap(), body.as_bytes());
-        wanted.map_err(|answer| (answer.status.code(), answer.body["message"].as_str().unwrap().to_owned()))
+    fn routed(method: Method, target: &str, body: &str) -> Result<Route, (u16, String)> {
+        let routed = route(&method, &target.parse().unwrap(), body.as_bytes());
+        routed.map_err(|error| (error.status.code(), error.body["message"].as_str().unwrap().to_owned()))
     }
 
     #[test]
-    fn every_path_asks_for_what_it_says() {
-        let ask = |ask| Ok(Wanted::Ask(ask));
-        assert_eq!(asked(Method::GET, "/", ""), Ok(Wanted::Paths));
-        assert_eq!(asked(Method::GET, "/v1/status", ""), ask(AdminRequest::Status));
-        assert_eq!(asked(Method::GET, "/v1/rotation", ""), ask(AdminRequest::Rotation));
-        assert_eq!(asked(Method::GET, "/v1/sessions", ""), ask(AdminRequest::Sessions));
-        assert_eq!(asked(Method::GET, "/v1/sessions?listener=db", ""), Ok(Wanted::SessionsOf("db".to_owned())));
-        assert_eq!(asked(Method::DELETE, "/v1/sessions/7", ""), ask(AdminRequest::CloseSession(7)));
+    fn each_path_is_routed_to_its_request() {
+        let request = |request| Ok(Route::Request(request));
+        assert_eq!(routed(Method::GET, "/", ""), Ok(Route::Paths));
+        assert_eq!(routed(Method::GET, "/v1/status", ""), request(AdminRequest::Status));
+        assert_eq!(routed(Method::GET, "/v1/rotation", ""), request(AdminRequest::Rotation));
+        assert_eq!(routed(Method::GET, "/v1/sessions", ""), request(AdminRequest::Sessions));
+        assert_eq!(routed(Method::GET, "/v1/sessions?listener=db", ""), Ok(Route::SessionsOf("db".to_owned())));
+        assert_eq!(routed(Method::DELETE, "/v1/sessions/7", ""), request(AdminRequest::CloseSession(7)));
         for (target, body) in [("/v1/reload", ""), ("/v1/reload?plan=false", " \n"), ("/v1/reload", "{}")] {
-            assert_eq!(asked(Method::POST, target, body), ask(AdminRequest::Reload), "{target} {body}");
+            assert_eq!(routed(Method::POST, target, body), request(AdminRequest::Reload), "{target} {body}");
         }
-        let plan = |file: Option<&str>| ask(AdminRequest::Plan { file: file.map(PathBuf::from) });
-        assert_eq!(asked(Method::POST, "/v1/reload?plan=true", ""), plan(None));
-        assert_eq!(asked(Method::POST, "/v1/reload?plan=true", r#"{"file": null}"#), plan(None));
-        assert_eq!(asked(Method::POST, "/v1/reload?plan=true", r#"{"file": "/a b"}"#), plan(Some("/a b")));
+        let plan = |file: Option<&str>| request(AdminRequest::Plan { file: file.map(PathBuf::from) });
+        assert_eq!(routed(Method::POST, "/v1/reload?plan=true", ""), plan(None));
+        assert_eq!(routed(Method::POST, "/v1/reload?plan=true", r#"{"file": null}"#), plan(None));
+        assert_eq!(routed(Method::POST, "/v1/reload?plan=true", r#"{"file": "/a b"}"#), plan(Some("/a b")));
     }
 
     #[test]
-    fn nothing_is_taken_for_something_else() {
+    fn invalid_request_is_rejected() {
         let long = format!("/v1/status?{}", "x".repeat(MAX_TARGET));
         let cases = [
             (Method::GET, "/v2/status", "", 404, "GET /"),
@@ -218,18 +216,18 @@ mod tests {
             (Method::POST, "/v1/reload?plan=true", "{", 422, "JSON object"),
         ];
         for (method, target, body, status, word) in cases {
-            let (code, message) = asked(method, target, body).unwrap_err();
+            let (code, message) = routed(method, target, body).unwrap_err();
             assert_eq!(code, status, "{target}: {message}");
             assert!(message.contains(word), "{target}: {message}");
         }
     }
 
     #[test]
-    fn the_list_of_paths_names_what_there_is() {
+    fn listed_paths_exist() {
         for (method, path, _) in PATHS {
             let path = path.replace("{id}", "1").replace("NAME", "db");
             let (path, _) = path.split_once('?').unwrap_or((&path, ""));
-            assert!(allowed(path).unwrap().split(", ").any(|allowed| allowed == method), "{path}");
+            assert!(allowed_methods(path).unwrap().split(", ").any(|allowed| allowed == method), "{path}");
         }
     }
 }

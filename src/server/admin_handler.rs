@@ -1,4 +1,4 @@
-//! Answers what is asked over the control channel.
+//! Handles requests of the admin API.
 
 use crate::fault::record;
 use std::path::PathBuf;
@@ -15,7 +15,7 @@ use crate::addr::ClientAddr;
 use crate::audit::Audit;
 use crate::audit::changes::Changes;
 use crate::control::response::{AdminResponse, Status};
-use crate::control::{AdminRequest, Request};
+use crate::control::{AdminRequest, PendingRequest};
 use crate::dns::HostCache;
 use crate::fault;
 use crate::fault::record::Fault;
@@ -26,38 +26,35 @@ use crate::printable;
 use crate::proxy::listener::Listeners;
 use crate::server::counts::{Count, Counts};
 use crate::server::reload;
-use crate::server::reload::{Asker, ReloadReply};
+use crate::server::reload::{ReloadReply, ReplySender};
 use crate::server::report;
 use crate::session::registry::ConnectionRegistry;
 use crate::timestamp::seconds;
 
-/// Where requests come in.
 #[derive(Debug)]
 pub(crate) struct AdminHandler {
-    requests: mpsc::Receiver<Request>,
-    /// To the reloader.
-    askers: mpsc::Sender<Asker>,
+    requests: mpsc::Receiver<PendingRequest>,
+    /// Sends reload requests to the reloader.
+    reload_requests: mpsc::Sender<ReplySender>,
     registry: Arc<ConnectionRegistry>,
     host_cache: Arc<HostCache>,
     audit: Audit,
     started_at: OffsetDateTime,
     last_reload: Option<LastReload>,
-    /// Since when what the files say has been in force.
+    /// When the current content of the files came into force.
     files_since: OffsetDateTime,
     draining: Option<Draining>,
-    /// Answers that take their time.
+    /// Requests that are handled in the background.
     pending: JoinSet<()>,
 }
 
-/// The program is stopping.
 #[derive(Clone, Copy, Debug)]
 struct Draining {
     since: OffsetDateTime,
-    /// When the sessions are ended that are left.
+    /// When the remaining sessions are closed.
     until: OffsetDateTime,
 }
 
-/// What became of the last reload.
 #[derive(Debug)]
 struct LastReload {
     at: OffsetDateTime,
@@ -66,8 +63,8 @@ struct LastReload {
 
 impl AdminHandler {
     pub(crate) fn new(
-        requests: mpsc::Receiver<Request>,
-        askers: mpsc::Sender<Asker>,
+        requests: mpsc::Receiver<PendingRequest>,
+        reload_requests: mpsc::Sender<ReplySender>,
         registry: Arc<ConnectionRegistry>,
         host_cache: Arc<HostCache>,
         audit: Audit,
@@ -75,7 +72,7 @@ impl AdminHandler {
         let started_at = OffsetDateTime::now_utc();
         Self {
             requests,
-            askers,
+            reload_requests,
             registry,
             host_cache,
             audit,
@@ -87,20 +84,19 @@ impl AdminHandler {
         }
     }
 
-    /// The program stops: it takes no new policy, and ends the sessions that are left after `patience`.
-    pub(crate) fn drain(&mut self, patience: Duration) {
+    /// Marks the program as draining: reloads are rejected, and the remaining sessions are closed after `drain`.
+    pub(crate) fn drain(&mut self, drain: Duration) {
         let since = OffsetDateTime::now_utc();
-        let patience = time::Duration::try_from(patience).unwrap_or(time::Duration::MAX);
-        self.draining = Some(Draining { since, until: since.saturating_add(patience) });
+        let drain = time::Duration::try_from(drain).unwrap_or(time::Duration::MAX);
+        self.draining = Some(Draining { since, until: since.saturating_add(drain) });
     }
 
-    /// Whether the last reload was applied. Without one, what the files said at the start is in force.
+    /// Whether the last reload was applied; true before the first reload.
     pub(crate) fn was_applied(&self) -> bool {
         self.last_reload.as_ref().is_none_or(|last| last.error.is_none())
     }
 
-    /// Notes that a policy was put in force, or refused. Returns since when what the files say has been in force, where it
-    /// was before.
+    /// Records that a policy was put in force or rejected. Returns since when the files are in force, if they were already.
     pub(crate) fn in_force_since(&mut self, was_in_force: bool) -> Option<OffsetDateTime> {
         if was_in_force {
             return Some(self.files_since);
@@ -109,22 +105,22 @@ impl AdminHandler {
         None
     }
 
-    /// The next request. Never comes where nobody can ask.
-    pub(crate) async fn next(&mut self) -> Request {
+    /// Waits for the next request; never completes without an admin socket.
+    pub(crate) async fn next(&mut self) -> PendingRequest {
         match self.requests.recv().await {
             Some(request) => request,
             None => std::future::pending().await,
         }
     }
 
-    /// Notes what became of a reload. Returns whether that is what became of the last one too.
-    pub(crate) fn reloaded(&mut self, error: Option<&str>) -> bool {
+    /// Records the result of a reload. Returns whether the last reload had the same result.
+    pub(crate) fn record_reload(&mut self, error: Option<&str>) -> bool {
         let last = LastReload { at: OffsetDateTime::now_utc(), error: error.map(str::to_owned) };
         let former = self.last_reload.replace(last);
         former.is_some_and(|former| former.error.as_deref() == error)
     }
 
-    /// What became of the last reload, where it was rejected: when, and the first thing that is wrong.
+    /// The time and the first error of the last reload, if it was rejected.
     pub(crate) fn rejection(&self) -> Option<String> {
         let LastReload { at, error } = self.last_reload.as_ref()?;
         let error = error.as_ref()?;
@@ -136,35 +132,35 @@ impl AdminHandler {
         Some(format!("reload rejected at {}: {}{more}", seconds(*at), printable::cut(first, MAX_REJECTION)))
     }
 
-    /// Answers, at once or later; a caller that has hung up is not waited for.
-    pub(crate) fn answer(&mut self, request: Request, current: &Arc<Snapshot>, listeners: &Listeners) {
+    /// Handles a request at once or in the background. A reply to a disconnected client is dropped.
+    pub(crate) fn handle(&mut self, request: PendingRequest, current: &Arc<Snapshot>, listeners: &Listeners) {
         while self.pending.try_join_next().is_some() {}
-        let Request { ask, answer } = request;
-        if self.draining.is_some() && matches!(ask, AdminRequest::Reload | AdminRequest::Plan { .. }) {
-            let _ = answer.send(AdminResponse::error(Status::Conflict, "draining", DRAINING));
+        let PendingRequest { request, reply } = request;
+        if self.draining.is_some() && matches!(request, AdminRequest::Reload | AdminRequest::Plan { .. }) {
+            let _ = reply.send(AdminResponse::error(Status::Conflict, "draining", DRAINING));
             return;
         }
-        let at_once = match ask {
-            AdminRequest::Status => AdminResponse::done(self.status(current, listeners)),
-            AdminRequest::Rotation => AdminResponse::done(report::rotation(current, &self.registry)),
-            AdminRequest::Sessions => AdminResponse::done(report::sessions(&self.registry)),
+        let response = match request {
+            AdminRequest::Status => AdminResponse::ok(self.status(current, listeners)),
+            AdminRequest::Rotation => AdminResponse::ok(report::rotation(current, &self.registry)),
+            AdminRequest::Sessions => AdminResponse::ok(report::sessions(&self.registry)),
             AdminRequest::CloseSession(id) => self.close(id),
-            AdminRequest::Reload => return self.reload(answer),
-            AdminRequest::Plan { file } => return self.plan(file, current, answer),
+            AdminRequest::Reload => return self.reload(reply),
+            AdminRequest::Plan { file } => return self.plan(file, current, reply),
             AdminRequest::Explain { listener, source, chain } => {
                 let current = Arc::clone(current);
-                return self.answer_later(answer, move || explain(&current, &listener, source, &chain));
+                return self.handle_in_background(reply, move || explain(&current, &listener, source, &chain));
             }
         };
-        let _ = answer.send(self.with_draining(at_once));
+        let _ = reply.send(self.with_draining(response));
     }
 
-    /// Whoever asks a program that is stopping is told so.
-    fn with_draining(&self, mut answer: AdminResponse) -> AdminResponse {
-        if let (Some(Draining { since, until }), Some(object)) = (self.draining, answer.body.as_object_mut()) {
+    /// Adds `draining` to the response of a draining program.
+    fn with_draining(&self, mut response: AdminResponse) -> AdminResponse {
+        if let (Some(Draining { since, until }), Some(object)) = (self.draining, response.body.as_object_mut()) {
             object.insert("draining".to_owned(), json!({ "since": seconds(since), "until": seconds(until) }));
         }
-        answer
+        response
     }
 
     fn status(&self, current: &Snapshot, listeners: &Listeners) -> Value {
@@ -172,9 +168,9 @@ impl AdminHandler {
             let result = if error.is_none() { "applied" } else { "rejected" };
             json!({ "result": result, "at": seconds(*at), "error": error.as_deref().map(printable::lines) })
         });
-        let counts = Counts::of(&self.registry);
+        let counts = Counts::from_registry(&self.registry);
         let listener = |policy: &Arc<ListenerPolicy>| {
-            let Count { relaying, closing } = counts.at(&policy.name);
+            let Count { relaying, closing } = counts.of_listener(&policy.name);
             json!({
                 "name": &*policy.name,
                 "protocol": policy.protocol.to_string(),
@@ -186,7 +182,7 @@ impl AdminHandler {
                 "enforcement": policy.sources.enforcement.to_string(),
                 "trusted_sources": policy.sources.trusted.rules().len(),
                 "shield": report::shield(&listeners.shield(policy)),
-                "names": report::host_cache(policy, &self.host_cache),
+                "dns_sources": report::dns_sources(policy, &self.host_cache),
                 "handshakes": policy.open_handshakes(),
                 "max_handshakes": policy.max_handshakes,
                 "sessions": relaying,
@@ -202,7 +198,7 @@ impl AdminHandler {
             "loaded_at": seconds(current.built_at),
             "last_reload": last_reload,
             "descriptors": report::descriptors(&listeners.descriptors()),
-            "faults": record::recent().iter().map(told).collect::<Vec<_>>(),
+            "faults": record::recent().iter().map(fault_json).collect::<Vec<_>>(),
             "listeners": current.listeners().iter().map(listener).collect::<Vec<_>>(),
             "removed_listeners": counts.of_removed_listeners(current),
         })
@@ -213,96 +209,96 @@ impl AdminHandler {
         let Some((live, state)) = found.and_then(|live| live.state().map(|state| (live, state))) else {
             return AdminResponse::error(Status::NotFound, "no_such_session", format_args!("there is no session {id}"));
         };
-        // One that is closing is gone in a moment without anybody's doing.
+        // A closing session ends by itself.
         if state.is_relaying() {
             self.audit.admin_action("sessions.close", &id.to_string());
             live.end(Reason::ClosedByAdmin.into());
         }
-        AdminResponse::done(json!({ "session": id, "was": state.code() }))
+        AdminResponse::ok(json!({ "session": id, "was": state.code() }))
     }
 
-    fn reload(&mut self, answer: oneshot::Sender<AdminResponse>) {
-        let (asker, told) = oneshot::channel();
-        if self.askers.try_send(asker).is_err() {
-            let busy = "too many reloads have been asked for already; wait for those";
-            let _ = answer.send(AdminResponse::error(Status::Conflict, "reload_busy", busy));
+    fn reload(&mut self, reply: oneshot::Sender<AdminResponse>) {
+        let (sender, result) = oneshot::channel();
+        if self.reload_requests.try_send(sender).is_err() {
+            let busy = "too many reload requests are pending; try again when they are done";
+            let _ = reply.send(AdminResponse::error(Status::Conflict, "reload_busy", busy));
             return;
         }
         self.audit.admin_action("reload", "");
         self.pending.spawn(async move {
-            if let Ok(told) = told.await {
-                let _ = answer.send(in_answer(told));
+            if let Ok(result) = result.await {
+                let _ = reply.send(reload_response(result));
             }
         });
     }
 
-    /// Builds on a thread of its own what a reload would build, and puts it in force nowhere.
-    fn plan(&mut self, file: Option<PathBuf>, current: &Arc<Snapshot>, answer: oneshot::Sender<AdminResponse>) {
+    /// Builds the policy of a reload on a separate thread without putting it in force.
+    fn plan(&mut self, file: Option<PathBuf>, current: &Arc<Snapshot>, reply: oneshot::Sender<AdminResponse>) {
         let (current, registry, host_cache) =
             (Arc::clone(current), Arc::clone(&self.registry), Arc::clone(&self.host_cache));
-        self.answer_later(answer, move || {
+        self.handle_in_background(reply, move || {
             let file = file.as_deref().unwrap_or(&current.config.file);
             match reload::build(file, Some(&current), &host_cache).0 {
                 Ok(Built { snapshot, warnings }) => {
                     let built = Built { snapshot: snapshot.planned(), warnings };
-                    AdminResponse::done(report::plan(&built, &current, &registry))
+                    AdminResponse::ok(report::plan(&built, &current, &registry))
                 }
                 Err(problems) => AdminResponse::error(Status::Unprocessable, "configuration_invalid", problems),
             }
         });
     }
 
-    /// Works out an answer on a thread of its own.
-    fn answer_later(
+    /// Computes the response on a separate thread.
+    fn handle_in_background(
         &mut self,
-        answer: oneshot::Sender<AdminResponse>,
+        reply: oneshot::Sender<AdminResponse>,
         work: impl FnOnce() -> AdminResponse + Send + 'static,
     ) {
         self.pending.spawn(async move {
-            let failed = |fault| AdminResponse::error(Status::Failed, "internal_fault", fault);
-            let _ = answer.send(fault::contained_blocking(PART, work).await.unwrap_or_else(failed));
+            let failed = |fault| AdminResponse::error(Status::InternalError, "internal_fault", fault);
+            let _ = reply.send(fault::contained_blocking(PART, work).await.unwrap_or_else(failed));
         });
     }
 }
 
-/// What the policy in force would do with a connection. The configuration is named in every answer: the caller may mean
-/// another one.
+/// Explains a connection by the policy in force. Each response names the configuration file, so that the client can detect
+/// that it is not the expected one.
 fn explain(current: &Snapshot, listener: &str, source: ClientAddr, chain: &[CertificateDer<'_>]) -> AdminResponse {
     let explained = current.explain(listener, source, chain, OffsetDateTime::now_utc());
-    let mut answer = match explained {
-        Ok(explanation) => AdminResponse::done(explanation.in_json()),
+    let mut response = match explained {
+        Ok(explanation) => AdminResponse::ok(explanation.in_json()),
         Err(error @ ExplainError::UnknownListener { .. }) => AdminResponse::error(Status::NotFound, "not_found", error),
         Err(error @ ExplainError::Impossible { .. }) => {
             AdminResponse::error(Status::Unprocessable, "unprocessable_entity", error)
         }
     };
-    if let Some(fields) = answer.body.as_object_mut() {
-        // A relative path would be relative to a directory that the caller may not know.
+    if let Some(fields) = response.body.as_object_mut() {
+        // The client does not know the working directory of the program.
         let config = std::path::absolute(&current.config.file).unwrap_or_else(|_| current.config.file.clone());
         fields.insert("config".to_owned(), json!(config));
         fields.insert("generation".to_owned(), current.generation.into());
     }
-    answer
+    response
 }
 
-const DRAINING: &str = "draining: the program is stopping and takes no new policy; start it again when it has ended";
+const DRAINING: &str = "draining: the program is stopping and does not reload; start it again once it has stopped";
 
-/// What its faults are noted under.
-pub(crate) const PART: &str = "answers to commands";
+/// The name of this part in internal faults.
+pub(crate) const PART: &str = "admin requests";
 
-fn told(fault: &Fault) -> Value {
+fn fault_json(fault: &Fault) -> Value {
     let Fault { at, part, location, message, count } = fault;
     json!({ "at": seconds(*at), "part": part, "location": location, "message": message, "count": count })
 }
 
-fn in_answer(told: ReloadReply) -> AdminResponse {
-    let ReloadReply { verdict, in_force_since } = told;
-    let changes = match verdict {
+fn reload_response(reply: ReloadReply) -> AdminResponse {
+    let ReloadReply { result, in_force_since } = reply;
+    let changes = match result {
         Ok(changes) => changes,
         Err(error) => return AdminResponse::error(Status::Unprocessable, "reload_rejected", error),
     };
     let Changes { listeners_added, listeners_removed, listeners_moved, .. } = &changes;
-    AdminResponse::done(json!({
+    AdminResponse::ok(json!({
         "result": "applied",
         "generation": changes.generation,
         "listeners_added": listeners_added,
@@ -319,5 +315,5 @@ fn in_answer(told: ReloadReply) -> AdminResponse {
     }))
 }
 
-/// Longest part of an error in the status line for systemd, in bytes.
+/// Bytes of an error in the status line for systemd.
 const MAX_REJECTION: usize = 320;

@@ -1,4 +1,4 @@
-//! Speaks up in time about certificates in use that are about to run out, and about revocation lists that have.
+//! Warns about certificates that expire soon, and about expired CRLs.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -14,28 +14,29 @@ use crate::timestamp;
 use crate::x509::crl::Crl;
 use crate::x509::expiry::{days_left, expiry_milestone};
 
-/// Remembers what it has said already.
+/// Remembers the last warning of each certificate, so that each milestone is reported once.
 #[derive(Debug, Default)]
 pub(crate) struct ExpiryWatch {
-    told: HashMap<(Arc<str>, String), i64>,
+    /// Listener and SHA-256 -> last reported milestone in days.
+    reported: HashMap<(Arc<str>, String), i64>,
 }
 
 impl ExpiryWatch {
-    /// Audits every certificate of `snapshot` that has passed a milestone since it was last spoken of.
-    pub(crate) fn look(&mut self, snapshot: &Snapshot, audit: &Audit) {
-        self.look_at(OffsetDateTime::now_utc(), snapshot, audit);
+    /// Emits `certificate.expiring` for each certificate that has passed a milestone since the last check.
+    pub(crate) fn check(&mut self, snapshot: &Snapshot, audit: &Audit) {
+        self.check_at(OffsetDateTime::now_utc(), snapshot, audit);
     }
 
-    fn look_at(&mut self, now: OffsetDateTime, snapshot: &Snapshot, audit: &Audit) {
-        let mut told = HashMap::new();
+    fn check_at(&mut self, now: OffsetDateTime, snapshot: &Snapshot, audit: &Audit) {
+        let mut reported = HashMap::new();
         for policy in snapshot.listeners() {
             for (role, certificate) in policy.certificates() {
                 let Some(milestone) = expiry_milestone(certificate.not_after, now) else { continue };
                 let key = (Arc::clone(&policy.name), certificate.sha256.clone());
-                if told.contains_key(&key) {
+                if reported.contains_key(&key) {
                     continue;
                 }
-                if self.told.get(&key) != Some(&milestone) {
+                if self.reported.get(&key) != Some(&milestone) {
                     let expiring = ExpiringCertificate {
                         role,
                         subject: &certificate.subject,
@@ -45,26 +46,26 @@ impl ExpiryWatch {
                     };
                     audit.certificate_expiring(&policy.name, &expiring);
                 }
-                told.insert(key, milestone);
+                reported.insert(key, milestone);
             }
         }
         for (policy, list) in lists(snapshot).filter(|(_, list)| list.is_expired_at(now)) {
-            // The day it runs out, and every day until there is a new one.
+            // Warn on the day of expiry and daily after, until the CRL is replaced.
             let day = days_left(list.next_update, now);
             let key = (Arc::clone(&policy.name), list.sha256.clone());
-            if self.told.get(&key) != Some(&day) {
+            if self.reported.get(&key) != Some(&day) {
                 let expired_at = timestamp::seconds(list.next_update);
                 warn!(
                     listener = %policy.name,
                     issuer = %list.issuer,
                     expired_at,
-                    "CRL expired; put a new one into client_crl"
+                    "CRL expired, replace the file in client_crl"
                 );
             }
-            told.insert(key, day);
+            reported.insert(key, day);
         }
-        // What is no longer in use is forgotten, and spoken of anew should it come back.
-        self.told = told;
+        // Entries that are no longer in use are dropped, and are reported again if they return.
+        self.reported = reported;
     }
 }
 
@@ -72,11 +73,11 @@ fn lists(snapshot: &Snapshot) -> impl Iterator<Item = (&Arc<ListenerPolicy>, &Cr
     snapshot.listeners().iter().flat_map(|policy| policy.revocation_lists().iter().map(move |list| (policy, list)))
 }
 
-/// What its faults are noted under.
+/// The name of this part in internal faults.
 pub(crate) const PART: &str = "certificate expiry";
 
-/// How often to look. Asked by the wall clock each time, so that a suspended machine catches up.
-pub(crate) const LOOK_EVERY: Duration = Duration::from_secs(600);
+/// Each check reads the wall clock, so a machine that was suspended catches up.
+pub(crate) const CHECK_INTERVAL: Duration = Duration::from_secs(600);
 
 #[cfg(test)]
 mod tests {
@@ -86,8 +87,8 @@ mod tests {
     use crate::audit::{LineFormat, open_audit_file};
     use crate::policy::fixtures::{Site, listener};
 
-    /// How often the audit file speaks of a certificate.
-    fn mentions(site: &Site, audit: &Audit, sha256: &str) -> usize {
+    /// The number of events for a certificate in the audit file.
+    fn count_events(site: &Site, audit: &Audit, sha256: &str) -> usize {
         audit.flush();
         let text = std::fs::read_to_string(site.path("audit.log")).unwrap();
         let lines = text.lines().filter(|line| line.contains("\"event\":\"certificate.expiring\""));
@@ -95,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn a_certificate_is_spoken_of_once_and_again_when_it_comes_back() {
+    fn certificate_is_reported_once_and_again_after_its_return() {
         let site = Site::new();
         let now = OffsetDateTime::now_utc();
         let ending = site.install("ending", now + Duration::days(5));
@@ -107,19 +108,19 @@ mod tests {
         let file = open_audit_file(site.path("audit.log")).unwrap();
         let audit = Audit::start(LineFormat::Json, Some(file));
         let mut watch = ExpiryWatch::default();
-        let mut look = |snapshot: &Snapshot| {
-            watch.look(snapshot, &audit);
-            mentions(&site, &audit, &ending)
+        let mut check = |snapshot: &Snapshot| {
+            watch.check(snapshot, &audit);
+            count_events(&site, &audit, &ending)
         };
-        assert_eq!(look(&both), 1);
-        assert_eq!(look(&both), 1, "it has been spoken of");
-        assert_eq!(look(&one), 1, "it is not in use");
-        assert_eq!(look(&both), 2, "it has come back");
-        assert_eq!(mentions(&site, &audit, &lasting), 0);
+        assert_eq!(check(&both), 1);
+        assert_eq!(check(&both), 1, "it is already reported");
+        assert_eq!(check(&one), 1, "it is not in use");
+        assert_eq!(check(&both), 2, "it has returned");
+        assert_eq!(count_events(&site, &audit, &lasting), 0);
     }
 
     #[test]
-    fn certificate_under_a_clock_that_is_set_is_told_once_for_each_milestone_that_it_is_set_to() {
+    fn clock_change_reports_each_milestone_once() {
         let site = Site::new();
         let now = OffsetDateTime::now_utc();
         let ending = site.install("ending", now + Duration::days(100));
@@ -127,14 +128,14 @@ mod tests {
         let file = open_audit_file(site.path("audit.log")).unwrap();
         let audit = Audit::start(LineFormat::Json, Some(file));
         let mut watch = ExpiryWatch::default();
-        // Days that the clock is set to, and how often the certificate has been spoken of then.
+        // Days by which the clock is moved, and the number of events so far.
         for (days, expected) in
             [(0, 0), (95, 1), (95, 1), (0, 1), (-20_000, 1), (95, 2), (96, 2), (2_000_000, 3), (95, 4)]
         {
             let set = now.saturating_add(Duration::days(days));
-            watch.look_at(set, &snapshot, &audit);
-            watch.look_at(set, &snapshot, &audit);
-            assert_eq!(mentions(&site, &audit, &ending), expected, "set to day {days}");
+            watch.check_at(set, &snapshot, &audit);
+            watch.check_at(set, &snapshot, &audit);
+            assert_eq!(count_events(&site, &audit, &ending), expected, "set to day {days}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! How many sessions there are, by listener.
+//! The number of sessions by listener.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -8,20 +8,18 @@ use serde_json::{Value, json};
 use crate::policy::Snapshot;
 use crate::session::registry::ConnectionRegistry;
 
-/// How many sessions each listener has.
 #[derive(Debug)]
 pub(crate) struct Counts(BTreeMap<Arc<str>, Count>);
 
-/// The sessions of one listener.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Count {
-    /// Those whose bytes may still pass.
+    /// Open or half-closed.
     pub(crate) relaying: u64,
     pub(crate) closing: u64,
 }
 
 impl Counts {
-    pub(crate) fn of(registry: &ConnectionRegistry) -> Self {
+    pub(crate) fn from_registry(registry: &ConnectionRegistry) -> Self {
         let mut all = BTreeMap::<_, Count>::new();
         for live in registry.all() {
             let Some(state) = live.state() else { continue };
@@ -31,12 +29,11 @@ impl Counts {
         Self(all)
     }
 
-    /// Those of one listener.
-    pub(crate) fn at(&self, listener: &str) -> Count {
+    pub(crate) fn of_listener(&self, listener: &str) -> Count {
         self.0.get(listener).copied().unwrap_or_default()
     }
 
-    /// Those of listeners that were removed from the configuration: `revoke = "keep"` leaves them open.
+    /// The sessions of listeners that are no longer in the configuration, which `revoke = "keep"` leaves open.
     pub(crate) fn of_removed_listeners(&self, snapshot: &Snapshot) -> Vec<Value> {
         let gone = self.0.iter().filter(|(listener, _)| snapshot.named(listener).is_none());
         gone.map(|(listener, Count { relaying, closing })| {
@@ -63,14 +60,14 @@ mod tests {
             guard.activate(Authorization::default());
             guard
         };
-        let (_arriving, open, closing, misplaced_keys) = (enter("db"), enter("db"), enter("db"), enter("old"));
-        for session in [&open, &closing, &misplaced_keys] {
+        let (_arriving, open, closing, removed_session) = (enter("db"), enter("db"), enter("db"), enter("old"));
+        for session in [&open, &closing, &removed_session] {
             session.mark_open();
         }
         closing.mark_closing();
-        let counts = Counts::of(&registry);
-        assert_eq!(counts.at("db"), Count { relaying: 1, closing: 1 });
-        assert_eq!(counts.at("cache"), Count::default());
+        let counts = Counts::from_registry(&registry);
+        assert_eq!(counts.of_listener("db"), Count { relaying: 1, closing: 1 });
+        assert_eq!(counts.of_listener("cache"), Count::default());
 
         let site = Site::new();
         site.install("db", OffsetDateTime::now_utc() + Duration::days(365));

@@ -26,7 +26,7 @@ use tracing::{info, warn};
 use crate::audit::log::LogHandle;
 use crate::audit::{Audit, open_audit_file};
 use crate::config::files::Fingerprint;
-use crate::control::Admin;
+use crate::control::AdminServer;
 use crate::descriptors::Descriptors;
 use crate::dns::HostCache;
 use crate::dns::refresher;
@@ -38,7 +38,7 @@ use crate::proxy::accepted::Shared;
 use crate::proxy::listener::{BindError, Listeners};
 use crate::proxy::worker::Workers;
 use crate::server::admin_handler::AdminHandler;
-use crate::server::certificate_expiry::{ExpiryWatch, LOOK_EVERY};
+use crate::server::certificate_expiry::{CHECK_INTERVAL, ExpiryWatch};
 use crate::server::published::Published;
 use crate::server::reload::thread::PolicyThread;
 use crate::server::reload::{PolicyChange, ReloadAttempt, ReloadReply, Reloader};
@@ -58,31 +58,31 @@ pub(crate) struct Server {
     host_cache: Arc<HostCache>,
     reloader: Reloader,
     expiry: ExpiryWatch,
-    /// What goes on beside the loop below, for as long as this lives.
-    _beside: JoinSet<()>,
-    admin: Admin,
+    /// Background tasks, aborted when the server is dropped.
+    _tasks: JoinSet<()>,
+    admin: AdminServer,
     admin_handler: AdminHandler,
 }
 
 /// Why a server cannot start.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StartError {
-    /// The control channel's socket cannot be had.
+    /// The admin socket cannot be created.
     #[error("admin.listen: {0}")]
     Admin(#[source] io::Error),
     /// An address cannot be bound.
     #[error(transparent)]
     Bind(#[from] BindError),
-    /// The system gives no threads.
-    #[error("worker threads cannot be started: {0}")]
+    /// Worker threads cannot be started.
+    #[error("cannot start worker threads: {0}")]
     Workers(#[source] io::Error),
 }
 
 impl Server {
-    /// Binds every address and starts to accept.
+    /// Binds every address and starts to accept connections.
     ///
     /// # Errors
-    /// When an address cannot be bound; then nothing is accepted anywhere.
+    /// If an address cannot be bound. Then no listener accepts connections.
     pub(crate) fn start(
         built: Built,
         fingerprint: Fingerprint,
@@ -91,34 +91,39 @@ impl Server {
         log: LogHandle,
     ) -> Result<Self, StartError> {
         let snapshot = Arc::new(built.snapshot);
-        let (askers, asked) = mpsc::channel(MOST_ASKERS);
-        let reloader = Reloader::new(&snapshot, fingerprint, asked, Arc::clone(&host_cache), PolicyThread::start());
+        let (reload_requests, reloads) = mpsc::channel(MAX_RELOAD_REQUESTS);
+        let reloader = Reloader::new(&snapshot, fingerprint, reloads, Arc::clone(&host_cache), PolicyThread::start());
         let published = Published::new(&snapshot);
         let current = published.subscribe();
         let registry = Arc::new(ConnectionRegistry::default());
-        let mut beside = JoinSet::new();
-        let (policy, present) = (current.clone(), Arc::clone(&registry));
-        let revoke = move || revocation::run(policy.clone(), Arc::clone(&present));
-        beside.spawn(fault::restarted("revocation", revoke));
+        let mut tasks = JoinSet::new();
+        let (policy, connections) = (current.clone(), Arc::clone(&registry));
+        let revoke = move || revocation::run(policy.clone(), Arc::clone(&connections));
+        tasks.spawn(fault::restarted("revocation", revoke));
         let (hosts, known) = (published.hosts(), Arc::clone(&host_cache));
-        beside.spawn(fault::restarted(refresher::PART, move || refresher::run(hosts.clone(), Arc::clone(&known))));
+        tasks.spawn(fault::restarted(refresher::PART, move || refresher::run(hosts.clone(), Arc::clone(&known))));
         let floods = audit.clone();
-        beside.spawn(fault::restarted("audit", move || floods.clone().sum_up_floods()));
+        tasks.spawn(fault::restarted("audit", move || floods.clone().sum_up_floods()));
         let upstreams = published.upstreams();
-        beside.spawn(fault::restarted(health_check::PART, move || health_check::run(upstreams.clone())));
+        tasks.spawn(fault::restarted(health_check::PART, move || health_check::run(upstreams.clone())));
         let descriptors = Descriptors::default();
         let shared = Shared { current, registry: Arc::clone(&registry), audit: audit.clone(), descriptors };
         let workers = Workers::start(available_parallelism().map_or(1, usize::from), &shared);
         let workers = Arc::new(workers.map_err(StartError::Workers)?);
         let mut listeners = Listeners::new(shared, workers);
-        let (requests, requested) = mpsc::channel(MOST_REQUESTS);
-        let mut admin = Admin::new(requests);
+        let (requests, requested) = mpsc::channel(MAX_ADMIN_REQUESTS);
+        let mut admin = AdminServer::new(requests);
         let socket = admin.prepare(snapshot.config.admin.as_ref()).map_err(StartError::Admin)?;
         let prepared = listeners.prepare(&snapshot)?;
         listeners.commit(prepared, &snapshot);
         admin.commit(socket);
-        let admin_handler =
-            AdminHandler::new(requested, askers, Arc::clone(&registry), Arc::clone(&host_cache), audit.clone());
+        let admin_handler = AdminHandler::new(
+            requested,
+            reload_requests,
+            Arc::clone(&registry),
+            Arc::clone(&host_cache),
+            audit.clone(),
+        );
         warn_all(&built.warnings);
         let server = Self {
             audit,
@@ -129,26 +134,26 @@ impl Server {
             host_cache,
             reloader,
             expiry: ExpiryWatch::default(),
-            _beside: beside,
+            _tasks: tasks,
             admin,
             admin_handler,
         };
-        server.proxy_header(&snapshot, None);
+        server.audit_ready(&snapshot, None);
         Ok(server)
     }
 
-    /// Serves until told to stop, then drains.
+    /// Serves until SIGTERM or SIGINT, then drains.
     pub(crate) async fn run(mut self, mut signals: Signals) {
-        self.tell_systemd();
-        let mut looks = tokio::time::interval(LOOK_EVERY);
+        self.notify_systemd();
+        let mut expiry_checks = tokio::time::interval(CHECK_INTERVAL);
         loop {
-            match fault::contained("server loop", self.turn(&mut signals, &mut looks)).await {
+            match fault::contained("server loop", self.turn(&mut signals, &mut expiry_checks)).await {
                 Ok(true) => {}
                 Ok(false) => break,
                 Err(_) => {
-                    // A reload may have been under way.
-                    self.reloader.try_again();
-                    self.tell_systemd();
+                    // The panic may have interrupted a reload.
+                    self.reloader.force_attempt();
+                    self.notify_systemd();
                     tokio::select! {
                         () = signals.stop.next() => break,
                         () = sleep(RESTART_PAUSE) => {}
@@ -159,79 +164,80 @@ impl Server {
         self.drain(&mut signals.stop).await;
     }
 
-    /// Waits for the next policy and deals with it. Returns whether there will be another turn.
-    async fn turn(&mut self, signals: &mut Signals, looks: &mut Interval) -> bool {
+    /// Handles the next policy change. Returns `false` when it is time to stop.
+    async fn turn(&mut self, signals: &mut Signals, expiry_checks: &mut Interval) -> bool {
         let current = self.published.policy();
-        match self.next_proposal(&current, signals, looks).await {
-            Some(PolicyChange::Reload(attempt)) => self.consider(attempt, &current),
+        match self.next_change(&current, signals, expiry_checks).await {
+            Some(PolicyChange::Reload(attempt)) => self.handle_reload(attempt, &current),
             Some(PolicyChange::Refresh(snapshot)) => self.refresh(*snapshot, &current),
             None => return false,
         }
         true
     }
 
-    /// The next policy that is proposed, or nothing when it is time to stop.
-    async fn next_proposal(
+    /// Waits for the next policy change, or returns `None` when it is time to stop.
+    async fn next_change(
         &mut self,
         current: &Arc<Snapshot>,
         signals: &mut Signals,
-        looks: &mut Interval,
+        expiry_checks: &mut Interval,
     ) -> Option<PolicyChange> {
-        // Kept across the looks: a reload that has begun must come to its end.
+        // Kept across iterations, so that a reload in progress is not cancelled.
         let mut next = pin!(self.reloader.next(current, &mut signals.reload));
         loop {
             tokio::select! {
                 () = signals.stop.next() => return None,
                 request = self.admin_handler.next() => {
-                    attempt(admin_handler::PART, || self.admin_handler.answer(request, current, &self.listeners));
+                    contain(admin_handler::PART, || self.admin_handler.handle(request, current, &self.listeners));
                 }
                 () = self.listeners.look_due() => self.listeners.look(current),
-                _ = looks.tick() => attempt(certificate_expiry::PART, || self.expiry.look(current, &self.audit)),
-                proposal = &mut next => return Some(proposal),
+                _ = expiry_checks.tick() => contain(certificate_expiry::PART, || self.expiry.check(current, &self.audit)),
+                change = &mut next => return Some(change),
             }
         }
     }
 
-    /// Puts a proposed policy in force, whole, or refuses it, whole.
-    fn consider(&mut self, attempt: ReloadAttempt, current: &Arc<Snapshot>) {
-        let ReloadAttempt { requested, asker, same_files, outcome } = attempt;
+    /// Applies a reload completely or rejects it, and reports the result.
+    fn handle_reload(&mut self, attempt: ReloadAttempt, current: &Arc<Snapshot>) {
+        let ReloadAttempt { requested, reply, same_files, outcome } = attempt;
         if requested {
             self.reopen_audit_file(current);
         }
         let is_in_force = same_files && self.admin_handler.was_applied();
-        // A caller that comes after the watcher, or once more, learns since when. SIGHUP has no answer but the event.
-        let kept = asker.is_some() && is_in_force;
-        let verdict = outcome.and_then(|built| self.apply(*built, current, kept));
-        let in_force_since = self.admin_handler.in_force_since(is_in_force && verdict.is_ok());
-        let error = verdict.as_ref().err().map(String::as_str);
-        let known = self.admin_handler.reloaded(error);
+        // A requested reload without a change keeps the generation and reports since when it is in force. SIGHUP, which has
+        // no response, always makes a new generation.
+        let kept = reply.is_some() && is_in_force;
+        let result = outcome.and_then(|built| self.apply(*built, current, kept));
+        let in_force_since = self.admin_handler.in_force_since(is_in_force && result.is_ok());
+        let error = result.as_ref().err().map(String::as_str);
+        let is_repeated = self.admin_handler.record_reload(error);
         if let Some(error) = error {
-            // The same again, when nobody asked, is no news.
-            if requested || !known {
+            // A repeated error is reported only for a requested reload.
+            if requested || !is_repeated {
                 self.audit.reload_rejected(current.generation, error);
             }
         }
-        // Before whoever asked goes on: systemd must not see the end of ExecReload= and an older verdict.
-        self.tell_systemd();
-        if let Some(asker) = asker {
-            // It may have hung up.
-            let _ = asker.send(ReloadReply { verdict, in_force_since });
+        // Notify systemd before the reply: the status must be current when ExecReload= ends.
+        self.notify_systemd();
+        if let Some(reply) = reply {
+            // Fails if the client has disconnected.
+            let _ = reply.send(ReloadReply { result, in_force_since });
         }
     }
 
-    /// Tells systemd that the program serves, and what became of the last reload.
-    fn tell_systemd(&self) {
+    /// Reports readiness and the result of the last reload to systemd.
+    fn notify_systemd(&self) {
         let current = self.published.policy();
         let listeners = match current.listeners().len() {
             1 => "1 listener".to_owned(),
             count => format!("{count} listeners"),
         };
         let serving = format!("serving {listeners}, generation {}", current.generation);
-        let rejected = self.admin_handler.rejection().map(|words| format!("; {words}")).unwrap_or_default();
+        let rejected = self.admin_handler.rejection().map(|text| format!("; {text}")).unwrap_or_default();
         systemd::ready(&format!("{serving}{rejected}"));
     }
 
-    /// What log rotation needs of SIGHUP, whatever becomes of the reload.
+    /// Log rotation relies on SIGHUP to reopen the audit file, even if the reload is rejected.
     fn reopen_audit_file(&self, current: &Snapshot) {
         match current.config.log.audit_file.clone().map(open_audit_file).transpose() {
             Ok(destination) => self.audit.reopen(destination),
@@ -239,24 +245,24 @@ impl Server {
         }
     }
 
-    /// Accepts no more, lets sessions go on until the deadline or a second signal, and then ends them.
+    /// Stops accepting, waits for sessions until the deadline or a second signal, then closes them.
     async fn drain(mut self, stop: &mut Stop) {
         let sessions = self.registry.relaying();
         let current = self.published.policy();
-        let patience = current.config.drain;
-        systemd::stopping(&format!("draining: {sessions} open sessions, waiting for at most {patience:?}"));
-        self.admin_handler.drain(patience);
-        let patient = tokio::select! {
+        let drain = current.config.drain;
+        systemd::stopping(&format!("draining: {sessions} open sessions, waiting up to {drain:?}"));
+        self.admin_handler.drain(drain);
+        let is_waiting = tokio::select! {
             () = self.listeners.close() => true,
             () = stop.next() => false,
         };
         let (sessions, connections) = (self.registry.relaying(), self.registry.count());
-        info!(sessions, connections, drain = ?patience, "draining");
+        info!(sessions, connections, drain = ?drain, "draining");
         let registry = Arc::clone(&self.registry);
         let ended = tokio::select! {
-            ended = timeout(patience, registry.drained()), if patient => ended.is_ok(),
-            () = stop.next(), if patient => false,
-            () = self.answer_while_draining(&current), if patient => false,
+            ended = timeout(drain, registry.drained()), if is_waiting => ended.is_ok(),
+            () = stop.next(), if is_waiting => false,
+            () = self.handle_while_draining(&current), if is_waiting => false,
             else => false,
         };
         if !ended {
@@ -264,13 +270,13 @@ impl Server {
             info!(sessions, connections, "closing open sessions");
             self.registry.terminate_all(Reason::Shutdown);
             tokio::select! {
-                _ = timeout(LAST_MOMENT, registry.drained()) => {}
+                _ = timeout(CLOSE_TIMEOUT, registry.drained()) => {}
                 () = stop.next() => {}
             }
         }
-        // Who still waits is told at once that there will be no answer.
+        // Clients that still wait for a response receive an error at once.
         drop(self.admin_handler);
-        // To the end, so that whoever asks learns what the program does.
+        // The admin socket closes last, so that the state can be queried while draining.
         tokio::select! {
             () = self.admin.close() => {}
             () = stop.next() => {}
@@ -278,17 +284,17 @@ impl Server {
         info!("stopped");
     }
 
-    /// Answers the commands, for as long as this is let run.
-    async fn answer_while_draining(&mut self, current: &Arc<Snapshot>) {
+    /// Handles admin requests until the future is dropped.
+    async fn handle_while_draining(&mut self, current: &Arc<Snapshot>) {
         loop {
             let request = self.admin_handler.next().await;
-            attempt(admin_handler::PART, || self.admin_handler.answer(request, current, &self.listeners));
+            contain(admin_handler::PART, || self.admin_handler.handle(request, current, &self.listeners));
         }
     }
 }
 
-/// Does a piece of work that nobody waits for. A fault in it is noted, and the others go on.
-fn attempt(part: &'static str, work: impl FnOnce()) {
+/// Runs `work` and contains a panic in it, which is recorded as an internal fault.
+fn contain(part: &'static str, work: impl FnOnce()) {
     let _ = fault::contain(part, work);
 }
 
@@ -298,9 +304,9 @@ fn warn_all(warnings: &[String]) {
     }
 }
 
-/// Requests over the control channel that may wait to be answered, and reloads that may wait to be tried.
-const MOST_REQUESTS: usize = 16;
-const MOST_ASKERS: usize = 4;
+/// Queue lengths.
+const MAX_ADMIN_REQUESTS: usize = 16;
+const MAX_RELOAD_REQUESTS: usize = 4;
 
-/// How long sessions that are ended may take to tell their clients: a round trip or two. A second signal ends even this.
-const LAST_MOMENT: Duration = Duration::from_millis(500);
+/// How long closed sessions may take to send farewell messages: a round trip or two. A second signal ends this wait, too.
+const CLOSE_TIMEOUT: Duration = Duration::from_millis(500);

@@ -1,4 +1,4 @@
-//! The policy in force, and what of it the parts watch that know of no policy.
+//! The policy in force, with the parts of it that other tasks watch.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -10,18 +10,16 @@ use crate::dns::cache_file::CacheFile;
 use crate::policy::{Current, Snapshot};
 use crate::upstream::Upstream;
 
-/// Where a policy is put in force.
 #[derive(Debug)]
 pub(crate) struct Published {
     policy: watch::Sender<Arc<Snapshot>>,
-    /// The upstreams of all listeners, for the health checks.
+    /// For the health checks.
     upstreams: watch::Sender<Vec<Arc<Upstream>>>,
-    /// The host names that rules trust, for the lookups.
+    /// The host names of all rules, for the DNS refresher.
     hosts: watch::Sender<Arc<Watched>>,
 }
 
 impl Published {
-    /// With the first policy in force.
     pub(crate) fn new(snapshot: &Arc<Snapshot>) -> Self {
         Self {
             policy: watch::Sender::new(Arc::clone(snapshot)),
@@ -30,27 +28,23 @@ impl Published {
         }
     }
 
-    /// The policy in force.
     pub(crate) fn policy(&self) -> Arc<Snapshot> {
         Arc::clone(&self.policy.borrow())
     }
 
-    /// Where the policy in force can be followed.
     pub(crate) fn subscribe(&self) -> Current {
         self.policy.subscribe()
     }
 
-    /// Where the upstreams in use can be followed.
     pub(crate) fn upstreams(&self) -> watch::Receiver<Vec<Arc<Upstream>>> {
         self.upstreams.subscribe()
     }
 
-    /// Where the host names that rules trust can be followed.
     pub(crate) fn hosts(&self) -> watch::Receiver<Arc<Watched>> {
         self.hosts.subscribe()
     }
 
-    /// Puts a policy in force.
+    /// Puts the policy in force and updates all watchers.
     pub(crate) fn publish(&self, snapshot: &Arc<Snapshot>) {
         self.policy.send_replace(Arc::clone(snapshot));
         self.upstreams.send_replace(upstreams(snapshot));

@@ -1,4 +1,4 @@
-//! The signals this process listens to.
+//! The signals that the process handles.
 
 use std::io;
 
@@ -7,13 +7,12 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 /// SIGHUP, SIGTERM and SIGINT as streams.
 #[derive(Debug)]
 pub(crate) struct Signals {
-    /// "Read everything again."
+    /// SIGHUP: reload.
     pub reload: Signal,
-    /// "Stop", SIGTERM or SIGINT.
+    /// SIGTERM or SIGINT: drain, then exit.
     pub stop: Stop,
 }
 
-/// SIGTERM, or SIGINT from a terminal.
 #[derive(Debug)]
 pub(crate) struct Stop {
     terminate: Signal,
@@ -21,10 +20,10 @@ pub(crate) struct Stop {
 }
 
 impl Signals {
-    /// Takes the signals over from their default actions.
+    /// Installs handlers, which replace the default actions of the signals.
     ///
     /// # Errors
-    /// When the system refuses.
+    /// If a handler cannot be installed.
     pub(crate) fn listen() -> io::Result<Self> {
         Ok(Self {
             reload: signal(SignalKind::hangup())?,
@@ -35,7 +34,7 @@ impl Signals {
 
 #[cfg(test)]
 impl Signals {
-    /// Signals that nobody sends, so that a test stays as easy to interrupt as it was.
+    /// Signals that are never sent, so that a test can still be interrupted with SIGINT.
     pub(crate) fn unsent() -> io::Result<Self> {
         let unsent = || signal(SignalKind::user_defined2());
         Ok(Self { reload: unsent()?, stop: Stop { terminate: unsent()?, interrupt: unsent()? } })
@@ -43,7 +42,7 @@ impl Signals {
 }
 
 impl Stop {
-    /// Returns at the next one.
+    /// Waits for the next signal.
     pub(crate) async fn next(&mut self) {
         tokio::select! {
             _ = self.terminate.recv() => {}

@@ -1,4 +1,4 @@
-//! What systemd is told over the socket it names in `NOTIFY_SOCKET` (sd_notify(3)). Without one, nothing.
+//! Notifications for systemd over the socket in `NOTIFY_SOCKET` (sd_notify(3)). Does nothing if it is not set.
 
 use std::env;
 use std::os::linux::net::SocketAddrExt as _;
@@ -9,14 +9,14 @@ use nix::time::{ClockId, clock_gettime};
 
 use crate::printable;
 
-/// All listeners are bound, or a reload has come to its end. `status` is for people, in `systemctl status`.
+/// All listeners are bound, or a reload is complete. `systemctl status` shows `status`.
 pub(crate) fn ready(status: &str) {
     send(&format!("READY=1\n{}", status_line(status)));
 }
 
-/// A reload begins. [`ready`] has to follow, whatever becomes of it.
+/// A reload begins. [`ready`] must follow, whatever the result of the reload is.
 pub(crate) fn reloading() {
-    // Without the time systemd could take it for one of an earlier reload.
+    // With the time, systemd does not attribute the message to an earlier reload.
     let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map(std::time::Duration::from);
     let now = now.map(|now| format!("\nMONOTONIC_USEC={}", now.as_micros())).unwrap_or_default();
     send(&format!("RELOADING=1{now}"));
@@ -27,7 +27,7 @@ pub(crate) fn stopping(status: &str) {
     send(&format!("STOPPING=1\n{}", status_line(status)));
 }
 
-/// A line break would begin another assignment.
+/// A line break would start another assignment.
 fn status_line(status: &str) -> String {
     format!("STATUS={}", printable::field(status.replace('\n', " ")))
 }

@@ -14,27 +14,27 @@ use crate::policy::fixtures::{Site, listener};
 use crate::server::reload;
 use crate::server::reload::ReloadResult;
 
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// A site with one listener behind a shield, and a control channel.
-struct World(Site);
+/// A configuration with one listener, which has a shield, and an admin socket.
+struct Fixture(Site);
 
-impl World {
+impl Fixture {
     fn new() -> Self {
         let site = Site::new();
         site.install("main", OffsetDateTime::now_utc() + Days::days(365));
-        let world = Self(site);
-        world.configure("127.0.0.1", "127.0.0.9");
-        world
+        let fixture = Self(site);
+        fixture.configure("127.0.0.1", "127.0.0.9");
+        fixture
     }
 
-    /// Listens at this address, and trusts that one.
+    /// Writes a configuration that listens on `address` and trusts `trusted`.
     fn configure(&self, address: &str, trusted: &str) {
-        let whole = "admin.listen = \"unix:admin.sock\"\nreload = { watch = false, poll = \"0s\" }\n";
+        let process = "admin.listen = \"unix:admin.sock\"\nreload = { watch = false, poll = \"0s\" }\n";
         let listener =
             listener("main", 0, &format!("{trusted:?}")).replace("\"127.0.0.1:0\"", &format!("\"{address}:0\""));
         let listener = listener.replace("tls.", "shield = \"on\"\ntls.");
-        std::fs::write(self.0.path("portcullis.toml"), format!("{whole}{listener}")).unwrap();
+        std::fs::write(self.0.path("portcullis.toml"), format!("{process}{listener}")).unwrap();
     }
 
     fn build(&self, previous: Option<&Snapshot>, host_cache: &HostCache) -> (Built, Fingerprint) {
@@ -50,29 +50,29 @@ impl World {
         Server::start(built, fingerprint, host_cache, audit, log).unwrap()
     }
 
-    /// Considers what the files say now, as after a request.
+    /// Reloads the files, as after a request.
     fn reload(&self, server: &mut Server) -> ReloadResult {
         let current = server.published.policy();
         let (built, _) = self.build(Some(&current), &server.host_cache);
-        let (asker, mut verdict) = oneshot::channel();
+        let (reply, mut result) = oneshot::channel();
         let attempt =
-            ReloadAttempt { requested: true, asker: Some(asker), same_files: false, outcome: Ok(Box::new(built)) };
-        server.consider(attempt, &current);
-        verdict.try_recv().unwrap().verdict
+            ReloadAttempt { requested: true, reply: Some(reply), same_files: false, outcome: Ok(Box::new(built)) };
+        server.handle_reload(attempt, &current);
+        result.try_recv().unwrap().result
     }
 
-    /// Asks the running program, once it answers.
-    async fn ask(&self, path: &str) -> (String, Value) {
+    /// Sends a request and returns the status code and the body.
+    async fn request(&self, path: &str) -> (String, Value) {
         let request = format!("{path} HTTP/1.1\r\nhost: portcullis\r\ncontent-length: 0\r\n\r\n");
-        let asked = async {
+        let response = async {
             let mut socket = UnixStream::connect(self.0.path("admin.sock")).await.unwrap();
             socket.write_all(request.as_bytes()).await.unwrap();
-            let mut answer = String::new();
-            socket.read_to_string(&mut answer).await.unwrap();
-            answer
+            let mut text = String::new();
+            socket.read_to_string(&mut text).await.unwrap();
+            text
         };
-        let answer = timeout(PATIENCE, asked).await.unwrap();
-        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        let text = timeout(TIMEOUT, response).await.unwrap();
+        let (head, body) = text.split_once("\r\n\r\n").unwrap();
         let status = head.split(' ').nth(1).unwrap();
         (status.to_owned(), serde_json::from_str(body).unwrap())
     }
@@ -82,7 +82,7 @@ fn generation(server: &Server) -> u64 {
     server.published.policy().generation
 }
 
-/// What `status` has of the faults of a part.
+/// The messages of the faults of a part in `status`.
 fn faults(status: &Value, part: &str) -> Vec<String> {
     let all = status["faults"].as_array().unwrap().iter();
     all.filter(|fault| fault["part"] == part).map(|fault| fault["message"].as_str().unwrap().to_owned()).collect()
@@ -90,26 +90,26 @@ fn faults(status: &Value, part: &str) -> Vec<String> {
 
 #[tokio::test]
 async fn fault_before_a_policy_is_in_force_keeps_the_running_one() {
-    let world = World::new();
-    let mut server = world.start();
-    world.configure("127.0.0.1", "127.0.0.1");
+    let fixture = Fixture::new();
+    let mut server = fixture.start();
+    fixture.configure("127.0.0.1", "127.0.0.1");
     inject(reload::PART);
-    let error = world.reload(&mut server).unwrap_err();
+    let error = fixture.reload(&mut server).unwrap_err();
     assert!(error.starts_with("internal fault in reload: injected into reload"), "{error}");
     assert_eq!(generation(&server), 1);
-    assert_eq!(world.reload(&mut server).unwrap().generation, 2, "the next one works");
+    assert_eq!(fixture.reload(&mut server).unwrap().generation, 2, "the next reload works");
 }
 
 #[tokio::test]
-async fn fault_in_one_part_of_a_reload_keeps_no_other_from_following() {
-    let world = World::new();
-    let mut server = world.start();
+async fn fault_in_one_part_of_a_reload_does_not_affect_the_others() {
+    let fixture = Fixture::new();
+    let mut server = fixture.start();
     let parts = ["listeners", control::PART, "log", reload::PART, "audit", certificate_expiry::PART, "none"];
     for (turn, part) in (2..).zip(parts) {
         let source = format!("127.0.0.{turn}");
-        world.configure(&source, &source);
+        fixture.configure(&source, &source);
         let current = server.published.policy();
-        let (built, _) = world.build(Some(&current), &server.host_cache);
+        let (built, _) = fixture.build(Some(&current), &server.host_cache);
         let prepared = server.prepare(&built.snapshot, &current).unwrap();
         inject(part);
         let changes = server.put_in_force(built, prepared, &current);
@@ -123,8 +123,8 @@ async fn fault_in_one_part_of_a_reload_keeps_no_other_from_following() {
 
 #[tokio::test]
 async fn fault_in_a_shield_opens_the_port() {
-    let world = World::new();
-    let mut server = world.start();
+    let fixture = Fixture::new();
+    let mut server = fixture.start();
     let current = server.published.policy();
     let policy = current.named("main").unwrap();
     assert!(server.listeners.shield(policy).active_since.is_some(), "{:?}", server.listeners.shield(policy));
@@ -132,38 +132,41 @@ async fn fault_in_a_shield_opens_the_port() {
     server.listeners.look(&current);
     assert_eq!(server.listeners.shield(policy).active_since, None);
     let connected = TcpStream::connect(server.listeners.addresses(policy).remove(0));
-    timeout(PATIENCE, connected).await.expect("the kernel drops nothing any more").unwrap();
-    world.reload(&mut server).unwrap();
+    timeout(TIMEOUT, connected).await.expect("the kernel no longer drops packets").unwrap();
+    fixture.reload(&mut server).unwrap();
     let again = server.published.policy();
-    assert!(server.listeners.shield(again.named("main").unwrap()).active_since.is_some(), "a reload raises it again");
+    assert!(
+        server.listeners.shield(again.named("main").unwrap()).active_since.is_some(),
+        "a reload activates it again"
+    );
 }
 
 #[tokio::test]
 async fn faults_of_the_running_program_are_in_status_and_end_nothing() {
-    let world = World::new();
-    let server = world.start();
+    let fixture = Fixture::new();
+    let server = fixture.start();
     let parts = ["revocation", refresher::PART, health_check::PART, "server loop", certificate_expiry::PART];
     parts.iter().for_each(|part| inject(part));
-    let asking = async {
-        let (code, status) = world.ask("GET /v1/status").await;
+    let requests = async {
+        let (code, status) = fixture.request("GET /v1/status").await;
         assert_eq!(code, "200", "{status}");
         for part in parts {
             assert_eq!(faults(&status, part), [format!("injected into {part}")], "{status}");
         }
         inject(admin_handler::PART);
-        assert_eq!(world.ask("GET /v1/status").await.0, "500");
+        assert_eq!(fixture.request("GET /v1/status").await.0, "500");
         inject(reload::PART);
-        let (code, rejected) = world.ask("POST /v1/reload").await;
+        let (code, rejected) = fixture.request("POST /v1/reload").await;
         assert_eq!(code, "422");
         assert!(rejected["message"].as_str().unwrap().contains("injected into reload"), "{rejected}");
-        let (_, status) = world.ask("GET /v1/status").await;
+        let (_, status) = fixture.request("GET /v1/status").await;
         assert_eq!((&status["generation"], &status["last_reload"]["result"]), (&1.into(), &"rejected".into()));
         assert_eq!(faults(&status, admin_handler::PART).len(), 1);
-        assert_eq!(world.ask("POST /v1/reload").await.0, "200");
+        assert_eq!(fixture.request("POST /v1/reload").await.0, "200");
     };
     let signals = Signals::unsent().unwrap();
     tokio::select! {
-        () = server.run(signals) => unreachable!("nobody has it stop"),
-        () = asking => {}
+        () = server.run(signals) => unreachable!("no signal is sent"),
+        () = requests => {}
     }
 }

@@ -1,4 +1,4 @@
-//! A certificate authority of one's own, and what it signs.
+//! A local certificate authority, and the certificates that it signs.
 
 use crate::x509::pem;
 use std::path::Path;
@@ -16,57 +16,55 @@ use crate::config::files::Files;
 use crate::x509::certificate::Certificate;
 use crate::x509::key_pair::CertifiedKeyPair;
 
-/// A CA that can sign, because its key is there.
+/// A CA certificate with its private key.
 pub(crate) struct Authority {
     certificate: CertificateDer<'static>,
     facts: Certificate,
     issuer: Issuer<'static, KeyPair>,
-    /// Every certificate of the file it was read from.
+    /// All certificates of the CA file.
     bundle: Vec<CertificateDer<'static>>,
 }
 
-/// A certificate and its key.
 pub(crate) struct Signed {
     pub(crate) certificate: CertificateDer<'static>,
     key: KeyPair,
 }
 
 impl Authority {
-    /// Reads a CA from the file of its certificate, where others may stand beside it, and the file of its key.
+    /// Reads the CA certificate, whose file may contain further certificates, and its key.
     pub(crate) fn read(cert: &Path, key: &Path) -> Result<Self, Failure> {
         let bundle = read_certificates(cert)?;
         let bytes = Files::default().read(key).map_err(|error| Failure::file(key, error))?;
         let private = pem::private_key(&bytes).map_err(|error| Failure::file(key, error))?;
-        let unusable = |error| Failure::file(key, format_args!("is not a usable private key: {error}"));
+        let unusable = |error| Failure::file(key, format_args!("the private key is not usable: {error}"));
         let pair = KeyPair::try_from(&private).map_err(unusable)?;
-        // A certificate signed with somebody else's key would be issued without complaint and verify nowhere.
+        // Without this check, a wrong key would issue certificates that no one can verify.
         let fits =
             |der: &&CertificateDer<'static>| CertifiedKeyPair::new(vec![(*der).clone()], private.clone_key()).is_ok();
         let Some(own) = bundle.iter().find(fits) else {
             return Err(Failure::file(
                 cert,
-                format_args!("has no certificate that the key {} belongs to", key.display()),
+                format_args!("no certificate in this file matches the key {}", key.display()),
             ));
         };
         let facts = Certificate::parse(own).map_err(|error| Failure::file(cert, error))?;
         if !facts.ca {
-            let words = format_args!("{} may not issue certificates (it is no CA)", facts.subject);
-            return Err(Failure::file(cert, words));
+            let reason = format_args!("{} is not a CA and cannot issue certificates", facts.subject);
+            return Err(Failure::file(cert, reason));
         }
-        Self::of(own.clone(), pair, bundle.clone())
+        Self::from_parts(own.clone(), pair, bundle.clone())
     }
 
-    /// A CA that has just been made.
     pub(crate) fn new(certificate: &CertificateDer<'static>, key: KeyPair) -> Result<Self, Failure> {
-        Self::of(certificate.clone(), key, vec![certificate.clone()])
+        Self::from_parts(certificate.clone(), key, vec![certificate.clone()])
     }
 
-    fn of(
+    fn from_parts(
         certificate: CertificateDer<'static>,
         key: KeyPair,
         bundle: Vec<CertificateDer<'static>>,
     ) -> Result<Self, Failure> {
-        let facts = Certificate::parse(&certificate).map_err(|error| generation(&error))?;
+        let facts = Certificate::parse(&certificate).map_err(|error| generation_failure(&error))?;
         let mut params = CertificateParams::default();
         if let Some(id) = subject_key_identifier(&parsed(&certificate)?) {
             params.key_identifier_method = KeyIdMethod::PreSpecified(id.to_vec());
@@ -74,7 +72,6 @@ impl Authority {
         Ok(Self { certificate, facts, issuer: Issuer::new(params, key), bundle })
     }
 
-    /// What there is to say about it.
     pub(crate) fn facts(&self) -> &Certificate {
         &self.facts
     }
@@ -83,13 +80,13 @@ impl Authority {
         &self.certificate
     }
 
-    /// Every certificate of its file, as PEM. Nothing else of it: some keep the key in there, too.
+    /// All certificates of the CA file as PEM, without a private key that the file may contain.
     pub(crate) fn bundle_pem(&self) -> String {
         self.bundle.iter().map(certificate_pem).collect()
     }
 
-    /// What a server has to send behind a certificate of this CA: the CA's own certificate where it is an intermediate, and
-    /// the intermediates of its file that lead further up.
+    /// The intermediates that a server sends after its certificate: this CA, if it is not self-signed, and the intermediates
+    /// of its file up to the root.
     pub(crate) fn intermediates_pem(&self) -> String {
         let parsed: Vec<_> = self.bundle.iter().filter_map(|der| Some((der, Certificate::parse(der).ok()?))).collect();
         let mut chain = String::new();
@@ -106,21 +103,22 @@ impl Authority {
         chain
     }
 
-    /// Issues a certificate for `key`. With a `subject`, the DER of a name, it is for that name, and not for the one of `params`.
+    /// Issues a certificate for `key`. A `subject` (DER of a Name) replaces the subject of `params`.
     pub(crate) fn sign(
         &self,
         params: &CertificateParams,
         key: KeyPair,
         subject: Option<&[u8]>,
     ) -> Result<Signed, Failure> {
-        let draft = params.signed_by(&key, &self.issuer).map_err(|error| generation(&error))?;
+        let draft = params.signed_by(&key, &self.issuer).map_err(|error| generation_failure(&error))?;
         let certificate = self.with_names(draft.der(), subject)?;
         Ok(Signed { certificate, key })
     }
 
-    /// The draft with the names as they are written elsewhere, signed anew. rcgen keeps the attributes of a name by their
-    /// kind: it would lose the first of two OUs or DCs, and a certificate whose issuer is not to the byte the name of its
-    /// CA verifies nowhere.
+    /// Replaces issuer and subject of the draft with exact DER names and signs it again.
+    ///
+    /// rcgen keeps one attribute per type, so it loses the first of two OUs or DCs. A certificate whose issuer is not
+    /// byte-identical to the subject of its CA cannot be verified.
     fn with_names(
         &self,
         draft: &CertificateDer<'_>,
@@ -128,14 +126,14 @@ impl Authority {
     ) -> Result<CertificateDer<'static>, Failure> {
         let issuer = parsed(&self.certificate)?;
         let issuer = issuer.subject().as_raw();
-        let broken = || generation(&"the draft is no certificate");
+        let broken = || generation_failure(&"the draft is not a certificate");
         let outer = pieces(draft).ok_or_else(broken)?;
         let [tbs, algorithm, _] = outer.as_slice() else { return Err(broken()) };
         let inner = pieces(tbs).ok_or_else(broken)?;
         let [version, serial, signature, _, validity, own, rest @ ..] = inner.as_slice() else { return Err(broken()) };
         let head = [*version, *serial, *signature, issuer, *validity, subject.unwrap_or(own)];
         let tbs = der(&Sequence::new([head.concat(), rest.concat()].concat().into()))?;
-        let signature = self.issuer.key().sign(&tbs).map_err(|error| generation(&error))?;
+        let signature = self.issuer.key().sign(&tbs).map_err(|error| generation_failure(&error))?;
         let signature = der(&BitString::new(0, &signature))?;
         let certificate = der(&Sequence::new([tbs.as_slice(), *algorithm, &signature].concat().into()))?;
         Ok(certificate.into())
@@ -152,13 +150,12 @@ impl Signed {
     }
 }
 
-/// What no certificate can be made without.
-pub(crate) fn generation(error: &dyn std::fmt::Display) -> Failure {
-    Failure::Failed(format!("a certificate cannot be made: {error}"))
+pub(crate) fn generation_failure(error: &dyn std::fmt::Display) -> Failure {
+    Failure::Failed(format!("cannot create a certificate: {error}"))
 }
 
 pub(crate) fn parsed<'a>(der: &'a CertificateDer<'_>) -> Result<X509Certificate<'a>, Failure> {
-    X509Certificate::from_der(der).map(|(_, certificate)| certificate).map_err(|error| generation(&error))
+    X509Certificate::from_der(der).map(|(_, certificate)| certificate).map_err(|error| generation_failure(&error))
 }
 
 pub(crate) fn certificate_pem(der: &CertificateDer<'_>) -> String {
@@ -173,7 +170,7 @@ fn subject_key_identifier<'a>(certificate: &'a X509Certificate<'_>) -> Option<&'
     })
 }
 
-/// The elements of a DER sequence, as they are written.
+/// Splits a DER SEQUENCE into the encodings of its elements.
 fn pieces(sequence: &[u8]) -> Option<Vec<&[u8]>> {
     let (_, sequence) = Any::from_der(sequence).ok()?;
     let (mut pieces, mut rest) = (Vec::new(), sequence.data);
@@ -187,5 +184,5 @@ fn pieces(sequence: &[u8]) -> Option<Vec<&[u8]>> {
 }
 
 fn der(value: &impl ToDer) -> Result<Vec<u8>, Failure> {
-    value.to_der_vec().map_err(|error| generation(&error))
+    value.to_der_vec().map_err(|error| generation_failure(&error))
 }

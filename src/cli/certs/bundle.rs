@@ -1,4 +1,4 @@
-//! What one client needs, in one ZIP file, under the names that managed databases have made usual.
+//! The ZIP file for one client, with the file names that managed databases use.
 
 use std::io::Write as _;
 
@@ -9,15 +9,14 @@ use time::OffsetDateTime;
 use crate::cli::Failure;
 use crate::cli::certs::authority::Signed;
 
-/// The ZIP file of a client: its certificate, its key, and what it verifies the server with. The names begin with
-/// `protocol`.
+/// Creates the ZIP file of a client: certificate, key and server CA. The file names start with `protocol`.
 pub(crate) fn bundle(client: &Signed, protocol: &str, server_ca: String) -> Result<Vec<u8>, Failure> {
     let entries = [
         (format!("{protocol}_user.crt"), 0o644, client.pem()),
         (format!("{protocol}_user_private.key"), 0o600, client.key_pem()),
         (format!("{protocol}_ca.pem"), 0o644, server_ca),
     ];
-    zip(&entries).map_err(|error| Failure::Failed(format!("the ZIP file cannot be made: {error}")))
+    zip(&entries).map_err(|error| Failure::Failed(format!("cannot create the ZIP file: {error}")))
 }
 
 fn zip(entries: &[(String, u32, String)]) -> Result<Vec<u8>, rawzip::Error> {
@@ -32,8 +31,10 @@ fn zip(entries: &[(String, u32, String)]) -> Result<Vec<u8>, rawzip::Error> {
     archive.finish()
 }
 
-/// A deflate stream that compresses nothing (RFC 1951 §3.2.4). Its end can be seen, and that of a stored entry cannot: the
-/// length stands behind it, and programs that read a ZIP file from its beginning give up there.
+/// A deflate stream of uncompressed blocks (RFC 1951 §3.2.4).
+///
+/// The length of a stored entry follows its data, so a program that reads a ZIP file as a stream cannot find its end.
+/// The end of a deflate stream is marked.
 fn uncompressed(content: &[u8]) -> Vec<u8> {
     let mut stream = Vec::with_capacity(content.len() + 16);
     let mut blocks = content.chunks(usize::from(u16::MAX)).peekable();

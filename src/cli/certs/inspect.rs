@@ -1,4 +1,4 @@
-//! `portcullis certs inspect`: every certificate of every file, not only the first.
+//! `portcullis certs inspect`: shows every certificate in each file.
 
 use crate::x509::pem;
 use std::fmt::Write as _;
@@ -22,8 +22,8 @@ pub(crate) fn inspect(paths: &[PathBuf]) -> Result<(), Failure> {
             Err(PemError::NoCertificate) if keys > 0 => Vec::new(),
             certificates => certificates.map_err(|error| Failure::file(path, error))?,
         };
-        let beside = if keys > 0 { format!(", {} (not shown)", count(keys, "private key")) } else { String::new() };
-        let _ = writeln!(out, "{}: {}{beside}", path.display(), count(certificates.len(), "certificate"));
+        let keys_note = if keys > 0 { format!(", {} (not shown)", count(keys, "private key")) } else { String::new() };
+        let _ = writeln!(out, "{}: {}{keys_note}", path.display(), count(certificates.len(), "certificate"));
         for (index, der) in certificates.iter().enumerate() {
             let facts = Certificate::parse(der)
                 .map_err(|error| Failure::file(path, format_args!("certificate {}: {error}", index + 1)))?;
@@ -33,7 +33,6 @@ pub(crate) fn inspect(paths: &[PathBuf]) -> Result<(), Failure> {
     print(&out)
 }
 
-/// All certificates of a PEM file.
 pub(crate) fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Failure> {
     pem::certificates(&read(path)?).map_err(|error| Failure::file(path, error))
 }

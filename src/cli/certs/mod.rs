@@ -1,5 +1,6 @@
-//! `portcullis certs init` and `certs issue`: certificates for development, and certificates from a CA of one's own.
-//! Keys are ECDSA P-256; they are written with mode 0600, and nothing is ever overwritten.
+//! `portcullis certs init` and `certs issue`: development certificates, and certificates of a local CA.
+//!
+//! Keys are ECDSA P-256 and written with mode 0600. No file is overwritten.
 
 pub(crate) mod authority;
 pub(crate) mod bundle;
@@ -15,10 +16,10 @@ use rcgen::{
 };
 use time::{Duration, OffsetDateTime};
 
-use crate::cli::certs::authority::{Authority, Signed, generation};
+use crate::cli::certs::authority::{Authority, Signed, generation_failure};
 use crate::cli::certs::bundle::bundle;
 use crate::cli::certs::server_ca::ServerCa;
-use crate::cli::output::{Output, listed, write_all};
+use crate::cli::output::{Output, join_paths, write_all};
 use crate::cli::{Failure, IssueArgs, print};
 
 pub(crate) fn init(directory: &Path, hosts: &[String]) -> Result<(), Failure> {
@@ -29,14 +30,14 @@ pub(crate) fn init(directory: &Path, hosts: &[String]) -> Result<(), Failure> {
         }
     }
     let ca_key = new_key()?;
-    let ca = ca_params().self_signed(&ca_key).map_err(|error| generation(&error))?;
-    let mut made = vec![Output::public("ca.crt", ca.pem()), Output::secret("ca.key", ca_key.serialize_pem())];
+    let ca = ca_params().self_signed(&ca_key).map_err(|error| generation_failure(&error))?;
+    let mut outputs = vec![Output::public("ca.crt", ca.pem()), Output::secret("ca.key", ca_key.serialize_pem())];
     let authority = Authority::new(ca.der(), ca_key)?;
-    made.extend(files(&authority.sign(&server_params(&names)?, new_key()?, None)?, "server"));
-    made.extend(files(&authority.sign(&client_params("client", LEAF_DAYS), new_key()?, None)?, "client"));
-    write_all(directory, &made)?;
+    outputs.extend(files(&authority.sign(&server_params(&names)?, new_key()?, None)?, "server"));
+    outputs.extend(files(&authority.sign(&client_params("client", LEAF_DAYS), new_key()?, None)?, "client"));
+    write_all(directory, &outputs)?;
     print(&format!(
-        "Made in {}:\n  ca.crt, ca.key          a development CA\n  server.crt, server.key  for {}\n  client.crt, client.key  for the client \"client\"\nGive ca.crt to the clients, and keep the keys away from everybody.\n",
+        "Created in {}:\n  ca.crt, ca.key          a development CA\n  server.crt, server.key  for {}\n  client.crt, client.key  for the client \"client\"\nDistribute ca.crt to the clients and keep the .key files secret.\n",
         directory.display(),
         names.join(", ")
     ))
@@ -44,16 +45,16 @@ pub(crate) fn init(directory: &Path, hosts: &[String]) -> Result<(), Failure> {
 
 pub(crate) fn issue(args: &IssueArgs) -> Result<(), Failure> {
     if args.name.is_empty() || args.name.starts_with('.') || args.name.chars().any(|c| c == '/' || c.is_control()) {
-        return Err(Failure::Usage(format!("--name {:?} cannot be the name of a file", args.name)));
+        return Err(Failure::Usage(format!("--name {:?} is not a valid file name", args.name)));
     }
     let authority = Authority::read(&args.ca, &args.ca_key)?;
     let mut params =
         if args.server { server_params(&server_names(args))? } else { client_params(&args.name, args.days) };
     params.not_after = dated(args.days.into()).not_after;
-    params.subject_alt_names.extend(further_names(args)?);
+    params.subject_alt_names.extend(additional_names(args)?);
     let signed = authority.sign(&params, new_key()?, None)?;
     let chain = if args.server { authority.intermediates_pem() } else { String::new() };
-    let mut made = vec![
+    let mut outputs = vec![
         Output::public(&format!("{}.crt", args.name), signed.pem() + &chain),
         Output::secret(&format!("{}.key", args.name), signed.key_pem()),
     ];
@@ -66,19 +67,18 @@ pub(crate) fn issue(args: &IssueArgs) -> Result<(), Failure> {
                 (args.protocol.as_deref().unwrap_or("redis").to_owned(), authority.bundle_pem())
             }
         };
-        made.push(Output::secret(&format!("{}.zip", args.name), bundle(&signed, &protocol, server_ca)?));
+        outputs.push(Output::secret(&format!("{}.zip", args.name), bundle(&signed, &protocol, server_ca)?));
     }
-    let paths = write_all(&args.out, &made)?;
-    print(&format!("Made {}, valid for {} days\n{hint}", listed(&paths), args.days))
+    let paths = write_all(&args.out, &outputs)?;
+    print(&format!("Created {}, valid for {} days\n{hint}", join_paths(&paths), args.days))
 }
 
-/// The certificate and the key of `name`.
 fn files(signed: &Signed, name: &str) -> [Output; 2] {
     [Output::public(&format!("{name}.crt"), signed.pem()), Output::secret(&format!("{name}.key"), signed.key_pem())]
 }
 
 fn new_key() -> Result<KeyPair, Failure> {
-    KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).map_err(|error| generation(&error))
+    KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).map_err(|error| generation_failure(&error))
 }
 
 fn ca_params() -> CertificateParams {
@@ -121,7 +121,7 @@ fn client_params(name: &str, days: u32) -> CertificateParams {
     params
 }
 
-/// The host names and addresses of a server, its own first.
+/// The names and addresses of a server certificate, starting with `--name`.
 fn server_names(args: &IssueArgs) -> Vec<String> {
     let mut names = vec![args.name.clone()];
     for name in args.dns.iter().cloned().chain(args.ip.iter().map(ToString::to_string)) {
@@ -132,8 +132,8 @@ fn server_names(args: &IssueArgs) -> Vec<String> {
     names
 }
 
-/// The names beside those of a server.
-fn further_names(args: &IssueArgs) -> Result<Vec<SanType>, Failure> {
+/// The subject alternative names that [`server_names`] does not cover.
+fn additional_names(args: &IssueArgs) -> Result<Vec<SanType>, Failure> {
     let dns = args.dns.iter().filter(|_| !args.server).map(|name| dns_name(name));
     let uri = args.uri.iter().map(|uri| {
         let bad = || Failure::Usage(format!("{uri:?} is not a URI such as spiffe://prod/app"));
@@ -155,7 +155,7 @@ fn named(common_name: &str, days: u32) -> CertificateParams {
     params
 }
 
-/// What all have in common. Begins a little in the past, for clients whose clock is behind.
+/// Common parameters. The validity starts 5 minutes ago, for clients whose clock is slow.
 pub(crate) fn dated(days: i64) -> CertificateParams {
     let mut params = CertificateParams::default();
     let now = OffsetDateTime::now_utc();
@@ -166,8 +166,8 @@ pub(crate) fn dated(days: i64) -> CertificateParams {
     params
 }
 
-const SAME_CA: &str = "The bundle's CA is the one that issued the client certificate. Where another one issued the server's, \
-                       name it: --server-ca FILE, or --listener NAME -c FILE\n";
+const SAME_CA: &str = "The bundle contains the CA that issued the client certificate. If another CA issued the server certificate, \
+                       pass it with --server-ca FILE, or --listener NAME -c FILE\n";
 
 const CA_DAYS: u32 = 3650;
 const LEAF_DAYS: u32 = 365;

@@ -1,4 +1,4 @@
-//! The CA with which a client of a listener verifies the server.
+//! The CA with which the clients of a listener verify the server.
 
 use crate::x509::pem;
 use std::time::Duration;
@@ -17,17 +17,15 @@ use crate::config::problem::Problems;
 use crate::config::{Config, Listener};
 use crate::x509::certificate::Certificate;
 
-/// What a client is given to verify the server with.
 #[derive(Debug)]
 pub(crate) struct ServerCa {
-    /// What the client speaks: the first part of the names of its files.
+    /// The prefix of the file names in the bundle.
     pub(crate) protocol: String,
-    /// Certificates.
     pub(crate) pem: String,
 }
 
 impl ServerCa {
-    /// The one that `--server-ca` or `--listener` names, if any.
+    /// Returns the CA of `--server-ca` or `--listener`, if one is given.
     pub(crate) fn find(args: &IssueArgs) -> Result<Option<Self>, Failure> {
         if let Some(file) = &args.server_ca {
             let pem = read_certificates(file)?.iter().map(certificate_pem).collect();
@@ -36,31 +34,32 @@ impl ServerCa {
         let Some(name) = &args.listener else { return Ok(None) };
         let config = &args.config.config;
         let mut files = Files::default();
-        // Only the listener's certificates are needed here: its keys may be on another machine.
+        // Needs only the certificates of the listener: the keys may be on another machine.
         let loaded = Config::load(config, &mut files).map_err(Failure::Configuration)?;
         let Some(listener) = loaded.config.listeners.iter().find(|listener| listener.name == *name) else {
             Problems::unless_any(loaded.problems, ()).map_err(Failure::Configuration)?;
             return Err(Failure::Usage(format!("{} has no listener {name:?}", config.display())));
         };
-        let pem = of_listener(listener, args, &mut files)?;
+        let pem = listener_cas(listener, args, &mut files)?;
         Ok(Some(Self { protocol: listener.protocol.to_string(), pem }))
     }
 }
 
-/// The CA of each certificate that a listener shows.
-fn of_listener(listener: &Listener, args: &IssueArgs, files: &mut Files) -> Result<String, Failure> {
+/// The CA of each server certificate of a listener.
+fn listener_cas(listener: &Listener, args: &IssueArgs, files: &mut Files) -> Result<String, Failure> {
     let tls = listener.tls.as_ref();
-    let tls = tls.ok_or_else(|| Failure::Usage(format!("listener {:?} has no TLS", listener.name)))?;
+    let tls = tls
+        .ok_or_else(|| Failure::Usage(format!("listener {:?} has tls = \"off\" and no certificate", listener.name)))?;
     let issuing = read_certificates(&args.ca)?;
     let mut pem = String::new();
-    for shown in &tls.certificates {
-        let cert = &shown.cert;
+    for configured in &tls.certificates {
+        let cert = &configured.cert;
         let bytes = files.read(&cert.location).map_err(|error| Failure::Configuration(cert.problem(error).into()))?;
         let chain = pem::certificates(&bytes).map_err(|error| Failure::Configuration(cert.problem(error).into()))?;
         let Some(anchor) = anchor(&chain, &issuing) else {
             return Err(Failure::Failed(format!(
-                "the CA of listener {:?} is not known: {} has no self-signed certificate, and {} did not issue it; name the \
-                 CA with --server-ca FILE",
+                "cannot find the CA of listener {:?}: {} contains no self-signed certificate and is not issued by {}; pass \
+                 the CA with --server-ca FILE",
                 listener.name,
                 cert.location,
                 args.ca.display()
@@ -74,13 +73,13 @@ fn of_listener(listener: &Listener, args: &IssueArgs, files: &mut Files) -> Resu
     Ok(pem)
 }
 
-/// What verifies a chain, leaf first: its own self-signed certificate, or the one of `issuing` that it leads to.
+/// Finds the trust anchor of a chain, leaf first: a self-signed certificate in it, or a certificate of `issuing`.
 fn anchor(chain: &[CertificateDer<'static>], issuing: &[CertificateDer<'static>]) -> Option<CertificateDer<'static>> {
     let is_root = |der: &&CertificateDer<'static>| Certificate::parse(der).is_ok_and(|facts| facts.self_signed);
     chain.iter().find(is_root).or_else(|| issuing.iter().find(|issuer| leads_to(chain, issuer))).cloned()
 }
 
-/// Whether a chain, leaf first, leads to this CA. When they are valid plays no part.
+/// Whether a chain, leaf first, leads to this CA. Validity dates are not checked.
 fn leads_to(chain: &[CertificateDer<'static>], issuer: &CertificateDer<'static>) -> bool {
     let [leaf, intermediates @ ..] = chain else { return false };
     let mut roots = RootCertStore::empty();

@@ -1,18 +1,18 @@
-//! `portcullis status --rotation`: is it safe to remove the old one, and who still uses it?
+//! `portcullis status --rotation`: which certificates, CAs and sources are unused and can be removed.
 
 use std::fmt::Write as _;
 
 use serde_json::Value;
 use time::{Duration, OffsetDateTime};
 
-use crate::cli::client::reading::{DASH, Reading};
+use crate::cli::client::json_view::{DASH, JsonView};
 use crate::cli::output::moment::{NEAR, ago, minute, since};
 use crate::cli::output::table::{Table, clipped};
 use crate::x509::expiry::days_left;
 
-/// A table for each listener.
-pub(crate) fn in_words(answer: &Value, now: OffsetDateTime) -> String {
-    let items = Reading(answer).list("items");
+/// Renders one table per listener.
+pub(crate) fn to_text(body: &Value, now: OffsetDateTime) -> String {
+    let items = JsonView(body).list("items");
     let mut listeners: Vec<String> = Vec::new();
     for item in items.clone() {
         let listener = item.text_or_dash("listener");
@@ -22,23 +22,16 @@ pub(crate) fn in_words(answer: &Value, now: OffsetDateTime) -> String {
     }
     let mut out = String::new();
     for (index, listener) in listeners.iter().enumerate() {
-        let mut table = Table::new(["KIND", "NAME", "EXPIRES", "OPEN", "LAST USED", "CAN IT GO?"]);
+        let mut table = Table::new(["KIND", "NAME", "EXPIRES", "OPEN", "LAST USED", "STATUS"]);
         for item in items.clone().filter(|item| item.text_or_dash("listener") == *listener) {
-            table.row([
-                kind(item),
-                name(item),
-                expires(item, now),
-                open(item),
-                last_used(item, now),
-                verdict(item, now),
-            ]);
+            table.row([kind(item), name(item), expires(item, now), open(item), last_used(item, now), usage(item, now)]);
         }
         let _ = write!(out, "{}listener {listener}\n{}", if index == 0 { "" } else { "\n" }, table.render("  "));
     }
-    if out.is_empty() { "no listener has a certificate or a source\n".to_owned() } else { out }
+    if out.is_empty() { "no listener has certificates or sources\n".to_owned() } else { out }
 }
 
-fn kind(item: Reading<'_>) -> String {
+fn kind(item: JsonView<'_>) -> String {
     match item.text("kind").as_deref() {
         Some("server_certificate") => "server",
         Some("client_ca") => "client CA",
@@ -50,21 +43,21 @@ fn kind(item: Reading<'_>) -> String {
     .to_owned()
 }
 
-/// The name and, where several may have it, as the old and the new one do, what tells them apart; of a rule its description.
-fn name(item: Reading<'_>) -> String {
+/// The name, followed by the start of the fingerprint (old and new certificates often share a name) or the description.
+fn name(item: JsonView<'_>) -> String {
     let name = item.text_or_dash("name");
     match (item.text("sha256"), item.text("description")) {
-        (None, Some(description)) => format!("{name} ({})", clipped(&description, MOST_NAME)),
-        (Some(print), _) => {
-            let short: String = print.chars().take(SHORT_PRINT).collect();
-            format!("{} [{short}]", clipped(&name, MOST_NAME))
+        (None, Some(description)) => format!("{name} ({})", clipped(&description, MAX_NAME)),
+        (Some(sha256), _) => {
+            let short: String = sha256.chars().take(SHORT_FINGERPRINT).collect();
+            format!("{} [{short}]", clipped(&name, MAX_NAME))
         }
         (None, None) => name,
     }
 }
 
-/// To the minute when it is near: whoever has hours left has to know how many.
-fn expires(item: Reading<'_>, now: OffsetDateTime) -> String {
+/// The expiry date, to the minute when it is less than two days away.
+fn expires(item: JsonView<'_>, now: OffsetDateTime) -> String {
     let Some(end) = item.time("not_after") else { return "never".to_owned() };
     match end - now {
         left if left <= Duration::ZERO => format!("{}, EXPIRED", minute(end)),
@@ -73,42 +66,42 @@ fn expires(item: Reading<'_>, now: OffsetDateTime) -> String {
     }
 }
 
-fn open(item: Reading<'_>) -> String {
+fn open(item: JsonView<'_>) -> String {
     item.number("sessions").to_string()
 }
 
-fn last_used(item: Reading<'_>, now: OffsetDateTime) -> String {
+fn last_used(item: JsonView<'_>, now: OffsetDateTime) -> String {
     match (item.number("sessions"), item.time("last_used")) {
         (1.., None) => "now".to_owned(),
-        (0, None) if is_of_the_start(item) => "never since start".to_owned(),
+        (0, None) if is_from_start(item) => "never since start".to_owned(),
         (0, None) => "not yet".to_owned(),
         (_, Some(used)) => ago(used, now),
     }
 }
 
-/// The answer to the operator's question.
-fn verdict(item: Reading<'_>, now: OffsetDateTime) -> String {
+/// Whether the item is in use or can be removed.
+fn usage(item: JsonView<'_>, now: OffsetDateTime) -> String {
     let sessions = item.number("sessions");
     if let (0, Some(fault)) = (sessions, item.text("fault")) {
-        return format!("vouches for nobody: {fault}");
+        return format!("admits no client: {fault}");
     }
     match (sessions, item.time("last_used")) {
         (1, _) => format!("in use by 1 session{}", users(item)),
         (2.., _) => format!("in use by {sessions} sessions{}", users(item)),
-        // Whoever was here a moment ago will come again.
+        // A client that disconnected a moment ago is likely to reconnect.
         (0, Some(used)) if now - used < RECENT => {
             format!("no open session; last used {}{}", ago(used, now), last_users(item, now))
         }
         (0, Some(used)) => {
-            format!("unused for {}: nothing open depends on it{}", since(used, now), last_users(item, now))
+            format!("unused for {}: no open session uses it{}", since(used, now), last_users(item, now))
         }
         (0, None) => not_used(item, now),
     }
 }
 
 /// `; last users: CN=app from 10.0.0.5 (3 h ago), … and 2 more`.
-fn last_users(item: Reading<'_>, now: OffsetDateTime) -> String {
-    let user = |user: Reading<'_>| {
+fn last_users(item: JsonView<'_>, now: OffsetDateTime) -> String {
+    let user = |user: JsonView<'_>| {
         let when = user.time("last_used").map(|used| format!(" ({})", ago(used, now))).unwrap_or_default();
         format!("{}{when}", client(user))
     };
@@ -121,23 +114,23 @@ fn last_users(item: Reading<'_>, now: OffsetDateTime) -> String {
     if users.is_empty() { String::new() } else { format!("; last users: {}", users.join(", ")) }
 }
 
-fn not_used(item: Reading<'_>, now: OffsetDateTime) -> String {
-    let begun = item.time("since").map(|since| ago(since, now));
-    if is_of_the_start(item) {
-        format!("never used since the program started{}", begun.map(|begun| format!(" ({begun})")).unwrap_or_default())
+fn not_used(item: JsonView<'_>, now: OffsetDateTime) -> String {
+    let added = item.time("since").map(|since| ago(since, now));
+    if is_from_start(item) {
+        format!("never used since the program started{}", added.map(|added| format!(" ({added})")).unwrap_or_default())
     } else {
-        format!("not used since it was added{}", begun.map(|begun| format!(" {begun}")).unwrap_or_default())
+        format!("not used since it was added{}", added.map(|added| format!(" {added}")).unwrap_or_default())
     }
 }
 
-/// Whether it has been there since the program started.
-fn is_of_the_start(item: Reading<'_>) -> bool {
+/// Whether the item has been in force since the program started.
+fn is_from_start(item: JsonView<'_>) -> bool {
     item.number("since_generation") <= 1
 }
 
 /// `: CN=app from 10.0.0.5 (8), … and 3 more clients`.
-fn users(item: Reading<'_>) -> String {
-    let user = |user: Reading<'_>| format!("{} ({})", client(user), user.number("sessions"));
+fn users(item: JsonView<'_>) -> String {
+    let user = |user: JsonView<'_>| format!("{} ({})", client(user), user.number("sessions"));
     let mut users: Vec<String> = item.list("clients").map(user).collect();
     match item.number("more_clients") {
         0 => {}
@@ -148,22 +141,22 @@ fn users(item: Reading<'_>) -> String {
 }
 
 /// `CN=app from 10.0.0.5`.
-fn client(client: Reading<'_>) -> String {
+fn client(client: JsonView<'_>) -> String {
     let subject = client.text("subject").map(|subject| format!("{subject} ")).unwrap_or_default();
     format!("{subject}from {}", client.text_or_dash("source"))
 }
 
-/// Last users named for one item; JSON has more.
+/// Last users shown per item; the JSON has more.
 const MAX_LAST_USERS: usize = 3;
 
-/// For how long something counts as just used.
+/// Below this age, an item counts as just used.
 const RECENT: Duration = Duration::minutes(1);
 
-/// As much of a fingerprint as tells two certificates apart.
-const SHORT_PRINT: usize = 8;
+/// Hexadecimal digits, enough to distinguish two certificates.
+const SHORT_FINGERPRINT: usize = 8;
 
-/// As much of a subject as leaves room for the answer.
-const MOST_NAME: usize = 24;
+/// Characters of a name; leaves space for the last column.
+const MAX_NAME: usize = 24;
 
 #[cfg(test)]
 mod tests {
@@ -172,9 +165,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_rotation_is_read_off_one_table() {
+    fn rotation_table_shows_who_uses_each_item() {
         let now = OffsetDateTime::UNIX_EPOCH + Duration::hours(5);
-        let answer = json!({ "generation": 3, "items": [
+        let body = json!({ "generation": 3, "items": [
             {
                 "listener": "cache", "kind": "client_ca", "name": "CN=Old CA", "sha256": "3fa9c1d2e4", "issuer": "CN=Old CA",
                 "not_after": "1970-01-10T05:00:00Z", "since": "1970-01-01T00:00:00Z", "since_generation": 1, "sessions": 12,
@@ -201,37 +194,37 @@ mod tests {
         ]});
         let expected = "\
 listener cache
-  KIND       NAME                                 EXPIRES             OPEN  LAST USED  CAN IT GO?
+  KIND       NAME                                 EXPIRES             OPEN  LAST USED  STATUS
   client CA  CN=Old CA [3fa9c1d2]                 1970-01-10, 9 d     12    2 min ago  in use by 12 sessions: CN=app
                                                                                        from 10.0.0.5 (8), from 10.0.0.6
                                                                                        (1), and 3 more clients
   client CA  CN=A new CA with a name… [77aa88bb]  1980-01-01, 3652 d  0     not yet    not used since it was added 1 h
                                                                                        ago
 ";
-        let words = in_words(&answer, now);
-        assert!(words.starts_with(expected), "{words}");
-        let verdicts: Vec<String> = Reading(&answer).list("items").map(|item| verdict(item, now)).collect();
+        let text = to_text(&body, now);
+        assert!(text.starts_with(expected), "{text}");
+        let statuses: Vec<String> = JsonView(&body).list("items").map(|item| usage(item, now)).collect();
         assert_eq!(
-            verdicts[1..],
+            statuses[1..],
             [
                 "not used since it was added 1 h ago",
-                "unused for 3 h: nothing open depends on it; last users: from 10.0.0.7 (3 h ago)",
+                "unused for 3 h: no open session uses it; last users: from 10.0.0.7 (3 h ago)",
                 "never used since the program started (2 h ago)",
             ]
         );
         for word in ["ip_addr:10.0.0.0/8", "1970-01-01 04:00Z, EXPIRED", "never since start"] {
-            assert!(words.contains(word), "no {word} in {words}");
+            assert!(text.contains(word), "no {word} in {text}");
         }
-        assert!(words.lines().all(|line| line.chars().count() <= 120), "{words}");
+        assert!(text.lines().all(|line| line.chars().count() <= 120), "{text}");
     }
 
     #[test]
-    fn rule_that_expires_soon_has_its_minute_and_its_description() {
+    fn rule_that_expires_soon_shows_minute_and_description() {
         let now = OffsetDateTime::UNIX_EPOCH;
-        let words = |end: &str| {
+        let text = |end: &str| {
             let rule = json!({ "listener": "db", "kind": "source", "name": "ip_addr:10.0.0.1", "description": "office",
                                "not_after": end });
-            in_words(&json!({ "items": [rule] }), now)
+            to_text(&json!({ "items": [rule] }), now)
         };
         for (end, shown) in [
             ("1970-01-01T00:45:30Z", "1970-01-01 00:45Z, 45 min"),
@@ -239,8 +232,8 @@ listener cache
             ("1970-01-04T00:00:00Z", "1970-01-04, 3 d"),
             ("1969-12-31T23:59:00Z", "1969-12-31 23:59Z, EXPIRED"),
         ] {
-            let words = words(end);
-            assert!(words.contains(&format!("ip_addr:10.0.0.1 (office)  {shown}")), "no {shown} in {words}");
+            let text = text(end);
+            assert!(text.contains(&format!("ip_addr:10.0.0.1 (office)  {shown}")), "no {shown} in {text}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Files that the commands write: all of a command or none, and never over one that is there.
+//! Output files of the commands. A command writes all of its files or none, and overwrites nothing.
 
 pub(crate) mod moment;
 pub(crate) mod table;
@@ -10,7 +10,6 @@ use std::path::{Path, PathBuf};
 
 use crate::cli::Failure;
 
-/// A file to be written.
 pub(crate) struct Output {
     name: String,
     content: Vec<u8>,
@@ -27,14 +26,14 @@ impl Output {
     }
 }
 
-/// Writes all files or, where one exists already, none. Returns their paths.
+/// Writes all files and returns their paths. If one of them exists, writes none.
 pub(crate) fn write_all(directory: &Path, files: &[Output]) -> Result<Vec<PathBuf>, Failure> {
     fs::create_dir_all(directory).map_err(|error| Failure::file(directory, error))?;
     let paths: Vec<PathBuf> = files.iter().map(|file| directory.join(&file.name)).collect();
     if let Some(existing) = paths.iter().find(|path| path.symlink_metadata().is_ok()) {
         return Err(Failure::file(
             existing,
-            "exists already, and is not overwritten; take it away or choose another directory",
+            "the file already exists and is not overwritten; remove it or choose another directory",
         ));
     }
     for (file, path) in files.iter().zip(&paths) {
@@ -47,8 +46,8 @@ pub(crate) fn write_all(directory: &Path, files: &[Output]) -> Result<Vec<PathBu
     Ok(paths)
 }
 
-/// `a, b and c`, for people.
-pub(crate) fn listed(paths: &[PathBuf]) -> String {
+/// `a, b and c`.
+pub(crate) fn join_paths(paths: &[PathBuf]) -> String {
     let paths: Vec<String> = paths.iter().map(|path| path.display().to_string()).collect();
     match paths.split_last() {
         Some((last, [])) => last.clone(),

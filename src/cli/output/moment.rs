@@ -1,4 +1,4 @@
-//! Times as people say them, seen from now.
+//! Human-readable times, relative to now.
 
 use time::{Duration, OffsetDateTime};
 
@@ -14,7 +14,7 @@ pub(crate) fn ahead(then: OffsetDateTime, now: OffsetDateTime) -> String {
     if then - now < Duration::SECOND { "now".to_owned() } else { format!("in {}", since(now, then)) }
 }
 
-/// How long it has been: `45 s`, `2 min`, `3 h`, `9 d`. A clock that runs behind the other program's is no matter.
+/// Elapsed time: `45 s`, `2 min`, `3 h`, `9 d`. A negative time (clock skew) counts as 0 s.
 pub(crate) fn since(then: OffsetDateTime, now: OffsetDateTime) -> String {
     let seconds = (now - then).whole_seconds().max(0);
     match seconds {
@@ -25,13 +25,13 @@ pub(crate) fn since(then: OffsetDateTime, now: OffsetDateTime) -> String {
     }
 }
 
-/// `2026-11-30 14:05Z`: a moment that is near.
+/// `2026-11-30 14:05Z`.
 pub(crate) fn minute(moment: OffsetDateTime) -> String {
     let utc = timestamp::utc(moment);
     format!("{} {:02}:{:02}Z", utc.date(), utc.hour(), utc.minute())
 }
 
-/// Below it a time that is left is worth knowing to the minute.
+/// Below this remaining time, expiry times are shown to the minute.
 pub(crate) const NEAR: Duration = Duration::days(2);
 
 const MINUTE: i64 = 60;
@@ -44,7 +44,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn times_are_said_in_the_unit_that_people_would_take() {
+    fn elapsed_times_use_the_largest_suitable_unit() {
         let now = OffsetDateTime::UNIX_EPOCH;
         let cases = [
             (-5, "just now"),
@@ -57,11 +57,11 @@ mod tests {
             (172_799, "47 h ago"),
             (777_600, "9 d ago"),
         ];
-        for (seconds, words) in cases {
-            assert_eq!(ago(now - Duration::seconds(seconds), now), words, "{seconds}");
+        for (seconds, text) in cases {
+            assert_eq!(ago(now - Duration::seconds(seconds), now), text, "{seconds}");
         }
-        for (seconds, words) in [(-5, "now"), (0, "now"), (1, "in 1 s"), (120, "in 2 min")] {
-            assert_eq!(ahead(now + Duration::seconds(seconds), now), words, "{seconds}");
+        for (seconds, text) in [(-5, "now"), (0, "now"), (1, "in 1 s"), (120, "in 2 min")] {
+            assert_eq!(ahead(now + Duration::seconds(seconds), now), text, "{seconds}");
         }
     }
 }

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use crate::printable;
 
-/// A table whose last column takes the room that the others leave, in as many lines as it needs.
+/// A table whose last column is wrapped to the remaining width of the line.
 #[derive(Debug)]
 pub(crate) struct Table<const N: usize> {
     rows: Vec<[String; N]>,
@@ -19,20 +19,20 @@ impl<const N: usize> Table<N> {
         self.rows.push(cells);
     }
 
-    /// The table, each line behind `indent`.
+    /// Renders the table with `indent` before each line.
     pub(crate) fn render(&self, indent: &str) -> String {
         let widths = self.widths();
         let Some((_, widths)) = widths.split_last() else { return String::new() };
         let before = indent.len() + widths.iter().map(|width| width + GAP).sum::<usize>();
-        let room = LINE.saturating_sub(before).max(LEAST_ROOM);
+        let width = LINE.saturating_sub(before).max(MIN_LAST_COLUMN);
         let mut out = String::new();
         for row in &self.rows {
-            let Some((words, cells)) = row.split_last() else { continue };
+            let Some((last, cells)) = row.split_last() else { continue };
             let mut line = indent.to_owned();
             for (cell, width) in cells.iter().zip(widths) {
                 let _ = write!(line, "{:<width$}", clipped(cell, *width), width = width + GAP);
             }
-            for part in wrapped(words, room) {
+            for part in wrapped(last, width) {
                 let _ = writeln!(out, "{}", format_args!("{line}{part}").to_string().trim_end());
                 line = " ".repeat(before);
             }
@@ -44,36 +44,36 @@ impl<const N: usize> Table<N> {
         let mut widths = [0; N];
         for row in &self.rows {
             for (width, cell) in widths.iter_mut().zip(row) {
-                *width = cell.chars().count().clamp(*width, MOST_CELL.max(*width));
+                *width = cell.chars().count().clamp(*width, MAX_CELL.max(*width));
             }
         }
         widths
     }
 }
 
-/// A text of `width` characters at most, and a mark where it was longer. It is not cut within an escape sequence.
+/// Cuts the text to `width` characters, with `…` at the cut. Never cuts within an escape sequence.
 pub(crate) fn clipped(text: &str, width: usize) -> String {
     if text.chars().count() <= width {
         return text.to_owned();
     }
-    let mut room = width.saturating_sub("…".chars().count());
+    let mut left = width.saturating_sub("…".chars().count());
     let fits = |piece: &&str| {
         let count = piece.chars().count();
-        let fits = count <= room;
-        room = room.saturating_sub(count);
+        let fits = count <= left;
+        left = left.saturating_sub(count);
         fits
     };
     printable::pieces(text).take_while(fits).chain(["…"]).collect()
 }
 
-/// The text in lines that fit, broken between words; one line at least.
-fn wrapped(text: &str, room: usize) -> Vec<String> {
+/// Breaks the text between words into at least one line of at most `width` characters.
+fn wrapped(text: &str, width: usize) -> Vec<String> {
     let mut lines = vec![String::new()];
     for word in text.split_whitespace() {
         let Some(line) = lines.last_mut() else { break };
         if line.is_empty() {
             line.push_str(word);
-        } else if line.chars().count() + 1 + word.chars().count() <= room {
+        } else if line.chars().count() + 1 + word.chars().count() <= width {
             line.push(' ');
             line.push_str(word);
         } else {
@@ -86,17 +86,17 @@ fn wrapped(text: &str, room: usize) -> Vec<String> {
 const LINE: usize = 120;
 const GAP: usize = 2;
 
-/// An IPv6 address with its port, the longest thing that must not be cut.
-const MOST_CELL: usize = 48;
+/// An IPv6 address with its port, the longest text that must not be cut.
+const MAX_CELL: usize = 48;
 
-const LEAST_ROOM: usize = 24;
+const MIN_LAST_COLUMN: usize = 24;
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn clipped_text_ends_behind_a_whole_escape_sequence() {
+    fn clipped_text_keeps_escape_sequences_whole() {
         assert_eq!(clipped("abcdef", 6), "abcdef");
         assert_eq!(clipped("abcdefg", 6), "abcde…");
         assert_eq!(clipped("CN=a\\e2\\80\\aeb", 12), "CN=a…");
@@ -104,9 +104,9 @@ mod tests {
     }
 
     #[test]
-    fn the_last_column_is_wrapped_below_itself() {
+    fn last_column_is_wrapped_below_itself() {
         let mut table = Table::new(["NAME", "WHY"]);
-        table.row(["x".repeat(MOST_CELL + 10), "word ".repeat(20)]);
+        table.row(["x".repeat(MAX_CELL + 10), "word ".repeat(20)]);
         table.row(["short".to_owned(), String::new()]);
         let text = table.render("  ");
         let lines: Vec<&str> = text.lines().collect();

@@ -1,8 +1,8 @@
-//! When to build a new snapshot, and building it.
+//! Decides when to build a new snapshot, and builds it.
 //!
-//! One task does this, so reloads never overlap and the newest files win. What triggers it, a file event, the poll or
-//! SIGHUP, only says that it is time to look; whether anything changed is decided by content. New addresses of host names
-//! come by this way, too, so that they and a reload never overtake each other.
+//! One task does this, so reloads never overlap and the newest files win. A trigger (file event, poll, SIGHUP or request) only
+//! starts a comparison; the content decides whether anything changed. New addresses of host names take the same path, so that
+//! they are ordered with reloads.
 
 #[cfg(test)]
 pub(crate) mod secrets;
@@ -32,7 +32,7 @@ use crate::server::reload::watcher::Watcher;
 use crate::server::systemd;
 use crate::source::host::HostName;
 
-/// Looks after the files of the configuration.
+/// Watches the files of the configuration and builds new policies.
 #[derive(Debug)]
 pub(crate) struct Reloader {
     file: PathBuf,
@@ -40,71 +40,68 @@ pub(crate) struct Reloader {
     /// The files of the last attempt, by content. An attempt that failed is not repeated before they change.
     attempted: Fingerprint,
     settings: config::Reload,
-    /// When it last looked; the next poll counts from here, however often names move in between.
-    looked: Instant,
-    /// Whether the last attempt failed for a reason outside the files, so that the poll has to try again.
-    again: bool,
-    /// Those who ask for a reload and wait to hear what became of it.
-    askers: mpsc::Receiver<Asker>,
-    /// What is known of the host names that rules trust.
+    /// The time of the last check. The next poll counts from here, regardless of DNS changes in between.
+    last_check: Instant,
+    /// Whether the next check must build a policy although no file changed, because the cause of a failure lies elsewhere.
+    is_forced: bool,
+    /// Requests for a reload.
+    requests: mpsc::Receiver<ReplySender>,
     host_cache: Arc<HostCache>,
     thread: PolicyThread,
 }
 
-/// Where somebody waits to hear what became of a reload.
-pub(crate) type Asker = oneshot::Sender<ReloadReply>;
+/// Receives the reply to a reload request.
+pub(crate) type ReplySender = oneshot::Sender<ReloadReply>;
 
-/// What somebody is told who asked for a reload.
+/// The reply to a reload request.
 #[derive(Debug)]
 pub(crate) struct ReloadReply {
-    /// What became of it.
-    pub verdict: ReloadResult,
-    /// Since when what the files say has been in force, where that was before.
+    pub result: ReloadResult,
+    /// Since when the files are in force, if they were already before this reload.
     pub in_force_since: Option<OffsetDateTime>,
 }
 
-/// What became of a reload: the changes that are in force now, or why there are none.
+/// The changes that a reload put in force, or the errors by which it was rejected.
 pub(crate) type ReloadResult = Result<Changes, String>;
 
-/// Why to look.
+/// Why to check for a new policy.
 enum Trigger {
-    /// A file event, or the time to poll.
+    /// A file event or the poll interval.
     Change,
     /// SIGHUP.
     Hangup,
-    /// Somebody asked, and waits.
-    Asked(Asker),
-    /// A host name has other addresses.
-    Moved,
+    /// A request of the admin API.
+    Request(ReplySender),
+    /// The addresses of a host name changed.
+    AddressChange,
 }
 
 /// A policy that may be put in force.
 #[derive(Debug)]
 pub(crate) enum PolicyChange {
-    /// What the files say.
+    /// A policy of changed files, or a requested reload.
     Reload(ReloadAttempt),
-    /// What the files have said before, with what is known of its host names now.
+    /// The policy in force with new addresses of host names.
     Refresh(Box<Snapshot>),
 }
 
-/// What an attempt to reload came to.
+/// The outcome of building a policy from the files.
 #[derive(Debug)]
 pub(crate) struct ReloadAttempt {
-    /// Whether the operator asked for it, rather than a file having changed.
+    /// Whether the reload was requested (SIGHUP or admin API) rather than caused by a file change.
     pub requested: bool,
-    /// Who wants to hear what becomes of it.
-    pub asker: Option<Asker>,
-    /// Whether the files are the same as at the attempt before, and that came to its end.
+    /// Receives the result of a request by the admin API.
+    pub reply: Option<ReplySender>,
+    /// Whether the files are the same as at the previous attempt, and that attempt was complete.
     pub same_files: bool,
-    /// A policy to put in force, or why there is none.
+    /// The policy to put in force, or the errors.
     pub outcome: Result<Box<Built>, String>,
 }
 
-/// Reads the configuration, asks for host names that nobody looks after yet, and builds the snapshot after `previous`, or
-/// the first one.
+/// Loads the configuration, resolves new host names, and builds the snapshot that follows `previous`.
 ///
 /// # Errors
-/// Every problem found. The fingerprint tells which files were looked at, either way.
+/// All problems of the configuration. The fingerprint covers the files that were read, in both cases.
 pub fn build(
     file: &Path,
     previous: Option<&Snapshot>,
@@ -112,7 +109,7 @@ pub fn build(
 ) -> (Result<Built, problem::Problems>, Fingerprint) {
     let mut files = Files::default();
     let built = Config::load(file, &mut files).and_then(|loaded| {
-        let Lookup { book, warnings } = find(&loaded, previous, host_cache);
+        let Lookup { book, warnings } = resolve_hosts(&loaded, previous, host_cache);
         let mut built = Snapshot::build(loaded, &mut files, previous, &book)?;
         built.warnings.extend(warnings);
         Ok(built)
@@ -120,23 +117,22 @@ pub fn build(
     (built, files.fingerprint())
 }
 
-fn find(loaded: &Loaded, previous: Option<&Snapshot>, host_cache: &HostCache) -> Lookup {
+fn resolve_hosts(loaded: &Loaded, previous: Option<&Snapshot>, host_cache: &HostCache) -> Lookup {
     let Loaded { config, problems, .. } = loaded;
-    // What cannot come into force need not wait for a resolver.
+    // An invalid configuration does not wait for the resolver.
     let listeners = if problems.is_empty() { config.listeners.as_slice() } else { &[] };
     let hosts = listeners.iter().flat_map(|listener| listener.sources.trusted.hosts());
-    let mode: BTreeSet<HostName> = hosts.map(|host| host.name.clone()).collect();
-    let looked_after: HashSet<&HostName> =
-        previous.into_iter().flat_map(Snapshot::hosts).map(|host| &host.name).collect();
-    host_cache.find(&mode, &looked_after, &CacheFile::new(&config.state_directory, &config.file))
+    let names: BTreeSet<HostName> = hosts.map(|host| host.name.clone()).collect();
+    let known: HashSet<&HostName> = previous.into_iter().flat_map(Snapshot::hosts).map(|host| &host.name).collect();
+    host_cache.find(&names, &known, &CacheFile::new(&config.state_directory, &config.file))
 }
 
 impl Reloader {
-    /// Looks after the files of the snapshot in force, whose content was `fingerprint`, and attends to those who ask.
+    /// Starts with the snapshot in force, which was built from files with the content `fingerprint`.
     pub(crate) fn new(
         snapshot: &Snapshot,
         fingerprint: Fingerprint,
-        askers: mpsc::Receiver<Asker>,
+        requests: mpsc::Receiver<ReplySender>,
         host_cache: Arc<HostCache>,
         thread: PolicyThread,
     ) -> Self {
@@ -145,92 +141,92 @@ impl Reloader {
             watcher: Watcher::start(),
             attempted: fingerprint,
             settings: snapshot.config.reload,
-            looked: Instant::now(),
-            again: false,
-            askers,
+            last_check: Instant::now(),
+            is_forced: false,
+            requests,
             host_cache,
             thread,
         };
-        reloader.follow();
+        reloader.update_watches();
         reloader
     }
 
-    /// Takes over the `[reload]` settings of a snapshot that has come into force.
-    pub(crate) fn applied(&mut self, snapshot: &Snapshot) {
+    /// Applies the `[reload]` settings of a snapshot that is now in force.
+    pub(crate) fn apply_settings(&mut self, snapshot: &Snapshot) {
         self.settings = snapshot.config.reload;
-        self.follow();
+        self.update_watches();
     }
 
-    /// Makes the next look an attempt, though no file may have changed: what failed lay outside them.
-    pub(crate) fn try_again(&mut self) {
-        self.again = true;
+    /// Makes the next check build a policy even if no file changed, because the last failure had another cause.
+    pub(crate) fn force_attempt(&mut self) {
+        self.is_forced = true;
     }
 
-    /// Waits for the next time something has changed, or SIGHUP, and builds the snapshot after `current`.
+    /// Waits for the next change or request and builds the snapshot that follows `current`.
     pub(crate) async fn next(&mut self, current: &Arc<Snapshot>, hangup: &mut Signal) -> PolicyChange {
         loop {
-            let trigger = self.triggered(hangup).await;
-            if let Trigger::Moved = trigger {
-                match self.refreshed(current).await {
+            let trigger = self.next_trigger(hangup).await;
+            if let Trigger::AddressChange = trigger {
+                match self.with_new_addresses(current).await {
                     Some(snapshot) => return PolicyChange::Refresh(snapshot),
                     None => continue,
                 }
             }
-            self.looked = Instant::now();
+            self.last_check = Instant::now();
             let requested = !matches!(trigger, Trigger::Change);
             if !requested {
-                self.select().await;
-                if !self.again && !self.changed().await {
+                self.wait_until_quiet().await;
+                if !self.is_forced && !self.has_changed().await {
                     continue;
                 }
             }
-            let again = std::mem::take(&mut self.again);
+            let is_forced = std::mem::take(&mut self.is_forced);
             systemd::reloading();
             let before = self.attempted.clone();
             let mut outcome = self.attempt(current).await;
             if outcome.is_err() && !requested {
-                // Half of a pair of files may have been replaced: give the other half a moment before complaining.
-                let _ = timeout(SECOND_LOOK, self.watcher.changed()).await;
-                self.select().await;
+                // Only one file of a certificate and key pair may have been replaced: wait for the other before reporting.
+                let _ = timeout(PAIR_TIMEOUT, self.watcher.changed()).await;
+                self.wait_until_quiet().await;
                 outcome = self.attempt(current).await;
             }
-            self.follow();
-            let asker = match trigger {
-                Trigger::Asked(asker) => Some(asker),
-                Trigger::Change | Trigger::Hangup | Trigger::Moved => None,
+            self.update_watches();
+            let reply = match trigger {
+                Trigger::Request(reply) => Some(reply),
+                Trigger::Change | Trigger::Hangup | Trigger::AddressChange => None,
             };
-            let same_files = !again && self.attempted == before;
-            return PolicyChange::Reload(ReloadAttempt { requested, asker, same_files, outcome });
+            let same_files = !is_forced && self.attempted == before;
+            return PolicyChange::Reload(ReloadAttempt { requested, reply, same_files, outcome });
         }
     }
 
-    async fn triggered(&mut self, hangup: &mut Signal) -> Trigger {
+    async fn next_trigger(&mut self, hangup: &mut Signal) -> Trigger {
         let config::Reload { watch, poll, .. } = self.settings;
         tokio::select! {
             _ = hangup.recv() => Trigger::Hangup,
-            Some(asker) = self.askers.recv() => Trigger::Asked(asker),
-            () = self.host_cache.moved() => Trigger::Moved,
+            Some(reply) = self.requests.recv() => Trigger::Request(reply),
+            () = self.host_cache.moved() => Trigger::AddressChange,
             () = self.watcher.changed(), if watch => Trigger::Change,
-            () = sleep_until(self.looked + poll.unwrap_or_default()), if poll.is_some() => Trigger::Change,
+            () = sleep_until(self.last_check + poll.unwrap_or_default()), if poll.is_some() => Trigger::Change,
         }
     }
 
-    /// Waits until the files have been quiet for a moment, but not for ever: something may be writing all the time.
-    async fn select(&mut self) {
-        for _ in 0..MOST_SETTLING {
+    /// Waits until there is no file event for [`QUIET`], but at most [`MAX_QUIET_WAITS`] times, in case files change all the time.
+    async fn wait_until_quiet(&mut self) {
+        for _ in 0..MAX_QUIET_WAITS {
             if timeout(QUIET, self.watcher.changed()).await.is_err() {
                 return;
             }
         }
     }
 
-    /// Whether the content of the files is another one than at the last attempt.
-    async fn changed(&self) -> bool {
+    /// Whether the content of the files differs from the last attempt.
+    async fn has_changed(&self) -> bool {
         let attempted = self.attempted.clone();
         self.thread.run(move || attempted.now() != attempted).await.unwrap_or(true)
     }
 
-    /// Builds on the thread for policies: reading and parsing must not keep connections waiting.
+    /// Builds on the policy thread, because reading and parsing would delay other work.
     async fn attempt(&mut self, current: &Arc<Snapshot>) -> Result<Box<Built>, String> {
         let (file, previous, host_cache) = (self.file.clone(), Arc::clone(current), Arc::clone(&self.host_cache));
         match self.thread.run(move || build(&file, Some(&previous), &host_cache)).await {
@@ -242,8 +238,8 @@ impl Reloader {
         }
     }
 
-    /// The policy in force with the addresses that are known now, where those are others. A long list takes its time.
-    async fn refreshed(&self, current: &Arc<Snapshot>) -> Option<Box<Snapshot>> {
+    /// Builds the policy in force with the current addresses, or returns `None` if they did not change.
+    async fn with_new_addresses(&self, current: &Arc<Snapshot>) -> Option<Box<Snapshot>> {
         let (current, host_cache) = (Arc::clone(current), Arc::clone(&self.host_cache));
         let built = self.thread.run(move || {
             let book = host_cache.book(current.hosts().map(|host| &host.name));
@@ -252,19 +248,19 @@ impl Reloader {
         built.await.ok().flatten()
     }
 
-    fn follow(&mut self) {
+    fn update_watches(&mut self) {
         if self.settings.watch {
-            self.watcher.follow(&self.attempted);
+            self.watcher.watch(&self.attempted);
         }
     }
 }
 
-/// What its faults are noted under.
+/// The name of this part in internal faults.
 pub(crate) const PART: &str = "reload";
 
-/// Long enough for the writes of one change to come together, short enough to be in force within two seconds.
+/// Long enough to cover all writes of one change, short enough to be in force within two seconds.
 const QUIET: Duration = Duration::from_millis(100);
-const MOST_SETTLING: u32 = 8;
+const MAX_QUIET_WAITS: u32 = 8;
 
-/// How long the second file of a pair may take.
-const SECOND_LOOK: Duration = Duration::from_millis(400);
+/// How long to wait for the second file of a pair.
+const PAIR_TIMEOUT: Duration = Duration::from_millis(400);

@@ -1,4 +1,4 @@
-//! Nothing that an error says about a configuration gives a secret away, whichever key it was written into.
+//! Errors and warnings never contain a secret, whichever key it is written into.
 
 use std::fmt::Write as _;
 use std::ops::Range;
@@ -9,7 +9,7 @@ use toml::de::{DeTable, DeValue};
 use crate::dns::HostCache;
 use crate::server::reload::build;
 
-/// Every key there is, each with a value of the right type.
+/// All keys, each with a value of the right type.
 const EVERY_KEY: &str = r#"
 log = { level = "info", format = "auto", audit_file = "audit.jsonl" }
 state = { directory = "state" }
@@ -47,7 +47,7 @@ upstream = "127.0.0.1:6379"
 
 const SECRET: &str = "hunter2";
 
-/// Values that are secrets themselves wherever they are written.
+/// Values that are secrets under any key.
 const SECRETS: [&str; 34] = [
     "\"\"\"-----BEGIN PRIVATE KEY-----\nhunter2\n-----END PRIVATE KEY-----\n\"\"\"",
     "\"-----BEGIN PRIVATE KEY-----\\nhunter2\"",
@@ -58,7 +58,7 @@ const SECRETS: [&str; 34] = [
     "\"postgres://db.internal/x?password=hunter2\"",
     "[\"redis://user:hunter2@db.internal:6379\"]",
     "{ x = \"redis://user:hunter2@db.internal:6379\" }",
-    // In the place of a port, or behind one.
+    // In place of a port, or after one.
     "\"h:hunter2\"",
     "\"127.0.0.1:hunter2\"",
     "\"[::1]:hunter2\"",
@@ -75,7 +75,7 @@ const SECRETS: [&str; 34] = [
     "\"rediss://h:6379/0#hunter2\"",
     "\"jdbc:postgresql://h:5432/x?x=hunter2\"",
     "\"host=h port=6379 pass=hunter2\"",
-    // Encoded, and in quotes of their own.
+    // Percent-encoded, and in nested quotes.
     "\"redis://user:hunter2%40h:6379\"",
     "\"user%3Ahunter2%40h:6379\"",
     "\"h%3ahunter2\"",
@@ -83,12 +83,12 @@ const SECRETS: [&str; 34] = [
     "\"\\\"user:hunter2\\\"@h:1\"",
     "'\"h:hunter2\"'",
     "{ address = \"h:hunter2\" }",
-    // No TOML: a string without quotes, and one without its end.
+    // Invalid TOML: a string without quotes, and one without its end.
     "hunter2",
     "\"hunter2",
 ];
 
-/// Values that are secrets in the place of one, of every type.
+/// Values of each type that are secrets under one of [`SECRET_KEYS`].
 const VALUES: [&str; 13] = [
     "\"hunter2\"",
     "'/etc/hunter2'",
@@ -105,10 +105,9 @@ const VALUES: [&str; 13] = [
     "7734077340773407734",
 ];
 
-/// Keys that hold or name a secret.
 const SECRET_KEYS: [&str; 4] = ["key", "key_passphrase_file", "ticket_keys", "token"];
 
-/// Every value in the text that is not made of headers, with the key it belongs to.
+/// All values in the text that are not written as table headers, with their keys.
 fn values(text: &str) -> Vec<(String, Range<usize>)> {
     fn walk(text: &str, key: &str, value: &toml::Spanned<DeValue<'_>>, found: &mut Vec<(String, Range<usize>)>) {
         let written = &text[value.span()];
@@ -126,13 +125,13 @@ fn values(text: &str) -> Vec<(String, Range<usize>)> {
     for (key, value) in table.get_ref() {
         walk(text, key.get_ref(), value, &mut found);
     }
-    // Of the list of listeners itself, whose parts follow.
+    // Remove the list of listeners itself; its elements are listed separately.
     found.retain(|(_, span)| !text[span.clone()].contains("[[listener]]"));
     found
 }
 
-/// Everything that a load says of this text.
-fn told(directory: &Path, text: &str) -> String {
+/// The errors or warnings of loading this text.
+fn messages(directory: &Path, text: &str) -> String {
     let file = directory.join("portcullis.toml");
     std::fs::write(&file, text).unwrap();
     match build(&file, None, &HostCache::offline()).0 {
@@ -146,14 +145,14 @@ fn with(value: &str, span: Range<usize>) -> String {
 }
 
 #[test]
-fn every_key_of_the_example_is_tried() {
+fn every_key_covers_all_keys_of_the_example() {
     let keys: Vec<String> = values(EVERY_KEY).into_iter().map(|(key, _)| key).collect();
     let example = include_str!("../../../config/everything.toml");
-    let host_cache =
+    let names =
         example.lines().filter_map(|line| line.trim_start_matches("# ").split_once(" = ")).map(|(name, _)| name);
-    let host_cache = host_cache
+    let names = names
         .filter(|name| name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_' || byte.is_ascii_digit()));
-    for name in host_cache {
+    for name in names {
         assert!(keys.iter().any(|key| key == name), "EVERY_KEY has no {name}");
     }
     for key in SECRET_KEYS {
@@ -162,7 +161,7 @@ fn every_key_of_the_example_is_tried() {
 }
 
 #[test]
-fn secrets_are_never_repeated_whichever_key_they_are_written_into() {
+fn secret_under_any_key_is_never_printed() {
     let directory = tempfile::tempdir().unwrap();
     let mut failures = String::new();
     let mut tried = 0;
@@ -170,10 +169,10 @@ fn secrets_are_never_repeated_whichever_key_they_are_written_into() {
         let is_secret = SECRET_KEYS.contains(&key.as_str());
         let more: &[&str] = if is_secret { &VALUES } else { &[] };
         for value in SECRETS.iter().chain(more) {
-            let told = told(directory.path(), &with(value, span.clone()));
+            let output = messages(directory.path(), &with(value, span.clone()));
             tried += 1;
-            if told.to_lowercase().contains(SECRET) || told.contains("77340") {
-                let _ = writeln!(failures, "{key} = {value}\n{told}\n");
+            if output.to_lowercase().contains(SECRET) || output.contains("77340") {
+                let _ = writeln!(failures, "{key} = {value}\n{output}\n");
             }
         }
     }
@@ -182,7 +181,7 @@ fn secrets_are_never_repeated_whichever_key_they_are_written_into() {
 }
 
 #[test]
-fn other_values_are_repeated_in_part_only() {
+fn long_value_is_printed_only_in_part() {
     let directory = tempfile::tempdir().unwrap();
     let long = format!("start-{}-tail", "x".repeat(5_000));
     let mut repeated = 0;
@@ -191,17 +190,17 @@ fn other_values_are_repeated_in_part_only() {
         for value in
             [format!("\"{long}\""), format!("[\"{long}\"]"), format!("{{ {long} = \"{long}\" }}"), number, long.clone()]
         {
-            let told = told(directory.path(), &with(&value, span.clone()));
-            repeated += usize::from(told.contains("start-"));
-            let longest = told.lines().map(str::len).max().unwrap_or(0);
-            assert!(!told.contains("-tail") && longest < 800, "{key} = {}…\n{told}", &value[..20]);
+            let output = messages(directory.path(), &with(&value, span.clone()));
+            repeated += usize::from(output.contains("start-"));
+            let longest = output.lines().map(str::len).max().unwrap_or(0);
+            assert!(!output.contains("-tail") && longest < 800, "{key} = {}…\n{output}", &value[..20]);
         }
     }
-    assert!(repeated > 20, "the beginning helps to find a mistake: {repeated}");
+    assert!(repeated > 20, "errors show the beginning of a value: {repeated}");
 }
 
 #[test]
-fn misspelt_and_misplaced_secrets_are_never_repeated() {
+fn secret_under_a_misspelt_or_misplaced_key_is_never_printed() {
     let directory = tempfile::tempdir().unwrap();
     let listener =
         "[[listener]]\nname = \"x\"\nprotocol = \"redis\"\nlisten = \"127.0.0.1:1\"\nupstream = \"127.0.0.1:2\"\n";
@@ -216,17 +215,17 @@ fn misspelt_and_misplaced_secrets_are_never_repeated() {
                 format!("{listener}tls = \"off\"\n[listener.limits]\n{key} = {value}\n"),
                 format!("[admin]\nlisten = \"unix:x\"\n{key} = {value}\n{listener}tls = \"off\"\n"),
             ] {
-                // What a certificate is named may be shown.
-                let told = told(directory.path(), &text);
-                assert!(key == "cert" || !told.contains(SECRET), "{text}\n{told}");
-                assert!(!told.is_empty(), "{text}");
+                // File names of certificates may be shown.
+                let output = messages(directory.path(), &text);
+                assert!(key == "cert" || !output.contains(SECRET), "{text}\n{output}");
+                assert!(!output.is_empty(), "{text}");
             }
         }
     }
 }
 
 #[test]
-fn wrong_files_are_not_quoted() {
+fn content_of_an_invalid_file_is_never_printed() {
     let directory = tempfile::tempdir().unwrap();
     let key = "-----BEGIN PRIVATE KEY-----\nhunter2hunter2+hunter2\n-----END PRIVATE KEY-----\n";
     for content in [key, "hunter2", "hunter2 = \"hunter2", "[[rule]]\ntype = \"ip_addr\"\nvalue = hunter2\n"] {
@@ -235,7 +234,7 @@ fn wrong_files_are_not_quoted() {
         {
             std::fs::write(directory.path().join(name), content).unwrap();
         }
-        let told = told(directory.path(), EVERY_KEY);
-        assert!(!told.contains(SECRET), "{told}");
+        let output = messages(directory.path(), EVERY_KEY);
+        assert!(!output.contains(SECRET), "{output}");
     }
 }

@@ -1,7 +1,7 @@
 //! The thread that builds policies.
 //!
-//! glibc gives each thread an arena of its own and seldom returns its memory. Policies that are built on whichever thread of
-//! the pool is idle leave a copy of the largest policy in each of these arenas; on one thread the arena is used again.
+//! glibc gives each thread its own malloc arena and seldom returns the memory. Building policies on arbitrary threads of the
+//! blocking pool would leave the memory of the largest policy in each arena. One dedicated thread reuses one arena.
 
 use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
 use std::thread;
@@ -13,23 +13,23 @@ use crate::fault::Job;
 use crate::fault::record::Fault;
 use crate::server::reload::PART;
 
-/// A thread that runs one job after another, as long as this lives.
+/// A thread that runs jobs in sequence until this value is dropped.
 #[derive(Debug)]
 pub(crate) struct PolicyThread {
     jobs: SyncSender<Job>,
 }
 
 impl PolicyThread {
-    /// Starts it. Where the system gives no thread, jobs run on the blocking pool.
+    /// Starts the thread. If that fails, jobs run on the blocking pool.
     pub(crate) fn start() -> Self {
         let (jobs, queue) = sync_channel::<Job>(MAX_WAITING);
         let work = move || {
             for job in queue {
-                // The fault is noted; the thread is there for the next job.
+                // The fault is recorded, and the thread stays available.
                 let _ = fault::contain(PART, job);
             }
         };
-        // Without a thread the queue is closed.
+        // If the thread cannot be started, the queue is closed.
         let _ = thread::Builder::new().name("policy".to_owned()).spawn(work);
         Self { jobs }
     }
@@ -37,7 +37,7 @@ impl PolicyThread {
     /// Runs a job.
     ///
     /// # Errors
-    /// The fault, when it panics.
+    /// The internal fault, if the job panics.
     pub(crate) async fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T, Fault> {
         let start = |job| match self.jobs.try_send(job) {
             Ok(()) => {}
@@ -47,5 +47,5 @@ impl PolicyThread {
     }
 }
 
-/// Jobs that wait while one runs: a caller that was dropped may leave its job behind.
+/// Queued jobs. A caller that was dropped may leave its job in the queue.
 const MAX_WAITING: usize = 1;

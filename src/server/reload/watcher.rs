@@ -1,7 +1,7 @@
-//! Change events of the files a configuration names.
+//! Change events of the files of a configuration.
 //!
-//! Directories are watched and not only files, because a file is replaced by renaming another over it, and a Kubernetes
-//! volume by swapping a symbolic link two steps up the path. An event only says that it is time to compare contents.
+//! Directories are watched as well as files: a file may be replaced by a rename, and a Kubernetes volume by swapping a
+//! symbolic link two levels up. An event only triggers a comparison of contents.
 
 use std::collections::BTreeSet;
 use std::path::{Component, Path, PathBuf};
@@ -15,57 +15,59 @@ use tracing::warn;
 use crate::config::files::Fingerprint;
 use crate::fault;
 
-/// Watches the files it is told to follow.
 #[derive(Debug)]
 pub(crate) struct Watcher {
     inner: Option<RecommendedWatcher>,
     /// Shared with the thread that receives events.
-    steps: Arc<Mutex<Steps>>,
-    /// Holds one event at most: that there was one is all there is to know.
+    watched: Arc<Mutex<WatchedPaths>>,
+    /// Holds at most one event, because several events need only one comparison.
     events: mpsc::Receiver<()>,
 }
 
-/// The paths an event of which can make a difference.
+/// The paths whose events are relevant.
 #[derive(Clone, Debug, Default)]
-struct Steps {
-    /// Files, and whatever stands between them and their content.
+struct WatchedPaths {
+    /// Files, and the directories and symbolic links on the way to their content.
     paths: BTreeSet<PathBuf>,
-    /// Directories in which every file that comes or goes does.
+    /// Directories in which every created or removed file is relevant.
     directories: BTreeSet<PathBuf>,
 }
 
 impl Watcher {
-    /// Follows nothing yet. Where the system has no change events left to give, says so and stays silent for ever; the
-    /// poll still finds every change.
+    /// Creates a watcher without files. If the system has no inotify instances left, logs a warning and never reports an event;
+    /// polling still detects every change.
     pub(crate) fn start() -> Self {
         let (sender, events) = mpsc::channel(1);
-        let steps = Arc::<Mutex<Steps>>::default();
-        let theirs = Arc::clone(&steps);
+        let watched = Arc::<Mutex<WatchedPaths>>::default();
+        let shared = Arc::clone(&watched);
         let watcher = notify::recommended_watcher(move |event: Result<Event, notify::Error>| {
-            let steps = theirs.lock().unwrap_or_else(PoisonError::into_inner);
+            let watched = shared.lock().unwrap_or_else(PoisonError::into_inner);
             // When in doubt, contents are compared.
-            if fault::contain("file watcher", || event.map_or(true, |event| concerns(&event, &steps))).unwrap_or(true) {
-                // Full means that one is waiting already.
+            if fault::contain("file watcher", || event.map_or(true, |event| is_relevant(&event, &watched)))
+                .unwrap_or(true)
+            {
+                // A full channel already holds an event.
                 let _ = sender.try_send(());
             }
         });
         let inner = watcher.map_err(|error| warn!(%error, "cannot watch files, polling them for changes")).ok();
-        Self { inner, steps, events }
+        Self { inner, watched, events }
     }
 
-    /// Follows the files of a fingerprint, and whatever stands between them and their content.
-    pub(crate) fn follow(&mut self, files: &Fingerprint) {
+    /// Watches the files of a fingerprint, including the path to their content.
+    pub(crate) fn watch(&mut self, files: &Fingerprint) {
         let Some(watcher) = &mut self.inner else { return };
         let directories: BTreeSet<_> = files.directories().map(absolute).collect();
-        let mode: BTreeSet<_> = files.paths().chain(directories.iter().map(PathBuf::as_path)).flat_map(steps).collect();
-        let fresh = Steps { paths: mode.clone(), directories };
-        let former = std::mem::replace(&mut *self.steps.lock().unwrap_or_else(PoisonError::into_inner), fresh);
-        for path in former.paths.difference(&mode) {
-            // It may be gone, and its watch with it.
+        let paths: BTreeSet<_> =
+            files.paths().chain(directories.iter().map(PathBuf::as_path)).flat_map(watched_paths).collect();
+        let fresh = WatchedPaths { paths: paths.clone(), directories };
+        let former = std::mem::replace(&mut *self.watched.lock().unwrap_or_else(PoisonError::into_inner), fresh);
+        for path in former.paths.difference(&paths) {
+            // Fails if the path no longer exists.
             let _ = watcher.unwatch(path);
         }
-        // Watched anew even where known: the file or directory of that name may be another one now.
-        for path in &mode {
+        // Watch known paths again: another file or directory may have taken the name.
+        for path in &paths {
             if path.exists()
                 && let Err(error) = watcher.watch(path, RecursiveMode::NonRecursive)
             {
@@ -74,7 +76,7 @@ impl Watcher {
         }
     }
 
-    /// Returns when something may have changed; never, where nothing can be watched.
+    /// Waits until a file may have changed; never completes without a working watcher.
     pub(crate) async fn changed(&mut self) {
         if self.events.recv().await.is_none() {
             std::future::pending::<()>().await;
@@ -82,20 +84,20 @@ impl Watcher {
     }
 }
 
-/// Whether an event is of a step that is followed, and not of a neighbour in the same directory: an audit file there would
-/// make every one of its lines an event.
-fn concerns(event: &Event, steps: &Steps) -> bool {
-    let comes_or_goes =
+/// Whether an event concerns a watched path. Other files in the same directory are ignored: otherwise each line written to
+/// an audit file there would be an event.
+fn is_relevant(event: &Event, watched: &WatchedPaths) -> bool {
+    let is_created_or_removed =
         !matches!(event.kind, EventKind::Access(_) | EventKind::Modify(ModifyKind::Data(_) | ModifyKind::Metadata(_)));
-    let is_listed = |path: &Path| path.parent().is_some_and(|directory| steps.directories.contains(directory));
-    let is_step = |path: &PathBuf| steps.paths.contains(path) || (comes_or_goes && is_listed(path));
-    // Without paths it says that events were lost.
-    is_change(event.kind) && (event.paths.is_empty() || event.paths.iter().any(is_step))
+    let is_listed = |path: &Path| path.parent().is_some_and(|directory| watched.directories.contains(directory));
+    let is_watched = |path: &PathBuf| watched.paths.contains(path) || (is_created_or_removed && is_listed(path));
+    // An event without paths reports that events were lost.
+    is_change(event.kind) && (event.paths.is_empty() || event.paths.iter().any(is_watched))
 }
 
 fn is_change(kind: EventKind) -> bool {
     match kind {
-        // Our own reading makes access events.
+        // Reading the files causes access events.
         EventKind::Access(access) => {
             matches!(access, notify::event::AccessKind::Close(notify::event::AccessMode::Write))
         }
@@ -108,10 +110,10 @@ fn absolute(path: &Path) -> PathBuf {
 }
 
 /// The file, its directory, and the same for every symbolic link on the way to its content.
-fn steps(file: &Path) -> Vec<PathBuf> {
-    let mut steps = Vec::new();
+fn watched_paths(file: &Path) -> Vec<PathBuf> {
+    let mut paths = Vec::new();
     let mut todo = vec![absolute(file)];
-    for _ in 0..MOST_LINKS {
+    for _ in 0..MAX_SYMLINKS {
         let Some(path) = todo.pop() else { break };
         let mut so_far = PathBuf::new();
         for part in path.components() {
@@ -120,18 +122,18 @@ fn steps(file: &Path) -> Vec<PathBuf> {
                 let rest = path.strip_prefix(&so_far).unwrap_or(Path::new(""));
                 let parent = so_far.parent().unwrap_or(Path::new("/"));
                 todo.push(parent.join(target).join(rest));
-                steps.extend([parent.to_owned(), so_far]);
+                paths.extend([parent.to_owned(), so_far]);
                 break;
             }
         }
-        steps.extend(path.parent().map(Path::to_owned));
-        steps.push(path);
+        paths.extend(path.parent().map(Path::to_owned));
+        paths.push(path);
     }
-    steps
+    paths
 }
 
-/// As many as Linux follows in one path.
-const MOST_LINKS: usize = 40;
+/// The limit of Linux for symbolic links in one path (path_resolution(7)).
+const MAX_SYMLINKS: usize = 40;
 
 #[cfg(test)]
 mod tests {
@@ -140,7 +142,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_steps_of_a_mounted_secret_lead_through_its_swapped_link() {
+    fn watched_paths_of_a_mounted_secret_include_the_swapped_link() {
         let directory = tempfile::tempdir().unwrap();
         let volume = directory.path().canonicalize().unwrap();
         std::fs::create_dir(volume.join("..2026_1")).unwrap();
@@ -148,30 +150,30 @@ mod tests {
         symlink("..2026_1", volume.join("..data")).unwrap();
         symlink("..data/tls.crt", volume.join("tls.crt")).unwrap();
 
-        let steps: BTreeSet<_> = steps(&volume.join("tls.crt")).into_iter().collect();
+        let paths: BTreeSet<_> = watched_paths(&volume.join("tls.crt")).into_iter().collect();
         for expected in ["tls.crt", "..data", "..2026_1", "..2026_1/tls.crt"] {
-            assert!(steps.contains(&volume.join(expected)), "{expected} in {steps:?}");
+            assert!(paths.contains(&volume.join(expected)), "{expected} in {paths:?}");
         }
-        assert!(steps.contains(&volume), "{steps:?}");
+        assert!(paths.contains(&volume), "{paths:?}");
 
         let event = |name: &str| Event::new(EventKind::Any).add_path(volume.join(name));
-        let mut steps = Steps { paths: steps, directories: BTreeSet::new() };
-        assert!(concerns(&event("..data"), &steps));
-        assert!(!concerns(&event("audit.jsonl"), &steps));
-        assert!(concerns(&Event::new(EventKind::Other), &steps));
+        let mut watched = WatchedPaths { paths, directories: BTreeSet::new() };
+        assert!(is_relevant(&event("..data"), &watched));
+        assert!(!is_relevant(&event("audit.jsonl"), &watched));
+        assert!(is_relevant(&Event::new(EventKind::Other), &watched));
 
-        // Where files are named by a pattern, a new one counts, but not what is written to a neighbour.
-        steps.directories.insert(volume.clone());
-        assert!(concerns(&event("new.crt"), &steps));
+        // With a glob pattern, a new file is relevant, but a write to an unrelated file is not.
+        watched.directories.insert(volume.clone());
+        assert!(is_relevant(&event("new.crt"), &watched));
         let written = EventKind::Modify(ModifyKind::Data(notify::event::DataChange::Any));
-        assert!(!concerns(&Event::new(written).add_path(volume.join("audit.jsonl")), &steps));
+        assert!(!is_relevant(&Event::new(written).add_path(volume.join("audit.jsonl")), &watched));
     }
 
     #[test]
-    fn a_link_to_itself_ends() {
+    fn symlink_loop_terminates() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("loop");
         symlink("loop", &path).unwrap();
-        assert!(steps(&path).len() <= 4 * MOST_LINKS);
+        assert!(watched_paths(&path).len() <= 4 * MAX_SYMLINKS);
     }
 }

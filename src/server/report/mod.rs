@@ -1,6 +1,6 @@
-//! What the running program tells of itself: its sessions, what they rely on, what a reload would change.
+//! The JSON of the admin API: sessions, the use of certificates and sources, and reload plans.
 //!
-//! Functions of a snapshot and the register; docs/ADMIN.md is the reference of what they return.
+//! Pure functions of a snapshot and the connection registry. docs/ADMIN.md describes the JSON.
 
 #[cfg(test)]
 mod tests;
@@ -31,7 +31,7 @@ use crate::upstream::endpoint::health::{Dial, UpstreamHealth};
 use crate::upstream::endpoint::{ConfiguredUpstream, EndpointStatus};
 use crate::x509::certificate::{Certificate, NameDigest};
 
-/// The sessions, the oldest first: those that are open, and those that are ending.
+/// All sessions including closing ones, oldest first.
 pub(crate) fn sessions(registry: &ConnectionRegistry) -> Value {
     let mut live = registry.all();
     live.sort_unstable_by_key(|live| live.id());
@@ -58,31 +58,32 @@ fn session(live: &LiveConnection, listed: &SessionInfo) -> Value {
     })
 }
 
-/// The upstream's addresses and where each leads, and what sessions have found out about that.
+/// The upstream addresses and the status of each resolved endpoint.
 pub(crate) fn upstreams(policy: &ListenerPolicy) -> Vec<Value> {
-    let told = |node: &Arc<ConfiguredUpstream>| {
-        let address = node.address().to_string();
-        let position = |condition: EndpointStatus| {
-            let since = condition.unhealthy.as_ref().map(|(since, _)| seconds(*since));
+    let endpoints = |configured: &Arc<ConfiguredUpstream>| {
+        let address = configured.address().to_string();
+        let endpoint = |status: EndpointStatus| {
+            let since = status.unhealthy.as_ref().map(|(since, _)| seconds(*since));
             json!({
                 "address": address,
-                "socket": condition.socket,
-                "answers": answers(condition.health),
-                "health": condition.health.code(),
+                "socket": status.socket,
+                "healthy": is_healthy(status.health),
+                "health": status.health.code(),
                 "since": since,
-                "error": condition.unhealthy.map(|(_, words)| printable::fitted(words)),
-                "last_dial": condition.last_dial.as_ref().map(dial),
-                "writes": condition.writes,
+                "error": status.unhealthy.map(|(_, error)| printable::fitted(error)),
+                "last_dial": status.last_dial.as_ref().map(dial),
+                "role": status.writes.map(role),
             })
         };
-        let untried = || vec![json!({ "address": address, "answers": null, "health": UpstreamHealth::Unknown.code() })];
-        let known: Vec<_> = node.statuses().into_iter().map(position).collect();
-        if known.is_empty() { untried() } else { known }
+        let undialled =
+            || vec![json!({ "address": address, "healthy": null, "health": UpstreamHealth::Unknown.code() })];
+        let known: Vec<_> = configured.statuses().into_iter().map(endpoint).collect();
+        if known.is_empty() { undialled() } else { known }
     };
-    policy.upstream.endpoints.iter().flat_map(told).take(MOST_TOLD).collect()
+    policy.upstream.endpoints.iter().flat_map(endpoints).take(MAX_LISTED).collect()
 }
 
-fn answers(health: UpstreamHealth) -> Option<bool> {
+fn is_healthy(health: UpstreamHealth) -> Option<bool> {
     match health {
         UpstreamHealth::Unknown => None,
         UpstreamHealth::Healthy => Some(true),
@@ -90,21 +91,25 @@ fn answers(health: UpstreamHealth) -> Option<bool> {
     }
 }
 
+const fn role(takes_writes: bool) -> &'static str {
+    if takes_writes { "primary" } else { "replica" }
+}
+
 fn dial(Dial { at, outcome }: &Dial) -> Value {
-    let error = outcome.error().map(|words| printable::fitted(words.to_owned()));
+    let error = outcome.error().map(|error| printable::fitted(error.to_owned()));
     json!({ "at": seconds(*at), "result": outcome.code(), "error": error })
 }
 
-/// Whether a client that comes now finds an upstream, as far as is known.
+/// The combined health: whether a new client can reach an upstream, as far as is known.
 pub(crate) fn upstream_health(policy: &ListenerPolicy) -> &'static str {
     policy.upstream.endpoints.health(policy.upstream.settings.target == Target::Primary).code()
 }
 
-/// The hosts that a listener trusts: by which addresses, and how old that knowledge is.
-pub(crate) fn host_cache(policy: &ListenerPolicy, host_cache: &HostCache) -> Vec<Value> {
+/// The `dns` sources of a listener with their addresses and the state of their resolution.
+pub(crate) fn dns_sources(policy: &ListenerPolicy, host_cache: &HostCache) -> Vec<Value> {
     let trusted = &policy.sources.trusted;
     let hosts: BTreeSet<_> = trusted.hosts().map(|host| &host.name).collect();
-    let told = hosts.into_iter().take(MOST_TOLD).map(|name| {
+    let sources = hosts.into_iter().take(MAX_LISTED).map(|name| {
         let status = host_cache.state(name).unwrap_or_default();
         json!({
             "rule": format!("dns:{name}"),
@@ -112,13 +117,13 @@ pub(crate) fn host_cache(policy: &ListenerPolicy, host_cache: &HostCache) -> Vec
             "resolved_at": status.good.map(|(_, at)| seconds(at)),
             "stale": status.failure.is_some(),
             "error": status.failure.as_ref().map(printable::field),
-            "next_look_at": status.next_look.map(seconds),
+            "next_lookup_at": status.next_look.map(seconds),
         })
     });
-    told.collect()
+    sources.collect()
 }
 
-/// How many connections the limit of open files leaves room for.
+/// Connections and their maximum by the limit of open files.
 pub(crate) fn descriptors(status: &descriptors::DescriptorStatus) -> Value {
     json!({
         "limit": status.limit,
@@ -131,28 +136,27 @@ pub(crate) fn descriptors(status: &descriptors::DescriptorStatus) -> Value {
     })
 }
 
-/// How the shield of a listener is.
 pub(crate) fn shield(status: &ShieldStatus) -> Value {
     json!({
-        "wanted": status.mode.to_string(),
-        "up_since": status.active_since.map(seconds),
+        "mode": status.mode.to_string(),
+        "active_since": status.active_since.map(seconds),
         "dropped": status.dropped,
-        "obstacle": status.unavailable_reason,
+        "unavailable_reason": status.unavailable_reason,
     })
 }
 
-/// Who relies on what: of every listener each certificate, trust anchor and rule, since when it is in force, when a
-/// handshake last used it, and the open sessions that it let in.
+/// For each certificate, trust anchor and rule of each listener: since when it is in force, when a handshake last used it,
+/// and how many open sessions depend on it.
 pub(crate) fn rotation(snapshot: &Snapshot, registry: &ConnectionRegistry) -> Value {
-    let reliances = ActiveUse::of(registry);
-    let items: Vec<_> = snapshot.listeners().iter().flat_map(|policy| reliances.items(policy)).collect();
+    let active_use = ActiveUse::from_registry(registry);
+    let items: Vec<_> = snapshot.listeners().iter().flat_map(|policy| active_use.items(policy)).collect();
     json!({ "generation": snapshot.generation, "items": items })
 }
 
-/// How many open sessions each client has that rely on something of a listener.
+/// The number of open sessions per client, for each item of each listener.
 struct ActiveUse(HashMap<(Arc<str>, Item), BTreeMap<Client, u64>>);
 
-/// Who a client is, as far as it makes a difference for what it relies on.
+/// The identity by which sessions are grouped.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Client {
     subject: Option<String>,
@@ -162,10 +166,10 @@ struct Client {
 }
 
 impl ActiveUse {
-    fn of(registry: &ConnectionRegistry) -> Self {
+    fn from_registry(registry: &ConnectionRegistry) -> Self {
         let mut all: HashMap<_, BTreeMap<_, u64>> = HashMap::new();
         for live in registry.all() {
-            // A closing session carries nothing any more: whatever is removed, it loses nothing.
+            // A closing session relays no bytes, so it does not depend on anything.
             let Some(SessionInfo { session, .. }) = relaying(&live) else { continue };
             let identity = session.authorization.identity.as_ref();
             let certificate = identity.map(|identity| &identity.certificate);
@@ -188,10 +192,10 @@ impl ActiveUse {
             .map(|(role, certificate)| self.certificate(policy, role, certificate))
             .collect();
         let rules = policy.sources.trusted.rules();
-        // Those that nobody used say little, and can be many.
+        // Used rules first: there can be very many unused ones.
         let (used, unused): (Vec<_>, Vec<_>) = rules.iter().partition(|rule| policy.usage.contains(&source(rule)));
-        let told = used.into_iter().chain(unused).take(MOST_TOLD);
-        items.extend(told.map(|rule| self.source(policy, rule)));
+        let listed = used.into_iter().chain(unused).take(MAX_LISTED);
+        items.extend(listed.map(|rule| self.source(policy, rule)));
         items
     }
 
@@ -235,7 +239,7 @@ impl ActiveUse {
         clients.sort_by_key(|(_, sessions)| std::cmp::Reverse(**sessions));
         let named: Vec<_> = clients
             .iter()
-            .take(MOST_CLIENTS)
+            .take(MAX_CLIENTS)
             .map(|(client, sessions)| json!({ "subject": client.subject, "source": client.source, "sessions": sessions }))
             .collect();
         let last_users: Vec<_> = uses.iter().flat_map(|uses| &uses.users).map(last_user).collect();
@@ -246,7 +250,7 @@ impl ActiveUse {
                 ("last_used".to_owned(), json!(uses.as_ref().map(|uses| seconds(uses.last)))),
                 ("last_users".to_owned(), json!(last_users)),
                 ("clients".to_owned(), json!(named)),
-                ("more_clients".to_owned(), json!(clients.len().saturating_sub(MOST_CLIENTS))),
+                ("more_clients".to_owned(), json!(clients.len().saturating_sub(MAX_CLIENTS))),
             ]);
         }
         facts
@@ -261,20 +265,20 @@ fn source(rule: &Rule) -> Item {
     Item::Source(rule.source.clone())
 }
 
-/// What putting a snapshot in force would change, and which sessions it would end.
+/// What putting a snapshot in force would change, and which sessions it would close.
 pub(crate) fn plan(built: &Built, current: &Snapshot, registry: &ConnectionRegistry) -> Value {
     let Built { snapshot, warnings } = built;
     let sources = snapshot.source_changes_since(current);
     let changes = snapshot.changes_since(current, &sources);
-    let foreseen = revocation::preview(snapshot, registry);
-    // Who is on its way to its upstream would be refused, but is no session.
-    let listed = |(live, ending): (Arc<LiveConnection>, Outcome)| Some((relaying(&live)?, live, ending));
-    let ended: Vec<_> = foreseen.into_iter().filter_map(listed).collect();
+    let previewed = revocation::preview(snapshot, registry);
+    // A connection that has not reached its upstream would be refused, but is not a session.
+    let as_session = |(live, outcome): (Arc<LiveConnection>, Outcome)| Some((relaying(&live)?, live, outcome));
+    let ended: Vec<_> = previewed.into_iter().filter_map(as_session).collect();
     let numbers: HashSet<u64> = ended.iter().map(|(_, live, _)| live.id()).collect();
     let stays = |live: &&Arc<LiveConnection>| relaying(live).is_some() && !numbers.contains(&live.id());
     let kept = registry.all().iter().filter(stays).count();
-    let told = ended.iter().take(MOST_TOLD).map(|(listed, live, ending)| {
-        let identity = listed.session.authorization.identity.as_ref();
+    let listed = ended.iter().take(MAX_LISTED).map(|(info, live, outcome)| {
+        let identity = info.session.authorization.identity.as_ref();
         json!({
             "session": live.id(),
             "listener": &**live.listener(),
@@ -283,8 +287,8 @@ pub(crate) fn plan(built: &Built, current: &Snapshot, registry: &ConnectionRegis
             "balancer": live.origin().via.map(ClientAddr::source),
             "balancer_port": live.origin().via.and_then(ClientAddr::port),
             "client_subject": identity.map(|identity| &identity.certificate.subject),
-            "reason": ending.reason.code(),
-            "detail": ending.detail,
+            "reason": outcome.reason.code(),
+            "detail": outcome.detail,
         })
     });
     json!({
@@ -301,29 +305,29 @@ pub(crate) fn plan(built: &Built, current: &Snapshot, registry: &ConnectionRegis
         "differences": differences(&changes.differences),
         "differences_count": changes.differences.len(),
         "weakened_count": changes.weakened().count(),
-        "sessions_ended": told.collect::<Vec<_>>(),
+        "sessions_ended": listed.collect::<Vec<_>>(),
         "sessions_ended_count": ended.len(),
         "sessions_kept": kept,
         "warnings": warnings.iter().map(|warning| printable::lines(warning)).collect::<Vec<_>>(),
     })
 }
 
-/// The first of the settings that differ.
+/// The changed settings, up to [`MAX_DIFFERENCES`].
 pub(crate) fn differences(differences: &[Difference]) -> Value {
     json!(differences.iter().take(MAX_DIFFERENCES).collect::<Vec<_>>())
 }
 
-/// The session that a connection is, unless it is closing.
+/// The session of a connection, unless it is closing.
 fn relaying(live: &LiveConnection) -> Option<SessionInfo> {
     live.listed().filter(|listed| listed.state.is_relaying())
 }
 
 /// Rules with the listener they belong to.
 fn rules<'a>(rules: impl Iterator<Item = (&'a str, &'a Rule)>) -> Vec<Value> {
-    rules.take(MOST_TOLD).map(|(listener, rule)| json!({ "listener": listener, "rule": rule.to_string() })).collect()
+    rules.take(MAX_LISTED).map(|(listener, rule)| json!({ "listener": listener, "rule": rule.to_string() })).collect()
 }
 
-/// The certificates of one snapshot that the other does not have at the same listener in the same role.
+/// The certificates of `one` that `other` does not have at the same listener in the same role.
 fn certificates_without(one: &Snapshot, other: &Snapshot) -> Vec<Value> {
     let has = |policy: &ListenerPolicy, role: &str, sha256: &str| {
         let twin = other.named(&policy.name);
@@ -345,8 +349,8 @@ fn certificates_without(one: &Snapshot, other: &Snapshot) -> Vec<Value> {
     one.listeners().iter().flat_map(of).collect()
 }
 
-/// What a list holds at most; a number beside it says how many there are.
-const MOST_TOLD: usize = 1_000;
+/// Elements of a list; a separate count has the total.
+const MAX_LISTED: usize = 1_000;
 
-/// Clients named for one item.
-const MOST_CLIENTS: usize = 5;
+/// Clients listed per item.
+const MAX_CLIENTS: usize = 5;

@@ -1,4 +1,4 @@
-//! What is shown of sessions at each point of their lives.
+//! How sessions are reported in each state.
 
 use time::{Duration, OffsetDateTime};
 
@@ -9,13 +9,13 @@ use crate::policy::usage::Authorization;
 use crate::session::registry::ConnectionGuard;
 use crate::session::registry::state::ClosedSide;
 
-/// A listener `db` that trusts 127.0.0.1 and nobody else.
+/// A policy with the listener `db`, which trusts `sources`.
 fn policy(site: &Site, sources: &str) -> Snapshot {
     site.install("db", OffsetDateTime::now_utc() + Duration::days(365));
     site.snapshot(listener("db", 1001, sources), None)
 }
 
-fn enter(registry: &Arc<ConnectionRegistry>, snapshot: &Snapshot) -> ConnectionGuard {
+fn register(registry: &Arc<ConnectionRegistry>, snapshot: &Snapshot) -> ConnectionGuard {
     let policy = snapshot.named("db").unwrap();
     let rule = policy.sources.trusted.rules().first().cloned();
     let guard = registry.enter("db".into(), ClientAddr::new(([127, 0, 0, 1], 4242).into()));
@@ -23,44 +23,44 @@ fn enter(registry: &Arc<ConnectionRegistry>, snapshot: &Snapshot) -> ConnectionG
     guard
 }
 
-/// One connection that is on its way to its upstream, and a session in each state.
-fn everyone(registry: &Arc<ConnectionRegistry>, snapshot: &Snapshot) -> [ConnectionGuard; 5] {
-    let everyone = [(); 5].map(|()| enter(registry, snapshot));
-    let [_arriving, open, half_closed, closing, told] = &everyone;
-    for session in [open, half_closed, closing, told] {
+/// One connection that has not reached its upstream, and one session in each state.
+fn connections_in_each_state(registry: &Arc<ConnectionRegistry>, snapshot: &Snapshot) -> [ConnectionGuard; 5] {
+    let connections = [(); 5].map(|()| register(registry, snapshot));
+    let [_dialling, open, half_closed, closing, terminated] = &connections;
+    for session in [open, half_closed, closing, terminated] {
         session.mark_open();
     }
     half_closed.mark_half_closed(ClosedSide::Upstream);
     closing.mark_closing();
-    registry.find(told.id()).unwrap().end(Reason::ClosedByAdmin.into());
-    everyone
+    registry.find(terminated.id()).unwrap().end(Reason::ClosedByAdmin.into());
+    connections
 }
 
 #[test]
-fn list_has_every_session_with_its_state_and_nobody_who_is_on_the_way() {
+fn list_has_every_session_with_its_state_and_no_dialling_connection() {
     let (site, registry) = (Site::new(), Arc::new(ConnectionRegistry::default()));
     let snapshot = policy(&site, "\"127.0.0.1\"");
-    let everyone = everyone(&registry, &snapshot);
+    let connections = connections_in_each_state(&registry, &snapshot);
     let answer = sessions(&registry);
     let fields = |session: &Value| {
         (session["session"].as_u64().unwrap(), session["state"].clone(), session["half_closed_by"].clone())
     };
     let listed: Vec<_> = answer["sessions"].as_array().unwrap().iter().map(fields).collect();
-    let [_, open, half_closed, closing, told] = everyone.each_ref().map(ConnectionGuard::id);
+    let [_, open, half_closed, closing, terminated] = connections.each_ref().map(ConnectionGuard::id);
     let expected = [
         (open, json!("open"), Value::Null),
         (half_closed, json!("half_closed"), json!("upstream")),
         (closing, json!("closing"), Value::Null),
-        (told, json!("closing"), Value::Null),
+        (terminated, json!("closing"), Value::Null),
     ];
     assert_eq!(listed, expected);
 }
 
 #[test]
-fn rotation_counts_sessions_that_may_still_carry_bytes() {
+fn rotation_counts_open_and_half_closed_sessions() {
     let (site, registry) = (Site::new(), Arc::new(ConnectionRegistry::default()));
     let snapshot = policy(&site, "\"127.0.0.1\"");
-    let [_arriving, open, half_closed, ..] = everyone(&registry, &snapshot);
+    let [_dialling, open, half_closed, ..] = connections_in_each_state(&registry, &snapshot);
     let users = || {
         let answer = rotation(&snapshot, &registry);
         let items = answer["items"].as_array().unwrap().iter();
@@ -71,14 +71,14 @@ fn rotation_counts_sessions_that_may_still_carry_bytes() {
     open.mark_closing();
     assert_eq!(users(), (json!(1), 1));
     half_closed.mark_closing();
-    assert_eq!(users(), (json!(0), 0), "nothing open depends on it");
+    assert_eq!(users(), (json!(0), 0), "no open session uses it");
 }
 
 #[test]
-fn plan_ends_and_keeps_sessions_that_may_still_carry_bytes() {
+fn plan_counts_open_and_half_closed_sessions() {
     let (site, registry) = (Site::new(), Arc::new(ConnectionRegistry::default()));
     let current = policy(&site, "\"127.0.0.1\"");
-    let [arriving, open, half_closed, ..] = everyone(&registry, &current);
+    let [dialling, open, half_closed, ..] = connections_in_each_state(&registry, &current);
     let counts = |snapshot: Snapshot| {
         let plan = plan(&Built { snapshot, warnings: Vec::new() }, &current, &registry);
         let ids = plan["sessions_ended"].as_array().unwrap().iter().map(|session| session["session"].as_u64().unwrap());
@@ -89,7 +89,7 @@ fn plan_ends_and_keeps_sessions_that_may_still_carry_bytes() {
     };
     assert_eq!(counts(policy(&site, "\"127.0.0.1\"")), (vec![], 2));
     assert_eq!(counts(policy(&site, "\"127.0.0.2\"")), (vec![open.id(), half_closed.id()], 0));
-    // Who is on the way is judged all the same.
+    // The dialling connection is rechecked, too.
     assert_eq!(revocation::preview(&policy(&site, "\"127.0.0.2\""), &registry).len(), 3);
-    drop(arriving);
+    drop(dialling);
 }
