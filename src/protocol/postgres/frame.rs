@@ -5,7 +5,7 @@
 //! Everything it says after the StartupMessage is made of such messages: type byte, Int32 length (counting itself, big
 //! endian), body. Source: PostgreSQL documentation, "Message Formats".
 
-/// A place in the stream from a server: between two messages, or not.
+/// A position in the stream from a server: between two messages, or not.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FrameTracker(FramePosition);
 
@@ -31,37 +31,37 @@ impl FrameTracker {
     /// Goes on over the next bytes of the stream, wherever they were cut.
     pub fn follow(&mut self, mut bytes: &[u8]) {
         while let (FramePosition::Header { .. }, Some((&byte, rest))) = (self.0, bytes.split_first()) {
-            self.0 = self.0.behind_header_byte(byte);
+            self.0 = self.0.after_header_byte(byte);
             bytes = rest;
         }
         self.0 = match self.0 {
-            FramePosition::Between => FramePosition::behind_messages(bytes),
+            FramePosition::Between => FramePosition::after_messages(bytes),
             FramePosition::Body { rest } => match bytes.get(rest as usize..) {
-                Some(next) => FramePosition::behind_messages(next),
+                Some(next) => FramePosition::after_messages(next),
                 None => FramePosition::in_message(rest, bytes),
             },
             // Nothing is left, or nothing is to be found.
-            place @ (FramePosition::Header { .. } | FramePosition::Lost) => place,
+            position @ (FramePosition::Header { .. } | FramePosition::Lost) => position,
         };
     }
 }
 
 impl FramePosition {
     /// Where bytes lead that begin between two messages.
-    fn behind_messages(mut bytes: &[u8]) -> Self {
-        let (mut last, mut alike) = ([0; 4], 0);
+    fn after_messages(mut bytes: &[u8]) -> Self {
+        let (mut last, mut repeats) = ([0; 4], 0);
         while let Some(&[_, length @ ..]) = bytes.first_chunk::<HEADER>() {
             let Some(size) = size(length) else { return Self::Lost };
             let Some(next) = bytes.get(size as usize..) else { return Self::in_message(size, bytes) };
             bytes = next;
-            alike = if length == last { alike + 1 } else { 0 };
+            repeats = if length == last { repeats + 1 } else { 0 };
             last = length;
-            if alike == MANY {
-                bytes = behind_more_of(length, size as usize, bytes);
-                alike = 0;
+            if repeats == REPEATS_BEFORE_SKIP {
+                bytes = skip_repeated(length, size as usize, bytes);
+                repeats = 0;
             }
         }
-        bytes.iter().fold(Self::Between, |place, &byte| place.behind_header_byte(byte))
+        bytes.iter().fold(Self::Between, |position, &byte| position.after_header_byte(byte))
     }
 
     /// In a message of which there were so many bytes to come, more than these.
@@ -70,7 +70,7 @@ impl FramePosition {
     }
 
     /// One byte further, between two messages or in a header.
-    fn behind_header_byte(self, byte: u8) -> Self {
+    fn after_header_byte(self, byte: u8) -> Self {
         match self {
             Self::Between => Self::Header { seen: 1, length: 0 },
             Self::Header { seen, length } => {
@@ -80,8 +80,8 @@ impl FramePosition {
                 }
                 match size(length.to_be_bytes()) {
                     None => Self::Lost,
-                    Some(SMALLEST) => Self::Between,
-                    Some(size) => Self::Body { rest: size - SMALLEST },
+                    Some(MIN_MESSAGE) => Self::Between,
+                    Some(size) => Self::Body { rest: size - MIN_MESSAGE },
                 }
             }
             Self::Body { .. } | Self::Lost => self,
@@ -91,7 +91,7 @@ impl FramePosition {
 
 /// Skips messages that have this length, too. Where the next one begins has to be read from each of them in turn, and the
 /// processor waits for it; but what is only compared with what is expected it does not wait for.
-fn behind_more_of(expected: [u8; 4], size: usize, mut bytes: &[u8]) -> &[u8] {
+fn skip_repeated(expected: [u8; 4], size: usize, mut bytes: &[u8]) -> &[u8] {
     while let Some(&[_, length @ ..]) = bytes.first_chunk::<HEADER>()
         && length == expected
         && let Some(next) = bytes.get(size..)
@@ -111,11 +111,11 @@ fn size(length: [u8; 4]) -> Option<u32> {
 const HEADER: usize = 5;
 
 /// A message that is nothing but its header.
-const SMALLEST: u32 = 5;
+const MIN_MESSAGE: u32 = 5;
 
-/// Messages of the same length in a row, after which more of them are expected. Rows of a result often are alike; where they
+/// Messages of the same length in a row, after which more of them are expected. Rows of a result often are repeats; where they
 /// are not, expecting them too soon costs more than it saves.
-const MANY: u32 = 8;
+const REPEATS_BEFORE_SKIP: u32 = 8;
 
 #[cfg(test)]
 mod tests {
@@ -142,16 +142,16 @@ mod tests {
         [b"D", &length.to_be_bytes()[..], body].concat()
     }
 
-    /// Follows a stream in pieces of these lengths, over and over, and compares every place between two of them.
+    /// Follows a stream in pieces of these lengths, over and over, and compares every position between two of them.
     fn assert_followed(stream: &[u8], cuts: &[usize]) -> Result<(), TestCaseError> {
         let mut boundary = FrameTracker::default();
-        let mut place = 0;
+        let mut position = 0;
         for cut in cuts.iter().cycle() {
-            let end = stream.len().min(place + cut);
-            boundary.follow(&stream[place..end]);
-            place = end;
-            prop_assert_eq!(boundary.is_at_boundary(), ends_at_a_boundary(&stream[..place]), "behind {} bytes", place);
-            if place == stream.len() {
+            let end = stream.len().min(position + cut);
+            boundary.follow(&stream[position..end]);
+            position = end;
+            prop_assert_eq!(boundary.is_at_boundary(), ends_at_a_boundary(&stream[..position]), "behind {} bytes", position);
+            if position == stream.len() {
                 break;
             }
         }

@@ -14,21 +14,21 @@ use crate::protocol::proxy_header::{
 /// Version 1 bounds itself at 107 bytes. Version 2 could have 64 KiB, but the longest addresses (216 bytes) and all that
 /// load balancers are known to add come to a few hundred, and nobody is trusted yet.
 #[cfg(test)]
-pub(crate) const LONGEST_HEADER: usize = PREFIX + LONGEST_BLOCK;
+pub(crate) const MAX_HEADER: usize = PREFIX + MAX_BLOCK;
 
 /// Whom a connection is for, by the word of the load balancer that made it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum AnnouncedAddress {
     /// For this client.
     Client {
-        /// Where the client connects from, as it was told: [`ClientAddr`](crate::addr::ClientAddr) folds mapped addresses.
+        /// Where the client connects from, as it was expected: [`ClientAddr`](crate::addr::ClientAddr) folds mapped addresses.
         source: SocketAddr,
         /// Where it connected to.
         destination: SocketAddr,
     },
     /// For the load balancer itself (a health check), or for somebody it has no address for: the connection's own
     /// addresses count. Version 2 LOCAL and UNSPEC, version 1 UNKNOWN, and a client of a Unix socket.
-    Balancer,
+    Proxy,
 }
 
 /// How far the bytes go that have come so far.
@@ -72,7 +72,7 @@ pub(crate) enum HeaderError {
     /// Version 2: the length has no room for addresses of its family.
     AddressesCut(usize),
     /// Version 2: longer than any real one.
-    ProgramTooLong(usize),
+    BlockTooLong(usize),
     /// Version 2: what follows the addresses does not add up.
     Vectors,
     /// Version 2: the checksum is wrong, or not one.
@@ -84,12 +84,12 @@ impl fmt::Display for HeaderError {
         match self {
             Self::Line => f.write_str("PROXY header of version 1 is not a valid line"),
             Self::LineEnd => f.write_str("PROXY header of version 1 does not end with CR LF"),
-            Self::LineTooLong => write!(f, "PROXY header of version 1 has more than {LONGEST_LINE} bytes"),
+            Self::LineTooLong => write!(f, "PROXY header of version 1 has more than {MAX_LINE} bytes"),
             Self::VersionOrCommand(byte) => write!(f, "PROXY header of unknown version or command {byte:#04x}"),
             Self::Family(byte) => write!(f, "PROXY header for something else than a stream: {byte:#04x}"),
             Self::AddressesCut(length) => write!(f, "PROXY header has {length} bytes for its addresses, too few"),
-            Self::ProgramTooLong(length) => {
-                write!(f, "PROXY header announces {length} bytes, more than {LONGEST_BLOCK}")
+            Self::BlockTooLong(length) => {
+                write!(f, "PROXY header announces {length} bytes, more than {MAX_BLOCK}")
             }
             Self::Vectors => f.write_str("PROXY header ends within one of its TLVs"),
             Self::Checksum => f.write_str("PROXY header does not match its checksum"),
@@ -113,10 +113,10 @@ pub(crate) fn read(bytes: &[u8]) -> Progress {
 /// Version 1: a line of text.
 fn read_line(bytes: &[u8]) -> Result<Progress, HeaderError> {
     // Nothing is decoded before the end of the line has come: an address could be cut.
-    let Some(end) = bytes.iter().take(LONGEST_LINE - 1).position(|byte| matches!(byte, b'\r' | b'\n')) else {
+    let Some(end) = bytes.iter().take(MAX_LINE - 1).position(|byte| matches!(byte, b'\r' | b'\n')) else {
         let shortest = shortest_line(bytes).ok_or(HeaderError::Line)?;
         let at_least = shortest.max(bytes.len().saturating_add(2));
-        return if at_least > LONGEST_LINE { Err(HeaderError::LineTooLong) } else { Ok(Progress::More { at_least }) };
+        return if at_least > MAX_LINE { Err(HeaderError::LineTooLong) } else { Ok(Progress::More { at_least }) };
     };
     match bytes.get(end..).unwrap_or_default() {
         [b'\r'] => Ok(Progress::More { at_least: end + 2 }),
@@ -143,7 +143,7 @@ fn shortest_line(bytes: &[u8]) -> Option<usize> {
 fn line(line: &[u8]) -> Option<AnnouncedAddress> {
     if let Some(rest) = line.strip_prefix(UNKNOWN) {
         // Whatever addresses are given here are to be ignored.
-        return (rest.is_empty() || rest.starts_with(b" ")).then_some(AnnouncedAddress::Balancer);
+        return (rest.is_empty() || rest.starts_with(b" ")).then_some(AnnouncedAddress::Proxy);
     }
     if let Some(addresses) = line.strip_prefix(TCP4) {
         return client::<Ipv4Addr>(addresses);
@@ -182,8 +182,8 @@ fn read_block(bytes: &[u8]) -> Result<Progress, HeaderError> {
         return Ok(Progress::More { at_least: PREFIX });
     };
     let rest = usize::from(u16::from_be_bytes([high, low]));
-    if rest > LONGEST_BLOCK {
-        return Err(HeaderError::ProgramTooLong(rest));
+    if rest > MAX_BLOCK {
+        return Err(HeaderError::BlockTooLong(rest));
     }
     let length = PREFIX + rest;
     let Some(header) = bytes.get(..length) else { return Ok(Progress::More { at_least: length }) };
@@ -197,16 +197,16 @@ fn block(header: &[u8]) -> Result<AnnouncedAddress, HeaderError> {
     };
     if command == VERSION_2 | COMMAND_LOCAL {
         // All the rest is to be ignored, the family too.
-        return Ok(AnnouncedAddress::Balancer);
+        return Ok(AnnouncedAddress::Proxy);
     }
     let cut = HeaderError::AddressesCut(rest.len());
     let (announced, addresses) = match family {
         TCP_OVER_IPV4 => (ipv4(rest).ok_or(cut)?, 12),
         TCP_OVER_IPV6 => (ipv6(rest).ok_or(cut)?, 36),
-        STREAM_OVER_UNIX if rest.len() >= 216 => (AnnouncedAddress::Balancer, 216),
+        STREAM_OVER_UNIX if rest.len() >= 216 => (AnnouncedAddress::Proxy, 216),
         STREAM_OVER_UNIX => return Err(cut),
         // Without a family nobody knows where the addresses end.
-        _ if is_unspecified(family) => return Ok(AnnouncedAddress::Balancer),
+        _ if is_unspecified(family) => return Ok(AnnouncedAddress::Proxy),
         _ => return Err(HeaderError::Family(family)),
     };
     check_vectors(header, PREFIX + addresses)?;
@@ -241,23 +241,23 @@ fn from_parts(source: IpAddr, destination: IpAddr, ports: &[u8]) -> Option<Annou
 
 /// Holds what follows the addresses, type-length-value by type-length-value, to its lengths, and the header to its checksum
 /// if it has one. What else the balancer says there is nothing anybody is let in by.
-fn check_vectors(header: &[u8], mut place: usize) -> Result<(), HeaderError> {
+fn check_vectors(header: &[u8], mut at: usize) -> Result<(), HeaderError> {
     let mut checked = false;
-    while place < header.len() {
-        let (before, from_here) = header.split_at_checked(place).ok_or(HeaderError::Vectors)?;
+    while at < header.len() {
+        let (before, from_here) = header.split_at_checked(at).ok_or(HeaderError::Vectors)?;
         let (&[kind, high, low], rest) = from_here.split_first_chunk::<3>().ok_or(HeaderError::Vectors)?;
         let length = usize::from(u16::from_be_bytes([high, low]));
         let (value, behind) = rest.split_at_checked(length).ok_or(HeaderError::Vectors)?;
         if kind == CHECKSUM {
-            let told = <[u8; 4]>::try_from(value).map_err(|_| HeaderError::Checksum)?;
+            let expected = <[u8; 4]>::try_from(value).map_err(|_| HeaderError::Checksum)?;
             // It was made over a header with zeros in its own place.
             let zeroed = [kind, high, low, 0, 0, 0, 0];
-            if checked || crc32c([before, &zeroed, behind]) != u32::from_be_bytes(told) {
+            if checked || crc32c([before, &zeroed, behind]) != u32::from_be_bytes(expected) {
                 return Err(HeaderError::Checksum);
             }
             checked = true;
         }
-        place += 3 + length;
+        at += 3 + length;
     }
     Ok(())
 }
@@ -274,10 +274,10 @@ const TCP4: &[u8] = b"PROXY TCP4 ";
 const TCP6: &[u8] = b"PROXY TCP6 ";
 
 /// The longest line of version 1, its end included.
-const LONGEST_LINE: usize = 107;
+const MAX_LINE: usize = 107;
 
 /// What follows the prefix of version 2, at most.
-const LONGEST_BLOCK: usize = 4096;
+const MAX_BLOCK: usize = 4096;
 
 const STREAM_OVER_UNIX: u8 = 0x31;
 
@@ -324,8 +324,8 @@ mod tests {
             ("PROXY TCP6 :: :: 0 0", client("[::]:0", "[::]:0")),
             // HAProxy from a dual-stack socket.
             ("PROXY TCP6 ::ffff:127.0.0.1 ::ffff:127.0.0.1 1 2", client("[::ffff:127.0.0.1]:1", "[::ffff:7f00:1]:2")),
-            ("PROXY UNKNOWN", AnnouncedAddress::Balancer),
-            ("PROXY UNKNOWN ffff::1 what ever", AnnouncedAddress::Balancer),
+            ("PROXY UNKNOWN", AnnouncedAddress::Proxy),
+            ("PROXY UNKNOWN ffff::1 what ever", AnnouncedAddress::Proxy),
         ];
         for (line, announced) in cases {
             let header = format!("{line}\r\n");
@@ -337,8 +337,8 @@ mod tests {
     #[test]
     fn the_longest_line_there_can_be_is_read_and_a_longer_one_is_not() {
         let longest = format!("PROXY UNKNOWN {}\r\n", "f".repeat(91));
-        assert_eq!(longest.len(), LONGEST_LINE);
-        assert_eq!(read(longest.as_bytes()), done(longest.as_bytes(), AnnouncedAddress::Balancer));
+        assert_eq!(longest.len(), MAX_LINE);
+        assert_eq!(read(longest.as_bytes()), done(longest.as_bytes(), AnnouncedAddress::Proxy));
         let longer = format!("PROXY UNKNOWN {}\r\n", "f".repeat(92));
         assert_eq!(read(longer.as_bytes()), Progress::Invalid(HeaderError::LineTooLong));
         assert_eq!(read(&longer.as_bytes()[..105]), Progress::More { at_least: 107 });
@@ -415,22 +415,22 @@ mod tests {
             (v2_with(b""), CLIENT),
             (v2_with(b"\x04\0\x03abc\xea\0\x00"), CLIENT),
             (v2(0x21, 0x21, &ipv6), client("[::1]:4", "[2001:db8::2]:5432")),
-            (v2(0x21, 0x31, &[0; 216]), AnnouncedAddress::Balancer),
-            (v2(0x21, 0x00, b""), AnnouncedAddress::Balancer),
-            (v2(0x21, 0x00, b"to be ignored"), AnnouncedAddress::Balancer),
-            (v2(0x21, 0x10, b"to be ignored"), AnnouncedAddress::Balancer),
-            (v2(0x20, 0x00, b""), AnnouncedAddress::Balancer),
+            (v2(0x21, 0x31, &[0; 216]), AnnouncedAddress::Proxy),
+            (v2(0x21, 0x00, b""), AnnouncedAddress::Proxy),
+            (v2(0x21, 0x00, b"to be ignored"), AnnouncedAddress::Proxy),
+            (v2(0x21, 0x10, b"to be ignored"), AnnouncedAddress::Proxy),
+            (v2(0x20, 0x00, b""), AnnouncedAddress::Proxy),
             // LOCAL with a client's address is LOCAL.
-            (v2(0x20, 0x11, ADDRESSES), AnnouncedAddress::Balancer),
-            (v2(0x20, 0xff, b"\x03\0\x04none"), AnnouncedAddress::Balancer),
+            (v2(0x20, 0x11, ADDRESSES), AnnouncedAddress::Proxy),
+            (v2(0x20, 0xff, b"\x03\0\x04none"), AnnouncedAddress::Proxy),
         ];
         for (header, announced) in cases {
             let followed = [&header[..], b"\x16\x03\x01"].concat();
             assert_eq!(read(&followed), done(&header, announced), "{header:x?}");
         }
-        let longest = v2(0x20, 0, &[0; LONGEST_BLOCK]);
-        assert_eq!(longest.len(), LONGEST_HEADER);
-        assert_eq!(read(&longest), done(&longest, AnnouncedAddress::Balancer));
+        let longest = v2(0x20, 0, &[0; MAX_BLOCK]);
+        assert_eq!(longest.len(), MAX_HEADER);
+        assert_eq!(read(&longest), done(&longest, AnnouncedAddress::Proxy));
     }
 
     #[test]
@@ -448,7 +448,7 @@ mod tests {
             (v2(0x21, 0x11, &ADDRESSES[..11]), HeaderError::AddressesCut(11)),
             (v2(0x21, 0x21, &[0; 35]), HeaderError::AddressesCut(35)),
             (v2(0x21, 0x31, &[0; 215]), HeaderError::AddressesCut(215)),
-            (v2(0x21, 0x11, &[0; LONGEST_BLOCK + 1]), HeaderError::ProgramTooLong(LONGEST_BLOCK + 1)),
+            (v2(0x21, 0x11, &[0; MAX_BLOCK + 1]), HeaderError::BlockTooLong(MAX_BLOCK + 1)),
             (v2_with(b"\x04"), HeaderError::Vectors),
             (v2_with(b"\x04\0"), HeaderError::Vectors),
             (v2_with(b"\x04\0\x04abc"), HeaderError::Vectors),
@@ -462,7 +462,7 @@ mod tests {
         }
         // A length that is not believed is not waited for.
         let begun = [&SIGNATURE[..], &[0x21, 0x11, 0xff, 0xff]].concat();
-        assert_eq!(read(&begun), Progress::Invalid(HeaderError::ProgramTooLong(0xffff)));
+        assert_eq!(read(&begun), Progress::Invalid(HeaderError::BlockTooLong(0xffff)));
         assert_eq!(read(&begun[..13]), Progress::More { at_least: 16 });
         assert_eq!(read(b"\r\n\r\n\0\r\nQUIT\n\x11"), Progress::Invalid(HeaderError::VersionOrCommand(0x11)));
     }
@@ -503,7 +503,7 @@ mod tests {
             let bytes = [beginning, rest].concat();
             match read(&bytes) {
                 Progress::Done { length, .. } => prop_assert!(length <= bytes.len()),
-                Progress::More { at_least } => prop_assert!(bytes.len() < at_least && at_least <= LONGEST_HEADER),
+                Progress::More { at_least } => prop_assert!(bytes.len() < at_least && at_least <= MAX_HEADER),
                 Progress::Missing | Progress::Invalid(_) => {}
             }
             // What was invalid does not become valid by more bytes, and what was whole stays what it was.

@@ -94,9 +94,9 @@ impl ProxyHeader<'_> {
 
     /// In HAProxy's order, so that the two can be compared.
     fn push_vectors(&self, out: &mut Vec<u8>) {
-        push(out, ALPN, self.alpn, LONGEST_WORD);
-        push(out, AUTHORITY, printable(self.server_name), LONGEST_NAME);
-        push(out, UNIQUE_ID, self.session, LONGEST_UNIQUE_ID);
+        push(out, ALPN, self.alpn, MAX_WORD);
+        push(out, AUTHORITY, printable(self.server_name), MAX_NAME);
+        push(out, UNIQUE_ID, self.session, MAX_UNIQUE_ID);
         if let Some(tls) = &self.tls {
             push(out, SSL, Some(&tls.value()), usize::MAX);
         }
@@ -113,9 +113,9 @@ impl Tls<'_> {
         let mut value = vec![client];
         value.extend(verify.to_be_bytes());
         let common_name = self.certificate.and_then(|certificate| certificate.common_name);
-        push(&mut value, SSL_VERSION, printable(Some(self.version)), LONGEST_WORD);
-        push(&mut value, SSL_CN, printable(common_name), LONGEST_NAME);
-        push(&mut value, SSL_CIPHER, printable(Some(self.cipher)), LONGEST_WORD);
+        push(&mut value, SSL_VERSION, printable(Some(self.version)), MAX_WORD);
+        push(&mut value, SSL_CN, printable(common_name), MAX_NAME);
+        push(&mut value, SSL_CIPHER, printable(Some(self.cipher)), MAX_WORD);
         value
     }
 }
@@ -135,7 +135,7 @@ fn line(addresses: Option<Addresses>) -> Vec<u8> {
         None => "PROXY UNKNOWN\r\n".to_owned(),
         Some(Pair { source, destination, ports: [from, to] }) => {
             let family = if source.is_ipv4() { "TCP4" } else { "TCP6" };
-            format!("PROXY {family} {} {} {from} {to}\r\n", spelled(source), spelled(destination))
+            format!("PROXY {family} {} {} {from} {to}\r\n", to_hex_text(source), to_hex_text(destination))
         }
     };
     text.into_bytes()
@@ -143,7 +143,7 @@ fn line(addresses: Option<Addresses>) -> Vec<u8> {
 
 /// An address in the letters that version 1 has: an IPv6 address is made of hexadecimal groups only, where the standard
 /// library, and some senders, write a mapped one's end as an IPv4 address.
-fn spelled(address: IpAddr) -> String {
+fn to_hex_text(address: IpAddr) -> String {
     match address {
         IpAddr::V6(mapped) if mapped.to_ipv4_mapped().is_some() => {
             let [.., high, low] = mapped.segments();
@@ -213,10 +213,10 @@ fn with_prefix(command: u8, family: u8, rest: &[u8]) -> Vec<u8> {
 
 /// Appends a type-length-value, unless there is nothing to say. What is too long is left out and not cut: the beginning of a
 /// name is another name.
-fn push(out: &mut Vec<u8>, kind: u8, value: Option<&[u8]>, longest: usize) {
+fn push(out: &mut Vec<u8>, kind: u8, value: Option<&[u8]>, max: usize) {
     let value = value.unwrap_or_default();
     let Ok(length) = u16::try_from(value.len()) else { return };
-    if !value.is_empty() && value.len() <= longest {
+    if !value.is_empty() && value.len() <= max {
         out.push(kind);
         out.extend(length.to_be_bytes());
         out.extend(value);
@@ -245,14 +245,14 @@ const VERIFIED: u32 = 0;
 const NOT_VERIFIED: u32 = 1;
 
 /// The specification's limit.
-const LONGEST_UNIQUE_ID: usize = 128;
+const MAX_UNIQUE_ID: usize = 128;
 
 /// For what is nobody's own: protocols and cipher suites. Receivers read a header at once, so all of it has to fit the
 /// smallest segment there is, which carries 1,220 bytes.
-const LONGEST_WORD: usize = 64;
+const MAX_WORD: usize = 64;
 
 /// A DNS name has no more, and a common name that has is not known in practice.
-const LONGEST_NAME: usize = 255;
+const MAX_NAME: usize = 255;
 
 #[cfg(test)]
 mod tests {
@@ -265,7 +265,7 @@ mod tests {
         Some(Addresses { source: source.parse().unwrap(), destination: destination.parse().unwrap() })
     }
 
-    fn announcement(addresses: Option<Addresses>) -> ProxyHeader<'static> {
+    fn header_for(addresses: Option<Addresses>) -> ProxyHeader<'static> {
         ProxyHeader { addresses, ..ProxyHeader::default() }
     }
 
@@ -295,7 +295,7 @@ mod tests {
     #[test]
     fn version_2_is_to_the_byte_what_haproxy_sends() {
         assert_eq!(as_haproxy_had_it().header(Version::V2), FROM_HAPROXY);
-        let plain = announcement(between("[::1]:59278", "[::1]:18006")).header(Version::V2);
+        let plain = header_for(between("[::1]:59278", "[::1]:18006")).header(Version::V2);
         let mut expected = b"\r\n\r\n\0\r\nQUIT\n\x21\x21\0\x24".to_vec();
         expected.extend([&[0; 15][..], b"\x01", &[0; 15], b"\x01\xe7\x8e\x46\x56"].concat());
         assert_eq!(plain, expected);
@@ -303,7 +303,7 @@ mod tests {
 
     #[test]
     fn version_1_is_the_line_of_the_specification() {
-        let v1 = |addresses| text(announcement(addresses).header(Version::V1));
+        let v1 = |addresses| text(header_for(addresses).header(Version::V1));
         let line = v1(between("192.168.0.1:56324", "192.168.0.11:443"));
         assert_eq!(line, "PROXY TCP4 192.168.0.1 192.168.0.11 56324 443\r\n");
         assert_eq!(v1(between("[::1]:54502", "[::1]:18004")), "PROXY TCP6 ::1 ::1 54502 18004\r\n");
@@ -314,12 +314,12 @@ mod tests {
 
     #[test]
     fn a_client_of_another_family_is_written_in_ipv6_and_keeps_its_address() {
-        let mixed = announcement(between("10.1.2.3:1", "[2001:db8::1]:2"));
+        let mixed = header_for(between("10.1.2.3:1", "[2001:db8::1]:2"));
         assert_eq!(text(mixed.header(Version::V1)), "PROXY TCP6 ::ffff:a01:203 2001:db8::1 1 2\r\n");
-        let mixed = announcement(between("[2001:db8::1]:2", "10.1.2.3:1"));
+        let mixed = header_for(between("[2001:db8::1]:2", "10.1.2.3:1"));
         assert_eq!(text(mixed.header(Version::V1)), "PROXY TCP6 2001:db8::1 ::ffff:a01:203 2 1\r\n");
         // The ends of a dual-stack socket.
-        let mapped = announcement(between("[::ffff:10.1.2.3]:1", "[::ffff:10.0.0.1]:2"));
+        let mapped = header_for(between("[::ffff:10.1.2.3]:1", "[::ffff:10.0.0.1]:2"));
         assert_eq!(text(mapped.header(Version::V1)), "PROXY TCP4 10.1.2.3 10.0.0.1 1 2\r\n");
     }
 
@@ -331,7 +331,7 @@ mod tests {
 
     #[test]
     fn a_client_without_addresses_keeps_what_else_is_known_of_it() {
-        let header = ProxyHeader { session: Some(b"7"), ..announcement(None) }.header(Version::V2);
+        let header = ProxyHeader { session: Some(b"7"), ..header_for(None) }.header(Version::V2);
         assert_eq!(header, b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\x04\x05\0\x017");
     }
 
@@ -348,7 +348,7 @@ mod tests {
         for name in ["admin\0x", "a\r\nb", &"x".repeat(256), ""] {
             let certificate = Some(Certificate { common_name: Some(name), shown: ShownIn::Now });
             let tls = Some(Tls { version: "TLSv1.3", cipher: "X", certificate });
-            let header = ProxyHeader { server_name: Some(name), tls, ..announcement(None) }.header(Version::V2);
+            let header = ProxyHeader { server_name: Some(name), tls, ..header_for(None) }.header(Version::V2);
             let expected = b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\x16\x20\0\x13\x07\0\0\0\0\x21\0\x07TLSv1.3\x23\0\x01X";
             assert_eq!(header, expected, "{name:?}");
         }
@@ -372,14 +372,14 @@ mod tests {
         ) {
             let [server_name, common_name, tls_version, cipher] = &names[..] else { unreachable!() };
             let certificate = shown.map(|shown| Certificate { common_name: Some(common_name), shown });
-            let announcement = ProxyHeader {
+            let header_for = ProxyHeader {
                 addresses: ends.map(|(from, destination)| Addresses { source: from, destination }),
                 alpn: alpn.as_deref(),
                 server_name: Some(server_name),
                 session: session.as_deref(),
                 tls: Some(Tls { version: tls_version, cipher, certificate }),
             };
-            let header = announcement.header(version);
+            let header = header_for.header(version);
             prop_assert!(header.len() <= 1220);
             for cut in 0..header.len() {
                 let Progress::More { at_least } = read(&header[..cut]) else {
@@ -393,7 +393,7 @@ mod tests {
             prop_assert_eq!(length, header.len());
             let read = match announced {
                 AnnouncedAddress::Client { source, destination } => Some((canonical(source), canonical(destination))),
-                AnnouncedAddress::Balancer => None,
+                AnnouncedAddress::Proxy => None,
             };
             prop_assert_eq!(read, ends.map(|(from, to)| (canonical(from), canonical(to))));
         }

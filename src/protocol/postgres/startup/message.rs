@@ -22,7 +22,7 @@ impl<'a> First<'a> {
     pub(crate) fn of(bytes: &'a [u8]) -> Self {
         let Some((&[kind, ref length @ ..], _)) = bytes.split_first_chunk::<HEADER>() else { return Self::Cut };
         let length = usize::try_from(u32::from_be_bytes(*length)).unwrap_or(usize::MAX);
-        if !(4..=LONGEST).contains(&length) {
+        if !(4..=MAX_LENGTH).contains(&length) {
             return Self::Impossible;
         }
         let Some((whole, rest)) = bytes.split_at_checked(length + 1) else { return Self::Cut };
@@ -72,4 +72,4 @@ pub(crate) const READY_FOR_QUERY: u8 = b'Z';
 const HEADER: usize = 5;
 
 /// The longest length that is believed. What a server says before a session begins has a few hundred bytes.
-pub(crate) const LONGEST: usize = 64 * 1024;
+pub(crate) const MAX_LENGTH: usize = 64 * 1024;

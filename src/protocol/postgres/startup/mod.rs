@@ -5,7 +5,7 @@
 //! be written to, and why it will not have the client. Source: PostgreSQL documentation, "Message Flow", "Message Formats"
 //! and "SASL Authentication".
 //!
-//! A session that wants a primary is decided the way libpq decides `target_session_attrs=primary`: a server that reports
+//! A session that options a primary is decided the way libpq decides `target_session_attrs=primary`: a server that reports
 //! `in_hot_standby` (14 and later) is believed; any other is asked `pg_is_in_recovery()`. Unlike `read-write`, `primary`
 //! does not care for `default_transaction_read_only`: what is a setting of a user or a database is no role of a server.
 
@@ -50,7 +50,7 @@ pub(crate) enum StartupStep {
     /// The server's role is known. All that the client has not been shown is held until [`StartupParser::release`].
     Role(ServerRole),
     /// The session is ready, and the server has said nothing of its role. All is held, and the server may be sent
-    /// [`QUESTION`], with its answer coming here like all else; or it may be released. Said once.
+    /// [`RECOVERY_QUERY`], with its answer coming here like all else; or it may be released. Said once.
     Ask,
     /// The server refuses ([`StartupParser::refusal`]). Its words are held, like all that the client has not been shown. Only
     /// said where something is held; otherwise they just pass.
@@ -60,8 +60,8 @@ pub(crate) enum StartupStep {
     /// This is longer than the beginning of any session, or not PostgreSQL: nothing more will be found in it. What is held
     /// can be released; from then on, and where nothing is held, bytes just pass.
     Lost,
-    /// The answer to [`QUESTION`] is none. The client would have to hear parts of it, so the session is to be given up.
-    Spoilt,
+    /// The answer to [`RECOVERY_QUERY`] is none. The client would have to hear parts of it, so the session is to be given up.
+    Aborted,
 }
 
 /// What a server is to the others.
@@ -113,7 +113,7 @@ impl StartupError {
 #[derive(Debug)]
 pub(crate) struct StartupParser {
     hide_channel_binding: bool,
-    place: ParserPosition,
+    position: ParserPosition,
     /// What has not been looked at yet: the beginning of a message, or what came behind a stop.
     pending: Vec<u8>,
     /// Whole messages that the client has not been shown.
@@ -146,10 +146,10 @@ enum Next {
 
 impl StartupParser {
     /// Begins behind the StartupMessage.
-    pub(crate) fn new(wants: StartupOptions) -> Self {
+    pub(crate) fn new(options: StartupOptions) -> Self {
         Self {
-            hide_channel_binding: wants.hide_channel_binding,
-            place: ParserPosition::Beginning { withhold: wants.withhold },
+            hide_channel_binding: options.hide_channel_binding,
+            position: ParserPosition::Beginning { withhold: options.withhold },
             pending: Vec::new(),
             held: Vec::new(),
             asks_client: false,
@@ -164,9 +164,9 @@ impl StartupParser {
     /// It keeps no more than one chunk, one message of 64 KiB and 256 KiB of held ones, as long as nothing is given to it
     /// between a stop and its release.
     pub(crate) fn follow(&mut self, chunk: &[u8], out: &mut Vec<u8>) -> StartupStep {
-        if let ParserPosition::Over(stage) = self.place {
+        if let ParserPosition::Over(step) = self.position {
             out.extend_from_slice(chunk);
-            return stage;
+            return step;
         }
         self.pending.extend_from_slice(chunk);
         self.proceed(out)
@@ -174,16 +174,16 @@ impl StartupParser {
 
     /// Lets the client have what was held, and goes on without holding anything.
     pub(crate) fn release(&mut self, out: &mut Vec<u8>) -> StartupStep {
-        let next = match self.place {
+        let next = match self.position {
             ParserPosition::Beginning { .. } => Next::Beginning,
             ParserPosition::Answer { .. } => Next::Over(StartupStep::Done),
             ParserPosition::Stopped { next, .. } => next,
-            ParserPosition::Over(stage) => Next::Over(stage),
+            ParserPosition::Over(step) => Next::Over(step),
         };
         match next {
-            Next::Beginning => self.place = ParserPosition::Beginning { withhold: Withhold::Nothing },
-            Next::Over(stage) => self.place = ParserPosition::Over(stage),
-            Next::Nowhere => return StartupStep::Spoilt,
+            Next::Beginning => self.position = ParserPosition::Beginning { withhold: Withhold::Nothing },
+            Next::Over(step) => self.position = ParserPosition::Over(step),
+            Next::Nowhere => return StartupStep::Aborted,
         }
         out.append(&mut self.held);
         self.proceed(out)
@@ -193,7 +193,7 @@ impl StartupParser {
     pub(crate) fn end(mut self, out: &mut Vec<u8>) {
         out.append(&mut self.held);
         // Behind our question, what is left is its answer.
-        if !matches!(self.place, ParserPosition::Answer { .. } | ParserPosition::Stopped { next: Next::Nowhere, .. }) {
+        if !matches!(self.position, ParserPosition::Answer { .. } | ParserPosition::Stopped { next: Next::Nowhere, .. }) {
             out.append(&mut self.pending);
         }
     }
@@ -223,24 +223,24 @@ impl StartupParser {
     fn proceed(&mut self, out: &mut Vec<u8>) -> StartupStep {
         let mut pending = mem::take(&mut self.pending);
         let mut rest = pending.as_slice();
-        let mut stage = StartupStep::Ongoing;
-        while stage == StartupStep::Ongoing {
-            let withhold = match self.place {
+        let mut step = StartupStep::Ongoing;
+        while step == StartupStep::Ongoing {
+            let withhold = match self.position {
                 ParserPosition::Beginning { withhold } => Some(withhold),
                 ParserPosition::Answer { .. } => None,
                 ParserPosition::Stopped { at, .. } => {
-                    stage = at;
+                    step = at;
                     break;
                 }
                 ParserPosition::Over(over) => {
                     out.extend_from_slice(rest);
                     rest = &[];
-                    stage = over;
+                    step = over;
                     break;
                 }
             };
             let (message, behind) = match First::of(rest) {
-                First::Whole(message, behind) if self.held.len() + message.whole.len() <= LONGEST_HELD => {
+                First::Whole(message, behind) if self.held.len() + message.whole.len() <= MAX_HELD => {
                     (message, behind)
                 }
                 First::Cut => break,
@@ -251,23 +251,23 @@ impl StartupParser {
             };
             rest = behind;
             match withhold {
-                Some(withhold) => stage = self.hear(message, withhold, out),
-                None => self.hear_answer(message),
+                Some(withhold) => step = self.take(message, withhold, out),
+                None => self.take_answer(message),
             }
         }
         let seen = pending.len() - rest.len();
         pending.drain(..seen);
         self.pending = pending;
-        stage
+        step
     }
 
     /// Takes one message of the beginning, and says whether that stops it without a place to stop at.
-    fn hear(&mut self, message: Message<'_>, mut withhold: Withhold, out: &mut Vec<u8>) -> StartupStep {
+    fn take(&mut self, message: Message<'_>, mut withhold: Withhold, out: &mut Vec<u8>) -> StartupStep {
         if withhold == Withhold::Refusal
             && ![ERROR_RESPONSE, NEGOTIATE_PROTOCOL_VERSION, NOTICE_RESPONSE].contains(&message.kind)
         {
             withhold = Withhold::Nothing;
-            self.place = ParserPosition::Beginning { withhold };
+            self.position = ParserPosition::Beginning { withhold };
             out.append(&mut self.held);
         }
         let shown = self.offer_without_channel_binding(&message);
@@ -291,10 +291,10 @@ impl StartupParser {
                 _ => {}
             },
             READY_FOR_QUERY if withhold == Withhold::Role => {
-                self.place = ParserPosition::Answer { role: ServerRole::Unknown };
+                self.position = ParserPosition::Answer { role: ServerRole::Unknown };
                 return StartupStep::Ask;
             }
-            READY_FOR_QUERY => self.place = ParserPosition::Over(StartupStep::Done),
+            READY_FOR_QUERY => self.position = ParserPosition::Over(StartupStep::Done),
             _ if message.authentication().is_some_and(|(code, _)| wants_an_answer(code)) => {
                 self.asks_client = true;
                 out.append(&mut self.held);
@@ -306,7 +306,7 @@ impl StartupParser {
 
     fn stop_unless_shown(&mut self, withhold: Withhold, at: StartupStep) {
         if withhold != Withhold::Nothing {
-            self.place = ParserPosition::Stopped { at, next: Next::Beginning };
+            self.position = ParserPosition::Stopped { at, next: Next::Beginning };
         }
     }
 
@@ -325,13 +325,13 @@ impl StartupParser {
     }
 
     /// Takes one message of the answer to our question; or what the server tells the client beside it.
-    fn hear_answer(&mut self, message: Message<'_>) {
-        let ParserPosition::Answer { role } = &mut self.place else { return };
+    fn take_answer(&mut self, message: Message<'_>) {
+        let ParserPosition::Answer { role } = &mut self.position else { return };
         match message.kind {
             DATA_ROW => *role = role_in(message.body),
             NOTICE_RESPONSE | NOTIFICATION_RESPONSE | PARAMETER_STATUS => self.held.extend_from_slice(message.whole),
             READY_FOR_QUERY => {
-                self.place =
+                self.position =
                     ParserPosition::Stopped { at: StartupStep::Role(*role), next: Next::Over(StartupStep::Done) };
             }
             // Around the row, or instead of it.
@@ -340,9 +340,9 @@ impl StartupParser {
     }
 
     fn lose(&mut self) {
-        self.place = match self.place {
+        self.position = match self.position {
             ParserPosition::Beginning { withhold: Withhold::Nothing } => ParserPosition::Over(StartupStep::Lost),
-            ParserPosition::Answer { .. } => ParserPosition::Stopped { at: StartupStep::Spoilt, next: Next::Nowhere },
+            ParserPosition::Answer { .. } => ParserPosition::Stopped { at: StartupStep::Aborted, next: Next::Nowhere },
             _ => ParserPosition::Stopped { at: StartupStep::Lost, next: Next::Over(StartupStep::Lost) },
         };
     }
@@ -363,16 +363,16 @@ fn role_in(row: &[u8]) -> ServerRole {
 }
 
 /// What a server is asked that has not said its role: a Query.
-pub(crate) const QUESTION: &[u8] = b"Q\0\0\0\x2aSELECT pg_catalog.pg_is_in_recovery()\0";
+pub(crate) const RECOVERY_QUERY: &[u8] = b"Q\0\0\0\x2aSELECT pg_catalog.pg_is_in_recovery()\0";
 
 const AUTHENTICATION_SASL: u32 = 10;
 
 /// What is held of one session at most. Only a server that raises notices at every login comes anywhere near.
-const LONGEST_HELD: usize = 256 * 1024;
+const MAX_HELD: usize = 256 * 1024;
 
 #[cfg(test)]
 mod tests {
-    use message::{AUTHENTICATION, LONGEST, message};
+    use message::{AUTHENTICATION, MAX_LENGTH, message};
     use proptest::prelude::*;
 
     use super::*;
@@ -410,7 +410,7 @@ mod tests {
     #[derive(Debug, PartialEq)]
     struct RoleAnswer {
         out: Vec<u8>,
-        stages: Vec<StartupStep>,
+        steps: Vec<StartupStep>,
         asks_client: bool,
         offers_channel_binding: bool,
         cancel_key: Option<Vec<u8>>,
@@ -418,29 +418,29 @@ mod tests {
     }
 
     /// Follows chunk by chunk and releases at every stop, but at a question: that one is asked.
-    fn told<'a>(wants: StartupOptions, chunks: impl IntoIterator<Item = &'a [u8]>) -> RoleAnswer {
-        let mut overture = StartupParser::new(wants);
-        let (mut out, mut stages) = (Vec::new(), Vec::new());
+    fn parsed<'a>(options: StartupOptions, chunks: impl IntoIterator<Item = &'a [u8]>) -> RoleAnswer {
+        let mut parser = StartupParser::new(options);
+        let (mut out, mut steps) = (Vec::new(), Vec::new());
         for chunk in chunks {
-            let mut stage = overture.follow(chunk, &mut out);
+            let mut step = parser.follow(chunk, &mut out);
             loop {
-                assert!(overture.held.len() <= LONGEST_HELD && overture.pending.len() <= chunk.len() + LONGEST + 5);
-                let last = stages.last() == Some(&stage);
-                if stage != StartupStep::Ongoing && !last {
-                    stages.push(stage);
+                assert!(parser.held.len() <= MAX_HELD && parser.pending.len() <= chunk.len() + MAX_LENGTH + 5);
+                let last = steps.last() == Some(&step);
+                if step != StartupStep::Ongoing && !last {
+                    steps.push(step);
                 }
-                stage = match stage {
-                    StartupStep::Ongoing | StartupStep::Done | StartupStep::Spoilt => break,
+                step = match step {
+                    StartupStep::Ongoing | StartupStep::Done | StartupStep::Aborted => break,
                     StartupStep::Lost if last => break,
-                    StartupStep::Ask => overture.follow(b"", &mut out),
-                    StartupStep::Role(_) | StartupStep::Refused | StartupStep::Lost => overture.release(&mut out),
+                    StartupStep::Ask => parser.follow(b"", &mut out),
+                    StartupStep::Role(_) | StartupStep::Refused | StartupStep::Lost => parser.release(&mut out),
                 };
             }
         }
-        let (asks_client, offers_channel_binding) = (overture.asks_client(), overture.offers_channel_binding());
-        let (cancel_key, refusal) = (overture.cancel_key().map(<[u8]>::to_vec), overture.refusal());
-        overture.end(&mut out);
-        RoleAnswer { out, stages, asks_client, offers_channel_binding, cancel_key, refusal }
+        let (asks_client, offers_channel_binding) = (parser.asks_client(), parser.offers_channel_binding());
+        let (cancel_key, refusal) = (parser.cancel_key().map(<[u8]>::to_vec), parser.refusal());
+        parser.end(&mut out);
+        RoleAnswer { out, steps, asks_client, offers_channel_binding, cancel_key, refusal }
     }
 
     fn session(role: &[u8]) -> Vec<u8> {
@@ -459,11 +459,11 @@ mod tests {
         ];
         for (case, before) in before.iter().enumerate() {
             let stream = [&before.concat()[..], &session(PRIMARY), b"what is not looked at"].concat();
-            let told = told(PLAIN, [&stream[..]]);
-            assert_eq!(told.out, stream);
-            assert_eq!(told.stages, [StartupStep::Done]);
-            assert_eq!(told.cancel_key.as_deref(), Some(&b"\0\0A~*\xa8\xe00"[..]));
-            assert_eq!((told.asks_client, told.offers_channel_binding, told.refusal), (case > 1, case == 5, None));
+            let parsed = parsed(PLAIN, [&stream[..]]);
+            assert_eq!(parsed.out, stream);
+            assert_eq!(parsed.steps, [StartupStep::Done]);
+            assert_eq!(parsed.cancel_key.as_deref(), Some(&b"\0\0A~*\xa8\xe00"[..]));
+            assert_eq!((parsed.asks_client, parsed.offers_channel_binding, parsed.refusal), (case > 1, case == 5, None));
         }
     }
 
@@ -472,23 +472,23 @@ mod tests {
         const FIRST: StartupOptions = StartupOptions { hide_channel_binding: false, withhold: Withhold::Refusal };
         let fatal = message(ERROR_RESPONSE, b"SFATAL\0C57P03\0Mthe database system is starting up\0\0");
         for before in [&b""[..], NEGOTIATE] {
-            let mut overture = StartupParser::new(FIRST);
+            let mut parser = StartupParser::new(FIRST);
             let mut out = Vec::new();
-            assert_eq!(overture.follow(&[before, &fatal].concat(), &mut out), StartupStep::Refused);
-            assert!(out.is_empty() && overture.refusal().is_some_and(|refusal| refusal.is_not_ready()));
+            assert_eq!(parser.follow(&[before, &fatal].concat(), &mut out), StartupStep::Refused);
+            assert!(out.is_empty() && parser.refusal().is_some_and(|refusal| refusal.is_not_ready()));
             for begun in [OK, MD5, SASL] {
-                let mut overture = StartupParser::new(FIRST);
-                assert_eq!(overture.follow(before, &mut out), StartupStep::Ongoing);
+                let mut parser = StartupParser::new(FIRST);
+                assert_eq!(parser.follow(before, &mut out), StartupStep::Ongoing);
                 assert!(out.is_empty());
-                assert_eq!(overture.follow(begun, &mut out), StartupStep::Ongoing);
+                assert_eq!(parser.follow(begun, &mut out), StartupStep::Ongoing);
                 assert_eq!(out, [before, begun].concat());
                 out.clear();
                 // From here on it is between the two.
-                assert_eq!(overture.follow(&fatal, &mut out), StartupStep::Ongoing);
+                assert_eq!(parser.follow(&fatal, &mut out), StartupStep::Ongoing);
                 assert_eq!(mem::take(&mut out), fatal);
             }
         }
-        assert_eq!(told(FIRST, [&session(STANDBY)[..]]).stages, [StartupStep::Done]);
+        assert_eq!(parsed(FIRST, [&session(STANDBY)[..]]).steps, [StartupStep::Done]);
     }
 
     #[test]
@@ -496,15 +496,15 @@ mod tests {
         for (length, taken) in [(7, false), (8, true), (260, true), (261, false)] {
             let key = vec![7; length];
             let stream = [OK, &message(BACKEND_KEY_DATA, &key), READY].concat();
-            let told = told(PLAIN, [&stream[..]]);
-            assert_eq!((told.cancel_key, told.out), (taken.then_some(key), stream));
+            let parsed = parsed(PLAIN, [&stream[..]]);
+            assert_eq!((parsed.cancel_key, parsed.out), (taken.then_some(key), stream));
         }
     }
 
     #[test]
     fn channel_binding_is_taken_out_of_the_offer_and_nothing_else_is() {
         let rest = [SASL_CONTINUE, SASL_FINAL, &session(PRIMARY)].concat();
-        let hidden = told(HIDE, [&[SASL_OVER_TLS, &rest].concat()[..]]);
+        let hidden = parsed(HIDE, [&[SASL_OVER_TLS, &rest].concat()[..]]);
         assert_eq!(hidden.out, [SASL, &rest].concat());
         assert!(hidden.offers_channel_binding);
 
@@ -517,7 +517,7 @@ mod tests {
             (b"\0", b"\0"),
             (b"", b""),
         ] {
-            assert_eq!(told(HIDE, [&offer(names)[..]]).out, offer(shown), "{names:?}");
+            assert_eq!(parsed(HIDE, [&offer(names)[..]]).out, offer(shown), "{names:?}");
         }
     }
 
@@ -525,27 +525,27 @@ mod tests {
     fn nothing_is_shown_before_the_role_is_known() {
         for (role, expected) in [(PRIMARY, ServerRole::Primary), (STANDBY, ServerRole::Standby)] {
             let stream = [NEGOTIATE, &session(role)].concat();
-            let mut overture = StartupParser::new(HOLD);
+            let mut parser = StartupParser::new(HOLD);
             let mut out = Vec::new();
-            assert_eq!(overture.follow(&stream, &mut out), StartupStep::Role(expected));
-            assert_eq!(overture.follow(b"", &mut out), StartupStep::Role(expected));
-            assert!(out.is_empty() && !overture.asks_client());
-            assert_eq!(overture.release(&mut out), StartupStep::Done);
-            assert_eq!(overture.follow(b"more", &mut out), StartupStep::Done);
+            assert_eq!(parser.follow(&stream, &mut out), StartupStep::Role(expected));
+            assert_eq!(parser.follow(b"", &mut out), StartupStep::Role(expected));
+            assert!(out.is_empty() && !parser.asks_client());
+            assert_eq!(parser.release(&mut out), StartupStep::Done);
+            assert_eq!(parser.follow(b"more", &mut out), StartupStep::Done);
             assert_eq!(out, [&stream[..], b"more"].concat());
         }
     }
 
     #[test]
     fn a_client_that_must_answer_is_shown_what_it_needs_for_that_and_no_more() {
-        let mut overture = StartupParser::new(HOLD);
+        let mut parser = StartupParser::new(HOLD);
         let mut out = Vec::new();
-        assert_eq!(overture.follow(&[NEGOTIATE, SASL].concat(), &mut out), StartupStep::Ongoing);
+        assert_eq!(parser.follow(&[NEGOTIATE, SASL].concat(), &mut out), StartupStep::Ongoing);
         assert_eq!(out, [NEGOTIATE, SASL].concat());
-        assert!(overture.asks_client());
-        assert_eq!(overture.follow(SASL_CONTINUE, &mut out), StartupStep::Ongoing);
+        assert!(parser.asks_client());
+        assert_eq!(parser.follow(SASL_CONTINUE, &mut out), StartupStep::Ongoing);
         assert_eq!(
-            overture.follow(&[SASL_FINAL, &session(STANDBY)].concat(), &mut out),
+            parser.follow(&[SASL_FINAL, &session(STANDBY)].concat(), &mut out),
             StartupStep::Role(ServerRole::Standby)
         );
         assert_eq!(out, [NEGOTIATE, SASL, SASL_CONTINUE].concat());
@@ -565,43 +565,43 @@ mod tests {
         ] {
             let stream = [&session(b"")[..], &late, answer, b"more"].concat();
             for cut in 0..stream.len() {
-                let told = told(HOLD, [&stream[..cut], &stream[cut..]]);
-                assert_eq!(told.out, [&session(b"")[..], &late, b"more"].concat(), "cut behind {cut} bytes");
+                let parsed = parsed(HOLD, [&stream[..cut], &stream[cut..]]);
+                assert_eq!(parsed.out, [&session(b"")[..], &late, b"more"].concat(), "cut behind {cut} bytes");
                 assert_eq!(
-                    told.stages,
+                    parsed.steps,
                     [StartupStep::Ask, StartupStep::Role(role), StartupStep::Done],
                     "cut behind {cut} bytes"
                 );
-                assert_eq!(told.refusal, None);
+                assert_eq!(parsed.refusal, None);
             }
         }
-        assert_eq!(QUESTION, message(b'Q', b"SELECT pg_catalog.pg_is_in_recovery()\0"));
+        assert_eq!(RECOVERY_QUERY, message(b'Q', b"SELECT pg_catalog.pg_is_in_recovery()\0"));
     }
 
     #[test]
     fn a_question_that_is_not_asked_or_never_answered_leaves_the_session_as_it_was() {
         let mut out = Vec::new();
-        let mut overture = StartupParser::new(HOLD);
-        assert_eq!(overture.follow(&[&session(b"")[..], b"late"].concat(), &mut out), StartupStep::Ask);
-        assert_eq!(overture.release(&mut out), StartupStep::Done);
+        let mut parser = StartupParser::new(HOLD);
+        assert_eq!(parser.follow(&[&session(b"")[..], b"late"].concat(), &mut out), StartupStep::Ask);
+        assert_eq!(parser.release(&mut out), StartupStep::Done);
         assert_eq!(out, [&session(b"")[..], b"late"].concat());
 
         let mut out = Vec::new();
-        let mut overture = StartupParser::new(HOLD);
-        assert_eq!(overture.follow(&session(b""), &mut out), StartupStep::Ask);
-        assert_eq!(overture.follow(&ANSWER[..9], &mut out), StartupStep::Ongoing);
-        overture.end(&mut out);
+        let mut parser = StartupParser::new(HOLD);
+        assert_eq!(parser.follow(&session(b""), &mut out), StartupStep::Ask);
+        assert_eq!(parser.follow(&ANSWER[..9], &mut out), StartupStep::Ongoing);
+        parser.end(&mut out);
         assert_eq!(out, session(b""));
     }
 
     #[test]
     fn an_answer_that_is_none_reaches_nobody() {
         let mut out = Vec::new();
-        let mut overture = StartupParser::new(HOLD);
-        assert_eq!(overture.follow(&[&session(b"")[..], &ANSWER[..9]].concat(), &mut out), StartupStep::Ask);
-        assert_eq!(overture.follow(&[0xff; 30], &mut out), StartupStep::Ongoing);
-        assert_eq!(overture.follow(&[0xff; 30], &mut out), StartupStep::Spoilt);
-        assert_eq!(overture.release(&mut out), StartupStep::Spoilt);
+        let mut parser = StartupParser::new(HOLD);
+        assert_eq!(parser.follow(&[&session(b"")[..], &ANSWER[..9]].concat(), &mut out), StartupStep::Ask);
+        assert_eq!(parser.follow(&[0xff; 30], &mut out), StartupStep::Ongoing);
+        assert_eq!(parser.follow(&[0xff; 30], &mut out), StartupStep::Aborted);
+        assert_eq!(parser.release(&mut out), StartupStep::Aborted);
         assert!(out.is_empty());
     }
 
@@ -621,18 +621,18 @@ mod tests {
             (&starting, "57P03", true, false),
         ] {
             let stream = [SASL, packet].concat();
-            let open = told(PLAIN, [&stream[..]]);
+            let open = parsed(PLAIN, [&stream[..]]);
             let refusal = open.refusal.unwrap();
             assert_eq!(
                 (refusal.state(), refusal.is_not_ready(), refusal.is_channel_binding()),
                 (state, not_ready, binding)
             );
-            assert_eq!((open.out, open.stages), (stream.clone(), vec![]));
-            let held = told(HOLD, [&stream[..]]);
-            assert_eq!((held.out, held.stages, held.refusal), (stream, vec![StartupStep::Refused], Some(refusal)));
+            assert_eq!((open.out, open.steps), (stream.clone(), vec![]));
+            let held = parsed(HOLD, [&stream[..]]);
+            assert_eq!((held.out, held.steps, held.refusal), (stream, vec![StartupStep::Refused], Some(refusal)));
         }
         for fields in [&b"SFATAL\0\0"[..], b"C28\0\0", b"C28\n00\0\0", b""] {
-            assert_eq!(told(PLAIN, [&message(ERROR_RESPONSE, fields)[..]]).refusal, None);
+            assert_eq!(parsed(PLAIN, [&message(ERROR_RESPONSE, fields)[..]]).refusal, None);
         }
     }
 
@@ -642,14 +642,14 @@ mod tests {
         let too_long = [b"S\0\x01\0\x01", &[b'x'; 70_000][..], READY].concat();
         for strange in [old_style, b"HTTP/1.1 400 Bad Request\r\n".to_vec(), b"Z\0\0\0\x03I".to_vec(), too_long] {
             let stream = [OK, &strange].concat();
-            for wants in [PLAIN, HOLD] {
-                let told = told(wants, stream.chunks(7));
-                assert_eq!((told.out, told.stages), (stream.clone(), vec![StartupStep::Lost]));
+            for options in [PLAIN, HOLD] {
+                let parsed = parsed(options, stream.chunks(7));
+                assert_eq!((parsed.out, parsed.steps), (stream.clone(), vec![StartupStep::Lost]));
             }
         }
         let many = [OK, &message(NOTICE_RESPONSE, &[b'x'; 60_000]).repeat(5), &session(PRIMARY)].concat();
-        let told = told(HOLD, many.chunks(4096));
-        assert_eq!((told.out, told.stages), (many, vec![StartupStep::Lost]));
+        let parsed = parsed(HOLD, many.chunks(4096));
+        assert_eq!((parsed.out, parsed.steps), (many, vec![StartupStep::Lost]));
     }
 
     fn any_message() -> impl Strategy<Value = Vec<u8>> {
@@ -699,10 +699,10 @@ mod tests {
             withhold in prop::sample::select(vec![Withhold::Nothing, Withhold::Refusal, Withhold::Role]),
         ) {
             let stream = messages.concat();
-            let wants = StartupOptions { hide_channel_binding, withhold };
-            let whole = told(wants, [&stream[..]]);
-            prop_assert_eq!(&told(wants, cut(&stream, &cuts)), &whole);
-            if !whole.stages.contains(&StartupStep::Ask) && !hide_channel_binding {
+            let options = StartupOptions { hide_channel_binding, withhold };
+            let whole = parsed(options, [&stream[..]]);
+            prop_assert_eq!(&parsed(options, cut(&stream, &cuts)), &whole);
+            if !whole.steps.contains(&StartupStep::Ask) && !hide_channel_binding {
                 prop_assert_eq!(&whole.out, &stream);
             }
             prop_assert!(whole.out.len() <= stream.len());
