@@ -1,13 +1,12 @@
-//! The beginning of a PostgreSQL session as the server tells it: from behind the StartupMessage up to and including the first
+//! Parses the startup of a PostgreSQL session in the stream from the server: from the StartupMessage to the first
 //! ReadyForQuery.
 //!
-//! It is where the server says which key cancels the session's queries, whether it offers channel binding, whether it can
-//! be written to, and why it will not have the client. Source: PostgreSQL documentation, "Message Flow", "Message Formats"
-//! and "SASL Authentication".
+//! During startup the server sends the cancel key, its SASL mechanisms, its role and, if it rejects the client, the reason.
+//! Source: PostgreSQL documentation, "Message Flow", "Message Formats" and "SASL Authentication".
 //!
-//! A session that options a primary is decided the way libpq decides `target_session_attrs=primary`: a server that reports
-//! `in_hot_standby` (14 and later) is believed; any other is asked `pg_is_in_recovery()`. Unlike `read-write`, `primary`
-//! does not care for `default_transaction_read_only`: what is a setting of a user or a database is no role of a server.
+//! The role is determined as libpq does for `target_session_attrs=primary`. A server since version 14 reports
+//! `in_hot_standby`; an older one is asked for `pg_is_in_recovery()`. Unlike `read-write`, `primary` ignores
+//! `default_transaction_read_only`, which is a setting of a user or a database and not a role of the server.
 
 pub(crate) mod message;
 
@@ -20,62 +19,63 @@ use crate::protocol::postgres::startup::message::{
 
 use crate::protocol::postgres::CANCEL_BODY;
 
-/// What is wanted of the beginning of a session.
+/// How the startup of one session is handled.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct StartupOptions {
-    /// Take channel binding out of the server's offer. For a client without TLS, whose upstream has TLS: the server offers
-    /// what the client cannot do.
+    /// Remove SCRAM with channel binding from the server's mechanisms. This is for a client without TLS at an upstream with
+    /// TLS: the server offers a mechanism that the client cannot use.
     pub hide_channel_binding: bool,
-    /// Show the client nothing it need not answer, so that it can have another server instead.
+    /// Withhold messages from the client, so that another server can still be tried.
     pub withhold: Withhold,
 }
 
-/// How long the client is shown nothing.
+/// How long messages are withheld from the client.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Withhold {
     /// Not at all.
     #[default]
     Nothing,
-    /// Until the server has begun to deal with it, and does not refuse at once.
+    /// Until the server sends a message other than an error.
     Refusal,
-    /// Until it is known which role the server has.
+    /// Until the role of the server is known.
     Role,
 }
 
-/// How far a session has begun.
+/// The state of a startup.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum StartupStep {
-    /// More is to come from the server, and perhaps from the client.
+    /// Startup continues.
     Ongoing,
-    /// The server's role is known. All that the client has not been shown is held until [`StartupParser::release`].
+    /// The role of the server is known. Messages stay withheld until [`StartupParser::release`].
     Role(ServerRole),
-    /// The session is ready, and the server has said nothing of its role. All is held, and the server may be sent
-    /// [`RECOVERY_QUERY`], with its answer coming here like all else; or it may be released. Said once.
+    /// The session is ready, and the server has not reported its role. Returned once. All messages are withheld. The caller
+    /// either sends [`RECOVERY_QUERY`] and passes the reply to the parser, or calls [`StartupParser::release`].
     Ask,
-    /// The server refuses ([`StartupParser::refusal`]). Its words are held, like all that the client has not been shown. Only
-    /// said where something is held; otherwise they just pass.
+    /// The server rejects the client ([`StartupParser::refusal`]). The error is withheld. Returned only while messages are
+    /// withheld; otherwise the error passes to the client.
     Refused,
-    /// The session has begun. From here on bytes just pass, and need not come here.
+    /// Startup is complete. From here on, bytes need not pass through the parser.
     Done,
-    /// This is longer than the beginning of any session, or not PostgreSQL: nothing more will be found in it. What is held
-    /// can be released; from then on, and where nothing is held, bytes just pass.
+    /// The stream is not PostgreSQL, or longer than any startup, so parsing stops. Withheld bytes can be released; all other
+    /// bytes pass to the client.
     Lost,
-    /// The answer to [`RECOVERY_QUERY`] is none. The client would have to hear parts of it, so the session is to be given up.
+    /// The reply to [`RECOVERY_QUERY`] is invalid. The caller has to close the session, because a part of the reply would
+    /// reach the client.
     Aborted,
 }
 
-/// What a server is to the others.
+/// The role of a PostgreSQL server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ServerRole {
-    /// It can be written to.
+    /// Accepts writes.
     Primary,
-    /// It follows another one.
+    /// Replicates another server.
     Standby,
-    /// It was asked, and did not say.
+    /// The server did not report its role when asked.
     Unknown,
 }
 
-/// An ErrorResponse, which ends a session before it has begun.
+/// An ErrorResponse that ends a session during startup.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct StartupError {
     state: [u8; 5],
@@ -89,19 +89,19 @@ impl StartupError {
         str::from_utf8(&self.state).unwrap_or_default()
     }
 
-    /// Whether the server is only starting, stopping or recovering, and may take this very client later.
+    /// Whether the server is starting, stopping or recovering, and may accept the same client later.
     pub(crate) fn is_not_ready(&self) -> bool {
         &self.state == b"57P03"
     }
 
-    /// Whether client and server have seen different certificates: a proxy with its own stands between them.
+    /// Whether channel binding failed because client and server see different certificates.
     pub(crate) fn is_channel_binding(&self) -> bool {
         self.channel_binding
     }
 
     fn of(message: &Message<'_>) -> Option<Self> {
         let state = <[u8; 5]>::try_from(message.field(b'C')?).ok()?;
-        // The text may be in the server's language; the routine has only this one error of its state.
+        // The text may be translated. The routine has only this one error with SQLSTATE 28000.
         let text = message.field(b'M').is_some_and(|text| text == b"SCRAM channel binding check failed");
         let routine = message.field(b'R').is_some_and(|routine| routine == b"read_client_final_message");
         let plain = state.iter().all(|byte| byte.is_ascii_digit() || byte.is_ascii_uppercase());
@@ -109,14 +109,14 @@ impl StartupError {
     }
 }
 
-/// Follows the beginning of a session.
+/// Parses the stream from the server during startup.
 #[derive(Debug)]
 pub(crate) struct StartupParser {
     hide_channel_binding: bool,
     position: ParserPosition,
-    /// What has not been looked at yet: the beginning of a message, or what came behind a stop.
+    /// Bytes not parsed yet: an incomplete message, or what arrived after a stop.
     pending: Vec<u8>,
-    /// Whole messages that the client has not been shown.
+    /// Complete messages that are withheld from the client.
     held: Vec<u8>,
     asks_client: bool,
     offers_channel_binding: bool,
@@ -128,15 +128,15 @@ pub(crate) struct StartupParser {
 enum ParserPosition {
     /// Before ReadyForQuery.
     Beginning { withhold: Withhold },
-    /// Behind a held ReadyForQuery, in the answer to our question.
+    /// After a withheld ReadyForQuery, in the reply to [`RECOVERY_QUERY`].
     Answer { role: ServerRole },
-    /// At a word that the caller has to decide about.
+    /// At a step that the caller has to decide about.
     Stopped { at: StartupStep, next: Next },
-    /// All that comes just passes.
+    /// All further bytes pass to the client.
     Over(StartupStep),
 }
 
-/// Where a stop leads when it is released.
+/// The position after a stop is released.
 #[derive(Clone, Copy, Debug)]
 enum Next {
     Beginning,
@@ -145,7 +145,7 @@ enum Next {
 }
 
 impl StartupParser {
-    /// Begins behind the StartupMessage.
+    /// Starts after the StartupMessage was sent.
     pub(crate) fn new(options: StartupOptions) -> Self {
         Self {
             hide_channel_binding: options.hide_channel_binding,
@@ -159,10 +159,10 @@ impl StartupParser {
         }
     }
 
-    /// Goes on over the next bytes from the server, wherever they were cut, and appends what the client may have to `out`.
+    /// Parses the next chunk from the server, and appends the bytes for the client to `out`. Chunks may end anywhere.
     ///
-    /// It keeps no more than one chunk, one message of 64 KiB and 256 KiB of held ones, as long as nothing is given to it
-    /// between a stop and its release.
+    /// The parser holds at most one chunk, one message of 64 KiB and 256 KiB of withheld messages, provided that no chunk is
+    /// passed between a stop and its release.
     pub(crate) fn follow(&mut self, chunk: &[u8], out: &mut Vec<u8>) -> StartupStep {
         if let ParserPosition::Over(step) = self.position {
             out.extend_from_slice(chunk);
@@ -172,7 +172,7 @@ impl StartupParser {
         self.proceed(out)
     }
 
-    /// Lets the client have what was held, and goes on without holding anything.
+    /// Appends the withheld messages to `out` and withholds none from now on.
     pub(crate) fn release(&mut self, out: &mut Vec<u8>) -> StartupStep {
         let next = match self.position {
             ParserPosition::Beginning { .. } => Next::Beginning,
@@ -189,17 +189,17 @@ impl StartupParser {
         self.proceed(out)
     }
 
-    /// Lets the client have what is left, because the server has closed.
+    /// Appends all remaining bytes for the client to `out`, because the server has closed.
     pub(crate) fn end(mut self, out: &mut Vec<u8>) {
         out.append(&mut self.held);
-        // Behind our question, what is left is its answer.
+        // After RECOVERY_QUERY the remaining bytes are a part of its reply.
         if !matches!(self.position, ParserPosition::Answer { .. } | ParserPosition::Stopped { next: Next::Nowhere, .. }) {
             out.append(&mut self.pending);
         }
     }
 
-    /// Whether the server has asked the client for something, a password or the like. From then on the client has begun to
-    /// talk to this very server, and cannot have another one without noticing.
+    /// Whether the server has asked the client for something, such as a password. From then on the client is authenticating
+    /// to this server, and another one can no longer be tried.
     pub(crate) fn asks_client(&self) -> bool {
         self.asks_client
     }
@@ -210,12 +210,12 @@ impl StartupParser {
         self.offers_channel_binding
     }
 
-    /// Process id and secret key, just as the body of a CancelRequest has them.
+    /// Process id and secret key, in the format of a CancelRequest body.
     pub(crate) fn cancel_key(&self) -> Option<&[u8]> {
         self.cancel_key.as_deref()
     }
 
-    /// Why the server refuses, if it does.
+    /// The error, if the server rejects the client.
     pub(crate) fn refusal(&self) -> Option<StartupError> {
         self.refusal
     }
@@ -261,7 +261,8 @@ impl StartupParser {
         step
     }
 
-    /// Takes one message of the beginning, and says whether that stops it without a place to stop at.
+    /// Handles one message before ReadyForQuery. Returns [`StartupStep::Ask`] at the message that makes the caller ask for the
+    /// role, else [`StartupStep::Ongoing`].
     fn take(&mut self, message: Message<'_>, mut withhold: Withhold, out: &mut Vec<u8>) -> StartupStep {
         if withhold == Withhold::Refusal
             && ![ERROR_RESPONSE, NEGOTIATE_PROTOCOL_VERSION, NOTICE_RESPONSE].contains(&message.kind)
@@ -310,8 +311,8 @@ impl StartupParser {
         }
     }
 
-    /// An AuthenticationSASL as the client is to see it, if it is another one. What offers nothing else is left alone: the
-    /// client will say itself that it cannot do it.
+    /// An AuthenticationSASL without channel binding, where the client gets a changed one. An offer with no other mechanism
+    /// stays as it is: the client reports the error itself.
     fn offer_without_channel_binding(&mut self, message: &Message<'_>) -> Option<Vec<u8>> {
         let (AUTHENTICATION_SASL, names) = message.authentication()? else { return None };
         let names = names.strip_suffix(b"\0\0")?;
@@ -324,7 +325,7 @@ impl StartupParser {
         Some(message::message(message.kind, &body))
     }
 
-    /// Takes one message of the answer to our question; or what the server tells the client beside it.
+    /// Handles one message of the reply to [`RECOVERY_QUERY`], or an asynchronous message for the client.
     fn take_answer(&mut self, message: Message<'_>) {
         let ParserPosition::Answer { role } = &mut self.position else { return };
         match message.kind {
@@ -334,7 +335,7 @@ impl StartupParser {
                 self.position =
                     ParserPosition::Stopped { at: StartupStep::Role(*role), next: Next::Over(StartupStep::Done) };
             }
-            // Around the row, or instead of it.
+            // RowDescription and CommandComplete around the row, or an ErrorResponse instead of it.
             _ => {}
         }
     }
@@ -348,12 +349,12 @@ impl StartupParser {
     }
 }
 
-/// Whether an authentication request is one: AuthenticationOk and AuthenticationSASLFinal are not answered.
+/// Whether the client answers this authentication request. AuthenticationOk and AuthenticationSASLFinal have no answer.
 fn wants_an_answer(code: u32) -> bool {
     ![0, 12].contains(&code)
 }
 
-/// The role in a row of one column, which is one letter.
+/// The role in a DataRow with one column of one letter.
 fn role_in(row: &[u8]) -> ServerRole {
     match row {
         [0, 1, 0, 0, 0, 1, b'f'] => ServerRole::Primary,
@@ -362,12 +363,12 @@ fn role_in(row: &[u8]) -> ServerRole {
     }
 }
 
-/// What a server is asked that has not said its role: a Query.
+/// The Query that asks a server for its role.
 pub(crate) const RECOVERY_QUERY: &[u8] = b"Q\0\0\0\x2aSELECT pg_catalog.pg_is_in_recovery()\0";
 
 const AUTHENTICATION_SASL: u32 = 10;
 
-/// What is held of one session at most. Only a server that raises notices at every login comes anywhere near.
+/// Maximum size of the withheld messages of one session in bytes. Only a server that raises notices at every login comes near.
 const MAX_HELD: usize = 256 * 1024;
 
 #[cfg(test)]
@@ -377,7 +378,7 @@ mod tests {
 
     use super::*;
 
-    // As PostgreSQL 15 said them.
+    // Recorded from PostgreSQL 15.
     const NEGOTIATE: &[u8] = b"v\0\0\0\x0c\0\x03\0\0\0\0\0\0";
     const MD5: &[u8] = b"R\0\0\0\x0c\0\0\0\x05\xf7c\x96I";
     const CLEARTEXT: &[u8] = b"R\0\0\0\x08\0\0\0\x03";
@@ -406,9 +407,9 @@ mod tests {
     const HIDE: StartupOptions = StartupOptions { hide_channel_binding: true, withhold: Withhold::Nothing };
     const HOLD: StartupOptions = StartupOptions { hide_channel_binding: false, withhold: Withhold::Role };
 
-    /// Everything there is to be known of one way through.
+    /// The result of one run of the parser.
     #[derive(Debug, PartialEq)]
-    struct RoleAnswer {
+    struct Parsed {
         out: Vec<u8>,
         steps: Vec<StartupStep>,
         asks_client: bool,
@@ -417,8 +418,8 @@ mod tests {
         refusal: Option<StartupError>,
     }
 
-    /// Follows chunk by chunk and releases at every stop, but at a question: that one is asked.
-    fn parsed<'a>(options: StartupOptions, chunks: impl IntoIterator<Item = &'a [u8]>) -> RoleAnswer {
+    /// Parses chunk by chunk. Releases at every stop, but continues after [`StartupStep::Ask`] as if the query was sent.
+    fn parsed<'a>(options: StartupOptions, chunks: impl IntoIterator<Item = &'a [u8]>) -> Parsed {
         let mut parser = StartupParser::new(options);
         let (mut out, mut steps) = (Vec::new(), Vec::new());
         for chunk in chunks {
@@ -440,7 +441,7 @@ mod tests {
         let (asks_client, offers_channel_binding) = (parser.asks_client(), parser.offers_channel_binding());
         let (cancel_key, refusal) = (parser.cancel_key().map(<[u8]>::to_vec), parser.refusal());
         parser.end(&mut out);
-        RoleAnswer { out, steps, asks_client, offers_channel_binding, cancel_key, refusal }
+        Parsed { out, steps, asks_client, offers_channel_binding, cancel_key, refusal }
     }
 
     fn session(role: &[u8]) -> Vec<u8> {
@@ -448,7 +449,7 @@ mod tests {
     }
 
     #[test]
-    fn a_session_passes_untouched_and_tells_its_key() {
+    fn startup_passes_unchanged_and_its_cancel_key_is_known() {
         let before: [&[&[u8]]; 6] = [
             &[],
             &[NEGOTIATE],
@@ -468,7 +469,7 @@ mod tests {
     }
 
     #[test]
-    fn a_server_that_may_refuse_is_held_until_it_deals_with_the_client() {
+    fn errors_are_withheld_until_the_server_sends_another_message() {
         const FIRST: StartupOptions = StartupOptions { hide_channel_binding: false, withhold: Withhold::Refusal };
         let fatal = message(ERROR_RESPONSE, b"SFATAL\0C57P03\0Mthe database system is starting up\0\0");
         for before in [&b""[..], NEGOTIATE] {
@@ -483,7 +484,7 @@ mod tests {
                 assert_eq!(parser.follow(begun, &mut out), StartupStep::Ongoing);
                 assert_eq!(out, [before, begun].concat());
                 out.clear();
-                // From here on it is between the two.
+                // From here on errors pass to the client.
                 assert_eq!(parser.follow(&fatal, &mut out), StartupStep::Ongoing);
                 assert_eq!(mem::take(&mut out), fatal);
             }
@@ -492,7 +493,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_key_is_a_key_and_an_impossible_one_is_none() {
+    fn cancel_key_of_invalid_length_is_ignored() {
         for (length, taken) in [(7, false), (8, true), (260, true), (261, false)] {
             let key = vec![7; length];
             let stream = [OK, &message(BACKEND_KEY_DATA, &key), READY].concat();
@@ -502,7 +503,7 @@ mod tests {
     }
 
     #[test]
-    fn channel_binding_is_taken_out_of_the_offer_and_nothing_else_is() {
+    fn only_channel_binding_is_removed_from_the_mechanisms() {
         let rest = [SASL_CONTINUE, SASL_FINAL, &session(PRIMARY)].concat();
         let hidden = parsed(HIDE, [&[SASL_OVER_TLS, &rest].concat()[..]]);
         assert_eq!(hidden.out, [SASL, &rest].concat());
@@ -522,7 +523,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_shown_before_the_role_is_known() {
+    fn messages_are_withheld_until_the_role_is_known() {
         for (role, expected) in [(PRIMARY, ServerRole::Primary), (STANDBY, ServerRole::Standby)] {
             let stream = [NEGOTIATE, &session(role)].concat();
             let mut parser = StartupParser::new(HOLD);
@@ -537,7 +538,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_that_must_answer_is_shown_what_it_needs_for_that_and_no_more() {
+    fn authentication_passes_while_other_messages_are_withheld() {
         let mut parser = StartupParser::new(HOLD);
         let mut out = Vec::new();
         assert_eq!(parser.follow(&[NEGOTIATE, SASL].concat(), &mut out), StartupStep::Ongoing);
@@ -552,7 +553,7 @@ mod tests {
     }
 
     #[test]
-    fn an_older_server_is_asked_and_the_client_does_not_hear_of_it() {
+    fn older_server_is_queried_for_its_role_and_the_client_sees_no_reply() {
         let late = [message(PARAMETER_STATUS, b"TimeZone\0GMT\0"), message(NOTICE_RESPONSE, b"SLOG\0\0")].concat();
         let standby =
             ANSWER.to_vec().into_iter().map(|byte| if byte == b'f' { b't' } else { byte }).collect::<Vec<_>>();
@@ -579,7 +580,7 @@ mod tests {
     }
 
     #[test]
-    fn a_question_that_is_not_asked_or_never_answered_leaves_the_session_as_it_was() {
+    fn session_is_unchanged_when_the_query_is_skipped_or_unanswered() {
         let mut out = Vec::new();
         let mut parser = StartupParser::new(HOLD);
         assert_eq!(parser.follow(&[&session(b"")[..], b"late"].concat(), &mut out), StartupStep::Ask);
@@ -595,7 +596,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_that_is_none_reaches_nobody() {
+    fn invalid_reply_to_the_query_never_reaches_the_client() {
         let mut out = Vec::new();
         let mut parser = StartupParser::new(HOLD);
         assert_eq!(parser.follow(&[&session(b"")[..], &ANSWER[..9]].concat(), &mut out), StartupStep::Ask);
@@ -606,7 +607,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_is_named_and_passed_on() {
+    fn rejection_by_the_server_is_classified_and_passed_on() {
         let starting = message(ERROR_RESPONSE, b"SFATAL\0C57P03\0Mthe database system is starting up\0\0");
         let binding_in_german = message(
             ERROR_RESPONSE,
@@ -637,7 +638,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_postgresql_or_has_no_end_is_passed_on_from_there() {
+    fn stream_that_is_not_postgresql_or_endless_passes_unparsed() {
         let old_style = b"Ecould not fork new process for connection: out of memory\n\0".to_vec();
         let too_long = [b"S\0\x01\0\x01", &[b'x'; 70_000][..], READY].concat();
         for strange in [old_style, b"HTTP/1.1 400 Bad Request\r\n".to_vec(), b"Z\0\0\0\x03I".to_vec(), too_long] {
@@ -692,7 +693,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn where_a_stream_is_cut_changes_nothing_and_without_a_question_nothing_is_lost(
+        fn any_chunks_have_the_same_result_and_no_byte_is_lost_without_a_query(
             messages in prop::collection::vec(any_message(), 0..20),
             cuts in prop::collection::vec(prop_oneof![1_usize..8, 1_usize..400], 1..10),
             hide_channel_binding in any::<bool>(),
