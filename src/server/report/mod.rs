@@ -112,7 +112,7 @@ pub(crate) fn host_cache(policy: &ListenerPolicy, host_cache: &HostCache) -> Vec
             "resolved_at": status.good.map(|(_, at)| seconds(at)),
             "stale": status.failure.is_some(),
             "error": status.failure.as_ref().map(printable::field),
-            "next_look_at": status.next_look.map(seconds),
+            "next_look_at": status.next_lookup.map(seconds),
         })
     });
     told.collect()
