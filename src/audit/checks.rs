@@ -48,9 +48,9 @@ impl HealthChecks {
     /// The summaries that are due; all of them if `at_once`.
     pub(crate) fn summaries(&self, at_once: bool) -> Vec<Event> {
         let mut listeners = self.listeners();
-        let due = listeners
-            .iter_mut()
-            .filter(|(_, suppressed)| suppressed.count > 0 && (at_once || suppressed.logged.elapsed() >= SUMMARY_INTERVAL));
+        let due = listeners.iter_mut().filter(|(_, suppressed)| {
+            suppressed.count > 0 && (at_once || suppressed.logged.elapsed() >= SUMMARY_INTERVAL)
+        });
         due.map(|(listener, suppressed)| suppressed.summary(listener)).collect()
     }
 
@@ -93,7 +93,9 @@ mod tests {
         assert!((0..7).all(|_| !checks.count(&fields("cache"), Reason::UntrustedSource)));
         assert!(checks.summaries(false).is_empty(), "an hour has not passed");
         let summaries: Vec<_> = checks.summaries(true).iter().map(|event| event.json(None)).collect();
-        assert!(matches!(summaries.as_slice(), [one] if one.contains(r#""suppressed":7"#) && one.contains(r#""cache""#)));
+        assert!(
+            matches!(summaries.as_slice(), [one] if one.contains(r#""suppressed":7"#) && one.contains(r#""cache""#))
+        );
         assert!(checks.summaries(true).is_empty());
     }
 }

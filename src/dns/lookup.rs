@@ -35,7 +35,8 @@ pub(crate) fn lookup_all(names: &[HostName]) -> BTreeMap<HostName, Answer> {
         let (sender, waiting) = (sender.clone(), Arc::clone(&waiting));
         let work = move || {
             while let Some(name) = waiting.lock().unwrap_or_else(PoisonError::into_inner).pop() {
-                let answer = fault::contain("resolver", || lookup(&name)).unwrap_or_else(|fault| Err(fault.to_string()));
+                let answer =
+                    fault::contain("resolver", || lookup(&name)).unwrap_or_else(|fault| Err(fault.to_string()));
                 if sender.send((name, answer)).is_err() {
                     return;
                 }

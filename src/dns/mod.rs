@@ -77,12 +77,7 @@ impl HostCache {
 
     /// The addresses of `names`. Names that are not `watched` yet are looked up now, which takes a few seconds at most. A name
     /// without any answer gets the last one from `cache_file`.
-    pub fn find(
-        &self,
-        names: &BTreeSet<HostName>,
-        watched: &HashSet<&HostName>,
-        cache_file: &CacheFile,
-    ) -> Lookup {
+    pub fn find(&self, names: &BTreeSet<HostName>, watched: &HashSet<&HostName>, cache_file: &CacheFile) -> Lookup {
         let fresh = names.iter().filter(|name| !watched.contains(name) || self.state(name).is_none());
         let fresh: Vec<HostName> = fresh.cloned().collect();
         let mut warnings = Vec::new();
@@ -167,7 +162,9 @@ impl HostCache {
 impl HostState {
     fn after(before: Option<&Self>, answer: Answer, now: OffsetDateTime) -> Self {
         match answer {
-            Ok((addresses, omitted)) => Self { good: Some((addresses, now)), omitted, failure: None, next_lookup: None },
+            Ok((addresses, omitted)) => {
+                Self { good: Some((addresses, now)), omitted, failure: None, next_lookup: None }
+            }
             Err(failure) => Self { failure: Some(failure), ..before.cloned().unwrap_or_default() },
         }
     }
@@ -187,7 +184,9 @@ impl HostState {
                 Some(omitted) if before.and_then(|before| before.omitted) != Some(omitted) => {
                     Some(HostChange::Degraded(format!("dns:{name}: {omitted}")))
                 }
-                Some(_) | None => failed_before.then(|| HostChange::Recovered(format!("dns:{name} can be resolved again"))),
+                Some(_) | None => {
+                    failed_before.then(|| HostChange::Recovered(format!("dns:{name} can be resolved again")))
+                }
             },
         }
     }
@@ -224,7 +223,10 @@ mod tests {
             Some(HostChange::Degraded(message) | HostChange::Recovered(message)) => message,
             None => String::new(),
         };
-        assert!(message(names.note(&name(), failed(), NOW)).ends_with("no such name; the rule admits no client until it can be resolved"));
+        assert!(
+            message(names.note(&name(), failed(), NOW))
+                .ends_with("no such name; the rule admits no client until it can be resolved")
+        );
         assert_eq!(names.note(&name(), failed(), NOW), None);
         assert!(message(names.note(&name(), answer(&[1, 2]), NOW)).ends_with("can be resolved again"));
         assert_eq!(known(&names), "10.0.0.1, 10.0.0.2");

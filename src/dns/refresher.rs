@@ -133,7 +133,8 @@ impl Refresher {
         for (name, plan) in &mut self.plans {
             if plan.due.is_some_and(|due| due <= now) {
                 plan.due = None;
-                let (name, host_cache, permits) = (name.clone(), Arc::clone(&self.host_cache), Arc::clone(&self.permits));
+                let (name, host_cache, permits) =
+                    (name.clone(), Arc::clone(&self.host_cache), Arc::clone(&self.permits));
                 // A failing name needs no time to live, because it is retried soon.
                 let ttl_probe = (plan.failures == 0).then(|| Arc::clone(&self.ttl_probe));
                 self.lookups.spawn(async move {

@@ -281,7 +281,11 @@ mod tests {
         let (mut memory, now) = (Memory::default(), Instant::now());
         for number in 1..2 * SILENCES_BEFORE_PAUSE {
             let _ = memory.note(&name(number), TtlAnswer::Silence, now);
-            assert_eq!(memory.may_ask(&name(99), now), number < SILENCES_BEFORE_PAUSE, "{number}: only those names may be affected");
+            assert_eq!(
+                memory.may_ask(&name(99), now),
+                number < SILENCES_BEFORE_PAUSE,
+                "{number}: only those names may be affected"
+            );
         }
         let later = now + minutes(1);
         assert!(memory.may_ask(&name(99), later), "queries at the same time count as one");

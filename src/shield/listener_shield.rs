@@ -212,11 +212,7 @@ impl ListenerShield {
                 let message = format!(
                     "cannot attach the packet filter of {length} instructions to {}: {error}{}",
                     socket.bind_addr.address,
-                    if error.raw_os_error() == Some(libc::ENOMEM) {
-                        "; increase net.core.optmem_max"
-                    } else {
-                        ""
-                    }
+                    if error.raw_os_error() == Some(libc::ENOMEM) { "; increase net.core.optmem_max" } else { "" }
                 );
                 warn!(listener = %policy.name, error = %message, "shield unavailable");
                 self.unavailable_reason = Some(message);

@@ -100,7 +100,8 @@ impl Shields {
         let mut former = std::mem::take(&mut self.listeners);
         for policy in snapshot.listeners() {
             let mut shield = former.remove(&policy.name).unwrap_or_default();
-            let sockets = policy.bind_addrs.iter().filter_map(|bind_addr| Some((bind_addr.clone(), socket(bind_addr)?)));
+            let sockets =
+                policy.bind_addrs.iter().filter_map(|bind_addr| Some((bind_addr.clone(), socket(bind_addr)?)));
             shield.set_sockets(sockets.collect());
             self.listeners.insert(Arc::clone(&policy.name), shield);
         }
@@ -319,7 +320,8 @@ mod tests {
         let mut fixture = Fixture::new();
         let snapshot = fixture.snapshot(&shielded("\"127.0.0.1\"", "auto"));
         fixture.follow(&snapshot);
-        let is_active = |fixture: &Fixture| fixture.shields.status(snapshot.named("cache").unwrap()).active_since.is_some();
+        let is_active =
+            |fixture: &Fixture| fixture.shields.status(snapshot.named("cache").unwrap()).active_since.is_some();
         assert!(is_idle(&fixture).await, "no check is due without untrusted connections");
         for second in 0..3 {
             assert!(!is_active(&fixture), "{second}");

@@ -249,7 +249,10 @@ impl Writer<'_> {
             let lines = self.gathered.get(before.len().max(*written)..).unwrap_or_default();
             self.shared.dropped.fetch_add(unreported + lines_in(lines), Ordering::Relaxed);
             if !self.failing {
-                report_failure(format_args!("cannot write to {}: {error}; its lines are dropped", self.destination.name()));
+                report_failure(format_args!(
+                    "cannot write to {}: {error}; its lines are dropped",
+                    self.destination.name()
+                ));
             }
         }
         self.failing = result.is_err();

@@ -150,7 +150,12 @@ mod tests {
             let end = stream.len().min(position + cut);
             tracker.follow(&stream[position..end]);
             position = end;
-            prop_assert_eq!(tracker.is_at_boundary(), ends_at_a_boundary(&stream[..position]), "behind {} bytes", position);
+            prop_assert_eq!(
+                tracker.is_at_boundary(),
+                ends_at_a_boundary(&stream[..position]),
+                "behind {} bytes",
+                position
+            );
             if position == stream.len() {
                 break;
             }

@@ -82,13 +82,9 @@ pub(crate) fn cancel_header(body: usize) -> [u8; HEADER_LENGTH] {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Malformed {
     /// Neither a request code nor protocol 3.
-    Code {
-        code: u32,
-    },
+    Code { code: u32 },
     /// A length that this kind of packet cannot have.
-    Length {
-        declared: u32,
-    },
+    Length { declared: u32 },
 }
 
 impl fmt::Display for Malformed {

@@ -204,7 +204,10 @@ fn too_many_chains() -> Outcome {
 
 /// The outcome of a session that a fault prevented from being judged. It must not stay open.
 fn not_judged() -> Outcome {
-    Outcome::new(Reason::CredentialRevoked, "an internal fault prevented the session from being judged; see `portcullis status`")
+    Outcome::new(
+        Reason::CredentialRevoked,
+        "an internal fault prevented the session from being judged; see `portcullis status`",
+    )
 }
 
 /// The name of this part in fault reports.

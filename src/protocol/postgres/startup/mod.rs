@@ -193,7 +193,8 @@ impl StartupParser {
     pub(crate) fn end(mut self, out: &mut Vec<u8>) {
         out.append(&mut self.held);
         // After RECOVERY_QUERY the remaining bytes are a part of its reply.
-        if !matches!(self.position, ParserPosition::Answer { .. } | ParserPosition::Stopped { next: Next::Nowhere, .. }) {
+        if !matches!(self.position, ParserPosition::Answer { .. } | ParserPosition::Stopped { next: Next::Nowhere, .. })
+        {
             out.append(&mut self.pending);
         }
     }
@@ -240,9 +241,7 @@ impl StartupParser {
                 }
             };
             let (message, behind) = match First::of(rest) {
-                First::Whole(message, behind) if self.held.len() + message.whole.len() <= MAX_HELD => {
-                    (message, behind)
-                }
+                First::Whole(message, behind) if self.held.len() + message.whole.len() <= MAX_HELD => (message, behind),
                 First::Cut => break,
                 First::Whole(..) | First::Impossible => {
                     self.lose();
@@ -464,7 +463,10 @@ mod tests {
             assert_eq!(parsed.out, stream);
             assert_eq!(parsed.steps, [StartupStep::Done]);
             assert_eq!(parsed.cancel_key.as_deref(), Some(&b"\0\0A~*\xa8\xe00"[..]));
-            assert_eq!((parsed.asks_client, parsed.offers_channel_binding, parsed.refusal), (case > 1, case == 5, None));
+            assert_eq!(
+                (parsed.asks_client, parsed.offers_channel_binding, parsed.refusal),
+                (case > 1, case == 5, None)
+            );
         }
     }
 
