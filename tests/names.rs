@@ -110,7 +110,7 @@ fn a_name_that_cannot_be_resolved_keeps_its_last_addresses_also_over_a_restart()
     let mut inside = let_in(&portcullis, "127.0.0.5");
     let seen = portcullis.seen();
     name(&portcullis.site, &[]);
-    warned(&portcullis, seen, "its last good answer, of 20");
+    warned(&portcullis, seen, "using the last good answer, from 20");
     // Several looks later nothing more has been said, and nothing was taken away.
     eventually("it is stale", || (status(&portcullis)["stale"] == true).then_some(()));
     inside.ask(b"still here", b"still here");
@@ -127,7 +127,7 @@ fn a_name_that_cannot_be_resolved_keeps_its_last_addresses_also_over_a_restart()
     let site = std::mem::replace(&mut portcullis.site, Site::new());
     let again = start(site, config).unwrap();
     assert!(is_let_in(&again, "127.0.0.5"), "what is kept counts");
-    warned(&again, 0, "its last good answer, of 20");
+    warned(&again, 0, "using the last good answer, from 20");
     let seen = again.seen();
     name(&again.site, &[("app.test", &["127.0.0.7"])]);
     told(&again, seen, "source.removed", "127.0.0.5");

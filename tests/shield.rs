@@ -204,7 +204,7 @@ fn a_flood_raises_the_shield_and_its_end_lowers_it() {
         raised.store(true, Ordering::Relaxed);
         on
     });
-    assert!(on.text("detail").starts_with("a flood: "), "{}", on.0);
+    assert!(on.text("detail").starts_with("flood: "), "{}", on.0);
     let seen = denials(&portcullis);
     assert!(seen >= 150, "{seen}");
     assert!(is_silent(address, "127.0.0.9"));

@@ -63,7 +63,7 @@ pub(crate) enum RoleReply {
     /// The reply is complete.
     Done {
         role: Role,
-        /// Number of bytes of the last chunk that belong to the reply. The rest is not ours.
+        /// Number of bytes of the last chunk that belong to the reply. The rest follows the reply.
         used: usize,
     },
     /// The bytes are not Redis, or exceed the maximum length. The connection cannot be used.
