@@ -1,8 +1,9 @@
 //! Internal faults: panics that are contained, so that a defect costs one piece of work and not the process.
 //!
-//! Every long-running task, and every independent step of it, goes through [`contain`], [`contained`] or [`restarted`]. Tasks that
-//! hold a socket or a queue are resumed with it after a [`Backoff`]. A fault is logged as an error, kept for `status`
-//! ([`record::recent`]) and returned to the caller, which decides how to continue. All locks in the program ignore poisoning.
+//! Every long-running task, and every independent step of it, goes through [`contain`], [`contained`] or [`restarted`].
+//! Tasks that hold a socket or a queue are resumed with it after a [`Backoff`]. A fault is logged as an error, kept for
+//! `status` ([`record::recent`]) and returned to the caller, which decides how to continue. All locks in the program ignore
+//! poisoning.
 
 #[cfg(test)]
 pub(crate) mod injection;
