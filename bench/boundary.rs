@@ -1,4 +1,4 @@
-//! What it costs to follow a PostgreSQL server's messages: `cargo bench --bench boundary`.
+//! The cost of tracking the message boundaries of a PostgreSQL server: `cargo bench --bench boundary`.
 
 use std::hint::black_box;
 use std::time::Instant;
@@ -10,23 +10,23 @@ fn main() {
     for length in [30, 60, 200, 1_000, 1_000_000] {
         report(&length.to_string(), &vec![length; (8 * CHUNK).div_ceil(length)]);
     }
-    // As many as there are of the shortest, of lengths in no order.
+    // Mixed lengths in no particular order.
     let mixed: Vec<usize> = (0..8 * CHUNK / 30).map(|number| 10 + number * 2_654_435_761 % 40).collect();
     report("10 to 49", &mixed);
 }
 
-/// The time for one message among messages of these lengths, and for a GB of them: the median of many rounds.
+/// Prints the time for one message among messages of these lengths, and for a GB of them: medians of all rounds.
 fn report(name: &str, lengths: &[usize]) {
     let stream: Vec<u8> = lengths.iter().flat_map(|length| message(*length)).collect();
-    let mut boundary = FrameTracker::default();
+    let mut tracker = FrameTracker::default();
     let mut times: Vec<f64> = (0..ROUNDS)
         .map(|_| {
             let start = Instant::now();
             for chunk in stream.chunks(CHUNK) {
-                boundary.follow(black_box(chunk));
+                tracker.follow(black_box(chunk));
             }
             let seconds = start.elapsed().as_secs_f64();
-            assert!(boundary.is_at_boundary(), "the stream has whole messages only");
+            assert!(tracker.is_at_boundary(), "the stream consists of whole messages");
             seconds
         })
         .collect();
@@ -36,7 +36,7 @@ fn report(name: &str, lengths: &[usize]) {
     println!("{name:>10}  {message_ns:>11.2}  {gigabyte_ms:>7.1}");
 }
 
-/// A message of so many bytes, header included.
+/// A message of `length` bytes with its header.
 fn message(length: usize) -> Vec<u8> {
     let header = u32::try_from(length - 1).unwrap_or(u32::MAX).to_be_bytes();
     let mut message = [b"D", &header[..]].concat();
@@ -44,7 +44,7 @@ fn message(length: usize) -> Vec<u8> {
     message
 }
 
-/// What the relay reads at a time.
+/// Bytes that the relay reads at a time.
 const CHUNK: usize = 64 << 10;
 
 const ROUNDS: usize = 501;

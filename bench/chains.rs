@@ -1,5 +1,5 @@
-//! What the certificates of a client cost, those of an attacker beside those of an ordinary client:
-//! `cargo bench --bench chains`. With `-- handshakes`, whole handshakes only.
+//! The cost of verifying client certificates, of an attacker and of an ordinary client: `cargo bench --bench chains`.
+//! With `-- handshakes`, whole handshakes only.
 
 mod handshakes;
 
@@ -38,11 +38,11 @@ fn main() -> Result<(), Failure> {
             let others = (0..anchors).map(|number| authority(&named(number), None, algorithm));
             let others = others.collect::<Result<Vec<_>, _>>()?;
             let looping = median(&others, |_| looping("Loop CA", algorithm))?;
-            row(&format!("{name}: looping intermediates, {anchors} anchors of other names"), looping, ordinary);
+            row(&format!("{name}: looping intermediates, {anchors} anchors with other names"), looping, ordinary);
             let namesakes = (0..anchors).map(|_| authority("Loop CA", None, algorithm));
             let namesakes = namesakes.collect::<Result<Vec<_>, _>>()?;
             let looping = median(&namesakes, |_| self::looping("Loop CA", algorithm))?;
-            row(&format!("{name}: looping intermediates, {anchors} anchors of their name"), looping, ordinary);
+            row(&format!("{name}: looping intermediates, {anchors} anchors with their name"), looping, ordinary);
         }
     }
     large()?;
@@ -50,23 +50,23 @@ fn main() -> Result<(), Failure> {
     handshakes::run()
 }
 
-/// A certificate as large as a handshake may hold, which is read once to name it in the audit.
+/// A certificate of the maximum size in a handshake, which is parsed once to name it in the audit.
 fn large() -> Result<(), Failure> {
     let mut names = named("client");
-    for number in 0..MANY {
+    for number in 0..LARGE {
         names.subject_alt_names.push(SanType::DnsName(format!("n{number}").try_into()?));
     }
     let mut subject = named("client");
-    for number in 0..MANY {
+    for number in 0..LARGE {
         subject.distinguished_name.push(DnType::CustomDnType(vec![2, 5, 4, number]), "x");
     }
     let mut extensions = named("client");
-    for number in 0..MANY {
+    for number in 0..LARGE {
         let extension = CustomExtension::from_oid_content(&[1, 2, number], vec![5, 0]);
         extensions.custom_extensions.push(extension);
     }
     for (what, params) in
-        [("subject alternative names", names), ("parts of a subject", subject), ("extensions", extensions)]
+        [("subject alternative names", names), ("subject attributes", subject), ("extensions", extensions)]
     {
         let der = params.self_signed(&KeyPair::generate()?)?.der().clone();
         let mut times: Vec<_> = (0..ROUNDS)
@@ -78,7 +78,7 @@ fn large() -> Result<(), Failure> {
             .collect();
         times.sort_unstable();
         let median = times.get(ROUNDS / 2).ok_or("no rounds")?;
-        println!("\n{MANY} {what}, {} bytes: read in {} µs", der.len(), median.as_micros());
+        println!("\n{LARGE} {what}, {} bytes: parsed in {} µs", der.len(), median.as_micros());
     }
     Ok(())
 }
@@ -87,7 +87,7 @@ fn row(what: &str, cost: Duration, ordinary: Duration) {
     println!("{what:<72} {:>10.0} {:>10.2}", cost.as_secs_f64() * 1e6, cost.as_secs_f64() / ordinary.as_secs_f64());
 }
 
-/// The median time to judge a chain that was not seen before.
+/// The median time to verify a chain that is not cached.
 fn median(
     anchors: &[Authority],
     chain: impl Fn(usize) -> Result<Vec<CertificateDer<'static>>, Failure>,
@@ -114,7 +114,7 @@ fn looping(name: &str, algorithm: &'static SignatureAlgorithm) -> Result<Vec<Cer
     Ok(chain)
 }
 
-/// Memory and time of many CAs with long lists: what is there after building, and at most meanwhile.
+/// Memory and time of many CAs with long revocation lists.
 fn lists() -> Result<(), Failure> {
     let authorities = (0..LISTS).map(|number| authority(&format!("CA {number}"), None, &PKCS_ECDSA_P256_SHA256));
     let authorities = authorities.collect::<Result<Vec<_>, _>>()?;
@@ -131,7 +131,7 @@ fn lists() -> Result<(), Failure> {
     }
     let took = began.elapsed();
     println!(
-        "\n{LISTS} anchors with a list of {ENTRIES} entries each ({} MiB): {} ms, {} MiB more, a client of each accepted",
+        "\n{LISTS} anchors with a list of {ENTRIES} entries each ({} MiB): {} ms, {} MiB more, one client of each accepted",
         ders.iter().map(Vec::len).sum::<usize>() >> 20,
         took.as_millis(),
         resident()?.saturating_sub(before) >> 10,
@@ -203,8 +203,8 @@ fn named(name: &str) -> CertificateParams {
     params
 }
 
-/// Names, parts or extensions of a large certificate.
-const MANY: u64 = 2_000;
+/// Number of names, attributes or extensions of a large certificate.
+const LARGE: u64 = 2_000;
 
 const ROUNDS: usize = 51;
 

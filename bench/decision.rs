@@ -1,4 +1,4 @@
-//! What one source decision costs, by the number of rules. `lookup` prints it, and `peers` puts it into its report.
+//! The cost of one source decision by the number of rules. `lookup` prints it, and `peers` includes it in its report.
 
 use std::hint::black_box;
 use std::net::{IpAddr, Ipv4Addr};
@@ -11,25 +11,25 @@ use time::OffsetDateTime;
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Decision {
     pub(crate) trusted_ns: f64,
-    pub(crate) stranger_ns: f64,
+    pub(crate) untrusted_ns: f64,
     pub(crate) build_ms: f64,
 }
 
 impl Decision {
-    /// Looks up so many clients, so many times.
+    /// Looks up `samples` clients in each of `rounds` rounds.
     pub(crate) fn measure(rules: u32, samples: u32, rounds: u32) -> Self {
         let (set, build) = timed(|| TrustedSources::new((0..rules).map(rule)));
         let trusted: Vec<_> = (0..samples).map(|n| client(n % rules)).collect();
-        let strangers: Vec<_> = (0..samples).map(|n| client(STRANGERS + n)).collect();
+        let untrusted: Vec<_> = (0..samples).map(|n| client(UNTRUSTED + n)).collect();
         Self {
             trusted_ns: median(&set, &trusted, rounds, true),
-            stranger_ns: median(&set, &strangers, rounds, false),
+            untrusted_ns: median(&set, &untrusted, rounds, false),
             build_ms: build * 1e3,
         }
     }
 }
 
-/// Networks of mixed length all over IPv4, in no order.
+/// Networks of mixed length all over IPv4, in no particular order.
 fn rule(number: u32) -> Rule {
     let length = 24 + 4 * (number % 3);
     let address = u32::from(first_address(number)) & (u32::MAX << (32 - length));
@@ -52,7 +52,7 @@ pub(crate) fn first_address(number: u32) -> Ipv4Addr {
     spread.into()
 }
 
-/// Nanoseconds of one lookup: the median of many rounds.
+/// Nanoseconds of one lookup: the median of all rounds.
 fn median(set: &TrustedSources, clients: &[IpAddr], rounds: u32, expected: bool) -> f64 {
     let now = OffsetDateTime::now_utc();
     let mut times: Vec<f64> = (0..rounds)
@@ -76,5 +76,5 @@ fn timed<T>(work: impl FnOnce() -> T) -> (T, f64) {
     (value, start.elapsed().as_secs_f64())
 }
 
-/// Numbers no rule has.
-const STRANGERS: u32 = 1_000_000;
+/// The first number that no rule uses.
+const UNTRUSTED: u32 = 1_000_000;

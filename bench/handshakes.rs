@@ -1,5 +1,5 @@
-//! Whole handshakes of clients that try to make them expensive: CPU time of the server process, in the kernel and outside.
-//! `nginx` gets the same input where it is installed.
+//! Whole handshakes of clients that try to make them expensive: CPU time of the server process in user and kernel mode.
+//! `nginx` gets the same input if it is installed.
 
 use std::fmt::Write as _;
 use std::io::{Read as _, Write as _};
@@ -26,12 +26,12 @@ use rustls::{ClientConfig, ClientConnection, DigitallySignedStruct, Error, Signa
 
 use super::{Authority, Failure, authority, named};
 
-/// What clients of one listener show.
+/// The clients of one listener.
 struct Case {
     name: &'static str,
     /// The listener's `client_ca`.
     anchors: String,
-    /// A handshake each, in turn.
+    /// The clients, which take turns.
     clients: Vec<Shown>,
     style: Style,
 }
@@ -41,22 +41,22 @@ struct Shown {
     key: PrivateKeyDer<'static>,
 }
 
-/// How a client sends what it shows.
+/// How a client sends its certificates.
 #[derive(Clone, Copy)]
 struct Style {
     group: &'static dyn SupportedKxGroup,
-    /// Bytes of a record, where that is limited.
+    /// Maximum size of a record in bytes, if limited.
     records: Option<usize>,
 }
 
 const PLAIN: Style = Style { group: aws_lc_rs::kx_group::X25519MLKEM768, records: None };
 
-/// Measures every case, beside an ordinary handshake.
+/// Measures every case, and an ordinary handshake for comparison.
 pub(super) fn run() -> Result<(), Failure> {
     let upstream = upstream()?;
     let mut cases = cases()?;
     if let Some(part) = after("--only").and_then(|part| part.into_string().ok()) {
-        // The ordinary one, which the others are compared with, stays.
+        // The ordinary case is the reference and stays.
         let first = cases.first().map(|case| case.name);
         cases.retain(|case| Some(case.name) == first || case.name.contains(&part));
     }
@@ -93,7 +93,9 @@ fn cases() -> Result<Vec<Case>, Failure> {
     };
     let many =
         |make: &dyn Fn() -> Result<Shown, Failure>| (0..HANDSHAKES).map(|_| make()).collect::<Result<Vec<_>, _>>();
-    let some = |make: &dyn Fn() -> Result<Shown, Failure>| (0..FEW).map(|_| make()).collect::<Result<Vec<_>, _>>();
+    let some = |make: &dyn Fn() -> Result<Shown, Failure>| {
+        (0..REJECTED_CLIENTS).map(|_| make()).collect::<Result<Vec<_>, _>>()
+    };
     let mut cases = vec![
         case(
             "ordinary: P-256, one intermediate, a new client each time",
@@ -109,17 +111,17 @@ fn cases() -> Result<Vec<Case>, Failure> {
     cases.push(styled("ordinary, in records of 64 bytes", Style { records: Some(64), ..PLAIN }, ordinary()?));
 
     for (name, named_name, algorithm) in [
-        ("looping P-256, 62 anchors of their name", "Loop CA", p256),
-        ("looping P-521, 62 anchors of other names", "Other CA", p521),
-        ("looping P-384, 62 anchors of their name", "Loop CA", p384),
-        ("looping P-521, 62 anchors of their name", "Loop CA", p521),
+        ("looping P-256, 62 anchors with their name", "Loop CA", p256),
+        ("looping P-521, 62 anchors with other names", "Other CA", p521),
+        ("looping P-384, 62 anchors with their name", "Loop CA", p384),
+        ("looping P-521, 62 anchors with their name", "Loop CA", p521),
     ] {
         let anchors = (0..62).map(|_| authority(named_name, None, algorithm)).collect::<Result<Vec<_>, _>>()?;
         cases.push(case(name, &anchors.iter().collect::<Vec<_>>(), some(&|| looping(algorithm, 0))?));
     }
     let anchors = (0..62).map(|_| authority("Loop CA", None, p256)).collect::<Result<Vec<_>, _>>()?;
     let anchors: Vec<_> = anchors.iter().collect();
-    cases.push(case("looping P-256, 60 KB, 62 anchors of their name", &anchors, some(&|| looping(p256, 9_000))?));
+    cases.push(case("looping P-256, 60 KB, 62 anchors with their name", &anchors, some(&|| looping(p256, 9_000))?));
     let small = Style { records: Some(1_024), ..PLAIN };
     let padded = case("looping P-256, 60 KB, in records of 1 KiB", &anchors, some(&|| looping(p256, 9_000))?);
     cases.push(Case { style: small, ..padded });
@@ -132,14 +134,18 @@ fn cases() -> Result<Vec<Case>, Failure> {
         }
         Ok(shown)
     };
-    cases.push(case("forged by RSA-8192, two anchors of its name", &big.iter().collect::<Vec<_>>(), some(&forged)?));
+    cases.push(case(
+        "forged RSA-8192 signature, two anchors with its issuer's name",
+        &big.iter().collect::<Vec<_>>(),
+        some(&forged)?,
+    ));
     let first_big = big.first().ok_or("no key")?;
     let crossed = CertifiedIssuer::signed_by(authority_params("Big CA 2"), second_big_key()?, first_big)?;
     let below = || client(&named("client"), &crossed, p256, &[&crossed]);
     cases.push(case("good: RSA-8192 anchor and intermediate", &[first_big], many(&below)?));
 
     cases.push(case(
-        "good, and six junk certificates of 9 KB of unrelated names",
+        "good, and six unrelated certificates of 9 KB",
         &[&root],
         many(&|| {
             let mut shown = client(&plain, &root, p256, &[])?;
@@ -152,7 +158,7 @@ fn cases() -> Result<Vec<Case>, Failure> {
         })?,
     ));
     cases.push(case(
-        "good, and six of 9 KB of its issuer's name",
+        "good, and six certificates of 9 KB with its issuer's name",
         &[&root],
         many(&|| {
             let mut shown = client(&plain, &root, p256, &[])?;
@@ -163,7 +169,7 @@ fn cases() -> Result<Vec<Case>, Failure> {
     let namesakes = (0..8).map(|_| authority("Root CA", None, p521)).collect::<Result<Vec<_>, _>>()?;
     let beside: Vec<_> = [&root].into_iter().chain(&namesakes).collect();
     cases.push(case(
-        "good, eight P-521 anchors of its issuer's name, looping junk",
+        "good, eight P-521 anchors with its issuer's name, looping",
         &beside,
         many(&|| {
             let mut shown = client(&plain, &root, p256, &[])?;
@@ -196,13 +202,13 @@ fn cases() -> Result<Vec<Case>, Failure> {
         extensions.custom_extensions.push(CustomExtension::from_oid_content(&[1, 2, number], vec![5, 0]));
     }
     let wide = named(&"n".repeat(60_000));
-    // As many as there are in an extension that is read.
+    // As many as fit into an extension that is parsed.
     let mut just_short = named("client");
     just_short.subject_alt_names = (0..1_300).filter_map(|_| "a".try_into().ok().map(SanType::DnsName)).collect();
     for (name, params) in [
         ("of an unknown CA, 2,000 alternative names", with_names(2_000, "n")),
         ("of an unknown CA, 1,300 alternative names of one letter", just_short.clone()),
-        ("of an unknown CA, 2,000 parts of a subject", subject.clone()),
+        ("of an unknown CA, 2,000 subject attributes", subject.clone()),
         ("of an unknown CA, 2,000 extensions", extensions.clone()),
         ("of an unknown CA, a common name of 60 KB", wide.clone()),
     ] {
@@ -210,7 +216,7 @@ fn cases() -> Result<Vec<Case>, Failure> {
     }
     for (name, params) in [
         ("good, 2,000 alternative names", with_names(2_000, "n")),
-        ("good, 2,000 parts of a subject", subject),
+        ("good, 2,000 subject attributes", subject),
         ("good, 2,000 extensions", extensions),
         ("good, a common name of 60 KB", wide),
     ] {
@@ -273,7 +279,7 @@ fn limited_authority(name: &str, subtrees: usize, issuer: Option<&Authority>) ->
     })
 }
 
-/// A certificate of a CA that nobody trusts, made large.
+/// A large certificate of a CA that is not trusted.
 fn padded_authority(name: &str, padding: usize) -> Result<CertificateDer<'static>, Failure> {
     let mut params = authority_params(name);
     if padding > 0 {
@@ -313,7 +319,7 @@ fn private(key: &KeyPair) -> Result<PrivateKeyDer<'static>, Failure> {
     Ok(PrivateKeyDer::try_from(key.serialize_der())?)
 }
 
-/// The key of an authority, once more.
+/// A copy of the key of an authority.
 fn team_key(authority: &Authority) -> Result<KeyPair, Failure> {
     Ok(KeyPair::from_pem(&authority.key().serialize_pem())?)
 }
@@ -326,7 +332,7 @@ fn second_big_key() -> Result<KeyPair, Failure> {
     rsa_8192(1)
 }
 
-/// Generating one takes half a minute, so they are kept.
+/// Generating a key takes half a minute, so keys are cached.
 fn rsa_8192(number: usize) -> Result<KeyPair, Failure> {
     let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("rsa-8192-{number}.der"));
     if !path.exists() {
@@ -338,7 +344,7 @@ fn rsa_8192(number: usize) -> Result<KeyPair, Failure> {
     Ok(KeyPair::from_der_and_sign_algo(&der, &PKCS_RSA_SHA256)?)
 }
 
-/// The same certificate with a wrong signature.
+/// The certificate with an invalid signature.
 fn forge(der: &CertificateDer<'_>) -> CertificateDer<'static> {
     let mut bytes = der.to_vec();
     if let Some(last) = bytes.last_mut() {
@@ -418,7 +424,7 @@ impl Server {
         let began = Instant::now();
         for port in server.ports.clone() {
             while TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_err() {
-                if began.elapsed() > PATIENCE || server.child.try_wait()?.is_some() {
+                if began.elapsed() > TIMEOUT || server.child.try_wait()?.is_some() {
                     return Err("the server did not start".into());
                 }
                 thread::sleep(Duration::from_millis(20));
@@ -437,7 +443,7 @@ impl Server {
         for config in configs.iter().cycle().take(HANDSHAKES) {
             handshake(Arc::clone(config), port);
         }
-        // What a refused connection still costs belongs to it.
+        // The work after a rejected connection belongs to it.
         thread::sleep(Duration::from_millis(50));
         Ok((cpu()? - before).as_secs_f64() * 1e6 / f64::from(u32::try_from(HANDSHAKES)?))
     }
@@ -450,12 +456,12 @@ impl Drop for Server {
     }
 }
 
-/// The program of `--binary FILE`, or the one that was built for the occasion.
+/// The program of `--binary FILE`, or the one that cargo has built.
 fn binary() -> PathBuf {
     after("--binary").map_or_else(|| env!("CARGO_BIN_EXE_portcullis").into(), PathBuf::from)
 }
 
-/// The argument behind this one.
+/// The argument after this one.
 fn after(option: &str) -> Option<std::ffi::OsString> {
     std::env::args_os().skip_while(|argument| argument != option).nth(1)
 }
@@ -477,12 +483,12 @@ fn site(cases: &[Case]) -> Result<(tempfile::TempDir, Vec<u16>), Failure> {
     Ok((directory, ports))
 }
 
-/// One full handshake; waits until the server has had its say.
+/// Does one full handshake, and waits until the server closes.
 fn handshake(config: Arc<ClientConfig>, port: u16) {
     let attempt = || -> Result<(), Failure> {
         let mut stream = TcpStream::connect(SocketAddr::from((Ipv4Addr::LOCALHOST, port)))?;
         stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_read_timeout(Some(TIMEOUT))?;
         let mut tls = ClientConnection::new(config, ServerName::try_from("localhost")?)?;
         while tls.is_handshaking() {
             tls.complete_io(&mut stream)?;
@@ -497,7 +503,7 @@ fn handshake(config: Arc<ClientConfig>, port: u16) {
         while stream.read(&mut rest)? > 0 {}
         Ok(())
     };
-    // Most are refused.
+    // Most are rejected.
     let _ = attempt();
 }
 
@@ -518,7 +524,7 @@ fn config(case: &Case, shown: &Shown) -> Result<Arc<ClientConfig>, Failure> {
     Ok(Arc::new(config))
 }
 
-/// Shows the same certificates whatever the server asks for.
+/// Always presents the same certificates.
 #[derive(Debug)]
 struct Always(Arc<CertifiedKey>);
 
@@ -572,10 +578,10 @@ impl ServerCertVerifier for AnyServer {
 
 const HANDSHAKES: usize = 100;
 
-/// Different clients of a case that is refused, and so never remembered.
-const FEW: usize = 10;
+/// Number of different clients of a case that is rejected, and therefore never cached.
+const REJECTED_CLIENTS: usize = 10;
 
-/// Names, parts or extensions of a large certificate.
+/// Number of names, attributes or extensions of a large certificate.
 const MANY: u64 = 2_000;
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);

@@ -1,4 +1,4 @@
-//! What it costs to judge every open session anew after a reload, and how long the data path waits meanwhile:
+//! The cost of judging every open session again after a reload, and how long the data path waits meanwhile:
 //! `cargo bench --bench judgement`.
 
 use std::fmt::Write as _;
@@ -36,18 +36,18 @@ fn main() -> Result<(), Failure> {
     println!("{SESSIONS} sessions, {RULES} rules; median of {ROUNDS} rounds, and the worst");
     println!("{:<58}  {:>14}  {:>22}", "", "judged, ms", "longest wait, ms");
     for (what, certificates, issuer, change) in [
-        ("one certificate, the rules have changed", 1, By::Root, Change::Rules),
-        ("one certificate, the trust has changed", 1, By::Root, Change::Trust),
-        ("a certificate each, the rules have changed", SESSIONS, By::Root, Change::Rules),
-        ("a certificate each, the trust has changed", SESSIONS, By::Root, Change::Trust),
-        ("a certificate each, the CA's certificate is renewed", SESSIONS, By::Root, Change::Renewal),
-        ("a certificate each, the CA is made anew under its old name", SESSIONS, By::Root, Change::NewKey),
-        ("a certificate each, the CA's list has changed", SESSIONS, By::Root, Change::List(By::Root)),
-        ("  and takes all of them back", SESSIONS, By::Root, Change::Revocation(By::Root)),
-        ("  by an intermediate, the root's list has changed", SESSIONS, By::Between, Change::List(By::Root)),
-        ("  by an intermediate, and its list has changed", SESSIONS, By::Between, Change::List(By::Between)),
-        ("  and takes all of them back", SESSIONS, By::Between, Change::Revocation(By::Between)),
-        ("  by an intermediate, which the root's list takes back", SESSIONS, By::Between, Change::Revocation(By::Root)),
+        ("one certificate, rules changed", 1, By::Root, Change::Rules),
+        ("one certificate, trust anchors changed", 1, By::Root, Change::Trust),
+        ("a certificate each, rules changed", SESSIONS, By::Root, Change::Rules),
+        ("a certificate each, trust anchors changed", SESSIONS, By::Root, Change::Trust),
+        ("a certificate each, CA certificate renewed", SESSIONS, By::Root, Change::Renewal),
+        ("a certificate each, CA replaced under the same name", SESSIONS, By::Root, Change::NewKey),
+        ("a certificate each, CRL of the CA changed", SESSIONS, By::Root, Change::List(By::Root)),
+        ("  and revokes all of them", SESSIONS, By::Root, Change::Revocation(By::Root)),
+        ("  issued by an intermediate, CRL of the root changed", SESSIONS, By::Between, Change::List(By::Root)),
+        ("  issued by an intermediate, its CRL changed", SESSIONS, By::Between, Change::List(By::Between)),
+        ("  and revokes all of them", SESSIONS, By::Between, Change::Revocation(By::Between)),
+        ("  issued by an intermediate, which the root revokes", SESSIONS, By::Between, Change::Revocation(By::Root)),
     ] {
         let mut rounds = (0..ROUNDS).map(|_| round(certificates, issuer, change)).collect::<Result<Vec<_>, _>>()?;
         rounds.sort_by(|one, other| one.judged.total_cmp(&other.judged));
@@ -59,10 +59,10 @@ fn main() -> Result<(), Failure> {
     parked()
 }
 
-/// One client has parked sessions, each with a chain of its own that has to be searched anew because its CA is replaced; the
-/// certificates of all others are revoked.
+/// One client holds sessions with a different chain each, which have to be verified again because their CA is replaced. The
+/// certificates of all other clients are revoked.
 fn parked() -> Result<(), Failure> {
-    println!("\n{:<58}  {:>14}  {:>14}", "sessions of one client with chains of their own", "others, ms", "all, ms");
+    println!("\n{:<58}  {:>14}  {:>14}", "sessions of one client with different chains", "others, ms", "all, ms");
     for hostile in [0, PARKED, SESSIONS / 2] {
         let site = Site::new()?;
         let [old, new] = ["Old CA", "New CA"]
@@ -84,10 +84,10 @@ fn parked() -> Result<(), Failure> {
         let before = site.snapshot(None)?;
         let registry = Arc::new(ConnectionRegistry::default());
         let chains = (hostile..SESSIONS).map(|_| site.client(By::Root)).collect::<Result<Vec<_>, _>>()?;
-        let others = enter_as_many(&before, &registry, &chains, chains.len())?;
+        let others = open_sessions(&before, &registry, &chains, chains.len())?;
         let own = || Ok(vec![leaf.clone(), between.der().clone(), by_new.clone(), junk()?]);
         let own_chains = (0..hostile).map(|_| own()).collect::<Result<Vec<_>, Failure>>()?;
-        let _parked = enter_as_many(&before, &registry, &own_chains, hostile)?;
+        let _parked = open_sessions(&before, &registry, &own_chains, hostile)?;
         std::fs::write(site.path("clients.pem"), [site.root.pem(), new.pem()].concat())?;
         site.write_list(By::Root, 2, &chains.iter().filter_map(|chain| chain.first()).collect::<Vec<_>>())?;
         let after = site.snapshot(Some(&before))?;
@@ -95,7 +95,7 @@ fn parked() -> Result<(), Failure> {
         let began = Instant::now();
         let ended = thread::scope(|scope| {
             let watching = scope.spawn(|| {
-                while !others.iter().all(has_to_end) {
+                while !others.iter().all(is_terminated) {
                     thread::sleep(TICK);
                 }
                 began.elapsed()
@@ -117,36 +117,36 @@ fn enforce(snapshot: &Snapshot, registry: &ConnectionRegistry) {
     revocation::enforce(snapshot, registry, &registry.all(), OffsetDateTime::now_utc(), &apply);
 }
 
-/// An authority.
+/// The issuer of a certificate.
 #[derive(Debug, Clone, Copy)]
 enum By {
     /// The trust anchor.
     Root,
-    /// One below it.
+    /// An intermediate below it.
     Between,
 }
 
-/// What a reload has changed.
+/// The change in a reload.
 #[derive(Debug, Clone, Copy)]
 enum Change {
     /// A rule.
     Rules,
-    /// A CA that vouches for nobody here.
+    /// A CA that has issued none of the certificates.
     Trust,
-    /// The CA's certificate, in whose place there is another of the same key.
+    /// The CA certificate is replaced by one with the same key.
     Renewal,
-    /// The CA, in whose place there is another of the same name with a new key.
+    /// The CA certificate is replaced by one with the same name and a new key.
     NewKey,
-    /// A revocation list that takes back nothing of theirs.
+    /// A revocation list that revokes none of the certificates.
     List(By),
-    /// A revocation list that takes back everything its authority has issued.
+    /// A revocation list that revokes all certificates of its issuer.
     Revocation(By),
 }
 
-/// Milliseconds.
+/// Times in milliseconds.
 struct Round {
     judged: f64,
-    /// The longest wait of a neighbour meanwhile, and before.
+    /// The longest wait of a worker during the pass, and before.
     busy: f64,
     idle: f64,
 }
@@ -158,7 +158,7 @@ fn round(certificates: usize, issuer: By, change: Change) -> Result<Round, Failu
     let before = site.snapshot(None)?;
     let registry = Arc::new(ConnectionRegistry::default());
     let chains = (0..certificates).map(|_| site.client(issuer)).collect::<Result<Vec<_>, _>>()?;
-    let present = enter_as_many(&before, &registry, &chains, SESSIONS)?;
+    let sessions = open_sessions(&before, &registry, &chains, SESSIONS)?;
     match change {
         Change::Rules => site.write_rules(RULES + 1)?,
         Change::Trust => {
@@ -187,17 +187,17 @@ fn round(certificates: usize, issuer: By, change: Change) -> Result<Round, Failu
     let began = Instant::now();
     let (busy, ()) = waits(&registry, || enforce(&after, &registry));
     let judged = began.elapsed().as_secs_f64() * 1e3;
-    let ended = present.iter().filter(|guard| has_to_end(guard)).count();
+    let ended = sessions.iter().filter(|guard| is_terminated(guard)).count();
     let expected = if matches!(change, Change::Revocation(_) | Change::NewKey) { SESSIONS } else { 0 };
     if ended == expected { Ok(Round { judged, busy, idle }) } else { Err(format!("{change:?}: {ended} ended").into()) }
 }
 
-fn has_to_end(guard: &ConnectionGuard) -> bool {
+fn is_terminated(guard: &ConnectionGuard) -> bool {
     pin!(guard.terminated()).poll(&mut Context::from_waker(Waker::noop())).is_ready()
 }
 
-/// Opens so many sessions, which share the certificates that there are.
-fn enter_as_many(
+/// Opens `count` sessions, which share the given chains.
+fn open_sessions(
     snapshot: &Snapshot,
     registry: &Arc<ConnectionRegistry>,
     chains: &[Vec<CertificateDer<'static>>],
@@ -216,8 +216,8 @@ fn enter_as_many(
     chains.iter().cycle().take(count).enumerate().map(session).collect()
 }
 
-/// Does some work while another thread, as a worker does, wakes every millisecond and lets a connection come and go.
-/// Returns by how many milliseconds it was late at worst.
+/// Does some work while another thread, like a worker, wakes every millisecond and registers a connection. Returns the maximum
+/// delay of that thread in milliseconds.
 fn waits<T>(registry: &Arc<ConnectionRegistry>, work: impl FnOnce() -> T) -> (f64, T) {
     let over = AtomicBool::new(false);
     thread::scope(|scope| {
@@ -237,7 +237,7 @@ fn waits<T>(registry: &Arc<ConnectionRegistry>, work: impl FnOnce() -> T) -> (f6
     })
 }
 
-/// A directory with what a configuration needs.
+/// A directory with the files of a configuration.
 struct Site {
     directory: TempDir,
     root: CertifiedIssuer<'static, KeyPair>,
@@ -259,7 +259,7 @@ impl Site {
         Ok(site)
     }
 
-    /// A revocation list of this number.
+    /// Writes a revocation list with this number.
     fn write_list(&self, by: By, number: u64, revoked: &[&CertificateDer<'static>]) -> Result<(), Failure> {
         self.write_list_of(self.authority(by), number, revoked)
     }
@@ -332,7 +332,7 @@ fn authority_params(name: &str) -> CertificateParams {
     params
 }
 
-/// One address for each number below some millions.
+/// A different address for each number.
 fn address(number: usize) -> IpAddr {
     let number = u32::try_from(number).unwrap_or(u32::MAX);
     IpAddr::V4((0x0a00_0000 | number).into())
@@ -352,9 +352,9 @@ tls.client_crl = "clients.crl"
 "#;
 
 const SESSIONS: usize = 10_000;
-/// Sessions that one client has parked.
+/// Sessions of the client with many chains.
 const PARKED: usize = 400;
-/// Names, and as many constraints.
+/// Number of names, and of name constraints.
 const SUBTREES: usize = 40;
 const RULES: usize = 100_000;
 const ROUNDS: usize = 5;

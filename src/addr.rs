@@ -1,57 +1,56 @@
-//! Addresses in the terms of this program: where a client comes from, where a listener listens, where an upstream is.
+//! Addresses of clients, listeners and upstreams.
 //!
-//! A [`ClientAddr`] is canonical from birth, so no other code has to remember that a dual-stack socket reports an IPv4
-//! client as `::ffff:a.b.c.d`.
+//! A [`ClientAddr`] is always canonical, because a dual-stack socket reports an IPv4 client as `::ffff:a.b.c.d`.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 
-/// Where a client connects from: the address of its socket, or a Unix socket of this machine, which tells none. An
-/// IPv4-mapped IPv6 address is held as the IPv4 address it stands for (RFC 4291 §2.5.5.2).
+/// The address of a client: an IP address and port, or none for a client of a Unix socket. An IPv4-mapped IPv6 address is
+/// stored as the IPv4 address (RFC 4291 §2.5.5.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ClientAddr {
-    /// None at a Unix socket.
+    /// `None` for a Unix socket.
     ip: Option<IpAddr>,
     port: u16,
 }
 
 impl ClientAddr {
-    /// A client that came to a Unix socket.
+    /// A client of a Unix socket.
     pub const UNIX: Self = Self { ip: None, port: 0 };
 
-    /// Takes the address the kernel reports for an accepted socket, or a load balancer for its client.
+    /// Converts the address that the kernel reports for an accepted socket, or that a load balancer announces.
     pub fn new(peer: SocketAddr) -> Self {
         let (ip, port) = canonical(peer);
         Self { ip: Some(ip), port }
     }
 
-    /// A client known only by its IP address, as `portcullis explain` asks about one.
+    /// A client known only by its IP address, as in `portcullis explain`.
     pub fn from_ip(ip: IpAddr) -> Self {
         Self { ip: Some(ip.to_canonical()), port: 0 }
     }
 
-    /// The canonical IP address; none for a client of a Unix socket.
+    /// The canonical IP address; `None` for a client of a Unix socket.
     pub fn ip(self) -> Option<IpAddr> {
         self.ip
     }
 
-    /// The source port; none for a client of a Unix socket.
+    /// The source port; `None` for a client of a Unix socket.
     pub fn port(self) -> Option<u16> {
         self.ip.map(|_| self.port)
     }
 
-    /// Address and port; none for a client of a Unix socket.
+    /// Address and port; `None` for a client of a Unix socket.
     pub fn socket(self) -> Option<SocketAddr> {
         self.ip.map(|ip| SocketAddr::new(ip, self.port))
     }
 
-    /// The source as audit events have it: the IP address, or `unix`.
+    /// The `source` of audit events: the IP address, or `unix`.
     pub fn source(self) -> String {
         self.ip.map_or_else(|| "unix".to_owned(), |ip| ip.to_string())
     }
 
-    /// Whom it counts for where something is counted by source; nobody for a client of a Unix socket.
+    /// The key for limits by source; `None` for a client of a Unix socket.
     pub fn source_key(self) -> Option<SourceKey> {
         self.ip.map(|ip| match ip {
             IpAddr::V4(ip) => SourceKey::V4(ip),
@@ -63,24 +62,22 @@ impl ClientAddr {
     }
 }
 
-/// Where a connection comes from, and by whose word.
+/// The client of a connection, and the load balancer that announced it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ClientOrigin {
-    /// The client.
     pub client: ClientAddr,
-    /// The load balancer whose socket it is, where it is one's.
+    /// The load balancer that the connection comes from, if any.
     pub via: Option<ClientAddr>,
 }
 
 impl ClientOrigin {
-    /// The load balancer, where it speaks for somebody else: that a connection of its own comes from it is no matter of
-    /// its word.
+    /// The load balancer, if it announced a client other than itself.
     pub fn proxy(self) -> Option<ClientAddr> {
         self.via.filter(|via| *via != self.client)
     }
 }
 
-/// Who comes by itself.
+/// A client that connects without a load balancer.
 impl From<ClientAddr> for ClientOrigin {
     fn from(client: ClientAddr) -> Self {
         Self { client, via: None }
@@ -102,11 +99,9 @@ impl fmt::Display for ClientAddr {
     }
 }
 
-/// What counts as one source: an IPv4 address, or the /64 of an IPv6 address, in which one host can take any address it
-/// likes.
+/// A source for limits: an IPv4 address, or the /64 of an IPv6 address, because one host can use any address of its /64.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum SourceKey {
-    /// One address.
     V4(Ipv4Addr),
     /// The first four groups of an address.
     V6([u16; 4]),
@@ -122,12 +117,11 @@ impl fmt::Display for SourceKey {
     }
 }
 
-/// One address a listener is bound to.
+/// An address that a listener is bound to.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum ListenAddr {
-    /// A TCP port.
     Tcp(TcpListenAddr),
-    /// The file of a Unix socket.
+    /// The path of a Unix socket.
     Unix(PathBuf),
 }
 
@@ -156,7 +150,7 @@ impl ListenAddr {
     }
 }
 
-/// As the configuration has it.
+/// The form in the configuration.
 impl fmt::Display for ListenAddr {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -166,12 +160,12 @@ impl fmt::Display for ListenAddr {
     }
 }
 
-/// A TCP port that a listener is bound to.
+/// A TCP address that a listener is bound to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TcpListenAddr {
-    /// The address and port; port 0 lets the kernel choose.
+    /// With port 0 the kernel chooses the port.
     pub socket: SocketAddr,
-    /// Whether an IPv6 wildcard leaves IPv4 alone. Without meaning for an IPv4 address.
+    /// Whether an IPv6 wildcard excludes IPv4. Ignored for an IPv4 address.
     pub ipv6_only: bool,
 }
 
@@ -201,14 +195,13 @@ impl fmt::Display for TcpListenAddr {
     }
 }
 
-/// Where the database is.
+/// The configured address of an upstream.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum UpstreamAddr {
-    /// `host:port`; a name is resolved anew for every connection.
+    /// `host:port`. A name is resolved for every connection.
     Tcp {
         /// A host name or an IP address without brackets.
         host: String,
-        /// The port.
         port: u16,
     },
     /// `unix:/path`.
@@ -216,7 +209,7 @@ pub enum UpstreamAddr {
 }
 
 impl UpstreamAddr {
-    /// Whether a connection to this address would come out at `listen` on the same machine, as far as the texts tell.
+    /// Whether a connection to this address would reach `listen` on the same machine, as far as the addresses show it.
     pub fn reaches(&self, listen: &ListenAddr) -> bool {
         match (self, listen) {
             (Self::Tcp { host, port }, ListenAddr::Tcp(listen)) => reaches_port(host, *port, listen),
@@ -225,7 +218,7 @@ impl UpstreamAddr {
         }
     }
 
-    /// The host, where it has one.
+    /// The host; `None` for a Unix socket.
     pub fn host(&self) -> Option<&str> {
         match self {
             Self::Tcp { host, .. } => Some(host),
@@ -257,14 +250,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_ipv4_mapped_client_is_the_ipv4_client() {
+    fn ipv4_mapped_client_equals_the_ipv4_client() {
         let mapped = ClientAddr::new("[::ffff:10.1.2.3]:5".parse().unwrap());
         assert_eq!(mapped, ClientAddr::new("10.1.2.3:5".parse().unwrap()));
         assert_eq!(mapped.to_string(), "10.1.2.3:5");
     }
 
     #[test]
-    fn a_wildcard_overlaps_what_it_covers_and_nothing_else() {
+    fn wildcard_overlaps_exactly_the_addresses_it_covers() {
         let at = |text: &str, ipv6_only| ListenAddr::Tcp(TcpListenAddr { socket: text.parse().unwrap(), ipv6_only });
         assert!(at("0.0.0.0:1", false).overlaps(&at("127.0.0.1:1", false)));
         assert!(at("127.0.0.1:1", false).overlaps(&at("[::]:1", false)));
@@ -275,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn an_upstream_that_is_the_listener_itself_is_noticed() {
+    fn upstream_that_is_the_listener_itself_is_detected() {
         let upstream = |host: &str, port| UpstreamAddr::Tcp { host: host.into(), port };
         let listen = |text: &str| ListenAddr::Tcp(TcpListenAddr { socket: text.parse().unwrap(), ipv6_only: false });
         assert!(upstream("127.0.0.1", 6380).reaches(&listen("127.0.0.1:6380")));
@@ -288,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn an_ipv6_upstream_is_shown_in_brackets() {
+    fn ipv6_upstream_is_shown_in_brackets() {
         assert_eq!(UpstreamAddr::Tcp { host: "::1".into(), port: 6379 }.to_string(), "[::1]:6379");
         assert_eq!(UpstreamAddr::Tcp { host: "db".into(), port: 5432 }.to_string(), "db:5432");
         assert_eq!(UpstreamAddr::Unix("/run/redis.sock".into()).to_string(), "unix:/run/redis.sock");
@@ -307,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn all_of_a_64_is_one_source_and_each_ipv4_address_is_another() {
+    fn ipv6_64_is_one_source_and_each_ipv4_address_is_another() {
         let key = |text: &str| ClientAddr::from_ip(text.parse().unwrap()).source_key().unwrap();
         assert_eq!(key("2001:db8:1:2::1"), key("2001:db8:1:2:ffff:ffff:ffff:ffff"));
         assert_ne!(key("2001:db8:1:2::1"), key("2001:db8:1:3::1"));
@@ -320,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_of_a_unix_socket_has_no_address() {
+    fn client_of_a_unix_socket_has_no_address() {
         assert_eq!(ClientAddr::UNIX.ip(), None);
         assert_eq!(ClientAddr::UNIX.port(), None);
         assert_eq!(ClientAddr::UNIX.source(), "unix");

@@ -1,7 +1,7 @@
-//! How a connection can end.
+//! The outcome of a connection.
 //!
-//! Every room of a connection's life fails with an [`Outcome`], and a life that goes well ends with one too, so that there
-//! is one door out and one place that writes the audit event.
+//! Every phase of a connection fails with an [`Outcome`], and a connection that succeeds ends with one too, so that one place
+//! writes the audit event.
 
 use std::fmt;
 
@@ -12,68 +12,64 @@ use crate::printable;
 pub enum Reason {
     /// The client's certificate has expired.
     ClientCertificateExpired,
-    /// The client's certificate cannot be used: malformed, not yet valid, wrong purpose, bad signature.
+    /// The client's certificate is malformed or not yet valid, or has a wrong purpose or a bad signature.
     ClientCertificateInvalid,
     /// The listener requires a client certificate and none was presented.
     ClientCertificateMissing,
-    /// A revocation list names the client's certificate, or one between it and its CA.
+    /// A revocation list contains the client's certificate or one of its intermediates.
     ClientCertificateRevoked,
-    /// No trust anchor of the listener vouches for the client's certificate.
+    /// The client's certificate was not issued by a trust anchor of the listener.
     ClientCertificateUnknownCa,
-    /// The client ended the connection.
     ClientClosed,
-    /// The client's certificate is good, but `trusted_clients` names none of its names.
+    /// The client's certificate is valid, but no name of it is in `trusted_clients`.
     ClientNotTrusted,
     /// An administrator ended the session.
     ClosedByAdmin,
-    /// The listener has as many sessions as it may have.
+    /// The listener has reached `max_connections`.
     ConnectionLimit,
-    /// The policy no longer accepts the certificate an open session was let in with.
+    /// The policy no longer accepts the certificate of an open session.
     CredentialRevoked,
-    /// One side ended and the other stayed silent for too long.
+    /// One side closed and the other was silent for `half_close_timeout`.
     HalfCloseTimeout,
-    /// The TLS handshake failed.
     HandshakeFailed,
-    /// The listener has as many connections in their handshake as it may have.
+    /// The listener has reached `max_handshakes`.
     HandshakeLimit,
-    /// The client did not finish preface and TLS in time.
+    /// The client did not complete the preface and TLS within `handshake_timeout`.
     HandshakeTimeout,
-    /// No byte moved either way for too long.
+    /// No byte was relayed in either direction for `idle_timeout`.
     IdleTimeout,
-    /// The network failed under an open connection, or this program did.
+    /// An I/O error or an internal fault ended an open connection.
     IoError,
-    /// The listener was taken out of the configuration.
+    /// The listener was removed from the configuration.
     ListenerRemoved,
-    /// The client spoke plaintext where TLS must begin.
+    /// The client sent plaintext where TLS is required.
     PlaintextRefused,
-    /// The client's bytes are not of the listener's protocol.
+    /// The client's bytes do not follow the protocol of the listener.
     ProtocolViolation,
-    /// A load balancer's PROXY header cannot be made sense of.
+    /// The PROXY header of a load balancer is invalid.
     ProxyHeaderInvalid,
-    /// A load balancer that has to say where its client comes from did not.
+    /// A load balancer did not send the required PROXY header.
     ProxyHeaderMissing,
-    /// The source connects more often than it may.
+    /// The source exceeds `connection_rate_per_source`.
     RateLimited,
-    /// The rule that let an open session in has come to its end.
+    /// The rule that admitted an open session has expired.
     RuleExpired,
-    /// The process was told to stop.
+    /// The process is stopping.
     Shutdown,
-    /// The source has as many sessions as it may have.
+    /// The source has reached `max_connections_per_source`.
     SourceConnectionLimit,
-    /// No rule trusts the address of an open session any more.
+    /// No rule trusts the address of an open session any longer.
     SourceRevoked,
     /// No rule trusts the client's address.
     UntrustedSource,
-    /// The upstream ended the connection.
     UpstreamClosed,
-    /// TLS with the upstream failed: it, or we, refused the other's certificate, or it speaks none.
+    /// TLS with the upstream failed: either side rejected the other's certificate, or the upstream does not support TLS.
     UpstreamTlsFailed,
-    /// The upstream could not be reached.
     UpstreamUnreachable,
 }
 
 impl Reason {
-    /// The stable code that audit events carry.
+    /// The stable code in audit events.
     pub const fn code(self) -> &'static str {
         match self {
             Self::ClientCertificateExpired => "client_certificate_expired",
@@ -109,7 +105,7 @@ impl Reason {
         }
     }
 
-    /// Whether the policy ends an open session for this.
+    /// Whether the policy ends an open session for this reason.
     pub const fn is_revocation(self) -> bool {
         matches!(
             self,
@@ -128,26 +124,24 @@ impl fmt::Display for Reason {
     }
 }
 
-/// The end of a connection: the code for the auditor and the words for the operator. The client is told neither; it gets
-/// a fixed message of its own protocol.
+/// The end of a connection: the code for auditors and the detail for operators. The client sees neither; it receives a fixed
+/// message in its own protocol.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Outcome {
-    /// The stable code.
     pub reason: Reason,
-    /// What happened and what to do about it, for the log. Empty where the code says it all. Escaped and cut, because it may
-    /// contain names and error texts of clients and upstreams.
+    /// What happened and what to do, for the log. Empty where the code is sufficient. It is escaped and cut, because it may
+    /// contain names and error messages of clients and upstreams.
     pub detail: String,
 }
 
 impl Outcome {
-    /// An ending that needs words.
     pub fn new(reason: Reason, detail: impl fmt::Display) -> Self {
         Self { reason, detail: printable::field(detail) }
     }
 
-    /// Adds words to the detail.
-    pub fn add(&mut self, words: impl fmt::Display) {
-        self.detail = printable::field(format_args!("{}{words}", self.detail));
+    /// Appends to the detail.
+    pub fn add(&mut self, text: impl fmt::Display) {
+        self.detail = printable::field(format_args!("{}{text}", self.detail));
     }
 }
 
@@ -157,7 +151,7 @@ impl From<Reason> for Outcome {
     }
 }
 
-/// Bytes relayed so far. Kept outside the relay's future, so that a session ended by an error still tells its counts.
+/// Bytes relayed so far. They are stored outside the relay's future, so that a session that ends with an error keeps its counts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct ByteCounts {
     /// Bytes from the client to the upstream, as plaintext.

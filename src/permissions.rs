@@ -1,7 +1,7 @@
-//! Says who was denied what by file permissions, and which command grants it.
+//! Explains a permission error of the file system: which user was denied, and which command grants access.
 //!
-//! The kernel says "Permission denied" and no more: not as which user, and not whether the file or a directory above it is
-//! the obstacle. Both are found out here, after the fact.
+//! The kernel reports only "Permission denied". This module determines the user, and whether the file or a directory above it
+//! denies access.
 
 use std::borrow::Cow;
 use std::io;
@@ -18,13 +18,13 @@ pub(crate) fn user() -> String {
     User::from_uid(uid).ok().flatten().map_or_else(|| uid.to_string(), |user| user.name)
 }
 
-/// The same for its group.
+/// The name of the group that the program runs as, or its number where it has no name.
 fn group() -> String {
     let gid = getegid();
     Group::from_gid(gid).ok().flatten().map_or_else(|| gid.to_string(), |group| group.name)
 }
 
-/// What could not be done, and why; where permissions are the reason, as which user.
+/// A message that names what failed and why, with the user if permissions are the reason.
 pub(crate) fn cannot(what: &str, error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::PermissionDenied => format!("{what} as user {}: permission denied", user()),
@@ -32,8 +32,8 @@ pub(crate) fn cannot(what: &str, error: &io::Error) -> String {
     }
 }
 
-/// The command that lets this user read a file, where something denies it. A file that is `private` stays readable by its
-/// owner alone.
+/// The command that grants this user read access to a file, if access is denied. A `private` file stays readable by its owner
+/// only.
 pub(crate) fn fix_for_reading(file: &Path, private: bool) -> Option<String> {
     if let Some(fix) = fix_for_reaching(file) {
         return Some(fix);
@@ -49,7 +49,7 @@ pub(crate) fn fix_for_reading(file: &Path, private: bool) -> Option<String> {
     })
 }
 
-/// The command that lets this user create files in a directory, where something denies it.
+/// The command that grants this user the right to create files in a directory, if it is denied.
 pub(crate) fn fix_for_creating(directory: &Path) -> Option<String> {
     if let Some(fix) = fix_for_reaching(directory) {
         return Some(fix);
@@ -60,7 +60,7 @@ pub(crate) fn fix_for_creating(directory: &Path) -> Option<String> {
     Some(format!("chown {}: {}", user(), quoted(directory)))
 }
 
-/// The command that lets this user write to a file that exists, where something denies it.
+/// The command that grants this user write access to an existing file, if access is denied.
 pub(crate) fn fix_for_writing(file: &Path) -> Option<String> {
     if let Some(fix) = fix_for_reaching(file) {
         return Some(fix);
@@ -71,7 +71,7 @@ pub(crate) fn fix_for_writing(file: &Path) -> Option<String> {
     Some(format!("chown {}: {}", user(), quoted(file)))
 }
 
-/// Why nothing can be written at `path`, a file or directory that exists, whoever the user is.
+/// Why no user can write to `path`, an existing file or directory.
 pub(crate) fn read_only(path: &Path) -> Option<&'static str> {
     let is_read_only = matches!(faccessat(AT_FDCWD, path, AccessFlags::W_OK, AtFlags::AT_EACCESS), Err(Errno::EROFS));
     is_read_only
@@ -84,7 +84,7 @@ pub(crate) fn is_privileged(address: SocketAddr) -> bool {
     port != 0 && port < first_unprivileged_port() && !may_bind_privileged_ports()
 }
 
-/// How this user comes by a privileged port.
+/// How to allow this user to bind a privileged port.
 pub(crate) fn fix_for_privileged_port(address: SocketAddr) -> String {
     format!(
         "ports below {} need CAP_NET_BIND_SERVICE; under systemd set AmbientCapabilities= and CapabilityBoundingSet= to \
@@ -94,7 +94,7 @@ pub(crate) fn fix_for_privileged_port(address: SocketAddr) -> String {
     )
 }
 
-/// The command that opens the first directory on the way to `path` that this user may not search.
+/// The command that grants search access to the first directory above `path` that denies it to this user.
 fn fix_for_reaching(path: &Path) -> Option<String> {
     let absolute = std::path::absolute(path).ok()?;
     let mut above: Vec<&Path> = absolute.ancestors().skip(1).collect();
@@ -104,12 +104,12 @@ fn fix_for_reaching(path: &Path) -> Option<String> {
     Some(format!("chgrp {} {directory} && chmod g+x {directory}", group()))
 }
 
-/// Whether a file is accessible; one that is not there is nobody's to deny.
+/// Whether access to a file is not denied. A missing file counts as accessible.
 fn is_allowed(path: &Path, access: AccessFlags) -> bool {
     !matches!(faccessat(AT_FDCWD, path, access, AtFlags::AT_EACCESS), Err(Errno::EACCES | Errno::EPERM))
 }
 
-/// A path as a shell takes it.
+/// Quotes a path for a shell.
 fn quoted(path: &Path) -> Cow<'_, str> {
     let text = path.to_string_lossy();
     let is_plain = |character: char| character.is_ascii_alphanumeric() || "/._-+:@%".contains(character);
@@ -140,7 +140,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn denial_names_the_user_and_other_errors_keep_their_words() {
+    fn permission_error_names_the_user_and_other_errors_are_unchanged() {
         let denied = cannot("cannot be read", &io::ErrorKind::PermissionDenied.into());
         assert_eq!(denied, format!("cannot be read as user {}: permission denied", user()));
         let missing = cannot("cannot be read", &io::Error::from_raw_os_error(libc::ENOENT));
@@ -157,7 +157,7 @@ mod tests {
         assert_eq!(fix_for_creating(directory.path()), None);
     }
 
-    /// Root may do everything, so there is nothing to see as root; tests/permissions.rs runs the program as another user.
+    /// Root is denied nothing. tests/permissions.rs runs the program as another user.
     #[test]
     fn closed_files_and_directories_name_the_obstacle() {
         if geteuid().is_root() {

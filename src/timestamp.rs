@@ -1,37 +1,37 @@
-//! Moments in UTC, and their text (RFC 3339).
+//! Timestamps in UTC, and their RFC 3339 text.
 //!
-//! A moment that comes from a file, a certificate or an answer enters the program through [`utc`] or [`parse`]. From then
-//! on it is in UTC and in a year that RFC 3339 can write, so nothing that is done with it later can fail.
+//! A timestamp from a file, a certificate or a response is converted by [`utc`] or [`parse`]. After that it is in UTC and in a
+//! year that RFC 3339 supports, so no later operation on it can fail.
 
 use time::format_description::well_known::Rfc3339;
 use time::{Duration, OffsetDateTime, UtcOffset};
 
-/// The same moment in UTC. An offset can lead out of the years 0000 to 9999; such a moment becomes the first or the last one
-/// within them, which no clock reaches: `9999-12-31T23:59:59-05:00` still never comes, and the year 0 has always passed.
+/// Converts a timestamp to UTC. An offset can lead out of the years 0000 to 9999. Such a timestamp becomes the first or the last
+/// one in that range, which no clock reaches: `9999-12-31T23:59:59-05:00` is still in the future, and the year 0 in the past.
 #[allow(clippy::disallowed_methods, reason = "the one place where an offset is taken off")]
 pub fn utc(at: OffsetDateTime) -> OffsetDateTime {
     let beyond = if at.year() > 0 { LAST } else { FIRST };
     at.checked_to_offset(UtcOffset::UTC).map_or(beyond, |at| at.clamp(FIRST, LAST))
 }
 
-/// Reads an RFC 3339 text with whatever offset.
+/// Parses an RFC 3339 text with any offset.
 #[allow(clippy::disallowed_methods, reason = "the one place where a text is read")]
 pub fn parse(text: &str) -> Option<OffsetDateTime> {
     OffsetDateTime::parse(text, &Rfc3339).ok().map(utc)
 }
 
-/// The moment after so much time.
+/// The timestamp after `wait`.
 pub fn after(now: OffsetDateTime, wait: std::time::Duration) -> OffsetDateTime {
     utc(now.saturating_add(wait.try_into().unwrap_or(Duration::MAX)))
 }
 
-/// `2027-01-31T00:00:00Z`, for words that people read.
+/// `2027-01-31T00:00:00Z`, for messages.
 pub fn seconds(at: OffsetDateTime) -> String {
     let at = utc(at);
     format!("{}T{:02}:{:02}:{:02}Z", date(at), at.hour(), at.minute(), at.second())
 }
 
-/// `2027-01-31T00:00:00.000Z`, for lines of the log.
+/// `2027-01-31T00:00:00.000Z`, for log lines.
 pub fn milliseconds(at: OffsetDateTime) -> String {
     let at = utc(at);
     format!("{}T{:02}:{:02}:{:02}.{:03}Z", date(at), at.hour(), at.minute(), at.second(), at.millisecond())
@@ -44,7 +44,7 @@ fn date(at: OffsetDateTime) -> String {
 /// `0000-01-01T00:00:00Z`
 const FIRST: OffsetDateTime = OffsetDateTime::UNIX_EPOCH.saturating_sub(Duration::seconds(62_167_219_200));
 
-/// `9999-12-31T23:59:59.999999999Z`: time goes no further here.
+/// `9999-12-31T23:59:59.999999999Z`
 const LAST: OffsetDateTime = OffsetDateTime::UNIX_EPOCH.saturating_add(Duration::MAX);
 
 #[cfg(test)]
@@ -58,7 +58,7 @@ mod tests {
     }
 
     #[test]
-    fn moment_with_offset_is_shown_in_utc() {
+    fn timestamp_with_offset_is_shown_in_utc() {
         let at = OffsetDateTime::UNIX_EPOCH.replace_offset(UtcOffset::from_hms(-2, 0, 0).unwrap());
         assert_eq!(seconds(at), "1970-01-01T02:00:00Z");
         assert_eq!(milliseconds(at), "1970-01-01T02:00:00.000Z");
@@ -67,7 +67,7 @@ mod tests {
     }
 
     #[test]
-    fn moment_beyond_the_years_of_rfc_3339_is_the_nearest_within() {
+    fn timestamp_beyond_the_years_of_rfc_3339_is_clamped() {
         for (text, expected) in [
             ("9999-12-31T23:59:59-05:00", "9999-12-31T23:59:59Z"),
             ("9999-12-31T00:00:00-23:59", "9999-12-31T23:59:00Z"),
@@ -86,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn moment_after_any_wait_exists() {
+    fn timestamp_after_any_wait_is_in_range() {
         let wait = std::time::Duration::from_secs;
         assert_eq!(seconds(after(OffsetDateTime::UNIX_EPOCH, wait(86_400))), "1970-01-02T00:00:00Z");
         for now in [FIRST, LAST] {
@@ -96,7 +96,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn moment_that_was_read_is_in_utc_and_can_be_written_and_read_again(
+        fn parsed_timestamp_is_in_utc_and_survives_formatting(
             year in prop_oneof![Just(0), Just(1), Just(9998), Just(9999), 0..=9999],
             (month, day) in (0..=13, 0..=32),
             (hour, minute, second) in (0..=24, 0..=60, 0..=60),

@@ -277,16 +277,16 @@ fn a_broken_header_is_invalid_and_said_to_be_so() {
     let portcullis = Portcullis::before(Listener::redis(&upstream).trusting(&["0.0.0.0/0"]).behind(&[BALANCER]));
     let ends = ("10.1.2.3:7001", "192.0.2.1:6380");
     let broken: [(Vec<u8>, &str); 12] = [
-        (b"PROXY TCP4 10.1.2.3 192.0.2.1 7001\r\n".to_vec(), "not a valid line"),
-        (b"PROXY TCP4 010.1.2.3 192.0.2.1 7001 6380\r\n".to_vec(), "not a valid line"),
+        (b"PROXY TCP4 10.1.2.3 192.0.2.1 7001\r\n".to_vec(), "invalid line"),
+        (b"PROXY TCP4 010.1.2.3 192.0.2.1 7001 6380\r\n".to_vec(), "invalid line"),
         (b"PROXY TCP4 10.1.2.3 192.0.2.1 7001 6380\n".to_vec(), "CR LF"),
         (format!("PROXY UNKNOWN {}\r\n", "f".repeat(92)).into_bytes(), "107"),
-        (b"PROXY HTTP/1.1\r\n".to_vec(), "not a valid line"),
+        (b"PROXY HTTP/1.1\r\n".to_vec(), "invalid line"),
         (v2(0x11, 0x11, &[0; 12]), "version or command"),
         (v2(0x22, 0x11, &[0; 12]), "version or command"),
-        (v2(0x21, 0x12, &[0; 12]), "stream"),
+        (v2(0x21, 0x12, &[0; 12]), "family or transport"),
         (v2(0x21, 0x11, &[0; 11]), "too few"),
-        (v2(0x21, 0x11, &[0; 4097]), "more than 4096"),
+        (v2(0x21, 0x11, &[0; 4097]), "exceeds 4096"),
         (v2_between(ends.0, ends.1, b"\x04\0\x09short"), "TLV"),
         (v2_between(ends.0, ends.1, &vector(0x03, b"\0\0\0\0")), "checksum"),
     ];

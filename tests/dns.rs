@@ -145,7 +145,7 @@ fn keeps(way: Way) {
         let status = status_when(&portcullis, "it is stale", |status| status["stale"] == true);
         assert_eq!(status["addresses"], json!(["127.0.0.5"]), "{way:?}: {status}");
         assert!(status["error"].is_string() && status["resolved_at"].is_string(), "{way:?}: {status}");
-        warned(&portcullis, seen, "goes on to count: 127.0.0.5");
+        warned(&portcullis, seen, "Z: 127.0.0.5");
         // And after one more look that fails, which is the first one that is tried again.
         let questions = dns.questions();
         eventually("it is tried again", || (dns.questions() > questions + 1).then_some(()));
@@ -239,7 +239,7 @@ fn what_is_kept_counts_where_the_server_is_gone_at_the_start() {
         let site = std::mem::replace(&mut portcullis.site, Site::new());
         let again = start(site, &config).unwrap();
         assert!(is_let_in(&again, "127.0.0.5"));
-        warned(&again, 0, "goes on to count: 127.0.0.5");
+        warned(&again, 0, "Z: 127.0.0.5");
         let new = status(&again);
         assert_eq!(new["stale"], true, "{new}");
         let age = |status: &Value| timestamp::parse(status["resolved_at"].as_str().unwrap()).unwrap();

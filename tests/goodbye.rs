@@ -191,7 +191,7 @@ fn a_redis_client_hears_close_notify_and_nothing_else() {
 
 #[test]
 fn tokio_postgres_and_psql_hear_that_they_were_idle_for_too_long() {
-    let words = "terminating connection because nothing was said for too long (idle_timeout)";
+    let words = "terminating connection because it was idle for too long (idle_timeout)";
     let postgres = Postgres::start();
     let portcullis = Portcullis::before(Listener::postgres(&postgres).limit("idle_timeout = \"1s\""));
     Runtime::new().unwrap().block_on(async {

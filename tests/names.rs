@@ -110,7 +110,7 @@ fn a_name_that_cannot_be_resolved_keeps_its_last_addresses_also_over_a_restart()
     let mut inside = let_in(&portcullis, "127.0.0.5");
     let seen = portcullis.seen();
     name(&portcullis.site, &[]);
-    warned(&portcullis, seen, "its last good answer, of 20");
+    warned(&portcullis, seen, "using the last good answer, from 20");
     // Several looks later nothing more has been said, and nothing was taken away.
     eventually("it is stale", || (status(&portcullis)["stale"] == true).then_some(()));
     inside.ask(b"still here", b"still here");
@@ -127,7 +127,7 @@ fn a_name_that_cannot_be_resolved_keeps_its_last_addresses_also_over_a_restart()
     let site = std::mem::replace(&mut portcullis.site, Site::new());
     let again = start(site, config).unwrap();
     assert!(is_let_in(&again, "127.0.0.5"), "what is kept counts");
-    warned(&again, 0, "its last good answer, of 20");
+    warned(&again, 0, "using the last good answer, from 20");
     let seen = again.seen();
     name(&again.site, &[("app.test", &["127.0.0.7"])]);
     told(&again, seen, "source.removed", "127.0.0.5");
@@ -141,7 +141,7 @@ fn a_name_that_never_was_resolved_lets_nobody_in_and_the_start_goes_on() {
     let Some(portcullis) = start(site(&[]), config(&upstream, &[RULE, "\"127.0.0.1\""])) else { return };
     assert!(is_let_in(&portcullis, "127.0.0.1"));
     assert!(!is_let_in(&portcullis, "127.0.0.5"));
-    warned(&portcullis, 0, "until it can, it lets nobody in");
+    warned(&portcullis, 0, "the rule admits no client until it can be resolved");
     let seen = portcullis.seen();
     name(&portcullis.site, &[("app.test", &["127.0.0.5"])]);
     told(&portcullis, seen, "source.added", "127.0.0.5");
@@ -166,7 +166,7 @@ fn a_state_file_that_is_broken_is_passed_over() {
     name(&site, &[]);
     let again = start(site, config).unwrap();
     assert!(!is_let_in(&again, "127.0.0.5"));
-    warned(&again, 0, "are not used: an entry of it is damaged");
+    warned(&again, 0, "are not used: an entry is damaged");
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! What a process and all below it have used: CPU by their clocks, memory by their share of pages.
+//! The CPU time and the proportional memory of a process and its descendants.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -24,7 +24,7 @@ impl Tree {
         let mut parents = Vec::new();
         for entry in fs::read_dir("/proc").context(|| "cannot read /proc".to_owned())?.flatten() {
             let Some(process) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
-            // A process may end between the listing and the look at it.
+            // A process may end after it was listed.
             let Ok(stat) = fs::read_to_string(entry.path().join("stat")) else { continue };
             parents.extend(parent(&stat).map(|parent| (process, parent)));
         }
@@ -44,7 +44,7 @@ impl Tree {
         }
     }
 
-    /// CPU time in the kernel and outside, of all threads, those that have ended included.
+    /// CPU time in user and kernel mode of all threads, including those that have ended.
     pub(crate) fn cpu(self) -> Result<Duration> {
         let mut sum = Duration::ZERO;
         for process in self.processes()? {
@@ -55,7 +55,7 @@ impl Tree {
         Ok(sum)
     }
 
-    /// Proportional set size in KiB: a page that several processes share counts once in all.
+    /// Proportional set size in KiB: a page that several processes share counts once in total.
     pub(crate) fn pss(self) -> Result<u64> {
         let mut sum = 0;
         for process in self.processes()? {
@@ -79,7 +79,7 @@ impl<T> ContextNone<T> for Option<T> {
     }
 }
 
-/// The parent in a line of /proc/PID/stat. The name before it may contain anything, parentheses too.
+/// The parent in a line of /proc/PID/stat. The name before it may contain any character, including parentheses.
 fn parent(stat: &str) -> Option<i32> {
     stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
 }

@@ -1,4 +1,4 @@
-//! A client of a Redis behind a target: over TLS, or plain where the target has none.
+//! A client of a Redis behind a target, over TLS or, for a target without TLS, in plaintext.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -13,15 +13,15 @@ use tokio_rustls::client::TlsStream;
 
 use crate::fault::{Context, Result};
 
-/// How to get to a target.
+/// The address of a target and how to connect to it.
 #[derive(Debug, Clone)]
-pub(crate) struct Way {
+pub(crate) struct Endpoint {
     pub(crate) address: SocketAddr,
-    /// None: the target speaks plain.
+    /// `None` for plaintext.
     pub(crate) tls: Option<Arc<ClientConfig>>,
 }
 
-/// A request, and the whole reply it must get, byte for byte.
+/// A request and its exact reply.
 #[derive(Debug, Clone)]
 pub(crate) struct Exchange {
     pub(crate) request: Arc<[u8]>,
@@ -41,7 +41,7 @@ impl Exchange {
         Self { request: command(&[b"GET", key.as_bytes()]).into(), reply: bulk(value).into() }
     }
 
-    /// The same several times at once.
+    /// The exchange repeated `depth` times in one write.
     pub(crate) fn pipelined(&self, depth: usize) -> Self {
         Self { request: self.request.repeat(depth).into(), reply: self.reply.repeat(depth).into() }
     }
@@ -65,16 +65,17 @@ pub(crate) enum Session {
 }
 
 impl Session {
-    pub(crate) async fn open(way: &Way) -> Result<Self> {
-        let stream = TcpStream::connect(way.address).await.context(|| format!("connect to {}", way.address))?;
+    pub(crate) async fn open(endpoint: &Endpoint) -> Result<Self> {
+        let stream =
+            TcpStream::connect(endpoint.address).await.context(|| format!("connect to {}", endpoint.address))?;
         stream.set_nodelay(true)?;
-        let Some(tls) = &way.tls else { return Ok(Self::Plain(stream)) };
+        let Some(tls) = &endpoint.tls else { return Ok(Self::Plain(stream)) };
         let name = ServerName::try_from("localhost")?;
         let stream = TlsConnector::from(Arc::clone(tls)).connect(name, stream).await.context(|| "TLS".to_owned())?;
         Ok(Self::Tls(Box::new(stream)))
     }
 
-    /// Sends a request and reads the reply; any other reply is an error.
+    /// Sends a request and reads the reply. Another reply is an error.
     pub(crate) async fn exchange(&mut self, exchange: &Exchange, buffer: &mut [u8]) -> Result<()> {
         match self {
             Self::Plain(stream) => converse(stream, exchange, buffer).await,
@@ -82,18 +83,18 @@ impl Session {
         }
     }
 
-    /// None without TLS.
+    /// `None` without TLS.
     pub(crate) fn handshake(&self) -> Option<(HandshakeKind, NamedGroup)> {
         let Self::Tls(stream) = self else { return None };
         let tls = stream.get_ref().1;
         tls.handshake_kind().zip(tls.negotiated_key_exchange_group().map(|group| group.name()))
     }
 
-    /// Says goodbye, and hears the other side out.
+    /// Closes the connection, and waits until the other side has closed.
     pub(crate) async fn close(self) -> Result<()> {
         match self {
-            Self::Plain(stream) => part(stream).await,
-            Self::Tls(stream) => part(*stream).await,
+            Self::Plain(stream) => shut_down(stream).await,
+            Self::Tls(stream) => shut_down(*stream).await,
         }
     }
 }
@@ -118,20 +119,20 @@ where
 
 fn wrong(got: &[u8]) -> String {
     if got.is_empty() {
-        return "the connection ended before the reply was whole".to_owned();
+        return "the connection ended before the reply was complete".to_owned();
     }
     let shown = got.get(..80).unwrap_or(got);
-    format!("another reply than expected: {:?}", String::from_utf8_lossy(shown))
+    format!("unexpected reply: {:?}", String::from_utf8_lossy(shown))
 }
 
-async fn part<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S) -> Result<()> {
+async fn shut_down<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S) -> Result<()> {
     stream.shutdown().await.context(|| "shutdown".to_owned())?;
     let mut rest = [0; 256];
     loop {
         match stream.read(&mut rest).await {
             Ok(0) => return Ok(()),
             Ok(_) => {}
-            // Some close without close_notify, or reset; the exchange was whole, and that is what counts.
+            // Some targets close without close_notify, or reset. The exchange is complete by then.
             Err(error) if matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset) => {
                 return Ok(());
             }
@@ -140,23 +141,23 @@ async fn part<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S) -> Result<()> {
     }
 }
 
-/// Connects from an address that nobody trusts, and waits to be thrown out before having said a word.
-pub(crate) async fn be_refused(address: SocketAddr) -> Result<()> {
+/// Connects from an untrusted address and expects the target to close the connection.
+pub(crate) async fn expect_rejection(address: SocketAddr) -> Result<()> {
     let socket = TcpSocket::new_v4()?;
-    socket.bind((STRANGER, 0).into())?;
+    socket.bind((UNTRUSTED, 0).into())?;
     let mut stream = match socket.connect(address).await {
         Ok(stream) => stream,
         Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(()),
-        Err(error) => return Err(error).context(|| format!("connect to {address} as {STRANGER}")),
+        Err(error) => return Err(error).context(|| format!("connect to {address} as {UNTRUSTED}")),
     };
     let mut byte = [0];
     match stream.read(&mut byte).await {
         Ok(0) => Ok(()),
         Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(()),
-        Ok(_) => Err("a stranger was spoken to".into()),
+        Ok(_) => Err("the target sent bytes to an untrusted client".into()),
         Err(error) => Err(error.into()),
     }
 }
 
-/// Every address of 127/8 is this machine, and only 127.0.0.1 is on the lists.
-pub(crate) const STRANGER: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
+/// Every address of 127/8 is this machine, and only 127.0.0.1 is on the allowlists.
+pub(crate) const UNTRUSTED: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);

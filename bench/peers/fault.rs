@@ -1,11 +1,11 @@
-//! One error type for the whole benchmark: a text that says what failed and where, never matched on.
+//! The error type of the benchmark: a text that names what failed.
 
 use std::error::Error;
 
 pub(crate) type Fault = Box<dyn Error + Send + Sync>;
 pub(crate) type Result<T> = std::result::Result<T, Fault>;
 
-/// Puts what was being done before an error.
+/// Adds the failed action to an error.
 pub(crate) trait Context<T> {
     fn context(self, what: impl FnOnce() -> String) -> Result<T>;
 }

@@ -1,4 +1,4 @@
-//! The machine: its cores, its limits, and what a report should say about it.
+//! The machine: its cores, its limits, and its description for the report.
 
 use std::fs;
 
@@ -9,25 +9,25 @@ use nix::unistd::Pid;
 
 use crate::fault::Result;
 
-/// Who runs where.
+/// The assignment of cores.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Cores {
-    /// The target that is measured.
+    /// The measured target.
     pub(crate) proxy: usize,
     /// Clients and databases.
     pub(crate) clients: usize,
 }
 
 impl Cores {
-    /// The first two cores that this process may use; with one, everybody is on that.
+    /// The first two cores that this process may use. With one core, all share it.
     pub(crate) fn choose() -> Result<Self> {
         let allowed = sched_getaffinity(Pid::from_raw(0))?;
         let mut cores = (0..CpuSet::count()).filter(|core| allowed.is_set(*core).unwrap_or(false));
-        let proxy = cores.next().ok_or("this process may use no core at all")?;
+        let proxy = cores.next().ok_or("this process may not use any core")?;
         Ok(Self { proxy, clients: cores.next().unwrap_or(proxy) })
     }
 
-    /// Puts this process with the clients.
+    /// Pins this process to the core of the clients.
     pub(crate) fn settle(self) -> Result<()> {
         let mut set = CpuSet::new();
         set.set(self.clients)?;
@@ -35,11 +35,11 @@ impl Cores {
     }
 }
 
-/// Raises the number of files that this process and its children may open as far as it goes, and tells how far that is.
+/// Raises the limit of open files of this process and its children, and returns it.
 pub(crate) fn raise_file_limit() -> Result<u64> {
     const PLENTY: u64 = 1 << 16;
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
-    // Root may go beyond; where it may not, the hard limit has to do.
+    // Root may raise the hard limit. Otherwise the hard limit applies.
     if hard < PLENTY && setrlimit(Resource::RLIMIT_NOFILE, PLENTY, PLENTY).is_ok() {
         return Ok(PLENTY);
     }
@@ -69,7 +69,7 @@ pub(crate) fn describe(cores: Cores) -> Vec<(&'static str, String)> {
     ]
 }
 
-/// The one-minute load, which other tenants of the machine raise too.
+/// The one-minute load average of the machine.
 pub(crate) fn load() -> f64 {
     read("/proc/loadavg").split(' ').next().and_then(|load| load.parse().ok()).unwrap_or(f64::NAN)
 }

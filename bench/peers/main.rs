@@ -1,11 +1,10 @@
-//! Portcullis beside its peers: what each spends on the same work. `make bench` runs it; bench/README.md explains it.
+//! Compares Portcullis with its peers: the cost of the same work. `make bench` runs it; bench/README.md explains it.
 
 mod account;
 mod client;
 mod databases;
 #[path = "../decision.rs"]
 mod decision;
-mod door;
 mod fault;
 mod machine;
 mod options;
@@ -13,6 +12,7 @@ mod pki;
 mod process;
 mod report;
 mod rounds;
+mod route;
 mod sample;
 mod site;
 mod targets;
@@ -30,7 +30,7 @@ use options::{Options, Part};
 use report::Report;
 use sample::Samples;
 use site::Site;
-use targets::{Target, floor};
+use targets::{Target, relay};
 use work::{Work, neighbour};
 
 fn main() -> ExitCode {
@@ -45,18 +45,18 @@ fn main() -> ExitCode {
 }
 
 fn run(options: &Options) -> Result<ExitCode> {
-    // Processes are started from this thread: they die with the thread that started them.
+    // All processes are started from this thread, because they are killed when it ends.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         match &options.part {
-            Some(Part::Floor { pairs }) => floor::relay(&ports(pairs)?).await.map(|()| ExitCode::SUCCESS),
+            Some(Part::Relay { pairs }) => relay::run(&ports(pairs)?).await.map(|()| ExitCode::SUCCESS),
             Some(Part::Crowd { port, ca, set }) => {
-                neighbour::be_the_crowd(*port, ca.as_deref(), *set).await.map(|()| ExitCode::SUCCESS)
+                neighbour::run_crowd(*port, ca.as_deref(), *set).await.map(|()| ExitCode::SUCCESS)
             }
             None if options.list => list(options).map(|()| ExitCode::SUCCESS),
             None => {
                 let (mut interrupt, mut end) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
-                // Whatever ends it, every server ends with the values that stand for them.
+                // Dropping the future terminates all servers.
                 tokio::select! {
                     code = measure(options) => code,
                     _ = interrupt.recv() => Err("interrupted".into()),
@@ -83,16 +83,16 @@ async fn measure(options: &Options) -> Result<ExitCode> {
     let text = report.write(&samples.read()?, &options.out)?;
     println!("{text}");
     let complete = record.failures.is_empty();
-    eprintln!("{} has the report, the chart and the samples", options.out.display());
+    eprintln!("report, chart and samples: {}", options.out.display());
     Ok(if complete { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// The targets that are asked for and here, and the names of those that are not here.
+/// The requested targets that are installed, and the names of those that are not.
 fn chosen(options: &Options) -> Result<(Vec<Target>, Vec<String>)> {
     let (mut targets, absent) = Target::all(&options.binaries()?);
     let known = |name: &String| targets.iter().any(|target| target.name == *name) || absent.contains(name);
     if let Some(unknown) = options.targets.iter().find(|name| !known(name)) {
-        return Err(format!("--targets: there is no {unknown}; --list shows what there is").into());
+        return Err(format!("--targets: unknown target {unknown}; see --list").into());
     }
     targets.retain(|target| options.targets.is_empty() || options.targets.contains(&target.name));
     Ok((targets, absent))
@@ -114,7 +114,7 @@ fn list(options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// PORT=UPSTREAM, several times.
+/// Parses PORT=UPSTREAM pairs.
 fn ports(pairs: &[String]) -> Result<Vec<(u16, u16)>> {
     let pair = |text: &String| -> Result<_> {
         let (port, upstream) = text.split_once('=').ok_or_else(|| Fault::from("expected PORT=UPSTREAM"))?;

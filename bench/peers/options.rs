@@ -8,19 +8,19 @@ use clap::{Parser, Subcommand};
 use crate::fault::Result;
 use crate::targets::OTHERS;
 
-/// Measures what Portcullis, its peers and a plain relay spend on the same work.
+/// Measures the cost of the same work in Portcullis, its peers and a plain relay.
 #[derive(Debug, Parser)]
 #[command(name = "peers", disable_help_subcommand = true)]
 pub(crate) struct Options {
-    /// How often every target does every work
+    /// Number of rounds in which each target does each work
     #[arg(long, default_value_t = 5)]
     pub(crate) rounds: u32,
 
-    /// How long one sample lasts
+    /// Length of one sample in seconds
     #[arg(long, default_value_t = 1.0, value_name = "S")]
     pub(crate) seconds: f64,
 
-    /// Only these works: names of --list, or what they begin with
+    /// Only these works: names from --list, or their prefixes
     #[arg(long, value_delimiter = ',', value_name = "A,B")]
     pub(crate) works: Vec<String>,
 
@@ -28,23 +28,23 @@ pub(crate) struct Options {
     #[arg(long, value_delimiter = ',', value_name = "A,B")]
     pub(crate) targets: Vec<String>,
 
-    /// Where the report, the chart and the raw samples go
+    /// Directory for the report, the chart and the raw samples
     #[arg(long, default_value = "target/bench-report", value_name = "DIR")]
     pub(crate) out: PathBuf,
 
-    /// Measure this Portcullis and not the one built for the occasion; several, under names of their own, side by side
+    /// Measure this Portcullis binary instead of the release build; repeat with different names to compare several
     #[arg(long, value_name = "[NAME=]PATH")]
     pub(crate) binary: Vec<String>,
 
-    /// One tiny round: does everything work? Fails where anything does
+    /// Run everything once with small amounts, and fail if anything fails
     #[arg(long)]
     pub(crate) smoke: bool,
 
-    /// Show works and targets, and what is not installed
+    /// List works and targets, and those not installed
     #[arg(long)]
     pub(crate) list: bool,
 
-    /// What cargo bench passes
+    /// Passed by cargo bench
     #[arg(long, hide = true)]
     pub(crate) bench: bool,
 
@@ -52,29 +52,29 @@ pub(crate) struct Options {
     pub(crate) part: Option<Part>,
 }
 
-/// What the benchmark starts itself as, in processes of their own.
+/// The roles in which the benchmark starts itself as a separate process.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Part {
     /// The plain relay
     #[command(hide = true)]
-    Floor {
+    Relay {
         /// PORT=UPSTREAM
         pairs: Vec<String>,
     },
-    /// Clients that never rest
+    /// Background load
     #[command(hide = true)]
     Crowd {
         port: u16,
-        /// Speak TLS, and trust this authority
+        /// Use TLS and trust this CA
         #[arg(long)]
         ca: Option<PathBuf>,
-        /// SET and not GET
+        /// Send SET instead of GET
         #[arg(long)]
         set: bool,
     },
 }
 
-/// How much of everything.
+/// The amounts of a run.
 #[derive(Debug, Clone)]
 pub(crate) struct Plan {
     pub(crate) rounds: u32,
@@ -84,13 +84,13 @@ pub(crate) struct Plan {
     pub(crate) idle: Vec<usize>,
     /// Number of clients that stop in their handshake.
     pub(crate) unidentified: usize,
-    /// Connections at once.
+    /// Number of simultaneous connections.
     pub(crate) storm: usize,
-    /// Lengths of allowlists.
+    /// Sizes of allowlists.
     pub(crate) rules: Vec<u32>,
-    /// Decisions whose time is taken.
+    /// Number of measured lookups.
     pub(crate) lookups: u32,
-    /// How long the memory of idle sessions is left to itself before it is measured.
+    /// The wait before the memory of idle sessions is measured.
     pub(crate) settle: Duration,
 }
 
@@ -111,7 +111,7 @@ impl Options {
             });
         }
         if self.rounds == 0 {
-            return Err("--rounds: there has to be one at least".into());
+            return Err("--rounds: must be at least 1".into());
         }
         let sample = Duration::try_from_secs_f64(self.seconds)?;
         Ok(Plan {
@@ -127,7 +127,7 @@ impl Options {
         })
     }
 
-    /// The Portcullis binaries and the names they go by.
+    /// The Portcullis binaries with their names.
     pub(crate) fn binaries(&self) -> Result<Vec<(String, PathBuf)>> {
         const NAME: &str = "portcullis";
         if self.binary.is_empty() {
@@ -138,10 +138,10 @@ impl Options {
             let (name, path) = binary.split_once('=').unwrap_or((NAME, binary));
             let path = PathBuf::from(path);
             if !path.is_file() {
-                return Err(format!("--binary {binary}: there is no file {}", path.display()).into());
+                return Err(format!("--binary {binary}: file {} does not exist", path.display()).into());
             }
             if OTHERS.contains(&name) || named.iter().any(|(other, _)| other == name) {
-                return Err(format!("--binary {binary}: {name} is somebody else's name; use NAME=PATH").into());
+                return Err(format!("--binary {binary}: the name {name} is already used; use NAME=PATH").into());
             }
             named.push((name.to_owned(), std::fs::canonicalize(path)?));
         }

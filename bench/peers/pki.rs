@@ -1,4 +1,4 @@
-//! Certificates for one run: an authority, a server with an ECDSA and one with an RSA key, a client.
+//! Certificates for one run: a CA, a server with an ECDSA key, a server with an RSA key, and a client.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -17,7 +17,7 @@ use crate::fault::{Context, Fault, Result};
 pub(crate) struct Pair {
     pub(crate) cert: PathBuf,
     pub(crate) key: PathBuf,
-    /// Both in one file, as HAProxy and hitch want them.
+    /// Both in one file, for HAProxy and hitch.
     pub(crate) both: PathBuf,
     pub(crate) der: CertificateDer<'static>,
     pub(crate) key_der: PrivateKeyDer<'static>,
@@ -35,7 +35,7 @@ pub(crate) struct Pki {
 type Authority = CertifiedIssuer<'static, KeyPair>;
 
 impl Pki {
-    /// Makes them all, as files in a directory.
+    /// Creates all certificates as files in a directory.
     pub(crate) fn make(directory: &Path) -> Result<Self> {
         let authority = authority()?;
         let ca = directory.join("ca.crt");

@@ -1,5 +1,5 @@
-//! The run: in every round each target is started anew, and each work goes round all targets, so that what happens on
-//! the machine meanwhile meets all of them alike.
+//! The run: every round starts each target anew, and each work takes all targets in turn, so that other load on the machine
+//! affects all of them equally.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -12,14 +12,14 @@ use crate::site::Site;
 use crate::targets::{Instance, Target};
 use crate::work::{Outcome, Trial, Work};
 
-/// What a run leaves besides its samples.
+/// The results of a run besides its samples.
 #[derive(Debug, Default)]
 pub(crate) struct Record {
-    /// By target, as used in the first round.
+    /// The configurations of the first round, by target.
     pub(crate) configurations: BTreeMap<String, String>,
-    /// What could not be measured, and why.
+    /// Failed measurements with their reasons.
     pub(crate) failures: Vec<String>,
-    /// The machine's load at the beginning of each round.
+    /// The load of the machine at the start of each round.
     pub(crate) loads: Vec<f64>,
 }
 
@@ -60,7 +60,7 @@ pub(crate) async fn run(
     Ok(record)
 }
 
-/// All of them, each round beginning with another one.
+/// All targets, starting with another one in each round.
 fn rotated<'a>(
     instances: &'a [(&'a Target, Instance)],
     round: u32,

@@ -1,4 +1,4 @@
-//! The raw numbers, one JSON object a line. The report is computed from this file and nothing else.
+//! The raw numbers, one JSON object a line. The report is computed from this file only.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::fault::{Context, Result};
 use crate::work::{Outcome, Work};
 
-/// One figure of one target in one round, or why there is none.
+/// One figure of one target in one round, or the error instead.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Sample {
     pub(crate) round: u32,
@@ -28,7 +28,7 @@ pub(crate) struct Sample {
     pub(crate) error: Option<String>,
 }
 
-/// Where samples are written as they come, so that an interrupted run loses none.
+/// The file of samples, which is written at once, so that an interrupted run loses none.
 #[derive(Debug)]
 pub(crate) struct Samples {
     file: File,
@@ -43,7 +43,7 @@ impl Samples {
         Ok(Self { file, path })
     }
 
-    /// Notes what one target did in one round.
+    /// Records the outcome of one target in one round.
     pub(crate) fn note(&mut self, round: u32, work: Work, target: &str, outcome: &Result<Outcome>) -> Result<()> {
         let blank = Sample {
             round,
@@ -83,7 +83,7 @@ impl Samples {
         writeln!(self.file, "{line}").context(|| format!("cannot write {}", self.path.display()))
     }
 
-    /// All that was written.
+    /// Reads all samples of this run.
     pub(crate) fn read(&self) -> Result<Vec<Sample>> {
         let text = fs::read_to_string(&self.path).context(|| format!("cannot read {}", self.path.display()))?;
         text.lines().map(|line| serde_json::from_str(line).context(|| format!("sample {line}"))).collect()

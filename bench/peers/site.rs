@@ -1,4 +1,4 @@
-//! Everything the targets stand between: a directory, certificates, databases, cores.
+//! The environment of the targets: a directory, certificates, databases and cores.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
@@ -8,11 +8,11 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use tempfile::TempDir;
 
 use crate::databases::{Postgres, Redis};
-use crate::door::Door;
 use crate::fault::{Context, Result};
 use crate::machine::Cores;
 use crate::pki::Pki;
-use crate::process::Manner;
+use crate::process::Placement;
+use crate::route::Route;
 
 // Fields are dropped in this order: the servers before the directory they write to.
 #[derive(Debug)]
@@ -22,9 +22,9 @@ pub(crate) struct Site {
     postgres: Option<Postgres>,
     pub(crate) pki: Pki,
     pub(crate) cores: Cores,
-    /// How many files a process may open.
+    /// The limit of open files of a process.
     pub(crate) files: u64,
-    /// How many have been started.
+    /// Number of started instances.
     instances: AtomicU32,
     directory: TempDir,
 }
@@ -33,23 +33,23 @@ impl Site {
     pub(crate) async fn build(cores: Cores, files: u64, postgres: bool) -> Result<Self> {
         let directory = tempfile::Builder::new().prefix("portcullis-bench-").tempdir()?;
         let path = directory.path();
-        // Some targets give up being root, and still have to get at their keys, which die with the directory.
+        // Some targets drop root and still have to read their keys, which are deleted with the directory.
         fs::set_permissions(path, Permissions::from_mode(0o755))?;
         let pki = Pki::make(path)?;
-        let clients = Manner::on(cores.clients);
+        let clients = Placement::on(cores.clients);
         let redis = Redis::start("redis", path, clients, files).await?;
-        let bulk = Redis::start("redis-bulk", path, Manner { idle: true, ..clients }, files).await?;
+        let bulk = Redis::start("redis-bulk", path, Placement { idle: true, ..clients }, files).await?;
         let postgres = if postgres { Some(Postgres::start(path, cores.clients).await?) } else { None };
         Ok(Self { redis, bulk, postgres, pki, cores, files, instances: AtomicU32::new(0), directory })
     }
 
-    /// The database behind a door.
-    pub(crate) fn upstream(&self, door: Door) -> u16 {
-        match door {
-            Door::Redis | Door::Rsa | Door::Mutual => self.redis.port,
-            Door::Bulk => self.bulk.port,
-            // Where no PostgreSQL is wanted nobody goes there.
-            Door::Postgres => self.postgres.as_ref().map_or(1, |postgres| postgres.port),
+    /// The port of the database of a route.
+    pub(crate) fn upstream(&self, route: Route) -> u16 {
+        match route {
+            Route::Redis | Route::Rsa | Route::Mutual => self.redis.port,
+            Route::Bulk => self.bulk.port,
+            // Without PostgreSQL no client uses this route.
+            Route::Postgres => self.postgres.as_ref().map_or(1, |postgres| postgres.port),
         }
     }
 
@@ -61,7 +61,7 @@ impl Site {
         Ok(path)
     }
 
-    /// A file that all share.
+    /// Writes a file that all targets share.
     pub(crate) fn write(&self, name: &str, text: &str) -> Result<PathBuf> {
         let path = self.directory.path().join(name);
         fs::write(&path, text).context(|| format!("cannot write {}", path.display()))?;

@@ -1,4 +1,4 @@
-//! What the clients offer in a handshake. The same to every target, so that all do the same cryptography.
+//! The TLS parameters of the clients. They are the same for every target, so that all do the same cryptography.
 
 use std::sync::Arc;
 
@@ -10,18 +10,18 @@ use rustls::{ClientConfig, RootCertStore};
 use crate::fault::Result;
 use crate::pki::Pair;
 
-/// What one client brings.
+/// The TLS options of one client.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Offer {
     pub(crate) certificate: bool,
-    /// X25519MLKEM768 before X25519. Nobody's OpenSSL 3.0 knows it.
+    /// Offer X25519MLKEM768 before X25519. OpenSSL 3.0 does not support it.
     pub(crate) hybrid: bool,
-    /// Remember tickets, and use them.
+    /// Resume sessions with tickets.
     pub(crate) resume: bool,
 }
 
 impl Offer {
-    /// TLS 1.3 and AES-128-GCM only. Every call makes a memory for tickets of its own.
+    /// TLS 1.3 with AES-128-GCM only. Every call creates a separate ticket cache.
     pub(crate) fn config(self, ca: &CertificateDer<'static>, client: Option<&Pair>) -> Result<Arc<ClientConfig>> {
         let mut groups: Vec<&'static dyn SupportedKxGroup> = vec![aws_lc_rs::kx_group::X25519];
         if self.hybrid {

@@ -7,39 +7,35 @@ use serde::Serialize;
 use crate::audit::event::Event;
 use crate::printable;
 
-/// What a reload changed: settings by value, everything else by count, name or fingerprint.
+/// The changes of a reload: settings by value, everything else by count, name or fingerprint.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Changes {
-    /// What is in force now; counts applied configurations, from 1.
+    /// The number of the policy in force. It starts at 1.
     pub generation: u64,
-    /// Names of listeners that are new.
     pub listeners_added: Vec<String>,
-    /// Names of listeners that are gone.
     pub listeners_removed: Vec<String>,
-    /// Names of listeners with other addresses.
+    /// Listeners whose addresses have changed.
     pub listeners_moved: Vec<String>,
-    /// How many rules are new.
     pub sources_added: usize,
-    /// How many rules are gone.
     pub sources_removed: usize,
-    /// Fingerprints of server certificates and trust anchors that are new.
+    /// SHA-256 fingerprints of new server certificates and trust anchors.
     pub certificates_in: Vec<String>,
-    /// Fingerprints of those that are gone.
+    /// SHA-256 fingerprints of removed server certificates and trust anchors.
     pub certificates_out: Vec<String>,
-    /// Keys whose effective value is another one, those of the process first.
+    /// Keys whose effective value has changed, those of the process first.
     pub differences: Vec<Difference>,
 }
 
-/// A key of the configuration whose effective value is another one. Defaults count as values.
+/// A configuration key whose effective value has changed. Defaults count as values.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Difference {
     /// The listener's name; `None` for a setting of the process.
     pub listener: Option<String>,
     /// The key, relative to its `[[listener]]` where it has one: `tls.client_auth`, `reload.poll`.
     pub key: &'static str,
-    /// The value before; `None` where there was none.
+    /// The value before, if there was one.
     pub old: Option<String>,
-    /// The value after; `None` where there is none.
+    /// The value after, if there is one.
     pub new: Option<String>,
     /// Whether the new value protects less than the old one.
     pub weakens: bool,
@@ -100,10 +96,10 @@ impl Changes {
     }
 }
 
-/// Shown in words where there is no value.
+/// Shown in text where there is no value.
 pub(crate) const NO_VALUE: &str = "none";
 
-/// Marks in words a difference that weakens protection.
+/// Marks a difference that weakens protection in text.
 pub(crate) const WEAKENS: &str = " (weakens protection)";
 
 /// Maximum number of differences that one event or answer lists.

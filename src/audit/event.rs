@@ -17,41 +17,37 @@ use crate::source::rule::Rule;
 use crate::source::trusted::SourceMatch;
 use crate::timestamp;
 
-/// What is known about a connection; more as it goes on.
+/// The audit fields of a connection. Each phase adds what it learns.
 #[derive(Clone, Debug)]
 pub(crate) struct ConnectionFields {
-    /// Unique within this process; a stranger gets none.
+    /// The session id, unique within this process. An untrusted source has none.
     pub session: Option<u64>,
-    /// The listener's name.
     pub listener: Arc<str>,
-    /// Where it comes from.
     pub client: ClientAddr,
-    /// The load balancer whose socket it is, where it is one's.
+    /// The load balancer that the connection comes from, if any.
     pub via: Option<ClientAddr>,
-    /// Where it connected to, where a load balancer says so. For the upstream only.
+    /// The address that the client connected to, as announced by a load balancer. It is sent to the upstream and not logged.
     pub destination: Option<SocketAddr>,
-    /// Whether its socket's address is one that health checks come from.
+    /// Whether the peer is a load balancer that sends health checks.
     pub is_health_checker: bool,
-    /// Whether it is a CancelRequest of PostgreSQL.
+    /// Whether it is a PostgreSQL CancelRequest.
     pub is_cancel: bool,
-    /// What lets its address in.
+    /// Why its source is admitted.
     pub source_match: Option<SourceMatch>,
-    /// The host name it asked for.
     pub sni: Option<Box<str>>,
-    /// `TLSv1.3`.
+    /// Such as `TLSv1.3`.
     pub tls_version: Option<&'static str>,
-    /// IANA name.
+    /// The IANA name.
     pub cipher: Option<&'static str>,
-    /// RFC 4514 text.
+    /// In RFC 4514 form.
     pub client_subject: Option<Box<str>>,
-    /// Lower-case hex of the leaf's SHA-256.
+    /// SHA-256 of the leaf certificate in lower-case hex.
     pub client_sha256: Option<Box<str>>,
-    /// The upstream's address.
     pub upstream: Option<Arc<str>>,
 }
 
 impl ConnectionFields {
-    /// What is known when a connection has just been accepted.
+    /// The fields of a connection that was just accepted.
     pub(crate) fn new(session: Option<u64>, listener: Arc<str>, client: ClientAddr) -> Self {
         Self {
             session,
@@ -71,15 +67,14 @@ impl ConnectionFields {
         }
     }
 
-    /// Where it comes from, and by whose word.
     pub(crate) fn origin(&self) -> ClientOrigin {
         ClientOrigin { client: self.client, via: self.via }
     }
 
-    /// Whether a connection that ended for this reason was a health check: nothing came, and on nobody's behalf.
+    /// Whether a connection that ended for this reason was a health check: it sent no byte, and announced no client.
     pub(crate) fn is_health_check(&self, reason: Reason) -> bool {
         let without_a_byte = match reason {
-            // A peer that was rejected is not waited for.
+            // Nothing is read from an untrusted source.
             Reason::UntrustedSource => true,
             Reason::ClientClosed => self.tls_version.is_none() && self.sni.is_none(),
             _ => false,
@@ -87,29 +82,28 @@ impl ConnectionFields {
         self.is_health_checker && without_a_byte && self.origin().proxy().is_none()
     }
 
-    /// Notes whose certificate the client presents.
+    /// Sets the certificate that the client presents.
     pub(crate) fn name(&mut self, subject: &str, sha256: &str) {
         self.client_subject = Some(subject.into());
         self.client_sha256 = Some(sha256.into());
     }
 }
 
-/// A certificate that runs out soon, or has.
+/// A certificate that expires soon or has expired.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ExpiringCertificate<'a> {
     /// `server` or `client_ca`.
     pub role: &'static str,
-    /// RFC 4514 text.
+    /// In RFC 4514 form.
     pub subject: &'a str,
-    /// Lower-case hex of the SHA-256 of the DER.
+    /// SHA-256 of the DER in lower-case hex.
     pub sha256: &'a str,
-    /// Its end.
     pub not_after: OffsetDateTime,
     /// Whole days until then; negative after it.
     pub days_left: i64,
 }
 
-/// How loud an event is in the log.
+/// The level of an event in the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Level {
     Info,
@@ -127,7 +121,7 @@ impl Level {
     }
 }
 
-/// A name, a time and fields.
+/// An audit event: a name, a time and fields.
 #[derive(Clone, Debug)]
 pub(crate) struct Event {
     at: OffsetDateTime,
@@ -172,13 +166,13 @@ impl Event {
             .with_list("addresses", &addresses)
     }
 
-    /// Adds a field. Text is always escaped and cut.
+    /// Adds a field. Text is escaped and cut.
     pub(crate) fn with(self, key: &'static str, value: impl Into<Value>) -> Self {
         self.with_whole(key, as_fields(value.into()))
     }
 
-    /// Adds a text that only an operator can make long, such as the errors of a configuration. It is escaped, and cut only
-    /// where the line would be too long.
+    /// Adds a text that only an operator can make long, such as configuration errors. It is escaped, and cut only if the line
+    /// would be too long.
     pub(crate) fn with_long(self, key: &'static str, text: &str) -> Self {
         self.with_whole(key, printable::lines(text).into())
     }
@@ -206,7 +200,7 @@ impl Event {
         }
     }
 
-    /// What would have been the reason, had observe mode not let the connection in.
+    /// Adds the reason for which the connection would be denied, if it is admitted only because of observe mode.
     pub(crate) fn would_deny(self, fields: &ConnectionFields) -> Self {
         self.with_some(
             "would_deny",
@@ -214,16 +208,16 @@ impl Event {
         )
     }
 
-    pub(crate) fn ended(self, ending: &Outcome) -> Self {
-        let detail = Some(ending.detail.as_str()).filter(|detail| !detail.is_empty());
-        self.with("reason", ending.reason.code()).with_some("detail", detail)
+    pub(crate) fn ended(self, outcome: &Outcome) -> Self {
+        let detail = Some(outcome.detail.as_str()).filter(|detail| !detail.is_empty());
+        self.with("reason", outcome.reason.code()).with_some("detail", detail)
     }
 
     pub(crate) fn lasted(self, duration: Duration) -> Self {
         self.with("duration_ms", u64::try_from(duration.as_millis()).unwrap_or(u64::MAX))
     }
 
-    /// One line of JSON; in the log it also has a level and a target.
+    /// One line of JSON. In the log it also has a level and a target.
     pub(crate) fn json(&self, log: Option<(Level, &str)>) -> String {
         let mut line = Line::new();
         let _ = write!(line, "{{\"ts\":\"{}\"", timestamp::milliseconds(self.at));
@@ -238,7 +232,7 @@ impl Event {
         line.end()
     }
 
-    /// One line for reading. Strings that are not plain words are quoted and escaped.
+    /// One line of text. Strings that are not plain words are quoted and escaped.
     pub(crate) fn text(&self, level: Level) -> String {
         let mut line = Line::new();
         let _ = write!(line, "{} {:>5} {}", timestamp::milliseconds(self.at), level.name(), self.name);
@@ -270,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn an_event_is_one_flat_json_object_a_line() {
+    fn event_is_one_flat_json_object_on_one_line() {
         let line = denied("a\"b\nc\u{0}").json(Some((Level::Warn, "audit")));
         assert_eq!(line.matches('\n').count(), 1, "{line}");
         let value: Value = serde_json::from_str(&line).unwrap();
@@ -284,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_a_client_sends_can_end_a_text_line_or_forge_a_field() {
+    fn client_text_cannot_end_a_line_or_forge_a_field() {
         let line = denied("x reason=shutdown\nfake").text(Level::Warn);
         assert_eq!(line.matches('\n').count(), 1, "{line}");
         assert!(line.contains(r#"sni="x reason=shutdown\\nfake""#), "{line}");

@@ -19,7 +19,7 @@ use crate::permissions;
 /// Opens `path` for appending. A file that does not exist is created with mode 0640.
 ///
 /// # Errors
-/// Words that fit behind the path.
+/// A message to append to the path.
 pub(crate) fn open(path: &Path) -> Result<File, String> {
     let target = resolve(path)?;
     // O_NONBLOCK: a FIFO without a reader must not block. O_NOFOLLOW: a link that was placed since is refused.
@@ -32,10 +32,10 @@ pub(crate) fn open(path: &Path) -> Result<File, String> {
     })
 }
 
-/// Checks whether the links in `path` may be followed and the file may be written. It opens and creates nothing.
+/// Checks whether the links in `path` may be followed and the file may be written. It does not open or create the file.
 ///
 /// # Errors
-/// Words that fit behind the path.
+/// A message to append to the path.
 pub(crate) fn check(path: &Path) -> Result<(), String> {
     let Target { path, is_descriptor } = resolve(path)?;
     let existing = if path.exists() { Some(path.as_path()) } else { path.parent() };
@@ -51,7 +51,7 @@ pub(crate) fn check(path: &Path) -> Result<(), String> {
     }
 }
 
-/// The command that lets this user write to the file, or create it, where something denies it.
+/// The command that grants this user write or create access to the file, if access is denied.
 fn fix(path: &Path) -> Option<String> {
     match path.parent() {
         Some(directory) if !path.exists() => permissions::fix_for_creating(directory),
@@ -147,14 +147,14 @@ fn in_place_of_file(directory: Entry, link: Entry, own: u32) -> Option<String> {
     }
 }
 
-/// Says whose link it is where it belongs to another user.
+/// The owner of the link, if it is another user.
 fn foreign(link: Entry, own: u32) -> Option<String> {
     (!link.is_trusted(own)).then(|| format!("the link belongs to user {}", link.owner))
 }
 
 fn refused(link: &Path, directory: &Path, why: &str) -> String {
     cannot_be_opened(&format_args!(
-        "{} is a symbolic link in {} and {why}, so the audit could be appended to any file; \
+        "{} is a symbolic link in {} and {why}, so audit events could be appended to any file; \
          set log.audit_file to the file itself, or move the link to a directory that only root and user {} may write to",
         link.display(),
         directory.display(),
@@ -166,7 +166,7 @@ fn cannot_be_opened(why: &dyn std::fmt::Display) -> String {
     format!("cannot be opened for writing: {why}")
 }
 
-/// The group, and everybody.
+/// Write access for the group and for others.
 const OTHERS_WRITE: u32 = 0o022;
 
 /// Only the owner of a file may remove or rename it.
@@ -181,7 +181,7 @@ mod tests {
 
     use super::*;
 
-    /// A directory of this mode that is this user's.
+    /// A directory with this mode that belongs to this user.
     fn directory(mode: u32) -> tempfile::TempDir {
         let directory = tempfile::tempdir().unwrap();
         fs::set_permissions(directory.path(), fs::Permissions::from_mode(mode)).unwrap();
@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn link_is_followed_only_where_nobody_else_could_have_made_it() {
+    fn link_is_followed_only_where_no_other_user_could_have_made_it() {
         const OWN: u32 = 7;
         let link_of = |owner| Entry { owner, mode: 0o777 };
         let objects = |owner, mode, link| in_place_of_file(Entry { owner, mode }, link_of(link), OWN);
@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn link_in_a_directory_of_others_is_refused_and_nothing_is_made() {
+    fn link_in_a_directory_of_others_is_rejected_and_no_file_is_created() {
         let (shared, own) = (directory(0o777), directory(0o700));
         let (link, target) = (shared.path().join("audit"), own.path().join("target"));
         symlink(&target, &link).unwrap();
@@ -223,12 +223,12 @@ mod tests {
         assert!(error.contains("is a symbolic link in") && error.contains("mode 0777"), "{error}");
         assert_eq!(check(&link), Err(error));
         assert!(!target.exists());
-        // By way of a good link it is no better.
+        // A link of ours to that link is rejected, too.
         let way = own.path().join("way");
         symlink(&link, &way).unwrap();
         assert!(open(&way).is_err());
         assert!(!target.exists());
-        // The file itself may be there, and a link of ours to a directory.
+        // The file itself may be in that directory, and so may a link of ours to a directory.
         open(&shared.path().join("plain")).unwrap();
         let folder = shared.path().join("folder");
         symlink(own.path(), &folder).unwrap();
@@ -236,21 +236,21 @@ mod tests {
     }
 
     #[test]
-    fn link_in_a_directory_of_its_own_is_followed() {
+    fn link_in_a_private_directory_is_followed() {
         let own = directory(0o755);
         let (first, second, target) = (own.path().join("1"), own.path().join("2"), own.path().join("folder/target"));
         fs::create_dir(own.path().join("folder")).unwrap();
         symlink("2", &first).unwrap();
         symlink("folder/../folder/target", &second).unwrap();
         check(&first).unwrap();
-        assert!(!target.exists(), "a check makes nothing");
+        assert!(!target.exists(), "a check creates nothing");
         io::Write::write_all(&mut open(&first).unwrap(), b"line\n").unwrap();
         assert_eq!(fs::read(&target).unwrap(), b"line\n");
         assert_eq!(fs::metadata(&target).unwrap().mode() & 0o137, 0, "created for owner and group");
     }
 
     #[test]
-    fn links_in_a_circle_lead_nowhere() {
+    fn circular_links_are_an_error() {
         let own = directory(0o700);
         let link = own.path().join("circle");
         symlink(&link, &link).unwrap();

@@ -10,10 +10,10 @@ use crate::printable;
 /// is for long lists, such as fingerprints or the errors of a configuration.
 pub(crate) const MAX_LINE: usize = 64 << 10;
 
-/// Room kept for the fields after a long one: names, numbers and marks.
+/// Bytes reserved for the fields after a long one: names, numbers and marks.
 const RESERVE: usize = 2 << 10;
 
-/// A line that is being written. Its texts are escaped already.
+/// A line under construction. Its texts are already escaped.
 #[derive(Debug)]
 pub(crate) struct Line(String);
 
@@ -32,14 +32,14 @@ impl Line {
     pub(crate) fn text_field(&mut self, key: &str, value: &Value) {
         let _ = write!(self.0, " {key}=");
         match value {
-            Value::String(text) if is_word(text) && text.len() <= self.room() => self.0.push_str(text),
+            Value::String(text) if is_word(text) && text.len() <= self.space() => self.0.push_str(text),
             _ => self.value(value),
         }
     }
 
     /// Adds a message of the text format, without quotes.
     pub(crate) fn message(&mut self, text: &str) {
-        let text = printable::cut(text, self.room());
+        let text = printable::cut(text, self.space());
         self.0.push_str(&text);
     }
 
@@ -50,19 +50,19 @@ impl Line {
     }
 
     fn value(&mut self, value: &Value) {
-        let room = self.room();
+        let space = self.space();
         // `Value` writes itself as JSON.
         let _ = match value {
-            Value::String(text) if printable::size_in_json(text) > room => {
-                write!(self.0, "{}", Value::from(printable::cut_lines(text, room)))
+            Value::String(text) if printable::size_in_json(text) > space => {
+                write!(self.0, "{}", Value::from(printable::cut_lines(text, space)))
             }
-            Value::Array(items) if value.to_string().len() > room => write!(self.0, "{}", beginning(items, room)),
+            Value::Array(items) if value.to_string().len() > space => write!(self.0, "{}", beginning(items, space)),
             _ => write!(self.0, "{value}"),
         };
     }
 
     /// Bytes that the next value may take.
-    fn room(&self) -> usize {
+    fn space(&self) -> usize {
         MAX_LINE.saturating_sub(self.0.len() + RESERVE)
     }
 }
@@ -73,12 +73,12 @@ impl fmt::Write for Line {
     }
 }
 
-/// The first items, as many as fit, and the mark.
-fn beginning(items: &[Value], room: usize) -> Value {
+/// The first items that fit, and the mark.
+fn beginning(items: &[Value], space: usize) -> Value {
     let mut size = printable::MARK.len() + "[\"\"]".len();
     let fits = |item: &&Value| {
         size += item.to_string().len() + ",".len();
-        size <= room
+        size <= space
     };
     items.iter().take_while(fits).cloned().chain([Value::from(printable::MARK)]).collect()
 }
@@ -92,7 +92,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn long_fields_are_cut_and_the_line_stays_json() {
+    fn line_with_long_fields_is_cut_and_stays_json() {
         for long in
             [Value::from("x".repeat(200_000)), Value::from("\\\"\n".repeat(80_000)), vec!["y".repeat(900); 200].into()]
         {
@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_message_is_cut() {
+    fn long_message_is_cut() {
         let mut line = Line::new();
         line.message(&"word ".repeat(40_000));
         line.text_field("key", &Value::from("x".repeat(200_000)));

@@ -19,18 +19,18 @@ use crate::audit::{Audit, LineFormat};
 use crate::printable;
 use crate::timestamp;
 
-/// Changes the filter of a running log.
+/// A handle that changes the log filter at runtime.
 #[derive(Clone, Debug)]
 pub(crate) struct LogHandle(reload::Handle<EnvFilter, Registry>);
 
 impl LogHandle {
-    /// Puts another filter in force.
+    /// Replaces the log filter.
     ///
     /// # Errors
-    /// When `level` is no tracing filter.
+    /// If `level` is not a valid tracing filter.
     pub(crate) fn set_level(&self, level: &str) -> Result<(), ParseError> {
         let filter = EnvFilter::try_new(level)?;
-        // Fails only when the subscriber is gone, and then nobody logs.
+        // Fails only if the subscriber was dropped, and then nothing is logged.
         let _ = self.0.reload(filter);
         Ok(())
     }
@@ -39,7 +39,7 @@ impl LogHandle {
 /// The subscriber that writes to the log of `audit`.
 ///
 /// # Errors
-/// When `level` is no tracing filter.
+/// If `level` is not a valid tracing filter.
 pub(crate) fn subscriber(audit: &Audit, level: &str) -> Result<(impl Subscriber + Send + Sync, LogHandle), ParseError> {
     let (filter, handle) = reload::Layer::new(EnvFilter::try_new(level)?);
     let lines = tracing_subscriber::fmt::layer()
@@ -122,7 +122,7 @@ impl<'a> MakeWriter<'a> for ToSink {
     }
 }
 
-/// tracing-subscriber hands over one whole event at a time.
+/// tracing-subscriber passes one whole event at a time.
 impl io::Write for ToSink {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         self.0.write(line.to_vec());

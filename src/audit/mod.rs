@@ -1,8 +1,8 @@
-//! What the operator and the auditor read: audit events, and the log that carries them too.
+//! Audit events, and the log, which also contains them.
 //!
-//! Every event is made here, so that its words and fields stand in one place (docs/AUDIT.md is their reference). Nothing
-//! here can fail or wait as far as its callers know: a full disk or an unread pipe costs lines, which are counted, and
-//! never traffic.
+//! All audit events are built here, so their names and fields are defined in one place (docs/AUDIT.md is the reference).
+//! Writing never fails or blocks for a caller: with a full disk or an unread pipe, lines are dropped and counted, and traffic
+//! continues.
 
 pub(crate) mod changes;
 pub(crate) mod checks;
@@ -32,16 +32,16 @@ use crate::source::host::HostName;
 use crate::source::rule::Rule;
 use crate::timestamp;
 
-/// How lines of the log look.
+/// The format of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum LineFormat {
-    /// One JSON object.
+    /// One JSON object a line.
     Json,
-    /// For reading.
+    /// Text for a terminal.
     Text,
 }
 
-/// Writes audit events: to the log always, to the audit file where there is one. Cheap to clone.
+/// Writes audit events to the log and, if configured, to the audit file. Cheap to clone.
 #[derive(Clone, Debug)]
 pub(crate) struct Audit {
     log: Sink,
@@ -63,72 +63,72 @@ impl Audit {
         Self { log, format, file, denials, cancel_keys, cancel_denials, checks: Arc::default() }
     }
 
-    /// Where log lines go that are not audit events.
+    /// The sink for log lines that are not audit events.
     fn log_sink(&self) -> Sink {
         self.log.clone()
     }
 
-    /// Opens the audit file anew, as log rotation needs it, or another one.
+    /// Switches to a reopened or another audit file.
     pub(crate) fn reopen(&self, audit_file: Option<Destination>) {
         self.file.switch(audit_file.unwrap_or_else(Destination::nowhere));
     }
 
-    /// Waits until all that was written so far is out, but not for long: nobody may be reading.
+    /// Waits until all lines are written, at most [`FLUSH_TIMEOUT`] for each destination, because a pipe may have no reader.
     pub(crate) fn flush(&self) {
-        self.sum_up(true);
-        self.file.flush(FLUSH_PATIENCE);
-        self.log.flush(FLUSH_PATIENCE);
+        self.write_due_summaries(true);
+        self.file.flush(FLUSH_TIMEOUT);
+        self.log.flush(FLUSH_TIMEOUT);
     }
 
-    /// A listener is bound. Goes to the log only.
+    /// A listener is bound. This event is only in the log.
     pub(crate) fn ready(&self, listener: &str, protocol: &str, addresses: &[String]) {
         let event =
             Event::new("ready").with("listener", listener).with("protocol", protocol).with("addresses", addresses);
         self.log_line(&event, Level::Info, "portcullis");
     }
 
-    /// A connection was turned away before it reached the upstream. In a flood nothing is made of it, not even the words.
+    /// A connection was denied before it reached the upstream. A suppressed event does not format its detail.
     pub(crate) fn denied(&self, fields: &ConnectionFields, reason: Reason, detail: impl Display, duration: Duration) {
         if fields.is_health_check(reason) {
-            if self.checks.is_first(fields, reason) {
-                let ending = Outcome::new(reason, checks::FIRST);
-                let event = Event::of_connection("connection.denied", fields).ended(&ending).lasted(duration);
+            if self.checks.count(fields, reason) {
+                let outcome = Outcome::new(reason, checks::FIRST);
+                let event = Event::of_connection("connection.denied", fields).ended(&outcome).lasted(duration);
                 self.write(&event, Level::Info);
             }
             return;
         }
         let floods = if fields.is_cancel { &self.cancel_denials } else { &self.denials };
-        if floods.let_through(fields, Some(reason)) {
+        if floods.allow(fields, Some(reason)) {
             let level = if reason == Reason::ClientClosed { Level::Info } else { Level::Warn };
-            let ending = Outcome::new(reason, detail);
+            let outcome = Outcome::new(reason, detail);
             let written =
-                self.write(&Event::of_connection("connection.denied", fields).ended(&ending).lasted(duration), level);
-            floods.wrote(fields, written);
+                self.write(&Event::of_connection("connection.denied", fields).ended(&outcome).lasted(duration), level);
+            floods.count_line(fields, written);
         }
     }
 
-    /// Says of floods what was not told of them, for as long as this is let run.
-    pub(crate) async fn sum_up_floods(self) {
-        let mut turns = tokio::time::interval(SUM_UP_EVERY);
+    /// Writes the summaries of suppressed events. Never returns.
+    pub(crate) async fn write_summaries(self) {
+        let mut ticks = tokio::time::interval(SUMMARY_INTERVAL);
         loop {
-            turns.tick().await;
-            self.sum_up(false);
+            ticks.tick().await;
+            self.write_due_summaries(false);
         }
     }
 
-    fn sum_up(&self, at_once: bool) {
+    fn write_due_summaries(&self, at_once: bool) {
         for event in [&self.denials, &self.cancel_keys, &self.cancel_denials]
             .into_iter()
-            .flat_map(|floods| floods.reports(at_once))
+            .flat_map(|floods| floods.summaries(at_once))
         {
             self.write(&event, Level::Warn);
         }
-        for event in self.checks.reports(at_once) {
+        for event in self.checks.summaries(at_once) {
             self.write(&event, Level::Info);
         }
     }
 
-    /// A connection was let in and has reached its upstream. `issuer` is that of its client certificate.
+    /// A connection was admitted and has reached its upstream. `issuer` is the issuer of its client certificate.
     pub(crate) fn opened(&self, fields: &ConnectionFields, issuer: Option<&str>) {
         let event = Event::of_connection("connection.opened", fields)
             .with_some("client_issuer", issuer)
@@ -136,33 +136,33 @@ impl Audit {
         self.write(&event.would_deny(fields), Level::Info);
     }
 
-    /// The policy ends a session that it would not let in any more.
-    pub(crate) fn revoked(&self, fields: &ConnectionFields, ending: &Outcome) {
-        let event = Event::of_connection("session.revoked", fields).with_some("session", fields.session).ended(ending);
+    /// The policy no longer admits a session, which ends.
+    pub(crate) fn revoked(&self, fields: &ConnectionFields, outcome: &Outcome) {
+        let event = Event::of_connection("session.revoked", fields).with_some("session", fields.session).ended(outcome);
         self.write(&event, Level::Warn);
     }
 
-    /// A connection that was opened has ended.
-    pub(crate) fn closed(&self, fields: &ConnectionFields, ending: &Outcome, carried: ByteCounts, duration: Duration) {
+    /// An opened connection has ended.
+    pub(crate) fn closed(&self, fields: &ConnectionFields, outcome: &Outcome, bytes: ByteCounts, duration: Duration) {
         let event = Event::of_connection("connection.closed", fields)
             .with_some("session", fields.session)
-            .ended(ending)
-            .with("bytes_in", carried.inbound)
-            .with("bytes_out", carried.outbound)
+            .ended(outcome)
+            .with("bytes_in", bytes.inbound)
+            .with("bytes_out", bytes.outbound)
             .lasted(duration);
         self.write(&event, Level::Info);
     }
 
-    /// A PostgreSQL CancelRequest was passed on. In a flood nothing is made of it.
+    /// A PostgreSQL CancelRequest was forwarded. In a flood, the event is suppressed.
     pub(crate) fn cancel_forwarded(&self, fields: &ConnectionFields, duration: Duration) {
-        if self.cancel_keys.let_through(fields, None) {
+        if self.cancel_keys.allow(fields, None) {
             let event = Event::of_connection("cancel.forwarded", fields).would_deny(fields);
             let written = self.write(&event.lasted(duration), Level::Info);
-            self.cancel_keys.wrote(fields, written);
+            self.cancel_keys.count_line(fields, written);
         }
     }
 
-    /// A new policy is in force. Each difference that weakens protection is an event of its own.
+    /// A new policy is in force. Each difference that weakens protection is a separate event.
     pub(crate) fn reload_applied(&self, changes: &Changes) {
         self.write(&changes.event(), Level::Info);
         for difference in changes.weakened().take(MAX_DIFFERENCES) {
@@ -170,31 +170,33 @@ impl Audit {
         }
     }
 
-    /// An administrator did something by way of the control channel: `action`, to `object` where there is one.
+    /// An administrator did `action` to `object` through the control channel. `object` may be empty.
     pub(crate) fn admin_action(&self, action: &str, object: &str) {
         let object = Some(object).filter(|object| !object.is_empty());
         self.write(&Event::new("admin.action").with("action", action).with_some("object", object), Level::Info);
     }
 
-    /// A new policy was refused as a whole; the old one goes on.
+    /// A reload was rejected. The policy in force stays.
     pub(crate) fn reload_rejected(&self, generation: u64, error: &str) {
         let event = Event::new("reload.rejected").with("generation", generation).with_long("error", error);
         self.write(&event, Level::Error);
     }
 
-    /// The kernel keeps strangers from a listener from now on, by so many rules; `flood` where that is because of one.
+    /// The kernel now drops untrusted sources at a listener. `rules` is the number of trusted sources, `flood` whether a flood
+    /// is the cause.
     pub(crate) fn shield_on(&self, listener: &str, why: &str, rules: usize, flood: bool) {
         let event = Event::new("shield.on").with("listener", listener).with("detail", why).with("rules", rules);
         self.write(&event, if flood { Level::Warn } else { Level::Info });
     }
 
-    /// It no longer does. `dropped` is how many of their packets it has dropped, where it tells.
+    /// The kernel no longer drops untrusted sources at a listener. `dropped` is the number of dropped packets, if the kernel
+    /// reports it.
     pub(crate) fn shield_off(&self, listener: &str, why: &str, dropped: Option<u64>) {
         let event = Event::new("shield.off").with("listener", listener).with("detail", why);
         self.write(&event.with_some("dropped", dropped), Level::Info);
     }
 
-    /// A certificate in use runs out soon, or has.
+    /// A certificate in use expires soon or has expired.
     pub(crate) fn certificate_expiring(&self, listener: &str, certificate: &ExpiringCertificate<'_>) {
         let ExpiringCertificate { role, subject, sha256, not_after, days_left } = certificate;
         let event = Event::new("certificate.expiring")
@@ -207,35 +209,33 @@ impl Audit {
         self.write(&event, Level::Warn);
     }
 
-    /// A rule was added by a reload.
     pub(crate) fn source_added(&self, listener: &str, rule: &Rule) {
         self.write(&Event::of_rule("source.added", listener, rule), Level::Info);
     }
 
-    /// A rule was removed by a reload.
     pub(crate) fn source_removed(&self, listener: &str, rule: &Rule) {
         self.write(&Event::of_rule("source.removed", listener, rule), Level::Info);
     }
 
-    /// A host that a rule trusts has these addresses, too.
+    /// A trusted host has resolved to new addresses.
     pub(crate) fn addresses_added(&self, listener: &str, name: &HostName, addresses: &[IpAddr]) {
         self.write(&Event::of_addresses("source.added", listener, name, addresses), Level::Info);
     }
 
-    /// A host that a rule trusts, or did, has these addresses no longer.
+    /// A host that is or was trusted no longer has these addresses.
     pub(crate) fn addresses_removed(&self, listener: &str, name: &HostName, addresses: &[IpAddr]) {
         self.write(&Event::of_addresses("source.removed", listener, name, addresses), Level::Info);
     }
 
-    /// Returns the size of the line in bytes; of two lines, that of the longer one.
+    /// Returns the size of the longer line in bytes: that of the file or that of the log.
     fn write(&self, event: &Event, level: Level) -> usize {
-        let mut filed = 0;
+        let mut file_line = 0;
         if !self.file.is_idle() {
             let line = event.json(None);
-            filed = line.len();
+            file_line = line.len();
             self.file.write(line.into_bytes());
         }
-        self.log_line(event, level, AUDIT_TARGET).max(filed)
+        self.log_line(event, level, AUDIT_TARGET).max(file_line)
     }
 
     fn log_line(&self, event: &Event, level: Level, target: &str) -> usize {
@@ -249,10 +249,10 @@ impl Audit {
     }
 }
 
-/// Opens an audit file for appending. While it is a FIFO whose reader is slow, lines are dropped and counted.
+/// Opens an audit file for appending. If it is a FIFO with a slow reader, lines are dropped and counted.
 ///
 /// # Errors
-/// The file's name, and why.
+/// The file name and the reason.
 pub(crate) fn open_audit_file(path: PathBuf) -> Result<Destination, String> {
     match file::open(&path) {
         Ok(file) => Ok(Destination::file(path, file)),
@@ -260,11 +260,11 @@ pub(crate) fn open_audit_file(path: PathBuf) -> Result<Destination, String> {
     }
 }
 
-/// The target audit events have in the log.
+/// The target of audit events in the log.
 const AUDIT_TARGET: &str = "audit";
 
-/// How often it is looked for floods that are over.
-const SUM_UP_EVERY: Duration = Duration::from_secs(1);
+/// The interval between checks for floods that have ended.
+const SUMMARY_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Longer than a disk takes, shorter than an operator waits for the process to end.
-const FLUSH_PATIENCE: Duration = Duration::from_secs(1);
+/// Longer than a disk needs, shorter than an operator waits for the process to stop.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);

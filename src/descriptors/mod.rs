@@ -1,8 +1,8 @@
-//! The file descriptors of the process, and how many of them connections may use.
+//! The budget of file descriptors for connections.
 //!
-//! A client needs two: its own socket and the upstream's. An accept loop takes both from the budget before it accepts, and
-//! waits while there are none. What is left of the limit is a reserve for everything else: reloads, the control channel,
-//! host names, health checks, log rotation. So clients cannot keep the operator from removing them.
+//! A connection needs two: the client's socket and the upstream's. An accept loop takes both from the budget before it accepts,
+//! and waits while there are none. The rest of the limit is a reserve for reloads, the control channel, host names, health
+//! checks and log rotation, so that clients cannot prevent an operator from removing them.
 
 #[cfg(test)]
 mod tests;
@@ -22,7 +22,7 @@ use tracing::{info, warn};
 /// Raises the soft limit of open files to the hard one.
 ///
 /// # Errors
-/// The kernel's. The soft limit stays as it is then.
+/// The error of the kernel. The soft limit then stays as it is.
 pub(crate) fn raise_limit() -> io::Result<()> {
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
     if soft < hard {
@@ -31,15 +31,14 @@ pub(crate) fn raise_limit() -> io::Result<()> {
     Ok(())
 }
 
-/// Whether an error says that this machine or process lacks something, and nothing of who was asked: descriptors, memory
-/// for sockets, local ports.
+/// Whether an error means that this machine or process lacks descriptors, memory for sockets or local ports. Such an error is
+/// not the peer's fault.
 pub(crate) fn is_local_shortage(error: &io::Error) -> bool {
     const LOCAL: [i32; 5] = [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM, libc::EADDRNOTAVAIL];
     error.raw_os_error().is_some_and(|code| LOCAL.contains(&code))
 }
 
-/// The error of a file that is opened now, where no descriptor can be had. The system's resolver reports that as a failure
-/// of the name.
+/// The error of opening a file, if no descriptor is available. The system's resolver reports that as a failure of the name.
 pub(crate) fn shortage() -> Option<io::Error> {
     File::open("/").err().filter(is_local_shortage)
 }
@@ -50,12 +49,12 @@ pub(crate) struct Descriptors(Arc<Budget>);
 
 #[derive(Debug, Default)]
 struct Budget {
-    /// Connections that have their descriptors, or are about to be accepted.
+    /// Connections that hold descriptors, or are about to be accepted.
     connections: AtomicUsize,
     max_connections: AtomicUsize,
     /// The limit that `max_connections` was computed from.
     limit: AtomicUsize,
-    /// What was open at the start besides listening sockets.
+    /// Descriptors that were open at the start, without listening sockets.
     fixed: OnceLock<usize>,
     released: Notify,
     pause: Mutex<Pause>,
@@ -68,24 +67,23 @@ struct Pause {
     since: Option<OffsetDateTime>,
     last: Option<OffsetDateTime>,
     logged_at: Option<Instant>,
-    /// Whether this pause was logged, so that its end is, too.
+    /// Whether this pause was logged, so that its end is logged too.
     is_logged: bool,
 }
 
-/// The descriptors of one connection, given back when dropped.
+/// The descriptors of one connection, released when dropped.
 #[derive(Debug)]
 pub(crate) struct DescriptorPermit(Option<Descriptors>);
 
-/// The budget at one moment, for the operator.
+/// The state of the budget, for the operator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct DescriptorStatus {
     /// The limit of open files of the process.
     pub limit: usize,
-    /// How many of them connections never use.
+    /// Descriptors that connections never use.
     pub reserved: usize,
-    /// Connections that have their descriptors.
+    /// Connections that hold descriptors.
     pub connections: usize,
-    /// How many connections there can be at once.
     pub max_connections: usize,
     /// Since when accepting is paused.
     pub paused_since: Option<OffsetDateTime>,
@@ -94,8 +92,8 @@ pub(crate) struct DescriptorStatus {
 }
 
 impl Descriptors {
-    /// Computes the budget for this number of listening sockets, which are open already, and the present limit. Before the
-    /// first time nothing is accepted.
+    /// Computes the budget for this number of listening sockets, which are already open, and the present limit. Nothing is
+    /// accepted before the first call.
     pub(crate) fn follow(&self, listening: usize) {
         let budget = &self.0;
         let fixed = *budget.fixed.get_or_init(|| open_now().saturating_sub(listening));
@@ -112,7 +110,7 @@ impl Descriptors {
         budget.released.notify_waiters();
     }
 
-    /// Takes the descriptors of a connection, if there are any.
+    /// Takes the descriptors of a connection, if available.
     pub(crate) fn try_take(&self) -> Option<DescriptorPermit> {
         let Budget { connections, max_connections, .. } = &*self.0;
         let one_more = |open: usize| (open < max_connections.load(Ordering::SeqCst)).then(|| open.saturating_add(1));
@@ -127,7 +125,7 @@ impl Descriptors {
         }
         let _pause = Paused::begin(self);
         loop {
-            // It listens before it looks again, so that what is given back in between is not missed.
+            // Registers before the next try, so that no release in between is missed.
             let mut released = pin!(self.0.released.notified());
             released.as_mut().enable();
             if let Some(permit) = self.try_take() {
@@ -137,13 +135,12 @@ impl Descriptors {
         }
     }
 
-    /// Gives back the descriptors of a connection that [kept](DescriptorPermit::keep) them.
-    pub(crate) fn give_back(&self) {
+    /// Releases the descriptors of a connection that [kept](DescriptorPermit::keep) them.
+    pub(crate) fn release(&self) {
         self.0.connections.fetch_sub(1, Ordering::SeqCst);
         self.0.released.notify_one();
     }
 
-    /// The budget now.
     pub(crate) fn status(&self) -> DescriptorStatus {
         let (limit, pause) = (self.0.limit.load(Ordering::Relaxed), self.pause());
         DescriptorStatus {
@@ -162,7 +159,7 @@ impl Descriptors {
 }
 
 impl DescriptorPermit {
-    /// Leaves it to somebody else to [give the descriptors back](Descriptors::give_back).
+    /// Keeps the descriptors taken until [`Descriptors::release`] is called.
     pub(crate) fn keep(&mut self) {
         self.0 = None;
     }
@@ -171,7 +168,7 @@ impl DescriptorPermit {
 impl Drop for DescriptorPermit {
     fn drop(&mut self) {
         if let Some(descriptors) = &self.0 {
-            descriptors.give_back();
+            descriptors.release();
         }
     }
 }
@@ -216,14 +213,14 @@ impl Drop for Paused<'_> {
     }
 }
 
-/// How many connections fit where so many descriptors are open for good. At least one, so that a limit that is far too low
-/// slows the program down and does not stop it.
+/// The number of connections within `limit` beside `open` permanent descriptors. At least one, so that a limit that is far too
+/// low slows the program down and does not stop it.
 fn max_connections(limit: usize, open: usize) -> usize {
     let left = limit.saturating_sub(reserve(limit)).saturating_sub(open);
     (left / PER_CONNECTION).max(1)
 }
 
-/// How many descriptors connections never use.
+/// The number of descriptors that connections never use.
 fn reserve(limit: usize) -> usize {
     (limit / 4).clamp(MIN_RESERVE, MAX_RESERVE)
 }
@@ -232,16 +229,16 @@ fn limit() -> usize {
     getrlimit(Resource::RLIMIT_NOFILE).map_or(usize::MAX, |(soft, _)| usize::try_from(soft).unwrap_or(usize::MAX))
 }
 
-/// How many descriptors are open; without /proc as many as the next one's number says at least.
+/// The number of open descriptors. Without /proc it is estimated by the number of the next one.
 fn open_now() -> usize {
     use std::os::fd::AsRawFd as _;
     let listed = || Some(fs::read_dir("/proc/self/fd").ok()?.count());
     let next = || usize::try_from(File::open("/").ok()?.as_raw_fd()).ok();
-    // The list has the directory that is being listed.
+    // The list includes the descriptor of the directory itself.
     listed().map(|count| count.saturating_sub(1)).or_else(next).unwrap_or_default()
 }
 
-/// The client's socket and the upstream's. A lookup of the upstream's name comes before the latter and needs no more.
+/// The client's socket and the upstream's. A lookup of the upstream's name happens before the latter and needs no more.
 const PER_CONNECTION: usize = 2;
 
 /// Enough for sixteen requests at the admin socket and a reload.
@@ -250,8 +247,8 @@ const MIN_RESERVE: usize = 16;
 /// opens some fifty sockets.
 const MAX_RESERVE: usize = 128;
 
-/// Fewer connections than anybody wants who knows of the limit.
+/// Below this number of connections the limit is probably a mistake.
 const FEW: usize = 100;
 
-/// How often a pause is logged at most: with clients that come and go there may be thousands in a second.
+/// The minimum time between two logged pauses. There may be thousands of pauses in a second.
 const LOG_EVERY: Duration = Duration::from_secs(60);

@@ -17,7 +17,7 @@ fn reserve_stays_within_its_bounds() {
 }
 
 #[test]
-fn max_connections_leaves_the_reserve_and_what_is_open() {
+fn max_connections_leaves_the_reserve_and_open_files() {
     for (limit, open, expected) in [(64, 24, 12), (64, 25, 11), (1024, 30, 433), (1 << 20, 30, 524_209), (48, 60, 1)] {
         let max = max_connections(limit, open);
         assert_eq!(max, expected, "{limit} {open}");
@@ -26,7 +26,7 @@ fn max_connections_leaves_the_reserve_and_what_is_open() {
 }
 
 #[test]
-fn share_is_refused_at_the_maximum_and_given_back_when_dropped() {
+fn permit_is_refused_at_the_maximum_and_released_when_dropped() {
     let descriptors = budget(2);
     let (one, mut two) = (descriptors.try_take().unwrap(), descriptors.try_take().unwrap());
     assert!(descriptors.try_take().is_none());
@@ -34,12 +34,12 @@ fn share_is_refused_at_the_maximum_and_given_back_when_dropped() {
     two.keep();
     drop(two);
     assert_eq!(descriptors.status().connections, 1);
-    descriptors.give_back();
+    descriptors.release();
     assert_eq!(descriptors.status().connections, 0);
 }
 
 #[test]
-fn follow_counts_what_is_open_once_and_listening_sockets_each_time() {
+fn budget_counts_open_files_once_and_listening_sockets_each_time() {
     let descriptors = Descriptors::default();
     assert!(descriptors.try_take().is_none(), "nothing is accepted before");
     descriptors.follow(0);
@@ -50,7 +50,7 @@ fn follow_counts_what_is_open_once_and_listening_sockets_each_time() {
 }
 
 #[tokio::test]
-async fn loops_that_wait_all_go_on_when_descriptors_are_given_back() {
+async fn waiting_accept_loops_continue_when_descriptors_are_released() {
     let descriptors = budget(3);
     let shares: Vec<_> = (0..3).map(|_| descriptors.try_take().unwrap()).collect();
     let mut waiting = JoinSet::new();
@@ -63,7 +63,7 @@ async fn loops_that_wait_all_go_on_when_descriptors_are_given_back() {
     }
     assert!(descriptors.status().paused_since.is_some());
     drop(shares);
-    while let Some(permit) = timeout(Duration::from_secs(30), waiting.join_next()).await.expect("it goes on") {
+    while let Some(permit) = timeout(Duration::from_secs(30), waiting.join_next()).await.expect("the loop continues") {
         drop(permit.unwrap());
     }
     let status = descriptors.status();
@@ -88,7 +88,7 @@ async fn descriptors_offered_to_a_loop_that_stopped_go_to_the_next() {
 }
 
 #[test]
-fn shortage_of_this_machine_is_told_from_a_refusal() {
+fn local_shortage_differs_from_a_refused_connection() {
     for code in [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM, libc::EADDRNOTAVAIL] {
         assert!(is_local_shortage(&io::Error::from_raw_os_error(code)), "{code}");
     }

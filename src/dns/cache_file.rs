@@ -1,4 +1,4 @@
-//! The last good answers on disk, for a start at a time when no name can be resolved.
+//! Keeps the last good answers on disk, for a start while no name can be resolved.
 
 use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, File};
@@ -15,18 +15,18 @@ use crate::dns::HostCache;
 use crate::source::host::{Addresses, HostName};
 use crate::timestamp;
 
-/// Where the answers of one configuration are kept.
+/// The file with the answers of one configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CacheFile {
     file: PathBuf,
     configuration: PathBuf,
 }
 
-/// Good answers, and when they were given.
+/// Good answers with their times.
 type Answers = BTreeMap<HostName, (Addresses, OffsetDateTime)>;
 
 impl CacheFile {
-    /// A file in `directory` for the configuration of this path: several programs on one machine must not mix their answers.
+    /// A file in `directory` for the configuration at this path, so that several instances on one machine do not mix answers.
     pub fn new(directory: &Path, configuration: &Path) -> Self {
         use std::os::unix::ffi::OsStrExt as _;
         let configuration = std::path::absolute(configuration).unwrap_or_else(|_| configuration.to_owned());
@@ -35,10 +35,10 @@ impl CacheFile {
         Self { file: directory.join(format!("names-{print}.json")), configuration }
     }
 
-    /// The answers; none where there is no file.
+    /// Reads the answers. Without a file there are none.
     ///
     /// # Errors
-    /// Words for the operator, where there is a file that cannot be used. It changes nothing else.
+    /// A message for the operator, if the file exists and cannot be used.
     pub(crate) fn read(&self) -> Result<Answers, String> {
         match bytes(&self.file) {
             Ok(bytes) => parse(&bytes).map_err(|what| self.unusable(what)),
@@ -51,10 +51,10 @@ impl CacheFile {
         format!("the last good answers in {} are not used: {why}", self.file.display())
     }
 
-    /// Writes what is known of these names, whole or not at all.
+    /// Writes the answers of these names atomically.
     ///
     /// # Errors
-    /// Words for the operator.
+    /// A message for the operator.
     pub fn write<'a>(&self, names: &HostCache, of: impl IntoIterator<Item = &'a HostName>) -> Result<(), String> {
         let state = |name: &HostName| {
             let (addresses, at) = names.state(name)?.good?;
@@ -64,8 +64,8 @@ impl CacheFile {
         let text = format!("{:#}\n", json!({ "configuration": self.configuration, "names": names }));
         self.replace(&text).map_err(|error| {
             format!(
-                "the answers of dns sources cannot be kept in {}: {error}; after a restart a name that cannot be resolved \
-                 would let nobody in. Set [state] directory to one that the program may write, or StateDirectory= in its unit",
+                "cannot write the answers of dns sources to {}: {error}; after a restart, a name that cannot be resolved would \
+                 admit no client. Set [state] directory to a writable directory, or StateDirectory= in the systemd unit",
                 self.file.display()
             )
         })
@@ -75,43 +75,43 @@ impl CacheFile {
         if let Some(directory) = self.file.parent().filter(|directory| !directory.exists()) {
             DirBuilder::new().mode(0o700).create(directory)?;
         }
-        let beside = self.file.with_extension("new");
-        match fs::remove_file(&beside) {
+        let temporary = self.file.with_extension("new");
+        match fs::remove_file(&temporary) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            // Of a program that was killed while it wrote.
+            // Left by a process that was killed while it wrote.
             Ok(()) | Err(_) => {}
         }
-        let mut file = File::options().write(true).create_new(true).mode(0o600).open(&beside)?;
+        let mut file = File::options().write(true).create_new(true).mode(0o600).open(&temporary)?;
         file.write_all(text.as_bytes()).and_then(|()| file.sync_all())?;
-        fs::rename(&beside, &self.file)
+        fs::rename(&temporary, &self.file)
     }
 }
 
-/// The bytes of a file that nobody else can have written.
+/// Reads a file that no other user can have written.
 fn bytes(file: &Path) -> io::Result<Vec<u8>> {
-    // Not to wait for the writer of a FIFO, nor to follow a link to where it may lead.
+    // O_NONBLOCK: a FIFO without a writer must not block. O_NOFOLLOW: a link may lead to any file.
     let flags = libc::O_NONBLOCK | libc::O_NOFOLLOW;
     let file = File::options().read(true).custom_flags(flags).open(file)?;
-    let facts = file.metadata()?;
-    if !facts.is_file() {
-        return Err(io::Error::other("it is no regular file"));
+    let metadata = file.metadata()?;
+    if !metadata.is_file() {
+        return Err(io::Error::other("it is not a regular file"));
     }
-    if facts.mode() & 0o022 != 0 {
-        return Err(io::Error::other("it can be written by group or others, and so could say anything"));
+    if metadata.mode() & 0o022 != 0 {
+        return Err(io::Error::other("it is writable by group or others; remove it or run chmod go-w"));
     }
     let mut bytes = Vec::new();
-    file.take(MOST_BYTES + 1).read_to_end(&mut bytes)?;
-    if u64::try_from(bytes.len()).unwrap_or(u64::MAX) > MOST_BYTES {
-        return Err(io::Error::other(format!("it has more than {} MiB", MOST_BYTES >> 20)));
+    file.take(MAX_BYTES + 1).read_to_end(&mut bytes)?;
+    if u64::try_from(bytes.len()).unwrap_or(u64::MAX) > MAX_BYTES {
+        return Err(io::Error::other(format!("it exceeds {} MiB", MAX_BYTES >> 20)));
     }
     Ok(bytes)
 }
 
 fn parse(bytes: &[u8]) -> Result<Answers, &'static str> {
-    let value: Value = serde_json::from_slice(bytes).map_err(|_| "it is not what this program writes")?;
-    let names = value.get("names").and_then(Value::as_object).ok_or("it has no names in it")?;
+    let value: Value = serde_json::from_slice(bytes).map_err(|_| "it is not valid JSON")?;
+    let names = value.get("names").and_then(Value::as_object).ok_or("the key names is missing")?;
     let entries = names.iter().map(|(name, entry)| entry_of(name, entry));
-    entries.collect::<Option<Answers>>().ok_or("an entry of it is damaged")
+    entries.collect::<Option<Answers>>().ok_or("an entry is damaged")
 }
 
 fn entry_of(name: &str, entry: &Value) -> Option<(HostName, (Addresses, OffsetDateTime))> {
@@ -121,11 +121,11 @@ fn entry_of(name: &str, entry: &Value) -> Option<(HostName, (Addresses, OffsetDa
     Some((name.parse().ok()?, (addresses, at)))
 }
 
-/// Enough to tell the configurations of one machine apart.
+/// Enough to distinguish the configurations of one machine.
 const DIGEST_BYTES: usize = 8;
 
-/// Room for several hundred names with as many addresses as are taken, and several ten thousand with a few.
-const MOST_BYTES: u64 = 4 << 20;
+/// Enough for several hundred names with the maximum number of addresses, or tens of thousands with a few.
+const MAX_BYTES: u64 = 4 << 20;
 
 #[cfg(test)]
 mod tests {
@@ -151,9 +151,9 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_read_and_nobody_else_may() {
+    fn written_answers_are_read_and_the_file_is_private() {
         let (_directory, cache_file) = cache_file();
-        assert_eq!(cache_file.read(), Ok(Answers::new()), "a file that is not there is no fault");
+        assert_eq!(cache_file.read(), Ok(Answers::new()), "a missing file is not an error");
         let (names, list) = names(&[("app.internal", &["10.0.0.2", "2001:db8::1"]), ("never", &[])]);
         for _ in 0..2 {
             cache_file.write(&names, &list).unwrap();
@@ -163,22 +163,22 @@ mod tests {
             assert_eq!(fs::metadata(&cache_file.file).unwrap().mode() & 0o777, 0o600);
         }
         let directory = cache_file.file.parent().unwrap();
-        assert_eq!(fs::read_dir(directory).unwrap().count(), 1, "nothing is left beside it");
+        assert_eq!(fs::read_dir(directory).unwrap().count(), 1, "no temporary file is left");
         let other = CacheFile::new(directory, Path::new("/etc/b.toml"));
         assert_eq!(other.read(), Ok(Answers::new()), "each configuration has its own");
     }
 
     #[test]
-    fn a_file_that_others_may_have_written_is_not_believed() {
+    fn file_writable_by_others_is_rejected() {
         let (_directory, cache_file) = cache_file();
         let (names, list) = names(&[("app.internal", &["10.0.0.2"])]);
         cache_file.write(&names, &list).unwrap();
         fs::set_permissions(&cache_file.file, fs::Permissions::from_mode(0o620)).unwrap();
-        assert!(cache_file.read().unwrap_err().contains("written by group or others"));
-        let misplaced_keys = cache_file.file.with_extension("elsewhere");
+        assert!(cache_file.read().unwrap_err().contains("writable by group or others"));
+        let moved = cache_file.file.with_extension("moved");
         fs::set_permissions(&cache_file.file, fs::Permissions::from_mode(0o600)).unwrap();
-        fs::rename(&cache_file.file, &misplaced_keys).unwrap();
-        std::os::unix::fs::symlink(&misplaced_keys, &cache_file.file).unwrap();
+        fs::rename(&cache_file.file, &moved).unwrap();
+        std::os::unix::fs::symlink(&moved, &cache_file.file).unwrap();
         assert!(cache_file.read().is_err(), "a link is not followed");
         fs::remove_file(&cache_file.file).unwrap();
         fs::create_dir(&cache_file.file).unwrap();
@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn a_damaged_file_is_refused_whole() {
+    fn damaged_file_is_rejected_as_a_whole() {
         let good = r#"{"names":{"app":{"addresses":["10.0.0.1"],"resolved_at":"2026-11-22T00:00:00Z"}}}"#;
         assert_eq!(parse(good.as_bytes()).map(|answers| answers.len()), Ok(1));
         for (from, to) in [
@@ -215,7 +215,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn bytes_of_any_kind_are_no_disaster(bytes in proptest::collection::vec(any::<u8>(), 0..64), cut in 0..80_usize) {
+        fn any_bytes_are_parsed_without_a_panic(bytes in proptest::collection::vec(any::<u8>(), 0..64), cut in 0..80_usize) {
             let _ = parse(&bytes);
             let good = r#"{"names":{"app":{"addresses":["10.0.0.1"],"resolved_at":"2026-11-22T00:00:00Z"}}}"#;
             let mut mixed = good.as_bytes().to_vec();

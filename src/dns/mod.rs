@@ -1,7 +1,7 @@
-//! What is known of the host names that rules trust: the last good answer of each, and how old it is.
+//! Host names in trusted sources: lookups, the last good answer of each name, and its age.
 //!
-//! A look that fails takes nothing away. It cannot be told what a failure means: the system's resolver says the same of a
-//! name that was deleted, one that is misspelt in a search domain, and one whose server is down.
+//! A failed lookup removes no address. The system's resolver reports the same error for a name that was deleted, a name that
+//! is misspelt in a search domain, and a name whose server is down.
 
 pub(crate) mod cache_file;
 pub(crate) mod lookup;
@@ -22,77 +22,70 @@ use crate::dns::lookup::Answer;
 use crate::source::host::{AddressBook, Addresses, HostName, OmittedAddresses};
 use crate::timestamp;
 
-/// The names to look after, and where what is known of them is kept.
+/// The names to refresh, and the file that keeps their answers.
 #[derive(Debug)]
 pub(crate) struct Watched {
-    /// How long after an answer each is asked for again, at the latest.
+    /// The maximum time between two lookups of each name.
     pub refresh: BTreeMap<HostName, Duration>,
-    /// The file.
     pub cache_file: CacheFile,
 }
 
-/// The names that are looked after, or were asked for once. Whoever looks one up notes here what came of it.
+/// The results of all lookups.
 #[derive(Debug, Default)]
 pub struct HostCache {
     states: Mutex<BTreeMap<HostName, HostState>>,
     moved: Notify,
-    /// Whether nobody is to be asked.
+    /// Whether no lookups are made.
     offline: bool,
 }
 
-/// How it stands with one name.
+/// The state of one name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct HostState {
-    /// Its last good answer, and when that was given.
+    /// The last good answer, and its time.
     pub good: Option<(Addresses, OffsetDateTime)>,
-    /// What of that answer is not trusted.
+    /// Addresses of that answer that are not trusted.
     omitted: Option<OmittedAddresses>,
-    /// Why the last look has brought no answer.
+    /// Why the last lookup failed.
     pub failure: Option<String>,
-    /// When the next look is due, if that was planned already.
-    pub next_look: Option<OffsetDateTime>,
+    /// When the next lookup is due, if it is scheduled.
+    pub next_lookup: Option<OffsetDateTime>,
 }
 
-/// What a look has changed.
+/// A change of a name's state that is logged.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum HostChange {
-    /// Something to look after.
-    Bad(String),
-    /// That is over.
-    Good(String),
+    /// Needs attention.
+    Degraded(String),
+    /// Is resolved.
+    Recovered(String),
 }
 
-/// What is known for a policy that is being built.
+/// The answers for a policy that is being built.
 #[derive(Debug)]
 pub struct Lookup {
-    /// The addresses of its names.
     pub book: AddressBook,
-    /// What deserves a look, in words for the operator.
+    /// Messages for the operator.
     pub warnings: Vec<String>,
 }
 
 impl HostCache {
-    /// Nothing yet, and nobody is ever asked: names have the last good answers that are kept on disk.
+    /// An empty cache that makes no lookups and uses the last good answers on disk.
     pub fn offline() -> Self {
         Self { offline: true, ..Self::default() }
     }
 
-    /// What is known of `names`. Those that nobody looks after are asked for now, which takes a few seconds at most; one
-    /// that nobody has an answer for, and never had, has the last one that `cache_file` has.
-    pub fn find(
-        &self,
-        names: &BTreeSet<HostName>,
-        looked_after: &HashSet<&HostName>,
-        cache_file: &CacheFile,
-    ) -> Lookup {
-        let fresh = names.iter().filter(|name| !looked_after.contains(name) || self.state(name).is_none());
+    /// The addresses of `names`. Names that are not `watched` yet are looked up now, which takes a few seconds at most. A name
+    /// without any answer gets the last one from `cache_file`.
+    pub fn find(&self, names: &BTreeSet<HostName>, watched: &HashSet<&HostName>, cache_file: &CacheFile) -> Lookup {
+        let fresh = names.iter().filter(|name| !watched.contains(name) || self.state(name).is_none());
         let fresh: Vec<HostName> = fresh.cloned().collect();
         let mut warnings = Vec::new();
         if self.offline {
             self.remember(cache_file.read().into_iter().flatten().filter(|(name, _)| names.contains(name)));
             return Lookup { book: self.book(names), warnings };
         }
-        let answers = lookup::ask_all(&fresh);
+        let answers = lookup::lookup_all(&fresh);
         if answers.values().any(Result::is_err) {
             match cache_file.read() {
                 Ok(old) => {
@@ -102,14 +95,14 @@ impl HostCache {
             }
         }
         for (name, answer) in answers {
-            if let Some(HostChange::Bad(words)) = self.note(&name, answer, OffsetDateTime::now_utc()) {
-                warnings.push(words);
+            if let Some(HostChange::Degraded(message)) = self.note(&name, answer, OffsetDateTime::now_utc()) {
+                warnings.push(message);
             }
         }
         Lookup { book: self.book(names), warnings }
     }
 
-    /// Takes old answers for names that have none.
+    /// Adds old answers for names that have none.
     fn remember(&self, old: impl Iterator<Item = (HostName, (Addresses, OffsetDateTime))>) {
         let mut states = self.states();
         for (name, good) in old {
@@ -117,46 +110,46 @@ impl HostCache {
         }
     }
 
-    /// The addresses known of these names.
+    /// The known addresses of these names.
     pub fn book<'a>(&self, names: impl IntoIterator<Item = &'a HostName>) -> AddressBook {
         let states = self.states();
         let known = |name: &HostName| Some((name.clone(), states.get(name)?.good.clone()?.0));
         names.into_iter().filter_map(known).collect()
     }
 
-    /// How it stands with a name, if it was ever asked for.
+    /// The state of a name, if it was ever looked up.
     pub fn state(&self, name: &HostName) -> Option<HostState> {
         self.states().get(name).cloned()
     }
 
-    /// Notes what a look has brought. Returns what there is to tell; the same again is no news.
+    /// Records the result of a lookup. Returns a change to log, if there is one.
     pub fn note(&self, name: &HostName, answer: Answer, now: OffsetDateTime) -> Option<HostChange> {
         let mut states = self.states();
         let before = states.get(name);
         let after = HostState::after(before, answer, now);
-        let news = after.news_since(before, name);
+        let change = after.change_since(before, name);
         let addresses = |state: &HostState| state.good.as_ref().map(|(addresses, _)| addresses.clone());
         let moved = before.and_then(addresses) != addresses(&after);
         states.insert(name.clone(), after);
         if moved {
             self.moved.notify_one();
         }
-        news
+        change
     }
 
-    /// Notes when the next look at a name is due.
-    pub fn plan(&self, name: &HostName, next_look: OffsetDateTime) {
+    /// Records when the next lookup of a name is due.
+    pub fn plan(&self, name: &HostName, next_lookup: OffsetDateTime) {
         if let Some(state) = self.states().get_mut(name) {
-            state.next_look = Some(next_look);
+            state.next_lookup = Some(next_lookup);
         }
     }
 
-    /// Returns when the addresses of a name are others than at the last time.
+    /// Returns when the addresses of a name have changed since the last call.
     pub async fn moved(&self) {
         self.moved.notified().await;
     }
 
-    /// Forgets the names that are none of these.
+    /// Forgets all other names.
     pub fn keep_only(&self, names: &BTreeSet<HostName>) {
         self.states().retain(|name, _| names.contains(name));
     }
@@ -169,27 +162,31 @@ impl HostCache {
 impl HostState {
     fn after(before: Option<&Self>, answer: Answer, now: OffsetDateTime) -> Self {
         match answer {
-            Ok((addresses, omitted)) => Self { good: Some((addresses, now)), omitted, failure: None, next_look: None },
+            Ok((addresses, omitted)) => {
+                Self { good: Some((addresses, now)), omitted, failure: None, next_lookup: None }
+            }
             Err(failure) => Self { failure: Some(failure), ..before.cloned().unwrap_or_default() },
         }
     }
 
-    fn news_since(&self, before: Option<&Self>, name: &HostName) -> Option<HostChange> {
+    fn change_since(&self, before: Option<&Self>, name: &HostName) -> Option<HostChange> {
         let failed_before = before.is_some_and(|before| before.failure.is_some());
         match (&self.failure, &self.good) {
             (Some(_), _) if failed_before => None,
-            (Some(failure), Some((addresses, at))) => Some(HostChange::Bad(format!(
-                "dns:{name} cannot be resolved: {failure}; its last good answer, of {}, goes on to count: {addresses}",
+            (Some(failure), Some((addresses, at))) => Some(HostChange::Degraded(format!(
+                "dns:{name} cannot be resolved: {failure}; using the last good answer, from {}: {addresses}",
                 timestamp::seconds(*at)
             ))),
-            (Some(failure), None) => Some(HostChange::Bad(format!(
-                "dns:{name} cannot be resolved: {failure}; until it can, it lets nobody in"
+            (Some(failure), None) => Some(HostChange::Degraded(format!(
+                "dns:{name} cannot be resolved: {failure}; the rule admits no client until it can be resolved"
             ))),
             (None, _) => match self.omitted {
                 Some(omitted) if before.and_then(|before| before.omitted) != Some(omitted) => {
-                    Some(HostChange::Bad(format!("dns:{name}: {omitted}")))
+                    Some(HostChange::Degraded(format!("dns:{name}: {omitted}")))
                 }
-                Some(_) | None => failed_before.then(|| HostChange::Good(format!("dns:{name} can be resolved again"))),
+                Some(_) | None => {
+                    failed_before.then(|| HostChange::Recovered(format!("dns:{name} can be resolved again")))
+                }
             },
         }
     }
@@ -219,19 +216,22 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_takes_nothing_away_and_is_told_once() {
+    fn failed_lookup_keeps_the_last_good_answer_and_is_reported_once() {
         let names = HostCache::default();
         let failed = || Err("no such name".to_owned());
-        let told = |news: Option<HostChange>| match news {
-            Some(HostChange::Bad(words) | HostChange::Good(words)) => words,
+        let message = |change: Option<HostChange>| match change {
+            Some(HostChange::Degraded(message) | HostChange::Recovered(message)) => message,
             None => String::new(),
         };
-        assert!(told(names.note(&name(), failed(), NOW)).ends_with("no such name; until it can, it lets nobody in"));
+        assert!(
+            message(names.note(&name(), failed(), NOW))
+                .ends_with("no such name; the rule admits no client until it can be resolved")
+        );
         assert_eq!(names.note(&name(), failed(), NOW), None);
-        assert!(told(names.note(&name(), answer(&[1, 2]), NOW)).ends_with("can be resolved again"));
+        assert!(message(names.note(&name(), answer(&[1, 2]), NOW)).ends_with("can be resolved again"));
         assert_eq!(known(&names), "10.0.0.1, 10.0.0.2");
-        let words = told(names.note(&name(), failed(), NOW));
-        assert!(words.ends_with("of 1970-01-01T00:00:00Z, goes on to count: 10.0.0.1, 10.0.0.2"), "{words}");
+        let text = message(names.note(&name(), failed(), NOW));
+        assert!(text.ends_with("from 1970-01-01T00:00:00Z: 10.0.0.1, 10.0.0.2"), "{text}");
         assert_eq!(names.note(&name(), answer(&[]), NOW), None, "an empty answer is a failure, too");
         assert_eq!(known(&names), "10.0.0.1, 10.0.0.2");
         assert!(names.note(&name(), answer(&[2]), NOW).is_some());
@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn an_old_answer_counts_only_where_there_is_none() {
+    fn remembered_answer_is_used_only_for_a_name_without_one() {
         let names = HostCache::default();
         let old = || std::iter::once((name(), (answer(&[9]).unwrap().0, NOW)));
         names.remember(old());
@@ -253,7 +253,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_known_is_the_last_answer_that_was_one(
+        fn known_addresses_are_those_of_the_last_good_answer(
             answers in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..4), 1..20),
         ) {
             let names = HostCache::default();

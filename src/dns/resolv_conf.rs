@@ -1,32 +1,31 @@
-//! The name servers of the machine, and what they are asked in which order: `resolv.conf`, as far as needed to ask them
-//! what the system's resolver would.
+//! Parses `resolv.conf` for the name servers and the names that the system's resolver would query.
 
 use std::net::{IpAddr, Ipv4Addr};
 
-/// What a `resolv.conf` says.
+/// The settings of a `resolv.conf`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ResolvConf {
-    /// In the order in which they are asked.
+    /// In the order in which they are queried.
     pub(crate) servers: Vec<IpAddr>,
     search: Vec<String>,
     ndots: usize,
 }
 
 impl ResolvConf {
-    /// What is not understood is passed over, as the system's resolver does.
+    /// Ignores unknown settings, as the system's resolver does.
     pub(crate) fn parse(text: &str) -> Self {
         let mut settings = Self { servers: Vec::new(), search: Vec::new(), ndots: 1 };
         for line in text.lines().filter(|line| !line.starts_with(['#', ';'])) {
             let mut words = line.split_whitespace();
             match words.next() {
                 Some("nameserver") => settings.servers.extend(words.next().and_then(|ip| ip.parse::<IpAddr>().ok())),
-                // Of several the last one counts.
+                // The last of several counts.
                 Some("search" | "domain") => {
-                    settings.search = words.take(MOST_DOMAINS).map(str::to_owned).collect();
+                    settings.search = words.take(MAX_SEARCH_DOMAINS).map(str::to_owned).collect();
                 }
                 Some("options") => {
                     let ndots = words.filter_map(|word| word.strip_prefix("ndots:")?.parse().ok()).next_back();
-                    settings.ndots = ndots.unwrap_or(settings.ndots).min(MOST_DOTS);
+                    settings.ndots = ndots.unwrap_or(settings.ndots).min(MAX_NDOTS);
                 }
                 _ => {}
             }
@@ -34,11 +33,11 @@ impl ResolvConf {
         if settings.servers.is_empty() {
             settings.servers.push(Ipv4Addr::LOCALHOST.into());
         }
-        settings.servers.truncate(MOST_SERVERS);
+        settings.servers.truncate(MAX_SERVERS);
         settings
     }
 
-    /// Under which names a name is looked for, one after the other until there is one.
+    /// The names to query in turn until one exists.
     pub(crate) fn candidates(&self, name: &str) -> Vec<String> {
         let in_domains = self.search.iter().map(|domain| format!("{name}.{}", domain.trim_start_matches('.')));
         let itself = std::iter::once(name.to_owned());
@@ -50,10 +49,10 @@ impl ResolvConf {
     }
 }
 
-/// The limits of the system's resolver, but for the domains, of which it has none any more.
-const MOST_SERVERS: usize = 3;
-const MOST_DOTS: usize = 15;
-const MOST_DOMAINS: usize = 8;
+/// The limits of the system's resolver, except for search domains, whose number it no longer limits.
+const MAX_SERVERS: usize = 3;
+const MAX_NDOTS: usize = 15;
+const MAX_SEARCH_DOMAINS: usize = 8;
 
 #[cfg(test)]
 mod tests {
@@ -66,7 +65,7 @@ mod tests {
     }
 
     #[test]
-    fn servers_are_taken_in_order_and_three_at_most() {
+    fn first_three_servers_are_used_in_order() {
         assert_eq!(
             servers("# nameserver 10.9.9.9\nnameserver 10.0.0.1 # mine\n\tnameserver\t2001:db8::1\n"),
             ["10.0.0.1", "2001:db8::1"]
@@ -80,7 +79,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_is_looked_for_where_the_system_would() {
+    fn candidates_are_those_of_the_system_resolver() {
         let candidates = |text: &str, name: &str| ResolvConf::parse(text).candidates(name).join(" ");
         assert_eq!(candidates("", "app"), "app");
         assert_eq!(candidates("domain a.test", "app"), "app.a.test app");
@@ -93,11 +92,11 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_file_of_any_kind_has_servers_and_every_name_itself(text in "[ -~\n]{0,200}", name in "[a-z.]{1,20}") {
+        fn any_file_yields_a_server_and_the_name_itself(text in "[ -~\n]{0,200}", name in "[a-z.]{1,20}") {
             let settings = ResolvConf::parse(&text);
-            prop_assert!((1..=MOST_SERVERS).contains(&settings.servers.len()));
+            prop_assert!((1..=MAX_SERVERS).contains(&settings.servers.len()));
             let candidates = settings.candidates(&name);
-            prop_assert!(candidates.contains(&name) && candidates.len() <= MOST_DOMAINS + 1);
+            prop_assert!(candidates.contains(&name) && candidates.len() <= MAX_SEARCH_DOMAINS + 1);
         }
     }
 }

@@ -1,11 +1,10 @@
-//! For how long an answer of the DNS is good (RFC 1035, with the room of RFC 6891).
+//! DNS queries and the time to live in their answers (RFC 1035, with the message size of RFC 6891).
 //!
-//! Nothing else is read of it, and above all no address. What a server, or somebody in its place, can say here is when it
-//! is to be asked again.
+//! Only the time to live is read, and no address.
 
 use std::time::Duration;
 
-/// A question for the addresses of one name, in one family.
+/// A query for the addresses of one name in one family.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Query {
     id: u16,
@@ -13,7 +12,7 @@ pub(crate) struct Query {
     family: Family,
 }
 
-/// Of which kind of addresses.
+/// The family of the addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Family {
     /// Type A.
@@ -22,43 +21,42 @@ pub(crate) enum Family {
     Ipv6,
 }
 
-/// What a datagram says to a question.
+/// The meaning of a datagram as an answer to a query.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Reply {
-    /// Nothing: it is an answer to something else, or no answer at all.
-    Stranger,
-    /// The server is in trouble or does not want to, the answer is cut, or it makes no sense.
+    /// It is an answer to another query, or not an answer.
+    Unrelated,
+    /// The server reports an error, or the answer is truncated or malformed.
     Unclear,
-    /// There is no such address.
+    /// The name has no address of this family.
     Absent,
-    /// There is: the least time to live of its records, and of the aliases on the way to them.
-    For(Duration),
+    /// The minimum time to live of the address records and of the aliases that lead to them.
+    Ttl(Duration),
 }
 
-/// The room that is offered to a server for its answer, which is what goes through every network in one piece.
-pub(crate) const LONGEST_ANSWER: u16 = 1232;
+/// Maximum size of an answer in bytes, which is not fragmented in any network.
+pub(crate) const MAX_ANSWER: u16 = 1232;
 
 impl Query {
-    /// A question about a name in text form, with or without a dot at its end. None, where it cannot be one.
+    /// A query for a name in text form, with or without a dot at its end. `None` if the name is invalid.
     pub(crate) fn new(id: u16, name: &str, family: Family) -> Option<Self> {
         Some(Self { id, name: wire_name(name)?, family })
     }
 
-    /// The datagram.
     pub(crate) fn bytes(&self) -> Vec<u8> {
         let header = [self.id, RECURSION_DESIRED, 1, 0, 0, 1];
         let mut bytes: Vec<u8> = header.into_iter().flat_map(u16::to_be_bytes).collect();
         bytes.extend(&self.name);
         bytes.push(ROOT);
         bytes.extend([self.family.code(), INTERNET].into_iter().flat_map(u16::to_be_bytes));
-        // How much room there is: a record of the root, with the room in place of its class.
+        // The maximum answer size: an OPT record of the root, with the size in place of its class.
         bytes.push(ROOT);
-        bytes.extend([OPT, LONGEST_ANSWER, 0, 0, 0].into_iter().flat_map(u16::to_be_bytes));
+        bytes.extend([OPT, MAX_ANSWER, 0, 0, 0].into_iter().flat_map(u16::to_be_bytes));
         bytes
     }
 
-    /// What a datagram from the server says to this.
-    pub(crate) fn hear(&self, datagram: &[u8]) -> Reply {
+    /// Parses a datagram from the server.
+    pub(crate) fn parse(&self, datagram: &[u8]) -> Reply {
         let mut reader = Reader { message: datagram, at: 0 };
         match self.echoed(&mut reader) {
             Some(header) if header.flags & TRUNCATED != 0 => Reply::Unclear,
@@ -68,11 +66,11 @@ impl Query {
                 }
                 _ => Reply::Unclear,
             },
-            None => Reply::Stranger,
+            None => Reply::Unrelated,
         }
     }
 
-    /// The header of an answer to this very question. The reader is behind the question then.
+    /// The header, if the message answers this query. The reader is then after the question section.
     fn echoed(&self, reader: &mut Reader<'_>) -> Option<Header> {
         let [id, flags, questions, answers] = [reader.u16()?, reader.u16()?, reader.u16()?, reader.u16()?];
         reader.skip(4)?;
@@ -86,14 +84,14 @@ impl Query {
         same.then_some(Header { flags, answers })
     }
 
-    /// Goes from alias to alias, in whatever order the records are.
+    /// Follows aliases to the addresses, in any order of the records.
     fn follow(&self, records: &[Record]) -> Reply {
         let (mut name, mut least) = (&self.name, u32::MAX);
-        for _ in 0..=MOST_ALIASES {
+        for _ in 0..=MAX_ALIASES {
             let own = || records.iter().filter(|record| record.name == *name);
             let addresses = own().filter(|record| record.kind == self.family.code());
             if let Some(seconds) = addresses.map(|record| record.seconds).min() {
-                return Reply::For(Duration::from_secs(least.min(seconds).into()));
+                return Reply::Ttl(Duration::from_secs(least.min(seconds).into()));
             }
             match own().find_map(|record| Some((record.seconds, record.alias_of.as_ref()?))) {
                 Some((seconds, target)) => (name, least) = (target, least.min(seconds)),
@@ -113,17 +111,17 @@ impl Family {
     }
 }
 
-/// Labels in lower case, each behind its length, without the root.
+/// Labels in lower case, each after its length, without the root.
 type Name = Vec<u8>;
 
 fn wire_name(text: &str) -> Option<Name> {
     let mut name = Name::new();
     for label in text.strip_suffix('.').unwrap_or(text).split('.') {
-        let length = u8::try_from(label.len()).ok().filter(|length| (1..=LONGEST_LABEL).contains(length))?;
+        let length = u8::try_from(label.len()).ok().filter(|length| (1..=MAX_LABEL).contains(length))?;
         name.push(length);
         name.extend(label.bytes().map(|byte| byte.to_ascii_lowercase()));
     }
-    (name.len() <= LONGEST_NAME).then_some(name)
+    (name.len() <= MAX_NAME).then_some(name)
 }
 
 struct Header {
@@ -138,7 +136,7 @@ struct Record {
     alias_of: Option<Name>,
 }
 
-/// A message, and how far it is read. Every step is within it, or there is none.
+/// A message and the position in it. Reading beyond its end returns `None`.
 struct Reader<'a> {
     message: &'a [u8],
     at: usize,
@@ -146,7 +144,7 @@ struct Reader<'a> {
 
 impl Reader<'_> {
     fn records(&mut self, count: u16) -> Option<Vec<Record>> {
-        // Not made as large as somebody says: a record has eleven bytes at least, and the message may end before.
+        // No capacity from `count`: an attacker chooses it, and the message may end earlier.
         let mut records = Vec::new();
         for _ in 0..count {
             let name = self.name()?;
@@ -160,7 +158,7 @@ impl Reader<'_> {
                     CNAME => Some(self.name_in(data, self.at)?),
                     _ => None,
                 };
-                // More than 31 bits are none (RFC 2181 §8).
+                // A value with the top bit set counts as 0 (RFC 2181 §8).
                 let seconds = if seconds > i32::MAX.unsigned_abs() { 0 } else { seconds };
                 records.push(Record { name, kind, seconds, alias_of });
             }
@@ -168,24 +166,24 @@ impl Reader<'_> {
         Some(records)
     }
 
-    /// The name that is all there is between two places.
+    /// The name that fills the bytes from `start` to `end`.
     fn name_in(&self, start: usize, end: usize) -> Option<Name> {
         let mut reader = Reader { message: self.message, at: start };
         let name = reader.name()?;
         (reader.at == end).then_some(name)
     }
 
-    /// A name, perhaps in pieces. Each piece begins before the one that leads to it, so there is an end.
+    /// A name, which may be compressed. Each pointer leads to an earlier position, so parsing ends.
     fn name(&mut self) -> Option<Name> {
         let (mut name, mut at, mut piece) = (Name::new(), self.at, self.at);
         let mut behind = None;
         loop {
             match *self.message.get(at)? {
                 ROOT => break,
-                length @ 1..=LONGEST_LABEL => {
+                length @ 1..=MAX_LABEL => {
                     let next = at + 1 + usize::from(length);
                     name.extend(self.message.get(at..next)?.iter().map(u8::to_ascii_lowercase));
-                    if name.len() > LONGEST_NAME {
+                    if name.len() > MAX_NAME {
                         return None;
                     }
                     at = next;
@@ -230,14 +228,14 @@ const CNAME: u16 = 5;
 const OPT: u16 = 41;
 
 const ROOT: u8 = 0;
-const LONGEST_LABEL: u8 = 63;
+const MAX_LABEL: u8 = 63;
 const POINTER: u8 = 0xc0;
 
-/// Without the root.
-const LONGEST_NAME: usize = 254;
+/// Maximum size of a name in bytes without the root.
+const MAX_NAME: usize = 254;
 
-/// More than resolvers follow.
-const MOST_ALIASES: u32 = 16;
+/// More aliases than resolvers follow.
+const MAX_ALIASES: u32 = 16;
 
 #[cfg(test)]
 mod tests {
@@ -248,14 +246,14 @@ mod tests {
     const A: u16 = 1;
     const AAAA: u16 = 28;
 
-    fn question(name: &str) -> Query {
+    fn query(name: &str) -> Query {
         Query::new(0x1234, name, Family::Ipv4).unwrap()
     }
 
-    /// An answer as a server would give it: name, type, time to live, data.
-    fn answer(question: &Query, flags: u16, records: &[(&[u8], u16, u32, &[u8])]) -> Vec<u8> {
-        let mut bytes = question.bytes();
-        bytes.truncate(12 + question.name.len() + 5);
+    /// An answer with these records: name, type, time to live, data.
+    fn answer(query: &Query, flags: u16, records: &[(&[u8], u16, u32, &[u8])]) -> Vec<u8> {
+        let mut bytes = query.bytes();
+        bytes.truncate(12 + query.name.len() + 5);
         bytes[2..4].copy_from_slice(&(RESPONSE | flags).to_be_bytes());
         bytes[6..8].copy_from_slice(&u16::try_from(records.len()).unwrap().to_be_bytes());
         bytes[10..12].fill(0);
@@ -274,17 +272,17 @@ mod tests {
     }
 
     fn seconds(seconds: u64) -> Reply {
-        Reply::For(Duration::from_secs(seconds))
+        Reply::Ttl(Duration::from_secs(seconds))
     }
 
-    /// Where the question's name is.
-    const ITS_NAME: &[u8] = &[0xc0, 12];
+    /// A pointer to the name in the question section.
+    const QUERY_NAME: &[u8] = &[0xc0, 12];
 
     #[test]
-    fn a_question_is_what_the_protocol_has() {
+    fn query_has_the_format_of_the_protocol() {
         let expected = b"\x12\x34\x01\0\0\x01\0\0\0\0\0\x01\x03app\x04test\0\0\x01\0\x01\0\0\x29\x04\xd0\0\0\0\0\0\0";
         for text in ["app.test", "APP.test."] {
-            assert_eq!(question(text).bytes(), expected);
+            assert_eq!(query(text).bytes(), expected);
         }
         let ipv6 = Query::new(7, "app.test", Family::Ipv6).unwrap();
         assert_eq!(ipv6.bytes()[22..26], [0, 28, 0, 1]);
@@ -295,138 +293,138 @@ mod tests {
     }
 
     #[test]
-    fn the_least_time_on_the_way_counts() {
-        let question = question("app.test");
+    fn minimum_time_to_live_of_the_alias_chain_counts() {
+        let query = query("app.test");
         let (one, other) = (wire("one.test"), wire("OTHER.test"));
         let address: &[u8] = &[10, 0, 0, 1];
-        let plain = answer(&question, 0, &[(ITS_NAME, A, 300, address), (ITS_NAME, A, 20, address)]);
-        assert_eq!(question.hear(&plain), seconds(20));
+        let plain = answer(&query, 0, &[(QUERY_NAME, A, 300, address), (QUERY_NAME, A, 20, address)]);
+        assert_eq!(query.parse(&plain), seconds(20));
         let last = (&other[..], A, 60, address);
         for chain in [
-            [(ITS_NAME, CNAME, 5, &one[..]), (&one, CNAME, 90, &other), last],
-            [last, (&one, CNAME, 5, &other), (ITS_NAME, CNAME, 90, &one)],
+            [(QUERY_NAME, CNAME, 5, &one[..]), (&one, CNAME, 90, &other), last],
+            [last, (&one, CNAME, 5, &other), (QUERY_NAME, CNAME, 90, &one)],
         ] {
-            assert_eq!(question.hear(&answer(&question, 0, &chain)), seconds(5), "in whatever order");
+            assert_eq!(query.parse(&answer(&query, 0, &chain)), seconds(5), "in any order");
         }
-        let aside = [(ITS_NAME, A, 300, address), (&other, A, 1, address), (ITS_NAME, AAAA, 1, &[0; 16])];
-        assert_eq!(question.hear(&answer(&question, 0, &aside)), seconds(300), "what is not on the way does not count");
-        let huge = answer(&question, 0, &[(ITS_NAME, A, 0x8000_0000, address)]);
-        assert_eq!(question.hear(&huge), seconds(0));
+        let aside = [(QUERY_NAME, A, 300, address), (&other, A, 1, address), (QUERY_NAME, AAAA, 1, &[0; 16])];
+        assert_eq!(query.parse(&answer(&query, 0, &aside)), seconds(300), "records outside the chain do not count");
+        let huge = answer(&query, 0, &[(QUERY_NAME, A, 0x8000_0000, address)]);
+        assert_eq!(query.parse(&huge), seconds(0));
     }
 
     #[test]
-    fn what_is_not_there_is_told_from_what_is_not_said() {
-        let question = question("app.test");
+    fn absent_address_differs_from_unclear_answer() {
+        let query = query("app.test");
         let one = wire("one.test");
         let address: &[u8] = &[10, 0, 0, 1];
-        let here = [(ITS_NAME, A, 300, address)];
-        let dangling = [(ITS_NAME, CNAME, 5, &one[..])];
+        let here = [(QUERY_NAME, A, 300, address)];
+        let dangling = [(QUERY_NAME, CNAME, 5, &one[..])];
         for flags in [NO_ERROR, NO_SUCH_NAME] {
-            assert_eq!(question.hear(&answer(&question, flags, &[])), Reply::Absent);
-            assert_eq!(question.hear(&answer(&question, flags, &dangling)), Reply::Absent);
+            assert_eq!(query.parse(&answer(&query, flags, &[])), Reply::Absent);
+            assert_eq!(query.parse(&answer(&query, flags, &dangling)), Reply::Absent);
         }
         for flags in [1, 2, 4, 5, TRUNCATED, TRUNCATED | NO_SUCH_NAME] {
-            assert_eq!(question.hear(&answer(&question, flags, &here)), Reply::Unclear, "{flags}");
+            assert_eq!(query.parse(&answer(&query, flags, &here)), Reply::Unclear, "{flags}");
         }
-        let round = [(ITS_NAME, CNAME, 5, &one[..]), (&one, CNAME, 5, ITS_NAME)];
-        assert_eq!(question.hear(&answer(&question, 0, &round)), Reply::Unclear, "a circle");
-        let whole = answer(&question, 0, &here);
+        let round = [(QUERY_NAME, CNAME, 5, &one[..]), (&one, CNAME, 5, QUERY_NAME)];
+        assert_eq!(query.parse(&answer(&query, 0, &round)), Reply::Unclear, "a circle");
+        let whole = answer(&query, 0, &here);
         for end in 12 + 10 + 4..whole.len() {
-            assert_eq!(question.hear(&whole[..end]), Reply::Unclear, "cut at {end}");
+            assert_eq!(query.parse(&whole[..end]), Reply::Unclear, "cut at {end}");
         }
     }
 
     #[test]
-    fn an_answer_to_something_else_is_none() {
-        let question = question("app.test");
-        let good = answer(&question, 0, &[(ITS_NAME, A, 300, &[10, 0, 0, 1])]);
-        assert_eq!(question.hear(&good), seconds(300));
+    fn answer_to_another_query_is_unrelated() {
+        let query = query("app.test");
+        let good = answer(&query, 0, &[(QUERY_NAME, A, 300, &[10, 0, 0, 1])]);
+        assert_eq!(query.parse(&good), seconds(300));
         let other = [
-            Query { id: 0x1235, ..question.clone() },
-            Query { family: Family::Ipv6, ..question.clone() },
-            Query { name: wire_name("apq.test").unwrap(), ..question.clone() },
+            Query { id: 0x1235, ..query.clone() },
+            Query { family: Family::Ipv6, ..query.clone() },
+            Query { name: wire_name("apq.test").unwrap(), ..query.clone() },
         ];
         for other in other {
-            assert_eq!(other.hear(&good), Reply::Stranger, "{other:?}");
+            assert_eq!(other.parse(&good), Reply::Unrelated, "{other:?}");
         }
-        // Not an answer; another operation; no question, two; another class.
+        // Not an answer; another operation; no question; two questions; another class.
         for (at, byte) in [(2, 0), (2, 0x88), (5, 0), (5, 2), (25, 3)] {
             let mut bytes = good.clone();
             bytes[at] = byte;
-            assert_eq!(question.hear(&bytes), Reply::Stranger, "{at}");
+            assert_eq!(query.parse(&bytes), Reply::Unrelated, "{at}");
         }
-        assert_eq!(question.hear(&question.bytes()), Reply::Stranger, "itself");
-        assert_eq!(question.hear(&[]), Reply::Stranger);
+        assert_eq!(query.parse(&query.bytes()), Reply::Unrelated, "itself");
+        assert_eq!(query.parse(&[]), Reply::Unrelated);
     }
 
     #[test]
-    fn pointers_lead_backwards_and_to_an_end() {
-        let question = question("app.test");
-        let start = u8::try_from(answer(&question, 0, &[]).len()).unwrap();
-        // To itself, forwards, behind the end, within its own piece; and a length that is neither.
+    fn pointer_that_does_not_lead_backwards_is_unclear() {
+        let query = query("app.test");
+        let start = u8::try_from(answer(&query, 0, &[]).len()).unwrap();
+        // To itself, forwards, beyond the end, within its own labels; and an invalid length.
         for name in [&[0xc0, start][..], &[0xc0, start + 4], &[0xff, 0xff], &[1, b'a', 0xc0, start], &[0x40, 0]] {
-            let bytes = answer(&question, 0, &[(name, A, 300, &[10, 0, 0, 1])]);
-            assert_eq!(question.hear(&bytes), Reply::Unclear, "{name:?}");
+            let bytes = answer(&query, 0, &[(name, A, 300, &[10, 0, 0, 1])]);
+            assert_eq!(query.parse(&bytes), Reply::Unclear, "{name:?}");
         }
-        // A name that grows and grows, each record with one label more than the one before.
-        let mut records = vec![(ITS_NAME.to_vec(), 0_u32)];
+        // A growing name: each record has one label more than the one before.
+        let mut records = vec![(QUERY_NAME.to_vec(), 0_u32)];
         let mut at = u16::from(start);
         for _ in 0..200 {
             records.push(([&[1, b'a'][..], &(0xc000 | at).to_be_bytes()].concat(), 0));
             at += if records.len() == 2 { 12 } else { 14 };
         }
         let records: Vec<_> = records.iter().map(|(name, ttl)| (&name[..], 99, *ttl, &[][..])).collect();
-        assert_eq!(question.hear(&answer(&question, 0, &records)), Reply::Unclear);
-        assert_eq!(question.hear(&answer(&question, 0, &records[..100])), Reply::Absent);
+        assert_eq!(query.parse(&answer(&query, 0, &records)), Reply::Unclear);
+        assert_eq!(query.parse(&answer(&query, 0, &records[..100])), Reply::Absent);
     }
 
     #[test]
-    fn a_name_that_an_alias_leads_to_ends_where_the_record_ends() {
-        let question = question("app.test");
+    fn alias_target_has_to_fill_its_record() {
+        let query = query("app.test");
         let one = wire("one.test");
         let longer = [&one[..], &[0]].concat();
         for data in [&longer[..], &one[..one.len() - 1]] {
-            let bytes = answer(&question, 0, &[(ITS_NAME, CNAME, 5, data)]);
-            assert_eq!(question.hear(&bytes), Reply::Unclear);
+            let bytes = answer(&query, 0, &[(QUERY_NAME, CNAME, 5, data)]);
+            assert_eq!(query.parse(&bytes), Reply::Unclear);
         }
     }
 
     proptest! {
         #[test]
-        fn bytes_of_any_kind_are_no_disaster(
+        fn any_bytes_are_parsed_without_a_panic(
             bytes in proptest::collection::vec(any::<u8>(), 0..600), at in 0..80_usize, as_answer: bool,
         ) {
-            let question = question("app.test");
+            let query = query("app.test");
             let mut datagram = if as_answer {
-                answer(&question, 0, &[(ITS_NAME, CNAME, 5, ITS_NAME), (ITS_NAME, A, 300, &[10, 0, 0, 1])])
+                answer(&query, 0, &[(QUERY_NAME, CNAME, 5, QUERY_NAME), (QUERY_NAME, A, 300, &[10, 0, 0, 1])])
             } else {
                 Vec::new()
             };
             let at = at.min(datagram.len());
             datagram.splice(at..at, bytes);
-            let _ = question.hear(&datagram);
-            // What says that it has very many records is read as far as it goes.
+            let _ = query.parse(&datagram);
+            // A message with a wrong record count is read to its end.
             if let Some(count) = datagram.get_mut(6..8) {
                 count.fill(0xff);
             }
-            let _ = question.hear(&datagram);
+            let _ = query.parse(&datagram);
         }
 
         #[test]
-        fn a_changed_byte_of_the_question_makes_it_another(at in 12..26_usize, byte: u8) {
-            let question = question("app.test");
-            let mut bytes = answer(&question, 0, &[(ITS_NAME, A, 300, &[10, 0, 0, 1])]);
+        fn answer_with_a_changed_question_is_unrelated(at in 12..26_usize, byte: u8) {
+            let query = query("app.test");
+            let mut bytes = answer(&query, 0, &[(QUERY_NAME, A, 300, &[10, 0, 0, 1])]);
             let before = std::mem::replace(&mut bytes[at], byte);
             let same = before.eq_ignore_ascii_case(&byte);
-            prop_assert_eq!(question.hear(&bytes) == seconds(300), same);
+            prop_assert_eq!(query.parse(&bytes) == seconds(300), same);
         }
 
         #[test]
-        fn the_least_of_any_chain_is_found(
+        fn minimum_of_any_alias_chain_is_found(
             times in proptest::collection::vec(0..=i32::MAX.unsigned_abs(), 1..12), turn: prop::sample::Index,
         ) {
             let names: Vec<_> = (0..times.len()).map(|number| wire(&format!("n{number}.test"))).collect();
-            let question = question("n0.test");
+            let query = query("n0.test");
             let mut records: Vec<(&[u8], u16, u32, &[u8])> = (1..times.len())
                 .map(|number| (&names[number - 1][..], CNAME, times[number - 1], &names[number][..]))
                 .collect();
@@ -434,7 +432,7 @@ mod tests {
             let count = records.len();
             records.rotate_left(turn.index(count));
             let least = times.iter().min().unwrap();
-            prop_assert_eq!(question.hear(&answer(&question, 0, &records)), seconds((*least).into()));
+            prop_assert_eq!(query.parse(&answer(&query, 0, &records)), seconds((*least).into()));
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Faults on purpose, for tests of what becomes of the rest.
+//! Injects faults for tests.
 
 use std::cell::RefCell;
 
@@ -6,7 +6,7 @@ thread_local! {
     static WANTED: RefCell<Vec<&'static str>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Has the next work of `part` that this thread contains panic.
+/// Makes the next work of `part` on this thread panic.
 pub(crate) fn inject(part: &'static str) {
     WANTED.with_borrow_mut(|wanted| wanted.push(part));
 }
@@ -18,12 +18,12 @@ fn take(part: &str) -> bool {
     })
 }
 
-/// Panics, if this is wanted.
+/// Panics if a fault was injected.
 pub(crate) fn strike(part: &str) {
     assert!(!take(part), "injected into {part}");
 }
 
-/// The same in work that this thread hands to another one.
+/// Moves an injected fault into work for another thread.
 pub(crate) fn carried<T>(part: &'static str, work: impl FnOnce() -> T) -> impl FnOnce() -> T {
     let is_wanted = take(part);
     move || {

@@ -1,8 +1,9 @@
 //! Internal faults: panics that are contained, so that a defect costs one piece of work and not the process.
 //!
-//! Whatever runs for as long as the process, and every step of it that others do not depend on, goes through [`contain`],
-//! [`contained`] or [`restarted`]. Tasks that hold a socket or a queue are resumed with it after a [`Backoff`]. A fault is logged as an error, kept for `status` ([`record::recent`]), and returned to the caller,
-//! who decides what becomes of the work. Locks are no obstacle: every one in the program is taken over when it is poisoned.
+//! Every long-running task, and every independent step of it, goes through [`contain`], [`contained`] or [`restarted`].
+//! Tasks that hold a socket or a queue are resumed with it after a [`Backoff`]. A fault is logged as an error, kept for
+//! `status` ([`record::recent`]) and returned to the caller, which decides how to continue. All locks in the program ignore
+//! poisoning.
 
 #[cfg(test)]
 pub(crate) mod injection;
@@ -23,7 +24,7 @@ use tokio::time::sleep;
 
 use crate::fault::record::Fault;
 
-/// Does a piece of work, and notes the fault if it panics.
+/// Runs `work`, and records a fault if it panics.
 ///
 /// # Errors
 /// The fault, when it panics.
@@ -35,10 +36,10 @@ pub(crate) fn contain<T>(part: &'static str, work: impl FnOnce() -> T) -> Result
         work()
     }));
     drop(inside);
-    done.map_err(|panic| record::note(part, words(&*panic), LOCATION.take()))
+    done.map_err(|panic| record::note(part, message_of(&*panic), LOCATION.take()))
 }
 
-/// The same for work that waits. The future is dropped when it panics.
+/// Runs a future, and records a fault if it panics. The future is then dropped.
 ///
 /// # Errors
 /// The fault, when it panics.
@@ -51,7 +52,7 @@ pub(crate) async fn contained<F: Future>(part: &'static str, work: F) -> Result<
     .await
 }
 
-/// The same for work that blocks, on a thread of its own.
+/// Runs blocking work on a separate thread, and records a fault if it panics.
 ///
 /// # Errors
 /// The fault, when it panics.
@@ -62,7 +63,7 @@ pub(crate) async fn contained_blocking<T: Send + 'static>(
     contained_on(part, work, |job| drop(spawn_blocking(job))).await
 }
 
-/// The same where the caller chooses the thread: `start` gets the work and has it run.
+/// Runs work on a thread that `start` chooses, and records a fault if it panics.
 ///
 /// # Errors
 /// The fault, when it panics.
@@ -75,7 +76,7 @@ pub(crate) async fn contained_on<T: Send + 'static>(
     let work = injection::carried(part, work);
     let (answer, answered) = oneshot::channel();
     start(Box::new(move || {
-        // Nobody waits any more where the caller was dropped.
+        // Fails if the caller was dropped.
         let _ = answer.send(contain(part, work));
     }));
     match answered.await {
@@ -88,17 +89,17 @@ pub(crate) async fn contained_on<T: Send + 'static>(
 /// Work for another thread.
 pub(crate) type Job = Box<dyn FnOnce() + Send>;
 
-/// Keeps a task running until it returns: one that panics is started again, after a pause.
+/// Runs a task until it returns. A task that panics is restarted after a pause.
 pub(crate) async fn restarted<F: Future<Output = ()>>(part: &'static str, mut start: impl FnMut() -> F) {
     while contained(part, async { start().await }).await.is_err() {
         sleep(RESTART_PAUSE).await;
     }
 }
 
-/// How long a task that keeps its state waits before it is resumed after a fault: longer with each fault in a row.
+/// The pause before a task that keeps its state is resumed after a fault. It doubles with each consecutive fault.
 #[derive(Debug, Default)]
 pub(crate) struct Backoff {
-    /// When the last pause ended, and how long it was.
+    /// The end and the length of the last pause.
     last: Option<(Instant, Duration)>,
 }
 
@@ -116,15 +117,14 @@ impl Backoff {
     }
 }
 
-/// Notes that a task of a `JoinSet` has panicked. Where its runtime runs inside of [`contain`], nothing else tells of it.
+/// Records the panic of a task of a `JoinSet`. No other report exists if its runtime runs inside of [`contain`].
 pub(crate) fn note_task(part: &'static str, error: JoinError) {
     if let Ok(panic) = error.try_into_panic() {
-        record::note(part, words(&*panic), LOCATION.take());
+        record::note(part, message_of(&*panic), LOCATION.take());
     }
 }
 
-/// From now on a panic that is contained remembers where in the code it was, and does not write to standard error, which
-/// nobody may be reading: the log has it.
+/// Installs a panic hook. A contained panic then records its location in the code, and goes to the log instead of standard error.
 pub(crate) fn install_hook() {
     let report = panic::take_hook();
     panic::set_hook(Box::new(move |panic| {
@@ -136,9 +136,9 @@ pub(crate) fn install_hook() {
 }
 
 thread_local! {
-    /// How many [`contain`]s this thread is inside of.
+    /// Nesting depth of [`contain`] on this thread.
     static DEPTH: Cell<usize> = const { Cell::new(0) };
-    /// Where the last panic of this thread was that nobody has noted yet.
+    /// Location of the last panic of this thread that is not recorded yet.
     static LOCATION: Cell<Option<String>> = const { Cell::new(None) };
 }
 
@@ -157,14 +157,14 @@ impl Drop for Inside {
     }
 }
 
-/// What `panic!` was given.
-fn words(panic: &(dyn Any + Send)) -> &str {
+/// The message of a panic.
+fn message_of(panic: &(dyn Any + Send)) -> &str {
     let literal = panic.downcast_ref::<&str>().copied();
     literal.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")
 }
 
-/// Short enough that a client in the backlog of a socket does not notice.
+/// Too short for a client in the backlog of a socket to notice.
 pub(crate) const MIN_PAUSE: Duration = Duration::from_millis(10);
 
-/// Keeps a task that panics at once from taking a whole processor.
+/// Prevents a task that panics at once from using a whole processor.
 pub(crate) const RESTART_PAUSE: Duration = Duration::from_secs(1);

@@ -1,4 +1,4 @@
-//! The faults of this process: logged, counted, and the last of them kept for `status`.
+//! Logs and counts the faults of this process, and keeps the last ones for `status`.
 
 use std::error::Error;
 use std::fmt;
@@ -14,28 +14,28 @@ use crate::printable;
 /// A panic that was contained.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Fault {
-    /// When it happened last.
+    /// When the fault last occurred.
     pub at: OffsetDateTime,
     /// Which part of the program failed.
     pub part: &'static str,
     /// `file:line:column` of the code, where known.
     pub location: Option<String>,
-    /// What the panic said.
+    /// The message of the panic.
     pub message: String,
-    /// How often it has happened since the program started.
+    /// Number of occurrences since the program started.
     pub count: u64,
 }
 
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "internal fault in {}: {}; see the log, and please report it", self.part, self.message)
+        write!(f, "internal fault in {}: {}; see the log, and report it", self.part, self.message)
     }
 }
 
 impl Error for Fault {}
 
 impl Fault {
-    /// Whether both come from the same defect, as far as can be told.
+    /// Whether both probably come from the same defect.
     fn is_like(&self, other: &Self) -> bool {
         let same_code = match (&self.location, &other.location) {
             (None, None) => self.message == other.message,
@@ -50,13 +50,13 @@ pub(crate) fn recent() -> Vec<Fault> {
     entries().iter().map(|entry| entry.fault.clone()).collect()
 }
 
-/// Takes a fault down. One that happens again and again is logged once a minute.
+/// Records a fault. A repeated fault is logged once a minute.
 pub(crate) fn note(part: &'static str, message: &str, location: Option<String>) -> Fault {
     let fault = Fault {
         at: OffsetDateTime::now_utc(),
         part,
         location: location.map(printable::field),
-        // A panic may quote what it failed on.
+        // A panic message may quote input.
         message: printable::field(message),
         count: 1,
     };
@@ -64,28 +64,28 @@ pub(crate) fn note(part: &'static str, message: &str, location: Option<String>) 
     if is_due {
         let Fault { location, message, count, .. } = &fault;
         let location = location.as_deref().unwrap_or("unknown");
-        // The log itself may be what has failed.
+        // The log itself may have failed.
         let _ =
             panic::catch_unwind(AssertUnwindSafe(|| error!(part, location, error = message, count, "internal fault")));
     }
     fault
 }
 
-/// A fault as it is kept.
+/// A recorded fault.
 #[derive(Debug)]
 struct Entry {
     fault: Fault,
     logged: Instant,
 }
 
-/// Of the process, as panics are.
+/// Global, because panics are.
 static ENTRIES: Mutex<Vec<Entry>> = Mutex::new(Vec::new());
 
 fn entries() -> MutexGuard<'static, Vec<Entry>> {
     ENTRIES.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Returns the fault with its count, and whether the log is to have it.
+/// Returns the fault with its count, and whether to log it.
 fn add(entries: &mut Vec<Entry>, mut fault: Fault, now: Instant) -> (Fault, bool) {
     let known = entries.iter().position(|entry| entry.fault.is_like(&fault));
     let logged = match known {
@@ -106,7 +106,7 @@ fn add(entries: &mut Vec<Entry>, mut fault: Fault, now: Instant) -> (Fault, bool
     (fault, is_due)
 }
 
-/// Different faults that are kept.
+/// Maximum number of different faults that are kept.
 const MAX_FAULTS: usize = 32;
 
 const LOG_EVERY: Duration = Duration::from_secs(60);
@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn most_recent_faults_are_kept_and_older_ones_forgotten() {
+    fn only_the_most_recent_faults_are_kept() {
         let mut entries = Vec::new();
         for number in 0..3 * MAX_FAULTS {
             add(&mut entries, fault(&number.to_string(), None), Instant::now());

@@ -7,7 +7,7 @@ use super::*;
 use crate::fault::record::recent;
 use crate::printable;
 
-/// What is kept of a part that no other test has.
+/// The recorded faults of a part that no other test uses.
 fn kept(part: &str) -> Vec<(String, u64)> {
     let of_it = recent().into_iter().filter(|fault| fault.part == part);
     of_it.map(|fault| (fault.message, fault.count)).collect()
@@ -18,7 +18,7 @@ fn broken(number: usize) -> usize {
 }
 
 #[test]
-fn work_that_panics_is_a_fault_and_other_work_goes_on() {
+fn work_that_panics_is_a_fault_and_other_work_continues() {
     assert_eq!(contain("test of work", || broken(2)), Ok(3));
     let message = "index out of bounds: the len is 3 but the index is 7";
     for count in 1..=2 {
@@ -35,7 +35,7 @@ fn work_that_panics_is_a_fault_and_other_work_goes_on() {
 }
 
 #[test]
-fn fault_remembers_where_in_the_code_it_was() {
+fn fault_has_its_location_in_the_code() {
     install_hook();
     let inner = || contain("test of places", || broken(7)).unwrap_err();
     let [first, second] = [contain("test of outer places", inner).unwrap(), inner()];
@@ -62,7 +62,7 @@ fn panic_while_another_unwinds_is_contained_too() {
     struct Last;
     impl Drop for Last {
         fn drop(&mut self) {
-            // The account of a connection writes its last event so.
+            // The record of a connection writes its last event like this.
             contain("test of the second", || panic!("second")).unwrap_err();
         }
     }
@@ -126,5 +126,5 @@ fn pause_doubles_with_each_fault_in_a_row_up_to_a_second() {
         pauses.push(pause.as_millis());
     }
     assert_eq!(pauses, [10, 20, 40, 80, 160, 320, 640, 1_000, 1_000]);
-    assert_eq!(backoff.pause_at(now + RESTART_PAUSE), MIN_PAUSE, "it has worked meanwhile");
+    assert_eq!(backoff.pause_at(now + RESTART_PAUSE), MIN_PAUSE, "the streak is over");
 }

@@ -16,7 +16,7 @@ use std::fmt::{self, Display, Write as _};
 /// Maximum size of a field in the log, the audit and the answers of the admin socket: bytes in JSON, with the mark.
 pub(crate) const MAX_FIELD: usize = 512;
 
-/// Maximum size of a name within a sentence, which leaves room for the sentence in a field.
+/// Maximum size of a name within a sentence, so that the sentence fits a field.
 pub(crate) const MAX_QUOTED: usize = 112;
 
 const LIST_SEPARATOR: &str = "; ";
@@ -29,7 +29,7 @@ pub(crate) fn field(text: impl Display) -> String {
     cut(text, MAX_FIELD)
 }
 
-/// Does the same to a `String`, which is returned as it is where nothing has to change.
+/// Escapes and cuts a `String`, which is returned as it is if nothing has to change.
 pub(crate) fn fitted(text: String) -> String {
     let is_plain = text.len() <= MAX_FIELD && text.bytes().all(|byte| matches!(byte, b' '..=b'~'));
     if is_plain && size_in_json(&text) <= MAX_FIELD { text } else { field(text) }
@@ -53,12 +53,12 @@ pub(crate) fn list(texts: &[String]) -> String {
 /// Escapes a text and cuts it to `limit` bytes of JSON, without building the whole of it.
 pub(crate) fn cut(text: impl Display, limit: usize) -> String {
     let mut out = BoundedText::new(limit);
-    // The error says that the text is full, which `finish` handles.
+    // The error means that the text is full, which `finish` handles.
     let _ = write!(out, "{text}");
     out.finish()
 }
 
-/// Does the same, but keeps line feeds.
+/// Escapes a text and cuts it to `limit` bytes of JSON, but keeps line feeds.
 pub(crate) fn cut_lines(text: &str, limit: usize) -> String {
     let mut out = BoundedText { keeps_lines: true, ..BoundedText::new(limit) };
     let _ = out.write_str(text);
@@ -109,7 +109,7 @@ pub(crate) struct BoundedText {
 }
 
 impl BoundedText {
-    /// An empty text with room for `limit` bytes of JSON. A limit below the size of the mark has room for the mark.
+    /// An empty text of at most `limit` bytes of JSON, or the size of the mark if that is larger.
     pub(crate) const fn new(limit: usize) -> Self {
         Self { text: String::new(), size: 0, limit, is_full: false, keeps_lines: false }
     }

@@ -1,18 +1,18 @@
-//! The fixed words that tell a PostgreSQL client why its session is over. They leak nothing: no address, no rule, no name.
+//! The fixed farewell messages to PostgreSQL clients whose session ends. They leak no address, no rule and no name.
 //!
-//! The other protocols have none. A Redis client takes whatever comes for the answer to its next command, so that an error
-//! line that answers nothing would do harm; close_notify says enough.
+//! The other protocols have none. A Redis client would take an unsolicited error line for the reply to its next command, so
+//! close_notify alone ends the session.
 
 use crate::outcome::Reason;
 use crate::protocol::postgres;
 
-/// The ErrorResponse for a session that has to end. To be sent between two messages only (see [`FrameTracker`]).
+/// The ErrorResponse for a session that has to end. Send it at a message boundary only (see [`FrameTracker`]).
 ///
 /// [`FrameTracker`]: crate::protocol::postgres::frame::FrameTracker
 pub(crate) fn farewell_message(reason: Reason) -> Vec<u8> {
     let (message, hint) = match reason {
         Reason::ListenerRemoved | Reason::RuleExpired | Reason::SourceRevoked | Reason::UntrustedSource => {
-            ("terminating connection because it is not allowed any more", "Ask the operator for access.")
+            ("terminating connection because it is no longer allowed", "Ask the operator for access.")
         }
         Reason::ClientCertificateExpired
         | Reason::ClientCertificateInvalid
@@ -21,18 +21,18 @@ pub(crate) fn farewell_message(reason: Reason) -> Vec<u8> {
         | Reason::ClientCertificateUnknownCa
         | Reason::ClientNotTrusted
         | Reason::CredentialRevoked => (
-            "terminating connection because the client certificate is not accepted any more",
+            "terminating connection because the client certificate is no longer accepted",
             "Connect again with a current certificate that this port trusts.",
         ),
         Reason::IdleTimeout => {
-            ("terminating connection because nothing was said for too long (idle_timeout)", "Connect again.")
+            ("terminating connection because it was idle for too long (idle_timeout)", "Connect again.")
         }
         Reason::Shutdown => ("terminating connection because the proxy is stopping", "Connect again."),
         Reason::ClosedByAdmin => (
-            "terminating connection because an operator has closed it",
+            "terminating connection because an operator closed it",
             "Connect again, or ask the operator for the reason.",
         ),
-        // Nobody is shown out for these; whoever is all the same deserves an answer.
+        // No session is terminated for these reasons. The message covers the case all the same.
         Reason::ClientClosed
         | Reason::HalfCloseTimeout
         | Reason::HandshakeFailed
@@ -59,7 +59,7 @@ mod tests {
     use crate::protocol::postgres::frame::FrameTracker;
 
     #[test]
-    fn every_goodbye_is_one_whole_message_of_class_57p01_with_something_to_do() {
+    fn farewell_is_one_complete_57p01_message_with_a_hint() {
         for reason in [
             Reason::ClosedByAdmin,
             Reason::CredentialRevoked,
@@ -71,16 +71,16 @@ mod tests {
             let packet = farewell_message(reason);
             let has = |bytes: &[u8]| packet.windows(bytes.len()).any(|window| window == bytes);
             assert!(has(b"C57P01\0") && has(b"\0Mterminating connection because ") && has(b"\0H"), "{reason}");
-            let mut boundary = FrameTracker::default();
-            boundary.follow(&packet);
-            assert!(boundary.is_at_boundary(), "{reason}");
+            let mut tracker = FrameTracker::default();
+            tracker.follow(&packet);
+            assert!(tracker.is_at_boundary(), "{reason}");
         }
     }
 
     #[test]
-    fn the_client_does_not_learn_what_the_policy_says_of_it() {
-        let told = farewell_message(Reason::SourceRevoked);
-        assert_eq!(told, farewell_message(Reason::RuleExpired));
-        assert_eq!(told, farewell_message(Reason::ListenerRemoved));
+    fn farewell_is_the_same_for_every_policy_reason() {
+        let message = farewell_message(Reason::SourceRevoked);
+        assert_eq!(message, farewell_message(Reason::RuleExpired));
+        assert_eq!(message, farewell_message(Reason::ListenerRemoved));
     }
 }

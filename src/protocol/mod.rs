@@ -1,7 +1,7 @@
-//! The plaintext edges of the protocols a listener can speak: what may come before TLS, how a client is told no, how a
-//! session is told that it is over, what two proxies say to each other of a client, and what a DNS server says of a name.
+//! The wire formats of Redis, PostgreSQL and the PROXY protocol, as far as a proxy needs them: what may come before TLS, the
+//! error messages to rejected clients, the farewell messages, and PROXY headers.
 //!
-//! Pure: bytes in, verdict out.
+//! The module is pure: it takes bytes and returns a verdict.
 
 pub(crate) mod farewell;
 pub(crate) mod postgres;
@@ -11,14 +11,14 @@ pub(crate) mod refusal;
 
 use std::fmt;
 
-/// What a listener speaks.
+/// The protocol of a listener.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protocol {
     /// PostgreSQL frontend/backend protocol 3.x.
     Postgres,
     /// Redis, any RESP version.
     Redis,
-    /// Any protocol that begins with TLS.
+    /// Any protocol that starts with TLS.
     Tcp,
 }
 
@@ -32,14 +32,15 @@ impl fmt::Display for Protocol {
     }
 }
 
-/// How far an upstream has to show who it is, in libpq's words (PostgreSQL documentation, "SSL Support").
+/// How the certificate of an upstream is verified. The names are those of libpq's `sslmode` (PostgreSQL documentation, "SSL
+/// Support").
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verification {
-    /// TLS, with whoever answers; where a CA is given, as [`Self::VerifyCa`].
+    /// TLS with any certificate; with a CA configured, the same as [`Self::VerifyCa`].
     Require,
-    /// A certificate that the CA vouches for, of whatever name.
+    /// A certificate issued by the CA, with any name.
     VerifyCa,
-    /// A certificate that the CA vouches for, of the upstream's name.
+    /// A certificate issued by the CA, with the name of the upstream.
     VerifyFull,
 }
 
@@ -53,27 +54,27 @@ impl fmt::Display for Verification {
     }
 }
 
-/// How TLS with a PostgreSQL server begins, in libpq's words (`sslnegotiation`).
+/// How TLS with a PostgreSQL server starts (libpq's `sslnegotiation`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Negotiation {
-    /// Behind an SSLRequest and its answer.
+    /// After an SSLRequest and its answer.
     Postgres,
-    /// At once, as PostgreSQL 17 and later take it.
+    /// At once, as PostgreSQL 17 and later support it.
     Direct,
 }
 
-/// Which of several upstreams a session needs.
+/// Which of several upstream endpoints a session needs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Target {
-    /// The first that can be reached.
+    /// The first endpoint that can be reached.
     #[default]
     Any,
-    /// The one that takes writes: PostgreSQL's primary, Redis' master.
+    /// The endpoint that accepts writes: the PostgreSQL primary or the Redis master.
     Primary,
 }
 
 impl Target {
-    /// As the configuration of a listener of this protocol has it.
+    /// The value of `upstream.target` for a listener of this protocol.
     pub const fn word(self, protocol: Protocol) -> &'static str {
         match (self, protocol) {
             (Self::Any, _) => "any",
@@ -83,7 +84,7 @@ impl Target {
     }
 }
 
-/// The lowest TLS version a listener takes.
+/// The lowest TLS version that a listener accepts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MinTlsVersion {
     /// TLS 1.2 and 1.3.

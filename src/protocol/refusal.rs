@@ -1,33 +1,33 @@
-//! The fixed words a client hears when it is turned away inside TLS. They leak nothing: no address, no rule, no cause.
+//! The fixed messages to clients that are rejected inside TLS. They leak no address, no rule and no cause.
 
 use crate::outcome::Reason;
 use crate::protocol::{Protocol, postgres, redis};
 
-/// The bytes that tell a client of `protocol` why its connection ends, or `None` where the protocol has no words for it
-/// or the client is past hearing them.
+/// The error message of `protocol` for a rejected client. `None` where the protocol has no such message, or where the client
+/// no longer reads.
 pub(crate) fn refusal(protocol: Protocol, reason: Reason) -> Option<Vec<u8>> {
-    let words = Words::of(reason)?;
+    let message = Message::of(reason)?;
     match protocol {
-        Protocol::Postgres => Some(postgres::fatal(words.sqlstate, words.message, words.hint)),
-        Protocol::Redis => Some(match words.sqlstate {
-            postgres::INVALID_AUTHORIZATION => redis::denied(words.message),
+        Protocol::Postgres => Some(postgres::fatal(message.sqlstate, message.text, message.hint)),
+        Protocol::Redis => Some(match message.sqlstate {
+            postgres::INVALID_AUTHORIZATION => redis::denied(message.text),
             postgres::TOO_MANY_CONNECTIONS => redis::TOO_MANY_CLIENTS.to_vec(),
-            postgres::CANNOT_CONNECT_NOW => redis::loading(words.message),
-            _ => redis::error(words.message),
+            postgres::CANNOT_CONNECT_NOW => redis::loading(message.text),
+            _ => redis::error(message.text),
         }),
         Protocol::Tcp => None,
     }
 }
 
-struct Words {
+struct Message {
     sqlstate: &'static str,
-    message: &'static str,
+    text: &'static str,
     hint: &'static str,
 }
 
-impl Words {
+impl Message {
     fn of(reason: Reason) -> Option<Self> {
-        let (sqlstate, message, hint) = match reason {
+        let (sqlstate, text, hint) = match reason {
             Reason::ListenerRemoved | Reason::RuleExpired | Reason::SourceRevoked | Reason::UntrustedSource => {
                 (postgres::INVALID_AUTHORIZATION, "this connection is not allowed", "Ask the operator for access.")
             }
@@ -44,7 +44,7 @@ impl Words {
             Reason::ClientNotTrusted => (
                 postgres::INVALID_AUTHORIZATION,
                 "this client is not allowed",
-                "Ask the operator for access, or present a certificate that has it.",
+                "Ask the operator for access, or present a certificate that has access.",
             ),
             Reason::ConnectionLimit => (
                 postgres::TOO_MANY_CONNECTIONS,
@@ -79,7 +79,7 @@ impl Words {
             | Reason::Shutdown
             | Reason::UpstreamClosed => return None,
         };
-        Some(Self { sqlstate, message, hint })
+        Some(Self { sqlstate, text, hint })
     }
 }
 
@@ -88,34 +88,34 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_protocol_hears_an_unreachable_upstream_in_its_own_words() {
-        let told = |protocol| refusal(protocol, Reason::UpstreamUnreachable);
+    fn unreachable_upstream_is_loading_on_redis_and_57p03_on_postgres() {
+        let message = |protocol| refusal(protocol, Reason::UpstreamUnreachable);
         assert_eq!(
-            told(Protocol::Redis).as_deref(),
+            message(Protocol::Redis).as_deref(),
             Some(&b"-LOADING the database behind this proxy cannot be reached\r\n"[..])
         );
-        let packet = told(Protocol::Postgres).unwrap();
+        let packet = message(Protocol::Postgres).unwrap();
         assert!(packet.windows(7).any(|window| window == b"C57P03\0"), "{packet:?}");
-        assert_eq!(told(Protocol::Tcp), None);
+        assert_eq!(message(Protocol::Tcp), None);
     }
 
-    /// redis-py and others compare the whole line.
+    /// redis-py and other clients compare the whole line.
     #[test]
     fn limit_is_answered_with_the_line_of_redis_itself() {
         for reason in [Reason::ConnectionLimit, Reason::SourceConnectionLimit, Reason::RateLimited] {
-            let told = refusal(Protocol::Redis, reason).unwrap();
-            assert_eq!(told, b"-ERR max number of clients reached\r\n", "{reason}");
-            let told = refusal(Protocol::Postgres, reason).unwrap();
-            assert!(told.windows(7).any(|window| window == b"C53300\0"), "{reason}");
+            let line = refusal(Protocol::Redis, reason).unwrap();
+            assert_eq!(line, b"-ERR max number of clients reached\r\n", "{reason}");
+            let packet = refusal(Protocol::Postgres, reason).unwrap();
+            assert!(packet.windows(7).any(|window| window == b"C53300\0"), "{reason}");
         }
     }
 
     #[test]
-    fn a_refusal_is_denied_on_redis_and_28000_on_postgres() {
+    fn rejected_client_gets_denied_on_redis_and_28000_on_postgres() {
         for reason in [Reason::ClientCertificateExpired, Reason::ClientCertificateRevoked, Reason::ClientNotTrusted] {
-            let told = |protocol| refusal(protocol, reason).unwrap();
-            assert!(told(Protocol::Redis).starts_with(b"-DENIED "), "{reason}");
-            assert!(told(Protocol::Postgres).windows(7).any(|window| window == b"C28000\0"), "{reason}");
+            let message = |protocol| refusal(protocol, reason).unwrap();
+            assert!(message(Protocol::Redis).starts_with(b"-DENIED "), "{reason}");
+            assert!(message(Protocol::Postgres).windows(7).any(|window| window == b"C28000\0"), "{reason}");
         }
     }
 }

@@ -110,7 +110,7 @@ async fn serve_all(
 ) {
     let gone = |ended: Result<(), JoinError>| {
         load.fetch_sub(1, Ordering::Relaxed);
-        shared.descriptors.give_back();
+        shared.descriptors.release();
         if let Err(error) = ended {
             // A panic; the connection's `ConnectionRecord` has told the audit already.
             fault::note_task(PART, error);

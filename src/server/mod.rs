@@ -103,7 +103,7 @@ impl Server {
         let (hosts, known) = (published.hosts(), Arc::clone(&host_cache));
         tasks.spawn(fault::restarted(refresher::PART, move || refresher::run(hosts.clone(), Arc::clone(&known))));
         let floods = audit.clone();
-        tasks.spawn(fault::restarted("audit", move || floods.clone().sum_up_floods()));
+        tasks.spawn(fault::restarted("audit", move || floods.clone().write_summaries()));
         let upstreams = published.upstreams();
         tasks.spawn(fault::restarted(health_check::PART, move || health_check::run(upstreams.clone())));
         let descriptors = Descriptors::default();

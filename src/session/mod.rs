@@ -1,4 +1,4 @@
-//! Live connections: the registry of them, and the revocation of sessions that the policy no longer admits.
+//! The registry of live connections, and the revocation of sessions that the policy no longer admits.
 
 pub(crate) mod registry;
 pub mod revocation;

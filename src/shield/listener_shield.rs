@@ -1,4 +1,4 @@
-//! One listener's shield, with the ports that it is before.
+//! The shield of one listener, with its sockets.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,85 +15,84 @@ use crate::shield::{ShieldStatus, drops};
 use crate::source::packet_filter::PacketFilter;
 use crate::transport::listen_socket::ListenSocket;
 
-/// Keeps strangers from a listener, or is ready to.
+/// Drops packets of untrusted sources at the sockets of one listener while it is active.
 #[derive(Debug, Default)]
 pub(crate) struct ListenerShield {
     sockets: Vec<ShieldedSocket>,
-    up: Option<ActiveFilter>,
+    active: Option<ActiveFilter>,
     flood: FloodDetector,
-    /// Whether it waits for floods.
-    waits: bool,
-    /// How many strangers came through a second, by the last look.
+    /// Whether floods activate it (`shield = "auto"`).
+    is_automatic: bool,
+    /// Untrusted connections a second at the last check.
     rate: u64,
-    /// Packets dropped while it was up, now and before; and how many those were at the last look.
+    /// Packets dropped so far, and at the last check.
     dropped: u64,
     dropped_before: u64,
-    /// Whether the kernel does not tell how many.
-    uncounted: bool,
+    /// Whether the kernel does not report dropped packets.
+    is_uncounted: bool,
     unavailable_reason: Option<String>,
 }
 
-/// A port that is guarded.
+/// A listening socket with its filter.
 #[derive(Debug)]
 struct ShieldedSocket {
     bind_addr: BindAddr,
-    port: Arc<ListenSocket>,
-    /// What is before it.
+    listen_socket: Arc<ListenSocket>,
     filter: Option<PacketFilter>,
-    /// The kernel's count of dropped packets when it was read last.
+    /// The kernel's count of dropped packets at the last reading.
     drops: Option<u32>,
-    /// Strangers that had come through at the last look.
+    /// The count of untrusted connections at the last check.
     untrusted: u64,
 }
 
-/// A shield that is up.
+/// An active shield.
 #[derive(Debug)]
 struct ActiveFilter {
     since: Instant,
     at: OffsetDateTime,
-    /// [`ListenerShield::dropped`] when it was raised.
+    /// [`ListenerShield::dropped`] at its activation.
     dropped_before: u64,
-    /// By which time its filter was made, and when the next of its rules ends.
+    /// When its filter was built, and when the next of its rules expires.
     made_at: OffsetDateTime,
     next_expiry: Option<OffsetDateTime>,
 }
 
 impl ListenerShield {
-    pub(crate) fn is_up(&self) -> bool {
-        self.up.is_some()
+    pub(crate) fn is_active(&self) -> bool {
+        self.active.is_some()
     }
 
-    /// Whether it is to be raised when there is a flood.
+    /// Whether a flood activates it.
     pub(crate) fn waits_for_floods(&self) -> bool {
-        self.waits && self.unavailable_reason.is_none()
+        self.is_automatic && self.unavailable_reason.is_none()
     }
 
-    /// Whether something may be about to change from one second to the next.
-    pub(crate) fn is_awake(&self) -> bool {
-        self.waits_for_floods() && (self.is_up() || self.rate > 0)
+    /// Whether its state may change within a second.
+    pub(crate) fn needs_fast_checks(&self) -> bool {
+        self.waits_for_floods() && (self.is_active() || self.rate > 0)
     }
 
-    /// Has these ports from now on.
-    pub(crate) fn take_over(&mut self, ports: Vec<(BindAddr, Arc<ListenSocket>)>) {
+    /// Replaces the sockets. A socket that stays keeps its filter and counts.
+    pub(crate) fn set_sockets(&mut self, sockets: Vec<(BindAddr, Arc<ListenSocket>)>) {
         self.count();
         let mut former = std::mem::take(&mut self.sockets);
-        for (bind_addr, port) in ports {
-            let same = former.iter().position(|socket| Arc::ptr_eq(&socket.port, &port));
+        for (bind_addr, listen_socket) in sockets {
+            let same = former.iter().position(|former| Arc::ptr_eq(&former.listen_socket, &listen_socket));
             let socket = match same {
                 Some(index) => former.swap_remove(index),
                 None => {
-                    let (drops, untrusted) = (drops::read(port.socket()).ok(), port.untrusted());
-                    ShieldedSocket { bind_addr, port, filter: None, drops, untrusted }
+                    let (drops, untrusted) = (drops::read(listen_socket.socket()).ok(), listen_socket.untrusted());
+                    ShieldedSocket { bind_addr, listen_socket, filter: None, drops, untrusted }
                 }
             };
             self.sockets.push(socket);
         }
     }
 
-    /// Does what the terms in force want.
+    /// Applies the policy in force.
     pub(crate) fn follow(&mut self, policy: &ListenerPolicy, audit: &Audit) {
-        self.waits = policy.shield == Shield::Auto;
-        self.sockets.iter().for_each(|socket| socket.port.watch(self.waits));
+        self.is_automatic = policy.shield == Shield::Auto;
+        self.sockets.iter().for_each(|socket| socket.listen_socket.watch(self.is_automatic));
         self.unavailable_reason = None;
         let filter = match policy.shield {
             Shield::Off => Err("shield = \"off\"".to_owned()),
@@ -103,78 +102,78 @@ impl ListenerShield {
         };
         match filter {
             Err(why) => {
-                self.lower(&policy.name, &why, audit);
+                self.deactivate(&policy.name, &why, audit);
                 self.unavailable_reason = (policy.shield != Shield::Off).then_some(why);
             }
-            Ok(filter) if self.is_up() => self.fit(&filter, policy),
-            Ok(_) if policy.shield == Shield::On => self.raise(policy, "shield = \"on\"", audit),
+            Ok(filter) if self.is_active() => self.attach(&filter, policy),
+            Ok(_) if policy.shield == Shield::On => self.activate(policy, "shield = \"on\"", audit),
             Ok(_) => {}
         }
-        self.select(&policy.name, audit);
-        if !self.is_up() {
-            // A port may have come from another listener, with the filter of that one.
-            self.sockets.iter_mut().for_each(ShieldedSocket::open);
+        self.deactivate_if_unavailable(&policy.name, audit);
+        if !self.is_active() {
+            // A socket may have moved from another listener with its filter.
+            self.sockets.iter_mut().for_each(ShieldedSocket::detach);
         }
     }
 
-    /// Puts other filters before its ports: those that `filter` has for them, or none. It leaves alone those of which that
-    /// knows nothing.
-    pub(crate) fn refit(&mut self, filter: impl Fn(&BindAddr) -> Option<Option<PacketFilter>>) {
+    /// Replaces the filters of its sockets by `filter`, which returns a filter, `Some(None)` for no filter, or `None` to leave
+    /// the socket as it is.
+    pub(crate) fn reattach(&mut self, filter: impl Fn(&BindAddr) -> Option<Option<PacketFilter>>) {
         for socket in self.sockets.iter_mut().filter(|socket| socket.filter.is_some()) {
             match filter(&socket.bind_addr) {
-                // What the kernel refuses leaves the port open, which is not narrower.
-                Some(Some(filter)) => drop(socket.fit(&filter)),
-                Some(None) => socket.open(),
+                // If the kernel rejects the filter, the socket accepts all sources, which is not narrower.
+                Some(Some(filter)) => drop(socket.attach(&filter)),
+                Some(None) => socket.detach(),
                 None => {}
             }
         }
     }
 
-    /// Makes the filter anew where time has changed whom the rules trust.
-    pub(crate) fn keep_up(&mut self, policy: &ListenerPolicy, audit: &Audit) {
-        let Some(up) = &self.up else { return };
+    /// Rebuilds the filter if a rule has expired or the clock was set back.
+    pub(crate) fn refresh(&mut self, policy: &ListenerPolicy, audit: &Audit) {
+        let Some(up) = &self.active else { return };
         let now = OffsetDateTime::now_utc();
         if (now < up.made_at || up.next_expiry.is_some_and(|end| end <= now))
             && let Ok(filter) = policy.packet_filter(None, now)
         {
-            self.fit(&filter, policy);
-            self.select(&policy.name, audit);
+            self.attach(&filter, policy);
+            self.deactivate_if_unavailable(&policy.name, audit);
         }
     }
 
-    /// Judges by how many strangers came in this time whether there is a flood.
+    /// Activates or deactivates the shield by the number of untrusted connections in `elapsed`.
     pub(crate) fn judge_flood(&mut self, policy: &ListenerPolicy, elapsed: Duration, audit: &Audit) {
         if !self.waits_for_floods() {
             return;
         }
         let a_second = |count: u64| count.saturating_mul(1000) / u64::try_from(elapsed.as_millis()).unwrap_or(1).max(1);
-        let through = self.start_counting();
+        let through = self.count_untrusted();
         self.rate = a_second(through);
-        if let Some(ActiveFilter { since, .. }) = self.up {
+        if let Some(ActiveFilter { since, .. }) = self.active {
             let counted = self.count().is_some();
             let dropped = self.dropped.saturating_sub(std::mem::replace(&mut self.dropped_before, self.dropped));
             let rate = counted.then(|| a_second(dropped.saturating_add(through)));
             if self.flood.observe_end(rate, since.elapsed()) {
                 self.rate = 0;
                 let over = "the flood is over";
-                let why = if rate.is_some() { over } else { "to find out whether the flood is over" };
-                self.lower(&policy.name, why, audit);
+                let why = if rate.is_some() { over } else { "to check whether the flood is over" };
+                self.deactivate(&policy.name, why, audit);
             }
         } else if self.flood.observe_start(self.rate) {
-            self.raise(policy, &format!("a flood: {} strangers a second", self.rate), audit);
+            self.activate(policy, &format!("flood: {} untrusted connections a second", self.rate), audit);
         }
     }
 
-    /// Counts the strangers that come from now on. Returns how many have come through since it was last called.
-    pub(crate) fn start_counting(&mut self) -> u64 {
+    /// Returns the number of untrusted connections since the last call.
+    pub(crate) fn count_untrusted(&mut self) -> u64 {
         let since = |socket: &mut ShieldedSocket| {
-            let now = socket.port.untrusted();
+            let now = socket.listen_socket.untrusted();
             now.saturating_sub(std::mem::replace(&mut socket.untrusted, now))
         };
         self.sockets.iter_mut().map(since).sum()
     }
 
-    fn raise(&mut self, policy: &ListenerPolicy, why: &str, audit: &Audit) {
+    fn activate(&mut self, policy: &ListenerPolicy, why: &str, audit: &Audit) {
         let now = OffsetDateTime::now_utc();
         let filter = match policy.packet_filter(None, now) {
             Ok(filter) => filter,
@@ -183,7 +182,7 @@ impl ListenerShield {
                 return;
             }
         };
-        self.sockets.iter_mut().for_each(|socket| socket.drops = drops::read(socket.port.socket()).ok());
+        self.sockets.iter_mut().for_each(|socket| socket.drops = drops::read(socket.listen_socket.socket()).ok());
         let up = ActiveFilter {
             since: Instant::now(),
             at: now,
@@ -191,71 +190,67 @@ impl ListenerShield {
             made_at: now,
             next_expiry: None,
         };
-        self.up = Some(up);
+        self.active = Some(up);
         self.dropped_before = self.dropped;
-        self.fit(&filter, policy);
-        if self.is_nowhere() {
-            self.up = None;
+        self.attach(&filter, policy);
+        if self.has_no_filter() {
+            self.active = None;
             return;
         }
         audit.shield_on(&policy.name, why, policy.sources.trusted.rules().len(), policy.shield == Shield::Auto);
-        if self.sockets.iter().any(|socket| socket.drops.is_none()) && !self.uncounted {
-            self.uncounted = true;
+        if self.sockets.iter().any(|socket| socket.drops.is_none()) && !self.is_uncounted {
+            self.is_uncounted = true;
             info!(listener = %policy.name, "the kernel does not report packets dropped by the shield");
         }
     }
 
-    /// Puts a filter before every port, and says where that cannot be.
-    fn fit(&mut self, filter: &PacketFilter, policy: &ListenerPolicy) {
+    /// Attaches a filter to every socket, and logs a failure.
+    fn attach(&mut self, filter: &PacketFilter, policy: &ListenerPolicy) {
         for socket in &mut self.sockets {
-            if let Err(error) = socket.fit(filter) {
+            if let Err(error) = socket.attach(filter) {
                 let length = filter.instructions().len();
-                let words = format!(
-                    "the kernel refuses the packet filter of {length} instructions for {}: {error}{}",
+                let message = format!(
+                    "cannot attach the packet filter of {length} instructions to {}: {error}{}",
                     socket.bind_addr.address,
-                    if error.raw_os_error() == Some(libc::ENOMEM) {
-                        "; net.core.optmem_max allows no more"
-                    } else {
-                        ""
-                    }
+                    if error.raw_os_error() == Some(libc::ENOMEM) { "; increase net.core.optmem_max" } else { "" }
                 );
-                warn!(listener = %policy.name, error = %words, "shield unavailable");
-                self.unavailable_reason = Some(words);
+                warn!(listener = %policy.name, error = %message, "shield unavailable");
+                self.unavailable_reason = Some(message);
             }
         }
-        if let Some(up) = &mut self.up {
+        if let Some(up) = &mut self.active {
             let now = OffsetDateTime::now_utc();
             (up.made_at, up.next_expiry) = (now, policy.sources.trusted.next_expiry(now));
         }
     }
 
-    /// Has it down where the kernel refuses it everywhere.
-    fn select(&mut self, listener: &str, audit: &Audit) {
-        if self.is_up() && self.is_nowhere() {
+    /// Deactivates the shield if the kernel has rejected its filter at every socket.
+    fn deactivate_if_unavailable(&mut self, listener: &str, audit: &Audit) {
+        if self.is_active() && self.has_no_filter() {
             let why = self.unavailable_reason.clone().unwrap_or_default();
-            self.lower(listener, &why, audit);
+            self.deactivate(listener, &why, audit);
         }
     }
 
-    fn is_nowhere(&self) -> bool {
+    fn has_no_filter(&self) -> bool {
         self.sockets.iter().all(|socket| socket.filter.is_none())
     }
 
-    /// Takes the shield down. Where it is down, nothing happens.
-    pub(crate) fn lower(&mut self, listener: &str, why: &str, audit: &Audit) {
+    /// Detaches the filters. An inactive shield stays inactive.
+    pub(crate) fn deactivate(&mut self, listener: &str, why: &str, audit: &Audit) {
         let counted = self.count().is_some();
-        let Some(up) = self.up.take() else { return };
-        self.sockets.iter_mut().for_each(ShieldedSocket::open);
+        let Some(up) = self.active.take() else { return };
+        self.sockets.iter_mut().for_each(ShieldedSocket::detach);
         let dropped = counted.then(|| self.dropped.saturating_sub(up.dropped_before));
         audit.shield_off(listener, why, dropped);
     }
 
-    /// Adds up what was dropped since it was last asked. Returns that, where it can be known of all ports.
+    /// Adds the packets dropped since the last call. Returns their number, if the kernel reports it for all sockets.
     fn count(&mut self) -> Option<u64> {
-        self.up.as_ref()?;
+        self.active.as_ref()?;
         let mut all = Some(0_u64);
         for socket in &mut self.sockets {
-            let now = drops::read(socket.port.socket()).ok();
+            let now = drops::read(socket.listen_socket.socket()).ok();
             let more = socket.drops.zip(now).map(|(before, now)| u64::from(now.wrapping_sub(before)));
             self.dropped = self.dropped.saturating_add(more.unwrap_or(0));
             all = all.zip(more).map(|(all, more)| all.saturating_add(more));
@@ -266,33 +261,33 @@ impl ListenerShield {
 
     pub(crate) fn status(&self, mode: Shield) -> ShieldStatus {
         let more = |socket: &ShieldedSocket| {
-            Some(u64::from(drops::read(socket.port.socket()).ok()?.wrapping_sub(socket.drops?)))
+            Some(u64::from(drops::read(socket.listen_socket.socket()).ok()?.wrapping_sub(socket.drops?)))
         };
-        let more = match self.up {
+        let more = match self.active {
             Some(_) => self.sockets.iter().try_fold(0_u64, |all, socket| Some(all.saturating_add(more(socket)?))),
             None => Some(0),
         };
         ShieldStatus {
             mode,
-            active_since: self.up.as_ref().map(|up| up.at),
-            dropped: more.filter(|_| !self.uncounted).map(|more| self.dropped.saturating_add(more)),
+            active_since: self.active.as_ref().map(|up| up.at),
+            dropped: more.filter(|_| !self.is_uncounted).map(|more| self.dropped.saturating_add(more)),
             unavailable_reason: self.unavailable_reason.clone(),
         }
     }
 }
 
 impl ShieldedSocket {
-    fn fit(&mut self, filter: &PacketFilter) -> std::io::Result<()> {
+    fn attach(&mut self, filter: &PacketFilter) -> std::io::Result<()> {
         if self.filter.as_ref() == Some(filter) {
             return Ok(());
         }
-        let fitted = self.port.fit(filter);
-        self.filter = fitted.is_ok().then(|| filter.clone());
-        fitted
+        let attached = self.listen_socket.fit(filter);
+        self.filter = attached.is_ok().then(|| filter.clone());
+        attached
     }
 
-    fn open(&mut self) {
-        self.port.open();
+    fn detach(&mut self) {
+        self.listen_socket.open();
         self.filter = None;
     }
 }

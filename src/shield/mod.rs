@@ -30,170 +30,171 @@ use crate::source::packet_filter::PacketFilter;
 #[derive(Debug)]
 pub(crate) struct Shields {
     audit: Audit,
-    /// Rung when a stranger comes where that may be the first of many.
+    /// Notified when an untrusted source connects and a flood may be starting.
     alarm: Arc<Notify>,
-    guards: BTreeMap<Arc<str>, ListenerShield>,
-    looked: Instant,
-    /// When to look again, whoever comes.
-    next: Option<Instant>,
-    /// Whether that is soon, so that the alarm has nothing to say.
-    awake: bool,
+    listeners: BTreeMap<Arc<str>, ListenerShield>,
+    checked: Instant,
+    /// The time of the next check, without a notification.
+    next_check: Option<Instant>,
+    /// Whether checks run every second, so that `alarm` is not needed.
+    checks_fast: bool,
 }
 
-/// How the shield of a listener is.
+/// The state of a listener's shield.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ShieldStatus {
-    /// What the configuration wants.
+    /// The configured mode.
     pub mode: Shield,
-    /// Since when it is up, where it is.
+    /// When the shield became active, if it is.
     pub active_since: Option<OffsetDateTime>,
-    /// Packets that the kernel has dropped while it was up, now and before; nothing where it does not tell.
+    /// Packets that the kernel dropped since the start of the process, if the kernel reports it.
     pub dropped: Option<u64>,
-    /// Why it cannot be up.
+    /// Why the shield cannot be active.
     pub unavailable_reason: Option<String>,
 }
 
 impl Shields {
-    /// No listeners yet.
     pub(crate) fn new(audit: Audit) -> Self {
-        let guards = BTreeMap::new();
-        Self { audit, alarm: Arc::default(), guards, looked: Instant::now(), next: None, awake: false }
+        let listeners = BTreeMap::new();
+        Self { audit, alarm: Arc::default(), listeners, checked: Instant::now(), next_check: None, checks_fast: false }
     }
 
-    /// What ports ring.
+    /// The notification that sockets send on an untrusted connection.
     pub(crate) fn alarm(&self) -> &Arc<Notify> {
         &self.alarm
     }
 
-    /// The filter that a new port of this listener has to have from the first client on. It lets through whom the terms
-    /// `before` trust, too: until these are in force a client may come to the new port that belongs to the old one.
+    /// The filter for a new socket of this listener, to be attached before the first client. It also accepts the sources of
+    /// the policy `before`, because a client may reach the new socket while that policy is in force.
     pub(crate) fn filter_for(&self, policy: &ListenerPolicy, before: Option<&ListenerPolicy>) -> Option<PacketFilter> {
-        let up = self.guards.get(&policy.name).is_some_and(ListenerShield::is_up);
-        let mode = policy.shield == Shield::On || (policy.shield == Shield::Auto && up);
+        let active = self.listeners.get(&policy.name).is_some_and(ListenerShield::is_active);
+        let mode = policy.shield == Shield::On || (policy.shield == Shield::Auto && active);
         let others = before.map(|before| &*before.sources.trusted);
         mode.then(|| policy.packet_filter(others, OffsetDateTime::now_utc()).ok()).flatten()
     }
 
-    /// Lets through whom `next` trusts, besides those whom `current` does. To be called before `next` comes into force.
+    /// Extends the filters to accept the sources of `next` in addition to those of `current`. Call it before `next` comes into
+    /// force.
     pub(crate) fn widen(&mut self, next: &Snapshot, current: &Snapshot) {
         let now = OffsetDateTime::now_utc();
-        let up: BTreeSet<_> =
-            self.guards.iter().filter(|(_, guard)| guard.is_up()).map(|(name, _)| Arc::clone(name)).collect();
-        for (name, guard) in self.guards.iter_mut().filter(|(_, guard)| guard.is_up()) {
+        let active: BTreeSet<_> =
+            self.listeners.iter().filter(|(_, shield)| shield.is_active()).map(|(name, _)| Arc::clone(name)).collect();
+        for (name, shield) in self.listeners.iter_mut().filter(|(_, shield)| shield.is_active()) {
             let before = current.named(name);
             let filter = |bind_addr: &BindAddr| {
                 let policy = next.at_address(bind_addr)?;
                 let stays = match policy.shield {
                     Shield::On => true,
-                    Shield::Auto => up.contains(&policy.name),
+                    Shield::Auto => active.contains(&policy.name),
                     Shield::Off => false,
                 };
                 let others = before.map(|before| &*before.sources.trusted);
                 Some(if stays { policy.packet_filter(others, now).ok() } else { None })
             };
-            guard.refit(filter);
+            shield.reattach(filter);
         }
     }
 
-    /// Takes over a snapshot that has come into force, and the ports that there are now.
-    pub(crate) fn follow(&mut self, snapshot: &Snapshot, port: impl Fn(&BindAddr) -> Option<Arc<ListenSocket>>) {
-        let mut former = std::mem::take(&mut self.guards);
+    /// Applies a snapshot that has come into force, and the present sockets.
+    pub(crate) fn follow(&mut self, snapshot: &Snapshot, socket: impl Fn(&BindAddr) -> Option<Arc<ListenSocket>>) {
+        let mut former = std::mem::take(&mut self.listeners);
         for policy in snapshot.listeners() {
-            let mut guard = former.remove(&policy.name).unwrap_or_default();
-            let ports = policy.bind_addrs.iter().filter_map(|bind_addr| Some((bind_addr.clone(), port(bind_addr)?)));
-            guard.take_over(ports.collect());
-            self.guards.insert(Arc::clone(&policy.name), guard);
+            let mut shield = former.remove(&policy.name).unwrap_or_default();
+            let sockets =
+                policy.bind_addrs.iter().filter_map(|bind_addr| Some((bind_addr.clone(), socket(bind_addr)?)));
+            shield.set_sockets(sockets.collect());
+            self.listeners.insert(Arc::clone(&policy.name), shield);
         }
-        for (name, mut guard) in former {
-            guard.lower(&name, "the listener was removed", &self.audit);
+        for (name, mut shield) in former {
+            shield.deactivate(&name, "the listener was removed", &self.audit);
         }
         for policy in snapshot.listeners() {
-            if let Some(guard) = self.guards.get_mut(&policy.name) {
-                guard.follow(policy, &self.audit);
+            if let Some(shield) = self.listeners.get_mut(&policy.name) {
+                shield.follow(policy, &self.audit);
             }
         }
         self.plan();
     }
 
-    /// Returns when it is time for a look.
+    /// Returns when a check is due.
     pub(crate) async fn due(&self) {
-        let never = self.next.is_none();
+        let never = self.next_check.is_none();
         tokio::select! {
-            () = sleep_until(self.next.unwrap_or(self.looked)), if !never => {}
-            () = self.alarm.notified(), if !self.awake => {}
+            () = sleep_until(self.next_check.unwrap_or(self.checked)), if !never => {}
+            () = self.alarm.notified(), if !self.checks_fast => {}
         }
     }
 
-    /// Looks how many strangers come, and raises and lowers shields by that.
-    pub(crate) fn look(&mut self, snapshot: &Snapshot) {
-        let elapsed = self.looked.elapsed();
-        self.looked = Instant::now();
-        let slept = !self.awake;
-        for (name, guard) in &mut self.guards {
+    /// Counts untrusted connections, and activates or deactivates shields.
+    pub(crate) fn check(&mut self, snapshot: &Snapshot) {
+        let elapsed = self.checked.elapsed();
+        self.checked = Instant::now();
+        let was_idle = !self.checks_fast;
+        for (name, shield) in &mut self.listeners {
             let Some(policy) = snapshot.named(name) else { continue };
-            if slept {
-                // How long the strangers that rang took to come nobody knows; from here on it is known.
-                guard.start_counting();
+            if was_idle {
+                // The count since the last check covers an unknown time. The next one covers a known time.
+                shield.count_untrusted();
             } else {
-                guard.judge_flood(policy, elapsed, &self.audit);
+                shield.judge_flood(policy, elapsed, &self.audit);
             }
-            guard.keep_up(policy, &self.audit);
+            shield.refresh(policy, &self.audit);
         }
-        self.next = None;
+        self.next_check = None;
         self.plan();
-        if slept && self.guards.values().any(ListenerShield::waits_for_floods) {
-            self.look_in(LOOK_EVERY);
-            self.awake = true;
+        if was_idle && self.listeners.values().any(ListenerShield::waits_for_floods) {
+            self.check_in(FAST_CHECK_INTERVAL);
+            self.checks_fast = true;
         }
     }
 
-    /// Lowers all shields, with `why`, and forgets the ports.
+    /// Deactivates all shields, with the reason `why`, and drops the sockets.
     pub(crate) fn close(&mut self, why: &str) {
-        for (name, guard) in &mut self.guards {
-            guard.lower(name, why, &self.audit);
+        for (name, shield) in &mut self.listeners {
+            shield.deactivate(name, why, &self.audit);
         }
-        self.guards.clear();
+        self.listeners.clear();
         self.plan();
     }
 
-    /// Forgets all shields and ports, whatever is before those. The next [`follow`](Self::follow) begins anew.
+    /// Drops all shields and sockets without detaching filters. The next [`follow`](Self::follow) starts anew.
     pub(crate) fn abandon(&mut self) {
-        self.guards.clear();
+        self.listeners.clear();
         self.plan();
     }
 
-    /// How the shield of a listener is.
+    /// The state of the shield of a listener.
     pub(crate) fn status(&self, policy: &ListenerPolicy) -> ShieldStatus {
-        self.guards.get(&policy.name).map_or(
+        self.listeners.get(&policy.name).map_or(
             ShieldStatus { mode: policy.shield, active_since: None, dropped: None, unavailable_reason: None },
-            |guard| guard.status(policy.shield),
+            |shield| shield.status(policy.shield),
         )
     }
 
-    /// Decides when to look next.
+    /// Schedules the next check.
     fn plan(&mut self) {
-        self.awake = self.guards.values().any(ListenerShield::is_awake);
-        if self.awake {
-            self.look_in(LOOK_EVERY);
-        } else if self.guards.values().any(ListenerShield::is_up) {
-            self.look_in(LONGEST_LOOK);
+        self.checks_fast = self.listeners.values().any(ListenerShield::needs_fast_checks);
+        if self.checks_fast {
+            self.check_in(FAST_CHECK_INTERVAL);
+        } else if self.listeners.values().any(ListenerShield::is_active) {
+            self.check_in(SLOW_CHECK_INTERVAL);
         } else {
-            self.next = None;
+            self.next_check = None;
         }
     }
 
-    /// No later than that: reloads must not put a look off for ever.
-    fn look_in(&mut self, pause: Duration) {
+    /// Schedules a check after `pause` at the latest. Repeated reloads must not postpone it.
+    fn check_in(&mut self, pause: Duration) {
         let at = Instant::now() + pause;
-        self.next = Some(self.next.map_or(at, |next| next.min(at)));
+        self.next_check = Some(self.next_check.map_or(at, |next| next.min(at)));
     }
 }
 
-/// While there may be a flood.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// The interval of checks while there may be a flood.
+const FAST_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// While a shield is up that is always up: rules end, and the clock may be set.
-const LONGEST_LOOK: Duration = Duration::from_secs(10);
+/// The interval of checks while a shield is active without a flood: rules expire, and the clock may be set.
+const SLOW_CHECK_INTERVAL: Duration = Duration::from_secs(10);
 
 #[cfg(test)]
 mod tests {
@@ -206,13 +207,13 @@ mod tests {
     use crate::audit::LineFormat;
     use crate::policy::fixtures::{Site, listener};
 
-    struct Bound {
+    struct Fixture {
         site: Site,
         shields: Shields,
-        port: Arc<ListenSocket>,
+        socket: Arc<ListenSocket>,
     }
 
-    impl Bound {
+    impl Fixture {
         fn new() -> Self {
             let site = Site::new();
             for name in ["cache", "other"] {
@@ -221,8 +222,8 @@ mod tests {
             let shields = Shields::new(Audit::start(LineFormat::Json, None));
             let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
             socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
-            let port = Arc::new(ListenSocket::listen(socket, 64, None, shields.alarm()).unwrap());
-            Self { site, shields, port }
+            let socket = Arc::new(ListenSocket::listen(socket, 64, None, shields.alarm()).unwrap());
+            Self { site, shields, socket }
         }
 
         fn snapshot(&self, text: &str) -> Snapshot {
@@ -230,24 +231,24 @@ mod tests {
         }
 
         fn follow(&mut self, snapshot: &Snapshot) {
-            let port = &self.port;
-            self.shields.follow(snapshot, |bind_addr| snapshot.at_address(bind_addr).map(|_| Arc::clone(port)));
+            let socket = &self.socket;
+            self.shields.follow(snapshot, |bind_addr| snapshot.at_address(bind_addr).map(|_| Arc::clone(socket)));
         }
 
-        /// Whether one SYN is enough: the second would come after a second.
-        fn is_let_through(&self, source: &str) -> bool {
+        /// Whether the kernel accepts a connection from `source`. The limit is below the retransmission of the SYN (1 s).
+        fn is_accepted(&self, source: &str) -> bool {
             let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
             socket.bind(&SocketAddr::new(source.parse().unwrap(), 0).into()).unwrap();
-            let target = self.port.socket().local_addr().unwrap();
+            let target = self.socket.socket().local_addr().unwrap();
             let connected = socket.connect_timeout(&target.into(), Duration::from_millis(200));
             if connected.is_ok() {
-                self.port.accept().unwrap();
+                self.socket.accept().unwrap();
             }
             connected.is_ok()
         }
 
-        fn let_through(&self) -> Vec<u8> {
-            (1..=4).filter(|last| self.is_let_through(&format!("127.0.0.{last}"))).collect()
+        fn accepted(&self) -> Vec<u8> {
+            (1..=4).filter(|last| self.is_accepted(&format!("127.0.0.{last}"))).collect()
         }
     }
 
@@ -257,110 +258,111 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn before_a_policy_comes_into_force_both_are_let_through_and_afterwards_one() {
-        let mut world = Bound::new();
-        let first = world.snapshot(&shielded("\"127.0.0.1\", \"127.0.0.2\"", "on"));
-        world.follow(&first);
-        assert_eq!(world.let_through(), [1, 2]);
-        let second = world.snapshot(&shielded("\"127.0.0.2\", \"127.0.0.3\"", "on"));
-        world.shields.widen(&second, &first);
-        assert_eq!(world.let_through(), [1, 2, 3], "whichever of the two is in force");
-        world.follow(&second);
-        assert_eq!(world.let_through(), [2, 3]);
-        let status = world.shields.status(second.named("cache").unwrap());
+    async fn sources_of_both_policies_are_accepted_before_the_new_one_is_in_force() {
+        let mut fixture = Fixture::new();
+        let first = fixture.snapshot(&shielded("\"127.0.0.1\", \"127.0.0.2\"", "on"));
+        fixture.follow(&first);
+        assert_eq!(fixture.accepted(), [1, 2]);
+        let second = fixture.snapshot(&shielded("\"127.0.0.2\", \"127.0.0.3\"", "on"));
+        fixture.shields.widen(&second, &first);
+        assert_eq!(fixture.accepted(), [1, 2, 3], "either policy may be in force");
+        fixture.follow(&second);
+        assert_eq!(fixture.accepted(), [2, 3]);
+        let status = fixture.shields.status(second.named("cache").unwrap());
         assert!(status.active_since.is_some() && status.dropped.is_some_and(|dropped| dropped >= 5), "{status:?}");
-        world.shields.close("the test is over");
-        assert_eq!(world.let_through(), [1, 2, 3, 4]);
+        fixture.shields.close("the test is over");
+        assert_eq!(fixture.accepted(), [1, 2, 3, 4]);
     }
 
     #[tokio::test]
-    async fn a_policy_that_knows_no_shield_is_open_before_it_comes_into_force() {
-        let mut world = Bound::new();
+    async fn policy_without_a_shield_accepts_all_sources_before_it_is_in_force() {
+        let mut fixture = Fixture::new();
         let observing = shielded("", "on").replace("protocol =", "enforcement = \"observe\"\nprotocol =");
         for open in [shielded("", "off"), observing] {
-            let (before, after) = (world.snapshot(&shielded("\"127.0.0.1\"", "on")), world.snapshot(&open));
-            world.follow(&before);
-            assert_eq!(world.let_through(), [1]);
-            world.shields.widen(&after, &before);
-            assert_eq!(world.let_through(), [1, 2, 3, 4]);
-            world.follow(&after);
-            assert_eq!(world.let_through(), [1, 2, 3, 4]);
-            assert_eq!(world.shields.status(after.named("cache").unwrap()).active_since, None);
+            let (before, after) = (fixture.snapshot(&shielded("\"127.0.0.1\"", "on")), fixture.snapshot(&open));
+            fixture.follow(&before);
+            assert_eq!(fixture.accepted(), [1]);
+            fixture.shields.widen(&after, &before);
+            assert_eq!(fixture.accepted(), [1, 2, 3, 4]);
+            fixture.follow(&after);
+            assert_eq!(fixture.accepted(), [1, 2, 3, 4]);
+            assert_eq!(fixture.shields.status(after.named("cache").unwrap()).active_since, None);
         }
     }
 
     #[tokio::test]
-    async fn a_port_that_goes_to_another_listener_has_that_ones_filter() {
-        let mut world = Bound::new();
+    async fn socket_that_moves_to_another_listener_gets_its_filter() {
+        let mut fixture = Fixture::new();
         let at = |name: &str, sources: &str, shield: &str| {
-            // Not port 0, of which every listener has its own. Nothing is bound here.
+            // Not port 0, which differs for every listener. Nothing is bound here.
             listener(name, 7, sources).replace("protocol =", &format!("shield = \"{shield}\"\nprotocol ="))
         };
-        let first = world.snapshot(&at("cache", "\"127.0.0.1\"", "on"));
-        world.follow(&first);
-        assert_eq!(world.let_through(), [1]);
-        let second = world.snapshot(&at("other", "\"127.0.0.2\"", "on"));
-        world.shields.widen(&second, &first);
-        assert_eq!(world.let_through(), [1, 2]);
-        world.follow(&second);
-        assert_eq!(world.let_through(), [2]);
-        let third = world.snapshot(&at("cache", "\"127.0.0.1\"", "auto"));
-        world.shields.widen(&third, &second);
-        world.follow(&third);
-        assert_eq!(world.let_through(), [1, 2, 3, 4], "no flood yet");
+        let first = fixture.snapshot(&at("cache", "\"127.0.0.1\"", "on"));
+        fixture.follow(&first);
+        assert_eq!(fixture.accepted(), [1]);
+        let second = fixture.snapshot(&at("other", "\"127.0.0.2\"", "on"));
+        fixture.shields.widen(&second, &first);
+        assert_eq!(fixture.accepted(), [1, 2]);
+        fixture.follow(&second);
+        assert_eq!(fixture.accepted(), [2]);
+        let third = fixture.snapshot(&at("cache", "\"127.0.0.1\"", "auto"));
+        fixture.shields.widen(&third, &second);
+        fixture.follow(&third);
+        assert_eq!(fixture.accepted(), [1, 2, 3, 4], "no flood yet");
     }
 
-    async fn asleep(world: &Bound) -> bool {
-        tokio::time::timeout(Duration::from_secs(3600), world.shields.due()).await.is_err()
+    async fn is_idle(fixture: &Fixture) -> bool {
+        tokio::time::timeout(Duration::from_secs(3600), fixture.shields.due()).await.is_err()
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_alarm_wakes_and_a_flood_raises_the_shield_and_its_end_lowers_it() {
-        let mut world = Bound::new();
-        let snapshot = world.snapshot(&shielded("\"127.0.0.1\"", "auto"));
-        world.follow(&snapshot);
-        let is_up = |world: &Bound| world.shields.status(snapshot.named("cache").unwrap()).active_since.is_some();
-        assert!(asleep(&world).await, "nothing wakes it while nobody comes");
+    async fn flood_activates_the_shield_and_its_end_deactivates_it() {
+        let mut fixture = Fixture::new();
+        let snapshot = fixture.snapshot(&shielded("\"127.0.0.1\"", "auto"));
+        fixture.follow(&snapshot);
+        let is_active =
+            |fixture: &Fixture| fixture.shields.status(snapshot.named("cache").unwrap()).active_since.is_some();
+        assert!(is_idle(&fixture).await, "no check is due without untrusted connections");
         for second in 0..3 {
-            assert!(!is_up(&world), "{second}");
-            (0..150).for_each(|_| world.port.count_untrusted());
-            world.shields.due().await;
-            world.shields.look(&snapshot);
+            assert!(!is_active(&fixture), "{second}");
+            (0..150).for_each(|_| fixture.socket.count_untrusted());
+            fixture.shields.due().await;
+            fixture.shields.check(&snapshot);
         }
-        assert!(is_up(&world));
-        assert_eq!(world.let_through(), [1]);
+        assert!(is_active(&fixture));
+        assert_eq!(fixture.accepted(), [1]);
         for _ in 0..10 {
-            assert!(is_up(&world));
-            world.shields.due().await;
-            world.shields.look(&snapshot);
+            assert!(is_active(&fixture));
+            fixture.shields.due().await;
+            fixture.shields.check(&snapshot);
         }
-        assert!(!is_up(&world));
-        assert_eq!(world.let_through(), [1, 2, 3, 4]);
-        assert_eq!(world.shields.status(snapshot.named("cache").unwrap()).dropped, Some(3));
-        // What rang last may be heard only now.
+        assert!(!is_active(&fixture));
+        assert_eq!(fixture.accepted(), [1, 2, 3, 4]);
+        assert_eq!(fixture.shields.status(snapshot.named("cache").unwrap()).dropped, Some(3));
+        // The last notification may arrive only now.
         for _ in 0..2 {
-            if asleep(&world).await {
+            if is_idle(&fixture).await {
                 return;
             }
-            world.shields.look(&snapshot);
+            fixture.shields.check(&snapshot);
         }
-        assert!(asleep(&world).await, "and it sleeps again");
+        assert!(is_idle(&fixture).await, "no check is due after the flood");
     }
 
     #[tokio::test]
-    async fn a_rule_that_ends_is_kept_out_at_the_next_look() {
-        let mut world = Bound::new();
+    async fn expired_rule_is_removed_from_the_filter_at_the_next_check() {
+        let mut fixture = Fixture::new();
         let end = OffsetDateTime::now_utc() + Days::seconds(1);
         let end = end.format(&time::format_description::well_known::Rfc3339).unwrap();
         let rules = format!("\"127.0.0.1\", {{ type = \"ip_addr\", value = \"127.0.0.2\", expires_at = {end} }}");
-        let snapshot = world.snapshot(&shielded(&rules, "on"));
-        world.follow(&snapshot);
-        assert!(world.is_let_through("127.0.0.2"));
+        let snapshot = fixture.snapshot(&shielded(&rules, "on"));
+        fixture.follow(&snapshot);
+        assert!(fixture.is_accepted("127.0.0.2"));
         let deadline = Instant::now() + Duration::from_secs(10);
-        while world.is_let_through("127.0.0.2") {
+        while fixture.is_accepted("127.0.0.2") {
             assert!(Instant::now() < deadline);
-            world.shields.look(&snapshot);
+            fixture.shields.check(&snapshot);
         }
-        assert_eq!(world.let_through(), [1]);
+        assert_eq!(fixture.accepted(), [1]);
     }
 }

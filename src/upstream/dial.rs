@@ -153,7 +153,7 @@ async fn request_tls(stream: &mut TcpStream) -> io::Result<()> {
 }
 
 async fn ask_role(stream: &mut UpstreamStream) -> io::Result<Role> {
-    stream.write_all(redis::QUESTION).await?;
+    stream.write_all(redis::ROLE_COMMAND).await?;
     stream.flush().await?;
     let mut answer = RoleParser::default();
     let mut bytes = [0; 1024];
@@ -179,7 +179,7 @@ impl Role {
                 record_role(endpoint, upstream, true);
                 return Ok(());
             }
-            Self::Untold(untold @ (NoRole::NoAuth | NoRole::NoPerm | NoRole::Other)) => {
+            Self::Unknown(untold @ (NoRole::NoAuth | NoRole::NoPerm | NoRole::Other)) => {
                 if endpoint.set_role_unknown() {
                     warn!(
                         listener = %upstream.listener,
@@ -192,7 +192,7 @@ impl Role {
             }
             Self::Replica => "it is a replica, and target is \"master\"",
             Self::Sentinel => "it is a sentinel, and target is \"master\"",
-            Self::Untold(NoRole::Loading) => "it is still loading its data",
+            Self::Unknown(NoRole::Loading) => "it is still loading its data",
         };
         record_role(endpoint, upstream, false);
         Err(EndpointError {

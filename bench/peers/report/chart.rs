@@ -1,4 +1,4 @@
-//! The chart: a line for each row, a mark for each target, further left is less. Written by hand, so that it needs nothing.
+//! The chart, written as SVG: a line for each row and a mark for each target. Further left is less.
 
 use std::fmt::Write;
 
@@ -10,10 +10,10 @@ const WIDTH: f64 = 560.0;
 const RIGHT: f64 = 150.0;
 const TOP: f64 = 92.0;
 const LINE: f64 = 30.0;
-/// The ends of the scale, which is logarithmic: half and double are equally far from 1.
+/// The ends of the logarithmic scale.
 const SCALE: (f64, f64) = (0.05, 10.0);
 const GRID: [f64; 8] = [0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0];
-/// Those that are told apart by people who see colours differently, too.
+/// Colours that colour-blind readers can distinguish.
 const COLOURS: [&str; 10] =
     ["#999999", "#000000", "#009e73", "#e69f00", "#cc79a7", "#56b4e9", "#8b5a2b", "#d55e00", "#0072b2", "#7b3294"];
 
@@ -31,8 +31,8 @@ pub(super) fn draw(table: &Table) -> String {
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width} {height}\" width=\"{width}\" height=\"{height}\" \
          font-family=\"sans-serif\" font-size=\"13\">\n<rect width=\"100%\" height=\"100%\" fill=\"#ffffff\"/>\n"
     );
-    text(&mut svg, (12.0, 26.0), "font-size=\"18\" font-weight=\"bold\"", "How many times what HAProxy spends");
-    let explained = "Further left is less. Marks are medians of the rounds, lines reach from the least to the most. (s): stunnel is 1.";
+    text(&mut svg, (12.0, 26.0), "font-size=\"18\" font-weight=\"bold\"", "Ratio to HAProxy");
+    let explained = "Further left is less. Marks are medians of the rounds, lines show minimum to maximum. (s): relative to stunnel.";
     text(&mut svg, (12.0, 46.0), "fill=\"#555555\"", explained);
     legend(&mut svg, &table.targets);
     grid(&mut svg, bottom);
@@ -60,7 +60,7 @@ fn grid(svg: &mut String, bottom: f64) {
     }
 }
 
-/// One row: its name, its marks, and what Portcullis has in figures.
+/// One row: its name, its marks, and the figures of Portcullis.
 fn line(svg: &mut String, table: &Table, (row, to): (&Row, &str), y: f64) {
     let stunnel = if to == super::FOR_POSTGRES { " (s)" } else { "" };
     let (start, end) = (LEFT, LEFT + WIDTH);
@@ -69,7 +69,7 @@ fn line(svg: &mut String, table: &Table, (row, to): (&Row, &str), y: f64) {
     let mut own = Vec::new();
     for (index, target) in table.targets.iter().enumerate() {
         let Some(ratio) = row.ratio(target, to) else { continue };
-        // A little above and below the line, so that equals do not hide each other.
+        // Offset from the line, so that equal values do not hide each other.
         let y = y + (index as f64 - (table.targets.len() as f64 - 1.0) / 2.0) * 2.6;
         let (least, most, colour) = (place(ratio.least), place(ratio.most), colour(index));
         let _ = writeln!(
@@ -85,7 +85,7 @@ fn line(svg: &mut String, table: &Table, (row, to): (&Row, &str), y: f64) {
     text(svg, (LEFT + WIDTH + 14.0, y + 4.0), &style, &own.join("  "));
 }
 
-/// All others have fixed names.
+/// Whether a target is a Portcullis binary: all others have fixed names.
 fn ours(target: &str) -> bool {
     !OTHERS.contains(&target)
 }
@@ -104,7 +104,7 @@ fn colour(index: usize) -> &'static str {
     COLOURS.get(index % COLOURS.len()).copied().unwrap_or("#000000")
 }
 
-/// Where a ratio is on the scale; what is beyond its ends is at them.
+/// The position of a ratio on the scale, clamped to its ends.
 fn place(ratio: f64) -> f64 {
     let (least, most) = SCALE;
     LEFT + WIDTH * (ratio.clamp(least, most) / least).ln() / (most / least).ln()

@@ -1,9 +1,9 @@
-//! Samples become rows: medians, spreads, and ratios that are taken round by round.
+//! Computes rows from samples: medians, spreads, and ratios by round.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-use super::{FLOOR, FOR_POSTGRES, REFERENCE};
+use super::{BASELINE, FOR_POSTGRES, REFERENCE};
 use crate::sample::Sample;
 
 /// The values of one target in one row, by round.
@@ -25,13 +25,13 @@ pub(super) struct Table {
     pub(super) rows: Vec<Row>,
 }
 
-/// What several rounds say together.
+/// The distribution of a value over the rounds.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Spread {
     pub(super) median: f64,
     pub(super) least: f64,
     pub(super) most: f64,
-    /// Half of the rounds lie within.
+    /// The first and third quartile.
     quartiles: (f64, f64),
 }
 
@@ -40,7 +40,7 @@ impl Spread {
         let mut values: Vec<f64> = values.into_iter().filter(|value| value.is_finite()).collect();
         values.sort_by(f64::total_cmp);
         let (least, most) = (*values.first()?, *values.last()?);
-        // Between two values where none is at the place itself.
+        // Interpolates between two values.
         let at = |quarters: usize| {
             let (place, part) = ((values.len() - 1) * quarters / 4, (values.len() - 1) * quarters % 4);
             let below = values.get(place).copied().unwrap_or(least);
@@ -50,7 +50,7 @@ impl Spread {
         Some(Self { median: at(2), least, most, quartiles: (at(1), at(3)) })
     }
 
-    /// How far the rounds are apart, as a part of the median.
+    /// The interquartile range relative to the median.
     fn relative(self) -> f64 {
         (self.quartiles.1 - self.quartiles.0) / self.median
     }
@@ -61,18 +61,18 @@ impl Row {
         Spread::of(self.values.get(target)?.values().copied())
     }
 
-    /// One target divided by another in the same round: what slowed both down goes out.
+    /// The ratio of two targets in the same round, so that a slowdown of both cancels out.
     pub(super) fn ratio(&self, target: &str, to: &str) -> Option<Spread> {
         let (own, other) = (self.values.get(target)?, self.values.get(to)?);
         Spread::of(own.iter().filter_map(|(round, value)| Some(value / other.get(round)?)))
     }
 
-    /// Who the others are divided by.
+    /// The target that the others are divided by.
     pub(super) fn reference(&self) -> Option<&'static str> {
         [REFERENCE, FOR_POSTGRES].into_iter().find(|name| self.values.contains_key(*name))
     }
 
-    /// The largest spread of a ratio among the targets: a difference below it may be chance.
+    /// The largest spread of a ratio among the targets. Smaller differences may be chance.
     fn noise(&self) -> Option<f64> {
         let reference = self.reference()?;
         let others = self.values.keys().filter(|name| *name != reference);
@@ -94,19 +94,20 @@ impl Table {
                 row.values.entry(sample.target.clone()).or_default().insert(sample.round, sample.value);
             }
         }
-        // A target may have been measured in no row at all.
+        // A target without any measured row has no column.
         let targets = targets.into_iter().filter(|name| rows.iter().any(|row| row.values.contains_key(name)));
         Self { targets: targets.collect(), rows }
     }
 
     pub(super) fn markdown(&self) -> String {
         let mut text = String::new();
-        text += "## Beside HAProxy\n\nHow many times what HAProxy spends (in brackets: stunnel, where HAProxy cannot serve). Below 1 is less \
-                 than it. Medians of the ratios of each round. **Noise**: the largest interquartile range of a ratio in \
-                 the row; a difference below it may be chance.\n\n";
+        text += "## Compared with HAProxy\n\nRatio to HAProxy (in brackets: to stunnel, where HAProxy does not support the work). Below 1 is less \
+                 than HAProxy. Medians of the ratios of each round. **Noise**: the largest interquartile range of a ratio in \
+                 the row; smaller differences may be chance.\n\n";
         text += &self.ratios(Row::reference, true);
-        text += "\n## Beside the floor\n\nHow many times what the plain relay spends, which has no TLS and no allowlist.\n\n";
-        text += &self.ratios(|_| Some(FLOOR), false);
+        text +=
+            "\n## Compared with the plain relay\n\nRatio to the plain relay, which has no TLS and no allowlist.\n\n";
+        text += &self.ratios(|_| Some(BASELINE), false);
         text += "\n## All figures\n\nMedian over the rounds (least – most).\n\n";
         text + &self.medians()
     }
@@ -144,7 +145,7 @@ impl Table {
         text
     }
 
-    /// The heading of a table, with further columns before and after those of the targets.
+    /// The head of a table, with further columns before and after those of the targets.
     fn head(&self, before: &str, after: &str) -> String {
         let columns = |text: &str| "---|".repeat(text.matches('|').count());
         let targets = joined(self.targets.iter().cloned());
@@ -157,7 +158,7 @@ fn joined(cells: impl Iterator<Item = String>) -> String {
     cells.map(|cell| format!(" {cell} |")).collect()
 }
 
-/// As many digits as mean something.
+/// Formats a value with its significant digits.
 pub(super) fn number(value: f64) -> String {
     match value.abs() {
         size if size >= 100.0 => format!("{value:.0}"),

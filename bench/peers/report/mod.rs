@@ -1,4 +1,4 @@
-//! The report: tables of medians and ratios, a chart, and all that one needs to know to doubt them.
+//! The report: tables of medians and ratios, a chart, and the circumstances of the measurement.
 
 mod chart;
 mod figures;
@@ -15,13 +15,13 @@ use crate::sample::Sample;
 use crate::targets::Target;
 use figures::Table;
 
-/// Who everybody is divided by.
+/// The target that all others are divided by.
 const REFERENCE: &str = "haproxy";
-const FLOOR: &str = "floor";
-/// Who takes HAProxy's place where it cannot serve.
+const BASELINE: &str = "relay";
+/// The reference where HAProxy does not support the work.
 const FOR_POSTGRES: &str = "stunnel";
 
-/// All but the samples.
+/// The inputs of the report besides the samples.
 #[derive(Debug)]
 pub(crate) struct Report<'a> {
     pub(crate) plan: &'a Plan,
@@ -32,12 +32,12 @@ pub(crate) struct Report<'a> {
 }
 
 impl Report<'_> {
-    /// Writes report.md and chart.svg, and gives the report's tables back.
+    /// Writes report.md and chart.svg, and returns the tables.
     pub(crate) fn write(&self, samples: &[Sample], directory: &Path) -> Result<String> {
         let table = Table::of(samples, self.targets.iter().map(|target| target.name.clone()).collect());
         let tables = table.markdown();
         let text = format!(
-            "# What each spends on the same work\n\n{}\n![CPU and memory beside HAProxy](chart.svg)\n\n{tables}\n{}",
+            "# Cost of the same work\n\n{}\n![CPU and memory compared with HAProxy](chart.svg)\n\n{tables}\n{}",
             self.heading(),
             self.surroundings()
         );

@@ -1,4 +1,4 @@
-//! What was measured, where, when and with which settings.
+//! The circumstances of a measurement: time, machine, versions and configurations.
 
 use std::fmt::Write;
 
@@ -8,23 +8,23 @@ use time::format_description::well_known::Rfc3339;
 use super::Report;
 use super::figures::number;
 use crate::machine::describe;
-use crate::process::{find, says};
+use crate::process::{find, version_line};
 
 impl Report<'_> {
-    /// The first lines: when, how often, how long.
+    /// The first lines: time, rounds and sample length.
     pub(super) fn heading(&self) -> String {
         let plan = self.plan;
         let now = OffsetDateTime::now_utc().format(&Rfc3339).unwrap_or_else(|_| "an unknown time".to_owned());
         let mut text = format!(
-            "{now}; {} rounds, {:?} a sample after {:?} of warming up. CPU is the CPU time of all processes of a target, in the \
-             kernel and outside.\n",
+            "{now}; {} rounds, {:?} a sample after {:?} of warm-up. CPU is the CPU time of all processes of a target in user and \
+             kernel mode.\n",
             plan.rounds, plan.sample, plan.warm_up
         );
         if !self.absent.is_empty() {
-            let _ = write!(text, "\nNot installed, and so not measured: {}.\n", self.absent.join(", "));
+            let _ = write!(text, "\nNot installed, and therefore not measured: {}.\n", self.absent.join(", "));
         }
         if self.cores.proxy == self.cores.clients {
-            text += "\n**This machine gave one core only: clients, databases and proxies shared it.**\n";
+            text += "\n**Only one core was available: clients, databases and proxies shared it.**\n";
         }
         text
     }
@@ -47,7 +47,8 @@ impl Report<'_> {
             let _ = writeln!(text, "| {} | {} |", target.name, target.version);
         }
         for (name, argument) in [("redis-server", "--version"), ("postgres", "--version"), ("openssl", "version")] {
-            let version = find(name).map_or_else(|| "not installed".to_owned(), |program| says(&program, argument));
+            let version =
+                find(name).map_or_else(|| "not installed".to_owned(), |program| version_line(&program, argument));
             let _ = writeln!(text, "| {name} | {version} |");
         }
         text += "\n## Configurations\n\nAs written in the first round.\n";

@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use super::{Abilities, Grounds, Launch, Opening, Program, TRUSTED};
-use crate::door::Door;
+use super::{Abilities, Launch, Listener, Program, Setup, TRUSTED};
 use crate::fault::Result;
-use crate::process::{find, says};
+use crate::process::{find, version_line};
+use crate::route::Route;
 
 const TLS: &str = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext";
 const TCP_PROXY: &str = "type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy";
@@ -17,7 +17,7 @@ const TCP_PROXY: &str = "type.googleapis.com/envoy.extensions.filters.network.tc
 pub(super) struct Envoy;
 
 impl Program for Envoy {
-    /// In PATH, or where scripts/install-bench-peers put it: beside the build.
+    /// In PATH, or where scripts/install-bench-peers installs it: beside the build.
     fn find(&self) -> Option<PathBuf> {
         let own = env::current_exe().ok()?;
         let beside = own.ancestors().map(|above| above.join("bench-tools/envoy/_bin/envoy")).find(|path| path.exists());
@@ -25,28 +25,28 @@ impl Program for Envoy {
     }
 
     fn version(&self, program: &Path) -> String {
-        says(program, "--version").replace(&program.display().to_string(), "envoy").trim().to_owned()
+        version_line(program, "--version").replace(&program.display().to_string(), "envoy").trim().to_owned()
     }
 
     fn abilities(&self) -> Abilities {
-        Abilities { doors: Door::REDIS, tls: true, allowlist: true, hybrid: true, many_rules: false }
+        Abilities { routes: Route::REDIS, tls: true, allowlist: true, hybrid: true, many_rules: false }
     }
 
-    fn launch(&self, grounds: &Grounds<'_>) -> Result<Launch> {
-        let listeners: Vec<Value> = grounds.openings.iter().map(|opening| listener(*opening, grounds)).collect();
-        let clusters: Vec<Value> = grounds.openings.iter().map(|opening| cluster(*opening)).collect();
+    fn launch(&self, setup: &Setup<'_>) -> Result<Launch> {
+        let listeners: Vec<Value> = setup.listeners.iter().map(|listener| listener_json(*listener, setup)).collect();
+        let clusters: Vec<Value> = setup.listeners.iter().map(|listener| cluster_json(*listener)).collect();
         let bootstrap = json!({ "static_resources": { "listeners": listeners, "clusters": clusters } });
         let text = serde_json::to_string_pretty(&bootstrap)?;
-        let path = grounds.write("envoy.json", &text)?;
+        let path = setup.write("envoy.json", &text)?;
         let path = path.display().to_string();
         let arguments = ["-c", &path, "--concurrency", "1", "--disable-hot-restart", "--log-level", "error"];
         Ok(Launch { arguments: arguments.map(str::to_owned).to_vec(), configuration: text })
     }
 }
 
-fn listener(opening: Opening, grounds: &Grounds<'_>) -> Value {
-    let certificate = opening.certificate(grounds.pki);
-    let mutual = opening.door == Door::Mutual;
+fn listener_json(listener: Listener, setup: &Setup<'_>) -> Value {
+    let certificate = listener.certificate(setup.pki);
+    let mutual = listener.route == Route::Mutual;
     let mut common = json!({
         "tls_certificates": [{
             "certificate_chain": { "filename": certificate.cert },
@@ -54,12 +54,12 @@ fn listener(opening: Opening, grounds: &Grounds<'_>) -> Value {
         }],
     });
     if let (true, Some(common)) = (mutual, common.as_object_mut()) {
-        common.insert("validation_context".to_owned(), json!({ "trusted_ca": { "filename": grounds.pki.ca } }));
+        common.insert("validation_context".to_owned(), json!({ "trusted_ca": { "filename": setup.pki.ca } }));
     }
-    let name = opening.door.name();
+    let name = listener.route.name();
     json!({
         "name": name,
-        "address": address(opening.port),
+        "address": address(listener.port),
         "filter_chains": [{
             "filter_chain_match": { "source_prefix_ranges": [{ "address_prefix": TRUSTED, "prefix_len": 32 }] },
             "transport_socket": {
@@ -74,8 +74,8 @@ fn listener(opening: Opening, grounds: &Grounds<'_>) -> Value {
     })
 }
 
-fn cluster(opening: Opening) -> Value {
-    let name = opening.door.name();
+fn cluster_json(listener: Listener) -> Value {
+    let name = listener.route.name();
     json!({
         "name": name,
         "type": "STATIC",
@@ -84,7 +84,7 @@ fn cluster(opening: Opening) -> Value {
         "circuit_breakers": { "thresholds": [{ "max_connections": 1_000_000, "max_pending_requests": 1_000_000 }] },
         "load_assignment": {
             "cluster_name": name,
-            "endpoints": [{ "lb_endpoints": [{ "endpoint": { "address": address(opening.upstream) } }] }],
+            "endpoints": [{ "lb_endpoints": [{ "endpoint": { "address": address(listener.upstream) } }] }],
         },
     })
 }

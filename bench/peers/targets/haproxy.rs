@@ -2,10 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{Abilities, Grounds, Launch, Program, TRUSTED};
-use crate::door::Door;
+use super::{Abilities, Launch, Program, Setup, TRUSTED};
 use crate::fault::Result;
-use crate::process::{find, says};
+use crate::process::{find, version_line};
+use crate::route::Route;
 
 #[derive(Debug)]
 pub(super) struct Haproxy;
@@ -16,25 +16,25 @@ impl Program for Haproxy {
     }
 
     fn version(&self, program: &Path) -> String {
-        says(program, "-v")
+        version_line(program, "-v")
     }
 
     fn abilities(&self) -> Abilities {
-        Abilities { doors: Door::REDIS, tls: true, allowlist: true, hybrid: false, many_rules: false }
+        Abilities { routes: Route::REDIS, tls: true, allowlist: true, hybrid: false, many_rules: false }
     }
 
-    fn launch(&self, grounds: &Grounds<'_>) -> Result<Launch> {
+    fn launch(&self, setup: &Setup<'_>) -> Result<Launch> {
         // Two files for each connection, and some for itself.
-        let connections = grounds.files.saturating_sub(200) / 2;
+        let connections = setup.files.saturating_sub(200) / 2;
         let mut text = format!(
             "global\n    nbthread 1\n    maxconn {connections}\n    tune.ssl.cachesize 50000\n\n\
              defaults\n    mode tcp\n    backlog 4096\n    timeout connect 5s\n    timeout client 1h\n    timeout server 1h\n"
         );
-        for opening in grounds.openings {
-            let (name, port, upstream) = (opening.door.name(), opening.port, opening.upstream);
-            let certificate = opening.certificate(grounds.pki).both.display();
-            let mutual = match opening.door {
-                Door::Mutual => format!(" ca-file {} verify required", grounds.pki.ca.display()),
+        for listener in setup.listeners {
+            let (name, port, upstream) = (listener.route.name(), listener.port, listener.upstream);
+            let certificate = listener.certificate(setup.pki).both.display();
+            let mutual = match listener.route {
+                Route::Mutual => format!(" ca-file {} verify required", setup.pki.ca.display()),
                 _ => String::new(),
             };
             text += &format!(
@@ -42,7 +42,7 @@ impl Program for Haproxy {
                  tcp-request connection reject unless {{ src {TRUSTED} }}\n    server redis 127.0.0.1:{upstream}\n"
             );
         }
-        let path = grounds.write("haproxy.cfg", &text)?;
+        let path = setup.write("haproxy.cfg", &text)?;
         let arguments = vec!["-f".to_owned(), path.display().to_string(), "-db".to_owned()];
         Ok(Launch { arguments, configuration: text })
     }

@@ -1,11 +1,11 @@
-//! hitch: one worker. It has one upstream for all its frontends, so no door for background load.
+//! hitch: one worker. All its frontends have the same upstream, so it has no route for background load.
 
 use std::path::{Path, PathBuf};
 
-use super::{Abilities, Grounds, Launch, Program};
-use crate::door::Door;
+use super::{Abilities, Launch, Program, Setup};
 use crate::fault::Result;
-use crate::process::{find, says};
+use crate::process::{find, version_line};
+use crate::route::Route;
 
 #[derive(Debug)]
 pub(super) struct Hitch;
@@ -16,33 +16,33 @@ impl Program for Hitch {
     }
 
     fn version(&self, program: &Path) -> String {
-        says(program, "--version")
+        version_line(program, "--version")
     }
 
     fn abilities(&self) -> Abilities {
-        let doors = &[Door::Redis, Door::Rsa, Door::Mutual];
-        Abilities { doors, tls: true, allowlist: false, hybrid: false, many_rules: false }
+        let routes = &[Route::Redis, Route::Rsa, Route::Mutual];
+        Abilities { routes, tls: true, allowlist: false, hybrid: false, many_rules: false }
     }
 
-    fn launch(&self, grounds: &Grounds<'_>) -> Result<Launch> {
-        let upstream = grounds.openings.first().map_or(0, |opening| opening.upstream);
+    fn launch(&self, setup: &Setup<'_>) -> Result<Launch> {
+        let upstream = setup.listeners.first().map_or(0, |listener| listener.upstream);
         let user = if nix::unistd::geteuid().is_root() { "user = \"nobody\"\n" } else { "" };
         let mut text = format!(
             "backend = \"[127.0.0.1]:{upstream}\"\nworkers = 1\nbacklog = 4096\n{user}\
              daemon = off\nquiet = on\nsyslog = off\ntls-protos = TLSv1.2 TLSv1.3\n"
         );
-        for opening in grounds.openings {
-            let certificate = opening.certificate(grounds.pki).both.display();
+        for listener in setup.listeners {
+            let certificate = listener.certificate(setup.pki).both.display();
             text += &format!(
                 "frontend = {{\n  host = \"127.0.0.1\"\n  port = \"{}\"\n  pem-file = \"{certificate}\"\n",
-                opening.port
+                listener.port
             );
-            if opening.door == Door::Mutual {
-                text += &format!("  client-verify = required\n  client-verify-ca = \"{}\"\n", grounds.pki.ca.display());
+            if listener.route == Route::Mutual {
+                text += &format!("  client-verify = required\n  client-verify-ca = \"{}\"\n", setup.pki.ca.display());
             }
             text += "}\n";
         }
-        let path = grounds.write("hitch.conf", &text)?;
+        let path = setup.write("hitch.conf", &text)?;
         Ok(Launch { arguments: vec![format!("--config={}", path.display())], configuration: text })
     }
 }

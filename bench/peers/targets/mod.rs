@@ -1,12 +1,12 @@
-//! What is measured: the peers, Portcullis, and the floor. Each module knows one program and its configuration.
+//! The measured programs: the peers, Portcullis and the plain relay. Each module has one program and its configuration.
 
 mod envoy;
-pub(crate) mod floor;
 mod haproxy;
 mod hitch;
 mod nginx;
 mod pgbouncer;
 mod portcullis;
+pub(crate) mod relay;
 mod stunnel;
 
 use std::collections::BTreeMap;
@@ -15,44 +15,43 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::account::Tree;
-use crate::client::Way;
+use crate::client::Endpoint;
 use crate::databases::{free_port, local, ping, ready};
-use crate::door::Door;
 use crate::fault::{Context, Result};
 use crate::pki::{Pair, Pki};
-use crate::process::{Manner, Running};
+use crate::process::{Placement, Running};
+use crate::route::Route;
 use crate::site::Site;
 use crate::tls::Offer;
 
-/// A door as one instance has it.
+/// The listener of one instance for a route.
 #[derive(Debug, Clone, Copy)]
-struct Opening {
-    door: Door,
+struct Listener {
+    route: Route,
     port: u16,
     upstream: u16,
 }
 
-impl Opening {
+impl Listener {
     fn certificate(self, pki: &Pki) -> &Pair {
-        if self.door == Door::Rsa { &pki.rsa } else { &pki.ecdsa }
+        if self.route == Route::Rsa { &pki.rsa } else { &pki.ecdsa }
     }
 }
 
-/// What a program needs for writing its configuration.
+/// The input for a program's configuration.
 #[derive(Debug)]
-struct Grounds<'a> {
+struct Setup<'a> {
     pki: &'a Pki,
-    /// For its files.
     directory: &'a Path,
-    openings: &'a [Opening],
-    /// How many rules its allowlist has; the one that lets the clients in, and others.
+    listeners: &'a [Listener],
+    /// Number of rules in its allowlist. One of them admits the clients.
     rules: u32,
-    /// How many files it may open.
+    /// The limit of open files.
     files: u64,
 }
 
-impl Grounds<'_> {
-    /// Writes a file of the program's own.
+impl Setup<'_> {
+    /// Writes a file for the program.
     fn write(&self, name: &str, text: &str) -> Result<PathBuf> {
         let path = self.directory.join(name);
         fs::write(&path, text).context(|| format!("cannot write {}", path.display()))?;
@@ -68,31 +67,31 @@ struct Launch {
     configuration: String,
 }
 
-/// What a program can do; a row that needs more leaves it out.
+/// The features of a program. A row that needs others omits it.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Abilities {
-    pub(crate) doors: &'static [Door],
+    pub(crate) routes: &'static [Route],
     pub(crate) tls: bool,
     pub(crate) allowlist: bool,
     /// Key exchange X25519MLKEM768.
     pub(crate) hybrid: bool,
-    /// An allowlist of any length, for what the length costs.
+    /// An allowlist of any length.
     pub(crate) many_rules: bool,
 }
 
 /// One program.
 trait Program: Debug {
-    /// Its file, where it is installed.
+    /// The path, if it is installed.
     fn find(&self) -> Option<PathBuf>;
 
     fn version(&self, program: &Path) -> String;
 
     fn abilities(&self) -> Abilities;
 
-    fn launch(&self, grounds: &Grounds<'_>) -> Result<Launch>;
+    fn launch(&self, setup: &Setup<'_>) -> Result<Launch>;
 
     /// Whether it refuses to run as root.
-    fn servant(&self) -> bool {
+    fn as_postgres(&self) -> bool {
         false
     }
 }
@@ -107,13 +106,13 @@ pub(crate) struct Target {
     path: PathBuf,
 }
 
-/// A target that runs, and ends with this value.
+/// A running target, terminated when dropped.
 #[derive(Debug)]
 pub(crate) struct Instance {
     pub(crate) name: String,
     pub(crate) can: Abilities,
     pub(crate) configuration: String,
-    openings: Vec<Opening>,
+    listeners: Vec<Listener>,
     process: Running,
 }
 
@@ -121,7 +120,7 @@ impl Target {
     /// All targets, and the names of the peers that are not installed.
     pub(crate) fn all(binaries: &[(String, PathBuf)]) -> (Vec<Self>, Vec<String>) {
         let mut programs: Vec<(String, Box<dyn Program>)> = vec![
-            ("floor".to_owned(), Box::new(floor::Floor)),
+            ("relay".to_owned(), Box::new(relay::PlainRelay)),
             ("haproxy".to_owned(), Box::new(haproxy::Haproxy)),
             ("nginx".to_owned(), Box::new(nginx::Nginx)),
             ("stunnel".to_owned(), Box::new(stunnel::Stunnel)),
@@ -148,19 +147,20 @@ impl Target {
         (targets, absent)
     }
 
-    /// Starts it, and waits until it serves.
+    /// Starts it and waits until it is ready.
     pub(crate) async fn start(&self, site: &Site, rules: u32) -> Result<Instance> {
         let directory = site.directory_for(&self.name)?;
-        let opening = |door: &Door| Ok(Opening { door: *door, port: free_port()?, upstream: site.upstream(*door) });
-        let openings = self.can.doors.iter().map(opening).collect::<Result<Vec<_>>>()?;
-        let grounds = Grounds { pki: &site.pki, directory: &directory, openings: &openings, rules, files: site.files };
-        let launch = self.program.launch(&grounds).context(|| self.name.clone())?;
-        let manner = Manner { servant: self.program.servant(), ..Manner::on(site.cores.proxy) };
-        let mut command = manner.command(&self.path);
+        let listener =
+            |route: &Route| Ok(Listener { route: *route, port: free_port()?, upstream: site.upstream(*route) });
+        let listeners = self.can.routes.iter().map(listener).collect::<Result<Vec<_>>>()?;
+        let setup = Setup { pki: &site.pki, directory: &directory, listeners: &listeners, rules, files: site.files };
+        let launch = self.program.launch(&setup).context(|| self.name.clone())?;
+        let placement = Placement { as_postgres: self.program.as_postgres(), ..Placement::on(site.cores.proxy) };
+        let mut command = placement.command(&self.path);
         command.args(launch.arguments).current_dir(&directory);
         let process = Running::start(command, &directory.join("log"))?;
         let configuration = launch.configuration;
-        let mut instance = Instance { name: self.name.clone(), can: self.can, configuration, openings, process };
+        let mut instance = Instance { name: self.name.clone(), can: self.can, configuration, listeners, process };
         instance.wait(site).await?;
         Ok(instance)
     }
@@ -171,41 +171,45 @@ impl Instance {
         self.process.tree()
     }
 
-    pub(crate) fn port(&self, door: Door) -> Result<u16> {
-        let opening = self.openings.iter().find(|opening| opening.door == door);
-        opening.map(|opening| opening.port).ok_or_else(|| format!("{} has no door {door:?}", self.name).into())
+    pub(crate) fn port(&self, route: Route) -> Result<u16> {
+        let listener = self.listeners.iter().find(|listener| listener.route == route);
+        listener
+            .map(|listener| listener.port)
+            .ok_or_else(|| format!("{} does not support the route {route:?}", self.name).into())
     }
 
-    /// A way in for one client, with a memory for tickets of its own.
-    pub(crate) fn way(&self, site: &Site, door: Door, offer: Offer) -> Result<Way> {
+    /// The endpoint for one client, with a separate ticket cache.
+    pub(crate) fn endpoint(&self, site: &Site, route: Route, offer: Offer) -> Result<Endpoint> {
         let tls = self.can.tls.then(|| offer.config(&site.pki.ca_der, Some(&site.pki.client))).transpose()?;
-        Ok(Way { address: local(self.port(door)?), tls })
+        Ok(Endpoint { address: local(self.port(route)?), tls })
     }
 
     async fn wait(&mut self, site: &Site) -> Result<()> {
-        let ways: BTreeMap<Door, Way> = self
-            .openings
+        let endpoints: BTreeMap<Route, Endpoint> = self
+            .listeners
             .iter()
-            .map(|opening| {
-                let offer = Offer { certificate: opening.door == Door::Mutual, ..Offer::default() };
-                Ok((opening.door, self.way(site, opening.door, offer)?))
+            .map(|listener| {
+                let offer = Offer { certificate: listener.route == Route::Mutual, ..Offer::default() };
+                Ok((listener.route, self.endpoint(site, listener.route, offer)?))
             })
             .collect::<Result<_>>()?;
-        for (door, way) in ways {
+        for (route, endpoint) in endpoints {
             let attempt = || async {
-                match door {
-                    Door::Postgres => tokio::net::TcpStream::connect(way.address).await.map(drop).map_err(Into::into),
-                    _ => ping(way.clone()).await,
+                match route {
+                    Route::Postgres => {
+                        tokio::net::TcpStream::connect(endpoint.address).await.map(drop).map_err(Into::into)
+                    }
+                    _ => ping(endpoint.clone()).await,
                 }
             };
-            ready(&format!("{} ({})", self.name, door.name()), &mut self.process, attempt).await?;
+            ready(&format!("{} ({})", self.name, route.name()), &mut self.process, attempt).await?;
         }
         Ok(())
     }
 }
 
-/// Who is not Portcullis.
-pub(crate) const OTHERS: [&str; 7] = ["floor", "haproxy", "nginx", "stunnel", "hitch", "envoy", "pgbouncer"];
+/// The targets other than Portcullis.
+pub(crate) const OTHERS: [&str; 7] = ["relay", "haproxy", "nginx", "stunnel", "hitch", "envoy", "pgbouncer"];
 
-/// The address whose clients are let in, everywhere.
+/// The client address on every allowlist.
 const TRUSTED: &str = "127.0.0.1";

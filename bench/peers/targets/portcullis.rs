@@ -1,13 +1,13 @@
-//! Portcullis itself, this build or another one.
+//! Portcullis: this build or another binary.
 
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
-use super::{Abilities, Grounds, Launch, Program, TRUSTED};
+use super::{Abilities, Launch, Program, Setup, TRUSTED};
 use crate::decision::first_address;
-use crate::door::Door;
 use crate::fault::Result;
-use crate::process::says;
+use crate::process::version_line;
+use crate::route::Route;
 
 #[derive(Debug)]
 pub(super) struct Portcullis {
@@ -26,45 +26,45 @@ impl Program for Portcullis {
     }
 
     fn version(&self, program: &Path) -> String {
-        says(program, "--version")
+        version_line(program, "--version")
     }
 
     fn abilities(&self) -> Abilities {
-        Abilities { doors: Door::ALL, tls: true, allowlist: true, hybrid: true, many_rules: true }
+        Abilities { routes: Route::ALL, tls: true, allowlist: true, hybrid: true, many_rules: true }
     }
 
-    fn launch(&self, grounds: &Grounds<'_>) -> Result<Launch> {
+    fn launch(&self, setup: &Setup<'_>) -> Result<Launch> {
         let mut text = String::new();
-        for opening in grounds.openings {
-            let certificate = opening.certificate(grounds.pki);
-            let protocol = if opening.door == Door::Postgres { "postgres" } else { "redis" };
+        for listener in setup.listeners {
+            let certificate = listener.certificate(setup.pki);
+            let protocol = if listener.route == Route::Postgres { "postgres" } else { "redis" };
             writeln!(
                 text,
                 "[[listener]]\nname = \"{}\"\nprotocol = \"{protocol}\"\nlisten = \"127.0.0.1:{}\"\n\
                  upstream = \"127.0.0.1:{}\"\ntrusted_sources = [\"{TRUSTED}\"]\n\
                  tls.certificates = [{{ cert = \"{}\", key = \"{}\" }}]",
-                opening.door.name(),
-                opening.port,
-                opening.upstream,
+                listener.route.name(),
+                listener.port,
+                listener.upstream,
                 certificate.cert.display(),
                 certificate.key.display()
             )?;
-            if opening.door == Door::Mutual {
-                writeln!(text, "tls.client_auth = \"required\"\ntls.client_ca = \"{}\"", grounds.pki.ca.display())?;
+            if listener.route == Route::Mutual {
+                writeln!(text, "tls.client_auth = \"required\"\ntls.client_ca = \"{}\"", setup.pki.ca.display())?;
             }
-            if grounds.rules > 1 && opening.door == Door::Redis {
-                grounds.write("sources.toml", &sources(grounds.rules as usize - 1))?;
+            if setup.rules > 1 && listener.route == Route::Redis {
+                setup.write("sources.toml", &sources(setup.rules as usize - 1))?;
                 writeln!(text, "sources_file = \"sources.toml\"")?;
             }
             text.push('\n');
         }
-        let path = grounds.write("portcullis.toml", &text)?;
+        let path = setup.write("portcullis.toml", &text)?;
         let arguments = ["run", "-c", &path.display().to_string()].map(str::to_owned).to_vec();
         Ok(Launch { arguments, configuration: text })
     }
 }
 
-/// Rules of the kind whose lookup is measured, without those that would know the stranger.
+/// Rules of the kind whose lookup is measured, without those that trust the untrusted client.
 fn sources(count: usize) -> String {
     let mut text = String::new();
     let spread = (0..).map(|number| (first_address(number), 24 + 4 * (number % 3)));

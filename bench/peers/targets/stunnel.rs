@@ -2,10 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{Abilities, Grounds, Launch, Program};
-use crate::door::Door;
+use super::{Abilities, Launch, Program, Setup};
 use crate::fault::Result;
-use crate::process::{find, says};
+use crate::process::{find, version_line};
+use crate::route::Route;
 
 #[derive(Debug)]
 pub(super) struct Stunnel;
@@ -16,36 +16,36 @@ impl Program for Stunnel {
     }
 
     fn version(&self, program: &Path) -> String {
-        says(program, "-version").replace("Initializing inetd mode configuration", "stunnel")
+        version_line(program, "-version").replace("Initializing inetd mode configuration", "stunnel")
     }
 
-    /// Its allowlist is the machine's /etc/hosts.allow, which a benchmark has no business changing.
+    /// Its allowlist is the machine's /etc/hosts.allow, which a benchmark must not change.
     fn abilities(&self) -> Abilities {
-        Abilities { doors: Door::ALL, tls: true, allowlist: false, hybrid: false, many_rules: false }
+        Abilities { routes: Route::ALL, tls: true, allowlist: false, hybrid: false, many_rules: false }
     }
 
-    fn launch(&self, grounds: &Grounds<'_>) -> Result<Launch> {
+    fn launch(&self, setup: &Setup<'_>) -> Result<Launch> {
         let mut text = "foreground = yes\npid =\nsyslog = no\ndebug = err\n\
                         socket = l:TCP_NODELAY=1\nsocket = r:TCP_NODELAY=1\n"
             .to_owned();
-        for opening in grounds.openings {
-            let certificate = opening.certificate(grounds.pki);
+        for listener in setup.listeners {
+            let certificate = listener.certificate(setup.pki);
             text += &format!(
                 "\n[{}]\naccept = 127.0.0.1:{}\nconnect = 127.0.0.1:{}\ncert = {}\nkey = {}\n\
                  sessionCacheSize = 50000\nTIMEOUTclose = 0\nTIMEOUTidle = 3600\n",
-                opening.door.name(),
-                opening.port,
-                opening.upstream,
+                listener.route.name(),
+                listener.port,
+                listener.upstream,
                 certificate.cert.display(),
                 certificate.key.display()
             );
-            text += &match opening.door {
-                Door::Mutual => format!("verifyChain = yes\nCAfile = {}\n", grounds.pki.ca.display()),
-                Door::Postgres => "protocol = pgsql\n".to_owned(),
+            text += &match listener.route {
+                Route::Mutual => format!("verifyChain = yes\nCAfile = {}\n", setup.pki.ca.display()),
+                Route::Postgres => "protocol = pgsql\n".to_owned(),
                 _ => String::new(),
             };
         }
-        let path = grounds.write("stunnel.conf", &text)?;
+        let path = setup.write("stunnel.conf", &text)?;
         Ok(Launch { arguments: vec![path.display().to_string()], configuration: text })
     }
 }

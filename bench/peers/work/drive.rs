@@ -1,4 +1,4 @@
-//! Lanes that do the same step again and again, and what a target spends on it.
+//! Runs lanes that repeat a step, and measures the cost in the target.
 
 use std::future::Future;
 use std::time::{Duration, Instant};
@@ -9,39 +9,39 @@ use tokio::time::{sleep, timeout};
 use super::{Figure, Outcome, Trial};
 use crate::fault::Result;
 
-/// What a target still does for the last step after its client is content.
+/// The time in which a target completes its work after the last reply.
 const SETTLE: Duration = Duration::from_millis(20);
-/// How much longer than asked a phase may take.
-const PATIENCE: Duration = Duration::from_secs(30);
-/// Where a lane gives up.
-const TOO_MANY: u64 = 20;
+/// The time by which a phase may exceed its length.
+const TIMEOUT: Duration = Duration::from_secs(30);
+/// The number of failures at which a lane stops.
+const MAX_FAILURES: u64 = 20;
 
-/// One client, or what is one at a time.
+/// A client, or a sequence of clients, that repeats a step.
 pub(super) trait Lane: Send + 'static {
     fn step(&mut self) -> impl Future<Output = Result<()>> + Send;
 }
 
-/// How lanes fared.
+/// The results of lanes.
 #[derive(Debug, Default)]
 struct Tally {
     done: u64,
     failed: u64,
-    /// What failed first.
+    /// The first failure.
     why: Option<String>,
 }
 
-/// A sample, and the lanes for what they have noted.
+/// A sample, and the lanes with their recorded data.
 #[derive(Debug)]
 pub(super) struct Measured<L> {
     pub(super) lanes: Vec<L>,
-    /// Steps that went well.
+    /// Successful steps.
     pub(super) steps: u64,
     pub(super) failures: u64,
     pub(super) cpu: Duration,
     pub(super) wall: Duration,
 }
 
-/// Warms up, then measures. `between` sees the lanes after the warm-up.
+/// Warms up, then measures. `between` is called for each lane after the warm-up.
 pub(super) async fn measure<L: Lane>(
     trial: Trial<'_>,
     lanes: Vec<L>,
@@ -61,7 +61,7 @@ pub(super) async fn measure<L: Lane>(
     Ok(Measured { lanes, steps: tally.done, failures: tally.failed, cpu, wall })
 }
 
-/// Runs all lanes for a time, and then to the end of their last step.
+/// Runs all lanes for `time`, and then until the end of their last step.
 async fn phase<L: Lane>(lanes: Vec<L>, time: Duration) -> Result<(Vec<L>, Tally)> {
     let end = Instant::now() + time;
     let mut running = JoinSet::new();
@@ -76,7 +76,7 @@ async fn phase<L: Lane>(lanes: Vec<L>, time: Duration) -> Result<(Vec<L>, Tally)
                         tally.why.get_or_insert_with(|| error.to_string());
                     }
                 }
-                if Instant::now() >= end || tally.failed >= TOO_MANY {
+                if Instant::now() >= end || tally.failed >= MAX_FAILURES {
                     return (lane, tally);
                 }
             }
@@ -93,11 +93,11 @@ async fn phase<L: Lane>(lanes: Vec<L>, time: Duration) -> Result<(Vec<L>, Tally)
         }
         Ok((lanes, sum))
     };
-    timeout(time + PATIENCE, all).await.map_err(|_| format!("a client waited for more than {PATIENCE:?}"))?
+    timeout(time + TIMEOUT, all).await.map_err(|_| format!("a client waited for more than {TIMEOUT:?}"))?
 }
 
 impl Tally {
-    /// One failure in a hundred is told; more make a sample worthless.
+    /// More than one failure in a hundred steps invalidates a sample.
     fn judge(&self) -> Result<()> {
         if self.failed * 100 <= self.done {
             return Ok(());
@@ -108,7 +108,7 @@ impl Tally {
 }
 
 impl<L> Measured<L> {
-    /// CPU in microseconds for each of so many units.
+    /// CPU time in microseconds for each unit.
     pub(super) fn per(&self, units: u64, unit: &'static str) -> Outcome {
         let value = self.cpu.as_secs_f64() * 1e6 / units as f64;
         self.outcome(units, vec![Figure::new("CPU", unit, value)])

@@ -1,18 +1,18 @@
-//! Requests and replies over connections that stay: bulk, small ones, and the time of one.
+//! Requests and replies over open connections: bulk, small ones, and latency.
 
 use std::time::{Duration, Instant};
 
 use super::drive::{Lane, measure};
 use super::{Figure, Outcome, PLAIN_OFFER, Trial};
-use crate::client::{Exchange, Session, Way};
+use crate::client::{Endpoint, Exchange, Session};
 use crate::databases::{BULK, SMALL, value};
-use crate::door::Door;
 use crate::fault::Result;
+use crate::route::Route;
 
-/// What clients read into. As large as the floor's own, so that it reads no less at a time.
+/// Size of the read buffer of a client in bytes, the same as in the plain relay.
 const BUFFER: usize = 64 * 1024;
 
-/// Clients that do nothing but ask.
+/// Clients that repeat one request.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Exchanges {
     connections: usize,
@@ -40,7 +40,7 @@ impl Exchanges {
     }
 
     pub(super) async fn sample(self, trial: Trial<'_>) -> Result<Outcome> {
-        let way = trial.instance.way(trial.site, Door::Redis, PLAIN_OFFER)?;
+        let endpoint = trial.instance.endpoint(trial.site, Route::Redis, PLAIN_OFFER)?;
         let value = value(self.size);
         let key = if self.size == BULK { "bulk" } else { "small" };
         let (get, set) = (Exchange::get(key, &value), Exchange::set(key, &value));
@@ -52,7 +52,7 @@ impl Exchanges {
                 Writers::All => true,
                 Writers::Half => number % 2 == 1,
             };
-            lanes.push(Asker::open(&way, if writes { &set } else { &get }).await?);
+            lanes.push(Client::open(&endpoint, if writes { &set } else { &get }).await?);
         }
         let measured = measure(trial, lanes, |_| ()).await?;
         let requests = measured.steps * self.depth as u64;
@@ -61,48 +61,48 @@ impl Exchanges {
         }
         let gigabytes = (requests * BULK as u64) as f64 / 1e9;
         let cpu = Figure::new("CPU", "ms/GB", measured.cpu.as_secs_f64() * 1e3 / gigabytes);
-        let rate = Figure::told("rate", "MB/s", gigabytes * 1e3 / measured.wall.as_secs_f64());
+        let rate = Figure::info("rate", "MB/s", gigabytes * 1e3 / measured.wall.as_secs_f64());
         Ok(measured.outcome(requests, vec![cpu, rate]))
     }
 }
 
-/// A client with one connection and one thing to ask.
+/// A client with one connection and one request.
 #[derive(Debug)]
-pub(super) struct Asker {
+pub(super) struct Client {
     session: Session,
     exchange: Exchange,
     buffer: Vec<u8>,
 }
 
-impl Asker {
-    pub(super) async fn open(way: &Way, exchange: &Exchange) -> Result<Self> {
-        Ok(Self { session: Session::open(way).await?, exchange: exchange.clone(), buffer: vec![0; BUFFER] })
+impl Client {
+    pub(super) async fn open(endpoint: &Endpoint, exchange: &Exchange) -> Result<Self> {
+        Ok(Self { session: Session::open(endpoint).await?, exchange: exchange.clone(), buffer: vec![0; BUFFER] })
     }
 }
 
-impl Lane for Asker {
+impl Lane for Client {
     async fn step(&mut self) -> Result<()> {
         self.session.exchange(&self.exchange, &mut self.buffer).await
     }
 }
 
-/// One that looks at the clock.
+/// A client that measures each exchange.
 #[derive(Debug)]
 struct Timed {
-    asker: Asker,
+    client: Client,
     times: Vec<Duration>,
 }
 
 impl Lane for Timed {
     async fn step(&mut self) -> Result<()> {
         let begun = Instant::now();
-        self.asker.step().await?;
+        self.client.step().await?;
         self.times.push(begun.elapsed());
         Ok(())
     }
 }
 
-/// How long a PING takes, from the client's side.
+/// The latency of a PING at the client, in microseconds.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Latency {
     pub(super) p50: f64,
@@ -110,11 +110,11 @@ pub(super) struct Latency {
     pub(super) max: f64,
 }
 
-/// One connection that asks again as soon as it is answered, and what that cost the target.
+/// Sends PINGs on one connection, each after the reply to the last. Returns the latency and the cost in the target.
 pub(super) async fn ping_pong(trial: Trial<'_>) -> Result<(Latency, Outcome)> {
-    let way = trial.instance.way(trial.site, Door::Redis, PLAIN_OFFER)?;
-    let asker = Asker::open(&way, &Exchange::ping()).await?;
-    let mut measured = measure(trial, vec![Timed { asker, times: Vec::new() }], |lane| lane.times.clear()).await?;
+    let endpoint = trial.instance.endpoint(trial.site, Route::Redis, PLAIN_OFFER)?;
+    let client = Client::open(&endpoint, &Exchange::ping()).await?;
+    let mut measured = measure(trial, vec![Timed { client, times: Vec::new() }], |lane| lane.times.clear()).await?;
     let mut times: Vec<f64> = Vec::new();
     for lane in &mut measured.lanes {
         times.extend(lane.times.drain(..).map(|time| time.as_secs_f64() * 1e6));

@@ -1,5 +1,5 @@
-//! What the targets are made to do. Each module knows one kind of work; a `Work` is a kind with its parameters, a row of the
-//! report, or several.
+//! The measured works. Each module has one kind of work. A `Work` is a kind with its parameters, and has one or more rows in the
+//! report.
 
 mod drive;
 mod exchange;
@@ -9,8 +9,8 @@ pub(crate) mod neighbour;
 mod pgbench;
 mod rules;
 mod storm;
-mod stranger;
 mod unidentified;
+mod untrusted;
 
 use std::time::Duration;
 
@@ -19,14 +19,14 @@ use handshake::Handshake;
 use neighbour::Neighbour;
 use pgbench::Pgbench;
 
-use crate::door::Door;
 use crate::fault::Result;
 use crate::options::Plan;
+use crate::route::Route;
 use crate::site::Site;
 use crate::targets::{Abilities, Instance, Target};
 use crate::tls::Offer;
 
-/// Who is measured, where, and how much.
+/// The target, the environment and the amounts of a sample.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Trial<'a> {
     pub(crate) site: &'a Site,
@@ -41,7 +41,7 @@ pub(crate) struct Figure {
     pub(crate) name: String,
     pub(crate) unit: &'static str,
     pub(crate) value: f64,
-    /// Whether dividing it by another target's says something.
+    /// Whether the report shows its ratio to other targets.
     pub(crate) compared: bool,
 }
 
@@ -50,17 +50,17 @@ impl Figure {
         Self { name: name.into(), unit, value, compared: true }
     }
 
-    /// One that is told and not compared.
-    pub(crate) fn told(name: impl Into<String>, unit: &'static str, value: f64) -> Self {
+    /// A figure without ratios.
+    pub(crate) fn info(name: impl Into<String>, unit: &'static str, value: f64) -> Self {
         Self { compared: false, ..Self::new(name, unit, value) }
     }
 }
 
-/// What one sample gave.
+/// The result of one sample.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Outcome {
     pub(crate) figures: Vec<Figure>,
-    /// What the figures were computed from, where they are quotients.
+    /// The inputs of figures that are quotients.
     pub(crate) units: u64,
     pub(crate) cpu: Duration,
     pub(crate) wall: Duration,
@@ -76,7 +76,7 @@ enum Kind {
     Unidentified,
     Storm,
     Pgbench(Pgbench),
-    Stranger,
+    Untrusted,
     Rules,
     Neighbour(Neighbour),
 }
@@ -96,19 +96,19 @@ const WORKS: &[Work] = &[
     work("small-p1", "GET/SET of 50 B, 50 connections", Kind::Exchanges(Exchanges::small(1))),
     work("small-p16", "GET/SET of 50 B, 50 connections, pipeline 16", Kind::Exchanges(Exchanges::small(16))),
     work("latency", "PING-PONG, 1 connection", Kind::Latency),
-    work("full-ecdsa", "full handshake, ECDSA", Kind::Handshake(Handshake::full(Door::Redis))),
-    work("full-rsa", "full handshake, RSA-2048", Kind::Handshake(Handshake::full(Door::Rsa))),
-    work("full-mutual", "full handshake, client certificate", Kind::Handshake(Handshake::full(Door::Mutual))),
+    work("full-ecdsa", "full handshake, ECDSA", Kind::Handshake(Handshake::full(Route::Redis))),
+    work("full-rsa", "full handshake, RSA-2048", Kind::Handshake(Handshake::full(Route::Rsa))),
+    work("full-mutual", "full handshake, client certificate", Kind::Handshake(Handshake::full(Route::Mutual))),
     work("full-hybrid", "full handshake, ECDSA, X25519MLKEM768", Kind::Handshake(Handshake::hybrid())),
-    work("resumed", "resumed handshake", Kind::Handshake(Handshake::resumed(Door::Redis))),
-    work("resumed-mutual", "resumed handshake, client certificate", Kind::Handshake(Handshake::resumed(Door::Mutual))),
-    work("stranger", "a stranger turned away", Kind::Stranger),
+    work("resumed", "resumed handshake", Kind::Handshake(Handshake::resumed(Route::Redis))),
+    work("resumed-mutual", "resumed handshake, client certificate", Kind::Handshake(Handshake::resumed(Route::Mutual))),
+    work("untrusted", "untrusted client rejected", Kind::Untrusted),
     work("pgbench", "pgbench -S", Kind::Pgbench(Pgbench { reconnect: false })),
     work("pgbench-connect", "pgbench -S -C", Kind::Pgbench(Pgbench { reconnect: true })),
-    work("storm", "storm of connections", Kind::Storm),
-    work("neighbour-get", "beside bulk GET", Kind::Neighbour(Neighbour { set: false })),
-    work("neighbour-set", "beside bulk SET", Kind::Neighbour(Neighbour { set: true })),
-    work("rules", "the decision", Kind::Rules),
+    work("storm", "connection storm", Kind::Storm),
+    work("neighbour-get", "during bulk GET", Kind::Neighbour(Neighbour { set: false })),
+    work("neighbour-set", "during bulk SET", Kind::Neighbour(Neighbour { set: true })),
+    work("rules", "source decision", Kind::Rules),
     work("memory", "idle sessions", Kind::Memory),
     work("unidentified", "clients that stop in their handshake", Kind::Unidentified),
 ];
@@ -118,13 +118,13 @@ const fn work(name: &'static str, title: &'static str, kind: Kind) -> Work {
 }
 
 impl Work {
-    /// All, or those that are asked for.
+    /// The requested works, or all.
     pub(crate) fn chosen(asked: &[String]) -> Result<Vec<Self>> {
         let meant = |work: &Self, name: &String| {
             work.name == name || work.name.strip_prefix(name.as_str()).is_some_and(|rest| rest.starts_with('-'))
         };
         if let Some(unknown) = asked.iter().find(|name| !WORKS.iter().any(|work| meant(work, name))) {
-            return Err(format!("--works: there is no {unknown}; --list shows what there is").into());
+            return Err(format!("--works: unknown work {unknown}; see --list").into());
         }
         let wanted = |work: &&Self| asked.is_empty() || asked.iter().any(|name| meant(work, name));
         Ok(WORKS.iter().filter(wanted).copied().collect())
@@ -134,21 +134,21 @@ impl Work {
         matches!(self.kind, Kind::Pgbench(_))
     }
 
-    /// Whether a target can do it at all.
+    /// Whether a target supports this work.
     pub(crate) fn suits(self, can: Abilities) -> bool {
-        let has = |door| can.doors.contains(&door);
+        let has = |route| can.routes.contains(&route);
         match self.kind {
-            Kind::Handshake(handshake) => has(handshake.door) && (can.hybrid || !can.tls || !handshake.offer.hybrid),
-            Kind::Pgbench(_) => has(Door::Postgres),
-            Kind::Stranger => can.allowlist,
+            Kind::Handshake(handshake) => has(handshake.route) && (can.hybrid || !can.tls || !handshake.offer.hybrid),
+            Kind::Pgbench(_) => has(Route::Postgres),
+            Kind::Untrusted => can.allowlist,
             Kind::Rules => can.many_rules,
-            Kind::Unidentified => can.tls && has(Door::Mutual),
-            Kind::Neighbour(_) => has(Door::Redis) && has(Door::Bulk),
-            _ => has(Door::Redis),
+            Kind::Unidentified => can.tls && has(Route::Mutual),
+            Kind::Neighbour(_) => has(Route::Redis) && has(Route::Bulk),
+            _ => has(Route::Redis),
         }
     }
 
-    /// How many of the rounds take part: memory hardly depends on who else is on the machine, and takes long.
+    /// The number of rounds. Memory is measured in at most two, because it takes long and depends little on other load.
     pub(crate) fn rounds(self, rounds: u32) -> u32 {
         if matches!(self.kind, Kind::Memory | Kind::Unidentified) { rounds.min(2) } else { rounds }
     }
@@ -163,12 +163,12 @@ impl Work {
             Kind::Unidentified => unidentified::sample(trial).await,
             Kind::Storm => storm::sample(trial).await,
             Kind::Pgbench(pgbench) => pgbench.sample(trial).await,
-            Kind::Stranger => stranger::sample(trial).await,
+            Kind::Untrusted => untrusted::sample(trial).await,
             Kind::Rules => rules::sample(trial).await,
             Kind::Neighbour(neighbour) => neighbour.sample(trial).await,
         }
     }
 }
 
-/// A client of the first Redis without anything special.
+/// The TLS options of an ordinary client.
 const PLAIN_OFFER: Offer = Offer { certificate: false, hybrid: false, resume: false };

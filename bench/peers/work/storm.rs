@@ -1,4 +1,4 @@
-//! Many clients at the same moment.
+//! Many clients that connect at the same time.
 
 use std::time::{Duration, Instant};
 
@@ -6,19 +6,19 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use super::{Figure, Outcome, PLAIN_OFFER, Trial};
-use crate::client::{Exchange, Session, Way};
-use crate::door::Door;
+use crate::client::{Endpoint, Exchange, Session};
 use crate::fault::Result;
+use crate::route::Route;
 
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 pub(super) async fn sample(trial: Trial<'_>) -> Result<Outcome> {
-    let way = trial.instance.way(trial.site, Door::Redis, PLAIN_OFFER)?;
+    let endpoint = trial.instance.endpoint(trial.site, Route::Redis, PLAIN_OFFER)?;
     let tree = trial.instance.tree();
     let (cpu, begun) = (tree.cpu()?, Instant::now());
     let mut clients = JoinSet::new();
     for _ in 0..trial.plan.storm {
-        clients.spawn(client(way.clone()));
+        clients.spawn(client(endpoint.clone()));
     }
     let (mut sessions, mut failures, mut why) = (Vec::new(), 0, None);
     while let Some(ended) = clients.join_next().await {
@@ -35,24 +35,24 @@ pub(super) async fn sample(trial: Trial<'_>) -> Result<Outcome> {
     let cpu = tree.cpu()?.saturating_sub(cpu);
     let served = sessions.len();
     for session in sessions {
-        timeout(PATIENCE, session.close()).await.map_err(|_| "a session did not end")??;
+        timeout(TIMEOUT, session.close()).await.map_err(|_| "a session did not end")??;
     }
     if served == 0 {
-        return Err(format!("nobody was served: {}", why.unwrap_or_default()).into());
+        return Err(format!("no client was served: {}", why.unwrap_or_default()).into());
     }
     let figures = vec![
         Figure::new("time until all are served", "ms", wall.as_secs_f64() * 1e3),
         Figure::new("CPU", "µs/connection", cpu.as_secs_f64() * 1e6 / served as f64),
-        Figure::told("turned away", "connections", failures as f64),
+        Figure::info("failed", "connections", failures as f64),
     ];
     Ok(Outcome { figures, units: served as u64, cpu, wall, failures })
 }
 
-async fn client(way: Way) -> Result<Session> {
+async fn client(endpoint: Endpoint) -> Result<Session> {
     let served = async {
-        let mut session = Session::open(&way).await?;
+        let mut session = Session::open(&endpoint).await?;
         session.exchange(&Exchange::ping(), &mut [0; 64]).await?;
         Ok(session)
     };
-    timeout(PATIENCE, served).await.map_err(|_| format!("not served in {PATIENCE:?}"))?
+    timeout(TIMEOUT, served).await.map_err(|_| format!("not served in {TIMEOUT:?}"))?
 }

@@ -1,4 +1,4 @@
-//! Memory that a target holds for clients that stop in the middle of their handshake. They need no credential for it.
+//! The memory that a target holds for clients that stop in the middle of their handshake, which requires no credential.
 
 use std::io;
 use std::time::Duration;
@@ -9,21 +9,21 @@ use tokio::time::{sleep, timeout};
 
 use super::{Figure, Outcome, Trial};
 use crate::databases::local;
-use crate::door::Door;
 use crate::fault::{Context, Result};
+use crate::route::Route;
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// The largest plaintext of a record.
+/// Maximum size of a record's plaintext in bytes.
 const RECORD: usize = 16 << 10;
 
-/// Where clients stop.
+/// A point at which clients stop.
 #[derive(Debug, Clone, Copy)]
 struct Stop {
     name: &'static str,
-    /// Bytes sent of a handshake message whose header says 64 KiB.
+    /// Number of bytes sent of a handshake message with a length of 64 KiB.
     message: usize,
-    /// Size of a complete hello that is sent first, and whose answer is read. TLS 1.2, where all of it is in clear.
+    /// Size of a complete ClientHello that is sent first, and whose answer is read. It uses TLS 1.2, which is not encrypted here.
     hello: Option<usize>,
 }
 
@@ -31,8 +31,12 @@ const STOPS: [Stop; 5] = [
     Stop { name: "TCP only", message: 0, hello: None },
     Stop { name: "16 KiB of a record", message: RECORD - 64, hello: None },
     Stop { name: "60 KiB of a message", message: 60 << 10, hello: None },
-    Stop { name: "a hello, answered", message: 0, hello: Some(300) },
-    Stop { name: "a hello of 40 KiB, answered, and 30 KiB of a certificate", message: 30 << 10, hello: Some(40 << 10) },
+    Stop { name: "ClientHello, answered", message: 0, hello: Some(300) },
+    Stop {
+        name: "ClientHello of 40 KiB, answered, and 30 KiB of a certificate",
+        message: 30 << 10,
+        hello: Some(40 << 10),
+    },
 ];
 
 pub(super) async fn sample(trial: Trial<'_>) -> Result<Outcome> {
@@ -40,7 +44,7 @@ pub(super) async fn sample(trial: Trial<'_>) -> Result<Outcome> {
     for stop in STOPS {
         // A new process: memory that earlier clients have freed would not be counted.
         let instance = trial.target.start(trial.site, 1).await?;
-        let address = local(instance.port(Door::Mutual)?);
+        let address = local(instance.port(Route::Mutual)?);
         let before = instance.tree().pss()?;
         let mut clients = Vec::new();
         let opening = async {
@@ -50,14 +54,14 @@ pub(super) async fn sample(trial: Trial<'_>) -> Result<Outcome> {
             }
             Ok::<_, crate::fault::Fault>(())
         };
-        timeout(PATIENCE, opening).await.map_err(|_| format!("{}: not reached in {PATIENCE:?}", stop.name))??;
+        timeout(TIMEOUT, opening).await.map_err(|_| format!("{}: not reached in {TIMEOUT:?}", stop.name))??;
         sleep(trial.plan.settle).await;
         let held = instance.tree().pss()?.saturating_sub(before) as f64;
         clients.retain(|client| !has_ended(client));
         let open = clients.len();
         let name = |what: &str| format!("{}{what}", stop.name);
         outcome.figures.push(match open {
-            0 => Figure::told(name(": refused"), "connections", trial.plan.unidentified as f64),
+            0 => Figure::info(name(": refused"), "connections", trial.plan.unidentified as f64),
             _ => Figure::new(name(", PSS"), "KiB/connection", held / open as f64),
         });
         outcome.units += open as u64;
@@ -66,7 +70,7 @@ pub(super) async fn sample(trial: Trial<'_>) -> Result<Outcome> {
 }
 
 impl Stop {
-    /// Sends everything up to here. `None` where the target closes the connection first.
+    /// Sends all bytes up to this point. `None` if the target closes the connection first.
     async fn reach(self, mut stream: TcpStream) -> Result<Option<TcpStream>> {
         stream.set_nodelay(true)?;
         let reached = async {
@@ -131,7 +135,7 @@ fn records(minor: u8, message: &[u8]) -> Vec<u8> {
     message.chunks(RECORD).flat_map(record).collect()
 }
 
-/// A hello of TLS 1.2 that is filled up to this size with the padding of RFC 7685.
+/// A ClientHello of TLS 1.2, padded to this size (RFC 7685).
 fn hello(size: usize) -> Vec<u8> {
     let extension = |kind: u16, body: &[u8]| {
         let length = u16::try_from(body.len()).unwrap_or(u16::MAX);
@@ -142,7 +146,7 @@ fn hello(size: usize) -> Vec<u8> {
         extension(10, &[0, 4, 0, 29, 0, 23]),
         extension(11, &[1, 0]),
         extension(13, &[0, 2, 4, 3]),
-        // Extended master secret, without which rustls does not go on.
+        // Extended master secret, which rustls requires.
         extension(23, &[]),
     ]
     .concat();

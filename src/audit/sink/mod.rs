@@ -1,8 +1,8 @@
-//! A line writer that never makes anybody wait: a queue that is bounded in lines and in bytes, a thread behind it, and a count of
-//! what did not fit.
+//! A line writer that never blocks its callers: a queue bounded in lines and bytes, a writer thread, and a count of dropped
+//! lines.
 //!
-//! The thread lets lines gather for a moment and writes them together. Written one by one, each would cost the worker that
-//! said it a wake-up and the machine two changes of thread.
+//! The thread gathers lines for a short time and writes them together. Writing each line at once would cost the worker a
+//! wake-up and the machine two context switches.
 
 #[cfg(test)]
 mod tests;
@@ -21,23 +21,23 @@ use crate::audit::event::Event;
 use crate::fault;
 use crate::fault::Backoff;
 
-/// The near end of a writer thread. Cheap to clone.
+/// The sending end of a writer thread. Cheap to clone.
 #[derive(Clone, Debug)]
 pub(crate) struct Sink {
     queue: SyncSender<Message>,
     shared: Arc<Shared>,
 }
 
-/// What both ends of the queue see.
+/// The state that both ends of the queue share.
 #[derive(Debug, Default)]
 struct Shared {
-    /// Bytes of the lines that wait.
+    /// Bytes of the queued lines.
     waiting: AtomicUsize,
-    /// Lines that were lost and not yet told of.
+    /// Dropped lines that were not reported yet.
     dropped: AtomicU64,
-    /// Whether lines would go nowhere, so that nobody need make them.
+    /// Whether lines are discarded, so that callers need not build them.
     idle: AtomicBool,
-    /// Where to write once what waits is written. Beside the queue, because a full queue must not keep it out.
+    /// The next destination, once the queued lines are written. It is not in the queue, because a full queue must not block it.
     next: Mutex<Option<Destination>>,
 }
 
@@ -45,7 +45,7 @@ struct Shared {
 #[derive(Debug)]
 pub(crate) struct Destination {
     output: Output,
-    /// Whether the last line was cut off by an error, so that the next must not be glued to it.
+    /// Whether an error cut the last line off, so that the next one needs a line feed before it.
     torn: bool,
 }
 
@@ -61,7 +61,7 @@ enum Message {
 }
 
 impl Destination {
-    /// A file that is open already.
+    /// An open file.
     pub(crate) fn file(path: PathBuf, file: File) -> Self {
         let pipe = file.metadata().is_ok_and(|fields| fields.file_type().is_fifo());
         Self { output: Output::File { path, file, pipe }, torn: false }
@@ -72,7 +72,7 @@ impl Destination {
     }
 
     pub(crate) fn standard_output() -> Self {
-        // Without the buffer of the standard library, which would not tell how much it has written.
+        // Not `io::Stdout`: its buffer hides how many bytes were written.
         match io::stdout().as_fd().try_clone_to_owned() {
             Ok(descriptor) => Self::file("standard output".into(), File::from(descriptor)),
             Err(_) => Self::nowhere(),
@@ -82,7 +82,7 @@ impl Destination {
     /// Writes whole lines.
     ///
     /// # Errors
-    /// The error, and how many bytes had been written before it.
+    /// The error, and the number of bytes written before it.
     fn write(&mut self, lines: &[u8]) -> Result<(), (io::Error, usize)> {
         if self.torn {
             self.write_all(b"\n").map_err(|(error, _)| (error, 0))?;
@@ -102,8 +102,8 @@ impl Destination {
                 Ok(0) => return Err((io::ErrorKind::WriteZero.into(), written)),
                 Ok(count) => written += count,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                // Its reader is behind. The queue is there for that.
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock && waited < MOST_PAUSES => {
+                // The reader is slow. The queue absorbs that.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock && waited < MAX_PAUSES => {
                     waited += 1;
                     std::thread::sleep(PAUSE);
                 }
@@ -127,29 +127,29 @@ impl Destination {
 
 impl Sink {
     pub(crate) fn start(name: &'static str, destination: Destination) -> Self {
-        let (queue, messages) = sync_channel(QUEUE_LENGTH);
+        let (queue, messages) = sync_channel(MAX_QUEUED_LINES);
         let shared = Arc::new(Shared { idle: AtomicBool::new(destination.is_nowhere()), ..Shared::default() });
         let theirs = Arc::clone(&shared);
         let thread = std::thread::Builder::new().name(format!("portcullis-{name}"));
         if let Err(error) = thread.spawn(move || write_lines(&messages, destination, &theirs)) {
-            // Without the thread every line counts as dropped; traffic goes on.
-            complain(format_args!("the {name} writer cannot be started: {error}"));
+            // Without the thread, every line counts as dropped. Traffic continues.
+            report_failure(format_args!("cannot start the {name} writer: {error}; its lines are dropped"));
         }
         Self { queue, shared }
     }
 
     pub(crate) fn write(&self, line: Vec<u8>) {
-        // Without spare capacity, so that the queue's bytes are the memory that it uses.
+        // A boxed slice has no spare capacity, so the byte count of the queue is the memory it uses.
         let line = line.into_boxed_slice();
         let length = line.len();
         let before = self.shared.waiting.fetch_add(length, Ordering::Relaxed);
-        if before.saturating_add(length) > QUEUE_BYTES || self.queue.try_send(Message::Line(line)).is_err() {
+        if before.saturating_add(length) > MAX_QUEUED_BYTES || self.queue.try_send(Message::Line(line)).is_err() {
             self.shared.waiting.fetch_sub(length, Ordering::Relaxed);
             self.shared.dropped.fetch_add(1, Ordering::Relaxed);
         }
     }
 
-    /// Whether lines would go nowhere.
+    /// Whether lines are discarded.
     pub(crate) fn is_idle(&self) -> bool {
         self.shared.idle.load(Ordering::Relaxed)
     }
@@ -157,15 +157,15 @@ impl Sink {
     pub(crate) fn switch(&self, destination: Destination) {
         self.shared.idle.store(destination.is_nowhere(), Ordering::Relaxed);
         *self.shared.next.lock().unwrap_or_else(PoisonError::into_inner) = Some(destination);
-        // A nudge, so that the old file is let go of even when no line comes.
+        // Wakes the writer, so that it closes the old file even when no line comes.
         let (done, _) = channel();
         let _ = self.queue.try_send(Message::Flush(done));
     }
 
-    pub(crate) fn flush(&self, patience: Duration) {
+    pub(crate) fn flush(&self, limit: Duration) {
         let (done, waiting) = channel();
         if self.queue.try_send(Message::Flush(done)).is_ok() {
-            let _ = waiting.recv_timeout(patience);
+            let _ = waiting.recv_timeout(limit);
         }
     }
 }
@@ -179,22 +179,22 @@ fn write_lines(messages: &Receiver<Message>, destination: Destination, shared: &
     }
 }
 
-/// The far end of the queue.
+/// The receiving end of the queue.
 struct Writer<'a> {
     destination: Destination,
     shared: &'a Shared,
-    /// Lines to be written together.
+    /// Lines that are written together.
     gathered: Vec<u8>,
-    /// Whether the last write failed, which is complained of once.
+    /// Whether the last write failed. A failure is reported once.
     failing: bool,
 }
 
 impl Writer<'_> {
-    /// Writes until nobody can say anything any more.
+    /// Writes until all senders are dropped.
     fn run(&mut self, messages: &Receiver<Message>) {
         while let Ok(first) = messages.recv() {
             if matches!(first, Message::Line(_)) {
-                std::thread::sleep(GATHERING);
+                std::thread::sleep(GATHER_TIME);
             }
             self.take(first);
             while let Ok(next) = messages.try_recv() {
@@ -204,7 +204,7 @@ impl Writer<'_> {
         }
     }
 
-    /// Gives up what has gathered, and counts it.
+    /// Drops the gathered lines and counts them.
     fn lose_gathered(&mut self) {
         self.shared.dropped.fetch_add(lines_in(&self.gathered), Ordering::Relaxed);
         self.gathered.clear();
@@ -219,14 +219,14 @@ impl Writer<'_> {
             Message::Line(line) => {
                 self.shared.waiting.fetch_sub(line.len(), Ordering::Relaxed);
                 self.gathered.extend_from_slice(&line);
-                if self.gathered.len() >= MOST_GATHERED {
+                if self.gathered.len() >= MAX_GATHERED {
                     self.write_out();
                 }
             }
         }
     }
 
-    /// Writes what has gathered, and moves on to the next destination where there is one.
+    /// Writes the gathered lines, then switches to the next destination, if any.
     fn write_out(&mut self) {
         self.write_gathered();
         if let Some(next) = self.shared.next.lock().unwrap_or_else(PoisonError::into_inner).take() {
@@ -235,7 +235,7 @@ impl Writer<'_> {
         }
     }
 
-    /// Writes what has gathered, and before it how many lines are missing.
+    /// Writes the gathered lines, preceded by the number of dropped ones.
     fn write_gathered(&mut self) {
         if self.gathered.is_empty() {
             return;
@@ -245,16 +245,19 @@ impl Writer<'_> {
         self.gathered.splice(..0, before.bytes());
         let result = self.destination.write(&self.gathered);
         if let Err((error, written)) = &result {
-            let told = if *written >= before.len() { 0 } else { missing };
+            let unreported = if *written >= before.len() { 0 } else { missing };
             let lines = self.gathered.get(before.len().max(*written)..).unwrap_or_default();
-            self.shared.dropped.fetch_add(told + lines_in(lines), Ordering::Relaxed);
+            self.shared.dropped.fetch_add(unreported + lines_in(lines), Ordering::Relaxed);
             if !self.failing {
-                complain(format_args!("{} cannot be written: {error}; lines are dropped", self.destination.name()));
+                report_failure(format_args!(
+                    "cannot write to {}: {error}; its lines are dropped",
+                    self.destination.name()
+                ));
             }
         }
         self.failing = result.is_err();
         self.gathered.clear();
-        self.gathered.shrink_to(MOST_GATHERED);
+        self.gathered.shrink_to(MAX_GATHERED);
     }
 }
 
@@ -262,41 +265,41 @@ fn lines_in(bytes: &[u8]) -> u64 {
     bytes.iter().filter(|byte| **byte == b'\n').count() as u64
 }
 
-/// The line that stands where lines are missing.
+/// The line in place of dropped lines.
 fn lost_lines(count: u64) -> String {
     Event::new("events.dropped").with("count", count).json(None)
 }
 
-/// The last resort of a writer that cannot write.
-fn complain(words: std::fmt::Arguments<'_>) {
-    let _ = writeln!(io::stderr(), "portcullis: {words}");
+/// Reports on standard error that the writer cannot write.
+fn report_failure(message: std::fmt::Arguments<'_>) {
+    let _ = writeln!(io::stderr(), "portcullis: {message}");
 }
 
-/// What the faults of writers are noted under.
+/// The name of this part in fault reports.
 const PART: &str = "log writer";
 
-/// Lines that may wait.
-const QUEUE_LENGTH: usize = 16_384;
+/// Maximum number of queued lines.
+const MAX_QUEUED_LINES: usize = 16_384;
 
-/// Bytes that may wait, which bounds the memory of a writer that hangs. A line has about 300 to 700 bytes.
-const QUEUE_BYTES: usize = 8 << 20;
+/// Maximum size of the queued lines in bytes, which bounds the memory when the writer hangs. A line has about 300 to 700 bytes.
+const MAX_QUEUED_BYTES: usize = 8 << 20;
 
-/// How late a line may be written. Long enough for a storm of connections to cost few writes, shorter than anybody waits.
-const GATHERING: Duration = Duration::from_millis(10);
+/// How long lines are gathered. Long enough that many connections cost few writes, too short for an operator to notice.
+const GATHER_TIME: Duration = Duration::from_millis(10);
 
-/// As much of `lines` as a pipe takes whole or not at all (PIPE_BUF, pipe(7)), by whole lines; at least one.
+/// The whole lines at the start of `lines` that a pipe writes atomically (PIPE_BUF, pipe(7)); at least one line.
 fn whole_lines(lines: &[u8]) -> &[u8] {
-    let most = lines.get(..ATOMIC).unwrap_or(lines);
+    let most = lines.get(..PIPE_BUF).unwrap_or(lines);
     let end = most.iter().rposition(|byte| *byte == b'\n');
     let end = end.or_else(|| lines.iter().position(|byte| *byte == b'\n'));
     end.and_then(|end| lines.get(..=end)).unwrap_or(lines)
 }
 
-const ATOMIC: usize = 4096;
+const PIPE_BUF: usize = 4096;
 
-/// A reader may be behind by as long as this, all pauses together, before lines are dropped.
-const MOST_PAUSES: u32 = 50;
+/// Maximum number of pauses in which a slow reader can catch up before lines are dropped.
+const MAX_PAUSES: u32 = 50;
 const PAUSE: Duration = Duration::from_millis(2);
 
-/// What is written at a time, give or take a line.
-const MOST_GATHERED: usize = 64 << 10;
+/// Maximum number of bytes written at once, plus one line.
+const MAX_GATHERED: usize = 64 << 10;

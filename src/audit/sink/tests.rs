@@ -10,7 +10,7 @@ fn destination(path: &std::path::Path) -> Destination {
 }
 
 #[test]
-fn lines_go_to_the_new_file_from_the_switch_on() {
+fn switched_sink_writes_further_lines_to_the_new_file() {
     let directory = tempfile::tempdir().unwrap();
     let (old, new) = (directory.path().join("old"), directory.path().join("new"));
     let sink = Sink::start("test", destination(&old));
@@ -26,7 +26,7 @@ fn lines_go_to_the_new_file_from_the_switch_on() {
 }
 
 #[test]
-fn what_cannot_be_written_is_counted_and_told_when_writing_works_again() {
+fn dropped_lines_are_counted_and_reported_when_writing_works_again() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("audit");
     let full = File::options().write(true).open("/dev/full").unwrap();
@@ -44,7 +44,7 @@ fn what_cannot_be_written_is_counted_and_told_when_writing_works_again() {
 }
 
 #[test]
-fn lines_that_gather_arrive_whole_and_in_order() {
+fn gathered_lines_are_written_whole_and_in_order() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("audit");
     let sink = Sink::start("test", destination(&path));
@@ -57,17 +57,17 @@ fn lines_that_gather_arrive_whole_and_in_order() {
 }
 
 #[test]
-fn a_pipe_is_given_whole_lines_and_no_more_than_it_takes_at_once() {
+fn pipe_gets_whole_lines_within_its_atomic_size() {
     let text = "0123456789\n".repeat(1000).into_bytes();
     let piece = whole_lines(&text);
-    assert_eq!((piece.len() / 11, piece.len() % 11), (ATOMIC / 11, 0));
+    assert_eq!((piece.len() / 11, piece.len() % 11), (PIPE_BUF / 11, 0));
     let long = [b"x".repeat(5000), b"\nnext\n".to_vec()].concat();
     assert_eq!(whole_lines(&long).len(), 5001);
     assert_eq!(whole_lines(b"one\n"), b"one\n");
 }
 
 #[test]
-fn a_line_behind_a_torn_one_begins_a_line_of_its_own() {
+fn line_after_a_torn_line_starts_on_a_new_line() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("audit");
     std::fs::write(&path, "{\"half").unwrap();
@@ -86,12 +86,12 @@ fn queue_of_a_writer_that_hangs_is_bounded_in_bytes() {
     let sink = Sink::start("test", Destination::file("a pipe".into(), File::from(std::os::fd::OwnedFd::from(writer))));
     for _ in 0..LINES {
         sink.write(line.clone());
-        assert!(sink.shared.waiting.load(Ordering::Relaxed) <= QUEUE_BYTES);
+        assert!(sink.shared.waiting.load(Ordering::Relaxed) <= MAX_QUEUED_BYTES);
     }
     let dropped = sink.shared.dropped.load(Ordering::Relaxed);
-    // What the writer had taken before it hung is more than the pipe, and less than two times what it gathers.
-    let taken = LINES * line.len() - QUEUE_BYTES;
-    let least = (taken - 3 * MOST_GATHERED) / line.len();
+    // The writer took more than the pipe holds and less than two times MAX_GATHERED before it hung.
+    let taken = LINES * line.len() - MAX_QUEUED_BYTES;
+    let least = (taken - 3 * MAX_GATHERED) / line.len();
     assert!((least as u64..LINES as u64).contains(&dropped), "{dropped} dropped");
     let read = std::thread::spawn(move || {
         let mut text = String::new();
@@ -100,7 +100,7 @@ fn queue_of_a_writer_that_hangs_is_bounded_in_bytes() {
     });
     let shared = Arc::clone(&sink.shared);
     sink.flush(Duration::from_secs(60));
-    // Its end closes the pipe.
+    // The end of the writer closes the pipe.
     drop(sink);
     let text = read.join().unwrap();
     let whole = text.lines().filter(|line| line.len() == 9_999).count();
@@ -109,10 +109,10 @@ fn queue_of_a_writer_that_hangs_is_bounded_in_bytes() {
 }
 
 #[test]
-fn writer_that_panics_goes_on_with_the_next_line() {
+fn writer_that_panics_continues_with_the_next_line() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("audit");
-    let (queue, messages) = sync_channel(QUEUE_LENGTH);
+    let (queue, messages) = sync_channel(MAX_QUEUED_LINES);
     for line in ["one\n", "two\n"] {
         queue.send(Message::Line(line.as_bytes().into())).unwrap();
     }

@@ -18,12 +18,12 @@ fn seconds(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
 }
 
-fn told(floods: &FloodLimiter, fields: &ConnectionFields, count: u64, at: Duration) -> u64 {
-    (0..count).map(|_| u64::from(floods.let_through_at(at, fields, Some(Reason::UntrustedSource)))).sum()
+fn logged(floods: &FloodLimiter, fields: &ConnectionFields, count: u64, at: Duration) -> u64 {
+    (0..count).map(|_| u64::from(floods.allow_at(at, fields, Some(Reason::UntrustedSource)))).sum()
 }
 
 fn reports(floods: &FloodLimiter, at: Duration) -> Vec<Value> {
-    floods.reports_at(at, at).iter().map(|event| serde_json::from_str(&event.json(None)).unwrap()).collect()
+    floods.summaries_at(at, at).iter().map(|event| serde_json::from_str(&event.json(None)).unwrap()).collect()
 }
 
 fn sum(reports: &[Value]) -> u64 {
@@ -31,13 +31,13 @@ fn sum(reports: &[Value]) -> u64 {
 }
 
 #[test]
-fn of_one_source_some_are_told_and_then_one_a_second_and_the_rest_is_summed_up() {
+fn source_above_its_quota_is_logged_once_a_second_and_summarised() {
     let floods = FloodLimiter::new(&DENIALS);
     let untrusted = v4(1);
-    assert_eq!(told(&floods, &untrusted, 3_000, seconds(0)), 500);
-    assert_eq!(told(&floods, &untrusted, 50, seconds(1)), 1);
-    assert_eq!(told(&floods, &v4(2), 50, seconds(1)), 50, "of another one all are told");
-    assert_eq!(reports(&floods, seconds(2)), [0; 0], "it goes on");
+    assert_eq!(logged(&floods, &untrusted, 3_000, seconds(0)), 500);
+    assert_eq!(logged(&floods, &untrusted, 50, seconds(1)), 1);
+    assert_eq!(logged(&floods, &v4(2), 50, seconds(1)), 50, "another source has its own quota");
+    assert_eq!(reports(&floods, seconds(2)), [0; 0], "the flood continues");
     let over = reports(&floods, seconds(3));
     assert_eq!(sum(&over), 2_549);
     assert_eq!(over[0]["event"], "denials.suppressed");
@@ -50,36 +50,36 @@ fn of_one_source_some_are_told_and_then_one_a_second_and_the_rest_is_summed_up()
 
 #[test]
 fn long_lines_count_once_for_each_kib_begun() {
-    let tell = |floods: &FloodLimiter, fields: &ConnectionFields, bytes, count: u64, at| {
+    let log = |floods: &FloodLimiter, fields: &ConnectionFields, bytes, count: u64, at| {
         let lines = (0..count).filter(|_| {
-            let told = floods.let_through_at(at, fields, Some(Reason::HandshakeFailed));
-            if told {
-                floods.wrote_at(at, fields, bytes);
+            let logged = floods.allow_at(at, fields, Some(Reason::HandshakeFailed));
+            if logged {
+                floods.count_line_at(at, fields, bytes);
             }
-            told
+            logged
         });
         lines.count()
     };
     for (bytes, most) in [(1, 500), (1_024, 500), (1_025, 250), (3_000, 167), (16 << 10, 32)] {
         let floods = FloodLimiter::new(&DENIALS);
-        assert_eq!(tell(&floods, &v4(1), bytes, 1_000, seconds(0)), most, "{bytes}");
+        assert_eq!(log(&floods, &v4(1), bytes, 1_000, seconds(0)), most, "{bytes}");
         let all = reports(&floods, seconds(3));
         assert_eq!(most as u64 + sum(&all), 1_000, "{bytes}");
     }
-    // Of all sources together as well: 10,000 KiB.
+    // The limit of all sources together: 10,000 KiB.
     let floods = FloodLimiter::new(&DENIALS);
-    let lines: usize = (0..100).map(|number| tell(&floods, &v4(number), 16 << 10, 1_000, seconds(0))).sum();
+    let lines: usize = (0..100).map(|number| log(&floods, &v4(number), 16 << 10, 1_000, seconds(0))).sum();
     assert_eq!(lines, 625);
 }
 
 #[test]
-fn a_flood_without_end_is_told_of_every_ten_seconds() {
+fn endless_flood_is_summarised_every_ten_seconds() {
     let floods = FloodLimiter::new(&DENIALS);
     let untrusted = fields(ClientAddr::from_ip(Ipv6Addr::LOCALHOST.into()));
     let mut lines = 0;
     let mut all = Vec::new();
     for second in 0..60 {
-        lines += told(&floods, &untrusted, 1_000, seconds(second));
+        lines += logged(&floods, &untrusted, 1_000, seconds(second));
         all.extend(reports(&floods, seconds(second)));
     }
     assert_eq!(lines, 500 + 59);
@@ -90,18 +90,18 @@ fn a_flood_without_end_is_told_of_every_ten_seconds() {
 }
 
 #[test]
-fn all_sources_together_are_told_of_within_bounds_and_nothing_is_lost() {
+fn many_sources_are_logged_within_bounds_and_every_event_is_counted() {
     let floods = FloodLimiter::new(&DENIALS);
     let mut lines = 0;
     let mut all = Vec::new();
-    // More sources than there are accounts, in a second.
+    // More sources in a second than the table holds.
     for number in 0..40_000 {
-        lines += told(&floods, &v4(number), 1, seconds(1));
+        lines += logged(&floods, &v4(number), 1, seconds(1));
     }
     assert_eq!(lines, 10_000);
-    // And then each of many more than it may.
+    // Then many sources above their quota.
     for number in 0..5_000 {
-        lines += told(&floods, &v4(number), 600, seconds(2));
+        lines += logged(&floods, &v4(number), 600, seconds(2));
     }
     assert_eq!(lines, 10_100);
     for second in 3..30 {
@@ -115,14 +115,14 @@ fn all_sources_together_are_told_of_within_bounds_and_nothing_is_lost() {
 #[test]
 fn clients_of_unix_sockets_are_one_source() {
     let floods = FloodLimiter::new(&DENIALS);
-    assert_eq!(told(&floods, &fields(ClientAddr::UNIX), 650, seconds(0)), 500);
+    assert_eq!(logged(&floods, &fields(ClientAddr::UNIX), 650, seconds(0)), 500);
     assert_eq!(reports(&floods, seconds(5))[0]["source"], "unix");
 }
 
 #[test]
-fn cancels_are_summed_up_in_an_event_of_their_own_without_a_reason() {
+fn cancels_have_their_own_summary_without_a_reason() {
     let floods = FloodLimiter::new(&CANCELS);
-    let lines = (0..150).filter(|_| floods.let_through_at(seconds(0), &v4(1), None)).count();
+    let lines = (0..150).filter(|_| floods.allow_at(seconds(0), &v4(1), None)).count();
     assert_eq!(lines, 100);
     let over = reports(&floods, seconds(3));
     assert_eq!((&over[0]["event"], &over[0]["suppressed"]), (&"cancels.suppressed".into(), &50.into()));
@@ -131,7 +131,7 @@ fn cancels_are_summed_up_in_an_event_of_their_own_without_a_reason() {
 
 proptest! {
     #[test]
-    fn told_and_suppressed_are_all_there_were(
+    fn logged_and_suppressed_events_add_up(
         crowd in prop::collection::vec((0_u32..8, 0_u64..900, 0_u64..4), 0..30),
     ) {
         let floods = FloodLimiter::new(&DENIALS);
@@ -139,7 +139,7 @@ proptest! {
         let mut all = Vec::new();
         for (number, many, pause) in crowd {
             now += pause;
-            lines += told(&floods, &v4(number), many, seconds(now));
+            lines += logged(&floods, &v4(number), many, seconds(now));
             count += many;
             all.extend(reports(&floods, seconds(now)));
         }

@@ -1,76 +1,76 @@
-//! Where the messages of a PostgreSQL server end.
+//! Finds the message boundaries in the stream from a PostgreSQL server.
 //!
-//! A session that has to end may be told so between two messages and nowhere else: a client takes words in the middle of
-//! one for a part of it. So what a server says is followed from header to header, without looking at anything else.
-//! Everything it says after the StartupMessage is made of such messages: type byte, Int32 length (counting itself, big
-//! endian), body. Source: PostgreSQL documentation, "Message Formats".
+//! A farewell message may be sent only between two messages: in the middle of one, the client would take it for a part of
+//! that message. The tracker therefore reads each header and skips each body. After the StartupMessage, the whole stream of a
+//! server consists of messages: type byte, Int32 length (including itself, big endian), body. Source: PostgreSQL
+//! documentation, "Message Formats".
 
-/// A place in the stream from a server: between two messages, or not.
+/// Tracks whether the stream from a server is at a message boundary.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FrameTracker(FramePosition);
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum FramePosition {
-    /// The last message is whole, and the next one has not begun.
+    /// The last message is complete, and the next one has not begun.
     #[default]
     Between,
-    /// In a header of which `seen` bytes have come, and of the length's bytes these.
+    /// In a header. `seen` bytes of it have arrived; `length` holds those of the length field.
     Header { seen: u8, length: u32 },
-    /// In a message of which so many bytes are still to come.
+    /// In a message body with `rest` bytes still to come.
     Body { rest: u32 },
-    /// This is not PostgreSQL, and has no boundaries.
+    /// The stream is not PostgreSQL and has no boundaries.
     Lost,
 }
 
 impl FrameTracker {
-    /// Whether the last message is whole and the next one has not begun.
+    /// Whether the last message is complete and the next one has not begun.
     pub fn is_at_boundary(self) -> bool {
         self.0 == FramePosition::Between
     }
 
-    /// Goes on over the next bytes of the stream, wherever they were cut.
+    /// Tracks the next chunk of the stream. Chunks may end anywhere.
     pub fn follow(&mut self, mut bytes: &[u8]) {
         while let (FramePosition::Header { .. }, Some((&byte, rest))) = (self.0, bytes.split_first()) {
-            self.0 = self.0.behind_header_byte(byte);
+            self.0 = self.0.after_header_byte(byte);
             bytes = rest;
         }
         self.0 = match self.0 {
-            FramePosition::Between => FramePosition::behind_messages(bytes),
+            FramePosition::Between => FramePosition::after_messages(bytes),
             FramePosition::Body { rest } => match bytes.get(rest as usize..) {
-                Some(next) => FramePosition::behind_messages(next),
+                Some(next) => FramePosition::after_messages(next),
                 None => FramePosition::in_message(rest, bytes),
             },
-            // Nothing is left, or nothing is to be found.
-            place @ (FramePosition::Header { .. } | FramePosition::Lost) => place,
+            // The chunk is used up, or the stream has no boundaries.
+            position @ (FramePosition::Header { .. } | FramePosition::Lost) => position,
         };
     }
 }
 
 impl FramePosition {
-    /// Where bytes lead that begin between two messages.
-    fn behind_messages(mut bytes: &[u8]) -> Self {
-        let (mut last, mut alike) = ([0; 4], 0);
+    /// The position after `bytes`, which start at a message boundary.
+    fn after_messages(mut bytes: &[u8]) -> Self {
+        let (mut last, mut repeats) = ([0; 4], 0);
         while let Some(&[_, length @ ..]) = bytes.first_chunk::<HEADER>() {
             let Some(size) = size(length) else { return Self::Lost };
             let Some(next) = bytes.get(size as usize..) else { return Self::in_message(size, bytes) };
             bytes = next;
-            alike = if length == last { alike + 1 } else { 0 };
+            repeats = if length == last { repeats + 1 } else { 0 };
             last = length;
-            if alike == MANY {
-                bytes = behind_more_of(length, size as usize, bytes);
-                alike = 0;
+            if repeats == REPEATS_BEFORE_SKIP {
+                bytes = skip_repeated(length, size as usize, bytes);
+                repeats = 0;
             }
         }
-        bytes.iter().fold(Self::Between, |place, &byte| place.behind_header_byte(byte))
+        bytes.iter().fold(Self::Between, |position, &byte| position.after_header_byte(byte))
     }
 
-    /// In a message of which there were so many bytes to come, more than these.
+    /// The position in a message with `rest` bytes to come, after the bytes `come`, which are fewer.
     fn in_message(rest: u32, come: &[u8]) -> Self {
         Self::Body { rest: rest.saturating_sub(u32::try_from(come.len()).unwrap_or(u32::MAX)) }
     }
 
-    /// One byte further, between two messages or in a header.
-    fn behind_header_byte(self, byte: u8) -> Self {
+    /// The position after one more byte at a boundary or in a header.
+    fn after_header_byte(self, byte: u8) -> Self {
         match self {
             Self::Between => Self::Header { seen: 1, length: 0 },
             Self::Header { seen, length } => {
@@ -80,8 +80,8 @@ impl FramePosition {
                 }
                 match size(length.to_be_bytes()) {
                     None => Self::Lost,
-                    Some(SMALLEST) => Self::Between,
-                    Some(size) => Self::Body { rest: size - SMALLEST },
+                    Some(MIN_MESSAGE) => Self::Between,
+                    Some(size) => Self::Body { rest: size - MIN_MESSAGE },
                 }
             }
             Self::Body { .. } | Self::Lost => self,
@@ -89,9 +89,9 @@ impl FramePosition {
     }
 }
 
-/// Skips messages that have this length, too. Where the next one begins has to be read from each of them in turn, and the
-/// processor waits for it; but what is only compared with what is expected it does not wait for.
-fn behind_more_of(expected: [u8; 4], size: usize, mut bytes: &[u8]) -> &[u8] {
+/// Skips further messages of the expected length. Reading each length makes the next load depend on it, so the processor
+/// waits. Comparing with an expected length lets it predict the branch and load ahead.
+fn skip_repeated(expected: [u8; 4], size: usize, mut bytes: &[u8]) -> &[u8] {
     while let Some(&[_, length @ ..]) = bytes.first_chunk::<HEADER>()
         && length == expected
         && let Some(next) = bytes.get(size..)
@@ -101,21 +101,21 @@ fn behind_more_of(expected: [u8; 4], size: usize, mut bytes: &[u8]) -> &[u8] {
     bytes
 }
 
-/// How large a message is, header included. The length counts itself, but not the type, and it has a sign.
+/// The size of a message in bytes, with its header. The length field includes itself but not the type byte, and is signed.
 fn size(length: [u8; 4]) -> Option<u32> {
     let length = i32::from_be_bytes(length);
     if length < 4 { None } else { Some(length.unsigned_abs() + 1) }
 }
 
-/// Type and length.
+/// Size in bytes of the type and the length.
 const HEADER: usize = 5;
 
-/// A message that is nothing but its header.
-const SMALLEST: u32 = 5;
+/// Size in bytes of a message without a body.
+const MIN_MESSAGE: u32 = 5;
 
-/// Messages of the same length in a row, after which more of them are expected. Rows of a result often are alike; where they
-/// are not, expecting them too soon costs more than it saves.
-const MANY: u32 = 8;
+/// Number of messages of one length in a row after which more are expected. The rows of a result often have one length.
+/// Where they do not, a lower number costs more than it saves.
+const REPEATS_BEFORE_SKIP: u32 = 8;
 
 #[cfg(test)]
 mod tests {
@@ -123,7 +123,7 @@ mod tests {
 
     use super::*;
 
-    /// The same question put to a whole stream at once.
+    /// A simple model of the tracker, for a whole stream at once.
     fn ends_at_a_boundary(stream: &[u8]) -> bool {
         let mut rest = stream.iter().copied();
         while rest.next().is_some() {
@@ -142,16 +142,21 @@ mod tests {
         [b"D", &length.to_be_bytes()[..], body].concat()
     }
 
-    /// Follows a stream in pieces of these lengths, over and over, and compares every place between two of them.
+    /// Tracks a stream in chunks of these lengths, repeated, and compares with the model after each chunk.
     fn assert_followed(stream: &[u8], cuts: &[usize]) -> Result<(), TestCaseError> {
-        let mut boundary = FrameTracker::default();
-        let mut place = 0;
+        let mut tracker = FrameTracker::default();
+        let mut position = 0;
         for cut in cuts.iter().cycle() {
-            let end = stream.len().min(place + cut);
-            boundary.follow(&stream[place..end]);
-            place = end;
-            prop_assert_eq!(boundary.is_at_boundary(), ends_at_a_boundary(&stream[..place]), "behind {} bytes", place);
-            if place == stream.len() {
+            let end = stream.len().min(position + cut);
+            tracker.follow(&stream[position..end]);
+            position = end;
+            prop_assert_eq!(
+                tracker.is_at_boundary(),
+                ends_at_a_boundary(&stream[..position]),
+                "behind {} bytes",
+                position
+            );
+            if position == stream.len() {
                 break;
             }
         }
@@ -160,8 +165,8 @@ mod tests {
 
     proptest! {
         #[test]
-        fn messages_may_be_cut_anywhere(
-            // So many messages of one length, so many of another.
+        fn boundaries_are_found_in_any_chunks(
+            // Runs of messages of one length.
             bodies in prop::collection::vec((prop_oneof![2 => 0_usize..4, 1 => 0_usize..300], 1_usize..30), 0..10),
             cuts in prop::collection::vec(prop_oneof![2 => 1_usize..8, 1 => 1_usize..2000], 1..20),
         ) {
@@ -170,7 +175,7 @@ mod tests {
         }
 
         #[test]
-        fn any_bytes_are_followed_as_far_as_they_are_messages(
+        fn any_bytes_are_tracked_like_the_model(
             bytes in prop::collection::vec(prop_oneof![6 => Just(0_u8), 3 => 0_u8..20, 1 => any::<u8>()], 0..400),
             cuts in prop::collection::vec(1_usize..30, 1..20),
         ) {
@@ -179,38 +184,38 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_postgresql_has_no_boundary_ever_after() {
+    fn stream_that_is_not_postgresql_never_reaches_a_boundary() {
         for length in [0, 1, 3, 0x8000_0000, u32::MAX] {
             let header = [b"Z", &u32::to_be_bytes(length)[..]].concat();
             for cut in 0..=header.len() {
-                let mut boundary = FrameTracker::default();
-                boundary.follow(&header[..cut]);
-                boundary.follow(&header[cut..]);
+                let mut tracker = FrameTracker::default();
+                tracker.follow(&header[..cut]);
+                tracker.follow(&header[cut..]);
                 for _ in 0..100 {
-                    boundary.follow(&message(b"I"));
-                    assert!(!boundary.is_at_boundary(), "length {length}, cut behind {cut} bytes");
+                    tracker.follow(&message(b"I"));
+                    assert!(!tracker.is_at_boundary(), "length {length}, cut behind {cut} bytes");
                 }
             }
         }
     }
 
     #[test]
-    fn the_longest_message_is_skipped_chunk_by_chunk() {
+    fn longest_message_is_skipped_in_chunks() {
         let chunk = vec![0; 1 << 20];
-        let mut boundary = FrameTracker::default();
-        boundary.follow(b"d\x7f\xff\xff\xff");
+        let mut tracker = FrameTracker::default();
+        tracker.follow(b"d\x7f\xff\xff\xff");
         let mut rest = usize::try_from(i32::MAX).unwrap() - 4;
         while rest > chunk.len() {
-            boundary.follow(&chunk);
-            assert!(!boundary.is_at_boundary());
+            tracker.follow(&chunk);
+            assert!(!tracker.is_at_boundary());
             rest -= chunk.len();
         }
-        boundary.follow(&chunk[..rest]);
-        assert!(boundary.is_at_boundary());
+        tracker.follow(&chunk[..rest]);
+        assert!(tracker.is_at_boundary());
     }
 
     #[test]
-    fn an_idle_session_has_room_for_it() {
+    fn tracker_takes_at_most_16_bytes() {
         assert!(size_of::<Option<FrameTracker>>() <= 16);
     }
 }

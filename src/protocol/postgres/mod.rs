@@ -1,26 +1,26 @@
-//! PostgreSQL's startup phase: the packets that come before, or first inside, TLS.
+//! The startup packets of PostgreSQL, which come before TLS or first inside it.
 //!
-//! Such a packet has no type byte: Int32 length (counting itself, big endian), Int32 code, body. Source: PostgreSQL
-//! documentation, "Message Flow" and "Message Formats"; the length limit is the server's MAX_STARTUP_PACKET_LENGTH.
+//! A startup packet has no type byte: Int32 length (including itself, big endian), Int32 code, body. Source: PostgreSQL
+//! documentation, "Message Flow" and "Message Formats". The maximum length is the server's MAX_STARTUP_PACKET_LENGTH.
 
 pub(crate) mod frame;
 pub(crate) mod startup;
 
 use std::fmt;
 
-/// Bytes of a packet up to and including its code.
+/// Size in bytes of the length and the code.
 pub(crate) const HEADER_LENGTH: usize = 8;
 
-/// Longest startup packet the server takes: 10,000 bytes and the length itself.
+/// Maximum size of a startup packet in bytes: 10,000 and the length itself.
 pub(crate) const MAX_PACKET_LENGTH: usize = 10_004;
 
-/// SSLRequest, as a client sends it.
+/// A whole SSLRequest.
 pub(crate) const SSL_REQUEST_PACKET: [u8; HEADER_LENGTH] = [0, 0, 0, 8, 4, 210, 22, 47];
 
-/// "Go on with TLS", the answer to SSLRequest.
+/// Answers SSLRequest: TLS starts now.
 pub(crate) const ACCEPT_TLS: u8 = b'S';
 
-/// "No", the answer to GSSENCRequest, and to SSLRequest where TLS is off.
+/// Answers GSSENCRequest, and SSLRequest where TLS is off: not supported.
 pub(crate) const REFUSE_ENCRYPTION: u8 = b'N';
 
 /// The ALPN protocol of PostgreSQL 17 and later.
@@ -29,27 +29,25 @@ pub(crate) const ALPN: &[u8] = b"postgresql";
 /// The first packet of a connection, by its header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Packet {
-    /// CancelRequest: a whole connection that asks to cancel a query of another one.
+    /// CancelRequest, which asks to cancel the query of another connection.
     Cancel {
-        /// Bytes that follow the header: process id and secret key.
+        /// Size in bytes of the process id and the secret key after the header.
         body: usize,
     },
-    /// GSSENCRequest.
     GssEncryption,
-    /// SSLRequest.
     Ssl,
     /// StartupMessage of protocol 3, any minor version.
     Startup {
-        /// Bytes that follow the header.
+        /// Size in bytes after the header.
         body: usize,
     },
 }
 
 impl Packet {
-    /// Reads a header.
+    /// Parses the header of a startup packet.
     ///
     /// # Errors
-    /// [`Malformed`] for anything a server would not take. No length is believed before it has passed here.
+    /// [`Malformed`] for a packet that a server would not accept. Callers use no length that was not checked here.
     pub(crate) fn parse(header: [u8; HEADER_LENGTH]) -> Result<Self, Malformed> {
         let [l0, l1, l2, l3, c0, c1, c2, c3] = header;
         let declared = u32::from_be_bytes([l0, l1, l2, l3]);
@@ -80,43 +78,37 @@ pub(crate) fn cancel_header(body: usize) -> [u8; HEADER_LENGTH] {
     header
 }
 
-/// A packet no PostgreSQL client sends.
+/// A packet that no PostgreSQL client sends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Malformed {
     /// Neither a request code nor protocol 3.
-    Code {
-        /// The code found.
-        code: u32,
-    },
-    /// A length outside what its kind of packet can have.
-    Length {
-        /// The length found.
-        declared: u32,
-    },
+    Code { code: u32 },
+    /// A length that this kind of packet cannot have.
+    Length { declared: u32 },
 }
 
 impl fmt::Display for Malformed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Code { code } => {
-                write!(f, "startup packet of protocol {}.{}, which is not PostgreSQL 3.x", code >> 16, code & 0xffff)
+                write!(f, "startup packet has protocol {}.{}, expected PostgreSQL 3.x", code >> 16, code & 0xffff)
             }
             Self::Length { declared } => {
-                write!(f, "startup packet of impossible length {declared}")
+                write!(f, "startup packet has invalid length {declared}")
             }
         }
     }
 }
 
-/// A FATAL ErrorResponse, after which the server closes. `state` is the five-character SQLSTATE.
+/// A FATAL ErrorResponse. `state` is the five-character SQLSTATE.
 ///
-/// Both severity fields are sent: `S` for every client, `V` (never translated) for those of 9.6 and later.
+/// The message has both severity fields: `S` for every client, and `V`, which is never translated, for clients since 9.6.
 pub(crate) fn fatal(state: &str, message: &str, hint: &str) -> Vec<u8> {
     let mut fields = Vec::with_capacity(64 + message.len() + hint.len());
     for (kind, text) in [(b'S', "FATAL"), (b'V', "FATAL"), (b'C', state), (b'M', message), (b'H', hint)] {
         if !text.is_empty() {
             fields.push(kind);
-            // A NUL would end the field early; no text of ours has one, and none may bring one in.
+            // A NUL would end the field early.
             fields.extend(text.bytes().filter(|byte| *byte != 0));
             fields.push(0);
         }
@@ -130,7 +122,7 @@ pub(crate) fn fatal(state: &str, message: &str, hint: &str) -> Vec<u8> {
     packet
 }
 
-/// What a client without TLS is told; its StartupMessage deserves an answer it can show.
+/// Answers a StartupMessage without TLS, so that the client can show the reason.
 pub(crate) fn speaks_tls_only() -> Vec<u8> {
     fatal(
         INVALID_AUTHORIZATION,
@@ -139,17 +131,17 @@ pub(crate) fn speaks_tls_only() -> Vec<u8> {
     )
 }
 
-/// What a client is told for whom there is no server that takes writes, or none that is ready. Its library may try again: libpq
-/// goes on to its next host.
+/// Answers a client when no server accepts writes, or none is ready. The client may retry: libpq tries its next host.
 pub(crate) fn try_again() -> Vec<u8> {
     fatal(CANNOT_CONNECT_NOW, "no server behind this proxy can take this connection now", "Connect again.")
 }
 
-/// SQLSTATE admin_shutdown: the session was good, and ends by decision of somebody else.
+/// SQLSTATE admin_shutdown: the session is terminated, and not because of an error.
 pub(crate) const ADMIN_SHUTDOWN: &str = "57P01";
-/// SQLSTATE invalid_authorization_specification: who or where the client is, is not acceptable.
+/// SQLSTATE invalid_authorization_specification: the source or the identity of the client is not trusted.
 pub(crate) const INVALID_AUTHORIZATION: &str = "28000";
-/// SQLSTATE cannot_connect_now: libpq and asyncpg try their next host, and pg_isready says that connections are rejected.
+/// SQLSTATE cannot_connect_now: libpq and asyncpg try their next host, and pg_isready reports that the server rejects
+/// connections.
 pub(crate) const CANNOT_CONNECT_NOW: &str = "57P03";
 /// SQLSTATE too_many_connections.
 pub(crate) const TOO_MANY_CONNECTIONS: &str = "53300";
@@ -160,7 +152,7 @@ const CANCEL_REQUEST: u32 = 80_877_102;
 const SSL_REQUEST: u32 = 80_877_103;
 const GSS_ENCRYPTION_REQUEST: u32 = 80_877_104;
 
-/// Process id (4 bytes) and secret key: 4 bytes in protocol 3.0, up to 256 from 3.2 on.
+/// Size in bytes of the process id (4) and the secret key: 4 in protocol 3.0, up to 256 since 3.2.
 pub(crate) const CANCEL_BODY: std::ops::RangeInclusive<usize> = 8..=260;
 
 #[cfg(test)]
@@ -177,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn every_known_packet_is_recognised() {
+    fn known_startup_packet_is_recognised() {
         assert_eq!(Packet::parse(header(8, 80_877_103)), Ok(Packet::Ssl));
         assert_eq!(Packet::parse(SSL_REQUEST_PACKET), Ok(Packet::Ssl));
         assert_eq!(Packet::parse(header(8, 80_877_104)), Ok(Packet::GssEncryption));
@@ -190,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn a_length_its_kind_cannot_have_is_refused() {
+    fn startup_packet_with_invalid_length_is_malformed() {
         for length in [0, 4, 7, 10_005, 0x7fff_ffff, u32::MAX] {
             assert_eq!(Packet::parse(header(length, 196_608)), Err(Malformed::Length { declared: length }));
         }
@@ -200,14 +192,14 @@ mod tests {
     }
 
     #[test]
-    fn a_code_that_is_neither_a_request_nor_protocol_3_is_refused() {
+    fn startup_packet_with_unknown_code_is_malformed() {
         for code in [0, 131_072, 80_877_105, u32::from_be_bytes(*b"GET ")] {
             assert_eq!(Packet::parse(header(8, code)), Err(Malformed::Code { code }));
         }
     }
 
     #[test]
-    fn an_error_response_is_laid_out_as_the_protocol_has_it() {
+    fn error_response_has_the_format_of_the_protocol() {
         let expected = b"E\x00\x00\x00\x26SFATAL\0VFATAL\0C28000\0Mno\0Hask us\0\0";
         let packet = fatal("28000", "n\0o", "ask us");
         assert_eq!(packet, expected);
@@ -216,7 +208,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_packet_is_believed_to_be_longer_than_the_limit(bytes in any::<[u8; 8]>()) {
+        fn parsed_packet_is_never_longer_than_the_maximum(bytes in any::<[u8; 8]>()) {
             if let Ok(Packet::Startup { body } | Packet::Cancel { body }) = Packet::parse(bytes) {
                 prop_assert!(body + HEADER_LENGTH <= MAX_PACKET_LENGTH);
             }

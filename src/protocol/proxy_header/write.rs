@@ -1,4 +1,4 @@
-//! What we tell an upstream of a connection before its first byte.
+//! Builds the PROXY header that announces a client to an upstream.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -8,12 +8,12 @@ use crate::protocol::proxy_header::{
     COMMAND_LOCAL, COMMAND_PROXY, PREFIX, SIGNATURE, TCP_OVER_IPV4, TCP_OVER_IPV6, UNSPECIFIED, VERSION_2,
 };
 
-/// Which version an upstream is told in.
+/// The version of the PROXY protocol at an upstream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Version {
-    /// A line of text, with the addresses and nothing else.
+    /// A line of text with the addresses only.
     V1,
-    /// A block of bytes, in which the client's TLS and its name have room too.
+    /// A binary header with the addresses, the TLS properties and the certificate name of the client.
     V2,
 }
 
@@ -26,18 +26,18 @@ impl fmt::Display for Version {
     }
 }
 
-/// A client, as the upstream is to know it.
+/// The client that a header announces.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct ProxyHeader<'a> {
-    /// Where the connection came from and went to. A client of a Unix socket has no addresses.
+    /// The addresses of the client's connection. A client of a Unix socket has none.
     pub addresses: Option<Addresses>,
-    /// The protocol agreed on by ALPN.
+    /// The protocol negotiated by ALPN.
     pub alpn: Option<&'a [u8]>,
-    /// The name the client asked for, by SNI.
+    /// The SNI of the client.
     pub server_name: Option<&'a str>,
-    /// The session's name in our own log.
+    /// The session id in the audit log.
     pub session: Option<&'a [u8]>,
-    /// The client's TLS, if it has any.
+    /// The TLS properties of the client's connection, if it uses TLS.
     pub tls: Option<Tls<'a>>,
 }
 
@@ -46,41 +46,40 @@ pub(crate) struct ProxyHeader<'a> {
 pub(crate) struct Addresses {
     /// The client.
     pub source: SocketAddr,
-    /// Where it connected to: the listener, or what the load balancer in front announced.
+    /// The address that the client connected to: the listener, or the address that the load balancer announced.
     pub destination: SocketAddr,
 }
 
-/// A client's TLS.
+/// The TLS properties of a client's connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Tls<'a> {
     /// Such as "TLSv1.3".
     pub version: &'a str,
-    /// The cipher suite's name.
+    /// The IANA name of the cipher suite.
     pub cipher: &'a str,
-    /// The client certificate it was let in with. One that is not good lets nobody in, so it is announced as verified.
+    /// The client certificate. An admitted client has a valid one or none, so it is announced as verified.
     pub certificate: Option<Certificate<'a>>,
 }
 
 /// A client certificate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Certificate<'a> {
-    /// The common name of its subject.
+    /// The common name of the subject.
     pub common_name: Option<&'a str>,
-    /// When the client showed it.
     pub shown: ShownIn,
 }
 
-/// When a client certificate was shown.
+/// The handshake in which a client presented its certificate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ShownIn {
     /// In the handshake of this connection.
     Now,
-    /// In an earlier one, which this connection resumes.
+    /// In an earlier handshake, which this connection resumes.
     Before,
 }
 
 impl ProxyHeader<'_> {
-    /// The header that tells the upstream, to be sent before all else.
+    /// The bytes of the header. They come first on the connection.
     pub(crate) fn header(&self, version: Version) -> Vec<u8> {
         match version {
             Version::V1 => line(self.addresses),
@@ -92,11 +91,11 @@ impl ProxyHeader<'_> {
         }
     }
 
-    /// In HAProxy's order, so that the two can be compared.
+    /// Appends the TLVs in HAProxy's order, so that tests can compare the bytes.
     fn push_vectors(&self, out: &mut Vec<u8>) {
-        push(out, ALPN, self.alpn, LONGEST_WORD);
-        push(out, AUTHORITY, printable(self.server_name), LONGEST_NAME);
-        push(out, UNIQUE_ID, self.session, LONGEST_UNIQUE_ID);
+        push(out, ALPN, self.alpn, MAX_WORD);
+        push(out, AUTHORITY, printable(self.server_name), MAX_NAME);
+        push(out, UNIQUE_ID, self.session, MAX_UNIQUE_ID);
         if let Some(tls) = &self.tls {
             push(out, SSL, Some(&tls.value()), usize::MAX);
         }
@@ -113,15 +112,15 @@ impl Tls<'_> {
         let mut value = vec![client];
         value.extend(verify.to_be_bytes());
         let common_name = self.certificate.and_then(|certificate| certificate.common_name);
-        push(&mut value, SSL_VERSION, printable(Some(self.version)), LONGEST_WORD);
-        push(&mut value, SSL_CN, printable(common_name), LONGEST_NAME);
-        push(&mut value, SSL_CIPHER, printable(Some(self.cipher)), LONGEST_WORD);
+        push(&mut value, SSL_VERSION, printable(Some(self.version)), MAX_WORD);
+        push(&mut value, SSL_CN, printable(common_name), MAX_NAME);
+        push(&mut value, SSL_CIPHER, printable(Some(self.cipher)), MAX_WORD);
         value
     }
 }
 
-/// The header for a connection of our own, which asks whether the upstream is there. Version 2 has a word for that, LOCAL;
-/// in version 1 it is UNKNOWN, by which the receiver takes the connection's own addresses too.
+/// The header for a health check, which has no client: LOCAL in version 2, UNKNOWN in version 1. Both make the receiver use
+/// the address of the connection.
 pub(crate) fn own_header(version: Version) -> Vec<u8> {
     match version {
         Version::V1 => line(None),
@@ -135,15 +134,15 @@ fn line(addresses: Option<Addresses>) -> Vec<u8> {
         None => "PROXY UNKNOWN\r\n".to_owned(),
         Some(Pair { source, destination, ports: [from, to] }) => {
             let family = if source.is_ipv4() { "TCP4" } else { "TCP6" };
-            format!("PROXY {family} {} {} {from} {to}\r\n", spelled(source), spelled(destination))
+            format!("PROXY {family} {} {} {from} {to}\r\n", to_hex_text(source), to_hex_text(destination))
         }
     };
     text.into_bytes()
 }
 
-/// An address in the letters that version 1 has: an IPv6 address is made of hexadecimal groups only, where the standard
-/// library, and some senders, write a mapped one's end as an IPv4 address.
-fn spelled(address: IpAddr) -> String {
+/// An address in version 1 format. The specification allows hexadecimal groups only, but the standard library writes the end
+/// of an IPv4-mapped address as an IPv4 address.
+fn to_hex_text(address: IpAddr) -> String {
     match address {
         IpAddr::V6(mapped) if mapped.to_ipv4_mapped().is_some() => {
             let [.., high, low] = mapped.segments();
@@ -153,10 +152,10 @@ fn spelled(address: IpAddr) -> String {
     }
 }
 
-/// Version 2: command and family, and the addresses laid out as the family has them.
+/// Version 2: command, family, and the addresses in the format of the family.
 ///
-/// A client without addresses comes as LOCAL. The specification would have it as PROXY of an unspecified family too, but
-/// lets a receiver refuse that, and HAProxy does; LOCAL it has to take. What else is said of the client follows all the same.
+/// A client without addresses is announced as LOCAL, with its TLVs. The specification also allows PROXY with an unspecified
+/// family, but a receiver may reject that, and HAProxy does. Every receiver has to accept LOCAL.
 fn block(addresses: Option<Addresses>) -> (u8, u8, Vec<u8>) {
     let Some(Pair { source, destination, ports }) = addresses.map(Pair::from) else {
         return (COMMAND_LOCAL, UNSPECIFIED, Vec::new());
@@ -174,9 +173,9 @@ fn block(addresses: Option<Addresses>) -> (u8, u8, Vec<u8>) {
 
 /// Two addresses of one family.
 ///
-/// A header has room for one family, but behind a load balancer that changes it a client may have another than the place it
-/// connected to. Then both are written as IPv6, the IPv4 one mapped (RFC 4291 §2.5.5.2): so does HAProxy, and who reads it
-/// can have the IPv4 address back. UNKNOWN would lose the client.
+/// A header has one address family. Behind a load balancer that converts between families, the client's address and the
+/// destination may differ in it. Then both are written as IPv6, with the IPv4 address mapped (RFC 4291 §2.5.5.2), as HAProxy
+/// does. UNKNOWN would lose the client's address.
 struct Pair {
     source: IpAddr,
     destination: IpAddr,
@@ -211,20 +210,20 @@ fn with_prefix(command: u8, family: u8, rest: &[u8]) -> Vec<u8> {
     header
 }
 
-/// Appends a type-length-value, unless there is nothing to say. What is too long is left out and not cut: the beginning of a
-/// name is another name.
-fn push(out: &mut Vec<u8>, kind: u8, value: Option<&[u8]>, longest: usize) {
+/// Appends a TLV unless its value is empty. A value that is too long is omitted and not cut, because a cut name is another
+/// name.
+fn push(out: &mut Vec<u8>, kind: u8, value: Option<&[u8]>, max: usize) {
     let value = value.unwrap_or_default();
     let Ok(length) = u16::try_from(value.len()) else { return };
-    if !value.is_empty() && value.len() <= longest {
+    if !value.is_empty() && value.len() <= max {
         out.push(kind);
         out.extend(length.to_be_bytes());
         out.extend(value);
     }
 }
 
-/// A text from a certificate or a hello, if it can be shown. With a NUL in it a receiver in C would read another, shorter
-/// name.
+/// A text from a certificate or a ClientHello, if it has no control characters. A receiver in C would read a text with a NUL as
+/// a shorter name.
 fn printable(text: Option<&str>) -> Option<&[u8]> {
     text.filter(|text| !text.contains(char::is_control)).map(str::as_bytes)
 }
@@ -244,15 +243,15 @@ const CLIENT_CERT_SESS: u8 = 0x04;
 const VERIFIED: u32 = 0;
 const NOT_VERIFIED: u32 = 1;
 
-/// The specification's limit.
-const LONGEST_UNIQUE_ID: usize = 128;
+/// Maximum size in bytes, from the specification.
+const MAX_UNIQUE_ID: usize = 128;
 
-/// For what is nobody's own: protocols and cipher suites. Receivers read a header at once, so all of it has to fit the
-/// smallest segment there is, which carries 1,220 bytes.
-const LONGEST_WORD: usize = 64;
+/// Maximum size of protocol and cipher suite names in bytes. Receivers read a header at once, so all of it has to fit the
+/// smallest TCP segment, which carries 1,220 bytes.
+const MAX_WORD: usize = 64;
 
-/// A DNS name has no more, and a common name that has is not known in practice.
-const LONGEST_NAME: usize = 255;
+/// Maximum size of a name in bytes. DNS names are not longer, nor are common names in practice.
+const MAX_NAME: usize = 255;
 
 #[cfg(test)]
 mod tests {
@@ -265,7 +264,7 @@ mod tests {
         Some(Addresses { source: source.parse().unwrap(), destination: destination.parse().unwrap() })
     }
 
-    fn announcement(addresses: Option<Addresses>) -> ProxyHeader<'static> {
+    fn header_for(addresses: Option<Addresses>) -> ProxyHeader<'static> {
         ProxyHeader { addresses, ..ProxyHeader::default() }
     }
 
@@ -273,12 +272,12 @@ mod tests {
         String::from_utf8(bytes).unwrap()
     }
 
-    /// As `haproxy` 2.6 sent it with `send-proxy-v2-ssl-cn` and the options `authority,ssl-cipher,unique-id`.
+    /// Recorded from `haproxy` 2.6 with `send-proxy-v2-ssl-cn` and the options `authority,ssl-cipher,unique-id`.
     const FROM_HAPROXY: &[u8] = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x66\x7f\0\0\x01\x7f\0\0\x01\x9b\xbc\x46\x52\
         \x01\0\x0apostgresql\x02\0\x0adb.example\x05\0\x09sess-0001\
         \x20\0\x31\x07\0\0\0\0\x21\0\x07TLSv1.3\x22\0\x06app-\xc3\xbc\x23\0\x16TLS_AES_256_GCM_SHA384";
 
-    fn as_haproxy_had_it() -> ProxyHeader<'static> {
+    fn haproxy_header() -> ProxyHeader<'static> {
         ProxyHeader {
             addresses: between("127.0.0.1:39868", "127.0.0.1:18002"),
             alpn: Some(b"postgresql"),
@@ -293,17 +292,17 @@ mod tests {
     }
 
     #[test]
-    fn version_2_is_to_the_byte_what_haproxy_sends() {
-        assert_eq!(as_haproxy_had_it().header(Version::V2), FROM_HAPROXY);
-        let plain = announcement(between("[::1]:59278", "[::1]:18006")).header(Version::V2);
+    fn v2_header_equals_that_of_haproxy() {
+        assert_eq!(haproxy_header().header(Version::V2), FROM_HAPROXY);
+        let plain = header_for(between("[::1]:59278", "[::1]:18006")).header(Version::V2);
         let mut expected = b"\r\n\r\n\0\r\nQUIT\n\x21\x21\0\x24".to_vec();
         expected.extend([&[0; 15][..], b"\x01", &[0; 15], b"\x01\xe7\x8e\x46\x56"].concat());
         assert_eq!(plain, expected);
     }
 
     #[test]
-    fn version_1_is_the_line_of_the_specification() {
-        let v1 = |addresses| text(announcement(addresses).header(Version::V1));
+    fn v1_header_is_the_line_of_the_specification() {
+        let v1 = |addresses| text(header_for(addresses).header(Version::V1));
         let line = v1(between("192.168.0.1:56324", "192.168.0.11:443"));
         assert_eq!(line, "PROXY TCP4 192.168.0.1 192.168.0.11 56324 443\r\n");
         assert_eq!(v1(between("[::1]:54502", "[::1]:18004")), "PROXY TCP6 ::1 ::1 54502 18004\r\n");
@@ -313,30 +312,30 @@ mod tests {
     }
 
     #[test]
-    fn a_client_of_another_family_is_written_in_ipv6_and_keeps_its_address() {
-        let mixed = announcement(between("10.1.2.3:1", "[2001:db8::1]:2"));
+    fn addresses_of_two_families_are_written_as_ipv6() {
+        let mixed = header_for(between("10.1.2.3:1", "[2001:db8::1]:2"));
         assert_eq!(text(mixed.header(Version::V1)), "PROXY TCP6 ::ffff:a01:203 2001:db8::1 1 2\r\n");
-        let mixed = announcement(between("[2001:db8::1]:2", "10.1.2.3:1"));
+        let mixed = header_for(between("[2001:db8::1]:2", "10.1.2.3:1"));
         assert_eq!(text(mixed.header(Version::V1)), "PROXY TCP6 2001:db8::1 ::ffff:a01:203 2 1\r\n");
-        // The ends of a dual-stack socket.
-        let mapped = announcement(between("[::ffff:10.1.2.3]:1", "[::ffff:10.0.0.1]:2"));
+        // From a dual-stack socket.
+        let mapped = header_for(between("[::ffff:10.1.2.3]:1", "[::ffff:10.0.0.1]:2"));
         assert_eq!(text(mapped.header(Version::V1)), "PROXY TCP4 10.1.2.3 10.0.0.1 1 2\r\n");
     }
 
     #[test]
-    fn a_connection_of_our_own_is_local_or_unknown() {
+    fn health_check_header_is_local_or_unknown() {
         assert_eq!(own_header(Version::V2), b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0");
         assert_eq!(text(own_header(Version::V1)), "PROXY UNKNOWN\r\n");
     }
 
     #[test]
-    fn a_client_without_addresses_keeps_what_else_is_known_of_it() {
-        let header = ProxyHeader { session: Some(b"7"), ..announcement(None) }.header(Version::V2);
+    fn client_without_addresses_is_local_with_its_tlvs() {
+        let header = ProxyHeader { session: Some(b"7"), ..header_for(None) }.header(Version::V2);
         assert_eq!(header, b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\x04\x05\0\x017");
     }
 
     #[test]
-    fn a_resumed_certificate_and_none_at_all_are_told_apart() {
+    fn resumed_certificate_and_no_certificate_have_different_flags() {
         let tls = |certificate| Tls { version: "TLSv1.2", cipher: "X", certificate }.value();
         let before = Certificate { common_name: None, shown: ShownIn::Before };
         assert_eq!(tls(Some(before)), b"\x05\0\0\0\0\x21\0\x07TLSv1.2\x23\0\x01X");
@@ -344,11 +343,11 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_cannot_be_told_whole_is_not_told() {
+    fn name_that_is_too_long_or_not_printable_is_omitted() {
         for name in ["admin\0x", "a\r\nb", &"x".repeat(256), ""] {
             let certificate = Some(Certificate { common_name: Some(name), shown: ShownIn::Now });
             let tls = Some(Tls { version: "TLSv1.3", cipher: "X", certificate });
-            let header = ProxyHeader { server_name: Some(name), tls, ..announcement(None) }.header(Version::V2);
+            let header = ProxyHeader { server_name: Some(name), tls, ..header_for(None) }.header(Version::V2);
             let expected = b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\x16\x20\0\x13\x07\0\0\0\0\x21\0\x07TLSv1.3\x23\0\x01X";
             assert_eq!(header, expected, "{name:?}");
         }
@@ -361,7 +360,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_is_announced_fits_a_segment_and_is_read_again_from_any_cut(
+        fn any_header_fits_a_segment_and_is_read_back_from_any_chunks(
             ends in prop::option::of((any_socket(), any_socket())),
             alpn in prop::option::of(prop::collection::vec(any::<u8>(), 0..300)),
             names in prop::collection::vec(prop_oneof![".{0,300}", "[a-z]{1,64}", "[a-z]{250,260}"], 4),
@@ -372,14 +371,14 @@ mod tests {
         ) {
             let [server_name, common_name, tls_version, cipher] = &names[..] else { unreachable!() };
             let certificate = shown.map(|shown| Certificate { common_name: Some(common_name), shown });
-            let announcement = ProxyHeader {
+            let header_for = ProxyHeader {
                 addresses: ends.map(|(from, destination)| Addresses { source: from, destination }),
                 alpn: alpn.as_deref(),
                 server_name: Some(server_name),
                 session: session.as_deref(),
                 tls: Some(Tls { version: tls_version, cipher, certificate }),
             };
-            let header = announcement.header(version);
+            let header = header_for.header(version);
             prop_assert!(header.len() <= 1220);
             for cut in 0..header.len() {
                 let Progress::More { at_least } = read(&header[..cut]) else {
@@ -393,7 +392,7 @@ mod tests {
             prop_assert_eq!(length, header.len());
             let read = match announced {
                 AnnouncedAddress::Client { source, destination } => Some((canonical(source), canonical(destination))),
-                AnnouncedAddress::Balancer => None,
+                AnnouncedAddress::Proxy => None,
             };
             prop_assert_eq!(read, ends.map(|(from, to)| (canonical(from), canonical(to))));
         }

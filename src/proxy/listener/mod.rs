@@ -142,9 +142,9 @@ impl Listeners {
         self.shields.due().await;
     }
 
-    /// Raises and lowers shields by how many strangers come.
+    /// Activates and deactivates shields by the number of untrusted connections.
     pub(crate) fn look(&mut self, snapshot: &Snapshot) {
-        self.with_shields(|shields, _| shields.look(snapshot));
+        self.with_shields(|shields, _| shields.check(snapshot));
     }
 
     /// How many connections there is room for.

@@ -49,7 +49,7 @@ pub(crate) async fn hear(stream: AcceptedSocket) -> Result<(Socket, AnnouncedAdd
             Ok((Socket::Tcp(stream), announced))
         }
         // Nobody at a Unix socket has an address, and so nobody there is a balancer.
-        socket @ Socket::Unix(_) => Ok((socket, AnnouncedAddress::Balancer)),
+        socket @ Socket::Unix(_) => Ok((socket, AnnouncedAddress::Proxy)),
     }
 }
 

@@ -16,7 +16,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::outcome::{Outcome, Reason};
 use crate::protocol::farewell::farewell_message;
-use crate::protocol::postgres::startup::{QUESTION, ServerRole, StartupStep, Withhold};
+use crate::protocol::postgres::startup::{RECOVERY_QUERY, ServerRole, StartupStep, Withhold};
 use crate::protocol::{Protocol, Target, postgres};
 use crate::proxy::phase::authorize::AuthorizedClient;
 use crate::proxy::phase::close::Close;
@@ -180,7 +180,7 @@ impl StartupProbe {
                 return Some(ProbeResult::EndpointError(endpoint_error, None));
             }
             StartupStep::Lost if repeatable => return Some(unresponsive("what answers is no PostgreSQL server")),
-            StartupStep::Spoilt => return Some(unresponsive("it did not say whether it is a primary")),
+            StartupStep::Aborted => return Some(unresponsive("it did not say whether it is a primary")),
             // What a refusal says is for the client; and one that does not tell its role may be what is wanted.
             StartupStep::Role(role @ (ServerRole::Primary | ServerRole::Unknown)) => {
                 self.startup.release();
@@ -196,7 +196,7 @@ impl StartupProbe {
             return Some(ProbeResult::ClientLost(error));
         }
         if step == StartupStep::Ask {
-            return send(&mut connected.stream, QUESTION).await.err().map(|error| self.lost(&error));
+            return send(&mut connected.stream, RECOVERY_QUERY).await.err().map(|error| self.lost(&error));
         }
         None
     }

@@ -117,7 +117,7 @@ pub(crate) fn dns_sources(policy: &ListenerPolicy, host_cache: &HostCache) -> Ve
             "resolved_at": status.good.map(|(_, at)| seconds(at)),
             "stale": status.failure.is_some(),
             "error": status.failure.as_ref().map(printable::field),
-            "next_lookup_at": status.next_look.map(seconds),
+            "next_lookup_at": status.next_lookup.map(seconds),
         })
     });
     sources.collect()

@@ -1,8 +1,8 @@
-//! The register of live connections: who is in, by what, and a way to show each of them out.
+//! The registry of live connections, with the authorization of each session and a way to terminate it.
 //!
-//! A connection signs in when it is accepted and signs out by dropping its [`ConnectionGuard`]. Whoever wants it to end says so
-//! here; the connection hears it at its next wake-up, wherever in its life it is. So that an open session can be judged
-//! again without asking it, what it was let in by stands here too.
+//! A connection is registered when it is accepted, and removed when its [`ConnectionGuard`] is dropped. A request to
+//! terminate it takes effect at its next wake-up, in any phase. The registry holds the authorization, so that a session is
+//! judged again without waking it.
 
 pub(crate) mod state;
 
@@ -22,17 +22,17 @@ use crate::session::registry::state::SessionState;
 #[derive(Debug, Default)]
 pub struct ConnectionRegistry {
     entries: Mutex<Entries>,
-    /// Told when the last one leaves.
+    /// Notified when the last connection is removed.
     empty: Notify,
-    /// Told when a session comes that has to be judged again sooner than all others.
-    sooner: Notify,
+    /// Notified when a session has to be judged again earlier than all others.
+    earlier: Notify,
 }
 
 #[derive(Debug, Default)]
 struct Entries {
     next_id: u64,
     connections: HashMap<u64, Arc<LiveConnection>>,
-    /// When which session has to be judged again.
+    /// The times at which sessions have to be judged again.
     due: BTreeSet<(OffsetDateTime, u64)>,
 }
 
@@ -41,38 +41,37 @@ struct Entries {
 pub struct LiveConnection {
     id: u64,
     listener: Arc<str>,
-    /// Whose socket it is.
+    /// The peer of its socket.
     from: ClientAddr,
-    /// Whom that speaks for, where it is a load balancer's.
+    /// The client that the peer announced, if the peer is a load balancer.
     client: OnceLock<ClientAddr>,
     session: Mutex<Option<Arc<Session>>>,
     progress: Progress,
     shutdown: ShutdownSignal,
 }
 
-/// A connection whose client was confirmed. It is listed as a session once its bytes are relayed.
+/// An authorized connection. It is listed as a session once its bytes are relayed.
 #[derive(Clone, Debug)]
 pub struct Session {
-    /// What it was let in by.
     pub authorization: Authorization,
 }
 
-/// One connection's entry in the register; gone when dropped.
+/// The registration of a connection, which ends when it is dropped.
 #[derive(Debug)]
 pub struct ConnectionGuard {
     live: Arc<LiveConnection>,
     registry: Arc<ConnectionRegistry>,
 }
 
-/// The way one connection is shown out.
+/// The request to terminate a connection.
 #[derive(Debug, Default)]
 struct ShutdownSignal {
-    ending: OnceLock<Box<Outcome>>,
+    outcome: OnceLock<Box<Outcome>>,
     notify: Notify,
 }
 
 impl ConnectionRegistry {
-    /// Enters a connection.
+    /// Registers a connection.
     pub fn enter(self: &Arc<Self>, listener: Arc<str>, from: ClientAddr) -> ConnectionGuard {
         let mut entries = self.entries();
         entries.next_id += 1;
@@ -90,22 +89,22 @@ impl ConnectionRegistry {
         ConnectionGuard { live, registry: Arc::clone(self) }
     }
 
-    /// How many there are.
+    /// The number of live connections.
     pub fn count(&self) -> usize {
         self.entries().connections.len()
     }
 
-    /// All that there are, in no order.
+    /// All live connections, in no particular order.
     pub fn all(&self) -> Vec<Arc<LiveConnection>> {
         self.entries().connections.values().cloned().collect()
     }
 
-    /// The one of this number.
+    /// The connection with this id.
     pub fn find(&self, id: u64) -> Option<Arc<LiveConnection>> {
         self.entries().connections.get(&id).cloned()
     }
 
-    /// The sessions that have to be judged again by `now`. Each is named once, unless it is [renewed](Self::renew).
+    /// The sessions that have to be judged again by `now`. Each is returned once, unless it is [renewed](Self::renew).
     pub fn take_pending(&self, now: OffsetDateTime) -> Vec<Arc<LiveConnection>> {
         let mut entries = self.entries();
         let later = entries.due.split_off(&(now, u64::MAX));
@@ -118,14 +117,14 @@ impl ConnectionRegistry {
         self.entries().due.first().map(|(at, _)| *at)
     }
 
-    /// Returns when that may be sooner than it was.
+    /// Returns when [`next_due`](Self::next_due) may have become earlier.
     pub async fn due_earlier(&self) {
-        self.sooner.notified().await;
+        self.earlier.notified().await;
     }
 
-    /// Notes what an open session is let in by from now on.
+    /// Replaces the authorization of a session.
     pub fn renew(&self, live: &LiveConnection, authorization: Authorization) {
-        // Most are let in by what they were let in by before, and then nobody has to wait for the register.
+        // Most sessions keep their authorization and need no lock on the registry.
         if live.session().is_some_and(|session| !session.authorization.is_same_as(&authorization)) {
             self.set(live, Session { authorization });
         }
@@ -138,21 +137,21 @@ impl ConnectionRegistry {
         }
     }
 
-    /// Returns when nobody is left.
+    /// Returns when no connection is left.
     pub async fn drained(&self) {
         loop {
-            let last_left = self.empty.notified();
+            let emptied = self.empty.notified();
             if self.count() == 0 {
                 return;
             }
-            last_left.await;
+            emptied.await;
         }
     }
 
     fn set(&self, live: &LiveConnection, session: Session) {
         let mut entries = self.entries();
         if !entries.connections.contains_key(&live.id) {
-            // It has left meanwhile.
+            // The connection has ended meanwhile.
             return;
         }
         let until = session.authorization.until();
@@ -163,7 +162,7 @@ impl ConnectionRegistry {
         if let Some(until) = until {
             entries.due.insert((until, live.id));
             if entries.due.first() == Some(&(until, live.id)) {
-                self.sooner.notify_one();
+                self.earlier.notify_one();
             }
         }
     }
@@ -174,34 +173,31 @@ impl ConnectionRegistry {
 }
 
 impl LiveConnection {
-    /// Its number, unique within this process.
+    /// The session id, unique within this process.
     pub fn id(&self) -> u64 {
         self.id
     }
 
-    /// The listener it came to.
     pub fn listener(&self) -> &Arc<str> {
         &self.listener
     }
 
-    /// Where it comes from.
     pub fn client(&self) -> ClientAddr {
         self.client.get().copied().unwrap_or(self.from)
     }
 
-    /// Where it comes from, and by whose word.
     pub fn origin(&self) -> ClientOrigin {
         ClientOrigin { client: self.client(), via: self.client.get().map(|_| self.from) }
     }
 
-    /// What the policy has to judge it by; nothing while it is on its way in, nor once it only sees its client off.
+    /// The session that the policy has to judge. `None` before the client is authorized, and while the connection closes.
     pub fn session(&self) -> Option<Arc<Session>> {
         if self.state() == Some(SessionState::Closing) { None } else { self.current().clone() }
     }
 
-    /// Asks it to end. The first ending counts.
-    pub fn end(&self, ending: Outcome) {
-        let _ = self.shutdown.ending.set(Box::new(ending));
+    /// Requests its end. Only the first outcome counts.
+    pub fn end(&self, outcome: Outcome) {
+        let _ = self.shutdown.outcome.set(Box::new(outcome));
         self.shutdown.notify.notify_waiters();
     }
 
@@ -211,33 +207,33 @@ impl LiveConnection {
 }
 
 impl ConnectionGuard {
-    /// The connection's number, unique within this process.
+    /// The session id, unique within this process.
     pub fn id(&self) -> u64 {
         self.live.id
     }
 
-    /// The socket is a load balancer's, and this is the client it speaks for, if only itself.
+    /// Sets the client that the peer, a load balancer, has announced. It may be the load balancer itself.
     pub fn set_client(&self, client: ClientAddr) {
         let _ = self.live.client.set(client);
     }
 
-    /// It may be a session, let in by this. From here on it is judged again when the policy or the time has changed; so
-    /// whoever calls this has to look at the policy once more behind it.
+    /// Makes the connection a session with this authorization. From now on it is judged again when the policy or the time
+    /// changes. The caller has to check the policy once more after the call.
     pub fn activate(&self, authorization: Authorization) {
         self.registry.set(&self.live, Session { authorization });
     }
 
-    /// What it was last let in by, if anything.
+    /// The present authorization, if there is one.
     pub fn session(&self) -> Option<Arc<Session>> {
         self.live.current().clone()
     }
 
-    /// Returns when the connection has to end, with the ending.
+    /// Returns the outcome when the connection has to end.
     pub async fn terminated(&self) -> Outcome {
         loop {
             let notify = self.live.shutdown.notify.notified();
-            if let Some(ending) = self.live.shutdown.ending.get() {
-                return (**ending).clone();
+            if let Some(outcome) = self.live.shutdown.outcome.get() {
+                return (**outcome).clone();
             }
             notify.await;
         }
@@ -278,7 +274,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn everybody_is_told_to_leave_and_the_register_knows_when_they_have() {
+    async fn terminated_connections_drain_the_registry() {
         let registry = Arc::new(ConnectionRegistry::default());
         registry.drained().await;
         let (first, second) = (enter(&registry), enter(&registry));
@@ -297,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn a_session_is_due_when_what_it_was_let_in_by_ends_and_not_before_nor_twice() {
+    fn session_is_due_once_when_its_authorization_expires() {
         let registry = Arc::new(ConnectionRegistry::default());
         let now = OffsetDateTime::UNIX_EPOCH;
         let ids = |at: OffsetDateTime| registry.take_pending(at).iter().map(|live| live.id()).collect::<Vec<_>>();
@@ -310,18 +306,18 @@ mod tests {
         assert_eq!(ids(now + Duration::MINUTE), [soon.id()]);
         assert_eq!(ids(now + Duration::MINUTE), [0_u64; 0]);
 
-        // Another rule lets it in now.
+        // Another rule admits it now.
         registry.renew(&registry.find(soon.id()).unwrap(), until(now + Duration::DAY));
         assert_eq!(ids(now + Duration::HOUR), [later.id()]);
         assert_eq!(registry.next_due(), Some(now + Duration::DAY));
         drop(soon);
-        assert_eq!(registry.next_due(), None, "who has left is not waited for");
+        assert_eq!(registry.next_due(), None, "a removed connection is not due");
 
         let closing = enter(&registry);
         closing.activate(until(now + Duration::DAY));
         closing.mark_open();
         closing.mark_closing();
         drop(closing);
-        assert_eq!(registry.next_due(), None, "nor who was closing when it left");
+        assert_eq!(registry.next_due(), None, "nor one that was closing");
     }
 }

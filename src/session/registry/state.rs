@@ -1,6 +1,6 @@
-//! What is shown of a session: since when it is open, and whether it is ending.
+//! The listed state of a session: when it was opened, and whether it is half-closed or closing.
 //!
-//! The connection notes each change itself, once; whoever lists sessions reads it. Relaying a byte touches none of it.
+//! The connection records each change once. Relaying bytes does not touch the state.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU8, Ordering};
@@ -10,54 +10,49 @@ use time::OffsetDateTime;
 use crate::outcome::Reason;
 use crate::session::registry::{ConnectionGuard, ConnectionRegistry, LiveConnection, Session};
 
-/// Where a session is in its life.
+/// The state of a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SessionState {
     /// Bytes pass in both directions.
     Open,
     /// One side has ended its direction, and the other may still send.
     HalfClosed(ClosedSide),
-    /// Nothing goes to the upstream any more. The client is sent what is left for it, and its own end is awaited for a
-    /// few seconds.
+    /// No more bytes go to the upstream. The client receives the remaining bytes, and has a few seconds to close.
     Closing,
 }
 
 /// The side that ended its direction of a half-closed session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ClosedSide {
-    /// The client sends nothing more.
     Client,
-    /// The upstream sends nothing more.
     Upstream,
 }
 
-/// A session as it is listed.
+/// A session in `sessions list`.
 #[derive(Clone, Debug)]
 pub struct SessionInfo {
-    /// Where it is in its life.
     pub state: SessionState,
-    /// When its upstream had been reached and bytes began to be relayed.
+    /// When the upstream was reached and relaying began.
     pub opened_at: OffsetDateTime,
-    /// What it was let in by.
     pub session: Arc<Session>,
 }
 
-/// What a connection has noted of its life as a session.
+/// The recorded state of a connection.
 #[derive(Debug, Default)]
 pub(crate) struct Progress {
-    /// [`NO_SESSION`] until it is one.
+    /// [`NO_SESSION`] until it becomes a session.
     state: AtomicU8,
-    /// In seconds since 1970, which is all that is shown.
+    /// Seconds since 1970, the precision of the list.
     opened_at: AtomicI64,
 }
 
 impl SessionState {
-    /// Whether bytes may still pass between client and upstream: then the session uses what it was let in by.
+    /// Whether bytes may still pass between client and upstream, so that the session uses its authorization.
     pub const fn is_relaying(self) -> bool {
         !matches!(self, Self::Closing)
     }
 
-    /// The stable word for it.
+    /// The stable code in JSON.
     pub const fn code(self) -> &'static str {
         match self {
             Self::Open => "open",
@@ -66,7 +61,7 @@ impl SessionState {
         }
     }
 
-    /// The side that ended its direction, where only one has.
+    /// The side that ended its direction, if only one has.
     pub const fn half_closed_by(self) -> Option<&'static str> {
         match self {
             Self::HalfClosed(ClosedSide::Client) => Some("client"),
@@ -96,14 +91,14 @@ impl SessionState {
 }
 
 impl ClosedSide {
-    /// The side that `reason` names as the first to end.
+    /// The side that ended first, by the reason of its end.
     pub const fn of(reason: Reason) -> Self {
         if matches!(reason, Reason::UpstreamClosed) { Self::Upstream } else { Self::Client }
     }
 }
 
 impl ConnectionRegistry {
-    /// How many sessions there are between which and their upstream bytes may still pass.
+    /// The number of sessions whose bytes may still pass.
     pub fn relaying(&self) -> usize {
         let is_relaying = |live: &Arc<LiveConnection>| live.state().is_some_and(SessionState::is_relaying);
         self.entries().connections.values().filter(|live| is_relaying(live)).count()
@@ -111,15 +106,14 @@ impl ConnectionRegistry {
 }
 
 impl LiveConnection {
-    /// Where it is in its life as a session. Nothing while it is on its way to its upstream, and nothing if it was refused,
-    /// however long it takes to tell the client.
+    /// The state of the session. `None` before the upstream is reached, and for a denied connection until its end.
     pub fn state(&self) -> Option<SessionState> {
         let noted = SessionState::of(self.progress.state.load(Ordering::Acquire))?;
-        // Who is told to end does so at its next wake-up, before another byte.
-        Some(if self.shutdown.ending.get().is_some() { SessionState::Closing } else { noted })
+        // A terminated connection ends at its next wake-up, before it relays another byte.
+        Some(if self.shutdown.outcome.get().is_some() { SessionState::Closing } else { noted })
     }
 
-    /// The session that it is, or was until it began to close.
+    /// The session for the list, also while it is closing.
     pub fn listed(&self) -> Option<SessionInfo> {
         let state = self.state()?;
         let opened_at = OffsetDateTime::from_unix_timestamp(self.progress.opened_at.load(Ordering::Relaxed)).ok()?;
@@ -128,19 +122,19 @@ impl LiveConnection {
 }
 
 impl ConnectionGuard {
-    /// Notes that the upstream is reached and that bytes are relayed from now on.
+    /// Records that the upstream is reached and relaying begins.
     pub fn mark_open(&self) {
         let now = OffsetDateTime::now_utc().unix_timestamp();
         self.live.progress.opened_at.store(now, Ordering::Relaxed);
         self.mark(SessionState::Open);
     }
 
-    /// Notes that one side has ended its direction.
+    /// Records that one side has ended its direction.
     pub fn mark_half_closed(&self, by: ClosedSide) {
         self.mark(SessionState::HalfClosed(by));
     }
 
-    /// Notes that nothing is relayed any more, and that only the client is still to be seen off.
+    /// Records that relaying has ended and the client is being closed.
     pub fn mark_closing(&self) {
         self.mark(SessionState::Closing);
     }
@@ -150,7 +144,7 @@ impl ConnectionGuard {
     }
 }
 
-/// The number of what is not listed.
+/// The number of a connection that is not listed.
 const NO_SESSION: u8 = 0;
 
 #[cfg(test)]
@@ -166,12 +160,12 @@ mod tests {
     }
 
     #[test]
-    fn connection_that_has_not_reached_its_upstream_is_judged_and_not_listed() {
+    fn connection_before_its_upstream_is_judged_and_not_listed() {
         let registry = Arc::new(ConnectionRegistry::default());
         let (guard, live) = enter(&registry);
         assert!(live.listed().is_none() && live.session().is_none());
         guard.activate(Authorization::default());
-        assert!(live.listed().is_none(), "it may be refused still");
+        assert!(live.listed().is_none(), "it may still be denied");
         assert!(live.session().is_some(), "a new policy could not end it");
         live.end(Reason::SourceRevoked.into());
         assert_eq!(live.state(), None);
@@ -179,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn session_is_listed_with_its_state_until_it_is_gone() {
+    fn session_is_listed_with_its_state_until_it_ends() {
         let registry = Arc::new(ConnectionRegistry::default());
         let (guard, live) = enter(&registry);
         guard.activate(Authorization::default());
@@ -204,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn session_that_was_told_to_end_is_closing_at_once() {
+    fn terminated_session_is_closing_at_once() {
         let registry = Arc::new(ConnectionRegistry::default());
         let (guard, live) = enter(&registry);
         guard.activate(Authorization::default());
@@ -212,12 +206,12 @@ mod tests {
         live.end(Reason::ClosedByAdmin.into());
         assert_eq!(live.state(), Some(SessionState::Closing));
         guard.mark_half_closed(ClosedSide::Client);
-        assert_eq!(live.state(), Some(SessionState::Closing), "it cannot become more than that");
+        assert_eq!(live.state(), Some(SessionState::Closing), "a later state does not replace it");
         assert_eq!(registry.relaying(), 0);
     }
 
     #[test]
-    fn state_is_read_as_it_was_noted() {
+    fn state_survives_its_encoding() {
         let states = [
             SessionState::Open,
             SessionState::HalfClosed(ClosedSide::Client),

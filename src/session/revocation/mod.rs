@@ -1,17 +1,16 @@
-//! Ends the sessions that the policy in force would no longer admit, and no others.
+//! Ends exactly the sessions that the policy in force no longer admits.
 //!
-//! Every session is judged again when a new policy is in force, and each by itself when what it was admitted by expires: a rule,
-//! a certificate, a revocation list. Both happen on threads of their own and beside each other, so no session waits for a pass
-//! over all of them.
+//! All sessions are judged again when a new policy comes into force. A session is also judged when its rule, its certificate or
+//! a revocation list expires. Both run on separate threads at the same time, so no session waits for a pass over all others.
 //!
-//! A client chooses what its sessions cost, so a pass judges them in an order that gives nobody an advantage:
+//! A client chooses what its sessions cost, so a pass judges them in an order that favours no client:
 //!
-//! 1. Every session by its source, and by the path it was admitted by (`Snapshot::reauthorize_cheaply`). That costs no signature.
+//! 1. Every session by its source, and by the path it was admitted by (`Snapshot::recheck`). That costs no signature.
 //! 2. The others by every path of their chains. Sessions with the same chain share one verdict. Clients take turns with one
 //!    chain each, so the chains of one client delay only its own sessions.
 //!
-//! Of one client `MAX_CHAINS` chains are always judged. Sessions with more than that end where they have not been judged
-//! `PASS_TIME` after the pass began.
+//! `MAX_CHAINS` chains of each client are always judged. Sessions with further chains end if they are not judged within
+//! `PASS_TIME` of the start of the pass.
 //!
 //! A newer policy ends the pass of an older one. A connection that is not admitted yet judges itself.
 
@@ -37,20 +36,20 @@ use crate::policy::{Current, Snapshot};
 use crate::session::registry::{ConnectionRegistry, LiveConnection, Session};
 use crate::session::revocation::turns::{Group, in_turns};
 
-/// Judges for as long as policies come.
+/// Judges sessions until no more policies come.
 pub async fn run(current: Current, registry: Arc<ConnectionRegistry>) {
     tokio::select! {
-        () = judge_everybody(current.clone(), &registry) => {}
+        () = judge_all(current.clone(), &registry) => {}
         () = judge_due(current, &registry) => {}
     }
 }
 
 /// Judges every session by each new policy.
-async fn judge_everybody(mut current: Current, registry: &Arc<ConnectionRegistry>) {
+async fn judge_all(mut current: Current, registry: &Arc<ConnectionRegistry>) {
     while current.changed().await.is_ok() {
         let snapshot = Arc::clone(&current.borrow_and_update());
         let (registry, newer) = (Arc::clone(registry), current.clone());
-        // A fault has been noted; the next policy is judged by all the same.
+        // The fault is recorded. The next policy starts another pass.
         let _ = fault::contained_blocking(PART, move || {
             let apply = |verdict: &mut dyn FnMut()| {
                 verdict();
@@ -62,10 +61,10 @@ async fn judge_everybody(mut current: Current, registry: &Arc<ConnectionRegistry
     }
 }
 
-/// Judges the sessions that fall due, by the policy in force.
+/// Judges sessions by the policy in force when their authorization expires.
 async fn judge_due(current: Current, registry: &Arc<ConnectionRegistry>) {
     loop {
-        something_due(registry).await;
+        session_due(registry).await;
         let (registry, current) = (Arc::clone(registry), current.clone());
         let _ = fault::contained_blocking(PART, move || enforce_due(&current, &registry)).await;
     }
@@ -74,10 +73,10 @@ async fn judge_due(current: Current, registry: &Arc<ConnectionRegistry>) {
 fn enforce_due(current: &Current, registry: &ConnectionRegistry) {
     let now = OffsetDateTime::now_utc();
     let due = registry.take_pending(now);
-    // Behind that, so that a policy which comes later finds all of them due.
+    // Read after `take_pending`, so that a later policy judges these sessions in its own pass.
     let snapshot = Arc::clone(&current.borrow());
-    // No policy can come between the question and the verdict, because that waits for whoever looks at the present one. A newer
-    // policy judges everybody, and its verdict must not be replaced.
+    // The borrow keeps a new policy from being published between the check and the verdict. A newer policy judges all sessions,
+    // and its verdicts must not be replaced.
     let apply = |verdict: &mut dyn FnMut()| {
         let newest = current.borrow();
         let is_in_force = Arc::ptr_eq(&newest, &snapshot);
@@ -89,23 +88,24 @@ fn enforce_due(current: &Current, registry: &ConnectionRegistry) {
     enforce(&snapshot, registry, &due, now, &apply);
 }
 
-/// Applies a verdict, where the policy that it was reached by still counts. Says whether to go on with that policy.
+/// Applies a verdict if its policy is still in force. Returns whether to continue with that policy.
 pub type Apply<'a> = dyn Fn(&mut dyn FnMut()) -> bool + Sync + 'a;
 
-/// Which sessions `snapshot` would end, were it in force, and why.
+/// The sessions that `snapshot` would end if it were in force, and why.
 pub fn preview(snapshot: &Snapshot, registry: &ConnectionRegistry) -> Vec<(Arc<LiveConnection>, Outcome)> {
     let now = OffsetDateTime::now_utc();
-    let ending = |live: Arc<LiveConnection>| {
+    let outcome = |live: Arc<LiveConnection>| {
         let session = live.session()?;
         let judged = snapshot.authorize(live.listener(), live.origin(), session.authorization.presented(), now);
         let is_kept = snapshot.revoke(live.listener()) == Revoke::Keep;
         let refusal = judged.err().filter(|_| !is_kept)?;
         Some((live, refusal.into_plan_outcome()))
     };
-    registry.all().into_iter().filter_map(ending).collect()
+    registry.all().into_iter().filter_map(outcome).collect()
 }
 
-/// Judges these connections, ends those that fail, and notes what the others rely on now. Every verdict goes through `apply`.
+/// Judges these connections, ends those that are no longer admitted, and renews the authorization of the others. Every verdict
+/// goes through `apply`.
 pub fn enforce(
     snapshot: &Snapshot,
     registry: &ConnectionRegistry,
@@ -122,7 +122,7 @@ struct Pass<'p> {
     snapshot: &'p Snapshot,
     registry: &'p ConnectionRegistry,
     now: OffsetDateTime,
-    /// Until when every chain of a client is judged.
+    /// After this time, only `MAX_CHAINS` chains of a client are judged.
     deadline: Instant,
     apply: &'p Apply<'p>,
 }
@@ -130,32 +130,32 @@ struct Pass<'p> {
 impl Pass<'_> {
     fn run(&self, connections: &[Arc<LiveConnection>]) {
         let left = Mutex::new(Vec::new());
-        in_parallel(connections, SMALLEST_SHARE, &|live| {
+        in_parallel(connections, MIN_SESSIONS_PER_THREAD, &|live| {
             match fault::contain(PART, || self.recheck(live)) {
                 Ok(Some(decision)) => _ = self.apply(decision, live),
                 Ok(None) => left.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(live)),
-                Err(_) => live.end(unjudged()),
+                Err(_) => live.end(not_judged()),
             }
             true
         });
         let groups = in_turns(left.into_inner().unwrap_or_else(PoisonError::into_inner));
-        in_parallel(&groups, SMALLEST_SHARE_OF_GROUPS, &|group| {
+        in_parallel(&groups, MIN_GROUPS_PER_THREAD, &|group| {
             fault::contain(PART, || self.judge(group)).unwrap_or_else(|_| {
-                group.sessions.iter().for_each(|live| live.end(unjudged()));
+                group.sessions.iter().for_each(|live| live.end(not_judged()));
                 true
             })
         });
     }
 
-    /// Judges a connection where that costs no signature.
+    /// Judges a connection if that costs no signature.
     fn recheck(&self, live: &LiveConnection) -> Option<Decision> {
-        let Some(session) = live.session() else { return Some(Decision::Waits) };
+        let Some(session) = live.session() else { return Some(Decision::Unchanged) };
         let (snapshot, presented) = (self.snapshot, session.authorization.presented());
         let judged = snapshot.recheck(live.listener(), live.origin(), presented, self.now)?;
         Some(self.decision(judged, live, &session))
     }
 
-    /// Judges the sessions of one chain. Says whether to go on.
+    /// Judges the sessions of one chain. Returns whether to continue.
     fn judge(&self, group: &Group) -> bool {
         if group.turn >= MAX_CHAINS && Instant::now() >= self.deadline {
             return group.sessions.iter().all(|live| match self.snapshot.revoke(live.listener()) {
@@ -164,7 +164,7 @@ impl Pass<'_> {
             });
         }
         let presented = PresentedIdentity::Credential(Some(&group.identity));
-        // Without a listener its source is asked about in vain, and that question comes first.
+        // Sessions of a removed listener were already ended by `recheck`.
         let Some(identity) = self.snapshot.authorize_identity(&group.listener, presented, self.now) else {
             return true;
         };
@@ -179,41 +179,45 @@ impl Pass<'_> {
     fn decision(&self, judged: Result<Permit, Denial>, live: &LiveConnection, session: &Session) -> Decision {
         match judged {
             Ok(permit) => Decision::Stays(session.authorization.renewed(&permit)),
-            Err(_) if self.snapshot.revoke(live.listener()) == Revoke::Keep => Decision::Waits,
+            Err(_) if self.snapshot.revoke(live.listener()) == Revoke::Keep => Decision::Unchanged,
             Err(refusal) => Decision::Ends(refusal.into_session_outcome()),
         }
     }
 
-    /// Says whether to go on.
+    /// Applies a decision. Returns whether to continue.
     fn apply(&self, decision: Decision, live: &LiveConnection) -> bool {
         let mut decision = Some(decision);
         (self.apply)(&mut || match decision.take() {
-            Some(Decision::Ends(ending)) => live.end(ending),
+            Some(Decision::Ends(outcome)) => live.end(outcome),
             Some(Decision::Stays(authorization)) => self.registry.renew(live, authorization),
-            Some(Decision::Waits) | None => {}
+            Some(Decision::Unchanged) | None => {}
         })
     }
 }
 
-/// The end of a session whose client has more chains than can be judged in time.
+/// The outcome of a session whose client has more chains than can be judged in time.
 fn too_many_chains() -> Outcome {
     let detail = format_args!(
-        "its client has sessions with more than {MAX_CHAINS} different certificate chains, and this one could not be judged in \
-         time; send the same chain with every connection"
+        "the client has sessions with more than {MAX_CHAINS} different certificate chains, and this one could not be judged in \
+                 time; send the same chain with every connection"
     );
     Outcome::new(Reason::CredentialRevoked, detail)
 }
 
-/// What nobody can judge any more does not go on.
-fn unjudged() -> Outcome {
-    Outcome::new(Reason::CredentialRevoked, "an internal fault kept it from being judged; `portcullis status` has more")
+/// The outcome of a session that a fault prevented from being judged. It must not stay open.
+fn not_judged() -> Outcome {
+    Outcome::new(
+        Reason::CredentialRevoked,
+        "an internal fault prevented the session from being judged; see `portcullis status`",
+    )
 }
 
-/// What faults are noted under.
+/// The name of this part in fault reports.
 const PART: &str = "revocation";
 
-/// Does `work` for each item, in their order, on as many threads as that is worth. Stops where `work` says so.
-fn in_parallel<T: Sync>(items: &[T], smallest_share: usize, work: &(dyn Fn(&T) -> bool + Sync)) {
+/// Calls `work` for each item in order, on several threads if there are at least `min_share` items for each. Stops when `work`
+/// returns false.
+fn in_parallel<T: Sync>(items: &[T], min_share: usize, work: &(dyn Fn(&T) -> bool + Sync)) {
     let next = AtomicUsize::new(0);
     let run = || {
         while let Some(item) = items.get(next.fetch_add(1, Ordering::Relaxed)) {
@@ -222,31 +226,31 @@ fn in_parallel<T: Sync>(items: &[T], smallest_share: usize, work: &(dyn Fn(&T) -
             }
         }
     };
-    let threads = available_parallelism().map_or(1, usize::from).min(MOST_THREADS);
+    let threads = available_parallelism().map_or(1, usize::from).min(MAX_THREADS);
     thread::scope(|scope| {
-        for _ in 1..threads.min(items.len().div_ceil(smallest_share)) {
+        for _ in 1..threads.min(items.len().div_ceil(min_share)) {
             scope.spawn(run);
         }
         run();
     });
 }
 
-/// What becomes of a connection.
+/// The verdict on a connection.
 enum Decision {
-    /// It is no longer admitted.
+    /// The connection is no longer admitted.
     Ends(Outcome),
-    /// It is, by this.
+    /// The connection is still admitted, with this authorization.
     Stays(Authorization),
-    /// It is not admitted yet, and will be judged before a byte of it goes upstream; or it may stay whatever the policy says.
-    Waits,
+    /// The connection is not admitted yet and judges itself, or `revoke = "keep"` applies.
+    Unchanged,
 }
 
-/// Returns when a session is due by the wall clock, which may jump or stand still while the machine sleeps.
-async fn something_due(registry: &ConnectionRegistry) {
+/// Returns when a session is due by the wall clock, which may jump, or stop while the machine is suspended.
+async fn session_due(registry: &ConnectionRegistry) {
     loop {
         let wait = match registry.next_due() {
             Some(due) => match Duration::try_from(due - OffsetDateTime::now_utc()) {
-                Ok(left) if !left.is_zero() => left.min(LONGEST_WAIT),
+                Ok(left) if !left.is_zero() => left.min(MAX_WAIT),
                 Ok(_) | Err(_) => return,
             },
             None => {
@@ -261,20 +265,20 @@ async fn something_due(registry: &ConnectionRegistry) {
     }
 }
 
-/// How long a jump of the wall clock may go unnoticed.
-const LONGEST_WAIT: Duration = Duration::from_millis(250);
+/// The time within which a jump of the wall clock is noticed.
+const MAX_WAIT: Duration = Duration::from_millis(250);
 
-/// More would leave the sessions no processor.
-const MOST_THREADS: usize = 8;
+/// Leaves processors for the sessions on large machines.
+const MAX_THREADS: usize = 8;
 
-/// Fewer are not worth a thread.
-const SMALLEST_SHARE: usize = 500;
+/// Fewer sessions are not worth a thread.
+const MIN_SESSIONS_PER_THREAD: usize = 500;
 
-/// The same of chains, each of which may cost signatures.
-const SMALLEST_SHARE_OF_GROUPS: usize = 16;
+/// Fewer chains are not worth a thread. A chain may cost signatures.
+const MIN_GROUPS_PER_THREAD: usize = 16;
 
-/// Chains of one client that are judged however long the pass takes. Clients have one, or two while its file changes.
+/// Chains of one client that are judged however long the pass takes. A client has one, or two while its file changes.
 const MAX_CHAINS: usize = 4;
 
-/// After that, further chains of a client are not judged. Half of what a revocation may take.
+/// Half of the second within which a revocation has to take effect.
 const PASS_TIME: Duration = Duration::from_millis(500);

@@ -1,4 +1,4 @@
-//! Passes over sessions: their order, what ends them, and what falls due beside them.
+//! Tests of passes over sessions: their order, their verdicts, and sessions that expire meanwhile.
 
 use std::pin::pin;
 use std::sync::mpsc;
@@ -81,12 +81,12 @@ impl Replaced {
     }
 }
 
-/// Turn and number of sessions.
+/// Turn and number of sessions of a group.
 type Groups = (usize, usize);
 
-fn ending(guard: &ConnectionGuard) -> Option<Outcome> {
+fn outcome(guard: &ConnectionGuard) -> Option<Outcome> {
     match pin!(guard.terminated()).poll(&mut Context::from_waker(Waker::noop())) {
-        std::task::Poll::Ready(ending) => Some(ending),
+        std::task::Poll::Ready(outcome) => Some(outcome),
         std::task::Poll::Pending => None,
     }
 }
@@ -97,27 +97,27 @@ fn sessions_with_one_chain_share_a_verdict() {
     let leaf = site.client("app");
     let sessions: Vec<_> = (0..50).map(|_| site.open(&leaf, &[])).collect();
     assert_eq!(site.pass(), [(0, 50)]);
-    assert!(sessions.iter().all(|session| ending(session).is_none()), "the new CA has issued their intermediate");
+    assert!(sessions.iter().all(|session| outcome(session).is_none()), "the new CA has issued their intermediate");
 }
 
 #[test]
-fn clients_take_turns_whatever_one_of_them_has_parked() {
+fn clients_take_turns_when_one_has_many_chains() {
     let site = Replaced::new();
     let [hostile, honest] = ["hostile", "honest"].map(|name| site.client(name));
     let parked: Vec<_> = (0..20).map(|_| site.open_hostile(&hostile)).collect();
     let ordinary = [(); 3].map(|()| site.open(&honest, &[]));
     let turns = in_turns(site.registry.all());
-    let place = turns.iter().position(|group| group.sessions.iter().any(|live| live.id() == ordinary[0].id()));
-    assert!(place.unwrap() < 2, "at most one chain of the other client comes before");
+    let turn = turns.iter().position(|group| group.sessions.iter().any(|live| live.id() == ordinary[0].id()));
+    assert!(turn.unwrap() < 2, "at most one chain of the other client comes before");
     assert_eq!(turns.iter().map(|group| group.turn).max(), Some(19));
 
     site.pass();
-    assert!(ordinary.iter().all(|session| ending(session).is_none()));
-    let endings: Vec<_> = parked.iter().filter_map(ending).collect();
-    assert_eq!(endings.len(), parked.len() - MAX_CHAINS, "four chains are judged, and the others are not in time");
-    for ending in endings {
-        assert_eq!(ending.reason, Reason::CredentialRevoked);
-        assert!(ending.detail.contains("different certificate chains"), "{}", ending.detail);
+    assert!(ordinary.iter().all(|session| outcome(session).is_none()));
+    let outcomes: Vec<_> = parked.iter().filter_map(outcome).collect();
+    assert_eq!(outcomes.len(), parked.len() - MAX_CHAINS, "four chains are judged, and the others are not in time");
+    for outcome in outcomes {
+        assert_eq!(outcome.reason, Reason::CredentialRevoked);
+        assert!(outcome.detail.contains("different certificate chains"), "{}", outcome.detail);
     }
 }
 
@@ -132,9 +132,9 @@ fn superseded_pass_leaves_the_chains_to_the_next_one() {
         false
     };
     enforce(&site.after, &site.registry, &site.registry.all(), OffsetDateTime::now_utc(), &apply);
-    let threads = available_parallelism().map_or(1, usize::from).min(MOST_THREADS);
+    let threads = available_parallelism().map_or(1, usize::from).min(MAX_THREADS);
     assert!(verdicts.into_inner() <= threads);
-    assert!(parked.iter().all(|session| ending(session).is_none()));
+    assert!(parked.iter().all(|session| outcome(session).is_none()));
 }
 
 /// An address that no rule of [`snapshot`] trusts.
@@ -159,7 +159,7 @@ fn snapshot() -> Arc<Snapshot> {
 }
 
 #[tokio::test]
-async fn session_that_falls_due_is_judged_without_a_new_policy() {
+async fn expired_session_is_judged_without_a_new_policy() {
     let (publish, current) = watch::channel(snapshot());
     let registry = Arc::new(ConnectionRegistry::default());
     let mut running = JoinSet::new();
@@ -171,7 +171,7 @@ async fn session_that_falls_due_is_judged_without_a_new_policy() {
 }
 
 #[test]
-fn session_that_falls_due_does_not_wait_for_a_pass() {
+fn expired_session_does_not_wait_for_a_pass() {
     let snapshot = snapshot();
     let (_publish, current) = watch::channel(Arc::clone(&snapshot));
     let registry = Arc::new(ConnectionRegistry::default());
@@ -191,21 +191,21 @@ fn session_that_falls_due_does_not_wait_for_a_pass() {
         begins.recv().unwrap();
         let session = expired(&registry);
         enforce_due(&current, &registry);
-        let ending = ending(&session);
+        let outcome = outcome(&session);
         release.send(()).unwrap();
-        assert!(ending.is_some(), "the pass was under way still");
+        assert!(outcome.is_some(), "the pass was still running");
     });
 }
 
 #[tokio::test]
-async fn policy_that_comes_while_sessions_fall_due_is_judged_by() {
+async fn policy_published_while_sessions_fall_due_is_applied() {
     let before = snapshot();
     let (publish, current) = watch::channel(Arc::clone(&before));
     let registry = Arc::new(ConnectionRegistry::default());
     let mut running = JoinSet::new();
     running.spawn(run(current, Arc::clone(&registry)));
     for _ in 0..20 {
-        // Nothing but a policy ends this one.
+        // Only a policy ends this one.
         let source = registry.enter("db".into(), untrusted());
         source.activate(Authorization::default());
         let due = expired(&registry);

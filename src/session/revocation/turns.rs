@@ -1,4 +1,4 @@
-//! The order in which sessions are judged whose chains have to be searched anew.
+//! The order in which sessions are judged when their chains have to be verified again.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ pub(crate) struct Group {
     pub(crate) listener: Arc<str>,
     pub(crate) identity: Arc<VerifiedIdentity>,
     pub(crate) sessions: Vec<Arc<LiveConnection>>,
-    /// How many chains of the same client come before it.
+    /// Number of chains of the same client that come before it.
     pub(crate) turn: usize,
 }
 
@@ -29,7 +29,7 @@ pub(crate) fn in_turns(sessions: Vec<Arc<LiveConnection>>) -> Vec<Group> {
         group.or_insert_with(|| Group { listener, identity, sessions: Vec::new(), turn: 0 }).sessions.push(live);
     }
     let mut groups: Vec<_> = groups.into_values().collect();
-    // Most sessions first, as an ordinary client has many with one chain.
+    // The largest groups first, as an ordinary client has many sessions with one chain.
     groups.sort_by_key(|group| (group.identity.sent(), usize::MAX - group.sessions.len()));
     let mut turns: HashMap<String, usize> = HashMap::new();
     for group in &mut groups {

@@ -1,20 +1,20 @@
-/// One message of a server: type byte, Int32 length (counting itself, big endian), body.
+/// One message of a server: type byte, Int32 length (including itself, big endian), body.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Message<'a> {
     pub(crate) kind: u8,
-    /// All of it, as it came.
+    /// The message with its header.
     pub(crate) whole: &'a [u8],
     pub(crate) body: &'a [u8],
 }
 
-/// What bytes begin with that begin between two messages.
+/// What a stream that starts at a message boundary begins with.
 #[derive(Debug)]
 pub(crate) enum First<'a> {
-    /// A message, and what follows it.
+    /// A complete message and the bytes after it.
     Whole(Message<'a>, &'a [u8]),
-    /// A message that has not come whole, or nothing.
+    /// An incomplete message, or nothing.
     Cut,
-    /// Nothing a server says before a session has begun.
+    /// Bytes that no server sends during startup.
     Impossible,
 }
 
@@ -22,7 +22,7 @@ impl<'a> First<'a> {
     pub(crate) fn of(bytes: &'a [u8]) -> Self {
         let Some((&[kind, ref length @ ..], _)) = bytes.split_first_chunk::<HEADER>() else { return Self::Cut };
         let length = usize::try_from(u32::from_be_bytes(*length)).unwrap_or(usize::MAX);
-        if !(4..=LONGEST).contains(&length) {
+        if !(4..=MAX_LENGTH).contains(&length) {
             return Self::Impossible;
         }
         let Some((whole, rest)) = bytes.split_at_checked(length + 1) else { return Self::Cut };
@@ -32,27 +32,27 @@ impl<'a> First<'a> {
 }
 
 impl<'a> Message<'a> {
-    /// The code of an authentication request, and what belongs to it.
+    /// The code of an authentication request, and its data.
     pub(crate) fn authentication(&self) -> Option<(u32, &'a [u8])> {
         let (code, rest) = self.body.split_first_chunk::<4>().filter(|_| self.kind == AUTHENTICATION)?;
         Some((u32::from_be_bytes(*code), rest))
     }
 
-    /// The value of a ParameterStatus of this name.
+    /// The value of a ParameterStatus with this name.
     pub(crate) fn parameter(&self, name: &[u8]) -> Option<&'a [u8]> {
         let mut texts = self.body.split(|byte| *byte == 0);
         let is_named = self.kind == PARAMETER_STATUS && texts.next() == Some(name);
         texts.next().filter(|_| is_named)
     }
 
-    /// A field of an ErrorResponse.
+    /// The field of this type in an ErrorResponse.
     pub(crate) fn field(&self, kind: u8) -> Option<&'a [u8]> {
         let mut fields = self.body.split(|byte| *byte == 0);
         fields.find_map(|field| field.split_first().filter(|(first, _)| **first == kind)).map(|(_, text)| text)
     }
 }
 
-/// A message of this type with this body.
+/// Builds a message.
 pub(crate) fn message(kind: u8, body: &[u8]) -> Vec<u8> {
     let length = u32::try_from(body.len() + 4).unwrap_or(u32::MAX);
     [&[kind][..], &length.to_be_bytes(), body].concat()
@@ -68,8 +68,8 @@ pub(crate) const NOTIFICATION_RESPONSE: u8 = b'A';
 pub(crate) const PARAMETER_STATUS: u8 = b'S';
 pub(crate) const READY_FOR_QUERY: u8 = b'Z';
 
-/// Type and length.
+/// Size in bytes of the type and the length.
 const HEADER: usize = 5;
 
-/// The longest length that is believed. What a server says before a session begins has a few hundred bytes.
-pub(crate) const LONGEST: usize = 64 * 1024;
+/// Maximum length of a message during startup, in bytes. Real ones have a few hundred.
+pub(crate) const MAX_LENGTH: usize = 64 * 1024;

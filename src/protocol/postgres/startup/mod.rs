@@ -1,13 +1,12 @@
-//! The beginning of a PostgreSQL session as the server tells it: from behind the StartupMessage up to and including the first
+//! Parses the startup of a PostgreSQL session in the stream from the server: from the StartupMessage to the first
 //! ReadyForQuery.
 //!
-//! It is where the server says which key cancels the session's queries, whether it offers channel binding, whether it can
-//! be written to, and why it will not have the client. Source: PostgreSQL documentation, "Message Flow", "Message Formats"
-//! and "SASL Authentication".
+//! During startup the server sends the cancel key, its SASL mechanisms, its role and, if it rejects the client, the reason.
+//! Source: PostgreSQL documentation, "Message Flow", "Message Formats" and "SASL Authentication".
 //!
-//! A session that wants a primary is decided the way libpq decides `target_session_attrs=primary`: a server that reports
-//! `in_hot_standby` (14 and later) is believed; any other is asked `pg_is_in_recovery()`. Unlike `read-write`, `primary`
-//! does not care for `default_transaction_read_only`: what is a setting of a user or a database is no role of a server.
+//! The role is determined as libpq does for `target_session_attrs=primary`. A server since version 14 reports
+//! `in_hot_standby`; an older one is asked for `pg_is_in_recovery()`. Unlike `read-write`, `primary` ignores
+//! `default_transaction_read_only`, which is a setting of a user or a database and not a role of the server.
 
 pub(crate) mod message;
 
@@ -20,62 +19,63 @@ use crate::protocol::postgres::startup::message::{
 
 use crate::protocol::postgres::CANCEL_BODY;
 
-/// What is wanted of the beginning of a session.
+/// How the startup of one session is handled.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct StartupOptions {
-    /// Take channel binding out of the server's offer. For a client without TLS, whose upstream has TLS: the server offers
-    /// what the client cannot do.
+    /// Remove SCRAM with channel binding from the server's mechanisms. This is for a client without TLS at an upstream with
+    /// TLS: the server offers a mechanism that the client cannot use.
     pub hide_channel_binding: bool,
-    /// Show the client nothing it need not answer, so that it can have another server instead.
+    /// Withhold messages from the client, so that another server can still be tried.
     pub withhold: Withhold,
 }
 
-/// How long the client is shown nothing.
+/// How long messages are withheld from the client.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Withhold {
     /// Not at all.
     #[default]
     Nothing,
-    /// Until the server has begun to deal with it, and does not refuse at once.
+    /// Until the server sends a message other than an error.
     Refusal,
-    /// Until it is known which role the server has.
+    /// Until the role of the server is known.
     Role,
 }
 
-/// How far a session has begun.
+/// The state of a startup.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum StartupStep {
-    /// More is to come from the server, and perhaps from the client.
+    /// Startup continues.
     Ongoing,
-    /// The server's role is known. All that the client has not been shown is held until [`StartupParser::release`].
+    /// The role of the server is known. Messages stay withheld until [`StartupParser::release`].
     Role(ServerRole),
-    /// The session is ready, and the server has said nothing of its role. All is held, and the server may be sent
-    /// [`QUESTION`], with its answer coming here like all else; or it may be released. Said once.
+    /// The session is ready, and the server has not reported its role. Returned once. All messages are withheld. The caller
+    /// either sends [`RECOVERY_QUERY`] and passes the reply to the parser, or calls [`StartupParser::release`].
     Ask,
-    /// The server refuses ([`StartupParser::refusal`]). Its words are held, like all that the client has not been shown. Only
-    /// said where something is held; otherwise they just pass.
+    /// The server rejects the client ([`StartupParser::refusal`]). The error is withheld. Returned only while messages are
+    /// withheld; otherwise the error passes to the client.
     Refused,
-    /// The session has begun. From here on bytes just pass, and need not come here.
+    /// Startup is complete. From here on, bytes need not pass through the parser.
     Done,
-    /// This is longer than the beginning of any session, or not PostgreSQL: nothing more will be found in it. What is held
-    /// can be released; from then on, and where nothing is held, bytes just pass.
+    /// The stream is not PostgreSQL, or longer than any startup, so parsing stops. Withheld bytes can be released; all other
+    /// bytes pass to the client.
     Lost,
-    /// The answer to [`QUESTION`] is none. The client would have to hear parts of it, so the session is to be given up.
-    Spoilt,
+    /// The reply to [`RECOVERY_QUERY`] is invalid. The caller has to close the session, because a part of the reply would
+    /// reach the client.
+    Aborted,
 }
 
-/// What a server is to the others.
+/// The role of a PostgreSQL server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ServerRole {
-    /// It can be written to.
+    /// Accepts writes.
     Primary,
-    /// It follows another one.
+    /// Replicates another server.
     Standby,
-    /// It was asked, and did not say.
+    /// The server did not report its role when asked.
     Unknown,
 }
 
-/// An ErrorResponse, which ends a session before it has begun.
+/// An ErrorResponse that ends a session during startup.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct StartupError {
     state: [u8; 5],
@@ -89,19 +89,19 @@ impl StartupError {
         str::from_utf8(&self.state).unwrap_or_default()
     }
 
-    /// Whether the server is only starting, stopping or recovering, and may take this very client later.
+    /// Whether the server is starting, stopping or recovering, and may accept the same client later.
     pub(crate) fn is_not_ready(&self) -> bool {
         &self.state == b"57P03"
     }
 
-    /// Whether client and server have seen different certificates: a proxy with its own stands between them.
+    /// Whether channel binding failed because client and server see different certificates.
     pub(crate) fn is_channel_binding(&self) -> bool {
         self.channel_binding
     }
 
     fn of(message: &Message<'_>) -> Option<Self> {
         let state = <[u8; 5]>::try_from(message.field(b'C')?).ok()?;
-        // The text may be in the server's language; the routine has only this one error of its state.
+        // The text may be translated. The routine has only this one error with SQLSTATE 28000.
         let text = message.field(b'M').is_some_and(|text| text == b"SCRAM channel binding check failed");
         let routine = message.field(b'R').is_some_and(|routine| routine == b"read_client_final_message");
         let plain = state.iter().all(|byte| byte.is_ascii_digit() || byte.is_ascii_uppercase());
@@ -109,14 +109,14 @@ impl StartupError {
     }
 }
 
-/// Follows the beginning of a session.
+/// Parses the stream from the server during startup.
 #[derive(Debug)]
 pub(crate) struct StartupParser {
     hide_channel_binding: bool,
-    place: ParserPosition,
-    /// What has not been looked at yet: the beginning of a message, or what came behind a stop.
+    position: ParserPosition,
+    /// Bytes not parsed yet: an incomplete message, or what arrived after a stop.
     pending: Vec<u8>,
-    /// Whole messages that the client has not been shown.
+    /// Complete messages that are withheld from the client.
     held: Vec<u8>,
     asks_client: bool,
     offers_channel_binding: bool,
@@ -128,15 +128,15 @@ pub(crate) struct StartupParser {
 enum ParserPosition {
     /// Before ReadyForQuery.
     Beginning { withhold: Withhold },
-    /// Behind a held ReadyForQuery, in the answer to our question.
+    /// After a withheld ReadyForQuery, in the reply to [`RECOVERY_QUERY`].
     Answer { role: ServerRole },
-    /// At a word that the caller has to decide about.
+    /// At a step that the caller has to decide about.
     Stopped { at: StartupStep, next: Next },
-    /// All that comes just passes.
+    /// All further bytes pass to the client.
     Over(StartupStep),
 }
 
-/// Where a stop leads when it is released.
+/// The position after a stop is released.
 #[derive(Clone, Copy, Debug)]
 enum Next {
     Beginning,
@@ -145,11 +145,11 @@ enum Next {
 }
 
 impl StartupParser {
-    /// Begins behind the StartupMessage.
-    pub(crate) fn new(wants: StartupOptions) -> Self {
+    /// Starts after the StartupMessage was sent.
+    pub(crate) fn new(options: StartupOptions) -> Self {
         Self {
-            hide_channel_binding: wants.hide_channel_binding,
-            place: ParserPosition::Beginning { withhold: wants.withhold },
+            hide_channel_binding: options.hide_channel_binding,
+            position: ParserPosition::Beginning { withhold: options.withhold },
             pending: Vec::new(),
             held: Vec::new(),
             asks_client: false,
@@ -159,47 +159,48 @@ impl StartupParser {
         }
     }
 
-    /// Goes on over the next bytes from the server, wherever they were cut, and appends what the client may have to `out`.
+    /// Parses the next chunk from the server, and appends the bytes for the client to `out`. Chunks may end anywhere.
     ///
-    /// It keeps no more than one chunk, one message of 64 KiB and 256 KiB of held ones, as long as nothing is given to it
-    /// between a stop and its release.
+    /// The parser holds at most one chunk, one message of 64 KiB and 256 KiB of withheld messages, provided that no chunk is
+    /// passed between a stop and its release.
     pub(crate) fn follow(&mut self, chunk: &[u8], out: &mut Vec<u8>) -> StartupStep {
-        if let ParserPosition::Over(stage) = self.place {
+        if let ParserPosition::Over(step) = self.position {
             out.extend_from_slice(chunk);
-            return stage;
+            return step;
         }
         self.pending.extend_from_slice(chunk);
         self.proceed(out)
     }
 
-    /// Lets the client have what was held, and goes on without holding anything.
+    /// Appends the withheld messages to `out` and withholds none from now on.
     pub(crate) fn release(&mut self, out: &mut Vec<u8>) -> StartupStep {
-        let next = match self.place {
+        let next = match self.position {
             ParserPosition::Beginning { .. } => Next::Beginning,
             ParserPosition::Answer { .. } => Next::Over(StartupStep::Done),
             ParserPosition::Stopped { next, .. } => next,
-            ParserPosition::Over(stage) => Next::Over(stage),
+            ParserPosition::Over(step) => Next::Over(step),
         };
         match next {
-            Next::Beginning => self.place = ParserPosition::Beginning { withhold: Withhold::Nothing },
-            Next::Over(stage) => self.place = ParserPosition::Over(stage),
-            Next::Nowhere => return StartupStep::Spoilt,
+            Next::Beginning => self.position = ParserPosition::Beginning { withhold: Withhold::Nothing },
+            Next::Over(step) => self.position = ParserPosition::Over(step),
+            Next::Nowhere => return StartupStep::Aborted,
         }
         out.append(&mut self.held);
         self.proceed(out)
     }
 
-    /// Lets the client have what is left, because the server has closed.
+    /// Appends all remaining bytes for the client to `out`, because the server has closed.
     pub(crate) fn end(mut self, out: &mut Vec<u8>) {
         out.append(&mut self.held);
-        // Behind our question, what is left is its answer.
-        if !matches!(self.place, ParserPosition::Answer { .. } | ParserPosition::Stopped { next: Next::Nowhere, .. }) {
+        // After RECOVERY_QUERY the remaining bytes are a part of its reply.
+        if !matches!(self.position, ParserPosition::Answer { .. } | ParserPosition::Stopped { next: Next::Nowhere, .. })
+        {
             out.append(&mut self.pending);
         }
     }
 
-    /// Whether the server has asked the client for something, a password or the like. From then on the client has begun to
-    /// talk to this very server, and cannot have another one without noticing.
+    /// Whether the server has asked the client for something, such as a password. From then on the client is authenticating
+    /// to this server, and another one can no longer be tried.
     pub(crate) fn asks_client(&self) -> bool {
         self.asks_client
     }
@@ -210,12 +211,12 @@ impl StartupParser {
         self.offers_channel_binding
     }
 
-    /// Process id and secret key, just as the body of a CancelRequest has them.
+    /// Process id and secret key, in the format of a CancelRequest body.
     pub(crate) fn cancel_key(&self) -> Option<&[u8]> {
         self.cancel_key.as_deref()
     }
 
-    /// Why the server refuses, if it does.
+    /// The error, if the server rejects the client.
     pub(crate) fn refusal(&self) -> Option<StartupError> {
         self.refusal
     }
@@ -223,26 +224,24 @@ impl StartupParser {
     fn proceed(&mut self, out: &mut Vec<u8>) -> StartupStep {
         let mut pending = mem::take(&mut self.pending);
         let mut rest = pending.as_slice();
-        let mut stage = StartupStep::Ongoing;
-        while stage == StartupStep::Ongoing {
-            let withhold = match self.place {
+        let mut step = StartupStep::Ongoing;
+        while step == StartupStep::Ongoing {
+            let withhold = match self.position {
                 ParserPosition::Beginning { withhold } => Some(withhold),
                 ParserPosition::Answer { .. } => None,
                 ParserPosition::Stopped { at, .. } => {
-                    stage = at;
+                    step = at;
                     break;
                 }
                 ParserPosition::Over(over) => {
                     out.extend_from_slice(rest);
                     rest = &[];
-                    stage = over;
+                    step = over;
                     break;
                 }
             };
             let (message, behind) = match First::of(rest) {
-                First::Whole(message, behind) if self.held.len() + message.whole.len() <= LONGEST_HELD => {
-                    (message, behind)
-                }
+                First::Whole(message, behind) if self.held.len() + message.whole.len() <= MAX_HELD => (message, behind),
                 First::Cut => break,
                 First::Whole(..) | First::Impossible => {
                     self.lose();
@@ -251,23 +250,24 @@ impl StartupParser {
             };
             rest = behind;
             match withhold {
-                Some(withhold) => stage = self.hear(message, withhold, out),
-                None => self.hear_answer(message),
+                Some(withhold) => step = self.take(message, withhold, out),
+                None => self.take_answer(message),
             }
         }
         let seen = pending.len() - rest.len();
         pending.drain(..seen);
         self.pending = pending;
-        stage
+        step
     }
 
-    /// Takes one message of the beginning, and says whether that stops it without a place to stop at.
-    fn hear(&mut self, message: Message<'_>, mut withhold: Withhold, out: &mut Vec<u8>) -> StartupStep {
+    /// Handles one message before ReadyForQuery. Returns [`StartupStep::Ask`] at the message that makes the caller ask for the
+    /// role, else [`StartupStep::Ongoing`].
+    fn take(&mut self, message: Message<'_>, mut withhold: Withhold, out: &mut Vec<u8>) -> StartupStep {
         if withhold == Withhold::Refusal
             && ![ERROR_RESPONSE, NEGOTIATE_PROTOCOL_VERSION, NOTICE_RESPONSE].contains(&message.kind)
         {
             withhold = Withhold::Nothing;
-            self.place = ParserPosition::Beginning { withhold };
+            self.position = ParserPosition::Beginning { withhold };
             out.append(&mut self.held);
         }
         let shown = self.offer_without_channel_binding(&message);
@@ -291,10 +291,10 @@ impl StartupParser {
                 _ => {}
             },
             READY_FOR_QUERY if withhold == Withhold::Role => {
-                self.place = ParserPosition::Answer { role: ServerRole::Unknown };
+                self.position = ParserPosition::Answer { role: ServerRole::Unknown };
                 return StartupStep::Ask;
             }
-            READY_FOR_QUERY => self.place = ParserPosition::Over(StartupStep::Done),
+            READY_FOR_QUERY => self.position = ParserPosition::Over(StartupStep::Done),
             _ if message.authentication().is_some_and(|(code, _)| wants_an_answer(code)) => {
                 self.asks_client = true;
                 out.append(&mut self.held);
@@ -306,12 +306,12 @@ impl StartupParser {
 
     fn stop_unless_shown(&mut self, withhold: Withhold, at: StartupStep) {
         if withhold != Withhold::Nothing {
-            self.place = ParserPosition::Stopped { at, next: Next::Beginning };
+            self.position = ParserPosition::Stopped { at, next: Next::Beginning };
         }
     }
 
-    /// An AuthenticationSASL as the client is to see it, if it is another one. What offers nothing else is left alone: the
-    /// client will say itself that it cannot do it.
+    /// An AuthenticationSASL without channel binding, where the client gets a changed one. An offer with no other mechanism
+    /// stays as it is: the client reports the error itself.
     fn offer_without_channel_binding(&mut self, message: &Message<'_>) -> Option<Vec<u8>> {
         let (AUTHENTICATION_SASL, names) = message.authentication()? else { return None };
         let names = names.strip_suffix(b"\0\0")?;
@@ -324,36 +324,36 @@ impl StartupParser {
         Some(message::message(message.kind, &body))
     }
 
-    /// Takes one message of the answer to our question; or what the server tells the client beside it.
-    fn hear_answer(&mut self, message: Message<'_>) {
-        let ParserPosition::Answer { role } = &mut self.place else { return };
+    /// Handles one message of the reply to [`RECOVERY_QUERY`], or an asynchronous message for the client.
+    fn take_answer(&mut self, message: Message<'_>) {
+        let ParserPosition::Answer { role } = &mut self.position else { return };
         match message.kind {
             DATA_ROW => *role = role_in(message.body),
             NOTICE_RESPONSE | NOTIFICATION_RESPONSE | PARAMETER_STATUS => self.held.extend_from_slice(message.whole),
             READY_FOR_QUERY => {
-                self.place =
+                self.position =
                     ParserPosition::Stopped { at: StartupStep::Role(*role), next: Next::Over(StartupStep::Done) };
             }
-            // Around the row, or instead of it.
+            // RowDescription and CommandComplete around the row, or an ErrorResponse instead of it.
             _ => {}
         }
     }
 
     fn lose(&mut self) {
-        self.place = match self.place {
+        self.position = match self.position {
             ParserPosition::Beginning { withhold: Withhold::Nothing } => ParserPosition::Over(StartupStep::Lost),
-            ParserPosition::Answer { .. } => ParserPosition::Stopped { at: StartupStep::Spoilt, next: Next::Nowhere },
+            ParserPosition::Answer { .. } => ParserPosition::Stopped { at: StartupStep::Aborted, next: Next::Nowhere },
             _ => ParserPosition::Stopped { at: StartupStep::Lost, next: Next::Over(StartupStep::Lost) },
         };
     }
 }
 
-/// Whether an authentication request is one: AuthenticationOk and AuthenticationSASLFinal are not answered.
+/// Whether the client answers this authentication request. AuthenticationOk and AuthenticationSASLFinal have no answer.
 fn wants_an_answer(code: u32) -> bool {
     ![0, 12].contains(&code)
 }
 
-/// The role in a row of one column, which is one letter.
+/// The role in a DataRow with one column of one letter.
 fn role_in(row: &[u8]) -> ServerRole {
     match row {
         [0, 1, 0, 0, 0, 1, b'f'] => ServerRole::Primary,
@@ -362,22 +362,22 @@ fn role_in(row: &[u8]) -> ServerRole {
     }
 }
 
-/// What a server is asked that has not said its role: a Query.
-pub(crate) const QUESTION: &[u8] = b"Q\0\0\0\x2aSELECT pg_catalog.pg_is_in_recovery()\0";
+/// The Query that asks a server for its role.
+pub(crate) const RECOVERY_QUERY: &[u8] = b"Q\0\0\0\x2aSELECT pg_catalog.pg_is_in_recovery()\0";
 
 const AUTHENTICATION_SASL: u32 = 10;
 
-/// What is held of one session at most. Only a server that raises notices at every login comes anywhere near.
-const LONGEST_HELD: usize = 256 * 1024;
+/// Maximum size of the withheld messages of one session in bytes. Only a server that raises notices at every login comes near.
+const MAX_HELD: usize = 256 * 1024;
 
 #[cfg(test)]
 mod tests {
-    use message::{AUTHENTICATION, LONGEST, message};
+    use message::{AUTHENTICATION, MAX_LENGTH, message};
     use proptest::prelude::*;
 
     use super::*;
 
-    // As PostgreSQL 15 said them.
+    // Recorded from PostgreSQL 15.
     const NEGOTIATE: &[u8] = b"v\0\0\0\x0c\0\x03\0\0\0\0\0\0";
     const MD5: &[u8] = b"R\0\0\0\x0c\0\0\0\x05\xf7c\x96I";
     const CLEARTEXT: &[u8] = b"R\0\0\0\x08\0\0\0\x03";
@@ -406,41 +406,41 @@ mod tests {
     const HIDE: StartupOptions = StartupOptions { hide_channel_binding: true, withhold: Withhold::Nothing };
     const HOLD: StartupOptions = StartupOptions { hide_channel_binding: false, withhold: Withhold::Role };
 
-    /// Everything there is to be known of one way through.
+    /// The result of one run of the parser.
     #[derive(Debug, PartialEq)]
-    struct RoleAnswer {
+    struct Parsed {
         out: Vec<u8>,
-        stages: Vec<StartupStep>,
+        steps: Vec<StartupStep>,
         asks_client: bool,
         offers_channel_binding: bool,
         cancel_key: Option<Vec<u8>>,
         refusal: Option<StartupError>,
     }
 
-    /// Follows chunk by chunk and releases at every stop, but at a question: that one is asked.
-    fn told<'a>(wants: StartupOptions, chunks: impl IntoIterator<Item = &'a [u8]>) -> RoleAnswer {
-        let mut overture = StartupParser::new(wants);
-        let (mut out, mut stages) = (Vec::new(), Vec::new());
+    /// Parses chunk by chunk. Releases at every stop, but continues after [`StartupStep::Ask`] as if the query was sent.
+    fn parsed<'a>(options: StartupOptions, chunks: impl IntoIterator<Item = &'a [u8]>) -> Parsed {
+        let mut parser = StartupParser::new(options);
+        let (mut out, mut steps) = (Vec::new(), Vec::new());
         for chunk in chunks {
-            let mut stage = overture.follow(chunk, &mut out);
+            let mut step = parser.follow(chunk, &mut out);
             loop {
-                assert!(overture.held.len() <= LONGEST_HELD && overture.pending.len() <= chunk.len() + LONGEST + 5);
-                let last = stages.last() == Some(&stage);
-                if stage != StartupStep::Ongoing && !last {
-                    stages.push(stage);
+                assert!(parser.held.len() <= MAX_HELD && parser.pending.len() <= chunk.len() + MAX_LENGTH + 5);
+                let last = steps.last() == Some(&step);
+                if step != StartupStep::Ongoing && !last {
+                    steps.push(step);
                 }
-                stage = match stage {
-                    StartupStep::Ongoing | StartupStep::Done | StartupStep::Spoilt => break,
+                step = match step {
+                    StartupStep::Ongoing | StartupStep::Done | StartupStep::Aborted => break,
                     StartupStep::Lost if last => break,
-                    StartupStep::Ask => overture.follow(b"", &mut out),
-                    StartupStep::Role(_) | StartupStep::Refused | StartupStep::Lost => overture.release(&mut out),
+                    StartupStep::Ask => parser.follow(b"", &mut out),
+                    StartupStep::Role(_) | StartupStep::Refused | StartupStep::Lost => parser.release(&mut out),
                 };
             }
         }
-        let (asks_client, offers_channel_binding) = (overture.asks_client(), overture.offers_channel_binding());
-        let (cancel_key, refusal) = (overture.cancel_key().map(<[u8]>::to_vec), overture.refusal());
-        overture.end(&mut out);
-        RoleAnswer { out, stages, asks_client, offers_channel_binding, cancel_key, refusal }
+        let (asks_client, offers_channel_binding) = (parser.asks_client(), parser.offers_channel_binding());
+        let (cancel_key, refusal) = (parser.cancel_key().map(<[u8]>::to_vec), parser.refusal());
+        parser.end(&mut out);
+        Parsed { out, steps, asks_client, offers_channel_binding, cancel_key, refusal }
     }
 
     fn session(role: &[u8]) -> Vec<u8> {
@@ -448,7 +448,7 @@ mod tests {
     }
 
     #[test]
-    fn a_session_passes_untouched_and_tells_its_key() {
+    fn startup_passes_unchanged_and_its_cancel_key_is_known() {
         let before: [&[&[u8]]; 6] = [
             &[],
             &[NEGOTIATE],
@@ -459,52 +459,55 @@ mod tests {
         ];
         for (case, before) in before.iter().enumerate() {
             let stream = [&before.concat()[..], &session(PRIMARY), b"what is not looked at"].concat();
-            let told = told(PLAIN, [&stream[..]]);
-            assert_eq!(told.out, stream);
-            assert_eq!(told.stages, [StartupStep::Done]);
-            assert_eq!(told.cancel_key.as_deref(), Some(&b"\0\0A~*\xa8\xe00"[..]));
-            assert_eq!((told.asks_client, told.offers_channel_binding, told.refusal), (case > 1, case == 5, None));
+            let parsed = parsed(PLAIN, [&stream[..]]);
+            assert_eq!(parsed.out, stream);
+            assert_eq!(parsed.steps, [StartupStep::Done]);
+            assert_eq!(parsed.cancel_key.as_deref(), Some(&b"\0\0A~*\xa8\xe00"[..]));
+            assert_eq!(
+                (parsed.asks_client, parsed.offers_channel_binding, parsed.refusal),
+                (case > 1, case == 5, None)
+            );
         }
     }
 
     #[test]
-    fn a_server_that_may_refuse_is_held_until_it_deals_with_the_client() {
+    fn errors_are_withheld_until_the_server_sends_another_message() {
         const FIRST: StartupOptions = StartupOptions { hide_channel_binding: false, withhold: Withhold::Refusal };
         let fatal = message(ERROR_RESPONSE, b"SFATAL\0C57P03\0Mthe database system is starting up\0\0");
         for before in [&b""[..], NEGOTIATE] {
-            let mut overture = StartupParser::new(FIRST);
+            let mut parser = StartupParser::new(FIRST);
             let mut out = Vec::new();
-            assert_eq!(overture.follow(&[before, &fatal].concat(), &mut out), StartupStep::Refused);
-            assert!(out.is_empty() && overture.refusal().is_some_and(|refusal| refusal.is_not_ready()));
+            assert_eq!(parser.follow(&[before, &fatal].concat(), &mut out), StartupStep::Refused);
+            assert!(out.is_empty() && parser.refusal().is_some_and(|refusal| refusal.is_not_ready()));
             for begun in [OK, MD5, SASL] {
-                let mut overture = StartupParser::new(FIRST);
-                assert_eq!(overture.follow(before, &mut out), StartupStep::Ongoing);
+                let mut parser = StartupParser::new(FIRST);
+                assert_eq!(parser.follow(before, &mut out), StartupStep::Ongoing);
                 assert!(out.is_empty());
-                assert_eq!(overture.follow(begun, &mut out), StartupStep::Ongoing);
+                assert_eq!(parser.follow(begun, &mut out), StartupStep::Ongoing);
                 assert_eq!(out, [before, begun].concat());
                 out.clear();
-                // From here on it is between the two.
-                assert_eq!(overture.follow(&fatal, &mut out), StartupStep::Ongoing);
+                // From here on errors pass to the client.
+                assert_eq!(parser.follow(&fatal, &mut out), StartupStep::Ongoing);
                 assert_eq!(mem::take(&mut out), fatal);
             }
         }
-        assert_eq!(told(FIRST, [&session(STANDBY)[..]]).stages, [StartupStep::Done]);
+        assert_eq!(parsed(FIRST, [&session(STANDBY)[..]]).steps, [StartupStep::Done]);
     }
 
     #[test]
-    fn a_long_key_is_a_key_and_an_impossible_one_is_none() {
+    fn cancel_key_of_invalid_length_is_ignored() {
         for (length, taken) in [(7, false), (8, true), (260, true), (261, false)] {
             let key = vec![7; length];
             let stream = [OK, &message(BACKEND_KEY_DATA, &key), READY].concat();
-            let told = told(PLAIN, [&stream[..]]);
-            assert_eq!((told.cancel_key, told.out), (taken.then_some(key), stream));
+            let parsed = parsed(PLAIN, [&stream[..]]);
+            assert_eq!((parsed.cancel_key, parsed.out), (taken.then_some(key), stream));
         }
     }
 
     #[test]
-    fn channel_binding_is_taken_out_of_the_offer_and_nothing_else_is() {
+    fn only_channel_binding_is_removed_from_the_mechanisms() {
         let rest = [SASL_CONTINUE, SASL_FINAL, &session(PRIMARY)].concat();
-        let hidden = told(HIDE, [&[SASL_OVER_TLS, &rest].concat()[..]]);
+        let hidden = parsed(HIDE, [&[SASL_OVER_TLS, &rest].concat()[..]]);
         assert_eq!(hidden.out, [SASL, &rest].concat());
         assert!(hidden.offers_channel_binding);
 
@@ -517,42 +520,42 @@ mod tests {
             (b"\0", b"\0"),
             (b"", b""),
         ] {
-            assert_eq!(told(HIDE, [&offer(names)[..]]).out, offer(shown), "{names:?}");
+            assert_eq!(parsed(HIDE, [&offer(names)[..]]).out, offer(shown), "{names:?}");
         }
     }
 
     #[test]
-    fn nothing_is_shown_before_the_role_is_known() {
+    fn messages_are_withheld_until_the_role_is_known() {
         for (role, expected) in [(PRIMARY, ServerRole::Primary), (STANDBY, ServerRole::Standby)] {
             let stream = [NEGOTIATE, &session(role)].concat();
-            let mut overture = StartupParser::new(HOLD);
+            let mut parser = StartupParser::new(HOLD);
             let mut out = Vec::new();
-            assert_eq!(overture.follow(&stream, &mut out), StartupStep::Role(expected));
-            assert_eq!(overture.follow(b"", &mut out), StartupStep::Role(expected));
-            assert!(out.is_empty() && !overture.asks_client());
-            assert_eq!(overture.release(&mut out), StartupStep::Done);
-            assert_eq!(overture.follow(b"more", &mut out), StartupStep::Done);
+            assert_eq!(parser.follow(&stream, &mut out), StartupStep::Role(expected));
+            assert_eq!(parser.follow(b"", &mut out), StartupStep::Role(expected));
+            assert!(out.is_empty() && !parser.asks_client());
+            assert_eq!(parser.release(&mut out), StartupStep::Done);
+            assert_eq!(parser.follow(b"more", &mut out), StartupStep::Done);
             assert_eq!(out, [&stream[..], b"more"].concat());
         }
     }
 
     #[test]
-    fn a_client_that_must_answer_is_shown_what_it_needs_for_that_and_no_more() {
-        let mut overture = StartupParser::new(HOLD);
+    fn authentication_passes_while_other_messages_are_withheld() {
+        let mut parser = StartupParser::new(HOLD);
         let mut out = Vec::new();
-        assert_eq!(overture.follow(&[NEGOTIATE, SASL].concat(), &mut out), StartupStep::Ongoing);
+        assert_eq!(parser.follow(&[NEGOTIATE, SASL].concat(), &mut out), StartupStep::Ongoing);
         assert_eq!(out, [NEGOTIATE, SASL].concat());
-        assert!(overture.asks_client());
-        assert_eq!(overture.follow(SASL_CONTINUE, &mut out), StartupStep::Ongoing);
+        assert!(parser.asks_client());
+        assert_eq!(parser.follow(SASL_CONTINUE, &mut out), StartupStep::Ongoing);
         assert_eq!(
-            overture.follow(&[SASL_FINAL, &session(STANDBY)].concat(), &mut out),
+            parser.follow(&[SASL_FINAL, &session(STANDBY)].concat(), &mut out),
             StartupStep::Role(ServerRole::Standby)
         );
         assert_eq!(out, [NEGOTIATE, SASL, SASL_CONTINUE].concat());
     }
 
     #[test]
-    fn an_older_server_is_asked_and_the_client_does_not_hear_of_it() {
+    fn older_server_is_queried_for_its_role_and_the_client_sees_no_reply() {
         let late = [message(PARAMETER_STATUS, b"TimeZone\0GMT\0"), message(NOTICE_RESPONSE, b"SLOG\0\0")].concat();
         let standby =
             ANSWER.to_vec().into_iter().map(|byte| if byte == b'f' { b't' } else { byte }).collect::<Vec<_>>();
@@ -565,48 +568,48 @@ mod tests {
         ] {
             let stream = [&session(b"")[..], &late, answer, b"more"].concat();
             for cut in 0..stream.len() {
-                let told = told(HOLD, [&stream[..cut], &stream[cut..]]);
-                assert_eq!(told.out, [&session(b"")[..], &late, b"more"].concat(), "cut behind {cut} bytes");
+                let parsed = parsed(HOLD, [&stream[..cut], &stream[cut..]]);
+                assert_eq!(parsed.out, [&session(b"")[..], &late, b"more"].concat(), "cut behind {cut} bytes");
                 assert_eq!(
-                    told.stages,
+                    parsed.steps,
                     [StartupStep::Ask, StartupStep::Role(role), StartupStep::Done],
                     "cut behind {cut} bytes"
                 );
-                assert_eq!(told.refusal, None);
+                assert_eq!(parsed.refusal, None);
             }
         }
-        assert_eq!(QUESTION, message(b'Q', b"SELECT pg_catalog.pg_is_in_recovery()\0"));
+        assert_eq!(RECOVERY_QUERY, message(b'Q', b"SELECT pg_catalog.pg_is_in_recovery()\0"));
     }
 
     #[test]
-    fn a_question_that_is_not_asked_or_never_answered_leaves_the_session_as_it_was() {
+    fn session_is_unchanged_when_the_query_is_skipped_or_unanswered() {
         let mut out = Vec::new();
-        let mut overture = StartupParser::new(HOLD);
-        assert_eq!(overture.follow(&[&session(b"")[..], b"late"].concat(), &mut out), StartupStep::Ask);
-        assert_eq!(overture.release(&mut out), StartupStep::Done);
+        let mut parser = StartupParser::new(HOLD);
+        assert_eq!(parser.follow(&[&session(b"")[..], b"late"].concat(), &mut out), StartupStep::Ask);
+        assert_eq!(parser.release(&mut out), StartupStep::Done);
         assert_eq!(out, [&session(b"")[..], b"late"].concat());
 
         let mut out = Vec::new();
-        let mut overture = StartupParser::new(HOLD);
-        assert_eq!(overture.follow(&session(b""), &mut out), StartupStep::Ask);
-        assert_eq!(overture.follow(&ANSWER[..9], &mut out), StartupStep::Ongoing);
-        overture.end(&mut out);
+        let mut parser = StartupParser::new(HOLD);
+        assert_eq!(parser.follow(&session(b""), &mut out), StartupStep::Ask);
+        assert_eq!(parser.follow(&ANSWER[..9], &mut out), StartupStep::Ongoing);
+        parser.end(&mut out);
         assert_eq!(out, session(b""));
     }
 
     #[test]
-    fn an_answer_that_is_none_reaches_nobody() {
+    fn invalid_reply_to_the_query_never_reaches_the_client() {
         let mut out = Vec::new();
-        let mut overture = StartupParser::new(HOLD);
-        assert_eq!(overture.follow(&[&session(b"")[..], &ANSWER[..9]].concat(), &mut out), StartupStep::Ask);
-        assert_eq!(overture.follow(&[0xff; 30], &mut out), StartupStep::Ongoing);
-        assert_eq!(overture.follow(&[0xff; 30], &mut out), StartupStep::Spoilt);
-        assert_eq!(overture.release(&mut out), StartupStep::Spoilt);
+        let mut parser = StartupParser::new(HOLD);
+        assert_eq!(parser.follow(&[&session(b"")[..], &ANSWER[..9]].concat(), &mut out), StartupStep::Ask);
+        assert_eq!(parser.follow(&[0xff; 30], &mut out), StartupStep::Ongoing);
+        assert_eq!(parser.follow(&[0xff; 30], &mut out), StartupStep::Aborted);
+        assert_eq!(parser.release(&mut out), StartupStep::Aborted);
         assert!(out.is_empty());
     }
 
     #[test]
-    fn a_refusal_is_named_and_passed_on() {
+    fn rejection_by_the_server_is_classified_and_passed_on() {
         let starting = message(ERROR_RESPONSE, b"SFATAL\0C57P03\0Mthe database system is starting up\0\0");
         let binding_in_german = message(
             ERROR_RESPONSE,
@@ -621,35 +624,35 @@ mod tests {
             (&starting, "57P03", true, false),
         ] {
             let stream = [SASL, packet].concat();
-            let open = told(PLAIN, [&stream[..]]);
+            let open = parsed(PLAIN, [&stream[..]]);
             let refusal = open.refusal.unwrap();
             assert_eq!(
                 (refusal.state(), refusal.is_not_ready(), refusal.is_channel_binding()),
                 (state, not_ready, binding)
             );
-            assert_eq!((open.out, open.stages), (stream.clone(), vec![]));
-            let held = told(HOLD, [&stream[..]]);
-            assert_eq!((held.out, held.stages, held.refusal), (stream, vec![StartupStep::Refused], Some(refusal)));
+            assert_eq!((open.out, open.steps), (stream.clone(), vec![]));
+            let held = parsed(HOLD, [&stream[..]]);
+            assert_eq!((held.out, held.steps, held.refusal), (stream, vec![StartupStep::Refused], Some(refusal)));
         }
         for fields in [&b"SFATAL\0\0"[..], b"C28\0\0", b"C28\n00\0\0", b""] {
-            assert_eq!(told(PLAIN, [&message(ERROR_RESPONSE, fields)[..]]).refusal, None);
+            assert_eq!(parsed(PLAIN, [&message(ERROR_RESPONSE, fields)[..]]).refusal, None);
         }
     }
 
     #[test]
-    fn what_is_not_postgresql_or_has_no_end_is_passed_on_from_there() {
+    fn stream_that_is_not_postgresql_or_endless_passes_unparsed() {
         let old_style = b"Ecould not fork new process for connection: out of memory\n\0".to_vec();
         let too_long = [b"S\0\x01\0\x01", &[b'x'; 70_000][..], READY].concat();
         for strange in [old_style, b"HTTP/1.1 400 Bad Request\r\n".to_vec(), b"Z\0\0\0\x03I".to_vec(), too_long] {
             let stream = [OK, &strange].concat();
-            for wants in [PLAIN, HOLD] {
-                let told = told(wants, stream.chunks(7));
-                assert_eq!((told.out, told.stages), (stream.clone(), vec![StartupStep::Lost]));
+            for options in [PLAIN, HOLD] {
+                let parsed = parsed(options, stream.chunks(7));
+                assert_eq!((parsed.out, parsed.steps), (stream.clone(), vec![StartupStep::Lost]));
             }
         }
         let many = [OK, &message(NOTICE_RESPONSE, &[b'x'; 60_000]).repeat(5), &session(PRIMARY)].concat();
-        let told = told(HOLD, many.chunks(4096));
-        assert_eq!((told.out, told.stages), (many, vec![StartupStep::Lost]));
+        let parsed = parsed(HOLD, many.chunks(4096));
+        assert_eq!((parsed.out, parsed.steps), (many, vec![StartupStep::Lost]));
     }
 
     fn any_message() -> impl Strategy<Value = Vec<u8>> {
@@ -692,17 +695,17 @@ mod tests {
 
     proptest! {
         #[test]
-        fn where_a_stream_is_cut_changes_nothing_and_without_a_question_nothing_is_lost(
+        fn any_chunks_have_the_same_result_and_no_byte_is_lost_without_a_query(
             messages in prop::collection::vec(any_message(), 0..20),
             cuts in prop::collection::vec(prop_oneof![1_usize..8, 1_usize..400], 1..10),
             hide_channel_binding in any::<bool>(),
             withhold in prop::sample::select(vec![Withhold::Nothing, Withhold::Refusal, Withhold::Role]),
         ) {
             let stream = messages.concat();
-            let wants = StartupOptions { hide_channel_binding, withhold };
-            let whole = told(wants, [&stream[..]]);
-            prop_assert_eq!(&told(wants, cut(&stream, &cuts)), &whole);
-            if !whole.stages.contains(&StartupStep::Ask) && !hide_channel_binding {
+            let options = StartupOptions { hide_channel_binding, withhold };
+            let whole = parsed(options, [&stream[..]]);
+            prop_assert_eq!(&parsed(options, cut(&stream, &cuts)), &whole);
+            if !whole.steps.contains(&StartupStep::Ask) && !hide_channel_binding {
                 prop_assert_eq!(&whole.out, &stream);
             }
             prop_assert!(whole.out.len() <= stream.len());

@@ -1,5 +1,5 @@
-//! The floor: what moving the bytes costs without TLS, an allowlist or anything else. A relay of this program's own, as a
-//! process of its own.
+//! The plain relay: the cost of copying bytes without TLS or an allowlist. It is a part of this program and runs as a separate
+//! process.
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -7,18 +7,18 @@ use std::path::{Path, PathBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
-use super::{Abilities, Grounds, Launch, Program};
+use super::{Abilities, Launch, Program, Setup};
 use crate::databases::local;
-use crate::door::Door;
 use crate::fault::{Context, Result};
+use crate::route::Route;
 
-/// For each direction of each connection.
+/// Size of the buffer of each direction in bytes.
 const BUFFER: usize = 64 * 1024;
 
 #[derive(Debug)]
-pub(super) struct Floor;
+pub(super) struct PlainRelay;
 
-impl Program for Floor {
+impl Program for PlainRelay {
     fn find(&self) -> Option<PathBuf> {
         env::current_exe().ok()
     }
@@ -28,30 +28,30 @@ impl Program for Floor {
     }
 
     fn abilities(&self) -> Abilities {
-        Abilities { doors: Door::ALL, tls: false, allowlist: false, hybrid: false, many_rules: false }
+        Abilities { routes: Route::ALL, tls: false, allowlist: false, hybrid: false, many_rules: false }
     }
 
-    fn launch(&self, grounds: &Grounds<'_>) -> Result<Launch> {
-        let pairs = grounds.openings.iter().map(|opening| format!("{}={}", opening.port, opening.upstream));
-        let arguments: Vec<String> = ["floor".to_owned()].into_iter().chain(pairs).collect();
+    fn launch(&self, setup: &Setup<'_>) -> Result<Launch> {
+        let pairs = setup.listeners.iter().map(|listener| format!("{}={}", listener.port, listener.upstream));
+        let arguments: Vec<String> = ["relay".to_owned()].into_iter().chain(pairs).collect();
         Ok(Launch { configuration: arguments.join(" "), arguments })
     }
 }
 
-/// The relay: listens on one port of each pair and connects to the other.
-pub(crate) async fn relay(pairs: &[(u16, u16)]) -> Result<()> {
-    let mut gates = JoinSet::new();
+/// Listens on the first port of each pair and connects to the second.
+pub(crate) async fn run(pairs: &[(u16, u16)]) -> Result<()> {
+    let mut loops = JoinSet::new();
     for &(port, upstream) in pairs {
         let listener = TcpListener::bind(local(port)).await.context(|| format!("cannot listen on port {port}"))?;
-        gates.spawn(gate(listener, upstream));
+        loops.spawn(accept_loop(listener, upstream));
     }
-    while let Some(ended) = gates.join_next().await {
+    while let Some(ended) = loops.join_next().await {
         ended??;
     }
     Ok(())
 }
 
-async fn gate(listener: TcpListener, upstream: u16) -> Result<()> {
+async fn accept_loop(listener: TcpListener, upstream: u16) -> Result<()> {
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
@@ -59,7 +59,7 @@ async fn gate(listener: TcpListener, upstream: u16) -> Result<()> {
                 let (client, _) = accepted?;
                 connections.spawn(connection(client, upstream));
             }
-            // How a connection ended is its clients' affair.
+            // The client reports how a connection ended.
             Some(_) = connections.join_next() => {}
         }
     }

@@ -1,24 +1,24 @@
-//! The ways into a target.
+//! The routes through a target.
 
-/// A way into a target.
+/// A route from a client through a target to a database.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Door {
-    /// With the ECDSA certificate, to the Redis that is measured with.
+pub(crate) enum Route {
+    /// With the ECDSA certificate to the measured Redis.
     Redis,
-    /// The same with the RSA certificate.
+    /// With the RSA certificate to the measured Redis.
     Rsa,
-    /// The same, and clients must show a certificate.
+    /// Like [`Self::Redis`], with a required client certificate.
     Mutual,
     /// To the Redis of the background load.
     Bulk,
     Postgres,
 }
 
-impl Door {
+impl Route {
     pub(crate) const ALL: &'static [Self] = &[Self::Redis, Self::Rsa, Self::Mutual, Self::Bulk, Self::Postgres];
     pub(crate) const REDIS: &'static [Self] = &[Self::Redis, Self::Rsa, Self::Mutual, Self::Bulk];
 
-    /// Its name in configurations.
+    /// The name in configurations.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Redis => "redis",
