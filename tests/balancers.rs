@@ -354,7 +354,7 @@ fn nobody_else_is_believed() {
                 assert!(!words.starts_with(b"\x16"), "it was let in: {}", words.escape_ascii());
                 let denied = portcullis.ending(port(&stream));
                 assert_eq!((denied.reason(), denied.text("source")), (reason, "127.0.0.1"));
-                assert!(denied.text("detail").contains("began with a PROXY header"), "{}", denied.0);
+                assert!(denied.text("detail").contains("the client sent a PROXY header"), "{}", denied.0);
                 assert!(!denied.has("balancer"), "{}", denied.0);
             }
             // A stranger is one, whatever it says.

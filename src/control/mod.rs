@@ -130,7 +130,7 @@ impl Admin {
     pub fn prepare(&self, wanted: Option<&config::Admin>) -> io::Result<Prepared> {
         let Some(config::Admin { socket }) = wanted else { return Ok(Prepared(Step::Close)) };
         // Somebody who tidied it away, or put another in its place, gets a new one with the next reload.
-        if self.open.as_ref().is_some_and(|open| open.socket_file.is(socket) && open.socket_file.is_ours()) {
+        if self.open.as_ref().is_some_and(|open| open.socket_file.is_at(socket) && open.socket_file.is_ours()) {
             return Ok(Prepared(Step::Stay));
         }
         let in_words =

@@ -177,7 +177,7 @@ async fn what_is_no_socket_is_not_touched() {
 async fn a_missing_directory_is_named() {
     let world = World::new();
     let error = world.refusal("run/a.sock");
-    assert!(error.contains(&format!("there is no directory {}", world.path("run").display())), "{error}");
+    assert!(error.contains(&format!("directory {} does not exist", world.path("run").display())), "{error}");
 }
 
 #[tokio::test]

@@ -185,7 +185,7 @@ impl Server {
                 request = self.admin_handler.next() => {
                     attempt(admin_handler::PART, || self.admin_handler.answer(request, current, &self.listeners));
                 }
-                () = self.listeners.look_due() => self.listeners.look(current),
+                () = self.listeners.shields_due() => self.listeners.update_shields(current),
                 _ = looks.tick() => attempt(certificate_expiry::PART, || self.expiry.look(current, &self.audit)),
                 proposal = &mut next => return Some(proposal),
             }

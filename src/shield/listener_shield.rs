@@ -93,7 +93,7 @@ impl ListenerShield {
     /// Does what the terms in force want.
     pub(crate) fn follow(&mut self, policy: &ListenerPolicy, audit: &Audit) {
         self.waits = policy.shield == Shield::Auto;
-        self.sockets.iter().for_each(|socket| socket.port.watch(self.waits));
+        self.sockets.iter().for_each(|socket| socket.port.set_watched(self.waits));
         self.unavailable_reason = None;
         let filter = match policy.shield {
             Shield::Off => Err("shield = \"off\"".to_owned()),
@@ -286,13 +286,13 @@ impl ShieldedSocket {
         if self.filter.as_ref() == Some(filter) {
             return Ok(());
         }
-        let fitted = self.port.fit(filter);
+        let fitted = self.port.attach_filter(filter);
         self.filter = fitted.is_ok().then(|| filter.clone());
         fitted
     }
 
     fn open(&mut self) {
-        self.port.open();
+        self.port.detach_filter();
         self.filter = None;
     }
 }

@@ -1,4 +1,4 @@
-//! The other side: ours is the client, and tokio-rustls, or our own, answers.
+//! Our client side, with the server side of tokio-rustls or our own.
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
 use tokio::net::TcpStream;
@@ -7,68 +7,68 @@ use tokio_rustls::{TlsAcceptor, server};
 use crate::tls::engine::{Client, TlsEngine};
 use crate::tls::fixtures::{Accent, speech};
 use crate::transport::tls_stream::TlsStream;
-use crate::transport::tls_stream::tests::{ACCENT, answer, assert_owns_nothing, run};
+use crate::transport::tls_stream::tests::{ACCENT, accept, assert_owns_no_bytes, run};
 
-type Caller = TlsStream<DuplexStream, Client>;
+type OurClient = TlsStream<DuplexStream, Client>;
 
-fn caller(accent: Accent, socket: DuplexStream) -> Caller {
+fn our_client(accent: Accent, socket: DuplexStream) -> OurClient {
     TlsStream::new(socket, TlsEngine::connect(accent.client_config(), "db.test".try_into().unwrap()).unwrap())
 }
 
-async fn call(accent: Accent, socket: DuplexStream) -> Caller {
-    let mut stream = caller(accent, socket);
+async fn connect(accent: Accent, socket: DuplexStream) -> OurClient {
+    let mut stream = our_client(accent, socket);
     while stream.engine().is_handshaking() {
         stream.next_flight().await.unwrap();
     }
     stream
 }
 
-/// Our client and a server of tokio-rustls, past the handshake.
-async fn pair(accent: Accent) -> (Caller, server::TlsStream<DuplexStream>) {
+/// Our client and a server of tokio-rustls, after the handshake.
+async fn pair(accent: Accent) -> (OurClient, server::TlsStream<DuplexStream>) {
     let (near, far) = duplex(16 << 10);
     let acceptor = TlsAcceptor::from(accent.server_config());
-    let (ours, server) = tokio::join!(call(accent, near), acceptor.accept(far));
+    let (ours, server) = tokio::join!(connect(accent, near), acceptor.accept(far));
     (ours, server.unwrap())
 }
 
 #[test]
-fn a_server_of_rustls_answers_our_client_in_every_suite() {
+fn our_client_and_a_rustls_server_exchange_data_in_every_suite() {
     run(async {
         for suite in 0..6 {
             for known in [false, true] {
                 let (mut ours, mut server) = pair(Accent { suite, known, ..ACCENT }).await;
                 assert_eq!(ours.engine().server_chain().len(), 1);
-                let (asked, told) = (speech(0, 100_000), speech(7, 200_000));
-                let ask = async {
-                    ours.write_all(&asked).await.unwrap();
+                let (request, response) = (speech(0, 100_000), speech(7, 200_000));
+                let client_side = async {
+                    ours.write_all(&request).await.unwrap();
                     ours.shutdown().await.unwrap();
-                    let mut heard = Vec::new();
-                    ours.read_to_end(&mut heard).await.unwrap();
-                    heard
+                    let mut received = Vec::new();
+                    ours.read_to_end(&mut received).await.unwrap();
+                    received
                 };
-                let tell = async {
-                    let mut heard = Vec::new();
-                    server.read_to_end(&mut heard).await.unwrap();
-                    server.write_all(&told).await.unwrap();
+                let server_side = async {
+                    let mut received = Vec::new();
+                    server.read_to_end(&mut received).await.unwrap();
+                    server.write_all(&response).await.unwrap();
                     server.shutdown().await.unwrap();
-                    heard
+                    received
                 };
-                let (at_client, at_server) = tokio::join!(ask, tell);
-                assert!(at_client == told && at_server == asked, "not what was said");
+                let (at_client, at_server) = tokio::join!(client_side, server_side);
+                assert!(at_client == response && at_server == request, "not the bytes that were sent");
                 assert!(!ours.is_truncated());
-                assert_owns_nothing(&ours);
+                assert_owns_no_bytes(&ours);
             }
         }
     });
 }
 
 #[test]
-fn our_client_and_our_server_understand_each_other() {
+fn our_client_and_our_server_exchange_data_in_every_suite() {
     run(async {
         for suite in 0..6 {
             let accent = Accent { suite, known: true, ..ACCENT };
             let (near, far) = duplex(16 << 10);
-            let (mut client, mut server) = tokio::join!(call(accent, near), answer(accent, far));
+            let (mut client, mut server) = tokio::join!(connect(accent, near), accept(accent, far));
             assert_eq!(server.engine().client_chain().len(), 1);
             let mut word = [0; 4];
             for _ in 0..3 {
@@ -77,16 +77,16 @@ fn our_client_and_our_server_understand_each_other() {
                 server.write_all(b"pong").await.unwrap();
                 client.read_exact(&mut word).await.unwrap();
                 assert_eq!(&word, b"pong");
-                // The tickets that TLS 1.3 sends behind the handshake are nothing for the reader.
-                assert_owns_nothing(&client);
-                assert_owns_nothing(&server);
+                // TLS 1.3 sends session tickets after the handshake, which the reader does not see.
+                assert_owns_no_bytes(&client);
+                assert_owns_no_bytes(&server);
             }
         }
     });
 }
 
 #[test]
-fn an_upstream_that_is_cut_off_is_told_from_one_that_ended() {
+fn upstream_that_ends_without_close_notify_is_truncated() {
     run(async {
         for part in [&b""[..], b"\x17\x03", b"\x17\x03\x03\x00\x20this is"] {
             let (mut ours, mut server) = pair(ACCENT).await;
@@ -94,36 +94,36 @@ fn an_upstream_that_is_cut_off_is_told_from_one_that_ended() {
             server.flush().await.unwrap();
             server.get_mut().0.write_all(part).await.unwrap();
             server.get_mut().0.shutdown().await.unwrap();
-            let mut heard = Vec::new();
-            ours.read_to_end(&mut heard).await.unwrap();
-            assert_eq!(heard, b"half a res");
+            let mut received = Vec::new();
+            ours.read_to_end(&mut received).await.unwrap();
+            assert_eq!(received, b"half a res");
             assert!(ours.is_truncated());
         }
     });
 }
 
 #[test]
-fn a_server_that_hangs_up_or_speaks_something_else_ends_the_handshake() {
+fn handshake_with_a_server_that_closes_or_does_not_speak_tls_fails() {
     run(async {
         let (near, mut far) = duplex(16 << 10);
-        let mut ours = caller(ACCENT, near);
+        let mut ours = our_client(ACCENT, near);
         far.write_all(b"-ERR this is no TLS\r\n").await.unwrap();
         let error = ours.next_flight().await.unwrap_err();
         assert_eq!(error.kind(), std::io::ErrorKind::InvalidData, "{error}");
-        // The hello is out, and an alert behind it.
+        // The ClientHello was sent, then an alert.
         let mut first = [0; 3];
         far.read_exact(&mut first).await.unwrap();
         assert_eq!(&first, b"\x16\x03\x01");
 
         let (near, mut far) = duplex(16 << 10);
-        let mut ours = caller(ACCENT, near);
+        let mut ours = our_client(ACCENT, near);
         far.shutdown().await.unwrap();
         assert_eq!(ours.next_flight().await.unwrap_err().kind(), std::io::ErrorKind::UnexpectedEof);
     });
 }
 
 #[test]
-fn an_upstream_costs_an_idle_session_no_more_than_a_client() {
+fn upstream_tls_stream_has_at_most_1280_bytes() {
     let size = size_of::<TlsStream<TcpStream, Client>>();
     assert!(size <= 1280, "{size} bytes");
 }
