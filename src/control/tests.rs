@@ -165,7 +165,7 @@ async fn what_is_no_socket_is_not_touched() {
     drop(StdListener::bind(world.path("stale")).unwrap());
     symlink(world.path("stale"), world.path("link")).unwrap();
     for name in ["file", "directory", "link"] {
-        assert!(world.refusal(name).contains("no socket"), "{name}");
+        assert!(world.refusal(name).contains("not a socket"), "{name}");
     }
     assert_eq!(fs::read_to_string(world.path("file")).unwrap(), "precious");
     assert!(world.path("directory").is_dir());

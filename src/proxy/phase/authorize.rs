@@ -51,7 +51,7 @@ pub(crate) fn authorize(
 ) -> Result<AuthorizedClient, Close> {
     let SecuredClient { client, protocol, server_certificate } = secured;
     let snapshot = Arc::clone(&current.borrow());
-    match judge(&client, &snapshot, fields) {
+    match evaluate(&client, &snapshot, fields) {
         Ok(permit) => {
             let Permit { policy, identity, .. } = permit.clone();
             let authorized = AuthorizedClient { client, policy, identity, server_certificate };
@@ -64,37 +64,37 @@ pub(crate) fn authorize(
 }
 
 /// Evaluates source and identity against `snapshot`. A chain that this policy has verified before is cheap.
-pub(crate) fn judge(
+pub(crate) fn evaluate(
     client: &ClientStream,
     snapshot: &Snapshot,
     fields: &mut ConnectionFields,
 ) -> Result<Permit, Outcome> {
     let presented = client.presented();
-    let judged = snapshot.judge(&fields.listener, fields.origin(), presented, OffsetDateTime::now_utc());
-    note(judged.as_ref(), fields);
-    if let Err(Denial::Identity(_)) = &judged {
+    let decision = snapshot.judge(&fields.listener, fields.origin(), presented, OffsetDateTime::now_utc());
+    note(decision.as_ref(), fields);
+    if let Err(Denial::Identity(_)) = &decision {
         // The source is trusted; the audit names the matching rule.
         let source = snapshot.authorize_source(&fields.listener, fields.origin(), OffsetDateTime::now_utc());
         fields.source_match = source.ok().map(|permit| permit.source_match);
     }
-    if let (Err(Denial::Identity(_)), Some(certificate)) = (&judged, presented.leaf()) {
+    if let (Err(Denial::Identity(_)), Some(certificate)) = (&decision, presented.leaf()) {
         // The audit also names the subject of a rejected certificate.
         fields.name(&certificate.subject, &certificate.sha256);
     }
-    judged.map_err(Denial::into_connection_outcome)
+    decision.map_err(Denial::into_connection_outcome)
 }
 
 /// Evaluates the source against `snapshot`.
 pub(crate) fn authorize_source(snapshot: &Snapshot, fields: &mut ConnectionFields) -> Result<Permit, Outcome> {
-    let judged = snapshot.authorize_source(&fields.listener, fields.origin(), OffsetDateTime::now_utc());
-    note(judged.as_ref(), fields);
-    judged.map_err(Denial::into_connection_outcome)
+    let decision = snapshot.authorize_source(&fields.listener, fields.origin(), OffsetDateTime::now_utc());
+    note(decision.as_ref(), fields);
+    decision.map_err(Denial::into_connection_outcome)
 }
 
 /// Writes the decision to the audit fields, in place of the decision of an earlier policy.
-fn note(judged: Result<&Permit, &Denial>, fields: &mut ConnectionFields) {
+fn note(decision: Result<&Permit, &Denial>, fields: &mut ConnectionFields) {
     fields.source_match = None;
-    let Ok(permit) = judged else { return };
+    let Ok(permit) = decision else { return };
     fields.source_match = Some(permit.source_match.clone());
     if let Some(identity) = &permit.identity {
         fields.name(&identity.certificate.subject, &identity.certificate.sha256);

@@ -19,7 +19,7 @@ use crate::outcome::{Outcome, Reason};
 use crate::policy::{Current, ListenerPolicy};
 use crate::protocol::postgres::HEADER_LENGTH;
 use crate::proxy::accepted::finish_handshake;
-use crate::proxy::phase::authorize::{AuthorizedClient, authorize_source, judge};
+use crate::proxy::phase::authorize::{AuthorizedClient, authorize_source, evaluate};
 use crate::proxy::phase::close::{Close, Farewell};
 use crate::proxy::phase::dial::dial_for_cancel;
 use crate::transport::socket::Socket;
@@ -124,7 +124,7 @@ impl Canceller {
                 let permit = authorize_source(&snapshot, fields)?;
                 if permit.policy.plaintext_cancel { Ok(()) } else { Err(Reason::PlaintextRefused.into()) }
             }
-            Self::Authorized(client) => judge(client, &snapshot, fields).map(|_| ()),
+            Self::Authorized(client) => evaluate(client, &snapshot, fields).map(|_| ()),
         }
     }
 }

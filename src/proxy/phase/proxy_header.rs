@@ -67,8 +67,8 @@ pub(crate) fn accept_announced(
     }
     guard.set_client(fields.client);
     let snapshot = Arc::clone(&current.borrow());
-    let judged = authorize_source(&snapshot, fields);
-    let policy = judged.map_err(|outcome| add_context(outcome, fields))?.policy;
+    let decision = authorize_source(&snapshot, fields);
+    let policy = decision.map_err(|outcome| add_context(outcome, fields))?.policy;
     let rate = policy.check_rate(fields.client, Instant::now())?;
     Ok(AnnouncedConnection { socket, policy, rate })
 }

@@ -7,7 +7,7 @@ use time::OffsetDateTime;
 
 use crate::audit::event::ConnectionFields;
 use crate::policy::Current;
-use crate::proxy::phase::authorize::judge;
+use crate::proxy::phase::authorize::evaluate;
 use crate::proxy::phase::close::Close;
 use crate::proxy::phase::dial::Dialed;
 use crate::session::registry::ConnectionGuard;
@@ -21,7 +21,7 @@ pub(crate) fn reauthorize(
 ) -> Result<Dialed, Close> {
     loop {
         let snapshot = Arc::clone(&current.borrow());
-        match judge(&dialed.authorized.client, &snapshot, fields) {
+        match evaluate(&dialed.authorized.client, &snapshot, fields) {
             Ok(permit) => {
                 let authorization = dialed.authorized.authorization(&permit);
                 permit.policy.usage.note(&authorization, fields.client, OffsetDateTime::now_utc());

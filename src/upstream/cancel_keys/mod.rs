@@ -56,7 +56,7 @@ pub struct PendingCancel {
 
 #[derive(Debug)]
 enum CancelSlot {
-    Session { _in_flight: Arc<()> },
+    Session { _request: Arc<()> },
     UnknownKey { _slot: UnknownKeySlot },
 }
 
@@ -75,11 +75,8 @@ impl CancelKeys {
         let now = now.saturating_duration_since(self.since);
         let mut sessions = self.sessions();
         if let Some(endpoint) = sessions.by_key.get(key).cloned() {
-            let in_flight = sessions.cancelled.entry(key.into()).or_default().acquire(now)?;
-            return Ok(PendingCancel {
-                endpoint: Some(endpoint),
-                _slot: CancelSlot::Session { _in_flight: in_flight },
-            });
+            let request = sessions.cancelled.entry(key.into()).or_default().acquire(now)?;
+            return Ok(PendingCancel { endpoint: Some(endpoint), _slot: CancelSlot::Session { _request: request } });
         }
         drop(sessions);
         let slot = self.unknown.acquire(client.source_key(), now)?;
@@ -99,8 +96,8 @@ impl Default for CancelKeys {
 
 impl CancelledSession {
     fn acquire(&mut self, now: Duration) -> Result<Arc<()>, TooManyCancels> {
-        let in_flight = u32::try_from(Arc::strong_count(&self.in_flight) - 1).unwrap_or(u32::MAX);
-        if in_flight >= SESSION_LIMIT.max_in_flight {
+        let count = u32::try_from(Arc::strong_count(&self.in_flight) - 1).unwrap_or(u32::MAX);
+        if count >= SESSION_LIMIT.max_in_flight {
             return Err(TooManyCancels::in_flight(Scope::Session));
         }
         if !self.rate.take(SESSION_LIMIT.rate, now) {

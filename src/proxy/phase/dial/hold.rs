@@ -18,7 +18,7 @@ use crate::audit::event::ConnectionFields;
 use crate::outcome::{Outcome, Reason};
 use crate::policy::Current;
 use crate::protocol::Protocol;
-use crate::proxy::phase::authorize::judge;
+use crate::proxy::phase::authorize::evaluate;
 use crate::proxy::phase::close::Close;
 use crate::proxy::phase::startup::SessionRequest;
 use crate::upstream::endpoint::outage::Outage;
@@ -76,7 +76,7 @@ impl RetryHold {
         let mut current = current.clone();
         loop {
             let snapshot = Arc::clone(&current.borrow_and_update());
-            match judge(&request.authorized.client, &snapshot, fields) {
+            match evaluate(&request.authorized.client, &snapshot, fields) {
                 Ok(permit) => {
                     let (former, next) = (&mut request.authorized.policy, permit.policy);
                     if former.protocol == next.protocol

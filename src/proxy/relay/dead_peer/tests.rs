@@ -59,7 +59,7 @@ async fn peer_that_leaves_a_probe_unanswered_is_dead_after_the_timeout() {
 #[tokio::test(start_paused = true)]
 async fn peer_that_shrinks_its_window_and_answers_is_never_dead() {
     let checks = steps().map(|(step, at)| {
-        let again = (at / 40.0).floor() * 40.0;
+        let again = (at / 40.0).trunc() * 40.0;
         let (last_sent, last_received) = (seconds(at - again), seconds((at - again - 0.004).max(0.0)));
         let segments = step / 16;
         (at, TcpInfo { unacknowledged: 3, unsent: 9, last_sent, last_received, segments, ..TcpInfo::default() })

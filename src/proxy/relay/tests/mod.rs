@@ -24,7 +24,7 @@ use crate::transport::socket::Socket;
 use crate::transport::tls_stream::TlsStream;
 use crate::transport::{Stream, UpstreamStream};
 
-const ACCENT: Accent = Accent { suite: 0, record: None, known: false };
+const TLS_OPTIONS: Accent = Accent { suite: 0, record: None, known: false };
 
 /// Far more than any test takes, so only a hanging test fails.
 const TEST_TIMEOUT: Duration = Duration::from_secs(20);
@@ -126,13 +126,13 @@ async fn secured() -> (TlsClient, ClientStream) {
     // The kernel raises this to its minimum.
     SockRef::from(&near).set_recv_buffer_size(1).unwrap();
     SockRef::from(&far).set_send_buffer_size(1).unwrap();
-    let mut ours = Box::new(TlsStream::new(far, TlsEngine::new(ACCENT.server_config()).unwrap()));
+    let mut ours = Box::new(TlsStream::new(far, TlsEngine::new(TLS_OPTIONS.server_config()).unwrap()));
     let answer = async {
         while ours.engine().is_handshaking() {
             ours.next_flight().await.unwrap();
         }
     };
-    let connector = TlsConnector::from(ACCENT.client_config());
+    let connector = TlsConnector::from(TLS_OPTIONS.client_config());
     let (client, ()) = tokio::join!(connector.connect("db.test".try_into().unwrap(), near), answer);
     (client.unwrap(), Stream::Tls(ours))
 }

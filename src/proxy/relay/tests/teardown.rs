@@ -37,11 +37,11 @@ enum Kind {
 }
 
 impl Kind {
-    fn accent(self) -> Option<Accent> {
+    fn options(self) -> Option<Accent> {
         match self {
             Self::Tcp | Self::Unix => None,
-            Self::Tls13 => Some(ACCENT),
-            Self::Tls12 => Some(Accent { suite: 3, ..ACCENT }),
+            Self::Tls13 => Some(TLS_OPTIONS),
+            Self::Tls12 => Some(Accent { suite: 3, ..TLS_OPTIONS }),
         }
     }
 }
@@ -143,7 +143,7 @@ impl Peer {
 
     /// Whether the peer is an upstream that ended TLS without close_notify. For a client, this is allowed.
     fn is_truncated_upstream(&self, kind: Kind) -> bool {
-        self.offset == UPSTREAM_OFFSET && kind.accent().is_some() && self.finished == Some(Finish::TcpOnly)
+        self.offset == UPSTREAM_OFFSET && kind.options().is_some() && self.finished == Some(Finish::TcpOnly)
     }
 
     fn act(&mut self, act: Act) {
@@ -341,30 +341,30 @@ fn unix_pair() -> (UnixStream, UnixStream) {
 }
 
 async fn connect_client(kind: Kind) -> (PeerStream, ClientStream) {
-    let Some(accent) = kind.accent() else { return connect_plain(kind).await };
+    let Some(options) = kind.options() else { return connect_plain(kind).await };
     let (near, far) = narrow_pair().await;
-    let mut ours = Box::new(TlsStream::new(far, TlsEngine::new(accent.server_config()).unwrap()));
+    let mut ours = Box::new(TlsStream::new(far, TlsEngine::new(options.server_config()).unwrap()));
     let answer = async {
         while ours.engine().is_handshaking() {
             ours.next_flight().await.unwrap();
         }
     };
-    let connector = TlsConnector::from(accent.client_config());
+    let connector = TlsConnector::from(options.client_config());
     let (client, ()) = tokio::join!(connector.connect("db.test".try_into().unwrap(), near), answer);
     (Stream::Tls(Box::new(client.unwrap().into())), Stream::Tls(ours))
 }
 
 async fn connect_upstream(kind: Kind) -> (PeerStream, UpstreamStream) {
-    let Some(accent) = kind.accent() else { return connect_plain(kind).await };
+    let Some(options) = kind.options() else { return connect_plain(kind).await };
     let (near, far) = narrow_pair().await;
-    let engine = TlsEngine::<Client>::connect(accent.client_config(), "db.test".try_into().unwrap()).unwrap();
+    let engine = TlsEngine::<Client>::connect(options.client_config(), "db.test".try_into().unwrap()).unwrap();
     let mut ours = Box::new(TlsStream::new(near, engine));
     let call = async {
         while ours.engine().is_handshaking() {
             ours.next_flight().await.unwrap();
         }
     };
-    let acceptor = TlsAcceptor::from(accent.server_config());
+    let acceptor = TlsAcceptor::from(options.server_config());
     let (server, ()) = tokio::join!(acceptor.accept(far), call);
     (Stream::Tls(Box::new(server.unwrap().into())), Stream::Tls(ours))
 }
@@ -438,7 +438,7 @@ fn assert_session_end(scenario: &Scenario, ended: (bool, bool), session_end: &Se
 
 /// A peer that stays receives all bytes of a peer that stays. close_notify never follows incomplete data.
 fn assert_received((receiver, receiver_kind): (&Peer, Kind), (sender, sender_kind): (&Peer, Kind)) {
-    let (received_all, has_tls) = (receiver.received == sender.sent, receiver_kind.accent().is_some());
+    let (received_all, has_tls) = (receiver.received == sender.sent, receiver_kind.options().is_some());
     let context = format!("{} of {} received, then {:?}", receiver.received, sender.sent, receiver.read_end);
     let sender_is_truncated = sender.is_truncated_upstream(sender_kind);
     // A truncated upstream is lost in both directions, so the bytes of its client may be lost too.

@@ -7,16 +7,16 @@ use tokio_rustls::{TlsAcceptor, server};
 use crate::tls::engine::{Client, TlsEngine};
 use crate::tls::fixtures::{Accent, speech};
 use crate::transport::tls_stream::TlsStream;
-use crate::transport::tls_stream::tests::{ACCENT, accept, assert_owns_no_bytes, run};
+use crate::transport::tls_stream::tests::{TLS_OPTIONS, accept, assert_owns_no_bytes, run};
 
 type OurClient = TlsStream<DuplexStream, Client>;
 
-fn our_client(accent: Accent, socket: DuplexStream) -> OurClient {
-    TlsStream::new(socket, TlsEngine::connect(accent.client_config(), "db.test".try_into().unwrap()).unwrap())
+fn our_client(options: Accent, socket: DuplexStream) -> OurClient {
+    TlsStream::new(socket, TlsEngine::connect(options.client_config(), "db.test".try_into().unwrap()).unwrap())
 }
 
-async fn connect(accent: Accent, socket: DuplexStream) -> OurClient {
-    let mut stream = our_client(accent, socket);
+async fn connect(options: Accent, socket: DuplexStream) -> OurClient {
+    let mut stream = our_client(options, socket);
     while stream.engine().is_handshaking() {
         stream.next_flight().await.unwrap();
     }
@@ -24,10 +24,10 @@ async fn connect(accent: Accent, socket: DuplexStream) -> OurClient {
 }
 
 /// Our client and a server of tokio-rustls, after the handshake.
-async fn pair(accent: Accent) -> (OurClient, server::TlsStream<DuplexStream>) {
+async fn pair(options: Accent) -> (OurClient, server::TlsStream<DuplexStream>) {
     let (near, far) = duplex(16 << 10);
-    let acceptor = TlsAcceptor::from(accent.server_config());
-    let (ours, server) = tokio::join!(connect(accent, near), acceptor.accept(far));
+    let acceptor = TlsAcceptor::from(options.server_config());
+    let (ours, server) = tokio::join!(connect(options, near), acceptor.accept(far));
     (ours, server.unwrap())
 }
 
@@ -36,7 +36,7 @@ fn our_client_and_a_rustls_server_exchange_data_in_every_suite() {
     run(async {
         for suite in 0..6 {
             for known in [false, true] {
-                let (mut ours, mut server) = pair(Accent { suite, known, ..ACCENT }).await;
+                let (mut ours, mut server) = pair(Accent { suite, known, ..TLS_OPTIONS }).await;
                 assert_eq!(ours.engine().server_chain().len(), 1);
                 let (request, response) = (speech(0, 100_000), speech(7, 200_000));
                 let client_side = async {
@@ -66,9 +66,9 @@ fn our_client_and_a_rustls_server_exchange_data_in_every_suite() {
 fn our_client_and_our_server_exchange_data_in_every_suite() {
     run(async {
         for suite in 0..6 {
-            let accent = Accent { suite, known: true, ..ACCENT };
+            let options = Accent { suite, known: true, ..TLS_OPTIONS };
             let (near, far) = duplex(16 << 10);
-            let (mut client, mut server) = tokio::join!(connect(accent, near), accept(accent, far));
+            let (mut client, mut server) = tokio::join!(connect(options, near), accept(options, far));
             assert_eq!(server.engine().client_chain().len(), 1);
             let mut word = [0; 4];
             for _ in 0..3 {
@@ -89,7 +89,7 @@ fn our_client_and_our_server_exchange_data_in_every_suite() {
 fn upstream_that_ends_without_close_notify_is_truncated() {
     run(async {
         for part in [&b""[..], b"\x17\x03", b"\x17\x03\x03\x00\x20this is"] {
-            let (mut ours, mut server) = pair(ACCENT).await;
+            let (mut ours, mut server) = pair(TLS_OPTIONS).await;
             server.write_all(b"half a res").await.unwrap();
             server.flush().await.unwrap();
             server.get_mut().0.write_all(part).await.unwrap();
@@ -106,7 +106,7 @@ fn upstream_that_ends_without_close_notify_is_truncated() {
 fn handshake_with_a_server_that_closes_or_does_not_speak_tls_fails() {
     run(async {
         let (near, mut far) = duplex(16 << 10);
-        let mut ours = our_client(ACCENT, near);
+        let mut ours = our_client(TLS_OPTIONS, near);
         far.write_all(b"-ERR this is no TLS\r\n").await.unwrap();
         let error = ours.next_flight().await.unwrap_err();
         assert_eq!(error.kind(), std::io::ErrorKind::InvalidData, "{error}");
@@ -116,7 +116,7 @@ fn handshake_with_a_server_that_closes_or_does_not_speak_tls_fails() {
         assert_eq!(&first, b"\x16\x03\x01");
 
         let (near, mut far) = duplex(16 << 10);
-        let mut ours = our_client(ACCENT, near);
+        let mut ours = our_client(TLS_OPTIONS, near);
         far.shutdown().await.unwrap();
         assert_eq!(ours.next_flight().await.unwrap_err().kind(), std::io::ErrorKind::UnexpectedEof);
     });

@@ -19,7 +19,7 @@ use crate::tls::engine::{Side, TlsEngine};
 use crate::tls::fixtures::{Accent, speech};
 use crate::transport::tls_stream::TlsStream;
 
-const ACCENT: Accent = Accent { suite: 0, record: None, known: false };
+const TLS_OPTIONS: Accent = Accent { suite: 0, record: None, known: false };
 
 /// Runs a test. The timeout is far more than any test takes, so only a hanging test fails.
 fn run<T>(work: impl Future<Output = T>) -> T {
@@ -27,13 +27,13 @@ fn run<T>(work: impl Future<Output = T>) -> T {
     runtime.block_on(async { timeout(Duration::from_secs(10), work).await.expect("the test hangs") })
 }
 
-async fn connect(accent: Accent, socket: DuplexStream) -> client::TlsStream<DuplexStream> {
-    let connector = TlsConnector::from(accent.client_config());
+async fn connect(options: Accent, socket: DuplexStream) -> client::TlsStream<DuplexStream> {
+    let connector = TlsConnector::from(options.client_config());
     connector.connect("db.test".try_into().unwrap(), socket).await.unwrap()
 }
 
-async fn accept<S: AsyncRead + AsyncWrite + Unpin>(accent: Accent, socket: S) -> TlsStream<S> {
-    let mut stream = TlsStream::new(socket, TlsEngine::new(accent.server_config()).unwrap());
+async fn accept<S: AsyncRead + AsyncWrite + Unpin>(options: Accent, socket: S) -> TlsStream<S> {
+    let mut stream = TlsStream::new(socket, TlsEngine::new(options.server_config()).unwrap());
     while stream.engine().is_handshaking() {
         stream.next_flight().await.unwrap();
     }
@@ -41,9 +41,9 @@ async fn accept<S: AsyncRead + AsyncWrite + Unpin>(accent: Accent, socket: S) ->
 }
 
 /// A client and our server side, after the handshake.
-async fn pair(accent: Accent) -> (client::TlsStream<DuplexStream>, TlsStream<DuplexStream>) {
+async fn pair(options: Accent) -> (client::TlsStream<DuplexStream>, TlsStream<DuplexStream>) {
     let (near, far) = duplex(16 << 10);
-    tokio::join!(connect(accent, near), accept(accent, far))
+    tokio::join!(connect(options, near), accept(options, far))
 }
 
 fn assert_owns_no_bytes<T, S: Side>(stream: &TlsStream<T, S>) {
@@ -61,7 +61,7 @@ proptest! {
     ) {
         let all = speech(0, lengths.iter().sum());
         let received = run(async {
-            let (mut client, mut ours) = pair(Accent { suite, ..ACCENT }).await;
+            let (mut client, mut ours) = pair(Accent { suite, ..TLS_OPTIONS }).await;
             let send = async {
                 let mut rest = all.as_slice();
                 for length in &lengths {
@@ -96,7 +96,7 @@ proptest! {
 fn idle_stream_owns_no_bytes() {
     run(async {
         for suite in 0..6 {
-            let (mut client, mut ours) = pair(Accent { suite, ..ACCENT }).await;
+            let (mut client, mut ours) = pair(Accent { suite, ..TLS_OPTIONS }).await;
             assert_owns_no_bytes(&ours);
             let mut word = [0; 4];
             for _ in 0..3 {
@@ -116,7 +116,7 @@ fn idle_stream_owns_no_bytes() {
 fn invalid_record_is_an_error_after_the_bytes_before_it_and_sends_an_alert() {
     run(async {
         for suite in 0..6 {
-            let (mut client, mut ours) = pair(Accent { suite, ..ACCENT }).await;
+            let (mut client, mut ours) = pair(Accent { suite, ..TLS_OPTIONS }).await;
             client.write_all(b"before").await.unwrap();
             client.flush().await.unwrap();
             let record = b"\x17\x03\x03\x00\x20these bytes were not sealed by a key";
@@ -140,7 +140,7 @@ fn end_of_tcp_ends_reading_but_not_writing() {
     run(async {
         // Between records, within a record header, within a record.
         for part in [&b""[..], b"\x17\x03", b"\x17\x03\x03\x00\x20this is"] {
-            let (mut client, mut ours) = pair(ACCENT).await;
+            let (mut client, mut ours) = pair(TLS_OPTIONS).await;
             client.write_all(b"before").await.unwrap();
             client.flush().await.unwrap();
             client.get_mut().0.write_all(part).await.unwrap();
@@ -162,7 +162,7 @@ fn end_of_tcp_ends_reading_but_not_writing() {
 fn failed_handshake_returns_an_error_and_sends_an_alert() {
     run(async {
         let (mut client, socket) = duplex(16 << 10);
-        let mut ours = TlsStream::new(socket, TlsEngine::new(ACCENT.server_config()).unwrap());
+        let mut ours = TlsStream::new(socket, TlsEngine::new(TLS_OPTIONS.server_config()).unwrap());
         // A record of an unknown version.
         client.write_all(b"\x16\x09\x09\x00\x01\x01").await.unwrap();
         assert_eq!(ours.next_flight().await.unwrap_err().kind(), ErrorKind::InvalidData);
@@ -171,7 +171,7 @@ fn failed_handshake_returns_an_error_and_sends_an_alert() {
         assert_eq!(&alert, b"\x15\x03\x03\x00\x02\x02\x32", "a fatal alert: decode_error");
 
         let (mut client, socket) = duplex(16 << 10);
-        let mut ours = TlsStream::new(socket, TlsEngine::new(ACCENT.server_config()).unwrap());
+        let mut ours = TlsStream::new(socket, TlsEngine::new(TLS_OPTIONS.server_config()).unwrap());
         client.write_all(b"\x16\x03\x01").await.unwrap();
         ours.next_flight().await.unwrap();
         client.shutdown().await.unwrap();
@@ -183,7 +183,7 @@ fn failed_handshake_returns_an_error_and_sends_an_alert() {
 fn tls_error_of_a_client_that_has_disconnected_is_returned() {
     run(async {
         let (mut client, socket) = duplex(16 << 10);
-        let mut ours = TlsStream::new(socket, TlsEngine::new(ACCENT.server_config()).unwrap());
+        let mut ours = TlsStream::new(socket, TlsEngine::new(TLS_OPTIONS.server_config()).unwrap());
         client.write_all(b"\x16\x09\x09\x00\x01\x01").await.unwrap();
         // The alert can no longer be sent.
         drop(client);
@@ -194,7 +194,7 @@ fn tls_error_of_a_client_that_has_disconnected_is_returned() {
 #[test]
 fn write_after_an_invalid_record_returns_the_record_error() {
     run(async {
-        let (mut client, mut ours) = pair(ACCENT).await;
+        let (mut client, mut ours) = pair(TLS_OPTIONS).await;
         let mut record = [0; 64];
         client.write_all(b"hello").await.unwrap();
         client.flush().await.unwrap();
@@ -229,7 +229,7 @@ fn socket_is_shut_down_once_if_the_stream_is_shut_down_twice() {
         let (near, far) = duplex(16 << 10);
         let (from, to) = split(far);
         let (_client, mut ours) =
-            tokio::join!(connect(ACCENT, near), accept(ACCENT, join(from, CountShutdowns(to, 0))));
+            tokio::join!(connect(TLS_OPTIONS, near), accept(TLS_OPTIONS, join(from, CountShutdowns(to, 0))));
         // The flow shuts it down at its end, and the farewell does so again.
         ours.shutdown().await.unwrap();
         ours.shutdown().await.unwrap();

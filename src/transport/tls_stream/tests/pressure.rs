@@ -11,7 +11,7 @@ use crate::proxy::relay::flow::Flow;
 use crate::tls::engine::most_overhead;
 use crate::tls::fixtures::{Accent, speech};
 use crate::transport::scratch::READ;
-use crate::transport::tls_stream::tests::{ACCENT, pair, run};
+use crate::transport::tls_stream::tests::{TLS_OPTIONS, pair, run};
 
 /// Far more than all buffers together.
 const ALL: usize = 2 << 20;
@@ -35,7 +35,7 @@ impl AsyncRead for ReadyUpstream {
 fn client_that_does_not_read_stops_the_upstream_and_loses_no_byte() {
     run(async {
         for suite in 0..6 {
-            let (mut client, mut ours) = pair(Accent { suite, ..ACCENT }).await;
+            let (mut client, mut ours) = pair(Accent { suite, ..TLS_OPTIONS }).await;
             let mut upstream = ReadyUpstream { bytes: speech(0, ALL), taken: 0 };
             let (mut flow, mut count) = (Flow::new(Vec::new()), 0);
             for _ in 0..100 {
@@ -61,7 +61,7 @@ fn client_that_does_not_read_stops_the_upstream_and_loses_no_byte() {
 fn upstream_that_does_not_read_stops_the_client_and_loses_no_byte() {
     run(async {
         for suite in 0..6 {
-            let (mut client, mut ours) = pair(Accent { suite, ..ACCENT }).await;
+            let (mut client, mut ours) = pair(Accent { suite, ..TLS_OPTIONS }).await;
             let (mut writer, mut upstream) = duplex(1000);
             let (mut flow, mut count) = (Flow::new(Vec::new()), 0);
             let (bytes, mut sent, mut still) = (speech(0, ALL), 0, 0);
@@ -100,7 +100,7 @@ fn upstream_that_does_not_read_stops_the_client_and_loses_no_byte() {
 fn bytes_written_after_a_partial_write_arrive_in_order() {
     run(async {
         for suite in 0..6 {
-            let (mut client, mut ours) = pair(Accent { suite, ..ACCENT }).await;
+            let (mut client, mut ours) = pair(Accent { suite, ..TLS_OPTIONS }).await;
             let all = speech(0, 500_000);
             let (large, small) = all.split_at(400_000);
             let send = async {

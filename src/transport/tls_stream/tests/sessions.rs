@@ -13,7 +13,7 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::proxy::relay::flow::Flow;
 use crate::tls::fixtures::{Accent, speech};
-use crate::transport::tls_stream::tests::{ACCENT, accept, assert_owns_no_bytes, connect, run};
+use crate::transport::tls_stream::tests::{TLS_OPTIONS, accept, assert_owns_no_bytes, connect, run};
 
 /// The side that ends first. The other side waits for that end in the middle of its bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,7 +25,7 @@ enum First {
 
 #[derive(Clone, Debug)]
 struct Script {
-    accent: Accent,
+    options: Accent,
     first: First,
     /// The lengths of the writes of the client, and of the upstream.
     writes: [Vec<usize>; 2],
@@ -37,15 +37,15 @@ struct Script {
 
 fn scripts() -> impl Strategy<Value = Script> {
     let record = prop_oneof![2 => Just(None), 1 => (32_usize..5000).prop_map(Some)];
-    let accent = (0_usize..6, record).prop_map(|(suite, record)| Accent { suite, record, ..ACCENT });
+    let options = (0_usize..6, record).prop_map(|(suite, record)| Accent { suite, record, ..TLS_OPTIONS });
     let first = prop::sample::select(vec![First::Client, First::Upstream, First::Neither]);
     let length = prop_oneof![2 => 1_usize..100, 1 => 1_usize..20_000, 1 => Just(16_385)];
     let writes = prop::collection::vec(length, 0..6);
     // With less capacity than a change_cipher_spec, the client of tokio-rustls does not complete its handshake.
     let pipes = [16_usize..2000, 2000..100_000].map(|range| prop_oneof![1 => 16_usize..100, 2 => range]);
     let width = prop_oneof![1_usize..10, 10_usize..20_000, Just(usize::MAX)];
-    let all = (accent, first, [writes.clone(), writes], pipes, width);
-    all.prop_map(|(accent, first, writes, pipes, width)| Script { accent, first, writes, pipes, width })
+    let all = (options, first, [writes.clone(), writes], pipes, width);
+    all.prop_map(|(options, first, writes, pipes, width)| Script { options, first, writes, pipes, width })
 }
 
 /// A socket whose reads and writes are short.
@@ -106,8 +106,8 @@ async fn receive(mut from: impl AsyncRead + Unpin, ended: oneshot::Sender<()>) -
     received
 }
 
-async fn ours(accent: Accent, socket: Narrow, mut upstream: DuplexStream) -> [u64; 2] {
-    let mut client = accept(accent, socket).await;
+async fn ours(options: Accent, socket: Narrow, mut upstream: DuplexStream) -> [u64; 2] {
+    let mut client = accept(options, socket).await;
     let (mut inbound, mut outbound) = (Flow::new(Vec::new()), Flow::new(Vec::new()));
     let (mut up, mut down) = (0, 0);
     poll_fn(|cx| {
@@ -122,8 +122,8 @@ async fn ours(accent: Accent, socket: Narrow, mut upstream: DuplexStream) -> [u6
     [up, down]
 }
 
-async fn reference(accent: Accent, socket: Narrow, mut upstream: DuplexStream) -> [u64; 2] {
-    let mut client = TlsAcceptor::from(accent.server_config()).accept(socket).await.unwrap();
+async fn reference(options: Accent, socket: Narrow, mut upstream: DuplexStream) -> [u64; 2] {
+    let mut client = TlsAcceptor::from(options.server_config()).accept(socket).await.unwrap();
     tokio::io::copy_bidirectional(&mut client, &mut upstream).await.unwrap().into()
 }
 
@@ -140,14 +140,14 @@ async fn run_script<R: Future<Output = [u64; 2]>>(
     let upstream_waits = (script.first == First::Client).then_some(client_end);
     let client_waits = (script.first == First::Upstream).then_some(upstream_end);
     let client = async {
-        let (from, to) = split(connect(script.accent, client).await);
+        let (from, to) = split(connect(script.options, client).await);
         tokio::join!(receive(from, upstream_ended), send(to, &script.writes[0], client_waits)).0
     };
     let upstream = async {
         let (from, to) = split(upstream);
         tokio::join!(receive(from, client_ended), send(to, &script.writes[1], upstream_waits)).0
     };
-    let relay = relay(script.accent, Narrow(near, script.width), far);
+    let relay = relay(script.options, Narrow(near, script.width), far);
     let (at_client, at_upstream, counts) = tokio::join!(client, upstream, relay);
     (at_upstream, at_client, counts)
 }
