@@ -119,11 +119,12 @@ impl UnixSocketFile {
         let file = self.open()?;
         let fd_path = format!("/proc/self/fd/{}", file.as_raw_fd());
         if owner.is_some() || group.is_some() {
-            chown(&fd_path, owner, group).map_err(|error| describe(&error, "cannot change owner or group"))?;
+            chown(&fd_path, owner, group)
+                .map_err(|error| describe(&error, "cannot be assigned its owner and group"))?;
         }
         // Set after the owner, so that the wider mode never applies to the former owner or group.
         let permissions = Permissions::from_mode(mode);
-        fs::set_permissions(&fd_path, permissions).map_err(|error| describe(&error, "cannot change mode"))
+        fs::set_permissions(&fd_path, permissions).map_err(|error| describe(&error, "cannot be assigned its mode"))
     }
 
     /// Opens exactly this file. If another user owns the directory, that user could replace the file with a symbolic link to
@@ -184,7 +185,7 @@ fn remove_stale(path: &Path) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         // A full backlog belongs to a running program.
         Err(error) if error.kind() != io::ErrorKind::WouldBlock => {
-            Err(describe(&error, "already exists, and connecting to find out whether a program uses it failed"))
+            Err(describe(&error, "already exists, and testing whether a program uses it failed"))
         }
         Ok(()) | Err(_) => {
             let why = "is in use by a running program; stop that program, or choose another path";

@@ -48,10 +48,10 @@ impl BoundSocket {
         // Accepted sockets inherit the setting.
         keep_alive(&socket, dead_peer_timeout)?;
         socket.bind(&address.socket.into())?;
-        let port = ListenSocket::listen(socket, BACKLOG, filter, alarm)?;
+        let socket = ListenSocket::listen(socket, BACKLOG, filter, alarm)?;
         // Reset at once: two portcullis processes must never share a port by accident.
-        SockRef::from(port.socket()).set_reuse_port(false)?;
-        Ok(Self::Tcp(Arc::new(port)))
+        SockRef::from(socket.socket()).set_reuse_port(false)?;
+        Ok(Self::Tcp(Arc::new(socket)))
     }
 
     pub(crate) fn unix(path: &Path, access: Access) -> io::Result<Self> {
@@ -62,8 +62,8 @@ impl BoundSocket {
     /// Accepts a client from the backlog.
     pub(crate) fn accept(&self) -> io::Result<(AcceptedSocket, ClientAddr)> {
         match self {
-            Self::Tcp(port) => {
-                let (stream, peer) = port.accept()?;
+            Self::Tcp(socket) => {
+                let (stream, peer) = socket.accept()?;
                 Ok((AcceptedSocket::Tcp(stream), ClientAddr::new(peer)))
             }
             Self::Unix(_, listener) => {
@@ -76,7 +76,7 @@ impl BoundSocket {
     /// The bound TCP address, with the port that the kernel chose for port 0.
     pub(crate) fn tcp_addr(&self) -> Option<SocketAddr> {
         match self {
-            Self::Tcp(port) => port.socket().local_addr().ok(),
+            Self::Tcp(socket) => socket.socket().local_addr().ok(),
             Self::Unix(..) => None,
         }
     }
@@ -84,7 +84,7 @@ impl BoundSocket {
     /// The socket that a shield can filter. `None` for a Unix socket.
     pub(crate) fn shielded_socket(&self) -> Option<&Arc<ListenSocket>> {
         match self {
-            Self::Tcp(port) => Some(port),
+            Self::Tcp(socket) => Some(socket),
             Self::Unix(..) => None,
         }
     }
@@ -100,16 +100,16 @@ impl BoundSocket {
     /// Sets the keepalive of the clients accepted from now on.
     pub(crate) fn keep_alive(&self, dead_peer_timeout: Duration) -> io::Result<()> {
         match self {
-            Self::Tcp(port) => keep_alive(port.socket(), dead_peer_timeout),
+            Self::Tcp(socket) => keep_alive(socket.socket(), dead_peer_timeout),
             Self::Unix(..) => Ok(()),
         }
     }
 
     /// Sets whether another socket of this user can be bound to the same port.
     pub(crate) fn share_port(&self, shared: bool) {
-        if let Self::Tcp(port) = self {
+        if let Self::Tcp(socket) = self {
             // If this fails, the following bind fails too and reports the error.
-            let _ = SockRef::from(port.socket()).set_reuse_port(shared);
+            let _ = SockRef::from(socket.socket()).set_reuse_port(shared);
         }
     }
 }

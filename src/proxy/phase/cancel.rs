@@ -90,7 +90,7 @@ impl CancelRequest {
     ) -> Result<(), Outcome> {
         let key = self.packet.get(HEADER_LENGTH..).unwrap_or_default();
         // Dropped after the upstream connection: the limit counts the connections that the upstream has.
-        let pending = self.policy.upstream.cancel_keys.begin(key, fields.client, std::time::Instant::now())?;
+        let pending = self.policy.upstream.cancel_keys.admit(key, fields.client, std::time::Instant::now())?;
         finish_handshake(handshake)?;
         let deadline = Instant::now() + CANCEL_TIMEOUT;
         let header = self.client.header(&self.policy.upstream, fields);

@@ -62,7 +62,7 @@ pub(crate) async fn select(dialed: Dialed, candidates: &mut Candidates) -> Resul
     let mut probe = StartupProbe { dialed, startup, has_waited: candidates.has_waited() };
     let result = probe.run(candidates.response_timeout()).await;
     let StartupProbe { dialed, startup, .. } = probe;
-    let Dialed { authorized, connected, first } = dialed;
+    let Dialed { authorized, connected, buffered } = dialed;
     let (endpoint, upstream) = (&connected.endpoint, &authorized.policy.upstream);
     match result {
         ProbeResult::Accepted(role) => {
@@ -71,7 +71,7 @@ pub(crate) async fn select(dialed: Dialed, candidates: &mut Candidates) -> Resul
                 record_role(endpoint, upstream, true);
             }
             // The probe has already sent the client's bytes.
-            let dialed = Dialed { authorized, connected, first: Vec::new() };
+            let dialed = Dialed { authorized, connected, buffered: Vec::new() };
             Ok(Selected::Session(Box::new(SelectedUpstream { dialed, startup: Some(startup) })))
         }
         ProbeResult::Rejected(endpoint_error, role) => {
@@ -80,7 +80,7 @@ pub(crate) async fn select(dialed: Dialed, candidates: &mut Candidates) -> Resul
             }
             if !startup.asks_client() {
                 candidates.reject(endpoint, upstream, endpoint_error);
-                return Ok(Selected::Retry(SessionRequest { authorized, first }));
+                return Ok(Selected::Retry(SessionRequest { authorized, buffered }));
             }
             if endpoint_error.is_healthy {
                 record_failure(endpoint, upstream, &endpoint_error, candidates.has_several());
@@ -120,8 +120,8 @@ enum ProbeResult {
 impl StartupProbe {
     async fn run(&mut self, response_timeout: Duration) -> ProbeResult {
         let deadline = Instant::now() + response_timeout;
-        let Dialed { connected, first, .. } = &mut self.dialed;
-        if let Err(error) = send(&mut connected.stream, first).await {
+        let Dialed { connected, buffered, .. } = &mut self.dialed;
+        if let Err(error) = send(&mut connected.stream, buffered).await {
             return self.lost(&error);
         }
         loop {
@@ -141,8 +141,8 @@ impl StartupProbe {
 
     /// Reads once from either side and forwards what may pass.
     async fn step(&mut self) -> Option<ProbeResult> {
-        let Dialed { authorized: AuthorizedClient { client, .. }, connected, first } = &mut self.dialed;
-        let repeatable = !self.startup.asks_client();
+        let Dialed { authorized: AuthorizedClient { client, .. }, connected, buffered } = &mut self.dialed;
+        let can_retry = !self.startup.asks_client();
         let (mut from_upstream, mut from_client) = ([0; 4096], [0; 4096]);
         let step = tokio::select! {
             read = connected.stream.read(&mut from_upstream) => match read {
@@ -150,14 +150,14 @@ impl StartupProbe {
                 Ok(count) => self.startup.follow(from_upstream.get(..count).unwrap_or_default()),
                 Err(error) => return Some(self.lost(&error)),
             },
-            read = client.read(&mut from_client), if !repeatable || first.len() < MAX_REPEATED => {
+            read = client.read(&mut from_client), if !can_retry || buffered.len() < MAX_REPEATED => {
                 let bytes = match read {
                     Ok(0) => return Some(ProbeResult::ClientLost(io::ErrorKind::UnexpectedEof.into())),
                     Ok(count) => from_client.get(..count).unwrap_or_default(),
                     Err(error) => return Some(ProbeResult::ClientLost(error)),
                 };
-                if repeatable {
-                    first.extend_from_slice(bytes);
+                if can_retry {
+                    buffered.extend_from_slice(bytes);
                 }
                 let sent = send(&mut connected.stream, bytes).await;
                 return sent.err().map(|error| self.lost(&error));
@@ -177,7 +177,7 @@ impl StartupProbe {
                     EndpointError { refuses: self.has_waited, ..unsuitable("is not ready for connections (57P03)") };
                 return Some(ProbeResult::Rejected(endpoint_error, None));
             }
-            StartupStep::Lost if repeatable => return Some(unresponsive(NOT_POSTGRES)),
+            StartupStep::Lost if can_retry => return Some(unresponsive(NOT_POSTGRES)),
             StartupStep::Spoilt => return Some(unresponsive("did not report whether it is a primary")),
             // A refusal goes to the client. A server that does not report its role may be a primary.
             StartupStep::Role(role @ (ServerRole::Primary | ServerRole::Unknown)) => {

@@ -58,14 +58,14 @@ pub(crate) struct Relay {
 
 impl Relay {
     pub(crate) fn new(selected: SelectedUpstream, permit: SessionPermit) -> Self {
-        let SelectedUpstream { dialed: Dialed { authorized, connected, first }, startup } = selected;
+        let SelectedUpstream { dialed: Dialed { authorized, connected, buffered }, startup } = selected;
         Self {
             client: authorized.client,
             upstream: Outbound::new(connected.stream, authorized.policy.protocol, startup),
             upstream_tls: authorized.policy.upstream.tls().cloned(),
             sends_proxy_header: authorized.policy.upstream.settings.proxy_header.is_some(),
             protocol: authorized.policy.protocol,
-            inbound: Flow::new(first),
+            inbound: Flow::new(buffered),
             outbound: Flow::new(Vec::new()),
             first_end: None,
             lost_before_response: false,

@@ -71,7 +71,7 @@ impl CancelKeys {
     ///
     /// # Errors
     /// The request exceeds a limit.
-    pub fn begin(&self, key: &[u8], client: ClientAddr, now: Instant) -> Result<PendingCancel, TooManyCancels> {
+    pub fn admit(&self, key: &[u8], client: ClientAddr, now: Instant) -> Result<PendingCancel, TooManyCancels> {
         let now = now.saturating_duration_since(self.since);
         let mut sessions = self.sessions();
         if let Some(endpoint) = sessions.by_key.get(key).cloned() {
@@ -149,7 +149,7 @@ mod tests {
     fn fill(keys: &CancelKeys, key: &[u8], now: Instant) -> (Vec<PendingCancel>, Reason) {
         let mut admitted = Vec::new();
         loop {
-            match keys.begin(key, client(), now) {
+            match keys.admit(key, client(), now) {
                 Ok(pending) => admitted.push(pending),
                 Err(refused) => return (admitted, Outcome::from(refused).reason),
             }
@@ -160,7 +160,7 @@ mod tests {
     fn session_is_found_by_its_key_until_it_ends() {
         let keys = Arc::new(CancelKeys::default());
         let session = keys.register(KEY, endpoint());
-        let find = |key| keys.begin(key, client(), Instant::now()).unwrap().endpoint;
+        let find = |key| keys.admit(key, client(), Instant::now()).unwrap().endpoint;
         assert_eq!(find(KEY).unwrap().configured.address(), &UpstreamAddr::Unix("/run/db".into()));
         assert!(find(b"12345679").is_none());
         assert!(!format!("{keys:?}").contains("1234"));
@@ -178,12 +178,12 @@ mod tests {
         assert_eq!((in_flight.len(), reason), (4, Reason::SourceConnectionLimit));
         drop(in_flight);
         let pass = |after: Duration| {
-            let passes = |_: &_| keys.begin(KEY, client(), keys.since + after).is_ok();
+            let passes = |_: &_| keys.admit(KEY, client(), keys.since + after).is_ok();
             (0..100).filter(passes).count()
         };
         assert_eq!(pass(Duration::ZERO), 20 - 4);
         assert_eq!(pass(Duration::from_secs(1)), 10);
-        let refused = keys.begin(KEY, client(), keys.since + Duration::from_secs(1)).unwrap_err();
+        let refused = keys.admit(KEY, client(), keys.since + Duration::from_secs(1)).unwrap_err();
         assert_eq!(Outcome::from(refused).reason, Reason::RateLimited);
     }
 
@@ -194,7 +194,7 @@ mod tests {
         let _sessions: Vec<_> = numbers().map(|key| keys.register(&key, endpoint())).collect();
         let (flood, _) = fill(&keys, b"unknown", keys.since);
         // A pool at the source of the flood cancels all its queries.
-        let pool: Vec<_> = numbers().map(|key| keys.begin(&key, client(), keys.since).unwrap()).collect();
+        let pool: Vec<_> = numbers().map(|key| keys.admit(&key, client(), keys.since).unwrap()).collect();
         assert!(pool.iter().all(|pending| pending.endpoint.is_some()));
         drop(flood);
     }

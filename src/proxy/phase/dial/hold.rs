@@ -123,17 +123,17 @@ impl DialTurn {
 
 /// Buffers the bytes that the client sends, and returns when it disconnects.
 async fn read_client(request: &mut SessionRequest, is_half_closed: &mut bool) -> Outcome {
-    let SessionRequest { authorized, first } = request;
+    let SessionRequest { authorized, buffered } = request;
     let mut bytes = [0; 1024];
-    while !*is_half_closed && first.len() < MAX_BUFFERED {
+    while !*is_half_closed && buffered.len() < MAX_BUFFERED {
         match authorized.client.read(&mut bytes).await {
             // The client may still wait for the reply to its request.
-            Ok(0) if authorized.policy.protocol != Protocol::Postgres && !first.is_empty() => *is_half_closed = true,
+            Ok(0) if authorized.policy.protocol != Protocol::Postgres && !buffered.is_empty() => *is_half_closed = true,
             Ok(0) => {
                 let detail = "the client disconnected while the upstream refused connections";
                 return Outcome::new(Reason::ClientClosed, detail);
             }
-            Ok(count) => first.extend_from_slice(bytes.get(..count).unwrap_or_default()),
+            Ok(count) => buffered.extend_from_slice(bytes.get(..count).unwrap_or_default()),
             Err(error) if error.kind() == io::ErrorKind::InvalidData => {
                 return Outcome::new(Reason::ProtocolViolation, format_args!("client: {error}"));
             }

@@ -33,7 +33,7 @@ pub(crate) struct Dialed {
     pub(crate) authorized: AuthorizedClient,
     pub(crate) connected: ConnectedUpstream,
     /// Bytes of the client that have not been sent to the upstream.
-    pub(crate) first: Vec<u8>,
+    pub(crate) buffered: Vec<u8>,
 }
 
 /// The endpoints that are still to be tried for one client, and the failures of the others.
@@ -49,7 +49,7 @@ pub(crate) struct Candidates {
     several: bool,
     failures: Vec<String>,
     reason: Reason,
-    /// An endpoint responded, but has the wrong role or is not request.
+    /// An endpoint responded, but has the wrong role or is not ready.
     any_healthy: bool,
     /// An endpoint refused the connection, for example during a restart.
     any_refused: bool,
@@ -188,8 +188,8 @@ pub(crate) async fn dial(
                         // `select` may still reject the endpoint; the next waiting client may dial meanwhile.
                         candidates.hold.release();
                         fields.upstream = Some(connected.endpoint.configured.address().to_string().into());
-                        let SessionRequest { authorized, first } = request;
-                        return Ok(Dialed { authorized, connected, first });
+                        let SessionRequest { authorized, buffered } = request;
+                        return Ok(Dialed { authorized, connected, buffered });
                     }
                     Err(outcome) if candidates.any_refused && is_retried(&policy.upstream) => {
                         policy.upstream.endpoints.outage().note(&outcome, Instant::now().into_std());

@@ -18,7 +18,7 @@ use crate::proxy::phase::startup::packet::{PacketError, read_first_packet};
 #[derive(Debug)]
 pub(crate) struct SessionRequest {
     pub(crate) authorized: AuthorizedClient,
-    pub(crate) first: Vec<u8>,
+    pub(crate) buffered: Vec<u8>,
 }
 
 #[derive(Debug)]
@@ -31,13 +31,13 @@ pub(crate) enum StartupRequest {
 /// Reads the StartupMessage or CancelRequest of a PostgreSQL client.
 pub(crate) async fn read_startup(mut authorized: AuthorizedClient) -> Result<StartupRequest, Close> {
     if authorized.policy.protocol != Protocol::Postgres {
-        return Ok(StartupRequest::Session(SessionRequest { authorized, first: Vec::new() }));
+        return Ok(StartupRequest::Session(SessionRequest { authorized, buffered: Vec::new() }));
     }
     // The handshake deadline ends with TLS. The first packet has the same time again.
     let handshake_timeout = authorized.policy.limits.handshake_timeout;
     let outcome = match timeout(handshake_timeout, read_first_packet(&mut authorized.client)).await {
-        Ok(Ok((Packet::Startup { .. }, first))) => {
-            return Ok(StartupRequest::Session(SessionRequest { authorized, first }));
+        Ok(Ok((Packet::Startup { .. }, buffered))) => {
+            return Ok(StartupRequest::Session(SessionRequest { authorized, buffered }));
         }
         Ok(Ok((Packet::Cancel { .. }, packet))) => return Ok(StartupRequest::Cancel(authorized, packet)),
         Ok(Ok((Packet::Ssl | Packet::GssEncryption, _))) => Outcome::new(
