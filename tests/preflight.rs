@@ -184,7 +184,7 @@ fn directories_of_sockets_have_to_be_there() {
     assert_eq!(check(&site, &admin, &["--offline"]).code, Some(0));
     site.write("nowhere/admin.sock", "a file");
     let outcome = check(&site, &admin, &["--offline"]);
-    assert!(outcome.code == Some(78) && outcome.stderr.contains("is no socket"), "{}", outcome.stderr);
+    assert!(outcome.code == Some(78) && outcome.stderr.contains("is not a socket"), "{}", outcome.stderr);
 }
 
 #[test]

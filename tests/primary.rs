@@ -89,7 +89,7 @@ fn who_has_a_password_is_told_to_come_again_once_and_then_is_at_the_primary() {
         first.stderr
     );
     let denied = portcullis.event("a refusal", |event| event.is("connection.denied"));
-    assert!(denied.text("detail").contains("another is tried first"), "{}", denied.0);
+    assert!(denied.text("detail").contains("other endpoints are tried first"), "{}", denied.0);
     for _ in 0..3 {
         assert_eq!(primary_by(keyed(&portcullis)), port(&leader));
     }
