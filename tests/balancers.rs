@@ -354,7 +354,7 @@ fn nobody_else_is_believed() {
                 assert!(!words.starts_with(b"\x16"), "it was let in: {}", words.escape_ascii());
                 let denied = portcullis.ending(port(&stream));
                 assert_eq!((denied.reason(), denied.text("source")), (reason, "127.0.0.1"));
-                assert!(denied.text("detail").contains("began with a PROXY header"), "{}", denied.0);
+                assert!(denied.text("detail").contains("the client sent a PROXY header"), "{}", denied.0);
                 assert!(!denied.has("balancer"), "{}", denied.0);
             }
             // A stranger is one, whatever it says.
@@ -397,7 +397,7 @@ fn a_balancers_own_connection_is_judged_by_its_own_address() {
     for header in &own {
         let denied = refusal(&portcullis, header);
         assert_eq!((denied.reason(), denied.text("source")), ("untrusted_source", BALANCER));
-        assert!(denied.text("detail").contains("own, such as a health check"), "{}", denied.0);
+        assert!(denied.text("detail").contains("for example as a health check"), "{}", denied.0);
     }
     let portcullis = Portcullis::before(listener(BALANCER));
     for header in &own {
@@ -424,7 +424,7 @@ fn health_checks_find_it_well_and_disturb_nobody() {
         for denied in eventually("three health checks", checks) {
             assert_eq!((denied.reason(), denied.text("source")), ("untrusted_source", BALANCER), "{check}");
             assert_eq!(denied.0["source_port"], denied.0["balancer_port"]);
-            assert!(denied.text("detail").contains("own, such as a health check"), "{check}: {}", denied.0);
+            assert!(denied.text("detail").contains("for example as a health check"), "{check}: {}", denied.0);
         }
         haproxy.client(&portcullis).connect().ask(b"hello", b"hello");
     }

@@ -113,7 +113,7 @@ fn flood_of_plaintext_cancels_is_limited_and_another_source_still_cancels() {
     assert_eq!(audited(&portcullis, "127.0.0.1"), (1, 0));
     let denied = portcullis.event("a refusal", |event| event.is("connection.denied"));
     assert_eq!((denied.text("source"), denied.reason()), ("127.0.0.2", "rate_limited"));
-    assert!(denied.text("detail").contains("CancelRequests from its source"), "{}", denied.0);
+    assert!(denied.text("detail").contains("with unknown keys from this source"), "{}", denied.0);
 }
 
 #[test]

@@ -153,7 +153,7 @@ fn client_that_stops_acknowledging_is_ended() {
         for (client, what) in clients.iter().zip(["idle", "closed window", "little", "much"]) {
             let closed = portcullis.ending(port(client));
             assert_eq!(closed.reason(), "io_error", "{what}: {}", closed.0);
-            let words = if what == "idle" { "client: " } else { "client: it has acknowledged nothing for 2s" };
+            let words = if what == "idle" { "client: " } else { "client: acknowledged nothing for 2s" };
             assert!(closed.text("detail").starts_with(words), "{what}: {}", closed.0);
         }
         let taken = cut.elapsed();
@@ -199,7 +199,7 @@ fn upstream_that_stops_acknowledging_is_ended() {
             Some(closed.collect::<Vec<_>>()).filter(|closed| closed.len() == 3)
         });
         assert!(closed.iter().all(|event| event.reason() == "io_error"), "{closed:?}");
-        let words = "upstream: it has acknowledged nothing for 2s (dead_peer_timeout)";
+        let words = "upstream: acknowledged nothing for 2s (dead_peer_timeout)";
         assert_eq!(closed.iter().filter(|event| event.text("detail") == words).count(), 2, "{closed:?}");
     });
 }

@@ -298,7 +298,7 @@ fn a_file_that_was_left_is_replaced_and_one_that_lives_is_an_error() {
     let start = |file: &Path| run(executable().args(["run", "-c"]).arg(file));
     let second = start(&portcullis.site.path("portcullis.toml"));
     assert_eq!(second.code, Some(1), "{}", second.stderr);
-    assert!(second.stderr.contains("a running program answers there already"), "{}", second.stderr);
+    assert!(second.stderr.contains("is in use by a running program"), "{}", second.stderr);
     ask(&mut call(&path), b"hello", b"hello");
 
     // Nor does a reload take a place that somebody else has.
@@ -309,7 +309,7 @@ fn a_file_that_was_left_is_replaced_and_one_that_lives_is_an_error() {
     assert!(rejected.text("error").contains("b.sock") && rejected.text("error").contains("running program"));
     fs::write(portcullis.site.path("c.sock"), "precious").unwrap();
     let rejected = portcullis.reconfigure(config.replace("a.sock", "c.sock"));
-    assert!(rejected.is("reload.rejected") && rejected.text("error").contains("is no socket"), "{}", rejected.0);
+    assert!(rejected.is("reload.rejected") && rejected.text("error").contains("is not a socket"), "{}", rejected.0);
     assert_eq!(fs::read_to_string(portcullis.site.path("c.sock")).unwrap(), "precious");
     ask(&mut call(&path), b"hello", b"hello");
 }

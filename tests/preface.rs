@@ -302,7 +302,7 @@ fn plaintext_on_a_tcp_listener_is_closed_without_a_word() {
     let (port, words) = says(&portcullis.client(), b"GET / HTTP/1.0\r\n\r\n");
     assert_eq!(words, b"");
     assert_eq!(portcullis.refusal(port), "plaintext_refused");
-    assert!(portcullis.ending(port).text("detail").contains("without TLS"));
+    assert!(portcullis.ending(port).text("detail").contains("did not start TLS"));
     upstream.assert_untouched();
 }
 

@@ -174,7 +174,7 @@ fn directories_of_sockets_have_to_be_there() {
     for (config, place) in [(&admin, "portcullis.toml:1:16: admin.listen: "), (&unix, "listener[0].listen[0]: ")] {
         let outcome = check(&site, config, &["--offline"]);
         assert_eq!(outcome.code, Some(78), "{}", outcome.text());
-        for words in [place, "there is no directory nowhere"] {
+        for words in [place, "directory nowhere does not exist"] {
             assert!(outcome.stderr.contains(words), "no {words:?} in {}", outcome.stderr);
         }
         let started = run(executable().args(["run", "-c", "portcullis.toml"]).current_dir(site.directory()));
@@ -184,7 +184,7 @@ fn directories_of_sockets_have_to_be_there() {
     assert_eq!(check(&site, &admin, &["--offline"]).code, Some(0));
     site.write("nowhere/admin.sock", "a file");
     let outcome = check(&site, &admin, &["--offline"]);
-    assert!(outcome.code == Some(78) && outcome.stderr.contains("is no socket"), "{}", outcome.stderr);
+    assert!(outcome.code == Some(78) && outcome.stderr.contains("is not a socket"), "{}", outcome.stderr);
 }
 
 #[test]

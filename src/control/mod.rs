@@ -129,7 +129,7 @@ impl AdminServer {
     pub fn prepare(&self, settings: Option<&config::Admin>) -> io::Result<Prepared> {
         let Some(config::Admin { socket }) = settings else { return Ok(Prepared(Step::Close)) };
         // If the socket file was removed or replaced, create a new one.
-        if self.open.as_ref().is_some_and(|open| open.socket_file.is(socket) && open.socket_file.is_ours()) {
+        if self.open.as_ref().is_some_and(|open| open.socket_file.is_at(socket) && open.socket_file.is_ours()) {
             return Ok(Prepared(Step::Stay));
         }
         let with_path =

@@ -164,7 +164,7 @@ async fn other_file_types_are_not_touched() {
     drop(StdListener::bind(fixture.path("stale")).unwrap());
     symlink(fixture.path("stale"), fixture.path("link")).unwrap();
     for name in ["file", "directory", "link"] {
-        assert!(fixture.start_error(name).contains("no socket"), "{name}");
+        assert!(fixture.start_error(name).contains("not a socket"), "{name}");
     }
     assert_eq!(fs::read_to_string(fixture.path("file")).unwrap(), "precious");
     assert!(fixture.path("directory").is_dir());
@@ -176,7 +176,7 @@ async fn other_file_types_are_not_touched() {
 async fn missing_directory_is_named() {
     let fixture = Fixture::new();
     let error = fixture.start_error("run/a.sock");
-    assert!(error.contains(&format!("there is no directory {}", fixture.path("run").display())), "{error}");
+    assert!(error.contains(&format!("directory {} does not exist", fixture.path("run").display())), "{error}");
 }
 
 #[tokio::test]

@@ -1,4 +1,4 @@
-//! An accepted connection, what admits it, and what every connection shares.
+//! An accepted connection, its admission, and the state that all connections share.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -15,27 +15,27 @@ use crate::session::registry::{ConnectionGuard, ConnectionRegistry};
 use crate::source::trusted::Admitted;
 use crate::transport::socket::AcceptedSocket;
 
-/// By what a connection comes in.
+/// Why a connection was accepted.
 #[derive(Debug)]
 pub(crate) enum Admission {
-    /// Its source has been let in, and comes as fast as this.
+    /// Its source is trusted. The decision is that of the source's rate limit.
     Direct(Admitted, RateDecision),
-    /// It is a load balancer's, which has to say first where its client comes from.
+    /// It comes from a trusted load balancer, which must announce the client's address first.
     Proxied(ClientAddr),
 }
 
 impl Admission {
-    /// Whose socket it is.
-    pub(crate) fn from(&self) -> ClientAddr {
+    /// The peer address of the socket.
+    pub(crate) fn peer(&self) -> ClientAddr {
         match self {
             Self::Direct(admitted, _) => admitted.client(),
             Self::Proxied(via) => *via,
         }
     }
 
-    /// What is known of the connection that comes in by it.
+    /// The audit fields that are known at accept.
     pub(crate) fn fields(&self, session: Option<u64>, listener: &Arc<str>) -> ConnectionFields {
-        let fields = ConnectionFields::new(session, Arc::clone(listener), self.from());
+        let fields = ConnectionFields::new(session, Arc::clone(listener), self.peer());
         match self {
             Self::Direct(admitted, _) => {
                 ConnectionFields { source_match: Some(admitted.source_match().clone()), ..fields }
@@ -45,54 +45,44 @@ impl Admission {
     }
 }
 
-/// A client whose source has been let in or is still to be asked for, and nothing more.
+/// A connection from a trusted source or a trusted load balancer, with all that was acquired for it at accept.
 #[derive(Debug)]
 pub(crate) struct AcceptedConnection {
-    /// Its socket, from which nothing has been read.
     pub stream: AcceptedSocket,
-    /// By what it comes in.
     pub admission: Admission,
-    /// The listener it came to.
     pub policy: Arc<ListenerPolicy>,
-    /// Its entry in the register.
     pub guard: ConnectionGuard,
-    /// Its place among the handshakes.
     pub handshake: HandshakePermit,
-    /// When it was accepted; deadlines count from here.
+    /// The handshake deadline counts from here.
     pub accepted_at: Instant,
-    /// The descriptors it may use.
     pub descriptor_permit: DescriptorPermit,
 }
 
-/// What every connection needs around it. Cheap to clone.
+/// The state that all connections share. Cheap to clone.
 #[derive(Clone, Debug)]
 pub(crate) struct Shared {
-    /// The policy in force.
     pub current: Current,
-    /// Who is in.
     pub registry: Arc<ConnectionRegistry>,
-    /// Who is told.
     pub audit: Audit,
-    /// How many connections there is room for.
     pub descriptors: Descriptors,
 }
 
-/// Somebody of whom nothing has been read.
+/// A connection from which no byte has been read.
 pub(crate) struct NewConnection {
     pub(crate) stream: AcceptedSocket,
     pub(crate) policy: Arc<ListenerPolicy>,
-    /// Not known of a load balancer's client.
+    /// `None` until the load balancer has announced the client.
     pub(crate) rate: Option<RateDecision>,
 }
 
-/// Returns when the connection has lost its place among the handshakes.
-pub(crate) async fn displaced(guard: &ConnectionGuard) {
+/// Returns when another connection has displaced this one from `max_handshakes`.
+pub(crate) async fn handshake_displaced(guard: &ConnectionGuard) {
     if guard.terminated().await.reason != Reason::HandshakeLimit {
         std::future::pending().await
     }
 }
 
-/// Gives back the place among the handshakes.
-pub(crate) fn finish(handshake: &mut Option<HandshakePermit>) -> Result<(), Outcome> {
+/// Releases the handshake permit. Fails when the connection has been displaced.
+pub(crate) fn finish_handshake(handshake: &mut Option<HandshakePermit>) -> Result<(), Outcome> {
     handshake.take().map_or(Ok(()), HandshakePermit::finish).map_err(Outcome::from)
 }

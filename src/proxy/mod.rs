@@ -1,13 +1,13 @@
-//! One connection from accept to close, in one direction:
+//! The life of one connection:
 //!
 //! ```text
-//! accept ─► admit ─► preface ─► handshake ─► authorize ─► startup ─► limit ─► dial ─► reauthorize ─► select ─► relay ─► close
-//! socket    source   protocol   TLS          identity     first      slots    upstream still valid?  role      bytes    farewell
+//! accept ─► preface ─► handshake ─► authorize ─► startup ─► limit ─► dial ─► reauthorize ─► select ─► relay ─► close
+//! source    plaintext  TLS          identity     request    session  upstream  policy now    role      bytes    farewell
 //! ```
 //!
-//! `admit` happens in the accept loop ([`listener`]). Each phase takes the previous value by move, so nobody holds a raw socket
-//! after the handshake or dials without an `AuthorizedClient`. Success and failure leave the same way: one [`Outcome`], written to
-//! the audit once by `ConnectionRecord`, panics included.
+//! [`listener`] accepts. `negotiate` and `connect` run the phases up to `select`. Each phase takes the value of the previous
+//! phase by move, so no code can dial without an `AuthorizedClient`. Every connection ends with one [`Outcome`], which
+//! [`ConnectionRecord`] audits exactly once, even after a panic.
 
 pub(crate) mod accepted;
 pub(crate) mod listener;
@@ -18,39 +18,34 @@ pub(crate) mod relay;
 mod tests;
 pub(crate) mod worker;
 
-use crate::proxy::phase::authorize;
-use crate::proxy::phase::dial;
-use crate::proxy::phase::handshake;
-use crate::proxy::phase::limit;
-use crate::proxy::phase::preface;
-use crate::proxy::phase::proxy_header;
-use crate::proxy::phase::reauthorize;
-use crate::proxy::phase::select;
-use crate::proxy::phase::startup;
 use std::sync::Arc;
 
 use tokio::time::timeout_at;
 
-use crate::proxy::accepted::{AcceptedConnection, Admission, Shared};
-
 use crate::limit::handshakes::HandshakePermit;
 use crate::limit::rate_limiter::RateDecision;
 use crate::outcome::{Outcome, Reason};
-use crate::proxy::accepted::{NewConnection, displaced, finish};
+use crate::proxy::accepted::{
+    AcceptedConnection, Admission, NewConnection, Shared, finish_handshake, handshake_displaced,
+};
+use crate::proxy::phase::authorize::authorize;
 use crate::proxy::phase::cancel::CancelRequest;
 use crate::proxy::phase::close::{Close, Farewell, StartupState};
-use crate::proxy::phase::dial::Candidates;
-use crate::proxy::phase::handshake::SecuredClient;
-use crate::proxy::phase::preface::Preface;
-use crate::proxy::phase::proxy_header::AnnouncedConnection;
-use crate::proxy::phase::select::Selected;
-use crate::proxy::phase::startup::{SessionRequest, StartupRequest};
+use crate::proxy::phase::dial::{Candidates, dial};
+use crate::proxy::phase::handshake::{SecuredClient, perform_handshake};
+use crate::proxy::phase::limit::acquire_session;
+use crate::proxy::phase::preface::{Preface, read_preface};
+use crate::proxy::phase::proxy_header::{AnnouncedConnection, accept_announced, read_proxy_header};
+use crate::proxy::phase::reauthorize::reauthorize;
+use crate::proxy::phase::select::{Selected, select};
+use crate::proxy::phase::startup::{SessionRequest, StartupRequest, read_startup};
 use crate::proxy::record::ConnectionRecord;
 use crate::proxy::relay::Relay;
 use crate::session::registry::ConnectionGuard;
 
-/// Serves a client from arrival to end. Not `async`, because an arrival taken apart inside the future would be reserved
-/// there for life.
+/// Serves an accepted connection until it is closed.
+///
+/// This function is not `async`: the future would reserve space for the whole `AcceptedConnection` for its lifetime.
 fn serve(connection: AcceptedConnection, shared: &Arc<Shared>) -> impl Future<Output = ()> + use<> {
     let AcceptedConnection { stream, admission, policy, guard, handshake, accepted_at, descriptor_permit: _ } =
         connection;
@@ -68,55 +63,53 @@ async fn run_connection(
     guard: ConnectionGuard,
     mut record: ConnectionRecord,
 ) {
-    // What is not the relay is boxed: the state of a handshake and of a farewell is large, and a session that lives for
-    // days needs none of it.
-    let Some(mut relay) = Box::pin(open_upstream(connection, &guard, &mut record)).await else { return };
-    // Noted before the audit is written, so that the list never lags behind it.
+    // Everything but the relay is boxed: its state is large, and a session that lives for days does not need it.
+    let Some(mut relay) = Box::pin(establish(connection, &guard, &mut record)).await else { return };
+    // Marked before the audit event, so that the session list never lags behind the audit.
     guard.mark_open();
-    record.opened(&guard);
-    let ending = relay.run(&guard, record.carried()).await;
-    // Noted before it leaves the list, so that what it relied on never shows as unused.
+    record.open(&guard);
+    let outcome = relay.run(&guard, record.byte_counts()).await;
+    // Noted before the session leaves the list, so that its rule and certificate never show as unused.
     record.note_last_use(&guard);
     guard.mark_closing();
-    Box::pin(record.ended(relay.close(ending))).await;
+    Box::pin(record.close(relay.close(outcome))).await;
 }
 
-/// From the first byte to the upstream. Who does not get there is seen off here.
-async fn open_upstream(
+/// Runs the phases before the relay. A connection that does not get there is closed here.
+async fn establish(
     connection: Box<(NewConnection, HandshakePermit)>,
     guard: &ConnectionGuard,
     record: &mut ConnectionRecord,
 ) -> Option<Box<Relay>> {
     let (connection, handshake) = *connection;
-    // A client that is not identified keeps its place until this function returns and its connection is closed.
+    // An unidentified client holds its handshake permit until this function returns and its connection is closed.
     let mut handshake = Some(handshake);
     let established = tokio::select! {
         biased;
-        ending = guard.terminated() => Err(ending.into()),
-        established = establish(connection, &mut handshake, guard, record) => established,
+        outcome = guard.terminated() => Err(outcome.into()),
+        established = negotiate(connection, &mut handshake, guard, record) => established,
     };
     match established {
         Ok(Established::Session(relay)) => return Some(relay),
-        Ok(Established::Cancelled(farewell)) => record.cancelled(farewell).await,
+        Ok(Established::Cancelled(farewell)) => record.close_cancelled(farewell).await,
         Err(close) => tokio::select! {
             biased;
-            () = record.ended(close) => {}
-            () = displaced(guard) => {}
+            () = record.close(close) => {}
+            () = handshake_displaced(guard) => {}
         },
     }
     None
 }
 
-/// What a client has come for.
+/// The result of all phases before the relay.
 enum Established {
-    /// To talk to the upstream, which has been reached.
     Session(Box<Relay>),
-    /// To cancel a query of another session (PostgreSQL), which the upstream has been asked.
+    /// The upstream has received the client's CancelRequest (PostgreSQL).
     Cancelled(Farewell),
 }
 
-/// Room after room.
-async fn establish(
+/// Runs the phases from preface to startup.
+async fn negotiate(
     connection: NewConnection,
     handshake: &mut Option<HandshakePermit>,
     guard: &ConnectionGuard,
@@ -125,34 +118,26 @@ async fn establish(
     let NewConnection { stream, policy, rate } = connection;
     let shared = record.shared();
     let deadline = record.deadline(policy.limits.handshake_timeout);
-    let too_slow = |_| Close::from(Outcome::from(Reason::HandshakeTimeout));
+    let timed_out = |_| Close::from(Outcome::from(Reason::HandshakeTimeout));
 
     let AnnouncedConnection { socket, policy, rate } = match rate {
-        Some(rate) => AnnouncedConnection::directly(stream, policy, rate)?,
+        Some(rate) => AnnouncedConnection::direct(stream, policy, rate)?,
         None => {
-            let request = timeout_at(deadline, proxy_header::hear(stream)).await.map_err(too_slow)??;
-            let introduced = proxy_header::accept_announced(request, &shared.current, guard, record.fields())?;
-            handshake.iter_mut().for_each(|handshake| handshake.set_client(record.fields().client));
-            introduced
+            let header = timeout_at(deadline, read_proxy_header(stream)).await.map_err(timed_out)??;
+            let announced = accept_announced(header, &shared.current, guard, record.fields())?;
+            handshake.iter_mut().for_each(|permit| permit.set_client(record.fields().client));
+            announced
         }
     };
-    let secured = match timeout_at(deadline, preface::read_preface(socket, &policy)).await.map_err(too_slow)?? {
+    let secured = match timeout_at(deadline, read_preface(socket, &policy)).await.map_err(timed_out)?? {
         Preface::Tls(start, tls) => {
-            let secured = handshake::perform(start, &policy, &tls, record.fields());
-            timeout_at(deadline, secured).await.map_err(too_slow)??
+            let secured = perform_handshake(start, &policy, &tls, record.fields());
+            timeout_at(deadline, secured).await.map_err(timed_out)??
         }
         Preface::Plain(socket) => SecuredClient::plain(socket, &policy),
         Preface::Cancel(stream, packet) => {
             record.fields().is_cancel = true;
-            // A canceller expects no answer, only the end of the connection.
-            if !policy.plaintext_cancel {
-                let detail = "a CancelRequest without TLS, and postgres.plaintext_cancel is false";
-                return Err(Close::plain(Outcome::new(Reason::PlaintextRefused, detail), stream, Vec::new()));
-            }
-            if let RateDecision::Refused(rate_exceeded) = rate {
-                return Err(Close::plain(rate_exceeded, stream, Vec::new()));
-            }
-            let request = CancelRequest::unasked(stream, packet, &policy);
+            let request = CancelRequest::from_plaintext(stream, packet, &policy, rate)?;
             let forwarded = Box::pin(request.forward(handshake, &shared.current, record.fields()));
             return forwarded.await.map(Established::Cancelled);
         }
@@ -160,46 +145,47 @@ async fn establish(
     if let RateDecision::Refused(rate_exceeded) = rate {
         return Err(Close::refused(rate_exceeded.into(), secured.client, secured.protocol, StartupState::Awaited));
     }
-    let authorized = authorize::authorize(secured, &shared.current, record.fields())?;
-    // A PostgreSQL client without a certificate says in its first packet who it is.
+    let authorized = authorize(secured, &shared.current, record.fields())?;
+    // A PostgreSQL client without a certificate identifies itself in its StartupMessage.
     if authorized.identity.is_some() {
-        finish(handshake)?;
+        finish_handshake(handshake)?;
     }
-    let request = match startup::hear(authorized).await? {
-        StartupRequest::Session(ready) => ready,
+    let request = match read_startup(authorized).await? {
+        StartupRequest::Session(request) => request,
         StartupRequest::Cancel(authorized, packet) => {
             record.fields().is_cancel = true;
-            let request = CancelRequest::of(authorized, packet);
+            let request = CancelRequest::from_authorized(authorized, packet);
             let forwarded = Box::pin(request.forward(handshake, &shared.current, record.fields()));
             return forwarded.await.map(Established::Cancelled);
         }
     };
-    finish(handshake)?;
-    Box::pin(open(request, guard, record)).await
+    finish_handshake(handshake)?;
+    Box::pin(connect(request, guard, record)).await
 }
 
-/// From a client that wants a session to its session. To be boxed: the state for dialling is eight times that of a handshake,
-/// and there may be many handshakes.
-async fn open(
-    ready: SessionRequest,
+/// Runs the phases from limit to select, the last three once for each attempt.
+///
+/// Callers box this future: its state is eight times as large as that of a handshake, and many handshakes run at once.
+async fn connect(
+    request: SessionRequest,
     guard: &ConnectionGuard,
     record: &mut ConnectionRecord,
 ) -> Result<Established, Close> {
     let shared = record.shared();
-    let (permit, mut ready) = limit::acquire_session(ready, record.fields().client)?;
-    let mut candidates = Candidates::of(&ready.authorized.policy.upstream);
+    let (permit, mut request) = acquire_session(request, record.fields().client)?;
+    let mut candidates = Candidates::new(&request.authorized.policy.upstream);
     loop {
-        let dialed = dial::dial(ready, &mut candidates, &shared.current, record.fields()).await?;
-        let confirmed = reauthorize::reauthorize(dialed, &shared.current, guard, record.fields())?;
-        match select::select(confirmed, &mut candidates).await? {
+        let dialed = dial(request, &mut candidates, &shared.current, record.fields()).await?;
+        let dialed = reauthorize(dialed, &shared.current, guard, record.fields())?;
+        match select(dialed, &mut candidates).await? {
             Selected::Session(selected) => {
                 selected.dialed.authorized.policy.upstream.endpoints.outage().end();
                 return Ok(Established::Session(Box::new(Relay::new(*selected, permit))));
             }
-            Selected::Retry(again) => ready = again,
+            Selected::Retry(next_attempt) => request = next_attempt,
         }
     }
 }
 
-/// What the faults of connections are noted under.
+/// The name under which faults of connections are counted.
 const PART: &str = "connection";

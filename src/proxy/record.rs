@@ -1,4 +1,4 @@
-//! The account of one connection, which is audited exactly once.
+//! The record of one connection, which is audited exactly once.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,22 +13,22 @@ use crate::proxy::accepted::{Admission, Shared};
 use crate::proxy::phase::close::{Close, Farewell};
 use crate::session::registry::ConnectionGuard;
 
-/// Collects what is known of a connection and writes its events. Dropped without an ending, as by a panic, it still
-/// writes one.
+/// Collects the audit fields of a connection and writes its events. A record that is dropped without an outcome, for
+/// example by a panic, writes the event of an internal error.
 #[derive(Debug)]
 pub(crate) struct ConnectionRecord {
     shared: Arc<Shared>,
     fields: Box<ConnectionFields>,
     accepted_at: Instant,
     stage: Stage,
-    carried: ByteCounts,
+    byte_counts: ByteCounts,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
-    Entering,
+    Accepted,
     Opened,
-    Told,
+    Closed,
 }
 
 impl ConnectionRecord {
@@ -40,17 +40,22 @@ impl ConnectionRecord {
         accepted_at: Instant,
     ) -> Self {
         let mut fields = admission.fields(Some(guard.id()), &policy.name);
-        fields.is_health_checker = policy.proxies.is_health_checker(admission.from());
+        fields.is_health_checker = policy.proxies.is_health_checker(admission.peer());
         fields.upstream = Some(Arc::clone(&policy.upstream.name));
-        Self { shared, fields: Box::new(fields), accepted_at, stage: Stage::Entering, carried: ByteCounts::default() }
+        Self {
+            shared,
+            fields: Box::new(fields),
+            accepted_at,
+            stage: Stage::Accepted,
+            byte_counts: ByteCounts::default(),
+        }
     }
 
-    /// The moment when `timeout` has passed since the connection was accepted.
+    /// The end of a `timeout` that started when the connection was accepted.
     pub(crate) fn deadline(&self, timeout: Duration) -> tokio::time::Instant {
         (self.accepted_at + timeout).into()
     }
 
-    /// What is around the connection.
     pub(crate) fn shared(&self) -> Arc<Shared> {
         Arc::clone(&self.shared)
     }
@@ -59,13 +64,13 @@ impl ConnectionRecord {
         &mut self.fields
     }
 
-    /// Where the relay counts bytes.
-    pub(crate) fn carried(&mut self) -> &mut ByteCounts {
-        &mut self.carried
+    /// The counters that the relay advances.
+    pub(crate) fn byte_counts(&mut self) -> &mut ByteCounts {
+        &mut self.byte_counts
     }
 
-    /// The upstream is reached.
-    pub(crate) fn opened(&mut self, guard: &ConnectionGuard) {
+    /// Audits that the connection has become a session.
+    pub(crate) fn open(&mut self, guard: &ConnectionGuard) {
         self.stage = Stage::Opened;
         let session = guard.session();
         let identity = session.as_ref().and_then(|session| session.authorization.identity.as_ref());
@@ -73,7 +78,7 @@ impl ConnectionRecord {
         self.shared.audit.opened(&self.fields, issuer);
     }
 
-    /// Nothing is relayed any more: until now the client used what it was admitted by.
+    /// Notes that the session used its rule and certificate until now. Call it when the relay has ended.
     pub(crate) fn note_last_use(&self, guard: &ConnectionGuard) {
         let snapshot = self.shared.current.borrow().clone();
         if let (Some(policy), Some(session)) = (snapshot.named(&self.fields.listener), guard.session()) {
@@ -81,41 +86,41 @@ impl ConnectionRecord {
         }
     }
 
-    /// The connection ends: the auditor is told first, then the client.
-    pub(crate) async fn ended(&mut self, close: Close) {
-        self.tell(&close.ending);
+    /// Audits the outcome, then sends the farewell.
+    pub(crate) async fn close(&mut self, close: Close) {
+        self.write(&close.outcome);
         close.farewell.send().await;
     }
 
-    /// The connection was a CancelRequest, and it has reached the upstream.
-    pub(crate) async fn cancelled(&mut self, farewell: Farewell) {
-        self.stage = Stage::Told;
+    /// Audits that the upstream has received the client's CancelRequest, then sends the farewell.
+    pub(crate) async fn close_cancelled(&mut self, farewell: Farewell) {
+        self.stage = Stage::Closed;
         self.shared.audit.cancel_forwarded(&self.fields, self.accepted_at.elapsed());
         farewell.send().await;
     }
 
-    fn tell(&mut self, ending: &Outcome) {
+    fn write(&mut self, outcome: &Outcome) {
         let duration = self.accepted_at.elapsed();
-        // Once, even where telling fails.
-        match std::mem::replace(&mut self.stage, Stage::Told) {
-            Stage::Entering => self.shared.audit.denied(&self.fields, ending.reason, &ending.detail, duration),
+        // Replaced first, so that a panic while auditing does not lead to a second event.
+        match std::mem::replace(&mut self.stage, Stage::Closed) {
+            Stage::Accepted => self.shared.audit.denied(&self.fields, outcome.reason, &outcome.detail, duration),
             Stage::Opened => {
-                if ending.reason.is_revocation() {
-                    self.shared.audit.revoked(&self.fields, ending);
+                if outcome.reason.is_revocation() {
+                    self.shared.audit.revoked(&self.fields, outcome);
                 }
-                self.shared.audit.closed(&self.fields, ending, self.carried, duration);
+                self.shared.audit.closed(&self.fields, outcome, self.byte_counts, duration);
             }
-            Stage::Told => {}
+            Stage::Closed => {}
         }
     }
 }
 
 impl Drop for ConnectionRecord {
     fn drop(&mut self) {
-        if self.stage != Stage::Told {
-            let ending = Outcome::new(Reason::IoError, "this connection was dropped by a failure inside portcullis");
-            // A second panic while the first unwinds would end the process.
-            let _ = fault::contain(crate::proxy::PART, || self.tell(&ending));
+        if self.stage != Stage::Closed {
+            let outcome = Outcome::new(Reason::IoError, "an internal error dropped the connection");
+            // Contained: a second panic during unwinding would abort the process.
+            let _ = fault::contain(crate::proxy::PART, || self.write(&outcome));
         }
     }
 }

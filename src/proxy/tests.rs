@@ -1,4 +1,4 @@
-//! What a connection costs before it has an upstream, and while it is idle.
+//! The memory of a connection before it has an upstream, and while it is idle.
 
 use super::*;
 use crate::transport::tls_stream::TlsStream;
@@ -15,19 +15,19 @@ fn size_of_handshake<F>(
     size_of::<F>()
 }
 
-/// There may be `max_handshakes` of them, and their clients need no credential.
+/// Up to `max_handshakes` of these futures exist, and their clients need no credential.
 #[test]
-fn unidentified_client_reserves_little() {
-    let size = size_of_handshake(open_upstream);
+fn unidentified_client_reserves_at_most_2000_bytes() {
+    let size = size_of_handshake(establish);
     assert!(size <= 2000, "{size} bytes");
 }
 
-/// What a future may need at any time it reserves all the time, so one careless buffer costs every idle session.
+/// A future always reserves its largest state, so one buffer in it costs every idle session.
 #[test]
-fn an_idle_session_reserves_little() {
+fn idle_session_reserves_bounded_memory() {
     let parts =
         [("task", size_of_future(run_connection)), ("relay", size_of::<Relay>()), ("TLS", size_of::<TlsStream>())];
-    for ((part, size), most) in parts.into_iter().zip([368, 288, 1240]) {
-        assert!(size <= most, "{part}: {size} bytes");
+    for ((part, size), max) in parts.into_iter().zip([368, 288, 1240]) {
+        assert!(size <= max, "{part}: {size} bytes");
     }
 }

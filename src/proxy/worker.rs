@@ -1,4 +1,4 @@
-//! Worker threads, each with a runtime of its own. A connection stays on the worker it was handed to, so the data path
+//! Worker threads, each with its own single-threaded runtime. A connection stays on one worker for life, so the data path
 //! never wakes another thread.
 
 use std::io;
@@ -15,61 +15,59 @@ use crate::fault::Backoff;
 use crate::proxy::accepted::{AcceptedConnection, Shared};
 use crate::proxy::{PART, serve};
 
-/// The near ends of all workers. Once nobody holds them, no accept loop either, the workers finish what they have and end.
+/// The sending ends of all worker queues. When the last reference is dropped, the workers finish their connections and end.
 #[derive(Debug)]
 pub(crate) struct Workers {
     workers: Vec<Worker>,
-    /// Seats given so far.
-    seated: AtomicUsize,
+    /// The number of handles returned so far, for round robin.
+    next: AtomicUsize,
 }
 
-/// A place on one worker, for what has to run beside its connections.
+/// One worker, for tasks that run beside its connections.
 #[derive(Clone, Debug)]
 pub(crate) struct WorkerHandle {
     number: usize,
-    /// The worker's runtime.
     pub runtime: Handle,
 }
 
 #[derive(Debug)]
 struct Worker {
-    arrivals: mpsc::Sender<AcceptedConnection>,
+    queue: mpsc::Sender<AcceptedConnection>,
     runtime: Handle,
-    /// Connections handed over and not yet ended.
+    /// The number of open and queued connections.
     load: Arc<AtomicUsize>,
 }
 
 impl Workers {
-    /// Starts `count` workers.
+    /// Starts `count` workers, at least one.
     ///
     /// # Errors
-    /// When the system gives no thread or no event queue.
+    /// The kernel refuses a thread or an epoll descriptor.
     pub(crate) fn start(count: usize, shared: &Shared) -> io::Result<Self> {
         let workers =
             (0..count.max(1)).map(|number| Worker::start(number, shared.clone())).collect::<io::Result<_>>()?;
-        Ok(Self { workers, seated: AtomicUsize::new(0) })
+        Ok(Self { workers, next: AtomicUsize::new(0) })
     }
 
-    /// A seat on the workers in turn.
+    /// Returns a worker, in round robin.
     pub(crate) fn worker(&self) -> Option<WorkerHandle> {
-        let number = self.seated.fetch_add(1, Ordering::Relaxed) % self.workers.len().max(1);
+        let number = self.next.fetch_add(1, Ordering::Relaxed) % self.workers.len().max(1);
         self.workers.get(number).map(|worker| WorkerHandle { number, runtime: worker.runtime.clone() })
     }
 
-    /// Hands a connection to the worker with the fewest, and rather to the one it was accepted by, which then need not wake
-    /// another. The kernel's own spreading (SO_REUSEPORT) hashes addresses, which is uneven for the few and long-lived
-    /// connections databases have.
+    /// Sends a connection to the worker with the fewest connections, on a tie to the worker that accepted it, which need not
+    /// wake another thread. SO_REUSEPORT distributes by address hash, which is uneven for few long-lived connections.
     ///
-    /// Waits while that worker has a full queue, which slows accepting down and nothing else.
+    /// Waits while the queue of that worker is full. This delays only the accept loop.
     pub(crate) async fn hand_over(&self, connection: AcceptedConnection, accepted_by: &WorkerHandle) {
         let by_load = |(number, worker): &(usize, &Worker)| {
             let load = worker.load.load(Ordering::Relaxed);
-            // One whose thread has ended would seem to have the fewest.
-            (worker.arrivals.is_closed(), load, *number != accepted_by.number)
+            // A worker whose thread has ended appears to have no load.
+            (worker.queue.is_closed(), load, *number != accepted_by.number)
         };
         let Some((_, worker)) = self.workers.iter().enumerate().min_by_key(by_load) else { return };
         worker.load.fetch_add(1, Ordering::Relaxed);
-        if worker.arrivals.send(connection).await.is_err() {
+        if worker.queue.send(connection).await.is_err() {
             worker.load.fetch_sub(1, Ordering::Relaxed);
         }
     }
@@ -77,24 +75,23 @@ impl Workers {
 
 impl Worker {
     fn start(number: usize, shared: Shared) -> io::Result<Self> {
-        let (arrivals, queue) = mpsc::channel(QUEUE_LENGTH);
+        let (queue, connections) = mpsc::channel(MAX_QUEUED);
         let load = Arc::new(AtomicUsize::new(0));
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let (theirs, handle) = (Arc::clone(&load), runtime.handle().clone());
+        let (worker_load, handle) = (Arc::clone(&load), runtime.handle().clone());
         std::thread::Builder::new().name(format!("portcullis-{number}")).spawn(move || {
-            // A task of its own: waking the future of `block_on` costs a system call, even on its own thread.
-            let work = runtime.spawn(work(queue, theirs, shared));
-            let worked = fault::contain(PART, || runtime.block_on(work));
-            if let Ok(Err(error)) = worked {
+            // A separate task: waking the future of `block_on` costs a system call, even on its own thread.
+            let work = runtime.spawn(work(connections, worker_load, shared));
+            let result = fault::contain(PART, || runtime.block_on(work));
+            if let Ok(Err(error)) = result {
                 fault::note_task(PART, error);
             }
         })?;
-        Ok(Self { arrivals, runtime: handle, load })
+        Ok(Self { queue, runtime: handle, load })
     }
 }
 
-/// Serves connections until no more can come and the last one has ended.
-/// A fault of the loop itself ends no connection.
+/// Serves connections until the queue is closed and the last connection has ended. A fault of this loop ends no connection.
 async fn work(mut queue: mpsc::Receiver<AcceptedConnection>, load: Arc<AtomicUsize>, shared: Shared) {
     let (shared, mut connections, mut backoff) = (Arc::new(shared), JoinSet::new(), Backoff::default());
     while fault::contained(LOOP, serve_all(&mut queue, &mut connections, &load, &shared)).await.is_err() {
@@ -108,11 +105,11 @@ async fn serve_all(
     load: &AtomicUsize,
     shared: &Arc<Shared>,
 ) {
-    let gone = |ended: Result<(), JoinError>| {
+    let release = |ended: Result<(), JoinError>| {
         load.fetch_sub(1, Ordering::Relaxed);
         shared.descriptors.release();
         if let Err(error) = ended {
-            // A panic; the connection's `ConnectionRecord` has told the audit already.
+            // A panic. `ConnectionRecord` has already audited the connection.
             fault::note_task(PART, error);
         }
     };
@@ -120,26 +117,26 @@ async fn serve_all(
         tokio::select! {
             connection = queue.recv() => {
                 let Some(mut connection) = connection else { break };
-                // Given back when the connection is gone, sockets and all.
+                // Released when the connection and its sockets are closed.
                 connection.descriptor_permit.keep();
                 match fault::contain(PART, || serve(connection, shared)) {
                     Ok(connection) => drop(connections.spawn(connection)),
-                    Err(_) => gone(Ok(())),
+                    Err(_) => release(Ok(())),
                 }
             }
-            Some(ended) = connections.join_next() => gone(ended),
+            Some(ended) = connections.join_next() => release(ended),
         }
     }
     while let Some(ended) = connections.join_next().await {
-        gone(ended);
+        release(ended);
     }
 }
 
-/// What faults of the loop of a worker are noted under.
+/// The name under which faults of the worker loop are counted.
 const LOOP: &str = "worker";
 
-/// Connections that may wait for a busy worker. More would only hide from the clients how busy it is.
-const QUEUE_LENGTH: usize = 256;
+/// Connections that wait for a busy worker. A longer queue would only hide the load from the clients.
+const MAX_QUEUED: usize = 256;
 
 #[cfg(test)]
 mod tests {
@@ -162,7 +159,7 @@ mod tests {
     use crate::session::registry::ConnectionRegistry;
     use crate::transport::socket::AcceptedSocket;
 
-    /// A house with one listener, whose audit is a file.
+    /// One listener whose audit is a file.
     fn shared() -> (Site, Shared) {
         let site = Site::new();
         site.install("main", OffsetDateTime::now_utc() + time::Duration::days(365));
@@ -187,7 +184,7 @@ mod tests {
         (client, AcceptedConnection { stream, admission, policy, guard, handshake, accepted_at, descriptor_permit })
     }
 
-    /// The reasons of all denials in the audit.
+    /// The reasons of all denied connections in the audit.
     fn denials(site: &Site, shared: &Shared) -> Vec<String> {
         shared.audit.flush();
         let text = std::fs::read_to_string(site.path("audit.log")).unwrap();
@@ -199,22 +196,25 @@ mod tests {
     #[tokio::test]
     async fn fault_in_one_connection_leaves_the_next_one_served() {
         let (site, shared) = shared();
-        let (arrivals, queue) = mpsc::channel(QUEUE_LENGTH);
+        let (queue, connections) = mpsc::channel(MAX_QUEUED);
         let load = Arc::new(AtomicUsize::new(2));
-        let (mut first, arrival_of_first) = connection(&shared);
-        let (second, arrival_of_second) = connection(&shared);
-        drop(second.shutdown(std::net::Shutdown::Write));
-        arrivals.try_send(arrival_of_first).unwrap();
-        arrivals.try_send(arrival_of_second).unwrap();
-        drop(arrivals);
+        let (mut first_client, first) = connection(&shared);
+        let (second_client, second) = connection(&shared);
+        drop(second_client.shutdown(std::net::Shutdown::Write));
+        queue.try_send(first).unwrap();
+        queue.try_send(second).unwrap();
+        drop(queue);
         inject(PART);
         inject(LOOP);
-        work(queue, Arc::clone(&load), shared.clone()).await;
-        assert_eq!(first.read(&mut [0]).unwrap(), 0, "it is closed");
+        work(connections, Arc::clone(&load), shared.clone()).await;
+        assert_eq!(first_client.read(&mut [0]).unwrap(), 0, "the first connection is closed");
         assert_eq!(load.load(Ordering::Relaxed), 0);
         assert_eq!((shared.registry.count(), shared.descriptors.status().connections), (0, 0));
         let denials = denials(&site, &shared);
-        assert!(denials.len() == 1 && denials[0] != "io_error", "the second is judged and not dropped: {denials:?}");
+        assert!(
+            denials.len() == 1 && denials[0] != "io_error",
+            "the second connection has its own reason: {denials:?}"
+        );
     }
 
     #[test]
@@ -222,8 +222,8 @@ mod tests {
         let (site, shared) = shared();
         let (_client, AcceptedConnection { admission, policy, guard, accepted_at, .. }) = connection(&shared);
         let fault = fault::contain(PART, || {
-            let _visit = ConnectionRecord::new(Arc::new(shared.clone()), &policy, &admission, &guard, accepted_at);
-            panic!("on the way in")
+            let _record = ConnectionRecord::new(Arc::new(shared.clone()), &policy, &admission, &guard, accepted_at);
+            panic!("before the session is open")
         });
         fault.unwrap_err();
         assert_eq!(denials(&site, &shared), ["io_error"]);

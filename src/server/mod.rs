@@ -190,7 +190,7 @@ impl Server {
                 request = self.admin_handler.next() => {
                     contain(admin_handler::PART, || self.admin_handler.handle(request, current, &self.listeners));
                 }
-                () = self.listeners.look_due() => self.listeners.look(current),
+                () = self.listeners.shields_due() => self.listeners.update_shields(current),
                 _ = expiry_checks.tick() => contain(certificate_expiry::PART, || self.expiry.check(current, &self.audit)),
                 change = &mut next => return Some(change),
             }

@@ -129,7 +129,7 @@ async fn fault_in_a_shield_opens_the_port() {
     let policy = current.named("main").unwrap();
     assert!(server.listeners.shield(policy).active_since.is_some(), "{:?}", server.listeners.shield(policy));
     inject("shield");
-    server.listeners.look(&current);
+    server.listeners.update_shields(&current);
     assert_eq!(server.listeners.shield(policy).active_since, None);
     let connected = TcpStream::connect(server.listeners.addresses(policy).remove(0));
     timeout(TIMEOUT, connected).await.expect("the kernel no longer drops packets").unwrap();

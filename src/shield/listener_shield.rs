@@ -92,7 +92,7 @@ impl ListenerShield {
     /// Applies the policy in force.
     pub(crate) fn follow(&mut self, policy: &ListenerPolicy, audit: &Audit) {
         self.is_automatic = policy.shield == Shield::Auto;
-        self.sockets.iter().for_each(|socket| socket.listen_socket.watch(self.is_automatic));
+        self.sockets.iter().for_each(|socket| socket.listen_socket.set_watched(self.is_automatic));
         self.unavailable_reason = None;
         let filter = match policy.shield {
             Shield::Off => Err("shield = \"off\"".to_owned()),
@@ -281,13 +281,13 @@ impl ShieldedSocket {
         if self.filter.as_ref() == Some(filter) {
             return Ok(());
         }
-        let attached = self.listen_socket.fit(filter);
+        let attached = self.listen_socket.attach_filter(filter);
         self.filter = attached.is_ok().then(|| filter.clone());
         attached
     }
 
     fn detach(&mut self) {
-        self.listen_socket.open();
+        self.listen_socket.detach_filter();
         self.filter = None;
     }
 }

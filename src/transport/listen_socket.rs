@@ -1,4 +1,4 @@
-//! A port that is listened on, and the packet filter before it.
+//! A listening TCP socket and its packet filter.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -11,25 +11,25 @@ use tokio::sync::Notify;
 
 use crate::source::packet_filter::PacketFilter;
 
-/// A listening TCP socket that the kernel can be told to keep strangers from.
+/// A listening TCP socket whose packets from untrusted sources the kernel can drop.
 #[derive(Debug)]
 pub(crate) struct ListenSocket {
     listener: TcpListener,
-    /// Whether there ever was a filter. Clients that wait to be accepted may have come while there was.
+    /// Whether a filter was ever attached. Clients in the backlog may have inherited it.
     was_filtered: AtomicBool,
-    /// Strangers that came through.
+    /// Accepted connections from untrusted sources.
     untrusted: AtomicU64,
-    /// Whether somebody wants to hear of them.
+    /// Whether `alarm` is notified of untrusted connections.
     watched: AtomicBool,
     alarm: Arc<Notify>,
 }
 
 impl ListenSocket {
-    /// Begins to listen on a bound socket, behind `filter` from the first client on. Where the kernel refuses the filter it is
-    /// left out: whoever looks after the shields will try again, and say so.
+    /// Listens on a bound socket. `filter` is attached before, so it applies to the first client. If the kernel rejects the
+    /// filter, the socket listens without one; the shield tries again later and reports the error.
     ///
     /// # Errors
-    /// The kernel's.
+    /// The error of listen(2).
     pub(crate) fn listen(
         socket: Socket,
         backlog: i32,
@@ -47,44 +47,44 @@ impl ListenSocket {
         })
     }
 
-    /// Takes a client that waits.
+    /// Accepts a client from the backlog.
     ///
     /// # Errors
-    /// The kernel's.
+    /// The error of accept(2).
     pub(crate) fn accept(&self) -> io::Result<(TcpStream, SocketAddr)> {
-        let (stream, from) = self.listener.accept()?;
+        let (stream, peer) = self.listener.accept()?;
         if self.was_filtered.load(Ordering::SeqCst) {
-            // It has a filter of its own, the one that was there when it came: a session must not depend on that. Most
-            // often it fails because there is none.
+            // The accepted socket inherits the filter of that time, on which a session must not depend. Usually it has none,
+            // and the call fails.
             let _ = SockRef::from(&stream).detach_filter();
         }
-        Ok((stream, from))
+        Ok((stream, peer))
     }
 
-    /// Puts a filter before the port, in place of one that is there. It counts for every packet from now on.
-    pub(crate) fn fit(&self, filter: &PacketFilter) -> io::Result<()> {
+    /// Attaches a filter, in place of the current one. It applies to every packet from now on.
+    pub(crate) fn attach_filter(&self, filter: &PacketFilter) -> io::Result<()> {
         self.was_filtered.store(true, Ordering::SeqCst);
         let socket = SockRef::from(&self.listener);
         attach(&socket, filter).or_else(|_| {
-            // Room for two may be more than net.core.optmem_max allows; and better none than one that is out of date.
-            self.open();
+            // Two filters at once may exceed net.core.optmem_max. No filter is better than an outdated one.
+            self.detach_filter();
             attach(&socket, filter)
         })
     }
 
-    /// Takes the filter away. Where there is none, nothing happens.
-    pub(crate) fn open(&self) {
+    /// Detaches the filter, if there is one.
+    pub(crate) fn detach_filter(&self) {
         if self.was_filtered.load(Ordering::SeqCst) {
             let _ = SockRef::from(&self.listener).detach_filter();
         }
     }
 
-    /// Rings the alarm, from now on or no longer, when a stranger comes through.
-    pub(crate) fn watch(&self, watched: bool) {
+    /// Sets whether the alarm is notified of untrusted connections.
+    pub(crate) fn set_watched(&self, watched: bool) {
         self.watched.store(watched, Ordering::Relaxed);
     }
 
-    /// Notes that a client was a stranger.
+    /// Counts an accepted connection from an untrusted source.
     pub(crate) fn count_untrusted(&self) {
         self.untrusted.fetch_add(1, Ordering::Relaxed);
         if self.watched.load(Ordering::Relaxed) {
@@ -92,12 +92,11 @@ impl ListenSocket {
         }
     }
 
-    /// How many strangers have come through.
+    /// The number of accepted connections from untrusted sources.
     pub(crate) fn untrusted(&self) -> u64 {
         self.untrusted.load(Ordering::Relaxed)
     }
 
-    /// The socket itself.
     pub(crate) fn socket(&self) -> &TcpListener {
         &self.listener
     }
@@ -147,8 +146,8 @@ mod tests {
         Ok(socket.into())
     }
 
-    /// Who dials comes from where it dials to: 127.0.0.0/8 is all on this machine.
-    fn is_let_in(port: &ListenSocket, source: &str) -> bool {
+    /// Dials from the address that is also the target: all of 127.0.0.0/8 is local.
+    fn is_admitted(port: &ListenSocket, source: &str) -> bool {
         match dial(port, source) {
             Ok(_) => true,
             Err(error) if error.kind() == io::ErrorKind::TimedOut => false,
@@ -157,40 +156,40 @@ mod tests {
     }
 
     #[test]
-    fn a_port_of_both_families_knows_both() {
+    fn dual_stack_socket_filters_ipv4_and_ipv6() {
         let port = port("[::]:0", &["127.0.0.5/32", "::1/128"]);
-        assert!(is_let_in(&port, "127.0.0.5") && is_let_in(&port, "::1"));
-        assert!(!is_let_in(&port, "127.0.0.4") && !is_let_in(&port, "127.0.0.1"));
-        port.fit(&filter(&["127.0.0.4/32"])).unwrap();
-        assert!(is_let_in(&port, "127.0.0.4"));
-        assert!(!is_let_in(&port, "127.0.0.5") && !is_let_in(&port, "::1"));
-        port.open();
-        assert!(is_let_in(&port, "127.0.0.5") && is_let_in(&port, "::1"));
+        assert!(is_admitted(&port, "127.0.0.5") && is_admitted(&port, "::1"));
+        assert!(!is_admitted(&port, "127.0.0.4") && !is_admitted(&port, "127.0.0.1"));
+        port.attach_filter(&filter(&["127.0.0.4/32"])).unwrap();
+        assert!(is_admitted(&port, "127.0.0.4"));
+        assert!(!is_admitted(&port, "127.0.0.5") && !is_admitted(&port, "::1"));
+        port.detach_filter();
+        assert!(is_admitted(&port, "127.0.0.5") && is_admitted(&port, "::1"));
     }
 
     #[test]
-    fn what_is_accepted_has_no_filter_any_more() {
+    fn accepted_socket_has_no_filter() {
         let port = port("127.0.0.1:0", &["127.0.0.0/8"]);
         let mut client = dial(&port, "127.0.0.1").unwrap();
         let (mut accepted, _) = port.accept().unwrap();
         let error = SockRef::from(&accepted).detach_filter().unwrap_err();
         assert_eq!(error.raw_os_error(), Some(libc::ENOENT));
-        port.fit(&filter(&[])).unwrap();
-        let mut heard = [0; 5];
+        port.attach_filter(&filter(&[])).unwrap();
+        let mut received = [0; 5];
         client.write_all(b"still").unwrap();
-        accepted.read_exact(&mut heard).unwrap();
-        assert_eq!(&heard, b"still");
+        accepted.read_exact(&mut received).unwrap();
+        assert_eq!(&received, b"still");
     }
 
     #[test]
-    fn the_longest_program_is_taken_or_refused_in_words_and_replaced_again_and_again() {
+    fn trusted_source_is_admitted_even_if_the_kernel_rejects_the_longest_program() {
         let port = port("127.0.0.1:0", &["127.0.0.0/8"]);
         let many: Vec<_> =
             (0..2_000_u32).map(|number| format!("10.0.{}.{}/32", number / 125, number % 125 * 2)).collect();
         let many: Vec<_> = many.iter().map(String::as_str).chain(["127.0.0.1/32"]).collect();
         for _ in 0..20 {
-            // However it ends, who is trusted comes in.
-            let _ = port.fit(&filter(&many));
+            // The result depends on net.core.optmem_max; a trusted source is admitted in any case.
+            let _ = port.attach_filter(&filter(&many));
             let mut client = dial(&port, "127.0.0.1").unwrap();
             client.write_all(b"x").unwrap();
             port.accept().unwrap().0.read_exact(&mut [0]).unwrap();

@@ -1,4 +1,4 @@
-//! Streams: a TCP or Unix socket, with or without TLS, and the sockets that are listened on.
+//! Streams over TCP or Unix sockets, with or without TLS, and listening sockets.
 
 pub(crate) mod listen_socket;
 pub(crate) mod pending;
@@ -21,13 +21,11 @@ use crate::tls::engine::{Client, Side};
 use crate::transport::socket::Socket;
 use crate::transport::tls_stream::TlsStream;
 
-/// The client's side.
 pub(crate) type ClientStream = Stream<TlsStream>;
 
-/// The upstream's side.
 pub(crate) type UpstreamStream = Stream<TlsStream<TcpStream, Client>>;
 
-/// A way to one of the two that talk through us.
+/// A stream to the client or to the upstream.
 #[derive(Debug)]
 pub(crate) enum Stream<T> {
     Plain(Socket),
@@ -35,7 +33,7 @@ pub(crate) enum Stream<T> {
 }
 
 impl ClientStream {
-    /// What the client has shown of itself.
+    /// The identity that the client presented in TLS.
     pub(crate) fn presented(&self) -> PresentedIdentity<'_> {
         match self {
             Self::Plain(_) => PresentedIdentity::Plaintext,
@@ -43,12 +41,12 @@ impl ClientStream {
         }
     }
 
-    /// Where the client connected to; none of a Unix socket.
+    /// The address that the client connected to. `None` for a Unix socket.
     pub(crate) fn local_addr(&self) -> Option<SocketAddr> {
         self.tcp()?.local_addr().ok()
     }
 
-    /// The socket, whatever is still to be sent or read forgotten.
+    /// Returns the socket. Unsent and unread bytes of the TLS stream are discarded.
     pub(crate) fn into_socket(self) -> Socket {
         match self {
             Self::Plain(socket) => socket,
@@ -58,7 +56,6 @@ impl ClientStream {
 }
 
 impl<S: Side> Stream<TlsStream<TcpStream, S>> {
-    /// Its socket, where it is TCP's.
     pub(crate) fn tcp(&self) -> Option<&TcpStream> {
         match self {
             Self::Plain(Socket::Tcp(stream)) => Some(stream),

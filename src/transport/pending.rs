@@ -1,4 +1,4 @@
-//! Bytes on their way that could not be moved on yet.
+//! Bytes that a writer has not accepted yet.
 
 use std::io;
 use std::pin::Pin;
@@ -6,57 +6,61 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::AsyncWrite;
 
-/// Bytes that wait, in order. Empty, it owns no memory: most sessions never need any.
+/// Bytes to be written later, in order. It owns no memory while it is empty, which is always the case in most sessions.
 #[derive(Debug, Default)]
 pub(crate) struct PendingBytes {
     bytes: Vec<u8>,
-    /// How many at the front are gone already.
-    gone: usize,
+    /// The number of bytes at the front that were already written.
+    written: usize,
 }
 
 impl PendingBytes {
     pub(crate) fn is_empty(&self) -> bool {
-        self.gone >= self.bytes.len()
+        self.written >= self.bytes.len()
     }
 
-    /// What waits.
+    /// The bytes that are still to be written.
     pub(crate) fn rest(&self) -> &[u8] {
-        self.bytes.get(self.gone..).unwrap_or_default()
+        self.bytes.get(self.written..).unwrap_or_default()
     }
 
-    /// The first `count` have been moved on.
+    /// Removes the first `count` bytes.
     pub(crate) fn advance(&mut self, count: usize) {
-        self.gone += count;
+        self.written += count;
         if self.is_empty() {
             *self = Self::default();
         }
     }
 
-    /// Puts more behind what waits.
     pub(crate) fn push(&mut self, bytes: &[u8]) {
         self.bytes.extend_from_slice(bytes);
     }
 
-    /// Where more can be put behind what waits.
-    pub(crate) fn end(&mut self) -> &mut Vec<u8> {
+    /// The buffer, for appending.
+    pub(crate) fn buffer(&mut self) -> &mut Vec<u8> {
         &mut self.bytes
     }
 
-    /// Writes what waits, and counts it. Ready when nothing does.
-    pub(crate) fn poll_send<W>(&mut self, writer: &mut W, count: &mut u64, cx: &mut Context<'_>) -> Poll<io::Result<()>>
+    /// Writes all bytes and adds their number to `count`. Ready when none is left.
+    pub(crate) fn poll_write_all<W>(
+        &mut self,
+        writer: &mut W,
+        count: &mut u64,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<()>>
     where
         W: AsyncWrite + Unpin,
     {
         while !self.is_empty() {
-            let taken = ready!(poll_write(writer, self.rest(), cx))?;
-            *count += taken as u64;
-            self.advance(taken);
+            let accepted = ready!(poll_write(writer, self.rest(), cx))?;
+            *count += accepted as u64;
+            self.advance(accepted);
         }
         Poll::Ready(Ok(()))
     }
 
-    /// Writes `bytes`, counts what the writer takes and holds what it does not. Nothing may wait already.
-    pub(crate) fn send_or_hold<W>(
+    /// Writes `bytes`, adds to `count` what the writer accepts, and keeps the rest. No byte may be pending.
+    pub(crate) fn write_or_keep<W>(
         &mut self,
         mut bytes: &[u8],
         writer: &mut W,
@@ -67,13 +71,13 @@ impl PendingBytes {
         W: AsyncWrite + Unpin,
     {
         while !bytes.is_empty() {
-            let Poll::Ready(taken) = poll_write(writer, bytes, cx) else {
+            let Poll::Ready(accepted) = poll_write(writer, bytes, cx) else {
                 self.push(bytes);
                 break;
             };
-            let taken = taken?;
-            *count += taken as u64;
-            bytes = bytes.get(taken..).unwrap_or_default();
+            let accepted = accepted?;
+            *count += accepted as u64;
+            bytes = bytes.get(accepted..).unwrap_or_default();
         }
         Ok(())
     }
@@ -81,7 +85,7 @@ impl PendingBytes {
 
 impl From<Vec<u8>> for PendingBytes {
     fn from(bytes: Vec<u8>) -> Self {
-        Self { bytes, gone: 0 }
+        Self { bytes, written: 0 }
     }
 }
 
@@ -89,6 +93,6 @@ impl From<Vec<u8>> for PendingBytes {
 fn poll_write<W: AsyncWrite + Unpin>(writer: &mut W, bytes: &[u8], cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
     match ready!(Pin::new(writer).poll_write(cx, bytes))? {
         0 => Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-        taken => Poll::Ready(Ok(taken)),
+        count => Poll::Ready(Ok(count)),
     }
 }

@@ -1,5 +1,5 @@
-//! Sockets: of a client as it was accepted, and of either side while it is served. What every TCP socket of this program is
-//! told: send small writes at once, and notice when the other side is dead.
+//! Sockets: that of a client at accept, and that of either side during a session. Every TCP socket has TCP_NODELAY and
+//! keepalive.
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -14,16 +14,14 @@ use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
-/// A client's socket from which nothing has been read, and which no worker waits on yet.
+/// A client's socket from which no byte was read, and which is not registered with a runtime yet.
 #[derive(Debug)]
 pub(crate) enum AcceptedSocket {
-    /// At a port.
     Tcp(StdTcpStream),
-    /// At the file of a Unix socket.
     Unix(StdUnixStream),
 }
 
-/// A socket that the worker of this thread waits on.
+/// A socket that is registered with the runtime of this thread.
 #[derive(Debug)]
 pub(crate) enum Socket {
     Tcp(TcpStream),
@@ -47,8 +45,8 @@ impl TryFrom<AcceptedSocket> for Socket {
     }
 }
 
-/// Whether no byte has come that has not been read.
-pub(crate) fn nothing_waits(stream: &TcpStream) -> io::Result<bool> {
+/// Whether the receive buffer of the socket is empty.
+pub(crate) fn is_drained(stream: &TcpStream) -> io::Result<bool> {
     let mut early = [MaybeUninit::uninit()];
     match SockRef::from(stream).peek(&mut early) {
         Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
@@ -90,11 +88,11 @@ impl AsyncWrite for Socket {
     }
 }
 
-/// Sets TCP_NODELAY and keepalive, by which a peer that is silent is found dead after `dead_peer_timeout`. The kernel sends no
-/// probes while data waits for an acknowledgement; that is for `dead_peer` to notice.
+/// Sets TCP_NODELAY and keepalive. Keepalive detects a dead idle peer within `dead_peer_timeout`. While data is
+/// unacknowledged, the kernel sends no keepalive probes; `proxy::relay::dead_peer` covers that case.
 ///
 /// # Errors
-/// The kernel's, for example when the other side is gone already.
+/// The error of setsockopt(2), for example if the peer has closed the connection.
 pub(crate) fn keep_alive(socket: &impl AsFd, dead_peer_timeout: Duration) -> io::Result<()> {
     let socket = SockRef::from(socket);
     socket.set_tcp_nodelay(true)?;
@@ -102,19 +100,19 @@ pub(crate) fn keep_alive(socket: &impl AsFd, dead_peer_timeout: Duration) -> io:
     socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(idle).with_interval(interval).with_retries(count))
 }
 
-/// When a silent peer is asked whether it is still there.
+/// The keepalive settings of tcp(7).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Probes {
-    /// The silence before the first probe.
+    /// Idle time before the first probe.
     idle: Duration,
-    /// Between two probes without an answer.
+    /// Time between two probes.
     interval: Duration,
-    /// How many without an answer end the connection.
+    /// Unanswered probes that end the connection.
     count: u32,
 }
 
 impl Probes {
-    /// Those that take about this long. The kernel counts in seconds.
+    /// Settings that detect a dead peer after about `timeout`. The kernel counts in seconds.
     fn within(timeout: Duration) -> Self {
         let whole = timeout.as_secs().max(1);
         let idle = (whole / 5).clamp(1, MAX_IDLE);
@@ -126,9 +124,9 @@ impl Probes {
     }
 }
 
-/// In seconds. Below the five minutes after which cloud load balancers and NAT gateways commonly forget a connection.
+/// In seconds. Well below the five minutes after which cloud load balancers and NAT gateways commonly drop idle connections.
 const MAX_IDLE: u64 = 60;
-/// In seconds, where the kernel allows for enough of them.
+/// In seconds. Longer timeouts exceed it, because the number of probes is limited.
 const MAX_STRIDE: u64 = 15;
 /// `MAX_TCP_KEEPINTVL`, in seconds, and `MAX_TCP_KEEPCNT` (linux/tcp.h).
 const MAX_INTERVAL: u64 = 32_767;
@@ -141,7 +139,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn accepted_socket_is_kept_alive_as_its_listener() {
+    fn accepted_socket_inherits_keepalive_from_its_listener() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         keep_alive(&listener, Duration::from_secs(300)).unwrap();
         let _client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
@@ -156,14 +154,14 @@ mod tests {
     }
 
     #[test]
-    fn probes_take_as_long_as_a_dead_peer_has_and_suit_the_kernel() {
+    fn keepalive_detects_a_dead_peer_after_the_timeout_within_kernel_limits() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         for seconds in [1, 2, 7, 10, 59, 300, 3_600, 86_400, 3650 * 86_400] {
             let Probes { idle, interval, count } = Probes::within(Duration::from_secs(seconds));
             let taken = (idle + interval * count).as_secs();
             if seconds < 1_000_000 {
-                let most = seconds + interval.as_secs().max(1);
-                assert!((seconds..=most).contains(&taken), "{seconds} s: {idle:?}, {count} of {interval:?}");
+                let max = seconds + interval.as_secs().max(1);
+                assert!((seconds..=max).contains(&taken), "{seconds} s: {idle:?}, {count} of {interval:?}");
             }
             assert!(idle.as_secs() <= MAX_IDLE);
             keep_alive(&listener, Duration::from_secs(seconds)).unwrap();

@@ -1,5 +1,5 @@
-//! What the kernel knows of a TCP socket, asked over netlink as `ss` does (sock_diag(7)): a way to `TCP_INFO` without unsafe
-//! code.
+//! Queries `TCP_INFO` and other attributes of a TCP socket over netlink, as `ss` does (sock_diag(7)). This needs no unsafe
+//! code, unlike getsockopt.
 
 use std::io::{self, Read as _};
 use std::net::SocketAddr;
@@ -7,12 +7,12 @@ use std::os::fd::AsFd;
 
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
-/// One of the attributes of an answer (linux/inet_diag.h).
+/// An attribute of a response (linux/inet_diag.h).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Attribute {
     /// `INET_DIAG_INFO`: `struct tcp_info`.
     Info,
-    /// `INET_DIAG_SKMEMINFO`: nine numbers about memory, the last of which counts dropped packets.
+    /// `INET_DIAG_SKMEMINFO`: nine numbers about memory. The last is the number of dropped packets.
     Memory,
 }
 
@@ -28,8 +28,8 @@ impl Attribute {
 /// Reads one attribute of a socket at `local`, connected to `peer` or listening.
 ///
 /// # Errors
-/// [`io::ErrorKind::NotFound`] where the socket is not connected any more. Others where netlink, or this part of it, is not
-/// to be had; or when the answer is about something else.
+/// [`io::ErrorKind::NotFound`] if the socket is no longer connected. Other errors if the kernel does not support netlink or
+/// sock_diag, or if the response lacks the attribute.
 pub(crate) fn read(
     socket: &impl AsFd,
     local: SocketAddr,
@@ -37,24 +37,24 @@ pub(crate) fn read(
     attribute: Attribute,
 ) -> io::Result<Vec<u8>> {
     let cookie = SockRef::from(socket).cookie()?;
-    let question = question(local, peer, cookie, attribute);
+    let request = build_request(local, peer, cookie, attribute);
     let netlink = Socket::new(Domain::from(libc::AF_NETLINK), Type::DGRAM, Some(Protocol::from(SOCK_DIAG)))?;
-    // What the kernel answers is there when the question has been sent.
+    // The kernel responds synchronously, so the response is there after the send.
     netlink.set_nonblocking(true)?;
-    netlink.send(&question)?;
-    let mut answer = [0; LONGEST_ANSWER];
-    let length = (&netlink).read(&mut answer)?;
-    found(answer.get(..length).unwrap_or_default(), attribute).map(<[u8]>::to_vec)
+    netlink.send(&request)?;
+    let mut response = [0; MAX_RESPONSE_LENGTH];
+    let length = (&netlink).read(&mut response)?;
+    find_attribute(response.get(..length).unwrap_or_default(), attribute).map(<[u8]>::to_vec)
 }
 
 /// `struct nlmsghdr` and `struct inet_diag_req_v2`.
-fn question(local: SocketAddr, peer: Option<SocketAddr>, cookie: u64, attribute: Attribute) -> Vec<u8> {
+fn build_request(local: SocketAddr, peer: Option<SocketAddr>, cookie: u64, attribute: Attribute) -> Vec<u8> {
     let (family, scope) = match local {
         SocketAddr::V4(_) => (libc::AF_INET, 0),
         SocketAddr::V6(v6) => (libc::AF_INET6, v6.scope_id()),
     };
-    let mut bytes = Vec::with_capacity(usize::from(QUESTION_LENGTH));
-    bytes.extend(u32::from(QUESTION_LENGTH).to_ne_bytes());
+    let mut bytes = Vec::with_capacity(usize::from(REQUEST_LENGTH));
+    bytes.extend(u32::from(REQUEST_LENGTH).to_ne_bytes());
     bytes.extend(SOCK_DIAG_BY_FAMILY.to_ne_bytes());
     bytes.extend(REQUEST.to_ne_bytes());
     bytes.extend([0; 8]); // sequence and sender
@@ -66,7 +66,7 @@ fn question(local: SocketAddr, peer: Option<SocketAddr>, cookie: u64, attribute:
     bytes.extend(octets(local));
     bytes.extend(peer.map_or([0; 16], octets));
     bytes.extend(scope.to_ne_bytes());
-    // The halves stand in this order on every machine.
+    // The low half comes first on every architecture.
     bytes.extend(
         [cookie & u64::from(u32::MAX), cookie >> 32]
             .into_iter()
@@ -75,26 +75,26 @@ fn question(local: SocketAddr, peer: Option<SocketAddr>, cookie: u64, attribute:
     bytes
 }
 
-/// An address of either family in the room of the longer one.
+/// An address of either family, padded to 16 bytes.
 fn octets(address: SocketAddr) -> [u8; 16] {
     match address {
         SocketAddr::V4(v4) => {
-            let mut room = [0; 16];
-            room.iter_mut().zip(v4.ip().octets()).for_each(|(byte, octet)| *byte = octet);
-            room
+            let mut padded = [0; 16];
+            padded.iter_mut().zip(v4.ip().octets()).for_each(|(byte, octet)| *byte = octet);
+            padded
         }
         SocketAddr::V6(v6) => v6.ip().octets(),
     }
 }
 
-/// Finds an attribute in an answer: a header, `struct inet_diag_msg`, and attributes.
-fn found(answer: &[u8], attribute: Attribute) -> io::Result<&[u8]> {
-    let kind = number::<2>(answer, 4).map(u16::from_ne_bytes);
+/// Finds an attribute in a response, which is a header, `struct inet_diag_msg`, and attributes.
+fn find_attribute(response: &[u8], attribute: Attribute) -> io::Result<&[u8]> {
+    let kind = number::<2>(response, 4).map(u16::from_ne_bytes);
     if kind == Some(ERROR) {
-        let code = number::<4>(answer, HEADER_LENGTH).map(i32::from_ne_bytes).unwrap_or_default();
+        let code = number::<4>(response, HEADER_LENGTH).map(i32::from_ne_bytes).unwrap_or_default();
         return Err(io::Error::from_raw_os_error(code.saturating_neg()));
     }
-    let mut attributes = answer.get(HEADER_LENGTH + MESSAGE_LENGTH..).unwrap_or_default();
+    let mut attributes = response.get(HEADER_LENGTH + MESSAGE_LENGTH..).unwrap_or_default();
     while kind == Some(SOCK_DIAG_BY_FAMILY)
         && let Some(length) = number::<2>(attributes, 0).map(u16::from_ne_bytes).map(usize::from)
         && length >= ATTRIBUTE_HEADER
@@ -105,10 +105,10 @@ fn found(answer: &[u8], attribute: Attribute) -> io::Result<&[u8]> {
         }
         attributes = attributes.get(length.next_multiple_of(4)..).unwrap_or_default();
     }
-    Err(io::Error::other("the kernel's answer has not what was asked for"))
+    Err(io::Error::other("the netlink response lacks the requested attribute"))
 }
 
-/// The bytes of a number in a structure of the kernel's.
+/// The bytes of a number at an offset of a kernel structure.
 pub(crate) fn number<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
     bytes.get(at..at.checked_add(N)?)?.try_into().ok()
 }
@@ -119,15 +119,15 @@ const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const ERROR: u16 = 2;
 const REQUEST: u16 = 1;
 const TCP: u8 = 6;
-/// The states, as bits.
+/// A bit mask of TCP states.
 const ALL_STATES: u32 = u32::MAX;
 const HEADER_LENGTH: usize = 16;
 const MESSAGE_LENGTH: usize = 72;
 const ATTRIBUTE_HEADER: usize = 4;
-const QUESTION_LENGTH: u16 = 72;
+const REQUEST_LENGTH: u16 = 72;
 
-/// An answer has about 400 bytes.
-const LONGEST_ANSWER: usize = 4096;
+/// A response has about 400 bytes.
+const MAX_RESPONSE_LENGTH: usize = 4096;
 
 #[cfg(test)]
 mod tests {
@@ -137,8 +137,8 @@ mod tests {
 
     use super::*;
 
-    /// An answer with these attributes.
-    fn answer(attributes: &[(u16, &[u8])]) -> Vec<u8> {
+    /// A response with these attributes.
+    fn response(attributes: &[(u16, &[u8])]) -> Vec<u8> {
         let mut bytes = vec![0; HEADER_LENGTH + MESSAGE_LENGTH];
         bytes[4..6].copy_from_slice(&SOCK_DIAG_BY_FAMILY.to_ne_bytes());
         for (kind, payload) in attributes {
@@ -168,28 +168,28 @@ mod tests {
 
     #[test]
     fn attribute_is_found_among_others() {
-        let bytes = answer(&[(8, &[0]), (7, &[1, 2, 3]), (2, &[4; 5])]);
-        assert_eq!(found(&bytes, Attribute::Memory).unwrap(), [1, 2, 3]);
-        assert_eq!(found(&bytes, Attribute::Info).unwrap(), [4; 5]);
-        assert!(found(&answer(&[(8, &[0]), (15, &[0; 4])]), Attribute::Memory).is_err());
+        let bytes = response(&[(8, &[0]), (7, &[1, 2, 3]), (2, &[4; 5])]);
+        assert_eq!(find_attribute(&bytes, Attribute::Memory).unwrap(), [1, 2, 3]);
+        assert_eq!(find_attribute(&bytes, Attribute::Info).unwrap(), [4; 5]);
+        assert!(find_attribute(&response(&[(8, &[0]), (15, &[0; 4])]), Attribute::Memory).is_err());
     }
 
     #[test]
-    fn refusal_is_told_as_the_error_it_is() {
-        let mut refusal = vec![0; HEADER_LENGTH];
-        refusal[4..6].copy_from_slice(&ERROR.to_ne_bytes());
-        refusal.extend((-libc::ENOENT).to_ne_bytes());
-        assert_eq!(found(&refusal, Attribute::Info).unwrap_err().kind(), io::ErrorKind::NotFound);
+    fn error_response_is_returned_as_its_io_error() {
+        let mut error = vec![0; HEADER_LENGTH];
+        error[4..6].copy_from_slice(&ERROR.to_ne_bytes());
+        error.extend((-libc::ENOENT).to_ne_bytes());
+        assert_eq!(find_attribute(&error, Attribute::Info).unwrap_err().kind(), io::ErrorKind::NotFound);
     }
 
     proptest! {
         #[test]
-        fn no_answer_leads_astray(mut bytes: Vec<u8>, kind in prop_oneof![Just(ERROR), Just(SOCK_DIAG_BY_FAMILY)]) {
-            let mut all = answer(&[]);
+        fn any_response_is_parsed_without_a_panic(mut bytes: Vec<u8>, kind in prop_oneof![Just(ERROR), Just(SOCK_DIAG_BY_FAMILY)]) {
+            let mut all = response(&[]);
             all[4..6].copy_from_slice(&kind.to_ne_bytes());
             all.append(&mut bytes);
-            let _ = found(&all, Attribute::Info);
-            let _ = found(all.get(..all.len().min(10)).unwrap(), Attribute::Info);
+            let _ = find_attribute(&all, Attribute::Info);
+            let _ = find_attribute(all.get(..all.len().min(10)).unwrap(), Attribute::Info);
         }
     }
 }

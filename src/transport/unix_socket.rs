@@ -1,5 +1,5 @@
-//! A Unix socket as a file: never open to more than it should be, never taken from a program that lives, never left
-//! behind.
+//! The file of a listening Unix socket. It never has wider permissions than configured, never replaces the socket of a running
+//! program, and is removed at the end.
 
 use std::fs::{self, File, Permissions};
 use std::io;
@@ -14,8 +14,8 @@ use tracing::warn;
 
 use crate::permissions;
 
-/// A socket's file. Dropped, it is removed, unless another has come into its place. To be dropped before the socket is
-/// closed: until then the file's number is nobody else's.
+/// The file of a bound socket. Dropping it removes the file, unless another file has replaced it. Drop it before the socket
+/// is closed: until then no other file can have the same inode number.
 #[derive(Debug)]
 pub(crate) struct UnixSocketFile {
     path: PathBuf,
@@ -23,42 +23,41 @@ pub(crate) struct UnixSocketFile {
     inode: u64,
 }
 
-/// Who may connect to a Unix socket: whoever may write to its file.
+/// The permissions of the file of a Unix socket. Connecting needs write permission.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Access {
     /// The permission bits.
     pub mode: u32,
-    /// The number of the user it belongs to; the program's own where there is none.
+    /// User id. `None` for the user of the process.
     pub owner: Option<u32>,
-    /// The number of its group; the program's own where there is none.
+    /// Group id. `None` for the group of the process.
     pub group: Option<u32>,
 }
 
 impl Access {
-    /// Nobody but the user the program runs as, and root.
+    /// Only the user of the process, and root.
     pub const PRIVATE: Self = Self { mode: 0o600, owner: None, group: None };
 }
 
-/// Listens at `path`, in place of a socket that nobody listens at. The kernel keeps as many as `backlog` ready.
+/// Listens at `path`. A socket that no program listens on is replaced. The kernel queues up to `backlog` clients.
 ///
 /// # Errors
-/// In words that fit behind the path.
+/// The message is a predicate for the path, such as `cannot be bound: …`.
 pub(crate) fn listen(path: &Path, access: Access, backlog: i32) -> io::Result<(UnixSocketFile, UnixListener)> {
-    make_room(path)?;
-    let socket = private_socket().map_err(|error| because(&error, "cannot be made"))?;
-    socket.bind(&SockAddr::unix(path)?).map_err(|error| cannot_bind(path, &error))?;
-    let socket_file = UnixSocketFile::of(path)?;
-    socket_file.open_to(access)?;
-    // Until now nobody could connect, whatever the file's mode.
-    socket.listen(backlog).map_err(|error| because(&error, "cannot be listened at"))?;
+    remove_stale(path)?;
+    let socket = private_socket().map_err(|error| describe(&error, "cannot be created"))?;
+    socket.bind(&SockAddr::unix(path)?).map_err(|error| describe_bind_error(path, &error))?;
+    let socket_file = UnixSocketFile::new(path)?;
+    socket_file.set_access(access)?;
+    // Before this call no client could connect, whatever the mode of the file.
+    socket.listen(backlog).map_err(|error| describe(&error, "cannot be listened on"))?;
     Ok((socket_file, socket.into()))
 }
 
-/// Whether [`listen`] could listen at `path`, as far as that can be told without doing so: a program that answers there
-/// already is not asked.
+/// Checks whether [`listen`] could listen at `path`, without side effects. It does not detect a running program there.
 ///
 /// # Errors
-/// In words that fit behind the path.
+/// The message is a predicate for the path, such as `cannot be bound: …`.
 pub(crate) fn check(path: &Path, access: Access) -> Result<(), String> {
     let directory = path.parent().filter(|directory| !directory.as_os_str().is_empty()).unwrap_or(Path::new("."));
     if let Some(fix) = permissions::fix_for_creating(directory) {
@@ -72,7 +71,7 @@ pub(crate) fn check(path: &Path, access: Access) -> Result<(), String> {
         return Err(format!("cannot be bound: {why}"));
     }
     if fs::symlink_metadata(path).is_ok_and(|file| !file.file_type().is_socket()) {
-        return Err(NO_SOCKET.to_owned());
+        return Err(NOT_A_SOCKET.to_owned());
     }
     let (user, root) = (geteuid().as_raw(), geteuid().is_root());
     let groups = getgroups().unwrap_or_default();
@@ -80,13 +79,14 @@ pub(crate) fn check(path: &Path, access: Access) -> Result<(), String> {
     match access {
         _ if root => Ok(()),
         Access { owner: Some(owner), .. } if owner != user => Err(format!(
-            "cannot be given to user {owner} as user {}: only root can do that; leave owner out, or run as that user",
+            "cannot be owned by user {owner}: only root can change the owner, and the process runs as {}; remove owner, or run \
+             as user {owner}",
             permissions::user()
         )),
         Access { group: Some(group), .. } if !is_own(group) => {
             let name = permissions::user();
             Err(format!(
-                "cannot be given to group {group} as user {name}, who is not in it; run: usermod -aG {group} {name}"
+                "cannot be given to group {group}: user {name} is not a member; run: usermod -aG {group} {name}"
             ))
         }
         Access { .. } => Ok(()),
@@ -94,52 +94,54 @@ pub(crate) fn check(path: &Path, access: Access) -> Result<(), String> {
 }
 
 impl UnixSocketFile {
-    /// The file that was just bound.
-    fn of(path: &Path) -> io::Result<Self> {
-        let file = fs::symlink_metadata(path).map_err(|error| because(&error, "cannot be looked at"))?;
+    /// The file at `path`, which was just bound.
+    fn new(path: &Path) -> io::Result<Self> {
+        let file = fs::symlink_metadata(path).map_err(|error| describe(&error, "cannot be inspected"))?;
         let socket_file = Self { path: path.to_owned(), device: file.dev(), inode: file.ino() };
         if !file.file_type().is_socket() {
-            return Err(taken());
+            return Err(replaced());
         }
         if file.mode() & 0o077 != 0 {
             let mode = file.mode() & 0o777;
-            let why = format!("has the mode {mode:o} on this file system, and would be open to others");
+            let why =
+                format!("has mode {mode:o}: this file system does not support private sockets; use another directory");
             return Err(io::Error::other(why));
         }
         Ok(socket_file)
     }
 
-    /// Lets these connect, and nobody else.
+    /// Sets owner, group and mode.
     ///
     /// # Errors
-    /// In words that fit behind the path.
-    pub(crate) fn open_to(&self, access: Access) -> io::Result<()> {
+    /// The message is a predicate for the path, such as `has been replaced by another file`.
+    pub(crate) fn set_access(&self, access: Access) -> io::Result<()> {
         let Access { mode, owner, group } = access;
-        let file = self.hold()?;
-        let itself = format!("/proc/self/fd/{}", file.as_raw_fd());
+        let file = self.open()?;
+        let fd_path = format!("/proc/self/fd/{}", file.as_raw_fd());
         if owner.is_some() || group.is_some() {
-            chown(&itself, owner, group).map_err(|error| because(&error, "cannot be given to its owner"))?;
+            chown(&fd_path, owner, group)
+                .map_err(|error| describe(&error, "cannot be assigned its owner and group"))?;
         }
-        // Behind the owner: the mode never opens it to one who should not have it.
+        // Set after the owner, so that the wider mode never applies to the former owner or group.
         let permissions = Permissions::from_mode(mode);
-        fs::set_permissions(&itself, permissions).map_err(|error| because(&error, "cannot be given its mode"))
+        fs::set_permissions(&fd_path, permissions).map_err(|error| describe(&error, "cannot be assigned its mode"))
     }
 
-    /// The file itself, whatever comes into its place. Its directory may be somebody else's, who could put a link there
-    /// and so have any file that we may change.
-    fn hold(&self) -> io::Result<File> {
+    /// Opens exactly this file. If another user owns the directory, that user could replace the file with a symbolic link to
+    /// any file that this process may change.
+    fn open(&self) -> io::Result<File> {
         let file = File::options().read(true).custom_flags(libc::O_PATH | libc::O_NOFOLLOW).open(&self.path);
-        let file = file.map_err(|error| because(&error, "cannot be looked at"))?;
-        let fields = file.metadata().map_err(|error| because(&error, "cannot be looked at"))?;
-        if (fields.dev(), fields.ino()) == (self.device, self.inode) { Ok(file) } else { Err(taken()) }
+        let file = file.map_err(|error| describe(&error, "cannot be inspected"))?;
+        let metadata = file.metadata().map_err(|error| describe(&error, "cannot be inspected"))?;
+        if (metadata.dev(), metadata.ino()) == (self.device, self.inode) { Ok(file) } else { Err(replaced()) }
     }
 
-    /// Whether it is the file at `path`.
-    pub(crate) fn is(&self, path: &Path) -> bool {
+    /// Whether this is the file at `path`.
+    pub(crate) fn is_at(&self, path: &Path) -> bool {
         self.path == path
     }
 
-    /// Whether the file is still there and still the one that was bound.
+    /// Whether the path still has the file that was bound.
     pub(crate) fn is_ours(&self) -> bool {
         fs::symlink_metadata(&self.path).is_ok_and(|file| (file.dev(), file.ino()) == (self.device, self.inode))
     }
@@ -155,38 +157,38 @@ impl Drop for UnixSocketFile {
     }
 }
 
-/// A socket whose file will have the mode 0600 from its first moment: Linux gives the file the mode of the socket, less the
-/// umask. The umask itself is the whole process's, and other threads make files, too.
+/// Creates a socket whose file has mode 0600 from the moment of bind: Linux applies the mode of the socket, less the umask.
+/// The umask cannot be used, because it belongs to the whole process and other threads create files too.
 fn private_socket() -> io::Result<Socket> {
     let file = File::from(OwnedFd::from(new_socket()?));
     file.set_permissions(Permissions::from_mode(0o600))?;
     Ok(Socket::from(OwnedFd::from(file)))
 }
 
-/// One that waits for nobody, also when it connects.
+/// Creates a nonblocking socket, so that connect does not block either.
 fn new_socket() -> io::Result<Socket> {
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
     socket.set_nonblocking(true)?;
     Ok(socket)
 }
 
-/// Removes what a program left that ended without tidying up, and nothing else.
-fn make_room(path: &Path) -> io::Result<()> {
+/// Removes the socket of a program that has ended without removing it. Any other file is an error.
+fn remove_stale(path: &Path) -> io::Result<()> {
     match fs::symlink_metadata(path) {
         Ok(file) if file.file_type().is_socket() => {}
-        Ok(_) => return Err(io::Error::new(io::ErrorKind::AlreadyExists, NO_SOCKET)),
+        Ok(_) => return Err(io::Error::new(io::ErrorKind::AlreadyExists, NOT_A_SOCKET)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(because(&error, "cannot be looked at")),
+        Err(error) => return Err(describe(&error, "cannot be inspected")),
     }
     match new_socket()?.connect(&SockAddr::unix(path)?) {
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => remove(path),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        // A full queue is one that somebody has.
+        // A full backlog belongs to a running program.
         Err(error) if error.kind() != io::ErrorKind::WouldBlock => {
-            Err(because(&error, "is there already, and whether a program answers at it cannot be found out"))
+            Err(describe(&error, "already exists, and testing whether a program uses it failed"))
         }
         Ok(()) | Err(_) => {
-            let why = "a running program answers there already; end it, or choose another path";
+            let why = "is in use by a running program; stop that program, or choose another path";
             Err(io::Error::new(io::ErrorKind::AddrInUse, why))
         }
     }
@@ -195,13 +197,13 @@ fn make_room(path: &Path) -> io::Result<()> {
 fn remove(path: &Path) -> io::Result<()> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(because(&error, "was left by a program that has ended, and cannot be removed"))
+            Err(describe(&error, "is a stale socket that cannot be removed"))
         }
         Ok(()) | Err(_) => Ok(()),
     }
 }
 
-fn cannot_bind(path: &Path, error: &io::Error) -> io::Error {
+fn describe_bind_error(path: &Path, error: &io::Error) -> io::Error {
     let directory = path.parent().filter(|directory| !directory.as_os_str().is_empty());
     match directory.filter(|directory| error.kind() == io::ErrorKind::NotFound && !directory.exists()) {
         Some(directory) => io::Error::new(error.kind(), no_directory(directory)),
@@ -216,19 +218,19 @@ fn cannot_bind(path: &Path, error: &io::Error) -> io::Error {
 
 fn no_directory(directory: &Path) -> String {
     format!(
-        "there is no directory {}; make it, for the user this program runs as (systemd: RuntimeDirectory=)",
+        "directory {} does not exist; create it for the user of this process (systemd: RuntimeDirectory=)",
         directory.display()
     )
 }
 
-const NO_SOCKET: &str = "is there already and is no socket, so it is not touched; take it away, or choose another path";
+const NOT_A_SOCKET: &str = "exists and is not a socket; remove it, or choose another path";
 
-fn taken() -> io::Error {
+fn replaced() -> io::Error {
     io::Error::other("has been replaced by another file")
 }
 
-fn because(error: &io::Error, what: &str) -> io::Error {
-    io::Error::new(error.kind(), permissions::cannot(what, error))
+fn describe(error: &io::Error, failure: &str) -> io::Error {
+    io::Error::new(error.kind(), permissions::cannot(failure, error))
 }
 
 #[cfg(test)]
@@ -239,9 +241,9 @@ mod tests {
         fs::metadata(path).unwrap().mode() & 0o777
     }
 
-    /// The mode is there before anybody can connect: the file of a socket that does not listen yet has it.
+    /// The mode applies before a client can connect: the socket does not listen yet.
     #[test]
-    fn the_file_is_nobody_elses_before_the_socket_listens() {
+    fn file_is_private_before_the_socket_listens() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("a.sock");
         let socket = private_socket().unwrap();
@@ -250,19 +252,19 @@ mod tests {
     }
 
     #[test]
-    fn the_file_is_opened_to_those_who_should_have_it_whatever_the_umask() {
+    fn file_has_the_configured_mode_with_any_umask() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("a.sock");
         let (socket_file, _socket) = listen(&path, Access { mode: 0o666, ..Access::PRIVATE }, 1).unwrap();
         assert_eq!(mode(&path), 0o666);
-        socket_file.open_to(Access::PRIVATE).unwrap();
+        socket_file.set_access(Access::PRIVATE).unwrap();
         assert_eq!(mode(&path), 0o600);
         drop(socket_file);
         assert!(!path.exists());
     }
 
     #[test]
-    fn what_has_come_into_its_place_keeps_its_mode() {
+    fn file_that_replaced_the_socket_keeps_its_mode() {
         let directory = tempfile::tempdir().unwrap();
         let (path, secret) = (directory.path().join("a.sock"), directory.path().join("key.pem"));
         fs::write(&secret, "secret").unwrap();
@@ -270,7 +272,7 @@ mod tests {
         let (socket_file, _socket) = listen(&path, Access::PRIVATE, 1).unwrap();
         fs::remove_file(&path).unwrap();
         std::os::unix::fs::symlink(&secret, &path).unwrap();
-        let error = socket_file.open_to(Access { mode: 0o666, ..Access::PRIVATE }).unwrap_err();
+        let error = socket_file.set_access(Access { mode: 0o666, ..Access::PRIVATE }).unwrap_err();
         assert_eq!(error.to_string(), "has been replaced by another file");
         assert_eq!(mode(&secret), 0o600);
         drop(socket_file);

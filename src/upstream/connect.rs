@@ -1,4 +1,4 @@
-//! The way to one address: name resolution, TCP, Unix sockets.
+//! Connects to one address: name resolution, TCP, Unix sockets.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs as _, UdpSocket};
@@ -17,27 +17,27 @@ use crate::transport::socket::{Socket, keep_alive};
 use crate::upstream::Upstream;
 use crate::upstream::endpoint::{ConfiguredUpstream, Endpoint};
 
-/// The places that a node leads to, by `deadline`, those last that did not answer lately or, where `writes` count, take none.
-/// A name is resolved anew each time.
+/// Resolves a configured address by `deadline`. Ejected endpoints come last and, with `needs_primary`, replicas after the
+/// others. A name is resolved again each time.
 pub(crate) async fn resolve(
     configured: &Arc<ConfiguredUpstream>,
     upstream: &Upstream,
     deadline: Instant,
-    writes: bool,
+    needs_primary: bool,
 ) -> io::Result<Vec<Endpoint>> {
     let sockets = match configured.address() {
         UpstreamAddr::Unix(_) => vec![None],
         UpstreamAddr::Tcp { host, port } => within(deadline, look_up(host, *port, &upstream.resolving)).await?,
     };
-    Ok(configured.resolved(&sockets, writes))
+    Ok(configured.set_resolved(&sockets, needs_primary))
 }
 
-/// Connects to a place, and to no other.
+/// Connects to exactly this endpoint.
 pub(crate) async fn connect(endpoint: &Endpoint, upstream: &Upstream, deadline: Instant) -> io::Result<Socket> {
     match (endpoint.socket, endpoint.configured.address()) {
         (Some(address), _) => {
             let connected = within(deadline, TcpStream::connect(address)).await;
-            let stream = connected.map_err(|error| unusable(address, error))?;
+            let stream = connected.map_err(|error| explain_unavailable(address, error))?;
             keep_alive(&stream, upstream.dead_peer_timeout)?;
             Ok(Socket::Tcp(stream))
         }
@@ -46,10 +46,9 @@ pub(crate) async fn connect(endpoint: &Endpoint, upstream: &Upstream, deadline: 
     }
 }
 
-/// Tells an address that this machine cannot connect to, for want of an address of the kind, from one to which all local ports
-/// are in use: the kernel has one error for both, and connecting a UDP socket needs a port too, but not one that is free for
-/// this address alone.
-fn unusable(address: SocketAddr, error: io::Error) -> io::Error {
+/// Distinguishes the two causes of EADDRNOTAVAIL: this host has no address of the family, or all local ports to this address
+/// are in use. Connecting a UDP socket fails only in the first case, because it needs a port but not a free TCP port.
+fn explain_unavailable(address: SocketAddr, error: io::Error) -> io::Error {
     if error.kind() != io::ErrorKind::AddrNotAvailable {
         return error;
     }
@@ -60,28 +59,28 @@ fn unusable(address: SocketAddr, error: io::Error) -> io::Error {
     let connected = UdpSocket::bind(unspecified).and_then(|socket| socket.connect(address));
     match connected {
         Err(failed) if !is_local_shortage(&failed) || failed.kind() == io::ErrorKind::AddrNotAvailable => {
-            io::Error::new(io::ErrorKind::HostUnreachable, "this machine has no address from which it can be reached")
+            io::Error::new(io::ErrorKind::HostUnreachable, "this host has no local address that can reach the upstream")
         }
         _ => error,
     }
 }
 
-/// A socket whose queue is full refuses at once, other than TCP; it is asked again until it takes us.
+/// Connects to a Unix socket. Unlike TCP, a full backlog fails at once with EAGAIN, so the connect is repeated.
 async fn connect_unix(path: &Path) -> io::Result<Socket> {
-    let mut pause = SHORTEST_PAUSE;
+    let mut pause = MIN_PAUSE;
     loop {
         match UnixStream::connect(path).await {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 sleep(pause).await;
-                pause = (pause * 2).min(LONGEST_PAUSE);
+                pause = (pause * 2).min(MAX_PAUSE);
             }
             connected => return connected.map(Socket::Unix),
         }
     }
 }
 
-/// The addresses of a host. The resolver of the system blocks a thread, also after nobody waits for its answer any more,
-/// so `resolving` bounds how many threads one listener's resolver can take from the others.
+/// Resolves a host. The system resolver blocks a thread, even after its caller has given up, so `resolving` bounds the
+/// number of threads for one listener.
 async fn look_up(host: &str, port: u16, resolving: &Arc<Semaphore>) -> io::Result<Vec<Option<SocketAddr>>> {
     if let Ok(ip) = host.parse::<IpAddr>() {
         return Ok(vec![Some(SocketAddr::new(ip, port))]);
@@ -91,20 +90,20 @@ async fn look_up(host: &str, port: u16, resolving: &Arc<Semaphore>) -> io::Resul
     let resolved = fault::contained_blocking("upstream resolver", move || {
         let _permit = permit;
         let addresses = name.to_socket_addrs().map_err(|error| shortage().unwrap_or(error))?;
-        Ok::<_, io::Error>(addresses.take(MOST_PLACES).map(Some).collect())
+        Ok::<_, io::Error>(addresses.take(MAX_ADDRESSES).map(Some).collect())
     });
     let addresses: Vec<_> = resolved.await.map_err(io::Error::other)??;
-    if addresses.is_empty() { Err(io::Error::other("the name has no address")) } else { Ok(addresses) }
+    if addresses.is_empty() { Err(io::Error::other("the host name has no addresses")) } else { Ok(addresses) }
 }
 
-/// Does some of the work of connecting, by `deadline`.
+/// Limits a step of the dial to `deadline`.
 pub(crate) async fn within<T>(deadline: Instant, work: impl Future<Output = io::Result<T>>) -> io::Result<T> {
-    let too_slow = || io::Error::new(io::ErrorKind::TimedOut, "no answer in time (connect_timeout)");
-    timeout_at(deadline, work).await.unwrap_or_else(|_| Err(too_slow()))
+    let timed_out = || io::Error::new(io::ErrorKind::TimedOut, "did not respond within connect_timeout");
+    timeout_at(deadline, work).await.unwrap_or_else(|_| Err(timed_out()))
 }
 
-/// More addresses of a name than are worth trying for one client.
-const MOST_PLACES: usize = 32;
+/// The number of addresses of a name that are used.
+const MAX_ADDRESSES: usize = 32;
 
-const SHORTEST_PAUSE: Duration = Duration::from_millis(2);
-const LONGEST_PAUSE: Duration = Duration::from_millis(100);
+const MIN_PAUSE: Duration = Duration::from_millis(2);
+const MAX_PAUSE: Duration = Duration::from_millis(100);

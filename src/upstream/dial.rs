@@ -1,4 +1,4 @@
-//! One node: connected to, told where its client comes from, met in TLS, and asked for its role.
+//! Dials one endpoint: TCP or Unix socket, PROXY header, TLS, and the ROLE of a Redis server.
 
 use std::io;
 
@@ -16,7 +16,7 @@ use crate::protocol::redis::{NoRole, Role, RoleParser, RoleReply};
 use crate::protocol::{Negotiation, Protocol, Target, postgres};
 use crate::tls::engine::Client;
 use crate::tls::upstream::UpstreamHandshake;
-use crate::transport::socket::{Socket, nothing_waits};
+use crate::transport::socket::{Socket, is_drained};
 use crate::transport::tls_stream::TlsStream;
 use crate::transport::{Stream, UpstreamStream};
 use crate::upstream::Upstream;
@@ -24,83 +24,85 @@ use crate::upstream::connect::{connect, within};
 use crate::upstream::endpoint::{ConfiguredUpstream, Endpoint};
 use crate::upstream::record::record_role;
 
-/// A node that answers.
 #[derive(Debug)]
 pub(crate) struct ConnectedUpstream {
     pub(crate) stream: UpstreamStream,
     pub(crate) endpoint: Endpoint,
 }
 
-/// A node that will not do.
+/// Why an endpoint cannot serve a session.
 #[derive(Debug)]
 pub(crate) struct EndpointError {
-    /// For the auditor, should no other do either.
+    /// The audit reason if no other endpoint can serve the session either.
     pub(crate) reason: Reason,
-    /// For the operator.
-    pub(crate) words: String,
-    /// Whether it answers, and only has not the role that is wanted, or is not ready.
+    /// A predicate for the log and the audit, after `upstream ADDRESS: `.
+    pub(crate) detail: String,
+    /// The endpoint responds, but has the wrong role or is not ready.
     pub(crate) is_healthy: bool,
-    /// Whether this machine could not dial it for want of something of its own, which says nothing of the node.
+    /// This host lacks a resource for the dial, which shows nothing about the endpoint.
     pub(crate) is_local: bool,
-    /// Whether it refuses connections: then it may restart, and accept the next one.
+    /// The endpoint refuses connections. It may be restarting, so a later dial may succeed.
     pub(crate) refuses: bool,
 }
 
-/// Reaches a place by `deadline`, with the header before all else where there is one.
-pub(crate) async fn connect_endpoint(
+/// Dials an endpoint by `deadline` and sends `header`, which may be empty, before anything else. With `target = "master"`
+/// only a Redis master is accepted.
+pub(crate) async fn dial_endpoint(
     endpoint: &Endpoint,
     upstream: &Upstream,
     header: &[u8],
     deadline: Instant,
 ) -> Result<UpstreamStream, EndpointError> {
-    let mut stream = connect_any_role(endpoint, upstream, header, deadline).await?;
+    let mut stream = dial_any_role(endpoint, upstream, header, deadline).await?;
     if (upstream.protocol, upstream.settings.target) == (Protocol::Redis, Target::Primary) {
-        let role = within(deadline, ask_role(&mut stream)).await;
-        role.map_err(|error| closed_early(&error, upstream))?.judge(endpoint, upstream)?;
+        let role = within(deadline, query_role(&mut stream)).await;
+        role.map_err(|error| closed_early(&error, upstream))?.require_master(endpoint, upstream)?;
     }
     Ok(stream)
 }
 
-/// Reaches a place, whatever its role.
-pub(crate) async fn connect_any_role(
+/// Dials an endpoint of any role.
+pub(crate) async fn dial_any_role(
     endpoint: &Endpoint,
     upstream: &Upstream,
     header: &[u8],
     deadline: Instant,
 ) -> Result<UpstreamStream, EndpointError> {
     let socket = connect(endpoint, upstream, deadline).await.map_err(unhealthy)?;
-    prepare(socket, &endpoint.configured, upstream, header, deadline).await
+    start(socket, &endpoint.configured, upstream, header, deadline).await
 }
 
-/// Reaches a place as far as is needed to know whether it is back. That a connection is taken says little of PostgreSQL: the
-/// kernel takes it for a server that hangs, too. Every PostgreSQL server answers an SSLRequest, and nothing in its log tells of it.
-pub(crate) async fn probe(
+/// Dials an endpoint to find out whether it is healthy.
+///
+/// A TCP connection is not enough for PostgreSQL: the kernel accepts it even for a server that hangs. Every PostgreSQL server
+/// replies to an SSLRequest and does not log it.
+pub(crate) async fn dial_for_probe(
     endpoint: &Endpoint,
     upstream: &Upstream,
     header: &[u8],
     deadline: Instant,
 ) -> Result<(), EndpointError> {
-    let mut stream = connect_endpoint(endpoint, upstream, header, deadline).await?;
+    let mut stream = dial_endpoint(endpoint, upstream, header, deadline).await?;
     match (upstream.protocol, &mut stream) {
-        (Protocol::Postgres, Stream::Plain(socket)) => within(deadline, is_postgres(socket)).await.map_err(unhealthy),
+        (Protocol::Postgres, Stream::Plain(socket)) => {
+            within(deadline, check_postgres(socket)).await.map_err(unhealthy)
+        }
         _ => Ok(()),
     }
 }
 
-async fn is_postgres(socket: &mut Socket) -> io::Result<()> {
+async fn check_postgres(socket: &mut Socket) -> io::Result<()> {
     socket.write_all(&postgres::SSL_REQUEST_PACKET).await?;
     match socket.read_u8().await {
         Ok(postgres::ACCEPT_TLS | postgres::REFUSE_ENCRYPTION) => Ok(()),
-        Ok(_) => Err(io::Error::other("what answers is no PostgreSQL server")),
-        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
-            Err(io::Error::other("it closed the connection without a word"))
-        }
+        Ok(_) => Err(io::Error::other(NOT_POSTGRES)),
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Err(io::Error::other(CLOSED_WITHOUT_RESPONSE)),
         Err(error) => Err(error),
     }
 }
 
-/// Says what has to be said before the client's first byte.
-async fn prepare(
+/// Sends the PROXY header and performs TLS.
+async fn start(
     mut socket: Socket,
     configured: &ConfiguredUpstream,
     upstream: &Upstream,
@@ -112,11 +114,11 @@ async fn prepare(
         (Some(tls), Socket::Tcp(stream), UpstreamAddr::Tcp { host, .. }) => {
             let negotiation = upstream.settings.tls.as_ref().map(|tls| tls.negotiation);
             let asks_first = (upstream.protocol, negotiation) == (Protocol::Postgres, Some(Negotiation::Postgres));
-            let handshake = tls.handshake(host).map_err(|error| no_tls(error.to_string()))?;
+            let handshake = tls.handshake(host).map_err(|error| tls_failed(error.to_string()))?;
             let encrypted = within(deadline, encrypt(stream, &handshake, asks_first)).await;
             encrypted.map(|stream| Stream::Tls(Box::new(stream))).map_err(|error| match is_local_shortage(&error) {
                 true => unhealthy(error),
-                false => no_tls(handshake.explain(&error)),
+                false => tls_failed(handshake.explain(&error)),
             })
         }
         (_, socket, _) => Ok(Stream::Plain(socket)),
@@ -139,42 +141,45 @@ async fn encrypt(
     Ok(stream)
 }
 
-/// PostgreSQL's SSLRequest. What came behind the answer in the clear could be taken for a part of TLS (CVE-2021-23222).
+/// Sends PostgreSQL's SSLRequest. Plaintext after the reply is an error, because it could be taken for TLS data
+/// (CVE-2021-23222).
 async fn request_tls(stream: &mut TcpStream) -> io::Result<()> {
     stream.write_all(&postgres::SSL_REQUEST_PACKET).await?;
     match stream.read_u8().await? {
-        postgres::ACCEPT_TLS if nothing_waits(stream)? => Ok(()),
-        postgres::ACCEPT_TLS => Err(io::Error::other("bytes came in the clear behind its answer to SSLRequest")),
+        postgres::ACCEPT_TLS if is_drained(stream)? => Ok(()),
+        postgres::ACCEPT_TLS => Err(io::Error::other("sent plaintext after its reply to SSLRequest")),
         postgres::REFUSE_ENCRYPTION => Err(io::Error::other(
-            "the upstream has no TLS (it answered SSLRequest with N); set ssl = on there, or tls = \"disable\" here",
+            "refused TLS (replied N to SSLRequest); set ssl = on in postgresql.conf, or upstream.tls = \"disable\"",
         )),
-        _ => Err(io::Error::other("what answers SSLRequest is no PostgreSQL server")),
+        _ => Err(io::Error::other("is not a PostgreSQL server: unexpected reply to SSLRequest")),
     }
 }
 
-async fn ask_role(stream: &mut UpstreamStream) -> io::Result<Role> {
+async fn query_role(stream: &mut UpstreamStream) -> io::Result<Role> {
     stream.write_all(redis::ROLE_COMMAND).await?;
     stream.flush().await?;
-    let mut answer = RoleParser::default();
+    let mut parser = RoleParser::default();
     let mut bytes = [0; 1024];
     loop {
-        let heard = stream.read(&mut bytes).await?;
-        let Some(heard) = bytes.get(..heard).filter(|heard| !heard.is_empty()) else {
+        let count = stream.read(&mut bytes).await?;
+        let Some(received) = bytes.get(..count).filter(|received| !received.is_empty()) else {
             return Err(io::ErrorKind::UnexpectedEof.into());
         };
-        match answer.follow(heard) {
+        match parser.follow(received) {
             RoleReply::More => {}
-            // Bytes behind it would be taken for the answer to the client's first command.
-            RoleReply::Done { role, used } if used == heard.len() => return Ok(role),
-            RoleReply::Done { .. } | RoleReply::Invalid => return Err(io::Error::other("its answer to ROLE is none")),
+            // The client would take bytes after the reply for the reply to its first command.
+            RoleReply::Done { role, used } if used == received.len() => return Ok(role),
+            RoleReply::Done { .. } | RoleReply::Invalid => {
+                return Err(io::Error::other("sent an invalid reply to ROLE"));
+            }
         }
     }
 }
 
 impl Role {
-    /// Whether a server of this role takes writes. One that does not say is taken, for it may.
-    fn judge(self, endpoint: &Endpoint, upstream: &Upstream) -> Result<(), EndpointError> {
-        let words = match self {
+    /// Accepts only a master. A server that does not report its role may be one, so it is accepted.
+    fn require_master(self, endpoint: &Endpoint, upstream: &Upstream) -> Result<(), EndpointError> {
+        let detail = match self {
             Self::Master => {
                 record_role(endpoint, upstream, true);
                 return Ok(());
@@ -190,14 +195,14 @@ impl Role {
                 }
                 return Ok(());
             }
-            Self::Replica => "it is a replica, and target is \"master\"",
-            Self::Sentinel => "it is a sentinel, and target is \"master\"",
-            Self::Unknown(NoRole::Loading) => "it is still loading its data",
+            Self::Replica => "is a replica, but target is \"master\"",
+            Self::Sentinel => "is a sentinel, but target is \"master\"",
+            Self::Unknown(NoRole::Loading) => "is loading its dataset",
         };
         record_role(endpoint, upstream, false);
         Err(EndpointError {
             reason: Reason::UpstreamUnreachable,
-            words: words.to_owned(),
+            detail: detail.to_owned(),
             is_healthy: true,
             is_local: false,
             refuses: false,
@@ -205,30 +210,31 @@ impl Role {
     }
 }
 
-/// In TLS 1.3 an upstream refuses our certificate when the handshake is over for us.
+/// Explains an error on a new connection. In TLS 1.3 an upstream rejects our certificate only after our side has completed
+/// the handshake.
 pub(crate) fn closed_early(error: &io::Error, upstream: &Upstream) -> EndpointError {
-    let words = upstream.tls().and_then(|tls| tls.explain(error));
-    words.map_or_else(|| unhealthy(io::Error::new(error.kind(), error.to_string())), no_tls)
+    let detail = upstream.tls().and_then(|tls| tls.explain(error));
+    detail.map_or_else(|| unhealthy(io::Error::new(error.kind(), error.to_string())), tls_failed)
 }
 
 pub(crate) fn unhealthy(error: io::Error) -> EndpointError {
     let is_local = is_local_shortage(&error);
-    let words = match is_local {
+    let detail = match is_local {
         true => format!("the proxy is out of local resources: {error}"),
         false => error.to_string(),
     };
     let refuses = !is_local && is_refusal(error.kind());
-    EndpointError { reason: Reason::UpstreamUnreachable, words, is_healthy: false, is_local, refuses }
+    EndpointError { reason: Reason::UpstreamUnreachable, detail, is_healthy: false, is_local, refuses }
 }
 
-/// A name that does not resolve counts as a refusal, other than a resolver that does not answer.
+/// A name that does not resolve counts as a refusal. A resolver that times out does not.
 pub(crate) fn unresolved(error: io::Error) -> EndpointError {
-    let is_silence = error.kind() == io::ErrorKind::TimedOut;
+    let timed_out = error.kind() == io::ErrorKind::TimedOut;
     let endpoint_error = unhealthy(error);
-    EndpointError { refuses: !is_silence && !endpoint_error.is_local, ..endpoint_error }
+    EndpointError { refuses: !timed_out && !endpoint_error.is_local, ..endpoint_error }
 }
 
-/// Whether a connection is refused at once, and not merely left without an answer.
+/// Whether the connection was refused at once, as opposed to a timeout.
 fn is_refusal(kind: io::ErrorKind) -> bool {
     matches!(
         kind,
@@ -238,11 +244,14 @@ fn is_refusal(kind: io::ErrorKind) -> bool {
             | io::ErrorKind::BrokenPipe
             | io::ErrorKind::HostUnreachable
             | io::ErrorKind::NetworkUnreachable
-            // The file of a Unix socket is gone while its server is.
+            // The file of a Unix socket does not exist while its server is stopped.
             | io::ErrorKind::NotFound
     )
 }
 
-fn no_tls(words: String) -> EndpointError {
-    EndpointError { reason: Reason::UpstreamTlsFailed, words, is_healthy: false, is_local: false, refuses: false }
+fn tls_failed(detail: String) -> EndpointError {
+    EndpointError { reason: Reason::UpstreamTlsFailed, detail, is_healthy: false, is_local: false, refuses: false }
 }
+
+pub(crate) const NOT_POSTGRES: &str = "is not a PostgreSQL server: unexpected reply";
+pub(crate) const CLOSED_WITHOUT_RESPONSE: &str = "closed the connection without a response";

@@ -1,4 +1,4 @@
-//! One listener's upstream: its endpoints, their health and roles, and how a connection to one is made.
+//! One listener's upstream: its endpoints, their health and roles, and the dial of an endpoint.
 
 pub(crate) mod cancel_keys;
 pub(crate) mod connect;
@@ -24,28 +24,23 @@ use crate::upstream::endpoint::Endpoints;
 /// The upstream of one listener.
 #[derive(Clone, Debug)]
 pub struct Upstream {
-    /// The listener's name.
     pub listener: Arc<str>,
-    /// What is spoken to it.
     pub protocol: Protocol,
-    /// What the configuration says of it.
     pub settings: config::Upstream,
-    /// TLS towards it, and what that is made of; `None` where it is spoken to in plaintext.
+    /// TLS to the upstream and its settings. `None` for plaintext.
     pub(crate) tls: Option<(Arc<UpstreamTls>, UpstreamTlsSettings)>,
-    /// Its addresses as audit events show them.
+    /// The configured addresses, separated by commas, for audit events.
     pub name: Arc<str>,
-    /// What is known of its addresses.
     pub endpoints: Arc<Endpoints>,
-    /// At which of them each session is that can be cancelled.
     pub cancel_keys: Arc<CancelKeys>,
-    /// How long it may leave sent data unacknowledged.
+    /// How long the upstream may leave sent data unacknowledged.
     pub dead_peer_timeout: Duration,
-    /// Bounds how many of its name lookups are under way at once.
+    /// Bounds the concurrent name lookups.
     pub resolving: Arc<Semaphore>,
 }
 
 impl Upstream {
-    /// The upstream of a listener, with what was known of the listener's former one.
+    /// Builds the upstream of a listener. Endpoint status and cancel keys are taken from `before`, the previous generation.
     pub(crate) fn new(
         listener: &config::Listener,
         tls: Option<(Arc<UpstreamTls>, UpstreamTlsSettings)>,
@@ -66,13 +61,13 @@ impl Upstream {
         }
     }
 
-    /// TLS towards it; `None` where it is spoken to in plaintext.
+    /// `None` for plaintext.
     pub fn tls(&self) -> Option<&Arc<UpstreamTls>> {
         self.tls.as_ref().map(|(tls, _)| tls)
     }
 
-    /// Whether only an address will do that takes writes.
-    pub fn wants_writes(&self) -> bool {
+    /// Whether sessions need an endpoint that accepts writes.
+    pub fn needs_primary(&self) -> bool {
         self.settings.target == Target::Primary
     }
 }
@@ -82,6 +77,6 @@ fn name(addresses: &[UpstreamAddr]) -> Arc<str> {
     addresses.join(",").into()
 }
 
-/// Name lookups of one listener at once. A resolver that answers in 10 ms serves 3,200 new sessions a second by these; one
-/// that hangs takes no more than this many of the 512 threads a worker has for all listeners.
+/// Concurrent name lookups of one listener. With a resolver that takes 10 ms, they serve 3,200 new sessions per second. A
+/// resolver that hangs blocks at most this many of the 512 blocking threads that a worker has for all listeners.
 const MAX_LOOKUPS: usize = 32;

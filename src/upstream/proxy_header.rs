@@ -1,15 +1,15 @@
-//! What the upstream is told of a client by the PROXY protocol.
+//! The PROXY header for the upstream, which announces the client.
 
-use crate::protocol::proxy_header::write;
 use std::net::SocketAddr;
 
 use crate::audit::event::ConnectionFields;
 use crate::identity::verified::VerifiedIdentity;
+use crate::protocol::proxy_header::write;
 use crate::protocol::proxy_header::write::{Addresses, Certificate, ProxyHeader, ShownIn, Tls};
 use crate::transport::{ClientStream, Stream};
 use crate::upstream::Upstream;
 
-/// The header for a client that has been identified; empty where the upstream is told nothing.
+/// The header for an authorized client. Empty if `upstream.proxy_protocol` is off.
 pub(crate) fn client_header(
     client: &ClientStream,
     identity: Option<&VerifiedIdentity>,
@@ -30,17 +30,17 @@ pub(crate) fn client_header(
         Stream::Tls(stream) => stream.engine().alpn(),
         Stream::Plain(_) => None,
     };
-    // A system call that most need not make.
+    // Skips the system call if no header is sent.
     let local = upstream.settings.proxy_header.and_then(|_| client.local_addr());
     header(upstream, fields, local, &ProxyHeader { alpn, tls, ..ProxyHeader::default() })
 }
 
-/// The header for a client of which only the address is known.
+/// The header for a client of which only the address is known, as for a plaintext CancelRequest.
 pub(crate) fn address_header(local: Option<SocketAddr>, upstream: &Upstream, fields: &ConnectionFields) -> Vec<u8> {
     header(upstream, fields, local, &ProxyHeader::default())
 }
 
-/// The header for a connection of our own.
+/// The header for a connection of Portcullis itself, such as a probe.
 pub(crate) fn own_header(upstream: &Upstream) -> Vec<u8> {
     upstream.settings.proxy_header.map(write::own_header).unwrap_or_default()
 }

@@ -1,4 +1,4 @@
-//! What becomes known of a place while it is dialled: noted, and logged where it is news.
+//! Records the result of a dial in the endpoint's status, and logs each change.
 
 use tracing::{info, warn};
 
@@ -6,46 +6,46 @@ use crate::upstream::Upstream;
 use crate::upstream::dial::EndpointError;
 use crate::upstream::endpoint::Endpoint;
 
-/// Notes that a place has answered as it should, and says so where that is news.
+/// Marks the endpoint healthy. Logs a recovery.
 pub(crate) fn record_healthy(endpoint: &Endpoint, upstream: &Upstream) {
     if endpoint.mark_healthy() {
         log_recovered(endpoint, upstream);
     }
 }
 
-/// Notes why a place will not do, and says so where that is news; `several` where there are others to try.
+/// Records why an endpoint cannot serve a session, and logs a change. `several` says whether other endpoints exist.
 pub(crate) fn record_failure(endpoint: &Endpoint, upstream: &Upstream, endpoint_error: &EndpointError, several: bool) {
-    let EndpointError { words, is_healthy, is_local, .. } = endpoint_error;
+    let EndpointError { detail, is_healthy, is_local, .. } = endpoint_error;
     if *is_local {
-        endpoint.record_local_failure(words);
+        endpoint.record_local_failure(detail);
     } else if *is_healthy {
-        if endpoint.mark_unsuitable(words) {
+        if endpoint.mark_unsuitable(detail) {
             log_recovered(endpoint, upstream);
         }
-    } else if endpoint.eject(words) {
+    } else if endpoint.eject(detail) {
         if several {
-            warn!(listener = %upstream.listener, upstream = %endpoint, error = %words, "upstream ejected");
+            warn!(listener = %upstream.listener, upstream = %endpoint, error = %detail, "upstream ejected");
         } else {
-            warn!(listener = %upstream.listener, upstream = %endpoint, error = %words, "upstream unhealthy");
+            warn!(listener = %upstream.listener, upstream = %endpoint, error = %detail, "upstream unhealthy");
         }
     }
 }
 
-/// Notes whether a place takes writes, and says so where that is news.
-pub(crate) fn record_role(endpoint: &Endpoint, upstream: &Upstream, writes: bool) {
-    if endpoint.set_role(writes) {
-        let role = if writes { "primary" } else { "replica" };
+/// Records the role of an endpoint, and logs a change.
+pub(crate) fn record_role(endpoint: &Endpoint, upstream: &Upstream, is_primary: bool) {
+    if endpoint.set_role(is_primary) {
+        let role = if is_primary { "primary" } else { "replica" };
         info!(listener = %upstream.listener, upstream = %endpoint, role, "upstream role changed");
     }
 }
 
-/// Notes why a place that was asked again will not do.
+/// Records why a probe has failed.
 pub(crate) fn record_probe_failure(endpoint: &Endpoint, upstream: &Upstream, endpoint_error: &EndpointError) {
     match endpoint_error {
-        // It is there, if not what everybody wants.
+        // The endpoint responds, so it is no longer ejected.
         EndpointError { is_healthy: true, .. } => record_failure(endpoint, upstream, endpoint_error, true),
-        EndpointError { words, is_local: true, .. } => endpoint.record_local_probe_failure(words),
-        EndpointError { words, .. } => endpoint.record_probe_failure(words),
+        EndpointError { detail, is_local: true, .. } => endpoint.record_local_probe_failure(detail),
+        EndpointError { detail, .. } => endpoint.record_probe_failure(detail),
     }
 }
 

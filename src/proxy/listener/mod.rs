@@ -1,8 +1,8 @@
-//! Bound addresses and the loops that accept from them. The loops run on the workers, so that where there is one worker
-//! a connection never changes threads.
+//! Bound addresses and their accept loops. The loops run on the workers, so with one worker a connection never changes
+//! threads.
 //!
-//! The source question is put here, before a task, a timer or a byte is spent on a stranger. Which listener an address
-//! belongs to is looked up in the snapshot at every accept, so a reload never has to restart a loop it did not mean.
+//! The source is authorized here, before an untrusted source costs a task, a timer or a read. The accept loop looks up the
+//! listener of its address in the policy at every accept, so a reload does not restart loops.
 
 pub(crate) mod socket;
 #[cfg(test)]
@@ -39,7 +39,7 @@ use crate::transport::listen_socket::ListenSocket;
 use crate::transport::socket::AcceptedSocket;
 use crate::transport::unix_socket::UnixSocketFile;
 
-/// Every bound address of the process.
+/// All bound addresses of the process.
 #[derive(Debug)]
 pub(crate) struct Listeners {
     shared: Shared,
@@ -52,122 +52,117 @@ pub(crate) struct Listeners {
 #[derive(Debug)]
 struct Bound {
     socket: Arc<BoundSocket>,
-    /// Dropped to stop the loop.
+    /// Dropping the sender stops the loop.
     _running: watch::Sender<()>,
 }
 
-/// Addresses that are bound but not accepted from yet. Dropped, they are free again.
+/// New addresses that are bound but not accepted from yet. Dropping the value unbinds them.
 #[derive(Debug)]
 pub(crate) struct Prepared {
-    fresh: Vec<(BindAddr, PendingListener)>,
+    new: Vec<(BindAddr, PendingListener)>,
 }
 
 impl Prepared {
-    /// Whether every address is bound already.
+    /// Whether the new policy has no new address.
     pub(crate) fn is_empty(&self) -> bool {
-        self.fresh.is_empty()
+        self.new.is_empty()
     }
 }
 
-/// A bound socket that can be waited on.
+/// A bound socket that is registered with the runtime of a worker.
 #[derive(Debug)]
 struct PendingListener {
     ready: AsyncFd<Arc<BoundSocket>>,
-    /// Where its loop is to run.
     worker: WorkerHandle,
 }
 
-/// An address that cannot be had.
 #[derive(Debug, thiserror::Error)]
-#[error("listener {listener}: {address} {}", cannot_be_bound(.address, .error))]
+#[error("listener {listener}: {address} {}", describe_bind_error(.address, .error))]
 pub(crate) struct BindError {
     listener: Arc<str>,
     address: ListenAddr,
     error: io::Error,
 }
 
-/// In words that fit behind the address.
-fn cannot_be_bound(address: &ListenAddr, error: &io::Error) -> String {
-    let words = permissions::cannot("cannot be bound", error);
+/// A predicate for the address, such as `cannot be bound: …`.
+fn describe_bind_error(address: &ListenAddr, error: &io::Error) -> String {
+    let failure = permissions::cannot("cannot be bound", error);
     match address {
         ListenAddr::Tcp(address) if error.kind() == io::ErrorKind::PermissionDenied => {
-            format!("{words}; {}", permissions::fix_for_privileged_port(address.socket))
+            format!("{failure}; {}", permissions::fix_for_privileged_port(address.socket))
         }
-        // Those of a Unix socket say what was denied, and what grants it.
+        // The errors of a Unix socket already name the denied permission and the fix.
         ListenAddr::Unix(_) => format!("cannot be bound: {error}"),
-        ListenAddr::Tcp(_) => words,
+        ListenAddr::Tcp(_) => failure,
     }
 }
 
 impl Listeners {
-    /// No addresses yet.
     pub(crate) fn new(shared: Shared, workers: Arc<Workers>) -> Self {
         let shields = Shields::new(shared.audit.clone());
         Self { shared, workers, bound: HashMap::new(), shields, loops: JoinSet::new() }
     }
 
-    /// Binds every address of `snapshot` that is not bound already.
+    /// Binds the addresses of `snapshot` that are not bound yet.
     ///
     /// # Errors
-    /// When one of them cannot be bound; then none is.
+    /// One of the addresses cannot be bound. Then none of the new addresses stays bound.
     pub(crate) fn prepare(&self, snapshot: &Snapshot) -> Result<Prepared, BindError> {
-        let mut fresh = Vec::new();
+        let mut new = Vec::new();
         for policy in snapshot.listeners() {
-            for bind_addr in policy.bind_addrs.iter().filter(|bind_addr| !self.has(bind_addr)) {
+            for bind_addr in policy.bind_addrs.iter().filter(|bind_addr| !self.is_bound(bind_addr)) {
                 let leaving = self.share_port_of_leaving(bind_addr, snapshot);
-                let pending = self.open(policy, &bind_addr.address, !leaving.is_empty()).map_err(|error| {
+                let pending = self.bind(policy, &bind_addr.address, !leaving.is_empty()).map_err(|error| {
                     BindError { listener: Arc::clone(&policy.name), address: bind_addr.address.clone(), error }
                 })?;
-                fresh.push((bind_addr.clone(), pending));
+                new.push((bind_addr.clone(), pending));
             }
         }
-        Ok(Prepared { fresh })
+        Ok(Prepared { new })
     }
 
-    /// Lets nobody be kept out by a shield whom `next` will let in. To be called when `next` is about to come into force, in
-    /// place of `current`.
+    /// Makes the shields accept the trusted sources of both policies. Call it just before `next` replaces `current`, so that
+    /// no shield drops packets of a newly trusted source.
     pub(crate) fn widen(&mut self, next: &Snapshot, current: &Snapshot) {
         self.with_shields(|shields, _| shields.widen(next, current));
     }
 
-    /// Keeps out whom `snapshot` does not trust, where the kernel does that. It has to be in force already.
+    /// Makes the shields accept exactly the trusted sources of `snapshot`, which must be in force.
     pub(crate) fn follow(&mut self, snapshot: &Snapshot) {
         self.with_shields(|shields, bound| {
             shields.follow(snapshot, |bind_addr| bound.get(bind_addr)?.socket.shielded_socket().cloned());
         });
     }
 
-    /// Returns when the shields want a look.
-    pub(crate) async fn look_due(&self) {
+    /// Returns when `update_shields` is due.
+    pub(crate) async fn shields_due(&self) {
         self.shields.due().await;
     }
 
-    /// Activates and deactivates shields by the number of untrusted connections.
-    pub(crate) fn look(&mut self, snapshot: &Snapshot) {
+    /// Activates and deactivates shields by the rate of connections from untrusted sources.
+    pub(crate) fn update_shields(&mut self, snapshot: &Snapshot) {
         self.with_shields(|shields, _| shields.check(snapshot));
     }
 
-    /// How many connections there is room for.
     pub(crate) fn descriptors(&self) -> descriptors::DescriptorStatus {
         self.shared.descriptors.status()
     }
 
-    /// How the shield of a listener is.
     pub(crate) fn shield(&self, policy: &ListenerPolicy) -> ShieldStatus {
         self.shields.status(policy)
     }
 
-    /// Accepts from the prepared addresses and stops accepting from those `snapshot` has no use for. `snapshot` has to be
-    /// in force already.
+    /// Starts to accept from the prepared addresses, and stops to accept from addresses that `snapshot` no longer has.
+    /// `snapshot` must be in force.
     pub(crate) fn commit(&mut self, prepared: Prepared, snapshot: &Snapshot) {
         self.bound.retain(|bind_addr, _| snapshot.at_address(bind_addr).is_some());
-        self.shared.descriptors.follow(self.bound.len().saturating_add(prepared.fresh.len()));
+        self.shared.descriptors.follow(self.bound.len().saturating_add(prepared.new.len()));
         for (bind_addr, bound) in &self.bound {
             if let (Some(policy), Some(socket_file), ListenAddr::Unix(path)) =
                 (snapshot.at_address(bind_addr), bound.socket.socket_file(), &bind_addr.address)
-                && let Err(error) = socket_file.open_to(policy.access(path))
+                && let Err(error) = socket_file.set_access(policy.access(path))
             {
-                warn!(listener = %policy.name, address = %bind_addr.address, %error, "cannot change the access to a Unix socket");
+                warn!(listener = %policy.name, address = %bind_addr.address, %error, "cannot change the access to the Unix socket");
             }
         }
         for (bind_addr, bound) in &self.bound {
@@ -177,46 +172,46 @@ impl Listeners {
                 warn!(listener = %policy.name, address = %bind_addr.address, %error, "cannot apply dead_peer_timeout, keeping the previous one");
             }
         }
-        for (bind_addr, pending) in prepared.fresh {
+        for (bind_addr, pending) in prepared.new {
             let bound = self.accept_from(bind_addr.clone(), pending);
             self.bound.insert(bind_addr, bound);
         }
         self.follow(snapshot);
     }
 
-    /// Stops accepting; the addresses are free when it returns. Connections that the kernel had completed are served.
+    /// Stops accepting. All addresses are unbound when it returns. Connections in the backlog are still served.
     pub(crate) async fn close(&mut self) {
         self.shields.close("the program stops");
         self.bound.clear();
         while self.loops.join_next().await.is_some() {}
     }
 
-    /// The real addresses of a listener, in the order of its configuration.
+    /// The bound addresses of a listener, in the order of its configuration.
     pub(crate) fn addresses(&self, policy: &ListenerPolicy) -> Vec<String> {
         let address = |bind_addr: &BindAddr| {
-            let port = self.bound.get(bind_addr)?.socket.port();
-            Some(port.map_or_else(|| bind_addr.address.to_string(), |port| port.to_string()))
+            let tcp_addr = self.bound.get(bind_addr)?.socket.tcp_addr();
+            Some(tcp_addr.map_or_else(|| bind_addr.address.to_string(), |tcp_addr| tcp_addr.to_string()))
         };
         policy.bind_addrs.iter().filter_map(address).collect()
     }
 
-    /// Whether an address is bound, and still is where it was: the file of a Unix socket may have been tidied away.
-    fn has(&self, bind_addr: &BindAddr) -> bool {
+    /// Whether an address is bound. A Unix socket whose file was removed or replaced is not.
+    fn is_bound(&self, bind_addr: &BindAddr) -> bool {
         self.bound.get(bind_addr).is_some_and(|bound| bound.socket.socket_file().is_none_or(UnixSocketFile::is_ours))
     }
 
-    /// Works on the shields. Where that panics nobody knows what is before which port, and a filter that is out of date could
-    /// keep out who is trusted; so all ports are opened. Whoever comes is judged as ever.
+    /// Calls `work` with the shields. After a panic their state is unknown, and an outdated filter could drop packets of a
+    /// trusted source, so all filters are detached. The accept loops still authorize every source.
     fn with_shields(&mut self, work: impl FnOnce(&mut Shields, &HashMap<BindAddr, Bound>)) {
         let Self { shields, bound, .. } = self;
         if fault::contain("shield", || work(shields, bound)).is_err() {
             shields.abandon();
-            bound.values().filter_map(|bound| bound.socket.shielded_socket()).for_each(|port| port.open());
+            bound.values().filter_map(|bound| bound.socket.shielded_socket()).for_each(|socket| socket.detach_filter());
         }
     }
 
-    /// Binds an address; `shared` where a socket that is about to leave still has its port.
-    fn open(&self, policy: &ListenerPolicy, address: &ListenAddr, shared: bool) -> io::Result<PendingListener> {
+    /// Binds an address. `shared` means that a socket that this reload closes still has the port.
+    fn bind(&self, policy: &ListenerPolicy, address: &ListenAddr, shared: bool) -> io::Result<PendingListener> {
         let worker = self.workers.worker().ok_or_else(|| io::Error::other("there is no worker"))?;
         let socket = match address {
             ListenAddr::Tcp(address) => {
@@ -227,12 +222,12 @@ impl Listeners {
             }
             ListenAddr::Unix(path) => BoundSocket::unix(path, policy.access(path))?,
         };
-        let _there = worker.runtime.enter();
-        // tokio's own listener would register every accepted socket with the worker that accepts, a stranger's too, only to
-        // move it to another.
+        let _entered = worker.runtime.enter();
+        // The listener of tokio would register every accepted socket with this worker, even that of an untrusted source, and
+        // then again with another worker.
         #[allow(
             deprecated,
-            reason = "unsound only for types that let go of their descriptor; this one keeps it for life"
+            reason = "unsound only for types that close their descriptor early; this type keeps it until it is dropped"
         )]
         let ready = AsyncFd::with_interest(Arc::new(socket), Interest::READABLE)?;
         Ok(PendingListener { ready, worker })
@@ -244,14 +239,21 @@ impl Listeners {
         let (running, stopped) = watch::channel(());
         let runtime = worker.runtime.clone();
         let (shared, workers) = (self.shared.clone(), Arc::clone(&self.workers));
-        let accept_loop =
-            AcceptLoop { bind_addr, port: socket.shielded_socket().cloned(), shared, workers, worker, owner: None };
+        let accept_loop = AcceptLoop {
+            bind_addr,
+            listen_socket: socket.shielded_socket().cloned(),
+            shared,
+            workers,
+            worker,
+            owner: None,
+        };
         self.loops.spawn_on(accept_loop.keep_running(ready, stopped), &runtime);
         Bound { socket, _running: running }
     }
 
-    /// Lets `bind_addr` be bound beside addresses that overlap it and leave with this reload, as when a wildcard is narrowed to
-    /// one interface. Without this the old address would have to be closed first, and connections be lost.
+    /// Allows to bind `bind_addr` while an overlapping address that this reload removes is still bound, for example when a
+    /// wildcard address is narrowed to one interface. Otherwise the old address would have to be closed first, and connections
+    /// would be lost.
     fn share_port_of_leaving(&self, bind_addr: &BindAddr, snapshot: &Snapshot) -> Vec<SharedPort> {
         let leaving = |(other, _): &(&BindAddr, &Bound)| {
             other.address.overlaps(&bind_addr.address) && snapshot.at_address(other).is_none()
@@ -260,7 +262,7 @@ impl Listeners {
     }
 }
 
-/// While it lives, another socket of this user may be bound to the same port.
+/// Allows another socket of this user on the same port until it is dropped.
 struct SharedPort(Arc<BoundSocket>);
 
 impl SharedPort {
@@ -276,34 +278,33 @@ impl Drop for SharedPort {
     }
 }
 
-/// A client that was accepted a moment ago.
 struct AcceptedClient {
     stream: AcceptedSocket,
     descriptor_permit: DescriptorPermit,
     accepted_at: Instant,
 }
 
-/// The loop behind one address.
+/// The accept loop of one address.
 struct AcceptLoop {
     bind_addr: BindAddr,
-    /// Where strangers are counted.
-    port: Option<Arc<ListenSocket>>,
+    /// Counts untrusted sources. `None` for a Unix socket.
+    listen_socket: Option<Arc<ListenSocket>>,
     shared: Shared,
     workers: Arc<Workers>,
-    /// The worker it runs on.
+    /// The worker that runs this loop.
     worker: WorkerHandle,
-    /// The listener the address belonged to last.
+    /// The name of the listener that had the address last.
     owner: Option<Arc<str>>,
 }
 
 impl AcceptLoop {
-    /// Accepts until `stopped`. After a fault it is resumed with the same socket, so that clients wait in the backlog and
-    /// none is refused.
+    /// Accepts until `stopped`. After a fault the loop continues with the same socket, so clients wait in the backlog and none
+    /// is refused.
     async fn keep_running(mut self, socket: AsyncFd<Arc<BoundSocket>>, mut stopped: watch::Receiver<()>) {
         let mut backoff = Backoff::default();
         while fault::contained(PART, self.run(&socket, &mut stopped)).await.is_err() {
             if stopped.has_changed().is_err() {
-                // It may have panicked over those who still waited.
+                // The fault may have occurred while the backlog was served after the stop.
                 return;
             }
             tokio::select! {
@@ -316,48 +317,48 @@ impl AcceptLoop {
     async fn run(&mut self, socket: &AsyncFd<Arc<BoundSocket>>, stopped: &mut watch::Receiver<()>) {
         let mut backoff = AcceptBackoff::default();
         for turn in 1_usize.. {
-            if turn % AT_A_TIME == 0 {
-                // A flood of strangers is not to keep the sessions of this worker waiting.
+            if turn % ACCEPTS_PER_TURN == 0 {
+                // A flood of connections must not delay the sessions of this worker.
                 yield_now().await;
             }
             let accepted = tokio::select! {
-                // Only a dropped sender ends the wait.
+                // Returns only when the sender is dropped.
                 _ = stopped.changed() => break,
                 accepted = accept(socket, &self.shared.descriptors) => accepted,
             };
             match accepted {
                 Ok((stream, client, descriptor_permit)) => {
                     backoff.succeeded();
-                    self.take(stream, client, descriptor_permit).await;
+                    self.handle(stream, client, descriptor_permit).await;
                 }
                 Err(error) if is_client_error(&error) => {}
                 Err(error) => backoff.failed(&error).await,
             }
         }
-        // These clients were told by the kernel that they are connected. No more than can have waited: others may come
-        // faster than they are served. Nor more than there are descriptors for: the address has to become free.
+        // The clients in the backlog are already connected, so they are served. At most a full backlog, because new clients
+        // may arrive faster, and only while descriptors are left, because the address must become free.
         for _ in 0..BACKLOG {
             let Some(descriptor_permit) = self.shared.descriptors.try_take() else { break };
             match socket.get_ref().accept() {
-                Ok((stream, client)) => self.take(stream, client, descriptor_permit).await,
+                Ok((stream, client)) => self.handle(stream, client, descriptor_permit).await,
                 Err(_) => break,
             }
             yield_now().await;
         }
     }
 
-    /// Takes one client. A fault costs that one, and not the address.
-    async fn take(&mut self, stream: AcceptedSocket, client: ClientAddr, descriptor_permit: DescriptorPermit) {
+    /// Handles one client. A fault closes only this client.
+    async fn handle(&mut self, stream: AcceptedSocket, client: ClientAddr, descriptor_permit: DescriptorPermit) {
         let accepted = AcceptedClient { stream, descriptor_permit, accepted_at: Instant::now() };
         let _ = fault::contained(PART, self.admit(accepted, client)).await;
     }
 
-    /// Puts the source question. A stranger costs this lookup and a close, and so does who comes far too often.
+    /// Authorizes the source. A source that is untrusted or far above its rate costs only this lookup and a close.
     async fn admit(&mut self, accepted: AcceptedClient, client: ClientAddr) {
         let accepted_at = accepted.accepted_at;
         let Some(policy) = self.policy() else { return self.reject(client) };
         if policy.proxies.contains(client) {
-            // Whom it speaks for is asked, and whether that one is trusted, where there is time to listen.
+            // The worker reads the PROXY header and authorizes the announced source.
             return self.hand_over(accepted, Admission::Proxied(client), policy).await;
         }
         let mut fields = ConnectionFields::new(None, Arc::clone(&policy.name), client);
@@ -366,7 +367,7 @@ impl AcceptLoop {
             Ok(admitted) => admitted,
             Err(untrusted) => {
                 drop(accepted);
-                self.port.iter().for_each(|port| port.count_untrusted());
+                self.listen_socket.iter().for_each(|socket| socket.count_untrusted());
                 return self.shared.audit.denied(&fields, Reason::UntrustedSource, untrusted, accepted_at.elapsed());
             }
         };
@@ -380,21 +381,21 @@ impl AcceptLoop {
         }
     }
 
-    /// Hands a connection to a worker, if there is a place for its handshake.
+    /// Sends a connection to a worker, if `max_handshakes` allows it.
     async fn hand_over(&self, accepted: AcceptedClient, admission: Admission, policy: Arc<ListenerPolicy>) {
         let AcceptedClient { stream, descriptor_permit, accepted_at } = accepted;
-        let guard = self.shared.registry.enter(Arc::clone(&policy.name), admission.from());
-        let handshake = match policy.acquire_handshake(admission.from(), guard.id()) {
+        let guard = self.shared.registry.enter(Arc::clone(&policy.name), admission.peer());
+        let handshake = match policy.acquire_handshake(admission.peer(), guard.id()) {
             Ok(AcquiredHandshake { handshake, displaced }) => {
                 if let Some(displaced) = displaced.and_then(|displaced| self.shared.registry.find(displaced)) {
                     displaced.end(HandshakeLimitReached::Displaced.into());
                 }
                 handshake
             }
-            Err(full) => {
+            Err(limit_reached) => {
                 drop((stream, descriptor_permit, guard));
                 let fields = admission.fields(None, &policy.name);
-                return self.shared.audit.denied(&fields, Reason::HandshakeLimit, full, accepted_at.elapsed());
+                return self.shared.audit.denied(&fields, Reason::HandshakeLimit, limit_reached, accepted_at.elapsed());
             }
         };
         let connection =
@@ -402,7 +403,7 @@ impl AcceptLoop {
         self.workers.hand_over(connection, &self.worker).await;
     }
 
-    /// The listener was removed while the client waited to be accepted.
+    /// Audits a client whose listener was removed while the client was in the backlog.
     fn reject(&self, client: ClientAddr) {
         if let Some(owner) = &self.owner {
             let fields = ConnectionFields::new(None, Arc::clone(owner), client);
@@ -410,7 +411,7 @@ impl AcceptLoop {
         }
     }
 
-    /// The terms of the listener that has this address now or, once it is to be closed, had it last.
+    /// The policy of the listener that has this address now or, after its removal, had it last.
     fn policy(&mut self) -> Option<Arc<ListenerPolicy>> {
         let snapshot = self.shared.current.borrow();
         let policy = match (snapshot.at_address(&self.bind_addr), &self.owner) {
@@ -424,8 +425,8 @@ impl AcceptLoop {
     }
 }
 
-/// Takes the next client, once there are descriptors for it. They are taken only when a client waits, so that a loop without
-/// clients keeps none from the others.
+/// Accepts the next client when descriptors are available for it. The permit is acquired only when a client is in the
+/// backlog, so that an idle loop holds none.
 async fn accept(
     socket: &AsyncFd<Arc<BoundSocket>>,
     descriptors: &Descriptors,
@@ -433,14 +434,14 @@ async fn accept(
     loop {
         let mut ready = socket.readable().await?;
         let descriptor_permit = descriptors.take().await;
-        // Nothing where the client has gone meanwhile.
+        // Fails if the client has disconnected meanwhile; then the loop waits for the next one.
         if let Ok(accepted) = ready.try_io(|socket| socket.get_ref().accept()) {
             return accepted.map(|(stream, client)| (stream, client, descriptor_permit));
         }
     }
 }
 
-/// Errors that `accept` passes on from a connection that is gone already; the next one may be well.
+/// Errors of accept(2) that concern only the client, which has already disconnected.
 fn is_client_error(error: &io::Error) -> bool {
     matches!(
         error.kind(),
@@ -451,21 +452,20 @@ fn is_client_error(error: &io::Error) -> bool {
     )
 }
 
-/// How long to wait when the system is out of something, most often file descriptors: long enough not to spin, short
-/// enough to be there when some are free again.
+/// The wait after accept(2) fails for lack of a resource, usually file descriptors.
 #[derive(Debug, Default)]
 struct AcceptBackoff {
     wait: Duration,
-    said: Option<Instant>,
+    last_logged: Option<Instant>,
 }
 
 impl AcceptBackoff {
     async fn failed(&mut self, error: &io::Error) {
-        if self.said.is_none_or(|said| said.elapsed() > SAY_EVERY) {
+        if self.last_logged.is_none_or(|logged| logged.elapsed() > LOG_INTERVAL) {
             warn!(%error, "accept failed, retrying (further errors are logged once a minute)");
-            self.said = Some(Instant::now());
+            self.last_logged = Some(Instant::now());
         }
-        self.wait = (self.wait * 2).clamp(SHORTEST_WAIT, LONGEST_WAIT);
+        self.wait = (self.wait * 2).clamp(MIN_WAIT, MAX_WAIT);
         sleep(self.wait).await;
     }
 
@@ -474,12 +474,12 @@ impl AcceptBackoff {
     }
 }
 
-/// What the faults of accept loops are noted under.
+/// The name under which faults of accept loops are counted.
 const PART: &str = "accept loop";
 
-const SHORTEST_WAIT: Duration = Duration::from_millis(5);
-const LONGEST_WAIT: Duration = Duration::from_secs(1);
-const SAY_EVERY: Duration = Duration::from_secs(60);
+const MIN_WAIT: Duration = Duration::from_millis(5);
+const MAX_WAIT: Duration = Duration::from_secs(1);
+const LOG_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Connections accepted before the worker's sessions have their turn.
-const AT_A_TIME: usize = 16;
+/// Connections accepted before the sessions of the worker get their turn.
+const ACCEPTS_PER_TURN: usize = 16;

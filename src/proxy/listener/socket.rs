@@ -1,4 +1,4 @@
-//! One bound address, TCP or a Unix socket, and what is accepted from it.
+//! A bound TCP or Unix socket.
 
 use std::io;
 use std::net::SocketAddr;
@@ -18,17 +18,16 @@ use crate::transport::socket::{AcceptedSocket, keep_alive};
 use crate::transport::unix_socket;
 use crate::transport::unix_socket::{Access, UnixSocketFile};
 
-/// A bound socket.
 #[derive(Debug)]
 pub(crate) enum BoundSocket {
     Tcp(Arc<ListenSocket>),
-    /// With its file, which goes first.
+    /// The file is dropped before the socket.
     Unix(UnixSocketFile, UnixListener),
 }
 
 impl BoundSocket {
-    /// Binds a port; `shared` where a socket that is about to leave still has it. It is behind `filter` from the first client
-    /// on, and rings `alarm` for strangers.
+    /// Binds a TCP address and listens. `shared` means that a socket of the previous policy still has the port. `filter`
+    /// applies from the first client on, and `alarm` is notified of untrusted sources.
     pub(crate) fn tcp(
         address: &TcpListenAddr,
         shared: bool,
@@ -39,34 +38,33 @@ impl BoundSocket {
         let domain = if address.socket.is_ipv4() { Domain::IPV4 } else { Domain::IPV6 };
         let socket = Socket::new(domain, Type::STREAM, Some(Protocol::TCP))?;
         if address.socket.is_ipv6() {
-            // Said either way, so that net.ipv6.bindv6only does not decide.
+            // Always set, so that net.ipv6.bindv6only has no effect.
             socket.set_only_v6(address.ipv6_only)?;
         }
-        // Sessions of a former process in TIME_WAIT must not keep a restart waiting.
+        // Connections of a former process in TIME_WAIT must not block a restart.
         socket.set_reuse_address(true)?;
         socket.set_nonblocking(true)?;
         socket.set_reuse_port(shared)?;
-        // Accepted sockets inherit it: said once, and not for every client.
+        // Accepted sockets inherit the setting.
         keep_alive(&socket, dead_peer_timeout)?;
         socket.bind(&address.socket.into())?;
-        let port = ListenSocket::listen(socket, BACKLOG, filter, alarm)?;
-        // Only for the moment: two portcullis processes must never share a port unnoticed.
-        SockRef::from(port.socket()).set_reuse_port(false)?;
-        Ok(Self::Tcp(Arc::new(port)))
+        let socket = ListenSocket::listen(socket, BACKLOG, filter, alarm)?;
+        // Reset at once: two portcullis processes must never share a port by accident.
+        SockRef::from(socket.socket()).set_reuse_port(false)?;
+        Ok(Self::Tcp(Arc::new(socket)))
     }
 
-    /// Makes a Unix socket.
     pub(crate) fn unix(path: &Path, access: Access) -> io::Result<Self> {
         let (socket_file, listener) = unix_socket::listen(path, access, BACKLOG)?;
         Ok(Self::Unix(socket_file, listener))
     }
 
-    /// Takes a client that waits.
+    /// Accepts a client from the backlog.
     pub(crate) fn accept(&self) -> io::Result<(AcceptedSocket, ClientAddr)> {
         match self {
-            Self::Tcp(port) => {
-                let (stream, from) = port.accept()?;
-                Ok((AcceptedSocket::Tcp(stream), ClientAddr::new(from)))
+            Self::Tcp(socket) => {
+                let (stream, peer) = socket.accept()?;
+                Ok((AcceptedSocket::Tcp(stream), ClientAddr::new(peer)))
             }
             Self::Unix(_, listener) => {
                 let (stream, _) = listener.accept()?;
@@ -75,23 +73,23 @@ impl BoundSocket {
         }
     }
 
-    /// The port that the kernel has chosen, with its address, or the one that was asked for.
-    pub(crate) fn port(&self) -> Option<SocketAddr> {
+    /// The bound TCP address, with the port that the kernel chose for port 0.
+    pub(crate) fn tcp_addr(&self) -> Option<SocketAddr> {
         match self {
-            Self::Tcp(port) => port.socket().local_addr().ok(),
+            Self::Tcp(socket) => socket.socket().local_addr().ok(),
             Self::Unix(..) => None,
         }
     }
 
-    /// What the shields look after.
+    /// The socket that a shield can filter. `None` for a Unix socket.
     pub(crate) fn shielded_socket(&self) -> Option<&Arc<ListenSocket>> {
         match self {
-            Self::Tcp(port) => Some(port),
+            Self::Tcp(socket) => Some(socket),
             Self::Unix(..) => None,
         }
     }
 
-    /// The file, where it is one.
+    /// `None` for a TCP socket.
     pub(crate) fn socket_file(&self) -> Option<&UnixSocketFile> {
         match self {
             Self::Tcp(_) => None,
@@ -99,19 +97,19 @@ impl BoundSocket {
         }
     }
 
-    /// Has clients accepted from now on looked after by keepalive for this long.
+    /// Sets the keepalive of the clients accepted from now on.
     pub(crate) fn keep_alive(&self, dead_peer_timeout: Duration) -> io::Result<()> {
         match self {
-            Self::Tcp(port) => keep_alive(port.socket(), dead_peer_timeout),
+            Self::Tcp(socket) => keep_alive(socket.socket(), dead_peer_timeout),
             Self::Unix(..) => Ok(()),
         }
     }
 
-    /// Lets, or no longer lets, another socket of this user be bound to the same port.
+    /// Sets whether another socket of this user can be bound to the same port.
     pub(crate) fn share_port(&self, shared: bool) {
-        if let Self::Tcp(port) = self {
-            // Where it fails the bind that follows fails too, and says why.
-            let _ = SockRef::from(port.socket()).set_reuse_port(shared);
+        if let Self::Tcp(socket) = self {
+            // If this fails, the following bind fails too and reports the error.
+            let _ = SockRef::from(socket.socket()).set_reuse_port(shared);
         }
     }
 }
@@ -119,11 +117,11 @@ impl BoundSocket {
 impl AsRawFd for BoundSocket {
     fn as_raw_fd(&self) -> RawFd {
         match self {
-            Self::Tcp(port) => port.as_raw_fd(),
+            Self::Tcp(socket) => socket.as_raw_fd(),
             Self::Unix(_, listener) => listener.as_raw_fd(),
         }
     }
 }
 
-/// Connections the kernel keeps ready; it caps this at net.core.somaxconn.
+/// Connections that the kernel queues. It caps the number at net.core.somaxconn.
 pub(crate) const BACKLOG: i32 = 4096;

@@ -1,12 +1,12 @@
-//! Faults of the accept loops.
+//! Faults of accept loops.
 
-use crate::fault::record;
 use std::io::Read as _;
 use std::net::TcpStream;
 
 use super::*;
 use crate::audit::{Audit, LineFormat};
 use crate::fault::injection::inject;
+use crate::fault::record;
 use crate::policy::fixtures::{Site, listener};
 
 #[tokio::test]
@@ -25,12 +25,12 @@ async fn accept_loop_that_panicked_accepts_from_the_same_socket() {
     let runtime = workers.worker().unwrap().runtime;
 
     for count in 1..=2 {
-        // Faults are injected into work of the same thread.
+        // `inject` affects work on its own thread.
         runtime.spawn(async { inject(PART) }).await.unwrap();
         let mut client = TcpStream::connect(&address).unwrap();
         client.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
-        // Its source is not trusted.
-        assert_eq!(client.read(&mut [0]).unwrap(), 0, "it is accepted and closed");
+        // The source is untrusted.
+        assert_eq!(client.read(&mut [0]).unwrap(), 0, "the client is accepted and closed");
         let faults = record::recent();
         let fault = faults.iter().find(|fault| fault.part == PART).unwrap();
         assert_eq!((fault.message.as_str(), fault.count), ("injected into accept loop", count));

@@ -1,7 +1,7 @@
-//! Who the client is, judged by the policy in force at this moment, after every handshake.
+//! Authorization of source and identity by the policy in force now, after every handshake.
 //!
-//! rustls asks its verifier during a full handshake only; a resumed one brings back the stored chain unasked. So the
-//! question is a room of its own.
+//! rustls calls its verifier only during a full handshake. A resumed handshake restores the stored chain without a check, so
+//! authorization is a separate phase.
 
 use std::sync::Arc;
 
@@ -18,85 +18,83 @@ use crate::proxy::phase::handshake::SecuredClient;
 use crate::transport::{ClientStream, Stream};
 use crate::x509::certificate::Certificate;
 
-/// A client that may go on to the upstream, by these terms.
+/// A client that `policy` admits to the upstream.
 #[derive(Debug)]
 pub(crate) struct AuthorizedClient {
     pub(crate) client: ClientStream,
     pub(crate) policy: Arc<ListenerPolicy>,
-    /// What it identified itself with.
     pub(crate) identity: Option<Arc<VerifiedIdentity>>,
-    /// The certificate it was shown.
-    pub(crate) shown: Option<Arc<Certificate>>,
+    /// The leaf certificate that Portcullis presented.
+    pub(crate) server_certificate: Option<Arc<Certificate>>,
 }
 
 impl AuthorizedClient {
-    /// What it relies on by this permission.
+    /// The rule and the certificates that the session depends on.
     pub(crate) fn authorization(&self, permit: &Permit) -> Authorization {
         match self.client {
-            Stream::Tls(_) => Authorization::on(permit, self.shown.clone()),
+            Stream::Tls(_) => Authorization::on(permit, self.server_certificate.clone()),
             Stream::Plain(_) => Authorization::in_plaintext(permit),
         }
     }
 
-    /// Turns away a client that has said what it wants.
-    pub(crate) fn refused(self, ending: Outcome) -> Close {
-        Close::refused(ending, self.client, self.policy.protocol, StartupState::Heard)
+    /// Refuses a client that has sent its StartupMessage, or whose protocol has none.
+    pub(crate) fn refuse(self, outcome: Outcome) -> Close {
+        Close::refused(outcome, self.client, self.policy.protocol, StartupState::Received)
     }
 }
 
-/// Judges a client that has just finished its handshake.
+/// Authorizes a client that has completed its handshake.
 pub(crate) fn authorize(
     secured: SecuredClient,
     current: &Current,
     fields: &mut ConnectionFields,
 ) -> Result<AuthorizedClient, Close> {
-    let SecuredClient { client, protocol, shown } = secured;
+    let SecuredClient { client, protocol, server_certificate } = secured;
     let snapshot = Arc::clone(&current.borrow());
-    match judge(&client, &snapshot, fields) {
+    match evaluate(&client, &snapshot, fields) {
         Ok(permit) => {
             let Permit { policy, identity, .. } = permit.clone();
-            let authorized = AuthorizedClient { client, policy, identity, shown };
-            // Also where there is no room for it, or no upstream: it will come again.
+            let authorized = AuthorizedClient { client, policy, identity, server_certificate };
+            // Noted even if a limit or the upstream refuses the client later: its certificate is in use.
             permit.policy.usage.note(&authorized.authorization(&permit), fields.client, OffsetDateTime::now_utc());
             Ok(authorized)
         }
-        Err(ending) => Err(Close::refused(ending, client, protocol, StartupState::Awaited)),
+        Err(outcome) => Err(Close::refused(outcome, client, protocol, StartupState::Awaited)),
     }
 }
 
-/// Puts both questions, source and identity, to the policy of `snapshot`. A chain that this policy has verified before
-/// costs little.
-pub(crate) fn judge(
+/// Evaluates source and identity against `snapshot`. A chain that this policy has verified before is cheap.
+pub(crate) fn evaluate(
     client: &ClientStream,
     snapshot: &Snapshot,
     fields: &mut ConnectionFields,
 ) -> Result<Permit, Outcome> {
     let presented = client.presented();
-    let judged = snapshot.authorize(&fields.listener, fields.origin(), presented, OffsetDateTime::now_utc());
-    note(judged.as_ref(), fields);
-    if let Err(Denial::Identity(_)) = &judged {
-        // The source is trusted, and the audit says by which rule.
+    let decision = snapshot.authorize(&fields.listener, fields.origin(), presented, OffsetDateTime::now_utc());
+    note(decision.as_ref(), fields);
+    if let Err(Denial::Identity(_)) = &decision {
+        // The source is trusted; the audit names the matching rule.
         let source = snapshot.authorize_source(&fields.listener, fields.origin(), OffsetDateTime::now_utc());
         fields.source_match = source.ok().map(|permit| permit.source_match);
     }
-    if let (Err(Denial::Identity(_)), Some(certificate)) = (&judged, presented.leaf()) {
-        // The audit names whom it turns away, too.
+    if let (Err(Denial::Identity(_)), Some(certificate)) = (&decision, presented.leaf()) {
+        // The audit also names the subject of a rejected certificate.
         fields.name(&certificate.subject, &certificate.sha256);
     }
-    judged.map_err(Denial::into_connection_outcome)
+    decision.map_err(Denial::into_connection_outcome)
 }
 
-/// Puts the source question to the policy of `snapshot`.
+/// Evaluates the source against `snapshot`.
 pub(crate) fn authorize_source(snapshot: &Snapshot, fields: &mut ConnectionFields) -> Result<Permit, Outcome> {
-    let judged = snapshot.authorize_source(&fields.listener, fields.origin(), OffsetDateTime::now_utc());
-    note(judged.as_ref(), fields);
-    judged.map_err(Denial::into_connection_outcome)
+    let decision = snapshot.authorize_source(&fields.listener, fields.origin(), OffsetDateTime::now_utc());
+    note(decision.as_ref(), fields);
+    decision.map_err(Denial::into_connection_outcome)
 }
 
-/// Notes an answer for the audit. What the facts said of an earlier policy's answer is gone.
-fn note(judged: Result<&Permit, &Denial>, fields: &mut ConnectionFields) {
+/// Writes the decision to the audit fields, in place of the decision of an earlier policy.
+fn note(decision: Result<&Permit, &Denial>, fields: &mut ConnectionFields) {
     fields.source_match = None;
-    let Ok(permit) = judged else { return };
+    let Ok(permit) = decision else { return };
     fields.source_match = Some(permit.source_match.clone());
     if let Some(identity) = &permit.identity {
         fields.name(&identity.certificate.subject, &identity.certificate.sha256);

@@ -1,7 +1,7 @@
-//! The way out: last words in the client's protocol, and an end of the stream that does not eat them.
+//! The end of a connection: a farewell message in the client's protocol, then a lingering close.
 //!
-//! Closing a socket that holds unread bytes makes the kernel send a reset, and a reset can overtake words that are still
-//! on their way. So after the last words the client is listened to a little longer, within bounds.
+//! When a socket with unread bytes is closed, the kernel sends a reset, which can destroy a message in flight. So after the
+//! farewell, the socket is read for a bounded time and number of bytes.
 
 use std::io;
 use std::time::Duration;
@@ -13,31 +13,31 @@ use tokio::time::timeout;
 use crate::outcome::Outcome;
 use crate::protocol::Protocol;
 use crate::protocol::refusal::refusal;
-use crate::proxy::phase::startup::packet::first_packet;
+use crate::proxy::phase::startup::packet::read_first_packet;
 use crate::transport::socket::Socket;
 use crate::transport::{ClientStream, Stream};
 
-/// A connection that ends: why, and what is still to be said.
+/// The outcome of a connection, and the farewell that is still to be sent.
 #[derive(Debug)]
 pub(crate) struct Close {
-    pub(crate) ending: Outcome,
+    pub(crate) outcome: Outcome,
     pub(crate) farewell: Farewell,
 }
 
-/// What is still to be said, and to whom.
+/// The last bytes for the client, and how its stream ends.
 #[derive(Debug)]
 pub(crate) enum Farewell {
-    /// Nothing, and the socket is gone.
-    Gone,
-    /// These words; inside TLS, with close_notify behind them. A socket without TLS may be one whose handshake has failed,
-    /// and then there are none but the alert that is on its way.
-    Words(ClientStream, Vec<u8>),
-    /// These words, and no close_notify behind them: what the client has heard may have been cut short on the other side,
-    /// and TLS is how it can know.
-    Cut(ClientStream, Vec<u8>),
-    /// These words to a client whose session has to be gone soon, whether it listens or not.
+    /// The socket is already closed.
+    Closed,
+    /// Sends the message, then close_notify inside TLS. After a failed handshake the stream is the plain socket, the message
+    /// is empty, and the alert is already in flight.
+    Message(ClientStream, Vec<u8>),
+    /// Sends the message without close_notify: the upstream's data may be incomplete, and its absence shows that to the
+    /// client.
+    Truncated(ClientStream, Vec<u8>),
+    /// Sends the message to a client whose session must end soon, even if the client does not read.
     Terminated(ClientStream, Vec<u8>),
-    /// The same once the client has sent its PostgreSQL StartupMessage and so listens for an answer.
+    /// Reads the StartupMessage of a PostgreSQL client, which expects a reply only then, and sends the message.
     AfterStartup(ClientStream, Vec<u8>),
 }
 
@@ -45,54 +45,54 @@ pub(crate) enum Farewell {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum StartupState {
     Awaited,
-    Heard,
+    Received,
 }
 
 impl From<Outcome> for Close {
-    fn from(ending: Outcome) -> Self {
-        Self { ending, farewell: Farewell::Gone }
+    fn from(outcome: Outcome) -> Self {
+        Self { outcome, farewell: Farewell::Closed }
     }
 }
 
 impl Close {
-    /// Says these words to the client, whatever it speaks.
-    pub(crate) fn with_words(ending: impl Into<Outcome>, client: ClientStream, words: Vec<u8>) -> Self {
-        Self { ending: ending.into(), farewell: Farewell::Words(client, words) }
+    /// Sends `message`, which is in the client's protocol.
+    pub(crate) fn with_message(outcome: impl Into<Outcome>, client: ClientStream, message: Vec<u8>) -> Self {
+        Self { outcome: outcome.into(), farewell: Farewell::Message(client, message) }
     }
 
-    /// The same to a client outside TLS.
-    pub(crate) fn plain(ending: impl Into<Outcome>, stream: TcpStream, words: Vec<u8>) -> Self {
-        Self::with_words(ending, Stream::Plain(Socket::Tcp(stream)), words)
+    /// Sends `message` to a client outside TLS.
+    pub(crate) fn plain(outcome: impl Into<Outcome>, stream: TcpStream, message: Vec<u8>) -> Self {
+        Self::with_message(outcome, Stream::Plain(Socket::Tcp(stream)), message)
     }
 
-    /// Turns a client away in the words its protocol has for the reason.
-    pub(crate) fn refused(ending: Outcome, client: ClientStream, protocol: Protocol, startup: StartupState) -> Self {
-        let words = refusal(protocol, ending.reason).unwrap_or_default();
+    /// Refuses a client with the error message of its protocol for the reason.
+    pub(crate) fn refused(outcome: Outcome, client: ClientStream, protocol: Protocol, startup: StartupState) -> Self {
+        let message = refusal(protocol, outcome.reason).unwrap_or_default();
         let farewell = match (protocol, startup) {
-            (Protocol::Postgres, StartupState::Awaited) => Farewell::AfterStartup(client, words),
-            (Protocol::Postgres | Protocol::Redis | Protocol::Tcp, _) => Farewell::Words(client, words),
+            (Protocol::Postgres, StartupState::Awaited) => Farewell::AfterStartup(client, message),
+            (Protocol::Postgres | Protocol::Redis | Protocol::Tcp, _) => Farewell::Message(client, message),
         };
-        Self { ending, farewell }
+        Self { outcome, farewell }
     }
 
-    pub(crate) fn terminated(ending: Outcome, client: ClientStream, words: Vec<u8>) -> Self {
-        Self { ending, farewell: Farewell::Terminated(client, words) }
+    pub(crate) fn terminated(outcome: Outcome, client: ClientStream, message: Vec<u8>) -> Self {
+        Self { outcome, farewell: Farewell::Terminated(client, message) }
     }
 }
 
 impl Farewell {
     pub(crate) async fn send(self) {
-        // A client that does not listen in time has had its chance.
+        // Errors and timeouts are ignored: the connection ends in any case.
         let _ = match self {
-            Self::Gone => return,
-            Self::Words(client, words) => timeout(PATIENCE, send_and_linger(client, &words)).await,
-            Self::Cut(client, words) => timeout(PATIENCE, cut_and_linger(client, &words)).await,
-            Self::Terminated(client, words) => timeout(LAST_MOMENT, send_and_linger(client, &words)).await,
-            Self::AfterStartup(mut client, words) => {
-                timeout(PATIENCE, async {
-                    // Whatever it sends instead, the answer is the same.
-                    let _ = first_packet(&mut client).await;
-                    send_and_linger(client, &words).await
+            Self::Closed => return,
+            Self::Message(client, message) => timeout(FAREWELL_TIMEOUT, send_and_linger(client, &message)).await,
+            Self::Truncated(client, message) => timeout(FAREWELL_TIMEOUT, truncate_and_linger(client, &message)).await,
+            Self::Terminated(client, message) => timeout(TERMINATION_TIMEOUT, send_and_linger(client, &message)).await,
+            Self::AfterStartup(mut client, message) => {
+                timeout(FAREWELL_TIMEOUT, async {
+                    // The message is the same for any other packet.
+                    let _ = read_first_packet(&mut client).await;
+                    send_and_linger(client, &message).await
                 })
                 .await
             }
@@ -100,42 +100,42 @@ impl Farewell {
     }
 }
 
-/// Says the words and ends the stream. What the client still sends is of no interest, only that it is read, and not as TLS;
-/// so a client that has broken TLS, or the end of it, is listened to like any other.
-async fn send_and_linger(mut client: ClientStream, words: &[u8]) -> io::Result<()> {
-    client.write_all(words).await?;
+/// Sends the message and ends the stream. The bytes that the client still sends are read from the socket and not decrypted,
+/// so this also works after a TLS error.
+async fn send_and_linger(mut client: ClientStream, message: &[u8]) -> io::Result<()> {
+    client.write_all(message).await?;
     client.shutdown().await?;
     linger(client.into_socket()).await
 }
 
-/// Says the words, and ends TCP alone.
-async fn cut_and_linger(mut client: ClientStream, words: &[u8]) -> io::Result<()> {
-    // Who has broken TLS can be told nothing but that, by the alert that is on its way.
-    let _ = client.write_all(words).await;
+/// Sends the message and ends only TCP.
+async fn truncate_and_linger(mut client: ClientStream, message: &[u8]) -> io::Result<()> {
+    // Fails after a TLS error of the client. The alert is already queued, and the flush sends it.
+    let _ = client.write_all(message).await;
     client.flush().await?;
     let mut socket = client.into_socket();
     socket.shutdown().await?;
     linger(socket).await
 }
 
-/// Reads what the client had sent already.
+/// Reads and discards the bytes that the client has already sent.
 async fn linger(mut socket: Socket) -> io::Result<()> {
-    let mut heard = 0;
+    let mut discarded = 0;
     let mut bytes = [0; 512];
-    while heard < MAX_LINGER_BYTES {
+    while discarded < MAX_LINGER_BYTES {
         match socket.read(&mut bytes).await? {
             0 => break,
-            count => heard += count,
+            count => discarded += count,
         }
     }
     Ok(())
 }
 
-/// Longer than a round trip around the world; a client that keeps talking past it is cut off.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// Longer than any round trip. After that the connection is closed even if the client still sends.
+const FAREWELL_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A session that is ended has to be gone within a second. Words the kernel has taken arrive after that, too.
-const LAST_MOMENT: Duration = Duration::from_millis(500);
+/// A terminated session must end within one second. The kernel delivers a message that it has accepted even after that.
+const TERMINATION_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// More than a client sends before it reads an answer.
+/// More than a client sends before it reads a reply.
 const MAX_LINGER_BYTES: usize = 256 << 10;

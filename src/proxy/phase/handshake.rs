@@ -14,24 +14,25 @@ use crate::transport::tls_stream::TlsStream;
 use crate::transport::{ClientStream, Stream};
 use crate::x509::certificate::Certificate;
 
-/// A client inside TLS, or where none is needed, whose identity has not been judged.
+/// A client that has completed TLS, or that needs none, before authorization.
 #[derive(Debug)]
 pub(crate) struct SecuredClient {
     pub(crate) client: ClientStream,
-    /// What it speaks inside TLS.
+    /// The protocol inside TLS.
     pub(crate) protocol: Protocol,
-    /// The certificate it was shown.
-    pub(crate) shown: Option<Arc<Certificate>>,
+    /// The leaf certificate that Portcullis presented.
+    pub(crate) server_certificate: Option<Arc<Certificate>>,
 }
 
 impl SecuredClient {
-    /// A client of a listener where TLS is off.
+    /// A client of a listener without TLS.
     pub(crate) fn plain(socket: Socket, policy: &ListenerPolicy) -> Self {
-        Self { client: Stream::Plain(socket), protocol: policy.protocol, shown: None }
+        Self { client: Stream::Plain(socket), protocol: policy.protocol, server_certificate: None }
     }
 }
 
-pub(crate) async fn perform(
+/// Performs the TLS handshake. The caller sets the deadline.
+pub(crate) async fn perform_handshake(
     start: TlsStart,
     policy: &ListenerPolicy,
     tls: &Arc<ServerTls>,
@@ -43,39 +44,42 @@ pub(crate) async fn perform(
     let mut stream = Box::new(TlsStream::new(socket, engine));
     let mut received = 0;
     while stream.engine().is_handshaking() {
-        // Looked at after each flight: the deadline may drop this future, and the audit then still names the host.
-        let shaken = stream.next_flight().await;
+        // Read after each flight: the deadline may drop this future, and the audit then still has the SNI.
+        let flight = stream.next_flight().await;
         if fields.sni.is_none() {
             fields.sni = handshake.sni().map(Into::into);
         }
-        received += shaken.as_ref().map_or(0, |count| *count);
+        received += flight.as_ref().map_or(0, |count| *count);
         if stream.engine().is_handshaking() && received > MAX_RECEIVED {
             let detail =
-                format!("the client sent more than {} KiB before the TLS handshake was over", MAX_RECEIVED >> 10);
-            let ending = Outcome::new(Reason::HandshakeFailed, detail);
-            return Err(Close::plain(ending, stream.into_socket(), Vec::new()));
+                format!("the client sent more than {} KiB before it completed the TLS handshake", MAX_RECEIVED >> 10);
+            let outcome = Outcome::new(Reason::HandshakeFailed, detail);
+            return Err(Close::plain(outcome, stream.into_socket(), Vec::new()));
         }
-        if let Err(error) = shaken {
+        if let Err(error) = flight {
             if let Some(certificate) = handshake.refused().and_then(|refused| refused.certificate.as_ref()) {
                 fields.name(&certificate.subject, &certificate.sha256);
             }
-            let ending = policy.handshake_failure(&error, handshake.shown().map(|shown| &**shown), handshake.refused());
-            return Err(Close::plain(ending, stream.into_socket(), Vec::new()));
+            let outcome =
+                policy.handshake_failure(&error, handshake.shown().map(|shown| &**shown), handshake.refused());
+            return Err(Close::plain(outcome, stream.into_socket(), Vec::new()));
         }
     }
     handshake.remember_client();
     fields.tls_version = stream.engine().version();
     fields.cipher = stream.engine().cipher();
     if needs_alpn && stream.engine().alpn() != Some(postgres::ALPN) {
-        // As PostgreSQL 17 does: without SSLRequest only ALPN tells that the client means PostgreSQL.
-        let ending = Outcome::new(Reason::ProtocolViolation, "direct TLS without the ALPN protocol \"postgresql\"");
-        return Err(Close::with_words(ending, Stream::Tls(stream), Vec::new()));
+        // As in PostgreSQL 17: without SSLRequest, only ALPN shows that the client speaks PostgreSQL.
+        let outcome = Outcome::new(Reason::ProtocolViolation, "direct TLS without the ALPN protocol \"postgresql\"");
+        return Err(Close::with_message(outcome, Stream::Tls(stream), Vec::new()));
     }
-    Ok(SecuredClient { client: Stream::Tls(stream), protocol: policy.protocol, shown: handshake.shown().cloned() })
+    let server_certificate = handshake.shown().cloned();
+    Ok(SecuredClient { client: Stream::Tls(stream), protocol: policy.protocol, server_certificate })
 }
 
-/// The most that a client may send before its handshake is over, and so the most that is kept of it: rustls keeps the
-/// messages of TLS 1.2 for the signature at the end. There is room for one message of the largest size that rustls takes,
-/// 64 KiB, and for an ordinary rest. Seven certificates with RSA-4096 keys are below 16 KiB, and so is a session ticket with
-/// such a chain in it.
+/// The most bytes that a client may send before it completes the handshake. It bounds memory, because rustls keeps the
+/// messages of TLS 1.2 for the final signature.
+///
+/// The limit allows one message of 64 KiB, the maximum of rustls, and the other messages. Seven certificates with RSA-4096
+/// keys have less than 16 KiB, and so has a session ticket with such a chain.
 const MAX_RECEIVED: usize = 72 << 10;

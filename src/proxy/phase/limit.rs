@@ -1,17 +1,17 @@
-//! Whether there is room for one more session. Asked of who wants one, and before the upstream is: a CancelRequest is none.
+//! The session limits of the listener and of the source. They do not apply to a CancelRequest, which is not a session.
 
 use crate::addr::ClientAddr;
 use crate::limit::sessions::SessionPermit;
 use crate::proxy::phase::close::Close;
 use crate::proxy::phase::startup::SessionRequest;
 
-/// Counts a session in, for as long as the value beside it lives.
+/// Counts the session for as long as the returned permit lives.
 pub(crate) fn acquire_session(
-    ready: SessionRequest,
+    request: SessionRequest,
     client: ClientAddr,
 ) -> Result<(SessionPermit, SessionRequest), Close> {
-    match ready.authorized.policy.acquire_session(client) {
-        Ok(permit) => Ok((permit, ready)),
-        Err(full) => Err(ready.authorized.refused(full.into())),
+    match request.authorized.policy.acquire_session(client) {
+        Ok(permit) => Ok((permit, request)),
+        Err(limit_reached) => Err(request.authorized.refuse(limit_reached.into())),
     }
 }

@@ -1,4 +1,7 @@
-//! The phases of a connection, one file each. `proxy/mod.rs` calls them in order; each takes the value of the one before.
+//! The phases of a connection, one file each. `proxy/mod.rs` calls them in order.
+//!
+//! Two files belong to no phase: `proxy_header` runs before the preface of a connection from a load balancer, and `cancel`
+//! takes the place of the phases after startup for a CancelRequest.
 
 pub(crate) mod authorize;
 pub(crate) mod cancel;

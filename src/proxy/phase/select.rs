@@ -1,12 +1,11 @@
-//! Whether the PostgreSQL server that was reached will do, where there are several or one is wanted that takes writes.
+//! Selects the PostgreSQL server for a session when the upstream has several endpoints or `target = "primary"`.
 //!
-//! The client's StartupMessage goes to one place after the other, and the client hears nothing, until one begins to deal with
-//! it and does not say that it is only starting or stopping. One that hangs or closes is gone past, too.
+//! The client's StartupMessage is sent to one endpoint after the other, and the replies are withheld, until a server accepts
+//! the session. Endpoints that hang, close the connection or report that they are starting or stopping are skipped.
 //!
-//! Which role it has a server says only behind authentication, which is between it and the client. So where one is wanted that
-//! takes writes, the client hears nothing until a server says that it is a primary; but one that asks the client for a password
-//! cannot be exchanged any more without the client noticing. If that one is a standby, the client is told to come again, and
-//! from then on the place is tried behind the others.
+//! With `target = "primary"` the replies are withheld until the server reports its role, which it does only after
+//! authentication. A server that asks the client for a password cannot be replaced without the client noticing. If that server
+//! is a standby, the client gets an error that makes it reconnect, and the endpoint is tried last from then on.
 
 use std::io;
 use std::time::Duration;
@@ -23,25 +22,25 @@ use crate::proxy::phase::close::Close;
 use crate::proxy::phase::dial::{Candidates, Dialed};
 use crate::proxy::phase::startup::SessionRequest;
 use crate::proxy::relay::startup::StartupRelay;
-use crate::upstream::dial::{EndpointError, closed_early, unhealthy};
+use crate::upstream::dial::{CLOSED_WITHOUT_RESPONSE, EndpointError, NOT_POSTGRES, closed_early, unhealthy};
 use crate::upstream::record::{record_failure, record_healthy, record_role};
 
-/// A client and an upstream that will do.
+/// A client and the endpoint that serves its session.
 #[derive(Debug)]
 pub(crate) struct SelectedUpstream {
     pub(crate) dialed: Dialed,
-    /// The beginning of a PostgreSQL session, as far as it has come.
+    /// The startup of a PostgreSQL session, which may not be complete.
     pub(crate) startup: Option<Box<StartupRelay>>,
 }
 
-/// What has come of a node.
 #[derive(Debug)]
 pub(crate) enum Selected {
     Session(Box<SelectedUpstream>),
-    /// It will not do, and the client has not noticed.
+    /// The endpoint is rejected. The client has received nothing from it, so the next endpoint can be tried.
     Retry(SessionRequest),
 }
 
+/// Decides whether the dialed endpoint serves the session.
 pub(crate) async fn select(dialed: Dialed, candidates: &mut Candidates) -> Result<Selected, Close> {
     let Dialed { authorized, connected, .. } = &dialed;
     let policy = &authorized.policy;
@@ -51,89 +50,88 @@ pub(crate) async fn select(dialed: Dialed, candidates: &mut Candidates) -> Resul
     }
     let withhold = match policy.upstream.settings.target {
         Target::Primary => Withhold::Role,
-        // A server that restarts takes connections before it is ready.
+        // A restarting server accepts connections before it is ready.
         Target::Any if candidates.has_several() || candidates.has_waited() => Withhold::Refusal,
         Target::Any => Withhold::Nothing,
     };
-    let startup = Box::new(StartupRelay::of(&dialed, withhold));
+    let startup = Box::new(StartupRelay::new(&dialed, withhold));
     if withhold == Withhold::Nothing {
         record_healthy(&dialed.connected.endpoint, &dialed.authorized.policy.upstream);
         return Ok(Selected::Session(Box::new(SelectedUpstream { dialed, startup: Some(startup) })));
     }
     let mut probe = StartupProbe { dialed, startup, has_waited: candidates.has_waited() };
-    let result = probe.withhold(candidates.patience()).await;
+    let result = probe.run(candidates.response_timeout()).await;
     let StartupProbe { dialed, startup, .. } = probe;
-    let Dialed { authorized, connected, first } = dialed;
+    let Dialed { authorized, connected, buffered } = dialed;
     let (endpoint, upstream) = (&connected.endpoint, &authorized.policy.upstream);
     match result {
-        ProbeResult::Chosen(role) => {
+        ProbeResult::Accepted(role) => {
             record_healthy(endpoint, upstream);
             if role == Some(ServerRole::Primary) {
                 record_role(endpoint, upstream, true);
             }
-            // It has had the first packet.
-            let dialed = Dialed { authorized, connected, first: Vec::new() };
+            // The probe has already sent the client's bytes.
+            let dialed = Dialed { authorized, connected, buffered: Vec::new() };
             Ok(Selected::Session(Box::new(SelectedUpstream { dialed, startup: Some(startup) })))
         }
-        ProbeResult::EndpointError(endpoint_error, role) => {
+        ProbeResult::Rejected(endpoint_error, role) => {
             if role == Some(ServerRole::Standby) {
                 record_role(endpoint, upstream, false);
             }
             if !startup.asks_client() {
                 candidates.reject(endpoint, upstream, endpoint_error);
-                return Ok(Selected::Retry(SessionRequest { authorized, first }));
+                return Ok(Selected::Retry(SessionRequest { authorized, buffered }));
             }
             if endpoint_error.is_healthy {
                 record_failure(endpoint, upstream, &endpoint_error, candidates.has_several());
             }
             let next = if role == Some(ServerRole::Standby) {
-                "; when the client comes again another is tried first"
+                "; other endpoints are tried first when the client reconnects"
             } else {
                 ""
             };
-            let detail = format_args!("upstream {endpoint}: {}{next}", endpoint_error.words);
-            let ending = Outcome::new(endpoint_error.reason, detail);
-            Err(Close::with_words(ending, authorized.client, postgres::try_again()))
+            let detail = format_args!("upstream {endpoint}: {}{next}", endpoint_error.detail);
+            let outcome = Outcome::new(endpoint_error.reason, detail);
+            Err(Close::with_message(outcome, authorized.client, postgres::try_again()))
         }
         ProbeResult::ClientLost(error) => Err(Outcome::new(Reason::ClientClosed, error).into()),
-        ProbeResult::Silence => {
-            Err(Close::with_words(Reason::IdleTimeout, authorized.client, farewell_message(Reason::IdleTimeout)))
+        ProbeResult::Idle => {
+            Err(Close::with_message(Reason::IdleTimeout, authorized.client, farewell_message(Reason::IdleTimeout)))
         }
     }
 }
 
-/// A server that has to show what it is.
+/// Runs the startup between client and server until the endpoint is accepted or rejected.
 struct StartupProbe {
     dialed: Dialed,
     startup: Box<StartupRelay>,
-    /// The client has been held already while the upstream refused connections, and is held on while it starts.
+    /// The client was held while the upstream refused connections. It stays held while the server starts.
     has_waited: bool,
 }
 
 enum ProbeResult {
-    /// It is the client's, for better or worse.
-    Chosen(Option<ServerRole>),
-    EndpointError(EndpointError, Option<ServerRole>),
+    Accepted(Option<ServerRole>),
+    Rejected(EndpointError, Option<ServerRole>),
     ClientLost(io::Error),
-    /// The client was asked for something, and nothing was said for as long as a session may be silent.
-    Silence,
+    /// No byte in either direction for `idle_timeout`, after the server asked the client for a password.
+    Idle,
 }
 
 impl StartupProbe {
-    async fn withhold(&mut self, patience: Duration) -> ProbeResult {
-        let deadline = Instant::now() + patience;
-        let Dialed { connected, first, .. } = &mut self.dialed;
-        if let Err(error) = send(&mut connected.stream, first).await {
+    async fn run(&mut self, response_timeout: Duration) -> ProbeResult {
+        let deadline = Instant::now() + response_timeout;
+        let Dialed { connected, buffered, .. } = &mut self.dialed;
+        if let Err(error) = send(&mut connected.stream, buffered).await {
             return self.lost(&error);
         }
         loop {
             let result = match self.startup.asks_client() {
-                // The client takes its time, and the server gives it one.
+                // The client may take its time; the server has its own authentication timeout.
                 true => match self.dialed.authorized.policy.limits.idle_timeout {
-                    Some(limit) => timeout(limit, self.step()).await.unwrap_or(Some(ProbeResult::Silence)),
+                    Some(limit) => timeout(limit, self.step()).await.unwrap_or(Some(ProbeResult::Idle)),
                     None => self.step().await,
                 },
-                false => timeout_at(deadline, self.step()).await.unwrap_or_else(|_| Some(unresponsive(HANGS))),
+                false => timeout_at(deadline, self.step()).await.unwrap_or_else(|_| Some(unresponsive(NO_RESPONSE))),
             };
             if let Some(result) = result {
                 return result;
@@ -141,54 +139,54 @@ impl StartupProbe {
         }
     }
 
-    /// One step further, between the two.
+    /// Reads once from either side and forwards what may pass.
     async fn step(&mut self) -> Option<ProbeResult> {
-        let Dialed { authorized: AuthorizedClient { client, .. }, connected, first } = &mut self.dialed;
-        let repeatable = !self.startup.asks_client();
-        let (mut theirs, mut ours) = ([0; 4096], [0; 4096]);
+        let Dialed { authorized: AuthorizedClient { client, .. }, connected, buffered } = &mut self.dialed;
+        let can_retry = !self.startup.asks_client();
+        let (mut from_upstream, mut from_client) = ([0; 4096], [0; 4096]);
         let step = tokio::select! {
-            heard = connected.stream.read(&mut theirs) => match heard {
-                Ok(0) => return Some(unresponsive("it closed the connection without a word")),
-                Ok(count) => self.startup.follow(theirs.get(..count).unwrap_or_default()),
+            read = connected.stream.read(&mut from_upstream) => match read {
+                Ok(0) => return Some(unresponsive(CLOSED_WITHOUT_RESPONSE)),
+                Ok(count) => self.startup.follow(from_upstream.get(..count).unwrap_or_default()),
                 Err(error) => return Some(self.lost(&error)),
             },
-            said = client.read(&mut ours), if !repeatable || first.len() < MAX_REPEATED => {
-                let bytes = match said {
+            read = client.read(&mut from_client), if !can_retry || buffered.len() < MAX_REPEATED => {
+                let bytes = match read {
                     Ok(0) => return Some(ProbeResult::ClientLost(io::ErrorKind::UnexpectedEof.into())),
-                    Ok(count) => ours.get(..count).unwrap_or_default(),
+                    Ok(count) => from_client.get(..count).unwrap_or_default(),
                     Err(error) => return Some(ProbeResult::ClientLost(error)),
                 };
-                if repeatable {
-                    first.extend_from_slice(bytes);
+                if can_retry {
+                    buffered.extend_from_slice(bytes);
                 }
                 let sent = send(&mut connected.stream, bytes).await;
                 return sent.err().map(|error| self.lost(&error));
             }
         };
         match step {
-            // It deals with the client. What that is to hear of it by now is left to the relay.
+            // The server accepts the session. The relay sends the pending reply to the client.
             StartupStep::Ongoing if self.startup.withhold() == Withhold::Refusal && self.startup.has_pending() => {
-                return Some(ProbeResult::Chosen(None));
+                return Some(ProbeResult::Accepted(None));
             }
             StartupStep::Role(ServerRole::Standby) => {
-                let words = "it is a standby, and target is \"primary\"";
-                return Some(ProbeResult::EndpointError(unsuitable(words), Some(ServerRole::Standby)));
+                let error = unsuitable("is a standby, but target is \"primary\"");
+                return Some(ProbeResult::Rejected(error, Some(ServerRole::Standby)));
             }
             StartupStep::Refused if self.startup.is_not_ready() => {
                 let endpoint_error =
-                    EndpointError { refuses: self.has_waited, ..unsuitable("it is not ready for connections (57P03)") };
-                return Some(ProbeResult::EndpointError(endpoint_error, None));
+                    EndpointError { refuses: self.has_waited, ..unsuitable("is not ready for connections (57P03)") };
+                return Some(ProbeResult::Rejected(endpoint_error, None));
             }
-            StartupStep::Lost if repeatable => return Some(unresponsive("what answers is no PostgreSQL server")),
-            StartupStep::Aborted => return Some(unresponsive("it did not say whether it is a primary")),
-            // What a refusal says is for the client; and one that does not tell its role may be what is wanted.
+            StartupStep::Lost if can_retry => return Some(unresponsive(NOT_POSTGRES)),
+            StartupStep::Aborted => return Some(unresponsive("did not report whether it is a primary")),
+            // A refusal goes to the client. A server that does not report its role may be a primary.
             StartupStep::Role(role @ (ServerRole::Primary | ServerRole::Unknown)) => {
                 self.startup.release();
-                return Some(ProbeResult::Chosen(Some(role)));
+                return Some(ProbeResult::Accepted(Some(role)));
             }
             StartupStep::Refused | StartupStep::Done | StartupStep::Lost => {
                 self.startup.release();
-                return Some(ProbeResult::Chosen(None));
+                return Some(ProbeResult::Accepted(None));
             }
             StartupStep::Ongoing | StartupStep::Ask => {}
         }
@@ -202,7 +200,7 @@ impl StartupProbe {
     }
 
     fn lost(&self, error: &io::Error) -> ProbeResult {
-        ProbeResult::EndpointError(closed_early(error, &self.dialed.authorized.policy.upstream), None)
+        ProbeResult::Rejected(closed_early(error, &self.dialed.authorized.policy.upstream), None)
     }
 }
 
@@ -211,18 +209,19 @@ async fn send<W: AsyncWrite + Unpin>(writer: &mut W, bytes: &[u8]) -> io::Result
     writer.flush().await
 }
 
-/// It does not answer as a server should.
-fn unresponsive(words: &str) -> ProbeResult {
-    ProbeResult::EndpointError(unhealthy(io::Error::other(words)), None)
+/// The endpoint does not respond as a PostgreSQL server does.
+fn unresponsive(detail: &str) -> ProbeResult {
+    ProbeResult::Rejected(unhealthy(io::Error::other(detail)), None)
 }
 
-/// It answers, but is not what is wanted, or not yet.
-fn unsuitable(words: &str) -> EndpointError {
+/// The endpoint responds, but has the wrong role or is not ready.
+fn unsuitable(detail: &str) -> EndpointError {
     let reason = Reason::UpstreamUnreachable;
-    EndpointError { reason, words: words.to_owned(), is_healthy: true, is_local: false, refuses: false }
+    EndpointError { reason, detail: detail.to_owned(), is_healthy: true, is_local: false, refuses: false }
 }
 
-const HANGS: &str = "it took the connection, and then there was no answer in time (connect_timeout)";
+const NO_RESPONSE: &str = "accepted the connection but did not respond within connect_timeout";
 
-/// What a client may say behind its StartupMessage before it has been asked: it is kept, to be said to another server again.
+/// The most bytes that a client may send after its StartupMessage before the server has asked for a password. They are kept
+/// for the next endpoint.
 const MAX_REPEATED: usize = 32 << 10;

@@ -10,10 +10,10 @@ use tokio::task::yield_now;
 use crate::transport::pending::PendingBytes;
 use crate::transport::scratch::with_plain;
 
-/// Moves bytes from a reader to a writer, and the reader's end after them.
+/// Moves bytes from a reader to a writer, then passes on the reader's end of stream.
 ///
-/// It borrows the thread's buffer while it runs. Bytes it cannot get rid of it holds, and it reads no more until they are
-/// gone: that is all the back-pressure there is, and an idle flow holds nothing.
+/// A flow borrows the thread's buffer while it runs. It keeps the bytes that the writer does not accept and reads no more
+/// until they are written, which is the back-pressure. An idle flow owns no buffer.
 #[derive(Debug)]
 pub(crate) struct Flow {
     pending: PendingBytes,
@@ -22,15 +22,13 @@ pub(crate) struct Flow {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum FlowState {
-    /// More may come.
     Open,
-    /// The reader has ended; its end is still to be passed on.
+    /// The reader has ended. The writer is still to be shut down.
     Ended,
-    /// The writer knows.
+    /// The writer is shut down.
     Done,
 }
 
-/// A flow that broke, and at which end.
 #[derive(Debug)]
 pub(crate) enum FlowError {
     Reading(io::Error),
@@ -38,7 +36,7 @@ pub(crate) enum FlowError {
 }
 
 impl Flow {
-    /// A flow that begins with bytes read earlier.
+    /// `first` are bytes that were read earlier.
     pub(crate) fn new(first: Vec<u8>) -> Self {
         Self { pending: first.into(), state: FlowState::Open }
     }
@@ -48,23 +46,22 @@ impl Flow {
         self.state != FlowState::Open
     }
 
-    /// Whether there is nothing left to do.
     pub(crate) fn is_done(&self) -> bool {
         self.state == FlowState::Done
     }
 
-    /// What has been read and not written yet.
+    /// The bytes that were read and not written yet.
     pub(crate) fn pending(&self) -> &[u8] {
         self.pending.rest()
     }
 
-    /// Gives up on bytes the writer will never take.
+    /// Discards the bytes that the writer will never accept.
     pub(crate) fn abandon(&mut self) {
         self.pending = PendingBytes::default();
         self.state = FlowState::Done;
     }
 
-    /// Moves what can be moved now. Ready when the reader has ended and the writer knows it.
+    /// Moves bytes until one side is not ready. Ready when the reader has ended and the writer is shut down.
     pub(crate) fn poll<R, W>(
         &mut self,
         reader: &mut R,
@@ -76,11 +73,11 @@ impl Flow {
         R: AsyncRead + Unpin,
         W: AsyncWrite + Unpin,
     {
-        for _ in 0..MOST_TURNS {
+        for _ in 0..MAX_TURNS {
             if self.is_done() {
                 return Poll::Ready(Ok(()));
             }
-            ready!(self.poll_held(writer, count, cx)).map_err(FlowError::Writing)?;
+            ready!(self.poll_pending(writer, count, cx)).map_err(FlowError::Writing)?;
             if self.has_ended() {
                 ready!(Pin::new(&mut *writer).poll_shutdown(cx)).map_err(FlowError::Writing)?;
                 self.state = FlowState::Done;
@@ -88,22 +85,22 @@ impl Flow {
                 ready!(self.poll_transfer(reader, writer, count, cx))?;
             }
         }
-        // There may be more, but it is the turn of the other direction, and of other sessions. A plain wake-up would come
-        // before the runtime looks at the sockets again; this one comes after.
+        // More bytes may be ready, but the other direction and other sessions get their turn first. A plain wake-up would run
+        // this task before the runtime polls the sockets again; `yield_now` runs it after.
         let _ = pin!(yield_now()).poll(cx);
         Poll::Pending
     }
 
-    /// Sends what is held here and in the writer.
-    fn poll_held<W>(&mut self, writer: &mut W, count: &mut u64, cx: &mut Context<'_>) -> Poll<io::Result<()>>
+    /// Writes the pending bytes and flushes the writer.
+    fn poll_pending<W>(&mut self, writer: &mut W, count: &mut u64, cx: &mut Context<'_>) -> Poll<io::Result<()>>
     where
         W: AsyncWrite + Unpin,
     {
-        ready!(self.pending.poll_send(writer, count, cx))?;
+        ready!(self.pending.poll_write_all(writer, count, cx))?;
         Pin::new(writer).poll_flush(cx)
     }
 
-    /// Reads once and writes what came.
+    /// Reads once and writes the bytes.
     fn poll_transfer<R, W>(
         &mut self,
         reader: &mut R,
@@ -121,13 +118,13 @@ impl Flow {
             if buffer.filled().is_empty() {
                 self.state = FlowState::Ended;
             }
-            self.pending.send_or_hold(buffer.filled(), writer, count, cx).map_err(FlowError::Writing).into()
+            self.pending.write_or_keep(buffer.filled(), writer, count, cx).map_err(FlowError::Writing).into()
         })
     }
 }
 
-/// Reads in a row before others get their turn: enough for a few TLS records, too few to be felt by a neighbour.
-const MOST_TURNS: u32 = 8;
+/// Reads in a row before others get their turn. Enough for a few TLS records, and too few to delay other sessions.
+const MAX_TURNS: u32 = 8;
 
 #[cfg(test)]
 mod tests {
@@ -141,7 +138,7 @@ mod tests {
     use super::*;
 
     /// Sends `chunks` through a flow between two pipes of the given capacities, and returns what arrives.
-    async fn carried(chunks: &[Vec<u8>], near: usize, far: usize) -> (Vec<u8>, u64) {
+    async fn relayed(chunks: &[Vec<u8>], near: usize, far: usize) -> (Vec<u8>, u64) {
         let (mut sender, mut reader) = duplex(near);
         let (mut writer, mut receiver) = duplex(far);
         let send = async {
@@ -159,7 +156,7 @@ mod tests {
         };
         let receive = async {
             let mut bytes = Vec::new();
-            // Ends only if the flow passes the end on.
+            // Returns only if the flow shuts the writer down.
             receiver.read_to_end(&mut bytes).await.unwrap();
             bytes
         };
@@ -175,42 +172,42 @@ mod tests {
             far in 1_usize..200,
         ) {
             let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-            let (bytes, count) = runtime.block_on(carried(&chunks, near, far));
+            let (bytes, count) = runtime.block_on(relayed(&chunks, near, far));
             let sent = [b"first".to_vec(), chunks.concat()].concat();
             prop_assert_eq!(count, sent.len() as u64);
             prop_assert_eq!(bytes, sent);
         }
     }
 
-    /// A reader that always has something, up to a point far behind any turn.
-    struct Fountain(usize);
+    /// A reader that always has a byte. It panics after many more reads than a turn has.
+    struct EndlessReader(usize);
 
-    impl AsyncRead for Fountain {
+    impl AsyncRead for EndlessReader {
         fn poll_read(mut self: Pin<&mut Self>, _: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
             self.0 += 1;
-            assert!(self.0 < 1000, "the others never get their turn");
+            assert!(self.0 < 1000, "the flow never yields");
             buffer.put_slice(&[7]);
             Poll::Ready(Ok(()))
         }
     }
 
     #[tokio::test]
-    async fn a_flow_that_could_go_on_for_ever_lets_others_have_their_turn_and_comes_back() {
-        let (mut fountain, mut sink) = (Fountain(0), tokio::io::sink());
+    async fn flow_with_an_endless_reader_yields_and_resumes() {
+        let (mut reader, mut sink) = (EndlessReader(0), tokio::io::sink());
         let (mut flow, mut count) = (Flow::new(Vec::new()), 0);
-        let turns = 3 * u64::from(MOST_TURNS);
-        let several_turns = poll_fn(|cx| match flow.poll(&mut fountain, &mut sink, &mut count, cx) {
-            // Nobody else wakes it.
+        let turns = 3 * u64::from(MAX_TURNS);
+        let several_turns = poll_fn(|cx| match flow.poll(&mut reader, &mut sink, &mut count, cx) {
+            // Nothing else wakes the task.
             Poll::Pending if count < turns => Poll::Pending,
             Poll::Pending => Poll::Ready(()),
-            Poll::Ready(result) => unreachable!("it has no end: {result:?}"),
+            Poll::Ready(result) => unreachable!("the reader has no end: {result:?}"),
         });
-        timeout(Duration::from_secs(10), several_turns).await.expect("it comes back by itself");
+        timeout(Duration::from_secs(10), several_turns).await.expect("the flow resumes by itself");
         assert_eq!(count, turns);
     }
 
     #[tokio::test]
-    async fn a_writer_that_takes_nothing_stops_the_reading_and_bounds_what_is_held() {
+    async fn writer_that_accepts_nothing_stops_reading_and_bounds_pending_bytes() {
         let (mut sender, mut reader) = duplex(1 << 20);
         let (mut writer, _receiver) = duplex(1);
         sender.write_all(&vec![7; 1 << 20]).await.unwrap();
@@ -220,6 +217,6 @@ mod tests {
             assert!(polled.is_pending());
         }
         assert_eq!(count, 1);
-        assert!(flow.pending.rest().len() <= 64 << 10, "{} bytes are held", flow.pending.rest().len());
+        assert!(flow.pending.rest().len() <= 64 << 10, "{} bytes are pending", flow.pending.rest().len());
     }
 }

@@ -1,4 +1,4 @@
-//! Ends a session that has been silent for too long.
+//! Ends a session after `idle_timeout` or `half_close_timeout` without a byte.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -8,67 +8,63 @@ use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::config::Limits;
 use crate::outcome::Reason;
-use crate::proxy::relay::timing::Span;
+use crate::proxy::relay::span::Span;
 
-/// The silence of one session, and how long it may last.
 #[derive(Debug)]
 pub(crate) struct IdleTimer {
     idle_timeout: Option<Span>,
     half_close_timeout: Span,
-    /// Nothing as long as there is no limit, which is all their life for most sessions.
-    silence: Option<Box<IdleDeadline>>,
+    /// `None` while no timeout applies, which is the case for most sessions.
+    deadline: Option<Box<IdleDeadline>>,
 }
 
-/// A silence that has a limit.
 #[derive(Debug)]
 struct IdleDeadline {
-    since: Instant,
+    idle_since: Instant,
     half_closed: bool,
-    /// Moved only when it goes off: progress must not cost a timer each time.
-    alarm: Pin<Box<Sleep>>,
+    /// Reset only when it fires, so that progress does not cost a timer operation.
+    timer: Pin<Box<Sleep>>,
 }
 
 impl IdleTimer {
     pub(crate) fn new(limits: Limits) -> Self {
         let Limits { idle_timeout, half_close_timeout, .. } = limits;
         let idle_timeout = idle_timeout.map(Span::from);
-        Self { idle_timeout, half_close_timeout: half_close_timeout.into(), silence: None }
+        Self { idle_timeout, half_close_timeout: half_close_timeout.into(), deadline: None }
     }
 
-    /// Ready when the silence has lasted too long. To be asked at every wake-up of the session: `progress` says whether a
-    /// byte has moved since the last time, `half_closed` whether one side has ended.
+    /// Ready when the session has been idle for too long. Call it at every wake-up of the session, with `progress` if a byte
+    /// has moved since the last call and `half_closed` if one side has ended.
     pub(crate) fn poll(&mut self, half_closed: bool, progress: bool, cx: &mut Context<'_>) -> Poll<Reason> {
         let (limit, reason) = match (half_closed, self.idle_timeout) {
             (true, _) => (self.half_close_timeout.duration(), Reason::HalfCloseTimeout),
             (false, Some(idle)) => (idle.duration(), Reason::IdleTimeout),
             (false, None) => return Poll::Pending,
         };
-        let silence = self.silence.get_or_insert_with(|| Box::new(IdleDeadline::new(half_closed, limit)));
-        if progress || half_closed != silence.half_closed {
-            (silence.since, silence.half_closed) = (Instant::now(), half_closed);
+        let deadline = self.deadline.get_or_insert_with(|| Box::new(IdleDeadline::new(half_closed, limit)));
+        if progress || half_closed != deadline.half_closed {
+            (deadline.idle_since, deadline.half_closed) = (Instant::now(), half_closed);
         }
-        silence.poll(limit, cx).map(|()| reason)
+        deadline.poll(limit, cx).map(|()| reason)
     }
 }
 
 impl IdleDeadline {
-    /// One that begins now.
     fn new(half_closed: bool, limit: Duration) -> Self {
-        let since = Instant::now();
-        Self { since, half_closed, alarm: Box::pin(sleep_until(since + limit)) }
+        let idle_since = Instant::now();
+        Self { idle_since, half_closed, timer: Box::pin(sleep_until(idle_since + limit)) }
     }
 
-    /// Ready when it has lasted so long.
     fn poll(&mut self, limit: Duration, cx: &mut Context<'_>) -> Poll<()> {
-        let due = self.since + limit;
-        if self.alarm.deadline() > due {
-            self.alarm.as_mut().reset(due);
+        let due = self.idle_since + limit;
+        if self.timer.deadline() > due {
+            self.timer.as_mut().reset(due);
         }
-        while self.alarm.as_mut().poll(cx).is_ready() {
-            if self.alarm.deadline() >= due {
+        while self.timer.as_mut().poll(cx).is_ready() {
+            if self.timer.deadline() >= due {
                 return Poll::Ready(());
             }
-            self.alarm.as_mut().reset(due);
+            self.timer.as_mut().reset(due);
         }
         Poll::Pending
     }
@@ -87,8 +83,8 @@ mod tests {
         IdleTimer::new(Limits { idle_timeout, half_close_timeout, ..Limits::default() })
     }
 
-    /// How long the session stays silent from here before it is ended, and why.
-    async fn silence(idle_timer: &mut IdleTimer, half_closed: bool) -> Option<(Duration, Reason)> {
+    /// Stays idle until the timer ends the session, for at most a day. Returns the time and the reason.
+    async fn stay_idle(idle_timer: &mut IdleTimer, half_closed: bool) -> Option<(Duration, Reason)> {
         let start = Instant::now();
         let a_day = Duration::from_secs(86_400);
         let reason = timeout(a_day, poll_fn(|cx| idle_timer.poll(half_closed, false, cx))).await.ok()?;
@@ -102,31 +98,31 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn without_an_idle_timeout_silence_lasts_for_ever() {
-        assert_eq!(silence(&mut idle_timer(None), false).await, None);
+    async fn session_without_idle_timeout_never_ends() {
+        assert_eq!(stay_idle(&mut idle_timer(None), false).await, None);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn progress_puts_the_end_off() {
+    async fn progress_restarts_the_idle_timeout() {
         let mut idle_timer = idle_timer(Some(Duration::from_secs(60)));
         progress(&mut idle_timer).await;
         advance(Duration::from_secs(59)).await;
         progress(&mut idle_timer).await;
-        assert_eq!(silence(&mut idle_timer, false).await, Some((Duration::from_secs(60), Reason::IdleTimeout)));
+        assert_eq!(stay_idle(&mut idle_timer, false).await, Some((Duration::from_secs(60), Reason::IdleTimeout)));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_half_close_has_its_own_time_however_old_the_session_is() {
+    async fn half_close_starts_its_own_timeout_at_any_age_of_the_session() {
         let expected = Some((Duration::from_secs(300), Reason::HalfCloseTimeout));
         for idle in [None, Some(Duration::from_secs(60)), Some(Duration::from_secs(7_200))] {
             let mut idle_timer = idle_timer(idle);
             progress(&mut idle_timer).await;
-            assert_eq!(idle_timer.silence.is_some(), idle.is_some(), "what has no limit is not measured");
+            assert_eq!(idle_timer.deadline.is_some(), idle.is_some(), "no timer without a timeout");
             advance(Duration::from_secs(30)).await;
-            assert_eq!(silence(&mut idle_timer, true).await, expected, "idle_timeout {idle:?}");
+            assert_eq!(stay_idle(&mut idle_timer, true).await, expected, "idle_timeout {idle:?}");
         }
         let mut old = idle_timer(None);
         advance(Duration::from_secs(86_400)).await;
-        assert_eq!(silence(&mut old, true).await, expected);
+        assert_eq!(stay_idle(&mut old, true).await, expected);
     }
 }

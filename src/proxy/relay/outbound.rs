@@ -1,7 +1,7 @@
-//! What an upstream sends, on its way to the client.
+//! The bytes of the upstream, before they are sent to the client.
 //!
-//! It is a [`Stage`] behind the other: while a PostgreSQL session starts, its messages are read one by one; from then on
-//! bytes pass as they are, and only the boundaries of messages are tracked.
+//! They pass two stages ([`Stage`]). During the startup of a PostgreSQL session, messages are parsed one by one. After that,
+//! bytes pass unchanged, and only message boundaries are tracked.
 
 use std::io;
 use std::pin::Pin;
@@ -20,16 +20,16 @@ use crate::upstream::cancel_keys::CancelRegistration;
 pub(crate) struct Outbound {
     wire: Wire,
     stage: Stage,
-    /// Where the messages end, in a protocol that has a farewell message between two of them. What has been read counts:
-    /// what of it the client has not been sent yet goes before the farewell.
+    /// Tracks message boundaries in PostgreSQL, where a farewell message may stand only between two messages. It counts the
+    /// bytes that were read: those that the client has not received yet are sent before the farewell.
     frames: Option<FrameTracker>,
-    /// Lets a CancelRequest find the session.
+    /// Registers the session's key for CancelRequests.
     cancel_registration: Option<Box<CancelRegistration>>,
 }
 
 #[derive(Debug)]
 enum Stage {
-    /// A PostgreSQL session starts.
+    /// Startup of a PostgreSQL session.
     Startup(Box<StartupRelay>),
     Open,
 }
@@ -55,18 +55,18 @@ impl Outbound {
         &self.wire.stream
     }
 
-    /// Where the client's bytes go.
+    /// The direction from the client to the upstream.
     pub(crate) fn writer(&mut self) -> &mut UpstreamStream {
         &mut self.wire.stream
     }
 
-    /// Notes why nothing more can be written. Reading ends with that error, and not as if the upstream had ended.
+    /// Records why a write failed. Reads then return this error instead of an end of stream.
     pub(crate) fn note_write_error(&mut self, error: io::Error) {
-        // A pipe is broken only behind the upstream's own end.
+        // The kernel reports EPIPE only after the upstream has closed by itself.
         self.wire.write_error = Some(error).filter(|error| error.kind() != io::ErrorKind::BrokenPipe);
     }
 
-    /// Whether a farewell message would stand between two messages of the upstream.
+    /// Whether a farewell message may be sent now: between two messages of the upstream.
     pub(crate) fn is_between_messages(&self) -> bool {
         self.frames.is_some_and(FrameTracker::is_at_boundary)
     }
@@ -95,7 +95,7 @@ impl AsyncRead for Outbound {
 }
 
 impl Wire {
-    /// Reads, and does not take for the end what may have been cut short.
+    /// Reads. An end of stream that may be a truncation is returned as an error.
     pub(crate) fn poll_read(&mut self, buffer: &mut ReadBuf<'_>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
         ready!(Pin::new(&mut self.stream).poll_read(cx, buffer))?;
@@ -104,10 +104,10 @@ impl Wire {
         }
         match &self.stream {
             Stream::Tls(stream) if stream.is_truncated() => {
-                let words = "it ended without close_notify, so what it said last may be missing";
-                Poll::Ready(Err(io::Error::new(io::ErrorKind::UnexpectedEof, words)))
+                let detail = "closed without close_notify, its last data may be missing";
+                Poll::Ready(Err(io::Error::new(io::ErrorKind::UnexpectedEof, detail)))
             }
-            // What the kernel has told the writer it does not tell the reader, who is shown an end.
+            // The kernel reports a socket error once. If the writer received it, the reader sees only an end of stream.
             Stream::Plain(_) => Poll::Ready(self.write_error.take().map_or(Ok(()), Err)),
             Stream::Tls(_) => Poll::Ready(Ok(())),
         }

@@ -1,4 +1,4 @@
-//! The beginning of a PostgreSQL session on its way from the upstream to the client.
+//! The startup of a PostgreSQL session, from the upstream to the client.
 
 use std::io;
 use std::sync::Arc;
@@ -14,53 +14,58 @@ use crate::proxy::relay::outbound::Wire;
 use crate::transport::Stream;
 use crate::upstream::cancel_keys::{CancelKeys, CancelRegistration};
 use crate::upstream::endpoint::Endpoint;
+use crate::x509::crypto::sha256_hex;
 
-/// Follows the beginning of a session, and has what the client is to hear of it. Gone as soon as the session has begun.
+/// Parses the startup messages of the upstream and holds those that the client is to receive. It is dropped when the session
+/// is ready.
 #[derive(Debug)]
 pub(crate) struct StartupRelay {
     parser: StartupParser,
     withhold: Withhold,
-    /// Whether what the upstream says goes to the client as it is, whatever is found in it.
+    /// Bytes pass to the client unchanged.
     is_passive: bool,
-    /// What the client is to hear.
+    /// Bytes for the client.
     pending: Vec<u8>,
-    /// TLS on both sides, by which libpq's channel binding fails.
+    /// Present if client and upstream see different certificates, so that SCRAM channel binding fails.
     binding_mismatch: Option<Arc<ListenerPolicy>>,
-    /// Where the session is, until its key is known.
+    /// The endpoint, until the cancel key of the session is known.
     endpoint: Option<(Arc<CancelKeys>, Endpoint)>,
-    over: bool,
+    is_over: bool,
 }
 
 impl StartupRelay {
-    pub(crate) fn of(dialed: &Dialed, withhold: Withhold) -> Self {
+    pub(crate) fn new(dialed: &Dialed, withhold: Withhold) -> Self {
         let policy = &dialed.authorized.policy;
         let client_has_tls = matches!(dialed.authorized.client, Stream::Tls(_));
         let upstream_leaf = match &dialed.connected.stream {
             Stream::Tls(stream) => stream.engine().server_chain().first(),
             Stream::Plain(_) => None,
         };
-        let same = |leaf| {
-            dialed.authorized.shown.as_ref().is_some_and(|shown| shown.sha256 == crate::x509::crypto::sha256_hex(leaf))
+        let client_sees = |leaf| {
+            let certificate = dialed.authorized.server_certificate.as_ref();
+            certificate.is_some_and(|certificate| certificate.sha256 == sha256_hex(leaf))
         };
-        let wants = StartupOptions { hide_channel_binding: !client_has_tls && upstream_leaf.is_some(), withhold };
+        let options = StartupOptions { hide_channel_binding: !client_has_tls && upstream_leaf.is_some(), withhold };
         Self {
-            parser: StartupParser::new(wants),
+            parser: StartupParser::new(options),
             withhold,
-            is_passive: wants == StartupOptions::default(),
+            is_passive: options == StartupOptions::default(),
             pending: Vec::new(),
-            binding_mismatch: upstream_leaf.filter(|leaf| client_has_tls && !same(leaf)).map(|_| Arc::clone(policy)),
+            binding_mismatch: upstream_leaf
+                .filter(|leaf| client_has_tls && !client_sees(leaf))
+                .map(|_| Arc::clone(policy)),
             endpoint: Some((Arc::clone(&policy.upstream.cancel_keys), dialed.connected.endpoint.clone())),
-            over: false,
+            is_over: false,
         }
     }
 
-    /// Goes on over what the upstream said.
+    /// Parses the next bytes of the upstream.
     pub(crate) fn follow(&mut self, chunk: &[u8]) -> StartupStep {
         let step = self.parser.follow(chunk, &mut self.pending);
-        self.look(step)
+        self.finish_step(step)
     }
 
-    /// Reads for the client: what it is to receive of the start-up by now. Ready without a byte once the start-up is over.
+    /// Reads the bytes that the client is to receive now. Ready without a byte when the startup is over.
     pub(crate) fn poll_read(
         &mut self,
         wire: &mut Wire,
@@ -77,7 +82,7 @@ impl StartupRelay {
         loop {
             let count = self.pending.len().min(buffer.remaining());
             buffer.put_slice(self.pending.drain(..count).as_slice());
-            if buffer.filled().len() > before || (self.over && self.pending.is_empty()) {
+            if buffer.filled().len() > before || (self.is_over && self.pending.is_empty()) {
                 return Poll::Ready(Ok(()));
             }
             let mut bytes = [0; READ_SIZE];
@@ -91,71 +96,70 @@ impl StartupRelay {
         }
     }
 
-    /// Lets the client have what was held back.
+    /// Moves the withheld bytes to the pending ones.
     pub(crate) fn release(&mut self) {
         let step = self.parser.release(&mut self.pending);
-        self.look(step);
+        self.finish_step(step);
     }
 
-    /// The upstream has ended: what is left is the client's.
+    /// Ends the startup after the upstream has ended. The remaining bytes become pending.
     fn end(&mut self) {
-        if !std::mem::replace(&mut self.over, true) {
+        if !std::mem::replace(&mut self.is_over, true) {
             std::mem::replace(&mut self.parser, StartupParser::new(StartupOptions::default())).end(&mut self.pending);
         }
     }
 
-    /// Whether the session has begun, and nothing more need come here.
+    /// Whether no more bytes need to be parsed.
     pub(crate) fn is_over(&self) -> bool {
-        self.over
+        self.is_over
     }
 
-    /// How long the client is shown nothing.
+    /// Until when replies are withheld from the client.
     pub(crate) fn withhold(&self) -> Withhold {
         self.withhold
     }
 
-    /// Whether the client is to hear something by now.
+    /// Whether bytes are pending for the client.
     pub(crate) fn has_pending(&self) -> bool {
         !self.pending.is_empty()
     }
 
-    /// What that is.
     pub(crate) fn take_pending(&mut self) -> Vec<u8> {
         std::mem::take(&mut self.pending)
     }
 
-    /// Whether the client has been asked for a password or the like.
+    /// Whether the server has asked the client to authenticate.
     pub(crate) fn asks_client(&self) -> bool {
         self.parser.asks_client()
     }
 
-    /// Whether the server is only not ready yet.
+    /// Whether the server has refused the session because it is starting or stopping (57P03).
     pub(crate) fn is_not_ready(&self) -> bool {
         self.parser.refusal().is_some_and(|refusal| refusal.is_not_ready())
     }
 
-    /// Lets the session be found by its key, once that is known.
+    /// Registers the session for CancelRequests, if its key is known.
     pub(crate) fn register_cancel_key(&mut self) -> Option<CancelRegistration> {
         let key = self.parser.cancel_key()?;
         let (keys, endpoint) = self.endpoint.take()?;
-        Some(keys.note(key, endpoint))
+        Some(keys.register(key, endpoint))
     }
 
-    fn look(&mut self, step: StartupStep) -> StartupStep {
-        self.over = matches!(step, StartupStep::Done | StartupStep::Lost);
+    fn finish_step(&mut self, step: StartupStep) -> StartupStep {
+        self.is_over = matches!(step, StartupStep::Done | StartupStep::Lost);
         if self.parser.refusal().is_some_and(|refusal| refusal.is_channel_binding())
             && let Some(policy) = self.binding_mismatch.take()
         {
             warn!(
                 listener = %policy.name,
-                "SCRAM channel binding failed, the client and the upstream see different certificates; use the same \
-                 certificate on both legs, set channel_binding=disable in the client, or reach the upstream by a Unix socket \
-                 or without TLS"
+                "SCRAM channel binding failed, client and upstream use different server certificates; use the same \
+                 certificate for both, set channel_binding=disable in the client, or connect to the upstream without TLS \
+                 or by Unix socket"
             );
         }
         step
     }
 }
 
-/// Bytes. A start-up is short, and most of it comes at once.
+/// In bytes. A startup is short, and most of it arrives at once.
 const READ_SIZE: usize = 4096;

@@ -1,8 +1,7 @@
-//! TLS over a socket: a client's, or ours towards an upstream.
+//! TLS over a socket, to a client or to an upstream.
 //!
-//! Here the record engine and the socket's readiness meet: tokio says when the socket can be read or written, [`TlsEngine`]
-//! makes plaintext of what was read and records of what is to be written. Both pass through the thread's buffer; what the
-//! session holds is what could not be moved on.
+//! [`TlsStream`] connects a tokio socket with the record engine ([`TlsEngine`]), which opens received records and seals bytes
+//! to be sent. Both use the thread's buffer. A session owns only the bytes that the reader or the socket has not accepted.
 
 #[cfg(test)]
 mod tests;
@@ -19,101 +18,100 @@ use crate::tls::engine::{Server, Side, TlsEngine};
 use crate::transport::pending::PendingBytes;
 use crate::transport::scratch::{READ, with_sealed};
 
-/// A client inside TLS, or an upstream.
+/// A TLS stream to a client or to an upstream.
 ///
-/// Reading ends with close_notify or with TCP, whichever comes first. Shutting down sends close_notify and leaves reading
-/// as it is.
+/// Reading ends with close_notify or with the end of TCP, whichever comes first. A shutdown sends close_notify and does not
+/// affect reading.
 #[derive(Debug)]
 pub(crate) struct TlsStream<T = TcpStream, S: Side = Server> {
     socket: T,
     engine: TlsEngine<S>,
-    /// Opened, but not read yet: what came with the end of the handshake, or more than the reader had room for.
+    /// Plaintext that was not read yet: it came with the last flight of the handshake, or exceeded the reader's buffer.
     unread: PendingBytes,
-    /// Sealed, but not taken by the socket yet.
+    /// Sealed records that the socket has not accepted yet.
     unsent: PendingBytes,
-    /// What is wrong with the records behind those that were opened last.
-    broken: Option<io::Error>,
-    /// Everything has been sent, the end of the stream included.
-    finished: bool,
-    /// Reading has ended, or failed, before close_notify came.
-    cut: bool,
+    /// The error of the records after those that were opened last.
+    record_error: Option<io::Error>,
+    /// All bytes and the end of the stream were sent.
+    is_shut_down: bool,
+    /// Reading has ended or failed without close_notify.
+    is_truncated: bool,
 }
 
 impl<T: AsyncRead + AsyncWrite + Unpin, S: Side> TlsStream<T, S> {
     pub(crate) fn new(socket: T, engine: TlsEngine<S>) -> Self {
         let (unread, unsent) = Default::default();
-        Self { socket, engine, unread, unsent, broken: None, finished: false, cut: false }
+        Self { socket, engine, unread, unsent, record_error: None, is_shut_down: false, is_truncated: false }
     }
 
-    /// What is known of the TLS.
     pub(crate) fn engine(&self) -> &TlsEngine<S> {
         &self.engine
     }
 
-    /// The socket, to be looked at.
     pub(crate) fn socket(&self) -> &T {
         &self.socket
     }
 
-    /// The socket, whatever is still to be sent or read forgotten.
+    /// Returns the socket. Unsent and unread bytes are discarded.
     pub(crate) fn into_socket(self) -> T {
         self.socket
     }
 
-    /// Whether what was read ended with TCP alone, by a reset, or in what is no TLS. Without close_notify nobody can say
-    /// whether it is all that was meant to be said.
+    /// Whether reading ended with the end of TCP, a reset or an invalid record. Without close_notify, the data may be
+    /// incomplete.
     pub(crate) fn is_truncated(&self) -> bool {
-        self.cut
+        self.is_truncated
     }
 
-    /// Takes the handshake one flight further, and returns how many bytes were received. To be called until it is over.
+    /// Sends and receives one flight of the handshake. Returns the number of received bytes. Call it until the engine no
+    /// longer handshakes.
     ///
     /// # Errors
-    /// The socket's, or rustls' inside an [`io::ErrorKind::InvalidData`]; then the other side has been sent the alert.
+    /// The error of the socket, or that of rustls as [`io::ErrorKind::InvalidData`]. In that case the alert was sent.
     pub(crate) async fn next_flight(&mut self) -> io::Result<usize> {
-        // A client has the first word.
-        self.engine.speak(self.unsent.end());
+        // The client side sends first.
+        self.engine.speak(self.unsent.buffer());
         poll_fn(|cx| self.poll_send(cx)).await?;
         let received = poll_fn(|cx| self.poll_receive(&mut ReadBuf::new(&mut []), cx)).await?;
         let sent = poll_fn(|cx| self.poll_send(cx)).await;
-        // Why the other side is refused matters more than that it did not wait to hear it.
-        if let Some(error) = self.broken.take() {
+        // The TLS error takes precedence over the error of sending the alert.
+        if let Some(error) = self.record_error.take() {
             return Err(error);
         }
         sent?;
         match received {
             0 => Err(io::ErrorKind::UnexpectedEof.into()),
-            // close_notify in the middle of it.
+            // close_notify during the handshake.
             _ if self.engine.has_ended() && self.engine.is_handshaking() => Err(io::ErrorKind::UnexpectedEof.into()),
             count => Ok(count),
         }
     }
 
-    /// Receives once, opens what came whole, and returns how much was received; nothing is the end of TCP. Plaintext for
-    /// which there is no room remains to be read.
+    /// Receives once and opens the complete records. Returns the number of received bytes, 0 at the end of TCP. Plaintext that
+    /// exceeds the reader's buffer is kept in `unread`.
     fn poll_receive(&mut self, plain: &mut ReadBuf<'_>, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        let Self { socket, engine, unread, unsent, broken, .. } = self;
+        let Self { socket, engine, unread, unsent, record_error, .. } = self;
         with_sealed(|scratch| {
-            let kept = engine.unopened();
-            // As much as the plaintext of it has room, so that nothing has to wait for it; but not by dribbles.
-            let most = plain.remaining().saturating_sub(kept).clamp(SHORTEST_READ, READ);
-            let Some(room) = scratch.get_mut(kept..kept + most) else {
+            let unopened = engine.unopened();
+            // Not more than the plaintext that fits into the reader's buffer, but not less than `MIN_READ`.
+            let length = plain.remaining().saturating_sub(unopened).clamp(MIN_READ, READ);
+            let Some(buffer) = scratch.get_mut(unopened..unopened + length) else {
                 return Poll::Ready(Err(io::Error::other("the buffer for records is too small")));
             };
-            let mut room = ReadBuf::new(room);
-            ready!(Pin::new(socket).poll_read(cx, &mut room))?;
-            let received = room.filled().len();
-            let sealed = scratch.get_mut(..kept + received).unwrap_or_default();
-            if let Err(error) = engine.open(sealed, |bytes| give(bytes, plain, unread), unsent.end()) {
-                *broken = Some(io::Error::new(io::ErrorKind::InvalidData, error));
+            let mut buffer = ReadBuf::new(buffer);
+            ready!(Pin::new(socket).poll_read(cx, &mut buffer))?;
+            let received = buffer.filled().len();
+            let sealed = scratch.get_mut(..unopened + received).unwrap_or_default();
+            if let Err(error) = engine.open(sealed, |bytes| deliver(bytes, plain, unread), unsent.buffer()) {
+                *record_error = Some(io::Error::new(io::ErrorKind::InvalidData, error));
             }
             Poll::Ready(Ok(received))
         })
     }
 
-    /// Sends what is sealed.
+    /// Sends the sealed records.
     fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.unsent.poll_send(&mut self.socket, &mut 0, cx)
+        self.unsent.poll_write_all(&mut self.socket, &mut 0, cx)
     }
 }
 
@@ -131,18 +129,18 @@ impl<T: AsyncRead + AsyncWrite + Unpin, S: Side> AsyncRead for TlsStream<T, S> {
             if plain.filled().len() > before || plain.remaining() == 0 {
                 return Poll::Ready(Ok(()));
             }
-            if let Some(error) = this.broken.take() {
-                this.cut = true;
+            if let Some(error) = this.record_error.take() {
+                this.is_truncated = true;
                 return Poll::Ready(Err(error));
             }
             if this.engine.has_ended() {
                 return Poll::Ready(Ok(()));
             }
-            // What came may have been part of a record, or nothing that is for the reader.
+            // The received bytes may be an incomplete record, or a record without application data.
             match ready!(this.poll_receive(plain, cx)) {
                 Ok(1..) => {}
                 ended => {
-                    this.cut = true;
+                    this.is_truncated = true;
                     return Poll::Ready(ended.map(drop));
                 }
             }
@@ -155,12 +153,13 @@ impl<T: AsyncRead + AsyncWrite + Unpin, S: Side> AsyncWrite for TlsStream<T, S> 
         let this = self.get_mut();
         ready!(this.poll_send(cx))?;
         let plain = plain.get(..READ).unwrap_or(plain);
-        let Self { socket, engine, unsent, broken, .. } = this;
+        let Self { socket, engine, unsent, record_error, .. } = this;
         with_sealed(|scratch| {
             let sealed = engine.seal(plain, scratch);
-            // What the other side broke is the reason, whoever notices first; and the reader shall be told too.
-            let sealed = sealed.map_err(|error| broken.as_ref().map_or_else(|| io::Error::other(error), repeat))?;
-            unsent.send_or_hold(scratch.get(..sealed).unwrap_or_default(), socket, &mut 0, cx)?;
+            // A record error of the other side is the cause, also if a write fails first. It is copied, because the reader
+            // returns it too.
+            let sealed = sealed.map_err(|error| record_error.as_ref().map_or_else(|| io::Error::other(error), copy))?;
+            unsent.write_or_keep(scratch.get(..sealed).unwrap_or_default(), socket, &mut 0, cx)?;
             Poll::Ready(Ok(plain.len()))
         })
     }
@@ -171,23 +170,23 @@ impl<T: AsyncRead + AsyncWrite + Unpin, S: Side> AsyncWrite for TlsStream<T, S> 
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        if !this.finished {
-            this.engine.close(this.unsent.end());
+        if !this.is_shut_down {
+            this.engine.close(this.unsent.buffer());
             ready!(this.poll_send(cx))?;
             ready!(Pin::new(&mut this.socket).poll_shutdown(cx))?;
-            this.finished = true;
+            this.is_shut_down = true;
         }
         Poll::Ready(Ok(()))
     }
 }
 
-/// The same error again, in words.
-fn repeat(error: &io::Error) -> io::Error {
+/// Copies an error with its text.
+fn copy(error: &io::Error) -> io::Error {
     io::Error::new(error.kind(), error.to_string())
 }
 
-/// Fills the reader's room first.
-fn give(bytes: &[u8], plain: &mut ReadBuf<'_>, unread: &mut PendingBytes) {
+/// Fills the reader's buffer, and keeps the rest in `unread`.
+fn deliver(bytes: &[u8], plain: &mut ReadBuf<'_>, unread: &mut PendingBytes) {
     let fits = if unread.is_empty() { bytes.len().min(plain.remaining()) } else { 0 };
     let (now, later) = bytes.split_at(fits);
     plain.put_slice(now);
@@ -195,4 +194,4 @@ fn give(bytes: &[u8], plain: &mut ReadBuf<'_>, unread: &mut PendingBytes) {
 }
 
 /// Enough for every flight of an ordinary handshake.
-const SHORTEST_READ: usize = 4 << 10;
+const MIN_READ: usize = 4 << 10;

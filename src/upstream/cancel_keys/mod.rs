@@ -1,8 +1,8 @@
-//! CancelRequests of one PostgreSQL listener: at which node the session of a key is, and how many requests may pass.
+//! CancelRequests of one PostgreSQL listener: the endpoint of each session, by cancel key, and the limits.
 //!
-//! A request with the key of an open session comes from somebody who knows its secret. It is limited with that session
-//! alone, so a client can cancel all its sessions at once while others flood the listener. Requests that name no open
-//! session are limited for each source and for the listener. They may pass because the session may be at another replica.
+//! A request with the key of an open session proves knowledge of its secret. It counts only against the limit of that
+//! session, so a client can cancel all its sessions while others flood the listener. Requests with an unknown key are limited
+//! per source and per listener. They are forwarded because the session may belong to another replica of Portcullis.
 
 pub(crate) mod limits;
 
@@ -13,23 +13,21 @@ use std::time::{Duration, Instant};
 
 use crate::addr::ClientAddr;
 use crate::limit::gcra::Gcra;
-use crate::upstream::cancel_keys::limits::{OF_SESSION, Scope, UnknownKeySlot, UnknownKeys};
+use crate::upstream::cancel_keys::limits::{SESSION_LIMIT, Scope, TooManyCancels, UnknownKeySlot, UnknownKeys};
 use crate::upstream::endpoint::Endpoint;
 
-use crate::upstream::cancel_keys::limits::TooManyCancels;
-
-/// The open sessions of one listener. Goes on from one generation to the next.
+/// The cancel keys of one listener's open sessions. They outlive reloads.
 pub struct CancelKeys {
     sessions: Mutex<Sessions>,
-    unnamed: Arc<UnknownKeys>,
-    /// The moment the time of rates is counted from.
+    unknown: Arc<UnknownKeys>,
+    /// The origin of the time of the rate limits.
     since: Instant,
 }
 
 #[derive(Default)]
 struct Sessions {
     by_key: HashMap<Box<[u8]>, Endpoint>,
-    /// The open sessions for which there was a request before.
+    /// The open sessions that had a request before.
     cancelled: HashMap<Box<[u8]>, CancelledSession>,
 }
 
@@ -37,55 +35,52 @@ struct Sessions {
 #[derive(Default)]
 struct CancelledSession {
     rate: Gcra,
-    /// Its references are this one and one for each request under way.
-    under_way: Arc<()>,
+    /// One reference, and one more for each request in flight.
+    in_flight: Arc<()>,
 }
 
-/// A session that can be found by its key, as long as this lives.
+/// Keeps a session registered until it is dropped.
 pub struct CancelRegistration {
     keys: Arc<CancelKeys>,
     key: Box<[u8]>,
 }
 
-/// A CancelRequest that may pass, counted for as long as this lives.
+/// An admitted CancelRequest. It counts as in flight until it is dropped.
 #[must_use]
 #[derive(Debug)]
 pub struct PendingCancel {
-    /// Where the session is. `None` where the request names no open session.
+    /// The endpoint of the session. `None` if the key is unknown.
     pub endpoint: Option<Endpoint>,
-    _counted: CancelSlot,
+    _slot: CancelSlot,
 }
 
 #[derive(Debug)]
 enum CancelSlot {
-    WithItsSession { _under_way: Arc<()> },
-    WithItsSource { _place: UnknownKeySlot },
+    Session { _request: Arc<()> },
+    UnknownKey { _slot: UnknownKeySlot },
 }
 
 impl CancelKeys {
-    /// Notes where the session of this key is: process id and secret, as a CancelRequest has them.
-    pub fn note(self: &Arc<Self>, key: &[u8], whereabouts: Endpoint) -> CancelRegistration {
-        self.sessions().by_key.insert(key.into(), whereabouts);
+    /// Registers a session. `key` is process id and secret, as in a CancelRequest.
+    pub fn register(self: &Arc<Self>, key: &[u8], endpoint: Endpoint) -> CancelRegistration {
+        self.sessions().by_key.insert(key.into(), endpoint);
         CancelRegistration { keys: Arc::clone(self), key: key.into() }
     }
 
     /// Admits a CancelRequest with this key.
     ///
     /// # Errors
-    /// When it is above a limit.
-    pub fn begin(&self, key: &[u8], client: ClientAddr, now: Instant) -> Result<PendingCancel, TooManyCancels> {
+    /// The request exceeds a limit.
+    pub fn admit(&self, key: &[u8], client: ClientAddr, now: Instant) -> Result<PendingCancel, TooManyCancels> {
         let now = now.saturating_duration_since(self.since);
         let mut sessions = self.sessions();
         if let Some(endpoint) = sessions.by_key.get(key).cloned() {
-            let under_way = sessions.cancelled.entry(key.into()).or_default().take(now)?;
-            return Ok(PendingCancel {
-                endpoint: Some(endpoint),
-                _counted: CancelSlot::WithItsSession { _under_way: under_way },
-            });
+            let request = sessions.cancelled.entry(key.into()).or_default().acquire(now)?;
+            return Ok(PendingCancel { endpoint: Some(endpoint), _slot: CancelSlot::Session { _request: request } });
         }
         drop(sessions);
-        let endpoint = self.unnamed.take(client.source_key(), now)?;
-        Ok(PendingCancel { endpoint: None, _counted: CancelSlot::WithItsSource { _place: endpoint } })
+        let slot = self.unknown.acquire(client.source_key(), now)?;
+        Ok(PendingCancel { endpoint: None, _slot: CancelSlot::UnknownKey { _slot: slot } })
     }
 
     fn sessions(&self) -> MutexGuard<'_, Sessions> {
@@ -95,20 +90,20 @@ impl CancelKeys {
 
 impl Default for CancelKeys {
     fn default() -> Self {
-        Self { sessions: Mutex::default(), unnamed: Arc::default(), since: Instant::now() }
+        Self { sessions: Mutex::default(), unknown: Arc::default(), since: Instant::now() }
     }
 }
 
 impl CancelledSession {
-    fn take(&mut self, now: Duration) -> Result<Arc<()>, TooManyCancels> {
-        let under_way = u32::try_from(Arc::strong_count(&self.under_way) - 1).unwrap_or(u32::MAX);
-        if under_way >= OF_SESSION.at_once {
-            return Err(TooManyCancels::at_once(Scope::Session));
+    fn acquire(&mut self, now: Duration) -> Result<Arc<()>, TooManyCancels> {
+        let count = u32::try_from(Arc::strong_count(&self.in_flight) - 1).unwrap_or(u32::MAX);
+        if count >= SESSION_LIMIT.max_in_flight {
+            return Err(TooManyCancels::in_flight(Scope::Session));
         }
-        if !self.rate.take(OF_SESSION.rate, now) {
-            return Err(TooManyCancels::in_a_short_time(Scope::Session));
+        if !self.rate.take(SESSION_LIMIT.rate, now) {
+            return Err(TooManyCancels::rate(Scope::Session));
         }
-        Ok(Arc::clone(&self.under_way))
+        Ok(Arc::clone(&self.in_flight))
     }
 }
 
@@ -122,11 +117,11 @@ impl Drop for CancelRegistration {
 
 impl fmt::Debug for CancelRegistration {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Cancellable").finish_non_exhaustive()
+        f.debug_struct("CancelRegistration").finish_non_exhaustive()
     }
 }
 
-/// The keys are secrets.
+/// Omits the keys, which are secrets.
 impl fmt::Debug for CancelKeys {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("CancelKeys").field("sessions", &self.sessions().by_key.len()).finish_non_exhaustive()
@@ -150,57 +145,57 @@ mod tests {
         ClientAddr::from_ip([10, 0, 0, 1].into())
     }
 
-    /// Requests for one key that all stay under way, until one is refused.
-    fn crowd(keys: &CancelKeys, key: &[u8], now: Instant) -> (Vec<PendingCancel>, Reason) {
-        let mut passed = Vec::new();
+    /// Sends requests for one key that all stay in flight, until one is refused.
+    fn fill(keys: &CancelKeys, key: &[u8], now: Instant) -> (Vec<PendingCancel>, Reason) {
+        let mut admitted = Vec::new();
         loop {
-            match keys.begin(key, client(), now) {
-                Ok(begun) => passed.push(begun),
-                Err(refused) => return (passed, Outcome::from(refused).reason),
+            match keys.admit(key, client(), now) {
+                Ok(pending) => admitted.push(pending),
+                Err(refused) => return (admitted, Outcome::from(refused).reason),
             }
         }
     }
 
     #[test]
-    fn a_session_is_found_by_its_key_as_long_as_it_lives() {
+    fn session_is_found_by_its_key_until_it_ends() {
         let keys = Arc::new(CancelKeys::default());
-        let session = keys.note(KEY, endpoint());
-        let find = |key| keys.begin(key, client(), Instant::now()).unwrap().endpoint;
+        let session = keys.register(KEY, endpoint());
+        let find = |key| keys.admit(key, client(), Instant::now()).unwrap().endpoint;
         assert_eq!(find(KEY).unwrap().configured.address(), &UpstreamAddr::Unix("/run/db".into()));
         assert!(find(b"12345679").is_none());
         assert!(!format!("{keys:?}").contains("1234"));
         drop(session);
         assert!(find(KEY).is_none());
         let sessions = keys.sessions();
-        assert_eq!((sessions.by_key.len(), sessions.cancelled.len()), (0, 0), "nothing is kept of it");
+        assert_eq!((sessions.by_key.len(), sessions.cancelled.len()), (0, 0), "the session is removed");
     }
 
     #[test]
-    fn requests_for_one_session_are_limited_at_once_and_in_time() {
+    fn requests_for_one_session_are_limited_in_flight_and_in_rate() {
         let keys = Arc::new(CancelKeys::default());
-        let _session = keys.note(KEY, endpoint());
-        let (under_way, reason) = crowd(&keys, KEY, keys.since);
-        assert_eq!((under_way.len(), reason), (4, Reason::SourceConnectionLimit));
-        drop(under_way);
+        let _session = keys.register(KEY, endpoint());
+        let (in_flight, reason) = fill(&keys, KEY, keys.since);
+        assert_eq!((in_flight.len(), reason), (4, Reason::SourceConnectionLimit));
+        drop(in_flight);
         let pass = |after: Duration| {
-            let passes = |_: &_| keys.begin(KEY, client(), keys.since + after).is_ok();
+            let passes = |_: &_| keys.admit(KEY, client(), keys.since + after).is_ok();
             (0..100).filter(passes).count()
         };
         assert_eq!(pass(Duration::ZERO), 20 - 4);
         assert_eq!(pass(Duration::from_secs(1)), 10);
-        let refused = keys.begin(KEY, client(), keys.since + Duration::from_secs(1)).unwrap_err();
+        let refused = keys.admit(KEY, client(), keys.since + Duration::from_secs(1)).unwrap_err();
         assert_eq!(Outcome::from(refused).reason, Reason::RateLimited);
     }
 
     #[test]
-    fn flood_that_names_no_session_keeps_no_session_from_being_cancelled() {
+    fn flood_of_unknown_keys_does_not_block_requests_for_open_sessions() {
         let keys = Arc::new(CancelKeys::default());
         let numbers = || (0..500_u32).map(u32::to_be_bytes);
-        let _sessions: Vec<_> = numbers().map(|key| keys.note(&key, endpoint())).collect();
-        let (flood, _) = crowd(&keys, b"unknown", keys.since);
-        // A pool that cancels all its queries, from the source of the flood.
-        let pool: Vec<_> = numbers().map(|key| keys.begin(&key, client(), keys.since).unwrap()).collect();
-        assert!(pool.iter().all(|begun| begun.endpoint.is_some()));
+        let _sessions: Vec<_> = numbers().map(|key| keys.register(&key, endpoint())).collect();
+        let (flood, _) = fill(&keys, b"unknown", keys.since);
+        // A pool at the source of the flood cancels all its queries.
+        let pool: Vec<_> = numbers().map(|key| keys.admit(&key, client(), keys.since).unwrap()).collect();
+        assert!(pool.iter().all(|pending| pending.endpoint.is_some()));
         drop(flood);
     }
 }

@@ -1,65 +1,60 @@
-//! Whether a place, or a name, answers; what its last dial brought; and when one that does not answer is asked again.
+//! The health of one endpoint or name: ejection, the result of the last dial, and the time of the next probe.
 
 use std::hash::{BuildHasher as _, RandomState};
 use std::time::{Duration, Instant};
 
 use time::OffsetDateTime;
 
-/// Whether something answers, as far as sessions have found out.
+/// The passive health of an endpoint, as found by dials.
 #[derive(Debug, Default)]
 pub(crate) struct Health {
     ejection: Option<Ejection>,
     recovery: Option<Recovery>,
-    /// Whether it answered when it was dialled last, or before.
-    has_answered: bool,
+    /// A dial has succeeded at least once.
+    has_connected: bool,
     last_dial: Option<Dial>,
 }
 
-/// Whether an upstream answers, as far as dials have shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum UpstreamHealth {
-    /// It has not been dialled yet.
+    /// Not dialed yet.
     Unknown,
-    /// It answered the last dial that reached it.
+    /// The last dial succeeded. Local shortages do not count.
     Healthy,
-    /// It did not.
+    /// The last dial failed.
     Unhealthy,
 }
 
-/// One attempt to reach an upstream, by a client or a health check.
+/// One dial of an upstream, by a client or a health check.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Dial {
-    /// When it ended.
+    /// When the dial ended.
     pub at: OffsetDateTime,
-    /// What came of it.
     pub outcome: DialOutcome,
 }
 
-/// What came of an attempt to reach an upstream. The text says why.
+/// The result of a dial. The text is the cause.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DialOutcome {
-    /// It answered.
     Connected,
-    /// It answered, and has not the role that is wanted, or is not ready.
+    /// The upstream responded, but has the wrong role or is not ready.
     Unsuitable(String),
-    /// It did not answer.
     Failed(String),
-    /// This machine had no descriptor, memory or local port for the attempt, which tells nothing of the upstream.
+    /// This host lacked a descriptor, memory or a local port, which shows nothing about the upstream.
     LocalShortage(String),
 }
 
-/// That something does not answer.
 #[derive(Debug)]
 struct Ejection {
     since: OffsetDateTime,
-    words: String,
-    /// How often it has failed in a row.
+    error: String,
+    /// Failures in a row.
     failures: u32,
-    /// When it may be asked again whether it is back; nothing while it is being asked.
+    /// When the next probe may start. `None` while a probe runs.
     due: Option<Instant>,
 }
 
-/// That something answers again. If it does not for long it is left alone longer.
+/// The last recovery. A relapse soon after it continues with the former probe interval.
 #[derive(Clone, Copy, Debug)]
 struct Recovery {
     at: Instant,
@@ -67,10 +62,11 @@ struct Recovery {
 }
 
 impl Health {
-    /// It answered; where it is not what was wanted, `unsuitable` says why. Returns whether that is news.
+    /// Ends an ejection after a dial that succeeded. `unsuitable` is the reason if the endpoint was not used. Returns whether
+    /// the endpoint was ejected before.
     pub(crate) fn mark_healthy(&mut self, unsuitable: Option<&str>, now: Instant) -> bool {
-        self.has_answered = true;
-        self.note(unsuitable.map_or(DialOutcome::Connected, |words| DialOutcome::Unsuitable(words.to_owned())));
+        self.has_connected = true;
+        self.note(unsuitable.map_or(DialOutcome::Connected, |error| DialOutcome::Unsuitable(error.to_owned())));
         let former = self.ejection.take();
         if let Some(Ejection { failures, .. }) = &former {
             self.recovery = Some(Recovery { at: now, failures: *failures });
@@ -78,43 +74,43 @@ impl Health {
         former.is_some()
     }
 
-    /// A client found that it does not answer. Returns whether that is news.
-    pub(crate) fn eject(&mut self, words: &str, now: Instant) -> bool {
-        self.note(DialOutcome::Failed(words.to_owned()));
+    /// Ejects the endpoint after a failed dial by a client. Returns whether it was not ejected before.
+    pub(crate) fn eject(&mut self, error: &str, now: Instant) -> bool {
+        self.note(DialOutcome::Failed(error.to_owned()));
         if let Some(ejection) = &mut self.ejection {
-            // When it is asked again is not for those to say who find it dead.
-            words.clone_into(&mut ejection.words);
+            // The failures of clients do not change the time of the next probe.
+            error.clone_into(&mut ejection.error);
             return false;
         }
         let relapse = self.recovery.filter(|recovery| now.saturating_duration_since(recovery.at) < RELAPSE);
         let failures = relapse.map_or(0, |recovery| recovery.failures).saturating_add(1);
         self.ejection = Some(Ejection {
             since: OffsetDateTime::now_utc(),
-            words: words.to_owned(),
+            error: error.to_owned(),
             failures,
             due: Some(now + wait(failures)),
         });
         true
     }
 
-    /// It was asked again, and still does not answer.
-    pub(crate) fn record_probe_failure(&mut self, words: &str, now: Instant) {
-        self.note(DialOutcome::Failed(words.to_owned()));
+    /// Records a failed probe and sets the time of the next one.
+    pub(crate) fn record_probe_failure(&mut self, error: &str, now: Instant) {
+        self.note(DialOutcome::Failed(error.to_owned()));
         if let Some(ejection) = &mut self.ejection {
             ejection.failures = ejection.failures.saturating_add(1);
             ejection.due = Some(now + wait(ejection.failures));
-            words.clone_into(&mut ejection.words);
+            error.clone_into(&mut ejection.error);
         }
     }
 
-    /// It could not be dialled for want of something on this machine. Whether it answers is as unknown as before.
-    pub(crate) fn record_local_failure(&mut self, words: &str) {
-        self.note(DialOutcome::LocalShortage(words.to_owned()));
+    /// Records a dial that failed because of a local shortage. The health does not change.
+    pub(crate) fn record_local_failure(&mut self, error: &str) {
+        self.note(DialOutcome::LocalShortage(error.to_owned()));
     }
 
-    /// A health check could not dial it for want of something on this machine.
-    pub(crate) fn record_local_probe_failure(&mut self, words: &str, now: Instant) {
-        self.record_local_failure(words);
+    /// Records a probe that failed because of a local shortage, and sets the time of the next one.
+    pub(crate) fn record_local_probe_failure(&mut self, error: &str, now: Instant) {
+        self.record_local_failure(error);
         if let Some(ejection) = &mut self.ejection {
             ejection.due = Some(now + wait(ejection.failures));
         }
@@ -129,7 +125,7 @@ impl Health {
     }
 
     pub(crate) fn state(&self) -> UpstreamHealth {
-        match (&self.ejection, self.has_answered) {
+        match (&self.ejection, self.has_connected) {
             (Some(_), _) => UpstreamHealth::Unhealthy,
             (None, true) => UpstreamHealth::Healthy,
             (None, false) => UpstreamHealth::Unknown,
@@ -140,24 +136,24 @@ impl Health {
         self.ejection.is_some()
     }
 
-    /// Since when it does not answer, and in which words.
+    /// The start and the last error of the ejection.
     pub(crate) fn unhealthy(&self) -> Option<(OffsetDateTime, String)> {
-        self.ejection.as_ref().map(|ejection| (ejection.since, ejection.words.clone()))
+        self.ejection.as_ref().map(|ejection| (ejection.since, ejection.error.clone()))
     }
 
-    /// When it is to be asked again.
+    /// When the next probe is due.
     pub(crate) fn due(&self) -> Option<Instant> {
         self.ejection.as_ref()?.due
     }
 
-    /// Whether it is to be asked again by `now`; whoever hears yes has to ask.
-    pub(crate) fn take_pending(&mut self, now: Instant) -> bool {
+    /// Starts a probe if one is due. After `true`, the caller must record a result.
+    pub(crate) fn start_probe(&mut self, now: Instant) -> bool {
         self.ejection.as_mut().is_some_and(|ejection| ejection.due.take_if(|due| *due <= now).is_some())
     }
 }
 
 impl UpstreamHealth {
-    /// As `status` has it.
+    /// The name in JSON.
     pub fn code(self) -> &'static str {
         match self {
             Self::Unknown => "unknown",
@@ -168,7 +164,7 @@ impl UpstreamHealth {
 }
 
 impl DialOutcome {
-    /// As `status` has it.
+    /// The name in JSON.
     pub fn code(&self) -> &'static str {
         match self {
             Self::Connected => "connected",
@@ -178,33 +174,32 @@ impl DialOutcome {
         }
     }
 
-    /// Why it was not taken.
     pub fn error(&self) -> Option<&str> {
         match self {
             Self::Connected => None,
-            Self::Unsuitable(words) | Self::Failed(words) | Self::LocalShortage(words) => Some(words),
+            Self::Unsuitable(error) | Self::Failed(error) | Self::LocalShortage(error) => Some(error),
         }
     }
 }
 
-/// The same less up to a quarter, so that many proxies do not come to an upstream that is back all at once.
+/// The interval before the next probe: `max_wait` less up to a quarter, so that many proxies do not dial a recovered
+/// upstream at the same moment.
 fn wait(failures: u32) -> Duration {
-    let whole = pause(failures);
+    let whole = max_wait(failures);
     let random = u32::try_from(RandomState::new().hash_one(()) % 256).unwrap_or_default();
     whole.saturating_sub(whole / 1024 * random)
 }
 
-/// How long one is left alone that has failed so often in a row, at most.
-fn pause(failures: u32) -> Duration {
-    FIRST_PAUSE.saturating_mul(1 << failures.saturating_sub(1).min(MOST_DOUBLINGS)).min(LONGEST_PAUSE)
+/// Doubles with each failure in a row.
+fn max_wait(failures: u32) -> Duration {
+    FIRST_WAIT.saturating_mul(1 << failures.saturating_sub(1).min(MAX_DOUBLINGS)).min(MAX_WAIT)
 }
 
-/// How long one that has failed for the first time is left alone; twice as long after each further failure.
-const FIRST_PAUSE: Duration = Duration::from_secs(1);
-const LONGEST_PAUSE: Duration = Duration::from_secs(15);
-const MOST_DOUBLINGS: u32 = 8;
+const FIRST_WAIT: Duration = Duration::from_secs(1);
+const MAX_WAIT: Duration = Duration::from_secs(15);
+const MAX_DOUBLINGS: u32 = 8;
 
-/// One that does not answer again so soon after it did has not come back.
+/// An endpoint that fails so soon after its recovery keeps its former probe interval.
 const RELAPSE: Duration = Duration::from_secs(60);
 
 #[cfg(test)]
@@ -212,17 +207,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_is_left_alone_longer_each_time_but_never_for_long() {
+    fn probe_interval_grows_with_each_failure_up_to_the_maximum() {
         let mut last = Duration::ZERO;
         for failures in 1..100 {
-            assert!(pause(failures) >= last && pause(failures) <= LONGEST_PAUSE, "{failures}");
-            last = pause(failures);
+            assert!(max_wait(failures) >= last && max_wait(failures) <= MAX_WAIT, "{failures}");
+            last = max_wait(failures);
         }
-        assert_eq!((pause(1), last), (FIRST_PAUSE, LONGEST_PAUSE));
+        assert_eq!((max_wait(1), last), (FIRST_WAIT, MAX_WAIT));
     }
 
     #[test]
-    fn one_that_answers_and_fails_in_turns_is_left_alone_longer_each_time() {
+    fn probe_interval_of_a_flapping_endpoint_grows_with_each_relapse() {
         let now = Instant::now();
         let mut health = Health::default();
         let mut waits = vec![];
@@ -231,16 +226,16 @@ mod tests {
             waits.push(health.ejection.as_ref().unwrap().due.unwrap() - now);
             assert!(health.mark_healthy(None, now));
         }
-        for (wait, longest) in waits.into_iter().zip([1, 2, 4, 8, 15].map(Duration::from_secs)) {
-            assert!(wait <= longest && wait >= longest * 3 / 4, "{wait:?} of {longest:?}");
+        for (wait, max) in waits.into_iter().zip([1, 2, 4, 8, 15].map(Duration::from_secs)) {
+            assert!(wait <= max && wait >= max * 3 / 4, "{wait:?} of {max:?}");
         }
         let later = now + RELAPSE;
         health.eject("refused", later);
-        assert!(health.ejection.unwrap().due.unwrap() <= later + FIRST_PAUSE);
+        assert!(health.ejection.unwrap().due.unwrap() <= later + FIRST_WAIT);
     }
 
     #[test]
-    fn waits_of_several_that_fail_together_differ() {
+    fn probe_intervals_of_endpoints_that_fail_together_differ() {
         let waits: std::collections::HashSet<_> = (0..50).map(|_| wait(8)).collect();
         assert!(waits.len() > 10, "{waits:?}");
     }
@@ -272,9 +267,9 @@ mod tests {
         assert_eq!(health.state(), UpstreamHealth::Healthy);
         assert_eq!(health.last_dial().unwrap().outcome, DialOutcome::LocalShortage("EMFILE".to_owned()));
         health.eject("refused", now);
-        assert!(health.take_pending(now + FIRST_PAUSE) && health.due().is_none());
+        assert!(health.start_probe(now + FIRST_WAIT) && health.due().is_none());
         health.record_local_probe_failure("EMFILE", now);
-        assert!(health.due().is_some(), "it is asked again");
+        assert!(health.due().is_some(), "the next probe is scheduled");
         assert_eq!(health.unhealthy().unwrap().1, "refused");
     }
 }

@@ -1,9 +1,8 @@
-//! The upstream's addresses, and what sessions have found out about each: whether it answers, and whether it takes writes.
-//! Goes on from one generation to the next.
+//! The endpoints of an upstream, with the health and role of each. The status outlives reloads.
 //!
-//! A node is an address of the configuration. Where that is a name there may be several places behind it, one for each
-//! address that it resolves to, and all that can be found out is found out of a place: one may be dead and the next one a
-//! replica. The name itself can only fail to resolve.
+//! A configured upstream is an address of the configuration. If it is a host name, it has one endpoint for each address that
+//! the name resolves to. Health and role belong to the endpoint: one may be unhealthy and the next a replica. A name itself
+//! can only fail to resolve.
 
 pub(crate) mod health;
 pub(crate) mod outage;
@@ -25,9 +24,9 @@ use crate::upstream::endpoint::outage::Outage;
 #[derive(Debug, Default)]
 pub struct Endpoints {
     addresses: Vec<Arc<ConfiguredUpstream>>,
-    /// Told when one is ejected.
+    /// Notified when an endpoint is ejected.
     ejected: Arc<Notify>,
-    /// What the clients share that wait for it.
+    /// The state shared by the clients that wait for this upstream.
     outage: Arc<Outage>,
 }
 
@@ -39,20 +38,19 @@ pub struct ConfiguredUpstream {
     ejected: Arc<Notify>,
 }
 
-/// A place where sessions are, or can be.
+/// One resolved address of a configured upstream, or the configured upstream itself.
 #[derive(Clone, Debug)]
 pub struct Endpoint {
-    /// Which of the upstream's addresses led there.
     pub configured: Arc<ConfiguredUpstream>,
-    /// Which of those that it resolved to. None of a Unix socket, nor of a name that does not resolve.
+    /// `None` for a Unix socket and for a name as such.
     pub socket: Option<SocketAddr>,
 }
 
 #[derive(Debug, Default)]
 struct UpstreamState {
-    /// Whether it could be resolved.
+    /// The health of name resolution.
     name: Health,
-    /// What it resolved to last, in the resolver's order.
+    /// The addresses of the last resolution, in the resolver's order.
     endpoints: Vec<EndpointState>,
 }
 
@@ -63,33 +61,30 @@ struct EndpointState {
     role: Option<Role>,
 }
 
-/// What a place has shown to be when it was asked last.
+/// The last role that an endpoint reported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Role {
     Primary,
-    /// It takes no writes, as it said then. Of several such the next primary is more likely one that has not said so lately.
+    /// The time of the report. Among replicas, the one with the oldest report is most likely the next primary.
     Replica(Instant),
-    /// It does not say.
+    /// The endpoint did not report its role.
     Unknown,
 }
 
-/// What is known of one place, or of a name that leads to none, for the operator.
+/// The status of one endpoint, or of a name that does not resolve, for the operator.
 #[derive(Clone, Debug)]
 pub struct EndpointStatus {
-    /// Where it is.
     pub socket: Option<SocketAddr>,
-    /// Since when it does not answer, and in which words.
+    /// The start and the last error of an ejection.
     pub unhealthy: Option<(OffsetDateTime, String)>,
-    /// Whether it answers.
     pub health: UpstreamHealth,
-    /// The last attempt to reach it.
     pub last_dial: Option<Dial>,
-    /// Whether it takes writes, where that has been asked.
+    /// Whether the endpoint accepts writes. `None` if its role is unknown.
     pub writes: Option<bool>,
 }
 
 impl Endpoints {
-    /// Those of `addresses`; of those that were there before what is known is known on.
+    /// The endpoints of `addresses`. Addresses that `before`, the previous generation, also has keep their status.
     pub(crate) fn after(before: Option<&Self>, addresses: &[UpstreamAddr]) -> Self {
         let ejected = before.map(|before| Arc::clone(&before.ejected)).unwrap_or_default();
         let known = |address: &UpstreamAddr| {
@@ -110,23 +105,24 @@ impl Endpoints {
         }
     }
 
-    /// What the clients share that wait because all of them refuse connections.
+    /// The state shared by the clients that wait because all endpoints refuse connections.
     pub fn outage(&self) -> &Outage {
         &self.outage
     }
 
-    /// In which order to try them: as they are configured, but behind the others those that take no writes, where that
-    /// counts, and last of all those that did not answer.
-    pub fn in_order(&self, writes: bool) -> Vec<Arc<ConfiguredUpstream>> {
+    /// The addresses in the order in which to try them: the configured order, then, with `needs_primary`, replicas, then
+    /// ejected ones.
+    pub fn in_order(&self, needs_primary: bool) -> Vec<Arc<ConfiguredUpstream>> {
         let mut addresses = self.addresses.clone();
-        addresses.sort_by_cached_key(|configured| configured.state().rank(writes));
+        addresses.sort_by_cached_key(|configured| configured.state().rank(needs_primary));
         addresses
     }
 
-    /// Whether at least one place answers, and takes writes where they count; unknown as long as none is known to and not
-    /// all have been dialled.
-    pub fn health(&self, writes: bool) -> UpstreamHealth {
-        let all: Vec<_> = self.addresses.iter().flat_map(|configured| configured.state().healths(writes)).collect();
+    /// Healthy if at least one endpoint is healthy and, with `needs_primary`, not a replica. Unknown if no endpoint is, but
+    /// some were not dialed yet.
+    pub fn health(&self, needs_primary: bool) -> UpstreamHealth {
+        let all: Vec<_> =
+            self.addresses.iter().flat_map(|configured| configured.state().healths(needs_primary)).collect();
         let is = |health: UpstreamHealth| all.contains(&health);
         match (is(UpstreamHealth::Healthy), is(UpstreamHealth::Unknown)) {
             (true, _) => UpstreamHealth::Healthy,
@@ -135,45 +131,44 @@ impl Endpoints {
         }
     }
 
-    /// Those that have been ejected and are to be asked again by `now`: of a name that does not resolve, that. Each is named
-    /// once, until it has answered or not.
-    pub fn take_pending(&self, now: Instant) -> Vec<Endpoint> {
+    /// Starts the due probes: returns each ejected endpoint, or unresolved name, whose next probe is due by `now`. An endpoint
+    /// is not returned again before a result is recorded.
+    pub fn take_due(&self, now: Instant) -> Vec<Endpoint> {
         let due = |configured: &Arc<ConfiguredUpstream>| {
-            let sockets = configured.state().take_pending(now);
+            let sockets = configured.state().take_due(now);
             sockets.into_iter().map(|socket| configured.at(socket)).collect::<Vec<_>>()
         };
         self.addresses.iter().flat_map(due).collect()
     }
 
-    /// When the next of them is to be asked.
+    /// When the next probe is due.
     pub fn next_due(&self) -> Option<Instant> {
         self.addresses.iter().filter_map(|configured| configured.state().next_due()).min()
     }
 
-    /// Returns when one is ejected.
+    /// Returns when an endpoint is ejected.
     pub async fn ejected(&self) {
         self.ejected.notified().await;
     }
 
-    /// Whether there is more than one place to choose from.
+    /// Whether more than one endpoint is known.
     pub fn has_several(&self) -> bool {
         self.addresses.len() > 1 || self.addresses.iter().any(|configured| configured.state().endpoints.len() > 1)
     }
 
-    /// All of them, in the order of the configuration.
+    /// In the order of the configuration.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<ConfiguredUpstream>> {
         self.addresses.iter()
     }
 }
 
 impl ConfiguredUpstream {
-    /// Where it is.
     pub fn address(&self) -> &UpstreamAddr {
         &self.address
     }
 
-    /// Notes what it resolves to: addresses, or one Unix socket. Returns the places in the order in which to try them.
-    pub fn resolved(self: &Arc<Self>, sockets: &[Option<SocketAddr>], writes: bool) -> Vec<Endpoint> {
+    /// Stores the resolved addresses, or `None` for a Unix socket. Returns the endpoints in the order in which to try them.
+    pub fn set_resolved(self: &Arc<Self>, sockets: &[Option<SocketAddr>], needs_primary: bool) -> Vec<Endpoint> {
         let mut state = self.state();
         if !state.endpoints.iter().map(|endpoint| endpoint.socket).eq(sockets.iter().copied()) {
             let mut former = std::mem::take(&mut state.endpoints);
@@ -184,13 +179,13 @@ impl ConfiguredUpstream {
             state.endpoints = sockets.iter().map(|socket| known(*socket)).collect();
         }
         let mut endpoints: Vec<_> =
-            state.endpoints.iter().map(|endpoint| (endpoint.rank(writes), endpoint.socket)).collect();
+            state.endpoints.iter().map(|endpoint| (endpoint.rank(needs_primary), endpoint.socket)).collect();
         drop(state);
         endpoints.sort_by_key(|(rank, _)| *rank);
         endpoints.into_iter().map(|(_, socket)| self.at(socket)).collect()
     }
 
-    /// What is known of the places behind it; nothing where nobody has asked yet.
+    /// The status of each endpoint. Empty before the first dial.
     pub fn statuses(&self) -> Vec<EndpointStatus> {
         let state = self.state();
         if state.name.is_ejected() || (state.endpoints.is_empty() && state.name.last_dial().is_some()) {
@@ -199,7 +194,7 @@ impl ConfiguredUpstream {
         state.endpoints.iter().map(EndpointState::status).collect()
     }
 
-    /// The name itself, where it is one, or its only place.
+    /// The name itself, or the endpoint of a Unix socket.
     pub fn as_endpoint(self: &Arc<Self>) -> Endpoint {
         self.at(None)
     }
@@ -214,67 +209,65 @@ impl ConfiguredUpstream {
 }
 
 impl Endpoint {
-    /// Whether it is a name, which only leads somewhere.
+    /// Whether this is a host name and not an endpoint that can be dialed.
     pub fn is_name(&self) -> bool {
         self.socket.is_none() && self.configured.address.host().is_some()
     }
 
-    /// Whether its node still leads here.
+    /// Whether the configured address still resolves to this endpoint.
     pub fn is_known(&self) -> bool {
         self.configured.state().find(self.socket).is_some()
     }
 
-    /// It answers. Returns whether that is news.
+    /// Returns whether the endpoint was ejected before.
     pub fn mark_healthy(&self) -> bool {
         self.health(|health| health.mark_healthy(None, Instant::now())).unwrap_or(false)
     }
 
-    /// It answers, and for this reason cannot be taken. Returns whether it is news that it answers.
-    pub fn mark_unsuitable(&self, words: &str) -> bool {
-        self.health(|health| health.mark_healthy(Some(words), Instant::now())).unwrap_or(false)
+    /// Marks an endpoint that responds but was not used for the reason `error`. Returns whether it was ejected before.
+    pub fn mark_unsuitable(&self, error: &str) -> bool {
+        self.health(|health| health.mark_healthy(Some(error), Instant::now())).unwrap_or(false)
     }
 
-    /// It could not be dialled for want of something on this machine.
-    pub fn record_local_failure(&self, words: &str) {
-        self.health(|health| health.record_local_failure(words));
+    /// Records a dial that failed because of a local shortage.
+    pub fn record_local_failure(&self, error: &str) {
+        self.health(|health| health.record_local_failure(error));
     }
 
-    /// The same when it was to be asked again.
-    pub fn record_local_probe_failure(&self, words: &str) {
-        self.health(|health| health.record_local_probe_failure(words, Instant::now()));
+    /// Records a probe that failed because of a local shortage.
+    pub fn record_local_probe_failure(&self, error: &str) {
+        self.health(|health| health.record_local_probe_failure(error, Instant::now()));
     }
 
-    /// Whether nobody has dialled it yet.
-    pub fn is_untested(&self) -> bool {
+    pub fn is_undialed(&self) -> bool {
         self.health(|health| health.state() == UpstreamHealth::Unknown).unwrap_or(false)
     }
 
-    /// It does not answer to a client. Until it does again the others are tried first. Returns whether that is news.
-    pub fn eject(&self, words: &str) -> bool {
-        let news = self.health(|health| health.eject(words, Instant::now())).unwrap_or(false);
-        if news {
+    /// Ejects the endpoint: it is tried last until it is healthy again. Returns whether it was not ejected before.
+    pub fn eject(&self, error: &str) -> bool {
+        let changed = self.health(|health| health.eject(error, Instant::now())).unwrap_or(false);
+        if changed {
             self.configured.ejected.notify_one();
         }
-        news
+        changed
     }
 
-    /// It has been asked again, and still does not answer.
-    pub fn record_probe_failure(&self, words: &str) {
-        self.health(|health| health.record_probe_failure(words, Instant::now()));
+    pub fn record_probe_failure(&self, error: &str) {
+        self.health(|health| health.record_probe_failure(error, Instant::now()));
     }
 
-    /// Notes whether it takes writes. Returns whether that is news.
-    pub fn set_role(&self, writes: bool) -> bool {
-        let former = self.replace_role(if writes { Role::Primary } else { Role::Replica(Instant::now()) });
-        former.is_some_and(|former| matches!(former, Some(Role::Replica(_))) == writes)
+    /// Returns whether the role has changed. The first report of a primary is not a change.
+    pub fn set_role(&self, is_primary: bool) -> bool {
+        let former = self.replace_role(if is_primary { Role::Primary } else { Role::Replica(Instant::now()) });
+        former.is_some_and(|former| matches!(former, Some(Role::Replica(_))) == is_primary)
     }
 
-    /// It does not say whether it takes writes. Returns whether that is news.
+    /// Returns whether the role was known, or not queried, before.
     pub fn set_role_unknown(&self) -> bool {
         self.replace_role(Role::Unknown).is_some_and(|former| former != Some(Role::Unknown))
     }
 
-    /// What it was before; nothing if it is no more.
+    /// Returns the former role. `None` if the endpoint no longer exists.
     fn replace_role(&self, role: Role) -> Option<Option<Role>> {
         let mut state = self.configured.state();
         let endpoint = state.endpoints.iter_mut().find(|endpoint| endpoint.socket == self.socket)?;
@@ -286,7 +279,7 @@ impl Endpoint {
     }
 }
 
-/// As configured, and behind a name where it led to.
+/// The configured address, with the resolved address in parentheses if it is a name.
 impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let address = self.configured.address.to_string();
@@ -297,11 +290,11 @@ impl fmt::Display for Endpoint {
     }
 }
 
-/// The lower, the sooner it is tried.
+/// Whether the endpoint is ejected, and since when it is a replica. A lower rank is tried first.
 type Rank = (bool, Option<Instant>);
 
 impl UpstreamState {
-    /// What is known of a place, or of the name; nothing of a place that is no more.
+    /// The health of an endpoint or of the name. `None` if the endpoint no longer exists.
     fn find(&mut self, socket: Option<SocketAddr>) -> Option<&mut Health> {
         let endpoint = self.endpoints.iter_mut().find(|endpoint| endpoint.socket == socket);
         match endpoint {
@@ -311,24 +304,24 @@ impl UpstreamState {
         }
     }
 
-    /// Of each place, or of the name where it leads to none.
-    fn healths(&self, writes: bool) -> Vec<UpstreamHealth> {
+    /// The health of each endpoint, or of the name if it has none.
+    fn healths(&self, needs_primary: bool) -> Vec<UpstreamHealth> {
         if self.name.is_ejected() || self.endpoints.is_empty() {
             return vec![if self.name.is_ejected() { UpstreamHealth::Unhealthy } else { UpstreamHealth::Unknown }];
         }
         let usable = |endpoint: &EndpointState| match endpoint.role {
-            Some(Role::Replica(_)) if writes => UpstreamHealth::Unhealthy,
+            Some(Role::Replica(_)) if needs_primary => UpstreamHealth::Unhealthy,
             _ => endpoint.health.state(),
         };
         self.endpoints.iter().map(usable).collect()
     }
 
-    /// That of its best place.
-    fn rank(&self, writes: bool) -> Rank {
+    /// The rank of the best endpoint.
+    fn rank(&self, needs_primary: bool) -> Rank {
         if self.name.is_ejected() {
             return (true, None);
         }
-        self.endpoints.iter().map(|endpoint| endpoint.rank(writes)).min().unwrap_or_default()
+        self.endpoints.iter().map(|endpoint| endpoint.rank(needs_primary)).min().unwrap_or_default()
     }
 
     fn next_due(&self) -> Option<Instant> {
@@ -336,9 +329,9 @@ impl UpstreamState {
         endpoints.chain([&self.name]).filter_map(Health::due).min()
     }
 
-    fn take_pending(&mut self, now: Instant) -> Vec<Option<SocketAddr>> {
+    fn take_due(&mut self, now: Instant) -> Vec<Option<SocketAddr>> {
         let endpoints = self.endpoints.iter_mut().map(|endpoint| (endpoint.socket, &mut endpoint.health));
-        let take = |(socket, health): (_, &mut Health)| health.take_pending(now).then_some(socket);
+        let take = |(socket, health): (_, &mut Health)| health.start_probe(now).then_some(socket);
         endpoints.chain([(None, &mut self.name)]).filter_map(take).collect()
     }
 }
@@ -348,9 +341,9 @@ impl EndpointState {
         Self { socket, health: Health::default(), role: None }
     }
 
-    fn rank(&self, writes: bool) -> Rank {
+    fn rank(&self, needs_primary: bool) -> Rank {
         let replica = match self.role {
-            Some(Role::Replica(since)) if writes => Some(since),
+            Some(Role::Replica(since)) if needs_primary => Some(since),
             _ => None,
         };
         (self.health.is_ejected(), replica)
@@ -393,20 +386,20 @@ mod tests {
         Some(SocketAddr::from(([10, 0, 0, last], 1)))
     }
 
-    /// Nodes on these ports, each with one place.
+    /// One address with one endpoint for each port.
     fn addresses(ports: impl IntoIterator<Item = u16>) -> (Endpoints, Vec<Endpoint>) {
         let addresses: Vec<_> = ports.into_iter().map(address).collect();
         let addresses = Endpoints::after(None, &addresses);
-        let endpoints = addresses.iter().flat_map(|configured| configured.resolved(&[socket(1)], false)).collect();
+        let endpoints = addresses.iter().flat_map(|configured| configured.set_resolved(&[socket(1)], false)).collect();
         (addresses, endpoints)
     }
 
     #[test]
-    fn one_that_does_not_answer_is_tried_last_until_it_does() {
+    fn ejected_endpoint_is_tried_last_until_it_is_healthy() {
         let (addresses, endpoints) = addresses([1, 2, 3]);
         assert_eq!(ports(&addresses.in_order(false)), [1, 2, 3]);
-        assert!(endpoints[0].eject("refused"), "news");
-        assert!(!endpoints[0].eject("refused"), "no news");
+        assert!(endpoints[0].eject("refused"), "a change");
+        assert!(!endpoints[0].eject("refused"), "no change");
         assert_eq!(ports(&addresses.in_order(false)), [2, 3, 1]);
         assert!(endpoints[0].mark_healthy() && !endpoints[0].mark_healthy());
         assert_eq!(ports(&addresses.in_order(false)), [1, 2, 3]);
@@ -414,25 +407,25 @@ mod tests {
     }
 
     #[test]
-    fn it_is_asked_again_by_one_at_a_time_and_no_client_puts_that_off() {
+    fn ejected_endpoint_has_one_probe_at_a_time_that_clients_do_not_postpone() {
         let (addresses, endpoints) = addresses([1, 2]);
         endpoints[0].eject("refused");
         let due = addresses.next_due().unwrap();
         endpoints[0].eject("refused");
         assert_eq!(addresses.next_due(), Some(due));
-        assert!(addresses.take_pending(due - Duration::from_millis(1)).is_empty());
-        assert_eq!(addresses.take_pending(due).len(), 1);
-        assert!(addresses.take_pending(due + Duration::from_secs(3600)).is_empty(), "it is being asked");
+        assert!(addresses.take_due(due - Duration::from_millis(1)).is_empty());
+        assert_eq!(addresses.take_due(due).len(), 1);
+        assert!(addresses.take_due(due + Duration::from_secs(3600)).is_empty(), "a probe runs");
         assert_eq!(addresses.next_due(), None);
         endpoints[0].record_probe_failure("refused");
         assert!(addresses.next_due().is_some_and(|next| next > due));
     }
 
     #[test]
-    fn one_that_takes_no_writes_is_behind_the_others_where_that_counts() {
+    fn replica_is_tried_after_the_others_if_a_primary_is_needed() {
         let (addresses, endpoints) = addresses([1, 2, 3]);
-        assert!(endpoints[0].set_role(false), "news");
-        assert!(!endpoints[0].set_role(false) && !endpoints[1].set_role(true), "no news");
+        assert!(endpoints[0].set_role(false), "a change");
+        assert!(!endpoints[0].set_role(false) && !endpoints[1].set_role(true), "no change");
         assert!(endpoints[2].set_role_unknown() && !endpoints[2].set_role_unknown());
         endpoints[1].eject("refused");
         assert_eq!(ports(&addresses.in_order(true)), [3, 1, 2]);
@@ -442,24 +435,24 @@ mod tests {
     }
 
     #[test]
-    fn of_several_that_take_no_writes_the_one_that_said_so_last_is_tried_last() {
+    fn replica_with_the_latest_report_is_tried_last() {
         let (addresses, endpoints) = addresses([1, 2, 3]);
         for next in [1, 2, 0, 1, 2] {
             let first = ports(&addresses.in_order(true))[0];
             let endpoint =
                 endpoints.iter().find(|endpoint| ports(&[Arc::clone(&endpoint.configured)]) == [first]).unwrap();
             endpoint.set_role(false);
-            assert_eq!(ports(&addresses.in_order(true))[0], [1, 2, 3][next], "none is asked twice before another");
+            assert_eq!(ports(&addresses.in_order(true))[0], [1, 2, 3][next], "each replica is tried in turn");
         }
     }
 
     #[test]
-    fn health_is_that_of_the_best_place_that_will_do() {
+    fn health_is_that_of_the_best_suitable_endpoint() {
         let (addresses, endpoints) = addresses([1, 2]);
         let both = || (addresses.health(false), addresses.health(true));
         assert_eq!(both(), (UpstreamHealth::Unknown, UpstreamHealth::Unknown));
         endpoints[0].eject("refused");
-        assert_eq!(addresses.health(false), UpstreamHealth::Unknown, "the other has not been dialled");
+        assert_eq!(addresses.health(false), UpstreamHealth::Unknown, "the other endpoint was not dialed");
         endpoints[1].mark_healthy();
         endpoints[1].set_role(false);
         assert_eq!(both(), (UpstreamHealth::Healthy, UpstreamHealth::Unhealthy));
@@ -472,7 +465,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_known_outlives_a_reload() {
+    fn endpoint_status_outlives_a_reload() {
         let (before, endpoints) = addresses([1, 2]);
         endpoints[0].eject("refused");
         let after = Endpoints::after(Some(&before), &[address(3), address(1), address(4)]);
@@ -480,32 +473,32 @@ mod tests {
     }
 
     #[test]
-    fn the_places_behind_a_name_are_told_apart_as_long_as_it_leads_to_them() {
+    fn endpoints_of_a_name_have_separate_health_while_the_name_resolves_to_them() {
         let (addresses, _) = addresses([1, 2]);
         let configured = &addresses.addresses[0];
         let sockets = |endpoints: Vec<Endpoint>| endpoints.iter().map(|endpoint| endpoint.socket).collect::<Vec<_>>();
         let [one, two, three] = [1, 2, 3].map(socket);
-        let endpoints = configured.resolved(&[one, two], false);
+        let endpoints = configured.set_resolved(&[one, two], false);
         endpoints[0].eject("refused");
-        assert_eq!(sockets(configured.resolved(&[one, two], false)), [two, one]);
-        assert_eq!(ports(&addresses.in_order(false)), [1, 2], "one place is left");
+        assert_eq!(sockets(configured.set_resolved(&[one, two], false)), [two, one]);
+        assert_eq!(ports(&addresses.in_order(false)), [1, 2], "one endpoint is healthy");
         endpoints[1].eject("refused");
         assert_eq!(ports(&addresses.in_order(false)), [2, 1]);
-        assert_eq!(sockets(configured.resolved(&[one, three], false)), [three, one]);
+        assert_eq!(sockets(configured.set_resolved(&[one, three], false)), [three, one]);
         assert_eq!(ports(&addresses.in_order(false)), [1, 2]);
         assert!(!endpoints[1].is_known() && !endpoints[1].eject("refused") && !endpoints[1].mark_healthy());
         assert_eq!(endpoints[0].to_string(), "db.test:1 (10.0.0.1:1)");
     }
 
     #[test]
-    fn a_name_that_does_not_resolve_is_tried_last_until_it_does() {
+    fn name_that_does_not_resolve_is_tried_last_until_it_resolves() {
         let addresses = Endpoints::after(None, &[address(1), address(2)]);
         let name = addresses.addresses[0].as_endpoint();
         assert!(name.is_name() && name.eject("no such name"));
         assert_eq!(ports(&addresses.in_order(false)), [2, 1]);
-        assert!(addresses.take_pending(addresses.next_due().unwrap())[0].is_name());
+        assert!(addresses.take_due(addresses.next_due().unwrap())[0].is_name());
         assert_eq!(addresses.addresses[0].statuses()[0].unhealthy.as_ref().unwrap().1, "no such name");
-        addresses.addresses[0].resolved(&[socket(1)], false);
+        addresses.addresses[0].set_resolved(&[socket(1)], false);
         assert!(name.mark_healthy());
         assert_eq!(ports(&addresses.in_order(false)), [1, 2]);
     }

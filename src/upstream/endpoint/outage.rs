@@ -1,4 +1,4 @@
-//! While an upstream refuses connections: one of the clients that wait for it dials, and tells the others what it finds.
+//! The state that waiting clients share while an upstream refuses connections. Only one of them dials.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -7,43 +7,42 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 use crate::outcome::Outcome;
 
-/// What the waiting clients of one listener share. Goes on from one generation to the next.
+/// The shared state of the waiting clients of one listener. It outlives reloads.
 #[derive(Debug)]
 pub struct Outage {
-    /// Taken by the client that dials for all.
-    dialler: Arc<Semaphore>,
-    /// What the last dial failed with, and when.
+    /// One permit, for the client that dials.
+    dial_permit: Arc<Semaphore>,
+    /// The last failure and its time.
     failure: Mutex<Option<(Instant, Outcome)>>,
-    /// Told when a connection was accepted.
+    /// Notified when the upstream has accepted a connection.
     over: Notify,
 }
 
 impl Default for Outage {
     fn default() -> Self {
-        Self { dialler: Arc::new(Semaphore::new(1)), failure: Mutex::default(), over: Notify::new() }
+        Self { dial_permit: Arc::new(Semaphore::new(1)), failure: Mutex::default(), over: Notify::new() }
     }
 }
 
 impl Outage {
-    /// Notes that the upstream refuses connections.
-    pub fn note(&self, ending: &Outcome, now: Instant) {
-        *self.failure() = Some((now, ending.clone()));
+    /// Records that the upstream refuses connections.
+    pub fn note(&self, outcome: &Outcome, now: Instant) {
+        *self.failure() = Some((now, outcome.clone()));
     }
 
-    /// What the upstream refuses connections with, as long as a client dials for all and found it so a moment ago. Whoever
-    /// comes then has no need to find out by itself.
+    /// The last failure, if another client dials now and the failure is recent. A new client then need not dial.
     pub fn known(&self, now: Instant) -> Option<Outcome> {
-        if self.dialler.available_permits() > 0 {
+        if self.dial_permit.available_permits() > 0 {
             return None;
         }
         let failure = self.failure();
-        let (at, ending) = failure.as_ref()?;
-        (now.saturating_duration_since(*at) < MAX_AGE).then(|| ending.clone())
+        let (at, outcome) = failure.as_ref()?;
+        (now.saturating_duration_since(*at) < MAX_AGE).then(|| outcome.clone())
     }
 
-    /// Notes that the upstream has accepted a connection. All that wait dial now.
+    /// Records that the upstream has accepted a connection, and wakes all waiting clients.
     pub fn end(&self) {
-        // Nearly always there is none, and then nobody waits.
+        // Without a recorded failure, no client waits. This is the usual case.
         if self.failure().take().is_some() {
             self.over.notify_waiters();
         }
@@ -54,9 +53,9 @@ impl Outage {
         self.over.notified().await;
     }
 
-    /// Waits for the right to dial for all that wait, which ends with the permit.
-    pub async fn dialler(&self) -> Option<OwnedSemaphorePermit> {
-        Arc::clone(&self.dialler).acquire_owned().await.ok()
+    /// Waits until this client is the one that dials.
+    pub async fn acquire_dial_permit(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.dial_permit).acquire_owned().await.ok()
     }
 
     fn failure(&self) -> MutexGuard<'_, Option<(Instant, Outcome)>> {
@@ -64,7 +63,7 @@ impl Outage {
     }
 }
 
-/// Longer than the pause between two dials.
+/// Longer than the pause between two dials of the waiting client.
 const MAX_AGE: Duration = Duration::from_secs(1);
 
 #[cfg(test)]
@@ -77,22 +76,22 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn failure_is_known_to_others_only_while_one_dials_and_for_a_moment() {
+    async fn failure_is_known_while_another_client_dials_and_for_at_most_max_age() {
         let (outage, now) = (Outage::default(), Instant::now());
         outage.note(&refused(), now);
-        assert_eq!(outage.known(now), None, "nobody would notice that it is over");
-        let dialler = outage.dialler().await.unwrap();
+        assert_eq!(outage.known(now), None, "no client would notice the end of the outage");
+        let permit = outage.acquire_dial_permit().await.unwrap();
         assert_eq!(outage.known(now), Some(refused()));
-        assert_eq!(outage.known(now + MAX_AGE), None, "the one that dials hangs");
-        drop(dialler);
+        assert_eq!(outage.known(now + MAX_AGE), None, "the dial hangs");
+        drop(permit);
         assert_eq!(outage.known(now), None);
-        let _dialler = outage.dialler().await.unwrap();
+        let _permit = outage.acquire_dial_permit().await.unwrap();
         outage.end();
         assert_eq!(outage.known(now), None);
     }
 
     #[tokio::test]
-    async fn end_of_an_outage_wakes_all_that_wait() {
+    async fn end_of_an_outage_wakes_all_waiting_clients() {
         let outage = Outage::default();
         outage.note(&refused(), Instant::now());
         let end = async { outage.end() };

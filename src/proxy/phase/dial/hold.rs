@@ -1,8 +1,7 @@
-//! A client whose upstream refuses connections is held, and the upstream dialled again, for `dial_retry`: the restart of a
-//! database then costs its clients a moment, as a direct client's own retries would, and no error.
+//! Holds a client while its upstream refuses connections, and dials again for up to `dial_retry`. The restart of a database
+//! then causes a short delay for its clients, not an error.
 //!
-//! However many clients wait, one of them dials. When it gets through, the others dial at random moments of the next tenth
-//! of a second.
+//! Only one of the waiting clients dials. When it connects, the others dial at random moments within `DIAL_SPREAD`.
 
 use std::future::pending;
 use std::io;
@@ -19,36 +18,34 @@ use crate::audit::event::ConnectionFields;
 use crate::outcome::{Outcome, Reason};
 use crate::policy::Current;
 use crate::protocol::Protocol;
-use crate::proxy::phase::authorize::judge;
+use crate::proxy::phase::authorize::evaluate;
 use crate::proxy::phase::close::Close;
 use crate::proxy::phase::startup::SessionRequest;
 use crate::upstream::endpoint::outage::Outage;
 
-/// How a client has been held so far.
+/// The state of a client that is or was held.
 #[derive(Debug, Default)]
 pub(crate) struct RetryHold {
-    /// Nothing before it is held for the first time.
+    /// `None` before the client is held for the first time.
     until: Option<Instant>,
     turn: DialTurn,
-    /// The client has ended its direction, after it had asked for something.
+    /// The client has ended its direction after it had sent a request.
     is_half_closed: bool,
 }
 
-/// Whose turn it is to dial.
+/// The turn of this client among the clients that wait for the same upstream.
 #[derive(Debug, Default)]
 struct DialTurn {
-    /// The right to dial for all.
-    dialler: Option<OwnedSemaphorePermit>,
-    /// How often it has been used.
+    /// Present while this client dials for all waiting clients.
+    permit: Option<OwnedSemaphorePermit>,
+    /// The number of dials with the permit.
     dials: u32,
 }
 
-/// What comes of a wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum HoldOutcome {
-    /// The upstream is to be dialled again.
     DialAgain,
-    /// It has refused connections for too long.
+    /// `dial_retry` has passed.
     GiveUp,
 }
 
@@ -58,51 +55,51 @@ impl RetryHold {
         self.until.is_none()
     }
 
-    /// Leaves it to another client to dial for all.
+    /// Lets another waiting client dial.
     pub(crate) fn release(&mut self) {
-        self.turn.dialler = None;
+        self.turn.permit = None;
     }
 
-    /// Waits until the upstream is to be dialled again, under the terms in force then.
+    /// Waits until this client dials again. The returned request has the policy in force at that time.
     ///
     /// # Errors
-    /// When the client leaves meanwhile, or the policy no longer accepts it.
+    /// The client disconnects, or the policy no longer admits it.
     pub(crate) async fn wait(
         &mut self,
-        mut ready: SessionRequest,
+        mut request: SessionRequest,
         current: &Current,
         fields: &mut ConnectionFields,
     ) -> Result<(HoldOutcome, SessionRequest), Close> {
         let Self { until, turn, is_half_closed } = self;
-        let retry = ready.authorized.policy.upstream.settings.dial_retry;
+        let retry = request.authorized.policy.upstream.settings.dial_retry;
         let until = *until.get_or_insert_with(|| Instant::now() + retry);
         let mut current = current.clone();
         loop {
             let snapshot = Arc::clone(&current.borrow_and_update());
-            match judge(&ready.authorized.client, &snapshot, fields) {
+            match evaluate(&request.authorized.client, &snapshot, fields) {
                 Ok(permit) => {
-                    let (former, next) = (&mut ready.authorized.policy, permit.policy);
+                    let (former, next) = (&mut request.authorized.policy, permit.policy);
                     if former.protocol == next.protocol
                         && mem::replace(former, next).upstream.settings != former.upstream.settings
                     {
-                        // So does every other client that waits.
-                        sleep(SPREAD.mul_f32(random())).await;
-                        return Ok((HoldOutcome::DialAgain, ready));
+                        // Every waiting client gets here at the same time.
+                        sleep(DIAL_SPREAD.mul_f32(random())).await;
+                        return Ok((HoldOutcome::DialAgain, request));
                     }
                 }
-                Err(ending) => return Err(ready.authorized.refused(ending)),
+                Err(outcome) => return Err(request.authorized.refuse(outcome)),
             }
-            let endpoints = Arc::clone(&ready.authorized.policy.upstream.endpoints);
+            let endpoints = Arc::clone(&request.authorized.policy.upstream.endpoints);
             tokio::select! {
                 biased;
                 changed = current.changed() => if changed.is_err() {
-                    return Ok((HoldOutcome::GiveUp, ready));
+                    return Ok((HoldOutcome::GiveUp, request));
                 },
-                ending = listen(&mut ready, is_half_closed) => return Err(ending.into()),
-                () = sleep_until(until) => return Ok((HoldOutcome::GiveUp, ready)),
-                // What admits it may have expired.
-                () = sleep(MAX_UNJUDGED) => {}
-                () = turn.come(endpoints.outage()) => return Ok((HoldOutcome::DialAgain, ready)),
+                outcome = read_client(&mut request, is_half_closed) => return Err(outcome.into()),
+                () = sleep_until(until) => return Ok((HoldOutcome::GiveUp, request)),
+                // The rule or the certificate may have expired.
+                () = sleep(REAUTHORIZE_INTERVAL) => {}
+                () = turn.wait(endpoints.outage()) => return Ok((HoldOutcome::DialAgain, request)),
             }
         }
     }
@@ -110,30 +107,33 @@ impl RetryHold {
 
 impl DialTurn {
     /// Returns when it is this client's turn to dial.
-    async fn come(&mut self, outage: &Outage) {
-        if self.dialler.is_none() {
+    async fn wait(&mut self, outage: &Outage) {
+        if self.permit.is_none() {
             tokio::select! {
                 biased;
-                () = outage.over() => return sleep(SPREAD.mul_f32(random())).await,
-                dialler = outage.dialler() => self.dialler = dialler,
+                () = outage.over() => return sleep(DIAL_SPREAD.mul_f32(random())).await,
+                permit = outage.acquire_dial_permit() => self.permit = permit,
             }
         }
-        let pause = FIRST_PAUSE.saturating_mul(1 << self.dials.min(MAX_DOUBLINGS)).min(LONGEST_PAUSE);
+        let pause = MIN_PAUSE.saturating_mul(1 << self.dials.min(MAX_DOUBLINGS)).min(MAX_PAUSE);
         self.dials = self.dials.saturating_add(1);
         sleep(pause.mul_f32(0.5 + random())).await;
     }
 }
 
-/// Keeps what the client sends, and returns when it leaves.
-async fn listen(ready: &mut SessionRequest, is_half_closed: &mut bool) -> Outcome {
-    let SessionRequest { authorized, first } = ready;
+/// Buffers the bytes that the client sends, and returns when it disconnects.
+async fn read_client(request: &mut SessionRequest, is_half_closed: &mut bool) -> Outcome {
+    let SessionRequest { authorized, buffered } = request;
     let mut bytes = [0; 1024];
-    while !*is_half_closed && first.len() < MAX_KEPT {
+    while !*is_half_closed && buffered.len() < MAX_BUFFERED {
         match authorized.client.read(&mut bytes).await {
-            // It may still wait for an answer to what it asked.
-            Ok(0) if authorized.policy.protocol != Protocol::Postgres && !first.is_empty() => *is_half_closed = true,
-            Ok(0) => return Outcome::new(Reason::ClientClosed, "it left while the upstream refused connections"),
-            Ok(count) => first.extend_from_slice(bytes.get(..count).unwrap_or_default()),
+            // The client may still wait for the reply to its request.
+            Ok(0) if authorized.policy.protocol != Protocol::Postgres && !buffered.is_empty() => *is_half_closed = true,
+            Ok(0) => {
+                let detail = "the client disconnected while the upstream refused connections";
+                return Outcome::new(Reason::ClientClosed, detail);
+            }
+            Ok(count) => buffered.extend_from_slice(bytes.get(..count).unwrap_or_default()),
             Err(error) if error.kind() == io::ErrorKind::InvalidData => {
                 return Outcome::new(Reason::ProtocolViolation, format_args!("client: {error}"));
             }
@@ -143,23 +143,23 @@ async fn listen(ready: &mut SessionRequest, is_half_closed: &mut bool) -> Outcom
     pending().await
 }
 
-/// From 0 to 1.
+/// Returns a number from 0 to 1.
 fn random() -> f32 {
     let mut byte = [128];
-    // Where there are no random numbers all wait equally long.
+    // Without random numbers, all clients wait equally long.
     let _ = rand::fill(&mut byte);
     f32::from(byte[0]) / 255.0
 }
 
-const FIRST_PAUSE: Duration = Duration::from_millis(25);
-const LONGEST_PAUSE: Duration = Duration::from_millis(250);
+const MIN_PAUSE: Duration = Duration::from_millis(25);
+const MAX_PAUSE: Duration = Duration::from_millis(250);
 const MAX_DOUBLINGS: u32 = 8;
 
-/// How long it is held before it is judged again, whatever changes. Longer than a pause, or its turn would never come.
-const MAX_UNJUDGED: Duration = Duration::from_secs(1);
+/// How often a held client is authorized again. Longer than any pause, because each round starts the pause anew.
+const REAUTHORIZE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// In which those that have waited dial.
-const SPREAD: Duration = Duration::from_millis(100);
+/// The time over which waiting clients spread their dials.
+const DIAL_SPREAD: Duration = Duration::from_millis(100);
 
-/// More than a client sends before it waits for an answer.
-const MAX_KEPT: usize = 32 << 10;
+/// More than a client sends before it waits for a reply.
+const MAX_BUFFERED: usize = 32 << 10;

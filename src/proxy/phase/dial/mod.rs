@@ -1,16 +1,13 @@
-//! The upstream. Only a client that has been identified and has said what it wants can cost it a connection.
+//! Connects to an endpoint of the upstream. Only an authorized client that has requested a session costs the upstream a
+//! connection.
 
 pub(crate) mod hold;
 
-use crate::upstream::proxy_header;
 use std::mem;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
-
-use crate::upstream::dial::{ConnectedUpstream, EndpointError};
-use crate::upstream::record::{record_failure, record_healthy};
 
 use crate::audit::event::ConnectionFields;
 use crate::outcome::{Outcome, Reason};
@@ -24,100 +21,97 @@ use crate::proxy::phase::startup::SessionRequest;
 use crate::transport::UpstreamStream;
 use crate::upstream::Upstream;
 use crate::upstream::connect::resolve;
-use crate::upstream::dial::{connect_any_role, connect_endpoint, unresolved};
+use crate::upstream::dial::{ConnectedUpstream, EndpointError, dial_any_role, dial_endpoint, unresolved};
 use crate::upstream::endpoint::{ConfiguredUpstream, Endpoint};
 use crate::upstream::probe::share;
+use crate::upstream::proxy_header;
+use crate::upstream::record::{record_failure, record_healthy};
 
-/// A client and its upstream, between which nothing has passed yet.
+/// A client and its connected upstream. No byte has been relayed yet.
 #[derive(Debug)]
 pub(crate) struct Dialed {
     pub(crate) authorized: AuthorizedClient,
     pub(crate) connected: ConnectedUpstream,
-    /// What the client has said already and the upstream has not heard.
-    pub(crate) first: Vec<u8>,
+    /// Bytes of the client that have not been sent to the upstream.
+    pub(crate) buffered: Vec<u8>,
 }
 
-/// The nodes that have not been tried yet for a client, and what became of the others.
+/// The endpoints that are still to be tried for one client, and the failures of the others.
 #[derive(Debug)]
 pub(crate) struct Candidates {
     addresses: std::vec::IntoIter<Arc<ConfiguredUpstream>>,
-    /// Where the node leads whose turn it is.
+    /// The remaining endpoints of the current address.
     endpoints: std::vec::IntoIter<Endpoint>,
-    /// How long all its places together may still take.
-    left: Duration,
-    /// How long each of them may take to deal with the client.
-    patience: Duration,
+    /// The remaining dial time of all endpoints of the current address.
+    time_left: Duration,
+    /// How long a dialed endpoint may take to respond to the client.
+    response_timeout: Duration,
     several: bool,
     failures: Vec<String>,
     reason: Reason,
-    /// Whether one answers and is only not what is wanted, or not yet.
-    is_soon: bool,
-    /// Whether one refuses connections, as while it restarts.
-    is_refused: bool,
+    /// An endpoint responded, but has the wrong role or is not ready.
+    any_healthy: bool,
+    /// An endpoint refused the connection, for example during a restart.
+    any_refused: bool,
     hold: RetryHold,
 }
 
 impl Candidates {
-    /// All of them.
-    pub(crate) fn of(upstream: &Upstream) -> Self {
-        let addresses = upstream.endpoints.in_order(upstream.wants_writes());
+    pub(crate) fn new(upstream: &Upstream) -> Self {
+        let addresses = upstream.endpoints.in_order(upstream.needs_primary());
         Self {
             several: addresses.len() > 1,
             addresses: addresses.into_iter(),
             endpoints: Vec::new().into_iter(),
-            left: Duration::ZERO,
-            patience: Duration::ZERO,
+            time_left: Duration::ZERO,
+            response_timeout: Duration::ZERO,
             failures: Vec::new(),
             reason: Reason::UpstreamUnreachable,
-            is_soon: false,
-            is_refused: false,
+            any_healthy: false,
+            any_refused: false,
             hold: RetryHold::default(),
         }
     }
 
-    /// All of them once more.
-    fn start_over(&mut self, upstream: &Upstream) {
-        *self = Self { hold: mem::take(&mut self.hold), ..Self::of(upstream) };
+    /// Tries all endpoints again.
+    fn restart(&mut self, upstream: &Upstream) {
+        *self = Self { hold: mem::take(&mut self.hold), ..Self::new(upstream) };
     }
 
-    /// What all of them refuse connections with, where another client has found that out a moment ago.
+    /// The refusal that another client received a moment ago, so that this client need not dial.
     fn known_refusal(&mut self, upstream: &Upstream) -> Option<Outcome> {
         let outage = upstream.endpoints.outage();
         let known = outage.known(Instant::now().into_std()).filter(|_| self.hold.is_new() && is_retried(upstream))?;
-        self.is_refused = true;
+        self.any_refused = true;
         Some(known)
     }
 
-    /// Whether there is more than one to choose from, as far as is known by now.
+    /// Whether more than one endpoint is known so far.
     pub(crate) fn has_several(&self) -> bool {
         self.several
     }
 
-    /// Whether the client has been held while the upstream refused connections.
+    /// Whether the client was held while the upstream refused connections.
     pub(crate) fn has_waited(&self) -> bool {
         !self.hold.is_new()
     }
 
-    /// How long the one that was reached may take to deal with the client.
-    pub(crate) fn patience(&self) -> Duration {
-        self.patience
+    /// How long a dialed endpoint may take to respond to the client.
+    pub(crate) fn response_timeout(&self) -> Duration {
+        self.response_timeout
     }
 
-    /// Reaches the next of them that will do.
+    /// Dials the remaining endpoints until one connects.
     ///
     /// # Errors
-    /// When there is none left.
-    pub(crate) async fn reach_next(
-        &mut self,
-        upstream: &Upstream,
-        header: &[u8],
-    ) -> Result<ConnectedUpstream, Outcome> {
+    /// No endpoint is left. The detail lists the failure of each.
+    pub(crate) async fn dial_next(&mut self, upstream: &Upstream, header: &[u8]) -> Result<ConnectedUpstream, Outcome> {
         while let Some(endpoint) = self.next(upstream).await {
-            let begun = Instant::now();
-            // No place may take more than its share of what time its node has.
-            let connected =
-                connect_endpoint(&endpoint, upstream, header, begun + share(self.left, self.endpoints.len() + 1)).await;
-            self.left = self.left.saturating_sub(begun.elapsed());
+            let start = Instant::now();
+            // Each endpoint may take its share of the remaining time of its address.
+            let deadline = start + share(self.time_left, self.endpoints.len() + 1);
+            let connected = dial_endpoint(&endpoint, upstream, header, deadline).await;
+            self.time_left = self.time_left.saturating_sub(start.elapsed());
             match connected {
                 Ok(stream) => return Ok(ConnectedUpstream { stream, endpoint }),
                 Err(endpoint_error) => self.reject(&endpoint, upstream, endpoint_error),
@@ -132,13 +126,12 @@ impl Candidates {
                 return Some(endpoint);
             }
             let configured = self.addresses.next()?;
-            let begun = Instant::now();
-            match resolve(&configured, upstream, begun + upstream.settings.connect_timeout, upstream.wants_writes())
-                .await
-            {
+            let start = Instant::now();
+            let deadline = start + upstream.settings.connect_timeout;
+            match resolve(&configured, upstream, deadline, upstream.needs_primary()).await {
                 Ok(endpoints) => {
-                    self.left = upstream.settings.connect_timeout.saturating_sub(begun.elapsed());
-                    self.patience = share(upstream.settings.connect_timeout, endpoints.len());
+                    self.time_left = upstream.settings.connect_timeout.saturating_sub(start.elapsed());
+                    self.response_timeout = share(upstream.settings.connect_timeout, endpoints.len());
                     self.several |= endpoints.len() > 1;
                     self.endpoints = endpoints.into_iter();
                     let name = configured.as_endpoint();
@@ -151,96 +144,95 @@ impl Candidates {
         }
     }
 
-    /// One of them will not do.
+    /// Records that an endpoint cannot be used for this client.
     pub(crate) fn reject(&mut self, endpoint: &Endpoint, upstream: &Upstream, endpoint_error: EndpointError) {
         record_failure(endpoint, upstream, &endpoint_error, self.several);
-        let EndpointError { reason, words, is_healthy, refuses, .. } = endpoint_error;
-        self.is_refused |= refuses;
-        self.is_soon |= is_healthy;
-        self.failures.push(format!("upstream {endpoint}: {words}"));
+        let EndpointError { reason, detail, is_healthy, refuses, .. } = endpoint_error;
+        self.any_refused |= refuses;
+        self.any_healthy |= is_healthy;
+        self.failures.push(format!("upstream {endpoint}: {detail}"));
         self.reason = reason;
     }
 
-    /// Turns a client away for whom there is none left.
-    fn close_client(&self, ending: Outcome, ready: SessionRequest, fields: &mut ConnectionFields) -> Close {
-        let AuthorizedClient { client, policy, .. } = ready.authorized;
-        // Each of them has been tried.
+    /// Refuses a client for which no endpoint is left.
+    fn close_client(&self, outcome: Outcome, request: SessionRequest, fields: &mut ConnectionFields) -> Close {
+        let AuthorizedClient { client, policy, .. } = request.authorized;
+        // All endpoints have been tried, so the audit names all addresses.
         fields.upstream = Some(Arc::clone(&policy.upstream.name));
         let protocol = policy.protocol;
-        match (protocol, self.is_soon) {
-            (Protocol::Postgres, true) => Close::with_words(ending, client, postgres::try_again()),
+        match (protocol, self.any_healthy) {
+            (Protocol::Postgres, true) => Close::with_message(outcome, client, postgres::try_again()),
             (Protocol::Postgres | Protocol::Redis | Protocol::Tcp, _) => {
-                Close::refused(ending, client, protocol, StartupState::Heard)
+                Close::refused(outcome, client, protocol, StartupState::Received)
             }
         }
     }
 }
 
-/// Reaches an upstream for a client, which is held while all refuse connections, for `dial_retry`.
+/// Dials an endpoint for a client. While all endpoints refuse connections, the client is held for up to `dial_retry`.
 pub(crate) async fn dial(
-    mut ready: SessionRequest,
+    mut request: SessionRequest,
     candidates: &mut Candidates,
     current: &Current,
     fields: &mut ConnectionFields,
 ) -> Result<Dialed, Close> {
     loop {
-        let policy = &ready.authorized.policy;
-        let mut ending = match candidates.known_refusal(&policy.upstream) {
-            Some(ending) => ending,
+        let policy = &request.authorized.policy;
+        let mut outcome = match candidates.known_refusal(&policy.upstream) {
+            Some(outcome) => outcome,
             None => {
-                let AuthorizedClient { client, identity, .. } = &ready.authorized;
+                let AuthorizedClient { client, identity, .. } = &request.authorized;
                 let header = proxy_header::client_header(client, identity.as_deref(), &policy.upstream, fields);
-                match candidates.reach_next(&policy.upstream, &header).await {
+                match candidates.dial_next(&policy.upstream, &header).await {
                     Ok(connected) => {
-                        // Whether it will do is not known yet; the next one may try meanwhile.
+                        // `select` may still reject the endpoint; the next waiting client may dial meanwhile.
                         candidates.hold.release();
                         fields.upstream = Some(connected.endpoint.configured.address().to_string().into());
-                        let SessionRequest { authorized, first } = ready;
-                        return Ok(Dialed { authorized, connected, first });
+                        let SessionRequest { authorized, buffered } = request;
+                        return Ok(Dialed { authorized, connected, buffered });
                     }
-                    Err(ending) if candidates.is_refused && is_retried(&policy.upstream) => {
-                        policy.upstream.endpoints.outage().note(&ending, Instant::now().into_std());
-                        ending
+                    Err(outcome) if candidates.any_refused && is_retried(&policy.upstream) => {
+                        policy.upstream.endpoints.outage().note(&outcome, Instant::now().into_std());
+                        outcome
                     }
-                    Err(ending) => return Err(candidates.close_client(ending, ready, fields)),
+                    Err(outcome) => return Err(candidates.close_client(outcome, request, fields)),
                 }
             }
         };
-        let (held, again) = candidates.hold.wait(ready, current, fields).await?;
-        ready = again;
-        match held {
-            HoldOutcome::DialAgain => candidates.start_over(&ready.authorized.policy.upstream),
+        let hold_outcome;
+        (hold_outcome, request) = candidates.hold.wait(request, current, fields).await?;
+        match hold_outcome {
+            HoldOutcome::DialAgain => candidates.restart(&request.authorized.policy.upstream),
             HoldOutcome::GiveUp => {
-                let retry = ready.authorized.policy.upstream.settings.dial_retry;
-                ending.add(format_args!("; it was dialled again for {retry:?} (dial_retry)"));
-                return Err(candidates.close_client(ending, ready, fields));
+                let retry = request.authorized.policy.upstream.settings.dial_retry;
+                outcome.add(format_args!("; retried for {retry:?} (dial_retry)"));
+                return Err(candidates.close_client(outcome, request, fields));
             }
         }
     }
 }
 
-/// Whether a client is held while the upstream refuses connections.
+/// Whether clients are held while the upstream refuses connections.
 fn is_retried(upstream: &Upstream) -> bool {
     !upstream.settings.dial_retry.is_zero()
 }
 
-/// Reaches the upstream for a CancelRequest: the place where its session is or, where that is not known, the first that
-/// will do.
+/// Dials the endpoint of the session that a CancelRequest names or, if the session is unknown, the first that connects.
 pub(crate) async fn dial_for_cancel(
     endpoint: Option<&Endpoint>,
     upstream: &Upstream,
     header: &[u8],
 ) -> Result<(UpstreamStream, Arc<ConfiguredUpstream>), Outcome> {
     let Some(endpoint) = endpoint else {
-        let connected = Candidates::of(upstream).reach_next(upstream, header).await?;
+        let connected = Candidates::new(upstream).dial_next(upstream, header).await?;
         return Ok((connected.stream, connected.endpoint.configured));
     };
     let deadline = Instant::now() + upstream.settings.connect_timeout;
-    // That a connection is taken is too little to know that a server answers.
+    // Success is not recorded: the kernel accepts connections even for a server that hangs.
     let failed = |endpoint_error: EndpointError| {
         record_failure(endpoint, upstream, &endpoint_error, upstream.endpoints.has_several());
-        Outcome::new(endpoint_error.reason, format_args!("upstream {endpoint}: {}", endpoint_error.words))
+        Outcome::new(endpoint_error.reason, format_args!("upstream {endpoint}: {}", endpoint_error.detail))
     };
-    let stream = connect_any_role(endpoint, upstream, header, deadline).await.map_err(failed)?;
+    let stream = dial_any_role(endpoint, upstream, header, deadline).await.map_err(failed)?;
     Ok((stream, Arc::clone(&endpoint.configured)))
 }

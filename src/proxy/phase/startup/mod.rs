@@ -1,8 +1,7 @@
-//! What the client says first inside TLS, as far as it decides what happens next.
+//! The first packet of the client inside TLS. Only PostgreSQL has one.
 //!
-//! Only PostgreSQL has something to decide: a CancelRequest is no session, a second SSLRequest must not reach an upstream
-//! that would answer it, and a client that says nothing costs the upstream nothing. The packet is bounded and passed on
-//! to the byte, protocol version and options untouched.
+//! A CancelRequest is not a session, and a second SSLRequest must not reach the upstream, which would answer it. A client
+//! that sends nothing costs the upstream nothing. The packet has a maximum length and is forwarded unchanged.
 
 pub(crate) mod packet;
 
@@ -13,45 +12,47 @@ use crate::protocol::Protocol;
 use crate::protocol::postgres::Packet;
 use crate::proxy::phase::authorize::AuthorizedClient;
 use crate::proxy::phase::close::Close;
-use crate::proxy::phase::startup::packet::{Unheard, first_packet};
+use crate::proxy::phase::startup::packet::{PacketError, read_first_packet};
 
-/// A client that wants the upstream, and what it has said already.
+/// A client that requests a session, and the bytes that it has already sent.
 #[derive(Debug)]
 pub(crate) struct SessionRequest {
     pub(crate) authorized: AuthorizedClient,
-    pub(crate) first: Vec<u8>,
+    pub(crate) buffered: Vec<u8>,
 }
 
-/// What the client has come for.
 #[derive(Debug)]
 pub(crate) enum StartupRequest {
     Session(SessionRequest),
-    /// A whole CancelRequest, as it came.
+    /// A complete CancelRequest packet.
     Cancel(AuthorizedClient, Vec<u8>),
 }
 
-pub(crate) async fn hear(mut authorized: AuthorizedClient) -> Result<StartupRequest, Close> {
+/// Reads the StartupMessage or CancelRequest of a PostgreSQL client.
+pub(crate) async fn read_startup(mut authorized: AuthorizedClient) -> Result<StartupRequest, Close> {
     if authorized.policy.protocol != Protocol::Postgres {
-        return Ok(StartupRequest::Session(SessionRequest { authorized, first: Vec::new() }));
+        return Ok(StartupRequest::Session(SessionRequest { authorized, buffered: Vec::new() }));
     }
-    // The handshake's deadline ends with TLS; the first packet gets as long again.
-    let patience = authorized.policy.limits.handshake_timeout;
-    let ending = match timeout(patience, first_packet(&mut authorized.client)).await {
-        Ok(Ok((Packet::Startup { .. }, first))) => {
-            return Ok(StartupRequest::Session(SessionRequest { authorized, first }));
+    // The handshake deadline ends with TLS. The first packet has the same time again.
+    let handshake_timeout = authorized.policy.limits.handshake_timeout;
+    let outcome = match timeout(handshake_timeout, read_first_packet(&mut authorized.client)).await {
+        Ok(Ok((Packet::Startup { .. }, buffered))) => {
+            return Ok(StartupRequest::Session(SessionRequest { authorized, buffered }));
         }
         Ok(Ok((Packet::Cancel { .. }, packet))) => return Ok(StartupRequest::Cancel(authorized, packet)),
-        Ok(Ok((Packet::Ssl | Packet::GssEncryption, _))) => {
-            Outcome::new(Reason::ProtocolViolation, "encryption was requested where there is none to be had")
-        }
-        Ok(Err(Unheard::Malformed(what))) => Outcome::new(Reason::ProtocolViolation, what),
-        Ok(Err(Unheard::Lost(error))) => Outcome::new(
+        Ok(Ok((Packet::Ssl | Packet::GssEncryption, _))) => Outcome::new(
+            Reason::ProtocolViolation,
+            "the client requested encryption again instead of starting a session",
+        ),
+        Ok(Err(PacketError::Malformed(error))) => Outcome::new(Reason::ProtocolViolation, error),
+        Ok(Err(PacketError::Lost(error))) => Outcome::new(
             Reason::ClientClosed,
             format_args!(
-                "the client left after the TLS handshake, before its StartupMessage ({error}); it may not accept our certificate's name"
+                "the client disconnected after the TLS handshake, before StartupMessage ({error}); it may have rejected \
+                 the host name of the server certificate"
             ),
         ),
-        Err(_) => Outcome::new(Reason::HandshakeTimeout, "no StartupMessage came after the TLS handshake"),
+        Err(_) => Outcome::new(Reason::HandshakeTimeout, "the client sent no StartupMessage within handshake_timeout"),
     };
-    Err(authorized.refused(ending))
+    Err(authorized.refuse(outcome))
 }

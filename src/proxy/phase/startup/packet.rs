@@ -1,4 +1,4 @@
-//! Reading one PostgreSQL startup packet.
+//! Reads one PostgreSQL startup packet.
 
 use std::io;
 
@@ -8,18 +8,17 @@ use crate::protocol::postgres;
 use crate::protocol::postgres::{HEADER_LENGTH, Malformed, Packet};
 use crate::transport::{ClientStream, Stream};
 
-/// Why no packet could be read.
 #[derive(Debug)]
-pub(crate) enum Unheard {
+pub(crate) enum PacketError {
     Lost(io::Error),
     Malformed(Malformed),
 }
 
-/// Reads one startup packet, header included. Its length is checked before a byte is set aside for it.
-async fn read_packet<S: AsyncRead + Unpin>(stream: &mut S) -> Result<(Packet, Vec<u8>), Unheard> {
+/// Reads one startup packet, including its header. The length is checked before memory is allocated.
+async fn read_packet<S: AsyncRead + Unpin>(stream: &mut S) -> Result<(Packet, Vec<u8>), PacketError> {
     let mut header = [0; HEADER_LENGTH];
-    stream.read_exact(&mut header).await.map_err(Unheard::Lost)?;
-    let packet = Packet::parse(header).map_err(Unheard::Malformed)?;
+    stream.read_exact(&mut header).await.map_err(PacketError::Lost)?;
+    let packet = Packet::parse(header).map_err(PacketError::Malformed)?;
     let body = match packet {
         Packet::Cancel { body } | Packet::Startup { body } => body,
         Packet::Ssl | Packet::GssEncryption => 0,
@@ -27,13 +26,15 @@ async fn read_packet<S: AsyncRead + Unpin>(stream: &mut S) -> Result<(Packet, Ve
     let mut bytes = header.to_vec();
     bytes.resize(HEADER_LENGTH + body, 0);
     let rest = bytes.get_mut(HEADER_LENGTH..).unwrap_or_default();
-    stream.read_exact(rest).await.map_err(Unheard::Lost)?;
+    stream.read_exact(rest).await.map_err(PacketError::Lost)?;
     Ok((packet, bytes))
 }
 
-/// The first packet that counts. Where TLS is off a client is told so for each kind of encryption it asks for, once; libpq
-/// then goes on without, unless its sslmode forbids.
-pub(crate) async fn first_packet(client: &mut ClientStream) -> Result<(Packet, Vec<u8>), Unheard> {
+/// Reads the first packet that is not an encryption request.
+///
+/// On a listener without TLS, SSLRequest and GSSENCRequest are each refused once. libpq then continues in plaintext, unless
+/// its sslmode forbids it.
+pub(crate) async fn read_first_packet(client: &mut ClientStream) -> Result<(Packet, Vec<u8>), PacketError> {
     let (mut tls_refused, mut gss_refused) = (false, false);
     loop {
         let (packet, bytes) = read_packet(client).await?;
@@ -45,6 +46,6 @@ pub(crate) async fn first_packet(client: &mut ClientStream) -> Result<(Packet, V
         if std::mem::replace(refused, true) {
             return Ok((packet, bytes));
         }
-        client.write_all(&[postgres::REFUSE_ENCRYPTION]).await.map_err(Unheard::Lost)?;
+        client.write_all(&[postgres::REFUSE_ENCRYPTION]).await.map_err(PacketError::Lost)?;
     }
 }

@@ -11,178 +11,182 @@ fn seconds(seconds: f64) -> Duration {
     Duration::from_secs_f64(seconds)
 }
 
-/// Looks at a peer every few seconds and says when it was found dead.
-fn judged(peer: &mut Peer, start: Instant, looks: impl IntoIterator<Item = (f64, Sent)>) -> Option<f64> {
-    looks
+/// Checks a peer at the given times, in seconds, and returns when it was found dead.
+fn found_dead(peer: &mut Peer, start: Instant, checks: impl IntoIterator<Item = (f64, TcpInfo)>) -> Option<f64> {
+    checks
         .into_iter()
-        .find_map(|(at, sent)| (peer.judge(sent, start + seconds(at), TIMEOUT) == PeerStatus::Dead).then_some(at))
+        .find_map(|(at, info)| (peer.check(info, start + seconds(at), TIMEOUT) == PeerStatus::Dead).then_some(at))
 }
 
-/// Four in the time that a peer has.
+/// Four checks within the timeout.
 fn steps() -> impl Iterator<Item = (u32, f64)> {
     (1..1000_u32).map(|step| (step, f64::from(step) * 2.5))
 }
 
-/// A closed window is probed at growing intervals, of a minute in the end.
-fn probed(is_healthy: impl Fn(f64) -> bool) -> impl Iterator<Item = (f64, Sent)> {
+/// A closed window, probed once a minute.
+fn probed(is_healthy: impl Fn(f64) -> bool) -> impl Iterator<Item = (f64, TcpInfo)> {
     steps().map(move |(_, at)| {
         let probes: Vec<f64> = (0..).map(|n| f64::from(n) * 60.0).take_while(|probe| *probe <= at).collect();
         let answered: Vec<f64> =
             probes.iter().copied().filter(|probe| is_healthy(*probe) && probe + 0.001 <= at).collect();
-        let heard = answered.last().copied().unwrap_or_default();
-        let unanswered = probes.iter().filter(|probe| **probe > heard).count();
-        let sent = Sent {
+        let received = answered.last().copied().unwrap_or_default();
+        let unanswered = probes.iter().filter(|probe| **probe > received).count();
+        let info = TcpInfo {
             unsent: 5000,
             probes: u8::try_from(unanswered).unwrap(),
-            sent_ago: seconds(at + 1.0),
-            heard_ago: seconds(at - heard),
+            last_sent: seconds(at + 1.0),
+            last_received: seconds(at - received),
             segments: u32::try_from(answered.len()).unwrap(),
-            ..Sent::default()
+            ..TcpInfo::default()
         };
-        (at, sent)
+        (at, info)
     })
 }
 
 #[tokio::test(start_paused = true)]
-async fn peer_that_answers_every_probe_of_its_closed_window_is_never_dead() {
-    assert_eq!(judged(&mut Peer::default(), Instant::now(), probed(|_| true)), None);
+async fn peer_that_answers_every_window_probe_is_never_dead() {
+    assert_eq!(found_dead(&mut Peer::default(), Instant::now(), probed(|_| true)), None);
 }
 
 #[tokio::test(start_paused = true)]
-async fn peer_that_leaves_a_probe_unanswered_is_dead_in_time() {
-    let dead = judged(&mut Peer::default(), Instant::now(), probed(|at| at < 300.0)).unwrap();
+async fn peer_that_leaves_a_probe_unanswered_is_dead_after_the_timeout() {
+    let dead = found_dead(&mut Peer::default(), Instant::now(), probed(|at| at < 300.0)).unwrap();
     assert!((310.0..=312.5).contains(&dead), "{dead}");
 }
 
-/// A receiver short of memory closes its window on data that is under way: that is sent again and again, and each time
-/// acknowledged as not wanted.
+/// A receiver short of memory closes its window on data in flight. The data is retransmitted, and each time the receiver
+/// responds without accepting it.
 #[tokio::test(start_paused = true)]
 async fn peer_that_shrinks_its_window_and_answers_is_never_dead() {
-    let looks = steps().map(|(step, at)| {
-        let again = (at / 40.0).floor() * 40.0;
-        let (sent_ago, heard_ago) = (seconds(at - again), seconds((at - again - 0.004).max(0.0)));
+    let checks = steps().map(|(step, at)| {
+        let again = (at / 40.0).trunc() * 40.0;
+        let (last_sent, last_received) = (seconds(at - again), seconds((at - again - 0.004).max(0.0)));
         let segments = step / 16;
-        (at, Sent { unacknowledged: 3, unsent: 9, sent_ago, heard_ago, segments, ..Sent::default() })
+        (at, TcpInfo { unacknowledged: 3, unsent: 9, last_sent, last_received, segments, ..TcpInfo::default() })
     });
-    assert_eq!(judged(&mut Peer::default(), Instant::now(), looks), None);
+    assert_eq!(found_dead(&mut Peer::default(), Instant::now(), checks), None);
 }
 
 #[tokio::test(start_paused = true)]
-async fn peer_that_acknowledges_no_data_is_dead_in_time_after_the_first_that_was_seen() {
-    // Sent again after 0.2 s, 0.4 s and so on.
-    let looks = steps().map(|(_, at)| {
+async fn peer_that_acknowledges_no_data_is_dead_after_the_timeout() {
+    // Retransmitted after 0.2 s, 0.4 s and so on.
+    let checks = steps().map(|(_, at)| {
         let again = (0..20).map(|n| 0.2 * f64::from((1_u32 << n) - 1)).take_while(|again| *again <= at);
         let again = again.reduce(f64::max).unwrap();
         (
             at,
-            Sent {
+            TcpInfo {
                 unacknowledged: 1,
-                sent_ago: seconds(at - again),
-                heard_ago: seconds(at + 3600.0),
-                ..Sent::default()
+                last_sent: seconds(at - again),
+                last_received: seconds(at + 3600.0),
+                ..TcpInfo::default()
             },
         )
     });
-    let dead = judged(&mut Peer::default(), Instant::now(), looks).unwrap();
+    let dead = found_dead(&mut Peer::default(), Instant::now(), checks).unwrap();
     assert!((10.0..=12.5).contains(&dead), "{dead}");
 }
 
 #[tokio::test(start_paused = true)]
-async fn question_that_was_answered_does_not_count_for_the_next_one() {
-    // At every look something else is under way.
-    let looks = steps().map(|(segments, at)| {
-        let (sent_ago, heard_ago) = (seconds(0.001), seconds(0.002));
-        (at, Sent { unacknowledged: 1, sent_ago, heard_ago, segments, ..Sent::default() })
+async fn acknowledged_data_does_not_count_for_later_data() {
+    // At every check, other data is in flight.
+    let checks = steps().map(|(segments, at)| {
+        let (last_sent, last_received) = (seconds(0.001), seconds(0.002));
+        (at, TcpInfo { unacknowledged: 1, last_sent, last_received, segments, ..TcpInfo::default() })
     });
-    assert_eq!(judged(&mut Peer::default(), Instant::now(), looks), None);
+    assert_eq!(found_dead(&mut Peer::default(), Instant::now(), checks), None);
 }
 
-/// Runs for so long, or until a peer is dead.
-async fn run(peers: &mut DeadPeers, time: Duration, sent: impl Fn(Side) -> Known) -> Option<Side> {
-    timeout(time, poll_fn(|cx| peers.poll(false, &sent, cx))).await.ok()
+/// Runs for `time` or until a peer is dead.
+async fn run(peers: &mut DeadPeers, time: Duration, peer_info: impl Fn(Side) -> PeerInfo) -> Option<Side> {
+    timeout(time, poll_fn(|cx| peers.poll(false, &peer_info, cx))).await.ok()
 }
 
-async fn carry(peers: &mut DeadPeers) {
-    let dead = poll_fn(|cx| Poll::Ready(peers.poll(true, |_| Known::Nothing, cx).is_ready())).await;
+async fn make_progress(peers: &mut DeadPeers) {
+    let dead = poll_fn(|cx| Poll::Ready(peers.poll(true, |_| PeerInfo::Unavailable, cx).is_ready())).await;
     assert!(!dead);
 }
 
 #[tokio::test(start_paused = true)]
-async fn session_that_is_idle_and_acknowledged_is_not_looked_at() {
+async fn idle_session_with_acknowledged_data_is_not_checked() {
     let mut peers = DeadPeers::new(TIMEOUT);
     assert_eq!(run(&mut peers, TIMEOUT * 10, |_| unreachable!()).await, None);
-    carry(&mut peers).await;
+    make_progress(&mut peers).await;
     assert!(peers.watch.is_some());
-    assert_eq!(run(&mut peers, TIMEOUT, |_| Known::Sent(Sent::default())).await, None);
-    assert!(peers.watch.is_none(), "an idle session pays for it");
+    assert_eq!(run(&mut peers, TIMEOUT, |_| PeerInfo::Tcp(TcpInfo::default())).await, None);
+    assert!(peers.watch.is_none(), "an idle session has no timer");
 }
 
 #[tokio::test(start_paused = true)]
-async fn peer_that_dies_while_the_other_one_goes_on_is_found() {
+async fn dead_peer_is_found_while_the_other_peer_is_alive() {
     for dead in [Side::Client, Side::Upstream] {
         let mut peers = DeadPeers::new(TIMEOUT);
-        carry(&mut peers).await;
+        make_progress(&mut peers).await;
         let start = Instant::now();
         let sent = |side| {
-            let sent_ago = start.elapsed();
-            let lost = Sent { unacknowledged: 1, sent_ago, heard_ago: sent_ago + seconds(60.0), ..Sent::default() };
-            Known::Sent(if side == dead { lost } else { Sent::default() })
+            let last_sent = start.elapsed();
+            let lost = TcpInfo {
+                unacknowledged: 1,
+                last_sent,
+                last_received: last_sent + seconds(60.0),
+                ..TcpInfo::default()
+            };
+            PeerInfo::Tcp(if side == dead { lost } else { TcpInfo::default() })
         };
         assert_eq!(run(&mut peers, TIMEOUT * 10, sent).await, Some(dead));
         let taken = start.elapsed();
-        assert!((TIMEOUT..=TIMEOUT + TIMEOUT / LOOKS).contains(&taken), "{taken:?}");
+        assert!((TIMEOUT..=TIMEOUT + TIMEOUT / CHECKS_PER_TIMEOUT).contains(&taken), "{taken:?}");
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn peer_that_cannot_be_asked_about_for_a_while_is_looked_at_again() {
+async fn peer_is_checked_again_after_a_local_shortage() {
     let mut peers = DeadPeers::new(TIMEOUT);
-    carry(&mut peers).await;
+    make_progress(&mut peers).await;
     let start = Instant::now();
     let sent = |side| {
-        let sent_ago = start.elapsed();
+        let last_sent = start.elapsed();
         match side {
-            _ if sent_ago < TIMEOUT * 2 => Known::NotNow,
-            Side::Client => Known::Nothing,
-            Side::Upstream => Known::Sent(Sent {
+            _ if last_sent < TIMEOUT * 2 => PeerInfo::LocalShortage,
+            Side::Client => PeerInfo::Unavailable,
+            Side::Upstream => PeerInfo::Tcp(TcpInfo {
                 unacknowledged: 1,
-                sent_ago,
-                heard_ago: sent_ago + seconds(60.0),
-                ..Sent::default()
+                last_sent,
+                last_received: last_sent + seconds(60.0),
+                ..TcpInfo::default()
             }),
         }
     };
     assert_eq!(run(&mut peers, TIMEOUT * 10, sent).await, Some(Side::Upstream));
 }
 
-/// Progress is no reason to put the next look off.
 #[tokio::test(start_paused = true)]
-async fn session_that_carries_bytes_all_the_time_is_looked_at() {
+async fn session_with_constant_progress_is_checked() {
     let mut peers = DeadPeers::new(TIMEOUT);
-    let mut looks = 0;
+    let mut checks = 0;
     for _ in 0..100 {
-        let looked = poll_fn(|cx| {
-            let look = |_| {
-                looks += 1;
-                Known::Nothing
+        let dead = poll_fn(|cx| {
+            let peer_info = |_| {
+                checks += 1;
+                PeerInfo::Unavailable
             };
-            Poll::Ready(peers.poll(true, look, cx).is_ready())
+            Poll::Ready(peers.poll(true, peer_info, cx).is_ready())
         });
-        assert!(!looked.await);
+        assert!(!dead.await);
         advance(seconds(0.5)).await;
     }
-    assert!((20..=40).contains(&looks), "{looks}");
+    assert!((20..=40).contains(&checks), "{checks}");
 }
 
 #[tokio::test]
-async fn kernel_tells_of_a_peer_that_does_not_read() {
+async fn peer_that_does_not_read_is_waited_for() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let mut stream = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
     let _silent = listener.accept().unwrap();
     stream.set_nonblocking(true).unwrap();
     while stream.write(&[0; 65_536]).is_ok() {}
     let stream = TcpStream::from_std(stream).unwrap();
-    let Known::Sent(sent) = Sent::over(&stream) else { panic!("the kernel tells") };
+    let PeerInfo::Tcp(sent) = TcpInfo::read(&stream) else { panic!("TCP_INFO is unavailable") };
     assert!(sent.unsent > 0, "{sent:?}");
-    assert_eq!(Peer::default().judge(sent, Instant::now(), TIMEOUT), PeerStatus::Owes(None), "{sent:?}");
+    assert_eq!(Peer::default().check(sent, Instant::now(), TIMEOUT), PeerStatus::Waiting(None), "{sent:?}");
 }

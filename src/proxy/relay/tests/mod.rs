@@ -1,4 +1,4 @@
-//! Whole sessions over sockets whose buffers are small: how they end, above all where they are told to.
+//! Whole sessions over sockets with small buffers: how they end, above all when they are terminated.
 
 pub(crate) mod teardown;
 
@@ -24,15 +24,15 @@ use crate::transport::socket::Socket;
 use crate::transport::tls_stream::TlsStream;
 use crate::transport::{Stream, UpstreamStream};
 
-const ACCENT: Accent = Accent { suite: 0, record: None, known: false };
+const TLS_OPTIONS: Accent = Accent { suite: 0, record: None, known: false };
 
-/// Far more than anything here takes: what hangs shall fail.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// Far more than any test takes, so only a hanging test fails.
+const TEST_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// More than the client's socket takes, and no more than is read at once.
+/// More than the client's socket buffers, and not more than one read.
 const MUCH: usize = 60 << 10;
 
-/// Far more than any test takes: what waits for it shall fail.
+/// Far more than any test takes, so a test that waits for it fails.
 const LONG: Duration = Duration::from_secs(3600);
 
 fn relay(protocol: Protocol, client: ClientStream, upstream: UpstreamStream, half_close_timeout: Duration) -> Relay {
@@ -45,15 +45,15 @@ fn relay(protocol: Protocol, client: ClientStream, upstream: UpstreamStream, hal
         inbound: Flow::new(Vec::new()),
         outbound: Flow::new(Vec::new()),
         first_end: None,
-        is_unheard: false,
-        terminated: false,
+        lost_before_response: false,
+        is_terminated: false,
         idle_timer: IdleTimer::new(Limits { half_close_timeout, ..Limits::default() }),
         dead_peers: DeadPeers::new(LONG),
         _permit: SessionPermit::unlimited(),
     }
 }
 
-/// Both ends of a session, and what is between them.
+/// Both ends of a session, and the relay between them.
 struct Session {
     client: TlsClient,
     relay: Relay,
@@ -63,43 +63,43 @@ struct Session {
 type TlsClient = client::TlsStream<TcpStream>;
 
 impl Session {
-    async fn of(protocol: Protocol) -> Self {
+    async fn new(protocol: Protocol) -> Self {
         let (client, ours) = secured().await;
         let (upstream, inner) = UnixStream::pair().unwrap();
         let relay = relay(protocol, ours, Stream::Plain(Socket::Unix(inner)), LONG);
         Self { client, relay, upstream }
     }
 
-    /// The upstream says this, and all of it is on its way to the client.
-    async fn says(&mut self, bytes: &[u8]) {
-        let mut carried = ByteCounts::default();
+    /// The upstream sends `bytes`, and the relay forwards all of them towards the client.
+    async fn upstream_sends(&mut self, bytes: &[u8]) {
+        let mut byte_counts = ByteCounts::default();
         let relayed = poll_fn(|cx| {
-            assert!(self.relay.poll(&mut carried, cx).is_pending());
-            if carried.outbound == bytes.len() as u64 { Poll::Ready(()) } else { Poll::Pending }
+            assert!(self.relay.poll(&mut byte_counts, cx).is_pending());
+            if byte_counts.outbound == bytes.len() as u64 { Poll::Ready(()) } else { Poll::Pending }
         });
         let both = async { tokio::join!(self.upstream.write_all(bytes), relayed) };
-        timeout(PATIENCE, both).await.unwrap().0.unwrap();
+        timeout(TEST_TIMEOUT, both).await.unwrap().0.unwrap();
     }
 
-    /// Whether some of that has not been taken by the client's socket yet.
-    async fn stalls(&mut self) -> bool {
+    /// Whether the client's socket has not accepted all bytes yet.
+    async fn is_stalled(&mut self) -> bool {
         poll_fn(|cx| Poll::Ready(Pin::new(&mut self.relay.client).poll_flush(cx).is_pending())).await
     }
 
-    /// It is shown out. What remains are the client, the farewell to it, and the upstream.
-    async fn terminated(mut self, reason: Reason) -> (TlsClient, Farewell, UnixStream) {
+    /// Terminates the session. Returns the client, its farewell, and the upstream.
+    async fn terminate(mut self, reason: Reason) -> (TlsClient, Farewell, UnixStream) {
         let registry = Arc::new(ConnectionRegistry::default());
         let guard = enter(&registry);
         registry.terminate_all(reason);
-        let ending = self.relay.run(&guard, &mut ByteCounts::default()).await;
-        assert_eq!(ending.reason, reason);
-        (self.client, self.relay.close(ending).farewell, self.upstream)
+        let outcome = self.relay.run(&guard, &mut ByteCounts::default()).await;
+        assert_eq!(outcome.reason, reason);
+        (self.client, self.relay.close(outcome).farewell, self.upstream)
     }
 
-    /// It is shown out, and this is all that the client hears from the beginning to close_notify.
-    async fn heard_until_shown_out(self, reason: Reason) -> Vec<u8> {
-        let (client, farewell, _) = self.terminated(reason).await;
-        tokio::join!(heard_by(client), farewell.send()).0
+    /// Terminates the session. Returns all bytes that the client receives before close_notify.
+    async fn terminate_and_read(self, reason: Reason) -> Vec<u8> {
+        let (client, farewell, _) = self.terminate(reason).await;
+        tokio::join!(read_to_close_notify(client), farewell.send()).0
     }
 }
 
@@ -107,11 +107,11 @@ fn enter(registry: &Arc<ConnectionRegistry>) -> ConnectionGuard {
     registry.enter("db".into(), ClientAddr::new(([127, 0, 0, 1], 1).into()))
 }
 
-/// All that a client hears to close_notify; an end without it is an error. Then it hangs up.
-async fn heard_by(mut client: TlsClient) -> Vec<u8> {
-    let mut words = Vec::new();
-    timeout(PATIENCE, client.read_to_end(&mut words)).await.unwrap().unwrap();
-    words
+/// Reads all bytes before close_notify, without which it panics. Then the client disconnects.
+async fn read_to_close_notify(mut client: TlsClient) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    timeout(TEST_TIMEOUT, client.read_to_end(&mut bytes)).await.unwrap().unwrap();
+    bytes
 }
 
 async fn tcp_pair() -> (TcpStream, TcpStream) {
@@ -120,151 +120,151 @@ async fn tcp_pair() -> (TcpStream, TcpStream) {
     (near, listener.accept().await.unwrap().0)
 }
 
-/// A client and our side of it, past the handshake.
+/// A client and our side of it, after the handshake.
 async fn secured() -> (TlsClient, ClientStream) {
     let (near, far) = tcp_pair().await;
-    // The kernel takes this for "as small as you have it".
+    // The kernel raises this to its minimum.
     SockRef::from(&near).set_recv_buffer_size(1).unwrap();
     SockRef::from(&far).set_send_buffer_size(1).unwrap();
-    let mut ours = Box::new(TlsStream::new(far, TlsEngine::new(ACCENT.server_config()).unwrap()));
+    let mut ours = Box::new(TlsStream::new(far, TlsEngine::new(TLS_OPTIONS.server_config()).unwrap()));
     let answer = async {
         while ours.engine().is_handshaking() {
             ours.next_flight().await.unwrap();
         }
     };
-    let connector = TlsConnector::from(ACCENT.client_config());
+    let connector = TlsConnector::from(TLS_OPTIONS.client_config());
     let (client, ()) = tokio::join!(connector.connect("db.test".try_into().unwrap(), near), answer);
     (client.unwrap(), Stream::Tls(ours))
 }
 
-/// A message of so many bytes, header included.
+/// A PostgreSQL message of `length` bytes, including its header.
 fn message(length: usize) -> Vec<u8> {
     let header = u32::try_from(length - 1).unwrap().to_be_bytes();
     [b"D", &header[..], &speech(0, length - 5)].concat()
 }
 
 #[tokio::test]
-async fn what_is_on_its_way_comes_first_and_then_the_goodbye() {
-    let mut session = Session::of(Protocol::Postgres).await;
-    let said = [message(100), message(MUCH - 100)].concat();
-    session.says(&said).await;
-    assert!(session.stalls().await);
-    let heard = session.heard_until_shown_out(Reason::SourceRevoked).await;
-    assert!(heard == [said, farewell_message(Reason::SourceRevoked)].concat(), "{} bytes", heard.len());
+async fn terminated_session_sends_buffered_bytes_before_the_farewell() {
+    let mut session = Session::new(Protocol::Postgres).await;
+    let sent = [message(100), message(MUCH - 100)].concat();
+    session.upstream_sends(&sent).await;
+    assert!(session.is_stalled().await);
+    let received = session.terminate_and_read(Reason::SourceRevoked).await;
+    assert!(received == [sent, farewell_message(Reason::SourceRevoked)].concat(), "{} bytes", received.len());
 }
 
 #[tokio::test]
-async fn what_the_flow_holds_itself_is_on_its_way_too() {
-    let mut session = Session::of(Protocol::Postgres).await;
-    (session.relay.outbound, session.relay.terminated) = (Flow::new(message(100)), true);
+async fn terminated_session_sends_pending_bytes_of_the_flow_before_the_farewell() {
+    let mut session = Session::new(Protocol::Postgres).await;
+    (session.relay.outbound, session.relay.is_terminated) = (Flow::new(message(100)), true);
     let farewell = session.relay.close(Reason::Shutdown.into()).farewell;
-    let (heard, ()) = tokio::join!(heard_by(session.client), farewell.send());
-    assert!(heard == [message(100), farewell_message(Reason::Shutdown)].concat());
+    let (received, ()) = tokio::join!(read_to_close_notify(session.client), farewell.send());
+    assert!(received == [message(100), farewell_message(Reason::Shutdown)].concat());
 }
 
 #[tokio::test]
-async fn in_the_middle_of_a_message_nothing_is_said() {
+async fn session_terminated_within_a_message_sends_no_farewell() {
     for missing in [1, 99, 100, 101, 102, 103, 104] {
-        let mut session = Session::of(Protocol::Postgres).await;
+        let mut session = Session::new(Protocol::Postgres).await;
         let whole = [message(MUCH - 105), message(105)].concat();
-        let said = &whole[..whole.len() - missing];
-        session.says(said).await;
-        assert!(session.stalls().await);
-        let heard = session.heard_until_shown_out(Reason::ClosedByAdmin).await;
-        assert!(heard == said, "{} bytes without the last {missing}", heard.len());
+        let sent = &whole[..whole.len() - missing];
+        session.upstream_sends(sent).await;
+        assert!(session.is_stalled().await);
+        let received = session.terminate_and_read(Reason::ClosedByAdmin).await;
+        assert!(received == sent, "{} bytes without the last {missing}", received.len());
     }
 }
 
 #[tokio::test]
-async fn a_protocol_without_words_for_it_hears_close_notify_and_nothing_else() {
+async fn terminated_redis_or_tcp_session_sends_only_close_notify() {
     for protocol in [Protocol::Redis, Protocol::Tcp] {
-        let mut session = Session::of(protocol).await;
-        let said = message(MUCH);
-        session.says(&said).await;
-        assert!(session.heard_until_shown_out(Reason::RuleExpired).await == said);
+        let mut session = Session::new(protocol).await;
+        let sent = message(MUCH);
+        session.upstream_sends(&sent).await;
+        assert!(session.terminate_and_read(Reason::RuleExpired).await == sent);
     }
 }
 
 #[tokio::test]
-async fn behind_the_upstreams_end_nothing_is_said() {
-    let mut session = Session::of(Protocol::Postgres).await;
-    session.says(&message(100)).await;
+async fn session_terminated_after_the_upstream_ended_sends_no_farewell() {
+    let mut session = Session::new(Protocol::Postgres).await;
+    session.upstream_sends(&message(100)).await;
     session.upstream.shutdown().await.unwrap();
     let ended = poll_fn(|cx| {
         assert!(session.relay.poll(&mut ByteCounts::default(), cx).is_pending());
         if session.relay.outbound.has_ended() { Poll::Ready(()) } else { Poll::Pending }
     });
-    timeout(PATIENCE, ended).await.unwrap();
-    assert!(session.heard_until_shown_out(Reason::Shutdown).await == message(100));
+    timeout(TEST_TIMEOUT, ended).await.unwrap();
+    assert!(session.terminate_and_read(Reason::Shutdown).await == message(100));
 }
 
 #[tokio::test]
-async fn a_client_that_reads_nothing_is_gone_within_a_second_and_its_upstream_at_once() {
-    let mut session = Session::of(Protocol::Postgres).await;
-    session.says(&message(MUCH)).await;
-    assert!(session.stalls().await);
-    let (_client, farewell, mut upstream) = session.terminated(Reason::CredentialRevoked).await;
-    assert_eq!(timeout(PATIENCE, upstream.read(&mut [0; 1])).await.unwrap().unwrap(), 0);
-    // From here on time passes only where there is nothing else to do.
+async fn terminated_client_that_does_not_read_is_closed_within_a_second_and_its_upstream_at_once() {
+    let mut session = Session::new(Protocol::Postgres).await;
+    session.upstream_sends(&message(MUCH)).await;
+    assert!(session.is_stalled().await);
+    let (_client, farewell, mut upstream) = session.terminate(Reason::CredentialRevoked).await;
+    assert_eq!(timeout(TEST_TIMEOUT, upstream.read(&mut [0; 1])).await.unwrap().unwrap(), 0);
+    // From here on time advances only while all tasks are idle.
     pause();
-    let begun = Instant::now();
+    let start = Instant::now();
     farewell.send().await;
-    assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
 }
 
-/// What a client hears of an upstream that ended like this, and whether close_notify was behind it.
-async fn heard_of(end: impl AsyncFnOnce(TcpStream)) -> (Vec<u8>, io::Result<usize>, Outcome) {
+/// Ends the upstream with `end`. Returns the bytes that the client receives, the result of its last read, and the outcome.
+async fn end_upstream(end: impl AsyncFnOnce(TcpStream)) -> (Vec<u8>, io::Result<usize>, Outcome) {
     let (mut client, ours) = secured().await;
     let (near, far) = tcp_pair().await;
     let mut relay = relay(Protocol::Redis, ours, Stream::Plain(Socket::Tcp(near)), LONG);
     let guard = enter(&Arc::new(ConnectionRegistry::default()));
     let session = async {
-        let ending = relay.run(&guard, &mut ByteCounts::default()).await;
-        relay.close(ending.clone()).farewell.send().await;
-        ending
+        let outcome = relay.run(&guard, &mut ByteCounts::default()).await;
+        relay.close(outcome.clone()).farewell.send().await;
+        outcome
     };
-    let talk = async {
-        // Something is on its way to the upstream all the time.
+    let exchange = async {
+        // Bytes to the upstream are always in flight.
         client.write_all(&[7; 4]).await.unwrap();
         end(far).await;
-        let mut words = Vec::new();
+        let mut bytes = Vec::new();
         let _ = client.write_all(&[7; 4]).await;
-        let read = client.read_to_end(&mut words).await;
+        let read = client.read_to_end(&mut bytes).await;
         drop(client);
-        (words, read)
+        (bytes, read)
     };
-    let (ending, (words, read)) = timeout(PATIENCE, async { tokio::join!(session, talk) }).await.unwrap();
-    (words, read, ending)
+    let (outcome, (bytes, read)) = timeout(TEST_TIMEOUT, async { tokio::join!(session, exchange) }).await.unwrap();
+    (bytes, read, outcome)
 }
 
 #[tokio::test]
-async fn what_an_upstream_said_before_it_reset_is_heard_and_no_close_notify() {
-    let (words, read, ending) = heard_of(async |mut upstream| {
+async fn reset_of_the_upstream_delivers_its_bytes_without_close_notify() {
+    let (bytes, read, outcome) = end_upstream(async |mut upstream| {
         upstream.write_all(b"half an ans").await.unwrap();
         upstream.read_exact(&mut [0; 4]).await.unwrap();
         SockRef::from(&upstream).set_linger(Some(Duration::ZERO)).unwrap();
     })
     .await;
-    assert_eq!(words, b"half an ans");
+    assert_eq!(bytes, b"half an ans");
     assert_eq!(read.unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
-    assert_eq!(ending.reason, Reason::UpstreamClosed);
-    assert!(ending.detail.contains("reset"), "{}", ending.detail);
+    assert_eq!(outcome.reason, Reason::UpstreamClosed);
+    assert!(outcome.detail.contains("reset"), "{}", outcome.detail);
 }
 
 #[tokio::test]
-async fn an_upstream_that_ended_and_takes_no_more_has_ended() {
-    let (words, read, ending) = heard_of(async |mut upstream| {
+async fn upstream_that_ended_and_rejects_writes_counts_as_closed() {
+    let (bytes, read, outcome) = end_upstream(async |mut upstream| {
         upstream.write_all(b"+OK\r\n").await.unwrap();
         upstream.shutdown().await.unwrap();
         upstream.read_exact(&mut [0; 4]).await.unwrap();
     })
     .await;
-    assert_eq!((words.as_slice(), read.unwrap()), (&b"+OK\r\n"[..], 5));
-    assert_eq!(ending.reason, Reason::UpstreamClosed);
+    assert_eq!((bytes.as_slice(), read.unwrap()), (&b"+OK\r\n"[..], 5));
+    assert_eq!(outcome.reason, Reason::UpstreamClosed);
 }
 
 #[tokio::test]
-async fn a_reset_that_the_writer_hears_of_first_is_no_end() {
+async fn reset_that_the_writer_receives_first_is_not_an_end_of_stream() {
     let (mut client, ours) = secured().await;
     let (near, mut far) = tcp_pair().await;
     let mut relay = relay(Protocol::Redis, ours, Stream::Plain(Socket::Tcp(near)), LONG);
@@ -273,48 +273,48 @@ async fn a_reset_that_the_writer_hears_of_first_is_no_end() {
     drop(far);
     client.write_all(b"PING\r\n").await.unwrap();
     client.flush().await.unwrap();
-    // The inbound flow is polled first, and takes the kernel's error with it.
+    // The inbound flow is polled first, and consumes the socket error of the kernel.
     let guard = enter(&Arc::new(ConnectionRegistry::default()));
-    let mut carried = ByteCounts::default();
-    let ending = timeout(PATIENCE, relay.run(&guard, &mut carried)).await.unwrap();
-    assert_eq!((ending.reason, carried.outbound), (Reason::UpstreamClosed, 11));
-    let farewell = relay.close(ending).farewell;
-    assert!(matches!(farewell, Farewell::Cut(..)), "{farewell:?}");
+    let mut byte_counts = ByteCounts::default();
+    let outcome = timeout(TEST_TIMEOUT, relay.run(&guard, &mut byte_counts)).await.unwrap();
+    assert_eq!((outcome.reason, byte_counts.outbound), (Reason::UpstreamClosed, 11));
+    let farewell = relay.close(outcome).farewell;
+    assert!(matches!(farewell, Farewell::Truncated(..)), "{farewell:?}");
 }
 
 #[tokio::test]
-async fn a_client_that_heard_a_part_of_the_answer_until_the_half_close_ran_out_is_not_told_that_it_was_all() {
+async fn half_close_timeout_ends_a_partial_response_without_close_notify() {
     let (mut client, ours) = secured().await;
     let (near, mut far) = tcp_pair().await;
     let mut relay = relay(Protocol::Redis, ours, Stream::Plain(Socket::Tcp(near)), Duration::from_millis(50));
     let guard = enter(&Arc::new(ConnectionRegistry::default()));
     let session = async {
-        let ending = relay.run(&guard, &mut ByteCounts::default()).await;
-        let reason = ending.reason;
-        relay.close(ending).farewell.send().await;
+        let outcome = relay.run(&guard, &mut ByteCounts::default()).await;
+        let reason = outcome.reason;
+        relay.close(outcome).farewell.send().await;
         reason
     };
-    let talk = async {
+    let exchange = async {
         client.shutdown().await.unwrap();
         far.write_all(b"half an ans").await.unwrap();
-        let mut words = Vec::new();
-        let read = client.read_to_end(&mut words).await;
+        let mut bytes = Vec::new();
+        let read = client.read_to_end(&mut bytes).await;
         drop(client);
-        (words, read.unwrap_err().kind())
+        (bytes, read.unwrap_err().kind())
     };
-    let (reason, (words, error)) = timeout(PATIENCE, async { tokio::join!(session, talk) }).await.unwrap();
-    assert_eq!((words.as_slice(), error), (&b"half an ans"[..], io::ErrorKind::UnexpectedEof));
+    let (reason, (bytes, error)) = timeout(TEST_TIMEOUT, async { tokio::join!(session, exchange) }).await.unwrap();
+    assert_eq!((bytes.as_slice(), error), (&b"half an ans"[..], io::ErrorKind::UnexpectedEof));
     assert_eq!(reason, Reason::HalfCloseTimeout);
 }
 
-/// The state of a session once one side has ended, and whether the other is still heard.
-async fn state_behind_the_end_of(side: ClosedSide) -> Option<SessionState> {
-    let Session { mut client, relay: mut between, mut upstream } = Session::of(Protocol::Redis).await;
+/// Ends one side and checks that the other direction still works. Returns the state of the session.
+async fn state_after_end_of(side: ClosedSide) -> Option<SessionState> {
+    let Session { mut client, relay: mut between, mut upstream } = Session::new(Protocol::Redis).await;
     let registry = Arc::new(ConnectionRegistry::default());
     let guard = enter(&registry);
     guard.mark_open();
-    let mut carried = ByteCounts::default();
-    let talk = async {
+    let mut byte_counts = ByteCounts::default();
+    let exchange = async {
         let mut byte = [0];
         match side {
             ClosedSide::Client => {
@@ -333,25 +333,25 @@ async fn state_behind_the_end_of(side: ClosedSide) -> Option<SessionState> {
         }
     };
     tokio::select! {
-        ending = between.run(&guard, &mut carried) => panic!("it ended: {ending:?}"),
-        told = timeout(PATIENCE, talk) => told.unwrap(),
+        outcome = between.run(&guard, &mut byte_counts) => panic!("the session ended: {outcome:?}"),
+        finished = timeout(TEST_TIMEOUT, exchange) => finished.unwrap(),
     }
     registry.find(guard.id()).unwrap().state()
 }
 
 #[tokio::test]
-async fn side_that_ended_is_noted_while_the_other_goes_on() {
+async fn session_with_one_ended_side_is_half_closed() {
     for side in [ClosedSide::Client, ClosedSide::Upstream] {
-        assert_eq!(state_behind_the_end_of(side).await, Some(SessionState::HalfClosed(side)));
+        assert_eq!(state_after_end_of(side).await, Some(SessionState::HalfClosed(side)));
     }
 }
 
 #[tokio::test]
-async fn nothing_ends_a_session_that_is_silent_for_days_and_then_each_side_is_heard() {
-    let Session { mut client, relay: mut between, mut upstream } = Session::of(Protocol::Redis).await;
+async fn session_without_idle_timeout_stays_open_for_days() {
+    let Session { mut client, relay: mut between, mut upstream } = Session::new(Protocol::Redis).await;
     pause();
     let guard = enter(&Arc::new(ConnectionRegistry::default()));
-    let mut carried = ByteCounts::default();
+    let mut byte_counts = ByteCounts::default();
     let wait = async {
         for day in 0..30_u8 {
             advance(Duration::from_secs(86_400)).await;
@@ -363,9 +363,9 @@ async fn nothing_ends_a_session_that_is_silent_for_days_and_then_each_side_is_he
         }
     };
     tokio::select! {
-        ending = between.run(&guard, &mut carried) => panic!("it ended: {ending:?}"),
+        outcome = between.run(&guard, &mut byte_counts) => panic!("the session ended: {outcome:?}"),
         () = wait => {}
     }
-    assert_eq!((carried.inbound, carried.outbound), (30, 30));
+    assert_eq!((byte_counts.inbound, byte_counts.outbound), (30, 30));
     assert!(between.outbound.pending().is_empty() && between.inbound.pending().is_empty());
 }

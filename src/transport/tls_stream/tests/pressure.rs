@@ -1,4 +1,4 @@
-//! Receivers that are slower than their senders.
+//! Back-pressure: receivers that are slower than their senders.
 
 use std::future::poll_fn;
 use std::io;
@@ -11,66 +11,66 @@ use crate::proxy::relay::flow::Flow;
 use crate::tls::engine::most_overhead;
 use crate::tls::fixtures::{Accent, speech};
 use crate::transport::scratch::READ;
-use crate::transport::tls_stream::tests::{ACCENT, pair, run};
+use crate::transport::tls_stream::tests::{TLS_OPTIONS, pair, run};
 
-/// Far more than all that waits on the way together.
+/// Far more than all buffers together.
 const ALL: usize = 2 << 20;
 
-/// An upstream that has everything at hand, and knows how much of it was taken.
-struct Spring {
-    water: Vec<u8>,
+/// An upstream whose bytes are always ready, and which counts the bytes read.
+struct ReadyUpstream {
+    bytes: Vec<u8>,
     taken: usize,
 }
 
-impl AsyncRead for Spring {
-    fn poll_read(mut self: Pin<&mut Self>, _: &mut Context<'_>, room: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let count = room.remaining().min(self.water.len() - self.taken);
-        room.put_slice(&self.water[self.taken..][..count]);
+impl AsyncRead for ReadyUpstream {
+    fn poll_read(mut self: Pin<&mut Self>, _: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let count = buffer.remaining().min(self.bytes.len() - self.taken);
+        buffer.put_slice(&self.bytes[self.taken..][..count]);
         self.taken += count;
         Poll::Ready(Ok(()))
     }
 }
 
 #[test]
-fn a_client_that_does_not_read_stops_the_upstream_and_misses_nothing() {
+fn client_that_does_not_read_stops_the_upstream_and_loses_no_byte() {
     run(async {
         for suite in 0..6 {
-            let (mut client, mut ours) = pair(Accent { suite, ..ACCENT }).await;
-            let mut spring = Spring { water: speech(0, ALL), taken: 0 };
+            let (mut client, mut ours) = pair(Accent { suite, ..TLS_OPTIONS }).await;
+            let mut upstream = ReadyUpstream { bytes: speech(0, ALL), taken: 0 };
             let (mut flow, mut count) = (Flow::new(Vec::new()), 0);
             for _ in 0..100 {
-                let polled = poll_fn(|cx| Poll::Ready(flow.poll(&mut spring, &mut ours, &mut count, cx))).await;
+                let polled = poll_fn(|cx| Poll::Ready(flow.poll(&mut upstream, &mut ours, &mut count, cx))).await;
                 assert!(polled.is_pending());
             }
-            // Read once, and sealed but for what the pipe has taken.
-            assert_eq!(spring.taken, READ);
-            assert_eq!(count, spring.taken as u64, "the flow holds some as well");
+            // One read. The bytes that the pipe did not accept are sealed.
+            assert_eq!(upstream.taken, READ);
+            assert_eq!(count, upstream.taken as u64, "the flow keeps bytes, too");
             assert!(ours.unsent.rest().len() <= READ + most_overhead(READ) - (16 << 10));
 
-            let relay = poll_fn(|cx| flow.poll(&mut spring, &mut ours, &mut count, cx));
-            let mut heard = Vec::new();
-            let (done, read) = tokio::join!(relay, client.read_to_end(&mut heard));
+            let relay = poll_fn(|cx| flow.poll(&mut upstream, &mut ours, &mut count, cx));
+            let mut received = Vec::new();
+            let (done, read) = tokio::join!(relay, client.read_to_end(&mut received));
             done.unwrap();
             assert_eq!(read.unwrap(), ALL);
-            assert!(heard == speech(0, ALL), "not what was sent");
+            assert!(received == speech(0, ALL), "other bytes than sent");
         }
     });
 }
 
 #[test]
-fn an_upstream_that_does_not_read_stops_the_client_and_misses_nothing() {
+fn upstream_that_does_not_read_stops_the_client_and_loses_no_byte() {
     run(async {
         for suite in 0..6 {
-            let (mut client, mut ours) = pair(Accent { suite, ..ACCENT }).await;
+            let (mut client, mut ours) = pair(Accent { suite, ..TLS_OPTIONS }).await;
             let (mut writer, mut upstream) = duplex(1000);
             let (mut flow, mut count) = (Flow::new(Vec::new()), 0);
-            let (water, mut sent, mut still) = (speech(0, ALL), 0, 0);
-            // Until neither side has moved for long.
+            let (bytes, mut sent, mut still) = (speech(0, ALL), 0, 0);
+            // Until both sides have stalled.
             while still < 100 {
                 still += 1;
                 let polled = poll_fn(|cx| Poll::Ready(flow.poll(&mut ours, &mut writer, &mut count, cx))).await;
                 assert!(polled.is_pending());
-                let rest = &water[sent..];
+                let rest = &bytes[sent..];
                 let written = poll_fn(|cx| Poll::Ready(Pin::new(&mut client).poll_write(cx, rest))).await;
                 if let Poll::Ready(written) = written {
                     sent += written.unwrap();
@@ -79,41 +79,41 @@ fn an_upstream_that_does_not_read_stops_the_client_and_misses_nothing() {
             }
             assert_eq!(count, 1000);
             assert!(ours.unread.is_empty() && ours.engine.unopened() < 17 << 10);
-            // What the client keeps itself, the pipe, and what we read at once.
-            assert!(sent <= (64 << 10) + (16 << 10) + READ, "{sent} bytes are on the way");
+            // The buffer of the client, the pipe, and one read.
+            assert!(sent <= (64 << 10) + (16 << 10) + READ, "{sent} bytes in flight");
 
             let relay = poll_fn(|cx| flow.poll(&mut ours, &mut writer, &mut count, cx));
-            let say = async {
-                client.write_all(&water[sent..]).await.unwrap();
+            let send = async {
+                client.write_all(&bytes[sent..]).await.unwrap();
                 client.shutdown().await.unwrap();
             };
-            let mut heard = Vec::new();
-            let (done, (), read) = tokio::join!(relay, say, upstream.read_to_end(&mut heard));
+            let mut received = Vec::new();
+            let (done, (), read) = tokio::join!(relay, send, upstream.read_to_end(&mut received));
             done.unwrap();
             assert_eq!(read.unwrap(), ALL);
-            assert!(heard == water, "not what was sent");
+            assert!(received == bytes, "other bytes than sent");
         }
     });
 }
 
 #[test]
-fn what_is_written_behind_what_the_socket_did_not_take_arrives_behind_it() {
+fn bytes_written_after_a_partial_write_arrive_in_order() {
     run(async {
         for suite in 0..6 {
-            let (mut client, mut ours) = pair(Accent { suite, ..ACCENT }).await;
+            let (mut client, mut ours) = pair(Accent { suite, ..TLS_OPTIONS }).await;
             let all = speech(0, 500_000);
             let (large, small) = all.split_at(400_000);
-            let say = async {
-                // Nobody flushes in between: each write meets what is left of the last one.
+            let send = async {
+                // No flush in between: each write starts with the rest of the previous one.
                 for piece in [large].into_iter().chain(small.chunks(9999)) {
                     ours.write_all(piece).await.unwrap();
                 }
                 ours.shutdown().await.unwrap();
             };
-            let mut heard = Vec::new();
-            let ((), read) = tokio::join!(say, client.read_to_end(&mut heard));
+            let mut received = Vec::new();
+            let ((), read) = tokio::join!(send, client.read_to_end(&mut received));
             read.unwrap();
-            assert!(heard == all, "not what was sent");
+            assert!(received == all, "other bytes than sent");
         }
     });
 }

@@ -1,4 +1,4 @@
-//! Whole sessions: client, TLS and two flows, upstream. They go as with tokio-rustls and tokio's own copying.
+//! Whole sessions: client, TLS, two flows, upstream. The result is the same as with tokio-rustls and `copy_bidirectional`.
 
 use std::future::poll_fn;
 use std::io;
@@ -13,51 +13,51 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::proxy::relay::flow::Flow;
 use crate::tls::fixtures::{Accent, speech};
-use crate::transport::tls_stream::tests::{ACCENT, answer, assert_owns_nothing, call, run};
+use crate::transport::tls_stream::tests::{TLS_OPTIONS, accept, assert_owns_no_bytes, connect, run};
 
-/// Who ends first; the other side goes on when it has heard that end.
+/// The side that ends first. The other side waits for that end in the middle of its bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum First {
     Client,
     Upstream,
-    Nobody,
+    Neither,
 }
 
 #[derive(Clone, Debug)]
 struct Script {
-    accent: Accent,
+    options: Accent,
     first: First,
-    /// How much the client says at a time, and the upstream.
-    words: [Vec<usize>; 2],
-    /// How much the pipes on both sides of the relay hold.
+    /// The lengths of the writes of the client, and of the upstream.
+    writes: [Vec<usize>; 2],
+    /// The capacities of the pipes on both sides of the relay.
     pipes: [usize; 2],
-    /// How much the client's socket gives or takes at a time.
+    /// The most bytes of one read or write of the client's socket.
     width: usize,
 }
 
 fn scripts() -> impl Strategy<Value = Script> {
     let record = prop_oneof![2 => Just(None), 1 => (32_usize..5000).prop_map(Some)];
-    let accent = (0_usize..6, record).prop_map(|(suite, record)| Accent { suite, record, ..ACCENT });
-    let first = prop::sample::select(vec![First::Client, First::Upstream, First::Nobody]);
+    let options = (0_usize..6, record).prop_map(|(suite, record)| Accent { suite, record, ..TLS_OPTIONS });
+    let first = prop::sample::select(vec![First::Client, First::Upstream, First::Neither]);
     let length = prop_oneof![2 => 1_usize..100, 1 => 1_usize..20_000, 1 => Just(16_385)];
-    let words = prop::collection::vec(length, 0..6);
-    // With room for less than a change_cipher_spec, the client of tokio-rustls does not finish its own handshake.
+    let writes = prop::collection::vec(length, 0..6);
+    // With less capacity than a change_cipher_spec, the client of tokio-rustls does not complete its handshake.
     let pipes = [16_usize..2000, 2000..100_000].map(|range| prop_oneof![1 => 16_usize..100, 2 => range]);
     let width = prop_oneof![1_usize..10, 10_usize..20_000, Just(usize::MAX)];
-    let all = (accent, first, [words.clone(), words], pipes, width);
-    all.prop_map(|(accent, first, words, pipes, width)| Script { accent, first, words, pipes, width })
+    let all = (options, first, [writes.clone(), writes], pipes, width);
+    all.prop_map(|(options, first, writes, pipes, width)| Script { options, first, writes, pipes, width })
 }
 
-/// A socket that gives and takes little at a time.
+/// A socket whose reads and writes are short.
 struct Narrow(DuplexStream, usize);
 
 impl AsyncRead for Narrow {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, room: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let Self(socket, width) = self.get_mut();
-        let mut some = vec![0; room.remaining().min(*width)];
+        let mut some = vec![0; buffer.remaining().min(*width)];
         let mut some = ReadBuf::new(&mut some);
         ready!(Pin::new(socket).poll_read(cx, &mut some))?;
-        room.put_slice(some.filled());
+        buffer.put_slice(some.filled());
         Poll::Ready(Ok(()))
     }
 }
@@ -77,8 +77,8 @@ impl AsyncWrite for Narrow {
     }
 }
 
-/// Says it all, and then ends. Waits in the middle, if it is to wait.
-async fn say(mut to: impl AsyncWrite + Unpin, lengths: &[usize], mut wait: Option<oneshot::Receiver<()>>) {
+/// Sends all bytes, then ends. If `wait` is given, it is awaited after half of the writes.
+async fn send(mut to: impl AsyncWrite + Unpin, lengths: &[usize], mut wait: Option<oneshot::Receiver<()>>) {
     let all = speech(0, lengths.iter().sum());
     let mut rest = all.as_slice();
     for (turn, length) in lengths.iter().enumerate() {
@@ -97,17 +97,17 @@ async fn say(mut to: impl AsyncWrite + Unpin, lengths: &[usize], mut wait: Optio
     to.shutdown().await.unwrap();
 }
 
-/// Hears everything to a proper end, and tells that it has come.
-async fn hear(mut from: impl AsyncRead + Unpin, tell: oneshot::Sender<()>) -> Vec<u8> {
-    let mut heard = Vec::new();
-    from.read_to_end(&mut heard).await.unwrap();
-    // Perhaps nobody waits for it.
-    let _ = tell.send(());
-    heard
+/// Reads to the end of the stream, and signals that end.
+async fn receive(mut from: impl AsyncRead + Unpin, ended: oneshot::Sender<()>) -> Vec<u8> {
+    let mut received = Vec::new();
+    from.read_to_end(&mut received).await.unwrap();
+    // Fails if the other side does not wait.
+    let _ = ended.send(());
+    received
 }
 
-async fn ours(accent: Accent, socket: Narrow, mut upstream: DuplexStream) -> [u64; 2] {
-    let mut client = answer(accent, socket).await;
+async fn ours(options: Accent, socket: Narrow, mut upstream: DuplexStream) -> [u64; 2] {
+    let mut client = accept(options, socket).await;
     let (mut inbound, mut outbound) = (Flow::new(Vec::new()), Flow::new(Vec::new()));
     let (mut up, mut down) = (0, 0);
     poll_fn(|cx| {
@@ -118,36 +118,36 @@ async fn ours(accent: Accent, socket: Narrow, mut upstream: DuplexStream) -> [u6
         if both.iter().all(Poll::is_ready) { Poll::Ready(()) } else { Poll::Pending }
     })
     .await;
-    assert_owns_nothing(&client);
+    assert_owns_no_bytes(&client);
     [up, down]
 }
 
-async fn reference(accent: Accent, socket: Narrow, mut upstream: DuplexStream) -> [u64; 2] {
-    let mut client = TlsAcceptor::from(accent.server_config()).accept(socket).await.unwrap();
+async fn reference(options: Accent, socket: Narrow, mut upstream: DuplexStream) -> [u64; 2] {
+    let mut client = TlsAcceptor::from(options.server_config()).accept(socket).await.unwrap();
     tokio::io::copy_bidirectional(&mut client, &mut upstream).await.unwrap().into()
 }
 
-/// What the upstream heard, what the client heard, and what the relay counted.
-type Outcome = (Vec<u8>, Vec<u8>, [u64; 2]);
+/// The bytes that the upstream and the client received, and the counts of the relay.
+type SessionResult = (Vec<u8>, Vec<u8>, [u64; 2]);
 
-async fn play<R: Future<Output = [u64; 2]>>(
+async fn run_script<R: Future<Output = [u64; 2]>>(
     script: &Script,
     relay: impl FnOnce(Accent, Narrow, DuplexStream) -> R,
-) -> Outcome {
+) -> SessionResult {
     let [(client, near), (far, upstream)] = script.pipes.map(duplex);
-    let (client_ended, upstream_hears) = oneshot::channel();
-    let (upstream_ended, client_hears) = oneshot::channel();
-    let upstream_waits = (script.first == First::Client).then_some(upstream_hears);
-    let client_waits = (script.first == First::Upstream).then_some(client_hears);
+    let (client_ended, client_end) = oneshot::channel();
+    let (upstream_ended, upstream_end) = oneshot::channel();
+    let upstream_waits = (script.first == First::Client).then_some(client_end);
+    let client_waits = (script.first == First::Upstream).then_some(upstream_end);
     let client = async {
-        let (from, to) = split(call(script.accent, client).await);
-        tokio::join!(hear(from, upstream_ended), say(to, &script.words[0], client_waits)).0
+        let (from, to) = split(connect(script.options, client).await);
+        tokio::join!(receive(from, upstream_ended), send(to, &script.writes[0], client_waits)).0
     };
     let upstream = async {
         let (from, to) = split(upstream);
-        tokio::join!(hear(from, client_ended), say(to, &script.words[1], upstream_waits)).0
+        tokio::join!(receive(from, client_ended), send(to, &script.writes[1], upstream_waits)).0
     };
-    let relay = relay(script.accent, Narrow(near, script.width), far);
+    let relay = relay(script.options, Narrow(near, script.width), far);
     let (at_client, at_upstream, counts) = tokio::join!(client, upstream, relay);
     (at_upstream, at_client, counts)
 }
@@ -155,11 +155,11 @@ async fn play<R: Future<Output = [u64; 2]>>(
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
     #[test]
-    fn a_session_goes_as_with_tokio_rustls(script in scripts()) {
-        let ours = run(play(&script, ours));
-        let reference = run(play(&script, reference));
-        prop_assert!(ours == reference, "another outcome: {:?} and {:?} bytes", ours.2, reference.2);
-        prop_assert!(ours.0 == speech(0, script.words[0].iter().sum()));
-        prop_assert!(ours.1 == speech(0, script.words[1].iter().sum()));
+    fn session_has_the_same_result_as_with_tokio_rustls(script in scripts()) {
+        let ours = run(run_script(&script, ours));
+        let reference = run(run_script(&script, reference));
+        prop_assert!(ours == reference, "different results: {:?} and {:?} bytes", ours.2, reference.2);
+        prop_assert!(ours.0 == speech(0, script.writes[0].iter().sum()));
+        prop_assert!(ours.1 == speech(0, script.writes[1].iter().sum()));
     }
 }

@@ -1,4 +1,4 @@
-//! A span of time in eight bytes, half of what a `Duration` takes: an idle session keeps several.
+//! A span of time in 8 bytes, half the size of a `Duration`. An idle session has several.
 
 use std::num::NonZeroU64;
 use std::time::Duration;
@@ -25,7 +25,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn span_is_the_duration_that_it_was_made_of() {
+    fn span_from_a_duration_returns_that_duration_and_has_8_bytes() {
         for duration in [Duration::from_millis(250), Duration::from_secs(300), Duration::from_secs(3650 * 86_400)] {
             assert_eq!(Span::from(duration).duration(), duration);
         }
