@@ -207,7 +207,8 @@ fn enter_as_many(
     let session = |(number, chain): (usize, &Vec<CertificateDer<'static>>)| {
         let client = ClientAddr::from_ip(address(number % RULES));
         let presented = PresentedIdentity::Chain(chain);
-        let permit = snapshot.judge("db", client.into(), presented, now).map_err(|refusal| format!("{refusal:?}"))?;
+        let permit =
+            snapshot.authorize("db", client.into(), presented, now).map_err(|refusal| format!("{refusal:?}"))?;
         let guard = registry.enter("db".into(), client);
         guard.activate(Authorization::on(&permit, None));
         Ok(guard)

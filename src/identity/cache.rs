@@ -21,19 +21,19 @@ pub(crate) struct VerificationCache {
 
 impl VerificationCache {
     /// The credential of a chain that has been found good, if it still is.
-    pub(crate) fn recall(&self, chain: &Digest, now: OffsetDateTime) -> Option<Arc<VerifiedIdentity>> {
+    pub(crate) fn get(&self, chain: &Digest, now: OffsetDateTime) -> Option<Arc<VerifiedIdentity>> {
         let chains = self.chains();
         let identity = chains.get(chain)?;
         (identity.from..identity.until).contains(&now).then(|| Arc::clone(identity))
     }
 
     /// Notes that a chain is good, as long as its credential says.
-    pub(crate) fn remember(&self, identity: &Arc<VerifiedIdentity>) {
-        if identity.chain.iter().map(|der| der.len()).sum::<usize>() > LONGEST_CHAIN {
+    pub(crate) fn insert(&self, identity: &Arc<VerifiedIdentity>) {
+        if identity.chain.iter().map(|der| der.len()).sum::<usize>() > MAX_CHAIN_BYTES {
             return;
         }
         let mut chains = self.chains();
-        if chains.len() >= MOST_CHAINS {
+        if chains.len() >= MAX_CHAINS {
             chains.clear();
         }
         chains.insert(identity.digest, Arc::clone(identity));
@@ -45,11 +45,11 @@ impl VerificationCache {
 }
 
 /// More clients than a database has, at about a KiB each. Past it all are forgotten, and verified anew.
-const MOST_CHAINS: usize = 1024;
+const MAX_CHAINS: usize = 1024;
 
 /// In bytes. Far above any real chain, and what keeps the holder of a good certificate from filling the memory with what it
 /// sends along.
-const LONGEST_CHAIN: usize = 16 << 10;
+const MAX_CHAIN_BYTES: usize = 16 << 10;
 
 #[cfg(test)]
 mod tests {
@@ -82,7 +82,7 @@ mod tests {
             digest: digest_of_chain(chain),
             path: Box::default(),
             constraints: Digest::default(),
-            judge: 0,
+            verifier_id: 0,
         })
     }
 
@@ -90,9 +90,9 @@ mod tests {
     fn a_verdict_is_for_these_bytes_and_for_its_time() {
         let chain = [certificate("app"), certificate("between")];
         let turned = [chain[1].clone(), chain[0].clone()];
-        let verified = VerificationCache::default();
-        verified.remember(&identity(&chain[0], &chain));
-        let known = |chain, moment| verified.recall(&digest_of_chain(chain), moment).is_some();
+        let cache = VerificationCache::default();
+        cache.insert(&identity(&chain[0], &chain));
+        let known = |chain, moment| cache.get(&digest_of_chain(chain), moment).is_some();
         assert!(known(&chain, NOW) && known(&chain, NOW + Duration::HOUR - Duration::NANOSECOND));
         assert!(!known(&chain, NOW - Duration::SECOND), "before its time");
         assert!(!known(&chain, NOW + Duration::HOUR), "after its time");
@@ -103,24 +103,24 @@ mod tests {
     #[test]
     fn no_more_chains_are_remembered_than_there_is_room_for() {
         let leaf = certificate("app");
-        let verified = VerificationCache::default();
-        for count in 0..=2 * MOST_CHAINS {
+        let cache = VerificationCache::default();
+        for count in 0..=2 * MAX_CHAINS {
             let other = CertificateDer::from(count.to_be_bytes().to_vec());
-            verified.remember(&identity(&leaf, &[other]));
+            cache.insert(&identity(&leaf, &[other]));
         }
-        assert!(verified.chains().len() <= MOST_CHAINS);
-        let last = CertificateDer::from((2 * MOST_CHAINS).to_be_bytes().to_vec());
-        assert!(verified.recall(&digest_of_chain(&[last]), NOW).is_some());
+        assert!(cache.chains().len() <= MAX_CHAINS);
+        let last = CertificateDer::from((2 * MAX_CHAINS).to_be_bytes().to_vec());
+        assert!(cache.get(&digest_of_chain(&[last]), NOW).is_some());
     }
 
     #[test]
     fn a_chain_with_much_sent_along_is_not_remembered() {
         let leaf = certificate("app");
-        let padding = vec![0; LONGEST_CHAIN];
+        let padding = vec![0; MAX_CHAIN_BYTES];
         let alone = std::slice::from_ref(&leaf);
         let long = VerifiedIdentity { chain: vec![leaf.clone(), padding.into()], ..(*identity(&leaf, alone)).clone() };
-        let verified = VerificationCache::default();
-        verified.remember(&Arc::new(long));
-        assert!(verified.recall(&digest_of_chain(std::slice::from_ref(&leaf)), NOW).is_none());
+        let cache = VerificationCache::default();
+        cache.insert(&Arc::new(long));
+        assert!(cache.get(&digest_of_chain(std::slice::from_ref(&leaf)), NOW).is_none());
     }
 }

@@ -13,7 +13,7 @@ use webpki::anchor_from_trusted_cert;
 
 use crate::identity::auth_settings::ClientAuthSettings;
 use crate::identity::recording::{HandshakeFindings, RecordingVerifier};
-use crate::identity::refusal::{reason_of, refused_by_us};
+use crate::identity::refusal::{describe_refusal, reason_of};
 use crate::identity::settings::ClientAuth;
 use crate::identity::trusted_clients::TrustedClients;
 use crate::identity::verified::VerifiedIdentity;
@@ -32,7 +32,7 @@ pub struct ClientVerifier {
     clients: Arc<TrustedClients>,
 }
 
-/// Who a client is: judged, and accepted.
+/// Who a client is: verified, and accepted.
 #[must_use]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ClientIdentity {
@@ -113,28 +113,30 @@ impl ClientVerifier {
     ///
     /// # Errors
     /// The ending of the connection.
-    pub fn judge(&self, presented: PresentedIdentity<'_>, now: OffsetDateTime) -> Result<ClientIdentity, Outcome> {
-        if let Some(rechecked) = self.recheck(presented, now) {
-            return rechecked;
+    pub fn verify(&self, presented: PresentedIdentity<'_>, now: OffsetDateTime) -> Result<ClientIdentity, Outcome> {
+        if let Some(reverified) = self.reverify_from_path(presented, now) {
+            return reverified;
         }
         let Some(verifier) = &self.verifier else { return Ok(ClientIdentity::Anonymous) };
-        let judged = match presented {
-            PresentedIdentity::Credential(Some(identity)) => verifier.search_again(identity, now),
-            PresentedIdentity::Chain([leaf, intermediates @ ..]) => verifier.judge(leaf, intermediates, now),
+        let verified = match presented {
+            PresentedIdentity::Credential(Some(identity)) => verifier.reverify_by_search(identity, now),
+            PresentedIdentity::Chain([leaf, intermediates @ ..]) => {
+                verifier.verify_and_remember(leaf, intermediates, now)
+            }
             PresentedIdentity::Credential(None) | PresentedIdentity::Chain([]) | PresentedIdentity::Plaintext => {
                 return self.without_certificate();
             }
         };
-        self.authorize(judged, presented)
+        self.authorize(verified, presented)
     }
 
     /// Judges a client as [`judge`](Self::judge) does, where that costs no signature. Nothing, where it might.
-    pub fn recheck(
+    pub fn reverify_from_path(
         &self,
         presented: PresentedIdentity<'_>,
         now: OffsetDateTime,
     ) -> Option<Result<ClientIdentity, Outcome>> {
-        let judged = match (&self.verifier, presented) {
+        let verified = match (&self.verifier, presented) {
             (_, PresentedIdentity::Plaintext) => {
                 let detail = "it came without TLS, which this listener demands";
                 return Some(Err(Outcome::new(Reason::PlaintextRefused, detail)));
@@ -145,20 +147,20 @@ impl ClientVerifier {
             }
             (Some(_), PresentedIdentity::Chain([_, ..])) => return None,
             (Some(verifier), PresentedIdentity::Credential(Some(identity))) => {
-                let judged = verifier.recheck(identity, now)?;
+                let verified = verifier.reverify_from_path(identity, now)?;
                 // By another path its common name may count.
                 let may_be_named = |identity: &Arc<VerifiedIdentity>| {
                     identity.ignores_common_name()
-                        && !verifier.has_searched(identity)
+                        && !verifier.has_searched_all_paths(identity)
                         && !self.clients.trust(identity.names())
                 };
-                if judged.as_ref().is_ok_and(may_be_named) {
+                if verified.as_ref().is_ok_and(may_be_named) {
                     return None;
                 }
-                judged
+                verified
             }
         };
-        Some(self.authorize(judged, presented))
+        Some(self.authorize(verified, presented))
     }
 
     fn without_certificate(&self) -> Result<ClientIdentity, Outcome> {
@@ -170,11 +172,11 @@ impl ClientVerifier {
 
     fn authorize(
         &self,
-        judged: Result<Arc<VerifiedIdentity>, ChainError>,
+        verified: Result<Arc<VerifiedIdentity>, ChainError>,
         presented: PresentedIdentity<'_>,
     ) -> Result<ClientIdentity, Outcome> {
-        let identity = judged
-            .map_err(|error| Outcome::new(reason_of(&error), refused_by_us(&error, presented.leaf().as_ref())))?;
+        let identity = verified
+            .map_err(|error| Outcome::new(reason_of(&error), describe_refusal(&error, presented.leaf().as_ref())))?;
         if self.clients.trust(identity.names()) {
             Ok(ClientIdentity::Certified(identity))
         } else {
@@ -237,24 +239,24 @@ mod tests {
         }
     }
 
-    fn judge(
+    fn verify(
         trust: &ClientVerifier,
         chain: &[CertificateDer<'_>],
         now: OffsetDateTime,
     ) -> Result<ClientIdentity, Outcome> {
-        trust.judge(PresentedIdentity::Chain(chain), now)
+        trust.verify(PresentedIdentity::Chain(chain), now)
     }
 
     fn trusting(auth: ClientAuth, authority: &Authority) -> ClientVerifier {
         ClientVerifier::new(&parts(auth, authority)).unwrap()
     }
 
-    fn reason(judged: Result<ClientIdentity, Outcome>) -> Reason {
-        judged.unwrap_err().reason
+    fn reason(verified: Result<ClientIdentity, Outcome>) -> Reason {
+        verified.unwrap_err().reason
     }
 
-    fn name(judged: Result<ClientIdentity, Outcome>) -> String {
-        match judged.unwrap() {
+    fn name(verified: Result<ClientIdentity, Outcome>) -> String {
+        match verified.unwrap() {
             ClientIdentity::Anonymous => "nobody".to_owned(),
             ClientIdentity::Certified(identity) => identity.certificate.subject.clone(),
         }
@@ -263,26 +265,26 @@ mod tests {
     #[test]
     fn a_certificate_that_nobody_asked_for_names_nobody() {
         let trust = trusting(ClientAuth::None, &Authority::new("Clients CA"));
-        assert_eq!(name(judge(&trust, &[], NOW)), "nobody");
-        assert_eq!(name(judge(&trust, &chain(&Authority::new("Any CA")), NOW)), "nobody");
+        assert_eq!(name(verify(&trust, &[], NOW)), "nobody");
+        assert_eq!(name(verify(&trust, &chain(&Authority::new("Any CA")), NOW)), "nobody");
     }
 
     #[test]
     fn an_optional_certificate_may_be_missing_but_not_bad() {
         let authority = Authority::new("Clients CA");
         let trust = trusting(ClientAuth::Optional, &authority);
-        assert_eq!(name(judge(&trust, &[], NOW)), "nobody");
-        assert_eq!(name(judge(&trust, &chain(&authority), NOW)), "CN=app");
+        assert_eq!(name(verify(&trust, &[], NOW)), "nobody");
+        assert_eq!(name(verify(&trust, &chain(&authority), NOW)), "CN=app");
         let untrusted = chain(&Authority::new("Another CA"));
-        assert_eq!(reason(judge(&trust, &untrusted, NOW)), Reason::ClientCertificateUnknownCa);
+        assert_eq!(reason(verify(&trust, &untrusted, NOW)), Reason::ClientCertificateUnknownCa);
     }
 
     #[test]
     fn a_required_certificate_may_not_be_missing() {
         let authority = Authority::new("Clients CA");
         let trust = trusting(ClientAuth::Required, &authority);
-        assert_eq!(reason(judge(&trust, &[], NOW)), Reason::ClientCertificateMissing);
-        assert_eq!(name(judge(&trust, &chain(&authority), NOW)), "CN=app");
+        assert_eq!(reason(verify(&trust, &[], NOW)), Reason::ClientCertificateMissing);
+        assert_eq!(name(verify(&trust, &chain(&authority), NOW)), "CN=app");
     }
 
     #[test]
@@ -290,15 +292,15 @@ mod tests {
         let authority = Authority::new("Clients CA");
         let trust = trusting(ClientAuth::Required, &authority);
         let chain = chain(&authority);
-        assert_eq!(reason(judge(&trust, &chain, NOW - Duration::SECOND)), Reason::ClientCertificateInvalid);
-        assert_eq!(name(judge(&trust, &chain, SOON)), "CN=app");
+        assert_eq!(reason(verify(&trust, &chain, NOW - Duration::SECOND)), Reason::ClientCertificateInvalid);
+        assert_eq!(name(verify(&trust, &chain, SOON)), "CN=app");
         let late = SOON + Duration::SECOND;
-        assert_eq!(name(judge(&trust, &chain, late - Duration::NANOSECOND)), "CN=app", "the last second is its own");
-        assert_eq!(reason(judge(&trust, &chain, late)), Reason::ClientCertificateExpired);
+        assert_eq!(name(verify(&trust, &chain, late - Duration::NANOSECOND)), "CN=app", "the last second is its own");
+        assert_eq!(reason(verify(&trust, &chain, late)), Reason::ClientCertificateExpired);
         // Once verified it is remembered, in its time and no longer.
-        assert_eq!(name(judge(&trust, &chain, SOON)), "CN=app");
-        assert_eq!(reason(judge(&trust, &chain, NOW - Duration::SECOND)), Reason::ClientCertificateInvalid);
-        assert_eq!(reason(judge(&trust, &chain, late)), Reason::ClientCertificateExpired);
+        assert_eq!(name(verify(&trust, &chain, SOON)), "CN=app");
+        assert_eq!(reason(verify(&trust, &chain, NOW - Duration::SECOND)), Reason::ClientCertificateInvalid);
+        assert_eq!(reason(verify(&trust, &chain, late)), Reason::ClientCertificateExpired);
     }
 
     #[test]
@@ -310,9 +312,9 @@ mod tests {
         chain.extend_from_slice(&others[..6]);
         // What comes twice, as the client's own certificate may, counts once.
         chain.extend_from_within(..);
-        assert_eq!(name(judge(&trust, &chain, NOW)), "CN=app");
+        assert_eq!(name(verify(&trust, &chain, NOW)), "CN=app");
         chain.extend_from_slice(&others[6..]);
-        let ending = judge(&trust, &chain, NOW).unwrap_err();
+        let ending = verify(&trust, &chain, NOW).unwrap_err();
         assert_eq!(ending.reason, Reason::ClientCertificateInvalid);
         assert!(ending.detail.contains("more than 6 certificates"), "{}", ending.detail);
     }
@@ -323,17 +325,17 @@ mod tests {
         let chain = chain(&authority);
         let lists = Crl::parse_all(authority.list(&revoking(&chain, 1, NOW)).der()).unwrap();
         // Of the CA's name and past its time, which webpki finds worse than revoked; and no certificate at all.
-        let ended = Authority::lasting("Clients CA", NOW - Duration::DAY, NOW - Duration::HOUR).der();
+        let ended = Authority::with_validity("Clients CA", NOW - Duration::DAY, NOW - Duration::HOUR).der();
         let junk = CertificateDer::from(b"junk".to_vec());
         for (pinned, along) in [(&chain[..0], &[&junk][..]), (&chain, &[&junk, &ended])] {
             let (anchors, pinned) = (vec![other.der(), authority.der()], pinned.to_vec());
             let parts =
                 ClientAuthSettings { anchors, pinned, crls: lists.clone(), ..parts(ClientAuth::Required, &authority) };
             let trust = ClientVerifier::new(&parts).unwrap();
-            assert_eq!(reason(judge(&trust, &chain, NOW)), Reason::ClientCertificateRevoked);
+            assert_eq!(reason(verify(&trust, &chain, NOW)), Reason::ClientCertificateRevoked);
             for along in along {
                 let chain = [chain[0].clone(), (*along).clone()];
-                assert_eq!(reason(judge(&trust, &chain, NOW)), Reason::ClientCertificateRevoked, "{along:?}");
+                assert_eq!(reason(verify(&trust, &chain, NOW)), Reason::ClientCertificateRevoked, "{along:?}");
             }
         }
     }
@@ -344,9 +346,9 @@ mod tests {
         for is_ca in [IsCa::NoCa, IsCa::ExplicitNoCa] {
             let mut params = named(CertificateParams::default(), "app");
             params.is_ca = is_ca;
-            let client = Authority::alone(&params);
+            let client = Authority::self_signed(&params);
             let trust = trusting(ClientAuth::Required, &client);
-            assert_eq!(reason(judge(&trust, &chain(&client), NOW)), Reason::ClientCertificateUnknownCa);
+            assert_eq!(reason(verify(&trust, &chain(&client), NOW)), Reason::ClientCertificateUnknownCa);
         }
     }
 
@@ -354,7 +356,7 @@ mod tests {
     fn a_ca_of_the_same_name_with_another_key_is_unknown() {
         let trust = trusting(ClientAuth::Required, &Authority::new("Clients CA"));
         let impostor = chain(&Authority::new("Clients CA"));
-        let ending = judge(&trust, &impostor, NOW).unwrap_err();
+        let ending = verify(&trust, &impostor, NOW).unwrap_err();
         assert_eq!(ending.reason, Reason::ClientCertificateUnknownCa);
         assert!(ending.detail.contains("CN=app"), "{}", ending.detail);
     }

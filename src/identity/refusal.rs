@@ -33,21 +33,23 @@ pub(crate) fn reason_of(error: &ChainError) -> Reason {
 }
 
 /// Whose certificate is refused, the error, and what to do about it.
-pub(crate) fn refused_by_us(error: &ChainError, refused: Option<&Certificate>) -> String {
+pub(crate) fn describe_refusal(error: &ChainError, refused: Option<&Certificate>) -> String {
     match refused {
-        Some(certificate) => format!("client certificate {}: {}", in_words(certificate), in_short(error)),
-        None => format!("client certificate that is too long or damaged to be named: {}", in_short(error)),
+        Some(certificate) => {
+            format!("client certificate {}: {}", describe_certificate(certificate), explain_error(error))
+        }
+        None => format!("client certificate that is too long or damaged to be named: {}", explain_error(error)),
     }
 }
 
 /// The certificate with what an operator needs to find it. Its names are cut to leave room for the reason.
-pub(crate) fn in_words(certificate: &Certificate) -> String {
+pub(crate) fn describe_certificate(certificate: &Certificate) -> String {
     let Certificate { subject, issuer, not_after, sha256, .. } = certificate;
     let [subject, issuer] = [subject, issuer].map(quoted);
     format!("{subject} (issued by {issuer}, valid until {}, sha256 {sha256})", timestamp::seconds(*not_after))
 }
 
-fn in_short(error: &ChainError) -> String {
+fn explain_error(error: &ChainError) -> String {
     let words = match error {
         ChainError::RevocationListExpired => {
             "the revocation list of its CA has run out: put a new one into client_crl, \

@@ -36,7 +36,7 @@ pub struct VerifiedIdentity {
     /// The [name constraints](crate::x509::chain::anchors::Ancestry::constraints) above the path that its names were compared with.
     pub(crate) constraints: Digest,
     /// Which set of trust anchors judged it.
-    pub(crate) judge: u64,
+    pub(crate) verifier_id: u64,
 }
 
 /// Why a client certificate is trusted.

@@ -42,7 +42,7 @@ impl Snapshot {
     ///
     /// # Errors
     /// The answer that is no.
-    pub fn judge(
+    pub fn authorize(
         &self,
         listener: &str,
         from: ClientOrigin,
@@ -50,12 +50,12 @@ impl Snapshot {
         now: OffsetDateTime,
     ) -> Result<Permit, Denial> {
         let permit = self.authorize_source(listener, from, now)?;
-        let judged = permit.policy.judge_identity(presented, now);
-        permit.of(judged)
+        let verified = permit.policy.verify_identity(presented, now);
+        permit.of(verified)
     }
 
     /// Puts both questions, where the answer costs no signature. Nothing, where it might.
-    pub fn recheck(
+    pub fn reauthorize_from_path(
         &self,
         listener: &str,
         from: ClientOrigin,
@@ -64,28 +64,28 @@ impl Snapshot {
     ) -> Option<Result<Permit, Denial>> {
         match self.authorize_source(listener, from, now) {
             Ok(permit) => {
-                let judged = permit.policy.recheck_identity(presented, now)?;
-                Some(permit.of(judged))
+                let verified = permit.policy.reverify_identity_from_path(presented, now)?;
+                Some(permit.of(verified))
             }
             Err(refusal) => Some(Err(refusal)),
         }
     }
 
     /// Puts the identity question only. Nothing, where the listener is gone.
-    pub fn judge_identity(
+    pub fn verify_identity(
         &self,
         listener: &str,
         presented: PresentedIdentity<'_>,
         now: OffsetDateTime,
     ) -> Option<Result<ClientIdentity, Outcome>> {
-        Some(self.named(listener)?.judge_identity(presented, now))
+        Some(self.named(listener)?.verify_identity(presented, now))
     }
 
     /// Puts the source question, where the identity question has been answered for a session of the same chain.
     ///
     /// # Errors
     /// The answer that is no.
-    pub fn judge_identified(
+    pub fn authorize_identified(
         &self,
         listener: &str,
         from: ClientOrigin,
@@ -114,31 +114,31 @@ impl ListenerPolicy {
     ///
     /// # Errors
     /// The ending of a connection that is on its way in.
-    pub fn judge_identity(
+    pub fn verify_identity(
         &self,
         presented: PresentedIdentity<'_>,
         now: OffsetDateTime,
     ) -> Result<ClientIdentity, Outcome> {
         let Some(tls) = &self.tls else { return Ok(ClientIdentity::Anonymous) };
-        self.explained(tls.trust().judge(presented, now), presented)
+        self.explained(tls.trust().verify(presented, now), presented)
     }
 
-    fn recheck_identity(
+    fn reverify_identity_from_path(
         &self,
         presented: PresentedIdentity<'_>,
         now: OffsetDateTime,
     ) -> Option<Result<ClientIdentity, Outcome>> {
         let Some(tls) = &self.tls else { return Some(Ok(ClientIdentity::Anonymous)) };
-        Some(self.explained(tls.trust().recheck(presented, now)?, presented))
+        Some(self.explained(tls.trust().reverify_from_path(presented, now)?, presented))
     }
 
     /// Adds to a refusal what a rotation has to do with it.
     fn explained(
         &self,
-        judged: Result<ClientIdentity, Outcome>,
+        verified: Result<ClientIdentity, Outcome>,
         presented: PresentedIdentity<'_>,
     ) -> Result<ClientIdentity, Outcome> {
-        judged.map_err(|mut ending| {
+        verified.map_err(|mut ending| {
             if let Some(refused) = presented.leaf() {
                 self.tell_kin(&refused, &mut ending);
             }
@@ -149,8 +149,8 @@ impl ListenerPolicy {
 
 impl Permit {
     /// Adds the answer to the identity question.
-    fn of(mut self, judged: Result<ClientIdentity, Outcome>) -> Result<Self, Denial> {
-        self.identity = match judged.map_err(Denial::Identity)? {
+    fn of(mut self, verified: Result<ClientIdentity, Outcome>) -> Result<Self, Denial> {
+        self.identity = match verified.map_err(Denial::Identity)? {
             ClientIdentity::Certified(identity) => Some(identity),
             ClientIdentity::Anonymous => None,
         };

@@ -168,7 +168,7 @@ impl Explanation {
             self.say("identity", format_args!("no client certificate is asked for (client_auth = \"none\")"));
             return;
         }
-        match policy.judge_identity(PresentedIdentity::Chain(chain), now) {
+        match policy.verify_identity(PresentedIdentity::Chain(chain), now) {
             Ok(ClientIdentity::Anonymous) => {
                 self.say("identity", format_args!("no certificate, and none is needed (client_auth = \"optional\")"));
             }

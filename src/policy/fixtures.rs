@@ -32,10 +32,10 @@ impl Site {
 
     /// Puts a fresh certificate into `NAME.crt` and `NAME.key`, and returns its fingerprint.
     pub(crate) fn install(&self, name: &str, until: OffsetDateTime) -> String {
-        let specimen = self.authority.server("db.test", KeyPair::generate().unwrap(), until);
-        std::fs::write(self.path(&format!("{name}.crt")), specimen.pem()).unwrap();
-        std::fs::write(self.path(&format!("{name}.key")), specimen.key_pem()).unwrap();
-        sha256_hex(&specimen.der())
+        let issued_cert = self.authority.server("db.test", KeyPair::generate().unwrap(), until);
+        std::fs::write(self.path(&format!("{name}.crt")), issued_cert.pem()).unwrap();
+        std::fs::write(self.path(&format!("{name}.key")), issued_cert.key_pem()).unwrap();
+        sha256_hex(&issued_cert.der())
     }
 
     pub(crate) fn snapshot(&self, config: impl Display, previous: Option<&Snapshot>) -> Snapshot {

@@ -45,17 +45,17 @@ pub(crate) struct Hello {
 }
 
 /// Where the hello of one handshake is left. Empty until it has come.
-pub(crate) type Overheard = Arc<OnceLock<Hello>>;
+pub(crate) type RecordedHello = Arc<OnceLock<Hello>>;
 
 /// The chooser of one handshake. rustls keeps the hello to itself; this is where it lets us see it.
 #[derive(Debug)]
 pub(crate) struct RecordingResolver {
     selector: Arc<CertificateSelector>,
-    heard: Overheard,
+    heard: RecordedHello,
 }
 
 impl RecordingResolver {
-    pub(crate) fn new(selector: &Arc<CertificateSelector>, heard: &Overheard) -> Self {
+    pub(crate) fn new(selector: &Arc<CertificateSelector>, heard: &RecordedHello) -> Self {
         Self { selector: Arc::clone(selector), heard: Arc::clone(heard) }
     }
 }
@@ -109,10 +109,10 @@ mod tests {
 
     fn choice(host: &str, key: KeyPair) -> SelectedCertificate {
         let until = OffsetDateTime::now_utc() + Duration::DAY;
-        let specimen = Authority::new("CA").server(host, key, until);
-        let key = provider().key_provider.load_private_key(specimen.key_der()).unwrap();
+        let issued_cert = Authority::new("CA").server(host, key, until);
+        let key = provider().key_provider.load_private_key(issued_cert.key_der()).unwrap();
         SelectedCertificate {
-            key: Arc::new(CertifiedKey::new(vec![specimen.der()], key)),
+            key: Arc::new(CertifiedKey::new(vec![issued_cert.der()], key)),
             names: vec![host.to_owned()],
         }
     }

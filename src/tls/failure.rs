@@ -6,7 +6,7 @@ use std::io;
 use rustls::{AlertDescription, Error};
 
 use crate::identity::recording::RefusedClient;
-use crate::identity::refusal::{in_words, reason_of, refused_by_us};
+use crate::identity::refusal::{describe_certificate, describe_refusal, reason_of};
 use crate::outcome::{Outcome, Reason};
 use crate::tls::peer_error::{Peer, alert_name, describe};
 use crate::x509::certificate::Certificate;
@@ -19,7 +19,7 @@ pub(crate) fn handshake_failure(
     refused: Option<&RefusedClient>,
 ) -> Outcome {
     if let Some(RefusedClient { certificate, error }) = refused {
-        return Outcome::new(reason_of(error), refused_by_us(error, certificate.as_ref()));
+        return Outcome::new(reason_of(error), describe_refusal(error, certificate.as_ref()));
     }
     match tls_error(error) {
         Some(Error::AlertReceived(alert)) => Outcome::new(Reason::HandshakeFailed, refused_by_client(*alert, shown)),
@@ -57,7 +57,7 @@ fn refused_by_client(alert: AlertDescription, shown: Option<&Certificate>) -> St
     }
     words.push_str(": it does not accept our certificate");
     if let Some(certificate) = shown {
-        let _ = write!(words, " {}", in_words(certificate));
+        let _ = write!(words, " {}", describe_certificate(certificate));
     }
     words.push_str(match alert {
         AlertDescription::CertificateExpired => "; replace it, or set the client's clock",

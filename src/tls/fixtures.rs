@@ -23,7 +23,7 @@ pub(crate) struct Authority(CertifiedIssuer<'static, KeyPair>);
 
 /// A certificate with its key.
 #[derive(Debug)]
-pub(crate) struct Specimen {
+pub(crate) struct IssuedCertificate {
     certificate: rcgen::Certificate,
     key: KeyPair,
 }
@@ -34,14 +34,14 @@ impl Authority {
     }
 
     /// An authority with a certificate that is valid in the given time.
-    pub(crate) fn lasting(name: &str, from: OffsetDateTime, until: OffsetDateTime) -> Self {
+    pub(crate) fn with_validity(name: &str, from: OffsetDateTime, until: OffsetDateTime) -> Self {
         let mut params = authority_params(name);
         (params.not_before, params.not_after) = (from, until);
         Self(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
     }
 
     /// One with this certificate, whether that lets it be one or not.
-    pub(crate) fn alone(params: &CertificateParams) -> Self {
+    pub(crate) fn self_signed(params: &CertificateParams) -> Self {
         Self(CertifiedIssuer::self_signed(params.clone(), KeyPair::generate().unwrap()).unwrap())
     }
 
@@ -58,7 +58,7 @@ impl Authority {
     }
 
     /// Another certificate of the same key, by itself or by another authority.
-    pub(crate) fn certified_again(&self, params: CertificateParams, by: Option<&Self>) -> Self {
+    pub(crate) fn reissued(&self, params: CertificateParams, by: Option<&Self>) -> Self {
         let key = KeyPair::try_from(self.0.key().serialize_der()).unwrap();
         Self(match by {
             Some(by) => CertifiedIssuer::signed_by(params, key, &by.0).unwrap(),
@@ -75,7 +75,7 @@ impl Authority {
     }
 
     /// A client certificate, valid in the given time.
-    pub(crate) fn client(&self, name: &str, from: OffsetDateTime, until: OffsetDateTime) -> Specimen {
+    pub(crate) fn client(&self, name: &str, from: OffsetDateTime, until: OffsetDateTime) -> IssuedCertificate {
         let mut params = named(CertificateParams::default(), name);
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         (params.not_before, params.not_after) = (from, until);
@@ -83,7 +83,7 @@ impl Authority {
     }
 
     /// A server certificate for one host, with this key.
-    pub(crate) fn server(&self, host: &str, key: KeyPair, until: OffsetDateTime) -> Specimen {
+    pub(crate) fn server(&self, host: &str, key: KeyPair, until: OffsetDateTime) -> IssuedCertificate {
         let mut params = named(CertificateParams::new([host.to_owned()]).unwrap(), host);
         params.not_after = until;
         self.issue(&params, key)
@@ -94,14 +94,14 @@ impl Authority {
         params.signed_by(&self.0).unwrap()
     }
 
-    pub(crate) fn issue(&self, params: &CertificateParams, key: KeyPair) -> Specimen {
-        Specimen { certificate: params.signed_by(&key, &self.0).unwrap(), key }
+    pub(crate) fn issue(&self, params: &CertificateParams, key: KeyPair) -> IssuedCertificate {
+        IssuedCertificate { certificate: params.signed_by(&key, &self.0).unwrap(), key }
     }
 }
 
-impl Specimen {
+impl IssuedCertificate {
     /// A certificate that nobody but itself has issued.
-    pub(crate) fn alone(params: &CertificateParams) -> Self {
+    pub(crate) fn self_signed(params: &CertificateParams) -> Self {
         let key = KeyPair::generate().unwrap();
         Self { certificate: params.self_signed(&key).unwrap(), key }
     }
@@ -161,24 +161,24 @@ pub(crate) fn named(mut params: CertificateParams, name: &str) -> CertificatePar
 
 /// How a client speaks TLS.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Accent {
+pub(crate) struct TlsOptions {
     /// Which of the suites we have, counted around; it says the version too.
     pub(crate) suite: usize,
     /// The size of the largest record, header included; rustls takes no less than 32.
     pub(crate) record: Option<usize>,
     /// Whether the server asks for a certificate. The client's is larger than a record.
-    pub(crate) known: bool,
+    pub(crate) client_auth: bool,
 }
 
 /// What all handshakes of a test binary share. Signatures by Ed25519 are all of the same length, so two handshakes with the
-/// same accent are made of as many bytes, and can be cut at the same places.
-struct Parties {
+/// same options are made of as many bytes, and can be cut at the same places.
+struct TestPeers {
     roots: Arc<RootCertStore>,
-    server: Specimen,
-    client: Specimen,
+    server: IssuedCertificate,
+    client: IssuedCertificate,
 }
 
-static PARTIES: LazyLock<Parties> = LazyLock::new(|| {
+static TEST_PEERS: LazyLock<TestPeers> = LazyLock::new(|| {
     let authority = Authority::new("Test CA");
     let key = || KeyPair::generate_for(&PKCS_ED25519).unwrap();
     let names: Vec<String> = (0..1000).map(|number| format!("name-{number:04}.test")).collect();
@@ -186,14 +186,14 @@ static PARTIES: LazyLock<Parties> = LazyLock::new(|| {
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
     let mut roots = RootCertStore::empty();
     roots.add(authority.der()).unwrap();
-    Parties {
+    TestPeers {
         roots: Arc::new(roots),
         server: authority.server("db.test", key(), params.not_after),
         client: authority.issue(&params, key()),
     }
 });
 
-impl Accent {
+impl TlsOptions {
     fn suite(self) -> SupportedCipherSuite {
         let mut suites = provider().cipher_suites.clone();
         suites.retain(|suite| !suite.suite().as_str().unwrap_or_default().contains("_RSA_"));
@@ -211,8 +211,8 @@ impl Accent {
         let config = ClientConfig::builder_with_provider(Arc::new(provider))
             .with_protocol_versions(&[version])
             .unwrap()
-            .with_root_certificates(Arc::clone(&PARTIES.roots));
-        let own = &PARTIES.client;
+            .with_root_certificates(Arc::clone(&TEST_PEERS.roots));
+        let own = &TEST_PEERS.client;
         let mut config = config.with_client_auth_cert(vec![own.der()], own.key_der()).unwrap();
         config.max_fragment_size = self.record;
         config.enable_secret_extraction = true;
@@ -221,19 +221,19 @@ impl Accent {
 
     pub(crate) fn server_config(self) -> Arc<ServerConfig> {
         let config = ServerConfig::builder_with_provider(provider()).with_protocol_versions(&[&TLS13, &TLS12]).unwrap();
-        let config = if self.known {
-            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::clone(&PARTIES.roots), provider());
+        let config = if self.client_auth {
+            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::clone(&TEST_PEERS.roots), provider());
             config.with_client_cert_verifier(verifier.build().unwrap())
         } else {
             config.with_no_client_auth()
         };
-        let own = &PARTIES.server;
+        let own = &TEST_PEERS.server;
         Arc::new(config.with_single_cert(vec![own.der()], own.key_der()).unwrap())
     }
 }
 
 /// What either side says. Every stretch of it is different.
-pub(crate) fn speech(from: usize, length: usize) -> Vec<u8> {
+pub(crate) fn test_bytes(from: usize, length: usize) -> Vec<u8> {
     let bytes = (from..from + length).map(|place| (place / 4).wrapping_mul(2_654_435_761).to_le_bytes()[place % 4]);
     bytes.collect()
 }

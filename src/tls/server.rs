@@ -10,7 +10,7 @@ use rustls::{Error, ServerConfig, SupportedProtocolVersion};
 use crate::identity::client_verifier::ClientVerifier;
 use crate::identity::recording::{HandshakeFindings, RefusedClient};
 use crate::protocol::MinTlsVersion;
-use crate::tls::cert_selector::{CertificateSelector, Overheard, RecordingResolver, SelectedCertificate};
+use crate::tls::cert_selector::{CertificateSelector, RecordedHello, RecordingResolver, SelectedCertificate};
 use crate::tls::engine::TlsEngine;
 use crate::tls::process_tickets::ProcessTicketer;
 use crate::tls::self_test::self_test;
@@ -61,7 +61,7 @@ impl ServerTls {
         let verifier = trust.verifier();
         let hints = verifier.offer_client_auth().then(|| verifier.root_hint_subjects());
         for certificate in certificates {
-            self_test(certificate.key(), versions(min_version), hints).map_err(|error| BuildError::Rehearsal {
+            self_test(certificate.key(), versions(min_version), hints).map_err(|error| BuildError::SelfTest {
                 subject: certificate.leaf().subject.clone(),
                 error: error.to_string(),
             })?;
@@ -74,7 +74,7 @@ impl ServerTls {
             })
             .collect();
         let selector = Arc::new(CertificateSelector::new(choices));
-        let unheard = Arc::new(RecordingResolver::new(&selector, &Overheard::default()));
+        let unheard = Arc::new(RecordingResolver::new(&selector, &RecordedHello::default()));
         let mut config = assemble(Arc::clone(&verifier), unheard, min_version)?;
         config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
         config.ticketer = match ticketer {
@@ -88,7 +88,7 @@ impl ServerTls {
     /// What one handshake needs. rustls forgets what a client asked for and the certificate it refuses, and the audit wants
     /// to name both; so each handshake has a resolver and a verifier of its own that remember.
     pub fn handshake(self: &Arc<Self>) -> ServerHandshake {
-        let heard = Overheard::default();
+        let heard = RecordedHello::default();
         let resolver = Arc::new(RecordingResolver::new(&self.selector, &heard));
         let recording = |(verifier, findings)| {
             // rustls lets nobody exchange the verifier of a finished configuration. Whatever `new` sets besides has to be
@@ -123,7 +123,7 @@ impl ServerTls {
 pub struct ServerHandshake {
     config: Arc<ServerConfig>,
     tls: Arc<ServerTls>,
-    heard: Overheard,
+    heard: RecordedHello,
     findings: Option<Arc<HandshakeFindings>>,
 }
 

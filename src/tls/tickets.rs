@@ -55,7 +55,7 @@ pub enum TicketKeysError {
     },
     /// More keys than anybody rotates through.
     #[error(
-        "line {line} is one key more than the {MOST_KEYS} there may be; take out those that no ticket is under any more"
+        "line {line} is one key more than the {MAX_KEYS} there may be; take out those that no ticket is under any more"
     )]
     TooMany {
         /// The number of the first line that is too many, from 1.
@@ -79,7 +79,7 @@ impl TicketKeys {
             if let Some((first, _)) = keys.iter().find(|(_, other)| *other == key) {
                 return Err(TicketKeysError::Repeated { line, first: *first });
             }
-            if keys.len() == MOST_KEYS {
+            if keys.len() == MAX_KEYS {
                 return Err(TicketKeysError::TooMany { line });
             }
             keys.push((line, key));
@@ -223,7 +223,7 @@ impl DerivedKey {
 const KEY_LENGTH: usize = 48;
 
 /// Two are enough to rotate.
-const MOST_KEYS: usize = 16;
+const MAX_KEYS: usize = 16;
 
 /// In seconds; that of the tickets rustls makes under keys of its own.
 const LIFETIME: u32 = 12 * 60 * 60;
@@ -247,7 +247,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::tls::fixtures::Accent;
+    use crate::tls::fixtures::TlsOptions;
 
     const NOW: UnixTime = UnixTime::since_unix_epoch(Duration::from_secs(1_800_000_000));
 
@@ -282,7 +282,7 @@ mod tests {
         assert_ne!(keys(&[1, 2]), keys(&[2, 1]), "the first one seals");
         assert_ne!(keys(&[1, 2]), keys(&[1]));
         let most: Vec<u8> = (0..16).collect();
-        assert_eq!(keys(&most).0.len(), MOST_KEYS);
+        assert_eq!(keys(&most).0.len(), MAX_KEYS);
     }
 
     #[test]
@@ -436,22 +436,22 @@ mod tests {
     fn a_client_resumes_at_another_replica_and_nowhere_else() {
         for (suite, version) in [(0, ProtocolVersion::TLSv1_3), (5, ProtocolVersion::TLSv1_2)] {
             let [full, resumed] = [HandshakeKind::Full, HandshakeKind::Resumed].map(|kind| (kind, version));
-            for known in [false, true] {
-                let accent = Accent { suite, record: None, known };
+            for client_auth in [false, true] {
+                let options = TlsOptions { suite, record: None, client_auth };
                 let replica = |bytes: &[u8], binding: &str| {
-                    let mut config = (*accent.server_config()).clone();
+                    let mut config = (*options.server_config()).clone();
                     config.session_storage = Arc::new(NoServerSessionStorage {});
                     config.ticketer = Arc::new(ticketer(bytes, binding));
                     Arc::new(config)
                 };
                 let (here, there) = (replica(&[1, 2], "main"), replica(&[2, 1], "main"));
-                let client = accent.client_config();
+                let client = options.client_config();
                 let met = [&here, &there, &here].map(|server| meet(&client, server));
-                assert_eq!(met, [full, resumed, resumed], "{accent:?}");
+                assert_eq!(met, [full, resumed, resumed], "{options:?}");
                 for untrusted in [replica(&[1, 2], "other"), replica(&[3], "main")] {
-                    let client = accent.client_config();
+                    let client = options.client_config();
                     let met = [&here, &untrusted].map(|server| meet(&client, server));
-                    assert_eq!(met, [full, full], "{accent:?}");
+                    assert_eq!(met, [full, full], "{options:?}");
                 }
             }
         }

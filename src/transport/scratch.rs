@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::thread::LocalKey;
 
-use crate::tls::engine::{MOST_UNOPENED, most_overhead};
+use crate::tls::engine::{MAX_UNOPENED, max_overhead};
 
 /// Lends the thread's buffer for plaintext, of [`READ`] bytes, for the length of one call. `work` must not call this again.
 pub(crate) fn with_plain<T>(work: impl FnOnce(&mut [u8]) -> T) -> T {
@@ -13,7 +13,7 @@ pub(crate) fn with_plain<T>(work: impl FnOnce(&mut [u8]) -> T) -> T {
 /// Lends the thread's buffer for TLS records for the length of one call: room for what could not be opened yet and
 /// another [`READ`] bytes, or for as many once they are sealed. `work` must not call this again.
 pub(crate) fn with_sealed<T>(work: impl FnOnce(&mut [u8]) -> T) -> T {
-    lend(&SEALED, const { larger(MOST_UNOPENED, most_overhead(READ)) + READ }, work)
+    lend(&SEALED, const { larger(MAX_UNOPENED, max_overhead(READ)) + READ }, work)
 }
 
 fn lend<T>(buffer: &'static LocalKey<RefCell<Vec<u8>>>, size: usize, work: impl FnOnce(&mut [u8]) -> T) -> T {

@@ -30,7 +30,7 @@ pub(crate) enum EncryptedKeyError {
     Malformed(&'static str),
     /// It would keep the start waiting for minutes.
     #[error(
-        "holds an encrypted private key that asks for more than {MOST_ITERATIONS} iterations of PBKDF2; \
+        "holds an encrypted private key that asks for more than {MAX_ITERATIONS} iterations of PBKDF2; \
          openssl pkcs8 -topk8 -v2 aes-256-cbc -in OLD -out NEW makes one of 2048"
     )]
     TooManyIterations,
@@ -144,7 +144,7 @@ impl<'a> Pbkdf2<'a> {
         if iterations.tag() != Tag::Integer {
             return Err(NOT_ASN1);
         }
-        let iterations = iterations.as_u32().ok().filter(|iterations| *iterations <= MOST_ITERATIONS);
+        let iterations = iterations.as_u32().ok().filter(|iterations| *iterations <= MAX_ITERATIONS);
         let iterations = iterations.ok_or(EncryptedKeyError::TooManyIterations)?;
         // Both that may follow may also be left out.
         let mut prf = PBKDF2_HMAC_SHA1;
@@ -239,7 +239,7 @@ fn octets<'a>(element: &Any<'a>) -> Result<&'a [u8], EncryptedKeyError> {
 const NOT_ASN1: EncryptedKeyError = EncryptedKeyError::Malformed("it is no EncryptedPrivateKeyInfo");
 
 /// Some seconds of one core; openssl's default is 2048. Every reload that reads the key pays it anew.
-const MOST_ITERATIONS: u32 = 10_000_000;
+const MAX_ITERATIONS: u32 = 10_000_000;
 
 const CIPHERS: [Cipher; 3] = [
     Cipher { oid: "2.16.840.1.101.3.4.1.2", algorithm: &AES_128, key_len: AES_128_KEY_LEN },

@@ -51,7 +51,7 @@ pub enum BuildError {
     },
     /// A handshake with the certificate fails.
     #[error("no client could shake hands with {subject}: {error}")]
-    Rehearsal {
+    SelfTest {
         /// Subject of the certificate.
         subject: String,
         /// What the handshake fails with.
@@ -87,15 +87,15 @@ pub enum BuildError {
     Rustls(String),
 }
 
-impl BuildError {
-    /// The certificate, where it is one that TLS libraries take from a peer.
+impl Certificate {
+    /// Checks that the X.509 version is 3. TLS libraries reject peer certificates of earlier versions.
     ///
     /// # Errors
     /// [`BuildError::Version`]
-    pub fn unless_version_3(certificate: Certificate) -> Result<Certificate, Self> {
-        match certificate {
-            Certificate { version: 3, .. } => Ok(certificate),
-            Certificate { version, subject, .. } => Err(Self::Version { subject, version }),
+    pub fn require_v3(&self) -> Result<(), BuildError> {
+        match self.version {
+            3 => Ok(()),
+            version => Err(BuildError::Version { subject: self.subject.clone(), version }),
         }
     }
 }

@@ -25,7 +25,8 @@ impl CertifiedKeyPair {
     /// When they do not belong together or cannot be used.
     pub fn new(chain: Vec<CertificateDer<'static>>, key: PrivateKeyDer<'static>) -> Result<Self, BuildError> {
         let leaf_der = chain.first().ok_or(BuildError::EmptyChain)?;
-        let leaf = BuildError::unless_version_3(Certificate::parse(leaf_der)?)?;
+        let leaf = Certificate::parse(leaf_der)?;
+        leaf.require_v3()?;
         for rest in chain.iter().skip(1) {
             Certificate::parse(rest)?;
         }

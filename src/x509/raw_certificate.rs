@@ -157,16 +157,17 @@ mod tests {
     use rcgen::{CertificateParams, CustomExtension, DnType, SanType};
 
     use super::*;
-    use crate::tls::fixtures::{Specimen, named};
+    use crate::tls::fixtures::{IssuedCertificate, named};
 
     fn is_long(params: &CertificateParams) -> bool {
-        RawCertificate::read(&Specimen::alone(params).der()).unwrap().is_long_to_read()
+        RawCertificate::read(&IssuedCertificate::self_signed(params).der()).unwrap().is_long_to_read()
     }
 
     #[test]
     fn certificate_of_many_elements_or_bytes_is_too_large() {
-        let is_too_large =
-            |params: &CertificateParams| RawCertificate::read(&Specimen::alone(params).der()).unwrap().is_too_large();
+        let is_too_large = |params: &CertificateParams| {
+            RawCertificate::read(&IssuedCertificate::self_signed(params).der()).unwrap().is_too_large()
+        };
         let names = |count: usize| {
             let mut params = named(CertificateParams::default(), "app");
             let name = |number| SanType::DnsName(format!("n{number}.test").try_into().unwrap());

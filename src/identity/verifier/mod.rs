@@ -1,13 +1,13 @@
 //! Which client certificates are good, and why: by a trust anchor, or pinned by themselves.
 //!
 //! A chain is verified whole once, when a client comes with it. Sessions remember the path that was found, so that after a
-//! change of policy a look at dates and serial numbers is enough for most of them ([`ChainVerifier::recheck`]).
+//! change of policy a look at dates and serial numbers is enough for most of them ([`ChainVerifier::reverify_from_path`]).
 
 #[cfg(test)]
 mod tests;
 
 use std::collections::HashSet;
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -23,7 +23,7 @@ use crate::x509::ca_properties::Purpose;
 use crate::x509::certificate::Certificate;
 use crate::x509::chain::anchors::AnchorSet;
 use crate::x509::chain::error::ChainError;
-use crate::x509::chain::path::{Path, Search, Visit, is_unambiguous, relevant};
+use crate::x509::chain::path::{Path, Search, is_unambiguous, relevant};
 use crate::x509::chain::revocation::RevocationLists;
 use crate::x509::chain::rules;
 use crate::x509::chain::rules::{AnchorAllows, NameBudget, Sent, in_time, overlap};
@@ -36,7 +36,7 @@ use crate::x509::raw_certificate::RawCertificate;
 #[derive(Debug)]
 pub(crate) struct ChainVerifier {
     /// Which of all that ever were in this process.
-    number: u64,
+    id: u64,
     /// Whether clients must show a certificate.
     pub(crate) mandatory: bool,
     anchors: AnchorSet,
@@ -44,12 +44,12 @@ pub(crate) struct ChainVerifier {
     lists: RevocationLists,
     /// The names of the CAs that clients are told of.
     pub(crate) hints: Vec<DistinguishedName>,
-    verified: VerificationCache,
+    cache: VerificationCache,
     memo: SignatureMemo,
 }
 
 /// What an anchor vouches for, and how long.
-struct Vouched {
+struct TrustedPath {
     trusted_by: TrustedBy,
     /// The positions of the path in the chain.
     path: Box<[u8]>,
@@ -64,7 +64,7 @@ struct Vouched {
 
 impl ChainVerifier {
     pub(crate) fn new(parts: &ClientAuthSettings) -> Result<Self, BuildError> {
-        static NUMBERS: AtomicU64 = AtomicU64::new(0);
+        static IDS: AtomicU64 = AtomicU64::new(0);
         let anchors = AnchorSet::new(&parts.anchors, Purpose::ClientAuth, parts.anchor_validity)?;
         let hints = match parts.pinned.is_empty() {
             true => hints(&anchors),
@@ -72,13 +72,13 @@ impl ChainVerifier {
             false => Vec::new(),
         };
         Ok(Self {
-            number: NUMBERS.fetch_add(1, Ordering::Relaxed),
+            id: IDS.fetch_add(1, Ordering::Relaxed),
             mandatory: parts.auth == ClientAuth::Required,
             anchors,
             pinned: parts.pinned.iter().map(|der| digest_of([&**der].into_iter())).collect(),
             lists: RevocationLists::new(&parts.crls, parts.crl_expired),
             hints,
-            verified: VerificationCache::default(),
+            cache: VerificationCache::default(),
             memo: SignatureMemo::default(),
         })
     }
@@ -90,7 +90,7 @@ impl ChainVerifier {
     }
 
     /// Judges the chain of a client that has proved to have its key. A good verdict is remembered.
-    pub(crate) fn judge(
+    pub(crate) fn verify_and_remember(
         &self,
         leaf: &CertificateDer<'_>,
         sent: &[CertificateDer<'_>],
@@ -103,47 +103,47 @@ impl ChainVerifier {
 
     /// Remembers a good verdict of this verifier on a client that has proved to have its key.
     pub(crate) fn remember(&self, identity: &Arc<VerifiedIdentity>) {
-        self.verified.remember(identity);
+        self.cache.insert(identity);
     }
 
     /// Judges a credential again. Costs no signature, unless the path may lead elsewhere now.
     #[cfg(test)]
-    pub(crate) fn judge_again(
+    pub(crate) fn reverify(
         &self,
         identity: &Arc<VerifiedIdentity>,
         now: OffsetDateTime,
     ) -> Result<Arc<VerifiedIdentity>, ChainError> {
-        self.recheck(identity, now).unwrap_or_else(|| self.search_again(identity, now))
+        self.reverify_from_path(identity, now).unwrap_or_else(|| self.reverify_by_search(identity, now))
     }
 
     /// Judges a credential again by every path that its chain has now. Signatures that were verified before cost nothing.
-    pub(crate) fn search_again(
+    pub(crate) fn reverify_by_search(
         &self,
         identity: &Arc<VerifiedIdentity>,
         now: OffsetDateTime,
     ) -> Result<Arc<VerifiedIdentity>, ChainError> {
-        let search = || Search::again(&self.anchors, &identity.chain, &identity.path, &self.memo);
-        let judged = self.verify_chain(&identity.chain, identity.digest, &search, now)?;
-        self.remember(&judged);
-        Ok(judged)
+        let search = || Search::with_verified_path(&self.anchors, &identity.chain, &identity.path, &self.memo);
+        let verified = self.verify_chain(&identity.chain, identity.digest, &search, now)?;
+        self.remember(&verified);
+        Ok(verified)
     }
 
     /// Judges a credential again by the path it was found good by, without any signature. Nothing, where that cannot tell:
     /// another path may be better, or the anchor is another one.
-    pub(crate) fn recheck(
+    pub(crate) fn reverify_from_path(
         &self,
         identity: &Arc<VerifiedIdentity>,
         now: OffsetDateTime,
     ) -> Option<Result<Arc<VerifiedIdentity>, ChainError>> {
-        if identity.judge == self.number && now < identity.until {
+        if identity.verifier_id == self.id && now < identity.until {
             return Some(Ok(Arc::clone(identity)));
         }
-        if let Some(known) = self.verified.recall(&identity.digest, now) {
+        if let Some(known) = self.cache.get(&identity.digest, now) {
             return Some(Ok(known));
         }
-        let rechecked = self.recheck_path(identity, now)?;
-        Some(rechecked.inspect(|identity| {
-            if self.has_searched(identity) {
+        let reverified = self.reverify_path(identity, now)?;
+        Some(reverified.inspect(|identity| {
+            if self.has_searched_all_paths(identity) {
                 self.remember(identity);
             }
         }))
@@ -151,11 +151,11 @@ impl ChainVerifier {
 
     /// Whether no other path under these anchors is better than the one of a credential. Where that is not known, one may be
     /// that limits no names, and by which the common name counts.
-    pub(crate) fn has_searched(&self, identity: &VerifiedIdentity) -> bool {
-        identity.judge == self.number
+    pub(crate) fn has_searched_all_paths(&self, identity: &VerifiedIdentity) -> bool {
+        identity.verifier_id == self.id
     }
 
-    fn recheck_path(
+    fn reverify_path(
         &self,
         identity: &VerifiedIdentity,
         now: OffsetDateTime,
@@ -165,7 +165,7 @@ impl ChainVerifier {
             let stands_alone = is_pinned && self.lists.is_empty();
             return stands_alone.then(|| {
                 in_time(&identity.validity, now)?;
-                Ok(Arc::new(VerifiedIdentity { judge: self.number, ..identity.clone() }))
+                Ok(Arc::new(VerifiedIdentity { verifier_id: self.id, ..identity.clone() }))
             });
         };
         if is_pinned {
@@ -182,13 +182,13 @@ impl ChainVerifier {
         let on_path = positions.iter().map(|position| RawCertificate::read(identity.chain.get(*position)?));
         let path = Path { certificates: on_path.collect::<Option<_>>()?, positions, anchor };
         let sent = Sent { validity: identity.validity.clone(), constrains_names: identity.constrains_names };
-        let judged = in_time(&sent.validity, now).and_then(|()| self.vouch(&path, sent, now, None));
-        match judged {
-            Ok(Vouched { trusted_by, good, .. }) => Some(Ok(Arc::new(VerifiedIdentity {
+        let verified = in_time(&sent.validity, now).and_then(|()| self.apply_policy(&path, sent, now, None));
+        match verified {
+            Ok(TrustedPath { trusted_by, good, .. }) => Some(Ok(Arc::new(VerifiedIdentity {
                 trusted_by,
                 from: good.start,
                 until: good.end,
-                judge: if identity.constrains_names { identity.judge } else { self.number },
+                verifier_id: if identity.constrains_names { identity.verifier_id } else { self.id },
                 ..identity.clone()
             }))),
             // What is wrong with the client's own certificate, or with the only path there can be, is wrong with the client.
@@ -216,7 +216,7 @@ impl ChainVerifier {
         let mut chain = vec![CertificateDer::from(leaf.as_ref())];
         chain.extend(relevant(leaf, sent)?);
         let digest = digest_of_chain(&chain);
-        if let Some(known) = self.verified.recall(&digest, now) {
+        if let Some(known) = self.cache.get(&digest, now) {
             return Ok(known);
         }
         self.verify_chain(&chain, digest, &|| Search::new(&self.anchors, &chain), now)
@@ -234,30 +234,30 @@ impl ChainVerifier {
         if self.pins(leaf) {
             return self.verify_pinned(chain, digest, search, now);
         }
-        let vouched = rules::choose(
+        let trusted = rules::choose(
             search()?,
             now,
-            |vouched: &Vouched| vouched.constrains_names,
+            |trusted: &TrustedPath| trusted.constrains_names,
             |path, names| {
                 // Only an anchor's own client can get here, and is told what is wrong.
                 if path.certificates.first().is_some_and(RawCertificate::is_too_large) {
                     return Err(ChainError::TooLarge);
                 }
                 let sent = rules::check_sent(path, self.anchors.purpose, now, names)?;
-                self.vouch(path, sent, now, Some(names))
+                self.apply_policy(path, sent, now, Some(names))
             },
         )?;
         Ok(Arc::new(VerifiedIdentity {
-            trusted_by: vouched.trusted_by,
-            from: vouched.good.start,
-            until: vouched.good.end,
-            constrains_names: vouched.constrains_names,
-            validity: vouched.sent.validity,
-            path: vouched.path,
-            constraints: vouched.constraints,
+            trusted_by: trusted.trusted_by,
+            from: trusted.good.start,
+            until: trusted.good.end,
+            constrains_names: trusted.constrains_names,
+            validity: trusted.sent.validity,
+            path: trusted.path,
+            constraints: trusted.constraints,
             chain: owned(chain),
             digest,
-            judge: self.number,
+            verifier_id: self.id,
             certificate: facts()?,
         }))
     }
@@ -279,14 +279,14 @@ impl ChainVerifier {
         let validity = certificate.not_before..certificate.end();
         in_time(&validity, now)?;
         if !self.lists.is_empty() {
-            let mut judged: Vec<Result<_, ChainError>> = Vec::new();
+            let mut verified: Vec<Result<_, ChainError>> = Vec::new();
             // That the search was given up says nothing against the certificate.
             let _ = search()?.run(&mut |path| {
-                judged.push(self.lists.check_sent(path, now));
-                Visit::Continue
+                verified.push(self.lists.check_sent(path, now));
+                ControlFlow::Continue(())
             });
-            let is_revoked = judged.iter().any(|judged| judged.as_ref().is_err_and(ChainError::is_revocation));
-            if is_revoked && !judged.iter().any(Result::is_ok) {
+            let is_revoked = verified.iter().any(|verified| verified.as_ref().is_err_and(ChainError::is_revocation));
+            if is_revoked && !verified.iter().any(Result::is_ok) {
                 return Err(ChainError::Revoked);
             }
         }
@@ -300,20 +300,20 @@ impl ChainVerifier {
             constraints: Digest::default(),
             chain: owned(chain),
             digest,
-            judge: self.number,
+            verifier_id: self.id,
             certificate,
         }))
     }
 
     /// Applies everything that may have changed since the certificates of a path were found to keep to the rules: what its
     /// anchor requires, and what the lists say.
-    fn vouch(
+    fn apply_policy(
         &self,
         path: &Path<'_>,
         sent: Sent,
         now: OffsetDateTime,
         names: Option<&NameBudget>,
-    ) -> Result<Vouched, ChainError> {
+    ) -> Result<TrustedPath, ChainError> {
         let lists_end = self.lists.check_sent(path, now)?;
         let AnchorAllows { validity, constrains_names, constraints, answer: above_end } =
             self.check_anchor(path, now, names)?;
@@ -325,7 +325,7 @@ impl ChainVerifier {
         let trusted_by = TrustedBy::Anchor { sha256: Arc::clone(&anchor.sha256), authority: anchor.authority };
         let positions = path.positions.iter().filter_map(|position| u8::try_from(*position).ok());
         let constrains_names = constrains_names || sent.constrains_names;
-        Ok(Vouched { trusted_by, path: positions.collect(), sent, good, constrains_names, constraints })
+        Ok(TrustedPath { trusted_by, path: positions.collect(), sent, good, constrains_names, constraints })
     }
 
     /// What the anchor of a path allows, when the lists revoke neither it nor what stands above it.

@@ -203,7 +203,11 @@ impl Builder<'_> {
             let ders = self.parse(&file, pem::certificates)?;
             let facts: Result<Vec<_>, BuildError> = ders
                 .iter()
-                .map(|der| Certificate::parse(der).map_err(BuildError::from).and_then(BuildError::unless_version_3))
+                .map(|der| {
+                    let certificate = Certificate::parse(der)?;
+                    certificate.require_v3()?;
+                    Ok(certificate)
+                })
                 .collect();
             let facts = facts.map_err(|error| self.problems.push(file.problem(error))).ok()?;
             let has_issued = |one: &Certificate| {

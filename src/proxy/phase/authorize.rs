@@ -72,7 +72,7 @@ pub(crate) fn judge(
     fields: &mut ConnectionFields,
 ) -> Result<Permit, Outcome> {
     let presented = client.presented();
-    let judged = snapshot.judge(&fields.listener, fields.origin(), presented, OffsetDateTime::now_utc());
+    let judged = snapshot.authorize(&fields.listener, fields.origin(), presented, OffsetDateTime::now_utc());
     note(judged.as_ref(), fields);
     if let Err(Denial::Identity(_)) = &judged {
         // The source is trusted, and the audit says by which rule.

@@ -97,7 +97,7 @@ pub fn preview(snapshot: &Snapshot, registry: &ConnectionRegistry) -> Vec<(Arc<L
     let now = OffsetDateTime::now_utc();
     let ending = |live: Arc<LiveConnection>| {
         let session = live.session()?;
-        let judged = snapshot.judge(live.listener(), live.origin(), session.authorization.presented(), now);
+        let judged = snapshot.authorize(live.listener(), live.origin(), session.authorization.presented(), now);
         let is_kept = snapshot.revoke(live.listener()) == Revoke::Keep;
         let refusal = judged.err().filter(|_| !is_kept)?;
         Some((live, refusal.into_plan_outcome()))
@@ -131,7 +131,7 @@ impl Pass<'_> {
     fn run(&self, connections: &[Arc<LiveConnection>]) {
         let left = Mutex::new(Vec::new());
         in_parallel(connections, SMALLEST_SHARE, &|live| {
-            match fault::contain(PART, || self.recheck(live)) {
+            match fault::contain(PART, || self.reauthorize_from_path(live)) {
                 Ok(Some(decision)) => _ = self.apply(decision, live),
                 Ok(None) => left.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(live)),
                 Err(_) => live.end(unjudged()),
@@ -140,7 +140,7 @@ impl Pass<'_> {
         });
         let groups = in_turns(left.into_inner().unwrap_or_else(PoisonError::into_inner));
         in_parallel(&groups, SMALLEST_SHARE_OF_GROUPS, &|group| {
-            fault::contain(PART, || self.judge(group)).unwrap_or_else(|_| {
+            fault::contain(PART, || self.reauthorize_group(group)).unwrap_or_else(|_| {
                 group.sessions.iter().for_each(|live| live.end(unjudged()));
                 true
             })
@@ -148,15 +148,15 @@ impl Pass<'_> {
     }
 
     /// Judges a connection where that costs no signature.
-    fn recheck(&self, live: &LiveConnection) -> Option<Decision> {
+    fn reauthorize_from_path(&self, live: &LiveConnection) -> Option<Decision> {
         let Some(session) = live.session() else { return Some(Decision::Waits) };
         let (snapshot, presented) = (self.snapshot, session.authorization.presented());
-        let judged = snapshot.recheck(live.listener(), live.origin(), presented, self.now)?;
+        let judged = snapshot.reauthorize_from_path(live.listener(), live.origin(), presented, self.now)?;
         Some(self.decision(judged, live, &session))
     }
 
     /// Judges the sessions of one chain. Says whether to go on.
-    fn judge(&self, group: &Group) -> bool {
+    fn reauthorize_group(&self, group: &Group) -> bool {
         if group.turn >= MAX_CHAINS && Instant::now() >= self.deadline {
             return group.sessions.iter().all(|live| match self.snapshot.revoke(live.listener()) {
                 Revoke::Keep => true,
@@ -165,11 +165,11 @@ impl Pass<'_> {
         }
         let presented = PresentedIdentity::Credential(Some(&group.identity));
         // Without a listener its source is asked about in vain, and that question comes first.
-        let Some(identity) = self.snapshot.judge_identity(&group.listener, presented, self.now) else { return true };
+        let Some(identity) = self.snapshot.verify_identity(&group.listener, presented, self.now) else { return true };
         group.sessions.iter().all(|live| {
             let Some(session) = live.session() else { return true };
             let (listener, identity) = (live.listener(), identity.clone());
-            let judged = self.snapshot.judge_identified(listener, live.origin(), identity, self.now);
+            let judged = self.snapshot.authorize_identified(listener, live.origin(), identity, self.now);
             self.apply(self.decision(judged, live, &session), live)
         })
     }

@@ -31,7 +31,7 @@ impl Replaced {
         site.install("db", OffsetDateTime::now_utc() + time::Duration::DAY);
         let [old, new] = ["Old CA", "New CA"].map(Authority::new);
         let team = old.intermediate("Team CA");
-        let crossed = team.certified_again(authority_params("Team CA"), Some(&new));
+        let crossed = team.reissued(authority_params("Team CA"), Some(&new));
         let config = format!(
             "{}tls.client_auth = \"required\"\ntls.client_ca = \"clients.pem\"\n",
             listener("db", 1001, "\"127.0.0.1\"")
@@ -55,7 +55,8 @@ impl Replaced {
     fn open(&self, leaf: &CertificateDer<'static>, junk: &[CertificateDer<'static>]) -> ConnectionGuard {
         let chain: Vec<_> = [leaf].into_iter().chain(&self.along).chain(junk).cloned().collect();
         let from = ClientAddr::from_ip("127.0.0.1".parse().unwrap());
-        let judged = self.before.judge("db", from.into(), PresentedIdentity::Chain(&chain), OffsetDateTime::now_utc());
+        let judged =
+            self.before.authorize("db", from.into(), PresentedIdentity::Chain(&chain), OffsetDateTime::now_utc());
         let guard = self.registry.enter("db".into(), from);
         guard.activate(Authorization::on(&judged.unwrap(), None));
         guard

@@ -90,22 +90,22 @@ enum EngineState {
 }
 
 /// The largest record there is, header included (RFC 5246 §6.2.3: 2^14 + 2048; TLS 1.3 allows less).
-const LARGEST_RECORD: usize = 5 + (1 << 14) + 2048;
+const MAX_RECORD: usize = 5 + (1 << 14) + 2048;
 
 /// The most that is kept unopened: a handshake message of the largest size rustls accepts, spread over records, and a
 /// record that has not come whole.
-pub(crate) const MOST_UNOPENED: usize = 0xffff + 4 + LARGEST_RECORD;
+pub(crate) const MAX_UNOPENED: usize = 0xffff + 4 + MAX_RECORD;
 
 /// How much larger than `plain` the room for sealing it has to be: the overhead of its records, and what TLS itself may
 /// have to say first, such as the answer to a key update.
-pub(crate) const fn most_overhead(plain: usize) -> usize {
+pub(crate) const fn max_overhead(plain: usize) -> usize {
     let engine = plain.div_ceil(1 << 14);
-    engine * RECORD_OVERHEAD + OWN_WORDS
+    engine * RECORD_OVERHEAD + MAX_CONTROL_BYTES
 }
 
 /// Header, explicit nonce, tag and content type, rounded up for every suite rustls has.
 const RECORD_OVERHEAD: usize = 64;
-const OWN_WORDS: usize = 512;
+const MAX_CONTROL_BYTES: usize = 512;
 
 impl TlsEngine {
     /// A client of whom nothing has been read.
@@ -142,7 +142,7 @@ impl<S: Side> TlsEngine<S> {
         Self { connection, unopened: Vec::new(), stage: EngineState::Open, closed: false }
     }
 
-    /// How many bytes wait for more to come, [`MOST_UNOPENED`] at most.
+    /// How many bytes wait for more to come, [`MAX_UNOPENED`] at most.
     pub fn unopened(&self) -> usize {
         self.unopened.len()
     }
@@ -235,7 +235,7 @@ impl<S: Side> TlsEngine<S> {
             self.unopened = Vec::new();
             return Ok(());
         }
-        if rest.len() > MOST_UNOPENED {
+        if rest.len() > MAX_UNOPENED {
             self.stage = EngineState::Broken;
             return Err(Error::General("a TLS message has no end".to_owned()));
         }
@@ -247,7 +247,7 @@ impl<S: Side> TlsEngine<S> {
     }
 
     /// Seals `plain` into the front of `sealed` and returns how many bytes it takes there. `sealed` has to be larger than
-    /// `plain` by [`most_overhead`].
+    /// `plain` by [`max_overhead`].
     ///
     /// # Errors
     /// When nothing can be sealed: before the end of the handshake, after close_notify, with keys worn out, or when
@@ -278,7 +278,7 @@ impl<S: Side> TlsEngine<S> {
     pub fn close(&mut self, answer: &mut Vec<u8>) {
         // rustls may have said it already, as when the keys are worn out.
         self.speak(answer);
-        let mut room = [0; OWN_WORDS];
+        let mut room = [0; MAX_CONTROL_BYTES];
         // Where there is no key to say it by, or an alert has said it already, nothing is owed.
         if let Ok(taken) = self.writing(|mut traffic| Ok(traffic.queue_close_notify(&mut room).unwrap_or_default())) {
             self.closed = true;

@@ -5,7 +5,7 @@ use std::io;
 use rustls::{AlertDescription, CertificateError, Error, InvalidMessage, OtherError};
 use time::OffsetDateTime;
 
-use crate::identity::refusal::in_words;
+use crate::identity::refusal::describe_certificate;
 use crate::printable;
 use crate::printable::quoted;
 use crate::timestamp;
@@ -61,7 +61,7 @@ pub(crate) enum ServerFault {
     Name,
 }
 
-/// Why a server is refused, in words, because what they are made of is known only while it is judged.
+/// Why a server is refused, in words, because what they are made of is known only while it is verified.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{words}")]
 pub(crate) struct UpstreamTlsError {
@@ -81,7 +81,7 @@ impl UpstreamTlsError {
             ServerFault::Chain(error) => chain_refused(&error, facts, of_system, now),
             ServerFault::Name => not_named(facts, name),
         };
-        Self { words: format!("the upstream's certificate {}: {cause}", in_words(facts)) }
+        Self { words: format!("the upstream's certificate {}: {cause}", describe_certificate(facts)) }
     }
 }
 
@@ -150,8 +150,8 @@ fn not_named(facts: &Certificate, name: &str) -> String {
         ),
         ([], Some(common)) => format!("its only name is the common name \"{}\"", quoted(common)),
         (sans, _) => {
-            let more = if sans.len() > MOST_NAMES { ", …" } else { "" };
-            let names: Vec<_> = sans.iter().take(MOST_NAMES).map(quoted).collect();
+            let more = if sans.len() > MAX_NAMES { ", …" } else { "" };
+            let names: Vec<_> = sans.iter().take(MAX_NAMES).map(quoted).collect();
             format!("its names are {}{more}", quoted(names.join(", ")))
         }
     };
@@ -162,7 +162,7 @@ fn not_named(facts: &Certificate, name: &str) -> String {
 }
 
 /// Enough to see what kind of certificate it is.
-const MOST_NAMES: usize = 10;
+const MAX_NAMES: usize = 10;
 
 fn refused_by_upstream(alert: AlertDescription, own: Option<&Certificate>) -> String {
     use AlertDescription as A;
@@ -182,7 +182,7 @@ fn refused_by_upstream(alert: AlertDescription, own: Option<&Certificate>) -> St
             Some(own),
         ) => format!(
             "the upstream refused our certificate {} with the TLS alert {}{}",
-            in_words(own),
+            describe_certificate(own),
             alert_name(alert),
             hint(alert)
         ),
@@ -193,13 +193,16 @@ fn refused_by_upstream(alert: AlertDescription, own: Option<&Certificate>) -> St
         ),
         (A::HandshakeFailure, Some(own)) => ended(
             alert,
-            &format!("it may not take our certificate {}, or have no cipher suite in common with us", in_words(own)),
+            &format!(
+                "it may not take our certificate {}, or have no cipher suite in common with us",
+                describe_certificate(own)
+            ),
         ),
         (A::DecryptError, Some(own)) => ended(
             alert,
             &format!(
                 "it may not take our certificate {}; is its CA there by the same name with another key?",
-                in_words(own)
+                describe_certificate(own)
             ),
         ),
         (A::ProtocolVersion, _) => ended(alert, "it speaks neither TLS 1.2 nor TLS 1.3"),

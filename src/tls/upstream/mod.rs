@@ -87,7 +87,7 @@ impl UpstreamTls {
                 error: error.to_string(),
             })?;
         }
-        let sessions = Arc::new(ClientSessionMemoryCache::new(MOST_SESSIONS));
+        let sessions = Arc::new(ClientSessionMemoryCache::new(MAX_SESSIONS));
         Ok(Self {
             config: Arc::new(assemble(parts, &verifier, &sessions)?),
             sessions,
@@ -174,11 +174,11 @@ impl UpstreamHandshake {
     }
 
     /// Judges what the handshake came to, once it is over. rustls asks nobody about a session that it takes up, so the chain
-    /// that this brings back is judged as of now.
+    /// that this brings back is verified as of now.
     ///
     /// # Errors
     /// Why the upstream is not to be talked to; [`explain`](Self::explain) has the words.
-    pub fn judge(&self, engine: &TlsEngine<Client>, now: OffsetDateTime) -> io::Result<()> {
+    pub fn verify(&self, engine: &TlsEngine<Client>, now: OffsetDateTime) -> io::Result<()> {
         if let Alpn::Required(protocol) = self.tls.alpn
             && engine.alpn() != Some(protocol)
         {
@@ -189,15 +189,15 @@ impl UpstreamHandshake {
         }
         match engine.server_chain() {
             [leaf, intermediates @ ..] => {
-                let judged = self.tls.verifier.judge(leaf, intermediates, &self.name, now);
+                let verified = self.tls.verifier.verify(leaf, intermediates, &self.name, now);
                 // The upstream may show a better one, if it is not spared that again.
-                judged.inspect_err(|_| self.tls.forget(&self.name)).map_err(refused)
+                verified.inspect_err(|_| self.tls.forget(&self.name)).map_err(refused)
             }
             [] => Err(refused(Error::NoCertificatesPresented)),
         }
     }
 
-    /// Says of an error of this handshake, or of [`judge`](Self::judge), which side refused what, and what to do. A handshake that
+    /// Says of an error of this handshake, or of [`verify`](Self::verify), which side refused what, and what to do. A handshake that
     /// was given up is a [`TimedOut`](io::ErrorKind::TimedOut).
     pub fn explain(&self, error: &io::Error) -> String {
         explain_handshake(error, self.tls.certificate.as_deref())
@@ -239,4 +239,4 @@ fn assemble(
 }
 
 /// How many sessions are kept to be taken up again, of all addresses together; rustls keeps eight of each name.
-const MOST_SESSIONS: usize = 256;
+const MAX_SESSIONS: usize = 256;

@@ -157,7 +157,7 @@ impl ServerVerifier {
     }
 
     /// Judges a chain. A good verdict is remembered for the time in which all of its certificates are valid.
-    pub(crate) fn judge(
+    pub(crate) fn verify(
         &self,
         leaf: &CertificateDer<'_>,
         intermediates: &[CertificateDer<'_>],
@@ -173,13 +173,13 @@ impl ServerVerifier {
         }
         let facts = Certificate::parse(leaf).map_err(|_| CertificateError::BadEncoding)?;
         let trusted = trust.verify(leaf, &facts, intermediates, now);
-        let judged = trusted.map_err(ServerFault::Chain).and_then(|trusted| {
+        let verified = trusted.map_err(ServerFault::Chain).and_then(|trusted| {
             if self.by_name {
                 is_named(leaf, &facts, name, !trusted.constrains_names)?;
             }
             Ok(trusted.validity)
         });
-        match judged {
+        match verified {
             Ok(validity) => {
                 self.remember(digest, validity);
                 Ok(())
@@ -206,15 +206,15 @@ impl ServerVerifier {
 
     fn remember(&self, digest: Digest, validity: Range<OffsetDateTime>) {
         let mut good = self.good.lock().unwrap_or_else(PoisonError::into_inner);
-        if good.len() >= MOST_CHAINS {
+        if good.len() >= MAX_CHAINS {
             good.clear();
         }
         good.insert(digest, validity);
     }
 }
 
-/// More servers than one listener has. Past it all are forgotten, and judged anew.
-const MOST_CHAINS: usize = 64;
+/// More servers than one listener has. Past it all are forgotten, and verified anew.
+const MAX_CHAINS: usize = 64;
 
 /// Whether the certificate is for this host. As libpq has it, the common name counts where no subject alternative name is of
 /// the kind that is asked for; but only where its CAs may issue for any name.
@@ -265,7 +265,7 @@ impl ServerCertVerifier for ServerVerifier {
         _: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        self.judge(leaf, intermediates, name, moment(now)?).map(|()| ServerCertVerified::assertion())
+        self.verify(leaf, intermediates, name, moment(now)?).map(|()| ServerCertVerified::assertion())
     }
 
     verify_handshake_signatures!();

@@ -6,6 +6,8 @@
 //! [`MAX_FAILED_CHECKS`] signature checks, whatever it sends. Every certificate that does verify costs one more, and there are
 //! at most [`MAX_SENT`] beside the peer's own.
 
+use std::ops::ControlFlow;
+
 use rustls::pki_types::CertificateDer;
 
 use crate::x509::chain::anchors::{Anchor, AnchorSet};
@@ -74,13 +76,6 @@ pub(crate) struct Path<'s> {
     pub(crate) anchor: &'s Anchor,
 }
 
-/// Whether a search goes on behind a path.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Visit {
-    Continue,
-    Stop,
-}
-
 /// What a peer sent, without what can be of no use: each certificate once, no third of a subject, and only those that may lead
 /// to its own by the names.
 ///
@@ -134,7 +129,7 @@ impl<'s> Search<'s> {
     ///
     /// # Errors
     /// When the peer's own certificate cannot be read.
-    pub(crate) fn again(
+    pub(crate) fn with_verified_path(
         anchors: &'s AnchorSet,
         chain: &'s [CertificateDer<'_>],
         path: &[u8],
@@ -155,7 +150,7 @@ impl<'s> Search<'s> {
     ///
     /// # Errors
     /// [`ChainError::TooManyChecks`], where the search gave up before it had tried everything.
-    pub(crate) fn run(&mut self, visit: &mut impl FnMut(&Path<'s>) -> Visit) -> Result<(), ChainError> {
+    pub(crate) fn run(&mut self, on_path: &mut impl FnMut(&Path<'s>) -> ControlFlow<()>) -> Result<(), ChainError> {
         for (top, certificate) in self.certificates.clone().into_iter().enumerate() {
             if !self.leads_to_leaf.get(top).copied().unwrap_or(false) {
                 continue;
@@ -167,8 +162,7 @@ impl<'s> Search<'s> {
                     // A path over it would be a detour.
                     continue;
                 }
-                if self.verify_signature(top, key_info)? && self.descend(&mut vec![top], anchor, visit)? == Visit::Stop
-                {
+                if self.verify_signature(top, key_info)? && self.descend(&mut vec![top], anchor, on_path)?.is_break() {
                     return Ok(());
                 }
             }
@@ -192,17 +186,17 @@ impl<'s> Search<'s> {
         &mut self,
         path: &mut Vec<usize>,
         anchor: &'s Anchor,
-        visit: &mut impl FnMut(&Path<'s>) -> Visit,
-    ) -> Result<Visit, ChainError> {
-        let Some(lowest) = path.last().copied() else { return Ok(Visit::Stop) };
+        on_path: &mut impl FnMut(&Path<'s>) -> ControlFlow<()>,
+    ) -> Result<ControlFlow<()>, ChainError> {
+        let Some(lowest) = path.last().copied() else { return Ok(ControlFlow::Break(())) };
         if lowest == LEAF {
             self.offered += 1;
             let positions: Vec<usize> = path.iter().rev().copied().collect();
             let certificates = positions.iter().filter_map(|index| self.certificates.get(*index).copied()).collect();
-            let visited = visit(&Path { certificates, positions, anchor });
-            return Ok(if self.offered < MAX_PATHS { visited } else { Visit::Stop });
+            let flow = on_path(&Path { certificates, positions, anchor });
+            return Ok(if self.offered < MAX_PATHS { flow } else { ControlFlow::Break(()) });
         }
-        let Some(issuer) = self.certificates.get(lowest).copied() else { return Ok(Visit::Stop) };
+        let Some(issuer) = self.certificates.get(lowest).copied() else { return Ok(ControlFlow::Break(())) };
         for (index, certificate) in self.certificates.clone().into_iter().enumerate() {
             let is_next = certificate.issuer == issuer.subject
                 && self.leads_to_leaf.get(index).copied().unwrap_or(false)
@@ -210,14 +204,14 @@ impl<'s> Search<'s> {
                 && (index == LEAF || !is_of(&certificate, anchor));
             if is_next && self.verify_signature(index, issuer.public_key_info)? {
                 path.push(index);
-                let visited = self.descend(path, anchor, visit)?;
+                let flow = self.descend(path, anchor, on_path)?;
                 path.pop();
-                if visited == Visit::Stop {
-                    return Ok(Visit::Stop);
+                if flow.is_break() {
+                    return Ok(ControlFlow::Break(()));
                 }
             }
         }
-        Ok(Visit::Continue)
+        Ok(ControlFlow::Continue(()))
     }
 
     /// Whether a certificate of the same name and key is on the path already (RFC 4158 §5.2).

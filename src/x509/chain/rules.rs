@@ -4,7 +4,7 @@
 //! name, key and name constraints only, and of key usage nothing at all.
 
 use std::cell::Cell;
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
 
 use rustls::pki_types::{
     AlgorithmIdentifier, CertificateDer, InvalidSignature, SignatureVerificationAlgorithm, TrustAnchor,
@@ -15,7 +15,7 @@ use webpki::{EndEntityCert, KeyUsage};
 use crate::x509::ca_properties::{CaProperties, Purpose, names, unsupported_extension};
 use crate::x509::chain::anchors::{Ancestry, Anchor, AnchorSet};
 use crate::x509::chain::error::ChainError;
-use crate::x509::chain::path::{Path, Search, Visit};
+use crate::x509::chain::path::{Path, Search};
 use crate::x509::clock::unix_time;
 use crate::x509::crypto::provider;
 use crate::x509::digest::Digest;
@@ -50,7 +50,7 @@ pub(crate) fn choose<T>(
             Ok(accepted) => {
                 if !constrains_names(&accepted) {
                     found = Some(accepted);
-                    return Visit::Stop;
+                    return ControlFlow::Break(());
                 }
                 found.get_or_insert(accepted);
             }
@@ -58,7 +58,7 @@ pub(crate) fn choose<T>(
             Err(error) if refusal.is_none() || error.is_revocation() => refusal = Some(error),
             Err(_) => {}
         }
-        Visit::Continue
+        ControlFlow::Continue(())
     });
     if let Some(found) = found {
         return Ok(found);

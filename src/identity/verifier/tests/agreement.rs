@@ -8,8 +8,8 @@ use crate::x509::clock::unix_time;
 use crate::x509::crypto::provider;
 
 /// What decides about a client, without what only matters later.
-fn verdict(judged: Result<Arc<VerifiedIdentity>, ChainError>) -> Result<String, ChainError> {
-    judged.map(|identity| format!("{:?} until {}", identity.certificate.sha256, identity.until))
+fn verdict(verify: Result<Arc<VerifiedIdentity>, ChainError>) -> Result<String, ChainError> {
+    verify.map(|identity| format!("{:?} until {}", identity.certificate.sha256, identity.until))
 }
 
 #[test]
@@ -27,12 +27,12 @@ fn remembered_path_gives_the_verdict_of_a_fresh_verification() {
                     let what = format!("{sends}; lists: {lists_are}, {expired:?}; anchors: {anchors_are}");
                     let [again, anew] = [(); 2].map(|()| verifier(&anchors, &lists, expired));
                     for before in &before {
-                        let identity = judged(before, chain).unwrap();
-                        let expected = verdict(judged(&anew, chain));
-                        match again.recheck(&identity, NOW) {
-                            Some(Ok(rechecked)) => {
+                        let identity = verify(before, chain).unwrap();
+                        let expected = verdict(verify(&anew, chain));
+                        match again.reverify_from_path(&identity, NOW) {
+                            Some(Ok(reverified)) => {
                                 good += 1;
-                                assert_eq!(verdict(Ok(rechecked)).is_ok(), expected.is_ok(), "{what}: {expected:?}");
+                                assert_eq!(verdict(Ok(reverified)).is_ok(), expected.is_ok(), "{what}: {expected:?}");
                             }
                             Some(Err(error)) => {
                                 refused += 1;
@@ -40,8 +40,8 @@ fn remembered_path_gives_the_verdict_of_a_fresh_verification() {
                             }
                             None => left += 1,
                         }
-                        let judged_again = verdict(again.judge_again(&identity, NOW));
-                        assert_eq!(judged_again.is_ok(), expected.is_ok(), "{what}: {judged_again:?}, {expected:?}");
+                        let reverified = verdict(again.reverify(&identity, NOW));
+                        assert_eq!(reverified.is_ok(), expected.is_ok(), "{what}: {reverified:?}, {expected:?}");
                     }
                 }
             }
@@ -105,7 +105,7 @@ fn verdict_is_that_of_webpki_where_the_rules_are_the_same() {
                     let what = format!("{sends}; lists: {lists_are}, {expired:?}; anchors: {anchors_are}");
                     let expected = webpki_verdict(&anchors, &lists, expired, chain);
                     // webpki answers with the fault of the last path it tried, where several have one.
-                    let own = judged(&verifier(&anchors, &lists, expired), chain).map(|_| ());
+                    let own = verify(&verifier(&anchors, &lists, expired), chain).map(|_| ());
                     assert_eq!(own.is_ok(), expected.is_ok(), "{what}: {own:?}, {expected:?}");
                     compared += 1;
                 }
@@ -123,16 +123,16 @@ fn verdict_taken_over_ends_with_the_lists_that_count_now() {
         .map(|(number, later)| read(&world.root, &revoking(&[], number, NOW + later)));
     let [old, new] = lists.each_ref().map(|list| list.next_update);
     let before = verifier(&root, &lists[..1], CrlExpired::Refuse);
-    let identity = judged(&before, &chain).unwrap();
+    let identity = verify(&before, &chain).unwrap();
     assert_eq!(identity.until, old);
     let again = verifier(&root, &lists, CrlExpired::Refuse);
-    let renewed = again.recheck(&identity, NOW).unwrap().unwrap();
-    assert_eq!((renewed.until, renewed.judge), (new, again.number));
-    assert!(Arc::ptr_eq(&again.judge_again(&renewed, NOW).unwrap(), &renewed));
-    assert!(Arc::ptr_eq(&again.judge_again(&identity, NOW).unwrap(), &renewed), "sessions of a client share one");
-    assert_eq!(again.judge_again(&renewed, new).unwrap_err(), ChainError::RevocationListExpired);
+    let renewed = again.reverify_from_path(&identity, NOW).unwrap().unwrap();
+    assert_eq!((renewed.until, renewed.verifier_id), (new, again.id));
+    assert!(Arc::ptr_eq(&again.reverify(&renewed, NOW).unwrap(), &renewed));
+    assert!(Arc::ptr_eq(&again.reverify(&identity, NOW).unwrap(), &renewed), "sessions of a client share one");
+    assert_eq!(again.reverify(&renewed, new).unwrap_err(), ChainError::RevocationListExpired);
     let lenient = verifier(&root, &lists, CrlExpired::Allow);
-    assert_eq!(lenient.judge_again(&renewed, new).unwrap().until, renewed.validity.end.min(lenient_end(&root)));
+    assert_eq!(lenient.reverify(&renewed, new).unwrap().until, renewed.validity.end.min(lenient_end(&root)));
 }
 
 /// When the anchor's own certificate ends.
@@ -149,9 +149,9 @@ fn pinned_certificate_that_an_anchor_has_revoked_is_refused() {
             ClientAuthSettings { pinned: chain.to_vec(), ..parts(&[world.root.der()], crls, CrlExpired::Refuse) };
         ChainVerifier::new(&parts).unwrap()
     };
-    let identity = judged(&pinned(&[list(&world.root, &[], 1)]), &chain).unwrap();
+    let identity = verify(&pinned(&[list(&world.root, &[], 1)]), &chain).unwrap();
     assert_eq!(identity.trusted_by, TrustedBy::Pinned);
     let revoked = pinned(&[list(&world.root, &chain, 2)]);
-    assert_eq!(judged(&revoked, &chain).unwrap_err(), ChainError::Revoked);
-    assert_eq!(revoked.judge_again(&identity, NOW).unwrap_err(), ChainError::Revoked);
+    assert_eq!(verify(&revoked, &chain).unwrap_err(), ChainError::Revoked);
+    assert_eq!(revoked.reverify(&identity, NOW).unwrap_err(), ChainError::Revoked);
 }

@@ -8,11 +8,11 @@ use crate::x509::ca_properties::CaFault;
 
 /// Why a chain is refused under these anchors and lists; nothing where it is accepted.
 fn refusal(anchors: &[CertificateDer<'static>], crls: &[Crl], chain: &[CertificateDer<'static>]) -> Option<ChainError> {
-    judged(&verifier(anchors, crls, CrlExpired::Refuse), chain).err()
+    verify(&verifier(anchors, crls, CrlExpired::Refuse), chain).err()
 }
 
 fn lasting(name: &str, from: OffsetDateTime, until: OffsetDateTime) -> Authority {
-    Authority::lasting(name, from, until)
+    Authority::with_validity(name, from, until)
 }
 
 #[test]
@@ -33,7 +33,7 @@ fn anchor_outside_its_validity_vouches_for_nobody_unless_that_is_ignored() {
             ..parts(&[authority.der()], &[], CrlExpired::Refuse)
         };
         let ignoring = ChainVerifier::new(&ignoring).unwrap();
-        assert!(judged(&ignoring, &chain).is_ok());
+        assert!(verify(&ignoring, &chain).is_ok());
         assert_eq!(ignoring.anchor_error(&authority.der(), NOW), None);
         let enforcing = verifier(&[authority.der()], &[], CrlExpired::Refuse);
         assert_eq!(enforcing.anchor_error(&authority.der(), NOW), Some(error));
@@ -46,13 +46,13 @@ fn credential_ends_with_its_anchor() {
     let short = lasting("Short CA", NOW - Span::DAY, end);
     let chain = [client(&short)];
     let under = verifier(&[short.der()], &[], CrlExpired::Refuse);
-    let identity = judged(&under, &chain).unwrap();
+    let identity = verify(&under, &chain).unwrap();
     assert_eq!(identity.until, end + Span::SECOND, "the last second belongs to it");
-    let late = under.judge_again(&identity, identity.until).unwrap_err();
+    let late = under.reverify(&identity, identity.until).unwrap_err();
     assert!(matches!(late, ChainError::AnchorExpired { .. }), "{late:?}");
     // Its renewed certificate is as good as the old one was.
-    let renewed = verifier(&[short.certified_again(authority_params("Short CA"), None).der()], &[], CrlExpired::Refuse);
-    assert!(renewed.recheck(&identity, identity.until).unwrap().is_ok());
+    let renewed = verifier(&[short.reissued(authority_params("Short CA"), None).der()], &[], CrlExpired::Refuse);
+    assert!(renewed.reverify_from_path(&identity, identity.until).unwrap().is_ok());
 }
 
 #[test]
@@ -64,9 +64,9 @@ fn anchor_that_its_issuer_in_the_bundle_has_revoked_vouches_for_nobody() {
     let revoking = [list(&world.root, &[world.team.der()], 2)];
     assert_eq!(refusal(&anchors, &revoking, &chain), Some(ChainError::Revoked));
     assert_eq!(refusal(&anchors[1..], &revoking, &chain), None, "the root is not in the bundle");
-    let identity = judged(&verifier(&anchors, &[], CrlExpired::Refuse), &chain).unwrap();
+    let identity = verify(&verifier(&anchors, &[], CrlExpired::Refuse), &chain).unwrap();
     let again = verifier(&anchors, &revoking, CrlExpired::Refuse);
-    assert_eq!(again.judge_again(&identity, NOW).unwrap_err(), ChainError::Revoked);
+    assert_eq!(again.reverify(&identity, NOW).unwrap_err(), ChainError::Revoked);
     assert_eq!(again.anchor_error(&world.team.der(), NOW), Some(ChainError::Revoked));
 }
 
@@ -76,13 +76,13 @@ type Change = fn(&mut CertificateParams);
 fn below(authority: &Authority, name: &str, change: impl FnOnce(&mut CertificateParams)) -> Authority {
     let mut params = authority_params(name);
     change(&mut params);
-    Authority::new(name).certified_again(params, Some(authority))
+    Authority::new(name).reissued(params, Some(authority))
 }
 
 fn root_with(change: impl FnOnce(&mut CertificateParams)) -> Authority {
     let mut params = authority_params("Root CA");
     change(&mut params);
-    Authority::alone(&params)
+    Authority::self_signed(&params)
 }
 
 fn path_length(length: u8) -> impl FnOnce(&mut CertificateParams) {
@@ -148,7 +148,7 @@ fn common_name_does_not_count_below_name_constraints() {
     let team = below(&root, "Team CA", constrained_to("team-b.internal"));
     let chain = [client(&team), team.der()];
     let has_common_name = |anchors: &[CertificateDer<'static>], chain: &[CertificateDer<'static>]| {
-        let identity = judged(&verifier(anchors, &[], CrlExpired::Refuse), chain).unwrap();
+        let identity = verify(&verifier(anchors, &[], CrlExpired::Refuse), chain).unwrap();
         let is_common = |name| matches!(name, crate::x509::subject_name::SubjectName::Common("app"));
         let counts = identity.names().any(is_common);
         assert_eq!(identity.ignores_common_name(), !counts);
@@ -160,7 +160,7 @@ fn common_name_does_not_count_below_name_constraints() {
     let deep = below(&team, "Deep CA", |_| {});
     assert!(!has_common_name(&[team.der(), deep.der()], &[client(&deep)]), "what stands above an anchor");
     // The same CA without constraints vouches too.
-    let free = team.certified_again(authority_params("Team CA"), None).der();
+    let free = team.reissued(authority_params("Team CA"), None).der();
     assert!(has_common_name(&[root.der(), free], &chain));
 }
 

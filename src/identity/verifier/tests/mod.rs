@@ -54,8 +54,8 @@ fn verifier(anchors: &[CertificateDer<'static>], crls: &[Crl], crl_expired: CrlE
     ChainVerifier::new(&parts(anchors, crls, crl_expired)).unwrap()
 }
 
-fn judged(verifier: &ChainVerifier, chain: &[CertificateDer<'static>]) -> Result<Arc<VerifiedIdentity>, ChainError> {
-    verifier.judge(&chain[0], &chain[1..], NOW)
+fn verify(verifier: &ChainVerifier, chain: &[CertificateDer<'static>]) -> Result<Arc<VerifiedIdentity>, ChainError> {
+    verifier.verify_and_remember(&chain[0], &chain[1..], NOW)
 }
 
 /// The authorities. Clients are verified under the root first.
@@ -96,11 +96,11 @@ impl World {
         let expired_root = {
             let mut params = authority_params("Root CA");
             (params.not_before, params.not_after) = (NOW - Span::DAY, NOW - Span::HOUR);
-            root.certified_again(params, None).der()
+            root.reissued(params, None).der()
         };
-        let crossed = team.certified_again(authority_params("Team CA"), Some(other)).der();
-        let rooted = team.certified_again(authority_params("Team CA"), Some(root)).der();
-        let root_by_other = root.certified_again(authority_params("Root CA"), Some(other)).der();
+        let crossed = team.reissued(authority_params("Team CA"), Some(other)).der();
+        let rooted = team.reissued(authority_params("Team CA"), Some(root)).der();
+        let root_by_other = root.reissued(authority_params("Root CA"), Some(other)).der();
         let alike = other.intermediate("Team CA").der();
         let junk = CertificateDer::from(b"junk".to_vec());
         let (team, deep) = (team.der(), deep.der());
@@ -131,7 +131,7 @@ impl World {
         let between = [team, mute, free].map(Authority::der);
         let alike = other.intermediate("Team CA");
         // It would not be made with the certificate that is not for it.
-        let voiced = &mute.certified_again(authority_params("Mute CA"), None);
+        let voiced = &mute.reissued(authority_params("Mute CA"), None);
         let expired = |authority| read(authority, &revoking(&clients[..1], 2, NOW - Span::DAY));
         let expiring = |authority| read(authority, &revoking(&clients[..1], 2, NOW - Span::DAY + Span::SECOND));
         let whole = |what, lists| (what, lists, true);
@@ -169,12 +169,12 @@ impl World {
     /// Trust anchors.
     fn anchors(&self) -> Vec<(&'static str, Vec<CertificateDer<'static>>)> {
         let root = self.root.der();
-        let renewed = self.root.certified_again(authority_params("Root CA"), None).der();
+        let renewed = self.root.reissued(authority_params("Root CA"), None).der();
         let bound = {
             let mut params = authority_params("Root CA");
             let excluded_subtrees = vec![GeneralSubtree::DnsName("test".to_owned())];
             params.name_constraints = Some(NameConstraints { permitted_subtrees: Vec::new(), excluded_subtrees });
-            self.root.certified_again(params, None).der()
+            self.root.reissued(params, None).der()
         };
         let (namesake, other, team) = (self.namesake.der(), self.other.der(), self.team.der());
         let with =

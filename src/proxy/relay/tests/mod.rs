@@ -19,12 +19,12 @@ use crate::proxy::phase::close::Farewell;
 use crate::session::registry::ConnectionRegistry;
 use crate::session::registry::state::SessionState;
 use crate::tls::engine::TlsEngine;
-use crate::tls::fixtures::{Accent, speech};
+use crate::tls::fixtures::{TlsOptions, test_bytes};
 use crate::transport::socket::Socket;
 use crate::transport::tls_stream::TlsStream;
 use crate::transport::{Stream, UpstreamStream};
 
-const ACCENT: Accent = Accent { suite: 0, record: None, known: false };
+const TLS_OPTIONS: TlsOptions = TlsOptions { suite: 0, record: None, client_auth: false };
 
 /// Far more than anything here takes: what hangs shall fail.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -126,13 +126,13 @@ async fn secured() -> (TlsClient, ClientStream) {
     // The kernel takes this for "as small as you have it".
     SockRef::from(&near).set_recv_buffer_size(1).unwrap();
     SockRef::from(&far).set_send_buffer_size(1).unwrap();
-    let mut ours = Box::new(TlsStream::new(far, TlsEngine::new(ACCENT.server_config()).unwrap()));
+    let mut ours = Box::new(TlsStream::new(far, TlsEngine::new(TLS_OPTIONS.server_config()).unwrap()));
     let answer = async {
         while ours.engine().is_handshaking() {
             ours.next_flight().await.unwrap();
         }
     };
-    let connector = TlsConnector::from(ACCENT.client_config());
+    let connector = TlsConnector::from(TLS_OPTIONS.client_config());
     let (client, ()) = tokio::join!(connector.connect("db.test".try_into().unwrap(), near), answer);
     (client.unwrap(), Stream::Tls(ours))
 }
@@ -140,7 +140,7 @@ async fn secured() -> (TlsClient, ClientStream) {
 /// A message of so many bytes, header included.
 fn message(length: usize) -> Vec<u8> {
     let header = u32::try_from(length - 1).unwrap().to_be_bytes();
-    [b"D", &header[..], &speech(0, length - 5)].concat()
+    [b"D", &header[..], &test_bytes(0, length - 5)].concat()
 }
 
 #[tokio::test]

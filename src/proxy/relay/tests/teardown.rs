@@ -16,14 +16,14 @@ use tokio::time::sleep;
 use tokio_rustls::{TlsAcceptor, TlsStream as PeerTls};
 
 use super::*;
-use crate::tls::engine::{Client, MOST_UNOPENED};
+use crate::tls::engine::{Client, MAX_UNOPENED};
 use crate::transport::scratch::READ;
 
 /// Another word of the same speech for each end, so that none can be taken for the other's.
 const CLIENTS: usize = 0;
 const UPSTREAMS: usize = 1 << 20;
 
-static SPEECH: LazyLock<Vec<u8>> = LazyLock::new(|| speech(0, 2 << 20));
+static SPEECH: LazyLock<Vec<u8>> = LazyLock::new(|| test_bytes(0, 2 << 20));
 
 /// What one end says in all, at most.
 const MOST_SAID: usize = 1 << 20;
@@ -37,11 +37,11 @@ enum Kind {
 }
 
 impl Kind {
-    fn accent(self) -> Option<Accent> {
+    fn options(self) -> Option<TlsOptions> {
         match self {
             Self::Tcp | Self::Unix => None,
-            Self::Tls13 => Some(ACCENT),
-            Self::Tls12 => Some(Accent { suite: 3, ..ACCENT }),
+            Self::Tls13 => Some(TLS_OPTIONS),
+            Self::Tls12 => Some(TlsOptions { suite: 3, ..TLS_OPTIONS }),
         }
     }
 }
@@ -145,7 +145,7 @@ impl End {
 
     /// Whether it is an upstream in TLS that ended with TCP alone. A client may.
     fn is_cut_upstream(&self, kind: Kind) -> bool {
-        self.first == UPSTREAMS && kind.accent().is_some() && self.finished == Some(Finish::Bare)
+        self.first == UPSTREAMS && kind.options().is_some() && self.finished == Some(Finish::Bare)
     }
 
     fn act(&mut self, act: Act) {
@@ -316,7 +316,7 @@ impl Scene {
 }
 
 /// The kernel's buffers, one reading, and what the ends keep for themselves.
-const MOST_ON_THE_WAY: usize = 2 * KERNELS + READ + MOST_UNOPENED + (64 << 10);
+const MOST_ON_THE_WAY: usize = 2 * KERNELS + READ + MAX_UNOPENED + (64 << 10);
 
 /// Of one connection, both ends.
 const KERNELS: usize = 128 << 10;
@@ -341,30 +341,30 @@ fn unix_pair() -> (UnixStream, UnixStream) {
 }
 
 async fn client_leg(kind: Kind) -> (Line, ClientStream) {
-    let Some(accent) = kind.accent() else { return plain_leg(kind).await };
+    let Some(options) = kind.options() else { return plain_leg(kind).await };
     let (near, far) = narrow_pair().await;
-    let mut ours = Box::new(TlsStream::new(far, TlsEngine::new(accent.server_config()).unwrap()));
+    let mut ours = Box::new(TlsStream::new(far, TlsEngine::new(options.server_config()).unwrap()));
     let answer = async {
         while ours.engine().is_handshaking() {
             ours.next_flight().await.unwrap();
         }
     };
-    let connector = TlsConnector::from(accent.client_config());
+    let connector = TlsConnector::from(options.client_config());
     let (client, ()) = tokio::join!(connector.connect("db.test".try_into().unwrap(), near), answer);
     (Stream::Tls(Box::new(client.unwrap().into())), Stream::Tls(ours))
 }
 
 async fn upstream_leg(kind: Kind) -> (Line, UpstreamStream) {
-    let Some(accent) = kind.accent() else { return plain_leg(kind).await };
+    let Some(options) = kind.options() else { return plain_leg(kind).await };
     let (near, far) = narrow_pair().await;
-    let engine = TlsEngine::<Client>::connect(accent.client_config(), "db.test".try_into().unwrap()).unwrap();
+    let engine = TlsEngine::<Client>::connect(options.client_config(), "db.test".try_into().unwrap()).unwrap();
     let mut ours = Box::new(TlsStream::new(near, engine));
     let call = async {
         while ours.engine().is_handshaking() {
             ours.next_flight().await.unwrap();
         }
     };
-    let acceptor = TlsAcceptor::from(accent.server_config());
+    let acceptor = TlsAcceptor::from(options.server_config());
     let (server, ()) = tokio::join!(acceptor.accept(far), call);
     (Stream::Tls(Box::new(server.unwrap().into())), Stream::Tls(ours))
 }
@@ -433,7 +433,7 @@ fn assert_told(scene: &Scene, ended: (bool, bool), told: &Told) {
 
 /// Who stays hears all that was said by who stays. And by TLS nobody hears that it was all if it was not.
 fn assert_heard((hearer, ear): (&End, Kind), (speaker, mouth): (&End, Kind)) {
-    let (heard_all, has_tls) = (hearer.heard == speaker.said, ear.accent().is_some());
+    let (heard_all, has_tls) = (hearer.heard == speaker.said, ear.options().is_some());
     let words = format!("{} of {} heard, then {:?}", hearer.heard, speaker.said, hearer.seen);
     let speaker_is_cut = speaker.is_cut_upstream(mouth);
     // An upstream that is cut short has not ended, it is lost, and the client's way to it as well.

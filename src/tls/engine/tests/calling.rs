@@ -7,12 +7,12 @@ use rustls::{ClientConnection, ServerConnection};
 
 use crate::tls::engine::tests::likeness;
 use crate::tls::engine::tests::likeness::pieces;
-use crate::tls::engine::{Client, MOST_UNOPENED, TlsEngine, most_overhead};
-use crate::tls::fixtures::{Accent, speech};
+use crate::tls::engine::{Client, MAX_UNOPENED, TlsEngine, max_overhead};
+use crate::tls::fixtures::{TlsOptions, test_bytes};
 
 /// A client's TLS: ours, or rustls' own.
 trait Caller {
-    fn new(accent: Accent) -> Self;
+    fn new(options: TlsOptions) -> Self;
     /// What it says by itself.
     fn speak(&mut self, sealed: &mut Vec<u8>);
     /// Takes what came. Returns whether it goes on.
@@ -24,8 +24,8 @@ trait Caller {
 }
 
 impl Caller for TlsEngine<Client> {
-    fn new(accent: Accent) -> Self {
-        Self::connect(accent.client_config(), "db.test".try_into().unwrap()).unwrap()
+    fn new(options: TlsOptions) -> Self {
+        Self::connect(options.client_config(), "db.test".try_into().unwrap()).unwrap()
     }
 
     fn speak(&mut self, sealed: &mut Vec<u8>) {
@@ -35,16 +35,16 @@ impl Caller for TlsEngine<Client> {
     fn receive(&mut self, sealed: &[u8], plain: &mut Vec<u8>, answer: &mut Vec<u8>) -> bool {
         let mut room = [&vec![0xee; self.unopened()], sealed].concat();
         let opened = self.open(&mut room, |record| plain.extend(record), answer);
-        assert!(self.unopened() <= MOST_UNOPENED);
+        assert!(self.unopened() <= MAX_UNOPENED);
         if opened.is_err() || self.is_handshaking() {
-            assert!(self.seal(b"words", &mut [0; most_overhead(5) + 5]).is_err());
+            assert!(self.seal(b"words", &mut [0; max_overhead(5) + 5]).is_err());
         }
         opened.is_ok()
     }
 
     fn say(&mut self, plain: &[u8], sealed: &mut Vec<u8>) {
         for piece in plain.chunks(64 << 10) {
-            let mut room = vec![0; piece.len() + most_overhead(piece.len())];
+            let mut room = vec![0; piece.len() + max_overhead(piece.len())];
             let taken = self.seal(piece, &mut room).unwrap();
             sealed.extend(&room[..taken]);
         }
@@ -67,8 +67,8 @@ impl Caller for TlsEngine<Client> {
 struct Reference(ClientConnection, bool);
 
 impl Caller for Reference {
-    fn new(accent: Accent) -> Self {
-        let mut client = accent.client();
+    fn new(options: TlsOptions) -> Self {
+        let mut client = options.client();
         client.set_buffer_limit(None);
         Self(client, false)
     }
@@ -126,13 +126,13 @@ struct Outcome {
 /// Both speak in turns, and the server takes new keys at each of its own; what goes to the client is cut into these pieces,
 /// and `harm` may do something to it.
 fn play<C: Caller>(
-    accent: Accent,
+    options: TlsOptions,
     turns: &[usize],
     pieces: &[usize],
     mut harm: impl FnMut(usize, &mut [u8]),
 ) -> Outcome {
-    let (mut client, mut outcome) = (C::new(accent), Outcome::default());
-    let mut server = ServerConnection::new(accent.server_config()).unwrap();
+    let (mut client, mut outcome) = (C::new(options), Outcome::default());
+    let mut server = ServerConnection::new(options.server_config()).unwrap();
     server.set_buffer_limit(None);
     let (mut client_said, mut server_said) = (0, 0);
     let (mut turns, mut pieces) = (turns.iter(), pieces.iter().cycle());
@@ -167,10 +167,10 @@ fn play<C: Caller>(
             continue;
         }
         let Some(length) = turns.next() else { break };
-        client.say(&speech(client_said, *length), &mut to_server);
+        client.say(&test_bytes(client_said, *length), &mut to_server);
         client_said += length;
         let _ = server.refresh_traffic_keys();
-        server.writer().write_all(&speech(server_said, *length)).unwrap();
+        server.writer().write_all(&test_bytes(server_said, *length)).unwrap();
         server_said += length;
     }
     client.close(&mut to_server);
@@ -185,8 +185,8 @@ fn play<C: Caller>(
 }
 
 /// The largest records there are, as upstreams get them from us.
-fn accents() -> impl Strategy<Value = Accent> {
-    likeness::accents().prop_map(|accent| Accent { record: None, ..accent })
+fn tls_options() -> impl Strategy<Value = TlsOptions> {
+    likeness::tls_options().prop_map(|options| TlsOptions { record: None, ..options })
 }
 
 fn lengths() -> impl Strategy<Value = usize> {
@@ -197,19 +197,19 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
     #[test]
     fn a_call_goes_as_with_rustls_own_buffers(
-        accent in accents(),
+        options in tls_options(),
         turns in prop::collection::vec(lengths(), 0..6),
         pieces in prop::collection::vec(pieces(), 1..4),
     ) {
-        let ours = play::<TlsEngine<Client>>(accent, &turns, &pieces, |_, _| {});
-        prop_assert!(ours == play::<Reference>(accent, &turns, &pieces, |_, _| {}), "it heard something else");
-        let all = speech(0, turns.iter().sum());
+        let ours = play::<TlsEngine<Client>>(options, &turns, &pieces, |_, _| {});
+        prop_assert!(ours == play::<Reference>(options, &turns, &pieces, |_, _| {}), "it heard something else");
+        let all = test_bytes(0, turns.iter().sum());
         prop_assert!(ours.at_client == all && ours.at_server == all && ours.ended && !ours.broken);
     }
 
     #[test]
     fn harm_on_the_way_from_the_server_is_noticed(
-        accent in accents(),
+        options in tls_options(),
         pieces in prop::collection::vec(pieces(), 1..4),
         place in 0_usize..4000,
         bit in 0_u32..8,
@@ -219,10 +219,10 @@ proptest! {
                 *byte ^= 1 << bit;
             }
         };
-        let ours = play::<TlsEngine<Client>>(accent, &[1000, 1000], &pieces, flip);
+        let ours = play::<TlsEngine<Client>>(options, &[1000, 1000], &pieces, flip);
         // Nothing is ever heard that was not said, and nothing out of its order.
-        prop_assert!(ours.at_client == speech(0, ours.at_client.len()));
-        prop_assert!(ours.at_server == speech(0, ours.at_server.len()));
+        prop_assert!(ours.at_client == test_bytes(0, ours.at_client.len()));
+        prop_assert!(ours.at_server == test_bytes(0, ours.at_server.len()));
     }
 
     #[test]
@@ -231,7 +231,7 @@ proptest! {
         header in prop::bool::ANY,
         piece in 1_usize..300,
     ) {
-        let mut client = <TlsEngine<Client> as Caller>::new(Accent { suite: 0, record: None, known: false });
+        let mut client = <TlsEngine<Client> as Caller>::new(TlsOptions { suite: 0, record: None, client_auth: false });
         let bytes = if header { [&b"\x16\x03\x03\x04\x00\x02"[..], &bytes].concat() } else { bytes };
         let (mut plain, mut answer) = (Vec::new(), Vec::new());
         for piece in bytes.chunks(piece) {
@@ -246,7 +246,7 @@ proptest! {
 #[test]
 fn a_hello_is_said_once() {
     for suite in 0..6 {
-        let mut client = <TlsEngine<Client> as Caller>::new(Accent { suite, record: None, known: false });
+        let mut client = <TlsEngine<Client> as Caller>::new(TlsOptions { suite, record: None, client_auth: false });
         let (mut hello, mut again) = (Vec::new(), Vec::new());
         client.speak(&mut hello);
         assert_eq!(hello.first(), Some(&22));

@@ -4,12 +4,12 @@ use std::io::{Read as _, Write as _};
 
 use rustls::{ClientConnection, Error, ServerConnection};
 
-use crate::tls::engine::{MOST_UNOPENED, TlsEngine, most_overhead};
-use crate::tls::fixtures::{Accent, speech};
+use crate::tls::engine::{MAX_UNOPENED, TlsEngine, max_overhead};
+use crate::tls::fixtures::{TlsOptions, test_bytes};
 
 /// A server's TLS: ours, or rustls' own with buffers, to which ours is compared.
 pub(crate) trait Engine {
-    fn new(accent: Accent) -> Self;
+    fn new(options: TlsOptions) -> Self;
     /// Takes what came. Returns whether the client has ended.
     fn receive(&mut self, sealed: &[u8], plain: &mut Vec<u8>, answer: &mut Vec<u8>) -> Result<bool, Error>;
     fn say(&mut self, plain: &[u8], sealed: &mut Vec<u8>);
@@ -18,18 +18,18 @@ pub(crate) trait Engine {
 }
 
 impl Engine for TlsEngine {
-    fn new(accent: Accent) -> Self {
-        Self::new(accent.server_config()).unwrap()
+    fn new(options: TlsOptions) -> Self {
+        Self::new(options.server_config()).unwrap()
     }
 
     fn receive(&mut self, sealed: &[u8], plain: &mut Vec<u8>, answer: &mut Vec<u8>) -> Result<bool, Error> {
         // The room in front has been used for something else.
         let mut room = [&vec![0xee; self.unopened()], sealed].concat();
         let opened = self.open(&mut room, |record| plain.extend(record), answer);
-        assert!(self.unopened() <= MOST_UNOPENED);
+        assert!(self.unopened() <= MAX_UNOPENED);
         if opened.is_err() || self.is_handshaking() {
             // Too late or too early, in the middle of whatever came; and it does no harm.
-            assert!(self.seal(b"words", &mut [0; most_overhead(5) + 5]).is_err());
+            assert!(self.seal(b"words", &mut [0; max_overhead(5) + 5]).is_err());
             let mut words = Vec::new();
             Self::close(self, &mut words);
             assert!(words.is_empty());
@@ -44,7 +44,7 @@ impl Engine for TlsEngine {
     fn say(&mut self, plain: &[u8], sealed: &mut Vec<u8>) {
         // A multiple of the largest record, so that the records are those of the reference.
         for piece in plain.chunks(64 << 10) {
-            let mut room = vec![0; piece.len() + most_overhead(piece.len())];
+            let mut room = vec![0; piece.len() + max_overhead(piece.len())];
             let taken = self.seal(piece, &mut room).unwrap();
             sealed.extend(&room[..taken]);
         }
@@ -60,8 +60,8 @@ impl Engine for TlsEngine {
 }
 
 impl Engine for ServerConnection {
-    fn new(accent: Accent) -> Self {
-        let mut connection = Self::new(accent.server_config()).unwrap();
+    fn new(options: TlsOptions) -> Self {
+        let mut connection = Self::new(options.server_config()).unwrap();
         connection.set_buffer_limit(None);
         connection
     }
@@ -143,12 +143,12 @@ pub(crate) struct Conversation<E> {
 }
 
 impl<E: Engine> Conversation<E> {
-    pub(crate) fn new(accent: Accent, shreds: Option<usize>) -> Self {
-        let mut client = accent.client();
+    pub(crate) fn new(options: TlsOptions, shreds: Option<usize>) -> Self {
+        let mut client = options.client();
         client.set_buffer_limit(None);
         let mut conversation = Self {
             client,
-            server: E::new(accent),
+            server: E::new(options),
             to_server: Vec::new(),
             to_client: Vec::new(),
             at_server: Heard::default(),
@@ -167,7 +167,7 @@ impl<E: Engine> Conversation<E> {
     pub(crate) fn take(&mut self, step: Step) {
         match step {
             Step::ClientSays(length) if !self.client_closed && self.at_client.error.is_none() => {
-                self.client.writer().write_all(&speech(self.client_said, length)).unwrap();
+                self.client.writer().write_all(&test_bytes(self.client_said, length)).unwrap();
                 self.client_said += length;
             }
             Step::NewKeys => {
@@ -222,7 +222,7 @@ impl<E: Engine> Conversation<E> {
         for step in std::mem::take(&mut self.postponed) {
             match step {
                 Step::ServerSays(length) if !self.server_closed => {
-                    self.server.say(&speech(self.server_said, length), &mut self.to_client);
+                    self.server.say(&test_bytes(self.server_said, length), &mut self.to_client);
                     self.server_said += length;
                 }
                 Step::ServerCloses if !self.server_closed => {

@@ -5,8 +5,8 @@ use proptest::prelude::*;
 use rustls::ConnectionTrafficSecrets::{Aes128Gcm, Aes256Gcm, Chacha20Poly1305};
 
 use crate::tls::engine::tests::conversation::{Conversation, Engine as _};
-use crate::tls::engine::{TlsEngine, most_overhead};
-use crate::tls::fixtures::{Accent, speech};
+use crate::tls::engine::{TlsEngine, max_overhead};
+use crate::tls::fixtures::{TlsOptions, test_bytes};
 
 const HANDSHAKE: u8 = 22;
 const DATA: u8 = 23;
@@ -21,7 +21,8 @@ struct Pen {
 impl Pen {
     /// Past the handshake, the client's pen taken from its hand.
     fn after_handshake(suite: usize) -> (Self, TlsEngine) {
-        let mut conversation = Conversation::<TlsEngine>::new(Accent { suite, record: None, known: false }, None);
+        let mut conversation =
+            Conversation::<TlsEngine>::new(TlsOptions { suite, record: None, client_auth: false }, None);
         conversation.select(&[usize::MAX]);
         let (sequence, secrets) = conversation.client.dangerous_extract_secrets().unwrap().tx;
         let (algorithm, key, iv) = match secrets {
@@ -52,7 +53,7 @@ impl Pen {
 }
 
 fn says(server: &mut TlsEngine, words: &[u8]) -> usize {
-    server.seal(words, &mut vec![0; words.len() + most_overhead(words.len())]).unwrap()
+    server.seal(words, &mut vec![0; words.len() + max_overhead(words.len())]).unwrap()
 }
 
 proptest! {
@@ -66,7 +67,7 @@ proptest! {
         let (mut pen, mut server) = Pen::after_handshake(suite);
         let (mut sealed, mut said) = (Vec::new(), 0);
         for (length, padding, empty) in engine {
-            sealed.extend(pen.record(DATA, &speech(said, length), padding));
+            sealed.extend(pen.record(DATA, &test_bytes(said, length), padding));
             said += length;
             if empty {
                 sealed.extend(pen.record(DATA, b"", padding));
@@ -77,7 +78,7 @@ proptest! {
             server.receive(piece, &mut plain, &mut answer).unwrap();
             says(&mut server, b"words");
         }
-        prop_assert_eq!(plain, speech(0, said));
+        prop_assert_eq!(plain, test_bytes(0, said));
         prop_assert_eq!((server.unopened(), answer.len()), (0, 0));
     }
 }
@@ -112,7 +113,7 @@ fn the_largest_record_is_opened_wherever_it_is_cut() {
         for cut in [1, 5, 6, 16_384, 16_405] {
             // Content, its type and padding may be 2^14 + 1 bytes together.
             for padding in [0, 16_383] {
-                let record = pen.record(DATA, &speech(plain.len(), 16_384 - padding), padding);
+                let record = pen.record(DATA, &test_bytes(plain.len(), 16_384 - padding), padding);
                 let (front, back) = record.split_at(cut);
                 let before = plain.len();
                 server.receive(front, &mut plain, &mut Vec::new()).unwrap();
@@ -121,7 +122,7 @@ fn the_largest_record_is_opened_wherever_it_is_cut() {
                 assert_eq!((server.unopened(), plain.len()), (0, before + 16_384 - padding));
             }
         }
-        assert!(plain == speech(0, plain.len()));
+        assert!(plain == test_bytes(0, plain.len()));
     }
 }
 
@@ -130,12 +131,12 @@ fn an_empty_handshake_record_hides_nothing_that_comes_behind_it() {
     let (mut pen, mut server) = Pen::after_handshake(0);
     let mut plain = Vec::new();
     for number in 0..10 {
-        let engine = [pen.record(HANDSHAKE, b"", 0), pen.record(DATA, &speech(number * 10, 10), 0)];
+        let engine = [pen.record(HANDSHAKE, b"", 0), pen.record(DATA, &test_bytes(number * 10, 10), 0)];
         if server.receive(&engine.concat(), &mut plain, &mut Vec::new()).is_err() {
             // It is forbidden (RFC 8446 §5.1), so to refuse it would do as well.
             return;
         }
         says(&mut server, b"words");
     }
-    assert_eq!(plain, speech(0, 100));
+    assert_eq!(plain, test_bytes(0, 100));
 }

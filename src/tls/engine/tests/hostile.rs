@@ -5,9 +5,9 @@ use proptest::sample::Index;
 use rustls::{AlertDescription, Error};
 
 use crate::tls::engine::tests::conversation::{Conversation, Engine, Step};
-use crate::tls::engine::tests::likeness::{accents, pieces};
-use crate::tls::engine::{MOST_UNOPENED, TlsEngine};
-use crate::tls::fixtures::{Accent, speech};
+use crate::tls::engine::tests::likeness::{pieces, tls_options};
+use crate::tls::engine::{MAX_UNOPENED, TlsEngine};
+use crate::tls::fixtures::{TlsOptions, test_bytes};
 
 /// What becomes of the bytes on their way, at some place.
 #[derive(Clone, Debug)]
@@ -58,13 +58,13 @@ proptest! {
     /// Panics, what is kept, and that an error stays one are looked at wherever anything is received.
     #[test]
     fn harm_on_the_way_is_noticed_and_the_client_told(
-        accent in accents(),
+        options in tls_options(),
         harm in harms(),
         place in any::<Index>(),
         when in 0_usize..4,
         pieces in prop::collection::vec(pieces(), 1..4),
     ) {
-        let mut conversation = Conversation::<TlsEngine>::new(accent, None);
+        let mut conversation = Conversation::<TlsEngine>::new(options, None);
         for turn in 0..5 {
             if turn == when {
                 harm.hurt(&mut conversation.to_server, place);
@@ -78,8 +78,8 @@ proptest! {
         conversation.select(&pieces);
         let Conversation { at_server, at_client, .. } = conversation;
         // Nothing is ever heard that was not said, and nothing out of its order.
-        prop_assert!(at_server.bytes == speech(0, at_server.bytes.len()));
-        prop_assert!(at_client.bytes == speech(0, at_client.bytes.len()));
+        prop_assert!(at_server.bytes == test_bytes(0, at_server.bytes.len()));
+        prop_assert!(at_client.bytes == test_bytes(0, at_client.bytes.len()));
         // From the third turn on the handshake is over, so that the client knows the keys of the alert.
         if let (Some(error), true) = (at_server.error, when > 1) {
             let alert = match error {
@@ -96,7 +96,7 @@ proptest! {
 
     #[test]
     fn garbage_is_refused_or_waited_for_in_whatever_pieces(bytes in garbage(), piece in 1_usize..300) {
-        let mut server = <TlsEngine as Engine>::new(Accent { suite: 0, record: None, known: false });
+        let mut server = <TlsEngine as Engine>::new(TlsOptions { suite: 0, record: None, client_auth: false });
         let (mut plain, mut answer) = (Vec::new(), Vec::new());
         for piece in bytes.chunks(piece) {
             if server.receive(piece, &mut plain, &mut answer).is_err() {
@@ -110,7 +110,8 @@ proptest! {
 #[test]
 fn a_record_broken_after_the_handshake_costs_nothing_of_what_came_before_it() {
     for suite in 0..6 {
-        let mut conversation = Conversation::<TlsEngine>::new(Accent { suite, record: None, known: false }, None);
+        let mut conversation =
+            Conversation::<TlsEngine>::new(TlsOptions { suite, record: None, client_auth: false }, None);
         conversation.select(&[usize::MAX]);
         conversation.take(Step::ClientSays(1000));
         conversation.take(Step::ServerSays(1000));
@@ -118,9 +119,9 @@ fn a_record_broken_after_the_handshake_costs_nothing_of_what_came_before_it() {
         conversation.take(Step::ClientSays(1000));
         conversation.to_server[whole + 100] ^= 1;
         conversation.select(&[usize::MAX]);
-        assert_eq!(conversation.at_server.bytes, speech(0, 1000));
+        assert_eq!(conversation.at_server.bytes, test_bytes(0, 1000));
         assert_eq!(conversation.at_server.error, Some(Error::DecryptError));
-        assert_eq!(conversation.at_client.bytes, speech(0, 1000));
+        assert_eq!(conversation.at_client.bytes, test_bytes(0, 1000));
         assert_eq!(conversation.at_client.error, Some(Error::AlertReceived(AlertDescription::BadRecordMac)));
     }
 }
@@ -128,7 +129,7 @@ fn a_record_broken_after_the_handshake_costs_nothing_of_what_came_before_it() {
 #[test]
 fn a_message_that_is_never_whole_is_given_up() {
     // A hello of the largest size that rustls accepts, a byte in each record: 64 KiB of it are six times as many bytes.
-    let mut server = <TlsEngine as Engine>::new(Accent { suite: 0, record: None, known: false });
+    let mut server = <TlsEngine as Engine>::new(TlsOptions { suite: 0, record: None, client_auth: false });
     let mut taken = 0;
     let mut hello = [&b"\x01\x00\xff\xff"[..], &[0; 0xffff]].concat().into_iter();
     let refused = loop {
@@ -140,5 +141,5 @@ fn a_message_that_is_never_whole_is_given_up() {
         }
     };
     assert!(matches!(refused, Error::General(_)), "{refused:?}");
-    assert!(taken <= MOST_UNOPENED && taken + 600 > MOST_UNOPENED, "{taken}");
+    assert!(taken <= MAX_UNOPENED && taken + 600 > MAX_UNOPENED, "{taken}");
 }

@@ -5,19 +5,23 @@ use rustls::ServerConnection;
 
 use crate::tls::engine::TlsEngine;
 use crate::tls::engine::tests::conversation::{Conversation, Engine, Heard, Step};
-use crate::tls::fixtures::{Accent, speech};
+use crate::tls::fixtures::{TlsOptions, test_bytes};
 
 #[derive(Clone, Debug)]
 struct Script {
-    accent: Accent,
+    options: TlsOptions,
     shreds: Option<usize>,
     steps: Vec<Step>,
     pieces: Vec<usize>,
 }
 
-pub(crate) fn accents() -> impl Strategy<Value = Accent> {
+pub(crate) fn tls_options() -> impl Strategy<Value = TlsOptions> {
     let record = prop_oneof![Just(None), Just(Some(32)), (33_usize..2000).prop_map(Some)];
-    (0_usize..6, record, prop::bool::weighted(0.25)).prop_map(|(suite, record, known)| Accent { suite, record, known })
+    (0_usize..6, record, prop::bool::weighted(0.25)).prop_map(|(suite, record, client_auth)| TlsOptions {
+        suite,
+        record,
+        client_auth,
+    })
 }
 
 fn lengths() -> impl Strategy<Value = usize> {
@@ -47,21 +51,21 @@ fn steps() -> impl Strategy<Value = Step> {
 
 fn scripts() -> impl Strategy<Value = Script> {
     let all = (
-        accents(),
+        tls_options(),
         prop_oneof![2 => Just(None), 1 => (1_usize..40).prop_map(Some)],
         prop::collection::vec(steps(), 0..40),
         prop::collection::vec(pieces(), 1..4),
     );
-    all.prop_map(|(accent, shreds, steps, pieces)| {
+    all.prop_map(|(options, shreds, steps, pieces)| {
         // A large certificate, byte by byte, is more than anybody keeps.
-        let shreds = shreds.map(|size| if accent.known { size + 8 } else { size });
-        Script { accent, shreds, steps, pieces }
+        let shreds = shreds.map(|size| if options.client_auth { size + 8 } else { size });
+        Script { options, shreds, steps, pieces }
     })
 }
 
 /// Plays to the end: both sides close, and all they said has been carried.
 fn play<E: Engine>(script: &Script) -> Conversation<E> {
-    let mut conversation = Conversation::new(script.accent, script.shreds);
+    let mut conversation = Conversation::new(script.options, script.shreds);
     for step in &script.steps {
         conversation.take(*step);
     }
@@ -90,8 +94,8 @@ proptest! {
 }
 
 /// Says something both ways, takes new keys, says more; all by pieces of one size.
-fn chat(accent: Accent, shreds: Option<usize>, piece: usize) -> (Heard, Heard) {
-    let mut conversation = Conversation::<TlsEngine>::new(accent, shreds);
+fn chat(options: TlsOptions, shreds: Option<usize>, piece: usize) -> (Heard, Heard) {
+    let mut conversation = Conversation::<TlsEngine>::new(options, shreds);
     let words = [Step::ClientSays(20_000), Step::ServerSays(20_000)];
     for step in words.into_iter().chain([Step::NewKeys; 3]).chain(words) {
         conversation.take(step);
@@ -108,15 +112,15 @@ fn chat(accent: Accent, shreds: Option<usize>, piece: usize) -> (Heard, Heard) {
 #[test]
 fn every_suite_carries_everything_in_whatever_pieces() {
     for suite in 0..6 {
-        for (record, shreds, piece, known) in
+        for (record, shreds, piece, client_auth) in
             [(None, Some(1), 1, false), (Some(32), None, 100, true), (None, None, usize::MAX, true)]
         {
-            let accent = Accent { suite, record, known };
-            let (at_server, at_client) = chat(accent, shreds, piece);
-            assert_eq!((&at_server.error, &at_client.error), (&None, &None), "{accent:?}");
-            assert!(at_server.bytes == speech(0, 40_000), "{accent:?}");
-            assert!(at_client.bytes == speech(0, 60_000), "{accent:?}");
-            assert!(at_server.ended && at_client.ended, "{accent:?}");
+            let options = TlsOptions { suite, record, client_auth };
+            let (at_server, at_client) = chat(options, shreds, piece);
+            assert_eq!((&at_server.error, &at_client.error), (&None, &None), "{options:?}");
+            assert!(at_server.bytes == test_bytes(0, 40_000), "{options:?}");
+            assert!(at_client.bytes == test_bytes(0, 60_000), "{options:?}");
+            assert!(at_server.ended && at_client.ended, "{options:?}");
         }
     }
 }
@@ -124,8 +128,8 @@ fn every_suite_carries_everything_in_whatever_pieces() {
 #[test]
 fn what_comes_with_the_end_of_the_handshake_is_heard_with_a_part_of_the_next_record_behind_it() {
     for suite in 0..3 {
-        let accent = Accent { suite, record: None, known: false };
-        let mut conversation = Conversation::<TlsEngine>::new(accent, None);
+        let options = TlsOptions { suite, record: None, client_auth: false };
+        let mut conversation = Conversation::<TlsEngine>::new(options, None);
         conversation.take(Step::ToServer(usize::MAX));
         conversation.take(Step::ClientSays(100));
         conversation.take(Step::ToClient(usize::MAX));
@@ -133,19 +137,20 @@ fn what_comes_with_the_end_of_the_handshake_is_heard_with_a_part_of_the_next_rec
         let all = conversation.to_server.len();
         conversation.take(Step::ToServer(all - 50));
         assert!(!conversation.server.is_handshaking());
-        assert_eq!(conversation.at_server.bytes, speech(0, 100));
+        assert_eq!(conversation.at_server.bytes, test_bytes(0, 100));
         // While the part is kept, the server speaks.
         conversation.take(Step::ServerSays(100));
         conversation.select(&[usize::MAX]);
-        assert_eq!(conversation.at_server.bytes, speech(0, 200));
-        assert_eq!(conversation.at_client.bytes, speech(0, 100));
+        assert_eq!(conversation.at_server.bytes, test_bytes(0, 200));
+        assert_eq!(conversation.at_client.bytes, test_bytes(0, 100));
     }
 }
 
 #[test]
 fn nothing_is_sealed_behind_close_notify() {
     for suite in [0, 3] {
-        let mut conversation = Conversation::<TlsEngine>::new(Accent { suite, record: None, known: false }, None);
+        let mut conversation =
+            Conversation::<TlsEngine>::new(TlsOptions { suite, record: None, client_auth: false }, None);
         conversation.select(&[usize::MAX]);
         conversation.take(Step::ServerCloses);
         let mut words = Vec::new();
@@ -154,7 +159,7 @@ fn nothing_is_sealed_behind_close_notify() {
         assert!(words.is_empty(), "it says close_notify again");
         conversation.take(Step::ClientSays(100));
         conversation.select(&[usize::MAX]);
-        assert_eq!(conversation.at_server.bytes, speech(0, 100));
+        assert_eq!(conversation.at_server.bytes, test_bytes(0, 100));
         assert!(conversation.at_client.ended);
     }
 }

@@ -38,8 +38,8 @@ fn good_server(
     root: &Authority,
     clients: Option<&Authority>,
 ) -> ServerConfig {
-    let specimen = issued(root, "x", &["db.test"]);
-    server(version, vec![specimen.der()], specimen.key_der(), clients)
+    let issued_cert = issued(root, "x", &["db.test"]);
+    server(version, vec![issued_cert.der()], issued_cert.key_der(), clients)
 }
 
 /// Both sides of a connection.
@@ -78,12 +78,12 @@ impl Pair {
     }
 }
 
-/// A handshake and what comes right behind it, judged.
+/// A handshake and what comes right behind it, verified.
 fn shake(handshake: &UpstreamHandshake, server: &Arc<ServerConfig>) -> io::Result<TlsEngine<Client>> {
     let mut pair = Pair::new(handshake, server);
     pair.select()?;
     assert!(!pair.ours.is_handshaking());
-    handshake.judge(&pair.ours, OffsetDateTime::now_utc())?;
+    handshake.verify(&pair.ours, OffsetDateTime::now_utc())?;
     Ok(pair.ours)
 }
 
@@ -148,7 +148,7 @@ fn a_session_is_taken_up_and_judged_again() {
         assert!(!shake(&super::tls(&parts).handshake("db.test").unwrap(), &server).unwrap().is_resumed());
         let late = shake(&handshake, &server).unwrap();
         assert!(late.is_resumed());
-        let error = handshake.judge(&late, tomorrow() + Duration::DAY).unwrap_err();
+        let error = handshake.verify(&late, tomorrow() + Duration::DAY).unwrap_err();
         let words = handshake.explain(&error);
         assert!(words.contains("it has run out; the upstream needs a new one"), "{words}");
         // From there on the server has to show what it has.
@@ -193,7 +193,7 @@ fn in_tls_1_3_the_refusal_comes_with_the_first_read() {
     }
     pair.ours.open(&mut answer, |_| {}, &mut last).unwrap();
     assert!(!pair.ours.is_handshaking(), "done, as far as we know");
-    handshake.judge(&pair.ours, OffsetDateTime::now_utc()).unwrap();
+    handshake.verify(&pair.ours, OffsetDateTime::now_utc()).unwrap();
     pair.server.read_tls(&mut last.as_slice()).unwrap();
     assert!(pair.server.process_new_packets().is_err());
     let error = pair.select().unwrap_err();
@@ -274,14 +274,14 @@ fn what_is_no_tls_is_called_so() {
 #[test]
 fn nothing_secret_is_shown() {
     let root = Authority::new("CA");
-    let specimen = root.client("app", OffsetDateTime::now_utc(), tomorrow());
-    let certificate = CertifiedKeyPair::new(vec![specimen.der()], specimen.key_der()).unwrap();
+    let issued_cert = root.client("app", OffsetDateTime::now_utc(), tomorrow());
+    let certificate = CertifiedKeyPair::new(vec![issued_cert.der()], issued_cert.key_der()).unwrap();
     let parts = UpstreamTlsSettings { certificate: Some(certificate), ..parts(Verification::VerifyFull, &[&root]) };
     let tls = tls(&parts);
     assert_eq!(tls.certificate().unwrap().subject, "CN=app");
     assert_eq!(tls.anchors()[0].subject, "CN=CA");
     let handshake = tls.handshake("db.test").unwrap();
-    let key = format!("{:?}", specimen.key_der().secret_der());
+    let key = format!("{:?}", issued_cert.key_der().secret_der());
     let shown = format!("{parts:?} {tls:?} {handshake:?} {:?}", handshake.engine().unwrap());
     assert!(shown.contains("CN=app"));
     // The curve and the version in front are nobody's secret.

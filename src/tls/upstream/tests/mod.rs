@@ -10,7 +10,7 @@ use time::{Duration, OffsetDateTime};
 use x509_parser::asn1_rs::{Any, FromDer as _};
 
 use super::*;
-use crate::tls::fixtures::{Authority, Specimen, named};
+use crate::tls::fixtures::{Authority, IssuedCertificate, named};
 
 /// A server's certificate to be, with these host names or addresses.
 fn params(common: &str, names: &[&str]) -> CertificateParams {
@@ -21,14 +21,14 @@ fn params(common: &str, names: &[&str]) -> CertificateParams {
     params
 }
 
-fn issued(authority: &Authority, common: &str, names: &[&str]) -> Specimen {
+fn issued(authority: &Authority, common: &str, names: &[&str]) -> IssuedCertificate {
     authority.issue(&params(common, names), KeyPair::generate().unwrap())
 }
 
 /// A client's certificate with its key, good or run out.
 fn own(authority: &Authority, until: OffsetDateTime) -> CertifiedKeyPair {
-    let specimen = authority.client("app", until - Duration::DAY, until);
-    CertifiedKeyPair::new(vec![specimen.der()], specimen.key_der()).unwrap()
+    let issued_cert = authority.client("app", until - Duration::DAY, until);
+    CertifiedKeyPair::new(vec![issued_cert.der()], issued_cert.key_der()).unwrap()
 }
 
 fn tomorrow() -> OffsetDateTime {

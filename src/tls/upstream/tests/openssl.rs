@@ -11,7 +11,7 @@ use rustls::pki_types::PrivateKeyDer;
 use tempfile::TempDir;
 
 use super::*;
-use crate::tls::engine::most_overhead;
+use crate::tls::engine::max_overhead;
 
 /// A server that answers every request by a page on its TLS.
 struct Server {
@@ -56,9 +56,9 @@ impl Server {
         while wire.engine.is_handshaking() {
             wire.receive()?;
         }
-        handshake.judge(&wire.engine, OffsetDateTime::now_utc())?;
+        handshake.verify(&wire.engine, OffsetDateTime::now_utc())?;
         let request = b"GET / HTTP/1.0\r\n\r\n";
-        let mut sealed = vec![0; request.len() + most_overhead(request.len())];
+        let mut sealed = vec![0; request.len() + max_overhead(request.len())];
         let taken = wire.engine.seal(request, &mut sealed).unwrap();
         // It may have refused us by now; then why is there to be read.
         let _ = wire.socket.write_all(&sealed[..taken]);

@@ -22,7 +22,7 @@ const UNKNOWN: Option<&str> = Some("no certificate of ca has issued it");
 const EXPIRED: Option<&str> = Some("it has run out");
 const MISNAMED: Option<&str> = Some("it is not for \"db.test\"");
 
-fn judged(
+fn verified(
     verification: Verification,
     anchors: &Anchors,
     chain: &[CertificateDer<'_>],
@@ -32,9 +32,9 @@ fn judged(
     let verifier = ServerVerifier::new(verification, anchors, AnchorValidity::Enforce).unwrap();
     let (leaf, intermediates) = chain.split_first().unwrap();
     let name = ServerName::try_from(host).unwrap();
-    let first = verifier.judge(leaf, intermediates, &name, now);
+    let first = verifier.verify(leaf, intermediates, &name, now);
     // Remembered or not, it is the same verdict.
-    assert_eq!(verifier.judge(leaf, intermediates, &name, now).is_ok(), first.is_ok());
+    assert_eq!(verifier.verify(leaf, intermediates, &name, now).is_ok(), first.is_ok());
     let error = first.err()?;
     Some(explain(&refused(error), None).unwrap())
 }
@@ -50,7 +50,7 @@ fn check(cases: Vec<Case>) {
             (Verification::VerifyFull, &anchors, verify_full),
         ];
         for (verification, anchors, expected) in expected {
-            let words = judged(verification, anchors, &chain, host, OffsetDateTime::now_utc());
+            let words = verified(verification, anchors, &chain, host, OffsetDateTime::now_utc());
             match (&words, expected) {
                 (None, None) => {}
                 (Some(words), Some(part)) => assert!(words.contains(part), "{what}, {verification:?}: {words}"),
@@ -172,7 +172,7 @@ fn a_certificate_in_the_bundle_is_trusted_by_itself() {
     let alone = |change: &dyn Fn(&mut CertificateParams)| {
         let mut params = params("x", &["db.test"]);
         change(&mut params);
-        Specimen::alone(&params).der()
+        IssuedCertificate::self_signed(&params).der()
     };
     let case = |what, der: &CertificateDer<'static>, verify_ca, verify_full| Case {
         what,
@@ -205,7 +205,7 @@ fn a_servers_own_certificate_in_the_bundle_vouches_for_no_other() {
     let issuer = |ca: IsCa| {
         let mut params = params("one.test", &["one.test"]);
         params.is_ca = ca;
-        Authority::alone(&params)
+        Authority::self_signed(&params)
     };
     let case = |what, issuer: &Authority, expected| Case {
         what,
@@ -231,9 +231,9 @@ fn a_common_name_does_not_get_around_the_constraints_of_a_ca() {
         params.name_constraints = Some(NameConstraints { permitted_subtrees, excluded_subtrees: Vec::new() });
         params
     };
-    let (root, alone) = (Authority::new("CA"), Authority::alone(&constrained("Team root")));
-    let team = root.intermediate("Team CA").certified_again(constrained("Team CA"), Some(&root));
-    let free = team.certified_again(authority_params("Team CA"), Some(&root));
+    let (root, alone) = (Authority::new("CA"), Authority::self_signed(&constrained("Team root")));
+    let team = root.intermediate("Team CA").reissued(constrained("Team CA"), Some(&root));
+    let free = team.reissued(authority_params("Team CA"), Some(&root));
     let case = |what, common, names: &[&str], below: &[&Authority], bundle: &Authority, verify_full| Case {
         what,
         chain: [issued(below.first().unwrap_or(&bundle), common, names).der()]
@@ -260,12 +260,12 @@ fn a_verdict_ends_with_its_certificates() {
     let parts = parts(Verification::VerifyFull, &[&root]);
     let verifier = ServerVerifier::new(parts.verification, &parts.anchors, AnchorValidity::Enforce).unwrap();
     let leaf = issued(&root, "x", &["db.test"]).der();
-    let judge = |host: &'static str, now| verifier.judge(&leaf, &[], &ServerName::try_from(host).unwrap(), now);
+    let verify = |host: &'static str, now| verifier.verify(&leaf, &[], &ServerName::try_from(host).unwrap(), now);
     let now = OffsetDateTime::now_utc();
-    assert!(judge("db.test", now).is_ok());
-    assert!(judge("other.test", now).is_err(), "the name is part of the question");
-    assert!(judge("db.test", now + Duration::DAY * 2).is_err());
-    assert!(judge("db.test", now - Duration::DAY * 2).is_err());
+    assert!(verify("db.test", now).is_ok());
+    assert!(verify("other.test", now).is_err(), "the name is part of the question");
+    assert!(verify("db.test", now + Duration::DAY * 2).is_err());
+    assert!(verify("db.test", now - Duration::DAY * 2).is_err());
 }
 
 #[test]
@@ -275,7 +275,7 @@ fn the_roots_of_the_system_are_found_and_trusted() {
         Ok(anchors) => {
             let leaf = issued(&Authority::new("CA"), "x", &["db.test"]).der();
             let words =
-                judged(Verification::VerifyFull, &anchors, &[leaf], "db.test", OffsetDateTime::now_utc()).unwrap();
+                verified(Verification::VerifyFull, &anchors, &[leaf], "db.test", OffsetDateTime::now_utc()).unwrap();
             assert!(words.contains("none of the system's root certificates has issued it"), "{words}");
         }
         Err(error) => assert!(error.to_string().contains("ca-certificates"), "{error}"),
@@ -284,5 +284,5 @@ fn the_roots_of_the_system_are_found_and_trusted() {
     let root = Authority::new("CA");
     let leaf = issued(&root, "x", &["db.test"]).der();
     let anchors = Anchors::System(vec![CertificateDer::from(b"what nobody can read".to_vec()), root.der()]);
-    assert_eq!(judged(Verification::VerifyFull, &anchors, &[leaf], "db.test", OffsetDateTime::now_utc()), None);
+    assert_eq!(verified(Verification::VerifyFull, &anchors, &[leaf], "db.test", OffsetDateTime::now_utc()), None);
 }

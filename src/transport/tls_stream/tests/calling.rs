@@ -5,18 +5,18 @@ use tokio::net::TcpStream;
 use tokio_rustls::{TlsAcceptor, server};
 
 use crate::tls::engine::{Client, TlsEngine};
-use crate::tls::fixtures::{Accent, speech};
+use crate::tls::fixtures::{TlsOptions, test_bytes};
 use crate::transport::tls_stream::TlsStream;
-use crate::transport::tls_stream::tests::{ACCENT, answer, assert_owns_nothing, run};
+use crate::transport::tls_stream::tests::{TLS_OPTIONS, answer, assert_owns_nothing, run};
 
 type Caller = TlsStream<DuplexStream, Client>;
 
-fn caller(accent: Accent, socket: DuplexStream) -> Caller {
-    TlsStream::new(socket, TlsEngine::connect(accent.client_config(), "db.test".try_into().unwrap()).unwrap())
+fn caller(options: TlsOptions, socket: DuplexStream) -> Caller {
+    TlsStream::new(socket, TlsEngine::connect(options.client_config(), "db.test".try_into().unwrap()).unwrap())
 }
 
-async fn call(accent: Accent, socket: DuplexStream) -> Caller {
-    let mut stream = caller(accent, socket);
+async fn call(options: TlsOptions, socket: DuplexStream) -> Caller {
+    let mut stream = caller(options, socket);
     while stream.engine().is_handshaking() {
         stream.next_flight().await.unwrap();
     }
@@ -24,10 +24,10 @@ async fn call(accent: Accent, socket: DuplexStream) -> Caller {
 }
 
 /// Our client and a server of tokio-rustls, past the handshake.
-async fn pair(accent: Accent) -> (Caller, server::TlsStream<DuplexStream>) {
+async fn pair(options: TlsOptions) -> (Caller, server::TlsStream<DuplexStream>) {
     let (near, far) = duplex(16 << 10);
-    let acceptor = TlsAcceptor::from(accent.server_config());
-    let (ours, server) = tokio::join!(call(accent, near), acceptor.accept(far));
+    let acceptor = TlsAcceptor::from(options.server_config());
+    let (ours, server) = tokio::join!(call(options, near), acceptor.accept(far));
     (ours, server.unwrap())
 }
 
@@ -35,10 +35,10 @@ async fn pair(accent: Accent) -> (Caller, server::TlsStream<DuplexStream>) {
 fn a_server_of_rustls_answers_our_client_in_every_suite() {
     run(async {
         for suite in 0..6 {
-            for known in [false, true] {
-                let (mut ours, mut server) = pair(Accent { suite, known, ..ACCENT }).await;
+            for client_auth in [false, true] {
+                let (mut ours, mut server) = pair(TlsOptions { suite, client_auth, ..TLS_OPTIONS }).await;
                 assert_eq!(ours.engine().server_chain().len(), 1);
-                let (asked, told) = (speech(0, 100_000), speech(7, 200_000));
+                let (asked, told) = (test_bytes(0, 100_000), test_bytes(7, 200_000));
                 let ask = async {
                     ours.write_all(&asked).await.unwrap();
                     ours.shutdown().await.unwrap();
@@ -66,9 +66,9 @@ fn a_server_of_rustls_answers_our_client_in_every_suite() {
 fn our_client_and_our_server_understand_each_other() {
     run(async {
         for suite in 0..6 {
-            let accent = Accent { suite, known: true, ..ACCENT };
+            let options = TlsOptions { suite, client_auth: true, ..TLS_OPTIONS };
             let (near, far) = duplex(16 << 10);
-            let (mut client, mut server) = tokio::join!(call(accent, near), answer(accent, far));
+            let (mut client, mut server) = tokio::join!(call(options, near), answer(options, far));
             assert_eq!(server.engine().client_chain().len(), 1);
             let mut word = [0; 4];
             for _ in 0..3 {
@@ -89,7 +89,7 @@ fn our_client_and_our_server_understand_each_other() {
 fn an_upstream_that_is_cut_off_is_told_from_one_that_ended() {
     run(async {
         for part in [&b""[..], b"\x17\x03", b"\x17\x03\x03\x00\x20this is"] {
-            let (mut ours, mut server) = pair(ACCENT).await;
+            let (mut ours, mut server) = pair(TLS_OPTIONS).await;
             server.write_all(b"half a res").await.unwrap();
             server.flush().await.unwrap();
             server.get_mut().0.write_all(part).await.unwrap();
@@ -106,7 +106,7 @@ fn an_upstream_that_is_cut_off_is_told_from_one_that_ended() {
 fn a_server_that_hangs_up_or_speaks_something_else_ends_the_handshake() {
     run(async {
         let (near, mut far) = duplex(16 << 10);
-        let mut ours = caller(ACCENT, near);
+        let mut ours = caller(TLS_OPTIONS, near);
         far.write_all(b"-ERR this is no TLS\r\n").await.unwrap();
         let error = ours.next_flight().await.unwrap_err();
         assert_eq!(error.kind(), std::io::ErrorKind::InvalidData, "{error}");
@@ -116,7 +116,7 @@ fn a_server_that_hangs_up_or_speaks_something_else_ends_the_handshake() {
         assert_eq!(&first, b"\x16\x03\x01");
 
         let (near, mut far) = duplex(16 << 10);
-        let mut ours = caller(ACCENT, near);
+        let mut ours = caller(TLS_OPTIONS, near);
         far.shutdown().await.unwrap();
         assert_eq!(ours.next_flight().await.unwrap_err().kind(), std::io::ErrorKind::UnexpectedEof);
     });

@@ -16,10 +16,10 @@ use tokio::time::timeout;
 use tokio_rustls::{TlsConnector, client};
 
 use crate::tls::engine::{Side, TlsEngine};
-use crate::tls::fixtures::{Accent, speech};
+use crate::tls::fixtures::{TlsOptions, test_bytes};
 use crate::transport::tls_stream::TlsStream;
 
-const ACCENT: Accent = Accent { suite: 0, record: None, known: false };
+const TLS_OPTIONS: TlsOptions = TlsOptions { suite: 0, record: None, client_auth: false };
 
 /// Runs a test to its end. The time is far more than it takes: what hangs shall fail.
 fn run<T>(work: impl Future<Output = T>) -> T {
@@ -27,13 +27,13 @@ fn run<T>(work: impl Future<Output = T>) -> T {
     runtime.block_on(async { timeout(Duration::from_secs(10), work).await.expect("nothing hangs") })
 }
 
-async fn call(accent: Accent, socket: DuplexStream) -> client::TlsStream<DuplexStream> {
-    let connector = TlsConnector::from(accent.client_config());
+async fn call(options: TlsOptions, socket: DuplexStream) -> client::TlsStream<DuplexStream> {
+    let connector = TlsConnector::from(options.client_config());
     connector.connect("db.test".try_into().unwrap(), socket).await.unwrap()
 }
 
-async fn answer<S: AsyncRead + AsyncWrite + Unpin>(accent: Accent, socket: S) -> TlsStream<S> {
-    let mut stream = TlsStream::new(socket, TlsEngine::new(accent.server_config()).unwrap());
+async fn answer<S: AsyncRead + AsyncWrite + Unpin>(options: TlsOptions, socket: S) -> TlsStream<S> {
+    let mut stream = TlsStream::new(socket, TlsEngine::new(options.server_config()).unwrap());
     while stream.engine().is_handshaking() {
         stream.next_flight().await.unwrap();
     }
@@ -41,9 +41,9 @@ async fn answer<S: AsyncRead + AsyncWrite + Unpin>(accent: Accent, socket: S) ->
 }
 
 /// A client and our side of it, past the handshake.
-async fn pair(accent: Accent) -> (client::TlsStream<DuplexStream>, TlsStream<DuplexStream>) {
+async fn pair(options: TlsOptions) -> (client::TlsStream<DuplexStream>, TlsStream<DuplexStream>) {
     let (near, far) = duplex(16 << 10);
-    tokio::join!(call(accent, near), answer(accent, far))
+    tokio::join!(call(options, near), answer(options, far))
 }
 
 fn assert_owns_nothing<T, S: Side>(stream: &TlsStream<T, S>) {
@@ -59,9 +59,9 @@ proptest! {
         lengths in prop::collection::vec(1_usize..30_000, 1..6),
         rooms in prop::collection::vec(prop_oneof![1_usize..100, 1_usize..40_000], 1..6),
     ) {
-        let all = speech(0, lengths.iter().sum());
+        let all = test_bytes(0, lengths.iter().sum());
         let heard = run(async {
-            let (mut client, mut ours) = pair(Accent { suite, ..ACCENT }).await;
+            let (mut client, mut ours) = pair(TlsOptions { suite, ..TLS_OPTIONS }).await;
             let say = async {
                 let mut rest = all.as_slice();
                 for length in &lengths {
@@ -96,7 +96,7 @@ proptest! {
 fn a_session_that_has_nothing_to_do_owns_nothing() {
     run(async {
         for suite in 0..6 {
-            let (mut client, mut ours) = pair(Accent { suite, ..ACCENT }).await;
+            let (mut client, mut ours) = pair(TlsOptions { suite, ..TLS_OPTIONS }).await;
             assert_owns_nothing(&ours);
             let mut word = [0; 4];
             for _ in 0..3 {
@@ -116,7 +116,7 @@ fn a_session_that_has_nothing_to_do_owns_nothing() {
 fn a_broken_record_is_an_error_behind_what_came_before_it_and_the_client_gets_the_alert() {
     run(async {
         for suite in 0..6 {
-            let (mut client, mut ours) = pair(Accent { suite, ..ACCENT }).await;
+            let (mut client, mut ours) = pair(TlsOptions { suite, ..TLS_OPTIONS }).await;
             client.write_all(b"before").await.unwrap();
             client.flush().await.unwrap();
             let record = b"\x17\x03\x03\x00\x20this is not what the keys would say";
@@ -140,7 +140,7 @@ fn the_end_of_tcp_ends_reading_and_leaves_writing_as_it_is() {
     run(async {
         // In the middle of nothing, of a record's head, of a record.
         for part in [&b""[..], b"\x17\x03", b"\x17\x03\x03\x00\x20this is"] {
-            let (mut client, mut ours) = pair(ACCENT).await;
+            let (mut client, mut ours) = pair(TLS_OPTIONS).await;
             client.write_all(b"before").await.unwrap();
             client.flush().await.unwrap();
             client.get_mut().0.write_all(part).await.unwrap();
@@ -162,7 +162,7 @@ fn the_end_of_tcp_ends_reading_and_leaves_writing_as_it_is() {
 fn a_handshake_that_fails_says_why_to_both_sides() {
     run(async {
         let (mut client, socket) = duplex(16 << 10);
-        let mut ours = TlsStream::new(socket, TlsEngine::new(ACCENT.server_config()).unwrap());
+        let mut ours = TlsStream::new(socket, TlsEngine::new(TLS_OPTIONS.server_config()).unwrap());
         // A record of a version that there is not.
         client.write_all(b"\x16\x09\x09\x00\x01\x01").await.unwrap();
         assert_eq!(ours.next_flight().await.unwrap_err().kind(), ErrorKind::InvalidData);
@@ -171,7 +171,7 @@ fn a_handshake_that_fails_says_why_to_both_sides() {
         assert_eq!(&alert, b"\x15\x03\x03\x00\x02\x02\x32", "a fatal alert: decode_error");
 
         let (mut client, socket) = duplex(16 << 10);
-        let mut ours = TlsStream::new(socket, TlsEngine::new(ACCENT.server_config()).unwrap());
+        let mut ours = TlsStream::new(socket, TlsEngine::new(TLS_OPTIONS.server_config()).unwrap());
         client.write_all(b"\x16\x03\x01").await.unwrap();
         ours.next_flight().await.unwrap();
         client.shutdown().await.unwrap();
@@ -183,7 +183,7 @@ fn a_handshake_that_fails_says_why_to_both_sides() {
 fn a_client_that_is_refused_and_does_not_wait_to_hear_it_hides_nothing() {
     run(async {
         let (mut client, socket) = duplex(16 << 10);
-        let mut ours = TlsStream::new(socket, TlsEngine::new(ACCENT.server_config()).unwrap());
+        let mut ours = TlsStream::new(socket, TlsEngine::new(TLS_OPTIONS.server_config()).unwrap());
         client.write_all(b"\x16\x09\x09\x00\x01\x01").await.unwrap();
         // Now the alert cannot be sent any more.
         drop(client);
@@ -194,7 +194,7 @@ fn a_client_that_is_refused_and_does_not_wait_to_hear_it_hides_nothing() {
 #[test]
 fn what_a_client_broke_is_the_reason_also_where_the_other_direction_notices_first() {
     run(async {
-        let (mut client, mut ours) = pair(ACCENT).await;
+        let (mut client, mut ours) = pair(TLS_OPTIONS).await;
         let mut record = [0; 64];
         client.write_all(b"hello").await.unwrap();
         client.flush().await.unwrap();
@@ -228,7 +228,8 @@ fn a_socket_is_shut_down_once_however_often_the_stream_is() {
     run(async {
         let (near, far) = duplex(16 << 10);
         let (from, to) = split(far);
-        let (_client, mut ours) = tokio::join!(call(ACCENT, near), answer(ACCENT, join(from, Outcome(to, 0))));
+        let (_client, mut ours) =
+            tokio::join!(call(TLS_OPTIONS, near), answer(TLS_OPTIONS, join(from, Outcome(to, 0))));
         // The flow that ends does it, and so does the farewell.
         ours.shutdown().await.unwrap();
         ours.shutdown().await.unwrap();

@@ -8,10 +8,10 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite as _, AsyncWriteExt as _, ReadBuf, duplex};
 
 use crate::proxy::relay::flow::Flow;
-use crate::tls::engine::most_overhead;
-use crate::tls::fixtures::{Accent, speech};
+use crate::tls::engine::max_overhead;
+use crate::tls::fixtures::{TlsOptions, test_bytes};
 use crate::transport::scratch::READ;
-use crate::transport::tls_stream::tests::{ACCENT, pair, run};
+use crate::transport::tls_stream::tests::{TLS_OPTIONS, pair, run};
 
 /// Far more than all that waits on the way together.
 const ALL: usize = 2 << 20;
@@ -35,8 +35,8 @@ impl AsyncRead for Spring {
 fn a_client_that_does_not_read_stops_the_upstream_and_misses_nothing() {
     run(async {
         for suite in 0..6 {
-            let (mut client, mut ours) = pair(Accent { suite, ..ACCENT }).await;
-            let mut spring = Spring { water: speech(0, ALL), taken: 0 };
+            let (mut client, mut ours) = pair(TlsOptions { suite, ..TLS_OPTIONS }).await;
+            let mut spring = Spring { water: test_bytes(0, ALL), taken: 0 };
             let (mut flow, mut count) = (Flow::new(Vec::new()), 0);
             for _ in 0..100 {
                 let polled = poll_fn(|cx| Poll::Ready(flow.poll(&mut spring, &mut ours, &mut count, cx))).await;
@@ -45,14 +45,14 @@ fn a_client_that_does_not_read_stops_the_upstream_and_misses_nothing() {
             // Read once, and sealed but for what the pipe has taken.
             assert_eq!(spring.taken, READ);
             assert_eq!(count, spring.taken as u64, "the flow holds some as well");
-            assert!(ours.unsent.rest().len() <= READ + most_overhead(READ) - (16 << 10));
+            assert!(ours.unsent.rest().len() <= READ + max_overhead(READ) - (16 << 10));
 
             let relay = poll_fn(|cx| flow.poll(&mut spring, &mut ours, &mut count, cx));
             let mut heard = Vec::new();
             let (done, read) = tokio::join!(relay, client.read_to_end(&mut heard));
             done.unwrap();
             assert_eq!(read.unwrap(), ALL);
-            assert!(heard == speech(0, ALL), "not what was sent");
+            assert!(heard == test_bytes(0, ALL), "not what was sent");
         }
     });
 }
@@ -61,10 +61,10 @@ fn a_client_that_does_not_read_stops_the_upstream_and_misses_nothing() {
 fn an_upstream_that_does_not_read_stops_the_client_and_misses_nothing() {
     run(async {
         for suite in 0..6 {
-            let (mut client, mut ours) = pair(Accent { suite, ..ACCENT }).await;
+            let (mut client, mut ours) = pair(TlsOptions { suite, ..TLS_OPTIONS }).await;
             let (mut writer, mut upstream) = duplex(1000);
             let (mut flow, mut count) = (Flow::new(Vec::new()), 0);
-            let (water, mut sent, mut still) = (speech(0, ALL), 0, 0);
+            let (water, mut sent, mut still) = (test_bytes(0, ALL), 0, 0);
             // Until neither side has moved for long.
             while still < 100 {
                 still += 1;
@@ -100,8 +100,8 @@ fn an_upstream_that_does_not_read_stops_the_client_and_misses_nothing() {
 fn what_is_written_behind_what_the_socket_did_not_take_arrives_behind_it() {
     run(async {
         for suite in 0..6 {
-            let (mut client, mut ours) = pair(Accent { suite, ..ACCENT }).await;
-            let all = speech(0, 500_000);
+            let (mut client, mut ours) = pair(TlsOptions { suite, ..TLS_OPTIONS }).await;
+            let all = test_bytes(0, 500_000);
             let (large, small) = all.split_at(400_000);
             let say = async {
                 // Nobody flushes in between: each write meets what is left of the last one.

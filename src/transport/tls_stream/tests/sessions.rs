@@ -12,8 +12,8 @@ use tokio::task::yield_now;
 use tokio_rustls::TlsAcceptor;
 
 use crate::proxy::relay::flow::Flow;
-use crate::tls::fixtures::{Accent, speech};
-use crate::transport::tls_stream::tests::{ACCENT, answer, assert_owns_nothing, call, run};
+use crate::tls::fixtures::{TlsOptions, test_bytes};
+use crate::transport::tls_stream::tests::{TLS_OPTIONS, answer, assert_owns_nothing, call, run};
 
 /// Who ends first; the other side goes on when it has heard that end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,7 +25,7 @@ enum First {
 
 #[derive(Clone, Debug)]
 struct Script {
-    accent: Accent,
+    options: TlsOptions,
     first: First,
     /// How much the client says at a time, and the upstream.
     words: [Vec<usize>; 2],
@@ -37,15 +37,15 @@ struct Script {
 
 fn scripts() -> impl Strategy<Value = Script> {
     let record = prop_oneof![2 => Just(None), 1 => (32_usize..5000).prop_map(Some)];
-    let accent = (0_usize..6, record).prop_map(|(suite, record)| Accent { suite, record, ..ACCENT });
+    let options = (0_usize..6, record).prop_map(|(suite, record)| TlsOptions { suite, record, ..TLS_OPTIONS });
     let first = prop::sample::select(vec![First::Client, First::Upstream, First::Nobody]);
     let length = prop_oneof![2 => 1_usize..100, 1 => 1_usize..20_000, 1 => Just(16_385)];
     let words = prop::collection::vec(length, 0..6);
     // With room for less than a change_cipher_spec, the client of tokio-rustls does not finish its own handshake.
     let pipes = [16_usize..2000, 2000..100_000].map(|range| prop_oneof![1 => 16_usize..100, 2 => range]);
     let width = prop_oneof![1_usize..10, 10_usize..20_000, Just(usize::MAX)];
-    let all = (accent, first, [words.clone(), words], pipes, width);
-    all.prop_map(|(accent, first, words, pipes, width)| Script { accent, first, words, pipes, width })
+    let all = (options, first, [words.clone(), words], pipes, width);
+    all.prop_map(|(options, first, words, pipes, width)| Script { options, first, words, pipes, width })
 }
 
 /// A socket that gives and takes little at a time.
@@ -79,7 +79,7 @@ impl AsyncWrite for Narrow {
 
 /// Says it all, and then ends. Waits in the middle, if it is to wait.
 async fn say(mut to: impl AsyncWrite + Unpin, lengths: &[usize], mut wait: Option<oneshot::Receiver<()>>) {
-    let all = speech(0, lengths.iter().sum());
+    let all = test_bytes(0, lengths.iter().sum());
     let mut rest = all.as_slice();
     for (turn, length) in lengths.iter().enumerate() {
         if let Some(wait) = wait.take_if(|_| turn == lengths.len() / 2) {
@@ -106,8 +106,8 @@ async fn hear(mut from: impl AsyncRead + Unpin, tell: oneshot::Sender<()>) -> Ve
     heard
 }
 
-async fn ours(accent: Accent, socket: Narrow, mut upstream: DuplexStream) -> [u64; 2] {
-    let mut client = answer(accent, socket).await;
+async fn ours(options: TlsOptions, socket: Narrow, mut upstream: DuplexStream) -> [u64; 2] {
+    let mut client = answer(options, socket).await;
     let (mut inbound, mut outbound) = (Flow::new(Vec::new()), Flow::new(Vec::new()));
     let (mut up, mut down) = (0, 0);
     poll_fn(|cx| {
@@ -122,8 +122,8 @@ async fn ours(accent: Accent, socket: Narrow, mut upstream: DuplexStream) -> [u6
     [up, down]
 }
 
-async fn reference(accent: Accent, socket: Narrow, mut upstream: DuplexStream) -> [u64; 2] {
-    let mut client = TlsAcceptor::from(accent.server_config()).accept(socket).await.unwrap();
+async fn reference(options: TlsOptions, socket: Narrow, mut upstream: DuplexStream) -> [u64; 2] {
+    let mut client = TlsAcceptor::from(options.server_config()).accept(socket).await.unwrap();
     tokio::io::copy_bidirectional(&mut client, &mut upstream).await.unwrap().into()
 }
 
@@ -132,7 +132,7 @@ type Outcome = (Vec<u8>, Vec<u8>, [u64; 2]);
 
 async fn play<R: Future<Output = [u64; 2]>>(
     script: &Script,
-    relay: impl FnOnce(Accent, Narrow, DuplexStream) -> R,
+    relay: impl FnOnce(TlsOptions, Narrow, DuplexStream) -> R,
 ) -> Outcome {
     let [(client, near), (far, upstream)] = script.pipes.map(duplex);
     let (client_ended, upstream_hears) = oneshot::channel();
@@ -140,14 +140,14 @@ async fn play<R: Future<Output = [u64; 2]>>(
     let upstream_waits = (script.first == First::Client).then_some(upstream_hears);
     let client_waits = (script.first == First::Upstream).then_some(client_hears);
     let client = async {
-        let (from, to) = split(call(script.accent, client).await);
+        let (from, to) = split(call(script.options, client).await);
         tokio::join!(hear(from, upstream_ended), say(to, &script.words[0], client_waits)).0
     };
     let upstream = async {
         let (from, to) = split(upstream);
         tokio::join!(hear(from, client_ended), say(to, &script.words[1], upstream_waits)).0
     };
-    let relay = relay(script.accent, Narrow(near, script.width), far);
+    let relay = relay(script.options, Narrow(near, script.width), far);
     let (at_client, at_upstream, counts) = tokio::join!(client, upstream, relay);
     (at_upstream, at_client, counts)
 }
@@ -159,7 +159,7 @@ proptest! {
         let ours = run(play(&script, ours));
         let reference = run(play(&script, reference));
         prop_assert!(ours == reference, "another outcome: {:?} and {:?} bytes", ours.2, reference.2);
-        prop_assert!(ours.0 == speech(0, script.words[0].iter().sum()));
-        prop_assert!(ours.1 == speech(0, script.words[1].iter().sum()));
+        prop_assert!(ours.0 == test_bytes(0, script.words[0].iter().sum()));
+        prop_assert!(ours.1 == test_bytes(0, script.words[1].iter().sum()));
     }
 }

@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 use proptest::prelude::*;
 use rcgen::{BasicConstraints, CertificateParams, DnType, GeneralSubtree, IsCa, NameConstraints};
 
-use crate::tls::fixtures::{Authority, Specimen};
+use crate::tls::fixtures::{Authority, IssuedCertificate};
 use crate::x509::certificate::*;
 
 const UTC_TIME: u8 = 0x17;
@@ -63,7 +63,7 @@ proptest! {
                 excluded_subtrees: Vec::new(),
             });
             params.is_ca = IsCa::Ca(BasicConstraints::Constrained(1));
-            Specimen::alone(&params).der().to_vec()
+            IssuedCertificate::self_signed(&params).der().to_vec()
         });
         let mut der = WHOLE.clone();
         for (place, byte) in changes {
