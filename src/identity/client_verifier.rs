@@ -78,8 +78,8 @@ impl ClientVerifier {
     pub fn unchecked_constraints(anchor: &CertificateDer<'_>) -> Option<String> {
         let kinds = unchecked_constraints(anchor);
         let consequence = match kinds.contains(&DIRECTORY_NAMES) {
-            true => "it vouches for nobody",
-            false => "client certificates with such names are refused",
+            true => "no client certificate from it is accepted",
+            false => "client certificates with such names are rejected",
         };
         (!kinds.is_empty()).then(|| {
             format!("limits {} (name constraints), which cannot be checked: {consequence}", kinds.join(" and "))
@@ -138,7 +138,7 @@ impl ClientVerifier {
     ) -> Option<Result<ClientIdentity, Outcome>> {
         let verified = match (&self.verifier, presented) {
             (_, PresentedIdentity::Plaintext) => {
-                let detail = "it came without TLS, which this listener demands";
+                let detail = "the connection is not encrypted; this listener requires TLS";
                 return Some(Err(Outcome::new(Reason::PlaintextRefused, detail)));
             }
             (None, _) => return Some(Ok(ClientIdentity::Anonymous)),
@@ -189,11 +189,11 @@ fn not_trusted(identity: &VerifiedIdentity) -> Outcome {
     let names: Vec<_> = identity.names().map(|name| name.to_string()).collect();
     let Certificate { subject, .. } = &identity.certificate;
     let common_name = match identity.ignores_common_name() {
-        true => "; its common name does not count, because a CA above it has name constraints",
+        true => "; its common name is ignored because a CA above it has name constraints",
         false => "",
     };
     let detail = format_args!(
-        "client certificate {subject}: it is good, but trusted_clients lists none of its names: {}{common_name}",
+        "client certificate {subject}: it is valid, but trusted_clients lists none of its names: {}{common_name}",
         names.join(", ")
     );
     Outcome::new(Reason::ClientNotTrusted, detail)

@@ -74,11 +74,11 @@ pub(crate) use verify_handshake_signatures;
 
 /// Has a key sign something, and the certificate it belongs to verify that.
 pub(crate) fn self_test(pair: &CertifiedKey) -> Result<(), Error> {
-    const WORDS: &[u8] = b"rehearsal";
+    const MESSAGE: &[u8] = b"self-test";
     let schemes = provider().signature_verification_algorithms.supported_schemes();
     let signer = pair.key.choose_scheme(&schemes);
-    let signer = signer.ok_or_else(|| Error::General("it knows no signature that TLS does".to_owned()))?;
-    verify(WORDS, pair.end_entity_cert()?, signer.scheme(), &signer.sign(WORDS)?)
+    let signer = signer.ok_or_else(|| Error::General("the key supports no TLS signature scheme".to_owned()))?;
+    verify(MESSAGE, pair.end_entity_cert()?, signer.scheme(), &signer.sign(MESSAGE)?)
 }
 
 /// By the key of the certificate, whatever else is in there.

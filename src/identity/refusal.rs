@@ -38,7 +38,7 @@ pub(crate) fn describe_refusal(error: &ChainError, refused: Option<&Certificate>
         Some(certificate) => {
             format!("client certificate {}: {}", describe_certificate(certificate), explain_error(error))
         }
-        None => format!("client certificate that is too long or damaged to be named: {}", explain_error(error)),
+        None => format!("client certificate (too large or malformed to show its subject): {}", explain_error(error)),
     }
 }
 
@@ -52,12 +52,12 @@ pub(crate) fn describe_certificate(certificate: &Certificate) -> String {
 fn explain_error(error: &ChainError) -> String {
     let words = match error {
         ChainError::RevocationListExpired => {
-            "the revocation list of its CA has run out: put a new one into client_crl, \
-             or set crl_expired = \"allow\" to go by the old one"
+            "the revocation list of its CA has expired; add a new one to client_crl, \
+             or set crl_expired = \"allow\" to use the expired one"
         }
         ChainError::UnknownIssuer => {
-            "no certificate of client_ca has issued it, directly or by way of the intermediates the client sent, and it \
-             is none of client_certificates"
+            "not issued by any CA in client_ca (including via the intermediates the client sent) and not listed in \
+             client_certificates"
         }
         ChainError::PeerIsCa => {
             "it is a CA certificate (basicConstraints CA:TRUE); pin it in client_certificates, or issue the client a \
@@ -66,9 +66,9 @@ fn explain_error(error: &ChainError) -> String {
         ChainError::Purpose { .. } => {
             return format!("{error}; issue the client a certificate for client authentication");
         }
-        ChainError::Expired => "it, or an intermediate it came by, has run out; the client needs a new certificate",
+        ChainError::Expired => "the certificate or one of its intermediates has expired; issue the client a new one",
         ChainError::Revoked => {
-            "a list of client_crl names it, or an intermediate it came by; the client needs a new certificate"
+            "the certificate or one of its intermediates is revoked by a list in client_crl; issue the client a new one"
         }
         other => return other.to_string(),
     };

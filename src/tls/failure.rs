@@ -25,7 +25,7 @@ pub(crate) fn handshake_failure(
         Some(Error::AlertReceived(alert)) => Outcome::new(Reason::HandshakeFailed, refused_by_client(*alert, shown)),
         Some(Error::NoCertificatesPresented) => Outcome::new(
             Reason::ClientCertificateMissing,
-            "no certificate was shown; client_auth = \"required\" lets nobody in without one",
+            "the client sent no certificate; client_auth = \"required\" rejects clients without one",
         ),
         // The verifier tells of every other fault of a certificate.
         Some(Error::InvalidCertificate(_)) => Outcome::new(
@@ -35,7 +35,7 @@ pub(crate) fn handshake_failure(
         Some(error) => Outcome::new(Reason::HandshakeFailed, describe(error, Peer::Client)),
         None if error.kind() == io::ErrorKind::UnexpectedEof => Outcome::new(
             Reason::HandshakeFailed,
-            "the client closed the connection during the TLS handshake; some do so when they do not trust our certificate",
+            "the client closed the connection during the TLS handshake; some clients do so when they do not trust the server certificate",
         ),
         None => Outcome::new(Reason::HandshakeFailed, error),
     }
@@ -60,8 +60,8 @@ fn refused_by_client(alert: AlertDescription, shown: Option<&Certificate>) -> St
         let _ = write!(words, " {}", describe_certificate(certificate));
     }
     words.push_str(match alert {
-        AlertDescription::CertificateExpired => "; replace it, or set the client's clock",
-        _ => "; give the client the CA certificate that issued it (sslrootcert, --cacert), and let it connect by a name the certificate holds",
+        AlertDescription::CertificateExpired => "; replace the certificate, or correct the client's clock",
+        _ => "; give the client the issuing CA certificate (sslrootcert, --cacert), and connect by a name in the certificate",
     });
     words
 }

@@ -29,20 +29,20 @@ pub(crate) fn describe(error: &Error, peer: Peer) -> String {
         Error::InvalidMessage(InvalidMessage::InvalidServerName) => "sent a server name (SNI) that is not a host name",
         Error::InvalidMessage(InvalidMessage::UnknownProtocolVersion) => "sent a TLS record of an unknown version",
         Error::InvalidMessage(InvalidMessage::UnsupportedCompression) => {
-            "offers TLS compression only, which is not supported"
+            "offers only TLS compression, which is not supported"
         }
         Error::InvalidMessage(_) => "sent a malformed TLS message",
         Error::InappropriateMessage { .. } | Error::InappropriateHandshakeMessage { .. } => {
             "sent a TLS message out of order"
         }
         Error::InvalidEncryptedClientHello(_) => "sent an encrypted client hello that cannot be used",
-        Error::NoCertificatesPresented => "showed no certificate",
+        Error::NoCertificatesPresented => "sent no certificate",
         Error::DecryptError => "sent a TLS record that cannot be decrypted",
-        Error::NoApplicationProtocol => "offers application protocols (ALPN), and not the one that is needed",
-        Error::UnsupportedNameType => "has a name of a kind that is not supported",
+        Error::NoApplicationProtocol => "offers application protocols (ALPN), but not the required one",
+        Error::UnsupportedNameType => "has a name of an unsupported type",
         // The words are our own: rustls has none for handshakes of this kind.
         Error::General(words) => return words.clone(),
-        _ => return "TLS failed for a reason inside Portcullis, not on the peer's side".to_owned(),
+        _ => return "TLS failed because of an internal error of Portcullis, not of the peer".to_owned(),
     };
     format!("{who} {what}")
 }
@@ -61,28 +61,28 @@ fn incompatible(cause: &PeerIncompatible, peer: Peer) -> String {
         | I::ServerDoesNotSupportTls12Or13
         | I::ServerTlsVersionIsDisabledByOurConfig
         | I::SupportedVersionsExtensionRequired => {
-            "no TLS version that is accepted: TLS 1.2 and 1.3, or 1.3 alone with min_version = \"1.3\""
+            "no supported TLS version; supported: TLS 1.2 and 1.3, or only 1.3 with min_version = \"1.3\""
         }
         I::SignatureAlgorithmsExtensionRequired => {
-            "no signature algorithms, as TLS 1.1 and older do; TLS 1.2 or later is needed"
+            "no signature algorithms, like TLS 1.1 and older; TLS 1.2 or later is required"
         }
         I::NoCipherSuitesInCommon => {
-            "no cipher suite that is supported: AES-GCM or ChaCha20-Poly1305, with ECDHE and the kind of key that the \
-             certificate has; suites with CBC, RSA key exchange or DHE are too old"
+            "no supported cipher suite; supported: AES-GCM or ChaCha20-Poly1305 with ECDHE and the key type of the \
+             certificate; suites with CBC, RSA key exchange or DHE are too old"
         }
         I::NoKxGroupsInCommon | I::NamedGroupsExtensionRequired | I::KeyShareExtensionRequired => {
-            "no key exchange that is supported: X25519MLKEM768, X25519, P-256 or P-384; cipher suites with RSA key exchange \
-             or DHE only are too old"
+            "no supported key exchange; supported: X25519MLKEM768, X25519, P-256 or P-384; cipher suites with only RSA key \
+             exchange or DHE are too old"
         }
         I::EcPointsExtensionRequired | I::NoEcPointFormatsInCommon | I::UncompressedEcPointsRequired => {
-            "no uncompressed elliptic curve points, which are the only ones supported"
+            "no uncompressed elliptic curve points; no other format is supported"
         }
         I::NoSignatureSchemesInCommon | I::NoCertificateRequestSignatureSchemesInCommon => {
-            "no signature algorithm that the key of the certificate can make: ECDSA or RSA with SHA-256 or stronger, or Ed25519"
+            "no signature algorithm that fits the key of the certificate; supported: ECDSA or RSA with SHA-256 or stronger, Ed25519"
         }
-        I::ExtendedMasterSecretExtensionRequired => "no extended master secret, which TLS 1.2 needs (RFC 7627)",
-        I::NullCompressionRequired => "TLS compression only, which is not supported",
-        _ => return format!("{who} and Portcullis have no common way to speak TLS"),
+        I::ExtendedMasterSecretExtensionRequired => "no extended master secret, which TLS 1.2 requires (RFC 7627)",
+        I::NullCompressionRequired => "only TLS compression, which is not supported",
+        _ => return format!("{who} and Portcullis support no common TLS parameters"),
     };
     format!("{who} {verb} {what}")
 }
@@ -93,15 +93,15 @@ fn misbehaved(cause: &PeerMisbehaved) -> &'static str {
         M::ServerNameMustContainOneHostName | M::DuplicateServerNameTypes => {
             "sent a server name (SNI) that is not exactly one host name"
         }
-        M::ServerNameDifferedOnRetry => "asked for another server name (SNI) in its second hello",
-        M::AttemptedDowngradeToTls12WhenTls13IsSupported => "tried to fall back to TLS 1.2",
+        M::ServerNameDifferedOnRetry => "sent another server name (SNI) in its second hello",
+        M::AttemptedDowngradeToTls12WhenTls13IsSupported => "tried to downgrade to TLS 1.2",
         M::InvalidKeyShare => "sent a key share that is not a valid public key",
         M::SignedHandshakeWithUnadvertisedSigScheme | M::SignedKxWithWrongAlgorithm => {
             "signed the handshake with an algorithm that does not fit its certificate"
         }
         M::TooManyEmptyFragments | M::TooManyWarningAlertsReceived => "sent too many empty TLS records or warnings",
-        M::TooManyKeyUpdateRequests => "asked for new TLS keys too often",
-        M::TooManyRenegotiationRequests => "asked for renegotiation too often",
+        M::TooManyKeyUpdateRequests => "requested new TLS keys too often",
+        M::TooManyRenegotiationRequests => "requested renegotiation too often",
         M::TooMuchEarlyDataReceived => "sent early data, which is not accepted",
         _ => "violated the TLS protocol",
     }

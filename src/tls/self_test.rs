@@ -50,7 +50,7 @@ fn self_test_version(
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(SignatureOnly(provider.signature_verification_algorithms)))
         .with_no_client_auth();
-    let name = ServerName::try_from("rehearsal.invalid").map_err(|error| Error::General(error.to_string()))?;
+    let name = ServerName::try_from("self-test.invalid").map_err(|error| Error::General(error.to_string()))?;
     let mut client = Connection::from(ClientConnection::new(Arc::new(client), name)?);
     let mut server = Connection::from(ServerConnection::new(Arc::new(server))?);
     // Two round trips in TLS 1.2, one in TLS 1.3; what is not done after these never will be.

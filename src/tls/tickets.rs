@@ -29,16 +29,18 @@ pub struct TicketKeys(Vec<TicketKey>);
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TicketKeysError {
     /// No line with a key.
-    #[error("holds no key; it may still be being written. openssl rand -base64 48 makes one")]
+    #[error("holds no key, or is not completely written; create a key with openssl rand -base64 48")]
     NoKey,
     /// A line that is something else.
-    #[error("line {line} is not base64, or cut off; openssl rand -base64 48 makes a key")]
+    #[error("line {line}: not base64, or truncated; create a key with openssl rand -base64 48")]
     NotBase64 {
         /// Its number, from 1.
         line: usize,
     },
     /// A key that is too short or too long.
-    #[error("line {line} is base64 of {found} bytes, and a key has {KEY_LENGTH}; openssl rand -base64 48 makes one")]
+    #[error(
+        "line {line}: {found} bytes in base64, but a key has {KEY_LENGTH}; create one with openssl rand -base64 48"
+    )]
     Length {
         /// Its number, from 1.
         line: usize,
@@ -46,7 +48,7 @@ pub enum TicketKeysError {
         found: usize,
     },
     /// A key that is there already.
-    #[error("line {line} is the key of line {first} again; each key stands in the file once")]
+    #[error("line {line}: same key as line {first}; remove one of them")]
     Repeated {
         /// Its number, from 1.
         line: usize,
@@ -54,9 +56,7 @@ pub enum TicketKeysError {
         first: usize,
     },
     /// More keys than anybody rotates through.
-    #[error(
-        "line {line} is one key more than the {MAX_KEYS} there may be; take out those that no ticket is under any more"
-    )]
+    #[error("line {line}: too many keys (at most {MAX_KEYS}); remove keys that are no longer used by any ticket")]
     TooMany {
         /// The number of the first line that is too many, from 1.
         line: usize,

@@ -30,14 +30,14 @@ pub(crate) enum EncryptedKeyError {
     Malformed(&'static str),
     /// It would keep the start waiting for minutes.
     #[error(
-        "holds an encrypted private key that asks for more than {MAX_ITERATIONS} iterations of PBKDF2; \
-         openssl pkcs8 -topk8 -v2 aes-256-cbc -in OLD -out NEW makes one of 2048"
+        "holds an encrypted private key with more than {MAX_ITERATIONS} iterations of PBKDF2; convert it with \
+         openssl pkcs8 -topk8 -v2 aes-256-cbc -in OLD -out NEW (2048 iterations)"
     )]
     TooManyIterations,
     /// Encrypted by other means.
     #[error(
-        "holds a private key that is encrypted with {0}, which is not supported; \
-         openssl pkcs8 -topk8 -v2 aes-256-cbc -in OLD -out NEW makes one that is"
+        "holds a private key that is encrypted with {0}, which is not supported; convert it with \
+         openssl pkcs8 -topk8 -v2 aes-256-cbc -in OLD -out NEW"
     )]
     Unsupported(String),
     /// The passphrase is that of another key.
@@ -47,7 +47,7 @@ pub(crate) enum EncryptedKeyError {
 
 /// A file that should hold a passphrase, and does not.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("holds no passphrase; the first line has to be it")]
+#[error("holds no passphrase; put it on the first line")]
 pub(crate) struct NoPassphrase;
 
 impl Passphrase {
@@ -77,7 +77,7 @@ impl EncryptedKey {
         let mut key = Zeroizing::new(vec![0; cipher.key_len]);
         derive(kdf.prf, kdf.iterations, kdf.salt, &passphrase.0, &mut key);
         let key = UnboundCipherKey::new(cipher.algorithm, &key).and_then(PaddedBlockDecryptingKey::cbc_pkcs7);
-        let key = key.map_err(|_| EncryptedKeyError::Malformed("its cipher cannot be set up"))?;
+        let key = key.map_err(|_| EncryptedKeyError::Malformed("its cipher cannot be initialised"))?;
         let mut plaintext = Zeroizing::new(ciphertext.to_vec());
         let plaintext = key.decrypt(&mut plaintext, DecryptionContext::Iv128(FixedLength::from(iv)));
         // One wrong passphrase in 256 leaves a padding that looks right, but what is before it is no key.
@@ -131,7 +131,7 @@ impl<'a> Pbes2<'a> {
         let kdf = Pbkdf2::parse(&kdf, cipher)?;
         let ciphertext = octets(&ciphertext)?;
         if ciphertext.is_empty() || !ciphertext.len().is_multiple_of(cipher.algorithm.block_len()) {
-            return Err(EncryptedKeyError::Malformed("its content is no whole number of blocks"));
+            return Err(EncryptedKeyError::Malformed("its length is not a multiple of the cipher's block size"));
         }
         Ok(Self { kdf, cipher, iv, ciphertext })
     }
@@ -236,7 +236,7 @@ fn octets<'a>(element: &Any<'a>) -> Result<&'a [u8], EncryptedKeyError> {
     if element.tag() == Tag::OctetString { Ok(element.data) } else { Err(NOT_ASN1) }
 }
 
-const NOT_ASN1: EncryptedKeyError = EncryptedKeyError::Malformed("it is no EncryptedPrivateKeyInfo");
+const NOT_ASN1: EncryptedKeyError = EncryptedKeyError::Malformed("it is not an EncryptedPrivateKeyInfo");
 
 /// Some seconds of one core; openssl's default is 2048. Every reload that reads the key pays it anew.
 const MAX_ITERATIONS: u32 = 10_000_000;

@@ -13,16 +13,16 @@ pub enum BuildError {
     #[error(transparent)]
     Certificate(#[from] CertificateError),
     /// The client trust cannot be built.
-    #[error("client trust cannot be built: {0}")]
+    #[error("cannot set up client authentication: {0}")]
     ClientTrust(String),
     /// No certificate at all.
-    #[error("there is no certificate")]
+    #[error("no certificate")]
     EmptyChain,
     /// The key is of a kind or size that is not supported.
     #[error("the private key cannot be used: {0}")]
     Key(String),
     /// The key is of a kind or size that neither signs nor verifies here.
-    #[error("the private key cannot be used: it is {0}; take {USABLE_KEYS}")]
+    #[error("the private key cannot be used: it is {0}; use {USABLE_KEYS}")]
     KeyKind(KeyKind),
     /// The key belongs to another certificate.
     #[error("the private key does not belong to the certificate {subject}")]
@@ -32,7 +32,7 @@ pub enum BuildError {
     },
     /// The key belongs to a certificate further down the chain.
     #[error(
-        "the private key belongs to certificate {position} of the file; the one it belongs to must come first, then its issuers"
+        "the private key belongs to certificate {position} of the file; put that certificate first, then its issuers"
     )]
     LeafNotFirst {
         /// Its number, from 1.
@@ -40,8 +40,8 @@ pub enum BuildError {
     },
     /// A certificate that today's clients and TLS libraries do not take.
     #[error(
-        "{subject} is an X.509 version {version} certificate, and version 3 is needed; \
-         openssl x509 -req makes one with -extfile and a line subjectAltName = DNS:…"
+        "{subject} is an X.509 version {version} certificate; version 3 is required; issue one with \
+         openssl x509 -req -extfile FILE, where FILE has a line subjectAltName = DNS:…"
     )]
     Version {
         /// Subject of the certificate.
@@ -50,7 +50,7 @@ pub enum BuildError {
         version: u32,
     },
     /// A handshake with the certificate fails.
-    #[error("no client could shake hands with {subject}: {error}")]
+    #[error("handshake self-test failed for certificate {subject}: {error}")]
     SelfTest {
         /// Subject of the certificate.
         subject: String,
@@ -66,24 +66,24 @@ pub enum BuildError {
         error: String,
     },
     /// The system trusts nobody.
-    #[error("the system has no root certificates ({why}); install its package ca-certificates, or set ca")]
+    #[error("the system has no root certificates ({why}); install the package ca-certificates, or set ca")]
     NoSystemRoots {
         /// What is known of that.
         why: String,
     },
     /// What is to be a server's name can be none.
     #[error(
-        "{name:?} can be no server's name; set server_name to a host name, in its xn-- form where it is not ASCII, or an address"
+        "{name:?} is not a valid server name; set server_name to a host name (xn-- form if it is not ASCII) or an IP address"
     )]
     ServerName {
         /// As it is written.
         name: String,
     },
     /// The provider cannot do what it always could.
-    #[error("the keys of session tickets cannot be derived")]
+    #[error("cannot derive the session ticket keys")]
     Tickets,
     /// Anything else rustls refuses.
-    #[error("TLS cannot be set up: {0}")]
+    #[error("cannot set up TLS: {0}")]
     Rustls(String),
 }
 

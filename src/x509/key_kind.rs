@@ -81,7 +81,7 @@ impl KeyKind {
                 Some(Self { family: Family::Unsupported, name })
             }
             Some((_, name, family)) => Some(Self { family: *family, name: (*name).to_owned() }),
-            None => Some(Self { family: Family::Unsupported, name: "a kind that is not known here".to_owned() }),
+            None => Some(Self { family: Family::Unsupported, name: "of an unknown type".to_owned() }),
         }
     }
 
@@ -90,7 +90,7 @@ impl KeyKind {
         let curve = element_of(OBJECT_IDENTIFIER, parameters).map(|(curve, _)| curve);
         let known = CURVES.iter().find(|(known, _, _)| Some(*known) == curve);
         let (name, family) =
-            known.map_or(("a curve that is not known here", Family::Unsupported), |(_, name, family)| (*name, *family));
+            known.map_or(("EC on an unknown curve", Family::Unsupported), |(_, name, family)| (*name, *family));
         Self { family, name: format!("EC on {name}") }
     }
 }
@@ -136,7 +136,7 @@ const KINDS: [(&[u8], &str, Family); 12] = [
     (DSA, "DSA", Family::Unsupported),
     (
         b"\x2a\x86\x48\x86\xf7\x0d\x01\x01\x0a",
-        "RSA-PSS (restricted to that use; plain RSA signs by PSS, too)",
+        "RSA-PSS (restricted to PSS; a plain RSA key can sign with PSS too)",
         Family::Unsupported,
     ),
     (b"\x2a\x86\x48\x86\xf7\x0d\x01\x03\x01", "Diffie-Hellman", Family::Unsupported),

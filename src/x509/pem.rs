@@ -9,13 +9,13 @@ use crate::x509::encrypted_key::EncryptedKey;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PemError {
     /// The binary form of what is expected.
-    #[error("looks like DER, and PEM is needed; openssl x509 or openssl pkey, with -inform DER, converts it")]
+    #[error("is DER; PEM is required; convert it with openssl x509 -inform DER or openssl pkey -inform DER")]
     Der,
     /// No bytes.
-    #[error("is empty; it may still be being written")]
+    #[error("is empty or not completely written")]
     Empty,
     /// The key needs a passphrase, and there is none.
-    #[error("holds a private key that is protected by a passphrase; openssl pkey -in OLD -out NEW decrypts it")]
+    #[error("holds a private key that is protected by a passphrase; decrypt it with openssl pkey -in OLD -out NEW")]
     EncryptedKey,
     /// A block is broken.
     #[error("PEM block {block} is broken: {cause}")]
@@ -37,15 +37,15 @@ pub enum PemError {
     },
     /// The key is encrypted as nobody should any more: by a key made of the passphrase with one round of MD5.
     #[error(
-        "holds a private key in OpenSSL's old encryption (Proc-Type: 4,ENCRYPTED), which is not supported; \
-         openssl pkcs8 -topk8 -v2 aes-256-cbc -in OLD -out NEW makes one that is"
+        "holds a private key in OpenSSL's old encryption (Proc-Type: 4,ENCRYPTED), which is not supported; convert it with \
+         openssl pkcs8 -topk8 -v2 aes-256-cbc -in OLD -out NEW"
     )]
     LegacyEncryption,
     /// No certificate in it.
     #[error("holds no certificate (no BEGIN CERTIFICATE line)")]
     NoCertificate,
     /// No key in it.
-    #[error("holds no private key (PKCS#8, PKCS#1 and SEC1 are read)")]
+    #[error("holds no private key (supported: PKCS#8, PKCS#1 and SEC1)")]
     NoPrivateKey,
     /// A key of a kind or in a form that is not read.
     #[error("holds {0}")]
@@ -169,7 +169,7 @@ fn labels(bytes: &[u8]) -> Result<Vec<&[u8]>, PemError> {
             }
             Some(_) => {
                 return Err(malformed(
-                    "its BEGIN does not start a line; two files may have been joined without a line break",
+                    "its BEGIN is not at the start of a line; insert a line break between joined files",
                 ));
             }
             None if !line.is_empty() && BEGIN.starts_with(line) => {
@@ -224,23 +224,23 @@ const COUNTED: [(SectionKind, &str); 2] = [(SectionKind::Certificate, "CERTIFICA
 const FOREIGN: [(&[u8], &str); 3] = [
     (b"X509 CERTIFICATE", FOREIGN_CERTIFICATE),
     (b"TRUSTED CERTIFICATE", FOREIGN_CERTIFICATE),
-    (b"CRL", "it is a revocation list, and its BEGIN and END lines have to say X509 CRL"),
+    (b"CRL", "its BEGIN and END lines read CRL; change them to X509 CRL"),
 ];
 
 /// Labels of keys that the parser does not know.
 const FOREIGN_KEYS: [(&[u8], &str); 2] = [
     (
         b"DSA PRIVATE KEY",
-        "a DSA key, which cannot be used; take RSA of 2048 to 8192 bits, EC on P-256, P-384 or P-521, or Ed25519",
+        "a DSA key, which is not supported; use RSA of 2048 to 8192 bits, EC on P-256, P-384 or P-521, or Ed25519",
     ),
     (
         b"OPENSSH PRIVATE KEY",
-        "a key in the form of OpenSSH, which is not read; ssh-keygen -p -m PKCS8 -f COPY converts a copy of it",
+        "a key in OpenSSH format, which is not supported; convert a copy with ssh-keygen -p -m PKCS8 -f COPY",
     ),
 ];
 
 const FOREIGN_CERTIFICATE: &str =
-    "it is a certificate in another form than BEGIN CERTIFICATE; convert it with openssl x509";
+    "it is a certificate in another format than BEGIN CERTIFICATE; convert it with openssl x509";
 
 #[cfg(test)]
 mod tests {

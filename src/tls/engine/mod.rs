@@ -75,7 +75,7 @@ pub struct TlsEngine<S: Side = Server> {
     connection: S::Connection,
     /// What rustls has not done with. It counts on being shown these bytes at every call, even where it is only to seal.
     unopened: Vec<u8>,
-    stage: EngineState,
+    state: EngineState,
     /// We have said close_notify.
     closed: bool,
 }
@@ -139,7 +139,7 @@ impl TlsEngine<Client> {
 
 impl<S: Side> TlsEngine<S> {
     fn of(connection: S::Connection) -> Self {
-        Self { connection, unopened: Vec::new(), stage: EngineState::Open, closed: false }
+        Self { connection, unopened: Vec::new(), state: EngineState::Open, closed: false }
     }
 
     /// How many bytes wait for more to come, [`MAX_UNOPENED`] at most.
@@ -156,12 +156,12 @@ impl<S: Side> TlsEngine<S> {
     /// What is wrong with the records. Those before have been handed out, no more can be opened, and `answer` ends with
     /// the alert that says why.
     pub fn open(&mut self, sealed: &mut [u8], plain: impl FnMut(&[u8]), answer: &mut Vec<u8>) -> Result<(), Error> {
-        if self.stage == EngineState::Broken {
+        if self.state == EngineState::Broken {
             return Err(broken_before());
         }
         let front = sealed.get_mut(..self.unopened.len());
-        front.ok_or_else(|| Error::General("no room for what was kept".to_owned()))?.copy_from_slice(&self.unopened);
-        let opened = self.process(sealed, plain, answer).inspect_err(|_| self.stage = EngineState::Broken)?;
+        front.ok_or_else(|| Error::General("no room for unopened bytes".to_owned()))?.copy_from_slice(&self.unopened);
+        let opened = self.process(sealed, plain, answer).inspect_err(|_| self.state = EngineState::Broken)?;
         self.keep(sealed.get(opened..).unwrap_or_default())
     }
 
@@ -195,7 +195,7 @@ impl<S: Side> TlsEngine<S> {
                     true
                 }
                 Ok(ConnectionState::PeerClosed) => {
-                    self.stage = EngineState::Ended;
+                    self.state = EngineState::Ended;
                     true
                 }
                 Ok(ConnectionState::WriteTraffic(_) | ConnectionState::BlockedHandshake | ConnectionState::Closed) => {
@@ -230,13 +230,13 @@ impl<S: Side> TlsEngine<S> {
 
     /// Keeps what is not whole yet.
     fn keep(&mut self, rest: &[u8]) -> Result<(), Error> {
-        if self.stage == EngineState::Ended || rest.is_empty() {
+        if self.state == EngineState::Ended || rest.is_empty() {
             // Given back, not kept for the next time: most sessions never need it again.
             self.unopened = Vec::new();
             return Ok(());
         }
         if rest.len() > MAX_UNOPENED {
-            self.stage = EngineState::Broken;
+            self.state = EngineState::Broken;
             return Err(Error::General("a TLS message has no end".to_owned()));
         }
         self.unopened.clear();
@@ -255,13 +255,13 @@ impl<S: Side> TlsEngine<S> {
     pub fn seal(&mut self, plain: &[u8], sealed: &mut [u8]) -> Result<usize, Error> {
         if self.closed {
             // rustls would seal it, and no client would look at it.
-            return Err(Error::General("close_notify has been said".to_owned()));
+            return Err(Error::General("close_notify is already sent".to_owned()));
         }
         self.writing(|mut traffic| match traffic.encrypt(plain, sealed) {
             Ok(taken) => Ok(taken),
             Err(EncryptError::EncryptExhausted) => {
-                let words = "the keys of this TLS 1.2 session are worn out; those of TLS 1.3 are renewed as they go";
-                Err(Error::General(words.to_owned()))
+                let cause = "the keys of this TLS 1.2 session reached their usage limit; TLS 1.3 renews its keys";
+                Err(Error::General(cause.to_owned()))
             }
             Err(error @ EncryptError::InsufficientSize(_)) => Err(Error::General(error.to_string())),
         })
@@ -287,7 +287,7 @@ impl<S: Side> TlsEngine<S> {
     }
 
     fn writing<T>(&mut self, work: impl FnOnce(WriteTraffic<'_, S::Data>) -> Result<T, Error>) -> Result<T, Error> {
-        if self.stage == EngineState::Broken {
+        if self.state == EngineState::Broken {
             return Err(broken_before());
         }
         loop {
@@ -301,7 +301,7 @@ impl<S: Side> TlsEngine<S> {
 
     /// Whether the other side has said that it will say no more.
     pub fn has_ended(&self) -> bool {
-        self.stage == EngineState::Ended
+        self.state == EngineState::Ended
     }
 
     /// Whether the handshake still lasts.
@@ -337,7 +337,7 @@ impl<S: Side> TlsEngine<S> {
 impl<S: Side> fmt::Debug for TlsEngine<S> {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         // Whatever else is in there, keys are.
-        formatter.debug_struct("Records").field("stage", &self.stage).finish_non_exhaustive()
+        formatter.debug_struct("TlsEngine").field("state", &self.state).finish_non_exhaustive()
     }
 }
 
@@ -355,7 +355,7 @@ fn append<Data>(answer: &mut Vec<u8>, mut data: EncodeTlsData<'_, Data>) -> Resu
 
 /// After an error nothing more can be opened or sealed.
 fn broken_before() -> Error {
-    Error::General("TLS has broken down before".to_owned())
+    Error::General("an earlier TLS error ended this connection".to_owned())
 }
 
 /// `TLSv1.3`, as audit events have it.

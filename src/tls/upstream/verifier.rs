@@ -60,7 +60,7 @@ pub(crate) fn system_roots() -> Result<Vec<CertificateDer<'static>>, BuildError>
     let found = rustls_native_certs::load_native_certs();
     if found.certs.is_empty() {
         let why: Vec<_> = found.errors.iter().map(ToString::to_string).collect();
-        let why = if why.is_empty() { "none of the usual files is there".to_owned() } else { why.join("; ") };
+        let why = if why.is_empty() { "none of the usual files exists".to_owned() } else { why.join("; ") };
         return Err(BuildError::NoSystemRoots { why });
     }
     Ok(found.certs)

@@ -30,8 +30,8 @@ pub(crate) enum ChainFault {
     },
     /// It has issued none of the others, however far below it.
     #[error(
-        "certificate {position} ({subject}) does not belong to the chain of certificate 1: it has issued none of the others; remove \
-         it, or put the issuer of the chain there"
+        "certificate {position} ({subject}) does not belong to the chain of certificate 1: it has issued none of the others; \
+         remove it or replace it with the issuer of the chain"
     )]
     Unrelated {
         /// Its number.
@@ -40,7 +40,7 @@ pub(crate) enum ChainFault {
         subject: String,
     },
     /// An issuer comes before what it has issued.
-    #[error("the certificates are in the wrong order, and some clients refuse that; the order is: {}", .order.join(", then "))]
+    #[error("the certificates are in the wrong order, which some clients reject; use this order: {}", .order.join(", then "))]
     Order {
         /// The subjects in the right order.
         order: Vec<String>,
@@ -122,14 +122,15 @@ pub(crate) fn purpose_fault(der: &CertificateDer<'_>, shown_to: ShownTo) -> Opti
     });
     if lacks {
         return Some(match shown_to {
-            ShownTo::Clients => "lacks serverAuth in its extended key usage, so clients that verify it refuse it; issue one for servers".to_owned(),
-            ShownTo::Upstream => "lacks clientAuth in its extended key usage, so an upstream that verifies it refuses it; issue one for clients".to_owned(),
+            ShownTo::Clients => "lacks serverAuth in its extended key usage, so clients that verify it reject it; issue a certificate with serverAuth".to_owned(),
+            ShownTo::Upstream => "lacks clientAuth in its extended key usage, so an upstream that verifies it rejects it; issue a certificate with clientAuth".to_owned(),
         });
     }
     let usage = certificate.key_usage().ok().flatten();
-    usage
-        .is_some_and(|usage| !usage.value.digital_signature())
-        .then(|| "lacks digitalSignature in its key usage, which TLS 1.3 needs; issue one that has it".to_owned())
+    usage.is_some_and(|usage| !usage.value.digital_signature()).then(|| {
+        "lacks digitalSignature in its key usage, which TLS 1.3 requires; issue a certificate with digitalSignature"
+            .to_owned()
+    })
 }
 
 #[cfg(test)]

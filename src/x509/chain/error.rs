@@ -167,61 +167,63 @@ impl std::fmt::Display for ChainError {
                 timestamp::seconds(*from)
             ),
             Self::Ca { subject, fault } => {
-                write!(f, "the CA certificate {subject} must not issue it: {fault}; use a certificate of another CA")
+                write!(f, "the CA certificate {subject} must not issue certificates: {fault}; use a certificate of another CA")
             }
             Self::Expired => f.write_str("the certificate, or an intermediate, has expired"),
             Self::CriticalExtension { subject, extension } => write!(
                 f,
                 "{subject} has the critical extension {extension}, which is not supported, so its chain cannot be verified; \
-                 use a certificate in which it is not critical, or pin the certificate itself"
+                 use a certificate in which the extension is not critical, or pin the certificate itself"
             ),
-            Self::Malformed => f.write_str("the certificate, or one it was sent with, is malformed"),
+            Self::Malformed => f.write_str("the certificate, or one sent with it, is malformed"),
             Self::NameConstraints => f.write_str(
-                "a name in it is outside the name constraints of its CA, or of a kind for which they cannot be checked (email \
-                 address, URI, directory name)",
+                "a name in the certificate is outside the name constraints of its CA, or of a type whose constraints cannot be \
+                 checked (email address, URI, directory name)",
             ),
-            Self::PeerIsCa => f.write_str("it is a CA certificate (basicConstraints CA:TRUE), and a CA vouches for others only"),
+            Self::PeerIsCa => f.write_str("it is a CA certificate (basicConstraints CA:TRUE), which cannot identify a peer"),
             Self::Purpose { lacks } => write!(f, "its extended key usage lacks {lacks}"),
             Self::SignatureAlgorithm => f.write_str(
-                "it, or an intermediate, is signed by an algorithm that is not supported; supported are RSA or ECDSA with \
-                 SHA-256 or stronger, and Ed25519",
+                "the certificate, or an intermediate, uses a signature algorithm that is not supported; supported: RSA or ECDSA \
+                 with SHA-256 or stronger, Ed25519",
             ),
-            Self::Version => f.write_str("it, or an intermediate, is an X.509 certificate of version 1, and version 3 is needed"),
+            Self::Version => {
+                f.write_str("the certificate, or an intermediate, has X.509 version 1; use a certificate of version 3")
+            }
             Self::Unverifiable => f.write_str("it cannot be verified"),
             Self::NotYetValid => f.write_str("the certificate, or an intermediate, is not valid yet"),
             Self::PathLength { anchor } => write!(
                 f,
                 "the chain has more intermediates than {anchor} or a CA below it allows (pathLenConstraint); \
-                 use a certificate issued further up"
+                 use a certificate with a shorter chain"
             ),
-            Self::Revoked => f.write_str("a revocation list names the certificate, or an intermediate"),
+            Self::Revoked => f.write_str("a revocation list contains the certificate, or an intermediate"),
             Self::RevocationListExpired => f.write_str("the revocation list of its CA has expired"),
             Self::RevocationUnknown { subject } => write!(
                 f,
-                "the CA of {subject} has revocation lists, and none of them is about this certificate (by issuing \
-                 distribution point, or because another key of the CA has signed it); add a list to client_crl that covers \
-                 all certificates of the CA and is signed by the key that issued this one"
+                "no revocation list of the CA of {subject} covers this certificate (another issuing distribution point, or \
+                 another key of the CA signed the list); add a CRL to client_crl that covers all certificates of the CA and is \
+                 signed by the key that issued this certificate"
             ),
             Self::TooLarge => write!(
                 f,
-                "it is too large: more than {MAX_ELEMENTS} elements of names and extensions, or {MAX_LENGTH} bytes; use a \
-                 certificate with fewer names, or pin the certificate itself"
+                "the certificate is too large: more than {MAX_ELEMENTS} elements of names and extensions, or {MAX_LENGTH} \
+                 bytes; use a certificate with fewer names, or pin the certificate itself"
             ),
             Self::TooManyCertificates => write!(
                 f,
-                "more than {MAX_SENT} certificates were sent beside its own; the file may hold a whole bundle, and should \
-                 hold the certificate and the intermediates above it"
+                "the peer sent more than {MAX_SENT} certificates besides its own; send only the certificate and its \
+                 intermediates, not a whole bundle"
             ),
             Self::TooManyChecks => write!(
                 f,
-                "no issuer was found after {MAX_FAILED_CHECKS} failed signature checks; several CA certificates have the \
-                 same name, and the certificate does not say which of them issued it (authorityKeyIdentifier)"
+                "no issuer found after {MAX_FAILED_CHECKS} failed signature checks; several CA certificates have the same \
+                 name; use a certificate with authorityKeyIdentifier, which identifies its issuer"
             ),
             Self::TooManyNames => f.write_str(
-                "its CAs limit names (name constraints) by more subtrees than its names are compared with; use a certificate \
+                "comparing its names with the name constraints of its CAs takes too many comparisons; use a certificate \
                  with fewer names, or a CA with fewer constraints",
             ),
-            Self::UnknownIssuer => f.write_str("no trusted CA has issued it"),
+            Self::UnknownIssuer => f.write_str("no trusted CA has issued the certificate"),
         }
     }
 }

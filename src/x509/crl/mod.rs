@@ -157,47 +157,49 @@ pub(crate) fn key_digest(certificate: &CertificateDer<'_>) -> Option<String> {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CrlFault {
     /// Signed in a way that cannot be verified.
-    #[error("is signed by {0}, which cannot be verified; SHA-256 and later with RSA or ECDSA, and Ed25519, can")]
+    #[error(
+        "uses signature algorithm {0}, which is not supported; supported: RSA or ECDSA with SHA-256 or stronger, Ed25519"
+    )]
     Algorithm(String),
     /// An extension that must not be passed over.
-    #[error("has an extension that is marked as critical and not known here")]
+    #[error("has a critical extension that is not supported; use a CRL without it")]
     CriticalExtension,
     /// Only the changes since another one.
-    #[error("is a delta list, which says only what has changed since another; give the complete list")]
+    #[error("is a delta CRL, which contains only changes; use the complete CRL")]
     Delta,
     /// About certificates of other CAs.
-    #[error("is an indirect list, for certificates that others have issued; give the lists these signed themselves")]
+    #[error("is an indirect CRL (for certificates of other issuers); use CRLs signed by the issuers themselves")]
     Indirect,
     /// The bytes are no list.
     #[error("is not an X.509 revocation list: {0}")]
     Malformed(String),
     /// Of version 2, but without what version 2 is for.
-    #[error("has no extensions, not even a number; {NUMBERED}")]
+    #[error("has no extensions, not even a CRL number; {NUMBERED}")]
     NoExtensions,
     /// It would be good for ever.
-    #[error("does not say when the next one is due (nextUpdate); openssl ca -gencrl does with -crldays")]
+    #[error("has no nextUpdate; set it with openssl ca -gencrl -crldays DAYS")]
     NoNextUpdate,
     /// A number of another kind than there may be.
-    #[error("has a crlNumber that is negative or of more than 20 bytes")]
+    #[error("has a crlNumber that is negative or longer than 20 bytes; use a number from 0 to 2^159 - 1")]
     Number,
     /// Only some of the revocations, or of the certificates by an unusable name.
     #[error(
-        "covers only a part of its issuer's certificates, and says by reason, or without the full name of a distribution \
-         point, which; give one that covers all"
+        "is a partitioned CRL (limited by reason code, or by a distribution point without a full name); use a CRL that \
+         covers all certificates of its issuer"
     )]
     Part,
     /// Something behind it.
-    #[error("is followed by {0} bytes; a file in DER holds one list and nothing else")]
+    #[error("has {0} bytes after its end; a DER file must hold exactly one CRL")]
     TrailingBytes(usize),
     /// A version without extensions, or one that does not exist.
-    #[error("is of version {0}, and version 2 is needed; {NUMBERED}")]
+    #[error("has version {0}; version 2 is required; {NUMBERED}")]
     Version(u32),
     /// Anything else rustls refuses.
     #[error("cannot be used: {0}")]
     Refused(String),
 }
 
-const NUMBERED: &str = "openssl ca makes that when its configuration has a line crlnumber = FILE";
+const NUMBERED: &str = "set crlnumber = FILE in the configuration of openssl ca";
 
 impl Crl {
     /// Every list of a file: of the `X509 CRL` blocks of a PEM file, or of a DER file, which is one list.
@@ -423,7 +425,7 @@ impl From<webpki::Error> for CrlFault {
         match error {
             E::InvalidCrlNumber => Self::Number,
             E::MalformedExtensions | E::BadDer | E::BadDerTime | E::TrailingData(_) => {
-                Self::Malformed("it is not encoded as it has to be".to_owned())
+                Self::Malformed("its encoding is invalid".to_owned())
             }
             E::UnsupportedCriticalExtension => Self::CriticalExtension,
             E::UnsupportedDeltaCrl => Self::Delta,

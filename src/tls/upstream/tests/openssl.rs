@@ -138,9 +138,9 @@ fn a_server_without_its_intermediate_or_with_an_old_certificate_is_refused() {
         let handshake = tls(&parts(Verification::VerifyFull, &[&root])).handshake("db.test").unwrap();
         let words = Server::start(&[&alone.pem()], &alone.key_pem(), &clients, &[option]).words(&handshake);
         assert!(words.contains("(issued by CN=Between, valid until"), "{words}");
-        assert!(words.contains("no certificate of ca has issued it"), "{words}");
+        assert!(words.contains("not issued by any CA in ca"), "{words}");
         let words = Server::start(&[&late.pem()], &late.key_pem(), &clients, &[option]).words(&handshake);
-        assert!(words.contains("it has run out; the upstream needs a new one"), "{words}");
+        assert!(words.contains("it has expired; install a new one on the upstream"), "{words}");
     }
 }
 
@@ -157,12 +157,12 @@ fn a_server_that_verifies_its_clients_refuses_ours_in_words() {
         };
         assert!(server.page(&with(Some(own(&clients, tomorrow())))).is_ok());
         let none = server.words(&with(None));
-        assert!(none.contains("client certificate") && none.contains("cert and key"), "{none}");
+        assert!(none.contains("client certificate") && none.contains("upstream.cert and upstream.key"), "{none}");
         let unknown = server.words(&with(Some(own(&Authority::new("Nobody"), tomorrow()))));
         assert!(unknown.contains("refused our certificate CN=app (issued by CN=Nobody"), "{unknown}");
         assert!(unknown.contains("does not know its CA"), "{unknown}");
         let late = server.words(&with(Some(own(&clients, OffsetDateTime::now_utc() - Duration::HOUR))));
-        assert!(late.contains("it has run out, or not begun, by the upstream's clock"), "{late}");
+        assert!(late.contains("it has expired, or is not valid yet, by the upstream's clock"), "{late}");
     }
 }
 
@@ -196,5 +196,5 @@ fn alpn_and_versions_are_agreed_upon_or_told_of() {
     let words = start(&[]).words(&handshake(Alpn::Required(b"postgresql")));
     assert!(words.contains("did not confirm \"postgresql\" by ALPN"), "{words}");
     let words = start(&["-tls1_1", "-cipher", "ALL:@SECLEVEL=0"]).words(&handshake(Alpn::None));
-    assert!(words.contains("it speaks neither TLS 1.2 nor TLS 1.3"), "{words}");
+    assert!(words.contains("it supports neither TLS 1.2 nor TLS 1.3"), "{words}");
 }
