@@ -26,7 +26,7 @@ use crate::x509::chain::error::ChainError;
 use crate::x509::chain::path::{Path, Search, is_unambiguous, relevant};
 use crate::x509::chain::revocation::RevocationLists;
 use crate::x509::chain::rules;
-use crate::x509::chain::rules::{AnchorAllows, NameBudget, Sent, in_time, overlap};
+use crate::x509::chain::rules::{CheckedAnchor, NameBudget, Sent, check_validity, overlap};
 use crate::x509::chain::signature_memo::SignatureMemo;
 use crate::x509::digest::{Digest, digest_of, digest_of_chain};
 use crate::x509::error::BuildError;
@@ -164,7 +164,7 @@ impl ChainVerifier {
         let TrustedBy::Anchor { sha256, authority } = &identity.trusted_by else {
             let stands_alone = is_pinned && self.lists.is_empty();
             return stands_alone.then(|| {
-                in_time(&identity.validity, now)?;
+                check_validity(&identity.validity, now)?;
                 Ok(Arc::new(VerifiedIdentity { verifier_id: self.id, ..identity.clone() }))
             });
         };
@@ -182,7 +182,7 @@ impl ChainVerifier {
         let on_path = positions.iter().map(|position| RawCertificate::read(identity.chain.get(*position)?));
         let path = Path { certificates: on_path.collect::<Option<_>>()?, positions, anchor };
         let sent = Sent { validity: identity.validity.clone(), constrains_names: identity.constrains_names };
-        let verified = in_time(&sent.validity, now).and_then(|()| self.apply_policy(&path, sent, now, None));
+        let verified = check_validity(&sent.validity, now).and_then(|()| self.apply_policy(&path, sent, now, None));
         match verified {
             Ok(TrustedPath { trusted_by, good, .. }) => Some(Ok(Arc::new(VerifiedIdentity {
                 trusted_by,
@@ -277,7 +277,7 @@ impl ChainVerifier {
         let leaf = chain.first().ok_or(ChainError::Malformed)?;
         let certificate = Certificate::parse(leaf).map_err(|_| ChainError::Malformed)?;
         let validity = certificate.not_before..certificate.end();
-        in_time(&validity, now)?;
+        check_validity(&validity, now)?;
         if !self.lists.is_empty() {
             let mut verified: Vec<Result<_, ChainError>> = Vec::new();
             // That the search was given up says nothing against the certificate.
@@ -315,7 +315,7 @@ impl ChainVerifier {
         names: Option<&NameBudget>,
     ) -> Result<TrustedPath, ChainError> {
         let lists_end = self.lists.check_sent(path, now)?;
-        let AnchorAllows { validity, constrains_names, constraints, answer: above_end } =
+        let CheckedAnchor { validity, constrains_names, constraints, more: above_end } =
             self.check_anchor(path, now, names)?;
         let mut good = overlap(sent.validity.clone(), &validity);
         // A list that ends behind now no longer counted for the answer.
@@ -334,9 +334,9 @@ impl ChainVerifier {
         path: &Path<'_>,
         now: OffsetDateTime,
         names: Option<&NameBudget>,
-    ) -> Result<AnchorAllows<Option<OffsetDateTime>>, ChainError> {
-        let ask = |ancestry: &_| self.lists.check_ancestors(path.anchor, ancestry, &self.anchors, now);
-        rules::check_anchor(path, &self.anchors, now, names, &ask)
+    ) -> Result<CheckedAnchor<Option<OffsetDateTime>>, ChainError> {
+        let check_more = |ancestry: &_| self.lists.check_ancestors(path.anchor, ancestry, &self.anchors, now);
+        rules::check_anchor(path, &self.anchors, now, names, &check_more)
     }
 }
 

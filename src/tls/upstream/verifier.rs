@@ -21,7 +21,7 @@ use crate::x509::chain::anchors::AnchorSet;
 use crate::x509::chain::error::ChainError;
 use crate::x509::chain::path::{Path, Search, relevant};
 use crate::x509::chain::rules;
-use crate::x509::chain::rules::{NameBudget, Sent, in_time, overlap};
+use crate::x509::chain::rules::{NameBudget, Sent, check_validity, overlap};
 use crate::x509::chain::settings::AnchorValidity;
 use crate::x509::clock::moment;
 use crate::x509::digest::{Digest, digest_of};
@@ -119,7 +119,7 @@ impl UpstreamTrust {
     ) -> Result<TrustedServer, ChainError> {
         let own = facts.not_before..facts.end();
         if self.pinned.contains(leaf) {
-            in_time(&own, now)?;
+            check_validity(&own, now)?;
             return Ok(TrustedServer { validity: own, constrains_names: false });
         }
         let mut chain = vec![CertificateDer::from(leaf.as_ref())];
