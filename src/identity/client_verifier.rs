@@ -1,7 +1,7 @@
-//! The identity question: does the policy in force now accept this client's certificate?
+//! Verifies a client's identity against the current policy.
 //!
-//! rustls asks its verifier during a full handshake only; a resumed one brings back the stored chain unasked. So the
-//! question stands here by itself, to be put after every handshake, and again whenever the policy or the time has changed.
+//! rustls calls its verifier only in full handshakes; a resumed handshake restores the stored chain without verification. So
+//! the identity is verified here after every handshake, and again whenever the policy or the time changes.
 
 use std::sync::Arc;
 
@@ -24,7 +24,7 @@ use crate::x509::certificate::Certificate;
 use crate::x509::chain::error::ChainError;
 use crate::x509::error::BuildError;
 
-/// Which client certificates a listener accepts.
+/// Verifies client certificates for one listener.
 #[derive(Clone, Debug)]
 pub struct ClientVerifier {
     auth: ClientAuth,
@@ -32,49 +32,45 @@ pub struct ClientVerifier {
     clients: Arc<TrustedClients>,
 }
 
-/// Who a client is: verified, and accepted.
+/// An accepted client identity.
 #[must_use]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ClientIdentity {
-    /// It showed no certificate and need not.
+    /// No certificate, and none is required.
     Anonymous,
-    /// It proved to hold the key of this certificate.
+    /// The client proved that it has the key of this certificate.
     Certified(Arc<VerifiedIdentity>),
 }
 
-/// What a client has to show for itself.
+/// The input of a verification.
 #[derive(Clone, Copy, Debug)]
 pub enum PresentedIdentity<'a> {
-    /// The chain of its handshake, leaf first, or of the handshake that this one resumes; empty where it showed none.
+    /// The chain of the handshake, or of the handshake that it resumes. Leaf first; empty without a certificate.
     Chain(&'a [CertificateDer<'a>]),
-    /// It is outside TLS, and so has none.
+    /// The connection is not encrypted.
     Plaintext,
-    /// What it was let in with; nothing, where it was let in without.
+    /// The identity that admitted an open session; `None` if the session was admitted without a certificate.
     Credential(Option<&'a Arc<VerifiedIdentity>>),
 }
 
 impl ClientVerifier {
-    /// Builds the trust.
-    ///
     /// # Errors
-    /// When an anchor cannot be one.
-    pub fn new(parts: &ClientAuthSettings) -> Result<Self, BuildError> {
-        let verifier = match parts.auth {
+    /// If a certificate in `anchors` cannot be a trust anchor.
+    pub fn new(settings: &ClientAuthSettings) -> Result<Self, BuildError> {
+        let verifier = match settings.auth {
             ClientAuth::None => None,
-            ClientAuth::Optional | ClientAuth::Required => Some(Arc::new(ChainVerifier::new(parts)?)),
+            ClientAuth::Optional | ClientAuth::Required => Some(Arc::new(ChainVerifier::new(settings)?)),
         };
-        Ok(Self { auth: parts.auth, verifier, clients: Arc::new(parts.clients.clone()) })
+        Ok(Self { auth: settings.auth, verifier, clients: Arc::new(settings.clients.clone()) })
     }
 
-    /// Whether a certificate can be a trust anchor at all.
-    ///
     /// # Errors
-    /// Why it cannot.
+    /// [`BuildError::Anchor`] if the certificate cannot be a trust anchor.
     pub fn check_anchor(anchor: &CertificateDer<'static>) -> Result<(), BuildError> {
         anchor_from_trusted_cert(anchor).map(|_| ()).map_err(|error| BuildError::Anchor(error.to_string()))
     }
 
-    /// What of its name constraints cannot be checked, and what follows from that; nothing where all of it can.
+    /// The name constraints of a CA that cannot be checked, and the consequence, as a text. `None` if all can be checked.
     pub fn unchecked_constraints(anchor: &CertificateDer<'_>) -> Option<String> {
         let kinds = unchecked_constraints(anchor);
         let consequence = match kinds.contains(&DIRECTORY_NAMES) {
@@ -86,33 +82,33 @@ impl ClientVerifier {
         })
     }
 
-    /// Why a trust anchor vouches for nobody at this time; nothing where it does, or is none.
+    /// Why no certificate is accepted through this anchor at `now`. `None` if certificates are accepted, or it is not an anchor.
     pub fn anchor_error(&self, anchor: &CertificateDer<'_>, now: OffsetDateTime) -> Option<ChainError> {
         self.verifier.as_ref()?.anchor_error(anchor, now)
     }
 
-    /// A verifier for one handshake and what it finds out. `None` where no certificate is asked for.
+    /// A verifier for one handshake, and the findings that it records. `None` if no certificate is requested.
     pub(crate) fn recording_verifier(&self) -> Option<(Arc<dyn ClientCertVerifier>, Arc<HandshakeFindings>)> {
         let verifier = Arc::clone(self.verifier.as_ref()?);
         let findings = Arc::<HandshakeFindings>::default();
         Some((Arc::new(RecordingVerifier::new(verifier, Arc::clone(&findings))), findings))
     }
 
-    /// The verifier of the pattern. Where certificates are asked for, each handshake puts its own [`RecordingVerifier`] in its
-    /// place.
+    /// The verifier of the template configuration. With client authentication, each handshake replaces it with its own
+    /// [`RecordingVerifier`].
     pub(crate) fn verifier(&self) -> Arc<dyn ClientCertVerifier> {
         self.recording_verifier().map_or_else(WebPkiClientVerifier::no_client_auth, |(verifier, _)| verifier)
     }
 
-    /// Whom of the holders of a good certificate it lets in.
+    /// The configured `trusted_clients`.
     pub fn clients(&self) -> &TrustedClients {
         &self.clients
     }
 
-    /// Judges a client by what it has to show.
+    /// Verifies a client: its chain, or the identity of its open session.
     ///
     /// # Errors
-    /// The ending of the connection.
+    /// The outcome of the rejected connection.
     pub fn verify(&self, presented: PresentedIdentity<'_>, now: OffsetDateTime) -> Result<ClientIdentity, Outcome> {
         if let Some(reverified) = self.reverify_from_path(presented, now) {
             return reverified;
@@ -130,7 +126,7 @@ impl ClientVerifier {
         self.authorize(verified, presented)
     }
 
-    /// Judges a client as [`judge`](Self::judge) does, where that costs no signature. Nothing, where it might.
+    /// Like [`verify`](Self::verify), without signature checks. `None` if the result would need one.
     pub fn reverify_from_path(
         &self,
         presented: PresentedIdentity<'_>,
@@ -148,7 +144,7 @@ impl ClientVerifier {
             (Some(_), PresentedIdentity::Chain([_, ..])) => return None,
             (Some(verifier), PresentedIdentity::Credential(Some(identity))) => {
                 let verified = verifier.reverify_from_path(identity, now)?;
-                // By another path its common name may count.
+                // On another path, the common name may be usable.
                 let may_be_named = |identity: &Arc<VerifiedIdentity>| {
                     identity.ignores_common_name()
                         && !verifier.has_searched_all_paths(identity)
@@ -200,7 +196,7 @@ fn not_trusted(identity: &VerifiedIdentity) -> Outcome {
 }
 
 impl PresentedIdentity<'_> {
-    /// The facts of the certificate shown, where it is one.
+    /// `None` if there is no certificate, or it cannot be parsed.
     pub fn leaf(self) -> Option<Certificate> {
         match self {
             Self::Chain(chain) => Certificate::parse(chain.first()?).ok(),
@@ -227,7 +223,7 @@ mod tests {
         [authority.client("app", NOW, SOON).der()]
     }
 
-    fn parts(auth: ClientAuth, authority: &Authority) -> ClientAuthSettings {
+    fn settings(auth: ClientAuth, authority: &Authority) -> ClientAuthSettings {
         ClientAuthSettings {
             auth,
             anchors: vec![authority.der()],
@@ -248,7 +244,7 @@ mod tests {
     }
 
     fn trusting(auth: ClientAuth, authority: &Authority) -> ClientVerifier {
-        ClientVerifier::new(&parts(auth, authority)).unwrap()
+        ClientVerifier::new(&settings(auth, authority)).unwrap()
     }
 
     fn reason(verified: Result<ClientIdentity, Outcome>) -> Reason {
@@ -257,30 +253,30 @@ mod tests {
 
     fn name(verified: Result<ClientIdentity, Outcome>) -> String {
         match verified.unwrap() {
-            ClientIdentity::Anonymous => "nobody".to_owned(),
+            ClientIdentity::Anonymous => "anonymous".to_owned(),
             ClientIdentity::Certified(identity) => identity.certificate.subject.clone(),
         }
     }
 
     #[test]
-    fn a_certificate_that_nobody_asked_for_names_nobody() {
+    fn certificate_without_client_auth_gives_no_identity() {
         let trust = trusting(ClientAuth::None, &Authority::new("Clients CA"));
-        assert_eq!(name(verify(&trust, &[], NOW)), "nobody");
-        assert_eq!(name(verify(&trust, &chain(&Authority::new("Any CA")), NOW)), "nobody");
+        assert_eq!(name(verify(&trust, &[], NOW)), "anonymous");
+        assert_eq!(name(verify(&trust, &chain(&Authority::new("Any CA")), NOW)), "anonymous");
     }
 
     #[test]
-    fn an_optional_certificate_may_be_missing_but_not_bad() {
+    fn optional_certificate_may_be_missing_but_not_untrusted() {
         let authority = Authority::new("Clients CA");
         let trust = trusting(ClientAuth::Optional, &authority);
-        assert_eq!(name(verify(&trust, &[], NOW)), "nobody");
+        assert_eq!(name(verify(&trust, &[], NOW)), "anonymous");
         assert_eq!(name(verify(&trust, &chain(&authority), NOW)), "CN=app");
         let untrusted = chain(&Authority::new("Another CA"));
         assert_eq!(reason(verify(&trust, &untrusted, NOW)), Reason::ClientCertificateUnknownCa);
     }
 
     #[test]
-    fn a_required_certificate_may_not_be_missing() {
+    fn required_certificate_must_be_presented() {
         let authority = Authority::new("Clients CA");
         let trust = trusting(ClientAuth::Required, &authority);
         assert_eq!(reason(verify(&trust, &[], NOW)), Reason::ClientCertificateMissing);
@@ -288,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn a_certificate_is_good_in_its_time_only() {
+    fn certificate_is_rejected_before_and_after_its_validity() {
         let authority = Authority::new("Clients CA");
         let trust = trusting(ClientAuth::Required, &authority);
         let chain = chain(&authority);
@@ -297,20 +293,20 @@ mod tests {
         let late = SOON + Duration::SECOND;
         assert_eq!(name(verify(&trust, &chain, late - Duration::NANOSECOND)), "CN=app", "the last second is its own");
         assert_eq!(reason(verify(&trust, &chain, late)), Reason::ClientCertificateExpired);
-        // Once verified it is remembered, in its time and no longer.
+        // The cached result ends with the certificate too.
         assert_eq!(name(verify(&trust, &chain, SOON)), "CN=app");
         assert_eq!(reason(verify(&trust, &chain, NOW - Duration::SECOND)), Reason::ClientCertificateInvalid);
         assert_eq!(reason(verify(&trust, &chain, late)), Reason::ClientCertificateExpired);
     }
 
     #[test]
-    fn a_client_that_sends_more_certificates_than_a_chain_can_need_is_refused() {
+    fn client_that_sends_more_than_six_intermediates_is_rejected() {
         let authority = Authority::new("Clients CA");
         let trust = trusting(ClientAuth::Required, &authority);
         let mut chain = chain(&authority).to_vec();
         let others = [(); 7].map(|()| Authority::new("Clients CA").der());
         chain.extend_from_slice(&others[..6]);
-        // What comes twice, as the client's own certificate may, counts once.
+        // Repeated certificates count once.
         chain.extend_from_within(..);
         assert_eq!(name(verify(&trust, &chain, NOW)), "CN=app");
         chain.extend_from_slice(&others[6..]);
@@ -320,18 +316,22 @@ mod tests {
     }
 
     #[test]
-    fn what_is_sent_along_does_not_hide_that_a_certificate_is_taken_back() {
+    fn revoked_certificate_is_reported_as_revoked_whatever_else_is_sent() {
         let [authority, other] = ["Clients CA", "Another CA"].map(Authority::new);
         let chain = chain(&authority);
         let lists = Crl::parse_all(authority.list(&revoking(&chain, 1, NOW)).der()).unwrap();
-        // Of the CA's name and past its time, which webpki finds worse than revoked; and no certificate at all.
+        // An expired certificate of the CA's name, which webpki reports instead of revocation, and invalid bytes.
         let ended = Authority::with_validity("Clients CA", NOW - Duration::DAY, NOW - Duration::HOUR).der();
         let junk = CertificateDer::from(b"junk".to_vec());
         for (pinned, along) in [(&chain[..0], &[&junk][..]), (&chain, &[&junk, &ended])] {
             let (anchors, pinned) = (vec![other.der(), authority.der()], pinned.to_vec());
-            let parts =
-                ClientAuthSettings { anchors, pinned, crls: lists.clone(), ..parts(ClientAuth::Required, &authority) };
-            let trust = ClientVerifier::new(&parts).unwrap();
+            let settings = ClientAuthSettings {
+                anchors,
+                pinned,
+                crls: lists.clone(),
+                ..settings(ClientAuth::Required, &authority)
+            };
+            let trust = ClientVerifier::new(&settings).unwrap();
             assert_eq!(reason(verify(&trust, &chain, NOW)), Reason::ClientCertificateRevoked);
             for along in along {
                 let chain = [chain[0].clone(), (*along).clone()];
@@ -340,9 +340,9 @@ mod tests {
         }
     }
 
-    /// Who has the key of one client must not make more of them.
+    /// The holder of one client key must not be able to issue client certificates.
     #[test]
-    fn a_clients_own_certificate_among_the_anchors_vouches_for_nobody() {
+    fn client_certificate_in_client_ca_issues_no_trusted_certificates() {
         for is_ca in [IsCa::NoCa, IsCa::ExplicitNoCa] {
             let mut params = named(CertificateParams::default(), "app");
             params.is_ca = is_ca;
@@ -353,7 +353,7 @@ mod tests {
     }
 
     #[test]
-    fn a_ca_of_the_same_name_with_another_key_is_unknown() {
+    fn ca_with_the_same_name_and_another_key_is_unknown() {
         let trust = trusting(ClientAuth::Required, &Authority::new("Clients CA"));
         let impostor = chain(&Authority::new("Clients CA"));
         let ending = verify(&trust, &impostor, NOW).unwrap_err();

@@ -1,4 +1,4 @@
-//! Client certificates that are refused: the code for the auditor, and words for the operator.
+//! Rejected client certificates: the reason code for the audit log, and the explanation for operators.
 
 use crate::outcome::Reason;
 use crate::printable::quoted;
@@ -6,7 +6,7 @@ use crate::timestamp;
 use crate::x509::certificate::Certificate;
 use crate::x509::chain::error::ChainError;
 
-/// The code for what is wrong with a client's certificate.
+/// The reason code for the audit log.
 pub(crate) fn reason_of(error: &ChainError) -> Reason {
     match error {
         ChainError::UnknownIssuer | ChainError::TooManyChecks => Reason::ClientCertificateUnknownCa,
@@ -32,7 +32,7 @@ pub(crate) fn reason_of(error: &ChainError) -> Reason {
     }
 }
 
-/// Whose certificate is refused, the error, and what to do about it.
+/// Names the certificate, the error and the remedy.
 pub(crate) fn describe_refusal(error: &ChainError, refused: Option<&Certificate>) -> String {
     match refused {
         Some(certificate) => {
@@ -42,7 +42,7 @@ pub(crate) fn describe_refusal(error: &ChainError, refused: Option<&Certificate>
     }
 }
 
-/// The certificate with what an operator needs to find it. Its names are cut to leave room for the reason.
+/// The fields by which an operator finds the certificate. Long names are truncated to leave room for the error.
 pub(crate) fn describe_certificate(certificate: &Certificate) -> String {
     let Certificate { subject, issuer, not_after, sha256, .. } = certificate;
     let [subject, issuer] = [subject, issuer].map(quoted);
@@ -50,7 +50,7 @@ pub(crate) fn describe_certificate(certificate: &Certificate) -> String {
 }
 
 fn explain_error(error: &ChainError) -> String {
-    let words = match error {
+    let text = match error {
         ChainError::RevocationListExpired => {
             "the revocation list of its CA has expired; add a new one to client_crl, \
              or set crl_expired = \"allow\" to use the expired one"
@@ -72,5 +72,5 @@ fn explain_error(error: &ChainError) -> String {
         }
         other => return other.to_string(),
     };
-    words.to_owned()
+    text.to_owned()
 }
