@@ -1,4 +1,4 @@
-//! Handshakes that fail: the code for the auditor, and words that tell the operator whose fault it is and what to do.
+//! Failed client handshakes: the reason code for the audit log, and a text with cause and remedy.
 
 use std::fmt::Write as _;
 use std::io;
@@ -11,8 +11,8 @@ use crate::outcome::{Outcome, Reason};
 use crate::tls::peer_error::{Peer, alert_name, describe};
 use crate::x509::certificate::Certificate;
 
-/// Explains a failed handshake. `shown` is the certificate the client was shown, `refused` the one that it showed and that we
-/// refuse, where it came so far.
+/// `shown` is the server certificate that the client received, `refused` the client certificate that was rejected, if the
+/// handshake got that far.
 pub(crate) fn handshake_failure(
     error: &io::Error,
     shown: Option<&Certificate>,
@@ -27,7 +27,7 @@ pub(crate) fn handshake_failure(
             Reason::ClientCertificateMissing,
             "the client sent no certificate; client_auth = \"required\" rejects clients without one",
         ),
-        // The verifier tells of every other fault of a certificate.
+        // The verifier records every other fault of a certificate.
         Some(Error::InvalidCertificate(_)) => Outcome::new(
             Reason::ClientCertificateInvalid,
             "the client did not prove that it has the private key of its certificate",
@@ -41,7 +41,7 @@ pub(crate) fn handshake_failure(
     }
 }
 
-/// Whether the client ended a handshake because of the certificate it was shown.
+/// Whether the client rejected the server certificate.
 pub(crate) fn is_refusal_of_ours(error: &io::Error) -> bool {
     matches!(tls_error(error), Some(Error::AlertReceived(alert)) if blames_certificate(*alert))
 }
@@ -85,7 +85,7 @@ mod tests {
     use crate::x509::chain::error::ChainError;
 
     #[test]
-    fn a_client_that_does_not_trust_us_is_explained() {
+    fn unknown_ca_alert_of_a_client_is_reported_as_rejected_server_certificate() {
         let error = io::Error::new(io::ErrorKind::InvalidData, Error::AlertReceived(AlertDescription::UnknownCA));
         let ending = handshake_failure(&error, None, None);
         assert_eq!(ending.reason, Reason::HandshakeFailed);
@@ -93,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn certificate_that_was_refused_is_explained_instead_of_the_alert() {
+    fn rejected_client_certificate_is_reported_instead_of_the_alert() {
         let certificate = Certificate::parse(&Authority::new("Clients CA").der()).unwrap();
         let refused = RefusedClient { certificate: Some(certificate), error: ChainError::Revoked };
         let error = io::Error::new(io::ErrorKind::InvalidData, Error::AlertReceived(AlertDescription::UnknownCA));

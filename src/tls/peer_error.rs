@@ -1,8 +1,7 @@
-//! What is wrong with a peer's side of a handshake, in the field's words and none of the library's.
+//! Describes handshake errors of a peer in terms of the TLS specification instead of rustls types.
 
 use rustls::{AlertDescription, Error, InvalidMessage, PeerIncompatible, PeerMisbehaved};
 
-/// Whose side it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Peer {
     Client,
@@ -18,7 +17,7 @@ impl Peer {
     }
 }
 
-/// Describes an error of a handshake that is neither about a certificate nor an alert that the peer sent.
+/// Describes a handshake error that is neither a certificate error nor an alert from the peer.
 pub(crate) fn describe(error: &Error, peer: Peer) -> String {
     let who = peer.name();
     let what = match error {
@@ -40,14 +39,14 @@ pub(crate) fn describe(error: &Error, peer: Peer) -> String {
         Error::DecryptError => "sent a TLS record that cannot be decrypted",
         Error::NoApplicationProtocol => "offers application protocols (ALPN), but not the required one",
         Error::UnsupportedNameType => "has a name of an unsupported type",
-        // The words are our own: rustls has none for handshakes of this kind.
-        Error::General(words) => return words.clone(),
+        // Portcullis itself creates these errors, with texts for operators.
+        Error::General(text) => return text.clone(),
         _ => return "TLS failed because of an internal error of Portcullis, not of the peer".to_owned(),
     };
     format!("{who} {what}")
 }
 
-/// What a peer offers that is too old, or not supported.
+/// Describes a peer whose TLS parameters are too old or not supported.
 fn incompatible(cause: &PeerIncompatible, peer: Peer) -> String {
     use PeerIncompatible as I;
     let who = peer.name();
@@ -107,7 +106,7 @@ fn misbehaved(cause: &PeerMisbehaved) -> &'static str {
     }
 }
 
-/// The name and number of an alert, as RFC 8446 §6 has them.
+/// The name and number of an alert in RFC 8446 §6.
 pub(crate) fn alert_name(alert: AlertDescription) -> String {
     let number = u8::from(alert);
     let name = match alert {
@@ -148,8 +147,8 @@ pub(crate) fn alert_name(alert: AlertDescription) -> String {
 mod tests {
     use super::*;
 
-    /// Whether a text has a word that only code has.
-    fn names_code(text: &str) -> bool {
+    /// Whether a text contains an identifier from code.
+    fn contains_identifier(text: &str) -> bool {
         let is_code = |word: &str| {
             let inner_capitals = word.char_indices().filter(|(at, letter)| *at > 0 && letter.is_uppercase()).count();
             let known = ["PROXY", "ECDHE", "ChaCha20", "X25519MLKEM768", "Poly1305", "GCM", "Ed25519", "min_version"];
@@ -162,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn errors_of_a_handshake_are_described_without_names_of_code() {
+    fn handshake_error_texts_contain_no_identifiers() {
         use PeerIncompatible as I;
         use PeerMisbehaved as M;
         let errors = [
@@ -185,14 +184,14 @@ mod tests {
         for error in errors {
             for peer in [Peer::Client, Peer::Upstream] {
                 let text = describe(&error, peer);
-                assert!(!names_code(&text), "{text}");
+                assert!(!contains_identifier(&text), "{text}");
             }
         }
-        assert!(names_code("peer is incompatible: NoKxGroupsInCommon"));
+        assert!(contains_identifier("peer is incompatible: NoKxGroupsInCommon"));
     }
 
     #[test]
-    fn alerts_have_the_names_of_the_specification() {
+    fn alert_name_is_that_of_the_specification() {
         assert_eq!(alert_name(AlertDescription::UnknownCA), "unknown_ca (48)");
         assert_eq!(alert_name(AlertDescription::from(200)), "200");
     }
