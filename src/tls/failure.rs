@@ -51,19 +51,19 @@ pub(crate) fn tls_error(error: &io::Error) -> Option<&Error> {
 }
 
 fn refused_by_client(alert: AlertDescription, shown: Option<&Certificate>) -> String {
-    let mut words = format!("the client ended the handshake with the TLS alert {}", alert_name(alert));
+    let mut text = format!("the client ended the handshake with the TLS alert {}", alert_name(alert));
     if !blames_certificate(alert) {
-        return words;
+        return text;
     }
-    words.push_str(": it does not accept our certificate");
+    text.push_str(": it does not accept our certificate");
     if let Some(certificate) = shown {
-        let _ = write!(words, " {}", describe_certificate(certificate));
+        let _ = write!(text, " {}", describe_certificate(certificate));
     }
-    words.push_str(match alert {
+    text.push_str(match alert {
         AlertDescription::CertificateExpired => "; replace the certificate, or correct the client's clock",
         _ => "; give the client the issuing CA certificate (sslrootcert, --cacert), and connect by a name in the certificate",
     });
-    words
+    text
 }
 
 fn blames_certificate(alert: AlertDescription) -> bool {

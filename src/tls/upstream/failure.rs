@@ -1,4 +1,4 @@
-//! What goes wrong in TLS with an upstream: which side refused what, and what to do.
+//! TLS errors with an upstream: which side rejected what, and the remedy.
 
 use std::io;
 
@@ -14,7 +14,7 @@ use crate::tls::peer_error::{Peer, alert_name, describe};
 use crate::x509::certificate::Certificate;
 use crate::x509::chain::error::ChainError;
 
-/// Explains what a handshake failed with.
+/// Describes the error of a handshake. `own` is the client certificate of Portcullis.
 pub(crate) fn explain_handshake(error: &io::Error, own: Option<&Certificate>) -> String {
     use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, TimedOut, UnexpectedEof};
     explain(error, own).unwrap_or_else(|| match error.kind() {
@@ -24,14 +24,14 @@ pub(crate) fn explain_handshake(error: &io::Error, own: Option<&Certificate>) ->
     })
 }
 
-/// Explains what a handshake or a read failed with, where it is TLS that failed. `own` is our certificate. The
-/// text is escaped and cut, because it contains names that the upstream chose.
+/// Describes the TLS error of a handshake or a read; `None` for other errors. `own` is the client certificate of Portcullis. The
+/// text is escaped and truncated, because it contains names that the upstream chose.
 pub(crate) fn explain(error: &io::Error, own: Option<&Certificate>) -> Option<String> {
     Some(printable::field(match tls_error(error)? {
         Error::AlertReceived(alert) => refused_by_upstream(*alert, own),
         Error::InvalidCertificate(CertificateError::Other(OtherError(cause))) => {
             match cause.downcast_ref::<UpstreamTlsError>() {
-                Some(refusal) => refusal.words.clone(),
+                Some(refusal) => refusal.text.clone(),
                 None => UNPROVED.to_owned(),
             }
         }
@@ -52,24 +52,23 @@ const TIMED_OUT: &str = "the upstream did not finish the TLS handshake in time; 
 const PLAINTEXT: &str = "the upstream's response is not TLS; if this port does not use TLS, set address to its TLS port, or set \
                          tls = \"disable\"";
 
-/// What is wrong with a server's certificate.
+/// Why an upstream's certificate is rejected.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum ServerFault {
-    /// Nothing that is trusted vouches for it.
     Chain(ChainError),
-    /// It is another server's.
+    /// The certificate is for another host.
     Name,
 }
 
-/// Why a server is refused, in words, because what they are made of is known only while it is verified.
+/// Why an upstream is rejected, as text, because its parts are known only during verification.
 #[derive(Clone, Debug, thiserror::Error)]
-#[error("{words}")]
+#[error("{text}")]
 pub(crate) struct UpstreamTlsError {
-    words: String,
+    text: String,
 }
 
 impl UpstreamTlsError {
-    /// Of a server with this certificate that is called `name`, by anchors that are the system's or a bundle's.
+    /// `name` is the expected server name. `of_system`: the anchors are those of the system, not of `ca`.
     pub(crate) fn of(
         fault: ServerFault,
         facts: &Certificate,
@@ -81,11 +80,11 @@ impl UpstreamTlsError {
             ServerFault::Chain(error) => chain_refused(&error, facts, of_system, now),
             ServerFault::Name => not_named(facts, name),
         };
-        Self { words: format!("the upstream's certificate {}: {cause}", describe_certificate(facts)) }
+        Self { text: format!("the upstream's certificate {}: {cause}", describe_certificate(facts)) }
     }
 }
 
-/// What is wrong with the chain of the upstream, and what to do.
+/// Describes the fault of the upstream's chain, and the remedy.
 fn chain_refused(error: &ChainError, facts: &Certificate, of_system: bool, now: OffsetDateTime) -> String {
     match error {
         ChainError::UnknownIssuer => unknown_issuer(facts, of_system).to_owned(),
@@ -161,7 +160,7 @@ fn not_named(facts: &Certificate, name: &str) -> String {
     )
 }
 
-/// Enough to see what kind of certificate it is.
+/// Names shown in an error.
 const MAX_NAMES: usize = 10;
 
 fn refused_by_upstream(alert: AlertDescription, own: Option<&Certificate>) -> String {
@@ -216,7 +215,7 @@ fn refused_by_upstream(alert: AlertDescription, own: Option<&Certificate>) -> St
     }
 }
 
-/// What is wrong with our certificate, as far as the alert says so.
+/// The fault of the client certificate, as far as the alert shows it.
 fn hint(alert: AlertDescription) -> &'static str {
     match alert {
         AlertDescription::CertificateExpired => {
@@ -237,6 +236,6 @@ fn hint(alert: AlertDescription) -> &'static str {
 }
 
 fn ended(alert: AlertDescription, hint: &str) -> String {
-    let words = format!("the upstream ended TLS with the alert {}", alert_name(alert));
-    if hint.is_empty() { words } else { format!("{words}: {hint}") }
+    let text = format!("the upstream ended TLS with the alert {}", alert_name(alert));
+    if hint.is_empty() { text } else { format!("{text}: {hint}") }
 }

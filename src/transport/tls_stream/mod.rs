@@ -72,7 +72,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin, S: Side> TlsStream<T, S> {
     /// The socket's, or rustls' inside an [`io::ErrorKind::InvalidData`]; then the other side has been sent the alert.
     pub(crate) async fn next_flight(&mut self) -> io::Result<usize> {
         // A client has the first word.
-        self.engine.speak(self.unsent.end());
+        self.engine.take_pending(self.unsent.end());
         poll_fn(|cx| self.poll_send(cx)).await?;
         let received = poll_fn(|cx| self.poll_receive(&mut ReadBuf::new(&mut []), cx)).await?;
         let sent = poll_fn(|cx| self.poll_send(cx)).await;
