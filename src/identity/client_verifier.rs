@@ -50,7 +50,7 @@ pub enum PresentedIdentity<'a> {
     /// The connection is not encrypted.
     Plaintext,
     /// The identity that admitted an open session; `None` if the session was admitted without a certificate.
-    Credential(Option<&'a Arc<VerifiedIdentity>>),
+    Verified(Option<&'a Arc<VerifiedIdentity>>),
 }
 
 impl ClientVerifier {
@@ -115,11 +115,11 @@ impl ClientVerifier {
         }
         let Some(verifier) = &self.verifier else { return Ok(ClientIdentity::Anonymous) };
         let verified = match presented {
-            PresentedIdentity::Credential(Some(identity)) => verifier.reverify_by_search(identity, now),
+            PresentedIdentity::Verified(Some(identity)) => verifier.reverify_by_search(identity, now),
             PresentedIdentity::Chain([leaf, intermediates @ ..]) => {
                 verifier.verify_and_remember(leaf, intermediates, now)
             }
-            PresentedIdentity::Credential(None) | PresentedIdentity::Chain([]) | PresentedIdentity::Plaintext => {
+            PresentedIdentity::Verified(None) | PresentedIdentity::Chain([]) | PresentedIdentity::Plaintext => {
                 return self.without_certificate();
             }
         };
@@ -138,11 +138,11 @@ impl ClientVerifier {
                 return Some(Err(Outcome::new(Reason::PlaintextRefused, detail)));
             }
             (None, _) => return Some(Ok(ClientIdentity::Anonymous)),
-            (Some(_), PresentedIdentity::Credential(None) | PresentedIdentity::Chain([])) => {
+            (Some(_), PresentedIdentity::Verified(None) | PresentedIdentity::Chain([])) => {
                 return Some(self.without_certificate());
             }
             (Some(_), PresentedIdentity::Chain([_, ..])) => return None,
-            (Some(verifier), PresentedIdentity::Credential(Some(identity))) => {
+            (Some(verifier), PresentedIdentity::Verified(Some(identity))) => {
                 let verified = verifier.reverify_from_path(identity, now)?;
                 // On another path, the common name may be usable.
                 let may_be_named = |identity: &Arc<VerifiedIdentity>| {
@@ -201,7 +201,7 @@ impl PresentedIdentity<'_> {
         match self {
             Self::Chain(chain) => Certificate::parse(chain.first()?).ok(),
             Self::Plaintext => None,
-            Self::Credential(identity) => Some(identity?.certificate.clone()),
+            Self::Verified(identity) => Some(identity?.certificate.clone()),
         }
     }
 }

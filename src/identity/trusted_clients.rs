@@ -121,7 +121,7 @@ impl fmt::Display for ClientPattern {
     }
 }
 
-/// Why a pattern is invalid. The texts say what is expected.
+/// Why a pattern is invalid. The texts follow "expected".
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ClientPatternError {
     /// Contains control characters.

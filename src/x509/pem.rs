@@ -79,7 +79,7 @@ pub(crate) fn stored_key(bytes: &[u8]) -> Result<StoredKey, PemError> {
     key.map(StoredKey::Plain).ok_or_else(|| {
         let labels = labels(bytes).unwrap_or_default();
         let foreign = FOREIGN_KEYS.iter().find(|(label, _)| labels.contains(label));
-        foreign.map_or(PemError::NoPrivateKey, |(_, words)| PemError::ForeignKey(words))
+        foreign.map_or(PemError::NoPrivateKey, |(_, description)| PemError::ForeignKey(description))
     })
 }
 
@@ -182,8 +182,8 @@ fn encrypted_key(bytes: &[u8], block: usize) -> Result<EncryptedKey, PemError> {
     Ok(EncryptedKey::new(key.into_contents()))
 }
 
-fn find(bytes: &[u8], words: &[u8]) -> Option<usize> {
-    bytes.windows(words.len()).position(|window| window == words)
+fn find(bytes: &[u8], pattern: &[u8]) -> Option<usize> {
+    bytes.windows(pattern.len()).position(|window| window == pattern)
 }
 
 /// An ASN.1 sequence with a two-byte length: the first bytes of certificates and keys in DER.

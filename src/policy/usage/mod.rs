@@ -94,11 +94,7 @@ impl Authorization {
 
     /// What there is to judge its identity by again.
     pub fn presented(&self) -> PresentedIdentity<'_> {
-        if self.plaintext {
-            PresentedIdentity::Plaintext
-        } else {
-            PresentedIdentity::Credential(self.presented.as_ref())
-        }
+        if self.plaintext { PresentedIdentity::Plaintext } else { PresentedIdentity::Verified(self.presented.as_ref()) }
     }
 
     /// That of the same client, judged again.

@@ -163,7 +163,7 @@ impl Pass<'_> {
                 Revoke::Disconnect => self.apply(Decision::Ends(too_many_chains()), live),
             });
         }
-        let presented = PresentedIdentity::Credential(Some(&group.identity));
+        let presented = PresentedIdentity::Verified(Some(&group.identity));
         // Without a listener its source is asked about in vain, and that question comes first.
         let Some(identity) = self.snapshot.verify_identity(&group.listener, presented, self.now) else { return true };
         group.sessions.iter().all(|live| {

@@ -1,4 +1,4 @@
-//! What a client can make the search for a path cost: signature checks, counted.
+//! The number of signature checks that a client can cause.
 
 use std::ops::ControlFlow;
 
@@ -7,7 +7,7 @@ use rcgen::KeyPair;
 use super::*;
 use crate::x509::chain::path::{MAX_FAILED_CHECKS, MAX_SENT};
 
-/// How many signatures a search through a chain verifies until it has found a path, and how many of them are wrong.
+/// The number of signature checks until a path is found, and the cost of the invalid ones.
 fn checks(anchors: &[CertificateDer<'static>], chain: &[CertificateDer<'static>]) -> (usize, usize) {
     let set = AnchorSet::new(anchors, Purpose::ClientAuth, AnchorValidity::Enforce).unwrap();
     let mut relevant_chain = vec![chain[0].clone()];
@@ -17,7 +17,7 @@ fn checks(anchors: &[CertificateDer<'static>], chain: &[CertificateDer<'static>]
     search.checks()
 }
 
-/// A leaf, and self-issued certificates of one name and different keys that could each have issued all of them.
+/// A leaf, and self-issued certificates with one name and different keys: by names, each could have issued all others.
 fn loop_of_intermediates(name: &str) -> Vec<CertificateDer<'static>> {
     let looping: Vec<_> = (0..MAX_SENT).map(|_| Authority::new(name)).collect();
     let mut chain = vec![client(&looping[0])];
@@ -26,13 +26,13 @@ fn loop_of_intermediates(name: &str) -> Vec<CertificateDer<'static>> {
 }
 
 #[test]
-fn looping_intermediates_of_an_unknown_name_cost_no_signature() {
+fn looping_intermediates_with_an_unknown_name_cause_no_check() {
     let anchors: Vec<_> = (0..62).map(|number| Authority::new(&format!("CA {number}")).der()).collect();
     assert_eq!(checks(&anchors, &loop_of_intermediates("Loop CA")), (0, 0));
 }
 
 #[test]
-fn looping_intermediates_of_an_anchors_name_cost_a_few_signatures() {
+fn looping_intermediates_with_the_name_of_an_anchor_cause_few_checks() {
     let anchors: Vec<_> = (0..62).map(|_| Authority::new("Root CA").der()).collect();
     let chain = loop_of_intermediates("Root CA");
     assert_eq!(checks(&anchors, &chain), (MAX_FAILED_CHECKS, MAX_FAILED_CHECKS));
@@ -41,7 +41,7 @@ fn looping_intermediates_of_an_anchors_name_cost_a_few_signatures() {
 }
 
 #[test]
-fn key_that_no_anchor_vouches_for_verifies_nothing() {
+fn key_without_path_to_an_anchor_is_not_used() {
     let [root, impostor] = [(); 2].map(|()| Authority::new("Root CA"));
     let mut above = impostor;
     let mut chain = Vec::new();
@@ -115,17 +115,17 @@ fn sessions_of_one_client_share_the_failures_of_a_pass() {
 }
 
 #[test]
-fn session_follows_its_path_to_an_anchor_further_down_or_up_for_one_signature() {
-    let world = World::new();
-    let [root, team, deep] = [&world.root, &world.team, &world.deep].map(Authority::der);
+fn session_with_another_anchor_on_its_path_causes_at_most_one_check() {
+    let pki = Pki::new();
+    let [root, team, deep] = [&pki.root, &pki.team, &pki.deep].map(Authority::der);
     let chain = |leaf| [leaf, deep.clone(), team.clone()];
     let before = verifier(std::slice::from_ref(&root), &[], CrlExpired::Refuse);
-    let sessions: Vec<_> = (0..5).map(|_| verify(&before, &chain(client(&world.deep))).unwrap()).collect();
+    let sessions: Vec<_> = (0..5).map(|_| verify(&before, &chain(client(&pki.deep))).unwrap()).collect();
     let down = verifier(std::slice::from_ref(&team), &[], CrlExpired::Refuse);
-    let by_other = world.team.reissued(authority_params("Team CA"), Some(&world.other)).der();
+    let by_other = pki.team.reissued(authority_params("Team CA"), Some(&pki.other)).der();
     let crossed: Vec<_> =
-        (0..5).map(|_| verify(&before, &[client(&world.team), team.clone(), by_other.clone()]).unwrap()).collect();
-    let up = verifier(&[world.other.der()], &[], CrlExpired::Refuse);
+        (0..5).map(|_| verify(&before, &[client(&pki.team), team.clone(), by_other.clone()]).unwrap()).collect();
+    let up = verifier(&[pki.other.der()], &[], CrlExpired::Refuse);
     for (verifier, sessions, expected) in [(&down, &sessions, 0), (&up, &crossed, 1)] {
         for session in sessions {
             verifier.reverify(session, NOW).unwrap();
@@ -135,7 +135,7 @@ fn session_follows_its_path_to_an_anchor_further_down_or_up_for_one_signature() 
 }
 
 #[test]
-fn names_and_constraints_that_take_long_to_compare_are_refused() {
+fn too_many_comparisons_of_names_and_constraints_are_rejected() {
     let root = Authority::new("Root CA");
     let limited = |subtrees: usize| {
         let mut params = authority_params("Limited CA");
@@ -157,7 +157,7 @@ fn names_and_constraints_that_take_long_to_compare_are_refused() {
 }
 
 #[test]
-fn wrong_signature_by_an_expensive_key_counts_twice() {
+fn invalid_signature_of_an_expensive_key_counts_twice() {
     let key = || KeyPair::generate_for(&rcgen::PKCS_ECDSA_P384_SHA384).unwrap();
     let expensive = || {
         let issuer = rcgen::CertifiedIssuer::self_signed(authority_params("Root CA"), key()).unwrap();
@@ -171,7 +171,7 @@ fn wrong_signature_by_an_expensive_key_counts_twice() {
 }
 
 #[test]
-fn certificates_that_lead_nowhere_are_not_kept() {
+fn unrelated_certificates_are_not_kept() {
     let root = Authority::new("Root CA");
     let junk = Authority::new("Unrelated CA").der();
     let identity = verify(&verifier(&[root.der()], &[], CrlExpired::Refuse), &[client(&root), junk]).unwrap();
@@ -179,7 +179,7 @@ fn certificates_that_lead_nowhere_are_not_kept() {
 }
 
 #[test]
-fn revoked_certificate_needs_no_search_whatever_was_sent_along() {
+fn revoked_certificate_is_rejected_without_search() {
     let root = Authority::new("Root CA");
     let leaf = client(&root);
     let junk = || Authority::new("Root CA").der();
@@ -219,7 +219,7 @@ fn names_are_not_compared_again_with_the_same_constraints() {
 }
 
 #[test]
-fn certificate_that_is_too_large_is_refused_unless_it_is_pinned() {
+fn too_large_certificate_is_rejected_unless_pinned() {
     let root = Authority::new("Root CA");
     let names: Vec<String> = (0..2_000).map(|number| format!("n{number}.example")).collect();
     let mut params = crate::tls::fixtures::named(rcgen::CertificateParams::new(names).unwrap(), "app");

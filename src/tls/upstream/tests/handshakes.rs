@@ -171,8 +171,8 @@ fn client_certificate_is_sent_to_an_upstream_that_requires_one() {
         assert!(none.contains("client certificate") && none.contains("upstream.cert and upstream.key"), "{none}");
         let unknown = error_text(&with(Some(own(&Authority::new("Clients CA"), tomorrow()))), &server);
         assert!(unknown.contains("may not accept our certificate CN=app"), "{unknown}");
-        let unknown = error_text(&with(Some(own(&Authority::new("Nobody"), tomorrow()))), &server);
-        assert!(unknown.contains("refused our certificate CN=app (issued by CN=Nobody, valid until "), "{unknown}");
+        let unknown = error_text(&with(Some(own(&Authority::new("Unknown CA"), tomorrow()))), &server);
+        assert!(unknown.contains("refused our certificate CN=app (issued by CN=Unknown CA, valid until "), "{unknown}");
         assert!(unknown.contains("does not know its CA"), "{unknown}");
         let late = error_text(&with(Some(own(&clients, OffsetDateTime::now_utc() - Duration::HOUR))), &server);
         assert!(late.contains("it has expired"), "{late}");

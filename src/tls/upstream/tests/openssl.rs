@@ -158,8 +158,8 @@ fn client_certificate_rejected_by_openssl_server_is_explained() {
         assert!(server.page(&with(Some(own(&clients, tomorrow())))).is_ok());
         let none = server.text(&with(None));
         assert!(none.contains("client certificate") && none.contains("upstream.cert and upstream.key"), "{none}");
-        let unknown = server.text(&with(Some(own(&Authority::new("Nobody"), tomorrow()))));
-        assert!(unknown.contains("refused our certificate CN=app (issued by CN=Nobody"), "{unknown}");
+        let unknown = server.text(&with(Some(own(&Authority::new("Unknown CA"), tomorrow()))));
+        assert!(unknown.contains("refused our certificate CN=app (issued by CN=Unknown CA"), "{unknown}");
         assert!(unknown.contains("does not know its CA"), "{unknown}");
         let late = server.text(&with(Some(own(&clients, OffsetDateTime::now_utc() - Duration::HOUR))));
         assert!(late.contains("it has expired, or is not valid yet, by the upstream's clock"), "{late}");

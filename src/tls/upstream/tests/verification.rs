@@ -79,7 +79,7 @@ fn chain_is_accepted_only_if_it_leads_to_an_anchor() {
         case("one of several", &[&leaf], &[&other, &namesake, &root, &root], None),
         case("another root", &[&leaf], &[&other], UNKNOWN),
         case("its name with another key", &[&leaf], &[&namesake], UNKNOWN),
-        case("nobody", &[&leaf], &[], UNKNOWN),
+        case("no anchor", &[&leaf], &[], UNKNOWN),
         case("an intermediate that was sent", &[&below, &between.der()], &[&root], None),
         case(
             "with the root behind it, and all of it twice",
@@ -217,7 +217,7 @@ fn pinned_server_certificate_issues_no_trusted_certificates() {
     };
     check(vec![
         case("a server's", &issuer(IsCa::NoCa), UNKNOWN),
-        case("a server's that says so", &issuer(IsCa::ExplicitNoCa), UNKNOWN),
+        case("a server's with CA:FALSE", &issuer(IsCa::ExplicitNoCa), UNKNOWN),
         case("a CA's", &issuer(IsCa::Ca(BasicConstraints::Unconstrained)), None),
     ]);
 }
@@ -249,7 +249,7 @@ fn common_name_below_a_ca_with_name_constraints_is_ignored() {
     check(vec![
         case("below a constrained CA", "db.test", &[], &[&team], &root, refused),
         case("below a constrained anchor", "DB.test", &[], &[], &alone, refused),
-        case("another name of its own", "db.test", &["a.team.test"], &[&team], &root, MISNAMED),
+        case("another subject alternative name", "db.test", &["a.team.test"], &[&team], &root, MISNAMED),
         case("by a way around the constrained CA", "db.test", &[], &[&team, &free], &root, None),
     ]);
 }
