@@ -243,12 +243,10 @@ impl<S: Side> TlsEngine<S> {
         Ok(())
     }
 
-    /// Seals `plain` into the front of `sealed` and returns how many bytes it takes there. `sealed` has to be larger than
-    /// `plain` by [`max_overhead`].
+    /// Encrypts `plain` to the start of `sealed`, which must be larger by [`max_overhead`]. Returns the number of written bytes.
     ///
     /// # Errors
-    /// When nothing can be sealed: before the end of the handshake, after close_notify, with keys worn out, or when
-    /// `sealed` is too small.
+    /// During the handshake, after close_notify, when the keys reach their usage limit, or if `sealed` is too small.
     pub fn seal(&mut self, plain: &[u8], sealed: &mut [u8]) -> Result<usize, Error> {
         if self.closed {
             // rustls would encrypt it, but no client would read it.
@@ -350,7 +348,7 @@ fn append<Data>(answer: &mut Vec<u8>, mut data: EncodeTlsData<'_, Data>) -> Resu
     Ok(())
 }
 
-/// After an error nothing more can be opened or sealed.
+/// The error of every call after the first error.
 fn broken_before() -> Error {
     Error::General("an earlier TLS error ended this connection".to_owned())
 }

@@ -78,7 +78,7 @@ impl Pair {
     }
 }
 
-/// A handshake and what comes right behind it, verified.
+/// Runs and verifies a handshake, including the first records after it.
 fn shake(handshake: &UpstreamHandshake, server: &Arc<ServerConfig>) -> io::Result<TlsEngine<Client>> {
     let mut pair = Pair::new(handshake, server);
     pair.exchange()?;
@@ -92,7 +92,7 @@ fn error_text(handshake: &UpstreamHandshake, server: &Arc<ServerConfig>) -> Stri
 }
 
 #[test]
-fn a_server_has_to_have_the_key_of_its_certificate_in_every_mode() {
+fn server_without_the_key_of_its_certificate_is_rejected_in_every_mode() {
     let root = Authority::new("CA");
     let good = issued(&root, "x", &["db.test"]);
     let (old, old_key) = version_1("db.test");

@@ -44,7 +44,7 @@ fn check(cases: Vec<Case>) {
         let anchors = Anchors::Bundle(bundle);
         let expected = [
             (Verification::Require, &Anchors::None, None),
-            // As libpq has it.
+            // libpq treats `require` with a bundle as `verify-ca`.
             (Verification::Require, &anchors, verify_ca),
             (Verification::VerifyCa, &anchors, verify_ca),
             (Verification::VerifyFull, &anchors, verify_full),
