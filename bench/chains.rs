@@ -98,7 +98,7 @@ fn median(
     for number in 0..ROUNDS {
         let chain = chain(number)?;
         let began = Instant::now();
-        let _ = std::hint::black_box(trust.judge(PresentedIdentity::Chain(&chain), now));
+        let _ = std::hint::black_box(trust.verify(PresentedIdentity::Chain(&chain), now));
         times.push(began.elapsed());
     }
     times.sort_unstable();
@@ -127,7 +127,7 @@ fn lists() -> Result<(), Failure> {
     let now = OffsetDateTime::now_utc();
     for authority in &authorities {
         let chain = [client(authority, &PKCS_ECDSA_P256_SHA256)?];
-        let _identity = trust.judge(PresentedIdentity::Chain(&chain), now).map_err(|ending| format!("{ending:?}"))?;
+        let _identity = trust.verify(PresentedIdentity::Chain(&chain), now).map_err(|ending| format!("{ending:?}"))?;
     }
     let took = began.elapsed();
     println!(

@@ -263,7 +263,7 @@ fn explain_names_who_vouches_for_a_certificate_and_the_pattern_that_trusts_it() 
     explained(&site, "known.pin.crt", 0, &["CN=app", "client_certificates", "\"cn:app\""]);
     let names = ["client_not_trusted", "CN=jobs", "trusted_clients", "cn:jobs", "dns:jobs.other.internal"];
     explained(&site, "jobs.crt", 3, &names);
-    let unknown = ["client_certificate_unknown_ca", "issued by CN=Nowhere CA", "none of client_certificates"];
+    let unknown = ["client_certificate_unknown_ca", "issued by CN=Nowhere CA", "not listed in client_certificates"];
     explained(&site, "unknown.crt", 3, &unknown);
     site.install("namesake", &Authority::new("Test CA").issue(Request::client("app")));
     explained(&site, "namesake.crt", 3, &["client_certificate_unknown_ca", "of the same name with another key"]);
@@ -283,7 +283,7 @@ fn explain_looks_into_the_revocation_lists() {
     explained(&site, "good.crt", 0, &["CN=good", "not revoked"]);
     explained(&site, "bad.crt", 3, &["client_certificate_revoked", "client_crl"]);
     site.write("ca.crl", site.ca.revoking(&[&bad], -1));
-    explained(&site, "good.crt", 3, &["client_certificate_invalid", "has run out", "crl_expired"]);
+    explained(&site, "good.crt", 3, &["client_certificate_invalid", "has expired", "crl_expired"]);
     let allowing = Listener::redis("127.0.0.1:6379")
         .tls("client_auth = \"required\"")
         .tls("client_ca = [\"ca.crt\", \"second.crt\"]")

@@ -194,7 +194,7 @@ fn list_of_the_new_key_of_a_ca_covers_no_certificate_of_the_old_key() {
     let portcullis = Portcullis::start(site, format!("{ON_SIGHUP}{}", checking(&upstream)));
     let denied = refused(&portcullis, &of_old);
     assert_eq!(denied.reason(), "client_certificate_invalid");
-    assert!(denied.text("detail").contains("another key of the CA has signed it"), "{}", denied.0);
+    assert!(denied.text("detail").contains("another key of the CA signed the list"), "{}", denied.0);
     assert_eq!(refused(&portcullis, &named).reason(), "client_certificate_revoked", "by name and serial number");
     assert_explained(&portcullis, &of_old, 3, &["refused (client_certificate_invalid)"]);
     assert_lives(session(&portcullis, &of_new));
@@ -290,10 +290,10 @@ fn a_list_that_runs_out_refuses_its_ca_until_there_is_a_new_one() {
     assert_eq!(denied.reason(), "client_certificate_invalid");
     for event in [portcullis.ending(port), denied] {
         let detail = event.text("detail");
-        assert!(detail.contains("the revocation list of its CA has run out"), "{detail}");
+        assert!(detail.contains("the revocation list of its CA has expired"), "{detail}");
         assert!(detail.contains("crl_expired = \"allow\""), "{detail}");
     }
-    assert_explained(&portcullis, &leaf, 3, &["has run out", "refused (client_certificate_invalid)"]);
+    assert_explained(&portcullis, &leaf, 3, &["has expired", "refused (client_certificate_invalid)"]);
     assert_lives(allowed_before);
     assert_lives(allowed());
     assert_lives(kept);
@@ -334,7 +334,7 @@ fn a_list_that_has_run_out_is_warned_of_whatever_it_means() {
         } else {
             attempt.unwrap_err();
             assert_eq!(portcullis.refusal(port), "client_certificate_invalid");
-            assert_explained(&portcullis, &other, 3, &["has run out"]);
+            assert_explained(&portcullis, &other, 3, &["has expired"]);
         }
         // A reload says it again.
         let seen = portcullis.seen();

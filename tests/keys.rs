@@ -94,7 +94,7 @@ fn what_cannot_be_opened_is_named_with_the_command_that_converts_it() {
 
         let (_, convert) = said.split_once("openssl ").expect("a command");
         let convert =
-            convert.split_once(" makes").unwrap().0.replace("OLD", "encrypted.key").replace("NEW", "converted.key");
+            format!("{} converted.key", convert.split_once(" NEW").unwrap().0).replace("OLD", "encrypted.key");
         let passphrases = ["-passin", "file:passphrase", "-passout", "file:same"];
         openssl(&site, &[&convert.split(' ').collect::<Vec<_>>()[..], &passphrases].concat());
         let outcome = check(&site, &ENCRYPTED.replace("encrypted.key", "converted.key"));

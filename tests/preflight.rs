@@ -46,7 +46,7 @@ fn faulty_chains_are_warned_about() {
     );
     let said = warnings(&site, listener());
     for words in [
-        "the order is: CN=localhost, then CN=Middle CA, then CN=Test CA",
+        "use this order: CN=localhost, then CN=Middle CA, then CN=Test CA",
         "certificate 4 is the same as certificate 3",
         "certificate 5 (CN=Other CA) does not belong to the chain",
     ] {

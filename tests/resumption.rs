@@ -434,11 +434,11 @@ fn ticket_keys_that_are_none_reject_the_reload_and_are_not_shown() {
     let secret = key();
     let cut = secret.trim_end();
     for (text, words) in [
-        (format!("# short\n{}\n", &cut[..40]), "line 2 is base64 of 30 bytes, and a key has 48"),
-        (format!("{good}{}\n", &cut[..61]), "line 2 is not base64, or cut off"),
-        (format!("{good}{}!\n", &cut[..63]), "line 2 is not base64"),
-        (format!("{good}\n{cut}{cut}\n"), "line 3 is base64 of 96 bytes"),
-        (format!("{secret}{secret}"), "line 2 is the key of line 1 again"),
+        (format!("# short\n{}\n", &cut[..40]), "line 2: 30 bytes in base64, but a key has 48"),
+        (format!("{good}{}\n", &cut[..61]), "line 2: not base64, or truncated"),
+        (format!("{good}{}!\n", &cut[..63]), "line 2: not base64"),
+        (format!("{good}\n{cut}{cut}\n"), "line 3: 96 bytes in base64"),
+        (format!("{secret}{secret}"), "line 2: same key as line 1"),
         (String::new(), "holds no key"),
     ] {
         let rejected = portcullis.reload_after(|| {

@@ -1,4 +1,4 @@
-//! What the trust in clients is made of, before anything is built from it.
+//! The settings of client authentication, before a verifier is built from them.
 
 use aws_lc_rs::digest::{Context, SHA256};
 use rustls::pki_types::CertificateDer;
@@ -8,38 +8,38 @@ use crate::identity::trusted_clients::TrustedClients;
 use crate::x509::chain::settings::{AnchorValidity, CrlExpired};
 use crate::x509::crl::Crl;
 
-/// By what client certificates are judged.
+/// The input of a [`ClientVerifier`](crate::identity::client_verifier::ClientVerifier).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClientAuthSettings {
-    /// Whether certificates are asked for. Without, nothing else counts.
+    /// With [`ClientAuth::None`], all other fields are ignored.
     pub auth: ClientAuth,
-    /// Whose certificates are good; each by itself.
+    /// `client_ca`. Each CA certificate is a trust anchor.
     pub anchors: Vec<CertificateDer<'static>>,
-    /// Certificates that are good by themselves.
+    /// `client_certificates`: accepted without a CA.
     pub pinned: Vec<CertificateDer<'static>>,
-    /// Revocation lists.
+    /// `client_crl`.
     pub crls: Vec<Crl>,
-    /// What one past its nextUpdate means.
+    /// `crl_expired`.
     pub crl_expired: CrlExpired,
-    /// What the dates of the anchors mean.
+    /// `anchor_validity`.
     pub anchor_validity: AnchorValidity,
-    /// Whom of the holders to let in.
+    /// `trusted_clients`.
     pub clients: TrustedClients,
 }
 
 impl ClientAuthSettings {
-    /// A digest of all of it and of the listener it is for: what session tickets under shared keys are bound to.
+    /// A digest of all settings and of the listener's name. Session tickets under shared keys are bound to it.
     pub fn binding(&self, listener: &str) -> [u8; 32] {
         let Self { auth, anchors, pinned, crls, crl_expired, anchor_validity, clients } = self;
-        let words = format!("{auth} {crl_expired:?} {anchor_validity:?}");
+        let options = format!("{auth} {crl_expired:?} {anchor_validity:?}");
         let lists: [Vec<Vec<u8>>; 5] = [
-            vec![listener.into(), words.into()],
+            vec![listener.into(), options.into()],
             anchors.iter().map(|der| der.to_vec()).collect(),
             pinned.iter().map(|der| der.to_vec()).collect(),
             crls.iter().map(|list| list.der().to_vec()).collect(),
             clients.patterns().iter().map(|pattern| pattern.to_string().into_bytes()).collect(),
         ];
-        // With every length in front, so that no two sets of parts have the same bytes.
+        // Each part is prefixed with its length, so that different settings never hash the same bytes.
         let mut context = Context::new(&SHA256);
         for list in lists {
             context.update(&list.len().to_be_bytes());

@@ -1,9 +1,8 @@
-//! Chains that have been verified, so that a client that comes again costs a digest and not its signatures.
+//! A cache of verified chains: a client that reconnects costs one digest instead of its signature checks.
 //!
-//! A verdict depends on the chain, on the trust anchors and revocation lists, and on the time. It is kept beside the
-//! anchors and lists it was reached with, under a digest of every byte of the chain, and counts only while every
-//! certificate of the chain and every list is in its time; outside that the question is put anew. Refusals are not
-//! remembered, so strangers cannot fill the memory.
+//! A result depends on the chain, the trust anchors, the revocation lists and the time. Each verifier has its own cache, whose
+//! keys are digests of complete chains. An entry is valid only while all certificates and lists behind it are valid. Rejected
+//! chains are not cached, so unauthenticated peers cannot fill the memory.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,27 +12,27 @@ use time::OffsetDateTime;
 use crate::identity::verified::VerifiedIdentity;
 use crate::x509::digest::Digest;
 
-/// The good verdicts of one set of trust anchors.
+/// The accepted chains of one [`ChainVerifier`](crate::identity::verifier::ChainVerifier).
 #[derive(Debug, Default)]
 pub(crate) struct VerificationCache {
     chains: Mutex<HashMap<Digest, Arc<VerifiedIdentity>>>,
 }
 
 impl VerificationCache {
-    /// The credential of a chain that has been found good, if it still is.
-    pub(crate) fn recall(&self, chain: &Digest, now: OffsetDateTime) -> Option<Arc<VerifiedIdentity>> {
+    /// The identity of a cached chain, if it is valid at `now`.
+    pub(crate) fn get(&self, chain: &Digest, now: OffsetDateTime) -> Option<Arc<VerifiedIdentity>> {
         let chains = self.chains();
         let identity = chains.get(chain)?;
         (identity.from..identity.until).contains(&now).then(|| Arc::clone(identity))
     }
 
-    /// Notes that a chain is good, as long as its credential says.
-    pub(crate) fn remember(&self, identity: &Arc<VerifiedIdentity>) {
-        if identity.chain.iter().map(|der| der.len()).sum::<usize>() > LONGEST_CHAIN {
+    /// Chains above [`MAX_CHAIN_BYTES`] are not cached.
+    pub(crate) fn insert(&self, identity: &Arc<VerifiedIdentity>) {
+        if identity.chain.iter().map(|der| der.len()).sum::<usize>() > MAX_CHAIN_BYTES {
             return;
         }
         let mut chains = self.chains();
-        if chains.len() >= MOST_CHAINS {
+        if chains.len() >= MAX_CHAINS {
             chains.clear();
         }
         chains.insert(identity.digest, Arc::clone(identity));
@@ -44,12 +43,12 @@ impl VerificationCache {
     }
 }
 
-/// More clients than a database has, at about a KiB each. Past it all are forgotten, and verified anew.
-const MOST_CHAINS: usize = 1024;
+/// More clients than a database has, at about 1 KiB each. At this size the cache is cleared.
+const MAX_CHAINS: usize = 1024;
 
-/// In bytes. Far above any real chain, and what keeps the holder of a good certificate from filling the memory with what it
-/// sends along.
-const LONGEST_CHAIN: usize = 16 << 10;
+/// Far above any real chain. Without the limit, a client with a valid certificate could fill the memory with additional
+/// certificates.
+const MAX_CHAIN_BYTES: usize = 16 << 10;
 
 #[cfg(test)]
 mod tests {
@@ -68,7 +67,7 @@ mod tests {
         Authority::new("CA").client(name, NOW, NOW + Duration::DAY).der()
     }
 
-    /// The credential of a chain, with the facts of some leaf.
+    /// An identity with this leaf, and the digest of `chain`.
     fn identity(leaf: &CertificateDer<'_>, chain: &[CertificateDer<'_>]) -> Arc<VerifiedIdentity> {
         let certificate = Certificate::parse(leaf).unwrap();
         Arc::new(VerifiedIdentity {
@@ -82,17 +81,17 @@ mod tests {
             digest: digest_of_chain(chain),
             path: Box::default(),
             constraints: Digest::default(),
-            judge: 0,
+            verifier_id: 0,
         })
     }
 
     #[test]
-    fn a_verdict_is_for_these_bytes_and_for_its_time() {
+    fn cached_chain_is_found_only_with_equal_bytes_and_while_valid() {
         let chain = [certificate("app"), certificate("between")];
         let turned = [chain[1].clone(), chain[0].clone()];
-        let verified = VerificationCache::default();
-        verified.remember(&identity(&chain[0], &chain));
-        let known = |chain, moment| verified.recall(&digest_of_chain(chain), moment).is_some();
+        let cache = VerificationCache::default();
+        cache.insert(&identity(&chain[0], &chain));
+        let known = |chain, moment| cache.get(&digest_of_chain(chain), moment).is_some();
         assert!(known(&chain, NOW) && known(&chain, NOW + Duration::HOUR - Duration::NANOSECOND));
         assert!(!known(&chain, NOW - Duration::SECOND), "before its time");
         assert!(!known(&chain, NOW + Duration::HOUR), "after its time");
@@ -101,26 +100,26 @@ mod tests {
     }
 
     #[test]
-    fn no_more_chains_are_remembered_than_there_is_room_for() {
+    fn cache_size_stays_at_or_below_its_limit() {
         let leaf = certificate("app");
-        let verified = VerificationCache::default();
-        for count in 0..=2 * MOST_CHAINS {
+        let cache = VerificationCache::default();
+        for count in 0..=2 * MAX_CHAINS {
             let other = CertificateDer::from(count.to_be_bytes().to_vec());
-            verified.remember(&identity(&leaf, &[other]));
+            cache.insert(&identity(&leaf, &[other]));
         }
-        assert!(verified.chains().len() <= MOST_CHAINS);
-        let last = CertificateDer::from((2 * MOST_CHAINS).to_be_bytes().to_vec());
-        assert!(verified.recall(&digest_of_chain(&[last]), NOW).is_some());
+        assert!(cache.chains().len() <= MAX_CHAINS);
+        let last = CertificateDer::from((2 * MAX_CHAINS).to_be_bytes().to_vec());
+        assert!(cache.get(&digest_of_chain(&[last]), NOW).is_some());
     }
 
     #[test]
-    fn a_chain_with_much_sent_along_is_not_remembered() {
+    fn chain_above_the_size_limit_is_not_cached() {
         let leaf = certificate("app");
-        let padding = vec![0; LONGEST_CHAIN];
+        let padding = vec![0; MAX_CHAIN_BYTES];
         let alone = std::slice::from_ref(&leaf);
         let long = VerifiedIdentity { chain: vec![leaf.clone(), padding.into()], ..(*identity(&leaf, alone)).clone() };
-        let verified = VerificationCache::default();
-        verified.remember(&Arc::new(long));
-        assert!(verified.recall(&digest_of_chain(std::slice::from_ref(&leaf)), NOW).is_none());
+        let cache = VerificationCache::default();
+        cache.insert(&Arc::new(long));
+        assert!(cache.get(&digest_of_chain(std::slice::from_ref(&leaf)), NOW).is_none());
     }
 }

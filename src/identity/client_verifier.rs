@@ -1,7 +1,7 @@
-//! The identity question: does the policy in force now accept this client's certificate?
+//! Verifies a client's identity against the current policy.
 //!
-//! rustls asks its verifier during a full handshake only; a resumed one brings back the stored chain unasked. So the
-//! question stands here by itself, to be put after every handshake, and again whenever the policy or the time has changed.
+//! rustls calls its verifier only in full handshakes; a resumed handshake restores the stored chain without verification. So
+//! the identity is verified here after every handshake, and again whenever the policy or the time changes.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use webpki::anchor_from_trusted_cert;
 
 use crate::identity::auth_settings::ClientAuthSettings;
 use crate::identity::recording::{HandshakeFindings, RecordingVerifier};
-use crate::identity::refusal::{reason_of, refused_by_us};
+use crate::identity::refusal::{describe_refusal, reason_of};
 use crate::identity::settings::ClientAuth;
 use crate::identity::trusted_clients::TrustedClients;
 use crate::identity::verified::VerifiedIdentity;
@@ -24,7 +24,7 @@ use crate::x509::certificate::Certificate;
 use crate::x509::chain::error::ChainError;
 use crate::x509::error::BuildError;
 
-/// Which client certificates a listener accepts.
+/// Verifies client certificates for one listener.
 #[derive(Clone, Debug)]
 pub struct ClientVerifier {
     auth: ClientAuth,
@@ -32,133 +32,131 @@ pub struct ClientVerifier {
     clients: Arc<TrustedClients>,
 }
 
-/// Who a client is: judged, and accepted.
+/// An accepted client identity.
 #[must_use]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ClientIdentity {
-    /// It showed no certificate and need not.
+    /// No certificate, and none is required.
     Anonymous,
-    /// It proved to hold the key of this certificate.
+    /// The client proved that it has the key of this certificate.
     Certified(Arc<VerifiedIdentity>),
 }
 
-/// What a client has to show for itself.
+/// The input of a verification.
 #[derive(Clone, Copy, Debug)]
 pub enum PresentedIdentity<'a> {
-    /// The chain of its handshake, leaf first, or of the handshake that this one resumes; empty where it showed none.
+    /// The chain of the handshake, or of the handshake that it resumes. Leaf first; empty without a certificate.
     Chain(&'a [CertificateDer<'a>]),
-    /// It is outside TLS, and so has none.
+    /// The connection is not encrypted.
     Plaintext,
-    /// What it was let in with; nothing, where it was let in without.
-    Credential(Option<&'a Arc<VerifiedIdentity>>),
+    /// The identity that admitted an open session; `None` if the session was admitted without a certificate.
+    Verified(Option<&'a Arc<VerifiedIdentity>>),
 }
 
 impl ClientVerifier {
-    /// Builds the trust.
-    ///
     /// # Errors
-    /// When an anchor cannot be one.
-    pub fn new(parts: &ClientAuthSettings) -> Result<Self, BuildError> {
-        let verifier = match parts.auth {
+    /// If a certificate in `anchors` cannot be a trust anchor.
+    pub fn new(settings: &ClientAuthSettings) -> Result<Self, BuildError> {
+        let verifier = match settings.auth {
             ClientAuth::None => None,
-            ClientAuth::Optional | ClientAuth::Required => Some(Arc::new(ChainVerifier::new(parts)?)),
+            ClientAuth::Optional | ClientAuth::Required => Some(Arc::new(ChainVerifier::new(settings)?)),
         };
-        Ok(Self { auth: parts.auth, verifier, clients: Arc::new(parts.clients.clone()) })
+        Ok(Self { auth: settings.auth, verifier, clients: Arc::new(settings.clients.clone()) })
     }
 
-    /// Whether a certificate can be a trust anchor at all.
-    ///
     /// # Errors
-    /// Why it cannot.
+    /// [`BuildError::Anchor`] if the certificate cannot be a trust anchor.
     pub fn check_anchor(anchor: &CertificateDer<'static>) -> Result<(), BuildError> {
         anchor_from_trusted_cert(anchor).map(|_| ()).map_err(|error| BuildError::Anchor(error.to_string()))
     }
 
-    /// What of its name constraints cannot be checked, and what follows from that; nothing where all of it can.
+    /// The name constraints of a CA that cannot be checked, and the consequence, as a text. `None` if all can be checked.
     pub fn unchecked_constraints(anchor: &CertificateDer<'_>) -> Option<String> {
         let kinds = unchecked_constraints(anchor);
         let consequence = match kinds.contains(&DIRECTORY_NAMES) {
-            true => "it vouches for nobody",
-            false => "client certificates with such names are refused",
+            true => "no client certificate from it is accepted",
+            false => "client certificates with such names are rejected",
         };
         (!kinds.is_empty()).then(|| {
             format!("limits {} (name constraints), which cannot be checked: {consequence}", kinds.join(" and "))
         })
     }
 
-    /// Why a trust anchor vouches for nobody at this time; nothing where it does, or is none.
+    /// Why no certificate is accepted through this anchor at `now`. `None` if certificates are accepted, or it is not an anchor.
     pub fn anchor_error(&self, anchor: &CertificateDer<'_>, now: OffsetDateTime) -> Option<ChainError> {
         self.verifier.as_ref()?.anchor_error(anchor, now)
     }
 
-    /// A verifier for one handshake and what it finds out. `None` where no certificate is asked for.
+    /// A verifier for one handshake, and the findings that it records. `None` if no certificate is requested.
     pub(crate) fn recording_verifier(&self) -> Option<(Arc<dyn ClientCertVerifier>, Arc<HandshakeFindings>)> {
         let verifier = Arc::clone(self.verifier.as_ref()?);
         let findings = Arc::<HandshakeFindings>::default();
         Some((Arc::new(RecordingVerifier::new(verifier, Arc::clone(&findings))), findings))
     }
 
-    /// The verifier of the pattern. Where certificates are asked for, each handshake puts its own [`RecordingVerifier`] in its
-    /// place.
+    /// The verifier of the template configuration. With client authentication, each handshake replaces it with its own
+    /// [`RecordingVerifier`].
     pub(crate) fn verifier(&self) -> Arc<dyn ClientCertVerifier> {
         self.recording_verifier().map_or_else(WebPkiClientVerifier::no_client_auth, |(verifier, _)| verifier)
     }
 
-    /// Whom of the holders of a good certificate it lets in.
+    /// The configured `trusted_clients`.
     pub fn clients(&self) -> &TrustedClients {
         &self.clients
     }
 
-    /// Judges a client by what it has to show.
+    /// Verifies a client: its chain, or the identity of its open session.
     ///
     /// # Errors
-    /// The ending of the connection.
-    pub fn judge(&self, presented: PresentedIdentity<'_>, now: OffsetDateTime) -> Result<ClientIdentity, Outcome> {
-        if let Some(rechecked) = self.recheck(presented, now) {
-            return rechecked;
+    /// The outcome of the rejected connection.
+    pub fn verify(&self, presented: PresentedIdentity<'_>, now: OffsetDateTime) -> Result<ClientIdentity, Outcome> {
+        if let Some(reverified) = self.reverify_from_path(presented, now) {
+            return reverified;
         }
         let Some(verifier) = &self.verifier else { return Ok(ClientIdentity::Anonymous) };
-        let judged = match presented {
-            PresentedIdentity::Credential(Some(identity)) => verifier.search_again(identity, now),
-            PresentedIdentity::Chain([leaf, intermediates @ ..]) => verifier.judge(leaf, intermediates, now),
-            PresentedIdentity::Credential(None) | PresentedIdentity::Chain([]) | PresentedIdentity::Plaintext => {
+        let verified = match presented {
+            PresentedIdentity::Verified(Some(identity)) => verifier.reverify_by_search(identity, now),
+            PresentedIdentity::Chain([leaf, intermediates @ ..]) => {
+                verifier.verify_and_remember(leaf, intermediates, now)
+            }
+            PresentedIdentity::Verified(None) | PresentedIdentity::Chain([]) | PresentedIdentity::Plaintext => {
                 return self.without_certificate();
             }
         };
-        self.authorize(judged, presented)
+        self.authorize(verified, presented)
     }
 
-    /// Judges a client as [`judge`](Self::judge) does, where that costs no signature. Nothing, where it might.
-    pub fn recheck(
+    /// Like [`verify`](Self::verify), without signature checks. `None` if the result would need one.
+    pub fn reverify_from_path(
         &self,
         presented: PresentedIdentity<'_>,
         now: OffsetDateTime,
     ) -> Option<Result<ClientIdentity, Outcome>> {
-        let judged = match (&self.verifier, presented) {
+        let verified = match (&self.verifier, presented) {
             (_, PresentedIdentity::Plaintext) => {
-                let detail = "it came without TLS, which this listener demands";
+                let detail = "the connection is not encrypted; this listener requires TLS";
                 return Some(Err(Outcome::new(Reason::PlaintextRefused, detail)));
             }
             (None, _) => return Some(Ok(ClientIdentity::Anonymous)),
-            (Some(_), PresentedIdentity::Credential(None) | PresentedIdentity::Chain([])) => {
+            (Some(_), PresentedIdentity::Verified(None) | PresentedIdentity::Chain([])) => {
                 return Some(self.without_certificate());
             }
             (Some(_), PresentedIdentity::Chain([_, ..])) => return None,
-            (Some(verifier), PresentedIdentity::Credential(Some(identity))) => {
-                let judged = verifier.recheck(identity, now)?;
-                // By another path its common name may count.
+            (Some(verifier), PresentedIdentity::Verified(Some(identity))) => {
+                let verified = verifier.reverify_from_path(identity, now)?;
+                // On another path, the common name may be usable.
                 let may_be_named = |identity: &Arc<VerifiedIdentity>| {
                     identity.ignores_common_name()
-                        && !verifier.has_searched(identity)
+                        && !verifier.has_searched_all_paths(identity)
                         && !self.clients.trust(identity.names())
                 };
-                if judged.as_ref().is_ok_and(may_be_named) {
+                if verified.as_ref().is_ok_and(may_be_named) {
                     return None;
                 }
-                judged
+                verified
             }
         };
-        Some(self.authorize(judged, presented))
+        Some(self.authorize(verified, presented))
     }
 
     fn without_certificate(&self) -> Result<ClientIdentity, Outcome> {
@@ -170,11 +168,11 @@ impl ClientVerifier {
 
     fn authorize(
         &self,
-        judged: Result<Arc<VerifiedIdentity>, ChainError>,
+        verified: Result<Arc<VerifiedIdentity>, ChainError>,
         presented: PresentedIdentity<'_>,
     ) -> Result<ClientIdentity, Outcome> {
-        let identity = judged
-            .map_err(|error| Outcome::new(reason_of(&error), refused_by_us(&error, presented.leaf().as_ref())))?;
+        let identity = verified
+            .map_err(|error| Outcome::new(reason_of(&error), describe_refusal(&error, presented.leaf().as_ref())))?;
         if self.clients.trust(identity.names()) {
             Ok(ClientIdentity::Certified(identity))
         } else {
@@ -187,23 +185,23 @@ fn not_trusted(identity: &VerifiedIdentity) -> Outcome {
     let names: Vec<_> = identity.names().map(|name| name.to_string()).collect();
     let Certificate { subject, .. } = &identity.certificate;
     let common_name = match identity.ignores_common_name() {
-        true => "; its common name does not count, because a CA above it has name constraints",
+        true => "; its common name is ignored because a CA above it has name constraints",
         false => "",
     };
     let detail = format_args!(
-        "client certificate {subject}: it is good, but trusted_clients lists none of its names: {}{common_name}",
+        "client certificate {subject}: it is valid, but trusted_clients lists none of its names: {}{common_name}",
         names.join(", ")
     );
     Outcome::new(Reason::ClientNotTrusted, detail)
 }
 
 impl PresentedIdentity<'_> {
-    /// The facts of the certificate shown, where it is one.
+    /// `None` if there is no certificate, or it cannot be parsed.
     pub fn leaf(self) -> Option<Certificate> {
         match self {
             Self::Chain(chain) => Certificate::parse(chain.first()?).ok(),
             Self::Plaintext => None,
-            Self::Credential(identity) => Some(identity?.certificate.clone()),
+            Self::Verified(identity) => Some(identity?.certificate.clone()),
         }
     }
 }
@@ -225,7 +223,7 @@ mod tests {
         [authority.client("app", NOW, SOON).der()]
     }
 
-    fn parts(auth: ClientAuth, authority: &Authority) -> ClientAuthSettings {
+    fn settings(auth: ClientAuth, authority: &Authority) -> ClientAuthSettings {
         ClientAuthSettings {
             auth,
             anchors: vec![authority.der()],
@@ -237,124 +235,128 @@ mod tests {
         }
     }
 
-    fn judge(
+    fn verify(
         trust: &ClientVerifier,
         chain: &[CertificateDer<'_>],
         now: OffsetDateTime,
     ) -> Result<ClientIdentity, Outcome> {
-        trust.judge(PresentedIdentity::Chain(chain), now)
+        trust.verify(PresentedIdentity::Chain(chain), now)
     }
 
     fn trusting(auth: ClientAuth, authority: &Authority) -> ClientVerifier {
-        ClientVerifier::new(&parts(auth, authority)).unwrap()
+        ClientVerifier::new(&settings(auth, authority)).unwrap()
     }
 
-    fn reason(judged: Result<ClientIdentity, Outcome>) -> Reason {
-        judged.unwrap_err().reason
+    fn reason(verified: Result<ClientIdentity, Outcome>) -> Reason {
+        verified.unwrap_err().reason
     }
 
-    fn name(judged: Result<ClientIdentity, Outcome>) -> String {
-        match judged.unwrap() {
-            ClientIdentity::Anonymous => "nobody".to_owned(),
+    fn name(verified: Result<ClientIdentity, Outcome>) -> String {
+        match verified.unwrap() {
+            ClientIdentity::Anonymous => "anonymous".to_owned(),
             ClientIdentity::Certified(identity) => identity.certificate.subject.clone(),
         }
     }
 
     #[test]
-    fn a_certificate_that_nobody_asked_for_names_nobody() {
+    fn certificate_without_client_auth_gives_no_identity() {
         let trust = trusting(ClientAuth::None, &Authority::new("Clients CA"));
-        assert_eq!(name(judge(&trust, &[], NOW)), "nobody");
-        assert_eq!(name(judge(&trust, &chain(&Authority::new("Any CA")), NOW)), "nobody");
+        assert_eq!(name(verify(&trust, &[], NOW)), "anonymous");
+        assert_eq!(name(verify(&trust, &chain(&Authority::new("Any CA")), NOW)), "anonymous");
     }
 
     #[test]
-    fn an_optional_certificate_may_be_missing_but_not_bad() {
+    fn optional_certificate_may_be_missing_but_not_untrusted() {
         let authority = Authority::new("Clients CA");
         let trust = trusting(ClientAuth::Optional, &authority);
-        assert_eq!(name(judge(&trust, &[], NOW)), "nobody");
-        assert_eq!(name(judge(&trust, &chain(&authority), NOW)), "CN=app");
+        assert_eq!(name(verify(&trust, &[], NOW)), "anonymous");
+        assert_eq!(name(verify(&trust, &chain(&authority), NOW)), "CN=app");
         let untrusted = chain(&Authority::new("Another CA"));
-        assert_eq!(reason(judge(&trust, &untrusted, NOW)), Reason::ClientCertificateUnknownCa);
+        assert_eq!(reason(verify(&trust, &untrusted, NOW)), Reason::ClientCertificateUnknownCa);
     }
 
     #[test]
-    fn a_required_certificate_may_not_be_missing() {
+    fn required_certificate_must_be_presented() {
         let authority = Authority::new("Clients CA");
         let trust = trusting(ClientAuth::Required, &authority);
-        assert_eq!(reason(judge(&trust, &[], NOW)), Reason::ClientCertificateMissing);
-        assert_eq!(name(judge(&trust, &chain(&authority), NOW)), "CN=app");
+        assert_eq!(reason(verify(&trust, &[], NOW)), Reason::ClientCertificateMissing);
+        assert_eq!(name(verify(&trust, &chain(&authority), NOW)), "CN=app");
     }
 
     #[test]
-    fn a_certificate_is_good_in_its_time_only() {
+    fn certificate_is_rejected_before_and_after_its_validity() {
         let authority = Authority::new("Clients CA");
         let trust = trusting(ClientAuth::Required, &authority);
         let chain = chain(&authority);
-        assert_eq!(reason(judge(&trust, &chain, NOW - Duration::SECOND)), Reason::ClientCertificateInvalid);
-        assert_eq!(name(judge(&trust, &chain, SOON)), "CN=app");
+        assert_eq!(reason(verify(&trust, &chain, NOW - Duration::SECOND)), Reason::ClientCertificateInvalid);
+        assert_eq!(name(verify(&trust, &chain, SOON)), "CN=app");
         let late = SOON + Duration::SECOND;
-        assert_eq!(name(judge(&trust, &chain, late - Duration::NANOSECOND)), "CN=app", "the last second is its own");
-        assert_eq!(reason(judge(&trust, &chain, late)), Reason::ClientCertificateExpired);
-        // Once verified it is remembered, in its time and no longer.
-        assert_eq!(name(judge(&trust, &chain, SOON)), "CN=app");
-        assert_eq!(reason(judge(&trust, &chain, NOW - Duration::SECOND)), Reason::ClientCertificateInvalid);
-        assert_eq!(reason(judge(&trust, &chain, late)), Reason::ClientCertificateExpired);
+        assert_eq!(name(verify(&trust, &chain, late - Duration::NANOSECOND)), "CN=app", "the last second is its own");
+        assert_eq!(reason(verify(&trust, &chain, late)), Reason::ClientCertificateExpired);
+        // The cached result ends with the certificate too.
+        assert_eq!(name(verify(&trust, &chain, SOON)), "CN=app");
+        assert_eq!(reason(verify(&trust, &chain, NOW - Duration::SECOND)), Reason::ClientCertificateInvalid);
+        assert_eq!(reason(verify(&trust, &chain, late)), Reason::ClientCertificateExpired);
     }
 
     #[test]
-    fn a_client_that_sends_more_certificates_than_a_chain_can_need_is_refused() {
+    fn client_that_sends_more_than_six_intermediates_is_rejected() {
         let authority = Authority::new("Clients CA");
         let trust = trusting(ClientAuth::Required, &authority);
         let mut chain = chain(&authority).to_vec();
         let others = [(); 7].map(|()| Authority::new("Clients CA").der());
         chain.extend_from_slice(&others[..6]);
-        // What comes twice, as the client's own certificate may, counts once.
+        // Repeated certificates count once.
         chain.extend_from_within(..);
-        assert_eq!(name(judge(&trust, &chain, NOW)), "CN=app");
+        assert_eq!(name(verify(&trust, &chain, NOW)), "CN=app");
         chain.extend_from_slice(&others[6..]);
-        let ending = judge(&trust, &chain, NOW).unwrap_err();
+        let ending = verify(&trust, &chain, NOW).unwrap_err();
         assert_eq!(ending.reason, Reason::ClientCertificateInvalid);
         assert!(ending.detail.contains("more than 6 certificates"), "{}", ending.detail);
     }
 
     #[test]
-    fn what_is_sent_along_does_not_hide_that_a_certificate_is_taken_back() {
+    fn revoked_certificate_is_reported_as_revoked_whatever_else_is_sent() {
         let [authority, other] = ["Clients CA", "Another CA"].map(Authority::new);
         let chain = chain(&authority);
         let lists = Crl::parse_all(authority.list(&revoking(&chain, 1, NOW)).der()).unwrap();
-        // Of the CA's name and past its time, which webpki finds worse than revoked; and no certificate at all.
-        let ended = Authority::lasting("Clients CA", NOW - Duration::DAY, NOW - Duration::HOUR).der();
+        // An expired certificate of the CA's name, which webpki reports instead of revocation, and invalid bytes.
+        let ended = Authority::with_validity("Clients CA", NOW - Duration::DAY, NOW - Duration::HOUR).der();
         let junk = CertificateDer::from(b"junk".to_vec());
         for (pinned, along) in [(&chain[..0], &[&junk][..]), (&chain, &[&junk, &ended])] {
             let (anchors, pinned) = (vec![other.der(), authority.der()], pinned.to_vec());
-            let parts =
-                ClientAuthSettings { anchors, pinned, crls: lists.clone(), ..parts(ClientAuth::Required, &authority) };
-            let trust = ClientVerifier::new(&parts).unwrap();
-            assert_eq!(reason(judge(&trust, &chain, NOW)), Reason::ClientCertificateRevoked);
+            let settings = ClientAuthSettings {
+                anchors,
+                pinned,
+                crls: lists.clone(),
+                ..settings(ClientAuth::Required, &authority)
+            };
+            let trust = ClientVerifier::new(&settings).unwrap();
+            assert_eq!(reason(verify(&trust, &chain, NOW)), Reason::ClientCertificateRevoked);
             for along in along {
                 let chain = [chain[0].clone(), (*along).clone()];
-                assert_eq!(reason(judge(&trust, &chain, NOW)), Reason::ClientCertificateRevoked, "{along:?}");
+                assert_eq!(reason(verify(&trust, &chain, NOW)), Reason::ClientCertificateRevoked, "{along:?}");
             }
         }
     }
 
-    /// Who has the key of one client must not make more of them.
+    /// The holder of one client key must not be able to issue client certificates.
     #[test]
-    fn a_clients_own_certificate_among_the_anchors_vouches_for_nobody() {
+    fn client_certificate_in_client_ca_issues_no_trusted_certificates() {
         for is_ca in [IsCa::NoCa, IsCa::ExplicitNoCa] {
             let mut params = named(CertificateParams::default(), "app");
             params.is_ca = is_ca;
-            let client = Authority::alone(&params);
+            let client = Authority::self_signed(&params);
             let trust = trusting(ClientAuth::Required, &client);
-            assert_eq!(reason(judge(&trust, &chain(&client), NOW)), Reason::ClientCertificateUnknownCa);
+            assert_eq!(reason(verify(&trust, &chain(&client), NOW)), Reason::ClientCertificateUnknownCa);
         }
     }
 
     #[test]
-    fn a_ca_of_the_same_name_with_another_key_is_unknown() {
+    fn ca_with_the_same_name_and_another_key_is_unknown() {
         let trust = trusting(ClientAuth::Required, &Authority::new("Clients CA"));
         let impostor = chain(&Authority::new("Clients CA"));
-        let ending = judge(&trust, &impostor, NOW).unwrap_err();
+        let ending = verify(&trust, &impostor, NOW).unwrap_err();
         assert_eq!(ending.reason, Reason::ClientCertificateUnknownCa);
         assert!(ending.detail.contains("CN=app"), "{}", ending.detail);
     }

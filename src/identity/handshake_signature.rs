@@ -1,6 +1,6 @@
-//! Signatures of handshakes by certificates that webpki does not read: those of version 1, and those with a critical extension
-//! that it does not know. A peer that is pinned, or whose certificate nobody verifies, may have one. It has to prove that it
-//! has the key all the same.
+//! Verifies handshake signatures, also by certificates that webpki cannot parse: of version 1, or with an unknown critical
+//! extension. A pinned peer, or one whose certificate is not verified, may have such a certificate. It must still prove that it
+//! has the key.
 
 use rustls::client::danger::HandshakeSignatureValid;
 use rustls::crypto::{verify_tls12_signature, verify_tls13_signature, verify_tls13_signature_with_raw_key};
@@ -38,8 +38,8 @@ pub(crate) fn verify_tls13(
     verify_tls13_signature_with_raw_key(message, &key, signed, &algorithms)
 }
 
-/// The methods of a rustls verifier, for clients or for servers, that verify the signature of the handshake: they are the same
-/// wherever a certificate is verified. The schemes are those of the provider, or an expression of the verifier.
+/// The methods of a rustls client or server verifier that verify handshake signatures. Without arguments they support the schemes
+/// of the provider.
 macro_rules! verify_handshake_signatures {
     () => {
         $crate::identity::handshake_signature::verify_handshake_signatures!(
@@ -72,16 +72,16 @@ macro_rules! verify_handshake_signatures {
 }
 pub(crate) use verify_handshake_signatures;
 
-/// Has a key sign something, and the certificate it belongs to verify that.
+/// Signs a message with the key, and verifies it with the certificate.
 pub(crate) fn self_test(pair: &CertifiedKey) -> Result<(), Error> {
-    const WORDS: &[u8] = b"rehearsal";
+    const MESSAGE: &[u8] = b"self-test";
     let schemes = provider().signature_verification_algorithms.supported_schemes();
     let signer = pair.key.choose_scheme(&schemes);
-    let signer = signer.ok_or_else(|| Error::General("it knows no signature that TLS does".to_owned()))?;
-    verify(WORDS, pair.end_entity_cert()?, signer.scheme(), &signer.sign(WORDS)?)
+    let signer = signer.ok_or_else(|| Error::General("the key supports no TLS signature scheme".to_owned()))?;
+    verify(MESSAGE, pair.end_entity_cert()?, signer.scheme(), &signer.sign(MESSAGE)?)
 }
 
-/// By the key of the certificate, whatever else is in there.
+/// Uses only the key of the certificate; ignores all other fields.
 fn verify(
     message: &[u8],
     certificate: &CertificateDer<'_>,
@@ -91,7 +91,7 @@ fn verify(
     let certificate = parse(certificate)?;
     let key = certificate.public_key();
     let bad = |_| Error::from(CertificateError::BadEncoding);
-    // The key's information is a sequence, and its first part, another one, names the algorithm.
+    // SubjectPublicKeyInfo is a sequence; its first element is the AlgorithmIdentifier.
     let (_, information) = Any::from_der(key.raw).map_err(bad)?;
     let (_, algorithm) = Any::from_der(information.data).map_err(bad)?;
     let known = provider().signature_verification_algorithms.mapping;

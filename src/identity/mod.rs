@@ -1,7 +1,7 @@
-//! Who a client is: verification of client certificates, their revocation, pins and `trusted_clients`.
+//! Client identity: verification of client certificates, revocation, pinned certificates and `trusted_clients`.
 //!
-//! A chain is verified once, when a client presents it ([`verifier`]); sessions keep the verified path, so that a new policy
-//! needs only dates and serial numbers for most of them.
+//! A chain is verified when a client presents it ([`verifier`]). Sessions keep the verified path, so that a new policy checks
+//! only dates and serial numbers for most of them.
 
 pub(crate) mod auth_settings;
 pub(crate) mod cache;

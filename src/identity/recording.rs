@@ -1,4 +1,4 @@
-//! Where rustls asks about a client's certificate, and what is remembered of the answer.
+//! The client certificate verifier of one handshake, which records its result.
 
 use std::sync::{Arc, OnceLock};
 
@@ -14,20 +14,18 @@ use crate::x509::chain::error::ChainError;
 use crate::x509::clock::moment;
 use crate::x509::raw_certificate::RawCertificate;
 
-/// What a handshake's verifier found out about the client's certificate, for the audit and for what comes after the
-/// handshake.
+/// The recorded result, for the audit log and the checks after the handshake.
 #[derive(Debug, Default)]
 pub(crate) struct HandshakeFindings {
     verified: OnceLock<(Arc<ChainVerifier>, Arc<VerifiedIdentity>)>,
     refused: OnceLock<RefusedClient>,
 }
 
-/// A client certificate that was refused, and why.
+/// A rejected client certificate.
 #[derive(Clone, Debug)]
 pub struct RefusedClient {
-    /// Its facts; nothing of one that cannot be read, or takes long to be.
+    /// `None` if it cannot be parsed, or is too large to parse for an unauthenticated peer.
     pub certificate: Option<Certificate>,
-    /// What is wrong with it.
     pub error: ChainError,
 }
 
@@ -36,8 +34,7 @@ impl HandshakeFindings {
         self.refused.get()
     }
 
-    /// Remembers the verdict for the client's next handshake, and for the questions after this one. To be called once the
-    /// handshake is over, and the client has proved to have the key.
+    /// Caches the verified identity. Call it only after the handshake, when the client has proved that it has the key.
     pub(crate) fn remember(&self) {
         if let Some((verifier, identity)) = self.verified.get() {
             verifier.remember(identity);
@@ -45,7 +42,7 @@ impl HandshakeFindings {
     }
 }
 
-/// The verifier of one handshake. It records what it finds.
+/// Verifies with a shared [`ChainVerifier`] and records the result.
 #[derive(Debug)]
 pub(crate) struct RecordingVerifier {
     verifier: Arc<ChainVerifier>,
@@ -71,7 +68,7 @@ impl ClientCertVerifier for RecordingVerifier {
                 Ok(ClientCertVerified::assertion())
             }
             Err(error) => {
-                // Anybody can send it, so it costs no more to name than it is worth.
+                // Unauthenticated peers can send it, so a large certificate is not parsed for the log.
                 let is_short = RawCertificate::read(leaf).is_some_and(|raw| !raw.is_long_to_read());
                 let certificate = if is_short { Certificate::parse(leaf).ok() } else { None };
                 self.findings.refused.get_or_init(|| RefusedClient { certificate, error: error.clone() });

@@ -1,4 +1,4 @@
-//! Client certificates that are refused: the code for the auditor, and words for the operator.
+//! Rejected client certificates: the reason code for the audit log, and the explanation for operators.
 
 use crate::outcome::Reason;
 use crate::printable::quoted;
@@ -6,7 +6,7 @@ use crate::timestamp;
 use crate::x509::certificate::Certificate;
 use crate::x509::chain::error::ChainError;
 
-/// The code for what is wrong with a client's certificate.
+/// The reason code for the audit log.
 pub(crate) fn reason_of(error: &ChainError) -> Reason {
     match error {
         ChainError::UnknownIssuer | ChainError::TooManyChecks => Reason::ClientCertificateUnknownCa,
@@ -32,30 +32,32 @@ pub(crate) fn reason_of(error: &ChainError) -> Reason {
     }
 }
 
-/// Whose certificate is refused, the error, and what to do about it.
-pub(crate) fn refused_by_us(error: &ChainError, refused: Option<&Certificate>) -> String {
+/// Names the certificate, the error and the remedy.
+pub(crate) fn describe_refusal(error: &ChainError, refused: Option<&Certificate>) -> String {
     match refused {
-        Some(certificate) => format!("client certificate {}: {}", in_words(certificate), in_short(error)),
-        None => format!("client certificate that is too long or damaged to be named: {}", in_short(error)),
+        Some(certificate) => {
+            format!("client certificate {}: {}", describe_certificate(certificate), explain_error(error))
+        }
+        None => format!("client certificate (too large or malformed to show its subject): {}", explain_error(error)),
     }
 }
 
-/// The certificate with what an operator needs to find it. Its names are cut to leave room for the reason.
-pub(crate) fn in_words(certificate: &Certificate) -> String {
+/// The fields by which an operator finds the certificate. Long names are truncated to leave room for the error.
+pub(crate) fn describe_certificate(certificate: &Certificate) -> String {
     let Certificate { subject, issuer, not_after, sha256, .. } = certificate;
     let [subject, issuer] = [subject, issuer].map(quoted);
     format!("{subject} (issued by {issuer}, valid until {}, sha256 {sha256})", timestamp::seconds(*not_after))
 }
 
-fn in_short(error: &ChainError) -> String {
-    let words = match error {
+fn explain_error(error: &ChainError) -> String {
+    let text = match error {
         ChainError::RevocationListExpired => {
-            "the revocation list of its CA has run out: put a new one into client_crl, \
-             or set crl_expired = \"allow\" to go by the old one"
+            "the revocation list of its CA has expired; add a new one to client_crl, \
+             or set crl_expired = \"allow\" to use the expired one"
         }
         ChainError::UnknownIssuer => {
-            "no certificate of client_ca has issued it, directly or by way of the intermediates the client sent, and it \
-             is none of client_certificates"
+            "not issued by any CA in client_ca (including via the intermediates the client sent) and not listed in \
+             client_certificates"
         }
         ChainError::PeerIsCa => {
             "it is a CA certificate (basicConstraints CA:TRUE); pin it in client_certificates, or issue the client a \
@@ -64,11 +66,11 @@ fn in_short(error: &ChainError) -> String {
         ChainError::Purpose { .. } => {
             return format!("{error}; issue the client a certificate for client authentication");
         }
-        ChainError::Expired => "it, or an intermediate it came by, has run out; the client needs a new certificate",
+        ChainError::Expired => "the certificate or one of its intermediates has expired; issue the client a new one",
         ChainError::Revoked => {
-            "a list of client_crl names it, or an intermediate it came by; the client needs a new certificate"
+            "the certificate or one of its intermediates is revoked by a list in client_crl; issue the client a new one"
         }
         other => return other.to_string(),
     };
-    words.to_owned()
+    text.to_owned()
 }

@@ -1,19 +1,19 @@
-//! What a listener asks of a client's identity.
+//! Whether a listener requires client certificates.
 
 use std::fmt;
 
-/// Whether clients must show a certificate.
+/// The key `client_auth`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ClientAuth {
-    /// They are not asked for one.
+    /// Certificates are not requested.
     None,
-    /// They may show one; one that is not trusted is refused all the same.
+    /// Clients may present a certificate; an untrusted one is rejected.
     Optional,
-    /// They must show one.
+    /// Clients must present a certificate.
     Required,
 }
 
-/// As the configuration has it.
+/// The value in the configuration.
 impl fmt::Display for ClientAuth {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

@@ -1,29 +1,29 @@
-//! `trusted_clients`: which of the clients that hold a good certificate may come in, by the names in it.
+//! `trusted_clients`: which clients with a verified certificate are admitted, by the names in the certificate.
 //!
-//! Every kind of name is matched by patterns of its own kind only, so that a URI that looks like a host name, or a common
-//! name that looks like either, opens nothing (CVE-2021-43824 and its kin).
+//! A pattern matches only names of its own type. Otherwise a URI that looks like a host name, or a common name that looks like
+//! either, could match by mistake (as in CVE-2021-43824).
 
 use std::fmt;
 use std::str::FromStr;
 
 use crate::x509::subject_name::SubjectName;
 
-/// Patterns of which a client has to match one. No patterns: any client that holds a good certificate.
+/// A client must match one of the patterns. Without patterns, every client with a verified certificate is admitted.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TrustedClients(Vec<ClientPattern>);
 
 impl TrustedClients {
-    /// All of them, in the order they were given.
+    /// In the order of the configuration.
     pub fn patterns(&self) -> &[ClientPattern] {
         &self.0
     }
 
-    /// Whether a client of these names may come in.
+    /// Whether a client with these names is admitted.
     pub fn trust<'a>(&self, names: impl IntoIterator<Item = SubjectName<'a>>) -> bool {
         self.0.is_empty() || self.pattern_of(names).is_some()
     }
 
-    /// The pattern that one of these names matches.
+    /// The first pattern that matches one of the names.
     pub fn pattern_of<'a>(&self, names: impl IntoIterator<Item = SubjectName<'a>>) -> Option<&ClientPattern> {
         names.into_iter().find_map(|name| self.0.iter().find(|pattern| pattern.matches(name)))
     }
@@ -44,13 +44,13 @@ pub enum ClientPattern {
     Dns(String),
     /// `dns:*.app.internal`: one label more than this domain, lower case.
     DnsBelow(String),
-    /// `email:app@example.com`. The domain is in lower case; what is before it means what its owner says it means.
+    /// `email:app@example.com`. The domain is in lower case; the local part is case-sensitive.
     Email(String),
     /// `sha256:…`, lower case.
     Sha256(String),
-    /// `uri:spiffe://prod/app`, to the byte.
+    /// `uri:spiffe://prod/app`, compared byte by byte.
     Uri(String),
-    /// `uri:spiffe://prod/*`: anything below this path, which ends in a slash.
+    /// `uri:spiffe://prod/*`: every URI below this path, which ends in a slash.
     UriBelow(String),
 }
 
@@ -80,7 +80,7 @@ impl ClientPattern {
     }
 }
 
-/// A `*` in the certificate stands for many hosts, and is none of them; what no host name has is not passed over either.
+/// Rejects a label with `*` (a wildcard certificate is not one host) or with characters that are invalid in host names.
 fn is_one_label_above(domain: &str, name: &str) -> bool {
     name.split_once('.').is_some_and(|(label, rest)| is_label(label) && rest.eq_ignore_ascii_case(domain))
 }
@@ -89,7 +89,7 @@ fn is_label(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
 }
 
-/// A path that climbs, or hides that it does, is below nothing.
+/// Rejects `.` and `..` segments, and characters that could encode them.
 fn is_below(path: &str, name: &str) -> bool {
     let plain = |byte: u8| byte.is_ascii_graphic() && !b"%\\".contains(&byte);
     name.strip_prefix(path).is_some_and(|rest| {
@@ -106,7 +106,7 @@ fn with_domain_in_lower_case(email: &str) -> String {
     }
 }
 
-/// The form they are written in.
+/// The syntax in the configuration.
 impl fmt::Display for ClientPattern {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -121,29 +121,29 @@ impl fmt::Display for ClientPattern {
     }
 }
 
-/// Why a text is no pattern.
+/// Why a pattern is invalid. The texts follow "expected".
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ClientPatternError {
-    /// Control characters, which no name has.
+    /// Contains control characters.
     #[error("a name without control characters")]
     Control,
-    /// Not a host name, nor `*.` and one.
-    #[error("a host name such as \"dns:app.internal\", or all of one label above a domain as \"dns:*.app.internal\"")]
+    /// Not a host name, with or without a leading `*.`.
+    #[error("a host name such as \"dns:app.internal\", or a wildcard for one label such as \"dns:*.app.internal\"")]
     Dns,
     /// Not of the form `local@domain`.
-    #[error("a mail address such as \"email:app@example.com\"")]
+    #[error("an email address such as \"email:app@example.com\"")]
     Email,
-    /// Nothing behind the colon.
-    #[error("a name behind the colon")]
+    /// Nothing after the colon.
+    #[error("a name after the colon")]
     Empty,
-    /// No kind that is known.
+    /// An unknown type.
     #[error("\"cn:…\", \"dns:…\", \"uri:…\", \"email:…\" or \"sha256:…\"")]
     Kind,
     /// Not 64 hexadecimal digits.
-    #[error("the 64 hexadecimal digits of a certificate's SHA-256, as portcullis certs inspect prints it")]
+    #[error("the 64 hexadecimal digits of a certificate's SHA-256; print it with portcullis certs inspect FILE")]
     Sha256,
-    /// No URI, or a `*` elsewhere than behind its last slash.
-    #[error("a URI such as \"uri:spiffe://prod/app\", or all below a path as \"uri:spiffe://prod/*\"")]
+    /// Not a URI, or a `*` in another place than after the last slash.
+    #[error("a URI such as \"uri:spiffe://prod/app\", or every URI below a path such as \"uri:spiffe://prod/*\"")]
     Uri,
 }
 
@@ -192,7 +192,7 @@ fn email(name: &str) -> Result<ClientPattern, ClientPatternError> {
     }
 }
 
-/// With or without the colons that openssl puts between the bytes.
+/// Accepts the colons that openssl prints between the bytes.
 fn sha256(name: &str) -> Result<ClientPattern, ClientPatternError> {
     let digits = name.replace(':', "").to_ascii_lowercase();
     if digits.len() == 64 && digits.bytes().all(|digit| digit.is_ascii_hexdigit()) {
@@ -207,7 +207,7 @@ fn uri(name: &str) -> Result<ClientPattern, ClientPatternError> {
         Some(path) => (true, path),
         None => (false, name),
     };
-    // All of a scheme would be all of the world.
+    // `spiffe://*` would match every trust domain.
     let authority = path.split_once("://").map(|(_, rest)| rest);
     let has_path = authority.is_some_and(|rest| rest.find('/').is_some_and(|slash| slash > 0));
     if !path.contains(':') || path.contains('*') || (below && !(path.ends_with('/') && has_path)) {
@@ -227,10 +227,10 @@ mod tests {
     }
 
     #[test]
-    fn each_kind_of_pattern_matches_names_of_its_kind() {
+    fn pattern_matches_only_names_of_its_type() {
         use SubjectName::{Common, Dns, Email, Sha256, Uri};
         let print = "ab".repeat(32);
-        let shouted = format!("sha256:{}", ["AB"; 32].join(":"));
+        let upper_case = format!("sha256:{}", ["AB"; 32].join(":"));
         let cases = [
             ("cn:app", Common("app"), true),
             ("cn:app", Common("App"), false),
@@ -261,7 +261,7 @@ mod tests {
             ("uri:spiffe://prod/a/*", Uri("spiffe://prod/a/b\nc"), false),
             ("email:app@Example.com", Email("app@example.COM"), true),
             ("email:app@example.com", Email("App@example.com"), false),
-            (&shouted, Sha256(&print), true),
+            (&upper_case, Sha256(&print), true),
             ("cn:app.internal", Dns("app.internal"), false),
             ("dns:app.internal", Common("app.internal"), false),
             ("dns:app.internal", Uri("app.internal"), false),
@@ -274,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn one_pattern_and_one_name_that_match_are_enough_and_no_pattern_is_anybody() {
+    fn client_with_one_matching_name_is_trusted_and_without_patterns_every_client_is() {
         let names = [SubjectName::Common("app"), SubjectName::Dns("app.internal")];
         assert!(TrustedClients::default().trust(names));
         assert!(TrustedClients::default().trust([]));
@@ -285,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn what_could_mean_more_than_it_says_is_no_pattern() {
+    fn ambiguous_pattern_is_rejected() {
         use ClientPatternError::{Control, Dns, Email, Empty, Kind, Sha256, Uri};
         let cases = [
             ("app", Kind),
@@ -316,7 +316,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_pattern_is_read_back_as_it_is_written(text in "(cn|dns|uri|email|sha256):[a-zA-Z0-9@:/.*-]{1,20}") {
+        fn displayed_pattern_parses_to_the_same_pattern(text in "(cn|dns|uri|email|sha256):[a-zA-Z0-9@:/.*-]{1,20}") {
             if let Ok(pattern) = text.parse::<ClientPattern>() {
                 prop_assert_eq!(pattern.to_string().parse::<ClientPattern>(), Ok(pattern));
             }

@@ -1,4 +1,4 @@
-//! What a client was let in with, kept so that the question can be put again.
+//! The verified identity of a client, kept so that it can be verified again.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -10,68 +10,65 @@ use crate::x509::certificate::Certificate;
 use crate::x509::digest::Digest;
 use crate::x509::subject_name::SubjectName;
 
-/// A client certificate that was found good, with what leads from it to its trust anchor. Sessions of the same client share
-/// one.
+/// A verified client certificate with its path to a trust anchor. Sessions with the same chain share one value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VerifiedIdentity {
-    /// The facts of the leaf.
+    /// The leaf.
     pub certificate: Certificate,
-    /// What vouches for it.
     pub trusted_by: TrustedBy,
-    /// From when on the question has to be put again, because a certificate or a revocation list has run out.
+    /// When the identity must be verified again, because a certificate or a revocation list expires.
     pub until: OffsetDateTime,
-    /// Whether a CA on its path limits the names below it. webpki holds subject alternative names to that, and not the common
+    /// Whether a CA on the path has name constraints. webpki checks them for subject alternative names, not for the common
     /// name.
     pub(crate) constrains_names: bool,
-    /// While all certificates of the path are valid, those of the client alone.
+    /// The period in which all presented certificates of the path are valid.
     pub(crate) validity: Range<OffsetDateTime>,
-    /// From when on all of them are, the anchor included.
+    /// Start of the period in which the path is valid, the anchor included.
     pub(crate) from: OffsetDateTime,
-    /// What the client presented, leaf first, without what can be of no use.
+    /// The presented certificates, leaf first, without unrelated ones.
     pub(crate) chain: Vec<CertificateDer<'static>>,
-    /// Of the chain.
+    /// Digest of `chain`.
     pub(crate) digest: Digest,
-    /// The positions in the chain of the path that was verified, leaf first. Empty for a pinned certificate.
+    /// The verified path as positions in `chain`, leaf first. Empty for a pinned certificate.
     pub(crate) path: Box<[u8]>,
-    /// The [name constraints](crate::x509::chain::anchors::Ancestry::constraints) above the path that its names were compared with.
+    /// Digest of the [name constraints](crate::x509::chain::anchors::Ancestry::constraints) that were checked.
     pub(crate) constraints: Digest,
-    /// Which set of trust anchors judged it.
-    pub(crate) judge: u64,
+    /// The verifier that searched all paths of the chain.
+    pub(crate) verifier_id: u64,
 }
 
 /// Why a client certificate is trusted.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum TrustedBy {
-    /// A trust anchor of `client_ca` has issued it.
+    /// A path leads to a trust anchor of `client_ca`.
     Anchor {
         /// The anchor's fingerprint.
         sha256: Arc<str>,
-        /// Of its name, its key and its name constraints, which it keeps when its certificate is renewed.
+        /// Digest of the anchor's name, key and name constraints. A renewed certificate of the same CA has the same digest.
         authority: [u8; 32],
     },
-    /// It is one of `client_certificates` itself.
+    /// It is listed in `client_certificates`.
     Pinned,
 }
 
 impl VerifiedIdentity {
-    /// The names by which `trusted_clients` may know the holder. A common name counts only where every CA on the path may issue
-    /// for any name.
+    /// The names that `trusted_clients` can match. The common name is left out if a CA on the path has name constraints.
     pub fn names(&self) -> impl Iterator<Item = SubjectName<'_>> {
         let counts = |name: &SubjectName<'_>| !(self.constrains_names && matches!(name, SubjectName::Common(_)));
         self.certificate.names().filter(counts)
     }
 
-    /// How many certificates came with it.
+    /// The number of presented certificates, the leaf included.
     pub fn sent(&self) -> usize {
         self.chain.len()
     }
 
-    /// What sessions of the same client with the same chain have in common.
+    /// Equal for all sessions with the same chain.
     pub fn chain_digest(&self) -> [u8; 32] {
         self.digest
     }
 
-    /// Whether its common name is left out of account.
+    /// Whether [`names`](Self::names) leaves out the common name.
     pub fn ignores_common_name(&self) -> bool {
         self.constrains_names && self.certificate.common_name.is_some()
     }

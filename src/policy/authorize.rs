@@ -54,7 +54,7 @@ impl Snapshot {
     }
 
     /// Authorizes source and identity if that needs no signature verification; `None` if it might.
-    pub fn recheck(
+    pub fn reauthorize_from_path(
         &self,
         listener: &str,
         from: ClientOrigin,
@@ -63,7 +63,7 @@ impl Snapshot {
     ) -> Option<Result<Permit, Denial>> {
         match self.authorize_source(listener, from, now) {
             Ok(permit) => {
-                let identity = permit.policy.recheck_identity(presented, now)?;
+                let identity = permit.policy.reverify_identity_from_path(presented, now)?;
                 Some(permit.with_identity(identity))
             }
             Err(denial) => Some(Err(denial)),
@@ -119,16 +119,16 @@ impl ListenerPolicy {
         now: OffsetDateTime,
     ) -> Result<ClientIdentity, Outcome> {
         let Some(tls) = &self.tls else { return Ok(ClientIdentity::Anonymous) };
-        self.with_rotation_hint(tls.trust().judge(presented, now), presented)
+        self.with_rotation_hint(tls.trust().verify(presented, now), presented)
     }
 
-    fn recheck_identity(
+    fn reverify_identity_from_path(
         &self,
         presented: PresentedIdentity<'_>,
         now: OffsetDateTime,
     ) -> Option<Result<ClientIdentity, Outcome>> {
         let Some(tls) = &self.tls else { return Some(Ok(ClientIdentity::Anonymous)) };
-        Some(self.with_rotation_hint(tls.trust().recheck(presented, now)?, presented))
+        Some(self.with_rotation_hint(tls.trust().reverify_from_path(presented, now)?, presented))
     }
 
     /// Adds to a rejection how a certificate rotation explains it.

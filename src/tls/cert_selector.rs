@@ -1,4 +1,4 @@
-//! Which of a listener's certificates a client is shown: by the name it asks for, then by what it can verify.
+//! Selects the server certificate for a client by SNI and supported signature schemes.
 
 use std::sync::{Arc, OnceLock};
 
@@ -11,12 +11,10 @@ pub(crate) struct CertificateSelector {
     choices: Vec<SelectedCertificate>,
 }
 
-/// One certificate with its key.
 #[derive(Debug)]
 pub(crate) struct SelectedCertificate {
-    /// The chain and the key that signs for it.
     pub(crate) key: Arc<CertifiedKey>,
-    /// Host names it is valid for, lower case.
+    /// Host names in lower case; a leading `*.` matches one label.
     pub(crate) names: Vec<String>,
 }
 
@@ -25,57 +23,58 @@ impl CertificateSelector {
         Self { choices }
     }
 
-    /// The index of the certificate for this client: named and verifiable, else verifiable, else the first.
+    /// The index of the selected certificate: one with the requested name that the client can verify, else one that the client
+    /// can verify, else the first.
     pub(crate) fn choose(&self, hello: &ClientHello<'_>) -> usize {
         let verifiable =
             |choice: &SelectedCertificate| choice.key.key.choose_scheme(hello.signature_schemes()).is_some();
-        // A trailing dot marks a name as complete, and is no part of it (RFC 6066 §3 forbids it; clients send it all the same).
+        // RFC 6066 §3 forbids a trailing dot, but some clients send one.
         let wanted = hello.server_name().map(|name| name.trim_end_matches('.').to_ascii_lowercase());
-        let named = |choice: &SelectedCertificate| wanted.as_deref().is_some_and(|name| choice.set_client(name));
+        let named = |choice: &SelectedCertificate| wanted.as_deref().is_some_and(|name| choice.has_name(name));
         let first = |test: &dyn Fn(&SelectedCertificate) -> bool| self.choices.iter().position(test);
         first(&|choice| named(choice) && verifiable(choice)).or_else(|| first(&verifiable)).unwrap_or(0)
     }
 }
 
-/// What one handshake came to know: the name the client asked for, and the index of the certificate it was shown.
+/// The requested host name, and the index of the selected certificate.
 #[derive(Debug)]
 pub(crate) struct Hello {
     pub(crate) sni: Option<String>,
     pub(crate) shown: usize,
 }
 
-/// Where the hello of one handshake is left. Empty until it has come.
-pub(crate) type Overheard = Arc<OnceLock<Hello>>;
+/// The ClientHello of one handshake. Empty until it arrives.
+pub(crate) type RecordedHello = Arc<OnceLock<Hello>>;
 
-/// The chooser of one handshake. rustls keeps the hello to itself; this is where it lets us see it.
+/// The certificate resolver of one handshake. rustls exposes the ClientHello only here, so the resolver records it.
 #[derive(Debug)]
 pub(crate) struct RecordingResolver {
     selector: Arc<CertificateSelector>,
-    heard: Overheard,
+    hello: RecordedHello,
 }
 
 impl RecordingResolver {
-    pub(crate) fn new(selector: &Arc<CertificateSelector>, heard: &Overheard) -> Self {
-        Self { selector: Arc::clone(selector), heard: Arc::clone(heard) }
+    pub(crate) fn new(selector: &Arc<CertificateSelector>, hello: &RecordedHello) -> Self {
+        Self { selector: Arc::clone(selector), hello: Arc::clone(hello) }
     }
 }
 
 impl ResolvesServerCert for RecordingResolver {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         let shown = self.selector.choose(&hello);
-        // A client that is asked for a second hello says the same in it.
-        self.heard.get_or_init(|| Hello { sni: hello.server_name().map(str::to_owned), shown });
+        // After a HelloRetryRequest, the second hello has the same name.
+        self.hello.get_or_init(|| Hello { sni: hello.server_name().map(str::to_owned), shown });
         self.selector.choices.get(shown).map(|choice| Arc::clone(&choice.key))
     }
 }
 
 impl SelectedCertificate {
-    fn set_client(&self, host: &str) -> bool {
+    fn has_name(&self, host: &str) -> bool {
         self.names.iter().any(|pattern| matches(pattern, host))
     }
 }
 
-/// Matches as RFC 6125 §6.4.3 does: `*` is the whole leftmost label and stands for exactly one.
+/// Matches by RFC 6125 §6.4.3: `*` is the complete leftmost label and matches exactly one label.
 pub(crate) fn matches(pattern: &str, host: &str) -> bool {
     match pattern.strip_prefix("*.") {
         Some(domain) => host.split_once('.').is_some_and(|(label, rest)| !label.is_empty() && rest == domain),
@@ -109,16 +108,16 @@ mod tests {
 
     fn choice(host: &str, key: KeyPair) -> SelectedCertificate {
         let until = OffsetDateTime::now_utc() + Duration::DAY;
-        let specimen = Authority::new("CA").server(host, key, until);
-        let key = provider().key_provider.load_private_key(specimen.key_der()).unwrap();
+        let issued_cert = Authority::new("CA").server(host, key, until);
+        let key = provider().key_provider.load_private_key(issued_cert.key_der()).unwrap();
         SelectedCertificate {
-            key: Arc::new(CertifiedKey::new(vec![specimen.der()], key)),
+            key: Arc::new(CertifiedKey::new(vec![issued_cert.der()], key)),
             names: vec![host.to_owned()],
         }
     }
 
-    /// What the hello of a client that asks for this name and knows this kind of signature is answered with.
-    fn chosen(selector: &CertificateSelector, name: &str, scheme: SignatureScheme) -> usize {
+    /// The index selected for a client with this SNI and signature scheme.
+    fn selected(selector: &CertificateSelector, name: &str, scheme: SignatureScheme) -> usize {
         let config = ClientConfig::builder_with_provider(provider()).with_safe_default_protocol_versions().unwrap();
         let config = config.dangerous().with_custom_certificate_verifier(Arc::new(knows(scheme)));
         let name = ServerName::try_from(name.to_owned()).unwrap();
@@ -132,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_is_shown_what_it_asked_for_where_it_can_verify_that() {
+    fn certificate_with_the_requested_name_is_selected_if_the_client_can_verify_it() {
         let rsa = || KeyPair::generate_rsa_for(&PKCS_RSA_SHA256, RsaKeySize::_2048).unwrap();
         let ecdsa = || KeyPair::generate().unwrap();
         let selector = CertificateSelector::new(vec![
@@ -154,16 +153,16 @@ mod tests {
             // An address is not asked for by SNI.
             ("192.0.2.1", ECDSA, 0),
             ("192.0.2.1", RSA, 2),
-            // Nothing is verifiable: the first, so that the handshake says why it fails.
+            // None is verifiable: the first, so that the handshake fails with a reason.
             ("c.test", SignatureScheme::ED25519, 0),
         ];
         for (name, scheme, expected) in cases {
-            assert_eq!(chosen(&selector, name, scheme), expected, "{name} by {scheme:?}");
+            assert_eq!(selected(&selector, name, scheme), expected, "{name} by {scheme:?}");
         }
     }
 
     #[test]
-    fn a_wildcard_stands_for_exactly_one_label() {
+    fn wildcard_matches_exactly_one_label() {
         assert!(matches("db.example", "db.example"));
         assert!(matches("*.example", "db.example"));
         assert!(!matches("*.example", "a.db.example"));

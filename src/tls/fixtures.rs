@@ -1,4 +1,4 @@
-//! Certificates and both sides' configurations for unit tests.
+//! Certificates and TLS configurations for unit tests.
 
 use std::sync::{Arc, LazyLock};
 
@@ -17,13 +17,13 @@ use x509_parser::prelude::FromDer as _;
 
 use crate::x509::crypto::provider;
 
-/// A CA with a key of its own, whatever its name.
+/// A CA with its own key. Several CAs can have the same name.
 #[derive(Debug)]
 pub(crate) struct Authority(CertifiedIssuer<'static, KeyPair>);
 
 /// A certificate with its key.
 #[derive(Debug)]
-pub(crate) struct Specimen {
+pub(crate) struct IssuedCertificate {
     certificate: rcgen::Certificate,
     key: KeyPair,
 }
@@ -33,32 +33,32 @@ impl Authority {
         Self(CertifiedIssuer::self_signed(authority_params(name), KeyPair::generate().unwrap()).unwrap())
     }
 
-    /// An authority with a certificate that is valid in the given time.
-    pub(crate) fn lasting(name: &str, from: OffsetDateTime, until: OffsetDateTime) -> Self {
+    /// A self-signed CA with this validity.
+    pub(crate) fn with_validity(name: &str, from: OffsetDateTime, until: OffsetDateTime) -> Self {
         let mut params = authority_params(name);
         (params.not_before, params.not_after) = (from, until);
         Self(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
     }
 
-    /// One with this certificate, whether that lets it be one or not.
-    pub(crate) fn alone(params: &CertificateParams) -> Self {
+    /// An issuer with this certificate, even if it is not a CA certificate.
+    pub(crate) fn self_signed(params: &CertificateParams) -> Self {
         Self(CertifiedIssuer::self_signed(params.clone(), KeyPair::generate().unwrap()).unwrap())
     }
 
-    /// An authority below this one.
+    /// A CA issued by this CA.
     pub(crate) fn intermediate(&self, name: &str) -> Self {
         Self(CertifiedIssuer::signed_by(authority_params(name), KeyPair::generate().unwrap(), &self.0).unwrap())
     }
 
-    /// An authority below this one, with a key for these uses; for any, where none is named.
+    /// A CA issued by this CA with this key usage; empty: no key usage extension.
     pub(crate) fn intermediate_for(&self, name: &str, usages: &[KeyUsagePurpose]) -> Self {
         let mut params = authority_params(name);
         params.key_usages = usages.to_vec();
         Self(CertifiedIssuer::signed_by(params, KeyPair::generate().unwrap(), &self.0).unwrap())
     }
 
-    /// Another certificate of the same key, by itself or by another authority.
-    pub(crate) fn certified_again(&self, params: CertificateParams, by: Option<&Self>) -> Self {
+    /// Another certificate for the same key, self-signed or issued by another CA.
+    pub(crate) fn reissued(&self, params: CertificateParams, by: Option<&Self>) -> Self {
         let key = KeyPair::try_from(self.0.key().serialize_der()).unwrap();
         Self(match by {
             Some(by) => CertifiedIssuer::signed_by(params, key, &by.0).unwrap(),
@@ -74,16 +74,16 @@ impl Authority {
         self.0.pem()
     }
 
-    /// A client certificate, valid in the given time.
-    pub(crate) fn client(&self, name: &str, from: OffsetDateTime, until: OffsetDateTime) -> Specimen {
+    /// A client certificate with this validity.
+    pub(crate) fn client(&self, name: &str, from: OffsetDateTime, until: OffsetDateTime) -> IssuedCertificate {
         let mut params = named(CertificateParams::default(), name);
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         (params.not_before, params.not_after) = (from, until);
         self.issue(&params, KeyPair::generate().unwrap())
     }
 
-    /// A server certificate for one host, with this key.
-    pub(crate) fn server(&self, host: &str, key: KeyPair, until: OffsetDateTime) -> Specimen {
+    /// A server certificate for one host.
+    pub(crate) fn server(&self, host: &str, key: KeyPair, until: OffsetDateTime) -> IssuedCertificate {
         let mut params = named(CertificateParams::new([host.to_owned()]).unwrap(), host);
         params.not_after = until;
         self.issue(&params, key)
@@ -94,14 +94,13 @@ impl Authority {
         params.signed_by(&self.0).unwrap()
     }
 
-    pub(crate) fn issue(&self, params: &CertificateParams, key: KeyPair) -> Specimen {
-        Specimen { certificate: params.signed_by(&key, &self.0).unwrap(), key }
+    pub(crate) fn issue(&self, params: &CertificateParams, key: KeyPair) -> IssuedCertificate {
+        IssuedCertificate { certificate: params.signed_by(&key, &self.0).unwrap(), key }
     }
 }
 
-impl Specimen {
-    /// A certificate that nobody but itself has issued.
-    pub(crate) fn alone(params: &CertificateParams) -> Self {
+impl IssuedCertificate {
+    pub(crate) fn self_signed(params: &CertificateParams) -> Self {
         let key = KeyPair::generate().unwrap();
         Self { certificate: params.self_signed(&key).unwrap(), key }
     }
@@ -123,7 +122,7 @@ impl Specimen {
     }
 }
 
-/// A revocation list that is good for a day.
+/// A revocation list that is valid for one day.
 pub(crate) fn revoking(
     certificates: &[CertificateDer<'static>],
     number: u64,
@@ -145,7 +144,7 @@ pub(crate) fn revoking(
     }
 }
 
-/// What the certificate of an authority is made of.
+/// The parameters of a CA certificate.
 pub(crate) fn authority_params(name: &str) -> CertificateParams {
     let mut params = named(CertificateParams::default(), name);
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -159,26 +158,26 @@ pub(crate) fn named(mut params: CertificateParams, name: &str) -> CertificatePar
     params
 }
 
-/// How a client speaks TLS.
+/// The TLS options of a test client and server.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Accent {
-    /// Which of the suites we have, counted around; it says the version too.
+pub(crate) struct TlsOptions {
+    /// Index of the cipher suite, modulo their number. The suite determines the TLS version.
     pub(crate) suite: usize,
-    /// The size of the largest record, header included; rustls takes no less than 32.
+    /// Bytes of the largest record, header included; at least 32.
     pub(crate) record: Option<usize>,
-    /// Whether the server asks for a certificate. The client's is larger than a record.
-    pub(crate) known: bool,
+    /// Whether the server requires a client certificate. The certificate is larger than a record.
+    pub(crate) client_auth: bool,
 }
 
-/// What all handshakes of a test binary share. Signatures by Ed25519 are all of the same length, so two handshakes with the
-/// same accent are made of as many bytes, and can be cut at the same places.
-struct Parties {
+/// The certificates of all handshakes in a test binary. Ed25519 signatures have a fixed length, so two handshakes with the same
+/// options have equal sizes and can be split at the same positions.
+struct TestPeers {
     roots: Arc<RootCertStore>,
-    server: Specimen,
-    client: Specimen,
+    server: IssuedCertificate,
+    client: IssuedCertificate,
 }
 
-static PARTIES: LazyLock<Parties> = LazyLock::new(|| {
+static TEST_PEERS: LazyLock<TestPeers> = LazyLock::new(|| {
     let authority = Authority::new("Test CA");
     let key = || KeyPair::generate_for(&PKCS_ED25519).unwrap();
     let names: Vec<String> = (0..1000).map(|number| format!("name-{number:04}.test")).collect();
@@ -186,14 +185,14 @@ static PARTIES: LazyLock<Parties> = LazyLock::new(|| {
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
     let mut roots = RootCertStore::empty();
     roots.add(authority.der()).unwrap();
-    Parties {
+    TestPeers {
         roots: Arc::new(roots),
         server: authority.server("db.test", key(), params.not_after),
         client: authority.issue(&params, key()),
     }
 });
 
-impl Accent {
+impl TlsOptions {
     fn suite(self) -> SupportedCipherSuite {
         let mut suites = provider().cipher_suites.clone();
         suites.retain(|suite| !suite.suite().as_str().unwrap_or_default().contains("_RSA_"));
@@ -211,8 +210,8 @@ impl Accent {
         let config = ClientConfig::builder_with_provider(Arc::new(provider))
             .with_protocol_versions(&[version])
             .unwrap()
-            .with_root_certificates(Arc::clone(&PARTIES.roots));
-        let own = &PARTIES.client;
+            .with_root_certificates(Arc::clone(&TEST_PEERS.roots));
+        let own = &TEST_PEERS.client;
         let mut config = config.with_client_auth_cert(vec![own.der()], own.key_der()).unwrap();
         config.max_fragment_size = self.record;
         config.enable_secret_extraction = true;
@@ -221,19 +220,19 @@ impl Accent {
 
     pub(crate) fn server_config(self) -> Arc<ServerConfig> {
         let config = ServerConfig::builder_with_provider(provider()).with_protocol_versions(&[&TLS13, &TLS12]).unwrap();
-        let config = if self.known {
-            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::clone(&PARTIES.roots), provider());
+        let config = if self.client_auth {
+            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::clone(&TEST_PEERS.roots), provider());
             config.with_client_cert_verifier(verifier.build().unwrap())
         } else {
             config.with_no_client_auth()
         };
-        let own = &PARTIES.server;
+        let own = &TEST_PEERS.server;
         Arc::new(config.with_single_cert(vec![own.der()], own.key_der()).unwrap())
     }
 }
 
-/// What either side says. Every stretch of it is different.
-pub(crate) fn speech(from: usize, length: usize) -> Vec<u8> {
+/// Test data without repetition, from a position in an endless sequence.
+pub(crate) fn test_bytes(from: usize, length: usize) -> Vec<u8> {
     let bytes = (from..from + length).map(|place| (place / 4).wrapping_mul(2_654_435_761).to_le_bytes()[place % 4]);
     bytes.collect()
 }

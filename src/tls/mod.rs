@@ -1,6 +1,6 @@
-//! rustls configurations and engines for both legs, certificate selection, tickets, and the explanation of failed handshakes.
+//! TLS with clients and upstreams: rustls configurations, engines, certificate selection, tickets, and handshake errors.
 //!
-//! Takes bytes and options, never paths or configuration types.
+//! Functions take bytes and options, not paths or configuration types.
 
 pub(crate) mod cert_selector;
 pub(crate) mod engine;

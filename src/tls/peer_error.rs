@@ -1,8 +1,7 @@
-//! What is wrong with a peer's side of a handshake, in the field's words and none of the library's.
+//! Describes handshake errors of a peer in terms of the TLS specification instead of rustls types.
 
 use rustls::{AlertDescription, Error, InvalidMessage, PeerIncompatible, PeerMisbehaved};
 
-/// Whose side it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Peer {
     Client,
@@ -18,7 +17,7 @@ impl Peer {
     }
 }
 
-/// Describes an error of a handshake that is neither about a certificate nor an alert that the peer sent.
+/// Describes a handshake error that is neither a certificate error nor an alert from the peer.
 pub(crate) fn describe(error: &Error, peer: Peer) -> String {
     let who = peer.name();
     let what = match error {
@@ -29,25 +28,25 @@ pub(crate) fn describe(error: &Error, peer: Peer) -> String {
         Error::InvalidMessage(InvalidMessage::InvalidServerName) => "sent a server name (SNI) that is not a host name",
         Error::InvalidMessage(InvalidMessage::UnknownProtocolVersion) => "sent a TLS record of an unknown version",
         Error::InvalidMessage(InvalidMessage::UnsupportedCompression) => {
-            "offers TLS compression only, which is not supported"
+            "offers only TLS compression, which is not supported"
         }
         Error::InvalidMessage(_) => "sent a malformed TLS message",
         Error::InappropriateMessage { .. } | Error::InappropriateHandshakeMessage { .. } => {
             "sent a TLS message out of order"
         }
         Error::InvalidEncryptedClientHello(_) => "sent an encrypted client hello that cannot be used",
-        Error::NoCertificatesPresented => "showed no certificate",
+        Error::NoCertificatesPresented => "sent no certificate",
         Error::DecryptError => "sent a TLS record that cannot be decrypted",
-        Error::NoApplicationProtocol => "offers application protocols (ALPN), and not the one that is needed",
-        Error::UnsupportedNameType => "has a name of a kind that is not supported",
-        // The words are our own: rustls has none for handshakes of this kind.
-        Error::General(words) => return words.clone(),
-        _ => return "TLS failed for a reason inside Portcullis, not on the peer's side".to_owned(),
+        Error::NoApplicationProtocol => "offers application protocols (ALPN), but not the required one",
+        Error::UnsupportedNameType => "has a name of an unsupported type",
+        // Portcullis itself creates these errors, with texts for operators.
+        Error::General(text) => return text.clone(),
+        _ => return "TLS failed because of an internal error of Portcullis, not of the peer".to_owned(),
     };
     format!("{who} {what}")
 }
 
-/// What a peer offers that is too old, or not supported.
+/// Describes a peer whose TLS parameters are too old or not supported.
 fn incompatible(cause: &PeerIncompatible, peer: Peer) -> String {
     use PeerIncompatible as I;
     let who = peer.name();
@@ -61,28 +60,28 @@ fn incompatible(cause: &PeerIncompatible, peer: Peer) -> String {
         | I::ServerDoesNotSupportTls12Or13
         | I::ServerTlsVersionIsDisabledByOurConfig
         | I::SupportedVersionsExtensionRequired => {
-            "no TLS version that is accepted: TLS 1.2 and 1.3, or 1.3 alone with min_version = \"1.3\""
+            "no supported TLS version; supported: TLS 1.2 and 1.3, or only 1.3 with min_version = \"1.3\""
         }
         I::SignatureAlgorithmsExtensionRequired => {
-            "no signature algorithms, as TLS 1.1 and older do; TLS 1.2 or later is needed"
+            "no signature algorithms, like TLS 1.1 and older; TLS 1.2 or later is required"
         }
         I::NoCipherSuitesInCommon => {
-            "no cipher suite that is supported: AES-GCM or ChaCha20-Poly1305, with ECDHE and the kind of key that the \
-             certificate has; suites with CBC, RSA key exchange or DHE are too old"
+            "no supported cipher suite; supported: AES-GCM or ChaCha20-Poly1305 with ECDHE and the key type of the \
+             certificate; suites with CBC, RSA key exchange or DHE are too old"
         }
         I::NoKxGroupsInCommon | I::NamedGroupsExtensionRequired | I::KeyShareExtensionRequired => {
-            "no key exchange that is supported: X25519MLKEM768, X25519, P-256 or P-384; cipher suites with RSA key exchange \
-             or DHE only are too old"
+            "no supported key exchange; supported: X25519MLKEM768, X25519, P-256 or P-384; cipher suites with only RSA key \
+             exchange or DHE are too old"
         }
         I::EcPointsExtensionRequired | I::NoEcPointFormatsInCommon | I::UncompressedEcPointsRequired => {
-            "no uncompressed elliptic curve points, which are the only ones supported"
+            "no uncompressed elliptic curve points; no other format is supported"
         }
         I::NoSignatureSchemesInCommon | I::NoCertificateRequestSignatureSchemesInCommon => {
-            "no signature algorithm that the key of the certificate can make: ECDSA or RSA with SHA-256 or stronger, or Ed25519"
+            "no signature algorithm that fits the key of the certificate; supported: ECDSA or RSA with SHA-256 or stronger, Ed25519"
         }
-        I::ExtendedMasterSecretExtensionRequired => "no extended master secret, which TLS 1.2 needs (RFC 7627)",
-        I::NullCompressionRequired => "TLS compression only, which is not supported",
-        _ => return format!("{who} and Portcullis have no common way to speak TLS"),
+        I::ExtendedMasterSecretExtensionRequired => "no extended master secret, which TLS 1.2 requires (RFC 7627)",
+        I::NullCompressionRequired => "only TLS compression, which is not supported",
+        _ => return format!("{who} and Portcullis support no common TLS parameters"),
     };
     format!("{who} {verb} {what}")
 }
@@ -93,21 +92,21 @@ fn misbehaved(cause: &PeerMisbehaved) -> &'static str {
         M::ServerNameMustContainOneHostName | M::DuplicateServerNameTypes => {
             "sent a server name (SNI) that is not exactly one host name"
         }
-        M::ServerNameDifferedOnRetry => "asked for another server name (SNI) in its second hello",
-        M::AttemptedDowngradeToTls12WhenTls13IsSupported => "tried to fall back to TLS 1.2",
+        M::ServerNameDifferedOnRetry => "sent another server name (SNI) in its second hello",
+        M::AttemptedDowngradeToTls12WhenTls13IsSupported => "tried to downgrade to TLS 1.2",
         M::InvalidKeyShare => "sent a key share that is not a valid public key",
         M::SignedHandshakeWithUnadvertisedSigScheme | M::SignedKxWithWrongAlgorithm => {
             "signed the handshake with an algorithm that does not fit its certificate"
         }
         M::TooManyEmptyFragments | M::TooManyWarningAlertsReceived => "sent too many empty TLS records or warnings",
-        M::TooManyKeyUpdateRequests => "asked for new TLS keys too often",
-        M::TooManyRenegotiationRequests => "asked for renegotiation too often",
+        M::TooManyKeyUpdateRequests => "requested new TLS keys too often",
+        M::TooManyRenegotiationRequests => "requested renegotiation too often",
         M::TooMuchEarlyDataReceived => "sent early data, which is not accepted",
         _ => "violated the TLS protocol",
     }
 }
 
-/// The name and number of an alert, as RFC 8446 §6 has them.
+/// The name and number of an alert in RFC 8446 §6.
 pub(crate) fn alert_name(alert: AlertDescription) -> String {
     let number = u8::from(alert);
     let name = match alert {
@@ -148,8 +147,8 @@ pub(crate) fn alert_name(alert: AlertDescription) -> String {
 mod tests {
     use super::*;
 
-    /// Whether a text has a word that only code has.
-    fn names_code(text: &str) -> bool {
+    /// Whether a text contains an identifier from code.
+    fn contains_identifier(text: &str) -> bool {
         let is_code = |word: &str| {
             let inner_capitals = word.char_indices().filter(|(at, letter)| *at > 0 && letter.is_uppercase()).count();
             let known = ["PROXY", "ECDHE", "ChaCha20", "X25519MLKEM768", "Poly1305", "GCM", "Ed25519", "min_version"];
@@ -162,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn errors_of_a_handshake_are_described_without_names_of_code() {
+    fn handshake_error_texts_contain_no_identifiers() {
         use PeerIncompatible as I;
         use PeerMisbehaved as M;
         let errors = [
@@ -185,14 +184,14 @@ mod tests {
         for error in errors {
             for peer in [Peer::Client, Peer::Upstream] {
                 let text = describe(&error, peer);
-                assert!(!names_code(&text), "{text}");
+                assert!(!contains_identifier(&text), "{text}");
             }
         }
-        assert!(names_code("peer is incompatible: NoKxGroupsInCommon"));
+        assert!(contains_identifier("peer is incompatible: NoKxGroupsInCommon"));
     }
 
     #[test]
-    fn alerts_have_the_names_of_the_specification() {
+    fn alert_name_is_that_of_the_specification() {
         assert_eq!(alert_name(AlertDescription::UnknownCA), "unknown_ca (48)");
         assert_eq!(alert_name(AlertDescription::from(200)), "200");
     }

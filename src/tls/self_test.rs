@@ -1,5 +1,4 @@
-//! A handshake with oneself. A certificate that passed every other check is shown to a client in memory before any real
-//! one sees it, so that a key that cannot sign is found by `check` and by a reload, and not by the clients.
+//! A handshake in memory with each server certificate, so that `check` and a reload find a key that cannot sign before clients do.
 
 use std::sync::Arc;
 
@@ -17,11 +16,11 @@ use rustls::{
 use crate::identity::handshake_signature::verify_handshake_signatures;
 use crate::x509::crypto::provider;
 
-/// Runs a whole handshake in memory by each TLS version, in which the server shows `certificate` and asks for one of the CAs in
-/// `hints`, as it does clients where it asks them for any.
+/// Runs a complete handshake for each TLS version. The server sends `certificate` and, with `hints`, requests a client
+/// certificate of these CAs.
 ///
 /// # Errors
-/// What the handshake fails with.
+/// The error of the handshake.
 pub(crate) fn self_test(
     certificate: &Arc<CertifiedKey>,
     versions: &[&'static SupportedProtocolVersion],
@@ -38,7 +37,7 @@ fn self_test_version(
     let provider = provider();
     let resolver: Arc<dyn ResolvesServerCert> = Arc::new(SingleCertAndKey::from(Arc::clone(certificate)));
     let clients: Arc<dyn ClientCertVerifier> = match hints {
-        Some(hints) => Arc::new(Nobody(hints.to_vec())),
+        Some(hints) => Arc::new(RejectAllClients(hints.to_vec())),
         None => WebPkiClientVerifier::no_client_auth(),
     };
     let server = ServerConfig::builder_with_provider(Arc::clone(&provider))
@@ -50,10 +49,10 @@ fn self_test_version(
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(SignatureOnly(provider.signature_verification_algorithms)))
         .with_no_client_auth();
-    let name = ServerName::try_from("rehearsal.invalid").map_err(|error| Error::General(error.to_string()))?;
+    let name = ServerName::try_from("self-test.invalid").map_err(|error| Error::General(error.to_string()))?;
     let mut client = Connection::from(ClientConnection::new(Arc::new(client), name)?);
     let mut server = Connection::from(ServerConnection::new(Arc::new(server))?);
-    // Two round trips in TLS 1.2, one in TLS 1.3; what is not done after these never will be.
+    // TLS 1.2 needs two round trips, TLS 1.3 one.
     for _ in 0..3 {
         deliver(&mut client, &mut server)?;
         deliver(&mut server, &mut client)?;
@@ -64,7 +63,7 @@ fn self_test_version(
     Err(Error::HandshakeNotComplete)
 }
 
-/// Carries what `from` has to say to `to`.
+/// Delivers all pending TLS data of `from` to `to`.
 fn deliver(from: &mut Connection, to: &mut Connection) -> Result<(), Error> {
     let in_memory = |error: std::io::Error| Error::General(error.to_string());
     let mut flight = Vec::new();
@@ -79,7 +78,7 @@ fn deliver(from: &mut Connection, to: &mut Connection) -> Result<(), Error> {
     Ok(())
 }
 
-/// A client that cares for the signature only: whose certificate it is, and by whom, is not asked here.
+/// A client that verifies only the handshake signature, not the certificate.
 #[derive(Debug)]
 pub(crate) struct SignatureOnly(pub(crate) WebPkiSupportedAlgorithms);
 
@@ -98,11 +97,11 @@ impl ServerCertVerifier for SignatureOnly {
     verify_handshake_signatures!(self => self.0.supported_schemes());
 }
 
-/// Asks clients for a certificate, and takes none.
+/// Requests a certificate and rejects every one.
 #[derive(Debug)]
-struct Nobody(Vec<DistinguishedName>);
+struct RejectAllClients(Vec<DistinguishedName>);
 
-impl ClientCertVerifier for Nobody {
+impl ClientCertVerifier for RejectAllClients {
     fn client_auth_mandatory(&self) -> bool {
         false
     }

@@ -1,4 +1,4 @@
-//! A listener's side of TLS: its certificates, its versions, its trust in clients, as one rustls configuration.
+//! The TLS configuration of a listener: certificates, versions and client authentication.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use rustls::{Error, ServerConfig, SupportedProtocolVersion};
 use crate::identity::client_verifier::ClientVerifier;
 use crate::identity::recording::{HandshakeFindings, RefusedClient};
 use crate::protocol::MinTlsVersion;
-use crate::tls::cert_selector::{CertificateSelector, Overheard, RecordingResolver, SelectedCertificate};
+use crate::tls::cert_selector::{CertificateSelector, RecordedHello, RecordingResolver, SelectedCertificate};
 use crate::tls::engine::TlsEngine;
 use crate::tls::process_tickets::ProcessTicketer;
 use crate::tls::self_test::self_test;
@@ -20,12 +20,12 @@ use crate::x509::crypto::provider;
 use crate::x509::error::BuildError;
 use crate::x509::key_pair::CertifiedKeyPair;
 
-/// Everything a listener needs to speak TLS. Immutable; a change of any part makes a new one, with fresh session tickets,
-/// so that no ticket outlives the terms it was issued under.
+/// The server-side TLS of a listener. Immutable. Each change creates a new value with new ticket keys, so that a ticket is valid
+/// only for the settings under which it was issued.
 #[derive(Debug)]
 pub struct ServerTls {
-    /// From which each handshake's own configuration is made.
-    pattern: ServerConfig,
+    /// The configuration of each handshake is a copy of this one.
+    template: ServerConfig,
     min_version: MinTlsVersion,
     selector: Arc<CertificateSelector>,
     certificates: Vec<Arc<Certificate>>,
@@ -43,11 +43,11 @@ static ALL_VERSIONS: &[&SupportedProtocolVersion] = &[&TLS13, &TLS12];
 static TLS13_ONLY: &[&SupportedProtocolVersion] = &[&TLS13];
 
 impl ServerTls {
-    /// Builds the configuration. `alpn` is what may be negotiated; where it is empty a client's offer is passed over. Without
-    /// a `ticketer` there is one with keys of its own, which nobody else ever has.
+    /// `alpn` lists the protocols that can be negotiated; if it is empty, ALPN is ignored. Without a `ticketer`, the process
+    /// generates its own ticket keys.
     ///
     /// # Errors
-    /// When no certificate is given or rustls refuses a part.
+    /// If `certificates` is empty, a certificate fails its self-test, or rustls rejects a setting.
     pub fn new(
         certificates: &[CertifiedKeyPair],
         trust: ClientVerifier,
@@ -61,7 +61,7 @@ impl ServerTls {
         let verifier = trust.verifier();
         let hints = verifier.offer_client_auth().then(|| verifier.root_hint_subjects());
         for certificate in certificates {
-            self_test(certificate.key(), versions(min_version), hints).map_err(|error| BuildError::Rehearsal {
+            self_test(certificate.key(), versions(min_version), hints).map_err(|error| BuildError::SelfTest {
                 subject: certificate.leaf().subject.clone(),
                 error: error.to_string(),
             })?;
@@ -74,85 +74,83 @@ impl ServerTls {
             })
             .collect();
         let selector = Arc::new(CertificateSelector::new(choices));
-        let unheard = Arc::new(RecordingResolver::new(&selector, &Overheard::default()));
-        let mut config = assemble(Arc::clone(&verifier), unheard, min_version)?;
+        let resolver = Arc::new(RecordingResolver::new(&selector, &RecordedHello::default()));
+        let mut config = build_config(Arc::clone(&verifier), resolver, min_version)?;
         config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
         config.ticketer = match ticketer {
             Some(shared) => Arc::new(shared),
             None => Arc::new(ProcessTicketer::new().map_err(|error| BuildError::Rustls(error.to_string()))?),
         };
         let certificates = certificates.iter().map(|certificate| Arc::new(certificate.leaf().clone())).collect();
-        Ok(Self { pattern: config, min_version, selector, certificates, trust })
+        Ok(Self { template: config, min_version, selector, certificates, trust })
     }
 
-    /// What one handshake needs. rustls forgets what a client asked for and the certificate it refuses, and the audit wants
-    /// to name both; so each handshake has a resolver and a verifier of its own that remember.
+    /// Creates the configuration of one handshake. The audit log needs the requested server name and a rejected client
+    /// certificate. rustls keeps neither, so each handshake has its own recording resolver and verifier.
     pub fn handshake(self: &Arc<Self>) -> ServerHandshake {
-        let heard = Overheard::default();
-        let resolver = Arc::new(RecordingResolver::new(&self.selector, &heard));
+        let hello = RecordedHello::default();
+        let resolver = Arc::new(RecordingResolver::new(&self.selector, &hello));
         let recording = |(verifier, findings)| {
-            // rustls lets nobody exchange the verifier of a finished configuration. Whatever `new` sets besides has to be
-            // carried over here.
-            let mut config = assemble(verifier, Arc::clone(&resolver) as Arc<_>, self.min_version).ok()?;
-            config.alpn_protocols.clone_from(&self.pattern.alpn_protocols);
-            config.ticketer = Arc::clone(&self.pattern.ticketer);
-            config.session_storage = Arc::clone(&self.pattern.session_storage);
+            // rustls cannot replace the verifier of a complete configuration. All other settings of `new` must be copied here.
+            let mut config = build_config(verifier, Arc::clone(&resolver) as Arc<_>, self.min_version).ok()?;
+            config.alpn_protocols.clone_from(&self.template.alpn_protocols);
+            config.ticketer = Arc::clone(&self.template.ticketer);
+            config.session_storage = Arc::clone(&self.template.session_storage);
             Some((config, Some(findings)))
         };
         let (config, findings) = self.trust.recording_verifier().and_then(recording).unwrap_or_else(|| {
-            let mut config = self.pattern.clone();
+            let mut config = self.template.clone();
             config.cert_resolver = Arc::clone(&resolver) as Arc<_>;
             (config, None)
         });
-        ServerHandshake { config: Arc::new(config), tls: Arc::clone(self), heard, findings }
+        ServerHandshake { config: Arc::new(config), tls: Arc::clone(self), hello, findings }
     }
 
-    /// The leaves of all certificates, in the order of the configuration.
+    /// The leaf certificates in the order of the configuration.
     pub fn certificates(&self) -> &[Arc<Certificate>] {
         &self.certificates
     }
 
-    /// Which clients are accepted.
+    /// The verifier of client certificates.
     pub fn trust(&self) -> &ClientVerifier {
         &self.trust
     }
 }
 
-/// One handshake's view of a [`ServerTls`].
+/// One handshake of a [`ServerTls`].
 #[derive(Debug)]
 pub struct ServerHandshake {
     config: Arc<ServerConfig>,
     tls: Arc<ServerTls>,
-    heard: Overheard,
+    hello: RecordedHello,
     findings: Option<Arc<HandshakeFindings>>,
 }
 
 impl ServerHandshake {
-    /// The engine of this handshake.
+    /// Creates the engine of this handshake.
     ///
     /// # Errors
-    /// When rustls cannot use the configuration.
+    /// If rustls rejects the configuration.
     pub fn engine(&self) -> Result<TlsEngine, Error> {
         TlsEngine::new(Arc::clone(&self.config))
     }
 
-    /// The host name the client asked for, once its hello has come.
+    /// The requested host name. `None` before the ClientHello arrives.
     pub fn sni(&self) -> Option<&str> {
-        self.heard.get()?.sni.as_deref()
+        self.hello.get()?.sni.as_deref()
     }
 
-    /// The certificate the client was shown, once its hello has come.
+    /// The selected server certificate. `None` before the ClientHello arrives.
     pub fn shown(&self) -> Option<&Arc<Certificate>> {
-        self.tls.certificates.get(self.heard.get()?.shown)
+        self.tls.certificates.get(self.hello.get()?.shown)
     }
 
-    /// The client certificate that was refused in this handshake, if one was.
+    /// The client certificate that this handshake rejected.
     pub fn refused(&self) -> Option<&RefusedClient> {
         self.findings.as_ref()?.refused()
     }
 
-    /// To be called once the handshake is over, and the client has proved to have its key: what was found out about its
-    /// certificate need not be found out again.
+    /// Caches the verified client identity. Call it only after the handshake, when the client has proved that it has the key.
     pub fn remember_client(&self) {
         if let Some(findings) = &self.findings {
             findings.remember();
@@ -160,7 +158,7 @@ impl ServerHandshake {
     }
 }
 
-fn assemble(
+fn build_config(
     verifier: Arc<dyn ClientCertVerifier>,
     resolver: Arc<dyn ResolvesServerCert>,
     min_version: MinTlsVersion,

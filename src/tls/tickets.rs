@@ -1,8 +1,8 @@
-//! Session tickets under keys that several replicas share, so that a client is known again at any of them.
+//! Session tickets with keys that several replicas share, so that a client can resume its session at any replica.
 //!
-//! A ticket says who its client is, so one that was issued under other terms must not open here. No key of the file
-//! therefore seals a ticket itself: from each of them a key is derived for one listener under one trust, and nothing else
-//! derives the same. The file is made, and gets another key, by
+//! A ticket contains the client's identity, so it must be valid only for the listener and the client authentication settings
+//! under which it was issued. A ticket is therefore encrypted with a key derived from a key of the file, the listener and these
+//! settings. This command creates the file, or adds a key:
 //!
 //! ```text
 //! (umask 077; openssl rand -base64 48 >> tickets.keys)
@@ -21,53 +21,53 @@ use rustls::server::ProducesTickets;
 use crate::x509::crypto::sha256_hex;
 use crate::x509::error::BuildError;
 
-/// The keys of one file, in its order.
+/// The keys of one file, in order. The first encrypts, all decrypt.
 #[derive(Clone, PartialEq, Eq)]
 pub struct TicketKeys(Vec<TicketKey>);
 
-/// Why a file of ticket keys cannot be used. Says nothing of what is in a key.
+/// Why a file of ticket keys cannot be used. The texts contain nothing of a key.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TicketKeysError {
-    /// No line with a key.
-    #[error("holds no key; it may still be being written. openssl rand -base64 48 makes one")]
+    /// The file has no line with a key.
+    #[error("holds no key, or is not completely written; create a key with openssl rand -base64 48")]
     NoKey,
-    /// A line that is something else.
-    #[error("line {line} is not base64, or cut off; openssl rand -base64 48 makes a key")]
+    /// A line is not a key.
+    #[error("line {line}: not base64, or truncated; create a key with openssl rand -base64 48")]
     NotBase64 {
         /// Its number, from 1.
         line: usize,
     },
-    /// A key that is too short or too long.
-    #[error("line {line} is base64 of {found} bytes, and a key has {KEY_LENGTH}; openssl rand -base64 48 makes one")]
+    /// A key is too short or too long.
+    #[error(
+        "line {line}: {found} bytes in base64, but a key has {KEY_LENGTH}; create one with openssl rand -base64 48"
+    )]
     Length {
         /// Its number, from 1.
         line: usize,
-        /// How many bytes it holds.
+        /// Its length in bytes.
         found: usize,
     },
-    /// A key that is there already.
-    #[error("line {line} is the key of line {first} again; each key stands in the file once")]
+    /// A key is repeated.
+    #[error("line {line}: same key as line {first}; remove one of them")]
     Repeated {
         /// Its number, from 1.
         line: usize,
         /// The number of the line that has the same key.
         first: usize,
     },
-    /// More keys than anybody rotates through.
-    #[error(
-        "line {line} is one key more than the {MOST_KEYS} there may be; take out those that no ticket is under any more"
-    )]
+    /// More than 16 keys.
+    #[error("line {line}: too many keys (at most {MAX_KEYS}); remove keys that are no longer used by any ticket")]
     TooMany {
-        /// The number of the first line that is too many, from 1.
+        /// The number of the first line above the limit, from 1.
         line: usize,
     },
 }
 
 impl TicketKeys {
-    /// Reads a file of keys: one a line, base64 of 48 random bytes. What follows a `#` is a comment.
+    /// Parses a file with one key per line: 48 random bytes in base64. `#` starts a comment.
     ///
     /// # Errors
-    /// When a line is no key, or there is none.
+    /// If a line is not a key, or the file holds none.
     pub fn parse(bytes: &[u8]) -> Result<Self, TicketKeysError> {
         let mut keys: Vec<(usize, TicketKey)> = Vec::new();
         for (line, text) in (1..).zip(bytes.split(|byte| *byte == b'\n')) {
@@ -79,7 +79,7 @@ impl TicketKeys {
             if let Some((first, _)) = keys.iter().find(|(_, other)| *other == key) {
                 return Err(TicketKeysError::Repeated { line, first: *first });
             }
-            if keys.len() == MOST_KEYS {
+            if keys.len() == MAX_KEYS {
                 return Err(TicketKeysError::TooMany { line });
             }
             keys.push((line, key));
@@ -98,17 +98,17 @@ impl fmt::Debug for TicketKeys {
     }
 }
 
-/// A key of the file, good for deriving others only.
+/// A key of the file. It only derives other keys.
 #[derive(Clone)]
 struct TicketKey {
     root: Prk,
-    /// By which it is told from others.
+    /// Identifies the key.
     sha256: String,
 }
 
 impl TicketKey {
     fn parse(text: &[u8], line: usize) -> Result<Self, TicketKeysError> {
-        // The decoder's own words show a piece of the key.
+        // The error of the decoder contains a part of the key.
         let key = STANDARD.decode(text).map_err(|_| TicketKeysError::NotBase64 { line })?;
         if key.len() != KEY_LENGTH {
             return Err(TicketKeysError::Length { line, found: key.len() });
@@ -116,7 +116,7 @@ impl TicketKey {
         Ok(Self { root: Salt::new(HKDF_SHA256, SALT).extract(&key), sha256: sha256_hex(&key) })
     }
 
-    /// What `label` and `binding` make of it.
+    /// Derives a key by HKDF (RFC 5869) with `label` and `binding` as info.
     fn derive<const LENGTH: usize>(&self, label: &[u8], binding: &[u8]) -> Result<[u8; LENGTH], Unspecified> {
         let mut derived = [0; LENGTH];
         self.root.expand(&[label, binding], Length::<LENGTH>)?.fill(&mut derived)?;
@@ -140,23 +140,23 @@ impl<const BYTES: usize> KeyType for Length<BYTES> {
     }
 }
 
-/// Issues and opens the tickets of one listener under one trust. A ticket is the name of its key, a nonce, and the sealed
-/// time of issue and state of the session.
+/// Encrypts and decrypts the tickets of one listener with one set of client authentication settings. A ticket consists of the
+/// name of its key, a nonce, and the encrypted time of issue and session state.
 ///
-/// AES-256-GCM-SIV, because replicas under one key know nothing of each other's nonces: should two ever choose the same one,
-/// no more is lost than that two equal states look equal.
+/// The cipher is AES-256-GCM-SIV because replicas choose nonces independently. If two replicas choose the same nonce, an attacker
+/// learns only whether two states are equal.
 #[derive(Debug)]
 pub struct SharedTicketer {
-    /// The first seals, all open.
+    /// The first encrypts, all decrypt.
     keys: Vec<DerivedKey>,
 }
 
 impl SharedTicketer {
-    /// Derives the keys of the tickets that only a ticketer with one of these keys and this `binding` can open, which is to
-    /// name the listener and all that its trust is made of.
+    /// Derives the keys for one `binding`, which must identify the listener and all its client authentication settings. Only a
+    /// ticketer with one of these keys and the same `binding` can decrypt the tickets.
     ///
     /// # Errors
-    /// When the provider cannot derive them.
+    /// [`BuildError::Tickets`] if the provider cannot derive the keys.
     pub fn new(keys: &TicketKeys, binding: &[u8]) -> Result<Self, BuildError> {
         let derived = keys.0.iter().map(|key| DerivedKey::new(key, binding)).collect::<Result<_, _>>();
         Ok(Self { keys: derived.map_err(|Unspecified| BuildError::Tickets)? })
@@ -167,13 +167,13 @@ impl SharedTicketer {
         let mut sealed = [&now.as_secs().to_be_bytes(), state].concat();
         let nonce = key.seal_in_place_append_tag(Aad::from(name), &mut sealed).ok()?;
         let ticket = [name, nonce.as_ref().as_slice(), &sealed].concat();
-        // TLS has two bytes for its length; a client with an enormous certificate goes without one.
+        // The length field of TLS has two bytes. A client with a very large certificate gets no ticket.
         u16::try_from(ticket.len()).is_ok().then_some(ticket)
     }
 
-    /// The state of the session, while the ticket is fresh. rustls wants old tickets to be stopped by changing keys, because
-    /// nothing else keeps their sessions secret from who steals a key later. When that is done is for the operator to
-    /// say here, so a ticket ends by the clock too; one of a replica whose clock runs ahead is taken.
+    /// The session state, if the ticket is younger than [`LIFETIME`]. rustls expects key rotation to end old tickets; it limits
+    /// the sessions that a stolen key reveals. Here the operator rotates the keys, so tickets also expire by the clock. A ticket
+    /// of a replica whose clock is ahead is accepted.
     fn open(&self, ticket: &[u8], now: UnixTime) -> Option<Vec<u8>> {
         let (name, rest) = ticket.split_first_chunk()?;
         let (nonce, sealed) = rest.split_first_chunk::<NONCE_LEN>()?;
@@ -204,10 +204,10 @@ impl ProducesTickets for SharedTicketer {
     }
 }
 
-/// A key of the file as it is for one binding.
+/// A key derived from a key of the file for one binding.
 #[derive(Debug)]
 struct DerivedKey {
-    /// Tells which key a ticket is under, to who has the file and to nobody else.
+    /// Identifies the key in a ticket. Meaningless without the file.
     name: [u8; 16],
     key: RandomizedNonceKey,
 }
@@ -219,20 +219,19 @@ impl DerivedKey {
     }
 }
 
-/// A key of the file, before base64.
+/// Bytes of a key in the file, before base64.
 const KEY_LENGTH: usize = 48;
 
-/// Two are enough to rotate.
-const MOST_KEYS: usize = 16;
+/// Rotation needs two.
+const MAX_KEYS: usize = 16;
 
-/// In seconds; that of the tickets rustls makes under keys of its own.
+/// Seconds; equal to the lifetime of tickets with keys generated by rustls.
 const LIFETIME: u32 = 12 * 60 * 60;
 
-/// Has a new number when a ticket is made otherwise, so that an older Portcullis beside a newer one cannot misread its
-/// tickets.
+/// Increase the number when the ticket format changes, so that an older Portcullis beside a newer one cannot misread tickets.
 const SALT: &[u8] = b"portcullis session tickets 1";
 
-/// Neither begins as the other does, so no binding can make them meet.
+/// No label is a prefix of the other, so no binding makes their outputs equal.
 const NAME_LABEL: &[u8] = b"name of ";
 const KEY_LABEL: &[u8] = b"key for ";
 
@@ -247,11 +246,11 @@ mod tests {
     };
 
     use super::*;
-    use crate::tls::fixtures::Accent;
+    use crate::tls::fixtures::TlsOptions;
 
     const NOW: UnixTime = UnixTime::since_unix_epoch(Duration::from_secs(1_800_000_000));
 
-    /// The line of a key that is all the same byte.
+    /// The line of a key that repeats one byte.
     fn line(byte: u8) -> String {
         STANDARD.encode([byte; KEY_LENGTH])
     }
@@ -270,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_has_a_key_a_line_and_may_have_comments() {
+    fn file_with_keys_and_comments_is_parsed_in_order() {
         let (a, b) = (line(1), line(2));
         for text in [
             format!("{a}\n{b}\n"),
@@ -279,14 +278,14 @@ mod tests {
         ] {
             assert_eq!(TicketKeys::parse(text.as_bytes()), Ok(keys(&[1, 2])), "{text}");
         }
-        assert_ne!(keys(&[1, 2]), keys(&[2, 1]), "the first one seals");
+        assert_ne!(keys(&[1, 2]), keys(&[2, 1]), "the first one encrypts");
         assert_ne!(keys(&[1, 2]), keys(&[1]));
         let most: Vec<u8> = (0..16).collect();
-        assert_eq!(keys(&most).0.len(), MOST_KEYS);
+        assert_eq!(keys(&most).0.len(), MAX_KEYS);
     }
 
     #[test]
-    fn every_other_file_is_an_error_that_names_the_line() {
+    fn invalid_line_is_rejected_with_its_number() {
         let of = |text: &str| TicketKeys::parse(text.as_bytes()).unwrap_err();
         let (a, b) = (line(1), line(2));
         assert_eq!(of(""), TicketKeysError::NoKey);
@@ -301,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_cut_off_anywhere_is_an_error() {
+    fn truncated_key_is_rejected() {
         let text = format!("{}\n{}", line(1), line(2));
         let begun = line(1).len() + 1;
         for cut in (begun + 1)..text.len() {
@@ -314,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_shows_a_key() {
+    fn debug_output_and_errors_contain_no_key() {
         let key = [b"abcdefghijklmnopqrstuvwxyz".as_slice(), &[b'!'; 22]].concat();
         let text = STANDARD.encode(&key);
         let keys = TicketKeys::parse(text.as_bytes()).unwrap();
@@ -331,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_key_seals_and_all_open() {
+    fn first_key_encrypts_and_all_keys_decrypt() {
         let replica = ticketer(&[1, 2, 3], "main");
         let ticket = replica.seal(b"state", NOW).unwrap();
         assert_eq!(replica.open(&ticket, NOW).as_deref(), Some(&b"state"[..]));
@@ -341,7 +340,7 @@ mod tests {
     }
 
     #[test]
-    fn replicas_in_the_middle_of_a_rotation_open_each_others_tickets() {
+    fn replicas_during_a_rotation_decrypt_tickets_of_each_other() {
         let (before, after) = (ticketer(&[1, 2], "main"), ticketer(&[2, 1], "main"));
         for (one, other) in [(&before, &after), (&after, &before)] {
             let ticket = one.seal(b"state", NOW).unwrap();
@@ -350,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn a_ticket_of_another_binding_cannot_be_opened() {
+    fn ticket_of_another_binding_is_rejected() {
         let (one, other) = (ticketer(&[1], "one"), ticketer(&[1], "other"));
         let ticket = one.seal(b"state", NOW).unwrap();
         assert_eq!(other.open(&ticket, NOW), None);
@@ -361,7 +360,7 @@ mod tests {
     }
 
     #[test]
-    fn no_altered_ticket_is_opened() {
+    fn altered_ticket_is_rejected() {
         let replica = ticketer(&[1, 2], "main");
         let ticket = replica.seal(b"state", NOW).unwrap();
         for bit in 0..ticket.len() * 8 {
@@ -378,7 +377,7 @@ mod tests {
     }
 
     #[test]
-    fn two_tickets_of_the_same_state_differ_in_all_but_the_name_of_the_key() {
+    fn tickets_of_the_same_state_share_only_the_key_name() {
         let replica = ticketer(&[1], "main");
         let [one, other] = [(); 2].map(|()| replica.seal(&[0; 64], NOW).unwrap());
         assert_eq!(one[..16], other[..16]);
@@ -387,28 +386,28 @@ mod tests {
     }
 
     #[test]
-    fn a_ticket_is_good_for_half_a_day() {
+    fn ticket_expires_after_twelve_hours() {
         let replica = ticketer(&[1], "main");
         let ticket = replica.seal(b"state", NOW).unwrap();
         assert_eq!(replica.lifetime(), 43_200);
         assert!(replica.open(&ticket, later(43_199)).is_some());
         assert_eq!(replica.open(&ticket, later(43_200)), None);
         let ahead = replica.seal(b"state", later(60)).unwrap();
-        assert!(replica.open(&ahead, NOW).is_some(), "sealed by a clock that runs ahead");
-        let astray = replica.seal(b"state", later(43_200)).unwrap();
-        assert_eq!(replica.open(&astray, NOW), None);
+        assert!(replica.open(&ahead, NOW).is_some(), "encrypted by a replica whose clock is ahead");
+        let wrong_clock = replica.seal(b"state", later(43_200)).unwrap();
+        assert_eq!(replica.open(&wrong_clock, NOW), None);
     }
 
     #[test]
-    fn a_state_that_no_ticket_can_hold_gets_none() {
+    fn state_above_the_maximum_ticket_size_gets_no_ticket() {
         let replica = ticketer(&[1], "main");
         let overhead = replica.seal(b"", NOW).unwrap().len();
         assert_eq!(replica.seal(&vec![0; 65_535 - overhead], NOW).map(|ticket| ticket.len()), Some(65_535));
         assert_eq!(replica.seal(&vec![0; 65_536 - overhead], NOW), None);
     }
 
-    /// Carries everything that both have to say, and tells how the client was greeted, and in which version.
-    fn meet(client: &Arc<ClientConfig>, server: &Arc<ServerConfig>) -> (HandshakeKind, ProtocolVersion) {
+    /// Runs a handshake, and returns its kind and TLS version.
+    fn handshake(client: &Arc<ClientConfig>, server: &Arc<ServerConfig>) -> (HandshakeKind, ProtocolVersion) {
         let client = ClientConnection::new(Arc::clone(client), "db.test".try_into().unwrap()).unwrap();
         let mut client = Connection::from(client);
         let mut server = Connection::from(ServerConnection::new(Arc::clone(server)).unwrap());
@@ -433,25 +432,25 @@ mod tests {
     }
 
     #[test]
-    fn a_client_resumes_at_another_replica_and_nowhere_else() {
+    fn client_resumes_only_at_a_replica_with_the_same_keys_and_binding() {
         for (suite, version) in [(0, ProtocolVersion::TLSv1_3), (5, ProtocolVersion::TLSv1_2)] {
             let [full, resumed] = [HandshakeKind::Full, HandshakeKind::Resumed].map(|kind| (kind, version));
-            for known in [false, true] {
-                let accent = Accent { suite, record: None, known };
+            for client_auth in [false, true] {
+                let options = TlsOptions { suite, record: None, client_auth };
                 let replica = |bytes: &[u8], binding: &str| {
-                    let mut config = (*accent.server_config()).clone();
+                    let mut config = (*options.server_config()).clone();
                     config.session_storage = Arc::new(NoServerSessionStorage {});
                     config.ticketer = Arc::new(ticketer(bytes, binding));
                     Arc::new(config)
                 };
                 let (here, there) = (replica(&[1, 2], "main"), replica(&[2, 1], "main"));
-                let client = accent.client_config();
-                let met = [&here, &there, &here].map(|server| meet(&client, server));
-                assert_eq!(met, [full, resumed, resumed], "{accent:?}");
-                for untrusted in [replica(&[1, 2], "other"), replica(&[3], "main")] {
-                    let client = accent.client_config();
-                    let met = [&here, &untrusted].map(|server| meet(&client, server));
-                    assert_eq!(met, [full, full], "{accent:?}");
+                let client = options.client_config();
+                let results = [&here, &there, &here].map(|server| handshake(&client, server));
+                assert_eq!(results, [full, resumed, resumed], "{options:?}");
+                for unrelated in [replica(&[1, 2], "other"), replica(&[3], "main")] {
+                    let client = options.client_config();
+                    let results = [&here, &unrelated].map(|server| handshake(&client, server));
+                    assert_eq!(results, [full, full], "{options:?}");
                 }
             }
         }

@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::thread::LocalKey;
 
-use crate::tls::engine::{MOST_UNOPENED, most_overhead};
+use crate::tls::engine::{MAX_UNOPENED, max_overhead};
 
 /// Calls `work` with the thread's plaintext buffer, which has [`READ`] bytes. `work` must not call this function.
 pub(crate) fn with_plain<T>(work: impl FnOnce(&mut [u8]) -> T) -> T {
@@ -13,7 +13,7 @@ pub(crate) fn with_plain<T>(work: impl FnOnce(&mut [u8]) -> T) -> T {
 /// Calls `work` with the thread's buffer for TLS records. It holds the records that are incomplete and [`READ`] more bytes, or
 /// [`READ`] plaintext bytes once they are sealed. `work` must not call this function.
 pub(crate) fn with_sealed<T>(work: impl FnOnce(&mut [u8]) -> T) -> T {
-    lend(&SEALED, const { larger(MOST_UNOPENED, most_overhead(READ)) + READ }, work)
+    lend(&SEALED, const { larger(MAX_UNOPENED, max_overhead(READ)) + READ }, work)
 }
 
 fn lend<T>(buffer: &'static LocalKey<RefCell<Vec<u8>>>, size: usize, work: impl FnOnce(&mut [u8]) -> T) -> T {

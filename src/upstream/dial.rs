@@ -137,7 +137,7 @@ async fn encrypt(
     while stream.engine().is_handshaking() {
         stream.next_flight().await?;
     }
-    handshake.judge(stream.engine(), OffsetDateTime::now_utc())?;
+    handshake.verify(stream.engine(), OffsetDateTime::now_utc())?;
     Ok(stream)
 }
 

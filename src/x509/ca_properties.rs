@@ -1,4 +1,4 @@
-//! What a CA certificate states about what it may issue (RFC 5280 §4.2.1).
+//! The extensions of a CA certificate that limit what it may issue (RFC 5280 §4.2.1).
 
 use std::ops::Range;
 
@@ -17,47 +17,45 @@ use x509_parser::prelude::FromDer as _;
 use crate::x509::certificate::moment;
 use crate::x509::name::rfc4514;
 
-/// What a chain is verified for.
+/// The purpose of a chain's leaf.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Purpose {
-    /// A client proves who it is (extended key usage clientAuth).
+    /// Extended key usage clientAuth.
     ClientAuth,
-    /// A server does (serverAuth).
+    /// Extended key usage serverAuth.
     ServerAuth,
 }
 
 /// Why a certificate must not issue others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CaFault {
-    /// Its extended key usage leaves out what the chain is verified for.
     #[error("its extended key usage lacks {0}")]
     ExtendedKeyUsage(&'static str),
-    /// Its key usage lacks keyCertSign.
     #[error("its key usage lacks keyCertSign")]
     KeyUsage,
-    /// Its basic constraints are missing, or say that it is not a CA.
+    /// basicConstraints is missing or has CA:FALSE.
     #[error("it is not a CA certificate (basicConstraints)")]
     NotACa,
 }
 
-/// The statements of one certificate that bind what it issues.
+/// The limits that one CA certificate sets on the certificates below it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct CaProperties {
     /// RFC 4514 text.
     pub(crate) subject: String,
-    /// From its notBefore to behind its notAfter, whose last second belongs to it.
+    /// From notBefore to one second after notAfter, because notAfter is inclusive.
     pub(crate) validity: Range<OffsetDateTime>,
     pub(crate) fault: Option<CaFault>,
-    /// How many further CAs may follow below it; any number where it is not stated.
+    /// pathLenConstraint: the number of CAs allowed below this one. `None`: no limit.
     pub(crate) path_length: Option<usize>,
-    /// Whether it limits the names that may be issued, or nobody can tell.
+    /// Also true if the name constraints cannot be parsed.
     pub(crate) constrains_names: bool,
-    /// By how many subtrees it does.
+    /// The number of permitted and excluded subtrees.
     pub(crate) subtrees: usize,
 }
 
 impl CaProperties {
-    /// Reads the properties of a certificate that is to issue others for a purpose. Nothing, where it is not a certificate.
+    /// `None` if the bytes are not a certificate.
     pub(crate) fn read(der: &CertificateDer<'_>, purpose: Purpose) -> Option<Self> {
         let (_, certificate) = X509Certificate::from_der(der).ok()?;
         let constraints = certificate.basic_constraints().ok().flatten();
@@ -65,7 +63,7 @@ impl CaProperties {
         let path_length = constraints.and_then(|constraints| constraints.value.path_len_constraint);
         let key_usage = KeyUsage::of(&certificate);
         let is_self_issued = certificate.subject().as_raw() == certificate.issuer().as_raw();
-        // Before version 3 there was no extension to say so, and roots of that time say nothing.
+        // Versions 1 and 2 have no extensions, so a self-issued certificate of these versions counts as a CA.
         let fault = if !(is_ca || certificate.version().0 != 2 && is_self_issued) {
             Some(CaFault::NotACa)
         } else if !key_usage.may_sign_certificates {
@@ -92,19 +90,19 @@ fn subtrees(certificate: &X509Certificate<'_>) -> usize {
     lists.into_iter().flatten().map(Vec::len).sum()
 }
 
-/// How many names a certificate has: its subject, and its subject alternative names.
+/// The number of names in a certificate: the subject and all subject alternative names.
 pub(crate) fn names(der: &[u8]) -> usize {
     let Ok((_, certificate)) = X509Certificate::from_der(der) else { return 1 };
     let alternative = certificate.subject_alternative_name().ok().flatten();
     alternative.map_or(1, |names| names.value.general_names.len().saturating_add(1))
 }
 
-/// Whether the key usage of a certificate allows it to sign revocation lists.
+/// Whether key usage includes cRLSign or is absent.
 pub(crate) fn may_sign_lists(der: &CertificateDer<'_>) -> bool {
     X509Certificate::from_der(der).is_ok_and(|(_, certificate)| KeyUsage::of(&certificate).may_sign_lists)
 }
 
-/// The key usage extension; a certificate without it may do everything.
+/// The key usage extension. A certificate without it may sign both.
 struct KeyUsage {
     may_sign_certificates: bool,
     may_sign_lists: bool,
@@ -125,7 +123,7 @@ impl KeyUsage {
 }
 
 impl Purpose {
-    /// The extended key usage, as RFC 5280 §4.2.1.12 names it.
+    /// The name in RFC 5280 §4.2.1.12.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::ClientAuth => "clientAuth",
@@ -134,7 +132,7 @@ impl Purpose {
     }
 }
 
-/// The first critical extension of a certificate that chains cannot be verified with: its subject, and the extension.
+/// The first critical extension that is not supported. Returns the subject of the certificate and the name of the extension.
 pub(crate) fn unsupported_extension(der: &CertificateDer<'_>) -> Option<(String, String)> {
     let (_, certificate) = X509Certificate::from_der(der).ok()?;
     let is_supported = |oid: &Oid<'_>| SUPPORTED_EXTENSIONS.iter().any(|supported| supported == oid);
@@ -144,7 +142,7 @@ pub(crate) fn unsupported_extension(der: &CertificateDer<'_>) -> Option<(String,
     Some((rfc4514(certificate.subject()), name))
 }
 
-/// Those that webpki evaluates.
+/// The extensions that webpki evaluates.
 static SUPPORTED_EXTENSIONS: [Oid<'static>; 6] = [
     OID_X509_EXT_KEY_USAGE,
     OID_X509_EXT_SUBJECT_ALT_NAME,
@@ -154,7 +152,7 @@ static SUPPORTED_EXTENSIONS: [Oid<'static>; 6] = [
     OID_X509_EXT_EXTENDED_KEY_USAGE,
 ];
 
-/// Those that are critical in practice, by the names of RFC 5280.
+/// Unsupported extensions that are critical in practice, with their names in RFC 5280.
 static NAMED_EXTENSIONS: [(Oid<'static>, &str); 5] = [
     (OID_X509_EXT_CERTIFICATE_POLICIES, "certificatePolicies"),
     (OID_X509_EXT_POLICY_MAPPINGS, "policyMappings"),
@@ -178,8 +176,8 @@ fn lacking_purpose(certificate: &X509Certificate<'_>, purpose: Purpose) -> Optio
     (!allowed).then_some(CaFault::ExtendedKeyUsage(purpose.name()))
 }
 
-/// The kinds of names that a CA limits (RFC 5280 §4.2.1.10) and that cannot be checked, so that certificates with such a name are
-/// refused. Every certificate has a directory name, its subject.
+/// The types of name constraints (RFC 5280 §4.2.1.10) in this CA certificate that webpki cannot check. Certificates with names of
+/// these types are rejected. Every certificate has a directory name: its subject.
 pub(crate) fn unchecked_constraints(der: &CertificateDer<'_>) -> Vec<&'static str> {
     let Ok((_, certificate)) = X509Certificate::from_der(der) else { return Vec::new() };
     let Ok(Some(constraints)) = certificate.name_constraints() else { return Vec::new() };
@@ -199,11 +197,11 @@ pub(crate) fn unchecked_constraints(der: &CertificateDer<'_>) -> Vec<&'static st
     kinds
 }
 
-/// How [`unchecked_constraints`] calls the kind of name that every certificate has.
+/// The type in [`unchecked_constraints`] that every certificate has.
 pub(crate) const DIRECTORY_NAMES: &str = "directory names";
 
-/// The key identifiers (RFC 5280 §4.2.1.1 and §4.2.1.2) of a certificate and of its issuer, where it states them. They are
-/// hints: whoever made the certificate chose them.
+/// The subject and authority key identifiers of a certificate (RFC 5280 §4.2.1.1 and §4.2.1.2). They are hints only: the creator
+/// of a certificate chooses them freely.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct KeyIds {
     pub(crate) own: Option<Vec<u8>>,
@@ -227,12 +225,12 @@ impl KeyIds {
     }
 }
 
-/// Where a certificate says that the revocation list about it is published (RFC 5280 §4.2.1.13).
+/// The CRL distribution points of a certificate (RFC 5280 §4.2.1.13).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum DistributionPoints {
-    /// It does not say.
+    /// The certificate has no such extension.
     Unstated,
-    /// The URIs of the points that are about all reasons and of its own issuer; possibly none.
+    /// The URIs of the points that cover all reasons and name no other CRL issuer; may be empty.
     Uris(Vec<String>),
 }
 
@@ -254,7 +252,7 @@ impl DistributionPoints {
     }
 }
 
-/// The URIs of a distribution point's full name; other kinds of names are not compared.
+/// The URIs of a distribution point's full name. Names of other types are skipped.
 pub(crate) fn full_names(name: Option<&DistributionPointName<'_>>) -> Vec<String> {
     let Some(DistributionPointName::FullName(names)) = name else { return Vec::new() };
     let uri = |name: &GeneralName<'_>| match name {

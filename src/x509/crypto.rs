@@ -1,11 +1,11 @@
-//! The one crypto provider, and digests.
+//! The only crypto provider, and hex digests.
 
 use std::sync::{Arc, LazyLock};
 
 use rustls::crypto::CryptoProvider;
 use rustls::crypto::aws_lc_rs;
 
-/// SHA-256 of `bytes` in lower-case hex, the form every fingerprint of this program has.
+/// SHA-256 in lower-case hex, the format of every fingerprint.
 pub(crate) fn sha256_hex(bytes: &[u8]) -> String {
     let digest = ::aws_lc_rs::digest::digest(&::aws_lc_rs::digest::SHA256, bytes);
     digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
@@ -13,7 +13,7 @@ pub(crate) fn sha256_hex(bytes: &[u8]) -> String {
 
 /// aws-lc-rs, with the hybrid key exchange X25519MLKEM768 first.
 pub(crate) fn provider() -> Arc<CryptoProvider> {
-    // Made once: where clients are asked for certificates each handshake wants it.
+    // Created once: with client authentication, each handshake needs it.
     static PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| {
         Arc::new(CryptoProvider {
             kx_groups: vec![

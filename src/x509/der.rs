@@ -1,25 +1,25 @@
-//! DER one element at a time, for what has to be read byte for byte as webpki reads it, or is too long to be taken apart whole.
+//! Reads DER one element at a time: for values that must be compared byte by byte as in webpki, and for large structures.
 
 use x509_parser::der_parser::asn1_rs::Any;
 use x509_parser::prelude::FromDer as _;
 
 pub(crate) const INTEGER: u8 = 0x02;
 pub(crate) const SEQUENCE: u8 = 0x30;
-/// What is only there when it is not the usual: the version of a certificate, the extensions of a revocation list.
+/// Context tag 0: the version of a certificate, the extensions of a revocation list.
 pub(crate) const TAGGED_0: u8 = 0xa0;
 
-/// The contents of the first element, and what follows it.
+/// The contents of the first element, and the bytes after it.
 pub(crate) fn element(der: &[u8]) -> Option<(&[u8], &[u8])> {
     let (rest, element) = Any::from_der(der).ok()?;
     Some((element.data, rest))
 }
 
-/// The same, where the first element is of this kind.
+/// Like [`element`], if the first element has this tag.
 pub(crate) fn element_of(kind: u8, der: &[u8]) -> Option<(&[u8], &[u8])> {
     if der.first() == Some(&kind) { element(der) } else { None }
 }
 
-/// A `SEQUENCE` of what is encoded already. `None` where its length takes more than four bytes.
+/// Encodes a `SEQUENCE` of DER elements. `None` if its length needs more than four bytes.
 pub(crate) fn sequence(parts: &[&[u8]]) -> Option<Vec<u8>> {
     let length: usize = parts.iter().map(|part| part.len()).sum();
     let bytes = u32::try_from(length).ok()?.to_be_bytes();

@@ -1,17 +1,15 @@
-//! Digests by which certificates and chains are found again.
+//! SHA-256 digests as keys for certificates and chains.
 
 use aws_lc_rs::digest::{Context, SHA256};
 use rustls::pki_types::CertificateDer;
 
-/// What a chain is known by.
 pub(crate) type Digest = [u8; 32];
 
-/// Of every certificate of a chain.
 pub(crate) fn digest_of_chain(chain: &[CertificateDer<'_>]) -> Digest {
     digest_of(chain.iter().map(|certificate| &**certificate))
 }
 
-/// Of several parts and their lengths.
+/// Includes the length of each part, so that different splits have different digests.
 pub(crate) fn digest_of<'a>(parts: impl Iterator<Item = &'a [u8]>) -> Digest {
     let mut context = Context::new(&SHA256);
     for part in parts {

@@ -1,5 +1,5 @@
-//! Private keys behind a passphrase: PKCS#8's EncryptedPrivateKeyInfo (RFC 5958) by PBES2 (RFC 8018), as openssl has
-//! written it since 1.1. What is older or rarer is refused by name.
+//! Encrypted private keys: PKCS#8 EncryptedPrivateKeyInfo (RFC 5958) with PBES2 (RFC 8018), the format of openssl since 1.1.
+//! Other encryption schemes are rejected with their name.
 
 use std::fmt;
 use std::num::NonZeroU32;
@@ -14,47 +14,44 @@ use rustls::pki_types::PrivateKeyDer;
 use x509_parser::asn1_rs::{Any, FromDer as _, Tag};
 use zeroize::Zeroizing;
 
-/// A private key that only its passphrase opens.
+/// An EncryptedPrivateKeyInfo in DER.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct EncryptedKey(Vec<u8>);
 
-/// What opens an encrypted key. Never shown, and wiped when it is dropped.
+/// Never shown; wiped from memory when dropped.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Passphrase(Zeroizing<Vec<u8>>);
 
-/// Why an encrypted key stays closed. No word of it depends on the passphrase.
+/// Why an encrypted key cannot be decrypted. The texts reveal nothing about the passphrase.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum EncryptedKeyError {
-    /// The bytes are not what they say they are.
     #[error("holds an encrypted private key that is damaged: {0}")]
     Malformed(&'static str),
-    /// It would keep the start waiting for minutes.
+    /// Decryption would delay the start by minutes.
     #[error(
-        "holds an encrypted private key that asks for more than {MOST_ITERATIONS} iterations of PBKDF2; \
-         openssl pkcs8 -topk8 -v2 aes-256-cbc -in OLD -out NEW makes one of 2048"
+        "holds an encrypted private key with more than {MAX_ITERATIONS} iterations of PBKDF2; convert it with \
+         openssl pkcs8 -topk8 -v2 aes-256-cbc -in OLD -out NEW (2048 iterations)"
     )]
     TooManyIterations,
-    /// Encrypted by other means.
     #[error(
-        "holds a private key that is encrypted with {0}, which is not supported; \
-         openssl pkcs8 -topk8 -v2 aes-256-cbc -in OLD -out NEW makes one that is"
+        "holds a private key that is encrypted with {0}, which is not supported; convert it with \
+         openssl pkcs8 -topk8 -v2 aes-256-cbc -in OLD -out NEW"
     )]
     Unsupported(String),
-    /// The passphrase is that of another key.
     #[error("cannot be decrypted: the passphrase is wrong")]
     WrongPassphrase,
 }
 
-/// A file that should hold a passphrase, and does not.
+/// A passphrase file whose first line is empty.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("holds no passphrase; the first line has to be it")]
+#[error("holds no passphrase; put it on the first line")]
 pub(crate) struct NoPassphrase;
 
 impl Passphrase {
-    /// The first line of a file, without its end.
+    /// The first line of a file, without its line end.
     ///
     /// # Errors
-    /// When there is nothing in it.
+    /// If that line is empty.
     pub(crate) fn from_file(bytes: &[u8]) -> Result<Self, NoPassphrase> {
         let line = bytes.split(|byte| *byte == b'\n').next().unwrap_or_default();
         let line = line.strip_suffix(b"\r").unwrap_or(line);
@@ -63,24 +60,22 @@ impl Passphrase {
 }
 
 impl EncryptedKey {
-    /// Keeps an EncryptedPrivateKeyInfo for later; nothing is looked at yet.
+    /// The DER is not checked before [`decrypt`](Self::decrypt).
     pub(crate) fn new(der: Vec<u8>) -> Self {
         Self(der)
     }
 
-    /// Opens it.
-    ///
     /// # Errors
-    /// When the passphrase is wrong, or the key is damaged or encrypted in a way that is not supported.
+    /// If the passphrase is wrong, or the key is damaged or uses an unsupported encryption.
     pub(crate) fn decrypt(&self, passphrase: &Passphrase) -> Result<PrivateKeyDer<'static>, EncryptedKeyError> {
         let Pbes2 { kdf, cipher, iv, ciphertext } = Pbes2::parse(&self.0)?;
         let mut key = Zeroizing::new(vec![0; cipher.key_len]);
         derive(kdf.prf, kdf.iterations, kdf.salt, &passphrase.0, &mut key);
         let key = UnboundCipherKey::new(cipher.algorithm, &key).and_then(PaddedBlockDecryptingKey::cbc_pkcs7);
-        let key = key.map_err(|_| EncryptedKeyError::Malformed("its cipher cannot be set up"))?;
+        let key = key.map_err(|_| EncryptedKeyError::Malformed("its cipher cannot be initialised"))?;
         let mut plaintext = Zeroizing::new(ciphertext.to_vec());
         let plaintext = key.decrypt(&mut plaintext, DecryptionContext::Iv128(FixedLength::from(iv)));
-        // One wrong passphrase in 256 leaves a padding that looks right, but what is before it is no key.
+        // One wrong passphrase in 256 yields a valid padding, so the plaintext is checked too.
         match plaintext {
             Ok(plaintext) if is_private_key_info(plaintext) => Ok(PrivateKeyDer::Pkcs8(plaintext.to_vec().into())),
             Ok(_) | Err(_) => Err(EncryptedKeyError::WrongPassphrase),
@@ -100,7 +95,7 @@ impl fmt::Debug for Passphrase {
     }
 }
 
-/// An EncryptedPrivateKeyInfo, understood.
+/// A parsed EncryptedPrivateKeyInfo.
 struct Pbes2<'a> {
     kdf: Pbkdf2<'a>,
     cipher: &'static Cipher,
@@ -108,14 +103,14 @@ struct Pbes2<'a> {
     ciphertext: &'a [u8],
 }
 
-/// How a passphrase becomes a key.
+/// The key derivation function and its parameters.
 struct Pbkdf2<'a> {
     prf: pbkdf2::Algorithm,
     salt: &'a [u8],
     iterations: NonZeroU32,
 }
 
-/// A cipher of PBES2, always in CBC mode.
+/// A PBES2 cipher in CBC mode.
 struct Cipher {
     oid: &'static str,
     algorithm: &'static Algorithm,
@@ -131,7 +126,7 @@ impl<'a> Pbes2<'a> {
         let kdf = Pbkdf2::parse(&kdf, cipher)?;
         let ciphertext = octets(&ciphertext)?;
         if ciphertext.is_empty() || !ciphertext.len().is_multiple_of(cipher.algorithm.block_len()) {
-            return Err(EncryptedKeyError::Malformed("its content is no whole number of blocks"));
+            return Err(EncryptedKeyError::Malformed("its length is not a multiple of the cipher's block size"));
         }
         Ok(Self { kdf, cipher, iv, ciphertext })
     }
@@ -144,9 +139,9 @@ impl<'a> Pbkdf2<'a> {
         if iterations.tag() != Tag::Integer {
             return Err(NOT_ASN1);
         }
-        let iterations = iterations.as_u32().ok().filter(|iterations| *iterations <= MOST_ITERATIONS);
+        let iterations = iterations.as_u32().ok().filter(|iterations| *iterations <= MAX_ITERATIONS);
         let iterations = iterations.ok_or(EncryptedKeyError::TooManyIterations)?;
-        // Both that may follow may also be left out.
+        // keyLength and prf are optional; the default prf is HMAC-SHA-1.
         let mut prf = PBKDF2_HMAC_SHA1;
         for field in fields {
             match field.tag() {
@@ -178,7 +173,7 @@ fn encryption(algorithm: &Any<'_>) -> Result<(&'static Cipher, [u8; AES_CBC_IV_L
     Ok((cipher, iv.try_into().map_err(|_| NOT_ASN1)?))
 }
 
-/// The parameters of an algorithm that must be this one.
+/// The parameters of an algorithm, which must have the expected object identifier.
 fn parameters<'a>(algorithm: &Any<'a>, expected: &str) -> Result<Any<'a>, EncryptedKeyError> {
     match algorithm_identifier(algorithm)? {
         (oid, Some(parameters)) if oid == expected => Ok(parameters),
@@ -187,14 +182,14 @@ fn parameters<'a>(algorithm: &Any<'a>, expected: &str) -> Result<Any<'a>, Encryp
     }
 }
 
-/// Which algorithm, and its parameters.
+/// The object identifier and the parameters of an algorithm.
 fn algorithm_identifier<'a>(algorithm: &Any<'a>) -> Result<(String, Option<Any<'a>>), EncryptedKeyError> {
     let mut elements = elements(algorithm)?.into_iter();
     let oid = elements.next().and_then(|oid| oid.oid().ok()).ok_or(NOT_ASN1)?;
     Ok((oid.to_id_string(), elements.next()))
 }
 
-/// Names what is known, so that the operator recognises it.
+/// Uses the common name of an algorithm if it is known.
 fn unsupported(oid: &str) -> EncryptedKeyError {
     let known = FOREIGN.iter().find(|(foreign, _)| *foreign == oid).map(|(_, name)| (*name).to_owned());
     EncryptedKeyError::Unsupported(known.unwrap_or_else(|| format!("the algorithm {oid}")))
@@ -206,7 +201,7 @@ fn is_private_key_info(der: &[u8]) -> bool {
     tags == [Tag::Integer, Tag::Sequence, Tag::OctetString]
 }
 
-/// The one element that the bytes are.
+/// The only element of the bytes.
 fn whole(der: &[u8]) -> Result<Any<'_>, EncryptedKeyError> {
     match Any::from_der(der) {
         Ok(([], element)) => Ok(element),
@@ -214,7 +209,7 @@ fn whole(der: &[u8]) -> Result<Any<'_>, EncryptedKeyError> {
     }
 }
 
-/// The elements of a SEQUENCE that has so many.
+/// The elements of a SEQUENCE that has exactly `N`.
 fn fields<'a, const N: usize>(sequence: &Any<'a>) -> Result<[Any<'a>; N], EncryptedKeyError> {
     elements(sequence)?.try_into().map_err(|_| NOT_ASN1)
 }
@@ -236,10 +231,10 @@ fn octets<'a>(element: &Any<'a>) -> Result<&'a [u8], EncryptedKeyError> {
     if element.tag() == Tag::OctetString { Ok(element.data) } else { Err(NOT_ASN1) }
 }
 
-const NOT_ASN1: EncryptedKeyError = EncryptedKeyError::Malformed("it is no EncryptedPrivateKeyInfo");
+const NOT_ASN1: EncryptedKeyError = EncryptedKeyError::Malformed("it is not an EncryptedPrivateKeyInfo");
 
-/// Some seconds of one core; openssl's default is 2048. Every reload that reads the key pays it anew.
-const MOST_ITERATIONS: u32 = 10_000_000;
+/// Takes some seconds of one core, at each reload that reads the key. The default of openssl is 2048.
+const MAX_ITERATIONS: u32 = 10_000_000;
 
 const CIPHERS: [Cipher; 3] = [
     Cipher { oid: "2.16.840.1.101.3.4.1.2", algorithm: &AES_128, key_len: AES_128_KEY_LEN },
@@ -247,7 +242,7 @@ const CIPHERS: [Cipher; 3] = [
     Cipher { oid: "2.16.840.1.101.3.4.1.42", algorithm: &AES_256, key_len: AES_256_KEY_LEN },
 ];
 
-/// What other programs, and older ones, encrypt keys with.
+/// Names of unsupported algorithms that other or older programs use.
 const FOREIGN: [(&str, &str); 7] = [
     ("1.3.6.1.4.1.11591.4.11", "scrypt"),
     ("1.2.840.113549.3.7", "3DES (des-ede3-cbc)"),
@@ -330,31 +325,31 @@ mod tests {
     }
 
     #[test]
-    fn only_its_passphrase_opens_a_key() {
+    fn encrypted_key_with_wrong_passphrase_is_rejected() {
         let plain = KeyPair::generate().unwrap().serialize_der();
         let key = usual(7, &seal(&plain));
         assert_eq!(key.decrypt(&passphrase("right")).unwrap().secret_der(), plain);
-        // So many that some leave a padding that looks right.
+        // Enough to get some valid paddings.
         for number in 0..1000 {
             let wrong = passphrase(&format!("wrong {number}"));
             assert_eq!(key.decrypt(&wrong), Err(EncryptedKeyError::WrongPassphrase));
         }
-        // Rightly decrypted, and no key.
+        // Decrypts correctly, but is not a key.
         assert_eq!(usual(7, &seal(b"hello")).decrypt(&passphrase("right")), Err(EncryptedKeyError::WrongPassphrase));
     }
 
     #[test]
-    fn no_key_keeps_a_start_waiting() {
-        let ask = |iterations| usual(iterations, &[0; 16]).decrypt(&passphrase("x")).unwrap_err();
-        assert_eq!(ask(1), EncryptedKeyError::WrongPassphrase);
+    fn encrypted_key_with_too_many_iterations_is_rejected() {
+        let decrypt = |iterations| usual(iterations, &[0; 16]).decrypt(&passphrase("x")).unwrap_err();
+        assert_eq!(decrypt(1), EncryptedKeyError::WrongPassphrase);
         for many in [10_000_001, u64::from(u32::MAX), u64::from(u32::MAX) + 1, u64::MAX] {
-            assert_eq!(ask(many), EncryptedKeyError::TooManyIterations, "{many}");
+            assert_eq!(decrypt(many), EncryptedKeyError::TooManyIterations, "{many}");
         }
-        assert_eq!(ask(0), NOT_ASN1);
+        assert_eq!(decrypt(0), NOT_ASN1);
     }
 
     #[test]
-    fn what_is_not_supported_is_named() {
+    fn unsupported_encryption_is_reported_by_name() {
         let refusal = |algorithms, function| {
             let behind = [integer(1), prf(function)];
             encrypted(algorithms, &behind, &[0; 16]).decrypt(&passphrase("x")).unwrap_err().to_string()
@@ -366,13 +361,13 @@ mod tests {
             ([PBES2, PBKDF2, AES_256_CBC], "1.2.840.113549.2.8", "hmacWithSHA224"),
             ([PBES2, PBKDF2, "1.2.3.4"], SHA256, "1.2.3.4"),
         ] {
-            let words = refusal(algorithms, function);
-            assert!(words.contains(name) && words.contains("openssl pkcs8"), "{words}");
+            let error = refusal(algorithms, function);
+            assert!(error.contains(name) && error.contains("openssl pkcs8"), "{error}");
         }
     }
 
     #[test]
-    fn a_damaged_key_is_no_wrong_passphrase() {
+    fn damaged_key_is_not_reported_as_wrong_passphrase() {
         let algorithms = [PBES2, PBKDF2, AES_256_CBC];
         let damaged = |key: &EncryptedKey| {
             let error = key.decrypt(&passphrase("x")).unwrap_err();
@@ -388,25 +383,25 @@ mod tests {
             damaged(&EncryptedKey(whole[..cut].to_vec()));
         }
         damaged(&EncryptedKey([whole, vec![0]].concat()));
-        // The same key length said aloud is right.
-        let aloud = encrypted(algorithms, &[integer(1), integer(32), prf(SHA256)], &[0; 16]);
-        assert_eq!(aloud.decrypt(&passphrase("x")), Err(EncryptedKeyError::WrongPassphrase));
+        // An explicit key length that fits the cipher is accepted.
+        let explicit = encrypted(algorithms, &[integer(1), integer(32), prf(SHA256)], &[0; 16]);
+        assert_eq!(explicit.decrypt(&passphrase("x")), Err(EncryptedKeyError::WrongPassphrase));
     }
 
     proptest! {
         #[test]
-        fn no_bytes_make_it_panic(place in 0_usize..200, byte: u8) {
+        fn altered_key_is_rejected_without_panic(place in 0_usize..200, byte: u8) {
             let mut der = usual(1, &[0; 32]).0;
             let place = place % der.len();
             der[place] = byte;
-            // Another number of iterations is no panic, but takes its time.
+            // A large number of iterations would only be slow.
             prop_assume!(!matches!(Pbes2::parse(&der), Ok(Pbes2 { kdf, .. }) if kdf.iterations.get() > 1000));
             prop_assert!(EncryptedKey(der).decrypt(&passphrase("x")).is_err());
         }
     }
 
     #[test]
-    fn a_passphrase_is_the_first_line_of_its_file() {
+    fn passphrase_is_the_first_line_of_its_file() {
         for file in ["a b ", "a b \n", "a b \r\n", "a b \nsecond line\n"] {
             assert_eq!(*passphrase(file).0, b"a b ", "{file:?}");
         }

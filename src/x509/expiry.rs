@@ -1,9 +1,9 @@
-//! When to speak of a certificate that is about to run out.
+//! When to report a certificate that is about to expire.
 
 use time::{Duration, OffsetDateTime};
 
-/// The last of the moments to speak up that has passed: 30, 14, 7, 3 and 1 days before the end, and every day after.
-/// `None` while it is too early. Two calls with the same answer need to be spoken of once.
+/// The latest milestone that has passed, in days before expiry: 30, 14, 7, 3, 1, and then every day. `None` before the first.
+/// Callers report each value once.
 pub(crate) fn expiry_milestone(not_after: OffsetDateTime, now: OffsetDateTime) -> Option<i64> {
     let days_left = days_left(not_after, now);
     if days_left < 1 {
@@ -12,13 +12,13 @@ pub(crate) fn expiry_milestone(not_after: OffsetDateTime, now: OffsetDateTime) -
     MILESTONES.iter().rev().copied().find(|milestone| days_left <= *milestone)
 }
 
-/// Days until the end, counting a day that has begun; not above 0 once it has passed.
+/// Days until expiry, rounded up. Zero or negative after expiry.
 pub(crate) fn days_left(not_after: OffsetDateTime, now: OffsetDateTime) -> i64 {
     let left = not_after - now;
     left.whole_days() + i64::from(left > Duration::days(left.whole_days()))
 }
 
-/// Days before the end, the earliest first.
+/// Days before expiry, the earliest milestone first.
 const MILESTONES: [i64; 5] = [30, 14, 7, 3, 1];
 
 #[cfg(test)]
@@ -31,7 +31,7 @@ mod tests {
     }
 
     #[test]
-    fn each_milestone_comes_when_its_days_are_left_and_stays_until_the_next() {
+    fn milestone_lasts_from_its_day_until_the_next_milestone() {
         let cases = [
             (30.01, None),
             (30.0, Some(30)),
@@ -54,7 +54,7 @@ mod tests {
     }
 
     #[test]
-    fn days_left_between_the_ends_of_time_are_counted() {
+    fn days_left_between_minimum_and_maximum_time_do_not_overflow() {
         let [first, last] = [Duration::MIN, Duration::MAX].map(|far| OffsetDateTime::UNIX_EPOCH.saturating_add(far));
         assert_eq!(expiry_milestone(last, first), None);
         assert!(expiry_milestone(first, last).is_some_and(|days| days < -7_000_000));

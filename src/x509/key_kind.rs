@@ -1,4 +1,4 @@
-//! What kind of key a key is, and how large: for errors about keys that cannot be used.
+//! Type and size of keys, for errors about unsupported keys.
 
 use std::fmt;
 
@@ -7,25 +7,23 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use crate::x509::der::{INTEGER, SEQUENCE, TAGGED_0, element, element_of};
 use crate::x509::raw_certificate::RawCertificate;
 
-/// A kind of key, with what its size is measured by.
+/// The type and size of a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeyKind {
     family: Family,
-    /// What it is called.
     name: String,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Family {
-    /// With the number of bits of its modulus.
+    /// Bits of the modulus.
     Rsa(usize),
-    /// Signs and verifies here.
     Supported,
     Unsupported,
 }
 
 impl KeyKind {
-    /// Of a private key; nothing where it cannot be read.
+    /// `None` if the key cannot be parsed.
     pub fn of_private(key: &PrivateKeyDer<'_>) -> Option<Self> {
         match key {
             PrivateKeyDer::Pkcs1(key) => private_modulus(key.secret_pkcs1_der()).map(Self::rsa),
@@ -46,7 +44,7 @@ impl KeyKind {
         }
     }
 
-    /// Of the public key of a certificate; nothing where it cannot be read.
+    /// The public key of a certificate. `None` if it cannot be parsed.
     pub fn of_certificate(der: &CertificateDer<'_>) -> Option<Self> {
         let info = RawCertificate::read(der)?.public_key_info;
         let (algorithm, rest) = element_of(SEQUENCE, info)?;
@@ -57,7 +55,7 @@ impl KeyKind {
         })
     }
 
-    /// Whether TLS handshakes and chains can be signed and verified with it.
+    /// Whether the key can sign and verify TLS handshakes and certificates.
     pub fn is_supported(&self) -> bool {
         match self.family {
             Family::Rsa(bits) => (MIN_RSA_BITS..=MAX_RSA_BITS).contains(&bits),
@@ -81,31 +79,30 @@ impl KeyKind {
                 Some(Self { family: Family::Unsupported, name })
             }
             Some((_, name, family)) => Some(Self { family: *family, name: (*name).to_owned() }),
-            None => Some(Self { family: Family::Unsupported, name: "a kind that is not known here".to_owned() }),
+            None => Some(Self { family: Family::Unsupported, name: "of an unknown type".to_owned() }),
         }
     }
 
-    /// An EC key with these parameters.
     fn ec(parameters: &[u8]) -> Self {
         let curve = element_of(OBJECT_IDENTIFIER, parameters).map(|(curve, _)| curve);
         let known = CURVES.iter().find(|(known, _, _)| Some(*known) == curve);
         let (name, family) =
-            known.map_or(("a curve that is not known here", Family::Unsupported), |(_, name, family)| (*name, *family));
+            known.map_or(("EC on an unknown curve", Family::Unsupported), |(_, name, family)| (*name, *family));
         Self { family, name: format!("EC on {name}") }
     }
 }
 
-/// Behind "it is".
+/// The text follows "it is".
 impl fmt::Display for KeyKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.name)
     }
 }
 
-/// The keys that can be used.
+/// The supported keys, for error texts.
 pub(crate) const USABLE_KEYS: &str = "RSA of 2048 to 8192 bits, EC on P-256, P-384 or P-521, or Ed25519";
 
-/// The bits of the modulus of a private key in PKCS #1.
+/// Bits of the modulus of a PKCS #1 private key.
 fn private_modulus(der: &[u8]) -> Option<usize> {
     let (fields, _) = element_of(SEQUENCE, der)?;
     let (_version, rest) = element_of(INTEGER, fields)?;
@@ -129,14 +126,14 @@ const RSA: &[u8] = b"\x2a\x86\x48\x86\xf7\x0d\x01\x01\x01";
 const EC: &[u8] = b"\x2a\x86\x48\xce\x3d\x02\x01";
 const DSA: &[u8] = b"\x2a\x86\x48\xce\x38\x04\x01";
 
-/// Contents of the object identifiers of public key algorithms.
+/// Public key algorithms by the contents of their object identifiers.
 const KINDS: [(&[u8], &str, Family); 12] = [
     (RSA, "RSA", Family::Unsupported),
     (EC, "EC", Family::Unsupported),
     (DSA, "DSA", Family::Unsupported),
     (
         b"\x2a\x86\x48\x86\xf7\x0d\x01\x01\x0a",
-        "RSA-PSS (restricted to that use; plain RSA signs by PSS, too)",
+        "RSA-PSS (restricted to PSS; a plain RSA key can sign with PSS too)",
         Family::Unsupported,
     ),
     (b"\x2a\x86\x48\x86\xf7\x0d\x01\x03\x01", "Diffie-Hellman", Family::Unsupported),
@@ -149,7 +146,7 @@ const KINDS: [(&[u8], &str, Family); 12] = [
     (b"\x60\x86\x48\x01\x65\x03\x04\x03\x13", "ML-DSA-87", Family::Unsupported),
 ];
 
-/// The same of named curves.
+/// Named curves by the contents of their object identifiers.
 const CURVES: [(&[u8], &str, Family); 9] = [
     (b"\x2a\x86\x48\xce\x3d\x03\x01\x01", "P-192", Family::Unsupported),
     (b"\x2b\x81\x04\x00\x21", "P-224", Family::Unsupported),

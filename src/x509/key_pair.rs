@@ -1,4 +1,4 @@
-//! Our own certificates, with their keys.
+//! A configured certificate chain with its private key.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use crate::x509::error::BuildError;
 use crate::x509::key_kind::KeyKind;
 use crate::x509::raw_certificate::RawCertificate;
 
-/// A certificate chain with its key, known to belong together: what clients are shown, or an upstream that asks for it.
+/// A certificate chain with the private key of its leaf: a server certificate, or the client certificate for an upstream.
 #[derive(Clone, Debug)]
 pub struct CertifiedKeyPair {
     key: Arc<CertifiedKey>,
@@ -19,13 +19,14 @@ pub struct CertifiedKeyPair {
 }
 
 impl CertifiedKeyPair {
-    /// Joins a chain, leaf first, with its private key.
+    /// `chain` has the leaf first.
     ///
     /// # Errors
-    /// When they do not belong together or cannot be used.
+    /// If chain and key do not belong together, or one of them cannot be used.
     pub fn new(chain: Vec<CertificateDer<'static>>, key: PrivateKeyDer<'static>) -> Result<Self, BuildError> {
         let leaf_der = chain.first().ok_or(BuildError::EmptyChain)?;
-        let leaf = BuildError::unless_version_3(Certificate::parse(leaf_der)?)?;
+        let leaf = Certificate::parse(leaf_der)?;
+        leaf.require_v3()?;
         for rest in chain.iter().skip(1) {
             Certificate::parse(rest)?;
         }
@@ -34,7 +35,7 @@ impl CertifiedKeyPair {
             Some(kind) if !kind.is_supported() => BuildError::KeyKind(kind),
             Some(_) | None => BuildError::Key(error.to_string()),
         })?;
-        // Compared byte for byte: whether the certificate can be verified is another question.
+        // Compared byte by byte, so that it works for certificates that webpki cannot parse.
         let public_key = key.public_key().ok_or_else(|| BuildError::Key("it has no public key".to_owned()))?;
         let belongs =
             |der: &CertificateDer<'_>| RawCertificate::read(der).is_some_and(|raw| raw.has_public_key(&public_key));
@@ -47,23 +48,21 @@ impl CertifiedKeyPair {
         Ok(Self { key: Arc::new(CertifiedKey::new(chain, key)), leaf })
     }
 
-    /// The certificates, leaf first.
+    /// Leaf first.
     pub fn chain(&self) -> &[CertificateDer<'static>] {
         &self.key.cert
     }
 
-    /// What rustls signs with.
     pub(crate) fn key(&self) -> &Arc<CertifiedKey> {
         &self.key
     }
 
-    /// The facts of the leaf.
     pub fn leaf(&self) -> &Certificate {
         &self.leaf
     }
 }
 
-/// The chain says it all: the key is the one that belongs to its leaf.
+/// Compares the chains only: the key always belongs to the leaf.
 impl PartialEq for CertifiedKeyPair {
     fn eq(&self, other: &Self) -> bool {
         self.chain() == other.chain()

@@ -1,6 +1,6 @@
-//! Certificates, keys and revocation lists: from the bytes of files and peers to values (RFC 5280, RFC 8018).
+//! Parses and verifies certificates, keys and revocation lists (RFC 5280, RFC 8018).
 //!
-//! Takes bytes, never paths. The crypto provider is chosen here ([`crypto`]), and nowhere else.
+//! Functions take bytes, not paths. Only this folder selects the crypto provider ([`crypto`]).
 
 pub(crate) mod ca_properties;
 pub(crate) mod certificate;

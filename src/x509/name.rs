@@ -1,6 +1,6 @@
-//! Distinguished names as text, by RFC 4514: most specific first, `CN=app,O=Example,C=US`.
+//! Distinguished names as RFC 4514 text, most specific first: `CN=app,O=Example,C=US`.
 //!
-//! A name comes from a certificate that anybody may have written, so whatever could end a field or a line is escaped.
+//! Peers choose the names in their certificates, so all characters that could end a field or a line are escaped.
 
 use std::fmt::{self, Write as _};
 
@@ -9,10 +9,10 @@ use x509_parser::x509::{AttributeTypeAndValue, X509Name};
 
 use crate::printable::{BoundedText, MAX_FIELD, is_combining, is_hidden};
 
-/// Writes `name` as RFC 4514 §2 says, cut to the size of a field.
+/// Formats a name by RFC 4514 §2, truncated to [`MAX_FIELD`] bytes.
 pub(crate) fn rfc4514(name: &X509Name<'_>) -> String {
     let mut out = BoundedText::new(MAX_FIELD);
-    // The error says that the text is full, which `finish` handles.
+    // The error means that the text is full. `finish` handles it.
     let _ = write_name(&mut out, name);
     out.finish()
 }
@@ -29,8 +29,8 @@ fn write_name(out: &mut BoundedText, name: &X509Name<'_>) -> fmt::Result {
     Ok(())
 }
 
-/// The most specific common name: the one of the last level that has any. Where a level has several, or its text is in an
-/// encoding of another age or holds control characters, it is nobody's name.
+/// The most specific common name: from the last RDN that has one. `None` if that RDN has several, or the value uses a legacy
+/// string type or contains control characters.
 pub(crate) fn common_name(name: &X509Name<'_>) -> Option<String> {
     let is_common_name = |attribute: &&AttributeTypeAndValue<'_>| attribute.attr_type().to_id_string() == COMMON_NAME;
     let levels: Vec<_> = name.iter().map(|set| set.iter().filter(is_common_name).collect::<Vec<_>>()).collect();
@@ -45,7 +45,7 @@ fn write_attribute(out: &mut BoundedText, attribute: &AttributeTypeAndValue<'_>)
     let oid = attribute.attr_type().to_id_string();
     let keyword = KEYWORDS.iter().find(|(known, _)| *known == oid).map(|(_, keyword)| *keyword);
     write!(out, "{}=", keyword.unwrap_or(&oid))?;
-    // A type without a keyword, or a value that is no text, is written as the hex of its encoding (§2.4).
+    // A type without a keyword, or a value that is not text, is written as hex of its DER (§2.4).
     match (keyword, attribute.as_str()) {
         (Some(_), Ok(text)) => write_escaped(out, text),
         (Some(_), Err(_)) | (None, _) => write_encoding(out, attribute.attr_value()),
@@ -58,7 +58,7 @@ fn write_encoding(out: &mut BoundedText, value: &Any<'_>) -> fmt::Result {
     der.iter().try_for_each(|byte| out.push(&format!("{byte:02x}")))
 }
 
-/// Escapes as §2.4 says: special characters by a backslash, characters that do not show by the hex of their UTF-8.
+/// Escapes by §2.4: special characters with a backslash, invisible characters as hex of their UTF-8.
 fn write_escaped(out: &mut BoundedText, text: &str) -> fmt::Result {
     let mut characters = text.chars().peekable();
     let mut is_first = true;
@@ -104,7 +104,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_could_end_a_field_or_a_line_or_does_not_show_is_escaped() {
+    fn separators_and_invisible_characters_are_escaped() {
         let escaped = |text: &str| {
             let mut out = BoundedText::new(MAX_FIELD);
             write_escaped(&mut out, text).unwrap();
@@ -122,10 +122,10 @@ mod tests {
     }
 
     #[test]
-    fn the_common_name_is_the_last_one_and_plain() {
+    fn common_name_is_the_last_one_if_it_is_plain_text() {
         use rcgen::DnValue::{BmpString, Utf8String};
         let common_name = |names: &[rcgen::DnValue]| {
-            // Two types that rcgen takes for different ones, so that it keeps both.
+            // rcgen keeps both because it treats the two types as different.
             let kinds = [rcgen::DnType::CustomDnType(vec![2, 5, 4, 3]), rcgen::DnType::CommonName];
             let mut params = rcgen::CertificateParams::default();
             params.distinguished_name = rcgen::DistinguishedName::new();

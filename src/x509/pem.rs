@@ -1,4 +1,4 @@
-//! PEM files: every block counts, and a file that ends in the middle of one is an error rather than a shorter list.
+//! PEM files. Every block must be valid: a truncated file is an error, not a shorter list.
 
 use rustls::pki_types::pem::{self, PemObject as _, SectionKind};
 use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
@@ -8,84 +8,67 @@ use crate::x509::encrypted_key::EncryptedKey;
 /// Why a PEM file cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PemError {
-    /// The binary form of what is expected.
-    #[error("looks like DER, and PEM is needed; openssl x509 or openssl pkey, with -inform DER, converts it")]
+    #[error("is DER; PEM is required; convert it with openssl x509 -inform DER or openssl pkey -inform DER")]
     Der,
-    /// No bytes.
-    #[error("is empty; it may still be being written")]
+    #[error("is empty or not completely written")]
     Empty,
-    /// The key needs a passphrase, and there is none.
-    #[error("holds a private key that is protected by a passphrase; openssl pkey -in OLD -out NEW decrypts it")]
+    #[error("holds a private key that is protected by a passphrase; decrypt it with openssl pkey -in OLD -out NEW")]
     EncryptedKey,
-    /// A block is broken.
-    #[error("PEM block {block} is broken: {cause}")]
+    #[error("PEM block {block} is malformed: {cause}")]
     Malformed {
-        /// Its number, from 1.
+        /// From 1.
         block: usize,
-        /// What is wrong with it.
         cause: String,
     },
-    /// The parser found fewer blocks of a kind than there are BEGIN lines.
-    #[error("has {written} BEGIN {label} lines, but only {read} of these blocks could be read")]
-    Lost {
-        /// The kind.
-        label: &'static str,
-        /// BEGIN lines.
-        written: usize,
-        /// Blocks read.
-        read: usize,
-    },
-    /// The key is encrypted as nobody should any more: by a key made of the passphrase with one round of MD5.
+    /// The parser found fewer blocks of a type than there are BEGIN lines.
+    #[error("has {written} BEGIN {label} lines, but only {read} of these blocks could be read; repair the file")]
+    Lost { label: &'static str, written: usize, read: usize },
+    /// The encryption derives its key from the passphrase with one round of MD5, which is insecure.
     #[error(
-        "holds a private key in OpenSSL's old encryption (Proc-Type: 4,ENCRYPTED), which is not supported; \
-         openssl pkcs8 -topk8 -v2 aes-256-cbc -in OLD -out NEW makes one that is"
+        "holds a private key in OpenSSL's old encryption (Proc-Type: 4,ENCRYPTED), which is not supported; convert it with \
+         openssl pkcs8 -topk8 -v2 aes-256-cbc -in OLD -out NEW"
     )]
     LegacyEncryption,
-    /// No certificate in it.
     #[error("holds no certificate (no BEGIN CERTIFICATE line)")]
     NoCertificate,
-    /// No key in it.
-    #[error("holds no private key (PKCS#8, PKCS#1 and SEC1 are read)")]
+    #[error("holds no private key (supported: PKCS#8, PKCS#1 and SEC1)")]
     NoPrivateKey,
-    /// A key of a kind or in a form that is not read.
+    /// A key of an unsupported type or format.
     #[error("holds {0}")]
     ForeignKey(&'static str),
-    /// No revocation list in it.
     #[error("holds no certificate revocation list (no BEGIN X509 CRL line)")]
     NoRevocationList,
 }
 
-/// Every certificate of a PEM file, in order. Text between the blocks, CRLF and blocks of other kinds are passed over.
+/// All certificates of a PEM file, in order. Text between blocks and blocks of other types are ignored.
 ///
 /// # Errors
-/// When a block is broken or cut off, or there is no certificate.
+/// If a block is malformed or truncated, or there is no certificate.
 pub(crate) fn certificates(bytes: &[u8]) -> Result<Vec<CertificateDer<'static>>, PemError> {
     let certificates: Vec<_> = blocks(bytes, SectionKind::Certificate)?.map(CertificateDer::from).collect();
     if certificates.is_empty() { Err(PemError::NoCertificate) } else { Ok(certificates) }
 }
 
-/// Every certificate revocation list of a PEM file, read as [`certificates`] reads certificates.
+/// All certificate revocation lists of a PEM file; see [`certificates`].
 ///
 /// # Errors
-/// When a block is broken or cut off, or there is no list.
+/// If a block is malformed or truncated, or there is no list.
 pub(crate) fn revocation_lists(bytes: &[u8]) -> Result<Vec<CertificateRevocationListDer<'static>>, PemError> {
     let lists: Vec<_> = blocks(bytes, SectionKind::Crl)?.map(CertificateRevocationListDer::from).collect();
     if lists.is_empty() { Err(PemError::NoRevocationList) } else { Ok(lists) }
 }
 
-/// A private key as it stands in a file.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum StoredKey {
-    /// It can be used as it is.
     Plain(PrivateKeyDer<'static>),
-    /// It needs a passphrase first.
+    /// Needs a passphrase.
     Encrypted(EncryptedKey),
 }
 
 /// The first private key of a PEM file.
 ///
 /// # Errors
-/// When a block is broken or cut off, the key is encrypted in a way nobody should use, or there is none.
+/// If a block is malformed or truncated, the key uses an insecure encryption, or there is none.
 pub(crate) fn stored_key(bytes: &[u8]) -> Result<StoredKey, PemError> {
     let sections = sections(bytes)?;
     let first = labels(bytes)?.into_iter().enumerate().find(|(_, label)| label.ends_with(PRIVATE_KEY));
@@ -96,14 +79,14 @@ pub(crate) fn stored_key(bytes: &[u8]) -> Result<StoredKey, PemError> {
     key.map(StoredKey::Plain).ok_or_else(|| {
         let labels = labels(bytes).unwrap_or_default();
         let foreign = FOREIGN_KEYS.iter().find(|(label, _)| labels.contains(label));
-        foreign.map_or(PemError::NoPrivateKey, |(_, words)| PemError::ForeignKey(words))
+        foreign.map_or(PemError::NoPrivateKey, |(_, description)| PemError::ForeignKey(description))
     })
 }
 
-/// The first private key of a PEM file, where there is nobody to give a passphrase.
+/// The first private key of a PEM file, which must not be encrypted.
 ///
 /// # Errors
-/// When a block is broken or cut off, the key is protected by a passphrase, or there is none.
+/// If a block is malformed or truncated, the key is encrypted, or there is none.
 pub(crate) fn private_key(bytes: &[u8]) -> Result<PrivateKeyDer<'static>, PemError> {
     match stored_key(bytes)? {
         StoredKey::Plain(key) => Ok(key),
@@ -111,12 +94,12 @@ pub(crate) fn private_key(bytes: &[u8]) -> Result<PrivateKeyDer<'static>, PemErr
     }
 }
 
-/// How many private keys a PEM file has, whatever is wrong with them.
+/// The number of private keys in a PEM file, including unusable ones.
 pub(crate) fn count_private_keys(bytes: &[u8]) -> usize {
     labels(bytes).unwrap_or_default().iter().filter(|label| label.ends_with(PRIVATE_KEY)).count()
 }
 
-/// The contents of every block of one kind.
+/// The contents of all blocks of one type.
 fn blocks(bytes: &[u8], wanted: SectionKind) -> Result<impl Iterator<Item = Vec<u8>>, PemError> {
     let sections = sections(bytes)?.into_iter();
     Ok(sections.filter(move |(kind, _)| *kind == wanted).map(|(_, der)| der))
@@ -135,7 +118,7 @@ fn sections(bytes: &[u8]) -> Result<Vec<(SectionKind, Vec<u8>)>, PemError> {
     for section in <(SectionKind, Vec<u8>)>::pem_slice_iter(bytes) {
         let block = sections.len() + 1;
         sections.push(section.map_err(|error| match error {
-            // Its headers are taken for content.
+            // The parser treats its headers as content.
             pem::Error::Base64Decode(_) if find(bytes, LEGACY_ENCRYPTION).is_some() => PemError::LegacyEncryption,
             error => PemError::Malformed { block, cause: cause(&error) },
         })?);
@@ -150,8 +133,8 @@ fn sections(bytes: &[u8]) -> Result<Vec<(SectionKind, Vec<u8>)>, PemError> {
     Ok(sections)
 }
 
-/// The label of every block, read more strictly than the parser does, which passes over what it does not recognise: here
-/// nothing that looks like a certificate or a revocation list may be passed over.
+/// The labels of all blocks. Stricter than the parser, which skips malformed blocks: no certificate and no revocation list may
+/// be skipped.
 fn labels(bytes: &[u8]) -> Result<Vec<&[u8]>, PemError> {
     let mut labels = Vec::new();
     for line in bytes.split(|byte| *byte == b'\n' || *byte == b'\r') {
@@ -161,7 +144,7 @@ fn labels(bytes: &[u8]) -> Result<Vec<&[u8]>, PemError> {
         match begins {
             Some(0) => {
                 let label = line.strip_prefix(BEGIN).and_then(|rest| rest.trim_ascii_end().strip_suffix(b"-----"));
-                let label = label.ok_or_else(|| malformed("its BEGIN line is malformed or cut off"))?;
+                let label = label.ok_or_else(|| malformed("its BEGIN line is malformed or truncated"))?;
                 if let Some((_, cause)) = FOREIGN.iter().find(|(foreign, _)| *foreign == label) {
                     return Err(malformed(cause));
                 }
@@ -169,11 +152,11 @@ fn labels(bytes: &[u8]) -> Result<Vec<&[u8]>, PemError> {
             }
             Some(_) => {
                 return Err(malformed(
-                    "its BEGIN does not start a line; two files may have been joined without a line break",
+                    "its BEGIN is not at the start of a line; insert a line break between joined files",
                 ));
             }
             None if !line.is_empty() && BEGIN.starts_with(line) => {
-                return Err(malformed("its BEGIN line is cut off"));
+                return Err(malformed("its BEGIN line is truncated"));
             }
             None => {}
         }
@@ -181,17 +164,17 @@ fn labels(bytes: &[u8]) -> Result<Vec<&[u8]>, PemError> {
     Ok(labels)
 }
 
-/// The error in words that show no content of the file, which may be a key.
+/// The text contains nothing of the file, which may hold a key.
 fn cause(error: &pem::Error) -> String {
     match error {
-        pem::Error::MissingSectionEnd { .. } => "its END line is missing; the file may be cut off".to_owned(),
+        pem::Error::MissingSectionEnd { .. } => "its END line is missing; the file may be truncated".to_owned(),
         pem::Error::IllegalSectionStart { .. } => "its BEGIN line is malformed".to_owned(),
         pem::Error::Base64Decode(_) => "its content is not base64".to_owned(),
         _ => "it cannot be read".to_owned(),
     }
 }
 
-/// The first encrypted key. `rustls::pki_types` passes over its block, since it could make nothing of it.
+/// The first encrypted key. `rustls::pki_types` skips its block.
 fn encrypted_key(bytes: &[u8], block: usize) -> Result<EncryptedKey, PemError> {
     let begin = [BEGIN, ENCRYPTED_PRIVATE_KEY].concat();
     let text = find(bytes, &begin).and_then(|start| bytes.get(start..)).unwrap_or_default();
@@ -199,54 +182,53 @@ fn encrypted_key(bytes: &[u8], block: usize) -> Result<EncryptedKey, PemError> {
     Ok(EncryptedKey::new(key.into_contents()))
 }
 
-fn find(bytes: &[u8], words: &[u8]) -> Option<usize> {
-    bytes.windows(words.len()).position(|window| window == words)
+fn find(bytes: &[u8], pattern: &[u8]) -> Option<usize> {
+    bytes.windows(pattern.len()).position(|window| window == pattern)
 }
 
-/// A long ASN.1 sequence, with which certificates and keys in DER begin.
+/// An ASN.1 sequence with a two-byte length: the first bytes of certificates and keys in DER.
 const DER_SEQUENCE: &[u8] = b"\x30\x82";
 
 const BEGIN: &[u8] = b"-----BEGIN ";
 
-/// With which the label of every private key ends.
+/// The end of the label of every private key.
 const PRIVATE_KEY: &[u8] = b"PRIVATE KEY";
 const ENCRYPTED_PRIVATE_KEY: &[u8] = b"ENCRYPTED PRIVATE KEY";
 const LEGACY_ENCRYPTION: &[u8] = b"Proc-Type: 4,ENCRYPTED";
 
-/// Some editors put it in front of every text.
+/// Some editors write it at the start of text files.
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
-/// Of which each one counts: a certificate that is missed is a client kept out, a revocation list one let in.
+/// Types of which no block may be lost. A lost certificate would reject a client, a lost revocation list would admit one.
 const COUNTED: [(SectionKind, &str); 2] = [(SectionKind::Certificate, "CERTIFICATE"), (SectionKind::Crl, "X509 CRL")];
 
-/// Labels that the parser does not know, of what it should not pass over. OpenSSL writes and reads the first two, and nobody
-/// else does; the last is a rare spelling that hardly anybody reads.
+/// Labels that the parser would skip, with the error. Only OpenSSL uses the first two; the last is a rare spelling.
 const FOREIGN: [(&[u8], &str); 3] = [
     (b"X509 CERTIFICATE", FOREIGN_CERTIFICATE),
     (b"TRUSTED CERTIFICATE", FOREIGN_CERTIFICATE),
-    (b"CRL", "it is a revocation list, and its BEGIN and END lines have to say X509 CRL"),
+    (b"CRL", "its BEGIN and END lines read CRL; change them to X509 CRL"),
 ];
 
-/// Labels of keys that the parser does not know.
+/// Labels of keys that are not supported.
 const FOREIGN_KEYS: [(&[u8], &str); 2] = [
     (
         b"DSA PRIVATE KEY",
-        "a DSA key, which cannot be used; take RSA of 2048 to 8192 bits, EC on P-256, P-384 or P-521, or Ed25519",
+        "a DSA key, which is not supported; use RSA of 2048 to 8192 bits, EC on P-256, P-384 or P-521, or Ed25519",
     ),
     (
         b"OPENSSH PRIVATE KEY",
-        "a key in the form of OpenSSH, which is not read; ssh-keygen -p -m PKCS8 -f COPY converts a copy of it",
+        "a key in OpenSSH format, which is not supported; convert a copy with ssh-keygen -p -m PKCS8 -f COPY",
     ),
 ];
 
 const FOREIGN_CERTIFICATE: &str =
-    "it is a certificate in another form than BEGIN CERTIFICATE; convert it with openssl x509";
+    "it is a certificate in another format than BEGIN CERTIFICATE; convert it with openssl x509";
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// A certificate that is none; this module does not look inside.
+    /// Not a real certificate; this module does not parse the content.
     const BLOCK: &str = "-----BEGIN CERTIFICATE-----\nAAEC\n-----END CERTIFICATE-----\n";
 
     fn count(text: &str) -> Result<usize, PemError> {
@@ -271,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_cut_off_anywhere_but_between_two_blocks_is_an_error() {
+    fn truncated_file_is_rejected_except_between_two_blocks() {
         let whole = BLOCK.repeat(2);
         for cut in 1..whole.len() {
             let between =
@@ -281,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn no_certificate_is_passed_over() {
+    fn malformed_certificate_block_is_rejected_instead_of_skipped() {
         assert_eq!(count(&format!("\u{feff}{BLOCK}{BLOCK}")), Ok(2));
         let joined = format!("{}{BLOCK}", BLOCK.trim_end());
         assert!(matches!(count(&joined), Err(PemError::Malformed { block: 2, .. })), "{:?}", count(&joined));
@@ -294,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn no_revocation_list_is_passed_over() {
+    fn malformed_revocation_list_block_is_rejected_instead_of_skipped() {
         assert_eq!(count_lists(&format!("{LIST}{BLOCK}some words\n{LIST}")), Ok(2));
         assert_eq!(count(&format!("{LIST}{BLOCK}")), Ok(1));
         assert_eq!(count_lists(""), Err(PemError::Empty));
@@ -309,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn empty_and_wrong_files_are_told_apart() {
+    fn empty_files_and_files_without_blocks_have_different_errors() {
         assert_eq!(count(""), Err(PemError::Empty));
         assert_eq!(count("\n \n"), Err(PemError::Empty));
         assert_eq!(count("hello"), Err(PemError::NoCertificate));
@@ -317,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_key_of_a_file_is_the_one_that_is_meant() {
+    fn first_key_of_a_file_is_used() {
         let block = |label: &str| format!("-----BEGIN {label}-----\nAAEC\n-----END {label}-----\n");
         let (plain, encrypted) = (block("EC PRIVATE KEY"), block("ENCRYPTED PRIVATE KEY"));
         let is_encrypted = |text: &str| match stored_key(text.as_bytes()) {

@@ -1,7 +1,7 @@
-//! A certificate as path building reads it: names, key, serial number and signature, byte for byte as they are encoded.
+//! The fields of a certificate that path building needs, as raw DER: names, key, serial number and signature.
 //!
-//! Anybody can send certificates, so nothing that costs more than reading a few lengths happens here. Extensions are read
-//! once a trust anchor vouches for the certificate ([`CaProperties`](crate::x509::ca_properties::CaProperties)).
+//! Unauthenticated peers send certificates, so parsing reads only a few lengths. Extensions are parsed after a trust anchor's
+//! signature is verified ([`CaProperties`](crate::x509::ca_properties::CaProperties)).
 
 use std::ops::Range;
 
@@ -24,7 +24,7 @@ pub(crate) struct RawCertificate<'der> {
     pub(crate) subject: &'der [u8],
     /// The contents of its `SubjectPublicKeyInfo`.
     pub(crate) public_key_info: &'der [u8],
-    /// What follows the key: unique identifiers and extensions.
+    /// The fields after the key: unique identifiers and extensions.
     optional: &'der [u8],
     signed: Signed<'der>,
 }
@@ -33,7 +33,7 @@ impl<'der> RawCertificate<'der> {
     pub(crate) fn read(der: &'der [u8]) -> Option<Self> {
         let signed = Signed::read(der)?;
         let (fields, _) = element_of(SEQUENCE, signed.message)?;
-        // Certificates of version 1 do not state it.
+        // Version 1 certificates omit the version field.
         let fields = element_of(TAGGED_0, fields).map_or(fields, |(_version, rest)| rest);
         let (serial, rest) = element_of(INTEGER, fields)?;
         let (_algorithm, rest) = element_of(SEQUENCE, rest)?;
@@ -44,15 +44,15 @@ impl<'der> RawCertificate<'der> {
         Some(Self { der, serial, issuer, validity, subject, public_key_info, optional, signed })
     }
 
-    /// From its notBefore to behind its notAfter, whose last second belongs to it. Nothing, where these cannot be read.
+    /// From notBefore to one second after notAfter, which is inclusive. `None` if they cannot be parsed.
     pub(crate) fn validity(&self) -> Option<Range<OffsetDateTime>> {
         let (rest, not_before) = ASN1Time::from_der(self.validity).ok()?;
         let (_, not_after) = ASN1Time::from_der(rest).ok()?;
         Some(moment(not_before)..moment(not_after).saturating_add(Duration::SECOND))
     }
 
-    /// Whether reading it whole takes longer than verifying a signature: by its many names or extensions, or a long one of
-    /// these. Certificates of clients are far from that.
+    /// Whether parsing the whole certificate takes longer than verifying a signature, because of many names or extensions or
+    /// a large extension. Usual client certificates are far below these limits.
     pub(crate) fn is_long_to_read(&self) -> bool {
         let extensions = elements(self.optional).filter(|element| !element.is_empty()).last().unwrap_or_default();
         let extensions = element_of(SEQUENCE, extensions).map_or(&[][..], |(extensions, _)| extensions);
@@ -62,8 +62,8 @@ impl<'der> RawCertificate<'der> {
             || elements(extensions).any(|extension| extension.len() > MAX_EXTENSION)
     }
 
-    /// Whether it is larger than certificates of peers are, so that it costs several handshakes to read. A CA may have signed what
-    /// its client asked for.
+    /// Whether parsing costs as much as several handshakes. A valid signature does not prevent that: a CA may sign whatever its
+    /// client requests.
     pub(crate) fn is_too_large(&self) -> bool {
         self.der.len() > MAX_LENGTH
             || count_elements(self.issuer)
@@ -72,27 +72,25 @@ impl<'der> RawCertificate<'der> {
                 > MAX_ELEMENTS
     }
 
-    /// Whether a key is of the kind that its signature needs. Costs no cryptography.
+    /// Whether the type of the key fits the signature algorithm. Costs no cryptography.
     pub(crate) fn may_be_signed_with(&self, key_info: &[u8]) -> bool {
         self.signed.fits(key_info)
     }
 
-    /// Verifies its signature with a key.
     pub(crate) fn is_signed_with(&self, key_info: &[u8]) -> bool {
         self.signed.verify(key_info)
     }
 
-    /// Whether it is a certificate of this key, a whole `SubjectPublicKeyInfo`.
+    /// `key_info` is a complete `SubjectPublicKeyInfo`.
     pub(crate) fn has_public_key(&self, key_info: &[u8]) -> bool {
         element_of(SEQUENCE, key_info).is_some_and(|(contents, _)| contents == self.public_key_info)
     }
 
-    /// Whether `message` and `signature` are the ones of this certificate.
     pub(crate) fn is_signed_as(&self, message: &[u8], signature: &[u8]) -> bool {
         self.signed.is(message, signature)
     }
 
-    /// Whether both are certificates of the same name and key, whoever has issued them.
+    /// Whether the certificate has this name and key. The issuers may differ.
     pub(crate) fn is_same_entity(&self, subject: &[u8], public_key_info: &[u8]) -> bool {
         self.subject == subject && self.public_key_info == public_key_info
     }
@@ -106,7 +104,7 @@ impl<'der> RawCertificate<'der> {
     }
 }
 
-/// The contents of elements that follow one another.
+/// The contents of consecutive elements.
 fn elements(der: &[u8]) -> impl Iterator<Item = &[u8]> {
     let mut rest = der;
     std::iter::from_fn(move || {
@@ -116,8 +114,8 @@ fn elements(der: &[u8]) -> impl Iterator<Item = &[u8]> {
     })
 }
 
-/// How many elements there are at all depths, up to just above [`MAX_ELEMENTS`]. What an octet string holds counts too, as it is
-/// how extensions are wrapped.
+/// The number of elements at all depths; stops above [`MAX_ELEMENTS`]. Contents of octet strings count too, because extensions
+/// are wrapped in them.
 fn count_elements(der: &[u8]) -> usize {
     let mut left = vec![der];
     let mut count = 0_usize;
@@ -139,17 +137,17 @@ fn count_elements(der: &[u8]) -> usize {
 const CONSTRUCTED: u8 = 0x20;
 const OCTET_STRING: u8 = 0x04;
 
-/// Bytes of a peer's certificate. Those in use have one or two thousand.
+/// Bytes of a peer's certificate. Usual certificates have one or two thousand.
 pub(crate) const MAX_LENGTH: usize = 32 << 10;
 
-/// Elements of its names and extensions. An alternative name is one, a part of a subject four. Certificates in use have about a
-/// hundred.
+/// Elements of names and extensions. A subject alternative name is one element, an attribute of a subject four. Usual certificates
+/// have about a hundred.
 pub(crate) const MAX_ELEMENTS: usize = 1_200;
 
-/// Parts of a name, or extensions.
+/// Attributes of a name, or extensions.
 const MAX_PARTS: usize = 64;
 
-/// Bytes of an extension, in which there may be a name for every three.
+/// Bytes of an extension. Three bytes can hold a name.
 const MAX_EXTENSION: usize = 4 << 10;
 
 #[cfg(test)]
@@ -157,16 +155,17 @@ mod tests {
     use rcgen::{CertificateParams, CustomExtension, DnType, SanType};
 
     use super::*;
-    use crate::tls::fixtures::{Specimen, named};
+    use crate::tls::fixtures::{IssuedCertificate, named};
 
     fn is_long(params: &CertificateParams) -> bool {
-        RawCertificate::read(&Specimen::alone(params).der()).unwrap().is_long_to_read()
+        RawCertificate::read(&IssuedCertificate::self_signed(params).der()).unwrap().is_long_to_read()
     }
 
     #[test]
     fn certificate_of_many_elements_or_bytes_is_too_large() {
-        let is_too_large =
-            |params: &CertificateParams| RawCertificate::read(&Specimen::alone(params).der()).unwrap().is_too_large();
+        let is_too_large = |params: &CertificateParams| {
+            RawCertificate::read(&IssuedCertificate::self_signed(params).der()).unwrap().is_too_large()
+        };
         let names = |count: usize| {
             let mut params = named(CertificateParams::default(), "app");
             let name = |number| SanType::DnsName(format!("n{number}.test").try_into().unwrap());

@@ -1,23 +1,23 @@
-//! Signatures on certificates and revocation lists (RFC 5280 §4.1 and §5.1): both are a sequence of what is signed, the
-//! algorithm, and the signature.
+//! Signatures on certificates and revocation lists (RFC 5280 §4.1 and §5.1). Both are a sequence of the signed part, the
+//! algorithm and the signature.
 
 use rustls::pki_types::SignatureVerificationAlgorithm;
 
 use crate::x509::crypto::provider;
 use crate::x509::der::element;
 
-/// A signed structure, taken apart no further than its signature needs.
+/// A signed structure, parsed only as far as verification needs.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Signed<'der> {
-    /// What the signature covers: `tbsCertificate` or `tbsCertList`, tag and length included.
+    /// The signed part: `tbsCertificate` or `tbsCertList` with tag and length.
     pub(crate) message: &'der [u8],
-    /// The contents of its `AlgorithmIdentifier`, which is how the crypto provider names it.
+    /// The contents of the `AlgorithmIdentifier`, as the crypto provider compares it.
     pub(crate) algorithm: &'der [u8],
     signature: &'der [u8],
 }
 
 impl<'der> Signed<'der> {
-    /// Reads the outer sequence only: a revocation list may be very long.
+    /// Parses only the outer sequence, because a revocation list may be large.
     pub(crate) fn read(der: &'der [u8]) -> Option<Self> {
         let (contents, _) = element(der)?;
         let (_, rest) = element(contents)?;
@@ -26,12 +26,12 @@ impl<'der> Signed<'der> {
         Some(Self { message, algorithm, signature })
     }
 
-    /// Whether a key, the contents of a `SubjectPublicKeyInfo`, is of the kind that the signature needs, and supported.
+    /// Whether the key, the contents of a `SubjectPublicKeyInfo`, is supported and fits the signature algorithm.
     pub(crate) fn fits(&self, key_info: &[u8]) -> bool {
         self.algorithms(key_info).next().is_some()
     }
 
-    /// Verifies the signature with a key, the contents of a `SubjectPublicKeyInfo`.
+    /// Verifies the signature with the key, the contents of a `SubjectPublicKeyInfo`.
     pub(crate) fn verify(&self, key_info: &[u8]) -> bool {
         let Some(key) = key_bits(key_info) else { return false };
         self.algorithms(key_info).any(|known| known.verify_signature(key, self.message, self.signature).is_ok())
@@ -46,7 +46,7 @@ impl<'der> Signed<'der> {
         })
     }
 
-    /// Whether this is the signature that `verify_signature` of a provider is asked about.
+    /// Compares with the arguments of [`SignatureVerificationAlgorithm::verify_signature`].
     pub(crate) fn is(&self, message: &[u8], signature: &[u8]) -> bool {
         self.message == message && self.signature == signature
     }

@@ -1,8 +1,8 @@
-//! The names in a certificate.
+//! The names in a certificate that `trusted_clients` can match.
 
 use std::fmt;
 
-/// A name that a certificate gives its holder.
+/// One name of a certificate's holder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SubjectName<'a> {
     /// The most specific common name of the subject.
@@ -17,7 +17,7 @@ pub enum SubjectName<'a> {
     Uri(&'a str),
 }
 
-/// The form a pattern for it is written in.
+/// The syntax of patterns in `trusted_clients`.
 impl fmt::Display for SubjectName<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (kind, name) = match self {

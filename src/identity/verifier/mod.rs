@@ -1,13 +1,13 @@
-//! Which client certificates are good, and why: by a trust anchor, or pinned by themselves.
+//! Verifies client certificate chains, by trust anchors or pinned certificates.
 //!
-//! A chain is verified whole once, when a client comes with it. Sessions remember the path that was found, so that after a
-//! change of policy a look at dates and serial numbers is enough for most of them ([`ChainVerifier::recheck`]).
+//! A chain is verified completely when a client presents it. Sessions keep the path that was found. After a policy change,
+//! dates and serial numbers are enough for most of them ([`ChainVerifier::reverify_from_path`]).
 
 #[cfg(test)]
 mod tests;
 
 use std::collections::HashSet;
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -23,74 +23,74 @@ use crate::x509::ca_properties::Purpose;
 use crate::x509::certificate::Certificate;
 use crate::x509::chain::anchors::AnchorSet;
 use crate::x509::chain::error::ChainError;
-use crate::x509::chain::path::{Path, Search, Visit, is_unambiguous, relevant};
+use crate::x509::chain::path::{Path, Search, is_unambiguous, relevant};
 use crate::x509::chain::revocation::RevocationLists;
 use crate::x509::chain::rules;
-use crate::x509::chain::rules::{AnchorAllows, NameBudget, Sent, in_time, overlap};
+use crate::x509::chain::rules::{CheckedAnchor, NameBudget, Sent, check_validity, overlap};
 use crate::x509::chain::signature_memo::SignatureMemo;
 use crate::x509::digest::{Digest, digest_of, digest_of_chain};
 use crate::x509::error::BuildError;
 use crate::x509::raw_certificate::RawCertificate;
 
-/// Judges clients' chains by one set of trust anchors, pinned certificates and revocation lists, which never changes.
+/// Verifies chains with one set of trust anchors, pinned certificates and revocation lists. The set is immutable.
 #[derive(Debug)]
 pub(crate) struct ChainVerifier {
-    /// Which of all that ever were in this process.
-    number: u64,
-    /// Whether clients must show a certificate.
+    /// Unique in this process.
+    id: u64,
+    /// `client_auth = "required"`.
     pub(crate) mandatory: bool,
     anchors: AnchorSet,
     pinned: HashSet<Digest>,
     lists: RevocationLists,
-    /// The names of the CAs that clients are told of.
+    /// The CA names in the CertificateRequest message.
     pub(crate) hints: Vec<DistinguishedName>,
-    verified: VerificationCache,
+    cache: VerificationCache,
     memo: SignatureMemo,
 }
 
-/// What an anchor vouches for, and how long.
-struct Vouched {
+/// A path that the policy accepts.
+struct TrustedPath {
     trusted_by: TrustedBy,
-    /// The positions of the path in the chain.
+    /// Positions in the chain.
     path: Box<[u8]>,
     sent: Sent,
-    /// From when on, and until when it need not be asked about again.
+    /// The period in which the result holds.
     good: Range<OffsetDateTime>,
-    /// Whether a CA on the path, or above it, limits the names below.
+    /// Whether a CA on the path or above it has name constraints.
     constrains_names: bool,
-    /// The name constraints above the path.
+    /// Digest of the name constraints above the path.
     constraints: Digest,
 }
 
 impl ChainVerifier {
-    pub(crate) fn new(parts: &ClientAuthSettings) -> Result<Self, BuildError> {
-        static NUMBERS: AtomicU64 = AtomicU64::new(0);
-        let anchors = AnchorSet::new(&parts.anchors, Purpose::ClientAuth, parts.anchor_validity)?;
-        let hints = match parts.pinned.is_empty() {
+    pub(crate) fn new(settings: &ClientAuthSettings) -> Result<Self, BuildError> {
+        static IDS: AtomicU64 = AtomicU64::new(0);
+        let anchors = AnchorSet::new(&settings.anchors, Purpose::ClientAuth, settings.anchor_validity)?;
+        let hints = match settings.pinned.is_empty() {
             true => hints(&anchors),
-            // A client that is known by itself need not have any of our issuers, and would send nothing.
+            // A client with a pinned certificate may find none of its issuers in the hints, and would send no certificate.
             false => Vec::new(),
         };
         Ok(Self {
-            number: NUMBERS.fetch_add(1, Ordering::Relaxed),
-            mandatory: parts.auth == ClientAuth::Required,
+            id: IDS.fetch_add(1, Ordering::Relaxed),
+            mandatory: settings.auth == ClientAuth::Required,
             anchors,
-            pinned: parts.pinned.iter().map(|der| digest_of([&**der].into_iter())).collect(),
-            lists: RevocationLists::new(&parts.crls, parts.crl_expired),
+            pinned: settings.pinned.iter().map(|der| digest_of([&**der].into_iter())).collect(),
+            lists: RevocationLists::new(&settings.crls, settings.crl_expired),
             hints,
-            verified: VerificationCache::default(),
+            cache: VerificationCache::default(),
             memo: SignatureMemo::default(),
         })
     }
 
-    /// Why an anchor vouches for nobody at this time; nothing where it does, or is none.
+    /// Why no certificate is accepted through this anchor at `now`. `None` if certificates are accepted, or it is not an anchor.
     pub(crate) fn anchor_error(&self, der: &CertificateDer<'_>, now: OffsetDateTime) -> Option<ChainError> {
         let anchor = self.anchors.iter().find(|anchor| anchor.der == *der)?;
         self.check_anchor(&Path { certificates: Vec::new(), positions: Vec::new(), anchor }, now, None).err()
     }
 
-    /// Judges the chain of a client that has proved to have its key. A good verdict is remembered.
-    pub(crate) fn judge(
+    /// Verifies the chain of a client that has proved that it has the key, and caches an accepted chain.
+    pub(crate) fn verify_and_remember(
         &self,
         leaf: &CertificateDer<'_>,
         sent: &[CertificateDer<'_>],
@@ -101,61 +101,61 @@ impl ChainVerifier {
         Ok(identity)
     }
 
-    /// Remembers a good verdict of this verifier on a client that has proved to have its key.
+    /// Caches an identity verified by this verifier, of a client that has proved that it has the key.
     pub(crate) fn remember(&self, identity: &Arc<VerifiedIdentity>) {
-        self.verified.remember(identity);
+        self.cache.insert(identity);
     }
 
-    /// Judges a credential again. Costs no signature, unless the path may lead elsewhere now.
+    /// Verifies an identity again, with signature checks only if another path may apply.
     #[cfg(test)]
-    pub(crate) fn judge_again(
+    pub(crate) fn reverify(
         &self,
         identity: &Arc<VerifiedIdentity>,
         now: OffsetDateTime,
     ) -> Result<Arc<VerifiedIdentity>, ChainError> {
-        self.recheck(identity, now).unwrap_or_else(|| self.search_again(identity, now))
+        self.reverify_from_path(identity, now).unwrap_or_else(|| self.reverify_by_search(identity, now))
     }
 
-    /// Judges a credential again by every path that its chain has now. Signatures that were verified before cost nothing.
-    pub(crate) fn search_again(
+    /// Verifies an identity again on every current path of its chain. Known signatures are not checked again.
+    pub(crate) fn reverify_by_search(
         &self,
         identity: &Arc<VerifiedIdentity>,
         now: OffsetDateTime,
     ) -> Result<Arc<VerifiedIdentity>, ChainError> {
-        let search = || Search::again(&self.anchors, &identity.chain, &identity.path, &self.memo);
-        let judged = self.verify_chain(&identity.chain, identity.digest, &search, now)?;
-        self.remember(&judged);
-        Ok(judged)
+        let search = || Search::with_verified_path(&self.anchors, &identity.chain, &identity.path, &self.memo);
+        let verified = self.verify_chain(&identity.chain, identity.digest, &search, now)?;
+        self.remember(&verified);
+        Ok(verified)
     }
 
-    /// Judges a credential again by the path it was found good by, without any signature. Nothing, where that cannot tell:
-    /// another path may be better, or the anchor is another one.
-    pub(crate) fn recheck(
+    /// Verifies an identity again on its known path, without signature checks. `None` if the result is not certain: another path
+    /// may be better, or the anchor has changed.
+    pub(crate) fn reverify_from_path(
         &self,
         identity: &Arc<VerifiedIdentity>,
         now: OffsetDateTime,
     ) -> Option<Result<Arc<VerifiedIdentity>, ChainError>> {
-        if identity.judge == self.number && now < identity.until {
+        if identity.verifier_id == self.id && now < identity.until {
             return Some(Ok(Arc::clone(identity)));
         }
-        if let Some(known) = self.verified.recall(&identity.digest, now) {
+        if let Some(known) = self.cache.get(&identity.digest, now) {
             return Some(Ok(known));
         }
-        let rechecked = self.recheck_path(identity, now)?;
-        Some(rechecked.inspect(|identity| {
-            if self.has_searched(identity) {
+        let reverified = self.reverify_path(identity, now)?;
+        Some(reverified.inspect(|identity| {
+            if self.has_searched_all_paths(identity) {
                 self.remember(identity);
             }
         }))
     }
 
-    /// Whether no other path under these anchors is better than the one of a credential. Where that is not known, one may be
-    /// that limits no names, and by which the common name counts.
-    pub(crate) fn has_searched(&self, identity: &VerifiedIdentity) -> bool {
-        identity.judge == self.number
+    /// Whether this verifier has searched all paths of the identity's chain. Otherwise a path without name constraints may
+    /// exist, on which the common name is usable.
+    pub(crate) fn has_searched_all_paths(&self, identity: &VerifiedIdentity) -> bool {
+        identity.verifier_id == self.id
     }
 
-    fn recheck_path(
+    fn reverify_path(
         &self,
         identity: &VerifiedIdentity,
         now: OffsetDateTime,
@@ -164,8 +164,8 @@ impl ChainVerifier {
         let TrustedBy::Anchor { sha256, authority } = &identity.trusted_by else {
             let stands_alone = is_pinned && self.lists.is_empty();
             return stands_alone.then(|| {
-                in_time(&identity.validity, now)?;
-                Ok(Arc::new(VerifiedIdentity { judge: self.number, ..identity.clone() }))
+                check_validity(&identity.validity, now)?;
+                Ok(Arc::new(VerifiedIdentity { verifier_id: self.id, ..identity.clone() }))
             });
         };
         if is_pinned {
@@ -174,7 +174,7 @@ impl ChainVerifier {
         let same = self.anchors.position(|anchor| anchor.sha256 == *sha256);
         let anchor = same.or_else(|| self.anchors.position(|anchor| anchor.authority == *authority));
         let anchor = anchor.and_then(|index| self.anchors.get(index))?;
-        // Its names were held to other constraints than those of the anchor, and of what stands above it, now.
+        // The names were checked against other constraints than the current ones.
         if anchor.ancestries.iter().any(|ancestry| ancestry.constraints != identity.constraints) {
             return None;
         }
@@ -182,16 +182,16 @@ impl ChainVerifier {
         let on_path = positions.iter().map(|position| RawCertificate::read(identity.chain.get(*position)?));
         let path = Path { certificates: on_path.collect::<Option<_>>()?, positions, anchor };
         let sent = Sent { validity: identity.validity.clone(), constrains_names: identity.constrains_names };
-        let judged = in_time(&sent.validity, now).and_then(|()| self.vouch(&path, sent, now, None));
-        match judged {
-            Ok(Vouched { trusted_by, good, .. }) => Some(Ok(Arc::new(VerifiedIdentity {
+        let verified = check_validity(&sent.validity, now).and_then(|()| self.apply_policy(&path, sent, now, None));
+        match verified {
+            Ok(TrustedPath { trusted_by, good, .. }) => Some(Ok(Arc::new(VerifiedIdentity {
                 trusted_by,
                 from: good.start,
                 until: good.end,
-                judge: if identity.constrains_names { identity.judge } else { self.number },
+                verifier_id: if identity.constrains_names { identity.verifier_id } else { self.id },
                 ..identity.clone()
             }))),
-            // What is wrong with the client's own certificate, or with the only path there can be, is wrong with the client.
+            // A fault of the leaf, or of the only possible path, is final.
             Err(error) => {
                 let is_final = self.is_against_leaf(&path, now) || is_unambiguous(&self.anchors, &identity.chain);
                 is_final.then_some(Err(error))
@@ -199,14 +199,14 @@ impl ChainVerifier {
         }
     }
 
-    /// Whether a path is refused for its first certificate, which every other path has too.
+    /// Whether the path is rejected because of the leaf, which every other path has too.
     fn is_against_leaf(&self, path: &Path<'_>, now: OffsetDateTime) -> bool {
         let validity = path.certificates.first().and_then(RawCertificate::validity);
         validity.is_none_or(|validity| !validity.contains(&now)) || self.lists.revokes_leaf(path, now)
     }
 
-    /// Verifies a chain. During the handshake nobody has proved to have its key yet, so the verdict is not remembered: otherwise
-    /// who only knows a good certificate could fill the memory with it and ever new ones behind it.
+    /// Verifies a chain without caching the result. During the handshake the client has not yet proved that it has the key.
+    /// Anyone who knows a valid certificate could otherwise fill the cache by adding different certificates to it.
     pub(crate) fn verify(
         &self,
         leaf: &CertificateDer<'_>,
@@ -216,7 +216,7 @@ impl ChainVerifier {
         let mut chain = vec![CertificateDer::from(leaf.as_ref())];
         chain.extend(relevant(leaf, sent)?);
         let digest = digest_of_chain(&chain);
-        if let Some(known) = self.verified.recall(&digest, now) {
+        if let Some(known) = self.cache.get(&digest, now) {
             return Ok(known);
         }
         self.verify_chain(&chain, digest, &|| Search::new(&self.anchors, &chain), now)
@@ -234,30 +234,30 @@ impl ChainVerifier {
         if self.pins(leaf) {
             return self.verify_pinned(chain, digest, search, now);
         }
-        let vouched = rules::choose(
+        let trusted = rules::choose(
             search()?,
             now,
-            |vouched: &Vouched| vouched.constrains_names,
+            |trusted: &TrustedPath| trusted.constrains_names,
             |path, names| {
-                // Only an anchor's own client can get here, and is told what is wrong.
+                // Only a client with a certificate of an anchor gets here, so an exact error is safe.
                 if path.certificates.first().is_some_and(RawCertificate::is_too_large) {
                     return Err(ChainError::TooLarge);
                 }
                 let sent = rules::check_sent(path, self.anchors.purpose, now, names)?;
-                self.vouch(path, sent, now, Some(names))
+                self.apply_policy(path, sent, now, Some(names))
             },
         )?;
         Ok(Arc::new(VerifiedIdentity {
-            trusted_by: vouched.trusted_by,
-            from: vouched.good.start,
-            until: vouched.good.end,
-            constrains_names: vouched.constrains_names,
-            validity: vouched.sent.validity,
-            path: vouched.path,
-            constraints: vouched.constraints,
+            trusted_by: trusted.trusted_by,
+            from: trusted.good.start,
+            until: trusted.good.end,
+            constrains_names: trusted.constrains_names,
+            validity: trusted.sent.validity,
+            path: trusted.path,
+            constraints: trusted.constraints,
             chain: owned(chain),
             digest,
-            judge: self.number,
+            verifier_id: self.id,
             certificate: facts()?,
         }))
     }
@@ -266,7 +266,7 @@ impl ChainVerifier {
         !self.pinned.is_empty() && self.pinned.contains(&digest_of([&**leaf].into_iter()))
     }
 
-    /// A pinned certificate is trusted by itself, but not against the word of the CA it comes from, where that is known too.
+    /// A pinned certificate is trusted without a CA, unless a CA that is also configured has revoked it.
     fn verify_pinned<'s>(
         &'s self,
         chain: &'s [CertificateDer<'_>],
@@ -277,16 +277,16 @@ impl ChainVerifier {
         let leaf = chain.first().ok_or(ChainError::Malformed)?;
         let certificate = Certificate::parse(leaf).map_err(|_| ChainError::Malformed)?;
         let validity = certificate.not_before..certificate.end();
-        in_time(&validity, now)?;
+        check_validity(&validity, now)?;
         if !self.lists.is_empty() {
-            let mut judged: Vec<Result<_, ChainError>> = Vec::new();
-            // That the search was given up says nothing against the certificate.
+            let mut verified: Vec<Result<_, ChainError>> = Vec::new();
+            // An incomplete search does not count against the certificate.
             let _ = search()?.run(&mut |path| {
-                judged.push(self.lists.check_sent(path, now));
-                Visit::Continue
+                verified.push(self.lists.check_sent(path, now));
+                ControlFlow::Continue(())
             });
-            let is_revoked = judged.iter().any(|judged| judged.as_ref().is_err_and(ChainError::is_revocation));
-            if is_revoked && !judged.iter().any(Result::is_ok) {
+            let is_revoked = verified.iter().any(|verified| verified.as_ref().is_err_and(ChainError::is_revocation));
+            if is_revoked && !verified.iter().any(Result::is_ok) {
                 return Err(ChainError::Revoked);
             }
         }
@@ -300,48 +300,48 @@ impl ChainVerifier {
             constraints: Digest::default(),
             chain: owned(chain),
             digest,
-            judge: self.number,
+            verifier_id: self.id,
             certificate,
         }))
     }
 
-    /// Applies everything that may have changed since the certificates of a path were found to keep to the rules: what its
-    /// anchor requires, and what the lists say.
-    fn vouch(
+    /// Applies the parts of the policy that can change: the limits of the anchor, and the revocation lists. The rules for the
+    /// certificates of the path were checked earlier.
+    fn apply_policy(
         &self,
         path: &Path<'_>,
         sent: Sent,
         now: OffsetDateTime,
         names: Option<&NameBudget>,
-    ) -> Result<Vouched, ChainError> {
+    ) -> Result<TrustedPath, ChainError> {
         let lists_end = self.lists.check_sent(path, now)?;
-        let AnchorAllows { validity, constrains_names, constraints, answer: above_end } =
+        let CheckedAnchor { validity, constrains_names, constraints, more: above_end } =
             self.check_anchor(path, now, names)?;
         let mut good = overlap(sent.validity.clone(), &validity);
-        // A list that ends behind now no longer counted for the answer.
+        // An expired list that is still used (`crl_expired = "allow"`) does not end the result.
         let ends = [lists_end, above_end].into_iter().flatten().filter(|end| *end > now);
         good.end = ends.fold(good.end, Ord::min);
         let anchor = path.anchor;
         let trusted_by = TrustedBy::Anchor { sha256: Arc::clone(&anchor.sha256), authority: anchor.authority };
         let positions = path.positions.iter().filter_map(|position| u8::try_from(*position).ok());
         let constrains_names = constrains_names || sent.constrains_names;
-        Ok(Vouched { trusted_by, path: positions.collect(), sent, good, constrains_names, constraints })
+        Ok(TrustedPath { trusted_by, path: positions.collect(), sent, good, constrains_names, constraints })
     }
 
-    /// What the anchor of a path allows, when the lists revoke neither it nor what stands above it.
+    /// Checks the anchor of a path and the certificates above it, including revocation.
     fn check_anchor(
         &self,
         path: &Path<'_>,
         now: OffsetDateTime,
         names: Option<&NameBudget>,
-    ) -> Result<AnchorAllows<Option<OffsetDateTime>>, ChainError> {
-        let ask = |ancestry: &_| self.lists.check_ancestors(path.anchor, ancestry, &self.anchors, now);
-        rules::check_anchor(path, &self.anchors, now, names, &ask)
+    ) -> Result<CheckedAnchor<Option<OffsetDateTime>>, ChainError> {
+        let check_more = |ancestry: &_| self.lists.check_ancestors(path.anchor, ancestry, &self.anchors, now);
+        rules::check_anchor(path, &self.anchors, now, names, &check_more)
     }
 }
 
-/// The names of the CAs, each once, for the clients to choose a certificate by. None where they are too many: the list is a hint,
-/// a message of TLS can hold 64 KiB of it, and Java clients take half of that.
+/// The distinct names of the CAs, by which clients choose a certificate. Empty above [`MAX_HINTS`]: the list is only a hint, a TLS
+/// message can hold 64 KiB of it, and Java clients accept half of that.
 fn hints(anchors: &AnchorSet) -> Vec<DistinguishedName> {
     let mut seen = HashSet::new();
     let subjects = anchors.iter().map(|anchor| anchor.trust.subject.as_ref()).filter(|subject| seen.insert(*subject));
@@ -350,7 +350,7 @@ fn hints(anchors: &AnchorSet) -> Vec<DistinguishedName> {
     if length > MAX_HINTS { Vec::new() } else { hints }
 }
 
-/// Bytes of names that clients are sent.
+/// Bytes of CA names that are sent to clients.
 const MAX_HINTS: usize = 16 << 10;
 
 fn owned(chain: &[CertificateDer<'_>]) -> Vec<CertificateDer<'static>> {

@@ -202,7 +202,11 @@ impl Builder<'_> {
             let ders = self.parse(&file, pem::certificates)?;
             let parsed: Result<Vec<_>, BuildError> = ders
                 .iter()
-                .map(|der| Certificate::parse(der).map_err(BuildError::from).and_then(BuildError::unless_version_3))
+                .map(|der| {
+                    let certificate = Certificate::parse(der)?;
+                    certificate.require_v3()?;
+                    Ok(certificate)
+                })
                 .collect();
             let parsed = parsed.map_err(|error| self.problems.push(file.problem(error))).ok()?;
             let has_issued = |one: &Certificate| {

@@ -93,11 +93,7 @@ impl Authorization {
 
     /// What the identity is authorized by again.
     pub fn presented(&self) -> PresentedIdentity<'_> {
-        if self.plaintext {
-            PresentedIdentity::Plaintext
-        } else {
-            PresentedIdentity::Credential(self.presented.as_ref())
-        }
+        if self.plaintext { PresentedIdentity::Plaintext } else { PresentedIdentity::Verified(self.presented.as_ref()) }
     }
 
     /// The authorization of the same client under a new permit.

@@ -151,7 +151,7 @@ impl Pass<'_> {
     fn recheck(&self, live: &LiveConnection) -> Option<Decision> {
         let Some(session) = live.session() else { return Some(Decision::Unchanged) };
         let (snapshot, presented) = (self.snapshot, session.authorization.presented());
-        let judged = snapshot.recheck(live.listener(), live.origin(), presented, self.now)?;
+        let judged = snapshot.reauthorize_from_path(live.listener(), live.origin(), presented, self.now)?;
         Some(self.decision(judged, live, &session))
     }
 
@@ -163,7 +163,7 @@ impl Pass<'_> {
                 Revoke::Disconnect => self.apply(Decision::Ends(too_many_chains()), live),
             });
         }
-        let presented = PresentedIdentity::Credential(Some(&group.identity));
+        let presented = PresentedIdentity::Verified(Some(&group.identity));
         // Sessions of a removed listener were already ended by `recheck`.
         let Some(identity) = self.snapshot.authorize_identity(&group.listener, presented, self.now) else {
             return true;

@@ -31,7 +31,7 @@ impl Replaced {
         site.install("db", OffsetDateTime::now_utc() + time::Duration::DAY);
         let [old, new] = ["Old CA", "New CA"].map(Authority::new);
         let team = old.intermediate("Team CA");
-        let crossed = team.certified_again(authority_params("Team CA"), Some(&new));
+        let crossed = team.reissued(authority_params("Team CA"), Some(&new));
         let config = format!(
             "{}tls.client_auth = \"required\"\ntls.client_ca = \"clients.pem\"\n",
             listener("db", 1001, "\"127.0.0.1\"")

@@ -1,10 +1,10 @@
-//! The record engine: one connection's TLS, without a socket and without a buffer of its own. It is the server's towards
-//! clients and the client's towards upstreams.
+//! The TLS engine of one connection, without socket and buffers. It is a TLS server towards clients and a TLS client towards
+//! upstreams.
 //!
-//! What was received is opened where it lies, and what is to be sent is sealed into a buffer that is lent. All that is kept
-//! between two calls is a record, or a handshake message, that has not come whole. So an idle session owns no buffer, and
-//! whoever calls decides how much is moved at a time. Another record layer in user space would offer the same; one in the
-//! kernel has the socket, and would take the place of what is inside `TlsStream`.
+//! Records are decrypted in place, and encrypted into a buffer of the caller. Between two calls, the engine keeps only an
+//! incomplete record or handshake message. So an idle session owns no buffer, and the caller decides how much data is moved at a
+//! time. Another user-space record layer could replace the engine. A kernel record layer owns the socket, so it would replace
+//! `TlsStream` instead.
 
 #[cfg(test)]
 mod tests;
@@ -24,25 +24,25 @@ use rustls::{
     CipherSuite, ClientConfig, Error, HandshakeKind, ProtocolVersion, ServerConfig, SideData, SupportedCipherSuite,
 };
 
-/// Which side of TLS we are.
+/// The TLS role of an engine.
 pub trait Side: fmt::Debug + Send + Sync + 'static {
-    /// What rustls keeps for this side.
+    /// The data type of rustls for this role.
     type Data: SideData;
-    /// rustls' connection.
+    /// The connection type of rustls for this role.
     type Connection: DerefMut<Target = UnbufferedConnectionCommon<Self::Data>> + Send + Sync + Unpin;
 
-    /// rustls has this method twice, once for each side.
+    /// Calls `process_tls_records`, which rustls defines separately for each connection type.
     fn process<'c, 'i>(
         connection: &'c mut Self::Connection,
         sealed: &'i mut [u8],
     ) -> UnbufferedStatus<'c, 'i, Self::Data>;
 }
 
-/// The side that is called: ours towards clients.
+/// The role towards clients.
 #[derive(Debug)]
 pub enum Server {}
 
-/// The side that calls: ours towards upstreams.
+/// The role towards upstreams.
 #[derive(Debug)]
 pub enum Client {}
 
@@ -73,45 +73,42 @@ impl Side for Client {
 /// One connection's TLS, from its first record to close_notify.
 pub struct TlsEngine<S: Side = Server> {
     connection: S::Connection,
-    /// What rustls has not done with. It counts on being shown these bytes at every call, even where it is only to seal.
+    /// Bytes that rustls has not consumed. rustls requires them in every call, even to encrypt.
     unopened: Vec<u8>,
-    stage: EngineState,
-    /// We have said close_notify.
+    state: EngineState,
+    /// close_notify is sent.
     closed: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum EngineState {
     Open,
-    /// The other side has said close_notify.
+    /// The peer has sent close_notify.
     Ended,
-    /// The other side has sent what is no TLS; the alert has been handed out, and nothing can be opened or sealed any more.
+    /// The peer sent invalid TLS. The alert is returned to the caller, and no more records can be processed.
     Broken,
 }
 
-/// The largest record there is, header included (RFC 5246 §6.2.3: 2^14 + 2048; TLS 1.3 allows less).
-const LARGEST_RECORD: usize = 5 + (1 << 14) + 2048;
+/// Bytes of the largest record, header included (RFC 5246 §6.2.3: 2^14 + 2048; TLS 1.3 allows less).
+const MAX_RECORD: usize = 5 + (1 << 14) + 2048;
 
-/// The most that is kept unopened: a handshake message of the largest size rustls accepts, spread over records, and a
-/// record that has not come whole.
-pub(crate) const MOST_UNOPENED: usize = 0xffff + 4 + LARGEST_RECORD;
+/// Bytes kept between calls: a handshake message of the largest size that rustls accepts, and an incomplete record.
+pub(crate) const MAX_UNOPENED: usize = 0xffff + 4 + MAX_RECORD;
 
-/// How much larger than `plain` the room for sealing it has to be: the overhead of its records, and what TLS itself may
-/// have to say first, such as the answer to a key update.
-pub(crate) const fn most_overhead(plain: usize) -> usize {
-    let engine = plain.div_ceil(1 << 14);
-    engine * RECORD_OVERHEAD + OWN_WORDS
+/// Bytes by which the output of [`seal`](TlsEngine::seal) can exceed `plain` bytes: record overhead, and pending TLS messages such
+/// as the response to a key update.
+pub(crate) const fn max_overhead(plain: usize) -> usize {
+    let records = plain.div_ceil(1 << 14);
+    records * RECORD_OVERHEAD + MAX_CONTROL_BYTES
 }
 
-/// Header, explicit nonce, tag and content type, rounded up for every suite rustls has.
+/// Bytes of header, explicit nonce, tag and content type, rounded up for all suites of rustls.
 const RECORD_OVERHEAD: usize = 64;
-const OWN_WORDS: usize = 512;
+const MAX_CONTROL_BYTES: usize = 512;
 
 impl TlsEngine {
-    /// A client of whom nothing has been read.
-    ///
     /// # Errors
-    /// When rustls cannot use the configuration.
+    /// If rustls rejects the configuration.
     pub fn new(config: Arc<ServerConfig>) -> Result<Self, Error> {
         UnbufferedServerConnection::new(config).map(Self::of)
     }
@@ -123,10 +120,10 @@ impl TlsEngine {
 }
 
 impl TlsEngine<Client> {
-    /// A server to whom nothing has been said. The first word is ours: [`speak`](Self::speak) has it.
+    /// Call [`take_pending`](Self::take_pending) to get the ClientHello.
     ///
     /// # Errors
-    /// When rustls cannot use the configuration.
+    /// If rustls rejects the configuration.
     pub fn connect(config: Arc<ClientConfig>, name: ServerName<'static>) -> Result<Self, Error> {
         UnbufferedClientConnection::new(config, name).map(Self::of)
     }
@@ -139,33 +136,33 @@ impl TlsEngine<Client> {
 
 impl<S: Side> TlsEngine<S> {
     fn of(connection: S::Connection) -> Self {
-        Self { connection, unopened: Vec::new(), stage: EngineState::Open, closed: false }
+        Self { connection, unopened: Vec::new(), state: EngineState::Open, closed: false }
     }
 
-    /// How many bytes wait for more to come, [`MOST_UNOPENED`] at most.
+    /// The number of bytes that wait for more input, at most [`MAX_UNOPENED`].
     pub fn unopened(&self) -> usize {
         self.unopened.len()
     }
 
-    /// Opens, in place, every record that is whole by now, and hands what the other side said to `plain`, record by record.
-    /// `sealed` is what was received, behind room for as many bytes as are [`unopened`](Self::unopened).
+    /// Decrypts, in place, all complete records, and passes their content to `plain`, record by record. `sealed` contains the
+    /// received bytes after a gap of [`unopened`](Self::unopened) bytes.
     ///
-    /// What has to be answered, such as our part of the handshake or an alert, is put behind `answer`.
+    /// Appends to `answer` what must be sent, such as handshake messages or an alert.
     ///
     /// # Errors
-    /// What is wrong with the records. Those before have been handed out, no more can be opened, and `answer` ends with
-    /// the alert that says why.
+    /// The fault of a record. Earlier records were passed to `plain`, later ones cannot be decrypted, and `answer` ends with the
+    /// alert.
     pub fn open(&mut self, sealed: &mut [u8], plain: impl FnMut(&[u8]), answer: &mut Vec<u8>) -> Result<(), Error> {
-        if self.stage == EngineState::Broken {
+        if self.state == EngineState::Broken {
             return Err(broken_before());
         }
         let front = sealed.get_mut(..self.unopened.len());
-        front.ok_or_else(|| Error::General("no room for what was kept".to_owned()))?.copy_from_slice(&self.unopened);
-        let opened = self.process(sealed, plain, answer).inspect_err(|_| self.stage = EngineState::Broken)?;
+        front.ok_or_else(|| Error::General("no room for unopened bytes".to_owned()))?.copy_from_slice(&self.unopened);
+        let opened = self.process(sealed, plain, answer).inspect_err(|_| self.state = EngineState::Broken)?;
         self.keep(sealed.get(opened..).unwrap_or_default())
     }
 
-    /// Has rustls process what it can, and returns how much that was.
+    /// Lets rustls process complete records. Returns the number of consumed bytes.
     fn process(
         &mut self,
         sealed: &mut [u8],
@@ -176,7 +173,7 @@ impl<S: Side> TlsEngine<S> {
         loop {
             let rest = sealed.get_mut(done..).unwrap_or_default();
             let UnbufferedStatus { mut discard, state } = S::process(&mut self.connection, rest);
-            let goes_on = match state {
+            let has_more = match state {
                 Ok(ConnectionState::EncodeTlsData(data)) => {
                     append(answer, data)?;
                     true
@@ -190,33 +187,33 @@ impl<S: Side> TlsEngine<S> {
                     true
                 }
                 Ok(ConnectionState::TransmitTlsData(data)) => {
-                    // It is the caller's from here on.
+                    // The caller sends it.
                     data.done();
                     true
                 }
                 Ok(ConnectionState::PeerClosed) => {
-                    self.stage = EngineState::Ended;
+                    self.state = EngineState::Ended;
                     true
                 }
                 Ok(ConnectionState::WriteTraffic(_) | ConnectionState::BlockedHandshake | ConnectionState::Closed) => {
                     false
                 }
-                // Early data is not offered, and states that a later rustls may add are not for us.
+                // Early data is not offered, and states of later rustls versions are not supported.
                 Ok(_) => return Err(Error::HandshakeNotComplete),
                 Err(error) => {
-                    // The alert that says what is wrong.
+                    // Appends the alert.
                     self.drain(sealed.get_mut(done + discard..).unwrap_or_default(), answer);
                     return Err(error);
                 }
             };
             done += discard;
-            if !goes_on {
+            if !has_more {
                 return Ok(done);
             }
         }
     }
 
-    /// Takes what waits to be sent. rustls hands that out before it looks at the records again.
+    /// Takes pending output. rustls returns it before it processes records.
     fn drain(&mut self, rest: &mut [u8], answer: &mut Vec<u8>) {
         while self.connection.wants_write() {
             let Ok(ConnectionState::EncodeTlsData(data)) = S::process(&mut self.connection, rest).state else {
@@ -228,58 +225,56 @@ impl<S: Side> TlsEngine<S> {
         }
     }
 
-    /// Keeps what is not whole yet.
+    /// Keeps an incomplete record or message for the next call.
     fn keep(&mut self, rest: &[u8]) -> Result<(), Error> {
-        if self.stage == EngineState::Ended || rest.is_empty() {
-            // Given back, not kept for the next time: most sessions never need it again.
+        if self.state == EngineState::Ended || rest.is_empty() {
+            // The memory is freed, because most sessions never need the buffer again.
             self.unopened = Vec::new();
             return Ok(());
         }
-        if rest.len() > MOST_UNOPENED {
-            self.stage = EngineState::Broken;
-            return Err(Error::General("a TLS message has no end".to_owned()));
+        if rest.len() > MAX_UNOPENED {
+            self.state = EngineState::Broken;
+            return Err(Error::General("the peer sent a TLS message above the maximum size".to_owned()));
         }
         self.unopened.clear();
-        // Before the client is known this is what it can have us keep, so no byte more than that.
+        // Unauthenticated clients can cause this allocation, so it is exact.
         self.unopened.reserve_exact(rest.len());
         self.unopened.extend_from_slice(rest);
         Ok(())
     }
 
-    /// Seals `plain` into the front of `sealed` and returns how many bytes it takes there. `sealed` has to be larger than
-    /// `plain` by [`most_overhead`].
+    /// Encrypts `plain` to the start of `sealed`, which must be larger by [`max_overhead`]. Returns the number of written bytes.
     ///
     /// # Errors
-    /// When nothing can be sealed: before the end of the handshake, after close_notify, with keys worn out, or when
-    /// `sealed` is too small.
+    /// During the handshake, after close_notify, when the keys reach their usage limit, or if `sealed` is too small.
     pub fn seal(&mut self, plain: &[u8], sealed: &mut [u8]) -> Result<usize, Error> {
         if self.closed {
-            // rustls would seal it, and no client would look at it.
-            return Err(Error::General("close_notify has been said".to_owned()));
+            // rustls would encrypt it, but no client would read it.
+            return Err(Error::General("close_notify is already sent".to_owned()));
         }
         self.writing(|mut traffic| match traffic.encrypt(plain, sealed) {
             Ok(taken) => Ok(taken),
             Err(EncryptError::EncryptExhausted) => {
-                let words = "the keys of this TLS 1.2 session are worn out; those of TLS 1.3 are renewed as they go";
-                Err(Error::General(words.to_owned()))
+                let cause = "the keys of this TLS 1.2 session reached their usage limit; TLS 1.3 renews its keys";
+                Err(Error::General(cause.to_owned()))
             }
             Err(error @ EncryptError::InsufficientSize(_)) => Err(Error::General(error.to_string())),
         })
     }
 
-    /// Puts what TLS has to say unasked behind `answer`, such as a client's hello.
-    pub fn speak(&mut self, answer: &mut Vec<u8>) {
+    /// Appends pending TLS messages, such as the ClientHello, to `answer`.
+    pub fn take_pending(&mut self, answer: &mut Vec<u8>) {
         let mut unopened = std::mem::take(&mut self.unopened);
         self.drain(&mut unopened, answer);
         self.unopened = unopened;
     }
 
-    /// Puts close_notify behind `answer`, once: nothing more will be sealed. What the other side still says can be opened.
+    /// Appends close_notify to `answer`, once. Nothing can be encrypted afterwards; the peer's records can still be decrypted.
     pub fn close(&mut self, answer: &mut Vec<u8>) {
-        // rustls may have said it already, as when the keys are worn out.
-        self.speak(answer);
-        let mut room = [0; OWN_WORDS];
-        // Where there is no key to say it by, or an alert has said it already, nothing is owed.
+        // rustls may have queued it already, for example when the keys reach their usage limit.
+        self.take_pending(answer);
+        let mut room = [0; MAX_CONTROL_BYTES];
+        // Without keys, or after an alert, close_notify is not sent.
         if let Ok(taken) = self.writing(|mut traffic| Ok(traffic.queue_close_notify(&mut room).unwrap_or_default())) {
             self.closed = true;
             answer.extend_from_slice(room.get(..taken).unwrap_or_default());
@@ -287,7 +282,7 @@ impl<S: Side> TlsEngine<S> {
     }
 
     fn writing<T>(&mut self, work: impl FnOnce(WriteTraffic<'_, S::Data>) -> Result<T, Error>) -> Result<T, Error> {
-        if self.stage == EngineState::Broken {
+        if self.state == EngineState::Broken {
             return Err(broken_before());
         }
         loop {
@@ -299,12 +294,12 @@ impl<S: Side> TlsEngine<S> {
         }
     }
 
-    /// Whether the other side has said that it will say no more.
+    /// Whether the peer has sent close_notify.
     pub fn has_ended(&self) -> bool {
-        self.stage == EngineState::Ended
+        self.state == EngineState::Ended
     }
 
-    /// Whether the handshake still lasts.
+    /// Whether the handshake is incomplete.
     pub fn is_handshaking(&self) -> bool {
         self.connection.is_handshaking()
     }
@@ -313,22 +308,22 @@ impl<S: Side> TlsEngine<S> {
         self.connection.peer_certificates().unwrap_or_default()
     }
 
-    /// Whether the handshake took up an earlier session, in which nobody is asked to show a certificate.
+    /// Whether the handshake resumed an earlier session, without certificate exchange.
     pub fn is_resumed(&self) -> bool {
         self.connection.handshake_kind() == Some(HandshakeKind::Resumed)
     }
 
-    /// The version that was negotiated, as audit events have it: `TLSv1.3`.
+    /// The negotiated version in the format of audit events: `TLSv1.3`.
     pub fn version(&self) -> Option<&'static str> {
         self.connection.protocol_version().map(version_name)
     }
 
-    /// The IANA name of the cipher suite that was negotiated.
+    /// The IANA name of the negotiated cipher suite.
     pub fn cipher(&self) -> Option<&'static str> {
         self.connection.negotiated_cipher_suite().map(cipher_name)
     }
 
-    /// The protocol that was negotiated by ALPN (RFC 7301).
+    /// The protocol negotiated by ALPN (RFC 7301).
     pub fn alpn(&self) -> Option<&[u8]> {
         self.connection.alpn_protocol()
     }
@@ -336,15 +331,15 @@ impl<S: Side> TlsEngine<S> {
 
 impl<S: Side> fmt::Debug for TlsEngine<S> {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Whatever else is in there, keys are.
-        formatter.debug_struct("Records").field("stage", &self.stage).finish_non_exhaustive()
+        // The other fields contain keys.
+        formatter.debug_struct("TlsEngine").field("state", &self.state).finish_non_exhaustive()
     }
 }
 
-/// Puts what rustls has to say behind `answer`.
+/// Appends the output of rustls to `answer`.
 fn append<Data>(answer: &mut Vec<u8>, mut data: EncodeTlsData<'_, Data>) -> Result<(), Error> {
     let end = answer.len();
-    // It tells how much room it needs by refusing none.
+    // With an empty buffer, rustls returns the required size.
     if let Err(EncodeError::InsufficientSize(size)) = data.encode(&mut []) {
         answer.resize(end + size.required_size, 0);
         let room = answer.get_mut(end..).unwrap_or_default();
@@ -353,12 +348,12 @@ fn append<Data>(answer: &mut Vec<u8>, mut data: EncodeTlsData<'_, Data>) -> Resu
     Ok(())
 }
 
-/// After an error nothing more can be opened or sealed.
+/// The error of every call after the first error.
 fn broken_before() -> Error {
-    Error::General("TLS has broken down before".to_owned())
+    Error::General("an earlier TLS error ended this connection".to_owned())
 }
 
-/// `TLSv1.3`, as audit events have it.
+/// The format of audit events.
 fn version_name(version: ProtocolVersion) -> &'static str {
     match version {
         ProtocolVersion::TLSv1_2 => "TLSv1.2",
@@ -367,7 +362,7 @@ fn version_name(version: ProtocolVersion) -> &'static str {
     }
 }
 
-/// The IANA name of a cipher suite; rustls writes those of TLS 1.3 as `TLS13_…`.
+/// The IANA name of a cipher suite. rustls names those of TLS 1.3 `TLS13_…`.
 fn cipher_name(suite: SupportedCipherSuite) -> &'static str {
     match suite.suite() {
         CipherSuite::TLS13_AES_128_GCM_SHA256 => "TLS_AES_128_GCM_SHA256",

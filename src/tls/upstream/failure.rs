@@ -1,11 +1,11 @@
-//! What goes wrong in TLS with an upstream: which side refused what, and what to do.
+//! TLS errors with an upstream: which side rejected what, and the remedy.
 
 use std::io;
 
 use rustls::{AlertDescription, CertificateError, Error, InvalidMessage, OtherError};
 use time::OffsetDateTime;
 
-use crate::identity::refusal::in_words;
+use crate::identity::refusal::describe_certificate;
 use crate::printable;
 use crate::printable::quoted;
 use crate::timestamp;
@@ -14,24 +14,24 @@ use crate::tls::peer_error::{Peer, alert_name, describe};
 use crate::x509::certificate::Certificate;
 use crate::x509::chain::error::ChainError;
 
-/// Explains what a handshake failed with.
+/// Describes the error of a handshake. `own` is the client certificate of Portcullis.
 pub(crate) fn explain_handshake(error: &io::Error, own: Option<&Certificate>) -> String {
     use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, TimedOut, UnexpectedEof};
     explain(error, own).unwrap_or_else(|| match error.kind() {
-        UnexpectedEof | ConnectionReset | ConnectionAborted | BrokenPipe => HUNG_UP.to_owned(),
-        TimedOut => SILENT.to_owned(),
+        UnexpectedEof | ConnectionReset | ConnectionAborted | BrokenPipe => CLOSED.to_owned(),
+        TimedOut => TIMED_OUT.to_owned(),
         _ => error.to_string(),
     })
 }
 
-/// Explains what a handshake or a read failed with, where it is TLS that failed. `own` is our certificate. The
-/// text is escaped and cut, because it contains names that the upstream chose.
+/// Describes the TLS error of a handshake or a read; `None` for other errors. `own` is the client certificate of Portcullis. The
+/// text is escaped and truncated, because it contains names that the upstream chose.
 pub(crate) fn explain(error: &io::Error, own: Option<&Certificate>) -> Option<String> {
     Some(printable::field(match tls_error(error)? {
         Error::AlertReceived(alert) => refused_by_upstream(*alert, own),
         Error::InvalidCertificate(CertificateError::Other(OtherError(cause))) => {
             match cause.downcast_ref::<UpstreamTlsError>() {
-                Some(refusal) => refusal.words.clone(),
+                Some(refusal) => refusal.text.clone(),
                 None => UNPROVED.to_owned(),
             }
         }
@@ -43,33 +43,32 @@ pub(crate) fn explain(error: &io::Error, own: Option<&Certificate>) -> Option<St
 
 const UNPROVED: &str = "the upstream did not prove that it has the private key of its certificate";
 
-const HUNG_UP: &str = "the upstream closed the connection during the TLS handshake; it may not speak TLS on this port, or it may \
-                       want another certificate than ours";
+const CLOSED: &str = "the upstream closed the connection during the TLS handshake; it may not use TLS on this port, or may \
+                      require another client certificate";
 
-const SILENT: &str = "the upstream did not finish the TLS handshake in time; if it does not speak TLS on this port it may be \
-                      waiting for more, as redis does: give its TLS port, or set tls = \"disable\"";
+const TIMED_OUT: &str = "the upstream did not finish the TLS handshake in time; Redis waits like this on a port without TLS: \
+                         set address to its TLS port, or set tls = \"disable\"";
 
-const PLAINTEXT: &str = "what the upstream answers is not TLS; if it does not speak TLS on this port, give its TLS port, or set \
+const PLAINTEXT: &str = "the upstream's response is not TLS; if this port does not use TLS, set address to its TLS port, or set \
                          tls = \"disable\"";
 
-/// What is wrong with a server's certificate.
+/// Why an upstream's certificate is rejected.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum ServerFault {
-    /// Nothing that is trusted vouches for it.
     Chain(ChainError),
-    /// It is another server's.
+    /// The certificate is for another host.
     Name,
 }
 
-/// Why a server is refused, in words, because what they are made of is known only while it is judged.
+/// Why an upstream is rejected, as text, because its parts are known only during verification.
 #[derive(Clone, Debug, thiserror::Error)]
-#[error("{words}")]
+#[error("{text}")]
 pub(crate) struct UpstreamTlsError {
-    words: String,
+    text: String,
 }
 
 impl UpstreamTlsError {
-    /// Of a server with this certificate that is called `name`, by anchors that are the system's or a bundle's.
+    /// `name` is the expected server name. `of_system`: the anchors are those of the system, not of `ca`.
     pub(crate) fn of(
         fault: ServerFault,
         facts: &Certificate,
@@ -81,26 +80,26 @@ impl UpstreamTlsError {
             ServerFault::Chain(error) => chain_refused(&error, facts, of_system, now),
             ServerFault::Name => not_named(facts, name),
         };
-        Self { words: format!("the upstream's certificate {}: {cause}", in_words(facts)) }
+        Self { text: format!("the upstream's certificate {}: {cause}", describe_certificate(facts)) }
     }
 }
 
-/// What is wrong with the chain of the upstream, and what to do.
+/// Describes the fault of the upstream's chain, and the remedy.
 fn chain_refused(error: &ChainError, facts: &Certificate, of_system: bool, now: OffsetDateTime) -> String {
     match error {
         ChainError::UnknownIssuer => unknown_issuer(facts, of_system).to_owned(),
-        ChainError::Expired if now >= facts.end() => "it has run out; the upstream needs a new one".to_owned(),
+        ChainError::Expired if now >= facts.end() => "it has expired; install a new one on the upstream".to_owned(),
         ChainError::Expired => {
-            "an intermediate the upstream sent with it has run out; the upstream needs a new one".to_owned()
+            "an intermediate that the upstream sent has expired; install a new one on the upstream".to_owned()
         }
         ChainError::NotYetValid => {
             let from = timestamp::seconds(facts.not_before);
             format!(
-                "it, or an intermediate sent with it, is not valid yet (its own time begins {from}); is the clock right?"
+                "it, or an intermediate sent with it, is not valid yet (the certificate is valid from {from}); check the clock"
             )
         }
         ChainError::Purpose { .. } => {
-            "its extended key usage does not let it be a server's; the upstream needs one with serverAuth".to_owned()
+            "its extended key usage does not include serverAuth; install one with serverAuth on the upstream".to_owned()
         }
         ChainError::AnchorExpired { .. }
         | ChainError::AnchorNotYetValid { .. }
@@ -111,15 +110,15 @@ fn chain_refused(error: &ChainError, facts: &Certificate, of_system: bool, now: 
         | ChainError::TooManyNames
         | ChainError::TooLarge => error.to_string(),
         ChainError::CriticalExtension { .. } => {
-            format!("{error}: put that very certificate into ca")
+            format!("{error}: add that exact certificate to ca")
         }
         _ if facts.version != 3 => format!(
-            "it is of X.509 version {}, which is trusted only where ca holds that very certificate; better give the \
-             upstream one of version 3",
+            "it is of X.509 version {}, which is trusted only if ca contains that exact certificate; install a certificate \
+             of version 3 on the upstream",
             facts.version
         ),
         _ if facts.ca => {
-            "it is a CA's certificate, which is trusted as a server's own only where ca holds that very certificate"
+            "it is a CA certificate, which is trusted as a server certificate only if ca contains that exact certificate"
                 .to_owned()
         }
         error => error.to_string(),
@@ -128,47 +127,47 @@ fn chain_refused(error: &ChainError, facts: &Certificate, of_system: bool, now: 
 
 fn unknown_issuer(facts: &Certificate, of_system: bool) -> &'static str {
     match (facts.self_signed, of_system) {
-        (true, true) => "nobody but itself has issued it; set ca to a file that holds it",
-        (true, false) => "nobody but itself has issued it, and it is not in ca; if it is the right one, put it there",
+        (true, true) => "it is self-signed and not trusted; set ca to a file that contains it",
+        (true, false) => "it is self-signed and not trusted; if it is the right one, add it to ca",
         (false, true) => {
-            "none of the system's root certificates has issued it, directly or by way of the intermediates the upstream \
-             sent; set ca to the bundle of the CA that has"
+            "not issued by any root certificate of the system (including via the intermediates the upstream sent); set ca \
+             to the bundle of the issuing CA"
         }
         (false, false) => {
-            "no certificate of ca has issued it, directly or by way of the intermediates the upstream sent; put the \
-             certificate of the CA that has into ca"
+            "not issued by any CA in ca (including via the intermediates the upstream sent); add the issuing CA \
+             certificate to ca"
         }
     }
 }
 
 fn not_named(facts: &Certificate, name: &str) -> String {
     let names = match (facts.sans.as_slice(), &facts.common_name) {
-        ([], None) => "it names no host at all".to_owned(),
+        ([], None) => "it contains no host name".to_owned(),
         ([], Some(common)) if common.eq_ignore_ascii_case(name) => format!(
-            "its only name is the common name \"{}\", which counts for nothing below a CA with name constraints",
+            "its only name is the common name \"{}\", which is ignored below a CA with name constraints",
             quoted(common)
         ),
         ([], Some(common)) => format!("its only name is the common name \"{}\"", quoted(common)),
         (sans, _) => {
-            let more = if sans.len() > MOST_NAMES { ", …" } else { "" };
-            let names: Vec<_> = sans.iter().take(MOST_NAMES).map(quoted).collect();
+            let more = if sans.len() > MAX_NAMES { ", …" } else { "" };
+            let names: Vec<_> = sans.iter().take(MAX_NAMES).map(quoted).collect();
             format!("its names are {}{more}", quoted(names.join(", ")))
         }
     };
     format!(
-        "it is not for {name:?}; {names}. Set server_name to one of them, give the upstream a certificate for {name:?}, or let \
-         every certificate of its CA do with tls = \"verify-ca\""
+        "it is not for {name:?}; {names}. Set server_name to one of them, install a certificate for {name:?} on the upstream, \
+         or accept every certificate of its CA with tls = \"verify-ca\""
     )
 }
 
-/// Enough to see what kind of certificate it is.
-const MOST_NAMES: usize = 10;
+/// Names shown in an error.
+const MAX_NAMES: usize = 10;
 
 fn refused_by_upstream(alert: AlertDescription, own: Option<&Certificate>) -> String {
     use AlertDescription as A;
     match (alert, own) {
         (A::CertificateRequired, None) => {
-            "the upstream asks for a client certificate; set cert and key of the upstream".to_owned()
+            "the upstream requires a client certificate; set upstream.cert and upstream.key".to_owned()
         }
         (
             A::CertificateRequired
@@ -182,58 +181,61 @@ fn refused_by_upstream(alert: AlertDescription, own: Option<&Certificate>) -> St
             Some(own),
         ) => format!(
             "the upstream refused our certificate {} with the TLS alert {}{}",
-            in_words(own),
+            describe_certificate(own),
             alert_name(alert),
             hint(alert)
         ),
         (A::HandshakeFailure, None) => ended(
             alert,
-            "it may ask for a client certificate, which cert and key of the upstream are for, or have no cipher suite in common \
-             with us",
+            "it may require a client certificate (upstream.cert and upstream.key), or share no cipher suite with Portcullis",
         ),
         (A::HandshakeFailure, Some(own)) => ended(
             alert,
-            &format!("it may not take our certificate {}, or have no cipher suite in common with us", in_words(own)),
+            &format!(
+                "it may not accept our certificate {}, or share no cipher suite with Portcullis",
+                describe_certificate(own)
+            ),
         ),
         (A::DecryptError, Some(own)) => ended(
             alert,
             &format!(
-                "it may not take our certificate {}; is its CA there by the same name with another key?",
-                in_words(own)
+                "it may not accept our certificate {}; check that its CA is trusted there with the same key, not only the \
+                 same name",
+                describe_certificate(own)
             ),
         ),
-        (A::ProtocolVersion, _) => ended(alert, "it speaks neither TLS 1.2 nor TLS 1.3"),
-        (A::UnrecognisedName, _) => ended(alert, "it does not know the host name it was asked for; set server_name"),
-        (A::NoApplicationProtocol, _) => ended(alert, "it does not speak the protocol that ALPN asked for"),
+        (A::ProtocolVersion, _) => ended(alert, "it supports neither TLS 1.2 nor TLS 1.3"),
+        (A::UnrecognisedName, _) => ended(alert, "it does not know the requested host name; set server_name"),
+        (A::NoApplicationProtocol, _) => ended(alert, "it does not support the protocol requested by ALPN"),
         (
             A::BadCertificate | A::UnsupportedCertificate | A::CertificateUnknown | A::UnknownCA | A::AccessDenied,
             None,
-        ) => ended(alert, "it may ask for a client certificate, which cert and key of the upstream are for"),
+        ) => ended(alert, "it may require a client certificate; set upstream.cert and upstream.key"),
         _ => ended(alert, ""),
     }
 }
 
-/// What is wrong with our certificate, as far as the alert says so.
+/// The fault of the client certificate, as far as the alert shows it.
 fn hint(alert: AlertDescription) -> &'static str {
     match alert {
         AlertDescription::CertificateExpired => {
-            ": it has run out, or not begun, by the upstream's clock; get a new one"
+            ": it has expired, or is not valid yet, by the upstream's clock; use a new one"
         }
-        AlertDescription::CertificateRevoked => ": its CA has revoked it; get a new one",
+        AlertDescription::CertificateRevoked => ": its CA has revoked it; use a new one",
         AlertDescription::UnknownCA => {
-            ": the upstream does not know its CA; let it trust that CA, put the intermediates behind the certificate in cert, or \
-             get one of a CA that the upstream trusts"
+            ": the upstream does not know its CA; trust that CA on the upstream, append the intermediates to the certificate \
+             in upstream.cert, or use a certificate of a CA that the upstream trusts"
         }
         AlertDescription::UnsupportedCertificate => {
-            ": it is not of a kind the upstream takes; its extended key usage may lack clientAuth"
+            ": the upstream does not support its type; its extended key usage may lack clientAuth"
         }
-        AlertDescription::AccessDenied => ": it is good, but not one that the upstream lets in",
-        AlertDescription::CertificateRequired => ": it asks for one, and takes none that we have",
+        AlertDescription::AccessDenied => ": it is valid, but the upstream does not authorize it",
+        AlertDescription::CertificateRequired => ": the upstream requires a certificate and does not accept this one",
         _ => "",
     }
 }
 
 fn ended(alert: AlertDescription, hint: &str) -> String {
-    let words = format!("the upstream ended TLS with the alert {}", alert_name(alert));
-    if hint.is_empty() { words } else { format!("{words}: {hint}") }
+    let text = format!("the upstream ended TLS with the alert {}", alert_name(alert));
+    if hint.is_empty() { text } else { format!("{text}: {hint}") }
 }

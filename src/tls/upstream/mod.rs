@@ -1,4 +1,4 @@
-//! A listener's TLS towards its upstream: whom it takes for the upstream, and by what certificate it is known there.
+//! The TLS configuration towards an upstream: server verification and the client certificate.
 
 pub(crate) mod failure;
 #[cfg(test)]
@@ -30,36 +30,35 @@ use crate::x509::crypto::{provider, sha256_hex};
 use crate::x509::error::BuildError;
 use crate::x509::key_pair::CertifiedKeyPair;
 
-/// What an [`UpstreamTls`] is made of.
+/// The input of [`UpstreamTls::new`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UpstreamTlsSettings {
-    /// How much of the upstream's certificate is verified.
+    /// The key `tls`.
     pub verification: Verification,
-    /// By whom.
+    /// The trust anchors and pinned certificates.
     pub anchors: Anchors,
-    /// What the dates of the anchors mean.
+    /// The key `anchor_validity`.
     pub anchor_validity: AnchorValidity,
-    /// What we are known by, where the upstream asks.
+    /// The client certificate.
     pub certificate: Option<CertifiedKeyPair>,
-    /// The host to ask for and to verify, in place of the one that is dialled.
+    /// The name for SNI and verification, instead of the dialed host.
     pub server_name: Option<String>,
-    /// The protocol to offer.
+    /// The offered protocol.
     pub alpn: Alpn,
 }
 
-/// Which protocol is offered by ALPN (RFC 7301).
+/// The protocol offered by ALPN (RFC 7301).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Alpn {
-    /// None.
+    /// ALPN is not sent.
     None,
-    /// This one; an upstream that says nothing to that is as good.
+    /// An upstream without ALPN is accepted too.
     Offered(&'static [u8]),
-    /// This one, and nothing else tells that the upstream speaks it.
+    /// The upstream must confirm the protocol.
     Required(&'static [u8]),
 }
 
-/// Everything a listener needs to speak TLS with its upstream. Immutable; a change of any part makes a new one, which takes up
-/// no session of the old one.
+/// The client-side TLS of an upstream. Immutable. Each change creates a new value, which does not resume sessions of the old one.
 pub struct UpstreamTls {
     config: Arc<ClientConfig>,
     sessions: Arc<ClientSessionMemoryCache>,
@@ -71,10 +70,8 @@ pub struct UpstreamTls {
 }
 
 impl UpstreamTls {
-    /// Builds the configuration.
-    ///
     /// # Errors
-    /// When an anchor cannot be one, our key cannot sign, or the server name is none.
+    /// If a certificate cannot be a trust anchor, the client key cannot sign, or the server name is invalid.
     pub fn new(parts: &UpstreamTlsSettings) -> Result<Self, BuildError> {
         let verifier = Arc::new(ServerVerifier::new(parts.verification, &parts.anchors, parts.anchor_validity)?);
         let anchors: Result<Vec<_>, _> = match &parts.anchors {
@@ -87,9 +84,9 @@ impl UpstreamTls {
                 error: error.to_string(),
             })?;
         }
-        let sessions = Arc::new(ClientSessionMemoryCache::new(MOST_SESSIONS));
+        let sessions = Arc::new(ClientSessionMemoryCache::new(MAX_SESSIONS));
         Ok(Self {
-            config: Arc::new(assemble(parts, &verifier, &sessions)?),
+            config: Arc::new(build_config(parts, &verifier, &sessions)?),
             sessions,
             verifier,
             server_name: parts.server_name.as_deref().map(server_name).transpose()?,
@@ -99,10 +96,10 @@ impl UpstreamTls {
         })
     }
 
-    /// A handshake with the upstream at `host`, a host name or an address.
+    /// Prepares a handshake with the upstream at `host`, a host name or an IP address.
     ///
     /// # Errors
-    /// When that can be no server's name, and the configuration has no other.
+    /// [`BuildError::ServerName`] if `host` is not a valid server name and `server_name` is not set.
     pub fn handshake(self: &Arc<Self>, host: &str) -> Result<UpstreamHandshake, BuildError> {
         let name = match &self.server_name {
             Some(name) => name.clone(),
@@ -111,36 +108,36 @@ impl UpstreamTls {
         Ok(UpstreamHandshake { tls: Arc::clone(self), name })
     }
 
-    /// Says of an error of a read which side refused what, and what to do; nothing where it is not of TLS. In TLS 1.3 an
-    /// upstream refuses our certificate after the handshake is over for us, so the first read hears of it.
+    /// Describes the error of a read; `None` if it is not a TLS error. In TLS 1.3, the handshake completes here before the upstream
+    /// verifies the client certificate. The first read then reports the rejection.
     pub fn explain(&self, error: &io::Error) -> Option<String> {
         explain(error, self.certificate.as_deref())
     }
 
-    /// Forgets every session with this host, so that the next handshake is a full one.
+    /// Removes all stored sessions with this host, so that the next handshake is a full one.
     fn forget(&self, name: &ServerName<'static>) {
         self.sessions.remove_tls12_session(name);
         while self.sessions.take_tls13_ticket(name).is_some() {}
     }
 
-    /// What we are known by.
+    /// The client certificate.
     pub fn certificate(&self) -> Option<&Arc<Certificate>> {
         self.certificate.as_ref()
     }
 
-    /// Whether this certificate is in its bundle, byte for byte.
+    /// Whether `ca` contains exactly this certificate.
     pub fn has_in_bundle(&self, der: &CertificateDer<'_>) -> bool {
         let sha256 = sha256_hex(der);
         self.anchors.iter().any(|anchor| anchor.sha256 == sha256)
     }
 
-    /// Why each of [`anchors`](Self::anchors) vouches for nobody at this time; nothing where it does, or where it is a server's
-    /// own certificate.
+    /// For each of [`anchors`](Self::anchors): why no certificate is accepted through it at `now`. `None` if certificates are
+    /// accepted, or it is a pinned server certificate.
     pub fn anchor_errors(&self, now: OffsetDateTime) -> Vec<Option<ChainError>> {
         self.anchors.iter().map(|anchor| self.verifier.anchor_error(&anchor.sha256, now)).collect()
     }
 
-    /// The trust anchors of its bundle, in the order of the configuration; those of the system are not told.
+    /// The certificates of `ca`, in the order of the configuration. Empty with the roots of the system.
     pub fn anchors(&self) -> &[Arc<Certificate>] {
         &self.anchors
     }
@@ -165,20 +162,20 @@ pub struct UpstreamHandshake {
 }
 
 impl UpstreamHandshake {
-    /// The engine of this handshake.
+    /// Creates the engine of this handshake.
     ///
     /// # Errors
-    /// When rustls cannot use the configuration.
+    /// If rustls rejects the configuration.
     pub fn engine(&self) -> Result<TlsEngine<Client>, Error> {
         TlsEngine::connect(Arc::clone(&self.tls.config), self.name.clone())
     }
 
-    /// Judges what the handshake came to, once it is over. rustls asks nobody about a session that it takes up, so the chain
-    /// that this brings back is judged as of now.
+    /// Verifies the complete handshake: ALPN and the server's chain. rustls does not verify the chain of a resumed session, so it
+    /// is verified here at `now`.
     ///
     /// # Errors
-    /// Why the upstream is not to be talked to; [`explain`](Self::explain) has the words.
-    pub fn judge(&self, engine: &TlsEngine<Client>, now: OffsetDateTime) -> io::Result<()> {
+    /// Why the upstream is rejected; [`explain`](Self::explain) describes it.
+    pub fn verify(&self, engine: &TlsEngine<Client>, now: OffsetDateTime) -> io::Result<()> {
         if let Alpn::Required(protocol) = self.tls.alpn
             && engine.alpn() != Some(protocol)
         {
@@ -189,22 +186,21 @@ impl UpstreamHandshake {
         }
         match engine.server_chain() {
             [leaf, intermediates @ ..] => {
-                let judged = self.tls.verifier.judge(leaf, intermediates, &self.name, now);
-                // The upstream may show a better one, if it is not spared that again.
-                judged.inspect_err(|_| self.tls.forget(&self.name)).map_err(refused)
+                let verified = self.tls.verifier.verify(leaf, intermediates, &self.name, now);
+                // A full handshake may present a valid certificate, so the session must not be resumed again.
+                verified.inspect_err(|_| self.tls.forget(&self.name)).map_err(refused)
             }
             [] => Err(refused(Error::NoCertificatesPresented)),
         }
     }
 
-    /// Says of an error of this handshake, or of [`judge`](Self::judge), which side refused what, and what to do. A handshake that
-    /// was given up is a [`TimedOut`](io::ErrorKind::TimedOut).
+    /// Describes an error of this handshake or of [`verify`](Self::verify). A timeout is [`TimedOut`](io::ErrorKind::TimedOut).
     pub fn explain(&self, error: &io::Error) -> String {
         explain_handshake(error, self.tls.certificate.as_deref())
     }
 }
 
-/// An error like those that the stream has of rustls.
+/// Wraps an error as the TLS stream wraps errors of rustls.
 fn refused(error: Error) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, error)
 }
@@ -213,7 +209,7 @@ fn server_name(name: &str) -> Result<ServerName<'static>, BuildError> {
     ServerName::try_from(name.to_owned()).map_err(|_| BuildError::ServerName { name: name.to_owned() })
 }
 
-fn assemble(
+fn build_config(
     parts: &UpstreamTlsSettings,
     verifier: &Arc<ServerVerifier>,
     sessions: &Arc<ClientSessionMemoryCache>,
@@ -238,5 +234,5 @@ fn assemble(
     Ok(config)
 }
 
-/// How many sessions are kept to be taken up again, of all addresses together; rustls keeps eight of each name.
-const MOST_SESSIONS: usize = 256;
+/// Sessions kept for resumption, for all addresses together. rustls keeps eight per name.
+const MAX_SESSIONS: usize = 256;

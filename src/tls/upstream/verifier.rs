@@ -1,4 +1,4 @@
-//! Whether the server that answers is the one that is meant, in libpq's sense.
+//! Verifies the certificate of an upstream with the semantics of libpq's `sslmode`.
 
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
@@ -21,28 +21,28 @@ use crate::x509::chain::anchors::AnchorSet;
 use crate::x509::chain::error::ChainError;
 use crate::x509::chain::path::{Path, Search, relevant};
 use crate::x509::chain::rules;
-use crate::x509::chain::rules::{NameBudget, Sent, in_time, overlap};
+use crate::x509::chain::rules::{NameBudget, Sent, check_validity, overlap};
 use crate::x509::chain::settings::AnchorValidity;
 use crate::x509::clock::moment;
 use crate::x509::digest::{Digest, digest_of};
 use crate::x509::error::BuildError;
 
-/// Who may have issued a server's certificate.
+/// The trusted issuers of server certificates.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Anchors {
-    /// Nobody is known.
+    /// No trust anchors: with `tls = "require"`, certificates are not verified.
     None,
-    /// The certificates of a bundle. Each counts, whether a root, an intermediate, or the server's own.
+    /// The certificates of `ca`: roots, intermediates or pinned server certificates.
     Bundle(Vec<CertificateDer<'static>>),
-    /// Whom the system trusts.
+    /// The root certificates of the system.
     System(Vec<CertificateDer<'static>>),
 }
 
 impl Anchors {
-    /// Those that `verification` goes by, where this bundle, or none, is given.
+    /// Selects the anchors for `verification` and the optional bundle of `ca`.
     ///
     /// # Errors
-    /// When it needs those of the system, and there are none.
+    /// [`BuildError::NoSystemRoots`] if the system's roots are needed and there are none.
     pub fn new(bundle: Option<Vec<CertificateDer<'static>>>, verification: Verification) -> Result<Self, BuildError> {
         match (bundle, verification) {
             (Some(bundle), _) => Ok(Self::Bundle(bundle)),
@@ -52,27 +52,27 @@ impl Anchors {
     }
 }
 
-/// The root certificates that the system trusts, found as OpenSSL finds them.
+/// The root certificates of the system, from the places where OpenSSL searches.
 ///
 /// # Errors
-/// When there are none.
+/// [`BuildError::NoSystemRoots`]
 pub(crate) fn system_roots() -> Result<Vec<CertificateDer<'static>>, BuildError> {
     let found = rustls_native_certs::load_native_certs();
     if found.certs.is_empty() {
         let why: Vec<_> = found.errors.iter().map(ToString::to_string).collect();
-        let why = if why.is_empty() { "none of the usual files is there".to_owned() } else { why.join("; ") };
+        let why = if why.is_empty() { "none of the usual files exists".to_owned() } else { why.join("; ") };
         return Err(BuildError::NoSystemRoots { why });
     }
     Ok(found.certs)
 }
 
-/// Judges servers by one set of trust anchors, which never changes. All handshakes share it: rustls takes up no session that
-/// another verifier has let begin.
+/// Verifies servers with one immutable set of trust anchors. All handshakes share it, because rustls does not resume a session that
+/// another verifier accepted.
 #[derive(Debug)]
 pub(crate) struct ServerVerifier {
-    /// Nothing, where whoever answers is taken.
+    /// `None`: every server is accepted.
     trust: Option<UpstreamTrust>,
-    /// Whether the name counts.
+    /// Whether the server name is verified.
     by_name: bool,
     good: Mutex<HashMap<Digest, Range<OffsetDateTime>>>,
 }
@@ -80,17 +80,16 @@ pub(crate) struct ServerVerifier {
 #[derive(Debug)]
 struct UpstreamTrust {
     anchors: AnchorSet,
-    /// Trusted by themselves; servers often have a certificate that nobody else has issued.
+    /// Accepted without a CA. Servers often have self-signed certificates.
     pinned: HashSet<CertificateDer<'static>>,
     of_system: bool,
 }
 
-/// What a chain that is trusted comes to.
+/// The result of an accepted chain.
 struct TrustedServer {
-    /// While its path is valid.
+    /// The validity period of the path.
     validity: Range<OffsetDateTime>,
-    /// Whether a CA on the path limits the names below it. webpki holds subject alternative names to that, and not the common
-    /// name.
+    /// Whether a CA on the path has name constraints. webpki checks them for subject alternative names, not for the common name.
     constrains_names: bool,
 }
 
@@ -98,18 +97,17 @@ impl UpstreamTrust {
     fn new(anchors: &Anchors, validity: AnchorValidity) -> Result<Self, BuildError> {
         let (set, pinned) = match anchors {
             Anchors::None => (AnchorSet::new(&[], Purpose::ServerAuth, validity)?, HashSet::new()),
-            // A server's own certificate vouches for that server, and for no other.
+            // A pinned server certificate identifies only that server.
             Anchors::Bundle(bundle) => {
                 (AnchorSet::new(bundle, Purpose::ServerAuth, validity)?, bundle.iter().cloned().collect())
             }
-            // What the system has and nobody can read is not the operator's to mend.
+            // System roots that cannot be parsed are skipped; the operator cannot fix them.
             Anchors::System(roots) => (AnchorSet::of_system(roots, Purpose::ServerAuth, validity), HashSet::new()),
         };
         Ok(Self { anchors: set, pinned, of_system: matches!(anchors, Anchors::System(_)) })
     }
 
-    /// Whether the certificate is trusted by itself, or a path leads to an anchor; one that limits no names before one that
-    /// does.
+    /// Accepts a pinned certificate, or a chain with a path to an anchor. Prefers paths without name constraints.
     fn verify(
         &self,
         leaf: &CertificateDer<'_>,
@@ -119,7 +117,7 @@ impl UpstreamTrust {
     ) -> Result<TrustedServer, ChainError> {
         let own = facts.not_before..facts.end();
         if self.pinned.contains(leaf) {
-            in_time(&own, now)?;
+            check_validity(&own, now)?;
             return Ok(TrustedServer { validity: own, constrains_names: false });
         }
         let mut chain = vec![CertificateDer::from(leaf.as_ref())];
@@ -156,8 +154,8 @@ impl ServerVerifier {
         Ok(Self { trust, by_name: verification == Verification::VerifyFull, good: Mutex::default() })
     }
 
-    /// Judges a chain. A good verdict is remembered for the time in which all of its certificates are valid.
-    pub(crate) fn judge(
+    /// Verifies a chain and the server name. Caches an accepted chain while all its certificates are valid.
+    pub(crate) fn verify(
         &self,
         leaf: &CertificateDer<'_>,
         intermediates: &[CertificateDer<'_>],
@@ -173,13 +171,13 @@ impl ServerVerifier {
         }
         let facts = Certificate::parse(leaf).map_err(|_| CertificateError::BadEncoding)?;
         let trusted = trust.verify(leaf, &facts, intermediates, now);
-        let judged = trusted.map_err(ServerFault::Chain).and_then(|trusted| {
+        let verified = trusted.map_err(ServerFault::Chain).and_then(|trusted| {
             if self.by_name {
                 is_named(leaf, &facts, name, !trusted.constrains_names)?;
             }
             Ok(trusted.validity)
         });
-        match judged {
+        match verified {
             Ok(validity) => {
                 self.remember(digest, validity);
                 Ok(())
@@ -191,7 +189,7 @@ impl ServerVerifier {
         }
     }
 
-    /// Why a trust anchor vouches for nobody at this time; nothing where it does, or is none.
+    /// Why no certificate is accepted through this anchor at `now`. `None` if certificates are accepted, or it is not an anchor.
     pub(crate) fn anchor_error(&self, sha256: &str, now: OffsetDateTime) -> Option<ChainError> {
         let anchors = &self.trust.as_ref()?.anchors;
         let anchor = anchors.iter().find(|anchor| *anchor.sha256 == *sha256)?;
@@ -206,25 +204,25 @@ impl ServerVerifier {
 
     fn remember(&self, digest: Digest, validity: Range<OffsetDateTime>) {
         let mut good = self.good.lock().unwrap_or_else(PoisonError::into_inner);
-        if good.len() >= MOST_CHAINS {
+        if good.len() >= MAX_CHAINS {
             good.clear();
         }
         good.insert(digest, validity);
     }
 }
 
-/// More servers than one listener has. Past it all are forgotten, and judged anew.
-const MOST_CHAINS: usize = 64;
+/// More servers than a listener has. At this size the cache is cleared.
+const MAX_CHAINS: usize = 64;
 
-/// Whether the certificate is for this host. As libpq has it, the common name counts where no subject alternative name is of
-/// the kind that is asked for; but only where its CAs may issue for any name.
+/// Checks that the certificate is for this host. As in libpq, the common name is used if no subject alternative name has the
+/// requested type. It is not used below a CA with name constraints.
 fn is_named(
     leaf: &CertificateDer<'_>,
     facts: &Certificate,
     name: &ServerName<'_>,
     common_name_counts: bool,
 ) -> Result<(), ServerFault> {
-    // One without extensions has no such names, and webpki does not read it.
+    // Certificates of versions 1 and 2 have no subject alternative names, and webpki cannot parse them.
     let by_san = match facts.version {
         3 => EndEntityCert::try_from(leaf).and_then(|leaf| leaf.verify_is_valid_for_subject_name(name)),
         _ => return by_common_name(facts, name, common_name_counts),
@@ -265,7 +263,7 @@ impl ServerCertVerifier for ServerVerifier {
         _: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        self.judge(leaf, intermediates, name, moment(now)?).map(|()| ServerCertVerified::assertion())
+        self.verify(leaf, intermediates, name, moment(now)?).map(|()| ServerCertVerified::assertion())
     }
 
     verify_handshake_signatures!();

@@ -70,7 +70,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin, S: Side> TlsStream<T, S> {
     /// The error of the socket, or that of rustls as [`io::ErrorKind::InvalidData`]. In that case the alert was sent.
     pub(crate) async fn next_flight(&mut self) -> io::Result<usize> {
         // The client side sends first.
-        self.engine.speak(self.unsent.buffer());
+        self.engine.take_pending(self.unsent.buffer());
         poll_fn(|cx| self.poll_send(cx)).await?;
         let received = poll_fn(|cx| self.poll_receive(&mut ReadBuf::new(&mut []), cx)).await?;
         let sent = poll_fn(|cx| self.poll_send(cx)).await;

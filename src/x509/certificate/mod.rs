@@ -1,4 +1,4 @@
-//! What there is to say about a certificate: for `check`, `certs inspect`, the audit and the choice by SNI.
+//! The parsed fields of a certificate, for `check`, `certs inspect`, the audit log and selection by SNI.
 
 #[cfg(test)]
 mod tests;
@@ -23,35 +23,35 @@ use crate::x509::crypto::sha256_hex;
 use crate::x509::name::{common_name, rfc4514};
 use crate::x509::subject_name::SubjectName;
 
-/// The facts of one certificate.
+/// The fields of a certificate that are shown, compared and matched. Serialized, it is the form in JSON output.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Certificate {
-    /// RFC 4514 text, escaped and cut. Comparisons use the digest.
+    /// RFC 4514 text, escaped and truncated. Compare [`subject_digest`](Self::subject_digest) instead.
     pub subject: String,
-    /// RFC 4514 text, escaped and cut.
+    /// RFC 4514 text, escaped and truncated.
     pub issuer: String,
-    /// The digest of the whole subject.
+    /// Of the complete DER-encoded subject.
     #[serde(skip)]
     pub subject_digest: NameDigest,
-    /// The digest of the whole name of the issuer.
+    /// Of the complete DER-encoded issuer.
     #[serde(skip)]
     pub issuer_digest: NameDigest,
-    /// 3 for every certificate of today; 1 for those openssl makes without extensions.
+    /// The X.509 version. openssl creates version 1 if it is given no extensions.
     pub version: u32,
-    /// The whole of the most specific common name of the subject, where it is plain text and the only one of its level.
+    /// The most specific common name, not truncated. `None` if its RDN has several, or it is not plain text.
     #[serde(skip)]
     pub common_name: Option<String>,
-    /// Whether it names itself as its issuer, as a root does.
+    /// Whether subject and issuer are equal.
     pub self_signed: bool,
-    /// Whether it may issue certificates (basicConstraints).
+    /// basicConstraints CA:TRUE.
     pub ca: bool,
-    /// Subject alternative names as `dns:…`, `ip:…`, `uri:…`, `email:…`. They are whole here, and escaped and cut in JSON.
+    /// Subject alternative names as `dns:…`, `ip:…`, `uri:…`, `email:…`: complete here, escaped and truncated in JSON.
     #[serde(serialize_with = "as_fields")]
     pub sans: Vec<String>,
-    /// Valid from.
+    /// Inclusive.
     #[serde(with = "time::serde::rfc3339")]
     pub not_before: OffsetDateTime,
-    /// Valid until.
+    /// Inclusive; see [`end`](Self::end).
     #[serde(with = "time::serde::rfc3339")]
     pub not_after: OffsetDateTime,
     /// `EC`, `RSA`, `Ed25519`, … or the object identifier.
@@ -60,11 +60,11 @@ pub struct Certificate {
     pub sha256: String,
 }
 
-/// The SHA-256 of an encoded distinguished name. Names are compared by it.
+/// The SHA-256 of a DER-encoded distinguished name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct NameDigest([u8; 32]);
 
-/// The bytes are no X.509 certificate.
+/// The bytes are not an X.509 certificate.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("is not an X.509 certificate: {0}")]
 pub struct CertificateError(String);
@@ -76,10 +76,8 @@ impl CertificateError {
 }
 
 impl Certificate {
-    /// Reads the facts out of a DER certificate.
-    ///
     /// # Errors
-    /// When it is not one, or has bytes behind its end.
+    /// If the bytes are not a certificate, or bytes follow its end.
     pub fn parse(der: &CertificateDer<'_>) -> Result<Self, CertificateError> {
         let (rest, certificate) =
             X509Certificate::from_der(der).map_err(|error| CertificateError(error.to_string()))?;
@@ -104,20 +102,20 @@ impl Certificate {
         })
     }
 
-    /// Whether SCRAM can bind a password to a certificate: to its digest by the hash that its signature names (RFC 5929
-    /// §4.1), and Ed25519 and Ed448 name none.
+    /// Whether SCRAM channel binding `tls-server-end-point` is defined for the certificate. It needs the hash function of the
+    /// certificate's signature algorithm (RFC 5929 §4.1). Ed25519 and Ed448 have none.
     pub fn can_be_bound_to(der: &CertificateDer<'_>) -> bool {
         const WITHOUT_HASH: [Oid<'static>; 2] = [oid!(1.3.101.112), oid!(1.3.101.113)];
         X509Certificate::from_der(der)
             .is_ok_and(|(_, certificate)| !WITHOUT_HASH.contains(&certificate.signature_algorithm.algorithm))
     }
 
-    /// Host names of the certificate, lower case; a leading `*.` stands for one label.
+    /// The DNS subject alternative names in lower case. A leading `*.` matches one label.
     pub fn dns_names(&self) -> impl Iterator<Item = String> {
         self.sans.iter().filter_map(|san| san.strip_prefix("dns:")).map(str::to_ascii_lowercase)
     }
 
-    /// The names by which `trusted_clients` may know the holder.
+    /// The names that `trusted_clients` can match.
     pub fn names(&self) -> impl Iterator<Item = SubjectName<'_>> {
         let common = self.common_name.as_deref().map(SubjectName::Common);
         common
@@ -126,18 +124,19 @@ impl Certificate {
             .chain([SubjectName::Sha256(&self.sha256)])
     }
 
-    /// Whether it can be the anchor of others. Of an anchor webpki asks nothing but its name and key, so that the holder of any
-    /// certificate that is one could issue more. Before version 3 there was no word for it, and roots say nothing.
+    /// Whether the certificate can be a trust anchor. webpki checks only name and key of an anchor, so without this check the
+    /// holder of any leaf in the bundle could issue certificates. Versions 1 and 2 have no basicConstraints; there,
+    /// self-signed certificates count as CAs.
     pub fn may_issue(&self) -> bool {
         self.ca || (self.version != 3 && self.self_signed)
     }
 
-    /// The first moment after its validity, whose last second belongs to it.
+    /// The first moment after the validity period: one second after notAfter, which is inclusive.
     pub fn end(&self) -> OffsetDateTime {
         self.not_after.saturating_add(Duration::SECOND)
     }
 
-    /// Whether `now` lies within its validity.
+    /// Compares with notBefore and notAfter, both inclusive.
     pub fn is_valid_at(&self, now: OffsetDateTime) -> bool {
         self.not_before <= now && now < self.end()
     }
@@ -150,12 +149,11 @@ impl NameDigest {
     }
 }
 
-/// Writes names as fields.
 fn as_fields<S: Serializer>(names: &[String], serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_seq(names.iter().map(printable::field))
 }
 
-/// DER allows UTC only, and the parser other offsets too.
+/// DER allows only UTC, but the parser accepts other offsets.
 #[allow(clippy::disallowed_methods, reason = "the one place where such a date is read")]
 pub(crate) fn moment(time: ASN1Time) -> OffsetDateTime {
     timestamp::utc(time.to_datetime())
@@ -167,7 +165,7 @@ fn subject_alternative_names(certificate: &X509Certificate<'_>) -> Vec<String> {
 }
 
 fn san_text(name: &GeneralName<'_>) -> Option<String> {
-    // Only kinds that are names of hosts, services or people; each keeps its kind, so that one is never taken for another.
+    // The prefix keeps types apart: a URI must never match as a host name.
     let text = match name {
         GeneralName::DNSName(dns) => format!("dns:{dns}"),
         GeneralName::URI(uri) => format!("uri:{uri}"),
@@ -183,7 +181,6 @@ fn san_text(name: &GeneralName<'_>) -> Option<String> {
     Some(text)
 }
 
-/// A subject alternative name as a name that clients can be known by.
 fn typed(san: &str) -> Option<SubjectName<'_>> {
     match san.split_once(':')? {
         ("dns", name) => Some(SubjectName::Dns(name)),
@@ -207,7 +204,7 @@ fn key_kind(certificate: &X509Certificate<'_>) -> String {
         "1.2.840.10045.2.1" => "EC".to_owned(),
         "1.2.840.113549.1.1.1" => "RSA".to_owned(),
         "1.3.101.112" => "Ed25519".to_owned(),
-        // The certificate's holder chooses it.
+        // The peer chooses this value.
         _ => printable::quoted(oid),
     }
 }

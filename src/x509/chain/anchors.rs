@@ -1,8 +1,8 @@
-//! Trust anchors: the certificates of a bundle, found by name, with everything that binds what is issued below them.
+//! Trust anchors: the certificates of a bundle, indexed by subject, with the limits that apply to certificates below them.
 //!
-//! Every certificate of a bundle is an anchor of its own. An anchor whose issuer is in the bundle too stays bound by it: the
-//! issuer's path length, name constraints and revocation lists count for the whole path. The issuer's dates do not, because
-//! the operator trusts the anchor itself.
+//! Every CA certificate of a bundle is a trust anchor. If the bundle also contains the issuer of an anchor, the issuer's path
+//! length, name constraints and revocation lists apply to the whole path. The issuer's dates do not apply, because the
+//! operator trusts the anchor itself.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -20,7 +20,7 @@ use crate::x509::digest::{Digest, digest_of};
 use crate::x509::error::BuildError;
 use crate::x509::raw_certificate::RawCertificate;
 
-/// The trust anchors of one side of a listener. Never changes.
+/// The trust anchors for clients or for the upstream of a listener. Immutable.
 #[derive(Debug)]
 pub(crate) struct AnchorSet {
     anchors: Vec<Anchor>,
@@ -29,45 +29,43 @@ pub(crate) struct AnchorSet {
     validity: AnchorValidity,
 }
 
-/// One trust anchor.
 #[derive(Debug)]
 pub(crate) struct Anchor {
     pub(crate) der: CertificateDer<'static>,
     pub(crate) sha256: Arc<str>,
-    /// Of its name, key and name constraints, which a renewed certificate of the same CA has in common with the old one.
+    /// Digest of name, key and name constraints. A renewed certificate of the same CA has the same digest.
     pub(crate) authority: Digest,
     pub(crate) trust: TrustAnchor<'static>,
     pub(crate) properties: CaProperties,
     key_id: Option<Vec<u8>>,
-    /// What stands above it in the bundle: one for each way to a certificate that has no issuer there. None where every way is
-    /// longer than is followed; then it vouches for nobody.
+    /// One entry per path from this anchor up to a certificate without an issuer in the bundle. Empty if all paths exceed
+    /// [`MAX_ANCESTORS`]; then no certificate is accepted through this anchor.
     pub(crate) ancestries: Vec<Ancestry>,
 }
 
-/// The certificates of the bundle above an anchor, its issuer first, and what they require together.
+/// The certificates above an anchor on one path, issuer first, and their combined limits.
 #[derive(Debug, Default)]
 pub(crate) struct Ancestry {
     pub(crate) ancestors: Vec<usize>,
-    /// One of them that must not issue certificates, and why.
+    /// The subject of an ancestor that must not issue certificates, and why.
     pub(crate) fault: Option<(String, CaFault)>,
-    /// How many CAs may follow below the anchor, by its own word and by theirs; none at all where even the anchor is one too
-    /// many.
+    /// The limit for the number of CAs below the anchor, from its own pathLenConstraint and those of its ancestors.
     pub(crate) path_length: PathLength,
-    /// The anchor with the name constraints of each ancestor that has some.
+    /// For each ancestor with name constraints: the anchor's name and key with these constraints.
     pub(crate) constrained: Vec<TrustAnchor<'static>>,
-    /// By how many subtrees these limit names.
+    /// The number of subtrees in `constrained`.
     pub(crate) subtrees: usize,
-    /// Of the name constraints of the anchor and of these ancestors.
+    /// Digest of the name constraints of the anchor and its ancestors.
     pub(crate) constraints: Digest,
 }
 
-/// How many CAs may follow below a certificate.
+/// The number of CAs allowed below a certificate.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum PathLength {
     #[default]
     Any,
     AtMost(usize),
-    /// The certificate itself is below a CA that allows no further CA.
+    /// The certificate itself exceeds the limit of a CA above it.
     Exceeded,
 }
 
@@ -76,7 +74,7 @@ impl PathLength {
         stated.map_or(Self::Any, Self::AtMost)
     }
 
-    /// That of an issuer, seen from below a certificate it has issued.
+    /// The limit that remains below a certificate issued under this limit. Self-issued certificates do not count.
     fn below(self, is_self_issued: bool) -> Self {
         match self {
             Self::AtMost(0) if !is_self_issued => Self::Exceeded,
@@ -103,10 +101,10 @@ impl PathLength {
 }
 
 impl AnchorSet {
-    /// The anchors of a bundle. Certificates that are no CA's are left out: they vouch for nobody.
+    /// The anchors of a bundle. Certificates that are not CA certificates are skipped.
     ///
     /// # Errors
-    /// When one of the others cannot be a trust anchor.
+    /// If a CA certificate cannot be a trust anchor.
     pub(crate) fn new(
         bundle: &[CertificateDer<'static>],
         purpose: Purpose,
@@ -122,7 +120,7 @@ impl AnchorSet {
         Ok(Self::indexed(anchors, purpose, validity))
     }
 
-    /// Those of the system's root certificates that can be read. Each is a root.
+    /// The system's root certificates. Those that cannot be parsed are skipped. All are roots, so none has ancestors.
     pub(crate) fn of_system(roots: &[CertificateDer<'static>], purpose: Purpose, validity: AnchorValidity) -> Self {
         let anchors = roots.iter().filter_map(|der| Anchor::new(der, purpose).ok()).collect();
         Self::indexed(anchors, purpose, validity)
@@ -144,20 +142,20 @@ impl AnchorSet {
         self.anchors.get(index)
     }
 
-    pub(crate) fn position(&self, is_it: impl Fn(&Anchor) -> bool) -> Option<usize> {
-        self.anchors.iter().position(is_it)
+    pub(crate) fn position(&self, predicate: impl Fn(&Anchor) -> bool) -> Option<usize> {
+        self.anchors.iter().position(predicate)
     }
 
-    /// The positions of the anchors of this name, as it is encoded, without tag and length.
+    /// The positions of the anchors with this subject: DER without tag and length.
     pub(crate) fn named(&self, subject: &[u8]) -> &[usize] {
         self.by_subject.get(subject).map_or(&[], Vec::as_slice)
     }
 
-    /// The anchors that may have issued a certificate by its issuer's name. Those with the key that it names come first: a
-    /// certificate authority that was made anew under its old name is there twice.
+    /// The anchors whose subject is the certificate's issuer. Those that match its authorityKeyIdentifier come first: after a
+    /// CA was recreated under the same name, the bundle may contain both keys.
     pub(crate) fn candidates(&self, certificate: &RawCertificate<'_>) -> Vec<usize> {
         let mut candidates = self.named(certificate.issuer).to_vec();
-        // Anybody may have sent it, so one that is long to read is not read for a hint.
+        // Unauthenticated peers send certificates, so a large one is not parsed for a mere hint.
         if candidates.len() > 1 && certificate.der.len() <= MAX_READ_FOR_A_HINT {
             let issuer = KeyIds::read(certificate.der).issuer;
             candidates.sort_by_key(|index| {
@@ -172,7 +170,7 @@ impl AnchorSet {
         candidates
     }
 
-    /// While an anchor counts.
+    /// `None` if the dates of anchors are ignored.
     pub(crate) fn validity_of(&self, anchor: &Anchor) -> Option<Range<OffsetDateTime>> {
         match self.validity {
             AnchorValidity::Enforce => Some(anchor.properties.validity.clone()),
@@ -202,13 +200,13 @@ impl Anchor {
         })
     }
 
-    /// Whether it, or something above it, limits the names of what is issued below.
+    /// Whether the anchor or an ancestor has name constraints.
     pub(crate) fn constrains_names(&self, ancestry: &Ancestry) -> bool {
         self.properties.constrains_names || !ancestry.constrained.is_empty()
     }
 }
 
-/// Finds out which anchors have issued which others. The signatures are verified here, once.
+/// Finds which anchors issued which others, and sets their ancestries. Each signature is verified once, here.
 fn connect(anchors: &mut [Anchor]) {
     let issuers: Vec<Vec<usize>> = (0..anchors.len()).map(|index| issuers_of(index, anchors)).collect();
     let ways: Vec<Vec<Vec<usize>>> = (0..anchors.len())
@@ -225,7 +223,7 @@ fn connect(anchors: &mut [Anchor]) {
     }
 }
 
-/// The other anchors that have issued this one; none for a root.
+/// The other anchors that issued this one. Empty for a root.
 fn issuers_of(index: usize, anchors: &[Anchor]) -> Vec<usize> {
     let Some(anchor) = anchors.get(index) else { return Vec::new() };
     let Some(raw) = RawCertificate::read(&anchor.der) else { return Vec::new() };
@@ -243,7 +241,7 @@ fn issuers_of(index: usize, anchors: &[Anchor]) -> Vec<usize> {
         .collect()
 }
 
-/// All ways from the last of `way` to an anchor without an issuer.
+/// Collects all paths from the last anchor of `way` up to an anchor without an issuer.
 fn climb(index: usize, issuers: &[Vec<usize>], way: &mut Vec<usize>, ways: &mut Vec<Vec<usize>>) {
     let mut is_top = true;
     for issuer in issuers.get(index).into_iter().flatten().copied() {
@@ -251,7 +249,7 @@ fn climb(index: usize, issuers: &[Vec<usize>], way: &mut Vec<usize>, ways: &mut 
             continue;
         }
         is_top = false;
-        // What is further up would bind it too, so a way that is cut off is none.
+        // Ancestors beyond the limit would apply too, so a truncated path must not be used.
         if way.len() >= MAX_ANCESTORS || ways.len() >= MAX_ANCESTRIES {
             continue;
         }
@@ -264,12 +262,12 @@ fn climb(index: usize, issuers: &[Vec<usize>], way: &mut Vec<usize>, ways: &mut 
     }
 }
 
-/// What the certificates of a way, the anchor first, require of what the anchor issues.
+/// The combined limits of a path, anchor first.
 fn ancestry(way: &[usize], anchors: &[Anchor]) -> Option<Ancestry> {
     let way_up: Option<Vec<&Anchor>> = way.iter().map(|index| anchors.get(*index)).collect();
     let (anchor, above) = way_up?.split_first().map(|(anchor, above)| (*anchor, above.to_vec()))?;
     let fault = above.iter().find_map(|one| Some((one.properties.subject.clone(), one.properties.fault?)));
-    // From the top down: what an issuer allows, less the certificate below it.
+    // From the top down: each certificate uses up one of its issuer's path length.
     let chain: Vec<&Anchor> = [anchor].into_iter().chain(above.iter().copied()).collect();
     let path_length = chain.iter().rev().fold(PathLength::Any, |from_above, one| {
         let is_self_issued = RawCertificate::read(&one.der).is_some_and(|raw| raw.is_self_issued());
@@ -290,7 +288,7 @@ fn ancestry(way: &[usize], anchors: &[Anchor]) -> Option<Ancestry> {
     })
 }
 
-/// What tells whether two sets of anchors limit names in the same way.
+/// Equal digests mean equal name constraints.
 fn constraints<'a>(anchors: impl Iterator<Item = &'a TrustAnchor<'static>>) -> Digest {
     digest_of(anchors.filter_map(|anchor| anchor.name_constraints.as_deref()))
 }
@@ -304,11 +302,11 @@ fn unconstrained(anchor: &TrustAnchor<'static>) -> TrustAnchor<'static> {
     }
 }
 
-/// Bytes. Longer than certificates are.
+/// Bytes; above the size of usual certificates.
 const MAX_READ_FOR_A_HINT: usize = 4 << 10;
 
-/// Certificates of a bundle above one another.
+/// Certificates on one path up from an anchor, the anchor included.
 const MAX_ANCESTORS: usize = 8;
 
-/// Ways up from one anchor, as cross-signed roots have several.
+/// Paths up from one anchor. Cross-signed roots have several.
 const MAX_ANCESTRIES: usize = 8;

@@ -1,5 +1,5 @@
-//! What is wrong with a certificate chain in a file before anybody is shown it: not whether it can be trusted, which is for
-//! those to judge who see it, but whether it is what was meant.
+//! Checks of a configured certificate chain: order, unrelated or repeated certificates, and key usage. Whether the chain is
+//! trusted is for the peers to verify.
 
 use rustls::pki_types::CertificateDer;
 use x509_parser::certificate::X509Certificate;
@@ -8,46 +8,34 @@ use x509_parser::prelude::FromDer as _;
 use crate::x509::certificate::Certificate;
 use crate::x509::raw_certificate::RawCertificate;
 
-/// Whom a certificate is shown to.
+/// The peers that receive a certificate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ShownTo {
-    /// The clients of a listener: it is a server's.
+    /// A server certificate of a listener.
     Clients,
-    /// An upstream that asks for one: it is a client's.
+    /// A client certificate for the upstream.
     Upstream,
 }
 
-/// Something that peers may refuse a chain for. Numbers are those of the certificates in their file, from 1.
+/// A fault for which peers may reject a chain. Positions count the certificates of the file, from 1.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum ChainFault {
-    /// It is in the file more than once.
     #[error("certificate {second} is the same as certificate {first}; remove one of them")]
-    Twice {
-        /// Where it is first.
-        first: usize,
-        /// Where it is again.
-        second: usize,
-    },
-    /// It has issued none of the others, however far below it.
+    Twice { first: usize, second: usize },
+    /// The certificate is not on any path up from certificate 1.
     #[error(
-        "certificate {position} ({subject}) does not belong to the chain of certificate 1: it has issued none of the others; remove \
-         it, or put the issuer of the chain there"
+        "certificate {position} ({subject}) does not belong to the chain of certificate 1: it has issued none of the others; \
+         remove it or replace it with the issuer of the chain"
     )]
-    Unrelated {
-        /// Its number.
-        position: usize,
-        /// Its subject.
-        subject: String,
-    },
-    /// An issuer comes before what it has issued.
-    #[error("the certificates are in the wrong order, and some clients refuse that; the order is: {}", .order.join(", then "))]
+    Unrelated { position: usize, subject: String },
+    /// An issuer comes before a certificate that it issued.
+    #[error("the certificates are in the wrong order, which some clients reject; use this order: {}", .order.join(", then "))]
     Order {
         /// The subjects in the right order.
         order: Vec<String>,
     },
 }
 
-/// Finds what is wrong with the chain behind its first certificate.
 pub(crate) fn chain_faults(chain: &[CertificateDer<'_>]) -> Vec<ChainFault> {
     let mut faults = Vec::new();
     let mut distinct: Vec<(usize, &CertificateDer<'_>)> = Vec::new();
@@ -72,7 +60,7 @@ pub(crate) fn chain_faults(chain: &[CertificateDer<'_>]) -> Vec<ChainFault> {
     faults
 }
 
-/// The leaf, then its issuers, then theirs. Those that have issued none of them are left out.
+/// The leaf, then its issuers, then their issuers. Unrelated certificates are left out.
 fn in_order<'d>(mut written: impl Iterator<Item = &'d CertificateDer<'d>>) -> Vec<&'d CertificateDer<'d>> {
     let mut ordered: Vec<_> = written.next().into_iter().collect();
     let mut left: Vec<_> = written.collect();
@@ -87,7 +75,7 @@ fn in_order<'d>(mut written: impl Iterator<Item = &'d CertificateDer<'d>>) -> Ve
     ordered
 }
 
-/// Whether each but the first comes behind one that it has issued.
+/// Whether each certificate except the first follows one that it issued.
 fn is_in_order(written: &[&CertificateDer<'_>]) -> bool {
     (1..written.len()).all(|at| {
         let (before, rest) = written.split_at(at);
@@ -95,8 +83,7 @@ fn is_in_order(written: &[&CertificateDer<'_>]) -> bool {
     })
 }
 
-/// Whether one has issued the other, as far as can be told: a signature of a kind that is not supported here, such as SHA-1,
-/// is left to the names.
+/// If the signature algorithm is not supported, such as SHA-1, only the names are compared.
 fn has_issued(issuer: &CertificateDer<'_>, issued: &CertificateDer<'_>) -> bool {
     let (Some(issuer), Some(issued)) = (RawCertificate::read(issuer), RawCertificate::read(issued)) else {
         return false;
@@ -109,7 +96,7 @@ fn subject(der: &CertificateDer<'_>) -> String {
     Certificate::parse(der).map_or_else(|_| "unreadable".to_owned(), |certificate| certificate.subject)
 }
 
-/// What a certificate may not be used for by its own extensions, though it is; nothing where it may.
+/// Why the certificate's extensions do not allow its use; `None` if they do.
 pub(crate) fn purpose_fault(der: &CertificateDer<'_>, shown_to: ShownTo) -> Option<String> {
     let (_, certificate) = X509Certificate::from_der(der).ok()?;
     let usage = certificate.extended_key_usage().ok().flatten();
@@ -122,14 +109,15 @@ pub(crate) fn purpose_fault(der: &CertificateDer<'_>, shown_to: ShownTo) -> Opti
     });
     if lacks {
         return Some(match shown_to {
-            ShownTo::Clients => "lacks serverAuth in its extended key usage, so clients that verify it refuse it; issue one for servers".to_owned(),
-            ShownTo::Upstream => "lacks clientAuth in its extended key usage, so an upstream that verifies it refuses it; issue one for clients".to_owned(),
+            ShownTo::Clients => "lacks serverAuth in its extended key usage, so clients that verify it reject it; issue a certificate with serverAuth".to_owned(),
+            ShownTo::Upstream => "lacks clientAuth in its extended key usage, so an upstream that verifies it rejects it; issue a certificate with clientAuth".to_owned(),
         });
     }
     let usage = certificate.key_usage().ok().flatten();
-    usage
-        .is_some_and(|usage| !usage.value.digital_signature())
-        .then(|| "lacks digitalSignature in its key usage, which TLS 1.3 needs; issue one that has it".to_owned())
+    usage.is_some_and(|usage| !usage.value.digital_signature()).then(|| {
+        "lacks digitalSignature in its key usage, which TLS 1.3 requires; issue a certificate with digitalSignature"
+            .to_owned()
+    })
 }
 
 #[cfg(test)]
@@ -159,7 +147,7 @@ mod tests {
         KeyPair::generate().unwrap()
     }
 
-    /// A leaf, its issuer, the issuer's issuer, and a root of another family.
+    /// A leaf, its issuer, the issuer's issuer, and an unrelated root.
     fn chain() -> [Der; 4] {
         let root = CertifiedIssuer::self_signed(ca("Root"), key()).unwrap();
         let middle_key = key();
@@ -184,20 +172,20 @@ mod tests {
     }
 
     #[test]
-    fn wrong_order_is_told_with_the_right_one() {
+    fn wrong_order_is_reported_with_the_right_order() {
         let [leaf, middle, root, _] = chain();
         let order = ["CN=leaf", "CN=Middle", "CN=Root"].map(str::to_owned).to_vec();
         assert_eq!(chain_faults(&[leaf, root, middle]), [ChainFault::Order { order }]);
     }
 
     #[test]
-    fn repeated_and_unrelated_certificates_are_told_by_their_number() {
+    fn repeated_and_unrelated_certificates_are_reported_by_position() {
         let [leaf, middle, root, other] = chain();
         let unrelated = ChainFault::Unrelated { position: 2, subject: "CN=Other".to_owned() };
         let twice = ChainFault::Twice { first: 3, second: 5 };
         assert_eq!(chain_faults(&[leaf.clone(), other, middle.clone(), root, middle.clone()]), [twice, unrelated]);
         assert_eq!(chain_faults(&[leaf.clone(), leaf.clone()]), [ChainFault::Twice { first: 1, second: 2 }]);
-        // The name of the issuer and another key, as after a CA was made anew.
+        // The issuer's name with another key, as after a CA was recreated.
         let namesake = ca("Middle").self_signed(&key()).unwrap();
         let unrelated = ChainFault::Unrelated { position: 2, subject: "CN=Middle".to_owned() };
         assert_eq!(chain_faults(&[leaf.clone(), namesake.der().clone()]), [unrelated]);
@@ -214,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn certificates_may_be_used_for_what_their_extensions_allow() {
+    fn certificate_with_wrong_key_usage_is_reported_for_its_peers() {
         use ExtendedKeyUsagePurpose::{Any, ClientAuth, ServerAuth};
         let with = |purposes: &[ExtendedKeyUsagePurpose], usages: &[KeyUsagePurpose]| {
             let mut params = params("x");
@@ -222,16 +210,16 @@ mod tests {
             params.key_usages = usages.to_vec();
             params.self_signed(&key()).unwrap().der().clone()
         };
-        let told = |der: &Der, shown_to| purpose_fault(der, shown_to).unwrap_or_default();
+        let fault = |der: &Der, shown_to| purpose_fault(der, shown_to).unwrap_or_default();
         for allowed in [&[][..], &[Any], &[ServerAuth, ClientAuth]] {
             for shown_to in [ShownTo::Clients, ShownTo::Upstream] {
-                assert_eq!(told(&with(allowed, &[]), shown_to), "");
+                assert_eq!(fault(&with(allowed, &[]), shown_to), "");
             }
         }
-        assert!(told(&with(&[ClientAuth], &[]), ShownTo::Clients).contains("lacks serverAuth"));
-        assert_eq!(told(&with(&[ClientAuth], &[]), ShownTo::Upstream), "");
-        assert!(told(&with(&[ServerAuth], &[]), ShownTo::Upstream).contains("lacks clientAuth"));
+        assert!(fault(&with(&[ClientAuth], &[]), ShownTo::Clients).contains("lacks serverAuth"));
+        assert_eq!(fault(&with(&[ClientAuth], &[]), ShownTo::Upstream), "");
+        assert!(fault(&with(&[ServerAuth], &[]), ShownTo::Upstream).contains("lacks clientAuth"));
         let usages = [KeyUsagePurpose::KeyEncipherment];
-        assert!(told(&with(&[ServerAuth], &usages), ShownTo::Clients).contains("digitalSignature"));
+        assert!(fault(&with(&[ServerAuth], &usages), ShownTo::Clients).contains("digitalSignature"));
     }
 }

@@ -1,4 +1,4 @@
-//! Why a peer's certificate is not accepted.
+//! Why a peer's certificate is rejected.
 
 use rustls::{CertificateError, Error, OtherError};
 use std::sync::Arc;
@@ -9,86 +9,78 @@ use crate::x509::ca_properties::CaFault;
 use crate::x509::chain::path::{MAX_FAILED_CHECKS, MAX_SENT};
 use crate::x509::raw_certificate::{MAX_ELEMENTS, MAX_LENGTH};
 
-/// What is wrong with a chain of certificates, or with the path from it to a trust anchor.
+/// A fault of a certificate chain, or of its path to a trust anchor. Subjects are RFC 4514 text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ChainError {
-    /// The trust anchor is past its notAfter.
     AnchorExpired {
-        /// RFC 4514 text.
         subject: String,
-        /// The first moment in which it is no longer valid.
+        /// One second after notAfter.
         at: OffsetDateTime,
     },
-    /// The trust anchor is before its notBefore.
     AnchorNotYetValid {
-        /// RFC 4514 text.
         subject: String,
-        /// Its notBefore.
+        /// notBefore.
         from: OffsetDateTime,
     },
     /// A CA on the path must not issue certificates, or not for this purpose.
     Ca {
-        /// RFC 4514 text.
         subject: String,
-        /// Why not.
         fault: CaFault,
     },
     /// The certificate, or an intermediate, is past its notAfter.
     Expired,
-    /// The bytes are no certificate.
     Malformed,
     /// The certificate, or an intermediate, is before its notBefore.
     NotYetValid,
     /// A CA on the path allows fewer CAs below it (basicConstraints pathLenConstraint).
     PathLength {
-        /// The trust anchor the path leads to, as RFC 4514 text.
+        /// The subject of the trust anchor.
         anchor: String,
     },
-    /// A revocation list names the certificate, or an intermediate.
+    /// A revocation list contains the certificate, or an intermediate.
     Revoked,
-    /// The revocation list that would tell is past its nextUpdate, and `crl_expired` does not allow that.
+    /// The revocation list is past its nextUpdate, and `crl_expired = "refuse"`.
     RevocationListExpired,
-    /// The CA has revocation lists, and none of them is about a certificate of the path.
+    /// The CA has revocation lists, but none covers a certificate of the path.
     RevocationUnknown {
-        /// The certificate that no list is about, as RFC 4514 text.
+        /// The subject of the certificate that is not covered.
         subject: String,
     },
-    /// The peer's certificate has more names and extensions, or bytes, than are read.
+    /// The peer's certificate exceeds [`MAX_ELEMENTS`] or [`MAX_LENGTH`].
     TooLarge,
-    /// The peer sent more certificates than a chain needs.
+    /// The peer sent more than [`MAX_SENT`] certificates besides its own.
     TooManyCertificates,
-    /// The search for a path was given up.
+    /// The search for a path reached [`MAX_FAILED_CHECKS`].
     TooManyChecks,
-    /// The name constraints on the path would have to be compared with too many names.
+    /// Name constraints would need too many comparisons.
     TooManyNames,
-    /// No trust anchor has issued it, directly or by way of what the peer sent.
+    /// No path leads to a trust anchor.
     UnknownIssuer,
     /// A name in the certificate is outside the name constraints of a CA on the path.
     NameConstraints,
-    /// The certificate is a CA's, and no peer's own.
+    /// The peer's own certificate has CA:TRUE.
     PeerIsCa,
-    /// Its extended key usage lacks what it is used for.
+    /// The extended key usage lacks the purpose.
     Purpose {
         /// `clientAuth` or `serverAuth`.
         lacks: &'static str,
     },
-    /// A critical extension is not supported, so the chain cannot be verified.
+    /// A certificate on the path has a critical extension that is not supported.
     CriticalExtension {
-        /// The certificate that has it, as RFC 4514 text.
         subject: String,
-        /// Its name, or its object identifier.
+        /// Its name in RFC 5280, or its object identifier.
         extension: String,
     },
-    /// A certificate of the path is signed by an algorithm that is not supported.
+    /// A certificate on the path uses an unsupported signature algorithm.
     SignatureAlgorithm,
-    /// A certificate of the path is not of X.509 version 3.
+    /// A certificate on the path is not of X.509 version 3.
     Version,
-    /// It cannot be verified, for a reason that has no other words.
+    /// Any other error of webpki.
     Unverifiable,
 }
 
 impl ChainError {
-    /// Whether a CA has revoked something: that is certain, whatever else the peer has sent.
+    /// Revocation is final: no other certificate that the peer sends can change it.
     pub fn is_revocation(&self) -> bool {
         matches!(self, Self::Revoked)
     }
@@ -111,7 +103,7 @@ impl From<webpki::Error> for ChainError {
             | E::MaximumNameConstraintComparisonsExceeded
             | E::UnsupportedNameType => Self::NameConstraints,
             E::PathLenConstraintViolated | E::MaximumPathDepthExceeded => Self::PathLength { anchor: String::new() },
-            // To the peer and the operator a CA of the same name with another key is an unknown CA all the same.
+            // For peer and operator, a CA with the same name and another key is an unknown CA.
             E::UnknownIssuer | E::InvalidSignatureForPublicKey => Self::UnknownIssuer,
             E::UnsupportedCertVersion => Self::Version,
             E::UnsupportedSignatureAlgorithmContext(_)
@@ -122,10 +114,10 @@ impl From<webpki::Error> for ChainError {
     }
 }
 
-/// What rustls tells the peer as a TLS alert.
+/// Selects the TLS alert that rustls sends to the peer.
 impl From<ChainError> for Error {
     fn from(error: ChainError) -> Self {
-        let told = match &error {
+        let error = match &error {
             ChainError::Expired | ChainError::AnchorExpired { .. } => CertificateError::Expired,
             ChainError::NotYetValid | ChainError::AnchorNotYetValid { .. } => CertificateError::NotValidYet,
             ChainError::Malformed | ChainError::Version => CertificateError::BadEncoding,
@@ -146,13 +138,13 @@ impl From<ChainError> for Error {
             | ChainError::TooManyCertificates
             | ChainError::TooManyNames => CertificateError::Other(OtherError(Arc::new(error))),
         };
-        told.into()
+        error.into()
     }
 }
 
 impl std::error::Error for ChainError {}
 
-/// For the operator; each leg of a connection adds whose certificate it is and what to do about it.
+/// The text for operators. Callers add whose certificate it is.
 impl std::fmt::Display for ChainError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
@@ -167,61 +159,63 @@ impl std::fmt::Display for ChainError {
                 timestamp::seconds(*from)
             ),
             Self::Ca { subject, fault } => {
-                write!(f, "the CA certificate {subject} must not issue it: {fault}; use a certificate of another CA")
+                write!(f, "the CA certificate {subject} must not issue certificates: {fault}; use a certificate of another CA")
             }
             Self::Expired => f.write_str("the certificate, or an intermediate, has expired"),
             Self::CriticalExtension { subject, extension } => write!(
                 f,
                 "{subject} has the critical extension {extension}, which is not supported, so its chain cannot be verified; \
-                 use a certificate in which it is not critical, or pin the certificate itself"
+                 use a certificate in which the extension is not critical, or pin the certificate itself"
             ),
-            Self::Malformed => f.write_str("the certificate, or one it was sent with, is malformed"),
+            Self::Malformed => f.write_str("the certificate, or one sent with it, is malformed"),
             Self::NameConstraints => f.write_str(
-                "a name in it is outside the name constraints of its CA, or of a kind for which they cannot be checked (email \
-                 address, URI, directory name)",
+                "a name in the certificate is outside the name constraints of its CA, or of a type whose constraints cannot be \
+                 checked (email address, URI, directory name)",
             ),
-            Self::PeerIsCa => f.write_str("it is a CA certificate (basicConstraints CA:TRUE), and a CA vouches for others only"),
+            Self::PeerIsCa => f.write_str("it is a CA certificate (basicConstraints CA:TRUE), which cannot identify a peer"),
             Self::Purpose { lacks } => write!(f, "its extended key usage lacks {lacks}"),
             Self::SignatureAlgorithm => f.write_str(
-                "it, or an intermediate, is signed by an algorithm that is not supported; supported are RSA or ECDSA with \
-                 SHA-256 or stronger, and Ed25519",
+                "the certificate, or an intermediate, uses a signature algorithm that is not supported; supported: RSA or ECDSA \
+                 with SHA-256 or stronger, Ed25519",
             ),
-            Self::Version => f.write_str("it, or an intermediate, is an X.509 certificate of version 1, and version 3 is needed"),
+            Self::Version => {
+                f.write_str("the certificate, or an intermediate, has X.509 version 1; use a certificate of version 3")
+            }
             Self::Unverifiable => f.write_str("it cannot be verified"),
             Self::NotYetValid => f.write_str("the certificate, or an intermediate, is not valid yet"),
             Self::PathLength { anchor } => write!(
                 f,
                 "the chain has more intermediates than {anchor} or a CA below it allows (pathLenConstraint); \
-                 use a certificate issued further up"
+                 use a certificate with a shorter chain"
             ),
-            Self::Revoked => f.write_str("a revocation list names the certificate, or an intermediate"),
+            Self::Revoked => f.write_str("a revocation list contains the certificate, or an intermediate"),
             Self::RevocationListExpired => f.write_str("the revocation list of its CA has expired"),
             Self::RevocationUnknown { subject } => write!(
                 f,
-                "the CA of {subject} has revocation lists, and none of them is about this certificate (by issuing \
-                 distribution point, or because another key of the CA has signed it); add a list to client_crl that covers \
-                 all certificates of the CA and is signed by the key that issued this one"
+                "no revocation list of the CA of {subject} covers this certificate (another issuing distribution point, or \
+                 another key of the CA signed the list); add a CRL to client_crl that covers all certificates of the CA and is \
+                 signed by the key that issued this certificate"
             ),
             Self::TooLarge => write!(
                 f,
-                "it is too large: more than {MAX_ELEMENTS} elements of names and extensions, or {MAX_LENGTH} bytes; use a \
-                 certificate with fewer names, or pin the certificate itself"
+                "the certificate is too large: more than {MAX_ELEMENTS} elements of names and extensions, or {MAX_LENGTH} \
+                 bytes; use a certificate with fewer names, or pin the certificate itself"
             ),
             Self::TooManyCertificates => write!(
                 f,
-                "more than {MAX_SENT} certificates were sent beside its own; the file may hold a whole bundle, and should \
-                 hold the certificate and the intermediates above it"
+                "the peer sent more than {MAX_SENT} certificates besides its own; send only the certificate and its \
+                 intermediates, not a whole bundle"
             ),
             Self::TooManyChecks => write!(
                 f,
-                "no issuer was found after {MAX_FAILED_CHECKS} failed signature checks; several CA certificates have the \
-                 same name, and the certificate does not say which of them issued it (authorityKeyIdentifier)"
+                "no issuer found after {MAX_FAILED_CHECKS} failed signature checks; several CA certificates have the same \
+                 name; use a certificate with authorityKeyIdentifier, which identifies its issuer"
             ),
             Self::TooManyNames => f.write_str(
-                "its CAs limit names (name constraints) by more subtrees than its names are compared with; use a certificate \
+                "comparing its names with the name constraints of its CAs takes too many comparisons; use a certificate \
                  with fewer names, or a CA with fewer constraints",
             ),
-            Self::UnknownIssuer => f.write_str("no trusted CA has issued it"),
+            Self::UnknownIssuer => f.write_str("no trusted CA has issued the certificate"),
         }
     }
 }

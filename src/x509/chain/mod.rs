@@ -1,4 +1,4 @@
-//! Certification paths (RFC 5280 §6): from a certificate to a trust anchor, within bounds that the peer cannot exceed.
+//! Certification paths (RFC 5280 §6) from a certificate to a trust anchor. The work that a peer can cause is bounded.
 
 pub(crate) mod anchors;
 pub(crate) mod check;

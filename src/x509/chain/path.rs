@@ -1,10 +1,11 @@
-//! Certification paths (RFC 5280 §6): which certificates lead from a peer's certificate to a trust anchor.
+//! Path search (RFC 5280 §6): the certificates that lead from a peer's certificate to a trust anchor.
 //!
-//! A peer chooses what it sends, before it has proved anything, so the search bounds its own work. It goes by names first,
-//! and then from the anchor down: the first signature is verified with the anchor's key, and a key that the peer sent is
-//! used only after an anchor vouches for it. A peer without a certificate of a known CA can cause
-//! [`MAX_FAILED_CHECKS`] signature checks, whatever it sends. Every certificate that does verify costs one more, and there are
-//! at most [`MAX_SENT`] beside the peer's own.
+//! An unauthenticated peer chooses the input, so the search bounds its work. It compares names first, and then works from the
+//! anchor down. The anchor's key verifies the first signature. A key that the peer sent is used only after its certificate has
+//! been verified. A peer without a certificate of a known CA can cause at most [`MAX_FAILED_CHECKS`] signature checks. Each valid
+//! certificate costs one more, and a peer can send at most [`MAX_SENT`] besides its own.
+
+use std::ops::ControlFlow;
 
 use rustls::pki_types::CertificateDer;
 
@@ -13,18 +14,17 @@ use crate::x509::chain::error::ChainError;
 use crate::x509::chain::signature_memo::SignatureMemo;
 use crate::x509::raw_certificate::RawCertificate;
 
-/// Certificates that a peer may send beside its own. Far more than a chain needs.
+/// Certificates that a peer may send besides its own; far more than a chain needs.
 pub(crate) const MAX_SENT: usize = 6;
 
-/// Of those, how many may have the same subject. Two do while a CA is cross-signed or gets a new key.
+/// Sent certificates with the same subject. There are two while a CA is cross-signed or gets a new key.
 const MAX_OF_ONE_SUBJECT: usize = 2;
 
-/// Signatures that may turn out wrong in one search, before it gives up. One by a key that is expensive to verify with counts
-/// twice.
+/// Cost of invalid signatures at which a search ends with [`ChainError::TooManyChecks`]; see [`cost_of_failure`].
 pub(crate) const MAX_FAILED_CHECKS: usize = 4;
 
-/// What a wrong signature costs, by the key that it was verified with, the contents of a `SubjectPublicKeyInfo`. Those of
-/// P-384, P-521 and RSA above 4096 bits take several times as long as others.
+/// The cost of an invalid signature for a key, given as the contents of its `SubjectPublicKeyInfo`. Keys on P-384 and P-521 and
+/// RSA keys above 4096 bits take several times as long to verify with as others.
 pub(crate) fn cost_of_failure(key_info: &[u8]) -> usize {
     match key_info.len() {
         MIN_P384..=MAX_P521 | MIN_RSA_ABOVE_4096.. => 2,
@@ -32,30 +32,30 @@ pub(crate) fn cost_of_failure(key_info: &[u8]) -> usize {
     }
 }
 
-/// Bytes: P-256 has 89 and Ed25519 fewer, P-384 118, P-521 155, RSA with 2048 bits 290, with 4096 bits 546.
+/// Bytes of a `SubjectPublicKeyInfo`: Ed25519 below 89, P-256 89, P-384 118, P-521 155, RSA-2048 290, RSA-4096 546.
 const MIN_P384: usize = 100;
 const MAX_P521: usize = 200;
 const MIN_RSA_ABOVE_4096: usize = 600;
 
-/// Paths that are offered to the visitor of one search.
+/// Paths that one search passes to its callback.
 const MAX_PATHS: usize = 4;
 
 /// A search for paths through what one peer has sent.
 #[derive(Debug)]
 pub(crate) struct Search<'s> {
     anchors: &'s AnchorSet,
-    /// The peer's own certificate, then what it sent along.
+    /// The peer's own certificate first.
     certificates: Vec<RawCertificate<'s>>,
-    /// Whether the peer's certificate can be reached downwards from each, by the names.
+    /// For each certificate: whether a path down to the peer's certificate exists, by names only.
     leads_to_leaf: Vec<bool>,
     checked: Vec<Checked<'s>>,
-    /// Where more is known of signatures; only for peers that have proved who they are.
+    /// Shared results of signature checks; only for authenticated peers.
     memo: Option<&'s SignatureMemo>,
     failed: usize,
     offered: usize,
 }
 
-/// A signature that has been verified: of which certificate, with which key, and whether it is good.
+/// The result of one signature check.
 #[derive(Debug)]
 struct Checked<'s> {
     certificate: usize,
@@ -63,26 +63,19 @@ struct Checked<'s> {
     is_valid: bool,
 }
 
-/// Certificates that lead to an anchor. All signatures on it are good.
+/// Certificates that lead to an anchor, with valid signatures.
 #[derive(Debug)]
 pub(crate) struct Path<'s> {
-    /// The peer's certificate first, each issued by the next.
+    /// The peer's certificate first; each is issued by the next.
     pub(crate) certificates: Vec<RawCertificate<'s>>,
     /// Their positions in the chain of the [`Search`].
     pub(crate) positions: Vec<usize>,
-    /// Has issued the last of them.
+    /// The issuer of the last certificate.
     pub(crate) anchor: &'s Anchor,
 }
 
-/// Whether a search goes on behind a path.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Visit {
-    Continue,
-    Stop,
-}
-
-/// What a peer sent, without what can be of no use: each certificate once, no third of a subject, and only those that may lead
-/// to its own by the names.
+/// Filters the certificates that a peer sent besides its own. Keeps each certificate once, at most [`MAX_OF_ONE_SUBJECT`] per
+/// subject, and only those that lead to the peer's certificate by names.
 ///
 /// # Errors
 /// [`ChainError::TooManyCertificates`]
@@ -100,7 +93,7 @@ pub(crate) fn relevant<'a>(
         }
         distinct.push(der);
     }
-    // What cannot be read is no issuer of anything, and nothing leads to what no issuer's name does.
+    // A certificate that cannot be parsed cannot be an issuer, so it is skipped.
     let readable: Vec<RawCertificate<'_>> = distinct.into_iter().filter_map(RawCertificate::read).collect();
     let leaf = RawCertificate::read(leaf).ok_or(ChainError::Malformed)?;
     let leads = leading_to_leaf(&[&[leaf], readable.as_slice()].concat());
@@ -116,10 +109,10 @@ pub(crate) fn relevant<'a>(
 }
 
 impl<'s> Search<'s> {
-    /// A search through a chain, the peer's certificate first, that has no more in it than [`relevant`] leaves.
+    /// A search through a chain that is already reduced by [`relevant`], the peer's certificate first.
     ///
     /// # Errors
-    /// When the peer's own certificate cannot be read.
+    /// [`ChainError::Malformed`] if a certificate cannot be parsed.
     pub(crate) fn new(anchors: &'s AnchorSet, chain: &'s [CertificateDer<'_>]) -> Result<Self, ChainError> {
         let certificates: Vec<_> = chain.iter().filter_map(|der| RawCertificate::read(der)).collect();
         if certificates.len() < chain.len() || certificates.is_empty() {
@@ -129,12 +122,12 @@ impl<'s> Search<'s> {
         Ok(Self { anchors, certificates, leads_to_leaf, checked: Vec::new(), memo: None, failed: 0, offered: 0 })
     }
 
-    /// The same for a peer that was accepted before, by the path at these positions of its chain, the signatures of which are
-    /// good.
+    /// Like [`new`](Self::new), for a peer that was accepted earlier. The signatures on `path`, given as positions in `chain`,
+    /// count as verified.
     ///
     /// # Errors
-    /// When the peer's own certificate cannot be read.
-    pub(crate) fn again(
+    /// [`ChainError::Malformed`] if a certificate cannot be parsed.
+    pub(crate) fn with_verified_path(
         anchors: &'s AnchorSet,
         chain: &'s [CertificateDer<'_>],
         path: &[u8],
@@ -151,11 +144,11 @@ impl<'s> Search<'s> {
         Ok(search)
     }
 
-    /// Offers every path to `visit`, the shorter ones below each anchor first, until that stops the search.
+    /// Calls `on_path` with each path, shorter paths below an anchor first, until it breaks or [`MAX_PATHS`] is reached.
     ///
     /// # Errors
-    /// [`ChainError::TooManyChecks`], where the search gave up before it had tried everything.
-    pub(crate) fn run(&mut self, visit: &mut impl FnMut(&Path<'s>) -> Visit) -> Result<(), ChainError> {
+    /// [`ChainError::TooManyChecks`] if the search ended before it had tried all paths.
+    pub(crate) fn run(&mut self, on_path: &mut impl FnMut(&Path<'s>) -> ControlFlow<()>) -> Result<(), ChainError> {
         for (top, certificate) in self.certificates.clone().into_iter().enumerate() {
             if !self.leads_to_leaf.get(top).copied().unwrap_or(false) {
                 continue;
@@ -164,11 +157,10 @@ impl<'s> Search<'s> {
                 let Some(anchor) = self.anchors.get(index) else { continue };
                 let key_info = anchor.trust.subject_public_key_info.as_ref();
                 if top != LEAF && is_of(&certificate, anchor) {
-                    // A path over it would be a detour.
+                    // The anchor's own certificate would only lengthen the path.
                     continue;
                 }
-                if self.verify_signature(top, key_info)? && self.descend(&mut vec![top], anchor, visit)? == Visit::Stop
-                {
+                if self.verify_signature(top, key_info)? && self.descend(&mut vec![top], anchor, on_path)?.is_break() {
                     return Ok(());
                 }
             }
@@ -181,28 +173,28 @@ impl<'s> Search<'s> {
         self.certificates.get(LEAF)
     }
 
-    /// How many signatures were verified, and how many of those were wrong.
+    /// The number of signature checks, and the cost of the invalid ones.
     #[cfg(test)]
     pub(crate) fn checks(&self) -> (usize, usize) {
         (self.checked.len(), self.failed)
     }
 
-    /// Follows the path further down, the topmost certificate first.
+    /// Extends the path downwards; its topmost certificate comes first.
     fn descend(
         &mut self,
         path: &mut Vec<usize>,
         anchor: &'s Anchor,
-        visit: &mut impl FnMut(&Path<'s>) -> Visit,
-    ) -> Result<Visit, ChainError> {
-        let Some(lowest) = path.last().copied() else { return Ok(Visit::Stop) };
+        on_path: &mut impl FnMut(&Path<'s>) -> ControlFlow<()>,
+    ) -> Result<ControlFlow<()>, ChainError> {
+        let Some(lowest) = path.last().copied() else { return Ok(ControlFlow::Break(())) };
         if lowest == LEAF {
             self.offered += 1;
             let positions: Vec<usize> = path.iter().rev().copied().collect();
             let certificates = positions.iter().filter_map(|index| self.certificates.get(*index).copied()).collect();
-            let visited = visit(&Path { certificates, positions, anchor });
-            return Ok(if self.offered < MAX_PATHS { visited } else { Visit::Stop });
+            let flow = on_path(&Path { certificates, positions, anchor });
+            return Ok(if self.offered < MAX_PATHS { flow } else { ControlFlow::Break(()) });
         }
-        let Some(issuer) = self.certificates.get(lowest).copied() else { return Ok(Visit::Stop) };
+        let Some(issuer) = self.certificates.get(lowest).copied() else { return Ok(ControlFlow::Break(())) };
         for (index, certificate) in self.certificates.clone().into_iter().enumerate() {
             let is_next = certificate.issuer == issuer.subject
                 && self.leads_to_leaf.get(index).copied().unwrap_or(false)
@@ -210,23 +202,23 @@ impl<'s> Search<'s> {
                 && (index == LEAF || !is_of(&certificate, anchor));
             if is_next && self.verify_signature(index, issuer.public_key_info)? {
                 path.push(index);
-                let visited = self.descend(path, anchor, visit)?;
+                let flow = self.descend(path, anchor, on_path)?;
                 path.pop();
-                if visited == Visit::Stop {
-                    return Ok(Visit::Stop);
+                if flow.is_break() {
+                    return Ok(ControlFlow::Break(()));
                 }
             }
         }
-        Ok(Visit::Continue)
+        Ok(ControlFlow::Continue(()))
     }
 
-    /// Whether a certificate of the same name and key is on the path already (RFC 4158 §5.2).
+    /// Whether the path already has a certificate with the same name and key (RFC 4158 §5.2).
     fn repeats(&self, path: &[usize], certificate: &RawCertificate<'_>) -> bool {
         let mut on_path = path.iter().filter_map(|index| self.certificates.get(*index));
         on_path.any(|other| certificate.is_same_entity(other.subject, other.public_key_info))
     }
 
-    /// Whether the key has signed a certificate. Asked twice, it costs once.
+    /// Verifies the signature on a certificate with a key. Each combination is verified once.
     fn verify_signature(&mut self, certificate: usize, key_info: &'s [u8]) -> Result<bool, ChainError> {
         let known = self.checked.iter().find(|known| known.certificate == certificate && known.key_info == key_info);
         if let Some(known) = known {
@@ -254,18 +246,18 @@ impl<'s> Search<'s> {
     }
 }
 
-/// Whether it is a certificate of the anchor's name and key.
+/// Whether the certificate has the anchor's name and key.
 fn is_of(certificate: &RawCertificate<'_>, anchor: &Anchor) -> bool {
     certificate.is_same_entity(&anchor.trust.subject, &anchor.trust.subject_public_key_info)
 }
 
-/// The position of the peer's own certificate.
+/// Position of the peer's own certificate in a chain.
 const LEAF: usize = 0;
 
-/// From which of the certificates the first can be reached, going by names only.
+/// For each certificate: whether a path leads down from it to the first, by names only.
 fn leading_to_leaf(certificates: &[RawCertificate<'_>]) -> Vec<bool> {
     let mut leading: Vec<bool> = (0..certificates.len()).map(|index| index == LEAF).collect();
-    // Each round finds those that are one step further up.
+    // Each round finds the certificates one level further up.
     for _ in 0..certificates.len() {
         let reached: Vec<&[u8]> =
             certificates.iter().zip(&leading).filter(|(_, leads)| **leads).map(|(one, _)| one.issuer).collect();
@@ -276,15 +268,15 @@ fn leading_to_leaf(certificates: &[RawCertificate<'_>]) -> Vec<bool> {
     leading
 }
 
-/// Whether there is one path at most, by the names alone: then what is wrong with it cannot be right with another.
+/// Whether at most one path exists, by names only. Then a fault of that path is final.
 pub(crate) fn is_unambiguous(anchors: &AnchorSet, chain: &[CertificateDer<'_>]) -> bool {
     let certificates: Vec<_> = chain.iter().filter_map(|der| RawCertificate::read(der)).collect();
     let Some((leaf, others)) = certificates.split_first() else { return true };
     let mut current = leaf;
-    // More steps than certificates are a circle.
+    // More steps than certificates mean a loop.
     for _ in 0..certificates.len() {
         let as_anchor = anchors.named(current.issuer);
-        // A root that was sent along leads nowhere but to itself.
+        // A root that the peer sent leads only to itself.
         let is_root = |one: &RawCertificate<'_>| {
             let mut anchors = as_anchor.iter().filter_map(|index| anchors.get(*index));
             one.is_self_issued() && anchors.any(|anchor| is_of(one, anchor))

@@ -1,7 +1,7 @@
-//! Whether a certificate has been revoked (RFC 5280 §6.3): which lists count for it, and what they say.
+//! Revocation status of a certificate (RFC 5280 §6.3): which lists apply to it, and whether they contain it.
 //!
-//! The signature of a list is verified once for each key. After that a question costs a search for a serial number, so
-//! thousands of sessions can be asked about at once.
+//! The signature of a list is verified once per key. After that, a check is a search for a serial number, so thousands of
+//! sessions can be checked at once.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -16,20 +16,19 @@ use crate::x509::chain::settings::CrlExpired;
 use crate::x509::crl::{Crl, Scope};
 use crate::x509::raw_certificate::RawCertificate;
 
-/// Every revocation list of a listener.
+/// All revocation lists of a listener.
 #[derive(Debug, Default)]
 pub(crate) struct RevocationLists {
-    /// By the name of the issuer, as it is encoded, without tag and length.
+    /// Key: the issuer in DER, without tag and length.
     by_issuer: HashMap<Vec<u8>, Vec<Crl>>,
     expired: CrlExpired,
 }
 
-/// Who has issued the certificate in question.
+/// The issuer of the checked certificate.
 #[derive(Clone, Copy, Debug)]
 enum Issuer<'a> {
-    /// A trust anchor.
     Anchor(&'a Anchor),
-    /// A certificate that was sent.
+    /// An intermediate that the peer sent.
     Sent(&'a RawCertificate<'a>),
 }
 
@@ -41,7 +40,7 @@ impl Issuer<'_> {
         }
     }
 
-    /// By its key usage; of a trust anchor that is not asked.
+    /// By key usage (cRLSign). Trust anchors are not checked.
     fn may_sign_lists(&self) -> bool {
         match self {
             Self::Anchor(_) => true,
@@ -50,24 +49,21 @@ impl Issuer<'_> {
     }
 }
 
-/// Whose certificate is in question.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Role {
-    /// A client's or a server's.
+    /// A client or server certificate.
     Leaf,
-    /// A CA's.
     Ca,
 }
 
-/// The answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Status {
-    /// No list names it; the answer holds until a list expires, if that makes a difference.
+    /// Not revoked. The time is when the list expires, if expiry matters.
     Good(Option<OffsetDateTime>),
     Revoked,
-    /// Its issuer has lists, and none is about it.
+    /// The issuer has lists, but none covers the certificate.
     Unknown,
-    /// The list that would tell has expired, and does not count any more.
+    /// The list that covers the certificate has expired.
     ListExpired,
 }
 
@@ -84,10 +80,10 @@ impl RevocationLists {
         self.by_issuer.is_empty()
     }
 
-    /// Asks about every certificate that was sent. Returns when the answer ends because a list does.
+    /// Checks every certificate of the path that the peer sent. Returns when the first list used expires.
     ///
     /// # Errors
-    /// When one of them is revoked, or that cannot be known.
+    /// If a certificate is revoked, or its status is unknown.
     pub(crate) fn check_sent(
         &self,
         path: &Path<'_>,
@@ -99,17 +95,17 @@ impl RevocationLists {
         self.check(links.map(|((certificate, issuer), role)| (*certificate, role, issuer)), now)
     }
 
-    /// Whether its issuer has revoked the peer's own certificate. Every path to it ends with the key of that issuer, so no other
-    /// path makes a difference.
+    /// Whether its issuer has revoked the peer's own certificate. This is final, because every other path has the same issuer
+    /// key.
     pub(crate) fn revokes_leaf(&self, path: &Path<'_>, now: OffsetDateTime) -> bool {
         let issuer = path.certificates.get(1).map_or(Issuer::Anchor(path.anchor), Issuer::Sent);
         path.certificates.first().is_some_and(|leaf| self.status(leaf, Role::Leaf, issuer, now) == Status::Revoked)
     }
 
-    /// Asks about an anchor and what stands above it.
+    /// Checks an anchor and the certificates above it.
     ///
     /// # Errors
-    /// When one of them is revoked, or that cannot be known.
+    /// If a certificate is revoked, or its status is unknown.
     pub(crate) fn check_ancestors(
         &self,
         anchor: &Anchor,
@@ -150,12 +146,12 @@ impl RevocationLists {
     fn status(&self, certificate: &RawCertificate<'_>, role: Role, issuer: Issuer<'_>, now: OffsetDateTime) -> Status {
         let Some(of_its_name) = self.by_issuer.get(certificate.issuer) else { return Status::Good(None) };
         let signed: Vec<&Crl> = of_its_name.iter().filter(|list| list.is_signed_with(issuer.key_info())).collect();
-        // A list of the future does not replace one that is in force.
+        // A list whose thisUpdate is in the future does not replace a current one.
         let in_force = |list: &&Crl| list.this_update <= now || signed.iter().all(|list| list.this_update > now);
         let own = newest(signed.iter().copied().filter(in_force));
         if own.is_empty() {
-            // Another key of that name has signed them, as after a CA has changed its key (RFC 5280 §6.3.3 (f) wants the list
-            // and the certificate under one trust anchor). What they name is revoked; nothing says that the rest is good.
+            // Another key of the same name signed the lists, as after a CA key change. RFC 5280 §6.3.3 (f) requires list and
+            // certificate under one trust anchor. Listed certificates are revoked; the status of others is unknown.
             let is_named = of_its_name.iter().any(|list| list.revokes(certificate.serial));
             return if is_named { Status::Revoked } else { Status::Unknown };
         }
@@ -166,7 +162,7 @@ impl RevocationLists {
             (_, _) => true,
         };
         let covering: Vec<&Crl> = own.iter().copied().filter(covers).collect();
-        // One that names the certificate leaves no doubt, whatever it is about.
+        // A list that contains the certificate revokes it, whatever its scope.
         if own.iter().any(is_named) {
             return Status::Revoked;
         }
@@ -176,7 +172,7 @@ impl RevocationLists {
         if self.expired == CrlExpired::Allow {
             return Status::Good(None);
         }
-        // One complete list is enough. Those of a part may each be about another.
+        // One complete list is enough. Partitioned lists may each cover another part, so all must be current.
         let complete = covering.iter().find(|list| !list.is_scoped() && !list.is_expired_at(now));
         let end = match complete {
             Some(complete) => Some(complete.next_update),
@@ -187,7 +183,7 @@ impl RevocationLists {
 }
 
 impl Scope {
-    /// Whether it includes a certificate. One that states no distribution points may be in any part.
+    /// A certificate without distribution points may be in any partition.
     fn covers(&self, role: Role, points: &DistributionPoints) -> bool {
         let excluded = match role {
             Role::Leaf => self.only_ca_certificates,
@@ -201,7 +197,7 @@ impl Scope {
     }
 }
 
-/// The newest list of each scope, so that a new list may stand beside the old one.
+/// The newest list of each scope. Old and new lists may be configured together.
 fn newest<'set>(lists: impl Iterator<Item = &'set Crl>) -> Vec<&'set Crl> {
     let mut series: BTreeMap<_, Vec<&Crl>> = BTreeMap::new();
     for list in lists {
@@ -210,7 +206,7 @@ fn newest<'set>(lists: impl Iterator<Item = &'set Crl>) -> Vec<&'set Crl> {
     series.values().filter_map(|series| newest_of(series)).collect()
 }
 
-/// By number where all have one, else by date. Between two that claim the same, the one that revokes more.
+/// By CRL number if all lists have one, else by thisUpdate. Ties go to the list that revokes more.
 fn newest_of<'set>(series: &[&'set Crl]) -> Option<&'set Crl> {
     let numbered = series.iter().all(|list| list.number.is_some());
     let age = |list: &&Crl| (numbered.then(|| list.number.clone()), list.this_update, list.revoked);

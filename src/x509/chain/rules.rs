@@ -1,10 +1,10 @@
-//! What a path of good signatures has to keep to besides (RFC 5280 §6.1): dates, CA properties, path length, names, purpose.
+//! Rules for a path besides valid signatures (RFC 5280 §6.1): dates, CA properties, path length, names, purpose.
 //!
-//! webpki applies the rules to the certificates that were sent. What it does not know is added here: of an anchor it sees
-//! name, key and name constraints only, and of key usage nothing at all.
+//! webpki applies its rules to the certificates that the peer sent. This module adds what webpki does not check: key usage,
+//! and all properties of anchors except name, key and name constraints.
 
 use std::cell::Cell;
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
 
 use rustls::pki_types::{
     AlgorithmIdentifier, CertificateDer, InvalidSignature, SignatureVerificationAlgorithm, TrustAnchor,
@@ -15,27 +15,26 @@ use webpki::{EndEntityCert, KeyUsage};
 use crate::x509::ca_properties::{CaProperties, Purpose, names, unsupported_extension};
 use crate::x509::chain::anchors::{Ancestry, Anchor, AnchorSet};
 use crate::x509::chain::error::ChainError;
-use crate::x509::chain::path::{Path, Search, Visit};
+use crate::x509::chain::path::{Path, Search};
 use crate::x509::clock::unix_time;
 use crate::x509::crypto::provider;
 use crate::x509::digest::Digest;
 use crate::x509::raw_certificate::RawCertificate;
 use crate::x509::signed::key_bits;
 
-/// What is known of the sent certificates of a path that keep to the rules.
+/// The result of checking the certificates of a path that the peer sent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Sent {
-    /// While all of them are valid.
+    /// The period in which all of them are valid.
     pub(crate) validity: Range<OffsetDateTime>,
-    /// Whether one of them limits the names below it.
+    /// Whether one of them has name constraints.
     pub(crate) constrains_names: bool,
 }
 
-/// The first path that `check` accepts, one that limits no names before one that does. Where it accepts none, what says most
-/// about why not.
+/// Returns the first path that `check` accepts. Paths without name constraints are preferred.
 ///
 /// # Errors
-/// Why no path is accepted.
+/// The most specific reason, if `check` accepts no path.
 pub(crate) fn choose<T>(
     mut search: Search<'_>,
     now: OffsetDateTime,
@@ -50,15 +49,15 @@ pub(crate) fn choose<T>(
             Ok(accepted) => {
                 if !constrains_names(&accepted) {
                     found = Some(accepted);
-                    return Visit::Stop;
+                    return ControlFlow::Break(());
                 }
                 found.get_or_insert(accepted);
             }
-            // That a CA has revoked it is certain; what else there is to say depends on what was sent along.
+            // Revocation is final. Other faults depend on the certificates that the peer sent.
             Err(error) if refusal.is_none() || error.is_revocation() => refusal = Some(error),
             Err(_) => {}
         }
-        Visit::Continue
+        ControlFlow::Continue(())
     });
     if let Some(found) = found {
         return Ok(found);
@@ -66,14 +65,15 @@ pub(crate) fn choose<T>(
     if let Some(refusal) = refusal {
         return Err(refusal);
     }
-    // Also where there is no anchor at all to say so.
-    in_time(&search.leaf().and_then(RawCertificate::validity).ok_or(ChainError::Malformed)?, now)?;
+    // An expired certificate is reported as expired even if no anchor is found.
+    check_validity(&search.leaf().and_then(RawCertificate::validity).ok_or(ChainError::Malformed)?, now)?;
     searched?;
     Err(ChainError::UnknownIssuer)
 }
 
-/// Whether it is valid now.
-pub(crate) fn in_time(validity: &Range<OffsetDateTime>, now: OffsetDateTime) -> Result<(), ChainError> {
+/// # Errors
+/// [`ChainError::NotYetValid`] or [`ChainError::Expired`]
+pub(crate) fn check_validity(validity: &Range<OffsetDateTime>, now: OffsetDateTime) -> Result<(), ChainError> {
     if now < validity.start {
         Err(ChainError::NotYetValid)
     } else if now >= validity.end {
@@ -83,10 +83,10 @@ pub(crate) fn in_time(validity: &Range<OffsetDateTime>, now: OffsetDateTime) -> 
     }
 }
 
-/// Applies the rules to the certificates that were sent.
+/// Applies the rules to the certificates of the path that the peer sent.
 ///
 /// # Errors
-/// The rule that is broken.
+/// The violated rule.
 pub(crate) fn check_sent(
     path: &Path<'_>,
     purpose: Purpose,
@@ -106,12 +106,12 @@ pub(crate) fn check_sent(
         subtrees = subtrees.saturating_add(properties.subtrees);
         sent.validity = overlap(sent.validity, &properties.validity);
     }
-    names.compare(path, subtrees)?;
+    names.subtract(path, subtrees)?;
     with_webpki(path, &path.anchor.trust, purpose, now)?;
     Ok(sent)
 }
 
-/// What is left of the comparisons of names with constraints, for all paths of one search.
+/// The remaining comparisons of names with name constraints for all paths of one search.
 #[derive(Debug)]
 pub(crate) struct NameBudget(Cell<usize>);
 
@@ -122,20 +122,20 @@ impl Default for NameBudget {
 }
 
 impl NameBudget {
-    /// Notes that the names of a path are going to be compared with so many subtrees.
-    fn compare(&self, path: &Path<'_>, subtrees: usize) -> Result<(), ChainError> {
+    /// Subtracts the comparisons of a path's names with `subtrees` subtrees.
+    fn subtract(&self, path: &Path<'_>, subtrees: usize) -> Result<(), ChainError> {
         let left = self.0.get().checked_sub(comparisons(path, subtrees)).ok_or(ChainError::TooManyNames)?;
         self.0.set(left);
         Ok(())
     }
 }
 
-/// How often a name is compared with a constraint, at most.
+/// The maximum number of comparisons of a name with a subtree.
 fn comparisons(path: &Path<'_>, subtrees: usize) -> usize {
     if subtrees == 0 {
         return 0;
     }
-    // A name takes three bytes at least. Only where that is too little to know are they counted.
+    // A name takes at least three bytes. Names are counted only if this bound is too coarse.
     let bytes: usize = path.certificates.iter().map(|certificate| certificate.der.len()).sum();
     let bound = subtrees.saturating_mul(bytes / 3);
     if bound <= MAX_NAME_COMPARISONS {
@@ -145,10 +145,10 @@ fn comparisons(path: &Path<'_>, subtrees: usize) -> usize {
     subtrees.saturating_mul(names)
 }
 
-/// A few tenths of a millisecond.
+/// They take a few tenths of a millisecond.
 const MAX_NAME_COMPARISONS: usize = 2_500;
 
-/// While the anchor may vouch for anything. Also says whether it may at all.
+/// The period in which the anchor may issue certificates.
 fn anchor_validity(
     anchor: &Anchor,
     anchors: &AnchorSet,
@@ -170,38 +170,38 @@ fn anchor_validity(
 
 const ALWAYS: Range<OffsetDateTime> = PrimitiveDateTime::MIN.assume_utc()..PrimitiveDateTime::MAX.assume_utc();
 
-/// What an anchor allows below it.
-pub(crate) struct AnchorAllows<T> {
-    /// While it may vouch for anything.
+/// The result of checking the anchor of a path.
+pub(crate) struct CheckedAnchor<T> {
+    /// The period in which the anchor may issue certificates.
     pub(crate) validity: Range<OffsetDateTime>,
-    /// Whether it, or something above it, limits the names below.
+    /// Whether the anchor or an ancestor has name constraints.
     pub(crate) constrains_names: bool,
-    /// The name constraints of both.
+    /// Digest of these name constraints.
     pub(crate) constraints: Digest,
-    /// What the further question was answered with.
-    pub(crate) answer: T,
+    /// The result of `check_more`.
+    pub(crate) more: T,
 }
 
-/// Applies what the anchor of a path requires, and what one of the ways up from it in the bundle does, about which a further
-/// question is asked. Without a budget the names have been compared with these constraints before.
+/// Applies the limits of a path's anchor, and of one path up from it in the bundle that `check_more` accepts too. `names: None`
+/// means that the names were already compared with these constraints.
 ///
 /// # Errors
-/// The rule that is broken whichever way is taken.
+/// The violated rule, if every path up violates one.
 pub(crate) fn check_anchor<T>(
     path: &Path<'_>,
     anchors: &AnchorSet,
     now: OffsetDateTime,
     names: Option<&NameBudget>,
-    ask: &dyn Fn(&Ancestry) -> Result<T, ChainError>,
-) -> Result<AnchorAllows<T>, ChainError> {
+    check_more: &dyn Fn(&Ancestry) -> Result<T, ChainError>,
+) -> Result<CheckedAnchor<T>, ChainError> {
     let anchor = path.anchor;
     let validity = anchor_validity(anchor, anchors, now)?;
     let mut refusal = None;
     for ancestry in &anchor.ancestries {
-        match check_ancestry(path, ancestry, anchors.purpose, now, names).and_then(|()| ask(ancestry)) {
-            Ok(answer) => {
+        match check_ancestry(path, ancestry, anchors.purpose, now, names).and_then(|()| check_more(ancestry)) {
+            Ok(more) => {
                 let (constrains_names, constraints) = (anchor.constrains_names(ancestry), ancestry.constraints);
-                return Ok(AnchorAllows { validity, constrains_names, constraints, answer });
+                return Ok(CheckedAnchor { validity, constrains_names, constraints, more });
             }
             Err(error) => refusal = refusal.or(Some(error)),
         }
@@ -209,7 +209,7 @@ pub(crate) fn check_anchor<T>(
     Err(refusal.unwrap_or_else(|| ChainError::PathLength { anchor: anchor.properties.subject.clone() }))
 }
 
-/// Applies what the anchor, and what stands above it, require of everything below.
+/// Applies the limits of the anchor and the certificates above it to the path below.
 fn check_ancestry(
     path: &Path<'_>,
     ancestry: &Ancestry,
@@ -225,11 +225,11 @@ fn check_ancestry(
         return Err(ChainError::PathLength { anchor: path.anchor.properties.subject.clone() });
     }
     let Some(names) = names.filter(|_| !ancestry.constrained.is_empty()) else { return Ok(()) };
-    names.compare(path, ancestry.subtrees)?;
+    names.subtract(path, ancestry.subtrees)?;
     ancestry.constrained.iter().try_for_each(|anchor| with_webpki(path, anchor, purpose, now))
 }
 
-/// Has webpki verify the path. Its signatures have been verified, so that costs no cryptography again.
+/// Verifies the path with webpki. The signatures are already verified, so this costs no cryptography.
 fn with_webpki(
     path: &Path<'_>,
     anchor: &TrustAnchor<'static>,
@@ -257,7 +257,7 @@ fn with_webpki(
         .map_err(explain)
 }
 
-/// What webpki found, with what it leaves out.
+/// Converts an error of webpki and adds the details that it lacks.
 fn explain(error: webpki::Error, path: &Path<'_>, purpose: Purpose) -> ChainError {
     use webpki::Error as E;
     match error {
@@ -277,7 +277,7 @@ fn explain(error: webpki::Error, path: &Path<'_>, purpose: Purpose) -> ChainErro
     }
 }
 
-/// One of the provider's algorithms, that knows the signatures of a path to be good.
+/// An algorithm of the provider that accepts the already verified signatures of a path.
 #[derive(Debug)]
 struct VerifiedSignatures<'p> {
     algorithm: &'static dyn SignatureVerificationAlgorithm,
@@ -304,14 +304,14 @@ impl SignatureVerificationAlgorithm for VerifiedSignatures<'_> {
 }
 
 impl Path<'_> {
-    /// The keys, as the contents of a `SubjectPublicKeyInfo`, that have signed its certificates, in their order.
+    /// For each certificate of the path: the key that signed it, as the contents of a `SubjectPublicKeyInfo`.
     pub(crate) fn issuer_keys(&self) -> impl Iterator<Item = &[u8]> {
         let issuers = self.certificates.iter().skip(1).map(|issuer| issuer.public_key_info);
         issuers.chain([self.anchor.trust.subject_public_key_info.as_ref()])
     }
 }
 
-/// While both are valid.
+/// The intersection of two validity periods.
 pub(crate) fn overlap(one: Range<OffsetDateTime>, other: &Range<OffsetDateTime>) -> Range<OffsetDateTime> {
     one.start.max(other.start)..one.end.min(other.end)
 }

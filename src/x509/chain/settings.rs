@@ -1,12 +1,12 @@
-//! How strictly the certificates and revocation lists of CAs are taken.
+//! Options for expired trust anchors and revocation lists.
 
-/// What the validity dates of a CA certificate that is a trust anchor mean.
+/// How the validity dates of a trust anchor are treated (`anchor_validity`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum AnchorValidity {
-    /// Outside them it vouches for nobody.
+    /// Outside its dates, the anchor is not trusted.
     #[default]
     Enforce,
-    /// Nothing: the anchor is trusted until it is removed.
+    /// The anchor is trusted until it is removed.
     Ignore,
 }
 
@@ -20,13 +20,13 @@ impl AnchorValidity {
     }
 }
 
-/// What a revocation list past its nextUpdate means for the certificates of its CA.
+/// How a revocation list past its nextUpdate is treated (`crl_expired`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum CrlExpired {
-    /// They are refused: one that was revoked since could not be told from the others.
+    /// The certificates of its CA are rejected, because later revocations are unknown.
     #[default]
     Refuse,
-    /// The list counts as it is.
+    /// The expired list is still used.
     Allow,
 }
 

@@ -1,8 +1,8 @@
-//! Signatures that were verified for open sessions, so that a pass over thousands of them verifies each once.
+//! Results of signature checks for open sessions, so that a pass over thousands of sessions verifies each signature once.
 //!
-//! A new policy may have to follow other paths than before through what clients have sent. Sessions of one client send the same
-//! certificates, or are meant to: one that sends ever new ones gets [`MAX_FAILED_CHECKS`] failures for all of its sessions
-//! together.
+//! A new policy may require other paths through the certificates that clients sent. Sessions of one client usually share their
+//! certificates. A client that sends different certificates in each session gets [`MAX_FAILED_CHECKS`] failures for all its
+//! sessions together.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -18,13 +18,12 @@ pub(crate) struct SignatureMemo {
 #[derive(Debug, Default)]
 struct Known {
     signatures: HashMap<Digest, bool>,
-    /// By the digest of the peer's own certificate.
+    /// Key: digest of the peer's own certificate. Value: cost of failed checks.
     failed: HashMap<Digest, usize>,
 }
 
 impl SignatureMemo {
-    /// Whether a key has signed a certificate, asked on behalf of the client with this leaf. Nothing, where that client has used
-    /// up its checks.
+    /// Whether the key signed the certificate. `None` if the client with this leaf has used up its failed checks.
     pub(crate) fn is_signed(
         &self,
         leaf: &[u8],
@@ -42,7 +41,7 @@ impl SignatureMemo {
                 return None;
             }
         }
-        // Without the lock: another thread may verify the same meanwhile, which costs time and does no harm.
+        // Verified without the lock. Another thread may verify the same signature meanwhile, which only costs time.
         let is_valid = verify();
         let mut known = self.known();
         if known.signatures.len() >= MAX_KNOWN {
@@ -58,7 +57,6 @@ impl SignatureMemo {
         Some(is_valid)
     }
 
-    /// How many signatures were verified.
     #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
         self.known().signatures.len()
@@ -69,5 +67,5 @@ impl SignatureMemo {
     }
 }
 
-/// Past it all are forgotten, and verified anew.
+/// Entries of each map. At this size the map is cleared.
 const MAX_KNOWN: usize = 4096;

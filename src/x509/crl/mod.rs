@@ -1,7 +1,7 @@
-//! Certificate revocation lists (RFC 5280 §5): one list, read once and shared by all that look into it.
+//! Certificate revocation lists (RFC 5280 §5). A list is parsed once and shared.
 //!
-//! Every list is checked when it is read, so that `check` and a reload can say which file is wrong, and how. Which lists
-//! count for which certificate is decided in [`revocation`](crate::x509::chain::revocation).
+//! Lists are checked when they are parsed, so that `check` and a reload can name the faulty file. The module
+//! [`revocation`](crate::x509::chain::revocation) decides which list applies to which certificate.
 
 pub(crate) mod serials;
 #[cfg(test)]
@@ -37,49 +37,48 @@ use crate::x509::signed::Signed;
 /// One revocation list, of a kind that rustls can use.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Crl {
-    /// Whose list it says it is, as RFC 4514 text.
+    /// RFC 4514 text.
     pub issuer: String,
-    /// When it was made.
+    /// The time of issue.
     #[serde(with = "time::serde::rfc3339")]
     pub this_update: OffsetDateTime,
-    /// When the next one is due, and this one has run out.
+    /// The list expires at this time.
     #[serde(with = "time::serde::rfc3339")]
     pub next_update: OffsetDateTime,
-    /// Which of its issuer's lists it is.
+    /// cRLNumber; higher is newer.
     pub number: Option<CrlNumber>,
-    /// How many certificates it takes back.
+    /// The number of revoked certificates.
     pub revoked: usize,
     /// Lower-case hex of the SHA-256 of the DER.
     pub sha256: String,
-    /// The issuer as it is encoded.
+    /// The issuer in DER, without tag and length.
     #[serde(skip)]
     issuer_raw: Vec<u8>,
-    /// The part of the issuer's certificates it is about; all of them where there is none.
+    /// `None` if the list covers all certificates of its issuer.
     #[serde(skip)]
     pub(crate) scope: Option<Scope>,
     #[serde(skip)]
     content: Arc<Content>,
 }
 
-/// What a list covers of its issuer's certificates (issuing distribution point, RFC 5280 §5.2.5).
+/// The certificates of its issuer that a partitioned list covers (issuing distribution point, RFC 5280 §5.2.5).
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Scope {
-    /// Certificates of clients and servers only.
     pub(crate) only_user_certificates: bool,
-    /// Certificates of CAs only.
     pub(crate) only_ca_certificates: bool,
-    /// The URIs under which it is published.
+    /// The URIs of the distribution point.
     pub(crate) uris: Vec<String>,
-    /// As it is encoded.
+    /// The extension in DER.
     encoded: Vec<u8>,
 }
 
-/// What all clones of a list share, because it may be long.
+/// Shared by all clones of a list, because a list may be large.
 #[derive(Debug)]
 struct Content {
     der: CertificateRevocationListDer<'static>,
     serials: Serials,
-    /// Which keys have signed it. Verified once each: a list may be long, and is looked into for every client of its CA.
+    /// For each key: whether it signed the list. Each key is verified once, because a list may be large and is used for every
+    /// client of its CA.
     signers: Mutex<HashMap<Digest, bool>>,
 }
 
@@ -91,7 +90,7 @@ impl PartialEq for Content {
 
 impl Eq for Content {}
 
-/// Up to twenty bytes, so no machine number.
+/// cRLNumber (RFC 5280 §5.2.3): up to 20 bytes.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct CrlNumber(BigUint);
 
@@ -117,32 +116,29 @@ impl Serialize for CrlNumber {
 /// Why a file of revocation lists cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CrlError {
-    /// It is not the PEM it looks like, or holds no list.
     #[error(transparent)]
     Pem(#[from] PemError),
-    /// One of its lists is of no use.
     #[error("revocation list {position} {fault}")]
     Unusable {
-        /// Its number among the lists of the file, from 1.
+        /// Position in the file, from 1.
         position: usize,
-        /// What is wrong with it.
         fault: CrlFault,
     },
 }
 
-/// Lists of which the newest counts: those of one issuer, signed by one key, about one part of its certificates.
+/// Identifies lists that replace each other: same issuer, same signing key, same scope. The newest one applies.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct CrlSeries {
     /// RFC 4514 text.
     pub issuer: String,
-    /// Digest of the key, where it is one of a trust anchor.
+    /// Digest of the signing key, if it belongs to a trust anchor.
     pub signer: Option<String>,
     scope: Option<Scope>,
 }
 
 #[cfg(test)]
 impl CrlSeries {
-    /// Complete lists.
+    /// The series of lists without a scope.
     pub(crate) fn complete(issuer: &str, signer: &str) -> Self {
         Self { issuer: issuer.to_owned(), signer: Some(signer.to_owned()), scope: None }
     }
@@ -153,69 +149,61 @@ pub(crate) fn key_digest(certificate: &CertificateDer<'_>) -> Option<String> {
     RawCertificate::read(certificate).map(|certificate| sha256_hex(certificate.public_key_info))
 }
 
-/// What is wrong with a revocation list.
+/// Why a revocation list cannot be used. The texts follow "revocation list N".
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CrlFault {
-    /// Signed in a way that cannot be verified.
-    #[error("is signed by {0}, which cannot be verified; SHA-256 and later with RSA or ECDSA, and Ed25519, can")]
+    #[error(
+        "uses signature algorithm {0}, which is not supported; supported: RSA or ECDSA with SHA-256 or stronger, Ed25519"
+    )]
     Algorithm(String),
-    /// An extension that must not be passed over.
-    #[error("has an extension that is marked as critical and not known here")]
+    #[error("has a critical extension that is not supported; use a CRL without it")]
     CriticalExtension,
-    /// Only the changes since another one.
-    #[error("is a delta list, which says only what has changed since another; give the complete list")]
+    #[error("is a delta CRL, which contains only changes; use the complete CRL")]
     Delta,
-    /// About certificates of other CAs.
-    #[error("is an indirect list, for certificates that others have issued; give the lists these signed themselves")]
+    #[error("is an indirect CRL (for certificates of other issuers); use CRLs signed by the issuers themselves")]
     Indirect,
-    /// The bytes are no list.
     #[error("is not an X.509 revocation list: {0}")]
     Malformed(String),
-    /// Of version 2, but without what version 2 is for.
-    #[error("has no extensions, not even a number; {NUMBERED}")]
+    #[error("has no extensions, not even a CRL number; {NUMBERED}")]
     NoExtensions,
-    /// It would be good for ever.
-    #[error("does not say when the next one is due (nextUpdate); openssl ca -gencrl does with -crldays")]
+    /// A list without nextUpdate would never expire.
+    #[error("has no nextUpdate; set it with openssl ca -gencrl -crldays DAYS")]
     NoNextUpdate,
-    /// A number of another kind than there may be.
-    #[error("has a crlNumber that is negative or of more than 20 bytes")]
+    #[error("has a crlNumber that is negative or longer than 20 bytes; use a number from 0 to 2^159 - 1")]
     Number,
-    /// Only some of the revocations, or of the certificates by an unusable name.
     #[error(
-        "covers only a part of its issuer's certificates, and says by reason, or without the full name of a distribution \
-         point, which; give one that covers all"
+        "is a partitioned CRL (limited by reason code, or by a distribution point without a full name); use a CRL that \
+         covers all certificates of its issuer"
     )]
-    Part,
-    /// Something behind it.
-    #[error("is followed by {0} bytes; a file in DER holds one list and nothing else")]
+    Partitioned,
+    #[error("has {0} bytes after its end; a DER file must hold exactly one CRL")]
     TrailingBytes(usize),
-    /// A version without extensions, or one that does not exist.
-    #[error("is of version {0}, and version 2 is needed; {NUMBERED}")]
+    #[error("has version {0}; version 2 is required; {NUMBERED}")]
     Version(u32),
     /// Anything else rustls refuses.
     #[error("cannot be used: {0}")]
     Refused(String),
 }
 
-const NUMBERED: &str = "openssl ca makes that when its configuration has a line crlnumber = FILE";
+const NUMBERED: &str = "set crlnumber = FILE in the configuration of openssl ca";
 
 impl Crl {
-    /// Every list of a file: of the `X509 CRL` blocks of a PEM file, or of a DER file, which is one list.
+    /// Parses all lists of a file: every `X509 CRL` block of a PEM file, or the one list of a DER file.
     ///
     /// # Errors
-    /// When one of them cannot be used, or there is none.
+    /// If a list cannot be used, or the file holds none.
     pub fn parse_all(bytes: &[u8]) -> Result<Vec<Self>, CrlError> {
         Self::parse_all_knowing(bytes, &mut KnownCrls::default())
     }
 
-    /// The same, where a list that is `known` already is not read anew, and takes no memory twice. The others are known
-    /// from then on.
+    /// Like [`parse_all`](Self::parse_all), but shares lists that are in `known` instead of parsing them again. Adds new lists
+    /// to `known`.
     ///
     /// # Errors
-    /// When one of them cannot be used, or there is none.
+    /// If a list cannot be used, or the file holds none.
     pub fn parse_all_knowing(bytes: &[u8], known: &mut KnownCrls) -> Result<Vec<Self>, CrlError> {
         let lists = match bytes {
-            // No text begins like this.
+            // A text file cannot start with these bytes.
             [SEQUENCE, length, ..] if *length >= LONG => vec![CertificateRevocationListDer::from(bytes.to_vec())],
             _ => pem::revocation_lists(bytes)?,
         };
@@ -231,7 +219,7 @@ impl Crl {
     }
 
     fn parse(der: CertificateRevocationListDer<'static>) -> Result<Self, CrlFault> {
-        // Taken apart whole, each entry would be several allocations, ten times the size of the list.
+        // The parser allocates several times per entry, ten times the size of the list, so it gets the list without entries.
         let head = without_entries(&der);
         let (rest, list) = CertificateRevocationList::from_der(head.as_deref().unwrap_or(&der))
             .map_err(|error| CrlFault::Malformed(error.to_string()))?;
@@ -260,30 +248,30 @@ impl Crl {
         })
     }
 
-    /// The list as it is encoded.
+    /// The complete list, signature included.
     pub fn der(&self) -> &CertificateRevocationListDer<'static> {
         &self.content.der
     }
 
-    /// The name of its issuer, as it is encoded, without tag and length.
+    /// The issuer in DER, without tag and length.
     pub(crate) fn issuer_name(&self) -> &[u8] {
         &self.issuer_raw
     }
 
-    /// Whether it says it is a list of the CA that this is a certificate of. Two CAs may have the same name; which of them
-    /// it is only [`Self::is_signed_by`] tells.
+    /// Compares the issuer with the subject of a CA certificate. Two CAs may have the same name; [`Self::is_signed_by`] also
+    /// checks the key.
     pub fn has_issuer(&self, anchor: &CertificateDer<'_>) -> bool {
         RawCertificate::read(anchor).is_some_and(|anchor| anchor.subject == self.issuer_raw.as_slice())
     }
 
-    /// Whether it is a list of the CA that this is a certificate of.
+    /// Whether the CA with this certificate issued and signed the list.
     pub fn is_signed_by(&self, anchor: &CertificateDer<'_>) -> bool {
         RawCertificate::read(anchor).is_some_and(|anchor| {
             anchor.subject == self.issuer_raw.as_slice() && self.is_signed_with(anchor.public_key_info)
         })
     }
 
-    /// Whether this key, the contents of a `SubjectPublicKeyInfo`, has signed it.
+    /// Whether this key, the contents of a `SubjectPublicKeyInfo`, signed the list.
     pub(crate) fn is_signed_with(&self, key_info: &[u8]) -> bool {
         let known_as = digest_of([key_info].into_iter());
         if let Some(is_signer) = self.content.signers().get(&known_as) {
@@ -299,29 +287,29 @@ impl Crl {
         is_signer
     }
 
-    /// Whether it names the certificate with this serial number, as it is encoded.
+    /// Whether the list contains this serial number, given as the contents of its DER INTEGER.
     pub(crate) fn revokes(&self, serial: &[u8]) -> bool {
         self.content.serials.contain(serial)
     }
 
-    /// The series it belongs to beside these trust anchors.
+    /// The series of the list. The signer is searched among these trust anchors.
     pub fn series(&self, anchors: &[CertificateDer<'_>]) -> CrlSeries {
         let signer = anchors.iter().find(|anchor| self.is_signed_by(anchor)).and_then(key_digest);
         CrlSeries { issuer: self.issuer.clone(), signer, scope: self.scope.clone() }
     }
 
-    /// Whether it covers a part of its issuer's certificates only.
+    /// Whether the list covers only a part of its issuer's certificates.
     pub fn is_scoped(&self) -> bool {
         self.scope.is_some()
     }
 
-    /// Whether the next list should have come.
+    /// Whether nextUpdate has passed.
     pub fn is_expired_at(&self, now: OffsetDateTime) -> bool {
         self.next_update <= now
     }
 }
 
-/// Lists that were read before, by digest.
+/// Lists that are already parsed, by digest.
 #[derive(Debug, Default)]
 pub struct KnownCrls {
     by_sha256: HashMap<String, Crl>,
@@ -339,10 +327,10 @@ impl Content {
     }
 }
 
-/// More keys of one name than a CA has. Past it all are forgotten, and verified anew.
+/// Keys per list; more than CAs share one name. At this size the map is cleared.
 const MAX_SIGNERS: usize = 1024;
 
-/// The list without its entries, of which there may be a million. `None` where it has none, or is not built as a list is.
+/// The list without its entries, of which there may be a million. `None` if it has none, or is malformed.
 fn without_entries(der: &[u8]) -> Option<Vec<u8>> {
     let (contents, trailing) = element_of(SEQUENCE, der)?;
     let (signed, signature) = element_of(SEQUENCE, contents)?;
@@ -361,7 +349,7 @@ fn without_entries(der: &[u8]) -> Option<Vec<u8>> {
     Some([&sequence(&[&signed, signature])?, trailing].concat())
 }
 
-/// The serial numbers of a list. Reading them checks every entry, and what webpki makes of the list as a whole.
+/// Parses the list with webpki, which checks it and every entry.
 fn serials(der: &CertificateRevocationListDer<'_>) -> Result<Serials, CrlFault> {
     let list = BorrowedCertRevocationList::from_der(der)?;
     let mut serials = Serials::default();
@@ -372,7 +360,7 @@ fn serials(der: &CertificateRevocationListDer<'_>) -> Result<Serials, CrlFault> 
     Ok(serials)
 }
 
-/// Checks that the list is of the version that rustls knows, and complete.
+/// Checks version and extensions, and returns nextUpdate.
 fn next_update(list: &CertificateRevocationList<'_>) -> Result<OffsetDateTime, CrlFault> {
     let version = list.version().unwrap_or(X509Version::V1);
     if version != X509Version::V2 {
@@ -384,7 +372,7 @@ fn next_update(list: &CertificateRevocationList<'_>) -> Result<OffsetDateTime, C
     list.next_update().map(moment).ok_or(CrlFault::NoNextUpdate)
 }
 
-/// rustls would find out at the first client that shows a certificate of this CA.
+/// Without this check, rustls would fail at the first client with a certificate of this CA.
 fn check_algorithm(list: &CertificateRevocationList<'_>, der: &[u8]) -> Result<(), CrlFault> {
     let Signed { algorithm, .. } =
         Signed::read(der).ok_or_else(|| CrlFault::Malformed("its signature cannot be read".to_owned()))?;
@@ -395,7 +383,7 @@ fn check_algorithm(list: &CertificateRevocationList<'_>, der: &[u8]) -> Result<(
     Err(CrlFault::Algorithm(list.signature_algorithm.algorithm.to_id_string()))
 }
 
-/// The part of its issuer's certificates that a list is about. webpki has no words for what it does not support here.
+/// The scope of a list. Checked here because webpki reports unsupported scopes without details.
 fn scope(list: &CertificateRevocationList<'_>) -> Result<Option<Scope>, CrlFault> {
     let is_scope = |extension: &&X509Extension<'_>| extension.oid == OID_X509_EXT_ISSUER_DISTRIBUTION_POINT;
     let Some(extension) = list.extensions().iter().find(is_scope) else { return Ok(None) };
@@ -407,7 +395,7 @@ fn scope(list: &CertificateRevocationList<'_>) -> Result<Option<Scope>, CrlFault
     }
     let is_named = matches!(point.distribution_point, Some(DistributionPointName::FullName(_)));
     if !is_named || point.only_some_reasons.is_some() {
-        return Err(CrlFault::Part);
+        return Err(CrlFault::Partitioned);
     }
     Ok(Some(Scope {
         only_user_certificates: point.only_contains_user_certs,
@@ -423,7 +411,7 @@ impl From<webpki::Error> for CrlFault {
         match error {
             E::InvalidCrlNumber => Self::Number,
             E::MalformedExtensions | E::BadDer | E::BadDerTime | E::TrailingData(_) => {
-                Self::Malformed("it is not encoded as it has to be".to_owned())
+                Self::Malformed("its encoding is invalid".to_owned())
             }
             E::UnsupportedCriticalExtension => Self::CriticalExtension,
             E::UnsupportedDeltaCrl => Self::Delta,
@@ -433,8 +421,8 @@ impl From<webpki::Error> for CrlFault {
     }
 }
 
-/// UTCTime and GeneralizedTime.
+/// Tags of UTCTime and GeneralizedTime.
 const TIMES: [u8; 2] = [0x17, 0x18];
 
-/// The first byte of the length of anything that has more than 127 bytes.
+/// First length byte of elements with more than 127 bytes.
 const LONG: u8 = 0x80;

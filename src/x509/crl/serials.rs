@@ -1,21 +1,21 @@
-//! The serial numbers of a revocation list, of which there may be a million.
+//! A compact set of the serial numbers of a revocation list. There may be a million.
 
-/// Serial numbers in one piece. Sorted before they are looked up.
+/// Call [`sort`](Self::sort) after the last [`add`](Self::add) and before the first [`contain`](Self::contain).
 #[derive(Debug, Default)]
 pub(crate) struct Serials {
     numbers: Vec<Serial>,
-    /// Numbers longer than any CA may use.
+    /// Numbers above [`MAX_LENGTH`].
     longer: Vec<Box<[u8]>>,
 }
 
-/// A serial number as it is encoded. Two are the same only if all their bytes are.
+/// The contents of a DER INTEGER. Serial numbers are compared byte by byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Serial {
     length: u8,
     bytes: [u8; MAX_LENGTH],
 }
 
-/// A CA may use twenty bytes. Some do not count the zero that keeps a number from being negative.
+/// Bytes. RFC 5280 §4.1.2.2 allows 20; some CAs do not count the leading zero of a positive number.
 const MAX_LENGTH: usize = 21;
 
 impl Serials {
@@ -45,7 +45,7 @@ impl Serials {
 }
 
 impl Serial {
-    /// Nothing, for one that is longer than any may be.
+    /// `None` if the number is longer than [`MAX_LENGTH`].
     fn new(encoded: &[u8]) -> Option<Self> {
         let mut bytes = [0; MAX_LENGTH];
         bytes.get_mut(..encoded.len())?.copy_from_slice(encoded);
@@ -70,7 +70,7 @@ mod tests {
     }
 
     #[test]
-    fn number_is_all_of_its_bytes() {
+    fn serial_numbers_that_differ_in_any_byte_are_different() {
         let listed: [&[u8]; 6] = [&[1], &[0, 0x80], &[7; MAX_LENGTH], &[2, 0], &[], &[9; MAX_LENGTH + 1]];
         let serials = serials(listed);
         assert_eq!(serials.len(), listed.len());

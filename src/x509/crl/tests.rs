@@ -33,7 +33,7 @@ fn fault(bytes: &[u8]) -> CrlFault {
 }
 
 #[test]
-fn the_facts_of_a_list_are_read_in_either_form() {
+fn list_in_pem_or_der_is_parsed_equally() {
     let authority = Authority::new("Clients CA");
     let revoked = [client(&authority), client(&authority)];
     let signed = authority.list(&revoking(&revoked, 4096, NOW));
@@ -49,7 +49,7 @@ fn the_facts_of_a_list_are_read_in_either_form() {
 }
 
 #[test]
-fn a_file_cut_off_anywhere_but_between_two_lists_is_an_error() {
+fn truncated_pem_file_is_rejected_except_between_two_lists() {
     let authority = Authority::new("Clients CA");
     let block = authority.list(&revoking(&[], 1, NOW)).pem().unwrap().replace("\r\n", "\n");
     let whole = block.repeat(2);
@@ -65,7 +65,7 @@ fn a_file_cut_off_anywhere_but_between_two_lists_is_an_error() {
 }
 
 #[test]
-fn a_file_in_der_is_one_list_and_nothing_else() {
+fn der_file_with_anything_but_one_list_is_rejected() {
     let authority = Authority::new("Clients CA");
     let signed = authority.list(&revoking(&[client(&authority)], 1, NOW));
     let der = signed.der();
@@ -80,7 +80,7 @@ fn a_file_in_der_is_one_list_and_nothing_else() {
 }
 
 #[test]
-fn a_bad_list_among_good_ones_is_named() {
+fn invalid_list_of_several_is_reported_by_position() {
     let block = Authority::new("Clients CA").list(&revoking(&[], 1, NOW)).pem().unwrap();
     let text = format!("{block}-----BEGIN X509 CRL-----\nAAEC\n-----END X509 CRL-----\n{block}");
     let error = Crl::parse_all(text.as_bytes()).unwrap_err();
@@ -88,18 +88,18 @@ fn a_bad_list_among_good_ones_is_named() {
 }
 
 #[test]
-fn of_two_cas_with_one_name_a_list_belongs_to_the_one_that_signed_it() {
+fn list_belongs_to_the_ca_that_signed_it_not_to_one_of_the_same_name() {
     let [ours, impostor, other] = ["Clients CA", "Clients CA", "Another CA"].map(Authority::new);
     let list = list(&ours, &revoking(&[], 1, NOW));
-    let judged = |authority: &Authority| (list.has_issuer(&authority.der()), list.is_signed_by(&authority.der()));
-    assert_eq!(judged(&ours), (true, true));
-    assert_eq!(judged(&impostor), (true, false));
-    assert_eq!(judged(&other), (false, false));
+    let matches = |authority: &Authority| (list.has_issuer(&authority.der()), list.is_signed_by(&authority.der()));
+    assert_eq!(matches(&ours), (true, true));
+    assert_eq!(matches(&impostor), (true, false));
+    assert_eq!(matches(&other), (false, false));
     assert!(!list.is_signed_by(&CertificateDer::from(b"no certificate".to_vec())));
 }
 
 #[test]
-fn an_altered_list_is_signed_by_nobody() {
+fn altered_list_has_no_valid_signature() {
     let authority = Authority::new("Clients CA");
     let mut der = authority.list(&revoking(&[client(&authority)], 1, NOW)).der().to_vec();
     let last = der.len() - 1;
@@ -109,7 +109,7 @@ fn an_altered_list_is_signed_by_nobody() {
 }
 
 #[test]
-fn list_revokes_the_numbers_that_are_on_it_and_no_others() {
+fn list_revokes_only_the_serial_numbers_it_contains() {
     let authority = Authority::new("Clients CA");
     let numbered = |serials: &[&[u8]]| {
         let mut params = revoking(&vec![client(&authority); serials.len()], 1, NOW);
@@ -136,11 +136,11 @@ fn list_revokes_the_numbers_that_are_on_it_and_no_others() {
 }
 
 #[test]
-fn a_list_that_never_runs_out_is_refused() {
+fn list_without_next_update_is_rejected() {
     let authority = Authority::new("Clients CA");
     let revoked = vec![client(&authority); 20];
     let mut der = authority.list(&revoking(&revoked, 1, NOW)).der().to_vec();
-    // Its second date is cut out, and the lengths of the list and of what is signed are made good.
+    // Remove the second date, and correct the lengths of the list and of its signed part.
     let date = der.windows(2).enumerate().filter(|(_, begin)| *begin == b"\x17\x0d").nth(1).unwrap().0;
     der.drain(date..date + 15);
     for length in [2, 6] {
@@ -150,7 +150,7 @@ fn a_list_that_never_runs_out_is_refused() {
     assert_eq!(fault(&der), CrlFault::NoNextUpdate);
 }
 
-/// A CA of openssl's, in a directory of its own.
+/// An openssl CA in a temporary directory.
 struct OpensslCa(tempfile::TempDir);
 
 impl OpensslCa {
@@ -164,7 +164,7 @@ impl OpensslCa {
         ca
     }
 
-    /// A list as `openssl ca` makes it with these lines and extensions.
+    /// The list that `openssl ca` creates with these configuration lines and extensions.
     fn list(&self, lines: &str, extensions: &str) -> Vec<u8> {
         let section = "[ca]\ndefault_ca = this\n[this]\ndatabase = index.txt\ndefault_md = sha256\n";
         let configuration = format!("{section}{lines}\n[extensions]\n{extensions}\n");
@@ -194,7 +194,7 @@ const EC: &[&str] = &["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"];
 const RSA: &[&str] = &["-newkey", "rsa:2048"];
 
 #[test]
-fn what_openssl_makes_is_read_and_found_signed() {
+fn list_of_openssl_is_parsed_and_its_signature_verified() {
     for key in [EC, RSA, &["-newkey", "ed25519"]] {
         let ca = OpensslCa::new(key);
         let pem = ca.list(NUMBER, "");
@@ -214,7 +214,7 @@ fn what_openssl_makes_is_read_and_found_signed() {
 }
 
 #[test]
-fn what_openssl_makes_and_rustls_does_not_take_is_refused_in_words() {
+fn list_of_openssl_that_rustls_does_not_support_is_rejected_with_its_fault() {
     let ca = OpensslCa::new(RSA);
     let extended = format!("{NUMBER}\ncrl_extensions = extensions");
     let points = |more: &str| format!("issuingDistributionPoint = critical,@points\n[points]\n{more}");
@@ -222,9 +222,13 @@ fn what_openssl_makes_and_rustls_does_not_take_is_refused_in_words() {
         ("", String::new(), CrlFault::NoExtensions),
         (&extended, "2.5.29.27 = critical,ASN1:INTEGER:1".to_owned(), CrlFault::Delta),
         (&extended, points("fullname = URI:http://ca.test/list\nindirectCRL = TRUE"), CrlFault::Indirect),
-        (&extended, points("fullname = URI:http://ca.test/list\nonlysomereasons = keyCompromise"), CrlFault::Part),
-        (&extended, points("relativename = name\n[name]\nCN = list"), CrlFault::Part),
-        (&extended, points("onlyuser = TRUE"), CrlFault::Part),
+        (
+            &extended,
+            points("fullname = URI:http://ca.test/list\nonlysomereasons = keyCompromise"),
+            CrlFault::Partitioned,
+        ),
+        (&extended, points("relativename = name\n[name]\nCN = list"), CrlFault::Partitioned),
+        (&extended, points("onlyuser = TRUE"), CrlFault::Partitioned),
         (&extended, "1.2.3.4 = critical,ASN1:NULL".to_owned(), CrlFault::CriticalExtension),
         ("crl_extensions = extensions", "2.5.29.20 = ASN1:INTEGER:-1".to_owned(), CrlFault::Number),
         (
@@ -241,7 +245,7 @@ fn what_openssl_makes_and_rustls_does_not_take_is_refused_in_words() {
 }
 
 #[test]
-fn list_that_is_known_is_shared_and_not_read_anew() {
+fn known_list_is_shared_instead_of_parsed_again() {
     let authority = Authority::new("Clients CA");
     let [one, other] = [1, 2].map(|number| authority.list(&revoking(&[client(&authority)], number, NOW)));
     let known = read(one.der());

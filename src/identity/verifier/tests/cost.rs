@@ -1,21 +1,23 @@
-//! What a client can make the search for a path cost: signature checks, counted.
+//! The number of signature checks that a client can cause.
+
+use std::ops::ControlFlow;
 
 use rcgen::KeyPair;
 
 use super::*;
 use crate::x509::chain::path::{MAX_FAILED_CHECKS, MAX_SENT};
 
-/// How many signatures a search through a chain verifies until it has found a path, and how many of them are wrong.
+/// The number of signature checks until a path is found, and the cost of the invalid ones.
 fn checks(anchors: &[CertificateDer<'static>], chain: &[CertificateDer<'static>]) -> (usize, usize) {
     let set = AnchorSet::new(anchors, Purpose::ClientAuth, AnchorValidity::Enforce).unwrap();
     let mut relevant_chain = vec![chain[0].clone()];
     relevant_chain.extend(relevant(&chain[0], &chain[1..]).unwrap());
     let mut search = Search::new(&set, &relevant_chain).unwrap();
-    let _ = search.run(&mut |_| Visit::Stop);
+    let _ = search.run(&mut |_| ControlFlow::Break(()));
     search.checks()
 }
 
-/// A leaf, and self-issued certificates of one name and different keys that could each have issued all of them.
+/// A leaf, and self-issued certificates with one name and different keys: by names, each could have issued all others.
 fn loop_of_intermediates(name: &str) -> Vec<CertificateDer<'static>> {
     let looping: Vec<_> = (0..MAX_SENT).map(|_| Authority::new(name)).collect();
     let mut chain = vec![client(&looping[0])];
@@ -24,22 +26,22 @@ fn loop_of_intermediates(name: &str) -> Vec<CertificateDer<'static>> {
 }
 
 #[test]
-fn looping_intermediates_of_an_unknown_name_cost_no_signature() {
+fn looping_intermediates_with_an_unknown_name_cause_no_check() {
     let anchors: Vec<_> = (0..62).map(|number| Authority::new(&format!("CA {number}")).der()).collect();
     assert_eq!(checks(&anchors, &loop_of_intermediates("Loop CA")), (0, 0));
 }
 
 #[test]
-fn looping_intermediates_of_an_anchors_name_cost_a_few_signatures() {
+fn looping_intermediates_with_the_name_of_an_anchor_cause_few_checks() {
     let anchors: Vec<_> = (0..62).map(|_| Authority::new("Root CA").der()).collect();
     let chain = loop_of_intermediates("Root CA");
     assert_eq!(checks(&anchors, &chain), (MAX_FAILED_CHECKS, MAX_FAILED_CHECKS));
-    let refused = judged(&verifier(&anchors, &[], CrlExpired::Refuse), &chain).unwrap_err();
+    let refused = verify(&verifier(&anchors, &[], CrlExpired::Refuse), &chain).unwrap_err();
     assert_eq!(refused, ChainError::TooManyChecks);
 }
 
 #[test]
-fn key_that_no_anchor_vouches_for_verifies_nothing() {
+fn key_without_path_to_an_anchor_is_not_used() {
     let [root, impostor] = [(); 2].map(|()| Authority::new("Root CA"));
     let mut above = impostor;
     let mut chain = Vec::new();
@@ -62,7 +64,7 @@ fn long_chain_costs_one_check_for_each_certificate() {
     }
     chain.insert(0, client(&lowest));
     assert_eq!(checks(&[root.der()], &chain), (MAX_SENT + 1, 0));
-    assert!(judged(&verifier(&[root.der()], &[], CrlExpired::Refuse), &chain).is_ok());
+    assert!(verify(&verifier(&[root.der()], &[], CrlExpired::Refuse), &chain).is_ok());
 }
 
 #[test]
@@ -75,7 +77,7 @@ fn key_identifier_finds_the_anchor_among_many_of_its_name() {
     for authority in [&namesakes[0], &namesakes[10], &namesakes[19]] {
         let chain = [authority.issue(&params, KeyPair::generate().unwrap()).der()];
         assert_eq!(checks(&anchors, &chain), (1, 0));
-        assert!(judged(&verifier(&anchors, &[], CrlExpired::Refuse), &chain).is_ok());
+        assert!(verify(&verifier(&anchors, &[], CrlExpired::Refuse), &chain).is_ok());
     }
 }
 
@@ -84,11 +86,11 @@ fn second_certificate_of_a_subject_is_tried_and_a_third_is_not() {
     let root = Authority::new("Root CA");
     let team = root.intermediate("Team CA");
     let other = Authority::new("Other CA");
-    let crossed = || team.certified_again(authority_params("Team CA"), Some(&other)).der();
+    let crossed = || team.reissued(authority_params("Team CA"), Some(&other)).der();
     let leaf = client(&team);
     let under_root = verifier(&[root.der()], &[], CrlExpired::Refuse);
-    assert!(judged(&under_root, &[leaf.clone(), crossed(), team.der()]).is_ok());
-    let refused = judged(&under_root, &[leaf, crossed(), crossed(), team.der()]).unwrap_err();
+    assert!(verify(&under_root, &[leaf.clone(), crossed(), team.der()]).is_ok());
+    let refused = verify(&under_root, &[leaf, crossed(), crossed(), team.der()]).unwrap_err();
     assert_eq!(refused, ChainError::UnknownIssuer);
 }
 
@@ -99,48 +101,48 @@ fn sessions_of_one_client_share_the_failures_of_a_pass() {
     let before = verifier(&[root.der()], &[], CrlExpired::Refuse);
     let sessions: Vec<_> = (0..10)
         .map(|_| {
-            judged(&before, &[leaf.clone(), Authority::new("Root CA").der(), Authority::new("Root CA").der()]).unwrap()
+            verify(&before, &[leaf.clone(), Authority::new("Root CA").der(), Authority::new("Root CA").der()]).unwrap()
         })
         .collect();
     let after = verifier(&[renewed.der()], &[], CrlExpired::Refuse);
     for session in &sessions {
-        assert!(after.judge_again(session, NOW).is_err());
+        assert!(after.reverify(session, NOW).is_err());
     }
     assert_eq!(after.memo.len(), MAX_FAILED_CHECKS);
     // Another client is not affected.
-    let other = judged(&before, &[client(&root)]).unwrap();
-    assert_eq!(after.judge_again(&other, NOW).unwrap_err(), ChainError::UnknownIssuer);
+    let other = verify(&before, &[client(&root)]).unwrap();
+    assert_eq!(after.reverify(&other, NOW).unwrap_err(), ChainError::UnknownIssuer);
 }
 
 #[test]
-fn session_follows_its_path_to_an_anchor_further_down_or_up_for_one_signature() {
-    let world = World::new();
-    let [root, team, deep] = [&world.root, &world.team, &world.deep].map(Authority::der);
+fn session_with_another_anchor_on_its_path_causes_at_most_one_check() {
+    let pki = Pki::new();
+    let [root, team, deep] = [&pki.root, &pki.team, &pki.deep].map(Authority::der);
     let chain = |leaf| [leaf, deep.clone(), team.clone()];
     let before = verifier(std::slice::from_ref(&root), &[], CrlExpired::Refuse);
-    let sessions: Vec<_> = (0..5).map(|_| judged(&before, &chain(client(&world.deep))).unwrap()).collect();
+    let sessions: Vec<_> = (0..5).map(|_| verify(&before, &chain(client(&pki.deep))).unwrap()).collect();
     let down = verifier(std::slice::from_ref(&team), &[], CrlExpired::Refuse);
-    let by_other = world.team.certified_again(authority_params("Team CA"), Some(&world.other)).der();
+    let by_other = pki.team.reissued(authority_params("Team CA"), Some(&pki.other)).der();
     let crossed: Vec<_> =
-        (0..5).map(|_| judged(&before, &[client(&world.team), team.clone(), by_other.clone()]).unwrap()).collect();
-    let up = verifier(&[world.other.der()], &[], CrlExpired::Refuse);
+        (0..5).map(|_| verify(&before, &[client(&pki.team), team.clone(), by_other.clone()]).unwrap()).collect();
+    let up = verifier(&[pki.other.der()], &[], CrlExpired::Refuse);
     for (verifier, sessions, expected) in [(&down, &sessions, 0), (&up, &crossed, 1)] {
         for session in sessions {
-            verifier.judge_again(session, NOW).unwrap();
+            verifier.reverify(session, NOW).unwrap();
         }
         assert!(verifier.memo.len() <= expected, "{}", verifier.memo.len());
     }
 }
 
 #[test]
-fn names_and_constraints_that_take_long_to_compare_are_refused() {
+fn too_many_comparisons_of_names_and_constraints_are_rejected() {
     let root = Authority::new("Root CA");
     let limited = |subtrees: usize| {
         let mut params = authority_params("Limited CA");
         let excluded_subtrees =
             (0..subtrees).map(|number| GeneralSubtree::DnsName(format!("x{number}.test"))).collect();
         params.name_constraints = Some(NameConstraints { permitted_subtrees: Vec::new(), excluded_subtrees });
-        Authority::new("Limited CA").certified_again(params, Some(&root))
+        Authority::new("Limited CA").reissued(params, Some(&root))
     };
     let named = |authority: &Authority, names: usize| {
         let names: Vec<String> = (0..names).map(|number| format!("n{number}.example")).collect();
@@ -149,13 +151,13 @@ fn names_and_constraints_that_take_long_to_compare_are_refused() {
         [authority.issue(&params, KeyPair::generate().unwrap()).der(), authority.der()]
     };
     let under_root = verifier(&[root.der()], &[], CrlExpired::Refuse);
-    assert!(judged(&under_root, &named(&limited(20), 100)).is_ok());
-    let refused = judged(&under_root, &named(&limited(100), 100)).unwrap_err();
+    assert!(verify(&under_root, &named(&limited(20), 100)).is_ok());
+    let refused = verify(&under_root, &named(&limited(100), 100)).unwrap_err();
     assert_eq!(refused, ChainError::TooManyNames);
 }
 
 #[test]
-fn wrong_signature_by_an_expensive_key_counts_twice() {
+fn invalid_signature_of_an_expensive_key_counts_twice() {
     let key = || KeyPair::generate_for(&rcgen::PKCS_ECDSA_P384_SHA384).unwrap();
     let expensive = || {
         let issuer = rcgen::CertifiedIssuer::self_signed(authority_params("Root CA"), key()).unwrap();
@@ -169,24 +171,24 @@ fn wrong_signature_by_an_expensive_key_counts_twice() {
 }
 
 #[test]
-fn certificates_that_lead_nowhere_are_not_kept() {
+fn unrelated_certificates_are_not_kept() {
     let root = Authority::new("Root CA");
     let junk = Authority::new("Unrelated CA").der();
-    let identity = judged(&verifier(&[root.der()], &[], CrlExpired::Refuse), &[client(&root), junk]).unwrap();
+    let identity = verify(&verifier(&[root.der()], &[], CrlExpired::Refuse), &[client(&root), junk]).unwrap();
     assert_eq!(identity.sent(), 1);
 }
 
 #[test]
-fn revoked_certificate_needs_no_search_whatever_was_sent_along() {
+fn revoked_certificate_is_rejected_without_search() {
     let root = Authority::new("Root CA");
     let leaf = client(&root);
     let junk = || Authority::new("Root CA").der();
     let before = verifier(&[root.der()], &[], CrlExpired::Refuse);
-    let session = judged(&before, &[leaf.clone(), junk(), junk()]).unwrap();
+    let session = verify(&before, &[leaf.clone(), junk(), junk()]).unwrap();
     let after = verifier(&[root.der()], &[list(&root, &[leaf], 1)], CrlExpired::Refuse);
-    assert_eq!(after.recheck(&session, NOW), Some(Err(ChainError::Revoked)));
+    assert_eq!(after.reverify_from_path(&session, NOW), Some(Err(ChainError::Revoked)));
     let expired = session.validity.end;
-    assert_eq!(before.recheck(&session, expired), Some(Err(ChainError::Expired)));
+    assert_eq!(before.reverify_from_path(&session, expired), Some(Err(ChainError::Expired)));
     assert_eq!((before.memo.len(), after.memo.len()), (0, 0));
 }
 
@@ -199,32 +201,32 @@ fn names_are_not_compared_again_with_the_same_constraints() {
         params.name_constraints = Some(NameConstraints { permitted_subtrees, excluded_subtrees: Vec::new() });
         params
     };
-    let below = Authority::new("Limited CA").certified_again(limited("test"), Some(&root));
+    let below = Authority::new("Limited CA").reissued(limited("test"), Some(&root));
     let leaf = client(&below);
     let chain = [leaf.clone(), below.der()];
     let lists = [list(&root, &[], 1)];
     for anchors in [vec![root.der()], vec![below.der()], vec![root.der(), below.der()]] {
-        let session = judged(&verifier(&anchors, &[], CrlExpired::Refuse), &chain).unwrap();
+        let session = verify(&verifier(&anchors, &[], CrlExpired::Refuse), &chain).unwrap();
         let after = verifier(&anchors, &lists, CrlExpired::Refuse);
-        let again = after.recheck(&session, NOW).expect("the path is the same").unwrap();
-        assert!(again.ignores_common_name() && !after.has_searched(&again));
+        let again = after.reverify_from_path(&session, NOW).expect("the path is the same").unwrap();
+        assert!(again.ignores_common_name() && !after.has_searched_all_paths(&again));
         assert_eq!(after.memo.len(), 0);
     }
     // Other constraints on the same key and name.
-    let changed = below.certified_again(limited("example"), Some(&root));
-    let session = judged(&verifier(&[below.der()], &[], CrlExpired::Refuse), &chain).unwrap();
-    assert_eq!(verifier(&[changed.der()], &[], CrlExpired::Refuse).recheck(&session, NOW), None);
+    let changed = below.reissued(limited("example"), Some(&root));
+    let session = verify(&verifier(&[below.der()], &[], CrlExpired::Refuse), &chain).unwrap();
+    assert_eq!(verifier(&[changed.der()], &[], CrlExpired::Refuse).reverify_from_path(&session, NOW), None);
 }
 
 #[test]
-fn certificate_that_is_too_large_is_refused_unless_it_is_pinned() {
+fn too_large_certificate_is_rejected_unless_pinned() {
     let root = Authority::new("Root CA");
     let names: Vec<String> = (0..2_000).map(|number| format!("n{number}.example")).collect();
     let mut params = crate::tls::fixtures::named(rcgen::CertificateParams::new(names).unwrap(), "app");
     (params.not_before, params.not_after) = (NOW - Span::HOUR, NOW + Span::HOUR);
     let chain = [root.issue(&params, KeyPair::generate().unwrap()).der()];
-    let refused = judged(&verifier(&[root.der()], &[], CrlExpired::Refuse), &chain).unwrap_err();
+    let refused = verify(&verifier(&[root.der()], &[], CrlExpired::Refuse), &chain).unwrap_err();
     assert_eq!(refused, ChainError::TooLarge);
     let pinning = ClientAuthSettings { pinned: chain.to_vec(), ..parts(&[], &[], CrlExpired::Refuse) };
-    assert!(judged(&ChainVerifier::new(&pinning).unwrap(), &chain).is_ok());
+    assert!(verify(&ChainVerifier::new(&pinning).unwrap(), &chain).is_ok());
 }

@@ -1,27 +1,27 @@
-//! Which revocation lists count, and when.
+//! Which revocation lists apply, and when.
 
 use super::*;
 use crate::x509::crl::CrlNumber;
 
-/// Why a chain is refused by one anchor and these lists; nothing where it is accepted.
+/// Why a chain is rejected with one anchor and these lists; `None` if it is accepted.
 fn refusal(anchor: &Authority, lists: &[&Crl], chain: &[CertificateDer<'static>]) -> Option<ChainError> {
     let lists: Vec<_> = lists.iter().map(|list| (*list).clone()).collect();
-    judged(&verifier(&[anchor.der()], &lists, CrlExpired::Refuse), chain).err()
+    verify(&verifier(&[anchor.der()], &lists, CrlExpired::Refuse), chain).err()
 }
 
 #[test]
-fn newest_list_of_a_ca_counts() {
+fn newest_list_of_a_ca_applies() {
     let authority = Authority::new("Clients CA");
     let revoked = [client(&authority)];
     let old = list(&authority, &[], 9);
     let new = read(&authority, &revoking(&revoked, 10, NOW - Span::HOUR));
-    // Of an impostor, and newer still: it does not stand in the way.
+    // A newer list signed by another key of the same name is ignored.
     let forged = list(&Authority::new("Clients CA"), &[], 11);
     for lists in [[&old, &new, &forged], [&forged, &new, &old]] {
         assert_eq!(refusal(&authority, &lists, &revoked), Some(ChainError::Revoked));
     }
     assert_eq!(refusal(&authority, &[&old], &revoked), None);
-    // One that revokes more, of the same number and date.
+    // Same number and date: the list that revokes more applies.
     let same = list(&authority, &revoked, 9);
     for lists in [[&old, &same], [&same, &old]] {
         assert_eq!(refusal(&authority, &lists, &revoked), Some(ChainError::Revoked));
@@ -29,7 +29,7 @@ fn newest_list_of_a_ca_counts() {
 }
 
 #[test]
-fn latest_list_counts_without_numbers() {
+fn latest_list_applies_if_a_list_has_no_number() {
     let authority = Authority::new("Clients CA");
     let revoked = [client(&authority)];
     let of = |number: Option<u32>, revoked: &[_], hours| {
@@ -44,13 +44,13 @@ fn latest_list_counts_without_numbers() {
 }
 
 #[test]
-fn list_of_an_intermediate_counts_by_every_path() {
+fn list_of_an_intermediate_applies_on_every_path() {
     let root = Authority::new("Root CA");
     let between = root.intermediate("Clients CA");
     let chain = [client(&between), between.der()];
     let by_intermediate = list(&between, &chain[..1], 1);
     let by_root = list(&root, &chain[1..], 1);
-    // Also where it is an anchor itself, and so its list is one of an anchor's.
+    // Also if the intermediate is a trust anchor.
     for anchor in [&root, &between] {
         assert_eq!(refusal(anchor, &[&by_intermediate], &chain), Some(ChainError::Revoked));
     }
@@ -60,7 +60,7 @@ fn list_of_an_intermediate_counts_by_every_path() {
 }
 
 #[test]
-fn lists_about_different_certificates_of_a_ca_stand_side_by_side() {
+fn lists_with_different_scopes_apply_together() {
     let authority = Authority::new("Clients CA");
     let revoked = [client(&authority)];
     let users = scoped(&authority, &revoked, 3, Some(CrlScope::UserCertsOnly));
@@ -71,7 +71,7 @@ fn lists_about_different_certificates_of_a_ca_stand_side_by_side() {
 }
 
 #[test]
-fn list_counts_until_its_next_update() {
+fn list_expires_at_its_next_update() {
     let authority = Authority::new("Clients CA");
     let chain = [client(&authority)];
     for (early, expected) in [(Span::DAY, Some(ChainError::RevocationListExpired)), (Span::DAY - Span::SECOND, None)] {
@@ -84,7 +84,7 @@ fn list_counts_until_its_next_update() {
 }
 
 #[test]
-fn expired_part_is_no_reason_for_refusal_beside_a_complete_list() {
+fn expired_partitioned_list_is_ignored_beside_a_complete_list() {
     let authority = Authority::new("Clients CA");
     let chain = [client(&authority)];
     let part = |from| {
@@ -101,7 +101,7 @@ fn expired_part_is_no_reason_for_refusal_beside_a_complete_list() {
 }
 
 #[test]
-fn list_of_the_future_does_not_replace_the_one_in_force() {
+fn list_with_future_this_update_does_not_replace_the_current_list() {
     let authority = Authority::new("Clients CA");
     let revoked = [client(&authority)];
     let current = list(&authority, &revoked, 2);
@@ -111,7 +111,7 @@ fn list_of_the_future_does_not_replace_the_one_in_force() {
 }
 
 #[test]
-fn list_about_other_certificates_that_names_one_revokes_it() {
+fn list_revokes_a_certificate_outside_its_scope() {
     let authority = Authority::new("Clients CA");
     let chain = [client(&authority)];
     let authorities = scoped(&authority, &chain, 7, Some(CrlScope::CaCertsOnly));

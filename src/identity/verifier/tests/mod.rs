@@ -1,4 +1,4 @@
-//! A small public key infrastructure, everything that a client of it may send, and everything that may be in force.
+//! A test PKI with many client chains, revocation lists and trust anchors.
 
 pub(crate) mod agreement;
 pub(crate) mod bounds;
@@ -30,7 +30,7 @@ fn read(authority: &Authority, params: &rcgen::CertificateRevocationListParams) 
     Crl::parse_all(authority.list(params).der()).unwrap().remove(0)
 }
 
-/// A list about the certificates of one kind, published at this address.
+/// A partitioned list with a distribution point.
 fn scoped(authority: &Authority, revoked: &[CertificateDer<'static>], number: u64, scope: Option<CrlScope>) -> Crl {
     let mut params = revoking(revoked, number, NOW);
     let distribution_point = CrlDistributionPoint { uris: vec!["http://ca.test/list".to_owned()] };
@@ -54,27 +54,27 @@ fn verifier(anchors: &[CertificateDer<'static>], crls: &[Crl], crl_expired: CrlE
     ChainVerifier::new(&parts(anchors, crls, crl_expired)).unwrap()
 }
 
-fn judged(verifier: &ChainVerifier, chain: &[CertificateDer<'static>]) -> Result<Arc<VerifiedIdentity>, ChainError> {
-    verifier.judge(&chain[0], &chain[1..], NOW)
+fn verify(verifier: &ChainVerifier, chain: &[CertificateDer<'static>]) -> Result<Arc<VerifiedIdentity>, ChainError> {
+    verifier.verify_and_remember(&chain[0], &chain[1..], NOW)
 }
 
-/// The authorities. Clients are verified under the root first.
-struct World {
+/// The CAs. All client chains lead to the root.
+struct Pki {
     root: Authority,
-    /// Of the root's name, with another key.
+    /// Same name as the root, another key.
     namesake: Authority,
     other: Authority,
     /// Below the root.
     team: Authority,
     /// Below the team.
     deep: Authority,
-    /// Below the root, and not for signing lists.
-    mute: Authority,
+    /// Below the root, without cRLSign.
+    no_crl_sign: Authority,
     /// Below the root, without key usage.
-    free: Authority,
+    no_key_usage: Authority,
 }
 
-impl World {
+impl Pki {
     fn new() -> Self {
         let root = Authority::new("Root CA");
         let team = root.intermediate("Team CA");
@@ -82,25 +82,25 @@ impl World {
             namesake: Authority::new("Root CA"),
             other: Authority::new("Other CA"),
             deep: team.intermediate("Deep CA"),
-            mute: root.intermediate_for("Mute CA", &[KeyUsagePurpose::KeyCertSign]),
-            free: root.intermediate_for("Free CA", &[]),
+            no_crl_sign: root.intermediate_for("Mute CA", &[KeyUsagePurpose::KeyCertSign]),
+            no_key_usage: root.intermediate_for("Free CA", &[]),
             root,
             team,
         }
     }
 
-    /// What clients send, each verified by the root.
+    /// Client chains; all lead to the root.
     fn sent(&self) -> Vec<(&'static str, Vec<CertificateDer<'static>>)> {
-        let Self { root, other, team, deep, mute, free, .. } = self;
+        let Self { root, other, team, deep, no_crl_sign, no_key_usage, .. } = self;
         let [in_root, in_team, in_deep] = [root, team, deep].map(client);
         let expired_root = {
             let mut params = authority_params("Root CA");
             (params.not_before, params.not_after) = (NOW - Span::DAY, NOW - Span::HOUR);
-            root.certified_again(params, None).der()
+            root.reissued(params, None).der()
         };
-        let crossed = team.certified_again(authority_params("Team CA"), Some(other)).der();
-        let rooted = team.certified_again(authority_params("Team CA"), Some(root)).der();
-        let root_by_other = root.certified_again(authority_params("Root CA"), Some(other)).der();
+        let crossed = team.reissued(authority_params("Team CA"), Some(other)).der();
+        let rooted = team.reissued(authority_params("Team CA"), Some(root)).der();
+        let root_by_other = root.reissued(authority_params("Root CA"), Some(other)).der();
         let alike = other.intermediate("Team CA").der();
         let junk = CertificateDer::from(b"junk".to_vec());
         let (team, deep) = (team.der(), deep.der());
@@ -115,8 +115,8 @@ impl World {
             sent("everything twice", &[&in_team, &in_team, &team, &team]),
             sent("an unrelated CA too", &[&in_team, &other.der(), &team]),
             sent("the root by another", &[&in_root, &root_by_other]),
-            sent("one without crlSign", &[&client(mute), &mute.der()]),
-            sent("one without keyUsage", &[&client(free), &free.der()]),
+            sent("one without crlSign", &[&client(no_crl_sign), &no_crl_sign.der()]),
+            sent("one without keyUsage", &[&client(no_key_usage), &no_key_usage.der()]),
             sent("an expired root", &[&in_root, &expired_root]),
             sent("junk", &[&in_team, &junk, &team]),
             sent("an intermediate twice certified", &[&in_team, &team, &rooted]),
@@ -125,13 +125,13 @@ impl World {
         ]
     }
 
-    /// Revocation lists, and whether webpki takes them as they are meant here.
+    /// Revocation lists, and whether webpki interprets them equally.
     fn lists(&self, clients: &[CertificateDer<'static>]) -> Vec<(&'static str, Vec<Crl>, bool)> {
-        let Self { root, namesake, other, team, deep, mute, free } = self;
-        let between = [team, mute, free].map(Authority::der);
+        let Self { root, namesake, other, team, deep, no_crl_sign, no_key_usage } = self;
+        let between = [team, no_crl_sign, no_key_usage].map(Authority::der);
         let alike = other.intermediate("Team CA");
-        // It would not be made with the certificate that is not for it.
-        let voiced = &mute.certified_again(authority_params("Mute CA"), None);
+        // rcgen signs no list with a CA without cRLSign.
+        let with_crl_sign = &no_crl_sign.reissued(authority_params("Mute CA"), None);
         let expired = |authority| read(authority, &revoking(&clients[..1], 2, NOW - Span::DAY));
         let expiring = |authority| read(authority, &revoking(&clients[..1], 2, NOW - Span::DAY + Span::SECOND));
         let whole = |what, lists| (what, lists, true);
@@ -146,15 +146,15 @@ impl World {
             whole("the team's, empty, and the root's", vec![list(team, &[], 1), list(root, &[], 2)]),
             whole("the team's and the deep's", vec![list(deep, clients, 1), list(team, &[], 1)]),
             whole("the team's with the deep", vec![list(team, &[deep.der()], 1), list(deep, &[], 1)]),
-            whole("the free's", vec![list(free, clients, 1)]),
+            whole("the CA without keyUsage's", vec![list(no_key_usage, clients, 1)]),
             whole("an old and a new one", vec![list(root, clients, 2), list(root, &[], 3)]),
             whole("a new and an old one", vec![list(root, clients, 3), list(root, &[], 2)]),
             whole("an impostor's", vec![list(namesake, clients, 2)]),
             whole("another's", vec![list(other, clients, 2)]),
             whole("one that has a second left", vec![expiring(root)]),
             whole("an impostor's of the team", vec![list(&alike, clients, 1)]),
-            whole("the mute's, empty", vec![list(voiced, &[], 1)]),
-            whole("the mute's", vec![list(voiced, clients, 1)]),
+            whole("the CA without cRLSign's, empty", vec![list(with_crl_sign, &[], 1)]),
+            whole("the CA without cRLSign's", vec![list(with_crl_sign, clients, 1)]),
             whole("one that has expired", vec![expired(root)]),
             whole("the team's that has expired", vec![expired(team)]),
             part("one about users", vec![scoped(root, clients, 2, Some(CrlScope::UserCertsOnly))]),
@@ -169,12 +169,12 @@ impl World {
     /// Trust anchors.
     fn anchors(&self) -> Vec<(&'static str, Vec<CertificateDer<'static>>)> {
         let root = self.root.der();
-        let renewed = self.root.certified_again(authority_params("Root CA"), None).der();
+        let renewed = self.root.reissued(authority_params("Root CA"), None).der();
         let bound = {
             let mut params = authority_params("Root CA");
             let excluded_subtrees = vec![GeneralSubtree::DnsName("test".to_owned())];
             params.name_constraints = Some(NameConstraints { permitted_subtrees: Vec::new(), excluded_subtrees });
-            self.root.certified_again(params, None).der()
+            self.root.reissued(params, None).der()
         };
         let (namesake, other, team) = (self.namesake.der(), self.other.der(), self.team.der());
         let with =

@@ -19,12 +19,12 @@ use crate::proxy::phase::close::Farewell;
 use crate::session::registry::ConnectionRegistry;
 use crate::session::registry::state::SessionState;
 use crate::tls::engine::TlsEngine;
-use crate::tls::fixtures::{Accent, speech};
+use crate::tls::fixtures::{TlsOptions, test_bytes};
 use crate::transport::socket::Socket;
 use crate::transport::tls_stream::TlsStream;
 use crate::transport::{Stream, UpstreamStream};
 
-const TLS_OPTIONS: Accent = Accent { suite: 0, record: None, known: false };
+const TLS_OPTIONS: TlsOptions = TlsOptions { suite: 0, record: None, client_auth: false };
 
 /// Far more than any test takes, so only a hanging test fails.
 const TEST_TIMEOUT: Duration = Duration::from_secs(20);
@@ -140,7 +140,7 @@ async fn secured() -> (TlsClient, ClientStream) {
 /// A PostgreSQL message of `length` bytes, including its header.
 fn message(length: usize) -> Vec<u8> {
     let header = u32::try_from(length - 1).unwrap().to_be_bytes();
-    [b"D", &header[..], &speech(0, length - 5)].concat()
+    [b"D", &header[..], &test_bytes(0, length - 5)].concat()
 }
 
 #[tokio::test]

@@ -16,14 +16,14 @@ use tokio::time::sleep;
 use tokio_rustls::{TlsAcceptor, TlsStream as PeerTls};
 
 use super::*;
-use crate::tls::engine::{Client, MOST_UNOPENED};
+use crate::tls::engine::{Client, MAX_UNOPENED};
 use crate::transport::scratch::READ;
 
 /// Offsets into the test data. Each peer sends different bytes, so they cannot be confused.
 const CLIENT_OFFSET: usize = 0;
 const UPSTREAM_OFFSET: usize = 1 << 20;
 
-static DATA: LazyLock<Vec<u8>> = LazyLock::new(|| speech(0, 2 << 20));
+static DATA: LazyLock<Vec<u8>> = LazyLock::new(|| test_bytes(0, 2 << 20));
 
 /// The most bytes that one peer sends.
 const MAX_SENT: usize = 1 << 20;
@@ -37,11 +37,11 @@ enum Kind {
 }
 
 impl Kind {
-    fn options(self) -> Option<Accent> {
+    fn options(self) -> Option<TlsOptions> {
         match self {
             Self::Tcp | Self::Unix => None,
             Self::Tls13 => Some(TLS_OPTIONS),
-            Self::Tls12 => Some(Accent { suite: 3, ..TLS_OPTIONS }),
+            Self::Tls12 => Some(TlsOptions { suite: 3, ..TLS_OPTIONS }),
         }
     }
 }
@@ -316,7 +316,7 @@ impl Scenario {
 }
 
 /// The kernel's buffers, one read, and the buffers of the peers.
-const MAX_IN_FLIGHT: usize = 2 * MAX_KERNEL_BUFFERS + READ + MOST_UNOPENED + (64 << 10);
+const MAX_IN_FLIGHT: usize = 2 * MAX_KERNEL_BUFFERS + READ + MAX_UNOPENED + (64 << 10);
 
 /// Of both ends of one connection.
 const MAX_KERNEL_BUFFERS: usize = 128 << 10;

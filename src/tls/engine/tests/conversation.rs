@@ -1,50 +1,50 @@
-//! A client of rustls and a server, with the wire between them in the hands of a test.
+//! A rustls client and a server, where the test controls the delivery of bytes.
 
 use std::io::{Read as _, Write as _};
 
 use rustls::{ClientConnection, Error, ServerConnection};
 
-use crate::tls::engine::{MOST_UNOPENED, TlsEngine, most_overhead};
-use crate::tls::fixtures::{Accent, speech};
+use crate::tls::engine::{MAX_UNOPENED, TlsEngine, max_overhead};
+use crate::tls::fixtures::{TlsOptions, test_bytes};
 
-/// A server's TLS: ours, or rustls' own with buffers, to which ours is compared.
+/// A server: the engine, or the buffered rustls server as reference.
 pub(crate) trait Engine {
-    fn new(accent: Accent) -> Self;
-    /// Takes what came. Returns whether the client has ended.
+    fn new(options: TlsOptions) -> Self;
+    /// Returns whether the client has sent close_notify.
     fn receive(&mut self, sealed: &[u8], plain: &mut Vec<u8>, answer: &mut Vec<u8>) -> Result<bool, Error>;
-    fn say(&mut self, plain: &[u8], sealed: &mut Vec<u8>);
+    fn send(&mut self, plain: &[u8], sealed: &mut Vec<u8>);
     fn close(&mut self, sealed: &mut Vec<u8>);
     fn is_handshaking(&self) -> bool;
 }
 
 impl Engine for TlsEngine {
-    fn new(accent: Accent) -> Self {
-        Self::new(accent.server_config()).unwrap()
+    fn new(options: TlsOptions) -> Self {
+        Self::new(options.server_config()).unwrap()
     }
 
     fn receive(&mut self, sealed: &[u8], plain: &mut Vec<u8>, answer: &mut Vec<u8>) -> Result<bool, Error> {
-        // The room in front has been used for something else.
+        // The gap for unopened bytes contains other data.
         let mut room = [&vec![0xee; self.unopened()], sealed].concat();
         let opened = self.open(&mut room, |record| plain.extend(record), answer);
-        assert!(self.unopened() <= MOST_UNOPENED);
+        assert!(self.unopened() <= MAX_UNOPENED);
         if opened.is_err() || self.is_handshaking() {
-            // Too late or too early, in the middle of whatever came; and it does no harm.
-            assert!(self.seal(b"words", &mut [0; most_overhead(5) + 5]).is_err());
-            let mut words = Vec::new();
-            Self::close(self, &mut words);
-            assert!(words.is_empty());
+            // Sending after an error or during the handshake fails without side effects.
+            assert!(self.seal(b"bytes", &mut [0; max_overhead(5) + 5]).is_err());
+            let mut output = Vec::new();
+            Self::close(self, &mut output);
+            assert!(output.is_empty());
         }
         if opened.is_err() {
             let mut room = [&vec![0xee; self.unopened()], sealed].concat();
-            assert!(self.open(&mut room, |_| panic!("it goes on"), answer).is_err());
+            assert!(self.open(&mut room, |_| panic!("data after an error"), answer).is_err());
         }
         opened.map(|()| self.has_ended())
     }
 
-    fn say(&mut self, plain: &[u8], sealed: &mut Vec<u8>) {
-        // A multiple of the largest record, so that the records are those of the reference.
+    fn send(&mut self, plain: &[u8], sealed: &mut Vec<u8>) {
+        // A multiple of the largest record, so that the reference creates the same records.
         for piece in plain.chunks(64 << 10) {
-            let mut room = vec![0; piece.len() + most_overhead(piece.len())];
+            let mut room = vec![0; piece.len() + max_overhead(piece.len())];
             let taken = self.seal(piece, &mut room).unwrap();
             sealed.extend(&room[..taken]);
         }
@@ -60,8 +60,8 @@ impl Engine for TlsEngine {
 }
 
 impl Engine for ServerConnection {
-    fn new(accent: Accent) -> Self {
-        let mut connection = Self::new(accent.server_config()).unwrap();
+    fn new(options: TlsOptions) -> Self {
+        let mut connection = Self::new(options.server_config()).unwrap();
         connection.set_buffer_limit(None);
         connection
     }
@@ -70,7 +70,7 @@ impl Engine for ServerConnection {
         loop {
             let taken = self.read_tls(&mut sealed).map_err(|error| Error::General(error.to_string()))?;
             let state = self.process_new_packets();
-            // What came before an error is the reader's, and an end is told by it as well as by an error.
+            // Data before an error is still readable. An end of stream is visible in the state too, so the result is ignored.
             let _ = self.reader().read_to_end(plain);
             flush(self, answer);
             let ended = state?.peer_has_closed();
@@ -80,7 +80,7 @@ impl Engine for ServerConnection {
         }
     }
 
-    fn say(&mut self, plain: &[u8], sealed: &mut Vec<u8>) {
+    fn send(&mut self, plain: &[u8], sealed: &mut Vec<u8>) {
         self.writer().write_all(plain).unwrap();
         flush(self, sealed);
     }
@@ -101,12 +101,12 @@ fn flush(connection: &mut ServerConnection, sealed: &mut Vec<u8>) {
     }
 }
 
-/// What one side does, or how much the wire carries.
+/// An action of one side, or the number of bytes to deliver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Step {
-    ClientSays(usize),
-    ServerSays(usize),
-    /// The client takes new keys, and asks the server to do so too.
+    ClientSends(usize),
+    ServerSends(usize),
+    /// The client updates its keys, and requests an update from the server.
     NewKeys,
     ClientCloses,
     ServerCloses,
@@ -114,48 +114,48 @@ pub(crate) enum Step {
     ToClient(usize),
 }
 
-/// What one side has come to know.
+/// The data that one side has received.
 #[derive(Debug, Default, PartialEq)]
-pub(crate) struct Heard {
+pub(crate) struct Received {
     pub(crate) bytes: Vec<u8>,
     pub(crate) ended: bool,
     pub(crate) error: Option<Error>,
-    /// How much came to it, TLS and all.
+    /// TLS bytes received.
     pub(crate) carried: usize,
 }
 
-/// Both sides, and what is on its way between them.
+/// Both sides, and the bytes in transit.
 pub(crate) struct Conversation<E> {
     pub(crate) client: ClientConnection,
     pub(crate) server: E,
     pub(crate) to_server: Vec<u8>,
     pub(crate) to_client: Vec<u8>,
-    pub(crate) at_server: Heard,
-    pub(crate) at_client: Heard,
-    /// What the server does as soon as the handshake is over.
+    pub(crate) at_server: Received,
+    pub(crate) at_client: Received,
+    /// Actions of the server after the handshake.
     postponed: Vec<Step>,
-    client_said: usize,
-    server_said: usize,
+    client_sent: usize,
+    server_sent: usize,
     client_closed: bool,
     server_closed: bool,
-    /// Into how small records the client's first messages are cut.
+    /// Bytes per record into which the client's plaintext messages are split.
     shreds: Option<usize>,
 }
 
 impl<E: Engine> Conversation<E> {
-    pub(crate) fn new(accent: Accent, shreds: Option<usize>) -> Self {
-        let mut client = accent.client();
+    pub(crate) fn new(options: TlsOptions, shreds: Option<usize>) -> Self {
+        let mut client = options.client();
         client.set_buffer_limit(None);
         let mut conversation = Self {
             client,
-            server: E::new(accent),
+            server: E::new(options),
             to_server: Vec::new(),
             to_client: Vec::new(),
-            at_server: Heard::default(),
-            at_client: Heard::default(),
+            at_server: Received::default(),
+            at_client: Received::default(),
             postponed: Vec::new(),
-            client_said: 0,
-            server_said: 0,
+            client_sent: 0,
+            server_sent: 0,
             client_closed: false,
             server_closed: false,
             shreds,
@@ -166,36 +166,36 @@ impl<E: Engine> Conversation<E> {
 
     pub(crate) fn take(&mut self, step: Step) {
         match step {
-            Step::ClientSays(length) if !self.client_closed && self.at_client.error.is_none() => {
-                self.client.writer().write_all(&speech(self.client_said, length)).unwrap();
-                self.client_said += length;
+            Step::ClientSends(length) if !self.client_closed && self.at_client.error.is_none() => {
+                self.client.writer().write_all(&test_bytes(self.client_sent, length)).unwrap();
+                self.client_sent += length;
             }
             Step::NewKeys => {
-                // TLS 1.2 has none, and a handshake is no time for it.
+                // Fails in TLS 1.2 and during the handshake.
                 let _ = self.client.refresh_traffic_keys();
             }
             Step::ClientCloses if !self.client_closed => {
                 self.client_closed = true;
                 self.client.send_close_notify();
             }
-            Step::ServerSays(_) | Step::ServerCloses => {
+            Step::ServerSends(_) | Step::ServerCloses => {
                 self.postponed.push(step);
                 self.catch_up();
             }
             Step::ToServer(count) => self.carry_to_server(count),
             Step::ToClient(count) => self.carry_to_client(count),
-            Step::ClientSays(_) | Step::ClientCloses => {}
+            Step::ClientSends(_) | Step::ClientCloses => {}
         }
         self.flush_client();
     }
 
-    /// Carries all there is, in pieces of these sizes.
-    pub(crate) fn select(&mut self, pieces: &[usize]) {
+    /// Delivers all data in pieces of these sizes.
+    pub(crate) fn deliver(&mut self, pieces: &[usize]) {
         for piece in pieces.iter().cycle() {
             if self.to_server.is_empty() && self.to_client.is_empty() {
                 return;
             }
-            // However much there is, it does not take for ever.
+            // Limits the number of pieces.
             let piece = (*piece).max((self.to_server.len() + self.to_client.len()) / 500);
             self.take(Step::ToServer(piece));
             self.take(Step::ToClient(piece));
@@ -221,9 +221,9 @@ impl<E: Engine> Conversation<E> {
         }
         for step in std::mem::take(&mut self.postponed) {
             match step {
-                Step::ServerSays(length) if !self.server_closed => {
-                    self.server.say(&speech(self.server_said, length), &mut self.to_client);
-                    self.server_said += length;
+                Step::ServerSends(length) if !self.server_closed => {
+                    self.server.send(&test_bytes(self.server_sent, length), &mut self.to_client);
+                    self.server_sent += length;
                 }
                 Step::ServerCloses if !self.server_closed => {
                     self.server_closed = true;
@@ -258,7 +258,7 @@ impl<E: Engine> Conversation<E> {
         }
     }
 
-    /// Cuts the handshake's plaintext into smaller records. The client's change_cipher_spec is the last of it.
+    /// Splits the plaintext handshake messages into smaller records, up to the client's change_cipher_spec.
     fn shred(&mut self, mut flight: &[u8], size: usize) {
         while let [kind, major, minor, high, low, rest @ ..] = flight {
             let (record, behind) = rest.split_at(usize::from(u16::from_be_bytes([*high, *low])));

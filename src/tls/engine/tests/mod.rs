@@ -1,10 +1,10 @@
-//! Conversations with the engine, legal ones and others.
+//! The engine with valid and invalid input.
 
-pub(crate) mod calling;
+pub(crate) mod client_role;
 pub(crate) mod conversation;
-pub(crate) mod forgery;
-pub(crate) mod hostile;
-pub(crate) mod likeness;
+pub(crate) mod crafted_records;
+pub(crate) mod equivalence;
+pub(crate) mod malformed_input;
 
 use crate::tls::engine::cipher_name;
 use crate::x509::crypto::provider;

@@ -1,4 +1,4 @@
-//! Handshakes in memory with servers of rustls.
+//! Handshakes in memory with rustls servers.
 
 use std::io::ErrorKind;
 
@@ -12,7 +12,7 @@ use super::*;
 
 static VERSIONS: [&SupportedProtocolVersion; 2] = [&TLS12, &TLS13];
 
-/// A server that shows this, whether the key belongs to it or not.
+/// A server with this chain and key, which need not belong together.
 fn server(
     version: &'static SupportedProtocolVersion,
     chain: Vec<CertificateDer<'static>>,
@@ -38,8 +38,8 @@ fn good_server(
     root: &Authority,
     clients: Option<&Authority>,
 ) -> ServerConfig {
-    let specimen = issued(root, "x", &["db.test"]);
-    server(version, vec![specimen.der()], specimen.key_der(), clients)
+    let issued_cert = issued(root, "x", &["db.test"]);
+    server(version, vec![issued_cert.der()], issued_cert.key_der(), clients)
 }
 
 /// Both sides of a connection.
@@ -53,24 +53,24 @@ impl Pair {
         Self { ours: handshake.engine().unwrap(), server: ServerConnection::new(Arc::clone(server)).unwrap() }
     }
 
-    /// Carries what there is to say, until neither has anything more.
-    fn select(&mut self) -> io::Result<()> {
+    /// Delivers all data in both directions.
+    fn exchange(&mut self) -> io::Result<()> {
         loop {
-            let mut words = Vec::new();
-            self.ours.speak(&mut words);
+            let mut output = Vec::new();
+            self.ours.take_pending(&mut output);
             let mut flight = Vec::new();
             while self.server.wants_write() {
                 self.server.write_tls(&mut flight).unwrap();
             }
-            if words.is_empty() && flight.is_empty() {
+            if output.is_empty() && flight.is_empty() {
                 return Ok(());
             }
             let mut room = [vec![0; self.ours.unopened()], flight].concat();
-            let opened = self.ours.open(&mut room, |_| panic!("nothing was said"), &mut words);
-            let mut rest = words.as_slice();
+            let opened = self.ours.open(&mut room, |_| panic!("no data was sent"), &mut output);
+            let mut rest = output.as_slice();
             while !rest.is_empty() {
                 self.server.read_tls(&mut rest).unwrap();
-                // What the server has against it, it tells us by an alert.
+                // An error of the server arrives as an alert.
                 let _ = self.server.process_new_packets();
             }
             opened.map_err(refused)?;
@@ -78,21 +78,21 @@ impl Pair {
     }
 }
 
-/// A handshake and what comes right behind it, judged.
+/// Runs and verifies a handshake, including the first records after it.
 fn shake(handshake: &UpstreamHandshake, server: &Arc<ServerConfig>) -> io::Result<TlsEngine<Client>> {
     let mut pair = Pair::new(handshake, server);
-    pair.select()?;
+    pair.exchange()?;
     assert!(!pair.ours.is_handshaking());
-    handshake.judge(&pair.ours, OffsetDateTime::now_utc())?;
+    handshake.verify(&pair.ours, OffsetDateTime::now_utc())?;
     Ok(pair.ours)
 }
 
-fn words(handshake: &UpstreamHandshake, server: &Arc<ServerConfig>) -> String {
+fn error_text(handshake: &UpstreamHandshake, server: &Arc<ServerConfig>) -> String {
     handshake.explain(&shake(handshake, server).unwrap_err())
 }
 
 #[test]
-fn a_server_has_to_have_the_key_of_its_certificate_in_every_mode() {
+fn server_without_the_key_of_its_certificate_is_rejected_in_every_mode() {
     let root = Authority::new("CA");
     let good = issued(&root, "x", &["db.test"]);
     let (old, old_key) = version_1("db.test");
@@ -121,21 +121,22 @@ fn a_server_has_to_have_the_key_of_its_certificate_in_every_mode() {
 }
 
 #[test]
-fn what_a_server_is_refused_for_is_told_in_words() {
+fn rejected_server_certificate_is_explained_with_its_names_and_issuer() {
     let root = Authority::new("CA");
     for version in VERSIONS {
         let server = Arc::new(good_server(version, &root, None));
         let tls = |verification, root: &Authority| tls(&parts(verification, &[root]));
-        let misnamed = words(&tls(Verification::VerifyFull, &root).handshake("other.test").unwrap(), &server);
+        let misnamed = error_text(&tls(Verification::VerifyFull, &root).handshake("other.test").unwrap(), &server);
         assert!(misnamed.contains("it is not for \"other.test\"; its names are dns:db.test"), "{misnamed}");
-        let unknown = words(&tls(Verification::VerifyCa, &Authority::new("CA")).handshake("db.test").unwrap(), &server);
+        let unknown =
+            error_text(&tls(Verification::VerifyCa, &Authority::new("CA")).handshake("db.test").unwrap(), &server);
         assert!(unknown.contains("CN=x (issued by CN=CA, valid until "), "{unknown}");
-        assert!(unknown.contains("no certificate of ca has issued it"), "{unknown}");
+        assert!(unknown.contains("not issued by any CA in ca"), "{unknown}");
     }
 }
 
 #[test]
-fn a_session_is_taken_up_and_judged_again() {
+fn resumed_session_is_verified_at_the_current_time() {
     let root = Authority::new("CA");
     for version in VERSIONS {
         let parts = parts(Verification::VerifyFull, &[&root]);
@@ -144,20 +145,20 @@ fn a_session_is_taken_up_and_judged_again() {
         let server = Arc::new(good_server(version, &root, None));
         assert!(!shake(&handshake, &server).unwrap().is_resumed());
         assert!(shake(&handshake, &server).unwrap().is_resumed());
-        // Other parts, other sessions.
+        // Another configuration does not resume it.
         assert!(!shake(&super::tls(&parts).handshake("db.test").unwrap(), &server).unwrap().is_resumed());
         let late = shake(&handshake, &server).unwrap();
         assert!(late.is_resumed());
-        let error = handshake.judge(&late, tomorrow() + Duration::DAY).unwrap_err();
-        let words = handshake.explain(&error);
-        assert!(words.contains("it has run out; the upstream needs a new one"), "{words}");
-        // From there on the server has to show what it has.
+        let error = handshake.verify(&late, tomorrow() + Duration::DAY).unwrap_err();
+        let error_text = handshake.explain(&error);
+        assert!(error_text.contains("it has expired; install a new one on the upstream"), "{error_text}");
+        // The next handshake is a full one.
         assert!(!shake(&handshake, &server).unwrap().is_resumed());
     }
 }
 
 #[test]
-fn an_upstream_that_wants_a_certificate_is_shown_ours() {
+fn client_certificate_is_sent_to_an_upstream_that_requires_one() {
     let (root, clients) = (Authority::new("CA"), Authority::new("Clients CA"));
     for version in VERSIONS {
         let server = Arc::new(good_server(version, &root, Some(&clients)));
@@ -166,26 +167,26 @@ fn an_upstream_that_wants_a_certificate_is_shown_ours() {
             tls.handshake("db.test").unwrap()
         };
         assert!(shake(&with(Some(own(&clients, tomorrow()))), &server).is_ok());
-        let none = words(&with(None), &server);
-        assert!(none.contains("client certificate") && none.contains("cert and key"), "{none}");
-        let unknown = words(&with(Some(own(&Authority::new("Clients CA"), tomorrow()))), &server);
-        assert!(unknown.contains("may not take our certificate CN=app"), "{unknown}");
-        let unknown = words(&with(Some(own(&Authority::new("Nobody"), tomorrow()))), &server);
-        assert!(unknown.contains("refused our certificate CN=app (issued by CN=Nobody, valid until "), "{unknown}");
+        let none = error_text(&with(None), &server);
+        assert!(none.contains("client certificate") && none.contains("upstream.cert and upstream.key"), "{none}");
+        let unknown = error_text(&with(Some(own(&Authority::new("Clients CA"), tomorrow()))), &server);
+        assert!(unknown.contains("may not accept our certificate CN=app"), "{unknown}");
+        let unknown = error_text(&with(Some(own(&Authority::new("Unknown CA"), tomorrow()))), &server);
+        assert!(unknown.contains("refused our certificate CN=app (issued by CN=Unknown CA, valid until "), "{unknown}");
         assert!(unknown.contains("does not know its CA"), "{unknown}");
-        let late = words(&with(Some(own(&clients, OffsetDateTime::now_utc() - Duration::HOUR))), &server);
-        assert!(late.contains("it has run out"), "{late}");
+        let late = error_text(&with(Some(own(&clients, OffsetDateTime::now_utc() - Duration::HOUR))), &server);
+        assert!(late.contains("it has expired"), "{late}");
     }
 }
 
 #[test]
-fn in_tls_1_3_the_refusal_comes_with_the_first_read() {
+fn tls_1_3_rejection_of_the_client_certificate_is_reported_by_the_first_read() {
     let (root, clients) = (Authority::new("CA"), Authority::new("Clients CA"));
     let tls = tls(&parts(Verification::VerifyCa, &[&root]));
     let handshake = tls.handshake("db.test").unwrap();
     let mut pair = Pair::new(&handshake, &Arc::new(good_server(&TLS13, &root, Some(&clients))));
     let (mut hello, mut answer, mut last) = (Vec::new(), Vec::new(), Vec::new());
-    pair.ours.speak(&mut hello);
+    pair.ours.take_pending(&mut hello);
     pair.server.read_tls(&mut hello.as_slice()).unwrap();
     pair.server.process_new_packets().unwrap();
     while pair.server.wants_write() {
@@ -193,16 +194,16 @@ fn in_tls_1_3_the_refusal_comes_with_the_first_read() {
     }
     pair.ours.open(&mut answer, |_| {}, &mut last).unwrap();
     assert!(!pair.ours.is_handshaking(), "done, as far as we know");
-    handshake.judge(&pair.ours, OffsetDateTime::now_utc()).unwrap();
+    handshake.verify(&pair.ours, OffsetDateTime::now_utc()).unwrap();
     pair.server.read_tls(&mut last.as_slice()).unwrap();
     assert!(pair.server.process_new_packets().is_err());
-    let error = pair.select().unwrap_err();
-    let words = tls.explain(&error).unwrap();
-    assert_eq!(words, "the upstream asks for a client certificate; set cert and key of the upstream");
+    let error = pair.exchange().unwrap_err();
+    let error_text = tls.explain(&error).unwrap();
+    assert_eq!(error_text, "the upstream requires a client certificate; set upstream.cert and upstream.key");
 }
 
 #[test]
-fn alpn_is_offered_and_where_nothing_else_tells_it_is_required() {
+fn required_alpn_that_the_upstream_does_not_confirm_is_rejected() {
     let root = Authority::new("CA");
     for version in VERSIONS {
         let speaking = |protocol: Option<&[u8]>| {
@@ -216,22 +217,22 @@ fn alpn_is_offered_and_where_nothing_else_tells_it_is_required() {
         let (postgres, none, other) = (speaking(Some(b"postgresql")), speaking(None), speaking(Some(b"h2")));
         for alpn in [Alpn::Offered(b"postgresql"), Alpn::Required(b"postgresql")] {
             assert_eq!(shake(&handshake(alpn), &postgres).unwrap().alpn(), Some(&b"postgresql"[..]));
-            let words = words(&handshake(alpn), &other);
-            assert!(words.contains("does not speak the protocol that ALPN asked for"), "{words}");
+            let error_text = error_text(&handshake(alpn), &other);
+            assert!(error_text.contains("does not support the protocol requested by ALPN"), "{error_text}");
         }
         assert_eq!(shake(&handshake(Alpn::Offered(b"postgresql")), &none).unwrap().alpn(), None);
-        let words = words(&handshake(Alpn::Required(b"postgresql")), &none);
-        assert!(words.contains("did not confirm \"postgresql\" by ALPN"), "{words}");
+        let error_text = error_text(&handshake(Alpn::Required(b"postgresql")), &none);
+        assert!(error_text.contains("did not confirm \"postgresql\" by ALPN"), "{error_text}");
         assert!(shake(&handshake(Alpn::None), &postgres).is_ok());
     }
 }
 
-/// The host name in the hello to an upstream at `host`.
-fn asked_for(server_name: Option<&str>, host: &str) -> Option<String> {
+/// The SNI of the ClientHello to an upstream at `host`.
+fn sni(server_name: Option<&str>, host: &str) -> Option<String> {
     let server_name = server_name.map(str::to_owned);
     let tls = tls(&UpstreamTlsSettings { server_name, ..parts(Verification::VerifyFull, &[]) });
     let mut hello = Vec::new();
-    tls.handshake(host).unwrap().engine().unwrap().speak(&mut hello);
+    tls.handshake(host).unwrap().engine().unwrap().take_pending(&mut hello);
     let mut acceptor = Acceptor::default();
     acceptor.read_tls(&mut hello.as_slice()).unwrap();
     let accepted = acceptor.accept().unwrap().expect("a whole hello");
@@ -239,31 +240,31 @@ fn asked_for(server_name: Option<&str>, host: &str) -> Option<String> {
 }
 
 #[test]
-fn a_host_is_asked_for_by_its_name_and_an_address_is_not() {
-    assert_eq!(asked_for(None, "db.test").as_deref(), Some("db.test"));
-    assert_eq!(asked_for(None, "db_1.test").as_deref(), Some("db_1.test"));
-    assert_eq!(asked_for(None, "10.0.0.1"), None);
-    assert_eq!(asked_for(None, "::1"), None);
-    assert_eq!(asked_for(Some("db.test"), "10.0.0.1").as_deref(), Some("db.test"));
-    assert_eq!(asked_for(Some("10.0.0.1"), "db.test"), None);
+fn sni_is_sent_for_host_names_but_not_for_addresses() {
+    assert_eq!(sni(None, "db.test").as_deref(), Some("db.test"));
+    assert_eq!(sni(None, "db_1.test").as_deref(), Some("db_1.test"));
+    assert_eq!(sni(None, "10.0.0.1"), None);
+    assert_eq!(sni(None, "::1"), None);
+    assert_eq!(sni(Some("db.test"), "10.0.0.1").as_deref(), Some("db.test"));
+    assert_eq!(sni(Some("10.0.0.1"), "db.test"), None);
     let tls = tls(&parts(Verification::VerifyFull, &[]));
     for host in ["", "bücher.test", "/run/redis.sock", "a b"] {
         let error = tls.handshake(host).unwrap_err().to_string();
-        assert!(error.contains("can be no server's name; set server_name"), "{error}");
+        assert!(error.contains("is not a valid server name; set server_name"), "{error}");
     }
 }
 
 #[test]
-fn what_is_no_tls_is_called_so() {
+fn response_without_tls_is_reported_as_not_tls() {
     let tls = tls(&parts(Verification::VerifyFull, &[]));
     for answer in [&b"-ERR Protocol error\r\n"[..], b"E\0\0\0\x40SFATAL", b"HTTP/1.1 400 Bad Request\r\n"] {
         let mut engine = tls.handshake("db.test").unwrap().engine().unwrap();
         let error = engine.open(&mut answer.to_vec(), |_| {}, &mut Vec::new()).unwrap_err();
-        let words = tls.explain(&refused(error)).unwrap();
-        assert!(words.contains("is not TLS; if it does not speak TLS on this port"), "{words}");
+        let error_text = tls.explain(&refused(error)).unwrap();
+        assert!(error_text.contains("is not TLS; if this port does not use TLS"), "{error_text}");
     }
     let handshake = tls.handshake("db.test").unwrap();
-    // Redis on its plain port takes a hello for a command that has not come whole.
+    // On its plaintext port, Redis treats a ClientHello as an incomplete command.
     assert!(handshake.explain(&ErrorKind::TimedOut.into()).contains("did not finish the TLS handshake in time"));
     for gone in [ErrorKind::UnexpectedEof, ErrorKind::ConnectionReset] {
         assert!(handshake.explain(&gone.into()).contains("closed the connection during the TLS handshake"));
@@ -272,18 +273,18 @@ fn what_is_no_tls_is_called_so() {
 }
 
 #[test]
-fn nothing_secret_is_shown() {
+fn debug_output_contains_no_private_key() {
     let root = Authority::new("CA");
-    let specimen = root.client("app", OffsetDateTime::now_utc(), tomorrow());
-    let certificate = CertifiedKeyPair::new(vec![specimen.der()], specimen.key_der()).unwrap();
+    let issued_cert = root.client("app", OffsetDateTime::now_utc(), tomorrow());
+    let certificate = CertifiedKeyPair::new(vec![issued_cert.der()], issued_cert.key_der()).unwrap();
     let parts = UpstreamTlsSettings { certificate: Some(certificate), ..parts(Verification::VerifyFull, &[&root]) };
     let tls = tls(&parts);
     assert_eq!(tls.certificate().unwrap().subject, "CN=app");
     assert_eq!(tls.anchors()[0].subject, "CN=CA");
     let handshake = tls.handshake("db.test").unwrap();
-    let key = format!("{:?}", specimen.key_der().secret_der());
+    let key = format!("{:?}", issued_cert.key_der().secret_der());
     let shown = format!("{parts:?} {tls:?} {handshake:?} {:?}", handshake.engine().unwrap());
     assert!(shown.contains("CN=app"));
-    // The curve and the version in front are nobody's secret.
+    // The first half contains the version and the curve, which are not secret.
     assert!(!shown.contains(&key[key.len() / 2..key.len() / 2 + 40]), "{shown}");
 }

@@ -1,4 +1,4 @@
-//! Whom we take for the upstream, and how it goes with servers of rustls and of OpenSSL.
+//! Verification of upstreams, with servers of rustls and OpenSSL.
 
 pub(crate) mod handshakes;
 pub(crate) mod openssl;
@@ -10,9 +10,9 @@ use time::{Duration, OffsetDateTime};
 use x509_parser::asn1_rs::{Any, FromDer as _};
 
 use super::*;
-use crate::tls::fixtures::{Authority, Specimen, named};
+use crate::tls::fixtures::{Authority, IssuedCertificate, named};
 
-/// A server's certificate to be, with these host names or addresses.
+/// Parameters of a server certificate with these host names or addresses.
 fn params(common: &str, names: &[&str]) -> CertificateParams {
     let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
     let mut params = named(CertificateParams::new(names).unwrap(), common);
@@ -21,14 +21,14 @@ fn params(common: &str, names: &[&str]) -> CertificateParams {
     params
 }
 
-fn issued(authority: &Authority, common: &str, names: &[&str]) -> Specimen {
+fn issued(authority: &Authority, common: &str, names: &[&str]) -> IssuedCertificate {
     authority.issue(&params(common, names), KeyPair::generate().unwrap())
 }
 
-/// A client's certificate with its key, good or run out.
+/// A client certificate that expires at `until`.
 fn own(authority: &Authority, until: OffsetDateTime) -> CertifiedKeyPair {
-    let specimen = authority.client("app", until - Duration::DAY, until);
-    CertifiedKeyPair::new(vec![specimen.der()], specimen.key_der()).unwrap()
+    let issued_cert = authority.client("app", until - Duration::DAY, until);
+    CertifiedKeyPair::new(vec![issued_cert.der()], issued_cert.key_der()).unwrap()
 }
 
 fn tomorrow() -> OffsetDateTime {
@@ -50,13 +50,13 @@ fn tls(parts: &UpstreamTlsSettings) -> Arc<UpstreamTls> {
     Arc::new(UpstreamTls::new(parts).unwrap())
 }
 
-/// A self-signed certificate of version 1, as openssl makes them where it is given no extensions. rcgen makes none, so it is put
-/// together from the parts of another.
+/// A self-signed certificate of version 1, as openssl creates without extensions. rcgen cannot create one, so it is built from
+/// the parts of another.
 fn version_1(common: &str) -> (CertificateDer<'static>, KeyPair) {
     let key = KeyPair::generate().unwrap();
     let model = params(common, &[]).self_signed(&key).unwrap();
     let [to_be_signed, algorithm, _] = parts_of(model.der()).try_into().unwrap();
-    // Without its first part, the version, and the last, the extensions.
+    // Without the first element, the version, and the last, the extensions.
     let parts = parts_of(&to_be_signed);
     let to_be_signed = der(0x30, &parts[1..7].concat());
     let signature = rcgen::SigningKey::sign(&key, &to_be_signed).unwrap();
@@ -64,7 +64,7 @@ fn version_1(common: &str) -> (CertificateDer<'static>, KeyPair) {
     (CertificateDer::from(der(0x30, &whole)), key)
 }
 
-/// What a sequence is made of.
+/// The elements of a sequence.
 fn parts_of(sequence: &[u8]) -> Vec<Vec<u8>> {
     let (_, whole) = Any::from_der(sequence).unwrap();
     let (mut rest, mut parts) = (whole.data, Vec::new());

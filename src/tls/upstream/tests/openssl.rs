@@ -1,4 +1,4 @@
-//! With `openssl s_server`, which redis and PostgreSQL are much like.
+//! Handshakes with `openssl s_server`: Redis and PostgreSQL use OpenSSL too.
 
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
@@ -11,19 +11,19 @@ use rustls::pki_types::PrivateKeyDer;
 use tempfile::TempDir;
 
 use super::*;
-use crate::tls::engine::most_overhead;
+use crate::tls::engine::max_overhead;
 
-/// A server that answers every request by a page on its TLS.
+/// A server that responds to every request with a page about its TLS session.
 struct Server {
     process: Child,
-    /// Kept open, so that nothing it has to say ends it.
+    /// Kept open, so that writing to it does not end the process.
     _output: BufReader<ChildStdout>,
     address: String,
     _files: TempDir,
 }
 
 impl Server {
-    /// With these certificates, leaf first, and this CA for its clients.
+    /// `chain` has the leaf first; `clients` is the CA of the clients.
     fn start(chain: &[&str], key: &str, clients: &Authority, options: &[&str]) -> Self {
         let files = TempDir::new().unwrap();
         let write = |name: &str, text: &str| fs::write(files.path().join(name), text).unwrap();
@@ -45,28 +45,28 @@ impl Server {
         Self { process, _output: output, address, _files: files }
     }
 
-    /// Its page, after a whole handshake.
+    /// The page, after a complete handshake.
     fn page(&self, handshake: &UpstreamHandshake) -> io::Result<String> {
         let socket = TcpStream::connect(&self.address)?;
         socket.set_read_timeout(Some(StdDuration::from_secs(20)))?;
-        let mut wire = Wire { socket, engine: handshake.engine().unwrap(), heard: Vec::new() };
-        let mut words = Vec::new();
-        wire.engine.speak(&mut words);
-        wire.socket.write_all(&words)?;
+        let mut wire = Wire { socket, engine: handshake.engine().unwrap(), received: Vec::new() };
+        let mut text = Vec::new();
+        wire.engine.take_pending(&mut text);
+        wire.socket.write_all(&text)?;
         while wire.engine.is_handshaking() {
             wire.receive()?;
         }
-        handshake.judge(&wire.engine, OffsetDateTime::now_utc())?;
+        handshake.verify(&wire.engine, OffsetDateTime::now_utc())?;
         let request = b"GET / HTTP/1.0\r\n\r\n";
-        let mut sealed = vec![0; request.len() + most_overhead(request.len())];
+        let mut sealed = vec![0; request.len() + max_overhead(request.len())];
         let taken = wire.engine.seal(request, &mut sealed).unwrap();
-        // It may have refused us by now; then why is there to be read.
+        // The server may have rejected the client already; then the alert can be read.
         let _ = wire.socket.write_all(&sealed[..taken]);
         while !wire.engine.has_ended() && wire.receive()? > 0 {}
-        Ok(String::from_utf8_lossy(&wire.heard).into_owned())
+        Ok(String::from_utf8_lossy(&wire.received).into_owned())
     }
 
-    fn words(&self, handshake: &UpstreamHandshake) -> String {
+    fn text(&self, handshake: &UpstreamHandshake) -> String {
         handshake.explain(&self.page(handshake).unwrap_err())
     }
 }
@@ -81,23 +81,23 @@ impl Drop for Server {
 struct Wire {
     socket: TcpStream,
     engine: TlsEngine<Client>,
-    heard: Vec<u8>,
+    received: Vec<u8>,
 }
 
 impl Wire {
     fn receive(&mut self) -> io::Result<usize> {
         let kept = self.engine.unopened();
         let mut room = vec![0; kept + 4000];
-        let received = self.socket.read(&mut room[kept..])?;
-        if received == 0 && self.engine.is_handshaking() {
+        let count = self.socket.read(&mut room[kept..])?;
+        if count == 0 && self.engine.is_handshaking() {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         let mut answer = Vec::new();
-        let Self { engine, heard, .. } = self;
-        let opened = engine.open(&mut room[..kept + received], |plain| heard.extend(plain), &mut answer);
+        let Self { engine, received, .. } = self;
+        let opened = engine.open(&mut room[..kept + count], |plain| received.extend(plain), &mut answer);
         let _ = self.socket.write_all(&answer);
         opened.map_err(refused)?;
-        Ok(received)
+        Ok(count)
     }
 }
 
@@ -108,7 +108,7 @@ fn pem(label: &str, der: &[u8]) -> String {
 const VERSIONS: [(&str, &str); 2] = [("-tls1_2", "TLSv1.2"), ("-tls1_3", "TLSv1.3")];
 
 #[test]
-fn a_chain_is_verified_and_the_session_taken_up_again() {
+fn chain_of_openssl_server_is_verified_and_session_resumed() {
     let (root, clients) = (Authority::new("CA"), Authority::new("Clients CA"));
     let between = root.intermediate("Between");
     let leaf = issued(&between, "x", &["db.test"]);
@@ -121,13 +121,13 @@ fn a_chain_is_verified_and_the_session_taken_up_again() {
         let second = server.page(&handshake).unwrap();
         assert!(second.contains(&format!("Reused, {version}")), "{second}");
         let other = tls(&parts(Verification::VerifyFull, &[&root])).handshake("other.test").unwrap();
-        let words = server.words(&other);
-        assert!(words.contains("it is not for \"other.test\"; its names are dns:db.test"), "{words}");
+        let text = server.text(&other);
+        assert!(text.contains("it is not for \"other.test\"; its names are dns:db.test"), "{text}");
     }
 }
 
 #[test]
-fn a_server_without_its_intermediate_or_with_an_old_certificate_is_refused() {
+fn server_without_intermediate_or_with_expired_certificate_is_rejected() {
     let (root, clients) = (Authority::new("CA"), Authority::new("Clients CA"));
     let between = root.intermediate("Between");
     let alone = issued(&between, "x", &["db.test"]);
@@ -136,16 +136,16 @@ fn a_server_without_its_intermediate_or_with_an_old_certificate_is_refused() {
     let late = root.issue(&params, KeyPair::generate().unwrap());
     for (option, _) in VERSIONS {
         let handshake = tls(&parts(Verification::VerifyFull, &[&root])).handshake("db.test").unwrap();
-        let words = Server::start(&[&alone.pem()], &alone.key_pem(), &clients, &[option]).words(&handshake);
-        assert!(words.contains("(issued by CN=Between, valid until"), "{words}");
-        assert!(words.contains("no certificate of ca has issued it"), "{words}");
-        let words = Server::start(&[&late.pem()], &late.key_pem(), &clients, &[option]).words(&handshake);
-        assert!(words.contains("it has run out; the upstream needs a new one"), "{words}");
+        let text = Server::start(&[&alone.pem()], &alone.key_pem(), &clients, &[option]).text(&handshake);
+        assert!(text.contains("(issued by CN=Between, valid until"), "{text}");
+        assert!(text.contains("not issued by any CA in ca"), "{text}");
+        let text = Server::start(&[&late.pem()], &late.key_pem(), &clients, &[option]).text(&handshake);
+        assert!(text.contains("it has expired; install a new one on the upstream"), "{text}");
     }
 }
 
 #[test]
-fn a_server_that_verifies_its_clients_refuses_ours_in_words() {
+fn client_certificate_rejected_by_openssl_server_is_explained() {
     let (root, clients) = (Authority::new("CA"), Authority::new("Clients CA"));
     let leaf = issued(&root, "x", &["db.test"]);
     for (option, _) in VERSIONS {
@@ -156,18 +156,18 @@ fn a_server_that_verifies_its_clients_refuses_ours_in_words() {
             tls(&parts).handshake("db.test").unwrap()
         };
         assert!(server.page(&with(Some(own(&clients, tomorrow())))).is_ok());
-        let none = server.words(&with(None));
-        assert!(none.contains("client certificate") && none.contains("cert and key"), "{none}");
-        let unknown = server.words(&with(Some(own(&Authority::new("Nobody"), tomorrow()))));
-        assert!(unknown.contains("refused our certificate CN=app (issued by CN=Nobody"), "{unknown}");
+        let none = server.text(&with(None));
+        assert!(none.contains("client certificate") && none.contains("upstream.cert and upstream.key"), "{none}");
+        let unknown = server.text(&with(Some(own(&Authority::new("Unknown CA"), tomorrow()))));
+        assert!(unknown.contains("refused our certificate CN=app (issued by CN=Unknown CA"), "{unknown}");
         assert!(unknown.contains("does not know its CA"), "{unknown}");
-        let late = server.words(&with(Some(own(&clients, OffsetDateTime::now_utc() - Duration::HOUR))));
-        assert!(late.contains("it has run out, or not begun, by the upstream's clock"), "{late}");
+        let late = server.text(&with(Some(own(&clients, OffsetDateTime::now_utc() - Duration::HOUR))));
+        assert!(late.contains("it has expired, or is not valid yet, by the upstream's clock"), "{late}");
     }
 }
 
 #[test]
-fn a_server_of_version_1_is_trusted_by_itself() {
+fn pinned_version_1_certificate_of_server_is_accepted() {
     let clients = Authority::new("Clients CA");
     let (der, key) = version_1("db.test");
     let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
@@ -183,7 +183,7 @@ fn a_server_of_version_1_is_trusted_by_itself() {
 }
 
 #[test]
-fn alpn_and_versions_are_agreed_upon_or_told_of() {
+fn alpn_and_versions_are_negotiated_or_reported() {
     let (root, clients) = (Authority::new("CA"), Authority::new("Clients CA"));
     let leaf = issued(&root, "x", &["db.test"]);
     let handshake = |alpn| {
@@ -193,8 +193,8 @@ fn alpn_and_versions_are_agreed_upon_or_told_of() {
     let start = |options: &[&str]| Server::start(&[&leaf.pem()], &leaf.key_pem(), &clients, options);
     assert!(start(&["-alpn", "postgresql"]).page(&handshake(Alpn::Required(b"postgresql"))).is_ok());
     assert!(start(&[]).page(&handshake(Alpn::Offered(b"postgresql"))).is_ok());
-    let words = start(&[]).words(&handshake(Alpn::Required(b"postgresql")));
-    assert!(words.contains("did not confirm \"postgresql\" by ALPN"), "{words}");
-    let words = start(&["-tls1_1", "-cipher", "ALL:@SECLEVEL=0"]).words(&handshake(Alpn::None));
-    assert!(words.contains("it speaks neither TLS 1.2 nor TLS 1.3"), "{words}");
+    let text = start(&[]).text(&handshake(Alpn::Required(b"postgresql")));
+    assert!(text.contains("did not confirm \"postgresql\" by ALPN"), "{text}");
+    let text = start(&["-tls1_1", "-cipher", "ALL:@SECLEVEL=0"]).text(&handshake(Alpn::None));
+    assert!(text.contains("it supports neither TLS 1.2 nor TLS 1.3"), "{text}");
 }

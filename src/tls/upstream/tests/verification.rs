@@ -1,4 +1,4 @@
-//! All modes, by all that a server's certificate can be.
+//! All verification modes with all types of server certificates.
 
 use rcgen::{BasicConstraints, ExtendedKeyUsagePurpose, GeneralSubtree, IsCa, NameConstraints};
 use rustls::pki_types::CertificateDer;
@@ -7,22 +7,22 @@ use super::*;
 use crate::tls::fixtures::authority_params;
 use crate::tls::upstream::verifier::ServerVerifier;
 
-/// What a server shows, what the bundle holds, and what comes of it.
+/// The chain of a server, the bundle, and the expected results.
 struct Case {
     what: &'static str,
     chain: Vec<CertificateDer<'static>>,
     bundle: Vec<CertificateDer<'static>>,
     host: &'static str,
-    /// A part of the words of the refusal, or nothing.
+    /// A part of the error; `None` if the server is accepted.
     verify_ca: Option<&'static str>,
     verify_full: Option<&'static str>,
 }
 
-const UNKNOWN: Option<&str> = Some("no certificate of ca has issued it");
-const EXPIRED: Option<&str> = Some("it has run out");
+const UNKNOWN: Option<&str> = Some("not issued by any CA in ca");
+const EXPIRED: Option<&str> = Some("it has expired");
 const MISNAMED: Option<&str> = Some("it is not for \"db.test\"");
 
-fn judged(
+fn rejection(
     verification: Verification,
     anchors: &Anchors,
     chain: &[CertificateDer<'_>],
@@ -32,9 +32,9 @@ fn judged(
     let verifier = ServerVerifier::new(verification, anchors, AnchorValidity::Enforce).unwrap();
     let (leaf, intermediates) = chain.split_first().unwrap();
     let name = ServerName::try_from(host).unwrap();
-    let first = verifier.judge(leaf, intermediates, &name, now);
-    // Remembered or not, it is the same verdict.
-    assert_eq!(verifier.judge(leaf, intermediates, &name, now).is_ok(), first.is_ok());
+    let first = verifier.verify(leaf, intermediates, &name, now);
+    // The cached result is the same.
+    assert_eq!(verifier.verify(leaf, intermediates, &name, now).is_ok(), first.is_ok());
     let error = first.err()?;
     Some(explain(&refused(error), None).unwrap())
 }
@@ -44,24 +44,24 @@ fn check(cases: Vec<Case>) {
         let anchors = Anchors::Bundle(bundle);
         let expected = [
             (Verification::Require, &Anchors::None, None),
-            // As libpq has it.
+            // libpq treats `require` with a bundle as `verify-ca`.
             (Verification::Require, &anchors, verify_ca),
             (Verification::VerifyCa, &anchors, verify_ca),
             (Verification::VerifyFull, &anchors, verify_full),
         ];
         for (verification, anchors, expected) in expected {
-            let words = judged(verification, anchors, &chain, host, OffsetDateTime::now_utc());
-            match (&words, expected) {
+            let text = rejection(verification, anchors, &chain, host, OffsetDateTime::now_utc());
+            match (&text, expected) {
                 (None, None) => {}
-                (Some(words), Some(part)) => assert!(words.contains(part), "{what}, {verification:?}: {words}"),
-                _ => panic!("{what}, {verification:?}: {words:?} and not {expected:?}"),
+                (Some(text), Some(part)) => assert!(text.contains(part), "{what}, {verification:?}: {text}"),
+                _ => panic!("{what}, {verification:?}: {text:?} and not {expected:?}"),
             }
         }
     }
 }
 
 #[test]
-fn a_chain_is_good_if_an_anchor_is_at_its_end() {
+fn chain_is_accepted_only_if_it_leads_to_an_anchor() {
     let (root, namesake, other) = (Authority::new("CA"), Authority::new("CA"), Authority::new("Other"));
     let between = root.intermediate("Between");
     let leaf = issued(&root, "x", &["db.test"]).der();
@@ -79,7 +79,7 @@ fn a_chain_is_good_if_an_anchor_is_at_its_end() {
         case("one of several", &[&leaf], &[&other, &namesake, &root, &root], None),
         case("another root", &[&leaf], &[&other], UNKNOWN),
         case("its name with another key", &[&leaf], &[&namesake], UNKNOWN),
-        case("nobody", &[&leaf], &[], UNKNOWN),
+        case("no anchor", &[&leaf], &[], UNKNOWN),
         case("an intermediate that was sent", &[&below, &between.der()], &[&root], None),
         case(
             "with the root behind it, and all of it twice",
@@ -94,7 +94,7 @@ fn a_chain_is_good_if_an_anchor_is_at_its_end() {
 }
 
 #[test]
-fn a_name_is_that_of_the_host_or_counts_for_nothing() {
+fn verify_full_accepts_only_certificates_with_the_host_name() {
     let root = Authority::new("CA");
     let case = |what, common, names: &[&str], host, verify_full| Case {
         what,
@@ -134,7 +134,7 @@ fn a_name_is_that_of_the_host_or_counts_for_nothing() {
 }
 
 #[test]
-fn a_certificate_is_good_in_its_time_and_for_its_purpose() {
+fn certificate_is_accepted_only_in_its_validity_and_for_its_purpose() {
     let root = Authority::new("CA");
     let now = OffsetDateTime::now_utc();
     let case = |what, change: &dyn Fn(&mut CertificateParams), refused| {
@@ -150,8 +150,8 @@ fn a_certificate_is_good_in_its_time_and_for_its_purpose() {
         }
     };
     check(vec![
-        case("run out", &|params| params.not_after = now - Duration::HOUR, EXPIRED),
-        case("not begun", &|params| params.not_before = now + Duration::HOUR, Some("is not valid yet")),
+        case("expired", &|params| params.not_after = now - Duration::HOUR, EXPIRED),
+        case("not yet valid", &|params| params.not_before = now + Duration::HOUR, Some("is not valid yet")),
         case(
             "for clients",
             &|params| params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth],
@@ -159,20 +159,20 @@ fn a_certificate_is_good_in_its_time_and_for_its_purpose() {
         ),
         case("for servers", &|params| params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth], None),
         case(
-            "a CA's",
+            "a CA certificate",
             &|params| params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained),
-            Some("it is a CA's certificate"),
+            Some("it is a CA certificate"),
         ),
     ]);
 }
 
 #[test]
-fn a_certificate_in_the_bundle_is_trusted_by_itself() {
+fn server_certificate_in_the_bundle_is_pinned() {
     let now = OffsetDateTime::now_utc();
     let alone = |change: &dyn Fn(&mut CertificateParams)| {
         let mut params = params("x", &["db.test"]);
         change(&mut params);
-        Specimen::alone(&params).der()
+        IssuedCertificate::self_signed(&params).der()
     };
     let case = |what, der: &CertificateDer<'static>, verify_ca, verify_full| Case {
         what,
@@ -186,12 +186,12 @@ fn a_certificate_in_the_bundle_is_trusted_by_itself() {
     let other = alone(&|params| params.subject_alt_names.clear());
     let issued = issued(&Authority::new("Unknown CA"), "x", &["db.test"]).der();
     let untrusted = Case { bundle: vec![other.clone()], ..case("alike, but not in the bundle", &plain, SELF, SELF) };
-    const SELF: Option<&str> = Some("nobody but itself has issued it, and it is not in ca");
+    const SELF: Option<&str> = Some("it is self-signed and not trusted");
     check(vec![
         case("a server's", &plain, None, None),
         case("a CA's", &alone(&|params| params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained)), None, None),
         case("of a CA that is not in the bundle", &issued, None, None),
-        case("run out", &alone(&|params| params.not_after = now - Duration::HOUR), EXPIRED, EXPIRED),
+        case("expired", &alone(&|params| params.not_after = now - Duration::HOUR), EXPIRED, EXPIRED),
         case("for another host", &other, None, MISNAMED),
         case("of version 1", &version_1("db.test").0, None, None),
         case("of version 1 for another host", &version_1("other.test").0, None, MISNAMED),
@@ -199,13 +199,13 @@ fn a_certificate_in_the_bundle_is_trusted_by_itself() {
     ]);
 }
 
-/// Who has the key of one server must not be every other server.
+/// The holder of one server key must not be able to issue server certificates.
 #[test]
-fn a_servers_own_certificate_in_the_bundle_vouches_for_no_other() {
+fn pinned_server_certificate_issues_no_trusted_certificates() {
     let issuer = |ca: IsCa| {
         let mut params = params("one.test", &["one.test"]);
         params.is_ca = ca;
-        Authority::alone(&params)
+        Authority::self_signed(&params)
     };
     let case = |what, issuer: &Authority, expected| Case {
         what,
@@ -217,23 +217,23 @@ fn a_servers_own_certificate_in_the_bundle_vouches_for_no_other() {
     };
     check(vec![
         case("a server's", &issuer(IsCa::NoCa), UNKNOWN),
-        case("a server's that says so", &issuer(IsCa::ExplicitNoCa), UNKNOWN),
+        case("a server's with CA:FALSE", &issuer(IsCa::ExplicitNoCa), UNKNOWN),
         case("a CA's", &issuer(IsCa::Ca(BasicConstraints::Unconstrained)), None),
     ]);
 }
 
-/// webpki holds only subject alternative names to them.
+/// webpki checks name constraints only for subject alternative names.
 #[test]
-fn a_common_name_does_not_get_around_the_constraints_of_a_ca() {
+fn common_name_below_a_ca_with_name_constraints_is_ignored() {
     let constrained = |name: &str| {
         let mut params = authority_params(name);
         let permitted_subtrees = vec![GeneralSubtree::DnsName("team.test".to_owned())];
         params.name_constraints = Some(NameConstraints { permitted_subtrees, excluded_subtrees: Vec::new() });
         params
     };
-    let (root, alone) = (Authority::new("CA"), Authority::alone(&constrained("Team root")));
-    let team = root.intermediate("Team CA").certified_again(constrained("Team CA"), Some(&root));
-    let free = team.certified_again(authority_params("Team CA"), Some(&root));
+    let (root, alone) = (Authority::new("CA"), Authority::self_signed(&constrained("Team root")));
+    let team = root.intermediate("Team CA").reissued(constrained("Team CA"), Some(&root));
+    let free = team.reissued(authority_params("Team CA"), Some(&root));
     let case = |what, common, names: &[&str], below: &[&Authority], bundle: &Authority, verify_full| Case {
         what,
         chain: [issued(below.first().unwrap_or(&bundle), common, names).der()]
@@ -245,44 +245,44 @@ fn a_common_name_does_not_get_around_the_constraints_of_a_ca() {
         verify_ca: None,
         verify_full,
     };
-    let refused = Some("counts for nothing below a CA with name constraints");
+    let refused = Some("is ignored below a CA with name constraints");
     check(vec![
         case("below a constrained CA", "db.test", &[], &[&team], &root, refused),
         case("below a constrained anchor", "DB.test", &[], &[], &alone, refused),
-        case("another name of its own", "db.test", &["a.team.test"], &[&team], &root, MISNAMED),
+        case("another subject alternative name", "db.test", &["a.team.test"], &[&team], &root, MISNAMED),
         case("by a way around the constrained CA", "db.test", &[], &[&team, &free], &root, None),
     ]);
 }
 
 #[test]
-fn a_verdict_ends_with_its_certificates() {
+fn cached_result_ends_with_the_validity_of_the_chain() {
     let root = Authority::new("CA");
     let parts = parts(Verification::VerifyFull, &[&root]);
     let verifier = ServerVerifier::new(parts.verification, &parts.anchors, AnchorValidity::Enforce).unwrap();
     let leaf = issued(&root, "x", &["db.test"]).der();
-    let judge = |host: &'static str, now| verifier.judge(&leaf, &[], &ServerName::try_from(host).unwrap(), now);
+    let verify = |host: &'static str, now| verifier.verify(&leaf, &[], &ServerName::try_from(host).unwrap(), now);
     let now = OffsetDateTime::now_utc();
-    assert!(judge("db.test", now).is_ok());
-    assert!(judge("other.test", now).is_err(), "the name is part of the question");
-    assert!(judge("db.test", now + Duration::DAY * 2).is_err());
-    assert!(judge("db.test", now - Duration::DAY * 2).is_err());
+    assert!(verify("db.test", now).is_ok());
+    assert!(verify("other.test", now).is_err(), "the name is part of the question");
+    assert!(verify("db.test", now + Duration::DAY * 2).is_err());
+    assert!(verify("db.test", now - Duration::DAY * 2).is_err());
 }
 
 #[test]
-fn the_roots_of_the_system_are_found_and_trusted() {
-    // Of the machine, which may have none; then there are words for it.
+fn system_roots_are_loaded_and_trusted() {
+    // The machine may have none; then the error names the package.
     match Anchors::new(None, Verification::VerifyFull) {
         Ok(anchors) => {
             let leaf = issued(&Authority::new("CA"), "x", &["db.test"]).der();
-            let words =
-                judged(Verification::VerifyFull, &anchors, &[leaf], "db.test", OffsetDateTime::now_utc()).unwrap();
-            assert!(words.contains("none of the system's root certificates has issued it"), "{words}");
+            let text =
+                rejection(Verification::VerifyFull, &anchors, &[leaf], "db.test", OffsetDateTime::now_utc()).unwrap();
+            assert!(text.contains("not issued by any root certificate of the system"), "{text}");
         }
         Err(error) => assert!(error.to_string().contains("ca-certificates"), "{error}"),
     }
     assert_eq!(Anchors::new(None, Verification::Require), Ok(Anchors::None));
     let root = Authority::new("CA");
     let leaf = issued(&root, "x", &["db.test"]).der();
-    let anchors = Anchors::System(vec![CertificateDer::from(b"what nobody can read".to_vec()), root.der()]);
-    assert_eq!(judged(Verification::VerifyFull, &anchors, &[leaf], "db.test", OffsetDateTime::now_utc()), None);
+    let anchors = Anchors::System(vec![CertificateDer::from(b"invalid".to_vec()), root.der()]);
+    assert_eq!(rejection(Verification::VerifyFull, &anchors, &[leaf], "db.test", OffsetDateTime::now_utc()), None);
 }

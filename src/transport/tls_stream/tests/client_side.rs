@@ -5,17 +5,17 @@ use tokio::net::TcpStream;
 use tokio_rustls::{TlsAcceptor, server};
 
 use crate::tls::engine::{Client, TlsEngine};
-use crate::tls::fixtures::{Accent, speech};
+use crate::tls::fixtures::{TlsOptions, test_bytes};
 use crate::transport::tls_stream::TlsStream;
 use crate::transport::tls_stream::tests::{TLS_OPTIONS, accept, assert_owns_no_bytes, run};
 
 type OurClient = TlsStream<DuplexStream, Client>;
 
-fn our_client(options: Accent, socket: DuplexStream) -> OurClient {
+fn our_client(options: TlsOptions, socket: DuplexStream) -> OurClient {
     TlsStream::new(socket, TlsEngine::connect(options.client_config(), "db.test".try_into().unwrap()).unwrap())
 }
 
-async fn connect(options: Accent, socket: DuplexStream) -> OurClient {
+async fn connect(options: TlsOptions, socket: DuplexStream) -> OurClient {
     let mut stream = our_client(options, socket);
     while stream.engine().is_handshaking() {
         stream.next_flight().await.unwrap();
@@ -24,7 +24,7 @@ async fn connect(options: Accent, socket: DuplexStream) -> OurClient {
 }
 
 /// Our client and a server of tokio-rustls, after the handshake.
-async fn pair(options: Accent) -> (OurClient, server::TlsStream<DuplexStream>) {
+async fn pair(options: TlsOptions) -> (OurClient, server::TlsStream<DuplexStream>) {
     let (near, far) = duplex(16 << 10);
     let acceptor = TlsAcceptor::from(options.server_config());
     let (ours, server) = tokio::join!(connect(options, near), acceptor.accept(far));
@@ -35,10 +35,10 @@ async fn pair(options: Accent) -> (OurClient, server::TlsStream<DuplexStream>) {
 fn our_client_and_a_rustls_server_exchange_data_in_every_suite() {
     run(async {
         for suite in 0..6 {
-            for known in [false, true] {
-                let (mut ours, mut server) = pair(Accent { suite, known, ..TLS_OPTIONS }).await;
+            for client_auth in [false, true] {
+                let (mut ours, mut server) = pair(TlsOptions { suite, client_auth, ..TLS_OPTIONS }).await;
                 assert_eq!(ours.engine().server_chain().len(), 1);
-                let (request, response) = (speech(0, 100_000), speech(7, 200_000));
+                let (request, response) = (test_bytes(0, 100_000), test_bytes(7, 200_000));
                 let client_side = async {
                     ours.write_all(&request).await.unwrap();
                     ours.shutdown().await.unwrap();
@@ -66,7 +66,7 @@ fn our_client_and_a_rustls_server_exchange_data_in_every_suite() {
 fn our_client_and_our_server_exchange_data_in_every_suite() {
     run(async {
         for suite in 0..6 {
-            let options = Accent { suite, known: true, ..TLS_OPTIONS };
+            let options = TlsOptions { suite, client_auth: true, ..TLS_OPTIONS };
             let (near, far) = duplex(16 << 10);
             let (mut client, mut server) = tokio::join!(connect(options, near), accept(options, far));
             assert_eq!(server.engine().client_chain().len(), 1);

@@ -16,10 +16,10 @@ use tokio::time::timeout;
 use tokio_rustls::{TlsConnector, client};
 
 use crate::tls::engine::{Side, TlsEngine};
-use crate::tls::fixtures::{Accent, speech};
+use crate::tls::fixtures::{TlsOptions, test_bytes};
 use crate::transport::tls_stream::TlsStream;
 
-const TLS_OPTIONS: Accent = Accent { suite: 0, record: None, known: false };
+const TLS_OPTIONS: TlsOptions = TlsOptions { suite: 0, record: None, client_auth: false };
 
 /// Runs a test. The timeout is far more than any test takes, so only a hanging test fails.
 fn run<T>(work: impl Future<Output = T>) -> T {
@@ -27,12 +27,12 @@ fn run<T>(work: impl Future<Output = T>) -> T {
     runtime.block_on(async { timeout(Duration::from_secs(10), work).await.expect("the test hangs") })
 }
 
-async fn connect(options: Accent, socket: DuplexStream) -> client::TlsStream<DuplexStream> {
+async fn connect(options: TlsOptions, socket: DuplexStream) -> client::TlsStream<DuplexStream> {
     let connector = TlsConnector::from(options.client_config());
     connector.connect("db.test".try_into().unwrap(), socket).await.unwrap()
 }
 
-async fn accept<S: AsyncRead + AsyncWrite + Unpin>(options: Accent, socket: S) -> TlsStream<S> {
+async fn accept<S: AsyncRead + AsyncWrite + Unpin>(options: TlsOptions, socket: S) -> TlsStream<S> {
     let mut stream = TlsStream::new(socket, TlsEngine::new(options.server_config()).unwrap());
     while stream.engine().is_handshaking() {
         stream.next_flight().await.unwrap();
@@ -41,7 +41,7 @@ async fn accept<S: AsyncRead + AsyncWrite + Unpin>(options: Accent, socket: S) -
 }
 
 /// A client and our server side, after the handshake.
-async fn pair(options: Accent) -> (client::TlsStream<DuplexStream>, TlsStream<DuplexStream>) {
+async fn pair(options: TlsOptions) -> (client::TlsStream<DuplexStream>, TlsStream<DuplexStream>) {
     let (near, far) = duplex(16 << 10);
     tokio::join!(connect(options, near), accept(options, far))
 }
@@ -59,9 +59,9 @@ proptest! {
         lengths in prop::collection::vec(1_usize..30_000, 1..6),
         sizes in prop::collection::vec(prop_oneof![1_usize..100, 1_usize..40_000], 1..6),
     ) {
-        let all = speech(0, lengths.iter().sum());
+        let all = test_bytes(0, lengths.iter().sum());
         let received = run(async {
-            let (mut client, mut ours) = pair(Accent { suite, ..TLS_OPTIONS }).await;
+            let (mut client, mut ours) = pair(TlsOptions { suite, ..TLS_OPTIONS }).await;
             let send = async {
                 let mut rest = all.as_slice();
                 for length in &lengths {
@@ -96,7 +96,7 @@ proptest! {
 fn idle_stream_owns_no_bytes() {
     run(async {
         for suite in 0..6 {
-            let (mut client, mut ours) = pair(Accent { suite, ..TLS_OPTIONS }).await;
+            let (mut client, mut ours) = pair(TlsOptions { suite, ..TLS_OPTIONS }).await;
             assert_owns_no_bytes(&ours);
             let mut word = [0; 4];
             for _ in 0..3 {
@@ -116,7 +116,7 @@ fn idle_stream_owns_no_bytes() {
 fn invalid_record_is_an_error_after_the_bytes_before_it_and_sends_an_alert() {
     run(async {
         for suite in 0..6 {
-            let (mut client, mut ours) = pair(Accent { suite, ..TLS_OPTIONS }).await;
+            let (mut client, mut ours) = pair(TlsOptions { suite, ..TLS_OPTIONS }).await;
             client.write_all(b"before").await.unwrap();
             client.flush().await.unwrap();
             let record = b"\x17\x03\x03\x00\x20these bytes were not sealed by a key";

@@ -8,8 +8,8 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite as _, AsyncWriteExt as _, ReadBuf, duplex};
 
 use crate::proxy::relay::flow::Flow;
-use crate::tls::engine::most_overhead;
-use crate::tls::fixtures::{Accent, speech};
+use crate::tls::engine::max_overhead;
+use crate::tls::fixtures::{TlsOptions, test_bytes};
 use crate::transport::scratch::READ;
 use crate::transport::tls_stream::tests::{TLS_OPTIONS, pair, run};
 
@@ -35,8 +35,8 @@ impl AsyncRead for ReadyUpstream {
 fn client_that_does_not_read_stops_the_upstream_and_loses_no_byte() {
     run(async {
         for suite in 0..6 {
-            let (mut client, mut ours) = pair(Accent { suite, ..TLS_OPTIONS }).await;
-            let mut upstream = ReadyUpstream { bytes: speech(0, ALL), taken: 0 };
+            let (mut client, mut ours) = pair(TlsOptions { suite, ..TLS_OPTIONS }).await;
+            let mut upstream = ReadyUpstream { bytes: test_bytes(0, ALL), taken: 0 };
             let (mut flow, mut count) = (Flow::new(Vec::new()), 0);
             for _ in 0..100 {
                 let polled = poll_fn(|cx| Poll::Ready(flow.poll(&mut upstream, &mut ours, &mut count, cx))).await;
@@ -45,14 +45,14 @@ fn client_that_does_not_read_stops_the_upstream_and_loses_no_byte() {
             // One read. The bytes that the pipe did not accept are sealed.
             assert_eq!(upstream.taken, READ);
             assert_eq!(count, upstream.taken as u64, "the flow keeps bytes, too");
-            assert!(ours.unsent.rest().len() <= READ + most_overhead(READ) - (16 << 10));
+            assert!(ours.unsent.rest().len() <= READ + max_overhead(READ) - (16 << 10));
 
             let relay = poll_fn(|cx| flow.poll(&mut upstream, &mut ours, &mut count, cx));
             let mut received = Vec::new();
             let (done, read) = tokio::join!(relay, client.read_to_end(&mut received));
             done.unwrap();
             assert_eq!(read.unwrap(), ALL);
-            assert!(received == speech(0, ALL), "other bytes than sent");
+            assert!(received == test_bytes(0, ALL), "other bytes than sent");
         }
     });
 }
@@ -61,10 +61,10 @@ fn client_that_does_not_read_stops_the_upstream_and_loses_no_byte() {
 fn upstream_that_does_not_read_stops_the_client_and_loses_no_byte() {
     run(async {
         for suite in 0..6 {
-            let (mut client, mut ours) = pair(Accent { suite, ..TLS_OPTIONS }).await;
+            let (mut client, mut ours) = pair(TlsOptions { suite, ..TLS_OPTIONS }).await;
             let (mut writer, mut upstream) = duplex(1000);
             let (mut flow, mut count) = (Flow::new(Vec::new()), 0);
-            let (bytes, mut sent, mut still) = (speech(0, ALL), 0, 0);
+            let (bytes, mut sent, mut still) = (test_bytes(0, ALL), 0, 0);
             // Until both sides have stalled.
             while still < 100 {
                 still += 1;
@@ -100,8 +100,8 @@ fn upstream_that_does_not_read_stops_the_client_and_loses_no_byte() {
 fn bytes_written_after_a_partial_write_arrive_in_order() {
     run(async {
         for suite in 0..6 {
-            let (mut client, mut ours) = pair(Accent { suite, ..TLS_OPTIONS }).await;
-            let all = speech(0, 500_000);
+            let (mut client, mut ours) = pair(TlsOptions { suite, ..TLS_OPTIONS }).await;
+            let all = test_bytes(0, 500_000);
             let (large, small) = all.split_at(400_000);
             let send = async {
                 // No flush in between: each write starts with the rest of the previous one.

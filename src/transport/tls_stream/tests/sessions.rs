@@ -12,7 +12,7 @@ use tokio::task::yield_now;
 use tokio_rustls::TlsAcceptor;
 
 use crate::proxy::relay::flow::Flow;
-use crate::tls::fixtures::{Accent, speech};
+use crate::tls::fixtures::{TlsOptions, test_bytes};
 use crate::transport::tls_stream::tests::{TLS_OPTIONS, accept, assert_owns_no_bytes, connect, run};
 
 /// The side that ends first. The other side waits for that end in the middle of its bytes.
@@ -25,7 +25,7 @@ enum First {
 
 #[derive(Clone, Debug)]
 struct Script {
-    options: Accent,
+    options: TlsOptions,
     first: First,
     /// The lengths of the writes of the client, and of the upstream.
     writes: [Vec<usize>; 2],
@@ -37,7 +37,7 @@ struct Script {
 
 fn scripts() -> impl Strategy<Value = Script> {
     let record = prop_oneof![2 => Just(None), 1 => (32_usize..5000).prop_map(Some)];
-    let options = (0_usize..6, record).prop_map(|(suite, record)| Accent { suite, record, ..TLS_OPTIONS });
+    let options = (0_usize..6, record).prop_map(|(suite, record)| TlsOptions { suite, record, ..TLS_OPTIONS });
     let first = prop::sample::select(vec![First::Client, First::Upstream, First::Neither]);
     let length = prop_oneof![2 => 1_usize..100, 1 => 1_usize..20_000, 1 => Just(16_385)];
     let writes = prop::collection::vec(length, 0..6);
@@ -79,7 +79,7 @@ impl AsyncWrite for Narrow {
 
 /// Sends all bytes, then ends. If `wait` is given, it is awaited after half of the writes.
 async fn send(mut to: impl AsyncWrite + Unpin, lengths: &[usize], mut wait: Option<oneshot::Receiver<()>>) {
-    let all = speech(0, lengths.iter().sum());
+    let all = test_bytes(0, lengths.iter().sum());
     let mut rest = all.as_slice();
     for (turn, length) in lengths.iter().enumerate() {
         if let Some(wait) = wait.take_if(|_| turn == lengths.len() / 2) {
@@ -106,7 +106,7 @@ async fn receive(mut from: impl AsyncRead + Unpin, ended: oneshot::Sender<()>) -
     received
 }
 
-async fn ours(options: Accent, socket: Narrow, mut upstream: DuplexStream) -> [u64; 2] {
+async fn ours(options: TlsOptions, socket: Narrow, mut upstream: DuplexStream) -> [u64; 2] {
     let mut client = accept(options, socket).await;
     let (mut inbound, mut outbound) = (Flow::new(Vec::new()), Flow::new(Vec::new()));
     let (mut up, mut down) = (0, 0);
@@ -122,7 +122,7 @@ async fn ours(options: Accent, socket: Narrow, mut upstream: DuplexStream) -> [u
     [up, down]
 }
 
-async fn reference(options: Accent, socket: Narrow, mut upstream: DuplexStream) -> [u64; 2] {
+async fn reference(options: TlsOptions, socket: Narrow, mut upstream: DuplexStream) -> [u64; 2] {
     let mut client = TlsAcceptor::from(options.server_config()).accept(socket).await.unwrap();
     tokio::io::copy_bidirectional(&mut client, &mut upstream).await.unwrap().into()
 }
@@ -132,7 +132,7 @@ type SessionResult = (Vec<u8>, Vec<u8>, [u64; 2]);
 
 async fn run_script<R: Future<Output = [u64; 2]>>(
     script: &Script,
-    relay: impl FnOnce(Accent, Narrow, DuplexStream) -> R,
+    relay: impl FnOnce(TlsOptions, Narrow, DuplexStream) -> R,
 ) -> SessionResult {
     let [(client, near), (far, upstream)] = script.pipes.map(duplex);
     let (client_ended, client_end) = oneshot::channel();
@@ -159,7 +159,7 @@ proptest! {
         let ours = run(run_script(&script, ours));
         let reference = run(run_script(&script, reference));
         prop_assert!(ours == reference, "different results: {:?} and {:?} bytes", ours.2, reference.2);
-        prop_assert!(ours.0 == speech(0, script.writes[0].iter().sum()));
-        prop_assert!(ours.1 == speech(0, script.writes[1].iter().sum()));
+        prop_assert!(ours.0 == test_bytes(0, script.writes[0].iter().sum()));
+        prop_assert!(ours.1 == test_bytes(0, script.writes[1].iter().sum()));
     }
 }

@@ -1,11 +1,11 @@
-//! Dates of certificates, and bytes that are none.
+//! Dates of certificates, and bytes that are not certificates.
 
 use std::sync::LazyLock;
 
 use proptest::prelude::*;
 use rcgen::{BasicConstraints, CertificateParams, DnType, GeneralSubtree, IsCa, NameConstraints};
 
-use crate::tls::fixtures::{Authority, Specimen};
+use crate::tls::fixtures::{Authority, IssuedCertificate};
 use crate::x509::certificate::*;
 
 const UTC_TIME: u8 = 0x17;
@@ -18,7 +18,7 @@ fn read(kind: u8, text: &str) -> Option<String> {
 }
 
 #[test]
-fn date_of_a_certificate_is_read_in_utc() {
+fn certificate_date_with_offset_is_converted_to_utc() {
     for (kind, text, expected) in [
         (UTC_TIME, "270131000000Z", "2027-01-31T00:00:00Z"),
         (UTC_TIME, "491231235959-0500", "2050-01-01T04:59:59Z"),
@@ -37,7 +37,7 @@ fn date_of_a_certificate_is_read_in_utc() {
 }
 
 #[test]
-fn certificate_without_a_well_defined_end_is_valid_for_ever() {
+fn certificate_with_maximum_not_after_never_expires() {
     // RFC 5280 §4.1.2.5
     let end = timestamp::parse("9999-12-31T23:59:59Z").unwrap();
     let leaf = Authority::new("CA").client("app", OffsetDateTime::UNIX_EPOCH, end);
@@ -50,7 +50,7 @@ fn certificate_without_a_well_defined_end_is_valid_for_ever() {
 
 proptest! {
     #[test]
-    fn certificate_with_other_bytes_is_read_or_refused(
+    fn altered_certificate_is_parsed_or_rejected_without_panic(
         changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
         cut in any::<prop::sample::Index>(),
     ) {
@@ -63,7 +63,7 @@ proptest! {
                 excluded_subtrees: Vec::new(),
             });
             params.is_ca = IsCa::Ca(BasicConstraints::Constrained(1));
-            Specimen::alone(&params).der().to_vec()
+            IssuedCertificate::self_signed(&params).der().to_vec()
         });
         let mut der = WHOLE.clone();
         for (place, byte) in changes {

@@ -14,7 +14,7 @@ fn certificate(common_name: &str, uri: &str) -> Certificate {
 }
 
 #[test]
-fn long_names_are_cut_to_be_shown_and_whole_to_be_matched() {
+fn long_names_are_truncated_for_display_and_complete_for_matching() {
     let (name, uri) = ("n".repeat(2_000), format!("spiffe://{}", "u".repeat(2_000)));
     let facts = certificate(&name, &uri);
     for text in [&facts.subject, &facts.issuer] {

@@ -1,28 +1,29 @@
-//! Legal TLS 1.3 that rustls' client never writes: padded records, empty ones, and messages spread over several.
+//! Valid TLS 1.3 records that a rustls client never sends: padded, empty, and with fragmented messages.
 
 use aws_lc_rs::aead::{AES_128_GCM, AES_256_GCM, Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
 use proptest::prelude::*;
 use rustls::ConnectionTrafficSecrets::{Aes128Gcm, Aes256Gcm, Chacha20Poly1305};
 
 use crate::tls::engine::tests::conversation::{Conversation, Engine as _};
-use crate::tls::engine::{TlsEngine, most_overhead};
-use crate::tls::fixtures::{Accent, speech};
+use crate::tls::engine::{TlsEngine, max_overhead};
+use crate::tls::fixtures::{TlsOptions, test_bytes};
 
 const HANDSHAKE: u8 = 22;
 const DATA: u8 = 23;
 
-/// The keys by which a client seals its records.
-struct Pen {
+/// Encrypts records with the keys of a client.
+struct RecordSealer {
     key: LessSafeKey,
     iv: [u8; 12],
     sequence: u64,
 }
 
-impl Pen {
-    /// Past the handshake, the client's pen taken from its hand.
+impl RecordSealer {
+    /// Takes over the keys of a client after the handshake.
     fn after_handshake(suite: usize) -> (Self, TlsEngine) {
-        let mut conversation = Conversation::<TlsEngine>::new(Accent { suite, record: None, known: false }, None);
-        conversation.select(&[usize::MAX]);
+        let mut conversation =
+            Conversation::<TlsEngine>::new(TlsOptions { suite, record: None, client_auth: false }, None);
+        conversation.deliver(&[usize::MAX]);
         let (sequence, secrets) = conversation.client.dangerous_extract_secrets().unwrap().tx;
         let (algorithm, key, iv) = match secrets {
             Aes128Gcm { key, iv } => (&AES_128_GCM, key, iv),
@@ -51,68 +52,69 @@ impl Pen {
     }
 }
 
-fn says(server: &mut TlsEngine, words: &[u8]) -> usize {
-    server.seal(words, &mut vec![0; words.len() + most_overhead(words.len())]).unwrap()
+fn send(server: &mut TlsEngine, plain: &[u8]) -> usize {
+    server.seal(plain, &mut vec![0; plain.len() + max_overhead(plain.len())]).unwrap()
 }
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
     #[test]
-    fn padding_and_empty_records_carry_what_they_carry(
+    fn padded_and_empty_records_are_decrypted(
         suite in 0_usize..3,
-        engine in prop::collection::vec((0_usize..100, prop_oneof![Just(0_usize), 0_usize..500], any::<bool>()), 1..30),
+        records in prop::collection::vec((0_usize..100, prop_oneof![Just(0_usize), 0_usize..500], any::<bool>()), 1..30),
         piece in 1_usize..300,
     ) {
-        let (mut pen, mut server) = Pen::after_handshake(suite);
-        let (mut sealed, mut said) = (Vec::new(), 0);
-        for (length, padding, empty) in engine {
-            sealed.extend(pen.record(DATA, &speech(said, length), padding));
-            said += length;
+        let (mut sealer, mut server) = RecordSealer::after_handshake(suite);
+        let (mut sealed, mut sent) = (Vec::new(), 0);
+        for (length, padding, empty) in records {
+            sealed.extend(sealer.record(DATA, &test_bytes(sent, length), padding));
+            sent += length;
             if empty {
-                sealed.extend(pen.record(DATA, b"", padding));
+                sealed.extend(sealer.record(DATA, b"", padding));
             }
         }
         let (mut plain, mut answer) = (Vec::new(), Vec::new());
         for piece in sealed.chunks(piece) {
             server.receive(piece, &mut plain, &mut answer).unwrap();
-            says(&mut server, b"words");
+            send(&mut server, b"bytes");
         }
-        prop_assert_eq!(plain, speech(0, said));
+        prop_assert_eq!(plain, test_bytes(0, sent));
         prop_assert_eq!((server.unopened(), answer.len()), (0, 0));
     }
 }
 
 #[test]
-fn the_server_speaks_while_a_key_update_has_come_in_part() {
-    // KeyUpdate, of one byte: the server shall take new keys too.
+fn server_can_send_while_a_key_update_is_incomplete() {
+    // KeyUpdate with update_requested.
     const MESSAGE: &[u8] = b"\x18\x00\x00\x01\x01";
     for suite in 0..3 {
         for size in 1..=MESSAGE.len() {
-            let (mut pen, mut server) = Pen::after_handshake(suite);
-            let before = says(&mut server, b"words");
-            let mut engine: Vec<u8> = MESSAGE.chunks(size).flat_map(|part| pen.record(HANDSHAKE, part, 7)).collect();
-            let last = engine.pop().unwrap();
-            for byte in engine {
+            let (mut sealer, mut server) = RecordSealer::after_handshake(suite);
+            let before = send(&mut server, b"bytes");
+            let mut records: Vec<u8> =
+                MESSAGE.chunks(size).flat_map(|part| sealer.record(HANDSHAKE, part, 7)).collect();
+            let last = records.pop().unwrap();
+            for byte in records {
                 server.receive(&[byte], &mut Vec::new(), &mut Vec::new()).unwrap();
-                assert_eq!(says(&mut server, b"words"), before);
+                assert_eq!(send(&mut server, b"bytes"), before);
             }
             server.receive(&[last], &mut Vec::new(), &mut Vec::new()).unwrap();
             assert_eq!(server.unopened(), 0);
-            assert!(says(&mut server, b"words") > before, "it does not answer with a KeyUpdate of its own");
-            assert_eq!(says(&mut server, b"words"), before, "and once only");
+            assert!(send(&mut server, b"bytes") > before, "no KeyUpdate in response");
+            assert_eq!(send(&mut server, b"bytes"), before, "more than one response");
         }
     }
 }
 
 #[test]
-fn the_largest_record_is_opened_wherever_it_is_cut() {
+fn largest_record_is_decrypted_wherever_it_is_split() {
     for suite in 0..3 {
-        let (mut pen, mut server) = Pen::after_handshake(suite);
+        let (mut sealer, mut server) = RecordSealer::after_handshake(suite);
         let mut plain = Vec::new();
         for cut in [1, 5, 6, 16_384, 16_405] {
-            // Content, its type and padding may be 2^14 + 1 bytes together.
+            // Content, type and padding can have up to 2^14 + 1 bytes.
             for padding in [0, 16_383] {
-                let record = pen.record(DATA, &speech(plain.len(), 16_384 - padding), padding);
+                let record = sealer.record(DATA, &test_bytes(plain.len(), 16_384 - padding), padding);
                 let (front, back) = record.split_at(cut);
                 let before = plain.len();
                 server.receive(front, &mut plain, &mut Vec::new()).unwrap();
@@ -121,21 +123,21 @@ fn the_largest_record_is_opened_wherever_it_is_cut() {
                 assert_eq!((server.unopened(), plain.len()), (0, before + 16_384 - padding));
             }
         }
-        assert!(plain == speech(0, plain.len()));
+        assert!(plain == test_bytes(0, plain.len()));
     }
 }
 
 #[test]
-fn an_empty_handshake_record_hides_nothing_that_comes_behind_it() {
-    let (mut pen, mut server) = Pen::after_handshake(0);
+fn data_after_an_empty_handshake_record_is_received() {
+    let (mut sealer, mut server) = RecordSealer::after_handshake(0);
     let mut plain = Vec::new();
     for number in 0..10 {
-        let engine = [pen.record(HANDSHAKE, b"", 0), pen.record(DATA, &speech(number * 10, 10), 0)];
-        if server.receive(&engine.concat(), &mut plain, &mut Vec::new()).is_err() {
-            // It is forbidden (RFC 8446 §5.1), so to refuse it would do as well.
+        let records = [sealer.record(HANDSHAKE, b"", 0), sealer.record(DATA, &test_bytes(number * 10, 10), 0)];
+        if server.receive(&records.concat(), &mut plain, &mut Vec::new()).is_err() {
+            // RFC 8446 §5.1 forbids such records, so an error is correct too.
             return;
         }
-        says(&mut server, b"words");
+        send(&mut server, b"bytes");
     }
-    assert_eq!(plain, speech(0, 100));
+    assert_eq!(plain, test_bytes(0, 100));
 }

@@ -1,50 +1,49 @@
-//! The engine as the client: it goes as with a client of rustls that has buffers of its own.
+//! The engine in the client role behaves like a buffered rustls client.
 
 use std::io::{Read as _, Write as _};
 
 use proptest::prelude::*;
 use rustls::{ClientConnection, ServerConnection};
 
-use crate::tls::engine::tests::likeness;
-use crate::tls::engine::tests::likeness::pieces;
-use crate::tls::engine::{Client, MOST_UNOPENED, TlsEngine, most_overhead};
-use crate::tls::fixtures::{Accent, speech};
+use crate::tls::engine::tests::equivalence;
+use crate::tls::engine::tests::equivalence::pieces;
+use crate::tls::engine::{Client, MAX_UNOPENED, TlsEngine, max_overhead};
+use crate::tls::fixtures::{TlsOptions, test_bytes};
 
-/// A client's TLS: ours, or rustls' own.
+/// A client: the engine, or the buffered rustls client.
 trait Caller {
-    fn new(accent: Accent) -> Self;
-    /// What it says by itself.
-    fn speak(&mut self, sealed: &mut Vec<u8>);
-    /// Takes what came. Returns whether it goes on.
+    fn new(options: TlsOptions) -> Self;
+    fn take_pending(&mut self, sealed: &mut Vec<u8>);
+    /// Returns `false` after a TLS error.
     fn receive(&mut self, sealed: &[u8], plain: &mut Vec<u8>, answer: &mut Vec<u8>) -> bool;
-    fn say(&mut self, plain: &[u8], sealed: &mut Vec<u8>);
+    fn send(&mut self, plain: &[u8], sealed: &mut Vec<u8>);
     fn close(&mut self, sealed: &mut Vec<u8>);
     fn is_handshaking(&self) -> bool;
     fn has_ended(&self) -> bool;
 }
 
 impl Caller for TlsEngine<Client> {
-    fn new(accent: Accent) -> Self {
-        Self::connect(accent.client_config(), "db.test".try_into().unwrap()).unwrap()
+    fn new(options: TlsOptions) -> Self {
+        Self::connect(options.client_config(), "db.test".try_into().unwrap()).unwrap()
     }
 
-    fn speak(&mut self, sealed: &mut Vec<u8>) {
-        Self::speak(self, sealed);
+    fn take_pending(&mut self, sealed: &mut Vec<u8>) {
+        Self::take_pending(self, sealed);
     }
 
     fn receive(&mut self, sealed: &[u8], plain: &mut Vec<u8>, answer: &mut Vec<u8>) -> bool {
         let mut room = [&vec![0xee; self.unopened()], sealed].concat();
         let opened = self.open(&mut room, |record| plain.extend(record), answer);
-        assert!(self.unopened() <= MOST_UNOPENED);
+        assert!(self.unopened() <= MAX_UNOPENED);
         if opened.is_err() || self.is_handshaking() {
-            assert!(self.seal(b"words", &mut [0; most_overhead(5) + 5]).is_err());
+            assert!(self.seal(b"bytes", &mut [0; max_overhead(5) + 5]).is_err());
         }
         opened.is_ok()
     }
 
-    fn say(&mut self, plain: &[u8], sealed: &mut Vec<u8>) {
+    fn send(&mut self, plain: &[u8], sealed: &mut Vec<u8>) {
         for piece in plain.chunks(64 << 10) {
-            let mut room = vec![0; piece.len() + most_overhead(piece.len())];
+            let mut room = vec![0; piece.len() + max_overhead(piece.len())];
             let taken = self.seal(piece, &mut room).unwrap();
             sealed.extend(&room[..taken]);
         }
@@ -63,17 +62,17 @@ impl Caller for TlsEngine<Client> {
     }
 }
 
-/// The reference, which keeps its own account of whether the server has ended.
+/// The reference. The second field tracks whether the server has closed.
 struct Reference(ClientConnection, bool);
 
 impl Caller for Reference {
-    fn new(accent: Accent) -> Self {
-        let mut client = accent.client();
+    fn new(options: TlsOptions) -> Self {
+        let mut client = options.client();
         client.set_buffer_limit(None);
         Self(client, false)
     }
 
-    fn speak(&mut self, sealed: &mut Vec<u8>) {
+    fn take_pending(&mut self, sealed: &mut Vec<u8>) {
         while self.0.wants_write() {
             self.0.write_tls(sealed).unwrap();
         }
@@ -84,7 +83,7 @@ impl Caller for Reference {
             self.0.read_tls(&mut sealed).unwrap();
             let state = self.0.process_new_packets();
             let _ = self.0.reader().read_to_end(plain);
-            self.speak(answer);
+            self.take_pending(answer);
             match state {
                 Ok(state) => self.1 = state.peer_has_closed(),
                 Err(_) => return false,
@@ -93,14 +92,14 @@ impl Caller for Reference {
         true
     }
 
-    fn say(&mut self, plain: &[u8], sealed: &mut Vec<u8>) {
+    fn send(&mut self, plain: &[u8], sealed: &mut Vec<u8>) {
         self.0.writer().write_all(plain).unwrap();
-        self.speak(sealed);
+        self.take_pending(sealed);
     }
 
     fn close(&mut self, sealed: &mut Vec<u8>) {
         self.0.send_close_notify();
-        self.speak(sealed);
+        self.take_pending(sealed);
     }
 
     fn is_handshaking(&self) -> bool {
@@ -112,32 +111,32 @@ impl Caller for Reference {
     }
 }
 
-/// What both sides came to know.
+/// The result on both sides.
 #[derive(Debug, Default, PartialEq)]
 struct Outcome {
     at_client: Vec<u8>,
     at_server: Vec<u8>,
     ended: bool,
     broken: bool,
-    /// How much went to the client, TLS and all.
+    /// TLS bytes sent to the client.
     carried: usize,
 }
 
-/// Both speak in turns, and the server takes new keys at each of its own; what goes to the client is cut into these pieces,
-/// and `harm` may do something to it.
+/// Client and server send in turns, and the server updates its keys in each turn. Data for the client is split into `pieces`;
+/// `harm` can alter it.
 fn play<C: Caller>(
-    accent: Accent,
+    options: TlsOptions,
     turns: &[usize],
     pieces: &[usize],
     mut harm: impl FnMut(usize, &mut [u8]),
 ) -> Outcome {
-    let (mut client, mut outcome) = (C::new(accent), Outcome::default());
-    let mut server = ServerConnection::new(accent.server_config()).unwrap();
+    let (mut client, mut outcome) = (C::new(options), Outcome::default());
+    let mut server = ServerConnection::new(options.server_config()).unwrap();
     server.set_buffer_limit(None);
-    let (mut client_said, mut server_said) = (0, 0);
+    let (mut client_sent, mut server_sent) = (0, 0);
     let (mut turns, mut pieces) = (turns.iter(), pieces.iter().cycle());
     let mut to_server = Vec::new();
-    client.speak(&mut to_server);
+    client.take_pending(&mut to_server);
     loop {
         let mut rest = to_server.as_slice();
         while !rest.is_empty() {
@@ -154,7 +153,7 @@ fn play<C: Caller>(
         outcome.carried += to_client.len();
         let mut rest = to_client.as_slice();
         while !rest.is_empty() && !outcome.broken {
-            // However much there is, it does not take for ever.
+            // Limits the number of pieces.
             let length = (*pieces.next().unwrap()).max(rest.len() / 200).min(rest.len());
             let (piece, behind) = rest.split_at(length);
             outcome.broken = !client.receive(piece, &mut outcome.at_client, &mut to_server);
@@ -167,11 +166,11 @@ fn play<C: Caller>(
             continue;
         }
         let Some(length) = turns.next() else { break };
-        client.say(&speech(client_said, *length), &mut to_server);
-        client_said += length;
+        client.send(&test_bytes(client_sent, *length), &mut to_server);
+        client_sent += length;
         let _ = server.refresh_traffic_keys();
-        server.writer().write_all(&speech(server_said, *length)).unwrap();
-        server_said += length;
+        server.writer().write_all(&test_bytes(server_sent, *length)).unwrap();
+        server_sent += length;
     }
     client.close(&mut to_server);
     server.send_close_notify();
@@ -184,9 +183,9 @@ fn play<C: Caller>(
     outcome
 }
 
-/// The largest records there are, as upstreams get them from us.
-fn accents() -> impl Strategy<Value = Accent> {
-    likeness::accents().prop_map(|accent| Accent { record: None, ..accent })
+/// With the largest records, as the engine sends them to upstreams.
+fn tls_options() -> impl Strategy<Value = TlsOptions> {
+    equivalence::tls_options().prop_map(|options| TlsOptions { record: None, ..options })
 }
 
 fn lengths() -> impl Strategy<Value = usize> {
@@ -196,20 +195,20 @@ fn lengths() -> impl Strategy<Value = usize> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
     #[test]
-    fn a_call_goes_as_with_rustls_own_buffers(
-        accent in accents(),
+    fn client_engine_has_the_results_of_a_buffered_rustls_client(
+        options in tls_options(),
         turns in prop::collection::vec(lengths(), 0..6),
         pieces in prop::collection::vec(pieces(), 1..4),
     ) {
-        let ours = play::<TlsEngine<Client>>(accent, &turns, &pieces, |_, _| {});
-        prop_assert!(ours == play::<Reference>(accent, &turns, &pieces, |_, _| {}), "it heard something else");
-        let all = speech(0, turns.iter().sum());
+        let ours = play::<TlsEngine<Client>>(options, &turns, &pieces, |_, _| {});
+        prop_assert!(ours == play::<Reference>(options, &turns, &pieces, |_, _| {}), "other data was received");
+        let all = test_bytes(0, turns.iter().sum());
         prop_assert!(ours.at_client == all && ours.at_server == all && ours.ended && !ours.broken);
     }
 
     #[test]
-    fn harm_on_the_way_from_the_server_is_noticed(
-        accent in accents(),
+    fn client_engine_returns_no_altered_data(
+        options in tls_options(),
         pieces in prop::collection::vec(pieces(), 1..4),
         place in 0_usize..4000,
         bit in 0_u32..8,
@@ -219,19 +218,19 @@ proptest! {
                 *byte ^= 1 << bit;
             }
         };
-        let ours = play::<TlsEngine<Client>>(accent, &[1000, 1000], &pieces, flip);
-        // Nothing is ever heard that was not said, and nothing out of its order.
-        prop_assert!(ours.at_client == speech(0, ours.at_client.len()));
-        prop_assert!(ours.at_server == speech(0, ours.at_server.len()));
+        let ours = play::<TlsEngine<Client>>(options, &[1000, 1000], &pieces, flip);
+        // All received data was sent, in this order.
+        prop_assert!(ours.at_client == test_bytes(0, ours.at_client.len()));
+        prop_assert!(ours.at_server == test_bytes(0, ours.at_server.len()));
     }
 
     #[test]
-    fn garbage_from_a_server_is_refused_or_waited_for(
+    fn client_engine_returns_no_data_from_random_bytes(
         bytes in prop::collection::vec(any::<u8>(), 0..2000),
         header in prop::bool::ANY,
         piece in 1_usize..300,
     ) {
-        let mut client = <TlsEngine<Client> as Caller>::new(Accent { suite: 0, record: None, known: false });
+        let mut client = <TlsEngine<Client> as Caller>::new(TlsOptions { suite: 0, record: None, client_auth: false });
         let bytes = if header { [&b"\x16\x03\x03\x04\x00\x02"[..], &bytes].concat() } else { bytes };
         let (mut plain, mut answer) = (Vec::new(), Vec::new());
         for piece in bytes.chunks(piece) {
@@ -244,17 +243,17 @@ proptest! {
 }
 
 #[test]
-fn a_hello_is_said_once() {
+fn client_hello_is_returned_once() {
     for suite in 0..6 {
-        let mut client = <TlsEngine<Client> as Caller>::new(Accent { suite, record: None, known: false });
+        let mut client = <TlsEngine<Client> as Caller>::new(TlsOptions { suite, record: None, client_auth: false });
         let (mut hello, mut again) = (Vec::new(), Vec::new());
-        client.speak(&mut hello);
+        client.take_pending(&mut hello);
         assert_eq!(hello.first(), Some(&22));
-        client.speak(&mut again);
+        client.take_pending(&mut again);
         client.open(&mut [], |_| {}, &mut again).unwrap();
         assert!(again.is_empty());
-        assert!(client.seal(b"words", &mut [0; 1000]).is_err());
+        assert!(client.seal(b"bytes", &mut [0; 1000]).is_err());
         client.close(&mut again);
-        assert!(again.is_empty(), "there is no key to say it by");
+        assert!(again.is_empty(), "close_notify needs a key");
     }
 }

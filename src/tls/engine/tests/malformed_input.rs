@@ -1,15 +1,15 @@
-//! Clients that send what no client should.
+//! Clients that send altered or random bytes.
 
 use proptest::prelude::*;
 use proptest::sample::Index;
 use rustls::{AlertDescription, Error};
 
 use crate::tls::engine::tests::conversation::{Conversation, Engine, Step};
-use crate::tls::engine::tests::likeness::{accents, pieces};
-use crate::tls::engine::{MOST_UNOPENED, TlsEngine};
-use crate::tls::fixtures::{Accent, speech};
+use crate::tls::engine::tests::equivalence::{pieces, tls_options};
+use crate::tls::engine::{MAX_UNOPENED, TlsEngine};
+use crate::tls::fixtures::{TlsOptions, test_bytes};
 
-/// What becomes of the bytes on their way, at some place.
+/// An alteration of the bytes in transit.
 #[derive(Clone, Debug)]
 enum Harm {
     Flip(u8),
@@ -55,32 +55,32 @@ fn garbage() -> impl Strategy<Value = Vec<u8>> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(128))]
 
-    /// Panics, what is kept, and that an error stays one are looked at wherever anything is received.
+    /// `receive` also checks for panics, the number of kept bytes, and repeated errors.
     #[test]
-    fn harm_on_the_way_is_noticed_and_the_client_told(
-        accent in accents(),
+    fn altered_bytes_are_rejected_with_an_alert(
+        options in tls_options(),
         harm in harms(),
         place in any::<Index>(),
         when in 0_usize..4,
         pieces in prop::collection::vec(pieces(), 1..4),
     ) {
-        let mut conversation = Conversation::<TlsEngine>::new(accent, None);
+        let mut conversation = Conversation::<TlsEngine>::new(options, None);
         for turn in 0..5 {
             if turn == when {
                 harm.hurt(&mut conversation.to_server, place);
             }
             conversation.take(Step::ToServer(usize::MAX));
             conversation.take(Step::ToClient(usize::MAX));
-            conversation.take(Step::ClientSays(3000));
+            conversation.take(Step::ClientSends(3000));
             conversation.take(Step::NewKeys);
-            conversation.take(Step::ServerSays(10));
+            conversation.take(Step::ServerSends(10));
         }
-        conversation.select(&pieces);
+        conversation.deliver(&pieces);
         let Conversation { at_server, at_client, .. } = conversation;
-        // Nothing is ever heard that was not said, and nothing out of its order.
-        prop_assert!(at_server.bytes == speech(0, at_server.bytes.len()));
-        prop_assert!(at_client.bytes == speech(0, at_client.bytes.len()));
-        // From the third turn on the handshake is over, so that the client knows the keys of the alert.
+        // All received data was sent, in this order.
+        prop_assert!(at_server.bytes == test_bytes(0, at_server.bytes.len()));
+        prop_assert!(at_client.bytes == test_bytes(0, at_client.bytes.len()));
+        // From the third turn on, the handshake is complete and the client can decrypt the alert.
         if let (Some(error), true) = (at_server.error, when > 1) {
             let alert = match error {
                 Error::DecryptError => Some(AlertDescription::BadRecordMac),
@@ -95,8 +95,8 @@ proptest! {
     }
 
     #[test]
-    fn garbage_is_refused_or_waited_for_in_whatever_pieces(bytes in garbage(), piece in 1_usize..300) {
-        let mut server = <TlsEngine as Engine>::new(Accent { suite: 0, record: None, known: false });
+    fn random_bytes_yield_no_data_in_pieces_of_any_size(bytes in garbage(), piece in 1_usize..300) {
+        let mut server = <TlsEngine as Engine>::new(TlsOptions { suite: 0, record: None, client_auth: false });
         let (mut plain, mut answer) = (Vec::new(), Vec::new());
         for piece in bytes.chunks(piece) {
             if server.receive(piece, &mut plain, &mut answer).is_err() {
@@ -108,37 +108,38 @@ proptest! {
 }
 
 #[test]
-fn a_record_broken_after_the_handshake_costs_nothing_of_what_came_before_it() {
+fn data_before_an_altered_record_is_received() {
     for suite in 0..6 {
-        let mut conversation = Conversation::<TlsEngine>::new(Accent { suite, record: None, known: false }, None);
-        conversation.select(&[usize::MAX]);
-        conversation.take(Step::ClientSays(1000));
-        conversation.take(Step::ServerSays(1000));
+        let mut conversation =
+            Conversation::<TlsEngine>::new(TlsOptions { suite, record: None, client_auth: false }, None);
+        conversation.deliver(&[usize::MAX]);
+        conversation.take(Step::ClientSends(1000));
+        conversation.take(Step::ServerSends(1000));
         let whole = conversation.to_server.len();
-        conversation.take(Step::ClientSays(1000));
+        conversation.take(Step::ClientSends(1000));
         conversation.to_server[whole + 100] ^= 1;
-        conversation.select(&[usize::MAX]);
-        assert_eq!(conversation.at_server.bytes, speech(0, 1000));
+        conversation.deliver(&[usize::MAX]);
+        assert_eq!(conversation.at_server.bytes, test_bytes(0, 1000));
         assert_eq!(conversation.at_server.error, Some(Error::DecryptError));
-        assert_eq!(conversation.at_client.bytes, speech(0, 1000));
+        assert_eq!(conversation.at_client.bytes, test_bytes(0, 1000));
         assert_eq!(conversation.at_client.error, Some(Error::AlertReceived(AlertDescription::BadRecordMac)));
     }
 }
 
 #[test]
-fn a_message_that_is_never_whole_is_given_up() {
-    // A hello of the largest size that rustls accepts, a byte in each record: 64 KiB of it are six times as many bytes.
-    let mut server = <TlsEngine as Engine>::new(Accent { suite: 0, record: None, known: false });
+fn incomplete_message_above_the_limit_is_rejected() {
+    // A ClientHello of the largest size that rustls accepts, one byte per record, has six times as many bytes.
+    let mut server = <TlsEngine as Engine>::new(TlsOptions { suite: 0, record: None, client_auth: false });
     let mut taken = 0;
     let mut hello = [&b"\x01\x00\xff\xff"[..], &[0; 0xffff]].concat().into_iter();
     let refused = loop {
-        let engine: Vec<u8> = hello.by_ref().take(100).flat_map(|byte| [0x16, 3, 1, 0, 1, byte]).collect();
-        assert!(!engine.is_empty(), "it kept everything");
-        match server.receive(&engine, &mut Vec::new(), &mut Vec::new()) {
-            Ok(_) => taken += engine.len(),
+        let records: Vec<u8> = hello.by_ref().take(100).flat_map(|byte| [0x16, 3, 1, 0, 1, byte]).collect();
+        assert!(!records.is_empty(), "everything was kept");
+        match server.receive(&records, &mut Vec::new(), &mut Vec::new()) {
+            Ok(_) => taken += records.len(),
             Err(error) => break error,
         }
     };
     assert!(matches!(refused, Error::General(_)), "{refused:?}");
-    assert!(taken <= MOST_UNOPENED && taken + 600 > MOST_UNOPENED, "{taken}");
+    assert!(taken <= MAX_UNOPENED && taken + 600 > MAX_UNOPENED, "{taken}");
 }
