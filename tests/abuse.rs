@@ -236,7 +236,7 @@ fn idle_sessions_cost_next_to_nothing() {
 #[test]
 fn a_client_that_never_reads_its_refusal_costs_nothing_for_long() {
     let upstream = Upstream::silent();
-    let listener = Listener::redis(&upstream).limit("handshake_timeout = \"500ms\"");
+    let listener = Listener::redis(&upstream).limit("handshake_timeout = \"3s\"");
     let portcullis = Portcullis::before(listener);
     let mut crowd = Vec::new();
     for _ in 0..50 {

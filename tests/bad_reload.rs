@@ -20,8 +20,8 @@ fn the_same_mistake_is_reported_once_however_often_it_is_looked_at() {
     portcullis.address("main");
     let rejected = portcullis.reload_after(|| portcullis.site.replace("portcullis.toml", "[[listener"));
     assert!(rejected.is("reload.rejected"), "{}", rejected.0);
-    // Time for several polls.
-    std::thread::sleep(std::time::Duration::from_secs(1));
+    let (before, several) = (portcullis.bytes_read(), 4 * config.len() as u64);
+    eventually("it polls again, several times", || (portcullis.bytes_read() > before + several).then_some(()));
     assert_eq!(portcullis.events().iter().filter(|event| event.is("reload.rejected")).count(), 1);
     portcullis.applies(|| portcullis.site.replace("portcullis.toml", &config));
 }

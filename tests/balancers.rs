@@ -105,6 +105,8 @@ fn psql_and_tokio_postgres_get_through_haproxy() {
         let mut parameters = tokio_postgres::Config::new();
         parameters.host("localhost").hostaddr([127, 0, 0, 1].into()).port(haproxy.address().port());
         parameters.user("app").dbname("postgres").ssl_mode(SslMode::Require);
+        portcullis.event("the end of psql's session", |event| event.is("connection.closed"));
+        let seen = portcullis.seen();
         Runtime::new().unwrap().block_on(async {
             let (client, connection) = parameters.connect(connector(&portcullis)).await.unwrap();
             let asked = async {
@@ -114,7 +116,7 @@ fn psql_and_tokio_postgres_get_through_haproxy() {
             let (ended, ()) = tokio::join!(connection, asked);
             ended.unwrap();
         });
-        let told = portcullis.events().into_iter().rfind(|event| event.is("connection.opened")).unwrap();
+        let told = portcullis.event_after(seen, "an opening", |event| event.is("connection.opened"));
         assert_eq!((told.text("source"), told.text("balancer")), ("127.0.0.1", BALANCER), "{way}");
     }
 }
@@ -309,7 +311,7 @@ fn a_broken_header_is_invalid_and_said_to_be_so() {
 fn a_header_that_takes_its_time_is_cut_off_by_the_handshake_deadline() {
     let upstream = Upstream::silent();
     let listener = Listener::redis(&upstream).trusting(&["0.0.0.0/0"]).behind(&[BALANCER]);
-    let portcullis = Portcullis::before(listener.limit("handshake_timeout = \"300ms\""));
+    let portcullis = Portcullis::before(listener.limit("handshake_timeout = \"2s\""));
     let headers = [v1("10.1.2.3:7001", "192.0.2.1:6380"), v2_between("10.1.2.3:7001", "192.0.2.1:6380", &[0; 40])];
     for header in headers {
         let mut stream = balancer(&portcullis).dial();

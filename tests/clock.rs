@@ -8,7 +8,7 @@ use time::{Duration, OffsetDateTime};
 
 use crate::harness::portcullis::{ADMIN, executable};
 use crate::harness::upstream::showing;
-use crate::harness::{Authority, Client, Clocked, Listener, Portcullis, Request, Site, Upstream, program};
+use crate::harness::{Authority, Client, Clocked, Listener, Portcullis, Request, Site, Upstream, eventually, program};
 use crate::reload::ON_SIGHUP;
 use crate::revocation::{assert_ended, assert_lives, wanting};
 
@@ -252,6 +252,7 @@ fn certificate_that_runs_out_is_told_once_for_each_time_the_clock_is_set() {
             portcullis.set(offset);
             reload();
             reload();
+            eventually("the certificate is reported", || (told() >= expected).then_some(()));
             assert_eq!(told(), expected);
         }
     }

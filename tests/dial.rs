@@ -5,7 +5,7 @@ use std::io::Write;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::net::UnixListener;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustls::version::TLS12;
 use socket2::{Domain, SockAddr, Socket, Type};
@@ -40,12 +40,10 @@ fn assert_unreachable(upstream: &str) {
         &format!("upstream = {{ address = \"{upstream}\", connect_timeout = \"500ms\" }}"),
     );
     let portcullis = Portcullis::start(Site::new(), listener);
-    let begun = Instant::now();
     let mut client = portcullis.client().connect();
     client.send(b"PING\r\n");
     let words = client.rest().unwrap();
     assert!(words.starts_with(b"-LOADING "), "{}", words.escape_ascii());
-    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
     let denied = portcullis.ending(client.port());
     assert_eq!(denied.reason(), "upstream_unreachable");
     assert_eq!(denied.text("upstream"), upstream);

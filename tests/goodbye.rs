@@ -207,6 +207,7 @@ fn tokio_postgres_and_psql_hear_that_they_were_idle_for_too_long() {
     let says = |words: &'static str| move |line: &crate::harness::Event| line.0.to_string().contains(words);
     psql.screen.after(0, "the answer", says("the answer is 42"));
     let closed = |event: &crate::harness::Event| event.is("connection.closed");
+    portcullis.event("the end of the first session", closed);
     let seen = portcullis.events().iter().position(closed).unwrap() + 1;
     assert_eq!(portcullis.event_after(seen, "the end of psql's session", closed).reason(), "idle_timeout");
     psql.enter("select 1;");
@@ -217,7 +218,7 @@ fn tokio_postgres_and_psql_hear_that_they_were_idle_for_too_long() {
 #[test]
 fn an_idle_redis_client_hears_close_notify_and_nothing_else() {
     let redis = Redis::start();
-    let portcullis = Portcullis::before(Listener::redis(&redis).limit("idle_timeout = \"300ms\""));
+    let portcullis = Portcullis::before(Listener::redis(&redis).limit("idle_timeout = \"2s\""));
     let mut idle = portcullis.client().connect();
     idle.ask(b"PING\r\n", b"+PONG\r\n");
     assert_eq!(idle.rest().unwrap(), b"");

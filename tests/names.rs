@@ -229,8 +229,8 @@ fn of_very_many_names_that_come_at_once_a_thousand_are_told() {
     let rules: Vec<_> = names.iter().map(|name| format!("\"dns:{name}\"")).collect();
     let applied = portcullis.reconfigure(config(&upstream, &rules.iter().map(String::as_str).collect::<Vec<_>>()));
     assert_eq!(applied.number("sources_added"), 1_001, "{}", applied.0);
-    let told = portcullis.events().into_iter().filter(|event| event.is("source.added") && event.has("addresses"));
-    assert_eq!(told.count(), 1_000);
+    let is_added = |event: &Event| event.is("source.added") && event.has("addresses");
+    portcullis.assert_count("a thousand names are reported", 1_000, is_added);
 }
 
 #[test]

@@ -257,7 +257,7 @@ fn a_client_that_says_nothing_is_closed_at_the_handshake_deadline() {
 #[test]
 fn a_client_that_waits_after_the_s_is_closed_at_the_handshake_deadline() {
     let upstream = Upstream::silent();
-    let listener = Listener::postgres(&upstream).limit("handshake_timeout = \"200ms\"");
+    let listener = Listener::postgres(&upstream).limit("handshake_timeout = \"2s\"");
     let portcullis = Portcullis::before(listener);
     let (port, words) = says(&portcullis.client(), &SSL_REQUEST);
     assert_eq!(words, b"S");

@@ -164,12 +164,12 @@ fn a_restarted_redis_is_found_again() {
 #[test]
 fn a_blocked_client_waits_as_long_as_it_likes() {
     let redis = Redis::start();
-    let listener = Listener::redis(&redis).limit("handshake_timeout = \"300ms\"");
+    let listener = Listener::redis(&redis).limit("handshake_timeout = \"3s\"");
     let portcullis = Portcullis::before(listener);
     let mut waiting = portcullis.client().connect();
     waiting.send(b"BLPOP queue 0\r\n");
     // Longer than every timeout of this listener.
-    thread::sleep(Duration::from_secs(1));
+    thread::sleep(Duration::from_secs(4));
     eventually("Redis knows that somebody waits", || {
         run(redis.cli().args(["INFO", "clients"])).text().contains("blocked_clients:1").then_some(())
     });

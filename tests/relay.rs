@@ -16,7 +16,7 @@ use tokio_rustls::TlsConnector;
 use crate::harness::client::reset;
 use crate::harness::portcullis::EXECUTABLE;
 use crate::harness::program::command;
-use crate::harness::{Connection, Listener, PATIENCE, Portcullis, Site, Upstream, wire};
+use crate::harness::{Connection, Listener, PATIENCE, Portcullis, Site, Upstream, eventually, wire};
 
 const MIB: usize = 1024 * 1024;
 
@@ -134,8 +134,10 @@ fn a_slow_reader_of_a_large_answer_costs_little_memory_and_stalls_nobody() {
     assert!(stalled_at < SIZE / 8, "{stalled_at} bytes were taken off the upstream's hands");
     let grown = portcullis.own_memory().saturating_sub(before);
     assert!(grown <= MOST, "{grown} KiB more while {stalled_at} bytes wait");
-    let beside = usual_latency(&mut neighbour);
-    assert!(beside < 5 * undisturbed + Duration::from_millis(2), "{beside:?} instead of {undisturbed:?}");
+    // Measured again while other work disturbs the measurement. A neighbour that is stalled stays so.
+    eventually("the neighbour is served as fast as before", || {
+        (usual_latency(&mut neighbour) < 5 * undisturbed + Duration::from_millis(2)).then_some(())
+    });
 
     // It goes on where it stopped, and the neighbour is heard while it does.
     let expected = pattern(3 * MIB);
@@ -173,7 +175,7 @@ fn first_core() -> String {
 #[test]
 fn a_silent_session_ends_at_the_idle_timeout() {
     let upstream = Upstream::silent();
-    let listener = Listener::tcp(&upstream).limit("idle_timeout = \"300ms\"");
+    let listener = Listener::tcp(&upstream).limit("idle_timeout = \"2s\"");
     let portcullis = Portcullis::before(listener);
     let mut client = portcullis.client().connect();
     client.send(b"hello");
@@ -181,16 +183,16 @@ fn a_silent_session_ends_at_the_idle_timeout() {
     let closed = portcullis.ending(client.port());
     assert_eq!(closed.reason(), "idle_timeout");
     assert_eq!(closed.number("bytes_in"), 5);
-    assert!(closed.number("duration_ms") >= 300, "{}", closed.0);
+    assert!(closed.number("duration_ms") >= 2_000, "{}", closed.0);
 }
 
 #[test]
 fn a_byte_either_way_keeps_a_session_from_being_idle() {
     let upstream = Upstream::echo();
-    let listener = Listener::tcp(&upstream).limit("idle_timeout = \"2s\"");
+    let listener = Listener::tcp(&upstream).limit("idle_timeout = \"5s\"");
     let portcullis = Portcullis::before(listener);
     let mut client = portcullis.client().connect();
-    let end = Instant::now() + Duration::from_secs(3);
+    let end = Instant::now() + Duration::from_secs(6);
     while Instant::now() < end {
         client.ask(b"still here", b"still here");
         std::thread::sleep(Duration::from_millis(200));
@@ -229,16 +231,16 @@ fn a_half_closed_session_ends_when_the_other_side_stays_silent() {
 fn the_half_close_timer_starts_again_with_every_byte() {
     let upstream = Upstream::new(|mut stream| {
         read_all(&mut stream);
-        for _ in 0..10 {
+        for _ in 0..30 {
             std::thread::sleep(Duration::from_millis(200));
             stream.write_all(b"more").unwrap();
         }
     });
-    let listener = Listener::tcp(&upstream).limit("half_close_timeout = \"1s\"");
+    let listener = Listener::tcp(&upstream).limit("half_close_timeout = \"5s\"");
     let portcullis = Portcullis::before(listener);
     let mut client = portcullis.client().connect();
     client.finish_sending();
-    assert_eq!(client.rest().unwrap(), b"more".repeat(10));
+    assert_eq!(client.rest().unwrap(), b"more".repeat(30));
     assert_ne!(portcullis.ending(client.port()).reason(), "half_close_timeout");
 }
 
@@ -249,12 +251,12 @@ fn the_half_close_timer_starts_when_a_side_ends_and_not_before() {
         std::thread::sleep(Duration::from_millis(300));
         stream.write_all(&question).unwrap();
     });
-    let listener = Listener::tcp(&upstream).limit("half_close_timeout = \"1s\"");
+    let listener = Listener::tcp(&upstream).limit("half_close_timeout = \"3s\"");
     let portcullis = Portcullis::before(listener);
     let mut client = portcullis.client().connect();
     client.send(b"question");
     // A session older than the timer, and silent for longer than that.
-    std::thread::sleep(Duration::from_secs(2));
+    std::thread::sleep(Duration::from_secs(4));
     client.finish_sending();
     assert_eq!(client.rest().unwrap(), b"question");
     assert_ne!(portcullis.ending(client.port()).reason(), "half_close_timeout");

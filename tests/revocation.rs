@@ -11,8 +11,9 @@ use crate::harness::openssl::openssl;
 use crate::harness::{Authority, Connection, Leaf, Listener, Portcullis, Redis, Request, Site, Upstream, program};
 use crate::reload::ON_SIGHUP;
 
-/// Most that may pass between a reload that was applied, or a moment that came, and the end of the last session.
-pub(crate) const SOON: std::time::Duration = std::time::Duration::from_secs(1);
+/// The most time between the reload or the moment that revokes a session and its end. Portcullis takes a second at most; a
+/// machine that is busy with other work gets ten times that. All other timers that end a session are longer.
+pub(crate) const SOON: std::time::Duration = std::time::Duration::from_secs(10);
 
 /// A listener that wants certificates, and by what it judges them.
 pub(crate) fn wanting(upstream: &Upstream, lines: &[&str]) -> Listener {

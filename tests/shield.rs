@@ -7,9 +7,8 @@ use std::thread;
 use std::time::Duration;
 
 use serde_json::Value;
-use socket2::{Domain, Socket, Type};
 
-use crate::harness::client::port;
+use crate::harness::client::{dial_from, port};
 use crate::harness::portcullis::{ADMIN, EXECUTABLE, executable};
 use crate::harness::program::{allow_many_files, command, run};
 use crate::harness::{Listener, Portcullis, Site, Upstream, wire};
@@ -43,10 +42,7 @@ fn target(address: SocketAddr, source: &str) -> SocketAddr {
 fn dial(address: SocketAddr, source: &str, patience: Duration) -> io::Result<TcpStream> {
     let target = target(address, source);
     let source: IpAddr = source.parse().unwrap();
-    let socket = Socket::new(Domain::for_address(target), Type::STREAM, None)?;
-    socket.bind(&SocketAddr::new(source, 0).into())?;
-    socket.connect_timeout(&target.into(), patience)?;
-    let stream = TcpStream::from(socket);
+    let stream = dial_from(Some(source), target, Some(patience))?;
     stream.set_read_timeout(Some(crate::harness::PATIENCE))?;
     Ok(stream)
 }
@@ -93,14 +89,15 @@ fn a_stranger_hears_nothing_and_who_is_trusted_comes_in() {
         if let Some(stranger) = stranger {
             assert!(is_silent(address, stranger), "{listen}: {stranger}");
             let standing = status(&portcullis);
-            assert_eq!((&standing["dropped"], &standing["wanted"]), (&1.into(), &"on".into()), "{standing}");
+            // The kernel sends the SYN again when this thread has to wait for a core.
+            assert!(standing["dropped"].as_u64() >= Some(1) && standing["wanted"] == "on", "{standing}");
             assert!(standing["up_since"].is_string(), "{standing}");
         }
         inside.ask(b"still here", b"still here");
         drop(inside);
         let (_, events) = portcullis.stop();
         let off = events.iter().find(|event| event.is("shield.off")).unwrap();
-        assert_eq!(off.number("dropped"), u64::from(stranger.is_some()));
+        assert_eq!(off.number("dropped") > 0, stranger.is_some());
         assert!(!events.iter().any(|event| event.is("connection.denied")), "nobody has seen the stranger");
     }
 }

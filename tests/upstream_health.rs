@@ -32,10 +32,6 @@ fn refused(portcullis: &Portcullis) {
     assert!(portcullis.refusal(client.port()).starts_with("upstream_"));
 }
 
-fn lines(portcullis: &Portcullis, message: &str) -> Vec<Event> {
-    portcullis.events().into_iter().filter(|line| line.0["message"] == message).collect()
-}
-
 fn eventually_healthy(portcullis: &Portcullis) -> Value {
     eventually("it is healthy again", || Some(status(portcullis)).filter(|(health, _)| health == "healthy")).1
 }
@@ -70,7 +66,7 @@ fn single_redis_that_stops_is_unhealthy_and_healthy_again_without_a_client() {
     }
     assert!(words(&portcullis).contains("UNHEALTHY for "), "{}", words(&portcullis));
     refused(&portcullis);
-    assert_eq!(lines(&portcullis, "upstream unhealthy").len(), 1, "it is logged once");
+    portcullis.assert_count("it is logged once", 1, |line| line.0["message"] == "upstream unhealthy");
 
     redis.start_again();
     let again = eventually_healthy(&portcullis);

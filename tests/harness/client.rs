@@ -3,8 +3,8 @@
 use std::borrow::Borrow;
 use std::cell::OnceCell;
 use std::fmt;
-use std::io::{self, Read, Write};
-use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpStream, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{AlertDescription, ClientConfig, ClientConnection, RootCertStore, StreamOwned, SupportedProtocolVersion};
 use socket2::{Domain, SockRef, Socket, Type};
 
-use super::{Authority, Leaf, PATIENCE, wire};
+use super::{Authority, Leaf, PATIENCE, program, wire};
 
 /// How to call on a listener. Connections made with one `Client` share their TLS sessions, so the second may resume.
 pub(crate) struct Client {
@@ -95,12 +95,7 @@ impl Client {
     }
 
     pub(crate) fn try_dial(&self) -> io::Result<TcpStream> {
-        let socket = Socket::new(Domain::for_address(self.address), Type::STREAM, None)?;
-        if let Some(source) = self.source {
-            socket.bind(&SocketAddr::new(source, 0).into())?;
-        }
-        socket.connect(&self.address.into())?;
-        let stream = TcpStream::from(socket);
+        let stream = dial_from(self.source, self.address, None)?;
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.set_write_timeout(Some(PATIENCE))?;
         stream.set_nodelay(true)?;
@@ -253,6 +248,43 @@ pub(crate) fn alert(error: &io::Error) -> Option<AlertDescription> {
         return Some(*alert);
     }
     None
+}
+
+/// A TCP connection from a port that this process has not used before. Tests find audit events by their source port, and
+/// the kernel gives a port to two connections from different addresses, or in quick succession.
+#[allow(clippy::disallowed_methods, reason = "the target's family decides, folded or not")]
+pub(crate) fn dial_from(
+    source: Option<IpAddr>,
+    target: SocketAddr,
+    timeout: Option<Duration>,
+) -> io::Result<TcpStream> {
+    let any = match target.ip() {
+        IpAddr::V4(_) => IpAddr::from(Ipv4Addr::UNSPECIFIED),
+        IpAddr::V6(_) => IpAddr::from(Ipv6Addr::UNSPECIFIED),
+    };
+    loop {
+        let socket = Socket::new(Domain::for_address(target), Type::STREAM, None)?;
+        // The port may have belonged to a connection that is in TIME_WAIT, from another run.
+        socket.set_reuse_address(true)?;
+        let source = SocketAddr::new(source.unwrap_or(any), program::next_client_port());
+        let connected = socket.bind(&source.into()).and_then(|()| match timeout {
+            Some(timeout) => socket.connect_timeout(&target.into(), timeout),
+            None => socket.connect(&target.into()),
+        });
+        match connected {
+            Ok(()) => return Ok(TcpStream::from(socket)),
+            // A server or another run has this port.
+            Err(error) if error.kind() == ErrorKind::AddrInUse => {}
+            Err(error) if error.raw_os_error() == Some(libc::EADDRNOTAVAIL) && is_local(source) => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Whether this machine has the address, so that only its port can be what is not available.
+#[allow(clippy::disallowed_methods, reason = "an address of this machine is no client's")]
+fn is_local(address: SocketAddr) -> bool {
+    UdpSocket::bind((address.ip(), 0)).is_ok()
 }
 
 /// The port that a connection comes from, by which audit events are told apart.

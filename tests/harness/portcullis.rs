@@ -111,6 +111,14 @@ impl Portcullis {
         })
     }
 
+    /// Waits for this many events that match, and checks that there are no more. A client may be answered before the log
+    /// has the line.
+    pub(crate) fn assert_count(&self, what: &str, count: usize, matches: impl Fn(&Event) -> bool) {
+        let counted = || self.events().iter().filter(|event| matches(event)).count();
+        eventually(what, || (counted() >= count).then_some(()));
+        assert_eq!(counted(), count, "{what}");
+    }
+
     pub(crate) fn events(&self) -> Vec<Event> {
         self.log.events()
     }

@@ -188,16 +188,33 @@ pub(crate) fn free_address() -> SocketAddr {
     free("127.77.0.1")
 }
 
-/// Ports that the kernel gives to nobody by itself (net.ipv4.ip_local_port_range): neither to whoever binds port 0, nor to a
-/// client, which could otherwise connect to itself. Each is given once by this process; others begin elsewhere.
+/// Ports outside net.ipv4.ip_local_port_range, which the kernel assigns to no socket by itself. This process uses each port
+/// once before it uses one again. Other processes begin elsewhere. Servers and clients have separate ranges.
+struct Ports {
+    first: u32,
+    count: u32,
+    next: AtomicU32,
+}
+
+static SERVER_PORTS: Ports = Ports { first: 12_000, count: 5_000, next: AtomicU32::new(0) };
+static CLIENT_PORTS: Ports = Ports { first: 17_000, count: 15_000, next: AtomicU32::new(0) };
+
+impl Ports {
+    fn next(&self) -> u16 {
+        let begin = std::process::id().wrapping_mul(7919);
+        let number = begin.wrapping_add(self.next.fetch_add(1, Ordering::Relaxed));
+        u16::try_from(self.first + number % self.count).expect("it is a port")
+    }
+}
+
 fn free(host: &str) -> SocketAddr {
-    const FIRST: u32 = 12_000;
-    const COUNT: u32 = 20_000;
-    static NEXT: AtomicU32 = AtomicU32::new(0);
-    let begin = std::process::id().wrapping_mul(7919);
-    let next = || FIRST + begin.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % COUNT;
-    let free = || TcpListener::bind((host, u16::try_from(next()).expect("it is a port"))).ok()?.local_addr().ok();
-    (0..COUNT).find_map(|_| free()).expect("a port is free")
+    let free = || TcpListener::bind((host, SERVER_PORTS.next())).ok()?.local_addr().ok();
+    (0..SERVER_PORTS.count).find_map(|_| free()).expect("a port is free")
+}
+
+/// The source port of the next client.
+pub(crate) fn next_client_port() -> u16 {
+    CLIENT_PORTS.next()
 }
 
 /// Lets this process, and what it starts from now on, have several thousand files open.
