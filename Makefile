@@ -33,7 +33,7 @@ demo: ## show Portcullis at work before a private Redis and PostgreSQL (seconds,
 
 test: ## install what the tests need (Debian, Ubuntu), then run every test
 	scripts/install-test-tools
-	$(CARGO) test --locked
+	scripts/run-tests $(CARGO) test --locked
 
 lint: ## formatting, clippy, rustdoc, shell scripts, licences and advisories
 	$(CARGO) fmt --check

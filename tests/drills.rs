@@ -8,11 +8,11 @@
 use std::fs::{self, File};
 use std::os::unix::fs::symlink;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
 use crate::harness::Redis;
 use crate::harness::portcullis::EXECUTABLE;
-use crate::harness::program::{Running, find, free_port};
+use crate::harness::program::{Group, Running, free_port, supervised};
 
 /// What the guide says.
 fn guide() -> String {
@@ -128,10 +128,9 @@ fn run(blocks: &[Block], password: Option<&str>) -> String {
 
     let output = site.path().join("drill.out");
     let file = File::create(&output).unwrap();
-    // `timeout` has a process group of its own, with all that the drill leaves running.
-    let mut shell = Command::new("setpriv");
-    shell.args(["--pdeathsig", "TERM", "--"]).arg(find("timeout"));
-    shell.args(["-k", "1", "100", "sh", "-e", "drill.sh"]).current_dir(site.path());
+    let mut shell = supervised();
+    // In the foreground: a process group of its own would leave that of the supervisor.
+    shell.args(["timeout", "--foreground", "-k", "1", "100", "sh", "-e", "drill.sh"]).current_dir(site.path());
     shell.env_remove("PORTCULLIS_CONFIG").env("PATH", format!("{}:{path}", programs.path().display()));
     shell.env_remove("REDISCLI_AUTH").envs(password.map(|password| ("REDISCLI_AUTH", password)));
     shell.stdin(Stdio::null()).stdout(file.try_clone().unwrap()).stderr(file);
@@ -144,26 +143,6 @@ fn run(blocks: &[Block], password: Option<&str>) -> String {
     assert_eq!(code, Some(0), "the drill failed:\n{said}\n--- log\n{log}");
     assert_eq!(left, "", "the drill leaves programs running:\n{said}");
     said
-}
-
-/// A shell and all that it has started.
-struct Group(Running);
-
-impl Group {
-    /// Which programs of it still run.
-    fn left(&self) -> String {
-        let mut list = Command::new("pgrep");
-        list.args(["--runstates", "D,R,S,T", "--list-full", "--pgroup", &self.0.0.id().to_string()]);
-        String::from_utf8_lossy(&list.output().unwrap().stdout).into_owned()
-    }
-}
-
-impl Drop for Group {
-    fn drop(&mut self) {
-        let group = format!("kill -KILL -- -{}", self.0.0.id());
-        // Nobody may be left.
-        let _ = Command::new("sh").args(["-c", &group]).stderr(Stdio::null()).status();
-    }
 }
 
 /// A block as a part of the script.

@@ -315,7 +315,13 @@ impl Machine {
     fn call(&self, target: &str, source: &str, seconds: &str) -> (bool, bool) {
         let mut client = command("nsenter");
         client.args(["--target", &self.clients, "--user", "--net", "--preserve-credentials"]);
-        client.args(["timeout", seconds, "openssl", "s_client", "-brief", "-connect", target, "-bind", source]);
+        // Another user namespace forgets the signal that `command` has set.
+        const TIED: [&str; 4] = ["setpriv", "--pdeathsig", "KILL", "--"];
+        client
+            .args(TIED)
+            .args(["timeout", seconds])
+            .args(TIED)
+            .args(["openssl", "s_client", "-brief", "-connect", target, "-bind", source]);
         let outcome = run(client.arg("-CAfile").arg(self.portcullis.site.path("ca.crt")));
         (outcome.code == Some(124), outcome.stderr.contains("Protocol version: TLSv1.3"))
     }

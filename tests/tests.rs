@@ -76,6 +76,8 @@ mod goodbye;
 mod handshakes;
 /// Client certificates.
 mod identity;
+/// Runs of these tests that are interrupted.
+mod interrupted;
 /// Keys behind a passphrase, in the environment, and as credentials.
 mod keys;
 /// Sessions over legs with TLS and without.

@@ -2,6 +2,7 @@
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -21,6 +22,38 @@ pub(crate) fn tied(program: &Path) -> Command {
     let mut command = Command::new("setpriv");
     command.args(["--pdeathsig", "KILL", "--"]).arg(program);
     command
+}
+
+/// A command that runs its arguments in a process group. All of the group is killed when the test's thread ends, however it
+/// ends: `--pdeathsig` alone reaches a shell and not the programs that the shell has started.
+pub(crate) fn supervised() -> Command {
+    // The parent may have ended before the first line; then nobody would send the signal.
+    const SUPERVISOR: &str = "trap 'kill -KILL 0' TERM; [ $PPID = $0 ] || exit 1; \"$@\" & wait $!";
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "TERM", "--", "sh", "-c", SUPERVISOR, &std::process::id().to_string()]);
+    command.process_group(0);
+    command
+}
+
+/// A process that was started by [`supervised`], and its group.
+#[derive(Debug)]
+pub(crate) struct Group(pub(crate) Running);
+
+impl Group {
+    /// The command lines of the group's processes that still run.
+    pub(crate) fn left(&self) -> String {
+        let mut list = Command::new("pgrep");
+        list.args(["--runstates", "D,R,S,T", "--list-full", "--pgroup", &self.0.0.id().to_string()]);
+        String::from_utf8_lossy(&list.output().expect("procps is installed").stdout).into_owned()
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        let group = format!("kill -KILL -- -{}", self.0.0.id());
+        // An error means that no process is left.
+        let _ = Command::new("sh").args(["-c", &group]).stderr(Stdio::null()).status();
+    }
 }
 
 /// Where a program is. PostgreSQL's own are preferred to Debian's wrappers in /usr/bin.
