@@ -11,9 +11,9 @@ use crate::harness::client::port;
 use crate::harness::program::Running;
 use crate::harness::wire::{GSSENC_REQUEST, PROTOCOL_3_0, cancel, last_words, read_exactly, startup};
 use crate::harness::{Connection, Listener, Portcullis, Postgres, Request, Site, Upstream, eventually};
-use crate::nodes::{addresses, config};
 use crate::postgres::{connector, conninfo, parameters, psql};
 use crate::reload::ON_SIGHUP;
+use crate::upstream_selection::{addresses, config};
 
 const RUNNING: &str = "select count(*) from pg_stat_activity where query like 'select pg_sleep%'";
 

@@ -3,11 +3,11 @@
 use portcullis::internals::timestamp;
 use serde_json::{Value, json};
 
+use crate::dns_sources::{STATE, is_let_in};
 use crate::harness::dns::{Dnsmasq, OddServer, Way, alone};
 use crate::harness::hosts::{ask_the_dns, name, start};
 use crate::harness::portcullis::ADMIN;
 use crate::harness::{Event, Listener, Portcullis, Site, Upstream, eventually};
-use crate::names::{STATE, is_let_in};
 use crate::reload::ON_SIGHUP;
 
 fn config(upstream: &Upstream, value: &str, refresh: &str) -> String {

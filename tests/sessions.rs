@@ -13,7 +13,7 @@ use crate::harness::wire::{PROTOCOL_3_0, error_response, startup};
 use crate::harness::{
     Authority, Connection, Listener, Portcullis, Postgres, Redis, Request, Site, Upstream, eventually,
 };
-use crate::primary::{CLEARTEXT, asks_and_is, before, target};
+use crate::postgres_primary::{CLEARTEXT, asks_and_is, before, target};
 use crate::reload::ON_SIGHUP;
 use crate::revocation::SOON;
 

@@ -7,7 +7,7 @@ use crate::harness::portcullis::{ADMIN, executable};
 use crate::harness::program::{self, free_port, run};
 use crate::harness::wire::{PROTOCOL_3_0, startup};
 use crate::harness::{Event, Listener, Portcullis, Postgres, Redis, Site, Upstream, eventually};
-use crate::nodes::upstreams;
+use crate::upstream_selection::upstreams;
 
 fn start(listener: &Listener) -> Portcullis {
     Portcullis::start(Site::new(), format!("{ADMIN}{listener}"))

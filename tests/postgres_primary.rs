@@ -13,8 +13,8 @@ use crate::harness::postgres::client;
 use crate::harness::program::{Running, free_port, run};
 use crate::harness::wire::{PROTOCOL_3_0, error_response, startup};
 use crate::harness::{Authority, Event, Listener, Portcullis, Postgres, Request, Site, Upstream, eventually};
-use crate::nodes::{addresses, config, said, upstreams};
 use crate::postgres::{connector, conninfo, parameters, psql};
+use crate::upstream_selection::{addresses, config, said, upstreams};
 
 const ASK: [&str; 2] = ["-c", "select pg_is_in_recovery(), inet_server_port()"];
 

@@ -5,12 +5,12 @@ use std::net::TcpListener;
 use std::path::Path;
 
 use crate::config::broken_rules;
+use crate::file_watcher::watching;
 use crate::harness::client::port;
 use crate::harness::portcullis::{ADMIN, executable};
 use crate::harness::program::{free_address, run};
 use crate::harness::{Listener, Portcullis, Site, Upstream, eventually, wire};
 use crate::reload::{ON_SIGHUP, served};
-use crate::watch::watching;
 
 #[test]
 fn the_same_mistake_is_reported_once_however_often_it_is_looked_at() {
