@@ -11,7 +11,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::harness::portcullis::{ADMIN, executable};
 use crate::harness::program::{Outcome, run};
-use crate::harness::{Listener, Site};
+use crate::harness::{Listener, TestDir};
 
 /// Answers at the site's `admin.sock` until it is dropped.
 struct StandIn {
@@ -21,7 +21,7 @@ struct StandIn {
 }
 
 impl StandIn {
-    fn answering(site: &Site, answer: impl Fn(&AdminRequest) -> AdminResponse + Send + 'static) -> Self {
+    fn answering(site: &TestDir, answer: impl Fn(&AdminRequest) -> AdminResponse + Send + 'static) -> Self {
         let (asking, asked) = channel();
         let (stop, mut stopped) = oneshot::channel();
         let (up, is_up) = channel();
@@ -60,14 +60,14 @@ impl Drop for StandIn {
 }
 
 /// A site whose configuration names the socket `admin.sock`.
-fn site() -> Site {
-    let site = Site::new();
+fn site() -> TestDir {
+    let site = TestDir::new();
     site.write("portcullis.toml", format!("{ADMIN}{}", Listener::redis("127.0.0.1:6379")));
     site
 }
 
 /// From another directory than the configuration's, so that its relative path has to be understood.
-fn portcullis(site: &Site, arguments: &[&str]) -> Outcome {
+fn portcullis(site: &TestDir, arguments: &[&str]) -> Outcome {
     let mut command = executable();
     command.args(arguments).env("PORTCULLIS_CONFIG", site.path("portcullis.toml")).current_dir("/");
     run(&mut command)
@@ -105,7 +105,7 @@ fn without_a_running_program_every_command_says_so() {
 
 #[test]
 fn without_an_admin_section_every_command_says_what_to_write() {
-    let site = Site::new();
+    let site = TestDir::new();
     site.write("portcullis.toml", Listener::redis("127.0.0.1:6379"));
     for command in COMMANDS {
         let outcome = portcullis(&site, command);

@@ -10,7 +10,7 @@ use time::OffsetDateTime;
 
 use crate::harness::client::port;
 use crate::harness::program::free_address;
-use crate::harness::{Event, Listener, Portcullis, Request, Site, Upstream, eventually, wire};
+use crate::harness::{Event, Listener, Portcullis, Request, TestDir, Upstream, eventually, wire};
 
 /// One connection of every kind: let in, a stranger, plaintext, gone at once. Returns their source ports.
 fn mixed_company(portcullis: &Portcullis) -> Vec<u16> {
@@ -92,7 +92,7 @@ fn lines(file: &std::path::Path) -> Vec<Value> {
 fn the_audit_file_has_what_the_log_has() {
     let upstream = Upstream::echo();
     let config = format!("log.audit_file = \"audit.log\"\n{}", Listener::redis(&upstream));
-    let mut portcullis = Portcullis::start(Site::new(), config);
+    let mut portcullis = Portcullis::start(TestDir::new(), config);
     mixed_company(&portcullis);
     let (_, events) = portcullis.stop();
     let logged = events.iter().filter(|event| event.0["target"] == "audit").map(|event| {
@@ -111,7 +111,7 @@ fn the_audit_file_has_what_the_log_has() {
 fn the_audit_file_is_opened_anew_on_sighup() {
     let upstream = Upstream::echo();
     let config = format!("log.audit_file = \"audit.log\"\n{}", Listener::redis(&upstream));
-    let portcullis = Portcullis::start(Site::new(), config);
+    let portcullis = Portcullis::start(TestDir::new(), config);
     let (file, rotated) = (portcullis.site.path("audit.log"), portcullis.site.path("audit.log.1"));
     let arrives = |file: &std::path::Path, port: u16| {
         eventually("the event is in the file", || {
@@ -130,7 +130,7 @@ fn the_audit_file_is_opened_anew_on_sighup() {
 #[test]
 fn a_certificate_that_runs_out_soon_is_spoken_of() {
     let upstream = Upstream::echo();
-    let site = Site::new();
+    let site = TestDir::new();
     let soon = site.ca.issue(Request::server(&["soon.test"]).valid(-10, 5));
     site.install("soon", &soon);
     let listener = Listener::redis(&upstream).certificates(&["server", "soon"]);
@@ -146,7 +146,7 @@ fn a_certificate_that_runs_out_soon_is_spoken_of() {
 fn no_payload_and_no_key_is_ever_logged() {
     let upstream = Upstream::echo();
     let config = format!("log.level = \"trace\"\n{}", Listener::redis(&upstream));
-    let mut portcullis = Portcullis::start(Site::new(), config);
+    let mut portcullis = Portcullis::start(TestDir::new(), config);
     let password = b"AUTH correct-horse-battery-staple\r\n";
     portcullis.client().connect().ask(password, password);
     let mut plain = portcullis.client().dial();
@@ -166,7 +166,7 @@ fn a_newline_in_a_certificate_makes_no_line_in_the_log() {
     const EVIL: &str = "app\n{\"event\":\"forged\"}\r\nforged\x1b[2J\0";
     let upstream = Upstream::echo();
     for format in ["json", "text"] {
-        let site = Site::new();
+        let site = TestDir::new();
         let leaf = site.ca.issue(Request::client(EVIL));
         let address = free_address();
         let listener = Listener::redis(&upstream)

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use crate::harness::client::port;
 use crate::harness::portcullis::executable;
 use crate::harness::program::run;
-use crate::harness::{Event, Listener, Portcullis, Site, Upstream, eventually, wire};
+use crate::harness::{Event, Listener, Portcullis, TestDir, Upstream, eventually, wire};
 use crate::reload::{ON_CHANGE, ON_SIGHUP};
 
 const AUDIT_FILE: &str = "log.audit_file = \"audit.log\"\n";
@@ -20,7 +20,7 @@ fn turned_away(portcullis: &Portcullis) -> u16 {
     port(&stranger)
 }
 
-fn fifo(site: &Site) {
+fn fifo(site: &TestDir) {
     run(Command::new("mkfifo").arg(site.path("audit.log"))).success();
 }
 
@@ -28,7 +28,7 @@ fn fifo(site: &Site) {
 fn sighup_opens_the_audit_file_anew_even_if_the_configuration_is_broken() {
     let upstream = Upstream::echo();
     let config = format!("{ON_SIGHUP}{AUDIT_FILE}{}", Listener::redis(&upstream));
-    let portcullis = Portcullis::start(Site::new(), config);
+    let portcullis = Portcullis::start(TestDir::new(), config);
     portcullis.address("main");
     let file = portcullis.site.path("audit.log");
     fs::rename(&file, portcullis.site.path("audit.log.1")).unwrap();
@@ -40,7 +40,7 @@ fn sighup_opens_the_audit_file_anew_even_if_the_configuration_is_broken() {
 
 #[test]
 fn a_fifo_without_a_reader_fails_the_start() {
-    let site = Site::new();
+    let site = TestDir::new();
     fifo(&site);
     site.write("portcullis.toml", format!("{AUDIT_FILE}{}", Listener::redis("127.0.0.1:6379")));
     let outcome = run(executable().args(["run", "-c"]).arg(site.path("portcullis.toml")));
@@ -52,7 +52,7 @@ fn a_fifo_without_a_reader_fails_the_start() {
 #[test]
 fn a_fifo_whose_reader_leaves_stops_nothing() {
     let upstream = Upstream::echo();
-    let site = Site::new();
+    let site = TestDir::new();
     fifo(&site);
     let mut options = File::options();
     let reader = options.read(true).custom_flags(libc::O_NONBLOCK).open(site.path("audit.log")).unwrap();
@@ -69,7 +69,7 @@ fn a_fifo_whose_reader_leaves_stops_nothing() {
 fn an_audit_file_beside_the_configuration_makes_nobody_read_the_files_again() {
     const SOURCES: u64 = 4 * 1024 * 1024;
     let upstream = Upstream::echo();
-    let site = Site::new();
+    let site = TestDir::new();
     let padding = "#".repeat(usize::try_from(SOURCES).unwrap());
     site.write("sources.toml", format!("rule = []\n{padding}\n"));
     let listener = Listener::redis(&upstream).key("sources_file = \"sources.toml\"");
@@ -92,7 +92,7 @@ fn an_audit_file_beside_the_configuration_makes_nobody_read_the_files_again() {
 
 #[test]
 fn audit_file_that_others_could_have_linked_fails_start_and_check() {
-    let site = Site::new();
+    let site = TestDir::new();
     let shared = site.path("shared");
     fs::create_dir(&shared).unwrap();
     fs::set_permissions(&shared, Permissions::from_mode(0o777)).unwrap();
@@ -117,7 +117,7 @@ fn audit_file_that_others_could_have_linked_fails_start_and_check() {
 #[test]
 fn audit_file_that_is_linked_elsewhere_before_sighup_stays_the_old_one() {
     let upstream = Upstream::echo();
-    let site = Site::new();
+    let site = TestDir::new();
     let (shared, target) = (site.path("shared"), site.path("target"));
     fs::create_dir(&shared).unwrap();
     fs::set_permissions(&shared, Permissions::from_mode(0o777)).unwrap();

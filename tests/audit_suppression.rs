@@ -67,7 +67,7 @@ fn a_flood_that_the_end_of_the_program_interrupts_is_summed_up_too() {
 #[test]
 fn the_audit_file_is_spared_like_the_log() {
     let upstream = Upstream::silent();
-    let site = crate::harness::Site::new();
+    let site = crate::harness::TestDir::new();
     let config = format!("log.audit_file = \"audit.jsonl\"\n{}", Listener::redis(&upstream));
     let mut portcullis = Portcullis::start(site, config);
     flood(&portcullis.client().from("127.0.0.2"), 1_500);

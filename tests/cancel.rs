@@ -10,7 +10,7 @@ use tokio_postgres::error::SqlState;
 use crate::harness::client::port;
 use crate::harness::program::Running;
 use crate::harness::wire::{GSSENC_REQUEST, PROTOCOL_3_0, cancel, last_words, read_exactly, startup};
-use crate::harness::{Connection, Listener, Portcullis, Postgres, Request, Site, Upstream, eventually};
+use crate::harness::{Connection, Listener, Portcullis, Postgres, Request, TestDir, Upstream, eventually};
 use crate::postgres::{connector, conninfo, parameters, psql};
 use crate::reload::ON_SIGHUP;
 use crate::upstream_selection::{addresses, config};
@@ -160,7 +160,7 @@ fn a_stranger_cancels_nothing() {
 #[test]
 fn a_plaintext_cancel_passes_where_client_certificates_are_required() {
     let upstream = Upstream::brief();
-    let site = Site::new();
+    let site = TestDir::new();
     site.install("client", &site.ca.issue(Request::client("app")));
     let listener = Listener::postgres(&upstream).tls("client_auth = \"required\"").tls("client_ca = \"ca.crt\"");
     let portcullis = Portcullis::start(site, listener);
@@ -180,7 +180,7 @@ fn a_plaintext_cancel_that_a_reload_overtakes_is_judged_by_the_new_policy() {
     ] {
         let upstream = Upstream::silent();
         let listener = Listener::postgres(&upstream);
-        let portcullis = Portcullis::start(Site::new(), format!("{ON_SIGHUP}{listener}"));
+        let portcullis = Portcullis::start(TestDir::new(), format!("{ON_SIGHUP}{listener}"));
         let mut stream = portcullis.client().dial();
         // The answer shows that the client is in.
         stream.write_all(&GSSENC_REQUEST).unwrap();
@@ -201,7 +201,7 @@ fn a_plaintext_cancel_that_a_reload_overtakes_is_judged_by_the_new_policy() {
 fn a_cancel_over_tls_that_a_reload_overtakes_is_judged_by_the_new_policy() {
     let upstream = Upstream::silent();
     let listener = Listener::postgres(&upstream);
-    let portcullis = Portcullis::start(Site::new(), format!("{ON_SIGHUP}{listener}"));
+    let portcullis = Portcullis::start(TestDir::new(), format!("{ON_SIGHUP}{listener}"));
     let mut client = portcullis.client().asking_first().connect();
     let packet = cancel(77, &[1, 2, 3, 4]);
     let (half, rest) = packet.split_at(packet.len() / 2);
@@ -255,7 +255,7 @@ fn assert_cancelled(mut psql: Running) {
 fn a_cancel_request_goes_to_the_server_of_its_session_whichever_is_preferred_now() {
     let (one, other) = (Postgres::start(), Postgres::start());
     let prefer = |servers: &[&dyn Display]| config(&Listener::postgres("UPSTREAM"), &addresses(servers));
-    let portcullis = Portcullis::start(Site::new(), prefer(&[&one]));
+    let portcullis = Portcullis::start(TestDir::new(), prefer(&[&one]));
     let at_one = sleeper(&portcullis, &one);
     assert!(portcullis.reconfigure(prefer(&[&other, &one])).is("reload.applied"));
     let at_other = sleeper(&portcullis, &other);
@@ -282,7 +282,7 @@ fn a_cancel_request_goes_to_the_server_of_its_session_whichever_is_preferred_now
 fn over_tls_and_in_clear_a_key_leads_to_its_session_and_once_that_is_gone_to_the_first_server() {
     let (one, other) = (Postgres::start(), Postgres::start());
     let prefer = |servers: &[&dyn Display]| config(&Listener::postgres("UPSTREAM"), &addresses(servers));
-    let portcullis = Portcullis::start(Site::new(), prefer(&[&one, &other]));
+    let portcullis = Portcullis::start(TestDir::new(), prefer(&[&one, &other]));
     let server = |port: u16| {
         let event = portcullis
             .event("cancel.forwarded", |event| event.is("cancel.forwarded") && event.0["source_port"] == port);

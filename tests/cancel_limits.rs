@@ -13,7 +13,7 @@ use crate::harness::client::port;
 use crate::harness::portcullis::ADMIN;
 use crate::harness::program::Running;
 use crate::harness::wire::{cancel, last_words};
-use crate::harness::{Client, Event, Listener, Portcullis, Postgres, Request, Site, Upstream, eventually};
+use crate::harness::{Client, Event, Listener, Portcullis, Postgres, Request, TestDir, Upstream, eventually};
 use crate::postgres::{conninfo, psql};
 
 /// What one source may send at once that names no open session, and what it may send in each second after that.
@@ -72,7 +72,7 @@ fn counting(postgres: &Postgres) -> (Upstream, Arc<AtomicU64>) {
 fn flood_of_plaintext_cancels_is_limited_and_another_source_still_cancels() {
     let postgres = Postgres::start();
     let (upstream, cancels) = counting(&postgres);
-    let site = Site::new();
+    let site = TestDir::new();
     site.install("client", &site.ca.issue(Request::client("app")));
     let listener = Listener::postgres(&upstream).trusting(&["127.0.0.0/8"]);
     let listener = listener.tls("client_auth = \"required\"").tls("client_ca = \"ca.crt\"");
@@ -213,7 +213,7 @@ fn pool_cancels_all_its_queries_at_once_in_the_middle_of_a_flood_from_its_own_so
 fn cancels_that_the_database_does_not_answer_are_limited_at_once() {
     let upstream = Upstream::silent();
     let listener = Listener::postgres(&upstream).trusting(&["127.0.0.0/8"]);
-    let portcullis = Portcullis::start(Site::new(), format!("{ADMIN}{listener}"));
+    let portcullis = Portcullis::start(TestDir::new(), format!("{ADMIN}{listener}"));
     let send = |client: &Client| {
         let mut stream = client.dial();
         stream.write_all(&cancel(77, &[1, 2, 3, 4])).unwrap();

@@ -5,7 +5,7 @@ use rustls::version::{TLS12, TLS13};
 use crate::harness::openssl::s_client;
 use crate::harness::portcullis::executable;
 use crate::harness::program::run;
-use crate::harness::{Authority, Event, Leaf, Listener, Portcullis, Request, Site, Upstream};
+use crate::harness::{Authority, Event, Leaf, Listener, Portcullis, Request, TestDir, Upstream};
 use crate::revocation::{assert_lives, session, start, wanting};
 
 const GREETING: &str = "greetings";
@@ -26,7 +26,7 @@ fn refused(portcullis: &Portcullis, leaf: &Leaf) -> Event {
 
 #[test]
 fn handshakes_succeed_when_the_names_of_the_cas_are_longer_than_tls_allows() {
-    let (upstream, site, clients) = (Upstream::echo(), Site::new(), Authority::new("Clients CA"));
+    let (upstream, site, clients) = (Upstream::echo(), TestDir::new(), Authority::new("Clients CA"));
     let long = "x".repeat(60);
     let others = (0..800).map(|number| Authority::new(&format!("CA {number} {long}")).pem());
     site.write("clients.pem", others.chain([clients.pem()]).collect::<String>());
@@ -41,7 +41,7 @@ fn handshakes_succeed_when_the_names_of_the_cas_are_longer_than_tls_allows() {
 
 #[test]
 fn server_certificate_with_a_critical_extension_is_served() {
-    let (upstream, site) = (greeting(), Site::new());
+    let (upstream, site) = (greeting(), TestDir::new());
     let leaf = site.ca.issue(Request::server(&["localhost", "127.0.0.1"]).with_critical_policies());
     site.install("server", &leaf);
     let portcullis = start(site, &[&Listener::redis(&upstream)]);
@@ -54,7 +54,7 @@ fn server_certificate_with_a_critical_extension_is_served() {
 
 #[test]
 fn client_certificate_with_a_critical_extension_is_accepted_when_it_is_pinned() {
-    let (upstream, site, clients) = (greeting(), Site::new(), Authority::new("Clients CA"));
+    let (upstream, site, clients) = (greeting(), TestDir::new(), Authority::new("Clients CA"));
     let leaf = clients.issue(Request::client("app").with_critical_policies());
     site.write("clients.pem", clients.pem());
     site.write("app.pem", leaf.pem());
@@ -81,7 +81,7 @@ fn client_certificate_with_a_critical_extension_is_accepted_when_it_is_pinned() 
 
 #[test]
 fn each_cause_of_an_unusable_chain_has_its_own_words() {
-    let (upstream, site, clients) = (Upstream::echo(), Site::new(), Authority::new("Clients CA"));
+    let (upstream, site, clients) = (Upstream::echo(), TestDir::new(), Authority::new("Clients CA"));
     let own_ca = Leaf::by_itself(Request::client("own").authority());
     let below_a_leaf = Authority::below_a_leaf(&clients, "Leaf that issues");
     site.write("clients.pem", format!("{}{}", clients.pem(), own_ca.pem()));
@@ -100,7 +100,7 @@ fn each_cause_of_an_unusable_chain_has_its_own_words() {
 
 #[test]
 fn ca_with_name_constraints_that_cannot_be_checked_is_warned_of() {
-    let (upstream, site) = (Upstream::echo(), Site::new());
+    let (upstream, site) = (Upstream::echo(), TestDir::new());
     site.write("clients.pem", Authority::limited_to_a_directory("Limited CA").pem());
     let portcullis = start(site, &[&wanting(&upstream, &["client_ca = \"clients.pem\""])]);
     let checked = run(executable().arg("check").arg("-c").arg(portcullis.site.path("portcullis.toml")));
@@ -111,7 +111,7 @@ fn ca_with_name_constraints_that_cannot_be_checked_is_warned_of() {
 #[test]
 fn hello_that_is_too_old_is_described_in_the_words_of_the_field() {
     let upstream = Upstream::silent();
-    let portcullis = start(Site::new(), &[&Listener::redis(&upstream)]);
+    let portcullis = start(TestDir::new(), &[&Listener::redis(&upstream)]);
     for (options, words) in [
         (&["-tls1_1", "-cipher", "ALL:@SECLEVEL=0"][..], "TLS 1.2"),
         (&["-tls1_2", "-cipher", "AES128-SHA:@SECLEVEL=0"], "too old"),
@@ -129,7 +129,7 @@ fn hello_that_is_too_old_is_described_in_the_words_of_the_field() {
 
 #[test]
 fn server_name_with_a_trailing_dot_chooses_the_certificate_of_the_name_without() {
-    let (upstream, site) = (greeting(), Site::new());
+    let (upstream, site) = (greeting(), TestDir::new());
     site.install("a", &site.ca.issue(Request::server(&["a.test"])));
     let portcullis = start(site, &[&Listener::redis(&upstream).certificates(&["server", "a"])]);
     for name in ["a.test", "a.test.", "A.Test."] {

@@ -6,28 +6,28 @@ use std::os::unix::fs::PermissionsExt;
 use crate::harness::openssl::openssl;
 use crate::harness::portcullis::executable;
 use crate::harness::program::{Outcome, command, run};
-use crate::harness::{Authority, Listener, Request, Site};
+use crate::harness::{Authority, Listener, Request, TestDir};
 
 /// Portcullis among the files of a site.
-fn portcullis(site: &Site, arguments: &[&str]) -> Outcome {
+fn portcullis(site: &TestDir, arguments: &[&str]) -> Outcome {
     run(executable().args(arguments).current_dir(site.directory()))
 }
 
 /// A site with a development CA in `dev`.
-fn site() -> Site {
-    let site = Site::new();
+fn site() -> TestDir {
+    let site = TestDir::new();
     portcullis(&site, &["certs", "init", "dev"]).success();
     site
 }
 
 /// Renews a certificate by the CA in `dev`, into `new`.
-fn renew(site: &Site, certificate: &str, more: &[&str]) -> Outcome {
+fn renew(site: &TestDir, certificate: &str, more: &[&str]) -> Outcome {
     let arguments = ["certs", "renew", certificate, "--ca", "dev/ca.crt", "--ca-key", "dev/ca.key", "--out", "new"];
     portcullis(site, &[&arguments[..], more].concat())
 }
 
 /// Makes a certificate with openssl by the CA in `dev`: `NAME.crt`, `NAME.key`.
-fn made_by_openssl(site: &Site, name: &str, subject: &str, extensions: &str) {
+fn made_by_openssl(site: &TestDir, name: &str, subject: &str, extensions: &str) {
     let (key, request, certificate) = (format!("{name}.key"), format!("{name}.csr"), format!("{name}.crt"));
     site.write("extensions", extensions);
     let subject = ["-subj", subject, "-utf8", "-multivalue-rdn"];
@@ -38,7 +38,7 @@ fn made_by_openssl(site: &Site, name: &str, subject: &str, extensions: &str) {
 }
 
 /// The fields of a certificate as openssl shows them.
-fn shown(site: &Site, file: &str, fields: &[&str]) -> String {
+fn shown(site: &TestDir, file: &str, fields: &[&str]) -> String {
     openssl(site, &[&["x509", "-in", file, "-noout", "-nameopt", "multiline,-esc_msb"][..], fields].concat())
 }
 
@@ -71,13 +71,13 @@ fn a_bundle_holds_what_a_client_needs_and_nothing_of_the_ca_but_its_certificates
 }
 
 /// The files in `out/app.zip`, which end up in `unzipped`.
-fn unzipped(site: &Site) -> String {
+fn unzipped(site: &TestDir) -> String {
     let unzip = "import zipfile\nz = zipfile.ZipFile('out/app.zip')\nz.extractall('unzipped')\nprint(*z.namelist())";
     run(command("python3").args(["-c", unzip]).current_dir(site.directory())).success()
 }
 
 /// Issues a bundle for the client `app` by the CA in `dev`.
-fn issue_bundle(site: &Site, more: &[&str]) -> Outcome {
+fn issue_bundle(site: &TestDir, more: &[&str]) -> Outcome {
     let issue = ["certs", "issue", "--ca", "dev/ca.crt", "--ca-key", "dev/ca.key", "--name", "app", "--bundle"];
     portcullis(site, &[&issue[..], &["--out", "out"], more].concat())
 }
@@ -226,7 +226,7 @@ fn what_stands_behind_a_certificate_is_kept_where_it_leads_to_the_ca() {
 
 #[test]
 fn a_name_with_two_parts_of_one_kind_is_kept_in_the_issuer_too() {
-    let site = Site::new();
+    let site = TestDir::new();
     let request = "[req]\ndistinguished_name = name\nprompt = no\nx509_extensions = ca\n\
                    [name]\n0.DC = com\n1.DC = example\n0.OU = One\n1.OU = Two\nCN = Odd CA\n\
                    [ca]\nbasicConstraints = critical, CA:TRUE\nkeyUsage = keyCertSign\nsubjectKeyIdentifier = hash\n";
@@ -262,7 +262,7 @@ fn nothing_is_issued_with_a_key_that_is_not_the_cas() {
 
 #[test]
 fn inspect_says_how_long_and_that_there_are_keys() {
-    let site = Site::new();
+    let site = TestDir::new();
     let leaf = site.ca.issue(Request::client("app").valid(-1, 12));
     site.write("both.pem", format!("{}{}", leaf.key_pem(), leaf.pem()));
     let said = portcullis(&site, &["certs", "inspect", "both.pem", "server.key"]).success();

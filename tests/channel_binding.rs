@@ -3,7 +3,7 @@
 
 use crate::harness::portcullis::executable;
 use crate::harness::program::run;
-use crate::harness::{Authority, Leaf, Listener, Portcullis, Postgres, Request, Site};
+use crate::harness::{Authority, Leaf, Listener, Portcullis, Postgres, Request, TestDir};
 use crate::postgres::{conninfo, psql};
 
 /// The words of `check`, and of the log when it happens.
@@ -63,8 +63,8 @@ fn with_a_unix_socket_everything_works_but_require() {
 }
 
 /// A listener before a server that both show this certificate.
-fn twins(own: impl Fn(&Site) -> Leaf, ca: impl Fn(&Site) -> String) -> (Portcullis, Postgres) {
-    let site = Site::new();
+fn twins(own: impl Fn(&TestDir) -> Leaf, ca: impl Fn(&TestDir) -> String) -> (Portcullis, Postgres) {
+    let site = TestDir::new();
     let leaf = own(&site);
     site.install("server", &leaf);
     site.write("upstream.crt", ca(&site));
@@ -76,8 +76,8 @@ fn twins(own: impl Fn(&Site) -> Leaf, ca: impl Fn(&Site) -> String) -> (Portcull
 
 #[test]
 fn with_the_same_certificate_on_both_sides_everything_works() {
-    let from_ca = |site: &Site| site.server();
-    let rsa = |site: &Site| site.ca.issue(Request::server(&["localhost", "127.0.0.1"]).rsa());
+    let from_ca = |site: &TestDir| site.server();
+    let rsa = |site: &TestDir| site.ca.issue(Request::server(&["localhost", "127.0.0.1"]).rsa());
     let (portcullis, _postgres) = twins(from_ca, |site| site.ca.pem());
     let (other, _other) = twins(rsa, |site| site.ca.pem());
     for portcullis in [&portcullis, &other] {
@@ -106,7 +106,7 @@ fn a_bundle_that_holds_our_own_certificate_says_that_it_is_the_same() {
 
 #[test]
 fn with_two_certificates_libpqs_default_fails_and_the_log_says_why() {
-    let site = Site::new();
+    let site = TestDir::new();
     let postgres = Postgres::with_tls(&site, &site.server());
     keyed(&postgres);
     let listener = Listener::postgres(&postgres).upstream_tls("verify-full", "ca.crt");
@@ -137,7 +137,7 @@ fn with_two_certificates_libpqs_default_fails_and_the_log_says_why() {
 /// Application, sidecar, gateway, database. The sidecar takes the binding out of the offer, wherever it comes from.
 #[test]
 fn two_in_a_row_work_from_an_application_without_tls() {
-    let site = Site::new();
+    let site = TestDir::new();
     let secured = Postgres::with_tls(&site, &site.server());
     let plain = Postgres::start();
     for postgres in [&secured, &plain] {
@@ -148,7 +148,7 @@ fn two_in_a_row_work_from_an_application_without_tls() {
     let ca = site.ca.pem();
     let gateway = Portcullis::start(site, format!("{far}{near}"));
     for name in ["far", "near"] {
-        let site = Site::new();
+        let site = TestDir::new();
         site.write("gateway.crt", &ca);
         let listener =
             Listener::postgres(gateway.address(name)).upstream_tls("verify-full", "gateway.crt").without_tls();
@@ -166,7 +166,7 @@ fn two_in_a_row_work_from_an_application_without_tls() {
 /// An application with TLS of its own before a sidecar with another certificate: there are three, and the first fails.
 #[test]
 fn what_is_hidden_from_a_client_without_tls_is_not_from_one_that_has_it() {
-    let site = Site::new();
+    let site = TestDir::new();
     let postgres = Postgres::with_tls(&site, &site.server());
     keyed(&postgres);
     let bare = Listener::postgres(&postgres).named("bare").upstream_tls("verify-full", "ca.crt").without_tls();
@@ -185,7 +185,7 @@ fn what_is_hidden_from_a_client_without_tls_is_not_from_one_that_has_it() {
 /// Its signature names no hash, and there is nothing that could be bound to.
 #[test]
 fn nothing_can_be_bound_to_a_certificate_signed_by_ed25519() {
-    let own = |_: &Site| Leaf::by_itself(Request::server(&["localhost", "127.0.0.1"]).ed25519());
+    let own = |_: &TestDir| Leaf::by_itself(Request::server(&["localhost", "127.0.0.1"]).ed25519());
     let (portcullis, _postgres) = twins(own, |site| std::fs::read_to_string(site.path("server.crt")).unwrap());
     let conninfo = as_keyed(&portcullis).replace("ca.crt", "server.crt");
     assert_eq!(sign_in(&conninfo, "disable"), Ok(()));

@@ -7,7 +7,7 @@ use crate::harness::client::alert;
 use crate::harness::openssl::{openssl, s_client};
 use crate::harness::portcullis::executable;
 use crate::harness::program::run;
-use crate::harness::{Authority, Listener, Portcullis, Request, Site, Upstream};
+use crate::harness::{Authority, Listener, Portcullis, Request, TestDir, Upstream};
 use crate::reload::ON_SIGHUP;
 
 /// A listener that asks for certificates of the CA in `clients.pem`.
@@ -16,8 +16,8 @@ fn asking(client_auth: &str, upstream: &Upstream) -> Listener {
 }
 
 /// A site whose `clients.pem` has one CA, which is returned.
-fn site() -> (Site, Authority) {
-    let (site, clients) = (Site::new(), Authority::new("Clients CA"));
+fn site() -> (TestDir, Authority) {
+    let (site, clients) = (TestDir::new(), Authority::new("Clients CA"));
     site.write("clients.pem", clients.pem());
     (site, clients)
 }
@@ -97,7 +97,7 @@ fn a_refused_client_is_told_by_an_alert() {
 #[test]
 fn a_ca_made_anew_under_its_old_name_is_an_unknown_one() {
     let upstream = Upstream::silent();
-    let site = Site::new();
+    let site = TestDir::new();
     for directory in ["old", "new"] {
         run(executable().args(["certs", "init", directory]).current_dir(site.directory())).success();
     }

@@ -8,7 +8,9 @@ use time::{Duration, OffsetDateTime};
 
 use crate::harness::portcullis::{ADMIN, executable};
 use crate::harness::upstream::showing;
-use crate::harness::{Authority, Client, Clocked, Listener, Portcullis, Request, Site, Upstream, eventually, program};
+use crate::harness::{
+    Authority, Client, Clocked, Listener, Portcullis, Request, TestDir, Upstream, eventually, program,
+};
 use crate::reload::ON_SIGHUP;
 use crate::revocation::{assert_ended, assert_lives, wanting};
 
@@ -32,7 +34,7 @@ fn with_sources_file(upstream: &Upstream) -> String {
 #[test]
 fn expiry_beyond_the_year_9999_in_a_reload_trusts_the_source() {
     let upstream = Upstream::echo();
-    let site = Site::new();
+    let site = TestDir::new();
     site.write("sources.toml", "rule = []\n");
     let mut portcullis = Portcullis::start(site, with_sources_file(&upstream));
     let from = |source: &str| portcullis.client().from(source).attempt();
@@ -58,7 +60,7 @@ fn expiry_beyond_the_year_9999_in_a_reload_trusts_the_source() {
 
 #[test]
 fn expiry_beyond_the_year_9999_in_check_is_shown_in_utc() {
-    let site = Site::new();
+    let site = TestDir::new();
     site.write("sources.toml", rules());
     site.write("portcullis.toml", with_sources_file(&Upstream::echo()));
     let check = |options: &[&str]| {
@@ -86,7 +88,7 @@ fn longest_durations_in_use_serve_sessions() {
         .upstream(&format!("connect_timeout = \"{LONGEST}\""))
         .upstream(&format!("dial_retry = \"{LONGEST}\""));
     let whole = format!("reload.poll = \"{LONGEST}\"\nshutdown.drain = \"{LONGEST}\"\n");
-    let mut portcullis = Portcullis::start(Site::new(), format!("{whole}{listener}"));
+    let mut portcullis = Portcullis::start(TestDir::new(), format!("{whole}{listener}"));
     assert_lives(portcullis.client().connect());
     assert_eq!(portcullis.stop().0, Some(0));
 }
@@ -114,7 +116,7 @@ fn rule_follows_a_clock_that_is_set_and_set_back() {
     let rules = format!(r#"[{{ type = "ip_addr", value = "127.0.0.1", expires_at = {end} }}, "127.0.0.2"]"#);
     let listener = Listener::redis(&upstream).trusting(&[]).limit("idle_timeout = \"30m\"").to_string();
     let listener = listener.replace("trusted_sources = []", &format!("trusted_sources = {rules}"));
-    let mut portcullis = Clocked::start(Site::new(), format!("{ADMIN}{ON_SIGHUP}{listener}"));
+    let mut portcullis = Clocked::start(TestDir::new(), format!("{ADMIN}{ON_SIGHUP}{listener}"));
     let (ending, lasting) = (portcullis.client().from("127.0.0.1"), portcullis.client().from("127.0.0.2"));
     let kept = lasting.attempt().1.unwrap();
     // Hours ahead and back, years ahead and back, and a reload under each of them.
@@ -145,7 +147,7 @@ fn rule_follows_a_clock_that_is_set_and_set_back() {
 #[test]
 fn certificate_follows_a_clock_that_is_set_and_a_ticket_is_no_way_around_it() {
     let upstream = Upstream::echo();
-    let (site, clients) = (Site::new(), Authority::new("Clients CA"));
+    let (site, clients) = (TestDir::new(), Authority::new("Clients CA"));
     site.write("clients.pem", clients.pem());
     let listener = wanting(&upstream, &["client_ca = \"clients.pem\""]);
     let mut portcullis = Clocked::start(site, format!("{ON_SIGHUP}{listener}"));
@@ -179,7 +181,7 @@ fn certificate_follows_a_clock_that_is_set_and_a_ticket_is_no_way_around_it() {
 #[test]
 fn ticket_from_before_the_clock_was_set_back_is_not_taken() {
     let upstream = Upstream::echo();
-    let mut portcullis = Clocked::start(Site::new(), Listener::redis(&upstream));
+    let mut portcullis = Clocked::start(TestDir::new(), Listener::redis(&upstream));
     let client = portcullis.client();
     let handshake = || client.attempt().1.unwrap().tls().handshake_kind().unwrap();
     let set_and_shake_twice = |offset| {
@@ -196,7 +198,7 @@ fn ticket_from_before_the_clock_was_set_back_is_not_taken() {
 #[test]
 fn revocation_list_follows_a_clock_that_is_set() {
     let upstream = Upstream::echo();
-    let (site, clients) = (Site::new(), Authority::new("Clients CA"));
+    let (site, clients) = (TestDir::new(), Authority::new("Clients CA"));
     site.write("clients.pem", clients.pem());
     site.write("clients.crl", clients.revoking(&[], 2));
     let listener = wanting(&upstream, &["client_ca = \"clients.pem\"", "client_crl = \"clients.crl\""]);
@@ -216,7 +218,7 @@ fn revocation_list_follows_a_clock_that_is_set() {
 
 #[test]
 fn certificate_of_the_upstream_follows_a_clock_that_is_set() {
-    let site = Site::new();
+    let site = TestDir::new();
     let own = site.ca.issue(Request::server(&["localhost", "127.0.0.1"]).valid(-1, 2));
     let upstream = Upstream::tls(showing(&own), |mut tls| {
         let mut bytes = [0; 4];
@@ -242,7 +244,7 @@ fn certificate_of_the_upstream_follows_a_clock_that_is_set() {
 #[test]
 fn certificate_that_runs_out_is_told_once_for_each_time_the_clock_is_set() {
     let upstream = Upstream::echo();
-    let mut portcullis = Clocked::start(Site::new(), format!("{ON_SIGHUP}{}", Listener::redis(&upstream)));
+    let mut portcullis = Clocked::start(TestDir::new(), format!("{ON_SIGHUP}{}", Listener::redis(&upstream)));
     portcullis.address("main");
     let reload = || portcullis.applies(|| portcullis.process.signal("HUP"));
     let told = || portcullis.events().iter().filter(|event| event.is("certificate.expiring")).count();

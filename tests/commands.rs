@@ -11,20 +11,20 @@ use serde_json::Value;
 use crate::harness::openssl::{openssl, s_client};
 use crate::harness::portcullis::executable;
 use crate::harness::program::{Outcome, run};
-use crate::harness::{Authority, Listener, Portcullis, Request, Site, Upstream};
+use crate::harness::{Authority, Listener, Portcullis, Request, TestDir, Upstream};
 
 /// Portcullis among the files of a site.
-fn portcullis(site: &Site, arguments: &[&str]) -> Outcome {
+fn portcullis(site: &TestDir, arguments: &[&str]) -> Outcome {
     run(executable().args(arguments).current_dir(site.directory()))
 }
 
-fn mode(site: &Site, file: &str) -> u32 {
+fn mode(site: &TestDir, file: &str) -> u32 {
     fs::metadata(site.path(file)).unwrap().permissions().mode() & 0o777
 }
 
 /// A site with a configuration of one listener.
-fn configured(listener: Listener) -> Site {
-    let site = Site::new();
+fn configured(listener: Listener) -> TestDir {
+    let site = TestDir::new();
     site.write("portcullis.toml", listener);
     site
 }
@@ -82,7 +82,7 @@ fn check_shows_what_would_be_enforced() {
 
 #[test]
 fn check_can_be_read_by_a_program() {
-    let site = Site::new();
+    let site = TestDir::new();
     let leaf = site.ca.issue(Request::server(&["db.test", "*.db.test"]));
     site.install("server", &leaf);
     site.write("sources.toml", "[[rule]]\ntype = \"ip_addr\"\nvalue = \"192.0.2.7\"\n");
@@ -132,7 +132,7 @@ fn check_warns_of_a_key_that_others_can_read() {
 
 #[test]
 fn a_start_warns_of_a_key_that_others_can_read() {
-    let site = Site::new();
+    let site = TestDir::new();
     fs::set_permissions(site.path("server.key"), fs::Permissions::from_mode(0o640)).unwrap();
     let portcullis = Portcullis::start(site, Listener::redis("127.0.0.1:6379"));
     portcullis.event("a warning", |event| event.0["level"] == "WARN" && event.0.to_string().contains("server.key"));
@@ -233,7 +233,7 @@ fn explain_judges_a_client_certificate() {
 }
 
 /// What `explain` says of a certificate: of its exit code and its words.
-fn explained(site: &Site, certificate: &str, code: i32, words: &[&str]) {
+fn explained(site: &TestDir, certificate: &str, code: i32, words: &[&str]) {
     let common = ["explain", "-c", "portcullis.toml", "--listener", "main", "--source", "127.0.0.1", "--client-cert"];
     let outcome = portcullis(site, &[&common[..], &[certificate]].concat());
     assert_eq!(outcome.code, Some(code), "{certificate}: {}{}", outcome.text(), outcome.stderr);
@@ -309,7 +309,7 @@ fn explain_does_not_know_every_listener() {
 
 #[test]
 fn the_development_certificates_are_sound_and_private() {
-    let site = Site::new();
+    let site = TestDir::new();
     portcullis(&site, &["certs", "init", "dev", "--host", "db.internal", "--host", "10.1.2.3"]).success();
     for key in ["dev/ca.key", "dev/server.key", "dev/client.key"] {
         assert_eq!(mode(&site, key), 0o600, "{key}");
@@ -336,7 +336,7 @@ fn the_development_certificates_are_sound_and_private() {
 
 #[test]
 fn the_development_certificates_work() {
-    let site = Site::new();
+    let site = TestDir::new();
     portcullis(&site, &["certs", "init", "dev"]).success();
     let issue = ["certs", "issue", "--ca", "dev/ca.crt", "--ca-key", "dev/ca.key", "--name", "app"];
     let names = ["--dns", "app.internal", "--uri", "spiffe://prod/app", "--days", "7"];
@@ -362,7 +362,7 @@ fn the_development_certificates_work() {
 
 #[test]
 fn inspect_lists_every_certificate_of_every_bundle() {
-    let site = Site::new();
+    let site = TestDir::new();
     let roots = [Authority::new("First CA"), Authority::new("Second CA")];
     let middle = roots[0].intermediate("Middle CA");
     let leaf = middle.issue(Request::client("app"));
@@ -388,7 +388,7 @@ fn completions_and_the_manual_are_there() {
         let said = run(executable().args(["completions", shell])).success();
         assert!(said.contains("portcullis") && said.contains("explain"), "{said}");
     }
-    let site = Site::new();
+    let site = TestDir::new();
     site.write("completion", run(executable().args(["completions", "bash"])).success());
     run(Command::new("bash").arg("-n").arg(site.path("completion"))).success();
     let manual = run(executable().arg("man")).success();

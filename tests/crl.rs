@@ -11,7 +11,7 @@ use crate::harness::client::alert;
 use crate::harness::openssl::s_client;
 use crate::harness::portcullis::{ADMIN, executable};
 use crate::harness::program::{Outcome, run};
-use crate::harness::{Authority, Event, Leaf, Listener, Portcullis, Request, Site, TakesBack, Upstream};
+use crate::harness::{Authority, Event, Leaf, Listener, Portcullis, Request, TakesBack, TestDir, Upstream};
 use crate::reload::{ON_CHANGE, ON_SIGHUP};
 use crate::revocation::{SOON, assert_ended, assert_lives, session, wanting, while_busy};
 
@@ -21,8 +21,8 @@ fn checking(upstream: &Upstream) -> Listener {
 }
 
 /// A site with one CA in `clients.pem`, which has taken back nothing, and a list in `clients.crl` that says so.
-fn site() -> (Site, Authority) {
-    let (site, clients) = (Site::new(), Authority::new("Clients CA"));
+fn site() -> (TestDir, Authority) {
+    let (site, clients) = (TestDir::new(), Authority::new("Clients CA"));
     site.write("clients.pem", clients.pem());
     site.write("clients.crl", clients.list(TakesBack::nothing(1)).pem());
     (site, clients)
@@ -139,7 +139,7 @@ fn a_list_of_an_intermediate_counts_for_what_that_has_issued() {
 #[test]
 fn of_two_cas_with_one_name_each_goes_by_its_own_list() {
     let upstream = Upstream::echo();
-    let site = Site::new();
+    let site = TestDir::new();
     let [one, two] = ["Clients CA", "Clients CA"].map(Authority::new);
     let [of_one, other_of_one] = [&one, &one].map(app);
     let [of_two, other_of_two] = [&two, &two].map(app);
@@ -186,7 +186,7 @@ fn a_ca_without_a_list_is_not_checked() {
 #[test]
 fn list_of_the_new_key_of_a_ca_covers_no_certificate_of_the_old_key() {
     let upstream = Upstream::echo();
-    let site = Site::new();
+    let site = TestDir::new();
     let [old, new] = ["Clients CA", "Clients CA"].map(Authority::new);
     let [of_old, named, of_new] = [&old, &old, &new].map(app);
     site.write("clients.pem", format!("{}{}", old.pem(), new.pem()));
@@ -215,7 +215,7 @@ fn list_of_the_new_key_of_a_ca_covers_no_certificate_of_the_old_key() {
 #[test]
 fn lists_are_read_in_pem_and_in_der_and_side_by_side() {
     let upstream = Upstream::echo();
-    let site = Site::new();
+    let site = TestDir::new();
     let authorities = ["First CA", "Second CA", "Third CA"].map(Authority::new);
     let taken = [app(&authorities[0]), app(&authorities[1]), app(&authorities[2])];
     let [first, second, third] =
@@ -235,7 +235,7 @@ fn lists_are_read_in_pem_and_in_der_and_side_by_side() {
 #[test]
 fn of_an_old_list_and_a_new_one_side_by_side_the_new_one_counts() {
     let upstream = Upstream::echo();
-    let (site, clients) = (Site::new(), Authority::new("Clients CA"));
+    let (site, clients) = (TestDir::new(), Authority::new("Clients CA"));
     let [taken, later, other] = [&clients, &clients, &clients].map(app);
     site.write("clients.pem", clients.pem());
     fs::create_dir(site.path("lists")).unwrap();
@@ -405,7 +405,7 @@ fn a_list_of_nobody_in_client_ca_is_warned_of() {
 #[test]
 fn plan_tells_two_lists_of_one_issuer_apart() {
     let upstream = Upstream::echo();
-    let site = Site::new();
+    let site = TestDir::new();
     let [one, two] = ["Clients CA", "Clients CA"].map(Authority::new);
     let [of_one, of_two] = [app(&one), app(&two)];
     site.write("clients.pem", format!("{}{}", one.pem(), two.pem()));
@@ -435,7 +435,7 @@ fn plan_tells_two_lists_of_one_issuer_apart() {
 fn large_lists_that_all_change_are_held_twice_at_most() {
     const LISTS: usize = 10;
     let upstream = Upstream::echo();
-    let site = Site::new();
+    let site = TestDir::new();
     let names: Vec<_> = (0..LISTS).map(|number| format!("CA {number}")).collect();
     let authorities: Vec<_> = names.iter().map(|name| Authority::new(name)).collect();
     site.write("clients.pem", authorities.iter().map(Authority::pem).collect::<String>());
@@ -444,7 +444,7 @@ fn large_lists_that_all_change_are_held_twice_at_most() {
         authorities.iter().map(|one| one.list(TakesBack::nothing(number).and_many(20_000)).pem()).collect()
     };
     let versions = [lists(1), lists(2)];
-    let put = |site: &Site, version: &[String]| {
+    let put = |site: &TestDir, version: &[String]| {
         for (number, list) in version.iter().enumerate() {
             site.replace(&format!("lists/{number}.crl"), list);
         }

@@ -13,7 +13,7 @@ use socket2::{Domain, SockRef, Socket, Type};
 use crate::harness::client::port;
 use crate::harness::dns::alone;
 use crate::harness::program::{command, run};
-use crate::harness::{Listener, PATIENCE, Portcullis, Site, Upstream, eventually};
+use crate::harness::{Listener, PATIENCE, Portcullis, TestDir, Upstream, eventually};
 
 const TIMEOUT: Duration = Duration::from_secs(2);
 const LIMIT: &str = "dead_peer_timeout = \"2s\"";
@@ -38,7 +38,7 @@ fn narrow(address: Option<SocketAddr>) -> Socket {
 }
 
 fn before(upstream: impl std::fmt::Display) -> Portcullis {
-    Portcullis::start(Site::new(), Listener::tcp(upstream).without_tls().on(&["127.0.0.1:0"]).limit(LIMIT))
+    Portcullis::start(TestDir::new(), Listener::tcp(upstream).without_tls().on(&["127.0.0.1:0"]).limit(LIMIT))
 }
 
 #[test]
@@ -127,7 +127,7 @@ fn serve(mut stream: UnixStream, is_cut: &AtomicBool) {
 #[test]
 fn client_that_stops_acknowledging_is_ended() {
     alone(|| {
-        let site = Site::new();
+        let site = TestDir::new();
         let path = site.path("database.sock");
         let listener = UnixListener::bind(&path).unwrap();
         let is_cut = Arc::new(AtomicBool::new(false));
@@ -165,7 +165,7 @@ fn client_that_stops_acknowledging_is_ended() {
 fn upstream_that_stops_acknowledging_is_ended() {
     alone(|| {
         let upstream = Upstream::echo();
-        let site = Site::new();
+        let site = TestDir::new();
         let path = site.path("proxy.sock");
         let listener = Listener::tcp(&upstream).without_tls().on(&[&format!("unix:{}", path.display())]);
         let portcullis = Portcullis::start(site, listener.limit(LIMIT));

@@ -10,7 +10,7 @@ use crate::harness::client::port;
 use crate::harness::hosts;
 use crate::harness::portcullis::{ADMIN, EXECUTABLE};
 use crate::harness::program::{allow_many_files, command, run};
-use crate::harness::{Connection, Event, Listener, Portcullis, Site, Upstream, eventually};
+use crate::harness::{Connection, Event, Listener, Portcullis, TestDir, Upstream, eventually};
 use crate::reload::ON_SIGHUP;
 use crate::revocation::assert_ended;
 
@@ -61,7 +61,7 @@ fn soft_limit_is_raised_to_the_hard_one() {
     allow_many_files();
     let upstream = Upstream::echo();
     let config = format!("{ADMIN}{}", Listener::redis(&upstream));
-    let portcullis = Portcullis::start_by(limited("64:4096"), Site::new(), config);
+    let portcullis = Portcullis::start_by(limited("64:4096"), TestDir::new(), config);
     let client = portcullis.client();
     let mut sessions: Vec<_> = (0..150).map(|_| client.connect()).collect();
     for session in &mut sessions {
@@ -81,7 +81,7 @@ fn client_that_uses_all_descriptors_can_be_removed() {
         let listener = Listener::redis(&upstream).trusting(sources);
         format!("log.audit_file = \"audit.log\"\n{ADMIN}{ON_SIGHUP}{listener}")
     };
-    let portcullis = Portcullis::start_by(limited(&tight(23)), Site::new(), config(SOURCES));
+    let portcullis = Portcullis::start_by(limited(&tight(23)), TestDir::new(), config(SOURCES));
     portcullis.address("main");
     let (mut sessions, waiting) = flood(&portcullis, "127.0.0.2");
 
@@ -115,7 +115,7 @@ fn client_that_uses_all_descriptors_can_be_removed() {
 #[test]
 fn host_names_are_looked_up_while_clients_use_all_descriptors() {
     allow_many_files();
-    let (upstream, site) = (Upstream::echo(), Site::new());
+    let (upstream, site) = (Upstream::echo(), TestDir::new());
     hosts::name(&site, &[("app.test", &["127.0.0.4"])]);
     let name = "{ type = \"dns\", value = \"app.test\", refresh = \"1s\" }";
     let listener = Listener::redis(&upstream).trusting(&["127.0.0.2"]).to_string();
@@ -137,7 +137,7 @@ fn others_get_in_as_soon_as_descriptors_are_given_back() {
     allow_many_files();
     let upstream = Upstream::echo();
     let config = format!("{ADMIN}{}", Listener::redis(&upstream).trusting(&["127.0.0.2", "127.0.0.3"]));
-    let portcullis = Portcullis::start_by(limited(&tight(23)), Site::new(), config);
+    let portcullis = Portcullis::start_by(limited(&tight(23)), TestDir::new(), config);
     portcullis.address("main");
     let (mut sessions, waiting) = flood(&portcullis, "127.0.0.2");
     drop(waiting);

@@ -11,7 +11,7 @@ use rustls::version::TLS12;
 use socket2::{Domain, SockAddr, Socket, Type};
 
 use crate::harness::wire::{PROTOCOL_3_0, error_response, startup};
-use crate::harness::{Connection, Listener, Portcullis, Site, Upstream, eventually};
+use crate::harness::{Connection, Listener, Portcullis, TestDir, Upstream, eventually};
 
 #[test]
 fn an_upstream_can_be_a_name() {
@@ -39,7 +39,7 @@ fn assert_unreachable(upstream: &str) {
         &format!("upstream = \"{upstream}\""),
         &format!("upstream = {{ address = \"{upstream}\", connect_timeout = \"500ms\" }}"),
     );
-    let portcullis = Portcullis::start(Site::new(), listener);
+    let portcullis = Portcullis::start(TestDir::new(), listener);
     let mut client = portcullis.client().connect();
     client.send(b"PING\r\n");
     let words = client.rest().unwrap();
@@ -118,7 +118,7 @@ fn dead_clients_and_dead_upstreams_are_looked_for() {
 
 #[test]
 fn a_unix_socket_with_a_short_queue_is_asked_until_it_takes_everybody() {
-    let site = Site::new();
+    let site = TestDir::new();
     let path = site.path("database.sock");
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None).unwrap();
     socket.bind(&SockAddr::unix(&path).unwrap()).unwrap();

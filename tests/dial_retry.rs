@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::harness::postgres::client;
 use crate::harness::program::{Running, free_address, run, tied};
-use crate::harness::{Event, Listener, Portcullis, Postgres, Redis, Site, Upstream, eventually};
+use crate::harness::{Event, Listener, Portcullis, Postgres, Redis, TestDir, Upstream, eventually};
 use crate::postgres::{conninfo, psql};
 use crate::reload::ON_SIGHUP;
 
@@ -89,7 +89,7 @@ fn client_that_is_held_follows_the_policy() {
         format!("{ON_SIGHUP}{listener}")
     };
     let away = free_address();
-    let portcullis = Portcullis::start(Site::new(), config(&away, "127.0.0.0/8"));
+    let portcullis = Portcullis::start(TestDir::new(), config(&away, "127.0.0.0/8"));
     let mut client = portcullis.client().connect();
     client.send(b"hello");
     assert!(portcullis.reconfigure(config(&upstream, "127.0.0.0/8")).is("reload.applied"));

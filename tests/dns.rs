@@ -7,7 +7,7 @@ use crate::dns_sources::{STATE, is_let_in};
 use crate::harness::dns::{Dnsmasq, OddServer, Way, alone};
 use crate::harness::hosts::{ask_the_dns, name, start};
 use crate::harness::portcullis::ADMIN;
-use crate::harness::{Event, Listener, Portcullis, Site, Upstream, eventually};
+use crate::harness::{Event, Listener, Portcullis, TestDir, Upstream, eventually};
 use crate::reload::ON_SIGHUP;
 
 fn config(upstream: &Upstream, value: &str, refresh: &str) -> String {
@@ -19,8 +19,8 @@ fn config(upstream: &Upstream, value: &str, refresh: &str) -> String {
     )
 }
 
-fn site(options: &str) -> Site {
-    let site = Site::new();
+fn site(options: &str) -> TestDir {
+    let site = TestDir::new();
     ask_the_dns(&site, options);
     site
 }
@@ -236,7 +236,7 @@ fn what_is_kept_counts_where_the_server_is_gone_at_the_start() {
         drop(dns);
         let old = status_when(&portcullis, "it is stale", |status| status["stale"] == true);
         portcullis.stop();
-        let site = std::mem::replace(&mut portcullis.site, Site::new());
+        let site = std::mem::replace(&mut portcullis.site, TestDir::new());
         let again = start(site, &config).unwrap();
         assert!(is_let_in(&again, "127.0.0.5"));
         warned(&again, 0, "goes on to count: 127.0.0.5");

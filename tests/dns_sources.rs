@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::harness::hosts::{executable, name, start};
 use crate::harness::portcullis::ADMIN;
 use crate::harness::program::run;
-use crate::harness::{Connection, Event, Listener, Portcullis, Site, Upstream, eventually};
+use crate::harness::{Connection, Event, Listener, Portcullis, TestDir, Upstream, eventually};
 use crate::reload::ON_SIGHUP;
 
 /// Keeps its state in the site.
@@ -24,8 +24,8 @@ fn config(upstream: &Upstream, rules: &[&str]) -> String {
     )
 }
 
-fn site(ips: &[&str]) -> Site {
-    let site = Site::new();
+fn site(ips: &[&str]) -> TestDir {
+    let site = TestDir::new();
     name(&site, &[("app.test", ips)]);
     site
 }
@@ -124,7 +124,7 @@ fn a_name_that_cannot_be_resolved_keeps_its_last_addresses_also_over_a_restart()
     assert_eq!(warnings, 1, "once for each change and not for each try");
 
     let config = fs::read_to_string(portcullis.site.path("portcullis.toml")).unwrap();
-    let site = std::mem::replace(&mut portcullis.site, Site::new());
+    let site = std::mem::replace(&mut portcullis.site, TestDir::new());
     let again = start(site, config).unwrap();
     assert!(is_let_in(&again, "127.0.0.5"), "what is kept counts");
     warned(&again, 0, "its last good answer, of 20");
@@ -162,7 +162,7 @@ fn a_state_file_that_is_broken_is_passed_over() {
     assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
     portcullis.stop();
     fs::write(&file, "{\"names\":{\"app.test\":{\"addresses\":[\"0.0.0.0/0\"]}}}").unwrap();
-    let site = std::mem::replace(&mut portcullis.site, Site::new());
+    let site = std::mem::replace(&mut portcullis.site, TestDir::new());
     name(&site, &[]);
     let again = start(site, config).unwrap();
     assert!(!is_let_in(&again, "127.0.0.5"));
@@ -221,7 +221,7 @@ fn of_very_many_names_that_come_at_once_a_thousand_are_told() {
     let upstream = Upstream::echo();
     let (names, ips): (Vec<_>, Vec<_>) =
         (0..1_001).map(|number| (format!("n{number}.test"), format!("10.0.{}.{}", number / 250, number % 250))).unzip();
-    let site = Site::new();
+    let site = TestDir::new();
     let ips: Vec<_> = ips.iter().map(|ip| [ip.as_str()]).collect();
     name(&site, &names.iter().zip(&ips).map(|(name, ip)| (name.as_str(), &ip[..])).collect::<Vec<_>>());
     let Some(portcullis) = start(site, config(&upstream, &[])) else { return };

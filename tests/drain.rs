@@ -6,11 +6,11 @@ use std::process;
 
 use crate::harness::portcullis::{ADMIN, executable};
 use crate::harness::program::run;
-use crate::harness::{Connection, Listener, PATIENCE, Portcullis, Site, Upstream, eventually};
+use crate::harness::{Connection, Listener, PATIENCE, Portcullis, TestDir, Upstream, eventually};
 
 fn draining(drain: &str, upstream: &Upstream) -> (Portcullis, Connection) {
     let config = format!("shutdown.drain = \"{drain}\"\n{}", Listener::redis(upstream));
-    let portcullis = Portcullis::start(Site::new(), config);
+    let portcullis = Portcullis::start(TestDir::new(), config);
     let mut inside = portcullis.client().connect();
     inside.ask(b"hello", b"hello");
     (portcullis, inside)
@@ -45,7 +45,7 @@ fn sigterm_waits_for_a_running_session_and_refuses_new_ones() {
 fn sigterm_without_a_session_ends_at_once() {
     let upstream = Upstream::echo();
     let config = format!("shutdown.drain = \"10m\"\n{}", Listener::redis(&upstream));
-    let mut portcullis = Portcullis::start(Site::new(), config);
+    let mut portcullis = Portcullis::start(TestDir::new(), config);
     portcullis.address("main");
     assert_eq!(portcullis.stop().0, Some(0));
 }
@@ -75,7 +75,7 @@ fn a_second_sigterm_ends_everything_at_once() {
 #[test]
 fn commands_say_that_the_program_is_draining_and_another_one_can_start() {
     let upstream = Upstream::echo();
-    let site = Site::new();
+    let site = TestDir::new();
     let socket = site.path("admin.sock");
     let (drain, listener) = ("shutdown.drain = \"10m\"\n", Listener::redis(&upstream));
     let mut portcullis = Portcullis::start(site, format!("{drain}{ADMIN}{listener}"));
@@ -94,7 +94,7 @@ fn commands_say_that_the_program_is_draining_and_another_one_can_start() {
     }
     // Its ports are free for another one, and so is its socket.
     let admin = format!("[admin]\nlisten = \"unix:{}\"\n", socket.display());
-    let next = Portcullis::start(Site::new(), format!("{admin}{listener}"));
+    let next = Portcullis::start(TestDir::new(), format!("{admin}{listener}"));
     next.address("main");
     assert!(!ask(&["status"]).success().contains("DRAINING"));
     inside.finish_sending();
@@ -107,7 +107,7 @@ fn commands_say_that_the_program_is_draining_and_another_one_can_start() {
 fn a_client_in_its_handshake_does_not_hold_up_the_end() {
     let upstream = Upstream::echo();
     let config = format!("shutdown.drain = \"500ms\"\n{}", Listener::redis(&upstream));
-    let mut portcullis = Portcullis::start(Site::new(), config);
+    let mut portcullis = Portcullis::start(TestDir::new(), config);
     let _silent = portcullis.client().dial();
     assert_eq!(portcullis.stop().0, Some(0));
 }
@@ -120,7 +120,7 @@ fn every_listener_says_that_it_is_ready_and_where() {
         Listener::redis(&upstream).named("cache").on(&["127.0.0.1:0", "127.0.0.2:0"]),
         Listener::postgres(&upstream).named("db"),
     );
-    let mut portcullis = Portcullis::start(Site::new(), config);
+    let mut portcullis = Portcullis::start(TestDir::new(), config);
     let of = |name: &str| portcullis.event("ready", |event| event.is("ready") && event.0["listener"] == name);
     let (cache, db) = (of("cache"), of("db"));
     assert_eq!((cache.text("protocol"), db.text("protocol")), ("redis", "postgres"));
@@ -145,7 +145,7 @@ fn expect(socket: &UnixDatagram, line: &str) {
 #[test]
 fn systemd_is_told_of_readiness_and_of_the_end() {
     let upstream = Upstream::echo();
-    let site = Site::new();
+    let site = TestDir::new();
     let path = site.path("notify");
     let in_a_file = (UnixDatagram::bind(&path).unwrap(), path.display().to_string());
     let name = format!("portcullis-test-{}", process::id());
@@ -157,7 +157,7 @@ fn systemd_is_told_of_readiness_and_of_the_end() {
         command.env("NOTIFY_SOCKET", &variable);
         let (one, two) = (Listener::redis(&upstream).named("one"), Listener::tcp(&upstream));
         let config = format!("{one}{two}");
-        let mut portcullis = Portcullis::start_by(command, Site::new(), config);
+        let mut portcullis = Portcullis::start_by(command, TestDir::new(), config);
         expect(&socket, "READY=1");
         // Everything is bound when systemd hears of it.
         for listener in ["one", "main"] {
@@ -171,7 +171,7 @@ fn systemd_is_told_of_readiness_and_of_the_end() {
 
 /// A program that has begun to start, and has a good deal to read before it can serve.
 fn starting(upstream: &Upstream) -> Portcullis {
-    let site = Site::new();
+    let site = TestDir::new();
     let rules = (0..20_000_u32).map(|number| {
         let [_, high, middle, low] = number.to_be_bytes();
         format!("[[rule]]\ntype = \"ip_addr\"\nvalue = \"10.{high}.{middle}.{low}\"\n")

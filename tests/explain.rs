@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::harness::portcullis::{ADMIN, executable};
 use crate::harness::program::{Outcome, run};
-use crate::harness::{Authority, Listener, Portcullis, Request, Site};
+use crate::harness::{Authority, Listener, Portcullis, Request, TestDir};
 
 const QUIET: &str = "reload = { watch = false, poll = \"0s\" }\n";
 
@@ -20,12 +20,12 @@ fn listener() -> Listener {
 }
 
 fn start() -> Portcullis {
-    let portcullis = Portcullis::start(Site::new(), config(listener()));
+    let portcullis = Portcullis::start(TestDir::new(), config(listener()));
     portcullis.address("main");
     portcullis
 }
 
-fn explain(site: &Site, arguments: &[&str]) -> Outcome {
+fn explain(site: &TestDir, arguments: &[&str]) -> Outcome {
     run(executable().arg("explain").args(arguments).current_dir(site.directory()))
 }
 
@@ -115,7 +115,7 @@ fn certificate_is_judged_by_the_running_policy_and_its_key_stays_here() {
 
 #[test]
 fn file_answers_without_a_running_program_and_says_so() {
-    let site = Site::new();
+    let site = TestDir::new();
     let outcome = |arguments: &[&str]| explain(&site, &[HERE, arguments].concat());
     site.write("portcullis.toml", config(listener()));
     let said = outcome(&[]).success();

@@ -11,7 +11,7 @@ use tokio_postgres::error::SqlState;
 use crate::harness::log::Log;
 use crate::harness::program::Running;
 use crate::harness::wire::{PROTOCOL_3_0, error_response, read_exactly, startup};
-use crate::harness::{Connection, Listener, Portcullis, Postgres, Redis, Site, Upstream};
+use crate::harness::{Connection, Listener, Portcullis, Postgres, Redis, TestDir, Upstream};
 use crate::postgres::{connector, conninfo, parameters, psql};
 
 /// What PostgreSQL's clients are told when the process stops.
@@ -19,7 +19,7 @@ const STOPPING: &str = "terminating connection because the proxy is stopping";
 
 /// A program that ends its sessions soon after it is told to stop.
 fn impatient(listeners: impl std::fmt::Display) -> Portcullis {
-    Portcullis::start(Site::new(), format!("shutdown.drain = \"100ms\"\n{listeners}"))
+    Portcullis::start(TestDir::new(), format!("shutdown.drain = \"100ms\"\n{listeners}"))
 }
 
 /// A running `psql` at which one types.

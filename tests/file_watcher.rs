@@ -8,7 +8,7 @@ use std::time::SystemTime;
 
 use crate::harness::portcullis::{ADMIN, executable};
 use crate::harness::program::run;
-use crate::harness::{Authority, Event, Leaf, Listener, Portcullis, Request, Site, TakesBack, Upstream, eventually};
+use crate::harness::{Authority, Event, Leaf, Listener, Portcullis, Request, TakesBack, TestDir, Upstream, eventually};
 use crate::reload::{ON_CHANGE, served, wait_until_served};
 use crate::revocation::{assert_ended, assert_lives, session, wanting, while_busy};
 
@@ -16,7 +16,7 @@ use crate::revocation::{assert_ended, assert_lives, session, wanting, while_busy
 fn a_changed_configuration_is_noticed() {
     let upstream = Upstream::echo();
     let listener = Listener::redis(&upstream);
-    let portcullis = Portcullis::start(Site::new(), format!("{ON_CHANGE}{listener}"));
+    let portcullis = Portcullis::start(TestDir::new(), format!("{ON_CHANGE}{listener}"));
     portcullis.address("main");
     let wider = format!("{ON_CHANGE}{}", listener.trusting(&["127.0.0.0/8"]));
     portcullis.applies(|| portcullis.site.replace("portcullis.toml", &wider));
@@ -30,7 +30,7 @@ fn reload_right_after_an_edit_makes_one_generation() {
         let source = format!("127.0.4.{number}");
         format!("{ADMIN}{ON_CHANGE}{}", Listener::redis(&upstream).trusting(&[&source]))
     };
-    let mut portcullis = Portcullis::start(Site::new(), config(1));
+    let mut portcullis = Portcullis::start(TestDir::new(), config(1));
     portcullis.address("main");
     let socket = portcullis.site.path("admin.sock");
     let reload = || run(executable().args(["reload", "--socket"]).arg(&socket)).success();
@@ -57,7 +57,7 @@ fn reload_right_after_an_edit_makes_one_generation() {
 #[test]
 fn an_edited_sources_file_is_noticed() {
     let upstream = Upstream::echo();
-    let site = Site::new();
+    let site = TestDir::new();
     let rule = |value: &str| format!("[[rule]]\ntype = \"ip_addr\"\nvalue = \"{value}\"\n");
     site.write("sources.toml", rule("127.0.0.2"));
     let listener = Listener::redis(&upstream).key("sources_file = \"sources.toml\"");
@@ -109,7 +109,7 @@ fn a_copy_that_keeps_the_time_of_the_old_file_is_noticed() {
 
 pub(crate) fn watching(upstream: &Upstream) -> Portcullis {
     let config = format!("{ON_CHANGE}{}", Listener::redis(upstream));
-    let portcullis = Portcullis::start(Site::new(), config);
+    let portcullis = Portcullis::start(TestDir::new(), config);
     portcullis.address("main");
     portcullis
 }
@@ -147,7 +147,7 @@ fn pair(leaf: &Leaf) -> [(&'static str, String); 2] {
 #[test]
 fn a_kubernetes_volume_is_followed_through_several_swaps() {
     let upstream = Upstream::echo();
-    let site = Site::new();
+    let site = TestDir::new();
     let volume = site.path("secret");
     mount(&volume, &pair(&site.server()), 0);
     let listener = Listener::redis(&upstream)
@@ -166,7 +166,7 @@ fn a_kubernetes_volume_is_followed_through_several_swaps() {
 #[test]
 fn a_configuration_from_a_kubernetes_volume_is_followed_too() {
     let upstream = Upstream::echo();
-    let site = Site::new();
+    let site = TestDir::new();
     let volume = site.path("config");
     let swap = |volume: &Path, number: usize, config: &str| {
         let fresh = volume.join(format!("..2026_01_31_{number}"));
@@ -190,7 +190,7 @@ fn a_configuration_from_a_kubernetes_volume_is_followed_too() {
 #[test]
 fn a_client_ca_added_to_a_bundle_is_noticed() {
     let upstream = Upstream::echo();
-    let site = Site::new();
+    let site = TestDir::new();
     let (old, new) = (Authority::new("Old CA"), Authority::new("New CA"));
     site.write("clients.pem", old.pem());
     let listener = Listener::redis(&upstream).tls("client_auth = \"required\"").tls("client_ca = \"clients.pem\"");
@@ -206,7 +206,7 @@ fn a_client_ca_added_to_a_bundle_is_noticed() {
 fn the_poll_finds_a_change_where_nothing_is_watched() {
     let upstream = Upstream::echo();
     let config = format!("reload.watch = false\nreload.poll = \"1s\"\n{}", Listener::redis(&upstream));
-    let portcullis = Portcullis::start(Site::new(), config);
+    let portcullis = Portcullis::start(TestDir::new(), config);
     portcullis.address("main");
     let leaf = portcullis.site.server();
     portcullis.site.replace("server.key", leaf.key_pem());
@@ -223,7 +223,7 @@ fn rejections(portcullis: &Portcullis) -> usize {
 fn everything_in_one_kubernetes_volume_is_followed_through_swaps_in_a_row() {
     const SWAPS: usize = 5;
     let upstream = Upstream::echo();
-    let site = Site::new();
+    let site = TestDir::new();
     let volume = site.path("secret");
     // One CA that stays, and one more that is new every time and takes back the certificate that it has issued in the end.
     let steady = Authority::new("Steady CA");
@@ -277,7 +277,7 @@ fn shown_to(portcullis: &Portcullis, leaf: &Leaf) -> Option<String> {
 #[test]
 fn client_certificates_come_and_go_in_a_kubernetes_volume() {
     let upstream = Upstream::echo();
-    let (site, anybody) = (Site::new(), Authority::new("Anybody's CA"));
+    let (site, anybody) = (TestDir::new(), Authority::new("Anybody's CA"));
     let volume = site.path("clients");
     let [steady, first, second, third] = ["steady", "1", "2", "3"].map(|name| anybody.issue(Request::client(name)));
     let file = |name: &'static str, leaf: &Leaf| (name, leaf.pem());
@@ -311,7 +311,7 @@ fn client_certificates_come_and_go_in_a_kubernetes_volume() {
 
 /// A listener that goes by a CA and its list, and a session that must outlive whatever becomes of their files.
 fn steady(upstream: &Upstream) -> (Portcullis, Authority, Leaf) {
-    let (site, clients) = (Site::new(), Authority::new("Clients CA"));
+    let (site, clients) = (TestDir::new(), Authority::new("Clients CA"));
     let leaf = clients.issue(Request::client("steady"));
     site.write("clients.pem", clients.pem());
     site.write("clients.crl", clients.list(TakesBack::nothing(1)).pem());
@@ -389,7 +389,7 @@ fn lists_and_cas_that_keep_the_time_of_the_old_file_are_noticed() {
 }
 
 /// Puts a copy that has the modification time of the old file over that.
-fn replace_in_its_time(site: &Site, name: &str, text: &str) {
+fn replace_in_its_time(site: &TestDir, name: &str, text: &str) {
     let old = site.path(name);
     let time: SystemTime = fs::metadata(&old).unwrap().modified().unwrap();
     site.write("copy", text);

@@ -10,13 +10,13 @@ use crate::harness::portcullis::{ADMIN, EXECUTABLE, executable};
 use crate::harness::program::{command, run};
 use crate::harness::proxy::v1;
 use crate::harness::wire::{PROTOCOL_3_0, cancel, last_words, read_exactly, startup};
-use crate::harness::{Client, Listener, Portcullis, Request, Site, Upstream, eventually};
+use crate::harness::{Client, Listener, Portcullis, Request, TestDir, Upstream, eventually};
 use crate::reload::ON_SIGHUP;
 
 /// One listener that trusts all of 127.0.0.0/8, with the control channel.
 fn limited(listener: Listener, limit: u32) -> Portcullis {
     let listener = listener.trusting(&["127.0.0.0/8"]).limit(&format!("max_handshakes = {limit}"));
-    Portcullis::start(Site::new(), format!("{ADMIN}{listener}"))
+    Portcullis::start(TestDir::new(), format!("{ADMIN}{listener}"))
 }
 
 /// Clients that connect and say nothing.
@@ -64,7 +64,7 @@ fn connection_above_the_limit_is_closed_and_admitted_once_a_handshake_has_ended(
 #[test]
 fn identified_clients_hold_no_place() {
     let upstream = Upstream::echo();
-    let site = Site::new();
+    let site = TestDir::new();
     let listener = Listener::redis(&upstream).limit("max_handshakes = 1");
     let listener = listener.tls("client_auth = \"required\"").tls("client_ca = \"ca.crt\"");
     let app = site.ca.issue(Request::client("app"));
@@ -82,7 +82,7 @@ fn identified_clients_hold_no_place() {
 #[test]
 fn postgres_client_without_a_certificate_holds_its_place_until_its_startup_message() {
     let upstream = Upstream::silent();
-    let site = Site::new();
+    let site = TestDir::new();
     let app = site.ca.issue(Request::client("app"));
     let listener = Listener::postgres(&upstream).limit("max_handshakes = 5");
     let listener = listener.tls("client_auth = \"optional\"").tls("client_ca = \"ca.crt\"");
@@ -185,7 +185,7 @@ fn reload_changes_the_limit_and_keeps_the_count() {
         let listener = Listener::redis(&upstream).trusting(&["127.0.0.0/8"]);
         format!("{ADMIN}{ON_SIGHUP}{}", listener.limit(&format!("max_handshakes = {limit}")))
     };
-    let portcullis = Portcullis::start(Site::new(), config(4));
+    let portcullis = Portcullis::start(TestDir::new(), config(4));
     let client = portcullis.client();
     let crowd = stalled(&client, 3);
     has(&portcullis, 3);
@@ -247,13 +247,13 @@ fn running_program_has_the_built_in_limit_that_check_prints() {
     let mut limited = command("prlimit");
     // The program raises the first of these to the second.
     limited.args(["--nofile=512:1024", "--", EXECUTABLE]);
-    let portcullis = Portcullis::start_by(limited, Site::new(), format!("{ADMIN}{}", Listener::redis(&upstream)));
+    let portcullis = Portcullis::start_by(limited, TestDir::new(), format!("{ADMIN}{}", Listener::redis(&upstream)));
     assert_eq!(handshakes(&portcullis), (0, 256));
 }
 
 #[test]
 fn check_prints_the_limit_in_force() {
-    let site = Site::new();
+    let site = TestDir::new();
     let check = |listener: Listener, files: u32| {
         site.write("portcullis.toml", listener);
         let checked = |options: &[&str]| {

@@ -61,7 +61,7 @@ fn starts_one_of_everything_and_waits() {
     let (redis, postgres) = (Redis::start(), Postgres::start());
     let portcullis = Portcullis::before(Listener::redis(&redis));
     let haproxy = Haproxy::before(&portcullis, "send-proxy");
-    let site = crate::harness::Site::new();
+    let site = crate::harness::TestDir::new();
     hosts::name(&site, &[("app.test", &["127.0.0.5"])]);
     let inside = hosts::start(site, Listener::postgres(&postgres));
     let mut shell = supervised();

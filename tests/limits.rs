@@ -11,7 +11,7 @@ use tokio_postgres::error::SqlState;
 use crate::harness::client::port;
 use crate::harness::program::{Running, run};
 use crate::harness::wire::{cancel, error_response, last_words};
-use crate::harness::{Client, Connection, Event, Listener, Portcullis, Postgres, Redis, Site, Upstream, eventually};
+use crate::harness::{Client, Connection, Event, Listener, Portcullis, Postgres, Redis, TestDir, Upstream, eventually};
 use crate::postgres::{connector, conninfo, parameters, psql};
 use crate::redis::cli;
 use crate::reload::ON_SIGHUP;
@@ -180,7 +180,7 @@ fn a_reload_raises_and_lowers_the_limits_and_loses_no_count() {
         assert!(applied.is("reload.applied"), "{}", applied.0);
     };
     // Nothing is limited when the first one comes, and yet it counts.
-    let portcullis = Portcullis::start(Site::new(), config(""));
+    let portcullis = Portcullis::start(TestDir::new(), config(""));
     let client = portcullis.client();
     let mut first = session(&client);
     applies(&portcullis, "max_connections = 1");
@@ -296,7 +296,7 @@ fn a_reload_forgets_no_rate_but_one_that_it_changes() {
         let rate = format!("connection_rate_per_source = \"{rate}\"");
         format!("{ON_SIGHUP}{}", Listener::redis(&upstream).trusting(sources).limit(&rate))
     };
-    let portcullis = Portcullis::start(Site::new(), config("2/h", &["127.0.0.1"]));
+    let portcullis = Portcullis::start(TestDir::new(), config("2/h", &["127.0.0.1"]));
     let client = portcullis.client();
     session(&client);
     session(&client);

@@ -14,12 +14,12 @@ use crate::harness::program::{Running, command, run};
 use crate::harness::wire::{
     GSSENC_REQUEST, PROTOCOL_3_0, SSL_REQUEST, error_response, last_words, read_exactly, startup,
 };
-use crate::harness::{Listener, PATIENCE, Portcullis, Postgres, Redis, Request, Site, Upstream, eventually};
+use crate::harness::{Listener, PATIENCE, Portcullis, Postgres, Redis, Request, TestDir, Upstream, eventually};
 use crate::postgres::psql;
 use crate::reload::ON_SIGHUP;
 
 /// A listener at the file `name` of a site, beside a port of 127.0.0.1.
-fn at(listener: Listener, site: &Site, name: &str) -> Listener {
+fn at(listener: Listener, site: &TestDir, name: &str) -> Listener {
     listener.without_tls().on(&["127.0.0.1:0", &format!("unix:{}", site.path(name).display())])
 }
 
@@ -42,7 +42,7 @@ fn mode(path: &Path) -> u32 {
 #[test]
 fn redis_cli_comes_without_tls_by_port_and_by_file() {
     let redis = Redis::start();
-    let site = Site::new();
+    let site = TestDir::new();
     let socket = site.path("cache.sock");
     let listener = Listener::redis(&redis).without_tls().trusting(&["127.0.0.1", "::1"]);
     let listener = listener.on(&["127.0.0.1:0", "[::1]:0", &format!("unix:{}", socket.display())]);
@@ -69,7 +69,7 @@ fn redis_cli_comes_without_tls_by_port_and_by_file() {
 #[test]
 fn a_port_asks_for_the_source_and_a_file_has_its_mode_for_that() {
     let upstream = Upstream::echo();
-    let site = Site::new();
+    let site = TestDir::new();
     let listener = at(Listener::tcp(&upstream), &site, "a.sock").trusting(&["127.0.0.2"]);
     let portcullis = Portcullis::start(site, listener);
     let mut stranger = portcullis.client().dial();
@@ -86,7 +86,7 @@ fn the_end_of_one_direction_is_passed_on_in_clear() {
         stream.read_to_end(&mut question).unwrap();
         stream.write_all(&vec![b'a'; question.len() + 1]).unwrap();
     });
-    let site = Site::new();
+    let site = TestDir::new();
     let listener = at(Listener::tcp(&upstream), &site, "a.sock");
     let portcullis = Portcullis::start(site, listener);
     for size in [1, 3 << 20] {
@@ -112,7 +112,7 @@ fn plain(portcullis: &Portcullis, sslmode: &str) -> String {
 #[test]
 fn psql_comes_without_tls_by_port_and_by_file() {
     let postgres = Postgres::start();
-    let site = Site::new();
+    let site = TestDir::new();
     let listener = at(Listener::postgres(&postgres), &site, ".s.PGSQL.5432");
     let portcullis = Portcullis::start(site, listener);
     let select = ["-c", "select 6 * 7"];
@@ -133,7 +133,7 @@ fn psql_comes_without_tls_by_port_and_by_file() {
 #[test]
 fn each_request_for_encryption_is_answered_no_once() {
     let upstream = Upstream::brief();
-    let site = Site::new();
+    let site = TestDir::new();
     let listener = at(Listener::postgres(&upstream), &site, "db.sock");
     let portcullis = Portcullis::start(site, listener);
     let hello = startup(PROTOCOL_3_0, &[("user", "app")]);
@@ -167,7 +167,7 @@ fn each_request_for_encryption_is_answered_no_once() {
 #[test]
 fn ctrl_c_in_psql_cancels_its_query_by_port_and_by_file() {
     let postgres = Postgres::start();
-    let site = Site::new();
+    let site = TestDir::new();
     // What is sent without TLS elsewhere may be forbidden; here all is.
     let listener = at(Listener::postgres(&postgres), &site, ".s.PGSQL.5432").postgres_key("plaintext_cancel = false");
     let portcullis = Portcullis::start(site, listener);
@@ -190,7 +190,7 @@ fn ctrl_c_in_psql_cancels_its_query_by_port_and_by_file() {
 
 #[test]
 fn redis_and_postgres_clients_are_told_natively_that_the_upstream_is_not_there() {
-    let site = Site::new();
+    let site = TestDir::new();
     let listener = at(Listener::redis("unix:/nowhere/redis.sock"), &site, "cache.sock");
     let other = Listener::postgres("unix:/nowhere/.s.PGSQL.5432").named("db").without_tls();
     let portcullis = Portcullis::start(site, format!("{listener}{other}"));
@@ -206,7 +206,7 @@ fn redis_and_postgres_clients_are_told_natively_that_the_upstream_is_not_there()
 }
 
 /// Listens at `unix:NAME` of the site, with more keys.
-fn file(upstream: &Upstream, site: &Site, keys: &str) -> String {
+fn file(upstream: &Upstream, site: &TestDir, keys: &str) -> String {
     let address = format!("unix:{}", site.path("a.sock").display());
     let list = format!("listen = {:?}\n", [&address]);
     let table = format!("listen = {{ address = {address:?}{keys} }}\n");
@@ -216,7 +216,7 @@ fn file(upstream: &Upstream, site: &Site, keys: &str) -> String {
 #[test]
 fn the_file_is_private_unless_it_is_told_otherwise_and_follows_a_reload() {
     let upstream = Upstream::echo();
-    let site = Site::new();
+    let site = TestDir::new();
     let path = site.path("a.sock");
     let config = file(&upstream, &site, "");
     let mut portcullis = Portcullis::start(site, config);
@@ -263,7 +263,7 @@ fn the_file_is_private_unless_it_is_told_otherwise_and_follows_a_reload() {
 #[test]
 fn a_file_goes_with_its_listener_and_comes_back_with_it() {
     let upstream = Upstream::echo();
-    let site = Site::new();
+    let site = TestDir::new();
     let path = site.path("a.sock");
     let config = file(&upstream, &site, "");
     let other = format!("{ON_SIGHUP}{}", Listener::tcp(&upstream).named("other"));
@@ -287,7 +287,7 @@ fn a_file_goes_with_its_listener_and_comes_back_with_it() {
 #[test]
 fn a_file_that_was_left_is_replaced_and_one_that_lives_is_an_error() {
     let upstream = Upstream::echo();
-    let site = Site::new();
+    let site = TestDir::new();
     let path = site.path("a.sock");
     drop(UnixListener::bind(&path).unwrap());
     let config = file(&upstream, &site, "");
@@ -317,7 +317,7 @@ fn a_file_that_was_left_is_replaced_and_one_that_lives_is_an_error() {
 #[test]
 fn turning_tls_on_ends_what_came_without_and_turning_it_off_ends_nothing() {
     let upstream = Upstream::echo();
-    let site = Site::new();
+    let site = TestDir::new();
     let (off, on) = (Listener::tcp(&upstream).without_tls(), Listener::tcp(&upstream));
     // A port of its own choice would be another one each time.
     let address = crate::harness::program::free_address().to_string();
@@ -342,7 +342,7 @@ fn turning_tls_on_ends_what_came_without_and_turning_it_off_ends_nothing() {
 
 #[test]
 fn check_and_explain_say_what_a_listener_without_tls_means() {
-    let site = Site::new();
+    let site = TestDir::new();
     let address = format!("unix:{}", site.path("a.sock").display());
     let table = format!("listen = [\"127.0.0.1:6380\", {{ address = {address:?}, mode = \"0666\" }}]");
     let listener = Listener::redis("127.0.0.1:6379").without_tls().on(&["127.0.0.1:6380"]).to_string();
@@ -381,7 +381,7 @@ fn check_and_explain_say_what_a_listener_without_tls_means() {
 
 #[test]
 fn what_is_open_to_the_network_does_not_do_without_tls() {
-    let site = Site::new();
+    let site = TestDir::new();
     for address in ["0.0.0.0:6380", "[::]:6380", "192.0.2.1:6380", "[2001:db8::1]:6380", "[::ffff:192.0.2.1]:6380"] {
         site.write("portcullis.toml", Listener::redis("127.0.0.1:6379").without_tls().on(&[address]));
         let refused = run(executable().args(["check", "-c"]).arg(site.path("portcullis.toml")));
@@ -398,7 +398,7 @@ fn what_is_open_to_the_network_does_not_do_without_tls() {
 /// Application, sidecar, database: the database wants TLS and a certificate of its client, and the application knows of neither.
 #[test]
 fn an_application_that_knows_no_tls_reaches_databases_that_want_it() {
-    let site = Site::new();
+    let site = TestDir::new();
     site.install("app", &site.ca.issue(Request::client("certified")));
     let redis = Redis::with_tls(&site, &site.server(), &[]);
     let postgres = Postgres::with_tls(&site, &site.server());
@@ -443,7 +443,7 @@ fn an_application_that_knows_no_tls_reaches_databases_that_want_it() {
 /// The example for it, with other places in it.
 #[test]
 fn the_example_of_a_sidecar_serves_as_it_stands() {
-    let site = Site::new();
+    let site = TestDir::new();
     site.install("client", &site.ca.issue(Request::client("certified")));
     let redis = Redis::with_tls(&site, &site.server(), &[]);
     let postgres = Postgres::with_tls(&site, &site.server());

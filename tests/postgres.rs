@@ -60,7 +60,7 @@ fn psql_gets_through_with_everything_verified() {
 #[test]
 fn psql_shows_its_client_certificate() {
     let postgres = Postgres::start();
-    let site = crate::harness::Site::new();
+    let site = crate::harness::TestDir::new();
     site.install("client", &site.ca.issue(crate::harness::Request::client("app")));
     let listener = Listener::postgres(&postgres).tls("client_auth = \"required\"").tls("client_ca = \"ca.crt\"");
     let portcullis = Portcullis::start(site, listener);

@@ -12,14 +12,14 @@ use tokio::runtime::Runtime;
 use crate::harness::postgres::client;
 use crate::harness::program::{Running, free_port, run};
 use crate::harness::wire::{PROTOCOL_3_0, error_response, startup};
-use crate::harness::{Authority, Event, Listener, Portcullis, Postgres, Request, Site, Upstream, eventually};
+use crate::harness::{Authority, Event, Listener, Portcullis, Postgres, Request, TestDir, Upstream, eventually};
 use crate::postgres::{connector, conninfo, parameters, psql};
 use crate::upstream_selection::{addresses, config, said, upstreams};
 
 const ASK: [&str; 2] = ["-c", "select pg_is_in_recovery(), inet_server_port()"];
 
 pub(crate) fn before(keys: &str) -> Portcullis {
-    Portcullis::start(Site::new(), config(&Listener::postgres("UPSTREAM"), keys))
+    Portcullis::start(TestDir::new(), config(&Listener::postgres("UPSTREAM"), keys))
 }
 
 /// Sessions go to the one of these that takes writes.
@@ -152,7 +152,7 @@ fn two_that_were_both_standbys_are_asked_in_turns() {
 fn who_gives_no_password_is_not_waited_for_any_longer_than_a_session_may_be_silent() {
     let primary = Upstream::new(|stream| asks_and_is(stream, "off"));
     let listener = Listener::postgres("UPSTREAM").limit("idle_timeout = \"2s\"");
-    let portcullis = Portcullis::start(Site::new(), config(&listener, &target(&[&primary])));
+    let portcullis = Portcullis::start(TestDir::new(), config(&listener, &target(&[&primary])));
     let mut client = portcullis.client().asking_first().connect();
     client.send(&startup(PROTOCOL_3_0, &[("user", "app")]));
     assert_eq!(client.receive(CLEARTEXT.len()), CLEARTEXT);
@@ -387,7 +387,7 @@ fn while_nobody_is_ready_a_client_is_told_so_in_the_words_for_that() {
 
 #[test]
 fn over_tls_with_certificates_the_primary_is_found_and_a_refused_certificate_is_said_in_words() {
-    let (leader, site) = (Postgres::primary(), Site::new());
+    let (leader, site) = (Postgres::primary(), TestDir::new());
     let (databases, strangers) = (Authority::new("Databases"), Authority::new("Strangers"));
     leader.demand_certificates(&databases.issue(Request::server(&["127.0.0.1"])), &databases);
     let standby = Postgres::following(&leader);
@@ -418,7 +418,7 @@ fn over_tls_with_certificates_the_primary_is_found_and_a_refused_certificate_is_
 
 #[test]
 fn a_client_without_tls_is_switched_unseen_too_and_keeps_its_password() {
-    let (leader, site) = (Postgres::primary(), Site::new());
+    let (leader, site) = (Postgres::primary(), TestDir::new());
     let databases = Authority::new("Databases");
     leader.demand_certificates(&databases.issue(Request::server(&["127.0.0.1"])), &databases);
     let standby = Postgres::following(&leader);

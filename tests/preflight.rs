@@ -11,16 +11,16 @@ use serde_json::Value;
 use crate::harness::openssl::openssl;
 use crate::harness::portcullis::{EXECUTABLE, executable};
 use crate::harness::program::{Outcome, free_address, run};
-use crate::harness::{Authority, Listener, Portcullis, Request, Site};
+use crate::harness::{Authority, Listener, Portcullis, Request, TestDir};
 use crate::reload::ON_SIGHUP;
 
 /// A site with a configuration, and what `check` says of it with these options.
-fn check(site: &Site, config: impl std::fmt::Display, options: &[&str]) -> Outcome {
+fn check(site: &TestDir, config: impl std::fmt::Display, options: &[&str]) -> Outcome {
     site.write("portcullis.toml", config);
     run(executable().args(["check", "-c", "portcullis.toml"]).args(options).current_dir(site.directory()))
 }
 
-fn warnings(site: &Site, config: impl std::fmt::Display) -> String {
+fn warnings(site: &TestDir, config: impl std::fmt::Display) -> String {
     let outcome = check(site, config, &["--offline"]);
     let said = outcome.success();
     said.lines().filter(|line| line.starts_with("warning: ")).map(|line| format!("{line}\n")).collect()
@@ -32,7 +32,7 @@ fn listener() -> Listener {
 
 #[test]
 fn faulty_chains_are_warned_about() {
-    let site = Site::new();
+    let site = TestDir::new();
     let middle = site.ca.intermediate("Middle CA");
     let leaf = middle.issue(Request::server(&["localhost"]));
     site.install("server", &leaf);
@@ -57,7 +57,7 @@ fn faulty_chains_are_warned_about() {
 
 #[test]
 fn certificates_of_the_other_purpose_are_warned_about() {
-    let site = Site::new();
+    let site = TestDir::new();
     site.install("client", &site.ca.issue(Request::client("app").also("dns:localhost")));
     let said = warnings(&site, listener().certificates(&["client"]));
     assert!(said.contains("the server certificate CN=app lacks serverAuth"), "{said}");
@@ -72,7 +72,7 @@ fn certificates_of_the_other_purpose_are_warned_about() {
 
 #[test]
 fn unspecified_and_expired_sources_are_warned_about() {
-    let site = Site::new();
+    let site = TestDir::new();
     let rule = "trusted_sources = [\"127.0.0.1\", { type = \"ip_addr\", value = \"10.0.0.1\", expires_at = 2020-01-31T00:00:00Z }]";
     let config = listener().to_string().replace("trusted_sources = [\"127.0.0.1\"]", rule);
     let said = warnings(&site, config);
@@ -88,7 +88,7 @@ fn unspecified_and_expired_sources_are_warned_about() {
 
 #[test]
 fn unusable_keys_are_named_by_kind_and_size() {
-    let site = Site::new();
+    let site = TestDir::new();
     openssl(&site, &["dsaparam", "-out", "dsa.pem", "1024"]);
     openssl(&site, &["genpkey", "-paramfile", "dsa.pem", "-out", "dsa.key"]);
     for (options, words) in [
@@ -132,7 +132,7 @@ fn unusable_keys_are_named_by_kind_and_size() {
 
 #[test]
 fn pem_of_the_environment_may_have_written_line_breaks() {
-    let site = Site::new();
+    let site = TestDir::new();
     let on_one_line = |name: &str| fs::read_to_string(site.path(name)).unwrap().replace('\n', "\\n");
     site.write("portcullis.toml", listener().certificate("cert = \"env:TLS_CERT\", key = \"env:TLS_KEY\""));
     let mut command = executable();
@@ -142,7 +142,7 @@ fn pem_of_the_environment_may_have_written_line_breaks() {
 
 #[test]
 fn missing_files_are_told_beside_errors_that_keep_a_listener_from_being_read() {
-    let site = Site::new();
+    let site = TestDir::new();
     let listener = listener()
         .named("Not A Name")
         .certificate("cert = \"nowhere.crt\", key = \"server.key\"")
@@ -168,7 +168,7 @@ fn missing_files_are_told_beside_errors_that_keep_a_listener_from_being_read() {
 
 #[test]
 fn directories_of_sockets_have_to_be_there() {
-    let site = Site::new();
+    let site = TestDir::new();
     let admin = format!("admin.listen = \"unix:nowhere/admin.sock\"\n{}", listener());
     let unix = listener().without_tls().on(&["unix:nowhere/cache.sock"]).to_string();
     for (config, place) in [(&admin, "portcullis.toml:1:16: admin.listen: "), (&unix, "listener[0].listen[0]: ")] {
@@ -193,7 +193,7 @@ fn check_of_a_running_configuration_passes() {
     let address = free_address().to_string();
     let config =
         format!("{ON_SIGHUP}admin.listen = \"unix:admin.sock\"\n{}", Listener::redis(&upstream).on(&[&address]));
-    let portcullis = Portcullis::start(Site::new(), &config);
+    let portcullis = Portcullis::start(TestDir::new(), &config);
     portcullis.client().connect().ask(b"hello", b"hello");
     let outcome = check(&portcullis.site, &config, &["--strict"]);
     assert_eq!(outcome.code, Some(0), "{}{}", outcome.text(), outcome.stderr);
@@ -201,7 +201,7 @@ fn check_of_a_running_configuration_passes() {
 
 #[test]
 fn silent_upstreams_are_warnings_that_strict_counts_and_offline_does_not_look_for() {
-    let site = Site::new();
+    let site = TestDir::new();
     let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     for (upstream, words) in [
         (closed.to_string(), "refuses connections"),
@@ -224,7 +224,7 @@ fn silent_upstreams_are_warnings_that_strict_counts_and_offline_does_not_look_fo
 
 #[test]
 fn expired_server_certificates_fail_strictly() {
-    let site = Site::new();
+    let site = TestDir::new();
     site.install("server", &site.ca.issue(Request::server(&["localhost"]).valid(-20, -10)));
     assert_eq!(check(&site, listener(), &["--offline"]).code, Some(0));
     let strict = check(&site, listener(), &["--offline", "--strict"]);
@@ -234,7 +234,7 @@ fn expired_server_certificates_fail_strictly() {
 
 #[test]
 fn addresses_of_other_machines_cannot_be_bound() {
-    let site = Site::new();
+    let site = TestDir::new();
     // 192.0.2.0/24 is for documentation, and nobody's.
     let listener = listener().on(&["127.0.0.1:0", "192.0.2.77:6380"]);
     let outcome = check(&site, &listener, &[]);
@@ -244,7 +244,7 @@ fn addresses_of_other_machines_cannot_be_bound() {
 }
 
 /// Runs the program as a user who owns nothing. Only root can do that.
-fn as_nobody(site: &Site, arguments: &[&str]) -> Option<Outcome> {
+fn as_nobody(site: &TestDir, arguments: &[&str]) -> Option<Outcome> {
     if !geteuid().is_root() {
         eprintln!("skipped: only root can become another user");
         return None;
@@ -264,7 +264,7 @@ fn as_nobody(site: &Site, arguments: &[&str]) -> Option<Outcome> {
 
 #[test]
 fn denied_files_name_the_user_and_the_command_that_grants_them() {
-    let site = Site::new();
+    let site = TestDir::new();
     let config = format!(
         "log.audit_file = \"audit.jsonl\"\nadmin.listen = \"unix:admin.sock\"\n{}",
         listener().on(&["127.0.0.1:80"])
@@ -325,7 +325,7 @@ fn denied_files_name_the_user_and_the_command_that_grants_them() {
 fn secrets_are_not_repeated_by_check_run_reload_and_status() {
     let upstream = crate::harness::Upstream::echo();
     let good = format!("{ON_SIGHUP}admin.listen = \"unix:admin.sock\"\n{}", Listener::redis(&upstream));
-    let mut portcullis = Portcullis::start(Site::new(), &good);
+    let mut portcullis = Portcullis::start(TestDir::new(), &good);
     portcullis.address("main");
     let tls = |table: &str| Listener::redis(&upstream).certificate(table).to_string();
     let pem = "\"\"\"-----BEGIN PRIVATE KEY-----\nhunter2\n-----END PRIVATE KEY-----\n\"\"\"";

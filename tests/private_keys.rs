@@ -7,7 +7,7 @@ use std::process::Command;
 use crate::harness::openssl::openssl;
 use crate::harness::portcullis::executable;
 use crate::harness::program::{Outcome, run};
-use crate::harness::{Authority, Listener, Portcullis, Request, Site, Upstream};
+use crate::harness::{Authority, Listener, Portcullis, Request, TestDir, Upstream};
 use crate::reload::{ON_CHANGE, served, wait_until_served};
 
 const PASSPHRASE: &str = "correct horse, battery staple";
@@ -16,25 +16,25 @@ const PASSPHRASE: &str = "correct horse, battery staple";
 const ENCRYPTED: &str = "cert = \"server.crt\", key = \"encrypted.key\", key_passphrase_file = \"passphrase\"";
 
 /// A site in which `passphrase` holds the passphrase.
-fn site() -> Site {
-    let site = Site::new();
+fn site() -> TestDir {
+    let site = TestDir::new();
     site.write("passphrase", format!("{PASSPHRASE}\n"));
     site
 }
 
 /// Encrypts `server.key` into `encrypted.key` with an openssl command that gets in- and output appended.
-fn encrypt(site: &Site, how: &[&str]) {
+fn encrypt(site: &TestDir, how: &[&str]) {
     let files = ["-in", "server.key", "-out", "encrypted.key", "-passout", "file:passphrase"];
     openssl(site, &[how, &files].concat());
     fs::set_permissions(site.path("encrypted.key"), fs::Permissions::from_mode(0o600)).unwrap();
 }
 
 /// `check` with one listener that has this certificate.
-fn check(site: &Site, certificate: &str) -> Outcome {
+fn check(site: &TestDir, certificate: &str) -> Outcome {
     check_by(executable(), site, Listener::redis("127.0.0.1:6379").certificate(certificate))
 }
 
-fn check_by(mut command: Command, site: &Site, listener: Listener) -> Outcome {
+fn check_by(mut command: Command, site: &TestDir, listener: Listener) -> Outcome {
     site.write("portcullis.toml", listener);
     run(command.args(["check", "--offline", "-c", "portcullis.toml"]).current_dir(site.directory()))
 }
@@ -173,7 +173,7 @@ fn an_encrypted_key_rotates_with_its_passphrase() {
 fn a_certificate_and_its_key_can_stand_in_the_environment() {
     let upstream = Upstream::echo();
     let listener = Listener::redis(&upstream).certificate("cert = \"env:TLS_CERT\", key = \"env:TLS_KEY\"");
-    let site = Site::new();
+    let site = TestDir::new();
     let leaf = site.server();
     let mut command = executable();
     command.env("TLS_CERT", leaf.pem()).env("TLS_KEY", leaf.key_pem());
@@ -188,7 +188,7 @@ fn a_certificate_and_its_key_can_stand_in_the_environment() {
 
 #[test]
 fn a_variable_without_a_key_is_a_problem_of_the_configuration() {
-    let site = Site::new();
+    let site = TestDir::new();
     for (value, words) in [
         (None, "the environment variable TLS_KEY is not set"),
         (Some(""), "the environment variable TLS_KEY is empty"),
@@ -204,7 +204,7 @@ fn a_variable_without_a_key_is_a_problem_of_the_configuration() {
 }
 
 /// A site whose files are credentials, and the listener that names them so.
-fn with_credentials() -> (Site, Listener) {
+fn with_credentials() -> (TestDir, Listener) {
     let site = site();
     encrypt(&site, &["pkey", "-aes256"]);
     fs::create_dir(site.path("credentials")).unwrap();
@@ -266,7 +266,7 @@ fn without_a_directory_of_credentials_the_unit_is_what_is_wrong() {
 
 #[test]
 fn a_certificate_that_ends_within_a_month_is_warned_of() {
-    let site = Site::new();
+    let site = TestDir::new();
     let middle = site.ca.intermediate("Middle CA");
     let warnings = |days: i64| {
         site.install("soon", &middle.issue(Request::server(&["localhost"]).valid(-1, days)));
@@ -289,7 +289,7 @@ fn a_certificate_that_ends_within_a_month_is_warned_of() {
 
 #[test]
 fn an_intermediate_that_has_expired_is_warned_of() {
-    let site = Site::new();
+    let site = TestDir::new();
     let leaf = fs::read_to_string(site.path("server.crt")).unwrap();
     site.write("server.crt", format!("{leaf}{}", Authority::expired("Old CA").pem()));
     let said = check_by(executable(), &site, Listener::redis("127.0.0.1:6379")).success();
@@ -298,7 +298,7 @@ fn an_intermediate_that_has_expired_is_warned_of() {
 
 #[test]
 fn a_start_warns_of_a_certificate_that_ends_within_a_month() {
-    let site = Site::new();
+    let site = TestDir::new();
     site.install("server", &site.ca.issue(Request::server(&["localhost"]).valid(-1, 9)));
     let portcullis = Portcullis::start(site, Listener::redis("127.0.0.1:6379"));
     portcullis.event("a warning", |event| {

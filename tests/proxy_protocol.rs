@@ -14,7 +14,7 @@ use crate::harness::program::{Outcome, command, run};
 use crate::harness::proxy::{v1, v2, v2_between, vector};
 use crate::harness::wire::{PROTOCOL_3_0, SSL_REQUEST, cancel, last_words, read_exactly, startup};
 use crate::harness::{
-    Client, Connection, Event, Haproxy, Listener, Portcullis, Postgres, Redis, Site, Upstream, eventually,
+    Client, Connection, Event, Haproxy, Listener, Portcullis, Postgres, Redis, TestDir, Upstream, eventually,
 };
 use crate::postgres::{connector, conninfo, psql};
 use crate::preface::trickle;
@@ -493,7 +493,7 @@ fn sessions_end_with_the_rule_for_the_announced_address_and_with_the_balancer() 
     let config = |trusting: &[&str], behind: &[&str]| {
         format!("{ON_SIGHUP}{}", Listener::redis(&upstream).trusting(trusting).behind(behind))
     };
-    let portcullis = Portcullis::start(Site::new(), config(&["10.1.0.0/16", "10.2.0.0/16"], &[BALANCER]));
+    let portcullis = Portcullis::start(TestDir::new(), config(&["10.1.0.0/16", "10.2.0.0/16"], &[BALANCER]));
     let mut kept = session(&portcullis, "10.1.0.1:7001");
     let gone = session(&portcullis, "10.2.0.1:7002");
     assert!(portcullis.reconfigure(config(&["10.1.0.0/16"], &[BALANCER])).is("reload.applied"));
@@ -519,7 +519,7 @@ fn who_loses_its_balancer_on_the_way_in_does_not_get_in() {
     let config = |behind: &str| {
         format!("{ON_SIGHUP}{}", Listener::redis(&upstream).trusting(&["10.1.0.0/16"]).behind(&[behind]))
     };
-    let portcullis = Portcullis::start(Site::new(), config(BALANCER));
+    let portcullis = Portcullis::start(TestDir::new(), config(BALANCER));
     let client = balancer(&portcullis);
     let mut waiting = client.dial();
     waiting.write_all(&v1("10.1.0.1:7001", "192.0.2.1:1")).unwrap();
@@ -574,7 +574,7 @@ fn observe_mode_asks_for_the_announced_address() {
 fn sessions_list_shows_clients_and_their_balancer() {
     let upstream = Upstream::echo();
     let listener = Listener::redis(&upstream).trusting(&["10.1.2.3", "127.0.0.1"]).behind(&[BALANCER]);
-    let portcullis = Portcullis::start(Site::new(), format!("{ADMIN}{listener}"));
+    let portcullis = Portcullis::start(TestDir::new(), format!("{ADMIN}{listener}"));
     let behind = session(&portcullis, "10.1.2.3:7001");
     let mut direct = portcullis.client().connect();
     direct.ask(b"hello", b"hello");
@@ -709,13 +709,13 @@ fn hostile_headers_neither_hurt_nor_reach_the_upstream() {
     portcullis.opened(7777);
 }
 
-fn asked(site: &Site, arguments: &[&str]) -> Outcome {
+fn asked(site: &TestDir, arguments: &[&str]) -> Outcome {
     run(executable().args(arguments).args(["-c", "portcullis.toml"]).current_dir(site.directory()))
 }
 
 #[test]
 fn explain_tells_that_a_balancer_is_not_judged_by_rules() {
-    let site = Site::new();
+    let site = TestDir::new();
     let listener = Listener::redis("127.0.0.1:6379").trusting(&["10.0.0.0/16"]);
     site.write("portcullis.toml", listener.behind(&["10.0.0.5", "192.0.2.0/28"]));
     let explain = |source| asked(&site, &["explain", "--listener", "main", "--source", source]);
@@ -734,7 +734,7 @@ fn explain_tells_that_a_balancer_is_not_judged_by_rules() {
 
 #[test]
 fn check_shows_balancers_and_what_is_announced_and_warns_of_clients_among_them() {
-    let site = Site::new();
+    let site = TestDir::new();
     let check = |trusting: &[&str], behind: &[&str]| {
         let listener = Listener::redis("127.0.0.1:6379").trusting(trusting).behind(behind);
         site.write("portcullis.toml", listener.upstream("proxy_protocol = \"v2\""));

@@ -4,7 +4,7 @@ use time::format_description::well_known::Rfc3339;
 use time::{Duration, OffsetDateTime};
 
 use crate::harness::wire::{PROTOCOL_3_0, error_response, startup};
-use crate::harness::{Connection, Listener, Portcullis, Site, Upstream, eventually};
+use crate::harness::{Connection, Listener, Portcullis, TestDir, Upstream, eventually};
 use crate::reload::ON_SIGHUP;
 
 /// A client says who it is, and is told in PostgreSQL's words that it may not come in.
@@ -18,7 +18,7 @@ fn assert_turned_away(mut client: Connection) {
 fn a_rule_that_expires_before_the_startup_message_lets_no_byte_through() {
     let upstream = Upstream::silent();
     let listener = Listener::postgres(&upstream);
-    let portcullis = Portcullis::start(Site::new(), format!("{ON_SIGHUP}{listener}"));
+    let portcullis = Portcullis::start(TestDir::new(), format!("{ON_SIGHUP}{listener}"));
     portcullis.address("main");
     let soon = OffsetDateTime::now_utc() + Duration::seconds(3);
     let brief = listener.to_string().replace(
@@ -46,7 +46,7 @@ fn a_rule_that_expires_before_the_startup_message_lets_no_byte_through() {
 fn a_listener_removed_before_the_startup_message_lets_no_byte_through() {
     let upstream = Upstream::silent();
     let (kept, removed) = (Listener::postgres(&upstream).named("kept"), Listener::postgres(&upstream));
-    let portcullis = Portcullis::start(Site::new(), format!("{ON_SIGHUP}{kept}{removed}"));
+    let portcullis = Portcullis::start(TestDir::new(), format!("{ON_SIGHUP}{kept}{removed}"));
     let client = portcullis.client().asking_first().connect();
     let port = client.port();
     let applied = portcullis.reconfigure(format!("{ON_SIGHUP}{kept}"));

@@ -9,14 +9,14 @@ use crate::file_watcher::watching;
 use crate::harness::client::port;
 use crate::harness::portcullis::{ADMIN, executable};
 use crate::harness::program::{free_address, run};
-use crate::harness::{Listener, Portcullis, Site, Upstream, eventually, wire};
+use crate::harness::{Listener, Portcullis, TestDir, Upstream, eventually, wire};
 use crate::reload::{ON_SIGHUP, served};
 
 #[test]
 fn the_same_mistake_is_reported_once_however_often_it_is_looked_at() {
     let upstream = Upstream::echo();
     let config = format!("reload.watch = true\nreload.poll = \"200ms\"\n{}", Listener::redis(&upstream));
-    let portcullis = Portcullis::start(Site::new(), &config);
+    let portcullis = Portcullis::start(TestDir::new(), &config);
     portcullis.address("main");
     let rejected = portcullis.reload_after(|| portcullis.site.replace("portcullis.toml", "[[listener"));
     assert!(rejected.is("reload.rejected"), "{}", rejected.0);
@@ -50,7 +50,7 @@ fn assert_survives(portcullis: &Portcullis, file: &str, breaking: impl FnOnce(),
 #[test]
 fn a_bad_reload_changes_nothing_and_is_healed_by_mending_the_file() {
     let upstream = Upstream::echo();
-    let site = Site::new();
+    let site = TestDir::new();
     site.write("clients.pem", site.ca.pem());
     site.write("sources.toml", "rule = []\n");
     let listener = Listener::redis(&upstream)
@@ -97,7 +97,7 @@ fn a_bad_reload_changes_nothing_and_is_healed_by_mending_the_file() {
 fn a_port_in_use_rejects_the_whole_reload() {
     let upstream = Upstream::echo();
     let main = Listener::redis(&upstream);
-    let portcullis = Portcullis::start(Site::new(), format!("{ON_SIGHUP}{main}"));
+    let portcullis = Portcullis::start(TestDir::new(), format!("{ON_SIGHUP}{main}"));
     portcullis.address("main");
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
@@ -138,7 +138,7 @@ fn a_port_that_becomes_free_is_taken_without_a_file_being_touched() {
     let upstream = Upstream::echo();
     let polling = "reload.watch = false\nreload.poll = \"200ms\"\n";
     let main = Listener::redis(&upstream);
-    let portcullis = Portcullis::start(Site::new(), format!("{polling}{main}"));
+    let portcullis = Portcullis::start(TestDir::new(), format!("{polling}{main}"));
     portcullis.address("main");
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
@@ -160,7 +160,7 @@ fn a_port_that_becomes_free_is_taken_without_a_file_being_touched() {
 #[test]
 fn a_list_of_broken_rules_is_rejected_in_few_words() {
     let upstream = Upstream::echo();
-    let site = Site::new();
+    let site = TestDir::new();
     site.write("sources.toml", "rule = []\n");
     let listener = Listener::redis(&upstream).key("sources_file = \"sources.toml\"");
     let portcullis = Portcullis::start(site, format!("{ON_SIGHUP}{listener}"));
@@ -190,7 +190,7 @@ const MISPLACED: [&str; 6] = [
 fn misplaced_secrets_are_repeated_by_no_command_and_no_line() {
     let upstream = Upstream::echo();
     let listener = Listener::redis(&upstream).to_string();
-    let mut portcullis = Portcullis::start(Site::new(), format!("{ADMIN}{ON_SIGHUP}{listener}"));
+    let mut portcullis = Portcullis::start(TestDir::new(), format!("{ADMIN}{ON_SIGHUP}{listener}"));
     portcullis.address("main");
     let socket = portcullis.site.path("admin.sock");
     let [file, alone] = ["portcullis.toml", "alone.toml"].map(|name| portcullis.site.path(name));

@@ -16,7 +16,7 @@ use tokio_rustls::TlsConnector;
 use crate::harness::client::reset;
 use crate::harness::portcullis::EXECUTABLE;
 use crate::harness::program::command;
-use crate::harness::{Connection, Listener, PATIENCE, Portcullis, Site, Upstream, eventually, wire};
+use crate::harness::{Connection, Listener, PATIENCE, Portcullis, TestDir, Upstream, eventually, wire};
 
 const MIB: usize = 1024 * 1024;
 
@@ -114,7 +114,7 @@ fn a_slow_reader_of_a_large_answer_costs_little_memory_and_stalls_nobody() {
     // One core, so one worker: whoever stalls it stalls all.
     let mut pinned = command("taskset");
     pinned.args(["-c", first_core().as_str(), EXECUTABLE]);
-    let portcullis = Portcullis::start_by(pinned, Site::new(), Listener::tcp(&upstream));
+    let portcullis = Portcullis::start_by(pinned, TestDir::new(), Listener::tcp(&upstream));
     let mut neighbour = portcullis.client().connect();
     neighbour.send(b"!");
     // Another has had such an answer before, so that all the code and the worker's buffers are there.

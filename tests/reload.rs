@@ -9,7 +9,7 @@ use std::time::Instant;
 use crate::harness::client::port;
 use crate::harness::pki::sha256;
 use crate::harness::program::{free_address, free_port};
-use crate::harness::{Leaf, Listener, PATIENCE, Portcullis, Site, Upstream, eventually, wire};
+use crate::harness::{Leaf, Listener, PATIENCE, Portcullis, TestDir, Upstream, eventually, wire};
 
 /// Reloads on SIGHUP only.
 pub(crate) const ON_SIGHUP: &str = "reload.watch = false\nreload.poll = \"0s\"\n";
@@ -31,7 +31,7 @@ pub(crate) fn wait_until_served(portcullis: &Portcullis, leaf: &Leaf) {
 fn sighup_applies_a_new_configuration() {
     let upstream = Upstream::echo();
     let listener = Listener::redis(&upstream);
-    let portcullis = Portcullis::start(Site::new(), format!("{ON_SIGHUP}{listener}"));
+    let portcullis = Portcullis::start(TestDir::new(), format!("{ON_SIGHUP}{listener}"));
     portcullis.address("main");
     let mut last = 0;
     for sources in [&["127.0.0.2"][..], &["127.0.0.1", "127.0.0.2"], &["127.0.0.1"]] {
@@ -64,7 +64,7 @@ fn sighup_without_a_change_says_so_and_touches_nobody() {
 fn a_handshake_begun_under_the_old_policy_is_judged_by_the_new_one() {
     let upstream = Upstream::silent();
     let listener = Listener::postgres(&upstream);
-    let portcullis = Portcullis::start(Site::new(), format!("{ON_SIGHUP}{listener}"));
+    let portcullis = Portcullis::start(TestDir::new(), format!("{ON_SIGHUP}{listener}"));
     let client = portcullis.client().alpn(&["postgresql"]);
     let mut stream = client.dial();
     stream.write_all(&wire::SSL_REQUEST).unwrap();
@@ -87,7 +87,7 @@ fn a_handshake_begun_under_the_old_policy_is_judged_by_the_new_one() {
 fn two_quick_reloads_end_with_the_newest_files() {
     let upstream = Upstream::echo();
     let config = |source: &str| format!("{ON_SIGHUP}{}", Listener::redis(&upstream).trusting(&[source]));
-    let portcullis = Portcullis::start(Site::new(), config("127.0.0.1"));
+    let portcullis = Portcullis::start(TestDir::new(), config("127.0.0.1"));
     portcullis.address("main");
     for round in 0..5 {
         let newest = format!("127.0.2.{}", round + 1);
@@ -104,7 +104,7 @@ fn two_quick_reloads_end_with_the_newest_files() {
 fn a_listener_on_port_zero_keeps_its_port() {
     let upstream = Upstream::echo();
     let listener = Listener::redis(&upstream);
-    let portcullis = Portcullis::start(Site::new(), format!("{ON_SIGHUP}{listener}"));
+    let portcullis = Portcullis::start(TestDir::new(), format!("{ON_SIGHUP}{listener}"));
     let before = portcullis.address("main");
     let applied = portcullis.reconfigure(format!("{ON_SIGHUP}{}", listener.trusting(&["127.0.0.0/8"])));
     assert!(applied.is("reload.applied"), "{}", applied.0);
@@ -116,7 +116,7 @@ fn a_listener_on_port_zero_keeps_its_port() {
 fn a_listener_can_be_added_and_removed() {
     let upstream = Upstream::echo();
     let main = Listener::redis(&upstream);
-    let portcullis = Portcullis::start(Site::new(), format!("{ON_SIGHUP}{main}"));
+    let portcullis = Portcullis::start(TestDir::new(), format!("{ON_SIGHUP}{main}"));
     let mut inside = portcullis.client().connect();
     inside.ask(b"hello", b"hello");
 
@@ -138,7 +138,7 @@ fn a_listener_can_be_added_and_removed() {
 fn a_moved_listener_keeps_its_sessions() {
     let upstream = Upstream::echo();
     let listener = Listener::redis(&upstream);
-    let portcullis = Portcullis::start(Site::new(), format!("{ON_SIGHUP}{listener}"));
+    let portcullis = Portcullis::start(TestDir::new(), format!("{ON_SIGHUP}{listener}"));
     let before = portcullis.address("main");
     let mut inside = portcullis.client().connect();
     inside.ask(b"hello", b"hello");
@@ -165,7 +165,7 @@ fn two_listeners_can_swap_their_addresses() {
         )
     };
     let (first, second) = (free_address(), free_address());
-    let portcullis = Portcullis::start(Site::new(), config(first, second));
+    let portcullis = Portcullis::start(TestDir::new(), config(first, second));
     assert_eq!(portcullis.client_of("one").connect().receive(3), b"one");
     let applied = portcullis.reconfigure(config(second, first));
     assert!(applied.is("reload.applied"), "{}", applied.0);
@@ -179,7 +179,7 @@ fn a_wildcard_is_narrowed_without_a_moment_in_which_nobody_listens() {
     let port = free_port();
     let here = SocketAddr::from(([127, 0, 0, 1], port));
     let listener = |address: &str| format!("{ON_SIGHUP}{}", Listener::redis(&upstream).on(&[address]));
-    let portcullis = Portcullis::start(Site::new(), listener(&format!("0.0.0.0:{port}")));
+    let portcullis = Portcullis::start(TestDir::new(), listener(&format!("0.0.0.0:{port}")));
     portcullis.address("main");
     let (calls, over) = (AtomicUsize::new(0), AtomicBool::new(false));
     let deadline = Instant::now() + PATIENCE;

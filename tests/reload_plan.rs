@@ -10,7 +10,7 @@ use toml::de::{DeTable, DeValue};
 use crate::config::site;
 use crate::harness::portcullis::{ADMIN, executable};
 use crate::harness::program::run;
-use crate::harness::{Authority, Listener, Portcullis, Request, Site, Upstream};
+use crate::harness::{Authority, Listener, Portcullis, Request, TestDir, Upstream};
 
 /// One change: a key of the reference, what of [`BASE`] is replaced by what, and the key that has to be listed, with a `!`
 /// in front where the change weakens protection.
@@ -363,7 +363,7 @@ fn configured(listener: Listener) -> String {
 
 #[test]
 fn plan_is_told_in_words_and_marks_what_weakens() {
-    let portcullis = Portcullis::start(Site::new(), configured(stronger()));
+    let portcullis = Portcullis::start(TestDir::new(), configured(stronger()));
     portcullis.address("main");
     portcullis.site.write("next.toml", configured(weaker()));
     let ask = |arguments: &[&str]| {
@@ -392,7 +392,7 @@ fn plan_is_told_in_words_and_marks_what_weakens() {
 
 #[test]
 fn applied_reload_records_the_differences_of_its_plan() {
-    let portcullis = Portcullis::start(Site::new(), configured(stronger()));
+    let portcullis = Portcullis::start(TestDir::new(), configured(stronger()));
     portcullis.address("main");
     let planned = plan(&portcullis, &configured(weaker()));
     let seen = portcullis.seen();
@@ -424,7 +424,7 @@ fn applied_reload_records_the_differences_of_its_plan() {
 
 #[test]
 fn plan_speaks_of_what_would_be_removed() {
-    let (site, upstream) = (Site::new(), Upstream::echo());
+    let (site, upstream) = (TestDir::new(), Upstream::echo());
     let old = Authority::new("Old CA");
     site.write("old.crt", old.pem());
     let with = |rest: &str, sources: &[&str]| {

@@ -12,7 +12,9 @@ use rustls::version::{TLS12, TLS13};
 use crate::harness::openssl::s_client;
 use crate::harness::portcullis::executable;
 use crate::harness::program::run;
-use crate::harness::{Authority, Client, Leaf, Listener, Portcullis, Request, Site, TakesBack, Upstream, eventually};
+use crate::harness::{
+    Authority, Client, Leaf, Listener, Portcullis, Request, TakesBack, TestDir, Upstream, eventually,
+};
 use crate::reload::ON_SIGHUP;
 use crate::revocation::{assert_lives, wanting};
 
@@ -68,7 +70,7 @@ impl Guest {
     }
 
     /// Comes again with its session. `home` is where its files are.
-    fn visit(&mut self, home: &Site, portcullis: &Portcullis, listener: &str) -> Reception {
+    fn visit(&mut self, home: &TestDir, portcullis: &Portcullis, listener: &str) -> Reception {
         let address = portcullis.address(listener);
         match self {
             Self::Rustls(client) => {
@@ -128,7 +130,7 @@ impl Inn {
     /// Opens with these files in the site, and has everybody come for the first time.
     fn open(keys: Keys, leaf: Option<&Leaf>, lines: &[&str], files: &[(&str, String)]) -> Self {
         let upstream = greeting();
-        let site = Site::new();
+        let site = TestDir::new();
         for (name, text) in files {
             site.write(name, text);
         }
@@ -288,7 +290,7 @@ fn no_session_outlives_its_certificate() {
 #[test]
 fn a_session_of_one_listener_is_taken_up_by_no_other() {
     for keys in BOTH {
-        let (upstream, site) = (greeting(), Site::new());
+        let (upstream, site) = (greeting(), TestDir::new());
         let clients = Authority::new("Clients CA");
         site.write("clients.pem", clients.pem());
         site.write("tickets.keys", key());
@@ -310,8 +312,8 @@ fn a_session_of_one_listener_is_taken_up_by_no_other() {
 }
 
 /// A replica with the files of another one.
-fn replica(of: &Site, config: &str) -> Portcullis {
-    let site = Site::new();
+fn replica(of: &TestDir, config: &str) -> Portcullis {
+    let site = TestDir::new();
     for name in ["ca.crt", "server.crt", "server.key", "clients.pem", "tickets.keys"] {
         site.write(name, fs::read_to_string(of.path(name)).unwrap());
     }
@@ -328,7 +330,7 @@ struct Replicas {
 
 impl Replicas {
     fn start() -> Self {
-        let (upstream, site) = (greeting(), Site::new());
+        let (upstream, site) = (greeting(), TestDir::new());
         let (clients, key) = (Authority::new("Clients CA"), key());
         site.write("clients.pem", clients.pem());
         site.write("tickets.keys", &key);
@@ -424,7 +426,7 @@ fn keys_are_rotated_on_replicas_in_turn_and_nobody_notices() {
 #[test]
 fn ticket_keys_that_are_none_reject_the_reload_and_are_not_shown() {
     let upstream = Upstream::echo();
-    let site = Site::new();
+    let site = TestDir::new();
     let good = key();
     site.write("tickets.keys", &good);
     let listener = Listener::redis(&upstream).tls("ticket_keys = \"tickets.keys\"");

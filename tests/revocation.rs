@@ -8,7 +8,7 @@ use time::format_description::well_known::Rfc3339;
 use time::{Duration, OffsetDateTime};
 
 use crate::harness::openssl::openssl;
-use crate::harness::{Authority, Connection, Leaf, Listener, Portcullis, Redis, Request, Site, Upstream, program};
+use crate::harness::{Authority, Connection, Leaf, Listener, Portcullis, Redis, Request, TestDir, Upstream, program};
 use crate::reload::ON_SIGHUP;
 
 /// The most time between the reload or the moment that revokes a session and its end. Portcullis takes a second at most; a
@@ -21,7 +21,7 @@ pub(crate) fn wanting(upstream: &Upstream, lines: &[&str]) -> Listener {
     lines.iter().fold(listener, |listener, line| listener.tls(line))
 }
 
-pub(crate) fn start(site: Site, listeners: &[&Listener]) -> Portcullis {
+pub(crate) fn start(site: TestDir, listeners: &[&Listener]) -> Portcullis {
     Portcullis::start(site, config(listeners))
 }
 
@@ -73,7 +73,7 @@ pub(crate) fn while_busy<T: Send>(session: &mut Connection, act: impl FnOnce() -
 fn a_source_that_is_taken_out_loses_its_sessions_and_the_others_keep_theirs() {
     let upstream = Upstream::echo();
     let listener = Listener::redis(&upstream).trusting(&["127.0.0.0/24", "127.0.1.1", "127.0.2.0/24"]);
-    let portcullis = start(Site::new(), &[&listener]);
+    let portcullis = start(TestDir::new(), &[&listener]);
     let from = |source: &str| portcullis.client().from(source).attempt().1.unwrap();
     let (gone, narrowed, kept, other) = (from("127.0.2.1"), from("127.0.0.2"), from("127.0.0.1"), from("127.0.1.1"));
     let applied = portcullis.reconfigure(config(&[&listener.trusting(&["127.0.0.1", "127.0.1.0/24"])]));
@@ -97,7 +97,7 @@ fn a_rule_that_expires_takes_its_sessions_along_unless_another_lets_them_in() {
         "trusted_sources = [\"127.0.0.1\"]",
         &format!("trusted_sources = [\"127.0.1.0/24\", {}, {}]", ending("127.0.0.0/24"), ending("127.0.1.1")),
     );
-    let portcullis = Portcullis::start(Site::new(), format!("{ON_SIGHUP}{listener}"));
+    let portcullis = Portcullis::start(TestDir::new(), format!("{ON_SIGHUP}{listener}"));
     let from = |source: &str| portcullis.client().from(source).attempt().1.unwrap();
     let (mut gone, kept) = (from("127.0.0.1"), from("127.0.1.1"));
     assert_eq!(portcullis.opened(kept.port()).text("rule"), "ip_addr:127.0.1.1");
@@ -112,7 +112,7 @@ fn a_rule_that_expires_takes_its_sessions_along_unless_another_lets_them_in() {
 #[test]
 fn a_certificate_that_runs_out_takes_its_session_along() {
     let upstream = Upstream::echo();
-    let (site, clients) = (Site::new(), Authority::new("Clients CA"));
+    let (site, clients) = (TestDir::new(), Authority::new("Clients CA"));
     site.write("clients.pem", clients.pem());
     let portcullis = start(site, &[&wanting(&upstream, &["client_ca = \"clients.pem\""])]);
     let kept = session(&portcullis, clients.issue(Request::client("kept")));
@@ -125,7 +125,7 @@ fn a_certificate_that_runs_out_takes_its_session_along() {
 #[test]
 fn a_ca_that_is_taken_out_loses_its_clients_and_its_twin_keeps_its_own() {
     let upstream = Upstream::echo();
-    let site = Site::new();
+    let site = TestDir::new();
     // The same name, and other keys: nothing but the key tells them apart.
     let [old, new, other] = ["Clients CA", "Clients CA", "Other CA"].map(Authority::new);
     site.write("clients.pem", format!("{}{}{}", old.pem(), new.pem(), other.pem()));
@@ -150,7 +150,7 @@ fn a_ca_that_is_taken_out_loses_its_clients_and_its_twin_keeps_its_own() {
 #[test]
 fn a_certificate_lets_its_holder_in_without_a_ca_until_it_is_taken_out() {
     let upstream = Upstream::echo();
-    let (site, anybody) = (Site::new(), Authority::new("Anybody's CA"));
+    let (site, anybody) = (TestDir::new(), Authority::new("Anybody's CA"));
     std::fs::create_dir(site.path("clients")).unwrap();
     let [old, new, later, stranger] = ["app", "app", "later", "app"].map(|name| anybody.issue(Request::client(name)));
     site.write("clients/old.crt", old.pem());
@@ -173,7 +173,7 @@ fn a_certificate_lets_its_holder_in_without_a_ca_until_it_is_taken_out() {
 #[test]
 fn a_file_may_hold_an_old_and_a_new_certificate_self_signed_or_with_their_chain() {
     let redis = Redis::start();
-    let site = Site::new();
+    let site = TestDir::new();
     let upload = |name: &str| {
         // As its users make them: openssl marks them as a CA, and both have the same name.
         let (key, out) = (format!("{name}.key"), format!("{name}.crt"));
@@ -210,7 +210,7 @@ fn a_file_may_hold_an_old_and_a_new_certificate_self_signed_or_with_their_chain(
 #[test]
 fn of_the_holders_of_good_certificates_only_the_trusted_ones_get_in_and_stay() {
     let upstream = Upstream::echo();
-    let (site, clients) = (Site::new(), Authority::new("Clients CA"));
+    let (site, clients) = (TestDir::new(), Authority::new("Clients CA"));
     site.write("clients.pem", clients.pem());
     let trusting =
         |names: &str| wanting(&upstream, &["client_ca = \"clients.pem\"", &format!("trusted_clients = [{names}]")]);
@@ -258,7 +258,7 @@ fn refused_words(portcullis: &Portcullis, leaf: Leaf) -> (u16, String) {
 #[test]
 fn who_was_let_in_without_a_certificate_needs_one_once_it_is_required() {
     let upstream = Upstream::echo();
-    let (site, clients) = (Site::new(), Authority::new("Clients CA"));
+    let (site, clients) = (TestDir::new(), Authority::new("Clients CA"));
     site.write("clients.pem", clients.pem());
     let asking = |auth: &str| {
         Listener::redis(&upstream).tls(&format!("client_auth = \"{auth}\"")).tls("client_ca = \"clients.pem\"")
@@ -274,7 +274,7 @@ fn who_was_let_in_without_a_certificate_needs_one_once_it_is_required() {
 #[test]
 fn who_has_shown_a_certificate_need_not_show_it_again_after_a_time_when_none_was_asked_for() {
     let upstream = Upstream::echo();
-    let (site, clients) = (Site::new(), Authority::new("Clients CA"));
+    let (site, clients) = (TestDir::new(), Authority::new("Clients CA"));
     site.write("clients.pem", clients.pem());
     let (strict, open) = (wanting(&upstream, &["client_ca = \"clients.pem\""]), Listener::redis(&upstream));
     let portcullis = start(site, &[&strict]);
@@ -290,7 +290,7 @@ fn who_has_shown_a_certificate_need_not_show_it_again_after_a_time_when_none_was
 fn a_listener_that_is_removed_takes_its_sessions_along_and_one_that_moves_does_not() {
     let upstream = Upstream::echo();
     let listeners = ["removed", "moved", "kept"].map(|name| Listener::redis(&upstream).named(name));
-    let portcullis = start(Site::new(), &[&listeners[0], &listeners[1], &listeners[2]]);
+    let portcullis = start(TestDir::new(), &[&listeners[0], &listeners[1], &listeners[2]]);
     let [gone, moved, kept] = ["removed", "moved", "kept"].map(|name| portcullis.client_of(name).attempt().1.unwrap());
     let [_, second, third] = listeners;
     portcullis.reconfigure(config(&[&second.on(&["127.0.0.1:0", "[::1]:0"]), &third]));
@@ -305,7 +305,7 @@ fn where_sessions_are_to_be_kept_they_are() {
     let of = |name: &str| Listener::redis(&upstream).named(name).trusting(&["127.0.0.2"]);
     let (global, own) = (of("global"), of("own").key("revoke = \"disconnect\""));
     let keep = |listeners: &[&Listener]| format!("reload.revoke = \"keep\"\n{}", config(listeners));
-    let portcullis = Portcullis::start(Site::new(), keep(&[&global, &own]));
+    let portcullis = Portcullis::start(TestDir::new(), keep(&[&global, &own]));
     let session = |name: &str| portcullis.client_of(name).from("127.0.0.2").attempt().1.unwrap();
     let (kept, gone) = (session("global"), session("own"));
     let elsewhere = ["127.0.0.3"];
@@ -318,7 +318,7 @@ fn where_sessions_are_to_be_kept_they_are() {
 #[test]
 fn what_is_revoked_comes_to_no_new_session_by_resumption() {
     let upstream = Upstream::echo();
-    let (site, clients) = (Site::new(), Authority::new("Clients CA"));
+    let (site, clients) = (TestDir::new(), Authority::new("Clients CA"));
     site.write("clients.pem", clients.pem());
     let listener = wanting(&upstream, &["client_ca = \"clients.pem\""]);
     let portcullis = start(site, &[&listener]);
@@ -341,7 +341,7 @@ fn what_is_revoked_comes_to_no_new_session_by_resumption() {
 #[test]
 fn sessions_parked_with_junk_chains_delay_no_revocation_of_another_client() {
     let upstream = Upstream::echo();
-    let site = Site::new();
+    let site = TestDir::new();
     let [main, old, new] = ["Main CA", "Old CA", "Old CA"].map(Authority::new);
     let [victim, kept, hostile] = [&main, &main, &old].map(|authority| authority.issue(Request::client("app")));
     site.write("clients.pem", format!("{}{}", main.pem(), old.pem()));

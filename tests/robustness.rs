@@ -10,14 +10,14 @@ use crate::descriptors::tight;
 use crate::harness::client::port;
 use crate::harness::portcullis::{EXECUTABLE, executable};
 use crate::harness::program::{Running, allow_many_files, command, free_address};
-use crate::harness::{Client, Event, Listener, Portcullis, Site, Upstream, eventually, wire};
+use crate::harness::{Client, Event, Listener, Portcullis, TestDir, Upstream, eventually, wire};
 
 #[test]
 fn running_out_of_files_neither_stops_the_listener_nor_makes_it_spin() {
     let upstream = Upstream::echo();
     let mut limited = command("prlimit");
     limited.arg(format!("--nofile={}", tight(7))).args(["--", EXECUTABLE]);
-    let portcullis = Portcullis::start_by(limited, Site::new(), Listener::redis(&upstream));
+    let portcullis = Portcullis::start_by(limited, TestDir::new(), Listener::redis(&upstream));
     let client = portcullis.client();
     let mut inside = client.connect();
     inside.ask(b"hello", b"hello");
@@ -43,7 +43,7 @@ fn garbage_ends_only_the_connection_that_sends_it() {
         Listener::postgres(&upstream).named("postgres"),
         Listener::tcp(&upstream).named("tcp"),
     );
-    let portcullis = Portcullis::start(Site::new(), config);
+    let portcullis = Portcullis::start(TestDir::new(), config);
     // Numbers that look random and are the same every time.
     let mut state = 0x2545_f491_u32;
     let mut noise = |length: usize| -> Vec<u8> {
@@ -119,7 +119,7 @@ fn five_hundred_half_open_handshakes_do_not_keep_a_good_client_out() {
 fn a_full_audit_disk_stops_nothing() {
     let upstream = Upstream::echo();
     let config = format!("log.audit_file = \"/dev/full\"\n{}", Listener::redis(&upstream));
-    let portcullis = Portcullis::start(Site::new(), config);
+    let portcullis = Portcullis::start(TestDir::new(), config);
     for _ in 0..50 {
         portcullis.client().connect().ask(b"hello", b"hello");
     }
@@ -132,7 +132,7 @@ fn a_full_audit_disk_stops_nothing() {
 #[test]
 fn a_log_that_nobody_reads_stops_nothing() {
     let upstream = Upstream::echo();
-    let site = Site::new();
+    let site = TestDir::new();
     let address = free_address();
     site.write("portcullis.toml", Listener::redis(&upstream).on(&[&address.to_string()]));
     let mut run = executable();
@@ -152,7 +152,7 @@ fn a_log_that_nobody_reads_stops_nothing() {
 #[test]
 fn a_log_reader_that_goes_away_stops_nothing() {
     let upstream = Upstream::echo();
-    let site = Site::new();
+    let site = TestDir::new();
     let address = free_address();
     site.write("portcullis.toml", Listener::redis(&upstream).on(&[&address.to_string()]));
     let mut run = executable();

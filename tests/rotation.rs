@@ -6,7 +6,7 @@ use std::process::Stdio;
 use crate::harness::pki::TakesBack;
 use crate::harness::postgres::client;
 use crate::harness::program::{Running, command, run};
-use crate::harness::{Authority, Event, Leaf, Listener, Portcullis, Postgres, Redis, Request, Site};
+use crate::harness::{Authority, Event, Leaf, Listener, Portcullis, Postgres, Redis, Request, TestDir};
 use crate::postgres::conninfo;
 use crate::reload::{ON_CHANGE, ON_SIGHUP};
 
@@ -78,12 +78,12 @@ impl World {
     }
 
     /// Rotates one kind in the files.
-    fn rotate(&mut self, kind: Kind, site: &Site) {
+    fn rotate(&mut self, kind: Kind, site: &TestDir) {
         self.turns[KINDS.iter().position(|other| *other == kind).unwrap()] += 1;
         self.write(kind, site);
     }
 
-    fn write(&self, kind: Kind, site: &Site) {
+    fn write(&self, kind: Kind, site: &TestDir) {
         let turn = self.turn(kind);
         match kind {
             Kind::Server => site.install("server", &site.server()),
@@ -145,7 +145,7 @@ impl Load {
 #[test]
 fn fifty_rotations_of_every_kind_cost_no_client_an_error() {
     let (redis, postgres) = (Redis::start(), Postgres::start());
-    let (site, mut world) = (Site::new(), World::new(&redis, &postgres));
+    let (site, mut world) = (TestDir::new(), World::new(&redis, &postgres));
     std::fs::create_dir(site.path("uploaded")).unwrap();
     let uploaded = Authority::new("Anybody's CA").issue(Request::client("app"));
     site.write("uploaded/app.crt", uploaded.pem());
@@ -216,7 +216,7 @@ fn loads(portcullis: &Portcullis) -> [Load; 3] {
 fn rotations_that_are_noticed_by_themselves_cost_no_client_an_error() {
     let redis = Redis::start();
     let config = format!("{ON_CHANGE}{}", Listener::redis(&redis));
-    let portcullis = Portcullis::start(Site::new(), config);
+    let portcullis = Portcullis::start(TestDir::new(), config);
     let mut inside = portcullis.client().connect();
     std::thread::scope(|scope| {
         let rotating = scope.spawn(|| {

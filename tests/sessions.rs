@@ -11,14 +11,14 @@ use crate::harness::portcullis::{ADMIN, executable};
 use crate::harness::program::{free_address, run};
 use crate::harness::wire::{PROTOCOL_3_0, error_response, startup};
 use crate::harness::{
-    Authority, Connection, Listener, Portcullis, Postgres, Redis, Request, Site, Upstream, eventually,
+    Authority, Connection, Listener, Portcullis, Postgres, Redis, Request, TestDir, Upstream, eventually,
 };
 use crate::postgres_primary::{CLEARTEXT, asks_and_is, before, target};
 use crate::reload::ON_SIGHUP;
 use crate::revocation::SOON;
 
 fn start(listener: &Listener) -> Portcullis {
-    Portcullis::start(Site::new(), format!("{ADMIN}{ON_SIGHUP}{listener}"))
+    Portcullis::start(TestDir::new(), format!("{ADMIN}{ON_SIGHUP}{listener}"))
 }
 
 /// A session of redis in which the server has ended, and the client has heard that and stays.
@@ -271,7 +271,7 @@ fn connection_that_is_refused_is_never_listed() {
 #[test]
 fn last_users_are_shown_of_what_no_open_session_relies_on() {
     let upstream = Upstream::echo();
-    let site = Site::new();
+    let site = TestDir::new();
     let old = Authority::new("Old CA");
     site.write("old-ca.crt", old.pem());
     let job = old.issue(Request::client("job"));
@@ -338,7 +338,7 @@ fn sessions_of_a_removed_listener_are_shown_until_they_end() {
     let upstream = Upstream::echo();
     let [gone, kept] = ["gone", "kept"].map(|name| Listener::redis(&upstream).named(name));
     let keep = format!("{ADMIN}{ON_SIGHUP}reload.revoke = \"keep\"\n");
-    let portcullis = Portcullis::start(Site::new(), format!("{keep}{gone}{kept}"));
+    let portcullis = Portcullis::start(TestDir::new(), format!("{keep}{gone}{kept}"));
     let mut client = portcullis.client_of("gone").connect();
     client.ask(b"hello", b"hello");
     assert!(portcullis.reconfigure(format!("{keep}{kept}")).is("reload.applied"));

@@ -11,7 +11,7 @@ use serde_json::Value;
 use crate::harness::client::{dial_from, port};
 use crate::harness::portcullis::{ADMIN, EXECUTABLE, executable};
 use crate::harness::program::{allow_many_files, command, run};
-use crate::harness::{Listener, Portcullis, Site, Upstream, wire};
+use crate::harness::{Listener, Portcullis, TestDir, Upstream, wire};
 use crate::reload::ON_SIGHUP;
 
 /// Shorter than the second after which a SYN is sent again: who comes in within this was never kept out.
@@ -21,7 +21,7 @@ const ONE_SYN: Duration = Duration::from_millis(900);
 const NO_ANSWER: Duration = Duration::from_millis(200);
 
 fn start(listeners: &[&Listener]) -> Portcullis {
-    Portcullis::start(Site::new(), config(listeners))
+    Portcullis::start(TestDir::new(), config(listeners))
 }
 
 fn config(listeners: &[&Listener]) -> String {
@@ -106,7 +106,7 @@ fn a_stranger_hears_nothing_and_who_is_trusted_comes_in() {
 fn a_rule_that_comes_or_goes_counts_as_soon_as_the_reload_is_applied() {
     let upstream = Upstream::echo();
     let with = |sources: &[&str]| config(&[&shielded(&upstream, sources)]);
-    let portcullis = Portcullis::start(Site::new(), with(&["127.0.0.1"]));
+    let portcullis = Portcullis::start(TestDir::new(), with(&["127.0.0.1"]));
     let address = portcullis.address("main");
     let mut inside = portcullis.client().connect();
     for _ in 0..5 {
@@ -301,7 +301,7 @@ impl Machine {
             eprintln!("skipped: no network namespace may be made here: {}", possible.stderr);
             return None;
         }
-        let site = Site::new();
+        let site = TestDir::new();
         let mut inside = command("unshare");
         let script = format!("set -e; ip link set lo up; {script}; exec setpriv --pdeathsig KILL -- \"$@\"");
         inside.args(["--user", "--map-root-user", "--net", "sh", "-c", &script]).arg(site.directory()).arg(EXECUTABLE);

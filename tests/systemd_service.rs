@@ -11,7 +11,7 @@ use nix::unistd::geteuid;
 
 use crate::harness::portcullis::{EXECUTABLE, executable};
 use crate::harness::program::{Running, free_address, run};
-use crate::harness::{Listener, PATIENCE, Portcullis, Site, Upstream, eventually};
+use crate::harness::{Listener, PATIENCE, Portcullis, TestDir, Upstream, eventually};
 use crate::reload::ON_SIGHUP;
 
 fn repository() -> &'static Path {
@@ -77,7 +77,7 @@ fn installed_example_starts_reloads_and_stops_as_an_unprivileged_user() {
         eprintln!("skipped: only root can become another user");
         return;
     }
-    let site = Site::new();
+    let site = TestDir::new();
     fs::set_permissions(site.directory(), fs::Permissions::from_mode(0o755)).unwrap();
     let root = site.path("root");
     make(&root, "install");
@@ -140,7 +140,7 @@ fn installed_example_starts_reloads_and_stops_as_an_unprivileged_user() {
 
 #[test]
 fn unit_is_valid() {
-    let site = Site::new();
+    let site = TestDir::new();
     let unit = fs::read_to_string(repository().join("packaging/systemd/portcullis.service")).unwrap();
     site.write("portcullis.service", unit.replace("/usr/bin/portcullis", EXECUTABLE));
     let mut command = Command::new("systemd-analyze");
@@ -154,7 +154,7 @@ fn unit_is_valid() {
 #[test]
 fn systemd_is_told_of_every_reload_and_its_verdict() {
     let upstream = Upstream::echo();
-    let site = Site::new();
+    let site = TestDir::new();
     let socket = notify_socket(&site.path("notify"));
     let mut command = executable();
     command.env("NOTIFY_SOCKET", site.path("notify"));

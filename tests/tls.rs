@@ -8,7 +8,7 @@ use rustls::{AlertDescription, HandshakeKind, NamedGroup};
 use crate::harness::client::{alert, port};
 use crate::harness::openssl::{openssl, s_client};
 use crate::harness::program::run;
-use crate::harness::{Authority, Leaf, Listener, Portcullis, Request, Site, Upstream};
+use crate::harness::{Authority, Leaf, Listener, Portcullis, Request, TestDir, Upstream};
 use crate::reload::ON_SIGHUP;
 
 /// An upstream that says good-bye at once.
@@ -81,7 +81,7 @@ fn the_hybrid_post_quantum_exchange_is_taken_by_a_client_that_offers_it() {
 #[test]
 fn the_server_name_chooses_the_certificate() {
     let upstream = Upstream::echo();
-    let site = Site::new();
+    let site = TestDir::new();
     let (a, b) = (site.ca.issue(Request::server(&["a.test"])), site.ca.issue(Request::server(&["*.b.test"])));
     site.install("a", &a);
     site.install("b", &b);
@@ -101,7 +101,7 @@ fn the_server_name_chooses_the_certificate() {
 #[test]
 fn a_client_that_knows_only_rsa_gets_the_rsa_certificate() {
     let upstream = brief();
-    let site = Site::new();
+    let site = TestDir::new();
     let rsa = Request::server(&["localhost", "127.0.0.1"]).rsa();
     site.install("rsa", &site.ca.issue(rsa));
     let listeners = [["server", "rsa"], ["rsa", "server"]]
@@ -125,7 +125,7 @@ fn a_client_that_knows_only_rsa_gets_the_rsa_certificate() {
 #[test]
 fn a_certificate_is_sent_with_its_intermediates() {
     let upstream = Upstream::echo();
-    let site = Site::new();
+    let site = TestDir::new();
     let middle = site.ca.intermediate("One").intermediate("Two");
     site.install("server", &middle.issue(Request::server(&["localhost"])));
     let portcullis = Portcullis::start(site, Listener::redis(&upstream));
@@ -135,7 +135,7 @@ fn a_certificate_is_sent_with_its_intermediates() {
 #[test]
 fn a_key_is_read_in_every_form_that_openssl_writes() {
     let upstream = Upstream::echo();
-    let site = Site::new();
+    let site = TestDir::new();
     let sec1 = openssl(&site, &["ec", "-in", "server.key"]);
     assert!(sec1.contains("BEGIN EC PRIVATE KEY"), "{sec1}");
     site.install("rsa", &site.ca.issue(Request::server(&["rsa.test"]).rsa()));
@@ -180,7 +180,7 @@ fn a_returning_client_resumes_its_tls_session() {
 fn openssl_resumes_its_session_with_a_client_certificate_too() {
     let upstream = brief();
     for client_auth in ["none", "required"] {
-        let site = Site::new();
+        let site = TestDir::new();
         site.install("client", &site.ca.issue(Request::client("app")));
         let mut listener = Listener::redis(&upstream).tls(&format!("client_auth = \"{client_auth}\""));
         if client_auth == "required" {
@@ -222,7 +222,7 @@ fn a_client_that_does_not_trust_the_certificate_is_explained_in_the_audit() {
 #[test]
 fn openssl_that_does_not_trust_the_certificate_is_told_of_by_name_and_since_when_it_is_in_use() {
     let upstream = Upstream::silent();
-    let site = Site::new();
+    let site = TestDir::new();
     let [first, renewed] = [site.server(), site.server()];
     site.install("server", &first);
     site.write("wrong.crt", Authority::new("Another CA").pem());

@@ -8,7 +8,7 @@ use rustls::{ClientConnection, StreamOwned};
 use crate::harness::openssl::Dialogue;
 use crate::harness::pki::sha256;
 use crate::harness::program::run;
-use crate::harness::{Authority, Connection, Listener, Portcullis, Redis, Request, Site, Upstream};
+use crate::harness::{Authority, Connection, Listener, Portcullis, Redis, Request, TestDir, Upstream};
 
 /// A Redis that has a value of so many bytes under `big`, and what its answer to `GET big` is.
 fn redis_with_big(length: usize) -> (Redis, Vec<u8>) {
@@ -66,7 +66,7 @@ fn openssl_may_pad_its_records_and_make_them_small() {
 #[test]
 fn openssl_shows_a_certificate_in_parts() {
     let redis = Redis::start();
-    let site = Site::new();
+    let site = TestDir::new();
     let mut middle = site.ca.intermediate("0");
     for number in 1..6 {
         middle = middle.intermediate(&number.to_string());
@@ -84,7 +84,7 @@ fn openssl_shows_a_certificate_in_parts() {
 #[test]
 fn longest_chain_of_rsa_4096_certificates_is_accepted_in_whatever_records() {
     let redis = Redis::start();
-    let site = Site::new();
+    let site = TestDir::new();
     let root = Authority::rsa_4096("root");
     let mut middle = root.rsa_4096_intermediate("0");
     for number in 1..6 {
@@ -109,7 +109,7 @@ fn longest_chain_of_rsa_4096_certificates_is_accepted_in_whatever_records() {
 #[test]
 fn client_that_sends_more_than_72_kib_in_its_handshake_is_refused() {
     let upstream = Upstream::echo();
-    let site = Site::new();
+    let site = TestDir::new();
     let leaf = |size: usize| site.ca.issue(Request::client("app").organization(&"x".repeat(size)));
     // The message of both is below 64 KiB. In records of 32 bytes it is at least 6/5 of that.
     let (short, long) = (leaf(15_000), leaf(64_000));

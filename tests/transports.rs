@@ -12,7 +12,7 @@ use rustls::{ClientConnection, ServerConnection, StreamOwned};
 use crate::harness::client::reset;
 use crate::harness::redis::ANYBODY;
 use crate::harness::upstream::showing;
-use crate::harness::{Event, PATIENCE, Portcullis, Redis, Site, eventually, wire};
+use crate::harness::{Event, PATIENCE, Portcullis, Redis, TestDir, eventually, wire};
 
 const MIB: usize = 1 << 20;
 
@@ -108,7 +108,7 @@ impl Write for Wire {
 }
 
 /// An upstream of this kind in a site, with a thread for each connection. Returns its lines of `[listener.upstream]`.
-fn upstream(site: &Site, kind: Kind, serve: impl Fn(Wire) + Send + Sync + 'static) -> String {
+fn upstream(site: &TestDir, kind: Kind, serve: impl Fn(Wire) + Send + Sync + 'static) -> String {
     let serve = Arc::new(serve);
     if kind == Kind::Unix {
         let path = site.path("upstream.sock");
@@ -160,7 +160,7 @@ fn listeners(protocol: &str, upstream: &str, limits: &str) -> String {
 }
 
 fn before(kind: Kind, limits: &str, serve: impl Fn(Wire) + Send + Sync + 'static) -> Portcullis {
-    let site = Site::new();
+    let site = TestDir::new();
     let upstream = upstream(&site, kind, serve);
     let portcullis = Portcullis::start(site, listeners("tcp", &upstream, limits));
     portcullis.event("ready", |event| event.is("ready") && event.0["listener"] == "socket");
@@ -391,7 +391,7 @@ fn a_slow_reader_costs_little_memory_over_any_legs() {
 
 #[test]
 fn those_who_wait_for_redis_in_tls_stay_over_reloads() {
-    let site = Site::new();
+    let site = TestDir::new();
     let redis = Redis::with_tls(&site, &site.server(), ANYBODY);
     let upstream = format!("address = \"{redis}\"\ntls = \"verify-full\"\nca = \"ca.crt\"");
     let portcullis = Portcullis::start(site, listeners("redis", &upstream, ""));
@@ -430,7 +430,7 @@ fn those_who_wait_for_redis_in_tls_stay_over_reloads() {
 fn a_pipeline_and_then_the_end_is_answered_to_the_last_word() {
     let redis = Redis::start();
     for upstream in [format!("address = \"{redis}\""), format!("address = \"unix:{}\"", redis.socket().display())] {
-        let portcullis = Portcullis::start(Site::new(), listeners("redis", &upstream, ""));
+        let portcullis = Portcullis::start(TestDir::new(), listeners("redis", &upstream, ""));
         portcullis.event("ready", |event| event.is("ready") && event.0["listener"] == "socket");
         for name in CLIENTS {
             let mut client = client(&portcullis, name);

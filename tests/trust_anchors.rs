@@ -2,7 +2,7 @@
 
 use crate::harness::portcullis::executable;
 use crate::harness::program::run;
-use crate::harness::{Authority, Event, Leaf, Portcullis, Request, Site, TakesBack, Upstream};
+use crate::harness::{Authority, Event, Leaf, Portcullis, Request, TakesBack, TestDir, Upstream};
 use crate::revocation::{assert_ended, assert_lives, session, start, wanting};
 
 fn app(authority: &Authority) -> Leaf {
@@ -19,7 +19,7 @@ fn refused(portcullis: &Portcullis, leaf: &Leaf) -> Event {
 
 /// A listener that trusts one CA, with further lines of its TLS.
 fn trusting(authority: &Authority, upstream: &Upstream, lines: &[&str]) -> Portcullis {
-    let site = Site::new();
+    let site = TestDir::new();
     site.write("clients.pem", authority.pem());
     let lines: Vec<_> = ["client_ca = \"clients.pem\""].iter().chain(lines).copied().collect();
     start(site, &[&wanting(upstream, &lines)])
@@ -51,7 +51,7 @@ fn session_ends_when_its_anchor_expires() {
 
 #[test]
 fn client_that_no_list_of_its_ca_covers_is_refused() {
-    let (upstream, site, clients) = (Upstream::echo(), Site::new(), Authority::new("Clients CA"));
+    let (upstream, site, clients) = (Upstream::echo(), TestDir::new(), Authority::new("Clients CA"));
     let [named, unnamed] = [app(&clients), app(&clients)];
     let list = clients.list(TakesBack::nothing(1).and(named.der()).about_authorities());
     site.write("clients.pem", clients.pem());

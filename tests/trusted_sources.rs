@@ -4,7 +4,7 @@ use time::format_description::well_known::Rfc3339;
 use time::{Duration, OffsetDateTime};
 
 use crate::harness::client::port;
-use crate::harness::{Listener, Portcullis, Site, Upstream, eventually, wire};
+use crate::harness::{Listener, Portcullis, TestDir, Upstream, eventually, wire};
 
 #[test]
 fn an_untrusted_source_is_closed_before_a_byte() {
@@ -136,7 +136,7 @@ fn observing_lets_a_stranger_in_and_says_that_it_would_not_have() {
 #[test]
 fn the_sources_file_and_the_configured_rules_count_together() {
     let upstream = Upstream::echo();
-    let site = Site::new();
+    let site = TestDir::new();
     site.write(
         "sources.toml",
         r#"
@@ -176,7 +176,7 @@ fn a_rule_can_be_a_table_with_a_description_and_an_expiry() {
             { type = "ip_addr", value = "127.0.0.3", description = "left", expires_at = 2020-01-31T00:00:00Z },
         ]"#,
     );
-    let portcullis = Portcullis::start(Site::new(), listener);
+    let portcullis = Portcullis::start(TestDir::new(), listener);
     for source in ["127.0.0.1", "127.0.0.2"] {
         portcullis.client().from(source).connect().ask(b"hello", b"hello");
     }
@@ -193,7 +193,7 @@ fn a_rule_lets_in_until_the_moment_it_expires() {
         "trusted_sources = []",
         &format!(r#"trusted_sources = [{{ type = "ip_addr", value = "127.0.0.1", expires_at = {soon} }}]"#),
     );
-    let portcullis = Portcullis::start(Site::new(), listener);
+    let portcullis = Portcullis::start(TestDir::new(), listener);
     let client = portcullis.client();
     client.connect().ask(b"hello", b"hello");
     let refused = eventually("the rule expires", || {
@@ -229,7 +229,7 @@ fn each_listener_has_its_own_sources_and_upstream() {
         Listener::redis(&one).named("one").trusting(&["127.0.0.1"]),
         Listener::tcp(&two).named("two").trusting(&["127.0.0.2"]),
     );
-    let portcullis = Portcullis::start(Site::new(), config);
+    let portcullis = Portcullis::start(TestDir::new(), config);
     assert_eq!(portcullis.client_of("one").connect().receive(3), b"one");
     assert_eq!(portcullis.client_of("two").from("127.0.0.2").connect().receive(3), b"two");
     for (listener, source) in [("one", "127.0.0.2"), ("two", "127.0.0.1")] {
@@ -242,7 +242,7 @@ fn each_listener_has_its_own_sources_and_upstream() {
 #[test]
 fn twenty_thousand_rules_load_and_match() {
     let upstream = Upstream::echo();
-    let site = Site::new();
+    let site = TestDir::new();
     let rules = (0..20_000_u32).map(|number| {
         let [_, high, middle, low] = number.to_be_bytes();
         format!("[[rule]]\ntype = \"ip_addr\"\nvalue = \"10.{high}.{middle}.{low}\"\n")

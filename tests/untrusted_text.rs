@@ -9,7 +9,7 @@ use serde_json::Value;
 use crate::harness::portcullis::{ADMIN, executable};
 use crate::harness::program::{Outcome, Running, free_address, run};
 use crate::harness::upstream::showing;
-use crate::harness::{Authority, Client, Event, Leaf, Listener, Portcullis, Request, Site, Upstream, eventually};
+use crate::harness::{Authority, Client, Event, Leaf, Listener, Portcullis, Request, TestDir, Upstream, eventually};
 
 const AUDIT_FILE: &str = "log.audit_file = \"audit.jsonl\"\n";
 
@@ -53,7 +53,7 @@ fn assert_bounded(line: &str) {
 fn very_long_name_of_a_refused_client_is_cut_in_log_and_audit() {
     let upstream = Upstream::silent();
     for format in ["json", "text"] {
-        let site = Site::new();
+        let site = TestDir::new();
         let address = free_address();
         let listener = requiring_certificates(&upstream).on(&[&address.to_string()]);
         let config = format!("log.format = \"{format}\"\n{AUDIT_FILE}{listener}");
@@ -84,12 +84,12 @@ fn very_long_name_of_a_refused_client_is_cut_in_log_and_audit() {
 /// A running program whose log nobody reads.
 struct Unread {
     process: Running,
-    site: Site,
+    site: TestDir,
     address: SocketAddr,
 }
 
 impl Unread {
-    fn start(site: Site, address: SocketAddr, config: &str) -> Self {
+    fn start(site: TestDir, address: SocketAddr, config: &str) -> Self {
         site.write("portcullis.toml", config);
         let mut command = executable();
         command.args(["run", "-c"]).arg(site.path("portcullis.toml"));
@@ -123,7 +123,7 @@ fn refused_clients_with_very_long_names_leave_memory_bounded_while_nobody_reads_
     let upstream = Upstream::silent();
     let address = free_address();
     let listener = requiring_certificates(&upstream).on(&[&address.to_string()]).trusting(&["127.0.0.0/8"]);
-    let unread = Unread::start(Site::new(), address, &format!("{AUDIT_FILE}{listener}"));
+    let unread = Unread::start(TestDir::new(), address, &format!("{AUDIT_FILE}{listener}"));
     let leaf = very_long(&Authority::new("Foreign CA"));
     unread.refuse(&leaf, 1..2, 20);
     let before = unread.resident();
@@ -168,7 +168,7 @@ fn shown(portcullis: &Portcullis, arguments: &[&str]) -> Outcome {
 #[test]
 fn invisible_characters_are_escaped_in_log_audit_and_tables() {
     let upstream = Upstream::echo();
-    let site = Site::new();
+    let site = TestDir::new();
     let leaf = site.ca.issue(Request::client(HIDDEN));
     site.write("client.crt", leaf.pem());
     site.install("second", &site.ca.issue(Request::server(&["second.test"]).organization(HIDDEN)));
@@ -233,7 +233,7 @@ fn invisible_characters_are_escaped_in_log_audit_and_tables() {
 #[test]
 fn description_of_a_source_is_escaped_and_cut_in_the_audit() {
     let upstream = Upstream::silent();
-    let site = Site::new();
+    let site = TestDir::new();
     site.write("sources.toml", "rule = []\n");
     let listener = Listener::redis(&upstream).key("sources_file = \"sources.toml\"");
     let portcullis = Portcullis::start(site, format!("{}{listener}", crate::reload::ON_SIGHUP));
@@ -254,7 +254,7 @@ fn description_of_a_source_is_escaped_and_cut_in_the_audit() {
 
 #[test]
 fn certificate_of_an_upstream_is_escaped_and_cut_in_audit_and_status() {
-    let site = Site::new();
+    let site = TestDir::new();
     let name = format!("{HIDDEN}{}", "\u{1}".repeat(10_000));
     let many: Vec<String> = (0..400).map(|number| format!("a-name-of-an-upstream-{number}.test")).collect();
     let many: Vec<&str> = many.iter().map(String::as_str).collect();
@@ -286,7 +286,7 @@ fn certificate_of_an_upstream_is_escaped_and_cut_in_audit_and_status() {
 #[test]
 fn names_that_differ_behind_the_cut_are_told_apart() {
     let upstream = Upstream::echo();
-    let site = Site::new();
+    let site = TestDir::new();
     let long = "x".repeat(700);
     let [right, wrong] = ["right", "wrong"].map(|end| site.ca.issue(Request::client(&format!("{long}{end}"))));
     // Its subject and the issuer of the other one in the file differ only after the cut.

@@ -6,11 +6,11 @@ use crate::harness::hosts;
 use crate::harness::portcullis::{ADMIN, executable};
 use crate::harness::program::{self, free_port, run};
 use crate::harness::wire::{PROTOCOL_3_0, startup};
-use crate::harness::{Event, Listener, Portcullis, Postgres, Redis, Site, Upstream, eventually};
+use crate::harness::{Event, Listener, Portcullis, Postgres, Redis, TestDir, Upstream, eventually};
 use crate::upstream_selection::upstreams;
 
 fn start(listener: &Listener) -> Portcullis {
-    Portcullis::start(Site::new(), format!("{ADMIN}{listener}"))
+    Portcullis::start(TestDir::new(), format!("{ADMIN}{listener}"))
 }
 
 /// What `status` has of the upstream's health, and of its first address.
@@ -122,7 +122,7 @@ fn upstream_whose_tls_fails_is_unhealthy() {
 
 #[test]
 fn name_that_resolves_again_has_its_addresses_dialled_without_a_client() {
-    let (site, redis) = (Site::new(), Redis::start());
+    let (site, redis) = (TestDir::new(), Redis::start());
     hosts::name(&site, &[("other.test", &["127.0.0.1"])]);
     let listener = Listener::redis(format!("db.test:{}", redis.port()));
     let Some(portcullis) = hosts::start(site, format!("{ADMIN}{listener}")) else { return };
@@ -136,7 +136,7 @@ fn name_that_resolves_again_has_its_addresses_dialled_without_a_client() {
 
 #[test]
 fn name_that_leads_elsewhere_has_its_new_address_dialled_without_a_client() {
-    let (site, redis) = (Site::new(), Redis::start());
+    let (site, redis) = (TestDir::new(), Redis::start());
     hosts::name(&site, &[("db.test", &["127.0.0.30"])]);
     let listener = Listener::redis(format!("db.test:{}", redis.port()));
     let Some(portcullis) = hosts::start(site, format!("{ADMIN}{listener}")) else { return };
@@ -153,7 +153,7 @@ fn shortage_of_descriptors_does_not_make_an_upstream_unhealthy() {
     for upstreams_in_config in [format!("\"{one}\""), format!("[\"{one}\", \"{two}\"]")] {
         let upstream = format!("upstream = {upstreams_in_config}");
         let config = format!("{ADMIN}{}", Listener::redis("UPSTREAM"));
-        let portcullis = Portcullis::start(Site::new(), config.replace("upstream = \"UPSTREAM\"", &upstream));
+        let portcullis = Portcullis::start(TestDir::new(), config.replace("upstream = \"UPSTREAM\"", &upstream));
         let client = portcullis.client();
         client.connect().ask(b"PING\r\n", b"+PONG\r\n");
         let before = upstreams(&portcullis);

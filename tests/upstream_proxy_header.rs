@@ -12,7 +12,7 @@ use crate::harness::program::run;
 use crate::harness::proxy::{Told, v1, v2_between, vector};
 use crate::harness::wire::{PROTOCOL_3_0, SSL_REQUEST, cancel, last_words, read_exactly, startup};
 use crate::harness::{
-    Client, Connection, Haproxy, Listener, PATIENCE, Portcullis, Postgres, Redis, Request, Site, Upstream,
+    Client, Connection, Haproxy, Listener, PATIENCE, Portcullis, Postgres, Redis, Request, TestDir, Upstream,
 };
 use crate::postgres::{conninfo, psql};
 use crate::redis::cli;
@@ -82,7 +82,7 @@ fn nothing_is_announced_unless_it_is_configured() {
 #[test]
 fn version_2_tells_what_is_known_of_a_client_and_its_tls() {
     let (upstream, told) = told();
-    let site = Site::new();
+    let site = TestDir::new();
     let identity = site.ca.issue(Request::client("app-ü"));
     let portcullis = Portcullis::start(site, announcing(knowing(Listener::postgres(&upstream)), "v2"));
     let hello = startup(PROTOCOL_3_0, &[("user", "app")]);
@@ -120,7 +120,7 @@ fn a_client_without_a_certificate_is_not_said_to_be_verified() {
 #[test]
 fn a_resumed_session_keeps_its_name_and_says_that_it_was_shown_before() {
     let (upstream, told) = told();
-    let site = Site::new();
+    let site = TestDir::new();
     let identity = site.ca.issue(Request::client("app"));
     let portcullis = Portcullis::start(site, announcing(knowing(Listener::redis(&upstream)), "v2"));
     let client = portcullis.client().showing(&identity);
@@ -185,7 +185,7 @@ fn a_balancers_own_connection_is_announced_by_its_own_addresses() {
 fn a_client_of_a_unix_socket_has_no_address_to_announce() {
     let (upstream, told) = told();
     for (version, kind) in [("v1", "UNKNOWN"), ("v2", "LOCAL")] {
-        let site = Site::new();
+        let site = TestDir::new();
         let listener = announcing(Listener::redis(&upstream).without_tls().on(&["unix:client.sock"]), version);
         let path = site.path("client.sock");
         let portcullis = Portcullis::start(site, listener);
@@ -243,7 +243,7 @@ fn with_tls_to_the_upstream_the_header_comes_before_all_else() {
         let told = Told::read(&mut stream);
         let _ = sender.lock().unwrap().send((told, read_exactly(&mut stream, 8)));
     });
-    let site = Site::new();
+    let site = TestDir::new();
     let tls = |listener: Listener| announcing(listener, "v2").upstream("tls = \"require\"");
     let configuration = format!(
         "{}{}",

@@ -13,7 +13,7 @@ use crate::harness::hosts;
 use crate::harness::portcullis::ADMIN;
 use crate::harness::program::{self, command, free_port, run};
 use crate::harness::redis::ANYBODY;
-use crate::harness::{Authority, Client, Event, Listener, Portcullis, Redis, Request, Site, Upstream, eventually};
+use crate::harness::{Authority, Client, Event, Listener, Portcullis, Redis, Request, TestDir, Upstream, eventually};
 use crate::reload::ON_SIGHUP;
 
 /// Its upstream is a table of these keys, and it can be asked for its status.
@@ -92,7 +92,7 @@ fn the_first_that_answers_is_taken_and_the_first_of_all_as_soon_as_it_is_back() 
     let (mut first, second) = (Redis::start(), Redis::start());
     let nobody = format!("127.0.0.1:{}", free_port());
     let all = addresses(&[&nobody, &first, &second]);
-    let portcullis = Portcullis::start(Site::new(), redis(&all));
+    let portcullis = Portcullis::start(TestDir::new(), redis(&all));
     portcullis.address("main");
     assert!(upstreams(&portcullis).iter().all(|upstream| upstream["answers"].is_null()));
     assert_eq!(session(&portcullis), first.to_string());
@@ -118,7 +118,7 @@ fn a_black_hole_is_waited_for_by_one_client_and_then_by_none() {
     let (_socket, _waiting, hole) = clogged();
     let server = Redis::start();
     let keys = format!("{}, connect_timeout = \"3s\"", addresses(&[&hole, &server]));
-    let portcullis = Portcullis::start(Site::new(), redis(&keys));
+    let portcullis = Portcullis::start(TestDir::new(), redis(&keys));
     let timed = || {
         let begun = Instant::now();
         assert_eq!(session(&portcullis), server.to_string());
@@ -135,7 +135,7 @@ fn a_black_hole_is_waited_for_by_one_client_and_then_by_none() {
 fn when_all_are_dead_each_is_named() {
     let [one, two] = [free_port(), free_port()].map(|port| format!("127.0.0.1:{port}"));
     let all = addresses(&[&one, &two, &"unix:/nowhere/redis.sock", &"nowhere.invalid:1"]);
-    let portcullis = Portcullis::start(Site::new(), redis(&all));
+    let portcullis = Portcullis::start(TestDir::new(), redis(&all));
     for _ in 0..2 {
         let mut client = portcullis.client().connect();
         assert!(client.rest().unwrap().starts_with(b"-LOADING "));
@@ -151,7 +151,7 @@ fn when_all_are_dead_each_is_named() {
 #[test]
 fn one_upstream_alone_is_never_left_out() {
     let mut only = Redis::start();
-    let portcullis = Portcullis::start(Site::new(), redis(&addresses(&[&only])));
+    let portcullis = Portcullis::start(TestDir::new(), redis(&addresses(&[&only])));
     session(&portcullis);
     only.kill();
     let mut client = portcullis.client().connect();
@@ -167,7 +167,7 @@ fn what_is_known_of_an_upstream_outlives_a_reload_and_it_is_still_asked_again() 
     let (mut first, second) = (Redis::start(), Redis::start());
     first.kill();
     let keys = addresses(&[&first, &second]);
-    let portcullis = Portcullis::start(Site::new(), redis(&keys));
+    let portcullis = Portcullis::start(TestDir::new(), redis(&keys));
     assert_eq!(session(&portcullis), second.to_string());
     let config = redis(&format!("{keys}, connect_timeout = \"4s\""));
     assert!(portcullis.reconfigure(config).is("reload.applied"));
@@ -178,7 +178,7 @@ fn what_is_known_of_an_upstream_outlives_a_reload_and_it_is_still_asked_again() 
 }
 
 /// A Redis that speaks nothing but TLS, at these addresses of the machine.
-fn redis_with_tls(site: &Site, name: &str, ips: &[&str]) -> Redis {
+fn redis_with_tls(site: &TestDir, name: &str, ips: &[&str]) -> Redis {
     let other = Authority::new("Upstream CA");
     site.write("upstream.crt", other.pem());
     Redis::with_tls(site, &other.issue(Request::server(&[name])), &[ANYBODY, &["--bind"], ips].concat())
@@ -187,7 +187,7 @@ fn redis_with_tls(site: &Site, name: &str, ips: &[&str]) -> Redis {
 #[test]
 fn one_that_fails_in_tls_is_gone_past_and_is_not_back_because_it_takes_connections() {
     let deaf = Upstream::new(drop);
-    let site = Site::new();
+    let site = TestDir::new();
     let server = redis_with_tls(&site, "127.0.0.1", &["127.0.0.1"]);
     let good = server.to_string();
     let keys = format!("{}, tls = \"verify-full\", ca = \"upstream.crt\"", addresses(&[&deaf, &good]));
@@ -204,7 +204,7 @@ fn one_that_fails_in_tls_is_gone_past_and_is_not_back_because_it_takes_connectio
 
 #[test]
 fn in_tls_it_is_the_configured_name_that_is_verified_wherever_it_leads() {
-    let site = Site::new();
+    let site = TestDir::new();
     let server = redis_with_tls(&site, "db.test", &["127.0.0.53", "::1"]);
     let port = server.port();
     let deaf = TcpListener::bind(("127.0.0.52", port)).unwrap();
@@ -226,7 +226,7 @@ fn in_tls_it_is_the_configured_name_that_is_verified_wherever_it_leads() {
 #[test]
 fn while_all_answer_nothing_is_asked() {
     let (one, other) = (Upstream::echo(), Upstream::echo());
-    let portcullis = Portcullis::start(Site::new(), redis(&addresses(&[&one, &other])));
+    let portcullis = Portcullis::start(TestDir::new(), redis(&addresses(&[&one, &other])));
     portcullis.client().connect().ask(b"x", b"x");
     let before = portcullis.cpu_ticks();
     // Longer than the longest pause but one.
@@ -240,7 +240,7 @@ fn the_dead_are_asked_without_haste_and_keep_nobody_from_stopping() {
     let server = Redis::start();
     let closing = Upstream::new(drop);
     let nobody = format!("127.0.0.1:{}", free_port());
-    let mut portcullis = Portcullis::start(Site::new(), master(&[&nobody, &closing, &server]));
+    let mut portcullis = Portcullis::start(TestDir::new(), master(&[&nobody, &closing, &server]));
     session(&portcullis);
     let before = portcullis.cpu_ticks();
     eventually("it is asked again", || (closing.connections() >= 3).then_some(()));
@@ -252,7 +252,7 @@ fn the_dead_are_asked_without_haste_and_keep_nobody_from_stopping() {
 fn new_connections_go_on_while_upstreams_are_killed_and_started_again() {
     let mut servers = [Redis::start(), Redis::start(), Redis::start()];
     let all = addresses(&[&servers[0], &servers[1], &servers[2]]);
-    let portcullis = Portcullis::start(Site::new(), redis(&all));
+    let portcullis = Portcullis::start(TestDir::new(), redis(&all));
     portcullis.address("main");
     let over = AtomicBool::new(false);
     let killed: Vec<String> = thread::scope(|scope| {
@@ -299,7 +299,7 @@ fn new_connections_go_on_while_upstreams_are_killed_and_started_again() {
 #[test]
 fn redis_benchmark_meets_no_error_while_the_first_comes_back() {
     let (mut first, second) = (Redis::start(), Redis::start());
-    let portcullis = Portcullis::start(Site::new(), redis(&addresses(&[&first, &second])));
+    let portcullis = Portcullis::start(TestDir::new(), redis(&addresses(&[&first, &second])));
     session(&portcullis);
     first.kill();
     let port = portcullis.address("main").port().to_string();
@@ -334,7 +334,7 @@ fn follow(replica: &Redis, master: &Redis) {
 fn a_redis_that_is_the_master_is_found_wherever_it_stands() {
     let (replica, leader) = (Redis::start(), Redis::start());
     follow(&replica, &leader);
-    let portcullis = Portcullis::start(Site::new(), master(&[&replica, &leader]));
+    let portcullis = Portcullis::start(TestDir::new(), master(&[&replica, &leader]));
     assert_eq!(session(&portcullis), leader.to_string());
     said(&portcullis, 0, &format!("upstream role changed {replica}: replica"));
     let writes: Vec<_> = upstreams(&portcullis).iter().map(|upstream| upstream["writes"].clone()).collect();
@@ -364,7 +364,7 @@ fn a_redis_that_is_the_master_is_found_wherever_it_stands() {
 fn a_redis_that_was_stopped_is_gone_past_where_it_is_asked_for_its_role() {
     let (first, second) = (Redis::start(), Redis::start());
     let keys = format!("{}, target = \"master\", connect_timeout = \"3s\"", addresses(&[&first, &second]));
-    let portcullis = Portcullis::start(Site::new(), redis(&keys));
+    let portcullis = Portcullis::start(TestDir::new(), redis(&keys));
     assert_eq!(session(&portcullis), first.to_string());
     // The kernel goes on to take its connections.
     first.signal("STOP");
@@ -379,7 +379,7 @@ fn a_redis_that_was_stopped_is_gone_past_where_it_is_asked_for_its_role() {
 #[test]
 fn a_redis_that_does_not_tell_its_role_is_taken_and_that_is_said_once() {
     let (first, second) = (Redis::with(&["--requirepass", "secret"]), Redis::start());
-    let portcullis = Portcullis::start(Site::new(), master(&[&first, &second]));
+    let portcullis = Portcullis::start(TestDir::new(), master(&[&first, &second]));
     for _ in 0..3 {
         let mut client = portcullis.client().connect();
         client.ask(b"AUTH secret\r\nPING\r\n", b"+OK\r\n+PONG\r\n");
@@ -401,7 +401,7 @@ fn a_redis_whose_default_user_may_say_its_role_and_nothing_else_is_asked() {
         let rules = ["ACL", "SETUSER", "default", "on", "nopass", "-@all", "+role", "+auth", "+hello"];
         assert_eq!(cli(server, &rules), "OK");
     }
-    let portcullis = Portcullis::start(Site::new(), master(&[&first, &second]));
+    let portcullis = Portcullis::start(TestDir::new(), master(&[&first, &second]));
     let mut client = portcullis.client().connect();
     client.ask(b"AUTH app secret\r\nSET key value\r\n", b"+OK\r\n+OK\r\n");
     assert_eq!(portcullis.opened(client.port()).text("upstream"), second.to_string());
@@ -410,7 +410,7 @@ fn a_redis_whose_default_user_may_say_its_role_and_nothing_else_is_asked() {
 
 #[test]
 fn a_sentinel_and_a_server_that_loads_are_no_masters() {
-    let site = Site::new();
+    let site = TestDir::new();
     site.write("sentinel.conf", "");
     let port = free_port();
     let mut sentinel = command("redis-server");
@@ -420,7 +420,7 @@ fn a_sentinel_and_a_server_that_loads_are_no_masters() {
     let loading = Upstream::saying(b"-LOADING Redis is loading the dataset in memory\r\n");
     let leader = Redis::start();
     let sentinel = format!("127.0.0.1:{port}");
-    let portcullis = Portcullis::start(Site::new(), master(&[&sentinel, &loading, &leader]));
+    let portcullis = Portcullis::start(TestDir::new(), master(&[&sentinel, &loading, &leader]));
     assert_eq!(session(&portcullis), leader.to_string());
     assert!(upstreams(&portcullis).iter().all(|upstream| upstream["answers"] == true), "{:?}", upstreams(&portcullis));
 }
@@ -450,7 +450,7 @@ fn every_address_of_a_name_is_tried_and_a_new_one_is_followed() {
     let (six, four) = (listeners.pop().unwrap(), listeners.pop().unwrap());
     ponging(four);
     ponging(six);
-    let site = Site::new();
+    let site = TestDir::new();
     // Nobody listens at the first. (The system's resolver sorts by common prefixes; these have the same.)
     hosts::name(&site, &[(NAME, &["127.0.0.30", "127.0.0.31"])]);
     let name = format!("{NAME}:{port}");
@@ -491,7 +491,7 @@ fn behind_one_name_the_master_is_found_among_its_replicas_and_the_dead() {
     let leader = server("127.0.0.43", &[]);
     let replica = server("127.0.0.42", &["--replicaof", "127.0.0.43", &port.to_string()]);
     assert!(leader.is_some() && replica.is_some(), "the port was free a moment ago");
-    let site = Site::new();
+    let site = TestDir::new();
     hosts::name(&site, &[("db.test", &["127.0.0.41", "127.0.0.42", "127.0.0.43"])]);
     let name = format!("db.test:{port}");
     let Some(portcullis) = hosts::start(site, master(&[&name])) else { return };
@@ -506,7 +506,7 @@ fn behind_one_name_the_master_is_found_among_its_replicas_and_the_dead() {
 
 #[test]
 fn a_name_that_does_not_resolve_is_gone_past_until_it_does() {
-    let site = Site::new();
+    let site = TestDir::new();
     hosts::name(&site, &[("other.test", &["127.0.0.1"])]);
     let (first, second) = (Redis::start(), Redis::start());
     let name = format!("db.test:{}", first.port());
@@ -521,7 +521,7 @@ fn a_name_that_does_not_resolve_is_gone_past_until_it_does() {
 #[test]
 fn clients_of_several_sources_are_served_by_the_same_order() {
     let (mut first, second) = (Redis::start(), Redis::start());
-    let portcullis = Portcullis::start(Site::new(), redis(&addresses(&[&first, &second])));
+    let portcullis = Portcullis::start(TestDir::new(), redis(&addresses(&[&first, &second])));
     let address: SocketAddr = portcullis.address("main");
     first.kill();
     let mut clients: Vec<_> = (0..10).map(|_| Client::new(address, &portcullis.site.ca).connect()).collect();

@@ -20,7 +20,7 @@ use crate::harness::redis::ANYBODY;
 use crate::harness::upstream::{Secured, showing};
 use crate::harness::wire::{PROTOCOL_3_0, SSL_REQUEST, error_response, read_exactly, startup};
 use crate::harness::{
-    Authority, Event, Leaf, Listener, PATIENCE, Portcullis, Postgres, Redis, Request, Site, Upstream, eventually,
+    Authority, Event, Leaf, Listener, PATIENCE, Portcullis, Postgres, Redis, Request, TestDir, Upstream, eventually,
 };
 use crate::postgres::{conninfo, psql};
 use crate::reload::{ON_CHANGE, ON_SIGHUP};
@@ -65,7 +65,7 @@ impl Table {
 
 #[test]
 fn each_mode_takes_the_servers_that_libpq_would_take() {
-    let site = Site::new();
+    let site = TestDir::new();
     let foreign = Authority::new("Foreign CA");
     site.write("foreign.crt", foreign.pem());
     let alone = Leaf::by_itself(Request::server(&["localhost", "127.0.0.1"]));
@@ -126,7 +126,7 @@ fn each_mode_takes_the_servers_that_libpq_would_take() {
 /// comments, as text from another system, and one of them twice.
 #[test]
 fn every_certificate_of_a_bundle_counts() {
-    let site = Site::new();
+    let site = TestDir::new();
     let [old, older, today] = ["Old root 1", "Old root 2", "Root of today"].map(Authority::new);
     let public = Authority::new("A public root");
     let between = public.intermediate("Between");
@@ -155,7 +155,7 @@ fn every_certificate_of_a_bundle_counts() {
 
 #[test]
 fn without_a_bundle_the_roots_of_the_system_count() {
-    let site = Site::new();
+    let site = TestDir::new();
     let redis = Redis::with_tls(&site, &site.server(), ANYBODY);
     let listener = Listener::redis(&redis).upstream("tls = \"verify-full\"");
     let mut command = executable();
@@ -163,13 +163,13 @@ fn without_a_bundle_the_roots_of_the_system_count() {
     let portcullis = Portcullis::start_by(command, site, &listener);
     assert_eq!(ping(&portcullis, "main"), Ok(()));
 
-    let site = Site::new();
+    let site = TestDir::new();
     let mut command = executable();
     command.env("SSL_CERT_FILE", site.path("ca.crt")).env_remove("SSL_CERT_DIR");
     let portcullis = Portcullis::start_by(command, site, &listener);
     assert_refused(&portcullis, "main", "none of the system's root certificates has issued it");
 
-    let site = Site::new();
+    let site = TestDir::new();
     site.write("portcullis.toml", &listener);
     site.write("none.crt", "");
     let mut check = executable();
@@ -184,7 +184,7 @@ fn without_a_bundle_the_roots_of_the_system_count() {
 }
 
 /// Installs the client certificates of these tests.
-fn install_clients(site: &Site) {
+fn install_clients(site: &TestDir) {
     site.install("client", &site.ca.issue(Request::client("certified")));
     site.install("other", &site.ca.issue(Request::client("other")));
     site.install("expired", &site.ca.issue(Request::client("certified").valid(-9, -1)));
@@ -196,7 +196,7 @@ fn install_clients(site: &Site) {
 
 #[test]
 fn redis_asks_for_our_certificate_and_says_what_it_thinks_of_it() {
-    let site = Site::new();
+    let site = TestDir::new();
     install_clients(&site);
     let shown = |name: &str| [format!("cert = \"{name}.crt\""), format!("key = \"{name}.key\"")];
     let locked = ["cert = \"client.crt\"", "key = \"locked.key\"", "key_passphrase_file = \"passphrase\""];
@@ -245,7 +245,7 @@ fn select(portcullis: &Portcullis, user: &str) -> Result<(), String> {
 
 #[test]
 fn postgres_asks_for_our_certificate_and_knows_us_by_it() {
-    let site = Site::new();
+    let site = TestDir::new();
     install_clients(&site);
     let postgres = Postgres::with_tls(&site, &site.server());
     postgres.direct("create role certified login");
@@ -282,7 +282,7 @@ fn postgres_asks_for_our_certificate_and_knows_us_by_it() {
 
 #[test]
 fn an_upstream_without_tls_is_told_of_and_never_spoken_to_in_clear() {
-    let site = Site::new();
+    let site = TestDir::new();
     let (postgres, redis) = (Postgres::start(), Redis::start());
     let listener =
         |listener: Listener| listener.upstream_tls("verify-full", "ca.crt").upstream("connect_timeout = \"2s\"");
@@ -337,7 +337,7 @@ fn what_does_not_answer_sslrequest_with_one_byte_is_refused() {
 }
 
 /// `openssl s_server` among the files of a site, and its address.
-fn s_server(site: &Site, options: &[&str]) -> (Running, String) {
+fn s_server(site: &TestDir, options: &[&str]) -> (Running, String) {
     let (server, port) = serve("ACCEPT", |port| {
         let mut command = command("openssl");
         command.current_dir(site.directory()).args(["s_server", "-accept", &port.to_string()]);
@@ -350,7 +350,7 @@ fn s_server(site: &Site, options: &[&str]) -> (Running, String) {
 /// PostgreSQL has direct TLS from version 17 on; what it answers in TLS is what OpenSSL answers for it.
 #[test]
 fn direct_negotiation_needs_a_server_that_confirms_postgresql() {
-    let site = Site::new();
+    let site = TestDir::new();
     // It gives every line back from its end to its beginning.
     let (_modern, modern) = s_server(&site, &["-rev", "-alpn", "postgresql"]);
     let (_mute, mute) = s_server(&site, &["-rev"]);
@@ -391,7 +391,7 @@ fn page(portcullis: &Portcullis, listener: &str) -> String {
 
 #[test]
 fn sessions_are_taken_up_again_in_either_version() {
-    let site = Site::new();
+    let site = TestDir::new();
     // On SIGHUP alone: a reload for a changed file could be taken for the next one.
     let mut config = ON_SIGHUP.to_owned();
     let mut servers = Vec::new();
@@ -437,7 +437,7 @@ fn noting(config: ServerConfig) -> (Upstream, Arc<Mutex<Vec<HandshakeKind>>>) {
 
 #[test]
 fn a_session_that_is_taken_up_does_not_outlive_the_certificate_it_began_with() {
-    let site = Site::new();
+    let site = TestDir::new();
     let leaf = site.ca.issue(Request::server(&["127.0.0.1"]).brief(4));
     let (upstream, kinds) = noting(showing(&leaf));
     let portcullis = Portcullis::start(site, Listener::tcp(&upstream).upstream_tls("verify-full", "ca.crt"));
@@ -454,7 +454,7 @@ fn a_session_that_is_taken_up_does_not_outlive_the_certificate_it_began_with() {
 
 #[test]
 fn what_an_upstream_said_is_delivered_and_that_it_was_cut_is_told() {
-    let site = Site::new();
+    let site = TestDir::new();
     let own = site.server();
     let said = vec![b'x'; 3 << 20];
     let sent = said.clone();
@@ -490,7 +490,7 @@ fn what_an_upstream_said_is_delivered_and_that_it_was_cut_is_told() {
 
 #[test]
 fn an_upstream_that_is_reset_or_garbled_is_not_taken_for_one_that_has_ended() {
-    let site = Site::new();
+    let site = TestDir::new();
     let own = site.server();
     let upstream = Upstream::tls(showing(&own), |mut tls| {
         let mut mode = [0];
@@ -521,7 +521,7 @@ fn an_upstream_that_is_reset_or_garbled_is_not_taken_for_one_that_has_ended() {
 
 #[test]
 fn the_end_of_one_direction_goes_through_both_sides_of_tls() {
-    let site = Site::new();
+    let site = TestDir::new();
     let own = site.server();
     let upstream = Upstream::tls(showing(&own), |mut tls| {
         let mut question = Vec::new();
@@ -571,7 +571,7 @@ fn the_end_of_one_direction_goes_through_both_sides_of_tls() {
 
 /// Redis as "cache" and PostgreSQL, with TLS on both sides.
 fn secured_twice() -> (Redis, Postgres, Portcullis) {
-    let site = Site::new();
+    let site = TestDir::new();
     let redis = Redis::with_tls(&site, &site.server(), ANYBODY);
     let postgres = Postgres::with_tls(&site, &site.server());
     let secured = |listener: Listener| listener.upstream_tls("verify-full", "ca.crt").to_string();
@@ -649,7 +649,7 @@ impl Crowd {
 /// The certificate of the upstream, and those of its CA, change by way of a bundle that has both; ours likewise.
 #[test]
 fn both_certificates_of_redis_rotate_and_no_client_notices() {
-    let site = Site::new();
+    let site = TestDir::new();
     let (next, clients) = (Authority::new("Next CA"), Authority::new("Next CA of clients"));
     site.install("client", &site.ca.issue(Request::client("certified")));
     let old = site.ca.pem();
@@ -688,7 +688,7 @@ fn both_certificates_of_redis_rotate_and_no_client_notices() {
 
 #[test]
 fn our_certificate_for_postgres_rotates_under_pgbench() {
-    let site = Site::new();
+    let site = TestDir::new();
     site.install("client", &site.ca.issue(Request::client("certified")));
     let own = site.server();
     let postgres = Postgres::with_tls(&site, &own);
@@ -727,7 +727,7 @@ fn our_certificate_for_postgres_rotates_under_pgbench() {
 
 #[test]
 fn files_that_are_broken_change_nothing_and_heal_when_mended() {
-    let site = Site::new();
+    let site = TestDir::new();
     site.install("client", &site.ca.issue(Request::client("certified")));
     let redis = Redis::with_tls(&site, &site.server(), &[]);
     let listener = Listener::redis(&redis).upstream_tls("verify-full", "ca.crt");
@@ -759,7 +759,7 @@ fn files_that_are_broken_change_nothing_and_heal_when_mended() {
 
 #[test]
 fn an_upstream_may_change_its_keys_in_the_middle() {
-    let site = Site::new();
+    let site = TestDir::new();
     let own = site.server();
     let upstream = Upstream::tls(showing(&own), |mut tls| {
         let mut bytes = [0; 4];
@@ -781,7 +781,7 @@ fn a_slow_reader_of_an_upstream_with_tls_costs_little_memory() {
     const SIZE: usize = 1 << 30;
     /// In KiB. One reading of 64 KiB, sealed for the client; what came of the next record; the rest is for the allocator.
     const MOST: u64 = 384;
-    let site = Site::new();
+    let site = TestDir::new();
     let own = site.server();
     let (tell, told) = mpsc::channel();
     let upstream = Upstream::tls(showing(&own), move |mut tls| {

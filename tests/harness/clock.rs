@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use time::Duration;
 
 use super::portcullis::executable;
-use super::{Portcullis, Site};
+use super::{Portcullis, TestDir};
 
 /// A running program with a clock of its own.
 #[derive(Debug)]
@@ -17,7 +17,7 @@ pub(crate) struct Clocked(Portcullis);
 
 impl Clocked {
     /// Starts with the right time.
-    pub(crate) fn start(site: Site, config: impl Display) -> Self {
+    pub(crate) fn start(site: TestDir, config: impl Display) -> Self {
         let file = site.path(FILE);
         site.write(FILE, "+0\n");
         let mut command = executable();

@@ -8,7 +8,7 @@ use std::thread;
 
 use nix::sched::{CloneFlags, unshare};
 
-use super::Site;
+use super::TestDir;
 use super::program::{Running, command, run, serve_on};
 
 /// Runs a test in a network of its own, in which there is nothing but 127.0.0.0/8 and ::1, all ports free. Only root may
@@ -34,7 +34,7 @@ const RECORDS: &str = "records";
 
 impl Dnsmasq {
     /// Options are those of dnsmasq, such as `local-ttl=1`.
-    pub(crate) fn start(site: &Site, options: &[&str], records: &[(&str, &[&str])]) -> Self {
+    pub(crate) fn start(site: &TestDir, options: &[&str], records: &[(&str, &[&str])]) -> Self {
         write(site, records);
         let server = serve_on(53, "started, version", |port| {
             let mut command = command("dnsmasq");
@@ -55,13 +55,13 @@ impl Dnsmasq {
     }
 
     /// Has these records from now on.
-    pub(crate) fn have(&self, site: &Site, records: &[(&str, &[&str])]) {
+    pub(crate) fn have(&self, site: &TestDir, records: &[(&str, &[&str])]) {
         write(site, records);
         self.0.signal("HUP");
     }
 }
 
-fn write(site: &Site, records: &[(&str, &[&str])]) {
+fn write(site: &TestDir, records: &[(&str, &[&str])]) {
     let line = |(name, ips): &(&str, &[&str])| ips.iter().map(|ip| format!("{ip} {name}\n")).collect::<String>();
     site.write(RECORDS, records.iter().map(line).collect::<String>());
 }

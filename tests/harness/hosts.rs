@@ -4,13 +4,13 @@ use std::fmt::Display;
 use std::process::Command;
 
 use super::program::{command, run};
-use super::{Portcullis, Site, portcullis};
+use super::{Portcullis, TestDir, portcullis};
 
 /// What the program under test reads in place of `/etc/hosts` lies in this file of the site.
 const FILE: &str = "hosts";
 
 /// Gives each name its addresses, and takes all other names away.
-pub(crate) fn name(site: &Site, entries: &[(&str, &[&str])]) {
+pub(crate) fn name(site: &TestDir, entries: &[(&str, &[&str])]) {
     let line = |(name, ips): &(&str, &[&str])| ips.iter().map(|ip| format!("{ip} {name}\n")).collect::<String>();
     // In place: the program sees the file itself, and not its name.
     site.write(FILE, entries.iter().map(line).collect::<String>());
@@ -20,7 +20,7 @@ pub(crate) fn name(site: &Site, entries: &[(&str, &[&str])]) {
 }
 
 /// Has names looked up at the server that is on 127.0.0.1 where the program runs, and nowhere else.
-pub(crate) fn ask_the_dns(site: &Site, options: &str) {
+pub(crate) fn ask_the_dns(site: &TestDir, options: &str) {
     site.write(FILE, "");
     site.write("nsswitch.conf", "hosts: dns\n");
     // Shorter than the system's resolver has it by itself, so that a server that does not answer is known for it soon.
@@ -29,7 +29,7 @@ pub(crate) fn ask_the_dns(site: &Site, options: &str) {
 
 /// The built program, in a namespace of its own in which only the names of this site exist. The kernel, or whoever runs
 /// the tests, may forbid namespaces; then there is none.
-pub(crate) fn executable(site: &Site) -> Option<Command> {
+pub(crate) fn executable(site: &TestDir) -> Option<Command> {
     let possible = run(inside(site).arg("true")).code == Some(0);
     if !possible {
         eprintln!("skipped: no mount namespace may be made here");
@@ -42,13 +42,13 @@ pub(crate) fn executable(site: &Site) -> Option<Command> {
 }
 
 /// A started program.
-pub(crate) fn start(site: Site, config: impl Display) -> Option<Portcullis> {
+pub(crate) fn start(site: TestDir, config: impl Display) -> Option<Portcullis> {
     let command = executable(&site)?;
     Some(Portcullis::start_by(command, site, config))
 }
 
 /// A command whose program is the next argument.
-fn inside(site: &Site) -> Command {
+fn inside(site: &TestDir) -> Command {
     let script = "set -e; for file in hosts nsswitch.conf resolv.conf; do \
                   [ ! -f \"$0/$file\" ] || mount --bind \"$0/$file\" \"/etc/$file\"; done; \
                   exec setpriv --pdeathsig KILL -- \"$@\"";

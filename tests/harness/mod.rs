@@ -16,7 +16,7 @@ pub(crate) mod postgres;
 pub(crate) mod program;
 pub(crate) mod proxy;
 pub(crate) mod redis;
-pub(crate) mod site;
+pub(crate) mod test_dir;
 pub(crate) mod upstream;
 pub(crate) mod wire;
 
@@ -32,7 +32,7 @@ pub(crate) use pki::{Authority, Leaf, Request, TakesBack};
 pub(crate) use portcullis::Portcullis;
 pub(crate) use postgres::Postgres;
 pub(crate) use redis::Redis;
-pub(crate) use site::Site;
+pub(crate) use test_dir::TestDir;
 pub(crate) use upstream::Upstream;
 
 /// How long a test waits for anything that has to happen. A test that passes never waits this long, so it is long enough

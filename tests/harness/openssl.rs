@@ -6,17 +6,17 @@ use std::process::{ChildStdin, Command, Stdio};
 
 use super::log::Log;
 use super::program::{self, Running};
-use super::{Event, Portcullis, Site};
+use super::{Event, Portcullis, TestDir};
 
 /// `openssl s_client` that verifies what it meets and stays until the server ends the connection.
-pub(crate) fn s_client(site: &Site, address: SocketAddr, options: &[&str]) -> Command {
+pub(crate) fn s_client(site: &TestDir, address: SocketAddr, options: &[&str]) -> Command {
     let mut command = typed(site, address, options);
     command.arg("-ign_eof");
     command
 }
 
 /// The same, as if at a terminal: a line that is a single letter may be a command to it.
-fn typed(site: &Site, address: SocketAddr, options: &[&str]) -> Command {
+fn typed(site: &TestDir, address: SocketAddr, options: &[&str]) -> Command {
     let mut command = program::command("openssl");
     command.args(["s_client", "-connect", &address.to_string()]);
     command.args(["-verify_return_error", "-CAfile"]).arg(site.path("ca.crt"));
@@ -69,7 +69,7 @@ fn has(line: &Event, words: &str) -> bool {
 }
 
 /// Runs any other `openssl` command among the files of a site.
-pub(crate) fn openssl(site: &Site, arguments: &[&str]) -> String {
+pub(crate) fn openssl(site: &TestDir, arguments: &[&str]) -> String {
     let mut command = program::command("openssl");
     program::run(command.args(arguments).current_dir(site.directory())).success()
 }

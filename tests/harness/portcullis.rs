@@ -13,13 +13,13 @@ use serde_json::Value;
 
 use super::log::Log;
 use super::program::{self, Running};
-use super::{Client, Event, Listener, PATIENCE, Site, eventually};
+use super::{Client, Event, Listener, PATIENCE, TestDir, eventually};
 
 /// A running `portcullis run`.
 #[derive(Debug)]
 pub(crate) struct Portcullis {
     pub(crate) process: Running,
-    pub(crate) site: Site,
+    pub(crate) site: TestDir,
     log: Log,
     errors: Log,
 }
@@ -40,16 +40,16 @@ pub(crate) fn executable() -> Command {
 impl Portcullis {
     /// One listener, in a site of its own.
     pub(crate) fn before(listener: Listener) -> Self {
-        Self::start(Site::new(), listener)
+        Self::start(TestDir::new(), listener)
     }
 
     /// A whole configuration, beside the files it names.
-    pub(crate) fn start(site: Site, config: impl Display) -> Self {
+    pub(crate) fn start(site: TestDir, config: impl Display) -> Self {
         Self::start_by(executable(), site, config)
     }
 
     /// The same by a command that ends in the program's path: with a limit, with an environment.
-    pub(crate) fn start_by(mut command: Command, site: Site, config: impl Display) -> Self {
+    pub(crate) fn start_by(mut command: Command, site: TestDir, config: impl Display) -> Self {
         site.write("portcullis.toml", config);
         command.args([OsStr::new("run"), OsStr::new("-c")]).arg(site.path("portcullis.toml"));
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());

@@ -11,7 +11,7 @@ use std::sync::OnceLock;
 use tempfile::TempDir;
 
 use super::program::{self, Running};
-use super::{Authority, Leaf, Site, eventually};
+use super::{Authority, Leaf, TestDir, eventually};
 
 /// Who may do what: everybody everything, but `keyed` has to know a password.
 const HBA: &str = "local all all trust\n\
@@ -44,7 +44,7 @@ impl Postgres {
     }
 
     /// One that has TLS, shows `own`, and knows clients by the site's CA.
-    pub(crate) fn with_tls(site: &Site, own: &Leaf) -> Self {
+    pub(crate) fn with_tls(site: &TestDir, own: &Leaf) -> Self {
         let directory = copied();
         install(&directory, own, &site.ca.pem());
         keep(&directory, "pg_hba.conf", HBA_TLS);

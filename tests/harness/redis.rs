@@ -8,7 +8,7 @@ use std::process::Command;
 use tempfile::TempDir;
 
 use super::program::{self, Running};
-use super::{Leaf, Site};
+use super::{Leaf, TestDir};
 
 const READY: &str = "Ready to accept connections";
 
@@ -32,7 +32,7 @@ impl Redis {
 
     /// One that speaks nothing but TLS at its port, shows `own`, knows clients by the site's CA, and has these options
     /// besides.
-    pub(crate) fn with_tls(site: &Site, own: &Leaf, options: &[&str]) -> Self {
+    pub(crate) fn with_tls(site: &TestDir, own: &Leaf, options: &[&str]) -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory can be made");
         install(&directory, "first", own, &site.ca.pem());
         let files =
