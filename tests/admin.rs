@@ -87,7 +87,7 @@ const COMMANDS: [&[&str]; 6] = [
 ];
 
 #[test]
-fn without_a_running_program_every_command_says_so() {
+fn commands_without_a_running_program_fail_with_a_message() {
     let site = site();
     drop(std::os::unix::net::UnixListener::bind(site.path("stale.sock")).unwrap());
     for command in COMMANDS {
@@ -104,7 +104,7 @@ fn without_a_running_program_every_command_says_so() {
 }
 
 #[test]
-fn without_an_admin_section_every_command_says_what_to_write() {
+fn commands_without_an_admin_section_name_the_missing_keys() {
     let site = TestDir::new();
     site.write("portcullis.toml", Listener::redis("127.0.0.1:6379"));
     for command in COMMANDS {
@@ -127,7 +127,7 @@ fn without_an_admin_section_every_command_says_what_to_write() {
 }
 
 #[test]
-fn a_configuration_that_is_wrong_elsewhere_still_tells_where_the_program_is() {
+fn admin_address_is_read_from_an_otherwise_invalid_configuration() {
     let site = site();
     site.write("portcullis.toml", format!("{ADMIN}[[listener]]\nname = 7\n"));
     let _running = StandIn::answering(&site, |_| AdminResponse::done(status()));
@@ -135,7 +135,7 @@ fn a_configuration_that_is_wrong_elsewhere_still_tells_where_the_program_is() {
 }
 
 #[test]
-fn status_is_for_people_and_for_programs() {
+fn status_prints_a_table_and_json() {
     let site = site();
     let rotation = json!({ "generation": 3, "items": [
         { "listener": "cache", "kind": "client_ca", "name": "CN=Old CA", "sha256": "3fa9c1d2", "sessions": 2,
@@ -162,7 +162,7 @@ fn status_is_for_people_and_for_programs() {
 }
 
 #[test]
-fn reload_tells_the_verdict() {
+fn reload_prints_the_result() {
     let site = site();
     let running = StandIn::answering(&site, |_| AdminResponse::done(json!({ "result": "applied", "generation": 4 })));
     assert!(portcullis(&site, &["reload"]).success().contains("generation 4"));
@@ -182,7 +182,7 @@ fn reload_tells_the_verdict() {
 }
 
 #[test]
-fn a_plan_changes_nothing_and_is_told() {
+fn reload_plan_prints_differences_and_changes_nothing() {
     let site = site();
     let plan = json!({ "sources_removed": [{ "listener": "db", "rule": "ip_addr:192.0.2.1" }], "sessions_kept": 5 });
     let theirs = plan.clone();
@@ -195,7 +195,7 @@ fn a_plan_changes_nothing_and_is_told() {
 }
 
 #[test]
-fn check_asks_the_running_program_about_the_file_by_its_whole_path() {
+fn check_diff_sends_the_absolute_path_of_the_file() {
     let site = site();
     let running = StandIn::answering(&site, |_| AdminResponse::done(json!({ "sessions_kept": 5 })));
     site.write("new.toml", format!("{ADMIN}{}", Listener::redis("127.0.0.1:6379").named("fresh")));
@@ -218,7 +218,7 @@ fn check_asks_the_running_program_about_the_file_by_its_whole_path() {
 }
 
 #[test]
-fn sessions_are_listed_and_ended() {
+fn sessions_are_listed_and_closed() {
     let site = site();
     let running = StandIn::answering(&site, |ask| match ask {
         AdminRequest::Status => AdminResponse::done(status()),
@@ -249,7 +249,7 @@ fn sessions_are_listed_and_ended() {
 }
 
 #[test]
-fn what_is_not_the_program_is_not_believed() {
+fn answer_of_another_program_is_rejected() {
     let site = site();
     let listener = std::os::unix::net::UnixListener::bind(site.path("admin.sock")).unwrap();
     let stranger = std::thread::spawn(move || {

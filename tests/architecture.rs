@@ -334,7 +334,7 @@ fn no_import_climbs_more_than_one_level() {
 }
 
 #[test]
-fn decisions_know_no_runtime_clock_disk_or_network() {
+fn pure_folders_import_no_runtime_clock_disk_or_network() {
     for file in files(&source()).iter().filter(|file| !is_test(file)) {
         let module = module(file);
         if PURE.iter().any(|pure| module.split('/').next() == Some(pure)) {
@@ -348,7 +348,7 @@ fn decisions_know_no_runtime_clock_disk_or_network() {
 
 /// A name that asks a question changes nothing.
 #[test]
-fn predicate_never_takes_itself_mutably_and_always_answers() {
+fn predicates_never_mutate_and_always_return_a_value() {
     for file in files(&source()) {
         let code = code(&file);
         for signature in code.split("fn ").skip(1).filter_map(|rest| rest.split('{').next()) {

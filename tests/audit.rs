@@ -33,7 +33,7 @@ fn mixed_company(portcullis: &Portcullis) -> Vec<u16> {
 }
 
 #[test]
-fn a_connection_is_denied_once_or_opened_and_closed_once() {
+fn connection_has_one_denied_or_one_opened_and_one_closed_event() {
     let upstream = Upstream::echo();
     let mut portcullis = Portcullis::before(Listener::redis(&upstream));
     let ports: Vec<u16> = (0..5).flat_map(|_| mixed_company(&portcullis)).collect();
@@ -50,7 +50,7 @@ fn a_connection_is_denied_once_or_opened_and_closed_once() {
 }
 
 #[test]
-fn an_event_is_a_flat_object_with_its_fields() {
+fn event_is_a_flat_object_with_its_fields() {
     let upstream = Upstream::echo();
     let portcullis = Portcullis::before(Listener::redis(&upstream));
     let ports = mixed_company(&portcullis);
@@ -89,7 +89,7 @@ fn lines(file: &std::path::Path) -> Vec<Value> {
 }
 
 #[test]
-fn the_audit_file_has_what_the_log_has() {
+fn audit_file_has_the_events_of_the_log() {
     let upstream = Upstream::echo();
     let config = format!("log.audit_file = \"audit.log\"\n{}", Listener::redis(&upstream));
     let mut portcullis = Portcullis::start(TestDir::new(), config);
@@ -108,7 +108,7 @@ fn the_audit_file_has_what_the_log_has() {
 }
 
 #[test]
-fn the_audit_file_is_opened_anew_on_sighup() {
+fn audit_file_is_reopened_on_sighup() {
     let upstream = Upstream::echo();
     let config = format!("log.audit_file = \"audit.log\"\n{}", Listener::redis(&upstream));
     let portcullis = Portcullis::start(TestDir::new(), config);
@@ -128,7 +128,7 @@ fn the_audit_file_is_opened_anew_on_sighup() {
 }
 
 #[test]
-fn a_certificate_that_runs_out_soon_is_spoken_of() {
+fn certificate_that_expires_soon_is_reported() {
     let upstream = Upstream::echo();
     let site = TestDir::new();
     let soon = site.ca.issue(Request::server(&["soon.test"]).valid(-10, 5));
@@ -143,7 +143,7 @@ fn a_certificate_that_runs_out_soon_is_spoken_of() {
 }
 
 #[test]
-fn no_payload_and_no_key_is_ever_logged() {
+fn payload_and_keys_are_never_logged() {
     let upstream = Upstream::echo();
     let config = format!("log.level = \"trace\"\n{}", Listener::redis(&upstream));
     let mut portcullis = Portcullis::start(TestDir::new(), config);
@@ -162,7 +162,7 @@ fn no_payload_and_no_key_is_ever_logged() {
 }
 
 #[test]
-fn a_newline_in_a_certificate_makes_no_line_in_the_log() {
+fn newline_in_a_certificate_forges_no_log_line() {
     const EVIL: &str = "app\n{\"event\":\"forged\"}\r\nforged\x1b[2J\0";
     let upstream = Upstream::echo();
     for format in ["json", "text"] {
@@ -197,7 +197,7 @@ fn a_newline_in_a_certificate_makes_no_line_in_the_log() {
 }
 
 #[test]
-fn a_newline_in_a_server_name_makes_no_line_in_the_log() {
+fn newline_in_a_server_name_forges_no_log_line() {
     let upstream = Upstream::silent();
     let mut portcullis = Portcullis::before(Listener::redis(&upstream));
     let client = portcullis.client().named("abcdefgh.example");

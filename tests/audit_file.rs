@@ -25,7 +25,7 @@ fn fifo(site: &TestDir) {
 }
 
 #[test]
-fn sighup_opens_the_audit_file_anew_even_if_the_configuration_is_broken() {
+fn sighup_reopens_the_audit_file_even_if_the_configuration_is_invalid() {
     let upstream = Upstream::echo();
     let config = format!("{ON_SIGHUP}{AUDIT_FILE}{}", Listener::redis(&upstream));
     let portcullis = Portcullis::start(TestDir::new(), config);
@@ -39,7 +39,7 @@ fn sighup_opens_the_audit_file_anew_even_if_the_configuration_is_broken() {
 }
 
 #[test]
-fn a_fifo_without_a_reader_fails_the_start() {
+fn fifo_without_a_reader_fails_the_start() {
     let site = TestDir::new();
     fifo(&site);
     site.write("portcullis.toml", format!("{AUDIT_FILE}{}", Listener::redis("127.0.0.1:6379")));
@@ -50,7 +50,7 @@ fn a_fifo_without_a_reader_fails_the_start() {
 }
 
 #[test]
-fn a_fifo_whose_reader_leaves_stops_nothing() {
+fn fifo_that_loses_its_reader_does_not_stop_traffic() {
     let upstream = Upstream::echo();
     let site = TestDir::new();
     fifo(&site);
@@ -66,7 +66,7 @@ fn a_fifo_whose_reader_leaves_stops_nothing() {
 }
 
 #[test]
-fn an_audit_file_beside_the_configuration_makes_nobody_read_the_files_again() {
+fn audit_file_beside_the_configuration_triggers_no_reload() {
     const SOURCES: u64 = 4 * 1024 * 1024;
     let upstream = Upstream::echo();
     let site = TestDir::new();
@@ -91,7 +91,7 @@ fn an_audit_file_beside_the_configuration_makes_nobody_read_the_files_again() {
 }
 
 #[test]
-fn audit_file_that_others_could_have_linked_fails_start_and_check() {
+fn audit_file_symlink_that_others_can_write_fails_start_and_check() {
     let site = TestDir::new();
     let shared = site.path("shared");
     fs::create_dir(&shared).unwrap();
@@ -115,7 +115,7 @@ fn audit_file_that_others_could_have_linked_fails_start_and_check() {
 }
 
 #[test]
-fn audit_file_that_is_linked_elsewhere_before_sighup_stays_the_old_one() {
+fn audit_file_that_becomes_a_symlink_is_not_reopened_on_sighup() {
     let upstream = Upstream::echo();
     let site = TestDir::new();
     let (shared, target) = (site.path("shared"), site.path("target"));

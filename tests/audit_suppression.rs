@@ -31,7 +31,7 @@ fn told(events: &[Event]) -> HashMap<String, (u64, u64)> {
 }
 
 #[test]
-fn of_three_thousand_strangers_some_are_told_and_the_rest_is_summed_up() {
+fn denials_of_a_flood_are_logged_up_to_a_limit_and_summed_up() {
     let upstream = Upstream::silent();
     let portcullis = Portcullis::before(Listener::redis(&upstream));
     let begun = std::time::Instant::now();
@@ -53,7 +53,7 @@ fn of_three_thousand_strangers_some_are_told_and_the_rest_is_summed_up() {
 }
 
 #[test]
-fn a_flood_that_the_end_of_the_program_interrupts_is_summed_up_too() {
+fn flood_is_summed_up_at_shutdown() {
     let upstream = Upstream::silent();
     let mut portcullis = Portcullis::before(Listener::redis(&upstream));
     flood(&portcullis.client().from("127.0.0.2"), 900);
@@ -65,7 +65,7 @@ fn a_flood_that_the_end_of_the_program_interrupts_is_summed_up_too() {
 }
 
 #[test]
-fn the_audit_file_is_spared_like_the_log() {
+fn flood_is_suppressed_in_the_audit_file() {
     let upstream = Upstream::silent();
     let site = crate::harness::TestDir::new();
     let config = format!("log.audit_file = \"audit.jsonl\"\n{}", Listener::redis(&upstream));
@@ -80,7 +80,7 @@ fn the_audit_file_is_spared_like_the_log() {
 }
 
 #[test]
-fn nothing_is_suppressed_of_those_who_are_let_in() {
+fn events_of_admitted_clients_are_never_suppressed() {
     let upstream = Upstream::echo();
     let portcullis = Portcullis::before(Listener::redis(&upstream).key("enforcement = \"observe\""));
     let client = portcullis.client().from("127.0.0.2");

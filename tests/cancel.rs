@@ -76,7 +76,7 @@ fn psql_cancels_its_query_when_interrupted() {
 }
 
 #[test]
-fn a_cancel_request_is_passed_on_verbatim_and_not_answered() {
+fn cancel_request_is_forwarded_verbatim_and_not_answered() {
     let short = cancel(77, &[1, 2, 3, 4]);
     // Protocol 3.2 has longer keys, up to 256 bytes.
     let long = cancel(77, &[9; 256]);
@@ -104,7 +104,7 @@ fn a_cancel_request_is_passed_on_verbatim_and_not_answered() {
 }
 
 #[test]
-fn a_plaintext_cancel_may_follow_a_declined_gssenc_request() {
+fn plaintext_cancel_after_a_declined_gssenc_request_is_forwarded() {
     let upstream = Upstream::brief();
     let portcullis = Portcullis::before(Listener::postgres(&upstream));
     let mut stream = portcullis.client().dial();
@@ -117,7 +117,7 @@ fn a_plaintext_cancel_may_follow_a_declined_gssenc_request() {
 }
 
 #[test]
-fn nothing_that_follows_a_cancel_request_is_passed_on() {
+fn bytes_after_a_cancel_request_are_not_forwarded() {
     let upstream = Upstream::silent();
     let portcullis = Portcullis::before(Listener::postgres(&upstream));
     let packet = cancel(77, &[1, 2, 3, 4]);
@@ -134,7 +134,7 @@ fn nothing_that_follows_a_cancel_request_is_passed_on() {
 }
 
 #[test]
-fn a_plaintext_cancel_is_refused_where_it_is_forbidden() {
+fn plaintext_cancel_is_denied_if_disabled() {
     let upstream = Upstream::silent();
     let listener = Listener::postgres(&upstream).postgres_key("plaintext_cancel = false");
     let portcullis = Portcullis::before(listener);
@@ -146,7 +146,7 @@ fn a_plaintext_cancel_is_refused_where_it_is_forbidden() {
 }
 
 #[test]
-fn a_stranger_cancels_nothing() {
+fn cancel_from_an_untrusted_source_is_denied() {
     let upstream = Upstream::silent();
     let portcullis = Portcullis::before(Listener::postgres(&upstream));
     let mut stream = portcullis.client().from("127.0.0.2").dial();
@@ -158,7 +158,7 @@ fn a_stranger_cancels_nothing() {
 }
 
 #[test]
-fn a_plaintext_cancel_passes_where_client_certificates_are_required() {
+fn plaintext_cancel_is_forwarded_if_client_certificates_are_required() {
     let upstream = Upstream::brief();
     let site = TestDir::new();
     site.install("client", &site.ca.issue(Request::client("app")));
@@ -173,7 +173,7 @@ fn a_plaintext_cancel_passes_where_client_certificates_are_required() {
 }
 
 #[test]
-fn a_plaintext_cancel_that_a_reload_overtakes_is_judged_by_the_new_policy() {
+fn plaintext_cancel_during_a_reload_is_authorized_by_the_new_policy() {
     for (reason, change) in [
         ("untrusted_source", (|listener| listener.trusting(&["127.0.0.2"])) as fn(Listener) -> Listener),
         ("plaintext_refused", |listener| listener.postgres_key("plaintext_cancel = false")),
@@ -198,7 +198,7 @@ fn a_plaintext_cancel_that_a_reload_overtakes_is_judged_by_the_new_policy() {
 }
 
 #[test]
-fn a_cancel_over_tls_that_a_reload_overtakes_is_judged_by_the_new_policy() {
+fn tls_cancel_during_a_reload_is_authorized_by_the_new_policy() {
     let upstream = Upstream::silent();
     let listener = Listener::postgres(&upstream);
     let portcullis = Portcullis::start(TestDir::new(), format!("{ON_SIGHUP}{listener}"));
@@ -215,7 +215,7 @@ fn a_cancel_over_tls_that_a_reload_overtakes_is_judged_by_the_new_policy() {
 }
 
 #[test]
-fn observing_says_of_a_strangers_cancel_that_it_would_not_have_passed() {
+fn observe_mode_forwards_an_untrusted_cancel_and_logs_would_deny() {
     let upstream = Upstream::brief();
     let listener = Listener::postgres(&upstream).key("enforcement = \"observe\"");
     let portcullis = Portcullis::before(listener);
@@ -252,7 +252,7 @@ fn assert_cancelled(mut psql: Running) {
 }
 
 #[test]
-fn a_cancel_request_goes_to_the_server_of_its_session_whichever_is_preferred_now() {
+fn cancel_request_goes_to_the_server_of_its_session() {
     let (one, other) = (Postgres::start(), Postgres::start());
     let prefer = |servers: &[&dyn Display]| config(&Listener::postgres("UPSTREAM"), &addresses(servers));
     let portcullis = Portcullis::start(TestDir::new(), prefer(&[&one]));
@@ -279,7 +279,7 @@ fn a_cancel_request_goes_to_the_server_of_its_session_whichever_is_preferred_now
 }
 
 #[test]
-fn over_tls_and_in_clear_a_key_leads_to_its_session_and_once_that_is_gone_to_the_first_server() {
+fn cancel_key_routes_to_its_session_and_then_to_the_first_server() {
     let (one, other) = (Postgres::start(), Postgres::start());
     let prefer = |servers: &[&dyn Display]| config(&Listener::postgres("UPSTREAM"), &addresses(servers));
     let portcullis = Portcullis::start(TestDir::new(), prefer(&[&one, &other]));

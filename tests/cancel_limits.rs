@@ -150,7 +150,7 @@ fn flood_of_cancels_from_many_sources_writes_a_bounded_log() {
 }
 
 #[test]
-fn cancels_over_tls_are_limited_like_those_in_clear() {
+fn tls_cancels_are_limited_like_plaintext_cancels() {
     let upstream = Upstream::brief();
     let portcullis = Portcullis::before(Listener::postgres(&upstream));
     let client = portcullis.client().asking_first();
@@ -176,7 +176,7 @@ fn cancels_over_tls_are_limited_like_those_in_clear() {
 }
 
 #[test]
-fn pool_cancels_all_its_queries_at_once_in_the_middle_of_a_flood_from_its_own_source() {
+fn pool_cancels_its_queries_during_a_flood_from_its_source() {
     let postgres = Postgres::start();
     let portcullis = Portcullis::before(Listener::postgres(&postgres));
     let flood = portcullis.client();
@@ -210,7 +210,7 @@ fn pool_cancels_all_its_queries_at_once_in_the_middle_of_a_flood_from_its_own_so
 }
 
 #[test]
-fn cancels_that_the_database_does_not_answer_are_limited_at_once() {
+fn unanswered_cancels_are_limited_by_concurrency() {
     let upstream = Upstream::silent();
     let listener = Listener::postgres(&upstream).trusting(&["127.0.0.0/8"]);
     let portcullis = Portcullis::start(TestDir::new(), format!("{ADMIN}{listener}"));
@@ -237,7 +237,7 @@ fn cancels_that_the_database_does_not_answer_are_limited_at_once() {
 }
 
 #[test]
-fn cancel_for_a_database_that_hangs_is_given_up() {
+fn cancel_to_a_hanging_database_times_out() {
     let upstream = Upstream::silent();
     let listener = Listener::postgres(&upstream).upstream("tls = \"require\"").upstream("connect_timeout = \"1h\"");
     let portcullis = Portcullis::before(listener);

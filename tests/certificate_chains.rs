@@ -80,7 +80,7 @@ fn client_certificate_with_a_critical_extension_is_accepted_when_it_is_pinned() 
 }
 
 #[test]
-fn each_cause_of_an_unusable_chain_has_its_own_words() {
+fn each_unusable_chain_has_its_own_error() {
     let (upstream, site, clients) = (Upstream::echo(), TestDir::new(), Authority::new("Clients CA"));
     let own_ca = Leaf::by_itself(Request::client("own").authority());
     let below_a_leaf = Authority::below_a_leaf(&clients, "Leaf that issues");
@@ -99,7 +99,7 @@ fn each_cause_of_an_unusable_chain_has_its_own_words() {
 }
 
 #[test]
-fn ca_with_name_constraints_that_cannot_be_checked_is_warned_of() {
+fn unsupported_name_constraints_of_a_ca_give_a_warning() {
     let (upstream, site) = (Upstream::echo(), TestDir::new());
     site.write("clients.pem", Authority::limited_to_a_directory("Limited CA").pem());
     let portcullis = start(site, &[&wanting(&upstream, &["client_ca = \"clients.pem\""])]);
@@ -109,7 +109,7 @@ fn ca_with_name_constraints_that_cannot_be_checked_is_warned_of() {
 }
 
 #[test]
-fn hello_that_is_too_old_is_described_in_the_words_of_the_field() {
+fn too_old_client_hello_is_reported_with_its_version() {
     let upstream = Upstream::silent();
     let portcullis = start(TestDir::new(), &[&Listener::redis(&upstream)]);
     for (options, words) in [
@@ -128,7 +128,7 @@ fn hello_that_is_too_old_is_described_in_the_words_of_the_field() {
 }
 
 #[test]
-fn server_name_with_a_trailing_dot_chooses_the_certificate_of_the_name_without() {
+fn server_name_with_a_trailing_dot_selects_the_certificate() {
     let (upstream, site) = (greeting(), TestDir::new());
     site.install("a", &site.ca.issue(Request::server(&["a.test"])));
     let portcullis = start(site, &[&Listener::redis(&upstream).certificates(&["server", "a"])]);

@@ -43,7 +43,7 @@ fn shown(site: &TestDir, file: &str, fields: &[&str]) -> String {
 }
 
 #[test]
-fn a_bundle_holds_what_a_client_needs_and_nothing_of_the_ca_but_its_certificates() {
+fn bundle_has_the_client_files_and_no_ca_key() {
     let site = site();
     let older = Authority::new("Older CA");
     let read = |name: &str| fs::read_to_string(site.path(name)).unwrap();
@@ -92,7 +92,7 @@ fn bundle_has_the_ca_of_the_server_and_names_of_the_protocol() {
 }
 
 #[test]
-fn bundle_without_a_server_ca_says_which_ca_it_has() {
+fn bundle_without_a_server_ca_names_its_ca() {
     let site = site();
     assert!(issue_bundle(&site, &[]).success().contains("--server-ca FILE, or --listener NAME"));
 }
@@ -151,7 +151,7 @@ fn server_certificate_is_for_its_names_and_verifies_with_the_root_alone() {
 }
 
 #[test]
-fn a_bundle_is_never_written_over() {
+fn existing_bundle_is_not_overwritten() {
     let site = site();
     site.write("app.zip", "mine");
     let issue = ["certs", "issue", "--ca", "dev/ca.crt", "--ca-key", "dev/ca.key", "--name", "app", "--out", "."];
@@ -163,7 +163,7 @@ fn a_bundle_is_never_written_over() {
 }
 
 #[test]
-fn a_renewed_certificate_is_the_same_but_for_its_key_and_time() {
+fn renewed_certificate_differs_only_in_key_and_validity() {
     let site = site();
     let subject = "/DC=com/DC=example/O=Zoë/OU=One/OU=Two+UID=7/CN=db.test";
     let extensions = "subjectAltName = DNS:db.test, IP:10.1.2.3, URI:spiffe://prod/db, email:db@example.com\n\
@@ -201,7 +201,7 @@ fn a_renewed_certificate_is_the_same_but_for_its_key_and_time() {
 }
 
 #[test]
-fn a_renewed_certificate_lasts_as_long_as_the_one_before_unless_told_otherwise() {
+fn renewed_certificate_keeps_its_lifetime_by_default() {
     let site = site();
     site.install("app", &site.ca.issue(Request::client("app").valid(-40, -10)));
     let said = renew(&site, "app.crt", &[]).success();
@@ -212,7 +212,7 @@ fn a_renewed_certificate_lasts_as_long_as_the_one_before_unless_told_otherwise()
 }
 
 #[test]
-fn what_stands_behind_a_certificate_is_kept_where_it_leads_to_the_ca() {
+fn renewed_certificate_keeps_intermediates_of_its_ca() {
     let site = site();
     let read = |name: &str| fs::read_to_string(site.path(name)).unwrap();
     let (leaf, authority) = (read("dev/server.crt"), read("dev/ca.crt"));
@@ -225,7 +225,7 @@ fn what_stands_behind_a_certificate_is_kept_where_it_leads_to_the_ca() {
 }
 
 #[test]
-fn a_name_with_two_parts_of_one_kind_is_kept_in_the_issuer_too() {
+fn name_with_repeated_attributes_is_kept_in_the_issuer() {
     let site = TestDir::new();
     let request = "[req]\ndistinguished_name = name\nprompt = no\nx509_extensions = ca\n\
                    [name]\n0.DC = com\n1.DC = example\n0.OU = One\n1.OU = Two\nCN = Odd CA\n\
@@ -239,7 +239,7 @@ fn a_name_with_two_parts_of_one_kind_is_kept_in_the_issuer_too() {
 }
 
 #[test]
-fn a_ca_is_not_renewed() {
+fn renewing_a_ca_certificate_is_rejected() {
     let site = site();
     let refused = renew(&site, "dev/ca.crt", &[]);
     assert_eq!(refused.code, Some(1));
@@ -248,7 +248,7 @@ fn a_ca_is_not_renewed() {
 }
 
 #[test]
-fn nothing_is_issued_with_a_key_that_is_not_the_cas() {
+fn issue_rejects_a_key_that_does_not_match_the_ca() {
     let site = site();
     let arguments = ["certs", "renew", "dev/client.crt", "--ca", "dev/ca.crt", "--ca-key", "dev/server.key"];
     let refused = portcullis(&site, &[&arguments[..], &["--out", "new"]].concat());
@@ -261,7 +261,7 @@ fn nothing_is_issued_with_a_key_that_is_not_the_cas() {
 }
 
 #[test]
-fn inspect_says_how_long_and_that_there_are_keys() {
+fn inspect_prints_validity_and_keys() {
     let site = TestDir::new();
     let leaf = site.ca.issue(Request::client("app").valid(-1, 12));
     site.write("both.pem", format!("{}{}", leaf.key_pem(), leaf.pem()));

@@ -47,7 +47,7 @@ fn works_but_for_require(portcullis: &Portcullis) {
 }
 
 #[test]
-fn with_a_plaintext_upstream_everything_works_but_require() {
+fn plaintext_upstream_works_except_with_channel_binding_require() {
     let postgres = Postgres::start();
     keyed(&postgres);
     works_but_for_require(&Portcullis::before(Listener::postgres(&postgres)));
@@ -55,7 +55,7 @@ fn with_a_plaintext_upstream_everything_works_but_require() {
 
 /// The server asks nobody at its Unix socket for a password unless it is told to.
 #[test]
-fn with_a_unix_socket_everything_works_but_require() {
+fn unix_socket_upstream_works_except_with_channel_binding_require() {
     let postgres = Postgres::start();
     keyed(&postgres);
     postgres.ask_for_passwords_at_its_socket("keyed");
@@ -75,7 +75,7 @@ fn twins(own: impl Fn(&TestDir) -> Leaf, ca: impl Fn(&TestDir) -> String) -> (Po
 }
 
 #[test]
-fn with_the_same_certificate_on_both_sides_everything_works() {
+fn same_certificate_on_both_sides_supports_channel_binding() {
     let from_ca = |site: &TestDir| site.server();
     let rsa = |site: &TestDir| site.ca.issue(Request::server(&["localhost", "127.0.0.1"]).rsa());
     let (portcullis, _postgres) = twins(from_ca, |site| site.ca.pem());
@@ -90,7 +90,7 @@ fn with_the_same_certificate_on_both_sides_everything_works() {
 }
 
 #[test]
-fn a_bundle_that_holds_our_own_certificate_says_that_it_is_the_same() {
+fn ca_bundle_with_the_listener_certificate_supports_channel_binding() {
     let (portcullis, _postgres) = twins(
         |site| site.server(),
         |site| {
@@ -105,7 +105,7 @@ fn a_bundle_that_holds_our_own_certificate_says_that_it_is_the_same() {
 }
 
 #[test]
-fn with_two_certificates_libpqs_default_fails_and_the_log_says_why() {
+fn two_certificates_break_channel_binding_and_the_log_explains_it() {
     let site = TestDir::new();
     let postgres = Postgres::with_tls(&site, &site.server());
     keyed(&postgres);
@@ -136,7 +136,7 @@ fn with_two_certificates_libpqs_default_fails_and_the_log_says_why() {
 
 /// Application, sidecar, gateway, database. The sidecar takes the binding out of the offer, wherever it comes from.
 #[test]
-fn two_in_a_row_work_from_an_application_without_tls() {
+fn chained_proxies_work_for_a_plaintext_application() {
     let site = TestDir::new();
     let secured = Postgres::with_tls(&site, &site.server());
     let plain = Postgres::start();
@@ -165,7 +165,7 @@ fn two_in_a_row_work_from_an_application_without_tls() {
 
 /// An application with TLS of its own before a sidecar with another certificate: there are three, and the first fails.
 #[test]
-fn what_is_hidden_from_a_client_without_tls_is_not_from_one_that_has_it() {
+fn channel_binding_is_offered_to_tls_clients_only() {
     let site = TestDir::new();
     let postgres = Postgres::with_tls(&site, &site.server());
     keyed(&postgres);
@@ -184,7 +184,7 @@ fn what_is_hidden_from_a_client_without_tls_is_not_from_one_that_has_it() {
 
 /// Its signature names no hash, and there is nothing that could be bound to.
 #[test]
-fn nothing_can_be_bound_to_a_certificate_signed_by_ed25519() {
+fn ed25519_certificate_does_not_support_channel_binding() {
     let own = |_: &TestDir| Leaf::by_itself(Request::server(&["localhost", "127.0.0.1"]).ed25519());
     let (portcullis, _postgres) = twins(own, |site| std::fs::read_to_string(site.path("server.crt")).unwrap());
     let conninfo = as_keyed(&portcullis).replace("ca.crt", "server.crt");

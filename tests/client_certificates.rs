@@ -23,7 +23,7 @@ fn site() -> (TestDir, Authority) {
 }
 
 #[test]
-fn a_client_with_the_right_certificate_is_let_in_and_named() {
+fn client_with_a_trusted_certificate_is_admitted_and_named() {
     let upstream = Upstream::echo();
     let (site, clients) = site();
     let portcullis = Portcullis::start(site, asking("required", &upstream));
@@ -41,7 +41,7 @@ fn a_client_with_the_right_certificate_is_let_in_and_named() {
 }
 
 #[test]
-fn a_client_without_a_certificate_is_refused_before_the_upstream_hears_of_it() {
+fn client_without_a_certificate_is_denied_before_the_upstream_is_dialled() {
     let upstream = Upstream::silent();
     let (site, _) = site();
     let portcullis = Portcullis::start(site, asking("required", &upstream));
@@ -54,7 +54,7 @@ fn a_client_without_a_certificate_is_refused_before_the_upstream_hears_of_it() {
 }
 
 #[test]
-fn a_bad_certificate_is_refused_for_the_right_reason() {
+fn each_bad_certificate_is_denied_with_its_reason() {
     let upstream = Upstream::silent();
     let (site, clients) = site();
     let stranger = Authority::new("Another CA");
@@ -78,7 +78,7 @@ fn a_bad_certificate_is_refused_for_the_right_reason() {
 }
 
 #[test]
-fn a_refused_client_is_told_by_an_alert() {
+fn denied_client_receives_an_alert() {
     let upstream = Upstream::silent();
     let (site, clients) = site();
     let stranger = Authority::new("Another CA");
@@ -95,7 +95,7 @@ fn a_refused_client_is_told_by_an_alert() {
 }
 
 #[test]
-fn a_ca_made_anew_under_its_old_name_is_an_unknown_one() {
+fn recreated_ca_with_the_old_name_is_unknown() {
     let upstream = Upstream::silent();
     let site = TestDir::new();
     for directory in ["old", "new"] {
@@ -117,7 +117,7 @@ fn a_ca_made_anew_under_its_old_name_is_an_unknown_one() {
 }
 
 #[test]
-fn a_bundle_that_begins_with_a_byte_order_mark_loses_no_certificate() {
+fn bundle_with_a_byte_order_mark_is_read_completely() {
     let upstream = Upstream::echo();
     let (site, first) = site();
     let second = Authority::new("Second CA");
@@ -129,7 +129,7 @@ fn a_bundle_that_begins_with_a_byte_order_mark_loses_no_certificate() {
 }
 
 #[test]
-fn a_certificate_of_an_intermediate_is_traced_to_its_root() {
+fn certificate_of_an_intermediate_is_verified_up_to_its_root() {
     let upstream = Upstream::echo();
     let (site, clients) = site();
     let portcullis = Portcullis::start(site, asking("required", &upstream));
@@ -138,7 +138,7 @@ fn a_certificate_of_an_intermediate_is_traced_to_its_root() {
 }
 
 #[test]
-fn where_certificates_are_optional_none_is_fine_and_a_bad_one_is_not() {
+fn optional_certificate_may_be_missing_and_must_be_valid() {
     let upstream = Upstream::echo();
     let (site, clients) = site();
     let portcullis = Portcullis::start(site, asking("optional", &upstream));
@@ -158,7 +158,7 @@ fn where_certificates_are_optional_none_is_fine_and_a_bad_one_is_not() {
 }
 
 #[test]
-fn where_no_certificate_is_asked_for_none_is_looked_at() {
+fn certificate_is_ignored_without_client_auth() {
     let upstream = Upstream::echo();
     let portcullis = Portcullis::before(Listener::redis(&upstream));
     let leaf = Authority::new("Another CA").issue(Request::client("app"));
@@ -168,7 +168,7 @@ fn where_no_certificate_is_asked_for_none_is_looked_at() {
 }
 
 #[test]
-fn every_certificate_of_a_bundle_lets_its_clients_in() {
+fn every_ca_of_a_bundle_is_a_trust_anchor() {
     let upstream = Upstream::echo();
     let (site, first) = site();
     let twins = [Authority::new("Twin CA"), Authority::new("Twin CA")];
@@ -200,7 +200,7 @@ fn every_certificate_of_a_bundle_lets_its_clients_in() {
 }
 
 #[test]
-fn a_resumed_session_is_identified_again_after_a_reload() {
+fn resumed_session_is_authorized_again_after_a_reload() {
     for version in [&TLS12, &TLS13] {
         let upstream = Upstream::echo();
         let (site, clients) = site();
@@ -223,7 +223,7 @@ fn a_resumed_session_is_identified_again_after_a_reload() {
 }
 
 #[test]
-fn a_session_of_one_listener_opens_no_other() {
+fn tls_session_of_one_listener_is_not_resumed_on_another() {
     let upstream = Upstream::echo();
     let (site, clients) = site();
     site.write("others.pem", Authority::new("Others CA").pem());
@@ -243,7 +243,7 @@ fn a_session_of_one_listener_opens_no_other() {
 }
 
 #[test]
-fn what_was_taken_out_lately_is_named_with_the_reload_that_did_it() {
+fn denial_names_the_reload_that_removed_the_ca() {
     let upstream = Upstream::echo();
     let (site, clients) = site();
     let pinned = Authority::new("Anybody's CA").issue(Request::client("pinned"));

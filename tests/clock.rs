@@ -110,7 +110,7 @@ fn no_fault(portcullis: &Portcullis) {
 }
 
 #[test]
-fn rule_follows_a_clock_that_is_set_and_set_back() {
+fn rule_expiry_follows_a_clock_that_is_set() {
     let upstream = Upstream::echo();
     let end = (OffsetDateTime::now_utc() + Duration::HOUR).format(&Rfc3339).unwrap();
     let rules = format!(r#"[{{ type = "ip_addr", value = "127.0.0.1", expires_at = {end} }}, "127.0.0.2"]"#);
@@ -145,7 +145,7 @@ fn rule_follows_a_clock_that_is_set_and_set_back() {
 }
 
 #[test]
-fn certificate_follows_a_clock_that_is_set_and_a_ticket_is_no_way_around_it() {
+fn expired_certificate_is_denied_with_a_ticket_after_the_clock_is_set() {
     let upstream = Upstream::echo();
     let (site, clients) = (TestDir::new(), Authority::new("Clients CA"));
     site.write("clients.pem", clients.pem());
@@ -179,7 +179,7 @@ fn certificate_follows_a_clock_that_is_set_and_a_ticket_is_no_way_around_it() {
 }
 
 #[test]
-fn ticket_from_before_the_clock_was_set_back_is_not_taken() {
+fn ticket_from_the_future_is_not_resumed() {
     let upstream = Upstream::echo();
     let mut portcullis = Clocked::start(TestDir::new(), Listener::redis(&upstream));
     let client = portcullis.client();
@@ -196,7 +196,7 @@ fn ticket_from_before_the_clock_was_set_back_is_not_taken() {
 }
 
 #[test]
-fn revocation_list_follows_a_clock_that_is_set() {
+fn crl_expiry_follows_a_clock_that_is_set() {
     let upstream = Upstream::echo();
     let (site, clients) = (TestDir::new(), Authority::new("Clients CA"));
     site.write("clients.pem", clients.pem());
@@ -217,7 +217,7 @@ fn revocation_list_follows_a_clock_that_is_set() {
 }
 
 #[test]
-fn certificate_of_the_upstream_follows_a_clock_that_is_set() {
+fn upstream_certificate_expiry_follows_a_clock_that_is_set() {
     let site = TestDir::new();
     let own = site.ca.issue(Request::server(&["localhost", "127.0.0.1"]).valid(-1, 2));
     let upstream = Upstream::tls(showing(&own), |mut tls| {
@@ -242,7 +242,7 @@ fn certificate_of_the_upstream_follows_a_clock_that_is_set() {
 }
 
 #[test]
-fn certificate_that_runs_out_is_told_once_for_each_time_the_clock_is_set() {
+fn expiring_certificate_is_reported_once_per_clock_change() {
     let upstream = Upstream::echo();
     let mut portcullis = Clocked::start(TestDir::new(), format!("{ON_SIGHUP}{}", Listener::redis(&upstream)));
     portcullis.address("main");

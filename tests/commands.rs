@@ -30,7 +30,7 @@ fn configured(listener: Listener) -> TestDir {
 }
 
 #[test]
-fn the_version_is_the_packages() {
+fn version_is_that_of_the_package() {
     let said = run(executable().arg("--version")).success();
     assert_eq!(said.trim(), format!("portcullis {}", env!("CARGO_PKG_VERSION")));
 }
@@ -49,7 +49,7 @@ fn wrong_usage_exits_with_2() {
 }
 
 #[test]
-fn the_configuration_is_found_through_the_environment() {
+fn configuration_is_found_through_the_environment() {
     let site = configured(Listener::redis("127.0.0.1:6379").named("from-the-environment"));
     let mut check = executable();
     check.arg("check").env("PORTCULLIS_CONFIG", site.path("portcullis.toml"));
@@ -81,7 +81,7 @@ fn check_shows_what_would_be_enforced() {
 }
 
 #[test]
-fn check_can_be_read_by_a_program() {
+fn check_json_describes_the_configuration() {
     let site = TestDir::new();
     let leaf = site.ca.issue(Request::server(&["db.test", "*.db.test"]));
     site.install("server", &leaf);
@@ -119,7 +119,7 @@ fn check_binds_nothing() {
 }
 
 #[test]
-fn check_warns_of_a_key_that_others_can_read() {
+fn check_warns_about_a_key_that_others_can_read() {
     let site = configured(Listener::redis("127.0.0.1:6379"));
     let quiet = portcullis(&site, &["check", "--offline", "-c", "portcullis.toml"]);
     assert!(!format!("{}{}", quiet.text(), quiet.stderr).to_lowercase().contains("warning"));
@@ -131,7 +131,7 @@ fn check_warns_of_a_key_that_others_can_read() {
 }
 
 #[test]
-fn a_start_warns_of_a_key_that_others_can_read() {
+fn start_warns_about_a_key_that_others_can_read() {
     let site = TestDir::new();
     fs::set_permissions(site.path("server.key"), fs::Permissions::from_mode(0o640)).unwrap();
     let portcullis = Portcullis::start(site, Listener::redis("127.0.0.1:6379"));
@@ -139,7 +139,7 @@ fn a_start_warns_of_a_key_that_others_can_read() {
 }
 
 #[test]
-fn check_warns_of_an_authority_that_has_expired() {
+fn check_warns_about_an_expired_ca() {
     let listener =
         Listener::redis("127.0.0.1:6379").tls("client_auth = \"required\"").tls("client_ca = \"clients.pem\"");
     let site = configured(listener);
@@ -153,7 +153,7 @@ fn check_warns_of_an_authority_that_has_expired() {
 }
 
 #[test]
-fn check_warns_of_a_plaintext_cancel_beside_required_certificates() {
+fn check_warns_about_plaintext_cancel_with_required_certificates() {
     let site = configured(
         Listener::postgres("127.0.0.1:5432").tls("client_auth = \"required\"").tls("client_ca = \"ca.crt\""),
     );
@@ -164,7 +164,7 @@ fn check_warns_of_a_plaintext_cancel_beside_required_certificates() {
 }
 
 #[test]
-fn check_warns_of_what_lets_in_or_stay_more_than_one_may_think() {
+fn check_warns_about_settings_that_admit_more_than_expected() {
     let listener = Listener::redis("127.0.0.1:6379")
         .key("revoke = \"keep\"")
         .tls("client_auth = \"optional\"")
@@ -189,7 +189,7 @@ fn check_warns_of_what_lets_in_or_stay_more_than_one_may_think() {
 }
 
 #[test]
-fn explain_names_the_rule_that_lets_in() {
+fn explain_names_the_rule_that_admits() {
     let site = configured(Listener::redis("127.0.0.1:6379").trusting(&["10.0.0.0/8", "::/0"]));
     let ask = |source: &str| {
         let common = ["explain", "-c", "portcullis.toml", "--listener", "main", "--source"];
@@ -209,7 +209,7 @@ fn explain_names_the_rule_that_lets_in() {
 }
 
 #[test]
-fn explain_judges_a_client_certificate() {
+fn explain_checks_a_client_certificate() {
     let listener = Listener::redis("127.0.0.1:6379").tls("client_auth = \"required\"").tls("client_ca = \"ca.crt\"");
     let site = configured(listener);
     site.install("good", &site.ca.issue(Request::client("app")));
@@ -243,7 +243,7 @@ fn explained(site: &TestDir, certificate: &str, code: i32, words: &[&str]) {
 }
 
 #[test]
-fn explain_names_who_vouches_for_a_certificate_and_the_pattern_that_trusts_it() {
+fn explain_names_the_anchor_and_the_trusted_client_pattern() {
     let next = Authority::new("Next CA");
     let listener = Listener::redis("127.0.0.1:6379")
         .tls("client_auth = \"required\"")
@@ -270,7 +270,7 @@ fn explain_names_who_vouches_for_a_certificate_and_the_pattern_that_trusts_it() 
 }
 
 #[test]
-fn explain_looks_into_the_revocation_lists() {
+fn explain_checks_the_crls() {
     let listener = Listener::redis("127.0.0.1:6379")
         .tls("client_auth = \"required\"")
         .tls("client_ca = \"ca.crt\"")
@@ -299,7 +299,7 @@ fn explain_looks_into_the_revocation_lists() {
 }
 
 #[test]
-fn explain_does_not_know_every_listener() {
+fn explain_rejects_an_unknown_listener() {
     let site = configured(Listener::redis("127.0.0.1:6379"));
     let arguments = ["explain", "-c", "portcullis.toml", "--listener", "mian", "--source", "127.0.0.1"];
     let outcome = portcullis(&site, &arguments);
@@ -308,7 +308,7 @@ fn explain_does_not_know_every_listener() {
 }
 
 #[test]
-fn the_development_certificates_are_sound_and_private() {
+fn development_certificates_are_valid_and_private() {
     let site = TestDir::new();
     portcullis(&site, &["certs", "init", "dev", "--host", "db.internal", "--host", "10.1.2.3"]).success();
     for key in ["dev/ca.key", "dev/server.key", "dev/client.key"] {
@@ -335,7 +335,7 @@ fn the_development_certificates_are_sound_and_private() {
 }
 
 #[test]
-fn the_development_certificates_work() {
+fn development_certificates_serve_a_client() {
     let site = TestDir::new();
     portcullis(&site, &["certs", "init", "dev"]).success();
     let issue = ["certs", "issue", "--ca", "dev/ca.crt", "--ca-key", "dev/ca.key", "--name", "app"];
@@ -383,7 +383,7 @@ fn inspect_lists_every_certificate_of_every_bundle() {
 }
 
 #[test]
-fn completions_and_the_manual_are_there() {
+fn completions_and_man_page_are_printed() {
     for shell in ["bash", "zsh", "fish"] {
         let said = run(executable().args(["completions", shell])).success();
         assert!(said.contains("portcullis") && said.contains("explain"), "{said}");
@@ -396,7 +396,7 @@ fn completions_and_the_manual_are_there() {
 }
 
 #[test]
-fn a_port_in_use_fails_the_start() {
+fn port_in_use_fails_the_start() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
     let site = configured(Listener::redis("127.0.0.1:6379").on(&["127.0.0.1:0", &address]));

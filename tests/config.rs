@@ -104,7 +104,7 @@ fn every_valid_configuration_passes() {
 
 /// One run for each, of which all is asked: the exit code, what the case promises, and the text to the letter.
 #[test]
-fn every_invalid_configuration_is_refused_in_the_words_that_were_approved() {
+fn invalid_configurations_fail_with_the_approved_errors() {
     let bless = env::var_os("PORTCULLIS_BLESS").is_some();
     let site = site();
     let mut failures = Vec::new();
@@ -137,7 +137,7 @@ fn every_invalid_configuration_is_refused_in_the_words_that_were_approved() {
 }
 
 #[test]
-fn a_start_refuses_what_check_refuses() {
+fn start_rejects_what_check_rejects() {
     let site = site();
     for case in ["several-errors-at-once", "key-of-another-certificate", "source-with-host-bits"] {
         let path = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -150,7 +150,7 @@ fn a_start_refuses_what_check_refuses() {
 }
 
 #[test]
-fn a_missing_configuration_is_an_invalid_one() {
+fn missing_configuration_exits_as_invalid() {
     for command in ["check", "run"] {
         let outcome = run(executable().args([command, "-c", "/nowhere/portcullis.toml"]));
         assert_eq!(outcome.code, Some(78));
@@ -159,7 +159,7 @@ fn a_missing_configuration_is_an_invalid_one() {
 }
 
 #[test]
-fn a_configuration_that_is_not_text_is_refused() {
+fn configuration_that_is_not_utf8_is_rejected() {
     let site = TestDir::new();
     fs::write(site.path("portcullis.toml"), b"name = \"\xff\xfe\"").unwrap();
     let outcome = run(executable().arg("check").arg("-c").arg(site.path("portcullis.toml")));
@@ -177,7 +177,7 @@ pub(crate) fn broken_rules(count: u32) -> String {
 }
 
 #[test]
-fn a_list_of_broken_rules_is_answered_soon_and_in_few_words() {
+fn many_broken_rules_are_reported_quickly_and_briefly() {
     let site = TestDir::new();
     site.write("sources.toml", broken_rules(40_000));
     let listener = Listener::redis("127.0.0.1:6379").key("sources_file = \"sources.toml\"");
@@ -204,7 +204,7 @@ fn secret(site: &TestDir, mode: u32) {
 }
 
 #[test]
-fn key_in_a_secret_volume_is_warned_of_only_where_everybody_in_the_pod_can_read_it() {
+fn key_in_a_secret_volume_gives_a_warning_if_all_users_of_the_pod_can_read_it() {
     for (mode, warned) in [(0o400, false), (0o440, false), (0o644, true)] {
         let site = TestDir::new();
         secret(&site, mode);

@@ -68,7 +68,7 @@ fn assert_explained(portcullis: &Portcullis, leaf: &Leaf, code: i32, words: &[&s
 }
 
 #[test]
-fn what_a_list_takes_back_ends_its_sessions_and_gets_nobody_in() {
+fn revoked_certificate_ends_its_sessions_and_is_denied() {
     let upstream = Upstream::echo();
     let (site, clients) = site();
     let (taken, other) = (app(&clients), app(&clients));
@@ -104,7 +104,7 @@ fn what_a_list_takes_back_ends_its_sessions_and_gets_nobody_in() {
 }
 
 #[test]
-fn an_intermediate_is_taken_back_with_all_that_it_has_issued() {
+fn revoked_intermediate_revokes_its_certificates() {
     let upstream = Upstream::echo();
     let (site, clients) = site();
     let [lost, team] = ["Lost CA", "Team CA"].map(|name| clients.intermediate(name));
@@ -121,7 +121,7 @@ fn an_intermediate_is_taken_back_with_all_that_it_has_issued() {
 }
 
 #[test]
-fn a_list_of_an_intermediate_counts_for_what_that_has_issued() {
+fn crl_of_an_intermediate_covers_its_certificates() {
     let upstream = Upstream::echo();
     let (site, clients) = site();
     let team = clients.intermediate("Team CA");
@@ -137,7 +137,7 @@ fn a_list_of_an_intermediate_counts_for_what_that_has_issued() {
 }
 
 #[test]
-fn of_two_cas_with_one_name_each_goes_by_its_own_list() {
+fn two_cas_with_one_name_use_their_own_crls() {
     let upstream = Upstream::echo();
     let site = TestDir::new();
     let [one, two] = ["Clients CA", "Clients CA"].map(Authority::new);
@@ -167,7 +167,7 @@ fn of_two_cas_with_one_name_each_goes_by_its_own_list() {
 }
 
 #[test]
-fn a_ca_without_a_list_is_not_checked() {
+fn ca_without_a_crl_is_not_checked() {
     let upstream = Upstream::echo();
     let (site, listed) = site();
     let unlisted = Authority::new("Other CA");
@@ -184,7 +184,7 @@ fn a_ca_without_a_list_is_not_checked() {
 
 /// `openssl verify -crl_check` refuses both with "unable to get certificate CRL".
 #[test]
-fn list_of_the_new_key_of_a_ca_covers_no_certificate_of_the_old_key() {
+fn crl_of_a_new_ca_key_does_not_cover_certificates_of_the_old_key() {
     let upstream = Upstream::echo();
     let site = TestDir::new();
     let [old, new] = ["Clients CA", "Clients CA"].map(Authority::new);
@@ -213,7 +213,7 @@ fn list_of_the_new_key_of_a_ca_covers_no_certificate_of_the_old_key() {
 }
 
 #[test]
-fn lists_are_read_in_pem_and_in_der_and_side_by_side() {
+fn crls_are_read_in_pem_and_der() {
     let upstream = Upstream::echo();
     let site = TestDir::new();
     let authorities = ["First CA", "Second CA", "Third CA"].map(Authority::new);
@@ -233,7 +233,7 @@ fn lists_are_read_in_pem_and_in_der_and_side_by_side() {
 }
 
 #[test]
-fn of_an_old_list_and_a_new_one_side_by_side_the_new_one_counts() {
+fn newer_of_two_crls_is_used() {
     let upstream = Upstream::echo();
     let (site, clients) = (TestDir::new(), Authority::new("Clients CA"));
     let [taken, later, other] = [&clients, &clients, &clients].map(app);
@@ -264,7 +264,7 @@ fn of_an_old_list_and_a_new_one_side_by_side_the_new_one_counts() {
 }
 
 #[test]
-fn a_list_that_runs_out_refuses_its_ca_until_there_is_a_new_one() {
+fn expired_crl_denies_its_ca_until_it_is_replaced() {
     let upstream = Upstream::echo();
     let (site, clients) = site();
     let unlisted = Authority::new("Other CA");
@@ -305,7 +305,7 @@ fn a_list_that_runs_out_refuses_its_ca_until_there_is_a_new_one() {
 }
 
 #[test]
-fn a_list_that_has_run_out_is_warned_of_whatever_it_means() {
+fn expired_crl_gives_a_warning_in_each_mode() {
     for (meaning, words) in [("refuse", "the certificates of its CA are refused"), ("allow", "it counts all the same")]
     {
         let upstream = Upstream::echo();
@@ -349,7 +349,7 @@ fn check(file: &Path) -> String {
 }
 
 #[test]
-fn a_list_that_cannot_be_used_rejects_the_reload_and_heals_by_itself() {
+fn unusable_crl_rejects_the_reload_until_it_is_fixed() {
     let upstream = Upstream::echo();
     let (site, clients) = site();
     let [taken, other] = [&clients, &clients].map(app);
@@ -388,7 +388,7 @@ fn a_list_that_cannot_be_used_rejects_the_reload_and_heals_by_itself() {
 }
 
 #[test]
-fn a_list_of_nobody_in_client_ca_is_warned_of() {
+fn crl_of_an_unknown_issuer_gives_a_warning() {
     let upstream = Upstream::echo();
     let (site, clients) = site();
     let portcullis = Portcullis::start(site, format!("{ON_SIGHUP}{}", checking(&upstream)));
@@ -403,7 +403,7 @@ fn a_list_of_nobody_in_client_ca_is_warned_of() {
 }
 
 #[test]
-fn plan_tells_two_lists_of_one_issuer_apart() {
+fn plan_distinguishes_two_crls_of_one_issuer() {
     let upstream = Upstream::echo();
     let site = TestDir::new();
     let [one, two] = ["Clients CA", "Clients CA"].map(Authority::new);
@@ -432,7 +432,7 @@ fn plan_tells_two_lists_of_one_issuer_apart() {
 }
 
 #[test]
-fn large_lists_that_all_change_are_held_twice_at_most() {
+fn replaced_large_crls_are_in_memory_twice_at_most() {
     const LISTS: usize = 10;
     let upstream = Upstream::echo();
     let site = TestDir::new();

@@ -42,7 +42,7 @@ fn before(upstream: impl std::fmt::Display) -> Portcullis {
 }
 
 #[test]
-fn client_that_acknowledges_and_does_not_read_is_never_ended() {
+fn client_that_acknowledges_without_reading_is_never_closed() {
     thread::scope(|scope| {
         for length in [SOME, MUCH] {
             scope.spawn(move || {
@@ -65,7 +65,7 @@ fn client_that_acknowledges_and_does_not_read_is_never_ended() {
 }
 
 #[test]
-fn upstream_that_acknowledges_and_does_not_read_is_never_ended() {
+fn upstream_that_acknowledges_without_reading_is_never_closed() {
     let narrow = narrow(None);
     narrow.bind(&"127.0.0.1:0".parse::<SocketAddr>().unwrap().into()).unwrap();
     narrow.listen(8).unwrap();
@@ -125,7 +125,7 @@ fn serve(mut stream: UnixStream, is_cut: &AtomicBool) {
 }
 
 #[test]
-fn client_that_stops_acknowledging_is_ended() {
+fn client_that_stops_acknowledging_is_closed() {
     alone(|| {
         let site = TestDir::new();
         let path = site.path("database.sock");
@@ -162,7 +162,7 @@ fn client_that_stops_acknowledging_is_ended() {
 }
 
 #[test]
-fn upstream_that_stops_acknowledging_is_ended() {
+fn upstream_that_stops_acknowledging_is_closed() {
     alone(|| {
         let upstream = Upstream::echo();
         let site = TestDir::new();

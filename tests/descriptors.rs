@@ -73,7 +73,7 @@ fn soft_limit_is_raised_to_the_hard_one() {
 }
 
 #[test]
-fn client_that_uses_all_descriptors_can_be_removed() {
+fn source_that_uses_all_descriptors_can_be_removed() {
     const SOURCES: &[&str] = &["127.0.0.2", "127.0.0.3"];
     allow_many_files();
     let upstream = Upstream::echo();
@@ -113,7 +113,7 @@ fn client_that_uses_all_descriptors_can_be_removed() {
 }
 
 #[test]
-fn host_names_are_looked_up_while_clients_use_all_descriptors() {
+fn host_names_are_resolved_while_clients_use_all_descriptors() {
     allow_many_files();
     let (upstream, site) = (Upstream::echo(), TestDir::new());
     hosts::name(&site, &[("app.test", &["127.0.0.4"])]);
@@ -133,7 +133,7 @@ fn host_names_are_looked_up_while_clients_use_all_descriptors() {
 }
 
 #[test]
-fn others_get_in_as_soon_as_descriptors_are_given_back() {
+fn other_clients_are_accepted_once_descriptors_are_free() {
     allow_many_files();
     let upstream = Upstream::echo();
     let config = format!("{ADMIN}{}", Listener::redis(&upstream).trusting(&["127.0.0.2", "127.0.0.3"]));

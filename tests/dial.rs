@@ -14,7 +14,7 @@ use crate::harness::wire::{PROTOCOL_3_0, error_response, startup};
 use crate::harness::{Connection, Listener, Portcullis, TestDir, Upstream, eventually};
 
 #[test]
-fn an_upstream_can_be_a_name() {
+fn upstream_host_name_is_resolved() {
     let upstream = Upstream::saying(b"hello");
     // The name may have an IPv6 address too, on which nobody listens.
     let named = upstream.to_string().replace("127.0.0.1", "localhost");
@@ -25,7 +25,7 @@ fn an_upstream_can_be_a_name() {
 }
 
 #[test]
-fn an_upstream_can_have_an_ipv6_address() {
+fn upstream_ipv6_address_is_dialled() {
     let listener = TcpListener::bind("[::1]:0").unwrap();
     let address = listener.local_addr().unwrap();
     thread::spawn(move || listener.accept().unwrap().0.write_all(b"hello").unwrap());
@@ -64,23 +64,23 @@ pub(crate) fn clogged() -> (Socket, Vec<TcpStream>, SocketAddr) {
 }
 
 #[test]
-fn an_upstream_that_does_not_answer_is_given_up() {
+fn upstream_that_does_not_answer_times_out() {
     let (_socket, _waiting, address) = clogged();
     assert_unreachable(&address.to_string());
 }
 
 #[test]
-fn a_name_that_does_not_resolve_is_an_unreachable_upstream() {
+fn name_that_does_not_resolve_is_an_unreachable_upstream() {
     assert_unreachable("nowhere.invalid:6379");
 }
 
 #[test]
-fn a_missing_socket_is_an_unreachable_upstream() {
+fn missing_socket_is_an_unreachable_upstream() {
     assert_unreachable("unix:/nowhere/redis.sock");
 }
 
 #[test]
-fn a_postgres_client_is_answered_after_its_startup_message_and_not_before() {
+fn postgres_client_is_answered_after_its_startup_message_and_not_before() {
     let portcullis = Portcullis::before(Listener::postgres("unix:/nowhere/.s.PGSQL.5432"));
     let mut client = portcullis.client().asking_first().connect();
     let hello = startup(PROTOCOL_3_0, &[("user", "app"), ("database", "app")]);
@@ -105,7 +105,7 @@ fn kept_alive(is_it: impl Fn(u16, u16) -> bool) -> Option<()> {
 }
 
 #[test]
-fn dead_clients_and_dead_upstreams_are_looked_for() {
+fn client_and_upstream_sockets_use_keepalive() {
     let upstream = Upstream::echo();
     let portcullis = Portcullis::before(Listener::tcp(&upstream));
     let mut client = portcullis.client().connect();
@@ -117,7 +117,7 @@ fn dead_clients_and_dead_upstreams_are_looked_for() {
 }
 
 #[test]
-fn a_unix_socket_with_a_short_queue_is_asked_until_it_takes_everybody() {
+fn unix_socket_with_a_full_backlog_is_retried() {
     let site = TestDir::new();
     let path = site.path("database.sock");
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None).unwrap();

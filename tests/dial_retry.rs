@@ -18,7 +18,7 @@ const LONG: &str = "dial_retry = \"10m\"";
 const OUTAGE: Duration = Duration::from_millis(1500);
 
 #[test]
-fn client_of_an_upstream_that_restarts_waits_and_notices_nothing_else() {
+fn client_waits_while_the_upstream_restarts() {
     let mut redis = Redis::start();
     let portcullis = Portcullis::before(Listener::redis(&redis).upstream(LONG));
     redis.kill();
@@ -52,7 +52,7 @@ fn postgres_client_of_an_upstream_that_restarts_waits_and_is_served() {
 }
 
 #[test]
-fn pg_isready_says_no_and_libpq_tries_its_next_host_while_the_upstream_refuses() {
+fn refusing_upstream_fails_pg_isready_and_makes_libpq_try_its_next_host() {
     let postgres = Postgres::start();
     let away = Portcullis::before(Listener::postgres(free_address()));
     let there = Portcullis::before(Listener::postgres(&postgres));
@@ -69,7 +69,7 @@ fn pg_isready_says_no_and_libpq_tries_its_next_host_while_the_upstream_refuses()
 }
 
 #[test]
-fn client_that_leaves_is_not_held_any_longer() {
+fn held_client_that_closes_is_released() {
     for listener in [Listener::redis(free_address()), Listener::tcp(free_address())] {
         let portcullis = Portcullis::before(listener.upstream(LONG).limit("max_connections = 1"));
         let mut first = portcullis.client().connect();
@@ -82,7 +82,7 @@ fn client_that_leaves_is_not_held_any_longer() {
 }
 
 #[test]
-fn client_that_is_held_follows_the_policy() {
+fn held_client_is_authorized_again() {
     let upstream = Upstream::echo();
     let config = |upstream: &dyn std::fmt::Display, source: &str| {
         let listener = Listener::redis(upstream).trusting(&[source]).upstream(LONG);
@@ -106,7 +106,7 @@ fn client_that_is_held_follows_the_policy() {
 }
 
 #[test]
-fn of_all_clients_that_are_held_one_dials() {
+fn held_clients_share_one_dial() {
     // It takes connections and ends them, which counts as a refusal where it is asked for its role.
     let upstream = Upstream::new(crate::harness::client::reset);
     let listener = Listener::redis(&upstream).upstream("target = \"master\"");
@@ -127,7 +127,7 @@ fn of_all_clients_that_are_held_one_dials() {
 }
 
 #[test]
-fn without_dial_retry_a_client_is_told_at_once() {
+fn disabled_dial_retry_fails_the_client_at_once() {
     let portcullis = Portcullis::before(Listener::redis(free_address()).upstream("dial_retry = \"0s\""));
     let mut client = portcullis.client().connect();
     assert!(client.rest().unwrap().starts_with(b"-LOADING "));

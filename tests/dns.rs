@@ -74,22 +74,22 @@ fn follows(value: &str, resolver_options: &str, options: &[&str], record: &str) 
 }
 
 #[test]
-fn records_that_live_for_a_second_are_followed() {
+fn records_with_a_ttl_of_a_second_are_followed() {
     follows("app.test", "", &["local-ttl=1"], "app.test");
 }
 
 #[test]
-fn an_alias_that_lives_for_a_second_is_followed_to_an_address_that_lives_for_a_day() {
+fn alias_with_a_short_ttl_limits_the_ttl_of_its_address() {
     follows("app.test", "", &["local-ttl=86400", "cname=app.test,host.test,1"], "host.test");
 }
 
 #[test]
-fn a_name_that_a_search_domain_has_is_followed_there() {
+fn name_in_a_search_domain_is_resolved() {
     follows("app", "search none.test test", &["local-ttl=1"], "app.test");
 }
 
 #[test]
-fn records_that_live_longer_than_the_refresh_time_change_nothing() {
+fn ttl_above_the_refresh_time_has_no_effect() {
     alone(|| {
         let (upstream, site) = (Upstream::echo(), site(""));
         let dns = Dnsmasq::start(&site, &["local-ttl=86400"], &[("app.test", &["127.0.0.5"])]);
@@ -103,7 +103,7 @@ fn records_that_live_longer_than_the_refresh_time_change_nothing() {
 }
 
 #[test]
-fn the_next_look_is_told_by_the_time_to_live() {
+fn status_shows_the_next_lookup_from_the_ttl() {
     alone(|| {
         let (upstream, site) = (Upstream::echo(), site(""));
         let _dns = OddServer::start(Way::Well(&["127.0.0.5"], 600));
@@ -114,7 +114,7 @@ fn the_next_look_is_told_by_the_time_to_live() {
 }
 
 #[test]
-fn addresses_of_either_family_are_taken() {
+fn addresses_of_both_families_are_used() {
     alone(|| {
         let (upstream, site) = (Upstream::echo(), site(""));
         let dns = Dnsmasq::start(&site, &["local-ttl=1"], &[("app.test", &["127.0.0.5"])]);
@@ -164,42 +164,42 @@ fn keeps(way: Way) {
 }
 
 #[test]
-fn a_name_that_does_not_exist_any_more_keeps_its_addresses() {
+fn name_after_nxdomain_keeps_its_addresses() {
     keeps(Way::Code(3));
 }
 
 #[test]
-fn a_name_whose_server_fails_keeps_its_addresses() {
+fn name_after_servfail_keeps_its_addresses() {
     keeps(Way::Code(2));
 }
 
 #[test]
-fn a_name_that_a_server_refuses_keeps_its_addresses() {
+fn name_after_refused_keeps_its_addresses() {
     keeps(Way::Code(5));
 }
 
 #[test]
-fn a_name_with_an_empty_answer_keeps_its_addresses() {
+fn name_after_an_empty_answer_keeps_its_addresses() {
     keeps(Way::Code(0));
 }
 
 #[test]
-fn a_name_whose_server_is_silent_keeps_its_addresses() {
+fn name_after_a_timeout_keeps_its_addresses() {
     keeps(Way::Silent);
 }
 
 #[test]
-fn a_name_whose_answer_is_cut_keeps_its_addresses() {
+fn name_after_a_truncated_answer_keeps_its_addresses() {
     keeps(Way::Truncated);
 }
 
 #[test]
-fn a_name_whose_answer_is_garbled_keeps_its_addresses() {
+fn name_after_a_garbled_answer_keeps_its_addresses() {
     keeps(Way::Garbled);
 }
 
 #[test]
-fn where_one_family_cannot_be_asked_for_the_other_one_tells_how_long_it_lives() {
+fn failed_lookup_of_one_family_uses_the_ttl_of_the_other() {
     alone(|| {
         let (upstream, site) = (Upstream::echo(), site(""));
         let dns = OddServer::start(Way::Half(&["127.0.0.5"], 1));
@@ -212,7 +212,7 @@ fn where_one_family_cannot_be_asked_for_the_other_one_tells_how_long_it_lives() 
 }
 
 #[test]
-fn an_answer_too_long_for_a_datagram_counts_and_is_looked_up_again_by_the_refresh_time() {
+fn answer_too_long_for_a_datagram_uses_the_refresh_time() {
     alone(|| {
         let (upstream, site) = (Upstream::echo(), site(""));
         let ips: Vec<_> = (1..=120).map(|last| format!("127.0.1.{last}")).collect();
@@ -226,7 +226,7 @@ fn an_answer_too_long_for_a_datagram_counts_and_is_looked_up_again_by_the_refres
 }
 
 #[test]
-fn what_is_kept_counts_where_the_server_is_gone_at_the_start() {
+fn cached_addresses_are_used_if_no_server_answers_at_start() {
     alone(|| {
         let (upstream, site) = (Upstream::echo(), site(""));
         let dns = Dnsmasq::start(&site, &["local-ttl=1"], &[("app.test", &["127.0.0.5"])]);
@@ -252,7 +252,7 @@ fn what_is_kept_counts_where_the_server_is_gone_at_the_start() {
 }
 
 #[test]
-fn who_does_not_answer_is_not_asked_all_the_time() {
+fn silent_server_is_queried_with_backoff() {
     for way in [Way::Silent, Way::Code(3)] {
         alone(|| {
             let (upstream, site) = (Upstream::echo(), site(""));
@@ -273,7 +273,7 @@ fn who_does_not_answer_is_not_asked_all_the_time() {
 }
 
 #[test]
-fn other_servers_are_asked_when_the_machine_has_others() {
+fn changed_resolv_conf_is_used() {
     alone(|| {
         let (upstream, site) = (Upstream::echo(), site(""));
         let dns = OddServer::start(Way::Well(&["127.0.0.5"], 1));

@@ -56,7 +56,7 @@ fn warned(portcullis: &Portcullis, seen: usize, words: &str) -> Event {
 }
 
 #[test]
-fn a_client_comes_in_by_the_name_of_its_host() {
+fn client_is_admitted_by_its_host_name() {
     let upstream = Upstream::echo();
     let Some(portcullis) = start(site(&["127.0.0.5", "::1"]), config(&upstream, &[RULE])) else { return };
     let inside = let_in(&portcullis, "127.0.0.5");
@@ -69,7 +69,7 @@ fn a_client_comes_in_by_the_name_of_its_host() {
 }
 
 #[test]
-fn an_address_that_comes_is_let_in_and_one_that_goes_ends_its_sessions_and_no_others() {
+fn added_address_is_admitted_and_removed_address_ends_its_sessions() {
     let upstream = Upstream::echo();
     let Some(portcullis) = start(site(&["127.0.0.5"]), config(&upstream, &[RULE])) else { return };
     let mut stays = let_in(&portcullis, "127.0.0.5");
@@ -91,7 +91,7 @@ fn an_address_that_comes_is_let_in_and_one_that_goes_ends_its_sessions_and_no_ot
 }
 
 #[test]
-fn another_address_costs_no_client_its_session_ticket() {
+fn added_address_keeps_session_tickets_valid() {
     let upstream = Upstream::echo();
     let Some(portcullis) = start(site(&["127.0.0.5"]), config(&upstream, &[RULE])) else { return };
     let client = portcullis.client().from("127.0.0.5");
@@ -104,7 +104,7 @@ fn another_address_costs_no_client_its_session_ticket() {
 }
 
 #[test]
-fn a_name_that_cannot_be_resolved_keeps_its_last_addresses_also_over_a_restart() {
+fn unresolvable_name_keeps_its_addresses_over_a_restart() {
     let upstream = Upstream::echo();
     let Some(mut portcullis) = start(site(&["127.0.0.5"]), config(&upstream, &[RULE])) else { return };
     let mut inside = let_in(&portcullis, "127.0.0.5");
@@ -136,7 +136,7 @@ fn a_name_that_cannot_be_resolved_keeps_its_last_addresses_also_over_a_restart()
 }
 
 #[test]
-fn a_name_that_never_was_resolved_lets_nobody_in_and_the_start_goes_on() {
+fn never_resolved_name_admits_no_client_and_does_not_fail_the_start() {
     let upstream = Upstream::echo();
     let Some(portcullis) = start(site(&[]), config(&upstream, &[RULE, "\"127.0.0.1\""])) else { return };
     assert!(is_let_in(&portcullis, "127.0.0.1"));
@@ -149,7 +149,7 @@ fn a_name_that_never_was_resolved_lets_nobody_in_and_the_start_goes_on() {
 }
 
 #[test]
-fn a_state_file_that_is_broken_is_passed_over() {
+fn broken_state_file_is_ignored() {
     let upstream = Upstream::echo();
     let config = config(&upstream, &[RULE]);
     let Some(mut portcullis) = start(site(&["127.0.0.5"]), &config) else { return };
@@ -170,7 +170,7 @@ fn a_state_file_that_is_broken_is_passed_over() {
 }
 
 #[test]
-fn where_nothing_can_be_kept_that_is_said_and_the_rest_works() {
+fn unwritable_state_directory_gives_a_warning_only() {
     let upstream = Upstream::echo();
     let site = site(&["127.0.0.5"]);
     site.write("state", "no directory");
@@ -180,7 +180,7 @@ fn where_nothing_can_be_kept_that_is_said_and_the_rest_works() {
 }
 
 #[test]
-fn a_rule_for_a_name_ends_like_any_other() {
+fn rule_for_a_name_expires_like_any_other() {
     let upstream = Upstream::echo();
     let end = time::OffsetDateTime::now_utc() + time::Duration::seconds(4);
     let end = end.format(&time::format_description::well_known::Rfc3339).unwrap();
@@ -194,7 +194,7 @@ fn a_rule_for_a_name_ends_like_any_other() {
 }
 
 #[test]
-fn a_reload_takes_a_name_for_the_network_it_stands_in_for_without_a_gap() {
+fn reload_replaces_a_network_by_a_name_without_ending_sessions() {
     let upstream = Upstream::echo();
     let site = site(&["127.0.0.5"]);
     let Some(portcullis) = start(site, config(&upstream, &["\"127.0.0.5\""])) else { return };
@@ -217,7 +217,7 @@ fn a_reload_takes_a_name_for_the_network_it_stands_in_for_without_a_gap() {
 }
 
 #[test]
-fn of_very_many_names_that_come_at_once_a_thousand_are_told() {
+fn at_most_a_thousand_added_names_are_logged_at_once() {
     let upstream = Upstream::echo();
     let (names, ips): (Vec<_>, Vec<_>) =
         (0..1_001).map(|number| (format!("n{number}.test"), format!("10.0.{}.{}", number / 250, number % 250))).unzip();
@@ -234,7 +234,7 @@ fn of_very_many_names_that_come_at_once_a_thousand_are_told() {
 }
 
 #[test]
-fn names_that_move_all_the_time_do_not_hold_back_the_poll() {
+fn changing_names_do_not_delay_the_poll() {
     let upstream = Upstream::echo();
     let config = config(&upstream, &[RULE]).replace("reload.poll = \"0s\"", "reload.poll = \"2s\"");
     let Some(portcullis) = start(site(&["127.0.0.1"]), &config) else { return };
@@ -255,7 +255,7 @@ fn names_that_move_all_the_time_do_not_hold_back_the_poll() {
 }
 
 #[test]
-fn check_and_explain_resolve_and_say_by_which_name() {
+fn check_and_explain_resolve_names_and_print_them() {
     let upstream = Upstream::echo();
     let site = site(&["127.0.0.5", "2001:db8::1"]);
     site.write("portcullis.toml", config(&upstream, &[RULE, "\"dns:gone.test\""]));

@@ -62,7 +62,7 @@ fn sessions_that_outlast_the_drain_are_closed() {
 }
 
 #[test]
-fn a_second_sigterm_ends_everything_at_once() {
+fn second_sigterm_ends_the_program_at_once() {
     let upstream = Upstream::echo();
     let (mut portcullis, inside) = draining("10m", &upstream);
     begin_to_drain(&portcullis);
@@ -73,7 +73,7 @@ fn a_second_sigterm_ends_everything_at_once() {
 }
 
 #[test]
-fn commands_say_that_the_program_is_draining_and_another_one_can_start() {
+fn draining_program_is_reported_by_commands_and_allows_another_start() {
     let upstream = Upstream::echo();
     let site = TestDir::new();
     let socket = site.path("admin.sock");
@@ -104,7 +104,7 @@ fn commands_say_that_the_program_is_draining_and_another_one_can_start() {
 }
 
 #[test]
-fn a_client_in_its_handshake_does_not_hold_up_the_end() {
+fn client_in_its_handshake_does_not_delay_the_shutdown() {
     let upstream = Upstream::echo();
     let config = format!("shutdown.drain = \"500ms\"\n{}", Listener::redis(&upstream));
     let mut portcullis = Portcullis::start(TestDir::new(), config);
@@ -113,7 +113,7 @@ fn a_client_in_its_handshake_does_not_hold_up_the_end() {
 }
 
 #[test]
-fn every_listener_says_that_it_is_ready_and_where() {
+fn each_listener_logs_ready_with_its_address() {
     let upstream = Upstream::echo();
     let config = format!(
         "{}{}",
@@ -143,7 +143,7 @@ fn expect(socket: &UnixDatagram, line: &str) {
 }
 
 #[test]
-fn systemd_is_told_of_readiness_and_of_the_end() {
+fn systemd_is_notified_of_ready_and_stopping() {
     let upstream = Upstream::echo();
     let site = TestDir::new();
     let path = site.path("notify");
@@ -185,7 +185,7 @@ fn starting(upstream: &Upstream) -> Portcullis {
 }
 
 #[test]
-fn sighup_during_the_start_is_a_reload_after_it() {
+fn sighup_during_the_start_reloads_after_it() {
     let upstream = Upstream::echo();
     let portcullis = starting(&upstream);
     portcullis.applies(|| portcullis.process.signal("HUP"));
@@ -193,7 +193,7 @@ fn sighup_during_the_start_is_a_reload_after_it() {
 }
 
 #[test]
-fn sigterm_during_the_start_is_an_orderly_end() {
+fn sigterm_during_the_start_exits_cleanly() {
     let upstream = Upstream::echo();
     let mut portcullis = starting(&upstream);
     assert_eq!(portcullis.stop().0, Some(0));

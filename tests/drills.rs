@@ -31,18 +31,18 @@ macro_rules! drills {
 }
 
 drills! {
-    a_server_certificate_is_replaced: "the server certificate",
-    a_client_ca_is_replaced: "the CA of the clients",
-    a_client_certificate_of_a_ca_is_replaced: "a client's certificate, by a CA",
-    an_uploaded_client_certificate_is_replaced: "a client's certificate, uploaded",
-    a_certificate_is_revoked_by_a_list: "a revocation list",
-    a_source_is_replaced: "the list of sources",
-    a_ticket_key_is_replaced: "the ticket keys",
-    what_goes_wrong_is_put_right: "a reload that is rejected",
+    server_certificate_is_replaced: "the server certificate",
+    client_ca_is_replaced: "the CA of the clients",
+    client_certificate_of_a_ca_is_replaced: "a client's certificate, by a CA",
+    uploaded_client_certificate_is_replaced: "a client's certificate, uploaded",
+    certificate_is_revoked_by_a_list: "a revocation list",
+    source_is_replaced: "the list of sources",
+    ticket_key_is_replaced: "the ticket keys",
+    rejected_reload_is_fixed: "a reload that is rejected",
 }
 
 #[test]
-fn every_drill_of_the_guide_is_rehearsed() {
+fn every_drill_of_the_guide_has_a_test() {
     let guide = guide();
     let titles: Vec<&str> = guide.lines().filter_map(|line| line.strip_prefix(DRILL)).collect();
     assert_eq!(titles, TITLES);
@@ -194,7 +194,7 @@ fn matches(pattern: &str, line: &str) -> bool {
 }
 
 #[test]
-fn what_a_guide_shows_is_compared_line_by_line() {
+fn expected_output_is_compared_line_by_line() {
     let printed = ["one", "two 2", "three"].map(str::to_owned);
     let shown = |expected: &str| shows(expected, &printed);
     assert!(shown("one\ntwo 2\nthree") && shown("one\n…\nthree") && shown("…") && shown("o…e\nt… 2\n…three"));

@@ -32,7 +32,7 @@ fn explain(site: &TestDir, arguments: &[&str]) -> Outcome {
 const HERE: &[&str] = &["-c", "portcullis.toml", "--listener", "main", "--source", "127.0.0.1"];
 
 #[test]
-fn running_policy_answers_while_the_file_says_something_else() {
+fn explain_uses_the_running_policy_while_the_file_differs() {
     let portcullis = start();
     let site = &portcullis.site;
     site.write("portcullis.toml", config(listener().trusting(&["192.0.2.1"])));
@@ -42,7 +42,7 @@ fn running_policy_answers_while_the_file_says_something_else() {
 }
 
 #[test]
-fn running_policy_answers_while_the_file_is_broken() {
+fn explain_uses_the_running_policy_while_the_file_is_invalid() {
     let portcullis = start();
     let site = &portcullis.site;
     let whole = config(listener());
@@ -66,7 +66,7 @@ fn running_policy_answers_while_the_file_is_broken() {
 }
 
 #[test]
-fn verdict_reason_and_rule_are_the_same_for_programs_and_over_the_socket() {
+fn explain_json_and_socket_report_the_same_verdict_reason_and_rule() {
     let portcullis = start();
     let site = &portcullis.site;
     let said = explain(site, &[HERE, &["--json"]].concat()).success();
@@ -94,7 +94,7 @@ fn verdict_reason_and_rule_are_the_same_for_programs_and_over_the_socket() {
 }
 
 #[test]
-fn certificate_is_judged_by_the_running_policy_and_its_key_stays_here() {
+fn explain_sends_the_certificate_and_not_its_key() {
     let portcullis = start();
     let site = &portcullis.site;
     let good = site.ca.issue(Request::client("app"));
@@ -114,7 +114,7 @@ fn certificate_is_judged_by_the_running_policy_and_its_key_stays_here() {
 }
 
 #[test]
-fn file_answers_without_a_running_program_and_says_so() {
+fn explain_without_a_running_program_uses_the_file() {
     let site = TestDir::new();
     let outcome = |arguments: &[&str]| explain(&site, &[HERE, arguments].concat());
     site.write("portcullis.toml", config(listener()));
@@ -135,7 +135,7 @@ fn file_answers_without_a_running_program_and_says_so() {
 }
 
 #[test]
-fn another_file_is_explained_by_itself() {
+fn explain_with_another_file_uses_that_file() {
     let portcullis = start();
     let site = &portcullis.site;
     site.write("next.toml", config(listener().trusting(&["192.0.2.1"])));
@@ -147,7 +147,7 @@ fn another_file_is_explained_by_itself() {
 }
 
 #[test]
-fn unknown_listener_is_wrong_usage_whoever_answers() {
+fn unknown_listener_is_wrong_usage_with_and_without_a_running_program() {
     let portcullis = start();
     let unknown = ["-c", "portcullis.toml", "--listener", "mian", "--source", "127.0.0.1"];
     for listener in [&unknown[..], &["-c", "portcullis.toml", "--listener", "main", "--source", "unix"]] {

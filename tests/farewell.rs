@@ -47,7 +47,7 @@ impl Dialogue {
 }
 
 #[test]
-fn psql_says_why_its_idle_session_was_ended() {
+fn psql_prints_the_reason_of_a_closed_idle_session() {
     let postgres = Postgres::start();
     let mut portcullis = impatient(Listener::postgres(&postgres));
     let mut psql = Dialogue::with(&portcullis);
@@ -63,7 +63,7 @@ fn psql_says_why_its_idle_session_was_ended() {
 }
 
 #[test]
-fn tokio_postgres_knows_by_the_code_that_its_session_was_ended() {
+fn tokio_postgres_receives_sqlstate_57p01() {
     let postgres = Postgres::start();
     let mut portcullis = impatient(Listener::postgres(&postgres));
     Runtime::new().unwrap().block_on(async {
@@ -108,7 +108,7 @@ fn assert_told_that_it_stops(words: &[u8]) {
 }
 
 #[test]
-fn an_answer_that_stopped_anywhere_is_followed_by_words_only_where_it_was_whole() {
+fn farewell_follows_complete_messages_only() {
     let answer = [message(5), message(6), message(70_000), message(5)].concat();
     let whole = [0, 5, 11, 70_011, 70_016];
     let said = answer.clone();
@@ -138,7 +138,7 @@ fn an_answer_that_stopped_anywhere_is_followed_by_words_only_where_it_was_whole(
 }
 
 #[test]
-fn no_byte_is_forged_into_a_large_result() {
+fn farewell_is_never_inserted_into_a_large_result() {
     let upstream = Upstream::new(|mut stream| {
         let row = message(user(&mut stream).parse().unwrap());
         let many = row.repeat(100_000 / row.len() + 1);
@@ -174,7 +174,7 @@ fn no_byte_is_forged_into_a_large_result() {
 }
 
 #[test]
-fn a_redis_client_hears_close_notify_and_nothing_else() {
+fn redis_client_receives_close_notify_only() {
     let redis = Redis::start();
     let mut portcullis = impatient(Listener::redis(&redis));
     let mut idle = portcullis.client().connect();
@@ -190,7 +190,7 @@ fn a_redis_client_hears_close_notify_and_nothing_else() {
 }
 
 #[test]
-fn tokio_postgres_and_psql_hear_that_they_were_idle_for_too_long() {
+fn idle_timeout_is_reported_to_tokio_postgres_and_psql() {
     let words = "terminating connection because nothing was said for too long (idle_timeout)";
     let postgres = Postgres::start();
     let portcullis = Portcullis::before(Listener::postgres(&postgres).limit("idle_timeout = \"1s\""));
@@ -216,7 +216,7 @@ fn tokio_postgres_and_psql_hear_that_they_were_idle_for_too_long() {
 }
 
 #[test]
-fn an_idle_redis_client_hears_close_notify_and_nothing_else() {
+fn idle_redis_client_receives_close_notify_only() {
     let redis = Redis::start();
     let portcullis = Portcullis::before(Listener::redis(&redis).limit("idle_timeout = \"2s\""));
     let mut idle = portcullis.client().connect();

@@ -13,7 +13,7 @@ use crate::reload::{ON_CHANGE, served, wait_until_served};
 use crate::revocation::{assert_ended, assert_lives, session, wanting, while_busy};
 
 #[test]
-fn a_changed_configuration_is_noticed() {
+fn changed_configuration_is_applied() {
     let upstream = Upstream::echo();
     let listener = Listener::redis(&upstream);
     let portcullis = Portcullis::start(TestDir::new(), format!("{ON_CHANGE}{listener}"));
@@ -24,7 +24,7 @@ fn a_changed_configuration_is_noticed() {
 }
 
 #[test]
-fn reload_right_after_an_edit_makes_one_generation() {
+fn reload_after_an_edit_creates_one_generation() {
     let upstream = Upstream::echo();
     let config = |number: u64| {
         let source = format!("127.0.4.{number}");
@@ -55,7 +55,7 @@ fn reload_right_after_an_edit_makes_one_generation() {
 }
 
 #[test]
-fn an_edited_sources_file_is_noticed() {
+fn edited_sources_file_is_applied() {
     let upstream = Upstream::echo();
     let site = TestDir::new();
     let rule = |value: &str| format!("[[rule]]\ntype = \"ip_addr\"\nvalue = \"{value}\"\n");
@@ -75,7 +75,7 @@ fn an_edited_sources_file_is_noticed() {
 }
 
 #[test]
-fn a_certificate_renamed_over_the_old_one_is_noticed() {
+fn renamed_certificate_is_applied() {
     let upstream = Upstream::echo();
     let portcullis = watching(&upstream);
     for _ in 0..3 {
@@ -87,7 +87,7 @@ fn a_certificate_renamed_over_the_old_one_is_noticed() {
 }
 
 #[test]
-fn a_certificate_written_in_place_is_noticed() {
+fn certificate_written_in_place_is_applied() {
     let upstream = Upstream::echo();
     let portcullis = watching(&upstream);
     for _ in 0..3 {
@@ -98,7 +98,7 @@ fn a_certificate_written_in_place_is_noticed() {
 }
 
 #[test]
-fn a_copy_that_keeps_the_time_of_the_old_file_is_noticed() {
+fn copy_with_an_unchanged_mtime_is_applied() {
     let upstream = Upstream::echo();
     let portcullis = watching(&upstream);
     let leaf = portcullis.site.server();
@@ -145,7 +145,7 @@ fn pair(leaf: &Leaf) -> [(&'static str, String); 2] {
 }
 
 #[test]
-fn a_kubernetes_volume_is_followed_through_several_swaps() {
+fn kubernetes_volume_swaps_are_applied() {
     let upstream = Upstream::echo();
     let site = TestDir::new();
     let volume = site.path("secret");
@@ -164,7 +164,7 @@ fn a_kubernetes_volume_is_followed_through_several_swaps() {
 }
 
 #[test]
-fn a_configuration_from_a_kubernetes_volume_is_followed_too() {
+fn configuration_in_a_kubernetes_volume_is_applied() {
     let upstream = Upstream::echo();
     let site = TestDir::new();
     let volume = site.path("config");
@@ -188,7 +188,7 @@ fn a_configuration_from_a_kubernetes_volume_is_followed_too() {
 }
 
 #[test]
-fn a_client_ca_added_to_a_bundle_is_noticed() {
+fn client_ca_added_to_a_bundle_is_applied() {
     let upstream = Upstream::echo();
     let site = TestDir::new();
     let (old, new) = (Authority::new("Old CA"), Authority::new("New CA"));
@@ -203,7 +203,7 @@ fn a_client_ca_added_to_a_bundle_is_noticed() {
 }
 
 #[test]
-fn the_poll_finds_a_change_where_nothing_is_watched() {
+fn poll_applies_a_change_without_watching() {
     let upstream = Upstream::echo();
     let config = format!("reload.watch = false\nreload.poll = \"1s\"\n{}", Listener::redis(&upstream));
     let portcullis = Portcullis::start(TestDir::new(), config);
@@ -220,7 +220,7 @@ fn rejections(portcullis: &Portcullis) -> usize {
 }
 
 #[test]
-fn everything_in_one_kubernetes_volume_is_followed_through_swaps_in_a_row() {
+fn kubernetes_volume_with_all_files_is_applied_through_swaps() {
     const SWAPS: usize = 5;
     let upstream = Upstream::echo();
     let site = TestDir::new();
@@ -275,7 +275,7 @@ fn shown_to(portcullis: &Portcullis, leaf: &Leaf) -> Option<String> {
 }
 
 #[test]
-fn client_certificates_come_and_go_in_a_kubernetes_volume() {
+fn client_certificates_in_a_kubernetes_volume_are_added_and_removed() {
     let upstream = Upstream::echo();
     let (site, anybody) = (TestDir::new(), Authority::new("Anybody's CA"));
     let volume = site.path("clients");
@@ -322,7 +322,7 @@ fn steady(upstream: &Upstream) -> (Portcullis, Authority, Leaf) {
 }
 
 #[test]
-fn a_file_that_is_written_in_two_halves_is_taken_when_it_is_whole() {
+fn file_written_in_two_halves_is_applied_when_complete() {
     let upstream = Upstream::echo();
     let (portcullis, clients, leaf) = steady(&upstream);
     let mut kept = session(&portcullis, &leaf);
@@ -371,7 +371,7 @@ fn a_file_that_is_written_in_two_halves_is_taken_when_it_is_whole() {
 }
 
 #[test]
-fn lists_and_cas_that_keep_the_time_of_the_old_file_are_noticed() {
+fn crls_and_cas_with_an_unchanged_mtime_are_applied() {
     let upstream = Upstream::echo();
     let (portcullis, clients, leaf) = steady(&upstream);
     let taken = clients.issue(Request::client("taken"));
@@ -399,7 +399,7 @@ fn replace_in_its_time(site: &TestDir, name: &str, text: &str) {
 }
 
 #[test]
-fn a_certificate_that_comes_before_its_key_costs_one_quiet_rejection_at_most() {
+fn certificate_before_its_key_causes_at_most_one_rejection() {
     let upstream = Upstream::echo();
     let portcullis = watching(&upstream);
     let mut kept = portcullis.client().connect();

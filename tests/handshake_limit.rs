@@ -45,7 +45,7 @@ fn has(portcullis: &Portcullis, count: u64) {
 }
 
 #[test]
-fn connection_above_the_limit_is_closed_and_admitted_once_a_handshake_has_ended() {
+fn connection_above_the_limit_is_closed_until_a_handshake_ends() {
     let upstream = Upstream::echo();
     let portcullis = limited(Listener::redis(&upstream), 3);
     let client = portcullis.client();
@@ -62,7 +62,7 @@ fn connection_above_the_limit_is_closed_and_admitted_once_a_handshake_has_ended(
 }
 
 #[test]
-fn identified_clients_hold_no_place() {
+fn authorized_clients_do_not_count_as_handshakes() {
     let upstream = Upstream::echo();
     let site = TestDir::new();
     let listener = Listener::redis(&upstream).limit("max_handshakes = 1");
@@ -80,7 +80,7 @@ fn identified_clients_hold_no_place() {
 }
 
 #[test]
-fn postgres_client_without_a_certificate_holds_its_place_until_its_startup_message() {
+fn postgres_client_without_a_certificate_counts_until_its_startup_message() {
     let upstream = Upstream::silent();
     let site = TestDir::new();
     let app = site.ca.issue(Request::client("app"));
@@ -98,7 +98,7 @@ fn postgres_client_without_a_certificate_holds_its_place_until_its_startup_messa
 }
 
 #[test]
-fn slow_handshakes_of_one_source_keep_no_other_source_out() {
+fn slow_handshakes_of_one_source_do_not_block_other_sources() {
     let upstream = Upstream::echo();
     let portcullis = limited(Listener::redis(&upstream), 4);
     let (slow, other) = (portcullis.client().from("127.0.0.2"), portcullis.client().from("127.0.0.3"));
@@ -119,7 +119,7 @@ fn slow_handshakes_of_one_source_keep_no_other_source_out() {
 }
 
 #[test]
-fn source_gets_a_place_again_once_its_slow_handshakes_have_timed_out() {
+fn source_is_accepted_again_once_its_handshakes_time_out() {
     let upstream = Upstream::echo();
     let listener = Listener::redis(&upstream).limit("handshake_timeout = \"2s\"");
     let portcullis = limited(listener, 2);
@@ -133,7 +133,7 @@ fn source_gets_a_place_again_once_its_slow_handshakes_have_timed_out() {
 }
 
 #[test]
-fn refused_client_holds_its_place_until_it_is_gone() {
+fn denied_client_counts_until_it_is_closed() {
     let upstream = Upstream::silent();
     let portcullis = limited(Listener::redis(&upstream), 2);
     let client = portcullis.client();
@@ -153,7 +153,7 @@ fn refused_client_holds_its_place_until_it_is_gone() {
 }
 
 #[test]
-fn announced_clients_count_for_the_source_they_are_announced_for() {
+fn announced_clients_count_for_their_announced_source() {
     let upstream = Upstream::echo();
     let listener = Listener::redis(&upstream).trusting(&["10.0.0.0/8"]).behind(&["127.0.0.9"]);
     let portcullis = Portcullis::before(listener.limit("max_handshakes = 3"));
@@ -225,7 +225,7 @@ fn flood_above_the_limit_is_summed_up_and_leaves_nothing_behind() {
 }
 
 #[test]
-fn cancel_request_counts_as_a_handshake_until_it_is_passed_on() {
+fn cancel_request_counts_as_a_handshake_until_it_is_forwarded() {
     let upstream = Upstream::silent();
     let portcullis = limited(Listener::postgres(&upstream), 1);
     let client = portcullis.client();
@@ -242,7 +242,7 @@ fn cancel_request_counts_as_a_handshake_until_it_is_passed_on() {
 }
 
 #[test]
-fn running_program_has_the_built_in_limit_that_check_prints() {
+fn default_limit_equals_that_of_check() {
     let upstream = Upstream::echo();
     let mut limited = command("prlimit");
     // The program raises the first of these to the second.

@@ -35,7 +35,7 @@ fn interrupted_run_leaves_no_process() {
         // PostgreSQL runs as another user.
         fs::set_permissions(directory.path(), Permissions::from_mode(0o755)).unwrap();
         let mut command = Command::new(env::current_exe().unwrap());
-        command.args(["--ignored", "--exact", "interrupted::starts_one_of_everything_and_waits"]);
+        command.args(["--ignored", "--exact", "interrupted::starts_each_kind_of_process_and_waits"]);
         command.env("TMPDIR", directory.path()).env(RUN, directory.path());
         let mut run = Running::start(command.stdin(Stdio::null()).stdout(Stdio::null()));
         eventually("everything runs", || {
@@ -56,7 +56,7 @@ fn interrupted_run_leaves_no_process() {
 
 #[test]
 #[ignore = "started and interrupted by interrupted_run_leaves_no_process"]
-fn starts_one_of_everything_and_waits() {
+fn starts_each_kind_of_process_and_waits() {
     let Some(run) = env::var_os(RUN) else { return };
     let (redis, postgres) = (Redis::start(), Postgres::start());
     let portcullis = Portcullis::before(Listener::redis(&redis));

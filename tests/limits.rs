@@ -52,7 +52,7 @@ fn cut(portcullis: &Portcullis, client: &Client) -> Event {
 }
 
 #[test]
-fn redis_cli_hears_that_there_are_too_many_and_gets_in_when_one_has_gone() {
+fn redis_cli_above_the_limit_is_denied_until_a_session_ends() {
     let redis = Redis::start();
     let portcullis = Portcullis::before(Listener::redis(&redis).limit("max_connections = 1"));
     let mut inside = portcullis.client().connect();
@@ -67,7 +67,7 @@ fn redis_cli_hears_that_there_are_too_many_and_gets_in_when_one_has_gone() {
 }
 
 #[test]
-fn psql_and_tokio_postgres_hear_53300_over_tls() {
+fn connection_limit_is_reported_with_sqlstate_53300() {
     let postgres = Postgres::start();
     let portcullis = Portcullis::before(Listener::postgres(&postgres).limit("max_connections_per_source = 1"));
     Runtime::new().unwrap().block_on(async {
@@ -92,7 +92,7 @@ fn psql_and_tokio_postgres_hear_53300_over_tls() {
 }
 
 #[test]
-fn a_query_can_be_cancelled_at_the_limit() {
+fn query_is_cancelled_at_the_connection_limit() {
     let postgres = Postgres::start();
     let portcullis = Portcullis::before(Listener::postgres(&postgres).limit("max_connections = 1"));
     let mut psql = psql(&conninfo(&portcullis));
@@ -107,7 +107,7 @@ fn a_query_can_be_cancelled_at_the_limit() {
 }
 
 #[test]
-fn each_source_counts_for_itself() {
+fn source_limit_counts_each_source_separately() {
     let upstream = Upstream::echo();
     let listener = Listener::redis(&upstream).on(&["[::]:0"]).trusting(&["127.0.0.0/8", "::1"]);
     let portcullis = Portcullis::before(listener.limit("max_connections_per_source = 1"));
@@ -129,7 +129,7 @@ fn each_source_counts_for_itself() {
 }
 
 #[test]
-fn of_many_that_come_at_once_as_many_get_in_as_may() {
+fn simultaneous_clients_are_admitted_up_to_the_limit() {
     let upstream = Upstream::echo();
     let portcullis = Portcullis::before(Listener::redis(&upstream).limit("max_connections = 5"));
     let client = || portcullis.client();
@@ -153,7 +153,7 @@ fn of_many_that_come_at_once_as_many_get_in_as_may() {
 }
 
 #[test]
-fn a_session_that_does_not_come_about_holds_no_place() {
+fn failed_connection_does_not_count_as_a_session() {
     let nobody = crate::harness::program::free_address();
     let portcullis = Portcullis::before(Listener::redis(nobody).limit("max_connections = 1"));
     for _ in 0..5 {
@@ -164,7 +164,7 @@ fn a_session_that_does_not_come_about_holds_no_place() {
 }
 
 #[test]
-fn a_client_of_plain_tcp_hears_close_notify() {
+fn denied_tcp_client_receives_close_notify() {
     let upstream = Upstream::echo();
     let portcullis = Portcullis::before(Listener::tcp(&upstream).limit("max_connections = 1"));
     let _inside = session(&portcullis.client());
@@ -172,7 +172,7 @@ fn a_client_of_plain_tcp_hears_close_notify() {
 }
 
 #[test]
-fn a_reload_raises_and_lowers_the_limits_and_loses_no_count() {
+fn reload_changes_the_limits_and_keeps_the_counts() {
     let upstream = Upstream::echo();
     let config = |limit: &str| format!("{ON_SIGHUP}{}", Listener::redis(&upstream).limit(limit));
     let applies = |portcullis: &Portcullis, limit| {
@@ -199,7 +199,7 @@ fn a_reload_raises_and_lowers_the_limits_and_loses_no_count() {
 }
 
 #[test]
-fn who_comes_too_fast_is_told_and_then_cut_and_others_are_not() {
+fn source_above_the_rate_is_denied_and_then_closed() {
     let upstream = Upstream::echo();
     let listener = Listener::redis(&upstream).trusting(&["127.0.0.0/8"]);
     let portcullis = Portcullis::before(listener.limit("connection_rate_per_source = \"3/h\""));
@@ -223,7 +223,7 @@ fn who_comes_too_fast_is_told_and_then_cut_and_others_are_not() {
 }
 
 #[test]
-fn who_came_too_fast_gets_in_again_after_a_while() {
+fn source_above_the_rate_is_admitted_again_later() {
     let upstream = Upstream::echo();
     let listener = Listener::redis(&upstream).limit("connection_rate_per_source = \"5/s\"");
     let portcullis = Portcullis::before(listener);
@@ -237,7 +237,7 @@ fn who_came_too_fast_gets_in_again_after_a_while() {
 }
 
 #[test]
-fn psql_hears_that_it_comes_too_fast_and_then_nothing() {
+fn psql_above_the_rate_is_denied_once_and_then_closed() {
     let postgres = Postgres::start();
     let listener = Listener::postgres(&postgres).limit("connection_rate_per_source = \"1/h\"");
     let portcullis = Portcullis::before(listener);
@@ -251,7 +251,7 @@ fn psql_hears_that_it_comes_too_fast_and_then_nothing() {
 }
 
 #[test]
-fn a_cancel_request_counts_for_the_rate() {
+fn cancel_request_counts_towards_the_rate() {
     let upstream = Upstream::brief();
     let listener = Listener::postgres(&upstream).limit("connection_rate_per_source = \"2/h\"");
     let portcullis = Portcullis::before(listener);
@@ -272,7 +272,7 @@ fn a_cancel_request_counts_for_the_rate() {
 }
 
 #[test]
-fn a_cancel_request_over_tls_that_comes_too_fast_reaches_nobody() {
+fn tls_cancel_request_above_the_rate_is_not_forwarded() {
     let upstream = Upstream::brief();
     let listener = Listener::postgres(&upstream).limit("connection_rate_per_source = \"1/h\"");
     let portcullis = Portcullis::before(listener);
@@ -290,7 +290,7 @@ fn a_cancel_request_over_tls_that_comes_too_fast_reaches_nobody() {
 }
 
 #[test]
-fn a_reload_forgets_no_rate_but_one_that_it_changes() {
+fn reload_keeps_the_rates_that_it_does_not_change() {
     let upstream = Upstream::echo();
     let config = |rate: &str, sources: &[&str]| {
         let rate = format!("connection_rate_per_source = \"{rate}\"");

@@ -40,7 +40,7 @@ fn mode(path: &Path) -> u32 {
 }
 
 #[test]
-fn redis_cli_comes_without_tls_by_port_and_by_file() {
+fn redis_cli_works_without_tls_over_tcp_and_unix_socket() {
     let redis = Redis::start();
     let site = TestDir::new();
     let socket = site.path("cache.sock");
@@ -67,7 +67,7 @@ fn redis_cli_comes_without_tls_by_port_and_by_file() {
 }
 
 #[test]
-fn a_port_asks_for_the_source_and_a_file_has_its_mode_for_that() {
+fn tcp_checks_the_source_and_unix_socket_relies_on_its_mode() {
     let upstream = Upstream::echo();
     let site = TestDir::new();
     let listener = at(Listener::tcp(&upstream), &site, "a.sock").trusting(&["127.0.0.2"]);
@@ -80,7 +80,7 @@ fn a_port_asks_for_the_source_and_a_file_has_its_mode_for_that() {
 }
 
 #[test]
-fn the_end_of_one_direction_is_passed_on_in_clear() {
+fn half_close_is_relayed_without_tls() {
     let upstream = Upstream::new(|mut stream| {
         let mut question = Vec::new();
         stream.read_to_end(&mut question).unwrap();
@@ -110,7 +110,7 @@ fn plain(portcullis: &Portcullis, sslmode: &str) -> String {
 }
 
 #[test]
-fn psql_comes_without_tls_by_port_and_by_file() {
+fn psql_works_without_tls_over_tcp_and_unix_socket() {
     let postgres = Postgres::start();
     let site = TestDir::new();
     let listener = at(Listener::postgres(&postgres), &site, ".s.PGSQL.5432");
@@ -131,7 +131,7 @@ fn psql_comes_without_tls_by_port_and_by_file() {
 }
 
 #[test]
-fn each_request_for_encryption_is_answered_no_once() {
+fn each_encryption_request_is_declined_once() {
     let upstream = Upstream::brief();
     let site = TestDir::new();
     let listener = at(Listener::postgres(&upstream), &site, "db.sock");
@@ -165,7 +165,7 @@ fn each_request_for_encryption_is_answered_no_once() {
 }
 
 #[test]
-fn ctrl_c_in_psql_cancels_its_query_by_port_and_by_file() {
+fn ctrl_c_in_psql_cancels_its_query_over_tcp_and_unix_socket() {
     let postgres = Postgres::start();
     let site = TestDir::new();
     // What is sent without TLS elsewhere may be forbidden; here all is.
@@ -189,7 +189,7 @@ fn ctrl_c_in_psql_cancels_its_query_by_port_and_by_file() {
 }
 
 #[test]
-fn redis_and_postgres_clients_are_told_natively_that_the_upstream_is_not_there() {
+fn unreachable_upstream_is_reported_in_the_protocol_of_the_client() {
     let site = TestDir::new();
     let listener = at(Listener::redis("unix:/nowhere/redis.sock"), &site, "cache.sock");
     let other = Listener::postgres("unix:/nowhere/.s.PGSQL.5432").named("db").without_tls();
@@ -214,7 +214,7 @@ fn file(upstream: &Upstream, site: &TestDir, keys: &str) -> String {
 }
 
 #[test]
-fn the_file_is_private_unless_it_is_told_otherwise_and_follows_a_reload() {
+fn unix_socket_mode_is_private_by_default_and_follows_a_reload() {
     let upstream = Upstream::echo();
     let site = TestDir::new();
     let path = site.path("a.sock");
@@ -261,7 +261,7 @@ fn the_file_is_private_unless_it_is_told_otherwise_and_follows_a_reload() {
 }
 
 #[test]
-fn a_file_goes_with_its_listener_and_comes_back_with_it() {
+fn unix_socket_is_removed_and_created_with_its_listener() {
     let upstream = Upstream::echo();
     let site = TestDir::new();
     let path = site.path("a.sock");
@@ -285,7 +285,7 @@ fn a_file_goes_with_its_listener_and_comes_back_with_it() {
 }
 
 #[test]
-fn a_file_that_was_left_is_replaced_and_one_that_lives_is_an_error() {
+fn stale_unix_socket_is_replaced_and_live_one_is_an_error() {
     let upstream = Upstream::echo();
     let site = TestDir::new();
     let path = site.path("a.sock");
@@ -315,7 +315,7 @@ fn a_file_that_was_left_is_replaced_and_one_that_lives_is_an_error() {
 }
 
 #[test]
-fn turning_tls_on_ends_what_came_without_and_turning_it_off_ends_nothing() {
+fn enabling_tls_ends_plaintext_sessions_and_disabling_it_ends_none() {
     let upstream = Upstream::echo();
     let site = TestDir::new();
     let (off, on) = (Listener::tcp(&upstream).without_tls(), Listener::tcp(&upstream));
@@ -341,7 +341,7 @@ fn turning_tls_on_ends_what_came_without_and_turning_it_off_ends_nothing() {
 }
 
 #[test]
-fn check_and_explain_say_what_a_listener_without_tls_means() {
+fn check_and_explain_describe_a_listener_without_tls() {
     let site = TestDir::new();
     let address = format!("unix:{}", site.path("a.sock").display());
     let table = format!("listen = [\"127.0.0.1:6380\", {{ address = {address:?}, mode = \"0666\" }}]");
@@ -380,7 +380,7 @@ fn check_and_explain_say_what_a_listener_without_tls_means() {
 }
 
 #[test]
-fn what_is_open_to_the_network_does_not_do_without_tls() {
+fn listener_on_a_network_address_requires_tls() {
     let site = TestDir::new();
     for address in ["0.0.0.0:6380", "[::]:6380", "192.0.2.1:6380", "[2001:db8::1]:6380", "[::ffff:192.0.2.1]:6380"] {
         site.write("portcullis.toml", Listener::redis("127.0.0.1:6379").without_tls().on(&[address]));
@@ -397,7 +397,7 @@ fn what_is_open_to_the_network_does_not_do_without_tls() {
 
 /// Application, sidecar, database: the database wants TLS and a certificate of its client, and the application knows of neither.
 #[test]
-fn an_application_that_knows_no_tls_reaches_databases_that_want_it() {
+fn plaintext_application_reaches_databases_that_require_tls() {
     let site = TestDir::new();
     site.install("app", &site.ca.issue(Request::client("certified")));
     let redis = Redis::with_tls(&site, &site.server(), &[]);
@@ -442,7 +442,7 @@ fn an_application_that_knows_no_tls_reaches_databases_that_want_it() {
 
 /// The example for it, with other places in it.
 #[test]
-fn the_example_of_a_sidecar_serves_as_it_stands() {
+fn sidecar_example_works_unchanged() {
     let site = TestDir::new();
     site.install("client", &site.ca.issue(Request::client("certified")));
     let redis = Redis::with_tls(&site, &site.server(), &[]);

@@ -47,7 +47,7 @@ pub(crate) fn parameters(portcullis: &Portcullis) -> tokio_postgres::Config {
 }
 
 #[test]
-fn psql_gets_through_with_everything_verified() {
+fn psql_works_with_verify_full() {
     let postgres = Postgres::start();
     let portcullis = Portcullis::before(Listener::postgres(&postgres));
     let said = run(psql(&conninfo(&portcullis)).args(["-c", "select 6 * 7"])).success();
@@ -58,7 +58,7 @@ fn psql_gets_through_with_everything_verified() {
 }
 
 #[test]
-fn psql_shows_its_client_certificate() {
+fn psql_presents_its_client_certificate() {
     let postgres = Postgres::start();
     let site = crate::harness::TestDir::new();
     site.install("client", &site.ca.issue(crate::harness::Request::client("app")));
@@ -86,7 +86,7 @@ fn postgres_is_reached_over_its_unix_socket() {
 }
 
 #[test]
-fn a_password_is_checked_with_scram_end_to_end() {
+fn password_is_checked_with_scram_end_to_end() {
     let postgres = Postgres::start();
     postgres.direct("create role keyed login password 'open sesame'");
     let portcullis = Portcullis::before(Listener::postgres(&postgres));
@@ -117,7 +117,7 @@ fn pgbench_runs_eight_clients() {
 }
 
 #[test]
-fn a_copy_of_100_mb_goes_both_ways_byte_for_byte() {
+fn copy_of_100_mb_is_relayed_unchanged_both_ways() {
     let postgres = Postgres::start();
     let portcullis = Portcullis::before(Listener::postgres(&postgres));
     copy_both_ways(&portcullis, &postgres);
@@ -147,7 +147,7 @@ pub(crate) fn copy_both_ways(portcullis: &Portcullis, postgres: &Postgres) {
 }
 
 #[test]
-fn tokio_postgres_gets_through() {
+fn tokio_postgres_works() {
     let postgres = Postgres::start();
     let portcullis = Portcullis::before(Listener::postgres(&postgres));
     Runtime::new().unwrap().block_on(async {
@@ -165,7 +165,7 @@ fn tokio_postgres_gets_through() {
 }
 
 #[test]
-fn a_notification_reaches_who_listens() {
+fn notification_reaches_its_listener() {
     let postgres = Postgres::start();
     let portcullis = Portcullis::before(Listener::postgres(&postgres));
     Runtime::new().unwrap().block_on(async {
@@ -190,7 +190,7 @@ fn a_notification_reaches_who_listens() {
 }
 
 #[test]
-fn psql_shows_that_the_upstream_cannot_be_reached() {
+fn psql_prints_that_the_upstream_is_unreachable() {
     let nobody = format!("127.0.0.1:{}", program::free_port());
     let portcullis = Portcullis::before(Listener::postgres(nobody));
     let refused = run(psql(&conninfo(&portcullis)).args(["-c", "select 1"]));
@@ -207,7 +207,7 @@ fn psql_shows_that_the_upstream_cannot_be_reached() {
 }
 
 #[test]
-fn a_startup_message_of_any_version_passes_untouched() {
+fn startup_message_of_any_version_is_relayed_unchanged() {
     use crate::harness::wire::{PROTOCOL_3_2, PROTOCOL_GREASE};
     for version in [PROTOCOL_3_0, PROTOCOL_3_2, PROTOCOL_GREASE] {
         let upstream = Upstream::silent();

@@ -46,7 +46,7 @@ fn keyed(portcullis: &Portcullis) -> Command {
 }
 
 #[test]
-fn who_needs_no_password_is_at_the_primary_wherever_that_stands_and_notices_nothing() {
+fn client_without_a_password_reaches_the_primary_at_every_position() {
     let leader = Postgres::primary();
     let standby = Postgres::following(&leader);
     let portcullis = before(&target(&[&standby, &leader]));
@@ -78,7 +78,7 @@ fn who_needs_no_password_is_at_the_primary_wherever_that_stands_and_notices_noth
 }
 
 #[test]
-fn who_has_a_password_is_told_to_come_again_once_and_then_is_at_the_primary() {
+fn client_with_a_password_is_refused_once_and_then_reaches_the_primary() {
     let leader = Postgres::primary();
     let standby = Postgres::following(&leader);
     let portcullis = before(&target(&[&standby, &leader]));
@@ -106,7 +106,7 @@ fn who_has_a_password_is_told_to_come_again_once_and_then_is_at_the_primary() {
 }
 
 #[test]
-fn when_they_change_places_who_has_a_password_finds_the_new_primary() {
+fn client_with_a_password_reaches_the_new_primary_after_a_switchover() {
     let mut leader = Postgres::primary();
     let mut standby = Postgres::following(&leader);
     let portcullis = before(&target(&[&leader, &standby]));
@@ -128,7 +128,7 @@ fn when_they_change_places_who_has_a_password_finds_the_new_primary() {
 }
 
 #[test]
-fn two_that_were_both_standbys_are_asked_in_turns() {
+fn two_former_standbys_are_tried_in_turn() {
     // Servers that ask for a password before they say what they are.
     let standby = || Upstream::new(|stream| asks_and_is(stream, "on"));
     let (one, other) = (standby(), standby());
@@ -149,7 +149,7 @@ fn two_that_were_both_standbys_are_asked_in_turns() {
 }
 
 #[test]
-fn who_gives_no_password_is_not_waited_for_any_longer_than_a_session_may_be_silent() {
+fn client_that_sends_no_password_is_closed_at_the_idle_timeout() {
     let primary = Upstream::new(|stream| asks_and_is(stream, "off"));
     let listener = Listener::postgres("UPSTREAM").limit("idle_timeout = \"2s\"");
     let portcullis = Portcullis::start(TestDir::new(), config(&listener, &target(&[&primary])));
@@ -178,7 +178,7 @@ pub(crate) fn asks_and_is(mut stream: TcpStream, standby: &str) {
 }
 
 #[test]
-fn a_switch_over_under_load_costs_no_client_an_error() {
+fn switchover_under_load_causes_no_client_error() {
     let mut leader = Postgres::primary();
     let standby = Postgres::following(&leader);
     let portcullis = before(&target(&[&leader, &standby]));
@@ -216,7 +216,7 @@ fn load(portcullis: &Portcullis, seconds: &str) -> Command {
 }
 
 #[test]
-fn a_server_that_is_killed_and_started_again_under_load_is_noticed_by_who_was_there_and_nobody_else() {
+fn restarted_server_under_load_breaks_only_its_own_sessions() {
     let (mut first, second) = (Postgres::start(), Postgres::start());
     let portcullis = before(&addresses(&[&first, &second]));
     let at = |server: &dyn Display| {
@@ -251,7 +251,7 @@ fn a_server_that_is_killed_and_started_again_under_load_is_noticed_by_who_was_th
 }
 
 #[test]
-fn a_primary_that_is_killed_is_gone_past_and_taken_again_when_it_is_back() {
+fn killed_primary_is_ejected_and_used_again_once_it_recovers() {
     let mut leader = Postgres::primary();
     let standby = Postgres::following(&leader);
     let portcullis = before(&target(&[&leader, &standby]));
@@ -274,7 +274,7 @@ fn a_primary_that_is_killed_is_gone_past_and_taken_again_when_it_is_back() {
 }
 
 #[test]
-fn a_server_that_does_not_deal_with_the_client_is_gone_past_whatever_is_wanted() {
+fn server_that_serves_no_client_is_ejected_for_each_target() {
     let real = Postgres::start();
     let starting: &[u8] = b"E\0\0\0\x3bSFATAL\0VFATAL\0C57P03\0Mthe database system is starting\0\0";
     let nobody = format!("127.0.0.1:{}", free_port());
@@ -318,7 +318,7 @@ fn a_server_that_does_not_deal_with_the_client_is_gone_past_whatever_is_wanted()
 }
 
 #[test]
-fn a_server_that_was_stopped_is_gone_past_and_taken_again_when_it_goes_on() {
+fn stopped_server_is_ejected_and_used_again_once_it_continues() {
     let (first, second) = (Postgres::start(), Postgres::start());
     let portcullis = before(&format!("{}, connect_timeout = \"2s\"", addresses(&[&first, &second])));
     let conninfo = conninfo(&portcullis);
@@ -338,7 +338,7 @@ fn a_server_that_was_stopped_is_gone_past_and_taken_again_when_it_goes_on() {
 }
 
 #[test]
-fn what_a_client_says_behind_its_startup_message_goes_to_the_one_that_is_chosen() {
+fn bytes_after_the_startup_message_go_to_the_selected_server() {
     let leader = Postgres::primary();
     let standby = Postgres::following(&leader);
     let portcullis = before(&target(&[&standby, &leader]));
@@ -356,7 +356,7 @@ fn what_a_client_says_behind_its_startup_message_goes_to_the_one_that_is_chosen(
 }
 
 #[test]
-fn a_refusal_that_is_meant_for_the_client_reaches_it() {
+fn server_error_for_the_client_is_relayed() {
     let leader = Postgres::primary();
     let standby = Postgres::following(&leader);
     for keys in [target(&[&leader, &standby]), addresses(&[&leader, &standby])] {
@@ -371,7 +371,7 @@ fn a_refusal_that_is_meant_for_the_client_reaches_it() {
 }
 
 #[test]
-fn while_nobody_is_ready_a_client_is_told_so_in_the_words_for_that() {
+fn starting_servers_are_reported_with_sqlstate_57p03() {
     let starting: &[u8] = b"E\0\0\0\x3bSFATAL\0VFATAL\0C57P03\0Mthe database system is starting\0\0";
     let starting = Upstream::new(move |mut stream| {
         let _ = stream.read(&mut [0; 512]);
@@ -386,7 +386,7 @@ fn while_nobody_is_ready_a_client_is_told_so_in_the_words_for_that() {
 }
 
 #[test]
-fn over_tls_with_certificates_the_primary_is_found_and_a_refused_certificate_is_said_in_words() {
+fn primary_is_found_over_tls_and_a_rejected_certificate_is_explained() {
     let (leader, site) = (Postgres::primary(), TestDir::new());
     let (databases, strangers) = (Authority::new("Databases"), Authority::new("Strangers"));
     leader.demand_certificates(&databases.issue(Request::server(&["127.0.0.1"])), &databases);
@@ -417,7 +417,7 @@ fn over_tls_with_certificates_the_primary_is_found_and_a_refused_certificate_is_
 }
 
 #[test]
-fn a_client_without_tls_is_switched_unseen_too_and_keeps_its_password() {
+fn plaintext_client_reaches_the_primary_and_keeps_its_password() {
     let (leader, site) = (Postgres::primary(), TestDir::new());
     let databases = Authority::new("Databases");
     leader.demand_certificates(&databases.issue(Request::server(&["127.0.0.1"])), &databases);

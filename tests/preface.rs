@@ -27,7 +27,7 @@ fn says(client: &Client, bytes: &[u8]) -> (u16, Vec<u8>) {
 }
 
 #[test]
-fn an_ssl_request_is_answered_with_one_s() {
+fn ssl_request_is_answered_with_one_s() {
     let (upstream, portcullis) = postgres();
     let mut stream = portcullis.client().dial();
     stream.write_all(&SSL_REQUEST).unwrap();
@@ -41,7 +41,7 @@ fn an_ssl_request_is_answered_with_one_s() {
 }
 
 #[test]
-fn a_gssenc_request_is_declined_and_an_ssl_request_still_welcome() {
+fn gssenc_request_is_declined_and_ssl_request_then_accepted() {
     let (_upstream, portcullis) = postgres();
     let mut stream = portcullis.client().dial();
     stream.write_all(&GSSENC_REQUEST).unwrap();
@@ -50,7 +50,7 @@ fn a_gssenc_request_is_declined_and_an_ssl_request_still_welcome() {
 }
 
 #[test]
-fn a_second_gssenc_request_is_a_violation() {
+fn second_gssenc_request_is_a_protocol_violation() {
     let (upstream, portcullis) = postgres();
     let mut stream = portcullis.client().dial();
     stream.write_all(&GSSENC_REQUEST).unwrap();
@@ -62,7 +62,7 @@ fn a_second_gssenc_request_is_a_violation() {
 }
 
 #[test]
-fn a_second_ssl_request_is_a_broken_handshake() {
+fn second_ssl_request_fails_the_handshake() {
     let (upstream, portcullis) = postgres();
     let mut stream = portcullis.client().dial();
     stream.write_all(&SSL_REQUEST).unwrap();
@@ -135,7 +135,7 @@ fn alpn_after_an_ssl_request_is_confirmed() {
 }
 
 #[test]
-fn a_plaintext_startup_message_is_told_about_sslmode() {
+fn plaintext_startup_message_gets_an_error_that_names_sslmode() {
     let (upstream, portcullis) = postgres();
     let (port, words) = says(&portcullis.client(), &startup(PROTOCOL_3_0, &[("user", "app")]));
     let fields = error_response(&words);
@@ -150,7 +150,7 @@ fn a_plaintext_startup_message_is_told_about_sslmode() {
 }
 
 #[test]
-fn a_plaintext_startup_message_after_a_declined_gssenc_request_is_told_the_same() {
+fn plaintext_startup_message_after_gssenc_gets_the_same_error() {
     let (upstream, portcullis) = postgres();
     let mut stream = portcullis.client().dial();
     stream.write_all(&GSSENC_REQUEST).unwrap();
@@ -162,7 +162,7 @@ fn a_plaintext_startup_message_after_a_declined_gssenc_request_is_told_the_same(
 }
 
 #[test]
-fn a_packet_of_an_impossible_length_is_a_violation() {
+fn packet_of_impossible_length_is_a_protocol_violation() {
     let (upstream, portcullis) = postgres();
     let code = PROTOCOL_3_0.to_be_bytes();
     for length in [0, 4, 7, 10_005, 0x7fff_ffff, 0x8000_0000, 0xffff_ffff_u32] {
@@ -175,7 +175,7 @@ fn a_packet_of_an_impossible_length_is_a_violation() {
 }
 
 #[test]
-fn a_packet_that_means_nothing_is_a_violation() {
+fn unknown_packet_is_a_protocol_violation() {
     let (upstream, portcullis) = postgres();
     let garbage: [&[u8]; 5] = [
         &packet(2 << 16, b"user\0app\0\0"),
@@ -195,7 +195,7 @@ fn a_packet_that_means_nothing_is_a_violation() {
 }
 
 #[test]
-fn an_ssl_request_inside_tls_gets_no_s() {
+fn ssl_request_inside_tls_gets_no_s() {
     let upstream = Upstream::saying(b"S");
     let portcullis = Portcullis::before(Listener::postgres(&upstream));
     let mut connection = portcullis.client().asking_first().connect();
@@ -224,7 +224,7 @@ pub(crate) fn trickle(stream: &mut TcpStream, bytes: &[u8]) -> usize {
 }
 
 #[test]
-fn a_byte_now_and_then_does_not_move_the_handshake_deadline() {
+fn slow_bytes_do_not_extend_the_handshake_timeout() {
     let upstream = Upstream::silent();
     let short = |listener: Listener| listener.limit("handshake_timeout = \"300ms\"");
     let postgres = Portcullis::before(short(Listener::postgres(&upstream)));
@@ -243,7 +243,7 @@ fn a_byte_now_and_then_does_not_move_the_handshake_deadline() {
 }
 
 #[test]
-fn a_client_that_says_nothing_is_closed_at_the_handshake_deadline() {
+fn silent_client_is_closed_at_the_handshake_timeout() {
     let upstream = Upstream::silent();
     for listener in [Listener::redis(&upstream), Listener::postgres(&upstream), Listener::tcp(&upstream)] {
         let portcullis = Portcullis::before(listener.limit("handshake_timeout = \"200ms\""));
@@ -255,7 +255,7 @@ fn a_client_that_says_nothing_is_closed_at_the_handshake_deadline() {
 }
 
 #[test]
-fn a_client_that_waits_after_the_s_is_closed_at_the_handshake_deadline() {
+fn client_silent_after_ssl_request_is_closed_at_the_handshake_timeout() {
     let upstream = Upstream::silent();
     let listener = Listener::postgres(&upstream).limit("handshake_timeout = \"2s\"");
     let portcullis = Portcullis::before(listener);
@@ -266,7 +266,7 @@ fn a_client_that_waits_after_the_s_is_closed_at_the_handshake_deadline() {
 }
 
 #[test]
-fn a_client_that_connects_and_goes_costs_the_upstream_nothing() {
+fn client_that_only_connects_does_not_reach_the_upstream() {
     let upstream = Upstream::silent();
     for listener in [Listener::redis(&upstream), Listener::postgres(&upstream), Listener::tcp(&upstream)] {
         let portcullis = Portcullis::before(listener);
@@ -279,7 +279,7 @@ fn a_client_that_connects_and_goes_costs_the_upstream_nothing() {
 }
 
 #[test]
-fn plaintext_redis_is_told_that_the_port_speaks_tls() {
+fn plaintext_redis_client_gets_an_error_that_names_tls() {
     let upstream = Upstream::silent();
     let portcullis = Portcullis::before(Listener::redis(&upstream));
     // More than anybody reads: the answer has to survive what is thrown away.
@@ -296,7 +296,7 @@ fn plaintext_redis_is_told_that_the_port_speaks_tls() {
 }
 
 #[test]
-fn plaintext_on_a_tcp_listener_is_closed_without_a_word() {
+fn plaintext_tcp_client_is_closed_without_an_answer() {
     let upstream = Upstream::silent();
     let portcullis = Portcullis::before(Listener::tcp(&upstream));
     let (port, words) = says(&portcullis.client(), b"GET / HTTP/1.0\r\n\r\n");
@@ -307,7 +307,7 @@ fn plaintext_on_a_tcp_listener_is_closed_without_a_word() {
 }
 
 #[test]
-fn a_record_that_only_begins_like_tls_fails_the_handshake() {
+fn record_that_only_resembles_tls_fails_the_handshake() {
     let upstream = Upstream::silent();
     for listener in [Listener::redis(&upstream), Listener::postgres(&upstream)] {
         let portcullis = Portcullis::before(listener);

@@ -31,7 +31,7 @@ fn listener() -> Listener {
 }
 
 #[test]
-fn faulty_chains_are_warned_about() {
+fn faulty_chains_give_warnings() {
     let site = TestDir::new();
     let middle = site.ca.intermediate("Middle CA");
     let leaf = middle.issue(Request::server(&["localhost"]));
@@ -56,7 +56,7 @@ fn faulty_chains_are_warned_about() {
 }
 
 #[test]
-fn certificates_of_the_other_purpose_are_warned_about() {
+fn certificates_of_the_wrong_purpose_give_warnings() {
     let site = TestDir::new();
     site.install("client", &site.ca.issue(Request::client("app").also("dns:localhost")));
     let said = warnings(&site, listener().certificates(&["client"]));
@@ -71,7 +71,7 @@ fn certificates_of_the_other_purpose_are_warned_about() {
 }
 
 #[test]
-fn unspecified_and_expired_sources_are_warned_about() {
+fn unspecified_and_expired_sources_give_warnings() {
     let site = TestDir::new();
     let rule = "trusted_sources = [\"127.0.0.1\", { type = \"ip_addr\", value = \"10.0.0.1\", expires_at = 2020-01-31T00:00:00Z }]";
     let config = listener().to_string().replace("trusted_sources = [\"127.0.0.1\"]", rule);
@@ -87,7 +87,7 @@ fn unspecified_and_expired_sources_are_warned_about() {
 }
 
 #[test]
-fn unusable_keys_are_named_by_kind_and_size() {
+fn unusable_keys_are_reported_with_kind_and_size() {
     let site = TestDir::new();
     openssl(&site, &["dsaparam", "-out", "dsa.pem", "1024"]);
     openssl(&site, &["genpkey", "-paramfile", "dsa.pem", "-out", "dsa.key"]);
@@ -131,7 +131,7 @@ fn unusable_keys_are_named_by_kind_and_size() {
 }
 
 #[test]
-fn pem_of_the_environment_may_have_written_line_breaks() {
+fn pem_in_the_environment_may_have_escaped_line_breaks() {
     let site = TestDir::new();
     let on_one_line = |name: &str| fs::read_to_string(site.path(name)).unwrap().replace('\n', "\\n");
     site.write("portcullis.toml", listener().certificate("cert = \"env:TLS_CERT\", key = \"env:TLS_KEY\""));
@@ -141,7 +141,7 @@ fn pem_of_the_environment_may_have_written_line_breaks() {
 }
 
 #[test]
-fn missing_files_are_told_beside_errors_that_keep_a_listener_from_being_read() {
+fn missing_files_are_reported_with_other_errors_of_the_listener() {
     let site = TestDir::new();
     let listener = listener()
         .named("Not A Name")
@@ -167,7 +167,7 @@ fn missing_files_are_told_beside_errors_that_keep_a_listener_from_being_read() {
 }
 
 #[test]
-fn directories_of_sockets_have_to_be_there() {
+fn missing_directory_of_a_unix_socket_is_reported() {
     let site = TestDir::new();
     let admin = format!("admin.listen = \"unix:nowhere/admin.sock\"\n{}", listener());
     let unix = listener().without_tls().on(&["unix:nowhere/cache.sock"]).to_string();
@@ -200,7 +200,7 @@ fn check_of_a_running_configuration_passes() {
 }
 
 #[test]
-fn silent_upstreams_are_warnings_that_strict_counts_and_offline_does_not_look_for() {
+fn silent_upstreams_are_warnings_that_strict_fails_and_offline_skips() {
     let site = TestDir::new();
     let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     for (upstream, words) in [
@@ -263,7 +263,7 @@ fn as_nobody(site: &TestDir, arguments: &[&str]) -> Option<Outcome> {
 }
 
 #[test]
-fn denied_files_name_the_user_and_the_command_that_grants_them() {
+fn unreadable_files_are_reported_with_user_and_fix() {
     let site = TestDir::new();
     let config = format!(
         "log.audit_file = \"audit.jsonl\"\nadmin.listen = \"unix:admin.sock\"\n{}",

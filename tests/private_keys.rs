@@ -47,7 +47,7 @@ fn said(outcome: &Outcome) -> String {
 }
 
 #[test]
-fn every_encryption_that_openssl_writes_today_is_opened() {
+fn keys_in_each_encryption_of_openssl_are_decrypted() {
     let site = site();
     for how in [
         &["pkey", "-aes256"][..],
@@ -65,7 +65,7 @@ fn every_encryption_that_openssl_writes_today_is_opened() {
 }
 
 #[test]
-fn a_key_that_was_never_in_clear_serves() {
+fn encrypted_key_serves_clients() {
     let site = site();
     let algorithm = ["-algorithm", "RSA", "-aes256", "-out", "encrypted.key", "-pass", "file:passphrase"];
     openssl(&site, &[&["genpkey"][..], &algorithm].concat());
@@ -77,7 +77,7 @@ fn a_key_that_was_never_in_clear_serves() {
 }
 
 #[test]
-fn what_cannot_be_opened_is_named_with_the_command_that_converts_it() {
+fn unsupported_encryption_is_reported_with_a_conversion_command() {
     let site = site();
     // openssl would take the second line of one file for the second passphrase.
     site.write("same", PASSPHRASE);
@@ -103,7 +103,7 @@ fn what_cannot_be_opened_is_named_with_the_command_that_converts_it() {
 }
 
 #[test]
-fn a_passphrase_that_does_not_fit_is_said_to_and_never_shown() {
+fn wrong_passphrase_is_reported_and_never_shown() {
     let site = site();
     encrypt(&site, &["pkey", "-aes256"]);
     let problem = |words: &[&str]| {
@@ -126,7 +126,7 @@ fn a_passphrase_that_does_not_fit_is_said_to_and_never_shown() {
 }
 
 #[test]
-fn a_passphrase_that_nobody_needs_and_one_that_everybody_can_read_are_warned_of() {
+fn unneeded_and_readable_passphrases_give_warnings() {
     let site = site();
     let outcome = check(&site, &ENCRYPTED.replace("encrypted.key", "server.key"));
     assert_eq!(outcome.code, Some(0), "{}", said(&outcome));
@@ -138,7 +138,7 @@ fn a_passphrase_that_nobody_needs_and_one_that_everybody_can_read_are_warned_of(
 }
 
 #[test]
-fn an_encrypted_key_rotates_with_its_passphrase() {
+fn encrypted_key_rotates_with_its_passphrase() {
     let upstream = Upstream::echo();
     let site = site();
     encrypt(&site, &["pkey", "-aes256"]);
@@ -170,7 +170,7 @@ fn an_encrypted_key_rotates_with_its_passphrase() {
 }
 
 #[test]
-fn a_certificate_and_its_key_can_stand_in_the_environment() {
+fn certificate_and_key_are_read_from_the_environment() {
     let upstream = Upstream::echo();
     let listener = Listener::redis(&upstream).certificate("cert = \"env:TLS_CERT\", key = \"env:TLS_KEY\"");
     let site = TestDir::new();
@@ -187,7 +187,7 @@ fn a_certificate_and_its_key_can_stand_in_the_environment() {
 }
 
 #[test]
-fn a_variable_without_a_key_is_a_problem_of_the_configuration() {
+fn variable_without_a_key_is_a_configuration_error() {
     let site = TestDir::new();
     for (value, words) in [
         (None, "the environment variable TLS_KEY is not set"),
@@ -227,7 +227,7 @@ fn with_credentials() -> (TestDir, Listener) {
 }
 
 #[test]
-fn files_can_be_credentials_of_systemd() {
+fn files_are_read_from_systemd_credentials() {
     let (site, listener) = with_credentials();
     let with = || {
         let mut command = executable();
@@ -250,7 +250,7 @@ fn files_can_be_credentials_of_systemd() {
 }
 
 #[test]
-fn without_a_directory_of_credentials_the_unit_is_what_is_wrong() {
+fn missing_credentials_directory_is_reported_as_a_unit_error() {
     let (site, listener) = with_credentials();
     for directory in [None, Some("")] {
         let mut command = executable();
@@ -265,7 +265,7 @@ fn without_a_directory_of_credentials_the_unit_is_what_is_wrong() {
 }
 
 #[test]
-fn a_certificate_that_ends_within_a_month_is_warned_of() {
+fn certificate_that_expires_within_a_month_gives_a_warning() {
     let site = TestDir::new();
     let middle = site.ca.intermediate("Middle CA");
     let warnings = |days: i64| {
@@ -288,7 +288,7 @@ fn a_certificate_that_ends_within_a_month_is_warned_of() {
 }
 
 #[test]
-fn an_intermediate_that_has_expired_is_warned_of() {
+fn expired_intermediate_gives_a_warning() {
     let site = TestDir::new();
     let leaf = fs::read_to_string(site.path("server.crt")).unwrap();
     site.write("server.crt", format!("{leaf}{}", Authority::expired("Old CA").pem()));
@@ -297,7 +297,7 @@ fn an_intermediate_that_has_expired_is_warned_of() {
 }
 
 #[test]
-fn a_start_warns_of_a_certificate_that_ends_within_a_month() {
+fn start_warns_about_a_certificate_that_expires_within_a_month() {
     let site = TestDir::new();
     site.install("server", &site.ca.issue(Request::server(&["localhost"]).valid(-1, 9)));
     let portcullis = Portcullis::start(site, Listener::redis("127.0.0.1:6379"));

@@ -80,7 +80,7 @@ fn cli(portcullis: &Portcullis, address: SocketAddr) -> Command {
 }
 
 #[test]
-fn redis_cli_gets_through_haproxy_however_it_announces_its_clients() {
+fn redis_cli_works_through_haproxy_with_each_header_version() {
     let redis = Redis::start();
     let portcullis = Portcullis::before(Listener::redis(&redis).behind(&[BALANCER]));
     for way in WAYS {
@@ -94,7 +94,7 @@ fn redis_cli_gets_through_haproxy_however_it_announces_its_clients() {
 }
 
 #[test]
-fn psql_and_tokio_postgres_get_through_haproxy() {
+fn psql_and_tokio_postgres_work_through_haproxy() {
     let postgres = Postgres::start();
     let portcullis = Portcullis::before(Listener::postgres(&postgres).behind(&[BALANCER]));
     for way in WAYS {
@@ -122,7 +122,7 @@ fn psql_and_tokio_postgres_get_through_haproxy() {
 }
 
 #[test]
-fn the_announced_address_is_judged_and_audited_and_the_balancers_is_not() {
+fn announced_address_is_authorized_and_audited_instead_of_the_load_balancer() {
     let upstream = Upstream::echo();
     let listener = Listener::redis(&upstream).trusting(&["127.0.0.2"]).behind(&[BALANCER]);
     let portcullis = Portcullis::before(listener);
@@ -150,7 +150,7 @@ fn the_announced_address_is_judged_and_audited_and_the_balancers_is_not() {
 }
 
 #[test]
-fn clients_of_ipv6_and_of_ipv4_at_a_socket_for_both_are_who_they_are() {
+fn ipv4_and_ipv6_clients_on_a_dual_stack_socket_keep_their_addresses() {
     let upstream = Upstream::echo();
     let listener = Listener::redis(&upstream).on(&["[::]:0"]).trusting(&["127.0.0.2", "::1"]);
     // Its own address comes to this socket as ::ffff:127.0.0.9.
@@ -180,7 +180,7 @@ fn clients_of_ipv6_and_of_ipv4_at_a_socket_for_both_are_who_they_are() {
 }
 
 #[test]
-fn a_mapped_address_is_the_ipv4_one_however_it_is_written() {
+fn mapped_address_is_treated_as_ipv4_in_every_notation() {
     let upstream = Upstream::echo();
     let portcullis = Portcullis::before(Listener::redis(&upstream).trusting(&["10.1.2.0/24"]).behind(&[BALANCER]));
     let to = "[::ffff:192.0.2.1]:6380";
@@ -200,7 +200,7 @@ fn a_mapped_address_is_the_ipv4_one_however_it_is_written() {
 }
 
 #[test]
-fn a_header_and_the_beginning_of_tls_may_come_in_one_segment_or_byte_by_byte() {
+fn header_and_tls_are_read_in_one_segment_or_byte_by_byte() {
     let upstream = Upstream::echo();
     let portcullis = Portcullis::before(Listener::redis(&upstream).trusting(&["10.1.2.3"]).behind(&[BALANCER]));
     let crowded = vector(0xea, &[0x16; 4096 - 12 - 3]);
@@ -236,7 +236,7 @@ fn a_header_and_the_beginning_of_tls_may_come_in_one_segment_or_byte_by_byte() {
 }
 
 #[test]
-fn a_postgres_client_may_follow_its_header_at_once_as_it_may_without_one() {
+fn postgres_client_may_send_its_first_packet_with_the_header() {
     let upstream = Upstream::echo();
     let portcullis = Portcullis::before(Listener::postgres(&upstream).trusting(&["10.1.2.3"]).behind(&[BALANCER]));
     let client = balancer(&portcullis);
@@ -255,7 +255,7 @@ fn a_postgres_client_may_follow_its_header_at_once_as_it_may_without_one() {
 }
 
 #[test]
-fn a_balancer_that_begins_with_something_else_is_missing_its_header() {
+fn load_balancer_without_a_header_is_denied_with_proxy_header_missing() {
     let upstream = Upstream::silent();
     for listener in [Listener::redis(&upstream), Listener::postgres(&upstream), Listener::tcp(&upstream)] {
         // Also where a rule trusts its own address.
@@ -274,7 +274,7 @@ fn a_balancer_that_begins_with_something_else_is_missing_its_header() {
 }
 
 #[test]
-fn a_broken_header_is_invalid_and_said_to_be_so() {
+fn broken_header_is_denied_with_proxy_header_invalid() {
     let upstream = Upstream::silent();
     let portcullis = Portcullis::before(Listener::redis(&upstream).trusting(&["0.0.0.0/0"]).behind(&[BALANCER]));
     let ends = ("10.1.2.3:7001", "192.0.2.1:6380");
@@ -308,7 +308,7 @@ fn a_broken_header_is_invalid_and_said_to_be_so() {
 }
 
 #[test]
-fn a_header_that_takes_its_time_is_cut_off_by_the_handshake_deadline() {
+fn slow_header_is_closed_at_the_handshake_timeout() {
     let upstream = Upstream::silent();
     let listener = Listener::redis(&upstream).trusting(&["0.0.0.0/0"]).behind(&[BALANCER]);
     let portcullis = Portcullis::before(listener.limit("handshake_timeout = \"2s\""));
@@ -331,7 +331,7 @@ fn a_header_that_takes_its_time_is_cut_off_by_the_handshake_deadline() {
 }
 
 #[test]
-fn nobody_else_is_believed() {
+fn header_of_an_untrusted_proxy_is_ignored() {
     let upstream = Upstream::silent();
     let headers = [
         v1("10.1.2.3:7001", "192.0.2.1:6380"),
@@ -371,7 +371,7 @@ fn nobody_else_is_believed() {
 }
 
 #[test]
-fn a_client_cannot_speak_for_another_by_a_second_header() {
+fn second_header_does_not_change_the_client_address() {
     let upstream = Upstream::silent();
     for (listener, reason) in
         [(Listener::redis(&upstream), "plaintext_refused"), (Listener::postgres(&upstream), "protocol_violation")]
@@ -390,7 +390,7 @@ fn a_client_cannot_speak_for_another_by_a_second_header() {
 }
 
 #[test]
-fn a_balancers_own_connection_is_judged_by_its_own_address() {
+fn load_balancer_local_connection_is_authorized_by_its_own_address() {
     let upstream = Upstream::echo();
     let own =
         [b"PROXY UNKNOWN\r\n".to_vec(), b"PROXY UNKNOWN 10.1.2.3 x\r\n".to_vec(), v2(0x20, 0, b""), v2(0x21, 0, b"")];
@@ -412,7 +412,7 @@ fn a_balancers_own_connection_is_judged_by_its_own_address() {
 }
 
 #[test]
-fn health_checks_find_it_well_and_disturb_nobody() {
+fn load_balancer_health_checks_pass_and_reach_no_upstream() {
     let upstream = Upstream::echo();
     let start = || Portcullis::before(Listener::redis(&upstream).behind(&[BALANCER]));
     // Checks are announced as clients are: by the balancer's own addresses in version 1, and LOCAL in version 2.
@@ -447,7 +447,7 @@ fn health_checks_find_it_well_and_disturb_nobody() {
 }
 
 #[test]
-fn health_check_after_the_first_is_only_counted() {
+fn repeated_health_checks_are_counted_and_not_logged() {
     let upstream = Upstream::echo();
     // One kind is rejected when it is accepted, one is rejected by its header, and one says nothing.
     for (checks, from) in [("true", BALANCER), ("[\"127.0.0.0/28\"]", BALANCER), ("[\"127.0.0.7\"]", "127.0.0.7")] {
@@ -488,7 +488,7 @@ fn checking(portcullis: &Portcullis, options: &str) -> Haproxy {
 }
 
 #[test]
-fn sessions_end_with_the_rule_for_the_announced_address_and_with_the_balancer() {
+fn removed_announced_source_or_load_balancer_ends_sessions() {
     let upstream = Upstream::echo();
     let config = |trusting: &[&str], behind: &[&str]| {
         format!("{ON_SIGHUP}{}", Listener::redis(&upstream).trusting(trusting).behind(behind))
@@ -514,7 +514,7 @@ fn sessions_end_with_the_rule_for_the_announced_address_and_with_the_balancer() 
 }
 
 #[test]
-fn who_loses_its_balancer_on_the_way_in_does_not_get_in() {
+fn load_balancer_removed_during_the_handshake_denies_its_client() {
     let upstream = Upstream::silent();
     let config = |behind: &str| {
         format!("{ON_SIGHUP}{}", Listener::redis(&upstream).trusting(&["10.1.0.0/16"]).behind(&[behind]))
@@ -537,7 +537,7 @@ fn who_loses_its_balancer_on_the_way_in_does_not_get_in() {
 }
 
 #[test]
-fn limits_count_by_the_announced_address() {
+fn limits_count_the_announced_address() {
     let upstream = Upstream::echo();
     let listener = Listener::redis(&upstream).trusting(&["10.0.0.0/8"]).behind(&[BALANCER]);
     let listener = listener.limit("max_connections_per_source = 1").limit("connection_rate_per_source = \"3/h\"");
@@ -558,7 +558,7 @@ fn limits_count_by_the_announced_address() {
 }
 
 #[test]
-fn observe_mode_asks_for_the_announced_address() {
+fn observe_mode_checks_the_announced_address() {
     let upstream = Upstream::echo();
     let listener = Listener::redis(&upstream).trusting(&["10.1.2.3"]).behind(&[BALANCER]);
     let portcullis = Portcullis::before(listener.key("enforcement = \"observe\""));
@@ -571,7 +571,7 @@ fn observe_mode_asks_for_the_announced_address() {
 }
 
 #[test]
-fn sessions_list_shows_clients_and_their_balancer() {
+fn sessions_list_shows_the_client_and_its_load_balancer() {
     let upstream = Upstream::echo();
     let listener = Listener::redis(&upstream).trusting(&["10.1.2.3", "127.0.0.1"]).behind(&[BALANCER]);
     let portcullis = Portcullis::start(TestDir::new(), format!("{ADMIN}{listener}"));
@@ -593,7 +593,7 @@ fn sessions_list_shows_clients_and_their_balancer() {
 }
 
 #[test]
-fn a_listener_without_tls_takes_announced_clients_and_hands_on_what_follows() {
+fn plaintext_listener_accepts_a_header_and_relays_the_rest() {
     let redis = Redis::start();
     let portcullis = Portcullis::before(Listener::redis(&redis).without_tls().behind(&[BALANCER]));
     for way in WAYS {
@@ -612,7 +612,7 @@ fn a_listener_without_tls_takes_announced_clients_and_hands_on_what_follows() {
 }
 
 #[test]
-fn a_query_is_cancelled_through_a_load_balancer() {
+fn query_is_cancelled_through_a_load_balancer() {
     let upstream = Upstream::brief();
     let portcullis = Portcullis::before(Listener::postgres(&upstream).trusting(&["10.1.2.3"]).behind(&[BALANCER]));
     let packet = cancel(77, &[1, 2, 3, 4]);
@@ -642,7 +642,7 @@ fn noise(seed: u32, count: usize) -> Vec<u8> {
 }
 
 #[test]
-fn hostile_headers_neither_hurt_nor_reach_the_upstream() {
+fn hostile_headers_are_denied_and_reach_no_upstream() {
     let upstream = Upstream::silent();
     let listener = Listener::redis(&upstream).trusting(&["0.0.0.0/0", "::/0"]).behind(&[BALANCER]);
     let portcullis = Portcullis::before(listener.limit("handshake_timeout = \"500ms\""));
@@ -714,7 +714,7 @@ fn asked(site: &TestDir, arguments: &[&str]) -> Outcome {
 }
 
 #[test]
-fn explain_tells_that_a_balancer_is_not_judged_by_rules() {
+fn explain_reports_that_rules_do_not_apply_to_a_load_balancer() {
     let site = TestDir::new();
     let listener = Listener::redis("127.0.0.1:6379").trusting(&["10.0.0.0/16"]);
     site.write("portcullis.toml", listener.behind(&["10.0.0.5", "192.0.2.0/28"]));
@@ -733,7 +733,7 @@ fn explain_tells_that_a_balancer_is_not_judged_by_rules() {
 }
 
 #[test]
-fn check_shows_balancers_and_what_is_announced_and_warns_of_clients_among_them() {
+fn check_shows_load_balancers_and_warns_if_they_are_also_sources() {
     let site = TestDir::new();
     let check = |trusting: &[&str], behind: &[&str]| {
         let listener = Listener::redis("127.0.0.1:6379").trusting(trusting).behind(behind);

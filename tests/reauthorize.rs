@@ -15,7 +15,7 @@ fn assert_turned_away(mut client: Connection) {
 }
 
 #[test]
-fn a_rule_that_expires_before_the_startup_message_lets_no_byte_through() {
+fn rule_that_expires_before_the_startup_message_denies_the_client() {
     let upstream = Upstream::silent();
     let listener = Listener::postgres(&upstream);
     let portcullis = Portcullis::start(TestDir::new(), format!("{ON_SIGHUP}{listener}"));
@@ -43,7 +43,7 @@ fn a_rule_that_expires_before_the_startup_message_lets_no_byte_through() {
 }
 
 #[test]
-fn a_listener_removed_before_the_startup_message_lets_no_byte_through() {
+fn listener_removed_before_the_startup_message_denies_the_client() {
     let upstream = Upstream::silent();
     let (kept, removed) = (Listener::postgres(&upstream).named("kept"), Listener::postgres(&upstream));
     let portcullis = Portcullis::start(TestDir::new(), format!("{ON_SIGHUP}{kept}{removed}"));

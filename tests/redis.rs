@@ -32,7 +32,7 @@ fn connect(portcullis: &Portcullis) -> Connection {
 }
 
 #[test]
-fn redis_cli_gets_through() {
+fn redis_cli_works() {
     let redis = Redis::start();
     let portcullis = Portcullis::before(Listener::redis(&redis));
     assert_eq!(run(cli(&portcullis).arg("PING")).success(), "PONG\n");
@@ -51,7 +51,7 @@ fn redis_is_reached_over_its_unix_socket() {
 }
 
 #[test]
-fn a_value_of_64_mib_comes_and_goes_byte_for_byte() {
+fn value_of_64_mib_is_relayed_unchanged_both_ways() {
     let redis = Redis::start();
     let portcullis = Portcullis::before(Listener::redis(&redis));
     let mut connection = connect(&portcullis);
@@ -70,7 +70,7 @@ fn a_value_of_64_mib_comes_and_goes_byte_for_byte() {
 }
 
 #[test]
-fn a_long_pipeline_is_answered_in_order() {
+fn long_pipeline_is_answered_in_order() {
     let redis = Redis::start();
     let portcullis = Portcullis::before(Listener::redis(&redis));
     let mut pipeline = redis::pipe();
@@ -128,7 +128,7 @@ fn many_handshakes_at_once_all_succeed() {
 }
 
 #[test]
-fn a_client_is_told_that_the_upstream_cannot_be_reached() {
+fn unreachable_upstream_is_reported_to_the_client() {
     let mut redis = Redis::start();
     let portcullis = Portcullis::before(Listener::redis(&redis));
     redis.kill();
@@ -145,7 +145,7 @@ fn a_client_is_told_that_the_upstream_cannot_be_reached() {
 }
 
 #[test]
-fn a_restarted_redis_is_found_again() {
+fn restarted_redis_is_used_again() {
     let mut redis = Redis::start();
     let portcullis = Portcullis::before(Listener::redis(&redis));
     let mut before = portcullis.client().connect();
@@ -162,7 +162,7 @@ fn a_restarted_redis_is_found_again() {
 }
 
 #[test]
-fn a_blocked_client_waits_as_long_as_it_likes() {
+fn blocked_client_is_not_timed_out() {
     let redis = Redis::start();
     let listener = Listener::redis(&redis).limit("handshake_timeout = \"3s\"");
     let portcullis = Portcullis::before(listener);

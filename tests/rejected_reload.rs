@@ -13,7 +13,7 @@ use crate::harness::{Listener, Portcullis, TestDir, Upstream, eventually, wire};
 use crate::reload::{ON_SIGHUP, served};
 
 #[test]
-fn the_same_mistake_is_reported_once_however_often_it_is_looked_at() {
+fn repeated_error_is_reported_once() {
     let upstream = Upstream::echo();
     let config = format!("reload.watch = true\nreload.poll = \"200ms\"\n{}", Listener::redis(&upstream));
     let portcullis = Portcullis::start(TestDir::new(), &config);
@@ -48,7 +48,7 @@ fn assert_survives(portcullis: &Portcullis, file: &str, breaking: impl FnOnce(),
 }
 
 #[test]
-fn a_bad_reload_changes_nothing_and_is_healed_by_mending_the_file() {
+fn rejected_reload_changes_nothing_until_the_file_is_fixed() {
     let upstream = Upstream::echo();
     let site = TestDir::new();
     site.write("clients.pem", site.ca.pem());
@@ -94,7 +94,7 @@ fn a_bad_reload_changes_nothing_and_is_healed_by_mending_the_file() {
 }
 
 #[test]
-fn a_port_in_use_rejects_the_whole_reload() {
+fn port_in_use_rejects_the_whole_reload() {
     let upstream = Upstream::echo();
     let main = Listener::redis(&upstream);
     let portcullis = Portcullis::start(TestDir::new(), format!("{ON_SIGHUP}{main}"));
@@ -122,7 +122,7 @@ fn a_port_in_use_rejects_the_whole_reload() {
 }
 
 #[test]
-fn a_bad_reload_heals_by_itself_when_the_watched_file_is_mended() {
+fn rejected_reload_is_retried_when_the_watched_file_is_fixed() {
     let upstream = Upstream::echo();
     let portcullis = watching(&upstream);
     let leaf = portcullis.site.server();
@@ -134,7 +134,7 @@ fn a_bad_reload_heals_by_itself_when_the_watched_file_is_mended() {
 }
 
 #[test]
-fn a_port_that_becomes_free_is_taken_without_a_file_being_touched() {
+fn rejected_reload_is_retried_when_its_port_becomes_free() {
     let upstream = Upstream::echo();
     let polling = "reload.watch = false\nreload.poll = \"200ms\"\n";
     let main = Listener::redis(&upstream);
@@ -158,7 +158,7 @@ fn a_port_that_becomes_free_is_taken_without_a_file_being_touched() {
 }
 
 #[test]
-fn a_list_of_broken_rules_is_rejected_in_few_words() {
+fn many_broken_rules_are_rejected_with_a_short_error() {
     let upstream = Upstream::echo();
     let site = TestDir::new();
     site.write("sources.toml", "rule = []\n");
@@ -187,7 +187,7 @@ const MISPLACED: [&str; 6] = [
 ];
 
 #[test]
-fn misplaced_secrets_are_repeated_by_no_command_and_no_line() {
+fn misplaced_secrets_appear_in_no_output_and_no_log_line() {
     let upstream = Upstream::echo();
     let listener = Listener::redis(&upstream).to_string();
     let mut portcullis = Portcullis::start(TestDir::new(), format!("{ADMIN}{ON_SIGHUP}{listener}"));

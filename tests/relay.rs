@@ -32,7 +32,7 @@ fn read_all(stream: &mut TcpStream) -> Vec<u8> {
 }
 
 #[test]
-fn a_client_that_ends_its_side_still_gets_the_whole_answer() {
+fn half_closed_client_receives_the_whole_answer() {
     let upstream = Upstream::new(|mut stream| {
         // Answers only when the question has come to its end.
         assert_eq!(read_all(&mut stream), b"question");
@@ -51,7 +51,7 @@ fn a_client_that_ends_its_side_still_gets_the_whole_answer() {
 }
 
 #[test]
-fn an_upstream_that_ends_its_side_still_hears_the_client_out() {
+fn half_closed_upstream_receives_all_client_bytes() {
     let (tell, told) = mpsc::channel();
     let upstream = Upstream::new(move |mut stream| {
         stream.write_all(b"that is all").unwrap();
@@ -69,7 +69,7 @@ fn an_upstream_that_ends_its_side_still_hears_the_client_out() {
 }
 
 #[test]
-fn both_directions_flow_at_once() {
+fn both_directions_flow_simultaneously() {
     let upstream = Upstream::echo();
     let portcullis = Portcullis::before(Listener::tcp(&upstream));
     let mut client = portcullis.client().connect();
@@ -88,7 +88,7 @@ fn both_directions_flow_at_once() {
 }
 
 #[test]
-fn a_slow_reader_of_a_large_answer_costs_little_memory_and_stalls_nobody() {
+fn slow_reader_uses_little_memory_and_stalls_no_other_session() {
     const SIZE: usize = 1024 * MIB;
     /// In KiB. What the session holds is one reading of 64 KiB, sealed; the rest is for the allocator and the log.
     const MOST: u64 = 256;
@@ -173,7 +173,7 @@ fn first_core() -> String {
 }
 
 #[test]
-fn a_silent_session_ends_at_the_idle_timeout() {
+fn silent_session_ends_at_the_idle_timeout() {
     let upstream = Upstream::silent();
     let listener = Listener::tcp(&upstream).limit("idle_timeout = \"2s\"");
     let portcullis = Portcullis::before(listener);
@@ -187,7 +187,7 @@ fn a_silent_session_ends_at_the_idle_timeout() {
 }
 
 #[test]
-fn a_byte_either_way_keeps_a_session_from_being_idle() {
+fn byte_in_either_direction_restarts_the_idle_timeout() {
     let upstream = Upstream::echo();
     let listener = Listener::tcp(&upstream).limit("idle_timeout = \"5s\"");
     let portcullis = Portcullis::before(listener);
@@ -201,7 +201,7 @@ fn a_byte_either_way_keeps_a_session_from_being_idle() {
 }
 
 #[test]
-fn a_half_closed_session_ends_when_the_other_side_stays_silent() {
+fn silent_half_closed_session_ends_at_the_half_close_timeout() {
     let (_release, held) = mpsc::channel::<()>();
     let held = Mutex::new(held);
     let silent = Upstream::new(move |mut stream| {
@@ -228,7 +228,7 @@ fn a_half_closed_session_ends_when_the_other_side_stays_silent() {
 }
 
 #[test]
-fn the_half_close_timer_starts_again_with_every_byte() {
+fn byte_restarts_the_half_close_timeout() {
     let upstream = Upstream::new(|mut stream| {
         read_all(&mut stream);
         for _ in 0..30 {
@@ -245,7 +245,7 @@ fn the_half_close_timer_starts_again_with_every_byte() {
 }
 
 #[test]
-fn the_half_close_timer_starts_when_a_side_ends_and_not_before() {
+fn half_close_timeout_starts_at_the_half_close() {
     let upstream = Upstream::new(|mut stream| {
         let question = read_all(&mut stream);
         std::thread::sleep(Duration::from_millis(300));
@@ -263,7 +263,7 @@ fn the_half_close_timer_starts_when_a_side_ends_and_not_before() {
 }
 
 #[test]
-fn a_client_that_just_ends_tcp_is_no_error() {
+fn client_that_closes_tcp_without_close_notify_is_client_closed() {
     let upstream = Upstream::echo();
     let portcullis = Portcullis::before(Listener::tcp(&upstream));
     for version in [&TLS12, &TLS13] {
@@ -275,7 +275,7 @@ fn a_client_that_just_ends_tcp_is_no_error() {
 }
 
 #[test]
-fn a_connection_reset_by_either_side_leaves_the_others_alone() {
+fn reset_connection_does_not_affect_other_sessions() {
     let upstream = Upstream::new(|mut stream| {
         let mut word = [0; 5];
         while stream.read_exact(&mut word).is_ok() {
@@ -305,7 +305,7 @@ fn a_connection_reset_by_either_side_leaves_the_others_alone() {
 }
 
 #[test]
-fn what_came_before_an_upstream_broke_off_is_delivered() {
+fn bytes_before_an_upstream_reset_are_delivered() {
     let upstream = Upstream::new(|mut stream| {
         stream.write_all(b"$1000000\r\n").unwrap();
         stream.write_all(&pattern(500_000)).unwrap();
@@ -344,7 +344,7 @@ fn bytes_sent_with_the_end_of_the_handshake_are_not_lost() {
 }
 
 #[test]
-fn neither_direction_keeps_the_other_from_its_turn() {
+fn busy_direction_does_not_starve_the_other() {
     const EACH: usize = 16 * MIB;
     let upstream = Upstream::new(|mut stream| {
         let mut taking = stream.try_clone().unwrap();
@@ -384,7 +384,7 @@ fn neither_direction_keeps_the_other_from_its_turn() {
 }
 
 #[test]
-fn of_an_upstream_that_hangs_up_without_a_word_the_audit_says_what_it_may_want() {
+fn upstream_that_closes_without_a_byte_is_explained_in_the_audit() {
     let upstream = Upstream::new(|mut stream| {
         let (mut heard, mut byte) = (Vec::new(), [0]);
         while !heard.ends_with(b"PING") {

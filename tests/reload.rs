@@ -48,7 +48,7 @@ fn sighup_applies_a_new_configuration() {
 }
 
 #[test]
-fn sighup_without_a_change_says_so_and_touches_nobody() {
+fn sighup_without_a_change_keeps_all_sessions() {
     let upstream = Upstream::echo();
     let portcullis = Portcullis::before(Listener::redis(&upstream));
     let mut inside = portcullis.client().connect();
@@ -61,7 +61,7 @@ fn sighup_without_a_change_says_so_and_touches_nobody() {
 }
 
 #[test]
-fn a_handshake_begun_under_the_old_policy_is_judged_by_the_new_one() {
+fn handshake_during_a_reload_is_authorized_by_the_new_policy() {
     let upstream = Upstream::silent();
     let listener = Listener::postgres(&upstream);
     let portcullis = Portcullis::start(TestDir::new(), format!("{ON_SIGHUP}{listener}"));
@@ -101,7 +101,7 @@ fn two_quick_reloads_end_with_the_newest_files() {
 }
 
 #[test]
-fn a_listener_on_port_zero_keeps_its_port() {
+fn listener_on_port_zero_keeps_its_port() {
     let upstream = Upstream::echo();
     let listener = Listener::redis(&upstream);
     let portcullis = Portcullis::start(TestDir::new(), format!("{ON_SIGHUP}{listener}"));
@@ -113,7 +113,7 @@ fn a_listener_on_port_zero_keeps_its_port() {
 }
 
 #[test]
-fn a_listener_can_be_added_and_removed() {
+fn listener_can_be_added_and_removed() {
     let upstream = Upstream::echo();
     let main = Listener::redis(&upstream);
     let portcullis = Portcullis::start(TestDir::new(), format!("{ON_SIGHUP}{main}"));
@@ -135,7 +135,7 @@ fn a_listener_can_be_added_and_removed() {
 }
 
 #[test]
-fn a_moved_listener_keeps_its_sessions() {
+fn moved_listener_keeps_its_sessions() {
     let upstream = Upstream::echo();
     let listener = Listener::redis(&upstream);
     let portcullis = Portcullis::start(TestDir::new(), format!("{ON_SIGHUP}{listener}"));
@@ -174,7 +174,7 @@ fn two_listeners_can_swap_their_addresses() {
 }
 
 #[test]
-fn a_wildcard_is_narrowed_without_a_moment_in_which_nobody_listens() {
+fn wildcard_address_is_narrowed_without_refusing_a_connection() {
     let upstream = Upstream::echo();
     let port = free_port();
     let here = SocketAddr::from(([127, 0, 0, 1], port));

@@ -283,7 +283,7 @@ fn descend(value: &DeValue<'_>, path: &str, keys: &mut BTreeSet<String>) {
 }
 
 #[test]
-fn every_key_of_the_reference_has_a_change() {
+fn every_key_of_the_reference_has_a_test_change() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let known: BTreeSet<&str> = CHANGES.iter().map(|(key, ..)| *key).collect();
     for reference in ["config/everything.toml", "tests/config/valid/everything.toml", "tests/config/valid/admin.toml"] {
@@ -362,7 +362,7 @@ fn configured(listener: Listener) -> String {
 }
 
 #[test]
-fn plan_is_told_in_words_and_marks_what_weakens() {
+fn plan_text_marks_weakened_settings() {
     let portcullis = Portcullis::start(TestDir::new(), configured(stronger()));
     portcullis.address("main");
     portcullis.site.write("next.toml", configured(weaker()));
@@ -391,7 +391,7 @@ fn plan_is_told_in_words_and_marks_what_weakens() {
 }
 
 #[test]
-fn applied_reload_records_the_differences_of_its_plan() {
+fn applied_reload_logs_the_differences_of_its_plan() {
     let portcullis = Portcullis::start(TestDir::new(), configured(stronger()));
     portcullis.address("main");
     let planned = plan(&portcullis, &configured(weaker()));
@@ -423,7 +423,7 @@ fn applied_reload_records_the_differences_of_its_plan() {
 }
 
 #[test]
-fn plan_speaks_of_what_would_be_removed() {
+fn plan_names_sessions_that_it_would_end() {
     let (site, upstream) = (TestDir::new(), Upstream::echo());
     let old = Authority::new("Old CA");
     site.write("old.crt", old.pem());
@@ -445,7 +445,7 @@ fn plan_speaks_of_what_would_be_removed() {
 }
 
 #[test]
-fn no_secret_is_in_a_plan_or_the_audit() {
+fn plan_and_audit_contain_no_secret() {
     let site = site();
     let ticket_keys = fs::read_to_string(site.path("tickets.keys")).unwrap();
     let listener = Listener::redis("127.0.0.1:1").tls("ticket_keys = \"tickets.keys\"");

@@ -194,7 +194,7 @@ fn app(authority: &Authority) -> Leaf {
 }
 
 #[test]
-fn no_session_outlives_its_ca() {
+fn ticket_is_not_resumed_after_its_ca_is_removed() {
     for keys in BOTH {
         let clients = Authority::new("Clients CA");
         let lines = ["client_auth = \"required\"", "client_ca = \"clients.pem\""];
@@ -205,7 +205,7 @@ fn no_session_outlives_its_ca() {
 }
 
 #[test]
-fn no_session_outlives_an_entry_in_a_revocation_list() {
+fn ticket_is_not_resumed_after_its_certificate_is_revoked() {
     for keys in BOTH {
         let clients = Authority::new("Clients CA");
         let leaf = app(&clients);
@@ -218,7 +218,7 @@ fn no_session_outlives_an_entry_in_a_revocation_list() {
 }
 
 #[test]
-fn no_session_outlives_its_pinned_certificate() {
+fn ticket_is_not_resumed_after_its_pinned_certificate_is_removed() {
     for keys in BOTH {
         let (leaf, other) = (app(&Authority::new("Anybody's CA")), app(&Authority::new("Another CA")));
         let lines = ["client_auth = \"required\"", "client_certificates = \"pinned.crt\""];
@@ -228,7 +228,7 @@ fn no_session_outlives_its_pinned_certificate() {
 }
 
 #[test]
-fn no_session_outlives_its_name_in_trusted_clients() {
+fn ticket_is_not_resumed_after_its_trusted_client_is_removed() {
     for keys in BOTH {
         let clients = Authority::new("Clients CA");
         let lines = ["client_auth = \"required\"", "client_ca = \"clients.pem\"", "trusted_clients = [\"cn:app\"]"];
@@ -240,7 +240,7 @@ fn no_session_outlives_its_name_in_trusted_clients() {
 }
 
 #[test]
-fn no_session_gets_in_without_a_certificate_once_one_is_required() {
+fn ticket_without_a_certificate_is_not_resumed_once_one_is_required() {
     for keys in BOTH {
         let clients = Authority::new("Clients CA");
         let lines = ["client_auth = \"optional\"", "client_ca = \"clients.pem\""];
@@ -252,7 +252,7 @@ fn no_session_gets_in_without_a_certificate_once_one_is_required() {
 }
 
 #[test]
-fn no_session_outlives_its_source_and_none_is_lost_by_other_sources() {
+fn ticket_is_not_resumed_after_its_source_is_removed() {
     for keys in BOTH {
         let clients = Authority::new("Clients CA");
         let lines = ["client_auth = \"required\"", "client_ca = \"clients.pem\""];
@@ -270,7 +270,7 @@ fn no_session_outlives_its_source_and_none_is_lost_by_other_sources() {
 }
 
 #[test]
-fn no_session_outlives_its_certificate() {
+fn ticket_is_not_resumed_after_its_certificate_expires() {
     let clients = Authority::new("Clients CA");
     let leaf = clients.issue(Request::client("app").brief(8));
     let lines = ["client_auth = \"required\"", "client_ca = \"clients.pem\""];
@@ -288,7 +288,7 @@ fn no_session_outlives_its_certificate() {
 }
 
 #[test]
-fn a_session_of_one_listener_is_taken_up_by_no_other() {
+fn ticket_of_one_listener_is_not_resumed_on_another() {
     for keys in BOTH {
         let (upstream, site) = (greeting(), TestDir::new());
         let clients = Authority::new("Clients CA");
@@ -369,7 +369,7 @@ impl Replicas {
 }
 
 #[test]
-fn replicas_with_the_same_keys_take_up_the_sessions_of_one_another() {
+fn replicas_with_the_same_ticket_keys_resume_each_others_sessions() {
     let replicas = Replicas::start();
     let [_, second] = &replicas.both;
     for mut guest in Guest::all(&replicas.both[0], Some(&app(&replicas.clients))) {
@@ -382,7 +382,7 @@ fn replicas_with_the_same_keys_take_up_the_sessions_of_one_another() {
 }
 
 #[test]
-fn a_replica_with_other_trust_takes_up_no_session() {
+fn replica_with_other_trust_resumes_no_session() {
     let replicas = Replicas::start();
     let mut tickets = replicas.tickets();
     replicas.assert_received(&mut tickets, [Resumed, Resumed], "with the same trust");
@@ -396,7 +396,7 @@ fn a_replica_with_other_trust_takes_up_no_session() {
 }
 
 #[test]
-fn keys_are_rotated_on_replicas_in_turn_and_nobody_notices() {
+fn ticket_key_rotation_on_replicas_keeps_resumption() {
     let replicas = Replicas::start();
     let (old, new) = (replicas.key.clone(), key());
     let mut under_old = replicas.tickets();
@@ -424,7 +424,7 @@ fn keys_are_rotated_on_replicas_in_turn_and_nobody_notices() {
 }
 
 #[test]
-fn ticket_keys_that_are_none_reject_the_reload_and_are_not_shown() {
+fn invalid_ticket_keys_reject_the_reload_and_are_not_shown() {
     let upstream = Upstream::echo();
     let site = TestDir::new();
     let good = key();

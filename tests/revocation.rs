@@ -70,7 +70,7 @@ pub(crate) fn while_busy<T: Send>(session: &mut Connection, act: impl FnOnce() -
 }
 
 #[test]
-fn a_source_that_is_taken_out_loses_its_sessions_and_the_others_keep_theirs() {
+fn removed_source_ends_its_open_sessions() {
     let upstream = Upstream::echo();
     let listener = Listener::redis(&upstream).trusting(&["127.0.0.0/24", "127.0.1.1", "127.0.2.0/24"]);
     let portcullis = start(TestDir::new(), &[&listener]);
@@ -86,7 +86,7 @@ fn a_source_that_is_taken_out_loses_its_sessions_and_the_others_keep_theirs() {
 }
 
 #[test]
-fn a_rule_that_expires_takes_its_sessions_along_unless_another_lets_them_in() {
+fn expired_rule_ends_its_sessions_unless_another_matches() {
     let upstream = Upstream::echo();
     let soon = OffsetDateTime::now_utc() + Duration::seconds(3);
     let ending = |source: &str| {
@@ -110,7 +110,7 @@ fn a_rule_that_expires_takes_its_sessions_along_unless_another_lets_them_in() {
 }
 
 #[test]
-fn a_certificate_that_runs_out_takes_its_session_along() {
+fn expired_certificate_ends_its_session() {
     let upstream = Upstream::echo();
     let (site, clients) = (TestDir::new(), Authority::new("Clients CA"));
     site.write("clients.pem", clients.pem());
@@ -123,7 +123,7 @@ fn a_certificate_that_runs_out_takes_its_session_along() {
 }
 
 #[test]
-fn a_ca_that_is_taken_out_loses_its_clients_and_its_twin_keeps_its_own() {
+fn removed_ca_ends_its_sessions_and_keeps_those_of_its_namesake() {
     let upstream = Upstream::echo();
     let site = TestDir::new();
     // The same name, and other keys: nothing but the key tells them apart.
@@ -148,7 +148,7 @@ fn a_ca_that_is_taken_out_loses_its_clients_and_its_twin_keeps_its_own() {
 }
 
 #[test]
-fn a_certificate_lets_its_holder_in_without_a_ca_until_it_is_taken_out() {
+fn pinned_certificate_is_admitted_until_it_is_removed() {
     let upstream = Upstream::echo();
     let (site, anybody) = (TestDir::new(), Authority::new("Anybody's CA"));
     std::fs::create_dir(site.path("clients")).unwrap();
@@ -171,7 +171,7 @@ fn a_certificate_lets_its_holder_in_without_a_ca_until_it_is_taken_out() {
 }
 
 #[test]
-fn a_file_may_hold_an_old_and_a_new_certificate_self_signed_or_with_their_chain() {
+fn pinned_file_accepts_old_and_new_certificates_with_their_chains() {
     let redis = Redis::start();
     let site = TestDir::new();
     let upload = |name: &str| {
@@ -208,7 +208,7 @@ fn a_file_may_hold_an_old_and_a_new_certificate_self_signed_or_with_their_chain(
 }
 
 #[test]
-fn of_the_holders_of_good_certificates_only_the_trusted_ones_get_in_and_stay() {
+fn client_removed_from_trusted_clients_ends_its_sessions() {
     let upstream = Upstream::echo();
     let (site, clients) = (TestDir::new(), Authority::new("Clients CA"));
     site.write("clients.pem", clients.pem());
@@ -256,7 +256,7 @@ fn refused_words(portcullis: &Portcullis, leaf: Leaf) -> (u16, String) {
 }
 
 #[test]
-fn who_was_let_in_without_a_certificate_needs_one_once_it_is_required() {
+fn session_without_a_certificate_ends_once_one_is_required() {
     let upstream = Upstream::echo();
     let (site, clients) = (TestDir::new(), Authority::new("Clients CA"));
     site.write("clients.pem", clients.pem());
@@ -272,7 +272,7 @@ fn who_was_let_in_without_a_certificate_needs_one_once_it_is_required() {
 }
 
 #[test]
-fn who_has_shown_a_certificate_need_not_show_it_again_after_a_time_when_none_was_asked_for() {
+fn session_with_a_certificate_survives_client_auth_none() {
     let upstream = Upstream::echo();
     let (site, clients) = (TestDir::new(), Authority::new("Clients CA"));
     site.write("clients.pem", clients.pem());
@@ -287,7 +287,7 @@ fn who_has_shown_a_certificate_need_not_show_it_again_after_a_time_when_none_was
 }
 
 #[test]
-fn a_listener_that_is_removed_takes_its_sessions_along_and_one_that_moves_does_not() {
+fn removed_listener_ends_its_sessions_and_moved_listener_keeps_them() {
     let upstream = Upstream::echo();
     let listeners = ["removed", "moved", "kept"].map(|name| Listener::redis(&upstream).named(name));
     let portcullis = start(TestDir::new(), &[&listeners[0], &listeners[1], &listeners[2]]);
@@ -300,7 +300,7 @@ fn a_listener_that_is_removed_takes_its_sessions_along_and_one_that_moves_does_n
 }
 
 #[test]
-fn where_sessions_are_to_be_kept_they_are() {
+fn revoke_keep_keeps_sessions() {
     let upstream = Upstream::echo();
     let of = |name: &str| Listener::redis(&upstream).named(name).trusting(&["127.0.0.2"]);
     let (global, own) = (of("global"), of("own").key("revoke = \"disconnect\""));
@@ -316,7 +316,7 @@ fn where_sessions_are_to_be_kept_they_are() {
 }
 
 #[test]
-fn what_is_revoked_comes_to_no_new_session_by_resumption() {
+fn revoked_client_is_not_resumed() {
     let upstream = Upstream::echo();
     let (site, clients) = (TestDir::new(), Authority::new("Clients CA"));
     site.write("clients.pem", clients.pem());
@@ -339,7 +339,7 @@ fn what_is_revoked_comes_to_no_new_session_by_resumption() {
 }
 
 #[test]
-fn sessions_parked_with_junk_chains_delay_no_revocation_of_another_client() {
+fn sessions_with_junk_chains_do_not_delay_other_revocations() {
     let upstream = Upstream::echo();
     let site = TestDir::new();
     let [main, old, new] = ["Main CA", "Old CA", "Old CA"].map(Authority::new);

@@ -13,7 +13,7 @@ use crate::harness::program::{Running, allow_many_files, command, free_address};
 use crate::harness::{Client, Event, Listener, Portcullis, TestDir, Upstream, eventually, wire};
 
 #[test]
-fn running_out_of_files_neither_stops_the_listener_nor_makes_it_spin() {
+fn exhausted_file_descriptors_pause_the_listener_without_spinning() {
     let upstream = Upstream::echo();
     let mut limited = command("prlimit");
     limited.arg(format!("--nofile={}", tight(7))).args(["--", EXECUTABLE]);
@@ -72,7 +72,7 @@ fn garbage_ends_only_the_connection_that_sends_it() {
 }
 
 #[test]
-fn a_client_hello_without_end_is_cut_off() {
+fn endless_client_hello_is_rejected() {
     let upstream = Upstream::silent();
     let portcullis = Portcullis::before(Listener::redis(&upstream));
     let client = portcullis.client();
@@ -91,7 +91,7 @@ fn a_client_hello_without_end_is_cut_off() {
 }
 
 #[test]
-fn five_hundred_half_open_handshakes_do_not_keep_a_good_client_out() {
+fn half_open_handshakes_do_not_block_other_clients() {
     allow_many_files();
     let upstream = Upstream::echo();
     let portcullis = Portcullis::before(Listener::redis(&upstream));
@@ -116,7 +116,7 @@ fn five_hundred_half_open_handshakes_do_not_keep_a_good_client_out() {
 }
 
 #[test]
-fn a_full_audit_disk_stops_nothing() {
+fn full_audit_disk_does_not_stop_traffic() {
     let upstream = Upstream::echo();
     let config = format!("log.audit_file = \"/dev/full\"\n{}", Listener::redis(&upstream));
     let portcullis = Portcullis::start(TestDir::new(), config);
@@ -130,7 +130,7 @@ fn a_full_audit_disk_stops_nothing() {
 }
 
 #[test]
-fn a_log_that_nobody_reads_stops_nothing() {
+fn unread_log_does_not_stop_traffic() {
     let upstream = Upstream::echo();
     let site = TestDir::new();
     let address = free_address();
@@ -150,7 +150,7 @@ fn a_log_that_nobody_reads_stops_nothing() {
 }
 
 #[test]
-fn a_log_reader_that_goes_away_stops_nothing() {
+fn closed_log_pipe_does_not_stop_traffic() {
     let upstream = Upstream::echo();
     let site = TestDir::new();
     let address = free_address();
@@ -169,7 +169,7 @@ fn a_log_reader_that_goes_away_stops_nothing() {
 }
 
 #[test]
-fn a_broken_record_ends_only_its_own_session() {
+fn broken_tls_record_ends_only_its_session() {
     let upstream = Upstream::echo();
     let portcullis = Portcullis::before(Listener::redis(&upstream));
     let mut bystander = portcullis.client().connect();
@@ -185,7 +185,7 @@ fn a_broken_record_ends_only_its_own_session() {
 }
 
 #[test]
-fn nothing_is_left_of_connections_that_ended() {
+fn ended_connections_free_descriptors_and_memory() {
     let upstream = Upstream::echo();
     let portcullis = Portcullis::before(Listener::redis(&upstream));
     let client = portcullis.client();
@@ -210,7 +210,7 @@ fn nothing_is_left_of_connections_that_ended() {
 }
 
 #[test]
-fn idle_sessions_cost_next_to_nothing() {
+fn idle_sessions_use_little_memory_and_no_cpu() {
     allow_many_files();
     let upstream = Upstream::echo();
     let portcullis = Portcullis::before(Listener::redis(&upstream));
@@ -234,7 +234,7 @@ fn idle_sessions_cost_next_to_nothing() {
 }
 
 #[test]
-fn a_client_that_never_reads_its_refusal_costs_nothing_for_long() {
+fn client_that_never_reads_its_denial_is_closed_after_the_handshake_timeout() {
     let upstream = Upstream::silent();
     let listener = Listener::redis(&upstream).limit("handshake_timeout = \"3s\"");
     let portcullis = Portcullis::before(listener);

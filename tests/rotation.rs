@@ -143,7 +143,7 @@ impl Load {
 }
 
 #[test]
-fn fifty_rotations_of_every_kind_cost_no_client_an_error() {
+fn rotations_of_every_kind_under_load_cause_no_client_error() {
     let (redis, postgres) = (Redis::start(), Postgres::start());
     let (site, mut world) = (TestDir::new(), World::new(&redis, &postgres));
     std::fs::create_dir(site.path("uploaded")).unwrap();
@@ -213,7 +213,7 @@ fn loads(portcullis: &Portcullis) -> [Load; 3] {
 }
 
 #[test]
-fn rotations_that_are_noticed_by_themselves_cost_no_client_an_error() {
+fn watched_rotations_under_load_cause_no_client_error() {
     let redis = Redis::start();
     let config = format!("{ON_CHANGE}{}", Listener::redis(&redis));
     let portcullis = Portcullis::start(TestDir::new(), config);

@@ -160,7 +160,7 @@ fn while_closing(portcullis: &Portcullis) -> Option<WhileClosing> {
 }
 
 #[test]
-fn session_that_sees_off_a_client_who_stays_is_closing_and_in_nobodys_way() {
+fn lingering_session_is_listed_as_closing_and_does_not_count() {
     let redis = Redis::start();
     let portcullis = start(&Listener::redis(&redis).limit("max_connections = 1"));
     portcullis.status();
@@ -221,7 +221,7 @@ const TRUSTED: &[u8] = &[0, 0, 0, 0];
 const SASL: &[u8] = &[0, 0, 0, 10];
 
 #[test]
-fn client_that_the_server_itself_refuses_is_half_closed_until_it_goes() {
+fn client_refused_by_the_server_is_half_closed_until_it_closes() {
     let leader = Postgres::primary();
     let alone = format!("address = \"{leader}\"");
     for (keys, user) in [(&alone, "nobody"), (&alone, "keyed"), (&target(&[&leader]), "keyed")] {
@@ -246,7 +246,7 @@ fn client_that_the_server_itself_refuses_is_half_closed_until_it_goes() {
 }
 
 #[test]
-fn connection_that_is_refused_is_never_listed() {
+fn denied_connection_is_never_listed() {
     let upstream = Upstream::echo();
     let (full, away) = (Listener::redis(&upstream).limit("max_connections = 1"), Listener::redis(free_address()));
     let portcullis = start(&full);
@@ -269,7 +269,7 @@ fn connection_that_is_refused_is_never_listed() {
 }
 
 #[test]
-fn last_users_are_shown_of_what_no_open_session_relies_on() {
+fn rotation_shows_last_users_of_unused_items() {
     let upstream = Upstream::echo();
     let site = TestDir::new();
     let old = Authority::new("Old CA");
@@ -297,7 +297,7 @@ fn last_users_are_shown_of_what_no_open_session_relies_on() {
 }
 
 #[test]
-fn rule_that_was_added_is_not_called_as_old_as_the_program() {
+fn added_rule_shows_the_time_of_its_reload() {
     let upstream = Upstream::echo();
     let listener = Listener::redis(&upstream);
     let portcullis = start(&listener);
@@ -309,7 +309,7 @@ fn rule_that_was_added_is_not_called_as_old_as_the_program() {
 }
 
 #[test]
-fn reload_of_unchanged_files_says_since_when_they_are_in_force() {
+fn reload_of_unchanged_files_keeps_their_time_of_effect() {
     let upstream = Upstream::echo();
     let listener = Listener::redis(&upstream);
     let portcullis = start(&listener);

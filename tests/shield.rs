@@ -70,7 +70,7 @@ fn denials(portcullis: &Portcullis) -> usize {
 }
 
 #[test]
-fn a_stranger_hears_nothing_and_who_is_trusted_comes_in() {
+fn untrusted_source_gets_no_answer_and_trusted_source_is_accepted() {
     let upstream = Upstream::echo();
     for (listen, trusted, stranger) in [
         ("127.0.0.1:0", "127.0.0.5", Some("127.0.0.9")),
@@ -103,7 +103,7 @@ fn a_stranger_hears_nothing_and_who_is_trusted_comes_in() {
 }
 
 #[test]
-fn a_rule_that_comes_or_goes_counts_as_soon_as_the_reload_is_applied() {
+fn changed_rule_applies_to_the_filter_with_its_reload() {
     let upstream = Upstream::echo();
     let with = |sources: &[&str]| config(&[&shielded(&upstream, sources)]);
     let portcullis = Portcullis::start(TestDir::new(), with(&["127.0.0.1"]));
@@ -122,7 +122,7 @@ fn a_rule_that_comes_or_goes_counts_as_soon_as_the_reload_is_applied() {
 }
 
 #[test]
-fn who_is_trusted_is_never_kept_out_however_often_the_sources_change() {
+fn trusted_source_is_never_dropped_while_sources_change() {
     allow_many_files();
     let upstream = Upstream::echo();
     let mut portcullis = start(&[&shielded(&upstream, &["127.0.0.1", "127.0.0.2"])]);
@@ -180,7 +180,7 @@ fn who_is_trusted_is_never_kept_out_however_often_the_sources_change() {
 }
 
 #[test]
-fn a_flood_raises_the_shield_and_its_end_lowers_it() {
+fn flood_activates_the_shield_until_it_ends() {
     let upstream = Upstream::echo();
     let listener = Listener::redis(&upstream).trusting(&["127.0.0.1"]).key("shield = \"auto\"");
     let portcullis = start(&[&listener]);
@@ -218,7 +218,7 @@ fn a_flood_raises_the_shield_and_its_end_lowers_it() {
 }
 
 #[test]
-fn a_listener_that_comes_is_shielded_and_one_that_moves_in_brings_nothing_along() {
+fn added_listener_is_shielded_and_its_successor_is_not() {
     let upstream = Upstream::echo();
     let port = crate::harness::program::free_port();
     let at = format!("127.0.0.1:{port}");
@@ -245,7 +245,7 @@ const OBSTACLES: [(&str, &str); 2] = [
 ];
 
 #[test]
-fn where_it_cannot_be_check_and_the_log_say_so_and_everything_else_works() {
+fn unavailable_shield_is_reported_and_traffic_continues() {
     let upstream = Upstream::echo();
     for (line, words) in OBSTACLES {
         let portcullis = start(&[&shielded(&upstream, &["127.0.0.1"]).key(line)]);
@@ -263,7 +263,7 @@ fn where_it_cannot_be_check_and_the_log_say_so_and_everything_else_works() {
 }
 
 #[test]
-fn too_many_sources_leave_the_port_open_and_fewer_close_it_again() {
+fn too_many_sources_deactivate_the_filter_until_there_are_fewer() {
     let upstream = Upstream::echo();
     let many: Vec<_> = (0..2_500).map(|number| format!("10.0.{}.{}", number / 125, number % 125 * 2)).collect();
     let many: Vec<_> = many.iter().map(String::as_str).chain(["127.0.0.1"]).collect();
@@ -344,7 +344,7 @@ done; ip link set far up'
 echo $far > \"$0/clients\"";
 
 #[test]
-fn over_a_wire_it_is_the_same_for_both_families() {
+fn filter_drops_untrusted_packets_of_both_families_over_a_network() {
     let upstream = Upstream::silent();
     for listen in [&["[::]:6380"][..], &["0.0.0.0:6380", "[fd09::1]:6380"]] {
         let listener = shielded(&upstream, &["10.9.0.2", "fd09::2"]).on(listen);
@@ -367,7 +367,7 @@ fn over_a_wire_it_is_the_same_for_both_families() {
 const LITTLE_ROOM: &str = "echo 6000 > /proc/sys/net/core/optmem_max; echo $$ > \"$0/clients\"";
 
 #[test]
-fn a_kernel_that_refuses_the_filter_leaves_the_port_open_and_that_is_said() {
+fn rejected_filter_is_reported_and_leaves_the_port_open() {
     let upstream = Upstream::silent();
     let (few, target) = (["127.0.0.1"], "127.0.0.1:6380");
     let many: Vec<_> = (0..300).map(|number| format!("10.{}.{}.0/25", number / 200, number % 200)).collect();

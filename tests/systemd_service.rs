@@ -72,7 +72,7 @@ fn files(directory: &Path) -> Vec<PathBuf> {
 }
 
 #[test]
-fn installed_example_starts_reloads_and_stops_as_an_unprivileged_user() {
+fn installed_example_runs_as_an_unprivileged_user() {
     if !geteuid().is_root() {
         eprintln!("skipped: only root can become another user");
         return;
@@ -152,7 +152,7 @@ fn unit_is_valid() {
 }
 
 #[test]
-fn systemd_is_told_of_every_reload_and_its_verdict() {
+fn systemd_is_notified_of_every_reload_and_its_result() {
     let upstream = Upstream::echo();
     let site = TestDir::new();
     let socket = notify_socket(&site.path("notify"));

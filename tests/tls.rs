@@ -17,7 +17,7 @@ fn brief() -> Upstream {
 }
 
 #[test]
-fn openssl_gets_in_with_either_version() {
+fn openssl_connects_with_tls_1_2_and_1_3() {
     let upstream = brief();
     let portcullis = Portcullis::before(Listener::redis(&upstream));
     let address = portcullis.address("main");
@@ -30,7 +30,7 @@ fn openssl_gets_in_with_either_version() {
 }
 
 #[test]
-fn openssl_speaks_postgres_to_get_in() {
+fn openssl_starttls_postgres_connects() {
     let upstream = Upstream::silent();
     let portcullis = Portcullis::before(Listener::postgres(&upstream));
     let options = ["-starttls", "postgres", "-no_ign_eof"];
@@ -39,7 +39,7 @@ fn openssl_speaks_postgres_to_get_in() {
 }
 
 #[test]
-fn the_audit_names_version_cipher_and_server_name() {
+fn audit_names_version_cipher_and_server_name() {
     let upstream = Upstream::echo();
     let portcullis = Portcullis::before(Listener::redis(&upstream));
     for (version, name) in [(&TLS12, "TLSv1.2"), (&TLS13, "TLSv1.3")] {
@@ -54,7 +54,7 @@ fn the_audit_names_version_cipher_and_server_name() {
 }
 
 #[test]
-fn a_minimum_of_1_3_refuses_1_2() {
+fn min_version_1_3_rejects_1_2() {
     let upstream = Upstream::echo();
     let portcullis = Portcullis::before(Listener::redis(&upstream).tls("min_version = \"1.3\""));
     let client = portcullis.client().speaking(&TLS12);
@@ -70,7 +70,7 @@ fn a_minimum_of_1_3_refuses_1_2() {
 }
 
 #[test]
-fn the_hybrid_post_quantum_exchange_is_taken_by_a_client_that_offers_it() {
+fn hybrid_key_exchange_is_used_with_a_client_that_offers_it() {
     let upstream = Upstream::echo();
     let portcullis = Portcullis::before(Listener::redis(&upstream));
     let connection = portcullis.client().connect();
@@ -79,7 +79,7 @@ fn the_hybrid_post_quantum_exchange_is_taken_by_a_client_that_offers_it() {
 }
 
 #[test]
-fn the_server_name_chooses_the_certificate() {
+fn server_name_selects_the_certificate() {
     let upstream = Upstream::echo();
     let site = TestDir::new();
     let (a, b) = (site.ca.issue(Request::server(&["a.test"])), site.ca.issue(Request::server(&["*.b.test"])));
@@ -99,7 +99,7 @@ fn the_server_name_chooses_the_certificate() {
 }
 
 #[test]
-fn a_client_that_knows_only_rsa_gets_the_rsa_certificate() {
+fn rsa_only_client_gets_the_rsa_certificate() {
     let upstream = brief();
     let site = TestDir::new();
     let rsa = Request::server(&["localhost", "127.0.0.1"]).rsa();
@@ -123,7 +123,7 @@ fn a_client_that_knows_only_rsa_gets_the_rsa_certificate() {
 }
 
 #[test]
-fn a_certificate_is_sent_with_its_intermediates() {
+fn certificate_is_sent_with_its_intermediates() {
     let upstream = Upstream::echo();
     let site = TestDir::new();
     let middle = site.ca.intermediate("One").intermediate("Two");
@@ -133,7 +133,7 @@ fn a_certificate_is_sent_with_its_intermediates() {
 }
 
 #[test]
-fn a_key_is_read_in_every_form_that_openssl_writes() {
+fn key_is_read_in_every_form_that_openssl_writes() {
     let upstream = Upstream::echo();
     let site = TestDir::new();
     let sec1 = openssl(&site, &["ec", "-in", "server.key"]);
@@ -150,7 +150,7 @@ fn a_key_is_read_in_every_form_that_openssl_writes() {
 }
 
 #[test]
-fn a_session_ends_with_close_notify() {
+fn session_ends_with_close_notify() {
     let upstream = brief();
     let portcullis = Portcullis::before(Listener::redis(&upstream));
     for version in [&TLS12, &TLS13] {
@@ -161,7 +161,7 @@ fn a_session_ends_with_close_notify() {
 }
 
 #[test]
-fn a_returning_client_resumes_its_tls_session() {
+fn returning_client_resumes_its_tls_session() {
     let upstream = Upstream::echo();
     let portcullis = Portcullis::before(Listener::redis(&upstream));
     for version in [&TLS12, &TLS13] {
@@ -177,7 +177,7 @@ fn a_returning_client_resumes_its_tls_session() {
 }
 
 #[test]
-fn openssl_resumes_its_session_with_a_client_certificate_too() {
+fn openssl_resumes_its_session_with_a_client_certificate() {
     let upstream = brief();
     for client_auth in ["none", "required"] {
         let site = TestDir::new();
@@ -201,7 +201,7 @@ fn openssl_resumes_its_session_with_a_client_certificate_too() {
 }
 
 #[test]
-fn a_client_that_does_not_trust_the_certificate_is_explained_in_the_audit() {
+fn client_that_distrusts_the_certificate_is_explained_in_the_audit() {
     let upstream = Upstream::silent();
     let portcullis = Portcullis::before(Listener::redis(&upstream));
     let stranger = Authority::new("Another CA");
@@ -220,7 +220,7 @@ fn a_client_that_does_not_trust_the_certificate_is_explained_in_the_audit() {
 }
 
 #[test]
-fn openssl_that_does_not_trust_the_certificate_is_told_of_by_name_and_since_when_it_is_in_use() {
+fn audit_names_the_certificate_that_openssl_distrusts_and_its_time_of_effect() {
     let upstream = Upstream::silent();
     let site = TestDir::new();
     let [first, renewed] = [site.server(), site.server()];

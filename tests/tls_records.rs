@@ -27,7 +27,7 @@ fn assert_gets_big(client: &mut Connection, answer: &[u8]) {
 }
 
 #[test]
-fn openssl_takes_new_keys_in_the_middle_of_a_session() {
+fn openssl_key_update_within_a_session_is_accepted() {
     let redis = Redis::start();
     let portcullis = Portcullis::before(Listener::redis(&redis));
     for suite in ["TLS_AES_128_GCM_SHA256", "TLS_AES_256_GCM_SHA384", "TLS_CHACHA20_POLY1305_SHA256"] {
@@ -46,7 +46,7 @@ fn openssl_takes_new_keys_in_the_middle_of_a_session() {
 }
 
 #[test]
-fn openssl_may_pad_its_records_and_make_them_small() {
+fn openssl_padded_and_small_records_are_accepted() {
     let redis = Redis::start();
     let portcullis = Portcullis::before(Listener::redis(&redis));
     let long = "x".repeat(4000);
@@ -64,7 +64,7 @@ fn openssl_may_pad_its_records_and_make_them_small() {
 }
 
 #[test]
-fn openssl_shows_a_certificate_in_parts() {
+fn fragmented_certificate_of_openssl_is_accepted() {
     let redis = Redis::start();
     let site = TestDir::new();
     let mut middle = site.ca.intermediate("0");
@@ -82,7 +82,7 @@ fn openssl_shows_a_certificate_in_parts() {
 }
 
 #[test]
-fn longest_chain_of_rsa_4096_certificates_is_accepted_in_whatever_records() {
+fn longest_rsa_4096_chain_is_accepted_in_records_of_any_size() {
     let redis = Redis::start();
     let site = TestDir::new();
     let root = Authority::rsa_4096("root");
@@ -107,7 +107,7 @@ fn longest_chain_of_rsa_4096_certificates_is_accepted_in_whatever_records() {
 }
 
 #[test]
-fn client_that_sends_more_than_72_kib_in_its_handshake_is_refused() {
+fn handshake_of_more_than_72_kib_is_rejected() {
     let upstream = Upstream::echo();
     let site = TestDir::new();
     let leaf = |size: usize| site.ca.issue(Request::client("app").organization(&"x".repeat(size)));
@@ -127,7 +127,7 @@ fn client_that_sends_more_than_72_kib_in_its_handshake_is_refused() {
 }
 
 #[test]
-fn records_of_the_smallest_size_and_of_one_byte_come_and_go() {
+fn smallest_records_are_relayed_both_ways() {
     let (redis, answer) = redis_with_big(4 << 20);
     let portcullis = Portcullis::before(Listener::redis(&redis));
     for version in [&TLS12, &TLS13] {
@@ -147,7 +147,7 @@ fn records_of_the_smallest_size_and_of_one_byte_come_and_go() {
 }
 
 #[test]
-fn a_client_may_dribble_all_of_tls_byte_by_byte() {
+fn tls_sent_byte_by_byte_is_accepted() {
     let (redis, answer) = redis_with_big(1 << 20);
     let portcullis = Portcullis::before(Listener::redis(&redis));
     for version in [&TLS12, &TLS13] {
@@ -180,7 +180,7 @@ fn dribble(tls: &mut ClientConnection, socket: &mut impl Write) {
 }
 
 #[test]
-fn keys_change_both_ways_while_much_is_on_its_way() {
+fn key_updates_during_a_transfer_lose_no_byte() {
     let upstream = Upstream::echo();
     let portcullis = Portcullis::before(Listener::tcp(&upstream));
     let mut client = portcullis.client().speaking(&TLS13).connect();

@@ -206,7 +206,7 @@ fn for_all(
 }
 
 #[test]
-fn a_client_that_ends_its_side_gets_the_whole_answer_over_any_legs() {
+fn half_closed_client_receives_the_whole_answer_over_all_transports() {
     let answer = Arc::new(pattern(64 * MIB));
     let said = Arc::clone(&answer);
     let serve = move |mut stream: Wire| {
@@ -231,7 +231,7 @@ fn a_client_that_ends_its_side_gets_the_whole_answer_over_any_legs() {
 }
 
 #[test]
-fn an_upstream_that_ends_its_side_hears_the_client_out_over_any_legs() {
+fn half_closed_upstream_receives_all_client_bytes_over_all_transports() {
     let serve = |mut stream: Wire| {
         stream.write_all(b"go on").unwrap();
         stream.finish().unwrap();
@@ -251,7 +251,7 @@ fn an_upstream_that_ends_its_side_hears_the_client_out_over_any_legs() {
 }
 
 #[test]
-fn a_half_closed_session_ends_in_silence_and_not_before_over_any_legs() {
+fn half_close_timeout_counts_from_the_last_byte_over_all_transports() {
     let serve = |mut stream: Wire| {
         stream.read_all();
         // Longer in all than the silence may last.
@@ -277,7 +277,7 @@ fn a_half_closed_session_ends_in_silence_and_not_before_over_any_legs() {
 }
 
 #[test]
-fn what_an_upstream_said_before_it_was_cut_off_arrives_and_tls_says_that_it_was_cut() {
+fn truncated_upstream_stream_is_delivered_and_marked_as_truncated_over_all_transports() {
     let serve = |mut stream: Wire| {
         wire::read_exactly(&mut stream, 1);
         stream.write_all(&pattern(3 * MIB)).unwrap();
@@ -303,7 +303,7 @@ fn what_an_upstream_said_before_it_was_cut_off_arrives_and_tls_says_that_it_was_
 }
 
 #[test]
-fn whoever_goes_however_nothing_of_a_session_is_left() {
+fn ended_session_leaves_nothing_however_either_side_closes() {
     // The upstream does as it is told. Either of them may find that the other one has gone already.
     let serve = |mut stream: Wire| {
         let mut word = [0];
@@ -357,7 +357,7 @@ fn whoever_goes_however_nothing_of_a_session_is_left() {
 }
 
 #[test]
-fn a_slow_reader_costs_little_memory_over_any_legs() {
+fn slow_reader_uses_little_memory_over_all_transports() {
     /// In KiB. One reading of 64 KiB, held or sealed; the rest is for the allocator and the log.
     const MOST: u64 = 384;
     let serve = |mut stream: Wire| {
@@ -390,7 +390,7 @@ fn a_slow_reader_costs_little_memory_over_any_legs() {
 }
 
 #[test]
-fn those_who_wait_for_redis_in_tls_stay_over_reloads() {
+fn blocked_redis_clients_survive_reloads_over_all_transports() {
     let site = TestDir::new();
     let redis = Redis::with_tls(&site, &site.server(), ANYBODY);
     let upstream = format!("address = \"{redis}\"\ntls = \"verify-full\"\nca = \"ca.crt\"");
@@ -427,7 +427,7 @@ fn those_who_wait_for_redis_in_tls_stay_over_reloads() {
 }
 
 #[test]
-fn a_pipeline_and_then_the_end_is_answered_to_the_last_word() {
+fn pipeline_before_a_half_close_is_answered_completely() {
     let redis = Redis::start();
     for upstream in [format!("address = \"{redis}\""), format!("address = \"unix:{}\"", redis.socket().display())] {
         let portcullis = Portcullis::start(TestDir::new(), listeners("redis", &upstream, ""));

@@ -26,7 +26,7 @@ fn trusting(authority: &Authority, upstream: &Upstream, lines: &[&str]) -> Portc
 }
 
 #[test]
-fn expired_anchor_vouches_for_nobody_unless_its_dates_are_ignored() {
+fn expired_anchor_is_rejected_unless_its_dates_are_ignored() {
     let (upstream, old) = (Upstream::echo(), Authority::expired("Old CA"));
     let portcullis = trusting(&old, &upstream, &[]);
     let denied = refused(&portcullis, &app(&old));
@@ -50,7 +50,7 @@ fn session_ends_when_its_anchor_expires() {
 }
 
 #[test]
-fn client_that_no_list_of_its_ca_covers_is_refused() {
+fn client_that_no_crl_of_its_ca_covers_is_denied() {
     let (upstream, site, clients) = (Upstream::echo(), TestDir::new(), Authority::new("Clients CA"));
     let [named, unnamed] = [app(&clients), app(&clients)];
     let list = clients.list(TakesBack::nothing(1).and(named.der()).about_authorities());
@@ -67,7 +67,7 @@ fn client_that_no_list_of_its_ca_covers_is_refused() {
 }
 
 #[test]
-fn looping_intermediates_are_refused_and_others_are_served() {
+fn looping_intermediates_are_rejected_and_other_clients_served() {
     let (upstream, clients) = (Upstream::echo(), Authority::new("Clients CA"));
     let portcullis = trusting(&clients, &upstream, &[]);
     for name in ["Loop CA", "Clients CA"] {

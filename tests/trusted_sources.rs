@@ -7,7 +7,7 @@ use crate::harness::client::port;
 use crate::harness::{Listener, Portcullis, TestDir, Upstream, eventually, wire};
 
 #[test]
-fn an_untrusted_source_is_closed_before_a_byte() {
+fn untrusted_source_is_closed_before_the_first_byte() {
     let upstream = Upstream::silent();
     for listener in [Listener::redis(&upstream), Listener::postgres(&upstream), Listener::tcp(&upstream)] {
         let portcullis = Portcullis::before(listener);
@@ -24,7 +24,7 @@ fn an_untrusted_source_is_closed_before_a_byte() {
 }
 
 #[test]
-fn an_untrusted_source_gets_no_answer_to_a_tls_handshake() {
+fn untrusted_source_gets_no_answer_to_a_tls_handshake() {
     let upstream = Upstream::silent();
     let portcullis = Portcullis::before(Listener::redis(&upstream));
     let stranger = portcullis.client().from("127.0.0.2");
@@ -37,7 +37,7 @@ fn an_untrusted_source_gets_no_answer_to_a_tls_handshake() {
 }
 
 #[test]
-fn an_empty_list_lets_nobody_in() {
+fn empty_source_list_admits_no_client() {
     let upstream = Upstream::silent();
     let portcullis = Portcullis::before(Listener::redis(&upstream).trusting(&[]));
     let mut stream = portcullis.client().dial();
@@ -47,7 +47,7 @@ fn an_empty_list_lets_nobody_in() {
 }
 
 #[test]
-fn the_longest_matching_rule_is_the_one_in_the_audit() {
+fn audit_names_the_longest_matching_rule() {
     let upstream = Upstream::echo();
     let sources = ["127.0.0.0/8", "127.0.0.1", "0.0.0.0/0"];
     let portcullis = Portcullis::before(Listener::redis(&upstream).trusting(&sources));
@@ -61,7 +61,7 @@ fn the_longest_matching_rule_is_the_one_in_the_audit() {
 }
 
 #[test]
-fn an_ipv4_mapped_source_is_judged_as_ipv4() {
+fn ipv4_mapped_source_is_judged_as_ipv4() {
     let upstream = Upstream::echo();
     let portcullis = Portcullis::before(Listener::redis(&upstream).on(&["[::]:0"]));
     let mut here = portcullis.address("main");
@@ -78,7 +78,7 @@ fn an_ipv4_mapped_source_is_judged_as_ipv4() {
 }
 
 #[test]
-fn a_rule_for_a_mapped_address_means_the_ipv4_one() {
+fn rule_for_a_mapped_address_means_the_ipv4_one() {
     let upstream = Upstream::echo();
     let portcullis = Portcullis::before(Listener::redis(&upstream).trusting(&["::ffff:127.0.0.0/120"]));
     portcullis.client().connect().ask(b"hello", b"hello");
@@ -104,7 +104,7 @@ fn all_of_ipv6_does_not_include_ipv4() {
 }
 
 #[test]
-fn an_ipv6_only_listener_does_not_answer_ipv4() {
+fn ipv6_only_listener_does_not_answer_ipv4() {
     let upstream = Upstream::echo();
     let listener = Listener::redis(&upstream).on(&["[::]:0"]).trusting(&["::1", "127.0.0.1"]);
     let portcullis = Portcullis::before(listener.key("ipv6_only = true"));
@@ -117,7 +117,7 @@ fn an_ipv6_only_listener_does_not_answer_ipv4() {
 }
 
 #[test]
-fn observing_lets_a_stranger_in_and_says_that_it_would_not_have() {
+fn observe_mode_admits_an_untrusted_source_and_logs_would_deny() {
     let upstream = Upstream::echo();
     let listener = Listener::redis(&upstream).key("enforcement = \"observe\"");
     let mut portcullis = Portcullis::before(listener);
@@ -134,7 +134,7 @@ fn observing_lets_a_stranger_in_and_says_that_it_would_not_have() {
 }
 
 #[test]
-fn the_sources_file_and_the_configured_rules_count_together() {
+fn sources_file_adds_to_the_configured_rules() {
     let upstream = Upstream::echo();
     let site = TestDir::new();
     site.write(
@@ -166,7 +166,7 @@ fn the_sources_file_and_the_configured_rules_count_together() {
 }
 
 #[test]
-fn a_rule_can_be_a_table_with_a_description_and_an_expiry() {
+fn rule_table_accepts_description_and_expiry() {
     let upstream = Upstream::echo();
     let listener = Listener::redis(&upstream).trusting(&[]).to_string().replace(
         "trusted_sources = []",
@@ -186,7 +186,7 @@ fn a_rule_can_be_a_table_with_a_description_and_an_expiry() {
 }
 
 #[test]
-fn a_rule_lets_in_until_the_moment_it_expires() {
+fn rule_admits_until_it_expires() {
     let upstream = Upstream::echo();
     let soon = (OffsetDateTime::now_utc() + Duration::seconds(3)).format(&Rfc3339).unwrap();
     let listener = Listener::redis(&upstream).trusting(&[]).to_string().replace(
@@ -206,7 +206,7 @@ fn a_rule_lets_in_until_the_moment_it_expires() {
 }
 
 #[test]
-fn a_listener_serves_all_of_its_addresses() {
+fn listener_serves_all_its_addresses() {
     let upstream = Upstream::echo();
     let listener = Listener::redis(&upstream).on(&["127.0.0.1:0", "127.0.0.2:0", "[::1]:0"]).trusting(&[
         "127.0.0.1",

@@ -50,7 +50,7 @@ fn assert_bounded(line: &str) {
 }
 
 #[test]
-fn very_long_name_of_a_refused_client_is_cut_in_log_and_audit() {
+fn very_long_name_of_a_denied_client_is_truncated_in_log_and_audit() {
     let upstream = Upstream::silent();
     for format in ["json", "text"] {
         let site = TestDir::new();
@@ -119,7 +119,7 @@ impl Unread {
 }
 
 #[test]
-fn refused_clients_with_very_long_names_leave_memory_bounded_while_nobody_reads_the_log() {
+fn denied_clients_with_very_long_names_use_bounded_memory_while_the_log_is_unread() {
     let upstream = Upstream::silent();
     let address = free_address();
     let listener = requiring_certificates(&upstream).on(&[&address.to_string()]).trusting(&["127.0.0.0/8"]);
@@ -231,7 +231,7 @@ fn invisible_characters_are_escaped_in_log_audit_and_tables() {
 }
 
 #[test]
-fn description_of_a_source_is_escaped_and_cut_in_the_audit() {
+fn description_of_a_source_is_escaped_and_truncated_in_the_audit() {
     let upstream = Upstream::silent();
     let site = TestDir::new();
     site.write("sources.toml", "rule = []\n");
@@ -253,7 +253,7 @@ fn description_of_a_source_is_escaped_and_cut_in_the_audit() {
 }
 
 #[test]
-fn certificate_of_an_upstream_is_escaped_and_cut_in_audit_and_status() {
+fn certificate_of_an_upstream_is_escaped_and_truncated_in_audit_and_status() {
     let site = TestDir::new();
     let name = format!("{HIDDEN}{}", "\u{1}".repeat(10_000));
     let many: Vec<String> = (0..400).map(|number| format!("a-name-of-an-upstream-{number}.test")).collect();
@@ -284,7 +284,7 @@ fn certificate_of_an_upstream_is_escaped_and_cut_in_audit_and_status() {
 }
 
 #[test]
-fn names_that_differ_behind_the_cut_are_told_apart() {
+fn names_that_differ_after_the_truncation_are_distinguishable() {
     let upstream = Upstream::echo();
     let site = TestDir::new();
     let long = "x".repeat(700);

@@ -37,7 +37,7 @@ fn eventually_healthy(portcullis: &Portcullis) -> Value {
 }
 
 #[test]
-fn single_redis_that_stops_is_unhealthy_and_healthy_again_without_a_client() {
+fn single_redis_recovers_without_a_client() {
     let mut redis = Redis::start();
     let portcullis = start(&Listener::redis(&redis));
     portcullis.address("main");
@@ -78,7 +78,7 @@ fn single_redis_that_stops_is_unhealthy_and_healthy_again_without_a_client() {
 }
 
 #[test]
-fn single_postgres_that_is_down_is_unhealthy_and_healthy_again_without_a_client() {
+fn single_postgres_recovers_without_a_client() {
     let port = free_port();
     let portcullis = start(&Listener::postgres(format!("127.0.0.1:{port}")));
     let mut client = portcullis.client().asking_first().connect();
@@ -98,7 +98,7 @@ fn single_postgres_that_is_down_is_unhealthy_and_healthy_again_without_a_client(
 }
 
 #[test]
-fn session_at_a_single_postgres_makes_it_healthy() {
+fn session_makes_a_single_postgres_healthy() {
     let server = Postgres::start();
     let portcullis = start(&Listener::postgres(&server));
     let mut client = portcullis.client().asking_first().connect();
@@ -135,7 +135,7 @@ fn name_that_resolves_again_has_its_addresses_dialled_without_a_client() {
 }
 
 #[test]
-fn name_that_leads_elsewhere_has_its_new_address_dialled_without_a_client() {
+fn name_with_a_new_address_has_it_dialled_without_a_client() {
     let (site, redis) = (TestDir::new(), Redis::start());
     hosts::name(&site, &[("db.test", &["127.0.0.30"])]);
     let listener = Listener::redis(format!("db.test:{}", redis.port()));

@@ -63,7 +63,7 @@ fn knowing(listener: Listener) -> Listener {
 }
 
 #[test]
-fn version_1_names_both_ends_and_nothing_else() {
+fn version_1_header_has_both_addresses_only() {
     let (upstream, told) = told();
     let portcullis = Portcullis::before(announcing(Listener::redis(&upstream), "v1"));
     let connection = session(&portcullis.client());
@@ -72,7 +72,7 @@ fn version_1_names_both_ends_and_nothing_else() {
 }
 
 #[test]
-fn nothing_is_announced_unless_it_is_configured() {
+fn header_is_sent_only_if_configured() {
     let upstream = Upstream::echo();
     for off in [Listener::redis(&upstream), announcing(Listener::redis(&upstream), "off")] {
         session(&Portcullis::before(off).client());
@@ -80,7 +80,7 @@ fn nothing_is_announced_unless_it_is_configured() {
 }
 
 #[test]
-fn version_2_tells_what_is_known_of_a_client_and_its_tls() {
+fn version_2_header_describes_client_and_tls() {
     let (upstream, told) = told();
     let site = TestDir::new();
     let identity = site.ca.issue(Request::client("app-ü"));
@@ -108,7 +108,7 @@ fn version_2_tells_what_is_known_of_a_client_and_its_tls() {
 }
 
 #[test]
-fn a_client_without_a_certificate_is_not_said_to_be_verified() {
+fn client_without_a_certificate_is_announced_as_unverified() {
     let (upstream, told) = told();
     let portcullis = Portcullis::before(announcing(knowing(Listener::redis(&upstream)), "v2"));
     session(&portcullis.client());
@@ -118,7 +118,7 @@ fn a_client_without_a_certificate_is_not_said_to_be_verified() {
 }
 
 #[test]
-fn a_resumed_session_keeps_its_name_and_says_that_it_was_shown_before() {
+fn resumed_session_announces_the_name_of_the_earlier_certificate() {
     let (upstream, told) = told();
     let site = TestDir::new();
     let identity = site.ca.issue(Request::client("app"));
@@ -136,7 +136,7 @@ fn a_resumed_session_keeps_its_name_and_says_that_it_was_shown_before() {
 }
 
 #[test]
-fn what_a_load_balancer_announced_is_passed_on_and_no_more_of_its_header() {
+fn load_balancer_header_is_rebuilt_from_its_addresses() {
     let (upstream, told) = told();
     for version in ["v1", "v2"] {
         let listener = Listener::redis(&upstream).trusting(&["10.1.2.3", "2001:db8::/32"]).behind(&["127.0.0.9"]);
@@ -168,7 +168,7 @@ fn what_a_load_balancer_announced_is_passed_on_and_no_more_of_its_header() {
 }
 
 #[test]
-fn a_balancers_own_connection_is_announced_by_its_own_addresses() {
+fn load_balancer_local_connection_is_announced_with_its_address() {
     let (upstream, told) = told();
     let listener = Listener::redis(&upstream).trusting(&["127.0.0.9"]).behind(&["127.0.0.9"]);
     let portcullis = Portcullis::before(announcing(listener, "v2"));
@@ -182,7 +182,7 @@ fn a_balancers_own_connection_is_announced_by_its_own_addresses() {
 }
 
 #[test]
-fn a_client_of_a_unix_socket_has_no_address_to_announce() {
+fn unix_socket_client_is_announced_without_an_address() {
     let (upstream, told) = told();
     for (version, kind) in [("v1", "UNKNOWN"), ("v2", "LOCAL")] {
         let site = TestDir::new();
@@ -200,7 +200,7 @@ fn a_client_of_a_unix_socket_has_no_address_to_announce() {
 }
 
 #[test]
-fn a_plaintext_client_is_not_said_to_have_tls() {
+fn plaintext_client_is_announced_without_tls() {
     let (upstream, told) = told();
     let portcullis = Portcullis::before(announcing(Listener::redis(&upstream).without_tls(), "v2"));
     let mut stream = portcullis.client().dial();
@@ -211,7 +211,7 @@ fn a_plaintext_client_is_not_said_to_have_tls() {
 }
 
 #[test]
-fn a_cancel_request_is_announced_too() {
+fn cancel_request_is_announced_too() {
     let (sender, received) = channel();
     let sender = Mutex::new(sender);
     let upstream = Upstream::new(move |mut stream| {
@@ -236,7 +236,7 @@ fn a_cancel_request_is_announced_too() {
 }
 
 #[test]
-fn with_tls_to_the_upstream_the_header_comes_before_all_else() {
+fn header_precedes_tls_to_the_upstream() {
     let (sender, received) = channel();
     let sender = Mutex::new(sender);
     let upstream = Upstream::new(move |mut stream| {
@@ -262,7 +262,7 @@ fn with_tls_to_the_upstream_the_header_comes_before_all_else() {
 }
 
 #[test]
-fn haproxy_in_front_of_redis_hears_of_the_client() {
+fn haproxy_before_redis_receives_the_client_address() {
     let redis = Redis::start();
     for version in ["v1", "v2"] {
         let format = "log-format \"from %ci:%cp to %fi:%fp for %[fc_pp_authority] as %[fc_pp_unique_id].\"";
@@ -280,7 +280,7 @@ fn haproxy_in_front_of_redis_hears_of_the_client() {
 }
 
 #[test]
-fn haproxy_in_front_of_postgres_hears_of_a_client_behind_haproxy() {
+fn haproxy_before_postgres_receives_the_address_of_a_client_behind_haproxy() {
     let postgres = Postgres::start();
     let format = "log-format \"from %ci:%cp.\"";
     let behind = Haproxy::on("127.0.0.1:0", "accept-proxy", &format!("{format}\n    server postgres {postgres}"));
@@ -295,7 +295,7 @@ fn haproxy_in_front_of_postgres_hears_of_a_client_behind_haproxy() {
 }
 
 #[test]
-fn nginx_hears_of_the_client() {
+fn nginx_receives_the_client_address() {
     let redis = Redis::start();
     for version in ["v1", "v2"] {
         let nginx = Nginx::before(&redis);

@@ -88,7 +88,7 @@ fn ponging(listener: TcpListener) {
 }
 
 #[test]
-fn the_first_that_answers_is_taken_and_the_first_of_all_as_soon_as_it_is_back() {
+fn first_healthy_upstream_is_used_and_the_first_again_once_it_recovers() {
     let (mut first, second) = (Redis::start(), Redis::start());
     let nobody = format!("127.0.0.1:{}", free_port());
     let all = addresses(&[&nobody, &first, &second]);
@@ -114,7 +114,7 @@ fn the_first_that_answers_is_taken_and_the_first_of_all_as_soon_as_it_is_back() 
 }
 
 #[test]
-fn a_black_hole_is_waited_for_by_one_client_and_then_by_none() {
+fn unresponsive_upstream_delays_one_client_only() {
     let (_socket, _waiting, hole) = clogged();
     let server = Redis::start();
     let keys = format!("{}, connect_timeout = \"3s\"", addresses(&[&hole, &server]));
@@ -132,7 +132,7 @@ fn a_black_hole_is_waited_for_by_one_client_and_then_by_none() {
 }
 
 #[test]
-fn when_all_are_dead_each_is_named() {
+fn denial_names_each_unreachable_upstream() {
     let [one, two] = [free_port(), free_port()].map(|port| format!("127.0.0.1:{port}"));
     let all = addresses(&[&one, &two, &"unix:/nowhere/redis.sock", &"nowhere.invalid:1"]);
     let portcullis = Portcullis::start(TestDir::new(), redis(&all));
@@ -149,7 +149,7 @@ fn when_all_are_dead_each_is_named() {
 }
 
 #[test]
-fn one_upstream_alone_is_never_left_out() {
+fn single_upstream_is_never_ejected() {
     let mut only = Redis::start();
     let portcullis = Portcullis::start(TestDir::new(), redis(&addresses(&[&only])));
     session(&portcullis);
@@ -163,7 +163,7 @@ fn one_upstream_alone_is_never_left_out() {
 }
 
 #[test]
-fn what_is_known_of_an_upstream_outlives_a_reload_and_it_is_still_asked_again() {
+fn ejected_upstream_stays_ejected_over_a_reload_and_is_still_checked() {
     let (mut first, second) = (Redis::start(), Redis::start());
     first.kill();
     let keys = addresses(&[&first, &second]);
@@ -185,7 +185,7 @@ fn redis_with_tls(site: &TestDir, name: &str, ips: &[&str]) -> Redis {
 }
 
 #[test]
-fn one_that_fails_in_tls_is_gone_past_and_is_not_back_because_it_takes_connections() {
+fn upstream_that_fails_in_tls_stays_ejected_although_it_accepts_connections() {
     let deaf = Upstream::new(drop);
     let site = TestDir::new();
     let server = redis_with_tls(&site, "127.0.0.1", &["127.0.0.1"]);
@@ -203,7 +203,7 @@ fn one_that_fails_in_tls_is_gone_past_and_is_not_back_because_it_takes_connectio
 }
 
 #[test]
-fn in_tls_it_is_the_configured_name_that_is_verified_wherever_it_leads() {
+fn tls_verifies_the_configured_name_of_the_upstream() {
     let site = TestDir::new();
     let server = redis_with_tls(&site, "db.test", &["127.0.0.53", "::1"]);
     let port = server.port();
@@ -224,7 +224,7 @@ fn in_tls_it_is_the_configured_name_that_is_verified_wherever_it_leads() {
 }
 
 #[test]
-fn while_all_answer_nothing_is_asked() {
+fn healthy_upstreams_are_not_checked() {
     let (one, other) = (Upstream::echo(), Upstream::echo());
     let portcullis = Portcullis::start(TestDir::new(), redis(&addresses(&[&one, &other])));
     portcullis.client().connect().ask(b"x", b"x");
@@ -236,7 +236,7 @@ fn while_all_answer_nothing_is_asked() {
 }
 
 #[test]
-fn the_dead_are_asked_without_haste_and_keep_nobody_from_stopping() {
+fn ejected_upstreams_are_checked_with_backoff_and_do_not_delay_the_shutdown() {
     let server = Redis::start();
     let closing = Upstream::new(drop);
     let nobody = format!("127.0.0.1:{}", free_port());
@@ -249,7 +249,7 @@ fn the_dead_are_asked_without_haste_and_keep_nobody_from_stopping() {
 }
 
 #[test]
-fn new_connections_go_on_while_upstreams_are_killed_and_started_again() {
+fn new_connections_succeed_while_upstreams_restart() {
     let mut servers = [Redis::start(), Redis::start(), Redis::start()];
     let all = addresses(&[&servers[0], &servers[1], &servers[2]]);
     let portcullis = Portcullis::start(TestDir::new(), redis(&all));
@@ -297,7 +297,7 @@ fn new_connections_go_on_while_upstreams_are_killed_and_started_again() {
 }
 
 #[test]
-fn redis_benchmark_meets_no_error_while_the_first_comes_back() {
+fn redis_benchmark_has_no_error_while_the_first_upstream_recovers() {
     let (mut first, second) = (Redis::start(), Redis::start());
     let portcullis = Portcullis::start(TestDir::new(), redis(&addresses(&[&first, &second])));
     session(&portcullis);
@@ -331,7 +331,7 @@ fn follow(replica: &Redis, master: &Redis) {
 }
 
 #[test]
-fn a_redis_that_is_the_master_is_found_wherever_it_stands() {
+fn redis_master_is_found_at_every_position() {
     let (replica, leader) = (Redis::start(), Redis::start());
     follow(&replica, &leader);
     let portcullis = Portcullis::start(TestDir::new(), master(&[&replica, &leader]));
@@ -361,7 +361,7 @@ fn a_redis_that_is_the_master_is_found_wherever_it_stands() {
 }
 
 #[test]
-fn a_redis_that_was_stopped_is_gone_past_where_it_is_asked_for_its_role() {
+fn stopped_redis_is_ejected_by_its_role_query() {
     let (first, second) = (Redis::start(), Redis::start());
     let keys = format!("{}, target = \"master\", connect_timeout = \"3s\"", addresses(&[&first, &second]));
     let portcullis = Portcullis::start(TestDir::new(), redis(&keys));
@@ -377,7 +377,7 @@ fn a_redis_that_was_stopped_is_gone_past_where_it_is_asked_for_its_role() {
 }
 
 #[test]
-fn a_redis_that_does_not_tell_its_role_is_taken_and_that_is_said_once() {
+fn redis_without_a_role_is_used_and_gives_one_warning() {
     let (first, second) = (Redis::with(&["--requirepass", "secret"]), Redis::start());
     let portcullis = Portcullis::start(TestDir::new(), master(&[&first, &second]));
     for _ in 0..3 {
@@ -389,7 +389,7 @@ fn a_redis_that_does_not_tell_its_role_is_taken_and_that_is_said_once() {
 }
 
 #[test]
-fn a_redis_whose_default_user_may_say_its_role_and_nothing_else_is_asked() {
+fn redis_default_user_with_role_permission_only_is_queried() {
     let (first, second) = (Redis::start(), Redis::start());
     for server in [&first, &second] {
         let rules = ["ACL", "SETUSER", "app", "on", ">secret", "~*", "+@all"];
@@ -409,7 +409,7 @@ fn a_redis_whose_default_user_may_say_its_role_and_nothing_else_is_asked() {
 }
 
 #[test]
-fn a_sentinel_and_a_server_that_loads_are_no_masters() {
+fn sentinel_and_loading_server_are_not_masters() {
     let site = TestDir::new();
     site.write("sentinel.conf", "");
     let port = free_port();
@@ -444,7 +444,7 @@ fn socket_of(portcullis: &Portcullis) -> Vec<String> {
 }
 
 #[test]
-fn every_address_of_a_name_is_tried_and_a_new_one_is_followed() {
+fn every_address_of_a_name_is_tried_and_new_ones_are_used() {
     const NAME: &str = "db.test";
     let (port, mut listeners) = at(&["127.0.0.31", "::1"]);
     let (six, four) = (listeners.pop().unwrap(), listeners.pop().unwrap());
@@ -477,7 +477,7 @@ fn every_address_of_a_name_is_tried_and_a_new_one_is_followed() {
 }
 
 #[test]
-fn behind_one_name_the_master_is_found_among_its_replicas_and_the_dead() {
+fn master_is_found_among_the_addresses_of_one_name() {
     let port = free_port();
     let server = |ip: &str, options: &[&str]| {
         let mut server = command("redis-server");
@@ -505,7 +505,7 @@ fn behind_one_name_the_master_is_found_among_its_replicas_and_the_dead() {
 }
 
 #[test]
-fn a_name_that_does_not_resolve_is_gone_past_until_it_does() {
+fn unresolvable_name_is_ejected_until_it_resolves() {
     let site = TestDir::new();
     hosts::name(&site, &[("other.test", &["127.0.0.1"])]);
     let (first, second) = (Redis::start(), Redis::start());
@@ -519,7 +519,7 @@ fn a_name_that_does_not_resolve_is_gone_past_until_it_does() {
 }
 
 #[test]
-fn clients_of_several_sources_are_served_by_the_same_order() {
+fn failed_upstream_is_ejected_once_for_simultaneous_clients() {
     let (mut first, second) = (Redis::start(), Redis::start());
     let portcullis = Portcullis::start(TestDir::new(), redis(&addresses(&[&first, &second])));
     let address: SocketAddr = portcullis.address("main");

@@ -64,7 +64,7 @@ impl Table {
 }
 
 #[test]
-fn each_mode_takes_the_servers_that_libpq_would_take() {
+fn each_tls_mode_accepts_the_servers_that_libpq_accepts() {
     let site = TestDir::new();
     let foreign = Authority::new("Foreign CA");
     site.write("foreign.crt", foreign.pem());
@@ -125,7 +125,7 @@ fn each_mode_takes_the_servers_that_libpq_would_take() {
 /// The form of such a bundle as it is handed out: roots that are no longer used, an intermediate, the root of today, with
 /// comments, as text from another system, and one of them twice.
 #[test]
-fn every_certificate_of_a_bundle_counts() {
+fn every_certificate_of_an_upstream_bundle_is_a_trust_anchor() {
     let site = TestDir::new();
     let [old, older, today] = ["Old root 1", "Old root 2", "Root of today"].map(Authority::new);
     let public = Authority::new("A public root");
@@ -154,7 +154,7 @@ fn every_certificate_of_a_bundle_counts() {
 }
 
 #[test]
-fn without_a_bundle_the_roots_of_the_system_count() {
+fn system_roots_are_used_without_a_bundle() {
     let site = TestDir::new();
     let redis = Redis::with_tls(&site, &site.server(), ANYBODY);
     let listener = Listener::redis(&redis).upstream("tls = \"verify-full\"");
@@ -195,7 +195,7 @@ fn install_clients(site: &TestDir) {
 }
 
 #[test]
-fn redis_asks_for_our_certificate_and_says_what_it_thinks_of_it() {
+fn redis_verifies_the_upstream_client_certificate() {
     let site = TestDir::new();
     install_clients(&site);
     let shown = |name: &str| [format!("cert = \"{name}.crt\""), format!("key = \"{name}.key\"")];
@@ -244,7 +244,7 @@ fn select(portcullis: &Portcullis, user: &str) -> Result<(), String> {
 }
 
 #[test]
-fn postgres_asks_for_our_certificate_and_knows_us_by_it() {
+fn postgres_authenticates_the_upstream_client_certificate() {
     let site = TestDir::new();
     install_clients(&site);
     let postgres = Postgres::with_tls(&site, &site.server());
@@ -281,7 +281,7 @@ fn postgres_asks_for_our_certificate_and_knows_us_by_it() {
 }
 
 #[test]
-fn an_upstream_without_tls_is_told_of_and_never_spoken_to_in_clear() {
+fn upstream_without_tls_is_reported_and_gets_no_plaintext() {
     let site = TestDir::new();
     let (postgres, redis) = (Postgres::start(), Redis::start());
     let listener =
@@ -303,7 +303,7 @@ fn an_upstream_without_tls_is_told_of_and_never_spoken_to_in_clear() {
 
 /// What comes behind the S was not said in TLS, and may be an attacker's (CVE-2021-23222).
 #[test]
-fn what_does_not_answer_sslrequest_with_one_byte_is_refused() {
+fn invalid_answer_to_sslrequest_is_rejected() {
     let cases: [(&[u8], &str); 4] = [
         (b"SE\0\0\0\x10SFATAL\0Cno\0\0", "bytes came in the clear behind its answer"),
         (b"E\0\0\0\x10SFATAL\0Cno\0\0", "what answers SSLRequest is no PostgreSQL server"),
@@ -349,7 +349,7 @@ fn s_server(site: &TestDir, options: &[&str]) -> (Running, String) {
 
 /// PostgreSQL has direct TLS from version 17 on; what it answers in TLS is what OpenSSL answers for it.
 #[test]
-fn direct_negotiation_needs_a_server_that_confirms_postgresql() {
+fn direct_negotiation_requires_alpn_postgresql() {
     let site = TestDir::new();
     // It gives every line back from its end to its beginning.
     let (_modern, modern) = s_server(&site, &["-rev", "-alpn", "postgresql"]);
@@ -390,7 +390,7 @@ fn page(portcullis: &Portcullis, listener: &str) -> String {
 }
 
 #[test]
-fn sessions_are_taken_up_again_in_either_version() {
+fn upstream_sessions_are_resumed_in_tls_1_2_and_1_3() {
     let site = TestDir::new();
     // On SIGHUP alone: a reload for a changed file could be taken for the next one.
     let mut config = ON_SIGHUP.to_owned();
@@ -436,7 +436,7 @@ fn noting(config: ServerConfig) -> (Upstream, Arc<Mutex<Vec<HandshakeKind>>>) {
 }
 
 #[test]
-fn a_session_that_is_taken_up_does_not_outlive_the_certificate_it_began_with() {
+fn resumed_upstream_session_ends_with_its_certificate() {
     let site = TestDir::new();
     let leaf = site.ca.issue(Request::server(&["127.0.0.1"]).brief(4));
     let (upstream, kinds) = noting(showing(&leaf));
@@ -453,7 +453,7 @@ fn a_session_that_is_taken_up_does_not_outlive_the_certificate_it_began_with() {
 }
 
 #[test]
-fn what_an_upstream_said_is_delivered_and_that_it_was_cut_is_told() {
+fn truncated_upstream_stream_is_delivered_and_reported() {
     let site = TestDir::new();
     let own = site.server();
     let said = vec![b'x'; 3 << 20];
@@ -489,7 +489,7 @@ fn what_an_upstream_said_is_delivered_and_that_it_was_cut_is_told() {
 }
 
 #[test]
-fn an_upstream_that_is_reset_or_garbled_is_not_taken_for_one_that_has_ended() {
+fn reset_or_garbled_upstream_stream_is_reported_as_an_error() {
     let site = TestDir::new();
     let own = site.server();
     let upstream = Upstream::tls(showing(&own), |mut tls| {
@@ -520,7 +520,7 @@ fn an_upstream_that_is_reset_or_garbled_is_not_taken_for_one_that_has_ended() {
 }
 
 #[test]
-fn the_end_of_one_direction_goes_through_both_sides_of_tls() {
+fn half_close_is_relayed_with_tls_on_both_sides() {
     let site = TestDir::new();
     let own = site.server();
     let upstream = Upstream::tls(showing(&own), |mut tls| {
@@ -580,7 +580,7 @@ fn secured_twice() -> (Redis, Postgres, Portcullis) {
 }
 
 #[test]
-fn large_values_and_copies_go_through_both_sides_of_tls() {
+fn large_values_and_copies_are_relayed_with_tls_on_both_sides() {
     let (_redis, postgres, portcullis) = secured_twice();
 
     let value: Vec<u8> =
@@ -596,7 +596,7 @@ fn large_values_and_copies_go_through_both_sides_of_tls() {
 }
 
 #[test]
-fn pgbench_and_redis_benchmark_run_through_both_sides_of_tls() {
+fn pgbench_and_redis_benchmark_work_with_tls_on_both_sides() {
     let (_redis, _postgres, portcullis) = secured_twice();
     let conninfo = conninfo(&portcullis);
     run(client("pgbench").args(["-i", "-q", &conninfo])).success();
@@ -648,7 +648,7 @@ impl Crowd {
 
 /// The certificate of the upstream, and those of its CA, change by way of a bundle that has both; ours likewise.
 #[test]
-fn both_certificates_of_redis_rotate_and_no_client_notices() {
+fn rotation_of_redis_certificates_causes_no_client_error() {
     let site = TestDir::new();
     let (next, clients) = (Authority::new("Next CA"), Authority::new("Next CA of clients"));
     site.install("client", &site.ca.issue(Request::client("certified")));
@@ -687,7 +687,7 @@ fn both_certificates_of_redis_rotate_and_no_client_notices() {
 }
 
 #[test]
-fn our_certificate_for_postgres_rotates_under_pgbench() {
+fn rotation_of_the_postgres_client_certificate_causes_no_pgbench_error() {
     let site = TestDir::new();
     site.install("client", &site.ca.issue(Request::client("certified")));
     let own = site.server();
@@ -726,7 +726,7 @@ fn our_certificate_for_postgres_rotates_under_pgbench() {
 }
 
 #[test]
-fn files_that_are_broken_change_nothing_and_heal_when_mended() {
+fn broken_upstream_files_change_nothing_until_they_are_fixed() {
     let site = TestDir::new();
     site.install("client", &site.ca.issue(Request::client("certified")));
     let redis = Redis::with_tls(&site, &site.server(), &[]);
@@ -758,7 +758,7 @@ fn files_that_are_broken_change_nothing_and_heal_when_mended() {
 }
 
 #[test]
-fn an_upstream_may_change_its_keys_in_the_middle() {
+fn upstream_key_update_is_accepted() {
     let site = TestDir::new();
     let own = site.server();
     let upstream = Upstream::tls(showing(&own), |mut tls| {
@@ -777,7 +777,7 @@ fn an_upstream_may_change_its_keys_in_the_middle() {
 }
 
 #[test]
-fn a_slow_reader_of_an_upstream_with_tls_costs_little_memory() {
+fn slow_reader_of_a_tls_upstream_uses_little_memory() {
     const SIZE: usize = 1 << 30;
     /// In KiB. One reading of 64 KiB, sealed for the client; what came of the next record; the rest is for the allocator.
     const MOST: u64 = 384;
