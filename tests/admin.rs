@@ -152,8 +152,8 @@ fn status_prints_a_table_and_json() {
     assert!(words.contains("CN=Old CA [3fa9c1d2]") && words.contains("in use by 2 sessions"), "{words}");
     for (command, expected) in [(&["status", "--json"][..], status()), (&["status", "--rotation", "--json"], rotation)]
     {
-        let said = portcullis(&site, command).success();
-        assert_eq!(serde_json::from_str::<Value>(&said).expect("JSON and nothing else"), expected);
+        let output = portcullis(&site, command).success();
+        assert_eq!(serde_json::from_str::<Value>(&output).expect("JSON and nothing else"), expected);
     }
     assert_eq!(
         running.asked(),
@@ -189,8 +189,8 @@ fn reload_plan_prints_differences_and_changes_nothing() {
     let running = StandIn::answering(&site, move |_| AdminResponse::done(theirs.clone()));
     let words = portcullis(&site, &["reload", "--plan"]).success();
     assert!(words.contains("- source       db  ip_addr:192.0.2.1") && words.contains("5 would stay"), "{words}");
-    let said = portcullis(&site, &["reload", "--plan", "--json"]).success();
-    assert_eq!(serde_json::from_str::<Value>(&said).unwrap(), plan);
+    let output = portcullis(&site, &["reload", "--plan", "--json"]).success();
+    assert_eq!(serde_json::from_str::<Value>(&output).unwrap(), plan);
     assert_eq!(running.asked(), [AdminRequest::Plan { file: None }, AdminRequest::Plan { file: None }]);
 }
 
@@ -205,8 +205,8 @@ fn check_diff_sends_the_absolute_path_of_the_file() {
     };
     let words = check(&[]).success();
     assert!(words.contains("listener fresh") && words.contains("nothing would change"), "{words}");
-    let said: Value = serde_json::from_str(&check(&["--json"]).success()).expect("JSON and nothing else");
-    assert_eq!((&said["valid"], &said["plan"]["sessions_kept"]), (&json!(true), &json!(5)));
+    let output: Value = serde_json::from_str(&check(&["--json"]).success()).expect("JSON and nothing else");
+    assert_eq!((&output["valid"], &output["plan"]["sessions_kept"]), (&json!(true), &json!(5)));
     let expected = AdminRequest::Plan { file: Some(site.path("new.toml")) };
     assert_eq!(running.asked(), [expected.clone(), expected]);
 
@@ -252,14 +252,14 @@ fn sessions_are_listed_and_closed() {
 fn answer_of_another_program_is_rejected() {
     let site = site();
     let listener = std::os::unix::net::UnixListener::bind(site.path("admin.sock")).unwrap();
-    let stranger = std::thread::spawn(move || {
+    let untrusted = std::thread::spawn(move || {
         let (stream, _) = listener.accept().unwrap();
         let request = BufReader::new(&stream).lines().map_while(Result::ok).take_while(|line| !line.is_empty());
         assert!(request.count() > 1, "a request line and headers");
         (&stream).write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nhi").unwrap();
     });
     let outcome = portcullis(&site, &["status"]);
-    stranger.join().unwrap();
+    untrusted.join().unwrap();
     assert_eq!(outcome.code, Some(1));
     assert!(outcome.stderr.contains("not Portcullis"), "{}", outcome.stderr);
     assert!(Path::new(&site.path("admin.sock")).exists(), "a command removes nothing");

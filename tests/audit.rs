@@ -16,13 +16,13 @@ use crate::harness::{Event, Listener, Portcullis, Request, TestDir, Upstream, ev
 fn mixed_company(portcullis: &Portcullis) -> Vec<u16> {
     let mut inside = portcullis.client().connect();
     inside.ask(b"hello", b"hello");
-    let mut stranger = portcullis.client().from("127.0.0.2").dial();
-    wire::last_words(&mut stranger);
+    let mut untrusted = portcullis.client().from("127.0.0.2").dial();
+    wire::last_words(&mut untrusted);
     let mut plain = portcullis.client().dial();
     plain.write_all(b"PING\r\n").unwrap();
     wire::last_words(&mut plain);
     let brief = portcullis.client().dial();
-    let ports = vec![inside.port(), port(&stranger), port(&plain), port(&brief)];
+    let ports = vec![inside.port(), port(&untrusted), port(&plain), port(&brief)];
     drop(brief);
     inside.finish_sending();
     inside.rest().unwrap();

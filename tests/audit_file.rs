@@ -15,9 +15,9 @@ const AUDIT_FILE: &str = "log.audit_file = \"audit.log\"\n";
 
 /// A stranger calls and is turned away, which makes a line. Returns its source port.
 fn turned_away(portcullis: &Portcullis) -> u16 {
-    let mut stranger = portcullis.client().from("127.0.0.2").dial();
-    assert_eq!(wire::last_words(&mut stranger), b"");
-    port(&stranger)
+    let mut untrusted = portcullis.client().from("127.0.0.2").dial();
+    assert_eq!(wire::last_words(&mut untrusted), b"");
+    port(&untrusted)
 }
 
 fn fifo(site: &TestDir) {

@@ -13,21 +13,21 @@ fn flood(client: &Client, count: u64) {
 }
 
 /// How many denials are told of each source, and how many are told to have been suppressed.
-fn told(events: &[Event]) -> HashMap<String, (u64, u64)> {
-    let mut told: HashMap<_, (u64, u64)> = HashMap::new();
+fn count_by_source(events: &[Event]) -> HashMap<String, (u64, u64)> {
+    let mut counts: HashMap<_, (u64, u64)> = HashMap::new();
     for event in events {
         let source = || event.text("source").to_owned();
         if event.is("connection.denied") {
-            told.entry(source()).or_default().0 += 1;
+            counts.entry(source()).or_default().0 += 1;
         } else if event.is("denials.suppressed") {
             let suppressed = event.number("suppressed");
             assert_eq!(event.text("listener"), "main");
             assert_eq!(event.reason(), "untrusted_source");
             assert!(event.text("detail").starts_with(&format!("{suppressed} more suppressed")), "{}", event.0);
-            told.entry(source()).or_default().1 += suppressed;
+            counts.entry(source()).or_default().1 += suppressed;
         }
     }
-    told
+    counts
 }
 
 #[test]
@@ -39,14 +39,14 @@ fn denials_of_a_flood_are_logged_up_to_a_limit_and_summed_up() {
     flood(&portcullis.client().from("127.0.0.3"), 50);
     let seconds = begun.elapsed().as_secs() + 1;
     // Without another word from anybody.
-    let told = eventually("the flood is summed up", || {
-        let told = told(&portcullis.events());
-        let of_flood = told.get("127.0.0.2")?;
-        (of_flood.0 + of_flood.1 == 3_000).then_some(told)
+    let counts = eventually("the flood is summed up", || {
+        let counts = count_by_source(&portcullis.events());
+        let of_flood = counts.get("127.0.0.2")?;
+        (of_flood.0 + of_flood.1 == 3_000).then_some(counts)
     });
-    let (lines, _) = told["127.0.0.2"];
+    let (lines, _) = counts["127.0.0.2"];
     assert!((500..=500 + seconds).contains(&lines), "{lines} lines in {seconds} s");
-    assert_eq!(told["127.0.0.3"], (50, 0));
+    assert_eq!(counts["127.0.0.3"], (50, 0));
     let sums = portcullis.events().iter().filter(|event| event.is("denials.suppressed")).count();
     assert!(sums as u64 <= 2 + seconds / 2, "{sums} in {seconds} s");
     upstream.assert_untouched();
@@ -59,7 +59,7 @@ fn flood_is_summed_up_at_shutdown() {
     flood(&portcullis.client().from("127.0.0.2"), 900);
     let (code, events) = portcullis.stop();
     assert_eq!(code, Some(0));
-    let (lines, suppressed) = told(&events)["127.0.0.2"];
+    let (lines, suppressed) = count_by_source(&events)["127.0.0.2"];
     assert_eq!(lines + suppressed, 900);
     assert!(suppressed > 100, "{lines} lines");
 }
@@ -74,7 +74,7 @@ fn flood_is_suppressed_in_the_audit_file() {
     portcullis.stop();
     let text = std::fs::read_to_string(portcullis.site.path("audit.jsonl")).unwrap();
     let events: Vec<_> = text.lines().map(|line| Event(serde_json::from_str(line).unwrap())).collect();
-    let (lines, suppressed) = told(&events)["127.0.0.2"];
+    let (lines, suppressed) = count_by_source(&events)["127.0.0.2"];
     assert_eq!(lines + suppressed, 1_500);
     assert!(lines < 600, "{lines} lines");
 }

@@ -70,8 +70,8 @@ fn psql_cancels_its_query_when_interrupted() {
     wait_for_the_query(&postgres);
     psql.signal("INT");
     let code = psql.exit_code();
-    let said = std::io::read_to_string(psql.0.stderr.take().unwrap()).unwrap();
-    assert!(said.contains("canceling statement due to user request"), "{code:?} {said}");
+    let output = std::io::read_to_string(psql.0.stderr.take().unwrap()).unwrap();
+    assert!(output.contains("canceling statement due to user request"), "{code:?} {output}");
     portcullis.event("a cancellation", |event| event.is("cancel.forwarded"));
 }
 
@@ -193,7 +193,7 @@ fn plaintext_cancel_during_a_reload_is_authorized_by_the_new_policy() {
         stream.write_all(rest).unwrap();
         assert_eq!(last_words(&mut stream), b"");
         assert_eq!(portcullis.refusal(port(&stream)), reason);
-        upstream.assert_told_nothing();
+        upstream.assert_received_nothing();
     }
 }
 
@@ -211,7 +211,7 @@ fn tls_cancel_during_a_reload_is_authorized_by_the_new_policy() {
     client.send(rest);
     assert_eq!(client.rest().unwrap(), b"");
     assert_eq!(portcullis.refusal(client.port()), "untrusted_source");
-    upstream.assert_told_nothing();
+    upstream.assert_received_nothing();
 }
 
 #[test]
@@ -247,8 +247,8 @@ fn sleeper(portcullis: &Portcullis, postgres: &Postgres) -> Running {
 
 fn assert_cancelled(mut psql: Running) {
     psql.exit_code();
-    let said = std::io::read_to_string(psql.0.stderr.take().unwrap()).unwrap();
-    assert!(said.contains("canceling statement due to user request"), "{said}");
+    let output = std::io::read_to_string(psql.0.stderr.take().unwrap()).unwrap();
+    assert!(output.contains("canceling statement due to user request"), "{output}");
 }
 
 #[test]

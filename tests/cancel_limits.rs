@@ -37,9 +37,9 @@ fn is_limited(portcullis: &Portcullis) -> bool {
 fn audited(portcullis: &Portcullis, source: &str) -> (u64, u64) {
     let events = portcullis.events();
     let of_source = |event: &&Event| event.0["source"] == source;
-    let told = events.iter().filter(of_source).filter(|event| event.is("cancel.forwarded")).count();
+    let logged = events.iter().filter(of_source).filter(|event| event.is("cancel.forwarded")).count();
     let summaries = events.iter().filter(of_source).filter(|event| event.is("cancels.suppressed"));
-    (told as u64, summaries.map(|event| event.number("suppressed")).sum())
+    (logged as u64, summaries.map(|event| event.number("suppressed")).sum())
 }
 
 /// A way to a server that counts the cancel requests which take it.
@@ -100,16 +100,16 @@ fn flood_of_plaintext_cancels_is_limited_and_another_source_still_cancels() {
     });
     let seconds = begun.elapsed().as_secs() + 1;
 
-    let said = std::io::read_to_string(psql.0.stderr.take().unwrap()).unwrap();
-    assert!(said.contains("canceling statement due to user request"), "{said}");
+    let output = std::io::read_to_string(psql.0.stderr.take().unwrap()).unwrap();
+    assert!(output.contains("canceling statement due to user request"), "{output}");
     let flooded = cancels.load(Ordering::SeqCst) - 1;
     assert!((OF_A_SOURCE..=OF_A_SOURCE + EACH_SECOND * seconds).contains(&flooded), "{flooded} in {seconds} s");
     // Every one of them is told or summed up.
-    let (told, _) = eventually("the flood is summed up", || {
-        let (told, suppressed) = audited(&portcullis, "127.0.0.2");
-        (told + suppressed == flooded).then_some((told, suppressed))
+    let (logged, _) = eventually("the flood is summed up", || {
+        let (logged, suppressed) = audited(&portcullis, "127.0.0.2");
+        (logged + suppressed == flooded).then_some((logged, suppressed))
     });
-    assert!((100..=100 + seconds).contains(&told), "{told} lines in {seconds} s");
+    assert!((100..=100 + seconds).contains(&logged), "{logged} lines in {seconds} s");
     assert_eq!(audited(&portcullis, "127.0.0.1"), (1, 0));
     let denied = portcullis.event("a refusal", |event| event.is("connection.denied"));
     assert_eq!((denied.text("source"), denied.reason()), ("127.0.0.2", "rate_limited"));

@@ -47,8 +47,8 @@ fn server_certificate_with_a_critical_extension_is_served() {
     let portcullis = start(site, &[&Listener::redis(&upstream)]);
     for version in ["-tls1_2", "-tls1_3"] {
         // OpenSSL verifies such a chain; rustls does not.
-        let said = run(&mut s_client(&portcullis.site, portcullis.address("main"), &[version])).text();
-        assert!(said.contains("Verify return code: 0 (ok)") && said.contains(GREETING), "{version}: {said}");
+        let output = run(&mut s_client(&portcullis.site, portcullis.address("main"), &[version])).text();
+        assert!(output.contains("Verify return code: 0 (ok)") && output.contains(GREETING), "{version}: {output}");
     }
 }
 
@@ -68,8 +68,8 @@ fn client_certificate_with_a_critical_extension_is_accepted_when_it_is_pinned() 
         run(&mut s_client(&portcullis.site, portcullis.address(listener), &options)).text()
     };
     for version in ["-tls1_2", "-tls1_3"] {
-        let said = show("pinned", version);
-        assert!(said.contains(GREETING), "{version}: {said}");
+        let output = show("pinned", version);
+        assert!(output.contains(GREETING), "{version}: {output}");
     }
     let seen = portcullis.seen();
     show("ca", "-tls1_3");
@@ -134,7 +134,7 @@ fn server_name_with_a_trailing_dot_selects_the_certificate() {
     let portcullis = start(site, &[&Listener::redis(&upstream).certificates(&["server", "a"])]);
     for name in ["a.test", "a.test.", "A.Test."] {
         let mut client = s_client(&portcullis.site, portcullis.address("main"), &["-servername", name]);
-        let said = run(&mut client).text();
-        assert!(said.contains("subject=CN = a.test"), "{name}: {said}");
+        let output = run(&mut client).text();
+        assert!(output.contains("subject=CN = a.test"), "{name}: {output}");
     }
 }

@@ -50,8 +50,8 @@ fn bundle_has_the_client_files_and_no_ca_key() {
     // Some keep the CA's key beside its certificate, and the CA that signs is not always the first.
     site.write("ca.pem", format!("# roots\r\n{}{}{}", older.pem(), read("dev/ca.key"), read("dev/ca.crt")));
     let issue = ["certs", "issue", "--ca", "ca.pem", "--ca-key", "dev/ca.key", "--name", "app", "--bundle"];
-    let said = portcullis(&site, &[&issue[..], &["--email", "app@example.com", "--out", "out"]].concat()).success();
-    assert!(said.contains("out/app.zip"), "{said}");
+    let output = portcullis(&site, &[&issue[..], &["--email", "app@example.com", "--out", "out"]].concat()).success();
+    assert!(output.contains("out/app.zip"), "{output}");
     assert_eq!(fs::metadata(site.path("out/app.zip")).unwrap().permissions().mode() & 0o777, 0o600);
     assert!(shown(&site, "out/app.crt", &["-ext", "subjectAltName"]).contains("email:app@example.com"));
 
@@ -85,8 +85,8 @@ fn issue_bundle(site: &TestDir, more: &[&str]) -> Outcome {
 #[test]
 fn bundle_has_the_ca_of_the_server_and_names_of_the_protocol() {
     let site = site();
-    let said = issue_bundle(&site, &["--server-ca", "ca.crt", "--protocol", "postgres"]).success();
-    assert!(!said.contains("--server-ca"), "{said}");
+    let output = issue_bundle(&site, &["--server-ca", "ca.crt", "--protocol", "postgres"]).success();
+    assert!(!output.contains("--server-ca"), "{output}");
     assert_eq!(unzipped(&site).trim(), "postgres_user.crt postgres_user_private.key postgres_ca.pem");
     openssl(&site, &["verify", "-purpose", "sslserver", "-CAfile", "unzipped/postgres_ca.pem", "server.crt"]);
 }
@@ -172,7 +172,7 @@ fn renewed_certificate_differs_only_in_key_and_validity() {
                       basicConstraints = CA:FALSE\n\
                       crlDistributionPoints = URI:http://crl.test/\n";
     made_by_openssl(&site, "db", subject, extensions);
-    let said = renew(&site, "db.crt", &["--days", "50"]).success();
+    let output = renew(&site, "db.crt", &["--days", "50"]).success();
 
     openssl(&site, &["verify", "-x509_strict", "-purpose", "sslserver", "-CAfile", "dev/ca.crt", "new/db.crt"]);
     let same = ["-subject", "-issuer", "-ext", "subjectAltName,extendedKeyUsage,keyUsage"];
@@ -187,12 +187,12 @@ fn renewed_certificate_differs_only_in_key_and_validity() {
 
     for words in ["CN=db.test,OU=Two+UID=7,OU=One,O=Zoë,DC=example,DC=com", "20 days left", "50 days left", "2.5.29.31"]
     {
-        assert!(said.contains(words), "no {words} in {said}");
+        assert!(output.contains(words), "no {words} in {output}");
     }
     for file in ["db.crt", "new/db.crt"] {
         let sha256 = shown(&site, file, &["-fingerprint", "-sha256"]);
         let sha256 = sha256.trim().rsplit('=').next().unwrap().replace(':', "").to_lowercase();
-        assert!(said.contains(&sha256), "no {sha256} in {said}");
+        assert!(output.contains(&sha256), "no {sha256} in {output}");
     }
 
     let again = renew(&site, "db.crt", &[]);
@@ -204,10 +204,10 @@ fn renewed_certificate_differs_only_in_key_and_validity() {
 fn renewed_certificate_keeps_its_lifetime_by_default() {
     let site = site();
     site.install("app", &site.ca.issue(Request::client("app").valid(-40, -10)));
-    let said = renew(&site, "app.crt", &[]).success();
-    assert!(said.contains("EXPIRED") && said.contains("30 days left"), "{said}");
+    let output = renew(&site, "app.crt", &[]).success();
+    assert!(output.contains("EXPIRED") && output.contains("30 days left"), "{output}");
     // It was issued by another CA, and that is no secret.
-    assert!(said.contains("CN=Portcullis development CA; the old one by CN=Test CA"), "{said}");
+    assert!(output.contains("CN=Portcullis development CA; the old one by CN=Test CA"), "{output}");
     openssl(&site, &["verify", "-x509_strict", "-purpose", "sslclient", "-CAfile", "dev/ca.crt", "new/app.crt"]);
 }
 
@@ -265,11 +265,11 @@ fn inspect_prints_validity_and_keys() {
     let site = TestDir::new();
     let leaf = site.ca.issue(Request::client("app").valid(-1, 12));
     site.write("both.pem", format!("{}{}", leaf.key_pem(), leaf.pem()));
-    let said = portcullis(&site, &["certs", "inspect", "both.pem", "server.key"]).success();
+    let output = portcullis(&site, &["certs", "inspect", "both.pem", "server.key"]).success();
     for words in ["both.pem: 1 certificate, 1 private key", "12 days left", "server.key: 0 certificates, 1 private key"]
     {
-        assert!(said.contains(words), "no {words} in {said}");
+        assert!(output.contains(words), "no {words} in {output}");
     }
     let secret = leaf.key_pem();
-    assert!(!secret.lines().skip(1).any(|line| said.contains(line)));
+    assert!(!secret.lines().skip(1).any(|line| output.contains(line)));
 }

@@ -57,13 +57,13 @@ fn client_without_a_certificate_is_denied_before_the_upstream_is_dialled() {
 fn each_bad_certificate_is_denied_with_its_reason() {
     let upstream = Upstream::silent();
     let (site, clients) = site();
-    let stranger = Authority::new("Another CA");
+    let untrusted = Authority::new("Another CA");
     // The same name as the CA that is trusted, and another key.
     let impostor = Authority::new("Clients CA");
     let portcullis = Portcullis::start(site, asking("required", &upstream));
     for version in [&TLS12, &TLS13] {
         for (leaf, reason) in [
-            (stranger.issue(Request::client("app")), "client_certificate_unknown_ca"),
+            (untrusted.issue(Request::client("app")), "client_certificate_unknown_ca"),
             (impostor.issue(Request::client("app")), "client_certificate_unknown_ca"),
             (clients.issue(Request::client("app").valid(-20, -10)), "client_certificate_expired"),
             (clients.issue(Request::client("app").valid(10, 20)), "client_certificate_invalid"),
@@ -81,12 +81,12 @@ fn each_bad_certificate_is_denied_with_its_reason() {
 fn denied_client_receives_an_alert() {
     let upstream = Upstream::silent();
     let (site, clients) = site();
-    let stranger = Authority::new("Another CA");
+    let untrusted = Authority::new("Another CA");
     let portcullis = Portcullis::start(site, asking("required", &upstream));
     let client = || portcullis.client().speaking(&TLS13);
     for (client, expected) in [
         (client(), AlertDescription::CertificateRequired),
-        (client().showing(stranger.issue(Request::client("app"))), AlertDescription::UnknownCA),
+        (client().showing(untrusted.issue(Request::client("app"))), AlertDescription::UnknownCA),
         (client().showing(clients.issue(Request::client("app").valid(-20, -10))), AlertDescription::CertificateExpired),
     ] {
         let error = client.attempt().1.unwrap_err();
@@ -108,8 +108,8 @@ fn recreated_ca_with_the_old_name_is_unknown() {
     for version in ["-tls1_2", "-tls1_3"] {
         let options = [version, "-cert", "old/client.crt", "-key", "old/client.key"];
         let (address, seen) = (portcullis.address("main"), portcullis.seen());
-        let told = run(&mut s_client(&portcullis.site, address, &options)).stderr;
-        assert!(told.contains("alert unknown ca"), "{version}: {told}");
+        let stderr = run(&mut s_client(&portcullis.site, address, &options)).stderr;
+        assert!(stderr.contains("alert unknown ca"), "{version}: {stderr}");
         let denied = portcullis.event_after(seen, "a refusal", |event| event.is("connection.denied"));
         assert_eq!(denied.reason(), "client_certificate_unknown_ca");
     }
@@ -266,12 +266,12 @@ fn denial_names_the_reload_that_removed_the_ca() {
         })
     };
     assert_eq!(change(&Authority::new("Other CA").pem()).number("generation"), 3);
-    let told = |name: &str, version: &str| {
+    let denial_of = |name: &str, version: &str| {
         let (address, seen) = (portcullis.address("main"), portcullis.seen());
         let [certificate, key] = ["crt", "key"].map(|ending| format!("{name}.{ending}"));
         let options = [version, "-cert", &certificate, "-key", &key];
-        let told = run(&mut s_client(&portcullis.site, address, &options)).stderr;
-        assert!(told.contains("alert unknown ca"), "{version}: {told}");
+        let stderr = run(&mut s_client(&portcullis.site, address, &options)).stderr;
+        assert!(stderr.contains("alert unknown ca"), "{version}: {stderr}");
         let denied = portcullis.event_after(seen, "a refusal", |event| event.is("connection.denied"));
         assert_eq!(denied.reason(), "client_certificate_unknown_ca");
         denied.text("detail").to_owned()
@@ -284,7 +284,7 @@ fn denial_names_the_reload_that_removed_the_ca() {
             ),
             ("app", ["CN=app (issued by CN=Clients CA", "CN=Clients CA was taken out by the reload to generation 3"]),
         ] {
-            let detail = told(name, version);
+            let detail = denial_of(name, version);
             for words in words {
                 assert!(detail.contains(words), "{version}: no {words} in {detail}");
             }
@@ -293,6 +293,6 @@ fn denial_names_the_reload_that_removed_the_ca() {
     // Once it is back there is nothing to tell.
     change(&whole);
     portcullis.client().showing(&leaf).attempt().1.unwrap();
-    let detail = told("pinned", "-tls1_3");
+    let detail = denial_of("pinned", "-tls1_3");
     assert!(detail.contains("generation 2") && !detail.contains("Clients CA was taken out"), "{detail}");
 }

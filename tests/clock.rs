@@ -247,15 +247,15 @@ fn expiring_certificate_is_reported_once_per_clock_change() {
     let mut portcullis = Clocked::start(TestDir::new(), format!("{ON_SIGHUP}{}", Listener::redis(&upstream)));
     portcullis.address("main");
     let reload = || portcullis.applies(|| portcullis.process.signal("HUP"));
-    let told = || portcullis.events().iter().filter(|event| event.is("certificate.expiring")).count();
-    assert_eq!(told(), 0);
+    let reports = || portcullis.events().iter().filter(|event| event.is("certificate.expiring")).count();
+    assert_eq!(reports(), 0);
     for turn in 1..=3 {
         for (offset, expected) in [(360 * DAY, turn), (Duration::ZERO, turn)] {
             portcullis.set(offset);
             reload();
             reload();
-            eventually("the certificate is reported", || (told() >= expected).then_some(()));
-            assert_eq!(told(), expected);
+            eventually("the certificate is reported", || (reports() >= expected).then_some(()));
+            assert_eq!(reports(), expected);
         }
     }
     no_fault(&portcullis);

@@ -31,8 +31,8 @@ fn configured(listener: Listener) -> TestDir {
 
 #[test]
 fn version_is_that_of_the_package() {
-    let said = run(executable().arg("--version")).success();
-    assert_eq!(said.trim(), format!("portcullis {}", env!("CARGO_PKG_VERSION")));
+    let output = run(executable().arg("--version")).success();
+    assert_eq!(output.trim(), format!("portcullis {}", env!("CARGO_PKG_VERSION")));
 }
 
 #[test]
@@ -65,7 +65,7 @@ fn check_shows_what_would_be_enforced() {
     let site = configured(listener.limit("max_connections = 100").limit("connection_rate_per_source = \"50/s\""));
     let leaf = site.server();
     site.install("server", &leaf);
-    let said = portcullis(&site, &["check", "--offline", "-c", "portcullis.toml"]).success();
+    let output = portcullis(&site, &["check", "--offline", "-c", "portcullis.toml"]).success();
     for word in [
         "cache",
         "redis",
@@ -75,9 +75,9 @@ fn check_shows_what_would_be_enforced() {
         "127.0.0.1",
         "100; from one source any number, 50/s",
     ] {
-        assert!(said.contains(word), "no {word} in {said}");
+        assert!(output.contains(word), "no {word} in {output}");
     }
-    assert!(said.contains(&leaf.sha256()), "{said}");
+    assert!(output.contains(&leaf.sha256()), "{output}");
 }
 
 #[test]
@@ -94,8 +94,8 @@ fn check_json_describes_the_configuration() {
         .tls("client_auth = \"required\"")
         .tls("client_ca = \"ca.crt\"");
     site.write("portcullis.toml", listener);
-    let said = portcullis(&site, &["check", "--json", "-c", "portcullis.toml"]).success();
-    let report: Value = serde_json::from_str(&said).expect("JSON and nothing else");
+    let output = portcullis(&site, &["check", "--json", "-c", "portcullis.toml"]).success();
+    let report: Value = serde_json::from_str(&output).expect("JSON and nothing else");
     let listeners = report["listeners"].as_array().expect("listeners");
     assert_eq!(listeners.len(), 1);
     let limits = &listeners[0]["limits"];
@@ -104,7 +104,7 @@ fn check_json_describes_the_configuration() {
     assert_eq!((&listeners[0]["name"], &listeners[0]["protocol"]), (&"db".into(), &"postgres".into()));
     let authority = crate::harness::pki::sha256(site.ca.der());
     for word in ["127.0.0.1", "192.0.2.7", "db.test", "*.db.test", &leaf.sha256(), &authority] {
-        assert!(said.contains(word), "no {word} in {said}");
+        assert!(output.contains(word), "no {word} in {output}");
     }
 }
 
@@ -126,8 +126,8 @@ fn check_warns_about_a_key_that_others_can_read() {
     fs::set_permissions(site.path("server.key"), fs::Permissions::from_mode(0o644)).unwrap();
     let outcome = portcullis(&site, &["check", "--offline", "-c", "portcullis.toml"]);
     assert_eq!(outcome.code, Some(0));
-    let said = format!("{}{}", outcome.text(), outcome.stderr).to_lowercase();
-    assert!(said.contains("warning") && said.contains("server.key"), "{said}");
+    let output = format!("{}{}", outcome.text(), outcome.stderr).to_lowercase();
+    assert!(output.contains("warning") && output.contains("server.key"), "{output}");
 }
 
 #[test]
@@ -146,9 +146,9 @@ fn check_warns_about_an_expired_ca() {
     site.write("clients.pem", format!("{}{}", site.ca.pem(), Authority::expired("Old CA").pem()));
     let outcome = portcullis(&site, &["check", "--offline", "-c", "portcullis.toml"]);
     assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
-    let said = format!("{}{}", outcome.text(), outcome.stderr);
-    let warning = said.lines().find(|line| line.to_lowercase().contains("warning"));
-    let warning = warning.unwrap_or_else(|| panic!("no warning in {said}"));
+    let output = format!("{}{}", outcome.text(), outcome.stderr);
+    let warning = output.lines().find(|line| line.to_lowercase().contains("warning"));
+    let warning = warning.unwrap_or_else(|| panic!("no warning in {output}"));
     assert!(warning.contains("Old CA") && warning.contains("expired"), "{warning}");
 }
 
@@ -159,8 +159,8 @@ fn check_warns_about_plaintext_cancel_with_required_certificates() {
     );
     let outcome = portcullis(&site, &["check", "--offline", "-c", "portcullis.toml"]);
     assert_eq!(outcome.code, Some(0));
-    let said = format!("{}{}", outcome.text(), outcome.stderr).to_lowercase();
-    assert!(said.contains("warning") && said.contains("plaintext_cancel"), "{said}");
+    let output = format!("{}{}", outcome.text(), outcome.stderr).to_lowercase();
+    assert!(output.contains("warning") && output.contains("plaintext_cancel"), "{output}");
 }
 
 #[test]
@@ -174,9 +174,9 @@ fn check_warns_about_settings_that_admit_more_than_expected() {
     let site = configured(listener);
     site.write("ca.crl", site.ca.revoking(&[], -1));
     site.write("other.crt", Authority::new("Other CA").pem());
-    let said = portcullis(&site, &["check", "--offline", "-c", "portcullis.toml"]).success();
-    let warnings: Vec<_> = said.lines().filter_map(|line| line.strip_prefix("warning: listener main: ")).collect();
-    assert_eq!(warnings.len(), 4, "{said}");
+    let output = portcullis(&site, &["check", "--offline", "-c", "portcullis.toml"]).success();
+    let warnings: Vec<_> = output.lines().filter_map(|line| line.strip_prefix("warning: listener main: ")).collect();
+    assert_eq!(warnings.len(), 4, "{output}");
     for words in [
         &["trusted_clients", "without a certificate"][..],
         &["revoke = \"keep\"", "open sessions"],
@@ -184,7 +184,7 @@ fn check_warns_about_settings_that_admit_more_than_expected() {
         &["CN=Other CA", "client_crl"],
     ] {
         let is_this = |warning: &&&str| words.iter().all(|word| warning.contains(word));
-        assert_eq!(warnings.iter().filter(is_this).count(), 1, "{words:?} in {said}");
+        assert_eq!(warnings.iter().filter(is_this).count(), 1, "{words:?} in {output}");
     }
 }
 
@@ -196,8 +196,8 @@ fn explain_names_the_rule_that_admits() {
         portcullis(&site, &[&common[..], &[source]].concat())
     };
     for source in ["10.1.2.3", "::ffff:10.1.2.3"] {
-        let said = ask(source).success();
-        assert!(said.contains("10.0.0.0/8"), "{said}");
+        let output = ask(source).success();
+        assert!(output.contains("10.0.0.0/8"), "{output}");
     }
     for source in ["192.0.2.1", "::ffff:192.0.2.1"] {
         let refused = ask(source);
@@ -219,8 +219,8 @@ fn explain_checks_a_client_certificate() {
         let common = ["explain", "-c", "portcullis.toml", "--listener", "main", "--source", "127.0.0.1"];
         portcullis(&site, &[&common[..], more].concat())
     };
-    let said = ask(&["--client-cert", "good.crt"]).success();
-    assert!(said.contains("CN=app"), "{said}");
+    let output = ask(&["--client-cert", "good.crt"]).success();
+    assert!(output.contains("CN=app"), "{output}");
     for (arguments, reason) in [
         (&["--client-cert", "expired.crt"][..], "client_certificate_expired"),
         (&["--client-cert", "stranger.crt"], "client_certificate_unknown_ca"),
@@ -354,9 +354,9 @@ fn development_certificates_serve_a_client() {
     let portcullis = Portcullis::start(site, listener);
     for (certificate, key) in [("dev/client.crt", "dev/client.key"), ("dev/app.crt", "dev/app.key")] {
         let options = ["-CAfile", "dev/ca.crt", "-cert", certificate, "-key", key];
-        let said = run(&mut s_client(&portcullis.site, portcullis.address("main"), &options));
-        assert!(said.text().contains("Verify return code: 0 (ok)"), "{}", said.text());
-        assert!(said.text().contains("good-bye"), "{}", said.text());
+        let output = run(&mut s_client(&portcullis.site, portcullis.address("main"), &options));
+        assert!(output.text().contains("Verify return code: 0 (ok)"), "{}", output.text());
+        assert!(output.text().contains("good-bye"), "{}", output.text());
     }
 }
 
@@ -368,14 +368,14 @@ fn inspect_lists_every_certificate_of_every_bundle() {
     let leaf = middle.issue(Request::client("app"));
     site.write("bundle.pem", format!("# roots\n{}junk\n{}", roots[0].pem(), roots[1].pem()));
     site.write("chain.pem", leaf.pem());
-    let said = portcullis(&site, &["certs", "inspect", "bundle.pem", "chain.pem"]).success();
+    let output = portcullis(&site, &["certs", "inspect", "bundle.pem", "chain.pem"]).success();
     for name in ["CN=First CA", "CN=Second CA", "CN=Middle CA", "CN=app", "bundle.pem", "chain.pem"] {
-        assert!(said.contains(name), "no {name} in {said}");
+        assert!(output.contains(name), "no {name} in {output}");
     }
     for der in [roots[0].der(), roots[1].der(), middle.der(), leaf.der()] {
-        assert!(said.contains(&crate::harness::pki::sha256(der)), "{said}");
+        assert!(output.contains(&crate::harness::pki::sha256(der)), "{output}");
     }
-    assert!(said.contains("self-signed"), "{said}");
+    assert!(output.contains("self-signed"), "{output}");
 
     let missing = portcullis(&site, &["certs", "inspect", "nowhere.pem"]);
     assert_eq!(missing.code, Some(1));
@@ -385,8 +385,8 @@ fn inspect_lists_every_certificate_of_every_bundle() {
 #[test]
 fn completions_and_man_page_are_printed() {
     for shell in ["bash", "zsh", "fish"] {
-        let said = run(executable().args(["completions", shell])).success();
-        assert!(said.contains("portcullis") && said.contains("explain"), "{said}");
+        let output = run(executable().args(["completions", shell])).success();
+        assert!(output.contains("portcullis") && output.contains("explain"), "{output}");
     }
     let site = TestDir::new();
     site.write("completion", run(executable().args(["completions", "bash"])).success());

@@ -122,14 +122,14 @@ fn invalid_configurations_fail_with_the_approved_errors() {
                 failures.push(format!("{}: not so: {word:?} in\n{stderr}", name(&case)));
             }
         }
-        let said = stderr.replace(env!("CARGO_PKG_VERSION"), "VERSION");
+        let output = stderr.replace(env!("CARGO_PKG_VERSION"), "VERSION");
         let golden = case.with_extension("stderr");
         if bless {
-            fs::write(&golden, &said).unwrap();
+            fs::write(&golden, &output).unwrap();
         }
         let approved = fs::read_to_string(&golden).unwrap_or_default();
-        if said != approved {
-            failures.push(format!("{}:\napproved:\n{approved}said:\n{said}", name(&case)));
+        if output != approved {
+            failures.push(format!("{}:\napproved:\n{approved}said:\n{output}", name(&case)));
         }
     }
     let hint = "run with PORTCULLIS_BLESS=1 to approve, and read what you approve";
@@ -186,8 +186,8 @@ fn many_broken_rules_are_reported_quickly_and_briefly() {
     let outcome = run(executable().args(["check", "-c"]).arg(site.path("portcullis.toml")));
     assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
     assert_eq!(outcome.code, Some(78));
-    let told = outcome.stderr.lines().filter(|line| line.contains("did you mean")).count();
-    assert_eq!(told, 100, "{}", outcome.stderr);
+    let hints = outcome.stderr.lines().filter(|line| line.contains("did you mean")).count();
+    assert_eq!(hints, 100, "{}", outcome.stderr);
     assert!(outcome.stderr.contains("and 39900 more problems"), "{}", outcome.stderr);
 }
 

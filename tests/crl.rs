@@ -93,8 +93,8 @@ fn revoked_certificate_ends_its_sessions_and_is_denied() {
     for version in ["-tls1_2", "-tls1_3"] {
         let (address, seen) = (portcullis.address("main"), portcullis.seen());
         let options = [version, "-cert", "taken.crt", "-key", "taken.key"];
-        let told = run(&mut s_client(&portcullis.site, address, &options)).stderr;
-        assert!(told.contains("alert certificate revoked"), "{version}: {told}");
+        let stderr = run(&mut s_client(&portcullis.site, address, &options)).stderr;
+        assert!(stderr.contains("alert certificate revoked"), "{version}: {stderr}");
         let denied = portcullis.event_after(seen, "a refusal", |event| event.is("connection.denied"));
         assert_eq!(denied.reason(), "client_certificate_revoked");
     }
@@ -393,9 +393,9 @@ fn crl_of_an_unknown_issuer_gives_a_warning() {
     let (site, clients) = site();
     let portcullis = Portcullis::start(site, format!("{ON_SIGHUP}{}", checking(&upstream)));
     let inside = session(&portcullis, app(&clients));
-    let stranger = Authority::new("Stranger CA").list(TakesBack::nothing(1));
+    let untrusted = Authority::new("Stranger CA").list(TakesBack::nothing(1));
     let seen = portcullis.seen();
-    put(&portcullis, "clients.crl", &stranger.pem());
+    put(&portcullis, "clients.crl", &untrusted.pem());
     portcullis.event_after(seen, "the warning", |event| {
         event.0.to_string().contains("CN=Stranger CA, which is not in client_ca")
     });

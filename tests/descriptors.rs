@@ -37,15 +37,15 @@ fn descriptors(portcullis: &Portcullis) -> Value {
 }
 
 fn logged(portcullis: &Portcullis, seen: usize, words: &str) -> Event {
-    let says = |line: &Event| line.0["message"].as_str().is_some_and(|message| message.starts_with(words));
-    portcullis.event_after(seen, words, says)
+    let has_words = |line: &Event| line.0["message"].as_str().is_some_and(|message| message.starts_with(words));
+    portcullis.event_after(seen, words, has_words)
 }
 
 /// Connects from this address until accepting is paused. Returns the sessions, and who waits to be accepted.
 fn flood(portcullis: &Portcullis, source: &str) -> (Vec<Connection>, Vec<TcpStream>) {
     let client = portcullis.client().from(source);
-    let room = descriptors(portcullis)["max_connections"].as_u64().unwrap();
-    let sessions = (0..room).map(|_| {
+    let free = descriptors(portcullis)["max_connections"].as_u64().unwrap();
+    let sessions = (0..free).map(|_| {
         let mut session = client.connect();
         session.ask(b"hello", b"hello");
         session

@@ -170,6 +170,6 @@ fn redis_py_survives_an_outage_as_it_does_without_a_proxy() {
     eventually("it is told twice", || (denials() >= 2).then_some(()));
     redis.start_again();
     let code = python.exit_code();
-    let said = std::io::read_to_string(python.0.stderr.take().unwrap()).unwrap();
-    assert_eq!(code, Some(0), "{said}");
+    let output = std::io::read_to_string(python.0.stderr.take().unwrap()).unwrap();
+    assert_eq!(code, Some(0), "{output}");
 }

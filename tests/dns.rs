@@ -41,15 +41,16 @@ fn wait(status: &Value) -> Option<f64> {
     Some((time("next_look_at")? - time("resolved_at")?).as_seconds_f64())
 }
 
-fn told(portcullis: &Portcullis, seen: usize, event: &str, addresses: &str) -> Event {
+fn source_event(portcullis: &Portcullis, seen: usize, event: &str, addresses: &str) -> Event {
     let words = format!("{event} with {addresses}");
     portcullis.event_after(seen, &words, |line| line.is(event) && line.0["addresses"] == addresses)
 }
 
 fn warned(portcullis: &Portcullis, seen: usize, words: &str) -> Event {
     let texts = ["message", "detail", "error", "warning"];
-    let says = |line: &Event| texts.iter().any(|field| line.0[field].as_str().is_some_and(|text| text.contains(words)));
-    portcullis.event_after(seen, words, says)
+    let has_words =
+        |line: &Event| texts.iter().any(|field| line.0[field].as_str().is_some_and(|text| text.contains(words)));
+    portcullis.event_after(seen, words, has_words)
 }
 
 /// Where dnsmasq says of these records that they live for a second, an hour's refresh is no matter.
@@ -61,12 +62,12 @@ fn follows(value: &str, resolver_options: &str, options: &[&str], record: &str) 
         let (_, inside) = portcullis.client().from("127.0.0.5").attempt();
         let (mut inside, seen) = (inside.unwrap(), portcullis.seen());
         dns.have(&portcullis.site, &[(record, &["127.0.0.5", "127.0.0.6"])]);
-        told(&portcullis, seen, "source.added", "127.0.0.6");
+        source_event(&portcullis, seen, "source.added", "127.0.0.6");
         assert!(is_let_in(&portcullis, "127.0.0.6"));
         inside.ask(b"still here", b"still here");
         let seen = portcullis.seen();
         dns.have(&portcullis.site, &[(record, &["127.0.0.6"])]);
-        told(&portcullis, seen, "source.removed", "127.0.0.5");
+        source_event(&portcullis, seen, "source.removed", "127.0.0.5");
         assert_eq!(portcullis.ending(inside.port()).reason(), "source_revoked");
         assert!(!is_let_in(&portcullis, "127.0.0.5"));
         assert!(is_let_in(&portcullis, "127.0.0.6"));
@@ -98,7 +99,7 @@ fn ttl_above_the_refresh_time_has_no_effect() {
         assert!((1.0..=3.0).contains(&wait(&planned).unwrap()), "{planned}");
         let seen = portcullis.seen();
         dns.have(&portcullis.site, &[("app.test", &["127.0.0.5", "127.0.0.6"])]);
-        told(&portcullis, seen, "source.added", "127.0.0.6");
+        source_event(&portcullis, seen, "source.added", "127.0.0.6");
     });
 }
 
@@ -153,13 +154,13 @@ fn keeps(way: Way) {
         assert!(is_let_in(&portcullis, "127.0.0.5"), "{way:?}");
         let seen = portcullis.seen();
         dns.answer(Way::Well(&["127.0.0.7"], 1));
-        told(&portcullis, seen, "source.removed", "127.0.0.5");
+        source_event(&portcullis, seen, "source.removed", "127.0.0.5");
         warned(&portcullis, seen, "can be resolved again");
         assert!(is_let_in(&portcullis, "127.0.0.7"));
         // Though nobody told how long the last answers were good, it is asked for anew.
         let seen = portcullis.seen();
         dns.answer(Way::Well(&["127.0.0.7", "127.0.0.8"], 1));
-        told(&portcullis, seen, "source.added", "127.0.0.8");
+        source_event(&portcullis, seen, "source.added", "127.0.0.8");
     });
 }
 
@@ -207,7 +208,7 @@ fn failed_lookup_of_one_family_uses_the_ttl_of_the_other() {
         assert!(is_let_in(&portcullis, "127.0.0.5"));
         let seen = portcullis.seen();
         dns.answer(Way::Half(&["127.0.0.5", "127.0.0.6"], 1));
-        told(&portcullis, seen, "source.added", "127.0.0.6");
+        source_event(&portcullis, seen, "source.added", "127.0.0.6");
     });
 }
 
@@ -246,7 +247,7 @@ fn cached_addresses_are_used_if_no_server_answers_at_start() {
         assert!(age(&new) <= age(&old), "it is as old as it is: {new} {old}");
         let seen = again.seen();
         let _dns = Dnsmasq::start(&again.site, &["local-ttl=1"], &[("app.test", &["127.0.0.6"])]);
-        told(&again, seen, "source.removed", "127.0.0.5");
+        source_event(&again, seen, "source.removed", "127.0.0.5");
         assert!(is_let_in(&again, "127.0.0.6"));
     });
 }
@@ -283,6 +284,6 @@ fn changed_resolv_conf_is_used() {
         assert!(is_let_in(&portcullis, "127.0.0.5"));
         let seen = portcullis.seen();
         dns.answer(Way::Well(&["127.0.0.5", "127.0.0.6"], 1));
-        told(&portcullis, seen, "source.added", "127.0.0.6");
+        source_event(&portcullis, seen, "source.added", "127.0.0.6");
     });
 }

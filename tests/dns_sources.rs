@@ -39,7 +39,7 @@ fn let_in(portcullis: &Portcullis, source: &str) -> Connection {
 }
 
 /// The event that tells of addresses of the name.
-fn told(portcullis: &Portcullis, seen: usize, event: &str, addresses: &str) -> Event {
+fn source_event(portcullis: &Portcullis, seen: usize, event: &str, addresses: &str) -> Event {
     let words = format!("{event} with {addresses}");
     portcullis.event_after(seen, &words, |line| line.is(event) && line.0["addresses"] == addresses)
 }
@@ -51,8 +51,9 @@ fn status(portcullis: &Portcullis) -> Value {
 
 fn warned(portcullis: &Portcullis, seen: usize, words: &str) -> Event {
     let texts = ["message", "detail", "error", "warning"];
-    let says = |line: &Event| texts.iter().any(|field| line.0[field].as_str().is_some_and(|text| text.contains(words)));
-    portcullis.event_after(seen, words, says)
+    let has_words =
+        |line: &Event| texts.iter().any(|field| line.0[field].as_str().is_some_and(|text| text.contains(words)));
+    portcullis.event_after(seen, words, has_words)
 }
 
 #[test]
@@ -76,12 +77,12 @@ fn added_address_is_admitted_and_removed_address_ends_its_sessions() {
     assert!(!is_let_in(&portcullis, "127.0.0.6"));
     let seen = portcullis.seen();
     name(&portcullis.site, &[("app.test", &["127.0.0.5", "127.0.0.6"])]);
-    let added = told(&portcullis, seen, "source.added", "127.0.0.6");
+    let added = source_event(&portcullis, seen, "source.added", "127.0.0.6");
     assert_eq!((added.text("rule"), added.text("listener")), ("dns:app.test", "main"));
     let leaves = let_in(&portcullis, "127.0.0.6");
     let seen = portcullis.seen();
     name(&portcullis.site, &[("app.test", &["127.0.0.5"])]);
-    told(&portcullis, seen, "source.removed", "127.0.0.6");
+    source_event(&portcullis, seen, "source.removed", "127.0.0.6");
     let ending = portcullis.ending(leaves.port());
     assert_eq!((ending.reason(), ending.text("rule")), ("source_revoked", "dns:app.test"));
     assert!(!is_let_in(&portcullis, "127.0.0.6"));
@@ -98,7 +99,7 @@ fn added_address_keeps_session_tickets_valid() {
     drop(client.attempt().1.unwrap());
     let seen = portcullis.seen();
     name(&portcullis.site, &[("app.test", &["127.0.0.5", "127.0.0.6"])]);
-    told(&portcullis, seen, "source.added", "127.0.0.6");
+    source_event(&portcullis, seen, "source.added", "127.0.0.6");
     let again = client.attempt().1.unwrap();
     assert_eq!(again.tls().handshake_kind(), Some(rustls::HandshakeKind::Resumed));
 }
@@ -130,7 +131,7 @@ fn unresolvable_name_keeps_its_addresses_over_a_restart() {
     warned(&again, 0, "its last good answer, of 20");
     let seen = again.seen();
     name(&again.site, &[("app.test", &["127.0.0.7"])]);
-    told(&again, seen, "source.removed", "127.0.0.5");
+    source_event(&again, seen, "source.removed", "127.0.0.5");
     assert!(is_let_in(&again, "127.0.0.7"));
     warned(&again, seen, "can be resolved again");
 }
@@ -144,7 +145,7 @@ fn never_resolved_name_admits_no_client_and_does_not_fail_the_start() {
     warned(&portcullis, 0, "until it can, it lets nobody in");
     let seen = portcullis.seen();
     name(&portcullis.site, &[("app.test", &["127.0.0.5"])]);
-    told(&portcullis, seen, "source.added", "127.0.0.5");
+    source_event(&portcullis, seen, "source.added", "127.0.0.5");
     assert!(is_let_in(&portcullis, "127.0.0.5"));
 }
 
@@ -203,15 +204,15 @@ fn reload_replaces_a_network_by_a_name_without_ending_sessions() {
     let applied = portcullis.reconfigure(config(&upstream, &[RULE]));
     assert!(applied.is("reload.applied"), "{}", applied.0);
     assert_eq!((applied.number("sources_added"), applied.number("sources_removed")), (1, 1));
-    told(&portcullis, seen, "source.added", "127.0.0.5");
+    source_event(&portcullis, seen, "source.added", "127.0.0.5");
     inside.ask(b"still here", b"still here");
     let seen = portcullis.seen();
     name(&portcullis.site, &[("app.test", &["127.0.0.5", "127.0.0.6"])]);
-    told(&portcullis, seen, "source.added", "127.0.0.6");
+    source_event(&portcullis, seen, "source.added", "127.0.0.6");
     let seen = portcullis.seen();
     let applied = portcullis.reconfigure(config(&upstream, &["\"127.0.0.6\""]));
     assert!(applied.is("reload.applied"), "{}", applied.0);
-    told(&portcullis, seen, "source.removed", "127.0.0.5,127.0.0.6");
+    source_event(&portcullis, seen, "source.removed", "127.0.0.5,127.0.0.6");
     assert_eq!(portcullis.ending(inside.port()).reason(), "source_revoked");
     assert!(is_let_in(&portcullis, "127.0.0.6"));
 }
@@ -246,7 +247,7 @@ fn changing_names_do_not_delay_the_poll() {
         ips.push(ip.clone());
         let ips: Vec<_> = ips.iter().map(String::as_str).collect();
         name(&portcullis.site, &[("app.test", &ips)]);
-        told(&portcullis, seen, "source.added", &ip);
+        source_event(&portcullis, seen, "source.added", &ip);
         if portcullis.events().iter().any(|event| event.is("reload.applied")) {
             return;
         }
@@ -265,10 +266,10 @@ fn check_and_explain_resolve_names_and_print_them() {
     };
     let Some(outcome) = ask(&["check"]) else { return };
     let words = outcome.success();
-    for said in
+    for output in
         ["dns:app.test, now 127.0.0.5 2001:db8::1", "dns:gone.test, NO ADDRESS", "warning: dns:gone.test cannot be"]
     {
-        assert!(words.contains(said), "{said} in {words}");
+        assert!(words.contains(output), "{output} in {words}");
     }
     let report: Value = serde_json::from_str(&ask(&["check", "--json"]).unwrap().success()).unwrap();
     let source = &report["listeners"][0]["sources"][0];

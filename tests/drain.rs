@@ -136,7 +136,7 @@ fn expect(socket: &UnixDatagram, line: &str) {
     loop {
         let length = socket.recv(&mut buffer).expect("systemd is told in time");
         let message = String::from_utf8_lossy(&buffer[..length]);
-        if message.lines().any(|told| told == line) {
+        if message.lines().any(|sent| sent == line) {
             return;
         }
     }

@@ -72,8 +72,8 @@ fn rehearse(title: &str, password: Option<&str>) {
     };
     let guide = guide().replace("127.0.0.1:6379", &redis.to_string()).replace("6380", &free_port().to_string());
     let blocks = blocks(&guide, title);
-    let said = run(&blocks, password);
-    let mut parts = said.split(MARK).skip(1);
+    let transcript = run(&blocks, password);
+    let mut parts = transcript.split(MARK).skip(1);
     let mut printed = "";
     let mut shown = 0;
     for block in &blocks {
@@ -86,7 +86,7 @@ fn rehearse(title: &str, password: Option<&str>) {
                 let expected = expected.join("\n");
                 assert!(
                     shows(&expected, &lines),
-                    "the guide says\n{expected}\n--- but it is\n{printed}\n--- in\n{said}"
+                    "the guide says\n{expected}\n--- but it is\n{printed}\n--- in\n{transcript}"
                 );
             }
             _ => {}
@@ -138,11 +138,11 @@ fn run(blocks: &[Block], password: Option<&str>) -> String {
     let code = shell.0.exit_code();
     let left = shell.left();
     drop(shell);
-    let said = String::from_utf8_lossy(&fs::read(&output).unwrap()).into_owned();
+    let transcript = String::from_utf8_lossy(&fs::read(&output).unwrap()).into_owned();
     let log = fs::read_to_string(site.path().join("portcullis.log")).unwrap_or_default();
-    assert_eq!(code, Some(0), "the drill failed:\n{said}\n--- log\n{log}");
-    assert_eq!(left, "", "the drill leaves programs running:\n{said}");
-    said
+    assert_eq!(code, Some(0), "the drill failed:\n{transcript}\n--- log\n{log}");
+    assert_eq!(left, "", "the drill leaves programs running:\n{transcript}");
+    transcript
 }
 
 /// A block as a part of the script.

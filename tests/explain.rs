@@ -36,9 +36,12 @@ fn explain_uses_the_running_policy_while_the_file_differs() {
     let portcullis = start();
     let site = &portcullis.site;
     site.write("portcullis.toml", config(listener().trusting(&["192.0.2.1"])));
-    let said = explain(site, HERE).success();
-    assert!(said.starts_with("policy    of the running program (generation 1)\n"), "{said}");
-    assert!(said.contains("127.0.0.1 is trusted by ip_addr:127.0.0.1") && said.contains("verdict   let in"), "{said}");
+    let output = explain(site, HERE).success();
+    assert!(output.starts_with("policy    of the running program (generation 1)\n"), "{output}");
+    assert!(
+        output.contains("127.0.0.1 is trusted by ip_addr:127.0.0.1") && output.contains("verdict   let in"),
+        "{output}"
+    );
 }
 
 #[test]
@@ -50,9 +53,9 @@ fn explain_uses_the_running_policy_while_the_file_is_invalid() {
         [format!("{ADMIN}[[listener]]\nname = 7\n"), format!("{whole}\n[[[ \"\n= = =\n"), format!("{whole}x = \n")]
     {
         site.write("portcullis.toml", &broken);
-        let said = explain(site, HERE);
-        assert_eq!(said.code, Some(0), "{broken}: {}", said.stderr);
-        assert!(said.text().contains("of the running program") && said.text().contains("verdict   let in"));
+        let output = explain(site, HERE);
+        assert_eq!(output.code, Some(0), "{broken}: {}", output.stderr);
+        assert!(output.text().contains("of the running program") && output.text().contains("verdict   let in"));
     }
     // Where the file no longer tells which socket, --socket does.
     site.write("portcullis.toml", "]]]]");
@@ -69,14 +72,14 @@ fn explain_uses_the_running_policy_while_the_file_is_invalid() {
 fn explain_json_and_socket_report_the_same_verdict_reason_and_rule() {
     let portcullis = start();
     let site = &portcullis.site;
-    let said = explain(site, &[HERE, &["--json"]].concat()).success();
-    let said: Value = serde_json::from_str(&said).expect("JSON and nothing else");
+    let output = explain(site, &[HERE, &["--json"]].concat()).success();
+    let output: Value = serde_json::from_str(&output).expect("JSON and nothing else");
     assert_eq!(
-        (&said["verdict"], &said["rule"], &said["policy"]),
+        (&output["verdict"], &output["rule"], &output["policy"]),
         (&json!("admitted"), &json!("ip_addr:127.0.0.1"), &json!("running"))
     );
     let (status, answer) = portcullis.ask("GET", "/v1/explain?listener=main&source=127.0.0.1");
-    assert_eq!((status, &answer["steps"], &answer["verdict"]), (200, &said["steps"], &json!("admitted")));
+    assert_eq!((status, &answer["steps"], &answer["verdict"]), (200, &output["steps"], &json!("admitted")));
     assert_eq!((&answer["steps"][0]["step"], answer.get("reason")), (&json!("source"), None));
 
     let refused = explain(site, &["-c", "portcullis.toml", "--listener", "main", "--source", "192.0.2.1", "--json"]);
@@ -103,8 +106,8 @@ fn explain_sends_the_certificate_and_not_its_key() {
     // The file would not trust either.
     site.write("other.crt", Authority::new("Other CA").pem());
     site.write("portcullis.toml", config(listener()).replace("ca.crt", "other.crt"));
-    let said = explain(site, &[HERE, &["--client-cert", "good.pem"]].concat()).success();
-    assert!(said.contains("CN=app is vouched for by CN=Test CA"), "{said}");
+    let output = explain(site, &[HERE, &["--client-cert", "good.pem"]].concat()).success();
+    assert!(output.contains("CN=app is vouched for by CN=Test CA"), "{output}");
     let refused = explain(site, &[HERE, &["--client-cert", "stranger.crt"]].concat());
     assert_eq!(refused.code, Some(3), "{}", refused.stderr);
     assert!(refused.text().contains("refused (client_certificate_unknown_ca)"), "{}", refused.text());
@@ -118,13 +121,13 @@ fn explain_without_a_running_program_uses_the_file() {
     let site = TestDir::new();
     let outcome = |arguments: &[&str]| explain(&site, &[HERE, arguments].concat());
     site.write("portcullis.toml", config(listener()));
-    let said = outcome(&[]).success();
-    let first = said.lines().next().unwrap();
+    let output = outcome(&[]).success();
+    let first = output.lines().next().unwrap();
     assert!(
         first.contains("of portcullis.toml, not of a running program") && first.contains("no such socket"),
-        "{said}"
+        "{output}"
     );
-    assert!(said.contains("verdict   let in"), "{said}");
+    assert!(output.contains("verdict   let in"), "{output}");
     let answer: Value = serde_json::from_str(&outcome(&["--json"]).success()).expect("JSON and nothing else");
     assert_eq!((&answer["policy"], &answer["verdict"]), (&json!("file"), &json!("admitted")));
     site.write("portcullis.toml", listener());

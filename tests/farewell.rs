@@ -52,11 +52,11 @@ fn psql_prints_the_reason_of_a_closed_idle_session() {
     let mut portcullis = impatient(Listener::postgres(&postgres));
     let mut psql = Dialogue::with(&portcullis);
     psql.enter("select 'the answer is ' || 6 * 7;");
-    let says = |words: &'static str| move |line: &crate::harness::Event| line.0.to_string().contains(words);
-    psql.screen.after(0, "the answer", says("the answer is 42"));
+    let contains = |words: &'static str| move |line: &crate::harness::Event| line.0.to_string().contains(words);
+    psql.screen.after(0, "the answer", contains("the answer is 42"));
     assert_eq!(portcullis.stop().0, Some(0));
     psql.enter("select 1;");
-    psql.errors.after(0, "the goodbye", says(STOPPING));
+    psql.errors.after(0, "the goodbye", contains(STOPPING));
     let all = psql.errors.to_the_end().into_iter().map(|line| line.0.to_string()).collect::<String>();
     assert!(all.contains("FATAL") && all.contains("Connect again."), "{all}");
     assert_eq!(psql.running.exit_code(), Some(2));
@@ -101,7 +101,7 @@ fn user(stream: &mut TcpStream) -> String {
     String::from_utf8(fields.nth(1).unwrap().to_vec()).unwrap()
 }
 
-fn assert_told_that_it_stops(words: &[u8]) {
+fn assert_shutdown_farewell(words: &[u8]) {
     let fields = error_response(words);
     let fields = [&fields[&'S'], &fields[&'V'], &fields[&'C'], &fields[&'M']].map(String::as_str);
     assert_eq!(fields, ["FATAL", "FATAL", "57P01", STOPPING]);
@@ -111,10 +111,10 @@ fn assert_told_that_it_stops(words: &[u8]) {
 fn farewell_follows_complete_messages_only() {
     let answer = [message(5), message(6), message(70_000), message(5)].concat();
     let whole = [0, 5, 11, 70_011, 70_016];
-    let said = answer.clone();
+    let output = answer.clone();
     let upstream = Upstream::new(move |mut stream| {
         let cut: usize = user(&mut stream).parse().unwrap();
-        stream.write_all(&said[..cut]).unwrap();
+        stream.write_all(&output[..cut]).unwrap();
         // Until the session is over.
         let _ = stream.read(&mut [0]);
     });
@@ -130,7 +130,7 @@ fn farewell_follows_complete_messages_only() {
     for (cut, mut session) in sessions {
         let words = session.rest().unwrap();
         if whole.contains(&cut) {
-            assert_told_that_it_stops(&words);
+            assert_shutdown_farewell(&words);
         } else {
             assert_eq!(words.escape_ascii().to_string(), "", "behind {cut} bytes of {answer:?}", answer = whole);
         }
@@ -153,15 +153,15 @@ fn farewell_is_never_inserted_into_a_large_result() {
             let (begun, portcullis) = (begun.clone(), &portcullis);
             let mut session = session_of(portcullis, &length.to_string());
             scope.spawn(move || {
-                let mut heard = session.receive(1_000_000);
+                let mut received = session.receive(1_000_000);
                 begun.send(()).unwrap();
-                heard.extend(session.rest().unwrap());
+                received.extend(session.rest().unwrap());
                 let row = message(length);
-                let whole = heard.chunks(length).take_while(|chunk| **chunk == row).count();
-                let rest = &heard[whole * length..];
+                let whole = received.chunks(length).take_while(|chunk| **chunk == row).count();
+                let rest = &received[whole * length..];
                 // Either it ends in the middle of a row, or it was told between two of them.
                 if !row.starts_with(rest) || rest.is_empty() {
-                    assert_told_that_it_stops(rest);
+                    assert_shutdown_farewell(rest);
                 }
             });
         }
@@ -204,14 +204,14 @@ fn idle_timeout_is_reported_to_tokio_postgres_and_psql() {
     });
     let mut psql = Dialogue::with(&portcullis);
     psql.enter("select 'the answer is ' || 6 * 7;");
-    let says = |words: &'static str| move |line: &crate::harness::Event| line.0.to_string().contains(words);
-    psql.screen.after(0, "the answer", says("the answer is 42"));
+    let contains = |words: &'static str| move |line: &crate::harness::Event| line.0.to_string().contains(words);
+    psql.screen.after(0, "the answer", contains("the answer is 42"));
     let closed = |event: &crate::harness::Event| event.is("connection.closed");
     portcullis.event("the end of the first session", closed);
     let seen = portcullis.events().iter().position(closed).unwrap() + 1;
     assert_eq!(portcullis.event_after(seen, "the end of psql's session", closed).reason(), "idle_timeout");
     psql.enter("select 1;");
-    psql.errors.after(0, "the goodbye", says(words));
+    psql.errors.after(0, "the goodbye", contains(words));
     assert_eq!(psql.running.exit_code(), Some(2));
 }
 

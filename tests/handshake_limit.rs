@@ -211,14 +211,14 @@ fn flood_above_the_limit_is_summed_up_and_leaves_nothing_behind() {
         assert_eq!(last_words(&mut slow.dial()), b"");
     }
     eventually("every file is closed", || (portcullis.open_files() <= files).then_some(()));
-    let told = || {
+    let counted = || {
         let events = portcullis.events();
         let denied = events.iter().filter(|event| event.is("connection.denied")).count() as u64;
         let summed = events.iter().filter(|event| event.is("denials.suppressed"));
         let suppressed: u64 = summed.map(|event| event.number("suppressed")).sum();
         (denied + suppressed == 1_500).then_some(suppressed)
     };
-    assert!(eventually("all are told", told) > 900);
+    assert!(eventually("all are told", counted) > 900);
     for stream in crowd {
         slow.secure(stream).unwrap().ask(b"hello", b"hello");
     }

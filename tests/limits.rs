@@ -57,8 +57,8 @@ fn redis_cli_above_the_limit_is_denied_until_a_session_ends() {
     let portcullis = Portcullis::before(Listener::redis(&redis).limit("max_connections = 1"));
     let mut inside = portcullis.client().connect();
     inside.ask(b"PING\r\n", b"+PONG\r\n");
-    let said = run(cli(&portcullis).arg("PING"));
-    assert!((said.text() + &said.stderr).contains("ERR max number of clients reached"), "{said:?}");
+    let output = run(cli(&portcullis).arg("PING"));
+    assert!((output.text() + &output.stderr).contains("ERR max number of clients reached"), "{output:?}");
     let denied = portcullis.event("a denial", |event| event.is("connection.denied"));
     assert_eq!(denied.reason(), "connection_limit");
     assert!(denied.text("detail").contains("max_connections"), "{}", denied.0);
@@ -101,8 +101,8 @@ fn query_is_cancelled_at_the_connection_limit() {
     crate::cancel::wait_for_the_query(&postgres);
     psql.signal("INT");
     psql.exit_code();
-    let said = std::io::read_to_string(psql.0.stderr.take().unwrap()).unwrap();
-    assert!(said.contains("canceling statement due to user request"), "{said}");
+    let output = std::io::read_to_string(psql.0.stderr.take().unwrap()).unwrap();
+    assert!(output.contains("canceling statement due to user request"), "{output}");
     portcullis.event("a cancellation", |event| event.is("cancel.forwarded"));
 }
 
@@ -154,8 +154,8 @@ fn simultaneous_clients_are_admitted_up_to_the_limit() {
 
 #[test]
 fn failed_connection_does_not_count_as_a_session() {
-    let nobody = crate::harness::program::free_address();
-    let portcullis = Portcullis::before(Listener::redis(nobody).limit("max_connections = 1"));
+    let unused = crate::harness::program::free_address();
+    let portcullis = Portcullis::before(Listener::redis(unused).limit("max_connections = 1"));
     for _ in 0..5 {
         let (words, reason) = refused(&portcullis, &portcullis.client());
         assert!(words.starts_with("-LOADING "), "{words}");
@@ -243,8 +243,8 @@ fn psql_above_the_rate_is_denied_once_and_then_closed() {
     let portcullis = Portcullis::before(listener);
     let ask = || run(psql(&conninfo(&portcullis)).args(["-c", "select 6 * 7"]));
     assert_eq!(ask().success(), "42\n");
-    let told = ask();
-    assert!(told.stderr.contains("FATAL:  too many connections in a short time"), "{}", told.stderr);
+    let denial = ask();
+    assert!(denial.stderr.contains("FATAL:  too many connections in a short time"), "{}", denial.stderr);
     let cut = ask();
     assert_eq!(cut.code, Some(2), "{}", cut.stderr);
     assert!(!cut.stderr.contains("FATAL"), "{}", cut.stderr);
@@ -256,7 +256,7 @@ fn cancel_request_counts_towards_the_rate() {
     let listener = Listener::postgres(&upstream).limit("connection_rate_per_source = \"2/h\"");
     let portcullis = Portcullis::before(listener);
     let packet = cancel(77, &[1, 2, 3, 4]);
-    let mut said = Vec::new();
+    let mut output = Vec::new();
     for _ in 0..5 {
         let mut stream = portcullis.client().dial();
         // It may be cut off already.
@@ -264,10 +264,10 @@ fn cancel_request_counts_towards_the_rate() {
         assert_eq!(last_words(&mut stream), b"");
         let port = port(&stream);
         let event = portcullis.event("its only event", |event| event.0["source_port"] == port);
-        said.push(event.text("event").to_owned());
+        output.push(event.text("event").to_owned());
     }
-    assert_eq!(said[..2], ["cancel.forwarded"; 2]);
-    assert_eq!(said[2..], ["connection.denied"; 3]);
+    assert_eq!(output[..2], ["cancel.forwarded"; 2]);
+    assert_eq!(output[2..], ["connection.denied"; 3]);
     assert_eq!(upstream.connections(), 2);
 }
 

@@ -31,8 +31,8 @@ fn call(path: &Path) -> UnixStream {
 
 fn ask(stream: &mut (impl Read + Write), question: &[u8], answer: &[u8]) {
     stream.write_all(question).unwrap();
-    let said = read_exactly(stream, answer.len());
-    assert_eq!(said.escape_ascii().to_string(), answer.escape_ascii().to_string());
+    let output = read_exactly(stream, answer.len());
+    assert_eq!(output.escape_ascii().to_string(), answer.escape_ascii().to_string());
 }
 
 fn mode(path: &Path) -> u32 {
@@ -72,9 +72,9 @@ fn tcp_checks_the_source_and_unix_socket_relies_on_its_mode() {
     let site = TestDir::new();
     let listener = at(Listener::tcp(&upstream), &site, "a.sock").trusting(&["127.0.0.2"]);
     let portcullis = Portcullis::start(site, listener);
-    let mut stranger = portcullis.client().dial();
-    assert_eq!(last_words(&mut stranger), b"");
-    assert_eq!(portcullis.refusal(port(&stranger)), "untrusted_source");
+    let mut untrusted = portcullis.client().dial();
+    assert_eq!(last_words(&mut untrusted), b"");
+    assert_eq!(portcullis.refusal(port(&untrusted)), "untrusted_source");
     ask(&mut portcullis.client().from("127.0.0.2").dial(), b"hello", b"hello");
     ask(&mut call(&portcullis.site.path("a.sock")), b"hello", b"hello");
 }
@@ -126,8 +126,8 @@ fn psql_works_without_tls_over_tcp_and_unix_socket() {
     let opened = portcullis.event("an opening", |event| event.is("connection.opened") && event.0["source"] == "unix");
     assert!(!opened.has("tls_version"), "{}", opened.0);
     run(client("pgbench").args(["-i", "-q", &file])).success();
-    let said = run(client("pgbench").args(["-n", "-S", "-C", "-c", "4", "-t", "25", &file])).success();
-    assert!(said.contains("number of transactions actually processed: 100/100"), "{said}");
+    let output = run(client("pgbench").args(["-n", "-S", "-C", "-c", "4", "-t", "25", &file])).success();
+    assert!(output.contains("number of transactions actually processed: 100/100"), "{output}");
 }
 
 #[test]
@@ -248,8 +248,8 @@ fn unix_socket_mode_is_private_by_default_and_follows_a_reload() {
         let as_user = |user: &str, expected: &str| {
             let mut cli = command("setpriv");
             cli.args([&format!("--reuid={user}"), "--regid=65533", "--clear-groups", "--", "redis-cli", "-s"]);
-            let said = run(cli.arg(&path).arg("PING").current_dir("/"));
-            assert!(format!("{}{}", said.text(), said.stderr).contains(expected), "{user}: {said:?}");
+            let output = run(cli.arg(&path).arg("PING").current_dir("/"));
+            assert!(format!("{}{}", output.text(), output.stderr).contains(expected), "{user}: {output:?}");
         };
         fs::set_permissions(path.parent().unwrap(), fs::Permissions::from_mode(0o755)).unwrap();
         as_user("65532", "Permission denied");
@@ -354,12 +354,12 @@ fn check_and_explain_describe_a_listener_without_tls() {
         let mut command = executable();
         run(command.args(arguments).args(["-c", "portcullis.toml"]).current_dir(site.directory()))
     };
-    let said = portcullis(&["check", "--offline"]).success();
+    let output = portcullis(&["check", "--offline"]).success();
     for words in ["OFF: only programs of this machine can connect", "a.sock (mode 0666)", "b.sock (mode 0600)"] {
-        assert!(said.contains(words), "{words}: {said}");
+        assert!(output.contains(words), "{words}: {output}");
     }
-    assert!(said.contains("warning: listener main: every user of this machine can connect to unix:"), "{said}");
-    assert_eq!(said.matches("warning:").count(), 1, "{said}");
+    assert!(output.contains("warning: listener main: every user of this machine can connect to unix:"), "{output}");
+    assert_eq!(output.matches("warning:").count(), 1, "{output}");
     let report: serde_json::Value = serde_json::from_str(&portcullis(&["check", "--json"]).success()).unwrap();
     assert_eq!(report["listeners"][0]["min_version"], serde_json::Value::Null);
     assert_eq!(report["listeners"][0]["socket_files"][0]["mode"], "0666");
@@ -370,8 +370,8 @@ fn check_and_explain_describe_a_listener_without_tls() {
     assert!(trusted.contains("tls       is off, so nobody is asked for a certificate"), "{trusted}");
     assert_eq!(explain("main", "127.0.0.2").code, Some(3));
     for listener in ["main", "private"] {
-        let said = explain(listener, "unix").success();
-        assert!(said.contains("whoever may write to the file") && said.contains("verdict   let in"), "{said}");
+        let output = explain(listener, "unix").success();
+        assert!(output.contains("whoever may write to the file") && output.contains("verdict   let in"), "{output}");
     }
     let wrong = explain("private", "127.0.0.1");
     assert_eq!(wrong.code, Some(2), "{}", wrong.stderr);
@@ -429,8 +429,8 @@ fn plaintext_application_reaches_databases_that_require_tls() {
         for user in ["certified", "keyed"] {
             // SCRAM-SHA-256-PLUS, which the server offers, is not for who has no TLS, and out of the offer.
             for binding in ["prefer", "disable"] {
-                let said = ask(&mut psql(&format!("{way} user={user}")), binding).success();
-                assert_eq!(said, format!("{user}|t|/CN=certified\n"));
+                let output = ask(&mut psql(&format!("{way} user={user}")), binding).success();
+                assert_eq!(output, format!("{user}|t|/CN=certified\n"));
             }
         }
         let refused = ask(&mut psql(&format!("{way} user=keyed")), "require");

@@ -50,8 +50,8 @@ pub(crate) fn parameters(portcullis: &Portcullis) -> tokio_postgres::Config {
 fn psql_works_with_verify_full() {
     let postgres = Postgres::start();
     let portcullis = Portcullis::before(Listener::postgres(&postgres));
-    let said = run(psql(&conninfo(&portcullis)).args(["-c", "select 6 * 7"])).success();
-    assert_eq!(said, "42\n");
+    let output = run(psql(&conninfo(&portcullis)).args(["-c", "select 6 * 7"])).success();
+    assert_eq!(output, "42\n");
     let opened = portcullis.event("an opening", |event| event.is("connection.opened"));
     assert_eq!(opened.text("upstream"), postgres.to_string());
     assert_eq!(opened.text("tls_version"), "TLSv1.3");
@@ -81,8 +81,8 @@ fn postgres_is_reached_over_its_unix_socket() {
     let postgres = Postgres::start();
     let socket = format!("unix:{}", postgres.socket().display());
     let portcullis = Portcullis::before(Listener::postgres(&socket));
-    let said = run(psql(&conninfo(&portcullis)).args(["-c", "select inet_server_addr() is null"]));
-    assert_eq!(said.success(), "t\n");
+    let output = run(psql(&conninfo(&portcullis)).args(["-c", "select inet_server_addr() is null"]));
+    assert_eq!(output.success(), "t\n");
 }
 
 #[test]
@@ -108,12 +108,12 @@ fn pgbench_runs_eight_clients() {
     let portcullis = Portcullis::before(Listener::postgres(&postgres));
     let conninfo = conninfo(&portcullis);
     run(client("pgbench").args(["-i", "-q", "-d", &conninfo])).success();
-    let said = run(client("pgbench").args(["-n", "-c", "8", "-t", "100", "-d", &conninfo]));
-    let said = said.success();
-    assert!(said.contains("number of transactions actually processed: 800/800"), "{said}");
+    let output = run(client("pgbench").args(["-n", "-c", "8", "-t", "100", "-d", &conninfo]));
+    let output = output.success();
+    assert!(output.contains("number of transactions actually processed: 800/800"), "{output}");
     let fresh = ["-n", "-S", "-C", "-c", "4", "-t", "25", "-d"];
-    let said = run(client("pgbench").args(fresh).arg(&conninfo)).success();
-    assert!(said.contains("number of transactions actually processed: 100/100"), "{said}");
+    let output = run(client("pgbench").args(fresh).arg(&conninfo)).success();
+    assert!(output.contains("number of transactions actually processed: 100/100"), "{output}");
 }
 
 #[test]
@@ -171,7 +171,7 @@ fn notification_reaches_its_listener() {
     Runtime::new().unwrap().block_on(async {
         let connected = parameters(&portcullis).connect(connector(&portcullis)).await;
         let (client, mut connection) = connected.unwrap();
-        let heard = async {
+        let received = async {
             loop {
                 let message = std::future::poll_fn(|context| connection.poll_message(context)).await;
                 if let AsyncMessage::Notification(notification) = message.unwrap().unwrap() {
@@ -183,7 +183,7 @@ fn notification_reaches_its_listener() {
             client.batch_execute("listen news").await.unwrap();
             postgres.direct("notify news, 'hello'");
         };
-        let (notification, ()) = tokio::join!(heard, talk);
+        let (notification, ()) = tokio::join!(received, talk);
         assert_eq!((notification.channel(), notification.payload()), ("news", "hello"));
         drop::<Client>(client);
     });
@@ -191,8 +191,8 @@ fn notification_reaches_its_listener() {
 
 #[test]
 fn psql_prints_that_the_upstream_is_unreachable() {
-    let nobody = format!("127.0.0.1:{}", program::free_port());
-    let portcullis = Portcullis::before(Listener::postgres(nobody));
+    let unused = format!("127.0.0.1:{}", program::free_port());
+    let portcullis = Portcullis::before(Listener::postgres(unused));
     let refused = run(psql(&conninfo(&portcullis)).args(["-c", "select 1"]));
     assert_eq!(refused.code, Some(2));
     assert!(refused.stderr.contains("FATAL:"), "{}", refused.stderr);

@@ -14,7 +14,7 @@ use crate::harness::program::{Running, free_port, run};
 use crate::harness::wire::{PROTOCOL_3_0, error_response, startup};
 use crate::harness::{Authority, Event, Listener, Portcullis, Postgres, Request, TestDir, Upstream, eventually};
 use crate::postgres::{connector, conninfo, parameters, psql};
-use crate::upstream_selection::{addresses, config, said, upstreams};
+use crate::upstream_selection::{addresses, config, logged, upstreams};
 
 const ASK: [&str; 2] = ["-c", "select pg_is_in_recovery(), inet_server_port()"];
 
@@ -33,8 +33,8 @@ fn port(server: &dyn Display) -> String {
 
 /// What a session is told of the server that it is at.
 fn primary_by(mut psql: Command) -> String {
-    let said = run(psql.args(ASK)).success();
-    let (standby, port) = said.trim_end().split_once('|').expect("two values");
+    let output = run(psql.args(ASK)).success();
+    let (standby, port) = output.trim_end().split_once('|').expect("two values");
     assert_eq!(standby, "f", "it is a standby");
     port.to_owned()
 }
@@ -54,13 +54,13 @@ fn client_without_a_password_reaches_the_primary_at_every_position() {
     assert_eq!(primary_by(psql(&conninfo)), port(&leader));
     let opened = portcullis.event("an opening", |event| event.is("connection.opened"));
     assert_eq!(opened.text("upstream"), leader.to_string());
-    said(&portcullis, 0, &format!("upstream role changed {standby}: replica"));
+    logged(&portcullis, 0, &format!("upstream role changed {standby}: replica"));
     let writes: Vec<_> = upstreams(&portcullis).iter().map(|upstream| upstream["writes"].clone()).collect();
     assert_eq!(writes, [false, true]);
 
     run(client("pgbench").args(["-i", "-q", "-d", &conninfo])).success();
-    let said = run(client("pgbench").args(["-n", "-C", "-c", "4", "-t", "20", "-d", &conninfo])).success();
-    assert!(said.contains("number of transactions actually processed: 80/80"), "{said}");
+    let output = run(client("pgbench").args(["-n", "-C", "-c", "4", "-t", "20", "-d", &conninfo])).success();
+    assert!(output.contains("number of transactions actually processed: 80/80"), "{output}");
     Runtime::new().unwrap().block_on(async {
         let (client, connection) = parameters(&portcullis).connect(connector(&portcullis)).await.unwrap();
         let query = async move {
@@ -231,8 +231,8 @@ fn restarted_server_under_load_breaks_only_its_own_sessions() {
     first.ends();
     // One whose session was there has lost it; who comes again is at the other.
     let _ = meanwhile.join().unwrap();
-    let said = run(&mut load(&portcullis, "1"));
-    assert!(!said.stderr.contains("error"), "{}", said.stderr);
+    let output = run(&mut load(&portcullis, "1"));
+    assert!(!output.stderr.contains("error"), "{}", output.stderr);
     portcullis.event_after(seen, "a session at the second", at(&second));
 
     let mut pgbench = load(&portcullis, "600");
@@ -269,7 +269,7 @@ fn killed_primary_is_ejected_and_used_again_once_it_recovers() {
     assert_eq!(denied.text("upstream"), format!("{leader},{standby}"));
     let seen = portcullis.seen();
     leader.start_again();
-    said(&portcullis, seen, &format!("upstream recovered {leader}"));
+    logged(&portcullis, seen, &format!("upstream recovered {leader}"));
     assert_eq!(primary_by(psql(&conninfo)), port(&leader));
 }
 
@@ -277,7 +277,7 @@ fn killed_primary_is_ejected_and_used_again_once_it_recovers() {
 fn server_that_serves_no_client_is_ejected_for_each_target() {
     let real = Postgres::start();
     let starting: &[u8] = b"E\0\0\0\x3bSFATAL\0VFATAL\0C57P03\0Mthe database system is starting\0\0";
-    let nobody = format!("127.0.0.1:{}", free_port());
+    let unused = format!("127.0.0.1:{}", free_port());
     for target in ["any", "primary"] {
         let hanging = Upstream::silent();
         let closing = Upstream::new(|mut stream| drop(stream.read(&mut [0; 512])));
@@ -286,7 +286,7 @@ fn server_that_serves_no_client_is_ejected_for_each_target() {
             let _ = stream.read(&mut [0; 512]);
             let _ = stream.write_all(starting);
         });
-        let all = addresses(&[&nobody, &closing, &garbage, &hanging, &starting, &real]);
+        let all = addresses(&[&unused, &closing, &garbage, &hanging, &starting, &real]);
         let portcullis = before(&format!("{all}, target = \"{target}\", connect_timeout = \"2s\""));
         let conninfo = conninfo(&portcullis);
         assert_eq!(primary_by(psql(&conninfo)), port(&real));
@@ -298,7 +298,7 @@ fn server_that_serves_no_client_is_ejected_for_each_target() {
         };
         assert!((0..20).any(is_quick), "every session waited for the hanging server");
         for (server, words) in [
-            (&nobody, "Connection refused"),
+            (&unused, "Connection refused"),
             (&closing.to_string(), "it closed the connection without a word"),
             (&garbage.to_string(), "no PostgreSQL server"),
             (&hanging.to_string(), "no answer in time"),
@@ -333,7 +333,7 @@ fn stopped_server_is_ejected_and_used_again_once_it_continues() {
             .then_some(())
     });
     first.signal("CONT");
-    said(&portcullis, seen, &format!("upstream recovered {first}"));
+    logged(&portcullis, seen, &format!("upstream recovered {first}"));
     assert_eq!(primary_by(psql(&conninfo)), port(&first));
 }
 
@@ -361,8 +361,8 @@ fn server_error_for_the_client_is_relayed() {
     let standby = Postgres::following(&leader);
     for keys in [target(&[&leader, &standby]), addresses(&[&leader, &standby])] {
         let portcullis = before(&keys);
-        let nobody = conninfo(&portcullis).replace("user=app", "user=nobody");
-        let refused = run(psql(&nobody).args(ASK));
+        let unused = conninfo(&portcullis).replace("user=app", "user=nobody");
+        let refused = run(psql(&unused).args(ASK));
         assert!(refused.stderr.contains("role \"nobody\" does not exist"), "{}", refused.stderr);
         let wrong = run(keyed(&portcullis).env("PGPASSWORD", "open barley").args(ASK));
         assert!(wrong.stderr.contains("password authentication failed"), "{}", wrong.stderr);
@@ -377,8 +377,8 @@ fn starting_servers_are_reported_with_sqlstate_57p03() {
         let _ = stream.read(&mut [0; 512]);
         let _ = stream.write_all(starting);
     });
-    let nobody = format!("127.0.0.1:{}", free_port());
-    let portcullis = before(&addresses(&[&starting, &nobody]));
+    let unused = format!("127.0.0.1:{}", free_port());
+    let portcullis = before(&addresses(&[&starting, &unused]));
     let mut client = portcullis.client().asking_first().connect();
     client.send(&startup(PROTOCOL_3_0, &[("user", "app")]));
     assert_eq!(error_response(&client.rest().unwrap())[&'C'], "57P03");
@@ -388,12 +388,12 @@ fn starting_servers_are_reported_with_sqlstate_57p03() {
 #[test]
 fn primary_is_found_over_tls_and_a_rejected_certificate_is_explained() {
     let (leader, site) = (Postgres::primary(), TestDir::new());
-    let (databases, strangers) = (Authority::new("Databases"), Authority::new("Strangers"));
+    let (databases, untrusted_clients) = (Authority::new("Databases"), Authority::new("Strangers"));
     leader.demand_certificates(&databases.issue(Request::server(&["127.0.0.1"])), &databases);
     let standby = Postgres::following(&leader);
     site.write("databases.crt", databases.pem());
     site.install("app", &databases.issue(Request::client("app")));
-    site.install("stranger", &strangers.issue(Request::client("app")));
+    site.install("stranger", &untrusted_clients.issue(Request::client("app")));
     let keys = |name: &str| {
         let tls = format!("tls = \"verify-full\", ca = \"databases.crt\", cert = \"{name}.crt\", key = \"{name}.key\"");
         config(&Listener::postgres("UPSTREAM"), &format!("{}, {tls}", target(&[&standby, &leader])))

@@ -20,7 +20,7 @@ fn postgres() -> (Upstream, Portcullis) {
 }
 
 /// Sends bytes in one piece. Returns the source port and all that comes back.
-fn says(client: &Client, bytes: &[u8]) -> (u16, Vec<u8>) {
+fn exchange(client: &Client, bytes: &[u8]) -> (u16, Vec<u8>) {
     let mut stream = client.dial();
     stream.write_all(bytes).unwrap();
     (port(&stream), last_words(&mut stream))
@@ -83,7 +83,7 @@ fn bytes_sent_before_the_answer_to_an_ssl_request_never_reach_upstream() {
     client.tls().write_tls(&mut hello).unwrap();
     for early in [&injected, &hello, &SSL_REQUEST.to_vec(), &b"\0".to_vec()] {
         for request in [SSL_REQUEST, GSSENC_REQUEST] {
-            let (port, words) = says(&client, &[&request, early.as_slice()].concat());
+            let (port, words) = exchange(&client, &[&request, early.as_slice()].concat());
             assert!(!words.starts_with(b"S") && !words.starts_with(b"N"), "{}", words.escape_ascii());
             assert_eq!(portcullis.refusal(port), "protocol_violation");
         }
@@ -137,7 +137,7 @@ fn alpn_after_an_ssl_request_is_confirmed() {
 #[test]
 fn plaintext_startup_message_gets_an_error_that_names_sslmode() {
     let (upstream, portcullis) = postgres();
-    let (port, words) = says(&portcullis.client(), &startup(PROTOCOL_3_0, &[("user", "app")]));
+    let (port, words) = exchange(&portcullis.client(), &startup(PROTOCOL_3_0, &[("user", "app")]));
     let fields = error_response(&words);
     assert_eq!(fields[&'S'], "FATAL");
     assert_eq!(fields[&'V'], "FATAL");
@@ -167,7 +167,7 @@ fn packet_of_impossible_length_is_a_protocol_violation() {
     let code = PROTOCOL_3_0.to_be_bytes();
     for length in [0, 4, 7, 10_005, 0x7fff_ffff, 0x8000_0000, 0xffff_ffff_u32] {
         let bytes = [length.to_be_bytes(), code].concat();
-        let (port, words) = says(&portcullis.client(), &bytes);
+        let (port, words) = exchange(&portcullis.client(), &bytes);
         assert!(!words.starts_with(b"S"), "length {length}");
         assert_eq!(portcullis.refusal(port), "protocol_violation", "length {length}");
     }
@@ -187,7 +187,7 @@ fn unknown_packet_is_a_protocol_violation() {
         &packet(80_877_102, &[1; 4 + 257]),
     ];
     for bytes in garbage {
-        let (port, words) = says(&portcullis.client(), bytes);
+        let (port, words) = exchange(&portcullis.client(), bytes);
         assert!(!words.starts_with(b"S"), "{}", bytes.escape_ascii());
         assert_eq!(portcullis.refusal(port), "protocol_violation", "{}", bytes.escape_ascii());
     }
@@ -259,7 +259,7 @@ fn client_silent_after_ssl_request_is_closed_at_the_handshake_timeout() {
     let upstream = Upstream::silent();
     let listener = Listener::postgres(&upstream).limit("handshake_timeout = \"2s\"");
     let portcullis = Portcullis::before(listener);
-    let (port, words) = says(&portcullis.client(), &SSL_REQUEST);
+    let (port, words) = exchange(&portcullis.client(), &SSL_REQUEST);
     assert_eq!(words, b"S");
     assert_eq!(portcullis.refusal(port), "handshake_timeout");
     upstream.assert_untouched();
@@ -285,7 +285,7 @@ fn plaintext_redis_client_gets_an_error_that_names_tls() {
     // More than anybody reads: the answer has to survive what is thrown away.
     let much = [&b"SET key "[..], &[b'x'; 16 * 1024], b"\r\n"].concat();
     for command in [&b"PING\r\n"[..], b"*1\r\n$4\r\nPING\r\n", &much] {
-        let (port, words) = says(&portcullis.client(), command);
+        let (port, words) = exchange(&portcullis.client(), command);
         let words = String::from_utf8(words).unwrap();
         assert!(words.starts_with("-ERR this port speaks TLS only"), "{words:?}");
         assert!(words.ends_with("\r\n") && words.lines().count() == 1, "{words:?}");
@@ -299,7 +299,7 @@ fn plaintext_redis_client_gets_an_error_that_names_tls() {
 fn plaintext_tcp_client_is_closed_without_an_answer() {
     let upstream = Upstream::silent();
     let portcullis = Portcullis::before(Listener::tcp(&upstream));
-    let (port, words) = says(&portcullis.client(), b"GET / HTTP/1.0\r\n\r\n");
+    let (port, words) = exchange(&portcullis.client(), b"GET / HTTP/1.0\r\n\r\n");
     assert_eq!(words, b"");
     assert_eq!(portcullis.refusal(port), "plaintext_refused");
     assert!(portcullis.ending(port).text("detail").contains("without TLS"));
@@ -311,7 +311,7 @@ fn record_that_only_resembles_tls_fails_the_handshake() {
     let upstream = Upstream::silent();
     for listener in [Listener::redis(&upstream), Listener::postgres(&upstream)] {
         let portcullis = Portcullis::before(listener);
-        let (port, _alert) = says(&portcullis.client(), b"\x16\x03\x01\x00\x05hello");
+        let (port, _alert) = exchange(&portcullis.client(), b"\x16\x03\x01\x00\x05hello");
         assert_eq!(portcullis.refusal(port), "handshake_failed");
     }
     upstream.assert_untouched();

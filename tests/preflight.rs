@@ -22,8 +22,8 @@ fn check(site: &TestDir, config: impl std::fmt::Display, options: &[&str]) -> Ou
 
 fn warnings(site: &TestDir, config: impl std::fmt::Display) -> String {
     let outcome = check(site, config, &["--offline"]);
-    let said = outcome.success();
-    said.lines().filter(|line| line.starts_with("warning: ")).map(|line| format!("{line}\n")).collect()
+    let output = outcome.success();
+    output.lines().filter(|line| line.starts_with("warning: ")).map(|line| format!("{line}\n")).collect()
 }
 
 fn listener() -> Listener {
@@ -44,29 +44,29 @@ fn faulty_chains_give_warnings() {
             .map(String::as_str)
             .concat(),
     );
-    let said = warnings(&site, listener());
+    let output = warnings(&site, listener());
     for words in [
         "the order is: CN=localhost, then CN=Middle CA, then CN=Test CA",
         "certificate 4 is the same as certificate 3",
         "certificate 5 (CN=Other CA) does not belong to the chain",
     ] {
-        assert!(said.contains(words), "no {words:?} in {said}");
+        assert!(output.contains(words), "no {words:?} in {output}");
     }
-    assert_eq!(said.lines().count(), 3, "{said}");
+    assert_eq!(output.lines().count(), 3, "{output}");
 }
 
 #[test]
 fn certificates_of_the_wrong_purpose_give_warnings() {
     let site = TestDir::new();
     site.install("client", &site.ca.issue(Request::client("app").also("dns:localhost")));
-    let said = warnings(&site, listener().certificates(&["client"]));
-    assert!(said.contains("the server certificate CN=app lacks serverAuth"), "{said}");
+    let output = warnings(&site, listener().certificates(&["client"]));
+    assert!(output.contains("the server certificate CN=app lacks serverAuth"), "{output}");
     let upstream = |name: &str| {
         let keys = format!("cert = \"{name}.crt\"\nkey = \"{name}.key\"");
         listener().upstream_tls("verify-full", "ca.crt").upstream(&keys)
     };
-    let said = warnings(&site, upstream("server"));
-    assert!(said.contains("the certificate for the upstream CN=localhost lacks clientAuth"), "{said}");
+    let output = warnings(&site, upstream("server"));
+    assert!(output.contains("the certificate for the upstream CN=localhost lacks clientAuth"), "{output}");
     assert_eq!(warnings(&site, upstream("client")), "");
 }
 
@@ -75,13 +75,13 @@ fn unspecified_and_expired_sources_give_warnings() {
     let site = TestDir::new();
     let rule = "trusted_sources = [\"127.0.0.1\", { type = \"ip_addr\", value = \"10.0.0.1\", expires_at = 2020-01-31T00:00:00Z }]";
     let config = listener().to_string().replace("trusted_sources = [\"127.0.0.1\"]", rule);
-    let said = warnings(&site, config);
-    assert!(said.contains("the rule ip_addr:10.0.0.1 expired at 2020-01-31T00:00:00Z and trusts nobody"), "{said}");
+    let output = warnings(&site, config);
+    assert!(output.contains("the rule ip_addr:10.0.0.1 expired at 2020-01-31T00:00:00Z and trusts nobody"), "{output}");
     for (source, meant) in [("0.0.0.0", "0.0.0.0/0"), ("::", "::/0"), ("0.0.0.0/32", "0.0.0.0/0"), ("::/128", "::/0")] {
-        let said = warnings(&site, listener().trusting(&[source]));
-        assert!(said.contains("matches nobody") && said.contains(meant), "{source}: {said}");
-        let said = warnings(&site, listener().behind(&[source]));
-        assert!(said.contains("matches nobody") && said.contains(meant), "{source}: {said}");
+        let output = warnings(&site, listener().trusting(&[source]));
+        assert!(output.contains("matches nobody") && output.contains(meant), "{source}: {output}");
+        let output = warnings(&site, listener().behind(&[source]));
+        assert!(output.contains("matches nobody") && output.contains(meant), "{source}: {output}");
     }
     assert!(!warnings(&site, listener().trusting(&["0.0.0.0/0"])).contains("matches nobody"));
 }
@@ -126,8 +126,8 @@ fn unusable_keys_are_reported_with_kind_and_size() {
         ],
     );
     let clients = listener().tls("client_auth = \"required\"").tls("client_ca = [\"ca.crt\", \"old.crt\"]");
-    let said = warnings(&site, clients);
-    assert!(said.contains("the key of the client CA certificate CN=Old CA is RSA of 1024 bits"), "{said}");
+    let output = warnings(&site, clients);
+    assert!(output.contains("the key of the client CA certificate CN=Old CA is RSA of 1024 bits"), "{output}");
 }
 
 #[test]
@@ -210,8 +210,8 @@ fn silent_upstreams_are_warnings_that_strict_fails_and_offline_skips() {
     ] {
         let listener = Listener::redis(&upstream);
         let outcome = check(&site, &listener, &[]);
-        let said = outcome.success();
-        assert!(said.contains(&format!("warning: listener main: the upstream {upstream} {words}")), "{said}");
+        let output = outcome.success();
+        assert!(output.contains(&format!("warning: listener main: the upstream {upstream} {words}")), "{output}");
         let strict = check(&site, &listener, &["--strict"]);
         assert_eq!(strict.code, Some(1), "{}", strict.stderr);
         assert!(strict.text().contains(words) && strict.stderr.contains("1 warning"), "{}", strict.stderr);
@@ -244,7 +244,7 @@ fn addresses_of_other_machines_cannot_be_bound() {
 }
 
 /// Runs the program as a user who owns nothing. Only root can do that.
-fn as_nobody(site: &TestDir, arguments: &[&str]) -> Option<Outcome> {
+fn as_unprivileged(site: &TestDir, arguments: &[&str]) -> Option<Outcome> {
     if !geteuid().is_root() {
         eprintln!("skipped: only root can become another user");
         return None;
@@ -273,7 +273,7 @@ fn unreadable_files_are_reported_with_user_and_fix() {
     let readable = |name: &str| fs::set_permissions(site.path(name), Permissions::from_mode(0o644)).unwrap();
     let check = ["check", "-c", "portcullis.toml"];
     let denied = "as user nobody: permission denied; ";
-    let Some(outcome) = as_nobody(&site, &check) else { return };
+    let Some(outcome) = as_unprivileged(&site, &check) else { return };
     assert!(
         outcome.stderr.contains(&format!("portcullis.toml: cannot be read {denied}run: chgrp nogroup portcullis.toml")),
         "{}",
@@ -281,13 +281,13 @@ fn unreadable_files_are_reported_with_user_and_fix() {
     );
     readable("portcullis.toml");
     readable("server.crt");
-    let outcome = as_nobody(&site, &check).unwrap();
+    let outcome = as_unprivileged(&site, &check).unwrap();
     assert_eq!(outcome.code, Some(78));
     let words = format!("server.key cannot be read {denied}run: chown nobody: server.key && chmod 600 server.key");
     assert!(outcome.stderr.contains(&words), "{}", outcome.stderr);
     let changed = Command::new("chown").args(["nobody:", "server.key"]).current_dir(site.directory()).status().unwrap();
     assert!(changed.success());
-    let outcome = as_nobody(&site, &check).unwrap();
+    let outcome = as_unprivileged(&site, &check).unwrap();
     assert_eq!(outcome.code, Some(78));
     for words in [
         format!("log.audit_file: audit.jsonl cannot be opened for writing {denied}run: chown nobody: "),
@@ -298,7 +298,7 @@ fn unreadable_files_are_reported_with_user_and_fix() {
     ] {
         assert!(outcome.stderr.contains(&words), "no {words:?} in {}", outcome.stderr);
     }
-    let started = as_nobody(&site, &["run", "-c", "portcullis.toml"]).unwrap();
+    let started = as_unprivileged(&site, &["run", "-c", "portcullis.toml"]).unwrap();
     assert_eq!(started.code, Some(1));
     assert!(
         started.stderr.contains(&format!("audit.jsonl cannot be opened for writing {denied}run: chown nobody: ")),
@@ -306,14 +306,14 @@ fn unreadable_files_are_reported_with_user_and_fix() {
         started.stderr
     );
     site.write("portcullis.toml", format!("admin.listen = \"unix:admin.sock\"\n{}", listener()));
-    let started = as_nobody(&site, &["run", "-c", "portcullis.toml"]).unwrap();
+    let started = as_unprivileged(&site, &["run", "-c", "portcullis.toml"]).unwrap();
     assert!(
         started.stderr.contains(&format!("admin.sock: cannot be bound {denied}run: chown nobody: .")),
         "{}",
         started.stderr
     );
     site.write("portcullis.toml", listener().on(&["127.0.0.1:80"]));
-    let started = as_nobody(&site, &["run", "-c", "portcullis.toml"]).unwrap();
+    let started = as_unprivileged(&site, &["run", "-c", "portcullis.toml"]).unwrap();
     assert!(
         started.stderr.contains(&format!("127.0.0.1:80 cannot be bound {denied}ports below")),
         "{}",
@@ -355,8 +355,8 @@ fn secrets_are_not_repeated_by_check_run_reload_and_status() {
             let mut command = executable();
             command.args(arguments).args(["-c", "portcullis.toml"]).args(socket).current_dir(site.directory());
             let outcome = run(&mut command);
-            let said = format!("{}{}", outcome.text(), outcome.stderr);
-            assert!(!said.contains("hunter2") && !said.is_empty(), "{arguments:?}: {said}");
+            let output = format!("{}{}", outcome.text(), outcome.stderr);
+            assert!(!output.contains("hunter2") && !output.is_empty(), "{arguments:?}: {output}");
         }
     }
     let (_, events) = portcullis.stop();

@@ -40,10 +40,10 @@ fn check_by(mut command: Command, site: &TestDir, listener: Listener) -> Outcome
 }
 
 /// Everything that a command said, which must not be the passphrase.
-fn said(outcome: &Outcome) -> String {
-    let said = format!("{}{}", outcome.text(), outcome.stderr);
-    assert!(!PASSPHRASE.split(' ').any(|word| said.contains(word)), "{said}");
-    said
+fn text_of(outcome: &Outcome) -> String {
+    let printed = format!("{}{}", outcome.text(), outcome.stderr);
+    assert!(!PASSPHRASE.split(' ').any(|word| printed.contains(word)), "{printed}");
+    printed
 }
 
 #[test]
@@ -59,8 +59,8 @@ fn keys_in_each_encryption_of_openssl_are_decrypted() {
     ] {
         encrypt(&site, how);
         let outcome = check(&site, ENCRYPTED);
-        assert_eq!(outcome.code, Some(0), "{how:?}: {}", said(&outcome));
-        assert!(!said(&outcome).contains("warning"), "{how:?}: {}", said(&outcome));
+        assert_eq!(outcome.code, Some(0), "{how:?}: {}", text_of(&outcome));
+        assert!(!text_of(&outcome).contains("warning"), "{how:?}: {}", text_of(&outcome));
     }
 }
 
@@ -88,11 +88,11 @@ fn unsupported_encryption_is_reported_with_a_conversion_command() {
     ] {
         encrypt(&site, how);
         let outcome = check(&site, ENCRYPTED);
-        let said = said(&outcome);
-        assert_eq!(outcome.code, Some(78), "{how:?}: {said}");
-        assert!(said.contains(name) && said.contains("encrypted.key"), "{how:?}: {said}");
+        let printed = text_of(&outcome);
+        assert_eq!(outcome.code, Some(78), "{how:?}: {printed}");
+        assert!(printed.contains(name) && printed.contains("encrypted.key"), "{how:?}: {printed}");
 
-        let (_, convert) = said.split_once("openssl ").expect("a command");
+        let (_, convert) = printed.split_once("openssl ").expect("a command");
         let convert =
             convert.split_once(" makes").unwrap().0.replace("OLD", "encrypted.key").replace("NEW", "converted.key");
         let passphrases = ["-passin", "file:passphrase", "-passout", "file:same"];
@@ -109,7 +109,7 @@ fn wrong_passphrase_is_reported_and_never_shown() {
     let problem = |words: &[&str]| {
         let outcome = check(&site, ENCRYPTED);
         assert_eq!(outcome.code, Some(78));
-        words.iter().for_each(|word| assert!(said(&outcome).contains(word), "no {word} in {}", said(&outcome)));
+        words.iter().for_each(|word| assert!(text_of(&outcome).contains(word), "no {word} in {}", text_of(&outcome)));
     };
     site.write("passphrase", format!("{PASSPHRASE}, and more"));
     problem(&["key_passphrase_file: passphrase does not hold the passphrase of encrypted.key"]);
@@ -129,12 +129,12 @@ fn wrong_passphrase_is_reported_and_never_shown() {
 fn unneeded_and_readable_passphrases_give_warnings() {
     let site = site();
     let outcome = check(&site, &ENCRYPTED.replace("encrypted.key", "server.key"));
-    assert_eq!(outcome.code, Some(0), "{}", said(&outcome));
-    assert!(said(&outcome).contains("warning: listener main: the key server.key needs no passphrase"));
+    assert_eq!(outcome.code, Some(0), "{}", text_of(&outcome));
+    assert!(text_of(&outcome).contains("warning: listener main: the key server.key needs no passphrase"));
     encrypt(&site, &["pkey", "-aes256"]);
     fs::set_permissions(site.path("passphrase"), fs::Permissions::from_mode(0o644)).unwrap();
     let outcome = check(&site, ENCRYPTED);
-    assert!(said(&outcome).contains("the passphrase passphrase can be read by"), "{}", said(&outcome));
+    assert!(text_of(&outcome).contains("the passphrase passphrase can be read by"), "{}", text_of(&outcome));
 }
 
 #[test]
@@ -274,8 +274,8 @@ fn certificate_that_expires_within_a_month_gives_a_warning() {
             .certificates(&["soon"])
             .tls("client_auth = \"required\"")
             .tls("client_ca = \"soon.crt\"");
-        let said = check_by(executable(), &site, listener).success();
-        said.lines().filter(|line| line.contains("expires in")).map(str::to_owned).collect::<Vec<_>>()
+        let printed = check_by(executable(), &site, listener).success();
+        printed.lines().filter(|line| line.contains("expires in")).map(str::to_owned).collect::<Vec<_>>()
     };
     assert!(warnings(31).is_empty());
     for (days, words) in [(30, "expires in 30 days"), (1, "expires in 1 day,")] {
@@ -292,8 +292,8 @@ fn expired_intermediate_gives_a_warning() {
     let site = TestDir::new();
     let leaf = fs::read_to_string(site.path("server.crt")).unwrap();
     site.write("server.crt", format!("{leaf}{}", Authority::expired("Old CA").pem()));
-    let said = check_by(executable(), &site, Listener::redis("127.0.0.1:6379")).success();
-    assert!(said.contains("the intermediate certificate CN=Old CA expired"), "{said}");
+    let printed = check_by(executable(), &site, Listener::redis("127.0.0.1:6379")).success();
+    assert!(printed.contains("the intermediate certificate CN=Old CA expired"), "{printed}");
 }
 
 #[test]

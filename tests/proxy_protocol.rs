@@ -116,8 +116,8 @@ fn psql_and_tokio_postgres_work_through_haproxy() {
             let (ended, ()) = tokio::join!(connection, asked);
             ended.unwrap();
         });
-        let told = portcullis.event_after(seen, "an opening", |event| event.is("connection.opened"));
-        assert_eq!((told.text("source"), told.text("balancer")), ("127.0.0.1", BALANCER), "{way}");
+        let reported = portcullis.event_after(seen, "an opening", |event| event.is("connection.opened"));
+        assert_eq!((reported.text("source"), reported.text("balancer")), ("127.0.0.1", BALANCER), "{way}");
     }
 }
 
@@ -139,9 +139,9 @@ fn announced_address_is_authorized_and_audited_instead_of_the_load_balancer() {
             assert_ne!(event.number("balancer_port"), u64::from(client_port));
             assert_eq!(event.text("rule"), "ip_addr:127.0.0.2");
         }
-        let mut stranger = haproxy.client(&portcullis).from("127.0.0.3").dial();
-        assert_eq!(last_words(&mut stranger), b"");
-        let denied = portcullis.ending(port(&stranger));
+        let mut untrusted = haproxy.client(&portcullis).from("127.0.0.3").dial();
+        assert_eq!(last_words(&mut untrusted), b"");
+        let denied = portcullis.ending(port(&untrusted));
         assert_eq!((denied.reason(), denied.text("source")), ("untrusted_source", "127.0.0.3"), "{way}");
         assert_eq!(denied.text("balancer"), BALANCER);
         assert_eq!(denied.text("detail"), "no rule trusts this address");
@@ -173,9 +173,9 @@ fn ipv4_and_ipv6_clients_on_a_dual_stack_socket_keep_their_addresses() {
             let opened = portcullis.opened(connection.port());
             assert_eq!((opened.text("source"), opened.text("balancer")), (source, BALANCER), "{way}");
         }
-        let mut stranger = at("127.0.0.1", &both).from("127.0.0.3").dial();
-        assert_eq!(last_words(&mut stranger), b"");
-        assert_eq!(portcullis.ending(port(&stranger)).text("source"), "127.0.0.3");
+        let mut untrusted = at("127.0.0.1", &both).from("127.0.0.3").dial();
+        assert_eq!(last_words(&mut untrusted), b"");
+        assert_eq!(portcullis.ending(port(&untrusted)).text("source"), "127.0.0.3");
     }
 }
 
@@ -360,10 +360,10 @@ fn header_of_an_untrusted_proxy_is_ignored() {
                 assert!(!denied.has("balancer"), "{}", denied.0);
             }
             // A stranger is one, whatever it says.
-            let mut stranger = portcullis.client().from("127.0.0.3").dial();
-            let _ = stranger.write_all(&v1("127.0.0.1:7001", "192.0.2.1:6380"));
-            assert_eq!(last_words(&mut stranger), b"");
-            let denied = portcullis.ending(port(&stranger));
+            let mut untrusted = portcullis.client().from("127.0.0.3").dial();
+            let _ = untrusted.write_all(&v1("127.0.0.1:7001", "192.0.2.1:6380"));
+            assert_eq!(last_words(&mut untrusted), b"");
+            let denied = portcullis.ending(port(&untrusted));
             assert_eq!((denied.reason(), denied.text("source")), ("untrusted_source", "127.0.0.3"));
         }
     }
@@ -462,10 +462,10 @@ fn repeated_health_checks_are_counted_and_not_logged() {
             last_words(&mut stream);
         }
         // What speaks for a client, or sends something else, is none.
-        let mut stranger = balancer(&portcullis).dial();
-        stranger.write_all(&v1("10.6.6.6:7001", "192.0.2.1:6380")).unwrap();
-        last_words(&mut stranger);
-        assert_eq!(ending(&portcullis, port(&stranger)).text("source"), "10.6.6.6");
+        let mut untrusted = balancer(&portcullis).dial();
+        untrusted.write_all(&v1("10.6.6.6:7001", "192.0.2.1:6380")).unwrap();
+        last_words(&mut untrusted);
+        assert_eq!(ending(&portcullis, port(&untrusted)).text("source"), "10.6.6.6");
         assert_eq!(refusal(&portcullis, b"*1\r\n$4\r\nPING\r\n").reason(), "proxy_header_missing");
         portcullis.stop();
         let events = portcullis.events();
@@ -682,13 +682,13 @@ fn hostile_headers_are_denied_and_reach_no_upstream() {
         drop(stream);
     }
     // Many are only counted.
-    let told = |event: &Event| match event.is("denials.suppressed") {
+    let reported = |event: &Event| match event.is("denials.suppressed") {
         true => event.number("suppressed"),
         false => u64::from(event.is("connection.denied")),
     };
     eventually("all are refused", || {
-        let told: u64 = portcullis.events().iter().map(told).sum();
-        (told >= 400).then_some(())
+        let reported: u64 = portcullis.events().iter().map(reported).sum();
+        (reported >= 400).then_some(())
     });
     for denied in portcullis.events().iter().filter(|event| event.is("connection.denied")) {
         let known = [
@@ -749,9 +749,9 @@ fn check_shows_load_balancers_and_warns_if_they_are_also_sources() {
     assert!(words.contains("192.0.2.0/28  of its own no connection is let in"), "{words}");
     assert!(!words.contains("warning"), "{words}");
     let report: Value = serde_json::from_str(&json).unwrap();
-    let told = &report["listeners"][0]["proxy_protocol"];
-    assert_eq!(told["trusted"], serde_json::json!(["10.0.0.5", "192.0.2.0/28", "2001:db8::/64"]));
-    assert_eq!(told["upstream"], "v2");
+    let reported = &report["listeners"][0]["proxy_protocol"];
+    assert_eq!(reported["trusted"], serde_json::json!(["10.0.0.5", "192.0.2.0/28", "2001:db8::/64"]));
+    assert_eq!(reported["upstream"], "v2");
 
     let (wide, _) = check(&["192.0.2.0/24"], &["10.0.0.0/15", "2001:db8::/47", "10.0.0.0/16"]);
     assert_eq!(wide.matches("can pass for any client").count(), 2, "{wide}");

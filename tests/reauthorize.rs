@@ -39,7 +39,7 @@ fn rule_that_expires_before_the_startup_message_denies_the_client() {
     assert!(denied.is("connection.denied"), "{}", denied.0);
     assert_eq!(denied.reason(), "untrusted_source");
     assert!(denied.text("detail").contains("expired"), "{}", denied.0);
-    upstream.assert_told_nothing();
+    upstream.assert_received_nothing();
 }
 
 #[test]
@@ -53,5 +53,5 @@ fn listener_removed_before_the_startup_message_denies_the_client() {
     assert!(applied.is("reload.applied"), "{}", applied.0);
     assert_turned_away(client);
     assert_eq!(portcullis.refusal(port), "listener_removed");
-    upstream.assert_told_nothing();
+    upstream.assert_received_nothing();
 }

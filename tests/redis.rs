@@ -89,8 +89,8 @@ fn published_messages_reach_a_subscriber() {
     let mut subscription = listening.as_pubsub();
     subscription.subscribe("news").unwrap();
     for number in 0..100 {
-        let heard_by: u32 = talking.publish("news", number).unwrap();
-        assert_eq!(heard_by, 1);
+        let receivers: u32 = talking.publish("news", number).unwrap();
+        assert_eq!(receivers, 1);
         assert_eq!(subscription.get_message().unwrap().get_payload::<u32>().unwrap(), number);
     }
 }
@@ -123,8 +123,8 @@ fn many_handshakes_at_once_all_succeed() {
     let mut benchmark = command("redis-benchmark");
     benchmark.args(["-h", "127.0.0.1", "-p", &port, "--tls", "--cacert"]);
     benchmark.arg(portcullis.site.path("ca.crt"));
-    let said = run(benchmark.args(["-c", "200", "-n", "10000", "-t", "get", "--csv"])).success();
-    assert!(said.contains("\"GET\""), "{said}");
+    let output = run(benchmark.args(["-c", "200", "-n", "10000", "-t", "get", "--csv"])).success();
+    assert!(output.contains("\"GET\""), "{output}");
 }
 
 #[test]
@@ -140,8 +140,8 @@ fn unreachable_upstream_is_reported_to_the_client() {
     assert!(!words.contains(&redis.to_string()), "the address is nobody's business: {words:?}");
     assert_eq!(portcullis.refusal(connection.port()), "upstream_unreachable");
 
-    let said = run(cli(&portcullis).arg("PING")).text();
-    assert!(said.contains("LOADING"), "{said}");
+    let output = run(cli(&portcullis).arg("PING")).text();
+    assert!(output.contains("LOADING"), "{output}");
 }
 
 #[test]

@@ -37,9 +37,9 @@ fn assert_survives(portcullis: &Portcullis, file: &str, breaking: impl FnOnce(),
     assert!(rejected.text("error").contains(file), "{file} is not named: {}", rejected.0);
     assert_eq!(served(portcullis), before);
     portcullis.client().connect().ask(b"hello", b"hello");
-    let mut stranger = portcullis.client().from("127.0.0.9").dial();
-    assert_eq!(wire::last_words(&mut stranger), b"");
-    assert_eq!(portcullis.refusal(port(&stranger)), "untrusted_source");
+    let mut untrusted = portcullis.client().from("127.0.0.9").dial();
+    assert_eq!(wire::last_words(&mut untrusted), b"");
+    assert_eq!(portcullis.refusal(port(&untrusted)), "untrusted_source");
     portcullis.applies(|| {
         portcullis.site.replace(file, mended);
         portcullis.process.signal("HUP");

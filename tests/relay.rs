@@ -52,18 +52,18 @@ fn half_closed_client_receives_the_whole_answer() {
 
 #[test]
 fn half_closed_upstream_receives_all_client_bytes() {
-    let (tell, told) = mpsc::channel();
+    let (sender, receiver) = mpsc::channel();
     let upstream = Upstream::new(move |mut stream| {
         stream.write_all(b"that is all").unwrap();
         stream.shutdown(Shutdown::Write).unwrap();
-        tell.send(read_all(&mut stream)).unwrap();
+        sender.send(read_all(&mut stream)).unwrap();
     });
     let portcullis = Portcullis::before(Listener::tcp(&upstream));
     let mut client = portcullis.client().connect();
     assert_eq!(client.rest().unwrap(), b"that is all");
     client.send(&pattern(4 * MIB));
     client.finish_sending();
-    assert!(told.recv_timeout(PATIENCE).unwrap() == pattern(4 * MIB), "not what was sent");
+    assert!(receiver.recv_timeout(PATIENCE).unwrap() == pattern(4 * MIB), "not what was sent");
     let closed = portcullis.ending(client.port());
     assert_eq!((closed.number("bytes_in"), closed.number("bytes_out")), (4 * 1024 * 1024, 11));
 }
@@ -92,7 +92,7 @@ fn slow_reader_uses_little_memory_and_stalls_no_other_session() {
     const SIZE: usize = 1024 * MIB;
     /// In KiB. What the session holds is one reading of 64 KiB, sealed; the rest is for the allocator and the log.
     const MOST: u64 = 256;
-    let (tell, told) = mpsc::channel();
+    let (sender, receiver) = mpsc::channel();
     let upstream = Upstream::new(move |mut stream| match wire::read_exactly(&mut stream, 1)[0] {
         b'?' => {
             let piece = pattern(3 * MIB);
@@ -103,7 +103,7 @@ fn slow_reader_uses_little_memory_and_stalls_no_other_session() {
                 match stream.write(&rest[..rest.len().min(SIZE - written)]) {
                     Ok(count) => written += count,
                     // Nobody takes anything any more: this is the moment to look at the memory.
-                    Err(error) if error.kind() == ErrorKind::WouldBlock => tell.send(written).unwrap(),
+                    Err(error) if error.kind() == ErrorKind::WouldBlock => sender.send(written).unwrap(),
                     // The client has seen enough.
                     Err(_) => return,
                 }
@@ -130,7 +130,7 @@ fn slow_reader_uses_little_memory_and_stalls_no_other_session() {
 
     let mut client = portcullis.client().connect();
     client.send(b"?");
-    let stalled_at = told.recv_timeout(PATIENCE).unwrap();
+    let stalled_at = receiver.recv_timeout(PATIENCE).unwrap();
     assert!(stalled_at < SIZE / 8, "{stalled_at} bytes were taken off the upstream's hands");
     let grown = portcullis.own_memory().saturating_sub(before);
     assert!(grown <= MOST, "{grown} KiB more while {stalled_at} bytes wait");
@@ -386,10 +386,10 @@ fn busy_direction_does_not_starve_the_other() {
 #[test]
 fn upstream_that_closes_without_a_byte_is_explained_in_the_audit() {
     let upstream = Upstream::new(|mut stream| {
-        let (mut heard, mut byte) = (Vec::new(), [0]);
-        while !heard.ends_with(b"PING") {
+        let (mut received, mut byte) = (Vec::new(), [0]);
+        while !received.ends_with(b"PING") {
             stream.read_exact(&mut byte).unwrap();
-            heard.push(byte[0]);
+            received.push(byte[0]);
         }
     });
     let listeners = [

@@ -95,8 +95,8 @@ fn two_quick_reloads_end_with_the_newest_files() {
             portcullis.site.replace("portcullis.toml", config(source));
             portcullis.process.signal("HUP");
         }
-        let newcomer = portcullis.client().from(&newest);
-        eventually("the newest is in force", || newcomer.attempt().1.is_ok().then_some(()));
+        let client = portcullis.client().from(&newest);
+        eventually("the newest is in force", || client.attempt().1.is_ok().then_some(()));
     }
 }
 

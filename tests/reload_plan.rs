@@ -380,9 +380,9 @@ fn plan_text_marks_weakened_settings() {
     let diff = ask(&["check", "-c", "next.toml", "--diff"]);
     portcullis.site.write("portcullis.toml", configured(weaker()));
     let planned = ask(&["reload", "-c", "portcullis.toml", "--plan"]);
-    for said in [&diff, &planned] {
+    for output in [&diff, &planned] {
         for line in expected {
-            assert!(said.lines().any(|said| said.trim() == line), "no {line:?} in\n{said}");
+            assert!(output.lines().any(|output| output.trim() == line), "no {line:?} in\n{output}");
         }
     }
     let applied = ask(&["reload", "-c", "portcullis.toml"]);

@@ -50,8 +50,8 @@ impl Guest {
             let file = format!("session-{}", SESSIONS.fetch_add(1, Ordering::Relaxed));
             let options: Vec<&str> = [version, options.as_slice()].concat();
             let first = [options.as_slice(), &["-sess_out", &file]].concat();
-            let said = run(&mut s_client(&portcullis.site, portcullis.address("main"), &first)).success();
-            assert!(said.contains("New, TLS") && said.contains(GREETING), "{said}");
+            let output = run(&mut s_client(&portcullis.site, portcullis.address("main"), &first)).success();
+            assert!(output.contains("New, TLS") && output.contains(GREETING), "{output}");
             Self::Openssl {
                 options: [options.as_slice(), &["-sess_in", &file]].concat().iter().map(|&o| o.into()).collect(),
             }
@@ -70,7 +70,7 @@ impl Guest {
     }
 
     /// Comes again with its session. `home` is where its files are.
-    fn visit(&mut self, home: &TestDir, portcullis: &Portcullis, listener: &str) -> Reception {
+    fn connect(&mut self, home: &TestDir, portcullis: &Portcullis, listener: &str) -> Reception {
         let address = portcullis.address(listener);
         match self {
             Self::Rustls(client) => {
@@ -84,9 +84,9 @@ impl Guest {
             Self::Openssl { options } => {
                 let seen = portcullis.seen();
                 let options: Vec<&str> = options.iter().map(String::as_str).collect();
-                let said = run(&mut s_client(home, address, &options)).text();
-                if said.contains(GREETING) {
-                    return Ok(if said.contains("Reused, TLS") { Resumed } else { Full });
+                let output = run(&mut s_client(home, address, &options)).text();
+                if output.contains(GREETING) {
+                    return Ok(if output.contains("Reused, TLS") { Resumed } else { Full });
                 }
                 let denied = portcullis.event_after(seen, "a refusal", |event| event.is("connection.denied"));
                 Err(denied.reason().to_owned())
@@ -147,7 +147,7 @@ impl Inn {
     fn assert_received(&mut self, expected: &Reception, when: &str) {
         for guest in &mut self.guests {
             let name = guest.name();
-            let received = guest.visit(&self.portcullis.site, &self.portcullis, "main");
+            let received = guest.connect(&self.portcullis.site, &self.portcullis, "main");
             assert_eq!(&received, expected, "{name}, {when}");
         }
     }
@@ -170,7 +170,7 @@ impl Inn {
         self.change(file, &before);
         for guest in &mut self.guests {
             let name = guest.name();
-            let received = guest.visit(&self.portcullis.site, &self.portcullis, "main");
+            let received = guest.connect(&self.portcullis.site, &self.portcullis, "main");
             match keys {
                 Keys::Shared if guest.keeps_ticket() => assert_eq!(received, Ok(Resumed), "{name}, {keys:?}"),
                 Keys::Shared => assert!(received.is_ok(), "{name}, {keys:?}: {received:?}"),
@@ -303,10 +303,10 @@ fn ticket_of_one_listener_is_not_resumed_on_another() {
         let portcullis = Portcullis::start(site, format!("{ON_SIGHUP}{main}{}", main.clone().named("other")));
         for mut guest in Guest::all(&portcullis, Some(&app(&clients))) {
             let name = guest.name();
-            assert_eq!(guest.visit(&portcullis.site, &portcullis, "other"), Ok(Full), "{name}, {keys:?}");
+            assert_eq!(guest.connect(&portcullis.site, &portcullis, "other"), Ok(Full), "{name}, {keys:?}");
             // rustls goes by the name of the server, and now offers the session that it has from the other one.
             let expected = if guest.is_openssl() { Resumed } else { Full };
-            assert_eq!(guest.visit(&portcullis.site, &portcullis, "main"), Ok(expected), "{name}, {keys:?}");
+            assert_eq!(guest.connect(&portcullis.site, &portcullis, "main"), Ok(expected), "{name}, {keys:?}");
         }
     }
 }
@@ -353,7 +353,7 @@ impl Replicas {
         for guest in guests {
             for (replica, expected) in self.both.iter().zip(expected) {
                 let name = guest.name();
-                let received = guest.visit(&self.both[0].site, replica, "main");
+                let received = guest.connect(&self.both[0].site, replica, "main");
                 assert_eq!(received, Ok(expected), "{name}, {when}, {}", replica.site.directory().display());
             }
         }
@@ -374,7 +374,7 @@ fn replicas_with_the_same_ticket_keys_resume_each_others_sessions() {
     let [_, second] = &replicas.both;
     for mut guest in Guest::all(&replicas.both[0], Some(&app(&replicas.clients))) {
         let name = guest.name();
-        let received = guest.visit(&replicas.both[0].site, second, "main");
+        let received = guest.connect(&replicas.both[0].site, second, "main");
         // What has no ticket is remembered where it was made, and nowhere else.
         let expected = if name.contains("-no_ticket") { Full } else { Resumed };
         assert_eq!(received, Ok(expected), "{name}");
@@ -452,10 +452,10 @@ fn invalid_ticket_keys_reject_the_reload_and_are_not_shown() {
         assert!(error.contains("tickets.keys") && error.contains(words), "no {words} in {error}");
         let checked = run(executable().arg("check").arg("-c").arg(portcullis.site.path("portcullis.toml")));
         assert_eq!(checked.code, Some(78), "{}", checked.stderr);
-        for said in [format!("{:?}", portcullis.events()), portcullis.errors(), checked.text(), checked.stderr] {
+        for output in [format!("{:?}", portcullis.events()), portcullis.errors(), checked.text(), checked.stderr] {
             for key in [&good, &secret] {
                 let mut pieces = key.trim_end().as_bytes().windows(8).map(|piece| str::from_utf8(piece).unwrap());
-                assert!(!pieces.any(|piece| said.contains(piece)), "a piece of a key: {said}");
+                assert!(!pieces.any(|piece| output.contains(piece)), "a piece of a key: {output}");
             }
         }
     }

@@ -152,13 +152,13 @@ fn pinned_certificate_is_admitted_until_it_is_removed() {
     let upstream = Upstream::echo();
     let (site, anybody) = (TestDir::new(), Authority::new("Anybody's CA"));
     std::fs::create_dir(site.path("clients")).unwrap();
-    let [old, new, later, stranger] = ["app", "app", "later", "app"].map(|name| anybody.issue(Request::client(name)));
+    let [old, new, later, untrusted] = ["app", "app", "later", "app"].map(|name| anybody.issue(Request::client(name)));
     site.write("clients/old.crt", old.pem());
     site.write("clients/new.crt", new.pem());
     let listener = wanting(&upstream, &["client_certificates = \"clients/*.crt\""]);
     let portcullis = Portcullis::start(site, format!("reload.poll = \"0s\"\n{listener}"));
     let (gone, kept) = (session(&portcullis, old), session(&portcullis, new));
-    let (port, refused) = portcullis.client().showing(stranger).attempt();
+    let (port, refused) = portcullis.client().showing(untrusted).attempt();
     refused.unwrap_err();
     assert_eq!(portcullis.refusal(port), "client_certificate_unknown_ca");
     // A file that comes, and one that goes, are noticed by themselves.
@@ -226,14 +226,14 @@ fn client_removed_from_trusted_clients_ends_its_sessions() {
     let by_mail = session(&portcullis, named(&["email:app@EXAMPLE.com"]));
 
     // Names of the wrong kind, or that only look alike.
-    for stranger in [
+    for untrusted in [
         named(&["dns:app"]),
         named(&["uri:app", "dns:spiffe"]),
         named(&["dns:app.internal"]),
         named(&["uri:spiffe://production/app"]),
         named(&[]),
     ] {
-        let (port, refused) = refused_words(&portcullis, stranger);
+        let (port, refused) = refused_words(&portcullis, untrusted);
         assert!(refused.starts_with("-DENIED "), "{refused}");
         let denied = portcullis.ending(port);
         assert_eq!((denied.reason(), denied.text("client_subject")), ("client_not_trusted", "CN=somebody"));
@@ -264,11 +264,11 @@ fn session_without_a_certificate_ends_once_one_is_required() {
         Listener::redis(&upstream).tls(&format!("client_auth = \"{auth}\"")).tls("client_ca = \"clients.pem\"")
     };
     let portcullis = start(site, &[&asking("optional")]);
-    let nobody = portcullis.client().attempt().1.unwrap();
-    let somebody = session(&portcullis, clients.issue(Request::client("app")));
+    let anonymous = portcullis.client().attempt().1.unwrap();
+    let identified = session(&portcullis, clients.issue(Request::client("app")));
     portcullis.reconfigure(config(&[&asking("required")]));
-    assert_ended(&portcullis, nobody, "credential_revoked");
-    assert_lives(somebody);
+    assert_ended(&portcullis, anonymous, "credential_revoked");
+    assert_lives(identified);
 }
 
 #[test]
@@ -278,12 +278,12 @@ fn session_with_a_certificate_survives_client_auth_none() {
     site.write("clients.pem", clients.pem());
     let (strict, open) = (wanting(&upstream, &["client_ca = \"clients.pem\""]), Listener::redis(&upstream));
     let portcullis = start(site, &[&strict]);
-    let somebody = session(&portcullis, clients.issue(Request::client("app")));
+    let identified = session(&portcullis, clients.issue(Request::client("app")));
     portcullis.reconfigure(config(&[&open]));
-    let nobody = portcullis.client().attempt().1.unwrap();
+    let anonymous = portcullis.client().attempt().1.unwrap();
     portcullis.reconfigure(config(&[&strict]));
-    assert_ended(&portcullis, nobody, "credential_revoked");
-    assert_lives(somebody);
+    assert_ended(&portcullis, anonymous, "credential_revoked");
+    assert_lives(identified);
 }
 
 #[test]

@@ -142,8 +142,8 @@ fn unread_log_does_not_stop_traffic() {
     let client = Client::new(address, &site.ca);
     let mut inside = eventually("it listens", || client.try_connect().ok());
     for _ in 0..2000 {
-        let mut stranger = Client::new(address, &site.ca).from("127.0.0.2").dial();
-        assert_eq!(wire::last_words(&mut stranger), b"");
+        let mut untrusted = Client::new(address, &site.ca).from("127.0.0.2").dial();
+        assert_eq!(wire::last_words(&mut untrusted), b"");
     }
     inside.ask(b"hello", b"hello");
     client.connect().ask(b"hello", b"hello");

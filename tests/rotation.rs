@@ -137,8 +137,8 @@ impl Load {
         assert!(self.0.0.try_wait().unwrap().is_none(), "a client gave up");
         self.0.signal("INT");
         self.0.exit_code();
-        let said = std::io::read_to_string(self.0.0.stderr.take().unwrap()).unwrap();
-        assert!(!said.to_lowercase().contains("error") && !said.contains("aborted"), "{said}");
+        let output = std::io::read_to_string(self.0.0.stderr.take().unwrap()).unwrap();
+        assert!(!output.to_lowercase().contains("error") && !output.contains("aborted"), "{output}");
     }
 }
 
@@ -225,8 +225,9 @@ fn watched_rotations_under_load_cause_no_client_error() {
                 portcullis.site.replace("server.crt", leaf.pem());
                 portcullis.site.replace("server.key", leaf.key_pem());
                 // A reload says which certificates came and went.
-                let told = |event: &Event| event.is("reload.applied") && event.0.to_string().contains(&leaf.sha256());
-                portcullis.event("the rotation", told);
+                let is_logged =
+                    |event: &Event| event.is("reload.applied") && event.0.to_string().contains(&leaf.sha256());
+                portcullis.event("the rotation", is_logged);
             }
         });
         while !rotating.is_finished() {

@@ -72,7 +72,7 @@ fn denials(portcullis: &Portcullis) -> usize {
 #[test]
 fn untrusted_source_gets_no_answer_and_trusted_source_is_accepted() {
     let upstream = Upstream::echo();
-    for (listen, trusted, stranger) in [
+    for (listen, trusted, untrusted) in [
         ("127.0.0.1:0", "127.0.0.5", Some("127.0.0.9")),
         ("[::]:0", "127.0.0.5", Some("127.0.0.9")),
         ("[::]:0", "127.0.0.5", Some("::1")),
@@ -86,8 +86,8 @@ fn untrusted_source_gets_no_answer_and_trusted_source_is_accepted() {
         assert_eq!((on.text("listener"), on.number("rules")), ("main", 1));
         let mut inside = portcullis.client().at(target(address, trusted)).from(trusted).connect();
         inside.ask(b"hello", b"hello");
-        if let Some(stranger) = stranger {
-            assert!(is_silent(address, stranger), "{listen}: {stranger}");
+        if let Some(untrusted) = untrusted {
+            assert!(is_silent(address, untrusted), "{listen}: {untrusted}");
             let standing = status(&portcullis);
             // The kernel sends the SYN again when this thread has to wait for a core.
             assert!(standing["dropped"].as_u64() >= Some(1) && standing["wanted"] == "on", "{standing}");
@@ -97,7 +97,7 @@ fn untrusted_source_gets_no_answer_and_trusted_source_is_accepted() {
         drop(inside);
         let (_, events) = portcullis.stop();
         let off = events.iter().find(|event| event.is("shield.off")).unwrap();
-        assert_eq!(off.number("dropped") > 0, stranger.is_some());
+        assert_eq!(off.number("dropped") > 0, untrusted.is_some());
         assert!(!events.iter().any(|event| event.is("connection.denied")), "nobody has seen the stranger");
     }
 }
@@ -161,8 +161,8 @@ fn trusted_source_is_never_dropped_while_sources_change() {
             let applied = portcullis.reconfigure(config(&[&listener]));
             assert!(applied.is("reload.applied"), "{}", applied.0);
             for session in &mut sessions {
-                let said = format!("round {round}").repeat(100);
-                session.ask(said.as_bytes(), said.as_bytes());
+                let output = format!("round {round}").repeat(100);
+                session.ask(output.as_bytes(), output.as_bytes());
             }
             if round.is_multiple_of(10) {
                 sessions.push(portcullis.client().from("127.0.0.2").connect());
@@ -185,9 +185,9 @@ fn flood_activates_the_shield_until_it_ends() {
     let listener = Listener::redis(&upstream).trusting(&["127.0.0.1"]).key("shield = \"auto\"");
     let portcullis = start(&[&listener]);
     let address = portcullis.address("main");
-    let mut stranger = dial(address, "127.0.0.9", ONE_SYN).unwrap();
-    assert_eq!(wire::last_words(&mut stranger), b"");
-    assert_eq!(portcullis.refusal(port(&stranger)), "untrusted_source");
+    let mut untrusted = dial(address, "127.0.0.9", ONE_SYN).unwrap();
+    assert_eq!(wire::last_words(&mut untrusted), b"");
+    assert_eq!(portcullis.refusal(port(&untrusted)), "untrusted_source");
     let raised = AtomicBool::new(false);
     let on = thread::scope(|scope| {
         scope.spawn(|| {
@@ -212,9 +212,9 @@ fn flood_activates_the_shield_until_it_ends() {
     let off = portcullis.event("shield.off", |event| event.is("shield.off"));
     assert_eq!(off.text("detail"), "the flood is over");
     assert!(off.number("dropped") > 0);
-    let mut stranger = dial(address, "127.0.0.9", ONE_SYN).unwrap();
-    assert_eq!(wire::last_words(&mut stranger), b"");
-    assert_eq!(portcullis.refusal(port(&stranger)), "untrusted_source", "it is heard of again");
+    let mut untrusted = dial(address, "127.0.0.9", ONE_SYN).unwrap();
+    assert_eq!(wire::last_words(&mut untrusted), b"");
+    assert_eq!(portcullis.refusal(port(&untrusted)), "untrusted_source", "it is heard of again");
 }
 
 #[test]
@@ -255,8 +255,8 @@ fn unavailable_shield_is_reported_and_traffic_continues() {
         assert!(is_answered(address, "127.0.0.9"), "{line}");
         portcullis.client().connect().ask(b"hello", b"hello");
         let mut check = executable();
-        let said = run(check.args(["check", "-c"]).arg(portcullis.site.path("portcullis.toml"))).success();
-        assert!(said.lines().any(|line| line.starts_with("warning: ") && warned(line)), "{said}");
+        let output = run(check.args(["check", "-c"]).arg(portcullis.site.path("portcullis.toml"))).success();
+        assert!(output.lines().any(|line| line.starts_with("warning: ") && warned(line)), "{output}");
         let standing = status(&portcullis);
         assert!(standing["obstacle"].as_str().is_some_and(|why| why.contains(words)), "{standing}");
     }
@@ -350,21 +350,21 @@ fn filter_drops_untrusted_packets_of_both_families_over_a_network() {
         let listener = shielded(&upstream, &["10.9.0.2", "fd09::2"]).on(listen);
         let Some(machine) = Machine::start(TWO_MACHINES, &config(&[&listener])) else { return };
         machine.portcullis.event("shield.on", |event| event.is("shield.on"));
-        for (target, trusted, stranger) in
+        for (target, trusted, untrusted) in
             [("10.9.0.1:6380", "10.9.0.2:0", "10.9.0.3:0"), ("[fd09::1]:6380", "[fd09::2]:0", "[fd09::3]:0")]
         {
             let dropped = machine.dropped();
             assert!(dropped.is_some());
             assert_eq!(machine.call(target, trusted, "30"), (false, true), "{target}");
             assert_eq!(machine.dropped(), dropped, "not one packet of it");
-            assert_eq!(machine.call(target, stranger, "0.5"), (true, false), "{target}");
+            assert_eq!(machine.call(target, untrusted, "0.5"), (true, false), "{target}");
             assert!(machine.dropped() > dropped);
         }
     }
 }
 
 /// The kernel gives programs this little room. Clients are here.
-const LITTLE_ROOM: &str = "echo 6000 > /proc/sys/net/core/optmem_max; echo $$ > \"$0/clients\"";
+const SMALL_OPTMEM: &str = "echo 6000 > /proc/sys/net/core/optmem_max; echo $$ > \"$0/clients\"";
 
 #[test]
 fn rejected_filter_is_reported_and_leaves_the_port_open() {
@@ -373,7 +373,7 @@ fn rejected_filter_is_reported_and_leaves_the_port_open() {
     let many: Vec<_> = (0..300).map(|number| format!("10.{}.{}.0/25", number / 200, number % 200)).collect();
     let many: Vec<_> = many.iter().map(String::as_str).chain(few).collect();
     let with = |sources: &[&str]| config(&[&shielded(&upstream, sources).on(&[target])]);
-    let Some(machine) = Machine::start(LITTLE_ROOM, &with(&few)) else { return };
+    let Some(machine) = Machine::start(SMALL_OPTMEM, &with(&few)) else { return };
     let Machine { portcullis, .. } = &machine;
     assert_eq!(machine.call(target, "127.0.0.9:0", "0.5"), (true, false));
     let seen = portcullis.seen();

@@ -49,18 +49,18 @@ fn notify_socket(path: &Path) -> UnixDatagram {
 }
 
 /// The next message to systemd.
-fn told(socket: &UnixDatagram) -> String {
+fn next_message(socket: &UnixDatagram) -> String {
     let mut buffer = [0; 4096];
     let length = socket.recv(&mut buffer).expect("systemd is told in time");
     String::from_utf8(buffer[..length].to_vec()).unwrap()
 }
 
 /// The messages up to the one that has `line`, which ends a reload or a start.
-fn told_until(socket: &UnixDatagram, line: &str) -> Vec<String> {
+fn messages_until(socket: &UnixDatagram, line: &str) -> Vec<String> {
     let mut messages = Vec::new();
     loop {
-        messages.push(told(socket));
-        if messages.last().unwrap().lines().any(|told| told == line) {
+        messages.push(next_message(socket));
+        if messages.last().unwrap().lines().any(|sent| sent == line) {
             return messages;
         }
     }
@@ -117,7 +117,7 @@ fn installed_example_runs_as_an_unprivileged_user() {
     let mut command = as_service(&start);
     command.env("NOTIFY_SOCKET", site.path("notify")).stdout(Stdio::null()).stderr(Stdio::null());
     let mut service = Running::start(&mut command);
-    assert_eq!(told(&socket), "READY=1\nSTATUS=serving 1 listener, generation 1");
+    assert_eq!(next_message(&socket), "READY=1\nSTATUS=serving 1 listener, generation 1");
 
     let mut reload = as_service(&command_of(&unit, "ExecReload="));
     run(&mut reload).success();
@@ -161,7 +161,7 @@ fn systemd_is_notified_of_every_reload_and_its_result() {
     let listener = || Listener::redis(&upstream);
     let config = |listener: Listener| format!("{ON_SIGHUP}admin.listen = \"unix:admin.sock\"\n{listener}");
     let mut portcullis = Portcullis::start_by(command, site, config(listener()));
-    told_until(&socket, "READY=1");
+    messages_until(&socket, "READY=1");
     let ask = |text: String| {
         portcullis.site.replace("portcullis.toml", text);
         run(executable().args(["reload", "--socket", "admin.sock"]).current_dir(portcullis.site.directory())).code
@@ -169,14 +169,14 @@ fn systemd_is_notified_of_every_reload_and_its_result() {
     let status = |message: &str| message.lines().find_map(|line| line.strip_prefix("STATUS=")).unwrap().to_owned();
 
     assert_eq!(ask(config(listener().trusting(&["127.0.0.0/8"]))), Some(0));
-    let messages = told_until(&socket, "READY=1");
+    let messages = messages_until(&socket, "READY=1");
     let (start, end) = (&messages[0], &messages[1]);
     let microseconds = start.strip_prefix("RELOADING=1\nMONOTONIC_USEC=").and_then(|text| text.parse::<u64>().ok());
     assert!(microseconds.is_some_and(|time| time > 0), "{start}");
     assert_eq!(status(end), "serving 1 listener, generation 2");
 
     assert_eq!(ask(config(listener().trusting(&["10.1.2.3/8"]).key("enforcement = \"log\""))), Some(1));
-    let messages = told_until(&socket, "READY=1");
+    let messages = messages_until(&socket, "READY=1");
     assert!(messages[0].starts_with("RELOADING=1\n"), "{messages:?}");
     let words = status(&messages[1]);
     for part in ["serving 1 listener, generation 2; reload rejected at ", "10.1.2.3/8", "(and 1 more)"] {
@@ -185,12 +185,12 @@ fn systemd_is_notified_of_every_reload_and_its_result() {
 
     // Mended, the rejection is gone.
     assert_eq!(ask(config(listener().trusting(&["127.0.0.0/9"]))), Some(0));
-    assert_eq!(status(&told_until(&socket, "READY=1")[1]), "serving 1 listener, generation 3");
+    assert_eq!(status(&messages_until(&socket, "READY=1")[1]), "serving 1 listener, generation 3");
 
     let mut session = portcullis.client().connect();
     session.ask(b"hello", b"hello");
     portcullis.process.signal("TERM");
-    assert_eq!(status(&told_until(&socket, "STOPPING=1")[0]), "draining: 1 open sessions, waiting for at most 30s");
+    assert_eq!(status(&messages_until(&socket, "STOPPING=1")[0]), "draining: 1 open sessions, waiting for at most 30s");
     drop(session);
     let code = eventually("the end", || portcullis.process.0.try_wait().unwrap());
     assert_eq!(code.code(), Some(0));

@@ -22,10 +22,10 @@ fn openssl_connects_with_tls_1_2_and_1_3() {
     let portcullis = Portcullis::before(Listener::redis(&upstream));
     let address = portcullis.address("main");
     for (option, version) in [("-tls1_2", "TLSv1.2"), ("-tls1_3", "TLSv1.3")] {
-        let said = run(&mut s_client(&portcullis.site, address, &[option])).success();
-        assert!(said.contains("Verify return code: 0 (ok)"), "{said}");
-        assert!(said.contains(&format!("New, {version}")), "{said}");
-        assert!(said.contains("good-bye"), "{said}");
+        let output = run(&mut s_client(&portcullis.site, address, &[option])).success();
+        assert!(output.contains("Verify return code: 0 (ok)"), "{output}");
+        assert!(output.contains(&format!("New, {version}")), "{output}");
+        assert!(output.contains("good-bye"), "{output}");
     }
 }
 
@@ -34,8 +34,8 @@ fn openssl_starttls_postgres_connects() {
     let upstream = Upstream::silent();
     let portcullis = Portcullis::before(Listener::postgres(&upstream));
     let options = ["-starttls", "postgres", "-no_ign_eof"];
-    let said = run(&mut s_client(&portcullis.site, portcullis.address("main"), &options)).text();
-    assert!(said.contains("Verify return code: 0 (ok)"), "{said}");
+    let output = run(&mut s_client(&portcullis.site, portcullis.address("main"), &options)).text();
+    assert!(output.contains("Verify return code: 0 (ok)"), "{output}");
 }
 
 #[test]
@@ -115,9 +115,9 @@ fn rsa_only_client_gets_the_rsa_certificate() {
             (["-tls1_3", "-sigalgs", "ecdsa_secp256r1_sha256"], "ECDSA"),
             (["-tls1_2", "-cipher", "ECDHE-ECDSA-AES128-GCM-SHA256"], "ECDSA"),
         ] {
-            let said = run(&mut s_client(&portcullis.site, address, &options)).text();
+            let output = run(&mut s_client(&portcullis.site, address, &options)).text();
             let expected = format!("Peer signature type: {signature}");
-            assert!(said.contains(&expected), "{listener} {options:?}: {said}");
+            assert!(output.contains(&expected), "{listener} {options:?}: {output}");
         }
     }
 }
@@ -190,12 +190,12 @@ fn openssl_resumes_its_session_with_a_client_certificate() {
         let address = portcullis.address("main");
         for version in ["-tls1_2", "-tls1_3"] {
             let first = [version, "-cert", "client.crt", "-key", "client.key", "-sess_out", "session"];
-            let said = run(&mut s_client(&portcullis.site, address, &first)).success();
-            assert!(said.contains("New, TLS"), "{said}");
+            let output = run(&mut s_client(&portcullis.site, address, &first)).success();
+            assert!(output.contains("New, TLS"), "{output}");
             let second = [version, "-cert", "client.crt", "-key", "client.key", "-sess_in", "session"];
-            let said = run(&mut s_client(&portcullis.site, address, &second)).success();
-            assert!(said.contains("Reused, TLS"), "{version} {client_auth}: {said}");
-            assert!(said.contains("good-bye"), "{said}");
+            let output = run(&mut s_client(&portcullis.site, address, &second)).success();
+            assert!(output.contains("Reused, TLS"), "{version} {client_auth}: {output}");
+            assert!(output.contains("good-bye"), "{output}");
         }
     }
 }
@@ -204,8 +204,8 @@ fn openssl_resumes_its_session_with_a_client_certificate() {
 fn client_that_distrusts_the_certificate_is_explained_in_the_audit() {
     let upstream = Upstream::silent();
     let portcullis = Portcullis::before(Listener::redis(&upstream));
-    let stranger = Authority::new("Another CA");
-    let client = crate::harness::Client::new(portcullis.address("main"), &stranger);
+    let untrusted = Authority::new("Another CA");
+    let client = crate::harness::Client::new(portcullis.address("main"), &untrusted);
     let stream = client.dial();
     let port = port(&stream);
     client.secure(stream).unwrap_err();
@@ -230,13 +230,13 @@ fn audit_names_the_certificate_that_openssl_distrusts_and_its_time_of_effect() {
     let refusing = |version: &str| {
         let (address, seen) = (portcullis.address("main"), portcullis.seen());
         let options = [version, "-CAfile", "wrong.crt", "-verify_return_error"];
-        let told = run(&mut s_client(&portcullis.site, address, &options));
-        assert_ne!(told.code, Some(0), "{}", told.text());
+        let client_output = run(&mut s_client(&portcullis.site, address, &options));
+        assert_ne!(client_output.code, Some(0), "{}", client_output.text());
         let denied = portcullis.event_after(seen, "a refusal", |event| event.is("connection.denied"));
         assert_eq!(denied.reason(), "handshake_failed");
         denied.text("detail").to_owned()
     };
-    let assert_told = |since: &str, sha256: &str| {
+    let assert_reported = |since: &str, sha256: &str| {
         for version in ["-tls1_2", "-tls1_3"] {
             let detail = refusing(version);
             for words in
@@ -248,7 +248,7 @@ fn audit_names_the_certificate_that_openssl_distrusts_and_its_time_of_effect() {
             }
         }
     };
-    assert_told("in use since the start at 20", &first.sha256());
+    assert_reported("in use since the start at 20", &first.sha256());
     let rotate = |leaf: &Leaf| {
         portcullis.applies(|| {
             portcullis.site.install("server", leaf);
@@ -256,11 +256,11 @@ fn audit_names_the_certificate_that_openssl_distrusts_and_its_time_of_effect() {
         });
     };
     rotate(&renewed);
-    assert_told("in use since the reload to generation 2 at 20", &renewed.sha256());
+    assert_reported("in use since the reload to generation 2 at 20", &renewed.sha256());
     // A reload of something else does not make it younger, and one that brings it back does.
     portcullis.applies(|| portcullis.process.signal("HUP"));
-    assert_told("in use since the reload to generation 2 at 20", &renewed.sha256());
+    assert_reported("in use since the reload to generation 2 at 20", &renewed.sha256());
     rotate(&first);
-    assert_told("in use since the reload to generation 4 at 20", &first.sha256());
+    assert_reported("in use since the reload to generation 4 at 20", &first.sha256());
     upstream.assert_untouched();
 }

@@ -77,12 +77,12 @@ impl Wire {
 }
 
 impl Read for Wire {
-    fn read(&mut self, room: &mut [u8]) -> io::Result<usize> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         match self {
-            Self::Tcp(stream) => stream.read(room),
-            Self::Unix(stream) => stream.read(room),
-            Self::Client(stream) => stream.read(room),
-            Self::Server(stream) => stream.read(room),
+            Self::Tcp(stream) => stream.read(buffer),
+            Self::Unix(stream) => stream.read(buffer),
+            Self::Client(stream) => stream.read(buffer),
+            Self::Server(stream) => stream.read(buffer),
         }
     }
 }
@@ -208,11 +208,11 @@ fn for_all(
 #[test]
 fn half_closed_client_receives_the_whole_answer_over_all_transports() {
     let answer = Arc::new(pattern(64 * MIB));
-    let said = Arc::clone(&answer);
+    let output = Arc::clone(&answer);
     let serve = move |mut stream: Wire| {
         let question = stream.read_all();
         let size: usize = String::from_utf8(question).unwrap().parse().unwrap();
-        stream.write_all(&said[..size]).unwrap();
+        stream.write_all(&output[..size]).unwrap();
         stream.finish().unwrap();
     };
     for_all("", serve, |portcullis, kind, name| {
@@ -267,9 +267,9 @@ fn half_close_timeout_counts_from_the_last_byte_over_all_transports() {
         let begun = Instant::now();
         let mut client = client(portcullis, name);
         client.finish().unwrap();
-        let mut heard = vec![0; 48];
-        client.read_exact(&mut heard).unwrap();
-        assert_eq!(heard, b"more".repeat(12));
+        let mut received = vec![0; 48];
+        client.read_exact(&mut received).unwrap();
+        assert_eq!(received, b"more".repeat(12));
         let closed = closed(portcullis, seen);
         assert_eq!(closed.reason(), "half_close_timeout");
         assert!(begun.elapsed() >= Duration::from_millis(4_400), "{:?}", begun.elapsed());
@@ -288,9 +288,9 @@ fn truncated_upstream_stream_is_delivered_and_marked_as_truncated_over_all_trans
         let seen = portcullis.seen();
         let mut client = client(&portcullis, name);
         client.write_all(b"?").unwrap();
-        let mut heard = Vec::new();
-        let end = client.read_to_end(&mut heard);
-        assert!(heard == pattern(3 * MIB), "{name}: {} bytes", heard.len());
+        let mut received = Vec::new();
+        let end = client.read_to_end(&mut received);
+        assert!(received == pattern(3 * MIB), "{name}: {} bytes", received.len());
         match name {
             "secured" => assert_eq!(end.unwrap_err().kind(), ErrorKind::UnexpectedEof),
             _ => drop(end.unwrap()),

@@ -11,10 +11,10 @@ fn untrusted_source_is_closed_before_the_first_byte() {
     let upstream = Upstream::silent();
     for listener in [Listener::redis(&upstream), Listener::postgres(&upstream), Listener::tcp(&upstream)] {
         let portcullis = Portcullis::before(listener);
-        let mut stranger = portcullis.client().from("127.0.0.2").dial();
+        let mut untrusted = portcullis.client().from("127.0.0.2").dial();
         // It has sent nothing, and still nobody waits for it.
-        assert_eq!(wire::last_words(&mut stranger), b"");
-        let denied = portcullis.ending(port(&stranger));
+        assert_eq!(wire::last_words(&mut untrusted), b"");
+        let denied = portcullis.ending(port(&untrusted));
         assert_eq!(denied.reason(), "untrusted_source");
         assert_eq!(denied.text("source"), "127.0.0.2");
         assert_eq!(denied.text("listener"), "main");
@@ -27,10 +27,10 @@ fn untrusted_source_is_closed_before_the_first_byte() {
 fn untrusted_source_gets_no_answer_to_a_tls_handshake() {
     let upstream = Upstream::silent();
     let portcullis = Portcullis::before(Listener::redis(&upstream));
-    let stranger = portcullis.client().from("127.0.0.2");
-    let mut stream = stranger.dial();
+    let untrusted = portcullis.client().from("127.0.0.2");
+    let mut stream = untrusted.dial();
     // The connection may be gone before the hello is written.
-    let _ = stranger.tls().write_tls(&mut stream);
+    let _ = untrusted.tls().write_tls(&mut stream);
     assert_eq!(wire::last_words(&mut stream), b"");
     assert_eq!(portcullis.refusal(port(&stream)), "untrusted_source");
     upstream.assert_untouched();
@@ -72,9 +72,9 @@ fn ipv4_mapped_source_is_judged_as_ipv4() {
     assert_eq!(opened.text("source"), "127.0.0.1");
     assert_eq!(opened.text("rule"), "ip_addr:127.0.0.1");
 
-    let mut stranger = portcullis.client().at(here).from("127.0.0.2").dial();
-    assert_eq!(wire::last_words(&mut stranger), b"");
-    assert_eq!(portcullis.ending(port(&stranger)).text("source"), "127.0.0.2");
+    let mut untrusted = portcullis.client().at(here).from("127.0.0.2").dial();
+    assert_eq!(wire::last_words(&mut untrusted), b"");
+    assert_eq!(portcullis.ending(port(&untrusted)).text("source"), "127.0.0.2");
 }
 
 #[test]
@@ -82,8 +82,8 @@ fn rule_for_a_mapped_address_means_the_ipv4_one() {
     let upstream = Upstream::echo();
     let portcullis = Portcullis::before(Listener::redis(&upstream).trusting(&["::ffff:127.0.0.0/120"]));
     portcullis.client().connect().ask(b"hello", b"hello");
-    let mut stranger = portcullis.client().from("127.0.1.1").dial();
-    assert_eq!(wire::last_words(&mut stranger), b"");
+    let mut untrusted = portcullis.client().from("127.0.1.1").dial();
+    assert_eq!(wire::last_words(&mut untrusted), b"");
 }
 
 #[test]
@@ -121,14 +121,14 @@ fn observe_mode_admits_an_untrusted_source_and_logs_would_deny() {
     let upstream = Upstream::echo();
     let listener = Listener::redis(&upstream).key("enforcement = \"observe\"");
     let mut portcullis = Portcullis::before(listener);
-    let mut stranger = portcullis.client().from("127.0.0.2").connect();
-    stranger.ask(b"hello", b"hello");
-    assert_eq!(portcullis.opened(stranger.port()).text("would_deny"), "untrusted_source");
+    let mut untrusted = portcullis.client().from("127.0.0.2").connect();
+    untrusted.ask(b"hello", b"hello");
+    assert_eq!(portcullis.opened(untrusted.port()).text("would_deny"), "untrusted_source");
 
     let mut trusted = portcullis.client().connect();
     trusted.ask(b"hello", b"hello");
     assert!(!portcullis.opened(trusted.port()).has("would_deny"));
-    drop((stranger, trusted));
+    drop((untrusted, trusted));
     let (_, events) = portcullis.stop();
     assert!(!events.iter().any(|event| event.is("connection.denied")));
 }
@@ -161,8 +161,8 @@ fn sources_file_adds_to_the_configured_rules() {
         client.ask(b"hello", b"hello");
         assert_eq!(portcullis.opened(client.port()).text("rule"), rule);
     }
-    let mut stranger = portcullis.client().from("127.0.0.2").dial();
-    assert_eq!(wire::last_words(&mut stranger), b"");
+    let mut untrusted = portcullis.client().from("127.0.0.2").dial();
+    assert_eq!(wire::last_words(&mut untrusted), b"");
 }
 
 #[test]
@@ -233,9 +233,9 @@ fn each_listener_has_its_own_sources_and_upstream() {
     assert_eq!(portcullis.client_of("one").connect().receive(3), b"one");
     assert_eq!(portcullis.client_of("two").from("127.0.0.2").connect().receive(3), b"two");
     for (listener, source) in [("one", "127.0.0.2"), ("two", "127.0.0.1")] {
-        let mut stranger = portcullis.client_of(listener).from(source).dial();
-        assert_eq!(wire::last_words(&mut stranger), b"");
-        assert_eq!(portcullis.ending(port(&stranger)).text("listener"), listener);
+        let mut untrusted = portcullis.client_of(listener).from(source).dial();
+        assert_eq!(wire::last_words(&mut untrusted), b"");
+        assert_eq!(portcullis.ending(port(&untrusted)).text("listener"), listener);
     }
 }
 
@@ -252,6 +252,6 @@ fn twenty_thousand_rules_load_and_match() {
     let listener = Listener::redis(&upstream).key("sources_file = \"sources.toml\"");
     let portcullis = Portcullis::start(site, listener);
     portcullis.client().from("127.0.0.2").connect().ask(b"hello", b"hello");
-    let mut stranger = portcullis.client().from("127.0.0.3").dial();
-    assert_eq!(wire::last_words(&mut stranger), b"");
+    let mut untrusted = portcullis.client().from("127.0.0.3").dial();
+    assert_eq!(wire::last_words(&mut untrusted), b"");
 }

@@ -147,12 +147,12 @@ fn flood_of_long_lines_is_suppressed_by_bytes() {
     }
     let seconds = begun.elapsed().as_secs() + 1;
     let (_, events) = portcullis.stop();
-    let told: Vec<_> = events.iter().filter(|event| event.is("connection.denied")).collect();
+    let logged_denials: Vec<_> = events.iter().filter(|event| event.is("connection.denied")).collect();
     let suppressed = events.iter().filter(|event| event.is("denials.suppressed"));
     let suppressed: u64 = suppressed.map(|event| event.number("suppressed")).sum();
-    assert_eq!(told.len() as u64 + suppressed, REFUSED as u64);
+    assert_eq!(logged_denials.len() as u64 + suppressed, REFUSED as u64);
     // 500 KiB, then 1 KiB a second. Each of these lines counts as 2 KiB.
-    assert!((250..=250 + seconds).contains(&(told.len() as u64)), "{} in {seconds} s", told.len());
+    assert!((250..=250 + seconds).contains(&(logged_denials.len() as u64)), "{} in {seconds} s", logged_denials.len());
 }
 
 /// Runs a command, whose output must not contain invisible characters.

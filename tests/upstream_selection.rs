@@ -36,29 +36,29 @@ pub(crate) fn upstreams(portcullis: &Portcullis) -> Vec<Value> {
     portcullis.status()["upstreams"].as_array().unwrap().clone()
 }
 
-pub(crate) fn said(portcullis: &Portcullis, seen: usize, words: &str) -> Event {
-    portcullis.event_after(seen, words, |line| says(line, words))
+pub(crate) fn logged(portcullis: &Portcullis, seen: usize, words: &str) -> Event {
+    portcullis.event_after(seen, words, |line| has_words(line, words))
 }
 
 /// How often that has been said.
-fn times_said(portcullis: &Portcullis, words: &str) -> usize {
-    portcullis.events().iter().filter(|event| says(event, words)).count()
+fn times_logged(portcullis: &Portcullis, words: &str) -> usize {
+    portcullis.events().iter().filter(|event| has_words(event, words)).count()
 }
 
 /// The log may come behind the answers that clients get.
-fn assert_said_once(portcullis: &Portcullis, words: &str) {
-    portcullis.event(words, |event| says(event, words));
-    assert_eq!(times_said(portcullis, words), 1, "{words}");
+fn assert_logged_once(portcullis: &Portcullis, words: &str) {
+    portcullis.event(words, |event| has_words(event, words));
+    assert_eq!(times_logged(portcullis, words), 1, "{words}");
 }
 
-fn says(line: &Event, words: &str) -> bool {
+fn has_words(line: &Event, words: &str) -> bool {
     let text = |field: &str| line.0[field].as_str().unwrap_or_default();
     let detail = ["role", "reply", "error"].map(text).concat();
     format!("{} {}: {detail}", text("message"), text("upstream")).contains(words)
 }
 
 /// Nobody was told that there is no upstream. Who hangs up in the handshake is denied, too.
-fn assert_nobody_was_sent_away(portcullis: &Portcullis) {
+fn assert_no_client_was_refused(portcullis: &Portcullis) {
     let away = |event: &&Event| event.is("connection.denied") && event.reason().starts_with("upstream");
     assert_eq!(portcullis.events().iter().find(away), None);
 }
@@ -90,17 +90,17 @@ fn ponging(listener: TcpListener) {
 #[test]
 fn first_healthy_upstream_is_used_and_the_first_again_once_it_recovers() {
     let (mut first, second) = (Redis::start(), Redis::start());
-    let nobody = format!("127.0.0.1:{}", free_port());
-    let all = addresses(&[&nobody, &first, &second]);
+    let unused = format!("127.0.0.1:{}", free_port());
+    let all = addresses(&[&unused, &first, &second]);
     let portcullis = Portcullis::start(TestDir::new(), redis(&all));
     portcullis.address("main");
     assert!(upstreams(&portcullis).iter().all(|upstream| upstream["answers"].is_null()));
     assert_eq!(session(&portcullis), first.to_string());
-    said(&portcullis, 0, &format!("upstream ejected {nobody}: Connection refused"));
+    logged(&portcullis, 0, &format!("upstream ejected {unused}: Connection refused"));
 
     first.kill();
     assert_eq!(session(&portcullis), second.to_string());
-    said(&portcullis, 0, &format!("upstream ejected {first}"));
+    logged(&portcullis, 0, &format!("upstream ejected {first}"));
     let known = upstreams(&portcullis);
     let answers: Vec<_> = known.iter().map(|upstream| upstream["answers"].clone()).collect();
     assert_eq!(answers, [false, false, true]);
@@ -108,9 +108,9 @@ fn first_healthy_upstream_is_used_and_the_first_again_once_it_recovers() {
 
     let seen = portcullis.seen();
     first.start_again();
-    said(&portcullis, seen, &format!("upstream recovered {first}"));
+    logged(&portcullis, seen, &format!("upstream recovered {first}"));
     assert_eq!(session(&portcullis), first.to_string());
-    assert_said_once(&portcullis, &format!("upstream ejected {nobody}"));
+    assert_logged_once(&portcullis, &format!("upstream ejected {unused}"));
 }
 
 #[test]
@@ -159,7 +159,7 @@ fn single_upstream_is_never_ejected() {
     portcullis.ending(client.port());
     only.start_again();
     assert_eq!(session(&portcullis), only.to_string());
-    assert_eq!(times_said(&portcullis, "upstream ejected"), 0);
+    assert_eq!(times_logged(&portcullis, "upstream ejected"), 0);
 }
 
 #[test]
@@ -173,7 +173,7 @@ fn ejected_upstream_stays_ejected_over_a_reload_and_is_still_checked() {
     assert!(portcullis.reconfigure(config).is("reload.applied"));
     assert_eq!(upstreams(&portcullis)[0]["answers"], false);
     first.start_again();
-    said(&portcullis, 0, &format!("upstream recovered {first}"));
+    logged(&portcullis, 0, &format!("upstream recovered {first}"));
     assert_eq!(session(&portcullis), first.to_string());
 }
 
@@ -196,7 +196,7 @@ fn upstream_that_fails_in_tls_stays_ejected_although_it_accepts_connections() {
     // It is asked again, which takes more than one connection.
     eventually("it is asked again", || (deaf.connections() > 2).then_some(()));
     assert_eq!(upstreams(&portcullis)[0]["answers"], false);
-    assert_eq!(times_said(&portcullis, "upstream recovered"), 0);
+    assert_eq!(times_logged(&portcullis, "upstream recovered"), 0);
     let before = deaf.connections();
     assert_eq!(session(&portcullis), good);
     assert!(deaf.connections() <= before + 1, "only to be asked again");
@@ -214,7 +214,7 @@ fn tls_verifies_the_configured_name_of_the_upstream() {
     let Some(portcullis) = hosts::start(site, redis(&keys("db.test"))) else { return };
     assert_eq!(session(&portcullis), format!("db.test:{port}"));
     // Each address behind the name is one that TLS can fail at.
-    said(&portcullis, 0, &format!("upstream ejected db.test:{port} (127.0.0.52:{port})"));
+    logged(&portcullis, 0, &format!("upstream ejected db.test:{port} (127.0.0.52:{port})"));
     hosts::name(&portcullis.site, &[("db.test", &["::1"]), ("alias.test", &["127.0.0.53"])]);
     assert_eq!(session(&portcullis), format!("db.test:{port}"));
     assert!(portcullis.reconfigure(redis(&keys("alias.test"))).is("reload.applied"));
@@ -239,8 +239,8 @@ fn healthy_upstreams_are_not_checked() {
 fn ejected_upstreams_are_checked_with_backoff_and_do_not_delay_the_shutdown() {
     let server = Redis::start();
     let closing = Upstream::new(drop);
-    let nobody = format!("127.0.0.1:{}", free_port());
-    let mut portcullis = Portcullis::start(TestDir::new(), master(&[&nobody, &closing, &server]));
+    let unused = format!("127.0.0.1:{}", free_port());
+    let mut portcullis = Portcullis::start(TestDir::new(), master(&[&unused, &closing, &server]));
     session(&portcullis);
     let before = portcullis.cpu_ticks();
     eventually("it is asked again", || (closing.connections() >= 3).then_some(()));
@@ -277,12 +277,12 @@ fn new_connections_succeed_while_upstreams_restart() {
             let (seen, name) = (portcullis.seen(), servers[index].to_string());
             servers[index].kill();
             killed.push(name.clone());
-            said(&portcullis, seen, &format!("upstream ejected {name}"));
+            logged(&portcullis, seen, &format!("upstream ejected {name}"));
         }
         for index in [0, 1] {
             let (seen, name) = (portcullis.seen(), servers[index].to_string());
             servers[index].start_again();
-            said(&portcullis, seen, &format!("upstream recovered {name}"));
+            logged(&portcullis, seen, &format!("upstream recovered {name}"));
         }
         over.store(true, Ordering::SeqCst);
         for port in loads.into_iter().flat_map(|load| load.join().unwrap()) {
@@ -293,7 +293,7 @@ fn new_connections_succeed_while_upstreams_restart() {
         killed
     });
     assert_eq!(session(&portcullis), killed[0]);
-    assert_nobody_was_sent_away(&portcullis);
+    assert_no_client_was_refused(&portcullis);
 }
 
 #[test]
@@ -308,14 +308,14 @@ fn redis_benchmark_has_no_error_while_the_first_upstream_recovers() {
     // -k 0: a connection for each request.
     benchmark.args(["-k", "0", "-c", "4", "-n", "1500", "-t", "ping_inline", "-q"]);
     let load = thread::spawn(move || run(&mut benchmark));
-    said(&portcullis, 0, &format!("upstream ejected {first}"));
+    logged(&portcullis, 0, &format!("upstream ejected {first}"));
     first.start_again();
-    said(&portcullis, 0, &format!("upstream recovered {first}"));
-    let said = load.join().unwrap();
-    assert!(!format!("{}{}", said.text(), said.stderr).to_lowercase().contains("error"), "{}", said.text());
-    said.success();
+    logged(&portcullis, 0, &format!("upstream recovered {first}"));
+    let output = load.join().unwrap();
+    assert!(!format!("{}{}", output.text(), output.stderr).to_lowercase().contains("error"), "{}", output.text());
+    output.success();
     assert_eq!(session(&portcullis), first.to_string());
-    assert_nobody_was_sent_away(&portcullis);
+    assert_no_client_was_refused(&portcullis);
 }
 
 fn master(servers: &[&dyn std::fmt::Display]) -> String {
@@ -336,7 +336,7 @@ fn redis_master_is_found_at_every_position() {
     follow(&replica, &leader);
     let portcullis = Portcullis::start(TestDir::new(), master(&[&replica, &leader]));
     assert_eq!(session(&portcullis), leader.to_string());
-    said(&portcullis, 0, &format!("upstream role changed {replica}: replica"));
+    logged(&portcullis, 0, &format!("upstream role changed {replica}: replica"));
     let writes: Vec<_> = upstreams(&portcullis).iter().map(|upstream| upstream["writes"].clone()).collect();
     assert_eq!(writes, [false, true]);
     assert_eq!(session(&portcullis), leader.to_string());
@@ -345,7 +345,7 @@ fn redis_master_is_found_at_every_position() {
     assert_eq!(cli(&replica, &["REPLICAOF", "NO", "ONE"]), "OK");
     follow(&leader, &replica);
     assert_eq!(session(&portcullis), replica.to_string());
-    said(&portcullis, 0, &format!("upstream role changed {replica}: primary"));
+    logged(&portcullis, 0, &format!("upstream role changed {replica}: primary"));
     assert_eq!(session(&portcullis), replica.to_string());
 
     // Nobody takes writes.
@@ -372,7 +372,7 @@ fn stopped_redis_is_ejected_by_its_role_query() {
     assert_eq!(upstreams(&portcullis)[0]["answers"], false);
     let seen = portcullis.seen();
     first.signal("CONT");
-    said(&portcullis, seen, &format!("upstream recovered {first}"));
+    logged(&portcullis, seen, &format!("upstream recovered {first}"));
     assert_eq!(session(&portcullis), first.to_string());
 }
 
@@ -385,7 +385,7 @@ fn redis_without_a_role_is_used_and_gives_one_warning() {
         client.ask(b"AUTH secret\r\nPING\r\n", b"+OK\r\n+PONG\r\n");
         assert_eq!(portcullis.opened(client.port()).text("upstream"), first.to_string());
     }
-    assert_said_once(&portcullis, "cannot determine the role of the upstream, assuming that it is the master");
+    assert_logged_once(&portcullis, "cannot determine the role of the upstream, assuming that it is the master");
 }
 
 #[test]
@@ -405,7 +405,7 @@ fn redis_default_user_with_role_permission_only_is_queried() {
     let mut client = portcullis.client().connect();
     client.ask(b"AUTH app secret\r\nSET key value\r\n", b"+OK\r\n+OK\r\n");
     assert_eq!(portcullis.opened(client.port()).text("upstream"), second.to_string());
-    assert_eq!(times_said(&portcullis, "cannot determine the role"), 0);
+    assert_eq!(times_logged(&portcullis, "cannot determine the role"), 0);
 }
 
 #[test]
@@ -456,7 +456,7 @@ fn every_address_of_a_name_is_tried_and_new_ones_are_used() {
     let name = format!("{NAME}:{port}");
     let Some(portcullis) = hosts::start(site, redis(&addresses(&[&name]))) else { return };
     assert_eq!(session(&portcullis), name);
-    said(&portcullis, 0, &format!("upstream ejected {name} (127.0.0.30:{port})"));
+    logged(&portcullis, 0, &format!("upstream ejected {name} (127.0.0.30:{port})"));
     assert_eq!(socket_of(&portcullis), [format!("127.0.0.31:{port}")]);
 
     // A failover: the name leads elsewhere, and open sessions stay where they are.
@@ -470,9 +470,9 @@ fn every_address_of_a_name_is_tried_and_new_ones_are_used() {
     // And the one that was dead comes back to life.
     hosts::name(&portcullis.site, &[(NAME, &["127.0.0.29", "127.0.0.31"])]);
     assert_eq!(session(&portcullis), name);
-    said(&portcullis, 0, &format!("upstream ejected {name} (127.0.0.29:{port})"));
+    logged(&portcullis, 0, &format!("upstream ejected {name} (127.0.0.29:{port})"));
     ponging(TcpListener::bind(("127.0.0.29", port)).unwrap());
-    said(&portcullis, 0, &format!("upstream recovered {name} (127.0.0.29:{port})"));
+    logged(&portcullis, 0, &format!("upstream recovered {name} (127.0.0.29:{port})"));
     assert_eq!(socket_of(&portcullis).len(), 2);
 }
 
@@ -514,7 +514,7 @@ fn unresolvable_name_is_ejected_until_it_resolves() {
     assert_eq!(session(&portcullis), second.to_string());
     assert_eq!(upstreams(&portcullis)[0]["answers"], false);
     hosts::name(&portcullis.site, &[("db.test", &["127.0.0.1"])]);
-    said(&portcullis, 0, &format!("upstream recovered {name}"));
+    logged(&portcullis, 0, &format!("upstream recovered {name}"));
     assert_eq!(session(&portcullis), name);
 }
 
@@ -528,5 +528,5 @@ fn failed_upstream_is_ejected_once_for_simultaneous_clients() {
     for client in &mut clients {
         client.ask(b"PING\r\n", b"+PONG\r\n");
     }
-    assert_said_once(&portcullis, "upstream ejected");
+    assert_logged_once(&portcullis, "upstream ejected");
 }

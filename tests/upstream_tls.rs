@@ -29,11 +29,11 @@ use crate::reload::{ON_CHANGE, ON_SIGHUP};
 fn ping(portcullis: &Portcullis, listener: &str) -> Result<(), String> {
     let mut client = portcullis.client_of(listener).connect();
     client.send(b"PING\r\n");
-    let said = client.rest_until(b"\r\n");
-    if said == b"+PONG\r\n" {
+    let output = client.rest_until(b"\r\n");
+    if output == b"+PONG\r\n" {
         return Ok(());
     }
-    assert!(said.starts_with(b"-LOADING the database behind this proxy"), "{}", said.escape_ascii());
+    assert!(output.starts_with(b"-LOADING the database behind this proxy"), "{}", output.escape_ascii());
     // Two listeners may see the same port of a client, one after the other.
     let ends = |event: &Event| event.ends(client.port()) && event.text("listener") == listener;
     let ending = portcullis.event("the end of the connection", ends);
@@ -136,8 +136,8 @@ fn every_certificate_of_an_upstream_bundle_is_a_trust_anchor() {
             .unwrap();
     }
     site.write("redis_ca.pem", bundle);
-    let stranger = Authority::new("Stranger");
-    let servers: Vec<Redis> = [&old, &older, &between, &today, &stranger, &public]
+    let untrusted = Authority::new("Stranger");
+    let servers: Vec<Redis> = [&old, &older, &between, &today, &untrusted, &public]
         .map(|authority| Redis::with_tls(&site, &authority.issue(Request::server(&["127.0.0.1"])), ANYBODY))
         .into();
     let mut table = Table::new();
@@ -311,7 +311,7 @@ fn invalid_answer_to_sslrequest_is_rejected() {
         (b"", "the upstream closed the connection during the TLS handshake"),
     ];
     for (answer, words) in cases {
-        let (tell, told) = mpsc::channel();
+        let (sender, receiver) = mpsc::channel();
         let upstream = Upstream::new(move |mut stream| {
             let asked = read_exactly(&mut stream, SSL_REQUEST.len());
             stream.write_all(answer).unwrap();
@@ -320,7 +320,7 @@ fn invalid_answer_to_sslrequest_is_rejected() {
             }
             let mut rest = Vec::new();
             let _ = stream.read_to_end(&mut rest);
-            tell.send([asked, rest].concat()).unwrap();
+            sender.send([asked, rest].concat()).unwrap();
         });
         let portcullis = Portcullis::before(Listener::postgres(&upstream).upstream("tls = \"require\""));
         let mut client = portcullis.client().asking_first().connect();
@@ -331,7 +331,7 @@ fn invalid_answer_to_sslrequest_is_rejected() {
         assert_eq!(denied.reason(), "upstream_tls_failed");
         assert!(denied.text("detail").contains(words), "{}", denied.0);
         if !answer.is_empty() {
-            assert_eq!(told.recv_timeout(PATIENCE).unwrap(), SSL_REQUEST, "it was told more than SSLRequest");
+            assert_eq!(receiver.recv_timeout(PATIENCE).unwrap(), SSL_REQUEST, "it was told more than SSLRequest");
         }
     }
 }
@@ -456,8 +456,8 @@ fn resumed_upstream_session_ends_with_its_certificate() {
 fn truncated_upstream_stream_is_delivered_and_reported() {
     let site = TestDir::new();
     let own = site.server();
-    let said = vec![b'x'; 3 << 20];
-    let sent = said.clone();
+    let output = vec![b'x'; 3 << 20];
+    let sent = output.clone();
     let upstream = Upstream::tls(showing(&own), move |mut tls| {
         let mut mode = [0];
         tls.read_exact(&mut mode).unwrap();
@@ -473,18 +473,18 @@ fn truncated_upstream_stream_is_delivered_and_reported() {
     for version in [&TLS12, &TLS13] {
         let mut polite = portcullis.client().speaking(version).connect();
         polite.send(b"p");
-        assert_eq!(polite.rest().unwrap().len(), said.len());
+        assert_eq!(polite.rest().unwrap().len(), output.len());
 
         let mut client = portcullis.client().speaking(version).connect();
         client.send(b"c");
-        let mut heard = Vec::new();
-        let error = client.stream.read_to_end(&mut heard).unwrap_err();
+        let mut received = Vec::new();
+        let error = client.stream.read_to_end(&mut received).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::UnexpectedEof, "its TLS ended as if all had been said");
-        assert_eq!(heard.len(), said.len());
+        assert_eq!(received.len(), output.len());
         let closed = portcullis.ending(client.port());
         assert_eq!(closed.reason(), "upstream_closed");
         assert!(closed.text("detail").contains("without close_notify"), "{}", closed.0);
-        assert_eq!(closed.number("bytes_out"), said.len() as u64);
+        assert_eq!(closed.number("bytes_out"), output.len() as u64);
     }
 }
 
@@ -534,7 +534,7 @@ fn half_close_is_relayed_with_tls_on_both_sides() {
             tls.conn.write_tls(&mut tls.sock).unwrap();
         }
     });
-    let (tell, told) = mpsc::channel();
+    let (sender, receiver) = mpsc::channel();
     let brief = Upstream::tls(showing(&own), move |mut tls| {
         tls.write_all(b"that is all").unwrap();
         tls.conn.send_close_notify();
@@ -543,7 +543,7 @@ fn half_close_is_relayed_with_tls_on_both_sides() {
         }
         let mut rest = Vec::new();
         tls.read_to_end(&mut rest).unwrap();
-        tell.send(rest.len()).unwrap();
+        sender.send(rest.len()).unwrap();
     });
     let [asks, brief] = [("main", &upstream), ("brief", &brief)]
         .map(|(name, upstream)| Listener::tcp(upstream).named(name).upstream_tls("verify-full", "ca.crt").to_string());
@@ -561,10 +561,10 @@ fn half_close_is_relayed_with_tls_on_both_sides() {
         if version.version == TLS13.version {
             client.send(&vec![b'q'; 2 << 20]);
             client.finish_sending();
-            assert_eq!(told.recv_timeout(PATIENCE).unwrap(), 2 << 20);
+            assert_eq!(receiver.recv_timeout(PATIENCE).unwrap(), 2 << 20);
         } else {
             drop(client);
-            assert_eq!(told.recv_timeout(PATIENCE).unwrap(), 0);
+            assert_eq!(receiver.recv_timeout(PATIENCE).unwrap(), 0);
         }
     }
 }
@@ -600,13 +600,13 @@ fn pgbench_and_redis_benchmark_work_with_tls_on_both_sides() {
     let (_redis, _postgres, portcullis) = secured_twice();
     let conninfo = conninfo(&portcullis);
     run(client("pgbench").args(["-i", "-q", &conninfo])).success();
-    let said = run(client("pgbench").args(["-n", "-S", "-c", "4", "-t", "500", &conninfo])).success();
-    assert!(said.contains("number of transactions actually processed: 2000/2000"), "{said}");
+    let output = run(client("pgbench").args(["-n", "-S", "-c", "4", "-t", "500", &conninfo])).success();
+    assert!(output.contains("number of transactions actually processed: 2000/2000"), "{output}");
     let port = portcullis.address("cache").port().to_string();
     let mut benchmark = command("redis-benchmark");
     benchmark.args(["-p", &port, "--tls", "--cacert"]).arg(portcullis.site.path("ca.crt"));
-    let said = run(benchmark.args(["-c", "50", "-n", "20000", "-P", "16", "-t", "set,get", "--csv"])).success();
-    assert!(said.contains("\"GET\""), "{said}");
+    let output = run(benchmark.args(["-c", "50", "-n", "20000", "-P", "16", "-t", "set,get", "--csv"])).success();
+    assert!(output.contains("\"GET\""), "{output}");
 }
 
 /// Clients that come and go all the time, until they are told that it is enough. None may notice anything.
@@ -718,9 +718,9 @@ fn rotation_of_the_postgres_client_certificate_causes_no_pgbench_error() {
     postgres.turn_to(&own, &clients.pem());
     for load in &mut loads {
         let code = load.exit_code();
-        let mut said = String::new();
-        load.0.stderr.take().unwrap().read_to_string(&mut said).unwrap();
-        assert_eq!(code, Some(0), "{said}");
+        let mut output = String::new();
+        load.0.stderr.take().unwrap().read_to_string(&mut output).unwrap();
+        assert_eq!(code, Some(0), "{output}");
     }
     assert!(!portcullis.events().iter().any(|event| event.is("connection.denied") || event.is("reload.rejected")));
 }
@@ -783,7 +783,7 @@ fn slow_reader_of_a_tls_upstream_uses_little_memory() {
     const MOST: u64 = 384;
     let site = TestDir::new();
     let own = site.server();
-    let (tell, told) = mpsc::channel();
+    let (sender, receiver) = mpsc::channel();
     let upstream = Upstream::tls(showing(&own), move |mut tls| {
         read_exactly(&mut tls, 1);
         tls.sock.set_write_timeout(Some(Duration::from_millis(500))).unwrap();
@@ -794,7 +794,7 @@ fn slow_reader_of_a_tls_upstream_uses_little_memory() {
                 match tls.conn.write_tls(&mut tls.sock) {
                     Ok(_) => {}
                     // Nobody takes anything any more: this is the moment to look at the memory.
-                    Err(error) if error.kind() == ErrorKind::WouldBlock => tell.send(written).unwrap(),
+                    Err(error) if error.kind() == ErrorKind::WouldBlock => sender.send(written).unwrap(),
                     // The client has seen enough.
                     Err(_) => return,
                 }
@@ -812,7 +812,7 @@ fn slow_reader_of_a_tls_upstream_uses_little_memory() {
     let before = portcullis.own_memory();
     let mut client = portcullis.client().connect();
     client.send(b"?");
-    let stalled_at = told.recv_timeout(PATIENCE).unwrap();
+    let stalled_at = receiver.recv_timeout(PATIENCE).unwrap();
     assert!(stalled_at < SIZE / 8, "{stalled_at} bytes were taken off the upstream's hands");
     let grown = portcullis.own_memory().saturating_sub(before);
     assert!(grown <= MOST, "{grown} KiB more while {stalled_at} bytes wait");

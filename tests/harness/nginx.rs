@@ -26,7 +26,7 @@ impl Nginx {
     }
 
     /// The first client that it was told of, once that has gone: address, port, and where it connected to.
-    pub(crate) fn told(&self) -> String {
+    pub(crate) fn first_client(&self) -> String {
         eventually("nginx notes a connection", || {
             let log = fs::read_to_string(self.directory.path().join("told.log")).unwrap_or_default();
             log.split_once('\n').map(|(first, _)| first.to_owned())

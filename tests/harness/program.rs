@@ -205,10 +205,10 @@ pub(crate) fn serve_on(port: u16, ready: &str, command: impl Fn(u16) -> Command)
     command.stdout(input.try_clone().expect("a pipe can be cloned")).stderr(input);
     let server = Running::start(&mut command);
     drop(command);
-    let says = |line: &Event, words: &str| line.0.as_str().is_some_and(|line| line.contains(words));
+    let contains = |line: &Event, words: &str| line.0.as_str().is_some_and(|line| line.contains(words));
     let taken = "Address already in use";
-    let line = Log::of(output).after(0, ready, |line| says(line, ready) || says(line, taken));
-    says(&line, ready).then_some(server)
+    let line = Log::of(output).after(0, ready, |line| contains(line, ready) || contains(line, taken));
+    contains(&line, ready).then_some(server)
 }
 
 /// A port of 127.0.0.1 on which nobody listens, and which is given to nobody else.

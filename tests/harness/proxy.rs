@@ -44,7 +44,7 @@ pub(crate) fn vector(kind: u8, value: &[u8]) -> Vec<u8> {
 
 /// What a header says.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub(crate) struct Told {
+pub(crate) struct ReceivedHeader {
     /// `LOCAL`, `TCP4`, `TCP6`, or the words of version 1.
     pub(crate) kind: String,
     pub(crate) from: Option<SocketAddr>,
@@ -52,7 +52,7 @@ pub(crate) struct Told {
     pub(crate) vectors: BTreeMap<u8, Vec<u8>>,
 }
 
-impl Told {
+impl ReceivedHeader {
     /// Reads a header and not a byte more.
     pub(crate) fn read(stream: &mut impl Read) -> Self {
         let beginning = read_exactly(stream, 13);

@@ -50,8 +50,8 @@ impl Redis {
     pub(crate) fn turn_to(&self, own: &Leaf, clients: &str) {
         install(&self.directory, "next", own, clients);
         let settings = ["tls-cert-file", "next.crt", "tls-key-file", "next.key", "tls-ca-cert-file", "next-ca.crt"];
-        let said = program::run(self.cli().args(["CONFIG", "SET"]).args(settings)).success();
-        assert_eq!(said, "OK\n");
+        let output = program::run(self.cli().args(["CONFIG", "SET"]).args(settings)).success();
+        assert_eq!(output, "OK\n");
     }
 
     /// With more of its options.

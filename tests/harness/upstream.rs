@@ -142,7 +142,7 @@ impl Upstream {
     }
 
     /// Whoever has connected has gone again without a word. For an upstream that remembers what comes.
-    pub(crate) fn assert_told_nothing(&self) {
+    pub(crate) fn assert_received_nothing(&self) {
         // Taken from the queue after all that came before.
         drop(TcpStream::connect(self.address).expect("the upstream is up"));
         let ended = || self.shared.ended.load(Ordering::SeqCst);
