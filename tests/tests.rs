@@ -1,132 +1,132 @@
-//! The table of contents of the tests: what Portcullis does, seen from outside.
+//! The table of contents of the tests. They test Portcullis from outside.
 //!
-//! Every test starts the real program on ports of its own and stands alone. What they start from is in `harness`.
+//! Each test starts the real program on its own ports and depends on no other test. `harness` has what they share.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
     clippy::indexing_slicing,
-    reason = "a test that meets what it did not expect has to fail, and say where"
+    reason = "a test that meets something unexpected fails with its location"
 )]
 
-/// The world around a test: certificates, programs, clients, upstreams.
+/// Shared parts: certificates, programs, clients, upstreams.
 mod harness;
 
-/// `status`, `reload`, `sessions`, `check --diff`: the commands that talk to the running program.
+/// The commands that talk to the running program: `status`, `reload`, `sessions` and `check --diff`.
 mod admin;
-/// The floors of `src/`.
+/// The folders of `src/` and their allowed imports.
 mod architecture;
-/// The events about connections and reloads.
+/// Audit events of connections and reloads.
 mod audit;
-/// The audit file: rotated, a FIFO, beside the configuration.
+/// The audit file: rotation, FIFO, symbolic links.
 mod audit_file;
-/// What the audit says of very many who are turned away.
+/// Suppression of repeated denials in log and audit.
 mod audit_suppression;
-/// PostgreSQL's cancel requests.
+/// PostgreSQL CancelRequests.
 mod cancel;
-/// How many cancel requests reach the database.
+/// Limits of CancelRequests.
 mod cancel_limits;
-/// Certificates and hellos of unusual kinds.
+/// Unusual certificates, chains and ClientHellos.
 mod certificate_chains;
-/// Certificates issued, renewed, bundled and shown.
+/// The `certs` commands: issue, renew, bundle, inspect.
 mod certs;
 /// SCRAM channel binding.
 mod channel_binding;
-/// Client certificates.
+/// Client certificates and their authorization.
 mod client_certificates;
-/// Dates at the far ends of time, and a wall clock that is set.
+/// Dates far in the future, and a wall clock that is set.
 mod clock;
-/// `check`, `explain`, `certs`, `completions`, `man`, exit codes.
+/// `check`, `explain`, `certs`, `completions`, `man`, and exit codes.
 mod commands;
-/// Good and bad configurations, with approved error texts.
+/// Valid and invalid configurations, with approved error texts.
 mod config;
-/// Revocation lists.
+/// Certificate revocation lists.
 mod crl;
-/// Peers that stop acknowledging, and peers that only do not read.
+/// `dead_peer_timeout`.
 mod dead_peers;
-/// File descriptors, and the reserve of them.
+/// Limits of file descriptors.
 mod descriptors;
-/// The upstream, when it is there and when it is not.
+/// Connections to the upstream.
 mod dial;
-/// An upstream that refuses connections for a while.
+/// `dial_retry`: an upstream that refuses connections for a while.
 mod dial_retry;
-/// Host names and the DNS: its servers, its records, its failures.
+/// DNS servers, records, TTLs and failures.
 mod dns;
-/// Sources that are host names.
+/// Trusted sources of the type `dns`.
 mod dns_sources;
-/// SIGTERM, and what systemd is told.
+/// SIGTERM, drain, and notifications to systemd.
 mod drain;
 /// The drills of docs/ROTATION.md.
 mod drills;
-/// `explain`, answered by the running program and by the file.
+/// `explain`, with a running program and without.
 mod explain;
-/// The last words to sessions that have to end.
+/// Farewell messages to sessions that Portcullis closes.
 mod farewell;
-/// Changes that nobody announces.
+/// Changed files that no signal announces.
 mod file_watcher;
-/// How many connections may be in their handshake.
+/// `max_handshakes`.
 mod handshake_limit;
-/// Runs of these tests that are interrupted.
+/// Interrupted runs of these tests.
 mod interrupted;
-/// How many sessions at once, and how fast they may come.
+/// `max_connections`, `max_connections_per_source` and `connection_rate_per_source`.
 mod limits;
 /// Listeners without TLS: loopback and Unix sockets.
 mod plaintext;
-/// PostgreSQL, psql, pgbench, tokio-postgres.
+/// PostgreSQL clients: psql, pgbench, tokio-postgres.
 mod postgres;
-/// PostgreSQL with a primary and its standby, as they change places.
+/// `target = "primary"`: primary and standby, also while they change roles.
 mod postgres_primary;
 /// The bytes before TLS.
 mod preface;
-/// What `check` finds before a start or a client would.
+/// Faults that `check` reports before a start or a client meets them.
 mod preflight;
-/// Keys behind a passphrase, in the environment, and as credentials.
+/// Encrypted private keys, keys in the environment, systemd credentials.
 mod private_keys;
-/// The word of load balancers on where their clients come from.
+/// PROXY protocol headers from load balancers.
 mod proxy_protocol;
-/// What runs out or is taken away while a client is on its way in.
+/// Policy changes between handshake and session.
 mod reauthorize;
-/// Redis, redis-cli, redis-benchmark, the crate `redis`.
+/// Redis clients: redis-cli, redis-benchmark, the crate `redis`, redis-py.
 mod redis;
-/// New files that cannot be taken.
+/// Reloads that are rejected.
 mod rejected_reload;
-/// Bytes both ways, half-close, timeouts, back-pressure.
+/// The relay: both directions, half-close, timeouts, back-pressure.
 mod relay;
-/// New configurations, sources and listeners in a running process.
+/// Applied reloads of configuration, sources and listeners.
 mod reload;
-/// What a plan announces and a reload records: every key, old value and new value.
+/// The plan of a reload, and the differences that a reload logs.
 mod reload_plan;
-/// TLS sessions that are taken up again: where that works, and where it must not.
+/// TLS session resumption on the listener.
 mod resumption;
-/// What stops being good ends the sessions that rely on it, and no others.
+/// Sessions that end because their source or credential is revoked.
 mod revocation;
-/// What must not hurt.
+/// Overload, broken input and resource use.
 mod robustness;
-/// Certificates that change under load.
+/// Certificate rotation under load.
 mod rotation;
-/// What is shown of sessions, in each state and of those that were refused.
+/// The listed states of sessions.
 mod sessions;
-/// The kernel keeps strangers out.
+/// The kernel source filter.
 mod shield;
-/// The systemd unit: installed, started, reloaded.
+/// The systemd unit: installation, start, reload.
 mod systemd_service;
-/// Versions, certificates, resumption.
+/// TLS versions, certificate selection, resumption.
 mod tls;
 /// TLS records of every size, padding, key updates.
 mod tls_records;
-/// Sessions over legs with TLS and without.
+/// Sessions over every pair of TLS, TCP and Unix socket.
 mod transports;
-/// What a CA in a bundle has to be.
+/// Requirements for a CA in a bundle.
 mod trust_anchors;
-/// Trusted sources: who may come in at all.
+/// Trusted sources: addresses and networks.
 mod trusted_sources;
-/// Names and texts that others choose.
+/// Names and texts that others choose: escaped and truncated.
 mod untrusted_text;
-/// What `status` knows of the upstream, and how it finds out.
+/// Health of the upstream in `status`, and its checks.
 mod upstream_health;
-/// What an upstream is told of a client by the PROXY protocol.
+/// PROXY protocol headers to the upstream.
 mod upstream_proxy_header;
-/// Several upstreams: which is tried when, and who is let back in.
+/// Several upstreams: order, ejection, recovery, `target = "master"`.
 mod upstream_selection;
-/// TLS towards the upstream.
+/// TLS to the upstream.
 mod upstream_tls;
