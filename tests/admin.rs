@@ -1,4 +1,4 @@
-//! The commands that talk to the running program, before a stand-in for it that answers what it is told to.
+//! The commands that talk to the running program, and their answers to a stand-in for it.
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::Path;

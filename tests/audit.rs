@@ -1,4 +1,4 @@
-//! Audit events: one door out, in the same words for everybody.
+//! Audit events: their fields, the audit file, and what never appears in them.
 
 use std::collections::BTreeSet;
 use std::fs;

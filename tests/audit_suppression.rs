@@ -1,4 +1,4 @@
-//! What the audit says of a flood: enough to see it, and never so much that it fills the disk.
+//! Denials of a flood: some are logged, and the rest is summed up, so that log and audit stay small.
 
 use std::collections::HashMap;
 

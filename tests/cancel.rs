@@ -1,4 +1,4 @@
-//! Cancelling a running query: a connection of its own, with one packet and no answer.
+//! Cancelling a running query: a separate connection with one packet and no answer.
 
 use std::fmt::Display;
 use std::io::Write;

@@ -1,4 +1,4 @@
-//! How many cancel requests reach the database.
+//! The limits of CancelRequests that reach the database.
 
 use std::io::{Read, Write, copy};
 use std::net::{Shutdown, TcpStream};

@@ -1,4 +1,4 @@
-//! Certificates and hellos of unusual kinds: what is accepted, and what is said of the others.
+//! Unusual certificates, chains and ClientHellos: what is accepted, and how the others are reported.
 
 use rustls::version::{TLS12, TLS13};
 

@@ -1,4 +1,4 @@
-//! `certs issue --bundle`, `certs renew`, `certs inspect`: judged by openssl and by another program's idea of ZIP.
+//! `certs issue --bundle`, `certs renew`, `certs inspect`: checked by openssl and by the ZIP reader of Python.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;

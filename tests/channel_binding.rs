@@ -1,5 +1,5 @@
-//! SCRAM channel binding: libpq binds its password to the certificate it is shown, and the server compares that with its
-//! own. Real libpq, real PostgreSQL, in every place of TLS.
+//! SCRAM channel binding: libpq binds its password to the server certificate that it receives, and the server compares it
+//! with its own. With real libpq and PostgreSQL, and with TLS on either side, both and none.
 
 use crate::harness::portcullis::executable;
 use crate::harness::program::run;

@@ -1,4 +1,4 @@
-//! Client certificates: who is let in, who is not, and what the audit says of either.
+//! Client certificates: which are admitted, which are denied, and the audit events of both.
 
 use rustls::version::{TLS12, TLS13};
 use rustls::{AlertDescription, HandshakeKind};

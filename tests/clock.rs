@@ -1,4 +1,4 @@
-//! Dates at the far ends of time, and a wall clock that is set while the program runs.
+//! Dates far in the past and future, and a wall clock that is set while the program runs.
 
 use std::io::{Read, Write};
 

@@ -1,4 +1,4 @@
-//! Configurations, good and bad: what `check` says of each file in tests/config.
+//! Valid and invalid configurations: the output of `check` for each file in tests/config.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};

@@ -1,4 +1,4 @@
-//! Revocation lists: what a CA has taken back gets nobody in, and keeps nobody in.
+//! Certificate revocation lists: a revoked certificate is denied, and its sessions end.
 
 use std::fs;
 use std::path::Path;

@@ -1,4 +1,4 @@
-//! `dead_peer_timeout`: a peer that stops acknowledging is ended, and one that only does not read is not.
+//! `dead_peer_timeout`: a peer that stops acknowledging is closed, and a peer that only stops reading is not.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};

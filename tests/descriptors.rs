@@ -1,4 +1,4 @@
-//! File descriptors: a limit that is raised, and a reserve that no client can use up.
+//! File descriptors: the raised limit, and the reserve that no client can use.
 
 use std::fs;
 use std::net::TcpStream;

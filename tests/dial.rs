@@ -1,4 +1,4 @@
-//! Finding the upstream, and not finding it.
+//! Connections to the upstream, and their failures.
 
 use std::fs;
 use std::io::Write;

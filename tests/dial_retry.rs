@@ -1,5 +1,4 @@
-//! While an upstream refuses connections its clients are held, for `dial_retry`, and what they are told then makes them try
-//! again.
+//! `dial_retry`: while an upstream refuses connections its clients are held. The error they get then makes them retry.
 
 use std::process::{Command, Stdio};
 use std::thread;

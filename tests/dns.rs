@@ -1,4 +1,4 @@
-//! Sources that are host names, before real DNS servers: how long their records live, and how they fail.
+//! Trusted sources that are host names, with real DNS servers: TTLs and failures.
 
 use portcullis::internals::timestamp;
 use serde_json::{Value, json};

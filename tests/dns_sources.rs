@@ -1,4 +1,4 @@
-//! Sources that are host names: looked up again and again, by the system's own resolver.
+//! Trusted sources that are host names, resolved periodically by the resolver of the system.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;

@@ -1,4 +1,4 @@
-//! The end of the process, and its beginning, as systemd sees them.
+//! Start and end of the process, as systemd sees them.
 
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};

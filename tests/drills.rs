@@ -1,9 +1,9 @@
-//! The drills of docs/ROTATION.md, typed in exactly as they stand there, before a real Redis.
+//! The drills of docs/ROTATION.md, executed exactly as they are written, with a real Redis.
 //!
-//! A drill is a section whose title begins with `Drill:`. Of its fenced blocks, `toml` and `ini` ones are written to the file
-//! that their first line names; `sh` ones are run, all in order by one `sh -e` in a directory of its own; a `text` one is what
-//! the commands before it print, line by line: `…` in a line is anything there, a line of `…` alone any number of lines, and
-//! runs of spaces count as one. Only the two ports are others than in the guide, so that drills can run side by side.
+//! A drill is a section whose title begins with `Drill:`. A `toml` or `ini` block is written to the file that its first line
+//! names. All `sh` blocks of a drill run in order in one `sh -e`, in a separate directory. A `text` block is the expected
+//! output of the commands before it: `…` within a line matches any text, a line of `…` alone any number of lines, and a run
+//! of spaces counts as one. Only the two ports differ from the guide, so that drills can run at the same time.
 
 use std::fs::{self, File};
 use std::os::unix::fs::symlink;

@@ -1,4 +1,4 @@
-//! `portcullis explain`: answered by the running program where there is one, and by the file where there is none.
+//! `portcullis explain`: by the running program if there is one, and otherwise by the file.
 
 use std::fs;
 

@@ -1,4 +1,4 @@
-//! Sessions that have to end: who hears what of it, and where in the stream.
+//! Farewell messages: which client receives one, and where in the stream.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;

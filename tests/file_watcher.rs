@@ -1,4 +1,4 @@
-//! Files that change under a running process, in every way in which files are replaced.
+//! Files that change under a running process, replaced in every common way.
 
 use std::fs;
 use std::io::Write;

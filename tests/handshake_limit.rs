@@ -1,4 +1,4 @@
-//! How many connections may be in their handshake at once.
+//! The number of connections that may be in their handshake at once.
 
 use std::io::Write;
 use std::net::TcpStream;

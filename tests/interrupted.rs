@@ -1,4 +1,4 @@
-//! Runs of the tests that are interrupted: no process that they started outlives them.
+//! Interrupted runs of the tests: no process that they started outlives them.
 //!
 //! `scripts/run-tests` checks the same after every run.
 

@@ -1,4 +1,4 @@
-//! How many sessions there may be at once, and how fast they may come.
+//! The number of sessions at once, and the rate of new connections.
 
 use std::io::Write;
 use std::process::Stdio;

@@ -1,4 +1,4 @@
-//! Listeners without TLS, as the sidecar of an application has them: loopback and Unix sockets.
+//! Listeners without TLS, such as the sidecar of an application: loopback and Unix sockets.
 
 use std::fs;
 use std::io::{Read, Write};

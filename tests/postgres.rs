@@ -1,4 +1,4 @@
-//! A real PostgreSQL behind, real PostgreSQL clients in front.
+//! Real PostgreSQL clients with a real PostgreSQL server.
 
 use std::fs::{self, File};
 use std::process::{Command, Stdio};

@@ -1,4 +1,4 @@
-//! PostgreSQL with a primary and its standby, as they change places; and servers that are none.
+//! PostgreSQL with a primary and a standby that change roles, and servers that are neither.
 
 use std::fmt::Display;
 use std::io::{Read, Write};

@@ -1,4 +1,4 @@
-//! What comes before TLS, to the byte: SSLRequest, GSSENCRequest, direct TLS, plaintext, garbage.
+//! The bytes before TLS: SSLRequest, GSSENCRequest, direct TLS, plaintext, garbage.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;

@@ -1,4 +1,4 @@
-//! What `check` finds before a start or a client would: files, chains, keys, sources, directories, addresses, upstreams.
+//! Faults that `check` reports before a start: files, chains, keys, sources, directories, addresses, upstreams.
 
 use std::fs::{self, Permissions};
 use std::net::TcpListener;

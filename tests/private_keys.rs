@@ -1,4 +1,4 @@
-//! Where keys may be and how they may be protected: behind a passphrase, in the environment, among systemd's credentials.
+//! Private keys: encrypted, in the environment, and in systemd credentials.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;

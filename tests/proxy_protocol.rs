@@ -1,4 +1,4 @@
-//! Load balancers in front: a PROXY header has to come from them, counts from nobody else, and says whose source is judged.
+//! PROXY headers from load balancers: who must send one, who is ignored, and which address is authorized.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr};

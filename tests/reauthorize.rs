@@ -1,4 +1,4 @@
-//! What runs out or is taken away while a client is on its way in.
+//! Rules and listeners that expire or are removed during a handshake.
 
 use time::format_description::well_known::Rfc3339;
 use time::{Duration, OffsetDateTime};

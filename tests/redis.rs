@@ -1,4 +1,4 @@
-//! A real Redis behind, real Redis clients in front.
+//! Real Redis clients with a real Redis server.
 
 use std::process::Command;
 use std::thread;

@@ -1,4 +1,4 @@
-//! Reloads that have to be refused, and how they heal.
+//! Reloads that are rejected, and how they succeed later.
 
 use std::fs;
 use std::net::TcpListener;

@@ -1,4 +1,4 @@
-//! Bytes both ways until both sides are done: half-close, back-pressure, timeouts, abrupt ends.
+//! The relay: both directions, half-close, back-pressure, timeouts, resets.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};

@@ -1,4 +1,4 @@
-//! Reload: whole or not at all, and without a client noticing.
+//! Reloads: all or nothing, and without an effect on other clients.
 
 use std::io::Write;
 use std::net::SocketAddr;

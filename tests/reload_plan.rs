@@ -1,4 +1,4 @@
-//! Plans and the audit of reloads: every key of the configuration, with its old and its new value.
+//! Reload plans and the audit of reloads: every key of the configuration, with its old and its new value.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;

@@ -1,4 +1,4 @@
-//! TLS sessions that are taken up again: fast where nothing has changed, and never a way around what has.
+//! TLS session resumption: it works while nothing has changed, and it never bypasses a change of policy.
 
 use std::fs;
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -1,4 +1,4 @@
-//! Sources and credentials that stop being good: the sessions that rely on them end, and their neighbours lose nothing.
+//! Revoked sources and credentials: the sessions that rely on them end, and all others continue.
 
 use std::borrow::Borrow;
 use std::thread;

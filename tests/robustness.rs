@@ -1,4 +1,4 @@
-//! What must not hurt: garbage, crowds, a full disk, a machine that runs out of files.
+//! Broken input, overload, a full disk, and missing file descriptors.
 
 use std::io::Write;
 use std::net::TcpStream;

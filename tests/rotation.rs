@@ -1,4 +1,4 @@
-//! Rotations of every kind under running clients.
+//! Rotations of every kind of certificate and key under load.
 
 use std::fmt::Write as _;
 use std::process::Stdio;

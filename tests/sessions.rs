@@ -1,4 +1,4 @@
-//! What is shown of sessions: while they are open, as they end, and of connections that never became one.
+//! The listed states of sessions: open, half-closed, closing, and denied connections.
 
 use std::io::{Read, Write};
 use std::sync::Mutex;

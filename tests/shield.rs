@@ -1,4 +1,4 @@
-//! `shield`: the kernel turns strangers away, and nobody else.
+//! The kernel source filter: it drops packets of untrusted sources only.
 
 use std::io;
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};

@@ -1,5 +1,5 @@
-//! Portcullis as a systemd service: what `make install` puts in place starts after the steps of README.md, and systemd is told of
-//! reloads. systemd itself does not run here; what it would do is done by hand.
+//! Portcullis as a systemd service: what `make install` installs starts after the steps of README.md, and systemd is notified
+//! of reloads. The tests do what systemd would do; systemd itself does not run here.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;

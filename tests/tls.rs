@@ -1,4 +1,4 @@
-//! TLS as clients of several makes see it.
+//! TLS with clients of several implementations.
 
 use std::io::Write;
 

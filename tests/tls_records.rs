@@ -1,4 +1,4 @@
-//! TLS records as clients may cut them: small, large, padded, in parts, with new keys in the middle.
+//! TLS records as clients may send them: small, large, padded, fragmented, with key updates.
 
 use std::io::{Read, Write};
 

@@ -1,4 +1,4 @@
-//! Sessions over every combination of legs, with TLS and without: how they end, what arrives, what they cost.
+//! Sessions over every combination of TLS, TCP and Unix socket: how they end, what arrives, what they use.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};

@@ -1,4 +1,4 @@
-//! Trust anchors: what a CA in a bundle has to be, and what its certificates cost.
+//! Trust anchors: the requirements for a CA in a bundle, and the cost of its certificates.
 
 use crate::harness::portcullis::executable;
 use crate::harness::program::run;

@@ -1,4 +1,4 @@
-//! Who may come in: trusted sources, before anything else.
+//! Trusted sources: the first check of every connection.
 
 use time::format_description::well_known::Rfc3339;
 use time::{Duration, OffsetDateTime};

@@ -1,4 +1,4 @@
-//! Names and texts that clients, upstreams and files choose are escaped and cut wherever they are shown. Decisions use the whole.
+//! Names and texts that clients, upstreams and files choose: output escapes and truncates them, decisions use them whole.
 
 use std::fs;
 use std::net::SocketAddr;

@@ -1,4 +1,4 @@
-//! What `status` says of the upstream: the truth of the last dial, also of one that is alone, found out again without a client.
+//! The health of the upstream in `status`: the result of the last dial, updated without a client.
 
 use serde_json::Value;
 

@@ -1,4 +1,4 @@
-//! What an upstream is told of a client by the PROXY protocol, before all else.
+//! PROXY protocol headers that Portcullis sends to the upstream.
 
 use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddr};

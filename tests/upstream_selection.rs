@@ -1,4 +1,4 @@
-//! Several upstreams: which is tried when, who is left out, and who is let back in.
+//! Several upstreams: which is tried first, which is ejected, and which has recovered.
 
 use std::net::{SocketAddr, TcpListener};
 use std::process::Command;

@@ -1,4 +1,4 @@
-//! TLS towards the upstream: real Redis, PostgreSQL and OpenSSL servers behind, and some that misbehave.
+//! TLS to the upstream, with real Redis, PostgreSQL and OpenSSL servers, and with some that misbehave.
 
 use std::fmt::Write as _;
 use std::io::{ErrorKind, Read, Write};
