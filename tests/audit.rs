@@ -12,7 +12,7 @@ use crate::harness::client::port;
 use crate::harness::program::free_address;
 use crate::harness::{Event, Listener, Portcullis, Request, TestDir, Upstream, eventually, wire};
 
-/// One connection of every kind: let in, a stranger, plaintext, gone at once. Returns their source ports.
+/// One connection of each kind: admitted, from an untrusted source, plaintext, closed at once. Returns their source ports.
 fn mixed_company(portcullis: &Portcullis) -> Vec<u16> {
     let mut inside = portcullis.client().connect();
     inside.ask(b"hello", b"hello");
@@ -178,7 +178,7 @@ fn newline_in_a_certificate_forges_no_log_line() {
         let mut portcullis = Portcullis::start(site, config);
         portcullis.event("a line that says ready", |event| event.0.to_string().contains("ready"));
         let client = crate::harness::Client::new(address, &portcullis.site.ca).showing(leaf);
-        // Whether such a name is let in is not the question.
+        // Whether such a name is admitted does not matter here.
         let _ = client.attempt();
         let (_, events) = portcullis.stop();
         let filed = fs::read_to_string(portcullis.site.path("audit.log")).unwrap();

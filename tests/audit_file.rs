@@ -13,7 +13,7 @@ use crate::reload::{ON_CHANGE, ON_SIGHUP};
 
 const AUDIT_FILE: &str = "log.audit_file = \"audit.log\"\n";
 
-/// A stranger calls and is turned away, which makes a line. Returns its source port.
+/// An untrusted source connects and is denied, which logs a line. Returns its source port.
 fn turned_away(portcullis: &Portcullis) -> u16 {
     let mut untrusted = portcullis.client().from("127.0.0.2").dial();
     assert_eq!(wire::last_words(&mut untrusted), b"");
@@ -80,7 +80,7 @@ fn audit_file_beside_the_configuration_triggers_no_reload() {
     let end = Instant::now() + Duration::from_millis(1500);
     let mut last = 0;
     while Instant::now() < end {
-        // Of clients that are let in every line is written.
+        // Events of admitted clients are never suppressed.
         let mut client = portcullis.client().connect();
         client.ask(b"hello", b"hello");
         last = client.port();
@@ -109,7 +109,7 @@ fn audit_file_symlink_that_others_can_write_fails_start_and_check() {
         }
     }
     assert!(!site.path("target").exists());
-    // Where nobody else may write the same link is an ordinary one.
+    // A link that no other user can write is accepted.
     fs::set_permissions(&shared, Permissions::from_mode(0o755)).unwrap();
     run(executable().args(["check", "-c"]).arg(site.path("portcullis.toml"))).success();
 }

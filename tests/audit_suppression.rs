@@ -5,14 +5,14 @@ use std::collections::HashMap;
 use crate::harness::wire::last_words;
 use crate::harness::{Client, Event, Listener, Portcullis, Upstream, eventually};
 
-/// So many strangers, one after the other.
+/// Denied connections of an untrusted source, one after the other.
 fn flood(client: &Client, count: u64) {
     for _ in 0..count {
         assert_eq!(last_words(&mut client.dial()), b"");
     }
 }
 
-/// How many denials are told of each source, and how many are told to have been suppressed.
+/// The number of logged denials of each source, and the number of those reported as suppressed.
 fn count_by_source(events: &[Event]) -> HashMap<String, (u64, u64)> {
     let mut counts: HashMap<_, (u64, u64)> = HashMap::new();
     for event in events {

@@ -17,7 +17,7 @@ use crate::upstream_selection::{addresses, config};
 
 const RUNNING: &str = "select count(*) from pg_stat_activity where query like 'select pg_sleep%'";
 
-/// Waits until the server itself says that the query runs.
+/// Waits until the server reports that the query runs.
 pub(crate) fn wait_for_the_query(postgres: &Postgres) {
     eventually("the query runs", || (postgres.direct(RUNNING) == "1").then_some(()));
 }

@@ -33,7 +33,7 @@ fn is_limited(portcullis: &Portcullis) -> bool {
     portcullis.events().iter().any(|event| event.is("connection.denied") && event.reason() == "rate_limited")
 }
 
-/// How many cancel requests the audit tells of: one by one, and summed up.
+/// The numbers of cancel requests in the audit: logged, and summed up.
 fn audited(portcullis: &Portcullis, source: &str) -> (u64, u64) {
     let events = portcullis.events();
     let of_source = |event: &&Event| event.0["source"] == source;
@@ -104,7 +104,7 @@ fn flood_of_plaintext_cancels_is_limited_and_another_source_still_cancels() {
     assert!(output.contains("canceling statement due to user request"), "{output}");
     let flooded = cancels.load(Ordering::SeqCst) - 1;
     assert!((OF_A_SOURCE..=OF_A_SOURCE + EACH_SECOND * seconds).contains(&flooded), "{flooded} in {seconds} s");
-    // Every one of them is told or summed up.
+    // Every one of them is logged or summed up.
     let (logged, _) = eventually("the flood is summed up", || {
         let (logged, suppressed) = audited(&portcullis, "127.0.0.2");
         (logged + suppressed == flooded).then_some((logged, suppressed))

@@ -10,12 +10,12 @@ use crate::revocation::{assert_lives, session, start, wanting};
 
 const GREETING: &str = "greetings";
 
-/// An upstream that says so, and ends the connection, on which `openssl s_client` ends too.
+/// An upstream that sends this and closes the connection, which ends `openssl s_client`.
 fn greeting() -> Upstream {
     Upstream::saying_and_ending(GREETING.as_bytes())
 }
 
-/// What the audit says of a client that shows a certificate and is refused.
+/// The audit event of a client that presents a certificate and is denied.
 fn refused(portcullis: &Portcullis, leaf: &Leaf) -> Event {
     let (port, attempt) = portcullis.client().showing(leaf).attempt();
     attempt.unwrap_err();

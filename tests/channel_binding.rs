@@ -15,7 +15,7 @@ fn keyed(postgres: &Postgres) {
     postgres.direct("create role keyed login password 'open sesame'");
 }
 
-/// Signs in with this `channel_binding`, and returns what psql says on standard error where it fails.
+/// Authenticates with this `channel_binding`, and returns the standard error of psql if that fails.
 fn sign_in(conninfo: &str, binding: &str) -> Result<(), String> {
     let mut psql = psql(&format!("{conninfo} channel_binding={binding}"));
     let outcome = run(psql.env("PGPASSWORD", "open sesame").args(["-c", "select current_user"]));
@@ -53,7 +53,7 @@ fn plaintext_upstream_works_except_with_channel_binding_require() {
     works_but_for_require(&Portcullis::before(Listener::postgres(&postgres)));
 }
 
-/// The server asks nobody at its Unix socket for a password unless it is told to.
+/// By default the server asks for no password at its Unix socket.
 #[test]
 fn unix_socket_upstream_works_except_with_channel_binding_require() {
     let postgres = Postgres::start();
@@ -163,7 +163,7 @@ fn chained_proxies_work_for_a_plaintext_application() {
     assert!(!explains(&gateway));
 }
 
-/// An application with TLS of its own before a sidecar with another certificate: there are three, and the first fails.
+/// An application with TLS before a sidecar with another certificate: of the three connections the first fails.
 #[test]
 fn channel_binding_is_offered_to_tls_clients_only() {
     let site = TestDir::new();

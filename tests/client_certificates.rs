@@ -290,7 +290,7 @@ fn denial_names_the_reload_that_removed_the_ca() {
             }
         }
     }
-    // Once it is back there is nothing to tell.
+    // Once the CA is trusted again, nothing is reported.
     change(&whole);
     portcullis.client().showing(&leaf).attempt().1.unwrap();
     let detail = denial_of("pinned", "-tls1_3");

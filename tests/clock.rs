@@ -96,7 +96,7 @@ fn longest_durations_in_use_serve_sessions() {
 const DAY: Duration = Duration::DAY;
 const YEAR: Duration = Duration::days(365);
 
-/// A client that is turned away for this reason.
+/// A client that is denied for this reason.
 fn denied(portcullis: &Portcullis, client: &Client, reason: &str) {
     let (port, attempt) = client.attempt();
     attempt.unwrap_err();

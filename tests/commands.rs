@@ -54,7 +54,7 @@ fn configuration_is_found_through_the_environment() {
     let mut check = executable();
     check.arg("check").env("PORTCULLIS_CONFIG", site.path("portcullis.toml"));
     assert!(run(&mut check).success().contains("from-the-environment"));
-    // What the command line says is stronger.
+    // The command line overrides the environment.
     let outcome = run(check.args(["-c", "/nowhere.toml"]));
     assert_eq!(outcome.code, Some(78));
 }
@@ -232,7 +232,7 @@ fn explain_checks_a_client_certificate() {
     }
 }
 
-/// What `explain` says of a certificate: of its exit code and its words.
+/// The exit code and output of `explain` for a certificate.
 fn explained(site: &TestDir, certificate: &str, code: i32, words: &[&str]) {
     let common = ["explain", "-c", "portcullis.toml", "--listener", "main", "--source", "127.0.0.1", "--client-cert"];
     let outcome = portcullis(site, &[&common[..], &[certificate]].concat());

@@ -79,13 +79,13 @@ fn portcullis(site: &TestDir, command: &str, case: &Path) -> Outcome {
     let mut portcullis = executable();
     portcullis.args([command, "-c", name(case)]).current_dir(site.directory());
     if command == "check" {
-        // Their upstreams and addresses are nobody's.
+        // Addresses that belong to no machine.
         portcullis.arg("--offline");
     }
     run(&mut portcullis)
 }
 
-/// What a case promises in its first line: `# says: this | and that | !but not this`.
+/// The expectation in the first line of a case: `# says: this | and that | !but not this`.
 fn promised(case: &Path) -> Vec<String> {
     let text = fs::read_to_string(case).unwrap();
     let line = text.lines().next().and_then(|line| line.strip_prefix("# says:"));
@@ -167,7 +167,7 @@ fn configuration_that_is_not_utf8_is_rejected() {
     assert!(outcome.stderr.contains("UTF-8"), "{}", outcome.stderr);
 }
 
-/// A list of sources in which every rule has a mistake of its own.
+/// A list of sources in which every rule has a different mistake.
 pub(crate) fn broken_rules(count: u32) -> String {
     let rules = (0..count).map(|number| {
         let [_, high, middle, low] = (number | 1).to_be_bytes();

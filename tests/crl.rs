@@ -20,7 +20,7 @@ fn checking(upstream: &Upstream) -> Listener {
     wanting(upstream, &["client_ca = \"clients.pem\"", "client_crl = \"clients.crl\""])
 }
 
-/// A site with one CA in `clients.pem`, which has taken back nothing, and a list in `clients.crl` that says so.
+/// A directory with one CA in `clients.pem` and its CRL in `clients.crl`, which revokes no certificate.
 fn site() -> (TestDir, Authority) {
     let (site, clients) = (TestDir::new(), Authority::new("Clients CA"));
     site.write("clients.pem", clients.pem());
@@ -40,7 +40,7 @@ fn put(portcullis: &Portcullis, file: &str, text: &str) -> Event {
     })
 }
 
-/// What the audit says of a client that must not get in.
+/// The audit event of a client that must be denied.
 fn refused(portcullis: &Portcullis, leaf: &Leaf) -> Event {
     let (port, attempt) = portcullis.client().showing(leaf).attempt();
     attempt.unwrap_err();
@@ -49,7 +49,7 @@ fn refused(portcullis: &Portcullis, leaf: &Leaf) -> Event {
     denied
 }
 
-/// What `explain` says of a client with this certificate.
+/// The output of `explain` for a client with this certificate.
 fn explain(portcullis: &Portcullis, leaf: &Leaf) -> Outcome {
     let site = &portcullis.site;
     site.install("explained", leaf);
@@ -272,7 +272,7 @@ fn expired_crl_denies_its_ca_until_it_is_replaced() {
     let brief = TakesBack::nothing(1).brief(4);
     let end = brief.ends();
     site.write("clients.crl", clients.list(brief).pem());
-    // The same list at a listener that goes on with it.
+    // The same CRL at a listener that continues with it.
     let lenient = checking(&upstream).named("lenient").tls("crl_expired = \"allow\"");
     let portcullis = Portcullis::start(site, format!("{ON_CHANGE}{}{lenient}", checking(&upstream)));
     let leaf = app(&clients);
@@ -337,7 +337,7 @@ fn expired_crl_gives_a_warning_in_each_mode() {
             assert_eq!(portcullis.refusal(port), "client_certificate_invalid");
             assert_explained(&portcullis, &other, 3, &["has run out"]);
         }
-        // A reload says it again.
+        // A reload reports it again.
         let seen = portcullis.seen();
         portcullis.process.signal("HUP");
         portcullis.event_after(seen, "the warning", of_it);
@@ -374,7 +374,7 @@ fn unusable_crl_rejects_the_reload_until_it_is_fixed() {
         assert!(rejected.is("reload.rejected"), "{what}: {}", rejected.0);
         let error = rejected.text("error");
         assert!(error.contains("clients.crl") && error.contains(words), "{what}: {error}");
-        // The old list goes on to count.
+        // The old CRL stays in force.
         assert_eq!(refused(&portcullis, &taken).reason(), "client_certificate_revoked", "{what}");
         assert_lives(session(&portcullis, &other));
         portcullis.applies(|| fs::write(&file, pem.as_bytes()).unwrap());

@@ -100,13 +100,13 @@ fn upstream_that_acknowledges_without_reading_is_never_closed() {
     });
 }
 
-/// From here on nothing arrives at 127.0.0.1 any more, and nobody is told.
+/// From here on no packet reaches 127.0.0.1, and no side gets an error.
 fn cut_the_wire() -> Instant {
     run(command("tc").args("qdisc add dev lo root blackhole".split(' '))).success();
     Instant::now()
 }
 
-/// What a server at a Unix socket says when the wire has been cut, or before, by what it is asked.
+/// The answer of a server at a Unix socket, before or after the network is cut, depending on the question.
 fn serve(mut stream: UnixStream, is_cut: &AtomicBool) {
     let mut question = [0];
     stream.read_exact(&mut question).unwrap();
@@ -141,7 +141,7 @@ fn client_that_stops_acknowledging_is_closed() {
         let upstream = format!("unix:{}", path.display());
         let listener = Listener::tcp(upstream).without_tls().on(&["127.0.0.1:0"]).limit(LIMIT);
         let portcullis = Portcullis::start(site, listener);
-        // Idle, with a closed window, sent little, and sent more than there is room for.
+        // Idle, with a closed window, with few bytes in flight, and with more than the buffers hold.
         let clients = [b"i", b"c", b"s", b"l"].map(|question| {
             let mut client = TcpStream::from(narrow(Some(portcullis.address("main"))));
             client.write_all(question).unwrap();

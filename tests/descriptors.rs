@@ -21,7 +21,7 @@ fn limited(limits: &str) -> Command {
     limited
 }
 
-/// A limit that leaves room for a few connections: besides those some fifteen descriptors are open, and five for each core.
+/// A limit for a few connections: in addition some fifteen descriptors are open, and five for each core.
 pub(crate) fn tight(for_connections: usize) -> String {
     let cores = std::thread::available_parallelism().unwrap().get();
     let limit = 15 + 5 * cores + RESERVE + for_connections;
@@ -85,7 +85,7 @@ fn source_that_uses_all_descriptors_can_be_removed() {
     portcullis.address("main");
     let (mut sessions, waiting) = flood(&portcullis, "127.0.0.2");
 
-    // Everything else goes on.
+    // All other functions continue.
     let paused = descriptors(&portcullis);
     assert_eq!((&paused["accepting"], paused["paused_since"].is_string()), (&false.into(), true), "{paused}");
     let words = run(command(EXECUTABLE).args(["status", "--socket"]).arg(portcullis.site.path("admin.sock"))).success();

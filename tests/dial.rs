@@ -16,7 +16,7 @@ use crate::harness::{Connection, Listener, Portcullis, TestDir, Upstream, eventu
 #[test]
 fn upstream_host_name_is_resolved() {
     let upstream = Upstream::saying(b"hello");
-    // The name may have an IPv6 address too, on which nobody listens.
+    // The name may have an IPv6 address too, where no server listens.
     let named = upstream.to_string().replace("127.0.0.1", "localhost");
     let portcullis = Portcullis::before(Listener::tcp(&named));
     let mut client = portcullis.client().connect();
@@ -33,7 +33,7 @@ fn upstream_ipv6_address_is_dialled() {
     assert_eq!(portcullis.client().connect().receive(5), b"hello");
 }
 
-/// Asks for the upstream, and expects to be told in Redis' words that it cannot be had.
+/// Connects, and expects an error in the Redis protocol because the upstream is unreachable.
 fn assert_unreachable(upstream: &str) {
     let listener = Listener::redis(upstream).to_string().replace(
         &format!("upstream = \"{upstream}\""),
@@ -89,7 +89,7 @@ fn postgres_client_is_answered_after_its_startup_message_and_not_before() {
     client.send(rest);
     let fields = error_response(&client.rest().unwrap());
     assert_eq!((fields[&'S'].as_str(), fields[&'C'].as_str()), ("FATAL", "57P03"));
-    // Where the upstream is, is nobody's business.
+    // The client must not learn the address of the upstream.
     assert!(!fields[&'M'].contains("nowhere"), "{fields:?}");
 }
 

@@ -21,7 +21,7 @@ fn client_waits_while_the_upstream_restarts() {
     let mut redis = Redis::start();
     let portcullis = Portcullis::before(Listener::redis(&redis).upstream(LONG));
     redis.kill();
-    // One that has asked already, one that has not, and one that asks and says that it asks no more.
+    // One has sent a command, one has sent nothing, and one has sent a command and closed its side.
     let mut asking = portcullis.client().connect();
     asking.send(b"PING\r\n");
     let mut silent = portcullis.client().connect();
@@ -156,7 +156,7 @@ while True:
 print('restarted')
 ";
 
-/// Longer than a client is held, so that it is told, too.
+/// The outage lasts longer than a client is held, so that the client gets an error, too.
 #[test]
 fn redis_py_survives_an_outage_as_it_does_without_a_proxy() {
     let mut redis = Redis::start();

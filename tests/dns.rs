@@ -53,7 +53,7 @@ fn warned(portcullis: &Portcullis, seen: usize, words: &str) -> Event {
     portcullis.event_after(seen, words, has_words)
 }
 
-/// Where dnsmasq says of these records that they live for a second, an hour's refresh is no matter.
+/// dnsmasq gives these records a TTL of a second, so a refresh time of an hour has no effect.
 fn follows(value: &str, resolver_options: &str, options: &[&str], record: &str) {
     alone(|| {
         let (upstream, site) = (Upstream::echo(), site(resolver_options));
@@ -134,7 +134,7 @@ fn addresses_of_both_families_are_used() {
     });
 }
 
-/// Whatever the server answers instead, the last good answer stays, is told to be stale, and is replaced by the next.
+/// After any other answer the last good answer stays in force, is reported as stale, and is replaced by the next good one.
 fn keeps(way: Way) {
     alone(|| {
         let (upstream, site) = (Upstream::echo(), site(""));
@@ -157,7 +157,7 @@ fn keeps(way: Way) {
         source_event(&portcullis, seen, "source.removed", "127.0.0.5");
         warned(&portcullis, seen, "can be resolved again");
         assert!(is_let_in(&portcullis, "127.0.0.7"));
-        // Though nobody told how long the last answers were good, it is asked for anew.
+        // The last answers had no TTL, and the name is looked up again all the same.
         let seen = portcullis.seen();
         dns.answer(Way::Well(&["127.0.0.7", "127.0.0.8"], 1));
         source_event(&portcullis, seen, "source.added", "127.0.0.8");

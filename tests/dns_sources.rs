@@ -38,7 +38,7 @@ fn let_in(portcullis: &Portcullis, source: &str) -> Connection {
     portcullis.client().from(source).attempt().1.unwrap()
 }
 
-/// The event that tells of addresses of the name.
+/// The event about addresses of the name.
 fn source_event(portcullis: &Portcullis, seen: usize, event: &str, addresses: &str) -> Event {
     let words = format!("{event} with {addresses}");
     portcullis.event_after(seen, &words, |line| line.is(event) && line.0["addresses"] == addresses)
@@ -112,7 +112,7 @@ fn unresolvable_name_keeps_its_addresses_over_a_restart() {
     let seen = portcullis.seen();
     name(&portcullis.site, &[]);
     warned(&portcullis, seen, "its last good answer, of 20");
-    // Several looks later nothing more has been said, and nothing was taken away.
+    // After several lookups nothing more has been logged, and no address was removed.
     eventually("it is stale", || (status(&portcullis)["stale"] == true).then_some(()));
     inside.ask(b"still here", b"still here");
     assert!(is_let_in(&portcullis, "127.0.0.5"));

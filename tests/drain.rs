@@ -16,7 +16,7 @@ fn draining(drain: &str, upstream: &Upstream) -> (Portcullis, Connection) {
     (portcullis, inside)
 }
 
-/// Sends SIGTERM and waits until nobody new is let in.
+/// Sends SIGTERM and waits until no new connection is accepted.
 fn begin_to_drain(portcullis: &Portcullis) {
     let client = portcullis.client();
     portcullis.process.signal("TERM");
@@ -159,7 +159,7 @@ fn systemd_is_notified_of_ready_and_stopping() {
         let config = format!("{one}{two}");
         let mut portcullis = Portcullis::start_by(command, TestDir::new(), config);
         expect(&socket, "READY=1");
-        // Everything is bound when systemd hears of it.
+        // All addresses are bound before systemd is notified.
         for listener in ["one", "main"] {
             portcullis.client_of(listener).connect().ask(b"hello", b"hello");
         }

@@ -14,7 +14,7 @@ use crate::harness::Redis;
 use crate::harness::portcullis::EXECUTABLE;
 use crate::harness::program::{Group, Running, free_port, supervised};
 
-/// What the guide says.
+/// The text of the guide.
 fn guide() -> String {
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/ROTATION.md")).unwrap()
 }
@@ -64,7 +64,7 @@ fn drills_work_before_a_redis_that_has_a_password() {
     }
 }
 
-/// Does what a drill says, and sees what it shows.
+/// Executes a drill, and compares its output.
 fn rehearse(title: &str, password: Option<&str>) {
     let redis = match password {
         Some(password) => Redis::with(&["--requirepass", password]),
@@ -129,7 +129,7 @@ fn run(blocks: &[Block], password: Option<&str>) -> String {
     let output = site.path().join("drill.out");
     let file = File::create(&output).unwrap();
     let mut shell = supervised();
-    // In the foreground: a process group of its own would leave that of the supervisor.
+    // In the foreground: another process group would leave that of the supervisor.
     shell.args(["timeout", "--foreground", "-k", "1", "100", "sh", "-e", "drill.sh"]).current_dir(site.path());
     shell.env_remove("PORTCULLIS_CONFIG").env("PATH", format!("{}:{path}", programs.path().display()));
     shell.env_remove("REDISCLI_AUTH").envs(password.map(|password| ("REDISCLI_AUTH", password)));

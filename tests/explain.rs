@@ -57,7 +57,7 @@ fn explain_uses_the_running_policy_while_the_file_is_invalid() {
         assert_eq!(output.code, Some(0), "{broken}: {}", output.stderr);
         assert!(output.text().contains("of the running program") && output.text().contains("verdict   let in"));
     }
-    // Where the file no longer tells which socket, --socket does.
+    // If the file no longer names the socket, --socket does.
     site.write("portcullis.toml", "]]]]");
     let lost = explain(site, HERE);
     assert_eq!(lost.code, Some(78), "{}", lost.stderr);

@@ -14,10 +14,10 @@ use crate::harness::wire::{PROTOCOL_3_0, error_response, read_exactly, startup};
 use crate::harness::{Connection, Listener, Portcullis, Postgres, Redis, TestDir, Upstream};
 use crate::postgres::{connector, conninfo, parameters, psql};
 
-/// What PostgreSQL's clients are told when the process stops.
+/// The farewell message to PostgreSQL clients when the process stops.
 const STOPPING: &str = "terminating connection because the proxy is stopping";
 
-/// A program that ends its sessions soon after it is told to stop.
+/// A program that closes its sessions soon after SIGTERM.
 fn impatient(listeners: impl std::fmt::Display) -> Portcullis {
     Portcullis::start(TestDir::new(), format!("shutdown.drain = \"100ms\"\n{listeners}"))
 }
@@ -142,7 +142,7 @@ fn farewell_is_never_inserted_into_a_large_result() {
     let upstream = Upstream::new(|mut stream| {
         let row = message(user(&mut stream).parse().unwrap());
         let many = row.repeat(100_000 / row.len() + 1);
-        // Until nobody takes it any more.
+        // Until the client stops reading.
         while stream.write_all(&many).is_ok() {}
     });
     let mut portcullis = impatient(Listener::postgres(&upstream));
@@ -159,7 +159,7 @@ fn farewell_is_never_inserted_into_a_large_result() {
                 let row = message(length);
                 let whole = received.chunks(length).take_while(|chunk| **chunk == row).count();
                 let rest = &received[whole * length..];
-                // Either it ends in the middle of a row, or it was told between two of them.
+                // Either the stream ends in the middle of a row, or the farewell message is between two rows.
                 if !row.starts_with(rest) || rest.is_empty() {
                     assert_shutdown_farewell(rest);
                 }

@@ -268,7 +268,7 @@ fn kubernetes_volume_with_all_files_is_applied_through_swaps() {
     assert!(rejections(&portcullis) <= 1);
 }
 
-/// The fingerprint of the certificate that a client with this one meets, once it is let in.
+/// The fingerprint of the server certificate that a client with this certificate receives, once it is admitted.
 fn shown_to(portcullis: &Portcullis, leaf: &Leaf) -> Option<String> {
     let connection = portcullis.client().showing(leaf).attempt().1.ok()?;
     Some(crate::harness::pki::sha256(&connection.tls().peer_certificates()?[0]))
@@ -411,7 +411,7 @@ fn certificate_before_its_key_causes_at_most_one_rejection() {
                 false => portcullis.site.replace(name, text),
             };
             put("server.crt", leaf.pem());
-            // Whoever comes in between is served by the old pair, or already by the new one.
+            // A client that connects in between gets the old pair, or already the new one.
             served(&portcullis);
             put("server.key", leaf.key_pem());
             wait_until_served(&portcullis, &leaf);

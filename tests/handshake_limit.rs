@@ -19,12 +19,12 @@ fn limited(listener: Listener, limit: u32) -> Portcullis {
     Portcullis::start(TestDir::new(), format!("{ADMIN}{listener}"))
 }
 
-/// Clients that connect and say nothing.
+/// Clients that connect and send nothing.
 fn stalled(client: &Client, count: usize) -> Vec<TcpStream> {
     (0..count).map(|_| client.dial()).collect()
 }
 
-/// A client that is closed before it is heard.
+/// A client that is closed before it sends a byte.
 fn assert_refused(portcullis: &Portcullis, client: &Client) {
     let mut stream = client.dial();
     assert_eq!(last_words(&mut stream), b"");
@@ -106,7 +106,7 @@ fn slow_handshakes_of_one_source_do_not_block_other_sources() {
     assert_refused(&portcullis, &slow);
     let mut session = other.connect();
     session.ask(b"hello", b"hello");
-    // The oldest of the crowd made room.
+    // The oldest handshakes were closed.
     let displaced = portcullis.ending(port(&crowd[0]));
     assert!(displaced.is("connection.denied"), "{}", displaced.0);
     assert_eq!(displaced.reason(), "handshake_limit");

@@ -16,17 +16,17 @@ use crate::postgres::{connector, conninfo, parameters, psql};
 use crate::redis::cli;
 use crate::reload::ON_SIGHUP;
 
-/// Redis's own line, whichever limit it is. The audit tells them apart.
+/// The line of Redis itself, for every limit. The audit distinguishes the limits.
 const TOO_MANY: &str = "-ERR max number of clients reached\r\n";
 
-/// A session, let in.
+/// An admitted session.
 fn session(client: &Client) -> Connection {
     let mut connection = client.connect();
     connection.ask(b"hello", b"hello");
     connection
 }
 
-/// What a client hears that is turned away after its handshake, and why it was.
+/// What a client receives that is denied after its handshake, and the reason.
 fn refused(portcullis: &Portcullis, client: &Client) -> (String, String) {
     let mut connection = client.connect();
     let words = connection.rest().expect("the end comes with close_notify");

@@ -157,7 +157,7 @@ fn each_encryption_request_is_declined_once() {
     client.write_all(&[&SSL_REQUEST[..], &hello].concat()).unwrap();
     assert_eq!(read_exactly(&mut client, 1), b"N");
     assert_eq!(upstream.receives(2 * hello.len()), [&hello[..], &hello].concat());
-    // TLS where there is none is no length that a packet has.
+    // A TLS record read as a packet has an impossible length.
     let mut client = portcullis.client().dial();
     client.write_all(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03").unwrap();
     last_words(&mut client);
@@ -230,14 +230,14 @@ fn unix_socket_mode_is_private_by_default_and_follows_a_reload() {
     let set = |keys: &str| {
         let applied = portcullis.reconfigure(file(&upstream, &portcullis.site, keys));
         assert!(applied.is("reload.applied"), "{}", applied.0);
-        // The file is looked after right behind the event that says so.
+        // The mode of the file is set right after this event.
         fs::metadata(&path).unwrap()
     };
     for (keys, wanted) in [(", mode = \"0660\"", 0o660), (", mode = \"666\"", 0o666), ("", 0o600)] {
         set(keys);
         eventually("the mode follows", || (mode(&path) == wanted).then_some(()));
     }
-    // Root may give it to whom it likes; others have to leave it where it is.
+    // Only root may give the file to another group.
     if own.0 == 0 {
         set(", owner = \"postgres\", group = \"65534\", mode = \"0660\"");
         let postgres = run(command("id").args(["-u", "postgres"])).success().trim().parse().unwrap();
@@ -278,7 +278,7 @@ fn unix_socket_is_removed_and_created_with_its_listener() {
     assert!(portcullis.reconfigure(&config).is("reload.applied"));
     eventually("the file comes", || path.exists().then_some(()));
     ask(&mut call(&path), b"hello", b"hello");
-    // Tidied away by somebody else, it is made again by the next reload.
+    // A file that another program removed is created again by the next reload.
     fs::remove_file(&path).unwrap();
     assert!(portcullis.reconfigure(&config).is("reload.applied"));
     ask(&mut call(&path), b"hello", b"hello");
@@ -301,7 +301,7 @@ fn stale_unix_socket_is_replaced_and_live_one_is_an_error() {
     assert!(second.stderr.contains("a running program answers there already"), "{}", second.stderr);
     ask(&mut call(&path), b"hello", b"hello");
 
-    // Nor does a reload take a place that somebody else has.
+    // A reload replaces no file of another program, either.
     let elsewhere = portcullis.site.path("b.sock");
     let _living = UnixListener::bind(&elsewhere).unwrap();
     let rejected = portcullis.reconfigure(config.replace("a.sock", "b.sock"));
@@ -319,7 +319,7 @@ fn enabling_tls_ends_plaintext_sessions_and_disabling_it_ends_none() {
     let upstream = Upstream::echo();
     let site = TestDir::new();
     let (off, on) = (Listener::tcp(&upstream).without_tls(), Listener::tcp(&upstream));
-    // A port of its own choice would be another one each time.
+    // Port 0 would be another port each time.
     let address = crate::harness::program::free_address().to_string();
     let [off, on] = [off, on].map(|listener| format!("{ON_SIGHUP}{}", listener.on(&[&address])));
     let portcullis = Portcullis::start(site, &off);

@@ -23,7 +23,7 @@ pub(crate) fn conninfo(portcullis: &Portcullis) -> String {
     )
 }
 
-/// `psql` that prints nothing but the values.
+/// `psql` that prints only the values.
 pub(crate) fn psql(conninfo: &str) -> Command {
     let mut psql = client("psql");
     psql.args(["-X", "-A", "-t", "-q", "-v", "ON_ERROR_STOP=1", "-d", conninfo]);

@@ -31,7 +31,7 @@ fn port(server: &dyn Display) -> String {
     server.to_string().rsplit(':').next().unwrap().to_owned()
 }
 
-/// What a session is told of the server that it is at.
+/// What a session learns about its server.
 fn primary_by(mut psql: Command) -> String {
     let output = run(psql.args(ASK)).success();
     let (standby, port) = output.trim_end().split_once('|').expect("two values");
@@ -93,7 +93,7 @@ fn client_with_a_password_is_refused_once_and_then_reaches_the_primary() {
     for _ in 0..3 {
         assert_eq!(primary_by(keyed(&portcullis)), port(&leader));
     }
-    // libpq itself goes on to its next host, which may be the same one again.
+    // libpq itself tries its next host, which may be the same one again.
     let portcullis = before(&target(&[&standby, &leader]));
     let (own, info) = (portcullis.address("main").port(), conninfo(&portcullis));
     let twice = info
@@ -129,7 +129,7 @@ fn client_with_a_password_reaches_the_new_primary_after_a_switchover() {
 
 #[test]
 fn two_former_standbys_are_tried_in_turn() {
-    // Servers that ask for a password before they say what they are.
+    // Servers that ask for a password before they send their role.
     let standby = || Upstream::new(|stream| asks_and_is(stream, "on"));
     let (one, other) = (standby(), standby());
     let primary = Upstream::new(|stream| asks_and_is(stream, "off"));
@@ -165,7 +165,7 @@ fn client_that_sends_no_password_is_closed_at_the_idle_timeout() {
 
 pub(crate) const CLEARTEXT: &[u8] = b"R\0\0\0\x08\0\0\0\x03";
 
-/// A server that asks for a password and then says whether it is in hot standby.
+/// A server that asks for a password and then sends whether it is in hot standby.
 pub(crate) fn asks_and_is(mut stream: TcpStream, standby: &str) {
     let mut bytes = [0; 512];
     let _ = stream.read(&mut bytes);
@@ -193,7 +193,7 @@ fn switchover_under_load_causes_no_client_error() {
         (has.text() == "100000\n").then_some(())
     });
     standby.promote();
-    // It lets its sessions end, and tells those that come that it is shutting down (57P03).
+    // It waits for its sessions to end, and refuses new ones because it is shutting down (57P03).
     let seen = portcullis.seen();
     leader.signal("TERM");
     portcullis.event_after(seen, "a session at the new primary", |event| {
@@ -240,12 +240,12 @@ fn restarted_server_under_load_breaks_only_its_own_sessions() {
     let seen = portcullis.seen();
     first.start_again();
     portcullis.event_after(seen, "a session at the first", at(&first));
-    // Before the load is interrupted: then it hangs up on whom it is about to meet.
+    // Before the load is interrupted: it then closes connections that are being set up.
     let events = portcullis.events();
     running.signal("INT");
     running.exit_code();
     assert!(!events.iter().any(|event| event.is("connection.denied")));
-    // A server may hear the client's goodbye and end first; then there is nothing more to tell.
+    // A server may receive the client's Terminate and close first; then the event has no detail.
     let lost = |event: &&Event| event.is("connection.closed") && event.0["detail"].is_string();
     assert_eq!(events.iter().skip(seen).filter(lost).count(), 0, "a session was lost after the first came back");
 }
@@ -259,7 +259,7 @@ fn killed_primary_is_ejected_and_used_again_once_it_recovers() {
     assert_eq!(primary_by(psql(&conninfo)), port(&leader));
     leader.signal("QUIT");
     leader.ends();
-    // Nobody takes writes: it is only the standby that answers.
+    // No server takes writes: only the standby answers.
     let refused = run(psql(&conninfo).args(ASK));
     assert!(refused.stderr.contains("no server behind this proxy can take this connection now"), "{}", refused.stderr);
     let denied = portcullis.event("a refusal", |event| event.is("connection.denied"));
@@ -310,7 +310,7 @@ fn server_that_serves_no_client_is_ejected_for_each_target() {
         }
         // It answers, if only that it is not ready.
         assert_eq!(upstreams(&portcullis)[4]["answers"], true);
-        // Nobody is let back in for taking connections.
+        // An upstream does not recover by accepting connections.
         let asked = closing.connections();
         eventually("it is asked again", || (closing.connections() > asked).then_some(()));
         assert_eq!(upstreams(&portcullis)[1]["answers"], false);

@@ -14,7 +14,7 @@ use crate::harness::program::{Outcome, free_address, run};
 use crate::harness::{Authority, Listener, Portcullis, Request, TestDir};
 use crate::reload::ON_SIGHUP;
 
-/// A site with a configuration, and what `check` says of it with these options.
+/// A directory with a configuration, and the output of `check` with these options.
 fn check(site: &TestDir, config: impl std::fmt::Display, options: &[&str]) -> Outcome {
     site.write("portcullis.toml", config);
     run(executable().args(["check", "-c", "portcullis.toml"]).args(options).current_dir(site.directory()))
@@ -235,7 +235,7 @@ fn expired_server_certificates_fail_strictly() {
 #[test]
 fn addresses_of_other_machines_cannot_be_bound() {
     let site = TestDir::new();
-    // 192.0.2.0/24 is for documentation, and nobody's.
+    // 192.0.2.0/24 is for documentation and belongs to no machine.
     let listener = listener().on(&["127.0.0.1:0", "192.0.2.77:6380"]);
     let outcome = check(&site, &listener, &[]);
     assert_eq!(outcome.code, Some(78), "{}", outcome.text());

@@ -39,7 +39,7 @@ fn check_by(mut command: Command, site: &TestDir, listener: Listener) -> Outcome
     run(command.args(["check", "--offline", "-c", "portcullis.toml"]).current_dir(site.directory()))
 }
 
-/// Everything that a command said, which must not be the passphrase.
+/// All output of a command, which must not contain the passphrase.
 fn text_of(outcome: &Outcome) -> String {
     let printed = format!("{}{}", outcome.text(), outcome.stderr);
     assert!(!PASSPHRASE.split(' ').any(|word| printed.contains(word)), "{printed}");
@@ -156,7 +156,7 @@ fn encrypted_key_rotates_with_its_passphrase() {
         fs::rename(site.path("encrypted.new"), site.path("encrypted.key")).unwrap();
         site.replace("server.crt", leaf.pem());
         wait_until_served(&portcullis, &leaf);
-        // The word of it comes a moment later.
+        // The log line comes a moment later.
         let sha256 = leaf.sha256();
         portcullis.event("the reload", |event| event.is("reload.applied") && event.0.to_string().contains(&sha256));
     }
@@ -238,7 +238,7 @@ fn files_are_read_from_systemd_credentials() {
     assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
     assert!(outcome.text().contains("127.0.0.0/8"), "{}", outcome.text());
     assert!(!outcome.text().contains("warning"), "{}", outcome.text());
-    // Readable by everybody is too much for a credential, too.
+    // A credential must not be readable by all users, either.
     fs::set_permissions(site.path("credentials/encrypted.key"), fs::Permissions::from_mode(0o444)).unwrap();
     let outcome = check_by(with(), &site, listener.clone());
     assert!(outcome.text().contains("encrypted.key can be read by"), "{}", outcome.text());

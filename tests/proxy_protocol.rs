@@ -36,7 +36,7 @@ fn haproxy(portcullis: &Portcullis, way: &str) -> Haproxy {
     Haproxy::before(portcullis, &format!("source {BALANCER} {way}"))
 }
 
-/// Somebody at a load balancer's address who can send what it likes.
+/// A client at the address of a load balancer that can send any bytes.
 fn balancer(portcullis: &Portcullis) -> Client {
     portcullis.client().from(BALANCER)
 }
@@ -48,7 +48,7 @@ fn announced(client: &Client, header: &[u8]) -> Connection {
     client.secure(stream).unwrap()
 }
 
-/// A session for this client by the word of a load balancer.
+/// A session for this client, announced by a load balancer.
 fn session(portcullis: &Portcullis, from: &str) -> Connection {
     let mut connection = announced(&balancer(portcullis), &v1(from, "192.0.2.1:6380"));
     connection.ask(b"hello", b"hello");
@@ -211,7 +211,7 @@ fn header_and_tls_are_read_in_one_segment_or_byte_by_byte() {
         v2_between("10.1.2.3:7001", "192.0.2.1:6380", &crowded),
     ];
     for header in headers {
-        // What it says first is what has been read too far, if anything was.
+        // If Portcullis read too far, the missing bytes are the first ones that the client sends.
         let client = balancer(&portcullis);
         let mut hello = client.tls();
         let mut together = header.clone();
@@ -359,7 +359,7 @@ fn header_of_an_untrusted_proxy_is_ignored() {
                 assert!(denied.text("detail").contains("began with a PROXY header"), "{}", denied.0);
                 assert!(!denied.has("balancer"), "{}", denied.0);
             }
-            // A stranger is one, whatever it says.
+            // An untrusted source stays untrusted, whatever header it sends.
             let mut untrusted = portcullis.client().from("127.0.0.3").dial();
             let _ = untrusted.write_all(&v1("127.0.0.1:7001", "192.0.2.1:6380"));
             assert_eq!(last_words(&mut untrusted), b"");
@@ -449,7 +449,7 @@ fn load_balancer_health_checks_pass_and_reach_no_upstream() {
 #[test]
 fn repeated_health_checks_are_counted_and_not_logged() {
     let upstream = Upstream::echo();
-    // One kind is rejected when it is accepted, one is rejected by its header, and one says nothing.
+    // One kind is rejected when it is accepted, one by its header, and one sends nothing.
     for (checks, from) in [("true", BALANCER), ("[\"127.0.0.0/28\"]", BALANCER), ("[\"127.0.0.7\"]", "127.0.0.7")] {
         let listener = Listener::redis(&upstream).trusting(&["10.1.2.3"]);
         let behind = format!("proxy_protocol = {{ trusted = [\"{BALANCER}\"], health_checks = {checks} }}");
@@ -461,7 +461,7 @@ fn repeated_health_checks_are_counted_and_not_logged() {
             let _ = stream.shutdown(Shutdown::Write);
             last_words(&mut stream);
         }
-        // What speaks for a client, or sends something else, is none.
+        // A header for a client, or other bytes, are no health check.
         let mut untrusted = balancer(&portcullis).dial();
         untrusted.write_all(&v1("10.6.6.6:7001", "192.0.2.1:6380")).unwrap();
         last_words(&mut untrusted);
@@ -504,7 +504,7 @@ fn removed_announced_source_or_load_balancer_ends_sessions() {
     // Another way to write the same balancers.
     assert!(portcullis.reconfigure(config(&["10.1.0.0/16"], &["127.0.0.8/31"])).is("reload.applied"));
     kept.ask(b"still here", b"still here");
-    // Its word was all that this session was let in by.
+    // This session was admitted only because of this load balancer.
     assert!(portcullis.reconfigure(config(&["10.1.0.0/16"], &["127.0.0.8"])).is("reload.applied"));
     let revoked =
         portcullis.event("a revocation", |event| event.is("session.revoked") && event.0["source_port"] == 7001);

@@ -7,7 +7,7 @@ use crate::harness::wire::{PROTOCOL_3_0, error_response, startup};
 use crate::harness::{Connection, Listener, Portcullis, TestDir, Upstream, eventually};
 use crate::reload::ON_SIGHUP;
 
-/// A client says who it is, and is told in PostgreSQL's words that it may not come in.
+/// A client sends its StartupMessage, and gets a PostgreSQL error because it is denied.
 fn assert_turned_away(mut client: Connection) {
     client.send(&startup(PROTOCOL_3_0, &[("user", "app")]));
     let fields = error_response(&client.rest().unwrap());

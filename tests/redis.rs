@@ -151,7 +151,7 @@ fn restarted_redis_is_used_again() {
     let mut before = portcullis.client().connect();
     before.ask(b"PING\r\n", b"+PONG\r\n");
     redis.kill();
-    // The client is told at once, and may still speak; that it ends too is up to the client.
+    // The client gets the error at once and may still send. Whether it closes is up to the client.
     before.rest().unwrap();
     let port = before.port();
     drop(before);

@@ -149,7 +149,7 @@ fn rejected_reload_is_retried_when_its_port_becomes_free() {
         assert!(rejected.text("error").contains(words), "no {words} in {}", rejected.0);
     }
 
-    // It goes on trying, and does not go on complaining.
+    // The reload is retried, and the error is logged only once.
     let (before, several) = (portcullis.bytes_read(), 4 * config.len() as u64);
     eventually("it looks again", || (portcullis.bytes_read() > before + several).then_some(()));
     portcullis.applies(|| drop(taken));

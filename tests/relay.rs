@@ -102,7 +102,7 @@ fn slow_reader_uses_little_memory_and_stalls_no_other_session() {
                 let rest = &piece[written % piece.len()..];
                 match stream.write(&rest[..rest.len().min(SIZE - written)]) {
                     Ok(count) => written += count,
-                    // Nobody takes anything any more: this is the moment to look at the memory.
+                    // The reader has stopped: this is the moment to measure the memory.
                     Err(error) if error.kind() == ErrorKind::WouldBlock => sender.send(written).unwrap(),
                     // The client has seen enough.
                     Err(_) => return,
@@ -111,7 +111,7 @@ fn slow_reader_uses_little_memory_and_stalls_no_other_session() {
         }
         _ => drop(std::io::copy(&mut stream.try_clone().unwrap(), &mut stream)),
     });
-    // One core, so one worker: whoever stalls it stalls all.
+    // One core and so one worker: a session that stalls it stalls all.
     let mut pinned = command("taskset");
     pinned.args(["-c", first_core().as_str(), EXECUTABLE]);
     let portcullis = Portcullis::start_by(pinned, TestDir::new(), Listener::tcp(&upstream));
@@ -139,7 +139,7 @@ fn slow_reader_uses_little_memory_and_stalls_no_other_session() {
         (usual_latency(&mut neighbour) < 5 * undisturbed + Duration::from_millis(2)).then_some(())
     });
 
-    // It goes on where it stopped, and the neighbour is heard while it does.
+    // It continues where it stopped, and the neighbour is served at the same time.
     let expected = pattern(3 * MIB);
     let (mut taken, mut buffer) = (0, vec![0; 3 * MIB]);
     while taken < SIZE / 4 {
@@ -355,7 +355,7 @@ fn busy_direction_does_not_starve_the_other() {
     let portcullis = Portcullis::before(Listener::tcp(&upstream));
     let client = portcullis.client();
     let (sent, received) = (AtomicUsize::new(0), AtomicUsize::new(0));
-    // Both go on at full speed until both have come far enough.
+    // Both continue at full speed until both have transferred enough.
     let enough = || sent.load(Ordering::SeqCst) >= EACH && received.load(Ordering::SeqCst) >= EACH;
     let both_ways = async {
         let stream = client.dial();

@@ -25,20 +25,20 @@ fn greeting() -> Upstream {
 
 const GREETING: &str = "says the upstream";
 
-/// How a client that has a session from an earlier visit is received.
+/// The result of a connection of a client that has a TLS session from an earlier one.
 type Reception = Result<HandshakeKind, String>;
 
-/// A client with a session from its first visit.
+/// A client with the TLS session of its first connection.
 enum Guest {
     Rustls(Box<Client>),
-    /// Offers the session of its first visit every time.
+    /// Offers the TLS session of its first connection every time.
     Openssl {
         options: Vec<String>,
     },
 }
 
 impl Guest {
-    /// Every kind of session that there is, each from a first visit.
+    /// Every kind of TLS session, each from a first connection.
     fn all(portcullis: &Portcullis, leaf: Option<&Leaf>) -> Vec<Self> {
         static SESSIONS: AtomicUsize = AtomicUsize::new(1);
         let mut options = Vec::new();
@@ -94,7 +94,7 @@ impl Guest {
         }
     }
 
-    /// Whether it offers the ticket of its first visit every time, so that it is known what it offers. rustls uses a ticket
+    /// Whether it offers the ticket of its first connection every time, so that the test knows which one. rustls uses a ticket
     /// of TLS 1.3 once, and a session without a ticket is forgotten with the terms it was made under.
     fn keeps_ticket(&self) -> bool {
         matches!(self, Self::Openssl { options } if !options.iter().any(|option| option == "-no_ticket"))
@@ -127,7 +127,7 @@ enum Keys {
 }
 
 impl Inn {
-    /// Opens with these files in the site, and has everybody come for the first time.
+    /// Starts with these files in the directory, and connects every client for the first time.
     fn open(keys: Keys, leaf: Option<&Leaf>, lines: &[&str], files: &[(&str, String)]) -> Self {
         let upstream = greeting();
         let site = TestDir::new();
@@ -159,7 +159,7 @@ impl Inn {
         });
     }
 
-    /// Everybody resumes; is refused for this reason while `file` holds `text`; and once it is as before gets in again, by
+    /// Every client resumes; is denied for this reason while `file` holds `text`; and is admitted again afterwards, by
     /// a full handshake where the tickets are the listener's own, as it has forgotten them. Under shared keys a ticket is
     /// bound to the trust it was issued under, and good again with that.
     fn assert_never_around(mut self, keys: Keys, file: &str, text: &str, reason: &str) {

@@ -34,7 +34,7 @@ pub(crate) fn session(portcullis: &Portcullis, leaf: impl Borrow<Leaf>) -> Conne
     portcullis.client().showing(leaf).attempt().1.unwrap()
 }
 
-/// The session is ended for this reason, and says so twice in the audit.
+/// The session is closed for this reason, and both audit events have it.
 pub(crate) fn assert_ended(portcullis: &Portcullis, mut session: Connection, reason: &str) {
     let began = Instant::now();
     assert_eq!(session.rest().unwrap(), b"", "close_notify and nothing else");
@@ -126,7 +126,7 @@ fn expired_certificate_ends_its_session() {
 fn removed_ca_ends_its_sessions_and_keeps_those_of_its_namesake() {
     let upstream = Upstream::echo();
     let site = TestDir::new();
-    // The same name, and other keys: nothing but the key tells them apart.
+    // The same name with other keys: only the key distinguishes them.
     let [old, new, other] = ["Clients CA", "Clients CA", "Other CA"].map(Authority::new);
     site.write("clients.pem", format!("{}{}{}", old.pem(), new.pem(), other.pem()));
     let portcullis = start(site, &[&wanting(&upstream, &["client_ca = \"clients.pem\""])]);
@@ -248,7 +248,7 @@ fn client_removed_from_trusted_clients_ends_its_sessions() {
     assert_lives(by_uri);
 }
 
-/// What somebody with a good certificate who is not wanted is told.
+/// The error for a client with a valid certificate that is not a trusted client.
 fn refused_words(portcullis: &Portcullis, leaf: Leaf) -> (u16, String) {
     let mut connection = portcullis.client().showing(leaf).connect();
     let words = connection.rest().unwrap();
@@ -348,7 +348,7 @@ fn sessions_with_junk_chains_do_not_delay_other_revocations() {
     site.write("clients.crl", main.revoking(&[], 1));
     let lines = ["client_ca = \"clients.pem\"", "client_crl = \"clients.crl\""];
     let portcullis = start(site, &[&wanting(&upstream, &lines)]);
-    // Each of them has a chain of its own, and the new CA of the old name makes each of these be searched anew.
+    // Each of them has a different chain, and the new CA of the old name makes each chain be verified again.
     let parked: Vec<_> =
         (0..40).map(|_| session(&portcullis, hostile.copied().followed_by(&[Authority::new("Old CA")]))).collect();
     let (gone, stays) = (session(&portcullis, &victim), session(&portcullis, kept));

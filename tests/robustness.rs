@@ -59,7 +59,7 @@ fn garbage_ends_only_the_connection_that_sends_it() {
             for length in [1, 7, 100, 2000] {
                 let mut stream = client.dial();
                 let bytes = [beginning, &noise(length)].concat();
-                // It may be closed before it has said everything.
+                // It may be closed before it has sent everything.
                 let _ = stream.write_all(&bytes);
                 let _ = stream.shutdown(std::net::Shutdown::Write);
                 wire::last_words(&mut stream);
@@ -137,7 +137,7 @@ fn unread_log_does_not_stop_traffic() {
     site.write("portcullis.toml", Listener::redis(&upstream).on(&[&address.to_string()]));
     let mut run = executable();
     run.args(["run", "-c"]).arg(site.path("portcullis.toml"));
-    // Nobody ever reads these pipes; they hold 64 KiB each.
+    // No process reads these pipes; each holds 64 KiB.
     let _running = Running::start(run.stdout(Stdio::piped()).stderr(Stdio::piped()));
     let client = Client::new(address, &site.ca);
     let mut inside = eventually("it listens", || client.try_connect().ok());

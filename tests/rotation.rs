@@ -18,15 +18,15 @@ const ROTATIONS: usize = 50;
 enum Kind {
     /// The server certificate: a new one each time.
     Server,
-    /// CAs of clients: one that nobody uses comes and goes.
+    /// CAs of clients: an unused one is added and removed.
     Authorities,
     /// Uploaded client certificates: another one comes, its predecessor goes.
     Uploaded,
-    /// A newer revocation list that names somebody else.
+    /// A newer CRL that revokes another certificate.
     List,
-    /// A rule that nobody uses comes, its predecessor goes.
+    /// An unused rule is added, and its predecessor removed.
     Sources,
-    /// The rule that lets everybody in gives way to another that does so too.
+    /// The rule that admits all clients is replaced by another that does the same.
     Cover,
     /// `trusted_clients` gets narrower and wider.
     Names,
@@ -125,7 +125,7 @@ fn key(turn: usize) -> String {
     format!("{turn:064}")
 }
 
-/// A program that goes on until it is interrupted, or gives up at the first error.
+/// A program that runs until it is interrupted, or stops at the first error.
 struct Load(Running);
 
 impl Load {
@@ -224,7 +224,7 @@ fn watched_rotations_under_load_cause_no_client_error() {
                 let leaf = portcullis.site.server();
                 portcullis.site.replace("server.crt", leaf.pem());
                 portcullis.site.replace("server.key", leaf.key_pem());
-                // A reload says which certificates came and went.
+                // A reload logs the certificates that were added and removed.
                 let is_logged =
                     |event: &Event| event.is("reload.applied") && event.0.to_string().contains(&leaf.sha256());
                 portcullis.event("the rotation", is_logged);

@@ -21,7 +21,7 @@ fn start(listener: &Listener) -> Portcullis {
     Portcullis::start(TestDir::new(), format!("{ADMIN}{ON_SIGHUP}{listener}"))
 }
 
-/// A session of redis in which the server has ended, and the client has heard that and stays.
+/// A Redis session that the server has ended, and whose client has noticed that and stays.
 fn left_by_redis(portcullis: &Portcullis) -> Connection {
     let mut client = portcullis.client().connect();
     client.send(b"QUIT\r\n");
@@ -29,7 +29,7 @@ fn left_by_redis(portcullis: &Portcullis) -> Connection {
     client
 }
 
-/// A PostgreSQL client that has said who it is.
+/// A PostgreSQL client that has sent its StartupMessage.
 fn introduced(portcullis: &Portcullis, user: &str) -> Connection {
     let mut client = portcullis.client().asking_first().connect();
     client.send(&startup(PROTOCOL_3_0, &[("user", user), ("database", "postgres")]));
@@ -139,7 +139,7 @@ struct WhileClosing {
 /// Leaves a client alone that does not go although its session is over, and asks about it as long as it is there.
 fn while_closing(portcullis: &Portcullis) -> Option<WhileClosing> {
     let mut client = left_by_redis(portcullis);
-    // What it says to a server that has gone breaks the other direction, too.
+    // What it sends to a closed server breaks the other direction, too.
     let closed = eventually("the end of the session", || {
         client.send(b"PING\r\n");
         portcullis.events().into_iter().find(|event| event.ends(client.port()))
@@ -178,7 +178,7 @@ fn client_that_no_standby_serves_is_never_listed() {
     let standby = Postgres::following(&leader);
     let portcullis = before(&target(&[&standby]));
     let mut client = introduced(&portcullis, "app");
-    // It has been told, and stays.
+    // It has received its error, and stays connected.
     assert_eq!(error_response(&client.rest().unwrap())[&'C'], "57P03");
     assert_eq!(portcullis.sessions(), [] as [Value; 0]);
     assert_eq!(portcullis.status()["sessions"], 0);
@@ -262,7 +262,7 @@ fn denied_connection_is_never_listed() {
     assert!(refused.rest().unwrap().starts_with(b"-LOADING"));
     assert_eq!(portcullis.sessions(), [] as [Value; 0]);
     assert_eq!(portcullis.refusal(refused.port()), "upstream_unreachable");
-    // And yet somebody has used the rule, and will come again.
+    // The denied client used the rule all the same, and may connect again.
     let item = &portcullis.ask("GET", "/v1/rotation").1["items"][1];
     assert_eq!((&item["kind"], &item["sessions"]), (&json!("source"), &json!(0)));
     assert!(item["last_used"].is_string(), "{item}");
@@ -328,7 +328,7 @@ fn reload_of_unchanged_files_keeps_their_time_of_effect() {
     assert!(reload().starts_with("applied: generation 3 is in force"));
 }
 
-/// What a table says in cells of several lines, in one line.
+/// The cells of a table that have several lines, in one line.
 fn joined(table: &str) -> String {
     table.split_whitespace().collect::<Vec<_>>().join(" ")
 }

@@ -17,7 +17,7 @@ use crate::reload::ON_SIGHUP;
 /// Shorter than the second after which a SYN is sent again: who comes in within this was never kept out.
 const ONE_SYN: Duration = Duration::from_millis(900);
 
-/// For those of whom it is known that nobody answers.
+/// For addresses that are expected not to answer.
 const NO_ANSWER: Duration = Duration::from_millis(200);
 
 fn start(listeners: &[&Listener]) -> Portcullis {
@@ -47,7 +47,7 @@ fn dial(address: SocketAddr, source: &str, patience: Duration) -> io::Result<Tcp
     Ok(stream)
 }
 
-/// Whether somebody answers. Whoever is let in otherwise than by the first packet makes the test fail.
+/// Whether the address answers. The test fails if it answers a later packet than the first one.
 fn is_answered(address: SocketAddr, source: &str) -> bool {
     match dial(address, source, ONE_SYN) {
         Ok(_) => true,
@@ -283,7 +283,7 @@ fn too_many_sources_deactivate_the_filter_until_there_are_fewer() {
     assert!(is_silent(address, "127.0.0.9") && is_answered(address, "127.0.0.1"));
 }
 
-/// A program in a network of its own, and who calls there.
+/// A program in a separate network, and its clients.
 struct Machine {
     portcullis: Portcullis,
     /// The process in whose network clients are.
@@ -292,7 +292,7 @@ struct Machine {
 
 impl Machine {
     /// Starts the program where `script` has made the network; that ends by writing into the file `clients` of the site who is
-    /// where clients are. The kernel, or whoever runs the tests, may forbid namespaces; then there is none.
+    /// process in which clients run. The kernel or the environment of the tests may forbid namespaces; then the result is `None`.
     fn start(script: &str, config: &str) -> Option<Self> {
         let mut possible = command("unshare");
         possible.args(["--user", "--map-root-user", "--net", "ip", "link", "add", "a0", "type", "veth"]);
@@ -311,7 +311,7 @@ impl Machine {
         Some(Self { portcullis, clients })
     }
 
-    /// Whether nobody answers within these seconds, and whether there was TLS.
+    /// Whether there is no answer within these seconds, and whether there was TLS.
     fn call(&self, target: &str, source: &str, seconds: &str) -> (bool, bool) {
         let mut client = command("nsenter");
         client.args(["--target", &self.clients, "--user", "--net", "--preserve-credentials"]);
@@ -363,7 +363,7 @@ fn filter_drops_untrusted_packets_of_both_families_over_a_network() {
     }
 }
 
-/// The kernel gives programs this little room. Clients are here.
+/// The kernel allows only this much memory for socket options. Clients run here.
 const SMALL_OPTMEM: &str = "echo 6000 > /proc/sys/net/core/optmem_max; echo $$ > \"$0/clients\"";
 
 #[test]

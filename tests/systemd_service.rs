@@ -40,7 +40,7 @@ fn as_service(command: &[String]) -> Command {
     service
 }
 
-/// A socket that systemd would listen at, open to everybody.
+/// A socket like that of systemd, which every user may write to.
 fn notify_socket(path: &Path) -> UnixDatagram {
     let socket = UnixDatagram::bind(path).unwrap();
     socket.set_read_timeout(Some(PATIENCE)).unwrap();

@@ -11,7 +11,7 @@ use crate::harness::program::run;
 use crate::harness::{Authority, Leaf, Listener, Portcullis, Request, TestDir, Upstream};
 use crate::reload::ON_SIGHUP;
 
-/// An upstream that says good-bye at once.
+/// An upstream that closes at once.
 fn brief() -> Upstream {
     Upstream::new(|mut stream| stream.write_all(b"good-bye\n").unwrap())
 }

@@ -168,7 +168,7 @@ fn tls_sent_byte_by_byte_is_accepted() {
     }
 }
 
-/// Sends what there is to send, each byte in a segment of its own.
+/// Sends all bytes, each in a separate segment.
 fn dribble(tls: &mut ClientConnection, socket: &mut impl Write) {
     let mut bytes = Vec::new();
     while tls.wants_write() {

@@ -42,7 +42,7 @@ enum Wire {
 }
 
 impl Wire {
-    /// Has no more to say, and goes on listening.
+    /// Ends its sending direction, and continues to receive.
     fn finish(&mut self) -> io::Result<()> {
         match self {
             Self::Tcp(stream) => stream.shutdown(Shutdown::Write),
@@ -185,7 +185,7 @@ fn closed(portcullis: &Portcullis, seen: usize) -> Event {
     portcullis.event_after(seen, "the end of the session", |event| event.is("connection.closed"))
 }
 
-/// Does something for every combination of legs.
+/// Runs a test for every combination of transports.
 fn for_all(
     limits: &str,
     serve: impl Fn(Wire) + Send + Sync + Clone + 'static,
@@ -259,7 +259,7 @@ fn half_close_timeout_counts_from_the_last_byte_over_all_transports() {
             thread::sleep(Duration::from_millis(200));
             stream.write_all(b"more").unwrap();
         }
-        // Says no more, and stays for longer than anybody waits.
+        // Sends no more, and stays open for longer than any timeout.
         thread::sleep(PATIENCE);
     };
     for_all("half_close_timeout = \"2s\"", serve, |portcullis, _, name| {
@@ -304,7 +304,7 @@ fn truncated_upstream_stream_is_delivered_and_marked_as_truncated_over_all_trans
 
 #[test]
 fn ended_session_leaves_nothing_however_either_side_closes() {
-    // The upstream does as it is told. Either of them may find that the other one has gone already.
+    // The upstream executes commands. Either side may find that the other one has closed already.
     let serve = |mut stream: Wire| {
         let mut word = [0];
         while stream.read_exact(&mut word).is_ok() {

@@ -12,7 +12,7 @@ fn untrusted_source_is_closed_before_the_first_byte() {
     for listener in [Listener::redis(&upstream), Listener::postgres(&upstream), Listener::tcp(&upstream)] {
         let portcullis = Portcullis::before(listener);
         let mut untrusted = portcullis.client().from("127.0.0.2").dial();
-        // It has sent nothing, and still nobody waits for it.
+        // It has sent nothing, and it is closed at once all the same.
         assert_eq!(wire::last_words(&mut untrusted), b"");
         let denied = portcullis.ending(port(&untrusted));
         assert_eq!(denied.reason(), "untrusted_source");
@@ -200,7 +200,7 @@ fn rule_admits_until_it_expires() {
         let (port, connection) = client.attempt();
         connection.is_err().then_some(port)
     });
-    // It may have been let in a moment before, and found expired a moment after: on its way in, or as a session.
+    // It may have been admitted just before the expiry and closed just after it: in its handshake, or as a session.
     let ending = portcullis.ending(refused);
     assert!(matches!(ending.reason(), "untrusted_source" | "rule_expired"), "{}", ending.0);
 }

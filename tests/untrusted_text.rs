@@ -81,7 +81,7 @@ fn very_long_name_of_a_denied_client_is_truncated_in_log_and_audit() {
     }
 }
 
-/// A running program whose log nobody reads.
+/// A running program whose log is not read.
 struct Unread {
     process: Running,
     site: TestDir,
@@ -93,7 +93,7 @@ impl Unread {
         site.write("portcullis.toml", config);
         let mut command = executable();
         command.args(["run", "-c"]).arg(site.path("portcullis.toml"));
-        // The pipe stays open in the child's handle, and nobody reads it.
+        // The pipe stays open in the handle of the child, and is never read.
         let process = Running::start(command.stdin(Stdio::null()).stdout(Stdio::piped()));
         eventually("it listens", || std::net::TcpStream::connect(address).ok());
         Self { process, site, address }

@@ -19,12 +19,12 @@ fn status(portcullis: &Portcullis) -> (String, Value) {
     (listener["upstream_health"].as_str().unwrap().to_owned(), listener["upstreams"][0].clone())
 }
 
-/// What `status` says to people.
+/// The text output of `status`.
 fn words(portcullis: &Portcullis) -> String {
     run(executable().args(["status", "--socket"]).arg(portcullis.site.path("admin.sock"))).success()
 }
 
-/// Has a client ask. It is told that there is no upstream.
+/// Sends a command as a client, and expects the error for an unreachable upstream.
 fn refused(portcullis: &Portcullis) {
     let mut client = portcullis.client().connect();
     client.send(b"PING\r\n");

@@ -24,7 +24,7 @@ const TLS_VERSION: u8 = 0x21;
 const COMMON_NAME: u8 = 0x22;
 const CIPHER: u8 = 0x23;
 
-/// An upstream that reads a header, sends everything back that follows, and tells what it was told.
+/// An upstream that reads a header, echoes the bytes after it, and sends the header to the test.
 fn header_upstream() -> (Upstream, Receiver<ReceivedHeader>) {
     let (sender, receiver) = channel();
     let sender = Mutex::new(sender);
@@ -142,7 +142,7 @@ fn load_balancer_header_is_rebuilt_from_its_addresses() {
         let listener = Listener::redis(&upstream).trusting(&["10.1.2.3", "2001:db8::/32"]).behind(&["127.0.0.9"]);
         let portcullis = Portcullis::before(announcing(listener, version));
         let client = portcullis.client().from("127.0.0.9");
-        // What it says of a certificate was verified by somebody else.
+        // The load balancer verified the certificate that its header describes.
         let tls = vector(0x20, &[&[7, 0, 0, 0, 0][..], &vector(COMMON_NAME, b"admin")].concat());
         let claims = [tls, vector(UNIQUE_ID, b"forged"), vector(AUTHORITY, b"forged")].concat();
         let cases = [

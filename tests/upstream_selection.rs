@@ -40,7 +40,7 @@ pub(crate) fn logged(portcullis: &Portcullis, seen: usize, words: &str) -> Event
     portcullis.event_after(seen, words, |line| has_words(line, words))
 }
 
-/// How often that has been said.
+/// The number of log lines with these words.
 fn times_logged(portcullis: &Portcullis, words: &str) -> usize {
     portcullis.events().iter().filter(|event| has_words(event, words)).count()
 }
@@ -57,7 +57,7 @@ fn has_words(line: &Event, words: &str) -> bool {
     format!("{} {}: {detail}", text("message"), text("upstream")).contains(words)
 }
 
-/// Nobody was told that there is no upstream. Who hangs up in the handshake is denied, too.
+/// No client got an error because of the upstream. A client that closes during its handshake is denied, too.
 fn assert_no_client_was_refused(portcullis: &Portcullis) {
     let away = |event: &&Event| event.is("connection.denied") && event.reason().starts_with("upstream");
     assert_eq!(portcullis.events().iter().find(away), None);
@@ -177,7 +177,7 @@ fn ejected_upstream_stays_ejected_over_a_reload_and_is_still_checked() {
     assert_eq!(session(&portcullis), first.to_string());
 }
 
-/// A Redis that speaks nothing but TLS, at these addresses of the machine.
+/// A Redis that accepts only TLS, at these addresses of the machine.
 fn redis_with_tls(site: &TestDir, name: &str, ips: &[&str]) -> Redis {
     let other = Authority::new("Upstream CA");
     site.write("upstream.crt", other.pem());
@@ -348,13 +348,13 @@ fn redis_master_is_found_at_every_position() {
     logged(&portcullis, 0, &format!("upstream role changed {replica}: primary"));
     assert_eq!(session(&portcullis), replica.to_string());
 
-    // Nobody takes writes.
+    // No server takes writes.
     follow(&replica, &leader);
     let mut client = portcullis.client().connect();
     assert!(client.rest().unwrap().starts_with(b"-LOADING "));
     let denied = portcullis.ending(client.port());
     assert_eq!(denied.text("detail").matches("it is a replica").count(), 2, "{}", denied.0);
-    // They answer, so nobody is left out.
+    // They answer, so none is ejected.
     assert!(upstreams(&portcullis).iter().all(|upstream| upstream["answers"] == true));
     assert_eq!(cli(&leader, &["REPLICAOF", "NO", "ONE"]), "OK");
     assert_eq!(session(&portcullis), leader.to_string());
@@ -366,7 +366,7 @@ fn stopped_redis_is_ejected_by_its_role_query() {
     let keys = format!("{}, target = \"master\", connect_timeout = \"3s\"", addresses(&[&first, &second]));
     let portcullis = Portcullis::start(TestDir::new(), redis(&keys));
     assert_eq!(session(&portcullis), first.to_string());
-    // The kernel goes on to take its connections.
+    // The kernel continues to accept its connections.
     first.signal("STOP");
     assert_eq!(session(&portcullis), second.to_string());
     assert_eq!(upstreams(&portcullis)[0]["answers"], false);
@@ -451,7 +451,7 @@ fn every_address_of_a_name_is_tried_and_new_ones_are_used() {
     ponging(four);
     ponging(six);
     let site = TestDir::new();
-    // Nobody listens at the first. (The system's resolver sorts by common prefixes; these have the same.)
+    // No server listens at the first. (The resolver of the system sorts by common prefixes; these have the same.)
     hosts::name(&site, &[(NAME, &["127.0.0.30", "127.0.0.31"])]);
     let name = format!("{NAME}:{port}");
     let Some(portcullis) = hosts::start(site, redis(&addresses(&[&name]))) else { return };

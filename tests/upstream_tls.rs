@@ -25,7 +25,7 @@ use crate::harness::{
 use crate::postgres::{conninfo, psql};
 use crate::reload::{ON_CHANGE, ON_SIGHUP};
 
-/// Asks Redis behind a listener for a PONG, and returns why there is none.
+/// Sends PING to Redis behind a listener, and returns why no PONG comes.
 fn ping(portcullis: &Portcullis, listener: &str) -> Result<(), String> {
     let mut client = portcullis.client_of(listener).connect();
     client.send(b"PING\r\n");
@@ -41,7 +41,7 @@ fn ping(portcullis: &Portcullis, listener: &str) -> Result<(), String> {
     Err(ending.text("detail").to_owned())
 }
 
-/// Why there is no PONG, which has to be told in these words.
+/// The error of a PING must contain these words.
 fn assert_refused(portcullis: &Portcullis, listener: &str, words: &str) {
     match ping(portcullis, listener) {
         Ok(()) => panic!("{listener}: the upstream was taken"),
@@ -118,7 +118,7 @@ fn each_tls_mode_accepts_the_servers_that_libpq_accepts() {
             (pinged, _) => panic!("{name}: {pinged:?}"),
         }
     }
-    // Where TLS is off a server that has nothing else says no word of ours.
+    // With TLS off, an upstream that requires TLS gets no bytes that Portcullis made.
     assert!(!portcullis.events().iter().any(|event| event.is("connection.opened") && event.0["upstream"].is_null()));
 }
 
@@ -226,12 +226,12 @@ fn redis_verifies_the_upstream_client_certificate() {
         assert_refused(&portcullis, &format!("foreign-{version}"), refused);
         assert_refused(&portcullis, &format!("foreign-{version}"), "does not know its CA");
     }
-    // TLS 1.2 has no alert of its own for a certificate that is missing.
+    // TLS 1.2 has no separate alert for a missing certificate.
     assert_refused(&portcullis, "none-v2", "may ask for a client certificate");
     assert_refused(&portcullis, "none-v3", "the upstream asks for a client certificate; set cert and key");
 }
 
-/// Asks PostgreSQL, and says how that went.
+/// Queries PostgreSQL, and returns the result or the error.
 fn select(portcullis: &Portcullis, user: &str) -> Result<(), String> {
     let conninfo = conninfo(portcullis).replace("user=app", &format!("user={user}"));
     let outcome =
@@ -262,10 +262,10 @@ fn postgres_authenticates_the_upstream_client_certificate() {
         let stderr = select(&portcullis, "certified").unwrap_err();
         assert!(stderr.contains(words), "{stderr}");
     };
-    // What PostgreSQL says inside TLS is its own affair.
+    // The errors of PostgreSQL inside TLS are relayed.
     refused(&base, "connection requires a valid client certificate");
     refused(&with("other"), "authentication failed for user \"certified\"");
-    // What it says by a TLS alert is told natively.
+    // A TLS alert becomes an error in the protocol of the client.
     for name in ["expired", "foreign"] {
         let seen = portcullis.seen();
         refused(&with(name), "FATAL:  the database behind this proxy");
@@ -301,7 +301,7 @@ fn upstream_without_tls_is_reported_and_gets_no_plaintext() {
     assert!(denied.text("detail").contains("it answered SSLRequest with N"), "{}", denied.0);
 }
 
-/// What comes behind the S was not said in TLS, and may be an attacker's (CVE-2021-23222).
+/// Bytes behind the S were not sent in TLS, and may come from an attacker (CVE-2021-23222).
 #[test]
 fn invalid_answer_to_sslrequest_is_rejected() {
     let cases: [(&[u8], &str); 4] = [
@@ -382,7 +382,7 @@ fn direct_negotiation_requires_alpn_postgresql() {
     }
 }
 
-/// What the page of `openssl s_server -www` says of the connection it comes by.
+/// The page of `openssl s_server -www` about its connection.
 fn page(portcullis: &Portcullis, listener: &str) -> String {
     let mut client = portcullis.client_of(listener).connect();
     client.send(b"GET / HTTP/1.0\r\n\r\n");
@@ -609,14 +609,14 @@ fn pgbench_and_redis_benchmark_work_with_tls_on_both_sides() {
     assert!(output.contains("\"GET\""), "{output}");
 }
 
-/// Clients that come and go all the time, until they are told that it is enough. None may notice anything.
+/// Clients that connect and close all the time, until they are stopped. None may get an error.
 struct Crowd {
     enough: Arc<AtomicBool>,
     members: Vec<JoinHandle<usize>>,
 }
 
 impl Crowd {
-    /// Each pings through `main` by a connection of its own each time, and one more does so by one connection all along.
+    /// Each sends PING through `main` on a new connection each time, and one more does so on one connection all the time.
     fn before(portcullis: &Portcullis) -> Self {
         let enough = Arc::new(AtomicBool::new(false));
         let member = |stays: bool| {
@@ -637,7 +637,7 @@ impl Crowd {
         Self { enough, members }
     }
 
-    /// Sends them home, none of whom may have been turned away.
+    /// Stops them. None may have been denied.
     fn leave(self) {
         self.enough.store(true, Ordering::SeqCst);
         for member in self.members {
@@ -793,7 +793,7 @@ fn slow_reader_of_a_tls_upstream_uses_little_memory() {
             while tls.conn.wants_write() {
                 match tls.conn.write_tls(&mut tls.sock) {
                     Ok(_) => {}
-                    // Nobody takes anything any more: this is the moment to look at the memory.
+                    // The reader has stopped: this is the moment to measure the memory.
                     Err(error) if error.kind() == ErrorKind::WouldBlock => sender.send(written).unwrap(),
                     // The client has seen enough.
                     Err(_) => return,

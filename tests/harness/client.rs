@@ -125,8 +125,8 @@ impl Client {
         Ok(Connection { stream: StreamOwned::new(tls, stream), port })
     }
 
-    /// Tries to get in and to hear what an echoing upstream sends back. Returns the source port, and what stood in the
-    /// way: TLS 1.3 tells a client that its certificate is refused only when it reads.
+    /// Connects and reads what an echoing upstream sends back. Returns the source port, and the error. A TLS 1.3 client
+    /// learns that its certificate is rejected only when it reads.
     pub(crate) fn attempt(&self) -> (u16, io::Result<Connection>) {
         let stream = self.dial();
         let port = port(&stream);
@@ -180,7 +180,7 @@ impl fmt::Debug for Connection {
 }
 
 impl Connection {
-    /// The source port, by which audit events are told apart.
+    /// The source port, which identifies the audit events.
     pub(crate) fn port(&self) -> u16 {
         self.port
     }
@@ -223,7 +223,7 @@ impl Connection {
         bytes
     }
 
-    /// Says that nothing more will be sent (close_notify), and goes on receiving.
+    /// Sends close_notify, and continues to receive.
     pub(crate) fn finish_sending(&mut self) {
         self.stream.conn.send_close_notify();
         while self.stream.conn.wants_write() {
@@ -287,7 +287,7 @@ fn is_local(address: SocketAddr) -> bool {
     UdpSocket::bind((address.ip(), 0)).is_ok()
 }
 
-/// The port that a connection comes from, by which audit events are told apart.
+/// The source port of a connection, which identifies its audit events.
 pub(crate) fn port(stream: &TcpStream) -> u16 {
     stream.local_addr().expect("it is connected").port()
 }

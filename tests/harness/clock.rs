@@ -11,7 +11,7 @@ use time::Duration;
 use super::portcullis::executable;
 use super::{Portcullis, TestDir};
 
-/// A running program with a clock of its own.
+/// A running program with its own clock.
 #[derive(Debug)]
 pub(crate) struct Clocked(Portcullis);
 
@@ -58,7 +58,7 @@ impl Drop for Clocked {
     }
 }
 
-/// What the clock says, in the site.
+/// The offset of the clock, in the directory of the test.
 const FILE: &str = "clock";
 
 fn library() -> PathBuf {

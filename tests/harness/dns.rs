@@ -11,7 +11,7 @@ use nix::sched::{CloneFlags, unshare};
 use super::TestDir;
 use super::program::{Running, command, run, serve_on};
 
-/// Runs a test in a network of its own, in which there is nothing but 127.0.0.0/8 and ::1, all ports free. Only root may
+/// Runs a test in a separate network with only 127.0.0.0/8 and ::1, in which all ports are free. Only root may
 /// make one and use it from a thread; others skip the test.
 pub(crate) fn alone(test: impl FnOnce() + Send) {
     let alone = || {
@@ -89,9 +89,9 @@ pub(crate) enum Way {
     Silent,
     /// With a code (2 is SERVFAIL, 3 NXDOMAIN, 5 REFUSED), and nothing else.
     Code(u8),
-    /// That there is more than has room, which TCP would have; but there is no TCP.
+    /// Truncated, so that the client would have to use TCP; but there is no TCP.
     Truncated,
-    /// With a record that is none.
+    /// With an invalid record.
     Garbled,
     /// Well for IPv4, and with SERVFAIL for IPv6.
     Half(&'static [&'static str], u32),

@@ -15,7 +15,7 @@ pub(crate) fn name(site: &TestDir, entries: &[(&str, &[&str])]) {
     // In place: the program sees the file itself, and not its name.
     site.write(FILE, entries.iter().map(line).collect::<String>());
     site.write("nsswitch.conf", "hosts: files\n");
-    // Nobody is there: what a test does is no concern of the machine's servers.
+    // No server is there: a test must not query the servers of the machine.
     site.write("resolv.conf", "nameserver 127.99.99.99\n");
 }
 
@@ -27,8 +27,8 @@ pub(crate) fn ask_the_dns(site: &TestDir, options: &str) {
     site.write("resolv.conf", format!("nameserver 127.0.0.1\noptions timeout:1 attempts:1\n{options}\n"));
 }
 
-/// The built program, in a namespace of its own in which only the names of this site exist. The kernel, or whoever runs
-/// the tests, may forbid namespaces; then there is none.
+/// The built program, in a namespace in which only the names of this directory exist. The kernel or the environment of
+/// the tests may forbid namespaces; then the result is `None`.
 pub(crate) fn executable(site: &TestDir) -> Option<Command> {
     let possible = run(inside(site).arg("true")).code == Some(0);
     if !possible {

@@ -19,7 +19,7 @@ impl Event {
         self.0["event"] == name
     }
 
-    /// Whether this tells how a connection from this source port ended.
+    /// Whether this is the last event of a connection from this source port.
     pub(crate) fn ends(&self, source_port: u16) -> bool {
         (self.is("connection.denied") || self.is("connection.closed")) && self.0["source_port"] == source_port
     }

@@ -20,12 +20,12 @@ pub(crate) struct Nginx {
 impl Nginx {
     pub(crate) fn before(upstream: impl Display) -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory can be made");
-        // The last thing it says before it serves.
+        // The last line before it serves.
         let (process, port) = program::serve("getrlimit", |port| server(&directory, port, &upstream));
         Self { _process: process, directory, port }
     }
 
-    /// The first client that it was told of, once that has gone: address, port, and where it connected to.
+    /// The first client that a header announced, logged when it closes: address, port, and the address that it connected to.
     pub(crate) fn first_client(&self) -> String {
         eventually("nginx notes a connection", || {
             let log = fs::read_to_string(self.directory.path().join("told.log")).unwrap_or_default();

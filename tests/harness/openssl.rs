@@ -44,14 +44,14 @@ impl Dialogue {
         Self { _running: running, keyboard, screen, errors }
     }
 
-    /// Types a line, and waits for `answer` among what the server says.
+    /// Types a line, and waits for `answer` in the output of the server.
     pub(crate) fn ask(&mut self, line: &str, answer: &str) {
         let seen = self.screen.events().len();
         self.enter(line);
         self.screen.after(seen, answer, |line| has(line, answer));
     }
 
-    /// Types a command to the client itself, and waits until it says that it does so.
+    /// Types a command to the client itself, and waits until its output confirms that.
     pub(crate) fn order(&mut self, letter: &str, word: &str) {
         let seen = self.errors.events().len();
         self.enter(letter);
@@ -63,7 +63,7 @@ impl Dialogue {
     }
 }
 
-/// Not at the beginning of the line: openssl may have half a line of its own on the screen.
+/// Not only at the beginning of the line: openssl may have printed half a line already.
 fn has(line: &Event, words: &str) -> bool {
     line.0.as_str().is_some_and(|line| line.contains(words))
 }

@@ -32,7 +32,7 @@ impl Authority {
         Self::root(authority_params(name))
     }
 
-    /// A root that ran out a while ago.
+    /// A root that has expired.
     pub(crate) fn expired(name: &str) -> Self {
         let mut params = authority_params(name);
         params.not_before -= Duration::days(1000);
@@ -291,7 +291,7 @@ impl Request {
         self
     }
 
-    /// Runs out after so many seconds.
+    /// Expires after this many seconds.
     pub(crate) fn brief(mut self, seconds: i64) -> Self {
         self.params.not_after = OffsetDateTime::now_utc() + Duration::seconds(seconds);
         self
@@ -372,7 +372,7 @@ impl Leaf {
         &self.path[0].der
     }
 
-    /// What nobody else has issued.
+    /// A serial number that no other certificate has.
     pub(crate) fn by_itself(request: Request) -> Self {
         let key = request.key.generate();
         let certificate = request.params.self_signed(&key).expect("a leaf can sign itself");

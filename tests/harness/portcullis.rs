@@ -38,7 +38,7 @@ pub(crate) fn executable() -> Command {
 }
 
 impl Portcullis {
-    /// One listener, in a site of its own.
+    /// One listener, in a new directory.
     pub(crate) fn before(listener: Listener) -> Self {
         Self::start(TestDir::new(), listener)
     }
@@ -97,14 +97,14 @@ impl Portcullis {
         self.event("the end of the connection", |event| event.ends(source_port))
     }
 
-    /// Why it was refused; it must not have been let in.
+    /// Why it was denied; it must not have been admitted.
     pub(crate) fn refusal(&self, source_port: u16) -> String {
         let ending = self.ending(source_port);
         assert!(ending.is("connection.denied"), "it was let in: {}", ending.0);
         ending.reason().to_owned()
     }
 
-    /// How the connection from this source port was let in.
+    /// The event that the connection from this source port was admitted.
     pub(crate) fn opened(&self, source_port: u16) -> Event {
         self.event("the opening of the connection", |event| {
             event.is("connection.opened") && event.0["source_port"] == source_port
@@ -155,13 +155,13 @@ impl Portcullis {
         })
     }
 
-    /// Ends the program with SIGTERM. Returns its exit code and everything it said.
+    /// Ends the program with SIGTERM. Returns its exit code and all log lines.
     pub(crate) fn stop(&mut self) -> (Option<i32>, Vec<Event>) {
         self.process.signal("TERM");
         (self.process.exit_code(), self.log.to_the_end())
     }
 
-    /// What `status` has of the first listener, once there is somebody to answer.
+    /// The first listener in `status`, once the program answers.
     pub(crate) fn status(&self) -> Value {
         let answer = eventually("an answer of status", || {
             let mut command = executable();
@@ -172,7 +172,7 @@ impl Portcullis {
         answer["listeners"][0].clone()
     }
 
-    /// What `sessions list` has, once there is somebody to answer.
+    /// The sessions in `sessions list`, once the program answers.
     pub(crate) fn sessions(&self) -> Vec<Value> {
         let answer = eventually("an answer of sessions list", || {
             let mut command = executable();
@@ -211,7 +211,7 @@ impl Portcullis {
         self.kib("VmHWM:")
     }
 
-    /// Memory of its own in use, in KiB: without the pages of the program's file, which are read in as it gets to new code.
+    /// Anonymous memory in use, in KiB: without the pages of the program's file, which are read as new code runs.
     pub(crate) fn own_memory(&self) -> u64 {
         self.kib("RssAnon:")
     }

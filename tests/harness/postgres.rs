@@ -13,16 +13,16 @@ use tempfile::TempDir;
 use super::program::{self, Running};
 use super::{Authority, Leaf, TestDir, eventually};
 
-/// Who may do what: everybody everything, but `keyed` has to know a password.
+/// All users may do everything without a password, except `keyed`, which needs one.
 const HBA: &str = "local all all trust\n\
                    host all keyed 127.0.0.1/32 scram-sha-256\n\
                    host all all 127.0.0.1/32 trust\n";
-/// The same where nobody comes without TLS: `certified` needs a certificate of that name, `keyed` a password.
+/// The same with TLS required: `certified` needs a certificate of that name, `keyed` a password.
 const HBA_TLS: &str = "local all all trust\n\
                        hostssl all keyed 127.0.0.1/32 scram-sha-256\n\
                        hostssl all certified 127.0.0.1/32 trust clientcert=verify-full\n\
                        hostssl all all 127.0.0.1/32 trust\n";
-/// The same where nobody comes without a certificate either, but those who follow it.
+/// The same with a certificate required too, except for standbys.
 const HBA_CERTIFIED: &str = "local all all trust\n\
                              local replication all trust\n\
                              hostssl all keyed 127.0.0.1/32 scram-sha-256 clientcert=verify-ca\n\
@@ -104,7 +104,7 @@ impl Postgres {
         assert_eq!(self.direct("select pg_promote()"), "t");
     }
 
-    /// Tells it to end: `TERM` when the last session has, `INT` now, `QUIT` at once. `STOP` and `CONT`.
+    /// Sends a signal: `TERM` waits for the last session, `INT` ends them, `QUIT` ends at once. `STOP` and `CONT`.
     pub(crate) fn signal(&self, name: &str) {
         self.process.signal(name);
     }
@@ -191,7 +191,7 @@ fn server(directory: &TempDir, port: u16) -> Command {
     command
 }
 
-/// A directory with a cluster of its own.
+/// A directory with a new cluster.
 fn copied() -> TempDir {
     let directory = directory();
     program::run(Command::new("cp").arg("-a").arg(template()).arg(data(&directory))).success();
@@ -230,7 +230,7 @@ fn install(directory: &TempDir, own: &Leaf, clients: &str) {
     keep(directory, "root.crt", clients);
 }
 
-/// Writes a file that nobody but the server can read.
+/// Writes a file that only the server can read.
 fn keep(directory: &TempDir, name: &str, text: &str) {
     let (path, beside) = (data(directory).join(name), data(directory).join("beside"));
     fs::write(&beside, text).expect("a file can be written");

@@ -27,7 +27,7 @@ pub(crate) fn tied(program: &Path) -> Command {
 /// A command that runs its arguments in a process group. All of the group is killed when the test's thread ends, however it
 /// ends: `--pdeathsig` alone reaches a shell and not the programs that the shell has started.
 pub(crate) fn supervised() -> Command {
-    // The parent may have ended before the first line; then nobody would send the signal.
+    // If the parent has ended before the first line, no signal will come.
     const SUPERVISOR: &str = "trap 'kill -KILL 0' TERM; [ $PPID = $0 ] || exit 1; \"$@\" & wait $!";
     let mut command = Command::new("setpriv");
     command.args(["--pdeathsig", "TERM", "--", "sh", "-c", SUPERVISOR, &std::process::id().to_string()]);
@@ -175,7 +175,7 @@ pub(crate) fn run_with_input(command: &mut Command, input: &[u8]) -> Outcome {
     Output { status, stdout, stderr }.into()
 }
 
-/// Reads a pipe to its end in a thread of its own, so that two pipes cannot block each other.
+/// Reads a pipe to its end in a separate thread, so that two pipes cannot block each other.
 fn collect(mut pipe: impl Read + Send + 'static) -> mpsc::Receiver<Vec<u8>> {
     let (sender, receiver) = mpsc::channel();
     thread::spawn(move || {
@@ -186,7 +186,7 @@ fn collect(mut pipe: impl Read + Send + 'static) -> mpsc::Receiver<Vec<u8>> {
     receiver
 }
 
-/// A server that cannot say which port it took: started on one that was free a moment ago, and on another when somebody
+/// A server that cannot report its port: started on one that was free a moment ago, and on another when a process
 /// else was quicker.
 pub(crate) fn serve(ready: &str, command: impl Fn(u16) -> Command) -> (Running, u16) {
     loop {
@@ -211,7 +211,7 @@ pub(crate) fn serve_on(port: u16, ready: &str, command: impl Fn(u16) -> Command)
     contains(&line, ready).then_some(server)
 }
 
-/// A port of 127.0.0.1 on which nobody listens, and which is given to nobody else.
+/// A port of 127.0.0.1 where no server listens, and which is given to no other test.
 pub(crate) fn free_port() -> u16 {
     free("127.0.0.1").port()
 }

@@ -42,7 +42,7 @@ pub(crate) fn vector(kind: u8, value: &[u8]) -> Vec<u8> {
     [&[kind], &length.to_be_bytes()[..], value].concat()
 }
 
-/// What a header says.
+/// The content of a header.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct ReceivedHeader {
     /// `LOCAL`, `TCP4`, `TCP6`, or the words of version 1.
@@ -101,7 +101,7 @@ impl ReceivedHeader {
         self.vectors.get(&kind).map(|value| String::from_utf8(value.clone()).expect("UTF-8"))
     }
 
-    /// What it says of the client's TLS: the bits, the verdict on its certificate, and the rest.
+    /// The client's TLS in the header: the bits, the verification result of its certificate, and the rest.
     pub(crate) fn tls(&self) -> Option<(u8, u32, Self)> {
         let value = self.vectors.get(&0x20)?;
         let verdict = u32::from_be_bytes(value[1..5].try_into().expect("four bytes"));

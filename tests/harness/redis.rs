@@ -30,7 +30,7 @@ impl Redis {
         Self::start_with(tempfile::tempdir().expect("a temporary directory can be made"), &["--port"])
     }
 
-    /// One that speaks nothing but TLS at its port, shows `own`, knows clients by the site's CA, and has these options
+    /// One that accepts only TLS, presents `own`, verifies clients by the CA of the directory, and has these options
     /// besides.
     pub(crate) fn with_tls(site: &TestDir, own: &Leaf, options: &[&str]) -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory can be made");

@@ -50,7 +50,7 @@ impl Upstream {
         })
     }
 
-    /// Takes everything, says nothing, remembers what came.
+    /// Reads everything, sends nothing, remembers what came.
     pub(crate) fn silent() -> Self {
         Self::sharing(|mut stream, shared| {
             let mut buffer = [0; 4096];
@@ -75,7 +75,7 @@ impl Upstream {
         })
     }
 
-    /// Says its piece at once, and then takes everything.
+    /// Sends these bytes at once, and then reads everything.
     pub(crate) fn saying(piece: &'static [u8]) -> Self {
         Self::new(move |mut stream| {
             let _ = stream.write_all(piece);
@@ -83,7 +83,7 @@ impl Upstream {
         })
     }
 
-    /// Says its piece and that it has no more to say, and then takes everything.
+    /// Sends these bytes, ends its sending direction, and then reads everything.
     pub(crate) fn saying_and_ending(piece: &'static [u8]) -> Self {
         Self::new(move |mut stream| {
             let _ = stream.write_all(piece);
@@ -133,7 +133,7 @@ impl Upstream {
         self.shared.connections.load(Ordering::SeqCst)
     }
 
-    /// Nobody has connected yet: a connection made now is the first one that is taken from the queue.
+    /// No client has connected yet: a connection made now is the first one that is accepted.
     pub(crate) fn assert_untouched(&self) {
         let _mine = TcpStream::connect(self.address).expect("the upstream is up");
         eventually("the upstream takes a connection", || (self.connections() > 0).then_some(()));
@@ -141,7 +141,7 @@ impl Upstream {
         assert!(self.received().is_empty(), "somebody said something to the upstream");
     }
 
-    /// Whoever has connected has gone again without a word. For an upstream that remembers what comes.
+    /// All clients have closed again without a byte. For an upstream that remembers what came.
     pub(crate) fn assert_received_nothing(&self) {
         // Taken from the queue after all that came before.
         drop(TcpStream::connect(self.address).expect("the upstream is up"));
