@@ -176,7 +176,7 @@ fn newline_in_a_certificate_forges_no_log_line() {
         let audit = "log.audit_file = \"audit.log\"";
         let config = format!("log.format = \"{format}\"\n{audit}\n{listener}");
         let mut portcullis = Portcullis::start(site, config);
-        portcullis.event("a line that says ready", |event| event.0.to_string().contains("ready"));
+        portcullis.event("the line ready", |event| event.0.to_string().contains("ready"));
         let client = crate::harness::Client::new(address, &portcullis.site.ca).showing(leaf);
         // Whether such a name is admitted does not matter here.
         let _ = client.attempt();

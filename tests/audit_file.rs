@@ -87,7 +87,7 @@ fn audit_file_beside_the_configuration_triggers_no_reload() {
     }
     portcullis.ending(last);
     let read = portcullis.bytes_read() - before;
-    assert!(read < SOURCES, "{read} bytes were read while nothing but the audit file changed");
+    assert!(read < SOURCES, "{read} bytes were read while only the audit file changed");
 }
 
 #[test]

@@ -87,7 +87,7 @@ fn events_of_admitted_clients_are_never_suppressed() {
     for _ in 0..150 {
         client.connect().ask(b"hello", b"hello");
     }
-    eventually("all are told", || {
+    eventually("all are logged", || {
         let events = portcullis.events();
         let opened = events.iter().filter(|event| event.0["would_deny"] == "untrusted_source").count();
         let closed = events.iter().filter(|event| event.is("connection.closed")).count();

@@ -214,7 +214,7 @@ fn explain_checks_a_client_certificate() {
     let site = configured(listener);
     site.install("good", &site.ca.issue(Request::client("app")));
     site.install("expired", &site.ca.issue(Request::client("app").valid(-20, -10)));
-    site.install("stranger", &Authority::new("Another CA").issue(Request::client("app")));
+    site.install("untrusted", &Authority::new("Another CA").issue(Request::client("app")));
     let ask = |more: &[&str]| {
         let common = ["explain", "-c", "portcullis.toml", "--listener", "main", "--source", "127.0.0.1"];
         portcullis(&site, &[&common[..], more].concat())
@@ -223,7 +223,7 @@ fn explain_checks_a_client_certificate() {
     assert!(output.contains("CN=app"), "{output}");
     for (arguments, reason) in [
         (&["--client-cert", "expired.crt"][..], "client_certificate_expired"),
-        (&["--client-cert", "stranger.crt"], "client_certificate_unknown_ca"),
+        (&["--client-cert", "untrusted.crt"], "client_certificate_unknown_ca"),
         (&[], "client_certificate_missing"),
     ] {
         let refused = ask(arguments);
@@ -346,7 +346,7 @@ fn development_certificates_serve_a_client() {
     assert!(names.contains("DNS:app.internal"), "{names}");
     assert!(names.contains("URI:spiffe://prod/app"), "{names}");
 
-    let upstream = Upstream::new(|mut stream| stream.write_all(b"good-bye\n").unwrap());
+    let upstream = Upstream::new(|mut stream| stream.write_all(b"farewell\n").unwrap());
     let listener = Listener::redis(&upstream)
         .certificates(&["dev/server"])
         .tls("client_auth = \"required\"")
@@ -356,7 +356,7 @@ fn development_certificates_serve_a_client() {
         let options = ["-CAfile", "dev/ca.crt", "-cert", certificate, "-key", key];
         let output = run(&mut s_client(&portcullis.site, portcullis.address("main"), &options));
         assert!(output.text().contains("Verify return code: 0 (ok)"), "{}", output.text());
-        assert!(output.text().contains("good-bye"), "{}", output.text());
+        assert!(output.text().contains("farewell"), "{}", output.text());
     }
 }
 

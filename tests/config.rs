@@ -89,7 +89,7 @@ fn portcullis(site: &TestDir, command: &str, case: &Path) -> Outcome {
 fn promised(case: &Path) -> Vec<String> {
     let text = fs::read_to_string(case).unwrap();
     let line = text.lines().next().and_then(|line| line.strip_prefix("# says:"));
-    line.expect("a first line with what has to be said").split(" | ").map(|word| word.trim().to_owned()).collect()
+    line.expect("a first line with the expected text").split(" | ").map(|word| word.trim().to_owned()).collect()
 }
 
 #[test]
@@ -129,7 +129,7 @@ fn invalid_configurations_fail_with_the_approved_errors() {
         }
         let approved = fs::read_to_string(&golden).unwrap_or_default();
         if output != approved {
-            failures.push(format!("{}:\napproved:\n{approved}said:\n{output}", name(&case)));
+            failures.push(format!("{}:\napproved:\n{approved}printed:\n{output}", name(&case)));
         }
     }
     let hint = "run with PORTCULLIS_BLESS=1 to approve, and read what you approve";

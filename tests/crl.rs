@@ -393,11 +393,11 @@ fn crl_of_an_unknown_issuer_gives_a_warning() {
     let (site, clients) = site();
     let portcullis = Portcullis::start(site, format!("{ON_SIGHUP}{}", checking(&upstream)));
     let inside = session(&portcullis, app(&clients));
-    let untrusted = Authority::new("Stranger CA").list(TakesBack::nothing(1));
+    let untrusted = Authority::new("Other CA").list(TakesBack::nothing(1));
     let seen = portcullis.seen();
     put(&portcullis, "clients.crl", &untrusted.pem());
     portcullis.event_after(seen, "the warning", |event| {
-        event.0.to_string().contains("CN=Stranger CA, which is not in client_ca")
+        event.0.to_string().contains("CN=Other CA, which is not in client_ca")
     });
     assert_lives(inside);
 }

@@ -112,8 +112,8 @@ fn client_and_upstream_sockets_use_keepalive() {
     client.ask(b"hello", b"hello");
     let (own, theirs) = (portcullis.address("main").port(), client.port());
     let database: SocketAddr = upstream.to_string().parse().unwrap();
-    eventually("the client's leg has keepalive", || kept_alive(|local, remote| (local, remote) == (own, theirs)));
-    eventually("the upstream's leg has keepalive", || kept_alive(|_, remote| remote == database.port()));
+    eventually("the client's socket has keepalive", || kept_alive(|local, remote| (local, remote) == (own, theirs)));
+    eventually("the upstream's socket has keepalive", || kept_alive(|_, remote| remote == database.port()));
 }
 
 #[test]
@@ -127,7 +127,7 @@ fn unix_socket_with_a_full_backlog_is_retried() {
     // In TLS 1.2 the server is done with the handshake when the client is, and dials at once.
     let client = portcullis.client().speaking(&TLS12);
     let crowd: Vec<Connection> = (0..20).map(|_| client.connect()).collect();
-    portcullis.event("somebody is in the queue", |event| event.is("connection.opened"));
+    portcullis.event("a connection is in the queue", |event| event.is("connection.opened"));
     let listener = UnixListener::from(socket);
     thread::spawn(move || {
         for mut stream in listener.incoming().map_while(Result::ok) {

@@ -166,7 +166,7 @@ fn redis_py_survives_an_outage_as_it_does_without_a_proxy() {
     portcullis.event("a session", |event: &Event| event.is("connection.opened"));
     redis.kill();
     let denials = || portcullis.events().iter().filter(|event| event.is("connection.denied")).count();
-    eventually("it is told twice", || (denials() >= 2).then_some(()));
+    eventually("it gets two errors", || (denials() >= 2).then_some(()));
     redis.start_again();
     let code = python.exit_code();
     let output = std::io::read_to_string(python.0.stderr.take().unwrap()).unwrap();

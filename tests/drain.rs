@@ -134,7 +134,7 @@ fn each_listener_logs_ready_with_its_address() {
 fn expect(socket: &UnixDatagram, line: &str) {
     let mut buffer = [0; 1024];
     loop {
-        let length = socket.recv(&mut buffer).expect("systemd is told in time");
+        let length = socket.recv(&mut buffer).expect("systemd is notified in time");
         let message = String::from_utf8_lossy(&buffer[..length]);
         if message.lines().any(|sent| sent == line) {
             return;

@@ -86,7 +86,7 @@ fn rehearse(title: &str, password: Option<&str>) {
                 let expected = expected.join("\n");
                 assert!(
                     shows(&expected, &lines),
-                    "the guide says\n{expected}\n--- but it is\n{printed}\n--- in\n{transcript}"
+                    "expected\n{expected}\n--- but printed\n{printed}\n--- in\n{transcript}"
                 );
             }
             _ => {}

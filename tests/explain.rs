@@ -102,13 +102,13 @@ fn explain_sends_the_certificate_and_not_its_key() {
     let site = &portcullis.site;
     let good = site.ca.issue(Request::client("app"));
     site.write("good.pem", format!("{}{}", good.key_pem(), good.pem()));
-    site.install("stranger", &Authority::new("Another CA").issue(Request::client("app")));
+    site.install("untrusted", &Authority::new("Another CA").issue(Request::client("app")));
     // The file would not trust either.
     site.write("other.crt", Authority::new("Other CA").pem());
     site.write("portcullis.toml", config(listener()).replace("ca.crt", "other.crt"));
     let output = explain(site, &[HERE, &["--client-cert", "good.pem"]].concat()).success();
     assert!(output.contains("CN=app is vouched for by CN=Test CA"), "{output}");
-    let refused = explain(site, &[HERE, &["--client-cert", "stranger.crt"]].concat());
+    let refused = explain(site, &[HERE, &["--client-cert", "untrusted.crt"]].concat());
     assert_eq!(refused.code, Some(3), "{}", refused.stderr);
     assert!(refused.text().contains("refused (client_certificate_unknown_ca)"), "{}", refused.text());
     let body = json!({ "listener": "main", "source": "127.0.0.1", "client_certificate": good.pem() }).to_string();

@@ -56,7 +56,7 @@ fn psql_prints_the_reason_of_a_closed_idle_session() {
     psql.screen.after(0, "the answer", contains("the answer is 42"));
     assert_eq!(portcullis.stop().0, Some(0));
     psql.enter("select 1;");
-    psql.errors.after(0, "the goodbye", contains(STOPPING));
+    psql.errors.after(0, "the farewell message", contains(STOPPING));
     let all = psql.errors.to_the_end().into_iter().map(|line| line.0.to_string()).collect::<String>();
     assert!(all.contains("FATAL") && all.contains("Connect again."), "{all}");
     assert_eq!(psql.running.exit_code(), Some(2));
@@ -211,7 +211,7 @@ fn idle_timeout_is_reported_to_tokio_postgres_and_psql() {
     let seen = portcullis.events().iter().position(closed).unwrap() + 1;
     assert_eq!(portcullis.event_after(seen, "the end of psql's session", closed).reason(), "idle_timeout");
     psql.enter("select 1;");
-    psql.errors.after(0, "the goodbye", contains(words));
+    psql.errors.after(0, "the farewell message", contains(words));
     assert_eq!(psql.running.exit_code(), Some(2));
 }
 

@@ -216,7 +216,7 @@ fn source_above_the_rate_is_denied_and_then_closed() {
         assert_eq!(denied.reason(), "rate_limited");
         assert_eq!(denied.text("rule"), "ip_addr:127.0.0.0/8");
         assert!(denied.text("detail").contains("3/h (connection_rate_per_source)"), "{}", denied.0);
-        assert!(!denied.has("tls_version"), "it was heard: {}", denied.0);
+        assert!(!denied.has("tls_version"), "it has sent a ClientHello: {}", denied.0);
     }
     session(&portcullis.client().from("127.0.0.2"));
     assert_eq!(upstream.connections(), 4, "who is refused does not reach the upstream");

@@ -388,12 +388,12 @@ fn starting_servers_are_reported_with_sqlstate_57p03() {
 #[test]
 fn primary_is_found_over_tls_and_a_rejected_certificate_is_explained() {
     let (leader, site) = (Postgres::primary(), TestDir::new());
-    let (databases, untrusted_clients) = (Authority::new("Databases"), Authority::new("Strangers"));
+    let (databases, untrusted_clients) = (Authority::new("Databases"), Authority::new("Other"));
     leader.demand_certificates(&databases.issue(Request::server(&["127.0.0.1"])), &databases);
     let standby = Postgres::following(&leader);
     site.write("databases.crt", databases.pem());
     site.install("app", &databases.issue(Request::client("app")));
-    site.install("stranger", &untrusted_clients.issue(Request::client("app")));
+    site.install("untrusted", &untrusted_clients.issue(Request::client("app")));
     let keys = |name: &str| {
         let tls = format!("tls = \"verify-full\", ca = \"databases.crt\", cert = \"{name}.crt\", key = \"{name}.key\"");
         config(&Listener::postgres("UPSTREAM"), &format!("{}, {tls}", target(&[&standby, &leader])))
@@ -405,7 +405,7 @@ fn primary_is_found_over_tls_and_a_rejected_certificate_is_explained() {
     keyed.env("PGPASSWORD", "open sesame");
     assert_eq!(primary_by(keyed), port(&leader));
 
-    assert!(portcullis.reconfigure(keys("stranger")).is("reload.applied"));
+    assert!(portcullis.reconfigure(keys("untrusted")).is("reload.applied"));
     let refused = run(psql(&conninfo).args(ASK));
     assert!(refused.stderr.contains("FATAL"), "{}", refused.stderr);
     let denied = portcullis.event("a refusal", |event| event.is("connection.denied"));

@@ -353,7 +353,7 @@ fn header_of_an_untrusted_proxy_is_ignored() {
                 let mut stream = portcullis.client().dial();
                 stream.write_all(&hello).unwrap();
                 let words = last_words(&mut stream);
-                assert!(!words.starts_with(b"\x16"), "it was let in: {}", words.escape_ascii());
+                assert!(!words.starts_with(b"\x16"), "it was admitted: {}", words.escape_ascii());
                 let denied = portcullis.ending(port(&stream));
                 assert_eq!((denied.reason(), denied.text("source")), (reason, "127.0.0.1"));
                 assert!(denied.text("detail").contains("began with a PROXY header"), "{}", denied.0);
@@ -704,7 +704,7 @@ fn hostile_headers_are_denied_and_reach_no_upstream() {
     }
     eventually("all sockets are closed", || (portcullis.open_files() <= files).then_some(()));
     assert_eq!(portcullis.errors(), "");
-    assert_eq!(upstream.connections(), 1, "somebody reached the upstream");
+    assert_eq!(upstream.connections(), 1, "a client reached the upstream");
     announced(&client, &v1("10.1.2.3:7777", "192.0.2.1:1")).send(b"hello");
     portcullis.opened(7777);
 }

@@ -137,7 +137,7 @@ fn unreachable_upstream_is_reported_to_the_client() {
     let words = String::from_utf8(connection.rest().unwrap()).unwrap();
     assert!(words.starts_with("-LOADING ") && words.ends_with("\r\n"), "{words:?}");
     assert_eq!(words.lines().count(), 1, "{words:?}");
-    assert!(!words.contains(&redis.to_string()), "the address is nobody's business: {words:?}");
+    assert!(!words.contains(&redis.to_string()), "the error contains the address: {words:?}");
     assert_eq!(portcullis.refusal(connection.port()), "upstream_unreachable");
 
     let output = run(cli(&portcullis).arg("PING")).text();
@@ -170,7 +170,7 @@ fn blocked_client_is_not_timed_out() {
     waiting.send(b"BLPOP queue 0\r\n");
     // Longer than every timeout of this listener.
     thread::sleep(Duration::from_secs(4));
-    eventually("Redis knows that somebody waits", || {
+    eventually("Redis has a blocked client", || {
         run(redis.cli().args(["INFO", "clients"])).text().contains("blocked_clients:1").then_some(())
     });
     run(redis.cli().args(["RPUSH", "queue", "work"])).success();

@@ -20,10 +20,10 @@ use crate::revocation::{assert_lives, wanting};
 
 /// Greets in such a way that every client here knows that it is in.
 fn greeting() -> Upstream {
-    Upstream::saying_and_ending(b"PING, says the upstream\n")
+    Upstream::saying_and_ending(b"PING from the upstream\n")
 }
 
-const GREETING: &str = "says the upstream";
+const GREETING: &str = "from the upstream";
 
 /// The result of a connection of a client that has a TLS session from an earlier one.
 type Reception = Result<HandshakeKind, String>;
@@ -262,7 +262,7 @@ fn ticket_is_not_resumed_after_its_source_is_removed() {
         inn.change("portcullis.toml", &trusting("[\"127.0.0.1\", \"127.0.0.2\"]"));
         inn.assert_received(&Ok(Resumed), "after another source was added");
         inn.change("portcullis.toml", &trusting("[\"127.0.0.2\"]"));
-        inn.assert_received(&Err("untrusted_source".to_owned()), "after its source was taken out");
+        inn.assert_received(&Err("untrusted_source".to_owned()), "after its source was removed");
         inn.change("portcullis.toml", &config);
         inn.portcullis.applies(|| inn.portcullis.process.signal("HUP"));
         inn.assert_received(&Ok(Resumed), "as trust is the same, and a SIGHUP changes nothing");
@@ -279,7 +279,7 @@ fn ticket_is_not_resumed_after_its_certificate_expires() {
         inn.assert_received(&Ok(Resumed), "in its time");
     }
     for mut inn in inns {
-        eventually("the certificate runs out", || {
+        eventually("the certificate expires", || {
             let (port, attempt) = inn.portcullis.client().showing(&leaf).attempt();
             attempt.is_err().then(|| inn.portcullis.refusal(port))
         });

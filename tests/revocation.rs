@@ -217,7 +217,7 @@ fn client_removed_from_trusted_clients_ends_its_sessions() {
     let first = trusting(r#""cn:app", "dns:*.app.internal", "uri:spiffe://prod/*", "email:app@example.com""#);
     let portcullis = start(site, &[&first]);
     let named = |names: &[&str]| {
-        let request = Request::client("somebody");
+        let request = Request::client("untrusted");
         clients.issue(names.iter().fold(request, |request, name| request.also(name)))
     };
     let by_name = session(&portcullis, clients.issue(Request::client("app")));
@@ -236,7 +236,7 @@ fn client_removed_from_trusted_clients_ends_its_sessions() {
         let (port, refused) = refused_words(&portcullis, untrusted);
         assert!(refused.starts_with("-DENIED "), "{refused}");
         let denied = portcullis.ending(port);
-        assert_eq!((denied.reason(), denied.text("client_subject")), ("client_not_trusted", "CN=somebody"));
+        assert_eq!((denied.reason(), denied.text("client_subject")), ("client_not_trusted", "CN=untrusted"));
         assert_eq!(denied.text("rule"), "ip_addr:127.0.0.1", "{}", denied.0);
     }
 

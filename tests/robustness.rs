@@ -175,7 +175,7 @@ fn broken_tls_record_ends_only_its_session() {
     let mut bystander = portcullis.client().connect();
     let mut broken = portcullis.client().connect();
     broken.ask(b"hello", b"hello");
-    broken.stream.sock.write_all(b"\x17\x03\x03\x00\x20this is not what the keys would say").unwrap();
+    broken.stream.sock.write_all(b"\x17\x03\x03\x00\x20no key has encrypted these bytes").unwrap();
     wire::last_words(&mut broken.stream.sock);
     let closed = portcullis.ending(broken.port());
     assert!(closed.is("connection.closed"), "{}", closed.0);

@@ -233,7 +233,7 @@ fn client_refused_by_the_server_is_half_closed_until_it_closes() {
                 (b'E', _) => break,
                 (b'R', SASL) => client.send(&wrong_password()),
                 (b'R', TRUSTED) => {}
-                _ => panic!("{user} is told {:?}", char::from(kind)),
+                _ => panic!("{user} received {:?}", char::from(kind)),
             }
         }
         client.rest().unwrap();

@@ -98,7 +98,7 @@ fn untrusted_source_gets_no_answer_and_trusted_source_is_accepted() {
         let (_, events) = portcullis.stop();
         let off = events.iter().find(|event| event.is("shield.off")).unwrap();
         assert_eq!(off.number("dropped") > 0, untrusted.is_some());
-        assert!(!events.iter().any(|event| event.is("connection.denied")), "nobody has seen the stranger");
+        assert!(!events.iter().any(|event| event.is("connection.denied")), "the untrusted source was logged");
     }
 }
 
@@ -214,7 +214,7 @@ fn flood_activates_the_shield_until_it_ends() {
     assert!(off.number("dropped") > 0);
     let mut untrusted = dial(address, "127.0.0.9", ONE_SYN).unwrap();
     assert_eq!(wire::last_words(&mut untrusted), b"");
-    assert_eq!(portcullis.refusal(port(&untrusted)), "untrusted_source", "it is heard of again");
+    assert_eq!(portcullis.refusal(port(&untrusted)), "untrusted_source", "it is logged again");
 }
 
 #[test]
@@ -291,8 +291,8 @@ struct Machine {
 }
 
 impl Machine {
-    /// Starts the program where `script` has made the network; that ends by writing into the file `clients` of the site who is
-    /// process in which clients run. The kernel or the environment of the tests may forbid namespaces; then the result is `None`.
+    /// Starts the program in the network that `script` makes. The script writes into the file `clients` the id of the process in
+    /// whose network clients run. The kernel or the environment of the tests may forbid namespaces; then the result is `None`.
     fn start(script: &str, config: &str) -> Option<Self> {
         let mut possible = command("unshare");
         possible.args(["--user", "--map-root-user", "--net", "ip", "link", "add", "a0", "type", "veth"]);

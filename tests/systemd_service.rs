@@ -51,7 +51,7 @@ fn notify_socket(path: &Path) -> UnixDatagram {
 /// The next message to systemd.
 fn next_message(socket: &UnixDatagram) -> String {
     let mut buffer = [0; 4096];
-    let length = socket.recv(&mut buffer).expect("systemd is told in time");
+    let length = socket.recv(&mut buffer).expect("systemd is notified in time");
     String::from_utf8(buffer[..length].to_vec()).unwrap()
 }
 

@@ -13,7 +13,7 @@ use crate::reload::ON_SIGHUP;
 
 /// An upstream that closes at once.
 fn brief() -> Upstream {
-    Upstream::new(|mut stream| stream.write_all(b"good-bye\n").unwrap())
+    Upstream::new(|mut stream| stream.write_all(b"farewell\n").unwrap())
 }
 
 #[test]
@@ -25,7 +25,7 @@ fn openssl_connects_with_tls_1_2_and_1_3() {
         let output = run(&mut s_client(&portcullis.site, address, &[option])).success();
         assert!(output.contains("Verify return code: 0 (ok)"), "{output}");
         assert!(output.contains(&format!("New, {version}")), "{output}");
-        assert!(output.contains("good-bye"), "{output}");
+        assert!(output.contains("farewell"), "{output}");
     }
 }
 
@@ -156,7 +156,7 @@ fn session_ends_with_close_notify() {
     for version in [&TLS12, &TLS13] {
         let mut connection = portcullis.client().speaking(version).connect();
         // An end without close_notify would be an error.
-        assert_eq!(connection.rest().unwrap(), b"good-bye\n");
+        assert_eq!(connection.rest().unwrap(), b"farewell\n");
     }
 }
 
@@ -195,7 +195,7 @@ fn openssl_resumes_its_session_with_a_client_certificate() {
             let second = [version, "-cert", "client.crt", "-key", "client.key", "-sess_in", "session"];
             let output = run(&mut s_client(&portcullis.site, address, &second)).success();
             assert!(output.contains("Reused, TLS"), "{version} {client_auth}: {output}");
-            assert!(output.contains("good-bye"), "{output}");
+            assert!(output.contains("farewell"), "{output}");
         }
     }
 }

@@ -233,7 +233,7 @@ fn half_closed_client_receives_the_whole_answer_over_all_transports() {
 #[test]
 fn half_closed_upstream_receives_all_client_bytes_over_all_transports() {
     let serve = |mut stream: Wire| {
-        stream.write_all(b"go on").unwrap();
+        stream.write_all(b"again").unwrap();
         stream.finish().unwrap();
         // What is wrong here shows in the count.
         stream.read_all();
@@ -241,7 +241,7 @@ fn half_closed_upstream_receives_all_client_bytes_over_all_transports() {
     for_all("", serve, |portcullis, _, name| {
         let seen = portcullis.seen();
         let mut client = client(portcullis, name);
-        assert_eq!(client.read_all(), b"go on");
+        assert_eq!(client.read_all(), b"again");
         client.write_all(&pattern(2 * MIB)).unwrap();
         client.finish().unwrap();
         let closed = closed(portcullis, seen);
@@ -379,7 +379,7 @@ fn slow_reader_uses_little_memory_over_all_transports() {
         wire::read_exactly(&mut client, 1);
         // Nothing moves any more when it has used no time for a while.
         let mut last = portcullis.cpu_ticks();
-        eventually("everybody waits", || {
+        eventually("both sides wait", || {
             thread::sleep(Duration::from_millis(100));
             let now = portcullis.cpu_ticks();
             (std::mem::replace(&mut last, now) == now).then_some(())

@@ -60,7 +60,7 @@ fn very_long_name_of_a_denied_client_is_truncated_in_log_and_audit() {
         let leaf = very_long(&Authority::new("Foreign CA"));
         let fingerprint = leaf.sha256();
         let mut portcullis = Portcullis::start(site, config);
-        portcullis.event("a line that says ready", |event| event.0.to_string().contains("ready"));
+        portcullis.event("the line ready", |event| event.0.to_string().contains("ready"));
         let client = Client::new(address, &portcullis.site.ca).showing(leaf);
         client.attempt().1.unwrap_err();
         let (_, events) = portcullis.stop();

@@ -38,7 +38,7 @@ fn header_upstream() -> (Upstream, Receiver<ReceivedHeader>) {
 }
 
 fn next(headers: &Receiver<ReceivedHeader>) -> ReceivedHeader {
-    headers.recv_timeout(PATIENCE).expect("somebody reaches the upstream")
+    headers.recv_timeout(PATIENCE).expect("a connection reaches the upstream")
 }
 
 fn announcing(listener: Listener, version: &str) -> Listener {

@@ -136,7 +136,7 @@ fn every_certificate_of_an_upstream_bundle_is_a_trust_anchor() {
             .unwrap();
     }
     site.write("redis_ca.pem", bundle);
-    let untrusted = Authority::new("Stranger");
+    let untrusted = Authority::new("Other");
     let servers: Vec<Redis> = [&old, &older, &between, &today, &untrusted, &public]
         .map(|authority| Redis::with_tls(&site, &authority.issue(Request::server(&["127.0.0.1"])), ANYBODY))
         .into();
@@ -331,7 +331,7 @@ fn invalid_answer_to_sslrequest_is_rejected() {
         assert_eq!(denied.reason(), "upstream_tls_failed");
         assert!(denied.text("detail").contains(words), "{}", denied.0);
         if !answer.is_empty() {
-            assert_eq!(receiver.recv_timeout(PATIENCE).unwrap(), SSL_REQUEST, "it was told more than SSLRequest");
+            assert_eq!(receiver.recv_timeout(PATIENCE).unwrap(), SSL_REQUEST, "it received more than SSLRequest");
         }
     }
 }
@@ -441,7 +441,7 @@ fn resumed_upstream_session_ends_with_its_certificate() {
     let leaf = site.ca.issue(Request::server(&["127.0.0.1"]).brief(4));
     let (upstream, kinds) = noting(showing(&leaf));
     let portcullis = Portcullis::start(site, Listener::tcp(&upstream).upstream_tls("verify-full", "ca.crt"));
-    let refused = eventually("the certificate runs out", || {
+    let refused = eventually("the certificate expires", || {
         let (port, connected) = portcullis.client().attempt();
         connected.is_err().then(|| portcullis.ending(port))
     });
@@ -479,7 +479,7 @@ fn truncated_upstream_stream_is_delivered_and_reported() {
         client.send(b"c");
         let mut received = Vec::new();
         let error = client.stream.read_to_end(&mut received).unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::UnexpectedEof, "its TLS ended as if all had been said");
+        assert_eq!(error.kind(), ErrorKind::UnexpectedEof, "its TLS ended as if the stream were complete");
         assert_eq!(received.len(), output.len());
         let closed = portcullis.ending(client.port());
         assert_eq!(closed.reason(), "upstream_closed");
@@ -514,7 +514,7 @@ fn reset_or_garbled_upstream_stream_is_reported_as_an_error() {
         assert_eq!(client.receive(10), b"some of it");
         client.send(b"!");
         let error = client.rest().unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::UnexpectedEof, "its TLS ended as if all had been said");
+        assert_eq!(error.kind(), ErrorKind::UnexpectedEof, "its TLS ended as if the stream were complete");
         assert_eq!(portcullis.ending(client.port()).reason(), reason);
     }
 }
@@ -641,7 +641,7 @@ impl Crowd {
     fn leave(self) {
         self.enough.store(true, Ordering::SeqCst);
         for member in self.members {
-            assert!(member.join().expect("nobody was turned away") > 10);
+            assert!(member.join().expect("no client was denied") > 10);
         }
     }
 }

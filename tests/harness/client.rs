@@ -295,5 +295,5 @@ pub(crate) fn port(stream: &TcpStream) -> u16 {
 /// Ends a TCP connection with an RST.
 pub(crate) fn reset(stream: TcpStream) {
     let linger = SockRef::from(&stream).set_linger(Some(Duration::ZERO));
-    linger.expect("a socket can be told not to linger");
+    linger.expect("a socket takes a linger time");
 }

@@ -28,7 +28,7 @@ impl Nginx {
     /// The first client that a header announced, logged when it closes: address, port, and the address that it connected to.
     pub(crate) fn first_client(&self) -> String {
         eventually("nginx notes a connection", || {
-            let log = fs::read_to_string(self.directory.path().join("told.log")).unwrap_or_default();
+            let log = fs::read_to_string(self.directory.path().join("clients.log")).unwrap_or_default();
             log.split_once('\n').map(|(first, _)| first.to_owned())
         })
     }
@@ -39,8 +39,8 @@ fn server(directory: &TempDir, port: u16, upstream: &impl Display) -> Command {
         "load_module /usr/lib/nginx/modules/ngx_stream_module.so;\n\
          daemon off;\nmaster_process off;\npid nginx.pid;\nerror_log stderr notice;\nevents {{}}\n\
          stream {{\n\
-             log_format told '$proxy_protocol_addr:$proxy_protocol_port $proxy_protocol_server_addr:$proxy_protocol_server_port';\n\
-             access_log told.log told;\n\
+             log_format clients '$proxy_protocol_addr:$proxy_protocol_port $proxy_protocol_server_addr:$proxy_protocol_server_port';\n\
+             access_log clients.log clients;\n\
              server {{ listen 127.0.0.1:{port} proxy_protocol; proxy_pass {upstream}; }}\n\
          }}\n"
     );

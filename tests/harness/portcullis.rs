@@ -100,7 +100,7 @@ impl Portcullis {
     /// Why it was denied; it must not have been admitted.
     pub(crate) fn refusal(&self, source_port: u16) -> String {
         let ending = self.ending(source_port);
-        assert!(ending.is("connection.denied"), "it was let in: {}", ending.0);
+        assert!(ending.is("connection.denied"), "it was admitted: {}", ending.0);
         ending.reason().to_owned()
     }
 
@@ -190,7 +190,7 @@ impl Portcullis {
 
     /// The same with a body.
     pub(crate) fn ask_with(&self, method: &str, target: &str, body: &str) -> (u16, Value) {
-        let mut stream = UnixStream::connect(self.site.path("admin.sock")).expect("somebody answers");
+        let mut stream = UnixStream::connect(self.site.path("admin.sock")).expect("the program answers");
         stream.set_read_timeout(Some(PATIENCE)).expect("a socket takes a timeout");
         let head = format!("host: portcullis\r\nconnection: close\r\ncontent-length: {}", body.len());
         let request = format!("{method} {target} HTTP/1.1\r\n{head}\r\n\r\n{body}");

@@ -186,8 +186,8 @@ fn collect(mut pipe: impl Read + Send + 'static) -> mpsc::Receiver<Vec<u8>> {
     receiver
 }
 
-/// A server that cannot report its port: started on one that was free a moment ago, and on another when a process
-/// else was quicker.
+/// A server that cannot report its port: started on one that was free a moment ago, and on another when another
+/// process takes it first.
 pub(crate) fn serve(ready: &str, command: impl Fn(u16) -> Command) -> (Running, u16) {
     loop {
         let port = free_port();

@@ -137,8 +137,8 @@ impl Upstream {
     pub(crate) fn assert_untouched(&self) {
         let _mine = TcpStream::connect(self.address).expect("the upstream is up");
         eventually("the upstream takes a connection", || (self.connections() > 0).then_some(()));
-        assert_eq!(self.connections(), 1, "somebody reached the upstream");
-        assert!(self.received().is_empty(), "somebody said something to the upstream");
+        assert_eq!(self.connections(), 1, "a client reached the upstream");
+        assert!(self.received().is_empty(), "the upstream received bytes");
     }
 
     /// All clients have closed again without a byte. For an upstream that remembers what came.
@@ -146,8 +146,8 @@ impl Upstream {
         // Taken from the queue after all that came before.
         drop(TcpStream::connect(self.address).expect("the upstream is up"));
         let ended = || self.shared.ended.load(Ordering::SeqCst);
-        eventually("everybody has gone", || (ended() > 0 && ended() == self.connections()).then_some(()));
-        assert_eq!(self.received().escape_ascii().to_string(), "", "somebody said something to the upstream");
+        eventually("all clients have closed", || (ended() > 0 && ended() == self.connections()).then_some(()));
+        assert_eq!(self.received().escape_ascii().to_string(), "", "the upstream received bytes");
     }
 
     /// What came so far, from all connections together.
