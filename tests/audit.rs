@@ -17,10 +17,10 @@ fn mixed_company(portcullis: &Portcullis) -> Vec<u16> {
     let mut inside = portcullis.client().connect();
     inside.ask(b"hello", b"hello");
     let mut untrusted = portcullis.client().from("127.0.0.2").dial();
-    wire::last_words(&mut untrusted);
+    wire::read_until_closed(&mut untrusted);
     let mut plain = portcullis.client().dial();
     plain.write_all(b"PING\r\n").unwrap();
-    wire::last_words(&mut plain);
+    wire::read_until_closed(&mut plain);
     let brief = portcullis.client().dial();
     let ports = vec![inside.port(), port(&untrusted), port(&plain), port(&brief)];
     drop(brief);
@@ -151,7 +151,7 @@ fn payload_and_keys_are_never_logged() {
     portcullis.client().connect().ask(password, password);
     let mut plain = portcullis.client().dial();
     plain.write_all(password).unwrap();
-    wire::last_words(&mut plain);
+    wire::read_until_closed(&mut plain);
     let key = fs::read_to_string(portcullis.site.path("server.key")).unwrap();
     let (_, events) = portcullis.stop();
     for event in events {
@@ -209,7 +209,7 @@ fn newline_in_a_server_name_forges_no_log_line() {
     stream.write_all(&hello).unwrap();
     let port = port(&stream);
     stream.shutdown(std::net::Shutdown::Write).unwrap();
-    wire::last_words(&mut stream);
+    wire::read_until_closed(&mut stream);
     portcullis.ending(port);
     let (_, events) = portcullis.stop();
     assert!(events.iter().all(|event| event.0.is_object()), "{events:?}");

@@ -16,7 +16,7 @@ const AUDIT_FILE: &str = "log.audit_file = \"audit.log\"\n";
 /// An untrusted source connects and is denied, which logs a line. Returns its source port.
 fn turned_away(portcullis: &Portcullis) -> u16 {
     let mut untrusted = portcullis.client().from("127.0.0.2").dial();
-    assert_eq!(wire::last_words(&mut untrusted), b"");
+    assert_eq!(wire::read_until_closed(&mut untrusted), b"");
     port(&untrusted)
 }
 

@@ -2,13 +2,13 @@
 
 use std::collections::HashMap;
 
-use crate::harness::wire::last_words;
+use crate::harness::wire::read_until_closed;
 use crate::harness::{Client, Event, Listener, Portcullis, Upstream, eventually};
 
 /// Denied connections of an untrusted source, one after the other.
 fn flood(client: &Client, count: u64) {
     for _ in 0..count {
-        assert_eq!(last_words(&mut client.dial()), b"");
+        assert_eq!(read_until_closed(&mut client.dial()), b"");
     }
 }
 

@@ -9,7 +9,7 @@ use tokio_postgres::error::SqlState;
 
 use crate::harness::client::port;
 use crate::harness::program::Running;
-use crate::harness::wire::{GSSENC_REQUEST, PROTOCOL_3_0, cancel, last_words, read_exactly, startup};
+use crate::harness::wire::{GSSENC_REQUEST, PROTOCOL_3_0, cancel, read_exactly, read_until_closed, startup};
 use crate::harness::{Connection, Listener, Portcullis, Postgres, Request, TestDir, Upstream, eventually};
 use crate::postgres::{connector, conninfo, parameters, psql};
 use crate::reload::ON_SIGHUP;
@@ -84,7 +84,7 @@ fn cancel_request_is_forwarded_verbatim_and_not_answered() {
         for in_tls in [true, false] {
             let upstream = Upstream::brief();
             let portcullis = Portcullis::before(Listener::postgres(&upstream));
-            let client = portcullis.client().asking_first();
+            let client = portcullis.client().with_ssl_request();
             let port = if in_tls {
                 let mut connection = client.connect();
                 connection.send(&packet);
@@ -93,7 +93,7 @@ fn cancel_request_is_forwarded_verbatim_and_not_answered() {
             } else {
                 let mut stream = client.dial();
                 stream.write_all(&packet).unwrap();
-                assert_eq!(last_words(&mut stream), b"");
+                assert_eq!(read_until_closed(&mut stream), b"");
                 port(&stream)
             };
             forwarded(&portcullis, port);
@@ -112,7 +112,7 @@ fn plaintext_cancel_after_a_declined_gssenc_request_is_forwarded() {
     assert_eq!(read_exactly(&mut stream, 1), b"N");
     let packet = cancel(77, &[1, 2, 3, 4]);
     stream.write_all(&packet).unwrap();
-    assert_eq!(last_words(&mut stream), b"");
+    assert_eq!(read_until_closed(&mut stream), b"");
     assert_eq!(upstream.receives(packet.len()), packet);
 }
 
@@ -123,7 +123,7 @@ fn bytes_after_a_cancel_request_are_not_forwarded() {
     let packet = cancel(77, &[1, 2, 3, 4]);
     let mut stream = portcullis.client().dial();
     stream.write_all(&[packet.as_slice(), b"and more"].concat()).unwrap();
-    assert_eq!(last_words(&mut stream), b"");
+    assert_eq!(read_until_closed(&mut stream), b"");
     let event = portcullis.event("an end", |event| event.0["source_port"] == port(&stream));
     if event.is("cancel.forwarded") {
         assert_eq!(upstream.receives(packet.len()), packet);
@@ -140,7 +140,7 @@ fn plaintext_cancel_is_denied_if_disabled() {
     let portcullis = Portcullis::before(listener);
     let mut stream = portcullis.client().dial();
     stream.write_all(&cancel(77, &[1, 2, 3, 4])).unwrap();
-    last_words(&mut stream);
+    read_until_closed(&mut stream);
     assert_eq!(portcullis.refusal(port(&stream)), "plaintext_refused");
     upstream.assert_untouched();
 }
@@ -152,7 +152,7 @@ fn cancel_from_an_untrusted_source_is_denied() {
     let mut stream = portcullis.client().from("127.0.0.2").dial();
     // The connection may be gone already.
     let _ = stream.write_all(&cancel(77, &[1, 2, 3, 4]));
-    assert_eq!(last_words(&mut stream), b"");
+    assert_eq!(read_until_closed(&mut stream), b"");
     assert_eq!(portcullis.refusal(port(&stream)), "untrusted_source");
     upstream.assert_untouched();
 }
@@ -167,7 +167,7 @@ fn plaintext_cancel_is_forwarded_if_client_certificates_are_required() {
     let packet = cancel(77, &[1, 2, 3, 4]);
     let mut stream = portcullis.client().dial();
     stream.write_all(&packet).unwrap();
-    assert_eq!(last_words(&mut stream), b"");
+    assert_eq!(read_until_closed(&mut stream), b"");
     forwarded(&portcullis, port(&stream));
     assert_eq!(upstream.receives(packet.len()), packet);
 }
@@ -191,7 +191,7 @@ fn plaintext_cancel_during_a_reload_is_authorized_by_the_new_policy() {
         let applied = portcullis.reconfigure(format!("{ON_SIGHUP}{}", change(listener)));
         assert!(applied.is("reload.applied"), "{}", applied.0);
         stream.write_all(rest).unwrap();
-        assert_eq!(last_words(&mut stream), b"");
+        assert_eq!(read_until_closed(&mut stream), b"");
         assert_eq!(portcullis.refusal(port(&stream)), reason);
         upstream.assert_received_nothing();
     }
@@ -202,7 +202,7 @@ fn tls_cancel_during_a_reload_is_authorized_by_the_new_policy() {
     let upstream = Upstream::silent();
     let listener = Listener::postgres(&upstream);
     let portcullis = Portcullis::start(TestDir::new(), format!("{ON_SIGHUP}{listener}"));
-    let mut client = portcullis.client().asking_first().connect();
+    let mut client = portcullis.client().with_ssl_request().connect();
     let packet = cancel(77, &[1, 2, 3, 4]);
     let (half, rest) = packet.split_at(packet.len() / 2);
     client.send(half);
@@ -221,10 +221,10 @@ fn observe_mode_forwards_an_untrusted_cancel_and_logs_would_deny() {
     let portcullis = Portcullis::before(listener);
     let packet = cancel(77, &[1, 2, 3, 4]);
     for (source, would_deny) in [("127.0.0.2", Some("untrusted_source")), ("127.0.0.1", None)] {
-        let client = portcullis.client().asking_first().from(source);
+        let client = portcullis.client().with_ssl_request().from(source);
         let mut plain = client.dial();
         plain.write_all(&packet).unwrap();
-        assert_eq!(last_words(&mut plain), b"");
+        assert_eq!(read_until_closed(&mut plain), b"");
         let mut secure = client.connect();
         secure.send(&packet);
         assert_eq!(secure.rest().unwrap(), b"");
@@ -291,7 +291,7 @@ fn cancel_key_routes_to_its_session_and_then_to_the_first_server() {
     let (session, key) = session(&portcullis);
     assert!(portcullis.reconfigure(prefer(&[&other, &one])).is("reload.applied"));
     let in_tls = || {
-        let mut canceller = portcullis.client().asking_first().connect();
+        let mut canceller = portcullis.client().with_ssl_request().connect();
         canceller.send(&key);
         assert_eq!(canceller.rest().unwrap(), b"");
         canceller.port()
@@ -299,7 +299,7 @@ fn cancel_key_routes_to_its_session_and_then_to_the_first_server() {
     let in_clear = || {
         let mut canceller = portcullis.client().dial();
         canceller.write_all(&key).unwrap();
-        assert_eq!(last_words(&mut canceller), b"");
+        assert_eq!(read_until_closed(&mut canceller), b"");
         port(&canceller)
     };
     assert_eq!((server(in_tls()), server(in_clear())), (one.to_string(), one.to_string()));
@@ -311,7 +311,7 @@ fn cancel_key_routes_to_its_session_and_then_to_the_first_server() {
 
 /// A session, and the request that cancels its queries.
 pub(crate) fn session(portcullis: &Portcullis) -> (Connection, Vec<u8>) {
-    let mut session = portcullis.client().asking_first().connect();
+    let mut session = portcullis.client().with_ssl_request().connect();
     session.send(&startup(PROTOCOL_3_0, &[("user", "app"), ("database", "postgres")]));
     let mut key = None;
     loop {

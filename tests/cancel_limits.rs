@@ -12,7 +12,7 @@ use crate::cancel::{session, wait_for_the_query};
 use crate::harness::client::port;
 use crate::harness::portcullis::ADMIN;
 use crate::harness::program::Running;
-use crate::harness::wire::{cancel, last_words};
+use crate::harness::wire::{cancel, read_until_closed};
 use crate::harness::{Client, Event, Listener, Portcullis, Postgres, Request, TestDir, Upstream, eventually};
 use crate::postgres::{conninfo, psql};
 
@@ -25,7 +25,7 @@ fn cancel_nothing(client: &Client) -> u16 {
     let mut stream = client.dial();
     // It may be closed already.
     let _ = stream.write_all(&cancel(77, &[1, 2, 3, 4]));
-    assert_eq!(last_words(&mut stream), b"");
+    assert_eq!(read_until_closed(&mut stream), b"");
     port(&stream)
 }
 
@@ -153,7 +153,7 @@ fn flood_of_cancels_from_many_sources_writes_a_bounded_log() {
 fn tls_cancels_are_limited_like_plaintext_cancels() {
     let upstream = Upstream::brief();
     let portcullis = Portcullis::before(Listener::postgres(&upstream));
-    let client = portcullis.client().asking_first();
+    let client = portcullis.client().with_ssl_request();
     let begun = Instant::now();
     for number in 0..OF_A_SOURCE {
         if number % 2 == 0 {
@@ -197,7 +197,7 @@ fn pool_cancels_its_queries_during_a_flood_from_its_source() {
             scope.spawn(|| {
                 let mut stream = portcullis.client().dial();
                 stream.write_all(key).unwrap();
-                assert_eq!(last_words(&mut stream), b"");
+                assert_eq!(read_until_closed(&mut stream), b"");
             });
         }
     });
@@ -230,7 +230,7 @@ fn unanswered_cancels_are_limited_by_concurrency() {
     eventually("that one passes", || (upstream.connections() as u64 == OF_A_SOURCE + 1).then_some(()));
     // Portcullis ends them after ten seconds.
     for mut stream in under_way {
-        assert_eq!(last_words(&mut stream), b"");
+        assert_eq!(read_until_closed(&mut stream), b"");
     }
     let _again = send(&client);
     eventually("one passes again", || (upstream.connections() as u64 == OF_A_SOURCE + 2).then_some(()));

@@ -12,7 +12,7 @@ const GREETING: &str = "greetings";
 
 /// An upstream that sends this and closes the connection, which ends `openssl s_client`.
 fn greeting() -> Upstream {
-    Upstream::saying_and_ending(GREETING.as_bytes())
+    Upstream::sending_and_closing(GREETING.as_bytes())
 }
 
 /// The audit event of a client that presents a certificate and is denied.

@@ -9,7 +9,7 @@ use time::{Duration, OffsetDateTime};
 use crate::harness::portcullis::{ADMIN, executable};
 use crate::harness::upstream::showing;
 use crate::harness::{
-    Authority, Client, Clocked, Listener, Portcullis, Request, TestDir, Upstream, eventually, program,
+    Authority, Client, ClockedPortcullis, Listener, Portcullis, Request, TestDir, Upstream, eventually, program,
 };
 use crate::reload::ON_SIGHUP;
 use crate::revocation::{assert_ended, assert_lives, wanting};
@@ -79,15 +79,15 @@ fn expiry_beyond_the_year_9999_in_check_is_shown_in_utc() {
 
 #[test]
 fn longest_durations_in_use_serve_sessions() {
-    const LONGEST: &str = "3650d";
+    const MAX_DURATION: &str = "3650d";
     let upstream = Upstream::echo();
     let limits = ["handshake_timeout", "idle_timeout", "half_close_timeout", "dead_peer_timeout"];
     let listener = limits
         .iter()
-        .fold(Listener::redis(&upstream), |listener, key| listener.limit(&format!("{key} = \"{LONGEST}\"")))
-        .upstream(&format!("connect_timeout = \"{LONGEST}\""))
-        .upstream(&format!("dial_retry = \"{LONGEST}\""));
-    let whole = format!("reload.poll = \"{LONGEST}\"\nshutdown.drain = \"{LONGEST}\"\n");
+        .fold(Listener::redis(&upstream), |listener, key| listener.limit(&format!("{key} = \"{MAX_DURATION}\"")))
+        .upstream(&format!("connect_timeout = \"{MAX_DURATION}\""))
+        .upstream(&format!("dial_retry = \"{MAX_DURATION}\""));
+    let whole = format!("reload.poll = \"{MAX_DURATION}\"\nshutdown.drain = \"{MAX_DURATION}\"\n");
     let mut portcullis = Portcullis::start(TestDir::new(), format!("{whole}{listener}"));
     assert_lives(portcullis.client().connect());
     assert_eq!(portcullis.stop().0, Some(0));
@@ -116,7 +116,7 @@ fn rule_expiry_follows_a_clock_that_is_set() {
     let rules = format!(r#"[{{ type = "ip_addr", value = "127.0.0.1", expires_at = {end} }}, "127.0.0.2"]"#);
     let listener = Listener::redis(&upstream).trusting(&[]).limit("idle_timeout = \"30m\"").to_string();
     let listener = listener.replace("trusted_sources = []", &format!("trusted_sources = {rules}"));
-    let mut portcullis = Clocked::start(TestDir::new(), format!("{ADMIN}{ON_SIGHUP}{listener}"));
+    let mut portcullis = ClockedPortcullis::start(TestDir::new(), format!("{ADMIN}{ON_SIGHUP}{listener}"));
     let (ending, lasting) = (portcullis.client().from("127.0.0.1"), portcullis.client().from("127.0.0.2"));
     let kept = lasting.attempt().1.unwrap();
     // Hours ahead and back, years ahead and back, and a reload under each of them.
@@ -150,7 +150,7 @@ fn expired_certificate_is_denied_with_a_ticket_after_the_clock_is_set() {
     let (site, clients) = (TestDir::new(), Authority::new("Clients CA"));
     site.write("clients.pem", clients.pem());
     let listener = wanting(&upstream, &["client_ca = \"clients.pem\""]);
-    let mut portcullis = Clocked::start(site, format!("{ON_SIGHUP}{listener}"));
+    let mut portcullis = ClockedPortcullis::start(site, format!("{ON_SIGHUP}{listener}"));
     let brief = portcullis.client().showing(clients.issue(Request::client("brief").valid(-1, 2)));
     let long = portcullis.client().showing(clients.issue(Request::client("long").valid(-1, 300)));
     let [session, again] = [brief.attempt().1.unwrap(), brief.attempt().1.unwrap()];
@@ -181,7 +181,7 @@ fn expired_certificate_is_denied_with_a_ticket_after_the_clock_is_set() {
 #[test]
 fn ticket_from_the_future_is_not_resumed() {
     let upstream = Upstream::echo();
-    let mut portcullis = Clocked::start(TestDir::new(), Listener::redis(&upstream));
+    let mut portcullis = ClockedPortcullis::start(TestDir::new(), Listener::redis(&upstream));
     let client = portcullis.client();
     let handshake = || client.attempt().1.unwrap().tls().handshake_kind().unwrap();
     let set_and_shake_twice = |offset| {
@@ -202,7 +202,7 @@ fn crl_expiry_follows_a_clock_that_is_set() {
     site.write("clients.pem", clients.pem());
     site.write("clients.crl", clients.revoking(&[], 2));
     let listener = wanting(&upstream, &["client_ca = \"clients.pem\"", "client_crl = \"clients.crl\""]);
-    let mut portcullis = Clocked::start(site, format!("{ON_SIGHUP}{listener}"));
+    let mut portcullis = ClockedPortcullis::start(site, format!("{ON_SIGHUP}{listener}"));
     let client = portcullis.client().showing(clients.issue(Request::client("app")));
     for _ in 0..2 {
         let session = client.attempt().1.unwrap();
@@ -227,7 +227,7 @@ fn upstream_certificate_expiry_follows_a_clock_that_is_set() {
         }
     });
     let listener = Listener::tcp(&upstream).upstream_tls("verify-full", "ca.crt");
-    let mut portcullis = Clocked::start(site, listener);
+    let mut portcullis = ClockedPortcullis::start(site, listener);
     let client = portcullis.client();
     let session = client.attempt().1.unwrap();
     for offset in [3 * DAY, -3 * DAY, 40 * YEAR] {
@@ -244,7 +244,7 @@ fn upstream_certificate_expiry_follows_a_clock_that_is_set() {
 #[test]
 fn expiring_certificate_is_reported_once_per_clock_change() {
     let upstream = Upstream::echo();
-    let mut portcullis = Clocked::start(TestDir::new(), format!("{ON_SIGHUP}{}", Listener::redis(&upstream)));
+    let mut portcullis = ClockedPortcullis::start(TestDir::new(), format!("{ON_SIGHUP}{}", Listener::redis(&upstream)));
     portcullis.address("main");
     let reload = || portcullis.applies(|| portcullis.process.signal("HUP"));
     let reports = || portcullis.events().iter().filter(|event| event.is("certificate.expiring")).count();

@@ -11,9 +11,9 @@ use crate::harness::client::alert;
 use crate::harness::openssl::s_client;
 use crate::harness::portcullis::{ADMIN, executable};
 use crate::harness::program::{Outcome, run};
-use crate::harness::{Authority, Event, Leaf, Listener, Portcullis, Request, TakesBack, TestDir, Upstream};
+use crate::harness::{Authority, CrlContent, Event, Leaf, Listener, Portcullis, Request, TestDir, Upstream};
 use crate::reload::{ON_CHANGE, ON_SIGHUP};
-use crate::revocation::{SOON, assert_ended, assert_lives, session, wanting, while_busy};
+use crate::revocation::{MAX_REVOCATION_TIME, assert_ended, assert_lives, session, wanting, while_busy};
 
 /// A listener that goes by the lists in `clients.crl`.
 fn checking(upstream: &Upstream) -> Listener {
@@ -24,7 +24,7 @@ fn checking(upstream: &Upstream) -> Listener {
 fn site() -> (TestDir, Authority) {
     let (site, clients) = (TestDir::new(), Authority::new("Clients CA"));
     site.write("clients.pem", clients.pem());
-    site.write("clients.crl", clients.list(TakesBack::nothing(1)).pem());
+    site.write("clients.crl", clients.list(CrlContent::nothing(1)).pem());
     (site, clients)
 }
 
@@ -75,7 +75,7 @@ fn revoked_certificate_ends_its_sessions_and_is_denied() {
     site.install("taken", &taken);
     let portcullis = Portcullis::start(site, format!("{ON_SIGHUP}{}", checking(&upstream)));
     let (gone, mut kept) = (session(&portcullis, &taken), session(&portcullis, &other));
-    let list = clients.list(TakesBack::nothing(2).and(taken.der())).pem();
+    let list = clients.list(CrlContent::nothing(2).and(taken.der())).pem();
     while_busy(&mut kept, || {
         put(&portcullis, "clients.crl", &list);
         assert_ended(&portcullis, gone, "credential_revoked");
@@ -112,7 +112,7 @@ fn revoked_intermediate_revokes_its_certificates() {
     let [of_lost, of_team, direct] = [&lost, &team, &clients].map(app);
     let gone = session(&portcullis, &of_lost);
     let (kept, too) = (session(&portcullis, &of_team), session(&portcullis, &direct));
-    put(&portcullis, "clients.crl", &clients.list(TakesBack::nothing(2).and(lost.der())).pem());
+    put(&portcullis, "clients.crl", &clients.list(CrlContent::nothing(2).and(lost.der())).pem());
     assert_ended(&portcullis, gone, "credential_revoked");
     assert_eq!(refused(&portcullis, &app(&lost)).reason(), "client_certificate_revoked");
     assert_explained(&portcullis, &of_lost, 3, &["refused (client_certificate_revoked)"]);
@@ -128,7 +128,7 @@ fn crl_of_an_intermediate_covers_its_certificates() {
     let portcullis = Portcullis::start(site, format!("{ON_SIGHUP}{}", checking(&upstream)));
     let [taken, other] = [&team, &team].map(app);
     let (gone, kept) = (session(&portcullis, &taken), session(&portcullis, &other));
-    let lists = [clients.list(TakesBack::nothing(2)), team.list(TakesBack::nothing(1).and(taken.der()))];
+    let lists = [clients.list(CrlContent::nothing(2)), team.list(CrlContent::nothing(1).and(taken.der()))];
     put(&portcullis, "clients.crl", &lists.map(|list| list.pem()).concat());
     assert_ended(&portcullis, gone, "credential_revoked");
     assert_eq!(refused(&portcullis, &taken).reason(), "client_certificate_revoked");
@@ -145,18 +145,18 @@ fn two_cas_with_one_name_use_their_own_crls() {
     let [of_two, other_of_two] = [&two, &two].map(app);
     site.write("clients.pem", format!("{}{}", one.pem(), two.pem()));
     let listener = wanting(&upstream, &["client_ca = \"clients.pem\"", "client_crl = [\"one.crl\", \"two.crl\"]"]);
-    site.write("one.crl", one.list(TakesBack::nothing(1)).pem());
-    site.write("two.crl", two.list(TakesBack::nothing(1)).pem());
+    site.write("one.crl", one.list(CrlContent::nothing(1)).pem());
+    site.write("two.crl", two.list(CrlContent::nothing(1)).pem());
     let portcullis = Portcullis::start(site, format!("{ON_SIGHUP}{listener}"));
     let kept = [&other_of_one, &of_two, &other_of_two].map(|leaf| session(&portcullis, leaf));
     let gone = session(&portcullis, &of_one);
     // It takes back a number of its namesake too, which is no concern of that one.
-    let list = one.list(TakesBack::nothing(2).and(of_one.der()).and(of_two.der()));
+    let list = one.list(CrlContent::nothing(2).and(of_one.der()).and(of_two.der()));
     put(&portcullis, "one.crl", &list.pem());
     assert_ended(&portcullis, gone, "credential_revoked");
     assert_eq!(refused(&portcullis, &of_one).reason(), "client_certificate_revoked");
     let [first, gone, last] = kept;
-    put(&portcullis, "two.crl", &two.list(TakesBack::nothing(2).and(of_two.der())).pem());
+    put(&portcullis, "two.crl", &two.list(CrlContent::nothing(2).and(of_two.der())).pem());
     assert_ended(&portcullis, gone, "credential_revoked");
     assert_eq!(refused(&portcullis, &of_two).reason(), "client_certificate_revoked");
     assert_lives(first);
@@ -173,7 +173,7 @@ fn ca_without_a_crl_is_not_checked() {
     let unlisted = Authority::new("Other CA");
     let taken = app(&listed);
     site.write("clients.pem", format!("{}{}", listed.pem(), unlisted.pem()));
-    site.write("clients.crl", listed.list(TakesBack::nothing(1).and(taken.der())).pem());
+    site.write("clients.crl", listed.list(CrlContent::nothing(1).and(taken.der())).pem());
     let portcullis = Portcullis::start(site, format!("{ON_SIGHUP}{}", checking(&upstream)));
     assert_eq!(refused(&portcullis, &taken).reason(), "client_certificate_revoked");
     for authority in [&listed, &unlisted, &unlisted.intermediate("Team CA")] {
@@ -190,7 +190,7 @@ fn crl_of_a_new_ca_key_does_not_cover_certificates_of_the_old_key() {
     let [old, new] = ["Clients CA", "Clients CA"].map(Authority::new);
     let [of_old, named, of_new] = [&old, &old, &new].map(app);
     site.write("clients.pem", format!("{}{}", old.pem(), new.pem()));
-    site.write("clients.crl", new.list(TakesBack::nothing(1).and(named.der())).pem());
+    site.write("clients.crl", new.list(CrlContent::nothing(1).and(named.der())).pem());
     let portcullis = Portcullis::start(site, format!("{ON_SIGHUP}{}", checking(&upstream)));
     let denied = refused(&portcullis, &of_old);
     assert_eq!(denied.reason(), "client_certificate_invalid");
@@ -202,10 +202,10 @@ fn crl_of_a_new_ca_key_does_not_cover_certificates_of_the_old_key() {
     assert!(checked.contains("the certificates that this one issued are refused"), "{checked}");
 
     // With a list of either key each goes by its own.
-    let both = format!("{}{}", new.list(TakesBack::nothing(2)).pem(), old.list(TakesBack::nothing(1)).pem());
+    let both = format!("{}{}", new.list(CrlContent::nothing(2)).pem(), old.list(CrlContent::nothing(1)).pem());
     put(&portcullis, "clients.crl", &both);
     let kept = [&of_old, &named, &of_new].map(|leaf| session(&portcullis, leaf));
-    put(&portcullis, "clients.crl", &new.list(TakesBack::nothing(3)).pem());
+    put(&portcullis, "clients.crl", &new.list(CrlContent::nothing(3)).pem());
     let [ended, too, lives] = kept;
     assert_ended(&portcullis, ended, "credential_revoked");
     assert_ended(&portcullis, too, "credential_revoked");
@@ -219,7 +219,7 @@ fn crls_are_read_in_pem_and_der() {
     let authorities = ["First CA", "Second CA", "Third CA"].map(Authority::new);
     let taken = [app(&authorities[0]), app(&authorities[1]), app(&authorities[2])];
     let [first, second, third] =
-        [0, 1, 2].map(|index: usize| authorities[index].list(TakesBack::nothing(1).and(taken[index].der())));
+        [0, 1, 2].map(|index: usize| authorities[index].list(CrlContent::nothing(1).and(taken[index].der())));
     site.write("clients.pem", authorities.each_ref().map(Authority::pem).concat());
     fs::create_dir(site.path("lists")).unwrap();
     fs::write(site.path("lists/first.crl"), first.der()).unwrap();
@@ -239,9 +239,9 @@ fn newer_of_two_crls_is_used() {
     let [taken, later, other] = [&clients, &clients, &clients].map(app);
     site.write("clients.pem", clients.pem());
     fs::create_dir(site.path("lists")).unwrap();
-    let old = clients.list(TakesBack::nothing(9).and(taken.der()));
+    let old = clients.list(CrlContent::nothing(9).and(taken.der()));
     // Number ten comes after number nine, and its file before that of the old one.
-    let new = clients.list(TakesBack::nothing(10).and(taken.der()).and(later.der()));
+    let new = clients.list(CrlContent::nothing(10).and(taken.der()).and(later.der()));
     site.write("lists/z.crl", old.pem());
     let listener = wanting(&upstream, &["client_ca = \"clients.pem\"", "client_crl = \"lists/*.crl\""]);
     let portcullis = Portcullis::start(site, format!("{ON_CHANGE}{listener}"));
@@ -269,7 +269,7 @@ fn expired_crl_denies_its_ca_until_it_is_replaced() {
     let (site, clients) = site();
     let unlisted = Authority::new("Other CA");
     site.write("clients.pem", format!("{}{}", clients.pem(), unlisted.pem()));
-    let brief = TakesBack::nothing(1).brief(4);
+    let brief = CrlContent::nothing(1).brief(4);
     let end = brief.ends();
     site.write("clients.crl", clients.list(brief).pem());
     // The same CRL at a listener that continues with it.
@@ -283,7 +283,7 @@ fn expired_crl_denies_its_ca_until_it_is_replaced() {
 
     assert_eq!(gone.rest().unwrap(), b"");
     let late = OffsetDateTime::now_utc() - end;
-    assert!(late >= Duration::ZERO && late < SOON, "it ended {late} after its list");
+    assert!(late >= Duration::ZERO && late < MAX_REVOCATION_TIME, "it ended {late} after its list");
     let port = gone.port();
     assert_ended(&portcullis, gone, "credential_revoked");
     let denied = refused(&portcullis, &leaf);
@@ -299,7 +299,7 @@ fn expired_crl_denies_its_ca_until_it_is_replaced() {
     assert_lives(kept);
     assert_lives(session(&portcullis, app(&unlisted)));
 
-    portcullis.applies(|| portcullis.site.replace("clients.crl", clients.list(TakesBack::nothing(2)).pem()));
+    portcullis.applies(|| portcullis.site.replace("clients.crl", clients.list(CrlContent::nothing(2)).pem()));
     assert_lives(session(&portcullis, &leaf));
     assert_explained(&portcullis, &leaf, 0, &["let in"]);
 }
@@ -311,7 +311,7 @@ fn expired_crl_gives_a_warning_in_each_mode() {
         let upstream = Upstream::echo();
         let (site, clients) = site();
         let [taken, other] = [&clients, &clients].map(app);
-        site.write("clients.crl", clients.list(TakesBack::nothing(1).and(taken.der()).brief(-60)).pem());
+        site.write("clients.crl", clients.list(CrlContent::nothing(1).and(taken.der()).brief(-60)).pem());
         let listener = checking(&upstream).tls(&format!("crl_expired = \"{meaning}\""));
         let portcullis = Portcullis::start(site, format!("{ON_SIGHUP}{listener}"));
         let of_it = |event: &Event| event.0.to_string().contains(words);
@@ -353,12 +353,12 @@ fn unusable_crl_rejects_the_reload_until_it_is_fixed() {
     let upstream = Upstream::echo();
     let (site, clients) = site();
     let [taken, other] = [&clients, &clients].map(app);
-    let good = clients.list(TakesBack::nothing(1).and(taken.der()));
+    let good = clients.list(CrlContent::nothing(1).and(taken.der()));
     site.write("clients.crl", good.pem());
     let portcullis = Portcullis::start(site, format!("{ON_CHANGE}{}", checking(&upstream)));
     let mut inside = session(&portcullis, &other);
     let file = portcullis.site.path("clients.crl");
-    let forged = Authority::new("Clients CA").list(TakesBack::nothing(2).and(other.der()));
+    let forged = Authority::new("Clients CA").list(CrlContent::nothing(2).and(other.der()));
     let half = |bytes: &[u8]| bytes[..bytes.len() / 2].to_vec();
     let (pem, der) = (good.pem(), good.der());
     let two = format!("{pem}{}", &pem[..pem.len() / 2]);
@@ -382,7 +382,7 @@ fn unusable_crl_rejects_the_reload_until_it_is_fixed() {
     let missing = portcullis.reload_after(|| fs::remove_file(&file).unwrap());
     assert!(missing.is("reload.rejected"), "{}", missing.0);
     assert_eq!(refused(&portcullis, &taken).reason(), "client_certificate_revoked");
-    let both = clients.list(TakesBack::nothing(2).and(taken.der()).and(other.der()));
+    let both = clients.list(CrlContent::nothing(2).and(taken.der()).and(other.der()));
     portcullis.applies(|| fs::write(&file, both.der()).unwrap());
     assert_ended(&portcullis, inside, "credential_revoked");
 }
@@ -393,7 +393,7 @@ fn crl_of_an_unknown_issuer_gives_a_warning() {
     let (site, clients) = site();
     let portcullis = Portcullis::start(site, format!("{ON_SIGHUP}{}", checking(&upstream)));
     let inside = session(&portcullis, app(&clients));
-    let untrusted = Authority::new("Other CA").list(TakesBack::nothing(1));
+    let untrusted = Authority::new("Other CA").list(CrlContent::nothing(1));
     let seen = portcullis.seen();
     put(&portcullis, "clients.crl", &untrusted.pem());
     portcullis.event_after(seen, "the warning", |event| {
@@ -409,13 +409,13 @@ fn plan_distinguishes_two_crls_of_one_issuer() {
     let [one, two] = ["Clients CA", "Clients CA"].map(Authority::new);
     let [of_one, of_two] = [app(&one), app(&two)];
     site.write("clients.pem", format!("{}{}", one.pem(), two.pem()));
-    site.write("one.crl", one.list(TakesBack::nothing(1).and(of_one.der())).pem());
-    site.write("two.crl", two.list(TakesBack::nothing(1).and(of_two.der())).pem());
+    site.write("one.crl", one.list(CrlContent::nothing(1).and(of_one.der())).pem());
+    site.write("two.crl", two.list(CrlContent::nothing(1).and(of_two.der())).pem());
     let listener = wanting(&upstream, &["client_ca = \"clients.pem\"", "client_crl = [\"one.crl\", \"two.crl\"]"]);
     let portcullis = Portcullis::start(site, format!("{ON_SIGHUP}{ADMIN}{listener}"));
     portcullis.address("main");
     // Another list with the number and the count of the former.
-    let replaced = one.list(TakesBack::nothing(1).and(of_two.der())).pem();
+    let replaced = one.list(CrlContent::nothing(1).and(of_two.der())).pem();
     portcullis.site.replace("one.crl", &replaced);
     let (status, plan) = portcullis.ask("POST", "/v1/reload?plan=true");
     assert_eq!(status, 200, "{plan}");
@@ -425,7 +425,7 @@ fn plan_distinguishes_two_crls_of_one_issuer() {
     assert_ne!(difference["old"], difference["new"]);
 
     // The list of one key is older, and that of the other is not.
-    let older = one.list(TakesBack::nothing(1).and(of_one.der()).brief(-60)).pem();
+    let older = one.list(CrlContent::nothing(1).and(of_one.der()).brief(-60)).pem();
     portcullis.site.replace("one.crl", &older);
     let (_, plan) = portcullis.ask("POST", "/v1/reload?plan=true");
     assert_eq!(plan["differences"][0]["weakens"], true, "{plan}");
@@ -441,7 +441,7 @@ fn replaced_large_crls_are_in_memory_twice_at_most() {
     site.write("clients.pem", authorities.iter().map(Authority::pem).collect::<String>());
     fs::create_dir(site.path("lists")).unwrap();
     let lists = |number| -> Vec<String> {
-        authorities.iter().map(|one| one.list(TakesBack::nothing(number).and_many(20_000)).pem()).collect()
+        authorities.iter().map(|one| one.list(CrlContent::nothing(number).and_many(20_000)).pem()).collect()
     };
     let versions = [lists(1), lists(2)];
     let put = |site: &TestDir, version: &[String]| {

@@ -13,7 +13,7 @@ use socket2::{Domain, SockRef, Socket, Type};
 use crate::harness::client::port;
 use crate::harness::dns::alone;
 use crate::harness::program::{command, run};
-use crate::harness::{Listener, PATIENCE, Portcullis, TestDir, Upstream, eventually};
+use crate::harness::{Listener, Portcullis, TestDir, Upstream, WAIT_TIMEOUT, eventually};
 
 const TIMEOUT: Duration = Duration::from_secs(2);
 const LIMIT: &str = "dead_peer_timeout = \"2s\"";
@@ -52,7 +52,7 @@ fn client_that_acknowledges_without_reading_is_never_closed() {
                 });
                 let portcullis = before(&upstream);
                 let mut client = TcpStream::from(narrow(Some(portcullis.address("main"))));
-                client.set_read_timeout(Some(PATIENCE)).unwrap();
+                client.set_read_timeout(Some(WAIT_TIMEOUT)).unwrap();
                 thread::sleep(PAUSE);
                 // With the buffer as it is this would take long.
                 SockRef::from(&client).set_recv_buffer_size(1 << 20).unwrap();
@@ -76,7 +76,7 @@ fn upstream_that_acknowledges_without_reading_is_never_closed() {
             let listener = &listener;
             scope.spawn(move || {
                 let (mut stream, _) = listener.accept().unwrap();
-                stream.set_read_timeout(Some(PATIENCE)).unwrap();
+                stream.set_read_timeout(Some(WAIT_TIMEOUT)).unwrap();
                 thread::sleep(PAUSE);
                 SockRef::from(&stream).set_recv_buffer_size(1 << 20).unwrap();
                 let mut length = [0; 8];
@@ -90,7 +90,7 @@ fn upstream_that_acknowledges_without_reading_is_never_closed() {
             let address = portcullis.address("main");
             scope.spawn(move || {
                 let mut client = TcpStream::connect(address).unwrap();
-                client.set_read_timeout(Some(PATIENCE)).unwrap();
+                client.set_read_timeout(Some(WAIT_TIMEOUT)).unwrap();
                 client.write_all(&(length as u64).to_be_bytes()).unwrap();
                 client.write_all(&vec![7; length]).unwrap();
                 let mut answer = [0; 4];
@@ -186,7 +186,7 @@ fn upstream_that_stops_acknowledging_is_closed() {
                 };
                 // It ends in the middle of it.
                 let _ = client.write_all(&vec![7; length]);
-                client.set_read_timeout(Some(PATIENCE)).unwrap();
+                client.set_read_timeout(Some(WAIT_TIMEOUT)).unwrap();
                 let _ = client.read(&mut [0]).unwrap();
             })
         });

@@ -15,7 +15,7 @@ use crate::harness::{Connection, Listener, Portcullis, TestDir, Upstream, eventu
 
 #[test]
 fn upstream_host_name_is_resolved() {
-    let upstream = Upstream::saying(b"hello");
+    let upstream = Upstream::sending(b"hello");
     // The name may have an IPv6 address too, where no server listens.
     let named = upstream.to_string().replace("127.0.0.1", "localhost");
     let portcullis = Portcullis::before(Listener::tcp(&named));
@@ -82,7 +82,7 @@ fn missing_socket_is_an_unreachable_upstream() {
 #[test]
 fn postgres_client_is_answered_after_its_startup_message_and_not_before() {
     let portcullis = Portcullis::before(Listener::postgres("unix:/nowhere/.s.PGSQL.5432"));
-    let mut client = portcullis.client().asking_first().connect();
+    let mut client = portcullis.client().with_ssl_request().connect();
     let hello = startup(PROTOCOL_3_0, &[("user", "app"), ("database", "app")]);
     let (first, rest) = hello.split_at(5);
     client.send(first);

@@ -4,8 +4,8 @@ use portcullis::internals::timestamp;
 use serde_json::{Value, json};
 
 use crate::dns_sources::{STATE, is_let_in};
-use crate::harness::dns::{Dnsmasq, OddServer, Way, alone};
-use crate::harness::hosts::{ask_the_dns, name, start};
+use crate::harness::dns::{DnsAnswer, Dnsmasq, FakeDnsServer, alone};
+use crate::harness::hosts::{name, resolve_by_dns, start};
 use crate::harness::portcullis::ADMIN;
 use crate::harness::{Event, Listener, Portcullis, TestDir, Upstream, eventually};
 use crate::reload::ON_SIGHUP;
@@ -21,7 +21,7 @@ fn config(upstream: &Upstream, value: &str, refresh: &str) -> String {
 
 fn site(options: &str) -> TestDir {
     let site = TestDir::new();
-    ask_the_dns(&site, options);
+    resolve_by_dns(&site, options);
     site
 }
 
@@ -107,7 +107,7 @@ fn ttl_above_the_refresh_time_has_no_effect() {
 fn status_shows_the_next_lookup_from_the_ttl() {
     alone(|| {
         let (upstream, site) = (Upstream::echo(), site(""));
-        let _dns = OddServer::start(Way::Well(&["127.0.0.5"], 600));
+        let _dns = FakeDnsServer::start(DnsAnswer::Good(&["127.0.0.5"], 600));
         let Some(portcullis) = start(site, config(&upstream, "app.test", "1h")) else { return };
         let planned = status_when(&portcullis, "the next look is planned", |status| wait(status).is_some());
         assert!((590.0..=601.0).contains(&wait(&planned).unwrap()), "{planned}");
@@ -135,10 +135,10 @@ fn addresses_of_both_families_are_used() {
 }
 
 /// After any other answer the last good answer stays in force, is reported as stale, and is replaced by the next good one.
-fn keeps(way: Way) {
+fn keeps(way: DnsAnswer) {
     alone(|| {
         let (upstream, site) = (Upstream::echo(), site(""));
-        let dns = OddServer::start(Way::Well(&["127.0.0.5"], 1));
+        let dns = FakeDnsServer::start(DnsAnswer::Good(&["127.0.0.5"], 1));
         let Some(portcullis) = start(site, config(&upstream, "app.test", "1h")) else { return };
         let mut inside = portcullis.client().from("127.0.0.5").attempt().1.unwrap();
         let seen = portcullis.seen();
@@ -153,61 +153,61 @@ fn keeps(way: Way) {
         inside.ask(b"still here", b"still here");
         assert!(is_let_in(&portcullis, "127.0.0.5"), "{way:?}");
         let seen = portcullis.seen();
-        dns.answer(Way::Well(&["127.0.0.7"], 1));
+        dns.answer(DnsAnswer::Good(&["127.0.0.7"], 1));
         source_event(&portcullis, seen, "source.removed", "127.0.0.5");
         warned(&portcullis, seen, "can be resolved again");
         assert!(is_let_in(&portcullis, "127.0.0.7"));
         // The last answers had no TTL, and the name is looked up again all the same.
         let seen = portcullis.seen();
-        dns.answer(Way::Well(&["127.0.0.7", "127.0.0.8"], 1));
+        dns.answer(DnsAnswer::Good(&["127.0.0.7", "127.0.0.8"], 1));
         source_event(&portcullis, seen, "source.added", "127.0.0.8");
     });
 }
 
 #[test]
 fn name_after_nxdomain_keeps_its_addresses() {
-    keeps(Way::Code(3));
+    keeps(DnsAnswer::Code(3));
 }
 
 #[test]
 fn name_after_servfail_keeps_its_addresses() {
-    keeps(Way::Code(2));
+    keeps(DnsAnswer::Code(2));
 }
 
 #[test]
 fn name_after_refused_keeps_its_addresses() {
-    keeps(Way::Code(5));
+    keeps(DnsAnswer::Code(5));
 }
 
 #[test]
 fn name_after_an_empty_answer_keeps_its_addresses() {
-    keeps(Way::Code(0));
+    keeps(DnsAnswer::Code(0));
 }
 
 #[test]
 fn name_after_a_timeout_keeps_its_addresses() {
-    keeps(Way::Silent);
+    keeps(DnsAnswer::Silent);
 }
 
 #[test]
 fn name_after_a_truncated_answer_keeps_its_addresses() {
-    keeps(Way::Truncated);
+    keeps(DnsAnswer::Truncated);
 }
 
 #[test]
 fn name_after_a_garbled_answer_keeps_its_addresses() {
-    keeps(Way::Garbled);
+    keeps(DnsAnswer::Garbled);
 }
 
 #[test]
 fn failed_lookup_of_one_family_uses_the_ttl_of_the_other() {
     alone(|| {
         let (upstream, site) = (Upstream::echo(), site(""));
-        let dns = OddServer::start(Way::Half(&["127.0.0.5"], 1));
+        let dns = FakeDnsServer::start(DnsAnswer::Half(&["127.0.0.5"], 1));
         let Some(portcullis) = start(site, config(&upstream, "app.test", "1h")) else { return };
         assert!(is_let_in(&portcullis, "127.0.0.5"));
         let seen = portcullis.seen();
-        dns.answer(Way::Half(&["127.0.0.5", "127.0.0.6"], 1));
+        dns.answer(DnsAnswer::Half(&["127.0.0.5", "127.0.0.6"], 1));
         source_event(&portcullis, seen, "source.added", "127.0.0.6");
     });
 }
@@ -254,13 +254,13 @@ fn cached_addresses_are_used_if_no_server_answers_at_start() {
 
 #[test]
 fn silent_server_is_queried_with_backoff() {
-    for way in [Way::Silent, Way::Code(3)] {
+    for way in [DnsAnswer::Silent, DnsAnswer::Code(3)] {
         alone(|| {
             let (upstream, site) = (Upstream::echo(), site(""));
             // The name is in /etc/hosts and nowhere else.
             name(&site, &[("app.test", &["127.0.0.5"])]);
             site.write("resolv.conf", "nameserver 127.0.0.1\n");
-            let dns = OddServer::start(way);
+            let dns = FakeDnsServer::start(way);
             let Some(portcullis) = start(site, config(&upstream, "app.test", "1s")) else { return };
             assert!(is_let_in(&portcullis, "127.0.0.5"));
             for looks in 0..5 {
@@ -277,13 +277,13 @@ fn silent_server_is_queried_with_backoff() {
 fn changed_resolv_conf_is_used() {
     alone(|| {
         let (upstream, site) = (Upstream::echo(), site(""));
-        let dns = OddServer::start(Way::Well(&["127.0.0.5"], 1));
+        let dns = FakeDnsServer::start(DnsAnswer::Good(&["127.0.0.5"], 1));
         // The first one is not there, and is passed over.
         site.write("resolv.conf", "nameserver 127.0.0.9\nnameserver 127.0.0.1\noptions timeout:1 attempts:1\n");
         let Some(portcullis) = start(site, config(&upstream, "app.test", "1h")) else { return };
         assert!(is_let_in(&portcullis, "127.0.0.5"));
         let seen = portcullis.seen();
-        dns.answer(Way::Well(&["127.0.0.5", "127.0.0.6"], 1));
+        dns.answer(DnsAnswer::Good(&["127.0.0.5", "127.0.0.6"], 1));
         source_event(&portcullis, seen, "source.added", "127.0.0.6");
     });
 }

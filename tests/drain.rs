@@ -6,7 +6,7 @@ use std::process;
 
 use crate::harness::portcullis::{ADMIN, executable};
 use crate::harness::program::run;
-use crate::harness::{Connection, Listener, PATIENCE, Portcullis, TestDir, Upstream, eventually};
+use crate::harness::{Connection, Listener, Portcullis, TestDir, Upstream, WAIT_TIMEOUT, eventually};
 
 fn draining(drain: &str, upstream: &Upstream) -> (Portcullis, Connection) {
     let config = format!("shutdown.drain = \"{drain}\"\n{}", Listener::redis(upstream));
@@ -152,7 +152,7 @@ fn systemd_is_notified_of_ready_and_stopping() {
     let address = SocketAddr::from_abstract_name(&name).unwrap();
     let abstractly = (UnixDatagram::bind_addr(&address).unwrap(), format!("@{name}"));
     for (socket, variable) in [in_a_file, abstractly] {
-        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        socket.set_read_timeout(Some(WAIT_TIMEOUT)).unwrap();
         let mut command = executable();
         command.env("NOTIFY_SOCKET", &variable);
         let (one, two) = (Listener::redis(&upstream).named("one"), Listener::tcp(&upstream));

@@ -23,14 +23,14 @@ fn impatient(listeners: impl std::fmt::Display) -> Portcullis {
 }
 
 /// A running `psql` at which one types.
-struct Dialogue {
+struct InteractiveClient {
     running: Running,
     keyboard: ChildStdin,
     screen: Log,
     errors: Log,
 }
 
-impl Dialogue {
+impl InteractiveClient {
     fn with(portcullis: &Portcullis) -> Self {
         let mut command = psql(&conninfo(portcullis));
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -50,7 +50,7 @@ impl Dialogue {
 fn psql_prints_the_reason_of_a_closed_idle_session() {
     let postgres = Postgres::start();
     let mut portcullis = impatient(Listener::postgres(&postgres));
-    let mut psql = Dialogue::with(&portcullis);
+    let mut psql = InteractiveClient::with(&portcullis);
     psql.enter("select 'the answer is ' || 6 * 7;");
     let contains = |words: &'static str| move |line: &crate::harness::Event| line.0.to_string().contains(words);
     psql.screen.after(0, "the answer", contains("the answer is 42"));
@@ -88,7 +88,7 @@ fn message(length: usize) -> Vec<u8> {
 
 /// A session whose StartupMessage has this user.
 fn session_of(portcullis: &Portcullis, user: &str) -> Connection {
-    let mut connection = portcullis.client().asking_first().connect();
+    let mut connection = portcullis.client().with_ssl_request().connect();
     connection.send(&startup(PROTOCOL_3_0, &[("user", user)]));
     connection
 }
@@ -202,7 +202,7 @@ fn idle_timeout_is_reported_to_tokio_postgres_and_psql() {
         assert_eq!(error.code(), Some(&SqlState::ADMIN_SHUTDOWN), "{error}");
         assert_eq!(error.as_db_error().unwrap().message(), words);
     });
-    let mut psql = Dialogue::with(&portcullis);
+    let mut psql = InteractiveClient::with(&portcullis);
     psql.enter("select 'the answer is ' || 6 * 7;");
     let contains = |words: &'static str| move |line: &crate::harness::Event| line.0.to_string().contains(words);
     psql.screen.after(0, "the answer", contains("the answer is 42"));

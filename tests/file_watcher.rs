@@ -8,7 +8,9 @@ use std::time::SystemTime;
 
 use crate::harness::portcullis::{ADMIN, executable};
 use crate::harness::program::run;
-use crate::harness::{Authority, Event, Leaf, Listener, Portcullis, Request, TakesBack, TestDir, Upstream, eventually};
+use crate::harness::{
+    Authority, CrlContent, Event, Leaf, Listener, Portcullis, Request, TestDir, Upstream, eventually,
+};
 use crate::reload::{ON_CHANGE, served, wait_until_served};
 use crate::revocation::{assert_ended, assert_lives, session, wanting, while_busy};
 
@@ -231,7 +233,7 @@ fn kubernetes_volume_with_all_files_is_applied_through_swaps() {
     let leaves: Vec<[Leaf; 2]> = brief.iter().map(|ca| [0, 1].map(|_| ca.issue(Request::client("app")))).collect();
     let servers: Vec<Leaf> = (0..=SWAPS).map(|_| site.server()).collect();
     let files = |number: usize| {
-        let list = TakesBack::nothing(1).and(leaves[number][1].der());
+        let list = CrlContent::nothing(1).and(leaves[number][1].der());
         let [certificate, key] = pair(&servers[number]);
         let bundle = format!("{}{}", steady.pem(), brief[number].pem());
         [certificate, key, ("ca.crt", bundle), ("ca.crl", brief[number].list(list).pem())]
@@ -314,7 +316,7 @@ fn steady(upstream: &Upstream) -> (Portcullis, Authority, Leaf) {
     let (site, clients) = (TestDir::new(), Authority::new("Clients CA"));
     let leaf = clients.issue(Request::client("steady"));
     site.write("clients.pem", clients.pem());
-    site.write("clients.crl", clients.list(TakesBack::nothing(1)).pem());
+    site.write("clients.crl", clients.list(CrlContent::nothing(1)).pem());
     let listener = wanting(upstream, &["client_ca = \"clients.pem\"", "client_crl = \"clients.crl\""]);
     let portcullis = Portcullis::start(site, format!("{ON_CHANGE}{listener}"));
     portcullis.address("main");
@@ -335,7 +337,7 @@ fn file_written_in_two_halves_is_applied_when_complete() {
     let renewed = format!("# renewed\n{}", read("server.key"));
     for (file, text) in [
         ("clients.pem", format!("{}{}", clients.pem(), other.pem())),
-        ("clients.crl", clients.list(TakesBack::nothing(2).and(taken.der())).pem()),
+        ("clients.crl", clients.list(CrlContent::nothing(2).and(taken.der())).pem()),
         ("server.key", renewed),
     ] {
         // In the middle of the last block, as where it ends between two the first half is a whole file.
@@ -376,7 +378,7 @@ fn crls_and_cas_with_an_unchanged_mtime_are_applied() {
     let (portcullis, clients, leaf) = steady(&upstream);
     let taken = clients.issue(Request::client("taken"));
     let (kept, gone) = (session(&portcullis, &leaf), session(&portcullis, &taken));
-    let list = clients.list(TakesBack::nothing(2).and(taken.der())).pem();
+    let list = clients.list(CrlContent::nothing(2).and(taken.der())).pem();
     portcullis.applies(|| replace_in_its_time(&portcullis.site, "clients.crl", &list));
     assert_ended(&portcullis, gone, "credential_revoked");
     let other = Authority::new("Other CA");

@@ -9,7 +9,7 @@ use crate::harness::client::port;
 use crate::harness::portcullis::{ADMIN, EXECUTABLE, executable};
 use crate::harness::program::{command, run};
 use crate::harness::proxy::v1;
-use crate::harness::wire::{PROTOCOL_3_0, cancel, last_words, read_exactly, startup};
+use crate::harness::wire::{PROTOCOL_3_0, cancel, read_exactly, read_until_closed, startup};
 use crate::harness::{Client, Listener, Portcullis, Request, TestDir, Upstream, eventually};
 use crate::reload::ON_SIGHUP;
 
@@ -27,7 +27,7 @@ fn stalled(client: &Client, count: usize) -> Vec<TcpStream> {
 /// A client that is closed before it sends a byte.
 fn assert_refused(portcullis: &Portcullis, client: &Client) {
     let mut stream = client.dial();
-    assert_eq!(last_words(&mut stream), b"");
+    assert_eq!(read_until_closed(&mut stream), b"");
     let denied = portcullis.ending(port(&stream));
     assert!(denied.is("connection.denied"), "{}", denied.0);
     assert_eq!(denied.reason(), "handshake_limit");
@@ -87,9 +87,9 @@ fn postgres_client_without_a_certificate_counts_until_its_startup_message() {
     let listener = Listener::postgres(&upstream).limit("max_handshakes = 5");
     let listener = listener.tls("client_auth = \"optional\"").tls("client_ca = \"ca.crt\"");
     let portcullis = Portcullis::start(site, format!("{ADMIN}{listener}"));
-    let anonymous = portcullis.client().asking_first();
+    let anonymous = portcullis.client().with_ssl_request();
     let mut silent = [anonymous.connect(), anonymous.connect()];
-    let _known = portcullis.client().asking_first().showing(&app).connect();
+    let _known = portcullis.client().with_ssl_request().showing(&app).connect();
     has(&portcullis, 2);
     let packet = startup(PROTOCOL_3_0, &[("user", "app")]);
     silent[0].send(&packet);
@@ -111,7 +111,7 @@ fn slow_handshakes_of_one_source_do_not_block_other_sources() {
     assert!(displaced.is("connection.denied"), "{}", displaced.0);
     assert_eq!(displaced.reason(), "handshake_limit");
     assert!(displaced.text("detail").contains("the source with the most"), "{}", displaced.0);
-    assert_eq!(last_words(&mut crowd[0]), b"");
+    assert_eq!(read_until_closed(&mut crowd[0]), b"");
     for stream in crowd.drain(1..) {
         slow.secure(stream).unwrap().ask(b"hello", b"hello");
     }
@@ -208,7 +208,7 @@ fn flood_above_the_limit_is_summed_up_and_leaves_nothing_behind() {
     has(&portcullis, 2);
     let files = portcullis.open_files();
     for _ in 0..1_500 {
-        assert_eq!(last_words(&mut slow.dial()), b"");
+        assert_eq!(read_until_closed(&mut slow.dial()), b"");
     }
     eventually("every file is closed", || (portcullis.open_files() <= files).then_some(()));
     let counted = || {
@@ -238,7 +238,7 @@ fn cancel_request_counts_as_a_handshake_until_it_is_forwarded() {
     assert_eq!(upstream.receives(packet.len()), packet);
     // The upstream has it and does not close.
     assert_eq!(handshakes(&portcullis), (0, 1));
-    client.asking_first().connect();
+    client.with_ssl_request().connect();
 }
 
 #[test]

@@ -10,7 +10,7 @@ use tokio_postgres::error::SqlState;
 
 use crate::harness::client::port;
 use crate::harness::program::{Running, run};
-use crate::harness::wire::{cancel, error_response, last_words};
+use crate::harness::wire::{cancel, error_response, read_until_closed};
 use crate::harness::{Client, Connection, Event, Listener, Portcullis, Postgres, Redis, TestDir, Upstream, eventually};
 use crate::postgres::{connector, conninfo, parameters, psql};
 use crate::redis::cli;
@@ -47,7 +47,7 @@ fn leave(portcullis: &Portcullis, connection: Connection) {
 /// A connection that is closed before its handshake: why?
 fn cut(portcullis: &Portcullis, client: &Client) -> Event {
     let mut stream = client.dial();
-    assert_eq!(last_words(&mut stream), b"");
+    assert_eq!(read_until_closed(&mut stream), b"");
     portcullis.ending(port(&stream))
 }
 
@@ -261,7 +261,7 @@ fn cancel_request_counts_towards_the_rate() {
         let mut stream = portcullis.client().dial();
         // It may be cut off already.
         let _ = stream.write_all(&packet);
-        assert_eq!(last_words(&mut stream), b"");
+        assert_eq!(read_until_closed(&mut stream), b"");
         let port = port(&stream);
         let event = portcullis.event("its only event", |event| event.0["source_port"] == port);
         output.push(event.text("event").to_owned());
@@ -276,7 +276,7 @@ fn tls_cancel_request_above_the_rate_is_not_forwarded() {
     let upstream = Upstream::brief();
     let listener = Listener::postgres(&upstream).limit("connection_rate_per_source = \"1/h\"");
     let portcullis = Portcullis::before(listener);
-    let client = portcullis.client().asking_first();
+    let client = portcullis.client().with_ssl_request();
     let packet = cancel(77, &[1, 2, 3, 4]);
     let mut first = client.connect();
     first.send(&packet);

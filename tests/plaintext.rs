@@ -12,9 +12,9 @@ use crate::harness::portcullis::executable;
 use crate::harness::postgres::client;
 use crate::harness::program::{Running, command, run};
 use crate::harness::wire::{
-    GSSENC_REQUEST, PROTOCOL_3_0, SSL_REQUEST, error_response, last_words, read_exactly, startup,
+    GSSENC_REQUEST, PROTOCOL_3_0, SSL_REQUEST, error_response, read_exactly, read_until_closed, startup,
 };
-use crate::harness::{Listener, PATIENCE, Portcullis, Postgres, Redis, Request, TestDir, Upstream, eventually};
+use crate::harness::{Listener, Portcullis, Postgres, Redis, Request, TestDir, Upstream, WAIT_TIMEOUT, eventually};
 use crate::postgres::psql;
 use crate::reload::ON_SIGHUP;
 
@@ -25,7 +25,7 @@ fn at(listener: Listener, site: &TestDir, name: &str) -> Listener {
 
 fn call(path: &Path) -> UnixStream {
     let stream = UnixStream::connect(path).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(WAIT_TIMEOUT)).unwrap();
     stream
 }
 
@@ -73,7 +73,7 @@ fn tcp_checks_the_source_and_unix_socket_relies_on_its_mode() {
     let listener = at(Listener::tcp(&upstream), &site, "a.sock").trusting(&["127.0.0.2"]);
     let portcullis = Portcullis::start(site, listener);
     let mut untrusted = portcullis.client().dial();
-    assert_eq!(last_words(&mut untrusted), b"");
+    assert_eq!(read_until_closed(&mut untrusted), b"");
     assert_eq!(portcullis.refusal(port(&untrusted)), "untrusted_source");
     ask(&mut portcullis.client().from("127.0.0.2").dial(), b"hello", b"hello");
     ask(&mut call(&portcullis.site.path("a.sock")), b"hello", b"hello");
@@ -93,7 +93,7 @@ fn half_close_is_relayed_without_tls() {
         let mut tcp = portcullis.client().dial();
         tcp.write_all(&vec![b'q'; size]).unwrap();
         tcp.shutdown(std::net::Shutdown::Write).unwrap();
-        assert_eq!(last_words(&mut tcp).len(), size + 1);
+        assert_eq!(read_until_closed(&mut tcp).len(), size + 1);
         let mut unix = call(&portcullis.site.path("a.sock"));
         unix.write_all(&vec![b'q'; size]).unwrap();
         unix.shutdown(std::net::Shutdown::Write).unwrap();
@@ -148,7 +148,7 @@ fn each_encryption_request_is_declined_once() {
         let mut client = portcullis.client().dial();
         ask(&mut client, &request, b"N");
         client.write_all(&request).unwrap();
-        let words = last_words(&mut client);
+        let words = read_until_closed(&mut client);
         assert_eq!(error_response(&words)[&'C'], "08P01");
         assert_eq!(portcullis.refusal(port(&client)), "protocol_violation");
     }
@@ -160,7 +160,7 @@ fn each_encryption_request_is_declined_once() {
     // A TLS record read as a packet has an impossible length.
     let mut client = portcullis.client().dial();
     client.write_all(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03").unwrap();
-    last_words(&mut client);
+    read_until_closed(&mut client);
     assert_eq!(portcullis.refusal(port(&client)), "protocol_violation");
 }
 
@@ -202,7 +202,7 @@ fn unreachable_upstream_is_reported_in_the_protocol_of_the_client() {
     assert!(words.starts_with("-LOADING the database behind this proxy"), "{words}");
     let mut client = portcullis.client_of("db").dial();
     client.write_all(&startup(PROTOCOL_3_0, &[("user", "app")])).unwrap();
-    assert_eq!(error_response(&last_words(&mut client))[&'C'], "57P03");
+    assert_eq!(error_response(&read_until_closed(&mut client))[&'C'], "57P03");
 }
 
 /// Listens at `unix:NAME` of the site, with more keys.
@@ -326,7 +326,7 @@ fn enabling_tls_ends_plaintext_sessions_and_disabling_it_ends_none() {
     let mut clear = portcullis.client().dial();
     ask(&mut clear, b"hello", b"hello");
     assert!(portcullis.reconfigure(&on).is("reload.applied"));
-    assert_eq!(last_words(&mut clear), b"");
+    assert_eq!(read_until_closed(&mut clear), b"");
     let revoked = portcullis.event("session.revoked", |event| event.is("session.revoked"));
     assert_eq!(revoked.reason(), "credential_revoked");
     assert!(revoked.text("detail").contains("without TLS"), "{}", revoked.0);

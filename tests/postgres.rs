@@ -199,7 +199,7 @@ fn psql_prints_that_the_upstream_is_unreachable() {
     let denied = portcullis.event("a refusal", |event| event.is("connection.denied"));
     assert_eq!(denied.reason(), "upstream_unreachable");
 
-    let mut connection = portcullis.client().asking_first().connect();
+    let mut connection = portcullis.client().with_ssl_request().connect();
     connection.send(&startup(PROTOCOL_3_0, &[("user", "app")]));
     let fields = error_response(&connection.rest().unwrap());
     assert_eq!((fields[&'S'].as_str(), fields[&'C'].as_str()), ("FATAL", "57P03"));
@@ -213,7 +213,7 @@ fn startup_message_of_any_version_is_relayed_unchanged() {
         let upstream = Upstream::silent();
         let portcullis = Portcullis::before(Listener::postgres(&upstream));
         let hello = startup(version, &[("user", "app"), ("_pq_.command_tag_format", "x")]);
-        let mut connection = portcullis.client().asking_first().connect();
+        let mut connection = portcullis.client().with_ssl_request().connect();
         connection.send(&[hello.as_slice(), b"and what follows"].concat());
         let expected = [hello.as_slice(), b"and what follows"].concat();
         assert_eq!(upstream.receives(expected.len()), expected);

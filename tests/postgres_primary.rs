@@ -135,7 +135,7 @@ fn two_former_standbys_are_tried_in_turn() {
     let primary = Upstream::new(|stream| asks_and_is(stream, "off"));
     let portcullis = before(&target(&[&one, &other, &primary]));
     let attempt = || {
-        let mut client = portcullis.client().asking_first().connect();
+        let mut client = portcullis.client().with_ssl_request().connect();
         client.send(&startup(PROTOCOL_3_0, &[("user", "app")]));
         assert_eq!(client.receive(CLEARTEXT.len()), CLEARTEXT);
         client.send(b"p\0\0\0\x08abc\0");
@@ -153,7 +153,7 @@ fn client_that_sends_no_password_is_closed_at_the_idle_timeout() {
     let primary = Upstream::new(|stream| asks_and_is(stream, "off"));
     let listener = Listener::postgres("UPSTREAM").limit("idle_timeout = \"2s\"");
     let portcullis = Portcullis::start(TestDir::new(), config(&listener, &target(&[&primary])));
-    let mut client = portcullis.client().asking_first().connect();
+    let mut client = portcullis.client().with_ssl_request().connect();
     client.send(&startup(PROTOCOL_3_0, &[("user", "app")]));
     assert_eq!(client.receive(CLEARTEXT.len()), CLEARTEXT);
     let mut rest = Vec::new();
@@ -281,7 +281,7 @@ fn server_that_serves_no_client_is_ejected_for_each_target() {
     for target in ["any", "primary"] {
         let hanging = Upstream::silent();
         let closing = Upstream::new(|mut stream| drop(stream.read(&mut [0; 512])));
-        let garbage = Upstream::saying(b"HTTP/1.1 400 Bad Request\r\n\r\n");
+        let garbage = Upstream::sending(b"HTTP/1.1 400 Bad Request\r\n\r\n");
         let starting = Upstream::new(|mut stream| {
             let _ = stream.read(&mut [0; 512]);
             let _ = stream.write_all(starting);
@@ -345,7 +345,7 @@ fn bytes_after_the_startup_message_go_to_the_selected_server() {
     let query = b"select inet_server_port()::text\0";
     let query = [b"Q", &u32::try_from(query.len() + 4).unwrap().to_be_bytes()[..], query].concat();
     let terminate = b"X\0\0\0\x04";
-    let mut client = portcullis.client().asking_first().connect();
+    let mut client = portcullis.client().with_ssl_request().connect();
     let hello = startup(PROTOCOL_3_0, &[("user", "app"), ("database", "postgres")]);
     client.send(&[&hello[..], &query, terminate].concat());
     let all = client.rest().unwrap();
@@ -379,7 +379,7 @@ fn starting_servers_are_reported_with_sqlstate_57p03() {
     });
     let unused = format!("127.0.0.1:{}", free_port());
     let portcullis = before(&addresses(&[&starting, &unused]));
-    let mut client = portcullis.client().asking_first().connect();
+    let mut client = portcullis.client().with_ssl_request().connect();
     client.send(&startup(PROTOCOL_3_0, &[("user", "app")]));
     assert_eq!(error_response(&client.rest().unwrap())[&'C'], "57P03");
     assert_eq!(portcullis.refusal(client.port()), "upstream_unreachable");

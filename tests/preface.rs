@@ -8,7 +8,7 @@ use rustls::AlertDescription;
 
 use crate::harness::client::{alert, port};
 use crate::harness::wire::{
-    GSSENC_REQUEST, PROTOCOL_3_0, SSL_REQUEST, error_response, last_words, packet, read_exactly, startup,
+    GSSENC_REQUEST, PROTOCOL_3_0, SSL_REQUEST, error_response, packet, read_exactly, read_until_closed, startup,
 };
 use crate::harness::{Client, Listener, Portcullis, Upstream};
 
@@ -23,7 +23,7 @@ fn postgres() -> (Upstream, Portcullis) {
 fn exchange(client: &Client, bytes: &[u8]) -> (u16, Vec<u8>) {
     let mut stream = client.dial();
     stream.write_all(bytes).unwrap();
-    (port(&stream), last_words(&mut stream))
+    (port(&stream), read_until_closed(&mut stream))
 }
 
 #[test]
@@ -46,7 +46,7 @@ fn gssenc_request_is_declined_and_ssl_request_then_accepted() {
     let mut stream = portcullis.client().dial();
     stream.write_all(&GSSENC_REQUEST).unwrap();
     assert_eq!(read_exactly(&mut stream, 1), b"N");
-    portcullis.client().asking_first().secure(stream).unwrap();
+    portcullis.client().with_ssl_request().secure(stream).unwrap();
 }
 
 #[test]
@@ -56,7 +56,7 @@ fn second_gssenc_request_is_a_protocol_violation() {
     stream.write_all(&GSSENC_REQUEST).unwrap();
     assert_eq!(read_exactly(&mut stream, 1), b"N");
     stream.write_all(&GSSENC_REQUEST).unwrap();
-    assert!(!last_words(&mut stream).starts_with(b"N"));
+    assert!(!read_until_closed(&mut stream).starts_with(b"N"));
     assert_eq!(portcullis.refusal(port(&stream)), "protocol_violation");
     upstream.assert_untouched();
 }
@@ -68,7 +68,7 @@ fn second_ssl_request_fails_the_handshake() {
     stream.write_all(&SSL_REQUEST).unwrap();
     assert_eq!(read_exactly(&mut stream, 1), b"S");
     stream.write_all(&SSL_REQUEST).unwrap();
-    assert!(!last_words(&mut stream).starts_with(b"S"));
+    assert!(!read_until_closed(&mut stream).starts_with(b"S"));
     let reason = portcullis.refusal(port(&stream));
     assert!(matches!(reason.as_str(), "protocol_violation" | "handshake_failed"), "{reason}");
     upstream.assert_untouched();
@@ -116,7 +116,7 @@ fn direct_tls_without_alpn_is_refused() {
 #[test]
 fn another_alpn_is_refused_with_an_alert() {
     let (upstream, portcullis) = postgres();
-    for client in [portcullis.client(), portcullis.client().asking_first()] {
+    for client in [portcullis.client(), portcullis.client().with_ssl_request()] {
         let client = client.alpn(&["h2"]);
         let stream = client.dial();
         let port = port(&stream);
@@ -130,7 +130,7 @@ fn another_alpn_is_refused_with_an_alert() {
 #[test]
 fn alpn_after_an_ssl_request_is_confirmed() {
     let (_upstream, portcullis) = postgres();
-    let connection = portcullis.client().asking_first().alpn(&["postgresql"]).connect();
+    let connection = portcullis.client().with_ssl_request().alpn(&["postgresql"]).connect();
     assert_eq!(connection.tls().alpn_protocol(), Some(&b"postgresql"[..]));
 }
 
@@ -156,7 +156,7 @@ fn plaintext_startup_message_after_gssenc_gets_the_same_error() {
     stream.write_all(&GSSENC_REQUEST).unwrap();
     assert_eq!(read_exactly(&mut stream, 1), b"N");
     stream.write_all(&startup(PROTOCOL_3_0, &[("user", "app")])).unwrap();
-    assert_eq!(error_response(&last_words(&mut stream))[&'C'], "28000");
+    assert_eq!(error_response(&read_until_closed(&mut stream))[&'C'], "28000");
     assert_eq!(portcullis.refusal(port(&stream)), "plaintext_refused");
     upstream.assert_untouched();
 }
@@ -196,9 +196,9 @@ fn unknown_packet_is_a_protocol_violation() {
 
 #[test]
 fn ssl_request_inside_tls_gets_no_s() {
-    let upstream = Upstream::saying(b"S");
+    let upstream = Upstream::sending(b"S");
     let portcullis = Portcullis::before(Listener::postgres(&upstream));
-    let mut connection = portcullis.client().asking_first().connect();
+    let mut connection = portcullis.client().with_ssl_request().connect();
     connection.send(&SSL_REQUEST);
     let words = connection.rest().unwrap_or_default();
     assert!(!words.contains(&b'S') || words.starts_with(b"E"), "{}", words.escape_ascii());
@@ -248,7 +248,7 @@ fn silent_client_is_closed_at_the_handshake_timeout() {
     for listener in [Listener::redis(&upstream), Listener::postgres(&upstream), Listener::tcp(&upstream)] {
         let portcullis = Portcullis::before(listener.limit("handshake_timeout = \"200ms\""));
         let mut stream = portcullis.client().dial();
-        assert_eq!(last_words(&mut stream), b"");
+        assert_eq!(read_until_closed(&mut stream), b"");
         assert_eq!(portcullis.refusal(port(&stream)), "handshake_timeout");
     }
     upstream.assert_untouched();

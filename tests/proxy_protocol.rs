@@ -12,7 +12,7 @@ use crate::harness::client::port;
 use crate::harness::portcullis::{ADMIN, executable};
 use crate::harness::program::{Outcome, command, run};
 use crate::harness::proxy::{v1, v2, v2_between, vector};
-use crate::harness::wire::{PROTOCOL_3_0, SSL_REQUEST, cancel, last_words, read_exactly, startup};
+use crate::harness::wire::{PROTOCOL_3_0, SSL_REQUEST, cancel, read_exactly, read_until_closed, startup};
 use crate::harness::{
     Client, Connection, Event, Haproxy, Listener, Portcullis, Postgres, Redis, TestDir, Upstream, eventually,
 };
@@ -66,7 +66,7 @@ fn ending(portcullis: &Portcullis, balancer_port: u16) -> Event {
 fn refusal(portcullis: &Portcullis, bytes: &[u8]) -> Event {
     let mut stream = balancer(portcullis).dial();
     stream.write_all(bytes).unwrap();
-    assert_eq!(last_words(&mut stream), b"", "{}", bytes.escape_ascii());
+    assert_eq!(read_until_closed(&mut stream), b"", "{}", bytes.escape_ascii());
     let denied = ending(portcullis, port(&stream));
     assert!(denied.is("connection.denied"), "{}", denied.0);
     denied
@@ -140,7 +140,7 @@ fn announced_address_is_authorized_and_audited_instead_of_the_load_balancer() {
             assert_eq!(event.text("rule"), "ip_addr:127.0.0.2");
         }
         let mut untrusted = haproxy.client(&portcullis).from("127.0.0.3").dial();
-        assert_eq!(last_words(&mut untrusted), b"");
+        assert_eq!(read_until_closed(&mut untrusted), b"");
         let denied = portcullis.ending(port(&untrusted));
         assert_eq!((denied.reason(), denied.text("source")), ("untrusted_source", "127.0.0.3"), "{way}");
         assert_eq!(denied.text("balancer"), BALANCER);
@@ -174,7 +174,7 @@ fn ipv4_and_ipv6_clients_on_a_dual_stack_socket_keep_their_addresses() {
             assert_eq!((opened.text("source"), opened.text("balancer")), (source, BALANCER), "{way}");
         }
         let mut untrusted = at("127.0.0.1", &both).from("127.0.0.3").dial();
-        assert_eq!(last_words(&mut untrusted), b"");
+        assert_eq!(read_until_closed(&mut untrusted), b"");
         assert_eq!(portcullis.ending(port(&untrusted)).text("source"), "127.0.0.3");
     }
 }
@@ -250,7 +250,7 @@ fn postgres_client_may_send_its_first_packet_with_the_header() {
     let header = v1("10.1.2.3:7002", "192.0.2.1:5432");
     let mut stream = client.dial();
     stream.write_all(&[&header[..], &SSL_REQUEST, b"\x16\x03\x01"].concat()).unwrap();
-    assert!(!last_words(&mut stream).starts_with(b"S"));
+    assert!(!read_until_closed(&mut stream).starts_with(b"S"));
     assert_eq!(portcullis.ending(7002).reason(), "protocol_violation");
 }
 
@@ -302,7 +302,7 @@ fn broken_header_is_denied_with_proxy_header_invalid() {
     let mut stream = balancer(&portcullis).dial();
     stream.write_all(b"PROXY TCP4 10.1.2").unwrap();
     stream.shutdown(Shutdown::Write).unwrap();
-    assert_eq!(last_words(&mut stream), b"");
+    assert_eq!(read_until_closed(&mut stream), b"");
     assert_eq!(ending(&portcullis, port(&stream)).reason(), "proxy_header_invalid");
     upstream.assert_untouched();
 }
@@ -320,12 +320,12 @@ fn slow_header_is_closed_at_the_handshake_timeout() {
         // The time for it and for TLS is one.
         let mut stream = balancer(&portcullis).dial();
         stream.write_all(&v1("10.1.2.3:7009", "192.0.2.1:6380")).unwrap();
-        assert_eq!(last_words(&mut stream), b"");
+        assert_eq!(read_until_closed(&mut stream), b"");
         let denied = ending(&portcullis, port(&stream));
         assert_eq!((denied.reason(), denied.text("source")), ("handshake_timeout", "10.1.2.3"));
     }
     let mut silent = balancer(&portcullis).dial();
-    assert_eq!(last_words(&mut silent), b"");
+    assert_eq!(read_until_closed(&mut silent), b"");
     assert_eq!(ending(&portcullis, port(&silent)).reason(), "handshake_timeout");
     upstream.assert_untouched();
 }
@@ -352,7 +352,7 @@ fn header_of_an_untrusted_proxy_is_ignored() {
                 portcullis.client().tls().write_tls(&mut hello).unwrap();
                 let mut stream = portcullis.client().dial();
                 stream.write_all(&hello).unwrap();
-                let words = last_words(&mut stream);
+                let words = read_until_closed(&mut stream);
                 assert!(!words.starts_with(b"\x16"), "it was admitted: {}", words.escape_ascii());
                 let denied = portcullis.ending(port(&stream));
                 assert_eq!((denied.reason(), denied.text("source")), (reason, "127.0.0.1"));
@@ -362,7 +362,7 @@ fn header_of_an_untrusted_proxy_is_ignored() {
             // An untrusted source stays untrusted, whatever header it sends.
             let mut untrusted = portcullis.client().from("127.0.0.3").dial();
             let _ = untrusted.write_all(&v1("127.0.0.1:7001", "192.0.2.1:6380"));
-            assert_eq!(last_words(&mut untrusted), b"");
+            assert_eq!(read_until_closed(&mut untrusted), b"");
             let denied = portcullis.ending(port(&untrusted));
             assert_eq!((denied.reason(), denied.text("source")), ("untrusted_source", "127.0.0.3"));
         }
@@ -382,7 +382,7 @@ fn second_header_does_not_change_the_client_address() {
         let header = [v1("10.1.2.3:7001", "192.0.2.1:1"), v1("10.6.6.6:7002", "192.0.2.1:1")].concat();
         let mut stream = balancer(&portcullis).dial();
         stream.write_all(&header).unwrap();
-        last_words(&mut stream);
+        read_until_closed(&mut stream);
         let denied = ending(&portcullis, port(&stream));
         assert_eq!((denied.reason(), denied.text("source")), (reason, "10.1.2.3"));
     }
@@ -459,12 +459,12 @@ fn repeated_health_checks_are_counted_and_not_logged() {
             let mut stream = checker.dial();
             let _ = stream.write_all(&header);
             let _ = stream.shutdown(Shutdown::Write);
-            last_words(&mut stream);
+            read_until_closed(&mut stream);
         }
         // A header for a client, or other bytes, are no health check.
         let mut untrusted = balancer(&portcullis).dial();
         untrusted.write_all(&v1("10.6.6.6:7001", "192.0.2.1:6380")).unwrap();
-        last_words(&mut untrusted);
+        read_until_closed(&mut untrusted);
         assert_eq!(ending(&portcullis, port(&untrusted)).text("source"), "10.6.6.6");
         assert_eq!(refusal(&portcullis, b"*1\r\n$4\r\nPING\r\n").reason(), "proxy_header_missing");
         portcullis.stop();
@@ -532,7 +532,7 @@ fn load_balancer_removed_during_the_handshake_denies_its_client() {
     assert!(words.rest().unwrap().starts_with(b"-DENIED"));
     assert_eq!(portcullis.refusal(7001), "untrusted_source");
     silent.write_all(&v1("10.1.0.1:7003", "192.0.2.1:1")).unwrap();
-    assert_eq!(last_words(&mut silent), b"");
+    assert_eq!(read_until_closed(&mut silent), b"");
     assert_eq!(portcullis.refusal(7003), "untrusted_source");
 }
 
@@ -618,13 +618,13 @@ fn query_is_cancelled_through_a_load_balancer() {
     let packet = cancel(77, &[1, 2, 3, 4]);
     let mut stream = balancer(&portcullis).dial();
     stream.write_all(&[v1("10.1.2.3:7001", "192.0.2.1:1"), packet.clone()].concat()).unwrap();
-    assert_eq!(last_words(&mut stream), b"");
+    assert_eq!(read_until_closed(&mut stream), b"");
     let forwarded = portcullis.event("a cancellation", |event| event.is("cancel.forwarded"));
     assert_eq!((forwarded.text("source"), forwarded.text("balancer")), ("10.1.2.3", BALANCER));
     assert_eq!(upstream.received(), packet);
     stream = balancer(&portcullis).dial();
     stream.write_all(&[v1("10.6.6.6:7002", "192.0.2.1:1"), packet].concat()).unwrap();
-    assert_eq!(last_words(&mut stream), b"");
+    assert_eq!(read_until_closed(&mut stream), b"");
     assert_eq!(portcullis.refusal(7002), "untrusted_source");
     assert_eq!(upstream.connections(), 1);
 }

@@ -31,7 +31,7 @@ fn rule_that_expires_before_the_startup_message_denies_the_client() {
     let applied = portcullis.reconfigure(format!("{ON_SIGHUP}{brief}"));
     assert!(applied.is("reload.applied"), "{}", applied.0);
 
-    let client = portcullis.client().asking_first().connect();
+    let client = portcullis.client().with_ssl_request().connect();
     let port = client.port();
     eventually("the rule expires", || (OffsetDateTime::now_utc() > soon).then_some(()));
     assert_turned_away(client);
@@ -47,7 +47,7 @@ fn listener_removed_before_the_startup_message_denies_the_client() {
     let upstream = Upstream::silent();
     let (kept, removed) = (Listener::postgres(&upstream).named("kept"), Listener::postgres(&upstream));
     let portcullis = Portcullis::start(TestDir::new(), format!("{ON_SIGHUP}{kept}{removed}"));
-    let client = portcullis.client().asking_first().connect();
+    let client = portcullis.client().with_ssl_request().connect();
     let port = client.port();
     let applied = portcullis.reconfigure(format!("{ON_SIGHUP}{kept}"));
     assert!(applied.is("reload.applied"), "{}", applied.0);

@@ -38,7 +38,7 @@ fn assert_survives(portcullis: &Portcullis, file: &str, breaking: impl FnOnce(),
     assert_eq!(served(portcullis), before);
     portcullis.client().connect().ask(b"hello", b"hello");
     let mut untrusted = portcullis.client().from("127.0.0.9").dial();
-    assert_eq!(wire::last_words(&mut untrusted), b"");
+    assert_eq!(wire::read_until_closed(&mut untrusted), b"");
     assert_eq!(portcullis.refusal(port(&untrusted)), "untrusted_source");
     portcullis.applies(|| {
         portcullis.site.replace(file, mended);

@@ -16,7 +16,7 @@ use tokio_rustls::TlsConnector;
 use crate::harness::client::reset;
 use crate::harness::portcullis::EXECUTABLE;
 use crate::harness::program::command;
-use crate::harness::{Connection, Listener, PATIENCE, Portcullis, TestDir, Upstream, eventually, wire};
+use crate::harness::{Connection, Listener, Portcullis, TestDir, Upstream, WAIT_TIMEOUT, eventually, wire};
 
 const MIB: usize = 1024 * 1024;
 
@@ -63,7 +63,7 @@ fn half_closed_upstream_receives_all_client_bytes() {
     assert_eq!(client.rest().unwrap(), b"that is all");
     client.send(&pattern(4 * MIB));
     client.finish_sending();
-    assert!(receiver.recv_timeout(PATIENCE).unwrap() == pattern(4 * MIB), "not what was sent");
+    assert!(receiver.recv_timeout(WAIT_TIMEOUT).unwrap() == pattern(4 * MIB), "not what was sent");
     let closed = portcullis.ending(client.port());
     assert_eq!((closed.number("bytes_in"), closed.number("bytes_out")), (4 * 1024 * 1024, 11));
 }
@@ -91,7 +91,7 @@ fn both_directions_flow_simultaneously() {
 fn slow_reader_uses_little_memory_and_stalls_no_other_session() {
     const SIZE: usize = 1024 * MIB;
     /// In KiB. What the session holds is one reading of 64 KiB, sealed; the rest is for the allocator and the log.
-    const MOST: u64 = 256;
+    const MAX_GROWTH: u64 = 256;
     let (sender, receiver) = mpsc::channel();
     let upstream = Upstream::new(move |mut stream| match wire::read_exactly(&mut stream, 1)[0] {
         b'?' => {
@@ -126,14 +126,14 @@ fn slow_reader_uses_little_memory_and_stalls_no_other_session() {
     portcullis.ending(port);
     neighbour.ask(b"hello", b"hello");
     let undisturbed = usual_latency(&mut neighbour);
-    let before = portcullis.own_memory();
+    let before = portcullis.anonymous_memory();
 
     let mut client = portcullis.client().connect();
     client.send(b"?");
-    let stalled_at = receiver.recv_timeout(PATIENCE).unwrap();
+    let stalled_at = receiver.recv_timeout(WAIT_TIMEOUT).unwrap();
     assert!(stalled_at < SIZE / 8, "{stalled_at} bytes were taken off the upstream's hands");
-    let grown = portcullis.own_memory().saturating_sub(before);
-    assert!(grown <= MOST, "{grown} KiB more while {stalled_at} bytes wait");
+    let grown = portcullis.anonymous_memory().saturating_sub(before);
+    assert!(grown <= MAX_GROWTH, "{grown} KiB more while {stalled_at} bytes wait");
     // Measured again while other work disturbs the measurement. A neighbour that is stalled stays so.
     eventually("the neighbour is served as fast as before", || {
         (usual_latency(&mut neighbour) < 5 * undisturbed + Duration::from_millis(2)).then_some(())
@@ -148,8 +148,8 @@ fn slow_reader_uses_little_memory_and_stalls_no_other_session() {
         taken += buffer.len();
         neighbour.ask(b"hello", b"hello");
     }
-    let grown = portcullis.own_memory().saturating_sub(before);
-    assert!(grown <= MOST, "{grown} KiB more after {taken} bytes");
+    let grown = portcullis.anonymous_memory().saturating_sub(before);
+    assert!(grown <= MAX_GROWTH, "{grown} KiB more after {taken} bytes");
 }
 
 /// The median time of a word and its echo: other tests may take the cores away for a while.
@@ -379,7 +379,7 @@ fn busy_direction_does_not_starve_the_other() {
         };
         tokio::join!(upload, download);
     };
-    let in_time = Runtime::new().unwrap().block_on(async { timeout(PATIENCE, both_ways).await });
+    let in_time = Runtime::new().unwrap().block_on(async { timeout(WAIT_TIMEOUT, both_ways).await });
     assert!(in_time.is_ok(), "{sent:?} bytes were sent and {received:?} received");
 }
 

@@ -9,7 +9,7 @@ use std::time::Instant;
 use crate::harness::client::port;
 use crate::harness::pki::sha256;
 use crate::harness::program::{free_address, free_port};
-use crate::harness::{Leaf, Listener, PATIENCE, Portcullis, TestDir, Upstream, eventually, wire};
+use crate::harness::{Leaf, Listener, Portcullis, TestDir, Upstream, WAIT_TIMEOUT, eventually, wire};
 
 /// Reloads on SIGHUP only.
 pub(crate) const ON_SIGHUP: &str = "reload.watch = false\nreload.poll = \"0s\"\n";
@@ -156,7 +156,7 @@ fn moved_listener_keeps_its_sessions() {
 
 #[test]
 fn two_listeners_can_swap_their_addresses() {
-    let (one, two) = (Upstream::saying(b"one"), Upstream::saying(b"two"));
+    let (one, two) = (Upstream::sending(b"one"), Upstream::sending(b"two"));
     let config = |one_on: SocketAddr, two_on: SocketAddr| {
         format!(
             "{ON_SIGHUP}{}{}",
@@ -182,7 +182,7 @@ fn wildcard_address_is_narrowed_without_refusing_a_connection() {
     let portcullis = Portcullis::start(TestDir::new(), listener(&format!("0.0.0.0:{port}")));
     portcullis.address("main");
     let (calls, over) = (AtomicUsize::new(0), AtomicBool::new(false));
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + WAIT_TIMEOUT;
     let ten_more = |when: &str| {
         let before = calls.load(Ordering::SeqCst);
         eventually(when, || (calls.load(Ordering::SeqCst) > before + 10).then_some(()));

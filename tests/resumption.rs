@@ -13,14 +13,14 @@ use crate::harness::openssl::s_client;
 use crate::harness::portcullis::executable;
 use crate::harness::program::run;
 use crate::harness::{
-    Authority, Client, Leaf, Listener, Portcullis, Request, TakesBack, TestDir, Upstream, eventually,
+    Authority, Client, CrlContent, Leaf, Listener, Portcullis, Request, TestDir, Upstream, eventually,
 };
 use crate::reload::ON_SIGHUP;
 use crate::revocation::{assert_lives, wanting};
 
 /// Greets in such a way that every client here knows that it is in.
 fn greeting() -> Upstream {
-    Upstream::saying_and_ending(b"PING from the upstream\n")
+    Upstream::sending_and_closing(b"PING from the upstream\n")
 }
 
 const GREETING: &str = "from the upstream";
@@ -209,10 +209,10 @@ fn ticket_is_not_resumed_after_its_certificate_is_revoked() {
     for keys in BOTH {
         let clients = Authority::new("Clients CA");
         let leaf = app(&clients);
-        let files = [("clients.pem", clients.pem()), ("clients.crl", clients.list(TakesBack::nothing(1)).pem())];
+        let files = [("clients.pem", clients.pem()), ("clients.crl", clients.list(CrlContent::nothing(1)).pem())];
         let lines = ["client_auth = \"required\"", "client_ca = \"clients.pem\"", "client_crl = \"clients.crl\""];
         let inn = Inn::open(keys, Some(&leaf), &lines, &files);
-        let list = clients.list(TakesBack::nothing(2).and(leaf.der())).pem();
+        let list = clients.list(CrlContent::nothing(2).and(leaf.der())).pem();
         inn.assert_never_around(keys, "clients.crl", &list, "client_certificate_revoked");
     }
 }

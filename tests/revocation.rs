@@ -13,7 +13,7 @@ use crate::reload::ON_SIGHUP;
 
 /// The most time between the reload or the moment that revokes a session and its end. Portcullis takes a second at most; a
 /// machine that is busy with other work gets ten times that. All other timers that end a session are longer.
-pub(crate) const SOON: std::time::Duration = std::time::Duration::from_secs(10);
+pub(crate) const MAX_REVOCATION_TIME: std::time::Duration = std::time::Duration::from_secs(10);
 
 /// A listener that wants certificates, and by what it judges them.
 pub(crate) fn wanting(upstream: &Upstream, lines: &[&str]) -> Listener {
@@ -38,7 +38,7 @@ pub(crate) fn session(portcullis: &Portcullis, leaf: impl Borrow<Leaf>) -> Conne
 pub(crate) fn assert_ended(portcullis: &Portcullis, mut session: Connection, reason: &str) {
     let began = Instant::now();
     assert_eq!(session.rest().unwrap(), b"", "close_notify and nothing else");
-    assert!(began.elapsed() < SOON, "it took {:?}", began.elapsed());
+    assert!(began.elapsed() < MAX_REVOCATION_TIME, "it took {:?}", began.elapsed());
     let port = session.port();
     let closed = portcullis.ending(port);
     assert!(closed.is("connection.closed"), "{}", closed.0);
@@ -104,7 +104,7 @@ fn expired_rule_ends_its_sessions_unless_another_matches() {
     // It waits for nothing else.
     assert_eq!(gone.rest().unwrap(), b"");
     let late = OffsetDateTime::now_utc() - soon;
-    assert!(late >= Duration::ZERO && late < SOON, "it ended {late} after its rule");
+    assert!(late >= Duration::ZERO && late < MAX_REVOCATION_TIME, "it ended {late} after its rule");
     assert_ended(&portcullis, gone, "rule_expired");
     assert_lives(kept);
 }

@@ -62,7 +62,7 @@ fn garbage_ends_only_the_connection_that_sends_it() {
                 // It may be closed before it has sent everything.
                 let _ = stream.write_all(&bytes);
                 let _ = stream.shutdown(std::net::Shutdown::Write);
-                wire::last_words(&mut stream);
+                wire::read_until_closed(&mut stream);
                 let ended = portcullis.ending(port(&stream));
                 assert!(ended.is("connection.denied"), "{}", ended.0);
             }
@@ -143,7 +143,7 @@ fn unread_log_does_not_stop_traffic() {
     let mut inside = eventually("it listens", || client.try_connect().ok());
     for _ in 0..2000 {
         let mut untrusted = Client::new(address, &site.ca).from("127.0.0.2").dial();
-        assert_eq!(wire::last_words(&mut untrusted), b"");
+        assert_eq!(wire::read_until_closed(&mut untrusted), b"");
     }
     inside.ask(b"hello", b"hello");
     client.connect().ask(b"hello", b"hello");
@@ -176,7 +176,7 @@ fn broken_tls_record_ends_only_its_session() {
     let mut broken = portcullis.client().connect();
     broken.ask(b"hello", b"hello");
     broken.stream.sock.write_all(b"\x17\x03\x03\x00\x20no key has encrypted these bytes").unwrap();
-    wire::last_words(&mut broken.stream.sock);
+    wire::read_until_closed(&mut broken.stream.sock);
     let closed = portcullis.ending(broken.port());
     assert!(closed.is("connection.closed"), "{}", closed.0);
     assert_eq!(closed.reason(), "protocol_violation");
@@ -203,7 +203,7 @@ fn ended_connections_free_descriptors_and_memory() {
         drop(client.dial());
         let mut plain = client.dial();
         plain.write_all(b"PING\r\n").unwrap();
-        wire::last_words(&mut plain);
+        wire::read_until_closed(&mut plain);
     }
     eventually("every file is closed", || (portcullis.open_files() <= before).then_some(()));
     assert!(portcullis.resident() < memory + 8 * 1024, "{memory} KiB became {}", portcullis.resident());
@@ -221,9 +221,9 @@ fn idle_sessions_use_little_memory_and_no_cpu() {
         session
     };
     let first = exchange();
-    let memory = portcullis.own_memory();
+    let memory = portcullis.anonymous_memory();
     let sessions: Vec<_> = (0..200).map(|_| exchange()).collect();
-    let each = (portcullis.own_memory() - memory) / 200;
+    let each = (portcullis.anonymous_memory() - memory) / 200;
     // Some 6 KiB. One buffer a session would be 16 at least.
     assert!(each < 12, "{each} KiB for a session that does nothing");
     let before = portcullis.cpu_ticks();

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::process::Stdio;
 
-use crate::harness::pki::TakesBack;
+use crate::harness::pki::CrlContent;
 use crate::harness::postgres::client;
 use crate::harness::program::{Running, command, run};
 use crate::harness::{Authority, Event, Leaf, Listener, Portcullis, Postgres, Redis, Request, TestDir};
@@ -93,7 +93,7 @@ impl World {
             }
             Kind::Uploaded => site.replace("uploaded/other.crt", self.app().pem()),
             Kind::List => {
-                let list = TakesBack::nothing(turn as u64 + 1).and(self.app().der());
+                let list = CrlContent::nothing(turn as u64 + 1).and(self.app().der());
                 site.replace("clients.crl", self.clients.list(list).pem());
             }
             Kind::Sources => {

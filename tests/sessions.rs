@@ -15,7 +15,7 @@ use crate::harness::{
 };
 use crate::postgres_primary::{CLEARTEXT, asks_and_is, before, target};
 use crate::reload::ON_SIGHUP;
-use crate::revocation::SOON;
+use crate::revocation::MAX_REVOCATION_TIME;
 
 fn start(listener: &Listener) -> Portcullis {
     Portcullis::start(TestDir::new(), format!("{ADMIN}{ON_SIGHUP}{listener}"))
@@ -31,7 +31,7 @@ fn left_by_redis(portcullis: &Portcullis) -> Connection {
 
 /// A PostgreSQL client that has sent its StartupMessage.
 fn introduced(portcullis: &Portcullis, user: &str) -> Connection {
-    let mut client = portcullis.client().asking_first().connect();
+    let mut client = portcullis.client().with_ssl_request().connect();
     client.send(&startup(PROTOCOL_3_0, &[("user", user), ("database", "postgres")]));
     client
 }
@@ -60,7 +60,7 @@ fn assert_revoked(portcullis: &Portcullis, client: &Connection, act: impl FnOnce
     act();
     let began = Instant::now();
     let closed = portcullis.ending(client.port());
-    assert!(began.elapsed() < SOON, "it took {:?}", began.elapsed());
+    assert!(began.elapsed() < MAX_REVOCATION_TIME, "it took {:?}", began.elapsed());
     assert_eq!((closed.text("event"), closed.reason()), ("connection.closed", "source_revoked"), "{}", closed.0);
     eventually("it is not listed any more", || portcullis.sessions().is_empty().then_some(()));
 }

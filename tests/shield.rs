@@ -43,7 +43,7 @@ fn dial(address: SocketAddr, source: &str, patience: Duration) -> io::Result<Tcp
     let target = target(address, source);
     let source: IpAddr = source.parse().unwrap();
     let stream = dial_from(Some(source), target, Some(patience))?;
-    stream.set_read_timeout(Some(crate::harness::PATIENCE))?;
+    stream.set_read_timeout(Some(crate::harness::WAIT_TIMEOUT))?;
     Ok(stream)
 }
 
@@ -145,7 +145,7 @@ fn trusted_source_is_never_dropped_while_sources_change() {
                     let mut stream = dial(address, source, ONE_SYN).expect("the first packet is answered");
                     // To the end, so that no queue gets full.
                     stream.shutdown(Shutdown::Write).unwrap();
-                    wire::last_words(&mut stream);
+                    wire::read_until_closed(&mut stream);
                     dialled.fetch_add(1, Ordering::Relaxed);
                 }
             });
@@ -186,7 +186,7 @@ fn flood_activates_the_shield_until_it_ends() {
     let portcullis = start(&[&listener]);
     let address = portcullis.address("main");
     let mut untrusted = dial(address, "127.0.0.9", ONE_SYN).unwrap();
-    assert_eq!(wire::last_words(&mut untrusted), b"");
+    assert_eq!(wire::read_until_closed(&mut untrusted), b"");
     assert_eq!(portcullis.refusal(port(&untrusted)), "untrusted_source");
     let raised = AtomicBool::new(false);
     let on = thread::scope(|scope| {
@@ -213,7 +213,7 @@ fn flood_activates_the_shield_until_it_ends() {
     assert_eq!(off.text("detail"), "the flood is over");
     assert!(off.number("dropped") > 0);
     let mut untrusted = dial(address, "127.0.0.9", ONE_SYN).unwrap();
-    assert_eq!(wire::last_words(&mut untrusted), b"");
+    assert_eq!(wire::read_until_closed(&mut untrusted), b"");
     assert_eq!(portcullis.refusal(port(&untrusted)), "untrusted_source", "it is logged again");
 }
 

@@ -11,7 +11,7 @@ use nix::unistd::geteuid;
 
 use crate::harness::portcullis::{EXECUTABLE, executable};
 use crate::harness::program::{Running, free_address, run};
-use crate::harness::{Listener, PATIENCE, Portcullis, TestDir, Upstream, eventually};
+use crate::harness::{Listener, Portcullis, TestDir, Upstream, WAIT_TIMEOUT, eventually};
 use crate::reload::ON_SIGHUP;
 
 fn repository() -> &'static Path {
@@ -43,7 +43,7 @@ fn as_service(command: &[String]) -> Command {
 /// A socket like that of systemd, which every user may write to.
 fn notify_socket(path: &Path) -> UnixDatagram {
     let socket = UnixDatagram::bind(path).unwrap();
-    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket.set_read_timeout(Some(WAIT_TIMEOUT)).unwrap();
     fs::set_permissions(path, fs::Permissions::from_mode(0o666)).unwrap();
     socket
 }

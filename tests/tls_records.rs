@@ -5,7 +5,7 @@ use std::io::{Read, Write};
 use rustls::version::{TLS12, TLS13};
 use rustls::{ClientConnection, StreamOwned};
 
-use crate::harness::openssl::Dialogue;
+use crate::harness::openssl::InteractiveClient;
 use crate::harness::pki::sha256;
 use crate::harness::program::run;
 use crate::harness::{Authority, Connection, Listener, Portcullis, Redis, Request, TestDir, Upstream};
@@ -31,7 +31,7 @@ fn openssl_key_update_within_a_session_is_accepted() {
     let redis = Redis::start();
     let portcullis = Portcullis::before(Listener::redis(&redis));
     for suite in ["TLS_AES_128_GCM_SHA256", "TLS_AES_256_GCM_SHA384", "TLS_CHACHA20_POLY1305_SHA256"] {
-        let mut client = Dialogue::with(&portcullis, &["-tls1_3", "-ciphersuites", suite]);
+        let mut client = InteractiveClient::with(&portcullis, &["-tls1_3", "-ciphersuites", suite]);
         client.ask("PING", "+PONG");
         // `K` asks the server to do the same, `k` does not.
         for letter in ["K", "k", "k", "K", "K"] {
@@ -57,7 +57,7 @@ fn openssl_padded_and_small_records_are_accepted() {
         &["-tls1_2", "-max_send_frag", "512"],
         &["-tls1_2", "-split_send_frag", "512"],
     ] {
-        let mut client = Dialogue::with(&portcullis, options);
+        let mut client = InteractiveClient::with(&portcullis, options);
         client.ask("PING", "+PONG");
         client.ask(&format!("ECHO {long}"), &long);
     }
@@ -76,7 +76,8 @@ fn fragmented_certificate_of_openssl_is_accepted() {
     let portcullis = Portcullis::start(site, listener);
     for version in ["-tls1_2", "-tls1_3"] {
         let shown = ["-cert", "client.crt", "-key", "client.key", "-cert_chain", "client.crt"];
-        let mut client = Dialogue::with(&portcullis, &[&[version, "-max_send_frag", "512"], &shown[..]].concat());
+        let mut client =
+            InteractiveClient::with(&portcullis, &[&[version, "-max_send_frag", "512"], &shown[..]].concat());
         client.ask("PING", "+PONG");
     }
 }
@@ -101,7 +102,7 @@ fn longest_rsa_4096_chain_is_accepted_in_records_of_any_size() {
         for fragment in ["512", "16384"] {
             let shown = ["-cert", "client.crt", "-key", "client.key", "-cert_chain", "client.crt"];
             let options = [&[version, "-max_send_frag", fragment], &shown[..]].concat();
-            Dialogue::with(&portcullis, &options).ask("PING", "+PONG");
+            InteractiveClient::with(&portcullis, &options).ask("PING", "+PONG");
         }
     }
 }

@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 use rustls::{ClientConnection, ServerConnection, StreamOwned};
 
 use crate::harness::client::reset;
-use crate::harness::redis::ANYBODY;
+use crate::harness::redis::ANY_CLIENT;
 use crate::harness::upstream::showing;
-use crate::harness::{Event, PATIENCE, Portcullis, Redis, TestDir, eventually, wire};
+use crate::harness::{Event, Portcullis, Redis, TestDir, WAIT_TIMEOUT, eventually, wire};
 
 const MIB: usize = 1 << 20;
 
@@ -171,8 +171,8 @@ fn client(portcullis: &Portcullis, name: &str) -> Wire {
     match name {
         "socket" => {
             let stream = UnixStream::connect(portcullis.site.path("portcullis.sock")).unwrap();
-            stream.set_read_timeout(Some(PATIENCE)).unwrap();
-            stream.set_write_timeout(Some(PATIENCE)).unwrap();
+            stream.set_read_timeout(Some(WAIT_TIMEOUT)).unwrap();
+            stream.set_write_timeout(Some(WAIT_TIMEOUT)).unwrap();
             Wire::Unix(stream)
         }
         "plain" => Wire::Tcp(portcullis.client_of(name).dial()),
@@ -260,7 +260,7 @@ fn half_close_timeout_counts_from_the_last_byte_over_all_transports() {
             stream.write_all(b"more").unwrap();
         }
         // Sends no more, and stays open for longer than any timeout.
-        thread::sleep(PATIENCE);
+        thread::sleep(WAIT_TIMEOUT);
     };
     for_all("half_close_timeout = \"2s\"", serve, |portcullis, _, name| {
         let seen = portcullis.seen();
@@ -359,7 +359,7 @@ fn ended_session_leaves_nothing_however_either_side_closes() {
 #[test]
 fn slow_reader_uses_little_memory_over_all_transports() {
     /// In KiB. One reading of 64 KiB, held or sealed; the rest is for the allocator and the log.
-    const MOST: u64 = 384;
+    const MAX_GROWTH: u64 = 384;
     let serve = |mut stream: Wire| {
         wire::read_exactly(&mut stream, 1);
         let piece = pattern(MIB);
@@ -373,7 +373,7 @@ fn slow_reader_uses_little_memory_over_all_transports() {
         let seen = portcullis.seen();
         earlier.reset();
         closed(portcullis, seen);
-        let before = portcullis.own_memory();
+        let before = portcullis.anonymous_memory();
         let mut client = client(portcullis, name);
         client.write_all(b"?").unwrap();
         wire::read_exactly(&mut client, 1);
@@ -384,15 +384,15 @@ fn slow_reader_uses_little_memory_over_all_transports() {
             let now = portcullis.cpu_ticks();
             (std::mem::replace(&mut last, now) == now).then_some(())
         });
-        let grown = portcullis.own_memory().saturating_sub(before);
-        assert!(grown <= MOST, "{name} client, {kind:?} upstream: {grown} KiB more");
+        let grown = portcullis.anonymous_memory().saturating_sub(before);
+        assert!(grown <= MAX_GROWTH, "{name} client, {kind:?} upstream: {grown} KiB more");
     });
 }
 
 #[test]
 fn blocked_redis_clients_survive_reloads_over_all_transports() {
     let site = TestDir::new();
-    let redis = Redis::with_tls(&site, &site.server(), ANYBODY);
+    let redis = Redis::with_tls(&site, &site.server(), ANY_CLIENT);
     let upstream = format!("address = \"{redis}\"\ntls = \"verify-full\"\nca = \"ca.crt\"");
     let portcullis = Portcullis::start(site, listeners("redis", &upstream, ""));
     portcullis.event("ready", |event| event.is("ready") && event.0["listener"] == "socket");

@@ -2,7 +2,7 @@
 
 use crate::harness::portcullis::executable;
 use crate::harness::program::run;
-use crate::harness::{Authority, Event, Leaf, Portcullis, Request, TakesBack, TestDir, Upstream};
+use crate::harness::{Authority, CrlContent, Event, Leaf, Portcullis, Request, TestDir, Upstream};
 use crate::revocation::{assert_ended, assert_lives, session, start, wanting};
 
 fn app(authority: &Authority) -> Leaf {
@@ -53,7 +53,7 @@ fn session_ends_when_its_anchor_expires() {
 fn client_that_no_crl_of_its_ca_covers_is_denied() {
     let (upstream, site, clients) = (Upstream::echo(), TestDir::new(), Authority::new("Clients CA"));
     let [named, unnamed] = [app(&clients), app(&clients)];
-    let list = clients.list(TakesBack::nothing(1).and(named.der()).about_authorities());
+    let list = clients.list(CrlContent::nothing(1).and(named.der()).about_authorities());
     site.write("clients.pem", clients.pem());
     site.write("clients.crl", list.pem());
     let lines = ["client_ca = \"clients.pem\"", "client_crl = \"clients.crl\""];

@@ -13,7 +13,7 @@ fn untrusted_source_is_closed_before_the_first_byte() {
         let portcullis = Portcullis::before(listener);
         let mut untrusted = portcullis.client().from("127.0.0.2").dial();
         // It has sent nothing, and it is closed at once all the same.
-        assert_eq!(wire::last_words(&mut untrusted), b"");
+        assert_eq!(wire::read_until_closed(&mut untrusted), b"");
         let denied = portcullis.ending(port(&untrusted));
         assert_eq!(denied.reason(), "untrusted_source");
         assert_eq!(denied.text("source"), "127.0.0.2");
@@ -31,7 +31,7 @@ fn untrusted_source_gets_no_answer_to_a_tls_handshake() {
     let mut stream = untrusted.dial();
     // The connection may be gone before the hello is written.
     let _ = untrusted.tls().write_tls(&mut stream);
-    assert_eq!(wire::last_words(&mut stream), b"");
+    assert_eq!(wire::read_until_closed(&mut stream), b"");
     assert_eq!(portcullis.refusal(port(&stream)), "untrusted_source");
     upstream.assert_untouched();
 }
@@ -41,7 +41,7 @@ fn empty_source_list_admits_no_client() {
     let upstream = Upstream::silent();
     let portcullis = Portcullis::before(Listener::redis(&upstream).trusting(&[]));
     let mut stream = portcullis.client().dial();
-    assert_eq!(wire::last_words(&mut stream), b"");
+    assert_eq!(wire::read_until_closed(&mut stream), b"");
     assert_eq!(portcullis.refusal(port(&stream)), "untrusted_source");
     upstream.assert_untouched();
 }
@@ -73,7 +73,7 @@ fn ipv4_mapped_source_is_judged_as_ipv4() {
     assert_eq!(opened.text("rule"), "ip_addr:127.0.0.1");
 
     let mut untrusted = portcullis.client().at(here).from("127.0.0.2").dial();
-    assert_eq!(wire::last_words(&mut untrusted), b"");
+    assert_eq!(wire::read_until_closed(&mut untrusted), b"");
     assert_eq!(portcullis.ending(port(&untrusted)).text("source"), "127.0.0.2");
 }
 
@@ -83,7 +83,7 @@ fn rule_for_a_mapped_address_means_the_ipv4_one() {
     let portcullis = Portcullis::before(Listener::redis(&upstream).trusting(&["::ffff:127.0.0.0/120"]));
     portcullis.client().connect().ask(b"hello", b"hello");
     let mut untrusted = portcullis.client().from("127.0.1.1").dial();
-    assert_eq!(wire::last_words(&mut untrusted), b"");
+    assert_eq!(wire::read_until_closed(&mut untrusted), b"");
 }
 
 #[test]
@@ -94,7 +94,7 @@ fn all_of_ipv6_does_not_include_ipv4() {
     let mut address = portcullis.address("main");
     address.set_ip("127.0.0.1".parse().unwrap());
     let mut ipv4 = portcullis.client().at(address).dial();
-    assert_eq!(wire::last_words(&mut ipv4), b"");
+    assert_eq!(wire::read_until_closed(&mut ipv4), b"");
     assert_eq!(portcullis.refusal(port(&ipv4)), "untrusted_source");
 
     address.set_ip("::1".parse().unwrap());
@@ -162,7 +162,7 @@ fn sources_file_adds_to_the_configured_rules() {
         assert_eq!(portcullis.opened(client.port()).text("rule"), rule);
     }
     let mut untrusted = portcullis.client().from("127.0.0.2").dial();
-    assert_eq!(wire::last_words(&mut untrusted), b"");
+    assert_eq!(wire::read_until_closed(&mut untrusted), b"");
 }
 
 #[test]
@@ -181,7 +181,7 @@ fn rule_table_accepts_description_and_expiry() {
         portcullis.client().from(source).connect().ask(b"hello", b"hello");
     }
     let mut expired = portcullis.client().from("127.0.0.3").dial();
-    assert_eq!(wire::last_words(&mut expired), b"");
+    assert_eq!(wire::read_until_closed(&mut expired), b"");
     assert_eq!(portcullis.refusal(port(&expired)), "untrusted_source");
 }
 
@@ -223,7 +223,7 @@ fn listener_serves_all_its_addresses() {
 
 #[test]
 fn each_listener_has_its_own_sources_and_upstream() {
-    let (one, two) = (Upstream::saying(b"one"), Upstream::saying(b"two"));
+    let (one, two) = (Upstream::sending(b"one"), Upstream::sending(b"two"));
     let config = format!(
         "{}{}",
         Listener::redis(&one).named("one").trusting(&["127.0.0.1"]),
@@ -234,7 +234,7 @@ fn each_listener_has_its_own_sources_and_upstream() {
     assert_eq!(portcullis.client_of("two").from("127.0.0.2").connect().receive(3), b"two");
     for (listener, source) in [("one", "127.0.0.2"), ("two", "127.0.0.1")] {
         let mut untrusted = portcullis.client_of(listener).from(source).dial();
-        assert_eq!(wire::last_words(&mut untrusted), b"");
+        assert_eq!(wire::read_until_closed(&mut untrusted), b"");
         assert_eq!(portcullis.ending(port(&untrusted)).text("listener"), listener);
     }
 }
@@ -253,5 +253,5 @@ fn twenty_thousand_rules_load_and_match() {
     let portcullis = Portcullis::start(site, listener);
     portcullis.client().from("127.0.0.2").connect().ask(b"hello", b"hello");
     let mut untrusted = portcullis.client().from("127.0.0.3").dial();
-    assert_eq!(wire::last_words(&mut untrusted), b"");
+    assert_eq!(wire::read_until_closed(&mut untrusted), b"");
 }

@@ -81,7 +81,7 @@ fn single_redis_recovers_without_a_client() {
 fn single_postgres_recovers_without_a_client() {
     let port = free_port();
     let portcullis = start(&Listener::postgres(format!("127.0.0.1:{port}")));
-    let mut client = portcullis.client().asking_first().connect();
+    let mut client = portcullis.client().with_ssl_request().connect();
     client.send(&startup(PROTOCOL_3_0, &[("user", "app")]));
     assert_eq!(portcullis.refusal(client.port()), "upstream_unreachable");
     assert_eq!(status(&portcullis).0, "unhealthy");
@@ -101,7 +101,7 @@ fn single_postgres_recovers_without_a_client() {
 fn session_makes_a_single_postgres_healthy() {
     let server = Postgres::start();
     let portcullis = start(&Listener::postgres(&server));
-    let mut client = portcullis.client().asking_first().connect();
+    let mut client = portcullis.client().with_ssl_request().connect();
     client.send(&startup(PROTOCOL_3_0, &[("user", "postgres")]));
     assert_eq!(client.receive(1), b"R");
     let (health, known) = status(&portcullis);

@@ -10,9 +10,9 @@ use rustls::version::{TLS12, TLS13};
 use crate::harness::nginx::Nginx;
 use crate::harness::program::run;
 use crate::harness::proxy::{ReceivedHeader, v1, v2_between, vector};
-use crate::harness::wire::{PROTOCOL_3_0, SSL_REQUEST, cancel, last_words, read_exactly, startup};
+use crate::harness::wire::{PROTOCOL_3_0, SSL_REQUEST, cancel, read_exactly, read_until_closed, startup};
 use crate::harness::{
-    Client, Connection, Haproxy, Listener, PATIENCE, Portcullis, Postgres, Redis, Request, TestDir, Upstream,
+    Client, Connection, Haproxy, Listener, Portcullis, Postgres, Redis, Request, TestDir, Upstream, WAIT_TIMEOUT,
 };
 use crate::postgres::{conninfo, psql};
 use crate::redis::cli;
@@ -38,7 +38,7 @@ fn header_upstream() -> (Upstream, Receiver<ReceivedHeader>) {
 }
 
 fn next(headers: &Receiver<ReceivedHeader>) -> ReceivedHeader {
-    headers.recv_timeout(PATIENCE).expect("a connection reaches the upstream")
+    headers.recv_timeout(WAIT_TIMEOUT).expect("a connection reaches the upstream")
 }
 
 fn announcing(listener: Listener, version: &str) -> Listener {
@@ -223,13 +223,13 @@ fn cancel_request_is_announced_too() {
         let portcullis = Portcullis::before(announcing(Listener::postgres(&upstream), version));
         let mut stream = portcullis.client().dial();
         stream.write_all(&packet).unwrap();
-        assert_eq!(last_words(&mut stream), b"");
-        let (header, rest) = received.recv_timeout(PATIENCE).unwrap();
+        assert_eq!(read_until_closed(&mut stream), b"");
+        let (header, rest) = received.recv_timeout(WAIT_TIMEOUT).unwrap();
         assert_eq!((header.from, rest), (Some(stream.local_addr().unwrap()), packet.clone()));
-        let mut connection = portcullis.client().asking_first().connect();
+        let mut connection = portcullis.client().with_ssl_request().connect();
         connection.send(&packet);
         assert_eq!(connection.rest().unwrap(), b"");
-        let (header, rest) = received.recv_timeout(PATIENCE).unwrap();
+        let (header, rest) = received.recv_timeout(WAIT_TIMEOUT).unwrap();
         assert_eq!((header.from, header.to), ends(&portcullis, &connection));
         assert_eq!(rest, packet);
     }
@@ -251,12 +251,12 @@ fn header_precedes_tls_to_the_upstream() {
         tls(Listener::redis(&upstream)).named("cache").on(&["127.0.0.1:0"])
     );
     let portcullis = Portcullis::start(site, configuration);
-    let mut postgres = portcullis.client().asking_first().connect();
+    let mut postgres = portcullis.client().with_ssl_request().connect();
     postgres.send(&startup(PROTOCOL_3_0, &[("user", "app")]));
-    let (header, next) = received.recv_timeout(PATIENCE).unwrap();
+    let (header, next) = received.recv_timeout(WAIT_TIMEOUT).unwrap();
     assert_eq!((header.from, next), (ends(&portcullis, &postgres).0, SSL_REQUEST.to_vec()));
     let redis = portcullis.client_of("cache").connect();
-    let (header, next) = received.recv_timeout(PATIENCE).unwrap();
+    let (header, next) = received.recv_timeout(WAIT_TIMEOUT).unwrap();
     assert_eq!(header.from, ends(&portcullis, &redis).0);
     assert_eq!(next[..2], [0x16, 0x03], "the beginning of TLS");
 }

@@ -12,7 +12,7 @@ use crate::dial::clogged;
 use crate::harness::hosts;
 use crate::harness::portcullis::ADMIN;
 use crate::harness::program::{self, command, free_port, run};
-use crate::harness::redis::ANYBODY;
+use crate::harness::redis::ANY_CLIENT;
 use crate::harness::{Authority, Client, Event, Listener, Portcullis, Redis, Request, TestDir, Upstream, eventually};
 use crate::reload::ON_SIGHUP;
 
@@ -181,7 +181,7 @@ fn ejected_upstream_stays_ejected_over_a_reload_and_is_still_checked() {
 fn redis_with_tls(site: &TestDir, name: &str, ips: &[&str]) -> Redis {
     let other = Authority::new("Upstream CA");
     site.write("upstream.crt", other.pem());
-    Redis::with_tls(site, &other.issue(Request::server(&[name])), &[ANYBODY, &["--bind"], ips].concat())
+    Redis::with_tls(site, &other.issue(Request::server(&[name])), &[ANY_CLIENT, &["--bind"], ips].concat())
 }
 
 #[test]
@@ -417,7 +417,7 @@ fn sentinel_and_loading_server_are_not_masters() {
     sentinel.arg(site.path("sentinel.conf")).args(["--sentinel", "--port", &port.to_string(), "--bind", "127.0.0.1"]);
     let _sentinel = program::Running::start(&mut sentinel);
     eventually("the sentinel is up", || std::net::TcpStream::connect(("127.0.0.1", port)).ok());
-    let loading = Upstream::saying(b"-LOADING Redis is loading the dataset in memory\r\n");
+    let loading = Upstream::sending(b"-LOADING Redis is loading the dataset in memory\r\n");
     let leader = Redis::start();
     let sentinel = format!("127.0.0.1:{port}");
     let portcullis = Portcullis::start(TestDir::new(), master(&[&sentinel, &loading, &leader]));

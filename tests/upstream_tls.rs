@@ -16,11 +16,11 @@ use crate::harness::openssl::openssl;
 use crate::harness::portcullis::executable;
 use crate::harness::postgres::client;
 use crate::harness::program::{Running, command, run, serve};
-use crate::harness::redis::ANYBODY;
+use crate::harness::redis::ANY_CLIENT;
 use crate::harness::upstream::{Secured, showing};
 use crate::harness::wire::{PROTOCOL_3_0, SSL_REQUEST, error_response, read_exactly, startup};
 use crate::harness::{
-    Authority, Event, Leaf, Listener, PATIENCE, Portcullis, Postgres, Redis, Request, TestDir, Upstream, eventually,
+    Authority, Event, Leaf, Listener, Portcullis, Postgres, Redis, Request, TestDir, Upstream, WAIT_TIMEOUT, eventually,
 };
 use crate::postgres::{conninfo, psql};
 use crate::reload::{ON_CHANGE, ON_SIGHUP};
@@ -70,7 +70,7 @@ fn each_tls_mode_accepts_the_servers_that_libpq_accepts() {
     site.write("foreign.crt", foreign.pem());
     let alone = Leaf::by_itself(Request::server(&["localhost", "127.0.0.1"]));
     site.write("alone.crt", alone.pem());
-    let redis = |leaf: &Leaf| Redis::with_tls(&site, leaf, ANYBODY);
+    let redis = |leaf: &Leaf| Redis::with_tls(&site, leaf, ANY_CLIENT);
     let right = redis(&site.server());
     let elsewhere = redis(&site.ca.issue(Request::server(&["db.elsewhere"])));
     let expired = redis(&site.ca.issue(Request::server(&["127.0.0.1"]).valid(-9, -1)));
@@ -138,7 +138,7 @@ fn every_certificate_of_an_upstream_bundle_is_a_trust_anchor() {
     site.write("redis_ca.pem", bundle);
     let untrusted = Authority::new("Other");
     let servers: Vec<Redis> = [&old, &older, &between, &today, &untrusted, &public]
-        .map(|authority| Redis::with_tls(&site, &authority.issue(Request::server(&["127.0.0.1"])), ANYBODY))
+        .map(|authority| Redis::with_tls(&site, &authority.issue(Request::server(&["127.0.0.1"])), ANY_CLIENT))
         .into();
     let mut table = Table::new();
     for (number, server) in servers.iter().enumerate() {
@@ -156,7 +156,7 @@ fn every_certificate_of_an_upstream_bundle_is_a_trust_anchor() {
 #[test]
 fn system_roots_are_used_without_a_bundle() {
     let site = TestDir::new();
-    let redis = Redis::with_tls(&site, &site.server(), ANYBODY);
+    let redis = Redis::with_tls(&site, &site.server(), ANY_CLIENT);
     let listener = Listener::redis(&redis).upstream("tls = \"verify-full\"");
     let mut command = executable();
     command.env("SSL_CERT_FILE", site.path("ca.crt")).env_remove("SSL_CERT_DIR");
@@ -272,7 +272,7 @@ fn postgres_authenticates_the_upstream_client_certificate() {
         let ending = portcullis.event_after(seen, "the end", |event| event.0["reason"] == "upstream_tls_failed");
         let words = "the upstream refused our certificate CN=certified";
         assert!(ending.text("detail").contains(words), "{}", ending.0);
-        let mut client = portcullis.client().asking_first().connect();
+        let mut client = portcullis.client().with_ssl_request().connect();
         client.send(&startup(PROTOCOL_3_0, &[("user", "app"), ("database", "postgres")]));
         let fields = error_response(&client.rest().unwrap());
         assert_eq!((fields[&'S'].as_str(), fields[&'C'].as_str()), ("FATAL", "57P03"));
@@ -292,7 +292,7 @@ fn upstream_without_tls_is_reported_and_gets_no_plaintext() {
 
     assert_refused(&portcullis, "main", "the upstream did not finish the TLS handshake in time");
 
-    let mut client = portcullis.client_of("db").asking_first().connect();
+    let mut client = portcullis.client_of("db").with_ssl_request().connect();
     client.send(&startup(PROTOCOL_3_0, &[("user", "app"), ("database", "postgres")]));
     let fields = error_response(&client.rest().unwrap());
     assert_eq!((fields[&'S'].as_str(), fields[&'C'].as_str()), ("FATAL", "57P03"));
@@ -323,7 +323,7 @@ fn invalid_answer_to_sslrequest_is_rejected() {
             sender.send([asked, rest].concat()).unwrap();
         });
         let portcullis = Portcullis::before(Listener::postgres(&upstream).upstream("tls = \"require\""));
-        let mut client = portcullis.client().asking_first().connect();
+        let mut client = portcullis.client().with_ssl_request().connect();
         client.send(&startup(PROTOCOL_3_0, &[("user", "app")]));
         let fields = error_response(&client.rest().unwrap());
         assert_eq!(fields[&'C'], "57P03");
@@ -331,7 +331,7 @@ fn invalid_answer_to_sslrequest_is_rejected() {
         assert_eq!(denied.reason(), "upstream_tls_failed");
         assert!(denied.text("detail").contains(words), "{}", denied.0);
         if !answer.is_empty() {
-            assert_eq!(receiver.recv_timeout(PATIENCE).unwrap(), SSL_REQUEST, "it received more than SSLRequest");
+            assert_eq!(receiver.recv_timeout(WAIT_TIMEOUT).unwrap(), SSL_REQUEST, "it received more than SSLRequest");
         }
     }
 }
@@ -363,7 +363,7 @@ fn direct_negotiation_requires_alpn_postgresql() {
     let portcullis = Portcullis::start(site, config.concat());
     let hello = startup(PROTOCOL_3_0, &[("user", "app\n")]);
 
-    let mut client = portcullis.client_of("modern").asking_first().connect();
+    let mut client = portcullis.client_of("modern").with_ssl_request().connect();
     client.send(&hello);
     let line: Vec<u8> = hello.iter().take_while(|byte| **byte != b'\n').copied().collect();
     let back: Vec<u8> = line.into_iter().rev().chain(*b"\n").collect();
@@ -373,7 +373,7 @@ fn direct_negotiation_requires_alpn_postgresql() {
         ("mute", "did not confirm \"postgresql\" by ALPN"),
         ("other", "does not speak the protocol that ALPN asked for"),
     ] {
-        let mut client = portcullis.client_of(name).asking_first().connect();
+        let mut client = portcullis.client_of(name).with_ssl_request().connect();
         client.send(&hello);
         assert_eq!(error_response(&client.rest().unwrap())[&'C'], "57P03");
         let denied = portcullis.ending(client.port());
@@ -561,10 +561,10 @@ fn half_close_is_relayed_with_tls_on_both_sides() {
         if version.version == TLS13.version {
             client.send(&vec![b'q'; 2 << 20]);
             client.finish_sending();
-            assert_eq!(receiver.recv_timeout(PATIENCE).unwrap(), 2 << 20);
+            assert_eq!(receiver.recv_timeout(WAIT_TIMEOUT).unwrap(), 2 << 20);
         } else {
             drop(client);
-            assert_eq!(receiver.recv_timeout(PATIENCE).unwrap(), 0);
+            assert_eq!(receiver.recv_timeout(WAIT_TIMEOUT).unwrap(), 0);
         }
     }
 }
@@ -572,7 +572,7 @@ fn half_close_is_relayed_with_tls_on_both_sides() {
 /// Redis as "cache" and PostgreSQL, with TLS on both sides.
 fn secured_twice() -> (Redis, Postgres, Portcullis) {
     let site = TestDir::new();
-    let redis = Redis::with_tls(&site, &site.server(), ANYBODY);
+    let redis = Redis::with_tls(&site, &site.server(), ANY_CLIENT);
     let postgres = Postgres::with_tls(&site, &site.server());
     let secured = |listener: Listener| listener.upstream_tls("verify-full", "ca.crt").to_string();
     let config = secured(Listener::redis(&redis).named("cache")) + &secured(Listener::postgres(&postgres));
@@ -673,12 +673,12 @@ fn rotation_of_redis_certificates_causes_no_client_error() {
     let both = old.clone() + &next.pem();
     reload(&|| portcullis.site.replace("redis_ca.pem", &both));
     let server = next.issue(Request::server(&["127.0.0.1"]));
-    redis.turn_to(&server, &(old + &clients.pem()));
+    redis.use_certificate(&server, &(old + &clients.pem()));
     reload(&|| portcullis.site.replace("redis_ca.pem", next.pem()));
     let client = clients.issue(Request::client("certified"));
     let applied = reload(&|| portcullis.site.install("client", &client));
     assert!(applied.text("certificates_in").contains(&client.sha256()), "{}", applied.0);
-    redis.turn_to(&server, &clients.pem());
+    redis.use_certificate(&server, &clients.pem());
     for _ in 0..5 {
         assert_eq!(ping(&portcullis, "main"), Ok(()));
     }
@@ -706,7 +706,7 @@ fn rotation_of_the_postgres_client_certificate_causes_no_pgbench_error() {
         Running::start(pgbench.stdout(Stdio::null()).stderr(Stdio::piped()))
     };
     let mut loads = [load(&["-C"]), load(&[])];
-    postgres.turn_to(&own, &both);
+    postgres.use_certificate(&own, &both);
     for turn in 0..4 {
         let next = clients.issue(Request::client("certified"));
         let applied = portcullis.applies(|| {
@@ -715,7 +715,7 @@ fn rotation_of_the_postgres_client_certificate_causes_no_pgbench_error() {
         });
         assert!(applied.text("certificates_in").contains(&next.sha256()), "{turn}: {}", applied.0);
     }
-    postgres.turn_to(&own, &clients.pem());
+    postgres.use_certificate(&own, &clients.pem());
     for load in &mut loads {
         let code = load.exit_code();
         let mut output = String::new();
@@ -780,7 +780,7 @@ fn upstream_key_update_is_accepted() {
 fn slow_reader_of_a_tls_upstream_uses_little_memory() {
     const SIZE: usize = 1 << 30;
     /// In KiB. One reading of 64 KiB, sealed for the client; what came of the next record; the rest is for the allocator.
-    const MOST: u64 = 384;
+    const MAX_GROWTH: u64 = 384;
     let site = TestDir::new();
     let own = site.server();
     let (sender, receiver) = mpsc::channel();
@@ -809,14 +809,14 @@ fn slow_reader_of_a_tls_upstream_uses_little_memory() {
     let port = earlier.port();
     earlier.reset();
     portcullis.ending(port);
-    let before = portcullis.own_memory();
+    let before = portcullis.anonymous_memory();
     let mut client = portcullis.client().connect();
     client.send(b"?");
-    let stalled_at = receiver.recv_timeout(PATIENCE).unwrap();
+    let stalled_at = receiver.recv_timeout(WAIT_TIMEOUT).unwrap();
     assert!(stalled_at < SIZE / 8, "{stalled_at} bytes were taken off the upstream's hands");
-    let grown = portcullis.own_memory().saturating_sub(before);
-    assert!(grown <= MOST, "{grown} KiB more while {stalled_at} bytes wait");
+    let grown = portcullis.anonymous_memory().saturating_sub(before);
+    assert!(grown <= MAX_GROWTH, "{grown} KiB more while {stalled_at} bytes wait");
     assert!(client.receive(64 << 20).iter().all(|byte| *byte == 7));
-    let grown = portcullis.own_memory().saturating_sub(before);
-    assert!(grown <= MOST, "{grown} KiB more");
+    let grown = portcullis.anonymous_memory().saturating_sub(before);
+    assert!(grown <= MAX_GROWTH, "{grown} KiB more");
 }

@@ -12,7 +12,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{AlertDescription, ClientConfig, ClientConnection, RootCertStore, StreamOwned, SupportedProtocolVersion};
 use socket2::{Domain, SockRef, Socket, Type};
 
-use super::{Authority, Leaf, PATIENCE, program, wire};
+use super::{Authority, Leaf, WAIT_TIMEOUT, program, wire};
 
 /// How to call on a listener. Connections made with one `Client` share their TLS sessions, so the second may resume.
 pub(crate) struct Client {
@@ -24,7 +24,7 @@ pub(crate) struct Client {
     versions: Vec<&'static SupportedProtocolVersion>,
     alpn: Vec<Vec<u8>>,
     records: Option<usize>,
-    asks_first: bool,
+    ssl_request: bool,
     config: OnceCell<Arc<ClientConfig>>,
 }
 
@@ -41,7 +41,7 @@ impl Client {
             versions: rustls::ALL_VERSIONS.to_vec(),
             alpn: vec![],
             records: None,
-            asks_first: false,
+            ssl_request: false,
             config: OnceCell::new(),
         }
     }
@@ -85,8 +85,8 @@ impl Client {
     }
 
     /// Sends an SSLRequest first, as PostgreSQL's clients do.
-    pub(crate) fn asking_first(self) -> Self {
-        Self { asks_first: true, ..self }
+    pub(crate) fn with_ssl_request(self) -> Self {
+        Self { ssl_request: true, ..self }
     }
 
     /// A bare TCP connection.
@@ -96,8 +96,8 @@ impl Client {
 
     pub(crate) fn try_dial(&self) -> io::Result<TcpStream> {
         let stream = dial_from(self.source, self.address, None)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        stream.set_write_timeout(Some(PATIENCE))?;
+        stream.set_read_timeout(Some(WAIT_TIMEOUT))?;
+        stream.set_write_timeout(Some(WAIT_TIMEOUT))?;
         stream.set_nodelay(true)?;
         Ok(stream)
     }
@@ -114,7 +114,7 @@ impl Client {
     /// TLS on a connection that is already there.
     pub(crate) fn secure(&self, mut stream: TcpStream) -> io::Result<Connection> {
         let port = port(&stream);
-        if self.asks_first {
+        if self.ssl_request {
             stream.write_all(&wire::SSL_REQUEST)?;
             assert_eq!(wire::read_exactly(&mut stream, 1), b"S");
         }

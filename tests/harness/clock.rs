@@ -13,9 +13,9 @@ use super::{Portcullis, TestDir};
 
 /// A running program with its own clock.
 #[derive(Debug)]
-pub(crate) struct Clocked(Portcullis);
+pub(crate) struct ClockedPortcullis(Portcullis);
 
-impl Clocked {
+impl ClockedPortcullis {
     /// Starts with the right time.
     pub(crate) fn start(site: TestDir, config: impl Display) -> Self {
         let file = site.path(FILE);
@@ -40,7 +40,7 @@ impl Clocked {
     }
 }
 
-impl Deref for Clocked {
+impl Deref for ClockedPortcullis {
     type Target = Portcullis;
 
     fn deref(&self) -> &Portcullis {
@@ -48,7 +48,7 @@ impl Deref for Clocked {
     }
 }
 
-impl Drop for Clocked {
+impl Drop for ClockedPortcullis {
     fn drop(&mut self) {
         // The library leaves these where its process is killed.
         let process = self.process.0.id();

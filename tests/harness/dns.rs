@@ -68,23 +68,23 @@ fn write(site: &TestDir, records: &[(&str, &[&str])]) {
 
 /// A server that answers whatever it is asked for in one way.
 #[derive(Debug)]
-pub(crate) struct OddServer {
+pub(crate) struct FakeDnsServer {
     socket: Arc<UdpSocket>,
     shared: Arc<Mutex<Shared>>,
 }
 
 #[derive(Debug)]
 struct Shared {
-    way: Way,
+    way: DnsAnswer,
     questions: usize,
     over: bool,
 }
 
 /// How to answer.
 #[derive(Debug, Clone, Copy)]
-pub(crate) enum Way {
+pub(crate) enum DnsAnswer {
     /// With these addresses, for so many seconds.
-    Well(&'static [&'static str], u32),
+    Good(&'static [&'static str], u32),
     /// Not at all.
     Silent,
     /// With a code (2 is SERVFAIL, 3 NXDOMAIN, 5 REFUSED), and nothing else.
@@ -97,8 +97,8 @@ pub(crate) enum Way {
     Half(&'static [&'static str], u32),
 }
 
-impl OddServer {
-    pub(crate) fn start(way: Way) -> Self {
+impl FakeDnsServer {
+    pub(crate) fn start(way: DnsAnswer) -> Self {
         let socket = UdpSocket::bind("127.0.0.1:53").expect("the port is free in a network of one's own");
         let (socket, shared) = (Arc::new(socket), Arc::new(Mutex::new(Shared { way, questions: 0, over: false })));
         let (serving, state) = (Arc::clone(&socket), Arc::clone(&shared));
@@ -122,7 +122,7 @@ impl OddServer {
     }
 
     /// Answers in another way from now on.
-    pub(crate) fn answer(&self, way: Way) {
+    pub(crate) fn answer(&self, way: DnsAnswer) {
         self.shared.lock().unwrap_or_else(PoisonError::into_inner).way = way;
     }
 
@@ -132,7 +132,7 @@ impl OddServer {
     }
 }
 
-impl Drop for OddServer {
+impl Drop for FakeDnsServer {
     fn drop(&mut self) {
         self.shared.lock().unwrap_or_else(PoisonError::into_inner).over = true;
         // Wakes the serving thread, which then sees that it is over.
@@ -141,7 +141,7 @@ impl Drop for OddServer {
     }
 }
 
-fn answer(question: &[u8], way: Way) -> Option<Vec<u8>> {
+fn answer(question: &[u8], way: DnsAnswer) -> Option<Vec<u8>> {
     // The name begins behind the header, and its type and class follow it.
     let end = 12 + question[12..].iter().position(|byte| *byte == 0).expect("a name") + 5;
     let (kind, mut answer) = (question[end - 3], question[..end].to_vec());
@@ -149,15 +149,15 @@ fn answer(question: &[u8], way: Way) -> Option<Vec<u8>> {
         answer[2..12].copy_from_slice(&[flags[0], flags[1], 0, 1, 0, records, 0, 0, 0, 0])
     };
     match way {
-        Way::Silent => return None,
-        Way::Half(..) if kind == 28 => set([0x81, 0x82], 0),
-        Way::Code(code) => set([0x81, 0x80 | code], 0),
-        Way::Truncated => set([0x83, 0x80], 0),
-        Way::Garbled => {
+        DnsAnswer::Silent => return None,
+        DnsAnswer::Half(..) if kind == 28 => set([0x81, 0x82], 0),
+        DnsAnswer::Code(code) => set([0x81, 0x80 | code], 0),
+        DnsAnswer::Truncated => set([0x83, 0x80], 0),
+        DnsAnswer::Garbled => {
             set([0x81, 0x80], 1);
             answer.extend([0xc0, 0xff, 0, kind, 0, 1]);
         }
-        Way::Well(ips, seconds) | Way::Half(ips, seconds) => {
+        DnsAnswer::Good(ips, seconds) | DnsAnswer::Half(ips, seconds) => {
             let ips = ips.iter().map(|ip| ip.parse::<IpAddr>().expect("an address"));
             let of_kind: Vec<Vec<u8>> = ips
                 .filter(|ip| ip.is_ipv4() == (kind == 1))

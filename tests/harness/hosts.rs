@@ -20,7 +20,7 @@ pub(crate) fn name(site: &TestDir, entries: &[(&str, &[&str])]) {
 }
 
 /// Has names looked up at the server that is on 127.0.0.1 where the program runs, and nowhere else.
-pub(crate) fn ask_the_dns(site: &TestDir, options: &str) {
+pub(crate) fn resolve_by_dns(site: &TestDir, options: &str) {
     site.write(FILE, "");
     site.write("nsswitch.conf", "hosts: dns\n");
     // Shorter than the system's resolver has it by itself, so that a server that does not answer is known for it soon.

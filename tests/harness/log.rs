@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use serde_json::Value;
 
-use super::PATIENCE;
+use super::WAIT_TIMEOUT;
 
 /// One line of the log.
 #[derive(Debug, Clone, PartialEq)]
@@ -94,14 +94,14 @@ impl Log {
     }
 
     fn wait<T>(&self, what: &str, look: impl Fn(&Lines) -> Option<T>) -> T {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + WAIT_TIMEOUT;
         let mut lines = self.lines();
         loop {
             if let Some(found) = look(&lines) {
                 return found;
             }
             let left = deadline.saturating_duration_since(Instant::now());
-            assert!(!left.is_zero(), "{what}: not in the log within {PATIENCE:?}");
+            assert!(!left.is_zero(), "{what}: not in the log within {WAIT_TIMEOUT:?}");
             let waited = self.0.1.wait_timeout(lines, left);
             lines = waited.unwrap_or_else(PoisonError::into_inner).0;
         }

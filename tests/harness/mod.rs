@@ -24,11 +24,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 pub(crate) use client::{Client, Connection};
-pub(crate) use clock::Clocked;
+pub(crate) use clock::ClockedPortcullis;
 pub(crate) use haproxy::Haproxy;
 pub(crate) use listener::Listener;
 pub(crate) use log::Event;
-pub(crate) use pki::{Authority, Leaf, Request, TakesBack};
+pub(crate) use pki::{Authority, CrlContent, Leaf, Request};
 pub(crate) use portcullis::Portcullis;
 pub(crate) use postgres::Postgres;
 pub(crate) use redis::Redis;
@@ -37,16 +37,16 @@ pub(crate) use upstream::Upstream;
 
 /// How long a test waits for anything that has to happen. A test that passes never waits this long, so it is long enough
 /// for a machine that is busy with other work.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
+pub(crate) const WAIT_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Looks until `look` finds something. Only for what sends no word when it changes (a file, /proc, a process's end).
 pub(crate) fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + WAIT_TIMEOUT;
     loop {
         if let Some(found) = look() {
             return found;
         }
-        assert!(Instant::now() < deadline, "{what}: not within {PATIENCE:?}");
+        assert!(Instant::now() < deadline, "{what}: not within {WAIT_TIMEOUT:?}");
         thread::sleep(Duration::from_millis(5));
     }
 }

@@ -26,14 +26,14 @@ fn typed(site: &TestDir, address: SocketAddr, options: &[&str]) -> Command {
 
 /// A running `openssl s_client` to which one types.
 #[derive(Debug)]
-pub(crate) struct Dialogue {
+pub(crate) struct InteractiveClient {
     _running: Running,
     keyboard: ChildStdin,
     screen: Log,
     errors: Log,
 }
 
-impl Dialogue {
+impl InteractiveClient {
     pub(crate) fn with(portcullis: &Portcullis, options: &[&str]) -> Self {
         let mut command = typed(&portcullis.site, portcullis.address("main"), options);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());

@@ -110,21 +110,21 @@ impl Authority {
 
     /// Its revocation list as PEM, good until so many days from now; negative is in the past.
     pub(crate) fn revoking(&self, leaves: &[&Leaf], until: i64) -> String {
-        let list = leaves.iter().fold(TakesBack::nothing(1), |list, leaf| list.and(leaf.der()));
+        let list = leaves.iter().fold(CrlContent::nothing(1), |list, leaf| list.and(leaf.der()));
         self.list(list.brief(until * 86_400)).pem()
     }
 
     /// Signs what it has taken back.
-    pub(crate) fn list(&self, takes_back: TakesBack) -> List {
-        List(takes_back.0.signed_by(&self.issuer).expect("an authority can sign a list"))
+    pub(crate) fn list(&self, content: CrlContent) -> List {
+        List(content.0.signed_by(&self.issuer).expect("an authority can sign a list"))
     }
 }
 
 /// What an authority takes back before its time.
 #[derive(Debug)]
-pub(crate) struct TakesBack(CertificateRevocationListParams);
+pub(crate) struct CrlContent(CertificateRevocationListParams);
 
-impl TakesBack {
+impl CrlContent {
     /// Nothing yet, in the list of this number, the next of which is due tomorrow.
     pub(crate) fn nothing(number: u64) -> Self {
         let now = OffsetDateTime::now_utc();

@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use super::log::Log;
 use super::program::{self, Running};
-use super::{Client, Event, Listener, PATIENCE, TestDir, eventually};
+use super::{Client, Event, Listener, TestDir, WAIT_TIMEOUT, eventually};
 
 /// A running `portcullis run`.
 #[derive(Debug)]
@@ -191,7 +191,7 @@ impl Portcullis {
     /// The same with a body.
     pub(crate) fn ask_with(&self, method: &str, target: &str, body: &str) -> (u16, Value) {
         let mut stream = UnixStream::connect(self.site.path("admin.sock")).expect("the program answers");
-        stream.set_read_timeout(Some(PATIENCE)).expect("a socket takes a timeout");
+        stream.set_read_timeout(Some(WAIT_TIMEOUT)).expect("a socket takes a timeout");
         let head = format!("host: portcullis\r\nconnection: close\r\ncontent-length: {}", body.len());
         let request = format!("{method} {target} HTTP/1.1\r\n{head}\r\n\r\n{body}");
         stream.write_all(request.as_bytes()).expect("it can be asked");
@@ -212,7 +212,7 @@ impl Portcullis {
     }
 
     /// Anonymous memory in use, in KiB: without the pages of the program's file, which are read as new code runs.
-    pub(crate) fn own_memory(&self) -> u64 {
+    pub(crate) fn anonymous_memory(&self) -> u64 {
         self.kib("RssAnon:")
     }
 

@@ -62,7 +62,7 @@ impl Postgres {
     }
 
     /// Shows another certificate from now on, and knows clients by these CAs.
-    pub(crate) fn turn_to(&self, own: &Leaf, clients: &str) {
+    pub(crate) fn use_certificate(&self, own: &Leaf, clients: &str) {
         install(&self.directory, own, clients);
         self.reread();
     }

@@ -10,7 +10,7 @@ use std::sync::mpsc;
 use std::{env, fs, thread};
 
 use super::log::Log;
-use super::{Event, PATIENCE, eventually};
+use super::{Event, WAIT_TIMEOUT, eventually};
 
 /// A command that dies with the test's thread, whatever becomes of the test.
 pub(crate) fn command(name: &str) -> Command {
@@ -169,8 +169,8 @@ pub(crate) fn run_with_input(command: &mut Command, input: &[u8]) -> Outcome {
         let _ = stdin.write_all(input);
     }
     let what = format!("{command:?} ends");
-    let stdout = stdout.recv_timeout(PATIENCE).unwrap_or_else(|_| panic!("{what}: not in time"));
-    let stderr = stderr.recv_timeout(PATIENCE).unwrap_or_else(|_| panic!("{what}: not in time"));
+    let stdout = stdout.recv_timeout(WAIT_TIMEOUT).unwrap_or_else(|_| panic!("{what}: not in time"));
+    let stderr = stderr.recv_timeout(WAIT_TIMEOUT).unwrap_or_else(|_| panic!("{what}: not in time"));
     let status = running.0.wait().expect("a child can be waited for");
     Output { status, stdout, stderr }.into()
 }

@@ -13,7 +13,7 @@ use super::{Leaf, TestDir};
 const READY: &str = "Ready to accept connections";
 
 /// The option of one with TLS that asks its clients for no certificate.
-pub(crate) const ANYBODY: &[&str] = &["--tls-auth-clients", "no"];
+pub(crate) const ANY_CLIENT: &[&str] = &["--tls-auth-clients", "no"];
 
 /// A `redis-server` on a free port of 127.0.0.1 and on a Unix socket, with nothing written to disk.
 #[derive(Debug)]
@@ -47,7 +47,7 @@ impl Redis {
     }
 
     /// Shows another certificate from now on, and knows clients by these CAs.
-    pub(crate) fn turn_to(&self, own: &Leaf, clients: &str) {
+    pub(crate) fn use_certificate(&self, own: &Leaf, clients: &str) {
         install(&self.directory, "next", own, clients);
         let settings = ["tls-cert-file", "next.crt", "tls-key-file", "next.key", "tls-ca-cert-file", "next-ca.crt"];
         let output = program::run(self.cli().args(["CONFIG", "SET"]).args(settings)).success();

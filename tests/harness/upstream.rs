@@ -9,7 +9,7 @@ use std::thread;
 
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
 
-use super::{Leaf, PATIENCE, eventually};
+use super::{Leaf, WAIT_TIMEOUT, eventually};
 
 /// A connection inside TLS.
 pub(crate) type Secured = StreamOwned<ServerConnection, TcpStream>;
@@ -76,7 +76,7 @@ impl Upstream {
     }
 
     /// Sends these bytes at once, and then reads everything.
-    pub(crate) fn saying(piece: &'static [u8]) -> Self {
+    pub(crate) fn sending(piece: &'static [u8]) -> Self {
         Self::new(move |mut stream| {
             let _ = stream.write_all(piece);
             let _ = std::io::copy(&mut stream, &mut std::io::sink());
@@ -84,7 +84,7 @@ impl Upstream {
     }
 
     /// Sends these bytes, ends its sending direction, and then reads everything.
-    pub(crate) fn saying_and_ending(piece: &'static [u8]) -> Self {
+    pub(crate) fn sending_and_closing(piece: &'static [u8]) -> Self {
         Self::new(move |mut stream| {
             let _ = stream.write_all(piece);
             let _ = stream.shutdown(Shutdown::Write);
@@ -173,6 +173,6 @@ impl Drop for Upstream {
     fn drop(&mut self) {
         self.shared.over.store(true, Ordering::SeqCst);
         // Wakes the accepting thread, which then sees that it is over.
-        let _ = TcpStream::connect_timeout(&self.address, PATIENCE);
+        let _ = TcpStream::connect_timeout(&self.address, WAIT_TIMEOUT);
     }
 }

@@ -45,7 +45,7 @@ pub(crate) fn error_response(bytes: &[u8]) -> BTreeMap<char, String> {
 }
 
 /// All that still comes before the other side closes, politely or not.
-pub(crate) fn last_words(stream: &mut TcpStream) -> Vec<u8> {
+pub(crate) fn read_until_closed(stream: &mut TcpStream) -> Vec<u8> {
     let mut bytes = Vec::new();
     let mut buffer = [0; 4096];
     loop {
