@@ -14,7 +14,7 @@ use socket2::{Domain, SockRef, Socket, Type};
 
 use super::{Authority, Leaf, WAIT_TIMEOUT, program, wire};
 
-/// How to call on a listener. Connections made with one `Client` share their TLS sessions, so the second may resume.
+/// Settings of a client of a listener. Connections made with one `Client` share their TLS sessions, so the second may resume.
 pub(crate) struct Client {
     address: SocketAddr,
     source: Option<IpAddr>,
@@ -55,7 +55,7 @@ impl Client {
         Self { address, ..self }
     }
 
-    /// Goes to another address from now on, with the TLS sessions that it has.
+    /// Connects to another address from now on, with the same TLS sessions.
     pub(crate) fn go_to(&mut self, address: SocketAddr) {
         self.address = address;
     }
@@ -139,12 +139,12 @@ impl Client {
         (port, connection)
     }
 
-    /// What it speaks, in words.
+    /// The TLS versions, as text.
     pub(crate) fn versions(&self) -> String {
         format!("{:?}", self.versions)
     }
 
-    /// The client's half of TLS, without a socket.
+    /// The client side of TLS, without a socket.
     pub(crate) fn tls(&self) -> ClientConnection {
         let name = ServerName::try_from(self.name.clone()).expect("a server name");
         ClientConnection::new(Arc::clone(self.config()), name).expect("a client can be made")

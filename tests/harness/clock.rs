@@ -1,5 +1,5 @@
-//! A wall clock of the program's own that a test sets while it runs, by libfaketime. Timeouts go by the monotonic clock,
-//! which stays as it is.
+//! A wall clock that a test sets while the program runs, by libfaketime. Timeouts use the monotonic clock,
+//! which does not change.
 
 use std::fmt::Display;
 use std::fs;
@@ -16,7 +16,7 @@ use super::{Portcullis, TestDir};
 pub(crate) struct ClockedPortcullis(Portcullis);
 
 impl ClockedPortcullis {
-    /// Starts with the right time.
+    /// Starts with the real time.
     pub(crate) fn start(site: TestDir, config: impl Display) -> Self {
         let file = site.path(FILE);
         site.write(FILE, "+0\n");
@@ -30,7 +30,7 @@ impl ClockedPortcullis {
         Self(Portcullis::start_by(command, site, config))
     }
 
-    /// Sets its clock to so much after the right time, or before.
+    /// Sets its clock to this offset from the real time.
     pub(crate) fn set(&self, offset: Duration) {
         self.site.replace(FILE, format!("{:+}\n", offset.whole_seconds()));
     }
@@ -50,7 +50,7 @@ impl Deref for ClockedPortcullis {
 
 impl Drop for ClockedPortcullis {
     fn drop(&mut self) {
-        // The library leaves these where its process is killed.
+        // The library does not remove these files if its process is killed.
         let process = self.process.0.id();
         for file in ["faketime_shm_", "sem.faketime_sem_"] {
             let _ = fs::remove_file(format!("/dev/shm/{file}{process}"));

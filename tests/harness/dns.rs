@@ -1,5 +1,5 @@
-//! DNS servers: dnsmasq, and one that does what no proper server does. Both are on port 53 of 127.0.0.1, in a network of
-//! the test's own.
+//! DNS servers: dnsmasq, and one that sends invalid answers. Both are on port 53 of 127.0.0.1, in a separate
+//! network for each test.
 
 use std::net::{IpAddr, UdpSocket};
 use std::panic::resume_unwind;
@@ -26,7 +26,7 @@ pub(crate) fn alone(test: impl FnOnce() + Send) {
     thread::scope(|scope| scope.spawn(alone).join().unwrap_or_else(|panic| resume_unwind(panic)));
 }
 
-/// A real server, with what a file of the site has, for the domain `test`.
+/// A real server for the domain `test`, with the records in a file of the directory.
 #[derive(Debug)]
 pub(crate) struct Dnsmasq(Running);
 
@@ -54,7 +54,7 @@ impl Dnsmasq {
         Self(server.expect("the port is free in a network of one's own"))
     }
 
-    /// Has these records from now on.
+    /// Uses these records from now on.
     pub(crate) fn have(&self, site: &TestDir, records: &[(&str, &[&str])]) {
         write(site, records);
         self.0.signal("HUP");
@@ -66,7 +66,7 @@ fn write(site: &TestDir, records: &[(&str, &[&str])]) {
     site.write(RECORDS, records.iter().map(line).collect::<String>());
 }
 
-/// A server that answers whatever it is asked for in one way.
+/// A server that gives every query the same kind of answer.
 #[derive(Debug)]
 pub(crate) struct FakeDnsServer {
     socket: Arc<UdpSocket>,
@@ -80,20 +80,20 @@ struct Shared {
     over: bool,
 }
 
-/// How to answer.
+/// The kind of answer.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum DnsAnswer {
-    /// With these addresses, for so many seconds.
+    /// These addresses, with this TTL in seconds.
     Good(&'static [&'static str], u32),
-    /// Not at all.
+    /// No answer.
     Silent,
-    /// With a code (2 is SERVFAIL, 3 NXDOMAIN, 5 REFUSED), and nothing else.
+    /// A response code only (2 is SERVFAIL, 3 NXDOMAIN, 5 REFUSED).
     Code(u8),
     /// Truncated, so that the client would have to use TCP; but there is no TCP.
     Truncated,
     /// With an invalid record.
     Garbled,
-    /// Well for IPv4, and with SERVFAIL for IPv6.
+    /// Addresses for IPv4, and SERVFAIL for IPv6.
     Half(&'static [&'static str], u32),
 }
 
@@ -121,12 +121,12 @@ impl FakeDnsServer {
         Self { socket, shared }
     }
 
-    /// Answers in another way from now on.
+    /// Gives another kind of answer from now on.
     pub(crate) fn answer(&self, way: DnsAnswer) {
         self.shared.lock().unwrap_or_else(PoisonError::into_inner).way = way;
     }
 
-    /// How many questions came so far.
+    /// The number of queries so far.
     pub(crate) fn questions(&self) -> usize {
         self.shared.lock().unwrap_or_else(PoisonError::into_inner).questions
     }
@@ -135,7 +135,7 @@ impl FakeDnsServer {
 impl Drop for FakeDnsServer {
     fn drop(&mut self) {
         self.shared.lock().unwrap_or_else(PoisonError::into_inner).over = true;
-        // Wakes the serving thread, which then sees that it is over.
+        // Wakes the serving thread, which then ends.
         let address = self.socket.local_addr().expect("it is bound");
         let _ = self.socket.send_to(b"", address);
     }

@@ -51,13 +51,13 @@ impl Haproxy {
         self.address
     }
 
-    /// The first line of its log with these words, waited for.
+    /// Waits for the first log line with these words.
     pub(crate) fn line(&self, words: &str) -> String {
         let line = self.log.after(0, words, |line: &Event| line.0.as_str().is_some_and(|line| line.contains(words)));
         line.0.as_str().expect("a line of text").to_owned()
     }
 
-    /// A client that comes here and means the listener `main`.
+    /// A client that connects here to reach the listener `main`.
     pub(crate) fn client(&self, portcullis: &Portcullis) -> Client {
         portcullis.client().at(self.address)
     }

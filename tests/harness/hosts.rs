@@ -1,4 +1,4 @@
-//! Names that a test gives and takes: an `/etc/hosts`, or a `/etc/resolv.conf`, that only the programs of the test see.
+//! Host names of a test: an `/etc/hosts` or `/etc/resolv.conf` that only the programs of the test read.
 
 use std::fmt::Display;
 use std::process::Command;
@@ -6,24 +6,24 @@ use std::process::Command;
 use super::program::{command, run};
 use super::{Portcullis, TestDir, portcullis};
 
-/// What the program under test reads in place of `/etc/hosts` lies in this file of the site.
+/// The file that the program under test reads in place of `/etc/hosts`.
 const FILE: &str = "hosts";
 
-/// Gives each name its addresses, and takes all other names away.
+/// Sets the addresses of all names. Other names do not exist.
 pub(crate) fn name(site: &TestDir, entries: &[(&str, &[&str])]) {
     let line = |(name, ips): &(&str, &[&str])| ips.iter().map(|ip| format!("{ip} {name}\n")).collect::<String>();
-    // In place: the program sees the file itself, and not its name.
+    // Written in place, because the mount is of the inode and not of the name.
     site.write(FILE, entries.iter().map(line).collect::<String>());
     site.write("nsswitch.conf", "hosts: files\n");
     // No server is there: a test must not query the servers of the machine.
     site.write("resolv.conf", "nameserver 127.99.99.99\n");
 }
 
-/// Has names looked up at the server that is on 127.0.0.1 where the program runs, and nowhere else.
+/// Resolves names only by the server on 127.0.0.1.
 pub(crate) fn resolve_by_dns(site: &TestDir, options: &str) {
     site.write(FILE, "");
     site.write("nsswitch.conf", "hosts: dns\n");
-    // Shorter than the system's resolver has it by itself, so that a server that does not answer is known for it soon.
+    // Shorter than the defaults, so that a server that does not answer times out soon.
     site.write("resolv.conf", format!("nameserver 127.0.0.1\noptions timeout:1 attempts:1\n{options}\n"));
 }
 
@@ -53,7 +53,7 @@ fn inside(site: &TestDir) -> Command {
                   [ ! -f \"$0/$file\" ] || mount --bind \"$0/$file\" \"/etc/$file\"; done; \
                   exec setpriv --pdeathsig KILL -- \"$@\"";
     let mut command = command("unshare");
-    // As its own root, the way an unprivileged user may have mounts.
+    // With its own user namespace, in which an unprivileged user may mount.
     command.args(["--user", "--map-root-user", "--mount", "sh", "-c", script]).arg(site.directory());
     command
 }

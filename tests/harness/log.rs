@@ -1,4 +1,4 @@
-//! What Portcullis says on its standard output, as it says it.
+//! The log lines of Portcullis, read as they are written.
 
 use std::io::{BufRead, BufReader, Read};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -74,12 +74,12 @@ impl Log {
         self.0.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Everything so far.
+    /// All lines so far.
     pub(crate) fn events(&self) -> Vec<Event> {
         self.lines().events.clone()
     }
 
-    /// Everything there will ever be: waits for the program to close its end.
+    /// All lines until the program closes the pipe.
     pub(crate) fn to_the_end(&self) -> Vec<Event> {
         self.wait("the end of the log", |lines| lines.ended.then(|| lines.events.clone()))
     }

@@ -1,5 +1,5 @@
-//! What the tests stand on: a certificate authority, the program under test, the databases behind it, the clients in
-//! front of it. A test is a world in three lines: upstream up, Portcullis up, client in.
+//! Shared parts of the tests: certificate authority, program under test, databases and clients. A test starts an upstream,
+//! then Portcullis, then clients.
 
 pub(crate) mod client;
 pub(crate) mod clock;
@@ -39,7 +39,7 @@ pub(crate) use upstream::Upstream;
 /// for a machine that is busy with other work.
 pub(crate) const WAIT_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// Looks until `look` finds something. Only for what sends no word when it changes (a file, /proc, a process's end).
+/// Polls until `look` finds something. Only for changes without a notification, such as of files, /proc and processes.
 pub(crate) fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + WAIT_TIMEOUT;
     loop {

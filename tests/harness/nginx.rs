@@ -1,4 +1,4 @@
-//! nginx, as a proxy behind Portcullis that takes PROXY headers and notes what they say.
+//! nginx, as a proxy behind Portcullis that reads PROXY headers and logs them.
 
 use std::fmt::{self, Display, Formatter};
 use std::fs;
@@ -9,7 +9,7 @@ use tempfile::TempDir;
 use super::eventually;
 use super::program::{self, Running};
 
-/// A running `nginx` that passes one port on.
+/// A running `nginx` that forwards one port.
 #[derive(Debug)]
 pub(crate) struct Nginx {
     _process: Running,

@@ -1,4 +1,4 @@
-//! OpenSSL's own client, which knows nothing of rustls.
+//! The client of OpenSSL, which shares no code with rustls.
 
 use std::io::Write;
 use std::net::SocketAddr;
@@ -8,14 +8,14 @@ use super::log::Log;
 use super::program::{self, Running};
 use super::{Event, Portcullis, TestDir};
 
-/// `openssl s_client` that verifies what it meets and stays until the server ends the connection.
+/// `openssl s_client` that verifies the server and stays until the server closes the connection.
 pub(crate) fn s_client(site: &TestDir, address: SocketAddr, options: &[&str]) -> Command {
     let mut command = typed(site, address, options);
     command.arg("-ign_eof");
     command
 }
 
-/// The same, as if at a terminal: a line that is a single letter may be a command to it.
+/// The same as at a terminal: a line with a single letter may be a command to the client.
 fn typed(site: &TestDir, address: SocketAddr, options: &[&str]) -> Command {
     let mut command = program::command("openssl");
     command.args(["s_client", "-connect", &address.to_string()]);
@@ -24,7 +24,7 @@ fn typed(site: &TestDir, address: SocketAddr, options: &[&str]) -> Command {
     command
 }
 
-/// A running `openssl s_client` to which one types.
+/// A running `openssl s_client` with input from the test.
 #[derive(Debug)]
 pub(crate) struct InteractiveClient {
     _running: Running,
@@ -68,7 +68,7 @@ fn has(line: &Event, words: &str) -> bool {
     line.0.as_str().is_some_and(|line| line.contains(words))
 }
 
-/// Runs any other `openssl` command among the files of a site.
+/// Runs any other `openssl` command in the directory.
 pub(crate) fn openssl(site: &TestDir, arguments: &[&str]) -> String {
     let mut command = program::command("openssl");
     program::run(command.args(arguments).current_dir(site.directory())).success()

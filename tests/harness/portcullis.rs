@@ -1,4 +1,4 @@
-//! The program under test: started, listened to, signalled, ended.
+//! The program under test: start, log, signals, end.
 
 use std::ffi::OsStr;
 use std::fmt::Display;
@@ -24,10 +24,10 @@ pub(crate) struct Portcullis {
     errors: Log,
 }
 
-/// Where the built program is.
+/// The path of the built program.
 pub(crate) const EXECUTABLE: &str = env!("CARGO_BIN_EXE_portcullis");
 
-/// Has the control channel at `admin.sock` in the site, where [`Portcullis::status`] asks.
+/// Configures the admin socket `admin.sock` in the directory, which [`Portcullis::status`] uses.
 pub(crate) const ADMIN: &str = "admin.listen = \"unix:admin.sock\"\n";
 
 /// The built program.
@@ -48,7 +48,7 @@ impl Portcullis {
         Self::start_by(executable(), site, config)
     }
 
-    /// The same by a command that ends in the program's path: with a limit, with an environment.
+    /// The same with a command that ends in the path of the program, for example with a limit or an environment.
     pub(crate) fn start_by(mut command: Command, site: TestDir, config: impl Display) -> Self {
         site.write("portcullis.toml", config);
         command.args([OsStr::new("run"), OsStr::new("-c")]).arg(site.path("portcullis.toml"));
@@ -82,7 +82,7 @@ impl Portcullis {
         ports.map(|text| text.parse().expect("address")).collect()
     }
 
-    /// The first event that matches, waited for.
+    /// Waits for the first event that matches.
     pub(crate) fn event(&self, what: &str, matches: impl Fn(&Event) -> bool) -> Event {
         self.log.after(0, what, matches)
     }
@@ -92,7 +92,7 @@ impl Portcullis {
         self.log.after(seen, what, matches)
     }
 
-    /// How the connection from this source port ended.
+    /// The last event of the connection from this source port.
     pub(crate) fn ending(&self, source_port: u16) -> Event {
         self.event("the end of the connection", |event| event.ends(source_port))
     }
@@ -123,12 +123,12 @@ impl Portcullis {
         self.log.events()
     }
 
-    /// How many lines the log has now: what comes later is the answer to what is done next.
+    /// The number of log lines so far. Later lines are the effect of what the test does next.
     pub(crate) fn seen(&self) -> usize {
         self.log.events().len()
     }
 
-    /// What came on standard error so far.
+    /// Standard error so far.
     pub(crate) fn errors(&self) -> String {
         text_of(&self.errors.events())
     }
@@ -140,14 +140,14 @@ impl Portcullis {
         self.event_after(seen, "a reload", |event| event.is("reload.applied") || event.is("reload.rejected"))
     }
 
-    /// The same, for a change that has to be taken.
+    /// The same, for a change that must be applied.
     pub(crate) fn applies(&self, change: impl FnOnce()) -> Event {
         let event = self.reload_after(change);
         assert!(event.is("reload.applied"), "{}", event.0);
         event
     }
 
-    /// Writes a new configuration and makes it known with SIGHUP.
+    /// Writes a new configuration and sends SIGHUP.
     pub(crate) fn reconfigure(&self, config: impl Display) -> Event {
         self.reload_after(|| {
             self.site.replace("portcullis.toml", config);
@@ -183,7 +183,7 @@ impl Portcullis {
         answer["sessions"].as_array().expect("a list").clone()
     }
 
-    /// Asks at the admin socket without a command in between, which takes longer. Returns the status and the answer.
+    /// Sends a request to the admin socket directly, which is faster than a command. Returns the status and the body.
     pub(crate) fn ask(&self, method: &str, target: &str) -> (u16, Value) {
         self.ask_with(method, target, "")
     }
@@ -206,7 +206,7 @@ impl Portcullis {
         self.kib("VmRSS:")
     }
 
-    /// The most memory that was in use at once, in KiB.
+    /// The peak of memory in use, in KiB.
     pub(crate) fn peak_resident(&self) -> u64 {
         self.kib("VmHWM:")
     }
@@ -239,7 +239,7 @@ impl Portcullis {
         number.expect("an rchar line").parse().expect("a number")
     }
 
-    /// How many files it has open.
+    /// The number of open files.
     pub(crate) fn open_files(&self) -> usize {
         fs::read_dir(self.proc("fd")).expect("it runs").count()
     }

@@ -1,4 +1,4 @@
-//! Other programs: found or named with the Debian package that has them, bounded in time, ended with the test.
+//! Other programs: found or reported with their Debian package, limited in time, ended with the test.
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener};
@@ -12,7 +12,7 @@ use std::{env, fs, thread};
 use super::log::Log;
 use super::{Event, WAIT_TIMEOUT, eventually};
 
-/// A command that dies with the test's thread, whatever becomes of the test.
+/// A command that is killed when the thread of the test ends.
 pub(crate) fn command(name: &str) -> Command {
     tied(&find(name))
 }
@@ -85,7 +85,7 @@ fn package(name: &str) -> &str {
     }
 }
 
-/// A process that is ended when the test is.
+/// A process that is killed at the end of the test.
 #[derive(Debug)]
 pub(crate) struct Running(pub(crate) Child);
 
@@ -113,14 +113,14 @@ impl Drop for Running {
     }
 }
 
-/// Sends a signal with the shell's own `kill`: a test binary without unsafe code has no other.
+/// Sends a signal with `kill` of the shell, which needs no unsafe code.
 pub(crate) fn signal(process: u32, name: &str) {
     let sent = Command::new("sh").args(["-c", &format!("kill -{name} {process}")]).output();
     let sent = sent.expect("every system has sh");
     assert!(sent.status.success(), "{}", String::from_utf8_lossy(&sent.stderr));
 }
 
-/// What a program left behind.
+/// The result of a program.
 #[derive(Debug)]
 pub(crate) struct Outcome {
     pub(crate) code: Option<i32>,
@@ -155,7 +155,7 @@ pub(crate) fn run(command: &mut Command) -> Outcome {
     run_with_input(command, b"")
 }
 
-/// Runs a command to its end, and feeds it. The input stays open until the command has read it all.
+/// Runs a command to its end with this input. The input stays open until the command has read it all.
 pub(crate) fn run_with_input(command: &mut Command, input: &[u8]) -> Outcome {
     command.stdin(Stdio::piped());
     if input.is_empty() {
@@ -216,7 +216,7 @@ pub(crate) fn free_port() -> u16 {
     free("127.0.0.1").port()
 }
 
-/// An address that nothing else here uses, for what cannot start on port 0.
+/// An address that no other test uses, for programs that cannot start on port 0.
 pub(crate) fn free_address() -> SocketAddr {
     free("127.77.0.1")
 }
@@ -250,7 +250,7 @@ pub(crate) fn next_client_port() -> u16 {
     CLIENT_PORTS.next()
 }
 
-/// Lets this process, and what it starts from now on, have several thousand files open.
+/// Raises the limit of open files of this process and its future children to several thousand.
 pub(crate) fn allow_many_files() {
     let own = std::process::id().to_string();
     run(command("prlimit").args(["--pid", &own, "--nofile=8192:"])).success();

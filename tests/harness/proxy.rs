@@ -1,4 +1,4 @@
-//! PROXY headers, made and taken apart by the specification and by nothing of ours.
+//! PROXY headers, written and parsed according to the specification and without code of Portcullis.
 #![allow(clippy::disallowed_methods, reason = "a header has the address that it has, folded or not")]
 
 use std::collections::BTreeMap;
@@ -45,7 +45,7 @@ pub(crate) fn vector(kind: u8, value: &[u8]) -> Vec<u8> {
 /// The content of a header.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct ReceivedHeader {
-    /// `LOCAL`, `TCP4`, `TCP6`, or the words of version 1.
+    /// `LOCAL`, `TCP4`, `TCP6`, or the family of version 1.
     pub(crate) kind: String,
     pub(crate) from: Option<SocketAddr>,
     pub(crate) to: Option<SocketAddr>,
@@ -53,7 +53,7 @@ pub(crate) struct ReceivedHeader {
 }
 
 impl ReceivedHeader {
-    /// Reads a header and not a byte more.
+    /// Reads exactly one header.
     pub(crate) fn read(stream: &mut impl Read) -> Self {
         let beginning = read_exactly(stream, 13);
         if beginning.starts_with(SIGNATURE) {

@@ -1,4 +1,4 @@
-//! Upstreams that do what a test tells them.
+//! Upstreams whose behaviour a test chooses.
 
 use std::fmt::{self, Display, Formatter};
 use std::io::{Read, Write};
@@ -14,7 +14,7 @@ use super::{Leaf, WAIT_TIMEOUT, eventually};
 /// A connection inside TLS.
 pub(crate) type Secured = StreamOwned<ServerConnection, TcpStream>;
 
-/// TLS that shows this certificate and asks for none.
+/// TLS that presents this certificate and requests none.
 pub(crate) fn showing(own: &Leaf) -> ServerConfig {
     let config = ServerConfig::builder().with_no_client_auth();
     config.with_single_cert(own.path(), own.key_der()).expect("a test's certificate is usable")
@@ -45,7 +45,7 @@ impl Upstream {
     pub(crate) fn echo() -> Self {
         Self::new(|mut stream| {
             let mut back = stream.try_clone().expect("a socket can be cloned");
-            // The client may go away at any time.
+            // The client may close at any time.
             let _ = std::io::copy(&mut stream, &mut back);
         })
     }
@@ -61,7 +61,7 @@ impl Upstream {
         })
     }
 
-    /// Takes one of PostgreSQL's startup packets, remembers it, and ends, as a server does after a CancelRequest.
+    /// Reads one PostgreSQL startup packet, remembers it, and closes, as a server does after a CancelRequest.
     pub(crate) fn brief() -> Self {
         Self::sharing(|mut stream, shared| {
             let mut length = [0; 4];
@@ -98,7 +98,7 @@ impl Upstream {
         Self::new(move |mut stream| {
             let mut tls = ServerConnection::new(Arc::clone(&config)).expect("a server can be made");
             while tls.is_handshaking() {
-                // Who refuses us is of interest to the test at the other end.
+                // The test checks at the other end why the handshake failed.
                 if tls.complete_io(&mut stream).is_err() {
                     return;
                 }
@@ -143,19 +143,19 @@ impl Upstream {
 
     /// All clients have closed again without a byte. For an upstream that remembers what came.
     pub(crate) fn assert_received_nothing(&self) {
-        // Taken from the queue after all that came before.
+        // Accepted after all earlier connections.
         drop(TcpStream::connect(self.address).expect("the upstream is up"));
         let ended = || self.shared.ended.load(Ordering::SeqCst);
         eventually("all clients have closed", || (ended() > 0 && ended() == self.connections()).then_some(()));
         assert_eq!(self.received().escape_ascii().to_string(), "", "the upstream received bytes");
     }
 
-    /// What came so far, from all connections together.
+    /// The bytes received so far, from all connections together.
     pub(crate) fn received(&self) -> Vec<u8> {
         self.shared.received.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Waits for so many bytes.
+    /// Waits for this many bytes.
     pub(crate) fn receives(&self, count: usize) -> Vec<u8> {
         eventually("the upstream receives the bytes", || {
             Some(self.received()).filter(|received| received.len() >= count)
@@ -172,7 +172,7 @@ impl Display for Upstream {
 impl Drop for Upstream {
     fn drop(&mut self) {
         self.shared.over.store(true, Ordering::SeqCst);
-        // Wakes the accepting thread, which then sees that it is over.
+        // Wakes the accepting thread, which then ends.
         let _ = TcpStream::connect_timeout(&self.address, WAIT_TIMEOUT);
     }
 }
