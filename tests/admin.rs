@@ -210,7 +210,7 @@ fn check_diff_sends_the_absolute_path_of_the_file() {
     let expected = AdminRequest::Plan { file: Some(site.path("new.toml")) };
     assert_eq!(running.asked(), [expected.clone(), expected]);
 
-    // What is wrong by itself is not asked about.
+    // An invalid configuration is not sent to the running program.
     site.write("new.toml", format!("{ADMIN}{}", Listener::redis("127.0.0.1:6379").trusting(&["10.1.2.3/8"])));
     assert_eq!(check(&[]).code, Some(78));
     assert_eq!(running.asked(), []);

@@ -217,7 +217,7 @@ fn folder(module: &str) -> Option<&'static str> {
     ALLOWED.iter().map(|(folder, _)| *folder).filter(|folder| is_within(folder)).max_by_key(|folder| folder.len())
 }
 
-/// Whether a file holds tests only, which may import from anywhere.
+/// Whether a file has tests only. Tests may import from every folder.
 fn is_test(file: &Path) -> bool {
     let module = module(file);
     module.split('/').any(|part| part == "tests" || part == "fixtures")

@@ -16,7 +16,7 @@ use crate::harness::wire::{cancel, read_until_closed};
 use crate::harness::{Client, Event, Listener, Portcullis, Postgres, Request, TestDir, Upstream, eventually};
 use crate::postgres::{conninfo, psql};
 
-/// What one source may send at once that names no open session, and what it may send in each second after that.
+/// The burst of cancel requests without a known session that one source may send, and its rate per second.
 const OF_A_SOURCE: u64 = 128;
 const EACH_SECOND: u64 = 10;
 
@@ -222,7 +222,7 @@ fn unanswered_cancels_are_limited_by_concurrency() {
     let client = portcullis.client();
     let under_way: Vec<_> = (0..OF_A_SOURCE).map(|_| send(&client)).collect();
     eventually("all are under way", || (upstream.connections() as u64 == OF_A_SOURCE).then_some(()));
-    // They are no handshakes any more.
+    // They no longer count as handshakes.
     assert_eq!(portcullis.status()["handshakes"], 0);
     let port = cancel_nothing(&client);
     assert_eq!(portcullis.refusal(port), "source_connection_limit");

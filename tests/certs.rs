@@ -47,7 +47,7 @@ fn bundle_has_the_client_files_and_no_ca_key() {
     let site = site();
     let older = Authority::new("Older CA");
     let read = |name: &str| fs::read_to_string(site.path(name)).unwrap();
-    // Some keep the CA's key beside its certificate, and the CA that signs is not always the first.
+    // Some users keep the CA's key beside its certificate, and the CA that signs is not always the first.
     site.write("ca.pem", format!("# roots\r\n{}{}{}", older.pem(), read("dev/ca.key"), read("dev/ca.crt")));
     let issue = ["certs", "issue", "--ca", "ca.pem", "--ca-key", "dev/ca.key", "--name", "app", "--bundle"];
     let output = portcullis(&site, &[&issue[..], &["--email", "app@example.com", "--out", "out"]].concat()).success();
@@ -206,7 +206,7 @@ fn renewed_certificate_keeps_its_lifetime_by_default() {
     site.install("app", &site.ca.issue(Request::client("app").valid(-40, -10)));
     let output = renew(&site, "app.crt", &[]).success();
     assert!(output.contains("EXPIRED") && output.contains("30 days left"), "{output}");
-    // It was issued by another CA, and that is no secret.
+    // The issuer was another CA, and its name is no secret.
     assert!(output.contains("CN=Portcullis development CA; the old one by CN=Test CA"), "{output}");
     openssl(&site, &["verify", "-x509_strict", "-purpose", "sslclient", "-CAfile", "dev/ca.crt", "new/app.crt"]);
 }

@@ -26,7 +26,7 @@ fn as_keyed(portcullis: &Portcullis) -> String {
     conninfo(portcullis).replace("user=app", "user=keyed")
 }
 
-/// Whether `check` warns of the configuration of a running program.
+/// Whether `check` warns about the configuration of a running program.
 fn warns(portcullis: &Portcullis) -> bool {
     let checked = run(executable().args(["check", "-c"]).arg(portcullis.site.path("portcullis.toml")));
     checked.success().contains(WARNING)
@@ -84,7 +84,7 @@ fn same_certificate_on_both_sides_supports_channel_binding() {
         for binding in ["prefer", "require", "disable"] {
             assert_eq!(sign_in(&as_keyed(portcullis), binding), Ok(()), "{binding}");
         }
-        // It is not known beforehand what an upstream shows.
+        // The certificate of an upstream is not known in advance.
         assert!(warns(portcullis) && !explains(portcullis));
     }
 }
@@ -182,7 +182,7 @@ fn channel_binding_is_offered_to_tls_clients_only() {
     assert!(!checked.contains("warning: listener bare"), "{checked}");
 }
 
-/// Its signature names no hash, and there is nothing that could be bound to.
+/// Its signature algorithm names no hash, so the channel binding is undefined (RFC 5929, section 4.1).
 #[test]
 fn ed25519_certificate_does_not_support_channel_binding() {
     let own = |_: &TestDir| Leaf::by_itself(Request::server(&["localhost", "127.0.0.1"]).ed25519());

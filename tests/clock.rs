@@ -14,7 +14,7 @@ use crate::harness::{
 use crate::reload::ON_SIGHUP;
 use crate::revocation::{assert_ended, assert_lives, wanting};
 
-/// How rules that never end are written west of Greenwich, and one that ended long ago east of it.
+/// Rules that expire far in the future at a negative UTC offset, and one that expired long ago at a positive offset.
 const ENDS: [(&str, &str); 4] = [
     ("127.0.0.1", "9999-12-31T23:59:59-05:00"),
     ("127.0.0.2", "9999-12-31 23:59:59.999999999-23:59"),

@@ -50,7 +50,7 @@ pub(crate) fn site() -> TestDir {
     site
 }
 
-/// What a listener can go by to judge client certificates, and what it cannot.
+/// Settings by which a listener can and cannot authorize client certificates.
 fn clients(site: &TestDir) {
     let app = site.ca.issue(Request::client("app"));
     fs::create_dir(site.path("clients")).unwrap();
@@ -102,7 +102,7 @@ fn every_valid_configuration_passes() {
     }
 }
 
-/// One run for each, of which all is asked: the exit code, what the case promises, and the text to the letter.
+/// One run for each case checks the exit code, the expectation of its first line, and the exact text.
 #[test]
 fn invalid_configurations_fail_with_the_approved_errors() {
     let bless = env::var_os("PORTCULLIS_BLESS").is_some();

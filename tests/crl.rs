@@ -150,7 +150,7 @@ fn two_cas_with_one_name_use_their_own_crls() {
     let portcullis = Portcullis::start(site, format!("{ON_SIGHUP}{listener}"));
     let kept = [&other_of_one, &of_two, &other_of_two].map(|leaf| session(&portcullis, leaf));
     let gone = session(&portcullis, &of_one);
-    // It takes back a number of its namesake too, which is no concern of that one.
+    // It also revokes a serial number of the other CA with this name, without effect.
     let list = one.list(CrlContent::nothing(2).and(of_one.der()).and(of_two.der()));
     put(&portcullis, "one.crl", &list.pem());
     assert_ended(&portcullis, gone, "credential_revoked");
@@ -257,7 +257,7 @@ fn newer_of_two_crls_is_used() {
     both_refused();
     portcullis.applies(|| fs::remove_file(portcullis.site.path("lists/z.crl")).unwrap());
     both_refused();
-    // It does not count again for having come last.
+    // The older CRL is not used although it was written last.
     portcullis.applies(|| portcullis.site.replace("lists/b.crl", old.pem()));
     both_refused();
     assert_lives(kept);

@@ -184,7 +184,7 @@ fn upstream_that_stops_acknowledging_is_closed() {
                     "little" => 10,
                     _ => MUCH,
                 };
-                // It ends in the middle of it.
+                // The session is closed in the middle of the write.
                 let _ = client.write_all(&vec![7; length]);
                 client.set_read_timeout(Some(WAIT_TIMEOUT)).unwrap();
                 let _ = client.read(&mut [0]).unwrap();

@@ -31,7 +31,7 @@ pub(crate) fn tight(for_connections: usize) -> String {
 /// The reserve where the limit is low.
 const RESERVE: usize = 16;
 
-/// What `status` has of the process's descriptors.
+/// The descriptors of the process in `status`.
 fn descriptors(portcullis: &Portcullis) -> Value {
     portcullis.ask("GET", "/v1/status").1["descriptors"].clone()
 }

@@ -93,7 +93,7 @@ fn postgres_client_is_answered_after_its_startup_message_and_not_before() {
     assert!(!fields[&'M'].contains("nowhere"), "{fields:?}");
 }
 
-/// Whether the end of a connection that belongs to the given ports is looked after by keepalive.
+/// Whether the connection between these ports has keepalive.
 fn kept_alive(is_it: impl Fn(u16, u16) -> bool) -> Option<()> {
     let port = |address: &str| u16::from_str_radix(address.rsplit(':').next()?, 16).ok();
     let table = fs::read_to_string("/proc/net/tcp").unwrap();

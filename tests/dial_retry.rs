@@ -13,7 +13,7 @@ use crate::reload::ON_SIGHUP;
 /// Longer than any test here takes.
 const LONG: &str = "dial_retry = \"10m\"";
 
-/// As a database is away that is restarted.
+/// The time in which a database restarts.
 const OUTAGE: Duration = Duration::from_millis(1500);
 
 #[test]
@@ -106,7 +106,7 @@ fn held_client_is_authorized_again() {
 
 #[test]
 fn held_clients_share_one_dial() {
-    // It takes connections and ends them, which counts as a refusal where it is asked for its role.
+    // It accepts and closes connections, which counts as a refusal if it is queried for its role.
     let upstream = Upstream::new(crate::harness::client::reset);
     let listener = Listener::redis(&upstream).upstream("target = \"master\"");
     let portcullis = Portcullis::before(listener);
@@ -120,7 +120,7 @@ fn held_clients_share_one_dial() {
         assert_eq!(denied.reason(), "upstream_unreachable");
         assert!(denied.text("detail").ends_with("it was dialled again for 2s (dial_retry)"), "{}", denied.0);
     }
-    // By itself each would have dialled about ten times.
+    // Separately each would have dialled about ten times.
     let seconds = usize::try_from(begun.elapsed().as_secs()).unwrap() + 1;
     assert!(upstream.connections() < 40 + 20 * seconds, "{}", upstream.connections());
 }

@@ -25,12 +25,12 @@ fn site(options: &str) -> TestDir {
     site
 }
 
-/// What `status` has of the name.
+/// The name in `status`.
 fn status(portcullis: &Portcullis) -> Value {
     portcullis.status()["names"][0].clone()
 }
 
-/// What `status` has as soon as it is like that.
+/// Waits until `status` has this state.
 fn status_when(portcullis: &Portcullis, what: &str, like_that: impl Fn(&Value) -> bool) -> Value {
     eventually(what, || Some(status(portcullis)).filter(&like_that))
 }
@@ -147,7 +147,7 @@ fn keeps(way: DnsAnswer) {
         assert_eq!(status["addresses"], json!(["127.0.0.5"]), "{way:?}: {status}");
         assert!(status["error"].is_string() && status["resolved_at"].is_string(), "{way:?}: {status}");
         warned(&portcullis, seen, "goes on to count: 127.0.0.5");
-        // And after one more look that fails, which is the first one that is tried again.
+        // After one more failed lookup too, which is the first retry.
         let questions = dns.questions();
         eventually("it is tried again", || (dns.questions() > questions + 1).then_some(()));
         inside.ask(b"still here", b"still here");
@@ -267,7 +267,7 @@ fn silent_server_is_queried_with_backoff() {
                 let now = status(&portcullis)["resolved_at"].clone();
                 status_when(&portcullis, &format!("look {looks}"), |status| status["resolved_at"] != now);
             }
-            // Of two families each, and then no more.
+            // One query for each family, and no more.
             assert_eq!(dns.questions(), 4, "{way:?}");
         });
     }

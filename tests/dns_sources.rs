@@ -44,7 +44,7 @@ fn source_event(portcullis: &Portcullis, seen: usize, event: &str, addresses: &s
     portcullis.event_after(seen, &words, |line| line.is(event) && line.0["addresses"] == addresses)
 }
 
-/// What `status` has of the first name.
+/// The first name in `status`.
 fn status(portcullis: &Portcullis) -> Value {
     portcullis.status()["names"][0].clone()
 }

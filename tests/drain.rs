@@ -92,7 +92,7 @@ fn draining_program_is_reported_by_commands_and_allows_another_start() {
         assert_eq!(refused.code, Some(1), "{}", refused.stderr);
         assert!(refused.stderr.contains("draining: "), "{}", refused.stderr);
     }
-    // Its ports are free for another one, and so is its socket.
+    // Its ports and its socket are free for another process.
     let admin = format!("[admin]\nlisten = \"unix:{}\"\n", socket.display());
     let next = Portcullis::start(TestDir::new(), format!("{admin}{listener}"));
     next.address("main");

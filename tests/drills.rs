@@ -48,7 +48,7 @@ fn every_drill_of_the_guide_has_a_test() {
     assert_eq!(titles, TITLES);
 }
 
-/// How the title of a drill begins.
+/// The beginning of the title of a drill.
 const DRILL: &str = "## Drill: ";
 
 /// One fenced block.

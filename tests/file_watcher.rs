@@ -38,12 +38,12 @@ fn reload_after_an_edit_creates_one_generation() {
     let reload = || run(executable().args(["reload", "--socket"]).arg(&socket)).success();
     let mut edits = 1;
     for _ in 0..4 {
-        // Whether the watcher or the command is first.
+        // The watcher or the command may be first.
         edits += 1;
         portcullis.site.replace("portcullis.toml", config(edits));
         let answer = reload();
         assert!(answer.contains(&format!("generation {edits} is in force")), "{answer}");
-        // Here the watcher is: it has read all of its events when this edit is in force.
+        // The watcher has read all its events when this edit is in force.
         edits += 1;
         portcullis.site.replace("portcullis.toml", config(edits));
         let is_in_force = |event: &Event| event.is("reload.applied") && event.number("generation") == edits;
@@ -216,7 +216,7 @@ fn poll_applies_a_change_without_watching() {
     wait_until_served(&portcullis, &leaf);
 }
 
-/// How many reloads have been rejected.
+/// The number of rejected reloads.
 fn rejections(portcullis: &Portcullis) -> usize {
     portcullis.events().iter().filter(|event| event.is("reload.rejected")).count()
 }
@@ -227,7 +227,7 @@ fn kubernetes_volume_with_all_files_is_applied_through_swaps() {
     let upstream = Upstream::echo();
     let site = TestDir::new();
     let volume = site.path("secret");
-    // One CA that stays, and one more that is new every time and takes back the certificate that it has issued in the end.
+    // One CA stays. Another is new each time, and revokes the certificate that it has issued in the end.
     let steady = Authority::new("Steady CA");
     let brief: Vec<Authority> = (0..=SWAPS).map(|number| Authority::new(&format!("CA {number}"))).collect();
     let leaves: Vec<[Leaf; 2]> = brief.iter().map(|ca| [0, 1].map(|_| ca.issue(Request::client("app")))).collect();
@@ -347,7 +347,7 @@ fn file_written_in_two_halves_is_applied_when_complete() {
             let mut open = fs::File::create(portcullis.site.path(file)).unwrap();
             let rejected = portcullis.reload_after(|| open.write_all(first.as_bytes()).unwrap());
             assert!(rejected.is("reload.rejected") && rejected.text("error").contains(file), "{}", rejected.0);
-            // It is not lost, and the old terms are in force.
+            // The change is kept, and the old policy is in force.
             assert_lives(session(&portcullis, &leaf));
             portcullis.applies(|| open.write_all(rest.as_bytes()).unwrap());
         });
@@ -356,7 +356,7 @@ fn file_written_in_two_halves_is_applied_when_complete() {
     assert_ended(&portcullis, gone, "credential_revoked");
     assert_lives(session(&portcullis, &of_other));
 
-    // And where the other half comes at once.
+    // The other half may also come at once.
     let before = rejections(&portcullis);
     while_busy(&mut kept, || {
         for (file, text) in [("server.crt", server.pem()), ("server.key", server.key_pem())] {

@@ -141,7 +141,7 @@ fn denied_client_counts_until_it_is_closed() {
     plain.write_all(b"PING\r\n").unwrap();
     assert_eq!(portcullis.refusal(port(&plain)), "plaintext_refused");
     assert_eq!(handshakes(&portcullis).0, 1, "it may still receive its error");
-    // And gives it up for another source at once.
+    // Its place is free for another source at once.
     let _crowd = stalled(&client, 1);
     let other = portcullis.client().from("127.0.0.2").dial();
     eventually("its socket is closed", || {

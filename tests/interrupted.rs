@@ -65,7 +65,7 @@ fn starts_each_kind_of_process_and_waits() {
     hosts::name(&site, &[("app.test", &["127.0.0.5"])]);
     let inside = hosts::start(site, Listener::postgres(&postgres));
     let mut shell = supervised();
-    // One in the background, and one that no signal but SIGKILL ends.
+    // One process in the background, and one that only SIGKILL ends.
     shell.args(["sh", "-c", "sleep 1000 & (trap '' TERM; sleep 1001) & wait"]);
     let shell = Running::start(&mut shell);
     portcullis.client().connect().ask(b"PING\r\n", b"+PONG\r\n");

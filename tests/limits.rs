@@ -179,7 +179,7 @@ fn reload_changes_the_limits_and_keeps_the_counts() {
         let applied = portcullis.reconfigure(config(limit));
         assert!(applied.is("reload.applied"), "{}", applied.0);
     };
-    // Nothing is limited when the first one comes, and yet it counts.
+    // There is no limit when the first session opens, and it counts all the same.
     let portcullis = Portcullis::start(TestDir::new(), config(""));
     let client = portcullis.client();
     let mut first = session(&client);
@@ -259,7 +259,7 @@ fn cancel_request_counts_towards_the_rate() {
     let mut output = Vec::new();
     for _ in 0..5 {
         let mut stream = portcullis.client().dial();
-        // It may be cut off already.
+        // It may be closed already.
         let _ = stream.write_all(&packet);
         assert_eq!(read_until_closed(&mut stream), b"");
         let port = port(&stream);

@@ -152,7 +152,7 @@ fn each_encryption_request_is_declined_once() {
         assert_eq!(error_response(&words)[&'C'], "08P01");
         assert_eq!(portcullis.refusal(port(&client)), "protocol_violation");
     }
-    // There is nothing to be injected into: what follows is as clear as what came before.
+    // Injection is impossible: the bytes before and after the request are both plaintext.
     let mut client = portcullis.client().dial();
     client.write_all(&[&SSL_REQUEST[..], &hello].concat()).unwrap();
     assert_eq!(read_exactly(&mut client, 1), b"N");
@@ -168,7 +168,7 @@ fn each_encryption_request_is_declined_once() {
 fn ctrl_c_in_psql_cancels_its_query_over_tcp_and_unix_socket() {
     let postgres = Postgres::start();
     let site = TestDir::new();
-    // What is sent without TLS elsewhere may be forbidden; here all is.
+    // This key forbids plaintext cancels on TLS listeners; on this listener all bytes are plaintext.
     let listener = at(Listener::postgres(&postgres), &site, ".s.PGSQL.5432").postgres_key("plaintext_cancel = false");
     let portcullis = Portcullis::start(site, listener);
     let file = format!("host={} user=app dbname=postgres", portcullis.site.directory().display());

@@ -229,7 +229,7 @@ fn restarted_server_under_load_breaks_only_its_own_sessions() {
     let seen = portcullis.seen();
     first.signal("QUIT");
     first.ends();
-    // One whose session was there has lost it; who comes again is at the other.
+    // A session at the killed server is lost; a new one goes to the other server.
     let _ = meanwhile.join().unwrap();
     let output = run(&mut load(&portcullis, "1"));
     assert!(!output.stderr.contains("error"), "{}", output.stderr);
@@ -308,7 +308,7 @@ fn server_that_serves_no_client_is_ejected_for_each_target() {
             assert_eq!(known["answers"], false, "{server} {target}");
             assert!(known["error"].as_str().is_some_and(|error| error.contains(words)), "{known}");
         }
-        // It answers, if only that it is not ready.
+        // It answers, although only that it is not ready.
         assert_eq!(upstreams(&portcullis)[4]["answers"], true);
         // An upstream does not recover by accepting connections.
         let asked = closing.connections();

@@ -108,7 +108,7 @@ fn unusable_keys_are_reported_with_kind_and_size() {
             assert!(outcome.stderr.contains(words), "no {words:?} in {}", outcome.stderr);
         }
     }
-    // Of a CA it is a warning: the others vouch as ever.
+    // An unusable CA is only a warning: the other CAs are still used.
     openssl(
         &site,
         &[

@@ -151,7 +151,7 @@ fn encrypted_key_rotates_with_its_passphrase() {
         site.write("server.key", leaf.key_pem());
         site.write("new", format!("another passphrase {round}"));
         openssl(site, &["pkey", "-aes256", "-in", "server.key", "-out", "encrypted.new", "-passout", "file:new"]);
-        // One after the other, as a script would.
+        // One file after the other, as a script does.
         fs::rename(site.path("new"), site.path("passphrase")).unwrap();
         fs::rename(site.path("encrypted.new"), site.path("encrypted.key")).unwrap();
         site.replace("server.crt", leaf.pem());
@@ -211,7 +211,7 @@ fn with_credentials() -> (TestDir, Listener) {
     site.write("sources", "[[rule]]\ntype = \"ip_addr\"\nvalue = \"127.0.0.0/8\"\n");
     for name in ["server.crt", "encrypted.key", "passphrase", "ca.crt", "sources"] {
         fs::rename(site.path(name), site.path(&format!("credentials/{name}"))).unwrap();
-        // As systemd has them where a service runs as another user than root.
+        // The owner and mode that systemd sets if the service does not run as root.
         let mode = fs::Permissions::from_mode(0o440);
         fs::set_permissions(site.path(&format!("credentials/{name}")), mode).unwrap();
     }

@@ -20,7 +20,7 @@ use crate::postgres::{connector, conninfo, psql};
 use crate::preface::trickle;
 use crate::reload::ON_SIGHUP;
 
-/// Where the load balancers of these tests connect from. No rule trusts it.
+/// The address of the load balancers of these tests. No rule trusts it.
 const BALANCER: &str = "127.0.0.9";
 
 /// HAProxy's ways to announce a client.
@@ -62,7 +62,7 @@ fn ending(portcullis: &Portcullis, balancer_port: u16) -> Event {
     })
 }
 
-/// Why bytes from a load balancer are refused. Nothing may be answered.
+/// The denial of these bytes from a load balancer. It gets no answer.
 fn refusal(portcullis: &Portcullis, bytes: &[u8]) -> Event {
     let mut stream = balancer(portcullis).dial();
     stream.write_all(bytes).unwrap();
@@ -153,7 +153,7 @@ fn announced_address_is_authorized_and_audited_instead_of_the_load_balancer() {
 fn ipv4_and_ipv6_clients_on_a_dual_stack_socket_keep_their_addresses() {
     let upstream = Upstream::echo();
     let listener = Listener::redis(&upstream).on(&["[::]:0"]).trusting(&["127.0.0.2", "::1"]);
-    // Its own address comes to this socket as ::ffff:127.0.0.9.
+    // Its own address arrives at this socket as ::ffff:127.0.0.9.
     let portcullis = Portcullis::before(listener.behind(&[BALANCER]));
     let main = portcullis.address("main").port();
     for way in WAYS {
@@ -246,7 +246,7 @@ fn postgres_client_may_send_its_first_packet_with_the_header() {
     let mut connection = client.secure(stream).unwrap();
     let hello = startup(PROTOCOL_3_0, &[("user", "app")]);
     connection.ask(&hello, &hello);
-    // And no more than it may: what comes behind SSLRequest in clear is an injection behind a balancer, too.
+    // Plaintext after SSLRequest is an injection behind a load balancer, too.
     let header = v1("10.1.2.3:7002", "192.0.2.1:5432");
     let mut stream = client.dial();
     stream.write_all(&[&header[..], &SSL_REQUEST, b"\x16\x03\x01"].concat()).unwrap();
@@ -298,7 +298,7 @@ fn broken_header_is_denied_with_proxy_header_invalid() {
         assert!(denied.text("detail").contains(why), "{}: {}", bytes.escape_ascii(), denied.0);
         assert_eq!(denied.text("source"), BALANCER);
     }
-    // One that ends in the middle.
+    // A header that ends in the middle.
     let mut stream = balancer(&portcullis).dial();
     stream.write_all(b"PROXY TCP4 10.1.2").unwrap();
     stream.shutdown(Shutdown::Write).unwrap();
@@ -378,7 +378,7 @@ fn second_header_does_not_change_the_client_address() {
     {
         let listener = listener.trusting(&["10.0.0.0/8"]).behind(&[BALANCER, "10.1.2.3"]);
         let portcullis = Portcullis::before(listener);
-        // What the balancer announces is a client, even where that has a balancer's address.
+        // The announced address is that of a client, even if a load balancer has the same address.
         let header = [v1("10.1.2.3:7001", "192.0.2.1:1"), v1("10.6.6.6:7002", "192.0.2.1:1")].concat();
         let mut stream = balancer(&portcullis).dial();
         stream.write_all(&header).unwrap();
@@ -566,7 +566,7 @@ fn observe_mode_checks_the_announced_address() {
     assert!(!portcullis.opened(7001).has("would_deny"));
     let opened = portcullis.opened(7002);
     assert_eq!((opened.text("would_deny"), opened.text("balancer")), ("untrusted_source", BALANCER));
-    // Who has to announce and does not is no matter of trust.
+    // A missing header is denied in observe mode, too.
     assert_eq!(refusal(&portcullis, b"PING\r\n").reason(), "proxy_header_missing");
 }
 
@@ -629,7 +629,7 @@ fn query_is_cancelled_through_a_load_balancer() {
     assert_eq!(upstream.connections(), 1);
 }
 
-/// The same bytes at every run.
+/// Pseudo-random bytes, the same in every run.
 fn noise(seed: u32, count: usize) -> Vec<u8> {
     let mut state = seed.wrapping_mul(2_654_435_761).wrapping_add(1);
     let mut next = || {

@@ -12,8 +12,8 @@ use crate::harness::portcullis::{ADMIN, executable};
 use crate::harness::program::run;
 use crate::harness::{Authority, Listener, Portcullis, Request, TestDir, Upstream};
 
-/// One change: a key of the reference, what of [`BASE`] is replaced by what, and the key that has to be listed, with a `!`
-/// in front where the change weakens protection.
+/// One change: a key of the reference, the text of [`BASE`] and its replacement, and the key that must be listed, with a `!`
+/// before it if the change weakens protection.
 type Change = (&'static str, &'static str, &'static str, &'static str);
 
 const BASE: &str = r#"

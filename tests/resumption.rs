@@ -119,7 +119,7 @@ struct Inn {
     _upstream: Upstream,
 }
 
-/// Who seals the tickets.
+/// The kind of ticket keys.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Keys {
     Own,
@@ -180,7 +180,7 @@ impl Inn {
     }
 }
 
-/// One line of a file of ticket keys.
+/// A line of the ticket key file.
 fn key() -> String {
     let mut key = [0; 48];
     rand::fill(&mut key).unwrap();
@@ -299,7 +299,7 @@ fn ticket_of_one_listener_is_not_resumed_on_another() {
             lines.push("ticket_keys = \"tickets.keys\"");
         }
         let main = wanting(&upstream, &lines);
-        // The same certificate, the same trust, the same keys.
+        // With the same certificate, trust and keys.
         let portcullis = Portcullis::start(site, format!("{ON_SIGHUP}{main}{}", main.clone().named("other")));
         for mut guest in Guest::all(&portcullis, Some(&app(&clients))) {
             let name = guest.name();
@@ -348,7 +348,7 @@ impl Replicas {
         guests
     }
 
-    /// How each replica receives these guests.
+    /// The result of these clients at each replica.
     fn assert_received(&self, guests: &mut [Guest], expected: [HandshakeKind; 2], when: &str) {
         for guest in guests {
             for (replica, expected) in self.both.iter().zip(expected) {
@@ -375,7 +375,7 @@ fn replicas_with_the_same_ticket_keys_resume_each_others_sessions() {
     for mut guest in Guest::all(&replicas.both[0], Some(&app(&replicas.clients))) {
         let name = guest.name();
         let received = guest.connect(&replicas.both[0].site, second, "main");
-        // What has no ticket is remembered where it was made, and nowhere else.
+        // A session without a ticket is only stored in the process that created it.
         let expected = if name.contains("-no_ticket") { Full } else { Resumed };
         assert_eq!(received, Ok(expected), "{name}");
     }

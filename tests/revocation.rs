@@ -101,7 +101,7 @@ fn expired_rule_ends_its_sessions_unless_another_matches() {
     let from = |source: &str| portcullis.client().from(source).attempt().1.unwrap();
     let (mut gone, kept) = (from("127.0.0.1"), from("127.0.1.1"));
     assert_eq!(portcullis.opened(kept.port()).text("rule"), "ip_addr:127.0.1.1");
-    // It waits for nothing else.
+    // The session is closed without another event.
     assert_eq!(gone.rest().unwrap(), b"");
     let late = OffsetDateTime::now_utc() - soon;
     assert!(late >= Duration::ZERO && late < MAX_REVOCATION_TIME, "it ended {late} after its rule");
@@ -175,7 +175,7 @@ fn pinned_file_accepts_old_and_new_certificates_with_their_chains() {
     let redis = Redis::start();
     let site = TestDir::new();
     let upload = |name: &str| {
-        // As its users make them: openssl marks them as a CA, and both have the same name.
+        // Self-signed certificates as users make them: openssl marks them as a CA, and both have the same name.
         let (key, out) = (format!("{name}.key"), format!("{name}.crt"));
         let request = ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"];
         openssl(&site, &[&request[..], &["-subj", "/CN=app", "-keyout", &key, "-out", &out]].concat());

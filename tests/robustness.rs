@@ -24,7 +24,7 @@ fn exhausted_file_descriptors_pause_the_listener_without_spinning() {
     let crowd: Vec<TcpStream> = (0..100).map(|_| client.dial()).collect();
     let paused = |event: &Event| event.0["message"].as_str().is_some_and(|it| it.starts_with("accepting paused"));
     portcullis.event("it has no file left for clients", paused);
-    // What it costs to wait: far less than the one second that a busy loop would take.
+    // Waiting uses far less CPU than the one second of a busy loop.
     let before = portcullis.cpu_ticks();
     thread::sleep(Duration::from_secs(1));
     let spent = portcullis.cpu_ticks() - before;
@@ -247,6 +247,6 @@ fn client_that_never_reads_its_denial_is_closed_after_the_handshake_timeout() {
     for stream in &crowd {
         assert_eq!(portcullis.refusal(port(stream)), "plaintext_refused");
     }
-    // It lets go of them even while they hold on.
+    // The sockets are closed although the clients stay connected.
     eventually("the sockets are closed", || (portcullis.open_files() < 40).then_some(()));
 }

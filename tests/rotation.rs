@@ -10,10 +10,10 @@ use crate::harness::{Authority, Event, Leaf, Listener, Portcullis, Postgres, Red
 use crate::postgres::conninfo;
 use crate::reload::{ON_CHANGE, ON_SIGHUP};
 
-/// How often each kind is rotated.
+/// The number of rotations of each kind.
 const ROTATIONS: usize = 50;
 
-/// What can be rotated.
+/// The kinds of rotation.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Kind {
     /// The server certificate: a new one each time.

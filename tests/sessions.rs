@@ -45,7 +45,7 @@ fn only(portcullis: &Portcullis, state: &str, half_closed_by: &Value) -> Value {
     })
 }
 
-/// How many sessions rely on the first trusted source.
+/// The number of sessions that rely on the first trusted source.
 fn users(rotation: &Value) -> u64 {
     let mut items = rotation["items"].as_array().unwrap().iter();
     items.find(|item| item["kind"] == "source").unwrap()["sessions"].as_u64().unwrap()
@@ -78,7 +78,7 @@ fn session_whose_upstream_has_ended_is_half_closed_until_it_is_revoked() {
     let half_closed = only(&portcullis, "half_closed", &json!("upstream"));
     assert_eq!((&half_closed["session"], &half_closed["opened_at"]), (&open["session"], &open["opened_at"]));
     assert!(words(&portcullis, &["sessions", "list"]).contains(" half-closed by upstream "));
-    // It would lose something with its source: the client may still send.
+    // It still depends on its source: the client may still send.
     let status = portcullis.status();
     assert_eq!((&status["sessions"], &status["sessions_closing"]), (&json!(1), &json!(0)));
     assert_eq!(users(&portcullis.ask("GET", "/v1/rotation").1), 1);
@@ -127,7 +127,7 @@ fn half_closed_session_is_closed_by_its_number() {
     assert_eq!(portcullis.ending(client.port()).reason(), "closed_by_admin");
 }
 
-/// What the admin socket answers while a session only sees its client off.
+/// The answers of the admin socket while a session lingers for its client.
 struct WhileClosing {
     id: u64,
     listed: Value,
@@ -321,7 +321,7 @@ fn reload_of_unchanged_files_keeps_their_time_of_effect() {
     assert!(reload().starts_with("applied: generation 2 is in force\n  sources added: 1"));
     let again = reload();
     assert!(again.starts_with("already in force since ") && again.contains("generation 2 is in force"), "{again}");
-    // One that was rejected is not in force.
+    // A rejected policy is not in force.
     portcullis.site.replace("portcullis.toml", "nonsense");
     assert_eq!(run(executable().args(["reload", "--socket"]).arg(portcullis.site.path("admin.sock"))).code, Some(1));
     portcullis.site.replace("portcullis.toml", format!("{ADMIN}{ON_SIGHUP}{added}"));

@@ -32,7 +32,7 @@ fn shielded(upstream: &Upstream, sources: &[&str]) -> Listener {
     Listener::redis(upstream).trusting(sources).key("shield = \"on\"")
 }
 
-/// Where to dial from `source`, to reach all addresses or this one.
+/// The target address for `source`: of its family if the listener has all addresses, otherwise that of the listener.
 #[allow(clippy::disallowed_methods, reason = "a listening address is not a client's")]
 fn target(address: SocketAddr, source: &str) -> SocketAddr {
     let ip = if address.ip().is_unspecified() { source.parse().unwrap() } else { address.ip() };
@@ -60,7 +60,7 @@ fn is_silent(address: SocketAddr, source: &str) -> bool {
     dial(address, source, NO_ANSWER).is_err_and(|error| error.kind() == io::ErrorKind::TimedOut)
 }
 
-/// What `status` has of the shield of the first listener.
+/// The shield of the first listener in `status`.
 fn status(portcullis: &Portcullis) -> Value {
     portcullis.status()["shield"].clone()
 }
@@ -238,7 +238,7 @@ fn added_listener_is_shielded_and_its_successor_is_not() {
     gone("main");
 }
 
-/// What stands in the way of a shield, by the line that makes it so.
+/// The obstacles to a shield, and the configuration line that causes each.
 const OBSTACLES: [(&str, &str); 2] = [
     ("enforcement = \"observe\"", "turns nobody away"),
     ("proxy_protocol.trusted = [\"127.0.0.9\"]", "the addresses of the load balancers"),

@@ -32,7 +32,7 @@ fn command_of(unit: &str, key: &str) -> Vec<String> {
     line.split(' ').map(str::to_owned).collect()
 }
 
-/// As the unit's user, who has no privileges.
+/// A command as the user of the unit, without privileges.
 fn as_service(command: &[String]) -> Command {
     let mut service = Command::new("setpriv");
     service.args(["--reuid=nobody", "--regid=nogroup", "--clear-groups", "--bounding-set=-all", "--no-new-privs"]);

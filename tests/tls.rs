@@ -64,7 +64,7 @@ fn min_version_1_3_rejects_1_2() {
     assert_eq!(alert(&error), Some(AlertDescription::ProtocolVersion));
     let denied = portcullis.ending(port);
     assert!(denied.is("connection.denied") && denied.reason() == "handshake_failed", "{}", denied.0);
-    // It was refused before a certificate was looked for, and the name is learnt there (docs/AUDIT.md).
+    // The handshake was rejected before a certificate was selected, which is when the name is read (docs/AUDIT.md).
     assert!(denied.0.get("sni").is_none(), "{}", denied.0);
     portcullis.client().speaking(&TLS13).connect().ask(b"hello", b"hello");
 }
@@ -212,7 +212,7 @@ fn client_that_distrusts_the_certificate_is_explained_in_the_audit() {
     let denied = portcullis.ending(port);
     assert_eq!(denied.reason(), "handshake_failed");
     let words = denied.0.to_string();
-    // What happened, with which certificate, and what to do in the clients that people use.
+    // The event has the failure, the certificate, and the fix for common clients.
     for word in ["does not accept our certificate", "CN=localhost", "sslrootcert", "--cacert"] {
         assert!(words.contains(word), "no {word} in {words}");
     }

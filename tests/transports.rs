@@ -180,7 +180,7 @@ fn client(portcullis: &Portcullis, name: &str) -> Wire {
     }
 }
 
-/// How the only session since then ended.
+/// The last event of the only session since then.
 fn closed(portcullis: &Portcullis, seen: usize) -> Event {
     portcullis.event_after(seen, "the end of the session", |event| event.is("connection.closed"))
 }
@@ -235,7 +235,7 @@ fn half_closed_upstream_receives_all_client_bytes_over_all_transports() {
     let serve = |mut stream: Wire| {
         stream.write_all(b"again").unwrap();
         stream.finish().unwrap();
-        // What is wrong here shows in the count.
+        // A fault here shows in the count.
         stream.read_all();
     };
     for_all("", serve, |portcullis, _, name| {
@@ -377,7 +377,7 @@ fn slow_reader_uses_little_memory_over_all_transports() {
         let mut client = client(portcullis, name);
         client.write_all(b"?").unwrap();
         wire::read_exactly(&mut client, 1);
-        // Nothing moves any more when it has used no time for a while.
+        // The transfer has stopped when the process uses no CPU for a while.
         let mut last = portcullis.cpu_ticks();
         eventually("both sides wait", || {
             thread::sleep(Duration::from_millis(100));

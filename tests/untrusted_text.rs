@@ -289,7 +289,7 @@ fn names_that_differ_after_the_truncation_are_distinguishable() {
     let site = TestDir::new();
     let long = "x".repeat(700);
     let [right, wrong] = ["right", "wrong"].map(|end| site.ca.issue(Request::client(&format!("{long}{end}"))));
-    // Its subject and the issuer of the other one in the file differ only after the cut.
+    // Its subject and the issuer of the other certificate differ only after the truncation.
     let pinned = Authority::new("One").issue(Request::client(&format!("{long}one")));
     let beside = Authority::new(&format!("{long}other")).issue(Request::client("beside"));
     site.write("pinned.crt", format!("{}{}", beside.pem(), pinned.pem()));

@@ -13,7 +13,7 @@ fn start(listener: &Listener) -> Portcullis {
     Portcullis::start(TestDir::new(), format!("{ADMIN}{listener}"))
 }
 
-/// What `status` has of the upstream's health, and of its first address.
+/// The health of the upstream in `status`, and its first address.
 fn status(portcullis: &Portcullis) -> (String, Value) {
     let listener = portcullis.status();
     (listener["upstream_health"].as_str().unwrap().to_owned(), listener["upstreams"][0].clone())

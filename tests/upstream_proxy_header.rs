@@ -52,7 +52,7 @@ fn session(client: &Client) -> Connection {
     connection
 }
 
-/// Where a client of this program came from and went to.
+/// The addresses of both ends of the connection of a client of this program.
 fn ends(portcullis: &Portcullis, connection: &Connection) -> (Option<SocketAddr>, Option<SocketAddr>) {
     (Some(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), connection.port())), Some(portcullis.address("main")))
 }

@@ -16,7 +16,7 @@ use crate::harness::redis::ANY_CLIENT;
 use crate::harness::{Authority, Client, Event, Listener, Portcullis, Redis, Request, TestDir, Upstream, eventually};
 use crate::reload::ON_SIGHUP;
 
-/// Its upstream is a table of these keys, and it can be asked for its status.
+/// A configuration whose upstream is a table with these keys, with the admin socket.
 pub(crate) fn config(listener: &Listener, keys: &str) -> String {
     let listener = listener.to_string().replace("upstream = \"UPSTREAM\"", &format!("upstream = {{ {keys} }}"));
     format!("{ADMIN}{ON_SIGHUP}{listener}")
@@ -31,7 +31,7 @@ pub(crate) fn redis(keys: &str) -> String {
     config(&Listener::redis("UPSTREAM"), keys)
 }
 
-/// What `status` has of the upstreams of the first listener.
+/// The upstreams of the first listener in `status`.
 pub(crate) fn upstreams(portcullis: &Portcullis) -> Vec<Value> {
     portcullis.status()["upstreams"].as_array().unwrap().clone()
 }
@@ -63,7 +63,7 @@ fn assert_no_client_was_refused(portcullis: &Portcullis) {
     assert_eq!(portcullis.events().iter().find(away), None);
 }
 
-/// One session that is answered. Returns at which upstream it was.
+/// Opens a session and returns its upstream.
 fn session(portcullis: &Portcullis) -> String {
     // An earlier client may have had the same port.
     let seen = portcullis.seen();
@@ -73,7 +73,7 @@ fn session(portcullis: &Portcullis) -> String {
     portcullis.event_after(seen, "the opening of the connection", opens).text("upstream").to_owned()
 }
 
-/// One that answers every line with `+PONG`.
+/// An upstream that answers every line with `+PONG`.
 fn ponging(listener: TcpListener) {
     thread::spawn(move || {
         for mut stream in listener.incoming().map_while(Result::ok) {
@@ -193,7 +193,7 @@ fn upstream_that_fails_in_tls_stays_ejected_although_it_accepts_connections() {
     let keys = format!("{}, tls = \"verify-full\", ca = \"upstream.crt\"", addresses(&[&deaf, &good]));
     let portcullis = Portcullis::start(site, redis(&keys));
     assert_eq!(session(&portcullis), good);
-    // It is asked again, which takes more than one connection.
+    // The health check dials it again, more than once.
     eventually("it is asked again", || (deaf.connections() > 2).then_some(()));
     assert_eq!(upstreams(&portcullis)[0]["answers"], false);
     assert_eq!(times_logged(&portcullis, "upstream recovered"), 0);
@@ -341,7 +341,7 @@ fn redis_master_is_found_at_every_position() {
     assert_eq!(writes, [false, true]);
     assert_eq!(session(&portcullis), leader.to_string());
 
-    // They change places.
+    // They swap their roles.
     assert_eq!(cli(&replica, &["REPLICAOF", "NO", "ONE"]), "OK");
     follow(&leader, &replica);
     assert_eq!(session(&portcullis), replica.to_string());
@@ -397,7 +397,7 @@ fn redis_default_user_with_role_permission_only_is_queried() {
     }
     follow(&first, &second);
     for server in [&first, &second] {
-        // As docs/CONFIGURATION.md has it.
+        // The rules of docs/CONFIGURATION.md.
         let rules = ["ACL", "SETUSER", "default", "on", "nopass", "-@all", "+role", "+auth", "+hello"];
         assert_eq!(cli(server, &rules), "OK");
     }
@@ -437,7 +437,7 @@ fn at(ips: &[&str]) -> (u16, Vec<TcpListener>) {
     }
 }
 
-/// Where the upstream's socket is that a new session has.
+/// The sockets of the healthy upstreams.
 fn socket_of(portcullis: &Portcullis) -> Vec<String> {
     let known = upstreams(portcullis);
     known.iter().filter(|one| one["answers"] == true).map(|one| one["socket"].as_str().unwrap().to_owned()).collect()
@@ -467,7 +467,7 @@ fn every_address_of_a_name_is_tried_and_new_ones_are_used() {
     assert_eq!(socket_of(&portcullis), [format!("[::1]:{port}")]);
     open.ask(b"PING\r\n", b"+PONG\r\n");
 
-    // And the one that was dead comes back to life.
+    // The unhealthy one recovers.
     hosts::name(&portcullis.site, &[(NAME, &["127.0.0.29", "127.0.0.31"])]);
     assert_eq!(session(&portcullis), name);
     logged(&portcullis, 0, &format!("upstream ejected {name} (127.0.0.29:{port})"));

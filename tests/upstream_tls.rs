@@ -351,7 +351,7 @@ fn s_server(site: &TestDir, options: &[&str]) -> (Running, String) {
 #[test]
 fn direct_negotiation_requires_alpn_postgresql() {
     let site = TestDir::new();
-    // It gives every line back from its end to its beginning.
+    // It returns every line reversed.
     let (_modern, modern) = s_server(&site, &["-rev", "-alpn", "postgresql"]);
     let (_mute, mute) = s_server(&site, &["-rev"]);
     let (_other, other) = s_server(&site, &["-rev", "-alpn", "http/1.1"]);
