@@ -346,7 +346,7 @@ fn pure_folders_import_no_runtime_clock_disk_or_network() {
     }
 }
 
-/// A name that asks a question changes nothing.
+/// A predicate never mutates its subject.
 #[test]
 fn predicates_never_mutate_and_always_return_a_value() {
     for file in files(&source()) {

@@ -38,7 +38,7 @@ fn denials_of_a_flood_are_logged_up_to_a_limit_and_summed_up() {
     flood(&portcullis.client().from("127.0.0.2"), 3_000);
     flood(&portcullis.client().from("127.0.0.3"), 50);
     let seconds = begun.elapsed().as_secs() + 1;
-    // Without another word from anybody.
+    // Without further connections.
     let counts = eventually("the flood is summed up", || {
         let counts = count_by_source(&portcullis.events());
         let of_flood = counts.get("127.0.0.2")?;

@@ -270,7 +270,7 @@ fn cancel_request_goes_to_the_server_of_its_session() {
     assert_eq!(cancelled_at(seen), one.to_string());
     assert_eq!(other.direct(RUNNING), "1", "the other one sleeps on");
 
-    // A server that new sessions do not know any more.
+    // A server that new sessions no longer use.
     assert!(portcullis.reconfigure(prefer(&[&one])).is("reload.applied"));
     let seen = portcullis.seen();
     at_other.signal("INT");

@@ -20,7 +20,7 @@ use crate::postgres::{conninfo, psql};
 const OF_A_SOURCE: u64 = 128;
 const EACH_SECOND: u64 = 10;
 
-/// Sends a cancel request for a session that is not there, and waits for the end.
+/// Sends a cancel request for an unknown session, and waits until it is closed.
 fn cancel_nothing(client: &Client) -> u16 {
     let mut stream = client.dial();
     // It may be closed already.
@@ -42,7 +42,7 @@ fn audited(portcullis: &Portcullis, source: &str) -> (u64, u64) {
     (logged as u64, summaries.map(|event| event.number("suppressed")).sum())
 }
 
-/// A way to a server that counts the cancel requests which take it.
+/// A relay to a server that counts cancel requests.
 fn counting(postgres: &Postgres) -> (Upstream, Arc<AtomicU64>) {
     let cancels = Arc::new(AtomicU64::new(0));
     let (counted, address) = (Arc::clone(&cancels), postgres.to_string());

@@ -10,7 +10,7 @@ use crate::postgres::{conninfo, psql};
 const WARNING: &str = "SCRAM with channel binding, which libpq prefers, fails unless";
 const EXPLANATION: &str = "SCRAM channel binding failed";
 
-/// A role that has to know its password.
+/// A role with a password.
 fn keyed(postgres: &Postgres) {
     postgres.direct("create role keyed login password 'open sesame'");
 }
@@ -36,7 +36,7 @@ fn explains(portcullis: &Portcullis) -> bool {
     portcullis.events().iter().any(|event| event.0["message"].as_str().is_some_and(|text| text.contains(EXPLANATION)))
 }
 
-/// The way to a server that offers no binding: the password is safe in TLS, and the certificate is not asked about.
+/// Without channel binding the password is protected by TLS only, and no certificate is compared.
 fn works_but_for_require(portcullis: &Portcullis) {
     for binding in ["prefer", "disable"] {
         assert_eq!(sign_in(&as_keyed(portcullis), binding), Ok(()), "{binding}");
@@ -124,7 +124,7 @@ fn two_certificates_break_channel_binding_and_the_log_explains_it() {
     for way_out in ["use the same certificate", "channel_binding=disable", "Unix socket"] {
         assert!(warning.text("message").contains(way_out), "{}", warning.0);
     }
-    // A password that is wrong is another matter.
+    // A wrong password is a different error.
     let mut psql = psql(&format!("{} channel_binding=disable", as_keyed(&portcullis)));
     let refused = run(psql.env("PGPASSWORD", "open barley").args(["-c", "select 1"]));
     assert!(refused.stderr.contains("password authentication failed"), "{}", refused.stderr);
@@ -134,7 +134,7 @@ fn two_certificates_break_channel_binding_and_the_log_explains_it() {
     assert_eq!(explained.count(), 2);
 }
 
-/// Application, sidecar, gateway, database. The sidecar takes the binding out of the offer, wherever it comes from.
+/// Application, sidecar, gateway, database. The sidecar removes channel binding from the offer of the server.
 #[test]
 fn chained_proxies_work_for_a_plaintext_application() {
     let site = TestDir::new();

@@ -58,7 +58,7 @@ fn each_bad_certificate_is_denied_with_its_reason() {
     let upstream = Upstream::silent();
     let (site, clients) = site();
     let untrusted = Authority::new("Another CA");
-    // The same name as the CA that is trusted, and another key.
+    // The same name as the trusted CA, with another key.
     let impostor = Authority::new("Clients CA");
     let portcullis = Portcullis::start(site, asking("required", &upstream));
     for version in [&TLS12, &TLS13] {

@@ -138,7 +138,7 @@ fn rule_expiry_follows_a_clock_that_is_set() {
         assert_eq!(portcullis.status()["name"], "main");
         portcullis.set(Duration::ZERO);
     }
-    // Idle time is no matter of the wall clock.
+    // The idle timeout does not use the wall clock.
     assert_lives(kept);
     no_fault(&portcullis);
     assert_eq!(portcullis.stop(), Some(0));
@@ -156,15 +156,15 @@ fn expired_certificate_is_denied_with_a_ticket_after_the_clock_is_set() {
     let [session, again] = [brief.attempt().1.unwrap(), brief.attempt().1.unwrap()];
     assert_eq!(again.tls().handshake_kind(), Some(HandshakeKind::Resumed), "it holds tickets");
     let kept = long.attempt().1.unwrap();
-    // Ahead: the session ends, and neither the ticket nor the verdict that is remembered lets the client in.
+    // Ahead: the session ends, and neither the ticket nor the verification cache admits the client.
     portcullis.set(3 * DAY);
     assert_ended(&portcullis, session, "client_certificate_expired");
     assert_ended(&portcullis, again, "client_certificate_expired");
     denied(&portcullis, &brief, "client_certificate_expired");
-    // Back: what is good by the clock is good.
+    // Back: the certificate is valid again.
     portcullis.set(Duration::ZERO);
     assert_lives(brief.attempt().1.unwrap());
-    // Before its time, too.
+    // Before its validity begins, too.
     portcullis.set(-3 * DAY);
     denied(&portcullis, &brief, "client_certificate_invalid");
     denied(&portcullis, &long, "client_certificate_invalid");

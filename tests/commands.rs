@@ -13,7 +13,7 @@ use crate::harness::portcullis::executable;
 use crate::harness::program::{Outcome, run};
 use crate::harness::{Authority, Listener, Portcullis, Request, TestDir, Upstream};
 
-/// Portcullis among the files of a site.
+/// Portcullis, in a directory.
 fn portcullis(site: &TestDir, arguments: &[&str]) -> Outcome {
     run(executable().args(arguments).current_dir(site.directory()))
 }

@@ -233,7 +233,7 @@ fn kubernetes_example_has_a_configuration_without_warnings() {
     let run_directory = site.directory().display().to_string();
     let config = config.replace("\"/tls/", &here("tls")).replace("\"/clients/", &here("clients"));
     site.write("portcullis.toml", config.replace("/run/portcullis", &run_directory));
-    // Strictly: a warning is a failure. Redis is in the pod, and not here.
+    // With --strict a warning is a failure. Offline, because Redis is in the pod and not here.
     let mut check = executable();
     check.args(["check", "--offline", "--strict", "-c", "portcullis.toml"]).current_dir(site.directory());
     let words = run(&mut check).success();

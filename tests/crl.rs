@@ -15,7 +15,7 @@ use crate::harness::{Authority, CrlContent, Event, Leaf, Listener, Portcullis, R
 use crate::reload::{ON_CHANGE, ON_SIGHUP};
 use crate::revocation::{MAX_REVOCATION_TIME, assert_ended, assert_lives, session, wanting, while_busy};
 
-/// A listener that goes by the lists in `clients.crl`.
+/// A listener that uses the CRLs in `clients.crl`.
 fn checking(upstream: &Upstream) -> Listener {
     wanting(upstream, &["client_ca = \"clients.pem\"", "client_crl = \"clients.crl\""])
 }
@@ -201,7 +201,7 @@ fn crl_of_a_new_ca_key_does_not_cover_certificates_of_the_old_key() {
     let checked = check(&portcullis.site.path("portcullis.toml"));
     assert!(checked.contains("the certificates that this one issued are refused"), "{checked}");
 
-    // With a list of either key each goes by its own.
+    // With a CRL of each key, each certificate is checked against that of its own issuer.
     let both = format!("{}{}", new.list(CrlContent::nothing(2)).pem(), old.list(CrlContent::nothing(1)).pem());
     put(&portcullis, "clients.crl", &both);
     let kept = [&of_old, &named, &of_new].map(|leaf| session(&portcullis, leaf));

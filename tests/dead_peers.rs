@@ -54,7 +54,7 @@ fn client_that_acknowledges_without_reading_is_never_closed() {
                 let mut client = TcpStream::from(narrow(Some(portcullis.address("main"))));
                 client.set_read_timeout(Some(WAIT_TIMEOUT)).unwrap();
                 thread::sleep(PAUSE);
-                // With the buffer as it is this would take long.
+                // With a small buffer this would take long.
                 SockRef::from(&client).set_recv_buffer_size(1 << 20).unwrap();
                 let mut received = vec![0; length];
                 client.read_exact(&mut received).unwrap_or_else(|error| panic!("of {length} bytes: {error}"));

@@ -41,7 +41,7 @@ fn logged(portcullis: &Portcullis, seen: usize, words: &str) -> Event {
     portcullis.event_after(seen, words, has_words)
 }
 
-/// Connects from this address until accepting is paused. Returns the sessions, and who waits to be accepted.
+/// Connects from this address until accepting is paused. Returns the sessions, and the connections in the queue.
 fn flood(portcullis: &Portcullis, source: &str) -> (Vec<Connection>, Vec<TcpStream>) {
     let client = portcullis.client().from(source);
     let free = descriptors(portcullis)["max_connections"].as_u64().unwrap();

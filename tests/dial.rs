@@ -124,7 +124,7 @@ fn unix_socket_with_a_full_backlog_is_retried() {
     socket.bind(&SockAddr::unix(&path).unwrap()).unwrap();
     socket.listen(1).unwrap();
     let portcullis = Portcullis::start(site, Listener::tcp(format!("unix:{}", path.display())));
-    // In TLS 1.2 the server is done with the handshake when the client is, and dials at once.
+    // In TLS 1.2 the server completes its handshake with that of the client, and dials at once.
     let client = portcullis.client().speaking(&TLS12);
     let crowd: Vec<Connection> = (0..20).map(|_| client.connect()).collect();
     portcullis.event("a connection is in the queue", |event| event.is("connection.opened"));

@@ -35,7 +35,7 @@ fn status_when(portcullis: &Portcullis, what: &str, like_that: impl Fn(&Value) -
     eventually(what, || Some(status(portcullis)).filter(&like_that))
 }
 
-/// Seconds from the last look to the next.
+/// Seconds from the last lookup to the next.
 fn wait(status: &Value) -> Option<f64> {
     let time = |key: &str| timestamp::parse(status[key].as_str()?);
     Some((time("next_look_at")? - time("resolved_at")?).as_seconds_f64())
@@ -278,7 +278,7 @@ fn changed_resolv_conf_is_used() {
     alone(|| {
         let (upstream, site) = (Upstream::echo(), site(""));
         let dns = FakeDnsServer::start(DnsAnswer::Good(&["127.0.0.5"], 1));
-        // The first one is not there, and is passed over.
+        // The first server does not exist, and the next one is queried.
         site.write("resolv.conf", "nameserver 127.0.0.9\nnameserver 127.0.0.1\noptions timeout:1 attempts:1\n");
         let Some(portcullis) = start(site, config(&upstream, "app.test", "1h")) else { return };
         assert!(is_let_in(&portcullis, "127.0.0.5"));

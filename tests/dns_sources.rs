@@ -11,7 +11,7 @@ use crate::harness::program::run;
 use crate::harness::{Connection, Event, Listener, Portcullis, TestDir, Upstream, eventually};
 use crate::reload::ON_SIGHUP;
 
-/// Keeps its state in the site.
+/// Keeps its state in the directory.
 pub(crate) const STATE: &str = "state.directory = \"state\"\n";
 
 const RULE: &str = "{ type = \"dns\", value = \"app.test\", refresh = \"1s\" }";

@@ -169,7 +169,7 @@ fn systemd_is_notified_of_ready_and_stopping() {
     }
 }
 
-/// A program that has begun to start, and has a good deal to read before it can serve.
+/// A program that is starting, with large files to read before it can serve.
 fn starting(upstream: &Upstream) -> Portcullis {
     let site = TestDir::new();
     let rules = (0..20_000_u32).map(|number| {

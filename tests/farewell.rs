@@ -22,7 +22,7 @@ fn impatient(listeners: impl std::fmt::Display) -> Portcullis {
     Portcullis::start(TestDir::new(), format!("shutdown.drain = \"100ms\"\n{listeners}"))
 }
 
-/// A running `psql` at which one types.
+/// A running `psql` with input from the test.
 struct InteractiveClient {
     running: Running,
     keyboard: ChildStdin,

@@ -311,7 +311,7 @@ fn client_certificates_in_a_kubernetes_volume_are_added_and_removed() {
     assert!(rejections(&portcullis) <= 3);
 }
 
-/// A listener that goes by a CA and its list, and a session that must outlive whatever becomes of their files.
+/// A listener with a CA and its CRL, and a session that must survive all changes of their files.
 fn steady(upstream: &Upstream) -> (Portcullis, Authority, Leaf) {
     let (site, clients) = (TestDir::new(), Authority::new("Clients CA"));
     let leaf = clients.issue(Request::client("steady"));

@@ -13,7 +13,7 @@ use crate::harness::wire::{PROTOCOL_3_0, cancel, read_exactly, read_until_closed
 use crate::harness::{Client, Listener, Portcullis, Request, TestDir, Upstream, eventually};
 use crate::reload::ON_SIGHUP;
 
-/// One listener that trusts all of 127.0.0.0/8, with the control channel.
+/// One listener that trusts all of 127.0.0.0/8, with the admin socket.
 fn limited(listener: Listener, limit: u32) -> Portcullis {
     let listener = listener.trusting(&["127.0.0.0/8"]).limit(&format!("max_handshakes = {limit}"));
     Portcullis::start(TestDir::new(), format!("{ADMIN}{listener}"))

@@ -37,14 +37,14 @@ fn is_refused(portcullis: &Portcullis, client: &Client, words: &str, reason: &st
     assert_eq!(refused(portcullis, client), (words.to_owned(), reason.to_owned()));
 }
 
-/// Ends a session, and returns when Portcullis knows.
+/// Ends a session, and waits for its event.
 fn leave(portcullis: &Portcullis, connection: Connection) {
     let port = connection.port();
     drop(connection);
     assert!(portcullis.ending(port).is("connection.closed"));
 }
 
-/// A connection that is closed before its handshake: why?
+/// The reason for which a connection is closed before its handshake.
 fn cut(portcullis: &Portcullis, client: &Client) -> Event {
     let mut stream = client.dial();
     assert_eq!(read_until_closed(&mut stream), b"");

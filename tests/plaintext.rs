@@ -103,7 +103,7 @@ fn half_close_is_relayed_without_tls() {
     }
 }
 
-/// A connection string for what does not speak TLS.
+/// A connection string without TLS.
 fn plain(portcullis: &Portcullis, sslmode: &str) -> String {
     let port = portcullis.address("main").port();
     format!("host=127.0.0.1 port={port} user=app dbname=postgres sslmode={sslmode}")
@@ -395,7 +395,7 @@ fn listener_on_a_network_address_requires_tls() {
     }
 }
 
-/// Application, sidecar, database: the database wants TLS and a certificate of its client, and the application knows of neither.
+/// Application, sidecar, database: the database requires TLS and a client certificate, and the application has neither.
 #[test]
 fn plaintext_application_reaches_databases_that_require_tls() {
     let site = TestDir::new();
@@ -440,7 +440,7 @@ fn plaintext_application_reaches_databases_that_require_tls() {
     assert!(wrong.stderr.contains("password authentication failed"), "{}", wrong.stderr);
 }
 
-/// The example for it, with other places in it.
+/// Its example configuration, with other addresses and paths.
 #[test]
 fn sidecar_example_works_unchanged() {
     let site = TestDir::new();

@@ -117,7 +117,7 @@ fn slow_reader_uses_little_memory_and_stalls_no_other_session() {
     let portcullis = Portcullis::start_by(pinned, TestDir::new(), Listener::tcp(&upstream));
     let mut neighbour = portcullis.client().connect();
     neighbour.send(b"!");
-    // Another has had such an answer before, so that all the code and the worker's buffers are there.
+    // An earlier client has read such an answer, so that code and buffers are already loaded.
     let mut earlier = portcullis.client().connect();
     earlier.send(b"?");
     earlier.receive(8 * MIB);
@@ -152,7 +152,7 @@ fn slow_reader_uses_little_memory_and_stalls_no_other_session() {
     assert!(grown <= MAX_GROWTH, "{grown} KiB more after {taken} bytes");
 }
 
-/// The median time of a word and its echo: other tests may take the cores away for a while.
+/// The median round-trip time. Other tests may use the cores for a while.
 fn usual_latency(client: &mut Connection) -> Duration {
     let mut times: Vec<Duration> = (0..201)
         .map(|_| {

@@ -16,13 +16,13 @@ pub(crate) const ON_SIGHUP: &str = "reload.watch = false\nreload.poll = \"0s\"\n
 /// Reloads on change events only.
 pub(crate) const ON_CHANGE: &str = "reload.watch = true\nreload.poll = \"0s\"\n";
 
-/// The fingerprint of the certificate that a new client meets.
+/// The fingerprint of the certificate that a new client receives.
 pub(crate) fn served(portcullis: &Portcullis) -> String {
     let connection = portcullis.client().connect();
     sha256(&connection.tls().peer_certificates().unwrap()[0])
 }
 
-/// Waits until new clients meet this certificate.
+/// Waits until new clients receive this certificate.
 pub(crate) fn wait_until_served(portcullis: &Portcullis, leaf: &Leaf) {
     eventually("the new certificate is served", || (served(portcullis) == leaf.sha256()).then_some(()));
 }

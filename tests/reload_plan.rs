@@ -294,7 +294,7 @@ fn every_key_of_the_reference_has_a_test_change() {
     }
 }
 
-/// The base, before a running program.
+/// The base configuration, with a running program.
 fn running() -> Portcullis {
     let site = site();
     site.write("more.toml", "[[rule]]\ntype = \"ip_addr\"\nvalue = \"192.0.2.1\"\n");

@@ -18,7 +18,7 @@ use crate::harness::{
 use crate::reload::ON_SIGHUP;
 use crate::revocation::{assert_lives, wanting};
 
-/// Greets in such a way that every client here knows that it is in.
+/// Sends bytes that show every client of these tests that it is admitted.
 fn greeting() -> Upstream {
     Upstream::sending_and_closing(b"PING from the upstream\n")
 }
@@ -69,7 +69,7 @@ impl Guest {
         openssl.into_iter().chain(rustls).collect()
     }
 
-    /// Comes again with its session. `home` is where its files are.
+    /// Connects again with its TLS session. `home` has its files.
     fn connect(&mut self, home: &TestDir, portcullis: &Portcullis, listener: &str) -> Reception {
         let address = portcullis.address(listener);
         match self {
@@ -95,7 +95,7 @@ impl Guest {
     }
 
     /// Whether it offers the ticket of its first connection every time, so that the test knows which one. rustls uses a ticket
-    /// of TLS 1.3 once, and a session without a ticket is forgotten with the terms it was made under.
+    /// of TLS 1.3 once, and a session without a ticket is dropped with the policy under which it was made.
     fn keeps_ticket(&self) -> bool {
         matches!(self, Self::Openssl { options } if !options.iter().any(|option| option == "-no_ticket"))
     }
@@ -112,7 +112,7 @@ impl Guest {
     }
 }
 
-/// A listener and its guests, and how they are received.
+/// A listener and its clients.
 struct Inn {
     portcullis: Portcullis,
     guests: Vec<Guest>,
@@ -160,8 +160,8 @@ impl Inn {
     }
 
     /// Every client resumes; is denied for this reason while `file` holds `text`; and is admitted again afterwards, by
-    /// a full handshake where the tickets are the listener's own, as it has forgotten them. Under shared keys a ticket is
-    /// bound to the trust it was issued under, and good again with that.
+    /// a full handshake if the ticket keys are those of the listener, which has dropped them. Under shared keys a ticket is
+    /// bound to the trust under which it was issued, and valid again with that.
     fn assert_never_around(mut self, keys: Keys, file: &str, text: &str, reason: &str) {
         let before = fs::read_to_string(self.portcullis.site.path(file)).unwrap();
         self.assert_received(&Ok(Resumed), "in steady state");
@@ -304,7 +304,7 @@ fn ticket_of_one_listener_is_not_resumed_on_another() {
         for mut guest in Guest::all(&portcullis, Some(&app(&clients))) {
             let name = guest.name();
             assert_eq!(guest.connect(&portcullis.site, &portcullis, "other"), Ok(Full), "{name}, {keys:?}");
-            // rustls goes by the name of the server, and now offers the session that it has from the other one.
+            // rustls stores sessions by server name, and now offers that of the other replica.
             let expected = if guest.is_openssl() { Resumed } else { Full };
             assert_eq!(guest.connect(&portcullis.site, &portcullis, "main"), Ok(expected), "{name}, {keys:?}");
         }
@@ -320,7 +320,7 @@ fn replica(of: &TestDir, config: &str) -> Portcullis {
     Portcullis::start(site, config)
 }
 
-/// Two replicas of one listener, with a key of tickets, and what they stand on.
+/// Two replicas of one listener with a ticket key, and their upstream.
 struct Replicas {
     both: [Portcullis; 2],
     clients: Authority,

@@ -15,7 +15,7 @@ use crate::reload::ON_SIGHUP;
 /// machine that is busy with other work gets ten times that. All other timers that end a session are longer.
 pub(crate) const MAX_REVOCATION_TIME: std::time::Duration = std::time::Duration::from_secs(10);
 
-/// A listener that wants certificates, and by what it judges them.
+/// A listener that requires certificates, with the lines of its TLS that authorize them.
 pub(crate) fn wanting(upstream: &Upstream, lines: &[&str]) -> Listener {
     let listener = Listener::redis(upstream).tls("client_auth = \"required\"");
     lines.iter().fold(listener, |listener, line| listener.tls(line))
@@ -55,7 +55,7 @@ pub(crate) fn assert_lives(mut session: Connection) {
     session.ask(b"still here", b"still here");
 }
 
-/// Does something while a session is busy, which must not lose a byte by it.
+/// Does something while a session transfers bytes, and checks that no byte is lost.
 pub(crate) fn while_busy<T: Send>(session: &mut Connection, act: impl FnOnce() -> T + Send) -> T {
     let bytes: Vec<u8> = (0..=250).cycle().take(40_000).collect();
     thread::scope(|scope| {
@@ -80,7 +80,7 @@ fn removed_source_ends_its_open_sessions() {
     assert!(applied.is("reload.applied"), "{}", applied.0);
     assert_ended(&portcullis, gone, "source_revoked");
     assert_ended(&portcullis, narrowed, "source_revoked");
-    // A rule that was not there before lets it in now.
+    // A new rule admits it now.
     assert_lives(kept);
     assert_lives(other);
 }
@@ -161,7 +161,7 @@ fn pinned_certificate_is_admitted_until_it_is_removed() {
     let (port, refused) = portcullis.client().showing(untrusted).attempt();
     refused.unwrap_err();
     assert_eq!(portcullis.refusal(port), "client_certificate_unknown_ca");
-    // A file that comes, and one that goes, are noticed by themselves.
+    // Added and removed files are applied without a signal.
     portcullis.applies(|| portcullis.site.replace("clients/later.crt", later.pem()));
     let late = session(&portcullis, later);
     portcullis.applies(|| std::fs::remove_file(portcullis.site.path("clients/old.crt")).unwrap());
@@ -310,7 +310,7 @@ fn revoke_keep_keeps_sessions() {
     let (kept, gone) = (session("global"), session("own"));
     let elsewhere = ["127.0.0.3"];
     portcullis.reconfigure(keep(&[&global.trusting(&elsewhere), &own.trusting(&elsewhere)]));
-    // The one that ends shows that both have been judged.
+    // The session that ends shows that both have been checked.
     assert_ended(&portcullis, gone, "source_revoked");
     assert_lives(kept);
 }

@@ -178,7 +178,7 @@ fn rotations_of_every_kind_under_load_cause_no_client_error() {
         }
         rotating.join().unwrap();
     });
-    // Before the loads are interrupted: one that is just connecting then hangs up in the middle of it.
+    // Before the loads are interrupted: a client that is just connecting then closes in its handshake.
     let events = portcullis.events();
     loads.into_iter().for_each(Load::must_be_well);
     assert!(KINDS.iter().all(|kind| world.turn(*kind) == ROTATIONS));
@@ -186,7 +186,7 @@ fn rotations_of_every_kind_under_load_cause_no_client_error() {
     for name in ["connection.denied", "session.revoked", "reload.rejected"] {
         assert!(harmed(name).is_none(), "{}", harmed(name).unwrap().0);
     }
-    // All of them were judged each time: without the name there is no staying.
+    // Every reload has authorized all sessions: without the name they end.
     world.redis = world.redis.tls("trusted_clients = \"cn:other\"");
     portcullis.reconfigure(format!("{ON_SIGHUP}{}", world.redis));
     assert_eq!(inside.rest().unwrap(), b"");

@@ -55,7 +55,7 @@ fn words(portcullis: &Portcullis, arguments: &[&str]) -> String {
     run(executable().args(arguments).arg("--socket").arg(portcullis.site.path("admin.sock"))).success()
 }
 
-/// The policy ends the session of this client within a second.
+/// The policy ends the session of this client soon.
 fn assert_revoked(portcullis: &Portcullis, client: &Connection, act: impl FnOnce()) {
     act();
     let began = Instant::now();
@@ -136,7 +136,7 @@ struct WhileClosing {
     closed: (u16, Value),
 }
 
-/// Leaves a client alone that does not go although its session is over, and asks about it as long as it is there.
+/// Keeps a client connected whose session has ended, and queries the admin socket while the session lingers.
 fn while_closing(portcullis: &Portcullis) -> Option<WhileClosing> {
     let mut client = left_by_redis(portcullis);
     // What it sends to a closed server breaks the other direction, too.
@@ -155,7 +155,7 @@ fn while_closing(portcullis: &Portcullis) -> Option<WhileClosing> {
     let closed = portcullis.ask("DELETE", &format!("/v1/sessions/{id}"));
     // Its place is free for the next one.
     portcullis.client().connect().ask(b"PING\r\n", b"+PONG\r\n");
-    // All of that was asked while it was there, however slow this machine is.
+    // On a slow machine it may have ended before the last answer; then the answers do not count.
     find().map(|_| WhileClosing { id, listed, status, rotation, closed })
 }
 
@@ -203,7 +203,7 @@ fn client_that_is_asked_for_a_password_is_listed_when_the_server_has_taken_it() 
     }
 }
 
-/// The answer of a client that has no idea of the password.
+/// The answer of a client with a wrong password.
 fn wrong_password() -> Vec<u8> {
     let answer = [&b"SCRAM-SHA-256\0"[..], &7_u32.to_be_bytes(), b"garbage"].concat();
     let length = u32::try_from(answer.len() + 4).unwrap();

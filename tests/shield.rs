@@ -14,7 +14,7 @@ use crate::harness::program::{allow_many_files, command, run};
 use crate::harness::{Listener, Portcullis, TestDir, Upstream, wire};
 use crate::reload::ON_SIGHUP;
 
-/// Shorter than the second after which a SYN is sent again: who comes in within this was never kept out.
+/// Shorter than the second after which a SYN is sent again: a client that connects within this time was never dropped.
 const ONE_SYN: Duration = Duration::from_millis(900);
 
 /// For addresses that are expected not to answer.
@@ -315,7 +315,7 @@ impl Machine {
     fn call(&self, target: &str, source: &str, seconds: &str) -> (bool, bool) {
         let mut client = command("nsenter");
         client.args(["--target", &self.clients, "--user", "--net", "--preserve-credentials"]);
-        // Another user namespace forgets the signal that `command` has set.
+        // Entering another user namespace clears the signal that `command` has set.
         const TIED: [&str; 4] = ["setpriv", "--pdeathsig", "KILL", "--"];
         client
             .args(TIED)

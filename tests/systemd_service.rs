@@ -102,7 +102,7 @@ fn installed_example_runs_as_an_unprivileged_user() {
     );
     let config = etc.join("portcullis.toml");
     install(&["-m", "644"], &etc.join("portcullis.toml.example"), &config);
-    // "And edit it": no more than what two tests at a time cannot share.
+    // "And edit it": only what two tests at a time cannot share.
     let text = fs::read_to_string(&config).unwrap();
     let edited = text.replace("0.0.0.0:6380", &free_address().to_string());
     let edited = edited.replace("/run/portcullis", &runtime.display().to_string());
@@ -183,7 +183,7 @@ fn systemd_is_notified_of_every_reload_and_its_result() {
         assert!(words.contains(part), "no {part:?} in {words}");
     }
 
-    // Mended, the rejection is gone.
+    // Once the file is fixed, the status no longer has the rejection.
     assert_eq!(ask(config(listener().trusting(&["127.0.0.0/9"]))), Some(0));
     assert_eq!(status(&messages_until(&socket, "READY=1")[1]), "serving 1 listener, generation 3");
 

@@ -257,7 +257,7 @@ fn audit_names_the_certificate_that_openssl_distrusts_and_its_time_of_effect() {
     };
     rotate(&renewed);
     assert_reported("in use since the reload to generation 2 at 20", &renewed.sha256());
-    // A reload of something else does not make it younger, and one that brings it back does.
+    // A reload of other files keeps its time of effect, and one that restores it sets a new time.
     portcullis.applies(|| portcullis.process.signal("HUP"));
     assert_reported("in use since the reload to generation 2 at 20", &renewed.sha256());
     rotate(&first);

@@ -16,7 +16,7 @@ use crate::harness::{Event, Portcullis, Redis, TestDir, WAIT_TIMEOUT, eventually
 
 const MIB: usize = 1 << 20;
 
-/// Bytes that differ all along.
+/// Bytes without a short period.
 fn pattern(length: usize) -> Vec<u8> {
     (0..length).map(|place| place.to_le_bytes()[place % 3] ^ 0x5a).collect()
 }
@@ -33,7 +33,7 @@ enum Kind {
 
 const UPSTREAMS: [Kind; 3] = [Kind::Tcp, Kind::Unix, Kind::Tls];
 
-/// An end of a session, outside Portcullis.
+/// The socket of a client or an upstream.
 enum Wire {
     Tcp(TcpStream),
     Unix(UnixStream),
@@ -254,7 +254,7 @@ fn half_closed_upstream_receives_all_client_bytes_over_all_transports() {
 fn half_close_timeout_counts_from_the_last_byte_over_all_transports() {
     let serve = |mut stream: Wire| {
         stream.read_all();
-        // Longer in all than the silence may last.
+        // Longer in total than the timeout.
         for _ in 0..12 {
             thread::sleep(Duration::from_millis(200));
             stream.write_all(b"more").unwrap();
@@ -366,7 +366,7 @@ fn slow_reader_uses_little_memory_over_all_transports() {
         while stream.write_all(&piece).is_ok() {}
     };
     for_all("", serve, |portcullis, kind, name| {
-        // Another has had such an answer before, so that all the code and the worker's buffers are there.
+        // An earlier client has read such an answer, so that code and buffers are already loaded.
         let mut earlier = client(portcullis, name);
         earlier.write_all(b"?").unwrap();
         wire::read_exactly(&mut earlier, 8 * MIB);

@@ -45,7 +45,7 @@ fn announcing(listener: Listener, version: &str) -> Listener {
     listener.upstream(&format!("proxy_protocol = {version:?}"))
 }
 
-/// A session, and that it began with the client's own bytes.
+/// Opens a session, and checks that the first bytes after the header are those of the client.
 fn session(client: &Client) -> Connection {
     let mut connection = client.connect();
     connection.ask(b"hello", b"hello");
@@ -57,7 +57,7 @@ fn ends(portcullis: &Portcullis, connection: &Connection) -> (Option<SocketAddr>
     (Some(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), connection.port())), Some(portcullis.address("main")))
 }
 
-/// A listener that knows clients by their certificates.
+/// A listener that verifies client certificates.
 fn knowing(listener: Listener) -> Listener {
     listener.tls("client_auth = \"optional\"").tls("client_ca = \"ca.crt\"")
 }

@@ -45,7 +45,7 @@ fn times_logged(portcullis: &Portcullis, words: &str) -> usize {
     portcullis.events().iter().filter(|event| has_words(event, words)).count()
 }
 
-/// The log may come behind the answers that clients get.
+/// Waits for the first line, because a client may be answered before the log has the line.
 fn assert_logged_once(portcullis: &Portcullis, words: &str) {
     portcullis.event(words, |event| has_words(event, words));
     assert_eq!(times_logged(portcullis, words), 1, "{words}");
@@ -229,7 +229,7 @@ fn healthy_upstreams_are_not_checked() {
     let portcullis = Portcullis::start(TestDir::new(), redis(&addresses(&[&one, &other])));
     portcullis.client().connect().ask(b"x", b"x");
     let before = portcullis.cpu_ticks();
-    // Longer than the longest pause but one.
+    // Longer than all pauses between health checks but the longest.
     thread::sleep(Duration::from_secs(3));
     assert!(portcullis.cpu_ticks() - before < 20, "it is busy with something");
     assert_eq!((one.connections(), other.connections()), (1, 0));
@@ -286,7 +286,7 @@ fn new_connections_succeed_while_upstreams_restart() {
         }
         over.store(true, Ordering::SeqCst);
         for port in loads.into_iter().flat_map(|load| load.join().unwrap()) {
-            // Only who was already at one that was killed may notice.
+            // Only a session at a killed upstream may fail.
             let opened = portcullis.opened(port);
             assert!(killed.contains(&opened.text("upstream").to_owned()), "{}", opened.0);
         }
@@ -459,7 +459,7 @@ fn every_address_of_a_name_is_tried_and_new_ones_are_used() {
     logged(&portcullis, 0, &format!("upstream ejected {name} (127.0.0.30:{port})"));
     assert_eq!(socket_of(&portcullis), [format!("127.0.0.31:{port}")]);
 
-    // A failover: the name leads elsewhere, and open sessions stay where they are.
+    // A failover: the name has a new address, and open sessions stay.
     let mut open = portcullis.client().connect();
     open.ask(b"PING\r\n", b"+PONG\r\n");
     hosts::name(&portcullis.site, &[(NAME, &["::1"])]);

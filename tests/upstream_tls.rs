@@ -81,7 +81,7 @@ fn each_tls_mode_accepts_the_servers_that_libpq_accepts() {
     let named = "server_name = \"db.elsewhere\"";
     let (unknown, late) = ("no certificate of ca has issued it", "it has run out");
     let cases: &[(&Redis, &[&str], Option<&str>)] = &[
-        // Encrypted, and no question asked.
+        // Encrypted, and not verified.
         (&right, &[require], None),
         (&elsewhere, &[require], None),
         (&expired, &[require], None),
@@ -122,7 +122,7 @@ fn each_tls_mode_accepts_the_servers_that_libpq_accepts() {
     assert!(!portcullis.events().iter().any(|event| event.is("connection.opened") && event.0["upstream"].is_null()));
 }
 
-/// The form of such a bundle as it is handed out: roots that are no longer used, an intermediate, the root of today, with
+/// A bundle as providers publish it: roots that are no longer used, an intermediate, the current root, with
 /// comments, as text from another system, and one of them twice.
 #[test]
 fn every_certificate_of_an_upstream_bundle_is_a_trust_anchor() {
@@ -392,7 +392,7 @@ fn page(portcullis: &Portcullis, listener: &str) -> String {
 #[test]
 fn upstream_sessions_are_resumed_in_tls_1_2_and_1_3() {
     let site = TestDir::new();
-    // On SIGHUP alone: a reload for a changed file could be taken for the next one.
+    // On SIGHUP only: a reload for a changed file could be mistaken for the next one.
     let mut config = ON_SIGHUP.to_owned();
     let mut servers = Vec::new();
     for (name, option) in [("v2", "-tls1_2"), ("v3", "-tls1_3")] {
@@ -409,7 +409,7 @@ fn upstream_sessions_are_resumed_in_tls_1_2_and_1_3() {
             assert!(again.contains(&format!("Reused, {version}")), "{again}");
         }
     }
-    // A change of the trust begins anew; a change of something else does not.
+    // A change of the trust drops the TLS sessions; other changes keep them.
     let config = std::fs::read_to_string(portcullis.site.path("portcullis.toml")).unwrap();
     assert!(portcullis.reconfigure(format!("{config}idle_timeout = \"1h\"\n")).is("reload.applied"));
     assert!(page(&portcullis, "v3").contains("Reused, TLSv1.3"));
@@ -421,7 +421,7 @@ fn upstream_sessions_are_resumed_in_tls_1_2_and_1_3() {
     assert!(page(&portcullis, "v3").contains("New, TLSv1.3"));
 }
 
-/// A server that echoes, and notes how each handshake went.
+/// A server that echoes, and records the kind of each handshake.
 fn noting(config: ServerConfig) -> (Upstream, Arc<Mutex<Vec<HandshakeKind>>>) {
     let kinds = Arc::new(Mutex::new(Vec::new()));
     let noted = Arc::clone(&kinds);
@@ -663,7 +663,7 @@ fn rotation_of_redis_certificates_causes_no_client_error() {
             change();
             portcullis.process.signal("HUP");
         });
-        // Behind the swap a handful of new connections have been made by the new policy.
+        // After the swap several new connections use the new policy.
         for _ in 0..5 {
             assert_eq!(ping(&portcullis, "main"), Ok(()));
         }
@@ -742,7 +742,7 @@ fn broken_upstream_files_change_nothing_until_they_are_fixed() {
         assert!(rejected.is("reload.rejected"), "{}", rejected.0);
         assert!(rejected.text("error").contains(file), "{}", rejected.0);
         assert_eq!(ping(&portcullis, "main"), Ok(()));
-        // Mended is what fits together, if it is not what was there before.
+        // A matching pair fixes it, even if it is not the earlier one.
         portcullis.applies(mend);
         assert_eq!(ping(&portcullis, "main"), Ok(()));
     };
@@ -752,7 +752,7 @@ fn broken_upstream_files_change_nothing_until_they_are_fixed() {
     }
     for how in [str::to_owned as fn(&str) -> String, |key| key[..key.len() / 2].to_owned()] {
         let next = site.ca.issue(Request::client("certified"));
-        // The key that is there before its certificate is that of another one.
+        // A key that is written before its certificate does not match the old certificate.
         survives("client.key", &how(&next.key_pem()), &|| site.install("client", &next));
     }
 }
@@ -802,7 +802,7 @@ fn slow_reader_of_a_tls_upstream_uses_little_memory() {
         }
     });
     let portcullis = Portcullis::start(site, Listener::tcp(&upstream).upstream_tls("verify-full", "ca.crt"));
-    // Another has had some of it before, so that all the code and the worker's buffers are there.
+    // An earlier client has read such an answer, so that code and buffers are already loaded.
     let mut earlier = portcullis.client().connect();
     earlier.send(b"?");
     earlier.receive(8 << 20);
